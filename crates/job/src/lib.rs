@@ -2,4 +2,15 @@
 //!
 //! Pure data and parsing. No IO, no async, no clock: time is passed in by the caller.
 
+pub mod dead_letter;
+pub mod decode;
+pub mod envelope;
+pub mod event;
+pub mod mcp_servers;
+pub mod meta;
 pub mod outcome;
+pub mod record;
+pub mod schema;
+pub mod time;
+pub mod topics;
+pub mod wire;

@@ -1,0 +1,354 @@
+//! From a record's bytes to a job, or to an error that names the field and says what to do.
+//!
+//! Three spellings are read: the fleet's own JSON, CloudEvents in Kafka's structured mode (one JSON object that holds
+//! everything) and in its binary mode (attributes as `ce_` headers, the payload as the value); see the CloudEvents Kafka
+//! protocol binding 1.0.2, sections 3.2 and 3.3. All three become one [`WireEnvelope`] and pass one set of checks.
+
+use std::num::NonZeroU32;
+
+use base64::Engine as _;
+use serde::de::DeserializeOwned;
+use serde_json::{Map, Value};
+
+use crate::{
+    envelope::{
+        Envelope, JobType, MAX_ATTEMPTS, MAX_BATCH_CALLS, MAX_BATCH_PARALLEL, MAX_ID_BYTES, MAX_PRIORITY,
+        MAX_TIMEOUT_MS, ToolBatch, ToolCall, Work,
+    },
+    mcp_servers::McpServers,
+    outcome::{ErrorKind, JobError},
+    record::RawRecord,
+    topics,
+    wire::WireEnvelope,
+};
+
+/// Why a record is not a job. The record itself stays with the caller, byte for byte.
+#[derive(Debug, Clone, PartialEq)]
+pub struct DecodeError {
+    /// What is wrong, with the field's name and what to do.
+    pub error: JobError,
+    /// The job id, where at least that could be read, so that the failure can be reported under it.
+    pub job_id: Option<String>,
+}
+
+impl std::fmt::Display for DecodeError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.error.fmt(f)
+    }
+}
+
+impl std::error::Error for DecodeError {}
+
+/// Reads a record as a job.
+///
+/// # Errors
+/// A [`DecodeError`] of kind [`ErrorKind::TooLarge`] when the value exceeds `max_bytes`, [`ErrorKind::Undecodable`] when
+/// the bytes are not one JSON object, [`ErrorKind::InvalidEnvelope`] when a field is missing, of the wrong type or out
+/// of bounds.
+pub fn decode(record: &RawRecord, max_bytes: usize) -> Result<Envelope, DecodeError> {
+    let value = record.value.as_deref().ok_or_else(|| {
+        anonymous(ErrorKind::Undecodable, "the record has no value: a job needs a JSON object".to_owned())
+    })?;
+    if value.len() > max_bytes {
+        return Err(anonymous(
+            ErrorKind::TooLarge,
+            format!(
+                "the record's value has {} bytes and the worker takes at most {max_bytes}: \
+                 pass large data by reference, or raise MCP_MAX_JOB_BYTES",
+                value.len()
+            ),
+        ));
+    }
+    let object = match cloud_event_headers(record) {
+        Some(attributes) => binary_cloud_event(attributes, value)?,
+        None => match parse_object(value)? {
+            object if is_structured_cloud_event(record, &object) => structured_cloud_event(object)?,
+            object => object,
+        },
+    };
+    let job_id = object.get("jobID").and_then(Value::as_str).filter(|id| check_id(id).is_ok()).map(str::to_owned);
+    from_object(object).map_err(|error| DecodeError { error, job_id })
+}
+
+/// Reads one envelope from JSON text, as `mcp-fleet submit` does before it sends anything.
+///
+/// # Errors
+/// As [`decode`], without the size limit.
+pub fn from_json(text: &[u8]) -> Result<Envelope, DecodeError> {
+    let object = parse_object(text)?;
+    let job_id = object.get("jobID").and_then(Value::as_str).map(str::to_owned);
+    from_object(object).map_err(|error| DecodeError { error, job_id })
+}
+
+fn anonymous(kind: ErrorKind, message: String) -> DecodeError {
+    DecodeError { error: JobError::new(kind, message), job_id: None }
+}
+
+fn parse_object(bytes: &[u8]) -> Result<Map<String, Value>, DecodeError> {
+    match serde_json::from_slice(bytes) {
+        Ok(Value::Object(object)) => Ok(object),
+        Ok(other) => Err(anonymous(
+            ErrorKind::Undecodable,
+            format!("the record's value is a JSON {}; a job is an object", kind_of(&other)),
+        )),
+        Err(source) => {
+            Err(anonymous(ErrorKind::Undecodable, format!("the record's value is not JSON: {source}")))
+        }
+    }
+}
+
+fn kind_of(value: &Value) -> &'static str {
+    match value {
+        Value::Null => "null",
+        Value::Bool(_) => "boolean",
+        Value::Number(_) => "number",
+        Value::String(_) => "string",
+        Value::Array(_) => "array",
+        Value::Object(_) => "object",
+    }
+}
+
+// --- CloudEvents -----------------------------------------------------------------------------------------------------
+
+/// The prefix of CloudEvents attributes in Kafka headers.
+const CE_PREFIX: &str = "ce_";
+/// The start of the content type of structured mode.
+const CE_STRUCTURED: &str = "application/cloudevents+json";
+/// Attributes are lower-case by the specification; these are the envelope's fields behind them.
+const CE_FIELDS: [(&str, &str); 9] = [
+    ("priority", "priority"),
+    ("notbefore", "notBefore"),
+    ("deadline", "deadline"),
+    ("timeoutms", "timeoutMs"),
+    ("maxattempts", "maxAttempts"),
+    ("idempotencykey", "idempotencyKey"),
+    ("replyto", "replyTo"),
+    ("tenant", "tenant"),
+    ("metadata", "metadata"),
+];
+
+/// The `ce_` headers of a binary-mode event, which is known by its `ce_specversion`.
+fn cloud_event_headers(record: &RawRecord) -> Option<Map<String, Value>> {
+    record.header("ce_specversion")?;
+    let attributes = record.headers.iter().filter_map(|(name, value)| {
+        let (prefix, attribute) = name.split_at_checked(CE_PREFIX.len())?;
+        let text = std::str::from_utf8(value.as_deref()?).ok()?;
+        prefix
+            .eq_ignore_ascii_case(CE_PREFIX)
+            .then(|| (attribute.to_ascii_lowercase(), Value::String(text.to_owned())))
+    });
+    Some(attributes.collect())
+}
+
+fn binary_cloud_event(attributes: Map<String, Value>, value: &[u8]) -> Result<Map<String, Value>, DecodeError> {
+    let payload = Value::Object(parse_object(value)?);
+    Ok(from_attributes(attributes, Some(payload)))
+}
+
+fn is_structured_cloud_event(record: &RawRecord, object: &Map<String, Value>) -> bool {
+    let declared = record
+        .header("content-type")
+        .is_some_and(|value| value.trim_start().to_ascii_lowercase().starts_with(CE_STRUCTURED));
+    declared || (object.contains_key("specversion") && !object.contains_key("jobID"))
+}
+
+fn structured_cloud_event(mut object: Map<String, Value>) -> Result<Map<String, Value>, DecodeError> {
+    let data = match (object.remove("data"), object.remove("data_base64")) {
+        (Some(data), _) => Some(data),
+        (None, Some(Value::String(text))) => {
+            let bytes = base64::engine::general_purpose::STANDARD.decode(&text).map_err(|source| {
+                anonymous(
+                    ErrorKind::Undecodable,
+                    format!("the CloudEvent's data_base64 is not base64: {source}"),
+                )
+            })?;
+            Some(Value::Object(parse_object(&bytes)?))
+        }
+        (None, _) => None,
+    };
+    Ok(from_attributes(object, data))
+}
+
+/// One envelope object from a CloudEvent's attributes and data. Attributes that the envelope has no field for are kept
+/// under their own names.
+fn from_attributes(mut attributes: Map<String, Value>, data: Option<Value>) -> Map<String, Value> {
+    let mut object = Map::new();
+    if let Some(id) = attributes.remove("id") {
+        object.insert("jobID".to_owned(), id);
+    }
+    if let Some(kind) = attributes.remove("type") {
+        object.insert("jobType".to_owned(), without_namespace(kind));
+    }
+    if let Some(data) = data {
+        object.insert("payload".to_owned(), data);
+    }
+    for (name, value) in attributes {
+        match CE_FIELDS.iter().find(|(attribute, _)| *attribute == name) {
+            Some((_, field)) => object.insert((*field).to_owned(), typed_attribute(field, value)),
+            None => object.insert(name, value),
+        };
+    }
+    object
+}
+
+/// CloudEvents types are usually reverse-DNS names: `io.mcp-fleet.tool-call` is a `tool-call`.
+fn without_namespace(kind: Value) -> Value {
+    let known = kind
+        .as_str()
+        .and_then(|text| text.rsplit('.').next())
+        .and_then(JobType::from_name)
+        .map(|kind| kind.as_str().into());
+    known.unwrap_or(kind)
+}
+
+/// In headers every attribute is text; numbers and objects are written as JSON there.
+fn typed_attribute(field: &str, value: Value) -> Value {
+    let is_json = matches!(field, "priority" | "timeoutMs" | "maxAttempts" | "metadata");
+    match &value {
+        Value::String(text) if is_json => serde_json::from_str(text).unwrap_or(value),
+        _ => value,
+    }
+}
+
+// --- Checks ----------------------------------------------------------------------------------------------------------
+
+fn invalid(message: String) -> JobError {
+    JobError::new(ErrorKind::InvalidEnvelope, message)
+}
+
+/// Reads `T` and names the place of what is wrong, below `prefix`.
+fn typed<T: DeserializeOwned>(value: Value, prefix: &str) -> Result<T, JobError> {
+    serde_path_to_error::deserialize(value).map_err(|error| {
+        let path = error.path().to_string();
+        let place = match (prefix, path.as_str()) {
+            ("", ".") => "the envelope".to_owned(),
+            (prefix, ".") => format!("`{prefix}`"),
+            ("", path) => format!("`{path}`"),
+            (prefix, path) => format!("`{prefix}.{path}`"),
+        };
+        invalid(format!("{place}: {}", error.into_inner()))
+    })
+}
+
+fn from_object(object: Map<String, Value>) -> Result<Envelope, JobError> {
+    // Null stands for absent in every optional field; the typed read below does not know that for the required ones.
+    let wire: WireEnvelope = typed(Value::Object(object), "")?;
+    check_id(&wire.job_id).map_err(|why| invalid(format!("`jobID` {why}")))?;
+    let work = work(&wire.job_type, wire.payload)?;
+    for (field, value) in [("idempotencyKey", &wire.idempotency_key), ("tenant", &wire.tenant)] {
+        if let Some(value) = value {
+            check_id(value).map_err(|why| invalid(format!("`{field}` {why}")))?;
+        }
+    }
+    if let Some(topic) = &wire.reply_to
+        && !topics::is_valid_name(topic)
+    {
+        return Err(invalid(format!("`replyTo`: `{topic}` is not a topic name that Kafka allows")));
+    }
+    if let (Some(start), Some(end)) = (wire.not_before, wire.deadline)
+        && start > end
+    {
+        return Err(invalid(format!("`notBefore` ({start}) lies after `deadline` ({end})")));
+    }
+    Ok(Envelope {
+        job_id: wire.job_id,
+        work,
+        priority: bounded("priority", wire.priority, 0, u64::from(MAX_PRIORITY))?.map(|n| n as u8),
+        not_before: wire.not_before,
+        deadline: wire.deadline,
+        timeout_ms: bounded("timeoutMs", wire.timeout_ms, 1, MAX_TIMEOUT_MS)?,
+        max_attempts: bounded("maxAttempts", wire.max_attempts, 1, u64::from(MAX_ATTEMPTS))?
+            .and_then(|n| NonZeroU32::new(n as u32)),
+        idempotency_key: wire.idempotency_key,
+        reply_to: wire.reply_to,
+        tenant: wire.tenant,
+        metadata: wire.metadata,
+        extra: wire.extra,
+    })
+}
+
+fn bounded(field: &str, value: Option<u64>, min: u64, max: u64) -> Result<Option<u64>, JobError> {
+    match value {
+        Some(n) if !(min..=max).contains(&n) => {
+            Err(invalid(format!("`{field}` is {n}; it must be {min} to {max}")))
+        }
+        other => Ok(other),
+    }
+}
+
+/// The rule for ids that end up in keys, headers and logs.
+fn check_id(id: &str) -> Result<(), String> {
+    if id.is_empty() {
+        Err("is empty".to_owned())
+    } else if id.len() > MAX_ID_BYTES {
+        Err(format!("has {} bytes; at most {MAX_ID_BYTES} are allowed", id.len()))
+    } else if id.chars().any(char::is_control) {
+        Err("has control characters".to_owned())
+    } else {
+        Ok(())
+    }
+}
+
+fn work(job_type: &str, payload: Value) -> Result<Work, JobError> {
+    let kind = JobType::from_name(job_type).ok_or_else(|| {
+        let known = JobType::ALL.map(JobType::as_str).join(", ");
+        invalid(format!("`jobType`: `{job_type}` is unknown; known are {known}"))
+    })?;
+    let payload = match payload {
+        Value::String(text) => serde_json::from_str(&text)
+            .map_err(|source| invalid(format!("`payload` is a string and not JSON in it: {source}")))?,
+        Value::Null => return Err(invalid(format!("`payload` is missing: a {job_type} job needs one"))),
+        other => other,
+    };
+    let Value::Object(_) = payload else {
+        return Err(invalid(format!("`payload` is a JSON {}; it must be an object", kind_of(&payload))));
+    };
+    match kind {
+        JobType::ServerInit => server_init(payload),
+        JobType::ToolCall => {
+            let call: ToolCall = typed(payload, "payload")?;
+            check_call(&call, "payload")?;
+            Ok(Work::ToolCall(call))
+        }
+        JobType::ToolBatch => {
+            let batch: ToolBatch = typed(payload, "payload")?;
+            check_batch(&batch)?;
+            Ok(Work::ToolBatch(batch))
+        }
+    }
+}
+
+fn server_init(payload: Value) -> Result<Work, JobError> {
+    let servers = McpServers::from_value(&payload).map_err(|error| invalid(format!("`payload`: {error}")))?;
+    if servers.servers.is_empty() {
+        return Err(invalid("`payload.mcpServers` names no server".to_owned()));
+    }
+    match payload {
+        Value::Object(object) => Ok(Work::ServerInit(object)),
+        // The caller has made sure that it is an object.
+        _ => Err(invalid("`payload` must be an object".to_owned())),
+    }
+}
+
+fn check_call(call: &ToolCall, place: &str) -> Result<(), JobError> {
+    if call.tool.is_empty() {
+        return Err(invalid(format!("`{place}.tool` is empty")));
+    }
+    if call.server.as_deref() == Some("") {
+        return Err(invalid(format!("`{place}.server` is empty: leave it out for the server's own tools")));
+    }
+    Ok(())
+}
+
+fn check_batch(batch: &ToolBatch) -> Result<(), JobError> {
+    if !(1..=MAX_BATCH_CALLS).contains(&batch.calls.len()) {
+        let n = batch.calls.len();
+        return Err(invalid(format!("`payload.calls` has {n} calls; it must have 1 to {MAX_BATCH_CALLS}")));
+    }
+    bounded("payload.parallel", batch.parallel.map(u64::from), 1, u64::from(MAX_BATCH_PARALLEL))?;
+    batch
+        .calls
+        .iter()
+        .enumerate()
+        .try_for_each(|(index, call)| check_call(call, &format!("payload.calls[{index}]")))
+}

@@ -1,0 +1,211 @@
+//! What a job leaves behind on the events topic: one record per transition, the newest of a job id being its state.
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+use crate::{envelope::Envelope, outcome::JobError, record::Position, time::Timestamp};
+
+/// The states of a job. The last four are terminal.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum JobState {
+    /// Accepted and written to the jobs topic.
+    Queued,
+    /// An attempt is under way.
+    Running,
+    /// An attempt has failed and another one will follow.
+    Retrying,
+    /// Done, with a result.
+    Succeeded,
+    /// Given up; the record is in the dead letters too.
+    Failed,
+    /// Stopped on request.
+    Cancelled,
+    /// Its deadline passed before it could start.
+    Expired,
+}
+
+impl JobState {
+    /// Whether no other state can follow.
+    pub fn is_terminal(self) -> bool {
+        matches!(self, Self::Succeeded | Self::Failed | Self::Cancelled | Self::Expired)
+    }
+
+    /// The name on the wire, also used as a metric label.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Queued => "queued",
+            Self::Running => "running",
+            Self::Retrying => "retrying",
+            Self::Succeeded => "succeeded",
+            Self::Failed => "failed",
+            Self::Cancelled => "cancelled",
+            Self::Expired => "expired",
+        }
+    }
+}
+
+/// One transition of one job, the value of a record on the events topic.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+#[schemars(title = "mcp-fleet job event")]
+pub struct JobEvent {
+    /// The job's id, which is the record's key too. A record that holds no readable id is reported under
+    /// `topic/partition/offset`.
+    #[serde(rename = "jobID")]
+    pub job_id: String,
+    /// The state that the job has entered.
+    pub state: JobState,
+    /// When.
+    pub time: Timestamp,
+    /// The kind of job; absent where the envelope could not be read.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub job_type: Option<String>,
+    /// Attempts spent so far, this one included.
+    #[serde(default)]
+    pub attempts: u32,
+    /// The record that asked for the job.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub source: Option<Source>,
+    /// The worker that reports.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub worker: Option<String>,
+    /// What the tool returned, in a `succeeded` event.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub result: Option<Value>,
+    /// What stands in for a result that is too large for a record.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub result_omitted: Option<ResultOmitted>,
+    /// Why, in a `retrying`, `failed`, `cancelled` or `expired` event.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<JobError>,
+    /// When the next attempt may start, in a `retrying` event.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next_attempt_at: Option<Timestamp>,
+    /// How long things took, in a terminal event.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub timings: Option<Timings>,
+    /// Whose job it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tenant: Option<String>,
+    /// The producer's idempotency key.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub idempotency_key: Option<String>,
+    /// The producer's own data.
+    #[serde(default, skip_serializing_if = "Map::is_empty")]
+    pub metadata: Map<String, Value>,
+}
+
+impl JobEvent {
+    /// A bare event; the other fields are filled in by whoever reports.
+    pub fn new(job_id: impl Into<String>, state: JobState, time: Timestamp) -> Self {
+        Self {
+            job_id: job_id.into(),
+            state,
+            time,
+            job_type: None,
+            attempts: 0,
+            source: None,
+            worker: None,
+            result: None,
+            result_omitted: None,
+            error: None,
+            next_attempt_at: None,
+            timings: None,
+            tenant: None,
+            idempotency_key: None,
+            metadata: Map::new(),
+        }
+    }
+
+    /// An event about the job in `envelope`, with what every one of its events repeats.
+    pub fn about(envelope: &Envelope, state: JobState, time: Timestamp) -> Self {
+        Self {
+            job_type: Some(envelope.work.job_type().as_str().to_owned()),
+            tenant: envelope.tenant.clone(),
+            idempotency_key: envelope.idempotency_key.clone(),
+            metadata: envelope.metadata.clone(),
+            ..Self::new(&*envelope.job_id, state, time)
+        }
+    }
+
+    /// The event as the bytes of a record's value.
+    pub fn to_bytes(&self) -> Vec<u8> {
+        // Strings, numbers, maps with string keys: nothing in the struct can fail to become JSON.
+        serde_json::to_vec(self).unwrap_or_default()
+    }
+}
+
+/// The record that asked for a job.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Source {
+    /// The topic.
+    pub topic: String,
+    /// The partition.
+    pub partition: i32,
+    /// The offset.
+    pub offset: i64,
+}
+
+impl From<&Position> for Source {
+    fn from(position: &Position) -> Self {
+        Self { topic: position.topic.clone(), partition: position.partition, offset: position.offset }
+    }
+}
+
+impl std::fmt::Display for Source {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}/{}/{}", self.topic, self.partition, self.offset)
+    }
+}
+
+/// What stands in for a result that is too large for a record.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ResultOmitted {
+    /// How large the result was, in bytes of JSON.
+    pub bytes: u64,
+    /// How large it might have been.
+    pub limit_bytes: u64,
+}
+
+/// How long things took, as the worker saw it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Timings {
+    /// The record's own timestamp.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub submitted_at: Option<Timestamp>,
+    /// The start of the last attempt.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub started_at: Option<Timestamp>,
+    /// When the outcome was known.
+    pub finished_at: Timestamp,
+    /// From the record's timestamp to the start of the last attempt, in milliseconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub waited_ms: Option<u64>,
+    /// The last attempt, in milliseconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ran_ms: Option<u64>,
+}
+
+impl Timings {
+    /// The timings of a job that was written at `submitted_at`, started at `started_at` and ended at `finished_at`.
+    pub fn new(
+        submitted_at: Option<Timestamp>,
+        started_at: Option<Timestamp>,
+        finished_at: Timestamp,
+    ) -> Self {
+        let ms = |later: Timestamp, earlier: Timestamp| later.as_millis().abs_diff(earlier.as_millis());
+        Self {
+            submitted_at,
+            started_at,
+            finished_at,
+            waited_ms: started_at.zip(submitted_at).map(|(start, submit)| {
+                if start > submit { ms(start, submit) } else { 0 }
+            }),
+            ran_ms: started_at.map(|start| ms(finished_at, start)),
+        }
+    }
+}

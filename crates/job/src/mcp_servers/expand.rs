@@ -1,0 +1,154 @@
+//! Expansion of `${VAR}`, `${VAR:-default}` and `${env:VAR}` in a configuration.
+//!
+//! Who may expand which variable is policy, and policy is the caller's: it passes a lookup that answers with a value,
+//! with "unset" or with a refusal. What can't be expanded is an error, never an empty string. The result is not
+//! expanded again, so a value that looks like a variable stays as it is.
+
+use std::collections::BTreeMap;
+
+use super::{RemoteServer, ServerEntry, StdioServer, Transport};
+
+/// What a lookup says about a variable.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Variable {
+    /// It has this value.
+    Value(String),
+    /// It may be used and is not set.
+    Unset,
+    /// It may not be used, for this reason.
+    Refused(String),
+}
+
+/// Why a text can't be expanded.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ExpandError {
+    /// The variable is not set, and the text has no default for it.
+    #[error("variable `{name}` is not set (write ${{{name}:-default}} to give it a default)")]
+    Unset {
+        /// The variable.
+        name: String,
+    },
+    /// The variable may not be expanded.
+    #[error("variable `{name}` may not be expanded: {reason}")]
+    Refused {
+        /// The variable.
+        name: String,
+        /// Whose rule that is and how to allow it.
+        reason: String,
+    },
+    /// `${input:…}` asks a person, and there is none.
+    #[error("`${{input:{name}}}` asks a person for a value, and there is nobody to ask")]
+    Input {
+        /// What would be asked for.
+        name: String,
+    },
+    /// `${…}` holds something that is neither a variable nor a known form.
+    #[error("`${{{text}}}` is no variable")]
+    Malformed {
+        /// What is between the braces.
+        text: String,
+    },
+    /// `${` without `}`.
+    #[error("`${{` is not closed")]
+    Unclosed,
+}
+
+/// An expansion error with the place where it happened.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("`{path}`")]
+pub struct FieldExpandError {
+    /// The field, such as `args[1]` or `env.TOKEN`.
+    pub path: String,
+    /// What is wrong with it.
+    #[source]
+    pub error: ExpandError,
+}
+
+/// Expands one text. `$${` stands for a literal `${`.
+///
+/// # Errors
+///
+/// Where a variable is unset or refused, or the syntax is wrong.
+pub fn expand(text: &str, lookup: &dyn Fn(&str) -> Variable) -> Result<String, ExpandError> {
+    let mut out = String::with_capacity(text.len());
+    let mut rest = text;
+    while let Some(start) = rest.find("${") {
+        let (before, from) = rest.split_at(start);
+        let body = &from[2..];
+        if let Some(escaped) = before.strip_suffix('$') {
+            out.push_str(escaped);
+            out.push_str("${");
+            rest = body;
+            continue;
+        }
+        let end = body.find('}').ok_or(ExpandError::Unclosed)?;
+        out.push_str(before);
+        out.push_str(&variable(&body[..end], lookup)?);
+        rest = &body[end + 1..];
+    }
+    out.push_str(rest);
+    Ok(out)
+}
+
+fn variable(body: &str, lookup: &dyn Fn(&str) -> Variable) -> Result<String, ExpandError> {
+    if let Some(name) = body.strip_prefix("input:") {
+        return Err(ExpandError::Input { name: name.to_owned() });
+    }
+    let (name, default) = match body.split_once(":-") {
+        Some((name, default)) => (name, Some(default)),
+        None => (body, None),
+    };
+    let name = name.strip_prefix("env:").unwrap_or(name);
+    if !is_variable_name(name) {
+        return Err(ExpandError::Malformed { text: body.to_owned() });
+    }
+    match (lookup(name), default) {
+        (Variable::Value(value), _) => Ok(value),
+        (Variable::Unset, Some(default)) => Ok(default.to_owned()),
+        (Variable::Unset, None) => Err(ExpandError::Unset { name: name.to_owned() }),
+        (Variable::Refused(reason), _) => Err(ExpandError::Refused { name: name.to_owned(), reason }),
+    }
+}
+
+/// Whether `name` can be the name of an environment variable: a letter or `_`, then letters, digits and `_`.
+pub fn is_variable_name(name: &str) -> bool {
+    let mut chars = name.chars();
+    chars.next().is_some_and(|first| first == '_' || first.is_ascii_alphabetic())
+        && chars.all(|c| c == '_' || c.is_ascii_alphanumeric())
+}
+
+impl ServerEntry {
+    /// The entry with every variable in it expanded.
+    ///
+    /// # Errors
+    ///
+    /// At the first field that can't be expanded.
+    pub fn expand(&self, lookup: &dyn Fn(&str) -> Variable) -> Result<Self, FieldExpandError> {
+        let one = |path: &str, text: &str| {
+            expand(text, lookup).map_err(|error| FieldExpandError { path: path.to_owned(), error })
+        };
+        let optional = |path: &str, text: &Option<String>| text.as_ref().map(|text| one(path, text)).transpose();
+        let map = |path: &str, map: &BTreeMap<String, String>| {
+            map.iter()
+                .map(|(key, value)| Ok((key.clone(), one(&format!("{path}.{key}"), value)?)))
+                .collect::<Result<BTreeMap<_, _>, FieldExpandError>>()
+        };
+        let remote = |server: &RemoteServer| {
+            Ok(RemoteServer { url: one("url", &server.url)?, headers: map("headers", &server.headers)? })
+        };
+        let transport = match &self.transport {
+            Transport::Stdio(server) => Transport::Stdio(StdioServer {
+                command: one("command", &server.command)?,
+                args: (server.args.iter().enumerate())
+                    .map(|(index, arg)| one(&format!("args[{index}]"), arg))
+                    .collect::<Result<_, _>>()?,
+                env: map("env", &server.env)?,
+                env_file: optional("envFile", &server.env_file)?,
+                cwd: optional("cwd", &server.cwd)?,
+            }),
+            Transport::Http(server) => Transport::Http(remote(server)?),
+            Transport::Sse(server) => Transport::Sse(remote(server)?),
+        };
+        Ok(Self { transport, unknown: self.unknown.clone() })
+    }
+}

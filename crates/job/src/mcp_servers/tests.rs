@@ -1,0 +1,256 @@
+//! Tests of the configuration's shapes, of expansion and of `.env` files.
+
+use proptest::prelude::*;
+use serde_json::json;
+
+use super::{
+    dotenv::{self, DotenvProblem},
+    expand::{ExpandError, Variable, expand},
+    *,
+};
+
+fn entry(value: Value) -> Result<ServerEntry, ConfigError> {
+    ServerEntry::from_value(&value, "mcpServers.x")
+}
+
+fn error_of(value: Value) -> String {
+    entry(value).unwrap_err().to_string()
+}
+
+fn stdio(command: &str, args: &[&str]) -> Transport {
+    Transport::Stdio(StdioServer {
+        command: command.to_owned(),
+        args: args.iter().map(ToString::to_string).collect(),
+        ..StdioServer::default()
+    })
+}
+
+fn http(url: &str) -> RemoteServer {
+    RemoteServer { url: url.to_owned(), ..RemoteServer::default() }
+}
+
+#[test]
+fn the_seed_configuration_is_read() {
+    let value = json!({"mcpServers": {"MariaDB_Server": {
+        "command": "uv", "args": ["--directory", "path/to/server", "run", "server.py"], "envFile": "path/to/.env"}}});
+    let servers = McpServers::from_value(&value).unwrap();
+    let Transport::Stdio(server) = &servers.servers["MariaDB_Server"].transport else { panic!("stdio") };
+    assert_eq!(server.command, "uv");
+    assert_eq!(server.args.len(), 4);
+    assert_eq!(server.env_file.as_deref(), Some("path/to/.env"));
+    assert!(servers.warnings().is_empty());
+}
+
+#[test]
+fn both_roots_are_read_and_unknown_keys_are_kept() {
+    let value = json!({"servers": {"a": {"url": "http://h/mcp", "disabled": true}}, "inputs": []});
+    let servers = McpServers::from_value(&value).unwrap();
+    assert_eq!(servers.servers["a"].transport, Transport::Http(http("http://h/mcp")));
+    assert_eq!(servers.servers["a"].unknown["disabled"], json!(true));
+    assert_eq!(
+        servers.warnings(),
+        ["`inputs` is unknown and has no effect", "`mcpServers.a.disabled` is unknown and has no effect"]
+    );
+    let both = json!({"servers": {}, "mcpServers": {}});
+    assert!(matches!(McpServers::from_value(&both), Err(ConfigError::Conflict { .. })));
+    assert_eq!(McpServers::from_value(&json!({})), Err(ConfigError::NoRoot));
+}
+
+#[test]
+fn transports_have_many_names() {
+    for name in ["http", "streamable-http", "streamable_http", "streamableHttp", "HTTP"] {
+        for key in ["type", "transport"] {
+            let read = entry(json!({key: name, "url": "http://h"})).unwrap();
+            assert_eq!(read.transport, Transport::Http(http("http://h")), "{key}={name}");
+        }
+    }
+    assert_eq!(entry(json!({"type": "sse", "url": "u"})).unwrap().transport, Transport::Sse(http("u")));
+    assert_eq!(entry(json!({"type": "stdio", "command": "c"})).unwrap().transport, stdio("c", &[]));
+    assert_eq!(entry(json!({"command": "c", "args": null})).unwrap().transport, stdio("c", &[]));
+}
+
+#[test]
+fn errors_name_the_place() {
+    assert_eq!(error_of(json!({"command": 1})), "`mcpServers.x.command` must be a string, not a number");
+    assert_eq!(
+        error_of(json!({"command": "c", "args": ["a", 2]})),
+        "`mcpServers.x.args[1]` must be a string, not a number"
+    );
+    assert_eq!(
+        error_of(json!({"command": "c", "env": {"A": true}})),
+        "`mcpServers.x.env.A` must be a string, not a boolean"
+    );
+    assert_eq!(error_of(json!({"type": "stdio"})), "`mcpServers.x.command` is missing");
+    assert_eq!(error_of(json!({"type": "http"})), "`mcpServers.x.url` is missing");
+    assert_eq!(error_of(json!({"command": ""})), "`mcpServers.x.command` must not be empty");
+    assert_eq!(
+        error_of(json!({"type": "carrier-pigeon", "url": "u"})),
+        "`mcpServers.x.type`: unknown transport `carrier-pigeon`, use stdio, http or sse"
+    );
+    assert_eq!(
+        error_of(json!({"command": "c", "url": "u"})),
+        "`mcpServers.x`: `command` and `url` contradict each other"
+    );
+    assert_eq!(
+        error_of(json!({"type": "sse", "transport": "http", "url": "u"})),
+        "`mcpServers.x`: `type` and `transport` contradict each other"
+    );
+    assert_eq!(
+        error_of(json!({})),
+        "`mcpServers.x` needs `command` (a program to start) or `url` (a server to connect to)"
+    );
+    assert_eq!(error_of(json!([])), "`mcpServers.x` must be an object, not an array");
+}
+
+fn lookup(name: &str) -> Variable {
+    match name {
+        "HOME" => Variable::Value("/home/me".to_owned()),
+        "NESTED" => Variable::Value("${HOME}".to_owned()),
+        "SECRET" => Variable::Refused("not listed".to_owned()),
+        _ => Variable::Unset,
+    }
+}
+
+#[test]
+fn variables_are_expanded_once() {
+    let check = |text: &str, expected: &str| assert_eq!(expand(text, &lookup).as_deref(), Ok(expected), "{text}");
+    check("plain $HOME {x}", "plain $HOME {x}");
+    check("${HOME}/a", "/home/me/a");
+    check("${env:HOME}${HOME}", "/home/me/home/me");
+    check("${NOPE:-x y}", "x y");
+    check("${NOPE:-}", "");
+    check("${HOME:-x}", "/home/me");
+    check("${NESTED}", "${HOME}");
+    check("$${HOME}", "${HOME}");
+    let fails = |text: &str, expected: ExpandError| assert_eq!(expand(text, &lookup), Err(expected), "{text}");
+    fails("${NOPE}", ExpandError::Unset { name: "NOPE".to_owned() });
+    fails("${SECRET:-x}", ExpandError::Refused { name: "SECRET".to_owned(), reason: "not listed".to_owned() });
+    fails("${input:token}", ExpandError::Input { name: "token".to_owned() });
+    fails("${a b}", ExpandError::Malformed { text: "a b".to_owned() });
+    fails("${}", ExpandError::Malformed { text: String::new() });
+    fails("${HOME", ExpandError::Unclosed);
+}
+
+#[test]
+fn every_field_of_an_entry_is_expanded() {
+    let read = entry(json!({"command": "${HOME}/c", "args": ["${HOME}"], "env": {"A": "${HOME}"},
+        "envFile": "${HOME}/.env", "cwd": "${HOME}"}))
+    .unwrap();
+    let Transport::Stdio(server) = read.expand(&lookup).unwrap().transport else { panic!("stdio") };
+    assert_eq!(server.command, "/home/me/c");
+    assert_eq!(server.args, ["/home/me"]);
+    assert_eq!(server.env["A"], "/home/me");
+    assert_eq!(server.env_file.as_deref(), Some("/home/me/.env"));
+    assert_eq!(server.cwd.as_deref(), Some("/home/me"));
+    let remote = entry(json!({"url": "http://${NOPE:-h}/", "headers": {"Authorization": "Bearer ${NOPE}"}})).unwrap();
+    assert_eq!(remote.expand(&lookup).unwrap_err().path, "headers.Authorization");
+}
+
+#[test]
+fn dotenv_files_are_read() {
+    let text = "\u{feff}# comment\n\nexport A=1\nB = two words # comment\nC='lit $x \\n' # c\nD=\"a\\nb\\\"\"\nE=\nF=a#b\nA=2\nexported=yes\r\n";
+    let read = dotenv::parse(text).unwrap();
+    let expected = [
+        ("A", "2"),
+        ("B", "two words"),
+        ("C", "lit $x \\n"),
+        ("D", "a\nb\""),
+        ("E", ""),
+        ("F", "a#b"),
+        ("exported", "yes"),
+    ];
+    assert_eq!(read, expected.iter().map(|(k, v)| (k.to_string(), v.to_string())).collect());
+    let fails = |text: &str, line, problem| {
+        assert_eq!(dotenv::parse(text), Err(dotenv::DotenvError { line, problem }), "{text}");
+    };
+    fails("A=1\nroot:x:0:0", 2, DotenvProblem::NoAssignment);
+    fails("1A=1", 1, DotenvProblem::BadName);
+    fails("A='x", 1, DotenvProblem::OpenQuote);
+    fails("A=\"x\\", 1, DotenvProblem::OpenQuote);
+    fails("A='x' y", 1, DotenvProblem::AfterQuote);
+    fails("A=\0", 1, DotenvProblem::ZeroByte);
+}
+
+fn any_json() -> impl Strategy<Value = Value> {
+    let leaf = prop_oneof![
+        Just(Value::Null),
+        any::<bool>().prop_map(Value::from),
+        any::<i64>().prop_map(Value::from),
+        "[a-z${}:-]{0,8}".prop_map(Value::from),
+        prop_oneof![Just("stdio"), Just("http"), Just("sse")].prop_map(Value::from),
+    ];
+    let key = prop_oneof![
+        prop_oneof![
+            Just("mcpServers"),
+            Just("servers"),
+            Just("command"),
+            Just("args"),
+            Just("env"),
+            Just("envFile"),
+            Just("cwd"),
+            Just("url"),
+            Just("type"),
+            Just("transport"),
+            Just("headers")
+        ]
+        .prop_map(str::to_owned),
+        "[a-z]{0,3}",
+    ];
+    leaf.prop_recursive(4, 32, 6, move |inner| {
+        prop_oneof![
+            prop::collection::vec(inner.clone(), 0..4).prop_map(Value::from),
+            prop::collection::vec((key.clone(), inner), 0..6)
+                .prop_map(|fields| Value::Object(fields.into_iter().collect())),
+        ]
+    })
+}
+
+fn any_entry() -> impl Strategy<Value = ServerEntry> {
+    let text = "[ -~é]{1,12}";
+    let map = prop::collection::btree_map("[A-Z_]{1,6}", "[ -~]{0,8}", 0..3);
+    let remote = (text, map.clone()).prop_map(|(url, headers)| RemoteServer { url, headers });
+    let local =
+        (text, prop::collection::vec("[ -~]{0,8}", 0..4), map, prop::option::of(text), prop::option::of(text))
+            .prop_map(|(command, args, env, env_file, cwd)| StdioServer { command, args, env, env_file, cwd });
+    let transport = prop_oneof![
+        local.prop_map(Transport::Stdio),
+        remote.clone().prop_map(Transport::Http),
+        remote.prop_map(Transport::Sse),
+    ];
+    let unknown = prop::collection::btree_map("x-[a-z]{1,4}", any_json(), 0..3);
+    (transport, unknown).prop_map(|(transport, unknown)| ServerEntry { transport, unknown })
+}
+
+proptest! {
+    #[test]
+    fn any_bytes_give_a_configuration_or_an_error(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
+        if let Ok(value) = serde_json::from_slice::<Value>(&bytes) {
+            let _read = McpServers::from_value(&value);
+        }
+        let _variables = dotenv::parse(&String::from_utf8_lossy(&bytes));
+        let _text = expand(&String::from_utf8_lossy(&bytes), &lookup);
+    }
+
+    #[test]
+    fn any_json_gives_a_configuration_or_an_error(value in any_json()) {
+        if let Ok(read) = McpServers::from_value(&value) {
+            prop_assert_eq!(McpServers::from_value(&read.to_value()), Ok(read));
+        }
+        let _read = ServerEntry::from_value(&value, "x");
+    }
+
+    #[test]
+    fn what_is_written_is_read_back(
+        servers in prop::collection::btree_map("[A-Za-z0-9_-]{1,8}", any_entry(), 0..4),
+        unknown in prop::collection::btree_map("x-[a-z]{1,4}", any_json(), 0..2),
+    ) {
+        let written = McpServers { servers, unknown };
+        let text = serde_json::to_string(&written).unwrap();
+        prop_assert_eq!(serde_json::from_str::<McpServers>(&text).unwrap(), written);
+    }
+
+    #[test]
+    fn text_without_a_dollar_expands_to_itself(text in "[^$]{0,40}") {
+        prop_assert_eq!(expand(&text, &lookup), Ok(text));
+    }
+}

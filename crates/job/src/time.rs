@@ -1,0 +1,146 @@
+//! Points in time as the contract writes them: RFC 3339 in UTC with milliseconds.
+//!
+//! Kafka's timestamps are milliseconds since the epoch, so that is the resolution here too. The clock is never read in
+//! this crate.
+
+use std::time::Duration;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+
+/// Milliseconds since 1970-01-01T00:00:00Z. Written as an RFC 3339 string; read from that or from an integer of
+/// milliseconds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+pub struct Timestamp(i64);
+
+impl Timestamp {
+    /// The first point in time that the contract can write: year 1.
+    pub const MIN: Self = Self(-62_135_596_800_000);
+    /// The last one: the end of year 9999, which is also the end of RFC 3339.
+    pub const MAX: Self = Self(253_402_207_200_000);
+
+    /// The point in time `ms` milliseconds after the epoch; `None` outside the years 1 to 9999.
+    pub fn from_millis(ms: i64) -> Option<Self> {
+        (Self::MIN.0..=Self::MAX.0).contains(&ms).then_some(Self(ms))
+    }
+
+    /// The same, with what lies outside the range moved to its nearest end.
+    pub fn from_millis_clamped(ms: i64) -> Self {
+        Self(ms.clamp(Self::MIN.0, Self::MAX.0))
+    }
+
+    /// Milliseconds since the epoch.
+    pub fn as_millis(self) -> i64 {
+        self.0
+    }
+
+    /// How long it is from `earlier` to here; zero when `earlier` is later.
+    pub fn since(self, earlier: Self) -> Duration {
+        Duration::from_millis(u64::try_from(self.0.saturating_sub(earlier.0)).unwrap_or(0))
+    }
+
+    /// The point in time `by` later, at most [`Timestamp::MAX`].
+    #[must_use]
+    pub fn plus(self, by: Duration) -> Self {
+        let ms = i64::try_from(by.as_millis()).unwrap_or(i64::MAX);
+        Self::from_millis_clamped(self.0.saturating_add(ms))
+    }
+}
+
+impl std::fmt::Display for Timestamp {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match jiff::Timestamp::from_millisecond(self.0) {
+            Ok(t) => write!(f, "{t:.3}"),
+            Err(_) => write!(f, "{}", self.0),
+        }
+    }
+}
+
+impl std::str::FromStr for Timestamp {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let parsed: jiff::Timestamp = text
+            .parse()
+            .map_err(|_| format!("`{text}` is not a time: write RFC 3339, like 2026-11-21T08:00:00Z"))?;
+        Self::from_millis(parsed.as_millisecond())
+            .ok_or_else(|| format!("`{text}` lies outside the years 1 to 9999"))
+    }
+}
+
+impl Serialize for Timestamp {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for Timestamp {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Visitor;
+        impl de::Visitor<'_> for Visitor {
+            type Value = Timestamp;
+
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("an RFC 3339 time or milliseconds since the epoch")
+            }
+
+            fn visit_i64<E: de::Error>(self, ms: i64) -> Result<Timestamp, E> {
+                Timestamp::from_millis(ms)
+                    .ok_or_else(|| E::custom(format!("{ms} ms lies outside the years 1 to 9999")))
+            }
+
+            fn visit_u64<E: de::Error>(self, ms: u64) -> Result<Timestamp, E> {
+                self.visit_i64(i64::try_from(ms).unwrap_or(i64::MAX))
+            }
+
+            fn visit_str<E: de::Error>(self, text: &str) -> Result<Timestamp, E> {
+                text.parse().map_err(E::custom)
+            }
+        }
+        deserializer.deserialize_any(Visitor)
+    }
+}
+
+impl JsonSchema for Timestamp {
+    fn schema_name() -> std::borrow::Cow<'static, str> {
+        "Timestamp".into()
+    }
+
+    fn json_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+        schemars::json_schema!({
+            "description": "RFC 3339 in UTC with milliseconds; milliseconds since the epoch are accepted too.",
+            "anyOf": [{"type": "string", "format": "date-time"}, {"type": "integer"}]
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn offsets_and_integers_are_read() {
+        let expected = Timestamp::from_millis(1_795_248_000_000).unwrap();
+        for text in ["\"2026-11-21T08:00:00Z\"", "\"2026-11-21T09:00:00.000+01:00\"", "1795248000000"] {
+            assert_eq!(serde_json::from_str::<Timestamp>(text).unwrap(), expected, "{text}");
+        }
+        assert_eq!(expected.to_string(), "2026-11-21T08:00:00.000Z");
+    }
+
+    #[test]
+    fn nonsense_is_refused_with_advice() {
+        let error = serde_json::from_str::<Timestamp>("\"tomorrow\"").unwrap_err().to_string();
+        assert!(error.contains("RFC 3339"), "{error}");
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_written_is_read_back(ms in Timestamp::MIN.0..=Timestamp::MAX.0) {
+            let time = Timestamp::from_millis(ms).unwrap();
+            let text = serde_json::to_string(&time).unwrap();
+            prop_assert_eq!(serde_json::from_str::<Timestamp>(&text).unwrap(), time);
+        }
+    }
+}

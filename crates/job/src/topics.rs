@@ -1,0 +1,65 @@
+//! The names of the topics that belong together, and what Kafka allows as a topic's name.
+
+/// The topic that producers write to unless they are told otherwise.
+pub const DEFAULT_JOBS_TOPIC: &str = "mcp-jobs";
+
+/// The topics of one fleet, all derived from the name of its jobs topic.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Topics {
+    /// Envelopes, from producers.
+    pub jobs: String,
+    /// Job states, keyed by job id and compacted.
+    pub events: String,
+    /// Dead letters: what could not be decoded or failed for good.
+    pub dlq: String,
+}
+
+impl Topics {
+    /// The topics that go with the jobs topic `jobs`.
+    pub fn of(jobs: impl Into<String>) -> Self {
+        let jobs = jobs.into();
+        Self { events: format!("{jobs}.events"), dlq: format!("{jobs}.dlq"), jobs }
+    }
+
+    /// Whether `name` is one of the fleet's own topics.
+    pub fn contains(&self, name: &str) -> bool {
+        [&self.jobs, &self.events, &self.dlq].iter().any(|topic| *topic == name)
+    }
+}
+
+impl Default for Topics {
+    fn default() -> Self {
+        Self::of(DEFAULT_JOBS_TOPIC)
+    }
+}
+
+/// Whether Kafka takes `name` as a topic's name: 1 to 249 of `a-z A-Z 0-9 . _ -`, and not `.` or `..`.
+pub fn is_valid_name(name: &str) -> bool {
+    (1..=249).contains(&name.len())
+        && name != "."
+        && name != ".."
+        && name.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-'))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_follow_the_jobs_topic() {
+        let topics = Topics::default();
+        assert_eq!(topics.events, "mcp-jobs.events");
+        assert_eq!(topics.dlq, "mcp-jobs.dlq");
+        assert!(topics.contains("mcp-jobs.dlq") && !topics.contains("replies"));
+    }
+
+    #[test]
+    fn kafkas_rule_for_names() {
+        for good in ["a", "mcp-jobs.events", "A_1"] {
+            assert!(is_valid_name(good), "{good}");
+        }
+        for bad in ["", ".", "..", "a b", "ä", "a/b", &"x".repeat(250)] {
+            assert!(!is_valid_name(bad), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,303 @@
+//! The contract's promises: what is written is read back, whatever bytes come give a job or a typed error, and every
+//! refusal names the field.
+
+use std::num::NonZeroU32;
+
+use fleet_job::{
+    decode::{DecodeError, decode, from_json},
+    envelope::{Envelope, ToolBatch, ToolCall, Work},
+    outcome::ErrorKind,
+    record::{Header, Position, RawRecord},
+    time::Timestamp,
+};
+use proptest::{collection::vec, option, prelude::*};
+use serde_json::{Map, Value, json};
+
+const MIB: usize = 1 << 20;
+
+fn record(value: &[u8], headers: &[(&str, &str)]) -> RawRecord {
+    RawRecord {
+        position: Position { topic: "mcp-jobs".into(), partition: 0, offset: 7 },
+        timestamp: None,
+        key: None,
+        value: Some(value.to_vec()),
+        headers: headers
+            .iter()
+            .map(|(name, value)| ((*name).to_owned(), Some(value.as_bytes().to_vec())) as Header)
+            .collect(),
+    }
+}
+
+fn refused(value: &Value) -> DecodeError {
+    decode(&record(value.to_string().as_bytes(), &[]), MIB).expect_err("the envelope must be refused")
+}
+
+/// `patch` over a good `tool-call` must be refused with a message that holds every one of `words`.
+fn check_refused(patch: Value, words: &[&str]) {
+    let mut envelope = json!({"jobID": "j", "jobType": "tool-call", "payload": {"tool": "t"}});
+    let fields = envelope.as_object_mut().unwrap();
+    fields.extend(patch.as_object().unwrap().clone());
+    let refusal = refused(&envelope);
+    assert_eq!(refusal.error.kind, ErrorKind::InvalidEnvelope, "{patch}");
+    for word in words {
+        assert!(refusal.error.message.contains(word), "{patch}: {} lacks {word}", refusal.error.message);
+    }
+}
+
+#[test]
+fn the_seed_envelope_is_accepted_as_it_stands() {
+    let text = r#"{"jobID":"job-123","jobType":"server-init","payload":"{\"mcpServers\":{\"MariaDB_Server\":{\"command\":\"uv\",\"args\":[\"--directory\",\"path/to/server\",\"run\",\"server.py\"],\"envFile\":\"path/to/.env\"}}}"}"#;
+    let envelope = decode(&record(text.as_bytes(), &[]), MIB).unwrap();
+    assert_eq!(envelope.job_id, "job-123");
+    let Work::ServerInit(payload) = envelope.work else { panic!("{:?}", envelope.work) };
+    assert_eq!(payload["mcpServers"]["MariaDB_Server"]["args"][2], "run");
+}
+
+#[test]
+fn refusals_name_the_field_and_the_bound() {
+    check_refused(json!({"jobID": ""}), &["`jobID`", "empty"]);
+    check_refused(json!({"jobID": "x".repeat(257)}), &["`jobID`", "256"]);
+    check_refused(json!({"jobID": "a\nb"}), &["`jobID`", "control"]);
+    check_refused(json!({"jobID": 5}), &["`jobID`", "string"]);
+    check_refused(json!({"jobType": "nonsense"}), &["`jobType`", "nonsense", "tool-call"]);
+    check_refused(json!({"payload": null}), &["`payload`", "missing"]);
+    check_refused(json!({"payload": []}), &["`payload`", "array"]);
+    check_refused(json!({"payload": "{"}), &["`payload`", "not JSON"]);
+    check_refused(json!({"payload": {"tool": 7}}), &["`payload.tool`", "string"]);
+    check_refused(json!({"payload": {"tool": ""}}), &["`payload.tool`", "empty"]);
+    check_refused(json!({"payload": {"tool": "t", "arguments": []}}), &["`payload.arguments`"]);
+    check_refused(json!({"payload": {}}), &["payload", "tool"]);
+    check_refused(json!({"priority": 10}), &["`priority`", "0 to 9"]);
+    check_refused(json!({"priority": "high"}), &["`priority`"]);
+    check_refused(json!({"maxAttempts": 0}), &["`maxAttempts`", "1 to 100"]);
+    check_refused(json!({"timeoutMs": -1}), &["`timeoutMs`"]);
+    check_refused(json!({"deadline": "soon"}), &["`deadline`", "RFC 3339"]);
+    check_refused(json!({"notBefore": 2000, "deadline": 1000}), &["`notBefore`", "`deadline`"]);
+    check_refused(json!({"replyTo": "a b"}), &["`replyTo`", "topic name"]);
+    check_refused(json!({"metadata": 1}), &["`metadata`"]);
+    check_refused(json!({"jobType": "tool-batch", "payload": {"calls": []}}), &["`payload.calls`", "10000"]);
+    check_refused(
+        json!({"jobType": "tool-batch", "payload": {"calls": [{"tool": "t"}, {"tool": 1}]}}),
+        &["`payload.calls[1].tool`"],
+    );
+    check_refused(
+        json!({"jobType": "tool-batch", "payload": {"calls": [{"tool": "t"}], "parallel": 0}}),
+        &["`payload.parallel`"],
+    );
+    check_refused(json!({"jobType": "server-init", "payload": {"mcpServers": {}}}), &["mcpServers"]);
+    check_refused(json!({"jobType": "server-init", "payload": {"x": {}}}), &["mcpServers"]);
+}
+
+#[test]
+fn the_job_id_survives_a_refusal_where_it_is_readable() {
+    let refusal = refused(&json!({"jobID": "known", "jobType": "nonsense"}));
+    assert_eq!(refusal.job_id.as_deref(), Some("known"));
+    let refusal = refused(&json!({"jobID": ["x"], "jobType": "tool-call"}));
+    assert_eq!(refusal.job_id, None);
+}
+
+#[test]
+fn bytes_that_are_no_object_are_undecodable() {
+    for bytes in [&b""[..], b"\xff\xfe", b"{", b"[]", b"null", b"7", b"\"text\"", b"{}{}"] {
+        let refusal = decode(&record(bytes, &[]), MIB).expect_err("must be refused");
+        assert_eq!(refusal.error.kind, ErrorKind::Undecodable, "{bytes:?}");
+    }
+    let deep = "[".repeat(100_000);
+    let refusal = decode(&record(deep.as_bytes(), &[]), MIB).expect_err("must be refused");
+    assert_eq!(refusal.error.kind, ErrorKind::Undecodable);
+    let tombstone = RawRecord { value: None, ..record(b"", &[]) };
+    assert_eq!(decode(&tombstone, MIB).unwrap_err().error.kind, ErrorKind::Undecodable);
+}
+
+#[test]
+fn two_mebibytes_are_refused_before_they_are_parsed() {
+    let refusal = decode(&record(&vec![b' '; 2 * MIB], &[]), MIB).unwrap_err();
+    assert_eq!(refusal.error.kind, ErrorKind::TooLarge);
+    assert!(refusal.error.message.contains("MCP_MAX_JOB_BYTES"), "{}", refusal.error.message);
+}
+
+#[test]
+fn unknown_fields_are_kept_at_every_level() {
+    let text = json!({"jobID": "j", "jobType": "tool-call", "x": {"y": 1},
+                      "payload": {"tool": "t", "hint": [1, 2]}});
+    let envelope = from_json(text.to_string().as_bytes()).unwrap();
+    assert_eq!(envelope.extra["x"]["y"], 1);
+    let written = envelope.to_json();
+    assert_eq!(written["payload"]["hint"], json!([1, 2]));
+    assert_eq!(written["x"], text["x"]);
+}
+
+#[test]
+fn null_means_absent() {
+    let text = json!({"jobID": "j", "jobType": "tool-call", "priority": null, "metadata": null, "deadline": null,
+                      "payload": {"tool": "t", "server": null, "arguments": null}});
+    let envelope = from_json(text.to_string().as_bytes()).unwrap();
+    assert_eq!(envelope, Envelope::new("j", tool_call("t")));
+}
+
+fn tool_call(tool: &str) -> Work {
+    Work::ToolCall(ToolCall { server: None, tool: tool.into(), arguments: Map::new(), extra: Map::new() })
+}
+
+#[test]
+fn cloud_events_are_the_same_envelope() {
+    let payload = json!({"tool": "t"});
+    let expected = Envelope {
+        priority: Some(7),
+        max_attempts: NonZeroU32::new(2),
+        tenant: Some("acme".into()),
+        extra: Map::from_iter([
+            ("specversion".to_owned(), json!("1.0")),
+            ("source".to_owned(), json!("/test")),
+        ]),
+        ..Envelope::new("ce-1", tool_call("t"))
+    };
+    let binary = record(
+        payload.to_string().as_bytes(),
+        &[
+            ("ce_specversion", "1.0"),
+            ("ce_id", "ce-1"),
+            ("ce_type", "io.mcp-fleet.tool-call"),
+            ("ce_source", "/test"),
+            ("ce_priority", "7"),
+            ("ce_maxattempts", "2"),
+            ("ce_tenant", "acme"),
+            ("content-type", "application/json"),
+        ],
+    );
+    assert_eq!(decode(&binary, MIB).unwrap(), expected);
+
+    let structured = json!({"specversion": "1.0", "id": "ce-1", "type": "tool-call", "source": "/test",
+                            "priority": 7, "maxattempts": 2, "tenant": "acme", "data": payload});
+    let by_header = record(
+        structured.to_string().as_bytes(),
+        &[("content-type", "application/cloudevents+json; charset=UTF-8")],
+    );
+    assert_eq!(decode(&by_header, MIB).unwrap(), expected);
+    let by_shape = record(structured.to_string().as_bytes(), &[]);
+    assert_eq!(decode(&by_shape, MIB).unwrap(), expected);
+}
+
+#[test]
+fn checked_in_schemas_are_those_of_the_types() {
+    let directory = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../schemas");
+    for (name, schema) in fleet_job::schema::all() {
+        let path = directory.join(name);
+        let expected = serde_json::to_string_pretty(&schema).unwrap() + "\n";
+        if std::env::var_os("UPDATE_SCHEMAS").is_some() {
+            std::fs::create_dir_all(&directory).unwrap();
+            std::fs::write(&path, &expected).unwrap();
+        }
+        let found = std::fs::read_to_string(&path).unwrap_or_default();
+        assert!(found == expected, "schemas/{name} differs from the types: run UPDATE_SCHEMAS=1 cargo test -p fleet-job");
+    }
+}
+
+#[test]
+fn the_envelope_schema_accepts_what_the_parser_accepts() {
+    let schema = serde_json::to_value(&fleet_job::schema::all()[0].1).unwrap();
+    let validator = jsonschema::validator_for(&schema).unwrap();
+    let good = json!({"jobID": "j", "jobType": "tool-call", "payload": "{\"tool\":\"t\"}", "deadline": 5});
+    assert!(validator.is_valid(&good));
+    for bad in [json!({"jobType": "tool-call"}), json!({"jobID": "j", "jobType": "nonsense", "payload": {}})] {
+        assert!(!validator.is_valid(&bad), "{bad}");
+    }
+}
+
+// --- Properties ------------------------------------------------------------------------------------------------------
+
+fn json_value() -> impl Strategy<Value = Value> {
+    let leaf = prop_oneof![
+        Just(Value::Null),
+        any::<bool>().prop_map(Value::from),
+        any::<i64>().prop_map(Value::from),
+        ".{0,12}".prop_map(Value::from),
+    ];
+    leaf.prop_recursive(3, 16, 4, |inner| {
+        prop_oneof![vec(inner.clone(), 0..4).prop_map(Value::from), json_map(inner).prop_map(Value::from)]
+    })
+}
+
+/// Keys start with `x`, which no field of the contract does.
+fn json_map(values: impl Strategy<Value = Value>) -> impl Strategy<Value = Map<String, Value>> {
+    vec(("x[a-z]{0,5}", values), 0..4).prop_map(|pairs| pairs.into_iter().collect())
+}
+
+fn call() -> impl Strategy<Value = ToolCall> {
+    (option::of("[a-z]{1,8}"), "\\PC{1,12}", json_map(json_value()), json_map(json_value()))
+        .prop_map(|(server, tool, arguments, extra)| ToolCall { server, tool, arguments, extra })
+}
+
+fn work() -> impl Strategy<Value = Work> {
+    prop_oneof![
+        call().prop_map(Work::ToolCall),
+        (vec(call(), 1..4), option::of(1_u32..=64), json_map(json_value()))
+            .prop_map(|(calls, parallel, extra)| Work::ToolBatch(ToolBatch { calls, parallel, extra })),
+        (vec("[a-z]{1,8}", 1..4), json_map(json_value())).prop_map(|(names, mut payload)| {
+            let servers: Map<_, _> = names.into_iter().map(|name| (name, json!({"command": "c"}))).collect();
+            payload.insert("mcpServers".to_owned(), Value::Object(servers));
+            Work::ServerInit(payload)
+        }),
+    ]
+}
+
+fn envelope() -> impl Strategy<Value = Envelope> {
+    let times = (option::of(0_i64..1_000_000_000_000), option::of(1_000_000_000_000_i64..2_000_000_000_000));
+    let names = (option::of("\\PC{1,20}"), option::of("[a-zA-Z0-9_-]{1,20}"), option::of("\\PC{1,20}"));
+    let bounds = (option::of(0_u8..=9), option::of(1_u64..=86_400_000), option::of(1_u32..=100));
+    ("\\PC{1,40}", work(), times, names, bounds, json_map(json_value()), json_map(json_value())).prop_map(
+        |(job_id, work, (start, end), (key, reply_to, tenant), (priority, timeout_ms, attempts), metadata, extra)| {
+            Envelope {
+                priority,
+                not_before: start.and_then(Timestamp::from_millis),
+                deadline: end.and_then(Timestamp::from_millis),
+                timeout_ms,
+                max_attempts: attempts.and_then(NonZeroU32::new),
+                idempotency_key: key,
+                reply_to,
+                tenant,
+                metadata,
+                extra,
+                ..Envelope::new(job_id, work)
+            }
+        },
+    )
+}
+
+proptest! {
+    #[test]
+    fn what_is_written_is_read_back(envelope in envelope()) {
+        let written = envelope.to_json();
+        prop_assert_eq!(&decode(&record(written.to_string().as_bytes(), &[]), MIB).unwrap(), &envelope);
+
+        let mut with_text = written;
+        with_text["payload"] = with_text["payload"].to_string().into();
+        prop_assert_eq!(&decode(&record(with_text.to_string().as_bytes(), &[]), MIB).unwrap(), &envelope);
+    }
+
+    #[test]
+    fn any_bytes_give_a_job_or_a_typed_error(bytes in vec(any::<u8>(), 0..200)) {
+        if let Err(refusal) = decode(&record(&bytes, &[]), MIB) {
+            prop_assert!(!refusal.error.message.is_empty());
+        }
+    }
+
+    #[test]
+    fn any_object_gives_a_job_or_a_typed_error(
+        kind in prop_oneof![Just("server-init"), Just("tool-call"), Just("tool-batch"), Just("x")],
+        payload in json_value(),
+        patch in json_map(json_value()),
+        fields in vec((prop_oneof![Just("priority"), Just("deadline"), Just("metadata"), Just("replyTo")],
+                       json_value()), 0..3),
+    ) {
+        let mut object = patch;
+        object.insert("jobID".into(), "j".into());
+        object.insert("jobType".into(), kind.into());
+        object.insert("payload".into(), payload);
+        object.extend(fields.into_iter().map(|(name, value)| (name.to_owned(), value)));
+        if let Err(refusal) = decode(&record(Value::Object(object).to_string().as_bytes(), &[]), MIB) {
+            prop_assert_eq!(refusal.error.kind, ErrorKind::InvalidEnvelope);
+            prop_assert_eq!(refusal.job_id.as_deref(), Some("j"));
+        }
+    }
+}
