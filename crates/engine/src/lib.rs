@@ -1,1 +1,25 @@
-//! Placeholder.
+//! Delivery as a sans-IO state machine.
+//!
+//! The engine decides what may run now, what is done, what to commit, when to try again and when to wait. It does no IO,
+//! reads no clock and spawns nothing: the shell feeds [`Input`]s with the time they happened at, carries out the
+//! [`Command`]s that [`Engine::poll`] hands back, and calls again at [`Engine::next_wakeup`]. That makes every schedule,
+//! also the rare ones around rebalance and crash, something a test can write down.
+//!
+//! The promises I1 to I7 are those of `docs/guarantees.md`.
+
+mod backoff;
+mod breaker;
+mod engine;
+mod keys;
+mod partition;
+mod progress;
+mod schedule;
+mod types;
+
+pub use backoff::Backoff;
+pub use breaker::BreakerState;
+pub use engine::{Engine, PartitionStatus, Status};
+pub use progress::{MAX_ENCODED_BYTES, Progress, ProgressError};
+pub use types::{
+    Admission, Attempt, Command, Config, FinalCommit, Input, JobSpec, Ordering, Partition, Terminal, Token,
+};

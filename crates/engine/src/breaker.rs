@@ -1,0 +1,114 @@
+//! Waiting for a server that is not there (I7).
+//!
+//! An outage is not a job's fault, so jobs wait and spend nothing. A probe, which costs nobody anything, finds out when
+//! the server is back; since a server can answer probes and refuse calls (a 403, say), one trial job goes first.
+
+use std::time::Duration;
+
+use fleet_job::time::Timestamp;
+
+use crate::backoff::{Backoff, Random};
+
+/// A trial that has not been turned away for so long is taken as accepted: refusals come at once, work takes its time.
+const TRIAL: Duration = Duration::from_secs(1);
+
+/// Whether jobs may start.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum BreakerState {
+    /// The server answers.
+    Closed,
+    /// It does not; the next probe is due at this time.
+    Open(Timestamp),
+    /// A probe is under way.
+    Probing,
+    /// It answers again; one job may start, and when that has run until the given time, all may.
+    Trial(Option<Timestamp>),
+}
+
+/// The breaker of one worker.
+#[derive(Debug)]
+pub(crate) struct Breaker {
+    state: BreakerState,
+    /// Times in a row that the server was found away.
+    failures: u32,
+    backoff: Backoff,
+}
+
+impl Breaker {
+    pub(crate) fn new(backoff: Backoff) -> Self {
+        Self { state: BreakerState::Closed, failures: 0, backoff }
+    }
+
+    pub(crate) fn state(&self) -> BreakerState {
+        self.state
+    }
+
+    /// Whether one more job may start now.
+    pub(crate) fn allows_start(&self) -> bool {
+        match self.state {
+            BreakerState::Closed | BreakerState::Trial(None) => true,
+            BreakerState::Trial(Some(_)) | BreakerState::Open(_) | BreakerState::Probing => false,
+        }
+    }
+
+    pub(crate) fn started(&mut self, now: Timestamp) {
+        if self.state == BreakerState::Trial(None) {
+            self.state = BreakerState::Trial(Some(now.plus(TRIAL)));
+        }
+    }
+
+    /// A call found no server. Calls that were under way when the breaker opened tell nothing new.
+    pub(crate) fn unavailable(&mut self, now: Timestamp, wish: Option<Duration>, random: &mut Random) {
+        if matches!(self.state, BreakerState::Closed | BreakerState::Trial(_)) {
+            self.open(now, wish, random);
+        }
+    }
+
+    /// A call reached the server, whatever came of it.
+    pub(crate) fn reached(&mut self) {
+        if matches!(self.state, BreakerState::Closed | BreakerState::Trial(_)) {
+            self.state = BreakerState::Closed;
+            self.failures = 0;
+        }
+    }
+
+    pub(crate) fn probed(&mut self, ok: bool, now: Timestamp, random: &mut Random) {
+        if self.state != BreakerState::Probing {
+            return;
+        }
+        if ok {
+            self.state = BreakerState::Trial(None);
+        } else {
+            self.open(now, None, random);
+        }
+    }
+
+    fn open(&mut self, now: Timestamp, wish: Option<Duration>, random: &mut Random) {
+        self.failures = self.failures.saturating_add(1);
+        let delay = self.backoff.spread(self.failures, random);
+        let wish = wish.unwrap_or_default().min(self.backoff.max);
+        self.state = BreakerState::Open(now.plus(delay.max(wish)));
+    }
+
+    /// Moves on with the time; `true` when a probe is due.
+    pub(crate) fn tick(&mut self, now: Timestamp) -> bool {
+        match self.state {
+            BreakerState::Open(at) if now >= at => {
+                self.state = BreakerState::Probing;
+                true
+            }
+            BreakerState::Trial(Some(until)) if now >= until => {
+                self.reached();
+                false
+            }
+            _ => false,
+        }
+    }
+
+    pub(crate) fn next(&self) -> Option<Timestamp> {
+        match self.state {
+            BreakerState::Open(at) | BreakerState::Trial(Some(at)) => Some(at),
+            BreakerState::Closed | BreakerState::Probing | BreakerState::Trial(None) => None,
+        }
+    }
+}

@@ -1,0 +1,272 @@
+//! One assigned partition: which offsets are open, where the frontier stands, and whether one more job may start without
+//! outgrowing the commit metadata.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use fleet_job::time::Timestamp;
+
+use crate::{
+    progress::{DENSE_WINDOW, MAX_ESCAPES, MAX_RAW_BYTES, Progress},
+    types::{FinalCommit, JobSpec, Partition, Terminal},
+};
+
+/// Where a job stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Phase {
+    /// Behind another job of its key.
+    Queued,
+    /// Waits for a time: `notBefore`, or its backoff.
+    Delayed,
+    /// Its backoff is over, but the attempt that it has spent is not committed yet (I6).
+    AwaitsCommit,
+    /// May start as soon as there is room.
+    Ready,
+    /// An attempt is under way.
+    Running,
+    /// Its terminal record is being written.
+    Settling(Terminal),
+    /// Its terminal record could not be written and waits to be tried again.
+    Unwritten(Terminal),
+}
+
+/// A job that is not settled.
+#[derive(Debug, Clone)]
+pub(crate) struct Slot {
+    pub(crate) spec: Option<JobSpec>,
+    pub(crate) bytes: usize,
+    pub(crate) phase: Phase,
+    /// Attempts spent.
+    pub(crate) attempts: u32,
+    /// Those of them that a commit has made durable.
+    pub(crate) durable: u32,
+    /// Failed writes of the terminal record in a row.
+    pub(crate) rewrites: u32,
+}
+
+/// The bytes that one run of open offsets can take in the metadata, two LEB128 numbers below 2²¹.
+const RUN_BYTES: usize = 6;
+/// The bytes that one attempt count can take there.
+const ATTEMPTS_BYTES: usize = 5;
+/// From here on an attempt count needs an escape in the dense encoding.
+const LARGE_ATTEMPTS: u32 = 14;
+
+/// One assigned partition.
+#[derive(Debug)]
+pub(crate) struct PartitionState {
+    pub(crate) generation: u64,
+    pub(crate) draining: bool,
+    pub(crate) paused: bool,
+    /// Open jobs by offset. What lies below `next` and is not in here is done, or was never delivered.
+    pub(crate) open: BTreeMap<i64, Slot>,
+    /// One past the last offset that was delivered; `None` until the position is known.
+    next: Option<i64>,
+    /// What the last owner left for offsets that have not been delivered again yet.
+    restored: Progress,
+    /// Maximal runs of neighbouring open offsets.
+    runs: usize,
+    /// Open jobs that are under way or have spent attempts: those whose future can cost metadata bytes.
+    marked: usize,
+    /// Those of them whose attempt count needs an escape.
+    escapes: usize,
+    /// The highest offset that was ever started or settled; the window to encode ends at or below it.
+    touched: i64,
+    /// Jobs that were ready but had to wait for the window to move.
+    gated: BTreeSet<i64>,
+    /// Jobs under way or being written: they can settle in any order without asking again.
+    pub(crate) active: usize,
+    pub(crate) buffered_bytes: usize,
+    /// The last offset that the broker has taken.
+    pub(crate) committed: Option<i64>,
+    /// Something has changed since the last commit was built.
+    pub(crate) dirty: bool,
+    /// When the last commit was built.
+    pub(crate) last_commit: Option<Timestamp>,
+    /// When the next one is due.
+    pub(crate) commit_due: Option<Timestamp>,
+    /// A commit is under way: its offset, and the attempt counts in it.
+    pub(crate) in_commit: Option<(i64, Vec<(i64, u32)>)>,
+}
+
+impl PartitionState {
+    pub(crate) fn new(generation: u64, committed: Option<i64>, restored: Progress) -> Self {
+        Self {
+            generation,
+            draining: false,
+            paused: false,
+            open: BTreeMap::new(),
+            next: committed,
+            touched: restored.end,
+            restored,
+            runs: 0,
+            marked: 0,
+            escapes: 0,
+            gated: BTreeSet::new(),
+            active: 0,
+            buffered_bytes: 0,
+            committed,
+            dirty: false,
+            last_commit: None,
+            commit_due: None,
+            in_commit: None,
+        }
+    }
+
+    /// The offset that may be committed: everything below it is settled or was never delivered (I1).
+    pub(crate) fn frontier(&self) -> Option<i64> {
+        self.open.first_key_value().map(|(offset, _)| *offset).or(self.next)
+    }
+
+    /// Takes note that `offset` was delivered. `None` when it needs nothing (a repeat, or settled by the last owner);
+    /// else the attempts it has spent.
+    pub(crate) fn deliver(&mut self, offset: i64) -> Option<u32> {
+        if self.next.is_some_and(|next| offset < next) {
+            return None;
+        }
+        self.next = Some(offset + 1);
+        if self.restored.is_done(offset) {
+            self.dirty = true;
+            return None;
+        }
+        Some(self.restored.attempts(offset))
+    }
+
+    pub(crate) fn insert(&mut self, offset: i64, slot: Slot) {
+        if !self.open.contains_key(&(offset - 1)) {
+            self.runs += 1;
+        }
+        self.buffered_bytes += slot.bytes;
+        if slot.attempts > 0 {
+            self.mark(slot.attempts);
+        }
+        self.open.insert(offset, slot);
+    }
+
+    /// The job at `offset` is settled.
+    pub(crate) fn settle(&mut self, offset: i64) -> Option<Slot> {
+        let slot = self.open.remove(&offset)?;
+        let neighbours = [offset - 1, offset + 1].iter().filter(|at| self.open.contains_key(at)).count();
+        // A run of one goes, the end of a run shrinks it, the middle of a run splits it.
+        self.runs = self.runs + neighbours - 1;
+        self.buffered_bytes -= slot.bytes;
+        if slot.attempts > 0 {
+            self.unmark(slot.attempts);
+        }
+        self.touched = self.touched.max(offset);
+        self.dirty = true;
+        Some(slot)
+    }
+
+    fn mark(&mut self, attempts: u32) {
+        self.marked += 1;
+        self.escapes += usize::from(attempts >= LARGE_ATTEMPTS);
+    }
+
+    fn unmark(&mut self, attempts: u32) {
+        self.marked -= 1;
+        self.escapes -= usize::from(attempts >= LARGE_ATTEMPTS);
+    }
+
+    /// Takes note that the job at `offset` has spent one more attempt.
+    pub(crate) fn spend(&mut self, offset: i64) {
+        let Some(slot) = self.open.get_mut(&offset) else { return };
+        let before = slot.attempts;
+        slot.attempts = before.saturating_add(1);
+        let after = slot.attempts;
+        if before > 0 {
+            self.unmark(before);
+        }
+        self.mark(after);
+        self.dirty = true;
+    }
+
+    /// Whether the job at `offset` may start: whatever then happens, in whatever order, the progress must fit into the
+    /// metadata. Either the dense encoding holds the whole window, or the worst case of the runs encoding fits: every
+    /// active job splits a run and has attempts to remember. The job at the frontier may always start, or nothing
+    /// would ever move again.
+    pub(crate) fn has_room(&self, offset: i64) -> bool {
+        let Some(frontier) = self.frontier().filter(|frontier| *frontier < offset) else { return true };
+        let attempts = self.open.get(&offset).map_or(0, |slot| slot.attempts);
+        let may_escape = attempts + 1 >= LARGE_ATTEMPTS;
+        let dense = self.touched.max(offset) - frontier < DENSE_WINDOW
+            && self.escapes + usize::from(may_escape) <= MAX_ESCAPES;
+        let restored = self.restored.open.len() * RUN_BYTES + self.restored.attempts.len() * ATTEMPTS_BYTES;
+        let active = self.active + 1;
+        let runs = (self.runs + active + 1) * RUN_BYTES + (self.marked + active) * ATTEMPTS_BYTES;
+        dense || runs + restored + 32 <= MAX_RAW_BYTES
+    }
+
+    /// The job at `offset` is about to run.
+    pub(crate) fn start(&mut self, offset: i64) {
+        self.touched = self.touched.max(offset);
+        self.active += 1;
+    }
+
+    /// The job at `offset` must wait for the window to move.
+    pub(crate) fn gate(&mut self, offset: i64) {
+        self.gated.insert(offset);
+    }
+
+    /// Takes one job out of the gate, if there is room for it now.
+    pub(crate) fn ungate(&mut self) -> Option<i64> {
+        let first = *self.gated.first()?;
+        if !self.has_room(first) {
+            return None;
+        }
+        self.gated.pop_first()
+    }
+
+    /// What is to be committed now: the frontier, and what is known beyond it.
+    pub(crate) fn progress(&self) -> Option<Progress> {
+        let base = self.frontier()?;
+        let next = self.next.unwrap_or(base);
+        let mut progress = Progress::none(base);
+        let open = self.open.keys().map(|offset| (*offset, *offset + 1));
+        // What the last owner knew and this one has not read again yet is handed on.
+        let ahead = self.restored.open.iter().filter(|(_, end)| *end > next);
+        let ahead = ahead.map(|(first, end)| ((*first).max(next), *end));
+        for (first, end) in open.chain(ahead) {
+            match progress.open.last_mut() {
+                Some((_, last)) if *last == first => *last = end,
+                _ => progress.open.push((first, end)),
+            }
+        }
+        progress.end = next.max(self.restored.end);
+        let attempts = self.open.iter().map(|(offset, slot)| (*offset, slot.attempts));
+        let ahead = self.restored.attempts.iter().copied().filter(|(offset, _)| *offset >= next);
+        progress.attempts = attempts.chain(ahead).filter(|(_, attempts)| *attempts > 0).collect();
+        // Open offsets at the end say nothing that their absence would not say.
+        if let Some((first, end)) = progress.open.last().copied()
+            && end == progress.end
+        {
+            let spent = progress.attempts.last().map_or(first, |(offset, _)| (*offset + 1).max(first));
+            progress.end = spent;
+            if spent == first {
+                progress.open.pop();
+            } else if let Some(last) = progress.open.last_mut() {
+                last.1 = spent;
+            }
+        }
+        Some(progress)
+    }
+
+    /// The commit that says [`PartitionState::progress`].
+    pub(crate) fn commit(&mut self, partition: Partition) -> Sayable {
+        let Some(progress) = self.progress() else { return Sayable::Nothing };
+        let Some(metadata) = progress.encode() else { return Sayable::TooMuch };
+        self.in_commit = Some((progress.base, progress.attempts));
+        self.dirty = false;
+        let generation = self.generation;
+        Sayable::Commit(FinalCommit { partition, generation, offset: progress.base, metadata })
+    }
+}
+
+/// Whether a partition's progress can be committed.
+#[derive(Debug)]
+pub(crate) enum Sayable {
+    /// Like this.
+    Commit(FinalCommit),
+    /// The position is not known yet.
+    Nothing,
+    /// It does not fit into the metadata; the commit must wait until more is settled.
+    TooMuch,
+}

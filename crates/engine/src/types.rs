@@ -1,0 +1,212 @@
+//! What goes into the engine and what comes out of it.
+
+use std::time::Duration;
+
+use fleet_job::{outcome::FailureClass, time::Timestamp};
+
+use crate::backoff::Backoff;
+
+/// One partition of one topic. The shell keeps the table of topics; the engine only tells them apart.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Partition {
+    /// The shell's index of the topic.
+    pub topic: u16,
+    /// Kafka's number of the partition.
+    pub number: i32,
+}
+
+/// One job in the worker's hands: where its record stood, and under which assignment it was read. The generation fences
+/// off whatever still runs after the partition was taken away.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Token {
+    /// The record's partition.
+    pub partition: Partition,
+    /// The record's offset.
+    pub offset: i64,
+    /// Counts the assignments that this engine has seen.
+    pub generation: u64,
+}
+
+/// What the engine has to know of a job.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct JobSpec {
+    /// A hash of the ordering key; `None` for a job without one. Two keys with one hash only wait for each other.
+    pub key: Option<u64>,
+    /// 0 (last) to 9 (first).
+    pub priority: u8,
+    /// The job must not start before.
+    pub not_before: Option<Timestamp>,
+    /// The job must not start after.
+    pub deadline: Option<Timestamp>,
+    /// After so many spent attempts the job has failed; at least 1.
+    pub max_attempts: u32,
+}
+
+/// What a record turned out to be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Admission {
+    /// A job to run.
+    Job(JobSpec),
+    /// Not a job: to be reported and dead-lettered without an attempt.
+    Reject,
+}
+
+/// How one attempt ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Attempt {
+    /// With a result.
+    Succeeded,
+    /// With a failure of this class, and perhaps the server's wish for the delay before the next attempt.
+    Failed(FailureClass, Option<Duration>),
+}
+
+/// How a job ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Terminal {
+    /// The tool's result is in.
+    Succeeded,
+    /// No attempt is left, or none could help.
+    Failed,
+    /// It was no job to begin with.
+    Rejected,
+    /// Its deadline passed.
+    Expired,
+}
+
+/// What happened outside.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Input<'a> {
+    /// The group gave us a partition; reading starts at the committed offset.
+    Assigned {
+        /// Which.
+        partition: Partition,
+        /// What the last owner committed: the offset to read next, and the metadata.
+        committed: Option<(i64, &'a str)>,
+    },
+    /// A record was read. Records of a partition come in ascending order; a repeat is ignored.
+    Record {
+        /// Its partition.
+        partition: Partition,
+        /// Its offset.
+        offset: i64,
+        /// How much memory it holds, in bytes.
+        bytes: usize,
+        /// What it is.
+        admission: Admission,
+    },
+    /// An attempt that [`Command::Start`] began has ended.
+    Finished(Token, Attempt),
+    /// What [`Command::Settle`] asked for has been acknowledged by the broker.
+    Written(Token),
+    /// What [`Command::Settle`] asked for could not be written; the engine asks again.
+    WriteFailed(Token),
+    /// A commit that [`Command::Commit`] asked for has ended.
+    Committed {
+        /// Its partition.
+        partition: Partition,
+        /// The generation in the command.
+        generation: u64,
+        /// Whether the broker has taken it.
+        ok: bool,
+    },
+    /// The probe that [`Command::Probe`] asked for has ended; `true` when a server answers.
+    Probed(bool),
+    /// The group wants these partitions back: start nothing more of theirs.
+    Draining(&'a [Partition]),
+    /// These partitions were lost without notice: commit nothing, report nothing, drop everything.
+    Lost(&'a [Partition]),
+    /// Nothing but the time.
+    Tick,
+}
+
+/// What the shell has to do.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Command {
+    /// Begin this attempt (counted from 1) and answer with [`Input::Finished`].
+    Start(Token, u32),
+    /// Write the terminal record, and the dead letter where there is one, and answer with [`Input::Written`] or
+    /// [`Input::WriteFailed`]. The number is the attempts spent.
+    Settle(Token, Terminal, u32),
+    /// Tell the world that the job will be tried again: attempts spent, and the time of the next one.
+    Retrying(Token, u32, Timestamp),
+    /// The job is no longer ours, or is settled: stop what runs of it and drop what is held of it.
+    Forget(Token),
+    /// Commit this offset and metadata without waiting, and answer with [`Input::Committed`].
+    Commit(FinalCommit),
+    /// Stop fetching.
+    Pause(Partition),
+    /// Fetch again.
+    Resume(Partition),
+    /// Find out whether a server answers, and report with [`Input::Probed`].
+    Probe,
+    /// A promise is broken: count it and shout. The engine goes on.
+    Violation(&'static str, Token),
+}
+
+/// An offset to commit, with what is known beyond it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FinalCommit {
+    /// The partition.
+    pub partition: Partition,
+    /// The generation that it belongs to.
+    pub generation: u64,
+    /// The next offset to read.
+    pub offset: i64,
+    /// [`Progress`](crate::Progress) beyond that offset, encoded; empty when there is none.
+    pub metadata: String,
+}
+
+/// In which order jobs may start.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Ordering {
+    /// Jobs of one record key one after the other; jobs without a key in any order.
+    #[default]
+    Key,
+    /// Jobs of one partition one after the other.
+    Partition,
+    /// Any order.
+    Unordered,
+}
+
+/// How the engine works. All bounds are per worker.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// The order of starts.
+    pub ordering: Ordering,
+    /// The most attempts under way at once; at least 1.
+    pub max_in_flight: usize,
+    /// Fetching pauses at so many unsettled jobs in memory and resumes at half of it.
+    pub max_buffered: usize,
+    /// Fetching pauses at so many bytes of them and resumes at half of it.
+    pub max_buffered_bytes: usize,
+    /// The least time between two commits of a partition.
+    pub commit_interval: Duration,
+    /// The least time between a failed attempt and the commit that makes it durable.
+    pub urgent_commit_interval: Duration,
+    /// The delay between attempts.
+    pub retry: Backoff,
+    /// The delay between probes while the server is unavailable.
+    pub probe: Backoff,
+    /// The delay before a terminal record that could not be written is written again.
+    pub rewrite: Backoff,
+    /// Seeds the jitter.
+    pub seed: u64,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        let ms = Duration::from_millis;
+        Self {
+            ordering: Ordering::Key,
+            max_in_flight: 16,
+            max_buffered: 5_000,
+            max_buffered_bytes: 64 << 20,
+            commit_interval: ms(1_000),
+            urgent_commit_interval: ms(50),
+            retry: Backoff { base: ms(500), max: ms(60_000) },
+            probe: Backoff { base: ms(500), max: ms(15_000) },
+            rewrite: Backoff { base: ms(200), max: ms(10_000) },
+            seed: 0,
+        }
+    }
+}

@@ -1,0 +1,78 @@
+//! What can go wrong with Kafka, in words for people.
+
+use rdkafka::error::{KafkaError as Native, RDKafkaErrorCode};
+
+/// An error from Kafka or from the way we were told to talk to it.
+#[derive(Debug, thiserror::Error)]
+pub enum KafkaError {
+    /// A property that would break a promise, or that librdkafka does not know.
+    #[error("Kafka property `{name}` can't be set to `{value}`: {reason}")]
+    Property {
+        /// The property.
+        name: String,
+        /// The refused value; never a secret, since no secret is refused.
+        value: String,
+        /// Why.
+        reason: String,
+    },
+    /// The client could not be made from its properties.
+    #[error("the Kafka client could not be started")]
+    Client(#[source] Native),
+    /// No broker answered in time.
+    #[error("no Kafka broker answers at `{brokers}`: check KAFKA_BROKERS, and that the broker is up")]
+    Unreachable {
+        /// Where we looked.
+        brokers: String,
+        /// What librdkafka says.
+        #[source]
+        source: Native,
+    },
+    /// A topic does not exist.
+    #[error("topic `{0}` does not exist: create it with `mcp-fleet topics create`")]
+    NoTopic(String),
+    /// A topic could not be created.
+    #[error("topic `{topic}` could not be created: {reason}")]
+    CreateTopic {
+        /// Its name.
+        topic: String,
+        /// The broker's word.
+        reason: String,
+    },
+    /// A record could not be written.
+    #[error("a record for topic `{topic}` could not be written")]
+    Produce {
+        /// Where it should have gone.
+        topic: String,
+        /// What librdkafka says.
+        #[source]
+        source: Native,
+    },
+    /// Anything else that was asked of a broker.
+    #[error("{what} failed")]
+    Request {
+        /// What we wanted.
+        what: &'static str,
+        /// What librdkafka says.
+        #[source]
+        source: Native,
+    },
+}
+
+impl KafkaError {
+    /// Whether the same request may succeed later without anybody changing anything.
+    pub fn is_retryable(&self) -> bool {
+        match self {
+            Self::Property { .. } | Self::Client(_) | Self::CreateTopic { .. } => false,
+            Self::NoTopic(_) | Self::Unreachable { .. } => true,
+            Self::Produce { source, .. } | Self::Request { source, .. } => !matches!(
+                source.rdkafka_error_code(),
+                Some(
+                    RDKafkaErrorCode::MessageSizeTooLarge
+                        | RDKafkaErrorCode::TopicAuthorizationFailed
+                        | RDKafkaErrorCode::InvalidTopic
+                        | RDKafkaErrorCode::InvalidRecord
+                )
+            ),
+        }
+    }
+}

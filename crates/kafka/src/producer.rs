@@ -1,0 +1,106 @@
+//! Writing records and knowing that they are written.
+
+use std::{sync::Mutex, time::Duration};
+
+use fleet_job::record::Header;
+use rdkafka::{
+    error::{KafkaError as Native, RDKafkaErrorCode},
+    producer::{FutureProducer, FutureRecord, Producer as _},
+};
+
+use crate::{convert, error::KafkaError, settings::Settings};
+
+/// How long a record may wait for room in librdkafka's own queue.
+const QUEUE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// A record to write.
+#[derive(Debug, Clone, Default)]
+pub struct Outgoing {
+    /// The topic.
+    pub topic: String,
+    /// The record key; it chooses the partition.
+    pub key: Option<Vec<u8>>,
+    /// The value.
+    pub value: Option<Vec<u8>>,
+    /// The headers, in order.
+    pub headers: Vec<Header>,
+}
+
+/// A producer whose writes are acknowledged by all in-sync replicas. Records of one key keep their order.
+pub struct Producer {
+    settings: Settings,
+    /// An idempotent producer that met a fatal error has to be replaced by a new one.
+    current: Mutex<FutureProducer>,
+}
+
+impl std::fmt::Debug for Producer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Producer").field("brokers", &self.settings.brokers).finish_non_exhaustive()
+    }
+}
+
+impl Producer {
+    /// A producer for these brokers. Nothing is connected yet.
+    ///
+    /// # Errors
+    /// [`KafkaError::Property`] or [`KafkaError::Client`].
+    pub fn new(settings: &Settings) -> Result<Self, KafkaError> {
+        settings.check()?;
+        let current = settings.producer().create().map_err(KafkaError::Client)?;
+        Ok(Self { settings: settings.clone(), current: Mutex::new(current) })
+    }
+
+    fn current(&self) -> FutureProducer {
+        // A panic while the lock is held can only come from the clone, which leaves the producer whole.
+        self.current.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone()
+    }
+
+    /// Writes `record` and waits until the broker has acknowledged it. Records handed over in one order from one task
+    /// are written in that order: the hand-over happens at the first poll of this future.
+    ///
+    /// # Errors
+    /// [`KafkaError::Produce`] after librdkafka's own retries. The record may have been written all the same, where
+    /// only the acknowledgement was lost.
+    pub async fn send(&self, record: &Outgoing) -> Result<(), KafkaError> {
+        let producer = self.current();
+        let mut native: FutureRecord<'_, [u8], [u8]> =
+            FutureRecord::to(&record.topic).headers(convert::to_headers(&record.headers));
+        native.key = record.key.as_deref();
+        native.payload = record.value.as_deref();
+        match producer.send(native, QUEUE_TIMEOUT).await {
+            Ok(_) => Ok(()),
+            Err((source, _)) => {
+                self.replace_after_fatal(&producer, &source);
+                Err(KafkaError::Produce { topic: record.topic.clone(), source })
+            }
+        }
+    }
+
+    fn replace_after_fatal(&self, failed: &FutureProducer, error: &Native) {
+        let fatal = error.rdkafka_error_code() == Some(RDKafkaErrorCode::Fatal)
+            || failed.client().fatal_error().is_some();
+        if !fatal {
+            return;
+        }
+        let mut current = self.current.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        // Many sends fail at once; only the first of them finds the failed producer still in place.
+        if current.client().native_ptr() == failed.client().native_ptr() {
+            match self.settings.producer().create() {
+                Ok(fresh) => *current = fresh,
+                Err(error) => {
+                    tracing::error!(%error, "the Kafka producer failed for good and can't be replaced")
+                }
+            }
+        }
+    }
+
+    /// Waits until everything handed over is acknowledged or has failed, at most `timeout`. Blocks the thread.
+    ///
+    /// # Errors
+    /// [`KafkaError::Request`] when the time did not suffice.
+    pub fn flush(&self, timeout: Duration) -> Result<(), KafkaError> {
+        self.current()
+            .flush(timeout)
+            .map_err(|source| KafkaError::Request { what: "flushing the producer", source })
+    }
+}

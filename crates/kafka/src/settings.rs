@@ -1,0 +1,227 @@
+//! What every client of ours is configured from: brokers, and any librdkafka property but those that would break a
+//! promise.
+
+use std::collections::BTreeMap;
+
+use rdkafka::ClientConfig;
+
+use crate::error::KafkaError;
+
+/// Where the brokers are and how to talk to them.
+#[derive(Debug, Clone, Default)]
+pub struct Settings {
+    /// `host:port`, comma-separated.
+    pub brokers: String,
+    /// librdkafka properties by their own names, such as `security.protocol`.
+    pub properties: BTreeMap<String, String>,
+}
+
+/// Properties that must keep a value, and why. The worker commits an offset only after its job is settled (I1, I2), and
+/// nothing in librdkafka may do that in its place.
+const FIXED: [(&str, &str, &str); 4] = [
+    ("enable.auto.commit", "false", "the worker itself commits, and only what is settled"),
+    ("enable.auto.offset.store", "false", "the worker itself commits, and only what is settled"),
+    ("enable.idempotence", "true", "without it a broker's retry can repeat or reorder the events of a job"),
+    ("acks", "all", "a job is settled when all in-sync replicas have its terminal record"),
+];
+
+/// Properties that we set ourselves from elsewhere.
+const OWNED: [(&str, &str); 2] =
+    [("bootstrap.servers", "set KAFKA_BROKERS instead"), ("group.id", "set MCP_CONSUMER_GROUP instead")];
+
+/// Properties of consumers only; a producer is not given them, since librdkafka would warn at every start.
+const CONSUMER_ONLY: [&str; 14] = [
+    "group.",
+    "partition.assignment.strategy",
+    "session.timeout.ms",
+    "heartbeat.interval.ms",
+    "max.poll.interval.ms",
+    "auto.offset.reset",
+    "fetch.",
+    "queued.",
+    "enable.auto.",
+    "auto.commit.",
+    "isolation.level",
+    "check.crcs",
+    "max.partition.fetch.bytes",
+    "coordinator.query.interval.ms",
+];
+
+/// Properties of producers only.
+const PRODUCER_ONLY: [&str; 13] = [
+    "acks",
+    "request.required.acks",
+    "enable.idempotence",
+    "linger.ms",
+    "queue.buffering.",
+    "compression.",
+    "batch.",
+    "delivery.timeout.ms",
+    "message.timeout.ms",
+    "partitioner",
+    "retries",
+    "transactional.id",
+    "sticky.partitioning.",
+];
+
+impl Settings {
+    /// Settings for the brokers at `brokers`, with nothing else said.
+    pub fn new(brokers: impl Into<String>) -> Self {
+        Self { brokers: brokers.into(), properties: BTreeMap::new() }
+    }
+
+    /// Refuses what would break a promise.
+    ///
+    /// # Errors
+    /// [`KafkaError::Property`] with the reason.
+    pub fn check(&self) -> Result<(), KafkaError> {
+        let refuse = |name: &str, value: &str, reason: &str| {
+            Err(KafkaError::Property { name: name.into(), value: value.into(), reason: reason.into() })
+        };
+        for (name, value) in &self.properties {
+            if let Some((_, reason)) = OWNED.iter().find(|(owned, _)| owned == name) {
+                return refuse(name, value, reason);
+            }
+            let fixed = FIXED
+                .iter()
+                .find(|(fixed, ..)| fixed == name || (*fixed == "acks" && name == "request.required.acks"));
+            if let Some((_, only, reason)) = fixed
+                && value != only
+                && !(*only == "all" && value == "-1")
+            {
+                return refuse(name, value, reason);
+            }
+        }
+        Ok(())
+    }
+
+    fn base(&self, leave_out: &[&str]) -> ClientConfig {
+        let mut config = ClientConfig::new();
+        config.set("bootstrap.servers", &self.brokers);
+        config.set("client.id", "mcp-fleet");
+        for (name, value) in &self.properties {
+            if !leave_out.iter().any(|prefix| name.starts_with(prefix)) {
+                config.set(name, value);
+            }
+        }
+        config
+    }
+
+    /// Puts `defaults` under what the user has set.
+    fn with_defaults(&self, mut config: ClientConfig, defaults: &[(&str, &str)]) -> ClientConfig {
+        for (name, value) in defaults {
+            if !self.properties.contains_key(*name) {
+                config.set(*name, *value);
+            }
+        }
+        config
+    }
+
+    /// A consumer of group `group`.
+    pub(crate) fn consumer(&self, group: &str) -> ClientConfig {
+        let mut config = self.with_defaults(
+            self.base(&PRODUCER_ONLY),
+            &[
+                ("auto.offset.reset", "earliest"),
+                // Fetched records wait in librdkafka only briefly: what waits for its turn is bounded by the engine.
+                ("queued.min.messages", "1000"),
+                ("queued.max.messages.kbytes", "16384"),
+                ("fetch.max.bytes", "16777216"),
+                ("statistics.interval.ms", "5000"),
+            ],
+        );
+        let next_generation = self.properties.get("group.protocol").is_some_and(|value| value == "consumer");
+        if !next_generation {
+            config = self.with_defaults(config, &[("partition.assignment.strategy", "cooperative-sticky")]);
+        }
+        config
+            .set("group.id", group)
+            .set("enable.auto.commit", "false")
+            .set("enable.auto.offset.store", "false");
+        config
+    }
+
+    /// A consumer without a group, for tools that read a topic.
+    pub(crate) fn reader(&self) -> ClientConfig {
+        let mut config = self.base(&PRODUCER_ONLY);
+        // librdkafka wants a group's name for every consumer; nothing is ever committed under this one.
+        config.set("group.id", "mcp-fleet-reader").set("enable.auto.commit", "false");
+        config.set("enable.partition.eof", "true");
+        config
+    }
+
+    /// A producer that waits for all in-sync replicas.
+    pub(crate) fn producer(&self) -> ClientConfig {
+        let mut config = self.with_defaults(
+            self.base(&CONSUMER_ONLY),
+            &[
+                ("linger.ms", "5"),
+                ("compression.type", "lz4"),
+                ("message.max.bytes", "16777216"),
+                ("delivery.timeout.ms", "30000"),
+                // The partitioner of the Java clients: one key goes to one partition, whoever writes it.
+                ("partitioner", "murmur2_random"),
+            ],
+        );
+        config.set("enable.idempotence", "true").set("acks", "all");
+        config
+    }
+
+    /// A client for administration.
+    pub(crate) fn admin(&self) -> ClientConfig {
+        self.base(&[&CONSUMER_ONLY[..], &PRODUCER_ONLY[..]].concat())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(name: &str, value: &str) -> Result<(), KafkaError> {
+        let properties = BTreeMap::from([(name.to_owned(), value.to_owned())]);
+        Settings { brokers: "b:1".into(), properties }.check()
+    }
+
+    #[test]
+    fn what_would_break_a_promise_is_refused_with_the_reason() {
+        for (name, value, word) in [
+            ("enable.auto.commit", "true", "settled"),
+            ("enable.auto.offset.store", "true", "settled"),
+            ("acks", "1", "replicas"),
+            ("request.required.acks", "0", "replicas"),
+            ("enable.idempotence", "false", "repeat"),
+            ("group.id", "x", "MCP_CONSUMER_GROUP"),
+            ("bootstrap.servers", "x", "KAFKA_BROKERS"),
+        ] {
+            let message = check(name, value).unwrap_err().to_string();
+            assert!(message.contains(name) && message.contains(word), "{message}");
+        }
+    }
+
+    #[test]
+    fn what_agrees_with_the_promises_passes() {
+        for (name, value) in
+            [("acks", "all"), ("acks", "-1"), ("enable.auto.commit", "false"), ("security.protocol", "SSL")]
+        {
+            check(name, value).unwrap();
+        }
+    }
+
+    #[test]
+    fn users_override_defaults_but_not_promises() {
+        let properties = BTreeMap::from([
+            ("session.timeout.ms".to_owned(), "6000".to_owned()),
+            ("linger.ms".to_owned(), "0".to_owned()),
+            ("auto.offset.reset".to_owned(), "latest".to_owned()),
+        ]);
+        let settings = Settings { brokers: "b:1".into(), properties };
+        let consumer = settings.consumer("g");
+        assert_eq!(consumer.get("session.timeout.ms"), Some("6000"));
+        assert_eq!(consumer.get("auto.offset.reset"), Some("latest"));
+        assert_eq!(consumer.get("linger.ms"), None);
+        assert_eq!(consumer.get("enable.auto.commit"), Some("false"));
+        let producer = settings.producer();
+        assert_eq!(producer.get("linger.ms"), Some("0"));
+        assert_eq!(producer.get("session.timeout.ms"), None);
+    }
+}
