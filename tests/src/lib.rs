@@ -1,1 +1,60 @@
-//! Placeholder.
+//! The harness of the integration tests: real brokers, real binaries, real third-party MCP servers, and the oracle
+//! that reads the topics afterwards.
+//!
+//! A test is a function of an [`Env`] and runs once per broker ([`on_every_broker!`]): on Apache Kafka and on the
+//! embedded broker. It takes a [`Fleet`] (topics of its own, a server, workers), submits records and asks the
+//! [`oracle`] whether every one of them has come to exactly one end.
+//!
+//! Nothing here sleeps to wait for something: [`wait::until`] polls with a deadline. Nothing outlives the test process:
+//! see [`process`].
+
+#![expect(clippy::unwrap_used, clippy::expect_used, reason = "the harness is test code: a panic is the report")]
+
+pub mod bins;
+pub mod brokers;
+pub mod cache;
+pub mod fleet;
+pub mod http;
+pub mod kafka;
+pub mod node;
+pub mod oracle;
+pub mod process;
+pub mod python;
+pub mod topics;
+pub mod wait;
+
+pub use brokers::Env;
+pub use fleet::Fleet;
+pub use oracle::Oracle;
+
+/// Makes one test per broker of each `fn case(env: &Env)`: `apache_kafka::case` and `embedded_broker::case`.
+#[macro_export]
+macro_rules! on_every_broker {
+    ($($case:ident),+ $(,)?) => {
+        mod apache_kafka {
+            $(#[test] fn $case() {
+                if let Some(env) = $crate::Env::apache_kafka() {
+                    super::$case(env);
+                }
+            })+
+        }
+        mod embedded_broker {
+            $(#[test] fn $case() {
+                super::$case($crate::Env::embedded_broker());
+            })+
+        }
+    };
+}
+
+/// Says something that must be seen: past the test runner, which keeps the output of tests that pass to itself.
+pub fn loud(message: &str) {
+    use std::io::Write as _;
+    let text = format!("\n!!! {message}\n\n");
+    // If even stderr is gone, nobody is there to read it.
+    drop(std::io::stderr().lock().write_all(text.as_bytes()));
+}
+
+/// Whether an environment variable is set to something other than nothing or `0`.
+pub fn is_set(name: &str) -> bool {
+    std::env::var(name).is_ok_and(|value| !value.is_empty() && value != "0")
+}

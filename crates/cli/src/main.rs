@@ -1,2 +1,83 @@
-//! Placeholder.
-fn main() {}
+//! The binary `mcp-fleet`: everything on one laptop, and the operator's tool for any Kafka.
+//!
+//! Each command is one module. `server` and `worker` are the production binaries under one roof, so that `demo` and
+//! `dev` need no other file than this one.
+
+mod broker;
+mod connection;
+mod demo;
+mod dev;
+mod error;
+mod events;
+mod output;
+mod serve;
+mod stack;
+mod submit;
+mod supervise;
+mod tally;
+mod topics;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+const EXAMPLES: &str = "Examples:
+  mcp-fleet demo --jobs 200 --workers 3
+  mcp-fleet dev --data-dir .fleet
+  mcp-fleet submit --tool files__file_read --arguments '{\"path\":\"README.md\"}' --wait
+  mcp-fleet submit jobs.jsonl --brokers kafka:9092
+  mcp-fleet events --from-start --json
+  mcp-fleet topics create --brokers kafka:9092 --partitions 12";
+
+/// A Kafka-driven fleet of job workers for MCP tools.
+#[derive(Debug, Parser)]
+#[command(name = "mcp-fleet", version, after_help = EXAMPLES)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Start broker, server and workers, run jobs over the files of this directory, and show what became of each.
+    Demo(demo::Args),
+    /// Start broker, server and workers, and keep them running until Ctrl-C.
+    Dev(dev::Args),
+    /// Put jobs on the jobs topic.
+    Submit(submit::Args),
+    /// Follow what happens to jobs.
+    Events(events::Args),
+    /// Make the topics that a fleet needs.
+    Topics {
+        #[command(subcommand)]
+        command: topics::Command,
+    },
+    /// Run the embedded broker by itself.
+    Broker(serve::BrokerArgs),
+    /// Run the MCP server (the binary mcp-server).
+    Server(serve::ServerArgs),
+    /// Run a worker (the binary kafka-worker).
+    Worker(serve::WorkerArgs),
+}
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let result = match cli.command {
+        Command::Demo(args) => demo::run(args).await,
+        Command::Dev(args) => dev::run(args).await,
+        Command::Submit(args) => submit::run(args).await,
+        Command::Events(args) => events::run(args).await,
+        Command::Topics { command } => topics::run(command).await,
+        Command::Broker(args) => serve::broker(args).await,
+        Command::Server(args) => serve::server(args).await,
+        Command::Worker(args) => serve::worker(args).await,
+    };
+    match result {
+        Ok(code) => code,
+        Err(error) => {
+            output::problem(&fleet_ops::errors::chain(&error));
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -157,6 +157,11 @@ impl Engine {
         self.advance(now);
     }
 
+    /// Whether the server is there.
+    pub fn breaker(&self) -> BreakerState {
+        self.breaker.state()
+    }
+
     /// What the engine holds.
     pub fn status(&self) -> Status {
         let mut partitions: Vec<_> = self

@@ -87,6 +87,15 @@ impl DeadLetter {
     }
 }
 
+/// Partition and offset of the record that a dead letter was, from its headers. The last headers count: a record that
+/// was replayed and died again carries those of its earlier deaths too.
+pub fn original_place(headers: &[Header]) -> Option<(i32, i64)> {
+    let last = |name: &str| headers.iter().rev().find(|(header, _)| header == name)?.1.as_deref();
+    let partition = last(header::ORIGINAL_PARTITION)?.try_into().ok()?;
+    let offset = last(header::ORIGINAL_OFFSET)?.try_into().ok()?;
+    Some((i32::from_be_bytes(partition), i64::from_be_bytes(offset)))
+}
+
 /// How an error's kind is written in [`header::EXCEPTION_FQCN`].
 pub fn exception_name(kind: ErrorKind) -> String {
     format!("mcp-fleet.{}", kind.as_str())
@@ -125,6 +134,7 @@ mod tests {
         let get = |name: &str| headers.iter().find(|(n, _)| n == name).and_then(|(_, v)| v.clone()).unwrap();
         assert_eq!(get(header::ORIGINAL_PARTITION), [0, 0, 0, 3]);
         assert_eq!(get(header::ORIGINAL_OFFSET), [0, 0, 0, 0, 0, 0, 1, 2]);
+        assert_eq!(original_place(&headers), Some((3, 258)));
         assert_eq!(get(header::EXCEPTION_FQCN), b"mcp-fleet.tool");
         assert_eq!(get(header::ATTEMPTS), b"3");
         assert_eq!(get(header::FIRST_ERROR), b"slow");

@@ -66,7 +66,8 @@ pub fn decode(record: &RawRecord, max_bytes: usize) -> Result<Envelope, DecodeEr
             object => object,
         },
     };
-    let job_id = object.get("jobID").and_then(Value::as_str).filter(|id| check_id(id).is_ok()).map(str::to_owned);
+    let job_id =
+        object.get("jobID").and_then(Value::as_str).filter(|id| check_id(id).is_ok()).map(str::to_owned);
     from_object(object).map_err(|error| DecodeError { error, job_id })
 }
 
@@ -140,7 +141,10 @@ fn cloud_event_headers(record: &RawRecord) -> Option<Map<String, Value>> {
     Some(attributes.collect())
 }
 
-fn binary_cloud_event(attributes: Map<String, Value>, value: &[u8]) -> Result<Map<String, Value>, DecodeError> {
+fn binary_cloud_event(
+    attributes: Map<String, Value>,
+    value: &[u8],
+) -> Result<Map<String, Value>, DecodeError> {
     let payload = Value::Object(parse_object(value)?);
     Ok(from_attributes(attributes, Some(payload)))
 }

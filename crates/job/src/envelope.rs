@@ -102,7 +102,9 @@ impl Work {
 }
 
 /// The kinds of job. The set is closed so that it can label metrics.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize, schemars::JsonSchema)]
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize, schemars::JsonSchema,
+)]
 #[serde(rename_all = "kebab-case")]
 pub enum JobType {
     /// [`Work::ServerInit`]
@@ -144,7 +146,11 @@ pub struct ToolCall {
     #[schemars(length(min = 1))]
     pub tool: String,
     /// The tool's arguments; an empty object where absent.
-    #[serde(default, skip_serializing_if = "Map::is_empty", deserialize_with = "crate::wire::null_is_default")]
+    #[serde(
+        default,
+        skip_serializing_if = "Map::is_empty",
+        deserialize_with = "crate::wire::null_is_default"
+    )]
     pub arguments: Map<String, Value>,
     /// Fields that this version does not know, kept as they came.
     #[serde(flatten)]

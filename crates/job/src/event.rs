@@ -202,9 +202,11 @@ impl Timings {
             submitted_at,
             started_at,
             finished_at,
-            waited_ms: started_at.zip(submitted_at).map(|(start, submit)| {
-                if start > submit { ms(start, submit) } else { 0 }
-            }),
+            waited_ms: started_at.zip(submitted_at).map(
+                |(start, submit)| {
+                    if start > submit { ms(start, submit) } else { 0 }
+                },
+            ),
             ran_ms: started_at.map(|start| ms(finished_at, start)),
         }
     }

@@ -12,5 +12,6 @@ pub mod outcome;
 pub mod record;
 pub mod schema;
 pub mod time;
+pub mod tool_name;
 pub mod topics;
 pub mod wire;

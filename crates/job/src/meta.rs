@@ -19,7 +19,12 @@ pub const FINAL: &str = "io.mcp-fleet/final";
 const TRACE_HEADERS: [&str; 3] = ["traceparent", "tracestate", "baggage"];
 
 /// The `_meta` of a call made for a job.
-pub fn for_call(envelope: &Envelope, attempt: u32, index: Option<usize>, record: &RawRecord) -> Map<String, Value> {
+pub fn for_call(
+    envelope: &Envelope,
+    attempt: u32,
+    index: Option<usize>,
+    record: &RawRecord,
+) -> Map<String, Value> {
     let key = envelope.idempotency_key();
     let mut meta = Map::new();
     meta.insert(JOB_ID.to_owned(), envelope.job_id.clone().into());

@@ -189,7 +189,10 @@ fn checked_in_schemas_are_those_of_the_types() {
             std::fs::write(&path, &expected).unwrap();
         }
         let found = std::fs::read_to_string(&path).unwrap_or_default();
-        assert!(found == expected, "schemas/{name} differs from the types: run UPDATE_SCHEMAS=1 cargo test -p fleet-job");
+        assert!(
+            found == expected,
+            "schemas/{name} differs from the types: run UPDATE_SCHEMAS=1 cargo test -p fleet-job"
+        );
     }
 }
 
@@ -199,7 +202,8 @@ fn the_envelope_schema_accepts_what_the_parser_accepts() {
     let validator = jsonschema::validator_for(&schema).unwrap();
     let good = json!({"jobID": "j", "jobType": "tool-call", "payload": "{\"tool\":\"t\"}", "deadline": 5});
     assert!(validator.is_valid(&good));
-    for bad in [json!({"jobType": "tool-call"}), json!({"jobID": "j", "jobType": "nonsense", "payload": {}})] {
+    for bad in [json!({"jobType": "tool-call"}), json!({"jobID": "j", "jobType": "nonsense", "payload": {}})]
+    {
         assert!(!validator.is_valid(&bad), "{bad}");
     }
 }
@@ -246,7 +250,15 @@ fn envelope() -> impl Strategy<Value = Envelope> {
     let names = (option::of("\\PC{1,20}"), option::of("[a-zA-Z0-9_-]{1,20}"), option::of("\\PC{1,20}"));
     let bounds = (option::of(0_u8..=9), option::of(1_u64..=86_400_000), option::of(1_u32..=100));
     ("\\PC{1,40}", work(), times, names, bounds, json_map(json_value()), json_map(json_value())).prop_map(
-        |(job_id, work, (start, end), (key, reply_to, tenant), (priority, timeout_ms, attempts), metadata, extra)| {
+        |(
+            job_id,
+            work,
+            (start, end),
+            (key, reply_to, tenant),
+            (priority, timeout_ms, attempts),
+            metadata,
+            extra,
+        )| {
             Envelope {
                 priority,
                 not_before: start.and_then(Timestamp::from_millis),

@@ -59,6 +59,12 @@ pub enum KafkaError {
 }
 
 impl KafkaError {
+    /// Whether librdkafka's own queue had no room for a record: hand it over again a little later.
+    pub fn is_queue_full(&self) -> bool {
+        matches!(self, Self::Produce { source, .. }
+            if source.rdkafka_error_code() == Some(RDKafkaErrorCode::QueueFull))
+    }
+
     /// Whether the same request may succeed later without anybody changing anything.
     pub fn is_retryable(&self) -> bool {
         match self {

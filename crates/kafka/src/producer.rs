@@ -10,8 +10,8 @@ use rdkafka::{
 
 use crate::{convert, error::KafkaError, settings::Settings};
 
-/// How long a record may wait for room in librdkafka's own queue.
-const QUEUE_TIMEOUT: Duration = Duration::from_secs(5);
+/// How soon to look again whether librdkafka's own queue has room.
+const QUEUE_RETRY: Duration = Duration::from_millis(20);
 
 /// A record to write.
 #[derive(Debug, Clone, Default)]
@@ -24,6 +24,15 @@ pub struct Outgoing {
     pub value: Option<Vec<u8>>,
     /// The headers, in order.
     pub headers: Vec<Header>,
+}
+
+/// Where a record was written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Delivered {
+    /// The partition.
+    pub partition: i32,
+    /// The offset.
+    pub offset: i64,
 }
 
 /// A producer whose writes are acknowledged by all in-sync replicas. Records of one key keep their order.
@@ -55,25 +64,58 @@ impl Producer {
         self.current.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone()
     }
 
-    /// Writes `record` and waits until the broker has acknowledged it. Records handed over in one order from one task
-    /// are written in that order: the hand-over happens at the first poll of this future.
+    /// Hands `record` over, without waiting; the future ends when the broker has acknowledged it. Records of one key are
+    /// written in the order of these calls.
     ///
     /// # Errors
-    /// [`KafkaError::Produce`] after librdkafka's own retries. The record may have been written all the same, where
-    /// only the acknowledgement was lost.
-    pub async fn send(&self, record: &Outgoing) -> Result<(), KafkaError> {
+    /// [`KafkaError::Produce`] at once when librdkafka's queue is full or the record is too large, or from the future
+    /// after librdkafka's own retries. In the latter case the record may have been written all the same, where only the
+    /// acknowledgement was lost.
+    pub fn enqueue(
+        &self,
+        record: &Outgoing,
+    ) -> Result<impl Future<Output = Result<Delivered, KafkaError>> + use<>, KafkaError> {
         let producer = self.current();
         let mut native: FutureRecord<'_, [u8], [u8]> =
             FutureRecord::to(&record.topic).headers(convert::to_headers(&record.headers));
         native.key = record.key.as_deref();
         native.payload = record.value.as_deref();
-        match producer.send(native, QUEUE_TIMEOUT).await {
-            Ok(_) => Ok(()),
-            Err((source, _)) => {
-                self.replace_after_fatal(&producer, &source);
-                Err(KafkaError::Produce { topic: record.topic.clone(), source })
+        let topic = record.topic.clone();
+        let delivery = producer.send_result(native).map_err(|(source, _)| {
+            self.replace_after_fatal(&producer, &source);
+            KafkaError::Produce { topic: topic.clone(), source }
+        })?;
+        Ok(async move {
+            match delivery.await {
+                Ok(Ok(delivery)) => Ok(Delivered { partition: delivery.partition, offset: delivery.offset }),
+                Ok(Err((source, _))) => Err(KafkaError::Produce { topic, source }),
+                Err(_) => Err(KafkaError::Produce { topic, source: Native::Canceled }),
+            }
+        })
+    }
+
+    /// As [`Producer::enqueue`], but waits for room where librdkafka's queue is full.
+    ///
+    /// # Errors
+    /// As [`Producer::enqueue`].
+    pub async fn enqueue_patiently(
+        &self,
+        record: &Outgoing,
+    ) -> Result<impl Future<Output = Result<Delivered, KafkaError>> + use<>, KafkaError> {
+        loop {
+            match self.enqueue(record) {
+                Err(error) if error.is_queue_full() => tokio::time::sleep(QUEUE_RETRY).await,
+                other => return other,
             }
         }
+    }
+
+    /// Writes `record`, waiting for room where librdkafka's queue is full, and for the acknowledgement.
+    ///
+    /// # Errors
+    /// As [`Producer::enqueue`].
+    pub async fn send(&self, record: &Outgoing) -> Result<Delivered, KafkaError> {
+        self.enqueue_patiently(record).await?.await
     }
 
     fn replace_after_fatal(&self, failed: &FutureProducer, error: &Native) {

@@ -1,1 +1,14 @@
-//! Placeholder.
+//! What every binary of the fleet shares: configuration, logs, metrics, health endpoints, graceful shutdown.
+//!
+//! Nothing here knows jobs, Kafka or MCP. A binary's `main` reads its settings with [`config`], calls
+//! [`telemetry::init`] and [`metrics::install`], serves [`http::router`], and runs until
+//! [`shutdown::signal_token`] is cancelled.
+
+pub mod clock;
+pub mod config;
+pub mod errors;
+pub mod http;
+pub mod invariant;
+pub mod metrics;
+pub mod shutdown;
+pub mod telemetry;

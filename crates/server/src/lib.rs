@@ -1,1 +1,27 @@
-//! Placeholder.
+//! An MCP server that hosts other MCP servers.
+//!
+//! It speaks MCP over Streamable HTTP (`/mcp`), over plain JSON-RPC (`/message`) and on standard input and output. It
+//! has a few tools of its own, and offers those of the servers it hosts, child processes and remote ones, under one
+//! roof. What may be hosted is decided by [`policy`], which by default allows nothing.
+
+pub mod args;
+mod call;
+pub mod config;
+pub mod error;
+pub mod gateway;
+pub mod hosting;
+pub mod http;
+pub mod policy;
+mod run;
+pub mod toolkit;
+pub mod tools;
+
+pub use args::Args;
+pub use config::ServerConfig;
+pub use error::ServerError;
+pub use run::{run, run_until};
+
+/// In a list of tools' `_meta`: the hosted servers that can't be relied on now, and why.
+pub const UNAVAILABLE_KEY: &str = "io.mcp-fleet/unavailable";
+/// In an error result's `_meta`: details for programs.
+pub const ERROR_DETAILS_KEY: &str = "io.mcp-fleet/details";

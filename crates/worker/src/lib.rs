@@ -1,1 +1,16 @@
-//! Placeholder.
+//! The worker: takes jobs from Kafka, calls the tools of an MCP server, writes down what became of them, and only then
+//! commits.
+//!
+//! [`shell`] carries out what the engine decides; [`plan`] says which calls a job makes and what their outcomes add up
+//! to; [`execute`] makes them; [`report`] builds what is written. [`config`] is everything that can be set.
+
+pub mod config;
+mod execute;
+pub mod metrics;
+mod plan;
+mod report;
+mod run;
+mod shell;
+
+pub use config::Args;
+pub use run::{WorkerError, run};

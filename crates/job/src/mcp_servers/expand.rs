@@ -127,7 +127,8 @@ impl ServerEntry {
         let one = |path: &str, text: &str| {
             expand(text, lookup).map_err(|error| FieldExpandError { path: path.to_owned(), error })
         };
-        let optional = |path: &str, text: &Option<String>| text.as_ref().map(|text| one(path, text)).transpose();
+        let optional =
+            |path: &str, text: &Option<String>| text.as_ref().map(|text| one(path, text)).transpose();
         let map = |path: &str, map: &BTreeMap<String, String>| {
             map.iter()
                 .map(|(key, value)| Ok((key.clone(), one(&format!("{path}.{key}"), value)?)))

@@ -113,7 +113,8 @@ fn lookup(name: &str) -> Variable {
 
 #[test]
 fn variables_are_expanded_once() {
-    let check = |text: &str, expected: &str| assert_eq!(expand(text, &lookup).as_deref(), Ok(expected), "{text}");
+    let check =
+        |text: &str, expected: &str| assert_eq!(expand(text, &lookup).as_deref(), Ok(expected), "{text}");
     check("plain $HOME {x}", "plain $HOME {x}");
     check("${HOME}/a", "/home/me/a");
     check("${env:HOME}${HOME}", "/home/me/home/me");
@@ -122,9 +123,13 @@ fn variables_are_expanded_once() {
     check("${HOME:-x}", "/home/me");
     check("${NESTED}", "${HOME}");
     check("$${HOME}", "${HOME}");
-    let fails = |text: &str, expected: ExpandError| assert_eq!(expand(text, &lookup), Err(expected), "{text}");
+    let fails =
+        |text: &str, expected: ExpandError| assert_eq!(expand(text, &lookup), Err(expected), "{text}");
     fails("${NOPE}", ExpandError::Unset { name: "NOPE".to_owned() });
-    fails("${SECRET:-x}", ExpandError::Refused { name: "SECRET".to_owned(), reason: "not listed".to_owned() });
+    fails(
+        "${SECRET:-x}",
+        ExpandError::Refused { name: "SECRET".to_owned(), reason: "not listed".to_owned() },
+    );
     fails("${input:token}", ExpandError::Input { name: "token".to_owned() });
     fails("${a b}", ExpandError::Malformed { text: "a b".to_owned() });
     fails("${}", ExpandError::Malformed { text: String::new() });
@@ -142,7 +147,8 @@ fn every_field_of_an_entry_is_expanded() {
     assert_eq!(server.env["A"], "/home/me");
     assert_eq!(server.env_file.as_deref(), Some("/home/me/.env"));
     assert_eq!(server.cwd.as_deref(), Some("/home/me"));
-    let remote = entry(json!({"url": "http://${NOPE:-h}/", "headers": {"Authorization": "Bearer ${NOPE}"}})).unwrap();
+    let remote =
+        entry(json!({"url": "http://${NOPE:-h}/", "headers": {"Authorization": "Bearer ${NOPE}"}})).unwrap();
     assert_eq!(remote.expand(&lookup).unwrap_err().path, "headers.Authorization");
 }
 
@@ -209,9 +215,20 @@ fn any_entry() -> impl Strategy<Value = ServerEntry> {
     let text = "[ -~é]{1,12}";
     let map = prop::collection::btree_map("[A-Z_]{1,6}", "[ -~]{0,8}", 0..3);
     let remote = (text, map.clone()).prop_map(|(url, headers)| RemoteServer { url, headers });
-    let local =
-        (text, prop::collection::vec("[ -~]{0,8}", 0..4), map, prop::option::of(text), prop::option::of(text))
-            .prop_map(|(command, args, env, env_file, cwd)| StdioServer { command, args, env, env_file, cwd });
+    let local = (
+        text,
+        prop::collection::vec("[ -~]{0,8}", 0..4),
+        map,
+        prop::option::of(text),
+        prop::option::of(text),
+    )
+        .prop_map(|(command, args, env, env_file, cwd)| StdioServer {
+            command,
+            args,
+            env,
+            env_file,
+            cwd,
+        });
     let transport = prop_oneof![
         local.prop_map(Transport::Stdio),
         remote.clone().prop_map(Transport::Http),

@@ -1,0 +1,36 @@
+//! Which Kafka a command talks to. Every command that needs one takes these flags.
+
+use fleet_job::topics::{DEFAULT_JOBS_TOPIC, Topics};
+use fleet_kafka::settings::Settings;
+use fleet_ops::config::Env;
+
+use crate::error::CliError;
+
+/// Brokers and topic.
+#[derive(Debug, Clone, clap::Args)]
+pub(crate) struct Connection {
+    /// Kafka brokers, host:port, comma-separated. KAFKA_PROPERTY_<NAME> sets any librdkafka property.
+    #[arg(long, env = "KAFKA_BROKERS", default_value = "127.0.0.1:9092", value_name = "HOSTS")]
+    pub(crate) brokers: String,
+
+    /// The jobs topic.
+    #[arg(long, env = "KAFKA_TOPIC", default_value = DEFAULT_JOBS_TOPIC, value_name = "NAME")]
+    pub(crate) topic: String,
+}
+
+impl Connection {
+    pub(crate) fn settings(&self) -> Result<Settings, CliError> {
+        settings(&self.brokers)
+    }
+
+    pub(crate) fn topics(&self) -> Topics {
+        Topics::of(self.topic.clone())
+    }
+}
+
+/// Settings for `brokers`, with what the environment says of librdkafka.
+pub(crate) fn settings(brokers: &str) -> Result<Settings, CliError> {
+    let settings = Settings { brokers: brokers.to_owned(), properties: Env::process().kafka_properties()? };
+    settings.check()?;
+    Ok(settings)
+}

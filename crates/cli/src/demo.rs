@@ -1,0 +1,373 @@
+//! `mcp-fleet demo`: the whole fleet at work on the files of the current directory, and an account of every job.
+
+use std::{
+    collections::HashSet,
+    path::{Path, PathBuf},
+    process::ExitCode,
+    time::{Duration, Instant},
+};
+
+use fleet_job::{
+    dead_letter,
+    envelope::{Envelope, ToolCall, Work},
+    event::JobEvent,
+    time::Timestamp,
+};
+use fleet_kafka::{
+    producer::{Outgoing, Producer},
+    reader::{From, Reader},
+    settings::Settings,
+};
+use fleet_ops::shutdown;
+use serde_json::{Map, Value, json};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    error::CliError,
+    output::{self, Talk},
+    stack::{FILES, Stack, StackConfig},
+    submit,
+    tally::{Place, Report, Row, Submitted, Tally},
+};
+
+const OPEN: Duration = Duration::from_secs(10);
+const POLL: Duration = Duration::from_millis(100);
+/// Without any job ending for so long, the demo gives up and shows what there is.
+const STALLED: Duration = Duration::from_secs(90);
+/// Larger files are left out: the file tools have a limit of their own.
+const MAX_FILE_BYTES: u64 = 512 * 1024;
+/// Enough files for every job to have its own, without walking a whole disk.
+const MAX_FILES: usize = 2_000;
+/// The table shows every good job up to so many, and beyond that only what is worth a look.
+const MAX_ROWS: usize = 100;
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// How many jobs to submit, besides the one that hosts the files and the bad ones.
+    #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    jobs: u32,
+
+    /// How many workers to start.
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u16).range(1..=64))]
+    workers: u16,
+
+    /// Use this Kafka instead of the embedded broker; the demo makes topics of its own there.
+    #[arg(long, value_name = "HOSTS")]
+    brokers: Option<String>,
+
+    /// Print one JSON object last on standard output, and talk on standard error.
+    #[arg(long)]
+    json: bool,
+}
+
+pub(crate) async fn run(args: Args) -> Result<ExitCode, CliError> {
+    let talk = Talk { json: args.json };
+    let stop = shutdown::signal_token().map_err(|error| CliError::Io("signals can't be handled", error))?;
+    let root =
+        std::env::current_dir().map_err(|error| CliError::Io("there is no current directory", error))?;
+    let run_dir = tempfile::Builder::new().prefix("mcp-fleet-demo-").tempdir();
+    let run_dir = run_dir.map_err(|error| CliError::Io("can't make a temporary directory", error))?;
+    let unique = uuid::Uuid::new_v4().simple().to_string();
+    let topic = if args.brokers.is_some() { format!("mcp-demo-{unique}") } else { "mcp-jobs".to_owned() };
+
+    talk.say(format!("starting broker, mcp-server and {} workers …", args.workers));
+    let mut stack = tokio::select! {
+        stack = Stack::start(StackConfig {
+            brokers: args.brokers.clone(),
+            broker_port: 0,
+            server_port: 0,
+            data_dir: None,
+            run_dir: run_dir.path().to_owned(),
+            root: root.clone(),
+            group: format!("{topic}-workers"),
+            topic,
+            partitions: i32::from(args.workers).max(4) * 2,
+            workers: usize::from(args.workers),
+        }) => stack?,
+        () = stop.cancelled() => return Ok(ExitCode::FAILURE),
+    };
+    talk.say(format!("broker {}   mcp-server {}", stack.settings.brokers, stack.server_url));
+    let outcome = work(&stack, &root, args.jobs, talk, &stop).await;
+    // The account is made when everybody has stopped and nothing can be added to the topics any more.
+    talk.say("stopping the workers …");
+    stack.stop_fleet().await;
+    let account = match outcome {
+        Ok((submitted, elapsed)) => {
+            let (settings, topics) = (stack.settings.clone(), stack.topics.clone());
+            blocking(move || read_all(&settings, &topics.events, &topics.dlq))
+                .await
+                .map(|tally| tally.report(&submitted, u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX)))
+        }
+        Err(error) => Err(error),
+    };
+    stack.stop().await;
+    let report = account?;
+    show(&report, talk);
+    if args.json {
+        output::json(&report);
+    }
+    let perfect = report.is_perfect() && !stop.is_cancelled();
+    Ok(if perfect { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, CliError> + Send + 'static,
+) -> Result<T, CliError> {
+    tokio::task::spawn_blocking(work).await.map_err(|error| CliError::Usage(error.to_string()))?
+}
+
+/// A record to submit, and what is expected of it.
+struct Planned {
+    label: String,
+    what: String,
+    good: bool,
+    key: Option<String>,
+    value: Vec<u8>,
+}
+
+impl Planned {
+    fn job(envelope: &Envelope, what: String, good: bool, key: Option<String>) -> Self {
+        let value = envelope.to_json().to_string().into_bytes();
+        Self { label: envelope.job_id.clone(), what, good, key, value }
+    }
+}
+
+/// Hosts the files, submits all jobs, and waits until each has come to its end. Returns what was submitted and how long
+/// the jobs took, from the first one written to the last one ended.
+async fn work(
+    stack: &Stack,
+    root: &Path,
+    jobs: u32,
+    talk: Talk,
+    stop: &CancellationToken,
+) -> Result<(Vec<Submitted>, Duration), CliError> {
+    let files = {
+        let root = root.to_owned();
+        blocking(move || Ok(find_files(&root))).await?
+    };
+    talk.say(format!("hosting {} as MCP server `{FILES}` ({} files)", root.display(), files.len()));
+    let producer = Producer::new(&stack.settings)?;
+    let (settings, events) = (stack.settings.clone(), stack.topics.events.clone());
+    let mut reader = blocking(move || Ok(Reader::open(&settings, &events, From::Start, OPEN)?)).await?;
+
+    let init = stack.files_job("host-files".to_owned())?;
+    let init = Planned::job(&init, format!("host server `{FILES}`"), true, Some(FILES.to_owned()));
+    let mut submitted = write(&producer, &stack.topics.jobs, vec![init]).await?;
+    let hosted: HashSet<Place> = submitted.iter().map(|record| record.place).collect();
+    let (bar, token) = (submit::progress(1, "hosting", talk.json), stop.clone());
+    reader = blocking(move || wait(reader, hosted, &bar, &token).map(|(reader, _)| reader)).await?;
+
+    let started = fleet_ops::clock::now();
+    let written = write(&producer, &stack.topics.jobs, plan(&files, jobs)).await?;
+    let open: HashSet<Place> = written.iter().map(|record| record.place).collect();
+    submitted.extend(written);
+    let (bar, token) = (submit::progress(open.len(), "jobs", talk.json), stop.clone());
+    let (_, ended) = blocking(move || wait(reader, open, &bar, &token)).await?;
+    Ok((
+        submitted,
+        ended.map_or_else(|| fleet_ops::clock::now().since(started), |ended| ended.since(started)),
+    ))
+}
+
+/// The jobs over `files`, and a few that can't succeed.
+fn plan(files: &[PathBuf], jobs: u32) -> Vec<Planned> {
+    let call = |label: String, tool: &str, arguments: Value, good: bool| {
+        let what = format!("{FILES}__{tool} {arguments}");
+        let key = arguments["path"].as_str().map(str::to_owned);
+        let arguments = arguments.as_object().cloned().unwrap_or_else(Map::new);
+        let call =
+            ToolCall { server: Some(FILES.to_owned()), tool: tool.to_owned(), arguments, extra: Map::new() };
+        Planned::job(&Envelope::new(label, Work::ToolCall(call)), what, good, key)
+    };
+    let mut planned: Vec<Planned> = (0..jobs as usize)
+        .map(|index| {
+            let label = format!("job-{:04}", index + 1);
+            match files.get(index % files.len().max(1)) {
+                None => call(label, "file_list", json!({"path": "."}), true),
+                Some(path) if index % 3 == 2 => call(label, "file_read", json!({"path": path}), true),
+                Some(path) => call(label, "file_digest", json!({"path": path}), true),
+            }
+        })
+        .collect();
+    let middle = planned.len() / 2;
+    planned.insert(middle, call("bad-tool".to_owned(), "no_such_tool", json!({}), false));
+    planned.insert(
+        middle,
+        call("bad-path".to_owned(), "file_read", json!({"path": "../../../../etc/passwd"}), false),
+    );
+    planned.insert(
+        middle,
+        Planned {
+            label: "bad-bytes".to_owned(),
+            what: "bytes that are no JSON".to_owned(),
+            good: false,
+            key: None,
+            value: vec![0xff, 0xfe, 0x00, b'{'],
+        },
+    );
+    let unknown = json!({"jobID": "bad-type", "jobType": "make-coffee", "payload": {}});
+    planned.insert(
+        middle,
+        Planned {
+            label: "bad-type".to_owned(),
+            what: "unknown jobType".to_owned(),
+            good: false,
+            key: None,
+            value: unknown.to_string().into_bytes(),
+        },
+    );
+    planned
+}
+
+async fn write(producer: &Producer, topic: &str, planned: Vec<Planned>) -> Result<Vec<Submitted>, CliError> {
+    let (records, about): (Vec<_>, Vec<_>) = planned
+        .into_iter()
+        .map(|job| {
+            let key = job.key.map(String::into_bytes);
+            let record =
+                Outgoing { topic: topic.to_owned(), key, value: Some(job.value), headers: Vec::new() };
+            (record, (job.label, job.what, job.good))
+        })
+        .unzip();
+    let places = submit::write_all(producer, &records, || {}).await?;
+    let submitted = about.into_iter().zip(places);
+    Ok(submitted.map(|((label, what, good), place)| Submitted { label, what, good, place }).collect())
+}
+
+/// Reads events until every record in `open` has come to its end; the time of the last end.
+fn wait(
+    mut reader: Reader,
+    mut open: HashSet<Place>,
+    bar: &indicatif::ProgressBar,
+    stop: &CancellationToken,
+) -> Result<(Reader, Option<Timestamp>), CliError> {
+    let (mut moved, mut ended) = (Instant::now(), None);
+    while !open.is_empty() && !stop.is_cancelled() && moved.elapsed() < STALLED {
+        let Some(record) = reader.next(POLL)? else { continue };
+        let Ok(event) = serde_json::from_slice::<JobEvent>(&record.value.unwrap_or_default()) else {
+            continue;
+        };
+        let source = event.source.as_ref().filter(|_| event.state.is_terminal());
+        if source.is_some_and(|source| open.remove(&(source.partition, source.offset))) {
+            moved = Instant::now();
+            ended = ended.max(Some(submit::ended_at(&event)));
+            bar.inc(1);
+        }
+    }
+    bar.finish_and_clear();
+    Ok((reader, ended))
+}
+
+/// Everything that stands on the events and dead-letter topics.
+fn read_all(settings: &Settings, events: &str, dlq: &str) -> Result<Tally, CliError> {
+    let mut tally = Tally::default();
+    let mut reader = Reader::open(settings, events, From::Start, OPEN)?;
+    while let Some(record) = next(&mut reader)? {
+        if let Ok(event) = serde_json::from_slice(&record.value.unwrap_or_default()) {
+            tally.event(event);
+        }
+    }
+    let mut reader = Reader::open(settings, dlq, From::Start, OPEN)?;
+    while let Some(record) = next(&mut reader)? {
+        if let Some(place) = dead_letter::original_place(&record.headers) {
+            tally.dead_letter(place);
+        }
+    }
+    Ok(tally)
+}
+
+/// The next record before the end of the topic.
+fn next(reader: &mut Reader) -> Result<Option<fleet_job::record::RawRecord>, CliError> {
+    let patience = Instant::now() + OPEN;
+    while !reader.at_end() && Instant::now() < patience {
+        if let Some(record) = reader.next(POLL)? {
+            return Ok(Some(record));
+        }
+    }
+    Ok(None)
+}
+
+/// Files below `root` that the demo can work on: no hidden ones, no build output, not too large.
+fn find_files(root: &Path) -> Vec<PathBuf> {
+    let skip = |name: &str| name.starts_with('.') || name == "target" || name == "node_modules";
+    let (mut found, mut open) = (Vec::new(), vec![root.to_owned()]);
+    while let Some(directory) = open.pop() {
+        let Ok(entries) = std::fs::read_dir(&directory) else { continue };
+        let mut entries: Vec<_> = entries.flatten().collect();
+        entries.sort_by_key(std::fs::DirEntry::file_name);
+        for entry in entries {
+            let Ok(name) = entry.file_name().into_string() else { continue };
+            let Ok(kind) = entry.file_type() else { continue };
+            let path = entry.path();
+            if skip(&name) {
+                continue;
+            }
+            if kind.is_dir() {
+                open.push(path);
+            } else if kind.is_file()
+                && entry.metadata().is_ok_and(|metadata| metadata.len() <= MAX_FILE_BYTES)
+                && let Ok(relative) = path.strip_prefix(root)
+                && relative.to_str().is_some()
+            {
+                found.push(relative.to_owned());
+            }
+            if found.len() >= MAX_FILES {
+                return found;
+            }
+        }
+    }
+    found
+}
+
+// --- Showing ---------------------------------------------------------------------------------------------------------
+
+fn show(report: &Report, talk: Talk) {
+    let all = report.rows.len() <= MAX_ROWS;
+    let shown: Vec<&Row> =
+        report.rows.iter().filter(|row| all || row.state != "succeeded" || row.attempts > 1).collect();
+    let mut table = comfy_table::Table::new();
+    table.load_preset(comfy_table::presets::NOTHING);
+    table.set_header(["JOB", "WHAT", "STATE", "ATTEMPTS", "MS", "WORKER", "NOTE"]);
+    for row in shown {
+        let ms = row.ms.map_or_else(|| "-".to_owned(), |ms| ms.to_string());
+        table.add_row([
+            shortened(&row.label, 24),
+            shortened(&row.what, 60),
+            row.state.clone(),
+            row.attempts.to_string(),
+            ms,
+            row.worker.clone(),
+            shortened(&row.note, 70),
+        ]);
+    }
+    talk.say(format!("\n{table}"));
+    if !all {
+        talk.say("(jobs that succeeded at the first attempt are not listed)");
+    }
+    talk.say(format!(
+        "\n{} submitted: {} succeeded, {} failed, {} dead letters, {} lost, {} repeated; {} ms, {} jobs/s",
+        report.submitted,
+        report.succeeded,
+        report.failed,
+        report.dead_lettered,
+        report.lost,
+        report.repeated,
+        report.elapsed_ms,
+        report.jobs_per_second
+    ));
+    for surprise in &report.surprises {
+        talk.say(format!("unexpected: {surprise}"));
+    }
+    if report.is_perfect() {
+        talk.say("every record has exactly one terminal state, and the one it was meant to have");
+    }
+}
+
+fn shortened(text: &str, length: usize) -> String {
+    let text = text.replace(['\n', '\r'], " ");
+    if text.chars().count() <= length {
+        return text;
+    }
+    let kept: String = text.chars().take(length.saturating_sub(1)).collect();
+    format!("{kept}…")
+}

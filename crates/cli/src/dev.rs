@@ -1,0 +1,175 @@
+//! `mcp-fleet dev`: the whole fleet, kept running until Ctrl-C, with workers that are started again when they die.
+
+use std::{path::PathBuf, process::ExitCode, time::Duration};
+
+use fleet_job::topics::DEFAULT_JOBS_TOPIC;
+use fleet_kafka::producer::{Outgoing, Producer};
+use fleet_ops::shutdown;
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    error::CliError,
+    output,
+    stack::{FILES, Stack, StackConfig},
+    supervise,
+};
+
+/// How often the children are looked at.
+const LOOK: Duration = Duration::from_millis(250);
+/// The first delay before a process is started again; it doubles while the process keeps dying.
+const RESTART: Duration = Duration::from_millis(500);
+const RESTART_MAX: Duration = Duration::from_secs(30);
+/// A process that has lived for so long is well; its next death counts as the first.
+const WELL: Duration = Duration::from_secs(30);
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// How many workers to start.
+    #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u16).range(1..=64))]
+    workers: u16,
+
+    /// Keep topics, offsets and logs in this directory; without it everything is gone at the end.
+    #[arg(long, value_name = "DIR")]
+    data_dir: Option<PathBuf>,
+
+    /// Use this Kafka instead of the embedded broker.
+    #[arg(long, value_name = "HOSTS")]
+    brokers: Option<String>,
+
+    /// The port of the embedded broker.
+    #[arg(long, default_value_t = 9092)]
+    broker_port: u16,
+
+    /// The port of the MCP server.
+    #[arg(long, default_value_t = 8080)]
+    server_port: u16,
+
+    /// The jobs topic.
+    #[arg(long, env = "KAFKA_TOPIC", default_value = DEFAULT_JOBS_TOPIC, value_name = "NAME")]
+    topic: String,
+
+    /// Partitions of the jobs topic, if it has to be made.
+    #[arg(long, default_value_t = 12, value_parser = clap::value_parser!(i32).range(1..))]
+    partitions: i32,
+}
+
+pub(crate) async fn run(args: Args) -> Result<ExitCode, CliError> {
+    let stop = shutdown::signal_token().map_err(|error| CliError::Io("signals can't be handled", error))?;
+    let root =
+        std::env::current_dir().map_err(|error| CliError::Io("there is no current directory", error))?;
+    let temporary = tempfile::Builder::new().prefix("mcp-fleet-dev-").tempdir();
+    let temporary = temporary.map_err(|error| CliError::Io("can't make a temporary directory", error))?;
+    let run_dir = args.data_dir.as_ref().map_or_else(|| temporary.path().to_owned(), |dir| dir.join("run"));
+    let config = StackConfig {
+        brokers: args.brokers,
+        broker_port: args.broker_port,
+        server_port: args.server_port,
+        data_dir: args.data_dir.as_ref().map(|dir| dir.join("broker")),
+        run_dir: run_dir.clone(),
+        root,
+        topic: args.topic,
+        group: "mcp-workers".to_owned(),
+        partitions: args.partitions,
+        workers: usize::from(args.workers),
+    };
+    output::line("starting …");
+    let mut stack = tokio::select! {
+        stack = Stack::start(config) => stack?,
+        () = stop.cancelled() => return Ok(ExitCode::FAILURE),
+    };
+    host_files(&stack).await?;
+    say_what_is_next(&stack, &run_dir);
+    keep_running(&mut stack, &stop).await?;
+    output::line("stopping: workers drain, then the server, then the broker …");
+    stack.stop().await;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Submits the job that offers the files of this directory, so that there is something to call.
+async fn host_files(stack: &Stack) -> Result<(), CliError> {
+    let job = stack.files_job(format!("host-files-{}", uuid::Uuid::now_v7()))?;
+    let record = Outgoing {
+        topic: stack.topics.jobs.clone(),
+        key: Some(FILES.as_bytes().to_vec()),
+        value: Some(job.to_json().to_string().into_bytes()),
+        headers: Vec::new(),
+    };
+    Producer::new(&stack.settings)?.send(&record).await?;
+    Ok(())
+}
+
+fn say_what_is_next(stack: &Stack, run_dir: &std::path::Path) {
+    let brokers = &stack.settings.brokers;
+    output::line(&format!("broker      {brokers}"));
+    output::line(&format!("mcp-server  {}/mcp", stack.server_url));
+    for worker in &stack.workers {
+        output::line(&format!("worker      {} (pid {})", worker.name, worker.id().unwrap_or_default()));
+    }
+    output::line(&format!("logs        {}", run_dir.display()));
+    output::line("\nIn another terminal, in this directory:");
+    output::line(&format!("  mcp-fleet events --brokers {brokers}"));
+    output::line(&format!(
+        "  mcp-fleet submit --brokers {brokers} --server {FILES} --tool file_list --arguments '{{\"path\":\".\"}}' --wait"
+    ));
+    output::line("\nCtrl-C ends everything; jobs under way are finished first.");
+}
+
+/// Deaths of one process in a row.
+#[derive(Debug, Clone, Copy)]
+struct Deaths {
+    count: u32,
+    started: tokio::time::Instant,
+    restart_at: Option<tokio::time::Instant>,
+}
+
+impl Deaths {
+    fn none() -> Self {
+        Self { count: 0, started: tokio::time::Instant::now(), restart_at: None }
+    }
+
+    /// When to start again a process that has just been found dead.
+    fn next(&mut self) -> Duration {
+        self.count = if self.started.elapsed() >= WELL { 1 } else { self.count.saturating_add(1) };
+        let delay = RESTART.saturating_mul(1 << self.count.saturating_sub(1).min(10)).min(RESTART_MAX);
+        self.restart_at = Some(tokio::time::Instant::now() + delay);
+        delay
+    }
+}
+
+/// Starts workers again when they die. Without a server there is nothing to run, so its death ends everything.
+async fn keep_running(stack: &mut Stack, stop: &CancellationToken) -> Result<(), CliError> {
+    let mut deaths = vec![Deaths::none(); stack.workers.len()];
+    let mut look = tokio::time::interval(LOOK);
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return Ok(()),
+            _ = look.tick() => {}
+        }
+        if let Some(status) = stack.server.as_mut().and_then(supervise::Process::exited) {
+            let log = stack.server.as_ref().map(supervise::Process::tail).unwrap_or_default();
+            return Err(CliError::EarlyEnd {
+                name: format!("mcp-server {}", supervise::describe(status)),
+                log,
+            });
+        }
+        for (index, deaths) in deaths.iter_mut().enumerate() {
+            let due = deaths.restart_at.is_some_and(|at| tokio::time::Instant::now() >= at);
+            if due {
+                let worker = stack.start_worker(index + 1)?;
+                output::line(&format!(
+                    "{} started again (pid {})",
+                    worker.name,
+                    worker.id().unwrap_or_default()
+                ));
+                stack.workers[index] = worker;
+                *deaths = Deaths { started: tokio::time::Instant::now(), restart_at: None, ..*deaths };
+            } else if deaths.restart_at.is_none()
+                && let Some(status) = stack.workers[index].exited()
+            {
+                let delay = deaths.next();
+                let (name, how) = (&stack.workers[index].name, supervise::describe(status));
+                output::line(&format!("{name} {how}; starting it again in {delay:?}"));
+            }
+        }
+    }
+}

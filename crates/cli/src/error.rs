@@ -1,0 +1,43 @@
+//! What can go wrong in a command, for people.
+
+use std::path::PathBuf;
+
+use fleet_job::decode::DecodeError;
+use fleet_kafka::KafkaError;
+
+/// Why a command failed.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum CliError {
+    #[error(transparent)]
+    Kafka(#[from] KafkaError),
+    #[error("the configuration can't be used")]
+    Config(#[from] fleet_ops::config::ConfigError),
+    #[error("the embedded broker failed")]
+    Broker(#[from] crate::broker::BrokerError),
+    #[error(transparent)]
+    Worker(#[from] kafka_worker::WorkerError),
+    #[error(transparent)]
+    Server(#[from] mcp_server::ServerError),
+    #[error("{what} `{path}`")]
+    File {
+        what: &'static str,
+        path: PathBuf,
+        #[source]
+        source: std::io::Error,
+    },
+    #[error("{0}")]
+    Io(&'static str, #[source] std::io::Error),
+    #[error("line {line} of {file} is not a job, and nothing was submitted")]
+    Line {
+        file: String,
+        line: usize,
+        #[source]
+        source: DecodeError,
+    },
+    #[error("{0}")]
+    Usage(String),
+    #[error("{name} ended before it was ready; the end of its log:\n{log}")]
+    EarlyEnd { name: String, log: String },
+    #[error("{name} was not ready within {seconds} s; the end of its log:\n{log}")]
+    Slow { name: String, seconds: u64, log: String },
+}

@@ -1,0 +1,184 @@
+//! A whole fleet on one machine: broker, topics, server, workers.
+
+use std::{
+    net::{Ipv4Addr, SocketAddr},
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use fleet_job::{
+    envelope::{Envelope, Work},
+    topics::Topics,
+};
+use fleet_kafka::{admin, settings::Settings};
+use serde_json::{Map, json};
+
+use crate::{
+    broker::{Broker, BrokerConfig},
+    connection,
+    error::CliError,
+    supervise::Process,
+};
+
+/// The name under which the files of the current directory are hosted.
+pub(crate) const FILES: &str = "files";
+const READY: Duration = Duration::from_secs(30);
+/// Longer than the drain of a worker.
+const STOP: Duration = Duration::from_secs(40);
+
+/// What to start.
+#[derive(Debug, Clone)]
+pub(crate) struct StackConfig {
+    /// A Kafka that is there already; without it the embedded broker is started.
+    pub(crate) brokers: Option<String>,
+    pub(crate) broker_port: u16,
+    pub(crate) server_port: u16,
+    pub(crate) data_dir: Option<PathBuf>,
+    /// Where logs and the policy go.
+    pub(crate) run_dir: PathBuf,
+    /// The directory whose files are hosted.
+    pub(crate) root: PathBuf,
+    pub(crate) topic: String,
+    pub(crate) group: String,
+    pub(crate) partitions: i32,
+    pub(crate) workers: usize,
+}
+
+/// A running fleet.
+#[derive(Debug)]
+pub(crate) struct Stack {
+    broker: Option<Broker>,
+    pub(crate) settings: Settings,
+    pub(crate) topics: Topics,
+    pub(crate) server: Option<Process>,
+    pub(crate) server_url: String,
+    pub(crate) workers: Vec<Process>,
+    config: StackConfig,
+}
+
+impl Stack {
+    /// Starts everything and waits until all of it answers.
+    pub(crate) async fn start(config: StackConfig) -> Result<Self, CliError> {
+        std::fs::create_dir_all(&config.run_dir).map_err(|source| CliError::File {
+            what: "can't make the directory",
+            path: config.run_dir.clone(),
+            source,
+        })?;
+        let broker = match &config.brokers {
+            Some(_) => None,
+            None => {
+                let listen = SocketAddr::from((Ipv4Addr::LOCALHOST, config.broker_port));
+                Some(Broker::start(BrokerConfig { listen, data_dir: config.data_dir.clone() }).await?)
+            }
+        };
+        let brokers =
+            broker.as_ref().map(Broker::bootstrap).or_else(|| config.brokers.clone()).unwrap_or_default();
+        let settings = connection::settings(&brokers)?;
+        let topics = Topics::of(config.topic.clone());
+        let replication = if broker.is_some() { 1 } else { -1 };
+        admin::create_topics(&settings, &admin::fleet_topics(&topics, config.partitions, replication))
+            .await?;
+
+        let policy = write_policy(&config)?;
+        let args = [
+            "server".to_owned(),
+            "--host=127.0.0.1".to_owned(),
+            format!("--port={}", config.server_port),
+            format!("--policy={}", policy.display()),
+        ];
+        let mut server = Process::start("mcp-server", &config.run_dir, &args, &[])?;
+        let server_url = format!("http://{}", server.ready(READY).await?);
+        let mut stack =
+            Self { broker, settings, topics, server: Some(server), server_url, workers: Vec::new(), config };
+        for number in 1..=stack.config.workers {
+            let worker = stack.start_worker(number)?;
+            stack.workers.push(worker);
+        }
+        for worker in &mut stack.workers {
+            worker.ready(READY).await?;
+        }
+        Ok(stack)
+    }
+
+    /// Starts worker `number` without waiting for it.
+    pub(crate) fn start_worker(&self, number: usize) -> Result<Process, CliError> {
+        let name = format!("kafka-worker-{number}");
+        let args = [
+            "worker".to_owned(),
+            "--host=127.0.0.1".to_owned(),
+            "--port=0".to_owned(),
+            format!("--brokers={}", self.settings.brokers),
+            format!("--topic={}", self.topics.jobs),
+            format!("--group={}", self.config.group),
+            format!("--server-url={}", self.server_url),
+            format!("--worker-id={name}"),
+        ];
+        // On one machine a dead worker should be noticed in seconds; a user's own wish goes before.
+        let quick =
+            [("KAFKA_PROPERTY_SESSION_TIMEOUT_MS", "6000"), ("KAFKA_PROPERTY_HEARTBEAT_INTERVAL_MS", "1500")];
+        let env: Vec<_> = quick.into_iter().filter(|(name, _)| std::env::var_os(name).is_none()).collect();
+        Process::start(&name, &self.config.run_dir, &args, &env)
+    }
+
+    /// The job that hosts the files of the root directory: this binary again, over standard input and output.
+    pub(crate) fn files_job(&self, job_id: String) -> Result<Envelope, CliError> {
+        let argv = files_argv(&self.config.root)?;
+        let (command, args) = argv.split_first().map_or(("", &[][..]), |(command, args)| (command, args));
+        let payload = json!({"mcpServers": {FILES: {"command": command, "args": args}}});
+        let payload = payload.as_object().cloned().unwrap_or_else(Map::new);
+        Ok(Envelope::new(job_id, Work::ServerInit(payload)))
+    }
+
+    /// Ends workers and server; the workers drain first. The broker stays.
+    pub(crate) async fn stop_fleet(&mut self) {
+        self.workers.iter().for_each(Process::terminate);
+        for worker in self.workers.drain(..) {
+            worker.stopped(STOP).await;
+        }
+        if let Some(server) = self.server.take() {
+            server.terminate();
+            server.stopped(STOP).await;
+        }
+    }
+
+    /// Ends everything.
+    pub(crate) async fn stop(mut self) {
+        self.stop_fleet().await;
+        if let Some(broker) = self.broker {
+            broker.stop().await;
+        }
+    }
+}
+
+/// The command line of the stdio server that offers the files of `root`.
+fn files_argv(root: &Path) -> Result<Vec<String>, CliError> {
+    let exe = std::env::current_exe().map_err(|error| CliError::Io("can't find this program", error))?;
+    let text = |path: &Path| {
+        path.to_str()
+            .map(str::to_owned)
+            .ok_or_else(|| CliError::Usage(format!("`{}` is not UTF-8, which JSON needs", path.display())))
+    };
+    Ok(vec![text(&exe)?, "server".to_owned(), "--stdio".to_owned(), format!("--root={}", text(root)?)])
+}
+
+/// A policy that allows exactly the one command line that hosts the files.
+fn write_policy(config: &StackConfig) -> Result<PathBuf, CliError> {
+    #[derive(serde::Serialize)]
+    struct Policy {
+        command: Vec<Allowed>,
+    }
+    #[derive(serde::Serialize)]
+    struct Allowed {
+        argv: Vec<String>,
+    }
+    let argv = files_argv(&config.root)?.iter().map(|word| mcp_server::policy::escape(word)).collect();
+    let policy = Policy { command: vec![Allowed { argv }] };
+    let path = config.run_dir.join("policy.toml");
+    let text = toml::to_string(&policy).map_err(|error| CliError::Usage(error.to_string()))?;
+    std::fs::write(&path, text).map_err(|source| CliError::File {
+        what: "can't write",
+        path: path.clone(),
+        source,
+    })?;
+    Ok(path)
+}

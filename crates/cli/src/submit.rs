@@ -1,0 +1,309 @@
+//! `mcp-fleet submit`: putting jobs on the jobs topic, and waiting for them.
+
+use std::{
+    collections::{HashMap, HashSet, VecDeque},
+    io::Read as _,
+    path::PathBuf,
+    process::ExitCode,
+    time::{Duration, Instant},
+};
+
+use fleet_job::{
+    decode,
+    envelope::{Envelope, ToolCall, Work},
+    event::{JobEvent, JobState},
+    time::Timestamp,
+    topics::Topics,
+};
+use fleet_kafka::{
+    KafkaError,
+    producer::{Delivered, Outgoing, Producer},
+    reader::{From, Reader},
+};
+use indicatif::ProgressBar;
+use serde_json::{Map, Value, json};
+
+use crate::{connection::Connection, error::CliError, events, output, tally::Place};
+
+const OPEN: Duration = Duration::from_secs(10);
+const POLL: Duration = Duration::from_millis(100);
+/// Records handed over to the producer and not acknowledged yet.
+const WINDOW: usize = 1000;
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    #[command(flatten)]
+    connection: Connection,
+
+    /// Envelopes, one JSON object a line; `-` for standard input.
+    #[arg(value_name = "FILE", conflicts_with_all = ["tool", "server_init"], required_unless_present_any = ["tool", "server_init"])]
+    file: Option<PathBuf>,
+
+    /// Submit one call of this tool.
+    #[arg(long, value_name = "NAME")]
+    tool: Option<String>,
+
+    /// The hosted server whose tool it is.
+    #[arg(long, requires = "tool", value_name = "NAME")]
+    server: Option<String>,
+
+    /// The tool's arguments, a JSON object.
+    #[arg(long, requires = "tool", default_value = "{}", value_name = "JSON")]
+    arguments: String,
+
+    /// Submit one job that hosts the servers of this mcpServers file.
+    #[arg(long, conflicts_with = "tool", value_name = "FILE")]
+    server_init: Option<PathBuf>,
+
+    /// The job's id; a new UUID where it is not set.
+    #[arg(long, conflicts_with = "file", value_name = "ID")]
+    job_id: Option<String>,
+
+    /// The ordering key of all jobs; without it a job's own `key` field is used, and without that none.
+    #[arg(long, value_name = "KEY")]
+    key: Option<String>,
+
+    /// Wait until every job has come to its end; exit with 1 unless all succeeded.
+    #[arg(long)]
+    wait: bool,
+
+    /// How long to wait, in seconds.
+    #[arg(long, requires = "wait", default_value_t = 600, value_name = "SECONDS")]
+    timeout: u64,
+
+    /// Print JSON: the terminal events, one a line, then a summary.
+    #[arg(long)]
+    json: bool,
+}
+
+/// A job with the key it is to be written under.
+struct Job {
+    envelope: Envelope,
+    key: Option<String>,
+}
+
+pub(crate) async fn run(args: Args) -> Result<ExitCode, CliError> {
+    let jobs = jobs(&args)?;
+    let settings = args.connection.settings()?;
+    let topics = args.connection.topics();
+    // Opened before the first job is written, or its end could be missed.
+    let reader = if args.wait {
+        let (settings, topic) = (settings.clone(), topics.events.clone());
+        let open = move || Reader::open(&settings, &topic, From::Now, OPEN);
+        Some(tokio::task::spawn_blocking(open).await.map_err(|error| CliError::Usage(error.to_string()))??)
+    } else {
+        None
+    };
+    let producer = Producer::new(&settings)?;
+    let bar = progress(jobs.len(), "submitting", args.json);
+    let places = write(&producer, &topics, &jobs, &bar).await?;
+    bar.finish_and_clear();
+    let Some(reader) = reader else {
+        let ids: Vec<_> = jobs.iter().map(|job| &job.envelope.job_id).collect();
+        if args.json {
+            output::json(&json!({"submitted": ids.len(), "jobs": ids}));
+        } else {
+            output::line(&format!("submitted {} jobs to {}", ids.len(), topics.jobs));
+            for id in ids.iter().take(10) {
+                output::line(&format!("  {id}"));
+            }
+        }
+        return Ok(ExitCode::SUCCESS);
+    };
+    let (timeout, as_json) = (Duration::from_secs(args.timeout), args.json);
+    let waited = tokio::task::spawn_blocking(move || wait(reader, &places, timeout, as_json));
+    waited.await.map_err(|error| CliError::Usage(error.to_string()))?
+}
+
+// --- What to submit --------------------------------------------------------------------------------------------------
+
+fn jobs(args: &Args) -> Result<Vec<Job>, CliError> {
+    if let Some(path) = &args.file {
+        return from_file(path, args.key.as_deref());
+    }
+    let job_id = args.job_id.clone().unwrap_or_else(|| uuid::Uuid::now_v7().to_string());
+    let mut object = json!({"jobID": job_id});
+    if let Some(path) = &args.server_init {
+        let text = read(path)?;
+        let payload: Value = serde_json::from_str(&text)
+            .map_err(|error| CliError::Usage(format!("`{}` is not JSON: {error}", path.display())))?;
+        object["jobType"] = "server-init".into();
+        object["payload"] = payload;
+    } else {
+        let arguments: Map<String, Value> = serde_json::from_str(&args.arguments)
+            .map_err(|error| CliError::Usage(format!("--arguments is not a JSON object: {error}")))?;
+        let call = ToolCall {
+            server: args.server.clone(),
+            tool: args.tool.clone().unwrap_or_default(),
+            arguments,
+            extra: Map::new(),
+        };
+        object = Envelope::new(job_id, Work::ToolCall(call)).to_json();
+    }
+    let envelope = decode::from_json(object.to_string().as_bytes())
+        .map_err(|error| CliError::Usage(format!("this is not a job: {error}")))?;
+    Ok(vec![Job { envelope, key: args.key.clone() }])
+}
+
+fn from_file(path: &PathBuf, key: Option<&str>) -> Result<Vec<Job>, CliError> {
+    let text = read(path)?;
+    let lines = text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty());
+    let jobs = lines.map(|(index, line)| {
+        let mut envelope = decode::from_json(line.as_bytes()).map_err(|source| CliError::Line {
+            file: path.display().to_string(),
+            line: index + 1,
+            source,
+        })?;
+        // `key` is not a field of the envelope but of the record around it.
+        let own = match envelope.extra.shift_remove("key") {
+            Some(Value::String(own)) => Some(own),
+            Some(other) => {
+                envelope.extra.insert("key".to_owned(), other);
+                None
+            }
+            None => None,
+        };
+        Ok(Job { envelope, key: key.map(str::to_owned).or(own) })
+    });
+    let jobs: Vec<Job> = jobs.collect::<Result<_, CliError>>()?;
+    if jobs.is_empty() {
+        return Err(CliError::Usage(format!("`{}` holds no jobs", path.display())));
+    }
+    Ok(jobs)
+}
+
+fn read(path: &PathBuf) -> Result<String, CliError> {
+    let text = if path.as_os_str() == "-" {
+        let mut text = String::new();
+        std::io::stdin().read_to_string(&mut text).map(|_| text)
+    } else {
+        std::fs::read_to_string(path)
+    };
+    text.map_err(|source| CliError::File { what: "can't read", path: path.clone(), source })
+}
+
+// --- Writing ---------------------------------------------------------------------------------------------------------
+
+/// Writes the jobs in order and says where each one stands.
+async fn write(
+    producer: &Producer,
+    topics: &Topics,
+    jobs: &[Job],
+    bar: &ProgressBar,
+) -> Result<Vec<Place>, CliError> {
+    let now = fleet_ops::clock::now();
+    let queued: Vec<_> = jobs.iter().map(|job| queued(topics, &job.envelope, now)).collect();
+    let records: Vec<_> = jobs
+        .iter()
+        .map(|job| Outgoing {
+            topic: topics.jobs.clone(),
+            key: job.key.as_ref().map(|key| key.clone().into_bytes()),
+            value: Some(job.envelope.to_json().to_string().into_bytes()),
+            headers: Vec::new(),
+        })
+        .collect();
+    // The queued events go first: written after the jobs, they could hide what a quick worker has said already.
+    write_all(producer, &queued, || {}).await?;
+    Ok(write_all(producer, &records, || bar.inc(1)).await?)
+}
+
+fn queued(topics: &Topics, envelope: &Envelope, now: Timestamp) -> Outgoing {
+    Outgoing {
+        topic: topics.events.clone(),
+        key: Some(envelope.job_id.clone().into_bytes()),
+        value: Some(JobEvent::about(envelope, JobState::Queued, now).to_bytes()),
+        headers: Vec::new(),
+    }
+}
+
+/// Writes `records` in order, many at a time, and says where each one stands.
+pub(crate) async fn write_all(
+    producer: &Producer,
+    records: &[Outgoing],
+    mut written: impl FnMut(),
+) -> Result<Vec<Place>, KafkaError> {
+    let mut places = Vec::with_capacity(records.len());
+    let mut waiting = VecDeque::new();
+    for index in 0..=records.len() {
+        // After the last record everything is waited for.
+        let room = match records.get(index) {
+            Some(record) => {
+                waiting.push_back(producer.enqueue_patiently(record).await?);
+                WINDOW
+            }
+            None => 0,
+        };
+        while waiting.len() > room
+            && let Some(delivery) = waiting.pop_front()
+        {
+            let Delivered { partition, offset } = delivery.await?;
+            places.push((partition, offset));
+            written();
+        }
+    }
+    Ok(places)
+}
+
+/// A bar on standard error, which hides itself where there is no terminal.
+pub(crate) fn progress(length: usize, what: &'static str, quiet: bool) -> ProgressBar {
+    if quiet {
+        return ProgressBar::hidden();
+    }
+    let style = indicatif::ProgressStyle::with_template("{msg} [{bar:40}] {pos}/{len} {per_sec} {elapsed}");
+    let bar = ProgressBar::new(length as u64).with_message(what);
+    if let Ok(style) = style { bar.with_style(style) } else { bar }
+}
+
+// --- Waiting ---------------------------------------------------------------------------------------------------------
+
+fn wait(
+    mut reader: Reader,
+    places: &[Place],
+    timeout: Duration,
+    as_json: bool,
+) -> Result<ExitCode, CliError> {
+    let deadline = Instant::now() + timeout;
+    let mut open: HashSet<Place> = places.iter().copied().collect();
+    let mut states: HashMap<&str, usize> = HashMap::new();
+    let bar = progress(places.len(), "waiting", as_json);
+    while !open.is_empty() && Instant::now() < deadline {
+        let Some(record) = reader.next(POLL)? else { continue };
+        let Ok(event) = serde_json::from_slice::<JobEvent>(&record.value.unwrap_or_default()) else {
+            continue;
+        };
+        let source = event.source.as_ref().filter(|_| event.state.is_terminal());
+        if !source.is_some_and(|source| open.remove(&(source.partition, source.offset))) {
+            continue;
+        }
+        *states.entry(event.state.as_str()).or_default() += 1;
+        bar.inc(1);
+        if as_json {
+            output::json(&event);
+        } else {
+            bar.suspend(|| output::line(&events::describe(&event)));
+        }
+    }
+    bar.finish_and_clear();
+    let count = |state: JobState| states.get(state.as_str()).copied().unwrap_or_default();
+    let succeeded = count(JobState::Succeeded);
+    let summary = json!({
+        "submitted": places.len(), "succeeded": succeeded, "failed": count(JobState::Failed),
+        "expired": count(JobState::Expired), "cancelled": count(JobState::Cancelled), "waiting": open.len(),
+    });
+    if as_json {
+        output::json(&summary);
+    } else {
+        let left = if open.is_empty() {
+            String::new()
+        } else {
+            format!(", {} still open after {timeout:?}", open.len())
+        };
+        output::line(&format!("{succeeded} of {} jobs succeeded{left}", places.len()));
+    }
+    Ok(if succeeded == places.len() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// When a terminal event says that its job ended; used by `demo` to measure.
+pub(crate) fn ended_at(event: &JobEvent) -> Timestamp {
+    event.timings.as_ref().map_or(event.time, |timings| timings.finished_at)
+}

@@ -1,0 +1,48 @@
+//! `mcp-fleet topics`: making the topics.
+
+use std::process::ExitCode;
+
+use fleet_kafka::admin;
+use serde_json::json;
+
+use crate::{connection::Connection, error::CliError, output};
+
+#[derive(Debug, clap::Subcommand)]
+pub(crate) enum Command {
+    /// Create the jobs topic, its events and its dead letters; those that exist are left as they are.
+    Create(Create),
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Create {
+    #[command(flatten)]
+    connection: Connection,
+
+    /// Partitions of the jobs topic: the most workers that can share the work.
+    #[arg(long, default_value_t = 12, value_parser = clap::value_parser!(i32).range(1..))]
+    partitions: i32,
+
+    /// Replicas; the broker's default where it is not set.
+    #[arg(long, value_parser = clap::value_parser!(i32).range(1..))]
+    replication: Option<i32>,
+
+    /// Print one JSON object.
+    #[arg(long)]
+    json: bool,
+}
+
+pub(crate) async fn run(command: Command) -> Result<ExitCode, CliError> {
+    let Command::Create(args) = command;
+    let specs =
+        admin::fleet_topics(&args.connection.topics(), args.partitions, args.replication.unwrap_or(-1));
+    let created = admin::create_topics(&args.connection.settings()?, &specs).await?;
+    if args.json {
+        output::json(&json!({ "created": created }));
+        return Ok(ExitCode::SUCCESS);
+    }
+    for spec in &specs {
+        let state = if created.contains(&spec.name) { "created" } else { "exists" };
+        output::line(&format!("{state:8} {} ({} partitions)", spec.name, spec.partitions));
+    }
+    Ok(ExitCode::SUCCESS)
+}

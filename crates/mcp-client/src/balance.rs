@@ -1,0 +1,146 @@
+//! Which endpoint gets the next request. Pure: time is passed in.
+//!
+//! Least requests in flight, turn by turn among equals. An endpoint that could not be reached, or refused us, is put
+//! aside for a while that doubles; when the while is over one request may try it. Putting aside only decides the
+//! order: when every endpoint is aside the one that would return first is tried, so the client never reports an
+//! outage that it has not just seen.
+
+use std::time::{Duration, Instant};
+
+const FIRST_PAUSE: Duration = Duration::from_millis(500);
+const LONGEST_PAUSE: Duration = Duration::from_secs(30);
+
+/// The state of all endpoints, by index.
+#[derive(Debug)]
+pub(crate) struct Balancer {
+    seats: Vec<Seat>,
+    turn: usize,
+}
+
+#[derive(Debug, Clone, Default)]
+struct Seat {
+    in_flight: usize,
+    failures: u32,
+    aside_until: Option<Instant>,
+}
+
+impl Balancer {
+    pub(crate) fn new(endpoints: usize) -> Self {
+        Self { seats: vec![Seat::default(); endpoints], turn: 0 }
+    }
+
+    /// The endpoint for the next request, not counting those in `tried`; `None` when all have been. The request counts
+    /// as in flight until [`Balancer::release`].
+    pub(crate) fn pick(&mut self, now: Instant, tried: &[usize]) -> Option<usize> {
+        let count = self.seats.len();
+        let order = (0..count).map(|step| (self.turn + step) % count).filter(|index| !tried.contains(index));
+        let chosen = order.min_by_key(|&index| {
+            let seat = &self.seats[index];
+            (seat.aside_until.filter(|until| *until > now), seat.in_flight)
+        })?;
+        self.turn = (chosen + 1) % count;
+        let seat = &mut self.seats[chosen];
+        seat.in_flight += 1;
+        if seat.aside_until.is_some_and(|until| until <= now) {
+            // This request tries the endpoint out. Until it is back the others stay away.
+            seat.aside_until = Some(now + pause(seat.failures));
+        }
+        Some(chosen)
+    }
+
+    /// A request to the endpoint is over, however it ended.
+    pub(crate) fn release(&mut self, index: usize) {
+        self.seats[index].in_flight = self.seats[index].in_flight.saturating_sub(1);
+    }
+
+    /// The endpoint answered.
+    pub(crate) fn answered(&mut self, index: usize) {
+        self.seats[index].failures = 0;
+        self.seats[index].aside_until = None;
+    }
+
+    /// The endpoint can't take requests now. `wish` is its own word on how long, where it gave one.
+    pub(crate) fn put_aside(&mut self, index: usize, now: Instant, wish: Option<Duration>) {
+        let seat = &mut self.seats[index];
+        // Requests that were in flight together fail together; that is one failure and not many.
+        if seat.aside_until.is_none_or(|until| until <= now) || wish.is_some() {
+            seat.failures = seat.failures.saturating_add(1);
+        }
+        let pause = wish.unwrap_or_else(|| pause(seat.failures)).min(LONGEST_PAUSE);
+        seat.aside_until = Some(seat.aside_until.unwrap_or(now).max(now + pause));
+    }
+}
+
+fn pause(failures: u32) -> Duration {
+    FIRST_PAUSE.saturating_mul(1 << failures.saturating_sub(1).min(10)).min(LONGEST_PAUSE)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    #[test]
+    fn requests_go_where_the_fewest_are() {
+        let now = Instant::now();
+        let mut balancer = Balancer::new(3);
+        let picks: Vec<_> = (0..6).map(|_| balancer.pick(now, &[]).unwrap()).collect();
+        assert_eq!(picks, [0, 1, 2, 0, 1, 2]);
+        balancer.release(1);
+        balancer.release(1);
+        assert_eq!(balancer.pick(now, &[]), Some(1));
+        assert_eq!(balancer.pick(now, &[]), Some(1));
+        assert_eq!(balancer.pick(now, &[0, 1]), Some(2));
+        assert_eq!(balancer.pick(now, &[0, 1, 2]), None);
+        assert_eq!(Balancer::new(0).pick(now, &[]), None);
+    }
+
+    #[test]
+    fn an_endpoint_that_fails_is_put_aside_and_tried_by_one_request() {
+        let now = Instant::now();
+        let mut balancer = Balancer::new(2);
+        balancer.put_aside(0, now, None);
+        assert_eq!(balancer.pick(now, &[]), Some(1));
+        assert_eq!(balancer.pick(now, &[]), Some(1), "although more are in flight there");
+        let later = now + SECOND;
+        assert_eq!(balancer.pick(later, &[]), Some(0), "one tries it out");
+        assert_eq!(balancer.pick(later, &[]), Some(1), "and the next does not");
+        balancer.answered(0);
+        balancer.release(0);
+        assert_eq!(balancer.pick(later, &[]), Some(0));
+    }
+
+    #[test]
+    fn when_all_are_aside_the_one_that_returns_first_is_tried() {
+        let now = Instant::now();
+        let mut balancer = Balancer::new(2);
+        balancer.put_aside(0, now, Some(10 * SECOND));
+        balancer.put_aside(1, now, Some(5 * SECOND));
+        assert_eq!(balancer.pick(now, &[]), Some(1));
+        assert_eq!(balancer.pick(now, &[1]), Some(0));
+    }
+
+    #[test]
+    fn the_pause_doubles_up_to_a_bound() {
+        let check = |failures: u32, expected: Duration| assert_eq!(pause(failures), expected, "{failures}");
+        check(0, FIRST_PAUSE);
+        check(1, FIRST_PAUSE);
+        check(2, SECOND);
+        check(3, 2 * SECOND);
+        check(20, LONGEST_PAUSE);
+        check(u32::MAX, LONGEST_PAUSE);
+    }
+
+    #[test]
+    fn failures_of_one_moment_count_once() {
+        let now = Instant::now();
+        let mut balancer = Balancer::new(1);
+        for _ in 0..100 {
+            balancer.put_aside(0, now, None);
+        }
+        assert_eq!(balancer.seats[0].failures, 1);
+        balancer.put_aside(0, now + SECOND, None);
+        assert_eq!(balancer.seats[0].failures, 2);
+    }
+}

@@ -1,0 +1,228 @@
+//! How what came back is read: the table of the design, as pure functions.
+//!
+//! Three layers can fail: the transport, JSON-RPC, the tool. Each has one function here; together they are the only
+//! place where it is decided whether a job waits, is tried again, or has failed for good.
+
+use std::time::{Duration, SystemTime};
+
+use fleet_job::meta::FINAL;
+use fleet_job::outcome::{ErrorKind, Failure, JobError, Outcome};
+use serde_json::Value;
+
+use crate::wire::{HEADER_MISMATCH, MISSING_CAPABILITY, RpcError, UNSUPPORTED_VERSION};
+
+/// The longest text of the other side's that goes into a message.
+const MAX_QUOTE: usize = 500;
+
+/// The longest delay that a server's `Retry-After` can ask for.
+const MAX_RETRY_AFTER: Duration = Duration::from_secs(24 * 3600);
+
+/// A request that got no answer, or none that can be read.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) enum Broken {
+    /// The server can't have seen the request: refused, DNS, TLS, or no connection in time.
+    NotSent(String),
+    /// The connection broke after the request had been handed to it.
+    Lost(String),
+    /// The answer did not come in time.
+    TimedOut(Duration),
+    /// The answer is larger than the limit.
+    TooLarge(usize),
+    /// The answer is not MCP: what is wrong with it.
+    Malformed(String),
+    /// The answer is neither JSON nor an event stream.
+    ContentType(String),
+    /// The request was accepted without an answer.
+    Unanswered,
+}
+
+/// What an HTTP response said beside its JSON-RPC message.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub(crate) struct Head {
+    pub(crate) status: u16,
+    /// `Retry-After`, as it stands.
+    pub(crate) retry_after: Option<String>,
+    /// `Location`, as it stands.
+    pub(crate) location: Option<String>,
+    /// The beginning of a body that is not JSON-RPC.
+    pub(crate) text: String,
+}
+
+/// What follows from an HTTP status.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Verdict {
+    /// The status says nothing of its own: the JSON-RPC error decides, where there is one.
+    AskBody,
+    Unauthorized,
+    Redirected,
+    Retry,
+    Permanent,
+}
+
+fn verdict(status: u16) -> Verdict {
+    match status {
+        401 | 403 | 407 => Verdict::Unauthorized,
+        300..=399 => Verdict::Redirected,
+        // A request that came too early, too often, or to the wrong host may be welcome later.
+        408 | 421 | 425 | 429 | 502..=504 => Verdict::Retry,
+        400..=499 => Verdict::Permanent,
+        _ => Verdict::AskBody,
+    }
+}
+
+/// The failure that follows from getting no readable answer from the endpoint called `at`.
+pub(crate) fn broken(broken: &Broken, at: &str) -> Failure {
+    let error = |kind, message| JobError::new(kind, message);
+    match broken {
+        Broken::NotSent(why) => {
+            Failure::unavailable(error(ErrorKind::Connect, format!("can't connect to {at}: {}", quote(why))))
+        }
+        Broken::Lost(why) => Failure::retry(error(
+            ErrorKind::ConnectionLost,
+            format!("the connection to {at} was lost after the request had been sent: {}", quote(why)),
+        )),
+        Broken::TimedOut(limit) => Failure::retry(error(
+            ErrorKind::Timeout,
+            format!("{at} did not answer within {} ms", limit.as_millis()),
+        )),
+        // The tool has run, and would give the same answer again.
+        Broken::TooLarge(limit) => Failure::permanent(error(
+            ErrorKind::Protocol,
+            format!("the answer of {at} is larger than the limit of {limit} bytes"),
+        )),
+        // A proxy in between may have cut or replaced the answer; that passes.
+        Broken::Malformed(why) => Failure::retry(error(
+            ErrorKind::Protocol,
+            format!("the answer of {at} is not what MCP allows: {}", quote(why)),
+        )),
+        Broken::ContentType(found) => Failure::retry(error(
+            ErrorKind::Protocol,
+            format!("the answer of {at} is neither JSON nor an event stream but {}", quote(found)),
+        )),
+        Broken::Unanswered => Failure::retry(error(
+            ErrorKind::Protocol,
+            format!("{at} accepted the request without answering it"),
+        )),
+    }
+}
+
+/// The failure that follows from an HTTP error status, with the JSON-RPC error in its body where there is one.
+pub(crate) fn http(head: &Head, error: Option<&RpcError>, now: SystemTime, at: &str) -> Failure {
+    let status = i64::from(head.status);
+    let verdict = verdict(head.status);
+    let detail = error.map_or_else(|| described(head, at), |error| rpc_error(error, at).message);
+    let failure = match verdict {
+        Verdict::Unauthorized => {
+            let message = format!("{at} refuses our credentials (HTTP {status}): {detail}");
+            Failure::unavailable(JobError::new(ErrorKind::Unauthorized, message).with_code(status))
+        }
+        Verdict::Redirected => {
+            let target = quote(head.location.as_deref().unwrap_or("nowhere"));
+            let message = format!(
+                "{at} redirects (HTTP {status}) to {target}; redirects are not followed: configure the final URL"
+            );
+            Failure::unavailable(JobError::new(ErrorKind::Http, message).with_code(status))
+        }
+        Verdict::Retry | Verdict::Permanent => {
+            let error = match error {
+                Some(error) => rpc_error(error, at),
+                None => JobError::new(ErrorKind::Http, detail).with_code(status),
+            };
+            if verdict == Verdict::Retry { Failure::retry(error) } else { Failure::permanent(error) }
+        }
+        Verdict::AskBody => match error {
+            Some(error) => rpc(error, at),
+            None => Failure::retry(JobError::new(ErrorKind::Http, detail).with_code(status)),
+        },
+    };
+    let delay = head.retry_after.as_deref().and_then(|text| retry_after(text, now));
+    failure.after(delay)
+}
+
+fn described(head: &Head, at: &str) -> String {
+    let text = quote(&head.text);
+    let separator = if text.is_empty() { "" } else { ": " };
+    format!("{at} answered HTTP {}{separator}{text}", head.status)
+}
+
+/// The failure that follows from a JSON-RPC error.
+pub(crate) fn rpc(error: &RpcError, at: &str) -> Failure {
+    match error.code {
+        -32700 | -32600 | -32601 | -32602 => Failure::permanent(rpc_error(error, at)),
+        HEADER_MISMATCH | MISSING_CAPABILITY | UNSUPPORTED_VERSION => {
+            Failure::permanent(rpc_error(error, at))
+        }
+        _ => Failure::retry(rpc_error(error, at)),
+    }
+}
+
+fn rpc_error(error: &RpcError, at: &str) -> JobError {
+    let message = format!("{at} answered with error {}: {}", error.code, quote(&error.message));
+    JobError { data: error.data.clone(), ..JobError::new(ErrorKind::JsonRpc, message).with_code(error.code) }
+}
+
+/// What the result of `tools/call` comes to.
+pub(crate) fn tool_result(result: Value, at: &str) -> Outcome {
+    let protocol =
+        |message: String| Outcome::Failed(Failure::permanent(JobError::new(ErrorKind::Protocol, message)));
+    match result.get("resultType").map(|kind| kind.as_str().unwrap_or_default()) {
+        None | Some("complete") => {}
+        Some("input_required") => {
+            return protocol(format!("the tool at {at} asks for input, and a job has nobody to ask"));
+        }
+        Some("task") => {
+            return protocol(format!("{at} answered with a task, which this client did not offer to follow"));
+        }
+        Some(other) => {
+            return protocol(format!("{at} answered with a result of unknown type {:?}", quote(other)));
+        }
+    }
+    if result.get("isError").and_then(Value::as_bool) != Some(true) {
+        return Outcome::Succeeded(result);
+    }
+    let text = first_text(&result).map(quote).filter(|text| !text.is_empty());
+    let message = text.unwrap_or_else(|| "the tool reported an error without saying which".to_owned());
+    let is_final =
+        result.get("_meta").and_then(|meta| meta.get(FINAL)).and_then(Value::as_bool) == Some(true);
+    let error = JobError::new(ErrorKind::Tool, message).with_data(result);
+    Outcome::Failed(if is_final { Failure::permanent(error) } else { Failure::retry(error) })
+}
+
+fn first_text(result: &Value) -> Option<&str> {
+    let mut blocks = result.get("content")?.as_array()?.iter();
+    blocks.find_map(|block| block.get("text").and_then(Value::as_str))
+}
+
+/// `Retry-After` in either of its forms: seconds, or a date that is compared with `now`.
+pub(crate) fn retry_after(text: &str, now: SystemTime) -> Option<Duration> {
+    let text = text.trim();
+    let delay = if !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit()) {
+        text.parse().map_or(MAX_RETRY_AFTER, Duration::from_secs)
+    } else {
+        // A date in the past means now.
+        httpdate::parse_http_date(text).ok()?.duration_since(now).unwrap_or_default()
+    };
+    Some(delay.min(MAX_RETRY_AFTER))
+}
+
+/// Text of the other side's, on one line and of bounded length.
+pub(crate) fn quote(text: &str) -> String {
+    let mut quoted = String::new();
+    // Bounded before it is cleaned: the text may be megabytes of blanks.
+    let start = text.char_indices().nth(4 * MAX_QUOTE).map_or(text, |(end, _)| &text[..end]);
+    for word in start.split(|c: char| c.is_whitespace() || c.is_control()).filter(|word| !word.is_empty()) {
+        if !quoted.is_empty() {
+            quoted.push(' ');
+        }
+        quoted.push_str(word);
+    }
+    if let Some((end, _)) = quoted.char_indices().nth(MAX_QUOTE) {
+        quoted.truncate(end);
+        quoted.push('…');
+    }
+    quoted
+}
+
+#[cfg(test)]
+#[path = "classify_tests.rs"]
+mod tests;

@@ -1,0 +1,140 @@
+//! Each row of the design's outcome table, layer by layer.
+
+use std::time::UNIX_EPOCH;
+
+use fleet_job::outcome::FailureClass::{self, Permanent, Retry, Unavailable};
+use serde_json::json;
+
+use super::*;
+
+const AT: &str = "http://a/mcp";
+
+fn now() -> SystemTime {
+    // Sun, 06 Nov 1994 08:49:37 GMT
+    UNIX_EPOCH + Duration::from_secs(784_111_777)
+}
+
+#[test]
+fn transport() {
+    let check = |what: Broken, class: FailureClass, kind: ErrorKind, text: &str| {
+        let failure = broken(&what, AT);
+        assert_eq!((failure.class, failure.error.kind), (class, kind), "{what:?}");
+        assert!(failure.error.message.contains(text), "{}", failure.error.message);
+        assert!(failure.error.message.contains(AT), "{}", failure.error.message);
+    };
+    check(Broken::NotSent("refused".into()), Unavailable, ErrorKind::Connect, "refused");
+    check(Broken::Lost("reset".into()), Retry, ErrorKind::ConnectionLost, "reset");
+    check(Broken::TimedOut(Duration::from_secs(2)), Retry, ErrorKind::Timeout, "2000 ms");
+    check(Broken::TooLarge(8), Permanent, ErrorKind::Protocol, "8 bytes");
+    check(Broken::Malformed("x".into()), Retry, ErrorKind::Protocol, "x");
+    check(Broken::ContentType("text/html".into()), Retry, ErrorKind::Protocol, "text/html");
+    check(Broken::Unanswered, Retry, ErrorKind::Protocol, "without answering");
+}
+
+#[test]
+fn http_statuses() {
+    let check = |statuses: &[u16], class: FailureClass, kind: ErrorKind| {
+        for &status in statuses {
+            let head = Head { status, text: "why".into(), ..Head::default() };
+            let failure = http(&head, None, now(), AT);
+            assert_eq!((failure.class, failure.error.kind), (class, kind), "{status}");
+            assert_eq!(failure.error.code, Some(i64::from(status)));
+            assert_eq!(failure.retry_after, None);
+        }
+    };
+    check(&[401, 403, 407], Unavailable, ErrorKind::Unauthorized);
+    check(&[301, 302, 307, 308], Unavailable, ErrorKind::Http);
+    check(&[408, 421, 425, 429, 500, 501, 502, 503, 504, 520, 529], Retry, ErrorKind::Http);
+    check(&[400, 402, 404, 405, 406, 410, 413, 414, 415, 422, 431], Permanent, ErrorKind::Http);
+}
+
+#[test]
+fn json_rpc_errors() {
+    let check = |status: u16, code: i64, class: FailureClass| {
+        let error = RpcError { code, message: "why".into(), data: Some(json!({"d": 1})) };
+        let failure = match status {
+            200 => rpc(&error, AT),
+            _ => http(&Head { status, ..Head::default() }, Some(&error), now(), AT),
+        };
+        assert_eq!(failure.class, class, "{status} {code}");
+        if !matches!(status, 401 | 403) {
+            assert_eq!(failure.error.kind, ErrorKind::JsonRpc);
+            assert_eq!(failure.error.code, Some(code));
+            assert_eq!(failure.error.data, Some(json!({"d": 1})));
+            assert!(failure.error.message.contains("why"));
+        }
+    };
+    for code in [-32700, -32600, -32601, -32602, -32020, -32021, -32022] {
+        check(200, code, Permanent);
+        check(400, code, Permanent);
+        check(404, code, Permanent);
+        check(500, code, Permanent);
+    }
+    for code in [-32603, -32000, -32001, -32099, 1, -1, 500] {
+        check(200, code, Retry);
+        check(500, code, Retry);
+        check(503, code, Retry);
+        check(400, code, Permanent);
+    }
+    check(503, -32602, Retry);
+    check(429, -32600, Retry);
+    check(401, -32603, Unavailable);
+    check(403, -32600, Unavailable);
+}
+
+#[test]
+fn tool_results() {
+    let check = |result: Value, expected: Option<(FailureClass, ErrorKind, &str)>| match (
+        tool_result(result.clone(), AT),
+        expected,
+    ) {
+        (Outcome::Succeeded(value), None) => assert_eq!(value, result),
+        (Outcome::Failed(failure), Some((class, kind, text))) => {
+            assert_eq!((failure.class, failure.error.kind), (class, kind), "{result}");
+            assert!(failure.error.message.contains(text), "{}", failure.error.message);
+            assert_eq!(failure.error.data.is_some(), kind == ErrorKind::Tool);
+        }
+        (outcome, expected) => panic!("{result}: {outcome:?} instead of {expected:?}"),
+    };
+    check(json!({"content": []}), None);
+    check(json!({"content": [], "resultType": "complete", "isError": false}), None);
+    check(json!({"isError": "true"}), None);
+    let error = |meta: Value| json!({"isError": true, "_meta": meta, "content": [{"type": "image"}, {"type": "text", "text": "no\n disk"}]});
+    check(error(json!({})), Some((Retry, ErrorKind::Tool, "no disk")));
+    check(error(json!({FINAL: true})), Some((Permanent, ErrorKind::Tool, "no disk")));
+    check(error(json!({FINAL: false})), Some((Retry, ErrorKind::Tool, "no disk")));
+    check(error(json!({FINAL: "true"})), Some((Retry, ErrorKind::Tool, "no disk")));
+    check(json!({"isError": true}), Some((Retry, ErrorKind::Tool, "without saying")));
+    check(json!({"resultType": "input_required"}), Some((Permanent, ErrorKind::Protocol, "asks for input")));
+    check(json!({"resultType": "task", "taskId": "1"}), Some((Permanent, ErrorKind::Protocol, "task")));
+    check(json!({"resultType": "new"}), Some((Permanent, ErrorKind::Protocol, "unknown type \"new\"")));
+    check(json!({"resultType": 1}), Some((Permanent, ErrorKind::Protocol, "unknown type")));
+}
+
+#[test]
+fn retry_after_in_both_forms() {
+    let check = |text: &str, seconds: Option<u64>| {
+        assert_eq!(retry_after(text, now()), seconds.map(Duration::from_secs), "{text}");
+    };
+    check("120", Some(120));
+    check(" 0 ", Some(0));
+    check("Sun, 06 Nov 1994 08:50:37 GMT", Some(60));
+    check("Sunday, 06-Nov-94 08:50:37 GMT", Some(60));
+    check("Sun Nov  6 08:50:37 1994", Some(60));
+    check("Sun, 06 Nov 1994 08:00:00 GMT", Some(0));
+    check("99999999999999999999999", Some(24 * 3600));
+    check("Sun, 31 Dec 2400 00:00:00 GMT", Some(24 * 3600));
+    check("-1", None);
+    check("1.5", None);
+    check("soon", None);
+    check("", None);
+    let head = Head { status: 503, retry_after: Some("7".into()), ..Head::default() };
+    assert_eq!(http(&head, None, now(), AT).retry_after, Some(Duration::from_secs(7)));
+}
+
+#[test]
+fn what_others_say_is_bounded() {
+    assert_eq!(quote(" a\r\n\tb\u{0} c "), "a b c");
+    assert_eq!(quote(&"é".repeat(10_000)).chars().count(), MAX_QUOTE + 1);
+    assert_eq!(quote(&" ".repeat(10_000_000)), "");
+}

@@ -1,0 +1,287 @@
+//! What the client is told: where the servers are, how to authenticate, and every limit.
+
+use std::fmt;
+use std::time::Duration;
+
+use http::header::{ACCEPT, AUTHORIZATION, CONTENT_LENGTH, CONTENT_TYPE, HOST, TRANSFER_ENCODING};
+use http::{HeaderMap, HeaderName, HeaderValue};
+use url::Url;
+
+/// Where the MCP endpoint is when a URL does not say.
+const DEFAULT_PATH: &str = "/mcp";
+
+/// The settings of an [`McpClient`](crate::McpClient). Start from [`ClientConfig::new`].
+#[derive(Clone)]
+pub struct ClientConfig {
+    /// The MCP endpoints. All of them are taken to be replicas of one server.
+    pub endpoints: Vec<Url>,
+    /// How long a connection may take to be made, TLS included.
+    pub connect_timeout: Duration,
+    /// How long an endpoint may take to say which protocol it speaks, or to answer a probe.
+    pub handshake_timeout: Duration,
+    /// How long a call may take when it has no timeout of its own.
+    pub default_timeout: Duration,
+    /// Sent as `Authorization: Bearer …`.
+    pub bearer_token: Option<Secret>,
+    /// Sent with every request. The protocol's own headers can't be set here.
+    pub headers: Vec<(String, Secret)>,
+    /// The largest answer that is read: a JSON body, or one event of a stream.
+    pub max_response_bytes: usize,
+    /// How many idle connections to one endpoint are kept.
+    pub pool_max_idle_per_host: usize,
+    /// How long an idle connection is kept. Shorter than what load balancers and servers keep, so that it is we who
+    /// close it: a request on a connection that the other side has just closed counts as lost.
+    pub pool_idle_timeout: Duration,
+    /// Which revisions of the protocol to speak.
+    pub era: Era,
+    /// The name given to servers, in `User-Agent` and in the protocol's client information.
+    pub client_name: String,
+    /// The version given to servers.
+    pub client_version: String,
+}
+
+/// The two families of MCP revisions.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Era {
+    /// Ask each endpoint, modern first, and remember the answer.
+    #[default]
+    Auto,
+    /// Revision 2026-07-28: stateless, no handshake.
+    Modern,
+    /// Revisions up to 2025-11-25: `initialize`, sessions.
+    Legacy,
+}
+
+/// A value that is never shown: not in `Debug`, not in errors.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Secret(String);
+
+impl Secret {
+    /// Takes the value out of sight.
+    pub fn new(value: impl Into<String>) -> Self {
+        Self(value.into())
+    }
+
+    /// The value itself.
+    pub fn expose(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("***")
+    }
+}
+
+impl From<String> for Secret {
+    fn from(value: String) -> Self {
+        Self(value)
+    }
+}
+
+impl From<&str> for Secret {
+    fn from(value: &str) -> Self {
+        Self(value.to_owned())
+    }
+}
+
+/// Settings that can't be used. Secrets are not repeated.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The list of endpoints is empty.
+    #[error(
+        "no endpoint is given: expected a URL such as http://mcp-server:8080, or several, separated by commas"
+    )]
+    NoEndpoint,
+    /// An endpoint is not a URL.
+    #[error("{url:?} is not a URL")]
+    NotAUrl {
+        /// What was given.
+        url: String,
+        /// Why not.
+        #[source]
+        source: url::ParseError,
+    },
+    /// An endpoint is a URL that can't be called.
+    #[error("{url} can't be called: expected http:// or https:// and a host")]
+    NotHttp {
+        /// What was given, without user and password.
+        url: String,
+    },
+    /// A header's name or value is not allowed in HTTP.
+    #[error("the header {name:?} is not valid in HTTP")]
+    BadHeader {
+        /// The header's name.
+        name: String,
+    },
+    /// A header that the protocol sets itself.
+    #[error("the header {name:?} is set by the client and can't be configured")]
+    ReservedHeader {
+        /// The header's name.
+        name: String,
+    },
+    /// The HTTP client could not be made, for instance because no root certificates were found.
+    #[error("the HTTP client can't be set up")]
+    Http(#[source] reqwest::Error),
+}
+
+impl ClientConfig {
+    /// Defaults for these endpoints.
+    pub fn new(endpoints: Vec<Url>) -> Self {
+        Self {
+            endpoints,
+            connect_timeout: Duration::from_secs(5),
+            handshake_timeout: Duration::from_secs(10),
+            default_timeout: Duration::from_secs(60),
+            bearer_token: None,
+            headers: Vec::new(),
+            max_response_bytes: 8 << 20,
+            pool_max_idle_per_host: 64,
+            pool_idle_timeout: Duration::from_secs(30),
+            era: Era::Auto,
+            client_name: "mcp-fleet".to_owned(),
+            client_version: env!("CARGO_PKG_VERSION").to_owned(),
+        }
+    }
+
+    /// Reads `http://a:8080, http://b:8080/mcp`. A URL without a path means `/mcp`; repeats are dropped.
+    ///
+    /// # Errors
+    ///
+    /// If an entry is not an HTTP URL, or there is none.
+    pub fn parse_urls(text: &str) -> Result<Vec<Url>, ConfigError> {
+        let mut endpoints = Vec::new();
+        for entry in text.split(',').map(str::trim).filter(|entry| !entry.is_empty()) {
+            let mut url = Url::parse(entry).map_err(|source| ConfigError::NotAUrl {
+                // Without a scheme there is no telling where a password would stand.
+                url: entry.rsplit_once('@').map_or(entry, |(_, rest)| rest).to_owned(),
+                source,
+            })?;
+            if !matches!(url.scheme(), "http" | "https") || url.host_str().is_none_or(str::is_empty) {
+                return Err(ConfigError::NotHttp { url: label(&url) });
+            }
+            if matches!(url.path(), "" | "/") {
+                url.set_path(DEFAULT_PATH);
+            }
+            url.set_fragment(None);
+            if !endpoints.contains(&url) {
+                endpoints.push(url);
+            }
+        }
+        if endpoints.is_empty() { Err(ConfigError::NoEndpoint) } else { Ok(endpoints) }
+    }
+
+    /// The headers that every request carries.
+    pub(crate) fn header_map(&self) -> Result<HeaderMap, ConfigError> {
+        let mut map = HeaderMap::new();
+        for (name, value) in &self.headers {
+            let bad = || ConfigError::BadHeader { name: name.clone() };
+            let header = HeaderName::from_bytes(name.as_bytes()).map_err(|_| bad())?;
+            let reserved = [ACCEPT, CONTENT_TYPE, CONTENT_LENGTH, TRANSFER_ENCODING, HOST].contains(&header)
+                || header.as_str().starts_with("mcp-")
+                || (header == AUTHORIZATION && self.bearer_token.is_some());
+            if reserved {
+                return Err(ConfigError::ReservedHeader { name: name.clone() });
+            }
+            map.insert(header, secret_value(value.expose()).ok_or_else(bad)?);
+        }
+        if let Some(token) = &self.bearer_token {
+            let value = secret_value(&format!("Bearer {}", token.expose()));
+            let bad = || ConfigError::BadHeader { name: AUTHORIZATION.to_string() };
+            map.insert(AUTHORIZATION, value.ok_or_else(bad)?);
+        }
+        Ok(map)
+    }
+}
+
+fn secret_value(value: &str) -> Option<HeaderValue> {
+    let mut value = HeaderValue::from_str(value).ok()?;
+    value.set_sensitive(true);
+    Some(value)
+}
+
+/// A URL as it may be shown: without user, password, query and fragment.
+pub(crate) fn label(url: &Url) -> String {
+    if url.cannot_be_a_base() {
+        // `user:password@host` without a scheme is read as a URL of the scheme `user`.
+        return format!("{}:…", url.scheme());
+    }
+    let port = url.port().map(|port| format!(":{port}")).unwrap_or_default();
+    format!("{}://{}{port}{}", url.scheme(), url.host_str().unwrap_or_default(), url.path())
+}
+
+impl fmt::Debug for ClientConfig {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let endpoints: Vec<String> = self.endpoints.iter().map(label).collect();
+        f.debug_struct("ClientConfig")
+            .field("endpoints", &endpoints)
+            .field("connect_timeout", &self.connect_timeout)
+            .field("handshake_timeout", &self.handshake_timeout)
+            .field("default_timeout", &self.default_timeout)
+            .field("bearer_token", &self.bearer_token)
+            .field("headers", &self.headers)
+            .field("max_response_bytes", &self.max_response_bytes)
+            .field("pool_max_idle_per_host", &self.pool_max_idle_per_host)
+            .field("pool_idle_timeout", &self.pool_idle_timeout)
+            .field("era", &self.era)
+            .field("client_name", &self.client_name)
+            .field("client_version", &self.client_version)
+            .finish()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn urls_are_read() {
+        let check = |text: &str, expected: &[&str]| {
+            let urls = ClientConfig::parse_urls(text).unwrap();
+            assert_eq!(urls.iter().map(Url::as_str).collect::<Vec<_>>(), expected, "{text}");
+        };
+        check("http://a:8080", &["http://a:8080/mcp"]);
+        check("http://a:8080/, http://b:8080/mcp,", &["http://a:8080/mcp", "http://b:8080/mcp"]);
+        check("https://a/x/y?z=1#f", &["https://a/x/y?z=1"]);
+        check("http://a, http://a/mcp", &["http://a/mcp"]);
+        check("http://[::1]:1/", &["http://[::1]:1/mcp"]);
+    }
+
+    #[test]
+    fn urls_are_refused_without_showing_secrets() {
+        let check = |text: &str, expected: &str| {
+            let error = ClientConfig::parse_urls(text).unwrap_err().to_string();
+            assert!(error.contains(expected), "{error}");
+            assert!(!error.contains("hunter2"), "{error}");
+        };
+        check("", "no endpoint");
+        check(" , ", "no endpoint");
+        check("a:b:c", "can't be called");
+        check("not a url", "is not a URL");
+        check("u:hunter2@h:99999999/x y", "");
+        check("http://u:hunter2@h:99999999", "is not a URL");
+        check("ftp://u:hunter2@h/x", "ftp://h/x can't be called");
+        check("unix:/tmp/x", "can't be called");
+    }
+
+    #[test]
+    fn secrets_stay_out_of_debug_and_errors() {
+        let mut config =
+            ClientConfig::new(ClientConfig::parse_urls("http://u:hunter2@a/?k=hunter2").unwrap());
+        config.bearer_token = Some("hunter2".into());
+        config.headers = vec![("x-api-key".to_owned(), "hunter2".into())];
+        assert!(!format!("{config:?} {:?}", config.header_map().unwrap()).contains("hunter2"), "{config:?}");
+        for (name, value) in [("x-bad", "hunter2\n"), ("bad name", "hunter2"), ("Mcp-Method", "hunter2")] {
+            config.headers = vec![(name.to_owned(), value.into())];
+            let error = config.header_map().unwrap_err();
+            assert!(error.to_string().contains(name), "{error}");
+            assert!(!format!("{error:?} {error}").contains("hunter2"), "{error}");
+        }
+        config.headers = vec![("authorization".to_owned(), "x".into())];
+        assert!(matches!(config.header_map(), Err(ConfigError::ReservedHeader { .. })));
+        config.headers.clear();
+        config.bearer_token = Some("hunter2\r\n".into());
+        assert!(!config.header_map().unwrap_err().to_string().contains("hunter2"));
+    }
+}

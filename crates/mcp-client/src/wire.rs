@@ -1,0 +1,292 @@
+//! The shape of requests and answers in both eras. Pure: values in, values out.
+
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD;
+use http::{HeaderMap, HeaderName, HeaderValue};
+use serde_json::{Map, Value, json};
+
+/// The revision spoken in the modern era.
+pub(crate) const MODERN: &str = "2026-07-28";
+/// The revision asked for in the legacy handshake.
+pub(crate) const LEGACY: &str = "2025-11-25";
+/// The revisions that are understood after a legacy handshake.
+pub(crate) const LEGACY_KNOWN: [&str; 4] = [LEGACY, "2025-06-18", "2025-03-26", "2024-11-05"];
+
+/// Header: the revision that the request is written in.
+pub(crate) const PROTOCOL_VERSION: HeaderName = HeaderName::from_static("mcp-protocol-version");
+/// Header: the legacy session.
+pub(crate) const SESSION_ID: HeaderName = HeaderName::from_static("mcp-session-id");
+const METHOD: HeaderName = HeaderName::from_static("mcp-method");
+const NAME: HeaderName = HeaderName::from_static("mcp-name");
+
+const META_VERSION: &str = "io.modelcontextprotocol/protocolVersion";
+const META_CLIENT: &str = "io.modelcontextprotocol/clientInfo";
+const META_CAPABILITIES: &str = "io.modelcontextprotocol/clientCapabilities";
+const META_PROGRESS: &str = "progressToken";
+
+/// JSON-RPC: the headers do not say what the body says.
+pub(crate) const HEADER_MISMATCH: i64 = -32020;
+/// JSON-RPC: a capability is needed that was not declared.
+pub(crate) const MISSING_CAPABILITY: i64 = -32021;
+/// JSON-RPC: the revision is not spoken.
+pub(crate) const UNSUPPORTED_VERSION: i64 = -32022;
+
+/// A request before it is cast into an era.
+#[derive(Debug, Clone)]
+pub(crate) struct Request {
+    pub(crate) method: &'static str,
+    /// Without `_meta`.
+    pub(crate) params: Map<String, Value>,
+    /// The caller's own keys of `_meta`.
+    pub(crate) meta: Map<String, Value>,
+    /// Whether the server is asked for progress.
+    pub(crate) wants_progress: bool,
+    /// `Mcp-Param-*` headers, sent in the modern era.
+    pub(crate) param_headers: HeaderMap,
+}
+
+impl Request {
+    pub(crate) fn new(method: &'static str, params: Map<String, Value>) -> Self {
+        Self { method, params, meta: Map::new(), wants_progress: false, param_headers: HeaderMap::new() }
+    }
+
+    /// The body of the request in the modern era.
+    pub(crate) fn modern_body(&self, id: u64, client: &Value) -> Vec<u8> {
+        let mut meta = self.meta.clone();
+        meta.insert(META_VERSION.to_owned(), MODERN.into());
+        meta.insert(META_CLIENT.to_owned(), client.clone());
+        meta.insert(META_CAPABILITIES.to_owned(), json!({}));
+        self.body(id, meta)
+    }
+
+    /// The body of the request in the legacy era.
+    pub(crate) fn legacy_body(&self, id: u64) -> Vec<u8> {
+        self.body(id, self.meta.clone())
+    }
+
+    fn body(&self, id: u64, mut meta: Map<String, Value>) -> Vec<u8> {
+        if self.wants_progress {
+            meta.insert(META_PROGRESS.to_owned(), id.into());
+        }
+        let mut params = self.params.clone();
+        if !meta.is_empty() {
+            params.insert("_meta".to_owned(), meta.into());
+        }
+        json!({"jsonrpc": "2.0", "id": id, "method": self.method, "params": params}).to_string().into_bytes()
+    }
+
+    /// The headers that let middle boxes route modern requests without reading the body.
+    pub(crate) fn modern_headers(&self) -> HeaderMap {
+        let mut headers = self.param_headers.clone();
+        headers.insert(PROTOCOL_VERSION, HeaderValue::from_static(MODERN));
+        headers.insert(METHOD, HeaderValue::from_static(self.method));
+        if self.method == "tools/call"
+            && let Some(Ok(name)) = self.params.get("name").and_then(Value::as_str).map(header_value)
+        {
+            headers.insert(NAME, name);
+        }
+        headers
+    }
+}
+
+/// A notification's body.
+pub(crate) fn notification(method: &str, params: Option<Value>) -> Vec<u8> {
+    let mut body = json!({"jsonrpc": "2.0", "method": method});
+    if let (Some(params), Some(object)) = (params, body.as_object_mut()) {
+        object.insert("params".to_owned(), params);
+    }
+    body.to_string().into_bytes()
+}
+
+/// The answer to a request that the server sent us: only `ping` is understood.
+pub(crate) fn answer_to_server(method: &str, id: &Value) -> Vec<u8> {
+    let body = if method == "ping" {
+        json!({"jsonrpc": "2.0", "id": id, "result": {}})
+    } else {
+        json!({"jsonrpc": "2.0", "id": id, "error": {"code": -32601, "message": "not supported by this client"}})
+    };
+    body.to_string().into_bytes()
+}
+
+/// A value as it stands in `Mcp-Name` and `Mcp-Param-*`: as it is where HTTP allows it, else wrapped in Base64.
+pub(crate) fn header_value(value: &str) -> Result<HeaderValue, http::header::InvalidHeaderValue> {
+    let blank = |c: Option<char>| matches!(c, Some(' ' | '\t'));
+    let wrap = blank(value.chars().next())
+        || blank(value.chars().next_back())
+        || !value.chars().all(|c| (' '..='~').contains(&c))
+        || (value.starts_with("=?base64?") && value.ends_with("?="));
+    if wrap {
+        HeaderValue::from_str(&format!("=?base64?{}?=", BASE64_STANDARD.encode(value)))
+    } else {
+        HeaderValue::from_str(value)
+    }
+}
+
+/// A JSON-RPC error.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct RpcError {
+    pub(crate) code: i64,
+    pub(crate) message: String,
+    pub(crate) data: Option<Value>,
+}
+
+/// One message from the server.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) enum Message {
+    /// The result of the request.
+    Result(Value),
+    /// The error that the request met.
+    Error(RpcError),
+    /// News of the request's progress.
+    Progress(Progress),
+    /// A request of the server's own.
+    Request { method: String, id: Value },
+    /// Another notification, or the answer to another request: of no interest to this one.
+    Other,
+    /// Not JSON-RPC.
+    Malformed(&'static str),
+}
+
+/// How far a call has come, as the tool says.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Progress {
+    /// Grows with each message.
+    pub progress: f64,
+    /// What `progress` will be at the end, where the tool knows.
+    pub total: Option<f64>,
+    /// For people.
+    pub message: Option<String>,
+}
+
+/// Reads one message that came in answer to request `id`.
+pub(crate) fn read(bytes: &[u8], id: u64) -> Message {
+    let Ok(Value::Object(mut message)) = serde_json::from_slice::<Value>(bytes) else {
+        return Message::Malformed("it is not a JSON object");
+    };
+    if let Some(method) = message.get("method").and_then(Value::as_str) {
+        return match message.get("id") {
+            Some(request) => Message::Request { method: method.to_owned(), id: request.clone() },
+            None if method == "notifications/progress" => progress(message.get("params"), id),
+            None => Message::Other,
+        };
+    }
+    let ours = message.get("id").is_some_and(|found| is_id(found, id));
+    if let Some(error) = message.get("error") {
+        // A server that could not read the request does not know its id.
+        let nameless = message.get("id").is_none_or(Value::is_null);
+        return if ours || nameless { read_error(error) } else { Message::Other };
+    }
+    match message.remove("result") {
+        Some(result) if ours && result.is_object() => Message::Result(result),
+        Some(_) if ours => Message::Malformed("its result is not an object"),
+        Some(_) => Message::Other,
+        None => Message::Malformed("it is neither a result nor an error"),
+    }
+}
+
+/// Some servers give a numeric id back as text.
+fn is_id(found: &Value, id: u64) -> bool {
+    found.as_u64() == Some(id) || found.as_str().is_some_and(|text| text == id.to_string())
+}
+
+fn read_error(error: &Value) -> Message {
+    let Some(code) = error.get("code").and_then(Value::as_i64) else {
+        return Message::Malformed("its error has no code");
+    };
+    let message = error.get("message").and_then(Value::as_str).unwrap_or_default().to_owned();
+    Message::Error(RpcError { code, message, data: error.get("data").filter(|d| !d.is_null()).cloned() })
+}
+
+fn progress(params: Option<&Value>, id: u64) -> Message {
+    let get = |key: &str| params.and_then(|params| params.get(key));
+    match get("progress").and_then(Value::as_f64) {
+        Some(progress) if get(META_PROGRESS).is_some_and(|token| is_id(token, id)) => {
+            Message::Progress(Progress {
+                progress,
+                total: get("total").and_then(Value::as_f64),
+                message: get("message").and_then(Value::as_str).map(str::to_owned),
+            })
+        }
+        _ => Message::Other,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn call(name: &str) -> Request {
+        let params = json!({"name": name, "arguments": {"a": 1}});
+        let mut request = Request::new("tools/call", params.as_object().unwrap().clone());
+        request.meta.insert("io.mcp-fleet/jobId".to_owned(), "job-1".into());
+        request.meta.insert(META_VERSION.to_owned(), "forged".into());
+        request.wants_progress = true;
+        request
+    }
+
+    #[test]
+    fn modern_requests_carry_their_context() {
+        let body: Value = serde_json::from_slice(&call("t").modern_body(7, &json!({"name": "x"}))).unwrap();
+        assert_eq!(
+            body,
+            json!({"jsonrpc": "2.0", "id": 7, "method": "tools/call", "params": {
+            "name": "t", "arguments": {"a": 1}, "_meta": {
+                "io.mcp-fleet/jobId": "job-1",
+                META_VERSION: MODERN, META_CLIENT: {"name": "x"}, META_CAPABILITIES: {}, META_PROGRESS: 7,
+            }}})
+        );
+        let headers = call("t").modern_headers();
+        assert_eq!(headers["mcp-protocol-version"], MODERN);
+        assert_eq!(headers["mcp-method"], "tools/call");
+        assert_eq!(headers["mcp-name"], "t");
+    }
+
+    #[test]
+    fn legacy_requests_have_no_meta_unless_asked() {
+        let body: Value = serde_json::from_slice(&Request::new("ping", Map::new()).legacy_body(1)).unwrap();
+        assert_eq!(body, json!({"jsonrpc": "2.0", "id": 1, "method": "ping", "params": {}}));
+    }
+
+    #[test]
+    fn header_values_are_wrapped_where_http_needs_it() {
+        let check =
+            |value: &str, expected: &str| assert_eq!(header_value(value).unwrap(), expected, "{value:?}");
+        check("", "");
+        check("files__file_read", "files__file_read");
+        check("a b", "a b");
+        check(" a", "=?base64?IGE=?=");
+        check("a\t", "=?base64?YQk=?=");
+        check("é", "=?base64?w6k=?=");
+        check("a\nb", "=?base64?YQpi?=");
+        check("=?base64?YQ==?=", "=?base64?PT9iYXNlNjQ/WVE9PT89?=");
+    }
+
+    #[test]
+    fn messages_are_read() {
+        let check = |text: &str, expected: Message| assert_eq!(read(text.as_bytes(), 7), expected, "{text}");
+        let error = |code: i64, message: &str, data: Option<Value>| {
+            Message::Error(RpcError { code, message: message.to_owned(), data })
+        };
+        check(r#"{"jsonrpc":"2.0","id":7,"result":{"a":1}}"#, Message::Result(json!({"a": 1})));
+        check(r#"{"id":"7","result":{}}"#, Message::Result(json!({})));
+        check(r#"{"id":8,"result":{}}"#, Message::Other);
+        check(r#"{"id":7,"result":3}"#, Message::Malformed("its result is not an object"));
+        check(r#"{"id":7,"error":{"code":-32602,"message":"m"}}"#, error(-32602, "m", None));
+        check(r#"{"id":null,"error":{"code":-32700,"data":1}}"#, error(-32700, "", Some(json!(1))));
+        check(r#"{"id":8,"error":{"code":-32603}}"#, Message::Other);
+        check(r#"{"id":7,"error":{"code":"x"}}"#, Message::Malformed("its error has no code"));
+        check(r#"{"id":7}"#, Message::Malformed("it is neither a result nor an error"));
+        check("[]", Message::Malformed("it is not a JSON object"));
+        check("garbage", Message::Malformed("it is not a JSON object"));
+        check(r#"{"id":"p","method":"ping"}"#, Message::Request { method: "ping".into(), id: json!("p") });
+        check(r#"{"method":"notifications/message","params":{}}"#, Message::Other);
+        check(
+            r#"{"method":"notifications/progress","params":{"progressToken":7,"progress":1,"total":2}}"#,
+            Message::Progress(Progress { progress: 1.0, total: Some(2.0), message: None }),
+        );
+        check(
+            r#"{"method":"notifications/progress","params":{"progressToken":9,"progress":1}}"#,
+            Message::Other,
+        );
+    }
+}

@@ -1,0 +1,284 @@
+//! Each row of the design's outcome table over HTTP, and what the requests look like.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use crate::support::{
+    call, client, discovered, expect, failure, modern, result, rpc_error, server, succeeds, text,
+};
+use axum::Json;
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use fleet_job::outcome::ErrorKind;
+use fleet_job::outcome::FailureClass::{self, Permanent, Retry, Unavailable};
+use fleet_mcp_client::{ClientConfig, McpClient, Progress, Secret, ToolCall};
+use serde_json::{Map, json};
+
+fn status(code: u16) -> StatusCode {
+    StatusCode::from_u16(code).unwrap()
+}
+
+async fn check_status(code: u16, class: FailureClass, kind: ErrorKind) {
+    let server = modern(move |_| (status(code), "the reason").into_response()).await;
+    let failure = expect(&client(&[server.url.clone()], |_| {}), class, kind).await;
+    assert_eq!(failure.error.code, Some(i64::from(code)));
+    assert_eq!(server.count("tools/call"), 1, "HTTP {code} was tried again");
+}
+
+#[tokio::test]
+async fn http_statuses() {
+    for code in [401, 403] {
+        check_status(code, Unavailable, ErrorKind::Unauthorized).await;
+    }
+    for code in [408, 425, 429, 500, 502, 503, 504] {
+        check_status(code, Retry, ErrorKind::Http).await;
+    }
+    for code in [400, 404, 413, 415, 422] {
+        check_status(code, Permanent, ErrorKind::Http).await;
+    }
+}
+
+#[tokio::test]
+async fn redirects_are_not_followed() {
+    let target = modern(|seen| Json(result(seen.id(), text("followed"))).into_response()).await;
+    let location = target.url.clone();
+    let from = modern(move |_| axum::response::Redirect::temporary(&location).into_response()).await;
+    let failure = expect(&client(&[from.url.clone()], |_| {}), Unavailable, ErrorKind::Http).await;
+    assert!(failure.error.message.contains(&target.url), "{failure:?}");
+    assert!(target.seen().is_empty());
+}
+
+#[tokio::test]
+async fn json_rpc_errors() {
+    for (http, code, class) in [
+        (200, -32700, Permanent),
+        (200, -32600, Permanent),
+        (404, -32601, Permanent),
+        (400, -32602, Permanent),
+        (400, -32020, Permanent),
+        (400, -32021, Permanent),
+        (400, -32022, Permanent),
+        (200, -32603, Retry),
+        (500, -32603, Retry),
+        (200, -32000, Retry),
+        (200, 42, Retry),
+    ] {
+        let answer =
+            move |seen: crate::support::Seen| (status(http), Json(rpc_error(seen.id(), code, "the reason")));
+        let server = modern(move |seen| answer(seen).into_response()).await;
+        let failure = expect(&client(&[server.url.clone()], |_| {}), class, ErrorKind::JsonRpc).await;
+        assert_eq!(failure.error.code, Some(code));
+        assert!(failure.error.message.contains("the reason"), "{failure:?}");
+    }
+}
+
+#[tokio::test]
+async fn retry_after_is_reported() {
+    let server = modern(|_| (status(429), [(header::RETRY_AFTER, "7")]).into_response()).await;
+    assert_eq!(failure(&client(&[server.url], |_| {})).await.retry_after, Some(Duration::from_secs(7)));
+    let server =
+        modern(|_| (status(503), [(header::RETRY_AFTER, "Sun, 31 Dec 2400 00:00:00 GMT")]).into_response())
+            .await;
+    assert_eq!(failure(&client(&[server.url], |_| {})).await.retry_after, Some(Duration::from_secs(86400)));
+}
+
+#[tokio::test]
+async fn the_tool_says_it_failed() {
+    for (meta, class) in [(json!({}), Retry), (json!({"io.mcp-fleet/final": true}), Permanent)] {
+        let answer =
+            json!({"isError": true, "_meta": meta, "content": [{"type": "text", "text": "disk full"}]});
+        let expected = answer.clone();
+        let server = modern(move |seen| Json(result(seen.id(), answer.clone())).into_response()).await;
+        let failure = expect(&client(&[server.url], |_| {}), class, ErrorKind::Tool).await;
+        assert_eq!(failure.error.message, "disk full");
+        assert_eq!(failure.error.data, Some(expected));
+    }
+}
+
+#[tokio::test]
+async fn answers_that_are_not_mcp() {
+    fn json_text(text: &'static str) -> Response {
+        ([(header::CONTENT_TYPE, "application/json")], text).into_response()
+    }
+    fn events(text: &'static str) -> Response {
+        ([(header::CONTENT_TYPE, "text/event-stream")], text).into_response()
+    }
+    type Answer = fn() -> Response;
+    let rows: [(Answer, FailureClass); 9] = [
+        (|| json_text("garbage"), Retry),
+        (|| json_text(r#"{"jsonrpc":"2.0","id":999,"result":{}}"#), Retry),
+        (|| json_text(r#"[{"jsonrpc":"2.0"}]"#), Retry),
+        (|| json_text(""), Retry),
+        (|| events("data: garbage\n\n"), Retry),
+        (|| axum::response::Html("<h1>Welcome</h1>").into_response(), Retry),
+        (|| StatusCode::ACCEPTED.into_response(), Retry),
+        (|| StatusCode::NO_CONTENT.into_response(), Retry),
+        (|| StatusCode::OK.into_response(), Retry),
+    ];
+    for (answer, class) in rows {
+        let server = modern(move |_| answer()).await;
+        expect(&client(&[server.url], |_| {}), class, ErrorKind::Protocol).await;
+    }
+    for kind in ["input_required", "task", "novel"] {
+        let server =
+            modern(move |seen| Json(result(seen.id(), json!({"resultType": kind}))).into_response()).await;
+        expect(&client(&[server.url], |_| {}), Permanent, ErrorKind::Protocol).await;
+    }
+}
+
+#[tokio::test]
+async fn an_endpoint_that_is_no_mcp_server_is_unavailable() {
+    // From the beginning: the handshake finds out.
+    let server = server(|_| status(404).into_response()).await;
+    let client = client(&[server.url.clone()], |_| {});
+    expect(&client, Unavailable, ErrorKind::Http).await;
+    assert_eq!(server.count("tools/call"), 0);
+    assert_eq!(client.probe().await.unwrap_err().class, Unavailable);
+}
+
+#[tokio::test]
+async fn an_endpoint_that_stops_being_an_mcp_server_is_unavailable() {
+    let found = Arc::new(AtomicBool::new(false));
+    let gone = server(move |seen| {
+        if seen.method() == "server/discover" && !found.swap(true, Ordering::SeqCst) {
+            return Json(discovered(seen.id())).into_response();
+        }
+        status(404).into_response()
+    })
+    .await;
+    expect(&client(&[gone.url.clone()], |_| {}), Unavailable, ErrorKind::Http).await;
+    assert_eq!(gone.methods(), ["server/discover", "tools/call", "server/discover"]);
+}
+
+#[tokio::test]
+async fn requests_look_as_the_protocol_wants() {
+    let server = modern(|seen| Json(result(seen.id(), text("ok"))).into_response()).await;
+    let client = client(&[server.url.clone()], |config| {
+        config.bearer_token = Some("t0ken".into());
+        config.headers = vec![("x-tenant".to_owned(), Secret::new("acme"))];
+    });
+    let mut call = ToolCall::new("süß", json!({"a": [1]}).as_object().unwrap().clone());
+    call.meta.insert("io.mcp-fleet/jobId".to_owned(), "job-1".into());
+    assert!(matches!(client.call_tool(call).await, fleet_job::outcome::Outcome::Succeeded(_)));
+    let seen = server.seen().pop().unwrap();
+    for (name, value) in [
+        ("accept", "application/json, text/event-stream"),
+        ("content-type", "application/json"),
+        ("authorization", "Bearer t0ken"),
+        ("x-tenant", "acme"),
+        ("mcp-protocol-version", "2026-07-28"),
+        ("mcp-method", "tools/call"),
+        ("mcp-name", "=?base64?c8O8w58=?="),
+    ] {
+        assert_eq!(seen.headers[name], value, "{name}");
+    }
+    let params = &seen.body["params"];
+    assert_eq!(params["name"], "süß");
+    assert_eq!(params["arguments"], json!({"a": [1]}));
+    assert_eq!(params["_meta"]["io.mcp-fleet/jobId"], "job-1");
+    assert_eq!(params["_meta"]["io.modelcontextprotocol/protocolVersion"], "2026-07-28");
+    assert_eq!(params["_meta"]["io.modelcontextprotocol/clientCapabilities"], json!({}));
+    assert_eq!(params["_meta"]["io.modelcontextprotocol/clientInfo"]["name"], "mcp-fleet");
+    assert_eq!(params["_meta"].get("progressToken"), None);
+}
+
+#[tokio::test]
+async fn progress_comes_before_the_answer() {
+    let server = modern(|seen| {
+        let token = &seen.body["params"]["_meta"]["progressToken"];
+        let news = |progress: i64| {
+            json!({"jsonrpc": "2.0", "method": "notifications/progress",
+                   "params": {"progressToken": token, "progress": progress, "total": 2, "message": "going"}})
+        };
+        let answer = result(seen.id(), text("done"));
+        let body = format!(
+            ": hello\n\ndata: {}\n\nevent: message\ndata: {}\n\ndata: {answer}\n\n",
+            news(1),
+            news(2)
+        );
+        ([(header::CONTENT_TYPE, "text/event-stream")], body).into_response()
+    })
+    .await;
+    let (sender, mut receiver) = tokio::sync::mpsc::channel(1);
+    let mut call = ToolCall::new("t", Map::new());
+    call.progress = Some(sender);
+    let outcome = client(&[server.url], |_| {}).call_tool(call).await;
+    assert!(matches!(outcome, fleet_job::outcome::Outcome::Succeeded(_)), "{outcome:?}");
+    let first = Progress { progress: 1.0, total: Some(2.0), message: Some("going".to_owned()) };
+    assert_eq!(receiver.recv().await, Some(first));
+    assert_eq!(receiver.recv().await, None, "there was room for one");
+}
+
+#[tokio::test]
+async fn tools_are_listed_over_all_pages() {
+    let server = modern(|seen| {
+        let page = match seen.body["params"]["cursor"].as_str() {
+            None => json!({"tools": [{"name": "a"}], "nextCursor": "2"}),
+            Some("2") => json!({"tools": [{"name": "b"}, {"name": "c"}], "nextCursor": "3"}),
+            Some(_) => json!({"tools": [{"name": "d"}]}),
+        };
+        Json(result(seen.id(), page)).into_response()
+    })
+    .await;
+    let tools = client(&[server.url], |_| {}).list_tools().await.unwrap();
+    let names: Vec<_> = tools.iter().map(|tool| tool["name"].as_str().unwrap()).collect();
+    assert_eq!(names, ["a", "b", "c", "d"]);
+}
+
+#[tokio::test]
+async fn pages_that_go_in_circles_end() {
+    let server = modern(|seen| {
+        let next = seen.body["params"]["cursor"].as_str().map_or(0, |cursor| cursor.parse().unwrap()) + 1;
+        Json(result(seen.id(), json!({"tools": [], "nextCursor": next.to_string()}))).into_response()
+    })
+    .await;
+    let failure = client(&[server.url], |_| {}).list_tools().await.unwrap_err();
+    assert_eq!((failure.class, failure.error.kind), (Permanent, ErrorKind::Protocol));
+}
+
+#[tokio::test]
+async fn headers_for_arguments_are_learned_when_a_server_wants_them() {
+    let server = modern(|seen| match seen.method() {
+        "tools/list" => {
+            let schema = json!({"properties": {"region": {"type": "string", "x-mcp-header": "Region"}}});
+            Json(result(seen.id(), json!({"tools": [{"name": "t", "inputSchema": schema}]}))).into_response()
+        }
+        _ if seen.headers.get("mcp-param-region").is_some_and(|value| value == "eu") => {
+            Json(result(seen.id(), text("ok"))).into_response()
+        }
+        _ => (status(400), Json(rpc_error(seen.id(), -32020, "missing Mcp-Param-Region"))).into_response(),
+    })
+    .await;
+    let client = client(&[server.url.clone()], |_| {});
+    for _ in 0..2 {
+        let arguments = json!({"region": "eu"}).as_object().unwrap().clone();
+        let outcome = client.call_tool(ToolCall::new("t", arguments)).await;
+        assert!(matches!(outcome, fleet_job::outcome::Outcome::Succeeded(_)), "{outcome:?}");
+    }
+    assert_eq!(server.methods(), ["server/discover", "tools/call", "tools/list", "tools/call", "tools/call"]);
+}
+
+#[tokio::test]
+async fn secrets_stay_out_of_outcomes() {
+    let server = modern(|_| status(401).into_response()).await;
+    let url = server.url.replace("http://", "http://user:hunter2@");
+    let authorized = client(&[format!("{url}/mcp?key=hunter2")], |_| {});
+    assert!(!format!("{:?} {authorized:?}", call(&authorized).await).contains("hunter2"));
+    let refused = crate::support::nobody().await.replace("http://", "http://user:hunter2@");
+    let mut config = ClientConfig::new(ClientConfig::parse_urls(&refused).unwrap());
+    config.bearer_token = None;
+    let outcome = call(&McpClient::new(config).unwrap()).await;
+    assert!(!format!("{outcome:?}").contains("hunter2"), "{outcome:?}");
+}
+
+#[tokio::test]
+async fn a_probe_tells_whether_anybody_answers() {
+    let server = modern(|seen| Json(result(seen.id(), text("ok"))).into_response()).await;
+    let probed = client(&[crate::support::nobody().await, server.url.clone()], |_| {});
+    probed.probe().await.unwrap();
+    probed.probe().await.unwrap();
+    succeeds(&probed).await;
+    let failure = client(&[crate::support::nobody().await], |_| {}).probe().await.unwrap_err();
+    assert_eq!((failure.class, failure.error.kind), (Unavailable, ErrorKind::Connect));
+}

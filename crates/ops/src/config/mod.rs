@@ -1,0 +1,16 @@
+//! Reading settings: a snapshot of the environment, typed readers, and errors that name the variable.
+//!
+//! The environment is a value ([`Env`]), read once at start. Tests make their own and never touch the process's,
+//! which other threads may be reading.
+
+mod env;
+mod kafka;
+mod redact;
+mod units;
+mod vars;
+
+pub use env::{ConfigError, Env};
+pub use kafka::KAFKA_PREFIX;
+pub use redact::{is_secret, redact};
+pub use units::{UnitError, parse_bytes, parse_duration};
+pub use vars::{Var, effective, markdown};

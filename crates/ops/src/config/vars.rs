@@ -1,0 +1,52 @@
+//! The declaration of a variable, from which the documentation and the start-up log line are made.
+
+use super::{Env, redact};
+
+/// One environment variable of a binary. Declare them in a constant table, once.
+#[derive(Debug, Clone, Copy)]
+pub struct Var {
+    /// The variable's name.
+    pub name: &'static str,
+    /// What holds when it is not set, as one would write it; empty where there is nothing.
+    pub default: &'static str,
+    /// One sentence: what it does.
+    pub help: &'static str,
+}
+
+/// The tables as one Markdown table, in the order given, for the documentation.
+pub fn markdown(vars: &[Var]) -> String {
+    let mut text = String::from("| Variable | Default | Meaning |\n|---|---|---|\n");
+    for Var { name, default, help } in vars {
+        let default = if default.is_empty() { String::new() } else { format!("`{default}`") };
+        text.push_str(&format!("| `{name}` | {default} | {} |\n", help.replace('|', "\\|")));
+    }
+    text
+}
+
+/// What is in effect, as `NAME=value` in the table's order, redacted, for the one log line at start.
+pub fn effective(env: &Env, vars: &[Var]) -> Vec<String> {
+    let value = |var: &Var| redact(var.name, env.get(var.name).unwrap_or(var.default)).into_owned();
+    vars.iter()
+        .filter(|var| env.get(var.name).is_some() || !var.default.is_empty())
+        .map(|var| format!("{}={}", var.name, value(var)))
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_declaration_serves_documentation_and_log() {
+        let vars = [
+            Var { name: "PORT", default: "8080", help: "Port." },
+            Var { name: "MCP_TOKEN", default: "", help: "Token a|b." },
+            Var { name: "UNSET", default: "", help: "Nothing." },
+        ];
+        let text = markdown(&vars);
+        assert!(text.contains("| `PORT` | `8080` | Port. |"), "{text}");
+        assert!(text.contains("| `MCP_TOKEN` |  | Token a\\|b. |"), "{text}");
+        let env = Env::of([("MCP_TOKEN", "hunter2")]);
+        assert_eq!(effective(&env, &vars), ["PORT=8080", "MCP_TOKEN=***"]);
+    }
+}

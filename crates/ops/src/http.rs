@@ -1,0 +1,250 @@
+//! The endpoints that every binary has: `/health`, `/ready` and `/metrics`, and what is needed to serve them.
+//!
+//! Alive and ready are different questions. A process that is not alive is restarted; one that is not ready is left
+//! alone and gets no work. A worker that waits for its server is alive and not ready.
+
+use std::io::{self, Write as _};
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
+
+use axum::http::{StatusCode, header};
+use axum::response::IntoResponse;
+use axum::routing::get;
+use axum::{Json, Router};
+use serde_json::json;
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+
+use crate::metrics::Metrics;
+
+/// How long open requests may take to finish after the shutdown signal, where the caller has no wish of its own.
+pub const DEFAULT_GRACE: Duration = Duration::from_secs(10);
+
+/// What the process says about itself. Cheap to clone; all clones share one state.
+#[derive(Debug, Clone, Default)]
+pub struct Health(Arc<RwLock<State>>);
+
+#[derive(Debug, Clone, Default)]
+enum State {
+    #[default]
+    Starting,
+    Ready,
+    NotReady(String),
+    Failed(String),
+}
+
+impl Health {
+    /// Alive and not ready yet: "starting".
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// The process can do its work. Has no effect after [`Health::set_failed`].
+    pub fn set_ready(&self) {
+        self.set(State::Ready);
+    }
+
+    /// The process can't do its work now, and may be able to later. Has no effect after [`Health::set_failed`].
+    pub fn set_not_ready(&self, reason: impl Into<String>) {
+        self.set(State::NotReady(reason.into()));
+    }
+
+    /// The process will never do its work again and should be restarted: `/health` answers 503 from now on.
+    pub fn set_failed(&self, reason: impl Into<String>) {
+        self.set(State::Failed(reason.into()));
+    }
+
+    /// Whether the process can do its work, or why not.
+    ///
+    /// # Errors
+    ///
+    /// The reason for which it can't.
+    pub fn ready(&self) -> Result<(), String> {
+        match self.get() {
+            State::Ready => Ok(()),
+            State::Starting => Err("starting".to_owned()),
+            State::NotReady(reason) | State::Failed(reason) => Err(reason),
+        }
+    }
+
+    /// Whether the process works at all, or why it should be restarted.
+    ///
+    /// # Errors
+    ///
+    /// The reason for which it should be restarted.
+    pub fn alive(&self) -> Result<(), String> {
+        match self.get() {
+            State::Failed(reason) => Err(reason),
+            State::Starting | State::Ready | State::NotReady(_) => Ok(()),
+        }
+    }
+
+    fn get(&self) -> State {
+        self.0.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn set(&self, state: State) {
+        let mut current = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        if !matches!(*current, State::Failed(_)) {
+            *current = state;
+        }
+    }
+}
+
+/// `GET /health`, `GET /ready` and `GET /metrics`. Merge it into a larger router or serve it by itself.
+pub fn router(health: Health, metrics: Metrics) -> Router {
+    let alive = health.clone();
+    Router::new()
+        .route("/health", get(async move || answer("alive", alive.alive())))
+        .route("/ready", get(async move || answer("ready", health.ready())))
+        .route(
+            "/metrics",
+            get(async move || {
+                ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], metrics.render())
+            }),
+        )
+}
+
+fn answer(status: &str, state: Result<(), String>) -> impl IntoResponse + use<> {
+    let (code, body) = match state {
+        Ok(()) => (StatusCode::OK, json!({ "status": status })),
+        Err(reason) => {
+            (StatusCode::SERVICE_UNAVAILABLE, json!({ "status": format!("not {status}"), "reason": reason }))
+        }
+    };
+    (code, [(header::CACHE_CONTROL, "no-store")], Json(body))
+}
+
+/// Binds a listener and says where: port 0 becomes the port that was given.
+///
+/// # Errors
+///
+/// If the address can't be bound; the error names it.
+pub async fn bind(addr: SocketAddr) -> io::Result<(TcpListener, SocketAddr)> {
+    let named = |error: io::Error| io::Error::new(error.kind(), format!("can't listen on {addr}: {error}"));
+    let listener = TcpListener::bind(addr).await.map_err(named)?;
+    let bound = listener.local_addr().map_err(named)?;
+    Ok((listener, bound))
+}
+
+/// Serves `router` until `shutdown` is cancelled and open requests are done, or [`DEFAULT_GRACE`] has passed.
+///
+/// # Errors
+///
+/// If the listener fails for good.
+pub async fn serve(listener: TcpListener, router: Router, shutdown: CancellationToken) -> io::Result<()> {
+    serve_with_grace(listener, router, shutdown, DEFAULT_GRACE).await
+}
+
+/// Like [`serve`] with a bound of the caller's: requests still open `grace` after the signal are not waited for, and end
+/// with the runtime. Without a bound one client that holds a stream open would hold the process.
+///
+/// # Errors
+///
+/// If the listener fails for good.
+pub async fn serve_with_grace(
+    listener: TcpListener,
+    router: Router,
+    shutdown: CancellationToken,
+    grace: Duration,
+) -> io::Result<()> {
+    let stop = shutdown.clone().cancelled_owned();
+    let server = axum::serve(listener, router.into_make_service_with_connect_info::<SocketAddr>())
+        .with_graceful_shutdown(stop)
+        .into_future();
+    let out_of_time = async {
+        shutdown.cancelled().await;
+        tokio::time::sleep(grace).await;
+    };
+    tokio::select! {
+        result = server => result,
+        () = out_of_time => {
+            tracing::warn!(?grace, "requests still open after the grace period are left behind");
+            Ok(())
+        }
+    }
+}
+
+/// Writes `addr` to the file at `path`, so that whoever started the process on port 0 learns the port. The file
+/// appears whole or not at all.
+///
+/// # Errors
+///
+/// If the file can't be written.
+pub fn write_ready_file(path: &Path, addr: SocketAddr) -> io::Result<()> {
+    let name =
+        path.file_name().ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "not a file name"))?;
+    let mut temporary = name.to_owned();
+    temporary.push(format!(".{}.tmp", std::process::id()));
+    let temporary = path.with_file_name(temporary);
+    let mut file = std::fs::File::create(&temporary)?;
+    writeln!(file, "{addr}")?;
+    file.sync_all()?;
+    std::fs::rename(&temporary, path)
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::body::Body;
+    use axum::http::Request;
+    use tokio::io::AsyncWriteExt as _;
+    use tower::ServiceExt as _;
+
+    use super::*;
+
+    async fn check(health: &Health, path: &str, code: u16, text: &str) {
+        let request = Request::get(path).body(Body::empty()).unwrap();
+        let response = router(health.clone(), crate::metrics::install()).oneshot(request).await.unwrap();
+        assert_eq!(response.status().as_u16(), code, "{path}");
+        let body = axum::body::to_bytes(response.into_body(), 1 << 20).await.unwrap();
+        let body = String::from_utf8(body.to_vec()).unwrap();
+        assert!(body.contains(text), "{path}: {body}");
+    }
+
+    #[tokio::test]
+    async fn the_endpoints_say_what_is_so() {
+        let health = Health::new();
+        check(&health, "/health", 200, r#"{"status":"alive"}"#).await;
+        check(&health, "/ready", 503, r#""reason":"starting""#).await;
+        health.set_ready();
+        check(&health, "/ready", 200, r#"{"status":"ready"}"#).await;
+        health.set_not_ready("broker unreachable");
+        check(&health, "/ready", 503, r#""reason":"broker unreachable""#).await;
+        check(&health, "/health", 200, "alive").await;
+        health.set_failed("poll thread died");
+        health.set_ready();
+        check(&health, "/ready", 503, "poll thread died").await;
+        check(&health, "/health", 503, "poll thread died").await;
+        crate::invariant::declare(&["T2"]);
+        check(&health, "/metrics", 200, "fleet_invariant_violations_total").await;
+    }
+
+    #[tokio::test]
+    async fn a_stream_that_never_ends_does_not_hold_the_process() {
+        let (listener, addr) = bind(SocketAddr::from(([127, 0, 0, 1], 0))).await.unwrap();
+        assert_ne!(addr.port(), 0);
+        let stop = CancellationToken::new();
+        let hang = Router::new().route("/hang", get(std::future::pending::<()>));
+        let server = tokio::spawn(serve_with_grace(listener, hang, stop.clone(), Duration::from_millis(20)));
+        let mut client = tokio::net::TcpStream::connect(addr).await.unwrap();
+        client.write_all(b"GET /hang HTTP/1.1\r\nhost: x\r\n\r\n").await.unwrap();
+        stop.cancel();
+        server.await.unwrap().unwrap();
+        drop(client);
+        let taken = TcpListener::bind(SocketAddr::from(([127, 0, 0, 1], 0))).await.unwrap();
+        let error = bind(taken.local_addr().unwrap()).await.unwrap_err();
+        assert!(error.to_string().contains(&taken.local_addr().unwrap().to_string()), "{error}");
+    }
+
+    #[test]
+    fn the_ready_file_holds_the_address() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("ready");
+        write_ready_file(&path, SocketAddr::from(([127, 0, 0, 1], 4711))).unwrap();
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), "127.0.0.1:4711\n");
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
+        assert!(write_ready_file(Path::new("/"), SocketAddr::from(([127, 0, 0, 1], 1))).is_err());
+    }
+}

@@ -1,0 +1,218 @@
+//! Metrics: one Prometheus recorder per process, and the tables in which metrics are declared.
+//!
+//! Each crate declares its metrics once, in a constant table of [`Metric`]. The table describes them to the recorder
+//! ([`Metrics::describe`]) and becomes the documentation ([`markdown`]), so that neither can drift from the code.
+//! Labels are bounded: never a job id, a key or a message.
+
+use std::sync::OnceLock;
+use std::time::Duration;
+
+use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
+
+pub use ::metrics::Unit;
+
+/// How often histogram samples are folded into their buckets when nobody scrapes.
+const UPKEEP: Duration = Duration::from_secs(5);
+
+/// Bounds in seconds, from a local call (milliseconds) to a tool that takes an hour.
+const SECONDS: [f64; 17] = [
+    0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 120.0, 600.0, 3600.0,
+];
+
+/// Bounds in bytes, for histograms whose name ends in `_bytes`.
+const BYTES: [f64; 9] =
+    [256.0, 1024.0, 4096.0, 16384.0, 65536.0, 262_144.0, 1_048_576.0, 4_194_304.0, 16_777_216.0];
+
+/// Violations of named invariants; written by [`crate::invariant`].
+pub const INVARIANT_VIOLATIONS: Metric = Metric {
+    name: "fleet_invariant_violations_total",
+    kind: Kind::Counter,
+    unit: Unit::Count,
+    labels: &["invariant"],
+    help: "How often a named invariant was found broken. Anything but 0 is a bug.",
+};
+
+/// The metrics of this crate. [`install`] has described them already.
+pub const TABLE: &[Metric] = &[INVARIANT_VIOLATIONS];
+
+/// The declaration of one metric.
+#[derive(Debug, Clone, Copy)]
+pub struct Metric {
+    /// The name as it is scraped: snake case, unit as suffix, `_total` for counters.
+    pub name: &'static str,
+    /// Counter, gauge or histogram.
+    pub kind: Kind,
+    /// What one unit of the value is.
+    pub unit: Unit,
+    /// The labels it carries, each with a bounded set of values.
+    pub labels: &'static [&'static str],
+    /// One sentence: what is measured, and what a bad value looks like where that is known.
+    pub help: &'static str,
+}
+
+/// The three kinds of metric.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// Only ever goes up.
+    Counter,
+    /// Goes up and down.
+    Gauge,
+    /// A distribution in buckets: seconds by default, bytes if the name ends in `_bytes`.
+    Histogram,
+}
+
+impl Kind {
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Counter => "counter",
+            Self::Gauge => "gauge",
+            Self::Histogram => "histogram",
+        }
+    }
+}
+
+/// The process's metrics. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Metrics {
+    handle: PrometheusHandle,
+}
+
+/// Installs the recorder for this process, or returns the one that is installed.
+///
+/// If another library has installed a recorder of its own, ours stays empty and a warning says so.
+pub fn install() -> Metrics {
+    static METRICS: OnceLock<Metrics> = OnceLock::new();
+    METRICS
+        .get_or_init(|| {
+            let recorder = builder().build_recorder();
+            let metrics = Metrics { handle: recorder.handle() };
+            if ::metrics::set_global_recorder(recorder).is_err() {
+                tracing::warn!("another metrics recorder is installed: /metrics will be empty");
+            }
+            metrics.describe(TABLE);
+            keep_up(metrics.handle.clone());
+            metrics
+        })
+        .clone()
+}
+
+fn builder() -> PrometheusBuilder {
+    // Both calls fail only for an empty list of bounds, and both lists are constants above.
+    let builder = PrometheusBuilder::new().set_buckets(&SECONDS).unwrap_or_default();
+    builder.set_buckets_for_metric(Matcher::Suffix("_bytes".to_owned()), &BYTES).unwrap_or_default()
+}
+
+/// Folds samples into buckets for as long as the process lives. Without it a process that nobody scrapes would keep
+/// every sample.
+fn keep_up(handle: PrometheusHandle) {
+    let spawned = std::thread::Builder::new().name("metrics-upkeep".to_owned()).spawn(move || {
+        loop {
+            std::thread::sleep(UPKEEP);
+            handle.run_upkeep();
+        }
+    });
+    if let Err(error) = spawned {
+        tracing::warn!(%error, "no metrics upkeep: samples are folded only when /metrics is read");
+    }
+}
+
+impl Metrics {
+    /// Gives the recorder the help texts and units of `table`, and makes counters without labels visible at zero.
+    pub fn describe(&self, table: &[Metric]) {
+        for metric in table {
+            match metric.kind {
+                Kind::Counter => {
+                    ::metrics::describe_counter!(metric.name, metric.unit, metric.help);
+                    if metric.labels.is_empty() {
+                        ::metrics::counter!(metric.name).increment(0);
+                    }
+                }
+                Kind::Gauge => ::metrics::describe_gauge!(metric.name, metric.unit, metric.help),
+                Kind::Histogram => ::metrics::describe_histogram!(metric.name, metric.unit, metric.help),
+            }
+        }
+    }
+
+    /// Everything measured so far, in Prometheus' text format.
+    pub fn render(&self) -> String {
+        self.handle.render()
+    }
+}
+
+/// The tables as one Markdown table, sorted by name, for the documentation.
+pub fn markdown(tables: &[&[Metric]]) -> String {
+    let mut metrics: Vec<&Metric> = tables.iter().flat_map(|table| table.iter()).collect();
+    metrics.sort_by_key(|metric| metric.name);
+    let mut text = String::from("| Metric | Kind | Unit | Labels | Meaning |\n|---|---|---|---|---|\n");
+    for Metric { name, kind, unit, labels, help } in metrics {
+        let labels: Vec<String> = labels.iter().map(|label| format!("`{label}`")).collect();
+        let row = [
+            format!("`{name}`"),
+            kind.as_str().to_owned(),
+            unit.as_str().to_owned(),
+            labels.join(", "),
+            help.replace('|', "\\|"),
+        ];
+        text.push_str(&format!("| {} |\n", row.join(" | ")));
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const CALLS: Metric = Metric {
+        name: "test_calls_total",
+        kind: Kind::Counter,
+        unit: Unit::Count,
+        labels: &[],
+        help: "Calls.",
+    };
+    const TIME: Metric = Metric {
+        name: "test_time_seconds",
+        kind: Kind::Histogram,
+        unit: Unit::Seconds,
+        labels: &["tool"],
+        help: "Time a|b.",
+    };
+    const SIZE: Metric = Metric {
+        name: "test_size_bytes",
+        kind: Kind::Histogram,
+        unit: Unit::Bytes,
+        labels: &[],
+        help: "Size.",
+    };
+
+    #[test]
+    fn what_is_measured_is_rendered_with_the_right_buckets() {
+        let metrics = install();
+        install().describe(&[CALLS, TIME, SIZE]);
+        assert!(metrics.render().contains("test_calls_total 0"), "{}", metrics.render());
+        ::metrics::histogram!(TIME.name, "tool" => "x").record(0.3);
+        ::metrics::histogram!(SIZE.name).record(2000.0);
+        let text = metrics.render();
+        for line in [
+            "# HELP test_calls_total Calls.",
+            "# TYPE test_time_seconds histogram",
+            "test_time_seconds_bucket{tool=\"x\",le=\"0.25\"} 0",
+            "test_time_seconds_bucket{tool=\"x\",le=\"0.5\"} 1",
+            "test_size_bytes_bucket{le=\"4096\"} 1",
+        ] {
+            assert!(text.contains(line), "{line} is missing in\n{text}");
+        }
+    }
+
+    #[test]
+    fn the_table_becomes_documentation() {
+        let text = markdown(&[&[TIME], &[CALLS]]);
+        let rows: Vec<&str> = text.lines().skip(2).collect();
+        assert_eq!(
+            rows,
+            [
+                "| `test_calls_total` | counter | count |  | Calls. |",
+                "| `test_time_seconds` | histogram | seconds | `tool` | Time a\\|b. |",
+            ]
+        );
+    }
+}

@@ -1,0 +1,67 @@
+//! The command line. Every flag is an environment variable too.
+
+use std::{net::IpAddr, path::PathBuf, time::Duration};
+
+/// Flags of the server.
+#[derive(Debug, Clone, clap::Args)]
+pub struct Args {
+    /// The address to listen on. Only this machine by default; 0.0.0.0 for containers.
+    #[arg(long, env = "MCP_HOST", default_value = "127.0.0.1")]
+    pub host: IpAddr,
+    /// The port to listen on; 0 for any free one.
+    #[arg(long, env = "PORT", default_value_t = 8080)]
+    pub port: u16,
+    /// A file to write `host:port` to once the server listens.
+    #[arg(long, env = "MCP_READY_FILE", value_name = "FILE")]
+    pub ready_file: Option<PathBuf>,
+    /// Speak MCP on standard input and output, and listen on no port.
+    #[arg(long)]
+    pub stdio: bool,
+    /// Host names that requests may be for, beside loopback ones: HOST or HOST:PORT; `*` for any.
+    #[arg(long, env = "MCP_ALLOWED_HOSTS", value_delimiter = ',', value_name = "HOST")]
+    pub allowed_hosts: Vec<String>,
+    /// Origins that browsers may send requests from. None by default.
+    #[arg(long, env = "MCP_ALLOWED_ORIGINS", value_delimiter = ',', value_name = "ORIGIN")]
+    pub allowed_origins: Vec<String>,
+    /// Give clients of older protocol revisions a session, kept in this process. Without it they are served without.
+    #[arg(long, env = "MCP_LEGACY_SESSIONS", value_parser = clap::builder::BoolishValueParser::new(),
+          num_args = 0..=1, default_value = "false", default_missing_value = "true", require_equals = true)]
+    pub legacy_sessions: bool,
+    /// A directory that the `file_*` tools may read. Without one, they are not offered.
+    #[arg(long = "root", env = "MCP_FILES_ROOTS", value_delimiter = ':', value_name = "DIR")]
+    pub roots: Vec<PathBuf>,
+    /// How many bytes `file_read` reads at once at most.
+    #[arg(long, env = "MCP_FILES_MAX_READ", default_value_t = 1024 * 1024, value_name = "BYTES")]
+    pub files_max_read: u64,
+    /// A command line that may be started, as a pattern over all of its arguments; several are separated by `;`.
+    #[arg(long = "allow-command", env = "MCP_ALLOWED_COMMANDS", value_name = "PATTERN")]
+    pub allow_commands: Vec<String>,
+    /// A directory in which `cwd` and `envFile` of what `--allow-command` allows may be.
+    #[arg(long = "allow-dir", env = "MCP_ALLOWED_DIRS", value_delimiter = ':', value_name = "DIR")]
+    pub allow_dirs: Vec<PathBuf>,
+    /// A dangerous environment variable that may be set all the same for what `--allow-command` allows.
+    #[arg(long = "allow-env", env = "MCP_ALLOWED_ENV", value_delimiter = ',', value_name = "NAME")]
+    pub allow_env: Vec<String>,
+    /// A remote host that may be connected to: HOST, HOST:PORT or *.DOMAIN.
+    #[arg(long = "allow-remote", env = "MCP_ALLOWED_REMOTES", value_delimiter = ',', value_name = "HOST")]
+    pub allow_remotes: Vec<String>,
+    /// A variable of the server's environment that `${VAR}` in configurations may name.
+    #[arg(long, env = "MCP_EXPAND_ENV", value_delimiter = ',', value_name = "NAME")]
+    pub expand_env: Vec<String>,
+    /// A policy file (TOML) that allows more.
+    #[arg(long = "policy", env = "MCP_POLICY_FILE", value_name = "FILE")]
+    pub policy_file: Option<PathBuf>,
+    /// How long a hosted server may take for its start and handshake, in milliseconds. Overrides the policy file.
+    #[arg(long, env = "MCP_HANDSHAKE_TIMEOUT_MS", value_name = "MS")]
+    pub handshake_timeout_ms: Option<u64>,
+    /// How long open requests may take to finish after SIGTERM, in milliseconds.
+    #[arg(long, env = "MCP_DRAIN_TIMEOUT_MS", default_value_t = 10_000, value_name = "MS")]
+    pub drain_timeout_ms: u64,
+}
+
+impl Args {
+    /// The drain timeout as a duration.
+    pub fn drain_timeout(&self) -> Duration {
+        Duration::from_millis(self.drain_timeout_ms)
+    }
+}

@@ -1,0 +1,132 @@
+//! The settings of a server, put together from flags and policy file and checked once.
+
+use std::{
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    path::PathBuf,
+    time::Duration,
+};
+
+use crate::{
+    args::Args,
+    error::ServerError,
+    http::Origin,
+    policy::{
+        CommandRule, Policy, PolicyError,
+        argv::{ArgvPattern, split_list},
+        remote::RemoteRule,
+    },
+    tools::files::Files,
+};
+
+/// Everything a server needs to know to start.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ServerConfig {
+    /// Where to listen.
+    pub listen: SocketAddr,
+    /// Where to write the address once the server listens.
+    pub ready_file: Option<PathBuf>,
+    /// Whether to speak MCP on standard input and output instead.
+    pub stdio: bool,
+    /// Host names that requests may be for, beside loopback ones; `*` for any.
+    pub allowed_hosts: Vec<String>,
+    /// Origins that browsers may send requests from.
+    pub allowed_origins: Vec<Origin>,
+    /// Whether clients of older revisions get a session.
+    pub legacy_sessions: bool,
+    /// Directories that the `file_*` tools may read.
+    pub roots: Vec<PathBuf>,
+    /// How many bytes `file_read` reads at once at most.
+    pub files_max_read: u64,
+    /// What may be hosted.
+    pub policy: Policy,
+    /// How long open requests may take to finish at shutdown.
+    pub drain_timeout: Duration,
+}
+
+impl Default for ServerConfig {
+    /// A server on port 8080 of this machine that offers nothing but the `server_*` tools, which may start nothing.
+    fn default() -> Self {
+        Self {
+            listen: SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 8080),
+            ready_file: None,
+            stdio: false,
+            allowed_hosts: Vec::new(),
+            allowed_origins: Vec::new(),
+            legacy_sessions: false,
+            roots: Vec::new(),
+            files_max_read: 1024 * 1024,
+            policy: Policy::default(),
+            drain_timeout: Duration::from_secs(10),
+        }
+    }
+}
+
+impl ServerConfig {
+    /// The settings that the flags ask for. Reads the policy file.
+    ///
+    /// # Errors
+    ///
+    /// Where a setting is not acceptable.
+    pub fn from_args(args: &Args) -> Result<Self, ServerError> {
+        let origins = non_empty(&args.allowed_origins).map(|text| {
+            let text = text.trim_end_matches('/');
+            Origin::parse(text).ok_or_else(|| ServerError::Origin(text.to_owned()))
+        });
+        let roots: Vec<PathBuf> =
+            args.roots.iter().filter(|root| !root.as_os_str().is_empty()).cloned().collect();
+        // Roots that can't be are found now and not at the first call.
+        Files::new(&roots, args.files_max_read)?;
+        Ok(Self {
+            listen: SocketAddr::new(args.host, args.port),
+            ready_file: args.ready_file.clone(),
+            stdio: args.stdio,
+            allowed_hosts: non_empty(&args.allowed_hosts).map(str::to_owned).collect(),
+            allowed_origins: origins.collect::<Result<_, _>>()?,
+            legacy_sessions: args.legacy_sessions,
+            roots,
+            files_max_read: args.files_max_read,
+            policy: policy(args)?,
+            drain_timeout: args.drain_timeout(),
+        })
+    }
+}
+
+/// The policy file's rules, and those of the flags after them.
+fn policy(args: &Args) -> Result<Policy, ServerError> {
+    let mut policy = match &args.policy_file {
+        Some(path) => {
+            let text = std::fs::read_to_string(path)
+                .map_err(|error| PolicyError::Read { path: path.clone(), error })?;
+            Policy::from_toml(&text)?
+        }
+        None => Policy::default(),
+    };
+    for rule in &mut policy.commands {
+        // What does not exist yet stays as it is written.
+        rule.cwd.resolve(|path| path.canonicalize().ok());
+        rule.env_files.resolve(|path| path.canonicalize().ok());
+    }
+    let dirs = (args.allow_dirs.iter().filter(|dir| !dir.as_os_str().is_empty()))
+        .map(|dir| dir.canonicalize().map_err(|error| ServerError::Dir { path: dir.clone(), error }))
+        .collect::<Result<Vec<_>, _>>()?;
+    let env: Vec<String> = non_empty(&args.allow_env).map(str::to_owned).collect();
+    let lines = args.allow_commands.iter().flat_map(|list| split_list(list)).map(str::trim);
+    for line in lines.filter(|line| !line.is_empty()) {
+        let argv = ArgvPattern::parse(line)
+            .map_err(|error| PolicyError::Pattern { pattern: line.to_owned(), error })?;
+        policy.commands.push(CommandRule::simple(argv, &dirs, &env));
+    }
+    for remote in non_empty(&args.allow_remotes) {
+        policy.remotes.push(RemoteRule::parse(remote).map_err(PolicyError::from)?);
+    }
+    policy.expand.extend(non_empty(&args.expand_env).map(str::to_owned));
+    if let Some(millis) = args.handshake_timeout_ms {
+        policy.limits.handshake_timeout = Duration::from_millis(millis);
+    }
+    Ok(policy)
+}
+
+/// The entries of a list that say something; an empty variable is an empty list.
+fn non_empty(list: &[String]) -> impl Iterator<Item = &str> {
+    list.iter().map(|text| text.trim()).filter(|text| !text.is_empty())
+}

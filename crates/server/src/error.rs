@@ -1,0 +1,72 @@
+//! What can go wrong with the server as a whole, and how errors are written out.
+
+use std::{fmt::Write, net::SocketAddr, path::PathBuf};
+
+use crate::{policy::PolicyError, tools::files::RootError};
+
+/// Why the server can't start or go on.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ServerError {
+    /// The policy can't be read.
+    #[error(transparent)]
+    Policy(#[from] PolicyError),
+    /// A files root can't be one.
+    #[error(transparent)]
+    Root(#[from] RootError),
+    /// An entry of a list of origins is none.
+    #[error("--allowed-origins: {0:?} is no origin such as https://app.example.com")]
+    Origin(String),
+    /// A directory of `--allow-dir` can't be used.
+    #[error("--allow-dir {}", path.display())]
+    Dir {
+        /// The directory.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        error: std::io::Error,
+    },
+    /// The address can't be listened on.
+    #[error("can't listen on {address}")]
+    Listen {
+        /// The address.
+        address: SocketAddr,
+        /// Why not.
+        #[source]
+        error: std::io::Error,
+    },
+    /// The ready file can't be written.
+    #[error("ready file {}", path.display())]
+    ReadyFile {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        error: std::io::Error,
+    },
+    /// The operating system refuses signal handlers.
+    #[error("signal handlers")]
+    Signals(#[source] std::io::Error),
+    /// The HTTP listener failed.
+    #[error("the HTTP server failed")]
+    Http(#[source] std::io::Error),
+    /// The MCP session on standard input and output could not be set up.
+    #[error("MCP on standard input and output: {0}")]
+    Stdio(String),
+}
+
+/// An error with all its sources, as one line.
+pub fn chain(error: &dyn std::error::Error) -> String {
+    let mut line = error.to_string();
+    let mut source = error.source();
+    while let Some(error) = source {
+        let text = error.to_string();
+        // Some libraries repeat their source in their own text.
+        if !line.ends_with(&text) {
+            // Writing to a string can't fail.
+            _ = write!(line, ": {text}");
+        }
+        source = error.source();
+    }
+    line
+}

@@ -1,0 +1,326 @@
+//! The hosted servers by name: starting, replacing, removing and reviving them, and saying how they are.
+
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc, PoisonError, RwLock, RwLockReadGuard,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use fleet_job::{
+    mcp_servers::ServerEntry,
+    tool_name::{self, NameError},
+};
+use futures::future::join_all;
+use rmcp::model::Tool;
+
+use super::{
+    hosted::{Hosted, Phase},
+    launch::{self, LaunchError, LaunchSpec},
+    routes::Routes,
+    status::{ServerStatus, Unavailable},
+    upstream::{ConnectError, Upstream},
+};
+use crate::policy::{Policy, Refusal};
+
+/// All hosted servers.
+pub struct Fleet {
+    policy: Arc<Policy>,
+    servers: RwLock<BTreeMap<String, Arc<Hosted>>>,
+    routes: RwLock<Arc<Routes>>,
+    order: AtomicU64,
+    closed: AtomicBool,
+}
+
+/// Why a server can't be hosted.
+#[derive(Debug, thiserror::Error)]
+pub enum InitError {
+    /// It can't have its name.
+    #[error(transparent)]
+    Name(#[from] NameError),
+    /// It may or can not be started.
+    #[error(transparent)]
+    Launch(#[from] LaunchError),
+    /// There are too many.
+    #[error(transparent)]
+    TooMany(Refusal),
+    /// It was started and did not do its handshake.
+    #[error(transparent)]
+    Connect(#[from] ConnectError),
+    /// This server is shutting down.
+    #[error("this server is shutting down")]
+    Closed,
+}
+
+impl InitError {
+    /// Whether the same attempt would fail again whenever it is made.
+    pub fn is_permanent(&self) -> bool {
+        match self {
+            Self::Name(_) | Self::Launch(_) => true,
+            Self::TooMany(_) | Self::Connect(_) | Self::Closed => false,
+        }
+    }
+}
+
+/// A server that can't take a call now.
+#[derive(Debug, thiserror::Error)]
+#[error("server `{server}` is not available: {reason}")]
+pub struct Down {
+    /// The server.
+    pub server: String,
+    /// Why.
+    pub reason: String,
+    /// When it may be tried again.
+    pub retry_after: Option<Duration>,
+}
+
+impl Fleet {
+    /// A fleet without servers.
+    pub fn new(policy: Arc<Policy>) -> Arc<Self> {
+        Arc::new(Self {
+            policy,
+            servers: RwLock::default(),
+            routes: RwLock::default(),
+            order: AtomicU64::new(0),
+            closed: AtomicBool::new(false),
+        })
+    }
+
+    /// The policy.
+    pub fn policy(&self) -> &Policy {
+        &self.policy
+    }
+
+    /// Hosts a server under a name. Where it runs already from the same configuration, nothing happens; from another
+    /// one, it is replaced once the new one has done its handshake.
+    ///
+    /// # Errors
+    ///
+    /// Where the name or the configuration is not acceptable, or the handshake fails.
+    pub async fn initialize(
+        self: &Arc<Self>,
+        name: &str,
+        entry: &ServerEntry,
+    ) -> Result<ServerStatus, InitError> {
+        tool_name::check_server(name)?;
+        let spec = launch::resolve(entry, &self.policy).await?;
+        loop {
+            let hosted = self.admit(name)?;
+            let gate = hosted.gate.lock().await;
+            if hosted.state().removed {
+                // It was removed while we waited. What we were asked comes after that.
+                continue;
+            }
+            let same = hosted.state().spec.as_ref() == Some(&spec);
+            if !(same && hosted.running().is_some()) {
+                self.start(&hosted, &spec).await?;
+            }
+            drop(gate);
+            return Ok(self.describe(&hosted, Instant::now()));
+        }
+    }
+
+    /// Removes a server and ends it. `false` where there is none of this name.
+    pub async fn remove(&self, name: &str) -> bool {
+        let Some(hosted) = self.find(name) else { return false };
+        let _gate = hosted.gate.lock().await;
+        if std::mem::replace(&mut hosted.state_mut().removed, true) {
+            return false;
+        }
+        self.servers.write().unwrap_or_else(PoisonError::into_inner).remove(name);
+        self.reroute();
+        end(&hosted).await;
+        tracing::info!(server = name, "hosted server removed");
+        true
+    }
+
+    /// A working connection to a server, which is started again where it died.
+    ///
+    /// # Errors
+    ///
+    /// Where it can't be started now.
+    pub async fn connection(self: &Arc<Self>, name: &str) -> Result<Arc<Upstream>, Down> {
+        let down = |reason: String, retry_after| Down { server: name.to_owned(), reason, retry_after };
+        let hosted = self.find(name).ok_or_else(|| down("it is not hosted".to_owned(), None))?;
+        if let Some(upstream) = hosted.running() {
+            return Ok(upstream);
+        }
+        let _gate = hosted.gate.lock().await;
+        if let Some(upstream) = hosted.running() {
+            return Ok(upstream);
+        }
+        let (spec, wait, reason) = {
+            let state = hosted.state();
+            let reason = state.last_error.clone().unwrap_or_else(|| "it was never started".to_owned());
+            (state.spec.clone(), state.wait(Instant::now()), reason)
+        };
+        let Some(spec) = spec.filter(|_| !hosted.state().removed) else { return Err(down(reason, None)) };
+        if !wait.is_zero() {
+            return Err(down(reason, Some(wait)));
+        }
+        hosted.state_mut().restarts += 1;
+        metrics::counter!("mcp_server_hosted_restarts_total").increment(1);
+        tracing::info!(server = name, %reason, "starting a hosted server again");
+        self.start(&hosted, &spec).await.map_err(|error| down(error.to_string(), None))
+    }
+
+    /// Starts a server and puts it in place of what ran before. The gate is held.
+    async fn start(
+        self: &Arc<Self>,
+        hosted: &Arc<Hosted>,
+        spec: &LaunchSpec,
+    ) -> Result<Arc<Upstream>, InitError> {
+        let limit = self.policy.limits.handshake_timeout;
+        let connected = Upstream::connect(&hosted.name, spec, &self.policy, limit).await;
+        let upstream = match connected {
+            Ok(upstream) => Arc::new(upstream),
+            Err(error) => {
+                tracing::warn!(server = hosted.name, %error, "a hosted server could not be started");
+                let mut state = hosted.state_mut();
+                state.not_started(&error, Instant::now());
+                if !matches!(state.phase, Phase::Running(_)) {
+                    state.spec = Some(spec.clone());
+                }
+                drop(state);
+                self.reroute();
+                return Err(error.into());
+            }
+        };
+        if self.closed.load(Ordering::Acquire) {
+            upstream.stop().await;
+            return Err(InitError::Closed);
+        }
+        let old = hosted.state_mut().started(upstream.clone(), spec.clone());
+        self.reroute();
+        tracing::info!(
+            server = hosted.name,
+            protocol = upstream.info.protocol_version.as_str(),
+            tools = upstream.tools().len(),
+            pid = upstream.child.as_ref().map(|child| child.pid),
+            "hosted server runs"
+        );
+        tokio::spawn(watch(Arc::clone(self), hosted.clone(), upstream.clone()));
+        if let Some(old) = old {
+            old.stop().await;
+        }
+        Ok(upstream)
+    }
+
+    /// Ends all servers. None is started any more.
+    pub async fn shutdown(&self) {
+        self.closed.store(true, Ordering::Release);
+        let all = std::mem::take(&mut *self.servers.write().unwrap_or_else(PoisonError::into_inner));
+        join_all(all.values().map(|hosted| async move {
+            hosted.state_mut().removed = true;
+            end(hosted).await;
+        }))
+        .await;
+    }
+
+    /// The names of all servers.
+    pub fn names(&self) -> Vec<String> {
+        self.servers().keys().cloned().collect()
+    }
+
+    /// How one server is.
+    pub fn status(&self, name: &str) -> Option<ServerStatus> {
+        self.find(name).map(|hosted| self.describe(&hosted, Instant::now()))
+    }
+
+    /// How all servers are.
+    pub fn statuses(&self) -> Vec<ServerStatus> {
+        let now = Instant::now();
+        self.servers().values().map(|hosted| self.describe(hosted, now)).collect()
+    }
+
+    /// Where calls go.
+    pub fn routes(&self) -> Arc<Routes> {
+        self.routes.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// The servers that a list of tools should warn of.
+    pub fn unavailable(&self) -> Vec<Unavailable> {
+        let routes = self.routes();
+        self.servers().values().filter_map(|hosted| Unavailable::of(hosted, &routes)).collect()
+    }
+
+    /// Whether a server of this name is hosted, running or not.
+    pub fn is_hosted(&self, name: &str) -> bool {
+        self.servers().contains_key(name)
+    }
+
+    fn describe(&self, hosted: &Hosted, now: Instant) -> ServerStatus {
+        ServerStatus::of(hosted, &self.routes(), now)
+    }
+
+    fn servers(&self) -> RwLockReadGuard<'_, BTreeMap<String, Arc<Hosted>>> {
+        self.servers.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn find(&self, name: &str) -> Option<Arc<Hosted>> {
+        self.servers().get(name).cloned()
+    }
+
+    /// The server of this name, made where there is none and room for one.
+    fn admit(&self, name: &str) -> Result<Arc<Hosted>, InitError> {
+        if self.closed.load(Ordering::Acquire) {
+            return Err(InitError::Closed);
+        }
+        let mut servers = self.servers.write().unwrap_or_else(PoisonError::into_inner);
+        if let Some(hosted) = servers.get(name) {
+            return Ok(hosted.clone());
+        }
+        let limit = self.policy.limits.max_servers;
+        if servers.len() >= limit {
+            // What never ran is only kept to be seen, and makes room.
+            let is_leftover =
+                |hosted: &&Arc<Hosted>| !hosted.ever_ran() && matches!(hosted.state().phase, Phase::Failed);
+            let oldest = servers.values().filter(is_leftover).min_by_key(|hosted| hosted.order).cloned();
+            let Some(oldest) = oldest else {
+                return Err(InitError::TooMany(Refusal::TooManyServers { limit }));
+            };
+            oldest.state_mut().removed = true;
+            servers.remove(&oldest.name);
+        }
+        let order = self.order.fetch_add(1, Ordering::Relaxed);
+        let hosted = Arc::new(Hosted::new(name.to_owned(), order));
+        servers.insert(name.to_owned(), hosted.clone());
+        Ok(hosted)
+    }
+
+    /// Builds the routes anew after something changed.
+    fn reroute(&self) {
+        let mut servers: Vec<Arc<Hosted>> = self.servers().values().cloned().collect();
+        servers.sort_by_key(|hosted| hosted.order);
+        let tools: Vec<(String, Arc<Vec<Tool>>)> =
+            servers.iter().map(|hosted| (hosted.name.clone(), hosted.state().tools.clone())).collect();
+        let routes = Routes::build(tools.iter().map(|(name, tools)| (name.as_str(), tools.clone())));
+        *self.routes.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(routes);
+        for phase in ["starting", "running", "failed"] {
+            let count = servers.iter().filter(|hosted| hosted.state().phase.name() == phase).count();
+            metrics::gauge!("mcp_server_hosted_servers", "state" => phase).set(count as f64);
+        }
+    }
+}
+
+/// Waits for a connection's end and notes it.
+async fn watch(fleet: Arc<Fleet>, hosted: Arc<Hosted>, upstream: Arc<Upstream>) {
+    let reason = upstream.ended().await;
+    if hosted.state().removed {
+        return;
+    }
+    if hosted.state_mut().died(&upstream, &reason, Instant::now()) {
+        tracing::warn!(server = hosted.name, %reason, "a hosted server died");
+        fleet.reroute();
+    }
+}
+
+/// Ends what runs.
+async fn end(hosted: &Hosted) {
+    let phase = std::mem::replace(&mut hosted.state_mut().phase, Phase::Failed);
+    if let Phase::Running(upstream) = phase {
+        upstream.stop().await;
+    }
+}

@@ -1,0 +1,181 @@
+//! One hosted server over its life: what it was started from, whether it runs, why not, and when it may be tried again.
+
+use std::{
+    sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard},
+    time::{Duration, Instant},
+};
+
+use rmcp::model::Tool;
+
+use super::{
+    launch::LaunchSpec,
+    upstream::{ConnectError, SHOWN_STDERR, Upstream},
+};
+
+/// The wait before the second restart in a row; it doubles from there.
+const FIRST_BACKOFF: Duration = Duration::from_millis(500);
+/// The longest wait before a restart.
+const LONGEST_BACKOFF: Duration = Duration::from_secs(60);
+/// A server that ran for this long is healthy again: its failures are forgotten.
+const SUSTAINED: Duration = Duration::from_secs(60);
+
+/// A hosted server.
+pub(super) struct Hosted {
+    pub(super) name: String,
+    /// Counts up with every server; earlier ones keep their tools' names.
+    pub(super) order: u64,
+    /// Held while the server is started, replaced or removed.
+    pub(super) gate: tokio::sync::Mutex<()>,
+    state: RwLock<State>,
+}
+
+/// What is known about a hosted server now.
+pub(super) struct State {
+    pub(super) phase: Phase,
+    /// What it was started from last, successfully or not.
+    pub(super) spec: Option<LaunchSpec>,
+    /// The tools it had when it was seen last. They stay offered while it is down, since a call restarts it.
+    pub(super) tools: Arc<Vec<Tool>>,
+    pub(super) last_error: Option<String>,
+    pub(super) stderr: Option<String>,
+    pub(super) restarts: u32,
+    pub(super) removed: bool,
+    failures: u32,
+    not_before: Option<Instant>,
+}
+
+/// Whether a hosted server runs.
+pub(super) enum Phase {
+    /// It is being started and never ran.
+    Starting,
+    /// It runs.
+    Running(Arc<Upstream>),
+    /// It does not run, for the reason in `last_error`.
+    Failed,
+}
+
+impl Phase {
+    pub(super) fn name(&self) -> &'static str {
+        match self {
+            Self::Starting => "starting",
+            Self::Running(_) => "running",
+            Self::Failed => "failed",
+        }
+    }
+}
+
+impl Hosted {
+    pub(super) fn new(name: String, order: u64) -> Self {
+        let state = State {
+            phase: Phase::Starting,
+            spec: None,
+            tools: Arc::default(),
+            last_error: None,
+            stderr: None,
+            restarts: 0,
+            removed: false,
+            failures: 0,
+            not_before: None,
+        };
+        Self { name, order, gate: tokio::sync::Mutex::default(), state: RwLock::new(state) }
+    }
+
+    pub(super) fn state(&self) -> RwLockReadGuard<'_, State> {
+        self.state.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn state_mut(&self) -> RwLockWriteGuard<'_, State> {
+        self.state.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The connection, where there is one that works.
+    pub(super) fn running(&self) -> Option<Arc<Upstream>> {
+        match &self.state().phase {
+            Phase::Running(upstream) if !upstream.is_ended() => Some(upstream.clone()),
+            _ => None,
+        }
+    }
+
+    /// Whether it ran at some time, so that it is more than a failed attempt.
+    pub(super) fn ever_ran(&self) -> bool {
+        let state = self.state();
+        matches!(state.phase, Phase::Running(_)) || !state.tools.is_empty() || state.restarts > 0
+    }
+}
+
+impl State {
+    /// It runs. Gives back what ran before.
+    pub(super) fn started(&mut self, upstream: Arc<Upstream>, spec: LaunchSpec) -> Option<Arc<Upstream>> {
+        self.tools = upstream.tools();
+        self.spec = Some(spec);
+        self.last_error = None;
+        self.stderr = None;
+        self.not_before = None;
+        match std::mem::replace(&mut self.phase, Phase::Running(upstream)) {
+            Phase::Running(old) => Some(old),
+            Phase::Starting | Phase::Failed => None,
+        }
+    }
+
+    /// An attempt to start it failed. What runs already goes on.
+    pub(super) fn not_started(&mut self, error: &ConnectError, now: Instant) {
+        self.last_error = Some(error.message.clone());
+        if !matches!(self.phase, Phase::Running(_)) {
+            self.stderr.clone_from(&error.stderr);
+            self.phase = Phase::Failed;
+            self.back_off(now);
+        }
+    }
+
+    /// Its connection ended by itself.
+    pub(super) fn died(&mut self, upstream: &Arc<Upstream>, reason: &str, now: Instant) -> bool {
+        match &self.phase {
+            Phase::Running(current) if Arc::ptr_eq(current, upstream) => {}
+            // It was replaced or removed, and this end was wanted.
+            _ => return false,
+        }
+        if now.duration_since(upstream.since) >= SUSTAINED {
+            self.failures = 0;
+        }
+        self.last_error = Some(reason.to_owned());
+        self.stderr = upstream.child.as_ref().map(|child| child.stderr.text(SHOWN_STDERR));
+        self.phase = Phase::Failed;
+        self.back_off(now);
+        true
+    }
+
+    /// How long to wait before it may be started again.
+    pub(super) fn wait(&self, now: Instant) -> Duration {
+        self.not_before.map_or(Duration::ZERO, |at| at.saturating_duration_since(now))
+    }
+
+    /// The first failure may be mended at once, the next ones later and later.
+    fn back_off(&mut self, now: Instant) {
+        self.not_before = (self.failures > 0).then(|| now + backoff(self.failures));
+        self.failures = self.failures.saturating_add(1);
+    }
+}
+
+fn backoff(failures: u32) -> Duration {
+    FIRST_BACKOFF.saturating_mul(1 << failures.saturating_sub(1).min(16)).min(LONGEST_BACKOFF)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn failures_in_a_row_wait_longer() {
+        let hosted = Hosted::new("s".to_owned(), 0);
+        let now = Instant::now();
+        let error = ConnectError { message: "no".to_owned(), stderr: None };
+        let mut waits = Vec::new();
+        for _ in 0..10 {
+            hosted.state_mut().not_started(&error, now);
+            waits.push(hosted.state().wait(now).as_millis());
+        }
+        assert_eq!(waits, [0, 500, 1000, 2000, 4000, 8000, 16000, 32000, 60000, 60000]);
+        assert_eq!(hosted.state().wait(now + LONGEST_BACKOFF), Duration::ZERO);
+        assert!(!hosted.ever_ran());
+    }
+}

@@ -1,0 +1,84 @@
+//! What a child writes on its standard error: kept bounded for people who ask why it died, and logged.
+
+use std::{
+    collections::VecDeque,
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use tokio::io::{AsyncRead, AsyncReadExt};
+
+/// How much is kept.
+pub const KEPT: usize = 64 * 1024;
+/// How much of one line is logged.
+const LOGGED_LINE: usize = 4 * 1024;
+
+/// The last [`KEPT`] bytes of a child's standard error. Clones share it.
+#[derive(Debug, Clone, Default)]
+pub struct StderrTail {
+    bytes: Arc<Mutex<VecDeque<u8>>>,
+}
+
+impl StderrTail {
+    /// Adds bytes, and forgets the oldest where there are too many.
+    pub fn push(&self, chunk: &[u8]) {
+        let mut bytes = self.bytes.lock().unwrap_or_else(PoisonError::into_inner);
+        bytes.extend(&chunk[chunk.len().saturating_sub(KEPT)..]);
+        let excess = bytes.len().saturating_sub(KEPT);
+        bytes.drain(..excess);
+    }
+
+    /// At most the last `max` bytes as text.
+    pub fn text(&self, max: usize) -> String {
+        let bytes = self.bytes.lock().unwrap_or_else(PoisonError::into_inner);
+        let tail: Vec<u8> = bytes.iter().skip(bytes.len().saturating_sub(max)).copied().collect();
+        String::from_utf8_lossy(&tail).trim_end().to_owned()
+    }
+
+    /// Reads until the end of the stream, keeping the tail and logging line by line.
+    pub async fn follow(self, server: String, mut stream: impl AsyncRead + Unpin) {
+        let mut chunk = vec![0; 8 * 1024];
+        let mut line = Vec::new();
+        // An error of a pipe means the same as its end.
+        while let Ok(read @ 1..) = stream.read(&mut chunk).await {
+            self.push(&chunk[..read]);
+            for byte in &chunk[..read] {
+                match byte {
+                    b'\n' => log_line(&server, &mut line),
+                    byte if line.len() < LOGGED_LINE => line.push(*byte),
+                    _ => {}
+                }
+            }
+        }
+        log_line(&server, &mut line);
+    }
+}
+
+fn log_line(server: &str, line: &mut Vec<u8>) {
+    if !line.is_empty() {
+        tracing::debug!(server, stderr = %String::from_utf8_lossy(line), "hosted server wrote");
+        line.clear();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_tail_is_kept() {
+        let tail = StderrTail::default();
+        tail.push(&vec![b'a'; KEPT]);
+        tail.push(b"the end\n");
+        assert_eq!(tail.text(7 + 1), "the end");
+        assert_eq!(tail.text(usize::MAX).len(), KEPT - 1);
+        tail.push(&vec![b'b'; 3 * KEPT]);
+        assert_eq!(tail.text(usize::MAX), "b".repeat(KEPT));
+    }
+
+    #[tokio::test]
+    async fn a_stream_is_followed_to_its_end() {
+        let tail = StderrTail::default();
+        tail.clone().follow("s".to_owned(), &b"one\ntwo"[..]).await;
+        assert_eq!(tail.text(100), "one\ntwo");
+    }
+}

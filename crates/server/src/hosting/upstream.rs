@@ -1,0 +1,331 @@
+//! One connection to a hosted server: handshake, tools, calls, end.
+//!
+//! The handshake tries the stateless protocol first and falls back to `initialize`. Some servers end themselves when
+//! they hear a method that they do not know, so the fallback makes a new connection.
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use rmcp::{
+    ClientHandler, RoleClient,
+    model::{
+        ClientCapabilities, ClientConfig, Implementation, PaginatedRequestParams, ProtocolVersion,
+        ServerPeerInfo, Tool,
+    },
+    service::{
+        ClientInitializeError, ClientLifecycleMode, Peer, RunningService, serve_client_with_lifecycle_and_ct,
+    },
+    transport::{Transport, async_rw::AsyncRwTransport},
+};
+use tokio::sync::watch;
+use tokio_util::sync::{CancellationToken, DropGuard};
+
+use super::{
+    child::{self, ChildProcess},
+    launch::LaunchSpec,
+    progress::{ProgressRoutes, ProgressTap},
+    remote,
+    stdout::MAX_LINE,
+};
+use crate::{error::chain, policy::Policy};
+
+/// How much of a child's standard error is shown in errors.
+pub const SHOWN_STDERR: usize = 4 * 1024;
+/// How long to wait for the exit status of a child whose pipe has closed.
+const EXIT_WAIT: Duration = Duration::from_secs(2);
+/// More tools than this are not a server but an attack.
+const MAX_TOOLS: usize = 10_000;
+
+/// A server that has done its handshake.
+pub struct Upstream {
+    /// Where requests go.
+    pub peer: Peer<RoleClient>,
+    /// What it said about itself.
+    pub info: Arc<ServerPeerInfo>,
+    /// Its process, where it is a child.
+    pub child: Option<ChildProcess>,
+    /// Who waits for which progress.
+    pub progress: ProgressRoutes,
+    /// When its handshake was done.
+    pub since: Instant,
+    tools: Arc<Vec<Tool>>,
+    stop: CancellationToken,
+    ended: watch::Receiver<Option<String>>,
+}
+
+/// Why a server could not be connected to.
+#[derive(Debug, Clone, thiserror::Error)]
+#[error("{message}")]
+pub struct ConnectError {
+    /// What went wrong, with all that is known about why.
+    pub message: String,
+    /// The end of the child's standard error.
+    pub stderr: Option<String>,
+}
+
+impl Upstream {
+    /// Starts or connects to a server, does the handshake and asks for its tools, all within `timeout`.
+    ///
+    /// # Errors
+    ///
+    /// Where any of this fails. Nothing is left behind then.
+    pub async fn connect(
+        server: &str,
+        spec: &LaunchSpec,
+        policy: &Arc<Policy>,
+        timeout: Duration,
+    ) -> Result<Self, ConnectError> {
+        let deadline = tokio::time::Instant::now() + timeout;
+        let modern = ClientLifecycleMode::Auto {
+            preferred_versions: vec![ProtocolVersion::LATEST],
+            legacy_version: Some(ProtocolVersion::LATEST_WITH_INITIALIZE),
+        };
+        match attempt(server, spec, policy, modern, deadline, timeout).await {
+            Ok(upstream) => Ok(upstream),
+            // There is no time for another attempt.
+            Err(Failed { error, timed_out: true }) => Err(error),
+            Err(Failed { error: first, timed_out: false }) => {
+                tracing::debug!(server, error = %first, "handshake failed, trying the older protocol");
+                let legacy = ClientLifecycleMode::Initialize;
+                attempt(server, spec, policy, legacy, deadline, timeout).await.map_err(|failed| failed.error)
+            }
+        }
+    }
+
+    /// Its tools, under its own names.
+    pub fn tools(&self) -> Arc<Vec<Tool>> {
+        self.tools.clone()
+    }
+
+    /// Why the connection ended, once it has.
+    pub async fn ended(&self) -> String {
+        let mut ended = self.ended.clone();
+        match ended.wait_for(Option::is_some).await {
+            Ok(reason) => reason.clone().unwrap_or_default(),
+            Err(_) => "the connection is gone".to_owned(),
+        }
+    }
+
+    /// Whether the connection has ended.
+    pub fn is_ended(&self) -> bool {
+        self.ended.borrow().is_some() || self.peer.is_transport_closed()
+    }
+
+    /// Ends the connection, and the child where there is one, and waits for it.
+    pub async fn stop(&self) {
+        self.stop.cancel();
+        self.ended().await;
+    }
+}
+
+struct Failed {
+    error: ConnectError,
+    timed_out: bool,
+}
+
+fn plain(message: String) -> ConnectError {
+    ConnectError { message, stderr: None }
+}
+
+async fn attempt(
+    server: &str,
+    spec: &LaunchSpec,
+    policy: &Arc<Policy>,
+    mode: ClientLifecycleMode,
+    deadline: tokio::time::Instant,
+    timeout: Duration,
+) -> Result<Upstream, Failed> {
+    let early = |message| Failed { error: plain(message), timed_out: false };
+    let (client, child) = match spec {
+        LaunchSpec::Child(spec) => {
+            let started = child::spawn(server, spec);
+            let (child, (stdout, stdin)) = started.map_err(|error| {
+                early(format!("`{}` could not be started: {error}", spec.program.display()))
+            })?;
+            let transport = AsyncRwTransport::new_client(stdout, stdin).with_max_line_length(MAX_LINE);
+            (Client::new(transport, mode), Some(child))
+        }
+        LaunchSpec::Remote(spec) => {
+            let transport = remote::transport(spec, policy.clone()).map_err(|error| early(chain(&error)))?;
+            (Client::new(transport, mode), None)
+        }
+    };
+    let stop = client.stop.clone();
+    let progress = client.progress.clone();
+    // Where the caller gives up in the middle, the child must not stay behind.
+    let guard = child.as_ref().map(ChildProcess::stop_guard);
+    let problem = match tokio::time::timeout_at(deadline, client.handshake).await {
+        Ok(Ok((service, tools))) => {
+            guard.map(DropGuard::disarm);
+            return Ok(finish(service, tools, child, stop, progress));
+        }
+        Ok(Err(error)) => Problem::Failed(error),
+        Err(_) => Problem::TimedOut,
+    };
+    stop.cancel();
+    Err(explain(problem, child, timeout).await)
+}
+
+enum Problem {
+    Failed(HandshakeError),
+    TimedOut,
+}
+
+/// The error with all that is known about why, after the child is gone.
+async fn explain(problem: Problem, child: Option<ChildProcess>, timeout: Duration) -> Failed {
+    let timed_out = matches!(problem, Problem::TimedOut);
+    let mut message = match problem {
+        Problem::TimedOut => format!("the handshake was not done within {} ms", timeout.as_millis()),
+        Problem::Failed(HandshakeError::Closed) => {
+            "the connection was closed before the handshake was done".to_owned()
+        }
+        Problem::Failed(HandshakeError::Other(error)) => format!("the handshake failed: {error}"),
+    };
+    let mut stderr = None;
+    if let Some(child) = child {
+        // A child that is on its way out gets the chance to say with which status.
+        let exit =
+            tokio::time::timeout(if timed_out { Duration::ZERO } else { EXIT_WAIT }, child.exited()).await;
+        if let Ok(status) = exit {
+            message = format!("{message}: {status}");
+        }
+        child.stop().await;
+        if let Some(complaint) = child.stdout.complaint() {
+            message = format!("{message}; {complaint}");
+        }
+        let tail = child.stderr.text(SHOWN_STDERR);
+        if !tail.is_empty() {
+            let last: Vec<&str> = tail.lines().rev().take(5).collect();
+            let last: Vec<&str> = last.into_iter().rev().collect();
+            message = format!("{message}; standard error ends in {:?}", last.join("\n"));
+            stderr = Some(tail);
+        }
+    }
+    Failed { error: ConnectError { message, stderr }, timed_out }
+}
+
+fn finish(
+    service: RunningService<RoleClient, HostedClient>,
+    tools: Vec<Tool>,
+    child: Option<ChildProcess>,
+    stop: CancellationToken,
+    progress: ProgressRoutes,
+) -> Upstream {
+    let peer = service.peer().clone();
+    let info = peer.peer_info().unwrap_or_else(|| {
+        Arc::new(ServerPeerInfo::new(ProtocolVersion::LATEST, rmcp::model::ServerCapabilities::default()))
+    });
+    if let Some(child) = &child {
+        child.stdout.handshake_done();
+    }
+    let (end, ended) = watch::channel(None);
+    let watched = child.clone();
+    tokio::spawn(async move {
+        let reason = match service.waiting().await {
+            Ok(_) => "the connection was closed".to_owned(),
+            Err(error) => format!("the connection was lost: {error}"),
+        };
+        let reason = match watched {
+            Some(child) => {
+                let broken = child.stdout.broken();
+                // Without its pipes the child is of no use, whether it knows or not.
+                child.stop().await;
+                let status = child.exited().await;
+                broken.map_or(status.clone(), |broken| format!("{broken}; {status}"))
+            }
+            None => reason,
+        };
+        // Nobody needs to be listening any more.
+        _ = end.send(Some(reason));
+    });
+    Upstream { peer, info, child, progress, since: Instant::now(), tools: Arc::new(tools), stop, ended }
+}
+
+enum HandshakeError {
+    Closed,
+    Other(String),
+}
+
+type Handshake = futures::future::BoxFuture<
+    'static,
+    Result<(RunningService<RoleClient, HostedClient>, Vec<Tool>), HandshakeError>,
+>;
+
+/// A client that has not done its handshake yet.
+struct Client {
+    handshake: Handshake,
+    stop: CancellationToken,
+    progress: ProgressRoutes,
+}
+
+impl Client {
+    fn new<T: Transport<RoleClient> + 'static>(transport: T, mode: ClientLifecycleMode) -> Self {
+        let stop = CancellationToken::new();
+        let progress = ProgressRoutes::default();
+        let tapped = ProgressTap::new(transport, progress.clone());
+        let token = stop.clone();
+        let handshake = Box::pin(async move {
+            let service = serve_client_with_lifecycle_and_ct(HostedClient, tapped, mode, token).await?;
+            let info = service.peer().peer_info();
+            let tools = match info {
+                Some(info) => list_tools(service.peer(), &info).await.map_err(HandshakeError::Other)?,
+                None => Vec::new(),
+            };
+            Ok((service, tools))
+        });
+        Self { handshake, stop, progress }
+    }
+}
+
+impl From<ClientInitializeError> for HandshakeError {
+    fn from(error: ClientInitializeError) -> Self {
+        match error {
+            ClientInitializeError::ConnectionClosed(_) => Self::Closed,
+            // rmcp puts the whole type of the transport into its text.
+            ClientInitializeError::TransportError { error, context } => {
+                Self::Other(format!("{context}: {}", chain(error.error.as_ref())))
+            }
+            ClientInitializeError::JsonRpcError(error) => {
+                Self::Other(format!("it answered with error {}: {}", error.code.0, error.message))
+            }
+            ClientInitializeError::LegacyFallbackFailed { fallback, .. } => Self::from(*fallback),
+            other => Self::Other(chain(&other)),
+        }
+    }
+}
+
+/// All pages of the tool list.
+async fn list_tools(peer: &Peer<RoleClient>, info: &ServerPeerInfo) -> Result<Vec<Tool>, String> {
+    if info.capabilities.tools.is_none() {
+        return Ok(Vec::new());
+    }
+    let mut tools = Vec::new();
+    let mut cursor = None;
+    loop {
+        let params = PaginatedRequestParams::default().with_cursor(cursor.take());
+        let page =
+            peer.list_tools(Some(params)).await.map_err(|error| format!("tools/list: {}", chain(&error)))?;
+        let empty = page.tools.is_empty();
+        tools.extend(page.tools);
+        cursor = page.next_cursor;
+        if cursor.is_none() {
+            return Ok(tools);
+        }
+        if tools.len() > MAX_TOOLS || empty {
+            return Err(format!("tools/list: no end after {} tools", tools.len()));
+        }
+    }
+}
+
+/// What a hosted server sees of us as a client: a name, and no capabilities.
+#[derive(Debug, Clone, Copy)]
+pub struct HostedClient;
+
+impl ClientHandler for HostedClient {
+    fn get_info(&self) -> ClientConfig {
+        let own = Implementation::new("mcp-fleet", env!("CARGO_PKG_VERSION"));
+        ClientConfig::new(ClientCapabilities::default(), own)
+    }
+}

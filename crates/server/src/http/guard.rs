@@ -1,0 +1,187 @@
+//! What a request must be before any of it is looked at: for a host that is ours, from an origin that may.
+//!
+//! A web page that a person on this machine visits can send requests to `localhost`, by its own name (DNS rebinding)
+//! or across origins. Browsers say so in `Host` and `Origin`, so both are checked by default.
+
+use std::{fmt, net::IpAddr, sync::Arc};
+
+use axum::{
+    extract::{Request, State},
+    http::{HeaderMap, StatusCode, Uri, header, uri::Authority},
+    middleware::Next,
+    response::{IntoResponse, Response},
+};
+use url::Url;
+
+use crate::config::ServerConfig;
+
+const LOOPBACK: [&str; 3] = ["localhost", "127.0.0.1", "::1"];
+
+/// An origin that browsers may send requests from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Origin {
+    scheme: String,
+    host: String,
+    port: u16,
+}
+
+impl Origin {
+    /// Reads an origin. `None` where the text is none, as with `null`.
+    pub fn parse(text: &str) -> Option<Self> {
+        let url = Url::parse(text).ok()?;
+        let bare = url.path() == "/"
+            && url.query().is_none()
+            && url.fragment().is_none()
+            && url.username().is_empty();
+        if !bare || text.ends_with('/') {
+            return None;
+        }
+        Some(Self {
+            scheme: url.scheme().to_owned(),
+            host: url.host_str()?.to_ascii_lowercase(),
+            port: url.port_or_known_default()?,
+        })
+    }
+}
+
+impl fmt::Display for Origin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}://{}:{}", self.scheme, self.host, self.port)
+    }
+}
+
+/// The hosts that requests may be for, loopback among them; `None` where every host is fine.
+pub(super) fn host_names(config: &ServerConfig) -> Option<Vec<String>> {
+    if config.allowed_hosts.iter().any(|host| host == "*") {
+        return None;
+    }
+    let own = config.allowed_hosts.iter().cloned();
+    Some(LOOPBACK.iter().map(ToString::to_string).chain(own).collect())
+}
+
+/// The hosts and origins of a server.
+pub(super) struct Guard {
+    hosts: Option<Vec<(String, Option<u16>)>>,
+    origins: Vec<Origin>,
+}
+
+impl Guard {
+    pub(super) fn new(config: &ServerConfig) -> Self {
+        let hosts = host_names(config).map(|names| names.iter().map(|name| split_host(name)).collect());
+        Self { hosts, origins: config.allowed_origins.clone() }
+    }
+
+    fn allows(&self, uri: &Uri, headers: &HeaderMap) -> Result<(), &'static str> {
+        if let Some(hosts) = &self.hosts {
+            let named = headers.get(header::HOST).and_then(|host| host.to_str().ok());
+            let authority =
+                uri.authority().map(Authority::as_str).or(named).ok_or("a Host header is needed")?;
+            let (host, port) = split_host(authority);
+            let covers = |(own, own_port): &(String, Option<u16>)| {
+                *own == host && (own_port.is_none() || *own_port == port)
+            };
+            if !hosts.iter().any(covers) {
+                return Err("the Host is not allowed (see --allowed-hosts, MCP_ALLOWED_HOSTS)");
+            }
+        }
+        let Some(origin) = headers.get(header::ORIGIN) else { return Ok(()) };
+        let origin = origin.to_str().ok().and_then(Origin::parse);
+        match origin {
+            Some(origin) if self.origins.contains(&origin) => Ok(()),
+            _ => Err("the Origin is not allowed (see --allowed-origins, MCP_ALLOWED_ORIGINS)"),
+        }
+    }
+}
+
+/// `host`, `host:port`, `[v6]:port` or a bare IPv6 address, in lower case.
+fn split_host(text: &str) -> (String, Option<u16>) {
+    let text = text.to_ascii_lowercase();
+    if text.parse::<IpAddr>().is_ok() {
+        return (text, None);
+    }
+    let (host, port) = match text.rsplit_once(':') {
+        Some((host, port)) if port.parse::<u16>().is_ok() => (host, port.parse().ok()),
+        _ => (text.as_str(), None),
+    };
+    let host = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
+    (host.to_owned(), port)
+}
+
+/// Turns away requests that are not for us.
+pub(super) async fn check(State(guard): State<Arc<Guard>>, request: Request, next: Next) -> Response {
+    match guard.allows(request.uri(), request.headers()) {
+        Ok(()) => next.run(request).await,
+        Err(problem) => {
+            tracing::warn!(problem, "request refused");
+            (StatusCode::FORBIDDEN, format!("Forbidden: {problem}\n")).into_response()
+        }
+    }
+}
+
+/// Counts requests by path and sort of answer.
+pub(super) async fn count(request: Request, next: Next) -> Response {
+    let path = if request.uri().path().starts_with("/message") { "/message" } else { "/mcp" };
+    let response = next.run(request).await;
+    let status = match response.status().as_u16() {
+        ..300 => "2xx",
+        300..400 => "3xx",
+        400..500 => "4xx",
+        500.. => "5xx",
+    };
+    metrics::counter!("mcp_server_http_requests_total", "path" => path, "status" => status).increment(1);
+    response
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::http::HeaderValue;
+
+    use super::*;
+
+    fn guard(hosts: &[&str], origins: &[&str]) -> Guard {
+        Guard::new(&ServerConfig {
+            allowed_hosts: hosts.iter().map(ToString::to_string).collect(),
+            allowed_origins: origins.iter().map(|origin| Origin::parse(origin).unwrap()).collect(),
+            ..ServerConfig::default()
+        })
+    }
+
+    fn check(guard: &Guard, host: Option<&'static str>, origin: Option<&'static str>, expected: bool) {
+        let mut headers = HeaderMap::new();
+        headers.extend(host.map(|host| (header::HOST, HeaderValue::from_static(host))));
+        headers.extend(origin.map(|origin| (header::ORIGIN, HeaderValue::from_static(origin))));
+        let allowed = guard.allows(&Uri::from_static("/mcp"), &headers);
+        assert_eq!(allowed.is_ok(), expected, "{host:?} {origin:?}: {allowed:?}");
+    }
+
+    #[test]
+    fn hosts_are_checked() {
+        let default = guard(&[], &[]);
+        for host in ["localhost", "LOCALHOST:8080", "127.0.0.1:1", "[::1]:80", "[::1]"] {
+            check(&default, Some(host), None, true);
+        }
+        for host in ["evil.example", "localhost.evil.example", "127.0.0.1.evil:80", ""] {
+            check(&default, Some(host), None, false);
+        }
+        check(&default, None, None, false);
+        let own = guard(&["mcp.internal", "mcp.example.com:8443"], &[]);
+        check(&own, Some("mcp.internal:8080"), None, true);
+        check(&own, Some("mcp.example.com:8443"), None, true);
+        check(&own, Some("mcp.example.com"), None, false);
+        check(&guard(&["*"], &[]), Some("anything"), None, true);
+    }
+
+    #[test]
+    fn origins_are_checked() {
+        let default = guard(&[], &[]);
+        for origin in ["http://localhost", "https://evil.example", "null", "x"] {
+            check(&default, Some("localhost"), Some(origin), false);
+        }
+        let own = guard(&[], &["https://app.example.com", "http://localhost:3000"]);
+        check(&own, Some("localhost"), Some("https://app.example.com"), true);
+        check(&own, Some("localhost"), Some("https://APP.example.com:443"), true);
+        check(&own, Some("localhost"), Some("http://localhost:3000"), true);
+        check(&own, Some("localhost"), Some("http://localhost:3001"), false);
+        check(&own, Some("localhost"), Some("http://app.example.com"), false);
+    }
+}

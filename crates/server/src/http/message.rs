@@ -1,0 +1,142 @@
+//! `POST /message`: one JSON-RPC request in, one JSON-RPC response out. No session, no handshake, no stream.
+//!
+//! This is for callers that want to call a tool and nothing else, `curl` among them. A request that says nothing about
+//! a protocol version is answered as revision 2025-11-25 would; one with the `_meta` of 2026-07-28 as that would.
+
+use axum::{
+    body::{Body, to_bytes},
+    extract::State,
+    http::{HeaderMap, StatusCode, header},
+    response::{IntoResponse, Response},
+};
+use rmcp::{
+    model::{
+        ClientCapabilities, ClientJsonRpcMessage, ClientRequest, ErrorCode, Implementation,
+        InitializeRequestParams, ProtocolVersion, ServerJsonRpcMessage,
+    },
+    service::serve_directly_with_ct,
+    transport::OneshotTransport,
+};
+use serde_json::{Map, Value, json};
+use tokio_util::sync::CancellationToken;
+
+use super::MAX_BODY;
+use crate::gateway::Gateway;
+
+/// The handler.
+pub(super) async fn handle(State(gateway): State<Gateway>, headers: HeaderMap, body: Body) -> Response {
+    if !is_json(&headers) {
+        return (StatusCode::UNSUPPORTED_MEDIA_TYPE, "Content-Type must be application/json\n")
+            .into_response();
+    }
+    let Ok(body) = to_bytes(body, MAX_BODY).await else {
+        let problem = format!("the body must not be above {MAX_BODY} bytes\n");
+        return (StatusCode::PAYLOAD_TOO_LARGE, problem).into_response();
+    };
+    let message = match read(&body) {
+        Ok(message) => message,
+        Err(refusal) => return refusal.into_response(),
+    };
+    match message {
+        message @ ClientJsonRpcMessage::Request(_) => answer(gateway, message).await,
+        // Nothing here lasts longer than one request, so there is nothing a notification could be about.
+        ClientJsonRpcMessage::Notification(_) => StatusCode::ACCEPTED.into_response(),
+        ClientJsonRpcMessage::Response(_) | ClientJsonRpcMessage::Error(_) => {
+            Refusal::new(ErrorCode::INVALID_REQUEST, None, "a response to nothing that was asked")
+                .into_response()
+        }
+    }
+}
+
+/// A JSON-RPC error that is found before the request is handled.
+struct Refusal {
+    code: ErrorCode,
+    id: Value,
+    message: String,
+}
+
+impl Refusal {
+    fn new(code: ErrorCode, id: Option<Value>, message: impl Into<String>) -> Self {
+        Self { code, id: id.unwrap_or(Value::Null), message: message.into() }
+    }
+}
+
+impl IntoResponse for Refusal {
+    fn into_response(self) -> Response {
+        let error = json!({ "code": self.code, "message": self.message });
+        let body = json!({ "jsonrpc": "2.0", "id": self.id, "error": error });
+        (StatusCode::BAD_REQUEST, axum::Json(body)).into_response()
+    }
+}
+
+fn is_json(headers: &HeaderMap) -> bool {
+    let Some(kind) = headers.get(header::CONTENT_TYPE).and_then(|kind| kind.to_str().ok()) else {
+        return false;
+    };
+    let essence = kind.split(';').next().unwrap_or_default().trim();
+    essence.eq_ignore_ascii_case("application/json")
+}
+
+fn read(body: &[u8]) -> Result<ClientJsonRpcMessage, Refusal> {
+    let value: Value = serde_json::from_slice(body).map_err(|error| {
+        Refusal::new(ErrorCode::PARSE_ERROR, None, format!("the body is no JSON: {error}"))
+    })?;
+    let invalid = |id: Option<Value>, message: &str| Refusal::new(ErrorCode::INVALID_REQUEST, id, message);
+    let Value::Object(mut object) = value else {
+        return Err(invalid(None, "the body must be one JSON-RPC message (batches are not supported)"));
+    };
+    let id = object.get("id").filter(|id| id.is_string() || id.is_i64()).cloned();
+    if object.get("jsonrpc") != Some(&json!("2.0")) {
+        return Err(invalid(id, "`jsonrpc` must be \"2.0\""));
+    }
+    if object.contains_key("id") && id.is_none() {
+        return Err(invalid(None, "`id` must be a string or an integer"));
+    }
+    if let Some(method) = object.get("method") {
+        if !method.is_string() {
+            return Err(invalid(id, "`method` must be a string"));
+        }
+        if !object.get("params").is_none_or(Value::is_object) {
+            return Err(Refusal::new(ErrorCode::INVALID_PARAMS, id, "`params` must be an object"));
+        }
+        if object.get("method") == Some(&json!("server/discover")) {
+            complete_discovery(&mut object);
+        }
+    }
+    serde_json::from_value(Value::Object(object))
+        .map_err(|error| invalid(id, &format!("the body is no JSON-RPC message: {error}")))
+}
+
+/// Discovery belongs to the stateless protocol and needs its `_meta`; whoever only wants to look need not write it.
+fn complete_discovery(object: &mut Map<String, Value>) {
+    let Some(params) = object.entry("params").or_insert_with(|| json!({})).as_object_mut() else { return };
+    let Some(meta) = params.entry("_meta").or_insert_with(|| json!({})).as_object_mut() else { return };
+    let version = meta.entry("io.modelcontextprotocol/protocolVersion");
+    version.or_insert_with(|| ProtocolVersion::LATEST.as_str().into());
+    meta.entry("io.modelcontextprotocol/clientCapabilities").or_insert_with(|| json!({}));
+}
+
+async fn answer(gateway: Gateway, message: ClientJsonRpcMessage) -> Response {
+    let mut version = ProtocolVersion::LATEST_WITH_INITIALIZE;
+    if let ClientJsonRpcMessage::Request(request) = &message
+        && let ClientRequest::InitializeRequest(initialize) = &request.request
+    {
+        version = initialize.params.protocol_version.clone();
+    }
+    let caller =
+        InitializeRequestParams::new(ClientCapabilities::default(), Implementation::new("message", "0"))
+            .with_protocol_version(version);
+    let (transport, mut responses) = OneshotTransport::new(message);
+    // A caller that hangs up cancels its request.
+    let token = CancellationToken::new();
+    let _guard = token.clone().drop_guard();
+    let service = serve_directly_with_ct(gateway, transport, Some(caller), token);
+    tokio::spawn(service.waiting());
+    while let Some(response) = responses.recv().await {
+        // There is no stream for what stands before the answer, such as progress.
+        if matches!(response, ServerJsonRpcMessage::Response(_) | ServerJsonRpcMessage::Error(_)) {
+            return axum::Json(response).into_response();
+        }
+    }
+    (StatusCode::INTERNAL_SERVER_ERROR, "the request was lost\n").into_response()
+}

@@ -1,0 +1,341 @@
+//! What messages may make this server do: which programs may be started, with what around them, and which hosts may
+//! be connected to.
+//!
+//! `server_initialize` starts programs that are named in a message, so this is what stands between a message and
+//! remote code execution. The default allows nothing. Everything here is pure: paths come in resolved and addresses
+//! come in looked up, so that every rule can be tested without a process or a network.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+pub mod argv;
+pub mod env;
+mod file;
+pub mod glob;
+pub mod remote;
+
+use argv::{ArgvPattern, PatternError};
+use env::{EnvRefusal, EnvRule};
+use remote::{RemoteRule, RemoteRuleError};
+
+/// Everything that is allowed.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Policy {
+    /// Programs that may be started.
+    pub commands: Vec<CommandRule>,
+    /// Hosts that may be connected to.
+    pub remotes: Vec<RemoteRule>,
+    /// Variables of the server's own environment that `${VAR}` may name.
+    pub expand: BTreeSet<String>,
+    /// Limits for all hosted servers.
+    pub limits: Limits,
+}
+
+/// One sort of command line that may be started, and what it may be started with.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CommandRule {
+    /// The command lines.
+    pub argv: ArgvPattern,
+    /// The working directories. Without `cwd` in the configuration the child gets the server's own, which is always
+    /// allowed.
+    pub cwd: PathRule,
+    /// The environment variables that the configuration and its `envFile` may set.
+    pub env: EnvRule,
+    /// Where `envFile` may be.
+    pub env_files: PathRule,
+    /// Variables that the child gets from the server's own environment.
+    pub env_passthrough: Vec<String>,
+}
+
+/// Directories (with all that is in them) and files.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct PathRule {
+    paths: Vec<PathBuf>,
+}
+
+/// Limits for hosted servers.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Limits {
+    /// How many servers may be hosted at once.
+    pub max_servers: usize,
+    /// How long a server may take from its start to the end of its handshake.
+    pub handshake_timeout: Duration,
+    /// How long one call of a hosted tool may take.
+    pub call_timeout: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            max_servers: 32,
+            handshake_timeout: Duration::from_secs(30),
+            call_timeout: Duration::from_secs(60 * 60),
+        }
+    }
+}
+
+/// A program that somebody wants started. Paths are canonical.
+#[derive(Debug, Clone, Copy)]
+pub struct LaunchRequest<'a> {
+    /// The command and its arguments as they were written, variables expanded.
+    pub argv: &'a [String],
+    /// The working directory, where one was asked for.
+    pub cwd: Option<&'a Path>,
+    /// The `envFile`, where one was named.
+    pub env_file: Option<&'a Path>,
+    /// The variables asked for, those of the `envFile` among them.
+    pub env: &'a BTreeMap<String, String>,
+}
+
+/// Why something is not allowed, and what would allow it.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Refusal {
+    /// No rule covers the command line.
+    #[error(
+        "policy refuses to start `{argv}`: no rule covers this whole command line. To allow it, start the server \
+             with --allow-command (MCP_ALLOWED_COMMANDS) or add a [[command]] with this argv to the policy file"
+    )]
+    Command {
+        /// The command line.
+        argv: String,
+    },
+    /// The working directory is not allowed.
+    #[error(
+        "policy refuses the working directory `{cwd}` for `{rule}`. To allow it, use --allow-dir (MCP_ALLOWED_DIRS) \
+             or `cwd` in the [[command]] of the policy file"
+    )]
+    Cwd {
+        /// The directory.
+        cwd: String,
+        /// The rule that covers the command line.
+        rule: String,
+    },
+    /// The `envFile` is not where one may be.
+    #[error(
+        "policy refuses the envFile `{path}` for `{rule}`. To allow it, use --allow-dir (MCP_ALLOWED_DIRS) or \
+             `env_files` in the [[command]] of the policy file"
+    )]
+    EnvFile {
+        /// The file.
+        path: String,
+        /// The rule that covers the command line.
+        rule: String,
+    },
+    /// An environment variable is not allowed.
+    #[error(
+        "policy refuses the environment variable `{name}` for `{rule}`: {why}. To allow it, use --allow-env \
+             (MCP_ALLOWED_ENV) or `env` in the [[command]] of the policy file"
+    )]
+    Env {
+        /// The variable.
+        name: String,
+        /// The rule that covers the command line.
+        rule: String,
+        /// What about it.
+        why: &'static str,
+    },
+    /// An argument or a variable holds a zero byte.
+    #[error("a zero byte in {place}")]
+    ZeroByte {
+        /// Where.
+        place: String,
+    },
+    /// No rule covers the host.
+    #[error(
+        "policy refuses to connect to `{host}:{port}`: no rule covers it. To allow it, start the server with \
+             --allow-remote (MCP_ALLOWED_REMOTES) or add a [[remote]] to the policy file"
+    )]
+    Remote {
+        /// The host.
+        host: String,
+        /// The port.
+        port: u16,
+    },
+    /// The host is covered, and its address is not one that the rule may reach.
+    #[error(
+        "policy refuses to connect to `{host}` at {address}: rule `{rule}` does not reach such addresses. Private \
+             ones need the literal host in the rule, loopback ones `localhost` or the address, others the address"
+    )]
+    Address {
+        /// The host.
+        host: String,
+        /// The address.
+        address: IpAddr,
+        /// The rule that covers the host.
+        rule: String,
+    },
+    /// There are as many servers as there may be.
+    #[error(
+        "{limit} servers are hosted, which is the limit (`max_servers` in the policy file); remove one first"
+    )]
+    TooManyServers {
+        /// The limit.
+        limit: usize,
+    },
+}
+
+/// Why a policy can't be read.
+#[derive(Debug, thiserror::Error)]
+pub enum PolicyError {
+    /// The policy file can't be read.
+    #[error("policy file {}", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        error: std::io::Error,
+    },
+    /// It is no TOML, or has unknown keys.
+    #[error("policy file")]
+    Toml(#[source] Box<toml::de::Error>),
+    /// A command pattern is none.
+    #[error("command pattern `{pattern}`")]
+    Pattern {
+        /// The pattern.
+        pattern: String,
+        /// Why not.
+        #[source]
+        error: PatternError,
+    },
+    /// A remote rule is none.
+    #[error(transparent)]
+    Remote(#[from] RemoteRuleError),
+}
+
+impl Policy {
+    /// The rule under which a program may be started.
+    ///
+    /// Where several rules cover the command line, the first that allows all of the request counts; where none does,
+    /// the refusal is that of the first.
+    ///
+    /// # Errors
+    ///
+    /// Where nothing allows it.
+    pub fn check_launch(&self, request: LaunchRequest<'_>) -> Result<&CommandRule, Refusal> {
+        zero_bytes(request)?;
+        let mut first_refusal = None;
+        for rule in self.commands.iter().filter(|rule| rule.argv.matches(request.argv)) {
+            match rule.check(request) {
+                Ok(()) => return Ok(rule),
+                Err(refusal) => _ = first_refusal.get_or_insert(refusal),
+            }
+        }
+        Err(first_refusal.unwrap_or_else(|| Refusal::Command { argv: argv::join_words(request.argv) }))
+    }
+
+    /// Whether this command line is covered at all. Asked before anything of the request is looked at on the disk, so
+    /// that refused requests learn nothing about it.
+    ///
+    /// # Errors
+    ///
+    /// Where no rule covers it.
+    pub fn check_argv(&self, argv: &[String]) -> Result<(), Refusal> {
+        if self.commands.iter().any(|rule| rule.argv.matches(argv)) {
+            return Ok(());
+        }
+        Err(Refusal::Command { argv: argv::join_words(argv) })
+    }
+
+    /// Whether a host may be connected to, before its addresses are known.
+    ///
+    /// # Errors
+    ///
+    /// Where no rule covers it.
+    pub fn check_remote(&self, host: &str, port: u16) -> Result<(), Refusal> {
+        if self.remotes.iter().any(|rule| rule.covers(host, port)) {
+            return Ok(());
+        }
+        Err(Refusal::Remote { host: host.to_owned(), port })
+    }
+
+    /// Whether a host may be connected to at this address.
+    ///
+    /// # Errors
+    ///
+    /// Where no rule covers the host, or none that does reaches the address.
+    pub fn check_address(&self, host: &str, port: u16, address: IpAddr) -> Result<(), Refusal> {
+        let mut covering = self.remotes.iter().filter(|rule| rule.covers(host, port)).peekable();
+        let Some(first) = covering.peek() else {
+            return Err(Refusal::Remote { host: host.to_owned(), port });
+        };
+        let rule = first.to_string();
+        if covering.any(|rule| rule.allows_address(address)) {
+            return Ok(());
+        }
+        Err(Refusal::Address { host: host.to_owned(), address, rule })
+    }
+}
+
+impl CommandRule {
+    /// The rule that `--allow-command` makes: any environment variable but the dangerous ones, and working directories
+    /// and `envFile`s where `--allow-dir` says.
+    pub fn simple(argv: ArgvPattern, dirs: &[PathBuf], env: &[String]) -> Self {
+        Self {
+            argv,
+            cwd: PathRule::new(dirs),
+            env: EnvRule::new(env.iter().map(String::as_str).chain(["*"])),
+            env_files: PathRule::new(dirs),
+            env_passthrough: Vec::new(),
+        }
+    }
+
+    fn check(&self, request: LaunchRequest<'_>) -> Result<(), Refusal> {
+        let rule = || self.argv.to_string();
+        if let Some(cwd) = request.cwd.filter(|cwd| !self.cwd.covers(cwd)) {
+            return Err(Refusal::Cwd { cwd: cwd.display().to_string(), rule: rule() });
+        }
+        if let Some(path) = request.env_file.filter(|path| !self.env_files.covers(path)) {
+            return Err(Refusal::EnvFile { path: path.display().to_string(), rule: rule() });
+        }
+        for name in request.env.keys() {
+            let why = match self.env.check(name) {
+                Ok(()) => continue,
+                Err(EnvRefusal::NotListed) => "it is not listed",
+                Err(EnvRefusal::Dangerous) => {
+                    "it can change what code runs, so it must be listed by its exact name"
+                }
+            };
+            return Err(Refusal::Env { name: name.clone(), rule: rule(), why });
+        }
+        Ok(())
+    }
+}
+
+impl PathRule {
+    /// A rule from paths. They should be canonical, as what they are compared with is.
+    pub fn new<P: Into<PathBuf>>(paths: impl IntoIterator<Item = P>) -> Self {
+        Self { paths: paths.into_iter().map(Into::into).collect() }
+    }
+
+    /// The same rule with every path resolved by `resolve`; paths that can't be resolved cover nothing but themselves.
+    pub fn resolve(&mut self, resolve: impl Fn(&Path) -> Option<PathBuf>) {
+        for path in &mut self.paths {
+            if let Some(resolved) = resolve(path) {
+                *path = resolved;
+            }
+        }
+    }
+
+    /// Whether a canonical path is one of the rule's, or lies in one of them.
+    pub fn covers(&self, path: &Path) -> bool {
+        self.paths.iter().any(|own| path.starts_with(own))
+    }
+}
+
+fn zero_bytes(request: LaunchRequest<'_>) -> Result<(), Refusal> {
+    if request.argv.iter().any(|element| element.contains('\0')) {
+        return Err(Refusal::ZeroByte { place: "the command line".to_owned() });
+    }
+    match request.env.iter().find(|(name, value)| name.contains(['\0', '=']) || value.contains('\0')) {
+        Some((name, _)) => Err(Refusal::ZeroByte { place: format!("the environment variable {name:?}") }),
+        None => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests;

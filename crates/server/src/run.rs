@@ -1,0 +1,105 @@
+//! A server from start to end: listen, serve, drain, end the hosted servers.
+
+use std::sync::Arc;
+
+use fleet_ops::{
+    http::{Health, bind, serve_with_grace, write_ready_file},
+    shutdown::signal_token,
+};
+use rmcp::{service::ServerInitializeError, transport::stdio_pipes};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    args::Args,
+    config::ServerConfig,
+    error::ServerError,
+    gateway::Gateway,
+    hosting::Fleet,
+    http,
+    toolkit::Tools,
+    tools::{
+        files::{self, Files},
+        servers,
+    },
+};
+
+/// Runs a server until SIGTERM or SIGINT, or until standard input ends with `--stdio`.
+///
+/// # Errors
+///
+/// Where the settings are not acceptable or the server can't listen.
+pub async fn run(args: Args) -> Result<(), ServerError> {
+    let config = ServerConfig::from_args(&args)?;
+    let stop = signal_token().map_err(ServerError::Signals)?;
+    run_until(config, stop).await
+}
+
+/// Runs a server until `stop` is cancelled.
+///
+/// # Errors
+///
+/// As [`run`].
+pub async fn run_until(config: ServerConfig, stop: CancellationToken) -> Result<(), ServerError> {
+    let fleet = Fleet::new(Arc::new(config.policy.clone()));
+    let gateway = Gateway::new(toolkits(&config, &fleet)?, fleet.clone());
+    let result = if config.stdio {
+        serve_stdio(gateway, stop).await
+    } else {
+        serve_http(gateway, &config, stop).await
+    };
+    // Calls are done or given up by now, so nobody needs the hosted servers any more.
+    fleet.shutdown().await;
+    result
+}
+
+/// The server's own tools.
+fn toolkits(config: &ServerConfig, fleet: &Arc<Fleet>) -> Result<Vec<Box<dyn Tools>>, ServerError> {
+    let mut toolkits: Vec<Box<dyn Tools>> = Vec::new();
+    if !config.roots.is_empty() {
+        let files = Files::new(&config.roots, config.files_max_read)?;
+        toolkits.push(Box::new(files::toolkit(Arc::new(files))));
+    }
+    toolkits.push(Box::new(servers::toolkit(fleet.clone())));
+    Ok(toolkits)
+}
+
+async fn serve_http(
+    gateway: Gateway,
+    config: &ServerConfig,
+    stop: CancellationToken,
+) -> Result<(), ServerError> {
+    let metrics = fleet_ops::metrics::install();
+    let health = Health::new();
+    let streams = CancellationToken::new();
+    let router = http::router(gateway, config, health.clone(), metrics, streams.clone());
+    let listened = bind(config.listen).await;
+    let (listener, address) =
+        listened.map_err(|error| ServerError::Listen { address: config.listen, error })?;
+    health.set_ready();
+    tracing::info!(%address, "listening");
+    if let Some(path) = &config.ready_file {
+        write_ready_file(path, address)
+            .map_err(|error| ServerError::ReadyFile { path: path.clone(), error })?;
+    }
+    let draining = health.clone();
+    let told = stop.clone();
+    tokio::spawn(async move {
+        told.cancelled().await;
+        draining.set_not_ready("shutting down");
+    });
+    let result = serve_with_grace(listener, router, stop, config.drain_timeout).await;
+    streams.cancel();
+    result.map_err(ServerError::Http)
+}
+
+async fn serve_stdio(gateway: Gateway, stop: CancellationToken) -> Result<(), ServerError> {
+    match rmcp::service::serve_server_with_ct(gateway, stdio_pipes(), stop).await {
+        Ok(service) => {
+            let ended = service.waiting().await;
+            ended.map(drop).map_err(|error| ServerError::Stdio(error.to_string()))
+        }
+        // Whoever started us changed their mind before saying anything.
+        Err(ServerInitializeError::ConnectionClosed(_) | ServerInitializeError::Cancelled) => Ok(()),
+        Err(error) => Err(ServerError::Stdio(crate::error::chain(&error))),
+    }
+}

@@ -1,0 +1,191 @@
+//! Tools as plain functions: a typed struct for the arguments, one async function, one line of registration.
+//!
+//! `rmcp` has macros for that, but a gateway answers for tools that it learns at run time, so its `ServerHandler` is
+//! written by hand and asks this registry first. Schemas are derived from the types, arguments are read into them,
+//! and a tool's failure becomes an error result that says whether trying again can help.
+
+use std::{collections::BTreeMap, pin::Pin, sync::Arc};
+
+use rmcp::{
+    RoleServer,
+    handler::server::common::{schema_for_input, schema_for_output},
+    model::{CallToolResult, ContentBlock, JsonObject, MetaObject, Tool, ToolAnnotations},
+    service::RequestContext,
+};
+use schemars::JsonSchema;
+use serde::{Serialize, de::DeserializeOwned};
+use serde_json::Value;
+
+/// What stands in the tool list beside the schemas.
+#[derive(Debug, Clone)]
+pub struct ToolSpec {
+    /// The tool's name.
+    pub name: &'static str,
+    /// A short title for people.
+    pub title: &'static str,
+    /// What it does, for people and models.
+    pub description: &'static str,
+    /// What calling it can do to the world.
+    pub effect: Effect,
+}
+
+/// What calling a tool can do to the world; becomes the tool's annotations.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Effect {
+    /// It only looks.
+    ReadOnly,
+    /// It changes something, and doing it twice is the same as doing it once. Reaches outside of this server.
+    IdempotentChange,
+    /// It takes something away, and doing it twice is the same as doing it once.
+    IdempotentRemoval,
+}
+
+impl Effect {
+    fn annotations(self, title: &str) -> ToolAnnotations {
+        let base = ToolAnnotations::with_title(title).idempotent(true);
+        match self {
+            Self::ReadOnly => base.read_only(true).destructive(false).open_world(false),
+            Self::IdempotentChange => base.read_only(false).destructive(false).open_world(true),
+            Self::IdempotentRemoval => base.read_only(false).destructive(true).open_world(false),
+        }
+    }
+}
+
+/// Why a tool could not do what it was asked. It becomes a result with `isError: true`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ToolFailure {
+    message: String,
+    is_final: bool,
+    details: Option<Value>,
+}
+
+impl ToolFailure {
+    /// The caller's own fault: trying the same again can't help.
+    pub fn permanent(message: impl Into<String>) -> Self {
+        Self { message: message.into(), is_final: true, details: None }
+    }
+
+    /// Something that may be otherwise the next time.
+    pub fn transient(message: impl Into<String>) -> Self {
+        Self { message: message.into(), is_final: false, details: None }
+    }
+
+    /// The same failure with details for programs.
+    #[must_use]
+    pub fn with_details(mut self, details: Value) -> Self {
+        self.details = Some(details);
+        self
+    }
+
+    /// The failure as a tool result.
+    pub fn into_result(self) -> CallToolResult {
+        let mut result = CallToolResult::error(vec![ContentBlock::text(self.message)]);
+        let mut meta = MetaObject::new();
+        if self.is_final {
+            meta.insert(fleet_job::meta::FINAL.to_owned(), true.into());
+        }
+        if let Some(details) = self.details {
+            meta.insert(crate::ERROR_DETAILS_KEY.to_owned(), details);
+        }
+        result.meta = (!meta.is_empty()).then_some(meta);
+        result
+    }
+}
+
+type BoxFuture<T> = Pin<Box<dyn Future<Output = T> + Send>>;
+type Handler<S> =
+    Arc<dyn Fn(Arc<S>, RequestContext<RoleServer>, JsonObject) -> BoxFuture<CallToolResult> + Send + Sync>;
+
+/// Tools by name, over a state that they share.
+pub struct Toolkit<S> {
+    state: Arc<S>,
+    tools: BTreeMap<&'static str, (Tool, Handler<S>)>,
+}
+
+impl<S: Send + Sync + 'static> Toolkit<S> {
+    /// A toolkit without tools.
+    pub fn new(state: Arc<S>) -> Self {
+        Self { state, tools: BTreeMap::new() }
+    }
+
+    /// The toolkit with one tool more.
+    #[must_use]
+    pub fn with<A, R, F, Fut>(mut self, spec: &ToolSpec, function: F) -> Self
+    where
+        A: DeserializeOwned + JsonSchema + Send + 'static,
+        R: Serialize + JsonSchema + 'static,
+        F: Fn(Arc<S>, RequestContext<RoleServer>, A) -> Fut + Send + Sync + 'static,
+        Fut: Future<Output = Result<R, ToolFailure>> + Send + 'static,
+    {
+        let input = schema_for_input::<A>().unwrap_or_else(|error| {
+            // The type is fixed at compile time and every toolkit is built in tests.
+            unreachable!("the arguments of {} are no object: {error}", spec.name)
+        });
+        let tool = Tool::new(spec.name, spec.description, input)
+            .with_title(spec.title)
+            .with_raw_output_schema(schema_for_output::<R>())
+            .with_annotations(spec.effect.annotations(spec.title));
+        let function = Arc::new(function);
+        let handler: Handler<S> = Arc::new(move |state, context, arguments| {
+            let function = function.clone();
+            Box::pin(async move {
+                let arguments = match serde_json::from_value::<A>(Value::Object(arguments)) {
+                    Ok(arguments) => arguments,
+                    Err(error) => {
+                        return ToolFailure::permanent(format!("invalid arguments: {error}")).into_result();
+                    }
+                };
+                match function(state, context, arguments).await {
+                    Ok(output) => structured(&output),
+                    Err(failure) => failure.into_result(),
+                }
+            })
+        });
+        self.tools.insert(spec.name, (tool, handler));
+        self
+    }
+}
+
+fn structured<R: Serialize>(output: &R) -> CallToolResult {
+    match serde_json::to_value(output) {
+        Ok(value) => CallToolResult::structured(value),
+        Err(error) => {
+            ToolFailure::permanent(format!("the result can't be written as JSON: {error}")).into_result()
+        }
+    }
+}
+
+/// A toolkit without its state's type, so that toolkits over different states can stand in one list.
+pub trait Tools: Send + Sync + 'static {
+    /// The tools, by name.
+    fn list(&self) -> Vec<Tool>;
+    /// One tool.
+    fn get(&self, name: &str) -> Option<Tool>;
+    /// Calls a tool, or `None` where there is none of this name.
+    fn call(
+        &self,
+        name: &str,
+        context: RequestContext<RoleServer>,
+        arguments: JsonObject,
+    ) -> Option<BoxFuture<CallToolResult>>;
+}
+
+impl<S: Send + Sync + 'static> Tools for Toolkit<S> {
+    fn list(&self) -> Vec<Tool> {
+        self.tools.values().map(|(tool, _)| tool.clone()).collect()
+    }
+
+    fn get(&self, name: &str) -> Option<Tool> {
+        self.tools.get(name).map(|(tool, _)| tool.clone())
+    }
+
+    fn call(
+        &self,
+        name: &str,
+        context: RequestContext<RoleServer>,
+        arguments: JsonObject,
+    ) -> Option<BoxFuture<CallToolResult>> {
+        let (_, handler) = self.tools.get(name)?;
+        Some(handler(self.state.clone(), context, arguments))
+    }
+}

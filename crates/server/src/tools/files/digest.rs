@@ -1,0 +1,80 @@
+//! `file_digest`: a file's size and SHA-256, for files that are too big to read or need not be.
+
+use std::{fmt::Write, io::Read, sync::Arc};
+
+use rmcp::{RoleServer, service::RequestContext};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+use super::{
+    read::blocking,
+    roots::{Files, io_failure},
+};
+use crate::toolkit::{Effect, ToolFailure, ToolSpec};
+
+/// The tool's place in the list.
+pub const SPEC: ToolSpec = ToolSpec {
+    name: "file_digest",
+    title: "Digest a file",
+    description: "Gives the size and the SHA-256 of a file below the configured roots. There is no size limit.",
+    effect: Effect::ReadOnly,
+};
+
+const CHUNK: usize = 256 * 1024;
+
+/// What to digest.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Args {
+    /// The file; relative to a root, or absolute.
+    path: String,
+}
+
+/// The digest.
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct FileDigest {
+    /// The file, relative to its root.
+    path: String,
+    /// How many bytes were digested.
+    size: u64,
+    /// Their SHA-256 in lower-case hexadecimal.
+    sha256: String,
+}
+
+/// The tool.
+///
+/// # Errors
+///
+/// Where the file is outside of the roots, does not exist or can't be read.
+pub async fn file_digest(
+    files: Arc<Files>,
+    context: RequestContext<RoleServer>,
+    args: Args,
+) -> Result<FileDigest, ToolFailure> {
+    blocking(move || digest(&files, &args, &|| context.ct.is_cancelled())).await
+}
+
+fn digest(files: &Files, args: &Args, cancelled: &dyn Fn() -> bool) -> Result<FileDigest, ToolFailure> {
+    let (confined, mut file, _) = files.open(&args.path)?;
+    let mut hasher = Sha256::new();
+    let mut chunk = vec![0; CHUNK];
+    let mut size = 0;
+    loop {
+        if cancelled() {
+            return Err(ToolFailure::transient("cancelled"));
+        }
+        let read = file.read(&mut chunk).map_err(|error| io_failure(&args.path, &error))?;
+        if read == 0 {
+            break;
+        }
+        hasher.update(&chunk[..read]);
+        size += read as u64;
+    }
+    let sha256 = hasher.finalize().iter().fold(String::with_capacity(64), |mut hex, byte| {
+        // Writing to a string can't fail.
+        _ = write!(hex, "{byte:02x}");
+        hex
+    });
+    Ok(FileDigest { path: confined.shown(), size, sha256 })
+}

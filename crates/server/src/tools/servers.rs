@@ -1,0 +1,19 @@
+//! The `server_*` tools: hosting other MCP servers and seeing how they are.
+
+use std::sync::Arc;
+
+use crate::{hosting::Fleet, toolkit::Toolkit};
+
+pub mod initialize;
+pub mod list;
+pub mod remove;
+pub mod status;
+
+/// The tools over this fleet.
+pub fn toolkit(fleet: Arc<Fleet>) -> Toolkit<Fleet> {
+    Toolkit::new(fleet)
+        .with(&initialize::SPEC, initialize::server_initialize)
+        .with(&list::SPEC, list::server_list)
+        .with(&status::SPEC, status::server_status)
+        .with(&remove::SPEC, remove::server_remove)
+}

@@ -1,0 +1,105 @@
+//! `server_initialize`: hosts another MCP server.
+
+use std::sync::Arc;
+
+use fleet_job::mcp_servers::ServerEntry;
+use rmcp::{RoleServer, service::RequestContext};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+use crate::{
+    error::chain,
+    hosting::{
+        Fleet,
+        fleet::InitError,
+        status::{OfferedTool, ServerInfo},
+    },
+    toolkit::{Effect, ToolFailure, ToolSpec},
+};
+
+/// The tool's place in the list.
+pub const SPEC: ToolSpec = ToolSpec {
+    name: "server_initialize",
+    title: "Host an MCP server",
+    description: "Starts or connects to another MCP server and offers its tools here as `<name>__<tool>`. `config` is \
+                  one entry of an `mcpServers` object. Doing it again with the same configuration changes nothing; \
+                  with another one, the server is replaced once the new one answers. Policy decides what may be \
+                  started.",
+    effect: Effect::IdempotentChange,
+};
+
+/// What to host.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Args {
+    /// The name to host it under: letters, digits, `_` and `-`.
+    #[schemars(length(min = 1, max = 40))]
+    name: String,
+    /// How to start or reach it, as in an `mcpServers` object.
+    #[schemars(with = "ServerEntry")]
+    config: Value,
+}
+
+/// What is hosted now.
+#[derive(Debug, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Initialized {
+    /// Its name.
+    name: String,
+    /// What it says about itself.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    server_info: Option<ServerInfo>,
+    /// The revision of MCP that is spoken with it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    protocol_version: Option<String>,
+    /// `stdio` or `http`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    transport: Option<String>,
+    /// Its process, for child processes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pid: Option<u32>,
+    /// Its tools.
+    tools: Vec<OfferedTool>,
+    /// What was strange about the configuration, and did not matter.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    warnings: Vec<String>,
+}
+
+/// The tool.
+///
+/// # Errors
+///
+/// Where the configuration is wrong, policy refuses it, or the server does not do its handshake.
+pub async fn server_initialize(
+    fleet: Arc<Fleet>,
+    _context: RequestContext<RoleServer>,
+    args: Args,
+) -> Result<Initialized, ToolFailure> {
+    let entry = ServerEntry::from_value(&args.config, "config")
+        .map_err(|error| ToolFailure::permanent(format!("invalid configuration: {error}")))?;
+    let warnings =
+        entry.unknown.keys().map(|key| format!("`config.{key}` is unknown and has no effect")).collect();
+    let status = fleet.initialize(&args.name, &entry).await.map_err(|error| failure(&args.name, &error))?;
+    Ok(Initialized {
+        name: status.name,
+        server_info: status.server_info,
+        protocol_version: status.protocol_version,
+        transport: status.transport,
+        pid: status.pid,
+        tools: status.tools,
+        warnings,
+    })
+}
+
+fn failure(name: &str, error: &InitError) -> ToolFailure {
+    let message = format!("server {name:?} is not hosted: {}", chain(error));
+    let failure =
+        if error.is_permanent() { ToolFailure::permanent(message) } else { ToolFailure::transient(message) };
+    match error {
+        InitError::Connect(error) => {
+            failure.with_details(json!({ "server": name, "stderrTail": error.stderr }))
+        }
+        _ => failure,
+    }
+}

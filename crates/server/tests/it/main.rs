@@ -1,0 +1,13 @@
+//! The real binary, asked over every transport. One test binary, so that it is linked once.
+
+// `cfg(test)` tells clippy that helper functions are tests too.
+#[cfg(test)]
+mod clients;
+#[cfg(test)]
+mod common;
+#[cfg(test)]
+mod files;
+#[cfg(test)]
+mod hosting;
+#[cfg(test)]
+mod message;

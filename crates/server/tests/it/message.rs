@@ -1,0 +1,123 @@
+//! `POST /message` and the plain endpoints, against the real binary.
+
+use crate::common::{Server, tree};
+use serde_json::{Value, json};
+
+#[tokio::test]
+async fn requests_are_answered_without_a_handshake() {
+    let server = Server::start(&[]).await;
+    assert_eq!(server.request("ping", json!({})).await["result"], json!({}));
+
+    let listed = server.request("tools/list", json!({})).await;
+    let names = server.tool_names().await;
+    assert_eq!(names, ["server_initialize", "server_list", "server_remove", "server_status"]);
+    assert!(listed["result"].get("resultType").is_none(), "the older shape: {listed}");
+    let initialize = &listed["result"]["tools"][0];
+    assert_eq!(initialize["inputSchema"]["type"], "object");
+    assert_eq!(initialize["outputSchema"]["type"], "object");
+    assert_eq!(initialize["annotations"]["idempotentHint"], json!(true));
+
+    let params = json!({"protocolVersion": "2025-06-18", "capabilities": {}, "clientInfo": {"name": "t", "version": "1"}});
+    let initialized = server.request("initialize", params).await;
+    assert_eq!(initialized["result"]["protocolVersion"], "2025-06-18");
+    assert_eq!(initialized["result"]["serverInfo"]["name"], "mcp-fleet");
+
+    let discovered = server.request("server/discover", json!({})).await;
+    let versions = discovered["result"]["supportedVersions"].as_array().unwrap();
+    assert!(versions.contains(&json!("2026-07-28")), "{discovered}");
+
+    let meta = json!({"io.modelcontextprotocol/protocolVersion": "2026-07-28", "io.modelcontextprotocol/clientCapabilities": {}});
+    let modern = server.request("tools/list", json!({ "_meta": meta })).await;
+    assert_eq!(modern["result"]["resultType"], "complete");
+    assert_eq!(modern["result"]["cacheScope"], "private");
+
+    assert_eq!(server.call_ok("server_list", json!({})).await, json!({"servers": []}));
+}
+
+#[tokio::test]
+async fn what_is_wrong_is_said_in_json_rpc() {
+    let server = Server::start(&[]).await;
+    let check = async |body: &str, status: u16, code: i64, id: Value| {
+        let (got, answer) = server.post(body.to_owned()).await;
+        assert_eq!(got, status, "{body}: {answer}");
+        assert_eq!(answer["error"]["code"], json!(code), "{body}: {answer}");
+        assert_eq!(answer["id"], id, "{body}: {answer}");
+    };
+    check("{", 400, -32700, Value::Null).await;
+    check("[]", 400, -32600, Value::Null).await;
+    check("3", 400, -32600, Value::Null).await;
+    check(r#"{"id":1,"method":"ping"}"#, 400, -32600, json!(1)).await;
+    check(r#"{"jsonrpc":"2.0","id":{},"method":"ping"}"#, 400, -32600, Value::Null).await;
+    check(r#"{"jsonrpc":"2.0","id":1,"method":2}"#, 400, -32600, json!(1)).await;
+    check(r#"{"jsonrpc":"2.0","id":1,"result":{}}"#, 400, -32600, Value::Null).await;
+    check(r#"{"jsonrpc":"2.0","id":"a","method":"tools/call","params":[]}"#, 400, -32602, json!("a")).await;
+    check(r#"{"jsonrpc":"2.0","id":"a","method":"tools/call","params":{"name":1}}"#, 200, -32602, json!("a"))
+        .await;
+    check(
+        r#"{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"nope"}}"#,
+        200,
+        -32602,
+        json!(1),
+    )
+    .await;
+    check(
+        r#"{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"a__b"}}"#,
+        200,
+        -32602,
+        json!(1),
+    )
+    .await;
+    check(r#"{"jsonrpc":"2.0","id":1,"method":"no/such"}"#, 200, -32601, json!(1)).await;
+    let unknown = r#"{"jsonrpc":"2.0","id":1,"method":"tools/list","params":{"_meta":{"io.modelcontextprotocol/protocolVersion":"1999-01-01","io.modelcontextprotocol/clientCapabilities":{}}}}"#;
+    check(unknown, 200, -32022, json!(1)).await;
+
+    let (message, is_final) = server.call_error("server_status", json!({"nam": "x"})).await;
+    assert!(is_final && message.contains("nam"), "{message}");
+
+    let (status, body) = server.post(r#"{"jsonrpc":"2.0","method":"notifications/initialized"}"#).await;
+    assert_eq!((status, body), (202, json!("")));
+    let (status, _) = server.post(vec![b' '; 5 * 1024 * 1024]).await;
+    assert_eq!(status, 413);
+    let plain = server.http.post(server.url("/message")).body("{}").send().await.unwrap();
+    assert_eq!(plain.status().as_u16(), 415);
+    let get = server.http.get(server.url("/message")).send().await.unwrap();
+    assert_eq!(get.status().as_u16(), 405);
+}
+
+#[tokio::test]
+async fn strange_hosts_and_origins_are_turned_away() {
+    let args = ["--allowed-hosts", "mcp.internal", "--allowed-origins", "https://app.example.com"];
+    let server = Server::start(&args).await;
+    let check = async |path: &str, header: &str, value: &str, refused: bool| {
+        let request = server.http.post(server.url(path)).header("content-type", "application/json");
+        let request = request.header("accept", "application/json, text/event-stream").header(header, value);
+        let status =
+            request.body(r#"{"jsonrpc":"2.0","id":1,"method":"ping"}"#).send().await.unwrap().status();
+        assert_eq!(status.as_u16() == 403, refused, "{path} {header}: {value} gave {status}");
+    };
+    for path in ["/message", "/mcp"] {
+        check(path, "host", "evil.example", true).await;
+        check(path, "host", "mcp.internal:8080", false).await;
+        check(path, "origin", "https://evil.example", true).await;
+        check(path, "origin", "null", true).await;
+        check(path, "origin", "https://app.example.com", false).await;
+    }
+}
+
+#[tokio::test]
+async fn health_readiness_and_metrics_are_told() {
+    let tree = tree();
+    let server = Server::start(&["--root", tree.root.to_str().unwrap()]).await;
+    server.call_ok("file_list", json!({})).await;
+    let get = async |path: &str| {
+        let response = server.http.get(server.url(path)).header("host", "any.host").send().await.unwrap();
+        (response.status().as_u16(), response.text().await.unwrap())
+    };
+    assert_eq!(get("/health").await.0, 200);
+    assert_eq!(get("/ready").await.0, 200);
+    let (status, metrics) = get("/metrics").await;
+    assert_eq!(status, 200);
+    let line = r#"mcp_server_tool_calls_total{kind="own",outcome="ok"} 1"#;
+    assert!(metrics.contains(line), "{metrics}");
+    assert!(server.terminate().await.success());
+}

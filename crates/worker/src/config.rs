@@ -1,0 +1,205 @@
+//! Everything that can be set on a worker. Each setting is a flag and an environment variable; the documentation's
+//! table is made from this struct.
+
+use std::{net::IpAddr, path::PathBuf, time::Duration};
+
+use clap::ValueEnum;
+use fleet_job::topics::{self, Topics};
+use fleet_ops::config::{parse_bytes, parse_duration};
+
+/// Shown below `--help`.
+pub const EXAMPLES: &str = "Examples:
+  KAFKA_BROKERS=localhost:9092 MCP_SERVER_URL=http://localhost:8080 kafka-worker
+  kafka-worker --brokers a:9092,b:9092 --server-url http://mcp-1:8080,http://mcp-2:8080 --max-in-flight 64
+  KAFKA_PROPERTY_SECURITY_PROTOCOL=SASL_SSL KAFKA_PROPERTY_SASL_MECHANISM=SCRAM-SHA-512 kafka-worker
+
+Any librdkafka property can be set by KAFKA_PROPERTY_<NAME>, with `_` for `.`.";
+
+/// The worker's settings.
+#[derive(Debug, Clone, clap::Args)]
+pub struct Args {
+    /// Kafka brokers, host:port, comma-separated.
+    #[arg(long, env = "KAFKA_BROKERS", value_name = "HOSTS")]
+    pub brokers: String,
+
+    /// The jobs topic. Events go to `<topic>.events`, dead letters to `<topic>.dlq`.
+    #[arg(long, env = "KAFKA_TOPIC", default_value = topics::DEFAULT_JOBS_TOPIC, value_name = "NAME")]
+    pub topic: String,
+
+    /// The consumer group that the workers share.
+    #[arg(long, env = "MCP_CONSUMER_GROUP", default_value = "mcp-workers", value_name = "NAME")]
+    pub group: String,
+
+    /// The MCP server: one URL, or several, comma-separated. Without a path, `/mcp` is meant.
+    #[arg(long, env = "MCP_SERVER_URL", value_name = "URLS")]
+    pub server_url: String,
+
+    /// A bearer token for the MCP server.
+    #[arg(long, env = "MCP_SERVER_TOKEN", hide_env_values = true, value_name = "TOKEN")]
+    pub server_token: Option<String>,
+
+    /// Where /health, /ready and /metrics listen.
+    #[arg(long, env = "MCP_HOST", default_value = "127.0.0.1", value_name = "ADDRESS")]
+    pub host: IpAddr,
+
+    /// The port of /health, /ready and /metrics; 0 takes any free one.
+    #[arg(long, env = "PORT", default_value_t = 8081)]
+    pub port: u16,
+
+    /// Write `host:port` of the health endpoint to this file once it listens.
+    #[arg(long, value_name = "FILE")]
+    pub ready_file: Option<PathBuf>,
+
+    /// This worker's name in events; host and process id where it is not set.
+    #[arg(long, env = "WORKER_ID", value_name = "NAME")]
+    pub worker_id: Option<String>,
+
+    /// Jobs under way at once.
+    #[arg(long, env = "MCP_MAX_IN_FLIGHT", default_value_t = 16, value_parser = clap::value_parser!(u32).range(1..=65_536))]
+    pub max_in_flight: u32,
+
+    /// In which order jobs may start.
+    #[arg(long, env = "MCP_ORDERING", value_enum, default_value_t = Ordering::Key)]
+    pub ordering: Ordering,
+
+    /// Attempts for jobs that do not name a number.
+    #[arg(long, env = "MCP_MAX_ATTEMPTS", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=100))]
+    pub max_attempts: u32,
+
+    /// How long one attempt may take, for jobs that do not say.
+    #[arg(long, env = "MCP_CALL_TIMEOUT", default_value = "60s", value_parser = parse_duration, value_name = "DURATION")]
+    pub call_timeout: Duration,
+
+    /// The upper end of the first delay between attempts; it doubles each time, with full jitter.
+    #[arg(long, env = "MCP_RETRY_BASE", default_value = "500ms", value_parser = parse_duration, value_name = "DURATION")]
+    pub retry_base: Duration,
+
+    /// The upper end of every delay between attempts.
+    #[arg(long, env = "MCP_RETRY_MAX", default_value = "60s", value_parser = parse_duration, value_name = "DURATION")]
+    pub retry_max: Duration,
+
+    /// How long running jobs may take to finish when the worker stops or gives partitions back.
+    #[arg(long, env = "MCP_DRAIN_TIMEOUT", default_value = "25s", value_parser = parse_duration, value_name = "DURATION")]
+    pub drain_timeout: Duration,
+
+    /// Jobs held in memory before fetching pauses.
+    #[arg(long, env = "MCP_MAX_BUFFERED", default_value_t = 5_000, value_parser = clap::value_parser!(u32).range(2..))]
+    pub max_buffered: u32,
+
+    /// Bytes of jobs held in memory before fetching pauses.
+    #[arg(long, env = "MCP_MAX_BUFFERED_BYTES", default_value = "64MiB", value_parser = parse_bytes, value_name = "SIZE")]
+    pub max_buffered_bytes: u64,
+
+    /// The largest job that is taken; a larger one becomes a dead letter.
+    #[arg(long, env = "MCP_MAX_JOB_BYTES", default_value = "1MiB", value_parser = parse_bytes, value_name = "SIZE")]
+    pub max_job_bytes: u64,
+
+    /// The largest event that is written; a result that would make it larger is left out and its size stated.
+    #[arg(long, env = "MCP_MAX_EVENT_BYTES", default_value = "900KiB", value_parser = parse_bytes, value_name = "SIZE")]
+    pub max_event_bytes: u64,
+
+    /// The largest answer that is read from the MCP server.
+    #[arg(long, env = "MCP_MAX_RESPONSE_BYTES", default_value = "8MiB", value_parser = parse_bytes, value_name = "SIZE")]
+    pub max_response_bytes: u64,
+
+    /// Topics that a job may name in `replyTo`: a name, or the start of one with `*` behind it; comma-separated.
+    #[arg(long, env = "MCP_REPLY_TOPICS", default_value = "mcp-replies*", value_name = "PATTERNS")]
+    pub reply_topics: String,
+
+    /// The least time between two commits of a partition.
+    #[arg(long, env = "MCP_COMMIT_INTERVAL", default_value = "1s", value_parser = parse_duration, value_name = "DURATION")]
+    pub commit_interval: Duration,
+}
+
+/// In which order jobs may start.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Ordering {
+    /// Jobs of one record key one after the other.
+    Key,
+    /// Jobs of one partition one after the other.
+    Partition,
+    /// Any order.
+    Unordered,
+}
+
+impl From<Ordering> for fleet_engine::Ordering {
+    fn from(ordering: Ordering) -> Self {
+        match ordering {
+            Ordering::Key => Self::Key,
+            Ordering::Partition => Self::Partition,
+            Ordering::Unordered => Self::Unordered,
+        }
+    }
+}
+
+impl Args {
+    /// The topics that go with the jobs topic.
+    pub(crate) fn topics(&self) -> Topics {
+        Topics::of(self.topic.clone())
+    }
+
+    /// The name that this worker signs with.
+    pub(crate) fn worker_name(&self) -> String {
+        self.worker_id.clone().unwrap_or_else(|| {
+            let host = std::env::var("HOSTNAME").ok().or_else(|| {
+                let name = std::fs::read_to_string("/etc/hostname").ok()?;
+                Some(name.trim().to_owned())
+            });
+            let host = host.filter(|name| !name.is_empty()).unwrap_or_else(|| "worker".to_owned());
+            format!("{host}-{}", std::process::id())
+        })
+    }
+
+    /// How the engine is to work.
+    pub(crate) fn engine(&self, seed: u64) -> fleet_engine::Config {
+        fleet_engine::Config {
+            ordering: self.ordering.into(),
+            max_in_flight: self.max_in_flight as usize,
+            max_buffered: self.max_buffered as usize,
+            max_buffered_bytes: usize::try_from(self.max_buffered_bytes).unwrap_or(usize::MAX),
+            commit_interval: self.commit_interval,
+            retry: fleet_engine::Backoff { base: self.retry_base, max: self.retry_max },
+            seed,
+            ..fleet_engine::Config::default()
+        }
+    }
+
+    /// Whether a job may name `topic` in `replyTo`.
+    pub(crate) fn may_reply_to(&self, topic: &str) -> bool {
+        !self.topics().contains(topic)
+            && self.reply_topics.split(',').map(str::trim).any(|pattern| match pattern.strip_suffix('*') {
+                Some(start) => topic.starts_with(start),
+                None => topic == pattern,
+            })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Cli {
+        #[command(flatten)]
+        args: Args,
+    }
+
+    fn args(extra: &[&str]) -> Args {
+        let base = ["kafka-worker", "--brokers", "b:1", "--server-url", "http://s"];
+        Cli::parse_from(base.iter().chain(extra)).args
+    }
+
+    #[test]
+    fn reply_topics_are_denied_unless_listed() {
+        let default = args(&[]);
+        assert!(default.may_reply_to("mcp-replies.team-a"));
+        for denied in ["orders", "mcp-jobs", "mcp-jobs.dlq"] {
+            assert!(!default.may_reply_to(denied), "{denied}");
+        }
+        let wide = args(&["--reply-topics", "orders, *"]);
+        assert!(wide.may_reply_to("anything"));
+        assert!(!wide.may_reply_to("mcp-jobs.events"), "the fleet's own topics are never reply topics");
+    }
+}

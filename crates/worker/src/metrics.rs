@@ -1,0 +1,115 @@
+//! The worker's metrics, declared once.
+
+use fleet_ops::metrics::{Kind, Metric, Unit};
+
+const fn metric(
+    name: &'static str,
+    kind: Kind,
+    unit: Unit,
+    labels: &'static [&'static str],
+    help: &'static str,
+) -> Metric {
+    Metric { name, kind, unit, labels, help }
+}
+
+/// Records read.
+pub const CONSUMED: Metric = metric(
+    "messaging_client_consumed_messages_total",
+    Kind::Counter,
+    Unit::Count,
+    &[],
+    "Records read from the jobs topic, repeats included.",
+);
+/// Jobs settled.
+pub const SETTLED: Metric = metric(
+    "fleet_jobs_settled_total",
+    Kind::Counter,
+    Unit::Count,
+    &["state", "type"],
+    "Jobs whose terminal record is acknowledged, by terminal state and job type.",
+);
+/// Attempts ended.
+pub const ATTEMPTS: Metric = metric(
+    "fleet_attempts_total",
+    Kind::Counter,
+    Unit::Count,
+    &["outcome"],
+    "Attempts ended: succeeded, retry, permanent, unavailable.",
+);
+/// Time of an attempt.
+pub const DURATION: Metric = metric(
+    "messaging_process_duration_seconds",
+    Kind::Histogram,
+    Unit::Seconds,
+    &["outcome"],
+    "How long attempts took.",
+);
+/// Attempts under way.
+pub const IN_FLIGHT: Metric =
+    metric("fleet_jobs_in_flight", Kind::Gauge, Unit::Count, &[], "Attempts under way.");
+/// Jobs in memory.
+pub const BUFFERED: Metric =
+    metric("fleet_jobs_buffered", Kind::Gauge, Unit::Count, &[], "Jobs in memory that are not settled.");
+/// Bytes in memory.
+pub const BUFFERED_BYTES: Metric = metric(
+    "fleet_jobs_buffered_bytes",
+    Kind::Gauge,
+    Unit::Bytes,
+    &[],
+    "Bytes of jobs in memory that are not settled.",
+);
+/// Lag.
+pub const LAG: Metric = metric(
+    "fleet_consumer_lag",
+    Kind::Gauge,
+    Unit::Count,
+    &["partition"],
+    "Records between the committed offset and the end of an assigned partition, as librdkafka sees it.",
+);
+/// Partitions.
+pub const PARTITIONS: Metric =
+    metric("fleet_partitions_assigned", Kind::Gauge, Unit::Count, &[], "Partitions that this worker reads.");
+/// Rebalances.
+pub const REBALANCES: Metric = metric(
+    "fleet_rebalances_total",
+    Kind::Counter,
+    Unit::Count,
+    &["kind"],
+    "Changes of the assignment: assigned, revoked, lost.",
+);
+/// Breaker.
+pub const BREAKER: Metric = metric(
+    "fleet_breaker_open",
+    Kind::Gauge,
+    Unit::Count,
+    &[],
+    "1 while the MCP server is unavailable and jobs wait, else 0.",
+);
+/// Commits.
+pub const COMMITS: Metric =
+    metric("fleet_commits_total", Kind::Counter, Unit::Count, &["ok"], "Commits answered by the broker.");
+/// Failed writes.
+pub const WRITE_FAILURES: Metric = metric(
+    "fleet_write_failures_total",
+    Kind::Counter,
+    Unit::Count,
+    &["kind"],
+    "Events, dead letters and replies that could not be written; the first two are written again.",
+);
+
+/// All of them.
+pub const TABLE: &[Metric] = &[
+    CONSUMED,
+    SETTLED,
+    ATTEMPTS,
+    DURATION,
+    IN_FLIGHT,
+    BUFFERED,
+    BUFFERED_BYTES,
+    LAG,
+    PARTITIONS,
+    REBALANCES,
+    BREAKER,
+    COMMITS,
+    WRITE_FAILURES,
+];

@@ -1,0 +1,204 @@
+//! Which calls a job makes, and what their outcomes add up to. Pure: [`execute`](crate::execute) does the calling.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use fleet_job::{
+    envelope::{ToolCall, Work},
+    mcp_servers,
+    outcome::{Failure, FailureClass, JobError, Outcome},
+    tool_name,
+};
+use serde_json::{Map, Value, json};
+
+/// The tool that hosts a server.
+const INITIALIZE: &str = "server_initialize";
+
+/// One call to make.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Call {
+    /// The tool's full name.
+    pub(crate) tool: String,
+    pub(crate) arguments: Map<String, Value>,
+    /// What the call is called in a result that has several: the server's name, or the tool's.
+    pub(crate) label: String,
+}
+
+/// All calls of a job.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Plan {
+    pub(crate) calls: Vec<Call>,
+    pub(crate) parallel: usize,
+    shape: Shape,
+}
+
+/// How the results are put together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Shape {
+    /// The result of the only call.
+    Single,
+    /// `{"servers": {name: result}}`
+    Servers,
+    /// `{"calls": [result]}`
+    Batch,
+}
+
+impl Plan {
+    /// The calls that `work` asks for.
+    pub(crate) fn new(work: &Work) -> Self {
+        match work {
+            Work::ToolCall(call) => Self { calls: vec![tool_call(call)], parallel: 1, shape: Shape::Single },
+            Work::ToolBatch(batch) => Self {
+                calls: batch.calls.iter().map(tool_call).collect(),
+                parallel: batch.parallel.unwrap_or(1).max(1) as usize,
+                shape: Shape::Batch,
+            },
+            Work::ServerInit(payload) => {
+                let roots = [mcp_servers::ROOT, mcp_servers::ROOT_VSCODE];
+                let servers = roots.iter().find_map(|root| payload.get(*root)?.as_object());
+                let calls = servers.into_iter().flatten().map(|(name, config)| Call {
+                    tool: INITIALIZE.to_owned(),
+                    arguments: Map::from_iter([
+                        ("name".to_owned(), name.clone().into()),
+                        ("config".to_owned(), config.clone()),
+                    ]),
+                    label: name.clone(),
+                });
+                Self { calls: calls.collect(), parallel: 1, shape: Shape::Servers }
+            }
+        }
+    }
+
+    /// Whether the calls must be told apart (in idempotency keys, for one).
+    pub(crate) fn has_many(&self) -> bool {
+        self.shape != Shape::Single
+    }
+
+    /// What the job as a whole came to, given the results so far and this attempt's failures, by index of the call.
+    ///
+    /// A job with a call that can still succeed is tried again, even if another call has failed for good, so that the
+    /// job's end finds everything done that could be done. Nothing is known of the server's absence but that it is
+    /// absent, so that goes first.
+    pub(crate) fn combine(
+        &self,
+        results: &BTreeMap<usize, Value>,
+        failures: BTreeMap<usize, Failure>,
+    ) -> Outcome {
+        if failures.is_empty() {
+            return Outcome::Succeeded(self.result(results));
+        }
+        if self.shape == Shape::Single {
+            return failures
+                .into_values()
+                .next()
+                .map_or_else(|| Outcome::Succeeded(Value::Null), Outcome::Failed);
+        }
+        let rank = |class| match class {
+            FailureClass::Unavailable => 0,
+            FailureClass::Retry => 1,
+            FailureClass::Permanent => 2,
+        };
+        let retry_after: Option<Duration> = failures.values().filter_map(|failure| failure.retry_after).max();
+        let outline: Vec<Value> = self
+            .calls
+            .iter()
+            .enumerate()
+            .map(|(index, call)| {
+                let mut entry = Map::from_iter([("call".to_owned(), Value::from(&*call.label))]);
+                match (results.get(&index), failures.get(&index)) {
+                    (Some(result), _) => entry.insert("result".to_owned(), result.clone()),
+                    (None, Some(failure)) => entry.insert("error".to_owned(), json!(failure.error)),
+                    (None, None) => entry.insert("error".to_owned(), "not tried".into()),
+                };
+                Value::Object(entry)
+            })
+            .collect();
+        let (total, failed) = (self.calls.len(), self.calls.len() - results.len());
+        // There is a first one, since the map is not empty.
+        let worst = failures.into_iter().min_by_key(|(_, failure)| rank(failure.class));
+        let Some((index, worst)) = worst else { return Outcome::Succeeded(Value::Null) };
+        let label = self.calls.get(index).map_or("", |call| &*call.label);
+        let message = format!("{failed} of {total} calls failed; `{label}`: {}", worst.error.message);
+        let error = JobError { message, data: Some(outline.into()), ..worst.error };
+        Outcome::Failed(Failure { class: worst.class, error, retry_after })
+    }
+
+    fn result(&self, results: &BTreeMap<usize, Value>) -> Value {
+        let result = |index: usize| results.get(&index).cloned().unwrap_or_default();
+        match self.shape {
+            Shape::Single => result(0),
+            Shape::Batch => {
+                let calls = self.calls.iter().enumerate();
+                let calls = calls.map(|(index, call)| json!({"tool": call.tool, "result": result(index)}));
+                json!({"calls": calls.collect::<Vec<_>>()})
+            }
+            Shape::Servers => {
+                let calls = self.calls.iter().enumerate();
+                let servers = calls.map(|(index, call)| (call.label.clone(), result(index)));
+                json!({"servers": servers.collect::<Map<_, _>>()})
+            }
+        }
+    }
+}
+
+fn tool_call(call: &ToolCall) -> Call {
+    let tool = match &call.server {
+        Some(server) => tool_name::exposed(server, &call.tool),
+        None => call.tool.clone(),
+    };
+    Call { label: tool.clone(), tool, arguments: call.arguments.clone() }
+}
+
+#[cfg(test)]
+mod tests {
+    use fleet_job::{decode, outcome::ErrorKind};
+
+    use super::*;
+
+    fn plan(job_type: &str, payload: Value) -> Plan {
+        let text = json!({"jobID": "j", "jobType": job_type, "payload": payload}).to_string();
+        Plan::new(&decode::from_json(text.as_bytes()).unwrap().work)
+    }
+
+    fn failure(class: FailureClass, message: &str) -> Failure {
+        Failure { class, error: JobError::new(ErrorKind::Tool, message), retry_after: None }
+    }
+
+    #[test]
+    fn a_call_of_a_hosted_server_has_the_offered_name() {
+        let plan = plan("tool-call", json!({"server": "fs", "tool": "read", "arguments": {"p": 1}}));
+        assert_eq!(plan.calls[0].tool, "fs__read");
+        assert!(!plan.has_many());
+    }
+
+    #[test]
+    fn every_server_is_initialised_under_its_name() {
+        let plan =
+            plan("server-init", json!({"mcpServers": {"a": {"command": "x"}, "b": {"url": "http://b"}}}));
+        assert!(plan.calls.iter().all(|call| call.tool == "server_initialize"));
+        assert_eq!(plan.calls[1].arguments["name"], "b");
+        let results = BTreeMap::from([(0, json!(1)), (1, json!(2))]);
+        let combined = plan.combine(&results, BTreeMap::new());
+        assert_eq!(combined, Outcome::Succeeded(json!({"servers": {"a": 1, "b": 2}})));
+    }
+
+    #[test]
+    fn what_may_still_succeed_decides_and_everything_is_told() {
+        let plan = plan(
+            "tool-batch",
+            json!({"calls": [{"tool": "a"}, {"tool": "b"}, {"tool": "c"}], "parallel": 2}),
+        );
+        let results = BTreeMap::from([(0, json!("done"))]);
+        let mut failures = BTreeMap::from([
+            (1, failure(FailureClass::Permanent, "never")),
+            (2, failure(FailureClass::Retry, "later")),
+        ]);
+        let Outcome::Failed(combined) = plan.combine(&results, failures.clone()) else { panic!() };
+        assert_eq!(combined.class, FailureClass::Retry);
+        assert_eq!(combined.error.message, "2 of 3 calls failed; `c`: later");
+        assert_eq!(combined.error.data.unwrap()[0]["result"], "done");
+
+        failures.insert(1, failure(FailureClass::Unavailable, "away"));
+        let Outcome::Failed(combined) = plan.combine(&results, failures) else { panic!() };
+        assert_eq!(combined.class, FailureClass::Unavailable);
+    }
+}

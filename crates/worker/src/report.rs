@@ -1,0 +1,186 @@
+//! What is written about a job: events, dead letters and replies, as records ready to send. Pure.
+
+use fleet_engine::Terminal;
+use fleet_job::{
+    dead_letter::DeadLetter,
+    envelope::Envelope,
+    event::{JobEvent, JobState, ResultOmitted, Source, Timings},
+    outcome::{ErrorKind, JobError},
+    record::{Header, RawRecord},
+    time::Timestamp,
+    topics::Topics,
+};
+use fleet_kafka::producer::Outgoing;
+use serde_json::Value;
+
+/// Who reports, and where to.
+#[derive(Debug, Clone)]
+pub(crate) struct Reporter {
+    pub(crate) topics: Topics,
+    pub(crate) worker: String,
+    pub(crate) group: String,
+    pub(crate) max_event_bytes: usize,
+}
+
+/// A job as far as reports need it.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Subject<'a> {
+    pub(crate) record: &'a RawRecord,
+    /// Absent when the record could not be read as a job.
+    pub(crate) envelope: Option<&'a Envelope>,
+    /// The id under which the job is reported.
+    pub(crate) job_id: &'a str,
+    pub(crate) started_at: Option<Timestamp>,
+    pub(crate) first_error: Option<&'a JobError>,
+    pub(crate) last_error: Option<&'a JobError>,
+    pub(crate) result: Option<&'a Value>,
+}
+
+/// What has to be acknowledged before a job is settled.
+#[derive(Debug, Clone)]
+pub(crate) struct Settlement {
+    pub(crate) state: JobState,
+    pub(crate) dead_letter: Option<Outgoing>,
+    pub(crate) event: Outgoing,
+    pub(crate) reply: Option<Outgoing>,
+}
+
+impl Reporter {
+    fn event(&self, subject: &Subject<'_>, state: JobState, now: Timestamp, attempts: u32) -> JobEvent {
+        let bare = match subject.envelope {
+            Some(envelope) => JobEvent::about(envelope, state, now),
+            None => JobEvent::new(subject.job_id, state, now),
+        };
+        JobEvent {
+            attempts,
+            source: Some(Source::from(&subject.record.position)),
+            worker: Some(self.worker.clone()),
+            ..bare
+        }
+    }
+
+    fn outgoing(&self, subject: &Subject<'_>, topic: &str, value: Vec<u8>) -> Outgoing {
+        // The trace goes on in whoever reads the event.
+        let traced = |(name, _): &&Header| {
+            ["traceparent", "tracestate"].iter().any(|known| name.eq_ignore_ascii_case(known))
+        };
+        Outgoing {
+            topic: topic.to_owned(),
+            key: Some(subject.job_id.as_bytes().to_vec()),
+            value: Some(value),
+            headers: subject.record.headers.iter().filter(traced).cloned().collect(),
+        }
+    }
+
+    /// The job has been started.
+    pub(crate) fn running(&self, subject: &Subject<'_>, now: Timestamp, attempt: u32) -> Outgoing {
+        let event = self.event(subject, JobState::Running, now, attempt);
+        self.outgoing(subject, &self.topics.events, event.to_bytes())
+    }
+
+    /// An attempt has failed and another one follows.
+    pub(crate) fn retrying(
+        &self,
+        subject: &Subject<'_>,
+        now: Timestamp,
+        attempts: u32,
+        at: Timestamp,
+    ) -> Outgoing {
+        let mut event = self.event(subject, JobState::Retrying, now, attempts);
+        event.error = subject.last_error.cloned();
+        event.next_attempt_at = Some(at);
+        self.outgoing(subject, &self.topics.events, self.bounded(event))
+    }
+
+    /// The job has come to its end.
+    pub(crate) fn settled(
+        &self,
+        subject: &Subject<'_>,
+        now: Timestamp,
+        terminal: Terminal,
+        attempts: u32,
+    ) -> Settlement {
+        let state = match terminal {
+            Terminal::Succeeded => JobState::Succeeded,
+            Terminal::Failed | Terminal::Rejected => JobState::Failed,
+            Terminal::Expired => JobState::Expired,
+        };
+        let error = match terminal {
+            Terminal::Succeeded => None,
+            Terminal::Failed | Terminal::Rejected => {
+                Some(subject.last_error.cloned().unwrap_or_else(|| lost(attempts)))
+            }
+            Terminal::Expired => Some(expired(subject)),
+        };
+        let mut event = self.event(subject, state, now, attempts);
+        event.timings = Some(Timings::new(subject.record.timestamp, subject.started_at, now));
+        event.result = subject.result.filter(|_| terminal == Terminal::Succeeded).cloned();
+        event.error.clone_from(&error);
+        let value = self.bounded(event);
+        let reply_to = subject.envelope.and_then(|envelope| envelope.reply_to.as_deref());
+        let dead_letter = error.filter(|_| state == JobState::Failed).map(|error| {
+            let letter = DeadLetter {
+                job_id: subject.job_id.to_owned(),
+                error,
+                first_error: subject.first_error.cloned(),
+                attempts,
+                worker: self.worker.clone(),
+                group: self.group.clone(),
+                time: now,
+            };
+            Outgoing {
+                topic: self.topics.dlq.clone(),
+                key: subject.record.key.clone(),
+                value: subject.record.value.clone(),
+                headers: letter.headers(subject.record),
+            }
+        });
+        Settlement {
+            state,
+            dead_letter,
+            reply: reply_to.map(|topic| self.outgoing(subject, topic, value.clone())),
+            event: self.outgoing(subject, &self.topics.events, value),
+        }
+    }
+
+    /// The event's bytes, without what would make it too large for a record.
+    fn bounded(&self, mut event: JobEvent) -> Vec<u8> {
+        let limit = self.max_event_bytes;
+        let bytes = event.to_bytes();
+        if bytes.len() <= limit {
+            return bytes;
+        }
+        if let Some(result) = event.result.take() {
+            let bytes = result.to_string().len() as u64;
+            event.result_omitted = Some(ResultOmitted { bytes, limit_bytes: limit as u64 });
+        }
+        if let Some(error) = &mut event.error {
+            error.data = None;
+            error.message.truncate(error.message.floor_char_boundary(limit / 4));
+        }
+        let bytes = event.to_bytes();
+        if bytes.len() <= limit {
+            return bytes;
+        }
+        // What is left is the producer's own metadata, which the dead letter or the job itself still holds.
+        event.metadata.clear();
+        event.to_bytes()
+    }
+}
+
+/// All attempts were spent by workers that died before they could say how.
+fn lost(attempts: u32) -> JobError {
+    let message = format!("all {attempts} attempts were spent before this worker took the job over");
+    JobError::new(ErrorKind::ConnectionLost, message)
+}
+
+fn expired(subject: &Subject<'_>) -> JobError {
+    let deadline = subject.envelope.and_then(|envelope| envelope.deadline).unwrap_or_default();
+    let message = match subject.last_error {
+        Some(last) => {
+            format!("the deadline {deadline} leaves no time for another attempt; the last one: {last}")
+        }
+        None => format!("the deadline {deadline} passed before the job could start"),
+    };
+    JobError::new(ErrorKind::Expired, message)
+}

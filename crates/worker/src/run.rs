@@ -1,0 +1,133 @@
+//! Putting a worker together: health endpoint first, then Kafka, then the loop.
+
+use std::{net::SocketAddr, sync::Arc, time::Duration};
+
+use fleet_job::topics::Topics;
+use fleet_kafka::{
+    KafkaError, admin,
+    consumer::{Consumer, ConsumerConfig},
+    producer::Producer,
+    settings::Settings,
+};
+use fleet_mcp_client::{ClientConfig, McpClient};
+use fleet_ops::{config::Env, errors, http, invariant, shutdown};
+use tokio_util::sync::CancellationToken;
+
+use crate::{config::Args, metrics, report::Reporter, shell::Shell};
+
+/// How soon to look again for a broker or a topic that is not there.
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
+/// How long a broker may take to answer.
+const METADATA_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Why a worker could not start or go on.
+#[derive(Debug, thiserror::Error)]
+pub enum WorkerError {
+    /// A setting can't be used.
+    #[error("the configuration can't be used")]
+    Config(#[from] fleet_ops::config::ConfigError),
+    /// `MCP_SERVER_URL` and what belongs to it can't be used.
+    #[error("the MCP server can't be called")]
+    Client(#[from] fleet_mcp_client::ConfigError),
+    /// Kafka refuses us or can't be used.
+    #[error(transparent)]
+    Kafka(#[from] KafkaError),
+    /// The health endpoint or the signal handlers could not be set up.
+    #[error("the worker could not start")]
+    Io(#[from] std::io::Error),
+}
+
+/// Runs a worker until SIGTERM or SIGINT, and then drains it.
+///
+/// # Errors
+/// [`WorkerError`] when it can't start, or Kafka refuses it for good.
+pub async fn run(args: Args) -> Result<(), WorkerError> {
+    let shutdown = shutdown::signal_token()?;
+    let settings = Settings { brokers: args.brokers.clone(), properties: Env::process().kafka_properties()? };
+    settings.check()?;
+    let client = McpClient::new(client_config(&args)?)?;
+    let producer = Arc::new(Producer::new(&settings)?);
+
+    let recorder = fleet_ops::metrics::install();
+    recorder.describe(metrics::TABLE);
+    invariant::declare(&["I1", "I5", "I6", "metadata-overflow"]);
+    let health = http::Health::new();
+    let (listener, address) = http::bind(SocketAddr::new(args.host, args.port)).await?;
+    if let Some(path) = &args.ready_file {
+        http::write_ready_file(path, address)?;
+    }
+    let stop_http = CancellationToken::new();
+    let router = http::router(health.clone(), recorder);
+    let http = tokio::spawn(http::serve(listener, router, stop_http.clone()));
+
+    let topics = args.topics();
+    let worker = args.worker_name();
+    tracing::info!(%worker, brokers = %args.brokers, topic = %args.topic, group = %args.group, health = %address,
+        max_in_flight = args.max_in_flight, ordering = ?args.ordering, "starting");
+    let result = if wait_for_topics(&settings, &topics, &health, &shutdown).await {
+        let (consumer, events) = Consumer::start(ConsumerConfig {
+            settings,
+            group: args.group.clone(),
+            topics: vec![topics.jobs.clone()],
+            drain: args.drain_timeout,
+        })?;
+        let reporter = Reporter {
+            topics,
+            worker,
+            group: args.group.clone(),
+            max_event_bytes: usize::try_from(args.max_event_bytes).unwrap_or(usize::MAX),
+        };
+        health.set_ready();
+        Shell::new(args, consumer, producer, client, reporter, health.clone()).run(events, shutdown).await
+    } else {
+        Ok(())
+    };
+    health.set_not_ready("stopping");
+    stop_http.cancel();
+    if !matches!(http.await, Ok(Ok(()))) {
+        tracing::warn!("the health endpoint did not end in order");
+    }
+    Ok(result?)
+}
+
+fn client_config(args: &Args) -> Result<ClientConfig, fleet_mcp_client::ConfigError> {
+    let mut config = ClientConfig::new(ClientConfig::parse_urls(&args.server_url)?);
+    config.default_timeout = args.call_timeout;
+    config.max_response_bytes = usize::try_from(args.max_response_bytes).unwrap_or(usize::MAX);
+    config.bearer_token = args.server_token.clone().map(Into::into);
+    Ok(config)
+}
+
+/// Waits until the broker answers and has all topics. `false` when the worker is to stop before that.
+async fn wait_for_topics(
+    settings: &Settings,
+    topics: &Topics,
+    health: &http::Health,
+    shutdown: &CancellationToken,
+) -> bool {
+    let mut said = String::new();
+    loop {
+        let (settings, names) =
+            (settings.clone(), [topics.jobs.clone(), topics.events.clone(), topics.dlq.clone()]);
+        let look = tokio::task::spawn_blocking(move || {
+            names.iter().try_for_each(|name| admin::partitions(&settings, name, METADATA_TIMEOUT).map(drop))
+        });
+        let problem = tokio::select! {
+            found = look => match found {
+                Ok(Ok(())) => return true,
+                Ok(Err(error)) => errors::chain(&error),
+                Err(error) => error.to_string(),
+            },
+            () = shutdown.cancelled() => return false,
+        };
+        if problem != said {
+            tracing::warn!("waiting: {problem}");
+            health.set_not_ready(problem.clone());
+            said = problem;
+        }
+        tokio::select! {
+            () = tokio::time::sleep(LOOK_AGAIN) => {}
+            () = shutdown.cancelled() => return false,
+        }
+    }
+}

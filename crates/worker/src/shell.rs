@@ -1,0 +1,564 @@
+//! The loop between the engine and the world: feeds it what happens, carries out what it decides.
+//!
+//! Nothing in here waits but the one `select!`: calls and writes run as tasks and come back as [`Done`]. Events of a job
+//! are handed to the producer from this loop only, so they are written in the order in which things happened.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    hash::{DefaultHasher, Hash as _, Hasher as _},
+    sync::{Arc, mpsc as std_mpsc},
+    time::{Duration, Instant},
+};
+
+use fleet_engine::{
+    Admission, Attempt, BreakerState, Command, Engine, FinalCommit, Input, JobSpec, Partition, Terminal,
+    Token,
+};
+use fleet_job::{
+    decode,
+    envelope::{DEFAULT_PRIORITY, Envelope, JobType},
+    outcome::{ErrorKind, FailureClass, JobError, Outcome},
+    record::RawRecord,
+    time::Timestamp,
+};
+use fleet_kafka::{
+    KafkaError,
+    consumer::{Consumer, Event},
+    producer::{Outgoing, Producer},
+};
+use fleet_mcp_client::McpClient;
+use fleet_ops::{http::Health, invariant};
+use metrics::{counter, gauge, histogram};
+use serde_json::Value;
+use tokio::{sync::mpsc, task::AbortHandle};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    config::Args,
+    execute::{self, Job},
+    metrics as names,
+    report::{Reporter, Settlement, Subject},
+};
+
+/// How long a reply may take; after that the job is settled without it.
+const REPLY_TIMEOUT: Duration = Duration::from_secs(10);
+/// How often gauges are brought up to date.
+const GAUGES: Duration = Duration::from_secs(1);
+
+/// A job in this worker's hands.
+struct Held {
+    record: Arc<RawRecord>,
+    envelope: Option<Arc<Envelope>>,
+    job_id: String,
+    started_at: Option<Timestamp>,
+    first_error: Option<JobError>,
+    last_error: Option<JobError>,
+    result: Option<Value>,
+    /// Calls of a job with several that have succeeded already.
+    done: BTreeMap<usize, Value>,
+    dead_letter_written: bool,
+    task: Option<AbortHandle>,
+}
+
+impl Held {
+    fn subject(&self) -> Subject<'_> {
+        Subject {
+            record: &self.record,
+            envelope: self.envelope.as_deref(),
+            job_id: &self.job_id,
+            started_at: self.started_at,
+            first_error: self.first_error.as_ref(),
+            last_error: self.last_error.as_ref(),
+            result: self.result.as_ref(),
+        }
+    }
+}
+
+/// What comes back from tasks.
+enum Done {
+    Attempt { token: Token, outcome: Outcome, done: BTreeMap<usize, Value>, took: Duration },
+    Written(Token, fleet_job::event::JobState),
+    NotWritten { token: Token, dead_letter_written: bool },
+    Probed(bool),
+}
+
+/// Partitions that the poll thread waits to give back.
+struct Revoke {
+    partitions: Vec<Partition>,
+    deadline: Instant,
+    reply: std_mpsc::SyncSender<Vec<FinalCommit>>,
+}
+
+/// The wall clock, made monotonic: it starts at the system's time and then follows the steady clock.
+struct Clock {
+    base: Timestamp,
+    start: Instant,
+}
+
+impl Clock {
+    fn new() -> Self {
+        Self { base: fleet_ops::clock::now(), start: Instant::now() }
+    }
+
+    fn now(&self) -> Timestamp {
+        self.base.plus(self.start.elapsed())
+    }
+
+    /// When `at` will be; never in the past.
+    fn instant(&self, at: Timestamp) -> Instant {
+        Instant::now() + at.since(self.now())
+    }
+}
+
+/// One worker at work.
+pub(crate) struct Shell {
+    args: Args,
+    engine: Engine,
+    consumer: Consumer,
+    producer: Arc<Producer>,
+    client: McpClient,
+    reporter: Reporter,
+    health: Health,
+    clock: Clock,
+    jobs: HashMap<Token, Held>,
+    revokes: Vec<Revoke>,
+    /// Set when the worker is to stop: the time by which it has.
+    stop_by: Option<Instant>,
+    breaker_open: bool,
+    partitions: Vec<Partition>,
+    done: mpsc::UnboundedSender<Done>,
+    inbox: Option<mpsc::UnboundedReceiver<Done>>,
+}
+
+impl Shell {
+    pub(crate) fn new(
+        args: Args,
+        consumer: Consumer,
+        producer: Arc<Producer>,
+        client: McpClient,
+        reporter: Reporter,
+        health: Health,
+    ) -> Self {
+        let (done, inbox) = mpsc::unbounded_channel();
+        let engine = Engine::new(args.engine(rand::random()));
+        Self {
+            args,
+            engine,
+            consumer,
+            producer,
+            client,
+            reporter,
+            health,
+            clock: Clock::new(),
+            jobs: HashMap::new(),
+            revokes: Vec::new(),
+            stop_by: None,
+            breaker_open: false,
+            partitions: Vec::new(),
+            done,
+            inbox: Some(inbox),
+        }
+    }
+
+    /// Works until `shutdown`, then drains, commits and leaves the group.
+    pub(crate) async fn run(
+        mut self,
+        mut events: mpsc::UnboundedReceiver<Event>,
+        shutdown: CancellationToken,
+    ) -> Result<(), KafkaError> {
+        // Taken once, here: nothing else reads it.
+        let Some(mut inbox) = self.inbox.take() else { return Ok(()) };
+        let mut gauges = tokio::time::interval(GAUGES);
+        loop {
+            self.carry_out();
+            self.settle_revokes();
+            if self.stop_by.is_some_and(|by| Instant::now() >= by || self.engine.is_drained(&self.partitions))
+            {
+                break;
+            }
+            let wake = tokio::time::Instant::from_std(self.wake_at());
+            tokio::select! {
+                Some(done) = inbox.recv() => self.done(done),
+                Some(event) = events.recv() => self.event(event)?,
+                () = tokio::time::sleep_until(wake) => self.feed(Input::Tick),
+                _ = gauges.tick() => self.gauges(),
+                () = shutdown.cancelled(), if self.stop_by.is_none() => self.stop(),
+            }
+        }
+        self.close().await
+    }
+
+    fn feed(&mut self, input: Input<'_>) {
+        self.engine.handle(self.clock.now(), input);
+    }
+
+    fn wake_at(&self) -> Instant {
+        let engine = self.engine.next_wakeup().map(|at| self.clock.instant(at));
+        let revokes = self.revokes.iter().map(|revoke| revoke.deadline);
+        let idle = Instant::now() + Duration::from_secs(3600);
+        revokes.chain(engine).chain(self.stop_by).min().unwrap_or(idle)
+    }
+
+    // --- What happens ---------------------------------------------------------------------------------------------
+
+    fn event(&mut self, event: Event) -> Result<(), KafkaError> {
+        match event {
+            Event::Assigned(assigned) => {
+                counter!(names::REBALANCES.name, "kind" => "assigned").increment(1);
+                for one in assigned {
+                    let committed = one.committed.as_ref();
+                    let committed = committed.map(|(offset, metadata)| (*offset, metadata.as_str()));
+                    tracing::info!(
+                        partition = one.partition.number,
+                        committed = committed.map(|(offset, _)| offset),
+                        "assigned"
+                    );
+                    self.feed(Input::Assigned { partition: one.partition, committed });
+                    self.partitions.push(one.partition);
+                    if self.stop_by.is_some() {
+                        self.feed(Input::Draining(&[one.partition]));
+                    }
+                }
+            }
+            Event::Record(partition, record) => self.record(partition, record),
+            Event::Revoking(partitions, deadline, reply) => {
+                counter!(names::REBALANCES.name, "kind" => "revoked").increment(1);
+                self.feed(Input::Draining(&partitions));
+                self.revokes.push(Revoke { partitions, deadline, reply });
+            }
+            Event::Lost(partitions) => {
+                counter!(names::REBALANCES.name, "kind" => "lost").increment(1);
+                tracing::warn!(?partitions, "lost: their jobs will run elsewhere");
+                self.partitions.retain(|partition| !partitions.contains(partition));
+                self.feed(Input::Lost(&partitions));
+            }
+            Event::Committed(partition, generation, ok) => {
+                counter!(names::COMMITS.name, "ok" => if ok { "true" } else { "false" }).increment(1);
+                self.feed(Input::Committed { partition, generation, ok });
+            }
+            Event::Lag(lags) => {
+                for (partition, lag) in lags {
+                    gauge!(names::LAG.name, "partition" => partition.number.to_string()).set(lag as f64);
+                }
+            }
+            Event::Failed(error) => return Err(error),
+        }
+        Ok(())
+    }
+
+    fn record(&mut self, partition: Partition, record: RawRecord) {
+        counter!(names::CONSUMED.name).increment(1);
+        let offset = record.position.offset;
+        let Some(token) = self.engine.token(partition, offset) else { return };
+        let bytes = record.size();
+        let (held, admission) = self.admit(record);
+        self.jobs.insert(token, held);
+        self.feed(Input::Record { partition, offset, bytes, admission });
+    }
+
+    /// Reads the record, and says what the engine has to know of it.
+    fn admit(&self, record: RawRecord) -> (Held, Admission) {
+        let limit = usize::try_from(self.args.max_job_bytes).unwrap_or(usize::MAX);
+        let decoded = decode::decode(&record, limit).map_err(|error| (error.error, error.job_id)).and_then(
+            |envelope| match self.forbidden(&envelope) {
+                Some(error) => Err((error, Some(envelope.job_id))),
+                None => Ok(envelope),
+            },
+        );
+        let key = record.key.as_ref().map(|key| {
+            // Keys and seed are the same in every process; nothing is stored by this hash.
+            let mut hasher = DefaultHasher::new();
+            key.hash(&mut hasher);
+            hasher.finish()
+        });
+        let position = &record.position;
+        let unnamed = || format!("{}/{}/{}", position.topic, position.partition, position.offset);
+        let (job_id, envelope, error, admission) = match decoded {
+            Ok(envelope) => {
+                let spec = JobSpec {
+                    key,
+                    priority: envelope.priority.unwrap_or(DEFAULT_PRIORITY),
+                    not_before: envelope.not_before,
+                    deadline: envelope.deadline,
+                    max_attempts: envelope.max_attempts.map_or(self.args.max_attempts, |n| n.get()),
+                };
+                (envelope.job_id.clone(), Some(Arc::new(envelope)), None, Admission::Job(spec))
+            }
+            Err((error, job_id)) => (job_id.unwrap_or_else(unnamed), None, Some(error), Admission::Reject),
+        };
+        let held = Held {
+            record: Arc::new(record),
+            envelope,
+            job_id,
+            started_at: None,
+            first_error: None,
+            last_error: error,
+            result: None,
+            done: BTreeMap::new(),
+            dead_letter_written: false,
+            task: None,
+        };
+        (held, admission)
+    }
+
+    fn forbidden(&self, envelope: &Envelope) -> Option<JobError> {
+        let topic = envelope.reply_to.as_deref().filter(|topic| !self.args.may_reply_to(topic))?;
+        let message = format!("`replyTo`: topic `{topic}` is not allowed by MCP_REPLY_TOPICS");
+        Some(JobError::new(ErrorKind::InvalidEnvelope, message))
+    }
+
+    fn done(&mut self, done: Done) {
+        match done {
+            Done::Attempt { token, outcome, done, took } => self.attempted(token, outcome, done, took),
+            Done::Written(token, state) => {
+                if let Some(held) = self.jobs.get(&token) {
+                    let kind =
+                        held.envelope.as_ref().map_or("unknown", |e| JobType::as_str(e.work.job_type()));
+                    counter!(names::SETTLED.name, "state" => state.as_str(), "type" => kind).increment(1);
+                    tracing::debug!(job_id = held.job_id, state = state.as_str(), "settled");
+                }
+                self.feed(Input::Written(token));
+            }
+            Done::NotWritten { token, dead_letter_written } => {
+                if let Some(held) = self.jobs.get_mut(&token) {
+                    held.dead_letter_written |= dead_letter_written;
+                }
+                self.feed(Input::WriteFailed(token));
+            }
+            Done::Probed(ok) => self.feed(Input::Probed(ok)),
+        }
+    }
+
+    fn attempted(&mut self, token: Token, outcome: Outcome, done: BTreeMap<usize, Value>, took: Duration) {
+        // A job that is no longer held was fenced off: whoever has the partition now runs it.
+        let Some(held) = self.jobs.get_mut(&token) else {
+            tracing::info!(?token, "a call ended after its partition was given away; its outcome is dropped");
+            return;
+        };
+        held.task = None;
+        held.done = done;
+        let (attempt, label) = match outcome {
+            Outcome::Succeeded(result) => {
+                held.result = Some(result);
+                (Attempt::Succeeded, "succeeded")
+            }
+            Outcome::Failed(failure) => {
+                let label = match failure.class {
+                    FailureClass::Unavailable => "unavailable",
+                    FailureClass::Retry => "retry",
+                    FailureClass::Permanent => "permanent",
+                };
+                tracing::debug!(job_id = held.job_id, error = %failure.error, class = label, "attempt failed");
+                // An outage is not the job's; it must not end up as the reason why the job failed (I7).
+                if failure.class.spends_attempt() {
+                    held.first_error.get_or_insert_with(|| failure.error.clone());
+                    held.last_error = Some(failure.error);
+                } else {
+                    self.note_outage(&failure.error);
+                }
+                (Attempt::Failed(failure.class, failure.retry_after), label)
+            }
+        };
+        counter!(names::ATTEMPTS.name, "outcome" => label).increment(1);
+        histogram!(names::DURATION.name, "outcome" => label).record(took.as_secs_f64());
+        self.feed(Input::Finished(token, attempt));
+    }
+
+    fn note_outage(&mut self, error: &JobError) {
+        if !self.breaker_open {
+            tracing::warn!(%error, "the MCP server is unavailable: jobs wait, none spends an attempt");
+            self.health.set_not_ready(format!("the MCP server is unavailable: {error}"));
+            self.breaker_open = true;
+        }
+    }
+
+    fn watch_breaker(&mut self) {
+        if self.breaker_open && self.engine.breaker() == BreakerState::Closed {
+            tracing::info!("the MCP server answers again");
+            self.health.set_ready();
+            self.breaker_open = false;
+        }
+    }
+
+    // --- What the engine wants ------------------------------------------------------------------------------------
+
+    fn carry_out(&mut self) {
+        while let Some(command) = self.engine.poll() {
+            match command {
+                Command::Start(token, attempt) => self.start(token, attempt),
+                Command::Settle(token, terminal, attempts) => self.settle(token, terminal, attempts),
+                Command::Retrying(token, attempts, at) => {
+                    let now = self.clock.now();
+                    let event = self
+                        .jobs
+                        .get(&token)
+                        .map(|held| self.reporter.retrying(&held.subject(), now, attempts, at));
+                    self.announce(event);
+                }
+                Command::Forget(token) => {
+                    if let Some(task) = self.jobs.remove(&token).and_then(|held| held.task) {
+                        task.abort();
+                    }
+                }
+                Command::Commit(commit) => self.consumer.commit(commit),
+                Command::Pause(partition) => self.consumer.pause(partition),
+                Command::Resume(partition) => self.consumer.resume(partition),
+                Command::Probe => {
+                    let (client, done) = (self.client.clone(), self.done.clone());
+                    tokio::spawn(async move { give(&done, Done::Probed(client.probe().await.is_ok())) });
+                }
+                Command::Violation(name, token) => invariant::violated(name, format_args!("{token:?}")),
+            }
+        }
+        self.watch_breaker();
+    }
+
+    fn start(&mut self, token: Token, attempt: u32) {
+        let now = self.clock.now();
+        let Some(held) = self.jobs.get_mut(&token) else { return };
+        let Some(envelope) = held.envelope.clone() else { return };
+        held.started_at = Some(now);
+        let timeout = envelope.timeout_ms.map_or(self.args.call_timeout, Duration::from_millis);
+        let job =
+            Job { envelope, record: held.record.clone(), timeout, done: std::mem::take(&mut held.done) };
+        let running = self.reporter.running(&held.subject(), now, attempt);
+        let (client, done) = (self.client.clone(), self.done.clone());
+        let task = tokio::spawn(async move {
+            let started = Instant::now();
+            let (outcome, calls) = execute::attempt(&client, job, attempt).await;
+            give(&done, Done::Attempt { token, outcome, done: calls, took: started.elapsed() });
+        });
+        held.task = Some(task.abort_handle());
+        self.announce(Some(running));
+    }
+
+    /// Writes an event that nothing waits for: the terminal one will tell the rest.
+    fn announce(&self, event: Option<Outgoing>) {
+        let Some(event) = event else { return };
+        match self.producer.enqueue(&event) {
+            Ok(delivery) => {
+                tokio::spawn(async move {
+                    if let Err(error) = delivery.await {
+                        counter!(names::WRITE_FAILURES.name, "kind" => "event").increment(1);
+                        tracing::warn!(%error, "an event is missing");
+                    }
+                });
+            }
+            Err(error) => {
+                counter!(names::WRITE_FAILURES.name, "kind" => "event").increment(1);
+                tracing::warn!(%error, "an event is missing");
+            }
+        }
+    }
+
+    /// Writes the end of a job, the dead letter first: who reads the terminal event must find it.
+    fn settle(&mut self, token: Token, terminal: Terminal, attempts: u32) {
+        let now = self.clock.now();
+        let Some(held) = self.jobs.get(&token) else { return };
+        let mut settlement = self.reporter.settled(&held.subject(), now, terminal, attempts);
+        if held.dead_letter_written {
+            settlement.dead_letter = None;
+        }
+        let (producer, done) = (self.producer.clone(), self.done.clone());
+        tokio::spawn(async move { give(&done, write(&producer, token, settlement).await) });
+    }
+
+    // --- Giving partitions back, and stopping -----------------------------------------------------------------------
+
+    fn settle_revokes(&mut self) {
+        let now = Instant::now();
+        let (ready, waiting): (Vec<_>, Vec<_>) = std::mem::take(&mut self.revokes)
+            .into_iter()
+            .partition(|revoke| now >= revoke.deadline || self.engine.is_drained(&revoke.partitions));
+        self.revokes = waiting;
+        for revoke in ready {
+            if !self.engine.is_drained(&revoke.partitions) {
+                tracing::warn!("jobs still run at the end of the drain; they will run again elsewhere");
+            }
+            let commits = self.engine.release(&revoke.partitions);
+            self.partitions.retain(|partition| !revoke.partitions.contains(partition));
+            self.carry_out();
+            // The poll thread waits a little longer than the deadline, so somebody is there.
+            if revoke.reply.send(commits).is_err() {
+                tracing::warn!("the poll thread did not wait for the last commit");
+            }
+        }
+    }
+
+    fn stop(&mut self) {
+        tracing::info!(in_flight = self.engine.status().in_flight, "draining");
+        self.health.set_not_ready("draining");
+        self.stop_by = Some(Instant::now() + self.args.drain_timeout);
+        for partition in self.partitions.clone() {
+            self.consumer.pause(partition);
+        }
+        let partitions = self.partitions.clone();
+        self.feed(Input::Draining(&partitions));
+    }
+
+    async fn close(mut self) -> Result<(), KafkaError> {
+        let left = self.engine.status().in_flight;
+        if left > 0 {
+            tracing::warn!(left, "jobs still run at the end of the drain; they will run again elsewhere");
+        }
+        let commits = self.engine.release(&std::mem::take(&mut self.partitions));
+        self.carry_out();
+        for revoke in self.revokes.drain(..) {
+            // Released above; the poll thread must not wait for it in vain.
+            if revoke.reply.send(Vec::new()).is_err() {
+                tracing::debug!("the poll thread did not wait for the last commit");
+            }
+        }
+        self.consumer.close(commits).await?;
+        let producer = self.producer;
+        match tokio::task::spawn_blocking(move || producer.flush(Duration::from_secs(5))).await {
+            Ok(Ok(())) => tracing::info!("drained, committed, left the group"),
+            _ => tracing::warn!("left the group; some events may not have been written"),
+        }
+        Ok(())
+    }
+
+    fn gauges(&self) {
+        let status = self.engine.status();
+        gauge!(names::IN_FLIGHT.name).set(status.in_flight as f64);
+        gauge!(names::BUFFERED.name).set(status.buffered as f64);
+        gauge!(names::BUFFERED_BYTES.name).set(status.buffered_bytes as f64);
+        gauge!(names::PARTITIONS.name).set(status.partitions.len() as f64);
+        gauge!(names::BREAKER.name).set(if status.breaker == BreakerState::Closed { 0.0 } else { 1.0 });
+    }
+}
+
+fn give(done: &mpsc::UnboundedSender<Done>, what: Done) {
+    // The shell outlives its tasks but at the very end, when nothing is waited for.
+    if done.send(what).is_err() {
+        tracing::debug!("a task ended after its worker");
+    }
+}
+
+async fn write(producer: &Producer, token: Token, settlement: Settlement) -> Done {
+    let mut dead_letter_written = false;
+    if let Some(letter) = &settlement.dead_letter {
+        if let Err(error) = producer.send(letter).await {
+            return not_written(token, false, "dead-letter", &error);
+        }
+        dead_letter_written = true;
+    }
+    if let Err(error) = producer.send(&settlement.event).await {
+        return not_written(token, dead_letter_written, "event", &error);
+    }
+    if let Some(reply) = &settlement.reply {
+        let sent = tokio::time::timeout(REPLY_TIMEOUT, producer.send(reply)).await;
+        if !matches!(sent, Ok(Ok(_))) {
+            counter!(names::WRITE_FAILURES.name, "kind" => "reply").increment(1);
+            tracing::error!(topic = reply.topic, "a reply could not be written: does the topic exist?");
+        }
+    }
+    Done::Written(token, settlement.state)
+}
+
+fn not_written(token: Token, dead_letter_written: bool, kind: &'static str, error: &KafkaError) -> Done {
+    counter!(names::WRITE_FAILURES.name, "kind" => kind).increment(1);
+    let error = fleet_ops::errors::chain(error);
+    tracing::error!(%error, kind, "the end of a job could not be written; its offset is held and it is written again");
+    Done::NotWritten { token, dead_letter_written }
+}

@@ -1,0 +1,72 @@
+//! Which Kafka a test runs on.
+//!
+//! `KAFKA_BROKERS` names a cluster to use in place of one that is started here. Without it, Apache Kafka needs Java and
+//! Maven; where they are missing the tests that need it say so loudly and pass, unless `FLEET_REQUIRE_KAFKA=1`.
+
+use std::{fs, process::Command, sync::OnceLock, time::Duration};
+
+use crate::{bins, is_set, kafka, kafka::Cluster, loud, process, process::Process};
+
+const START: Duration = Duration::from_secs(60);
+
+/// A broker for the tests of this process.
+#[derive(Debug)]
+pub struct Env {
+    /// What clients put into `bootstrap.servers`.
+    pub brokers: String,
+    /// What it is, for messages.
+    pub name: &'static str,
+    /// Kept for the life of the process.
+    _running: Running,
+}
+
+#[derive(Debug)]
+enum Running {
+    Elsewhere,
+    Cluster { _cluster: Cluster },
+    Process { _process: Process },
+}
+
+impl Env {
+    /// Apache Kafka, started on first use; nothing if it can't be had here and need not be.
+    pub fn apache_kafka() -> Option<&'static Self> {
+        static ENV: OnceLock<Option<Env>> = OnceLock::new();
+        ENV.get_or_init(|| {
+            if let Ok(brokers) = std::env::var("KAFKA_BROKERS")
+                && !brokers.is_empty()
+            {
+                return Some(Self { brokers, name: "the cluster of KAFKA_BROKERS", _running: Running::Elsewhere });
+            }
+            if let Some(missing) = kafka::missing() {
+                let message = format!(
+                    "{missing} not found: the tests on Apache Kafka are NOT RUN, only those on the embedded broker. \
+                     scripts/setup-system --tests installs it; KAFKA_BROKERS=host:port uses another cluster."
+                );
+                assert!(!is_set("FLEET_REQUIRE_KAFKA"), "FLEET_REQUIRE_KAFKA is set, but {message}");
+                loud(&message);
+                return None;
+            }
+            let cluster = Cluster::start(1);
+            let brokers = cluster.brokers.clone();
+            Some(Self { brokers, name: "Apache Kafka", _running: Running::Cluster { _cluster: cluster } })
+        })
+        .as_ref()
+    }
+
+    /// The embedded broker, as a process of its own, started on first use.
+    pub fn embedded_broker() -> &'static Self {
+        static ENV: OnceLock<Env> = OnceLock::new();
+        ENV.get_or_init(|| {
+            let directory = bins::scratch("embedded-broker");
+            process::remove_at_exit(&directory);
+            let ready = directory.join("ready");
+            let mut command = Command::new(bins::bin("mcp-fleet"));
+            command.args(["broker", "--listen", "127.0.0.1:0", "--ready-file"]).arg(&ready).arg("--data-dir");
+            command.arg(directory.join("data"));
+            let mut process = Process::start("mcp-fleet-broker", &directory, command);
+            let brokers = process.until("the ready file", START, || fs::read_to_string(&ready).ok());
+            let brokers = brokers.trim().to_owned();
+            Self { brokers, name: "the embedded broker", _running: Running::Process { _process: process } }
+        })
+    }
+}

@@ -1,0 +1,171 @@
+//! Child processes: in groups of their own, with their output in files, killed when dropped.
+//!
+//! Drop does not run when a test process is killed, or for the brokers that all tests of a process share. Therefore a
+//! shell waits on a pipe that ends with this process, however it ends, and then kills the groups that are left and
+//! removes the directories they used.
+
+use std::{
+    fs::{self, File},
+    io::Write as _,
+    os::unix::process::CommandExt as _,
+    path::{Path, PathBuf},
+    process::{Child, ChildStdin, Command, ExitStatus, Stdio},
+    sync::{Mutex, OnceLock, PoisonError},
+    time::Duration,
+};
+
+use nix::{
+    sys::signal::{self, Signal},
+    unistd::Pid,
+};
+
+use crate::{bins, wait};
+
+/// How much of a log is shown when something goes wrong.
+const TAIL: usize = 6_000;
+
+/// A running child.
+#[derive(Debug)]
+pub struct Process {
+    name: String,
+    child: Child,
+    log: PathBuf,
+}
+
+impl Process {
+    /// Starts `command` as the leader of a process group. Its output goes to a file below `directory`.
+    pub fn start(name: &str, directory: &Path, mut command: Command) -> Self {
+        let log = directory.join(format!("{}.log", bins::unique(name)));
+        let output = File::create(&log).expect("a log file");
+        let child = command
+            .process_group(0)
+            .stdin(Stdio::null())
+            .stdout(output.try_clone().expect("the log file again"))
+            .stderr(output)
+            .spawn()
+            .unwrap_or_else(|error| panic!("{name} did not start: {error} ({command:?})"));
+        reaper(&format!("group {}", child.id()));
+        Self { name: name.to_owned(), child, log }
+    }
+
+    /// Its process id, and that of its group.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Sends a signal to the process alone.
+    pub fn signal(&self, signal: Signal) {
+        signal::kill(self.as_pid(), signal).unwrap_or_else(|error| panic!("{signal} to {}: {error}", self.name));
+    }
+
+    /// Kills the process alone with SIGKILL and waits for it. Its own children live on, as they would after a crash.
+    pub fn kill(&mut self) {
+        self.signal(Signal::SIGKILL);
+        self.child.wait().expect("the end of a killed process");
+    }
+
+    /// Asks the process to stop and waits for it.
+    pub fn stop(&mut self, deadline: Duration) -> ExitStatus {
+        self.signal(Signal::SIGTERM);
+        self.wait(deadline)
+    }
+
+    /// Waits until the process ends.
+    pub fn wait(&mut self, deadline: Duration) -> ExitStatus {
+        let what = format!("the end of {}", self.name);
+        wait::until_ok(&what, deadline, || match self.child.try_wait() {
+            Ok(Some(status)) => Ok(status),
+            Ok(None) => Err(tail(&self.log)),
+            Err(error) => Err(error.to_string()),
+        })
+    }
+
+    /// Whether it is still there.
+    pub fn is_running(&mut self) -> bool {
+        matches!(self.child.try_wait(), Ok(None))
+    }
+
+    /// Waits until `look` finds something, and fails at once, with the log, if the process ends first.
+    pub fn until<T>(&mut self, what: &str, deadline: Duration, mut look: impl FnMut() -> Option<T>) -> T {
+        let what = format!("{what} of {}", self.name);
+        wait::until_ok(&what, deadline, || {
+            if let Some(found) = look() {
+                return Ok(found);
+            }
+            if let Ok(Some(status)) = self.child.try_wait() {
+                panic!("{} ended with {status} instead of {what}:\n{}", self.name, tail(&self.log));
+            }
+            Err(tail(&self.log))
+        })
+    }
+
+    /// What it has written so far.
+    pub fn log(&self) -> String {
+        String::from_utf8_lossy(&fs::read(&self.log).unwrap_or_default()).into_owned()
+    }
+
+    fn as_pid(&self) -> Pid {
+        Pid::from_raw(i32::try_from(self.child.id()).expect("a process id"))
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        // The group may have members that the leader has left behind, and may be gone already.
+        drop(signal::killpg(self.as_pid(), Signal::SIGKILL));
+        drop(self.child.wait());
+        reaper(&format!("gone {}", self.child.id()));
+        if std::thread::panicking() {
+            eprintln_log(&self.name, &self.log);
+        }
+    }
+}
+
+#[expect(clippy::print_stderr, reason = "shown by the test runner, under the test that failed")]
+fn eprintln_log(name: &str, log: &Path) {
+    eprintln!("--- {name} ({}) ---\n{}", log.display(), tail(log));
+}
+
+/// The end of a log.
+pub fn tail(log: &Path) -> String {
+    let text = fs::read(log).unwrap_or_default();
+    String::from_utf8_lossy(&text[text.len().saturating_sub(TAIL)..]).into_owned()
+}
+
+/// Has `directory` removed when this process has ended.
+pub fn remove_at_exit(directory: &Path) {
+    reaper(&format!("directory {}", directory.display()));
+}
+
+const REAPER: &str = r#"
+groups=""
+directories=""
+newline='
+'
+while read -r what which; do
+    case "$what" in
+        group) groups="$groups $which " ;;
+        gone) groups="${groups%% $which *} ${groups#* $which }" ;;
+        directory) directories="$directories$which$newline" ;;
+    esac
+done
+for group in $groups; do kill -KILL -- "-$group"; done 2>/dev/null
+printf %s "$directories" | while read -r directory; do rm -rf -- "$directory"; done
+"#;
+
+fn reaper(line: &str) {
+    static PIPE: OnceLock<Mutex<ChildStdin>> = OnceLock::new();
+    let pipe = PIPE.get_or_init(|| {
+        let mut shell = Command::new("sh")
+            .args(["-c", REAPER])
+            .process_group(0)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("sh");
+        Mutex::new(shell.stdin.take().expect("the shell's stdin"))
+    });
+    let mut pipe = pipe.lock().unwrap_or_else(PoisonError::into_inner);
+    writeln!(pipe, "{line}").expect("the shell that cleans up");
+}

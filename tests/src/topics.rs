@@ -1,0 +1,254 @@
+//! Topics as a test sees them: make, write raw records, read everything.
+
+use std::{
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant},
+};
+
+use futures::executor::block_on;
+use rdkafka::{
+    ClientConfig, ClientContext, Message as _, Offset, Timestamp, TopicPartitionList,
+    admin::{AdminClient, AdminOptions, NewTopic, TopicReplication},
+    client::DefaultClientContext,
+    consumer::{BaseConsumer, Consumer as _},
+    error::KafkaError,
+    message::{DeliveryResult, Header, Headers as _, OwnedHeaders},
+    producer::{BaseProducer, BaseRecord, Producer as _, ProducerContext},
+};
+
+use crate::wait;
+
+const TIMEOUT: Duration = Duration::from_secs(30);
+/// Above every record that a test writes.
+const MAX_BYTES: &str = "8388608";
+
+/// A record's headers, in order, with repeats.
+pub type RecordHeaders = Vec<(String, Option<Vec<u8>>)>;
+
+/// A record as it goes in.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Outgoing {
+    /// The ordering key.
+    pub key: Option<Vec<u8>>,
+    /// The value; none is a tombstone.
+    pub value: Option<Vec<u8>>,
+    /// The headers.
+    pub headers: RecordHeaders,
+}
+
+impl Outgoing {
+    /// A record with a value and nothing else.
+    pub fn value(value: impl Into<Vec<u8>>) -> Self {
+        Self { value: Some(value.into()), ..Self::default() }
+    }
+
+    /// The same with a key.
+    #[must_use]
+    pub fn key(mut self, key: impl Into<Vec<u8>>) -> Self {
+        self.key = Some(key.into());
+        self
+    }
+
+    /// The same with one more header.
+    #[must_use]
+    pub fn header(mut self, name: &str, value: impl Into<Vec<u8>>) -> Self {
+        self.headers.push((name.to_owned(), Some(value.into())));
+        self
+    }
+}
+
+/// A record as it stands on a topic.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Record {
+    /// The partition.
+    pub partition: i32,
+    /// The offset.
+    pub offset: i64,
+    /// In milliseconds.
+    pub timestamp: Option<i64>,
+    /// Key, value and headers.
+    pub content: Outgoing,
+}
+
+impl Record {
+    /// The last header of that name.
+    pub fn header(&self, name: &str) -> Option<&[u8]> {
+        self.content.headers.iter().rev().find(|(known, _)| known == name)?.1.as_deref()
+    }
+
+    /// The value as text, with replacement characters where it is none.
+    pub fn text(&self) -> String {
+        String::from_utf8_lossy(self.content.value.as_deref().unwrap_or_default()).into_owned()
+    }
+}
+
+/// How many nodes the cluster's metadata names.
+pub fn nodes(brokers: &str) -> Result<usize, KafkaError> {
+    let client: BaseConsumer = config(brokers).create()?;
+    let metadata = client.fetch_metadata(None, Duration::from_secs(2))?;
+    Ok(metadata.brokers().len())
+}
+
+/// Makes topics and waits until their partitions have leaders.
+pub fn create(brokers: &str, topics: &[(&str, i32)]) {
+    let admin: AdminClient<DefaultClientContext> = config(brokers).create().expect("an admin client");
+    let replication = TopicReplication::Fixed(i32::try_from(nodes(brokers).unwrap_or(1).min(3)).expect("a small number"));
+    let new: Vec<_> = topics
+        .iter()
+        .map(|(name, partitions)| NewTopic::new(name, *partitions, replication).set("max.message.bytes", MAX_BYTES))
+        .collect();
+    let options = AdminOptions::new().operation_timeout(Some(TIMEOUT));
+    for made in block_on(admin.create_topics(&new, &options)).expect("an answer from the broker") {
+        if let Err((name, error)) = made {
+            panic!("topic {name} was not made: {error}");
+        }
+    }
+    for (name, partitions) in topics {
+        wait::until(&format!("leaders of {name}"), TIMEOUT, || {
+            let metadata = admin.inner().fetch_metadata(Some(name), TIMEOUT).ok()?;
+            let led = metadata.topics().first()?.partitions().iter().filter(|partition| partition.leader() >= 0);
+            (i32::try_from(led.count()) == Ok(*partitions)).then_some(())
+        });
+    }
+}
+
+/// Writes records, and returns them as the broker has acknowledged them, in the same order.
+pub fn produce(brokers: &str, topic: &str, records: Vec<Outgoing>) -> Vec<Record> {
+    let context = Delivered::default();
+    let acknowledged = Arc::clone(&context.acknowledged);
+    let producer: BaseProducer<Delivered> = config(brokers)
+        .set("enable.idempotence", "true")
+        .set("message.max.bytes", MAX_BYTES)
+        .set("linger.ms", "5")
+        .create_with_context(context)
+        .expect("a producer");
+    let begin = Timestamp::now().to_millis();
+    for (index, record) in records.iter().enumerate() {
+        let headers = record.headers.iter().fold(OwnedHeaders::new(), |headers, (key, value)| {
+            headers.insert(Header { key, value: value.as_deref() })
+        });
+        let mut message = BaseRecord::with_opaque_to(topic, index).headers(headers);
+        if let Some(key) = &record.key {
+            message = message.key(key.as_slice());
+        }
+        if let Some(value) = &record.value {
+            message = message.payload(value.as_slice());
+        }
+        while let Err((error, again)) = producer.send(message) {
+            assert!(error.rdkafka_error_code() == Some(rdkafka::types::RDKafkaErrorCode::QueueFull), "{error}");
+            producer.poll(Duration::from_millis(100));
+            message = again;
+        }
+        producer.poll(Duration::ZERO);
+    }
+    producer.flush(wait::LONG).expect("every record acknowledged");
+    let mut acknowledged = acknowledged.lock().unwrap_or_else(PoisonError::into_inner).clone();
+    acknowledged.sort_unstable();
+    assert_eq!(acknowledged.len(), records.len(), "the broker did not acknowledge every record");
+    let placed = records.into_iter().zip(acknowledged);
+    placed.map(|(content, (_, partition, offset))| Record { partition, offset, timestamp: begin, content }).collect()
+}
+
+/// Everything that is on the topic now, by partition and offset.
+pub fn read(brokers: &str, topic: &str) -> Vec<Record> {
+    let consumer: BaseConsumer = config(brokers)
+        .set("group.id", "fleet-tests-reader")
+        .set("enable.auto.commit", "false")
+        .set("enable.partition.eof", "false")
+        .set("fetch.wait.max.ms", "100")
+        .create()
+        .expect("a consumer");
+    let metadata = consumer.fetch_metadata(Some(topic), TIMEOUT).expect("metadata");
+    let partitions = metadata.topics().first().map(|topic| topic.partitions().len()).unwrap_or_default();
+    let mut assignment = TopicPartitionList::new();
+    let mut ends = Vec::new();
+    for partition in 0..i32::try_from(partitions).expect("a small number") {
+        let (low, high) = consumer.fetch_watermarks(topic, partition, TIMEOUT).expect("watermarks");
+        if high > low {
+            assignment.add_partition_offset(topic, partition, Offset::Offset(low)).expect("a partition");
+            ends.push((partition, high));
+        }
+    }
+    consumer.assign(&assignment).expect("an assignment");
+    let mut records: Vec<Record> = Vec::new();
+    let deadline = Instant::now() + wait::LONG;
+    while !ends.is_empty() {
+        assert!(Instant::now() < deadline, "{topic} was not read to its end: {ends:?} are missing");
+        match consumer.poll(Duration::from_millis(200)) {
+            Some(Ok(message)) => records.push(record(&message)),
+            Some(Err(error)) => panic!("reading {topic}: {error}"),
+            None => {}
+        }
+        // The position passes what is not delivered, such as what compaction has removed.
+        let position = consumer.position().expect("positions");
+        ends.retain(|(partition, end)| {
+            let at = position.find_partition(topic, *partition).map(|at| at.offset());
+            !matches!(at, Some(Offset::Offset(at)) if at >= *end)
+        });
+    }
+    records.sort_by_key(|record| (record.partition, record.offset));
+    records
+}
+
+/// Committed offsets of a group by partition; none where nothing was committed.
+pub fn committed(brokers: &str, group: &str, topic: &str, partitions: i32) -> Vec<Option<i64>> {
+    let consumer: BaseConsumer = config(brokers).set("group.id", group).create().expect("a consumer");
+    let mut asked = TopicPartitionList::new();
+    asked.add_partition_range(topic, 0, partitions - 1);
+    let committed = consumer.committed_offsets(asked, TIMEOUT).expect("committed offsets");
+    (0..partitions)
+        .map(|partition| match committed.find_partition(topic, partition)?.offset() {
+            Offset::Offset(offset) => Some(offset),
+            _ => None,
+        })
+        .collect()
+}
+
+/// How many members a group has.
+pub fn members(brokers: &str, group: &str) -> usize {
+    let client: BaseConsumer = config(brokers).create().expect("a client");
+    let groups = client.fetch_group_list(Some(group), TIMEOUT);
+    groups.ok().and_then(|groups| Some(groups.groups().first()?.members().len())).unwrap_or_default()
+}
+
+fn config(brokers: &str) -> ClientConfig {
+    let mut config = ClientConfig::new();
+    config.set("bootstrap.servers", brokers).set("log_level", "2");
+    config
+}
+
+fn record(message: &impl rdkafka::Message) -> Record {
+    let headers = message.headers().map(|headers| {
+        let all = headers.iter();
+        all.map(|header| (header.key.to_owned(), header.value.map(<[u8]>::to_vec))).collect()
+    });
+    Record {
+        partition: message.partition(),
+        offset: message.offset(),
+        timestamp: message.timestamp().to_millis(),
+        content: Outgoing {
+            key: message.key().map(<[u8]>::to_vec),
+            value: message.payload().map(<[u8]>::to_vec),
+            headers: headers.unwrap_or_default(),
+        },
+    }
+}
+
+/// Collects what the broker has acknowledged: index, partition, offset.
+#[derive(Clone, Debug, Default)]
+struct Delivered {
+    acknowledged: Arc<Mutex<Vec<(usize, i32, i64)>>>,
+}
+
+impl ClientContext for Delivered {}
+
+impl ProducerContext for Delivered {
+    type DeliveryOpaque = usize;
+
+    fn delivery(&self, result: &DeliveryResult<'_>, index: usize) {
+        if let Ok(message) = result {
+            let mut acknowledged = self.acknowledged.lock().unwrap_or_else(PoisonError::into_inner);
+            acknowledged.push((index, message.partition(), message.offset()));
+        }
+    }
+}
