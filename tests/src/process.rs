@@ -112,7 +112,7 @@ impl Process {
 impl Drop for Process {
     fn drop(&mut self) {
         // The group may have members that the leader has left behind, and may be gone already.
-        drop(signal::killpg(self.as_pid(), Signal::SIGKILL));
+        signal::killpg(self.as_pid(), Signal::SIGKILL).ok();
         drop(self.child.wait());
         reaper(&format!("gone {}", self.child.id()));
         if std::thread::panicking() {

@@ -92,10 +92,12 @@ pub fn nodes(brokers: &str) -> Result<usize, KafkaError> {
 /// Makes topics and waits until their partitions have leaders.
 pub fn create(brokers: &str, topics: &[(&str, i32)]) {
     let admin: AdminClient<DefaultClientContext> = config(brokers).create().expect("an admin client");
-    let replication = TopicReplication::Fixed(i32::try_from(nodes(brokers).unwrap_or(1).min(3)).expect("a small number"));
+    let copies = i32::try_from(nodes(brokers).unwrap_or(1).min(3)).expect("a small number");
     let new: Vec<_> = topics
         .iter()
-        .map(|(name, partitions)| NewTopic::new(name, *partitions, replication).set("max.message.bytes", MAX_BYTES))
+        .map(|(name, partitions)| {
+            NewTopic::new(name, *partitions, TopicReplication::Fixed(copies)).set("max.message.bytes", MAX_BYTES)
+        })
         .collect();
     let options = AdminOptions::new().operation_timeout(Some(TIMEOUT));
     for made in block_on(admin.create_topics(&new, &options)).expect("an answer from the broker") {
@@ -154,7 +156,7 @@ pub fn read(brokers: &str, topic: &str) -> Vec<Record> {
     let consumer: BaseConsumer = config(brokers)
         .set("group.id", "fleet-tests-reader")
         .set("enable.auto.commit", "false")
-        .set("enable.partition.eof", "false")
+        .set("enable.partition.eof", "true")
         .set("fetch.wait.max.ms", "100")
         .create()
         .expect("a consumer");
@@ -166,7 +168,7 @@ pub fn read(brokers: &str, topic: &str) -> Vec<Record> {
         let (low, high) = consumer.fetch_watermarks(topic, partition, TIMEOUT).expect("watermarks");
         if high > low {
             assignment.add_partition_offset(topic, partition, Offset::Offset(low)).expect("a partition");
-            ends.push((partition, high));
+            ends.push(partition);
         }
     }
     consumer.assign(&assignment).expect("an assignment");
@@ -176,15 +178,10 @@ pub fn read(brokers: &str, topic: &str) -> Vec<Record> {
         assert!(Instant::now() < deadline, "{topic} was not read to its end: {ends:?} are missing");
         match consumer.poll(Duration::from_millis(200)) {
             Some(Ok(message)) => records.push(record(&message)),
+            Some(Err(KafkaError::PartitionEOF(partition))) => ends.retain(|end| *end != partition),
             Some(Err(error)) => panic!("reading {topic}: {error}"),
             None => {}
         }
-        // The position passes what is not delivered, such as what compaction has removed.
-        let position = consumer.position().expect("positions");
-        ends.retain(|(partition, end)| {
-            let at = position.find_partition(topic, *partition).map(|at| at.offset());
-            !matches!(at, Some(Offset::Offset(at)) if at >= *end)
-        });
     }
     records.sort_by_key(|record| (record.partition, record.offset));
     records

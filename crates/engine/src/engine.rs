@@ -252,14 +252,19 @@ impl Engine {
         self.buffered_bytes += bytes;
         match spec {
             None => self.reject(token),
-            Some(spec) if attempts >= spec.max_attempts => self.conclude(token, Terminal::Failed, attempts),
             Some(spec) => {
-                if let Some(deadline) = spec.deadline {
-                    self.timers.set(deadline, token, Alarm::Deadline);
-                }
+                // Also a job that will not start again holds its place, until its end is written down.
                 let lane = keys::lane(self.config.ordering, partition, &spec);
-                if lane.is_none_or(|lane| self.keys.join(lane, offset)) {
-                    self.unblocked(now, token);
+                let first = lane.is_none_or(|lane| self.keys.join(lane, offset));
+                if attempts >= spec.max_attempts {
+                    self.conclude(token, Terminal::Failed, attempts);
+                } else {
+                    if let Some(deadline) = spec.deadline {
+                        self.timers.set(deadline, token, Alarm::Deadline);
+                    }
+                    if first {
+                        self.unblocked(now, token);
+                    }
                 }
             }
         }

@@ -15,7 +15,10 @@ use serde_json::{Value, json};
 
 use crate::{
     error::chain,
-    hosting::{fleet::Down, upstream::Upstream},
+    hosting::{
+        fleet::Down,
+        upstream::{Upstream, transport_error},
+    },
 };
 
 /// What belongs to the hop between two neighbours and is not passed on.
@@ -113,8 +116,7 @@ fn failed(server: &str, upstream: &Upstream, error: ServiceError) -> ErrorData {
         }
         error => {
             let text = match &error {
-                // rmcp puts the whole type of the transport into its text.
-                ServiceError::TransportSend(error) => chain(error.error.as_ref()),
+                ServiceError::TransportSend(error) => transport_error(error),
                 error => chain(error),
             };
             let stderr = upstream.child.as_ref().map(|child| child.stderr.text(1024));

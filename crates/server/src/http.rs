@@ -36,6 +36,7 @@ pub fn router(
     let guarded = Router::new()
         .nest_service("/mcp", mcp_service(gateway.clone(), config, stop))
         .route("/message", post(message::handle).with_state(gateway))
+        .layer(from_fn(guard::limit))
         .layer(from_fn_with_state(guard, guard::check))
         .layer(from_fn(guard::count));
     guarded.merge(fleet_ops::http::router(health, metrics))

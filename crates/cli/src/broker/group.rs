@@ -367,3 +367,7 @@ impl Group {
 fn known_assignment(members: &BTreeMap<String, Member>, id: &str) -> Bytes {
     members.get(id).map(|member| member.assignment.clone()).unwrap_or_default()
 }
+
+#[cfg(test)]
+#[path = "group_tests.rs"]
+mod tests;

@@ -21,7 +21,7 @@ async fn good(name: &'static str) -> Server {
 #[tokio::test]
 async fn calls_are_spread() {
     let servers = [good("a").await, good("b").await, good("c").await];
-    let client = client(&servers.each_ref().map(|server| server.url.clone()), |_| {});
+    let client = client(servers.each_ref().map(|server| server.url.clone()), |_| {});
     for _ in 0..30 {
         succeeds(&client).await;
     }

@@ -54,7 +54,7 @@ async fn legacy() -> (Server, Arc<AtomicUsize>) {
 #[tokio::test]
 async fn the_era_is_found_out_once() {
     let (server, _) = legacy().await;
-    let client = client(&[server.url.clone()], |config| config.era = Era::Auto);
+    let client = client([&server.url], |config| config.era = Era::Auto);
     for _ in 0..3 {
         assert_eq!(succeeds(&client).await["content"][0]["text"], "legacy");
     }
@@ -70,7 +70,7 @@ async fn the_era_is_found_out_once() {
 #[tokio::test]
 async fn calls_that_start_together_share_one_handshake() {
     let (server, _) = legacy().await;
-    let client = client(&[server.url.clone()], |config| config.era = Era::Legacy);
+    let client = client([&server.url], |config| config.era = Era::Legacy);
     let calls: Vec<_> = (0..20)
         .map(|_| {
             let client = client.clone();
@@ -86,7 +86,7 @@ async fn calls_that_start_together_share_one_handshake() {
 #[tokio::test]
 async fn a_forgotten_session_is_renewed() {
     let (server, epoch) = legacy().await;
-    let client = client(&[server.url.clone()], |config| config.era = Era::Legacy);
+    let client = client([&server.url], |config| config.era = Era::Legacy);
     succeeds(&client).await;
     epoch.store(1, Ordering::SeqCst);
     succeeds(&client).await;
@@ -99,12 +99,7 @@ async fn a_forgotten_session_is_renewed() {
 #[tokio::test]
 async fn a_modern_client_does_not_fall_back_when_told_so() {
     let (server, _) = legacy().await;
-    expect(
-        &client(&[server.url.clone()], |config| config.era = Era::Modern),
-        Unavailable,
-        ErrorKind::JsonRpc,
-    )
-    .await;
+    expect(&client([&server.url], |config| config.era = Era::Modern), Unavailable, ErrorKind::JsonRpc).await;
     assert_eq!(server.methods(), ["server/discover"]);
 }
 
@@ -113,7 +108,7 @@ async fn what_says_nothing_about_the_era_is_no_reason_to_fall_back() {
     let rows = [(401, Unavailable, ErrorKind::Unauthorized), (503, Retry, ErrorKind::Http)];
     for (code, class, kind) in rows {
         let server = server(move |_| StatusCode::from_u16(code).unwrap().into_response()).await;
-        expect(&client(&[server.url.clone()], |config| config.era = Era::Auto), class, kind).await;
+        expect(&client([&server.url], |config| config.era = Era::Auto), class, kind).await;
         assert_eq!(server.methods(), ["server/discover"]);
     }
 }
@@ -122,7 +117,7 @@ async fn what_says_nothing_about_the_era_is_no_reason_to_fall_back() {
 async fn an_endpoint_that_speaks_neither_is_unavailable() {
     for code in [404, 405, 400] {
         let server = server(move |_| StatusCode::from_u16(code).unwrap().into_response()).await;
-        let client = client(&[server.url.clone()], |config| config.era = Era::Auto);
+        let client = client([&server.url], |config| config.era = Era::Auto);
         let failure = expect(&client, Unavailable, ErrorKind::Http).await;
         assert!(failure.error.message.contains("legacy handshake"), "{failure:?}");
         assert_eq!(server.methods(), ["server/discover", "initialize"]);
@@ -135,7 +130,7 @@ async fn an_unknown_revision_is_refused() {
         Json(result(seen.id(), json!({"protocolVersion": "1999-01-01", "capabilities": {}}))).into_response()
     })
     .await;
-    let client = client(&[server.url.clone()], |config| config.era = Era::Legacy);
+    let client = client([&server.url], |config| config.era = Era::Legacy);
     let failure = expect(&client, Unavailable, ErrorKind::Protocol).await;
     assert!(failure.error.message.contains("1999-01-01"), "{failure:?}");
 }
@@ -160,7 +155,7 @@ async fn a_server_that_is_replaced_by_a_legacy_one_is_asked_again() {
         }
     })
     .await;
-    let client = client(&[server.url.clone()], |config| config.era = Era::Auto);
+    let client = client([&server.url], |config| config.era = Era::Auto);
     assert_eq!(succeeds(&client).await["content"][0]["text"], "modern");
     downgraded.store(true, Ordering::SeqCst);
     assert_eq!(succeeds(&client).await["content"][0]["text"], "legacy");
@@ -173,12 +168,9 @@ async fn errors_of_a_legacy_server_are_read_like_any() {
         _ => answer(&seen, 0),
     })
     .await;
-    let failure = expect(
-        &client(&[server.url.clone()], |config| config.era = Era::Legacy),
-        Permanent,
-        ErrorKind::JsonRpc,
-    )
-    .await;
+    let failure =
+        expect(&client([&server.url], |config| config.era = Era::Legacy), Permanent, ErrorKind::JsonRpc)
+            .await;
     assert_eq!(failure.error.code, Some(-32602));
 }
 
@@ -247,7 +239,7 @@ async fn a_ping_in_the_stream_is_answered() {
         ([(header::CONTENT_TYPE, "text/event-stream")], body).into_response()
     })
     .await;
-    succeeds(&client(&[server.url.clone()], |config| config.era = Era::Legacy)).await;
+    succeeds(&client([&server.url], |config| config.era = Era::Legacy)).await;
     assert_eq!(answers.recv().await.unwrap(), json!({"jsonrpc": "2.0", "id": "p", "result": {}}));
     assert_eq!(answers.recv().await.unwrap()["error"]["code"], -32601);
 }

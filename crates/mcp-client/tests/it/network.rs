@@ -15,20 +15,29 @@ use tokio::net::TcpListener;
 #[tokio::test]
 async fn connection_refused() {
     let url = nobody().await;
-    let failure = expect(&client(std::slice::from_ref(&url), |_| {}), Unavailable, ErrorKind::Connect).await;
+    let failure = expect(&client([&url], |_| {}), Unavailable, ErrorKind::Connect).await;
     assert!(failure.error.message.contains(&url), "{failure:?}");
 }
 
 #[tokio::test]
 async fn no_such_host() {
-    let client = client(&["http://mcp-fleet.invalid:8080".to_owned()], |_| {});
+    let client = client(&["http://mcp-fleet.invalid:8080".to_owned()], |config| {
+        // A resolver that can't reach its servers may take longer than the test should.
+        config.connect_timeout = Duration::from_millis(500);
+    });
     expect(&client, Unavailable, ErrorKind::Connect).await;
 }
 
 #[tokio::test]
 async fn tls_fails() {
-    // The server speaks plain HTTP.
-    let url = raw(|_, _| Box::pin(async {})).await.replace("http:", "https:");
+    // The server speaks plain HTTP, and says so.
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("https://{}", listener.local_addr().unwrap());
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            drop(stream.write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n").await);
+        }
+    });
     expect(&client(&[url], |_| {}), Unavailable, ErrorKind::Connect).await;
 }
 
@@ -38,9 +47,9 @@ async fn a_connection_that_is_never_made() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("https://{}", listener.local_addr().unwrap());
     let short = Duration::from_millis(50);
-    let by_connect = client(std::slice::from_ref(&url), |config| config.connect_timeout = short);
+    let by_connect = client([&url], |config| config.connect_timeout = short);
     expect(&by_connect, Unavailable, ErrorKind::Connect).await;
-    let by_handshake = client(std::slice::from_ref(&url), |config| config.handshake_timeout = short);
+    let by_handshake = client([&url], |config| config.handshake_timeout = short);
     expect(&by_handshake, Unavailable, ErrorKind::Connect).await;
     let by_deadline = client(&[url], |config| config.default_timeout = short);
     expect(&by_deadline, Unavailable, ErrorKind::Connect).await;

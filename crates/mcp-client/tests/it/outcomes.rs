@@ -21,7 +21,7 @@ fn status(code: u16) -> StatusCode {
 
 async fn check_status(code: u16, class: FailureClass, kind: ErrorKind) {
     let server = modern(move |_| (status(code), "the reason").into_response()).await;
-    let failure = expect(&client(&[server.url.clone()], |_| {}), class, kind).await;
+    let failure = expect(&client([&server.url], |_| {}), class, kind).await;
     assert_eq!(failure.error.code, Some(i64::from(code)));
     assert_eq!(server.count("tools/call"), 1, "HTTP {code} was tried again");
 }
@@ -44,7 +44,7 @@ async fn redirects_are_not_followed() {
     let target = modern(|seen| Json(result(seen.id(), text("followed"))).into_response()).await;
     let location = target.url.clone();
     let from = modern(move |_| axum::response::Redirect::temporary(&location).into_response()).await;
-    let failure = expect(&client(&[from.url.clone()], |_| {}), Unavailable, ErrorKind::Http).await;
+    let failure = expect(&client([&from.url], |_| {}), Unavailable, ErrorKind::Http).await;
     assert!(failure.error.message.contains(&target.url), "{failure:?}");
     assert!(target.seen().is_empty());
 }
@@ -67,7 +67,7 @@ async fn json_rpc_errors() {
         let answer =
             move |seen: crate::support::Seen| (status(http), Json(rpc_error(seen.id(), code, "the reason")));
         let server = modern(move |seen| answer(seen).into_response()).await;
-        let failure = expect(&client(&[server.url.clone()], |_| {}), class, ErrorKind::JsonRpc).await;
+        let failure = expect(&client([&server.url], |_| {}), class, ErrorKind::JsonRpc).await;
         assert_eq!(failure.error.code, Some(code));
         assert!(failure.error.message.contains("the reason"), "{failure:?}");
     }
@@ -131,7 +131,7 @@ async fn answers_that_are_not_mcp() {
 async fn an_endpoint_that_is_no_mcp_server_is_unavailable() {
     // From the beginning: the handshake finds out.
     let server = server(|_| status(404).into_response()).await;
-    let client = client(&[server.url.clone()], |_| {});
+    let client = client([&server.url], |_| {});
     expect(&client, Unavailable, ErrorKind::Http).await;
     assert_eq!(server.count("tools/call"), 0);
     assert_eq!(client.probe().await.unwrap_err().class, Unavailable);
@@ -147,14 +147,14 @@ async fn an_endpoint_that_stops_being_an_mcp_server_is_unavailable() {
         status(404).into_response()
     })
     .await;
-    expect(&client(&[gone.url.clone()], |_| {}), Unavailable, ErrorKind::Http).await;
+    expect(&client([&gone.url], |_| {}), Unavailable, ErrorKind::Http).await;
     assert_eq!(gone.methods(), ["server/discover", "tools/call", "server/discover"]);
 }
 
 #[tokio::test]
 async fn requests_look_as_the_protocol_wants() {
     let server = modern(|seen| Json(result(seen.id(), text("ok"))).into_response()).await;
-    let client = client(&[server.url.clone()], |config| {
+    let client = client([&server.url], |config| {
         config.bearer_token = Some("t0ken".into());
         config.headers = vec![("x-tenant".to_owned(), Secret::new("acme"))];
     });
@@ -250,7 +250,7 @@ async fn headers_for_arguments_are_learned_when_a_server_wants_them() {
         _ => (status(400), Json(rpc_error(seen.id(), -32020, "missing Mcp-Param-Region"))).into_response(),
     })
     .await;
-    let client = client(&[server.url.clone()], |_| {});
+    let client = client([&server.url], |_| {});
     for _ in 0..2 {
         let arguments = json!({"region": "eu"}).as_object().unwrap().clone();
         let outcome = client.call_tool(ToolCall::new("t", arguments)).await;

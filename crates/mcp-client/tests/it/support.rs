@@ -16,7 +16,11 @@ use tokio::net::{TcpListener, TcpStream};
 
 pub(crate) const LONG: Duration = Duration::from_secs(30);
 
-pub(crate) fn client(urls: &[String], adjust: impl FnOnce(&mut ClientConfig)) -> McpClient {
+pub(crate) fn client<U: AsRef<str>>(
+    urls: impl IntoIterator<Item = U>,
+    adjust: impl FnOnce(&mut ClientConfig),
+) -> McpClient {
+    let urls: Vec<String> = urls.into_iter().map(|url| url.as_ref().to_owned()).collect();
     let mut config = ClientConfig::new(ClientConfig::parse_urls(&urls.join(",")).unwrap());
     config.default_timeout = LONG;
     config.era = Era::Modern;

@@ -127,18 +127,23 @@ async fn resolve_child(server: StdioServer, policy: &Policy) -> Result<ChildSpec
     policy.check_argv(&argv)?;
 
     let cwd = match &server.cwd {
-        Some(cwd) => Some(canonical("cwd", Path::new(cwd), cwd).await?),
+        Some(cwd) => Some(locate("cwd", Path::new(cwd), cwd).await),
         None => None,
     };
+    let (cwd, no_cwd) = cwd.unzip();
     let env_file = match &server.env_file {
         // As editors do, a relative `envFile` is looked for in the working directory of the server to be.
-        Some(path) => Some(canonical("envFile", &cwd.clone().unwrap_or_default().join(path), path).await?),
+        Some(path) => Some(locate("envFile", &cwd.clone().unwrap_or_default().join(path), path).await),
         None => None,
     };
+    let (env_file, no_env_file) = env_file.unzip();
     // Checked once before the file is read, for its place, and once with what it holds.
     let request =
         LaunchRequest { argv: &argv, cwd: cwd.as_deref(), env_file: env_file.as_deref(), env: &server.env };
     policy.check_launch(request)?;
+    if let Some(missing) = no_cwd.flatten().or(no_env_file.flatten()) {
+        return Err(missing);
+    }
     let mut wanted = match (&env_file, &server.env_file) {
         (Some(found), Some(named)) => read_env_file(found, named).await?,
         _ => BTreeMap::new(),
@@ -154,9 +159,18 @@ async fn resolve_child(server: StdioServer, policy: &Policy) -> Result<ChildSpec
     Ok(ChildSpec { program, args: server.args, cwd, env })
 }
 
-async fn canonical(field: &'static str, path: &Path, named: &str) -> Result<PathBuf, LaunchError> {
-    let canonical = tokio::fs::canonicalize(path).await;
-    canonical.map_err(|error| LaunchError::Path { field, path: named.to_owned(), error })
+/// Where a path really leads. Where it leads nowhere, the path as it is written and the error: whether something
+/// exists is told only once policy allows the place.
+async fn locate(field: &'static str, path: &Path, named: &str) -> (PathBuf, Option<LaunchError>) {
+    match tokio::fs::canonicalize(path).await {
+        Ok(path) => (path, None),
+        Err(error) => {
+            let written = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
+            // `..` could lead back out of an allowed directory.
+            let written = if named.contains("..") { PathBuf::from("/") } else { written };
+            (written, Some(LaunchError::Path { field, path: named.to_owned(), error }))
+        }
+    }
 }
 
 async fn read_env_file(path: &Path, named: &str) -> Result<BTreeMap<String, String>, LaunchError> {

@@ -4,6 +4,7 @@
 //! they hear a method that they do not know, so the fallback makes a new connection.
 
 use std::{
+    io,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -17,7 +18,10 @@ use rmcp::{
     service::{
         ClientInitializeError, ClientLifecycleMode, Peer, RunningService, serve_client_with_lifecycle_and_ct,
     },
-    transport::{Transport, async_rw::AsyncRwTransport},
+    transport::{
+        DynamicTransportError, Transport, async_rw::AsyncRwTransport,
+        streamable_http_client::StreamableHttpError,
+    },
 };
 use tokio::sync::watch;
 use tokio_util::sync::{CancellationToken, DropGuard};
@@ -283,9 +287,12 @@ impl From<ClientInitializeError> for HandshakeError {
     fn from(error: ClientInitializeError) -> Self {
         match error {
             ClientInitializeError::ConnectionClosed(_) => Self::Closed,
-            // rmcp puts the whole type of the transport into its text.
             ClientInitializeError::TransportError { error, context } => {
-                Self::Other(format!("{context}: {}", chain(error.error.as_ref())))
+                let broken_pipe = |error: &io::Error| error.kind() == io::ErrorKind::BrokenPipe;
+                if error.error.downcast_ref().is_some_and(broken_pipe) {
+                    return Self::Closed;
+                }
+                Self::Other(format!("{context}: {}", transport_error(&error)))
             }
             ClientInitializeError::JsonRpcError(error) => {
                 Self::Other(format!("it answered with error {}: {}", error.code.0, error.message))
@@ -293,6 +300,22 @@ impl From<ClientInitializeError> for HandshakeError {
             ClientInitializeError::LegacyFallbackFailed { fallback, .. } => Self::from(*fallback),
             other => Self::Other(chain(&other)),
         }
+    }
+}
+
+/// What a transport says went wrong. rmcp puts the whole type of the transport into its own text, and leaves out why
+/// an HTTP request failed.
+pub(crate) fn transport_error(error: &DynamicTransportError) -> String {
+    match error.error.downcast_ref() {
+        Some(StreamableHttpError::<reqwest::Error>::Client(error)) => {
+            let text = chain(error);
+            // The query may hold a key.
+            match error.url().and_then(|url| Some((url, url.query()?))) {
+                Some((url, query)) => text.replace(url.as_str(), &url.as_str().replace(query, "…")),
+                None => text,
+            }
+        }
+        _ => chain(error.error.as_ref()),
     }
 }
 

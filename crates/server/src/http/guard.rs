@@ -3,7 +3,7 @@
 //! A web page that a person on this machine visits can send requests to `localhost`, by its own name (DNS rebinding)
 //! or across origins. Browsers say so in `Host` and `Origin`, so both are checked by default.
 
-use std::{fmt, net::IpAddr, sync::Arc};
+use std::{fmt, net::IpAddr, sync::Arc, time::Duration};
 
 use axum::{
     extract::{Request, State},
@@ -11,9 +11,16 @@ use axum::{
     middleware::Next,
     response::{IntoResponse, Response},
 };
+use futures::StreamExt;
 use url::Url;
 
+use super::MAX_BODY;
 use crate::config::ServerConfig;
+
+/// How much of a body that is too large is read to be polite.
+const MAX_DRAINED: usize = 64 * 1024 * 1024;
+/// How long that may take.
+const DRAIN_TIME: Duration = Duration::from_secs(5);
 
 const LOOPBACK: [&str; 3] = ["localhost", "127.0.0.1", "::1"];
 
@@ -116,6 +123,31 @@ pub(super) async fn check(State(guard): State<Arc<Guard>>, request: Request, nex
             (StatusCode::FORBIDDEN, format!("Forbidden: {problem}\n")).into_response()
         }
     }
+}
+
+/// Turns away requests that say that they are too large.
+///
+/// The body is read and thrown away first, up to a bound: a caller that is still sending when the connection closes
+/// sees a lost connection, which it may retry, and not the answer, which says that it need not.
+pub(super) async fn limit(request: Request, next: Next) -> Response {
+    let length =
+        request.headers().get(header::CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse().ok());
+    if length.is_none_or(|length: usize| length <= MAX_BODY) {
+        return next.run(request).await;
+    }
+    let mut body = request.into_body().into_data_stream();
+    let drain = async {
+        let mut drained = 0;
+        while let Some(Ok(chunk)) = body.next().await {
+            drained += chunk.len();
+            if drained > MAX_DRAINED {
+                break;
+            }
+        }
+    };
+    // Whether it was in time or not, the answer is the same.
+    _ = tokio::time::timeout(DRAIN_TIME, drain).await;
+    (StatusCode::PAYLOAD_TOO_LARGE, format!("the body must not be above {MAX_BODY} bytes\n")).into_response()
 }
 
 /// Counts requests by path and sort of answer.

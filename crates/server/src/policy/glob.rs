@@ -3,6 +3,18 @@
 //! `*` stands for any run of characters, `?` for exactly one, `\` takes the next character literally. A pattern
 //! always matches the whole string.
 
+/// The pattern that matches `text` and nothing else.
+pub fn escape(text: &str) -> String {
+    let mut pattern = String::with_capacity(text.len());
+    for c in text.chars() {
+        if matches!(c, '*' | '?' | '\\') {
+            pattern.push('\\');
+        }
+        pattern.push(c);
+    }
+    pattern
+}
+
 /// A compiled glob.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Glob {

@@ -16,6 +16,7 @@ pub mod argv;
 pub mod env;
 mod file;
 pub mod glob;
+pub use glob::escape;
 pub mod remote;
 
 use argv::{ArgvPattern, PatternError};

@@ -96,6 +96,18 @@ fn a_file_is_read_and_strict() {
     }
 }
 
+#[test]
+fn the_documented_policy_is_one() {
+    let page = include_str!("../../../../docs/hosting.md");
+    let example = page.split("```toml").nth(1).and_then(|rest| rest.split("```").next()).unwrap();
+    let policy = Policy::from_toml(example).unwrap();
+    let line = argv(&["uv", "--directory", "/srv/mcp/db", "run", "server.py"]);
+    assert_eq!(launch(&policy, &line, Some("/srv/mcp/db"), &["LOG_LEVEL", "PYTHONPATH"]), Ok(()));
+    assert_eq!(policy.check_remote("mcp.example.com", 443), Ok(()));
+    // What is left out of the limits has its documented default.
+    assert_eq!(policy.limits, Limits::default());
+}
+
 proptest! {
     #[test]
     fn a_fixed_rule_allows_no_other_command_line(words in prop::collection::vec("[a-z/ -]{0,6}", 0..5)) {

@@ -44,11 +44,11 @@ pub(crate) async fn eventually<T, F: Future<Output = Option<T>>>(
 pub(crate) fn command(args: &[&str]) -> Command {
     let mut command = Command::new(binary());
     for (name, _) in std::env::vars() {
-        if name.starts_with("MCP_") || name == "PORT" {
+        if name.starts_with("MCP_") || matches!(name.as_str(), "PORT" | "LOG_LEVEL" | "LOG_FORMAT") {
             command.env_remove(name);
         }
     }
-    command.args(args).kill_on_drop(true);
+    command.args(args).env("RUST_LOG", "warn,rmcp=off").kill_on_drop(true);
     command
 }
 

@@ -118,7 +118,10 @@ async fn policy_covers_the_whole_command_line() {
         check(sleep(json!({"env": {name: "x"}})), "listed by its exact name").await;
     }
     check(sleep(json!({"cwd": outside.path()})), "working directory").await;
-    check(sleep(json!({"cwd": "/no/such/dir"})), "No such file").await;
+    check(sleep(json!({"cwd": "/no/such/dir"})), "working directory").await;
+    check(sleep(json!({"cwd": dir.path().join("nope")})), "No such file").await;
+    check(sleep(json!({"cwd": dir.path().join("../nope")})), "working directory").await;
+    check(sleep(json!({"envFile": dir.path().join("nope")})), "No such file").await;
     check(sleep(json!({"envFile": outside.path().join(".env")})), "envFile").await;
     check(sleep(json!({"envFile": "/etc/passwd"})), "policy refuses the envFile").await;
 }
@@ -128,32 +131,36 @@ async fn broken_children_get_clear_errors() {
     let dir = tempfile::tempdir().unwrap();
     let banner = script(dir.path(), "banner", "echo 'Welcome to my server'; exec sleep 60");
     let flood = script(dir.path(), "flood", "exec yes");
-    let long = script(dir.path(), "long", "exec tr '\\0' 'x' </dev/zero");
+    let long = script(dir.path(), "long", "tr '\\0' 'x' </dev/zero");
     let mute = script(dir.path(), "mute", "exec sleep 60");
     let dying = script(dir.path(), "dying", "echo 'database is down' >&2; exit 7");
     let allow = format!("{}/*; no-such-command-at-all; sh -c 'exit 3'", dir.path().display());
-    let server = Server::start(&["--allow-command", &allow, "--handshake-timeout-ms", "1500"]).await;
-    let check = async |config: Value, expected: &[&str], expect_final: bool| {
+    let server = Server::start(&["--allow-command", &allow]).await;
+    let check = async |server: &Server, config: Value, expected: &[&str], expect_final: bool| {
         let (message, is_final) = server.initialize_error("x", config.clone()).await;
         for expected in expected {
             assert!(message.contains(expected), "{config}: {message}");
         }
         assert_eq!(is_final, expect_final, "{config}: {message}");
     };
-    check(json!({"command": "no-such-command-at-all"}), &["does not exist"], true).await;
-    check(json!({"command": dir.path().join("nope")}), &["does not exist"], true).await;
-    check(json!({"command": "sh", "args": ["-c", "exit 3"]}), &["exited with status 3"], false).await;
-    check(json!({"command": dying}), &["exited with status 7", "database is down"], false).await;
-    check(json!({"command": banner}), &["within 1500 ms", "not JSON-RPC", "Welcome to my server"], false)
-        .await;
-    check(json!({"command": flood}), &["not JSON-RPC"], false).await;
-    check(json!({"command": long}), &["a line of more than"], false).await;
-    check(json!({"command": mute}), &["within 1500 ms"], false).await;
+    check(&server, json!({"command": "no-such-command-at-all"}), &["does not exist"], true).await;
+    check(&server, json!({"command": dir.path().join("nope")}), &["does not exist"], true).await;
+    let exit = json!({"command": "sh", "args": ["-c", "exit 3"]});
+    check(&server, exit, &["exited with status 3"], false).await;
+    check(&server, json!({"command": dying}), &["exited with status 7", "database is down"], false).await;
+    check(&server, json!({"command": flood}), &["not JSON-RPC"], false).await;
+    check(&server, json!({"command": long}), &["a line of more than"], false).await;
+
+    let server = Server::start(&["--allow-command", &allow, "--handshake-timeout-ms", "1000"]).await;
+    let late = "within 1000 ms";
+    check(&server, json!({"command": mute}), &[late], false).await;
+    let garbage = [late, "not JSON-RPC", "Welcome to my server"];
+    check(&server, json!({"command": banner}), &garbage, false).await;
 
     // The failure can be seen afterwards, and hides nothing else.
     let status = server.status("x").await;
     assert_eq!(status["state"], "failed");
-    assert!(status["lastError"].as_str().unwrap().contains("within 1500 ms"), "{status}");
+    assert!(status["lastError"].as_str().unwrap().contains(late), "{status}");
     let listed = server.request("tools/list", json!({})).await;
     let warning = &listed["result"]["_meta"]["io.mcp-fleet/unavailable"][0];
     assert_eq!((&warning["server"], &warning["state"]), (&json!("x"), &json!("failed")), "{listed}");

@@ -14,6 +14,7 @@ use crate::{
         Fleet,
         fleet::InitError,
         status::{OfferedTool, ServerInfo},
+        upstream::ConnectError,
     },
     toolkit::{Effect, ToolFailure, ToolSpec},
 };
@@ -97,8 +98,8 @@ fn failure(name: &str, error: &InitError) -> ToolFailure {
     let failure =
         if error.is_permanent() { ToolFailure::permanent(message) } else { ToolFailure::transient(message) };
     match error {
-        InitError::Connect(error) => {
-            failure.with_details(json!({ "server": name, "stderrTail": error.stderr }))
+        InitError::Connect(ConnectError { stderr: Some(tail), .. }) => {
+            failure.with_details(json!({ "server": name, "stderrTail": tail }))
         }
         _ => failure,
     }

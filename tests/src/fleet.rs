@@ -1,0 +1,260 @@
+//! One test's fleet: topics of its own, a server, workers, and what was submitted to them.
+
+use std::{
+    fs, mem,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    process::{Command, ExitStatus},
+    time::Duration,
+};
+
+use serde_json::Value;
+
+use crate::{
+    Env, Oracle, bins, http,
+    oracle::Account,
+    process::{self, Process},
+    topics::{self, Outgoing, Record},
+    wait,
+};
+
+const START: Duration = Duration::from_secs(60);
+/// How long a worker may drain: what it is given (`MCP_DRAIN_TIMEOUT`), and room.
+const STOP: Duration = Duration::from_secs(60);
+
+/// One of our binaries that listens.
+#[derive(Debug)]
+pub struct Service {
+    /// The process.
+    pub process: Process,
+    /// Where it listens.
+    pub address: SocketAddr,
+}
+
+impl Service {
+    /// Starts `command`, gives it a ready file and waits until `/ready` says 200.
+    fn start(name: &str, directory: &Path, mut command: Command) -> Self {
+        let ready = directory.join(bins::unique("ready"));
+        command.arg("--ready-file").arg(&ready).env("RUST_LOG", "info");
+        let mut process = Process::start(name, directory, command);
+        let address = process.until("the ready file", START, || fs::read_to_string(&ready).ok()?.trim().parse().ok());
+        Self { process, address }
+    }
+
+    fn server(directory: &Path, options: &ServerOptions) -> Self {
+        let mut command = Command::new(bins::bin("mcp-server"));
+        command.env("PORT", options.port.to_string()).current_dir(directory);
+        command.env_remove("KAFKA_BROKERS").env("MCP_ALLOWED_COMMANDS", options.allowed.join(";"));
+        for root in &options.roots {
+            command.arg("--root").arg(root);
+        }
+        command.envs(options.env.iter().map(|(name, value)| (name, value)));
+        Self::start("mcp-server", directory, command).ready()
+    }
+
+    /// Waits until it says that it is ready.
+    #[must_use]
+    pub fn ready(mut self) -> Self {
+        let address = self.address;
+        self.process.until("GET /ready", START, || (http::get(address, "/ready").ok()?.0 == 200).then_some(()));
+        self
+    }
+}
+
+/// What a server is started with.
+#[derive(Clone, Debug, Default)]
+pub struct ServerOptions {
+    /// Directories for the `file_*` tools.
+    pub roots: Vec<PathBuf>,
+    /// Patterns of command lines that may be started.
+    pub allowed: Vec<String>,
+    /// More environment.
+    pub env: Vec<(String, String)>,
+    /// A fixed port, for a server that comes back.
+    pub port: u16,
+}
+
+/// Topics, a server and workers of one test.
+#[derive(Debug)]
+pub struct Fleet<'e> {
+    /// The broker.
+    pub env: &'e Env,
+    /// The jobs topic. The others are named after it.
+    pub topic: String,
+    /// The consumer group.
+    pub group: String,
+    /// A directory of this test's own.
+    pub directory: PathBuf,
+    /// How many partitions the jobs topic has.
+    pub partitions: i32,
+    /// What has been submitted so far.
+    pub submitted: Vec<Record>,
+    /// Where the workers find the server.
+    pub server_url: String,
+    /// More environment for the workers.
+    pub worker_env: Vec<(String, String)>,
+    /// The workers that were started and not stopped.
+    pub workers: Vec<Service>,
+    /// The server, if it runs.
+    pub server: Option<Service>,
+}
+
+impl<'e> Fleet<'e> {
+    /// Topics for the test `name`, and nothing that runs yet.
+    pub fn new(env: &'e Env, name: &str, partitions: i32) -> Self {
+        let topic = bins::unique(name);
+        let directory = bins::scratch(name);
+        process::remove_at_exit(&directory);
+        let (events, dlq) = (format!("{topic}.events"), format!("{topic}.dlq"));
+        topics::create(&env.brokers, &[(&topic, partitions), (&events, 2), (&dlq, 1)]);
+        Self {
+            env,
+            group: format!("{topic}-workers"),
+            topic,
+            directory,
+            partitions,
+            submitted: Vec::new(),
+            server_url: String::new(),
+            worker_env: vec![
+                ("MCP_RETRY_BASE".into(), "50ms".into()),
+                ("MCP_RETRY_MAX".into(), "500ms".into()),
+                ("KAFKA_PROPERTY_SESSION_TIMEOUT_MS".into(), "6000".into()),
+                ("KAFKA_PROPERTY_HEARTBEAT_INTERVAL_MS".into(), "1000".into()),
+            ],
+            workers: Vec::new(),
+            server: None,
+        }
+    }
+
+    /// Starts the server.
+    pub fn start_server(&mut self, options: &ServerOptions) {
+        let server = Service::server(&self.directory, options);
+        self.server_url = format!("http://{}", server.address);
+        self.server = Some(server);
+    }
+
+    /// A server whose `file_*` tools read the directory that [`Fleet::files`] fills.
+    pub fn start_file_server(&mut self) {
+        let options = ServerOptions { roots: vec![self.files()], ..ServerOptions::default() };
+        self.start_server(&options);
+    }
+
+    /// A directory with a few files: text, an empty one and one that is no text.
+    pub fn files(&self) -> PathBuf {
+        files(&self.directory)
+    }
+
+    /// Starts a worker and waits until it is ready.
+    pub fn start_worker(&mut self) -> &mut Service {
+        let worker = self.launch_worker().ready();
+        self.workers.push(worker);
+        self.workers.last_mut().expect("the one just added")
+    }
+
+    /// Starts a worker that need not become ready.
+    pub fn launch_worker(&self) -> Service {
+        let mut command = Command::new(bins::bin("kafka-worker"));
+        command
+            .env("KAFKA_BROKERS", &self.env.brokers)
+            .env("KAFKA_TOPIC", &self.topic)
+            .env("MCP_CONSUMER_GROUP", &self.group)
+            .env("MCP_SERVER_URL", &self.server_url)
+            .env("PORT", "0")
+            .envs(self.worker_env.iter().map(|(name, value)| (name, value)))
+            .current_dir(&self.directory);
+        Service::start("kafka-worker", &self.directory, command)
+    }
+
+    /// Sets an environment variable of the workers that are started from now on.
+    pub fn worker_env(&mut self, name: &str, value: &str) {
+        self.worker_env.push((name.to_owned(), value.to_owned()));
+    }
+
+    /// Writes records to the jobs topic and returns them with their places.
+    pub fn submit(&mut self, records: Vec<Outgoing>) -> Vec<Record> {
+        let placed = topics::produce(&self.env.brokers, &self.topic, records);
+        self.submitted.extend(placed.iter().cloned());
+        placed
+    }
+
+    /// Submits one job.
+    pub fn submit_job(&mut self, envelope: &Value) -> Record {
+        self.submit(vec![Outgoing::value(envelope.to_string())]).remove(0)
+    }
+
+    /// Waits until every submitted record has come to an end.
+    pub fn wait_for_all(&mut self) {
+        let want = self.submitted.len();
+        self.wait_for(want);
+    }
+
+    /// Waits until `want` records have come to an end.
+    pub fn wait_for(&mut self, want: usize) {
+        let (topic, submitted) = (self.topic.clone(), mem::take(&mut self.submitted));
+        let oracle = Oracle::new(&topic, &submitted);
+        let brokers = &self.env.brokers;
+        wait::until_ok(&format!("{want} jobs on {}", self.env.name), wait::LONG, || {
+            let ended = oracle.read(brokers).ended();
+            if ended >= want { Ok(()) } else { Err(format!("{ended} of {want} have ended")) }
+        });
+        self.submitted = submitted;
+    }
+
+    /// Stops every worker in order, and returns how each ended.
+    pub fn stop_workers(&mut self) -> Vec<ExitStatus> {
+        let mut workers = mem::take(&mut self.workers);
+        for worker in &workers {
+            worker.process.signal(nix::sys::signal::Signal::SIGTERM);
+        }
+        workers.iter_mut().map(|worker| worker.process.wait(STOP)).collect()
+    }
+
+    /// Waits for every job, stops the workers, and has the oracle judge. Allows `repeats`.
+    pub fn settle(&mut self, repeats: usize) -> Account {
+        self.wait_for_all();
+        for status in self.stop_workers() {
+            assert!(status.success(), "a worker ended with {status}");
+        }
+        let account = Oracle::new(&self.topic, &self.submitted).repeats(repeats).check(&self.env.brokers);
+        self.everything_is_committed();
+        account
+    }
+
+    /// After an orderly end every partition is committed to its end.
+    fn everything_is_committed(&self) {
+        let committed = topics::committed(&self.env.brokers, &self.group, &self.topic, self.partitions);
+        for (partition, committed) in (0..).zip(committed) {
+            let of_partition = self.submitted.iter().filter(|record| record.partition == partition);
+            let end = of_partition.map(|record| record.offset + 1).max().unwrap_or_default();
+            assert_eq!(committed.unwrap_or_default(), end, "the committed offset of partition {partition}");
+        }
+    }
+}
+
+/// A server without a fleet, for clients that talk to it directly.
+#[derive(Debug)]
+pub struct Standalone {
+    /// The server.
+    pub service: Service,
+    /// A directory of this test's own.
+    pub directory: PathBuf,
+}
+
+impl Standalone {
+    /// Starts a server whose `file_*` tools have the harness's files.
+    pub fn start(name: &str) -> Self {
+        let directory = bins::scratch(name);
+        process::remove_at_exit(&directory);
+        let options = ServerOptions { roots: vec![files(&directory)], ..ServerOptions::default() };
+        Self { service: Service::server(&directory, &options), directory }
+    }
+}
+
+fn files(directory: &Path) -> PathBuf {
+    let directory = directory.join("files");
+    fs::create_dir_all(directory.join("below")).expect("a directory");
+    fs::write(directory.join("hello.txt"), "hello, fleet\n").expect("a file");
+    fs::write(directory.join("empty"), "").expect("a file");
+    fs::write(directory.join("below/binary"), [0, 159, 146, 150]).expect("a file");
+    directory
+}

@@ -1,0 +1,42 @@
+//! Third-party MCP servers from npm, at the versions that `tests/node/package-lock.json` pins.
+
+use std::{fs, path::PathBuf, process::Command};
+
+use crate::{bins, cache, is_set, loud};
+
+/// The file below `node_modules` that `node` runs.
+pub fn server_everything() -> Option<PathBuf> {
+    Some(modules()?.join("@modelcontextprotocol/server-everything/dist/index.js"))
+}
+
+fn modules() -> Option<PathBuf> {
+    if !cache::works("node", &["--version"]) || !cache::works("npm", &["--version"]) {
+        return skip("node and npm (20 or newer)");
+    }
+    let source = bins::repository().join("tests/node");
+    let entry = cache::once(&format!("node-{}", fingerprint(&source.join("package-lock.json"))), |directory| {
+        for file in ["package.json", "package-lock.json"] {
+            fs::copy(source.join(file), directory.join(file)).expect("a file of tests/node");
+        }
+        let quiet = ["ci", "--ignore-scripts", "--no-audit", "--no-fund", "--loglevel=error"];
+        cache::run(Command::new("npm").args(quiet).current_dir(directory));
+    });
+    Some(entry.join("node_modules"))
+}
+
+/// Says loudly that a test does not run, or fails it if it must.
+pub(crate) fn skip<T>(missing: &str) -> Option<T> {
+    let message = format!("{missing} not found: a test with third-party programs is NOT RUN. scripts/setup-system --tests installs it.");
+    assert!(!is_set("FLEET_REQUIRE_TOOLS"), "FLEET_REQUIRE_TOOLS is set, but {message}");
+    loud(&message);
+    None
+}
+
+/// A short name for the content of a file: FNV-1a, which is enough to tell versions of a lock file apart.
+pub(crate) fn fingerprint(path: &std::path::Path) -> String {
+    let content = fs::read(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+    let hash = content.iter().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
+        (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3)
+    });
+    format!("{hash:016x}")
+}

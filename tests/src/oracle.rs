@@ -1,0 +1,297 @@
+//! The oracle: reads the topics after a run and holds them against what was submitted.
+//!
+//! It is what the promises of the project come down to: every acknowledged record has come to exactly one end (I3),
+//! what failed is in the dead letters byte for byte (I2), nothing came to an end that was never submitted, and jobs of
+//! one key started in order and one at a time (I5). A kill may have repeated what was in flight (I4); how much of that
+//! a test allows, it says with [`Oracle::repeats`].
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    fmt::Write as _,
+};
+
+use fleet_job::{
+    dead_letter::header,
+    event::{JobEvent, JobState},
+    topics::Topics,
+};
+
+use crate::topics::{self, Outgoing, Record};
+
+/// Where a record stands on the jobs topic: partition and offset.
+type Place = (i32, i64);
+
+/// Holds topics against what was submitted.
+#[derive(Debug)]
+pub struct Oracle<'a> {
+    jobs: &'a str,
+    submitted: &'a [Record],
+    repeats: usize,
+}
+
+/// What became of the submitted records.
+#[derive(Clone, Debug, Default)]
+pub struct Account {
+    /// The newest event of every record that has one, by its place on the jobs topic.
+    pub last: BTreeMap<Place, JobEvent>,
+    /// Every event of every record, oldest first.
+    pub events: BTreeMap<Place, Vec<JobEvent>>,
+    /// The dead letter of every record that has one.
+    pub dead: BTreeMap<Place, Record>,
+    /// Ends beyond the first, over all records.
+    pub repeats: usize,
+}
+
+impl Account {
+    /// How many records ended in `state`.
+    pub fn count(&self, state: JobState) -> usize {
+        self.last.values().filter(|event| event.state == state).count()
+    }
+
+    /// How many records have come to an end.
+    pub fn ended(&self) -> usize {
+        self.events.values().filter(|events| events.iter().any(|event| event.state.is_terminal())).count()
+    }
+
+    /// The last event of a submitted record.
+    pub fn of(&self, record: &Record) -> &JobEvent {
+        let place = (record.partition, record.offset);
+        self.last.get(&place).unwrap_or_else(|| panic!("no event about the record at {place:?}: {}", record.text()))
+    }
+}
+
+impl<'a> Oracle<'a> {
+    /// An oracle for what was submitted to the topic `jobs`.
+    pub fn new(jobs: &'a str, submitted: &'a [Record]) -> Self {
+        Self { jobs, submitted, repeats: 0 }
+    }
+
+    /// Allows so many ends beyond the first, over all records, as a kill may cause.
+    #[must_use]
+    pub fn repeats(self, repeats: usize) -> Self {
+        Self { repeats, ..self }
+    }
+
+    /// What the topics say now.
+    pub fn read(&self, brokers: &str) -> Account {
+        let topics = Topics::of(self.jobs);
+        let events = topics::read(brokers, &topics.events);
+        let dead = topics::read(brokers, &topics.dlq);
+        let (account, strays) = self.sort(&events, dead);
+        assert!(strays.is_empty(), "records on {} and {} that nobody can place:\n{strays}", topics.events, topics.dlq);
+        account
+    }
+
+    /// Reads the topics and panics with everything that is wrong.
+    pub fn check(&self, brokers: &str) -> Account {
+        let account = self.read(brokers);
+        let wrong = self.judge(&account);
+        assert!(wrong.is_empty(), "the promises were not kept:\n{}", wrong.join("\n"));
+        account
+    }
+
+    fn sort(&self, events: &[Record], dead: Vec<Record>) -> (Account, String) {
+        let mut account = Account::default();
+        let mut strays = String::new();
+        for record in events {
+            let event: Option<JobEvent> = serde_json::from_str(&record.text()).ok();
+            let placed = event.and_then(|event| {
+                let source = event.source.clone().filter(|source| source.topic == self.jobs);
+                let place = match source {
+                    Some(source) => (source.partition, source.offset),
+                    // Written by who submitted it, before it had a place.
+                    None if event.state == JobState::Queued => return Some(()),
+                    None => return None,
+                };
+                account.events.entry(place).or_default().push(event);
+                Some(())
+            });
+            if placed.is_none() {
+                writeln!(strays, "{record:?}").expect("a string");
+            }
+        }
+        for (place, events) in &mut account.events {
+            // The events of one job are on one partition, in order. Those of a killed worker's successor come later.
+            let ends = events.iter().filter(|event| event.state.is_terminal()).count();
+            account.repeats += ends.saturating_sub(1);
+            if let Some(last) = events.last() {
+                account.last.insert(*place, last.clone());
+            }
+        }
+        for record in dead {
+            match origin(&record) {
+                // A repeat may have written it again.
+                Some(place) => drop(account.dead.insert(place, record)),
+                None => writeln!(strays, "{record:?}").expect("a string"),
+            }
+        }
+        (account, strays)
+    }
+
+    fn judge(&self, account: &Account) -> Vec<String> {
+        let mut wrong = Vec::new();
+        let submitted: HashMap<Place, &Record> =
+            self.submitted.iter().map(|record| ((record.partition, record.offset), record)).collect();
+        for (place, record) in &submitted {
+            let Some(last) = account.last.get(place) else {
+                wrong.push(format!("{place:?}: LOST, no event at all"));
+                continue;
+            };
+            if !last.state.is_terminal() {
+                wrong.push(format!("{place:?}: LOST, its last state is {}", last.state.as_str()));
+            }
+            match (last.state == JobState::Failed, account.dead.get(place)) {
+                (true, None) => wrong.push(format!("{place:?}: failed, and is not in the dead letters")),
+                (false, Some(_)) => wrong.push(format!("{place:?}: {} and dead-lettered", last.state.as_str())),
+                (true, Some(dead)) => {
+                    if let Some(difference) = difference(&record.content, &dead.content) {
+                        wrong.push(format!("{place:?}: its dead letter has another {difference}"));
+                    }
+                }
+                (false, None) => {}
+            }
+        }
+        for place in account.events.keys().chain(account.dead.keys()) {
+            if !submitted.contains_key(place) {
+                wrong.push(format!("{place:?}: came to an end and was never submitted"));
+            }
+        }
+        if account.repeats > self.repeats {
+            wrong.push(format!("{} ends were repeated; at most {} may be", account.repeats, self.repeats));
+        }
+        wrong.extend(self.out_of_order(account));
+        wrong.sort();
+        wrong
+    }
+
+    /// Jobs of one key: the next one starts when the one before has ended, and not earlier.
+    fn out_of_order(&self, account: &Account) -> Vec<String> {
+        let mut by_key: BTreeMap<&[u8], Vec<&Record>> = BTreeMap::new();
+        for record in self.submitted {
+            if let Some(key) = &record.content.key {
+                by_key.entry(key).or_default().push(record);
+            }
+        }
+        let first = |record: &Record, wanted: fn(JobState) -> bool| {
+            let events = account.events.get(&(record.partition, record.offset))?;
+            events.iter().find(|event| wanted(event.state)).map(|event| event.time)
+        };
+        let mut wrong = Vec::new();
+        for (key, mut records) in by_key {
+            records.sort_by_key(|record| (record.partition, record.offset));
+            for pair in records.windows(2) {
+                let [before, after] = pair else { continue };
+                let ended = first(before, JobState::is_terminal);
+                let started = first(after, |state| state == JobState::Running);
+                if let (Some(ended), Some(started)) = (ended, started)
+                    && started < ended
+                {
+                    wrong.push(format!(
+                        "key {:?}: offset {} started at {started}, before offset {} had ended at {ended}",
+                        String::from_utf8_lossy(key),
+                        after.offset,
+                        before.offset
+                    ));
+                }
+            }
+        }
+        wrong
+    }
+}
+
+/// Where a dead letter comes from, by its headers.
+fn origin(record: &Record) -> Option<Place> {
+    let partition = record.header(header::ORIGINAL_PARTITION)?.try_into().ok()?;
+    let offset = record.header(header::ORIGINAL_OFFSET)?.try_into().ok()?;
+    Some((i32::from_be_bytes(partition), i64::from_be_bytes(offset)))
+}
+
+fn difference(original: &Outgoing, dead: &Outgoing) -> Option<&'static str> {
+    if original.key != dead.key {
+        return Some("key");
+    }
+    if original.value != dead.value {
+        return Some("value");
+    }
+    (!dead.headers.starts_with(&original.headers)).then_some("set of original headers")
+}
+
+#[cfg(test)]
+mod tests {
+    use fleet_job::{event::Source, time::Timestamp};
+
+    use super::*;
+
+    fn submitted(offset: i64) -> Record {
+        let content = Outgoing::value(format!("{offset}")).key("k");
+        Record { partition: 0, offset, timestamp: None, content }
+    }
+
+    fn event(offset: i64, state: JobState, at: i64) -> Record {
+        let mut event = JobEvent::new(format!("job-{offset}"), state, Timestamp::from_millis(at).expect("a time"));
+        event.source = Some(Source { topic: "jobs".into(), partition: 0, offset });
+        Record { partition: 0, offset: at, timestamp: None, content: Outgoing::value(event.to_bytes()) }
+    }
+
+    fn dead(offset: i64, value: &str) -> Record {
+        let content = Outgoing::value(value)
+            .key("k")
+            .header(header::ORIGINAL_PARTITION, 0_i32.to_be_bytes())
+            .header(header::ORIGINAL_OFFSET, offset.to_be_bytes());
+        Record { partition: 0, offset, timestamp: None, content }
+    }
+
+    fn check(events: &[Record], dead: Vec<Record>, expected: &[&str]) {
+        let submitted = [submitted(0), submitted(1)];
+        let oracle = Oracle::new("jobs", &submitted);
+        let (account, strays) = oracle.sort(events, dead);
+        assert_eq!(strays, "");
+        let wrong = oracle.judge(&account);
+        assert_eq!(wrong.len(), expected.len(), "{wrong:?}");
+        for (wrong, expected) in wrong.iter().zip(expected) {
+            assert!(wrong.contains(expected), "{wrong} should be about {expected}");
+        }
+    }
+
+    use JobState::{Failed, Running, Succeeded};
+
+    #[test]
+    fn a_good_run_is_good() {
+        let events =
+            [event(0, Running, 1), event(0, Succeeded, 2), event(1, Running, 3), event(1, Failed, 4)];
+        check(&events, vec![dead(1, "1")], &[]);
+    }
+
+    #[test]
+    fn a_job_without_an_end_is_lost() {
+        check(&[event(0, Succeeded, 2)], vec![], &["(0, 1): LOST, no event"]);
+        check(&[event(0, Succeeded, 2), event(1, Running, 3)], vec![], &["(0, 1): LOST, its last state"]);
+    }
+
+    #[test]
+    fn two_ends_are_one_too_many() {
+        let events = [event(0, Succeeded, 2), event(0, Succeeded, 3), event(1, Succeeded, 4)];
+        check(&events, vec![], &["1 ends were repeated"]);
+    }
+
+    #[test]
+    fn dead_letters_are_those_that_failed_byte_for_byte() {
+        let events = [event(0, Succeeded, 2), event(1, Failed, 4)];
+        check(&events, vec![], &["not in the dead letters"]);
+        check(&events, vec![dead(1, "other")], &["another value"]);
+        check(&events, vec![dead(0, "0"), dead(1, "1")], &["succeeded and dead-lettered"]);
+    }
+
+    #[test]
+    fn an_end_that_nobody_asked_for_is_seen() {
+        let events = [event(0, Succeeded, 2), event(1, Succeeded, 3), event(7, Succeeded, 4)];
+        check(&events, vec![], &["(0, 7): came to an end"]);
+    }
+
+    #[test]
+    fn jobs_of_a_key_that_overlap_are_seen() {
+        let events =
+            [event(0, Running, 1), event(1, Running, 2), event(0, Succeeded, 5), event(1, Succeeded, 6)];
+        check(&events, vec![], &["offset 1 started at"]);
+    }
+}

@@ -1,0 +1,47 @@
+//! Third-party MCP software from PyPI: a server and the official client, at the versions that
+//! `tests/python/requirements.txt` pins.
+
+use std::{
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use crate::{
+    bins, cache,
+    node::{fingerprint, skip},
+};
+
+/// A Python environment with what the tests need.
+#[derive(Debug)]
+pub struct Python {
+    directory: PathBuf,
+}
+
+impl Python {
+    /// The environment, made on first use; nothing if there is no Python here and none is required.
+    pub fn get() -> Option<Self> {
+        if !cache::works("python3", &["-c", "import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 10))"]) {
+            return skip("python3 (3.10 or newer, with venv)");
+        }
+        let requirements = bins::repository().join("tests/python/requirements.txt");
+        // An environment can't be moved: its scripts name their interpreter. Hence `python -m`, and no scripts.
+        let directory = cache::once(&format!("python-{}", fingerprint(&requirements)), |directory| {
+            cache::run(Command::new("python3").args(["-m", "venv"]).arg(directory));
+            let pip = ["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps", "-r"];
+            cache::run(Command::new(directory.join("bin/python")).args(pip).arg(&requirements));
+        });
+        Some(Self { directory })
+    }
+
+    /// The interpreter.
+    pub fn interpreter(&self) -> PathBuf {
+        self.directory.join("bin/python")
+    }
+
+    /// A command that runs a script of `tests/python`.
+    pub fn script(&self, name: &str) -> Command {
+        let mut command = Command::new(self.interpreter());
+        command.arg(Path::new("tests/python").join(name)).current_dir(bins::repository());
+        command
+    }
+}

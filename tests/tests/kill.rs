@@ -1,0 +1,132 @@
+//! What a kill, a stop or an outage in the middle of the work changes: nothing about the jobs.
+
+use std::time::Duration;
+
+use fleet_job::event::JobState;
+use fleet_tests::{
+    Env, Fleet, Oracle,
+    fleet::ServerOptions,
+    http, on_every_broker, topics,
+    topics::Outgoing,
+    wait,
+};
+use nix::sys::signal::Signal;
+use serde_json::json;
+
+on_every_broker!(
+    a_killed_worker_loses_nothing,
+    a_stopped_worker_drains_and_leaves,
+    a_server_that_is_away_costs_no_attempts,
+);
+
+/// How many jobs a worker of these tests has under way.
+const IN_FLIGHT: usize = 4;
+
+/// SIGKILL of one worker of three, while it has jobs under way.
+fn a_killed_worker_loses_nothing(env: &Env) {
+    let mut fleet = slow_fleet(env, "killed");
+    for _ in 0..3 {
+        fleet.start_worker();
+    }
+    submit(&mut fleet, 400);
+    fleet.wait_for(40);
+    let mut victim = fleet.workers.remove(0);
+    victim.process.kill();
+    fleet.start_worker();
+    // What it had under way, or settled and not yet committed (I4): not more than it can have settled in a second.
+    let account = fleet.settle(REPEATS);
+    assert_eq!(account.count(JobState::Succeeded), 400);
+}
+
+/// A commit is at most a second and a bit away; the slow tool lets one worker settle this many jobs in that time.
+const REPEATS: usize = 120;
+
+/// SIGTERM: no new jobs, the ones under way end, everything is committed, and the group is told.
+fn a_stopped_worker_drains_and_leaves(env: &Env) {
+    let mut fleet = slow_fleet(env, "drained");
+    fleet.start_worker();
+    submit(&mut fleet, 200);
+    fleet.wait_for(20);
+    assert_eq!(topics::members(&env.brokers, &fleet.group), 1);
+    let statuses = fleet.stop_workers();
+    assert!(statuses.iter().all(std::process::ExitStatus::success), "{statuses:?}");
+    assert_eq!(topics::members(&env.brokers, &fleet.group), 0, "the worker did not leave its group");
+    let oracle = Oracle::new(&fleet.topic, &fleet.submitted);
+    let halfway = oracle.read(&env.brokers);
+    let running = halfway.last.values().filter(|event| !event.state.is_terminal()).count();
+    assert_eq!(running, 0, "jobs were left without an end");
+    let done = halfway.ended();
+    assert!(done < 200, "all jobs had ended before the stop: the test shows nothing");
+    // Not one of the settled ones runs again (I4).
+    fleet.start_worker();
+    let account = fleet.settle(0);
+    assert_eq!(account.count(JobState::Succeeded), 200);
+}
+
+/// I7: the server is killed and comes back. Nobody fails, nobody spends an attempt on the outage.
+fn a_server_that_is_away_costs_no_attempts(env: &Env) {
+    let mut fleet = slow_fleet(env, "outage");
+    fleet.worker_env("MCP_MAX_ATTEMPTS", "2");
+    fleet.start_worker();
+    submit(&mut fleet, 20);
+    fleet.wait_for_all();
+    let mut server = fleet.server.take().expect("the server");
+    let port = server.address.port();
+    server.process.stop(wait::LONG);
+    submit(&mut fleet, 60);
+    let worker = fleet.workers[0].address;
+    wait::until("the worker's breaker", wait::LONG, || {
+        (http::metric(worker, "fleet_breaker_open")? > 0.0).then_some(())
+    });
+    // It stays a member and answers for all that time: longer than the session timeout of the harness's workers.
+    let outage = std::time::Instant::now();
+    wait::until("an outage longer than a session", wait::LONG, || {
+        assert_eq!(http::get(worker, "/health").expect("the worker's health").0, 200);
+        (outage.elapsed() > Duration::from_secs(8)).then_some(())
+    });
+    assert_eq!(topics::members(&env.brokers, &fleet.group), 1);
+    fleet.start_server(&ServerOptions { roots: vec![fleet.files()], port, ..ServerOptions::default() });
+    let account = fleet.settle(0);
+    assert_eq!(account.count(JobState::Succeeded), 80);
+    let attempts: Vec<_> = account.last.values().filter(|event| event.attempts != 1).collect();
+    assert!(attempts.is_empty(), "attempts were spent on the outage: {attempts:?}");
+}
+
+/// Few jobs in flight, so that a run takes long enough to be disturbed.
+fn slow_fleet<'e>(env: &'e Env, name: &str) -> Fleet<'e> {
+    let mut fleet = Fleet::new(env, name, 6);
+    let files = fleet.files();
+    std::fs::write(files.join("large"), vec![b'x'; 24 << 20]).expect("a large file");
+    fleet.start_file_server();
+    fleet.worker_env("MCP_MAX_IN_FLIGHT", &IN_FLIGHT.to_string());
+    fleet
+}
+
+fn submit(fleet: &mut Fleet<'_>, count: usize) {
+    let jobs = (0..count).map(|n| {
+        let job = json!({"jobID": format!("job-{n}-of-{count}"), "jobType": "tool-call",
+            "payload": {"tool": "file_digest", "arguments": {"path": "large"}}});
+        Outgoing::value(job.to_string()).key(format!("{}", n % 50))
+    });
+    fleet.submit(jobs.collect());
+}
+
+/// The signal is not ours to name in the test above, but a stopped process is worth a test of the harness itself.
+#[test]
+fn the_harness_ends_what_it_starts() {
+    let directory = fleet_tests::bins::scratch("harness");
+    fleet_tests::process::remove_at_exit(&directory);
+    let mut command = std::process::Command::new("sh");
+    command.args(["-c", "sleep 600 & echo started; wait"]);
+    let mut process = fleet_tests::process::Process::start("sh", &directory, command);
+    process.until("its first words", wait::LONG, || process_log(&directory));
+    process.signal(Signal::SIGSTOP);
+    let group = nix::unistd::Pid::from_raw(i32::try_from(process.pid()).expect("a process id"));
+    drop(process);
+    wait::until("the end of the group", wait::LONG, || nix::sys::signal::killpg(group, None).is_err().then_some(()));
+}
+
+fn process_log(directory: &std::path::Path) -> Option<()> {
+    let mut logs = std::fs::read_dir(directory).ok()?.flatten();
+    logs.any(|log| std::fs::read_to_string(log.path()).is_ok_and(|text| text.contains("started"))).then_some(())
+}
