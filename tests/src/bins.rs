@@ -1,8 +1,9 @@
 //! Where our binaries and the harness's files are.
 
 use std::{
-    env, fs, process,
+    env, fs,
     path::{Path, PathBuf},
+    process,
     sync::atomic::{AtomicU32, Ordering},
 };
 

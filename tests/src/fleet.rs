@@ -1,7 +1,7 @@
 //! One test's fleet: topics of its own, a server, workers, and what was submitted to them.
 
 use std::{
-    fs, mem,
+    env, fs, mem,
     net::SocketAddr,
     path::{Path, PathBuf},
     process::{Command, ExitStatus},
@@ -35,9 +35,13 @@ impl Service {
     /// Starts `command`, gives it a ready file and waits until `/ready` says 200.
     fn start(name: &str, directory: &Path, mut command: Command) -> Self {
         let ready = directory.join(bins::unique("ready"));
-        command.arg("--ready-file").arg(&ready).env("RUST_LOG", "info");
+        command
+            .arg("--ready-file")
+            .arg(&ready)
+            .env("RUST_LOG", env::var("FLEET_TEST_LOG").as_deref().unwrap_or("info"));
         let mut process = Process::start(name, directory, command);
-        let address = process.until("the ready file", START, || fs::read_to_string(&ready).ok()?.trim().parse().ok());
+        let address =
+            process.until("the ready file", START, || fs::read_to_string(&ready).ok()?.trim().parse().ok());
         Self { process, address }
     }
 
@@ -56,7 +60,8 @@ impl Service {
     #[must_use]
     pub fn ready(mut self) -> Self {
         let address = self.address;
-        self.process.until("GET /ready", START, || (http::get(address, "/ready").ok()?.0 == 200).then_some(()));
+        self.process
+            .until("GET /ready", START, || (http::get(address, "/ready").ok()?.0 == 200).then_some(()));
         self
     }
 }
@@ -194,8 +199,16 @@ impl<'e> Fleet<'e> {
         let oracle = Oracle::new(&topic, &submitted);
         let brokers = &self.env.brokers;
         wait::until_ok(&format!("{want} jobs on {}", self.env.name), wait::LONG, || {
-            let ended = oracle.read(brokers).ended();
-            if ended >= want { Ok(()) } else { Err(format!("{ended} of {want} have ended")) }
+            let account = oracle.read(brokers);
+            let ended = account.ended();
+            let open = || {
+                account.last.values().filter(|event| !event.state.is_terminal()).take(3).collect::<Vec<_>>()
+            };
+            if ended >= want {
+                Ok(())
+            } else {
+                Err(format!("{ended} of {want} have ended; not: {:#?}", open()))
+            }
         });
         self.submitted = submitted;
     }

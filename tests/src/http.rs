@@ -30,9 +30,7 @@ pub fn post(address: SocketAddr, path: &str, body: &Value) -> io::Result<(u16, V
 /// The value of a metric, summed over its labels.
 pub fn metric(address: SocketAddr, name: &str) -> Option<f64> {
     let (_, text) = get(address, "/metrics").ok()?;
-    let of_name = |line: &&str| {
-        line.strip_prefix(name).is_some_and(|rest| rest.starts_with(['{', ' ']))
-    };
+    let of_name = |line: &&str| line.strip_prefix(name).is_some_and(|rest| rest.starts_with(['{', ' ']));
     let values: Vec<f64> =
         text.lines().filter(of_name).filter_map(|line| line.rsplit(' ').next()?.parse().ok()).collect();
     (!values.is_empty()).then(|| values.iter().sum())

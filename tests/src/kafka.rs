@@ -50,13 +50,17 @@ impl Cluster {
         let directory = bins::scratch("kafka");
         process::remove_at_exit(&directory);
         let ports: Vec<Ports> = (0..size).map(|_| Ports::reserve()).collect();
-        let voters: Vec<_> =
-            ports.iter().enumerate().map(|(id, ports)| format!("{id}@127.0.0.1:{}", ports.controller)).collect();
+        let voters: Vec<_> = ports
+            .iter()
+            .enumerate()
+            .map(|(id, ports)| format!("{id}@127.0.0.1:{}", ports.controller))
+            .collect();
         let brokers: Vec<_> = ports.iter().map(|ports| format!("127.0.0.1:{}", ports.broker)).collect();
         let nodes = ports.iter().enumerate().map(|(id, ports)| {
             let config = directory.join(format!("node-{id}.properties"));
             let data = directory.join(format!("data-{id}"));
-            fs::write(&config, properties(id, ports, &voters.join(","), &data, size)).expect("a broker's configuration");
+            fs::write(&config, properties(id, ports, &voters.join(","), &data, size))
+                .expect("a broker's configuration");
             Node { id, config, process: None }
         });
         let mut cluster = Self { nodes: nodes.collect(), brokers: brokers.join(","), directory };
@@ -107,7 +111,8 @@ struct Ports {
 impl Ports {
     fn reserve() -> Self {
         let listeners = [(); 2].map(|()| TcpListener::bind("127.0.0.1:0").expect("a free port"));
-        let [broker, controller] = listeners.map(|listener| listener.local_addr().expect("its number").port());
+        let [broker, controller] =
+            listeners.map(|listener| listener.local_addr().expect("its number").port());
         Self { broker, controller }
     }
 }
@@ -164,12 +169,11 @@ fn jars() -> PathBuf {
     let text = fs::read_to_string(&pom).expect("tests/kafka/pom.xml");
     cache::once(&format!("kafka-{}", version(&text)), |directory| {
         let output = format!("-DoutputDirectory={}", directory.display());
-        cache::run(
-            Command::new("mvn")
-                .args(["-q", "-B", "-f"])
-                .arg(&pom)
-                .args(["dependency:copy-dependencies", "-DincludeScope=runtime", &output]),
-        );
+        cache::run(Command::new("mvn").args(["-q", "-B", "-f"]).arg(&pom).args([
+            "dependency:copy-dependencies",
+            "-DincludeScope=runtime",
+            &output,
+        ]));
     })
 }
 

@@ -14,19 +14,22 @@ fn modules() -> Option<PathBuf> {
         return skip("node and npm (20 or newer)");
     }
     let source = bins::repository().join("tests/node");
-    let entry = cache::once(&format!("node-{}", fingerprint(&source.join("package-lock.json"))), |directory| {
-        for file in ["package.json", "package-lock.json"] {
-            fs::copy(source.join(file), directory.join(file)).expect("a file of tests/node");
-        }
-        let quiet = ["ci", "--ignore-scripts", "--no-audit", "--no-fund", "--loglevel=error"];
-        cache::run(Command::new("npm").args(quiet).current_dir(directory));
-    });
+    let entry =
+        cache::once(&format!("node-{}", fingerprint(&source.join("package-lock.json"))), |directory| {
+            for file in ["package.json", "package-lock.json"] {
+                fs::copy(source.join(file), directory.join(file)).expect("a file of tests/node");
+            }
+            let quiet = ["ci", "--ignore-scripts", "--no-audit", "--no-fund", "--loglevel=error"];
+            cache::run(Command::new("npm").args(quiet).current_dir(directory));
+        });
     Some(entry.join("node_modules"))
 }
 
 /// Says loudly that a test does not run, or fails it if it must.
 pub(crate) fn skip<T>(missing: &str) -> Option<T> {
-    let message = format!("{missing} not found: a test with third-party programs is NOT RUN. scripts/setup-system --tests installs it.");
+    let message = format!(
+        "{missing} not found: a test with third-party programs is NOT RUN. scripts/setup-system --tests installs it."
+    );
     assert!(!is_set("FLEET_REQUIRE_TOOLS"), "FLEET_REQUIRE_TOOLS is set, but {message}");
     loud(&message);
     None

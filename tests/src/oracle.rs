@@ -56,7 +56,9 @@ impl Account {
     /// The last event of a submitted record.
     pub fn of(&self, record: &Record) -> &JobEvent {
         let place = (record.partition, record.offset);
-        self.last.get(&place).unwrap_or_else(|| panic!("no event about the record at {place:?}: {}", record.text()))
+        self.last
+            .get(&place)
+            .unwrap_or_else(|| panic!("no event about the record at {place:?}: {}", record.text()))
     }
 }
 
@@ -78,7 +80,12 @@ impl<'a> Oracle<'a> {
         let events = topics::read(brokers, &topics.events);
         let dead = topics::read(brokers, &topics.dlq);
         let (account, strays) = self.sort(&events, dead);
-        assert!(strays.is_empty(), "records on {} and {} that nobody can place:\n{strays}", topics.events, topics.dlq);
+        assert!(
+            strays.is_empty(),
+            "records on {} and {} that nobody can place:\n{strays}",
+            topics.events,
+            topics.dlq
+        );
         account
     }
 
@@ -142,7 +149,9 @@ impl<'a> Oracle<'a> {
             }
             match (last.state == JobState::Failed, account.dead.get(place)) {
                 (true, None) => wrong.push(format!("{place:?}: failed, and is not in the dead letters")),
-                (false, Some(_)) => wrong.push(format!("{place:?}: {} and dead-lettered", last.state.as_str())),
+                (false, Some(_)) => {
+                    wrong.push(format!("{place:?}: {} and dead-lettered", last.state.as_str()))
+                }
                 (true, Some(dead)) => {
                     if let Some(difference) = difference(&record.content, &dead.content) {
                         wrong.push(format!("{place:?}: its dead letter has another {difference}"));
@@ -228,7 +237,8 @@ mod tests {
     }
 
     fn event(offset: i64, state: JobState, at: i64) -> Record {
-        let mut event = JobEvent::new(format!("job-{offset}"), state, Timestamp::from_millis(at).expect("a time"));
+        let mut event =
+            JobEvent::new(format!("job-{offset}"), state, Timestamp::from_millis(at).expect("a time"));
         event.source = Some(Source { topic: "jobs".into(), partition: 0, offset });
         Record { partition: 0, offset: at, timestamp: None, content: Outgoing::value(event.to_bytes()) }
     }

@@ -55,7 +55,8 @@ impl Process {
 
     /// Sends a signal to the process alone.
     pub fn signal(&self, signal: Signal) {
-        signal::kill(self.as_pid(), signal).unwrap_or_else(|error| panic!("{signal} to {}: {error}", self.name));
+        signal::kill(self.as_pid(), signal)
+            .unwrap_or_else(|error| panic!("{signal} to {}: {error}", self.name));
     }
 
     /// Kills the process alone with SIGKILL and waits for it. Its own children live on, as they would after a crash.

@@ -20,7 +20,10 @@ pub struct Python {
 impl Python {
     /// The environment, made on first use; nothing if there is no Python here and none is required.
     pub fn get() -> Option<Self> {
-        if !cache::works("python3", &["-c", "import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 10))"]) {
+        if !cache::works(
+            "python3",
+            &["-c", "import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 10))"],
+        ) {
             return skip("python3 (3.10 or newer, with venv)");
         }
         let requirements = bins::repository().join("tests/python/requirements.txt");

@@ -96,7 +96,8 @@ pub fn create(brokers: &str, topics: &[(&str, i32)]) {
     let new: Vec<_> = topics
         .iter()
         .map(|(name, partitions)| {
-            NewTopic::new(name, *partitions, TopicReplication::Fixed(copies)).set("max.message.bytes", MAX_BYTES)
+            NewTopic::new(name, *partitions, TopicReplication::Fixed(copies))
+                .set("max.message.bytes", MAX_BYTES)
         })
         .collect();
     let options = AdminOptions::new().operation_timeout(Some(TIMEOUT));
@@ -108,7 +109,8 @@ pub fn create(brokers: &str, topics: &[(&str, i32)]) {
     for (name, partitions) in topics {
         wait::until(&format!("leaders of {name}"), TIMEOUT, || {
             let metadata = admin.inner().fetch_metadata(Some(name), TIMEOUT).ok()?;
-            let led = metadata.topics().first()?.partitions().iter().filter(|partition| partition.leader() >= 0);
+            let led =
+                metadata.topics().first()?.partitions().iter().filter(|partition| partition.leader() >= 0);
             (i32::try_from(led.count()) == Ok(*partitions)).then_some(())
         });
     }
@@ -137,7 +139,10 @@ pub fn produce(brokers: &str, topic: &str, records: Vec<Outgoing>) -> Vec<Record
             message = message.payload(value.as_slice());
         }
         while let Err((error, again)) = producer.send(message) {
-            assert!(error.rdkafka_error_code() == Some(rdkafka::types::RDKafkaErrorCode::QueueFull), "{error}");
+            assert!(
+                error.rdkafka_error_code() == Some(rdkafka::types::RDKafkaErrorCode::QueueFull),
+                "{error}"
+            );
             producer.poll(Duration::from_millis(100));
             message = again;
         }
@@ -148,7 +153,9 @@ pub fn produce(brokers: &str, topic: &str, records: Vec<Outgoing>) -> Vec<Record
     acknowledged.sort_unstable();
     assert_eq!(acknowledged.len(), records.len(), "the broker did not acknowledge every record");
     let placed = records.into_iter().zip(acknowledged);
-    placed.map(|(content, (_, partition, offset))| Record { partition, offset, timestamp: begin, content }).collect()
+    placed
+        .map(|(content, (_, partition, offset))| Record { partition, offset, timestamp: begin, content })
+        .collect()
 }
 
 /// Everything that is on the topic now, by partition and offset.

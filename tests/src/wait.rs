@@ -10,7 +10,7 @@ use std::{
 const POLL: Duration = Duration::from_millis(50);
 
 /// Long enough for anything that works, on two busy cores.
-pub const LONG: Duration = Duration::from_secs(120);
+pub const LONG: Duration = Duration::from_secs(90);
 
 /// Looks until there is something, and panics with `what` after `deadline`.
 pub fn until<T>(what: &str, deadline: Duration, mut look: impl FnMut() -> Option<T>) -> T {

@@ -97,7 +97,8 @@ fn members_share_partitions_and_take_over(env: &Env) {
         shared(&members[..count], &mut seen, PARTITIONS);
     }
     assert_eq!(topics::members(&env.brokers, &topic), 3);
-    let first = topics::produce(&env.brokers, &topic, (0..60).map(|n| Outgoing::value(format!("{n}"))).collect());
+    let first =
+        topics::produce(&env.brokers, &topic, (0..60).map(|n| Outgoing::value(format!("{n}"))).collect());
     wait::until("60 records", TIMEOUT, || {
         members.iter().for_each(|member| _ = poll(member, &mut seen, 0));
         (seen.len() == first.len()).then_some(())

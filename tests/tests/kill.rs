@@ -4,11 +4,7 @@ use std::time::Duration;
 
 use fleet_job::event::JobState;
 use fleet_tests::{
-    Env, Fleet, Oracle,
-    fleet::ServerOptions,
-    http, on_every_broker, topics,
-    topics::Outgoing,
-    wait,
+    Env, Fleet, Oracle, fleet::ServerOptions, http, on_every_broker, topics, topics::Outgoing, wait,
 };
 use nix::sys::signal::Signal;
 use serde_json::json;
@@ -123,10 +119,13 @@ fn the_harness_ends_what_it_starts() {
     process.signal(Signal::SIGSTOP);
     let group = nix::unistd::Pid::from_raw(i32::try_from(process.pid()).expect("a process id"));
     drop(process);
-    wait::until("the end of the group", wait::LONG, || nix::sys::signal::killpg(group, None).is_err().then_some(()));
+    wait::until("the end of the group", wait::LONG, || {
+        nix::sys::signal::killpg(group, None).is_err().then_some(())
+    });
 }
 
 fn process_log(directory: &std::path::Path) -> Option<()> {
     let mut logs = std::fs::read_dir(directory).ok()?.flatten();
-    logs.any(|log| std::fs::read_to_string(log.path()).is_ok_and(|text| text.contains("started"))).then_some(())
+    logs.any(|log| std::fs::read_to_string(log.path()).is_ok_and(|text| text.contains("started")))
+        .then_some(())
 }

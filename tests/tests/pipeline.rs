@@ -42,7 +42,8 @@ fn a_server_is_hosted_and_its_tools_are_called(env: &Env) {
         "args": ["--stdio", "--root", root.to_string()],
         "envFile": files.join(".env"),
     }}});
-    let init = fleet.submit_job(&json!({"jobID": "job-123", "jobType": "server-init", "payload": config.to_string()}));
+    let init = fleet
+        .submit_job(&json!({"jobID": "job-123", "jobType": "server-init", "payload": config.to_string()}));
     fleet.wait_for_all();
     let read = fleet.submit_job(&json!({"jobID": "job-124", "jobType": "tool-call", "payload":
         {"server": "Files_Server", "tool": "file_read", "arguments": {"path": "hello.txt"}}}));
@@ -77,7 +78,8 @@ fn the_envelope_takes_every_spelling(env: &Env) {
     let records = vec![
         Outgoing::value(plain("string", call.to_string().into()).to_string()),
         Outgoing::value(plain("inline", call.clone()).to_string()).key("a key"),
-        Outgoing::value(extra.to_string()).header("traceparent", "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"),
+        Outgoing::value(extra.to_string())
+            .header("traceparent", "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"),
         Outgoing::value(structured.to_string()).header("content-type", "application/cloudevents+json"),
         Outgoing::value(call.to_string())
             .header("ce_specversion", "1.0")
@@ -109,7 +111,8 @@ fn batches_collect_their_results(env: &Env) {
         "good",
         vec![call("file_read", "hello.txt"), call("file_digest", "below/binary"), call("file_list", "below")],
     ));
-    let half = fleet.submit_job(&batch("half", vec![call("file_read", "hello.txt"), call("file_read", "not there")]));
+    let half = fleet
+        .submit_job(&batch("half", vec![call("file_read", "hello.txt"), call("file_read", "not there")]));
     let account = fleet.settle(0);
     let good = account.of(&good);
     assert_eq!(good.state, JobState::Succeeded, "{good:?}");
@@ -127,7 +130,8 @@ fn every_bad_input_has_a_clear_end_and_the_worker_goes_on(env: &Env) {
     let mut fleet = Fleet::new(env, "bad-input", 2);
     fleet.start_file_server();
     fleet.start_worker();
-    let job = |kind: &str, payload: Value| json!({"jobID": "bad", "jobType": kind, "payload": payload}).to_string();
+    let job =
+        |kind: &str, payload: Value| json!({"jobID": "bad", "jobType": kind, "payload": payload}).to_string();
     let call = |payload: Value| job("tool-call", payload);
     let large = call(json!({"tool": "file_read", "arguments": {"path": "x".repeat(2 << 20)}}));
     let cases: Vec<(Outgoing, ErrorKind, &str)> = vec![
@@ -137,18 +141,35 @@ fn every_bad_input_has_a_clear_end_and_the_worker_goes_on(env: &Env) {
         (Outgoing::value("[1, 2]"), ErrorKind::Undecodable, ""),
         (Outgoing::value(large), ErrorKind::TooLarge, "MCP_MAX_JOB_BYTES"),
         (Outgoing::value("{}"), ErrorKind::InvalidEnvelope, "jobID"),
-        (Outgoing::value(json!({"jobID": 7, "jobType": "tool-call", "payload": {}}).to_string()), ErrorKind::InvalidEnvelope, "jobID"),
+        (
+            Outgoing::value(json!({"jobID": 7, "jobType": "tool-call", "payload": {}}).to_string()),
+            ErrorKind::InvalidEnvelope,
+            "jobID",
+        ),
         (Outgoing::value(job("make-coffee", json!({}))), ErrorKind::InvalidEnvelope, "make-coffee"),
         (Outgoing::value(job("tool-call", json!("not json"))), ErrorKind::InvalidEnvelope, "payload"),
         (Outgoing::value(call(json!({"arguments": {}}))), ErrorKind::InvalidEnvelope, "tool"),
-        (Outgoing::value(job("server-init", json!({"mcpServers": {"x": {}}}))), ErrorKind::InvalidEnvelope, "x"),
+        (
+            Outgoing::value(job("server-init", json!({"mcpServers": {"x": {}}}))),
+            ErrorKind::InvalidEnvelope,
+            "x",
+        ),
         (Outgoing::value(call(json!({"tool": "no_such_tool"}))), ErrorKind::JsonRpc, "no_such_tool"),
         (Outgoing::value(call(json!({"server": "nobody", "tool": "t"}))), ErrorKind::JsonRpc, "nobody"),
-        (Outgoing::value(call(json!({"tool": "file_read", "arguments": {"path": "../../etc/passwd"}}))), ErrorKind::Tool, ""),
-        (Outgoing::value(call(json!({"tool": "file_read", "arguments": {"path": "not there"}}))), ErrorKind::Tool, "not there"),
+        (
+            Outgoing::value(call(json!({"tool": "file_read", "arguments": {"path": "../../etc/passwd"}}))),
+            ErrorKind::Tool,
+            "",
+        ),
+        (
+            Outgoing::value(call(json!({"tool": "file_read", "arguments": {"path": "not there"}}))),
+            ErrorKind::Tool,
+            "not there",
+        ),
     ];
     let records = fleet.submit(cases.iter().map(|(record, ..)| record.clone()).collect());
-    let good = fleet.submit_job(&json!({"jobID": "good", "jobType": "tool-call", "payload": {"tool": "file_list"}}));
+    let good =
+        fleet.submit_job(&json!({"jobID": "good", "jobType": "tool-call", "payload": {"tool": "file_list"}}));
     // That the dead letters hold the very bytes, the oracle checks.
     let account = fleet.settle(0);
     assert_eq!(account.of(&good).state, JobState::Succeeded);
@@ -163,7 +184,10 @@ fn every_bad_input_has_a_clear_end_and_the_worker_goes_on(env: &Env) {
             || !message.contains(part)
             || reason != fleet_job::dead_letter::exception_name(*kind)
         {
-            wrong.push(format!("{:.80}: wanted {kind:?} about {part:?}, got {event:?} ({reason})", record.text()));
+            wrong.push(format!(
+                "{:.80}: wanted {kind:?} about {part:?}, got {event:?} ({reason})",
+                record.text()
+            ));
         }
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
@@ -193,7 +217,9 @@ fn children_that_misbehave_are_reported(env: &Env) {
         (&["sh", "-c", "while read -r line; do echo this is no JSON; done"], ""),
         (&["sh", "-c", "sleep 600"], ""),
     ];
-    let records: Vec<_> = cases.iter().map(|(argv, _)| fleet.submit_job(&init("child", argv))).collect();
+    let name = |n: usize| format!("child-{n}");
+    let jobs = cases.iter().enumerate().map(|(n, (argv, _))| init(&name(n), argv));
+    let records: Vec<_> = jobs.map(|job| fleet.submit_job(&job)).collect();
     let account = fleet.settle(0);
     for (record, (argv, part)) in records.iter().zip(cases) {
         let (_, message) = failure(&account, record);
@@ -217,7 +243,8 @@ fn many_jobs_on_several_workers_end_once_and_in_order(env: &Env) {
     fleet.submit(jobs.collect());
     let account = fleet.settle(0);
     assert_eq!((account.count(JobState::Succeeded), account.count(JobState::Failed)), (588, 12));
-    let workers: std::collections::BTreeSet<_> = account.last.values().filter_map(|event| event.worker.clone()).collect();
+    let workers: std::collections::BTreeSet<_> =
+        account.last.values().filter_map(|event| event.worker.clone()).collect();
     assert!(workers.len() > 1, "one worker did everything: {workers:?}");
 }
 

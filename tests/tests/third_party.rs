@@ -12,10 +12,15 @@ on_every_broker!(a_server_from_npm_is_hosted, a_server_from_pypi_is_hosted);
 fn a_server_from_npm_is_hosted(env: &Env) {
     let Some(script) = node::server_everything() else { return };
     let script = script.display().to_string();
-    let results = host_and_call(env, "everything", &["node", &script, "stdio"], &[
-        json!({"tool": "echo", "arguments": {"message": "hello from a job"}}),
-        json!({"tool": "get-sum", "arguments": {"a": 4700, "b": 11}}),
-    ]);
+    let results = host_and_call(
+        env,
+        "everything",
+        &["node", &script, "stdio"],
+        &[
+            json!({"tool": "echo", "arguments": {"message": "hello from a job"}}),
+            json!({"tool": "get-sum", "arguments": {"a": 4700, "b": 11}}),
+        ],
+    );
     assert!(results[0].contains("hello from a job"), "{}", results[0]);
     assert!(results[1].contains("4711"), "{}", results[1]);
 }
@@ -24,8 +29,13 @@ fn a_server_from_pypi_is_hosted(env: &Env) {
     let Some(python) = Python::get() else { return };
     let interpreter = python.interpreter().display().to_string();
     let argv = [interpreter.as_str(), "-m", "mcp_server_time", "--local-timezone", "UTC"];
-    let results = host_and_call(env, "time", &argv, &[json!({"tool": "convert_time", "arguments":
-        {"source_timezone": "Europe/Berlin", "time": "12:00", "target_timezone": "Asia/Tokyo"}})]);
+    let results = host_and_call(
+        env,
+        "time",
+        &argv,
+        &[json!({"tool": "convert_time", "arguments":
+        {"source_timezone": "Europe/Berlin", "time": "12:00", "target_timezone": "Asia/Tokyo"}})],
+    );
     assert!(results[0].contains("Asia/Tokyo"), "{}", results[0]);
 }
 
@@ -35,14 +45,17 @@ fn host_and_call(env: &Env, name: &str, argv: &[&str], calls: &[Value]) -> Vec<S
     fleet.start_server(&ServerOptions { allowed: vec![argv.join(" ")], ..ServerOptions::default() });
     fleet.start_worker();
     let config = json!({"mcpServers": {name: {"command": argv[0], "args": argv[1..]}}});
-    let init = fleet.submit_job(&json!({"jobID": "init", "jobType": "server-init", "payload": config.to_string()}));
+    let init =
+        fleet.submit_job(&json!({"jobID": "init", "jobType": "server-init", "payload": config.to_string()}));
     fleet.wait_for_all();
     let calls: Vec<_> = (0..)
         .zip(calls)
         .map(|(n, call)| {
             let mut payload = call.clone();
             payload["server"] = name.into();
-            fleet.submit_job(&json!({"jobID": format!("call-{n}"), "jobType": "tool-call", "payload": payload}))
+            fleet.submit_job(
+                &json!({"jobID": format!("call-{n}"), "jobType": "tool-call", "payload": payload}),
+            )
         })
         .collect();
     let account = fleet.settle(0);
@@ -50,7 +63,10 @@ fn host_and_call(env: &Env, name: &str, argv: &[&str], calls: &[Value]) -> Vec<S
         let event = account.of(record);
         assert_eq!(event.state, JobState::Succeeded, "{event:?}");
     }
-    calls.iter().map(|call| account.of(call).result.as_ref().map(Value::to_string).unwrap_or_default()).collect()
+    calls
+        .iter()
+        .map(|call| account.of(call).result.as_ref().map(Value::to_string).unwrap_or_default())
+        .collect()
 }
 
 /// The client lists and calls our tools in both eras of the protocol. It needs no broker.

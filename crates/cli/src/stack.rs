@@ -23,6 +23,9 @@ use crate::{
 /// The name under which the files of the current directory are hosted.
 pub(crate) const FILES: &str = "files";
 const READY: Duration = Duration::from_secs(30);
+/// How long workers may take to share the partitions.
+const JOIN: Duration = Duration::from_secs(10);
+const LOOK: Duration = Duration::from_millis(100);
 /// Longer than the drain of a worker.
 const STOP: Duration = Duration::from_secs(40);
 
@@ -97,7 +100,24 @@ impl Stack {
         for worker in &mut stack.workers {
             worker.ready(READY).await?;
         }
+        stack.wait_for_group().await;
         Ok(stack)
+    }
+
+    /// Waits until all workers share the partitions, so that each gets its part of the first jobs. It is no error when
+    /// that takes longer: whoever is there does the work.
+    async fn wait_for_group(&self) {
+        let deadline = tokio::time::Instant::now() + JOIN;
+        while tokio::time::Instant::now() < deadline {
+            let (settings, group, members) =
+                (self.settings.clone(), self.config.group.clone(), self.workers.len());
+            let ask = move || admin::is_stable(&settings, &group, members, JOIN);
+            if matches!(tokio::task::spawn_blocking(ask).await, Ok(Ok(true))) {
+                return;
+            }
+            tokio::time::sleep(LOOK).await;
+        }
+        tracing::warn!("not all workers have joined the group yet");
     }
 
     /// Starts worker `number` without waiting for it.

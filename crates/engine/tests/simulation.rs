@@ -1,5 +1,6 @@
 //! A deterministic simulation of a whole fleet: producers, a broker, workers that crash and leave, a server that fails in
 //! every way; I1 and I3 to I7 are checked at every step. Each seed is one schedule; a failing one is printed.
+#![expect(clippy::unwrap_used, clippy::print_stdout, reason = "test code: a panic is the report")]
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -7,7 +8,8 @@ use std::{
 };
 
 use fleet_engine::{
-    Admission, Attempt, Backoff, Command, Config, Engine, FinalCommit, Input, JobSpec, Partition, Terminal, Token,
+    Admission, Attempt, Backoff, Command, Config, Engine, FinalCommit, Input, JobSpec, Partition, Terminal,
+    Token,
 };
 use fleet_job::{outcome::FailureClass, time::Timestamp};
 
@@ -167,8 +169,12 @@ impl World {
                     self.workers[worker].paused.remove(&partition.number);
                 }
                 Command::Probe => self.workers[worker].probing = true,
-                Command::Retrying(token, attempts, _) => assert!(attempts < MAX_ATTEMPTS, "I6: {token:?} in seed {}", self.seed),
-                Command::Violation(name, token) => panic!("{name} violated at {token:?} in seed {}", self.seed),
+                Command::Retrying(token, attempts, _) => {
+                    assert!(attempts < MAX_ATTEMPTS, "I6: {token:?} in seed {}", self.seed)
+                }
+                Command::Violation(name, token) => {
+                    panic!("{name} violated at {token:?} in seed {}", self.seed)
+                }
             }
         }
     }
@@ -176,7 +182,11 @@ impl World {
     fn started(&mut self, worker: usize, token: Token, attempt: u32) {
         let seed = self.seed;
         let number = token.partition.number;
-        assert_eq!(self.owner[number as usize], Some(worker), "a job starts without its partition: seed {seed}");
+        assert_eq!(
+            self.owner[number as usize],
+            Some(worker),
+            "a job starts without its partition: seed {seed}"
+        );
         assert!(attempt <= MAX_ATTEMPTS, "I6: attempt {attempt} of {token:?} in seed {seed}");
         let job = self.job(token);
         assert!(!job.must_not_repeat, "I4: {token:?} runs again in seed {seed}");
@@ -205,7 +215,10 @@ impl World {
         let drops = self.drops_metadata;
         let log = &mut self.logs[commit.partition.number as usize];
         for (offset, job) in log.jobs.range(..commit.offset) {
-            assert!(!job.terminals.is_empty(), "I1: offset {offset} is committed and not settled in seed {seed}");
+            assert!(
+                !job.terminals.is_empty(),
+                "I1: offset {offset} is committed and not settled in seed {seed}"
+            );
         }
         let metadata = if drops { String::new() } else { commit.metadata.clone() };
         log.committed = Some((commit.offset, metadata));
@@ -217,7 +230,10 @@ impl World {
             let progress = fleet_engine::Progress::decode(commit.offset, &commit.metadata).unwrap();
             for (offset, job) in log.jobs.range_mut(commit.offset..progress.end) {
                 if progress.is_done(*offset) {
-                    assert!(!job.terminals.is_empty(), "I1: {offset} is marked done and is not, in seed {seed}");
+                    assert!(
+                        !job.terminals.is_empty(),
+                        "I1: {offset} is marked done and is not, in seed {seed}"
+                    );
                     job.must_not_repeat = true;
                 }
             }
@@ -298,7 +314,9 @@ impl World {
             _ if !up => Attempt::Failed(FailureClass::Unavailable, None),
             Script::Permanent => Attempt::Failed(FailureClass::Permanent, None),
             Script::FailsForEver => Attempt::Failed(FailureClass::Retry, None),
-            Script::FailsThenSucceeds(n) if attempt <= n || lost => Attempt::Failed(FailureClass::Retry, None),
+            Script::FailsThenSucceeds(n) if attempt <= n || lost => {
+                Attempt::Failed(FailureClass::Retry, None)
+            }
             _ => Attempt::Succeeded,
         };
         if !matches!(outcome, Attempt::Failed(FailureClass::Unavailable, _)) {
@@ -331,7 +349,11 @@ impl World {
             Script::Permanent | Script::FailsForEver => Terminal::Failed,
             // A lost call can spend the attempt that would have succeeded.
             Script::FailsThenSucceeds(_) if terminal == Terminal::Failed => {
-                assert!(job.ended >= MAX_ATTEMPTS, "I6: {token:?} gives up after {} attempts in seed {seed}", job.ended);
+                assert!(
+                    job.ended >= MAX_ATTEMPTS,
+                    "I6: {token:?} gives up after {} attempts in seed {seed}",
+                    job.ended
+                );
                 Terminal::Failed
             }
             Script::FailsThenSucceeds(_) => Terminal::Succeeded,
@@ -494,7 +516,10 @@ fn play(seed: u64) {
     }
     world.settle_down();
     for job in world.logs.iter().flat_map(|log| log.jobs.values()) {
-        assert!(job.terminals.len() == 1 || world.disorder, "I4: a repeat in good order, seed {seed}: {job:?}");
+        assert!(
+            job.terminals.len() == 1 || world.disorder,
+            "I4: a repeat in good order, seed {seed}: {job:?}"
+        );
         if job.script == Script::FailsForEver && !world.disorder {
             assert_eq!(job.ended, MAX_ATTEMPTS, "I6: seed {seed}: {job:?}");
         }

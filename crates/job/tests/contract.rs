@@ -1,5 +1,6 @@
 //! The contract's promises: what is written is read back, whatever bytes come give a job or a typed error, and every
 //! refusal names the field.
+#![expect(clippy::unwrap_used, clippy::expect_used, reason = "test code: a panic is the report")]
 
 use std::num::NonZeroU32;
 

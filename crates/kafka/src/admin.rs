@@ -79,6 +79,24 @@ pub async fn create_topics(settings: &Settings, specs: &[TopicSpec]) -> Result<V
     Ok(created)
 }
 
+/// Whether `group` has settled with `members` members. Blocks the thread for at most `timeout`.
+///
+/// # Errors
+/// [`KafkaError::Unreachable`] when no broker answers.
+pub fn is_stable(
+    settings: &Settings,
+    group: &str,
+    members: usize,
+    timeout: Duration,
+) -> Result<bool, KafkaError> {
+    let client: BaseConsumer = settings.admin().create().map_err(KafkaError::Client)?;
+    let groups = client
+        .fetch_group_list(Some(group), timeout)
+        .map_err(|source| KafkaError::Unreachable { brokers: settings.brokers.clone(), source })?;
+    let found = groups.groups().iter().find(|found| found.name() == group);
+    Ok(found.is_some_and(|found| found.state() == "Stable" && found.members().len() == members))
+}
+
 /// The number of partitions of `topic`. Blocks the thread for at most `timeout`.
 ///
 /// # Errors
