@@ -106,10 +106,12 @@ fn say_what_is_next(stack: &Stack, run_dir: &std::path::Path) {
         output::line(&format!("worker      {} (pid {})", worker.name, worker.id().unwrap_or_default()));
     }
     output::line(&format!("logs        {}", run_dir.display()));
+    // The program as it was called, so that the lines can be copied as they stand.
+    let program = std::env::args().next().unwrap_or_else(|| "mcp-fleet".to_owned());
     output::line("\nIn another terminal, in this directory:");
-    output::line(&format!("  mcp-fleet events --brokers {brokers}"));
+    output::line(&format!("  {program} events --brokers {brokers}"));
     output::line(&format!(
-        "  mcp-fleet submit --brokers {brokers} --server {FILES} --tool file_list --arguments '{{\"path\":\".\"}}' --wait"
+        "  {program} submit --brokers {brokers} --server {FILES} --tool file_list --arguments '{{\"path\":\".\"}}' --wait"
     ));
     output::line("\nCtrl-C ends everything; jobs under way are finished first.");
 }

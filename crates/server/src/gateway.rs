@@ -72,20 +72,15 @@ impl Gateway {
                 route.server.clone()
             }
             None => match tool_name::server_of(&name) {
-                Some(server) if fleet.is_hosted(server) => {
-                    // Its tools are known once it runs. Where it can't, that is what the caller should hear.
+                Some(server) => {
+                    // Its tools are known once it runs. Where it can't, or is not hosted (yet: the job that hosts it may
+                    // still be on its way), that is what the caller should hear, and may try again.
                     fleet.connection(server).await.map_err(|error| call::down(&error))?;
                     let Some(route) = fleet.routes().get(&name).cloned() else {
                         return Err(unknown(&format!("server `{server}` has no tool `{name}`")));
                     };
                     params.name = route.tool;
                     route.server
-                }
-                Some(server) => {
-                    let hint = format!(
-                        "unknown tool `{name}`: no server `{server}` is hosted (see server_initialize)"
-                    );
-                    return Err(unknown(&hint));
                 }
                 None => return Err(unknown(&format!("unknown tool `{name}`"))),
             },

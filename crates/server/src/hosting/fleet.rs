@@ -143,7 +143,7 @@ impl Fleet {
     /// Where it can't be started now.
     pub async fn connection(self: &Arc<Self>, name: &str) -> Result<Arc<Upstream>, Down> {
         let down = |reason: String, retry_after| Down { server: name.to_owned(), reason, retry_after };
-        let hosted = self.find(name).ok_or_else(|| down("it is not hosted".to_owned(), None))?;
+        let hosted = self.find(name).ok_or_else(|| down("it is not hosted here: a server-init job or server_initialize does that".to_owned(), None))?;
         if let Some(upstream) = hosted.running() {
             return Ok(upstream);
         }
@@ -244,11 +244,6 @@ impl Fleet {
     pub fn unavailable(&self) -> Vec<Unavailable> {
         let routes = self.routes();
         self.servers().values().filter_map(|hosted| Unavailable::of(hosted, &routes)).collect()
-    }
-
-    /// Whether a server of this name is hosted, running or not.
-    pub fn is_hosted(&self, name: &str) -> bool {
-        self.servers().contains_key(name)
     }
 
     fn describe(&self, hosted: &Hosted, now: Instant) -> ServerStatus {
