@@ -4,7 +4,7 @@ use std::{
     env, fs, mem,
     net::SocketAddr,
     path::{Path, PathBuf},
-    process::{Command, ExitStatus},
+    process::Command,
     time::Duration,
 };
 
@@ -213,21 +213,21 @@ impl<'e> Fleet<'e> {
         self.submitted = submitted;
     }
 
-    /// Stops every worker in order, and returns how each ended.
-    pub fn stop_workers(&mut self) -> Vec<ExitStatus> {
-        let mut workers = mem::take(&mut self.workers);
-        for worker in &workers {
+    /// Stops every worker, and panics with its log if one does not end in order.
+    pub fn stop_workers(&mut self) {
+        for worker in &self.workers {
             worker.process.signal(nix::sys::signal::Signal::SIGTERM);
         }
-        workers.iter_mut().map(|worker| worker.process.wait(STOP)).collect()
+        for mut worker in mem::take(&mut self.workers) {
+            let status = worker.process.wait(STOP);
+            assert!(status.success(), "a worker ended with {status}:\n{}", worker.process.log());
+        }
     }
 
     /// Waits for every job, stops the workers, and has the oracle judge. Allows `repeats`.
     pub fn settle(&mut self, repeats: usize) -> Account {
         self.wait_for_all();
-        for status in self.stop_workers() {
-            assert!(status.success(), "a worker ended with {status}");
-        }
+        self.stop_workers();
         let account = Oracle::new(&self.topic, &self.submitted).repeats(repeats).check(&self.env.brokers);
         self.everything_is_committed();
         account

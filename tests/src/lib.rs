@@ -8,11 +8,7 @@
 //! Nothing here sleeps to wait for something: [`wait::until`] polls with a deadline. Nothing outlives the test process:
 //! see [`process`].
 
-#![expect(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    reason = "the harness is test code: a panic is the report"
-)]
+#![expect(clippy::expect_used, reason = "the harness is test code: a panic is the report")]
 
 pub mod bins;
 pub mod brokers;

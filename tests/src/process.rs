@@ -9,7 +9,7 @@ use std::{
     io::Write as _,
     os::unix::process::CommandExt as _,
     path::{Path, PathBuf},
-    process::{Child, ChildStdin, Command, ExitStatus, Stdio},
+    process::{Child, Command, ExitStatus, Stdio},
     sync::{Mutex, OnceLock, PoisonError},
     time::Duration,
 };
@@ -150,23 +150,56 @@ while read -r what which; do
         directory) directories="$directories$which$newline" ;;
     esac
 done
-for group in $groups; do kill -KILL -- "-$group"; done 2>/dev/null
+for group in $groups; do kill -KILL "-$group"; done 2>/dev/null
 printf %s "$directories" | while read -r directory; do rm -rf -- "$directory"; done
 "#;
 
 fn reaper(line: &str) {
-    static PIPE: OnceLock<Mutex<ChildStdin>> = OnceLock::new();
-    let pipe = PIPE.get_or_init(|| {
-        let mut shell = Command::new("sh")
-            .args(["-c", REAPER])
-            .process_group(0)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .expect("sh");
-        Mutex::new(shell.stdin.take().expect("the shell's stdin"))
-    });
-    let mut pipe = pipe.lock().unwrap_or_else(PoisonError::into_inner);
+    /// The shell is kept with its pipe: it outlives this process, so nobody can wait for it.
+    static SHELL: OnceLock<Mutex<Child>> = OnceLock::new();
+    let shell = SHELL.get_or_init(|| Mutex::new(start_reaper()));
+    let mut shell = shell.lock().unwrap_or_else(PoisonError::into_inner);
+    let pipe = shell.stdin.as_mut().expect("the shell's stdin");
     writeln!(pipe, "{line}").expect("the shell that cleans up");
+}
+
+fn start_reaper() -> Child {
+    Command::new("sh")
+        .args(["-c", REAPER])
+        .process_group(0)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("sh")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What happens when a test process ends without a drop: the pipe closes.
+    #[test]
+    fn the_reaper_kills_the_groups_that_are_left_and_removes_their_directories() {
+        let start = || Command::new("sleep").arg("600").process_group(0).spawn().expect("sleep");
+        let (mut first, mut spared, mut last) = (start(), start(), start());
+        let directory = bins::scratch("to be removed");
+        let mut reaper = start_reaper();
+        let mut pipe = reaper.stdin.take().expect("its stdin");
+        for child in [&first, &spared, &last] {
+            writeln!(pipe, "group {}", child.id()).expect("a line");
+        }
+        writeln!(pipe, "gone {}", spared.id()).expect("a line");
+        writeln!(pipe, "directory {}", directory.display()).expect("a line");
+        drop(pipe);
+        assert!(reaper.wait().expect("its end").success());
+        for killed in [&mut first, &mut last] {
+            let status = wait::until("its end", Duration::from_secs(10), || killed.try_wait().ok()?);
+            assert_eq!(std::os::unix::process::ExitStatusExt::signal(&status), Some(Signal::SIGKILL as i32));
+        }
+        assert!(spared.try_wait().expect("its state").is_none(), "what is gone is not ours to kill");
+        assert!(!directory.exists());
+        spared.kill().expect("its end");
+        spared.wait().expect("its end");
+    }
 }

@@ -1,5 +1,7 @@
 //! What the fleet needs of a broker, on every broker: the embedded one has to keep up with Apache Kafka here.
 
+#![expect(clippy::expect_used, reason = "a panic is the report of a test")]
+
 use std::{
     collections::BTreeSet,
     time::{Duration, Instant},

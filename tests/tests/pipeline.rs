@@ -1,5 +1,7 @@
 //! The main job, end to end: every kind of job, and every kind of bad input, on every broker.
 
+#![expect(clippy::expect_used, reason = "a panic is the report of a test")]
+
 use fleet_job::{
     dead_letter::header,
     event::{JobEvent, JobState},

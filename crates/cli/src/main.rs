@@ -7,6 +7,8 @@ mod broker;
 mod connection;
 mod demo;
 mod dev;
+#[cfg(test)]
+mod docs;
 mod error;
 mod events;
 mod output;

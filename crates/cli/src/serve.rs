@@ -19,7 +19,7 @@ pub(crate) struct BrokerArgs {
     #[arg(long, default_value = "127.0.0.1:9092", value_name = "ADDRESS")]
     listen: SocketAddr,
 
-    /// Keep topics and offsets in this directory; without it, in memory.
+    /// Keep topics and offsets in this directory; without it, in a temporary one that is gone at the end.
     #[arg(long, value_name = "DIR")]
     data_dir: Option<PathBuf>,
 

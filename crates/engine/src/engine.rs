@@ -11,7 +11,7 @@ use crate::{
     backoff::Random,
     breaker::{Breaker, BreakerState},
     keys::{self, Keys},
-    partition::{PartitionState, Phase, Sayable, Slot},
+    partition::{Delivery, PartitionState, Phase, Sayable, Slot},
     progress::Progress,
     schedule::{Alarm, Ready, Timers},
     types::{Admission, Attempt, Command, Config, FinalCommit, Input, Partition, Terminal, Token},
@@ -33,8 +33,9 @@ pub struct Engine {
     breaker: Breaker,
     random: Random,
     out: VecDeque<Command>,
-    generations: u64,
     in_flight: usize,
+    /// Jobs whose end is being written or waits to be written again.
+    unwritten: usize,
     buffered: usize,
     buffered_bytes: usize,
     /// All partitions are paused because memory is full.
@@ -83,8 +84,8 @@ impl Engine {
             breaker: Breaker::new(config.probe),
             random: Random::new(config.seed),
             out: VecDeque::new(),
-            generations: 0,
             in_flight: 0,
+            unwritten: 0,
             buffered: 0,
             buffered_bytes: 0,
             full: false,
@@ -123,7 +124,7 @@ impl Engine {
         for partition in partitions {
             if let Some(state) = self.partitions.get_mut(partition)
                 && (state.dirty || state.in_commit.is_some())
-                && let Sayable::Commit(commit) = state.commit(*partition)
+                && let Some(commit) = state.last_commit(*partition)
             {
                 commits.push(commit);
             }
@@ -135,7 +136,9 @@ impl Engine {
     /// Takes in what happened at `now`, and does what follows from it.
     pub fn handle(&mut self, now: Timestamp, input: Input<'_>) {
         match input {
-            Input::Assigned { partition, committed } => self.assigned(partition, committed),
+            Input::Assigned { partition, generation, committed } => {
+                self.assigned(partition, generation, committed);
+            }
             Input::Record { partition, offset, bytes, admission } => {
                 self.record(now, partition, offset, bytes, admission);
             }
@@ -187,9 +190,8 @@ impl Engine {
 
     // --- Partitions come and go -------------------------------------------------------------------------------------
 
-    fn assigned(&mut self, partition: Partition, committed: Option<(i64, &str)>) {
+    fn assigned(&mut self, partition: Partition, generation: u64, committed: Option<(i64, &str)>) {
         self.remove(partition);
-        self.generations += 1;
         let restored = match committed {
             // Metadata that can't be read costs repeats; refusing the partition would cost the jobs.
             Some((offset, metadata)) => {
@@ -197,7 +199,7 @@ impl Engine {
             }
             None => Progress::default(),
         };
-        let state = PartitionState::new(self.generations, committed.map(|(offset, _)| offset), restored);
+        let state = PartitionState::new(generation, committed.map(|(offset, _)| offset), restored);
         self.partitions.insert(partition, state);
         if self.full {
             self.update_pauses();
@@ -207,6 +209,11 @@ impl Engine {
     fn remove(&mut self, partition: Partition) {
         let Some(state) = self.partitions.remove(&partition) else { return };
         self.in_flight -= state.open.values().filter(|slot| slot.phase == Phase::Running).count();
+        self.unwritten -= state
+            .open
+            .values()
+            .filter(|slot| matches!(slot.phase, Phase::Settling(_) | Phase::Unwritten(_)))
+            .count();
         self.buffered -= state.open.len();
         self.buffered_bytes -= state.buffered_bytes;
         let generation = state.generation;
@@ -234,13 +241,28 @@ impl Engine {
     ) {
         let Some(state) = self.partitions.get_mut(&partition) else { return };
         let token = Token { partition, offset, generation: state.generation };
-        if state.open.contains_key(&offset) {
+        // What comes while the partition leaves is its next owner's.
+        if state.draining {
+            self.out.push_back(Command::Forget(token));
             return;
         }
-        let Some(attempts) = state.deliver(offset) else {
-            self.out.push_back(Command::Forget(token));
-            self.schedule_commit(now, partition, self.config.commit_interval);
-            return;
+        let attempts = match state.deliver(offset) {
+            Delivery::New(attempts) => attempts,
+            Delivery::Reset => {
+                self.out.push_back(Command::LogReset(partition));
+                0
+            }
+            Delivery::Repeat => {
+                if !state.open.contains_key(&offset) {
+                    self.out.push_back(Command::Forget(token));
+                }
+                return;
+            }
+            Delivery::Done => {
+                self.out.push_back(Command::Forget(token));
+                self.schedule_commit(now, partition, self.config.commit_interval);
+                return;
+            }
         };
         let spec = match admission {
             Admission::Job(spec) => Some(spec),
@@ -313,8 +335,17 @@ impl Engine {
         }
     }
 
+    /// How many jobs may wait for their end to be written before nothing more is started: when Kafka takes no records,
+    /// running ahead would only pile up results in memory and calls to repeat.
+    fn max_unwritten(&self) -> usize {
+        self.config.max_in_flight.saturating_mul(4).saturating_add(64)
+    }
+
     fn start_ready(&mut self, now: Timestamp) {
-        while self.in_flight < self.config.max_in_flight && self.breaker.allows_start() {
+        while self.in_flight < self.config.max_in_flight
+            && self.unwritten < self.max_unwritten()
+            && self.breaker.allows_start()
+        {
             let Some(token) = self.ready.pop() else { return };
             let Some(state) = self.partitions.get_mut(&token.partition) else { continue };
             if state.draining || state.generation != token.generation {
@@ -365,6 +396,10 @@ impl Engine {
                 self.breaker.unavailable(now, wish, &mut self.random);
                 self.set_phase(token, Phase::Ready);
                 self.ready.push_front(spec.priority, token);
+                // The deadline may have passed while the job was running and could not expire.
+                if let Some(deadline) = spec.deadline {
+                    self.timers.set(deadline, token, Alarm::Deadline);
+                }
             }
             Attempt::Failed(class, wish) => {
                 self.breaker.reached();
@@ -403,6 +438,7 @@ impl Engine {
         if let Some(state) = self.partitions.get_mut(&token.partition) {
             state.active += 1;
         }
+        self.unwritten += 1;
         self.out.push_back(Command::Settle(token, terminal, attempts));
     }
 
@@ -424,6 +460,7 @@ impl Engine {
         let Some(state) = self.partitions.get_mut(&token.partition) else { return };
         state.active -= 1;
         let Some(slot) = state.settle(token.offset) else { return };
+        self.unwritten -= 1;
         self.buffered -= 1;
         self.buffered_bytes -= slot.bytes;
         self.out.push_back(Command::Forget(token));
@@ -460,10 +497,24 @@ impl Engine {
         }
         if !self.ready.is_empty() {
             self.start_ready(now);
+            self.drop_stale();
         }
         while let Some((_, partition)) = self.commits.first().copied().filter(|(at, _)| *at <= now) {
             self.commits.pop_first();
             self.commit(now, partition);
+        }
+    }
+
+    /// Jobs that expire while they wait leave an entry behind; while nothing starts, those would pile up.
+    fn drop_stale(&mut self) {
+        if self.ready.len() > 2 * self.buffered + 1024 {
+            let partitions = &self.partitions;
+            self.ready.retain(|token| {
+                partitions.get(&token.partition).is_some_and(|state| {
+                    state.generation == token.generation
+                        && state.open.get(&token.offset).is_some_and(|slot| slot.phase == Phase::Ready)
+                })
+            });
         }
     }
 
@@ -496,7 +547,7 @@ impl Engine {
     /// Makes sure that `partition` is committed, not sooner than `interval` after the last time.
     fn schedule_commit(&mut self, now: Timestamp, partition: Partition, interval: Duration) {
         let Some(state) = self.partitions.get_mut(&partition) else { return };
-        let due = state.last_commit.map_or(now, |last| last.plus(interval)).max(now);
+        let due = state.committed_at.map_or(now, |last| last.plus(interval)).max(now);
         if state.commit_due.is_some_and(|earlier| earlier <= due) {
             return;
         }
@@ -513,7 +564,7 @@ impl Engine {
         if !state.dirty || state.draining || state.in_commit.is_some() {
             return;
         }
-        state.last_commit = Some(now);
+        state.committed_at = Some(now);
         match state.commit(partition) {
             Sayable::Commit(commit) => {
                 if commit.offset > state.frontier().unwrap_or(commit.offset)
@@ -617,7 +668,11 @@ impl Engine {
         let pause = full || open >= share || (state.paused && open > share / 2);
         if pause != state.paused {
             state.paused = pause;
-            let command = if pause { Command::Pause(partition) } else { Command::Resume(partition) };
+            let generation = state.generation;
+            let command = match pause {
+                true => Command::Pause(partition, generation),
+                false => Command::Resume(partition, generation),
+            };
             self.out.push_back(command);
         }
     }

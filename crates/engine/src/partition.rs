@@ -10,6 +10,19 @@ use crate::{
     types::{FinalCommit, JobSpec, Partition, Terminal},
 };
 
+/// What a delivered record is to its partition.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Delivery {
+    /// To be done; so many attempts have been spent.
+    New(u32),
+    /// Settled by an earlier owner of the partition.
+    Done,
+    /// Delivered before under this assignment.
+    Repeat,
+    /// To be done, and the first record of a log that has begun anew.
+    Reset,
+}
+
 /// Where a job stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Phase {
@@ -60,6 +73,8 @@ pub(crate) struct PartitionState {
     pub(crate) open: BTreeMap<i64, Slot>,
     /// One past the last offset that was delivered; `None` until the position is known.
     next: Option<i64>,
+    /// Whether a record has been delivered under this assignment.
+    has_delivered: bool,
     /// What the last owner left for offsets that have not been delivered again yet.
     restored: Progress,
     /// Maximal runs of neighbouring open offsets.
@@ -80,7 +95,7 @@ pub(crate) struct PartitionState {
     /// Something has changed since the last commit was built.
     pub(crate) dirty: bool,
     /// When the last commit was built.
-    pub(crate) last_commit: Option<Timestamp>,
+    pub(crate) committed_at: Option<Timestamp>,
     /// When the next one is due.
     pub(crate) commit_due: Option<Timestamp>,
     /// A commit is under way: its offset, and the attempt counts in it.
@@ -95,6 +110,7 @@ impl PartitionState {
             paused: false,
             open: BTreeMap::new(),
             next: committed,
+            has_delivered: false,
             touched: restored.end,
             restored,
             runs: 0,
@@ -105,7 +121,7 @@ impl PartitionState {
             buffered_bytes: 0,
             committed,
             dirty: false,
-            last_commit: None,
+            committed_at: None,
             commit_due: None,
             in_commit: None,
         }
@@ -116,18 +132,38 @@ impl PartitionState {
         self.open.first_key_value().map(|(offset, _)| *offset).or(self.next)
     }
 
-    /// Takes note that `offset` was delivered. `None` when it needs nothing (a repeat, or settled by the last owner);
-    /// else the attempts it has spent.
-    pub(crate) fn deliver(&mut self, offset: i64) -> Option<u32> {
+    /// Takes note that `offset` was delivered, and says what that means.
+    pub(crate) fn deliver(&mut self, offset: i64) -> Delivery {
         if self.next.is_some_and(|next| offset < next) {
-            return None;
+            if self.has_delivered {
+                return Delivery::Repeat;
+            }
+            // Reading starts at the committed offset, unless the log does not reach that far any more: then what was
+            // committed says nothing about what comes now.
+            *self = Self {
+                paused: self.paused,
+                draining: self.draining,
+                ..Self::new(self.generation, None, Progress::default())
+            };
+            self.note(offset);
+            return Delivery::Reset;
         }
-        self.next = Some(offset + 1);
+        self.note(offset);
         if self.restored.is_done(offset) {
             self.dirty = true;
-            return None;
+            return Delivery::Done;
         }
-        Some(self.restored.attempts(offset))
+        let attempts = self.restored.attempts(offset);
+        if offset + 1 >= self.restored.end {
+            // Everything that the last owner knew has been read again.
+            self.restored = Progress::none(offset + 1);
+        }
+        Delivery::New(attempts)
+    }
+
+    fn note(&mut self, offset: i64) {
+        self.has_delivered = true;
+        self.next = Some(offset + 1);
     }
 
     pub(crate) fn insert(&mut self, offset: i64, slot: Slot) {
@@ -257,6 +293,21 @@ impl PartitionState {
         self.dirty = false;
         let generation = self.generation;
         Sayable::Commit(FinalCommit { partition, generation, offset: progress.base, metadata })
+    }
+}
+
+impl PartitionState {
+    /// The commit before the partition is given away. Where its progress can't be said in full, the frontier alone is
+    /// better than nothing.
+    pub(crate) fn last_commit(&mut self, partition: Partition) -> Option<FinalCommit> {
+        match self.commit(partition) {
+            Sayable::Commit(commit) => Some(commit),
+            Sayable::Nothing => None,
+            Sayable::TooMuch => {
+                let (offset, generation) = (self.frontier()?, self.generation);
+                Some(FinalCommit { partition, generation, offset, metadata: String::new() })
+            }
+        }
     }
 }
 

@@ -6,7 +6,8 @@
 //!
 //! Two encodings, and the shorter one is written. *Runs*: gaps and lengths of what is not done, then the attempts, all as
 //! LEB128 numbers; small when few jobs are open. *Dense*: four bits an offset; bounded however unlucky the pattern. Both
-//! are URL-safe base64 of `version byte · mode byte · body`.
+//! are URL-safe base64 of `version byte · mode byte · base · body`; the base ties
+//! the string to its offset, in case a tool copies it to another one.
 
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 
@@ -36,6 +37,9 @@ pub enum ProgressError {
     /// Written by a newer worker, or by somebody else.
     #[error("commit metadata has unknown version {0}")]
     Version(u8),
+    /// Belongs to another offset than it came with.
+    #[error("commit metadata belongs to offset {0}")]
+    Base(u64),
     /// Ends early, runs over, or states impossible numbers.
     #[error("commit metadata is corrupt")]
     Corrupt,
@@ -89,6 +93,7 @@ impl Progress {
 
     fn encode_runs(&self) -> Vec<u8> {
         let mut bytes = vec![VERSION, MODE_RUNS];
+        put(&mut bytes, self.base.unsigned_abs());
         put(&mut bytes, self.open.len() as u64);
         let mut at = self.base;
         for (first, end) in &self.open {
@@ -126,6 +131,7 @@ impl Progress {
             }
         }
         let mut bytes = vec![VERSION, MODE_DENSE];
+        put(&mut bytes, self.base.unsigned_abs());
         put(&mut bytes, length as u64);
         bytes.extend(symbols.chunks(2).map(|pair| pair[0] << 4 | pair.get(1).copied().unwrap_or(0)));
         for attempts in escaped {
@@ -144,11 +150,18 @@ impl Progress {
         }
         let bytes = URL_SAFE_NO_PAD.decode(metadata).map_err(|_| ProgressError::Base64)?;
         let mut reader = Reader(&bytes);
-        match (reader.byte()?, reader.byte()?) {
-            (VERSION, MODE_RUNS) => Self::decode_runs(base, reader),
-            (VERSION, MODE_DENSE) => Self::decode_dense(base, reader),
-            (VERSION, _) => Err(ProgressError::Corrupt),
-            (version, _) => Err(ProgressError::Version(version)),
+        let (version, mode) = (reader.byte()?, reader.byte()?);
+        if version != VERSION {
+            return Err(ProgressError::Version(version));
+        }
+        let stated = reader.number()?;
+        if stated != base.unsigned_abs() {
+            return Err(ProgressError::Base(stated));
+        }
+        match mode {
+            MODE_RUNS => Self::decode_runs(base, reader),
+            MODE_DENSE => Self::decode_dense(base, reader),
+            _ => Err(ProgressError::Corrupt),
         }
     }
 

@@ -13,23 +13,28 @@ use crate::types::Token;
 /// Jobs that may start, the most urgent first and among equals the oldest first.
 #[derive(Debug, Default)]
 pub(crate) struct Ready {
-    heap: BinaryHeap<(u8, Reverse<u64>, Token)>,
+    heap: BinaryHeap<(u8, Reverse<u64>, Reverse<Token>)>,
     arrivals: u64,
 }
 
 impl Ready {
     pub(crate) fn push(&mut self, priority: u8, token: Token) {
         self.arrivals += 1;
-        self.heap.push((priority, Reverse(self.arrivals), token));
+        self.heap.push((priority, Reverse(self.arrivals), Reverse(token)));
     }
 
     /// Puts a job back to the front of its priority: it was started and the server was not there.
     pub(crate) fn push_front(&mut self, priority: u8, token: Token) {
-        self.heap.push((priority, Reverse(0), token));
+        self.heap.push((priority, Reverse(0), Reverse(token)));
     }
 
     pub(crate) fn pop(&mut self) -> Option<Token> {
-        self.heap.pop().map(|(_, _, token)| token)
+        self.heap.pop().map(|(_, _, Reverse(token))| token)
+    }
+
+    /// How many entries there are, stale ones included.
+    pub(crate) fn len(&self) -> usize {
+        self.heap.len()
     }
 
     pub(crate) fn is_empty(&self) -> bool {
@@ -37,7 +42,7 @@ impl Ready {
     }
 
     pub(crate) fn retain(&mut self, keep: impl Fn(&Token) -> bool) {
-        self.heap.retain(|(_, _, token)| keep(token));
+        self.heap.retain(|(_, _, Reverse(token))| keep(token));
     }
 }
 

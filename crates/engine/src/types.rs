@@ -23,7 +23,7 @@ pub struct Token {
     pub partition: Partition,
     /// The record's offset.
     pub offset: i64,
-    /// Counts the assignments that this engine has seen.
+    /// The number that the shell gave the assignment.
     pub generation: u64,
 }
 
@@ -80,6 +80,8 @@ pub enum Input<'a> {
     Assigned {
         /// Which.
         partition: Partition,
+        /// A number that no earlier assignment had.
+        generation: u64,
         /// What the last owner committed: the offset to read next, and the metadata.
         committed: Option<(i64, &'a str)>,
     },
@@ -133,10 +135,13 @@ pub enum Command {
     Forget(Token),
     /// Commit this offset and metadata without waiting, and answer with [`Input::Committed`].
     Commit(FinalCommit),
-    /// Stop fetching.
-    Pause(Partition),
-    /// Fetch again.
-    Resume(Partition),
+    /// Stop fetching, if the partition's assignment is still this one.
+    Pause(Partition, u64),
+    /// Fetch again, if the partition's assignment is still this one.
+    Resume(Partition, u64),
+    /// The log begins anew below what was committed: the topic was made again, or its data was lost. Reading goes on from
+    /// there.
+    LogReset(Partition),
     /// Find out whether a server answers, and report with [`Input::Probed`].
     Probe,
     /// A promise is broken: count it and shout. The engine goes on.

@@ -36,6 +36,12 @@ fn a_version_from_the_future_is_named() {
 }
 
 #[test]
+fn metadata_is_tied_to_its_offset() {
+    let text = progress(100, &[1, 0, 1]).encode().unwrap();
+    assert_eq!(Progress::decode(101, &text), Err(ProgressError::Base(100)));
+}
+
+#[test]
 fn the_worst_patterns_of_a_full_window_fit() {
     for pattern in [&[1, 0][..], &[2, 0], &[1, 0, 0], &[14, 1, 0], &[2, 2, 1]] {
         let symbols: Vec<u32> = pattern.iter().copied().cycle().take(5_000).collect();

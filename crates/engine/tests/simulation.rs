@@ -51,6 +51,10 @@ enum Script {
 struct Job {
     key: Option<u64>,
     script: Script,
+    /// Must not start after.
+    deadline: Option<i64>,
+    /// Must not start before.
+    not_before: Option<i64>,
     /// Attempts that have ended, over all workers.
     ended: u32,
     terminals: Vec<Terminal>,
@@ -90,6 +94,7 @@ struct World {
     crashes: bool,
     /// Something has happened after which jobs may repeat: a crash, a lost partition, a last commit that failed.
     disorder: bool,
+    generations: u64,
     seed: u64,
 }
 
@@ -127,6 +132,7 @@ impl World {
             drops_metadata,
             crashes,
             disorder: drops_metadata,
+            generations: 0,
             seed,
         };
         world.join();
@@ -162,13 +168,14 @@ impl World {
                     self.workers[worker].running.retain(|(running, _)| *running != token);
                     self.workers[worker].writing.retain(|(writing, _)| *writing != token);
                 }
-                Command::Pause(partition) => {
+                Command::Pause(partition, _) => {
                     self.workers[worker].paused.insert(partition.number);
                 }
-                Command::Resume(partition) => {
+                Command::Resume(partition, _) => {
                     self.workers[worker].paused.remove(&partition.number);
                 }
                 Command::Probe => self.workers[worker].probing = true,
+                Command::LogReset(partition) => panic!("{partition:?} was not reset: seed {}", self.seed),
                 Command::Retrying(token, attempts, _) => {
                     assert!(attempts < MAX_ATTEMPTS, "I6: {token:?} in seed {}", self.seed)
                 }
@@ -181,7 +188,7 @@ impl World {
 
     fn started(&mut self, worker: usize, token: Token, attempt: u32) {
         let seed = self.seed;
-        let number = token.partition.number;
+        let (number, now) = (token.partition.number, self.now);
         assert_eq!(
             self.owner[number as usize],
             Some(worker),
@@ -190,6 +197,8 @@ impl World {
         assert!(attempt <= MAX_ATTEMPTS, "I6: attempt {attempt} of {token:?} in seed {seed}");
         let job = self.job(token);
         assert!(!job.must_not_repeat, "I4: {token:?} runs again in seed {seed}");
+        assert!(job.deadline.is_none_or(|d| d > now), "{token:?} starts after its deadline in seed {seed}");
+        assert!(job.not_before.is_none_or(|d| d <= now), "{token:?} starts too early in seed {seed}");
         assert!(job.script != Script::NoJob, "what is no job must not start: seed {seed}");
         let key = job.key;
         if let Some(key) = key {
@@ -273,7 +282,27 @@ impl World {
         let log = &mut self.logs[number];
         let offset = log.next + hole;
         log.next = offset + 1;
-        log.jobs.insert(offset, Job { key, script, ended: 0, terminals: Vec::new(), must_not_repeat: false });
+        let deadline = self.time_within(20, 3000);
+        let not_before = self.time_within(15, 1500);
+        let log = &mut self.logs[number];
+        log.jobs.insert(
+            offset,
+            Job {
+                key,
+                script,
+                deadline,
+                not_before,
+                ended: 0,
+                terminals: Vec::new(),
+                must_not_repeat: false,
+            },
+        );
+    }
+
+    /// In so many percent of all cases a time within the next milliseconds.
+    fn time_within(&mut self, percent: u64, ms: u64) -> Option<i64> {
+        let at = self.now + self.rng.below(ms) as i64;
+        self.rng.chance(percent).then_some(at)
     }
 
     fn deliver(&mut self) {
@@ -289,9 +318,9 @@ impl World {
             Script::NoJob => Admission::Reject,
             _ => Admission::Job(JobSpec {
                 key: job.key,
-                priority: 4,
-                not_before: None,
-                deadline: None,
+                priority: (offset % 5) as u8,
+                not_before: job.not_before.map(|n| Timestamp::from_millis(n).unwrap()),
+                deadline: job.deadline.map(|n| Timestamp::from_millis(n).unwrap()),
                 max_attempts: MAX_ATTEMPTS,
             }),
         };
@@ -345,6 +374,7 @@ impl World {
         let seed = self.seed;
         let job = self.job(token);
         let meant = match job.script {
+            _ if terminal == Terminal::Expired && job.deadline.is_some() => Terminal::Expired,
             Script::NoJob => Terminal::Rejected,
             Script::Permanent | Script::FailsForEver => Terminal::Failed,
             // A lost call can spend the attempt that would have succeeded.
@@ -455,7 +485,9 @@ impl World {
             self.workers[to].position.insert(number, start);
             self.workers[to].paused.remove(&number);
             let committed = committed.as_ref().map(|(offset, metadata)| (*offset, metadata.as_str()));
-            self.feed(to, Input::Assigned { partition: partition(number), committed });
+            self.generations += 1;
+            let generation = self.generations;
+            self.feed(to, Input::Assigned { partition: partition(number), generation, committed });
         }
     }
 
@@ -520,7 +552,7 @@ fn play(seed: u64) {
             job.terminals.len() == 1 || world.disorder,
             "I4: a repeat in good order, seed {seed}: {job:?}"
         );
-        if job.script == Script::FailsForEver && !world.disorder {
+        if job.script == Script::FailsForEver && job.deadline.is_none() && !world.disorder {
             assert_eq!(job.ended, MAX_ATTEMPTS, "I6: seed {seed}: {job:?}");
         }
     }

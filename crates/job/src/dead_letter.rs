@@ -37,6 +37,9 @@ pub mod header {
     pub const WORKER: &str = "mcp-fleet-worker";
     /// RFC 3339: when.
     pub const TIME: &str = "mcp-fleet-time";
+    /// Decimal: how many bytes of value the original has, on a dead letter that had to leave value and original headers
+    /// out because the topic takes no record of that size.
+    pub const VALUE_OMITTED: &str = "mcp-fleet-value-omitted";
 }
 
 /// The longest error message in a header, in bytes; headers count towards the record's size limit.
@@ -64,8 +67,21 @@ pub struct DeadLetter {
 impl DeadLetter {
     /// All headers of the dead letter: the record's own first, then the reasons.
     pub fn headers(&self, record: &RawRecord) -> Vec<Header> {
+        [record.headers.clone(), self.reasons(record)].concat()
+    }
+
+    /// The headers of a dead letter that has no room for its record: only the reasons, and what is missing. The original
+    /// is found by its position, as long as its topic keeps it.
+    pub fn headers_without_record(&self, record: &RawRecord) -> Vec<Header> {
+        let omitted = record.value.as_ref().map_or(0, Vec::len).to_string().into_bytes();
+        let mut headers = self.reasons(record);
+        headers.push((header::VALUE_OMITTED.to_owned(), Some(omitted)));
+        headers
+    }
+
+    fn reasons(&self, record: &RawRecord) -> Vec<Header> {
         let position = &record.position;
-        let mut headers = record.headers.clone();
+        let mut headers = Vec::new();
         let mut add = |name: &str, value: Vec<u8>| headers.push((name.to_owned(), Some(value)));
         add(header::ORIGINAL_TOPIC, position.topic.clone().into_bytes());
         add(header::ORIGINAL_PARTITION, position.partition.to_be_bytes().to_vec());

@@ -47,6 +47,9 @@ pub enum KafkaError {
         #[source]
         source: Native,
     },
+    /// The thread that polls has failed us.
+    #[error("the Kafka poll thread can't be used: {0}")]
+    PollThread(&'static str),
     /// Anything else that was asked of a broker.
     #[error("{what} failed")]
     Request {
@@ -65,10 +68,16 @@ impl KafkaError {
             if source.rdkafka_error_code() == Some(RDKafkaErrorCode::QueueFull))
     }
 
+    /// Whether the record is larger than the client or the topic takes.
+    pub fn is_too_large(&self) -> bool {
+        matches!(self, Self::Produce { source, .. }
+            if source.rdkafka_error_code() == Some(RDKafkaErrorCode::MessageSizeTooLarge))
+    }
+
     /// Whether the same request may succeed later without anybody changing anything.
     pub fn is_retryable(&self) -> bool {
         match self {
-            Self::Property { .. } | Self::Client(_) | Self::CreateTopic { .. } => false,
+            Self::Property { .. } | Self::Client(_) | Self::CreateTopic { .. } | Self::PollThread(_) => false,
             Self::NoTopic(_) | Self::Unreachable { .. } => true,
             Self::Produce { source, .. } | Self::Request { source, .. } => !matches!(
                 source.rdkafka_error_code(),

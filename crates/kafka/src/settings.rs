@@ -82,6 +82,12 @@ impl Settings {
             if let Some((_, reason)) = OWNED.iter().find(|(owned, _)| owned == name) {
                 return refuse(name, value, reason);
             }
+            if name == "auto.offset.reset"
+                && !["earliest", "smallest", "beginning", "error"].contains(&value.as_str())
+            {
+                let reason = "jobs written before a partition's first commit would be passed over";
+                return refuse(name, value, reason);
+            }
             let fixed = FIXED
                 .iter()
                 .find(|(fixed, ..)| fixed == name || (*fixed == "acks" && name == "request.required.acks"));
@@ -192,6 +198,7 @@ mod tests {
             ("enable.idempotence", "false", "repeat"),
             ("group.id", "x", "MCP_CONSUMER_GROUP"),
             ("bootstrap.servers", "x", "KAFKA_BROKERS"),
+            ("auto.offset.reset", "latest", "passed over"),
         ] {
             let message = check(name, value).unwrap_err().to_string();
             assert!(message.contains(name) && message.contains(word), "{message}");
@@ -212,12 +219,12 @@ mod tests {
         let properties = BTreeMap::from([
             ("session.timeout.ms".to_owned(), "6000".to_owned()),
             ("linger.ms".to_owned(), "0".to_owned()),
-            ("auto.offset.reset".to_owned(), "latest".to_owned()),
+            ("statistics.interval.ms".to_owned(), "1000".to_owned()),
         ]);
         let settings = Settings { brokers: "b:1".into(), properties };
         let consumer = settings.consumer("g");
         assert_eq!(consumer.get("session.timeout.ms"), Some("6000"));
-        assert_eq!(consumer.get("auto.offset.reset"), Some("latest"));
+        assert_eq!(consumer.get("statistics.interval.ms"), Some("1000"));
         assert_eq!(consumer.get("linger.ms"), None);
         assert_eq!(consumer.get("enable.auto.commit"), Some("false"));
         let producer = settings.producer();

@@ -33,17 +33,34 @@ pub(crate) struct Subject<'a> {
     pub(crate) started_at: Option<Timestamp>,
     pub(crate) first_error: Option<&'a JobError>,
     pub(crate) last_error: Option<&'a JobError>,
-    pub(crate) result: Option<&'a Value>,
+    pub(crate) result: Option<&'a Kept>,
+}
+
+/// A result, or what is left of one that is too large to be written. What can't be written need not be held either.
+#[derive(Debug, Clone)]
+pub(crate) enum Kept {
+    Whole(Value),
+    Omitted(ResultOmitted),
+}
+
+/// A record, and a short form of it for a topic that takes no record of that size.
+#[derive(Debug, Clone)]
+pub(crate) struct Letter {
+    pub(crate) whole: Outgoing,
+    pub(crate) bare: Outgoing,
 }
 
 /// What has to be acknowledged before a job is settled.
 #[derive(Debug, Clone)]
 pub(crate) struct Settlement {
     pub(crate) state: JobState,
-    pub(crate) dead_letter: Option<Outgoing>,
-    pub(crate) event: Outgoing,
+    pub(crate) dead_letter: Option<Letter>,
+    pub(crate) event: Letter,
     pub(crate) reply: Option<Outgoing>,
 }
+
+/// The longest trace header that is passed on, in bytes (W3C Trace Context asks for at least 512 of tracestate).
+const MAX_TRACE_BYTES: usize = 1024;
 
 impl Reporter {
     fn event(&self, subject: &Subject<'_>, state: JobState, now: Timestamp, attempts: u32) -> JobEvent {
@@ -61,8 +78,9 @@ impl Reporter {
 
     fn outgoing(&self, subject: &Subject<'_>, topic: &str, value: Vec<u8>) -> Outgoing {
         // The trace goes on in whoever reads the event.
-        let traced = |(name, _): &&Header| {
+        let traced = |(name, value): &&Header| {
             ["traceparent", "tracestate"].iter().any(|known| name.eq_ignore_ascii_case(known))
+                && value.as_ref().is_some_and(|value| value.len() <= MAX_TRACE_BYTES)
         };
         Outgoing {
             topic: topic.to_owned(),
@@ -114,8 +132,16 @@ impl Reporter {
         };
         let mut event = self.event(subject, state, now, attempts);
         event.timings = Some(Timings::new(subject.record.timestamp, subject.started_at, now));
-        event.result = subject.result.filter(|_| terminal == Terminal::Succeeded).cloned();
+        match subject.result.filter(|_| terminal == Terminal::Succeeded) {
+            Some(Kept::Whole(result)) => event.result = Some(result.clone()),
+            Some(Kept::Omitted(omitted)) => event.result_omitted = Some(omitted.clone()),
+            None => {}
+        }
         event.error.clone_from(&error);
+        let bare = Outgoing {
+            headers: Vec::new(),
+            ..self.outgoing(subject, &self.topics.events, bare(event.clone()))
+        };
         let value = self.bounded(event);
         let reply_to = subject.envelope.and_then(|envelope| envelope.reply_to.as_deref());
         let dead_letter = error.filter(|_| state == JobState::Failed).map(|error| {
@@ -128,18 +154,35 @@ impl Reporter {
                 group: self.group.clone(),
                 time: now,
             };
-            Outgoing {
+            let whole = Outgoing {
                 topic: self.topics.dlq.clone(),
                 key: subject.record.key.clone(),
                 value: subject.record.value.clone(),
                 headers: letter.headers(subject.record),
-            }
+            };
+            let bare = Outgoing {
+                topic: self.topics.dlq.clone(),
+                key: subject.record.key.clone(),
+                value: None,
+                headers: letter.headers_without_record(subject.record),
+            };
+            Letter { whole, bare }
         });
         Settlement {
             state,
             dead_letter,
             reply: reply_to.map(|topic| self.outgoing(subject, topic, value.clone())),
-            event: self.outgoing(subject, &self.topics.events, value),
+            event: Letter { whole: self.outgoing(subject, &self.topics.events, value), bare },
+        }
+    }
+
+    /// The result, if it fits into an event.
+    pub(crate) fn kept(&self, result: Value) -> Kept {
+        let (bytes, limit_bytes) = (json_bytes(&result), self.max_event_bytes as u64);
+        if bytes <= limit_bytes {
+            Kept::Whole(result)
+        } else {
+            Kept::Omitted(ResultOmitted { bytes, limit_bytes })
         }
     }
 
@@ -151,7 +194,7 @@ impl Reporter {
             return bytes;
         }
         if let Some(result) = event.result.take() {
-            let bytes = result.to_string().len() as u64;
+            let bytes = json_bytes(&result);
             event.result_omitted = Some(ResultOmitted { bytes, limit_bytes: limit as u64 });
         }
         if let Some(error) = &mut event.error {
@@ -166,6 +209,37 @@ impl Reporter {
         event.metadata.clear();
         event.to_bytes()
     }
+}
+
+/// How long `value` is as JSON.
+fn json_bytes(value: &Value) -> u64 {
+    struct Count(u64);
+    impl std::io::Write for Count {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            self.0 += bytes.len() as u64;
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+    let mut count = Count(0);
+    // Neither the writer nor a JSON value can fail.
+    serde_json::to_writer(&mut count, value).map_or(u64::MAX, |()| count.0)
+}
+
+/// The shortest form of an event that still says how its job ended.
+fn bare(mut event: JobEvent) -> Vec<u8> {
+    if let Some(result) = event.result.take() {
+        event.result_omitted = Some(ResultOmitted { bytes: json_bytes(&result), limit_bytes: 0 });
+    }
+    if let Some(error) = &mut event.error {
+        error.data = None;
+        error.message.truncate(error.message.floor_char_boundary(1024));
+    }
+    event.metadata.clear();
+    event.to_bytes()
 }
 
 /// All attempts were spent by workers that died before they could say how.

@@ -1,11 +1,13 @@
 //! The loop between the engine and the world: feeds it what happens, carries out what it decides.
 //!
-//! Nothing in here waits but the one `select!`: calls and writes run as tasks and come back as [`Done`]. Events of a job
-//! are handed to the producer from this loop only, so they are written in the order in which things happened.
+//! Nothing in here waits but the one `select!`: calls and writes run as tasks and come back as [`Done`]. `running` and
+//! `retrying` events are handed to the producer from this loop, and the task that writes a job's end is started by it
+//! afterwards, so the events of a job are written in the order in which things happened.
 
 use std::{
     collections::{BTreeMap, HashMap},
     hash::{DefaultHasher, Hash as _, Hasher as _},
+    panic::AssertUnwindSafe,
     sync::{Arc, mpsc as std_mpsc},
     time::{Duration, Instant},
 };
@@ -17,17 +19,18 @@ use fleet_engine::{
 use fleet_job::{
     decode,
     envelope::{DEFAULT_PRIORITY, Envelope, JobType},
-    outcome::{ErrorKind, FailureClass, JobError, Outcome},
+    outcome::{ErrorKind, Failure, FailureClass, JobError, Outcome},
     record::RawRecord,
     time::Timestamp,
 };
 use fleet_kafka::{
     KafkaError,
-    consumer::{Consumer, Event},
+    consumer::{Consumer, Event, Events},
     producer::{Outgoing, Producer},
 };
 use fleet_mcp_client::McpClient;
 use fleet_ops::{http::Health, invariant};
+use futures::FutureExt as _;
 use metrics::{counter, gauge, histogram};
 use serde_json::Value;
 use tokio::{sync::mpsc, task::AbortHandle};
@@ -37,9 +40,11 @@ use crate::{
     config::Args,
     execute::{self, Job},
     metrics as names,
-    report::{Reporter, Settlement, Subject},
+    report::{Kept, Reporter, Settlement, Subject},
 };
 
+/// How long the producer may take to write what it holds when the worker stops.
+const FLUSH_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long a reply may take; after that the job is settled without it.
 const REPLY_TIMEOUT: Duration = Duration::from_secs(10);
 /// How often gauges are brought up to date.
@@ -53,7 +58,7 @@ struct Held {
     started_at: Option<Timestamp>,
     first_error: Option<JobError>,
     last_error: Option<JobError>,
-    result: Option<Value>,
+    result: Option<Kept>,
     /// Calls of a job with several that have succeeded already.
     done: BTreeMap<usize, Value>,
     dead_letter_written: bool,
@@ -163,7 +168,7 @@ impl Shell {
     /// Works until `shutdown`, then drains, commits and leaves the group.
     pub(crate) async fn run(
         mut self,
-        mut events: mpsc::UnboundedReceiver<Event>,
+        mut events: Events,
         shutdown: CancellationToken,
     ) -> Result<(), KafkaError> {
         // Taken once, here: nothing else reads it.
@@ -179,13 +184,16 @@ impl Shell {
             let wake = tokio::time::Instant::from_std(self.wake_at());
             tokio::select! {
                 Some(done) = inbox.recv() => self.done(done),
-                Some(event) = events.recv() => self.event(event)?,
+                event = events.recv() => match event {
+                    Some(event) => self.event(event)?,
+                    None => return Err(KafkaError::PollThread("it has ended")),
+                },
                 () = tokio::time::sleep_until(wake) => self.feed(Input::Tick),
                 _ = gauges.tick() => self.gauges(),
                 () = shutdown.cancelled(), if self.stop_by.is_none() => self.stop(),
             }
         }
-        self.close().await
+        self.close(events).await
     }
 
     fn feed(&mut self, input: Input<'_>) {
@@ -213,7 +221,11 @@ impl Shell {
                         committed = committed.map(|(offset, _)| offset),
                         "assigned"
                     );
-                    self.feed(Input::Assigned { partition: one.partition, committed });
+                    self.feed(Input::Assigned {
+                        partition: one.partition,
+                        generation: one.generation,
+                        committed,
+                    });
                     self.partitions.push(one.partition);
                     if self.stop_by.is_some() {
                         self.feed(Input::Draining(&[one.partition]));
@@ -249,7 +261,10 @@ impl Shell {
     fn record(&mut self, partition: Partition, record: RawRecord) {
         counter!(names::CONSUMED.name).increment(1);
         let offset = record.position.offset;
-        let Some(token) = self.engine.token(partition, offset) else { return };
+        let Some(token) = self.engine.token(partition, offset).filter(|token| !self.jobs.contains_key(token))
+        else {
+            return;
+        };
         let bytes = record.size();
         let (held, admission) = self.admit(record);
         self.jobs.insert(token, held);
@@ -339,7 +354,7 @@ impl Shell {
         held.done = done;
         let (attempt, label) = match outcome {
             Outcome::Succeeded(result) => {
-                held.result = Some(result);
+                held.result = Some(self.reporter.kept(result));
                 (Attempt::Succeeded, "succeeded")
             }
             Outcome::Failed(failure) => {
@@ -373,7 +388,7 @@ impl Shell {
     }
 
     fn watch_breaker(&mut self) {
-        if self.breaker_open && self.engine.breaker() == BreakerState::Closed {
+        if self.breaker_open && self.stop_by.is_none() && self.engine.breaker() == BreakerState::Closed {
             tracing::info!("the MCP server answers again");
             self.health.set_ready();
             self.breaker_open = false;
@@ -401,11 +416,18 @@ impl Shell {
                     }
                 }
                 Command::Commit(commit) => self.consumer.commit(commit),
-                Command::Pause(partition) => self.consumer.pause(partition),
-                Command::Resume(partition) => self.consumer.resume(partition),
+                Command::Pause(partition, generation) => self.consumer.pause(partition, generation),
+                Command::Resume(partition, generation) => self.consumer.resume(partition, generation),
+                Command::LogReset(partition) => {
+                    tracing::error!(
+                        partition = partition.number,
+                        "the log begins anew below the committed offset: was the topic made again, or its data lost?"
+                    );
+                }
                 Command::Probe => {
-                    let (client, done) = (self.client.clone(), self.done.clone());
-                    tokio::spawn(async move { give(&done, Done::Probed(client.probe().await.is_ok())) });
+                    let client = self.client.clone();
+                    let probe = async move { Done::Probed(client.probe().await.is_ok()) };
+                    self.spawn(probe, || Done::Probed(false));
                 }
                 Command::Violation(name, token) => invariant::violated(name, format_args!("{token:?}")),
             }
@@ -422,13 +444,25 @@ impl Shell {
         let job =
             Job { envelope, record: held.record.clone(), timeout, done: std::mem::take(&mut held.done) };
         let running = self.reporter.running(&held.subject(), now, attempt);
-        let (client, done) = (self.client.clone(), self.done.clone());
-        let task = tokio::spawn(async move {
-            let started = Instant::now();
-            let (outcome, calls) = execute::attempt(&client, job, attempt).await;
-            give(&done, Done::Attempt { token, outcome, done: calls, took: started.elapsed() });
-        });
-        held.task = Some(task.abort_handle());
+        let client = self.client.clone();
+        let task = self.spawn(
+            async move {
+                let started = Instant::now();
+                let (outcome, calls) = execute::attempt(&client, job, attempt).await;
+                Done::Attempt { token, outcome, done: calls, took: started.elapsed() }
+            },
+            move || {
+                let error = JobError::new(
+                    ErrorKind::Protocol,
+                    "the worker failed while it made the call; its log says more",
+                );
+                let outcome = Outcome::Failed(Failure::retry(error));
+                Done::Attempt { token, outcome, done: BTreeMap::new(), took: Duration::ZERO }
+            },
+        );
+        if let Some(held) = self.jobs.get_mut(&token) {
+            held.task = Some(task);
+        }
         self.announce(Some(running));
     }
 
@@ -459,8 +493,28 @@ impl Shell {
         if held.dead_letter_written {
             settlement.dead_letter = None;
         }
-        let (producer, done) = (self.producer.clone(), self.done.clone());
-        tokio::spawn(async move { give(&done, write(&producer, token, settlement).await) });
+        let producer = self.producer.clone();
+        let task = self.spawn(async move { write(&producer, token, settlement).await }, move || {
+            Done::NotWritten { token, dead_letter_written: false }
+        });
+        if let Some(held) = self.jobs.get_mut(&token) {
+            held.task = Some(task);
+        }
+    }
+
+    /// Runs `work` as a task whose answer comes back to the loop, also where it panics: the engine waits for it.
+    fn spawn(
+        &self,
+        work: impl Future<Output = Done> + Send + 'static,
+        after_panic: impl FnOnce() -> Done + Send + 'static,
+    ) -> AbortHandle {
+        let done = self.done.clone();
+        let task = tokio::spawn(async move {
+            // Nothing that the work has touched is used after a panic.
+            let answer = AssertUnwindSafe(work).catch_unwind().await;
+            give(&done, answer.unwrap_or_else(|_| after_panic()));
+        });
+        task.abort_handle()
     }
 
     // --- Giving partitions back, and stopping -----------------------------------------------------------------------
@@ -478,10 +532,7 @@ impl Shell {
             let commits = self.engine.release(&revoke.partitions);
             self.partitions.retain(|partition| !revoke.partitions.contains(partition));
             self.carry_out();
-            // The poll thread waits a little longer than the deadline, so somebody is there.
-            if revoke.reply.send(commits).is_err() {
-                tracing::warn!("the poll thread did not wait for the last commit");
-            }
+            answer(&revoke.reply, commits);
         }
     }
 
@@ -489,33 +540,48 @@ impl Shell {
         tracing::info!(in_flight = self.engine.status().in_flight, "draining");
         self.health.set_not_ready("draining");
         self.stop_by = Some(Instant::now() + self.args.drain_timeout);
-        for partition in self.partitions.clone() {
-            self.consumer.pause(partition);
-        }
         let partitions = self.partitions.clone();
+        for partition in &partitions {
+            if let Some(token) = self.engine.token(*partition, 0) {
+                self.consumer.pause(*partition, token.generation);
+            }
+        }
         self.feed(Input::Draining(&partitions));
     }
 
-    async fn close(mut self) -> Result<(), KafkaError> {
+    async fn close(mut self, mut events: Events) -> Result<(), KafkaError> {
         let left = self.engine.status().in_flight;
         if left > 0 {
             tracing::warn!(left, "jobs still run at the end of the drain; they will run again elsewhere");
         }
+        for revoke in std::mem::take(&mut self.revokes) {
+            let commits = self.engine.release(&revoke.partitions);
+            answer(&revoke.reply, commits);
+        }
         let commits = self.engine.release(&std::mem::take(&mut self.partitions));
         self.carry_out();
-        for revoke in self.revokes.drain(..) {
-            // Released above; the poll thread must not wait for it in vain.
-            if revoke.reply.send(Vec::new()).is_err() {
-                tracing::debug!("the poll thread did not wait for the last commit");
+        // What is said of the jobs must be written before somebody else can speak of them.
+        let producer = self.producer;
+        let flushed = tokio::task::spawn_blocking(move || producer.flush(FLUSH_TIMEOUT)).await;
+        if !matches!(flushed, Ok(Ok(()))) {
+            tracing::warn!("some events may not have been written");
+        }
+        let closing = self.consumer.close(commits.clone());
+        tokio::pin!(closing);
+        loop {
+            tokio::select! {
+                closed = &mut closing => {
+                    tracing::info!(ok = closed.is_ok(), "drained, committed, left the group");
+                    return closed;
+                }
+                Some(event) = events.recv() => {
+                    if let Event::Revoking(partitions, _, reply) = event {
+                        let theirs = commits.iter().filter(|commit| partitions.contains(&commit.partition));
+                        answer(&reply, theirs.cloned().collect());
+                    }
+                }
             }
         }
-        self.consumer.close(commits).await?;
-        let producer = self.producer;
-        match tokio::task::spawn_blocking(move || producer.flush(Duration::from_secs(5))).await {
-            Ok(Ok(())) => tracing::info!("drained, committed, left the group"),
-            _ => tracing::warn!("left the group; some events may not have been written"),
-        }
-        Ok(())
     }
 
     fn gauges(&self) {
@@ -528,6 +594,13 @@ impl Shell {
     }
 }
 
+fn answer(reply: &std_mpsc::SyncSender<Vec<FinalCommit>>, commits: Vec<FinalCommit>) {
+    // The poll thread waits a little longer than the drain, so it should be there.
+    if reply.send(commits).is_err() {
+        tracing::warn!("the poll thread did not wait for the last commit of partitions that it gives back");
+    }
+}
+
 fn give(done: &mpsc::UnboundedSender<Done>, what: Done) {
     // The shell outlives its tasks but at the very end, when nothing is waited for.
     if done.send(what).is_err() {
@@ -537,13 +610,13 @@ fn give(done: &mpsc::UnboundedSender<Done>, what: Done) {
 
 async fn write(producer: &Producer, token: Token, settlement: Settlement) -> Done {
     let mut dead_letter_written = false;
-    if let Some(letter) = &settlement.dead_letter {
-        if let Err(error) = producer.send(letter).await {
+    if let Some(letter) = settlement.dead_letter {
+        if let Err(error) = write_one(producer, letter.whole, letter.bare).await {
             return not_written(token, false, "dead-letter", &error);
         }
         dead_letter_written = true;
     }
-    if let Err(error) = producer.send(&settlement.event).await {
+    if let Err(error) = write_one(producer, settlement.event.whole, settlement.event.bare).await {
         return not_written(token, dead_letter_written, "event", &error);
     }
     if let Some(reply) = &settlement.reply {
@@ -554,6 +627,21 @@ async fn write(producer: &Producer, token: Token, settlement: Settlement) -> Don
         }
     }
     Done::Written(token, settlement.state)
+}
+
+/// Writes a record, or its short form where the topic takes no record of that size: trying the same again could not help
+/// and would hold up the partition for ever.
+async fn write_one(producer: &Producer, whole: Outgoing, bare: Outgoing) -> Result<(), KafkaError> {
+    match producer.send(&whole).await {
+        Err(error) if error.is_too_large() => {
+            tracing::error!(
+                topic = whole.topic,
+                "a record is too large for its topic and is written in short: raise max.message.bytes"
+            );
+            producer.send(&bare).await.map(drop)
+        }
+        other => other.map(drop),
+    }
 }
 
 fn not_written(token: Token, dead_letter_written: bool, kind: &'static str, error: &KafkaError) -> Done {

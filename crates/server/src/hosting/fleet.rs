@@ -143,7 +143,9 @@ impl Fleet {
     /// Where it can't be started now.
     pub async fn connection(self: &Arc<Self>, name: &str) -> Result<Arc<Upstream>, Down> {
         let down = |reason: String, retry_after| Down { server: name.to_owned(), reason, retry_after };
-        let hosted = self.find(name).ok_or_else(|| down("it is not hosted here: a server-init job or server_initialize does that".to_owned(), None))?;
+        let hosted = self.find(name).ok_or_else(|| {
+            down("it is not hosted here: a server-init job or server_initialize does that".to_owned(), None)
+        })?;
         if let Some(upstream) = hosted.running() {
             return Ok(upstream);
         }

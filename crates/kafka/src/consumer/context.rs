@@ -1,0 +1,301 @@
+//! What librdkafka calls back into, on the poll thread: rebalances, statistics, errors. And the commits, which belong to
+//! the same thread.
+
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
+        mpsc,
+    },
+    thread,
+    time::{Duration, Instant},
+};
+
+use fleet_engine::{FinalCommit, Partition};
+use rdkafka::{
+    ClientContext, Offset, Statistics, TopicPartitionList,
+    client::OAuthToken,
+    consumer::{BaseConsumer, CommitMode, Consumer as _, ConsumerContext, Rebalance},
+    error::{KafkaError as Native, KafkaResult, RDKafkaErrorCode},
+};
+use tokio::sync::mpsc as events;
+
+use super::{Assigned, Event, REPLY_MARGIN};
+
+/// How long the broker may take to say what is committed.
+const COMMITTED_TIMEOUT: Duration = Duration::from_secs(10);
+/// How often it is asked before we go on without. Nothing can be fetched meanwhile either.
+const COMMITTED_TRIES: usize = 9;
+/// How often the last commit of a partition is tried, and how long apart: while a group rebalances, the coordinator
+/// refuses commits for a moment.
+pub(super) const LAST_COMMIT_TRIES: usize = 25;
+pub(super) const LAST_COMMIT_PAUSE: Duration = Duration::from_millis(200);
+
+pub(super) struct Context {
+    events: events::UnboundedSender<Event>,
+    /// Bytes of records handed over and not taken yet.
+    pub(super) queued: Arc<AtomicUsize>,
+    /// The group is being left: nobody is to be asked any more.
+    pub(super) closing: AtomicBool,
+    topics: Vec<String>,
+    drain: Duration,
+    /// Assignments so far.
+    generations: AtomicU64,
+    /// The assigned partitions, and the number of each one's assignment.
+    owned: Mutex<HashMap<Partition, u64>>,
+}
+
+impl Context {
+    pub(super) fn new(
+        events: events::UnboundedSender<Event>,
+        queued: Arc<AtomicUsize>,
+        topics: Vec<String>,
+        drain: Duration,
+    ) -> Self {
+        Self {
+            events,
+            queued,
+            closing: AtomicBool::new(false),
+            topics,
+            drain,
+            generations: AtomicU64::new(0),
+            owned: Mutex::default(),
+        }
+    }
+
+    pub(super) fn emit(&self, event: Event) {
+        // The receiver goes only when the worker ends.
+        if self.events.send(event).is_err() {
+            tracing::debug!("nobody listens to the poll thread any more");
+        }
+    }
+
+    fn owned(&self) -> MutexGuard<'_, HashMap<Partition, u64>> {
+        // Insert and remove leave the map whole even if they panic.
+        self.owned.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether a partition is still under this assignment.
+    pub(super) fn owns(&self, partition: Partition, generation: u64) -> bool {
+        self.owned().get(&partition) == Some(&generation)
+    }
+
+    /// The commits of partitions that are still under the same assignment.
+    pub(super) fn still_owned(&self, commits: Vec<FinalCommit>) -> Vec<FinalCommit> {
+        commits.into_iter().filter(|commit| self.owns(commit.partition, commit.generation)).collect()
+    }
+
+    fn disown(&self, partitions: &[Partition]) {
+        self.owned().retain(|partition, _| !partitions.contains(partition));
+    }
+
+    pub(super) fn partition(&self, topic: &str, number: i32) -> Option<Partition> {
+        let topic = self.topics.iter().position(|name| name == topic)?;
+        Some(Partition { topic: u16::try_from(topic).ok()?, number })
+    }
+
+    fn partitions(&self, list: &TopicPartitionList) -> Vec<Partition> {
+        list.elements()
+            .iter()
+            .filter_map(|element| self.partition(element.topic(), element.partition()))
+            .collect()
+    }
+
+    fn topic(&self, partition: Partition) -> &str {
+        self.topics.get(usize::from(partition.topic)).map_or("", String::as_str)
+    }
+
+    pub(super) fn positions(&self, partitions: impl IntoIterator<Item = Partition>) -> TopicPartitionList {
+        let mut list = TopicPartitionList::new();
+        for partition in partitions {
+            list.add_partition(self.topic(partition), partition.number);
+        }
+        list
+    }
+
+    fn list<'a>(&self, commits: impl IntoIterator<Item = &'a FinalCommit>) -> TopicPartitionList {
+        let mut list = TopicPartitionList::new();
+        for commit in commits {
+            let mut element = list.add_partition(self.topic(commit.partition), commit.partition.number);
+            // Offsets are not negative, which is all that librdkafka could object to.
+            if let Err(error) = element.set_offset(Offset::Offset(commit.offset)) {
+                tracing::error!(%error, offset = commit.offset, "an impossible offset was to be committed");
+            }
+            if !commit.metadata.is_empty() {
+                element.set_metadata(&commit.metadata);
+            }
+        }
+        list
+    }
+
+    /// Commits for all these partitions; an error when one of them fails.
+    pub(super) fn commit_together(
+        &self,
+        consumer: &BaseConsumer<Self>,
+        commits: &[FinalCommit],
+    ) -> KafkaResult<()> {
+        consumer.commit(&self.list(commits), CommitMode::Sync)
+    }
+
+    /// Commits for one partition; without the metadata where the broker does not take so much of it. The offset alone
+    /// costs repeats at worst, and no commit at all would cost more of them.
+    pub(super) fn commit_alone(
+        &self,
+        consumer: &BaseConsumer<Self>,
+        commit: &FinalCommit,
+    ) -> KafkaResult<()> {
+        match self.commit_together(consumer, std::slice::from_ref(commit)) {
+            Err(error) if error.rdkafka_error_code() == Some(RDKafkaErrorCode::OffsetMetadataTooLarge) => {
+                tracing::error!(
+                    "the broker's offset.metadata.max.bytes is below 4096: attempts are not durable"
+                );
+                let bare = FinalCommit { metadata: String::new(), ..commit.clone() };
+                self.commit_together(consumer, &[bare])
+            }
+            other => other,
+        }
+    }
+
+    /// Commits one by one, and leaves in `open` what failed.
+    pub(super) fn commit_each(
+        &self,
+        consumer: &BaseConsumer<Self>,
+        open: &mut Vec<FinalCommit>,
+    ) -> KafkaResult<()> {
+        let mut result = Ok(());
+        open.retain(|commit| match self.commit_alone(consumer, commit) {
+            Ok(()) => false,
+            Err(error) => {
+                result = Err(error);
+                true
+            }
+        });
+        result
+    }
+
+    /// The last commit before partitions are given back: there is no later one to mend it.
+    fn commit_before_revoke(
+        &self,
+        consumer: &BaseConsumer<Self>,
+        mut open: Vec<FinalCommit>,
+    ) -> KafkaResult<()> {
+        for attempt in 1.. {
+            match self.commit_each(consumer, &mut open) {
+                Ok(()) => break,
+                Err(error) if attempt >= LAST_COMMIT_TRIES => return Err(error),
+                Err(_) => thread::sleep(LAST_COMMIT_PAUSE),
+            }
+        }
+        Ok(())
+    }
+
+    fn assigned(&self, consumer: &BaseConsumer<Self>, list: &TopicPartitionList) {
+        let partitions = self.partitions(list);
+        if partitions.is_empty() {
+            return;
+        }
+        let committed = (1..=COMMITTED_TRIES).find_map(|attempt| {
+            match consumer.committed_offsets(self.positions(partitions.iter().copied()), COMMITTED_TIMEOUT) {
+                Ok(committed) => Some(committed),
+                Err(error) => {
+                    tracing::warn!(%error, attempt, "the broker does not say what is committed");
+                    None
+                }
+            }
+        });
+        if committed.is_none() {
+            tracing::error!(
+                "going on without commit metadata: settled jobs beyond the frontier may run again"
+            );
+        }
+        let assigned = partitions.into_iter().map(|partition| {
+            let found = committed
+                .as_ref()
+                .and_then(|list| list.find_partition(self.topic(partition), partition.number));
+            let committed = found.and_then(|element| match element.offset() {
+                Offset::Offset(offset) if offset >= 0 => Some((offset, element.metadata().to_owned())),
+                _ => None,
+            });
+            let generation = self.generations.fetch_add(1, Ordering::Relaxed) + 1;
+            self.owned().insert(partition, generation);
+            Assigned { partition, generation, committed }
+        });
+        self.emit(Event::Assigned(assigned.collect()));
+    }
+
+    fn revoked(&self, consumer: &BaseConsumer<Self>, list: &TopicPartitionList) {
+        let partitions = self.partitions(list);
+        if partitions.is_empty() {
+            return;
+        }
+        if consumer.assignment_lost() {
+            self.disown(&partitions);
+            self.emit(Event::Lost(partitions));
+            return;
+        }
+        let (reply, commits) = mpsc::sync_channel(1);
+        self.emit(Event::Revoking(partitions.clone(), Instant::now() + self.drain, reply));
+        // The engine keeps the deadline.
+        match commits
+            .recv_timeout(self.drain + REPLY_MARGIN)
+            .map(|commits| self.commit_before_revoke(consumer, commits))
+        {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => {
+                tracing::warn!(%error, "the commit before giving partitions back failed: their jobs may repeat");
+            }
+            Err(_) => {
+                tracing::warn!("partitions are given back without a last commit: their jobs may repeat")
+            }
+        }
+        // Orders from before this moment still lie in the inbox.
+        self.disown(&partitions);
+    }
+}
+
+impl ClientContext for Context {
+    fn stats(&self, statistics: Statistics) {
+        let lag = statistics.topics.values().flat_map(|topic| {
+            topic.partitions.values().filter_map(|stats| {
+                let partition = self.partition(&topic.topic, stats.partition)?;
+                (stats.consumer_lag >= 0).then_some((partition, stats.consumer_lag))
+            })
+        });
+        let lag: Vec<_> = lag.collect();
+        if !lag.is_empty() {
+            self.emit(Event::Lag(lag));
+        }
+    }
+
+    fn error(&self, error: Native, reason: &str) {
+        tracing::warn!(%error, reason, "Kafka");
+    }
+
+    fn generate_oauth_token(&self, _: Option<&str>) -> Result<OAuthToken, Box<dyn std::error::Error>> {
+        Err("set sasl.oauthbearer.method=oidc and its endpoint: tokens from elsewhere are not supported"
+            .into())
+    }
+}
+
+impl ConsumerContext for Context {
+    fn pre_rebalance(&self, consumer: &BaseConsumer<Self>, rebalance: &Rebalance<'_>) {
+        if self.closing.load(Ordering::Relaxed) {
+            return;
+        }
+        match rebalance {
+            Rebalance::Assign(list) => self.assigned(consumer, list),
+            Rebalance::Revoke(list) => self.revoked(consumer, list),
+            Rebalance::Error(error) => tracing::warn!(%error, "rebalance"),
+        }
+    }
+
+    fn post_rebalance(&self, consumer: &BaseConsumer<Self>, rebalance: &Rebalance<'_>) {
+        // The engine takes a new partition for one that is fetched, whatever its last owner here had paused.
+        if let Rebalance::Assign(list) = rebalance
+            && let Err(error) = consumer.resume(list)
+        {
+            tracing::warn!(%error, "a new partition could not be resumed");
+        }
+    }
+}

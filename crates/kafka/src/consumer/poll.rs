@@ -1,0 +1,151 @@
+//! The poll thread: polls, carries out orders, commits. It never waits for jobs, so slow ones never cost the membership.
+
+use std::{
+    sync::{atomic::Ordering, mpsc},
+    thread,
+    time::{Duration, Instant},
+};
+
+use fleet_engine::{FinalCommit, Partition};
+use rdkafka::{
+    Message as _,
+    consumer::{BaseConsumer, Consumer as _},
+    error::{KafkaError as Native, KafkaResult},
+};
+use tokio::sync::oneshot;
+
+use super::{
+    Event, Order,
+    context::{Context, LAST_COMMIT_PAUSE, LAST_COMMIT_TRIES},
+};
+use crate::{convert, error::KafkaError};
+
+/// The longest a poll waits, and so the longest an order waits to be carried out.
+const POLL: Duration = Duration::from_millis(20);
+/// With so many bytes of records handed over and not taken, polling waits for the other side.
+const MAX_QUEUED_BYTES: usize = 32 << 20;
+const QUEUED_PAUSE: Duration = Duration::from_millis(2);
+
+pub(super) struct PollThread {
+    consumer: BaseConsumer<Context>,
+    inbox: mpsc::Receiver<Order>,
+}
+
+impl PollThread {
+    pub(super) fn new(consumer: BaseConsumer<Context>, inbox: mpsc::Receiver<Order>) -> Self {
+        Self { consumer, inbox }
+    }
+
+    pub(super) fn run(self) {
+        loop {
+            if let Err(error) = self.poll() {
+                self.consumer.context().emit(Event::Failed(error));
+                return;
+            }
+            let mut commits = Vec::new();
+            loop {
+                match self.inbox.try_recv() {
+                    Ok(Order::Close(last, done)) => return self.close(last, done),
+                    Ok(Order::Commit(commit)) => commits.push(commit),
+                    Ok(Order::Pause(partition, generation)) => self.set_paused(partition, generation, true),
+                    Ok(Order::Resume(partition, generation)) => self.set_paused(partition, generation, false),
+                    Err(mpsc::TryRecvError::Empty) => break,
+                    // The engine is gone without a close: it panicked. Leave, commit nothing.
+                    Err(mpsc::TryRecvError::Disconnected) => return,
+                }
+            }
+            self.commit(commits);
+        }
+    }
+
+    fn poll(&self) -> Result<(), KafkaError> {
+        let context = self.consumer.context();
+        if context.queued.load(Ordering::Relaxed) >= MAX_QUEUED_BYTES {
+            thread::sleep(QUEUED_PAUSE);
+            return Ok(());
+        }
+        match self.consumer.poll(POLL) {
+            Some(Ok(message)) => {
+                if let Some(partition) = context.partition(message.topic(), message.partition()) {
+                    let record = convert::to_record(&message);
+                    context.queued.fetch_add(record.size(), Ordering::Relaxed);
+                    context.emit(Event::Record(partition, record));
+                }
+            }
+            Some(Err(source @ Native::MessageConsumptionFatal(_))) => {
+                return Err(KafkaError::Request { what: "consuming", source });
+            }
+            // librdkafka mends everything else by itself and says so in its log.
+            Some(Err(error)) => tracing::warn!(%error, "consuming goes on after an error"),
+            None => {}
+        }
+        Ok(())
+    }
+
+    /// Commits for many partitions at once, and one by one where that fails, so that one that is refused does not hold
+    /// up the others.
+    fn commit(&self, commits: Vec<FinalCommit>) {
+        let context = self.consumer.context();
+        let commits = context.still_owned(commits);
+        if commits.is_empty() {
+            return;
+        }
+        let together = context.commit_together(&self.consumer, &commits);
+        for commit in commits {
+            let result = match &together {
+                Ok(()) => Ok(()),
+                Err(_) => context.commit_alone(&self.consumer, &commit),
+            };
+            if let Err(error) = &result {
+                tracing::warn!(%error, partition = commit.partition.number, "a commit failed and will be repeated");
+            }
+            context.emit(Event::Committed(commit.partition, commit.generation, result.is_ok()));
+        }
+    }
+
+    fn set_paused(&self, partition: Partition, generation: u64, paused: bool) {
+        let context = self.consumer.context();
+        if !context.owns(partition, generation) {
+            return;
+        }
+        let list = context.positions([partition]);
+        let result = if paused { self.consumer.pause(&list) } else { self.consumer.resume(&list) };
+        if let Err(error) = result {
+            tracing::warn!(%error, ?partition, paused, "fetching could not be paused or resumed");
+        }
+    }
+
+    fn close(self, commits: Vec<FinalCommit>, done: oneshot::Sender<Result<(), KafkaError>>) {
+        let result = self.commit_last(commits);
+        self.consumer.context().closing.store(true, Ordering::Relaxed);
+        self.consumer.unsubscribe();
+        let outcome = result.map_err(|source| KafkaError::Request { what: "the last commit", source });
+        // Dropping the consumer leaves the group, which must have happened before we say that we are done.
+        drop(self.consumer);
+        if done.send(outcome).is_err() {
+            tracing::debug!("nobody waits for the consumer to close");
+        }
+    }
+
+    /// The last commit of all. When several workers stop at once their group rebalances, and the coordinator refuses
+    /// commits until we have joined its new generation, which takes polling. Partitions that go meanwhile are committed
+    /// as they go.
+    fn commit_last(&self, commits: Vec<FinalCommit>) -> KafkaResult<()> {
+        let context = self.consumer.context();
+        let mut open = commits;
+        for attempt in 1.. {
+            open = context.still_owned(open);
+            match context.commit_each(&self.consumer, &mut open) {
+                Ok(()) => break,
+                Err(error) if attempt >= LAST_COMMIT_TRIES => return Err(error),
+                Err(error) => tracing::info!(%error, attempt, "the last commit is tried again"),
+            }
+            let until = Instant::now() + LAST_COMMIT_PAUSE;
+            while Instant::now() < until {
+                // Records are read again by the next owner.
+                drop(self.consumer.poll(until.saturating_duration_since(Instant::now())));
+            }
+        }
+        Ok(())
+    }
+}
