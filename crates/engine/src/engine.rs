@@ -14,7 +14,9 @@ use crate::{
     partition::{Delivery, PartitionState, Phase, Sayable, Slot},
     progress::Progress,
     schedule::{Alarm, Ready, Timers},
-    types::{Admission, Attempt, Command, Config, FinalCommit, Input, Partition, Terminal, Token},
+    types::{
+        Admission, Attempt, Command, Config, FinalCommit, Input, JobSpec, Partition, Terminal, Token, faulty,
+    },
 };
 
 /// The longest that a server's `Retry-After` is believed.
@@ -247,6 +249,7 @@ impl Engine {
             return;
         }
         let attempts = match state.deliver(offset) {
+            Delivery::New(_) if faulty!(self.config, AttemptsForgotten) => 0,
             Delivery::New(attempts) => attempts,
             Delivery::Reset => {
                 self.out.push_back(Command::LogReset(partition));
@@ -264,6 +267,9 @@ impl Engine {
                 return;
             }
         };
+        if faulty!(self.config, KnowledgeNotHandedOn) {
+            state.forget_restored();
+        }
         let spec = match admission {
             Admission::Job(spec) => Some(spec),
             Admission::Reject => None,
@@ -277,11 +283,12 @@ impl Engine {
             Some(spec) => {
                 // Also a job that will not start again holds its place, until its end is written down.
                 let lane = keys::lane(self.config.ordering, partition, &spec);
-                let first = lane.is_none_or(|lane| self.keys.join(lane, offset));
+                let first =
+                    lane.is_none_or(|lane| self.keys.join(lane, offset)) || faulty!(self.config, KeysIgnored);
                 if attempts >= spec.max_attempts {
                     self.conclude(token, Terminal::Failed, attempts);
                 } else {
-                    if let Some(deadline) = spec.deadline {
+                    if let Some(deadline) = spec.deadline.filter(|_| !faulty!(self.config, DeadlineIgnored)) {
                         self.timers.set(deadline, token, Alarm::Deadline);
                     }
                     if first {
@@ -295,6 +302,9 @@ impl Engine {
 
     /// Reports what is no job at once, unless even that would outgrow the metadata.
     fn reject(&mut self, token: Token) {
+        if faulty!(self.config, RejectsDropped) {
+            return;
+        }
         let Some(state) = self.partitions.get_mut(&token.partition) else { return };
         if state.has_room(token.offset) {
             self.conclude(token, Terminal::Rejected, 0);
@@ -311,9 +321,10 @@ impl Engine {
     }
 
     fn slot(&mut self, token: Token) -> Option<&mut Slot> {
+        let unfenced = faulty!(self.config, NoFence);
         self.partitions
             .get_mut(&token.partition)
-            .filter(|state| state.generation == token.generation)?
+            .filter(|state| unfenced || state.generation == token.generation)?
             .open
             .get_mut(&token.offset)
     }
@@ -391,8 +402,13 @@ impl Engine {
             Attempt::Succeeded => {
                 self.breaker.reached();
                 self.conclude(token, Terminal::Succeeded, spent);
+                if faulty!(self.config, NextBeforeWritten) {
+                    self.leave_lane(now, token, &spec);
+                }
             }
-            Attempt::Failed(FailureClass::Unavailable, wish) => {
+            Attempt::Failed(FailureClass::Unavailable, wish)
+                if !faulty!(self.config, OutageSpendsAttempts) =>
+            {
                 self.breaker.unavailable(now, wish, &mut self.random);
                 self.set_phase(token, Phase::Ready);
                 self.ready.push_front(spec.priority, token);
@@ -420,6 +436,9 @@ impl Engine {
     }
 
     fn retry_at(&mut self, now: Timestamp, token: Token, spent: u32, at: Timestamp) {
+        if faulty!(self.config, SlotLeak) {
+            self.in_flight += 1;
+        }
         self.set_phase(token, Phase::Delayed);
         self.timers.set(at, token, Alarm::Eligible);
         self.out.push_back(Command::Retrying(token, spent, at));
@@ -464,13 +483,20 @@ impl Engine {
         self.buffered -= 1;
         self.buffered_bytes -= slot.bytes;
         self.out.push_back(Command::Forget(token));
-        let lane = slot.spec.and_then(|spec| keys::lane(self.config.ordering, token.partition, &spec));
-        if let Some(next) = lane.and_then(|lane| self.keys.leave(lane, token.offset)) {
-            self.unblocked(now, Token { offset: next, ..token });
+        if let Some(spec) = slot.spec {
+            self.leave_lane(now, token, &spec);
         }
         self.ungate(token.partition);
         self.schedule_commit(now, token.partition, self.config.commit_interval);
         self.update_pause(token.partition);
+    }
+
+    /// Gives up the job's place in its key; the next one may start.
+    fn leave_lane(&mut self, now: Timestamp, token: Token, spec: &JobSpec) {
+        let lane = keys::lane(self.config.ordering, token.partition, spec);
+        if let Some(next) = lane.and_then(|lane| self.keys.leave(lane, token.offset)) {
+            self.unblocked(now, Token { offset: next, ..token });
+        }
     }
 
     fn ungate(&mut self, partition: Partition) {
@@ -492,7 +518,7 @@ impl Engine {
         while let Some((token, alarm)) = self.timers.pop_due(now) {
             self.alarm(now, token, alarm);
         }
-        if self.breaker.tick(now) {
+        if self.breaker.tick(now) && !faulty!(self.config, NeverProbes) {
             self.out.push_back(Command::Probe);
         }
         if !self.ready.is_empty() {
@@ -520,6 +546,7 @@ impl Engine {
 
     fn alarm(&mut self, now: Timestamp, token: Token, alarm: Alarm) {
         let draining = self.partitions.get(&token.partition).is_none_or(|state| state.draining);
+        let waits_for_commit = !faulty!(self.config, RetryBeforeDurable);
         let Some(slot) = self.slot(token) else { return };
         let (phase, attempts) = (slot.phase, slot.attempts);
         match (alarm, phase) {
@@ -528,7 +555,7 @@ impl Engine {
                 let attempts = attempts + u32::from(terminal == Terminal::Succeeded);
                 self.out.push_back(Command::Settle(token, terminal, attempts));
             }
-            (Alarm::Eligible, Phase::Delayed) if slot.attempts > slot.durable => {
+            (Alarm::Eligible, Phase::Delayed) if waits_for_commit && slot.attempts > slot.durable => {
                 slot.phase = Phase::AwaitsCommit;
                 self.schedule_commit(now, token.partition, self.config.urgent_commit_interval);
             }
@@ -566,8 +593,11 @@ impl Engine {
         }
         state.committed_at = Some(now);
         match state.commit(partition) {
-            Sayable::Commit(commit) => {
-                if commit.offset > state.frontier().unwrap_or(commit.offset)
+            Sayable::Commit(mut commit) => {
+                if faulty!(self.config, CommitPastGap) {
+                    commit.offset = state.open.last_key_value().map_or(commit.offset, |(last, _)| last + 1);
+                    commit.metadata = String::new();
+                } else if commit.offset > state.frontier().unwrap_or(commit.offset)
                     || state.committed.is_some_and(|committed| commit.offset < committed)
                 {
                     let generation = state.generation;
@@ -666,7 +696,7 @@ impl Engine {
         let Some(state) = self.partitions.get_mut(&partition) else { return };
         let open = state.open.len();
         let pause = full || open >= share || (state.paused && open > share / 2);
-        if pause != state.paused {
+        if pause != state.paused && !(state.paused && faulty!(self.config, NeverResumes)) {
             state.paused = pause;
             let generation = state.generation;
             let command = match pause {

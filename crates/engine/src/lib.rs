@@ -14,6 +14,8 @@ mod keys;
 mod partition;
 mod progress;
 mod schedule;
+#[cfg(test)]
+mod simulation;
 mod types;
 
 pub use backoff::Backoff;

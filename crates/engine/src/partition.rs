@@ -156,9 +156,14 @@ impl PartitionState {
         let attempts = self.restored.attempts(offset);
         if offset + 1 >= self.restored.end {
             // Everything that the last owner knew has been read again.
-            self.restored = Progress::none(offset + 1);
+            self.forget_restored();
         }
         Delivery::New(attempts)
+    }
+
+    /// Forgets what the last owner knew.
+    pub(crate) fn forget_restored(&mut self) {
+        self.restored = Progress::none(self.next.unwrap_or_default());
     }
 
     fn note(&mut self, offset: i64) {
@@ -256,7 +261,10 @@ impl PartitionState {
         let base = self.frontier()?;
         let next = self.next.unwrap_or(base);
         let mut progress = Progress::none(base);
-        let open = self.open.keys().map(|offset| (*offset, *offset + 1));
+        // What lies beyond the last job that was ever started is as new as what has not been read: nothing need be said
+        // of it, and its holes cost nothing.
+        let known = (self.touched + 1).clamp(base, next.max(base));
+        let open = self.open.range(..known).map(|(offset, _)| (*offset, *offset + 1));
         // What the last owner knew and this one has not read again yet is handed on.
         let ahead = self.restored.open.iter().filter(|(_, end)| *end > next);
         let ahead = ahead.map(|(first, end)| ((*first).max(next), *end));
@@ -266,8 +274,8 @@ impl PartitionState {
                 _ => progress.open.push((first, end)),
             }
         }
-        progress.end = next.max(self.restored.end);
-        let attempts = self.open.iter().map(|(offset, slot)| (*offset, slot.attempts));
+        progress.end = if self.restored.end > next { self.restored.end } else { known };
+        let attempts = self.open.range(..known).map(|(offset, slot)| (*offset, slot.attempts));
         let ahead = self.restored.attempts.iter().copied().filter(|(offset, _)| *offset >= next);
         progress.attempts = attempts.chain(ahead).filter(|(_, attempts)| *attempts > 0).collect();
         // Open offsets at the end say nothing that their absence would not say.

@@ -196,7 +196,84 @@ pub struct Config {
     pub rewrite: Backoff,
     /// Seeds the jitter.
     pub seed: u64,
+    /// A mistake to make on purpose.
+    #[cfg(test)]
+    pub(crate) fault: Option<Fault>,
 }
+
+/// A mistake that the engine, or the shell in its place, makes on purpose, so that the simulation can show that it finds
+/// it. Each is one that a consumer somewhere has shipped.
+#[cfg(test)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Fault {
+    /// The committed offset is the next one to read, whatever is open below (I1).
+    CommitPastGap,
+    /// A job counts as settled when its end is handed over for writing, not when that is acknowledged (I2).
+    SettleBeforeWritten,
+    /// A failed write counts as done (I2).
+    WriteFailureIgnored,
+    /// Attempts of the last owner are forgotten (I6).
+    AttemptsForgotten,
+    /// The next attempt does not wait for the commit of the one before (I6).
+    RetryBeforeDurable,
+    /// What ends after its partition was taken away is taken for its new assignment's (fence).
+    NoFence,
+    /// A commit from before a revoke is sent after it, over the last one (I4).
+    CommitAfterRevoke,
+    /// What the last owner knew of offsets that have not been read again is not handed on (I4).
+    KnowledgeNotHandedOn,
+    /// The next job of a key starts when the one before has finished, not when its end is written (I5).
+    NextBeforeWritten,
+    /// Keys are not looked at (I5).
+    KeysIgnored,
+    /// An outage spends attempts (I7).
+    OutageSpendsAttempts,
+    /// Nobody asks whether the server is back (I3).
+    NeverProbes,
+    /// A job that waits for its backoff keeps its slot for ever (I3).
+    SlotLeak,
+    /// A paused partition stays paused (I3).
+    NeverResumes,
+    /// What is no job is dropped without a word (I3).
+    RejectsDropped,
+    /// Deadlines are not looked at.
+    DeadlineIgnored,
+}
+
+#[cfg(test)]
+impl Fault {
+    /// All of them.
+    pub(crate) const ALL: [Self; 16] = [
+        Self::CommitPastGap,
+        Self::SettleBeforeWritten,
+        Self::WriteFailureIgnored,
+        Self::AttemptsForgotten,
+        Self::RetryBeforeDurable,
+        Self::NoFence,
+        Self::CommitAfterRevoke,
+        Self::KnowledgeNotHandedOn,
+        Self::NextBeforeWritten,
+        Self::KeysIgnored,
+        Self::OutageSpendsAttempts,
+        Self::NeverProbes,
+        Self::SlotLeak,
+        Self::NeverResumes,
+        Self::RejectsDropped,
+        Self::DeadlineIgnored,
+    ];
+}
+
+/// Whether this very mistake is to be made. Never outside the simulation, where the question costs nothing.
+macro_rules! faulty {
+    ($config:expr, $fault:ident) => {{
+        #[cfg(test)]
+        let faulty = $config.fault == Some($crate::types::Fault::$fault);
+        #[cfg(not(test))]
+        let faulty = false;
+        faulty
+    }};
+}
+pub(crate) use faulty;
 
 impl Default for Config {
     fn default() -> Self {
@@ -212,6 +289,8 @@ impl Default for Config {
             probe: Backoff { base: ms(500), max: ms(15_000) },
             rewrite: Backoff { base: ms(200), max: ms(10_000) },
             seed: 0,
+            #[cfg(test)]
+            fault: None,
         }
     }
 }

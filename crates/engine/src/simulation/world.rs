@@ -1,22 +1,33 @@
-//! A deterministic simulation of a whole fleet: producers, a broker, workers that crash and leave, a server that fails in
-//! every way; I1 and I3 to I7 are checked at every step. Each seed is one schedule; a failing one is printed.
-#![expect(clippy::unwrap_used, clippy::print_stdout, reason = "test code: a panic is the report")]
+//! The simulated world: a broker with logs and committed offsets, workers with an engine each, a server, a group. Every
+//! move is drawn from one seed. The oracles for I1 and I3 to I7 look at every command and every write.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     time::Duration,
 };
 
-use fleet_engine::{
-    Admission, Attempt, Backoff, Command, Config, Engine, FinalCommit, Input, JobSpec, Partition, Terminal,
-    Token,
-};
 use fleet_job::{outcome::FailureClass, time::Timestamp};
 
-/// How many schedules the normal test run plays; `FLEET_SIM_SEEDS` sets another number.
-const SEEDS: u64 = 2_000;
+use crate::{
+    Admission, Attempt, Backoff, Command, Config, Engine, FinalCommit, Input, JobSpec, Partition, Progress,
+    Terminal, Token, types::Fault,
+};
+
 const PARTITIONS: i32 = 3;
 const MAX_ATTEMPTS: u32 = 4;
+
+/// Ends the schedule: a promise is broken. Unwinding without the panic hook keeps the many schedules of the mutants quiet.
+pub(super) fn broken(message: String) -> ! {
+    std::panic::resume_unwind(Box::new(message))
+}
+
+macro_rules! ensure {
+    ($holds:expr, $($message:tt)+) => {
+        if !$holds {
+            broken(format!($($message)+));
+        }
+    };
+}
 
 struct Rng(u64);
 
@@ -78,11 +89,13 @@ struct Worker {
     paused: BTreeSet<i32>,
     running: Vec<(Token, u32)>,
     writing: Vec<(Token, Terminal)>,
+    /// Attempts whose partition was taken away while they ran.
+    late: Vec<(Token, u32)>,
     commits: Vec<FinalCommit>,
     probing: bool,
 }
 
-struct World {
+pub(super) struct World {
     rng: Rng,
     now: i64,
     logs: Vec<Log>,
@@ -95,14 +108,15 @@ struct World {
     /// Something has happened after which jobs may repeat: a crash, a lost partition, a last commit that failed.
     disorder: bool,
     generations: u64,
-    seed: u64,
+    fault: Option<Fault>,
+    trace: bool,
 }
 
 fn partition(number: i32) -> Partition {
     Partition { topic: 0, number }
 }
 
-fn engine(seed: u64) -> Engine {
+fn engine(seed: u64, fault: Option<Fault>) -> Engine {
     let ms = Duration::from_millis;
     Engine::new(Config {
         max_in_flight: 4,
@@ -113,12 +127,13 @@ fn engine(seed: u64) -> Engine {
         probe: Backoff { base: ms(100), max: ms(500) },
         rewrite: Backoff { base: ms(20), max: ms(100) },
         seed,
+        fault,
         ..Config::default()
     })
 }
 
 impl World {
-    fn new(seed: u64) -> Self {
+    pub(super) fn new(seed: u64, fault: Option<Fault>) -> Self {
         let mut rng = Rng(seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1);
         let (drops_metadata, crashes) = (rng.chance(20), rng.chance(50));
         let mut world = Self {
@@ -133,7 +148,8 @@ impl World {
             crashes,
             disorder: drops_metadata,
             generations: 0,
-            seed,
+            fault,
+            trace: std::env::var_os("FLEET_SIM_TRACE").is_some(),
         };
         world.join();
         world
@@ -144,8 +160,8 @@ impl World {
     }
 
     fn feed(&mut self, worker: usize, input: Input<'_>) {
-        if std::env::var_os("FLEET_SIM_TRACE").is_some() {
-            println!("{} worker {worker}: {input:?}", self.now);
+        if self.trace {
+            eprintln!("{} worker {worker}: {input:?}", self.now);
         }
         let now = self.time();
         self.workers[worker].engine.handle(now, input);
@@ -162,11 +178,21 @@ impl World {
         while let Some(command) = self.workers[worker].engine.poll() {
             match command {
                 Command::Start(token, attempt) => self.started(worker, token, attempt),
-                Command::Settle(token, terminal, _) => self.workers[worker].writing.push((token, terminal)),
+                Command::Settle(token, terminal, _) => {
+                    self.workers[worker].writing.push((token, terminal));
+                    if self.fault == Some(Fault::SettleBeforeWritten) {
+                        let now = self.time();
+                        self.workers[worker].engine.handle(now, Input::Written(token));
+                    }
+                }
                 Command::Commit(commit) => self.workers[worker].commits.push(commit),
                 Command::Forget(token) => {
-                    self.workers[worker].running.retain(|(running, _)| *running != token);
-                    self.workers[worker].writing.retain(|(writing, _)| *writing != token);
+                    // What has ended already may still be on its way to the engine.
+                    let worker = &mut self.workers[worker];
+                    let late = worker.running.iter().filter(|(running, _)| *running == token);
+                    worker.late.extend(late);
+                    worker.running.retain(|(running, _)| *running != token);
+                    worker.writing.retain(|(writing, _)| *writing != token);
                 }
                 Command::Pause(partition, _) => {
                     self.workers[worker].paused.insert(partition.number);
@@ -175,59 +201,62 @@ impl World {
                     self.workers[worker].paused.remove(&partition.number);
                 }
                 Command::Probe => self.workers[worker].probing = true,
-                Command::LogReset(partition) => panic!("{partition:?} was not reset: seed {}", self.seed),
+                Command::LogReset(partition) => broken(format!("{partition:?} was not reset")),
                 Command::Retrying(token, attempts, _) => {
-                    assert!(attempts < MAX_ATTEMPTS, "I6: {token:?} in seed {}", self.seed)
+                    ensure!(
+                        attempts < MAX_ATTEMPTS,
+                        "I6: {token:?} is to be tried again after {attempts} attempts"
+                    );
                 }
-                Command::Violation(name, token) => {
-                    panic!("{name} violated at {token:?} in seed {}", self.seed)
-                }
+                Command::Violation(name, token) => broken(format!("{name} is violated at {token:?}")),
             }
         }
     }
 
     fn started(&mut self, worker: usize, token: Token, attempt: u32) {
-        let seed = self.seed;
         let (number, now) = (token.partition.number, self.now);
-        assert_eq!(
-            self.owner[number as usize],
-            Some(worker),
-            "a job starts without its partition: seed {seed}"
-        );
-        assert!(attempt <= MAX_ATTEMPTS, "I6: attempt {attempt} of {token:?} in seed {seed}");
+        let owner = self.owner[number as usize];
+        ensure!(owner == Some(worker), "{token:?} starts in a worker that does not have its partition");
+        ensure!(attempt <= MAX_ATTEMPTS, "I6: attempt {attempt} of {token:?}");
+        // Every attempt before this one is committed, where the broker keeps metadata (I6).
+        if attempt > 1 && !self.drops_metadata {
+            let (offset, metadata) = self.logs[number as usize].committed.clone().unwrap_or_default();
+            let durable =
+                Progress::decode(offset, &metadata).map_or(0, |progress| progress.attempts(token.offset));
+            ensure!(
+                durable + 1 >= attempt,
+                "I6: attempt {attempt} of {token:?} starts, and {durable} are durable"
+            );
+        }
         let job = self.job(token);
-        assert!(!job.must_not_repeat, "I4: {token:?} runs again in seed {seed}");
-        assert!(job.deadline.is_none_or(|d| d > now), "{token:?} starts after its deadline in seed {seed}");
-        assert!(job.not_before.is_none_or(|d| d <= now), "{token:?} starts too early in seed {seed}");
-        assert!(job.script != Script::NoJob, "what is no job must not start: seed {seed}");
+        ensure!(!job.must_not_repeat, "I4: {token:?} runs again");
+        ensure!(job.deadline.is_none_or(|d| d > now), "{token:?} starts after its deadline");
+        ensure!(job.not_before.is_none_or(|d| d <= now), "{token:?} starts too early");
+        ensure!(job.script != Script::NoJob, "what is no job must not start");
         let key = job.key;
         if let Some(key) = key {
             let log = &self.logs[number as usize];
             let earlier = log.jobs.range(..token.offset).filter(|(_, job)| job.key == Some(key));
             for (offset, job) in earlier {
-                assert!(
+                ensure!(
                     !job.terminals.is_empty() || job.script == Script::NoJob,
-                    "I5: {token:?} starts before offset {offset} of its key is settled, in seed {seed}"
+                    "I5: {token:?} starts before offset {offset} of its key is settled,"
                 );
             }
             let same = self.workers[worker].running.iter().any(|(running, _)| {
                 running.partition == token.partition
                     && self.logs[number as usize].jobs[&running.offset].key == Some(key)
             });
-            assert!(!same, "I5: two jobs of one key at once in seed {seed}");
+            ensure!(!same, "I5: two jobs of one key at once");
         }
         self.workers[worker].running.push((token, attempt));
     }
 
     fn commit(&mut self, commit: &FinalCommit) {
-        let seed = self.seed;
         let drops = self.drops_metadata;
         let log = &mut self.logs[commit.partition.number as usize];
         for (offset, job) in log.jobs.range(..commit.offset) {
-            assert!(
-                !job.terminals.is_empty(),
-                "I1: offset {offset} is committed and not settled in seed {seed}"
-            );
+            ensure!(!job.terminals.is_empty(), "I1: offset {offset} is committed and not settled");
         }
         let metadata = if drops { String::new() } else { commit.metadata.clone() };
         log.committed = Some((commit.offset, metadata));
@@ -236,13 +265,10 @@ impl World {
             job.must_not_repeat = true;
         }
         if !drops {
-            let progress = fleet_engine::Progress::decode(commit.offset, &commit.metadata).unwrap();
+            let progress = Progress::decode(commit.offset, &commit.metadata).unwrap();
             for (offset, job) in log.jobs.range_mut(commit.offset..progress.end) {
                 if progress.is_done(*offset) {
-                    assert!(
-                        !job.terminals.is_empty(),
-                        "I1: {offset} is marked done and is not, in seed {seed}"
-                    );
+                    ensure!(!job.terminals.is_empty(), "I1: {offset} is marked done and is not,");
                     job.must_not_repeat = true;
                 }
             }
@@ -251,7 +277,7 @@ impl World {
 
     // --- Moves ----------------------------------------------------------------------------------------------------
 
-    fn step(&mut self) {
+    pub(super) fn step(&mut self) {
         match self.rng.below(100) {
             0..=14 => self.produce(),
             15..=44 => self.deliver(),
@@ -331,6 +357,11 @@ impl World {
 
     fn finish(&mut self) {
         let worker = self.rng.below(self.workers.len() as u64) as usize;
+        if self.rng.chance(10)
+            && let Some((token, _)) = self.workers[worker].late.pop()
+        {
+            return self.feed(worker, Input::Finished(token, Attempt::Succeeded));
+        }
         if self.workers[worker].running.is_empty() {
             return self.probe(worker);
         }
@@ -369,9 +400,11 @@ impl World {
         let index = self.rng.below(self.workers[worker].writing.len() as u64) as usize;
         let (token, terminal) = self.workers[worker].writing.swap_remove(index);
         if !self.broker_up || self.rng.chance(5) {
+            if self.fault == Some(Fault::WriteFailureIgnored) {
+                return self.feed(worker, Input::Written(token));
+            }
             return self.feed(worker, Input::WriteFailed(token));
         }
-        let seed = self.seed;
         let job = self.job(token);
         let meant = match job.script {
             _ if terminal == Terminal::Expired && job.deadline.is_some() => Terminal::Expired,
@@ -379,16 +412,12 @@ impl World {
             Script::Permanent | Script::FailsForEver => Terminal::Failed,
             // A lost call can spend the attempt that would have succeeded.
             Script::FailsThenSucceeds(_) if terminal == Terminal::Failed => {
-                assert!(
-                    job.ended >= MAX_ATTEMPTS,
-                    "I6: {token:?} gives up after {} attempts in seed {seed}",
-                    job.ended
-                );
+                ensure!(job.ended >= MAX_ATTEMPTS, "I6: {token:?} gives up after {} attempts", job.ended);
                 Terminal::Failed
             }
             Script::FailsThenSucceeds(_) => Terminal::Succeeded,
         };
-        assert_eq!(terminal, meant, "{token:?} in seed {seed}");
+        ensure!(terminal == meant, "{token:?} ends as {terminal:?} and not as {meant:?}");
         job.terminals.push(terminal);
         self.feed(worker, Input::Written(token));
     }
@@ -403,6 +432,7 @@ impl World {
         let ours = self.owner[commit.partition.number as usize] == Some(worker)
             && self.workers[worker].engine.token(commit.partition, 0).map(|token| token.generation)
                 == Some(commit.generation);
+        let ours = ours || self.fault == Some(Fault::CommitAfterRevoke);
         let ok = ours && self.broker_up && !self.rng.chance(5);
         if ok {
             self.commit(&commit);
@@ -423,11 +453,12 @@ impl World {
     fn join(&mut self) {
         let seed = self.rng.next();
         self.workers.push(Worker {
-            engine: engine(seed),
+            engine: engine(seed, self.fault),
             position: HashMap::new(),
             paused: BTreeSet::new(),
             running: Vec::new(),
             writing: Vec::new(),
+            late: Vec::new(),
             commits: Vec::new(),
             probing: false,
         });
@@ -516,7 +547,7 @@ impl World {
     // --- The end --------------------------------------------------------------------------------------------------
 
     /// Lets everything come to its end with server and broker up; every record must then have a terminal state (I3).
-    fn settle_down(&mut self) {
+    pub(super) fn settle_down(&mut self) {
         self.server_up = true;
         self.broker_up = true;
         for _ in 0..200_000 {
@@ -537,30 +568,18 @@ impl World {
             .flat_map(|log| log.jobs.iter().filter(|(_, job)| job.terminals.is_empty()))
             .collect();
         let status: Vec<_> = self.workers.iter().map(|worker| worker.engine.status()).collect();
-        panic!("I3: seed {} does not come to its end: {left:?}\n{status:?}", self.seed);
+        broken(format!("I3: jobs without an end: {left:?}\n{status:?}"));
     }
 }
 
-fn play(seed: u64) {
-    let mut world = World::new(seed);
-    for _ in 0..600 {
-        world.step();
-    }
-    world.settle_down();
-    for job in world.logs.iter().flat_map(|log| log.jobs.values()) {
-        assert!(
-            job.terminals.len() == 1 || world.disorder,
-            "I4: a repeat in good order, seed {seed}: {job:?}"
-        );
-        if job.script == Script::FailsForEver && job.deadline.is_none() && !world.disorder {
-            assert_eq!(job.ended, MAX_ATTEMPTS, "I6: seed {seed}: {job:?}");
+impl World {
+    /// What must hold when everything has come to its end.
+    pub(super) fn check_end(&self) {
+        for job in self.logs.iter().flat_map(|log| log.jobs.values()) {
+            ensure!(job.terminals.len() == 1 || self.disorder, "I4: a repeat in good order: {job:?}");
+            if job.script == Script::FailsForEver && job.deadline.is_none() && !self.disorder {
+                ensure!(job.ended == MAX_ATTEMPTS, "I6: attempts are not exactly {MAX_ATTEMPTS}: {job:?}");
+            }
         }
     }
-}
-
-#[test]
-fn every_schedule_keeps_the_promises() {
-    let seeds = std::env::var("FLEET_SIM_SEEDS").ok().and_then(|n| n.parse().ok()).unwrap_or(SEEDS);
-    let first: u64 = std::env::var("FLEET_SIM_FIRST").ok().and_then(|n| n.parse().ok()).unwrap_or(1);
-    (first..first + seeds).for_each(play);
 }

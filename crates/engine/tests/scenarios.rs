@@ -1,0 +1,313 @@
+//! Single stories of the engine, each written down step by step. What random schedules have found once stands here too,
+//! since a seed means another schedule as soon as the simulation learns a new move.
+#![expect(clippy::unwrap_used, reason = "test code: a panic is the report")]
+
+use std::collections::BTreeSet;
+
+use fleet_engine::{
+    Admission, Attempt, BreakerState, Command, Config, Engine, Input, JobSpec, MAX_ENCODED_BYTES, Partition,
+    Progress, Terminal, Token,
+};
+use fleet_job::{outcome::FailureClass, time::Timestamp};
+use proptest::prelude::*;
+
+const P: Partition = Partition { topic: 0, number: 0 };
+const SPEC: JobSpec = JobSpec { key: None, priority: 4, not_before: None, deadline: None, max_attempts: 3 };
+const NONE: [i64; 0] = [];
+const UNAVAILABLE: Attempt = Attempt::Failed(FailureClass::Unavailable, None);
+const RETRY: Attempt = Attempt::Failed(FailureClass::Retry, None);
+
+fn at(ms: i64) -> Timestamp {
+    Timestamp::from_millis(ms).unwrap()
+}
+
+fn token(offset: i64) -> Token {
+    Token { partition: P, offset, generation: 1 }
+}
+
+/// An engine with one partition, and the commands it has given.
+struct Story {
+    engine: Engine,
+    now: i64,
+}
+
+impl Story {
+    fn new(config: Config, committed: Option<(i64, &str)>) -> Self {
+        let mut story = Self { engine: Engine::new(config), now: 0 };
+        assert_eq!(story.feed(Input::Assigned { partition: P, generation: 1, committed }), []);
+        story
+    }
+
+    fn feed(&mut self, input: Input<'_>) -> Vec<Command> {
+        self.engine.handle(at(self.now), input);
+        std::iter::from_fn(|| self.engine.poll()).collect()
+    }
+
+    fn record(&mut self, offset: i64, spec: JobSpec) -> Vec<Command> {
+        self.feed(Input::Record { partition: P, offset, bytes: 10, admission: Admission::Job(spec) })
+    }
+
+    /// Lets time pass up to `until`, waking up whenever the engine wants to.
+    fn wait(&mut self, until: i64) -> Vec<Command> {
+        let mut commands = Vec::new();
+        while self.now < until {
+            let wake = self.engine.next_wakeup().map_or(until, Timestamp::as_millis);
+            self.now = wake.clamp(self.now + 1, until);
+            commands.extend(self.feed(Input::Tick));
+        }
+        commands
+    }
+
+    fn ends(&mut self, offset: i64, attempt: Attempt) -> Vec<Command> {
+        self.feed(Input::Finished(token(offset), attempt))
+    }
+
+    /// Finishes the job with success and acknowledges its end.
+    fn succeeds(&mut self, offset: i64) -> Vec<Command> {
+        let ended = self.ends(offset, Attempt::Succeeded);
+        [ended, self.feed(Input::Written(token(offset)))].concat()
+    }
+}
+
+fn started(commands: &[Command]) -> Vec<i64> {
+    commands
+        .iter()
+        .filter_map(|command| if let Command::Start(token, _) = command { Some(token.offset) } else { None })
+        .collect()
+}
+
+#[test]
+fn a_job_without_attempts_left_holds_its_place_until_its_end_is_written() {
+    let committed =
+        Progress { base: 0, end: 1, open: vec![(0, 1)], attempts: vec![(0, 3)] }.encode().unwrap();
+    let mut story = Story::new(Config::default(), Some((0, &committed)));
+    let keyed = JobSpec { key: Some(1), ..SPEC };
+    assert_eq!(story.record(0, keyed), [Command::Settle(token(0), Terminal::Failed, 3)]);
+    assert_eq!(started(&story.record(1, keyed)), NONE, "its key is not free yet");
+    assert_eq!(started(&story.feed(Input::Written(token(0)))), [1]);
+}
+
+#[test]
+fn a_job_that_was_running_at_its_deadline_does_not_start_again_after_it() {
+    let mut story = Story::new(Config::default(), None);
+    story.record(0, JobSpec { deadline: Some(at(100)), ..SPEC });
+    story.wait(200);
+    let commands = story.ends(0, UNAVAILABLE);
+    assert_eq!(commands, [Command::Settle(token(0), Terminal::Expired, 0)]);
+}
+
+#[test]
+fn an_outage_of_ten_minutes_spends_nothing() {
+    let mut story = Story::new(Config { max_in_flight: 2, ..Config::default() }, None);
+    for offset in 0..5 {
+        story.record(offset, SPEC);
+    }
+    story.ends(0, UNAVAILABLE);
+    story.ends(1, UNAVAILABLE);
+    let mut probes = 0;
+    while story.now < 600_000 {
+        let commands = story.wait(story.now + 1_000);
+        assert_eq!(started(&commands), NONE, "nothing starts while the server is away");
+        for command in commands {
+            assert!(matches!(command, Command::Probe | Command::Commit(_)), "{command:?}");
+            if command == Command::Probe {
+                probes += 1;
+                assert_eq!(story.feed(Input::Probed(false)), []);
+            }
+        }
+    }
+    assert!((40..=200).contains(&probes), "{probes} probes in ten minutes neither hammer nor sleep");
+    // It is back: one job goes first, and when that has reached it, the others follow.
+    let wake = story.now + 20_000;
+    assert!(story.wait(wake).contains(&Command::Probe));
+    assert_eq!(story.feed(Input::Probed(true)), [Command::Start(token(0), 1)], "a first attempt, as before");
+    assert_eq!(started(&story.succeeds(0)), [1, 2]);
+    assert_eq!(story.engine.breaker(), BreakerState::Closed);
+}
+
+#[test]
+fn a_server_that_answers_probes_and_refuses_calls_is_asked_ever_more_rarely() {
+    let mut story = Story::new(Config { max_in_flight: 8, ..Config::default() }, None);
+    for offset in 0..8 {
+        story.record(offset, SPEC);
+    }
+    let mut running: Vec<i64> = (0..8).collect();
+    let mut calls = 0;
+    while story.now < 600_000 {
+        for offset in std::mem::take(&mut running) {
+            calls += 1;
+            running.extend(started(&story.ends(offset, UNAVAILABLE)));
+        }
+        let commands = story.wait(story.now + 100);
+        running.extend(started(&commands));
+        if commands.contains(&Command::Probe) {
+            running.extend(started(&story.feed(Input::Probed(true))));
+        }
+    }
+    assert!(calls < 8 + 200, "{calls} refused calls in ten minutes");
+}
+
+#[test]
+fn the_next_attempt_waits_until_the_last_one_is_committed() {
+    let mut story = Story::new(Config::default(), None);
+    story.record(0, SPEC);
+    let commands = [story.ends(0, RETRY), story.wait(10_000)].concat();
+    assert_eq!(started(&commands), NONE, "the commit has no answer yet");
+    let commit = commands.into_iter().find_map(|c| if let Command::Commit(c) = c { Some(c) } else { None });
+    let commit = commit.unwrap();
+    assert_eq!(Progress::decode(commit.offset, &commit.metadata).unwrap().attempts(0), 1);
+    let commands = story.feed(Input::Committed { partition: P, generation: 1, ok: true });
+    assert_eq!(commands, [Command::Start(token(0), 2)]);
+}
+
+#[test]
+fn a_poison_job_fails_after_exactly_its_attempts_over_any_number_of_workers() {
+    let mut metadata = String::new();
+    for attempt in 1..=3 {
+        let mut story = Story::new(Config::default(), Some((0, &metadata)));
+        assert_eq!(story.record(0, SPEC), [Command::Start(token(0), attempt)]);
+        let commands = story.ends(0, RETRY);
+        if attempt == 3 {
+            assert_eq!(commands, [Command::Settle(token(0), Terminal::Failed, 3)]);
+            return;
+        }
+        // The worker dies as soon as its commit is through.
+        let commands = [commands, story.wait(1_000)].concat();
+        let commit =
+            commands.into_iter().find_map(|c| if let Command::Commit(c) = c { Some(c) } else { None });
+        metadata = commit.unwrap().metadata;
+    }
+}
+
+#[test]
+fn more_urgent_jobs_go_first_and_equals_in_their_order() {
+    let mut story = Story::new(Config { max_in_flight: 1, ..Config::default() }, None);
+    for (offset, priority) in [(0, 4), (1, 4), (2, 9), (3, 0), (4, 9)] {
+        story.record(offset, JobSpec { priority, ..SPEC });
+    }
+    let mut order = vec![0];
+    for _ in 0..4 {
+        order.extend(started(&story.succeeds(*order.last().unwrap())));
+    }
+    assert_eq!(order, [0, 2, 4, 1, 3]);
+}
+
+#[test]
+fn fetching_pauses_at_the_limit_and_resumes_at_half_of_it() {
+    let mut story = Story::new(Config { max_buffered: 10, max_in_flight: 1, ..Config::default() }, None);
+    for offset in 0..9 {
+        assert!(!story.record(offset, SPEC).contains(&Command::Pause(P, 1)));
+    }
+    assert!(story.record(9, SPEC).contains(&Command::Pause(P, 1)));
+    for offset in 0..4 {
+        assert!(!story.succeeds(offset).contains(&Command::Resume(P, 1)));
+    }
+    assert!(story.succeeds(4).contains(&Command::Resume(P, 1)));
+}
+
+#[test]
+fn nothing_runs_ahead_while_kafka_takes_no_records() {
+    let mut story = Story::new(Config { max_in_flight: 4, max_buffered: 100_000, ..Config::default() }, None);
+    let mut calls = 0;
+    for offset in 0..1_000 {
+        for started in started(&story.record(offset, SPEC)) {
+            calls += 1;
+            story.ends(started, Attempt::Succeeded);
+        }
+    }
+    assert!(calls <= 4 * 4 + 64 + 4, "{calls} jobs have run and none of their ends is written");
+}
+
+#[test]
+fn a_log_that_begins_anew_is_read_and_not_passed_over() {
+    let mut story = Story::new(Config::default(), Some((1_000, "")));
+    assert_eq!(story.record(0, SPEC), [Command::LogReset(P), Command::Start(token(0), 1)]);
+    assert_eq!(started(&story.record(1, SPEC)), [1]);
+    let commands = [story.succeeds(0), story.succeeds(1)].concat();
+    assert!(commands.iter().any(|command| matches!(command, Command::Commit(commit) if commit.offset <= 2)));
+}
+
+#[test]
+fn a_partition_that_leaves_takes_its_jobs_along_and_says_what_is_done() {
+    let mut story = Story::new(Config { max_in_flight: 2, ..Config::default() }, None);
+    for offset in 0..4 {
+        story.record(offset, SPEC);
+    }
+    assert_eq!(started(&story.feed(Input::Draining(&[P]))), NONE);
+    assert!(!story.engine.is_drained(&[P]));
+    assert_eq!(started(&story.succeeds(1)), NONE, "nothing more is started");
+    assert_eq!(story.record(9, SPEC), [Command::Forget(token(9))], "what still comes is the next owner's");
+    let commits = story.engine.release(&[P]);
+    assert_eq!(commits.len(), 1);
+    let progress = Progress::decode(commits[0].offset, &commits[0].metadata).unwrap();
+    assert_eq!(commits[0].offset, 0);
+    assert_eq!(
+        (0..4).map(|offset| progress.is_done(offset)).collect::<Vec<_>>(),
+        [false, true, false, false]
+    );
+    let forgotten: BTreeSet<i64> = std::iter::from_fn(|| story.engine.poll())
+        .filter_map(|command| if let Command::Forget(token) = command { Some(token.offset) } else { None })
+        .collect();
+    assert_eq!(forgotten, BTreeSet::from([0, 2, 3]));
+    assert_eq!(story.ends(0, Attempt::Succeeded), [], "what ends after the fence is nobody's business");
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig {
+        cases: 8,
+        max_shrink_iters: 20,
+        failure_persistence: None,
+        ..ProptestConfig::default()
+    })]
+
+    /// However jobs end, and however far one slow job holds up the frontier, every commit can be said.
+    #[test]
+    fn commits_always_fit(seed in any::<u64>(), attempts in 1_u32..40, slow in 0_i64..50, failing in 0_u64..4) {
+        let config = Config { max_in_flight: 300, max_buffered: 100_000, ..Config::default() };
+        let mut story = Story::new(config, None);
+        let (mut random, mut running, mut next) = (seed | 1, Vec::new(), 0_i64);
+        for _ in 0..8_000 {
+            random ^= random << 13;
+            random ^= random >> 7;
+            random ^= random << 17;
+            let mut commands = match random % 8 {
+                0..=3 => {
+                    next += 1 + i64::from(random % 64 == 0);
+                    story.record(next, JobSpec { max_attempts: attempts, ..SPEC })
+                }
+                _ if running.is_empty() => story.wait(story.now + 20),
+                _ => {
+                    let index = (random >> 8) as usize % running.len();
+                    if running[index] <= slow {
+                        continue;
+                    }
+                    let offset = running.swap_remove(index);
+                    if (random >> 40) % 8 < failing {
+                        let mut commands = story.ends(offset, RETRY);
+                        if commands.contains(&Command::Settle(token(offset), Terminal::Failed, attempts)) {
+                            commands.extend(story.feed(Input::Written(token(offset))));
+                        }
+                        commands
+                    } else {
+                        story.succeeds(offset)
+                    }
+                }
+            };
+            if random % 16 == 0 {
+                commands.extend(story.wait(story.now + 10));
+            }
+            running.extend(started(&commands));
+            for command in commands {
+                match command {
+                    Command::Violation(name, token) => prop_assert!(false, "{name} at {token:?}"),
+                    Command::Commit(commit) => {
+                        prop_assert!(commit.metadata.len() <= MAX_ENCODED_BYTES);
+                        let answer = Input::Committed { partition: P, generation: 1, ok: true };
+                        running.extend(started(&story.feed(answer)));
+                    }
+                    _ => {}
+                }
+            }
+        }
+    }
+}
