@@ -7,10 +7,12 @@ mod broker;
 mod connection;
 mod demo;
 mod dev;
+mod dlq;
 #[cfg(test)]
 mod docs;
 mod error;
 mod events;
+mod lag;
 mod output;
 mod serve;
 mod stack;
@@ -49,6 +51,13 @@ enum Command {
     Submit(submit::Args),
     /// Follow what happens to jobs.
     Events(events::Args),
+    /// Look at dead letters, put them back to work, delete them.
+    Dlq {
+        #[command(subcommand)]
+        command: dlq::Command,
+    },
+    /// How far the workers have come, and how old the oldest open job is.
+    Lag(lag::Args),
     /// Make the topics that a fleet needs.
     Topics {
         #[command(subcommand)]
@@ -70,6 +79,8 @@ async fn main() -> ExitCode {
         Command::Dev(args) => dev::run(args).await,
         Command::Submit(args) => submit::run(args).await,
         Command::Events(args) => events::run(args).await,
+        Command::Dlq { command } => dlq::run(command).await,
+        Command::Lag(args) => lag::run(args).await,
         Command::Topics { command } => topics::run(command).await,
         Command::Broker(args) => serve::broker(args).await,
         Command::Server(args) => serve::server(args).await,

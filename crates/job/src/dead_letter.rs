@@ -7,7 +7,7 @@
 
 use crate::{
     outcome::{ErrorKind, JobError},
-    record::{Header, RawRecord},
+    record::{Header, Position, RawRecord},
     time::Timestamp,
 };
 
@@ -40,7 +40,30 @@ pub mod header {
     /// Decimal: how many bytes of value the original has, on a dead letter that had to leave value and original headers
     /// out because the topic takes no record of that size.
     pub const VALUE_OMITTED: &str = "mcp-fleet-value-omitted";
+    /// Decimal: how often the record was replayed from the dead letters. A job record carries it among its own headers,
+    /// so it is on the next dead letter too. The last one counts.
+    pub const REPLAY_COUNT: &str = "mcp-fleet-replay-count";
+
+    /// The headers that say why: what a dead letter has and its record has not.
+    pub(super) const REASONS: [&str; 13] = [
+        ORIGINAL_TOPIC,
+        ORIGINAL_PARTITION,
+        ORIGINAL_OFFSET,
+        ORIGINAL_TIMESTAMP,
+        ORIGINAL_CONSUMER_GROUP,
+        EXCEPTION_FQCN,
+        EXCEPTION_MESSAGE,
+        JOB_ID,
+        ATTEMPTS,
+        FIRST_ERROR,
+        WORKER,
+        TIME,
+        VALUE_OMITTED,
+    ];
 }
+
+/// What stands before the error's kind in [`header::EXCEPTION_FQCN`].
+const EXCEPTION_PREFIX: &str = "mcp-fleet.";
 
 /// The longest error message in a header, in bytes; headers count towards the record's size limit.
 const MAX_MESSAGE_BYTES: usize = 2048;
@@ -112,9 +135,87 @@ pub fn original_place(headers: &[Header]) -> Option<(i32, i64)> {
     Some((i32::from_be_bytes(partition), i64::from_be_bytes(offset)))
 }
 
+/// What the headers of a dead letter say, read back. Only the origin must be there; another program's dead letters say
+/// less than ours.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Reasons {
+    /// Where the record stood.
+    pub origin: Position,
+    /// Its timestamp.
+    pub origin_timestamp: Option<Timestamp>,
+    /// The consumer group that gave up.
+    pub group: Option<String>,
+    /// The error's kind, as [`ErrorKind::as_str`] writes it; another program's name in full.
+    pub kind: Option<String>,
+    /// The last error's message.
+    pub message: Option<String>,
+    /// The job id, or `topic/partition/offset`.
+    pub job_id: Option<String>,
+    /// Attempts spent.
+    pub attempts: Option<u32>,
+    /// The first attempt's error, where it differs from the last one's.
+    pub first_error: Option<String>,
+    /// The worker that gave up.
+    pub worker: Option<String>,
+    /// When.
+    pub time: Option<Timestamp>,
+    /// How many bytes of value were left out, on a letter without its record.
+    pub value_omitted: Option<u64>,
+}
+
+impl Reasons {
+    /// Reads the reasons of the last death; `None` where the headers don't say where the record stood.
+    pub fn read(headers: &[Header]) -> Option<Self> {
+        let block = &headers[reasons_start(headers)?..];
+        let bytes = |name: &str| block.iter().rev().find(|(header, _)| header == name)?.1.as_deref();
+        let text = |name: &str| Some(String::from_utf8_lossy(bytes(name)?).into_owned());
+        let (partition, offset) = original_place(block)?;
+        let timestamp = || bytes(header::ORIGINAL_TIMESTAMP)?.try_into().ok().map(i64::from_be_bytes);
+        Some(Self {
+            origin: Position { topic: text(header::ORIGINAL_TOPIC)?, partition, offset },
+            origin_timestamp: timestamp().and_then(Timestamp::from_millis),
+            group: text(header::ORIGINAL_CONSUMER_GROUP),
+            kind: text(header::EXCEPTION_FQCN)
+                .map(|name| name.strip_prefix(EXCEPTION_PREFIX).map(str::to_owned).unwrap_or(name)),
+            message: text(header::EXCEPTION_MESSAGE),
+            job_id: text(header::JOB_ID),
+            attempts: text(header::ATTEMPTS).and_then(|text| text.parse().ok()),
+            first_error: text(header::FIRST_ERROR),
+            worker: text(header::WORKER),
+            time: text(header::TIME).and_then(|text| text.parse().ok()),
+            value_omitted: text(header::VALUE_OMITTED).map(|text| text.parse().unwrap_or(0)),
+        })
+    }
+}
+
+/// Where the reasons of the last death begin. They stand behind the record's own headers and begin with the topic, so
+/// headers of the same names that a producer has set before are not taken for ours.
+fn reasons_start(headers: &[Header]) -> Option<usize> {
+    headers.iter().rposition(|(name, _)| name == header::ORIGINAL_TOPIC)
+}
+
+/// How often the record with these headers was replayed. What is no number counts as never.
+pub fn replay_count(headers: &[Header]) -> u32 {
+    let last = headers.iter().rev().find(|(name, _)| name == header::REPLAY_COUNT);
+    let text = last.and_then(|(_, value)| std::str::from_utf8(value.as_deref()?).ok());
+    text.and_then(|text| text.parse().ok()).unwrap_or(0)
+}
+
+/// The headers of a dead letter's record when it goes back to its topic: its own, byte for byte and in order, without
+/// the reasons of its death, and one replay more.
+pub fn headers_for_replay(headers: &[Header]) -> Vec<Header> {
+    let reasons = reasons_start(headers).unwrap_or(headers.len());
+    let is_own = |index: usize, name: &str| {
+        name != header::REPLAY_COUNT && (index < reasons || !header::REASONS.contains(&name))
+    };
+    let own = headers.iter().enumerate().filter(|(index, (name, _))| is_own(*index, name));
+    let count = replay_count(headers).saturating_add(1).to_string().into_bytes();
+    own.map(|(_, header)| header.clone()).chain([(header::REPLAY_COUNT.to_owned(), Some(count))]).collect()
+}
+
 /// How an error's kind is written in [`header::EXCEPTION_FQCN`].
 pub fn exception_name(kind: ErrorKind) -> String {
-    format!("mcp-fleet.{}", kind.as_str())
+    format!("{EXCEPTION_PREFIX}{}", kind.as_str())
 }
 
 fn shortened(message: &str) -> Vec<u8> {
@@ -125,7 +226,72 @@ fn shortened(message: &str) -> Vec<u8> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::record::Position;
+
+    fn record(headers: Vec<Header>) -> RawRecord {
+        RawRecord {
+            position: Position { topic: "mcp-jobs".into(), partition: 3, offset: 258 },
+            timestamp: Timestamp::from_millis(1),
+            key: None,
+            value: Some(b"{}".to_vec()),
+            headers,
+        }
+    }
+
+    fn letter() -> DeadLetter {
+        DeadLetter {
+            job_id: "j".into(),
+            error: JobError::new(ErrorKind::JsonRpc, "no"),
+            first_error: None,
+            attempts: 2,
+            worker: "w".into(),
+            group: "g".into(),
+            time: Timestamp::default(),
+        }
+    }
+
+    #[test]
+    fn what_is_written_is_read_back() {
+        let headers = letter().headers(&record(vec![(header::TIME.into(), Some(b"not ours".to_vec()))]));
+        let reasons = Reasons::read(&headers).unwrap();
+        assert_eq!(reasons.origin, record(vec![]).position);
+        assert_eq!(reasons.origin_timestamp, Timestamp::from_millis(1));
+        assert_eq!((reasons.kind.as_deref(), reasons.message.as_deref()), (Some("json-rpc"), Some("no")));
+        assert_eq!((reasons.attempts, reasons.time), (Some(2), Some(Timestamp::default())));
+        assert_eq!((reasons.first_error, reasons.value_omitted), (None, None));
+        let bare = Reasons::read(&letter().headers_without_record(&record(vec![]))).unwrap();
+        assert_eq!(bare.value_omitted, Some(2));
+        assert_eq!(Reasons::read(&[("a".into(), None)]), None);
+    }
+
+    #[test]
+    fn a_replay_has_the_records_own_headers_and_one_count() {
+        let own = vec![
+            ("a".to_owned(), Some(vec![0xff])),
+            (header::ORIGINAL_TOPIC.to_owned(), Some(b"the producer's own".to_vec())),
+            (header::TIME.to_owned(), None),
+            ("a".to_owned(), None),
+        ];
+        let mut headers = own.clone();
+        for count in 1..=3_u32 {
+            headers = headers_for_replay(&letter().headers(&record(headers)));
+            assert_eq!(headers[..own.len()], own[..]);
+            assert_eq!(headers.len(), own.len() + 1, "{headers:?}");
+            assert_eq!(replay_count(&headers), count);
+            assert_eq!(replay_count(&letter().headers(&record(headers.clone()))), count);
+        }
+    }
+
+    #[test]
+    fn a_count_that_is_no_number_starts_again() {
+        for bad in [&b""[..], b"-1", b"x", &[0xff]] {
+            let headers = [(header::REPLAY_COUNT.to_owned(), Some(bad.to_vec()))];
+            assert_eq!(replay_count(&headers), 0);
+            assert_eq!(
+                headers_for_replay(&headers),
+                [(header::REPLAY_COUNT.to_owned(), Some(b"1".to_vec()))]
+            );
+        }
+    }
 
     #[test]
     fn the_original_headers_come_first_and_untouched() {

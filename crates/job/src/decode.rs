@@ -77,6 +77,7 @@ pub fn decode(record: &RawRecord, max_bytes: usize) -> Result<Envelope, DecodeEr
 /// As [`decode`], without the size limit.
 pub fn from_json(text: &[u8]) -> Result<Envelope, DecodeError> {
     let object = parse_object(text)?;
+    let object = if looks_like_cloud_event(&object) { structured_cloud_event(object)? } else { object };
     let job_id = object.get("jobID").and_then(Value::as_str).map(str::to_owned);
     from_object(object).map_err(|error| DecodeError { error, job_id })
 }
@@ -153,7 +154,11 @@ fn is_structured_cloud_event(record: &RawRecord, object: &Map<String, Value>) ->
     let declared = record
         .header("content-type")
         .is_some_and(|value| value.trim_start().to_ascii_lowercase().starts_with(CE_STRUCTURED));
-    declared || (object.contains_key("specversion") && !object.contains_key("jobID"))
+    declared || looks_like_cloud_event(object)
+}
+
+fn looks_like_cloud_event(object: &Map<String, Value>) -> bool {
+    object.contains_key("specversion") && !object.contains_key("jobID")
 }
 
 fn structured_cloud_event(mut object: Map<String, Value>) -> Result<Map<String, Value>, DecodeError> {

@@ -175,6 +175,7 @@ fn cloud_events_are_the_same_envelope() {
         &[("content-type", "application/cloudevents+json; charset=UTF-8")],
     );
     assert_eq!(decode(&by_header, MIB).unwrap(), expected);
+    assert_eq!(from_json(structured.to_string().as_bytes()).unwrap(), expected);
     let by_shape = record(structured.to_string().as_bytes(), &[]);
     assert_eq!(decode(&by_shape, MIB).unwrap(), expected);
 }

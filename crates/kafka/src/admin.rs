@@ -1,9 +1,10 @@
-//! Making the topics, and asking whether they are there.
+//! Making the topics, asking whether they are there and how far a group has come, and deleting records.
 
 use std::time::Duration;
 
-use fleet_job::topics::Topics;
+use fleet_job::{time::Timestamp, topics::Topics};
 use rdkafka::{
+    Offset, TopicPartitionList,
     admin::{AdminClient, AdminOptions, NewTopic, TopicReplication},
     client::DefaultClientContext,
     consumer::{BaseConsumer, Consumer},
@@ -49,7 +50,7 @@ pub fn fleet_topics(topics: &Topics, partitions: i32, replication: i32) -> Vec<T
 /// # Errors
 /// [`KafkaError::CreateTopic`] with the broker's reason, [`KafkaError::Request`] when no broker answers.
 pub async fn create_topics(settings: &Settings, specs: &[TopicSpec]) -> Result<Vec<String>, KafkaError> {
-    let admin: AdminClient<DefaultClientContext> = settings.admin().create().map_err(KafkaError::Client)?;
+    let admin: AdminClient<DefaultClientContext> = settings.admin().create().map_err(KafkaError::client)?;
     let new: Vec<_> = specs
         .iter()
         .map(|spec| {
@@ -89,7 +90,7 @@ pub fn is_stable(
     members: usize,
     timeout: Duration,
 ) -> Result<bool, KafkaError> {
-    let client: BaseConsumer = settings.admin().create().map_err(KafkaError::Client)?;
+    let client: BaseConsumer = settings.admin().create().map_err(KafkaError::client)?;
     let groups = client
         .fetch_group_list(Some(group), timeout)
         .map_err(|source| KafkaError::Unreachable { brokers: settings.brokers.clone(), source })?;
@@ -102,7 +103,7 @@ pub fn is_stable(
 /// # Errors
 /// [`KafkaError::Unreachable`] or [`KafkaError::NoTopic`].
 pub fn partitions(settings: &Settings, topic: &str, timeout: Duration) -> Result<i32, KafkaError> {
-    let client: BaseConsumer = settings.admin().create().map_err(KafkaError::Client)?;
+    let client: BaseConsumer = settings.admin().create().map_err(KafkaError::client)?;
     let metadata = client
         .fetch_metadata(Some(topic), timeout)
         .map_err(|source| KafkaError::Unreachable { brokers: settings.brokers.clone(), source })?;
@@ -111,4 +112,148 @@ pub fn partitions(settings: &Settings, topic: &str, timeout: Duration) -> Result
         0 => Err(KafkaError::NoTopic(topic.to_owned())),
         n => Ok(i32::try_from(n).unwrap_or(i32::MAX)),
     }
+}
+
+/// How many replicas `topic` has; those of its first partition. Blocks the thread for at most `timeout`.
+///
+/// # Errors
+/// [`KafkaError::Unreachable`] or [`KafkaError::NoTopic`].
+pub fn replication(settings: &Settings, topic: &str, timeout: Duration) -> Result<i32, KafkaError> {
+    let client: BaseConsumer = settings.admin().create().map_err(KafkaError::Client)?;
+    let metadata = client
+        .fetch_metadata(Some(topic), timeout)
+        .map_err(|source| KafkaError::Unreachable { brokers: settings.brokers.clone(), source })?;
+    let found = metadata.topics().iter().find(|found| found.name() == topic && found.error().is_none());
+    let first = found.and_then(|found| found.partitions().first());
+    let replicas = first.ok_or_else(|| KafkaError::NoTopic(topic.to_owned()))?.replicas().len();
+    Ok(i32::try_from(replicas).unwrap_or(i32::MAX))
+}
+
+/// How far a group has come on one partition.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct GroupPosition {
+    /// The partition.
+    pub partition: i32,
+    /// The first offset that is still there.
+    pub start: i64,
+    /// One past the last record.
+    pub end: i64,
+    /// The committed offset; none where the group has committed nothing.
+    pub committed: Option<i64>,
+    /// What was committed with it.
+    pub metadata: String,
+}
+
+/// How far `group` has come on each partition of `topic`. Does not join the group, so it may be asked while it works.
+/// Blocks the thread, at most `timeout` for each of its requests.
+///
+/// # Errors
+/// [`KafkaError::Unreachable`], [`KafkaError::NoTopic`] or [`KafkaError::Request`].
+pub fn group_positions(
+    settings: &Settings,
+    group: &str,
+    topic: &str,
+    timeout: Duration,
+) -> Result<Vec<GroupPosition>, KafkaError> {
+    let request = |what| move |source| KafkaError::Request { what, source };
+    let partitions = partitions(settings, topic, timeout)?;
+    let client: BaseConsumer =
+        settings.admin().set("group.id", group).create().map_err(KafkaError::client)?;
+    let mut asked = TopicPartitionList::new();
+    asked.add_partition_range(topic, 0, partitions - 1);
+    let committed =
+        client.committed_offsets(asked, timeout).map_err(request("asking for the committed offsets"))?;
+    let mut positions = Vec::new();
+    for partition in 0..partitions {
+        // The end is asked for after the commit, or it could lie before it.
+        let (start, end) = client
+            .fetch_watermarks(topic, partition, timeout)
+            .map_err(request("asking for the end of a partition"))?;
+        let found = committed.find_partition(topic, partition);
+        let found = found.and_then(|found| match found.offset() {
+            Offset::Offset(offset) if offset >= 0 => Some((offset, found.metadata().to_owned())),
+            _ => None,
+        });
+        let (committed, metadata) = found.map_or((None, String::new()), |(at, text)| (Some(at), text));
+        positions.push(GroupPosition { partition, start, end, committed, metadata });
+    }
+    Ok(positions)
+}
+
+/// The records of one partition from `start` up to `end`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Span {
+    /// The partition.
+    pub partition: i32,
+    /// The first offset that is still there.
+    pub start: i64,
+    /// One past the last offset meant.
+    pub end: i64,
+}
+
+/// The records of `topic` that were written before `before`, or all that are there. Where timestamps are out of order,
+/// a span ends at the first record that is not older. Blocks the thread.
+///
+/// # Errors
+/// [`KafkaError::Unreachable`], [`KafkaError::NoTopic`] or [`KafkaError::Request`].
+pub fn spans(
+    settings: &Settings,
+    topic: &str,
+    before: Option<Timestamp>,
+    timeout: Duration,
+) -> Result<Vec<Span>, KafkaError> {
+    let request = |what| move |source| KafkaError::Request { what, source };
+    let partitions = partitions(settings, topic, timeout)?;
+    let client: BaseConsumer = settings.admin().create().map_err(KafkaError::client)?;
+    let mut spans = Vec::new();
+    for partition in 0..partitions {
+        let (start, end) = client
+            .fetch_watermarks(topic, partition, timeout)
+            .map_err(request("asking for the end of a partition"))?;
+        spans.push(Span { partition, start, end });
+    }
+    let Some(before) = before else { return Ok(spans) };
+    let mut asked = TopicPartitionList::new();
+    for span in &spans {
+        asked
+            .add_partition_offset(topic, span.partition, Offset::Offset(before.as_millis()))
+            .map_err(request("asking for the offsets of a time"))?;
+    }
+    let found =
+        client.offsets_for_times(asked, timeout).map_err(request("asking for the offsets of a time"))?;
+    for span in &mut spans {
+        // No record that is as new: the offset is `End`, and the whole partition is older.
+        if let Some(Offset::Offset(first)) = found.find_partition(topic, span.partition).map(|e| e.offset()) {
+            span.end = first.clamp(span.start, span.end);
+        }
+    }
+    Ok(spans)
+}
+
+/// The cluster's id, where the brokers tell it. Blocks the thread for at most `timeout`.
+///
+/// # Errors
+/// [`KafkaError::Client`].
+pub fn cluster_id(settings: &Settings, timeout: Duration) -> Result<Option<String>, KafkaError> {
+    let client: BaseConsumer = settings.admin().create().map_err(KafkaError::client)?;
+    Ok(client.client().fetch_cluster_id(timeout))
+}
+
+/// Deletes the records of `spans` for good.
+///
+/// # Errors
+/// [`KafkaError::Request`] with the broker's reason; partitions before the one that failed may be done.
+pub async fn delete_records(settings: &Settings, topic: &str, spans: &[Span]) -> Result<(), KafkaError> {
+    let request = |source| KafkaError::Request { what: "deleting records", source };
+    let admin: AdminClient<DefaultClientContext> = settings.admin().create().map_err(KafkaError::client)?;
+    let mut offsets = TopicPartitionList::new();
+    for span in spans.iter().filter(|span| span.end > span.start) {
+        offsets.add_partition_offset(topic, span.partition, Offset::Offset(span.end)).map_err(request)?;
+    }
+    if offsets.count() == 0 {
+        return Ok(());
+    }
+    let options = AdminOptions::new().request_timeout(Some(TIMEOUT)).operation_timeout(Some(TIMEOUT));
+    let deleted = admin.delete_records(&offsets, &options).await.map_err(request)?;
+    deleted.elements().iter().try_for_each(|element| element.error().map_err(request))
 }

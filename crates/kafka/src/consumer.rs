@@ -1,6 +1,6 @@
 //! Consuming: one OS thread polls and commits, and speaks with the engine through channels.
 //!
-//! What the thread meets becomes an [`Event`]; what the engine wants becomes an order. [`poll`] is the thread, [`context`]
+//! What the thread meets becomes an [`Event`]; what the engine wants becomes an order. `poll` is the thread, `context`
 //! what librdkafka calls back into on it.
 //!
 //! All commits are synchronous and made by that thread, many partitions at a time: so they can't overtake each other, and
@@ -150,7 +150,7 @@ impl Consumer {
             .settings
             .consumer(&config.group)
             .create_with_context(context)
-            .map_err(KafkaError::Client)?;
+            .map_err(KafkaError::client)?;
         let topics: Vec<_> = config.topics.iter().map(String::as_str).collect();
         consumer
             .subscribe(&topics)

@@ -62,6 +62,18 @@ pub enum KafkaError {
 }
 
 impl KafkaError {
+    /// A client could not be made. librdkafka's complaint about a property repeats the property's value, which can be a
+    /// secret under a mistyped name.
+    pub(crate) fn client(error: Native) -> Self {
+        match error {
+            Native::ClientConfig(_, reason, name, value) => {
+                let reason = if value.is_empty() { reason } else { reason.replace(&value, "…") };
+                Self::Property { name, value: "…".to_owned(), reason }
+            }
+            other => Self::Client(other),
+        }
+    }
+
     /// Whether librdkafka's own queue had no room for a record: hand it over again a little later.
     pub fn is_queue_full(&self) -> bool {
         matches!(self, Self::Produce { source, .. }

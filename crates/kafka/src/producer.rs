@@ -55,7 +55,7 @@ impl Producer {
     /// [`KafkaError::Property`] or [`KafkaError::Client`].
     pub fn new(settings: &Settings) -> Result<Self, KafkaError> {
         settings.check()?;
-        let current = settings.producer().create().map_err(KafkaError::Client)?;
+        let current = settings.producer().create().map_err(KafkaError::client)?;
         Ok(Self { settings: settings.clone(), current: Mutex::new(current) })
     }
 

@@ -1,6 +1,9 @@
 //! Reading a topic without a group, for tools: from the start or from now on, up to the end or on and on.
 
-use std::time::{Duration, Instant};
+use std::{
+    collections::HashMap,
+    time::{Duration, Instant},
+};
 
 use fleet_job::record::RawRecord;
 use rdkafka::{
@@ -41,7 +44,7 @@ impl Reader {
     /// [`KafkaError::Unreachable`], [`KafkaError::NoTopic`] or [`KafkaError::Request`].
     pub fn open(settings: &Settings, topic: &str, from: From, timeout: Duration) -> Result<Self, KafkaError> {
         let partitions = admin::partitions(settings, topic, timeout)?;
-        let consumer: BaseConsumer = settings.reader().create().map_err(KafkaError::Client)?;
+        let consumer: BaseConsumer = settings.reader().create().map_err(KafkaError::client)?;
         let mut assignment = TopicPartitionList::new();
         let mut ends = Vec::new();
         let request = |what| move |source| KafkaError::Request { what, source };
@@ -99,4 +102,61 @@ impl Reader {
     pub fn at_end(&self) -> bool {
         self.ends.iter().all(|(.., reached)| *reached)
     }
+}
+
+/// The first record at or after an offset, for each partition of `from` that has one. Blocks the thread for at most
+/// `timeout`; what was not found by then is left out.
+///
+/// # Errors
+/// [`KafkaError::Client`] or [`KafkaError::Request`].
+pub fn first_records(
+    settings: &Settings,
+    topic: &str,
+    from: &[(i32, i64)],
+    timeout: Duration,
+) -> Result<HashMap<i32, RawRecord>, KafkaError> {
+    let request = |what| move |source| KafkaError::Request { what, source };
+    let mut found = HashMap::new();
+    let mut open: Vec<i32> = from.iter().map(|(partition, _)| *partition).collect();
+    if open.is_empty() {
+        return Ok(found);
+    }
+    let mut config = settings.reader();
+    // One record of each partition is wanted, and not what librdkafka would fetch ahead.
+    config.set("queued.min.messages", "1");
+    let consumer: BaseConsumer = config.create().map_err(KafkaError::client)?;
+    let mut assignment = TopicPartitionList::new();
+    for (partition, offset) in from {
+        assignment
+            .add_partition_offset(topic, *partition, Offset::Offset(*offset))
+            .map_err(request("choosing where to read"))?;
+    }
+    consumer.assign(&assignment).map_err(request("choosing what to read"))?;
+    let deadline = Instant::now() + timeout;
+    while !open.is_empty() && Instant::now() < deadline {
+        let ended = match consumer.poll(deadline.saturating_duration_since(Instant::now())) {
+            Some(Ok(message)) => {
+                let record = convert::to_record(&message);
+                let partition = record.position.partition;
+                found.entry(partition).or_insert(record);
+                partition
+            }
+            Some(Err(Native::PartitionEOF(partition))) => partition,
+            Some(Err(source @ Native::MessageConsumptionFatal(_))) => {
+                return Err(KafkaError::Request { what: "reading", source });
+            }
+            Some(Err(error)) => {
+                tracing::debug!(%error, "reading goes on after an error");
+                continue;
+            }
+            None => continue,
+        };
+        if open.contains(&ended) {
+            open.retain(|partition| *partition != ended);
+            let mut done = TopicPartitionList::new();
+            done.add_partition(topic, ended);
+            consumer.pause(&done).map_err(request("pausing a partition"))?;
+        }
+    }
+    Ok(found)
 }

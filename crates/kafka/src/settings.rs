@@ -215,6 +215,15 @@ mod tests {
     }
 
     #[test]
+    fn a_mistyped_secret_is_not_repeated() {
+        let properties = BTreeMap::from([("sasl.pasword".to_owned(), "hunter2".to_owned())]);
+        let settings = Settings { brokers: "b:1".into(), properties };
+        let error = crate::producer::Producer::new(&settings).unwrap_err();
+        let message = format!("{error} {error:?}");
+        assert!(message.contains("sasl.pasword") && !message.contains("hunter2"), "{message}");
+    }
+
+    #[test]
     fn users_override_defaults_but_not_promises() {
         let properties = BTreeMap::from([
             ("session.timeout.ms".to_owned(), "6000".to_owned()),

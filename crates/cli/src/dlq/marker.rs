@@ -1,0 +1,111 @@
+//! What remembers that a letter was replayed: one record per letter on `<dead-letter topic>.replayed`, compacted. Pure.
+//!
+//! The dead-letter topic itself stays what it says it is, so that its length is the number of letters and every other
+//! consumer can go on reading it. A marker is written after the replayed record is acknowledged: a run that is cut off in
+//! between repeats that one job, and never loses one. A marker also names the letter's timestamp, so that it says nothing
+//! about the letters of a topic that was deleted and made again.
+
+use std::collections::HashMap;
+
+use fleet_job::{record::RawRecord, time::Timestamp, topics::Topics};
+use serde::{Deserialize, Serialize};
+
+use super::{letter::Letter, text};
+
+/// The topic of the markers.
+pub(super) fn topic(topics: &Topics) -> String {
+    format!("{}.replayed", topics.dlq)
+}
+
+/// The value of a marker; its key is the letter's place.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct Marker {
+    /// `topic/partition/offset` of the letter.
+    pub(super) letter: String,
+    /// The letter's own timestamp, in milliseconds.
+    pub(super) letter_timestamp: Option<i64>,
+    #[serde(rename = "jobID")]
+    pub(super) job_id: String,
+    /// `topic/partition/offset` of the record that was written.
+    pub(super) replayed_to: String,
+    /// The count that it carries.
+    pub(super) replay_count: u32,
+    /// When.
+    pub(super) time: Timestamp,
+}
+
+impl Marker {
+    /// The marker of `letter`, which was written to `to` at `time`.
+    pub(super) fn new(letter: &Letter, to: String, time: Timestamp) -> Self {
+        Self {
+            letter: text::place(&letter.place),
+            letter_timestamp: letter.timestamp.map(Timestamp::as_millis),
+            job_id: letter.job_id.clone(),
+            replayed_to: to,
+            replay_count: letter.replays.saturating_add(1),
+            time,
+        }
+    }
+}
+
+/// Which letters were replayed.
+#[derive(Debug, Default)]
+pub(super) struct Replayed(HashMap<(i32, i64), Option<i64>>);
+
+impl Replayed {
+    /// Takes in a record of the markers' topic; what is no marker of a letter on `dlq` is passed over.
+    pub(super) fn add(&mut self, dlq: &str, record: &RawRecord) {
+        let marker = record.value.as_deref().and_then(|value| serde_json::from_slice::<Marker>(value).ok());
+        let Some(marker) = marker else { return };
+        if let Some(place) = text::to_place(&marker.letter).filter(|place| place.topic == dlq) {
+            self.0.insert((place.partition, place.offset), marker.letter_timestamp);
+        }
+    }
+
+    /// Whether `letter` was replayed.
+    pub(super) fn contains(&self, letter: &Letter) -> bool {
+        self.0.get(&letter.spot()).is_some_and(|at| *at == letter.timestamp.map(Timestamp::as_millis))
+    }
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use fleet_job::{outcome::ErrorKind, record::Position};
+
+    use super::{super::letter::tests::letter, *};
+
+    pub(crate) fn marker_of(letter: &Letter) -> RawRecord {
+        let marker = Marker::new(letter, "mcp-jobs/0/1".into(), Timestamp::default());
+        RawRecord {
+            position: Position { topic: "mcp-jobs.dlq.replayed".into(), partition: 0, offset: 0 },
+            timestamp: None,
+            key: None,
+            value: Some(serde_json::to_vec(&marker).unwrap()),
+            headers: vec![],
+        }
+    }
+
+    #[test]
+    fn a_marker_is_about_one_letter() {
+        let replayed_one = letter(5, "j", ErrorKind::Tool, 0);
+        let mut replayed = Replayed::default();
+        replayed.add("mcp-jobs.dlq", &marker_of(&replayed_one));
+        assert!(replayed.contains(&replayed_one));
+        assert!(!replayed.contains(&letter(6, "j", ErrorKind::Tool, 0)));
+        let mut of_a_new_topic = replayed_one;
+        of_a_new_topic.timestamp = Timestamp::from_millis(99);
+        assert!(!replayed.contains(&of_a_new_topic));
+    }
+
+    #[test]
+    fn what_is_no_marker_is_passed_over() {
+        let one = letter(5, "j", ErrorKind::Tool, 0);
+        let mut replayed = Replayed::default();
+        replayed.add("other.dlq", &marker_of(&one));
+        for value in [None, Some(b"{}".to_vec())] {
+            replayed.add("mcp-jobs.dlq", &RawRecord { value, ..marker_of(&one) });
+        }
+        assert!(!replayed.contains(&one));
+    }
+}

@@ -1,0 +1,159 @@
+//! What `dlq replay` does with each letter. Pure.
+
+use std::collections::{BTreeMap, HashSet};
+
+use fleet_job::{time::Timestamp, topics::Topics};
+use serde::Serialize;
+
+use super::{letter::Letter, marker::Replayed};
+
+/// What becomes of a letter that the filter lets through.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub(super) enum Verdict {
+    /// Its record goes back to the jobs topic.
+    Replay,
+    /// That has been done, by an earlier run.
+    AlreadyReplayed,
+    /// Its job has been replayed as often as is allowed, and dies each time.
+    Parked,
+    /// It has no value to replay: the record was too large for the topic.
+    ValueOmitted,
+    /// It is no dead letter of this fleet's jobs topic.
+    Foreign,
+}
+
+impl Verdict {
+    /// In a sentence, for people.
+    pub(super) fn explain(self) -> &'static str {
+        match self {
+            Self::Replay => "to be replayed",
+            Self::AlreadyReplayed => "replayed before",
+            Self::Parked => "parked: replayed too often (--max-replays)",
+            Self::ValueOmitted => "has no value: the original was too large for the dead-letter topic",
+            Self::Foreign => "no dead letter of this jobs topic",
+        }
+    }
+}
+
+/// What to do with `letter`.
+pub(super) fn verdict(letter: &Letter, replayed: &Replayed, topics: &Topics, max_replays: u32) -> Verdict {
+    if letter.origin.as_ref().is_none_or(|origin| origin.topic != topics.jobs) {
+        Verdict::Foreign
+    } else if replayed.contains(letter) {
+        Verdict::AlreadyReplayed
+    } else if letter.value_omitted.is_some() {
+        Verdict::ValueOmitted
+    } else if letter.replays >= max_replays {
+        Verdict::Parked
+    } else {
+        Verdict::Replay
+    }
+}
+
+/// Collects letters, in the order of their offsets in each partition, and then says which are replayed.
+#[derive(Debug, Default)]
+pub(super) struct Planner {
+    counts: BTreeMap<Verdict, usize>,
+    candidates: Vec<(Option<Timestamp>, i32, i64)>,
+    /// The newest time so far of each partition.
+    latest: BTreeMap<i32, Option<Timestamp>>,
+}
+
+/// What a run does.
+#[derive(Debug, Default, PartialEq)]
+pub(super) struct Plan {
+    /// Partition and offset of the letters that are replayed.
+    pub(super) replay: HashSet<(i32, i64)>,
+    /// Letters that would be, but for `--max`.
+    pub(super) left: usize,
+    pub(super) counts: BTreeMap<Verdict, usize>,
+}
+
+impl Planner {
+    /// Takes in a letter and what is to become of it.
+    pub(super) fn add(&mut self, letter: &Letter, verdict: Verdict) {
+        *self.counts.entry(verdict).or_default() += 1;
+        if verdict == Verdict::Replay {
+            let (partition, offset) = letter.spot();
+            // Clocks of workers differ, and jobs of one key must go back in their order: within a partition no letter
+            // counts as older than the one before it.
+            let latest = self.latest.entry(partition).or_default();
+            *latest = (*latest).max(letter.time);
+            self.candidates.push((*latest, partition, offset));
+        }
+    }
+
+    /// The oldest `max` letters, or all.
+    pub(super) fn finish(mut self, max: Option<usize>) -> Plan {
+        self.candidates.sort_unstable();
+        let take = max.unwrap_or(usize::MAX).min(self.candidates.len());
+        let left = self.candidates.len() - take;
+        let replay = self.candidates.iter().take(take);
+        let replay = replay.map(|(_, partition, offset)| (*partition, *offset)).collect();
+        Plan { replay, left, counts: self.counts }
+    }
+}
+
+impl Plan {
+    /// How many letters came to `verdict`.
+    pub(super) fn count(&self, verdict: Verdict) -> usize {
+        self.counts.get(&verdict).copied().unwrap_or_default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use fleet_job::outcome::ErrorKind;
+
+    use super::{
+        super::{letter::tests::letter, marker::tests::marker_of},
+        *,
+    };
+
+    #[test]
+    fn verdicts() {
+        let topics = Topics::default();
+        let fresh = letter(1, "j", ErrorKind::Tool, 0);
+        let mut replayed = Replayed::default();
+        let check = |letter: &Letter, replayed: &Replayed, max, expected| {
+            assert_eq!(verdict(letter, replayed, &topics, max), expected, "{letter:?}");
+        };
+        check(&fresh, &replayed, 3, Verdict::Replay);
+        check(&fresh, &replayed, 0, Verdict::Parked);
+        check(&letter(1, "j", ErrorKind::Tool, 2), &replayed, 3, Verdict::Replay);
+        check(&letter(1, "j", ErrorKind::Tool, 3), &replayed, 3, Verdict::Parked);
+        check(&letter(1, "j", ErrorKind::Tool, 4), &replayed, 3, Verdict::Parked);
+        check(&Letter { value_omitted: Some(9), ..fresh.clone() }, &replayed, 3, Verdict::ValueOmitted);
+        check(&Letter { origin: None, ..fresh.clone() }, &replayed, 3, Verdict::Foreign);
+        let mut elsewhere = fresh.clone();
+        elsewhere.origin.as_mut().unwrap().topic = "other".into();
+        check(&elsewhere, &replayed, 3, Verdict::Foreign);
+        replayed.add("mcp-jobs.dlq", &marker_of(&fresh));
+        check(&fresh, &replayed, 3, Verdict::AlreadyReplayed);
+    }
+
+    #[test]
+    fn max_takes_the_oldest_and_keeps_the_order_within_a_partition() {
+        let mut planner = Planner::default();
+        // Partition 0 was written by a worker whose clock went back: offset 2 must not overtake offset 1.
+        for (partition, offset, seconds) in [(0, 1, 50), (1, 7, 20), (0, 2, 10), (1, 8, 60)] {
+            let mut letter = letter(offset, "j", ErrorKind::Tool, 0);
+            letter.place.partition = partition;
+            letter.time = Timestamp::from_millis(seconds * 1000);
+            planner.add(&letter, Verdict::Replay);
+        }
+        planner.add(&letter(9, "j", ErrorKind::Tool, 3), Verdict::Parked);
+        let plan = planner.finish(Some(2));
+        assert_eq!(plan.replay, HashSet::from([(1, 7), (0, 1)]));
+        assert_eq!((plan.left, plan.count(Verdict::Replay), plan.count(Verdict::Parked)), (2, 4, 1));
+    }
+
+    #[test]
+    fn without_max_everything_is_replayed() {
+        let mut planner = Planner::default();
+        planner.add(&letter(1, "j", ErrorKind::Tool, 0), Verdict::Replay);
+        let plan = planner.finish(None);
+        assert_eq!((plan.replay.len(), plan.left), (1, 0));
+    }
+}

@@ -1,0 +1,259 @@
+//! `mcp-fleet dlq replay`.
+//!
+//! Two passes over the topic: one to plan, which keeps a few bytes a letter, and one to carry out. One letter after the
+//! other is written, acknowledged and marked, so that a run that is cut off anywhere repeats one job at most.
+
+use std::{ops::ControlFlow, process::ExitCode};
+
+use fleet_job::{dead_letter, record::RawRecord, time::Timestamp, topics::Topics};
+use fleet_kafka::{
+    admin::{self, TopicSpec},
+    producer::{Outgoing, Producer},
+    settings::Settings,
+};
+use fleet_ops::{clock, shutdown};
+use serde_json::json;
+use tokio::runtime::Handle;
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    filter::{Filter, FilterArgs},
+    letter::Letter,
+    marker::{self, Marker},
+    plan::{Plan, Planner, Verdict, verdict},
+    scan, text,
+};
+use crate::{connection::Connection, error::CliError, output};
+
+const EXAMPLES: &str = "What was replayed is remembered on <topic>.dlq.replayed, so a second run goes on where the first one ended.
+A record carries how often it was replayed (mcp-fleet-replay-count); at --max-replays it stays where it is.
+
+Examples:
+  mcp-fleet dlq replay --dry-run
+  mcp-fleet dlq replay --reason timeout --since 1d --max 100
+  mcp-fleet dlq replay --job job-123
+
+Exit code 0: everything that could be replayed was. 1: something failed, or the run was interrupted; run it again.";
+
+#[derive(Debug, clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub(crate) struct Args {
+    #[command(flatten)]
+    connection: Connection,
+
+    #[command(flatten)]
+    filter: FilterArgs,
+
+    /// Only letters of this job.
+    #[arg(long, value_name = "ID")]
+    job: Option<String>,
+
+    /// Replay at most so many, the oldest first.
+    #[arg(long, value_name = "N")]
+    max: Option<usize>,
+
+    /// Park a job that was replayed so often already.
+    #[arg(long, default_value_t = 3, value_name = "N")]
+    max_replays: u32,
+
+    /// Only say what would be done.
+    #[arg(long)]
+    dry_run: bool,
+
+    /// Print JSON: one object a letter, then a summary.
+    #[arg(long)]
+    json: bool,
+}
+
+/// What a run needs on its thread.
+struct Run {
+    settings: Settings,
+    topics: Topics,
+    filter: Filter,
+    args: Args,
+    stop: CancellationToken,
+    handle: Handle,
+}
+
+/// What it came to.
+#[derive(Debug, Default)]
+struct Done {
+    /// Written, or in a dry run: would be.
+    replayed: usize,
+    failed: usize,
+}
+
+pub(super) async fn run(args: Args) -> Result<ExitCode, CliError> {
+    let stop = shutdown::signal_token().map_err(|error| CliError::Io("signals can't be handled", error))?;
+    let run = Run {
+        settings: args.connection.settings()?,
+        topics: args.connection.topics(),
+        filter: args.filter.at(clock::now(), args.job.as_deref()),
+        args,
+        stop,
+        handle: Handle::current(),
+    };
+    scan::blocking(move || run.run()).await
+}
+
+impl Run {
+    fn run(&self) -> Result<ExitCode, CliError> {
+        let plan = self.plan()?;
+        let done = if plan.replay.is_empty() { Done::default() } else { self.carry_out(&plan)? };
+        let interrupted = done.replayed + done.failed < plan.replay.len() && self.stop.is_cancelled();
+        self.summarise(&plan, &done, interrupted);
+        Ok(if interrupted || done.failed > 0 { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+    }
+
+    fn next(&self) -> ControlFlow<()> {
+        if self.stop.is_cancelled() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    }
+
+    /// The first pass: what is to be done, and what can't be.
+    fn plan(&self) -> Result<Plan, CliError> {
+        let replayed = scan::replayed(&self.settings, &self.topics)?;
+        let mut planner = Planner::default();
+        scan::each(&self.settings, &self.topics.dlq, |record| {
+            let letter = Letter::read(&record);
+            if self.filter.matches(&letter) {
+                let verdict = verdict(&letter, &replayed, &self.topics, self.args.max_replays);
+                planner.add(&letter, verdict);
+                if !matches!(verdict, Verdict::Replay | Verdict::AlreadyReplayed) {
+                    self.report(&letter, verdict, None);
+                }
+            }
+            Ok(self.next())
+        })?;
+        if self.stop.is_cancelled() {
+            return Ok(Plan::default());
+        }
+        Ok(planner.finish(self.args.max))
+    }
+
+    /// The second pass.
+    fn carry_out(&self, plan: &Plan) -> Result<Done, CliError> {
+        let producer = if self.args.dry_run { None } else { Some(self.producer()?) };
+        let mut done = Done::default();
+        scan::each(&self.settings, &self.topics.dlq, |record| {
+            if plan.replay.contains(&(record.position.partition, record.position.offset)) {
+                let letter = Letter::read(&record);
+                match &producer {
+                    None => {
+                        self.report(&letter, Verdict::Replay, None);
+                        done.replayed += 1;
+                    }
+                    Some(producer) => match self.replay(producer, &letter, record)? {
+                        Some(to) => {
+                            self.report(&letter, Verdict::Replay, Some(&to));
+                            done.replayed += 1;
+                        }
+                        None => done.failed += 1,
+                    },
+                }
+            }
+            let all = done.replayed + done.failed >= plan.replay.len();
+            Ok(if all { ControlFlow::Break(()) } else { self.next() })
+        })?;
+        Ok(done)
+    }
+
+    fn producer(&self) -> Result<Producer, CliError> {
+        let marker = TopicSpec {
+            name: marker::topic(&self.topics),
+            partitions: 1,
+            // As safe as the letters themselves.
+            replication: admin::replication(&self.settings, &self.topics.dlq, scan::TIMEOUT)?,
+            properties: vec![("cleanup.policy", "compact")],
+        };
+        self.handle.block_on(admin::create_topics(&self.settings, &[marker]))?;
+        let mut settings = self.settings.clone();
+        // Every record is waited for: nothing is gained by gathering some.
+        settings.properties.entry("linger.ms".to_owned()).or_insert_with(|| "0".to_owned());
+        Ok(Producer::new(&settings)?)
+    }
+
+    /// Writes the record, then its marker; where to, or `None` if the topic takes no record of that size.
+    fn replay(
+        &self,
+        producer: &Producer,
+        letter: &Letter,
+        record: RawRecord,
+    ) -> Result<Option<String>, CliError> {
+        let back = Outgoing {
+            topic: self.topics.jobs.clone(),
+            headers: dead_letter::headers_for_replay(&record.headers),
+            key: record.key,
+            value: record.value,
+        };
+        let delivered = match self.handle.block_on(producer.send(&back)) {
+            Ok(delivered) => delivered,
+            Err(error) if error.is_too_large() => {
+                output::problem(&format!(
+                    "{}: {}",
+                    text::place(&letter.place),
+                    fleet_ops::errors::chain(&error)
+                ));
+                return Ok(None);
+            }
+            Err(error) => return Err(error.into()),
+        };
+        let to = format!("{}/{}/{}", self.topics.jobs, delivered.partition, delivered.offset);
+        self.handle.block_on(producer.send(&self.marker(letter, &to, clock::now())?))?;
+        Ok(Some(to))
+    }
+
+    fn marker(&self, letter: &Letter, to: &str, now: Timestamp) -> Result<Outgoing, CliError> {
+        let marker = Marker::new(letter, to.to_owned(), now);
+        let value = serde_json::to_vec(&marker).map_err(|error| CliError::Usage(error.to_string()))?;
+        Ok(Outgoing {
+            topic: marker::topic(&self.topics),
+            key: Some(marker.letter.into_bytes()),
+            value: Some(value),
+            headers: Vec::new(),
+        })
+    }
+
+    fn report(&self, letter: &Letter, verdict: Verdict, to: Option<&str>) {
+        let place = text::place(&letter.place);
+        if self.args.json {
+            return output::json(&json!({
+                "letter": place, "jobID": letter.job_id, "kind": letter.kind, "verdict": verdict,
+                "replayCount": letter.replays, "replayedTo": to,
+            }));
+        }
+        let what = to.map_or_else(|| verdict.explain().to_owned(), |to| format!("replayed to {to}"));
+        let (job, kind) = (text::shortened(&letter.job_id, 60), &letter.kind);
+        output::line(&format!("{place}  {job}  {kind}  {what}"));
+    }
+
+    fn summarise(&self, plan: &Plan, done: &Done, interrupted: bool) {
+        let count = |verdict| plan.count(verdict);
+        let (already, parked) = (count(Verdict::AlreadyReplayed), count(Verdict::Parked));
+        let (omitted, foreign) = (count(Verdict::ValueOmitted), count(Verdict::Foreign));
+        let (dry, left) = (self.args.dry_run, plan.left);
+        if self.args.json {
+            output::json(&json!({
+                "topic": self.topics.dlq, "dryRun": dry, "toReplay": plan.replay.len(),
+                "replayed": if dry { 0 } else { done.replayed }, "failed": done.failed,
+                "alreadyReplayed": already, "parked": parked, "valueOmitted": omitted, "foreign": foreign,
+                "left": left, "interrupted": interrupted,
+            }));
+            return;
+        }
+        let verb = if dry { "would be replayed" } else { "replayed" };
+        let mut parts = vec![format!("{} {verb}", done.replayed)];
+        let others = [
+            (done.failed, "failed"),
+            (already, "replayed before"),
+            (parked, "parked"),
+            (omitted, "without a value"),
+            (foreign, "not of this fleet"),
+            (left, "left by --max"),
+        ];
+        parts.extend(others.iter().filter(|(n, _)| *n > 0).map(|(n, what)| format!("{n} {what}")));
+        output::line(&format!("{}: {}", self.topics.dlq, parts.join(", ")));
+        if interrupted {
+            output::problem("interrupted; the same command goes on where this one ended");
+        }
+    }
+}

@@ -1,0 +1,156 @@
+//! `mcp-fleet dlq show`.
+
+use std::{ops::ControlFlow, process::ExitCode};
+
+use fleet_job::{dead_letter::Reasons, record::RawRecord};
+use serde_json::{Value, json};
+
+use super::{bytes, letter::Letter, scan, text};
+use crate::{connection::Connection, error::CliError, output};
+
+const EXAMPLES: &str =
+    "A job that was replayed and died again has several letters; all are shown, oldest first.
+
+Examples:
+  mcp-fleet dlq show job-123
+  mcp-fleet dlq show mcp-jobs.dlq/0/17
+  mcp-fleet dlq show job-123 --json | jq -r .value.text
+
+Exit code 1 means that there is no such letter.";
+
+#[derive(Debug, clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub(crate) struct Args {
+    #[command(flatten)]
+    connection: Connection,
+
+    /// A job id, or `topic/partition/offset` of the letter or of the job's record.
+    #[arg(value_name = "JOB_ID|POSITION")]
+    which: String,
+
+    /// Print one JSON object a letter.
+    #[arg(long)]
+    json: bool,
+}
+
+pub(super) async fn run(args: Args) -> Result<ExitCode, CliError> {
+    let (settings, topics) = (args.connection.settings()?, args.connection.topics());
+    let (which, dlq) = (args.which.clone(), topics.dlq.clone());
+    let found = scan::blocking(move || {
+        let replayed = scan::replayed(&settings, &topics)?;
+        let mut found = Vec::new();
+        scan::each(&settings, &topics.dlq, |record| {
+            let letter = Letter::read(&record);
+            if is_meant(&letter, &which) {
+                let before = replayed.contains(&letter);
+                found.push((letter, record, before));
+            }
+            Ok(ControlFlow::Continue(()))
+        })?;
+        found.sort_by_key(|(letter, ..)| (letter.time, letter.spot()));
+        Ok(found)
+    })
+    .await?;
+    if found.is_empty() {
+        output::problem(&format!("no dead letter of `{}` on {dlq}", args.which));
+        return Ok(ExitCode::FAILURE);
+    }
+    for (letter, record, replayed) in &found {
+        if args.json {
+            output::json(&to_json(letter, record, *replayed));
+        } else {
+            output::line(&to_text(letter, record, *replayed));
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn is_meant(letter: &Letter, which: &str) -> bool {
+    letter.job_id == which
+        || text::place(&letter.place) == which
+        || letter.origin.as_ref().is_some_and(|origin| text::place(origin) == which)
+}
+
+fn to_json(letter: &Letter, record: &RawRecord, replayed: bool) -> Value {
+    let reasons = Reasons::read(&record.headers);
+    let origin = reasons.as_ref().map(|reasons| {
+        json!({
+            "topic": reasons.origin.topic, "partition": reasons.origin.partition,
+            "offset": reasons.origin.offset, "timestamp": reasons.origin_timestamp,
+        })
+    });
+    let mut value = json!(letter.summary(replayed));
+    if let Value::Object(object) = &mut value {
+        object.insert("origin".into(), json!(origin));
+        object.insert("group".into(), json!(reasons.as_ref().and_then(|reasons| reasons.group.clone())));
+        object.insert("firstError".into(), json!(reasons.and_then(|reasons| reasons.first_error)));
+        object.insert("valueOmittedBytes".into(), json!(letter.value_omitted));
+        object.insert("headers".into(), record.headers.iter().map(bytes::header_to_json).collect());
+        object.insert("key".into(), bytes::to_json(record.key.as_deref()));
+        object.insert("value".into(), bytes::to_json(record.value.as_deref()));
+    }
+    value
+}
+
+fn to_text(letter: &Letter, record: &RawRecord, replayed: bool) -> String {
+    let mut table = text::table(["LETTER", &text::place(&letter.place)]);
+    let origin = letter.origin.as_ref().map_or_else(|| "-".to_owned(), text::place);
+    let state = if replayed { "replayed" } else { "open" };
+    let rows = [
+        ("job", letter.job_id.clone()),
+        ("what", letter.what.clone().unwrap_or_else(|| "-".to_owned())),
+        ("record", origin),
+        ("died", text::time(letter.time)),
+        ("kind", letter.kind.clone()),
+        ("message", letter.message.clone()),
+        ("attempts", letter.attempts.to_string()),
+        ("state", format!("{state}, {} replays before this death", letter.replays)),
+    ];
+    for (name, value) in rows {
+        table.add_row([name, &text::shortened(&value, 2048)]);
+    }
+    for header in &record.headers {
+        table.add_row([
+            &text::shortened(&header.0, 60),
+            &text::shortened(&bytes::header_to_line(header), 2048),
+        ]);
+    }
+    table.add_row(["key", &bytes::to_line(record.key.as_deref())]);
+    let value = match letter.value_omitted {
+        Some(size) => format!("({size} bytes, left out: too large for this topic)"),
+        None => bytes::to_line(record.value.as_deref()),
+    };
+    format!("{table}\n{value}\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use fleet_job::outcome::ErrorKind;
+
+    use super::{super::letter::tests::record, *};
+
+    #[test]
+    fn a_letter_is_found_by_job_and_by_both_places() {
+        let letter = Letter::read(&record(4, "job-4", ErrorKind::Tool, 0));
+        for which in ["job-4", "mcp-jobs.dlq/0/4", "mcp-jobs/0/4"] {
+            assert!(is_meant(&letter, which), "{which}");
+        }
+        assert!(!is_meant(&letter, "mcp-jobs/0/5"));
+    }
+
+    #[test]
+    fn everything_is_shown() {
+        let record = record(258, "job-4", ErrorKind::Tool, 1);
+        let letter = Letter::read(&record);
+        let json = to_json(&letter, &record, true);
+        assert_eq!(json["origin"]["offset"], 258);
+        assert_eq!((&json["replayCount"], &json["replayed"]), (&json!(1), &json!(true)));
+        assert_eq!(json["key"], Value::Null);
+        assert!(json["value"]["text"].as_str().unwrap().contains("tool-call"), "{json}");
+        let offset = json["headers"].as_array().unwrap().iter();
+        let offset: Vec<_> = offset.filter(|h| h["name"] == "kafka_dlt-original-offset").collect();
+        assert_eq!(offset, [&json!({"name": "kafka_dlt-original-offset", "value": 258})]);
+        let text = to_text(&letter, &record, false);
+        assert!(text.contains("open, 1 replays") && text.contains("it broke: badly"), "{text}");
+    }
+}

@@ -1,0 +1,94 @@
+//! How things are written in tables.
+
+use std::time::Duration;
+
+use comfy_table::{Table, presets};
+use fleet_job::{record::Position, time::Timestamp};
+
+/// A table in the look of all our tables.
+pub(crate) fn table<const N: usize>(header: [&str; N]) -> Table {
+    let mut table = Table::new();
+    table.load_preset(presets::NOTHING);
+    table.set_header(header);
+    table
+}
+
+/// `topic/partition/offset`.
+pub(crate) fn place(position: &Position) -> String {
+    format!("{}/{}/{}", position.topic, position.partition, position.offset)
+}
+
+/// The other way round; topics have no `/` in their names.
+pub(crate) fn to_place(text: &str) -> Option<Position> {
+    let mut parts = text.split('/');
+    let (topic, partition, offset) =
+        (parts.next()?, parts.next()?.parse().ok()?, parts.next()?.parse().ok()?);
+    parts.next().is_none().then(|| Position { topic: topic.to_owned(), partition, offset })
+}
+
+/// One line of at most `length` characters.
+pub(crate) fn shortened(text: &str, length: usize) -> String {
+    let text = text.replace(|c: char| c.is_control(), " ");
+    if text.chars().count() <= length {
+        return text;
+    }
+    let kept: String = text.chars().take(length.saturating_sub(1)).collect();
+    format!("{kept}…")
+}
+
+/// A time, or that there is none.
+pub(crate) fn time(time: Option<Timestamp>) -> String {
+    time.map_or_else(|| "-".to_owned(), |time| time.to_string())
+}
+
+/// A duration in its two largest units, as `3d 4h`, `12m 5s` or `250ms`.
+pub(crate) fn age(age: Duration) -> String {
+    let seconds = age.as_secs();
+    let pair = |large: u64, unit: &str, rest: u64, small: &str| match rest {
+        0 => format!("{large}{unit}"),
+        rest => format!("{large}{unit} {rest}{small}"),
+    };
+    match seconds {
+        0 => format!("{}ms", age.as_millis()),
+        1..60 => format!("{seconds}s"),
+        60..3_600 => pair(seconds / 60, "m", seconds % 60, "s"),
+        3_600..86_400 => pair(seconds / 3_600, "h", seconds % 3_600 / 60, "m"),
+        _ => pair(seconds / 86_400, "d", seconds % 86_400 / 3_600, "h"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ages() {
+        for (ms, expected) in [
+            (0, "0ms"),
+            (999, "999ms"),
+            (59_999, "59s"),
+            (60_000, "1m"),
+            (125_000, "2m 5s"),
+            (3_600_000, "1h"),
+            (90_000_000, "1d 1h"),
+        ] {
+            assert_eq!(age(Duration::from_millis(ms)), expected);
+        }
+    }
+
+    #[test]
+    fn places() {
+        let position = Position { topic: "a.dlq".into(), partition: 1, offset: 22 };
+        assert_eq!(to_place("a.dlq/1/22").as_ref(), Some(&position));
+        assert_eq!(place(&position), "a.dlq/1/22");
+        for no in ["", "job-1", "a/b/c", "a/1", "a/1/2/3", "a/1/x"] {
+            assert_eq!(to_place(no), None, "{no}");
+        }
+    }
+
+    #[test]
+    fn long_texts_and_control_characters() {
+        assert_eq!(shortened("a\nb\u{1b}", 10), "a b ");
+        assert_eq!(shortened("ääää", 3), "ää…");
+    }
+}

@@ -1,0 +1,266 @@
+//! `mcp-fleet lag`: how far the workers have come on each partition.
+//!
+//! A committed offset alone says little, because jobs settle out of order: what is done beyond it stands in the commit's
+//! metadata. Nothing here joins the group, so it may be asked while workers work.
+
+use std::{collections::HashMap, process::ExitCode, time::Duration};
+
+use fleet_engine::Progress;
+use fleet_job::{record::RawRecord, time::Timestamp};
+use fleet_kafka::{
+    admin::{self, GroupPosition},
+    reader,
+};
+use fleet_ops::clock;
+use serde::Serialize;
+use serde_json::json;
+
+use crate::{
+    connection::Connection,
+    dlq::text::{age, table},
+    error::CliError,
+    output,
+};
+
+const TIMEOUT: Duration = Duration::from_secs(20);
+
+const EXAMPLES: &str = "LAG        records from the committed offset on
+DONE       of these, settled already, out of order
+REMAINING  LAG without DONE: jobs that are not settled
+OPEN       not settled, but passed by others: in flight, or waiting for a retry, a time or their key's turn
+RETRIED    jobs that have spent attempts
+OLDEST     the age of the record at the committed offset, the oldest that is not settled
+What lies beyond the committed offset is as of the group's last commit (MCP_COMMIT_INTERVAL).
+
+Examples:
+  mcp-fleet lag
+  mcp-fleet lag --group mcp-workers --json | jq .remaining";
+
+#[derive(Debug, clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub(crate) struct Args {
+    #[command(flatten)]
+    connection: Connection,
+
+    /// The consumer group of the workers.
+    #[arg(long, env = "MCP_CONSUMER_GROUP", default_value = "mcp-workers", value_name = "NAME")]
+    group: String,
+
+    /// Print one JSON object.
+    #[arg(long)]
+    json: bool,
+}
+
+/// One partition.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Row {
+    partition: i32,
+    /// One past the last record.
+    end: i64,
+    /// The committed offset; null where nothing was committed.
+    committed: Option<i64>,
+    lag: i64,
+    /// Settled beyond the committed offset.
+    done: i64,
+    remaining: i64,
+    /// Not settled below the last offset that was settled.
+    open: i64,
+    retried: usize,
+    /// When the oldest record that is not settled was written.
+    oldest: Option<Timestamp>,
+    oldest_age_ms: Option<u64>,
+    /// Why the commit's metadata could not be read.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    problem: Option<String>,
+}
+
+/// All partitions together.
+#[derive(Debug, Default, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Totals {
+    lag: i64,
+    done: i64,
+    remaining: i64,
+    open: i64,
+    retried: usize,
+    oldest_age_ms: Option<u64>,
+}
+
+pub(crate) async fn run(args: Args) -> Result<ExitCode, CliError> {
+    let (settings, topic, group) = (args.connection.settings()?, args.connection.topic, args.group);
+    let (asked_topic, asked_group) = (topic.clone(), group.clone());
+    let read = move || -> Result<_, CliError> {
+        let positions = admin::group_positions(&settings, &asked_group, &asked_topic, TIMEOUT)?;
+        let from: Vec<_> = positions.iter().filter_map(first_open).collect();
+        let oldest = reader::first_records(&settings, &asked_topic, &from, TIMEOUT)?;
+        Ok((positions, oldest))
+    };
+    let read = tokio::task::spawn_blocking(read).await;
+    let (positions, oldest) = read.map_err(|error| CliError::Usage(error.to_string()))??;
+    let rows = rows(&positions, &oldest, clock::now());
+    let totals = totals(&rows);
+    let nothing = positions.iter().all(|position| position.committed.is_none());
+    if args.json {
+        let mut report = json!({ "topic": topic, "group": group, "partitions": rows });
+        if let (Some(report), serde_json::Value::Object(totals)) = (report.as_object_mut(), json!(totals)) {
+            report.extend(totals);
+        }
+        output::json(&report);
+        return Ok(ExitCode::SUCCESS);
+    }
+    output::line(&render(&rows, &totals));
+    if nothing {
+        output::problem(&format!(
+            "group {group} has committed nothing on {topic}: it will begin with the oldest"
+        ));
+    }
+    for row in &rows {
+        if let Some(problem) = &row.problem {
+            output::problem(&format!("partition {}: {problem}; DONE and OPEN are not known", row.partition));
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Where a partition's first record that is not settled is to be looked for.
+fn first_open(position: &GroupPosition) -> Option<(i32, i64)> {
+    let frontier = frontier(position);
+    (frontier < position.end).then_some((position.partition, frontier))
+}
+
+/// The committed offset, or where a group without one begins. What retention has taken is not there to be done.
+fn frontier(position: &GroupPosition) -> i64 {
+    position.committed.unwrap_or(position.start).max(position.start)
+}
+
+fn rows(positions: &[GroupPosition], oldest: &HashMap<i32, RawRecord>, now: Timestamp) -> Vec<Row> {
+    positions
+        .iter()
+        .map(|position| {
+            let oldest = oldest.get(&position.partition).and_then(|record| record.timestamp);
+            row(position, oldest, now)
+        })
+        .collect()
+}
+
+fn row(position: &GroupPosition, oldest: Option<Timestamp>, now: Timestamp) -> Row {
+    let frontier = frontier(position);
+    let lag = (position.end - frontier).max(0);
+    let read = position.committed.map(|committed| Progress::decode(committed, &position.metadata));
+    let (progress, problem) = match read {
+        Some(Ok(progress)) => (progress, None),
+        Some(Err(error)) => (Progress::none(frontier), Some(error.to_string())),
+        None => (Progress::none(frontier), None),
+    };
+    let open: i64 = progress.open.iter().map(|(first, end)| (end - (*first).max(frontier)).max(0)).sum();
+    let done = (progress.end.min(position.end) - frontier - open).max(0);
+    Row {
+        partition: position.partition,
+        end: position.end,
+        committed: position.committed,
+        lag,
+        done,
+        remaining: lag - done,
+        open,
+        retried: progress.attempts.len(),
+        oldest,
+        oldest_age_ms: oldest.map(|oldest| u64::try_from(now.since(oldest).as_millis()).unwrap_or(u64::MAX)),
+        problem,
+    }
+}
+
+fn totals(rows: &[Row]) -> Totals {
+    rows.iter().fold(Totals::default(), |sum, row| Totals {
+        lag: sum.lag + row.lag,
+        done: sum.done + row.done,
+        remaining: sum.remaining + row.remaining,
+        open: sum.open + row.open,
+        retried: sum.retried + row.retried,
+        oldest_age_ms: sum.oldest_age_ms.max(row.oldest_age_ms),
+    })
+}
+
+fn render(rows: &[Row], totals: &Totals) -> String {
+    let header = ["PARTITION", "END", "COMMITTED", "LAG", "DONE", "REMAINING", "OPEN", "RETRIED", "OLDEST"];
+    let mut table = table(header);
+    let old = |ms: Option<u64>| ms.map_or_else(|| "-".to_owned(), |ms| age(Duration::from_millis(ms)));
+    for row in rows {
+        table.add_row([
+            row.partition.to_string(),
+            row.end.to_string(),
+            row.committed.map_or_else(|| "-".to_owned(), |committed| committed.to_string()),
+            row.lag.to_string(),
+            row.done.to_string(),
+            row.remaining.to_string(),
+            row.open.to_string(),
+            row.retried.to_string(),
+            old(row.oldest_age_ms),
+        ]);
+    }
+    table.add_row([
+        "total".to_owned(),
+        String::new(),
+        String::new(),
+        totals.lag.to_string(),
+        totals.done.to_string(),
+        totals.remaining.to_string(),
+        totals.open.to_string(),
+        totals.retried.to_string(),
+        old(totals.oldest_age_ms),
+    ]);
+    table.to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn position(committed: Option<i64>, metadata: String) -> GroupPosition {
+        GroupPosition { partition: 1, start: 5, end: 30, committed, metadata }
+    }
+
+    #[test]
+    fn what_is_done_beyond_the_frontier_is_not_remaining() {
+        let progress =
+            Progress { base: 10, end: 20, open: vec![(10, 12), (15, 16)], attempts: vec![(15, 2)] };
+        let row = row(
+            &position(Some(10), progress.encode().unwrap()),
+            Timestamp::from_millis(1000),
+            Timestamp::from_millis(3500).unwrap(),
+        );
+        assert_eq!((row.lag, row.done, row.remaining, row.open, row.retried), (20, 7, 13, 3, 1));
+        assert_eq!(row.oldest_age_ms, Some(2500));
+        let totals = totals(&[row.clone(), row.clone()]);
+        assert_eq!((totals.lag, totals.remaining, totals.oldest_age_ms), (40, 26, Some(2500)));
+        let text = render(&[row], &totals);
+        assert!(text.contains("total") && text.contains("2s"), "{text}");
+    }
+
+    #[test]
+    fn without_a_commit_everything_that_is_there_remains() {
+        let row = row(&position(None, String::new()), None, Timestamp::default());
+        assert_eq!((row.committed, row.lag, row.remaining, row.done), (None, 25, 25, 0));
+        assert_eq!(first_open(&position(None, String::new())), Some((1, 5)));
+    }
+
+    #[test]
+    fn what_retention_took_does_not_remain() {
+        let position = position(Some(2), String::new());
+        assert_eq!(row(&position, None, Timestamp::default()).remaining, 25);
+        assert_eq!(first_open(&position), Some((1, 5)));
+    }
+
+    #[test]
+    fn a_partition_at_its_end_has_nothing_to_look_for() {
+        assert_eq!(first_open(&position(Some(30), String::new())), None);
+        assert_eq!(row(&position(Some(30), String::new()), None, Timestamp::default()).lag, 0);
+    }
+
+    #[test]
+    fn metadata_of_somebody_else_is_a_problem_and_no_error() {
+        let row = row(&position(Some(10), "not ours!".into()), None, Timestamp::default());
+        assert_eq!((row.remaining, row.done), (20, 0));
+        assert!(row.problem.unwrap().contains("base64"));
+    }
+}
