@@ -3,7 +3,7 @@
 //! `KAFKA_BROKERS` names a cluster to use in place of one that is started here. Without it, Apache Kafka needs Java and
 //! Maven; where they are missing the tests that need it say so loudly and pass, unless `FLEET_REQUIRE_KAFKA=1`.
 
-use std::{fs, process::Command, sync::OnceLock, time::Duration};
+use std::{fs, path::Path, process::Command, sync::OnceLock, time::Duration};
 
 use crate::{bins, is_set, kafka, kafka::Cluster, loud, process, process::Process};
 
@@ -59,14 +59,19 @@ impl Env {
         ENV.get_or_init(|| {
             let directory = bins::scratch("embedded-broker");
             process::remove_at_exit(&directory);
-            let ready = directory.join("ready");
-            let mut command = Command::new(bins::bin("mcp-fleet"));
-            command.args(["broker", "--listen", "127.0.0.1:0", "--ready-file"]).arg(&ready).arg("--data-dir");
-            command.arg(directory.join("data"));
-            let mut process = Process::start("mcp-fleet-broker", &directory, command);
-            let brokers = process.until("the ready file", START, || fs::read_to_string(&ready).ok());
-            let brokers = brokers.trim().to_owned();
+            let (process, brokers) = start_embedded(&directory, "127.0.0.1:0");
             Self { brokers, name: "the embedded broker", _running: Running::Process { _process: process } }
         })
     }
+}
+
+/// Starts an embedded broker that keeps everything below `directory`, and waits until it answers. Returns its address.
+pub fn start_embedded(directory: &Path, listen: &str) -> (Process, String) {
+    let ready = directory.join(bins::unique("ready"));
+    let mut command = Command::new(bins::bin("mcp-fleet"));
+    command.args(["broker", "--listen", listen, "--ready-file"]).arg(&ready).arg("--data-dir");
+    command.arg(directory.join("data"));
+    let mut process = Process::start("mcp-fleet-broker", directory, command);
+    let brokers = process.until("the ready file", START, || fs::read_to_string(&ready).ok());
+    (process, brokers.trim().to_owned())
 }

@@ -2,7 +2,8 @@
 //!
 //! Storage, produce, fetch and topic administration are `tansu-broker`'s, on a SQLite file. What the evaluation
 //! (`docs/broker-evaluation.md`) found wanting is answered here, in front of it: consumer groups ([`groups`]), commit
-//! metadata ([`offsets`]) and waiting for records instead of polling for them ([`router`]).
+//! metadata ([`offsets`]), producers that raise their own epoch ([`producers`]) and waiting for records instead of
+//! polling for them ([`router`]).
 //!
 //! This module and its children are the only code of the project that knows which broker is embedded, and nothing of
 //! it is linked into the production binaries. It is a broker for one machine: no replication, no authentication, no
@@ -11,6 +12,7 @@
 mod group;
 mod groups;
 mod offsets;
+mod producers;
 mod router;
 mod storage;
 
@@ -27,6 +29,7 @@ use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream},
     runtime::Runtime,
+    sync::watch,
     task::JoinSet,
     time::timeout,
 };
@@ -108,6 +111,8 @@ pub(crate) struct Broker {
     /// The broker has threads of its own, so that neither its load nor its log lines are its host's.
     runtime: Option<Runtime>,
     bootstrap: String,
+    /// Why the broker died, once it has.
+    failure: watch::Receiver<Option<String>>,
     /// Declared last: a temporary directory must outlive the threads that write to it.
     _storage: Arc<Storage>,
 }
@@ -134,15 +139,17 @@ impl Broker {
             }
         };
         let host_log = tracing::dispatcher::get_default(Dispatch::clone);
+        let (report, failure) = watch::channel(None);
         let broker = Self {
+            failure,
             bootstrap: advertised.to_string(),
             _storage: Arc::clone(&storage),
             runtime: Some(runtime),
         };
         let Some(runtime) = &broker.runtime else { return Ok(broker) };
-        let router = Router::new(storage, host_log)?;
+        let router = Router::new(Arc::clone(&storage), host_log)?;
         let listener = listener.into_std().map_err(|source| BrokerError::Listen { address, source })?;
-        runtime.spawn(serve(listener, router));
+        runtime.spawn(watch_over(storage, serve(listener, router), report));
         timeout(START_DEADLINE, first_answers(advertised))
             .await
             .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
@@ -153,6 +160,16 @@ impl Broker {
     /// What clients put into `bootstrap.servers`.
     pub(crate) fn bootstrap(&self) -> String {
         self.bootstrap.clone()
+    }
+
+    /// Returns when the broker has died by itself, with the reason. Its address refuses connections by then, and
+    /// stays so: whoever runs a broker should end with it.
+    pub(crate) fn failed(&self) -> impl Future<Output = String> + Send + use<> {
+        let mut failure = self.failure.clone();
+        async move {
+            let reason = failure.wait_for(Option::is_some).await.ok().and_then(|reason| reason.clone());
+            reason.unwrap_or_else(|| "its threads ended".into())
+        }
     }
 
     /// Stops the broker and waits, up to a bound, for what it is writing.
@@ -191,6 +208,25 @@ fn advertised(bound: SocketAddr) -> SocketAddr {
     } else {
         bound
     }
+}
+
+/// Serves until something breaks, and then closes everything: clients cope better with no broker than with a dead one.
+async fn watch_over(
+    storage: Arc<Storage>,
+    serving: impl Future<Output = io::Result<()>> + Send + 'static,
+    report: watch::Sender<Option<String>>,
+) {
+    let mut serving = JoinSet::from_iter([serving]);
+    let reason = tokio::select! {
+        () = storage.ended() => "its storage engine panicked".to_owned(),
+        ended = serving.join_next() => match ended {
+            Some(Ok(Err(error))) => format!("it stopped listening: {error}"),
+            Some(Err(error)) => format!("it stopped serving: {error}"),
+            Some(Ok(Ok(()))) | None => "it stopped serving".to_owned(),
+        },
+    };
+    serving.shutdown().await;
+    report.send_replace(Some(reason));
 }
 
 async fn serve(listener: std::net::TcpListener, router: Router) -> io::Result<()> {

@@ -9,16 +9,56 @@ use std::{fmt, net::SocketAddr, sync::Arc, time::Duration};
 use bytes::Bytes;
 use rama::{Context, Service};
 use tansu_broker::{coordinator::group::administrator::Controller, service};
-use tansu_sans_io::{Body, ErrorCode, FetchRequest, Frame, Header};
+use tansu_sans_io::{
+    ApiKey as _, ApiVersionsRequest, Body, ConsumerGroupDescribeRequest, CreateTopicsRequest,
+    DeleteTopicsRequest, DescribeClusterRequest, DescribeConfigsRequest, DescribeGroupsRequest,
+    DescribeTopicPartitionsRequest, ErrorCode, FetchRequest, FindCoordinatorRequest, Frame,
+    GetTelemetrySubscriptionsRequest, Header, HeartbeatRequest, InitProducerIdRequest, JoinGroupRequest,
+    LeaveGroupRequest, ListGroupsRequest, ListOffsetsRequest, MetadataRequest, OffsetCommitRequest,
+    OffsetFetchRequest, ProduceRequest, SyncGroupRequest,
+};
 use tansu_service::FrameRouteService;
 use tokio::{
-    sync::watch,
+    sync::{RwLock, watch},
     time::{Instant, timeout_at},
 };
 use tracing::{Dispatch, dispatcher};
 
-use super::{BrokerError, groups::Groups, offsets::Offsets, storage::Storage};
+use super::{
+    BrokerError,
+    groups::Groups,
+    offsets::Offsets,
+    producers::{self, Producers},
+    storage::Storage,
+};
 
+/// The APIs that are served. The engine has routes for more, but some of them end it for good (it panics at
+/// `DeleteRecords`, at what transactions ask, and at half of `IncrementalAlterConfigs`) and others would contradict the
+/// groups kept here. Those are neither announced nor answered.
+const SERVED: &[i16] = &[
+    ProduceRequest::KEY,
+    FetchRequest::KEY,
+    ListOffsetsRequest::KEY,
+    MetadataRequest::KEY,
+    OffsetCommitRequest::KEY,
+    OffsetFetchRequest::KEY,
+    FindCoordinatorRequest::KEY,
+    JoinGroupRequest::KEY,
+    HeartbeatRequest::KEY,
+    LeaveGroupRequest::KEY,
+    SyncGroupRequest::KEY,
+    DescribeGroupsRequest::KEY,
+    ListGroupsRequest::KEY,
+    ApiVersionsRequest::KEY,
+    CreateTopicsRequest::KEY,
+    DeleteTopicsRequest::KEY,
+    InitProducerIdRequest::KEY,
+    DescribeConfigsRequest::KEY,
+    DescribeClusterRequest::KEY,
+    ConsumerGroupDescribeRequest::KEY,
+    GetTelemetrySubscriptionsRequest::KEY,
+    DescribeTopicPartitionsRequest::KEY,
+];
 /// Fetches that found nothing look again this often, even if nobody said that something was produced.
 const LONGEST_WAIT: Duration = Duration::from_secs(30);
 
@@ -42,6 +82,9 @@ struct Shared {
     inner: FrameRouteService<(), tansu_broker::Error>,
     groups: Groups,
     offsets: Offsets,
+    producers: Producers,
+    /// Whoever deletes topics holds this alone: the engine does not survive a batch for a topic that is gone.
+    topics: RwLock<()>,
     appended: watch::Sender<()>,
     /// Where the host of the broker logs; the broker's own threads log nowhere.
     log: Dispatch,
@@ -60,13 +103,16 @@ impl Router {
         // Never reached: they are there for the list of versions, which is made from the routes.
         let routes = service::coordinator::services(routes, Controller::with_storage(engine)?)?;
         let inner = routes.build().map_err(tansu_broker::Error::from)?;
-        let offsets = Offsets::open(Arc::clone(&storage))
-            .map_err(|source| BrokerError::DataDir { path: storage.directory.clone(), source })?;
+        let failed = |source| BrokerError::DataDir { path: storage.directory.clone(), source };
+        let offsets = Offsets::open(Arc::clone(&storage)).map_err(failed)?;
+        let producers = Producers::open(Arc::clone(&storage)).map_err(failed)?;
         Ok(Self {
             shared: Arc::new(Shared {
                 inner,
                 groups: Groups::new(),
                 offsets,
+                producers,
+                topics: RwLock::new(()),
                 appended: watch::Sender::new(()),
                 log,
             }),
@@ -96,6 +142,12 @@ impl Router {
         let correlation_id = request.correlation_id()?;
         let client = request.client_id()?.unwrap_or("client").to_owned();
         let shared = &*self.shared;
+        if !SERVED.contains(&key) {
+            dispatcher::with_default(&shared.log, || {
+                tracing::warn!(%peer, api = key, "the embedded broker does not have this Kafka API");
+            });
+            return Ok(Reply::Close);
+        }
         let body = match request.body {
             Body::JoinGroupRequest(join) => shared.groups.join(join, &client, peer, version).await,
             Body::SyncGroupRequest(sync) => shared.groups.sync(sync).await,
@@ -122,15 +174,24 @@ impl Router {
                 let stored = shared.ask(request.header, list.into()).await?;
                 shared.groups.list(stored)
             }
+            body @ Body::ApiVersionsRequest(_) => only_served(shared.ask(request.header, body).await?),
             Body::FetchRequest(fetch) => shared.fetch(request.header, fetch).await?,
             Body::ProduceRequest(produce) => {
                 let silent = produce.acks == 0;
-                let body = shared.ask(request.header, Body::ProduceRequest(produce)).await?;
+                let body = shared.produce(request.header, produce).await?;
                 shared.appended.send_replace(());
                 if silent {
                     return Ok(Reply::Nothing);
                 }
                 body
+            }
+            Body::InitProducerIdRequest(init) => match Producers::fresh(init) {
+                Ok(fresh) => shared.ask(request.header, fresh.into()).await?,
+                Err(refused) => refused.into(),
+            },
+            Body::DeleteTopicsRequest(delete) => {
+                let _alone = shared.topics.write().await;
+                shared.ask(request.header, delete.into()).await?
             }
             body => shared.ask(request.header, body).await?,
         };
@@ -144,6 +205,20 @@ impl Shared {
         let frame = Frame { size: 0, header, body };
         let answered = self.inner.serve(Context::default(), frame).await?;
         Ok(answered.body)
+    }
+
+    async fn produce(
+        &self,
+        header: Header,
+        mut produce: ProduceRequest,
+    ) -> Result<Body, tansu_broker::Error> {
+        let _topics = self.topics.read().await;
+        let refused = self.producers.admit(&mut produce).await;
+        let mut body = self.ask(header, produce.into()).await?;
+        if let Body::ProduceResponse(response) = &mut body {
+            producers::complete(response, refused);
+        }
+        Ok(body)
     }
 
     async fn fetch(&self, header: Header, fetch: FetchRequest) -> Result<Body, tansu_broker::Error> {
@@ -163,6 +238,14 @@ impl Shared {
             }
         }
     }
+}
+
+/// Leaves what is not served out of the list of versions.
+fn only_served(mut versions: Body) -> Body {
+    if let Body::ApiVersionsResponse(versions) = &mut versions {
+        versions.api_keys.iter_mut().for_each(|keys| keys.retain(|api| SERVED.contains(&api.api_key)));
+    }
+    versions
 }
 
 /// Whether a fetch found a record, or something the client must hear about.

@@ -5,6 +5,7 @@ use std::{
     io,
     net::SocketAddr,
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use tansu_storage::{BrokerRegistrationRequest, Storage as _, StorageContainer};
@@ -19,6 +20,8 @@ pub(super) const NODE: i32 = 1;
 /// The cluster's name. Data is filed under it, so it never changes.
 const CLUSTER: &str = "mcp-fleet";
 const FILE: &str = "broker.db";
+/// How long an engine that has ended can go unnoticed.
+const PROBE: Duration = Duration::from_millis(500);
 
 /// The open engine and what has to live as long as it does.
 #[derive(Debug)]
@@ -82,6 +85,14 @@ impl Storage {
             })
             .await?;
         Ok(Self { engine, directory, _lock: lock, _temporary: temporary })
+    }
+
+    /// Returns when the engine has ended, which it does for good when one of its requests panics. It says so to nobody
+    /// and has to be asked. The question is never given up half-way: an engine whose answer nobody takes ends, too.
+    pub(super) async fn ended(&self) {
+        while self.engine.brokers().await.is_ok() {
+            tokio::time::sleep(PROBE).await;
+        }
     }
 }
 

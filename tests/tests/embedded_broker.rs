@@ -1,0 +1,104 @@
+//! The embedded broker alone: what clients do to it that the storage engine below it does not survive.
+
+#![expect(clippy::expect_used, reason = "a panic is the report of a test")]
+
+use std::{path::Path, time::Duration};
+
+use fleet_tests::{
+    bins,
+    brokers::start_embedded,
+    process::{self, Process},
+    topics::{self, Outgoing},
+    wait,
+};
+use futures::executor::block_on;
+use nix::sys::signal::Signal;
+use rdkafka::{
+    ClientConfig, Offset, TopicPartitionList,
+    admin::{AdminClient, AdminOptions},
+    client::DefaultClientContext,
+    error::KafkaError,
+    producer::{FutureProducer, FutureRecord},
+    types::RDKafkaErrorCode,
+};
+
+const TIMEOUT: Duration = Duration::from_secs(20);
+
+/// After a record has timed out, librdkafka raises the epoch of its producer without asking the broker.
+#[test]
+fn a_producer_goes_on_after_its_records_have_timed_out() {
+    let directory = scratch();
+    let (mut broker, brokers) = start_embedded(&directory, "127.0.0.1:0");
+    topics::create(&brokers, &[("outage", 1)]);
+    let producer = producer(&brokers);
+    send(&producer, "before").expect("a broker that answers");
+    for round in 0..2 {
+        broker.signal(Signal::SIGSTOP);
+        let lost = send(&producer, "into the outage");
+        broker.signal(Signal::SIGCONT);
+        assert_eq!(
+            lost.expect_err("nobody answered").rdkafka_error_code(),
+            Some(RDKafkaErrorCode::MessageTimedOut)
+        );
+        wait::until_ok("a record after the outage", TIMEOUT, || send(&producer, &format!("after {round}")));
+    }
+    // What the broker remembers of the producer outlives it.
+    broker.kill();
+    let (mut broker, brokers) = start_embedded(&directory, &brokers);
+    wait::until_ok("a record after the restart", TIMEOUT, || send(&producer, "after the restart"));
+    let texts: Vec<_> = topics::read(&brokers, "outage").iter().map(topics::Record::text).collect();
+    let acknowledged = ["before", "after 0", "after 1", "after the restart"];
+    for text in acknowledged {
+        assert_eq!(texts.iter().filter(|found| *found == text).count(), 1, "{text}: {texts:?}");
+    }
+    assert!(broker.stop(TIMEOUT).success());
+}
+
+/// `DeleteRecords` ends the engine, so it must never get there.
+#[test]
+fn an_api_that_is_not_served_is_refused() {
+    let directory = scratch();
+    let (mut broker, brokers) = start_embedded(&directory, "127.0.0.1:0");
+    topics::create(&brokers, &[("kept", 1)]);
+    topics::produce(&brokers, "kept", vec![Outgoing::value("v")]);
+    let mut config = ClientConfig::new();
+    config.set("bootstrap.servers", &brokers);
+    let admin: AdminClient<DefaultClientContext> = config.create().expect("an admin client");
+    let mut offsets = TopicPartitionList::new();
+    offsets.add_partition_offset("kept", 0, Offset::Offset(1)).expect("a partition");
+    let options = AdminOptions::new().request_timeout(Some(TIMEOUT));
+    let refused = block_on(admin.delete_records(&offsets, &options));
+    let refused = refused.map(|deleted| deleted.elements().iter().all(|element| element.error().is_ok()));
+    assert!(!matches!(refused, Ok(true)), "{refused:?}");
+    assert_eq!(topics::read(&brokers, "kept").len(), 1);
+    assert_still_there(&mut broker);
+    assert!(broker.stop(TIMEOUT).success());
+}
+
+fn assert_still_there(broker: &mut Process) {
+    assert!(broker.is_running(), "{}", broker.log());
+    assert!(!broker.log().contains("panicked"), "{}", broker.log());
+}
+
+fn scratch() -> std::path::PathBuf {
+    let directory = bins::scratch("own-broker");
+    process::remove_at_exit(Path::new(&directory));
+    directory
+}
+
+fn producer(brokers: &str) -> FutureProducer {
+    let mut config = ClientConfig::new();
+    config
+        .set("bootstrap.servers", brokers)
+        .set("enable.idempotence", "true")
+        .set("message.timeout.ms", "1500")
+        .set("socket.timeout.ms", "1000")
+        .set("reconnect.backoff.max.ms", "500")
+        .set("log_level", "2");
+    config.create().expect("a producer")
+}
+
+fn send(producer: &FutureProducer, text: &str) -> Result<(), KafkaError> {
+    let record = FutureRecord::<str, str>::to("outage").payload(text);
+    block_on(producer.send(record, TIMEOUT)).map(|_| ()).map_err(|(error, _)| error)
+}
