@@ -34,7 +34,10 @@ fn a_server_is_hosted_and_its_tools_are_called(env: &Env) {
     let (server, root) = (server.display(), files.display());
     fleet.start_server(&ServerOptions {
         allowed: vec![format!("{server} --stdio --root {root}")],
-        env: vec![("MCP_ALLOWED_DIRS".into(), files.display().to_string())],
+        env: vec![
+            ("MCP_ALLOWED_DIRS".into(), files.display().to_string()),
+            ("MCP_ALLOWED_ENV".into(), "RUST_LOG".into()),
+        ],
         ..ServerOptions::default()
     });
     fleet.start_worker();

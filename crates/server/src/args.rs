@@ -39,7 +39,8 @@ pub struct Args {
     /// A directory in which `cwd` and `envFile` of what `--allow-command` allows may be.
     #[arg(long = "allow-dir", env = "MCP_ALLOWED_DIRS", value_delimiter = ':', value_name = "DIR")]
     pub allow_dirs: Vec<PathBuf>,
-    /// A dangerous environment variable that may be set all the same for what `--allow-command` allows.
+    /// Environment variables that may be set for what `--allow-command` allows: names or globs. None by default; those
+    /// that can change what code runs need their exact name.
     #[arg(long = "allow-env", env = "MCP_ALLOWED_ENV", value_delimiter = ',', value_name = "NAME")]
     pub allow_env: Vec<String>,
     /// A remote host that may be connected to: HOST, HOST:PORT or *.DOMAIN.

@@ -52,6 +52,9 @@ pub enum InitError {
     /// This server is shutting down.
     #[error("this server is shutting down")]
     Closed,
+    /// It was removed while it was being started.
+    #[error("the server was removed while it was being started")]
+    Removed,
 }
 
 impl InitError {
@@ -59,7 +62,7 @@ impl InitError {
     pub fn is_permanent(&self) -> bool {
         match self {
             Self::Name(_) | Self::Launch(_) => true,
-            Self::TooMany(_) | Self::Connect(_) | Self::Closed => false,
+            Self::TooMany(_) | Self::Connect(_) | Self::Closed | Self::Removed => false,
         }
     }
 }
@@ -190,11 +193,25 @@ impl Fleet {
                 return Err(error.into());
             }
         };
-        if self.closed.load(Ordering::Acquire) {
-            upstream.stop().await;
-            return Err(InitError::Closed);
-        }
-        let old = hosted.state_mut().started(upstream.clone(), spec.clone());
+        let taken = {
+            // Whoever removes a server or closes the fleet says so before it looks for what to end, under this lock. So
+            // either it sees what is put in place here, or we see that it has been.
+            let mut state = hosted.state_mut();
+            if self.closed.load(Ordering::Acquire) {
+                Err(InitError::Closed)
+            } else if state.removed {
+                Err(InitError::Removed)
+            } else {
+                Ok(state.started(upstream.clone(), spec.clone()))
+            }
+        };
+        let old = match taken {
+            Ok(old) => old,
+            Err(error) => {
+                upstream.stop().await;
+                return Err(error);
+            }
+        };
         self.reroute();
         tracing::info!(
             server = hosted.name,
@@ -262,24 +279,30 @@ impl Fleet {
 
     /// The server of this name, made where there is none and room for one.
     fn admit(&self, name: &str) -> Result<Arc<Hosted>, InitError> {
+        let mut servers = self.servers.write().unwrap_or_else(PoisonError::into_inner);
+        // Asked under the lock under which the shutdown takes all servers, so that none comes after it.
         if self.closed.load(Ordering::Acquire) {
             return Err(InitError::Closed);
         }
-        let mut servers = self.servers.write().unwrap_or_else(PoisonError::into_inner);
         if let Some(hosted) = servers.get(name) {
             return Ok(hosted.clone());
         }
         let limit = self.policy.limits.max_servers;
         if servers.len() >= limit {
-            // What never ran is only kept to be seen, and makes room.
-            let is_leftover =
-                |hosted: &&Arc<Hosted>| !hosted.ever_ran() && matches!(hosted.state().phase, Phase::Failed);
-            let oldest = servers.values().filter(is_leftover).min_by_key(|hosted| hosted.order).cloned();
-            let Some(oldest) = oldest else {
+            // What never ran is only kept to be seen, and makes room, unless somebody holds its gate and starts it
+            // right now. One that is `Starting` with nobody at its gate is what a cancelled attempt left behind.
+            let mut leftovers: Vec<_> =
+                servers.values().filter(|hosted| !hosted.ever_ran()).cloned().collect();
+            leftovers.sort_by_key(|hosted| hosted.order);
+            let evicted = leftovers.iter().find_map(|hosted| {
+                let _gate = hosted.gate.try_lock().ok()?;
+                hosted.state_mut().removed = true;
+                Some(&hosted.name)
+            });
+            let Some(evicted) = evicted else {
                 return Err(InitError::TooMany(Refusal::TooManyServers { limit }));
             };
-            oldest.state_mut().removed = true;
-            servers.remove(&oldest.name);
+            servers.remove(evicted);
         }
         let order = self.order.fetch_add(1, Ordering::Relaxed);
         let hosted = Arc::new(Hosted::new(name.to_owned(), order));

@@ -93,6 +93,9 @@ pub enum LaunchError {
     /// A header can't be sent.
     #[error("the header {0:?} can't be sent")]
     Header(String),
+    /// A header that is the transport's own.
+    #[error("the header {0:?} is set by the transport and can't be configured")]
+    OwnHeader(String),
     /// The transport is not supported.
     #[error("transport `{0}` is not supported; use http (Streamable HTTP) or stdio")]
     Transport(&'static str),
@@ -224,9 +227,56 @@ fn resolve_remote(server: &RemoteServer, policy: &Policy) -> Result<RemoteSpec, 
         let (Ok(parsed_name), Ok(mut parsed_value)) = parsed else {
             return Err(LaunchError::Header(name.clone()));
         };
+        if is_transports_own(&parsed_name) {
+            return Err(LaunchError::OwnHeader(name.clone()));
+        }
         parsed_value.set_sensitive(true);
         Ok((parsed_name, parsed_value))
     };
     let headers = server.headers.iter().map(header).collect::<Result<_, _>>()?;
     Ok(RemoteSpec { url, headers })
+}
+
+/// Headers that say where a request goes, where it ends, or what it is in the protocol. `Host` could name a virtual host
+/// that policy does not cover; the framing ones could smuggle a second request.
+fn is_transports_own(name: &HeaderName) -> bool {
+    use http::header;
+    let own = [header::HOST, header::CONTENT_LENGTH, header::TRANSFER_ENCODING, header::CONNECTION];
+    own.contains(name) || name.as_str().starts_with("mcp-")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::policy::remote::RemoteRule;
+
+    #[test]
+    fn headers_of_the_transport_are_refused() {
+        let rules = vec![RemoteRule::parse("mcp.example.com").unwrap()];
+        let policy = Policy { remotes: rules, ..Policy::default() };
+        let check = |name: &str, allowed: bool| {
+            let config = serde_json::json!({"url": "https://mcp.example.com/mcp", "headers": {name: "x"}});
+            let Transport::Http(server) = ServerEntry::from_value(&config, "config").unwrap().transport
+            else {
+                panic!("no remote server");
+            };
+            match resolve_remote(&server, &policy) {
+                Ok(_) => assert!(allowed, "{name}"),
+                Err(LaunchError::OwnHeader(refused)) => assert!(!allowed && refused == name, "{name}"),
+                Err(other) => panic!("{name}: {other}"),
+            }
+        };
+        for name in [
+            "Host",
+            "content-length",
+            "Transfer-Encoding",
+            "Connection",
+            "Mcp-Session-Id",
+            "MCP-Protocol-Version",
+        ] {
+            check(name, false);
+        }
+        check("Authorization", true);
+        check("X-Mcp-Key", true);
+    }
 }

@@ -3,7 +3,8 @@
 //! A pattern is a list of elements. Each is a [`Glob`] that matches exactly one element of the argv; a last element
 //! `**` matches any number of further ones. A pattern of only a command allows only that command without arguments:
 //! whoever allows `node` has not allowed `node -e …`. For the same reason an element that *starts* with a wildcard
-//! does not match an option (something that starts with `-`): `node *` is a script, not `--eval=…`.
+//! does not match an option (something that starts with `-`): `node *` is a script, not `--eval=…`. And a wildcard does
+//! not lead elsewhere: it stands for no `/` (`**` does), `@` or `:`, and an argument that climbs with `..` matches none.
 
 use std::fmt;
 
@@ -66,11 +67,9 @@ impl ArgvPattern {
         } else {
             argv.len() == self.elements.len()
         };
-        fits && self
-            .elements
-            .iter()
-            .zip(argv)
-            .all(|(glob, element)| glob.matches(element) && !(glob.starts_wild() && element.starts_with('-')))
+        fits && self.elements.iter().zip(argv).all(|(glob, element)| {
+            glob.matches_argument(element) && !(glob.starts_wild() && element.starts_with('-'))
+        })
     }
 }
 
@@ -167,7 +166,8 @@ mod tests {
         check("node", &["node", "-e", "evil"], false);
         check("node server.js", &["node", "server.js"], true);
         check("node server.js", &["node", "server.js", "more"], false);
-        check("npx -y @scope/server *", &["npx", "-y", "@scope/server", "/data"], true);
+        check("npx -y @scope/server /**", &["npx", "-y", "@scope/server", "/data/x"], true);
+        check("npx -y @scope/server *", &["npx", "-y", "@scope/server", "/data"], false);
         check("npx -y @scope/server *", &["npx", "-y", "@scope/server"], false);
         check("npx -y @scope/server *", &["npx", "-y", "@scope/evil", "/data"], false);
         check("uv run **", &["uv", "run"], true);
@@ -184,6 +184,16 @@ mod tests {
         check("node ?*", &["node", "-p"], false);
         check("node --port=*", &["node", "--port=1"], true);
         check("node -*", &["node", "-p"], true);
+    }
+
+    #[test]
+    fn a_wildcard_does_not_leave_its_directory() {
+        check("python3 /srv/mcp/*", &["python3", "/srv/mcp/a.py"], true);
+        check("python3 /srv/mcp/*", &["python3", "/srv/mcp/../../tmp/evil.py"], false);
+        check("python3 /srv/mcp/**", &["python3", "/srv/mcp/../../tmp/evil.py"], false);
+        check("npx -y @scope/server-*", &["npx", "-y", "@scope/server-x@file:/tmp/evil"], false);
+        check("/opt/*/run", &["/opt/../run"], false);
+        check("python3 ../a.py", &["python3", "../a.py"], true);
     }
 
     #[test]

@@ -1,12 +1,13 @@
 //! Which environment variables a message may give to a child.
 //!
 //! Some variables make an innocent program run somebody else's code (`LD_PRELOAD`, `NODE_OPTIONS`, `BASH_ENV`), or
-//! change where it finds its code and configuration (`PATH`, `HOME`, `NPM_CONFIG_…`). Those need to be listed by their
-//! exact name; a wildcard does not reach them.
+//! change where it finds its code and configuration (`PATH`, `HOME`, `NPM_CONFIG_…`). No list of such names is ever
+//! complete, so nothing is allowed that a rule does not list. The list below is only there against wildcards that reach
+//! further than was meant: what is on it needs to be listed by its exact name.
 
 use super::glob::Glob;
 
-/// Variables, or prefixes of them where they end in `*`, that decide what code a program runs.
+/// Variables, or prefixes of them where they end in `*`, that are known to decide what code a program runs.
 const DANGEROUS: &[&str] = &[
     // The dynamic linker and libc.
     "LD_*",

@@ -1,7 +1,8 @@
 //! Globs over single strings: one argv element, one environment key, one path.
 //!
 //! `*` stands for any run of characters, `?` for exactly one, `\` takes the next character literally. A pattern
-//! always matches the whole string.
+//! always matches the whole string. Arguments of a command line are matched more narrowly than names, because they may
+//! be paths and package specs; see [`Glob::matches_argument`].
 
 /// The pattern that matches `text` and nothing else.
 pub fn escape(text: &str) -> String {
@@ -26,6 +27,8 @@ enum Token {
     Char(char),
     One,
     Run,
+    /// `**`, which is more than `*` only in arguments.
+    DeepRun,
 }
 
 impl Glob {
@@ -34,13 +37,18 @@ impl Glob {
         let mut tokens = Vec::with_capacity(pattern.len());
         let mut chars = pattern.chars();
         while let Some(c) = chars.next() {
-            tokens.push(match c {
-                '*' if tokens.last() == Some(&Token::Run) => continue,
+            let follows_run = matches!(tokens.last(), Some(Token::Run | Token::DeepRun));
+            let token = match c {
+                '*' if follows_run => {
+                    tokens.pop();
+                    Token::DeepRun
+                }
                 '*' => Token::Run,
                 '?' => Token::One,
                 '\\' => Token::Char(chars.next().unwrap_or('\\')),
                 c => Token::Char(c),
-            });
+            };
+            tokens.push(token);
         }
         Self { tokens }
     }
@@ -52,7 +60,7 @@ impl Glob {
 
     /// Whether the first thing in the pattern is a wildcard.
     pub fn starts_wild(&self) -> bool {
-        matches!(self.tokens.first(), Some(Token::One | Token::Run))
+        matches!(self.tokens.first(), Some(Token::One | Token::Run | Token::DeepRun))
     }
 
     /// Whether the whole of `text` matches. Linear in practice: only the last `*` is ever tried again.
@@ -62,7 +70,7 @@ impl Glob {
         let mut retry: Option<(usize, usize)> = None;
         while at < text.len() {
             match self.tokens.get(token) {
-                Some(Token::Run) => {
+                Some(Token::Run | Token::DeepRun) => {
                     retry = Some((at, token));
                     token += 1;
                 }
@@ -77,8 +85,58 @@ impl Glob {
                 },
             }
         }
-        self.tokens[token..].iter().all(|token| *token == Token::Run)
+        self.tokens[token..].iter().all(|token| token.is_run())
     }
+
+    /// Whether the whole of an argument matches. Without a wildcard that is equality. A wildcard never stands for `@` or
+    /// `:`, with which a package spec names another source (`x@file:/tmp/evil`), only `**` stands for `/`, and an
+    /// argument with `..` in it as a part of a path does not match at all, wherever that stands.
+    pub fn matches_argument(&self, text: &str) -> bool {
+        if self.is_literal() {
+            return self.matches(text);
+        }
+        if climbs(text) {
+            return false;
+        }
+        // All places in the pattern that the text so far may have led to.
+        let mut places = vec![false; self.tokens.len() + 1];
+        places[0] = true;
+        self.skip_runs(&mut places);
+        for c in text.chars() {
+            let mut next = vec![false; places.len()];
+            for (place, token) in self.tokens.iter().enumerate().filter(|(place, _)| places[*place]) {
+                match token {
+                    Token::Char(own) => next[place + 1] |= *own == c,
+                    Token::One => next[place + 1] |= !matches!(c, '@' | ':' | '/'),
+                    Token::Run => next[place] |= !matches!(c, '@' | ':' | '/'),
+                    Token::DeepRun => next[place] |= !matches!(c, '@' | ':'),
+                }
+            }
+            self.skip_runs(&mut next);
+            places = next;
+        }
+        places[self.tokens.len()]
+    }
+
+    /// A run may be empty, so whoever stands before one stands behind it too.
+    fn skip_runs(&self, places: &mut [bool]) {
+        for (place, token) in self.tokens.iter().enumerate() {
+            if places[place] && token.is_run() {
+                places[place + 1] = true;
+            }
+        }
+    }
+}
+
+impl Token {
+    fn is_run(self) -> bool {
+        matches!(self, Self::Run | Self::DeepRun)
+    }
+}
+
+/// Whether some part of a path in the argument is `..`. Paths also stand behind `=`, `:` and `,`, as in `--root=..`.
+fn climbs(argument: &str) -> bool {
+    argument.split(['/', '\\', '=', ':', ',']).any(|part| part == "..")
 }
 
 #[cfg(test)]
@@ -110,7 +168,44 @@ mod tests {
         check("", "x", false);
     }
 
+    #[test]
+    fn wildcards_in_arguments_stay_where_they_are() {
+        let check = |pattern: &str, text: &str, expected| {
+            assert_eq!(Glob::new(pattern).matches_argument(text), expected, "{pattern} on {text}");
+        };
+        check("/srv/mcp/*", "/srv/mcp/a.py", true);
+        check("/srv/mcp/*", "/srv/mcp/../../tmp/evil.py", false);
+        check("/srv/mcp/*", "/srv/mcp/..", false);
+        check("/srv/mcp/*", "/srv/mcp/sub/a.py", false);
+        check("/srv/mcp?a", "/srv/mcp/a", false);
+        check("/srv/*/x/*.py", "/srv/a/x/b.py", true);
+        check("/srv/**", "/srv/mcp/sub/a.py", true);
+        check("/srv/**", "/srv/mcp/../../tmp/evil.py", false);
+        check("/srv/**.py", "/srv/a/b.py", true);
+        check("/srv/**/x*", "/srv/a/b/xy", true);
+        check("/srv/**/x*", "/srv/a/b/xy/z", false);
+        check("--root=*", "--root=..", false);
+        check("--root=**", "--root=a/..", false);
+        check("*", "a..b", true);
+        check("@scope/server-*", "@scope/server-x", true);
+        check("@scope/server-*", "@scope/server-x@file:", false);
+        check("@scope/server-**", "@scope/server-x@file:/tmp/evil", false);
+        check("server-?evil", "server-@evil", false);
+        check("@scope/*@1.*", "@scope/x@1.2", true);
+        // Without a wildcard the text is the text.
+        check("/srv/../x@y:z", "/srv/../x@y:z", true);
+        check(r"/a/\*", "/a/*", true);
+        check(r"/a/\*", "/a/b", false);
+    }
+
     proptest! {
+        #[test]
+        fn an_argument_matches_no_more_than_a_name(pattern in "[ab*?/.@]{0,7}", text in "[ab/.@]{0,7}") {
+            let glob = Glob::new(&pattern);
+            prop_assert!(!glob.matches_argument(&text) || glob.matches(&text));
+            prop_assert!(Glob::new(&escape(&text)).matches_argument(&text));
+        }
+
         #[test]
         fn a_literal_matches_only_itself(a in "[a-c]{0,6}", b in "[a-c]{0,6}") {
             prop_assert_eq!(Glob::new(&a).matches(&b), a == b);

@@ -273,13 +273,13 @@ impl Policy {
 }
 
 impl CommandRule {
-    /// The rule that `--allow-command` makes: any environment variable but the dangerous ones, and working directories
-    /// and `envFile`s where `--allow-dir` says.
+    /// The rule that `--allow-command` makes: the environment variables that `--allow-env` lists and no others, and
+    /// working directories and `envFile`s where `--allow-dir` says.
     pub fn simple(argv: ArgvPattern, dirs: &[PathBuf], env: &[String]) -> Self {
         Self {
             argv,
             cwd: PathRule::new(dirs),
-            env: EnvRule::new(env.iter().map(String::as_str).chain(["*"])),
+            env: EnvRule::new(env.iter().map(String::as_str)),
             env_files: PathRule::new(dirs),
             env_passthrough: Vec::new(),
         }

@@ -37,7 +37,7 @@ pub enum AddressClass {
     Private,
     /// This machine.
     Loopback,
-    /// Link-local (with the clouds' metadata services), multicast, unspecified and reserved addresses.
+    /// Link-local, the clouds' metadata services wherever they stand, multicast, unspecified and reserved addresses.
     Special,
 }
 
@@ -151,6 +151,10 @@ pub fn class_of(address: IpAddr) -> AddressClass {
 }
 
 fn class_of_v4(address: Ipv4Addr) -> AddressClass {
+    // Azure's and Alibaba's metadata services stand in ranges that are otherwise ordinary, Oracle's in 192.0.0.0/24.
+    if matches!(address.octets(), [168, 63, 129, 16] | [100, 100, 100, 200] | [192, 0, 0, _]) {
+        return AddressClass::Special;
+    }
     let [a, b, ..] = address.octets();
     match (a, b) {
         (127, _) => AddressClass::Loopback,
@@ -252,6 +256,13 @@ mod tests {
         check("0.0.0.0", Special);
         check("::", Special);
         check("169.254.169.254", Special);
+        check("168.63.129.16", Special);
+        check("168.63.129.17", Public);
+        check("100.100.100.200", Special);
+        check("::ffff:100.100.100.200", Special);
+        check("64:ff9b::6464:64c8", Special);
+        check("192.0.0.192", Special);
+        check("192.0.1.1", Public);
         check("fe80::1", Special);
         check("fd00:ec2::254", Special);
         check("224.0.0.1", Special);

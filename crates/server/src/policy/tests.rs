@@ -10,7 +10,11 @@ fn argv(words: &[&str]) -> Vec<String> {
 
 fn simple(pattern: &str) -> Policy {
     let argv = ArgvPattern::parse(pattern).unwrap();
-    let rule = CommandRule::simple(argv, &[PathBuf::from("/srv/mcp")], &["NODE_OPTIONS".to_owned()]);
+    let rule = CommandRule::simple(
+        argv,
+        &[PathBuf::from("/srv/mcp")],
+        &["NODE_OPTIONS".to_owned(), "LOG_*".to_owned()],
+    );
     Policy { commands: vec![rule], ..Policy::default() }
 }
 
@@ -31,7 +35,9 @@ fn the_default_refuses_everything() {
 fn a_simple_rule_bounds_directories_and_variables() {
     let policy = simple("node server.js");
     let line = argv(&["node", "server.js"]);
-    assert_eq!(launch(&policy, &line, None, &["TOKEN", "NODE_OPTIONS"]), Ok(()));
+    assert_eq!(launch(&policy, &line, None, &["LOG_LEVEL", "NODE_OPTIONS"]), Ok(()));
+    let refusal = launch(&policy, &line, None, &["TOKEN"]).unwrap_err().to_string();
+    assert!(refusal.contains("`TOKEN`") && refusal.contains("--allow-env"), "{refusal}");
     assert_eq!(launch(&policy, &line, Some("/srv/mcp/a"), &[]), Ok(()));
     assert!(matches!(launch(&policy, &line, Some("/srv/mcp-evil"), &[]), Err(Refusal::Cwd { .. })));
     assert!(matches!(launch(&policy, &line, None, &["LD_PRELOAD"]), Err(Refusal::Env { .. })));

@@ -12,7 +12,7 @@ fn own(root: &Path) -> Value {
 }
 
 fn allow_own() -> String {
-    format!("'{}' --stdio --root *", binary())
+    format!("'{}' --stdio --root /**", binary())
 }
 
 #[tokio::test]
@@ -99,8 +99,15 @@ async fn policy_covers_the_whole_command_line() {
     let outside = tempfile::tempdir().unwrap();
     std::fs::write(outside.path().join(".env"), "A=1\n").unwrap();
     let allow = "sh -c 'exit 3'; sleep *";
-    let server =
-        Server::start(&["--allow-command", allow, "--allow-dir", dir.path().to_str().unwrap()]).await;
+    let server = Server::start(&[
+        "--allow-command",
+        allow,
+        "--allow-dir",
+        dir.path().to_str().unwrap(),
+        "--allow-env",
+        "*",
+    ])
+    .await;
     let check = async |config: Value, rule: &str| {
         let (message, is_final) = server.initialize_error("x", config).await;
         assert!(is_final && message.contains(rule), "{message}");
@@ -189,6 +196,42 @@ async fn a_failed_replacement_leaves_the_old_one_running() {
     assert_eq!((&status["state"], &status["pid"]), (&json!("running"), &pid));
     assert!(status["lastError"].as_str().unwrap().contains("exited with status 1"), "{status}");
     server.call_ok("files__file_read", json!({"path": "hello.txt"})).await;
+}
+
+/// Fails at first; once there is `go`, says so in `begun` and answers after a while.
+fn second_attempt_is_slow(dir: &Path) -> String {
+    let wait = "[ -e \"$(dirname \"$0\")/go\" ] || exit 1; touch \"$(dirname \"$0\")/begun\"; sleep 1";
+    script(dir, "slow", &format!("{wait}\n{}", legacy_server("work", &format!("text=done; {ANSWER_TEXT}"))))
+}
+
+#[tokio::test]
+async fn a_server_that_is_being_started_again_makes_no_room() {
+    let dir = tempfile::tempdir().unwrap();
+    let slow = second_attempt_is_slow(dir.path());
+    let policy = dir.path().join("policy.toml");
+    let text = format!(
+        "[limits]\nmax_servers = 1\n[[command]]\nargv = [{slow:?}]\n[[command]]\nargv = [\"false\"]\n"
+    );
+    std::fs::write(&policy, text).unwrap();
+    let server = Server::start(&["--policy", policy.to_str().unwrap()]).await;
+    server.initialize_error("x", json!({"command": slow})).await;
+    std::fs::write(dir.path().join("go"), "").unwrap();
+    let meanwhile = async {
+        let begun = dir.path().join("begun");
+        eventually("the second attempt", async || begun.exists().then_some(())).await;
+        server.initialize_error("y", json!({"command": "false"})).await
+    };
+    let (_, (message, _)) = tokio::join!(server.initialize("x", json!({"command": slow})), meanwhile);
+    assert!(message.contains("1 servers are hosted"), "{message}");
+    assert_eq!(server.status("x").await["state"], "running");
+    server.call_ok("server_remove", json!({"name": "x"})).await;
+    eventually("no child is left", async || {
+        children_of(server.process.id().unwrap()).is_empty().then_some(())
+    })
+    .await;
+    // What failed and is not being started does make room.
+    server.initialize_error("y", json!({"command": "false"})).await;
+    server.initialize("x", json!({"command": slow})).await;
 }
 
 #[tokio::test]
