@@ -100,6 +100,14 @@ impl Process {
         })
     }
 
+    /// Waits until it has written `text`.
+    pub fn says(&mut self, text: &str, deadline: Duration) {
+        let log = self.log.clone();
+        self.until(&format!("the words {text:?}"), deadline, || {
+            String::from_utf8_lossy(&fs::read(&log).ok()?).contains(text).then_some(())
+        });
+    }
+
     /// What it has written so far.
     pub fn log(&self) -> String {
         String::from_utf8_lossy(&fs::read(&self.log).unwrap_or_default()).into_owned()

@@ -9,7 +9,7 @@ use crate::error::CliError;
 /// Brokers and topic.
 #[derive(Debug, Clone, clap::Args)]
 pub(crate) struct Connection {
-    /// Kafka brokers, host:port, comma-separated. KAFKA_PROPERTY_<NAME> sets any librdkafka property.
+    /// Kafka brokers, host:port, comma-separated. `KAFKA_PROPERTY_<NAME>` sets any librdkafka property.
     #[arg(long, env = "KAFKA_BROKERS", default_value = "127.0.0.1:9092", value_name = "HOSTS")]
     pub(crate) brokers: String,
 

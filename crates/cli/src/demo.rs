@@ -38,6 +38,8 @@ const STALLED: Duration = Duration::from_secs(90);
 const MAX_FILE_BYTES: u64 = 512 * 1024;
 /// Enough files for every job to have its own, without walking a whole disk.
 const MAX_FILES: usize = 2_000;
+/// What shells report of a process that was interrupted.
+const INTERRUPTED: u8 = 130;
 /// The table shows every good job up to so many, and beyond that only what is worth a look.
 const MAX_ROWS: usize = 100;
 
@@ -84,10 +86,16 @@ pub(crate) async fn run(args: Args) -> Result<ExitCode, CliError> {
             partitions: i32::from(args.workers).max(4) * 2,
             workers: usize::from(args.workers),
         }) => stack?,
-        () = stop.cancelled() => return Ok(ExitCode::FAILURE),
+        () = stop.cancelled() => return Ok(ExitCode::from(INTERRUPTED)),
     };
+    stack.start_workers().await?;
     talk.say(format!("broker {}   mcp-server {}", stack.settings.brokers, stack.server_url));
-    let outcome = work(&stack, &root, args.jobs, talk, &stop).await;
+    let (patience, died) = (stop.child_token(), stack.broker_died());
+    let outcome = tokio::select! {
+        outcome = work(&stack, &root, args.jobs, talk, &patience) => outcome,
+        died = died => Err(died),
+    };
+    patience.cancel();
     // The account is made when everybody has stopped and nothing can be added to the topics any more.
     talk.say("stopping the workers …");
     stack.stop_fleet().await;
@@ -102,12 +110,15 @@ pub(crate) async fn run(args: Args) -> Result<ExitCode, CliError> {
     };
     stack.stop().await;
     let report = account?;
+    if stop.is_cancelled() {
+        talk.say(format!("interrupted; {} of {} jobs have not ended", report.lost, report.submitted));
+        return Ok(ExitCode::from(INTERRUPTED));
+    }
     show(&report, talk);
     if args.json {
         output::json(&report);
     }
-    let perfect = report.is_perfect() && !stop.is_cancelled();
-    Ok(if perfect { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    Ok(if report.is_perfect() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 async fn blocking<T: Send + 'static>(

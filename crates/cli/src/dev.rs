@@ -3,7 +3,6 @@
 use std::{path::PathBuf, process::ExitCode, time::Duration};
 
 use fleet_job::topics::DEFAULT_JOBS_TOPIC;
-use fleet_kafka::producer::{Outgoing, Producer};
 use fleet_ops::shutdown;
 use tokio_util::sync::CancellationToken;
 
@@ -11,7 +10,7 @@ use crate::{
     error::CliError,
     output,
     stack::{FILES, Stack, StackConfig},
-    supervise,
+    supervise::{self, Process},
 };
 
 /// How often the children are looked at.
@@ -77,25 +76,17 @@ pub(crate) async fn run(args: Args) -> Result<ExitCode, CliError> {
         stack = Stack::start(config) => stack?,
         () = stop.cancelled() => return Ok(ExitCode::FAILURE),
     };
-    host_files(&stack).await?;
+    stack.host_files().await?;
+    stack.start_workers().await?;
     say_what_is_next(&stack, &run_dir);
-    keep_running(&mut stack, &stop).await?;
+    let died = stack.broker_died();
+    let outcome = tokio::select! {
+        outcome = keep_running(&mut stack, &stop) => outcome,
+        died = died => Err(died),
+    };
     output::line("stopping: workers drain, then the server, then the broker …");
     stack.stop().await;
-    Ok(ExitCode::SUCCESS)
-}
-
-/// Submits the job that offers the files of this directory, so that there is something to call.
-async fn host_files(stack: &Stack) -> Result<(), CliError> {
-    let job = stack.files_job(format!("host-files-{}", uuid::Uuid::now_v7()))?;
-    let record = Outgoing {
-        topic: stack.topics.jobs.clone(),
-        key: Some(FILES.as_bytes().to_vec()),
-        value: Some(job.to_json().to_string().into_bytes()),
-        headers: Vec::new(),
-    };
-    Producer::new(&stack.settings)?.send(&record).await?;
-    Ok(())
+    outcome.map(|()| ExitCode::SUCCESS)
 }
 
 fn say_what_is_next(stack: &Stack, run_dir: &std::path::Path) {
@@ -129,6 +120,24 @@ impl Deaths {
         Self { count: 0, started: tokio::time::Instant::now(), restart_at: None }
     }
 
+    /// Whether it is time to start the process again.
+    fn is_due(&self) -> bool {
+        self.restart_at.is_some_and(|at| tokio::time::Instant::now() >= at)
+    }
+
+    fn started_again(self) -> Self {
+        Self { started: tokio::time::Instant::now(), restart_at: None, ..self }
+    }
+
+    /// Looks whether the process lives, and says what follows if not.
+    fn look(&mut self, process: &mut Process) {
+        if let Some(status) = process.exited() {
+            let delay = self.next();
+            let (name, how) = (&process.name, supervise::describe(status));
+            output::line(&format!("{name} {how}; starting it again in {delay:?}"));
+        }
+    }
+
     /// When to start again a process that has just been found dead.
     fn next(&mut self) -> Duration {
         self.count = if self.started.elapsed() >= WELL { 1 } else { self.count.saturating_add(1) };
@@ -138,25 +147,34 @@ impl Deaths {
     }
 }
 
-/// Starts workers again when they die. Without a server there is nothing to run, so its death ends everything.
+/// Starts what dies again.
 async fn keep_running(stack: &mut Stack, stop: &CancellationToken) -> Result<(), CliError> {
-    let mut deaths = vec![Deaths::none(); stack.workers.len()];
+    let mut workers = vec![Deaths::none(); stack.workers.len()];
+    let mut server = Deaths::none();
     let mut look = tokio::time::interval(LOOK);
     loop {
         tokio::select! {
             () = stop.cancelled() => return Ok(()),
             _ = look.tick() => {}
         }
-        if let Some(status) = stack.server.as_mut().and_then(supervise::Process::exited) {
-            let log = stack.server.as_ref().map(supervise::Process::tail).unwrap_or_default();
-            return Err(CliError::EarlyEnd {
-                name: format!("mcp-server {}", supervise::describe(status)),
-                log,
-            });
+        if server.is_due() {
+            match start_server_again(stack).await {
+                Ok(()) => server = server.started_again(),
+                Err(error) => {
+                    let delay = server.next();
+                    let error = fleet_ops::errors::chain(&error);
+                    output::line(&format!(
+                        "mcp-server does not come back ({error}); trying again in {delay:?}"
+                    ));
+                }
+            }
+        } else if server.restart_at.is_none()
+            && let Some(process) = &mut stack.server
+        {
+            server.look(process);
         }
-        for (index, deaths) in deaths.iter_mut().enumerate() {
-            let due = deaths.restart_at.is_some_and(|at| tokio::time::Instant::now() >= at);
-            if due {
+        for (index, deaths) in workers.iter_mut().enumerate() {
+            if deaths.is_due() {
                 let worker = stack.start_worker(index + 1)?;
                 output::line(&format!(
                     "{} started again (pid {})",
@@ -164,14 +182,19 @@ async fn keep_running(stack: &mut Stack, stop: &CancellationToken) -> Result<(),
                     worker.id().unwrap_or_default()
                 ));
                 stack.workers[index] = worker;
-                *deaths = Deaths { started: tokio::time::Instant::now(), restart_at: None, ..*deaths };
-            } else if deaths.restart_at.is_none()
-                && let Some(status) = stack.workers[index].exited()
-            {
-                let delay = deaths.next();
-                let (name, how) = (&stack.workers[index].name, supervise::describe(status));
-                output::line(&format!("{name} {how}; starting it again in {delay:?}"));
+                *deaths = deaths.started_again();
+            } else if deaths.restart_at.is_none() {
+                deaths.look(&mut stack.workers[index]);
             }
         }
     }
+}
+
+/// Jobs wait for the server meanwhile. It remembers nothing of what it hosted, so that comes first.
+async fn start_server_again(stack: &mut Stack) -> Result<(), CliError> {
+    stack.restart_server().await?;
+    stack.host_files().await?;
+    let pid = stack.server.as_ref().and_then(Process::id).unwrap_or_default();
+    output::line(&format!("mcp-server started again (pid {pid})"));
+    Ok(())
 }

@@ -14,6 +14,8 @@ pub(crate) enum CliError {
     Config(#[from] fleet_ops::config::ConfigError),
     #[error("the embedded broker failed")]
     Broker(#[from] crate::broker::BrokerError),
+    #[error("the embedded broker died ({0}); what it has confirmed is in its --data-dir, if it has one")]
+    BrokerDied(String),
     #[error(transparent)]
     Worker(#[from] kafka_worker::WorkerError),
     #[error(transparent)]
@@ -34,6 +36,8 @@ pub(crate) enum CliError {
         #[source]
         source: DecodeError,
     },
+    #[error("the MCP server can't be called")]
+    Client(#[from] fleet_mcp_client::ConfigError),
     #[error("{0}")]
     Usage(String),
     #[error("{name} ended before it was ready; the end of its log:\n{log}")]

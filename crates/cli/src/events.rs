@@ -16,12 +16,13 @@ pub(crate) struct Args {
     #[command(flatten)]
     connection: Connection,
 
-    /// Begin with the oldest event that is still there; otherwise only new ones are shown.
+    /// Begin with the oldest event that is still there; otherwise only new ones are shown. Events of one job come in
+    /// order, those of different jobs partition by partition.
     #[arg(long)]
     from_start: bool,
 
-    /// End when everything that was there at the start has been shown.
-    #[arg(long, requires = "from_start")]
+    /// Show what is there from the start, and end.
+    #[arg(long)]
     no_follow: bool,
 
     /// Only the events of this job.
@@ -35,7 +36,7 @@ pub(crate) struct Args {
 
 pub(crate) async fn run(args: Args) -> Result<ExitCode, CliError> {
     let stop = shutdown::signal_token().map_err(|error| CliError::Io("signals can't be handled", error))?;
-    let from = if args.from_start { From::Start } else { From::Now };
+    let from = if args.from_start || args.no_follow { From::Start } else { From::Now };
     let (settings, topic) = (args.connection.settings()?, args.connection.topics().events);
     let read = tokio::task::spawn_blocking(move || -> Result<(), CliError> {
         let mut reader = Reader::open(&settings, &topic, from, OPEN)?;

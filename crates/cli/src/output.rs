@@ -1,8 +1,18 @@
 //! The only place that writes to the terminal. Data goes to standard output, talk to standard error when the output is
 //! meant for programs.
-#![expect(clippy::print_stdout, clippy::print_stderr, reason = "this module is the terminal")]
+
+use std::io::{ErrorKind, Write};
 
 use serde::Serialize;
+
+/// Writes a line. Whoever closes the pipe (`head`, for one) has seen enough, which is no error.
+fn write_line(mut to: impl Write, text: impl std::fmt::Display) {
+    match writeln!(to, "{text}") {
+        Err(error) if error.kind() == ErrorKind::BrokenPipe => std::process::exit(0),
+        // Without a place to write to there is none to complain at either.
+        _ => {}
+    }
+}
 
 /// Talk for people: on standard output, or on standard error when `json` has that for itself.
 #[derive(Debug, Clone, Copy)]
@@ -13,9 +23,9 @@ pub(crate) struct Talk {
 impl Talk {
     pub(crate) fn say(self, text: impl std::fmt::Display) {
         if self.json {
-            eprintln!("{text}");
+            write_line(std::io::stderr(), text);
         } else {
-            println!("{text}");
+            write_line(std::io::stdout(), text);
         }
     }
 }
@@ -23,17 +33,17 @@ impl Talk {
 /// One JSON value on one line of standard output.
 pub(crate) fn json(value: &impl Serialize) {
     match serde_json::to_string(value) {
-        Ok(text) => println!("{text}"),
-        Err(error) => eprintln!("mcp-fleet: {error}"),
+        Ok(text) => line(&text),
+        Err(error) => problem(&error.to_string()),
     }
 }
 
 /// A line of data.
 pub(crate) fn line(text: &str) {
-    println!("{text}");
+    write_line(std::io::stdout(), text);
 }
 
 /// Something went wrong.
 pub(crate) fn problem(text: &str) {
-    eprintln!("mcp-fleet: {text}");
+    write_line(std::io::stderr(), format_args!("mcp-fleet: {text}"));
 }

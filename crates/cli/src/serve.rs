@@ -90,7 +90,10 @@ pub(crate) async fn broker(args: BrokerArgs) -> Result<ExitCode, CliError> {
         })?;
     }
     output::line(&format!("broker at {bootstrap}"));
-    stop.cancelled().await;
+    tokio::select! {
+        () = stop.cancelled() => {}
+        reason = broker.failed() => return Err(CliError::BrokerDied(reason)),
+    }
     broker.stop().await;
     Ok(ExitCode::SUCCESS)
 }

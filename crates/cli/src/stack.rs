@@ -6,11 +6,13 @@ use std::{
     time::Duration,
 };
 
+use fleet_job::outcome::Outcome;
 use fleet_job::{
     envelope::{Envelope, Work},
     topics::Topics,
 };
 use fleet_kafka::{admin, settings::Settings};
+use fleet_mcp_client::{ClientConfig, McpClient, ToolCall};
 use serde_json::{Map, json};
 
 use crate::{
@@ -54,13 +56,15 @@ pub(crate) struct Stack {
     pub(crate) settings: Settings,
     pub(crate) topics: Topics,
     pub(crate) server: Option<Process>,
+    server_port: u16,
+    policy: PathBuf,
     pub(crate) server_url: String,
     pub(crate) workers: Vec<Process>,
     config: StackConfig,
 }
 
 impl Stack {
-    /// Starts everything and waits until all of it answers.
+    /// Starts everything but the workers, and waits until it answers.
     pub(crate) async fn start(config: StackConfig) -> Result<Self, CliError> {
         std::fs::create_dir_all(&config.run_dir).map_err(|source| CliError::File {
             what: "can't make the directory",
@@ -83,25 +87,33 @@ impl Stack {
             .await?;
 
         let policy = write_policy(&config)?;
-        let args = [
-            "server".to_owned(),
-            "--host=127.0.0.1".to_owned(),
-            format!("--port={}", config.server_port),
-            format!("--policy={}", policy.display()),
-        ];
-        let mut server = Process::start("mcp-server", &config.run_dir, &args, &[])?;
-        let server_url = format!("http://{}", server.ready(READY).await?);
-        let mut stack =
-            Self { broker, settings, topics, server: Some(server), server_url, workers: Vec::new(), config };
-        for number in 1..=stack.config.workers {
-            let worker = stack.start_worker(number)?;
-            stack.workers.push(worker);
+        let mut server = start_server(&config.run_dir, &policy, config.server_port)?;
+        let address = server.ready(READY).await?;
+        let server_url = format!("http://{address}");
+        Ok(Self {
+            broker,
+            settings,
+            topics,
+            server: Some(server),
+            server_url,
+            server_port: address.port(),
+            policy,
+            workers: Vec::new(),
+            config,
+        })
+    }
+
+    /// Starts the workers and waits until they share the work.
+    pub(crate) async fn start_workers(&mut self) -> Result<(), CliError> {
+        for number in 1..=self.config.workers {
+            let worker = self.start_worker(number)?;
+            self.workers.push(worker);
         }
-        for worker in &mut stack.workers {
+        for worker in &mut self.workers {
             worker.ready(READY).await?;
         }
-        stack.wait_for_group().await;
-        Ok(stack)
+        self.wait_for_group().await;
+        Ok(())
     }
 
     /// Waits until all workers share the partitions, so that each gets its part of the first jobs. It is no error when
@@ -118,6 +130,34 @@ impl Stack {
             tokio::time::sleep(LOOK).await;
         }
         tracing::warn!("not all workers have joined the group yet");
+    }
+
+    /// Starts the server again where it was, so that everybody finds it, and waits until it answers.
+    pub(crate) async fn restart_server(&mut self) -> Result<(), CliError> {
+        let mut server = start_server(&self.config.run_dir, &self.policy, self.server_port)?;
+        let ready = server.ready(READY).await;
+        self.server = Some(server);
+        ready.map(drop)
+    }
+
+    /// Hosts the files by a call of the server itself, which is done when this returns.
+    pub(crate) async fn host_files(&self) -> Result<(), CliError> {
+        let (command, args) = files_command(&self.config.root)?;
+        let arguments = json!({"name": FILES, "config": {"command": command, "args": args}});
+        let urls = ClientConfig::parse_urls(&self.server_url)?;
+        let call = ToolCall {
+            name: "server_initialize".to_owned(),
+            arguments: arguments.as_object().cloned().unwrap_or_else(Map::new),
+            meta: Map::new(),
+            timeout: Some(READY),
+            progress: None,
+        };
+        match McpClient::new(ClientConfig::new(urls))?.call_tool(call).await {
+            Outcome::Succeeded(_) => Ok(()),
+            Outcome::Failed(failure) => {
+                Err(CliError::Usage(format!("the files can't be hosted: {}", failure.error)))
+            }
+        }
     }
 
     /// Starts worker `number` without waiting for it.
@@ -142,11 +182,21 @@ impl Stack {
 
     /// The job that hosts the files of the root directory: this binary again, over standard input and output.
     pub(crate) fn files_job(&self, job_id: String) -> Result<Envelope, CliError> {
-        let argv = files_argv(&self.config.root)?;
-        let (command, args) = argv.split_first().map_or(("", &[][..]), |(command, args)| (command, args));
+        let (command, args) = files_command(&self.config.root)?;
         let payload = json!({"mcpServers": {FILES: {"command": command, "args": args}}});
         let payload = payload.as_object().cloned().unwrap_or_else(Map::new);
         Ok(Envelope::new(job_id, Work::ServerInit(payload)))
+    }
+
+    /// Returns when the embedded broker has died by itself; never without one.
+    pub(crate) fn broker_died(&self) -> impl Future<Output = CliError> + Send + use<> {
+        let failed = self.broker.as_ref().map(Broker::failed);
+        async move {
+            match failed {
+                Some(failed) => CliError::BrokerDied(failed.await),
+                None => std::future::pending().await,
+            }
+        }
     }
 
     /// Ends workers and server; the workers drain first. The broker stays.
@@ -168,6 +218,23 @@ impl Stack {
             broker.stop().await;
         }
     }
+}
+
+fn start_server(run_dir: &Path, policy: &Path, port: u16) -> Result<Process, CliError> {
+    let args = [
+        "server".to_owned(),
+        "--host=127.0.0.1".to_owned(),
+        format!("--port={port}"),
+        format!("--policy={}", policy.display()),
+    ];
+    Process::start("mcp-server", run_dir, &args, &[])
+}
+
+/// The same as command and arguments.
+fn files_command(root: &Path) -> Result<(String, Vec<String>), CliError> {
+    let mut argv = files_argv(root)?;
+    let args = argv.split_off(1);
+    Ok((argv.remove(0), args))
 }
 
 /// The command line of the stdio server that offers the files of `root`.

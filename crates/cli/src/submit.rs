@@ -16,7 +16,7 @@ use fleet_job::{
     topics::Topics,
 };
 use fleet_kafka::{
-    KafkaError,
+    KafkaError, admin,
     producer::{Delivered, Outgoing, Producer},
     reader::{From, Reader},
 };
@@ -25,6 +25,10 @@ use serde_json::{Map, Value, json};
 
 use crate::{connection::Connection, error::CliError, events, output, tally::Place};
 
+/// How long a broker may take to answer at all.
+const REACH: Duration = Duration::from_secs(5);
+/// What `submit --wait` ends with when time is up.
+const TIMED_OUT: u8 = 3;
 const OPEN: Duration = Duration::from_secs(10);
 const POLL: Duration = Duration::from_millis(100);
 /// Records handed over to the producer and not acknowledged yet.
@@ -63,7 +67,7 @@ pub(crate) struct Args {
     #[arg(long, value_name = "KEY")]
     key: Option<String>,
 
-    /// Wait until every job has come to its end; exit with 1 unless all succeeded.
+    /// Wait until every job has come to its end; exit with 1 unless all succeeded, with 3 when time is up.
     #[arg(long)]
     wait: bool,
 
@@ -86,6 +90,10 @@ pub(crate) async fn run(args: Args) -> Result<ExitCode, CliError> {
     let jobs = jobs(&args)?;
     let settings = args.connection.settings()?;
     let topics = args.connection.topics();
+    // Said at once and in plain words; a producer would take half a minute to say that something is wrong.
+    let (look, topic) = (settings.clone(), topics.jobs.clone());
+    let found = tokio::task::spawn_blocking(move || admin::partitions(&look, &topic, REACH)).await;
+    found.map_err(|error| CliError::Usage(error.to_string()))??;
     // Opened before the first job is written, or its end could be missed.
     let reader = if args.wait {
         let (settings, topic) = (settings.clone(), topics.events.clone());
@@ -150,7 +158,11 @@ fn from_file(path: &PathBuf, key: Option<&str>) -> Result<Vec<Job>, CliError> {
     let lines = text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty());
     let jobs = lines.map(|(index, line)| {
         let mut envelope = decode::from_json(line.as_bytes()).map_err(|source| CliError::Line {
-            file: path.display().to_string(),
+            file: if path.as_os_str() == "-" {
+                "standard input".to_owned()
+            } else {
+                path.display().to_string()
+            },
             line: index + 1,
             source,
         })?;
@@ -249,9 +261,16 @@ pub(crate) fn progress(length: usize, what: &'static str, quiet: bool) -> Progre
     if quiet {
         return ProgressBar::hidden();
     }
-    let style = indicatif::ProgressStyle::with_template("{msg} [{bar:40}] {pos}/{len} {per_sec} {elapsed}");
+    let style = indicatif::ProgressStyle::with_template("{msg} [{bar:40}] {pos}/{len} {rate} {elapsed}");
     let bar = ProgressBar::new(length as u64).with_message(what);
-    if let Ok(style) = style { bar.with_style(style) } else { bar }
+    let rate = |state: &indicatif::ProgressState, to: &mut dyn std::fmt::Write| {
+        // A formatter that fails leaves the bar without a rate, which nobody needs to hear of.
+        let _written = write!(to, "{:.0}/s", state.per_sec());
+    };
+    match style {
+        Ok(style) => bar.with_style(style.with_key("rate", rate)),
+        Err(_) => bar,
+    }
 }
 
 // --- Waiting ---------------------------------------------------------------------------------------------------------
@@ -293,12 +312,11 @@ fn wait(
     if as_json {
         output::json(&summary);
     } else {
-        let left = if open.is_empty() {
-            String::new()
-        } else {
-            format!(", {} still open after {timeout:?}", open.len())
-        };
-        output::line(&format!("{succeeded} of {} jobs succeeded{left}", places.len()));
+        output::line(&format!("{succeeded} of {} jobs succeeded", places.len()));
+    }
+    if !open.is_empty() {
+        output::problem(&format!("{} jobs have not ended within {} s", open.len(), timeout.as_secs()));
+        return Ok(ExitCode::from(TIMED_OUT));
     }
     Ok(if succeeded == places.len() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }

@@ -1,11 +1,14 @@
 //! `mcp-fleet topics`: making the topics.
 
-use std::process::ExitCode;
+use std::{process::ExitCode, time::Duration};
 
-use fleet_kafka::admin;
+use fleet_kafka::{KafkaError, admin};
 use serde_json::json;
 
 use crate::{connection::Connection, error::CliError, output};
+
+/// How long a broker may take to answer at all.
+const REACH: Duration = Duration::from_secs(5);
 
 #[derive(Debug, clap::Subcommand)]
 pub(crate) enum Command {
@@ -35,7 +38,14 @@ pub(crate) async fn run(command: Command) -> Result<ExitCode, CliError> {
     let Command::Create(args) = command;
     let specs =
         admin::fleet_topics(&args.connection.topics(), args.partitions, args.replication.unwrap_or(-1));
-    let created = admin::create_topics(&args.connection.settings()?, &specs).await?;
+    let settings = args.connection.settings()?;
+    // Whether the topic exists is not the question; whether a broker answers is, and this says so quickly.
+    let (look, topic) = (settings.clone(), args.connection.topic.clone());
+    let found = tokio::task::spawn_blocking(move || admin::partitions(&look, &topic, REACH)).await;
+    if let Ok(Err(error @ KafkaError::Unreachable { .. })) = found {
+        return Err(error.into());
+    }
+    let created = admin::create_topics(&settings, &specs).await?;
     if args.json {
         output::json(&json!({ "created": created }));
         return Ok(ExitCode::SUCCESS);

@@ -1,5 +1,8 @@
 //! The state machine itself: one match over the inputs, and the life of a job.
 
+mod backpressure;
+mod commits;
+
 use std::{
     collections::{BTreeSet, HashMap, VecDeque},
     time::Duration,
@@ -11,7 +14,7 @@ use crate::{
     backoff::Random,
     breaker::{Breaker, BreakerState},
     keys::{self, Keys},
-    partition::{Delivery, PartitionState, Phase, Sayable, Slot},
+    partition::{Delivery, PartitionState, Phase, Slot},
     progress::Progress,
     schedule::{Alarm, Ready, Timers},
     types::{
@@ -566,144 +569,6 @@ impl Engine {
                 self.conclude(token, Terminal::Expired, attempts)
             }
             _ => {}
-        }
-    }
-
-    // --- Commits ----------------------------------------------------------------------------------------------------
-
-    /// Makes sure that `partition` is committed, not sooner than `interval` after the last time.
-    fn schedule_commit(&mut self, now: Timestamp, partition: Partition, interval: Duration) {
-        let Some(state) = self.partitions.get_mut(&partition) else { return };
-        let due = state.committed_at.map_or(now, |last| last.plus(interval)).max(now);
-        if state.commit_due.is_some_and(|earlier| earlier <= due) {
-            return;
-        }
-        if let Some(later) = state.commit_due.replace(due) {
-            self.commits.remove(&(later, partition));
-        }
-        self.commits.insert((due, partition));
-    }
-
-    fn commit(&mut self, now: Timestamp, partition: Partition) {
-        let Some(state) = self.partitions.get_mut(&partition) else { return };
-        state.commit_due = None;
-        // One commit at a time; its answer schedules the next one. The final commit comes from `release`.
-        if !state.dirty || state.draining || state.in_commit.is_some() {
-            return;
-        }
-        state.committed_at = Some(now);
-        match state.commit(partition) {
-            Sayable::Commit(mut commit) => {
-                if faulty!(self.config, CommitPastGap) {
-                    commit.offset = state.open.last_key_value().map_or(commit.offset, |(last, _)| last + 1);
-                    commit.metadata = String::new();
-                } else if commit.offset > state.frontier().unwrap_or(commit.offset)
-                    || state.committed.is_some_and(|committed| commit.offset < committed)
-                {
-                    let generation = state.generation;
-                    let token = Token { partition, offset: commit.offset, generation };
-                    self.out.push_back(Command::Violation("I1", token));
-                }
-                self.out.push_back(Command::Commit(commit));
-            }
-            Sayable::Nothing => {}
-            // What waits for durable attempts must not wait for ever; what is settled meanwhile may repeat.
-            Sayable::TooMuch => {
-                let frontier = state.frontier().unwrap_or_default();
-                let token = Token { partition, offset: frontier, generation: state.generation };
-                self.out.push_back(Command::Violation("metadata-overflow", token));
-                self.release_waiting(partition, |_, slot| slot.attempts);
-            }
-        }
-    }
-
-    fn committed(&mut self, now: Timestamp, partition: Partition, generation: u64, ok: bool) {
-        let Some(state) = self.partitions.get_mut(&partition).filter(|state| state.generation == generation)
-        else {
-            return;
-        };
-        let Some((offset, attempts)) = state.in_commit.take() else { return };
-        if ok {
-            state.committed = Some(offset);
-            let attempts: HashMap<_, _> = attempts.into_iter().collect();
-            self.release_waiting(partition, |offset, slot| {
-                attempts.get(&offset).copied().unwrap_or(slot.durable)
-            });
-        } else {
-            state.dirty = true;
-        }
-        let Some(state) = self.partitions.get(&partition) else { return };
-        if state.dirty {
-            let waiting = state.open.values().any(|slot| slot.attempts > slot.durable);
-            let interval =
-                if ok && waiting { self.config.urgent_commit_interval } else { self.config.commit_interval };
-            self.schedule_commit(now, partition, interval);
-        }
-    }
-
-    /// Sets how many attempts of each job are durable, and makes those ready that waited for it.
-    fn release_waiting(&mut self, partition: Partition, durable: impl Fn(i64, &Slot) -> u32) {
-        let Some(state) = self.partitions.get_mut(&partition) else { return };
-        let generation = state.generation;
-        for (offset, slot) in state.open.iter_mut().filter(|(_, slot)| slot.attempts > slot.durable) {
-            slot.durable = durable(*offset, slot);
-            if slot.phase == Phase::AwaitsCommit
-                && slot.attempts == slot.durable
-                && let Some(spec) = slot.spec
-            {
-                slot.phase = Phase::Ready;
-                self.ready.push(spec.priority, Token { partition, offset: *offset, generation });
-            }
-        }
-    }
-
-    // --- Backpressure -----------------------------------------------------------------------------------------------
-
-    /// How many open jobs one partition may hold, so that a slow one does not take the memory of all.
-    fn share(&self) -> usize {
-        (self.config.max_buffered / self.partitions.len().max(1)).max(2)
-    }
-
-    /// Pauses and resumes after a change in `partition`. Between the two limits nothing changes, because every pause
-    /// throws away what librdkafka has fetched ahead.
-    fn update_pause(&mut self, partition: Partition) {
-        let Config { max_buffered, max_buffered_bytes, .. } = self.config;
-        let over = self.buffered >= max_buffered || self.buffered_bytes >= max_buffered_bytes;
-        let under = self.buffered <= max_buffered / 2 && self.buffered_bytes <= max_buffered_bytes / 2;
-        if (over && !self.full) || (under && self.full) {
-            self.full = over;
-            self.update_pauses();
-        } else {
-            let share = self.share();
-            self.apply_pause(partition, share);
-        }
-    }
-
-    fn update_pauses(&mut self) {
-        if self.full
-            && self.buffered <= self.config.max_buffered / 2
-            && self.buffered_bytes <= self.config.max_buffered_bytes / 2
-        {
-            self.full = false;
-        }
-        let share = self.share();
-        let partitions: Vec<_> = self.partitions.keys().copied().collect();
-        partitions.into_iter().for_each(|partition| self.apply_pause(partition, share));
-    }
-
-    fn apply_pause(&mut self, partition: Partition, share: usize) {
-        let full = self.full;
-        let Some(state) = self.partitions.get_mut(&partition) else { return };
-        let open = state.open.len();
-        let pause = full || open >= share || (state.paused && open > share / 2);
-        if pause != state.paused && !(state.paused && faulty!(self.config, NeverResumes)) {
-            state.paused = pause;
-            let generation = state.generation;
-            let command = match pause {
-                true => Command::Pause(partition, generation),
-                false => Command::Resume(partition, generation),
-            };
-            self.out.push_back(command);
         }
     }
 }

@@ -254,7 +254,7 @@ fn a_partition_that_leaves_takes_its_jobs_along_and_says_what_is_done() {
 
 proptest! {
     #![proptest_config(ProptestConfig {
-        cases: 8,
+        cases: 6,
         max_shrink_iters: 20,
         failure_persistence: None,
         ..ProptestConfig::default()
@@ -266,7 +266,7 @@ proptest! {
         let config = Config { max_in_flight: 300, max_buffered: 100_000, ..Config::default() };
         let mut story = Story::new(config, None);
         let (mut random, mut running, mut next) = (seed | 1, Vec::new(), 0_i64);
-        for _ in 0..8_000 {
+        for _ in 0..16_000 {
             random ^= random << 13;
             random ^= random >> 7;
             random ^= random << 17;

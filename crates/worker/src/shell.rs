@@ -4,6 +4,9 @@
 //! `retrying` events are handed to the producer from this loop, and the task that writes a job's end is started by it
 //! afterwards, so the events of a job are written in the order in which things happened.
 
+mod held;
+mod write;
+
 use std::{
     collections::{BTreeMap, HashMap},
     hash::{DefaultHasher, Hash as _, Hasher as _},
@@ -21,7 +24,6 @@ use fleet_job::{
     envelope::{DEFAULT_PRIORITY, Envelope, JobType},
     outcome::{ErrorKind, Failure, FailureClass, JobError, Outcome},
     record::RawRecord,
-    time::Timestamp,
 };
 use fleet_kafka::{
     KafkaError,
@@ -36,84 +38,20 @@ use serde_json::Value;
 use tokio::{sync::mpsc, task::AbortHandle};
 use tokio_util::sync::CancellationToken;
 
+use held::{Clock, Done, Held, Revoke};
+use write::write;
+
 use crate::{
     config::Args,
     execute::{self, Job},
     metrics as names,
-    report::{Kept, Reporter, Settlement, Subject},
+    report::Reporter,
 };
 
 /// How long the producer may take to write what it holds when the worker stops.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(5);
-/// How long a reply may take; after that the job is settled without it.
-const REPLY_TIMEOUT: Duration = Duration::from_secs(10);
 /// How often gauges are brought up to date.
 const GAUGES: Duration = Duration::from_secs(1);
-
-/// A job in this worker's hands.
-struct Held {
-    record: Arc<RawRecord>,
-    envelope: Option<Arc<Envelope>>,
-    job_id: String,
-    started_at: Option<Timestamp>,
-    first_error: Option<JobError>,
-    last_error: Option<JobError>,
-    result: Option<Kept>,
-    /// Calls of a job with several that have succeeded already.
-    done: BTreeMap<usize, Value>,
-    dead_letter_written: bool,
-    task: Option<AbortHandle>,
-}
-
-impl Held {
-    fn subject(&self) -> Subject<'_> {
-        Subject {
-            record: &self.record,
-            envelope: self.envelope.as_deref(),
-            job_id: &self.job_id,
-            started_at: self.started_at,
-            first_error: self.first_error.as_ref(),
-            last_error: self.last_error.as_ref(),
-            result: self.result.as_ref(),
-        }
-    }
-}
-
-/// What comes back from tasks.
-enum Done {
-    Attempt { token: Token, outcome: Outcome, done: BTreeMap<usize, Value>, took: Duration },
-    Written(Token, fleet_job::event::JobState),
-    NotWritten { token: Token, dead_letter_written: bool },
-    Probed(bool),
-}
-
-/// Partitions that the poll thread waits to give back.
-struct Revoke {
-    partitions: Vec<Partition>,
-    deadline: Instant,
-    reply: std_mpsc::SyncSender<Vec<FinalCommit>>,
-}
-
-/// The wall clock, made monotonic: it starts at the system's time and then follows the steady clock.
-struct Clock {
-    base: Timestamp,
-    start: Instant,
-}
-
-impl Clock {
-    fn new() -> Self {
-        Self { base: fleet_ops::clock::now(), start: Instant::now() }
-    }
-
-    fn now(&self) -> Timestamp {
-        self.base.plus(self.start.elapsed())
-    }
-
-    /// When `at` will be; never in the past.
-    fn instant(&self, at: Timestamp) -> Instant {
-        Instant::now() + at.since(self.now())
-    }
-}
 
 /// One worker at work.
 pub(crate) struct Shell {
@@ -130,6 +68,8 @@ pub(crate) struct Shell {
     /// Set when the worker is to stop: the time by which it has.
     stop_by: Option<Instant>,
     breaker_open: bool,
+    /// The last attempt to write a job's end has failed.
+    writes_fail: bool,
     partitions: Vec<Partition>,
     done: mpsc::UnboundedSender<Done>,
     inbox: Option<mpsc::UnboundedReceiver<Done>>,
@@ -159,6 +99,7 @@ impl Shell {
             revokes: Vec::new(),
             stop_by: None,
             breaker_open: false,
+            writes_fail: false,
             partitions: Vec::new(),
             done,
             inbox: Some(inbox),
@@ -326,6 +267,9 @@ impl Shell {
         match done {
             Done::Attempt { token, outcome, done, took } => self.attempted(token, outcome, done, took),
             Done::Written(token, state) => {
+                if std::mem::take(&mut self.writes_fail) && !self.breaker_open && self.stop_by.is_none() {
+                    self.health.set_ready();
+                }
                 if let Some(held) = self.jobs.get(&token) {
                     let kind =
                         held.envelope.as_ref().map_or("unknown", |e| JobType::as_str(e.work.job_type()));
@@ -335,6 +279,11 @@ impl Shell {
                 self.feed(Input::Written(token));
             }
             Done::NotWritten { token, dead_letter_written } => {
+                if !std::mem::replace(&mut self.writes_fail, true) {
+                    self.health.set_not_ready(
+                        "Kafka does not take the ends of jobs; nothing is lost, they are written again",
+                    );
+                }
                 if let Some(held) = self.jobs.get_mut(&token) {
                     held.dead_letter_written |= dead_letter_written;
                 }
@@ -606,47 +555,4 @@ fn give(done: &mpsc::UnboundedSender<Done>, what: Done) {
     if done.send(what).is_err() {
         tracing::debug!("a task ended after its worker");
     }
-}
-
-async fn write(producer: &Producer, token: Token, settlement: Settlement) -> Done {
-    let mut dead_letter_written = false;
-    if let Some(letter) = settlement.dead_letter {
-        if let Err(error) = write_one(producer, letter.whole, letter.bare).await {
-            return not_written(token, false, "dead-letter", &error);
-        }
-        dead_letter_written = true;
-    }
-    if let Err(error) = write_one(producer, settlement.event.whole, settlement.event.bare).await {
-        return not_written(token, dead_letter_written, "event", &error);
-    }
-    if let Some(reply) = &settlement.reply {
-        let sent = tokio::time::timeout(REPLY_TIMEOUT, producer.send(reply)).await;
-        if !matches!(sent, Ok(Ok(_))) {
-            counter!(names::WRITE_FAILURES.name, "kind" => "reply").increment(1);
-            tracing::error!(topic = reply.topic, "a reply could not be written: does the topic exist?");
-        }
-    }
-    Done::Written(token, settlement.state)
-}
-
-/// Writes a record, or its short form where the topic takes no record of that size: trying the same again could not help
-/// and would hold up the partition for ever.
-async fn write_one(producer: &Producer, whole: Outgoing, bare: Outgoing) -> Result<(), KafkaError> {
-    match producer.send(&whole).await {
-        Err(error) if error.is_too_large() => {
-            tracing::error!(
-                topic = whole.topic,
-                "a record is too large for its topic and is written in short: raise max.message.bytes"
-            );
-            producer.send(&bare).await.map(drop)
-        }
-        other => other.map(drop),
-    }
-}
-
-fn not_written(token: Token, dead_letter_written: bool, kind: &'static str, error: &KafkaError) -> Done {
-    counter!(names::WRITE_FAILURES.name, "kind" => kind).increment(1);
-    let error = fleet_ops::errors::chain(error);
-    tracing::error!(%error, kind, "the end of a job could not be written; its offset is held and it is written again");
-    Done::NotWritten { token, dead_letter_written }
 }

@@ -1,0 +1,54 @@
+//! How much is held in memory, and which partitions are fetched.
+
+use super::Engine;
+use crate::types::{Command, Config, Partition, faulty};
+
+impl Engine {
+    /// How many open jobs one partition may hold, so that a slow one does not take the memory of all.
+    fn share(&self) -> usize {
+        (self.config.max_buffered / self.partitions.len().max(1)).max(2)
+    }
+
+    /// Pauses and resumes after a change in `partition`. Between the two limits nothing changes, because every pause
+    /// throws away what librdkafka has fetched ahead.
+    pub(super) fn update_pause(&mut self, partition: Partition) {
+        let Config { max_buffered, max_buffered_bytes, .. } = self.config;
+        let over = self.buffered >= max_buffered || self.buffered_bytes >= max_buffered_bytes;
+        let under = self.buffered <= max_buffered / 2 && self.buffered_bytes <= max_buffered_bytes / 2;
+        if (over && !self.full) || (under && self.full) {
+            self.full = over;
+            self.update_pauses();
+        } else {
+            let share = self.share();
+            self.apply_pause(partition, share);
+        }
+    }
+
+    pub(super) fn update_pauses(&mut self) {
+        if self.full
+            && self.buffered <= self.config.max_buffered / 2
+            && self.buffered_bytes <= self.config.max_buffered_bytes / 2
+        {
+            self.full = false;
+        }
+        let share = self.share();
+        let partitions: Vec<_> = self.partitions.keys().copied().collect();
+        partitions.into_iter().for_each(|partition| self.apply_pause(partition, share));
+    }
+
+    fn apply_pause(&mut self, partition: Partition, share: usize) {
+        let full = self.full;
+        let Some(state) = self.partitions.get_mut(&partition) else { return };
+        let open = state.open.len();
+        let pause = full || open >= share || (state.paused && open > share / 2);
+        if pause != state.paused && !(state.paused && faulty!(self.config, NeverResumes)) {
+            state.paused = pause;
+            let generation = state.generation;
+            let command = match pause {
+                true => Command::Pause(partition, generation),
+                false => Command::Resume(partition, generation),
+            };
+            self.out.push_back(command);
+        }
+    }
+}

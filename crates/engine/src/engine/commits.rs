@@ -1,0 +1,99 @@
+//! When partitions are committed, and what follows from the answer.
+
+use std::{collections::HashMap, time::Duration};
+
+use fleet_job::time::Timestamp;
+
+use super::Engine;
+use crate::{
+    partition::{Phase, Sayable, Slot},
+    types::{Command, Partition, Token, faulty},
+};
+
+impl Engine {
+    /// Makes sure that `partition` is committed, not sooner than `interval` after the last time.
+    pub(super) fn schedule_commit(&mut self, now: Timestamp, partition: Partition, interval: Duration) {
+        let Some(state) = self.partitions.get_mut(&partition) else { return };
+        let due = state.committed_at.map_or(now, |last| last.plus(interval)).max(now);
+        if state.commit_due.is_some_and(|earlier| earlier <= due) {
+            return;
+        }
+        if let Some(later) = state.commit_due.replace(due) {
+            self.commits.remove(&(later, partition));
+        }
+        self.commits.insert((due, partition));
+    }
+
+    pub(super) fn commit(&mut self, now: Timestamp, partition: Partition) {
+        let Some(state) = self.partitions.get_mut(&partition) else { return };
+        state.commit_due = None;
+        // One commit at a time; its answer schedules the next one. The final commit comes from `release`.
+        if !state.dirty || state.draining || state.in_commit.is_some() {
+            return;
+        }
+        state.committed_at = Some(now);
+        match state.commit(partition) {
+            Sayable::Commit(mut commit) => {
+                if faulty!(self.config, CommitPastGap) {
+                    commit.offset = state.open.last_key_value().map_or(commit.offset, |(last, _)| last + 1);
+                    commit.metadata = String::new();
+                } else if commit.offset > state.frontier().unwrap_or(commit.offset)
+                    || state.committed.is_some_and(|committed| commit.offset < committed)
+                {
+                    let generation = state.generation;
+                    let token = Token { partition, offset: commit.offset, generation };
+                    self.out.push_back(Command::Violation("I1", token));
+                }
+                self.out.push_back(Command::Commit(commit));
+            }
+            Sayable::Nothing => {}
+            // What waits for durable attempts must not wait for ever; what is settled meanwhile may repeat.
+            Sayable::TooMuch => {
+                let frontier = state.frontier().unwrap_or_default();
+                let token = Token { partition, offset: frontier, generation: state.generation };
+                self.out.push_back(Command::Violation("metadata-overflow", token));
+                self.release_waiting(partition, |_, slot| slot.attempts);
+            }
+        }
+    }
+
+    pub(super) fn committed(&mut self, now: Timestamp, partition: Partition, generation: u64, ok: bool) {
+        let Some(state) = self.partitions.get_mut(&partition).filter(|state| state.generation == generation)
+        else {
+            return;
+        };
+        let Some((offset, attempts)) = state.in_commit.take() else { return };
+        if ok {
+            state.committed = Some(offset);
+            let attempts: HashMap<_, _> = attempts.into_iter().collect();
+            self.release_waiting(partition, |offset, slot| {
+                attempts.get(&offset).copied().unwrap_or(slot.durable)
+            });
+        } else {
+            state.dirty = true;
+        }
+        let Some(state) = self.partitions.get(&partition) else { return };
+        if state.dirty {
+            let waiting = state.open.values().any(|slot| slot.attempts > slot.durable);
+            let interval =
+                if ok && waiting { self.config.urgent_commit_interval } else { self.config.commit_interval };
+            self.schedule_commit(now, partition, interval);
+        }
+    }
+
+    /// Sets how many attempts of each job are durable, and makes those ready that waited for it.
+    pub(super) fn release_waiting(&mut self, partition: Partition, durable: impl Fn(i64, &Slot) -> u32) {
+        let Some(state) = self.partitions.get_mut(&partition) else { return };
+        let generation = state.generation;
+        for (offset, slot) in state.open.iter_mut().filter(|(_, slot)| slot.attempts > slot.durable) {
+            slot.durable = durable(*offset, slot);
+            if slot.phase == Phase::AwaitsCommit
+                && slot.attempts == slot.durable
+                && let Some(spec) = slot.spec
+            {
+                slot.phase = Phase::Ready;
+                self.ready.push(spec.priority, Token { partition, offset: *offset, generation });
+            }
+        }
+    }
+}

@@ -1,0 +1,59 @@
+//! Writing the end of a job: the dead letter first, then the terminal event, then the reply.
+
+use std::time::Duration;
+
+use fleet_engine::Token;
+use fleet_kafka::{
+    KafkaError,
+    producer::{Outgoing, Producer},
+};
+use metrics::counter;
+
+use super::held::Done;
+use crate::{metrics as names, report::Settlement};
+
+/// How long a reply may take; after that the job is settled without it.
+const REPLY_TIMEOUT: Duration = Duration::from_secs(10);
+
+pub(super) async fn write(producer: &Producer, token: Token, settlement: Settlement) -> Done {
+    let mut dead_letter_written = false;
+    if let Some(letter) = settlement.dead_letter {
+        if let Err(error) = write_one(producer, letter.whole, letter.bare).await {
+            return not_written(token, false, "dead-letter", &error);
+        }
+        dead_letter_written = true;
+    }
+    if let Err(error) = write_one(producer, settlement.event.whole, settlement.event.bare).await {
+        return not_written(token, dead_letter_written, "event", &error);
+    }
+    if let Some(reply) = &settlement.reply {
+        let sent = tokio::time::timeout(REPLY_TIMEOUT, producer.send(reply)).await;
+        if !matches!(sent, Ok(Ok(_))) {
+            counter!(names::WRITE_FAILURES.name, "kind" => "reply").increment(1);
+            tracing::error!(topic = reply.topic, "a reply could not be written: does the topic exist?");
+        }
+    }
+    Done::Written(token, settlement.state)
+}
+
+/// Writes a record, or its short form where the topic takes no record of that size: trying the same again could not help
+/// and would hold up the partition for ever.
+async fn write_one(producer: &Producer, whole: Outgoing, bare: Outgoing) -> Result<(), KafkaError> {
+    match producer.send(&whole).await {
+        Err(error) if error.is_too_large() => {
+            tracing::error!(
+                topic = whole.topic,
+                "a record is too large for its topic and is written in short: raise max.message.bytes"
+            );
+            producer.send(&bare).await.map(drop)
+        }
+        other => other.map(drop),
+    }
+}
+
+fn not_written(token: Token, dead_letter_written: bool, kind: &'static str, error: &KafkaError) -> Done {
+    counter!(names::WRITE_FAILURES.name, "kind" => kind).increment(1);
+    let error = fleet_ops::errors::chain(error);
+    tracing::error!(%error, kind, "the end of a job could not be written; its offset is held and it is written again");
+    Done::NotWritten { token, dead_letter_written }
+}
