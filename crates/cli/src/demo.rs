@@ -235,8 +235,13 @@ async fn write(producer: &Producer, topic: &str, planned: Vec<Planned>) -> Resul
         .into_iter()
         .map(|job| {
             let key = job.key.map(String::into_bytes);
-            let record =
-                Outgoing { topic: topic.to_owned(), key, value: Some(job.value), headers: Vec::new() };
+            let record = Outgoing {
+                partition: None,
+                topic: topic.to_owned(),
+                key,
+                value: Some(job.value),
+                headers: Vec::new(),
+            };
             (record, (job.label, job.what, job.good))
         })
         .unzip();

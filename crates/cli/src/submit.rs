@@ -208,6 +208,7 @@ async fn write(
     let records: Vec<_> = jobs
         .iter()
         .map(|job| Outgoing {
+            partition: None,
             topic: topics.jobs.clone(),
             key: job.key.as_ref().map(|key| key.clone().into_bytes()),
             value: Some(job.envelope.to_json().to_string().into_bytes()),
@@ -221,6 +222,7 @@ async fn write(
 
 fn queued(topics: &Topics, envelope: &Envelope, now: Timestamp) -> Outgoing {
     Outgoing {
+        partition: None,
         topic: topics.events.clone(),
         key: Some(envelope.job_id.clone().into_bytes()),
         value: Some(JobEvent::about(envelope, JobState::Queued, now).to_bytes()),

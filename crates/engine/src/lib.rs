@@ -13,6 +13,7 @@ mod engine;
 mod keys;
 mod partition;
 mod progress;
+mod ready;
 mod schedule;
 #[cfg(test)]
 mod simulation;
@@ -23,5 +24,6 @@ pub use breaker::BreakerState;
 pub use engine::{Engine, PartitionStatus, Status};
 pub use progress::{MAX_ENCODED_BYTES, Progress, ProgressError};
 pub use types::{
-    Admission, Attempt, Command, Config, FinalCommit, Input, JobSpec, Ordering, Partition, Terminal, Token,
+    Admission, Attempt, Command, Config, FinalCommit, Input, JobSpec, Limit, Limits, Ordering, Partition,
+    Terminal, Token,
 };

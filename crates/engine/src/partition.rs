@@ -45,7 +45,12 @@ pub(crate) enum Phase {
 /// A job that is not settled.
 #[derive(Debug, Clone)]
 pub(crate) struct Slot {
+    /// What is to be run; `None` for what never is.
     pub(crate) spec: Option<JobSpec>,
+    /// The end that it comes to without being run.
+    pub(crate) early: Option<Terminal>,
+    /// It runs, and is not wanted any more.
+    pub(crate) cancelled: bool,
     pub(crate) bytes: usize,
     pub(crate) phase: Phase,
     /// Attempts spent.
@@ -54,6 +59,21 @@ pub(crate) struct Slot {
     pub(crate) durable: u32,
     /// Failed writes of the terminal record in a row.
     pub(crate) rewrites: u32,
+}
+
+impl Slot {
+    pub(crate) fn new(bytes: usize, attempts: u32) -> Self {
+        Self {
+            spec: None,
+            early: None,
+            cancelled: false,
+            bytes,
+            phase: Phase::Queued,
+            attempts,
+            durable: attempts,
+            rewrites: 0,
+        }
+    }
 }
 
 /// The bytes that one run of open offsets can take in the metadata, two LEB128 numbers below 2²¹.
@@ -87,6 +107,8 @@ pub(crate) struct PartitionState {
     touched: i64,
     /// Jobs that were ready but had to wait for the window to move.
     gated: BTreeSet<i64>,
+    /// Records to be passed on whose time has not come.
+    pub(crate) waiting_relays: usize,
     /// Jobs under way or being written: they can settle in any order without asking again.
     pub(crate) active: usize,
     pub(crate) buffered_bytes: usize,
@@ -117,6 +139,7 @@ impl PartitionState {
             marked: 0,
             escapes: 0,
             gated: BTreeSet::new(),
+            waiting_relays: 0,
             active: 0,
             buffered_bytes: 0,
             committed,

@@ -1,7 +1,8 @@
 //! Deterministic simulation: random schedules of a whole fleet, and deliberate faults that it must find.
 //!
 //! `FLEET_SIM_SEEDS=100000 cargo test --release -p fleet-engine simulation` plays more schedules; `FLEET_SIM_FIRST=n
-//! FLEET_SIM_SEEDS=1 FLEET_SIM_TRACE=1` plays one and prints what happens in it.
+//! FLEET_SIM_SEEDS=1 FLEET_SIM_TRACE=1` plays one and prints what happens in it. A schedule that fails is shrunk and
+//! printed as a line for `regressions.txt`, which every test run plays.
 
 mod world;
 
@@ -13,27 +14,72 @@ use world::World;
 /// How many schedules the normal test run plays.
 const SEEDS: u64 = 2_000;
 /// Moves of a schedule, before everything is let come to its end.
-const STEPS: u32 = 600;
+const STEPS: u64 = 600;
 /// So many schedules are enough to find every fault.
 const MUTANT_SEEDS: u64 = 400;
+/// What once failed: see [`Schedule::line`].
+const REGRESSIONS: &str = include_str!("simulation/regressions.txt");
 
-/// Plays one schedule; what it breaks, if anything.
-fn play(seed: u64, steps: u32, fault: Option<Fault>) -> Result<(), String> {
-    let schedule = AssertUnwindSafe(|| {
-        let mut world = World::new(seed, fault);
-        (0..steps).for_each(|_| world.step());
-        world.settle_down();
-        world.check_end();
-    });
-    catch_unwind(schedule).map_err(|cause| {
-        let text = cause.downcast_ref::<String>().cloned();
-        text.or_else(|| cause.downcast_ref::<&str>().map(|text| (*text).to_owned())).unwrap_or_default()
-    })
+/// The seed of the world, and one for every move in it. Leaving moves out leaves the others what they are.
+#[derive(Debug, Clone, PartialEq)]
+struct Schedule {
+    world: u64,
+    moves: Vec<u64>,
 }
 
-/// The fewest steps with which `seed` still fails. A schedule is a prefix of every longer one of its seed.
-fn shrink(seed: u64) -> u32 {
-    (0..=STEPS).find(|steps| play(seed, *steps, None).is_err()).unwrap_or(STEPS)
+impl Schedule {
+    fn new(seed: u64) -> Self {
+        let first = seed.wrapping_mul(0x1_0000_0000);
+        Self { world: seed, moves: (first..first + STEPS).collect() }
+    }
+
+    /// Plays the schedule; what it breaks, if anything.
+    fn play(&self, fault: Option<Fault>) -> Result<(), String> {
+        let schedule = AssertUnwindSafe(|| {
+            let mut world = World::new(self.world, fault);
+            self.moves.iter().for_each(|seed| world.step(*seed));
+            world.settle_down();
+            world.check_end();
+        });
+        catch_unwind(schedule).map_err(|cause| {
+            let text = cause.downcast_ref::<String>().cloned();
+            text.or_else(|| cause.downcast_ref::<&str>().map(|text| (*text).to_owned())).unwrap_or_default()
+        })
+    }
+
+    /// A schedule of fewer moves that still fails: ever smaller parts are left out, for as long as that helps.
+    fn shrunk(mut self, fault: Option<Fault>) -> Self {
+        let mut part = self.moves.len().div_ceil(2);
+        while part > 0 {
+            let mut at = 0;
+            while at < self.moves.len() {
+                let mut shorter = self.clone();
+                shorter.moves.drain(at..(at + part).min(self.moves.len()));
+                if shorter.play(fault).is_err() {
+                    self = shorter;
+                } else {
+                    at += part;
+                }
+            }
+            part /= 2;
+        }
+        self
+    }
+
+    /// The schedule as a line of text: what it shows, the world's seed, and the moves, in hexadecimal.
+    fn line(&self, what: &str) -> String {
+        let moves: Vec<_> = self.moves.iter().map(|seed| format!("{seed:x}")).collect();
+        format!("{what} {:x} {}", self.world, moves.join(","))
+    }
+
+    /// Reads such a line.
+    fn parse(line: &str) -> Option<(&str, Self)> {
+        let mut words = line.split_whitespace();
+        let (what, world, moves) = (words.next()?, words.next()?, words.next().unwrap_or_default());
+        let hex = |text: &str| u64::from_str_radix(text, 16).ok();
+        let moves = moves.split(',').filter(|seed| !seed.is_empty()).map(hex).collect::<Option<_>>()?;
+        Some((what, Self { world: hex(world)?, moves }))
+    }
 }
 
 fn from_environment(name: &str, default: u64) -> u64 {
@@ -44,8 +90,15 @@ fn from_environment(name: &str, default: u64) -> u64 {
 fn every_schedule_keeps_the_promises() {
     let first = from_environment("FLEET_SIM_FIRST", 1);
     for seed in first..first + from_environment("FLEET_SIM_SEEDS", SEEDS) {
-        if let Err(broken) = play(seed, STEPS, None) {
-            panic!("seed {seed} fails ({} steps are enough): {broken}", shrink(seed));
+        let schedule = Schedule::new(seed);
+        if let Err(broken) = schedule.play(None) {
+            let shrunk = schedule.shrunk(None);
+            let shows = shrunk.play(None).err().unwrap_or_default();
+            panic!(
+                "seed {seed}: {broken}\n{} moves are enough ({shows}); keep them in regressions.txt:\n{}",
+                shrunk.moves.len(),
+                shrunk.line(&format!("seed-{seed}"))
+            );
         }
     }
 }
@@ -53,7 +106,32 @@ fn every_schedule_keeps_the_promises() {
 #[test]
 fn every_deliberate_fault_is_found() {
     for fault in Fault::ALL {
-        let found = (1..=MUTANT_SEEDS).find_map(|seed| Some((seed, play(seed, STEPS, Some(fault)).err()?)));
+        let found = (1..=MUTANT_SEEDS).find(|seed| Schedule::new(*seed).play(Some(fault)).is_err());
         assert!(found.is_some(), "{fault:?} is not found by {MUTANT_SEEDS} schedules");
     }
+}
+
+/// Each line is a schedule that failed when it was kept: with a fault, which it must still find, or for a bug that is
+/// mended. Without the fault it must pass. `FLEET_SIM_KEEP=1` prints the lines of all faults anew.
+#[test]
+fn what_once_failed_is_played_again() {
+    if std::env::var_os("FLEET_SIM_KEEP").is_some() {
+        for fault in Fault::ALL {
+            let found =
+                (1..=MUTANT_SEEDS).map(Schedule::new).find(|schedule| schedule.play(Some(fault)).is_err());
+            println!("{}", found.unwrap().shrunk(Some(fault)).line(&format!("{fault:?}")));
+        }
+        return;
+    }
+    let mut faults = Vec::new();
+    for line in REGRESSIONS.lines().filter(|line| !line.is_empty() && !line.starts_with('#')) {
+        let (what, schedule) = Schedule::parse(line).unwrap();
+        schedule.play(None).unwrap_or_else(|broken| panic!("{what}: {broken}"));
+        assert_eq!(schedule.line(what), line);
+        if let Some(fault) = Fault::ALL.iter().find(|fault| format!("{fault:?}") == what) {
+            assert!(schedule.play(Some(*fault)).is_err(), "the schedule of {what} does not find it any more");
+            faults.push(*fault);
+        }
+    }
+    assert_eq!(faults, Fault::ALL, "every fault has its shortest schedule");
 }

@@ -27,6 +27,18 @@ pub struct Token {
     pub generation: u64,
 }
 
+/// How many jobs of one sort may run at once in this worker.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limit {
+    /// The sort: a tool, a tenant. The shell tells them apart by number.
+    pub group: u64,
+    /// The most that may run at once; at least 1.
+    pub max: u32,
+}
+
+/// The limits that a job is under.
+pub type Limits = [Option<Limit>; 2];
+
 /// What the engine has to know of a job.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct JobSpec {
@@ -40,6 +52,10 @@ pub struct JobSpec {
     pub deadline: Option<Timestamp>,
     /// After so many spent attempts the job has failed; at least 1.
     pub max_attempts: u32,
+    /// Attempts that were spent before the record was written: it comes back from the delayed topic.
+    pub spent: u32,
+    /// What bounds how many jobs like this one run at once.
+    pub limits: Limits,
 }
 
 /// What a record turned out to be.
@@ -49,6 +65,10 @@ pub enum Admission {
     Job(JobSpec),
     /// Not a job: to be reported and dead-lettered without an attempt.
     Reject,
+    /// A job in the delayed topic: to be passed on at this time, and not to be run.
+    Relay(Timestamp),
+    /// A job that this worker knows to be settled: its end is written, only the commit did not get through.
+    Settled,
 }
 
 /// How one attempt ended.
@@ -71,6 +91,12 @@ pub enum Terminal {
     Rejected,
     /// Its deadline passed.
     Expired,
+    /// It was cancelled before it had succeeded.
+    Cancelled,
+    /// It has to wait until then, which is too long for memory: it goes on in the delayed topic.
+    Deferred(Timestamp),
+    /// It was passed on from the delayed topic.
+    Relayed,
 }
 
 /// What happened outside.
@@ -111,6 +137,8 @@ pub enum Input<'a> {
         /// Whether the broker has taken it.
         ok: bool,
     },
+    /// The job is not wanted any more. One that runs is aborted; whether that was in time, its end says.
+    Cancel(Token),
     /// The probe that [`Command::Probe`] asked for has ended; `true` when a server answers.
     Probed(bool),
     /// The group wants these partitions back: start nothing more of theirs.
@@ -126,9 +154,11 @@ pub enum Input<'a> {
 pub enum Command {
     /// Begin this attempt (counted from 1) and answer with [`Input::Finished`].
     Start(Token, u32),
-    /// Write the terminal record, and the dead letter where there is one, and answer with [`Input::Written`] or
-    /// [`Input::WriteFailed`]. The number is the attempts spent.
+    /// Write the terminal record, and the dead letter where there is one (or what else the end asks for), and answer with
+    /// [`Input::Written`] or [`Input::WriteFailed`]. The number is the attempts spent.
     Settle(Token, Terminal, u32),
+    /// Cancel the call that is under way and answer with [`Input::Finished`], whatever it came to.
+    Abort(Token),
     /// Tell the world that the job will be tried again: attempts spent, and the time of the next one.
     Retrying(Token, u32, Timestamp),
     /// The job is no longer ours, or is settled: stop what runs of it and drop what is held of it.
@@ -188,6 +218,9 @@ pub struct Config {
     pub commit_interval: Duration,
     /// The least time between a failed attempt and the commit that makes it durable.
     pub urgent_commit_interval: Duration,
+    /// The longest that a job waits in memory for its time. One that has to wait longer, and holds up no others of its
+    /// key meanwhile, is deferred to the delayed topic; `None` where there is no such topic.
+    pub max_park: Option<Duration>,
     /// The delay between attempts.
     pub retry: Backoff,
     /// The delay between probes while the server is unavailable.
@@ -238,12 +271,22 @@ pub(crate) enum Fault {
     RejectsDropped,
     /// Deadlines are not looked at.
     DeadlineIgnored,
+    /// Attempts that were spent before a job was deferred are forgotten (I6).
+    DeferredAttemptsForgotten,
+    /// What comes from the delayed topic is taken as passed on, and is not (I3).
+    RelaysDropped,
+    /// Limits are not looked at.
+    LimitsIgnored,
+    /// A limit is not given back when its job ends (I3).
+    LimitLeak,
+    /// A cancelled job starts all the same.
+    CancelIgnored,
 }
 
 #[cfg(test)]
 impl Fault {
     /// All of them.
-    pub(crate) const ALL: [Self; 16] = [
+    pub(crate) const ALL: [Self; 21] = [
         Self::CommitPastGap,
         Self::SettleBeforeWritten,
         Self::WriteFailureIgnored,
@@ -260,6 +303,11 @@ impl Fault {
         Self::NeverResumes,
         Self::RejectsDropped,
         Self::DeadlineIgnored,
+        Self::DeferredAttemptsForgotten,
+        Self::RelaysDropped,
+        Self::LimitsIgnored,
+        Self::LimitLeak,
+        Self::CancelIgnored,
     ];
 }
 
@@ -285,6 +333,7 @@ impl Default for Config {
             max_buffered_bytes: 64 << 20,
             commit_interval: ms(1_000),
             urgent_commit_interval: ms(50),
+            max_park: None,
             retry: Backoff { base: ms(500), max: ms(60_000) },
             probe: Backoff { base: ms(500), max: ms(15_000) },
             rewrite: Backoff { base: ms(200), max: ms(10_000) },

@@ -2,17 +2,25 @@
 //! since a seed means another schedule as soon as the simulation learns a new move.
 #![expect(clippy::unwrap_used, reason = "test code: a panic is the report")]
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, time::Duration};
 
 use fleet_engine::{
-    Admission, Attempt, BreakerState, Command, Config, Engine, Input, JobSpec, MAX_ENCODED_BYTES, Partition,
-    Progress, Terminal, Token,
+    Admission, Attempt, BreakerState, Command, Config, Engine, Input, JobSpec, Limit, MAX_ENCODED_BYTES,
+    Ordering, Partition, Progress, Terminal, Token,
 };
 use fleet_job::{outcome::FailureClass, time::Timestamp};
 use proptest::prelude::*;
 
 const P: Partition = Partition { topic: 0, number: 0 };
-const SPEC: JobSpec = JobSpec { key: None, priority: 4, not_before: None, deadline: None, max_attempts: 3 };
+const SPEC: JobSpec = JobSpec {
+    key: None,
+    priority: 4,
+    not_before: None,
+    deadline: None,
+    max_attempts: 3,
+    spent: 0,
+    limits: [None; 2],
+};
 const NONE: [i64; 0] = [];
 const UNAVAILABLE: Attempt = Attempt::Failed(FailureClass::Unavailable, None);
 const RETRY: Attempt = Attempt::Failed(FailureClass::Retry, None);
@@ -36,6 +44,10 @@ impl Story {
         let mut story = Self { engine: Engine::new(config), now: 0 };
         assert_eq!(story.feed(Input::Assigned { partition: P, generation: 1, committed }), []);
         story
+    }
+
+    fn from_start(config: Config) -> Self {
+        Self::new(config, None)
     }
 
     fn feed(&mut self, input: Input<'_>) -> Vec<Command> {
@@ -310,4 +322,136 @@ proptest! {
             }
         }
     }
+}
+
+fn parking(max: Duration) -> Config {
+    Config { max_park: Some(max), ..Config::default() }
+}
+
+#[test]
+fn a_job_of_next_week_leaves_memory_and_holds_up_nobody() {
+    let mut story = Story::from_start(parking(Duration::from_secs(60)));
+    let week = at(7 * 24 * 3_600_000);
+    let keyed = JobSpec { key: Some(1), ..SPEC };
+    let commands = story.record(0, JobSpec { not_before: Some(week), ..keyed });
+    assert_eq!(commands, [Command::Settle(token(0), Terminal::Deferred(week), 0)]);
+    // Its place in the key is free as soon as it stands in the delayed topic.
+    assert_eq!(started(&story.record(1, keyed)), NONE);
+    assert_eq!(started(&story.feed(Input::Written(token(0)))), [1]);
+    // What is due within the minute waits here.
+    assert_eq!(started(&story.record(2, JobSpec { not_before: Some(at(59_000)), ..SPEC })), NONE);
+    assert_eq!(started(&story.wait(59_000)), [2]);
+}
+
+#[test]
+fn a_job_that_can_never_start_in_time_expires_at_once() {
+    let mut story = Story::from_start(parking(Duration::from_secs(60)));
+    let spec = JobSpec { not_before: Some(at(90_000)), deadline: Some(at(90_000)), ..SPEC };
+    assert_eq!(story.record(0, spec), [Command::Settle(token(0), Terminal::Expired, 0)]);
+}
+
+#[test]
+fn a_long_backoff_leaves_memory_with_its_attempts_unless_it_holds_a_key() {
+    let wish = Attempt::Failed(FailureClass::Retry, Some(Duration::from_secs(600)));
+    let mut story = Story::from_start(parking(Duration::from_secs(60)));
+    story.record(0, JobSpec { spent: 1, ..SPEC });
+    assert_eq!(story.ends(0, wish), [Command::Settle(token(0), Terminal::Deferred(at(600_000)), 2)]);
+    story.record(1, JobSpec { key: Some(1), ..SPEC });
+    let commands = story.ends(1, wish);
+    assert!(matches!(commands[..], [Command::Retrying(_, 1, _), ..]), "{commands:?}");
+    let mut ordered =
+        Story::from_start(Config { ordering: Ordering::Partition, ..parking(Duration::from_secs(60)) });
+    assert_eq!(ordered.record(0, JobSpec { not_before: Some(at(90_000)), ..SPEC }), []);
+}
+
+#[test]
+fn what_comes_back_goes_on_with_the_attempts_it_had() {
+    let mut story = Story::from_start(Config::default());
+    assert_eq!(story.record(0, JobSpec { spent: 2, ..SPEC }), [Command::Start(token(0), 3)]);
+    assert_eq!(story.ends(0, RETRY), [Command::Settle(token(0), Terminal::Failed, 3)]);
+    assert_eq!(
+        story.record(1, JobSpec { spent: 9, ..SPEC }),
+        [Command::Settle(token(1), Terminal::Failed, 9)]
+    );
+}
+
+#[test]
+fn a_record_of_the_delayed_topic_is_passed_on_when_its_time_has_come() {
+    let mut story = Story::from_start(Config::default());
+    let relay =
+        |offset, ms| Input::Record { partition: P, offset, bytes: 10, admission: Admission::Relay(at(ms)) };
+    assert_eq!(story.feed(relay(0, 5_000)), []);
+    assert_eq!(story.feed(relay(1, 0)), [Command::Settle(token(1), Terminal::Relayed, 0)]);
+    let mut commands = story.wait(4_999);
+    assert!(!commands.iter().any(|command| matches!(command, Command::Settle(..))), "{commands:?}");
+    commands = story.wait(5_000);
+    assert!(commands.contains(&Command::Settle(token(0), Terminal::Relayed, 0)), "{commands:?}");
+    // The server has no say in it.
+    story.record(2, SPEC);
+    story.ends(2, UNAVAILABLE);
+    assert!(story.feed(relay(3, 0)).contains(&Command::Settle(token(3), Terminal::Relayed, 0)));
+}
+
+#[test]
+fn a_full_tool_holds_up_only_itself() {
+    let slow = JobSpec { limits: [Some(Limit { group: 1, max: 1 }), None], ..SPEC };
+    let mut story = Story::from_start(Config { max_in_flight: 8, ..Config::default() });
+    assert_eq!(started(&story.record(0, slow)), [0]);
+    assert_eq!(started(&story.record(1, slow)), NONE);
+    assert_eq!(started(&story.record(2, SPEC)), [2]);
+    assert_eq!(started(&story.ends(0, Attempt::Succeeded)), [1]);
+}
+
+#[test]
+fn a_cancel_ends_what_waits_and_aborts_what_runs() {
+    let mut story = Story::from_start(Config { max_in_flight: 1, ..Config::default() });
+    story.record(0, SPEC);
+    story.record(1, SPEC);
+    story.record(2, SPEC);
+    assert_eq!(
+        story.feed(Input::Cancel(token(1))),
+        [Command::Settle(token(1), Terminal::Cancelled, 0)],
+        "it had not started"
+    );
+    assert_eq!(story.feed(Input::Cancel(token(0))), [Command::Abort(token(0))]);
+    let commands = story.ends(0, RETRY);
+    assert!(commands.contains(&Command::Settle(token(0), Terminal::Cancelled, 0)), "{commands:?}");
+    assert_eq!(started(&commands), [2], "the one that was cancelled never starts");
+    story.feed(Input::Cancel(token(2)));
+    let commands = story.ends(2, Attempt::Succeeded);
+    assert!(
+        commands.contains(&Command::Settle(token(2), Terminal::Succeeded, 1)),
+        "the cancel lost: {commands:?}"
+    );
+    assert_eq!(story.feed(Input::Cancel(token(2))), [], "its end is being written");
+}
+
+#[test]
+fn what_is_known_to_be_settled_is_passed_over_and_committed() {
+    let mut story = Story::from_start(Config::default());
+    let settled = Input::Record { partition: P, offset: 0, bytes: 10, admission: Admission::Settled };
+    let commands = story.feed(settled);
+    assert!(started(&commands).is_empty());
+    assert!(commands.contains(&Command::Forget(token(0))), "{commands:?}");
+    let committed = commands.iter().find_map(|command| match command {
+        Command::Commit(commit) => Some(commit.offset),
+        _ => None,
+    });
+    assert_eq!(committed, Some(1));
+}
+
+#[test]
+fn the_delayed_topic_is_not_read_far_ahead() {
+    let mut story = Story::from_start(Config::default());
+    let relay = |offset, ms| Input::Record {
+        partition: P,
+        offset,
+        bytes: 1 << 20,
+        admission: Admission::Relay(at(ms)),
+    };
+    assert_eq!(story.feed(relay(0, 5_000)), []);
+    assert_eq!(story.feed(relay(1, 6_000)), [Command::Pause(P, 1)]);
+    let commands = story.wait(5_500);
+    assert!(!commands.contains(&Command::Resume(P, 1)), "one still waits: {commands:?}");
+    assert!(story.wait(6_000).contains(&Command::Resume(P, 1)));
 }

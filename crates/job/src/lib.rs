@@ -4,6 +4,7 @@
 
 pub mod dead_letter;
 pub mod decode;
+pub mod delayed;
 pub mod envelope;
 pub mod event;
 pub mod mcp_servers;

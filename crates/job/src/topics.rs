@@ -12,18 +12,21 @@ pub struct Topics {
     pub events: String,
     /// Dead letters: what could not be decoded or failed for good.
     pub dlq: String,
+    /// Jobs that have to wait too long to be held in memory. A fleet can do without.
+    pub delayed: String,
 }
 
 impl Topics {
     /// The topics that go with the jobs topic `jobs`.
     pub fn of(jobs: impl Into<String>) -> Self {
         let jobs = jobs.into();
-        Self { events: format!("{jobs}.events"), dlq: format!("{jobs}.dlq"), jobs }
+        let of = |what| format!("{jobs}.{what}");
+        Self { events: of("events"), dlq: of("dlq"), delayed: of("delayed"), jobs }
     }
 
     /// Whether `name` is one of the fleet's own topics.
     pub fn contains(&self, name: &str) -> bool {
-        [&self.jobs, &self.events, &self.dlq].iter().any(|topic| *topic == name)
+        [&self.jobs, &self.events, &self.dlq, &self.delayed].iter().any(|topic| *topic == name)
     }
 }
 
@@ -50,7 +53,11 @@ mod tests {
         let topics = Topics::default();
         assert_eq!(topics.events, "mcp-jobs.events");
         assert_eq!(topics.dlq, "mcp-jobs.dlq");
-        assert!(topics.contains("mcp-jobs.dlq") && !topics.contains("replies"));
+        assert!(
+            topics.contains("mcp-jobs.dlq")
+                && topics.contains("mcp-jobs.delayed")
+                && !topics.contains("replies")
+        );
     }
 
     #[test]

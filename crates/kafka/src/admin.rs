@@ -28,8 +28,11 @@ pub struct TopicSpec {
     pub properties: Vec<(&'static str, &'static str)>,
 }
 
+/// How many lengths of waiting the delayed topic has: one for each of its partitions.
+pub const DELAY_TIERS: i32 = 6;
+
 /// The topics of a fleet: jobs with `partitions` partitions, events (compacted), dead letters (kept until somebody
-/// looks). Jobs may be larger than a worker takes, so that an oversized one ends as a dead letter that can be looked at
+/// looks), delayed jobs (kept until their time comes). Jobs may be larger than a worker takes, so that an oversized one ends as a dead letter that can be looked at
 /// and not as a producer's error; a dead letter needs room for its headers on top.
 pub fn fleet_topics(topics: &Topics, partitions: i32, replication: i32) -> Vec<TopicSpec> {
     let spec = |name: &str, partitions, properties: &[(&'static str, &'static str)]| TopicSpec {
@@ -42,6 +45,7 @@ pub fn fleet_topics(topics: &Topics, partitions: i32, replication: i32) -> Vec<T
         spec(&topics.jobs, partitions, &[("max.message.bytes", "4194304")]),
         spec(&topics.events, partitions, &[("cleanup.policy", "compact"), ("max.message.bytes", "4194304")]),
         spec(&topics.dlq, partitions.min(3), &[("retention.ms", "-1"), ("max.message.bytes", "5242880")]),
+        spec(&topics.delayed, DELAY_TIERS, &[("retention.ms", "-1"), ("max.message.bytes", "5242880")]),
     ]
 }
 

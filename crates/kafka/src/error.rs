@@ -86,6 +86,12 @@ impl KafkaError {
             if source.rdkafka_error_code() == Some(RDKafkaErrorCode::MessageSizeTooLarge))
     }
 
+    /// Whether the topic does not have the partition that was asked for.
+    pub fn is_unknown_partition(&self) -> bool {
+        matches!(self, Self::Produce { source, .. }
+            if source.rdkafka_error_code() == Some(RDKafkaErrorCode::UnknownPartition))
+    }
+
     /// Whether the same request may succeed later without anybody changing anything.
     pub fn is_retryable(&self) -> bool {
         match self {

@@ -18,6 +18,8 @@ const QUEUE_RETRY: Duration = Duration::from_millis(20);
 pub struct Outgoing {
     /// The topic.
     pub topic: String,
+    /// The partition, where it is not left to the key.
+    pub partition: Option<i32>,
     /// The record key; it chooses the partition.
     pub key: Option<Vec<u8>>,
     /// The value.
@@ -80,6 +82,7 @@ impl Producer {
             FutureRecord::to(&record.topic).headers(convert::to_headers(&record.headers));
         native.key = record.key.as_deref();
         native.payload = record.value.as_deref();
+        native.partition = record.partition;
         let topic = record.topic.clone();
         let delivery = producer.send_result(native).map_err(|(source, _)| {
             self.replace_after_fatal(&producer, &source);

@@ -1,11 +1,13 @@
 //! Everything that can be set on a worker. Each setting is a flag and an environment variable; the documentation's
 //! table is made from this struct.
 
-use std::{net::IpAddr, path::PathBuf, time::Duration};
+use std::{net::IpAddr, num::NonZeroU32, path::PathBuf, time::Duration};
 
 use clap::ValueEnum;
 use fleet_job::topics::{self, Topics};
 use fleet_ops::config::{parse_bytes, parse_duration};
+
+use crate::limits::{JobLimits, ToolLimit};
 
 /// Shown below `--help`.
 pub const EXAMPLES: &str = "Examples:
@@ -22,7 +24,7 @@ pub struct Args {
     #[arg(long, env = "KAFKA_BROKERS", value_name = "HOSTS")]
     pub brokers: String,
 
-    /// The jobs topic. Events go to `<topic>.events`, dead letters to `<topic>.dlq`.
+    /// The jobs topic. Events go to `<topic>.events`, dead letters to `<topic>.dlq`, long delays to `<topic>.delayed`.
     #[arg(long, env = "KAFKA_TOPIC", default_value = topics::DEFAULT_JOBS_TOPIC, value_name = "NAME")]
     pub topic: String,
 
@@ -58,6 +60,15 @@ pub struct Args {
     #[arg(long, env = "MCP_MAX_IN_FLIGHT", default_value_t = 16, value_parser = clap::value_parser!(u32).range(1..=65_536))]
     pub max_in_flight: u32,
 
+    /// Jobs of one tool under way at once, TOOL=NUMBER, comma-separated; `files__*=4` is one limit for all tools that
+    /// begin so. The first that fits counts.
+    #[arg(long = "tool-limit", env = "MCP_TOOL_LIMITS", value_delimiter = ',', value_name = "TOOL=NUMBER")]
+    pub tool_limits: Vec<ToolLimit>,
+
+    /// Jobs of each tenant under way at once; no limit where it is not set.
+    #[arg(long, env = "MCP_TENANT_LIMIT", value_name = "NUMBER")]
+    pub tenant_limit: Option<NonZeroU32>,
+
     /// In which order jobs may start.
     #[arg(long, env = "MCP_ORDERING", value_enum, default_value_t = Ordering::Key)]
     pub ordering: Ordering,
@@ -77,6 +88,11 @@ pub struct Args {
     /// The upper end of every delay between attempts.
     #[arg(long, env = "MCP_RETRY_MAX", default_value = "60s", value_parser = parse_duration, value_name = "DURATION")]
     pub retry_max: Duration,
+
+    /// The longest that a job waits in memory for its `notBefore` or its next attempt; beyond, it goes through the
+    /// delayed topic, if there is one.
+    #[arg(long, env = "MCP_MAX_PARK", default_value = "60s", value_parser = parse_duration, value_name = "DURATION")]
+    pub max_park: Duration,
 
     /// How long running jobs may take to finish when the worker stops or gives partitions back.
     #[arg(long, env = "MCP_DRAIN_TIMEOUT", default_value = "25s", value_parser = parse_duration, value_name = "DURATION")]
@@ -150,14 +166,20 @@ impl Args {
         })
     }
 
-    /// How the engine is to work.
-    pub(crate) fn engine(&self, seed: u64) -> fleet_engine::Config {
+    /// How many jobs of a sort may run at once.
+    pub(crate) fn limits(&self) -> JobLimits {
+        JobLimits { tools: self.tool_limits.clone(), tenant: self.tenant_limit }
+    }
+
+    /// How the engine is to work. Without a delayed topic all waiting is done in memory.
+    pub(crate) fn engine(&self, seed: u64, has_delayed_topic: bool) -> fleet_engine::Config {
         fleet_engine::Config {
             ordering: self.ordering.into(),
             max_in_flight: self.max_in_flight as usize,
             max_buffered: self.max_buffered as usize,
             max_buffered_bytes: usize::try_from(self.max_buffered_bytes).unwrap_or(usize::MAX),
             commit_interval: self.commit_interval,
+            max_park: has_delayed_topic.then_some(self.max_park),
             retry: fleet_engine::Backoff { base: self.retry_base, max: self.retry_max },
             seed,
             ..fleet_engine::Config::default()

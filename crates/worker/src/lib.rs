@@ -5,7 +5,9 @@
 //! to; `execute` makes them; `report` builds what is written. [`config`] is everything that can be set.
 
 pub mod config;
+mod delay;
 mod execute;
+mod limits;
 pub mod metrics;
 mod plan;
 mod report;

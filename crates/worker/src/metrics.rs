@@ -28,6 +28,22 @@ pub const SETTLED: Metric = metric(
     &["state", "type"],
     "Jobs whose terminal record is acknowledged, by terminal state and job type.",
 );
+/// Jobs passed on.
+pub const PASSED_ON: Metric = metric(
+    "fleet_jobs_passed_on_total",
+    Kind::Counter,
+    Unit::Count,
+    &["topic"],
+    "Jobs written on because they have to wait: from which of the topics, jobs or delayed.",
+);
+/// Repeats passed over.
+pub const PASSED_OVER: Metric = metric(
+    "fleet_jobs_passed_over_total",
+    Kind::Counter,
+    Unit::Count,
+    &[],
+    "Records that came again after this worker had settled them; they were not run again.",
+);
 /// Attempts ended.
 pub const ATTEMPTS: Metric = metric(
     "fleet_attempts_total",
@@ -63,7 +79,7 @@ pub const LAG: Metric = metric(
     "fleet_consumer_lag",
     Kind::Gauge,
     Unit::Count,
-    &["partition"],
+    &["topic", "partition"],
     "Records between the committed offset and the end of an assigned partition, as librdkafka sees it.",
 );
 /// Partitions.
@@ -101,6 +117,8 @@ pub const WRITE_FAILURES: Metric = metric(
 pub const TABLE: &[Metric] = &[
     CONSUMED,
     SETTLED,
+    PASSED_ON,
+    PASSED_OVER,
     ATTEMPTS,
     DURATION,
     IN_FLIGHT,

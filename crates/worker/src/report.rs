@@ -3,6 +3,7 @@
 use fleet_engine::Terminal;
 use fleet_job::{
     dead_letter::DeadLetter,
+    delayed::Delayed,
     envelope::Envelope,
     event::{JobEvent, JobState, ResultOmitted, Source, Timings},
     outcome::{ErrorKind, JobError},
@@ -13,10 +14,14 @@ use fleet_job::{
 use fleet_kafka::producer::Outgoing;
 use serde_json::Value;
 
+use crate::delay::{Next, Tiers};
+
 /// Who reports, and where to.
 #[derive(Debug, Clone)]
 pub(crate) struct Reporter {
     pub(crate) topics: Topics,
+    /// The delayed topic, where there is one.
+    pub(crate) tiers: Option<Tiers>,
     pub(crate) worker: String,
     pub(crate) group: String,
     pub(crate) max_event_bytes: usize,
@@ -83,6 +88,7 @@ impl Reporter {
                 && value.as_ref().is_some_and(|value| value.len() <= MAX_TRACE_BYTES)
         };
         Outgoing {
+            partition: None,
             topic: topic.to_owned(),
             key: Some(subject.job_id.as_bytes().to_vec()),
             value: Some(value),
@@ -96,39 +102,42 @@ impl Reporter {
         self.outgoing(subject, &self.topics.events, event.to_bytes())
     }
 
-    /// An attempt has failed and another one follows.
-    pub(crate) fn retrying(
+    /// The job waits for its next attempt, or for its first one.
+    pub(crate) fn waiting(
         &self,
         subject: &Subject<'_>,
         now: Timestamp,
         attempts: u32,
         at: Timestamp,
     ) -> Outgoing {
-        let mut event = self.event(subject, JobState::Retrying, now, attempts);
+        let state = if attempts == 0 { JobState::Queued } else { JobState::Retrying };
+        let mut event = self.event(subject, state, now, attempts);
         event.error = subject.last_error.cloned();
         event.next_attempt_at = Some(at);
         self.outgoing(subject, &self.topics.events, self.bounded(event))
     }
 
-    /// The job has come to its end.
+    /// The job has come to its end; `None` where it goes on as another record.
     pub(crate) fn settled(
         &self,
         subject: &Subject<'_>,
         now: Timestamp,
         terminal: Terminal,
         attempts: u32,
-    ) -> Settlement {
+    ) -> Option<Settlement> {
         let state = match terminal {
             Terminal::Succeeded => JobState::Succeeded,
             Terminal::Failed | Terminal::Rejected => JobState::Failed,
             Terminal::Expired => JobState::Expired,
+            Terminal::Cancelled => JobState::Cancelled,
+            Terminal::Deferred(_) | Terminal::Relayed => return None,
         };
         let error = match terminal {
-            Terminal::Succeeded => None,
             Terminal::Failed | Terminal::Rejected => {
                 Some(subject.last_error.cloned().unwrap_or_else(|| lost(attempts)))
             }
             Terminal::Expired => Some(expired(subject)),
+            _ => None,
         };
         let mut event = self.event(subject, state, now, attempts);
         event.timings = Some(Timings::new(subject.record.timestamp, subject.started_at, now));
@@ -155,12 +164,14 @@ impl Reporter {
                 time: now,
             };
             let whole = Outgoing {
+                partition: None,
                 topic: self.topics.dlq.clone(),
                 key: subject.record.key.clone(),
                 value: subject.record.value.clone(),
                 headers: letter.headers(subject.record),
             };
             let bare = Outgoing {
+                partition: None,
                 topic: self.topics.dlq.clone(),
                 key: subject.record.key.clone(),
                 value: None,
@@ -168,12 +179,31 @@ impl Reporter {
             };
             Letter { whole, bare }
         });
-        Settlement {
+        Some(Settlement {
             state,
             dead_letter,
             reply: reply_to.map(|topic| self.outgoing(subject, topic, value.clone())),
             event: Letter { whole: self.outgoing(subject, &self.topics.events, value), bare },
-        }
+        })
+    }
+
+    /// The record that carries a waiting job on: into the delayed topic, or from there back to its own. The short form
+    /// leaves the partition to the key, should it not exist.
+    pub(crate) fn passed_on(&self, record: &RawRecord, delayed: Delayed, now: Timestamp) -> Letter {
+        let next = self.tiers.map_or(Next::Return, |tiers| tiers.next(now, delayed.until));
+        let (topic, partition, look_at) = match next {
+            Next::Wait(tier, look_at) => (&self.topics.delayed, tier, look_at),
+            Next::Return => (&self.topics.jobs, delayed.partition, delayed.until),
+        };
+        let header = Delayed { look_at, ..delayed }.header();
+        let whole = Outgoing {
+            topic: topic.clone(),
+            partition: Some(partition),
+            key: record.key.clone(),
+            value: record.value.clone(),
+            headers: record.headers.iter().cloned().chain([header]).collect(),
+        };
+        Letter { bare: Outgoing { partition: None, ..whole.clone() }, whole }
     }
 
     /// The result, if it fits into an event.

@@ -13,7 +13,7 @@ use fleet_mcp_client::{ClientConfig, McpClient};
 use fleet_ops::{config::Env, errors, http, invariant, shutdown};
 use tokio_util::sync::CancellationToken;
 
-use crate::{config::Args, metrics, report::Reporter, shell::Shell};
+use crate::{config::Args, delay::Tiers, metrics, report::Reporter, shell::Shell};
 
 /// How soon to look again for a broker or a topic that is not there.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
@@ -50,7 +50,7 @@ pub async fn run(args: Args) -> Result<(), WorkerError> {
 
     let recorder = fleet_ops::metrics::install();
     recorder.describe(metrics::TABLE);
-    invariant::declare(&["I1", "I5", "I6", "metadata-overflow"]);
+    invariant::declare(&["I1", "I2", "I3", "I4", "I5", "I6", "I7", "metadata-overflow"]);
     let health = http::Health::new();
     let (listener, address) = http::bind(SocketAddr::new(args.host, args.port)).await?;
     if let Some(path) = &args.ready_file {
@@ -65,14 +65,18 @@ pub async fn run(args: Args) -> Result<(), WorkerError> {
     tracing::info!(%worker, brokers = %args.brokers, topic = %args.topic, group = %args.group, health = %address,
         max_in_flight = args.max_in_flight, ordering = ?args.ordering, "starting");
     let result = if wait_for_topics(&settings, &topics, &health, &shutdown).await {
+        let tiers = delayed_topic(&settings, &topics, args.max_park).await;
+        let mut consumed = vec![topics.jobs.clone()];
+        consumed.extend(tiers.map(|_| topics.delayed.clone()));
         let (consumer, events) = Consumer::start(ConsumerConfig {
             settings,
             group: args.group.clone(),
-            topics: vec![topics.jobs.clone()],
+            topics: consumed,
             drain: args.drain_timeout,
         })?;
         let reporter = Reporter {
             topics,
+            tiers,
             worker,
             group: args.group.clone(),
             max_event_bytes: usize::try_from(args.max_event_bytes).unwrap_or(usize::MAX),
@@ -96,6 +100,21 @@ fn client_config(args: &Args) -> Result<ClientConfig, fleet_mcp_client::ConfigEr
     config.max_response_bytes = usize::try_from(args.max_response_bytes).unwrap_or(usize::MAX);
     config.bearer_token = args.server_token.clone().map(Into::into);
     Ok(config)
+}
+
+/// The delayed topic, where there is one.
+async fn delayed_topic(settings: &Settings, topics: &Topics, max_park: Duration) -> Option<Tiers> {
+    let (settings, name) = (settings.clone(), topics.delayed.clone());
+    let asked =
+        tokio::task::spawn_blocking(move || admin::partitions(&settings, &name, METADATA_TIMEOUT)).await;
+    match asked {
+        Ok(Ok(partitions)) => Some(Tiers::new(partitions, max_park)),
+        Ok(Err(error)) => {
+            tracing::info!(topic = topics.delayed, reason = %errors::chain(&error), "long delays wait in memory");
+            None
+        }
+        Err(_) => None,
+    }
 }
 
 /// Waits until the broker answers and has all topics. `false` when the worker is to stop before that.

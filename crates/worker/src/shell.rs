@@ -4,26 +4,23 @@
 //! `retrying` events are handed to the producer from this loop, and the task that writes a job's end is started by it
 //! afterwards, so the events of a job are written in the order in which things happened.
 
+mod admit;
+mod ends;
 mod held;
+mod settled;
 mod write;
 
 use std::{
     collections::{BTreeMap, HashMap},
-    hash::{DefaultHasher, Hash as _, Hasher as _},
     panic::AssertUnwindSafe,
     sync::{Arc, mpsc as std_mpsc},
     time::{Duration, Instant},
 };
 
-use fleet_engine::{
-    Admission, Attempt, BreakerState, Command, Engine, FinalCommit, Input, JobSpec, Partition, Terminal,
-    Token,
-};
+use fleet_engine::{Attempt, BreakerState, Command, Engine, FinalCommit, Input, Partition, Token};
 use fleet_job::{
-    decode,
-    envelope::{DEFAULT_PRIORITY, Envelope, JobType},
+    envelope::JobType,
     outcome::{ErrorKind, Failure, FailureClass, JobError, Outcome},
-    record::RawRecord,
 };
 use fleet_kafka::{
     KafkaError,
@@ -39,17 +36,21 @@ use tokio::{sync::mpsc, task::AbortHandle};
 use tokio_util::sync::CancellationToken;
 
 use held::{Clock, Done, Held, Revoke};
-use write::write;
+use settled::Window;
 
 use crate::{
     config::Args,
     execute::{self, Job},
+    limits::JobLimits,
     metrics as names,
     report::Reporter,
 };
 
 /// How long the producer may take to write what it holds when the worker stops.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(5);
+/// The worker's topics, by the numbers that partitions carry.
+pub(crate) const TOPICS: [&str; 2] = ["jobs", "delayed"];
+const DELAYED: u16 = 1;
 /// How often gauges are brought up to date.
 const GAUGES: Duration = Duration::from_secs(1);
 
@@ -63,7 +64,9 @@ pub(crate) struct Shell {
     reporter: Reporter,
     health: Health,
     clock: Clock,
+    limits: JobLimits,
     jobs: HashMap<Token, Held>,
+    settled: Window,
     revokes: Vec<Revoke>,
     /// Set when the worker is to stop: the time by which it has.
     stop_by: Option<Instant>,
@@ -85,9 +88,8 @@ impl Shell {
         health: Health,
     ) -> Self {
         let (done, inbox) = mpsc::unbounded_channel();
-        let engine = Engine::new(args.engine(rand::random()));
+        let engine = Engine::new(args.engine(rand::random(), reporter.tiers.is_some()));
         Self {
-            args,
             engine,
             consumer,
             producer,
@@ -95,12 +97,15 @@ impl Shell {
             reporter,
             health,
             clock: Clock::new(),
+            limits: args.limits(),
             jobs: HashMap::new(),
+            settled: Window::default(),
             revokes: Vec::new(),
             stop_by: None,
             breaker_open: false,
             writes_fail: false,
             partitions: Vec::new(),
+            args,
             done,
             inbox: Some(inbox),
         }
@@ -191,7 +196,9 @@ impl Shell {
             }
             Event::Lag(lags) => {
                 for (partition, lag) in lags {
-                    gauge!(names::LAG.name, "partition" => partition.number.to_string()).set(lag as f64);
+                    let topic = TOPICS.get(usize::from(partition.topic)).copied().unwrap_or_default();
+                    let number = partition.number.to_string();
+                    gauge!(names::LAG.name, "topic" => topic, "partition" => number).set(lag as f64);
                 }
             }
             Event::Failed(error) => return Err(error),
@@ -199,84 +206,22 @@ impl Shell {
         Ok(())
     }
 
-    fn record(&mut self, partition: Partition, record: RawRecord) {
-        counter!(names::CONSUMED.name).increment(1);
-        let offset = record.position.offset;
-        let Some(token) = self.engine.token(partition, offset).filter(|token| !self.jobs.contains_key(token))
-        else {
-            return;
-        };
-        let bytes = record.size();
-        let (held, admission) = self.admit(record);
-        self.jobs.insert(token, held);
-        self.feed(Input::Record { partition, offset, bytes, admission });
-    }
-
-    /// Reads the record, and says what the engine has to know of it.
-    fn admit(&self, record: RawRecord) -> (Held, Admission) {
-        let limit = usize::try_from(self.args.max_job_bytes).unwrap_or(usize::MAX);
-        let decoded = decode::decode(&record, limit).map_err(|error| (error.error, error.job_id)).and_then(
-            |envelope| match self.forbidden(&envelope) {
-                Some(error) => Err((error, Some(envelope.job_id))),
-                None => Ok(envelope),
-            },
-        );
-        let key = record.key.as_ref().map(|key| {
-            // Keys and seed are the same in every process; nothing is stored by this hash.
-            let mut hasher = DefaultHasher::new();
-            key.hash(&mut hasher);
-            hasher.finish()
-        });
-        let position = &record.position;
-        let unnamed = || format!("{}/{}/{}", position.topic, position.partition, position.offset);
-        let (job_id, envelope, error, admission) = match decoded {
-            Ok(envelope) => {
-                let spec = JobSpec {
-                    key,
-                    priority: envelope.priority.unwrap_or(DEFAULT_PRIORITY),
-                    not_before: envelope.not_before,
-                    deadline: envelope.deadline,
-                    max_attempts: envelope.max_attempts.map_or(self.args.max_attempts, |n| n.get()),
-                };
-                (envelope.job_id.clone(), Some(Arc::new(envelope)), None, Admission::Job(spec))
-            }
-            Err((error, job_id)) => (job_id.unwrap_or_else(unnamed), None, Some(error), Admission::Reject),
-        };
-        let held = Held {
-            record: Arc::new(record),
-            envelope,
-            job_id,
-            started_at: None,
-            first_error: None,
-            last_error: error,
-            result: None,
-            done: BTreeMap::new(),
-            dead_letter_written: false,
-            task: None,
-        };
-        (held, admission)
-    }
-
-    fn forbidden(&self, envelope: &Envelope) -> Option<JobError> {
-        let topic = envelope.reply_to.as_deref().filter(|topic| !self.args.may_reply_to(topic))?;
-        let message = format!("`replyTo`: topic `{topic}` is not allowed by MCP_REPLY_TOPICS");
-        Some(JobError::new(ErrorKind::InvalidEnvelope, message))
-    }
-
     fn done(&mut self, done: Done) {
         match done {
             Done::Attempt { token, outcome, done, took } => self.attempted(token, outcome, done, took),
             Done::Written(token, state) => {
-                if std::mem::take(&mut self.writes_fail) && !self.breaker_open && self.stop_by.is_none() {
-                    self.health.set_ready();
-                }
                 if let Some(held) = self.jobs.get(&token) {
                     let kind =
                         held.envelope.as_ref().map_or("unknown", |e| JobType::as_str(e.work.job_type()));
                     counter!(names::SETTLED.name, "state" => state.as_str(), "type" => kind).increment(1);
                     tracing::debug!(job_id = held.job_id, state = state.as_str(), "settled");
                 }
-                self.feed(Input::Written(token));
+                self.written(token);
+            }
+            Done::PassedOn(token) => {
+                let topic = TOPICS.get(usize::from(token.partition.topic)).copied().unwrap_or_default();
+                counter!(names::PASSED_ON.name, "topic" => topic).increment(1);
+                self.written(token);
             }
             Done::NotWritten { token, dead_letter_written } => {
                 if !std::mem::replace(&mut self.writes_fail, true) {
@@ -293,6 +238,16 @@ impl Shell {
         }
     }
 
+    fn written(&mut self, token: Token) {
+        if std::mem::take(&mut self.writes_fail) && !self.breaker_open && self.stop_by.is_none() {
+            self.health.set_ready();
+        }
+        if let Some(held) = self.jobs.get(&token) {
+            self.settled.add(Instant::now(), held.identity);
+        }
+        self.feed(Input::Written(token));
+    }
+
     fn attempted(&mut self, token: Token, outcome: Outcome, done: BTreeMap<usize, Value>, took: Duration) {
         // A job that is no longer held was fenced off: whoever has the partition now runs it.
         let Some(held) = self.jobs.get_mut(&token) else {
@@ -301,6 +256,7 @@ impl Shell {
         };
         held.task = None;
         held.done = done;
+        held.met_outage = false;
         let (attempt, label) = match outcome {
             Outcome::Succeeded(result) => {
                 held.result = Some(self.reporter.kept(result));
@@ -318,6 +274,7 @@ impl Shell {
                     held.first_error.get_or_insert_with(|| failure.error.clone());
                     held.last_error = Some(failure.error);
                 } else {
+                    held.met_outage = true;
                     self.note_outage(&failure.error);
                 }
                 (Attempt::Failed(failure.class, failure.retry_after), label)
@@ -353,17 +310,15 @@ impl Shell {
                 Command::Settle(token, terminal, attempts) => self.settle(token, terminal, attempts),
                 Command::Retrying(token, attempts, at) => {
                     let now = self.clock.now();
-                    let event = self
-                        .jobs
-                        .get(&token)
-                        .map(|held| self.reporter.retrying(&held.subject(), now, attempts, at));
-                    self.announce(event);
+                    let held = self.jobs.get(&token);
+                    self.announce(held.map(|held| self.reporter.waiting(&held.subject(), now, attempts, at)));
                 }
                 Command::Forget(token) => {
                     if let Some(task) = self.jobs.remove(&token).and_then(|held| held.task) {
                         task.abort();
                     }
                 }
+                Command::Abort(token) => self.abort(token),
                 Command::Commit(commit) => self.consumer.commit(commit),
                 Command::Pause(partition, generation) => self.consumer.pause(partition, generation),
                 Command::Resume(partition, generation) => self.consumer.resume(partition, generation),
@@ -388,6 +343,9 @@ impl Shell {
         let now = self.clock.now();
         let Some(held) = self.jobs.get_mut(&token) else { return };
         let Some(envelope) = held.envelope.clone() else { return };
+        if self.settled.contains(Instant::now(), &held.identity) {
+            invariant::violated("I4", format_args!("{token:?} runs after it was settled"));
+        }
         held.started_at = Some(now);
         let timeout = envelope.timeout_ms.map_or(self.args.call_timeout, Duration::from_millis);
         let job =
@@ -431,23 +389,6 @@ impl Shell {
                 counter!(names::WRITE_FAILURES.name, "kind" => "event").increment(1);
                 tracing::warn!(%error, "an event is missing");
             }
-        }
-    }
-
-    /// Writes the end of a job, the dead letter first: who reads the terminal event must find it.
-    fn settle(&mut self, token: Token, terminal: Terminal, attempts: u32) {
-        let now = self.clock.now();
-        let Some(held) = self.jobs.get(&token) else { return };
-        let mut settlement = self.reporter.settled(&held.subject(), now, terminal, attempts);
-        if held.dead_letter_written {
-            settlement.dead_letter = None;
-        }
-        let producer = self.producer.clone();
-        let task = self.spawn(async move { write(&producer, token, settlement).await }, move || {
-            Done::NotWritten { token, dead_letter_written: false }
-        });
-        if let Some(held) = self.jobs.get_mut(&token) {
-            held.task = Some(task);
         }
     }
 
@@ -536,6 +477,13 @@ impl Shell {
     fn gauges(&self) {
         let status = self.engine.status();
         gauge!(names::IN_FLIGHT.name).set(status.in_flight as f64);
+        if status.buffered != self.jobs.len() {
+            let (engine, shell) = (status.buffered, self.jobs.len());
+            invariant::violated(
+                "I3",
+                format_args!("{engine} jobs in the engine's hands, {shell} in the shell's"),
+            );
+        }
         gauge!(names::BUFFERED.name).set(status.buffered as f64);
         gauge!(names::BUFFERED_BYTES.name).set(status.buffered_bytes as f64);
         gauge!(names::PARTITIONS.name).set(status.partitions.len() as f64);

@@ -3,6 +3,10 @@
 use super::Engine;
 use crate::types::{Command, Config, Partition, faulty};
 
+/// So many records that wait to be passed on are read ahead. They come in the order of their times, so more of them would
+/// only fill memory that jobs need.
+const RELAYS_AHEAD: usize = 2;
+
 impl Engine {
     /// How many open jobs one partition may hold, so that a slow one does not take the memory of all.
     fn share(&self) -> usize {
@@ -40,7 +44,11 @@ impl Engine {
         let full = self.full;
         let Some(state) = self.partitions.get_mut(&partition) else { return };
         let open = state.open.len();
-        let pause = full || open >= share || (state.paused && open > share / 2);
+        let relays = state.waiting_relays;
+        let pause = full
+            || open >= share
+            || relays >= RELAYS_AHEAD
+            || (state.paused && (open > share / 2 || relays > 0));
         if pause != state.paused && !(state.paused && faulty!(self.config, NeverResumes)) {
             state.paused = pause;
             let generation = state.generation;

@@ -92,7 +92,7 @@ impl Engine {
                 && let Some(spec) = slot.spec
             {
                 slot.phase = Phase::Ready;
-                self.ready.push(spec.priority, Token { partition, offset: *offset, generation });
+                self.ready.push(spec.priority, spec.limits, Token { partition, offset: *offset, generation });
             }
         }
     }

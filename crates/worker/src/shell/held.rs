@@ -8,6 +8,7 @@ use std::{
 
 use fleet_engine::{FinalCommit, Partition, Token};
 use fleet_job::{
+    delayed::Delayed,
     envelope::Envelope,
     outcome::{JobError, Outcome},
     record::RawRecord,
@@ -16,11 +17,16 @@ use fleet_job::{
 use serde_json::Value;
 use tokio::task::AbortHandle;
 
+use super::settled::Settled;
 use crate::report::{Kept, Subject};
 
 /// A job in this worker's hands.
 pub(super) struct Held {
     pub(super) record: Arc<RawRecord>,
+    /// What the record is known by once it is settled.
+    pub(super) identity: Settled,
+    /// How it came here, if through the delayed topic.
+    pub(super) delayed: Option<Delayed>,
     pub(super) envelope: Option<Arc<Envelope>>,
     pub(super) job_id: String,
     pub(super) started_at: Option<Timestamp>,
@@ -30,10 +36,30 @@ pub(super) struct Held {
     /// Calls of a job with several that have succeeded already.
     pub(super) done: BTreeMap<usize, Value>,
     pub(super) dead_letter_written: bool,
+    /// The last attempt found no server.
+    pub(super) met_outage: bool,
     pub(super) task: Option<AbortHandle>,
 }
 
 impl Held {
+    pub(super) fn new(record: RawRecord, identity: Settled, job_id: String) -> Self {
+        Self {
+            record: Arc::new(record),
+            identity,
+            delayed: None,
+            envelope: None,
+            job_id,
+            started_at: None,
+            first_error: None,
+            last_error: None,
+            result: None,
+            done: BTreeMap::new(),
+            dead_letter_written: false,
+            met_outage: false,
+            task: None,
+        }
+    }
+
     pub(super) fn subject(&self) -> Subject<'_> {
         Subject {
             record: &self.record,
@@ -51,6 +77,7 @@ impl Held {
 pub(super) enum Done {
     Attempt { token: Token, outcome: Outcome, done: BTreeMap<usize, Value>, took: Duration },
     Written(Token, fleet_job::event::JobState),
+    PassedOn(Token),
     NotWritten { token: Token, dead_letter_written: bool },
     Probed(bool),
 }

@@ -10,7 +10,10 @@ use fleet_kafka::{
 use metrics::counter;
 
 use super::held::Done;
-use crate::{metrics as names, report::Settlement};
+use crate::{
+    metrics as names,
+    report::{Letter, Settlement},
+};
 
 /// How long a reply may take; after that the job is settled without it.
 const REPLY_TIMEOUT: Duration = Duration::from_secs(10);
@@ -36,14 +39,30 @@ pub(super) async fn write(producer: &Producer, token: Token, settlement: Settlem
     Done::Written(token, settlement.state)
 }
 
-/// Writes a record, or its short form where the topic takes no record of that size: trying the same again could not help
-/// and would hold up the partition for ever.
+/// Writes the record that a waiting job goes on as.
+pub(super) async fn pass_on(producer: &Producer, token: Token, letter: Letter) -> Done {
+    match write_one(producer, letter.whole, letter.bare).await {
+        Ok(()) => Done::PassedOn(token),
+        Err(error) => not_written(token, false, "delayed", &error),
+    }
+}
+
+/// Writes a record, or its short form where the topic takes no record of that size or has no such partition: trying the
+/// same again could not help and would hold up the partition for ever.
 async fn write_one(producer: &Producer, whole: Outgoing, bare: Outgoing) -> Result<(), KafkaError> {
     match producer.send(&whole).await {
         Err(error) if error.is_too_large() => {
             tracing::error!(
                 topic = whole.topic,
                 "a record is too large for its topic and is written in short: raise max.message.bytes"
+            );
+            producer.send(&bare).await.map(drop)
+        }
+        Err(error) if error.is_unknown_partition() => {
+            tracing::warn!(
+                topic = whole.topic,
+                partition = whole.partition,
+                "there is no such partition any more"
             );
             producer.send(&bare).await.map(drop)
         }

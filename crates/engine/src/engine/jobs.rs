@@ -1,0 +1,410 @@
+//! The life of a job, from its record to the end that is written of it.
+
+use std::time::Duration;
+
+use fleet_job::{outcome::FailureClass, time::Timestamp};
+
+use super::Engine;
+use crate::{
+    keys,
+    partition::{Delivery, Phase, Slot},
+    schedule::Alarm,
+    types::{Admission, Attempt, Command, JobSpec, Ordering, Partition, Terminal, Token, faulty},
+};
+
+/// The longest that a server's `Retry-After` is believed.
+const MAX_RETRY_AFTER: Duration = Duration::from_secs(3600);
+
+impl Engine {
+    pub(super) fn record(
+        &mut self,
+        now: Timestamp,
+        partition: Partition,
+        offset: i64,
+        bytes: usize,
+        admission: Admission,
+    ) {
+        let Some(state) = self.partitions.get_mut(&partition) else { return };
+        let token = Token { partition, offset, generation: state.generation };
+        // What comes while the partition leaves is its next owner's.
+        if state.draining {
+            self.out.push_back(Command::Forget(token));
+            return;
+        }
+        let attempts = match state.deliver(offset) {
+            Delivery::New(_) if faulty!(self.config, AttemptsForgotten) => 0,
+            Delivery::New(attempts) => attempts,
+            Delivery::Reset => {
+                self.out.push_back(Command::LogReset(partition));
+                0
+            }
+            Delivery::Repeat => {
+                if !state.open.contains_key(&offset) {
+                    self.out.push_back(Command::Forget(token));
+                }
+                return;
+            }
+            Delivery::Done => {
+                self.out.push_back(Command::Forget(token));
+                self.schedule_commit(now, partition, self.config.commit_interval);
+                return;
+            }
+        };
+        if faulty!(self.config, KnowledgeNotHandedOn) {
+            state.forget_restored();
+        }
+        let (spec, early) = match admission {
+            Admission::Job(spec) => (Some(spec), None),
+            Admission::Relay(_) => (None, Some(Terminal::Relayed)),
+            Admission::Reject => (None, Some(Terminal::Rejected)),
+            Admission::Settled => return self.pass_over(now, token),
+        };
+        // What stands in the metadata includes what was spent before, but a broker may have dropped it.
+        let before = spec.filter(|_| !faulty!(self.config, DeferredAttemptsForgotten)).map(|spec| spec.spent);
+        let attempts = attempts.max(before.unwrap_or_default());
+        let Some(state) = self.partitions.get_mut(&partition) else { return };
+        state.insert(offset, Slot { spec, early, ..Slot::new(bytes, attempts) });
+        self.buffered += 1;
+        self.buffered_bytes += bytes;
+        match admission {
+            Admission::Job(spec) => self.admit(now, token, spec, attempts),
+            Admission::Relay(at) if at > now => {
+                self.set_phase(token, Phase::Delayed);
+                if let Some(state) = self.partitions.get_mut(&partition) {
+                    state.waiting_relays += 1;
+                }
+                self.timers.set(at, token, Alarm::Eligible);
+            }
+            _ => self.end_early(token),
+        }
+        self.update_pause(partition);
+    }
+
+    /// The record at `token` is settled already, and what stands in the commits does not say so yet.
+    fn pass_over(&mut self, now: Timestamp, token: Token) {
+        if let Some(state) = self.partitions.get_mut(&token.partition) {
+            state.dirty = true;
+        }
+        self.out.push_back(Command::Forget(token));
+        self.schedule_commit(now, token.partition, self.config.commit_interval);
+    }
+
+    fn admit(&mut self, now: Timestamp, token: Token, spec: JobSpec, attempts: u32) {
+        // Also a job that will not start again holds its place until its end is written down.
+        let lane = keys::lane(self.config.ordering, token.partition, &spec);
+        let first =
+            lane.is_none_or(|lane| self.keys.join(lane, token.offset)) || faulty!(self.config, KeysIgnored);
+        if let Some(at) = spec.not_before.filter(|at| attempts < spec.max_attempts && self.is_far(now, *at)) {
+            let never = spec.deadline.is_some_and(|deadline| deadline <= at);
+            let terminal = if never { Terminal::Expired } else { Terminal::Deferred(at) };
+            if let Some(slot) = self.slot(token) {
+                slot.early = Some(terminal);
+            }
+            return self.end_early(token);
+        }
+        if attempts >= spec.max_attempts {
+            return self.conclude(token, Terminal::Failed, attempts);
+        }
+        if let Some(deadline) = spec.deadline.filter(|_| !faulty!(self.config, DeadlineIgnored)) {
+            self.timers.set(deadline, token, Alarm::Deadline);
+        }
+        if first {
+            self.unblocked(now, token);
+        }
+    }
+
+    /// Whether `at` is too far away to be waited for in memory.
+    fn is_far(&self, now: Timestamp, at: Timestamp) -> bool {
+        self.config.ordering != Ordering::Partition
+            && self.config.max_park.is_some_and(|max| at > now.plus(max))
+    }
+
+    /// Brings what is not to be run here to its end at once, unless even that would outgrow the metadata.
+    fn end_early(&mut self, token: Token) {
+        let Some(slot) = self.slot(token) else { return };
+        let attempts = slot.attempts;
+        let Some(terminal) = slot.early else { return };
+        if terminal == Terminal::Rejected && faulty!(self.config, RejectsDropped) {
+            return;
+        }
+        let Some(state) = self.partitions.get_mut(&token.partition).filter(|state| !state.draining) else {
+            return;
+        };
+        if state.has_room(token.offset) {
+            self.conclude(token, terminal, attempts);
+        } else {
+            state.gate(token.offset);
+            self.set_phase(token, Phase::Ready);
+        }
+    }
+
+    /// The job is not wanted any more.
+    pub(super) fn cancel(&mut self, token: Token) {
+        if faulty!(self.config, CancelIgnored) {
+            return;
+        }
+        let Some(slot) = self.slot(token).filter(|slot| slot.spec.is_some()) else { return };
+        match slot.phase {
+            Phase::Running => {
+                slot.cancelled = true;
+                self.out.push_back(Command::Abort(token));
+            }
+            Phase::Queued | Phase::Delayed | Phase::AwaitsCommit | Phase::Ready => {
+                slot.early = Some(Terminal::Cancelled);
+                self.end_early(token);
+            }
+            // Its end is being written: the cancel came too late.
+            Phase::Settling(_) | Phase::Unwritten(_) => {}
+        }
+    }
+
+    fn set_phase(&mut self, token: Token, phase: Phase) {
+        if let Some(slot) = self.slot(token) {
+            slot.phase = phase;
+        }
+    }
+
+    fn slot(&mut self, token: Token) -> Option<&mut Slot> {
+        let unfenced = faulty!(self.config, NoFence);
+        self.partitions
+            .get_mut(&token.partition)
+            .filter(|state| unfenced || state.generation == token.generation)?
+            .open
+            .get_mut(&token.offset)
+    }
+
+    /// Nothing of its key is before it any more: the job may start when its time has come.
+    fn unblocked(&mut self, now: Timestamp, token: Token) {
+        let waits = |slot: &&mut Slot| matches!(slot.phase, Phase::Queued | Phase::Delayed);
+        let Some(slot) = self.slot(token).filter(waits) else { return };
+        let Some(spec) = slot.spec.filter(|_| slot.early.is_none()) else { return };
+        match spec.not_before.filter(|at| *at > now) {
+            Some(at) => {
+                slot.phase = Phase::Delayed;
+                self.timers.set(at, token, Alarm::Eligible);
+            }
+            None => {
+                slot.phase = Phase::Ready;
+                self.ready.push(spec.priority, spec.limits, token);
+            }
+        }
+    }
+
+    /// How many jobs may wait for their end to be written before nothing more is started: when Kafka takes no records,
+    /// running ahead would only pile up results in memory and calls to repeat.
+    fn max_unwritten(&self) -> usize {
+        self.config.max_in_flight.saturating_mul(4).saturating_add(64)
+    }
+
+    pub(super) fn start_ready(&mut self, now: Timestamp) {
+        while self.in_flight < self.config.max_in_flight
+            && self.unwritten < self.max_unwritten()
+            && self.breaker.allows_start()
+        {
+            let Some(token) = self.ready.pop() else { return };
+            let Some(state) = self.partitions.get_mut(&token.partition) else { continue };
+            if state.draining || state.generation != token.generation {
+                continue;
+            }
+            let room = state.has_room(token.offset);
+            let waits = |slot: &&mut Slot| slot.phase == Phase::Ready && slot.early.is_none();
+            let Some(slot) = state.open.get_mut(&token.offset).filter(waits) else { continue };
+            let Some(spec) = slot.spec else { continue };
+            let attempt = slot.attempts + 1;
+            if !room {
+                state.gate(token.offset);
+                continue;
+            }
+            slot.phase = Phase::Running;
+            let is_durable = slot.attempts <= slot.durable || faulty!(self.config, RetryBeforeDurable);
+            state.start(token.offset);
+            self.in_flight += 1;
+            if !faulty!(self.config, LimitsIgnored) {
+                self.ready.started(&spec.limits);
+            }
+            self.breaker.started(now);
+            self.out.push_back(Command::Start(token, attempt));
+            let lane = keys::lane(self.config.ordering, token.partition, &spec);
+            if lane.is_some_and(|lane| !self.keys.is_head(lane, token.offset)) {
+                self.out.push_back(Command::Violation("I5", token));
+            }
+            if attempt > spec.max_attempts || !is_durable {
+                self.out.push_back(Command::Violation("I6", token));
+            }
+        }
+    }
+
+    pub(super) fn finished(&mut self, now: Timestamp, token: Token, attempt: Attempt) {
+        let Some(slot) = self.slot(token).filter(|slot| slot.phase == Phase::Running) else { return };
+        let Some(spec) = slot.spec else { return };
+        let (spent, cancelled) = (slot.attempts + 1, slot.cancelled);
+        // Between attempts a job is not active; `conclude` counts it again when it has come to its end.
+        slot.phase = Phase::Queued;
+        self.in_flight -= 1;
+        if !faulty!(self.config, LimitLeak) {
+            self.ready.ended(&spec.limits);
+        }
+        if let Some(state) = self.partitions.get_mut(&token.partition) {
+            state.active -= 1;
+        }
+        match attempt {
+            Attempt::Succeeded => {
+                self.breaker.reached();
+                self.conclude(token, Terminal::Succeeded, spent);
+                if faulty!(self.config, NextBeforeWritten) {
+                    self.leave_lane(now, token, &spec);
+                }
+            }
+            // The cancel was in time; what the aborted call came to says nothing about server or job.
+            Attempt::Failed(..) if cancelled => self.conclude(token, Terminal::Cancelled, spent - 1),
+            Attempt::Failed(FailureClass::Unavailable, wish)
+                if !faulty!(self.config, OutageSpendsAttempts) =>
+            {
+                self.breaker.unavailable(now, wish, &mut self.random);
+                self.set_phase(token, Phase::Ready);
+                self.ready.push_front(spec.priority, spec.limits, token);
+                // The deadline may have passed while the job was running and could not expire.
+                if let Some(deadline) = spec.deadline {
+                    self.timers.set(deadline, token, Alarm::Deadline);
+                }
+            }
+            Attempt::Failed(class, wish) => {
+                self.breaker.reached();
+                if let Some(state) = self.partitions.get_mut(&token.partition) {
+                    state.spend(token.offset);
+                }
+                let wish = wish.unwrap_or_default().min(MAX_RETRY_AFTER);
+                let at = now.plus(self.config.retry.jittered(spent, &mut self.random).max(wish));
+                if class == FailureClass::Permanent || spent >= spec.max_attempts {
+                    self.conclude(token, Terminal::Failed, spent);
+                } else if spec.deadline.is_some_and(|deadline| at > deadline) {
+                    self.conclude(token, Terminal::Expired, spent);
+                } else if self.is_far(now, at)
+                    && keys::lane(self.config.ordering, token.partition, &spec).is_none()
+                {
+                    self.conclude(token, Terminal::Deferred(at), spent);
+                } else {
+                    self.retry_at(now, token, spent, at);
+                }
+            }
+        }
+    }
+
+    fn retry_at(&mut self, now: Timestamp, token: Token, spent: u32, at: Timestamp) {
+        if faulty!(self.config, SlotLeak) {
+            self.in_flight += 1;
+        }
+        self.set_phase(token, Phase::Delayed);
+        self.timers.set(at, token, Alarm::Eligible);
+        self.out.push_back(Command::Retrying(token, spent, at));
+        // The attempt must be durable before the next one starts (I6).
+        self.schedule_commit(now, token.partition, self.config.urgent_commit_interval);
+    }
+
+    /// The job has come to its end: all that is left is to write that down.
+    fn conclude(&mut self, token: Token, terminal: Terminal, attempts: u32) {
+        let Some(slot) = self.slot(token) else { return };
+        slot.phase = Phase::Settling(terminal);
+        let deadline = slot.spec.and_then(|spec| spec.deadline);
+        if let Some(deadline) = deadline {
+            self.timers.clear(deadline, token, Alarm::Deadline);
+        }
+        if let Some(state) = self.partitions.get_mut(&token.partition) {
+            state.active += 1;
+        }
+        self.unwritten += 1;
+        self.out.push_back(Command::Settle(token, terminal, attempts));
+    }
+
+    pub(super) fn write_failed(&mut self, now: Timestamp, token: Token) {
+        let Some(slot) = self.slot(token) else { return };
+        let Phase::Settling(terminal) = slot.phase else { return };
+        slot.phase = Phase::Unwritten(terminal);
+        slot.rewrites = slot.rewrites.saturating_add(1);
+        let rewrites = slot.rewrites;
+        let at = now.plus(self.config.rewrite.spread(rewrites, &mut self.random));
+        self.timers.set(at, token, Alarm::Rewrite);
+    }
+
+    pub(super) fn written(&mut self, now: Timestamp, token: Token) {
+        let Some(slot) = self.slot(token) else { return };
+        if !matches!(slot.phase, Phase::Settling(_)) {
+            self.out.push_back(Command::Violation("I2", token));
+            return;
+        }
+        let Some(state) = self.partitions.get_mut(&token.partition) else { return };
+        state.active -= 1;
+        let Some(slot) = state.settle(token.offset) else { return };
+        self.unwritten -= 1;
+        self.buffered -= 1;
+        self.buffered_bytes -= slot.bytes;
+        self.out.push_back(Command::Forget(token));
+        if let Some(spec) = slot.spec {
+            self.leave_lane(now, token, &spec);
+        }
+        self.ungate(token.partition);
+        self.schedule_commit(now, token.partition, self.config.commit_interval);
+        self.update_pause(token.partition);
+    }
+
+    /// Gives up the job's place in its key; the next one may start.
+    fn leave_lane(&mut self, now: Timestamp, token: Token, spec: &JobSpec) {
+        let lane = keys::lane(self.config.ordering, token.partition, spec);
+        if let Some(next) = lane.and_then(|lane| self.keys.leave(lane, token.offset)) {
+            self.unblocked(now, Token { offset: next, ..token });
+        }
+    }
+
+    fn ungate(&mut self, partition: Partition) {
+        while let Some(state) = self.partitions.get_mut(&partition) {
+            let generation = state.generation;
+            let Some(offset) = state.ungate() else { return };
+            let token = Token { partition, offset, generation };
+            let Some(slot) = state.open.get(&offset).filter(|slot| slot.phase == Phase::Ready) else {
+                continue;
+            };
+            match (slot.early, slot.spec) {
+                (Some(terminal), _) => {
+                    let attempts = slot.attempts;
+                    self.conclude(token, terminal, attempts);
+                }
+                (None, Some(spec)) => self.ready.push(spec.priority, spec.limits, token),
+                (None, None) => {}
+            }
+        }
+    }
+
+    pub(super) fn alarm(&mut self, now: Timestamp, token: Token, alarm: Alarm) {
+        let draining = self.partitions.get(&token.partition).is_none_or(|state| state.draining);
+        let waits_for_commit = !faulty!(self.config, RetryBeforeDurable);
+        let Some(slot) = self.slot(token) else { return };
+        let (phase, attempts) = (slot.phase, slot.attempts);
+        match (alarm, phase) {
+            (Alarm::Rewrite, Phase::Unwritten(terminal)) => {
+                slot.phase = Phase::Settling(terminal);
+                let attempts = attempts + u32::from(terminal == Terminal::Succeeded);
+                self.out.push_back(Command::Settle(token, terminal, attempts));
+            }
+            (Alarm::Eligible, Phase::Delayed) if slot.early.is_some() => {
+                // Also where the partition leaves: its next owner counts anew.
+                slot.phase = Phase::Queued;
+                if let Some(state) = self.partitions.get_mut(&token.partition) {
+                    state.waiting_relays -= 1;
+                }
+                self.end_early(token);
+                self.update_pause(token.partition);
+            }
+            (Alarm::Eligible, Phase::Delayed) if waits_for_commit && slot.attempts > slot.durable => {
+                slot.phase = Phase::AwaitsCommit;
+                self.schedule_commit(now, token.partition, self.config.urgent_commit_interval);
+            }
+            (Alarm::Eligible, Phase::Delayed) => self.unblocked(now, token),
+            (Alarm::Deadline, Phase::Queued | Phase::Delayed | Phase::AwaitsCommit | Phase::Ready)
+                if !draining =>
+            {
+                self.conclude(token, Terminal::Expired, attempts)
+            }
+            _ => {}
+        }
+    }
+}

@@ -1,0 +1,316 @@
+//! What starts next: the most urgent job whose limits leave room.
+//!
+//! Jobs wait in one queue for each combination of limits, and a queue whose limit is reached is set aside as a whole. So
+//! neither a start nor an end ever looks at the jobs behind a full limit one by one.
+//!
+//! Invariant: while a limit has room and queues are set aside for it, one of its queues is in the race. Whoever leaves
+//! the race (empty, or set aside for its other limit) therefore wakes the next one of every limit that has room.
+//!
+//! Entries are not searched for when a job changes its mind: each is checked against its job when it comes up, and
+//! dropped when it is stale.
+
+use std::{
+    cmp::Reverse,
+    collections::{BTreeSet, BinaryHeap, HashMap, VecDeque},
+};
+
+use crate::types::{Limit, Limits, Token};
+
+/// Which limits the jobs of a queue are under.
+type Class = [Option<u64>; 2];
+/// The place of a job in the race: the most urgent first, and among equals the oldest first.
+type Rank = (Reverse<u8>, u64);
+
+/// Jobs that may start.
+#[derive(Debug, Default)]
+pub(crate) struct Ready {
+    queues: HashMap<Class, Queue>,
+    /// The queues that may have something to start, by the rank of their head.
+    race: BTreeSet<(Rank, Class)>,
+    groups: HashMap<u64, Group>,
+    entries: usize,
+    arrivals: u64,
+}
+
+#[derive(Debug)]
+struct Queue {
+    heap: BinaryHeap<Reverse<(Rank, Token)>>,
+    limits: Limits,
+    place: Place,
+}
+
+/// Where a queue is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Place {
+    /// In the race, under this rank.
+    Race(Rank),
+    /// Set aside, until a job of a limit ends.
+    Aside,
+    /// Empty. Only the queue of the jobs without limits is kept like that: it is soon needed again.
+    Idle,
+}
+
+/// The jobs under one limit.
+#[derive(Debug, Default)]
+struct Group {
+    running: u32,
+    aside: VecDeque<Class>,
+}
+
+fn class(limits: &Limits) -> Class {
+    limits.map(|limit| limit.map(|limit| limit.group))
+}
+
+impl Ready {
+    pub(crate) fn push(&mut self, priority: u8, limits: Limits, token: Token) {
+        self.arrivals += 1;
+        self.insert((Reverse(priority), self.arrivals), limits, token);
+    }
+
+    /// Puts a job back to the front of its priority: it was started and the server was not there.
+    pub(crate) fn push_front(&mut self, priority: u8, limits: Limits, token: Token) {
+        self.insert((Reverse(priority), 0), limits, token);
+    }
+
+    fn insert(&mut self, rank: Rank, limits: Limits, token: Token) {
+        self.entries += 1;
+        let class = class(&limits);
+        match self.queues.get_mut(&class) {
+            Some(queue) => {
+                queue.heap.push(Reverse((rank, token)));
+                match queue.place {
+                    Place::Race(before) if rank < before => {
+                        self.race.remove(&(before, class));
+                    }
+                    Place::Idle => {}
+                    Place::Race(_) | Place::Aside => return,
+                }
+                queue.place = Place::Race(rank);
+                self.race.insert((rank, class));
+            }
+            None => {
+                let heap = BinaryHeap::from([Reverse((rank, token))]);
+                self.queues.insert(class, Queue { heap, limits, place: Place::Race(rank) });
+                self.race.insert((rank, class));
+            }
+        }
+    }
+
+    /// Takes the job out that is to start next. It must be started, or be stale, or be pushed again.
+    pub(crate) fn pop(&mut self) -> Option<Token> {
+        loop {
+            let (_, class) = self.race.pop_first()?;
+            let Some(queue) = self.queues.get_mut(&class) else { continue };
+            if let Some(full) = self.groups.full(&queue.limits) {
+                queue.place = Place::Aside;
+                let limits = queue.limits;
+                self.groups.entry(full).or_default().aside.push_back(class);
+                self.wake(&limits);
+                continue;
+            }
+            let Some(Reverse((_, token))) = queue.heap.pop() else {
+                self.drop_queue(class);
+                continue;
+            };
+            self.entries -= 1;
+            match queue.heap.peek() {
+                Some(Reverse((rank, _))) => {
+                    queue.place = Place::Race(*rank);
+                    self.race.insert((*rank, class));
+                }
+                None => self.drop_queue(class),
+            }
+            return Some(token);
+        }
+    }
+
+    fn drop_queue(&mut self, class: Class) {
+        if class == [None; 2] {
+            if let Some(queue) = self.queues.get_mut(&class) {
+                queue.place = Place::Idle;
+            }
+        } else if let Some(queue) = self.queues.remove(&class) {
+            self.wake(&queue.limits);
+        }
+    }
+
+    /// Brings one queue of every limit that has room back into the race.
+    fn wake(&mut self, limits: &Limits) {
+        for limit in limits.iter().flatten() {
+            while let Some(class) = self.groups.next_aside(limit) {
+                let Some(queue) = self.queues.get_mut(&class) else { continue };
+                let Some(Reverse((rank, _))) = queue.heap.peek() else {
+                    self.queues.remove(&class);
+                    continue;
+                };
+                queue.place = Place::Race(*rank);
+                self.race.insert((*rank, class));
+                break;
+            }
+            // Tenants are named by producers; a group that nothing needs must not stay.
+            if self.groups.get(&limit.group).is_some_and(|group| group.running == 0 && group.aside.is_empty())
+            {
+                self.groups.remove(&limit.group);
+            }
+        }
+    }
+
+    /// A job under `limits` has started.
+    pub(crate) fn started(&mut self, limits: &Limits) {
+        for limit in limits.iter().flatten() {
+            self.groups.entry(limit.group).or_default().running += 1;
+        }
+    }
+
+    /// A job that had started has ended.
+    pub(crate) fn ended(&mut self, limits: &Limits) {
+        for limit in limits.iter().flatten() {
+            if let Some(group) = self.groups.get_mut(&limit.group) {
+                group.running = group.running.saturating_sub(1);
+            }
+        }
+        self.wake(limits);
+    }
+
+    /// How many entries there are, stale ones included.
+    pub(crate) fn len(&self) -> usize {
+        self.entries
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.entries == 0
+    }
+
+    pub(crate) fn retain(&mut self, keep: impl Fn(&Token) -> bool) {
+        for queue in self.queues.values_mut() {
+            queue.heap.retain(|Reverse((_, token))| keep(token));
+        }
+        self.entries = self.queues.values().map(|queue| queue.heap.len()).sum();
+    }
+}
+
+trait Groups {
+    /// A limit of these that is reached.
+    fn full(&self, limits: &Limits) -> Option<u64>;
+    /// The next queue that is set aside for a limit, if that has room.
+    fn next_aside(&mut self, limit: &Limit) -> Option<Class>;
+}
+
+impl Groups for HashMap<u64, Group> {
+    fn full(&self, limits: &Limits) -> Option<u64> {
+        let mut limits = limits.iter().flatten();
+        let running = |group| self.get(&group).map_or(0, |group| group.running);
+        limits.find(|limit| running(limit.group) >= limit.max).map(|limit| limit.group)
+    }
+
+    fn next_aside(&mut self, limit: &Limit) -> Option<Class> {
+        self.get_mut(&limit.group).filter(|group| group.running < limit.max)?.aside.pop_front()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::types::Partition;
+
+    fn token(offset: i64) -> Token {
+        Token { partition: Partition { topic: 0, number: 0 }, offset, generation: 0 }
+    }
+
+    fn limit(group: u64, max: u32) -> Option<Limit> {
+        Some(Limit { group, max })
+    }
+
+    fn offsets(ready: &mut Ready) -> Vec<i64> {
+        std::iter::from_fn(|| ready.pop()).map(|token| token.offset).collect()
+    }
+
+    #[test]
+    fn the_most_urgent_and_then_the_oldest_goes_first() {
+        let mut ready = Ready::default();
+        for (offset, priority) in [(1, 5), (2, 9), (3, 5), (4, 0)] {
+            ready.push(priority, [None; 2], token(offset));
+        }
+        ready.push_front(5, [None; 2], token(9));
+        assert_eq!(offsets(&mut ready), [2, 9, 1, 3, 4]);
+        assert!(ready.is_empty());
+    }
+
+    #[test]
+    fn a_full_limit_lets_others_pass() {
+        let mut ready = Ready::default();
+        let slow = [limit(1, 1), None];
+        for offset in [1, 2, 3] {
+            ready.push(5, slow, token(offset));
+        }
+        ready.push(5, [None; 2], token(4));
+        assert_eq!(ready.pop(), Some(token(1)));
+        ready.started(&slow);
+        assert_eq!(offsets(&mut ready), [4]);
+        ready.ended(&slow);
+        assert_eq!(ready.pop(), Some(token(2)));
+    }
+
+    #[test]
+    fn a_stale_entry_does_not_swallow_the_turn_of_another_queue() {
+        let mut ready = Ready::default();
+        let (one, two) = ([limit(1, 1), limit(10, 9)], [limit(1, 1), limit(20, 9)]);
+        ready.push(5, one, token(0));
+        assert_eq!(ready.pop(), Some(token(0)));
+        ready.started(&one);
+        ready.push(5, one, token(1));
+        ready.push(5, two, token(2));
+        assert_eq!(ready.pop(), None);
+        ready.ended(&one);
+        // The first is stale: its owner does not start it. The second must come up all the same.
+        assert_eq!(offsets(&mut ready), [1, 2]);
+        assert!(ready.groups.is_empty() && ready.queues.is_empty(), "{ready:?}");
+    }
+
+    proptest! {
+        /// Whatever starts, ends and is dropped: nothing runs over a limit, and nothing is left that could run.
+        #[test]
+        fn limits_hold_and_nobody_is_forgotten(moves in prop::collection::vec((0u8..5, 0u64..3, 0u64..3, 0u8..3), 1..120)) {
+            let mut ready = Ready::default();
+            let mut running: Vec<(Limits, i64)> = Vec::new();
+            let mut waiting: HashMap<i64, Limits> = HashMap::new();
+            let mut next = 0;
+            for (kind, tool, tenant, priority) in moves {
+                match kind {
+                    0..=2 => {
+                        let limits = [limit(tool, 1 + tool as u32), limit(100 + tenant, 2)];
+                        ready.push(priority, limits, token(next));
+                        waiting.insert(next, limits);
+                        next += 1;
+                    }
+                    3 if !running.is_empty() => {
+                        let (limits, _) = running.swap_remove(usize::from(priority) % running.len());
+                        ready.ended(&limits);
+                    }
+                    _ => {
+                        let keep = i64::from(priority);
+                        ready.retain(|token| token.offset % 7 != keep);
+                        waiting.retain(|offset, _| offset % 7 != keep);
+                    }
+                }
+                while let Some(token) = ready.pop() {
+                    let limits = waiting.remove(&token.offset).unwrap();
+                    // Some turn out to be stale.
+                    if token.offset % 5 != 4 {
+                        ready.started(&limits);
+                        running.push((limits, token.offset));
+                    }
+                }
+                let count = |group| running.iter().filter(|(limits, _)| class(limits).contains(&Some(group))).count() as u32;
+                let room = |limits: &Limits| limits.iter().flatten().all(|limit| count(limit.group) < limit.max);
+                for limit in running.iter().flat_map(|(limits, _)| limits.iter().flatten()) {
+                    prop_assert!(count(limit.group) <= limit.max);
+                }
+                prop_assert!(!waiting.values().any(room), "{:?} could start", waiting);
+                prop_assert_eq!(ready.len(), waiting.len());
+            }
+        }
+    }
+}

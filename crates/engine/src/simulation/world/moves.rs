@@ -1,0 +1,233 @@
+//! The moves of a schedule: what producers, broker, server and time do next.
+
+use super::*;
+
+impl World {
+    /// Makes one move, which `seed` alone decides: leaving out other moves of a schedule leaves this one what it is.
+    pub(in crate::simulation) fn step(&mut self, seed: u64) {
+        self.rng = Rng::new(seed);
+        self.rng.next();
+        match self.rng.below(100) {
+            0..=14 => self.produce(),
+            15..=44 => self.deliver(),
+            45..=63 => self.finish(),
+            64..=78 => self.write(),
+            79..=86 => self.answer_commit(),
+            87..=88 => self.now += self.rng.below(500) as i64,
+            89 => self.cancel(),
+            90 => self.server_up = !self.server_up,
+            91 => self.broker_up = !self.broker_up,
+            92 if self.workers.len() < 3 => self.join(),
+            93 if self.workers.len() > 1 => self.leave(),
+            94 if self.crashes => self.crash(),
+            95 if self.crashes => self.freeze(),
+            96 => self.thaw(),
+            _ => self.tick(),
+        }
+    }
+
+    fn produce(&mut self) {
+        let number = self.rng.below(JOBS as u64) as usize;
+        let key = if self.rng.chance(70) { Some(self.rng.below(4)) } else { None };
+        let script = match self.rng.below(20) {
+            0 => Script::FailsForEver,
+            1 => Script::Permanent,
+            2 => Script::NoJob,
+            3..=6 => Script::FailsThenSucceeds(1 + self.rng.below(3) as u32),
+            _ => Script::FailsThenSucceeds(0),
+        };
+        let limit = |group, max| Some(Limit { group, max });
+        let tool = if self.rng.chance(30) { limit(1, 2) } else { None };
+        let tenant = if self.rng.chance(30) { limit(10 + self.rng.below(2), 1) } else { None };
+        let job = Job {
+            id: self.produced,
+            relay: None,
+            spent: 0,
+            limits: [tool, tenant],
+            cancelled: None,
+            key,
+            script,
+            deadline: self.time_within(20, 3000),
+            not_before: self.time_within(15, 2500),
+            ended: 0,
+            terminals: Vec::new(),
+            must_not_repeat: false,
+        };
+        self.produced += 1;
+        self.append(number, job);
+    }
+
+    /// Writes a record, sometimes behind a hole.
+    fn append(&mut self, number: usize, job: Job) {
+        let hole = if self.rng.chance(15) { self.rng.below(4) as i64 } else { 0 };
+        let log = &mut self.logs[number];
+        let offset = log.next + hole;
+        log.next = offset + 1;
+        log.jobs.insert(offset, job);
+    }
+
+    /// What is written when a job leaves memory, or comes back to where it was: the same job as a new record.
+    fn pass_on(&mut self, token: Token, until: i64, attempts: u32) {
+        let (now, from) = (self.now, token.partition.number as usize);
+        let job = self.job(token).clone();
+        let origin = job.relay.map_or(from, |(_, origin)| origin);
+        let far = until > now + MAX_PARK;
+        let relay = far.then_some(((now + TIER).min(until), origin));
+        let record = Job {
+            relay,
+            spent: attempts.max(job.spent),
+            not_before: Some(until),
+            cancelled: None,
+            terminals: Vec::new(),
+            must_not_repeat: false,
+            ..job
+        };
+        self.append(if far { DELAYED } else { origin }, record);
+    }
+
+    /// Somebody cancels a job that its worker has in memory.
+    fn cancel(&mut self) {
+        let number = self.rng.below(JOBS as u64) as usize;
+        let Some(worker) = self.owner[number] else { return };
+        let position = self.workers[worker].position[&(number as i32)];
+        let read = self.logs[number].jobs.range(..position);
+        let open: Vec<i64> =
+            read.filter(|(_, job)| job.terminals.is_empty()).map(|(offset, _)| *offset).collect();
+        if open.is_empty() {
+            return;
+        }
+        let offset = open[self.rng.below(open.len() as u64) as usize];
+        let Some(token) = self.workers[worker].engine.token(partition(number as i32), offset) else { return };
+        self.job(token).cancelled = Some(token.generation);
+        self.feed(worker, Input::Cancel(token));
+    }
+
+    /// In so many percent of all cases a time within the next milliseconds.
+    fn time_within(&mut self, percent: u64, ms: u64) -> Option<i64> {
+        let at = self.now + self.rng.below(ms) as i64;
+        self.rng.chance(percent).then_some(at)
+    }
+
+    pub(super) fn deliver(&mut self) {
+        let number = self.rng.below(PARTITIONS as u64) as i32;
+        let Some(worker) = self.owner[number as usize].filter(|_| self.broker_up) else { return };
+        if self.workers[worker].paused.contains(&number) {
+            return;
+        }
+        let position = self.workers[worker].position[&number];
+        let log = &self.logs[number as usize];
+        let Some((offset, job)) = log.jobs.range(position..).next() else { return };
+        let admission = match (job.relay, job.script) {
+            (Some((at, _)), _) => Admission::Relay(Timestamp::from_millis(at).unwrap()),
+            (None, Script::NoJob) => Admission::Reject,
+            _ => Admission::Job(JobSpec {
+                key: job.key,
+                spent: job.spent,
+                limits: job.limits,
+                priority: (offset % 5) as u8,
+                not_before: job.not_before.map(|n| Timestamp::from_millis(n).unwrap()),
+                deadline: job.deadline.map(|n| Timestamp::from_millis(n).unwrap()),
+                max_attempts: MAX_ATTEMPTS,
+            }),
+        };
+        let offset = *offset;
+        self.workers[worker].position.insert(number, offset + 1);
+        self.feed(worker, Input::Record { partition: partition(number), offset, bytes: 10, admission });
+    }
+
+    pub(super) fn finish(&mut self) {
+        let worker = self.rng.below(self.workers.len() as u64) as usize;
+        if self.rng.chance(10)
+            && let Some((token, _)) = self.workers[worker].late.pop()
+        {
+            return self.feed(worker, Input::Finished(token, Attempt::Succeeded));
+        }
+        if self.workers[worker].running.is_empty() {
+            return self.probe(worker);
+        }
+        let index = self.rng.below(self.workers[worker].running.len() as u64) as usize;
+        let (token, attempt) = self.workers[worker].running.swap_remove(index);
+        let up = self.server_up;
+        let lost = self.rng.chance(3);
+        let job = self.job(token);
+        let outcome = match job.script {
+            _ if !up => Attempt::Failed(FailureClass::Unavailable, None),
+            Script::Permanent => Attempt::Failed(FailureClass::Permanent, None),
+            Script::FailsForEver => Attempt::Failed(FailureClass::Retry, None),
+            Script::FailsThenSucceeds(n) if attempt <= n || lost => {
+                Attempt::Failed(FailureClass::Retry, None)
+            }
+            _ => Attempt::Succeeded,
+        };
+        // Neither an outage nor a cancel spends an attempt; and a success that is not written by the time its partition
+        // goes is not known to the next owner.
+        let spent = matches!(outcome, Attempt::Failed(class, _) if class.spends_attempt());
+        if spent && job.cancelled != Some(token.generation) {
+            job.ended += 1;
+        }
+        self.feed(worker, Input::Finished(token, outcome));
+    }
+
+    fn probe(&mut self, worker: usize) {
+        if std::mem::take(&mut self.workers[worker].probing) {
+            let up = self.server_up;
+            self.feed(worker, Input::Probed(up));
+        }
+    }
+
+    pub(super) fn write(&mut self) {
+        let worker = self.rng.below(self.workers.len() as u64) as usize;
+        if self.workers[worker].writing.is_empty() {
+            return;
+        }
+        let index = self.rng.below(self.workers[worker].writing.len() as u64) as usize;
+        let (token, terminal, attempts) = self.workers[worker].writing.swap_remove(index);
+        if !self.broker_up || self.rng.chance(5) {
+            if self.fault == Some(Fault::WriteFailureIgnored) {
+                return self.feed(worker, Input::Written(token));
+            }
+            return self.feed(worker, Input::WriteFailed(token));
+        }
+        self.check_terminal(token, terminal);
+        match terminal {
+            Terminal::Deferred(until) => self.pass_on(token, until.as_millis(), attempts),
+            Terminal::Relayed if self.fault == Some(Fault::RelaysDropped) => {}
+            Terminal::Relayed => {
+                let until = self.job(token).not_before.unwrap_or_default();
+                self.pass_on(token, until, 0);
+            }
+            _ => {
+                let id = self.job(token).id;
+                self.ended.insert(id);
+            }
+        }
+        self.job(token).terminals.push(terminal);
+        self.feed(worker, Input::Written(token));
+    }
+
+    pub(super) fn answer_commit(&mut self) {
+        let worker = self.rng.below(self.workers.len() as u64) as usize;
+        if self.workers[worker].commits.is_empty() {
+            return;
+        }
+        let commit = self.workers[worker].commits.remove(0);
+        // A commit of a partition that has gone is refused by the broker: another member's generation.
+        let ours = self.owner[commit.partition.number as usize] == Some(worker)
+            && self.workers[worker].engine.token(commit.partition, 0).map(|token| token.generation)
+                == Some(commit.generation);
+        let ours = ours || self.fault == Some(Fault::CommitAfterRevoke);
+        let ok = ours && self.broker_up && !self.rng.chance(5);
+        if ok {
+            self.commit(&commit);
+        }
+        let FinalCommit { partition, generation, .. } = commit;
+        self.feed(worker, Input::Committed { partition, generation, ok });
+    }
+
+    pub(super) fn tick(&mut self) {
+        self.now += 1 + self.rng.below(60) as i64;
+        for worker in 0..self.workers.len() {
+            self.feed(worker, Input::Tick);
+        }
+    }
+}

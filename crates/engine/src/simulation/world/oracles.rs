@@ -1,0 +1,173 @@
+//! Carrying out commands, and the oracles for I1 and I3 to I7 that look at every one of them.
+
+use super::*;
+
+impl World {
+    pub(super) fn drain(&mut self, worker: usize) {
+        while let Some(command) = self.workers[worker].engine.poll() {
+            match command {
+                Command::Start(token, attempt) => self.started(worker, token, attempt),
+                Command::Settle(token, terminal, attempts) => {
+                    self.workers[worker].writing.push((token, terminal, attempts));
+                    if self.fault == Some(Fault::SettleBeforeWritten) {
+                        let now = self.time();
+                        self.workers[worker].engine.handle(now, Input::Written(token));
+                    }
+                }
+                Command::Commit(commit) => self.workers[worker].commits.push(commit),
+                Command::Forget(token) => {
+                    // What has ended already may still be on its way to the engine.
+                    let worker = &mut self.workers[worker];
+                    let late = worker.running.iter().filter(|(running, _)| *running == token);
+                    worker.late.extend(late);
+                    worker.running.retain(|(running, _)| *running != token);
+                    worker.writing.retain(|(writing, ..)| *writing != token);
+                }
+                Command::Pause(partition, _) => {
+                    self.workers[worker].paused.insert(partition.number);
+                }
+                Command::Resume(partition, _) => {
+                    self.workers[worker].paused.remove(&partition.number);
+                }
+                // The call is cancelled when its end is drawn next.
+                Command::Abort(_) => {}
+                Command::Probe => self.workers[worker].probing = true,
+                Command::LogReset(partition) => broken(format!("{partition:?} was not reset")),
+                Command::Retrying(token, attempts, _) => {
+                    ensure!(
+                        attempts < MAX_ATTEMPTS,
+                        "I6: {token:?} is to be tried again after {attempts} attempts"
+                    );
+                }
+                Command::Violation(name, token) => broken(format!("{name} is violated at {token:?}")),
+            }
+        }
+    }
+
+    fn started(&mut self, worker: usize, token: Token, attempt: u32) {
+        let number = token.partition.number;
+        ensure!(attempt <= MAX_ATTEMPTS, "I6: attempt {attempt} of {token:?}");
+        ensure!(number as usize != DELAYED, "{token:?} runs in the delayed topic");
+        // A worker that was frozen knows nothing of what others have done since.
+        if !self.workers[worker].gone.contains(&number) {
+            self.check_ownership(worker, token, attempt);
+        }
+        let (now, disorder) = (self.now, self.disorder);
+        let job = self.job(token);
+        ensure!(
+            attempt == job.ended + 1 || disorder,
+            "I6: attempt {attempt} of {token:?} after {} have ended",
+            job.ended
+        );
+        ensure!(job.deadline.is_none_or(|d| d > now), "{token:?} starts after its deadline");
+        ensure!(job.not_before.is_none_or(|d| d <= now), "{token:?} starts too early");
+        ensure!(job.script != Script::NoJob, "what is no job must not start");
+        ensure!(job.cancelled != Some(token.generation), "{token:?} starts after it was cancelled");
+        self.workers[worker].running.push((token, attempt));
+        self.check_limits(worker, token);
+    }
+
+    /// What holds for whoever has a partition by the group's leave.
+    fn check_ownership(&mut self, worker: usize, token: Token, attempt: u32) {
+        let number = token.partition.number;
+        let owner = self.owner[number as usize];
+        ensure!(owner == Some(worker), "{token:?} starts in a worker that does not have its partition");
+        // Every attempt before this one is committed, where the broker keeps metadata (I6).
+        if attempt > 1 && !self.drops_metadata {
+            let (offset, metadata) = self.logs[number as usize].committed.clone().unwrap_or_default();
+            let durable =
+                Progress::decode(offset, &metadata).map_or(0, |progress| progress.attempts(token.offset));
+            let durable = durable.max(self.job(token).spent);
+            ensure!(
+                durable + 1 >= attempt,
+                "I6: attempt {attempt} of {token:?} starts, and {durable} are durable"
+            );
+        }
+        let job = self.job(token);
+        ensure!(!job.must_not_repeat, "I4: {token:?} runs again");
+        let Some(key) = job.key else { return };
+        let log = &self.logs[number as usize];
+        for (offset, job) in log.jobs.range(..token.offset).filter(|(_, job)| job.key == Some(key)) {
+            ensure!(
+                !job.terminals.is_empty() || job.script == Script::NoJob,
+                "I5: {token:?} starts before offset {offset} of its key is settled,"
+            );
+        }
+        let same = self.workers[worker].running.iter().any(|(running, _)| {
+            running.partition == token.partition && log.jobs[&running.offset].key == Some(key)
+        });
+        ensure!(!same, "I5: two jobs of one key at once");
+    }
+
+    fn check_limits(&mut self, worker: usize, token: Token) {
+        let limits = self.job(token).limits;
+        for limit in limits.iter().flatten() {
+            let running = &self.workers[worker].running;
+            let under = running.iter().filter(|(token, _)| {
+                let job = &self.logs[token.partition.number as usize].jobs[&token.offset];
+                job.limits.iter().flatten().any(|other| other.group == limit.group)
+            });
+            let under = under.count();
+            ensure!(under <= limit.max as usize, "{under} jobs run under {limit:?}");
+        }
+    }
+
+    pub(super) fn commit(&mut self, commit: &FinalCommit) {
+        let drops = self.drops_metadata;
+        let log = &mut self.logs[commit.partition.number as usize];
+        for (offset, job) in log.jobs.range(..commit.offset) {
+            ensure!(!job.terminals.is_empty(), "I1: offset {offset} is committed and not settled");
+        }
+        let metadata = if drops { String::new() } else { commit.metadata.clone() };
+        log.committed = Some((commit.offset, metadata));
+        // A crash from here on must respect what the commit says; so must a handover.
+        for (_, job) in log.jobs.range_mut(..commit.offset) {
+            job.must_not_repeat = true;
+        }
+        if !drops {
+            let progress = Progress::decode(commit.offset, &commit.metadata).unwrap();
+            for (offset, job) in log.jobs.range_mut(commit.offset..progress.end) {
+                if progress.is_done(*offset) {
+                    ensure!(!job.terminals.is_empty(), "I1: {offset} is marked done and is not,");
+                    job.must_not_repeat = true;
+                }
+            }
+        }
+    }
+
+    pub(super) fn check_terminal(&mut self, token: Token, terminal: Terminal) {
+        let now = self.now;
+        let job = self.job(token);
+        let meant = match job.script {
+            _ if job.relay.is_some() => {
+                ensure!(job.relay.is_some_and(|(at, _)| at <= now), "{token:?} is passed on too early");
+                Terminal::Relayed
+            }
+            _ if terminal == Terminal::Cancelled && job.cancelled.is_some() => Terminal::Cancelled,
+            _ if terminal == Terminal::Expired && job.deadline.is_some() => Terminal::Expired,
+            Script::NoJob => Terminal::Rejected,
+            _ if matches!(terminal, Terminal::Deferred(_)) => terminal,
+            Script::Permanent | Script::FailsForEver => Terminal::Failed,
+            // A lost call can spend the attempt that would have succeeded.
+            Script::FailsThenSucceeds(_) if terminal == Terminal::Failed => {
+                ensure!(job.ended >= MAX_ATTEMPTS, "I6: {token:?} gives up after {} attempts", job.ended);
+                Terminal::Failed
+            }
+            Script::FailsThenSucceeds(_) => Terminal::Succeeded,
+        };
+        ensure!(terminal == meant, "{token:?} ends as {terminal:?} and not as {meant:?}");
+    }
+
+    /// What must hold when everything has come to its end.
+    pub(in crate::simulation) fn check_end(&self) {
+        let lost: Vec<_> = (0..self.produced).filter(|id| !self.ended.contains(id)).collect();
+        ensure!(lost.is_empty(), "I3: jobs {lost:?} have come to no end");
+        for job in self.logs.iter().flat_map(|log| log.jobs.values()) {
+            ensure!(job.terminals.len() == 1 || self.disorder, "I4: a repeat in good order: {job:?}");
+            let failed = job.terminals.contains(&Terminal::Failed);
+            if job.script == Script::FailsForEver && failed && !self.disorder {
+                ensure!(job.ended == MAX_ATTEMPTS, "I6: attempts are not exactly {MAX_ATTEMPTS}: {job:?}");
+            }
+        }
+    }
+}

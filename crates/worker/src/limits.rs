@@ -1,0 +1,131 @@
+//! How many jobs of one tool or one tenant may run at once in a worker. Pure.
+
+use std::{
+    collections::hash_map::DefaultHasher,
+    hash::{Hash as _, Hasher as _},
+    num::NonZeroU32,
+};
+
+use fleet_engine::Limit;
+use fleet_job::envelope::Envelope;
+
+use crate::plan::Plan;
+
+/// The limits of a worker.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct JobLimits {
+    /// In the order in which they were written; the first one that fits a tool counts.
+    pub(crate) tools: Vec<ToolLimit>,
+    /// For each tenant.
+    pub(crate) tenant: Option<NonZeroU32>,
+}
+
+/// One limit, shared by all tools that its pattern fits.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ToolLimit {
+    /// A tool's full name, or the start of it with `*` behind.
+    pub pattern: String,
+    /// The most jobs at once.
+    pub max: NonZeroU32,
+}
+
+impl std::str::FromStr for ToolLimit {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (pattern, max) = text.split_once('=').ok_or("write TOOL=NUMBER, such as files__*=4")?;
+        let pattern = pattern.trim();
+        let stem = pattern.strip_suffix('*').unwrap_or(pattern);
+        if pattern.is_empty() || stem.contains('*') {
+            return Err(format!("`{pattern}` is no tool's name, and no start of one with `*` behind"));
+        }
+        let max = max.trim().parse().map_err(|_| format!("`{}` is no number from 1 on", max.trim()))?;
+        Ok(Self { pattern: pattern.to_owned(), max })
+    }
+}
+
+impl ToolLimit {
+    fn fits(&self, tool: &str) -> bool {
+        match self.pattern.strip_suffix('*') {
+            Some(start) => tool.starts_with(start),
+            None => tool == self.pattern,
+        }
+    }
+}
+
+impl JobLimits {
+    /// What `envelope` is under. A job with several calls is under the narrowest limit of its tools.
+    pub(crate) fn of(&self, envelope: &Envelope) -> fleet_engine::Limits {
+        [self.of_tools(envelope), self.of_tenant(envelope.tenant.as_deref())]
+    }
+
+    fn of_tools(&self, envelope: &Envelope) -> Option<Limit> {
+        if self.tools.is_empty() {
+            return None;
+        }
+        let plan = Plan::new(&envelope.work);
+        let fitting =
+            plan.calls.iter().filter_map(|call| self.tools.iter().find(|limit| limit.fits(&call.tool)));
+        let narrowest = fitting.min_by_key(|limit| limit.max)?;
+        Some(Limit { group: group("tool", &narrowest.pattern), max: narrowest.max.get() })
+    }
+
+    fn of_tenant(&self, tenant: Option<&str>) -> Option<Limit> {
+        let (tenant, max) = (tenant?, self.tenant?);
+        Some(Limit { group: group("tenant", tenant), max: max.get() })
+    }
+}
+
+/// Two names with one hash only share their limit.
+fn group(sort: &str, name: &str) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    (sort, name).hash(&mut hasher);
+    hasher.finish()
+}
+
+#[cfg(test)]
+mod tests {
+    use fleet_job::envelope::{ToolBatch, ToolCall, Work};
+    use serde_json::Map;
+
+    use super::*;
+
+    fn limits(tools: &str, tenant: u32) -> JobLimits {
+        JobLimits {
+            tools: tools.split(',').map(|text| text.parse().unwrap()).collect(),
+            tenant: NonZeroU32::new(tenant),
+        }
+    }
+
+    fn call(tool: &str) -> ToolCall {
+        ToolCall { server: None, tool: tool.to_owned(), arguments: Map::new(), extra: Map::new() }
+    }
+
+    #[test]
+    fn patterns_that_make_no_sense_are_refused() {
+        for bad in ["files", "=3", "a=0", "a=-1", "a=x", "a*b=2", "**=2"] {
+            assert!(bad.parse::<ToolLimit>().is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_pattern_is_one_limit_and_each_tenant_has_its_own() {
+        let limits = limits("slow=1,files__*=3", 2);
+        let of = |work, tenant: Option<&str>| {
+            let envelope = Envelope { tenant: tenant.map(str::to_owned), ..Envelope::new("j", work) };
+            limits.of(&envelope)
+        };
+        let [read, _] = of(Work::ToolCall(call("files__read")), None);
+        let [list, _] = of(Work::ToolCall(call("files__list")), None);
+        assert_eq!(read, list);
+        assert_eq!(read.map(|limit| limit.max), Some(3));
+        assert_eq!(of(Work::ToolCall(call("other")), None), [None, None]);
+        let [_, acme] = of(Work::ToolCall(call("other")), Some("acme"));
+        let [_, corp] = of(Work::ToolCall(call("other")), Some("corp"));
+        assert!(acme.is_some() && acme != corp);
+        let calls = vec![call("files__read"), call("slow")];
+        let batch = ToolBatch { calls, parallel: None, extra: Map::new() };
+        let [narrowest, _] = of(Work::ToolBatch(batch), None);
+        assert_eq!(narrowest.map(|limit| limit.max), Some(1));
+    }
+}

@@ -1,0 +1,120 @@
+//! From a record to what the engine has to know of it.
+
+use std::{
+    hash::{DefaultHasher, Hash as _, Hasher as _},
+    sync::Arc,
+    time::Instant,
+};
+
+use fleet_engine::{Admission, Input, JobSpec, Partition, Token};
+use fleet_job::{
+    decode,
+    delayed::Delayed,
+    envelope::{DEFAULT_PRIORITY, Envelope},
+    outcome::{ErrorKind, JobError},
+    record::RawRecord,
+};
+use metrics::counter;
+
+use super::{DELAYED, Shell, held::Held, settled::Settled};
+use crate::metrics as names;
+
+impl Shell {
+    pub(super) fn record(&mut self, partition: Partition, mut record: RawRecord) {
+        counter!(names::CONSUMED.name).increment(1);
+        let offset = record.position.offset;
+        let Some(token) = self.engine.token(partition, offset).filter(|token| !self.jobs.contains_key(token))
+        else {
+            return;
+        };
+        let bytes = record.size();
+        let delayed = Delayed::take(&mut record);
+        let (held, admission) = match partition.topic {
+            DELAYED => self.relay(token, record, delayed),
+            _ => self.admit(token, record, delayed),
+        };
+        let admission = if self.settled.contains(Instant::now(), &held.identity) {
+            counter!(names::PASSED_OVER.name).increment(1);
+            tracing::info!(job_id = held.job_id, "came again after it was settled here; it is not run again");
+            Admission::Settled
+        } else {
+            admission
+        };
+        self.jobs.insert(token, held);
+        self.feed(Input::Record { partition, offset, bytes, admission });
+    }
+
+    /// A record of the delayed topic, which is only passed on. One that says nothing of itself goes on at once.
+    fn relay(&self, token: Token, record: RawRecord, delayed: Option<Delayed>) -> (Held, Admission) {
+        let look_at = delayed.as_ref().map_or_else(|| self.clock.now(), |delayed| delayed.look_at);
+        let name = unnamed(&record);
+        let identity = Settled::new(token.partition, token.offset, &name, record.timestamp);
+        (Held { delayed, ..Held::new(record, identity, name) }, Admission::Relay(look_at))
+    }
+
+    /// Reads the record, and says what the engine has to know of it.
+    fn admit(&self, token: Token, mut record: RawRecord, delayed: Option<Delayed>) -> (Held, Admission) {
+        let written = record.timestamp;
+        // A job that comes back from the delayed topic goes by the place where it first stood.
+        let delayed = delayed.filter(|delayed| delayed.topic == record.position.topic);
+        if let Some(delayed) = &delayed {
+            record.position = delayed.origin();
+            record.timestamp = delayed.timestamp;
+        }
+        let limit = usize::try_from(self.args.max_job_bytes).unwrap_or(usize::MAX);
+        let decoded = decode::decode(&record, limit).map_err(|error| (error.error, error.job_id)).and_then(
+            |envelope| match self.forbidden(&envelope) {
+                Some(error) => Err((error, Some(envelope.job_id))),
+                None => Ok(envelope),
+            },
+        );
+        let job_id = match &decoded {
+            Ok(envelope) => envelope.job_id.clone(),
+            Err((_, job_id)) => job_id.clone().unwrap_or_else(|| unnamed(&record)),
+        };
+        let identity = Settled::new(token.partition, token.offset, &job_id, written);
+        let key = record.key.as_deref().map(hash);
+        let mut held = Held::new(record, identity, job_id);
+        let admission = match decoded {
+            Ok(envelope) => {
+                let until = delayed.as_ref().map(|delayed| delayed.until);
+                let spec = JobSpec {
+                    key,
+                    priority: envelope.priority.unwrap_or(DEFAULT_PRIORITY),
+                    not_before: envelope.not_before.max(until),
+                    deadline: envelope.deadline,
+                    max_attempts: envelope.max_attempts.map_or(self.args.max_attempts, |n| n.get()),
+                    spent: delayed.as_ref().map_or(0, |delayed| delayed.attempts),
+                    limits: self.limits.of(&envelope),
+                };
+                held.envelope = Some(Arc::new(envelope));
+                Admission::Job(spec)
+            }
+            Err((error, _)) => {
+                held.last_error = Some(error);
+                Admission::Reject
+            }
+        };
+        held.first_error = delayed.and_then(|delayed| delayed.first_error);
+        (held, admission)
+    }
+
+    fn forbidden(&self, envelope: &Envelope) -> Option<JobError> {
+        let topic = envelope.reply_to.as_deref().filter(|topic| !self.args.may_reply_to(topic))?;
+        let message = format!("`replyTo`: topic `{topic}` is not allowed by MCP_REPLY_TOPICS");
+        Some(JobError::new(ErrorKind::InvalidEnvelope, message))
+    }
+}
+
+/// Keys and seed are the same in every process; nothing is stored by this hash.
+fn hash(key: &[u8]) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    key.hash(&mut hasher);
+    hasher.finish()
+}
+
+/// What a record goes by that names no job.
+fn unnamed(record: &RawRecord) -> String {
+    let position = &record.position;
+    format!("{}/{}/{}", position.topic, position.partition, position.offset)
+}

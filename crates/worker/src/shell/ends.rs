@@ -1,0 +1,80 @@
+//! How jobs end, or go on as other records.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use fleet_engine::{Terminal, Token};
+use fleet_job::{
+    delayed::Delayed,
+    outcome::{ErrorKind, Failure, JobError, Outcome},
+};
+use fleet_ops::invariant;
+
+use super::{
+    Shell, give,
+    held::Done,
+    write::{pass_on, write},
+};
+
+impl Shell {
+    /// Stops the call that a cancelled job makes.
+    pub(super) fn abort(&mut self, token: Token) {
+        let Some(task) = self.jobs.get_mut(&token).and_then(|held| held.task.take()) else { return };
+        task.abort();
+        let error = JobError::new(ErrorKind::Cancelled, "the job was cancelled while it ran");
+        let outcome = Outcome::Failed(Failure::retry(error));
+        give(&self.done, Done::Attempt { token, outcome, done: BTreeMap::new(), took: Duration::ZERO });
+    }
+
+    /// Writes the end of a job, the dead letter first: who reads the terminal event must find it.
+    pub(super) fn settle(&mut self, token: Token, terminal: Terminal, attempts: u32) {
+        let now = self.clock.now();
+        let Some(held) = self.jobs.get(&token) else { return };
+        if terminal == Terminal::Failed && held.met_outage {
+            invariant::violated("I7", format_args!("{token:?} fails because of an outage"));
+        }
+        let Some(mut settlement) = self.reporter.settled(&held.subject(), now, terminal, attempts) else {
+            return self.pass_on(token, terminal, attempts);
+        };
+        if held.dead_letter_written {
+            settlement.dead_letter = None;
+        }
+        let producer = self.producer.clone();
+        self.write(token, async move { write(&producer, token, settlement).await });
+    }
+
+    /// Writes the record that a job goes on as which has to wait.
+    fn pass_on(&mut self, token: Token, terminal: Terminal, attempts: u32) {
+        let now = self.clock.now();
+        let Some(held) = self.jobs.get(&token) else { return };
+        let position = &held.record.position;
+        let fresh = |until| Delayed {
+            topic: position.topic.clone(),
+            partition: position.partition,
+            offset: position.offset,
+            timestamp: held.record.timestamp,
+            until,
+            look_at: until,
+            attempts,
+            first_error: held.first_error.clone(),
+        };
+        let (delayed, event) = match (terminal, &held.delayed) {
+            (Terminal::Deferred(until), _) => {
+                (fresh(until), Some(self.reporter.waiting(&held.subject(), now, attempts, until)))
+            }
+            (_, Some(delayed)) => (delayed.clone(), None),
+            // Somebody else has put it into the delayed topic.
+            (_, None) => (fresh(now), None),
+        };
+        let letter = self.reporter.passed_on(&held.record, delayed, now);
+        self.announce(event);
+        let producer = self.producer.clone();
+        self.write(token, async move { pass_on(&producer, token, letter).await });
+    }
+
+    fn write(&mut self, token: Token, writing: impl Future<Output = Done> + Send + 'static) {
+        let task = self.spawn(writing, move || Done::NotWritten { token, dead_letter_written: false });
+        if let Some(held) = self.jobs.get_mut(&token) {
+            held.task = Some(task);
+        }
+    }
+}
