@@ -14,6 +14,8 @@ pub const ATTEMPT: &str = "io.mcp-fleet/attempt";
 pub const IDEMPOTENCY_KEY: &str = "io.mcp-fleet/idempotencyKey";
 /// In an error result: `true` when trying again can't help.
 pub const FINAL: &str = "io.mcp-fleet/final";
+/// In a result: `true` when it was remembered from an earlier call of the same job and no tool ran for it.
+pub const REPEATED: &str = "io.mcp-fleet/repeated";
 
 /// The W3C trace context headers that travel from the record to the call.
 const TRACE_HEADERS: [&str; 3] = ["traceparent", "tracestate", "baggage"];

@@ -15,7 +15,7 @@ use futures::StreamExt;
 use url::Url;
 
 use super::MAX_BODY;
-use crate::config::ServerConfig;
+use crate::{config::ServerConfig, metrics::HTTP_REQUESTS};
 
 /// How much of a body that is too large is read to be polite.
 const MAX_DRAINED: usize = 64 * 1024 * 1024;
@@ -160,7 +160,7 @@ pub(super) async fn count(request: Request, next: Next) -> Response {
         400..500 => "4xx",
         500.. => "5xx",
     };
-    metrics::counter!("mcp_server_http_requests_total", "path" => path, "status" => status).increment(1);
+    metrics::counter!(HTTP_REQUESTS.name, "path" => path, "status" => status).increment(1);
     response
 }
 

@@ -11,3 +11,5 @@ mod files;
 mod hosting;
 #[cfg(test)]
 mod message;
+#[cfg(test)]
+mod repeats;
