@@ -17,10 +17,18 @@ use crate::config::Env;
 const QUIET: &str = "h2=warn,hyper=warn,hyper_util=warn,librdkafka=warn,rdkafka=warn,reqwest=warn,rmcp=warn,\
                      rustls=warn,sqlx=warn,tower=warn,tower_http=warn";
 
+/// What `rmcp` may say where the filter is the user's own: below info it writes whole messages and the headers that came
+/// with them (arguments, results, credentials). A filter that names it means it and wins.
+const RMCP_CAP: &str = "rmcp=info";
+/// Its service warns of every error that is answered, in the words of the tool, and of messages that it did not expect.
+const RMCP_SERVICE: &str = "rmcp::service=error";
+/// Its workers name the URLs that failed, with the keys in them, and say in an error what the caller is told anyway.
+const RMCP_WORKER: &str = "rmcp::transport::worker=off";
+
 /// Starts logging for this process.
 ///
-/// `RUST_LOG` is a full filter and wins; `LOG_LEVEL` is a level, or a filter that is laid over the quiet defaults;
-/// `LOG_FORMAT` is `text` (default) or `json`. Each JSON line carries `service`. A second call does nothing, and
+/// `RUST_LOG` is a full filter and wins; `LOG_LEVEL` is a level, or a filter that is laid over the quiet defaults.
+/// Neither makes `rmcp` write out messages unless it names `rmcp`. `LOG_FORMAT` is `text` (default) or `json`. Each JSON line carries `service`. A second call does nothing, and
 /// neither does a call in a process that has a subscriber already, so tests may call it freely.
 pub fn init(service: &str) {
     static ONCE: Once = Once::new();
@@ -48,14 +56,22 @@ pub fn init(service: &str) {
 
 /// The filter that the environment asks for, and what is wrong with it where it is not understood.
 fn filter(env: &Env) -> (EnvFilter, Option<String>) {
-    let (name, text) = match (env.get("RUST_LOG"), env.get("LOG_LEVEL")) {
-        (Some(rust_log), _) => ("RUST_LOG", rust_log.to_owned()),
-        (None, Some(level)) => ("LOG_LEVEL", format!("{QUIET},{level}")),
-        (None, None) => ("LOG_LEVEL", format!("{QUIET},info")),
+    let (name, base, own) = match (env.get("RUST_LOG"), env.get("LOG_LEVEL")) {
+        (Some(rust_log), _) => ("RUST_LOG", RMCP_CAP, rust_log),
+        (None, level) => ("LOG_LEVEL", QUIET, level.unwrap_or("info")),
     };
+    // Of two directives for one target the later one holds; the more specific one holds over `rmcp` wherever it stands,
+    // so it is left out for those who ask for all of `rmcp`.
+    let names_rmcp =
+        own.split(',').any(|part| part.split('=').next().is_some_and(|name| name.trim() == "rmcp"));
+    let service = if names_rmcp { RMCP_CAP } else { RMCP_SERVICE };
+    let text = format!("{base},{service},{RMCP_WORKER},{own}");
     match EnvFilter::builder().parse(&text) {
         Ok(filter) => (filter, None),
-        Err(error) => (EnvFilter::new(format!("{QUIET},info")), Some(format!("{name} is ignored: {error}"))),
+        Err(error) => (
+            EnvFilter::new(format!("{QUIET},{RMCP_SERVICE},{RMCP_WORKER},info")),
+            Some(format!("{name} is ignored: {error}")),
+        ),
     }
 }
 
@@ -110,5 +126,17 @@ mod tests {
         check(&[("LOG_LEVEL", "info,fleet_engine=trace")], "fleet_engine=trace", false);
         check(&[("LOG_LEVEL", "debug"), ("RUST_LOG", "trace")], "trace", false);
         check(&[("RUST_LOG", "=/=nonsense=")], "info", true);
+        for env in [&[("RUST_LOG", "trace")], &[("RUST_LOG", "debug")], &[("RUST_LOG", "mcp_server=trace")]] {
+            check(env, "rmcp=info", false);
+            check(env, "rmcp::transport::worker=off", false);
+        }
+        check(&[("LOG_LEVEL", "trace")], "rmcp=warn", false);
+        check(&[("LOG_LEVEL", "trace")], "rmcp::transport::worker=off", false);
+        check(&[("RUST_LOG", "trace")], "rmcp::service=error", false);
+        check(&[("RUST_LOG", "debug,rmcp=trace")], "rmcp=trace", false);
+        check(&[("RUST_LOG", "rmcp=trace")], "rmcp::transport::worker=off", false);
+        let (all, _) = filter(&Env::of([("RUST_LOG", "rmcp=trace")]));
+        assert!(!all.to_string().contains("rmcp::service"), "{all}");
+        check(&[("RUST_LOG", "rmcp::transport::worker=debug")], "rmcp::transport::worker=debug", false);
     }
 }

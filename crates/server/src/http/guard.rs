@@ -15,7 +15,7 @@ use futures::StreamExt;
 use url::Url;
 
 use super::MAX_BODY;
-use crate::{config::ServerConfig, metrics::HTTP_REQUESTS};
+use crate::{config::ServerConfig, metrics::HTTP_REQUESTS, repeat::key::CREDENTIALS};
 
 /// How much of a body that is too large is read to be polite.
 const MAX_DRAINED: usize = 64 * 1024 * 1024;
@@ -115,7 +115,13 @@ fn split_host(text: &str) -> (String, Option<u16>) {
 }
 
 /// Turns away requests that are not for us.
-pub(super) async fn check(State(guard): State<Arc<Guard>>, request: Request, next: Next) -> Response {
+pub(super) async fn check(State(guard): State<Arc<Guard>>, mut request: Request, next: Next) -> Response {
+    for name in &CREDENTIALS {
+        if let header::Entry::Occupied(mut entry) = request.headers_mut().entry(name) {
+            // Whoever writes the headers into a log, at whatever level, writes `Sensitive` and not the value.
+            entry.iter_mut().for_each(|value| value.set_sensitive(true));
+        }
+    }
     match guard.allows(request.uri(), request.headers()) {
         Ok(()) => next.run(request).await,
         Err(problem) => {
