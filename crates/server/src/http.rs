@@ -16,6 +16,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{config::ServerConfig, gateway::Gateway};
 
+mod body;
 mod guard;
 mod message;
 
@@ -36,10 +37,12 @@ pub fn router(
     let guarded = Router::new()
         .nest_service("/mcp", mcp_service(gateway.clone(), config, stop))
         .route("/message", post(message::handle).with_state(gateway))
-        .layer(from_fn(guard::limit))
-        .layer(from_fn_with_state(guard, guard::check))
+        .layer(from_fn_with_state(body::BODY_TIME, body::read_body))
+        .layer(from_fn_with_state(guard.clone(), guard::check))
         .layer(from_fn(guard::count));
-    guarded.merge(fleet_ops::http::router(health, metrics))
+    // Metrics say which tools are called how often. Health says nothing, and is asked by whatever name there is.
+    let scrape = fleet_ops::http::scrape(metrics).layer(from_fn_with_state(guard, guard::check_scrape));
+    guarded.merge(scrape).merge(fleet_ops::http::probes(health))
 }
 
 fn mcp_service(

@@ -30,9 +30,9 @@ pub(super) async fn handle(State(gateway): State<Gateway>, request: Request) -> 
         return (StatusCode::UNSUPPORTED_MEDIA_TYPE, "Content-Type must be application/json\n")
             .into_response();
     }
+    // The guard has read it already, within its bounds.
     let Ok(body) = to_bytes(body, MAX_BODY).await else {
-        let problem = format!("the body must not be above {MAX_BODY} bytes\n");
-        return (StatusCode::PAYLOAD_TOO_LARGE, problem).into_response();
+        return StatusCode::PAYLOAD_TOO_LARGE.into_response();
     };
     let message = match read(&body) {
         Ok(message) => message,
