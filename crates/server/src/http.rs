@@ -8,10 +8,7 @@ use axum::{
     routing::post,
 };
 use fleet_ops::{http::Health, metrics::Metrics};
-use rmcp::transport::{
-    StreamableHttpServerConfig, StreamableHttpService,
-    streamable_http_server::session::local::LocalSessionManager,
-};
+use rmcp::transport::{StreamableHttpServerConfig, StreamableHttpService};
 use tokio_util::sync::CancellationToken;
 
 use crate::{config::ServerConfig, gateway::Gateway};
@@ -19,6 +16,7 @@ use crate::{config::ServerConfig, gateway::Gateway};
 mod body;
 mod guard;
 mod message;
+mod sessions;
 
 pub use guard::Origin;
 
@@ -49,7 +47,7 @@ fn mcp_service(
     gateway: Gateway,
     config: &ServerConfig,
     stop: CancellationToken,
-) -> StreamableHttpService<Gateway, LocalSessionManager> {
+) -> StreamableHttpService<Gateway, sessions::Sessions> {
     // Host and Origin are checked by the guard, which stands before every route; rmcp checks them again.
     let mut settings = StreamableHttpServerConfig::default()
         .with_json_response(true)
@@ -63,5 +61,6 @@ fn mcp_service(
         None => settings.disable_allowed_hosts(),
     };
     let factory = move || Ok::<_, std::io::Error>(gateway.clone());
-    StreamableHttpService::new(factory, Arc::default(), settings)
+    let sessions = sessions::Sessions::new(sessions::MAX_SESSIONS, config.policy.limits.call_timeout);
+    StreamableHttpService::new(factory, Arc::new(sessions), settings)
 }
