@@ -40,3 +40,22 @@ pub fn for_call(
     }
     meta
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::record::Position;
+
+    #[test]
+    fn equal_calls_of_one_batch_can_be_told_apart() {
+        let call = r#"{"tool":"t","arguments":{}}"#;
+        let job = format!(r#"{{"jobID":"j","jobType":"tool-batch","payload":{{"calls":[{call},{call}]}}}}"#);
+        let position = Position { topic: "t".to_owned(), partition: 0, offset: 0 };
+        let value = Some(job.into_bytes());
+        let record = RawRecord { position, timestamp: None, key: None, value, headers: Vec::new() };
+        let envelope = crate::decode::decode(&record, 1 << 20).unwrap();
+        let key = |attempt, index| for_call(&envelope, attempt, index, &record)[IDEMPOTENCY_KEY].clone();
+        assert_ne!(key(1, Some(0)), key(1, Some(1)));
+        assert_eq!(key(1, Some(1)), key(2, Some(1)), "an attempt repeats its calls");
+    }
+}

@@ -7,6 +7,7 @@ use std::sync::Once;
 
 use tracing::{Event, Subscriber};
 use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::LevelFilter;
 use tracing_subscriber::fmt::format::{Format, Json, JsonFields, Writer};
 use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields};
 use tracing_subscriber::registry::LookupSpan;
@@ -17,13 +18,15 @@ use crate::config::Env;
 const QUIET: &str = "h2=warn,hyper=warn,hyper_util=warn,librdkafka=warn,rdkafka=warn,reqwest=warn,rmcp=warn,\
                      rustls=warn,sqlx=warn,tower=warn,tower_http=warn";
 
-/// What `rmcp` may say where the filter is the user's own: below info it writes whole messages and the headers that came
-/// with them (arguments, results, credentials). A filter that names it means it and wins.
-const RMCP_CAP: &str = "rmcp=info";
-/// Its service warns of every error that is answered, in the words of the tool, and of messages that it did not expect.
-const RMCP_SERVICE: &str = "rmcp::service=error";
-/// Its workers name the URLs that failed, with the keys in them, and say in an error what the caller is told anyway.
-const RMCP_WORKER: &str = "rmcp::transport::worker=off";
+/// What `rmcp` may say at most, by target. Below info it writes whole messages and the headers that came with them
+/// (arguments, results, credentials). Its service warns of every error that is answered, in the words of the tool, and of
+/// messages that it did not expect. Its workers name the URLs that failed, with the keys in them, and say in an error
+/// what the caller is told anyway. A filter that names one of these targets means it and wins.
+const RMCP_AT_MOST: [(&str, LevelFilter); 3] = [
+    ("rmcp", LevelFilter::INFO),
+    ("rmcp::service", LevelFilter::ERROR),
+    ("rmcp::transport::worker", LevelFilter::OFF),
+];
 
 /// Starts logging for this process.
 ///
@@ -56,23 +59,36 @@ pub fn init(service: &str) {
 
 /// The filter that the environment asks for, and what is wrong with it where it is not understood.
 fn filter(env: &Env) -> (EnvFilter, Option<String>) {
-    let (name, base, own) = match (env.get("RUST_LOG"), env.get("LOG_LEVEL")) {
-        (Some(rust_log), _) => ("RUST_LOG", RMCP_CAP, rust_log),
-        (None, level) => ("LOG_LEVEL", QUIET, level.unwrap_or("info")),
+    let (name, text) = match (env.get("RUST_LOG"), env.get("LOG_LEVEL")) {
+        (Some(own), _) => ("RUST_LOG", format!("{}{own}", rmcp_caps(own, general_level(own)))),
+        (None, level) => {
+            let own = level.unwrap_or("info");
+            ("LOG_LEVEL", format!("{}{QUIET},{own}", rmcp_caps(own, LevelFilter::WARN)))
+        }
     };
-    // Of two directives for one target the later one holds; the more specific one holds over `rmcp` wherever it stands,
-    // so it is left out for those who ask for all of `rmcp`.
-    let names_rmcp =
-        own.split(',').any(|part| part.split('=').next().is_some_and(|name| name.trim() == "rmcp"));
-    let service = if names_rmcp { RMCP_CAP } else { RMCP_SERVICE };
-    let text = format!("{base},{service},{RMCP_WORKER},{own}");
     match EnvFilter::builder().parse(&text) {
         Ok(filter) => (filter, None),
-        Err(error) => (
-            EnvFilter::new(format!("{QUIET},{RMCP_SERVICE},{RMCP_WORKER},info")),
-            Some(format!("{name} is ignored: {error}")),
-        ),
+        Err(error) => {
+            let fallback = format!("{}{QUIET},info", rmcp_caps("", LevelFilter::WARN));
+            (EnvFilter::new(fallback), Some(format!("{name} is ignored: {error}")))
+        }
     }
+}
+
+/// The level of a filter for everything that it does not name.
+fn general_level(filter: &str) -> LevelFilter {
+    let parts = filter.split(',').map(str::trim).filter(|part| !part.is_empty());
+    parts.filter_map(|part| part.parse().ok()).next_back().unwrap_or(LevelFilter::OFF)
+}
+
+/// Directives that keep `rmcp` discreet where it would say as much as `level`, to be put before a filter: of two for one
+/// target the later one holds. A more specific one holds wherever it stands, so whoever asks for all of `rmcp` gets none
+/// for its service.
+fn rmcp_caps(filter: &str, level: LevelFilter) -> String {
+    let names_rmcp =
+        filter.split(',').any(|part| part.split('=').next().is_some_and(|name| name.trim() == "rmcp"));
+    let caps = RMCP_AT_MOST.iter().filter(|(target, _)| !(names_rmcp && *target == "rmcp::service"));
+    caps.map(|(target, at_most)| format!("{target}={},", level.min(*at_most))).collect()
 }
 
 /// JSON lines that begin with the name of the service, so that the logs of several binaries can share one store.
@@ -126,9 +142,16 @@ mod tests {
         check(&[("LOG_LEVEL", "info,fleet_engine=trace")], "fleet_engine=trace", false);
         check(&[("LOG_LEVEL", "debug"), ("RUST_LOG", "trace")], "trace", false);
         check(&[("RUST_LOG", "=/=nonsense=")], "info", true);
-        for env in [&[("RUST_LOG", "trace")], &[("RUST_LOG", "debug")], &[("RUST_LOG", "mcp_server=trace")]] {
-            check(env, "rmcp=info", false);
-            check(env, "rmcp::transport::worker=off", false);
+        for (own, rmcp) in [
+            ("trace", "rmcp=info"),
+            ("debug", "rmcp=info"),
+            ("warn", "rmcp=warn"),
+            ("info,debug,fleet_ops=warn", "rmcp=info"),
+            ("mcp_server=trace", "rmcp=off"),
+            ("off", "rmcp=off"),
+        ] {
+            check(&[("RUST_LOG", own)], rmcp, false);
+            check(&[("RUST_LOG", own)], "rmcp::transport::worker=off", false);
         }
         check(&[("LOG_LEVEL", "trace")], "rmcp=warn", false);
         check(&[("LOG_LEVEL", "trace")], "rmcp::transport::worker=off", false);

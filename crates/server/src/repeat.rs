@@ -7,7 +7,7 @@
 //! This is the thin shell around [`memory`]; [`key`] says which calls are the same.
 
 use std::{
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -72,7 +72,7 @@ impl Repeats {
         let deadline = tokio::time::Instant::now() + limit;
         loop {
             let (sender, waiter) = watch::channel(None);
-            let begin = self.memory().begin(key, Instant::now(), || waiter);
+            let begin = self.with_memory(|memory| memory.begin(key, Instant::now(), || waiter));
             let mut first = match begin {
                 Begin::Answer(result) => return Ok(Ok(repeated(&result))),
                 Begin::Run => {
@@ -101,8 +101,11 @@ impl Repeats {
         }
     }
 
-    fn memory(&self) -> MutexGuard<'_, Memory<Remembered, Waiter>> {
-        self.memory.lock().unwrap_or_else(PoisonError::into_inner)
+    fn with_memory<R>(&self, work: impl FnOnce(&mut Memory<Remembered, Waiter>) -> R) -> R {
+        let mut memory = self.memory.lock().unwrap_or_else(PoisonError::into_inner);
+        let result = work(&mut memory);
+        metrics::gauge!(REPEAT_BYTES.name).set(memory.bytes() as f64);
+        result
     }
 }
 
@@ -126,10 +129,8 @@ impl Lead<'_> {
         // What can't be measured can't be kept, but whoever waits may have it.
         let size = size_of_json(result).unwrap_or(u64::MAX);
         let result = Arc::new(result.clone());
-        let mut memory = self.repeats.memory();
-        memory.succeeded(self.key, result.clone(), size, Instant::now());
-        metrics::gauge!(REPEAT_BYTES.name).set(memory.bytes() as f64);
-        drop(memory);
+        let kept = result.clone();
+        self.repeats.with_memory(|memory| memory.succeeded(self.key, kept, size, Instant::now()));
         self.sender.send_replace(Some(result));
     }
 }
@@ -139,7 +140,7 @@ impl Drop for Lead<'_> {
         // After a success there is nothing left to end: nobody can run this call while its result is kept, and where it
         // is not kept, the entry is gone; a later run has an entry of its own, which must stay.
         if self.sender.borrow().is_none() {
-            self.repeats.memory().failed(self.key);
+            self.repeats.with_memory(|memory| memory.failed(self.key));
         }
     }
 }
