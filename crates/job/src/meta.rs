@@ -14,6 +14,8 @@ pub const ATTEMPT: &str = "io.mcp-fleet/attempt";
 pub const IDEMPOTENCY_KEY: &str = "io.mcp-fleet/idempotencyKey";
 /// In an error result: `true` when trying again can't help.
 pub const FINAL: &str = "io.mcp-fleet/final";
+/// In a result: `true` when it was remembered from an earlier call of the same job and no tool ran for it.
+pub const REPEATED: &str = "io.mcp-fleet/repeated";
 
 /// The W3C trace context headers that travel from the record to the call.
 const TRACE_HEADERS: [&str; 3] = ["traceparent", "tracestate", "baggage"];
@@ -37,4 +39,23 @@ pub fn for_call(
         }
     }
     meta
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::record::Position;
+
+    #[test]
+    fn equal_calls_of_one_batch_can_be_told_apart() {
+        let call = r#"{"tool":"t","arguments":{}}"#;
+        let job = format!(r#"{{"jobID":"j","jobType":"tool-batch","payload":{{"calls":[{call},{call}]}}}}"#);
+        let position = Position { topic: "t".to_owned(), partition: 0, offset: 0 };
+        let value = Some(job.into_bytes());
+        let record = RawRecord { position, timestamp: None, key: None, value, headers: Vec::new() };
+        let envelope = crate::decode::decode(&record, 1 << 20).unwrap();
+        let key = |attempt, index| for_call(&envelope, attempt, index, &record)[IDEMPOTENCY_KEY].clone();
+        assert_ne!(key(1, Some(0)), key(1, Some(1)));
+        assert_eq!(key(1, Some(1)), key(2, Some(1)), "an attempt repeats its calls");
+    }
 }

@@ -7,7 +7,6 @@ use std::io::{self, Write as _};
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::{Arc, PoisonError, RwLock};
-use std::time::Duration;
 
 use axum::http::{StatusCode, header};
 use axum::response::IntoResponse;
@@ -15,12 +14,12 @@ use axum::routing::get;
 use axum::{Json, Router};
 use serde_json::json;
 use tokio::net::TcpListener;
-use tokio_util::sync::CancellationToken;
 
 use crate::metrics::Metrics;
 
-/// How long open requests may take to finish after the shutdown signal, where the caller has no wish of its own.
-pub const DEFAULT_GRACE: Duration = Duration::from_secs(10);
+mod serve;
+
+pub use serve::{DEFAULT_GRACE, serve, serve_with_grace};
 
 /// What the process says about itself. Cheap to clone; all clones share one state.
 #[derive(Debug, Clone, Default)]
@@ -95,16 +94,23 @@ impl Health {
 
 /// `GET /health`, `GET /ready` and `GET /metrics`. Merge it into a larger router or serve it by itself.
 pub fn router(health: Health, metrics: Metrics) -> Router {
+    probes(health).merge(scrape(metrics))
+}
+
+/// `GET /health` and `GET /ready` alone, for who wants to guard `/metrics`.
+pub fn probes(health: Health) -> Router {
     let alive = health.clone();
     Router::new()
         .route("/health", get(async move || answer("alive", alive.alive())))
         .route("/ready", get(async move || answer("ready", health.ready())))
-        .route(
-            "/metrics",
-            get(async move || {
-                ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], metrics.render())
-            }),
-        )
+}
+
+/// `GET /metrics` alone.
+pub fn scrape(metrics: Metrics) -> Router {
+    let render = async move || {
+        ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], metrics.render())
+    };
+    Router::new().route("/metrics", get(render))
 }
 
 fn answer(status: &str, state: Result<(), String>) -> impl IntoResponse + use<> {
@@ -129,44 +135,6 @@ pub async fn bind(addr: SocketAddr) -> io::Result<(TcpListener, SocketAddr)> {
     Ok((listener, bound))
 }
 
-/// Serves `router` until `shutdown` is cancelled and open requests are done, or [`DEFAULT_GRACE`] has passed.
-///
-/// # Errors
-///
-/// If the listener fails for good.
-pub async fn serve(listener: TcpListener, router: Router, shutdown: CancellationToken) -> io::Result<()> {
-    serve_with_grace(listener, router, shutdown, DEFAULT_GRACE).await
-}
-
-/// Like [`serve`] with a bound of the caller's: requests still open `grace` after the signal are not waited for, and end
-/// with the runtime. Without a bound one client that holds a stream open would hold the process.
-///
-/// # Errors
-///
-/// If the listener fails for good.
-pub async fn serve_with_grace(
-    listener: TcpListener,
-    router: Router,
-    shutdown: CancellationToken,
-    grace: Duration,
-) -> io::Result<()> {
-    let stop = shutdown.clone().cancelled_owned();
-    let server = axum::serve(listener, router.into_make_service_with_connect_info::<SocketAddr>())
-        .with_graceful_shutdown(stop)
-        .into_future();
-    let out_of_time = async {
-        shutdown.cancelled().await;
-        tokio::time::sleep(grace).await;
-    };
-    tokio::select! {
-        result = server => result,
-        () = out_of_time => {
-            tracing::warn!(?grace, "requests still open after the grace period are left behind");
-            Ok(())
-        }
-    }
-}
-
 /// Writes `addr` to the file at `path`, so that whoever started the process on port 0 learns the port. The file
 /// appears whole or not at all.
 ///
@@ -189,7 +157,6 @@ pub fn write_ready_file(path: &Path, addr: SocketAddr) -> io::Result<()> {
 mod tests {
     use axum::body::Body;
     use axum::http::Request;
-    use tokio::io::AsyncWriteExt as _;
     use tower::ServiceExt as _;
 
     use super::*;
@@ -222,20 +189,12 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_stream_that_never_ends_does_not_hold_the_process() {
-        let (listener, addr) = bind(SocketAddr::from(([127, 0, 0, 1], 0))).await.unwrap();
+    async fn an_address_that_is_taken_is_named() {
+        let (taken, addr) = bind(SocketAddr::from(([127, 0, 0, 1], 0))).await.unwrap();
         assert_ne!(addr.port(), 0);
-        let stop = CancellationToken::new();
-        let hang = Router::new().route("/hang", get(std::future::pending::<()>));
-        let server = tokio::spawn(serve_with_grace(listener, hang, stop.clone(), Duration::from_millis(20)));
-        let mut client = tokio::net::TcpStream::connect(addr).await.unwrap();
-        client.write_all(b"GET /hang HTTP/1.1\r\nhost: x\r\n\r\n").await.unwrap();
-        stop.cancel();
-        server.await.unwrap().unwrap();
-        drop(client);
-        let taken = TcpListener::bind(SocketAddr::from(([127, 0, 0, 1], 0))).await.unwrap();
-        let error = bind(taken.local_addr().unwrap()).await.unwrap_err();
-        assert!(error.to_string().contains(&taken.local_addr().unwrap().to_string()), "{error}");
+        let error = bind(addr).await.unwrap_err();
+        assert!(error.to_string().contains(&addr.to_string()), "{error}");
+        drop(taken);
     }
 
     #[test]

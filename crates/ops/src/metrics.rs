@@ -32,8 +32,17 @@ pub const INVARIANT_VIOLATIONS: Metric = Metric {
     help: "How often a named invariant was found broken. Anything but 0 is a bug.",
 };
 
+/// Requests turned away for want of a connection; written by [`crate::http`].
+pub const HTTP_BUSY: Metric = Metric {
+    name: "fleet_http_busy_total",
+    kind: Kind::Counter,
+    unit: Unit::Count,
+    labels: &[],
+    help: "HTTP requests answered with 503 because too many connections were open.",
+};
+
 /// The metrics of this crate. [`install`] has described them already.
-pub const TABLE: &[Metric] = &[INVARIANT_VIOLATIONS];
+pub const TABLE: &[Metric] = &[INVARIANT_VIOLATIONS, HTTP_BUSY];
 
 /// The declaration of one metric.
 #[derive(Debug, Clone, Copy)]

@@ -7,6 +7,7 @@ use std::sync::Once;
 
 use tracing::{Event, Subscriber};
 use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::LevelFilter;
 use tracing_subscriber::fmt::format::{Format, Json, JsonFields, Writer};
 use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields};
 use tracing_subscriber::registry::LookupSpan;
@@ -17,10 +18,20 @@ use crate::config::Env;
 const QUIET: &str = "h2=warn,hyper=warn,hyper_util=warn,librdkafka=warn,rdkafka=warn,reqwest=warn,rmcp=warn,\
                      rustls=warn,sqlx=warn,tower=warn,tower_http=warn";
 
+/// What `rmcp` may say at most, by target. Below info it writes whole messages and the headers that came with them
+/// (arguments, results, credentials). Its service warns of every error that is answered, in the words of the tool, and of
+/// messages that it did not expect. Its workers name the URLs that failed, with the keys in them, and say in an error
+/// what the caller is told anyway. A filter that names one of these targets means it and wins.
+const RMCP_AT_MOST: [(&str, LevelFilter); 3] = [
+    ("rmcp", LevelFilter::INFO),
+    ("rmcp::service", LevelFilter::ERROR),
+    ("rmcp::transport::worker", LevelFilter::OFF),
+];
+
 /// Starts logging for this process.
 ///
-/// `RUST_LOG` is a full filter and wins; `LOG_LEVEL` is a level, or a filter that is laid over the quiet defaults;
-/// `LOG_FORMAT` is `text` (default) or `json`. Each JSON line carries `service`. A second call does nothing, and
+/// `RUST_LOG` is a full filter and wins; `LOG_LEVEL` is a level, or a filter that is laid over the quiet defaults.
+/// Neither makes `rmcp` write out messages unless it names `rmcp`. `LOG_FORMAT` is `text` (default) or `json`. Each JSON line carries `service`. A second call does nothing, and
 /// neither does a call in a process that has a subscriber already, so tests may call it freely.
 pub fn init(service: &str) {
     static ONCE: Once = Once::new();
@@ -49,14 +60,35 @@ pub fn init(service: &str) {
 /// The filter that the environment asks for, and what is wrong with it where it is not understood.
 fn filter(env: &Env) -> (EnvFilter, Option<String>) {
     let (name, text) = match (env.get("RUST_LOG"), env.get("LOG_LEVEL")) {
-        (Some(rust_log), _) => ("RUST_LOG", rust_log.to_owned()),
-        (None, Some(level)) => ("LOG_LEVEL", format!("{QUIET},{level}")),
-        (None, None) => ("LOG_LEVEL", format!("{QUIET},info")),
+        (Some(own), _) => ("RUST_LOG", format!("{}{own}", rmcp_caps(own, general_level(own)))),
+        (None, level) => {
+            let own = level.unwrap_or("info");
+            ("LOG_LEVEL", format!("{}{QUIET},{own}", rmcp_caps(own, LevelFilter::WARN)))
+        }
     };
     match EnvFilter::builder().parse(&text) {
         Ok(filter) => (filter, None),
-        Err(error) => (EnvFilter::new(format!("{QUIET},info")), Some(format!("{name} is ignored: {error}"))),
+        Err(error) => {
+            let fallback = format!("{}{QUIET},info", rmcp_caps("", LevelFilter::WARN));
+            (EnvFilter::new(fallback), Some(format!("{name} is ignored: {error}")))
+        }
     }
+}
+
+/// The level of a filter for everything that it does not name.
+fn general_level(filter: &str) -> LevelFilter {
+    let parts = filter.split(',').map(str::trim).filter(|part| !part.is_empty());
+    parts.filter_map(|part| part.parse().ok()).next_back().unwrap_or(LevelFilter::OFF)
+}
+
+/// Directives that keep `rmcp` discreet where it would say as much as `level`, to be put before a filter: of two for one
+/// target the later one holds. A more specific one holds wherever it stands, so whoever asks for all of `rmcp` gets none
+/// for its service.
+fn rmcp_caps(filter: &str, level: LevelFilter) -> String {
+    let names_rmcp =
+        filter.split(',').any(|part| part.split('=').next().is_some_and(|name| name.trim() == "rmcp"));
+    let caps = RMCP_AT_MOST.iter().filter(|(target, _)| !(names_rmcp && *target == "rmcp::service"));
+    caps.map(|(target, at_most)| format!("{target}={},", level.min(*at_most))).collect()
 }
 
 /// JSON lines that begin with the name of the service, so that the logs of several binaries can share one store.
@@ -110,5 +142,24 @@ mod tests {
         check(&[("LOG_LEVEL", "info,fleet_engine=trace")], "fleet_engine=trace", false);
         check(&[("LOG_LEVEL", "debug"), ("RUST_LOG", "trace")], "trace", false);
         check(&[("RUST_LOG", "=/=nonsense=")], "info", true);
+        for (own, rmcp) in [
+            ("trace", "rmcp=info"),
+            ("debug", "rmcp=info"),
+            ("warn", "rmcp=warn"),
+            ("info,debug,fleet_ops=warn", "rmcp=info"),
+            ("mcp_server=trace", "rmcp=off"),
+            ("off", "rmcp=off"),
+        ] {
+            check(&[("RUST_LOG", own)], rmcp, false);
+            check(&[("RUST_LOG", own)], "rmcp::transport::worker=off", false);
+        }
+        check(&[("LOG_LEVEL", "trace")], "rmcp=warn", false);
+        check(&[("LOG_LEVEL", "trace")], "rmcp::transport::worker=off", false);
+        check(&[("RUST_LOG", "trace")], "rmcp::service=error", false);
+        check(&[("RUST_LOG", "debug,rmcp=trace")], "rmcp=trace", false);
+        check(&[("RUST_LOG", "rmcp=trace")], "rmcp::transport::worker=off", false);
+        let (all, _) = filter(&Env::of([("RUST_LOG", "rmcp=trace")]));
+        assert!(!all.to_string().contains("rmcp::service"), "{all}");
+        check(&[("RUST_LOG", "rmcp::transport::worker=debug")], "rmcp::transport::worker=debug", false);
     }
 }

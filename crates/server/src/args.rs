@@ -2,6 +2,8 @@
 
 use std::{net::IpAddr, path::PathBuf, time::Duration};
 
+use fleet_ops::config::{parse_bytes, parse_duration};
+
 /// Flags of the server.
 #[derive(Debug, Clone, clap::Args)]
 pub struct Args {
@@ -55,6 +57,13 @@ pub struct Args {
     /// How long a hosted server may take for its start and handshake, in milliseconds. Overrides the policy file.
     #[arg(long, env = "MCP_HANDSHAKE_TIMEOUT_MS", value_name = "MS")]
     pub handshake_timeout_ms: Option<u64>,
+    /// For how long a result is remembered, so that a repeat of a job's call is answered without calling the tool again;
+    /// 0 for not at all.
+    #[arg(long, env = "MCP_REPEAT_WINDOW", default_value = "10m", value_parser = parse_duration, value_name = "DURATION")]
+    pub repeat_window: Duration,
+    /// How much memory remembered results may take. The oldest go first; one above an eighth of this is not kept.
+    #[arg(long, env = "MCP_REPEAT_MAX_BYTES", default_value = "64MiB", value_parser = parse_bytes, value_name = "SIZE")]
+    pub repeat_max_bytes: u64,
     /// How long open requests may take to finish after SIGTERM, in milliseconds.
     #[arg(long, env = "MCP_DRAIN_TIMEOUT_MS", default_value_t = 10_000, value_name = "MS")]
     pub drain_timeout_ms: u64,

@@ -39,6 +39,10 @@ pub struct ServerConfig {
     pub files_max_read: u64,
     /// What may be hosted.
     pub policy: Policy,
+    /// For how long a job's results are remembered; zero for not at all.
+    pub repeat_window: Duration,
+    /// How many bytes remembered results may take.
+    pub repeat_max_bytes: u64,
     /// How long open requests may take to finish at shutdown.
     pub drain_timeout: Duration,
 }
@@ -56,6 +60,8 @@ impl Default for ServerConfig {
             roots: Vec::new(),
             files_max_read: 1024 * 1024,
             policy: Policy::default(),
+            repeat_window: Duration::from_secs(600),
+            repeat_max_bytes: 64 * 1024 * 1024,
             drain_timeout: Duration::from_secs(10),
         }
     }
@@ -86,6 +92,8 @@ impl ServerConfig {
             roots,
             files_max_read: args.files_max_read,
             policy: policy(args)?,
+            repeat_window: args.repeat_window,
+            repeat_max_bytes: args.repeat_max_bytes,
             drain_timeout: args.drain_timeout(),
         })
     }

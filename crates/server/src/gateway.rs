@@ -1,8 +1,12 @@
 //! The MCP server as clients see it: its own tools and those of the hosted servers, in one list.
 
-use std::{sync::Arc, time::Instant};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use fleet_job::tool_name;
+use http::request::Parts;
 use rmcp::{
     RoleServer, ServerHandler,
     model::{
@@ -13,7 +17,13 @@ use rmcp::{
     service::RequestContext,
 };
 
-use crate::{UNAVAILABLE_KEY, call, hosting::Fleet, toolkit::Tools};
+use crate::{
+    UNAVAILABLE_KEY, call,
+    hosting::Fleet,
+    metrics::{TOOL_CALL_DURATION, TOOL_CALLS},
+    repeat::{Key, Repeats},
+    toolkit::Tools,
+};
 
 /// Requests of the protocol. rmcp hands one whose parameters it can't read to the handler for unknown methods.
 const KNOWN_METHODS: [&str; 16] = [
@@ -44,12 +54,49 @@ pub struct Gateway {
 struct Inner {
     toolkits: Vec<Box<dyn Tools>>,
     fleet: Arc<Fleet>,
+    repeats: Option<Repeats>,
 }
 
 impl Gateway {
-    /// A gateway to these tools and those of the fleet.
+    /// A gateway to these tools and those of the fleet, which remembers no results.
     pub fn new(toolkits: Vec<Box<dyn Tools>>, fleet: Arc<Fleet>) -> Self {
-        Self { inner: Arc::new(Inner { toolkits, fleet }) }
+        Self { inner: Arc::new(Inner { toolkits, fleet, repeats: None }) }
+    }
+
+    /// A gateway that answers a repeat of a job's call within `window` from memory, of which it takes `max_bytes` at
+    /// most. A window of zero is none.
+    pub fn remembering(
+        toolkits: Vec<Box<dyn Tools>>,
+        fleet: Arc<Fleet>,
+        window: Duration,
+        max_bytes: u64,
+    ) -> Self {
+        let repeats = (!window.is_zero()).then(|| Repeats::new(window, max_bytes));
+        Self { inner: Arc::new(Inner { toolkits, fleet, repeats }) }
+    }
+
+    /// Answers a call from memory where it is a repeat, and makes it where it is not.
+    async fn call_once(
+        &self,
+        params: CallToolRequestParams,
+        context: RequestContext<RoleServer>,
+    ) -> Result<CallToolResponse, ErrorData> {
+        let always_runs =
+            self.inner.toolkits.iter().any(|kit| kit.always_runs() && kit.get(&params.name).is_some());
+        let Some(repeats) = self.inner.repeats.as_ref().filter(|_| !always_runs) else {
+            return self.call(params, context).await;
+        };
+        let headers = context.extensions.get::<Parts>().map(|parts| &parts.headers);
+        let Some(key) = Key::of(&params, &context.meta, headers) else {
+            return self.call(params, context).await;
+        };
+        let cancelled = context.ct.clone();
+        let limit = self.inner.fleet.policy().limits.call_timeout;
+        let answer = repeats.answer(key, limit, &cancelled, self.call(params, context)).await;
+        answer.unwrap_or_else(|error| {
+            let data = serde_json::json!({ "reason": error.reason() });
+            Err(ErrorData::internal_error(error.to_string(), Some(data)))
+        })
     }
 
     async fn call(
@@ -140,16 +187,15 @@ impl ServerHandler for Gateway {
     ) -> Result<CallToolResponse, ErrorData> {
         let kind = if self.is_own(&request.name) { "own" } else { "hosted" };
         let started = Instant::now();
-        let result = self.call(request, context).await;
+        let result = self.call_once(request, context).await;
         let outcome = match &result {
             Ok(CallToolResponse::Complete(result)) if result.is_error == Some(true) => "tool-error",
             Ok(_) => "ok",
             Err(error) if error.code == ErrorCode::INVALID_PARAMS => "invalid",
             Err(_) => "error",
         };
-        metrics::counter!("mcp_server_tool_calls_total", "kind" => kind, "outcome" => outcome).increment(1);
-        metrics::histogram!("mcp_server_tool_call_duration_seconds", "kind" => kind)
-            .record(started.elapsed());
+        metrics::counter!(TOOL_CALLS.name, "kind" => kind, "outcome" => outcome).increment(1);
+        metrics::histogram!(TOOL_CALL_DURATION.name, "kind" => kind).record(started.elapsed());
         result
     }
 

@@ -8,16 +8,15 @@ use axum::{
     routing::post,
 };
 use fleet_ops::{http::Health, metrics::Metrics};
-use rmcp::transport::{
-    StreamableHttpServerConfig, StreamableHttpService,
-    streamable_http_server::session::local::LocalSessionManager,
-};
+use rmcp::transport::{StreamableHttpServerConfig, StreamableHttpService};
 use tokio_util::sync::CancellationToken;
 
 use crate::{config::ServerConfig, gateway::Gateway};
 
+mod body;
 mod guard;
 mod message;
+mod sessions;
 
 pub use guard::Origin;
 
@@ -36,17 +35,19 @@ pub fn router(
     let guarded = Router::new()
         .nest_service("/mcp", mcp_service(gateway.clone(), config, stop))
         .route("/message", post(message::handle).with_state(gateway))
-        .layer(from_fn(guard::limit))
-        .layer(from_fn_with_state(guard, guard::check))
+        .layer(from_fn_with_state(body::BODY_TIME, body::read_body))
+        .layer(from_fn_with_state(guard.clone(), guard::check))
         .layer(from_fn(guard::count));
-    guarded.merge(fleet_ops::http::router(health, metrics))
+    // Metrics say which tools are called how often. Health says nothing, and is asked by whatever name there is.
+    let scrape = fleet_ops::http::scrape(metrics).layer(from_fn_with_state(guard, guard::check_scrape));
+    guarded.merge(scrape).merge(fleet_ops::http::probes(health))
 }
 
 fn mcp_service(
     gateway: Gateway,
     config: &ServerConfig,
     stop: CancellationToken,
-) -> StreamableHttpService<Gateway, LocalSessionManager> {
+) -> StreamableHttpService<Gateway, sessions::Sessions> {
     // Host and Origin are checked by the guard, which stands before every route; rmcp checks them again.
     let mut settings = StreamableHttpServerConfig::default()
         .with_json_response(true)
@@ -60,5 +61,6 @@ fn mcp_service(
         None => settings.disable_allowed_hosts(),
     };
     let factory = move || Ok::<_, std::io::Error>(gateway.clone());
-    StreamableHttpService::new(factory, Arc::default(), settings)
+    let sessions = sessions::Sessions::new(sessions::MAX_SESSIONS, config.policy.limits.call_timeout);
+    StreamableHttpService::new(factory, Arc::new(sessions), settings)
 }

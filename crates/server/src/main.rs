@@ -5,9 +5,24 @@ use std::{process::ExitCode, time::Duration};
 use clap::Parser;
 use mcp_server::{Args, error::chain};
 
+const EXAMPLES: &str = "Examples:
+  Offer the files of a directory, and list them:
+    mcp-server --root .
+    curl -s localhost:8080/message -H 'content-type: application/json' -d \\
+      '{\"jsonrpc\":\"2.0\",\"id\":1,\"method\":\"tools/call\",\"params\":{\"name\":\"file_list\"}}'
+
+  Let jobs host one program, exactly as it is written (`server_initialize` starts it):
+    mcp-server --allow-command 'mcp-server --stdio --root /tmp'
+
+  Be the server of a desktop client, which starts this by itself:
+    mcp-server --stdio --root .
+
+  Listen for other machines, by one name:
+    mcp-server --host 0.0.0.0 --allowed-hosts mcp.internal --repeat-window 1h";
+
 /// An MCP server that hosts other MCP servers.
 #[derive(Parser)]
-#[command(name = "mcp-server", version)]
+#[command(name = "mcp-server", version, after_help = EXAMPLES)]
 struct Cli {
     #[command(flatten)]
     args: Args,
@@ -32,5 +47,27 @@ fn main() -> ExitCode {
             tracing::error!(error = chain(&error), "mcp-server failed");
             ExitCode::FAILURE
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::Command;
+
+    use super::*;
+
+    #[test]
+    fn the_examples_are_understood() {
+        let mut checked = 0;
+        for example in EXAMPLES.lines().filter_map(|line| line.strip_prefix("    mcp-server ")) {
+            let shell =
+                Command::new("sh").arg("-c").arg(format!("printf '%s\\n' mcp-server {example}")).output();
+            let words = String::from_utf8(shell.unwrap().stdout).unwrap();
+            let cli = Cli::try_parse_from(words.lines()).unwrap_or_else(|error| panic!("{example}: {error}"));
+            mcp_server::ServerConfig::from_args(&cli.args)
+                .unwrap_or_else(|error| panic!("{example}: {error}"));
+            checked += 1;
+        }
+        assert_eq!(checked, 4);
     }
 }

@@ -41,7 +41,9 @@ pub async fn run(args: Args) -> Result<(), ServerError> {
 /// As [`run`].
 pub async fn run_until(config: ServerConfig, stop: CancellationToken) -> Result<(), ServerError> {
     let fleet = Fleet::new(Arc::new(config.policy.clone()));
-    let gateway = Gateway::new(toolkits(&config, &fleet)?, fleet.clone());
+    let toolkits = toolkits(&config, &fleet)?;
+    let gateway =
+        Gateway::remembering(toolkits, fleet.clone(), config.repeat_window, config.repeat_max_bytes);
     let result = if config.stdio {
         serve_stdio(gateway, stop).await
     } else {
@@ -69,6 +71,7 @@ async fn serve_http(
     stop: CancellationToken,
 ) -> Result<(), ServerError> {
     let metrics = fleet_ops::metrics::install();
+    metrics.describe(crate::metrics::TABLE);
     let health = Health::new();
     let streams = CancellationToken::new();
     let router = http::router(gateway, config, health.clone(), metrics, streams.clone());

@@ -100,12 +100,20 @@ type Handler<S> =
 pub struct Toolkit<S> {
     state: Arc<S>,
     tools: BTreeMap<&'static str, (Tool, Handler<S>)>,
+    always_runs: bool,
 }
 
 impl<S: Send + Sync + 'static> Toolkit<S> {
     /// A toolkit without tools.
     pub fn new(state: Arc<S>) -> Self {
-        Self { state, tools: BTreeMap::new() }
+        Self { state, tools: BTreeMap::new(), always_runs: false }
+    }
+
+    /// The toolkit as one whose results are never remembered: what its tools do or say depends on how things are now.
+    #[must_use]
+    pub fn always_runs(mut self) -> Self {
+        self.always_runs = true;
+        self
     }
 
     /// The toolkit with one tool more.
@@ -161,6 +169,8 @@ pub trait Tools: Send + Sync + 'static {
     fn list(&self) -> Vec<Tool>;
     /// One tool.
     fn get(&self, name: &str) -> Option<Tool>;
+    /// Whether a repeated call must run again, where it could be answered from memory.
+    fn always_runs(&self) -> bool;
     /// Calls a tool, or `None` where there is none of this name.
     fn call(
         &self,
@@ -177,6 +187,10 @@ impl<S: Send + Sync + 'static> Tools for Toolkit<S> {
 
     fn get(&self, name: &str) -> Option<Tool> {
         self.tools.get(name).map(|(tool, _)| tool.clone())
+    }
+
+    fn always_runs(&self) -> bool {
+        self.always_runs
     }
 
     fn call(

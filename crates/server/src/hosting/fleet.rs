@@ -23,7 +23,10 @@ use super::{
     status::{ServerStatus, Unavailable},
     upstream::{ConnectError, Upstream},
 };
-use crate::policy::{Policy, Refusal};
+use crate::{
+    metrics::{HOSTED_RESTARTS, HOSTED_SERVERS},
+    policy::{Policy, Refusal},
+};
 
 /// All hosted servers.
 pub struct Fleet {
@@ -166,7 +169,7 @@ impl Fleet {
             return Err(down(reason, Some(wait)));
         }
         hosted.state_mut().restarts += 1;
-        metrics::counter!("mcp_server_hosted_restarts_total").increment(1);
+        metrics::counter!(HOSTED_RESTARTS.name).increment(1);
         tracing::info!(server = name, %reason, "starting a hosted server again");
         self.start(&hosted, &spec).await.map_err(|error| down(error.to_string(), None))
     }
@@ -320,7 +323,7 @@ impl Fleet {
         *self.routes.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(routes);
         for phase in ["starting", "running", "failed"] {
             let count = servers.iter().filter(|hosted| hosted.state().phase.name() == phase).count();
-            metrics::gauge!("mcp_server_hosted_servers", "state" => phase).set(count as f64);
+            metrics::gauge!(HOSTED_SERVERS.name, "state" => phase).set(count as f64);
         }
     }
 }

@@ -41,6 +41,9 @@ pub const SHOWN_STDERR: usize = 4 * 1024;
 const EXIT_WAIT: Duration = Duration::from_secs(2);
 /// More tools than this are not a server but an attack.
 const MAX_TOOLS: usize = 10_000;
+/// How many bytes the list of a server's tools may take as JSON, all pages together. It is kept for as long as the server
+/// is hosted, and is part of every answer to `tools/list`, which is one page. Real servers need some tens of kilobytes.
+const MAX_TOOLS_BYTES: usize = 4 * 1024 * 1024;
 
 /// A server that has done its handshake.
 pub struct Upstream {
@@ -325,12 +328,18 @@ async fn list_tools(peer: &Peer<RoleClient>, info: &ServerPeerInfo) -> Result<Ve
         return Ok(Vec::new());
     }
     let mut tools = Vec::new();
+    let mut bytes = 0_usize;
     let mut cursor = None;
     loop {
         let params = PaginatedRequestParams::default().with_cursor(cursor.take());
         let page =
             peer.list_tools(Some(params)).await.map_err(|error| format!("tools/list: {}", chain(&error)))?;
         let empty = page.tools.is_empty();
+        let size = serde_json::to_vec(&page.tools).map_or(usize::MAX, |json| json.len());
+        bytes = bytes.saturating_add(size);
+        if bytes > MAX_TOOLS_BYTES {
+            return Err(format!("tools/list: the list of tools takes more than {MAX_TOOLS_BYTES} bytes"));
+        }
         tools.extend(page.tools);
         cursor = page.next_cursor;
         if cursor.is_none() {

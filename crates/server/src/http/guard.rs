@@ -3,7 +3,7 @@
 //! A web page that a person on this machine visits can send requests to `localhost`, by its own name (DNS rebinding)
 //! or across origins. Browsers say so in `Host` and `Origin`, so both are checked by default.
 
-use std::{fmt, net::IpAddr, sync::Arc, time::Duration};
+use std::{fmt, net::IpAddr, sync::Arc};
 
 use axum::{
     extract::{Request, State},
@@ -11,16 +11,9 @@ use axum::{
     middleware::Next,
     response::{IntoResponse, Response},
 };
-use futures::StreamExt;
 use url::Url;
 
-use super::MAX_BODY;
-use crate::config::ServerConfig;
-
-/// How much of a body that is too large is read to be polite.
-const MAX_DRAINED: usize = 64 * 1024 * 1024;
-/// How long that may take.
-const DRAIN_TIME: Duration = Duration::from_secs(5);
+use crate::{config::ServerConfig, metrics::HTTP_REQUESTS, repeat::key::CREDENTIALS};
 
 const LOOPBACK: [&str; 3] = ["localhost", "127.0.0.1", "::1"];
 
@@ -78,7 +71,7 @@ impl Guard {
         Self { hosts, origins: config.allowed_origins.clone() }
     }
 
-    fn allows(&self, uri: &Uri, headers: &HeaderMap) -> Result<(), &'static str> {
+    fn allows(&self, uri: &Uri, headers: &HeaderMap, any_address: bool) -> Result<(), &'static str> {
         if let Some(hosts) = &self.hosts {
             let named = headers.get(header::HOST).and_then(|host| host.to_str().ok());
             let authority =
@@ -87,7 +80,8 @@ impl Guard {
             let covers = |(own, own_port): &(String, Option<u16>)| {
                 *own == host && (own_port.is_none() || *own_port == port)
             };
-            if !hosts.iter().any(covers) {
+            let is_address = any_address && host.parse::<IpAddr>().is_ok();
+            if !is_address && !hosts.iter().any(covers) {
                 return Err("the Host is not allowed (see --allowed-hosts, MCP_ALLOWED_HOSTS)");
             }
         }
@@ -115,39 +109,31 @@ fn split_host(text: &str) -> (String, Option<u16>) {
 }
 
 /// Turns away requests that are not for us.
-pub(super) async fn check(State(guard): State<Arc<Guard>>, request: Request, next: Next) -> Response {
-    match guard.allows(request.uri(), request.headers()) {
-        Ok(()) => next.run(request).await,
-        Err(problem) => {
-            tracing::warn!(problem, "request refused");
-            (StatusCode::FORBIDDEN, format!("Forbidden: {problem}\n")).into_response()
+pub(super) async fn check(State(guard): State<Arc<Guard>>, mut request: Request, next: Next) -> Response {
+    for name in &CREDENTIALS {
+        if let header::Entry::Occupied(mut entry) = request.headers_mut().entry(name) {
+            // Whoever writes the headers into a log, at whatever level, writes `Sensitive` and not the value.
+            entry.iter_mut().for_each(|value| value.set_sensitive(true));
         }
+    }
+    match guard.allows(request.uri(), request.headers(), false) {
+        Ok(()) => next.run(request).await,
+        Err(problem) => refused(problem),
     }
 }
 
-/// Turns away requests that say that they are too large.
-///
-/// The body is read and thrown away first, up to a bound: a caller that is still sending when the connection closes
-/// sees a lost connection, which it may retry, and not the answer, which says that it need not.
-pub(super) async fn limit(request: Request, next: Next) -> Response {
-    let length =
-        request.headers().get(header::CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse().ok());
-    if length.is_none_or(|length: usize| length <= MAX_BODY) {
-        return next.run(request).await;
+/// The same for `/metrics`, except that every address is a good `Host`. Scrapers ask each replica by its address, and a
+/// web page can't make its own name one: what it rebinds is a name.
+pub(super) async fn check_scrape(State(guard): State<Arc<Guard>>, request: Request, next: Next) -> Response {
+    match guard.allows(request.uri(), request.headers(), true) {
+        Ok(()) => next.run(request).await,
+        Err(problem) => refused(problem),
     }
-    let mut body = request.into_body().into_data_stream();
-    let drain = async {
-        let mut drained = 0;
-        while let Some(Ok(chunk)) = body.next().await {
-            drained += chunk.len();
-            if drained > MAX_DRAINED {
-                break;
-            }
-        }
-    };
-    // Whether it was in time or not, the answer is the same.
-    _ = tokio::time::timeout(DRAIN_TIME, drain).await;
-    (StatusCode::PAYLOAD_TOO_LARGE, format!("the body must not be above {MAX_BODY} bytes\n")).into_response()
+}
+
+fn refused(problem: &'static str) -> Response {
+    tracing::warn!(problem, "request refused");
+    (StatusCode::FORBIDDEN, format!("Forbidden: {problem}\n")).into_response()
 }
 
 /// Counts requests by path and sort of answer.
@@ -160,7 +146,7 @@ pub(super) async fn count(request: Request, next: Next) -> Response {
         400..500 => "4xx",
         500.. => "5xx",
     };
-    metrics::counter!("mcp_server_http_requests_total", "path" => path, "status" => status).increment(1);
+    metrics::counter!(HTTP_REQUESTS.name, "path" => path, "status" => status).increment(1);
     response
 }
 
@@ -182,7 +168,7 @@ mod tests {
         let mut headers = HeaderMap::new();
         headers.extend(host.map(|host| (header::HOST, HeaderValue::from_static(host))));
         headers.extend(origin.map(|origin| (header::ORIGIN, HeaderValue::from_static(origin))));
-        let allowed = guard.allows(&Uri::from_static("/mcp"), &headers);
+        let allowed = guard.allows(&Uri::from_static("/mcp"), &headers, false);
         assert_eq!(allowed.is_ok(), expected, "{host:?} {origin:?}: {allowed:?}");
     }
 
@@ -201,6 +187,23 @@ mod tests {
         check(&own, Some("mcp.example.com:8443"), None, true);
         check(&own, Some("mcp.example.com"), None, false);
         check(&guard(&["*"], &[]), Some("anything"), None, true);
+    }
+
+    #[test]
+    fn scrapers_may_use_addresses_and_web_pages_may_not_ask() {
+        let scrape = |host: &'static str, origin: Option<&'static str>| {
+            let mut headers = HeaderMap::new();
+            headers.insert(header::HOST, HeaderValue::from_static(host));
+            headers.extend(origin.map(|origin| (header::ORIGIN, HeaderValue::from_static(origin))));
+            guard(&["mcp.internal"], &[]).allows(&Uri::from_static("/metrics"), &headers, true).is_ok()
+        };
+        for host in ["10.1.2.3:8080", "[fd00::1]:8080", "localhost:8080", "mcp.internal"] {
+            assert!(scrape(host, None), "{host}");
+        }
+        for host in ["evil.example", "10.1.2.3.evil.example", "1.2.3"] {
+            assert!(!scrape(host, None), "{host}");
+        }
+        assert!(!scrape("10.1.2.3:8080", Some("https://evil.example")));
     }
 
     #[test]

@@ -4,14 +4,14 @@
 //! a protocol version is answered as revision 2025-11-25 would; one with the `_meta` of 2026-07-28 as that would.
 
 use axum::{
-    body::{Body, to_bytes},
-    extract::State,
+    body::to_bytes,
+    extract::{Request, State},
     http::{HeaderMap, StatusCode, header},
     response::{IntoResponse, Response},
 };
 use rmcp::{
     model::{
-        ClientCapabilities, ClientJsonRpcMessage, ClientRequest, ErrorCode, Implementation,
+        ClientCapabilities, ClientJsonRpcMessage, ClientRequest, ErrorCode, GetExtensions, Implementation,
         InitializeRequestParams, ProtocolVersion, ServerJsonRpcMessage,
     },
     service::serve_directly_with_ct,
@@ -24,21 +24,26 @@ use super::MAX_BODY;
 use crate::gateway::Gateway;
 
 /// The handler.
-pub(super) async fn handle(State(gateway): State<Gateway>, headers: HeaderMap, body: Body) -> Response {
-    if !is_json(&headers) {
+pub(super) async fn handle(State(gateway): State<Gateway>, request: Request) -> Response {
+    let (parts, body) = request.into_parts();
+    if !is_json(&parts.headers) {
         return (StatusCode::UNSUPPORTED_MEDIA_TYPE, "Content-Type must be application/json\n")
             .into_response();
     }
+    // The guard has read it already, within its bounds.
     let Ok(body) = to_bytes(body, MAX_BODY).await else {
-        let problem = format!("the body must not be above {MAX_BODY} bytes\n");
-        return (StatusCode::PAYLOAD_TOO_LARGE, problem).into_response();
+        return StatusCode::PAYLOAD_TOO_LARGE.into_response();
     };
     let message = match read(&body) {
         Ok(message) => message,
         Err(refusal) => return refusal.into_response(),
     };
     match message {
-        message @ ClientJsonRpcMessage::Request(_) => answer(gateway, message).await,
+        ClientJsonRpcMessage::Request(mut message) => {
+            // As on `/mcp`, so that handlers find the HTTP request in the same place.
+            message.request.extensions_mut().insert(parts);
+            answer(gateway, ClientJsonRpcMessage::Request(message)).await
+        }
         // Nothing here lasts longer than one request, so there is nothing a notification could be about.
         ClientJsonRpcMessage::Notification(_) => StatusCode::ACCEPTED.into_response(),
         ClientJsonRpcMessage::Response(_) | ClientJsonRpcMessage::Error(_) => {

@@ -9,6 +9,7 @@ pub mod list;
 mod path_glob;
 pub mod read;
 pub mod roots;
+mod walk;
 
 pub use roots::{Files, RootError};
 

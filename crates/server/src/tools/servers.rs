@@ -12,6 +12,7 @@ pub mod status;
 /// The tools over this fleet.
 pub fn toolkit(fleet: Arc<Fleet>) -> Toolkit<Fleet> {
     Toolkit::new(fleet)
+        .always_runs()
         .with(&initialize::SPEC, initialize::server_initialize)
         .with(&list::SPEC, list::server_list)
         .with(&status::SPEC, status::server_status)

@@ -39,6 +39,14 @@ async fn files_are_listed_read_and_digested() {
     let beyond = server.call_ok("file_read", json!({"path": "hello.txt", "offset": 100})).await;
     assert_eq!((&beyond["content"], &beyond["eof"]), (&json!(""), &json!(true)));
 
+    let far = server.call_ok("file_read", json!({"path": "hello.txt", "offset": i64::MAX})).await;
+    assert_eq!((&far["content"], &far["eof"]), (&json!(""), &json!(true)));
+    for offset in [1_u64 << 63, u64::MAX] {
+        let arguments = json!({"path": "hello.txt", "offset": offset});
+        let (message, is_final) = server.call_error("file_read", arguments).await;
+        assert!(is_final && message.contains("below 2^63"), "{message}");
+    }
+
     let digest = server.call_ok("file_digest", json!({"path": "sub/../hello.txt"})).await;
     let absolute = tree.root.join("hello.txt");
     let again = server.call_ok("file_digest", json!({"path": absolute})).await;
@@ -54,11 +62,16 @@ async fn nothing_outside_of_the_root_is_reached() {
     let tree = tree();
     let server = Server::start(&["--root", tree.root.to_str().unwrap()]).await;
     let secret = tree.dir.path().join("secret.txt");
+    std::os::unix::fs::symlink(tree.dir.path().join("no-such-file"), tree.root.join("dangling")).unwrap();
     let outside = [
         "../secret.txt",
         "sub/../../secret.txt",
         "escape",
         "up/secret.txt",
+        "up/no-such-file",
+        "up/no-such-directory/x",
+        "escape/x",
+        "dangling",
         "/etc/passwd",
         "/etc/no-such-file",
         "../no-such-file",
@@ -99,9 +112,14 @@ async fn special_files_are_not_opened() {
     let tree = tree();
     let pipe = tree.root.join("pipe");
     assert!(std::process::Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+    let _socket = std::os::unix::net::UnixListener::bind(tree.root.join("socket")).unwrap();
     let server = Server::start(&["--root", tree.root.to_str().unwrap()]).await;
-    let (message, is_final) = server.call_error("file_read", json!({"path": "pipe"})).await;
-    assert!(is_final && message.contains("no regular file"), "{message}");
+    for (path, what) in [("pipe", "a named pipe"), ("socket", "a socket")] {
+        for tool in ["file_read", "file_digest"] {
+            let (message, is_final) = server.call_error(tool, json!({ "path": path })).await;
+            assert!(is_final && message.contains(what) && message.contains("no regular file"), "{message}");
+        }
+    }
 }
 
 #[tokio::test]

@@ -186,6 +186,27 @@ async fn broken_children_get_clear_errors() {
 }
 
 #[tokio::test]
+async fn a_list_of_tools_that_is_too_large_is_an_error() {
+    let dir = tempfile::tempdir().unwrap();
+    // Each page is below the bound, and there is always another one.
+    let page = r#"printf '{"jsonrpc":"2.0","id":%s,"result":{"nextCursor":"more","tools":[{"name":"t","description":"' "$id"
+        head -c 1500000 /dev/zero | tr '\0' x; printf '","inputSchema":{"type":"object"}}]}}\n'"#;
+    let body = legacy_server("work", "exit 0");
+    let (start, end) = body.split_once("*'\"tools/list\"'*)").unwrap();
+    let program = script(
+        dir.path(),
+        "server",
+        &format!("{start}*'\"tools/list\"'*) {page} ;;\n    *'\"tools/old\"'*){end}"),
+    );
+    let server = Server::start(&["--allow-command", &program]).await;
+    let expected = "the list of tools takes more than 4194304 bytes";
+    let (message, is_final) = server.initialize_error("x", json!({"command": program})).await;
+    assert!(!is_final && message.contains(expected), "{message}");
+    let status = server.status("x").await;
+    assert!(status["lastError"].as_str().unwrap().contains(expected), "{status}");
+}
+
+#[tokio::test]
 async fn a_failed_replacement_leaves_the_old_one_running() {
     let tree = tree();
     let allow = format!("{}; false", allow_own());

@@ -10,4 +10,8 @@ mod files;
 #[cfg(test)]
 mod hosting;
 #[cfg(test)]
+mod logs;
+#[cfg(test)]
 mod message;
+#[cfg(test)]
+mod repeats;

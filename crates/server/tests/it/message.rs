@@ -78,6 +78,9 @@ async fn what_is_wrong_is_said_in_json_rpc() {
     assert_eq!((status, body), (202, json!("")));
     let (status, _) = server.post(vec![b' '; 5 * 1024 * 1024]).await;
     assert_eq!(status, 413);
+    let chunks = futures::stream::iter((0..12).map(|_| Ok::<_, std::io::Error>(vec![b' '; 1024 * 1024])));
+    let (status, _) = server.post(reqwest::Body::wrap_stream(chunks)).await;
+    assert_eq!(status, 413, "without a length");
     let plain = server.http.post(server.url("/message")).body("{}").send().await.unwrap();
     assert_eq!(plain.status().as_u16(), 415);
     let get = server.http.get(server.url("/message")).send().await.unwrap();
@@ -109,13 +112,14 @@ async fn health_readiness_and_metrics_are_told() {
     let tree = tree();
     let server = Server::start(&["--root", tree.root.to_str().unwrap()]).await;
     server.call_ok("file_list", json!({})).await;
-    let get = async |path: &str| {
-        let response = server.http.get(server.url(path)).header("host", "any.host").send().await.unwrap();
+    let get = async |path: &str, host: &str| {
+        let response = server.http.get(server.url(path)).header("host", host).send().await.unwrap();
         (response.status().as_u16(), response.text().await.unwrap())
     };
-    assert_eq!(get("/health").await.0, 200);
-    assert_eq!(get("/ready").await.0, 200);
-    let (status, metrics) = get("/metrics").await;
+    assert_eq!(get("/health", "any.host").await.0, 200);
+    assert_eq!(get("/ready", "any.host").await.0, 200);
+    assert_eq!(get("/metrics", "any.host").await.0, 403, "a name that was rebound to this address");
+    let (status, metrics) = get("/metrics", "10.1.2.3:8080").await;
     assert_eq!(status, 200);
     let line = r#"mcp_server_tool_calls_total{kind="own",outcome="ok"} 1"#;
     assert!(metrics.contains(line), "{metrics}");

@@ -30,6 +30,7 @@ pub struct Args {
     path: String,
     /// How many bytes to skip (default 0).
     #[serde(default)]
+    #[schemars(range(max = 9_223_372_036_854_775_807_u64))]
     offset: u64,
     /// How many bytes to read at most. Without it the rest of the file, which must not be above the size limit.
     #[serde(default)]
@@ -80,6 +81,9 @@ pub async fn file_read(
 }
 
 fn read(files: &Files, args: &Args) -> Result<Content, ToolFailure> {
+    if i64::try_from(args.offset).is_err() {
+        return Err(ToolFailure::permanent("`offset` must be below 2^63: no file is larger"));
+    }
     let (confined, mut file, metadata) = files.open(&args.path)?;
     let size = metadata.len();
     let rest = size.saturating_sub(args.offset);
@@ -93,7 +97,10 @@ fn read(files: &Files, args: &Args) -> Result<Content, ToolFailure> {
         )));
     }
     let failure = |error| io_failure(&args.path, &error);
-    file.seek(SeekFrom::Start(args.offset)).map_err(failure)?;
+    if length > 0 {
+        // Behind the end there is nothing to read, and the file system may not even be able to count that far.
+        file.seek(SeekFrom::Start(args.offset)).map_err(failure)?;
+    }
     let mut bytes = Vec::new();
     // The file may grow or shrink meanwhile; never read more than was allowed above.
     file.take(length).read_to_end(&mut bytes).map_err(failure)?;

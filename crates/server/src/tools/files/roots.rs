@@ -1,16 +1,21 @@
 //! Confinement: which path a caller means, and whether it lies below a root.
 //!
-//! A path is resolved completely (`..` and symlinks) before it is compared with the roots, and what was opened is
-//! compared with what was resolved. Whether something exists outside of the roots is not told.
+//! A path is followed step by step, `..` and symlinks included, and never to anything outside of the roots; what was
+//! opened is compared with what was found. Whether something exists outside of the roots is not told.
 
 use std::{
-    fs::{File, Metadata},
+    fs::{File, FileType, Metadata, OpenOptions},
     io,
-    os::unix::fs::MetadataExt,
+    os::{
+        fd::AsRawFd,
+        unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt},
+    },
     path::{Component, Path, PathBuf},
 };
 
-use nix::errno::Errno;
+use nix::{errno::Errno, fcntl::OFlag};
+
+use super::walk::{Stop, walk};
 
 use crate::toolkit::ToolFailure;
 
@@ -97,17 +102,18 @@ impl Files {
         let mut problem = None;
         for base in &self.roots {
             // An absolute path replaces the base.
-            let candidate = base.join(wanted);
+            let candidate = self.as_resolved(base.join(wanted));
             let plain = lexical(&candidate);
-            if !self.roots.iter().chain(&self.written).any(|root| plain.starts_with(root)) {
+            if !self.roots.iter().any(|root| plain.starts_with(root)) {
                 continue;
             }
-            match candidate.canonicalize() {
+            match walk(&candidate, &self.roots) {
                 Ok(path) => match self.roots.iter().find(|root| path.starts_with(root)) {
                     Some(root) => return Ok(Confined { path, root: root.clone() }),
                     None => continue,
                 },
-                Err(error) => _ = problem.get_or_insert(error),
+                Err(Stop::Outside) => continue,
+                Err(Stop::Failed(error)) => _ = problem.get_or_insert(error),
             }
         }
         Err(match problem {
@@ -124,19 +130,59 @@ impl Files {
     pub fn open(&self, wanted: &str) -> Result<(Confined, File, Metadata), ToolFailure> {
         let confined = self.resolve(wanted)?;
         let failure = |error: io::Error| io_failure(wanted, &error);
-        // Opening a named pipe or a device can block or do things, so look first.
+        let changed = || ToolFailure::transient(format!("`{wanted}` changed while it was opened"));
+        // Opening a device can do things, so look first.
         let seen = confined.path.symlink_metadata().map_err(failure)?;
-        if !seen.is_file() {
-            let what = if seen.is_dir() { "a directory" } else { "no regular file" };
-            return Err(ToolFailure::permanent(format!("`{wanted}` is {what}")));
-        }
-        let file = File::open(&confined.path).map_err(failure)?;
+        check_regular(wanted, seen.file_type())?;
+        let file = match open_as_is(&confined.path) {
+            // It was no symlink a moment ago.
+            Err(error) if error.raw_os_error() == Some(Errno::ELOOP as i32) => return Err(changed()),
+            opened => opened.map_err(failure)?,
+        };
         let opened = file.metadata().map_err(failure)?;
-        if (opened.dev(), opened.ino()) != (seen.dev(), seen.ino()) || self.resolve(wanted)? != confined {
-            return Err(ToolFailure::transient(format!("`{wanted}` changed while it was opened")));
+        check_regular(wanted, opened.file_type())?;
+        let same = (opened.dev(), opened.ino()) == (seen.dev(), seen.ino());
+        if !same || !is_at(&file, &confined.path) || self.resolve(wanted)? != confined {
+            return Err(changed());
         }
         Ok((confined, file, opened))
     }
+
+    /// An absolute path that begins with a root as it was written, with the root as it is resolved.
+    fn as_resolved(&self, path: PathBuf) -> PathBuf {
+        let mut both = self.written.iter().zip(&self.roots);
+        both.find_map(|(written, root)| path.strip_prefix(written).ok().map(|rest| root.join(rest)))
+            .unwrap_or(path)
+    }
+}
+
+/// Opens what is there now, for reading. A named pipe that took a file's place does not make this wait for a writer, and
+/// a symlink is not followed.
+fn open_as_is(path: &Path) -> io::Result<File> {
+    let flags = OFlag::O_NONBLOCK | OFlag::O_NOFOLLOW;
+    OpenOptions::new().read(true).custom_flags(flags.bits()).open(path)
+}
+
+/// Whether an open file is the one at a path, as far as the system can say. Unlike a second look at the path this can't be
+/// deceived by a directory that is swapped twice.
+fn is_at(file: &File, path: &Path) -> bool {
+    match std::fs::read_link(format!("/proc/self/fd/{}", file.as_raw_fd())) {
+        Ok(place) => place == path,
+        // Not every system has this place to look.
+        Err(_) => true,
+    }
+}
+
+fn check_regular(wanted: &str, kind: FileType) -> Result<(), ToolFailure> {
+    let what = match kind {
+        kind if kind.is_file() => return Ok(()),
+        kind if kind.is_dir() => "a directory",
+        kind if kind.is_fifo() => "a named pipe, no regular file",
+        kind if kind.is_socket() => "a socket, no regular file",
+        kind if kind.is_char_device() || kind.is_block_device() => "a device, no regular file",
+        _ => "no regular file",
+    };
+    Err(ToolFailure::permanent(format!("`{wanted}` is {what}")))
 }
 
 /// The failure for an error of the file system. What is not there or not readable now is the caller's fault; other
@@ -145,6 +191,7 @@ pub fn io_failure(wanted: &str, error: &io::Error) -> ToolFailure {
     let errno = error.raw_os_error().map_or(Errno::UnknownErrno, Errno::from_raw);
     match errno {
         Errno::ENOENT => ToolFailure::permanent(format!("`{wanted}` does not exist")),
+        Errno::ENXIO | Errno::ENODEV => ToolFailure::permanent(format!("`{wanted}` is no regular file")),
         Errno::EACCES | Errno::EPERM | Errno::ENOTDIR | Errno::ELOOP | Errno::ENAMETOOLONG => {
             ToolFailure::permanent(format!("`{wanted}`: {error}"))
         }
@@ -163,4 +210,54 @@ fn lexical(path: &Path) -> PathBuf {
         }
     }
     out
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{sync::mpsc, time::Duration};
+
+    use nix::sys::stat::Mode;
+
+    use super::*;
+
+    #[test]
+    fn what_took_a_files_place_is_not_waited_for_and_not_followed() {
+        let dir = tempfile::tempdir().unwrap();
+        let (pipe, link) = (dir.path().join("pipe"), dir.path().join("link"));
+        nix::unistd::mkfifo(&pipe, Mode::S_IRWXU).unwrap();
+        std::os::unix::fs::symlink("/etc/passwd", &link).unwrap();
+        assert_eq!(open_as_is(&link).unwrap_err().raw_os_error(), Some(Errno::ELOOP as i32));
+        let (sender, receiver) = mpsc::channel();
+        std::thread::spawn(move || sender.send(open_as_is(&pipe).and_then(|file| file.metadata())));
+        let opened = receiver.recv_timeout(Duration::from_secs(30)).expect("it must not wait for a writer");
+        let failure = check_regular("x", opened.unwrap().file_type()).unwrap_err();
+        assert_eq!(failure, ToolFailure::permanent("`x` is a named pipe, no regular file"));
+    }
+
+    #[test]
+    fn an_open_file_is_where_it_was_opened() {
+        let dir = tempfile::tempdir().unwrap();
+        let base = dir.path().canonicalize().unwrap();
+        let path = base.join("a");
+        std::fs::write(&path, "").unwrap();
+        let file = open_as_is(&path).unwrap();
+        assert!(is_at(&file, &path));
+        std::fs::rename(&path, base.join("b")).unwrap();
+        std::fs::write(&path, "").unwrap();
+        assert!(!is_at(&file, &path) || !Path::new("/proc/self/fd").exists());
+    }
+
+    #[test]
+    fn a_root_may_be_named_as_it_was_written() {
+        let dir = tempfile::tempdir().unwrap();
+        let base = dir.path().canonicalize().unwrap();
+        std::fs::create_dir(base.join("real")).unwrap();
+        std::fs::write(base.join("real/file"), "").unwrap();
+        std::os::unix::fs::symlink("real", base.join("link")).unwrap();
+        let files = Files::new(&[base.join("link")], 1).unwrap();
+        for path in ["file", "real/file", "link/file"] {
+            let wanted = if path == "file" { path.to_owned() } else { base.join(path).display().to_string() };
+            assert_eq!(files.resolve(&wanted).unwrap().path, base.join("real/file"), "{wanted}");
+        }
+    }
 }

@@ -1,0 +1,65 @@
+//! The server's metrics, declared once.
+
+use fleet_ops::metrics::{Kind, Metric, Unit};
+
+/// HTTP requests.
+pub const HTTP_REQUESTS: Metric = Metric {
+    name: "mcp_server_http_requests_total",
+    kind: Kind::Counter,
+    unit: Unit::Count,
+    labels: &["path", "status"],
+    help: "HTTP requests by path and sort of answer.",
+};
+/// Tool calls.
+pub const TOOL_CALLS: Metric = Metric {
+    name: "mcp_server_tool_calls_total",
+    kind: Kind::Counter,
+    unit: Unit::Count,
+    labels: &["kind", "outcome"],
+    help: "Tool calls, of own and hosted tools: ok, tool-error, invalid, error. Repeats that were answered from memory \
+           count too.",
+};
+/// Time of a tool call.
+pub const TOOL_CALL_DURATION: Metric = Metric {
+    name: "mcp_server_tool_call_duration_seconds",
+    kind: Kind::Histogram,
+    unit: Unit::Seconds,
+    labels: &["kind"],
+    help: "Time from a tool call to its result.",
+};
+/// Hosted servers.
+pub const HOSTED_SERVERS: Metric = Metric {
+    name: "mcp_server_hosted_servers",
+    kind: Kind::Gauge,
+    unit: Unit::Count,
+    labels: &["state"],
+    help: "Hosted servers by state: starting, running, failed.",
+};
+/// Restarts of hosted servers.
+pub const HOSTED_RESTARTS: Metric = Metric {
+    name: "mcp_server_hosted_restarts_total",
+    kind: Kind::Counter,
+    unit: Unit::Count,
+    labels: &[],
+    help: "Restarts of hosted servers that had died.",
+};
+/// Repeats answered from memory.
+pub const REPEATS: Metric = Metric {
+    name: "mcp_server_repeats_answered_total",
+    kind: Kind::Counter,
+    unit: Unit::Count,
+    labels: &[],
+    help: "Repeated calls of jobs that were answered with the remembered result, so that no tool ran.",
+};
+/// Size of what is remembered.
+pub const REPEAT_BYTES: Metric = Metric {
+    name: "mcp_server_repeat_memory_bytes",
+    kind: Kind::Gauge,
+    unit: Unit::Bytes,
+    labels: &[],
+    help: "Bytes of remembered results.",
+};
+
+/// All of them.
+pub const TABLE: &[Metric] =
+    &[HTTP_REQUESTS, TOOL_CALLS, TOOL_CALL_DURATION, HOSTED_SERVERS, HOSTED_RESTARTS, REPEATS, REPEAT_BYTES];

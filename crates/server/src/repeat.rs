@@ -1,0 +1,262 @@
+//! Answering the repeat of a job's call from memory.
+//!
+//! Delivery is at least once: after a crash or a lost connection a worker makes a call again that has succeeded
+//! already. Within a window the server still knows the result and gives it back, so that the tool does not run twice.
+//! Only successes are remembered: a retry must run. While a call runs, its repeat waits for it.
+//!
+//! This is the thin shell around [`memory`]; [`key`] says which calls are the same.
+
+use std::{
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant},
+};
+
+use fleet_job::meta::REPEATED;
+use rmcp::model::{CallToolResponse, CallToolResult, ErrorData, MetaObject};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use crate::metrics::{REPEAT_BYTES, REPEATS};
+
+pub(crate) mod key;
+mod memory;
+
+pub(crate) use key::Key;
+use memory::{Begin, Memory};
+
+type Remembered = Arc<CallToolResult>;
+/// Holds the result once the running call has succeeded, and is closed without one where it has not.
+type Waiter = watch::Receiver<Option<Remembered>>;
+
+/// The results of jobs' calls that are remembered, and those calls that run.
+pub(crate) struct Repeats {
+    memory: Mutex<Memory<Remembered, Waiter>>,
+}
+
+/// Why a repeat was not answered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum NotAnswered {
+    /// The first call takes too long.
+    #[error("the same call of this job still runs and has no result yet")]
+    TimedOut,
+    /// The caller gave up.
+    #[error("the call was cancelled")]
+    Cancelled,
+}
+
+impl NotAnswered {
+    /// The same in a word, for programs.
+    pub(crate) fn reason(self) -> &'static str {
+        match self {
+            Self::TimedOut => "timeout",
+            Self::Cancelled => "cancelled",
+        }
+    }
+}
+
+impl Repeats {
+    /// Keeps results for `window`, and `max_bytes` of them at most.
+    pub(crate) fn new(window: Duration, max_bytes: u64) -> Self {
+        Self { memory: Mutex::new(Memory::new(window, max_bytes)) }
+    }
+
+    /// The remembered result of this call, or that of the same call that runs now, or what `run` gives. Waits for the
+    /// other call for `limit` at most.
+    pub(crate) async fn answer(
+        &self,
+        key: Key,
+        limit: Duration,
+        cancelled: &CancellationToken,
+        run: impl Future<Output = Result<CallToolResponse, ErrorData>>,
+    ) -> Result<Result<CallToolResponse, ErrorData>, NotAnswered> {
+        let deadline = tokio::time::Instant::now() + limit;
+        loop {
+            let (sender, waiter) = watch::channel(None);
+            let begin = self.with_memory(|memory| memory.begin(key, Instant::now(), || waiter));
+            let mut first = match begin {
+                Begin::Answer(result) => return Ok(Ok(repeated(&result))),
+                Begin::Run => {
+                    // Where this future is dropped, those who wait are told that there will be no result.
+                    let lead = Lead { repeats: self, key, sender };
+                    let result = run.await;
+                    if let Ok(CallToolResponse::Complete(result)) = &result
+                        && result.is_error != Some(true)
+                    {
+                        lead.succeeded(result);
+                    }
+                    return Ok(result);
+                }
+                Begin::Wait(first) => first,
+            };
+            tokio::select! {
+                ended = first.wait_for(Option::is_some) => {
+                    if let Some(result) = ended.ok().and_then(|ended| ended.clone()) {
+                        return Ok(Ok(repeated(&result)));
+                    }
+                    // It failed. This call, or another one that waited, runs now.
+                }
+                () = tokio::time::sleep_until(deadline) => return Err(NotAnswered::TimedOut),
+                () = cancelled.cancelled() => return Err(NotAnswered::Cancelled),
+            }
+        }
+    }
+
+    fn with_memory<R>(&self, work: impl FnOnce(&mut Memory<Remembered, Waiter>) -> R) -> R {
+        let mut memory = self.memory.lock().unwrap_or_else(PoisonError::into_inner);
+        let result = work(&mut memory);
+        metrics::gauge!(REPEAT_BYTES.name).set(memory.bytes() as f64);
+        result
+    }
+}
+
+/// The same result, marked.
+fn repeated(result: &CallToolResult) -> CallToolResponse {
+    metrics::counter!(REPEATS.name).increment(1);
+    let mut result = result.clone();
+    result.meta.get_or_insert_with(MetaObject::new).insert(REPEATED.to_owned(), true.into());
+    CallToolResponse::Complete(result)
+}
+
+/// The right to run a call. It ends without a result unless it is told one.
+struct Lead<'a> {
+    repeats: &'a Repeats,
+    key: Key,
+    sender: watch::Sender<Option<Remembered>>,
+}
+
+impl Lead<'_> {
+    fn succeeded(self, result: &CallToolResult) {
+        // What can't be measured can't be kept, but whoever waits may have it.
+        let size = size_of_json(result).unwrap_or(u64::MAX);
+        let result = Arc::new(result.clone());
+        let kept = result.clone();
+        self.repeats.with_memory(|memory| memory.succeeded(self.key, kept, size, Instant::now()));
+        self.sender.send_replace(Some(result));
+    }
+}
+
+impl Drop for Lead<'_> {
+    fn drop(&mut self) {
+        // After a success there is nothing left to end: nobody can run this call while its result is kept, and where it
+        // is not kept, the entry is gone; a later run has an entry of its own, which must stay.
+        if self.sender.borrow().is_none() {
+            self.repeats.with_memory(|memory| memory.failed(self.key));
+        }
+    }
+}
+
+/// How long a result is as JSON, without writing it anywhere.
+fn size_of_json(result: &CallToolResult) -> Option<u64> {
+    struct Count(u64);
+    impl std::io::Write for Count {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            self.0 += bytes.len() as u64;
+            Ok(bytes.len())
+        }
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+    let mut count = Count(0);
+    serde_json::to_writer(&mut count, result).ok()?;
+    Some(count.0)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{future::ready, task::Poll};
+
+    use futures::poll;
+    use rmcp::model::ContentBlock;
+    use serde_json::{Value, json};
+    use tokio::sync::oneshot;
+
+    use super::*;
+
+    const LIMIT: Duration = Duration::from_secs(60);
+    type Answer = Result<Result<CallToolResponse, ErrorData>, NotAnswered>;
+
+    fn key() -> Key {
+        Key::from_bytes([1; 32])
+    }
+
+    fn repeats(max_bytes: u64) -> Repeats {
+        Repeats::new(Duration::from_secs(600), max_bytes)
+    }
+
+    fn result(text: &str) -> Result<CallToolResponse, ErrorData> {
+        Ok(CallToolResult::success(vec![ContentBlock::text(text)]).into())
+    }
+
+    async fn never() -> Result<CallToolResponse, ErrorData> {
+        panic!("the tool must not run")
+    }
+
+    fn check(answer: &Answer, text: &str, repeated: bool) {
+        let Ok(Ok(CallToolResponse::Complete(result))) = answer else { panic!("{answer:?}") };
+        let result: Value = serde_json::to_value(result).unwrap();
+        assert_eq!(result["content"][0]["text"], json!(text), "{result}");
+        assert_eq!(result["_meta"][REPEATED] == json!(true), repeated, "{result}");
+    }
+
+    #[tokio::test]
+    async fn successes_are_remembered_and_failures_are_not() {
+        let (repeats, ct) = (repeats(1 << 20), CancellationToken::new());
+        let failed = CallToolResult::error(vec![ContentBlock::text("no")]);
+        let answer = repeats.answer(key(), LIMIT, &ct, ready(Ok(failed.into()))).await;
+        check(&answer, "no", false);
+        let error = Err(ErrorData::internal_error("no", None));
+        assert!(repeats.answer(key(), LIMIT, &ct, ready(error)).await.unwrap().is_err());
+        check(&repeats.answer(key(), LIMIT, &ct, ready(result("yes"))).await, "yes", false);
+        check(&repeats.answer(key(), LIMIT, &ct, never()).await, "yes", true);
+        check(&repeats.answer(key(), LIMIT, &ct, never()).await, "yes", true);
+    }
+
+    #[tokio::test]
+    async fn a_repeat_waits_for_the_call_that_runs() {
+        // The second memory keeps nothing, and whoever waits is answered all the same.
+        for repeats in [repeats(1 << 20), repeats(0)] {
+            let ct = CancellationToken::new();
+            let (finish, finished) = oneshot::channel();
+            let mut first =
+                std::pin::pin!(repeats.answer(key(), LIMIT, &ct, async { finished.await.unwrap() }));
+            assert!(matches!(poll!(&mut first), Poll::Pending));
+            let mut second = std::pin::pin!(repeats.answer(key(), LIMIT, &ct, never()));
+            assert!(matches!(poll!(&mut second), Poll::Pending));
+            finish.send(result("once")).unwrap();
+            check(&first.await, "once", false);
+            check(&second.await, "once", true);
+        }
+    }
+
+    #[tokio::test]
+    async fn a_repeat_runs_where_the_first_call_fails_or_is_given_up() {
+        let (repeats, ct) = (repeats(1 << 20), CancellationToken::new());
+        let mut first = Box::pin(repeats.answer(key(), LIMIT, &ct, std::future::pending()));
+        assert!(matches!(poll!(&mut first), Poll::Pending));
+        let (finish, finished) = oneshot::channel();
+        let mut second = Box::pin(repeats.answer(key(), LIMIT, &ct, async { finished.await.unwrap() }));
+        assert!(matches!(poll!(&mut second), Poll::Pending));
+        let mut third = Box::pin(repeats.answer(key(), LIMIT, &ct, ready(result("third"))));
+        assert!(matches!(poll!(&mut third), Poll::Pending));
+        drop(first);
+        assert!(matches!(poll!(&mut second), Poll::Pending), "it runs now");
+        assert!(matches!(poll!(&mut third), Poll::Pending), "one at a time");
+        finish.send(Err(ErrorData::internal_error("no", None))).unwrap();
+        assert!(second.await.unwrap().is_err());
+        check(&third.await, "third", false);
+    }
+
+    #[tokio::test]
+    async fn nobody_waits_for_ever() {
+        let (repeats, ct) = (repeats(1 << 20), CancellationToken::new());
+        let mut first = std::pin::pin!(repeats.answer(key(), LIMIT, &ct, std::future::pending()));
+        assert!(matches!(poll!(&mut first), Poll::Pending));
+        let late = repeats.answer(key(), Duration::ZERO, &ct, never()).await;
+        assert_eq!(late.unwrap_err(), NotAnswered::TimedOut);
+        let gone = CancellationToken::new();
+        gone.cancel();
+        let given_up = repeats.answer(key(), LIMIT, &gone, never()).await;
+        assert_eq!(given_up.unwrap_err(), NotAnswered::Cancelled);
+    }
+}

@@ -1,0 +1,176 @@
+//! By what a repeat is recognised.
+
+use rmcp::model::{CallToolRequestParams, JsonObject};
+use serde_json::{Map, Value};
+use sha2::{Digest, Sha256};
+
+use fleet_job::meta::{IDEMPOTENCY_KEY, JOB_ID};
+use http::{HeaderMap, HeaderName, header};
+
+/// Headers that say who calls. A result is for whoever could make the call, and for nobody else.
+pub(crate) const CREDENTIALS: [HeaderName; 4] = [
+    header::AUTHORIZATION,
+    header::PROXY_AUTHORIZATION,
+    header::COOKIE,
+    HeaderName::from_static("x-api-key"),
+];
+
+/// A digest over everything that makes a call this call: job id, idempotency key, tool, arguments, and who calls.
+///
+/// A digest, because arguments can be large and credentials should not be kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) struct Key([u8; 32]);
+
+impl Key {
+    /// The key of a call. `None` where it belongs to no job, or is one round of a longer exchange, which only the tool
+    /// itself can answer.
+    pub(crate) fn of(
+        params: &CallToolRequestParams,
+        meta: &Map<String, Value>,
+        headers: Option<&HeaderMap>,
+    ) -> Option<Self> {
+        if params.input_responses.is_some() || params.request_state.is_some() {
+            return None;
+        }
+        let job_id = meta.get(JOB_ID)?.as_str().filter(|job_id| !job_id.is_empty())?;
+        let mut hasher = Sha256::new();
+        text(&mut hasher, job_id);
+        // Of another type it is nobody's key, but still tells calls apart.
+        value(&mut hasher, meta.get(IDEMPOTENCY_KEY).unwrap_or(&Value::Null));
+        text(&mut hasher, &params.name);
+        object(&mut hasher, params.arguments.as_ref().unwrap_or(&JsonObject::new()));
+        for name in &CREDENTIALS {
+            let values: Vec<&[u8]> =
+                headers.map_or_else(Vec::new, |all| all.get_all(name).iter().map(|v| v.as_bytes()).collect());
+            count(&mut hasher, values.len());
+            values.iter().for_each(|value| bytes(&mut hasher, value));
+        }
+        Some(Self(hasher.finalize().into()))
+    }
+
+    #[cfg(test)]
+    pub(super) fn from_bytes(bytes: [u8; 32]) -> Self {
+        Self(bytes)
+    }
+}
+
+/// Writes a value so that equal values, whatever the order of their members, and no others are written equally: each
+/// begins with its kind, and what has a length with its length.
+fn value(hasher: &mut Sha256, value: &Value) {
+    match value {
+        Value::Null => hasher.update(b"0"),
+        Value::Bool(false) => hasher.update(b"f"),
+        Value::Bool(true) => hasher.update(b"t"),
+        Value::Number(number) => {
+            hasher.update(b"n");
+            text(hasher, &number.to_string());
+        }
+        Value::String(string) => {
+            hasher.update(b"s");
+            text(hasher, string);
+        }
+        Value::Array(items) => {
+            hasher.update(b"a");
+            count(hasher, items.len());
+            items.iter().for_each(|item| self::value(hasher, item));
+        }
+        Value::Object(members) => {
+            hasher.update(b"o");
+            object(hasher, members);
+        }
+    }
+}
+
+fn object(hasher: &mut Sha256, members: &Map<String, Value>) {
+    let mut members: Vec<_> = members.iter().collect();
+    members.sort_unstable_by_key(|(name, _)| name.as_str());
+    count(hasher, members.len());
+    for (name, member) in members {
+        text(hasher, name);
+        value(hasher, member);
+    }
+}
+
+fn text(hasher: &mut Sha256, text: &str) {
+    bytes(hasher, text.as_bytes());
+}
+
+fn bytes(hasher: &mut Sha256, bytes: &[u8]) {
+    count(hasher, bytes.len());
+    hasher.update(bytes);
+}
+
+fn count(hasher: &mut Sha256, count: usize) {
+    hasher.update((count as u64).to_be_bytes());
+}
+
+#[cfg(test)]
+mod tests {
+    use http::HeaderValue;
+    use serde_json::json;
+
+    use super::*;
+
+    fn key(call: &Value) -> Option<Key> {
+        let params: CallToolRequestParams = serde_json::from_value(call["params"].clone()).unwrap();
+        let meta = call["meta"].as_object().unwrap();
+        let mut headers = HeaderMap::new();
+        for (name, value) in call["headers"].as_object().into_iter().flatten() {
+            let name = HeaderName::try_from(name).unwrap();
+            headers.insert(name, HeaderValue::from_str(value.as_str().unwrap()).unwrap());
+        }
+        Key::of(&params, meta, Some(&headers))
+    }
+
+    fn call() -> Value {
+        json!({
+            "params": {"name": "t", "arguments": {"a": 1, "b": {"x": [1, "2"], "y": null}}},
+            "meta": {JOB_ID: "j", IDEMPOTENCY_KEY: "k", "io.mcp-fleet/attempt": 1},
+        })
+    }
+
+    #[test]
+    fn what_is_the_same_call_and_what_is_not() {
+        let check = |pointer: &str, value: Value, same: bool| {
+            let (base, mut other) = (call(), call());
+            let (parent, name) = pointer.rsplit_once('/').unwrap();
+            other.pointer_mut(parent).unwrap()[name.replace("~1", "/")] = value;
+            assert_eq!(key(&base) == key(&other), same, "{other}");
+        };
+        check("/meta/io.mcp-fleet~1attempt", json!(2), true);
+        check("/meta/traceparent", json!("x"), true);
+        check("/params/arguments", json!({"b": {"y": null, "x": [1, "2"]}, "a": 1}), true);
+        check("/meta/io.mcp-fleet~1jobId", json!("other"), false);
+        check("/meta/io.mcp-fleet~1idempotencyKey", json!("k#1"), false);
+        check("/params/name", json!("u"), false);
+        check("/params/arguments/a", json!("1"), false);
+        check("/params/arguments/a", json!(1.0), false);
+        check("/params/arguments/b/x", json!([1, 2]), false);
+        check("/params/arguments/b/x", json!(["2", 1]), false);
+        check("/params/arguments/b/y", json!({}), false);
+        check("/params/arguments", json!({}), false);
+        check("/headers", json!({"authorization": "Bearer a"}), false);
+        check("/headers", json!({"x-api-key": "a"}), false);
+        check("/headers", json!({"accept": "a"}), true);
+    }
+
+    #[test]
+    fn fields_do_not_run_into_each_other() {
+        let of = |job: &str, idempotency: &str| {
+            key(&json!({"params": {"name": "t"}, "meta": {JOB_ID: job, IDEMPOTENCY_KEY: idempotency}}))
+        };
+        assert_ne!(of("ab", "c"), of("a", "bc"));
+        let bare = json!({"params": {"name": "t"}, "meta": {JOB_ID: "j"}});
+        let empty = json!({"params": {"name": "t", "arguments": {}}, "meta": {JOB_ID: "j"}});
+        assert_eq!(key(&bare), key(&empty), "no arguments are no arguments");
+    }
+
+    #[test]
+    fn some_calls_are_not_to_be_remembered() {
+        let none = |call: Value| assert_eq!(key(&call), None, "{call}");
+        none(json!({"params": {"name": "t"}, "meta": {}}));
+        none(json!({"params": {"name": "t"}, "meta": {JOB_ID: ""}}));
+        none(json!({"params": {"name": "t"}, "meta": {JOB_ID: 7}}));
+        none(json!({"params": {"name": "t", "requestState": "s"}, "meta": {JOB_ID: "j"}}));
+    }
+}

@@ -1,0 +1,145 @@
+//! Following a path step by step, without a look at anything outside of the roots.
+//!
+//! `canonicalize` would follow a symlink to wherever it leads and say whether something is there. Here each step is
+//! checked by name before the file system is asked about it, so that the answer for a place outside is the same whether
+//! it exists or not.
+
+use std::{
+    collections::VecDeque,
+    ffi::OsString,
+    io,
+    path::{Component, Path, PathBuf},
+};
+
+use nix::errno::Errno;
+
+/// As many symlinks as Linux follows.
+const MAX_LINKS: usize = 40;
+
+/// Why a path leads nowhere that may be looked at.
+#[derive(Debug)]
+pub(super) enum Stop {
+    /// It leaves the roots.
+    Outside,
+    /// The file system says no, about a place below a root.
+    Failed(io::Error),
+}
+
+/// Where an absolute path leads, all symlinks followed. `roots` are resolved already.
+pub(super) fn walk(path: &Path, roots: &[PathBuf]) -> Result<PathBuf, Stop> {
+    let mut pending: VecDeque<OsString> = parts(path);
+    let mut current = PathBuf::from("/");
+    let mut links = 0;
+    while let Some(part) = pending.pop_front() {
+        if part == ".." {
+            current.pop();
+            continue;
+        }
+        let next = current.join(&part);
+        if !roots.iter().any(|root| next.starts_with(root)) {
+            // On the way down to a root there are only directories, and no secrets: the root's own path names them.
+            if roots.iter().any(|root| root.starts_with(&next)) {
+                current = next;
+                continue;
+            }
+            return Err(Stop::Outside);
+        }
+        let kind = next.symlink_metadata().map_err(Stop::Failed)?.file_type();
+        if kind.is_symlink() {
+            links += 1;
+            if links > MAX_LINKS {
+                return Err(Stop::Failed(Errno::ELOOP.into()));
+            }
+            let target = next.read_link().map_err(Stop::Failed)?;
+            if target.is_absolute() {
+                current = PathBuf::from("/");
+            }
+            let mut rest = parts(&target);
+            rest.append(&mut pending);
+            pending = rest;
+        } else if kind.is_dir() || pending.is_empty() {
+            current = next;
+        } else {
+            return Err(Stop::Failed(Errno::ENOTDIR.into()));
+        }
+    }
+    if roots.iter().any(|root| current.starts_with(root)) { Ok(current) } else { Err(Stop::Outside) }
+}
+
+/// The names in a path, `..` among them.
+fn parts(path: &Path) -> VecDeque<OsString> {
+    let part = |component: Component<'_>| match component {
+        Component::Normal(name) => Some(name.to_owned()),
+        Component::ParentDir => Some("..".into()),
+        Component::CurDir | Component::RootDir | Component::Prefix(_) => None,
+    };
+    path.components().filter_map(part).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+
+    #[test]
+    fn paths_lead_where_they_may() {
+        let dir = tempfile::tempdir().unwrap();
+        let base = dir.path().canonicalize().unwrap();
+        let root = base.join("root");
+        std::fs::create_dir_all(root.join("sub")).unwrap();
+        std::fs::write(root.join("file"), "").unwrap();
+        std::fs::write(base.join("there"), "").unwrap();
+        for (target, name) in [
+            ("sub", "relative"),
+            ("../../root/file", "sub/around"),
+            ("../there", "out-there"),
+            ("../missing", "out-missing"),
+            ("..", "up"),
+            ("loop", "loop"),
+            ("missing", "dangling"),
+        ] {
+            symlink(target, root.join(name)).unwrap();
+        }
+        symlink(root.join("file"), root.join("absolute")).unwrap();
+        symlink(base.join("there"), root.join("absolute-out")).unwrap();
+        // Leads back in by way of what is outside.
+        symlink(&root, base.join("back")).unwrap();
+        symlink("../back/file", root.join("there-and-back")).unwrap();
+
+        let roots = [root.clone()];
+        let check = |path: &str, expected: &str| {
+            let got = match walk(&root.join(path), &roots) {
+                Ok(path) => path.strip_prefix(&root).unwrap().to_str().unwrap().to_owned(),
+                Err(Stop::Outside) => "outside".to_owned(),
+                Err(Stop::Failed(error)) => format!("{:?}", Errno::from_raw(error.raw_os_error().unwrap())),
+            };
+            assert_eq!(got, expected, "{path}");
+        };
+        check("", "");
+        check("./sub/../file", "file");
+        check("../root/file", "file");
+        check("relative/around", "file");
+        check("absolute", "file");
+        check("missing", "ENOENT");
+        check("dangling", "ENOENT");
+        check("file/x", "ENOTDIR");
+        check("file/..", "ENOTDIR");
+        check("loop", "ELOOP");
+        for outside in [
+            "out-there",
+            "out-missing",
+            "absolute-out",
+            "up",
+            "up/there",
+            "up/missing",
+            "up/there/x",
+            "up/..",
+            "../there",
+            "../missing",
+            "there-and-back",
+        ] {
+            check(outside, "outside");
+        }
+    }
+}
