@@ -59,7 +59,9 @@ pub(crate) struct BrokerConfig {
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum BrokerError {
     /// The address is taken or not ours.
-    #[error("the embedded broker cannot listen on {address}")]
+    #[error(
+        "the embedded broker cannot listen on {address}; choose another port (dev: --broker-port, broker: --listen)"
+    )]
     Listen {
         /// What was asked for.
         address: SocketAddr,

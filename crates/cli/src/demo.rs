@@ -43,7 +43,13 @@ const INTERRUPTED: u8 = 130;
 /// The table shows every good job up to so many, and beyond that only what is worth a look.
 const MAX_ROWS: usize = 100;
 
+const EXAMPLES: &str = "Examples:
+  mcp-fleet demo --jobs 200 --workers 3
+  mcp-fleet demo --json | tail -1
+  mcp-fleet demo --brokers kafka:9092";
+
 #[derive(Debug, clap::Args)]
+#[command(after_help = EXAMPLES)]
 pub(crate) struct Args {
     /// How many jobs to submit, besides the one that hosts the files and the bad ones.
     #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]

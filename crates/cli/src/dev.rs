@@ -21,7 +21,13 @@ const RESTART_MAX: Duration = Duration::from_secs(30);
 /// A process that has lived for so long is well; its next death counts as the first.
 const WELL: Duration = Duration::from_secs(30);
 
+const EXAMPLES: &str = "Examples:
+  mcp-fleet dev
+  mcp-fleet dev --workers 4 --data-dir .fleet
+  mcp-fleet dev --broker-port 19092 --server-port 18080";
+
 #[derive(Debug, clap::Args)]
+#[command(after_help = EXAMPLES)]
 pub(crate) struct Args {
     /// How many workers to start.
     #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u16).range(1..=64))]

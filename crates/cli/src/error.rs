@@ -12,7 +12,7 @@ pub(crate) enum CliError {
     Kafka(#[from] KafkaError),
     #[error("the configuration can't be used")]
     Config(#[from] fleet_ops::config::ConfigError),
-    #[error("the embedded broker failed")]
+    #[error(transparent)]
     Broker(#[from] crate::broker::BrokerError),
     #[error("the embedded broker died ({0}); what it has confirmed is in its --data-dir, if it has one")]
     BrokerDied(String),

@@ -11,7 +11,13 @@ use crate::{connection::Connection, error::CliError, output};
 const OPEN: Duration = Duration::from_secs(10);
 const POLL: Duration = Duration::from_millis(200);
 
+const EXAMPLES: &str = "Examples:
+  mcp-fleet events
+  mcp-fleet events --from-start --no-follow --job job-1
+  mcp-fleet events --from-start --json | jq -r .state";
+
 #[derive(Debug, clap::Args)]
+#[command(after_help = EXAMPLES)]
 pub(crate) struct Args {
     #[command(flatten)]
     connection: Connection,

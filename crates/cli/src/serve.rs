@@ -13,7 +13,12 @@ use crate::{
 /// How often a child looks whether its parent is still there.
 const WATCH: Duration = Duration::from_millis(500);
 
+const BROKER_EXAMPLES: &str = "Examples:
+  mcp-fleet broker
+  mcp-fleet broker --listen 127.0.0.1:19092 --data-dir .fleet/broker";
+
 #[derive(Debug, clap::Args)]
+#[command(after_help = BROKER_EXAMPLES)]
 pub(crate) struct BrokerArgs {
     /// Where to listen; port 0 takes any free one.
     #[arg(long, default_value = "127.0.0.1:9092", value_name = "ADDRESS")]
@@ -40,6 +45,7 @@ pub(crate) struct ServerArgs {
 }
 
 #[derive(Debug, clap::Args)]
+#[command(after_help = kafka_worker::config::EXAMPLES)]
 pub(crate) struct WorkerArgs {
     #[command(flatten)]
     worker: kafka_worker::Args,

@@ -34,7 +34,13 @@ const POLL: Duration = Duration::from_millis(100);
 /// Records handed over to the producer and not acknowledged yet.
 const WINDOW: usize = 1000;
 
+const EXAMPLES: &str = "Examples:
+  mcp-fleet submit --server files --tool file_list --arguments '{\"path\":\".\"}' --wait
+  mcp-fleet submit --server-init .mcp.json --wait
+  mcp-fleet submit jobs.jsonl --brokers kafka:9092 --wait --json";
+
 #[derive(Debug, clap::Args)]
+#[command(after_help = EXAMPLES)]
 pub(crate) struct Args {
     #[command(flatten)]
     connection: Connection,

@@ -12,11 +12,16 @@ const REACH: Duration = Duration::from_secs(5);
 
 #[derive(Debug, clap::Subcommand)]
 pub(crate) enum Command {
-    /// Create the jobs topic, its events and its dead letters; those that exist are left as they are.
+    /// Create the jobs topic, its events, dead letters and delayed jobs; those that exist are left as they are.
     Create(Create),
 }
 
+const EXAMPLES: &str = "Examples:
+  mcp-fleet topics create
+  mcp-fleet topics create --brokers kafka:9092 --partitions 48 --replication 3 --replies mcp-replies";
+
 #[derive(Debug, clap::Args)]
+#[command(after_help = EXAMPLES)]
 pub(crate) struct Create {
     #[command(flatten)]
     connection: Connection,
@@ -29,6 +34,10 @@ pub(crate) struct Create {
     #[arg(long, value_parser = clap::value_parser!(i32).range(1..))]
     replication: Option<i32>,
 
+    /// Create this topic too, for jobs that name it in `replyTo`; may be repeated.
+    #[arg(long, value_name = "NAME")]
+    replies: Vec<String>,
+
     /// Print one JSON object.
     #[arg(long)]
     json: bool,
@@ -36,8 +45,9 @@ pub(crate) struct Create {
 
 pub(crate) async fn run(command: Command) -> Result<ExitCode, CliError> {
     let Command::Create(args) = command;
-    let specs =
-        admin::fleet_topics(&args.connection.topics(), args.partitions, args.replication.unwrap_or(-1));
+    let replication = args.replication.unwrap_or(-1);
+    let mut specs = admin::fleet_topics(&args.connection.topics(), args.partitions, replication);
+    specs.extend(args.replies.iter().map(|name| admin::reply_topic(name, replication)));
     let settings = args.connection.settings()?;
     // Whether the topic exists is not the question; whether a broker answers is, and this says so quickly.
     let (look, topic) = (settings.clone(), args.connection.topic.clone());

@@ -49,6 +49,12 @@ pub fn fleet_topics(topics: &Topics, partitions: i32, replication: i32) -> Vec<T
     ]
 }
 
+/// A topic for replies: like events in size, and kept for as long as the broker keeps records.
+pub fn reply_topic(name: &str, replication: i32) -> TopicSpec {
+    let properties = vec![("max.message.bytes", "4194304")];
+    TopicSpec { name: name.to_owned(), partitions: 3, replication, properties }
+}
+
 /// Creates those of `specs` that do not exist; the names of the ones that were created.
 ///
 /// # Errors

@@ -1,6 +1,6 @@
 //! What can go wrong with the server as a whole, and how errors are written out.
 
-use std::{fmt::Write, net::SocketAddr, path::PathBuf};
+use std::{fmt::Write, path::PathBuf};
 
 use crate::{policy::PolicyError, tools::files::RootError};
 
@@ -27,14 +27,8 @@ pub enum ServerError {
         error: std::io::Error,
     },
     /// The address can't be listened on.
-    #[error("can't listen on {address}")]
-    Listen {
-        /// The address.
-        address: SocketAddr,
-        /// Why not.
-        #[source]
-        error: std::io::Error,
-    },
+    #[error("{0}; choose another port with PORT")]
+    Listen(std::io::Error),
     /// The ready file can't be written.
     #[error("ready file {}", path.display())]
     ReadyFile {

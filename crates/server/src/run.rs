@@ -76,8 +76,7 @@ async fn serve_http(
     let streams = CancellationToken::new();
     let router = http::router(gateway, config, health.clone(), metrics, streams.clone());
     let listened = bind(config.listen).await;
-    let (listener, address) =
-        listened.map_err(|error| ServerError::Listen { address: config.listen, error })?;
+    let (listener, address) = listened.map_err(ServerError::Listen)?;
     health.set_ready();
     tracing::info!(%address, "listening");
     if let Some(path) = &config.ready_file {
