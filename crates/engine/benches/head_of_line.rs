@@ -118,6 +118,8 @@ fn run(arrivals: &[Arrival], ordering: Ordering, has_slow: bool) -> Run {
                     max_attempts: 1,
                     spent: 0,
                     limits: [None; 2],
+                    returned: false,
+                    keeps_progress: false,
                 };
                 engine.handle(
                     time(next),

@@ -37,6 +37,9 @@ pub struct Engine {
     unwritten: usize,
     buffered: usize,
     buffered_bytes: usize,
+    /// Those of them that wait to be passed on, which says nothing about how busy this worker is.
+    relays: usize,
+    relay_bytes: usize,
     /// All partitions are paused because memory is full.
     full: bool,
 }
@@ -87,6 +90,8 @@ impl Engine {
             unwritten: 0,
             buffered: 0,
             buffered_bytes: 0,
+            relays: 0,
+            relay_bytes: 0,
             full: false,
             config,
         }
@@ -143,6 +148,7 @@ impl Engine {
             }
             Input::Finished(token, attempt) => self.finished(now, token, attempt),
             Input::Written(token) => self.written(now, token),
+            Input::NotDeferred(token) => self.not_deferred(token),
             Input::WriteFailed(token) => self.write_failed(now, token),
             Input::Committed { partition, generation, ok } => self.committed(now, partition, generation, ok),
             Input::Cancel(token) => self.cancel(token),
@@ -217,8 +223,12 @@ impl Engine {
         self.unwritten -= state
             .open
             .values()
-            .filter(|slot| matches!(slot.phase, Phase::Settling(_) | Phase::Unwritten(_)))
+            .filter(
+                |slot| matches!(slot.phase, Phase::Settling(end) | Phase::Unwritten(end) if end.is_final()),
+            )
             .count();
+        self.relays -= state.waiting_relays;
+        self.relay_bytes -= state.waiting_relay_bytes;
         self.buffered -= state.open.len();
         self.buffered_bytes -= state.buffered_bytes;
         let generation = state.generation;

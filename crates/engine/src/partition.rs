@@ -109,6 +109,7 @@ pub(crate) struct PartitionState {
     gated: BTreeSet<i64>,
     /// Records to be passed on whose time has not come.
     pub(crate) waiting_relays: usize,
+    pub(crate) waiting_relay_bytes: usize,
     /// Jobs under way or being written: they can settle in any order without asking again.
     pub(crate) active: usize,
     pub(crate) buffered_bytes: usize,
@@ -140,6 +141,7 @@ impl PartitionState {
             escapes: 0,
             gated: BTreeSet::new(),
             waiting_relays: 0,
+            waiting_relay_bytes: 0,
             active: 0,
             buffered_bytes: 0,
             committed,
@@ -220,6 +222,14 @@ impl PartitionState {
         Some(slot)
     }
 
+    /// The record at `offset`, just delivered, is settled already. Said in the next commit, if there is room for it.
+    pub(crate) fn pass_over(&mut self, offset: i64) {
+        if self.has_room(offset) {
+            self.touched = self.touched.max(offset);
+        }
+        self.dirty = true;
+    }
+
     fn mark(&mut self, attempts: u32) {
         self.marked += 1;
         self.escapes += usize::from(attempts >= LARGE_ATTEMPTS);
@@ -250,7 +260,7 @@ impl PartitionState {
     pub(crate) fn has_room(&self, offset: i64) -> bool {
         let Some(frontier) = self.frontier().filter(|frontier| *frontier < offset) else { return true };
         let attempts = self.open.get(&offset).map_or(0, |slot| slot.attempts);
-        let may_escape = attempts + 1 >= LARGE_ATTEMPTS;
+        let may_escape = attempts.saturating_add(1) >= LARGE_ATTEMPTS;
         let dense = self.touched.max(offset) - frontier < DENSE_WINDOW
             && self.escapes + usize::from(may_escape) <= MAX_ESCAPES;
         let restored = self.restored.open.len() * RUN_BYTES + self.restored.attempts.len() * ATTEMPTS_BYTES;

@@ -124,7 +124,7 @@ impl Progress {
         }
         let mut escaped = Vec::new();
         for (offset, attempts) in &self.attempts {
-            let symbol = u8::try_from(attempts + 1).unwrap_or(ESCAPE).min(ESCAPE);
+            let symbol = u8::try_from(attempts.saturating_add(1)).unwrap_or(ESCAPE).min(ESCAPE);
             *symbols.get_mut(index(*offset)?)? = symbol;
             if symbol == ESCAPE {
                 escaped.push(*attempts);

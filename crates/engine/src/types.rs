@@ -56,6 +56,11 @@ pub struct JobSpec {
     pub spent: u32,
     /// What bounds how many jobs like this one run at once.
     pub limits: Limits,
+    /// It comes back from the delayed topic, so its wait is nearly over. It is deferred again only if it has to wait very
+    /// much longer than others: clocks differ, and it must not go round between workers that see it differently.
+    pub returned: bool,
+    /// Its attempts leave something behind that only this worker has, so it is not deferred between them.
+    pub keeps_progress: bool,
 }
 
 /// What a record turned out to be.
@@ -99,6 +104,13 @@ pub enum Terminal {
     Relayed,
 }
 
+impl Terminal {
+    /// Whether the job has come to its end, and does not go on as another record.
+    pub(crate) fn is_final(self) -> bool {
+        !matches!(self, Self::Deferred(_) | Self::Relayed)
+    }
+}
+
 /// What happened outside.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Input<'a> {
@@ -128,6 +140,8 @@ pub enum Input<'a> {
     Written(Token),
     /// What [`Command::Settle`] asked for could not be written; the engine asks again.
     WriteFailed(Token),
+    /// The delayed topic can't take the job, now or ever: it waits here.
+    NotDeferred(Token),
     /// A commit that [`Command::Commit`] asked for has ended.
     Committed {
         /// Its partition.

@@ -20,6 +20,8 @@ const SPEC: JobSpec = JobSpec {
     max_attempts: 3,
     spent: 0,
     limits: [None; 2],
+    returned: false,
+    keeps_progress: false,
 };
 const NONE: [i64; 0] = [];
 const UNAVAILABLE: Attempt = Attempt::Failed(FailureClass::Unavailable, None);

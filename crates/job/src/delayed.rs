@@ -20,6 +20,8 @@ const MAX_MESSAGE_BYTES: usize = 1024;
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Delayed {
+    /// The consumer group whose job it is: another group on the same topics runs its own jobs.
+    pub group: String,
     /// The job's first record: the topic.
     pub topic: String,
     /// Its partition.
@@ -83,6 +85,7 @@ mod tests {
     #[test]
     fn it_is_read_back_and_taken_off() {
         let delayed = Delayed {
+            group: "mcp-workers".into(),
             topic: "mcp-jobs".into(),
             partition: 3,
             offset: 77,

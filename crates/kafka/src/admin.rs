@@ -8,7 +8,7 @@ use rdkafka::{
     admin::{AdminClient, AdminOptions, NewTopic, TopicReplication},
     client::DefaultClientContext,
     consumer::{BaseConsumer, Consumer},
-    error::RDKafkaErrorCode,
+    error::{KafkaError as Native, RDKafkaErrorCode},
 };
 
 use crate::{error::KafkaError, settings::Settings};
@@ -32,7 +32,9 @@ pub struct TopicSpec {
 pub const DELAY_TIERS: i32 = 6;
 
 /// The topics of a fleet: jobs with `partitions` partitions, events (compacted), dead letters (kept until somebody
-/// looks), delayed jobs (kept until their time comes). Jobs may be larger than a worker takes, so that an oversized one ends as a dead letter that can be looked at
+/// looks), delayed jobs. A record stays in the delayed topic
+/// for days at most before it is written on, so what is older is only what was written on already; a fleet that stands
+/// still for a month loses what waits. Jobs may be larger than a worker takes, so that an oversized one ends as a dead letter that can be looked at
 /// and not as a producer's error; a dead letter needs room for its headers on top.
 pub fn fleet_topics(topics: &Topics, partitions: i32, replication: i32) -> Vec<TopicSpec> {
     let spec = |name: &str, partitions, properties: &[(&'static str, &'static str)]| TopicSpec {
@@ -45,7 +47,11 @@ pub fn fleet_topics(topics: &Topics, partitions: i32, replication: i32) -> Vec<T
         spec(&topics.jobs, partitions, &[("max.message.bytes", "4194304")]),
         spec(&topics.events, partitions, &[("cleanup.policy", "compact"), ("max.message.bytes", "4194304")]),
         spec(&topics.dlq, partitions.min(3), &[("retention.ms", "-1"), ("max.message.bytes", "5242880")]),
-        spec(&topics.delayed, DELAY_TIERS, &[("retention.ms", "-1"), ("max.message.bytes", "5242880")]),
+        spec(
+            &topics.delayed,
+            DELAY_TIERS,
+            &[("retention.ms", "2592000000"), ("max.message.bytes", "5242880")],
+        ),
     ]
 }
 
@@ -111,13 +117,20 @@ pub fn is_stable(
 /// The number of partitions of `topic`. Blocks the thread for at most `timeout`.
 ///
 /// # Errors
-/// [`KafkaError::Unreachable`] or [`KafkaError::NoTopic`].
+/// [`KafkaError::Unreachable`], [`KafkaError::Request`], or [`KafkaError::NoTopic`] where there is none.
 pub fn partitions(settings: &Settings, topic: &str, timeout: Duration) -> Result<i32, KafkaError> {
     let client: BaseConsumer = settings.admin().create().map_err(KafkaError::client)?;
     let metadata = client
         .fetch_metadata(Some(topic), timeout)
         .map_err(|source| KafkaError::Unreachable { brokers: settings.brokers.clone(), source })?;
-    let found = metadata.topics().iter().find(|found| found.name() == topic && found.error().is_none());
+    let found = metadata.topics().iter().find(|found| found.name() == topic);
+    // Only this one answer says that there is no such topic; in the middle of an election there are others.
+    if let Some(error) = found.and_then(|found| found.error()).map(RDKafkaErrorCode::from)
+        && error != RDKafkaErrorCode::UnknownTopicOrPartition
+    {
+        let source = Native::MetadataFetch(error);
+        return Err(KafkaError::Request { what: "asking for a topic's partitions", source });
+    }
     match found.map_or(0, |found| found.partitions().len()) {
         0 => Err(KafkaError::NoTopic(topic.to_owned())),
         n => Ok(i32::try_from(n).unwrap_or(i32::MAX)),

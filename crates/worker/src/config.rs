@@ -91,7 +91,7 @@ pub struct Args {
 
     /// The longest that a job waits in memory for its `notBefore` or its next attempt; beyond, it goes through the
     /// delayed topic, if there is one.
-    #[arg(long, env = "MCP_MAX_PARK", default_value = "60s", value_parser = parse_duration, value_name = "DURATION")]
+    #[arg(long, env = "MCP_MAX_PARK", default_value = "60s", value_parser = parse_park, value_name = "DURATION")]
     pub max_park: Duration,
 
     /// How long running jobs may take to finish when the worker stops or gives partitions back.
@@ -125,6 +125,15 @@ pub struct Args {
     /// The least time between two commits of a partition.
     #[arg(long, env = "MCP_COMMIT_INTERVAL", default_value = "1s", value_parser = parse_duration, value_name = "DURATION")]
     pub commit_interval: Duration,
+}
+
+/// Less than a second would only send jobs round and round.
+fn parse_park(text: &str) -> Result<Duration, String> {
+    let park = parse_duration(text).map_err(|error| error.to_string())?;
+    if park < Duration::from_secs(1) {
+        return Err("it must be at least 1s".to_owned());
+    }
+    Ok(park)
 }
 
 /// In which order jobs may start.
@@ -211,6 +220,13 @@ mod tests {
     fn args(extra: &[&str]) -> Args {
         let base = ["kafka-worker", "--brokers", "b:1", "--server-url", "http://s"];
         Cli::parse_from(base.iter().chain(extra)).args
+    }
+
+    #[test]
+    fn jobs_are_not_sent_round_for_less_than_a_second() {
+        assert_eq!(args(&["--max-park", "1s"]).max_park, Duration::from_secs(1));
+        let base = ["kafka-worker", "--brokers", "b:1", "--server-url", "http://s", "--max-park", "0s"];
+        assert!(Cli::try_parse_from(base).is_err());
     }
 
     #[test]

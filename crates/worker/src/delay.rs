@@ -11,6 +11,8 @@ use fleet_job::time::Timestamp;
 
 /// How much longer the next partition waits.
 const FACTOR: u32 = 6;
+/// More partitions than this would be for longer waits than anybody has time for.
+const MOST: i32 = 12;
 
 /// The partitions of the delayed topic, as one fleet uses them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -34,6 +36,11 @@ impl Tiers {
         Self { partitions: partitions.max(1), max_park }
     }
 
+    /// How long records wait in this partition of the delayed topic.
+    pub(crate) fn wait_of(&self, partition: i32) -> Duration {
+        (0..partition.clamp(0, MOST)).fold(self.max_park / 2, |wait, _| wait.saturating_mul(FACTOR))
+    }
+
     /// What is next, at `now`, for a job that is due at `until`.
     pub(crate) fn next(&self, now: Timestamp, until: Timestamp) -> Next {
         let left = until.since(now);
@@ -41,11 +48,9 @@ impl Tiers {
             return Next::Return;
         }
         // The first one is shorter than `max_park`, so it always fits.
-        let mut tier = (0, self.max_park / 2);
-        while tier.0 + 1 < self.partitions && tier.1.saturating_mul(FACTOR) <= left {
-            tier = (tier.0 + 1, tier.1.saturating_mul(FACTOR));
-        }
-        Next::Wait(tier.0, now.plus(tier.1))
+        let fits = |tier: &i32| self.wait_of(*tier) <= left;
+        let tier = (1..self.partitions.min(MOST)).take_while(fits).last().unwrap_or(0);
+        Next::Wait(tier, now.plus(self.wait_of(tier)))
     }
 }
 

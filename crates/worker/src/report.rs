@@ -64,6 +64,8 @@ pub(crate) struct Settlement {
     pub(crate) reply: Option<Outgoing>,
 }
 
+/// Where the key decides on the partition.
+pub(crate) const ANY_PARTITION: i32 = -1;
 /// The longest trace header that is passed on, in bytes (W3C Trace Context asks for at least 512 of tracestate).
 const MAX_TRACE_BYTES: usize = 1024;
 
@@ -188,7 +190,7 @@ impl Reporter {
     }
 
     /// The record that carries a waiting job on: into the delayed topic, or from there back to its own. The short form
-    /// leaves the partition to the key, should it not exist.
+    /// does without what makes it larger than it was, and leaves the partition to the key.
     pub(crate) fn passed_on(&self, record: &RawRecord, delayed: Delayed, now: Timestamp) -> Letter {
         let next = self.tiers.map_or(Next::Return, |tiers| tiers.next(now, delayed.until));
         let (topic, partition, look_at) = match next {
@@ -198,12 +200,12 @@ impl Reporter {
         let header = Delayed { look_at, ..delayed }.header();
         let whole = Outgoing {
             topic: topic.clone(),
-            partition: Some(partition),
+            partition: Some(partition).filter(|partition| *partition != ANY_PARTITION),
             key: record.key.clone(),
             value: record.value.clone(),
             headers: record.headers.iter().cloned().chain([header]).collect(),
         };
-        Letter { bare: Outgoing { partition: None, ..whole.clone() }, whole }
+        Letter { bare: Outgoing { partition: None, headers: record.headers.clone(), ..whole.clone() }, whole }
     }
 
     /// The result, if it fits into an event.

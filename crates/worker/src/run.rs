@@ -64,8 +64,11 @@ pub async fn run(args: Args) -> Result<(), WorkerError> {
     let worker = args.worker_name();
     tracing::info!(%worker, brokers = %args.brokers, topic = %args.topic, group = %args.group, health = %address,
         max_in_flight = args.max_in_flight, ordering = ?args.ordering, "starting");
-    let result = if wait_for_topics(&settings, &topics, &health, &shutdown).await {
-        let tiers = delayed_topic(&settings, &topics, args.max_park).await;
+    let result = if let Some(delayed) = wait_for_topics(&settings, &topics, &health, &shutdown).await {
+        if delayed.is_none() {
+            tracing::info!(topic = topics.delayed, "there is no such topic: long delays wait in memory");
+        }
+        let tiers = delayed.map(|partitions| Tiers::new(partitions, args.max_park));
         let mut consumed = vec![topics.jobs.clone()];
         consumed.extend(tiers.map(|_| topics.delayed.clone()));
         let (consumer, events) = Consumer::start(ConsumerConfig {
@@ -102,42 +105,25 @@ fn client_config(args: &Args) -> Result<ClientConfig, fleet_mcp_client::ConfigEr
     Ok(config)
 }
 
-/// The delayed topic, where there is one.
-async fn delayed_topic(settings: &Settings, topics: &Topics, max_park: Duration) -> Option<Tiers> {
-    let (settings, name) = (settings.clone(), topics.delayed.clone());
-    let asked =
-        tokio::task::spawn_blocking(move || admin::partitions(&settings, &name, METADATA_TIMEOUT)).await;
-    match asked {
-        Ok(Ok(partitions)) => Some(Tiers::new(partitions, max_park)),
-        Ok(Err(error)) => {
-            tracing::info!(topic = topics.delayed, reason = %errors::chain(&error), "long delays wait in memory");
-            None
-        }
-        Err(_) => None,
-    }
-}
-
-/// Waits until the broker answers and has all topics. `false` when the worker is to stop before that.
+/// Waits until the broker answers and has all topics. Returns how many partitions the delayed topic has, the only one
+/// that need not be there; `None` when the worker is to stop before that.
 async fn wait_for_topics(
     settings: &Settings,
     topics: &Topics,
     health: &http::Health,
     shutdown: &CancellationToken,
-) -> bool {
+) -> Option<Option<i32>> {
     let mut said = String::new();
     loop {
-        let (settings, names) =
-            (settings.clone(), [topics.jobs.clone(), topics.events.clone(), topics.dlq.clone()]);
-        let look = tokio::task::spawn_blocking(move || {
-            names.iter().try_for_each(|name| admin::partitions(&settings, name, METADATA_TIMEOUT).map(drop))
-        });
+        let (settings, topics) = (settings.clone(), topics.clone());
+        let look = tokio::task::spawn_blocking(move || look_for(&settings, &topics));
         let problem = tokio::select! {
             found = look => match found {
-                Ok(Ok(())) => return true,
+                Ok(Ok(delayed)) => return Some(delayed),
                 Ok(Err(error)) => errors::chain(&error),
                 Err(error) => error.to_string(),
             },
-            () = shutdown.cancelled() => return false,
+            () = shutdown.cancelled() => return None,
         };
         if problem != said {
             tracing::warn!("waiting: {problem}");
@@ -146,7 +132,18 @@ async fn wait_for_topics(
         }
         tokio::select! {
             () = tokio::time::sleep(LOOK_AGAIN) => {}
-            () = shutdown.cancelled() => return false,
+            () = shutdown.cancelled() => return None,
         }
+    }
+}
+
+fn look_for(settings: &Settings, topics: &Topics) -> Result<Option<i32>, KafkaError> {
+    for name in [&topics.jobs, &topics.events, &topics.dlq] {
+        admin::partitions(settings, name, METADATA_TIMEOUT)?;
+    }
+    match admin::partitions(settings, &topics.delayed, METADATA_TIMEOUT) {
+        Ok(partitions) => Ok(Some(partitions)),
+        Err(KafkaError::NoTopic(_)) => Ok(None),
+        Err(error) => Err(error),
     }
 }

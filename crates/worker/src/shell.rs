@@ -223,6 +223,7 @@ impl Shell {
                 counter!(names::PASSED_ON.name, "topic" => topic).increment(1);
                 self.written(token);
             }
+            Done::NotDeferred(token) => self.feed(Input::NotDeferred(token)),
             Done::NotWritten { token, dead_letter_written } => {
                 if !std::mem::replace(&mut self.writes_fail, true) {
                     self.health.set_not_ready(
@@ -254,6 +255,10 @@ impl Shell {
             tracing::info!(?token, "a call ended after its partition was given away; its outcome is dropped");
             return;
         };
+        // A call that was aborted may have ended just before.
+        if !std::mem::take(&mut held.running) {
+            return;
+        }
         held.task = None;
         held.done = done;
         held.met_outage = false;
@@ -347,6 +352,7 @@ impl Shell {
             invariant::violated("I4", format_args!("{token:?} runs after it was settled"));
         }
         held.started_at = Some(now);
+        held.running = true;
         let timeout = envelope.timeout_ms.map_or(self.args.call_timeout, Duration::from_millis);
         let job =
             Job { envelope, record: held.record.clone(), timeout, done: std::mem::take(&mut held.done) };

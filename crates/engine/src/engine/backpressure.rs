@@ -13,12 +13,19 @@ impl Engine {
         (self.config.max_buffered / self.partitions.len().max(1)).max(2)
     }
 
+    /// Jobs in memory, and their bytes, without those that only wait to be passed on. Few of these are read ahead, and
+    /// what they wait for is no reason to stop everything else.
+    fn busy(&self) -> (usize, usize) {
+        (self.buffered - self.relays, self.buffered_bytes - self.relay_bytes)
+    }
+
     /// Pauses and resumes after a change in `partition`. Between the two limits nothing changes, because every pause
     /// throws away what librdkafka has fetched ahead.
     pub(super) fn update_pause(&mut self, partition: Partition) {
         let Config { max_buffered, max_buffered_bytes, .. } = self.config;
-        let over = self.buffered >= max_buffered || self.buffered_bytes >= max_buffered_bytes;
-        let under = self.buffered <= max_buffered / 2 && self.buffered_bytes <= max_buffered_bytes / 2;
+        let (jobs, bytes) = self.busy();
+        let over = jobs >= max_buffered || bytes >= max_buffered_bytes;
+        let under = jobs <= max_buffered / 2 && bytes <= max_buffered_bytes / 2;
         if (over && !self.full) || (under && self.full) {
             self.full = over;
             self.update_pauses();
@@ -29,10 +36,8 @@ impl Engine {
     }
 
     pub(super) fn update_pauses(&mut self) {
-        if self.full
-            && self.buffered <= self.config.max_buffered / 2
-            && self.buffered_bytes <= self.config.max_buffered_bytes / 2
-        {
+        let (jobs, bytes) = self.busy();
+        if self.full && jobs <= self.config.max_buffered / 2 && bytes <= self.config.max_buffered_bytes / 2 {
             self.full = false;
         }
         let share = self.share();

@@ -14,6 +14,8 @@ use crate::{
 
 /// The longest that a server's `Retry-After` is believed.
 const MAX_RETRY_AFTER: Duration = Duration::from_secs(3600);
+/// So many times longer than others a job waits in memory that has come back from the delayed topic.
+const RETURNED: u32 = 10;
 
 impl Engine {
     pub(super) fn record(
@@ -72,7 +74,10 @@ impl Engine {
                 self.set_phase(token, Phase::Delayed);
                 if let Some(state) = self.partitions.get_mut(&partition) {
                     state.waiting_relays += 1;
+                    state.waiting_relay_bytes += bytes;
                 }
+                self.relays += 1;
+                self.relay_bytes += bytes;
                 self.timers.set(at, token, Alarm::Eligible);
             }
             _ => self.end_early(token),
@@ -83,7 +88,7 @@ impl Engine {
     /// The record at `token` is settled already, and what stands in the commits does not say so yet.
     fn pass_over(&mut self, now: Timestamp, token: Token) {
         if let Some(state) = self.partitions.get_mut(&token.partition) {
-            state.dirty = true;
+            state.pass_over(token.offset);
         }
         self.out.push_back(Command::Forget(token));
         self.schedule_commit(now, token.partition, self.config.commit_interval);
@@ -94,16 +99,15 @@ impl Engine {
         let lane = keys::lane(self.config.ordering, token.partition, &spec);
         let first =
             lane.is_none_or(|lane| self.keys.join(lane, token.offset)) || faulty!(self.config, KeysIgnored);
-        if let Some(at) = spec.not_before.filter(|at| attempts < spec.max_attempts && self.is_far(now, *at)) {
+        if let Some(at) =
+            spec.not_before.filter(|at| attempts < spec.max_attempts && self.is_far(now, *at, &spec))
+        {
             let never = spec.deadline.is_some_and(|deadline| deadline <= at);
             let terminal = if never { Terminal::Expired } else { Terminal::Deferred(at) };
-            if let Some(slot) = self.slot(token) {
-                slot.early = Some(terminal);
-            }
-            return self.end_early(token);
+            return self.end_as(token, terminal);
         }
         if attempts >= spec.max_attempts {
-            return self.conclude(token, Terminal::Failed, attempts);
+            return self.end_as(token, Terminal::Failed);
         }
         if let Some(deadline) = spec.deadline.filter(|_| !faulty!(self.config, DeadlineIgnored)) {
             self.timers.set(deadline, token, Alarm::Deadline);
@@ -114,9 +118,44 @@ impl Engine {
     }
 
     /// Whether `at` is too far away to be waited for in memory.
-    fn is_far(&self, now: Timestamp, at: Timestamp) -> bool {
-        self.config.ordering != Ordering::Partition
-            && self.config.max_park.is_some_and(|max| at > now.plus(max))
+    fn is_far(&self, now: Timestamp, at: Timestamp, spec: &JobSpec) -> bool {
+        let Some(max) = self.config.max_park.filter(|_| self.config.ordering != Ordering::Partition) else {
+            return false;
+        };
+        let max = if spec.returned { max.saturating_mul(RETURNED) } else { max };
+        at > now.plus(max)
+    }
+
+    /// The delayed topic can't take the job, so it waits here after all.
+    pub(super) fn not_deferred(&mut self, token: Token) {
+        let Some(slot) = self.slot(token) else { return };
+        let (Phase::Settling(Terminal::Deferred(at)), Some(spec)) = (slot.phase, slot.spec) else { return };
+        slot.early = None;
+        slot.phase = Phase::Queued;
+        let cancelled = slot.cancelled;
+        if let Some(state) = self.partitions.get_mut(&token.partition) {
+            state.active -= 1;
+        }
+        if cancelled {
+            return self.end_as(token, Terminal::Cancelled);
+        }
+        if let Some(deadline) = spec.deadline {
+            self.timers.set(deadline, token, Alarm::Deadline);
+        }
+        // Behind others of its key, its turn comes when they are settled.
+        let lane = keys::lane(self.config.ordering, token.partition, &spec);
+        if lane.is_none_or(|lane| self.keys.is_head(lane, token.offset)) {
+            self.set_phase(token, Phase::Delayed);
+            self.timers.set(at, token, Alarm::Eligible);
+        }
+    }
+
+    /// The job comes to this end without being run (again).
+    fn end_as(&mut self, token: Token, terminal: Terminal) {
+        if let Some(slot) = self.slot(token) {
+            slot.early = Some(terminal);
+        }
+        self.end_early(token);
     }
 
     /// Brings what is not to be run here to its end at once, unless even that would outgrow the metadata.
@@ -150,8 +189,11 @@ impl Engine {
                 self.out.push_back(Command::Abort(token));
             }
             Phase::Queued | Phase::Delayed | Phase::AwaitsCommit | Phase::Ready => {
-                slot.early = Some(Terminal::Cancelled);
-                self.end_early(token);
+                self.end_as(token, Terminal::Cancelled);
+            }
+            // Should the delayed topic not take it, it is not wanted here either.
+            Phase::Settling(Terminal::Deferred(_)) | Phase::Unwritten(Terminal::Deferred(_)) => {
+                slot.cancelled = true;
             }
             // Its end is being written: the cancel came too late.
             Phase::Settling(_) | Phase::Unwritten(_) => {}
@@ -279,7 +321,8 @@ impl Engine {
                     self.conclude(token, Terminal::Failed, spent);
                 } else if spec.deadline.is_some_and(|deadline| at > deadline) {
                     self.conclude(token, Terminal::Expired, spent);
-                } else if self.is_far(now, at)
+                } else if !spec.keeps_progress
+                    && self.is_far(now, at, &spec)
                     && keys::lane(self.config.ordering, token.partition, &spec).is_none()
                 {
                     self.conclude(token, Terminal::Deferred(at), spent);
@@ -305,14 +348,17 @@ impl Engine {
     fn conclude(&mut self, token: Token, terminal: Terminal, attempts: u32) {
         let Some(slot) = self.slot(token) else { return };
         slot.phase = Phase::Settling(terminal);
-        let deadline = slot.spec.and_then(|spec| spec.deadline);
-        if let Some(deadline) = deadline {
+        let spec = slot.spec;
+        if let Some(deadline) = spec.and_then(|spec| spec.deadline) {
             self.timers.clear(deadline, token, Alarm::Deadline);
+        }
+        if let Some(not_before) = spec.and_then(|spec| spec.not_before) {
+            self.timers.clear(not_before, token, Alarm::Eligible);
         }
         if let Some(state) = self.partitions.get_mut(&token.partition) {
             state.active += 1;
         }
-        self.unwritten += 1;
+        self.unwritten += usize::from(terminal.is_final());
         self.out.push_back(Command::Settle(token, terminal, attempts));
     }
 
@@ -328,14 +374,14 @@ impl Engine {
 
     pub(super) fn written(&mut self, now: Timestamp, token: Token) {
         let Some(slot) = self.slot(token) else { return };
-        if !matches!(slot.phase, Phase::Settling(_)) {
+        let Phase::Settling(terminal) = slot.phase else {
             self.out.push_back(Command::Violation("I2", token));
             return;
-        }
+        };
         let Some(state) = self.partitions.get_mut(&token.partition) else { return };
         state.active -= 1;
         let Some(slot) = state.settle(token.offset) else { return };
-        self.unwritten -= 1;
+        self.unwritten -= usize::from(terminal.is_final());
         self.buffered -= 1;
         self.buffered_bytes -= slot.bytes;
         self.out.push_back(Command::Forget(token));
@@ -385,12 +431,16 @@ impl Engine {
                 let attempts = attempts + u32::from(terminal == Terminal::Succeeded);
                 self.out.push_back(Command::Settle(token, terminal, attempts));
             }
-            (Alarm::Eligible, Phase::Delayed) if slot.early.is_some() => {
+            (Alarm::Eligible, Phase::Delayed) if slot.early == Some(Terminal::Relayed) => {
                 // Also where the partition leaves: its next owner counts anew.
                 slot.phase = Phase::Queued;
+                let bytes = slot.bytes;
                 if let Some(state) = self.partitions.get_mut(&token.partition) {
                     state.waiting_relays -= 1;
+                    state.waiting_relay_bytes -= bytes;
                 }
+                self.relays -= 1;
+                self.relay_bytes -= bytes;
                 self.end_early(token);
                 self.update_pause(token.partition);
             }
@@ -402,7 +452,7 @@ impl Engine {
             (Alarm::Deadline, Phase::Queued | Phase::Delayed | Phase::AwaitsCommit | Phase::Ready)
                 if !draining =>
             {
-                self.conclude(token, Terminal::Expired, attempts)
+                self.end_as(token, Terminal::Expired);
             }
             _ => {}
         }

@@ -82,6 +82,8 @@ struct Job {
     relay: Option<(i64, usize)>,
     /// Attempts that were spent before this record was written.
     spent: u32,
+    /// It was written on from another record.
+    passed_on: bool,
     limits: Limits,
     /// The assignment under which it was cancelled.
     cancelled: Option<u64>,
@@ -118,6 +120,8 @@ struct Worker {
     late: Vec<(Token, u32)>,
     commits: Vec<FinalCommit>,
     probing: bool,
+    /// What it knows to be settled, because it has written that.
+    settled: BTreeSet<(i32, i64)>,
     /// Partitions that the group has taken away while this worker was frozen; it does not know yet.
     gone: Vec<i32>,
 }
@@ -219,6 +223,7 @@ impl World {
             late: Vec::new(),
             commits: Vec::new(),
             probing: false,
+            settled: BTreeSet::new(),
             gone: Vec::new(),
         });
         self.rebalance();

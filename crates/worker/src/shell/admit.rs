@@ -3,14 +3,14 @@
 use std::{
     hash::{DefaultHasher, Hash as _, Hasher as _},
     sync::Arc,
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use fleet_engine::{Admission, Input, JobSpec, Partition, Token};
 use fleet_job::{
     decode,
     delayed::Delayed,
-    envelope::{DEFAULT_PRIORITY, Envelope},
+    envelope::{DEFAULT_PRIORITY, Envelope, JobType, MAX_ATTEMPTS},
     outcome::{ErrorKind, JobError},
     record::RawRecord,
 };
@@ -46,10 +46,17 @@ impl Shell {
 
     /// A record of the delayed topic, which is only passed on. One that says nothing of itself goes on at once.
     fn relay(&self, token: Token, record: RawRecord, delayed: Option<Delayed>) -> (Held, Admission) {
-        let look_at = delayed.as_ref().map_or_else(|| self.clock.now(), |delayed| delayed.look_at);
+        let now = self.clock.now();
+        let wait = self.reporter.tiers.map_or(Duration::ZERO, |tiers| tiers.wait_of(token.partition.number));
+        let admission = match &delayed {
+            Some(delayed) if delayed.group != self.reporter.group => Admission::Settled,
+            // Nobody waits longer than the others of its partition, whatever the header says.
+            Some(delayed) => Admission::Relay(delayed.look_at.min(now.plus(wait))),
+            None => Admission::Relay(now),
+        };
         let name = unnamed(&record);
         let identity = Settled::new(token.partition, token.offset, &name, record.timestamp);
-        (Held { delayed, ..Held::new(record, identity, name) }, Admission::Relay(look_at))
+        (Held { delayed, ..Held::new(record, identity, name) }, admission)
     }
 
     /// Reads the record, and says what the engine has to know of it.
@@ -84,8 +91,10 @@ impl Shell {
                     not_before: envelope.not_before.max(until),
                     deadline: envelope.deadline,
                     max_attempts: envelope.max_attempts.map_or(self.args.max_attempts, |n| n.get()),
-                    spent: delayed.as_ref().map_or(0, |delayed| delayed.attempts),
+                    spent: delayed.as_ref().map_or(0, |delayed| delayed.attempts.min(MAX_ATTEMPTS)),
                     limits: self.limits.of(&envelope),
+                    returned: delayed.is_some(),
+                    keeps_progress: envelope.work.job_type() != JobType::ToolCall,
                 };
                 held.envelope = Some(Arc::new(envelope));
                 Admission::Job(spec)

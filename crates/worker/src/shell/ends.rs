@@ -14,6 +14,7 @@ use super::{
     held::Done,
     write::{pass_on, write},
 };
+use crate::report::ANY_PARTITION;
 
 impl Shell {
     /// Stops the call that a cancelled job makes.
@@ -48,6 +49,7 @@ impl Shell {
         let Some(held) = self.jobs.get(&token) else { return };
         let position = &held.record.position;
         let fresh = |until| Delayed {
+            group: self.reporter.group.clone(),
             topic: position.topic.clone(),
             partition: position.partition,
             offset: position.offset,
@@ -62,13 +64,14 @@ impl Shell {
                 (fresh(until), Some(self.reporter.waiting(&held.subject(), now, attempts, until)))
             }
             (_, Some(delayed)) => (delayed.clone(), None),
-            // Somebody else has put it into the delayed topic.
-            (_, None) => (fresh(now), None),
+            // Somebody else has put it into the delayed topic; its key says where it belongs.
+            (_, None) => (Delayed { partition: ANY_PARTITION, ..fresh(now) }, None),
         };
         let letter = self.reporter.passed_on(&held.record, delayed, now);
         self.announce(event);
         let producer = self.producer.clone();
-        self.write(token, async move { pass_on(&producer, token, letter).await });
+        let is_deferred = matches!(terminal, Terminal::Deferred(_));
+        self.write(token, async move { pass_on(&producer, token, letter, is_deferred).await });
     }
 
     fn write(&mut self, token: Token, writing: impl Future<Output = Done> + Send + 'static) {

@@ -36,6 +36,8 @@ pub(super) struct Held {
     /// Calls of a job with several that have succeeded already.
     pub(super) done: BTreeMap<usize, Value>,
     pub(super) dead_letter_written: bool,
+    /// An attempt is under way.
+    pub(super) running: bool,
     /// The last attempt found no server.
     pub(super) met_outage: bool,
     pub(super) task: Option<AbortHandle>,
@@ -55,6 +57,7 @@ impl Held {
             result: None,
             done: BTreeMap::new(),
             dead_letter_written: false,
+            running: false,
             met_outage: false,
             task: None,
         }
@@ -78,6 +81,7 @@ pub(super) enum Done {
     Attempt { token: Token, outcome: Outcome, done: BTreeMap<usize, Value>, took: Duration },
     Written(Token, fleet_job::event::JobState),
     PassedOn(Token),
+    NotDeferred(Token),
     NotWritten { token: Token, dead_letter_written: bool },
     Probed(bool),
 }

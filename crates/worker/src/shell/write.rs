@@ -39,30 +39,38 @@ pub(super) async fn write(producer: &Producer, token: Token, settlement: Settlem
     Done::Written(token, settlement.state)
 }
 
-/// Writes the record that a waiting job goes on as.
-pub(super) async fn pass_on(producer: &Producer, token: Token, letter: Letter) -> Done {
-    match write_one(producer, letter.whole, letter.bare).await {
-        Ok(()) => Done::PassedOn(token),
+/// Writes the record that a waiting job goes on as. One that the delayed topic can't take waits in memory; one that has
+/// grown too large for the way back goes without what it has grown by.
+pub(super) async fn pass_on(producer: &Producer, token: Token, letter: Letter, is_deferred: bool) -> Done {
+    let Letter { mut whole, bare } = letter;
+    let mut written = producer.send(&whole).await;
+    if !is_deferred && matches!(&written, Err(error) if error.is_unknown_partition()) {
+        whole.partition = None;
+        written = producer.send(&whole).await;
+    }
+    match written {
+        Ok(_) => Done::PassedOn(token),
+        Err(error) if is_deferred && (error.is_too_large() || !error.is_retryable()) => {
+            let error = fleet_ops::errors::chain(&error);
+            tracing::warn!(%error, topic = whole.topic, "a job can't be deferred and waits in memory");
+            Done::NotDeferred(token)
+        }
+        Err(error) if error.is_too_large() => match producer.send(&bare).await {
+            Ok(_) => Done::PassedOn(token),
+            Err(error) => not_written(token, false, "delayed", &error),
+        },
         Err(error) => not_written(token, false, "delayed", &error),
     }
 }
 
-/// Writes a record, or its short form where the topic takes no record of that size or has no such partition: trying the
-/// same again could not help and would hold up the partition for ever.
+/// Writes a record, or its short form where the topic takes no record of that size: trying the same again could not help
+/// and would hold up the partition for ever.
 async fn write_one(producer: &Producer, whole: Outgoing, bare: Outgoing) -> Result<(), KafkaError> {
     match producer.send(&whole).await {
         Err(error) if error.is_too_large() => {
             tracing::error!(
                 topic = whole.topic,
                 "a record is too large for its topic and is written in short: raise max.message.bytes"
-            );
-            producer.send(&bare).await.map(drop)
-        }
-        Err(error) if error.is_unknown_partition() => {
-            tracing::warn!(
-                topic = whole.topic,
-                partition = whole.partition,
-                "there is no such partition any more"
             );
             producer.send(&bare).await.map(drop)
         }

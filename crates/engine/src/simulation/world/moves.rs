@@ -43,6 +43,7 @@ impl World {
             id: self.produced,
             relay: None,
             spent: 0,
+            passed_on: false,
             limits: [tool, tenant],
             cancelled: None,
             key,
@@ -76,6 +77,7 @@ impl World {
         let record = Job {
             relay,
             spent: attempts.max(job.spent),
+            passed_on: true,
             not_before: Some(until),
             cancelled: None,
             terminals: Vec::new(),
@@ -124,6 +126,8 @@ impl World {
                 key: job.key,
                 spent: job.spent,
                 limits: job.limits,
+                returned: job.spent > 0 || job.passed_on,
+                keeps_progress: job.id % 4 == 0,
                 priority: (offset % 5) as u8,
                 not_before: job.not_before.map(|n| Timestamp::from_millis(n).unwrap()),
                 deadline: job.deadline.map(|n| Timestamp::from_millis(n).unwrap()),
@@ -131,6 +135,8 @@ impl World {
             }),
         };
         let offset = *offset;
+        let known = self.workers[worker].settled.contains(&(number, offset));
+        let admission = if known && self.rng.chance(70) { Admission::Settled } else { admission };
         self.workers[worker].position.insert(number, offset + 1);
         self.feed(worker, Input::Record { partition: partition(number), offset, bytes: 10, admission });
     }
@@ -188,6 +194,9 @@ impl World {
             }
             return self.feed(worker, Input::WriteFailed(token));
         }
+        if matches!(terminal, Terminal::Deferred(_)) && self.rng.chance(10) {
+            return self.feed(worker, Input::NotDeferred(token));
+        }
         self.check_terminal(token, terminal);
         match terminal {
             Terminal::Deferred(until) => self.pass_on(token, until.as_millis(), attempts),
@@ -202,6 +211,7 @@ impl World {
             }
         }
         self.job(token).terminals.push(terminal);
+        self.workers[worker].settled.insert((token.partition.number, token.offset));
         self.feed(worker, Input::Written(token));
     }
 
