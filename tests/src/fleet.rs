@@ -158,6 +158,11 @@ impl<'e> Fleet<'e> {
 
     /// Starts a worker that need not become ready.
     pub fn launch_worker(&self) -> Service {
+        self.launch_worker_with(&[])
+    }
+
+    /// The same with more environment, for this worker alone.
+    pub fn launch_worker_with(&self, env: &[(&str, &str)]) -> Service {
         let mut command = Command::new(bins::bin("kafka-worker"));
         command
             .env("KAFKA_BROKERS", &self.env.brokers)
@@ -166,6 +171,7 @@ impl<'e> Fleet<'e> {
             .env("MCP_SERVER_URL", &self.server_url)
             .env("PORT", "0")
             .envs(self.worker_env.iter().map(|(name, value)| (name, value)))
+            .envs(env.iter().copied())
             .current_dir(&self.directory);
         Service::start("kafka-worker", &self.directory, command)
     }
@@ -234,7 +240,7 @@ impl<'e> Fleet<'e> {
     }
 
     /// After an orderly end every partition is committed to its end.
-    fn everything_is_committed(&self) {
+    pub fn everything_is_committed(&self) {
         let committed = topics::committed(&self.env.brokers, &self.group, &self.topic, self.partitions);
         for (partition, committed) in (0..).zip(committed) {
             let of_partition = self.submitted.iter().filter(|record| record.partition == partition);

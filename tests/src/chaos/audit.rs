@@ -1,0 +1,228 @@
+//! The last word on a chaos run: topics, plans, ledger and disturbances held against each other.
+//!
+//! That jobs are repeated is allowed after a loss only, and only where the loss explains it: one of the two ends was
+//! written by a worker that was killed, stopped or cut off, not longer before than a commit takes. What leaves in order
+//! repeats nothing.
+
+use std::{
+    collections::BTreeMap,
+    fmt,
+    path::{Path, PathBuf},
+};
+
+use fleet_job::{
+    event::{JobEvent, JobState},
+    time::Timestamp,
+};
+
+use super::{
+    jobs::{HOPELESS_ATTEMPTS, MAX_ATTEMPTS, Plan},
+    ledger::Ledger,
+};
+use crate::{oracle::Account, topics::Record};
+
+/// A settled job is committed within `MCP_COMMIT_INTERVAL` (1 s) and the time that a commit takes on a busy machine.
+pub const COMMIT_MS: i64 = 4_000;
+/// How far around a worker's own word that it has lost partitions its repeats are explained by that: a session before,
+/// during which it did not know, and the time to write what it held.
+const NOTICED_MS: i64 = 10_000;
+
+/// A worker has gone, or may have been replaced, without giving its partitions back.
+#[derive(Clone, Debug)]
+pub struct Loss {
+    /// The worker's name in events.
+    pub worker: String,
+    /// Ends that it wrote from here on may be repeated, in milliseconds.
+    pub from: i64,
+    /// To here.
+    pub until: i64,
+}
+
+impl Loss {
+    fn explains(&self, end: &JobEvent) -> bool {
+        end.worker.as_deref() == Some(&self.worker)
+            && (self.from..=self.until).contains(&end.time.as_millis())
+    }
+}
+
+/// A worker that ran at some time, and where it wrote its log.
+#[derive(Clone, Debug)]
+pub struct Witness {
+    /// The worker's name in events.
+    pub worker: String,
+    /// Its log.
+    pub log: PathBuf,
+}
+
+/// What workers say when partitions have left them without a last commit.
+const ADMISSIONS: [&str; 3] =
+    ["lost: their jobs will run elsewhere", "jobs may repeat", "will run again elsewhere"];
+
+impl Witness {
+    /// The losses that a worker has noticed itself, as after a broker failed; and whether an invariant broke.
+    fn testify(&self, wrong: &mut Vec<String>) -> Vec<Loss> {
+        let mut losses = Vec::new();
+        for line in read(&self.log).lines() {
+            if line.contains("invariant violated") || line.contains("panicked") {
+                wrong.push(format!("{}: {line}", self.worker));
+            }
+            let time = line.split(' ').next().and_then(|word| word.parse::<Timestamp>().ok());
+            if let Some(time) = time.map(Timestamp::as_millis)
+                && ADMISSIONS.iter().any(|words| line.contains(words))
+            {
+                let (from, until) = (time - NOTICED_MS, time + NOTICED_MS);
+                losses.push(Loss { worker: self.worker.clone(), from, until });
+            }
+        }
+        losses
+    }
+}
+
+fn read(path: &Path) -> String {
+    let bytes = std::fs::read(path).unwrap_or_default();
+    String::from_utf8_lossy(&bytes).into_owned()
+}
+
+/// Everything that is known of a run.
+#[derive(Debug)]
+pub struct Audit<'a> {
+    /// What the topics say.
+    pub account: &'a Account,
+    /// What was submitted, and what was planned for it.
+    pub plans: &'a [(Record, Plan)],
+    /// What the tool saw.
+    pub ledger: &'a Ledger,
+    /// What was done to workers.
+    pub losses: Vec<Loss>,
+    /// All workers that ever ran.
+    pub witnesses: &'a [Witness],
+    /// How often the server was killed.
+    pub server_kills: u32,
+    /// `MCP_MAX_IN_FLIGHT` of the workers.
+    pub in_flight: usize,
+}
+
+/// What an audit has found.
+#[derive(Clone, Debug, Default)]
+pub struct Report {
+    /// Everything that is wrong.
+    pub wrong: Vec<String>,
+    ends: BTreeMap<&'static str, usize>,
+    losses: usize,
+    noticed: usize,
+    repeated_ends: usize,
+    repeated_calls: usize,
+    bound: usize,
+    zombie_overlaps: usize,
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "ends {:?}; {} workers lost their partitions and {} losses were noticed by workers; {} ends and {} calls \
+             were repeated (bound {}); {} calls overlapped while a worker did not know that it had lost its partitions",
+            self.ends,
+            self.losses,
+            self.noticed,
+            self.repeated_ends,
+            self.repeated_calls,
+            self.bound,
+            self.zombie_overlaps
+        )
+    }
+}
+
+impl Audit<'_> {
+    /// Holds everything against everything.
+    pub fn report(mut self) -> Report {
+        let mut report = Report { losses: self.losses.len(), ..Report::default() };
+        for witness in self.witnesses {
+            let noticed = witness.testify(&mut report.wrong);
+            report.noticed += noticed.len();
+            self.losses.extend(noticed);
+        }
+        for state in [JobState::Succeeded, JobState::Failed, JobState::Expired, JobState::Running] {
+            report.ends.insert(state.as_str(), self.account.count(state));
+        }
+        self.ends_are_as_planned(&mut report.wrong);
+        self.repeats_are_explained(&mut report);
+        self.calls_are_in_order(&mut report);
+        report.wrong.sort();
+        report
+    }
+
+    fn ends(&self, record: &Record) -> impl Iterator<Item = &JobEvent> {
+        let events = self.account.events.get(&(record.partition, record.offset));
+        events.into_iter().flatten().filter(|event| event.state.is_terminal())
+    }
+
+    fn ends_are_as_planned(&self, wrong: &mut Vec<String>) {
+        for (record, plan) in self.plans {
+            let ends = self.ends(record);
+            wrong.extend(ends.filter_map(|end| plan.differs(end, self.server_kills)));
+            let Some(last) = self.account.last.get(&(record.partition, record.offset)) else { continue };
+            let none = BTreeMap::new();
+            let calls = self.ledger.calls.get(&last.job_id).unwrap_or(&none);
+            let most = if *plan == Plan::Hopeless { HOPELESS_ATTEMPTS } else { MAX_ATTEMPTS };
+            let attempts = if *plan == Plan::Undecodable { 0 } else { last.attempts };
+            // Attempts whose call the server had not seen yet when it was killed.
+            let unseen = (1..=attempts).filter(|attempt| !calls.contains_key(attempt)).count();
+            if calls.keys().any(|attempt| *attempt > most) || unseen > self.server_kills as usize {
+                let (job, calls) = (&last.job_id, calls.keys());
+                wrong.push(format!(
+                    "{job}: {attempts} attempts were reported, {most} allowed; called: {calls:?}"
+                ));
+            }
+        }
+    }
+
+    fn repeats_are_explained(&self, report: &mut Report) {
+        for (record, _) in self.plans {
+            let ends: Vec<_> = self.ends(record).collect();
+            for pair in ends.windows(2) {
+                report.repeated_ends += 1;
+                if !self.losses.iter().any(|loss| pair.iter().any(|end| loss.explains(end))) {
+                    let said = |end: &JobEvent| {
+                        let worker = end.worker.clone().unwrap_or_default();
+                        format!("{} by {worker} at {}", end.state.as_str(), end.time)
+                    };
+                    let (first, second) = (said(pair[0]), said(pair[1]));
+                    let id = &pair[0].job_id;
+                    report.wrong.push(format!("{id}: ended twice for no reason: {first}, {second}"));
+                }
+            }
+        }
+        report.repeated_calls = self.ledger.repeats();
+        // Per loss: what was under way, what waited to be written (the engine's own bound), what was not committed yet.
+        let open = self.in_flight + 4 * self.in_flight + 64;
+        let uncommitted =
+            |loss: &Loss| self.account.events.values().flatten().filter(|event| loss.explains(event)).count();
+        report.bound = self.losses.iter().map(|loss| open + uncommitted(loss)).sum();
+        for (what, repeats) in [
+            ("ends", report.repeated_ends),
+            ("calls", report.repeated_calls),
+            ("dead letters", self.account.dead_repeats),
+        ] {
+            if repeats > report.bound {
+                report.wrong.push(format!("{repeats} {what} were repeated; at most {} may be", report.bound));
+            }
+        }
+    }
+
+    fn calls_are_in_order(&self, report: &mut Report) {
+        for (key, jobs) in &self.ledger.order {
+            let number = |job: &String| job.strip_prefix('c').and_then(|rest| rest.parse::<u64>().ok());
+            if let Some(pair) = jobs.windows(2).find(|pair| number(&pair[0]) >= number(&pair[1])) {
+                report.wrong.push(format!("key {key}: {} started after {}", pair[1], pair[0]));
+            }
+        }
+        for overlap in &self.ledger.overlaps {
+            if overlap.zombies {
+                report.zombie_overlaps += 1;
+            } else {
+                report.wrong.push(format!("{overlap:?}"));
+            }
+        }
+    }
+}

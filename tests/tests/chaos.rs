@@ -1,0 +1,402 @@
+//! Chaos on three real brokers: workers, server and brokers are killed, stopped and cut off while jobs run, all from one
+//! seed, and afterwards the oracle and the audit read what became of every job.
+//!
+//! `FLEET_CHAOS_SEED` and `FLEET_CHAOS_JOBS` choose another run. With `--nocapture` it tells what it does.
+
+#![expect(clippy::expect_used, reason = "a panic is the report of a test")]
+#![expect(clippy::print_stderr, reason = "shown by the test runner, under the test that failed")]
+
+use std::{
+    env,
+    fs::{File, OpenOptions},
+    io::Write as _,
+    num::NonZeroUsize,
+    path::PathBuf,
+    time::{Duration, Instant, UNIX_EPOCH},
+};
+
+use fleet_job::topics::Topics;
+use fleet_tests::{
+    Env, Fleet, Oracle,
+    chaos::{
+        BEHIND_PROXY, BROKERS, Disturbance, Schedule, Step, WORKERS,
+        audit::{Audit, COMMIT_MS, Loss, Witness},
+        jobs::{Jobs, Plan},
+        ledger::{Ledger, SETTLED, ZOMBIES},
+        watch::Watch,
+    },
+    fleet::{ServerOptions, Service},
+    http,
+    kafka::{self, Cluster},
+    proxy::{Network, Proxy},
+    topics::Record,
+    wait,
+};
+use nix::sys::signal::Signal;
+use serde_json::json;
+
+const SEED: u64 = 20_000;
+const JOBS: usize = 20_000;
+const PARTITIONS: i32 = 12;
+const IN_FLIGHT: usize = 8;
+/// How often the test looks at what goes on.
+const LOOK: Duration = Duration::from_millis(100);
+/// Nothing takes longer: a session has to run out, a JVM to start, a transaction of the group to be repeated.
+const STALLED: Duration = Duration::from_secs(120);
+/// A worker that was out of reach has looked around by then.
+const AWAKE: Duration = Duration::from_secs(3);
+
+#[test]
+fn whatever_is_killed_every_job_comes_to_its_end() {
+    if !kafka::available() {
+        return;
+    }
+    let schedule =
+        Schedule::new(number("FLEET_CHAOS_SEED", SEED), number("FLEET_CHAOS_JOBS", JOBS as u64) as usize);
+    eprintln!("{schedule}");
+    let begin = Instant::now();
+    let cluster = Cluster::start(BROKERS);
+    let env = Env::of(&cluster);
+    let mut chaos = Chaos::new(&env, cluster);
+    eprintln!("{:>6.1} s: the fleet is up", begin.elapsed().as_secs_f64());
+    let run = Instant::now();
+    chaos.play(&schedule);
+    let took = run.elapsed().as_secs_f64();
+    let report = chaos.judge();
+    eprintln!("{} jobs in {took:.0} s; {report}", schedule.jobs);
+    assert!(
+        report.wrong.is_empty(),
+        "{} things are wrong:\n{}\n{schedule}",
+        report.wrong.len(),
+        report.wrong[..report.wrong.len().min(40)].join("\n")
+    );
+}
+
+fn number(name: &str, default: u64) -> u64 {
+    let text = env::var(name).ok().filter(|text| !text.is_empty());
+    text.map_or(default, |text| text.parse().unwrap_or_else(|error| panic!("{name}={text}: {error}")))
+}
+
+fn now_ms() -> i64 {
+    i64::try_from(UNIX_EPOCH.elapsed().expect("a clock").as_millis()).expect("this century")
+}
+
+/// A fleet that things happen to.
+struct Chaos<'e> {
+    fleet: Fleet<'e>,
+    cluster: Cluster,
+    /// Before the server: open while the server is up and hosts the tool.
+    gate: Proxy,
+    ledger: PathBuf,
+    notes: File,
+    /// The usual workers.
+    workers: Vec<Worker>,
+    witnesses: Vec<Witness>,
+    losses: Vec<Loss>,
+    plans: Vec<(Record, Plan)>,
+    active: Vec<Active>,
+    broker_down_since: Option<i64>,
+    server_kills: u32,
+}
+
+struct Worker {
+    name: String,
+    service: Service,
+}
+
+/// A disturbance that goes on.
+struct Active {
+    what: Disturbance,
+    /// When it ends, where that is set; then what it has disturbed recovers.
+    until: Instant,
+    recovering: bool,
+    /// Those who leave in a storm.
+    leaving: Vec<Worker>,
+}
+
+impl<'e> Chaos<'e> {
+    fn new(env: &'e Env, cluster: Cluster) -> Self {
+        let mut fleet = Fleet::new(env, "chaos", PARTITIONS);
+        for (name, value) in [
+            ("MCP_MAX_IN_FLIGHT", IN_FLIGHT.to_string()),
+            ("KAFKA_PROPERTY_SOCKET_CONNECTION_SETUP_TIMEOUT_MS", "5000".to_owned()),
+        ] {
+            fleet.worker_env(name, &value);
+        }
+        let ledger = fleet.directory.join("ledger");
+        let notes = OpenOptions::new().create(true).append(true).open(&ledger).expect("the ledger");
+        let gate = Proxy::start(None);
+        fleet.server_url = format!("http://{}", gate.address);
+        let mut chaos = Self {
+            fleet,
+            cluster,
+            gate,
+            ledger,
+            notes,
+            workers: Vec::new(),
+            witnesses: Vec::new(),
+            losses: Vec::new(),
+            plans: Vec::new(),
+            active: Vec::new(),
+            broker_down_since: None,
+            server_kills: 0,
+        };
+        chaos.start_server();
+        for slot in 0..WORKERS {
+            let worker = chaos.launch(slot);
+            chaos.workers.push(worker);
+        }
+        chaos
+    }
+
+    // --- What runs ----------------------------------------------------------------------------------------------------
+
+    /// Starts a server, has it host the tool, and lets the workers in.
+    fn start_server(&mut self) {
+        let tool = [env!("CARGO_BIN_EXE_fixture_tools").to_owned(), self.ledger.display().to_string()];
+        let allowed = vec![tool.join(" ")];
+        self.fleet.start_server(&ServerOptions { allowed, ..ServerOptions::default() });
+        self.fleet.server_url = format!("http://{}", self.gate.address);
+        let address = self.fleet.server.as_ref().expect("the server").address;
+        let config = json!({"command": tool[0], "args": [tool[1]]});
+        let request = json!({"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params":
+            {"name": "server_initialize", "arguments": {"name": "chaos", "config": config}}});
+        let (status, answer) = http::post(address, "/message", &request).expect("an answer of the server");
+        let hosted = status == 200 && answer["result"]["isError"].as_bool() != Some(true);
+        assert!(hosted && answer["error"].is_null(), "the tool is not hosted: {answer}");
+        self.gate.forward_to(address);
+        self.gate.set(Network::Up);
+    }
+
+    /// Starts a worker that is to become the one of `slot`.
+    fn launch(&mut self, slot: usize) -> Worker {
+        let name = format!("w{slot}-{}", self.witnesses.len());
+        let mut env = vec![("WORKER_ID", name.as_str())];
+        if slot == BEHIND_PROXY {
+            env.push(("KAFKA_BROKERS", &self.cluster.proxied));
+        }
+        let service = self.fleet.launch_worker_with(&env);
+        let log = service.process.log_path().to_owned();
+        self.witnesses.push(Witness { worker: name.clone(), log });
+        Worker { name, service }
+    }
+
+    fn submit(&mut self, jobs: &mut Jobs, until: usize) {
+        let Some(count) = NonZeroUsize::new(until.saturating_sub(self.plans.len())) else { return };
+        let (records, plans): (Vec<_>, Vec<_>) = jobs.take(count).into_iter().unzip();
+        let placed = self.fleet.submit(records);
+        self.plans.extend(placed.into_iter().zip(plans));
+    }
+
+    // --- What happens -------------------------------------------------------------------------------------------------
+
+    /// Carries the schedule out, and returns when every job has come to an end and nothing goes on any more.
+    fn play(&mut self, schedule: &Schedule) {
+        let events = Topics::of(self.fleet.topic.clone()).events;
+        let mut watch = Watch::new(&self.cluster.brokers, &events, 2);
+        let mut jobs = Jobs::new(schedule.seed);
+        self.submit(&mut jobs, schedule.submitted(0));
+        let (begin, mut begun) = (Instant::now(), 0);
+        let (mut ended, mut moved) = (0, Instant::now());
+        while ended < schedule.jobs || begun < schedule.steps.len() || !self.active.is_empty() {
+            let seen = watch.ended(LOOK);
+            if seen > ended {
+                (ended, moved) = (seen, Instant::now());
+            }
+            self.assert_moving(schedule, ended, moved);
+            self.go_on();
+            if let Some(Step { after, what }) = schedule.steps.get(begun).copied()
+                && ended >= after
+                && what.may_join(&self.active.iter().map(|active| active.what).collect::<Vec<_>>())
+            {
+                eprintln!("{:>6.1} s, {ended:>6} ended: {what}", begin.elapsed().as_secs_f64());
+                self.begin(what);
+                begun += 1;
+                self.submit(&mut jobs, schedule.submitted(begun));
+            }
+        }
+    }
+
+    fn assert_moving(&self, schedule: &Schedule, ended: usize, moved: Instant) {
+        if moved.elapsed() < STALLED || ended == schedule.jobs {
+            return;
+        }
+        let account = Oracle::new(&self.fleet.topic, &self.fleet.submitted).read(&self.cluster.brokers);
+        let open = self.fleet.submitted.iter().filter(|record| {
+            let last = account.last.get(&(record.partition, record.offset));
+            last.is_none_or(|event| !event.state.is_terminal())
+        });
+        let open: Vec<_> = open.map(|record| (record.partition, record.offset)).collect();
+        let active: Vec<_> = self.active.iter().map(|active| active.what).collect();
+        let some = &open[..open.len().min(20)];
+        panic!(
+            "nothing moves: {ended} ended, {} are open, such as {some:?}; {active:?}\n{schedule}",
+            open.len()
+        );
+    }
+
+    fn begin(&mut self, what: Disturbance) {
+        let mut leaving = Vec::new();
+        match what {
+            Disturbance::KillWorker { worker } => {
+                self.workers[worker].service.process.kill();
+                self.lost(worker, 0);
+                self.workers[worker] = self.launch(worker);
+            }
+            Disturbance::StopWorker { worker, .. } => {
+                self.note(ZOMBIES);
+                self.workers[worker].service.process.signal(Signal::SIGSTOP);
+            }
+            Disturbance::CutWorker { how, .. } => {
+                self.note(ZOMBIES);
+                self.cluster.network(how);
+            }
+            Disturbance::Storm { join, leave } => {
+                let joined: Vec<_> = (0..join).map(|_| self.launch(0)).collect();
+                for slot in 0..leave {
+                    let fresh = self.launch(slot);
+                    leaving.push(std::mem::replace(&mut self.workers[slot], fresh));
+                }
+                leaving.extend(joined);
+                leaving.iter().for_each(|worker| worker.service.process.signal(Signal::SIGTERM));
+            }
+            Disturbance::KillServer { .. } => {
+                self.gate.set(Network::Refused);
+                self.fleet.server.take().expect("the server").process.kill();
+                self.server_kills += 1;
+            }
+            Disturbance::KillBroker { broker, .. } => {
+                self.broker_down_since = Some(now_ms());
+                self.cluster.kill(broker);
+            }
+        }
+        let until = Instant::now() + Duration::from_millis(what.lasts_ms());
+        self.active.push(Active { what, until, recovering: false, leaving });
+    }
+
+    /// Ends what is to end now, and forgets what has recovered.
+    fn go_on(&mut self) {
+        for mut active in std::mem::take(&mut self.active) {
+            if !active.recovering && Instant::now() >= active.until {
+                self.end(active.what);
+                active.recovering = true;
+                // From here on it is the time of recovery.
+                active.until = Instant::now();
+            }
+            if active.recovering && self.has_recovered(&mut active) {
+                self.recovered(active.what);
+            } else {
+                self.active.push(active);
+            }
+        }
+    }
+
+    fn end(&mut self, what: Disturbance) {
+        match what {
+            Disturbance::StopWorker { worker, .. } => {
+                self.workers[worker].service.process.signal(Signal::SIGCONT);
+            }
+            Disturbance::CutWorker { .. } => self.cluster.network(Network::Up),
+            Disturbance::KillServer { .. } => self.start_server(),
+            Disturbance::KillBroker { broker, .. } => self.cluster.restart(broker),
+            Disturbance::KillWorker { .. } | Disturbance::Storm { .. } => {}
+        }
+    }
+
+    fn has_recovered(&mut self, active: &mut Active) -> bool {
+        let since = active.until.elapsed();
+        let recovered = match active.what {
+            Disturbance::StopWorker { .. } | Disturbance::CutWorker { .. } => {
+                let worker = &self.workers[active.what.workers()[0]];
+                let partitions = http::metric(worker.service.address, "fleet_partitions_assigned");
+                since > AWAKE && partitions.is_some_and(|partitions| partitions > 0.0)
+            }
+            Disturbance::KillBroker { .. } => self.cluster.is_in_sync(),
+            Disturbance::Storm { .. } => {
+                active.leaving.retain_mut(|worker| worker.service.process.is_running());
+                active.leaving.is_empty()
+            }
+            Disturbance::KillWorker { .. } | Disturbance::KillServer { .. } => true,
+        };
+        assert!(recovered || since < STALLED, "no recovery from {} within {since:?}", active.what);
+        recovered
+    }
+
+    fn recovered(&mut self, what: Disturbance) {
+        match what {
+            Disturbance::StopWorker { worker, ms } => self.lost(worker, ms),
+            Disturbance::CutWorker { ms, .. } => self.lost(BEHIND_PROXY, ms),
+            Disturbance::KillBroker { .. } => self.broker_down_since = None,
+            _ => return,
+        }
+        let is_zombie = |active: &Active| {
+            matches!(active.what, Disturbance::StopWorker { .. } | Disturbance::CutWorker { .. })
+        };
+        if !self.active.iter().any(is_zombie) {
+            self.note(SETTLED);
+        }
+    }
+
+    /// A worker is gone, or was until now for `ms` and longer. While a broker is down commits may wait.
+    fn lost(&mut self, worker: usize, ms: u64) {
+        let now = now_ms();
+        let begin = now - i64::try_from(ms).unwrap_or_default() - 1_000 * i64::from(ms > 0) * 10;
+        let from = self.broker_down_since.unwrap_or(begin).min(begin) - COMMIT_MS;
+        self.losses.push(Loss { worker: self.workers[worker].name.clone(), from, until: now });
+    }
+
+    fn note(&mut self, word: &str) {
+        self.notes.write_all(format!("{word}\n").as_bytes()).expect("the ledger");
+    }
+
+    // --- What became of it --------------------------------------------------------------------------------------------
+
+    fn judge(&mut self) -> fleet_tests::chaos::audit::Report {
+        let mut wrong = Vec::new();
+        for worker in &self.workers {
+            let violations = http::metric(worker.service.address, "fleet_invariant_violations_total");
+            if violations != Some(0.0) {
+                wrong.push(format!("{}: {violations:?} violations of invariants", worker.name));
+            }
+        }
+        self.cluster.wait_until_in_sync();
+        for worker in self.workers.drain(..) {
+            self.fleet.workers.push(worker.service);
+        }
+        self.fleet.stop_workers();
+        self.fleet.everything_is_committed();
+        let oracle = Oracle::new(&self.fleet.topic, &self.fleet.submitted).repeats(usize::MAX);
+        let account = oracle.read(&self.cluster.brokers);
+        wrong.extend(oracle.judge(&account));
+        let audit = Audit {
+            account: &account,
+            plans: &self.plans,
+            ledger: &Ledger::read(&self.ledger),
+            losses: std::mem::take(&mut self.losses),
+            witnesses: &self.witnesses,
+            server_kills: self.server_kills,
+            in_flight: IN_FLIGHT,
+        };
+        let mut report = audit.report();
+        report.wrong.extend(wrong);
+        report
+    }
+}
+
+/// The harness's own: a worker's bootstrap address behind the proxies leads to brokers that name proxies, so that a cut
+/// leaves it no way around.
+#[test]
+fn a_cut_leaves_no_way_around() {
+    if !kafka::available() {
+        return;
+    }
+    let cluster = Cluster::start(1);
+    let nodes = || fleet_tests::topics::nodes(&cluster.proxied);
+    assert_eq!(nodes(), Ok(1));
+    for how in [Network::Refused, Network::Silent] {
+        cluster.network(how);
+        assert!(nodes().is_err(), "{how:?}");
+        cluster.network(Network::Up);
+        wait::until("the network", wait::LONG, || nodes().ok());
+    }
+}
