@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::{
     Env, Oracle, bins, http,
@@ -142,6 +142,20 @@ impl<'e> Fleet<'e> {
     pub fn start_file_server(&mut self) {
         let options = ServerOptions { roots: vec![self.files()], ..ServerOptions::default() };
         self.start_server(&options);
+    }
+
+    /// Starts a server that hosts `bin/fixture_tools.rs` as `chaos`: a tool that behaves as its arguments say and writes its
+    /// calls into the ledger. `program` is where it is.
+    pub fn start_tool_server(&mut self, program: &str, ledger: &Path) {
+        let command = format!("{program} {}", ledger.display());
+        self.start_server(&ServerOptions { allowed: vec![command], ..ServerOptions::default() });
+        let address = self.server.as_ref().expect("the server").address;
+        let config = json!({"command": program, "args": [ledger]});
+        let request = json!({"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params":
+            {"name": "server_initialize", "arguments": {"name": "chaos", "config": config}}});
+        let (status, answer) = http::post(address, "/message", &request).expect("an answer of the server");
+        let hosted = status == 200 && answer["result"]["isError"].as_bool() != Some(true);
+        assert!(hosted && answer["error"].is_null(), "the tool is not hosted: {answer}");
     }
 
     /// A directory with a few files: text, an empty one and one that is no text.

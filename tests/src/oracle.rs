@@ -150,7 +150,13 @@ impl<'a> Oracle<'a> {
                 continue;
             };
             if !last.state.is_terminal() {
-                wrong.push(format!("{place:?}: LOST, its last state is {}", last.state.as_str()));
+                let events = account.events.get(place).into_iter().flatten();
+                let events = events.map(|event| {
+                    let worker = event.worker.as_deref().unwrap_or_default();
+                    format!("{} {} by {worker}", event.time, event.state.as_str())
+                });
+                let events: Vec<_> = events.collect();
+                wrong.push(format!("{place:?}: LOST, its last state is {}: {events:?}", last.state.as_str()));
             }
             match (last.state == JobState::Failed, account.dead.get(place)) {
                 (true, None) => wrong.push(format!("{place:?}: failed, and is not in the dead letters")),

@@ -25,7 +25,7 @@ use fleet_tests::{
         ledger::{Ledger, SETTLED, ZOMBIES},
         watch::Watch,
     },
-    fleet::{ServerOptions, Service},
+    fleet::Service,
     http,
     kafka::{self, Cluster},
     proxy::{Network, Proxy},
@@ -33,10 +33,9 @@ use fleet_tests::{
     wait,
 };
 use nix::sys::signal::Signal;
-use serde_json::json;
 
 const SEED: u64 = 20_000;
-const JOBS: usize = 20_000;
+const JOBS: u64 = 20_000;
 const PARTITIONS: i32 = 12;
 const IN_FLIGHT: usize = 8;
 /// How often the test looks at what goes on.
@@ -51,8 +50,8 @@ fn whatever_is_killed_every_job_comes_to_its_end() {
     if !kafka::available() {
         return;
     }
-    let schedule =
-        Schedule::new(number("FLEET_CHAOS_SEED", SEED), number("FLEET_CHAOS_JOBS", JOBS as u64) as usize);
+    let jobs = usize::try_from(number("FLEET_CHAOS_JOBS", JOBS)).expect("a number of jobs");
+    let schedule = Schedule::new(number("FLEET_CHAOS_SEED", SEED), jobs);
     eprintln!("{schedule}");
     let begin = Instant::now();
     let cluster = Cluster::start(BROKERS);
@@ -96,6 +95,7 @@ struct Chaos<'e> {
     plans: Vec<(Record, Plan)>,
     active: Vec<Active>,
     broker_down_since: Option<i64>,
+    outages: Vec<(i64, i64)>,
     server_kills: u32,
 }
 
@@ -107,6 +107,8 @@ struct Worker {
 /// A disturbance that goes on.
 struct Active {
     what: Disturbance,
+    /// When it began, in milliseconds.
+    began: i64,
     /// When it ends, where that is set; then what it has disturbed recovers.
     until: Instant,
     recovering: bool,
@@ -139,6 +141,7 @@ impl<'e> Chaos<'e> {
             plans: Vec::new(),
             active: Vec::new(),
             broker_down_since: None,
+            outages: Vec::new(),
             server_kills: 0,
         };
         chaos.start_server();
@@ -153,17 +156,9 @@ impl<'e> Chaos<'e> {
 
     /// Starts a server, has it host the tool, and lets the workers in.
     fn start_server(&mut self) {
-        let tool = [env!("CARGO_BIN_EXE_fixture_tools").to_owned(), self.ledger.display().to_string()];
-        let allowed = vec![tool.join(" ")];
-        self.fleet.start_server(&ServerOptions { allowed, ..ServerOptions::default() });
+        self.fleet.start_tool_server(env!("CARGO_BIN_EXE_fixture_tools"), &self.ledger);
         self.fleet.server_url = format!("http://{}", self.gate.address);
         let address = self.fleet.server.as_ref().expect("the server").address;
-        let config = json!({"command": tool[0], "args": [tool[1]]});
-        let request = json!({"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params":
-            {"name": "server_initialize", "arguments": {"name": "chaos", "config": config}}});
-        let (status, answer) = http::post(address, "/message", &request).expect("an answer of the server");
-        let hosted = status == 200 && answer["result"]["isError"].as_bool() != Some(true);
-        assert!(hosted && answer["error"].is_null(), "the tool is not hosted: {answer}");
         self.gate.forward_to(address);
         self.gate.set(Network::Up);
     }
@@ -236,11 +231,11 @@ impl<'e> Chaos<'e> {
     }
 
     fn begin(&mut self, what: Disturbance) {
-        let mut leaving = Vec::new();
+        let (began, mut leaving) = (now_ms(), Vec::new());
         match what {
             Disturbance::KillWorker { worker } => {
                 self.workers[worker].service.process.kill();
-                self.lost(worker, 0);
+                self.lost(worker, now_ms());
                 self.workers[worker] = self.launch(worker);
             }
             Disturbance::StopWorker { worker, .. } => {
@@ -271,7 +266,7 @@ impl<'e> Chaos<'e> {
             }
         }
         let until = Instant::now() + Duration::from_millis(what.lasts_ms());
-        self.active.push(Active { what, until, recovering: false, leaving });
+        self.active.push(Active { what, began, until, recovering: false, leaving });
     }
 
     /// Ends what is to end now, and forgets what has recovered.
@@ -284,7 +279,7 @@ impl<'e> Chaos<'e> {
                 active.until = Instant::now();
             }
             if active.recovering && self.has_recovered(&mut active) {
-                self.recovered(active.what);
+                self.recovered(active.what, active.began);
             } else {
                 self.active.push(active);
             }
@@ -322,11 +317,15 @@ impl<'e> Chaos<'e> {
         recovered
     }
 
-    fn recovered(&mut self, what: Disturbance) {
+    fn recovered(&mut self, what: Disturbance, began: i64) {
         match what {
-            Disturbance::StopWorker { worker, ms } => self.lost(worker, ms),
-            Disturbance::CutWorker { ms, .. } => self.lost(BEHIND_PROXY, ms),
-            Disturbance::KillBroker { .. } => self.broker_down_since = None,
+            Disturbance::StopWorker { worker, .. } => self.lost(worker, began),
+            Disturbance::CutWorker { .. } => self.lost(BEHIND_PROXY, began),
+            Disturbance::KillBroker { .. } => {
+                self.broker_down_since = None;
+                self.outages.push((began, now_ms()));
+                return;
+            }
             _ => return,
         }
         let is_zombie = |active: &Active| {
@@ -337,12 +336,10 @@ impl<'e> Chaos<'e> {
         }
     }
 
-    /// A worker is gone, or was until now for `ms` and longer. While a broker is down commits may wait.
-    fn lost(&mut self, worker: usize, ms: u64) {
-        let now = now_ms();
-        let begin = now - i64::try_from(ms).unwrap_or_default() - 1_000 * i64::from(ms > 0) * 10;
-        let from = self.broker_down_since.unwrap_or(begin).min(begin) - COMMIT_MS;
-        self.losses.push(Loss { worker: self.workers[worker].name.clone(), from, until: now });
+    /// A worker is gone, or was out of reach since `began`. While a broker is down commits may wait.
+    fn lost(&mut self, worker: usize, began: i64) {
+        let from = self.broker_down_since.unwrap_or(began).min(began) - COMMIT_MS;
+        self.losses.push(Loss { worker: self.workers[worker].name.clone(), from, until: now_ms() });
     }
 
     fn note(&mut self, word: &str) {
@@ -373,6 +370,7 @@ impl<'e> Chaos<'e> {
             plans: &self.plans,
             ledger: &Ledger::read(&self.ledger),
             losses: std::mem::take(&mut self.losses),
+            outages: std::mem::take(&mut self.outages),
             witnesses: &self.witnesses,
             server_kills: self.server_kills,
             in_flight: IN_FLIGHT,

@@ -50,8 +50,13 @@ use crate::{
 
 /// How long the producer may take to write what it holds when the worker stops.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(5);
-/// How often gauges are brought up to date.
+/// How often gauges are brought up to date. The loop turns at least as often.
 const GAUGES: Duration = Duration::from_secs(1);
+/// A loop that has not turned for so long stood still: the process was stopped, or the machine.
+const STOOD_STILL: Duration = Duration::from_secs(2);
+/// How long librdkafka may take to notice that the session has run out meanwhile. It does so by its own clock, or by the
+/// answer to the heartbeat that it sends at once.
+const COME_TO: Duration = Duration::from_secs(1);
 
 /// One worker at work.
 pub(crate) struct Shell {
@@ -115,7 +120,12 @@ impl Shell {
         // Taken once, here: nothing else reads it.
         let Some(mut inbox) = self.inbox.take() else { return Ok(()) };
         let mut gauges = tokio::time::interval(GAUGES);
+        let mut turned = Instant::now();
         loop {
+            if turned.elapsed() > STOOD_STILL {
+                self.come_to(turned.elapsed(), &mut events).await?;
+            }
+            turned = Instant::now();
             self.carry_out();
             self.settle_revokes();
             if self.stop_by.is_some_and(|by| Instant::now() >= by || self.engine.is_drained(&self.partitions))
@@ -135,6 +145,26 @@ impl Shell {
             }
         }
         self.close(events).await
+    }
+
+    /// After standing still, hears what has become of the partitions before anything is done to their jobs: another
+    /// worker may have them, and may have ended them.
+    async fn come_to(&mut self, after: Duration, events: &mut Events) -> Result<(), KafkaError> {
+        tracing::warn!(
+            ?after,
+            "this process stood still; it waits until the group had time to say what has changed"
+        );
+        let waited = tokio::time::sleep(COME_TO);
+        tokio::pin!(waited);
+        loop {
+            tokio::select! {
+                event = events.recv() => match event {
+                    Some(event) => self.event(event)?,
+                    None => return Err(KafkaError::PollThread("it has ended")),
+                },
+                () = &mut waited => return Ok(()),
+            }
+        }
     }
 
     fn feed(&mut self, input: Input<'_>) {
@@ -184,6 +214,8 @@ impl Shell {
                 tracing::warn!(?partitions, "lost: their jobs will run elsewhere");
                 self.partitions.retain(|partition| !partitions.contains(partition));
                 self.feed(Input::Lost(&partitions));
+                // All partitions are lost together, so nothing in there is still ours to say.
+                self.producer.forget();
             }
             Event::Committed(partition, generation, ok) => {
                 counter!(names::COMMITS.name, "ok" => if ok { "true" } else { "false" }).increment(1);
@@ -349,6 +381,9 @@ impl Shell {
     fn carry_out(&mut self) {
         while let Some(command) = self.engine.poll() {
             match command {
+                // Decided before the partition was taken away, and not carried out yet.
+                Command::Start(token, _) | Command::Settle(token, ..) | Command::Retrying(token, ..)
+                    if self.engine.token(token.partition, token.offset) != Some(token) => {}
                 Command::Start(token, attempt) => self.start(token, attempt),
                 Command::Settle(token, terminal, attempts) => self.settle(token, terminal, attempts),
                 Command::Retrying(token, attempts, at) => {
