@@ -1,8 +1,6 @@
 //! Changes that happen every day: all workers are replaced one after the other, and a job that kills its worker's time
 //! comes to its end however often the worker is killed in between.
 
-#![expect(clippy::expect_used, reason = "a panic is the report of a test")]
-
 use std::collections::{BTreeMap, BTreeSet};
 
 use fleet_job::event::{JobEvent, JobState};
@@ -25,11 +23,10 @@ fn a_rolling_restart_repeats_nothing(env: &Env) {
     for _ in 0..WORKERS {
         fleet.start_worker();
     }
-    let mut submitted = 0;
-    submit(&mut fleet, &mut submitted);
+    submit(&mut fleet);
     for _ in 0..WORKERS {
         let fresh = fleet.start_worker().address;
-        submit(&mut fleet, &mut submitted);
+        submit(&mut fleet);
         let before = settled(fleet.workers[0].address);
         wait::until("jobs of the new worker and of the one that goes", wait::LONG, || {
             if settled(fresh) > 0.0 && settled(fleet.workers[0].address) > before {
@@ -38,7 +35,7 @@ fn a_rolling_restart_repeats_nothing(env: &Env) {
             // The load must not run dry before the new one has its share.
             let ended = Oracle::new(&fleet.topic, &fleet.submitted).read(&env.brokers).ended();
             if ended + BATCH / 2 > fleet.submitted.len() {
-                submit(&mut fleet, &mut submitted);
+                submit(&mut fleet);
             }
             None
         });
@@ -47,7 +44,7 @@ fn a_rolling_restart_repeats_nothing(env: &Env) {
         assert!(status.success(), "a worker ended with {status}:\n{}", old.process.log());
     }
     let account = fleet.settle(0);
-    assert_eq!(account.count(JobState::Succeeded), submitted);
+    assert_eq!(account.count(JobState::Succeeded), account.last.len());
     let workers: BTreeSet<_> = account.last.values().filter_map(|event| event.worker.clone()).collect();
     assert_eq!(workers.len(), 2 * WORKERS, "not every worker had jobs: {workers:?}");
     let ledger = Ledger::read(&ledger);
@@ -73,7 +70,7 @@ fn a_poison_job_ends_after_its_attempts_whoever_is_killed(env: &Env) {
         // Its `retrying` event comes before the commit that makes the attempt durable, and that before the next attempt.
         wait::until_ok("a failed attempt that is durable", wait::LONG, || {
             let account = Oracle::new(&fleet.topic, &fleet.submitted).read(&env.brokers);
-            let spent = account.events.values().flatten().map(|event| retrying(event)).max();
+            let spent = account.events.values().flatten().map(retrying).max();
             let commits = http::metric(worker, "fleet_commits_total").unwrap_or_default();
             if spent >= Some(kill) && commits > 0.0 { Ok(()) } else { Err((spent, commits)) }
         });
@@ -104,12 +101,12 @@ fn call(id: &str, arguments: &Value) -> Value {
         "payload": {"server": "chaos", "tool": "work", "arguments": arguments}})
 }
 
-fn submit(fleet: &mut Fleet<'_>, submitted: &mut usize) {
+fn submit(fleet: &mut Fleet<'_>) {
+    let first = fleet.submitted.len();
     let jobs = (0..BATCH).map(|n| {
-        let (id, key) = (*submitted + n, format!("k{}", n % 50));
-        let job = call(&format!("c{id}"), &json!({"ms": 5 + n % 20, "key": key}));
+        let key = format!("k{}", n % 50);
+        let job = call(&format!("c{}", first + n), &json!({"ms": 5 + n % 20, "key": key}));
         Outgoing::value(job.to_string()).key(key)
     });
-    *submitted += BATCH;
     fleet.submit(jobs.collect());
 }
