@@ -8,7 +8,7 @@ use std::{
 use futures::executor::block_on;
 use rdkafka::{
     ClientConfig, ClientContext, Message as _, Offset, Timestamp, TopicPartitionList,
-    admin::{AdminClient, AdminOptions, NewTopic, TopicReplication},
+    admin::{AdminClient, AdminOptions, AlterConfig, NewTopic, ResourceSpecifier, TopicReplication},
     client::DefaultClientContext,
     consumer::{BaseConsumer, Consumer as _},
     error::KafkaError,
@@ -123,6 +123,18 @@ pub fn create(brokers: &str, topics: &[(&str, i32)]) {
                 metadata.topics().first()?.partitions().iter().filter(|partition| partition.leader() >= 0);
             (i32::try_from(led.count()) == Ok(*partitions)).then_some(())
         });
+    }
+}
+
+/// Sets one property of a topic. All others that were set go back to the broker's defaults.
+pub fn set(brokers: &str, topic: &str, property: &str, value: &str) {
+    let admin: AdminClient<DefaultClientContext> = config(brokers).create().expect("an admin client");
+    let change = AlterConfig::new(ResourceSpecifier::Topic(topic)).set(property, value);
+    let options = AdminOptions::new().operation_timeout(Some(TIMEOUT));
+    for changed in block_on(admin.alter_configs(&[change], &options)).expect("an answer from the broker") {
+        if let Err((what, error)) = changed {
+            panic!("{property} of {what:?} was not set: {error}");
+        }
     }
 }
 

@@ -1,6 +1,6 @@
 //! Writing records and knowing that they are written.
 
-use std::{sync::Mutex, time::Duration};
+use std::{sync::Mutex, thread, time::Duration};
 
 use fleet_job::record::Header;
 use rdkafka::{
@@ -124,7 +124,7 @@ impl Producer {
         if !fatal {
             return;
         }
-        self.replace(failed);
+        self.replace(failed.clone());
     }
 
     /// Drops everything that was handed over and is not written yet; each of those sends fails. For a worker that has
@@ -132,11 +132,11 @@ impl Producer {
     ///
     /// What is on its way to the broker at this moment can't be called back.
     pub fn forget(&self) {
-        self.replace(&self.current());
+        self.replace(self.current());
     }
 
     /// Puts a new producer in the place of `old`, unless that has been done already: many sends fail at once.
-    fn replace(&self, old: &FutureProducer) {
+    fn replace(&self, old: FutureProducer) {
         let mut current = self.current.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         if current.client().native_ptr() == old.client().native_ptr() {
             match self.settings.producer().create() {
@@ -146,6 +146,8 @@ impl Producer {
         }
         drop(current);
         old.purge(PurgeConfig::default().queue().inflight());
+        // Ending a producer waits for its threads, which nobody here has the time for.
+        thread::spawn(move || drop(old));
     }
 
     /// Waits until everything handed over is acknowledged or has failed, at most `timeout`. Blocks the thread.

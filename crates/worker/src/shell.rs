@@ -311,13 +311,13 @@ impl Shell {
                 self.feed(Input::Written(token));
             }
             Done::NotWritten { token, dead_letter_written } => {
+                // Of a job that is no longer ours this says nothing about Kafka: such writes are called off.
+                let Some(held) = self.jobs.get_mut(&token) else { return };
+                held.dead_letter_written |= dead_letter_written;
                 if !std::mem::replace(&mut self.writes_fail, true) {
                     self.health.set_not_ready(
                         "Kafka does not take the ends of jobs; nothing is lost, they are written again",
                     );
-                }
-                if let Some(held) = self.jobs.get_mut(&token) {
-                    held.dead_letter_written |= dead_letter_written;
                 }
                 self.feed(Input::WriteFailed(token));
             }

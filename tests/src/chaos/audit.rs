@@ -46,6 +46,13 @@ impl Loss {
     }
 }
 
+impl fmt::Display for Loss {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let [from, until] = [self.from, self.until].map(Timestamp::from_millis_clamped);
+        write!(f, "{from} to {until}")
+    }
+}
+
 /// A worker that ran at some time, and where it wrote its log.
 #[derive(Clone, Debug)]
 pub struct Witness {
@@ -61,7 +68,7 @@ const ADMISSIONS: [&str; 3] =
 
 impl Witness {
     /// The losses that a worker has noticed itself, as after a broker failed; and whether an invariant broke.
-    fn testify(&self, wrong: &mut Vec<String>) -> Vec<Loss> {
+    fn testify(&self, wrong: &mut Vec<String>, outages: &[(i64, i64)]) -> Vec<Loss> {
         let mut losses = Vec::new();
         for line in read(&self.log).lines() {
             if line.contains("invariant violated") || line.contains("panicked") {
@@ -72,6 +79,10 @@ impl Witness {
                 && ADMISSIONS.iter().any(|words| line.contains(words))
             {
                 let (from, until) = (time - NOTICED_MS, time + NOTICED_MS);
+                // While the group's coordinator is down nothing is committed and nobody is told so.
+                let since =
+                    outages.iter().filter(|(down, up)| *down < time && from < *up).map(|(down, _)| *down);
+                let from = since.chain([from + COMMIT_MS]).min().unwrap_or(from) - COMMIT_MS;
                 losses.push(Loss { worker: self.worker.clone(), from, until });
             }
         }
@@ -144,7 +155,7 @@ impl Audit<'_> {
     pub fn report(mut self) -> Report {
         let mut report = Report { losses: self.losses.len(), ..Report::default() };
         for witness in self.witnesses {
-            let noticed = witness.testify(&mut report.wrong);
+            let noticed = witness.testify(&mut report.wrong, &self.outages);
             report.noticed += noticed.len();
             self.losses.extend(noticed);
         }
@@ -199,7 +210,12 @@ impl Audit<'_> {
                     };
                     let (first, second) = (said(pair[0]), said(pair[1]));
                     let id = &pair[0].job_id;
-                    report.wrong.push(format!("{id}: ended twice for no reason: {first}, {second}"));
+                    let known =
+                        self.losses.iter().filter(|loss| pair[0].worker.as_ref() == Some(&loss.worker));
+                    let known: Vec<_> = known.map(Loss::to_string).collect();
+                    report.wrong.push(format!(
+                        "{id}: ended twice for no reason: {first}, {second}; losses: {known:?}"
+                    ));
                 }
             }
         }
