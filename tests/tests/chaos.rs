@@ -30,7 +30,6 @@ use fleet_tests::{
     kafka::{self, Cluster},
     proxy::{Network, Proxy},
     topics::Record,
-    wait,
 };
 use nix::sys::signal::Signal;
 
@@ -378,23 +377,5 @@ impl<'e> Chaos<'e> {
         let mut report = audit.report();
         report.wrong.extend(wrong);
         report
-    }
-}
-
-/// The harness's own: a worker's bootstrap address behind the proxies leads to brokers that name proxies, so that a cut
-/// leaves it no way around.
-#[test]
-fn a_cut_leaves_no_way_around() {
-    if !kafka::available() {
-        return;
-    }
-    let cluster = Cluster::start(1);
-    let nodes = || fleet_tests::topics::nodes(&cluster.proxied);
-    assert_eq!(nodes(), Ok(1));
-    for how in [Network::Refused, Network::Silent] {
-        cluster.network(how);
-        assert!(nodes().is_err(), "{how:?}");
-        cluster.network(Network::Up);
-        wait::until("the network", wait::LONG, || nodes().ok());
     }
 }

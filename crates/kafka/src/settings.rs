@@ -1,7 +1,7 @@
 //! What every client of ours is configured from: brokers, and any librdkafka property but those that would break a
 //! promise.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::Duration};
 
 use rdkafka::ClientConfig;
 
@@ -120,6 +120,11 @@ impl Settings {
     fn session_timeout_ms(&self) -> u64 {
         let set = self.properties.get("session.timeout.ms").and_then(|value| value.parse().ok());
         set.unwrap_or(SESSION_TIMEOUT_MS)
+    }
+
+    /// How long the group waits for a sign of life before it gives a member's partitions to others.
+    pub fn session_timeout(&self) -> Duration {
+        Duration::from_millis(self.session_timeout_ms())
     }
 
     fn base(&self, leave_out: &[&str]) -> ClientConfig {

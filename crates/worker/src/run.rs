@@ -65,6 +65,7 @@ pub async fn run(args: Args) -> Result<(), WorkerError> {
     tracing::info!(%worker, brokers = %args.brokers, topic = %args.topic, group = %args.group, health = %address,
         max_in_flight = args.max_in_flight, ordering = ?args.ordering, "starting");
     let result = if wait_for_topics(&settings, &topics, &health, &shutdown).await {
+        let session = settings.session_timeout();
         let (consumer, events) = Consumer::start(ConsumerConfig {
             settings,
             group: args.group.clone(),
@@ -78,7 +79,8 @@ pub async fn run(args: Args) -> Result<(), WorkerError> {
             max_event_bytes: usize::try_from(args.max_event_bytes).unwrap_or(usize::MAX),
         };
         health.set_ready();
-        Shell::new(args, consumer, producer, client, reporter, health.clone()).run(events, shutdown).await
+        let shell = Shell::new(args, consumer, producer, client, reporter, health.clone(), session);
+        shell.run(events, shutdown).await
     } else {
         Ok(())
     };

@@ -52,11 +52,11 @@ use crate::{
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(5);
 /// How often gauges are brought up to date. The loop turns at least as often.
 const GAUGES: Duration = Duration::from_secs(1);
-/// A loop that has not turned for so long stood still: the process was stopped, or the machine.
-const STOOD_STILL: Duration = Duration::from_secs(2);
-/// How long librdkafka may take to notice that the session has run out meanwhile. It does so by its own clock, or by the
-/// answer to the heartbeat that it sends at once.
+/// How long librdkafka may take to notice that the session has run out, once it can: it does so by its own clock, or by
+/// the answer to the heartbeat that it sends at once.
 const COME_TO: Duration = Duration::from_secs(1);
+/// How often to look meanwhile whether the poll thread hears something again.
+const LISTEN: Duration = Duration::from_millis(100);
 
 /// One worker at work.
 pub(crate) struct Shell {
@@ -70,6 +70,8 @@ pub(crate) struct Shell {
     clock: Clock,
     jobs: HashMap<Token, Held>,
     revokes: Vec<Revoke>,
+    /// How long nothing may be heard of the group before its silence could hide that the session has run out.
+    patience: Duration,
     /// Set when the worker is to stop: the time by which it has.
     stop_by: Option<Instant>,
     breaker_open: bool,
@@ -88,6 +90,7 @@ impl Shell {
         client: McpClient,
         reporter: Reporter,
         health: Health,
+        session: Duration,
     ) -> Self {
         let (done, inbox) = mpsc::unbounded_channel();
         let engine = Engine::new(args.engine(rand::random()));
@@ -102,6 +105,7 @@ impl Shell {
             clock: Clock::new(),
             jobs: HashMap::new(),
             revokes: Vec::new(),
+            patience: session / 2,
             stop_by: None,
             breaker_open: false,
             writes_fail: false,
@@ -122,8 +126,9 @@ impl Shell {
         let mut gauges = tokio::time::interval(GAUGES);
         let mut turned = Instant::now();
         loop {
-            if turned.elapsed() > STOOD_STILL {
-                self.come_to(turned.elapsed(), &mut events).await?;
+            let deaf = turned.elapsed().max(self.consumer.deaf_for());
+            if deaf > self.patience && !shutdown.is_cancelled() {
+                self.come_to(deaf, &mut events, &shutdown).await?;
             }
             turned = Instant::now();
             self.carry_out();
@@ -147,24 +152,32 @@ impl Shell {
         self.close(events).await
     }
 
-    /// After standing still, hears what has become of the partitions before anything is done to their jobs: another
-    /// worker may have them, and may have ended them.
-    async fn come_to(&mut self, after: Duration, events: &mut Events) -> Result<(), KafkaError> {
+    /// When nothing was heard of the group for long, hears what has become of the partitions before anything more is done
+    /// to their jobs: another worker may have them, and may have ended them.
+    async fn come_to(
+        &mut self,
+        deaf: Duration,
+        events: &mut Events,
+        shutdown: &CancellationToken,
+    ) -> Result<(), KafkaError> {
         tracing::warn!(
-            ?after,
-            "this process stood still; it waits until the group had time to say what has changed"
+            ?deaf,
+            "nothing was heard of the group: no job goes on until it can have said what has changed"
         );
-        let waited = tokio::time::sleep(COME_TO);
-        tokio::pin!(waited);
-        loop {
+        let mut hears_since = Instant::now();
+        while hears_since.elapsed() < COME_TO && !shutdown.is_cancelled() {
             tokio::select! {
                 event = events.recv() => match event {
                     Some(event) => self.event(event)?,
                     None => return Err(KafkaError::PollThread("it has ended")),
                 },
-                () = &mut waited => return Ok(()),
+                () = tokio::time::sleep(LISTEN) => {}
+            }
+            if self.consumer.deaf_for() > COME_TO / 2 {
+                hears_since = Instant::now();
             }
         }
+        Ok(())
     }
 
     fn feed(&mut self, input: Input<'_>) {
