@@ -258,3 +258,107 @@ impl Audit<'_> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use fleet_job::event::Source;
+
+    use super::*;
+    use crate::{chaos::ledger::Overlap, topics::Outgoing};
+
+    fn end(worker: &str, at: i64, attempts: u32) -> JobEvent {
+        let at = Timestamp::from_millis(at).expect("a time");
+        let source = Source { topic: "jobs".into(), partition: 0, offset: 0 };
+        let bare = JobEvent::new("c0", JobState::Succeeded, at);
+        JobEvent { attempts, worker: Some(worker.into()), source: Some(source), ..bare }
+    }
+
+    /// What is wrong with one job that is called in these attempts and comes to these ends, after worker `a` was lost
+    /// at 100,000 and while a broker was down from 200,000 to 210,000.
+    fn wrong(ends: &[JobEvent], calls: &[(u32, usize)]) -> Vec<String> {
+        let mut account = Account::default();
+        account.events.insert((0, 0), ends.to_vec());
+        account.last.insert((0, 0), ends.last().expect("an end").clone());
+        let record =
+            Record { partition: 0, offset: 0, timestamp: None, content: Outgoing::value("a job").key("k") };
+        let mut ledger = Ledger::default();
+        ledger.calls.insert("c0".into(), calls.iter().copied().collect());
+        let audit = Audit {
+            account: &account,
+            plans: &[(record, Plan::Succeeds { failures: 1 })],
+            ledger: &ledger,
+            losses: vec![Loss { worker: "a".into(), from: 96_000, until: 100_000 }],
+            outages: vec![(200_000, 210_000)],
+            witnesses: &[],
+            server_kills: 0,
+            in_flight: 1,
+        };
+        audit.report().wrong
+    }
+
+    fn check(ends: &[JobEvent], calls: &[(u32, usize)], expected: &[&str]) {
+        let wrong = wrong(ends, calls);
+        assert_eq!(wrong.len(), expected.len(), "{wrong:?}");
+        for (wrong, expected) in wrong.iter().zip(expected) {
+            assert!(wrong.contains(expected), "{wrong} should be about {expected}");
+        }
+    }
+
+    const CALLS: [(u32, usize); 2] = [(1, 1), (2, 1)];
+
+    #[test]
+    fn one_end_as_planned_is_right() {
+        check(&[end("a", 50_000, 2)], &CALLS, &[]);
+    }
+
+    #[test]
+    fn attempts_that_were_not_planned_or_not_made_are_seen() {
+        check(&[end("a", 50_000, 3)], &[(1, 1), (2, 1), (3, 1)], &["succeeded after 3 attempts"]);
+        check(&[end("a", 50_000, 2)], &[(2, 1)], &["2 attempts were reported"]);
+        let beyond = [(1, 1), (2, 1), (MAX_ATTEMPTS + 1, 1)];
+        check(&[end("a", 50_000, 2)], &beyond, &["2 attempts were reported"]);
+    }
+
+    #[test]
+    fn repeats_need_a_loss_that_explains_them() {
+        check(&[end("a", 98_000, 2), end("b", 107_000, 2)], &CALLS, &[]);
+        // Long committed when the worker was killed; a worker that was not killed.
+        check(&[end("a", 90_000, 2), end("b", 107_000, 2)], &CALLS, &["ended twice for no reason"]);
+        check(&[end("c", 98_000, 2), end("b", 107_000, 2)], &CALLS, &["ended twice for no reason"]);
+    }
+
+    #[test]
+    fn an_end_is_written_again_by_the_same_worker_and_in_an_outage_only() {
+        check(&[end("b", 201_000, 2), end("b", 205_000, 2)], &CALLS, &[]);
+        check(&[end("b", 301_000, 2), end("b", 305_000, 2)], &CALLS, &["ended twice for no reason"]);
+        check(&[end("b", 201_000, 2), end("c", 205_000, 2)], &CALLS, &["ended twice for no reason"]);
+    }
+
+    #[test]
+    fn overlaps_and_a_wrong_order_are_seen() {
+        let account = Account::default();
+        let overlap = |zombies| Overlap { key: "k".into(), job: "c2".into(), during: "c1".into(), zombies };
+        let ledger = Ledger {
+            order: BTreeMap::from([(
+                "k".to_owned(),
+                vec!["c9".to_owned(), "c10".to_owned(), "c3".to_owned()],
+            )]),
+            overlaps: vec![overlap(true), overlap(false)],
+            ..Ledger::default()
+        };
+        let (losses, outages) = (Vec::new(), Vec::new());
+        let audit = Audit {
+            account: &account,
+            plans: &[],
+            ledger: &ledger,
+            losses,
+            outages,
+            witnesses: &[],
+            server_kills: 0,
+            in_flight: 1,
+        };
+        let wrong = audit.report().wrong;
+        assert!(wrong.iter().any(|wrong| wrong.contains("c3 started after c10")), "{wrong:?}");
+        assert_eq!(wrong.iter().filter(|wrong| wrong.contains("Overlap")).count(), 1, "{wrong:?}");
+    }
+}
