@@ -43,6 +43,8 @@ const LOOK: Duration = Duration::from_millis(100);
 const STALLED: Duration = Duration::from_secs(120);
 /// A worker that was out of reach has looked around by then.
 const AWAKE: Duration = Duration::from_secs(3);
+/// One that has not lost its partitions by then has kept them: a new coordinator gives every session its full time again.
+const KEPT: Duration = Duration::from_secs(15);
 
 #[test]
 fn whatever_is_killed_every_job_comes_to_its_end() {
@@ -79,6 +81,11 @@ fn now_ms() -> i64 {
     i64::try_from(UNIX_EPOCH.elapsed().expect("a clock").as_millis()).expect("this century")
 }
 
+/// How often a worker has lost its partitions without being asked to give them back.
+fn lost(worker: &Worker) -> f64 {
+    http::metric(worker.service.address, "fleet_rebalances_total{kind=\"lost\"}").unwrap_or_default()
+}
+
 /// A fleet that things happen to.
 struct Chaos<'e> {
     fleet: Fleet<'e>,
@@ -111,6 +118,8 @@ struct Active {
     /// When it ends, where that is set; then what it has disturbed recovers.
     until: Instant,
     recovering: bool,
+    /// How often its worker had lost its partitions before.
+    lost: f64,
     /// Those who leave in a storm.
     leaving: Vec<Worker>,
 }
@@ -231,6 +240,7 @@ impl<'e> Chaos<'e> {
 
     fn begin(&mut self, what: Disturbance) {
         let (began, mut leaving) = (now_ms(), Vec::new());
+        let lost = what.workers().first().map_or(0.0, |worker| lost(&self.workers[*worker]));
         match what {
             Disturbance::KillWorker { worker } => {
                 self.workers[worker].service.process.kill();
@@ -265,7 +275,7 @@ impl<'e> Chaos<'e> {
             }
         }
         let until = Instant::now() + Duration::from_millis(what.lasts_ms());
-        self.active.push(Active { what, began, until, recovering: false, leaving });
+        self.active.push(Active { what, began, until, recovering: false, lost, leaving });
     }
 
     /// Ends what is to end now, and forgets what has recovered.
@@ -303,11 +313,22 @@ impl<'e> Chaos<'e> {
             Disturbance::StopWorker { .. } | Disturbance::CutWorker { .. } => {
                 let worker = &self.workers[active.what.workers()[0]];
                 let partitions = http::metric(worker.service.address, "fleet_partitions_assigned");
-                since > AWAKE && partitions.is_some_and(|partitions| partitions > 0.0)
+                let heard = since > KEPT || lost(worker) > active.lost;
+                since > AWAKE && heard && partitions.is_some_and(|partitions| partitions > 0.0)
             }
             Disturbance::KillBroker { .. } => self.cluster.is_in_sync(),
             Disturbance::Storm { .. } => {
-                active.leaving.retain_mut(|worker| worker.service.process.is_running());
+                active.leaving.retain_mut(|worker| {
+                    let process = &mut worker.service.process;
+                    let runs = process.is_running();
+                    assert!(
+                        runs || process.wait(LOOK).success(),
+                        "{} failed:\n{}",
+                        worker.name,
+                        process.log()
+                    );
+                    runs
+                });
                 active.leaving.is_empty()
             }
             Disturbance::KillWorker { .. } | Disturbance::KillServer { .. } => true,
