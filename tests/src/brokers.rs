@@ -5,7 +5,7 @@
 
 use std::{fs, path::Path, process::Command, sync::OnceLock, time::Duration};
 
-use crate::{bins, is_set, kafka, kafka::Cluster, loud, process, process::Process};
+use crate::{bins, kafka, kafka::Cluster, process, process::Process};
 
 const START: Duration = Duration::from_secs(60);
 
@@ -35,15 +35,13 @@ impl Env {
             if let Ok(brokers) = std::env::var("KAFKA_BROKERS")
                 && !brokers.is_empty()
             {
-                return Some(Self { brokers, name: "the cluster of KAFKA_BROKERS", _running: Running::Elsewhere });
+                return Some(Self {
+                    brokers,
+                    name: "the cluster of KAFKA_BROKERS",
+                    _running: Running::Elsewhere,
+                });
             }
-            if let Some(missing) = kafka::missing() {
-                let message = format!(
-                    "{missing} not found: the tests on Apache Kafka are NOT RUN, only those on the embedded broker. \
-                     scripts/setup-system --tests installs it; KAFKA_BROKERS=host:port uses another cluster."
-                );
-                assert!(!is_set("FLEET_REQUIRE_KAFKA"), "FLEET_REQUIRE_KAFKA is set, but {message}");
-                loud(&message);
+            if !kafka::available() {
                 return None;
             }
             let cluster = Cluster::start(1);
@@ -51,6 +49,11 @@ impl Env {
             Some(Self { brokers, name: "Apache Kafka", _running: Running::Cluster { _cluster: cluster } })
         })
         .as_ref()
+    }
+
+    /// A cluster that a test has started itself and answers for.
+    pub fn of(cluster: &Cluster) -> Self {
+        Self { brokers: cluster.brokers.clone(), name: "Apache Kafka", _running: Running::Elsewhere }
     }
 
     /// The embedded broker, as a process of its own, started on first use.

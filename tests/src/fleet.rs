@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::{
     Env, Oracle, bins, http,
@@ -144,6 +144,20 @@ impl<'e> Fleet<'e> {
         self.start_server(&options);
     }
 
+    /// Starts a server that hosts `bin/fixture_tools.rs` as `chaos`: a tool that behaves as its arguments say and writes its
+    /// calls into the ledger. `program` is where it is.
+    pub fn start_tool_server(&mut self, program: &str, ledger: &Path) {
+        let command = format!("{program} {}", ledger.display());
+        self.start_server(&ServerOptions { allowed: vec![command], ..ServerOptions::default() });
+        let address = self.server.as_ref().expect("the server").address;
+        let config = json!({"command": program, "args": [ledger]});
+        let request = json!({"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params":
+            {"name": "server_initialize", "arguments": {"name": "chaos", "config": config}}});
+        let (status, answer) = http::post(address, "/message", &request).expect("an answer of the server");
+        let hosted = status == 200 && answer["result"]["isError"].as_bool() != Some(true);
+        assert!(hosted && answer["error"].is_null(), "the tool is not hosted: {answer}");
+    }
+
     /// A directory with a few files: text, an empty one and one that is no text.
     pub fn files(&self) -> PathBuf {
         files(&self.directory)
@@ -158,6 +172,11 @@ impl<'e> Fleet<'e> {
 
     /// Starts a worker that need not become ready.
     pub fn launch_worker(&self) -> Service {
+        self.launch_worker_with(&[])
+    }
+
+    /// The same with more environment, for this worker alone.
+    pub fn launch_worker_with(&self, env: &[(&str, &str)]) -> Service {
         let mut command = Command::new(bins::bin("kafka-worker"));
         command
             .env("KAFKA_BROKERS", &self.env.brokers)
@@ -166,6 +185,7 @@ impl<'e> Fleet<'e> {
             .env("MCP_SERVER_URL", &self.server_url)
             .env("PORT", "0")
             .envs(self.worker_env.iter().map(|(name, value)| (name, value)))
+            .envs(env.iter().copied())
             .current_dir(&self.directory);
         Service::start("kafka-worker", &self.directory, command)
     }
@@ -234,7 +254,7 @@ impl<'e> Fleet<'e> {
     }
 
     /// After an orderly end every partition is committed to its end.
-    fn everything_is_committed(&self) {
+    pub fn everything_is_committed(&self) {
         let committed = topics::committed(&self.env.brokers, &self.group, &self.topic, self.partitions);
         for (partition, committed) in (0..).zip(committed) {
             let of_partition = self.submitted.iter().filter(|record| record.partition == partition);

@@ -2,13 +2,18 @@
 
 use std::{
     fs,
-    net::TcpListener,
+    net::{SocketAddr, TcpListener},
     path::{Path, PathBuf},
     process::Command,
     time::Duration,
 };
 
-use crate::{bins, cache, process, process::Process, topics};
+use crate::{
+    bins, cache, is_set, loud, process,
+    process::Process,
+    proxy::{Network, Proxy},
+    topics, wait,
+};
 
 /// How long a cluster may take to answer. Starting a JVM on two busy cores is slow.
 const START: Duration = Duration::from_secs(120);
@@ -27,12 +32,28 @@ pub fn missing() -> Option<String> {
     (!missing.is_empty()).then(|| missing.join(" and "))
 }
 
+/// Whether Kafka can be started here. Where it can't, says so loudly; panics if it has to be (`FLEET_REQUIRE_KAFKA`).
+pub fn available() -> bool {
+    let Some(missing) = missing() else { return true };
+    let message = format!(
+        "{missing} not found: the tests on Apache Kafka are NOT RUN, only those on the embedded broker. \
+         scripts/setup-system --tests installs it; KAFKA_BROKERS=host:port uses another cluster."
+    );
+    assert!(!is_set("FLEET_REQUIRE_KAFKA"), "FLEET_REQUIRE_KAFKA is set, but {message}");
+    loud(&message);
+    false
+}
+
 /// A cluster of one or more nodes. Dropping it kills it and removes its data.
 #[derive(Debug)]
 pub struct Cluster {
     nodes: Vec<Node>,
     /// What clients put into `bootstrap.servers`.
     pub brokers: String,
+    /// The same for clients behind a network that can fail; see [`Cluster::network`].
+    pub proxied: String,
+    /// One per node, before its second listener.
+    proxies: Vec<Proxy>,
     directory: PathBuf,
 }
 
@@ -56,14 +77,20 @@ impl Cluster {
             .map(|(id, ports)| format!("{id}@127.0.0.1:{}", ports.controller))
             .collect();
         let brokers: Vec<_> = ports.iter().map(|ports| format!("127.0.0.1:{}", ports.broker)).collect();
+        // Clients go where a broker says that it is, so the second listener has to name its proxy.
+        let local = |port| SocketAddr::from(([127, 0, 0, 1], port));
+        let proxies: Vec<_> = ports.iter().map(|ports| Proxy::start(Some(local(ports.proxied)))).collect();
+        let proxied: Vec<_> = proxies.iter().map(|proxy| proxy.address.to_string()).collect();
         let nodes = ports.iter().enumerate().map(|(id, ports)| {
             let config = directory.join(format!("node-{id}.properties"));
             let data = directory.join(format!("data-{id}"));
-            fs::write(&config, properties(id, ports, &voters.join(","), &data, size))
+            fs::write(&config, properties(id, ports, &proxied[id], &voters.join(","), &data, size))
                 .expect("a broker's configuration");
             Node { id, config, process: None }
         });
-        let mut cluster = Self { nodes: nodes.collect(), brokers: brokers.join(","), directory };
+        let nodes = nodes.collect();
+        let mut cluster =
+            Self { nodes, brokers: brokers.join(","), proxied: proxied.join(","), proxies, directory };
         for id in 0..size {
             let format = java("kafka.tools.StorageTool", &["format", "-t", CLUSTER_ID, "-c"]);
             cache::run({ format }.arg(&cluster.nodes[id].config));
@@ -88,6 +115,21 @@ impl Cluster {
         self.nodes[id].process = None;
     }
 
+    /// What happens to the clients that came through [`Cluster::proxied`].
+    pub fn network(&self, network: Network) {
+        self.proxies.iter().for_each(|proxy| proxy.set(network));
+    }
+
+    /// Waits until every replica of every partition is in sync: only then may the next node fail.
+    pub fn wait_until_in_sync(&self) {
+        wait::until("all replicas in sync", START, || self.is_in_sync().then_some(()));
+    }
+
+    /// Whether every replica of every partition is in sync.
+    pub fn is_in_sync(&self) -> bool {
+        topics::nodes(&self.brokers) == Ok(self.nodes.len()) && topics::in_sync(&self.brokers)
+    }
+
     /// The process of a node, to send signals to.
     pub fn process(&self, id: usize) -> Option<&Process> {
         self.nodes[id].process.as_ref()
@@ -105,30 +147,32 @@ impl Drop for Cluster {
 #[derive(Debug)]
 struct Ports {
     broker: u16,
+    proxied: u16,
     controller: u16,
 }
 
 impl Ports {
     fn reserve() -> Self {
-        let listeners = [(); 2].map(|()| TcpListener::bind("127.0.0.1:0").expect("a free port"));
-        let [broker, controller] =
+        let listeners = [(); 3].map(|()| TcpListener::bind("127.0.0.1:0").expect("a free port"));
+        let [broker, proxied, controller] =
             listeners.map(|listener| listener.local_addr().expect("its number").port());
-        Self { broker, controller }
+        Self { broker, proxied, controller }
     }
 }
 
-fn properties(id: usize, ports: &Ports, voters: &str, data: &Path, size: usize) -> String {
+fn properties(id: usize, ports: &Ports, advertised: &str, voters: &str, data: &Path, size: usize) -> String {
     let (copies, in_sync) = (size.min(3), size.min(2));
-    let Ports { broker, controller } = ports;
+    let Ports { broker, proxied, controller } = ports;
     let data = data.display();
     format!(
         "process.roles=broker,controller
 node.id={id}
 controller.quorum.voters={voters}
-listeners=PLAINTEXT://127.0.0.1:{broker},CONTROLLER://127.0.0.1:{controller}
-advertised.listeners=PLAINTEXT://127.0.0.1:{broker}
+listeners=PLAINTEXT://127.0.0.1:{broker},PROXIED://127.0.0.1:{proxied},CONTROLLER://127.0.0.1:{controller}
+advertised.listeners=PLAINTEXT://127.0.0.1:{broker},PROXIED://{advertised}
+inter.broker.listener.name=PLAINTEXT
 controller.listener.names=CONTROLLER
-listener.security.protocol.map=CONTROLLER:PLAINTEXT,PLAINTEXT:PLAINTEXT
+listener.security.protocol.map=CONTROLLER:PLAINTEXT,PLAINTEXT:PLAINTEXT,PROXIED:PLAINTEXT
 log.dirs={data}
 auto.create.topics.enable=false
 default.replication.factor={copies}

@@ -13,12 +13,14 @@
 pub mod bins;
 pub mod brokers;
 pub mod cache;
+pub mod chaos;
 pub mod fleet;
 pub mod http;
 pub mod kafka;
 pub mod node;
 pub mod oracle;
 pub mod process;
+pub mod proxy;
 pub mod python;
 pub mod topics;
 pub mod wait;

@@ -40,6 +40,8 @@ pub struct Account {
     pub dead: BTreeMap<Place, Record>,
     /// Ends beyond the first, over all records.
     pub repeats: usize,
+    /// Dead letters beyond the first, over all records.
+    pub dead_repeats: usize,
 }
 
 impl Account {
@@ -128,14 +130,17 @@ impl<'a> Oracle<'a> {
         for record in dead {
             match origin(&record) {
                 // A repeat may have written it again.
-                Some(place) => drop(account.dead.insert(place, record)),
+                Some(place) => {
+                    account.dead_repeats += usize::from(account.dead.insert(place, record).is_some());
+                }
                 None => writeln!(strays, "{record:?}").expect("a string"),
             }
         }
         (account, strays)
     }
 
-    fn judge(&self, account: &Account) -> Vec<String> {
+    /// Everything that is wrong with an account.
+    pub fn judge(&self, account: &Account) -> Vec<String> {
         let mut wrong = Vec::new();
         let submitted: HashMap<Place, &Record> =
             self.submitted.iter().map(|record| ((record.partition, record.offset), record)).collect();
@@ -145,7 +150,13 @@ impl<'a> Oracle<'a> {
                 continue;
             };
             if !last.state.is_terminal() {
-                wrong.push(format!("{place:?}: LOST, its last state is {}", last.state.as_str()));
+                let events = account.events.get(place).into_iter().flatten();
+                let events = events.map(|event| {
+                    let worker = event.worker.as_deref().unwrap_or_default();
+                    format!("{} {} by {worker}", event.time, event.state.as_str())
+                });
+                let events: Vec<_> = events.collect();
+                wrong.push(format!("{place:?}: LOST, its last state is {}: {events:?}", last.state.as_str()));
             }
             match (last.state == JobState::Failed, account.dead.get(place)) {
                 (true, None) => wrong.push(format!("{place:?}: failed, and is not in the dead letters")),

@@ -53,6 +53,11 @@ impl Process {
         self.child.id()
     }
 
+    /// Where its output goes. The file stays when the process has gone.
+    pub fn log_path(&self) -> &Path {
+        &self.log
+    }
+
     /// Sends a signal to the process alone.
     pub fn signal(&self, signal: Signal) {
         signal::kill(self.as_pid(), signal)

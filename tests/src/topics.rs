@@ -8,7 +8,7 @@ use std::{
 use futures::executor::block_on;
 use rdkafka::{
     ClientConfig, ClientContext, Message as _, Offset, Timestamp, TopicPartitionList,
-    admin::{AdminClient, AdminOptions, NewTopic, TopicReplication},
+    admin::{AdminClient, AdminOptions, AlterConfig, NewTopic, ResourceSpecifier, TopicReplication},
     client::DefaultClientContext,
     consumer::{BaseConsumer, Consumer as _},
     error::KafkaError,
@@ -89,6 +89,16 @@ pub fn nodes(brokers: &str) -> Result<usize, KafkaError> {
     Ok(metadata.brokers().len())
 }
 
+/// Whether every replica of every partition of the cluster is in sync.
+pub fn in_sync(brokers: &str) -> bool {
+    let client: Result<BaseConsumer, _> = config(brokers).create();
+    let Ok(metadata) = client.and_then(|client| client.fetch_metadata(None, Duration::from_secs(2))) else {
+        return false;
+    };
+    let mut partitions = metadata.topics().iter().flat_map(|topic| topic.partitions());
+    partitions.all(|partition| partition.leader() >= 0 && partition.isr().len() == partition.replicas().len())
+}
+
 /// Makes topics and waits until their partitions have leaders.
 pub fn create(brokers: &str, topics: &[(&str, i32)]) {
     let admin: AdminClient<DefaultClientContext> = config(brokers).create().expect("an admin client");
@@ -113,6 +123,18 @@ pub fn create(brokers: &str, topics: &[(&str, i32)]) {
                 metadata.topics().first()?.partitions().iter().filter(|partition| partition.leader() >= 0);
             (i32::try_from(led.count()) == Ok(*partitions)).then_some(())
         });
+    }
+}
+
+/// Sets one property of a topic. All others that were set go back to the broker's defaults.
+pub fn set(brokers: &str, topic: &str, property: &str, value: &str) {
+    let admin: AdminClient<DefaultClientContext> = config(brokers).create().expect("an admin client");
+    let change = AlterConfig::new(ResourceSpecifier::Topic(topic)).set(property, value);
+    let options = AdminOptions::new().operation_timeout(Some(TIMEOUT));
+    for changed in block_on(admin.alter_configs(&[change], &options)).expect("an answer from the broker") {
+        if let Err((what, error)) = changed {
+            panic!("{property} of {what:?} was not set: {error}");
+        }
     }
 }
 
@@ -215,13 +237,13 @@ pub fn members(brokers: &str, group: &str) -> usize {
     groups.ok().and_then(|groups| Some(groups.groups().first()?.members().len())).unwrap_or_default()
 }
 
-fn config(brokers: &str) -> ClientConfig {
+pub(crate) fn config(brokers: &str) -> ClientConfig {
     let mut config = ClientConfig::new();
     config.set("bootstrap.servers", brokers).set("log_level", "2");
     config
 }
 
-fn record(message: &impl rdkafka::Message) -> Record {
+pub(crate) fn record(message: &impl rdkafka::Message) -> Record {
     let headers = message.headers().map(|headers| {
         let all = headers.iter();
         all.map(|header| (header.key.to_owned(), header.value.map(<[u8]>::to_vec))).collect()

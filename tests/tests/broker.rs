@@ -8,7 +8,10 @@ use std::{
 };
 
 use fleet_tests::{
-    Env, bins, on_every_broker,
+    Env, bins,
+    kafka::{self, Cluster},
+    on_every_broker,
+    proxy::Network,
     topics::{self, Outgoing},
     wait,
 };
@@ -24,6 +27,23 @@ on_every_broker!(
     members_share_partitions_and_take_over,
     records_arrive_without_waiting_for_the_poll_interval,
 );
+
+/// The harness's own: who comes through the proxies is sent to brokers that name proxies, so a cut leaves no way around.
+#[test]
+fn a_cut_leaves_no_way_around() {
+    if !kafka::available() {
+        return;
+    }
+    let cluster = Cluster::start(1);
+    let nodes = || topics::nodes(&cluster.proxied);
+    assert_eq!(nodes(), Ok(1));
+    for how in [Network::Refused, Network::Silent] {
+        cluster.network(how);
+        assert!(nodes().is_err(), "{how:?}");
+        cluster.network(Network::Up);
+        wait::until("the network", wait::LONG, || nodes().ok());
+    }
+}
 
 const TIMEOUT: Duration = Duration::from_secs(20);
 

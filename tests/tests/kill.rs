@@ -14,6 +14,7 @@ use serde_json::json;
 on_every_broker!(
     a_killed_worker_loses_nothing,
     a_stopped_worker_drains_and_leaves,
+    a_worker_that_wakes_up_says_nothing_out_of_date,
     a_server_that_is_away_costs_no_attempts,
 );
 
@@ -58,6 +59,23 @@ fn a_stopped_worker_drains_and_leaves(env: &Env) {
     fleet.start_worker();
     let account = fleet.settle(0);
     assert_eq!(account.count(JobState::Succeeded), 200);
+}
+
+/// SIGSTOP for longer than the session, and SIGCONT when others have ended everything. What the worker still holds, has
+/// under way or was about to say is out of date; the newest event of a job would be wrong for ever.
+fn a_worker_that_wakes_up_says_nothing_out_of_date(env: &Env) {
+    let mut fleet = slow_fleet(env, "asleep");
+    fleet.start_worker();
+    fleet.start_worker();
+    submit(&mut fleet, 400);
+    fleet.wait_for(40);
+    fleet.workers[0].process.signal(Signal::SIGSTOP);
+    fleet.wait_for_all();
+    let sleeper = &mut fleet.workers[0].process;
+    sleeper.signal(Signal::SIGCONT);
+    sleeper.says("lost: their jobs will run elsewhere", wait::LONG);
+    let account = fleet.settle(REPEATS);
+    assert_eq!(account.count(JobState::Succeeded), 400);
 }
 
 /// I7: the server is killed and comes back. Nobody fails, nobody spends an attempt on the outage.

@@ -9,6 +9,7 @@
 
 mod context;
 mod poll;
+mod pulse;
 
 use std::{
     sync::{
@@ -31,6 +32,7 @@ use tokio::sync::{mpsc as events, oneshot};
 use crate::{error::KafkaError, settings::Settings};
 use context::Context;
 use poll::PollThread;
+use pulse::Pulse;
 
 /// librdkafka's own default of `max.poll.interval.ms`.
 const MAX_POLL_INTERVAL: &str = "300000";
@@ -131,6 +133,7 @@ enum Order {
 #[derive(Debug)]
 pub struct Consumer {
     orders: mpsc::Sender<Order>,
+    pulse: Arc<Pulse>,
     thread: Option<thread::JoinHandle<()>>,
 }
 
@@ -145,7 +148,9 @@ impl Consumer {
         let (sender, receiver) = events::unbounded_channel();
         let (orders, inbox) = mpsc::channel();
         let queued = Arc::new(AtomicUsize::new(0));
-        let context = Context::new(sender, queued.clone(), config.topics.clone(), config.drain);
+        let pulse = Arc::new(Pulse::new());
+        let context =
+            Context::new(sender, queued.clone(), pulse.clone(), config.topics.clone(), config.drain);
         let consumer: BaseConsumer<Context> = config
             .settings
             .consumer(&config.group)
@@ -159,7 +164,14 @@ impl Consumer {
             .name("kafka-poll".to_owned())
             .spawn(move || PollThread::new(consumer, inbox).run())
             .map_err(|error| KafkaError::Client(Native::ClientCreation(error.to_string())))?;
-        Ok((Self { orders, thread: Some(thread) }, Events { receiver, queued }))
+        Ok((Self { orders, pulse, thread: Some(thread) }, Events { receiver, queued }))
+    }
+
+    /// For how long the poll thread has heard nothing: it waits for a broker that does not answer, or the process stood
+    /// still. What it will hear next may be that the partitions belong to somebody else. Waiting for a drain does not
+    /// count.
+    pub fn deaf_for(&self) -> Duration {
+        self.pulse.silence()
     }
 
     fn order(&self, order: Order) {

@@ -1,11 +1,11 @@
 //! Writing records and knowing that they are written.
 
-use std::{sync::Mutex, time::Duration};
+use std::{sync::Mutex, thread, time::Duration};
 
 use fleet_job::record::Header;
 use rdkafka::{
     error::{KafkaError as Native, RDKafkaErrorCode},
-    producer::{FutureProducer, FutureRecord, Producer as _},
+    producer::{FutureProducer, FutureRecord, Producer as _, PurgeConfig},
 };
 
 use crate::{convert, error::KafkaError, settings::Settings};
@@ -127,16 +127,30 @@ impl Producer {
         if !fatal {
             return;
         }
+        self.replace(failed.clone());
+    }
+
+    /// Drops everything that was handed over and is not written yet; each of those sends fails. For a worker that has
+    /// lost its partitions: whatever it still had to say of their jobs would come after what their new owner says.
+    ///
+    /// What is on its way to the broker at this moment can't be called back.
+    pub fn forget(&self) {
+        self.replace(self.current());
+    }
+
+    /// Puts a new producer in the place of `old`, unless that has been done already: many sends fail at once.
+    fn replace(&self, old: FutureProducer) {
         let mut current = self.current.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        // Many sends fail at once; only the first of them finds the failed producer still in place.
-        if current.client().native_ptr() == failed.client().native_ptr() {
+        if current.client().native_ptr() == old.client().native_ptr() {
             match self.settings.producer().create() {
                 Ok(fresh) => *current = fresh,
-                Err(error) => {
-                    tracing::error!(%error, "the Kafka producer failed for good and can't be replaced")
-                }
+                Err(error) => tracing::error!(%error, "the Kafka producer can't be replaced"),
             }
         }
+        drop(current);
+        old.purge(PurgeConfig::default().queue().inflight());
+        // Ending a producer waits for its threads, which nobody here has the time for.
+        thread::spawn(move || drop(old));
     }
 
     /// Waits until everything handed over is acknowledged or has failed, at most `timeout`. Blocks the thread.

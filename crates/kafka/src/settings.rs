@@ -1,7 +1,7 @@
 //! What every client of ours is configured from: brokers, and any librdkafka property but those that would break a
 //! promise.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::Duration};
 
 use rdkafka::ClientConfig;
 
@@ -64,6 +64,13 @@ const PRODUCER_ONLY: [&str; 13] = [
     "sticky.partitioning.",
 ];
 
+/// librdkafka's own default of `session.timeout.ms`.
+const SESSION_TIMEOUT_MS: u64 = 45_000;
+/// How long a record may wait to be written, unless the session is so short that it must be less.
+const DELIVERY_TIMEOUT_MS: u64 = 30_000;
+/// The two names of that time.
+const DELIVERY_TIMEOUT: [&str; 2] = ["delivery.timeout.ms", "message.timeout.ms"];
+
 impl Settings {
     /// Settings for the brokers at `brokers`, with nothing else said.
     pub fn new(brokers: impl Into<String>) -> Self {
@@ -97,8 +104,27 @@ impl Settings {
             {
                 return refuse(name, value, reason);
             }
+            // A worker that was stopped or cut off speaks of jobs that others have ended meanwhile, if what it had to say
+            // outlives its session.
+            if DELIVERY_TIMEOUT.contains(&name.as_str())
+                && value.parse::<u64>().is_ok_and(|ms| ms == 0 || ms >= self.session_timeout_ms())
+            {
+                let reason = "it must be shorter than session.timeout.ms: what a worker has to say of a job must not \
+                              come when another one has the job";
+                return refuse(name, value, reason);
+            }
         }
         Ok(())
+    }
+
+    fn session_timeout_ms(&self) -> u64 {
+        let set = self.properties.get("session.timeout.ms").and_then(|value| value.parse().ok());
+        set.unwrap_or(SESSION_TIMEOUT_MS)
+    }
+
+    /// How long the group waits for a sign of life before it gives a member's partitions to others.
+    pub fn session_timeout(&self) -> Duration {
+        Duration::from_millis(self.session_timeout_ms())
     }
 
     fn base(&self, leave_out: &[&str]) -> ClientConfig {
@@ -158,13 +184,17 @@ impl Settings {
 
     /// A producer that waits for all in-sync replicas.
     pub(crate) fn producer(&self) -> ClientConfig {
-        let mut config = self.with_defaults(
-            self.base(&CONSUMER_ONLY),
+        let delivery_timeout = DELIVERY_TIMEOUT_MS.min(self.session_timeout_ms() * 2 / 3).to_string();
+        let mut config = self.base(&CONSUMER_ONLY);
+        if !DELIVERY_TIMEOUT.iter().any(|name| self.properties.contains_key(*name)) {
+            config.set("delivery.timeout.ms", delivery_timeout);
+        }
+        config = self.with_defaults(
+            config,
             &[
                 ("linger.ms", "5"),
                 ("compression.type", "lz4"),
                 ("message.max.bytes", "16777216"),
-                ("delivery.timeout.ms", "30000"),
                 // The partitioner of the Java clients: one key goes to one partition, whoever writes it.
                 ("partitioner", "murmur2_random"),
             ],
@@ -202,6 +232,31 @@ mod tests {
         ] {
             let message = check(name, value).unwrap_err().to_string();
             assert!(message.contains(name) && message.contains(word), "{message}");
+        }
+    }
+
+    #[test]
+    fn what_waits_to_be_written_does_not_outlive_the_session() {
+        let settings = |properties: &[(&str, &str)]| {
+            let properties = properties.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
+            Settings { brokers: "b:1".into(), properties: properties.collect() }
+        };
+        let session = ("session.timeout.ms", "6000");
+        for (properties, expected) in [
+            (&[][..], Some("30000")),
+            (&[session][..], Some("4000")),
+            (&[session, ("delivery.timeout.ms", "5000")][..], Some("5000")),
+            (&[session, ("message.timeout.ms", "5000")][..], None),
+        ] {
+            let settings = settings(properties);
+            settings.check().unwrap();
+            assert_eq!(settings.producer().get("delivery.timeout.ms"), expected, "{properties:?}");
+        }
+        for (name, value) in
+            [("delivery.timeout.ms", "6000"), ("message.timeout.ms", "30000"), ("message.timeout.ms", "0")]
+        {
+            let message = settings(&[session, (name, value)]).check().unwrap_err().to_string();
+            assert!(message.contains(name) && message.contains("session.timeout.ms"), "{message}");
         }
     }
 

@@ -71,6 +71,7 @@ pub async fn run(args: Args) -> Result<(), WorkerError> {
         let tiers = delayed.map(|partitions| Tiers::new(partitions, args.max_park));
         let mut consumed = vec![topics.jobs.clone()];
         consumed.extend(tiers.map(|_| topics.delayed.clone()));
+        let session = settings.session_timeout();
         let (consumer, events) = Consumer::start(ConsumerConfig {
             settings,
             group: args.group.clone(),
@@ -85,7 +86,8 @@ pub async fn run(args: Args) -> Result<(), WorkerError> {
             max_event_bytes: usize::try_from(args.max_event_bytes).unwrap_or(usize::MAX),
         };
         health.set_ready();
-        Shell::new(args, consumer, producer, client, reporter, health.clone()).run(events, shutdown).await
+        let shell = Shell::new(args, consumer, producer, client, reporter, health.clone(), session);
+        shell.run(events, shutdown).await
     } else {
         Ok(())
     };

@@ -51,8 +51,13 @@ const FLUSH_TIMEOUT: Duration = Duration::from_secs(5);
 /// The worker's topics, by the numbers that partitions carry.
 pub(crate) const TOPICS: [&str; 2] = ["jobs", "delayed"];
 const DELAYED: u16 = 1;
-/// How often gauges are brought up to date.
+/// How often gauges are brought up to date. The loop turns at least as often.
 const GAUGES: Duration = Duration::from_secs(1);
+/// How long librdkafka may take to notice that the session has run out, once it can: it does so by its own clock, or by
+/// the answer to the heartbeat that it sends at once.
+const COME_TO: Duration = Duration::from_secs(1);
+/// How often to look meanwhile whether the poll thread hears something again.
+const LISTEN: Duration = Duration::from_millis(100);
 
 /// One worker at work.
 pub(crate) struct Shell {
@@ -68,6 +73,8 @@ pub(crate) struct Shell {
     jobs: HashMap<Token, Held>,
     settled: Window,
     revokes: Vec<Revoke>,
+    /// How long nothing may be heard of the group before its silence could hide that the session has run out.
+    patience: Duration,
     /// Set when the worker is to stop: the time by which it has.
     stop_by: Option<Instant>,
     breaker_open: bool,
@@ -86,6 +93,7 @@ impl Shell {
         client: McpClient,
         reporter: Reporter,
         health: Health,
+        session: Duration,
     ) -> Self {
         let (done, inbox) = mpsc::unbounded_channel();
         let engine = Engine::new(args.engine(rand::random(), reporter.tiers.is_some()));
@@ -101,6 +109,7 @@ impl Shell {
             jobs: HashMap::new(),
             settled: Window::default(),
             revokes: Vec::new(),
+            patience: session / 2,
             stop_by: None,
             breaker_open: false,
             writes_fail: false,
@@ -120,7 +129,13 @@ impl Shell {
         // Taken once, here: nothing else reads it.
         let Some(mut inbox) = self.inbox.take() else { return Ok(()) };
         let mut gauges = tokio::time::interval(GAUGES);
+        let mut turned = Instant::now();
         loop {
+            let deaf = turned.elapsed().max(self.consumer.deaf_for());
+            if deaf > self.patience && !shutdown.is_cancelled() {
+                self.come_to(deaf, &mut events, &shutdown).await?;
+            }
+            turned = Instant::now();
             self.carry_out();
             self.settle_revokes();
             if self.stop_by.is_some_and(|by| Instant::now() >= by || self.engine.is_drained(&self.partitions))
@@ -140,6 +155,34 @@ impl Shell {
             }
         }
         self.close(events).await
+    }
+
+    /// When nothing was heard of the group for long, hears what has become of the partitions before anything more is done
+    /// to their jobs: another worker may have them, and may have ended them.
+    async fn come_to(
+        &mut self,
+        deaf: Duration,
+        events: &mut Events,
+        shutdown: &CancellationToken,
+    ) -> Result<(), KafkaError> {
+        tracing::warn!(
+            ?deaf,
+            "nothing was heard of the group: no job goes on until it can have said what has changed"
+        );
+        let mut hears_since = Instant::now();
+        while hears_since.elapsed() < COME_TO && !shutdown.is_cancelled() {
+            tokio::select! {
+                event = events.recv() => match event {
+                    Some(event) => self.event(event)?,
+                    None => return Err(KafkaError::PollThread("it has ended")),
+                },
+                () = tokio::time::sleep(LISTEN) => {}
+            }
+            if self.consumer.deaf_for() > COME_TO / 2 {
+                hears_since = Instant::now();
+            }
+        }
+        Ok(())
     }
 
     fn feed(&mut self, input: Input<'_>) {
@@ -189,6 +232,8 @@ impl Shell {
                 tracing::warn!(?partitions, "lost: their jobs will run elsewhere");
                 self.partitions.retain(|partition| !partitions.contains(partition));
                 self.feed(Input::Lost(&partitions));
+                // All partitions are lost together, so nothing in there is still ours to say.
+                self.producer.forget();
             }
             Event::Committed(partition, generation, ok) => {
                 counter!(names::COMMITS.name, "ok" => if ok { "true" } else { "false" }).increment(1);
@@ -225,13 +270,13 @@ impl Shell {
             }
             Done::NotDeferred(token) => self.feed(Input::NotDeferred(token)),
             Done::NotWritten { token, dead_letter_written } => {
+                // Of a job that is no longer ours this says nothing about Kafka: such writes are called off.
+                let Some(held) = self.jobs.get_mut(&token) else { return };
+                held.dead_letter_written |= dead_letter_written;
                 if !std::mem::replace(&mut self.writes_fail, true) {
                     self.health.set_not_ready(
                         "Kafka does not take the ends of jobs; nothing is lost, they are written again",
                     );
-                }
-                if let Some(held) = self.jobs.get_mut(&token) {
-                    held.dead_letter_written |= dead_letter_written;
                 }
                 self.feed(Input::WriteFailed(token));
             }
@@ -311,6 +356,9 @@ impl Shell {
     fn carry_out(&mut self) {
         while let Some(command) = self.engine.poll() {
             match command {
+                // Decided before the partition was taken away, and not carried out yet.
+                Command::Start(token, _) | Command::Settle(token, ..) | Command::Retrying(token, ..)
+                    if self.engine.token(token.partition, token.offset) != Some(token) => {}
                 Command::Start(token, attempt) => self.start(token, attempt),
                 Command::Settle(token, terminal, attempts) => self.settle(token, terminal, attempts),
                 Command::Retrying(token, attempts, at) => {

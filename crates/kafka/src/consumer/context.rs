@@ -21,7 +21,7 @@ use rdkafka::{
 };
 use tokio::sync::mpsc as events;
 
-use super::{Assigned, Event, REPLY_MARGIN};
+use super::{Assigned, Event, REPLY_MARGIN, pulse::Pulse};
 
 /// How long the broker may take to say what is committed.
 const COMMITTED_TIMEOUT: Duration = Duration::from_secs(10);
@@ -36,6 +36,8 @@ pub(super) struct Context {
     events: events::UnboundedSender<Event>,
     /// Bytes of records handed over and not taken yet.
     pub(super) queued: Arc<AtomicUsize>,
+    /// Beats while the poll thread turns.
+    pub(super) pulse: Arc<Pulse>,
     /// The group is being left: nobody is to be asked any more.
     pub(super) closing: AtomicBool,
     topics: Vec<String>,
@@ -50,12 +52,14 @@ impl Context {
     pub(super) fn new(
         events: events::UnboundedSender<Event>,
         queued: Arc<AtomicUsize>,
+        pulse: Arc<Pulse>,
         topics: Vec<String>,
         drain: Duration,
     ) -> Self {
         Self {
             events,
             queued,
+            pulse,
             closing: AtomicBool::new(false),
             topics,
             drain,
@@ -237,8 +241,9 @@ impl Context {
         let (reply, commits) = mpsc::sync_channel(1);
         self.emit(Event::Revoking(partitions.clone(), Instant::now() + self.drain, reply));
         // The engine keeps the deadline.
-        match commits
-            .recv_timeout(self.drain + REPLY_MARGIN)
+        match self
+            .pulse
+            .excused(|| commits.recv_timeout(self.drain + REPLY_MARGIN))
             .map(|commits| self.commit_before_revoke(consumer, commits))
         {
             Ok(Ok(())) => {}

@@ -38,6 +38,7 @@ impl PollThread {
 
     pub(super) fn run(self) {
         loop {
+            self.consumer.context().pulse.beat();
             if let Err(error) = self.poll() {
                 self.consumer.context().emit(Event::Failed(error));
                 return;

@@ -1,0 +1,88 @@
+//! An MCP server over stdio whose one tool, `work`, behaves as its arguments say, and writes down that it was called.
+//!
+//! The ledger (`argv[1]`, append-only) is what the chaos test believes about calls: lines are written with one `write`
+//! each, so their order in the file is the order of what happened, without any clock. `boot` says that nothing of what an
+//! earlier process has begun goes on; `s` and `e` are the start and the end of a call, with job, attempt and key.
+
+#![expect(clippy::expect_used, reason = "a panic is the report of a test")]
+
+use std::{
+    env,
+    fs::{File, OpenOptions},
+    io::{self, BufRead as _, Write as _},
+    sync::Arc,
+    thread,
+    time::Duration,
+};
+
+use serde_json::{Value, json};
+
+fn main() {
+    let path = env::args_os().nth(1).expect("usage: fixture_tools LEDGER");
+    let ledger = Arc::new(OpenOptions::new().create(true).append(true).open(path).expect("the ledger"));
+    note(&ledger, "boot");
+    for line in io::stdin().lock().lines() {
+        let Ok(request) = line.map_err(drop).and_then(|line| serde_json::from_str(&line).map_err(drop))
+        else {
+            continue;
+        };
+        let ledger = Arc::clone(&ledger);
+        handle(request, ledger);
+    }
+}
+
+fn handle(request: Value, ledger: Arc<File>) {
+    // Notifications need no answer.
+    let Some(id) = request.get("id").cloned() else { return };
+    let params = request.get("params").cloned().unwrap_or_default();
+    match request["method"].as_str().unwrap_or_default() {
+        "initialize" => {
+            let version = &params["protocolVersion"];
+            let info = json!({"name": "fixture-tools", "version": "1"});
+            answer(
+                &id,
+                json!({"protocolVersion": version, "capabilities": {"tools": {}}, "serverInfo": info}),
+            );
+        }
+        "ping" => answer(&id, json!({})),
+        "tools/list" => {
+            answer(&id, json!({"tools": [{"name": "work", "inputSchema": {"type": "object"}}]}));
+        }
+        "tools/call" => drop(thread::spawn(move || answer(&id, work(&params, &ledger)))),
+        method => {
+            let error = json!({"code": -32601, "message": format!("no method {method}")});
+            say(&json!({"jsonrpc": "2.0", "id": id, "error": error}));
+        }
+    }
+}
+
+/// Takes `ms`; fails the first `failures` attempts, or for good where `final` is set.
+fn work(params: &Value, ledger: &File) -> Value {
+    let (meta, arguments) = (&params["_meta"], &params["arguments"]);
+    let job = meta["io.mcp-fleet/jobId"].as_str().unwrap_or("-");
+    let attempt = meta["io.mcp-fleet/attempt"].as_u64().unwrap_or_default();
+    let key = arguments["key"].as_str().unwrap_or("-");
+    note(ledger, &format!("s {job} {attempt} {key}"));
+    // This is the tool's work and not a wait for something.
+    thread::sleep(Duration::from_millis(arguments["ms"].as_u64().unwrap_or_default()));
+    note(ledger, &format!("e {job} {attempt} {key}"));
+    let is_final = arguments["final"].as_bool().unwrap_or_default();
+    let fails = is_final || attempt <= arguments["failures"].as_u64().unwrap_or_default();
+    let text = if fails { "as it was asked to, it fails" } else { "done" };
+    json!({"content": [{"type": "text", "text": text}], "isError": fails,
+        "_meta": {"io.mcp-fleet/final": is_final}})
+}
+
+fn note(mut ledger: &File, line: &str) {
+    ledger.write_all(format!("{line}\n").as_bytes()).expect("the ledger");
+}
+
+fn answer(id: &Value, result: Value) {
+    say(&json!({"jsonrpc": "2.0", "id": id, "result": result}));
+}
+
+fn say(message: &Value) {
+    let mut out = io::stdout().lock();
+    // Whoever asked may be gone, and then this process is about to end too.
+    drop(out.write_all(format!("{message}\n").as_bytes()).and_then(|()| out.flush()));
+}

@@ -1,0 +1,301 @@
+//! Chaos from one seed: what is disturbed, when and for how long, and which jobs are there meanwhile. Pure; the test
+//! `tests/chaos.rs` carries it out.
+//!
+//! `jobs` are the jobs with the ends that they have to come to, `ledger` is what the tool saw of them, and `audit` holds
+//! both against the topics. That a seed gives the same disturbances at the same points of the work does not mean that
+//! processes meet each other at the same instant again; it narrows down what to look at.
+
+pub mod audit;
+pub mod jobs;
+pub mod ledger;
+pub mod watch;
+
+use std::fmt;
+
+use crate::proxy::Network;
+
+/// How many workers there are while nothing is disturbed.
+pub const WORKERS: usize = 4;
+/// The one that is behind a network that can fail.
+pub const BEHIND_PROXY: usize = WORKERS - 1;
+/// How many nodes the cluster has.
+pub const BROKERS: usize = 3;
+/// So many workers at most are disturbed at once; the others go on.
+const MOST_DISTURBED: usize = 2;
+/// Longer than the session timeout of the harness's workers, so that the group gives the partitions to somebody else.
+const BEYOND_SESSION_MS: (u64, u64) = (8_000, 11_000);
+
+/// Pseudo-random numbers that are the same on every machine and in every version: SplitMix64.
+#[derive(Clone, Debug)]
+pub struct Random(u64);
+
+impl Random {
+    /// Numbers from a seed.
+    pub fn new(seed: u64) -> Self {
+        Self(seed)
+    }
+
+    /// The next number.
+    pub fn number(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+        z ^ (z >> 31)
+    }
+
+    /// A number from `low` to `high`, both included.
+    pub fn between(&mut self, low: u64, high: u64) -> u64 {
+        low + self.number() % (high - low + 1)
+    }
+
+    /// One of `0..count`.
+    pub fn index(&mut self, count: usize) -> usize {
+        usize::try_from(self.between(0, count as u64 - 1)).unwrap_or_default()
+    }
+
+    fn shuffle<T>(&mut self, items: &mut [T]) {
+        for last in (1..items.len()).rev() {
+            items.swap(last, self.index(last + 1));
+        }
+    }
+}
+
+/// One thing that goes wrong.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Disturbance {
+    /// SIGKILL; another worker takes its place.
+    KillWorker {
+        /// Which.
+        worker: usize,
+    },
+    /// SIGSTOP for so long, then SIGCONT: it wakes up as somebody whose work has been given to others.
+    StopWorker {
+        /// Which.
+        worker: usize,
+        /// How long.
+        ms: u64,
+    },
+    /// The worker behind the proxy loses Kafka for so long, and keeps the server.
+    CutWorker {
+        /// [`Network::Refused`] or [`Network::Silent`].
+        how: Network,
+        /// How long.
+        ms: u64,
+    },
+    /// Workers come and go in quick order, all of them as they should.
+    Storm {
+        /// How many come, beyond the usual ones.
+        join: usize,
+        /// The usual ones that are stopped with SIGTERM together with those, and replaced.
+        leave: usize,
+    },
+    /// SIGKILL of the server; it comes back after so long.
+    KillServer {
+        /// How long.
+        ms: u64,
+    },
+    /// SIGKILL of a broker; it comes back after so long.
+    KillBroker {
+        /// Which.
+        broker: usize,
+        /// How long.
+        ms: u64,
+    },
+}
+
+impl Disturbance {
+    /// The workers that it puts out of action.
+    pub fn workers(self) -> Vec<usize> {
+        match self {
+            Self::KillWorker { worker } | Self::StopWorker { worker, .. } => vec![worker],
+            Self::CutWorker { .. } => vec![BEHIND_PROXY],
+            // The first ones, so that the cut one is left to be cut.
+            Self::Storm { leave, .. } => (0..leave).collect(),
+            Self::KillServer { .. } | Self::KillBroker { .. } => Vec::new(),
+        }
+    }
+
+    /// How long it lasts, where that is set beforehand.
+    pub fn lasts_ms(self) -> u64 {
+        match self {
+            Self::KillWorker { .. } | Self::Storm { .. } => 0,
+            Self::StopWorker { ms, .. }
+            | Self::CutWorker { ms, .. }
+            | Self::KillServer { ms }
+            | Self::KillBroker { ms, .. } => ms,
+        }
+    }
+
+    /// Whether it may begin while `active` go on: one broker at a time, one server, and never too many workers.
+    pub fn may_join(self, active: &[Self]) -> bool {
+        let busy: Vec<usize> = active.iter().flat_map(|other| other.workers()).collect();
+        let mine = self.workers();
+        let has = |kind: fn(&Self) -> bool| active.iter().any(kind);
+        let is_broker = |other: &Self| matches!(other, Self::KillBroker { .. });
+        let is_server = |other: &Self| matches!(other, Self::KillServer { .. });
+        let is_storm = |other: &Self| matches!(other, Self::Storm { .. });
+        let clash = match self {
+            Self::KillBroker { .. } => has(is_broker) || has(is_storm),
+            Self::KillServer { .. } => has(is_server),
+            // A worker can't leave in order while the coordinator is away.
+            Self::Storm { .. } => has(is_broker) || has(is_storm),
+            _ => false,
+        };
+        !clash
+            && mine.iter().all(|worker| !busy.contains(worker))
+            && (mine.is_empty() || busy.len() + mine.len() <= MOST_DISTURBED)
+    }
+}
+
+impl fmt::Display for Disturbance {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::KillWorker { worker } => write!(f, "SIGKILL of worker {worker}"),
+            Self::StopWorker { worker, ms } => write!(f, "SIGSTOP of worker {worker} for {ms} ms"),
+            Self::CutWorker { how, ms } => {
+                write!(f, "worker {BEHIND_PROXY} without Kafka ({how:?}) for {ms} ms")
+            }
+            Self::Storm { join, leave } => write!(f, "{join} workers join, they and {leave} others leave"),
+            Self::KillServer { ms } => write!(f, "SIGKILL of the server for {ms} ms"),
+            Self::KillBroker { broker, ms } => write!(f, "SIGKILL of broker {broker} for {ms} ms"),
+        }
+    }
+}
+
+/// A disturbance and its moment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Step {
+    /// It begins when so many jobs have come to their end, and what still goes on lets it.
+    pub after: usize,
+    /// What happens.
+    pub what: Disturbance,
+}
+
+/// All disturbances of a run, in order.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Schedule {
+    /// Where it comes from.
+    pub seed: u64,
+    /// How many jobs there are.
+    pub jobs: usize,
+    /// In the order in which they begin.
+    pub steps: Vec<Step>,
+}
+
+impl Schedule {
+    /// The schedule of a seed: in every round everything happens once, in random order. Longer runs have more rounds.
+    pub fn new(seed: u64, jobs: usize) -> Self {
+        let mut random = Random::new(seed);
+        let rounds = 2 + jobs / 100_000;
+        let mut all = Vec::new();
+        for _ in 0..rounds {
+            let mut round = round(&mut random);
+            random.shuffle(&mut round);
+            all.extend(round);
+        }
+        // The first and the last part of the jobs are left alone: something must run before, and something after.
+        let part = jobs / (all.len() + 2);
+        let steps = (1..).zip(all).map(|(number, what)| {
+            let jitter = random.between(0, (part / 2) as u64);
+            Step { after: part * number + usize::try_from(jitter).unwrap_or_default(), what }
+        });
+        Self { seed, jobs, steps: steps.collect() }
+    }
+
+    /// How many jobs are to be submitted when `begun` steps have begun: always more than the next step waits for, and the
+    /// last ones not before the last step has begun, so that nothing happens to a fleet that has nothing to do.
+    pub fn submitted(&self, begun: usize) -> usize {
+        if begun == self.steps.len() { self.jobs } else { self.jobs / (self.steps.len() + 2) * (begun + 2) }
+    }
+}
+
+fn round(random: &mut Random) -> Vec<Disturbance> {
+    let mut beyond_session = || random.between(BEYOND_SESSION_MS.0, BEYOND_SESSION_MS.1);
+    let (stop, refused, silent) = (beyond_session(), beyond_session(), beyond_session());
+    vec![
+        Disturbance::KillWorker { worker: random.index(WORKERS) },
+        Disturbance::StopWorker { worker: random.index(WORKERS), ms: stop },
+        Disturbance::CutWorker { how: Network::Refused, ms: refused },
+        Disturbance::CutWorker { how: Network::Silent, ms: silent },
+        Disturbance::Storm { join: random.index(2) + 1, leave: random.index(MOST_DISTURBED) + 1 },
+        Disturbance::KillServer { ms: random.between(500, 4_000) },
+        Disturbance::KillBroker { broker: random.index(BROKERS), ms: random.between(1_000, 6_000) },
+    ]
+}
+
+impl fmt::Display for Schedule {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "seed {}, {} jobs:", self.seed, self.jobs)?;
+        for Step { after, what } in &self.steps {
+            writeln!(f, "  after {after:>7}: {what}")?;
+        }
+        write!(
+            f,
+            "again: FLEET_CHAOS_SEED={} FLEET_CHAOS_JOBS={} scripts/test -p fleet-tests --test chaos",
+            self.seed, self.jobs
+        )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{collections::BTreeSet, mem};
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// Plays the steps as fast as they may begin; each lasts for its own time, and a broker a while longer.
+    fn play(schedule: &Schedule) {
+        let mut active: Vec<(u64, Disturbance)> = Vec::new();
+        let mut now = 0;
+        for step in &schedule.steps {
+            loop {
+                let others: Vec<_> = active.iter().map(|(_, what)| *what).collect();
+                let brokers = others.iter().filter(|what| matches!(what, Disturbance::KillBroker { .. }));
+                assert!(brokers.count() <= 1, "two brokers down: {others:?}");
+                let down: BTreeSet<_> = others.iter().flat_map(|what| what.workers()).collect();
+                assert!(down.len() <= MOST_DISTURBED, "no worker is left: {others:?}");
+                if step.what.may_join(&others) {
+                    break;
+                }
+                // What may not join now may when something has ended.
+                let next = active.iter().map(|(end, _)| *end).min().expect("something that is in the way");
+                now = next;
+                active.retain(|(end, _)| *end > now);
+            }
+            active.push((now + step.what.lasts_ms() + 1_000, step.what));
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn everything_happens_and_never_too_much_at_once(seed: u64, jobs in 1_000_usize..2_000_000) {
+            let schedule = Schedule::new(seed, jobs);
+            prop_assert_eq!(&schedule, &Schedule::new(seed, jobs));
+            let kinds: Vec<_> = schedule.steps.iter().map(|step| mem::discriminant(&step.what)).collect();
+            for kind in round(&mut Random::new(0)) {
+                let times = kinds.iter().filter(|other| **other == mem::discriminant(&kind)).count();
+                prop_assert!(times >= 2, "{kind} happens {times} times");
+            }
+            for how in [Network::Refused, Network::Silent] {
+                let mut cuts = schedule.steps.iter().map(|step| step.what);
+                let cut = cuts.any(|what| matches!(what, Disturbance::CutWorker { how: other, .. } if other == how));
+                prop_assert!(cut, "no cut is {:?}", how);
+            }
+            prop_assert!(schedule.steps.is_sorted_by_key(|step| step.after));
+            prop_assert!(schedule.steps.iter().all(|step| (1..jobs).contains(&step.after)));
+            for (begun, step) in schedule.steps.iter().enumerate() {
+                prop_assert!(step.after < schedule.submitted(begun), "step {} would never begin", begun);
+            }
+            prop_assert_eq!(schedule.submitted(schedule.steps.len()), jobs);
+            play(&schedule);
+        }
+    }
+
+    #[test]
+    fn seeds_differ() {
+        assert_ne!(Schedule::new(1, 20_000).steps, Schedule::new(2, 20_000).steps);
+    }
+}

@@ -1,0 +1,364 @@
+//! The last word on a chaos run: topics, plans, ledger and disturbances held against each other.
+//!
+//! That jobs are repeated is allowed after a loss only, and only where the loss explains it: one of the two ends was
+//! written by a worker that was killed, stopped or cut off, not longer before than a commit takes. What leaves in order
+//! repeats nothing. While a broker is down an acknowledgement can be lost, and then a worker writes the end of a job
+//! again (I2): that is told apart, since the job itself has run once.
+
+use std::{
+    collections::BTreeMap,
+    fmt,
+    path::{Path, PathBuf},
+};
+
+use fleet_job::{
+    event::{JobEvent, JobState},
+    time::Timestamp,
+};
+
+use super::{
+    jobs::{HOPELESS_ATTEMPTS, MAX_ATTEMPTS, Plan},
+    ledger::Ledger,
+};
+use crate::{oracle::Account, topics::Record};
+
+/// A settled job is committed within `MCP_COMMIT_INTERVAL` (1 s) and the time that a commit takes on a busy machine.
+pub const COMMIT_MS: i64 = 4_000;
+/// How far around a worker's own word that it has lost partitions its repeats are explained by that: a session before,
+/// during which it did not know, and the time to write what it held.
+const NOTICED_MS: i64 = 10_000;
+
+/// A worker has gone, or may have been replaced, without giving its partitions back.
+#[derive(Clone, Debug)]
+pub struct Loss {
+    /// The worker's name in events.
+    pub worker: String,
+    /// Ends that it wrote from here on may be repeated, in milliseconds.
+    pub from: i64,
+    /// To here.
+    pub until: i64,
+}
+
+impl Loss {
+    fn explains(&self, end: &JobEvent) -> bool {
+        end.worker.as_deref() == Some(&self.worker)
+            && (self.from..=self.until).contains(&end.time.as_millis())
+    }
+}
+
+impl fmt::Display for Loss {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let [from, until] = [self.from, self.until].map(Timestamp::from_millis_clamped);
+        write!(f, "{from} to {until}")
+    }
+}
+
+/// A worker that ran at some time, and where it wrote its log.
+#[derive(Clone, Debug)]
+pub struct Witness {
+    /// The worker's name in events.
+    pub worker: String,
+    /// Its log.
+    pub log: PathBuf,
+}
+
+/// What workers say when partitions have left them without a last commit.
+const ADMISSIONS: [&str; 3] =
+    ["lost: their jobs will run elsewhere", "jobs may repeat", "will run again elsewhere"];
+
+impl Witness {
+    /// The losses that a worker has noticed itself, as after a broker failed; and whether an invariant broke.
+    fn testify(&self, wrong: &mut Vec<String>, outages: &[(i64, i64)]) -> Vec<Loss> {
+        let mut losses = Vec::new();
+        for line in read(&self.log).lines() {
+            if line.contains("invariant violated") || line.contains("panicked") {
+                wrong.push(format!("{}: {line}", self.worker));
+            }
+            let time = line.split(' ').next().and_then(|word| word.parse::<Timestamp>().ok());
+            if let Some(time) = time.map(Timestamp::as_millis)
+                && ADMISSIONS.iter().any(|words| line.contains(words))
+            {
+                let (from, until) = (time - NOTICED_MS, time + NOTICED_MS);
+                // While the group's coordinator is down nothing is committed and nobody is told so.
+                let since =
+                    outages.iter().filter(|(down, up)| *down < time && from < *up).map(|(down, _)| *down);
+                let from = since.chain([from + COMMIT_MS]).min().unwrap_or(from) - COMMIT_MS;
+                losses.push(Loss { worker: self.worker.clone(), from, until });
+            }
+        }
+        losses
+    }
+}
+
+fn read(path: &Path) -> String {
+    let bytes = std::fs::read(path).unwrap_or_default();
+    String::from_utf8_lossy(&bytes).into_owned()
+}
+
+/// Everything that is known of a run.
+#[derive(Debug)]
+pub struct Audit<'a> {
+    /// What the topics say.
+    pub account: &'a Account,
+    /// What was submitted, and what was planned for it.
+    pub plans: &'a [(Record, Plan)],
+    /// What the tool saw.
+    pub ledger: &'a Ledger,
+    /// What was done to workers.
+    pub losses: Vec<Loss>,
+    /// When a broker was down or not in sync, from and to, in milliseconds.
+    pub outages: Vec<(i64, i64)>,
+    /// All workers that ever ran.
+    pub witnesses: &'a [Witness],
+    /// How often the server was killed.
+    pub server_kills: u32,
+    /// `MCP_MAX_IN_FLIGHT` of the workers.
+    pub in_flight: usize,
+}
+
+/// What an audit has found.
+#[derive(Clone, Debug, Default)]
+pub struct Report {
+    /// Everything that is wrong.
+    pub wrong: Vec<String>,
+    ends: BTreeMap<&'static str, usize>,
+    losses: usize,
+    noticed: usize,
+    repeated_ends: usize,
+    rewritten_ends: usize,
+    repeated_calls: usize,
+    bound: usize,
+    zombie_overlaps: usize,
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "ends {:?}; {} workers lost their partitions and {} losses were noticed by workers; {} ends and {} calls \
+             were repeated (bound {}), {} ends written again; {} calls overlapped while a worker did not know that it \
+             had lost its partitions",
+            self.ends,
+            self.losses,
+            self.noticed,
+            self.repeated_ends,
+            self.repeated_calls,
+            self.bound,
+            self.rewritten_ends,
+            self.zombie_overlaps
+        )
+    }
+}
+
+impl Audit<'_> {
+    /// Holds everything against everything.
+    pub fn report(mut self) -> Report {
+        let mut report = Report { losses: self.losses.len(), ..Report::default() };
+        for witness in self.witnesses {
+            let noticed = witness.testify(&mut report.wrong, &self.outages);
+            report.noticed += noticed.len();
+            self.losses.extend(noticed);
+        }
+        for state in [JobState::Succeeded, JobState::Failed, JobState::Expired, JobState::Running] {
+            report.ends.insert(state.as_str(), self.account.count(state));
+        }
+        self.ends_are_as_planned(&mut report.wrong);
+        self.repeats_are_explained(&mut report);
+        self.calls_are_in_order(&mut report);
+        report.wrong.sort();
+        report
+    }
+
+    fn ends(&self, record: &Record) -> impl Iterator<Item = &JobEvent> {
+        let events = self.account.events.get(&(record.partition, record.offset));
+        events.into_iter().flatten().filter(|event| event.state.is_terminal())
+    }
+
+    fn ends_are_as_planned(&self, wrong: &mut Vec<String>) {
+        for (record, plan) in self.plans {
+            let ends = self.ends(record);
+            wrong.extend(ends.filter_map(|end| plan.differs(end, self.server_kills)));
+            let Some(last) = self.account.last.get(&(record.partition, record.offset)) else { continue };
+            let none = BTreeMap::new();
+            let calls = self.ledger.calls.get(&last.job_id).unwrap_or(&none);
+            let most = if *plan == Plan::Hopeless { HOPELESS_ATTEMPTS } else { MAX_ATTEMPTS };
+            let attempts = if *plan == Plan::Undecodable { 0 } else { last.attempts };
+            // Attempts whose call the server had not seen yet when it was killed.
+            let unseen = (1..=attempts).filter(|attempt| !calls.contains_key(attempt)).count();
+            if calls.keys().any(|attempt| *attempt > most) || unseen > self.server_kills as usize {
+                let (job, calls) = (&last.job_id, calls.keys());
+                wrong.push(format!(
+                    "{job}: {attempts} attempts were reported, {most} allowed; called: {calls:?}"
+                ));
+            }
+        }
+    }
+
+    fn repeats_are_explained(&self, report: &mut Report) {
+        for (record, _) in self.plans {
+            let ends: Vec<_> = self.ends(record).collect();
+            for pair in ends.windows(2) {
+                if self.is_rewritten(pair[0], pair[1]) {
+                    report.rewritten_ends += 1;
+                    continue;
+                }
+                report.repeated_ends += 1;
+                if !self.losses.iter().any(|loss| pair.iter().any(|end| loss.explains(end))) {
+                    let said = |end: &JobEvent| {
+                        let worker = end.worker.clone().unwrap_or_default();
+                        format!("{} by {worker} at {}", end.state.as_str(), end.time)
+                    };
+                    let (first, second) = (said(pair[0]), said(pair[1]));
+                    let id = &pair[0].job_id;
+                    let known =
+                        self.losses.iter().filter(|loss| pair[0].worker.as_ref() == Some(&loss.worker));
+                    let known: Vec<_> = known.map(Loss::to_string).collect();
+                    report.wrong.push(format!(
+                        "{id}: ended twice for no reason: {first}, {second}; losses: {known:?}"
+                    ));
+                }
+            }
+        }
+        report.repeated_calls = self.ledger.repeats();
+        // Per loss: what was under way, what waited to be written (the engine's own bound), what was not committed yet.
+        let open = self.in_flight + 4 * self.in_flight + 64;
+        let uncommitted =
+            |loss: &Loss| self.account.events.values().flatten().filter(|event| loss.explains(event)).count();
+        report.bound = self.losses.iter().map(|loss| open + uncommitted(loss)).sum();
+        for (what, repeats) in [
+            ("ends", report.repeated_ends),
+            ("calls", report.repeated_calls),
+            ("dead letters", self.account.dead_repeats.saturating_sub(report.rewritten_ends)),
+        ] {
+            if repeats > report.bound {
+                report.wrong.push(format!("{repeats} {what} were repeated; at most {} may be", report.bound));
+            }
+        }
+    }
+
+    fn is_rewritten(&self, first: &JobEvent, second: &JobEvent) -> bool {
+        let at = first.time.as_millis();
+        first.worker == second.worker
+            && self.outages.iter().any(|(from, to)| (from - COMMIT_MS..=*to).contains(&at))
+    }
+
+    fn calls_are_in_order(&self, report: &mut Report) {
+        for (key, jobs) in &self.ledger.order {
+            let number = |job: &String| job.strip_prefix('c').and_then(|rest| rest.parse::<u64>().ok());
+            if let Some(pair) = jobs.windows(2).find(|pair| number(&pair[0]) >= number(&pair[1])) {
+                report.wrong.push(format!("key {key}: {} started after {}", pair[1], pair[0]));
+            }
+        }
+        for overlap in &self.ledger.overlaps {
+            if overlap.zombies {
+                report.zombie_overlaps += 1;
+            } else {
+                report.wrong.push(format!("{overlap:?}"));
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use fleet_job::event::Source;
+
+    use super::*;
+    use crate::{chaos::ledger::Overlap, topics::Outgoing};
+
+    fn end(worker: &str, at: i64, attempts: u32) -> JobEvent {
+        let at = Timestamp::from_millis(at).expect("a time");
+        let source = Source { topic: "jobs".into(), partition: 0, offset: 0 };
+        let bare = JobEvent::new("c0", JobState::Succeeded, at);
+        JobEvent { attempts, worker: Some(worker.into()), source: Some(source), ..bare }
+    }
+
+    /// What is wrong with one job that is called in these attempts and comes to these ends, after worker `a` was lost
+    /// at 100,000 and while a broker was down from 200,000 to 210,000.
+    fn wrong(ends: &[JobEvent], calls: &[(u32, usize)]) -> Vec<String> {
+        let mut account = Account::default();
+        account.events.insert((0, 0), ends.to_vec());
+        account.last.insert((0, 0), ends.last().expect("an end").clone());
+        let record =
+            Record { partition: 0, offset: 0, timestamp: None, content: Outgoing::value("a job").key("k") };
+        let mut ledger = Ledger::default();
+        ledger.calls.insert("c0".into(), calls.iter().copied().collect());
+        let audit = Audit {
+            account: &account,
+            plans: &[(record, Plan::Succeeds { failures: 1 })],
+            ledger: &ledger,
+            losses: vec![Loss { worker: "a".into(), from: 96_000, until: 100_000 }],
+            outages: vec![(200_000, 210_000)],
+            witnesses: &[],
+            server_kills: 0,
+            in_flight: 1,
+        };
+        audit.report().wrong
+    }
+
+    fn check(ends: &[JobEvent], calls: &[(u32, usize)], expected: &[&str]) {
+        let wrong = wrong(ends, calls);
+        assert_eq!(wrong.len(), expected.len(), "{wrong:?}");
+        for (wrong, expected) in wrong.iter().zip(expected) {
+            assert!(wrong.contains(expected), "{wrong} should be about {expected}");
+        }
+    }
+
+    const CALLS: [(u32, usize); 2] = [(1, 1), (2, 1)];
+
+    #[test]
+    fn one_end_as_planned_is_right() {
+        check(&[end("a", 50_000, 2)], &CALLS, &[]);
+    }
+
+    #[test]
+    fn attempts_that_were_not_planned_or_not_made_are_seen() {
+        check(&[end("a", 50_000, 3)], &[(1, 1), (2, 1), (3, 1)], &["succeeded after 3 attempts"]);
+        check(&[end("a", 50_000, 2)], &[(2, 1)], &["2 attempts were reported"]);
+        let beyond = [(1, 1), (2, 1), (MAX_ATTEMPTS + 1, 1)];
+        check(&[end("a", 50_000, 2)], &beyond, &["2 attempts were reported"]);
+    }
+
+    #[test]
+    fn repeats_need_a_loss_that_explains_them() {
+        check(&[end("a", 98_000, 2), end("b", 107_000, 2)], &CALLS, &[]);
+        // Long committed when the worker was killed; a worker that was not killed.
+        check(&[end("a", 90_000, 2), end("b", 107_000, 2)], &CALLS, &["ended twice for no reason"]);
+        check(&[end("c", 98_000, 2), end("b", 107_000, 2)], &CALLS, &["ended twice for no reason"]);
+    }
+
+    #[test]
+    fn an_end_is_written_again_by_the_same_worker_and_in_an_outage_only() {
+        check(&[end("b", 201_000, 2), end("b", 205_000, 2)], &CALLS, &[]);
+        check(&[end("b", 301_000, 2), end("b", 305_000, 2)], &CALLS, &["ended twice for no reason"]);
+        check(&[end("b", 201_000, 2), end("c", 205_000, 2)], &CALLS, &["ended twice for no reason"]);
+    }
+
+    #[test]
+    fn overlaps_and_a_wrong_order_are_seen() {
+        let account = Account::default();
+        let overlap = |zombies| Overlap { key: "k".into(), job: "c2".into(), during: "c1".into(), zombies };
+        let ledger = Ledger {
+            order: BTreeMap::from([(
+                "k".to_owned(),
+                vec!["c9".to_owned(), "c10".to_owned(), "c3".to_owned()],
+            )]),
+            overlaps: vec![overlap(true), overlap(false)],
+            ..Ledger::default()
+        };
+        let (losses, outages) = (Vec::new(), Vec::new());
+        let audit = Audit {
+            account: &account,
+            plans: &[],
+            ledger: &ledger,
+            losses,
+            outages,
+            witnesses: &[],
+            server_kills: 0,
+            in_flight: 1,
+        };
+        let wrong = audit.report().wrong;
+        assert!(wrong.iter().any(|wrong| wrong.contains("c3 started after c10")), "{wrong:?}");
+        assert_eq!(wrong.iter().filter(|wrong| wrong.contains("Overlap")).count(), 1, "{wrong:?}");
+    }
+}

@@ -1,0 +1,123 @@
+//! What the tool saw: the ledger that `bin/fixture_tools.rs` writes, and what it says about order and repeats.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    fs::File,
+    io::{BufRead as _, BufReader},
+    path::Path,
+};
+
+/// A word that the harness itself writes into the ledger: from here on a worker may act that has lost its partitions
+/// and does not know it yet.
+pub const ZOMBIES: &str = "zombies";
+/// The opposite: every worker that acts is a member of its group again.
+pub const SETTLED: &str = "settled";
+
+/// A call whose like was made before, or went on at the same time.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Overlap {
+    /// The ordering key.
+    pub key: String,
+    /// The job that started.
+    pub job: String,
+    /// The job of the same key that had not ended.
+    pub during: String,
+    /// Whether a worker may have acted then without knowing that it had lost its partitions.
+    pub zombies: bool,
+}
+
+/// What the ledger says.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Ledger {
+    /// Calls by job, and by attempt.
+    pub calls: HashMap<String, BTreeMap<u32, usize>>,
+    /// The jobs of a key in the order of their first start.
+    pub order: BTreeMap<String, Vec<String>>,
+    /// Calls that began while another one of their key went on.
+    pub overlaps: Vec<Overlap>,
+}
+
+impl Ledger {
+    /// Reads a ledger.
+    pub fn read(path: &Path) -> Self {
+        let file = BufReader::new(File::open(path).expect("the ledger"));
+        Self::of(file.lines().map(|line| line.expect("a line of the ledger")))
+    }
+
+    /// Calls that repeat an attempt that had begun before.
+    pub fn repeats(&self) -> usize {
+        self.calls.values().flat_map(BTreeMap::values).map(|times| times - 1).sum()
+    }
+
+    fn of(lines: impl Iterator<Item = String>) -> Self {
+        let mut ledger = Self::default();
+        let mut active: HashMap<String, Vec<String>> = HashMap::new();
+        let mut zombies = false;
+        for line in lines {
+            let words: Vec<_> = line.split(' ').collect();
+            match *words {
+                ["s", job, attempt, key] => {
+                    let attempts = ledger.calls.entry(job.to_owned()).or_default();
+                    let first = attempts.is_empty();
+                    *attempts.entry(attempt.parse().expect("a number")).or_insert(0) += 1;
+                    if key == "-" {
+                        continue;
+                    }
+                    if first {
+                        ledger.order.entry(key.to_owned()).or_default().push(job.to_owned());
+                    }
+                    let open = active.entry(key.to_owned()).or_default();
+                    ledger.overlaps.extend(open.iter().map(|during| Overlap {
+                        key: key.to_owned(),
+                        job: job.to_owned(),
+                        during: during.clone(),
+                        zombies,
+                    }));
+                    open.push(job.to_owned());
+                }
+                ["e", job, _, key] => {
+                    if let Some(open) = active.get_mut(key)
+                        && let Some(at) = open.iter().position(|other| other == job)
+                    {
+                        open.remove(at);
+                    }
+                }
+                // The process before this one has died with everything that it did.
+                ["boot"] => active.clear(),
+                [ZOMBIES] => zombies = true,
+                [SETTLED] => zombies = false,
+                _ => panic!("a strange line in the ledger: {line}"),
+            }
+        }
+        ledger
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ledger(lines: &[&str]) -> Ledger {
+        Ledger::of(lines.iter().map(|line| (*line).to_owned()))
+    }
+
+    #[test]
+    fn calls_are_counted_by_attempt() {
+        let ledger = ledger(&["boot", "s a 1 k", "e a 1 k", "s a 2 k", "e a 2 k", "s a 2 k", "s b 1 -"]);
+        assert_eq!(ledger.repeats(), 1);
+        assert_eq!(ledger.calls["a"], BTreeMap::from([(1, 1), (2, 2)]));
+        assert_eq!(ledger.order["k"], ["a"]);
+        assert!(ledger.overlaps.is_empty());
+    }
+
+    #[test]
+    fn overlaps_are_seen_and_told_apart() {
+        let overlaps = |lines| ledger(lines).overlaps;
+        assert!(overlaps(&["s a 1 k", "e a 1 k", "s b 1 k"]).is_empty());
+        assert!(overlaps(&["s a 1 k", "s b 1 l", "s c 1 -", "s d 1 -"]).is_empty());
+        assert!(overlaps(&["s a 1 k", "boot", "s b 1 k"]).is_empty());
+        let found = overlaps(&["s a 1 k", "s b 1 k", "zombies", "s c 1 k", "settled"]);
+        let zombies: Vec<_> = found.iter().map(|overlap| overlap.zombies).collect();
+        assert_eq!(zombies, [false, true, true]);
+    }
+}

@@ -1,0 +1,273 @@
+//! A network that can fail: a TCP proxy that forwards, refuses, or swallows everything without a word.
+//!
+//! One stands before every broker's second listener, for the workers that are to be cut off, and one before the server,
+//! as the readiness gate that a server behind a load balancer has.
+
+use std::{
+    io::{Read as _, Write as _},
+    net::{Shutdown, SocketAddr, TcpListener, TcpStream},
+    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
+    thread::{self, JoinHandle},
+    time::Duration,
+};
+
+use crate::wait;
+
+const BUFFER: usize = 64 << 10;
+/// How long the port of a refusing proxy may be taken by somebody else before it listens there again.
+const REBIND: Duration = Duration::from_secs(30);
+
+/// What the network does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Network {
+    /// Forwards.
+    Up,
+    /// Has closed its connections and refuses new ones.
+    Refused,
+    /// Takes everything and delivers nothing. When it is up again it has forgotten the connections from before, as a
+    /// firewall does that was started anew: what they had swallowed is never delivered.
+    Silent,
+    /// Gone for good.
+    Gone,
+}
+
+/// A TCP proxy before one upstream. Dropping it ends it and its connections.
+#[derive(Debug)]
+pub struct Proxy {
+    /// Where it listens.
+    pub address: SocketAddr,
+    shared: Arc<Shared>,
+    listener: Option<JoinHandle<()>>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+#[derive(Debug)]
+struct State {
+    network: Network,
+    upstream: Option<SocketAddr>,
+    listening: bool,
+    /// Counts the failures. A connection forwards only while it is the number under which it was made.
+    epoch: u64,
+    open: Vec<Arc<Connection>>,
+}
+
+#[derive(Debug)]
+struct Connection {
+    client: TcpStream,
+    server: TcpStream,
+    epoch: u64,
+}
+
+impl Connection {
+    fn close(&self) {
+        // Either side may have done so already.
+        self.client.shutdown(Shutdown::Both).ok();
+        self.server.shutdown(Shutdown::Both).ok();
+    }
+}
+
+impl Proxy {
+    /// Listens on a free port. Without an upstream, connections are closed as soon as they are made.
+    pub fn start(upstream: Option<SocketAddr>) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+        let address = listener.local_addr().expect("its number");
+        let state = State { network: Network::Up, upstream, listening: true, epoch: 0, open: Vec::new() };
+        let shared = Arc::new(Shared { state: Mutex::new(state), changed: Condvar::new() });
+        let theirs = Arc::clone(&shared);
+        let listener = thread::spawn(move || theirs.listen(address, listener));
+        Self { address, shared, listener: Some(listener) }
+    }
+
+    /// Where new connections go from now on.
+    pub fn forward_to(&self, upstream: SocketAddr) {
+        self.shared.lock().upstream = Some(upstream);
+    }
+
+    /// Changes what the network does, and returns when it does so.
+    pub fn set(&self, network: Network) {
+        let mut state = self.shared.lock();
+        state.network = network;
+        state.epoch += 1;
+        if network != Network::Silent {
+            // Also those that lived through a silence.
+            state.open.drain(..).for_each(|connection| connection.close());
+        }
+        self.shared.changed.notify_all();
+        if state.listening {
+            // Ends the `accept` under way.
+            drop(TcpStream::connect(self.address));
+        }
+        let want = !matches!(network, Network::Refused | Network::Gone);
+        while state.listening != want {
+            state = self.shared.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+}
+
+impl Drop for Proxy {
+    fn drop(&mut self) {
+        self.set(Network::Gone);
+        if let Some(listener) = self.listener.take() {
+            drop(listener.join());
+        }
+    }
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits until `holds` and returns the state.
+    fn wait(&self, holds: impl Fn(&State) -> bool) -> MutexGuard<'_, State> {
+        self.changed.wait_while(self.lock(), |state| !holds(state)).unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn listen(self: &Arc<Self>, address: SocketAddr, first: TcpListener) {
+        let mut listener = Some(first);
+        loop {
+            let network = self.lock().network;
+            match (network, listener.take()) {
+                (Network::Up | Network::Silent, Some(listening)) => {
+                    if let Ok((client, _)) = listening.accept() {
+                        self.connect(client);
+                    }
+                    listener = Some(listening);
+                }
+                (Network::Up | Network::Silent, None) => {
+                    let bind = || TcpListener::bind(address);
+                    listener = Some(wait::until_ok("the proxy's port", REBIND, bind));
+                    self.lock().listening = true;
+                    self.changed.notify_all();
+                }
+                (Network::Refused | Network::Gone, listening) => {
+                    drop(listening);
+                    self.lock().listening = false;
+                    self.changed.notify_all();
+                    if network == Network::Gone {
+                        return;
+                    }
+                    drop(self.wait(|state| state.network != Network::Refused));
+                }
+            }
+        }
+    }
+
+    /// Connects a client through, if the network allows it. In a silence nobody is at the other end.
+    fn connect(self: &Arc<Self>, client: TcpStream) {
+        let (network, upstream, epoch) = {
+            let state = self.lock();
+            (state.network, state.upstream, state.epoch)
+        };
+        let server = match network {
+            Network::Up => upstream.and_then(|upstream| TcpStream::connect(upstream).ok()),
+            // Held open, so that it hears nothing: its own other end will do.
+            Network::Silent => client.try_clone().ok(),
+            Network::Refused | Network::Gone => None,
+        };
+        let Some(server) = server else { return };
+        client.set_nodelay(true).ok();
+        server.set_nodelay(true).ok();
+        let connection = Arc::new(Connection { client, server, epoch });
+        let mut state = self.lock();
+        let silent = state.network == Network::Silent;
+        state.open.retain(|open| silent || Arc::strong_count(open) > 1);
+        state.open.push(Arc::clone(&connection));
+        drop(state);
+        if network == Network::Up {
+            for back in [false, true] {
+                let (shared, connection) = (Arc::clone(self), Arc::clone(&connection));
+                thread::spawn(move || shared.pump(&connection, back));
+            }
+        }
+    }
+
+    fn pump(&self, connection: &Connection, back: bool) {
+        let (mut from, mut to) = if back {
+            (&connection.server, &connection.client)
+        } else {
+            (&connection.client, &connection.server)
+        };
+        let mut buffer = vec![0; BUFFER];
+        while let Ok(read @ 1..) = from.read(&mut buffer) {
+            let state = self.wait(|state| state.network != Network::Silent);
+            if state.epoch != connection.epoch {
+                break;
+            }
+            drop(state);
+            if to.write_all(&buffer[..read]).is_err() {
+                break;
+            }
+        }
+        connection.close();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{self, ErrorKind};
+
+    use super::*;
+
+    const SOON: Duration = Duration::from_millis(200);
+
+    /// Answers every byte with the same one.
+    fn echo() -> SocketAddr {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+        let address = listener.local_addr().expect("its number");
+        thread::spawn(move || {
+            for client in listener.incoming().flatten() {
+                thread::spawn(move || io::copy(&mut &client, &mut &client));
+            }
+        });
+        address
+    }
+
+    fn ask(mut stream: &TcpStream) -> io::Result<u8> {
+        let mut byte = [7];
+        stream.set_read_timeout(Some(SOON))?;
+        stream.write_all(&byte)?;
+        byte = [0];
+        stream.read_exact(&mut byte)?;
+        Ok(byte[0])
+    }
+
+    fn kind(result: io::Result<u8>) -> ErrorKind {
+        result.expect_err("an answer through a network that is down").kind()
+    }
+
+    #[test]
+    fn it_forwards_refuses_and_comes_back() {
+        let proxy = Proxy::start(Some(echo()));
+        let before = TcpStream::connect(proxy.address).expect("a connection");
+        assert_eq!(ask(&before).expect("an answer"), 7);
+        proxy.set(Network::Refused);
+        assert_ne!(kind(ask(&before)), ErrorKind::WouldBlock, "the connection should be closed");
+        let refused = TcpStream::connect(proxy.address).expect_err("a refusal");
+        assert_eq!(refused.kind(), ErrorKind::ConnectionRefused);
+        proxy.set(Network::Up);
+        assert_eq!(ask(&TcpStream::connect(proxy.address).expect("a connection")).expect("an answer"), 7);
+    }
+
+    #[test]
+    fn a_silence_tells_nothing_and_swallows_for_good() {
+        let proxy = Proxy::start(Some(echo()));
+        let before = TcpStream::connect(proxy.address).expect("a connection");
+        assert_eq!(ask(&before).expect("an answer"), 7);
+        proxy.set(Network::Silent);
+        let during = TcpStream::connect(proxy.address).expect("a connection");
+        for stream in [&before, &during] {
+            assert_eq!(kind(ask(stream)), ErrorKind::WouldBlock, "nobody says anything");
+        }
+        proxy.set(Network::Up);
+        for stream in [&before, &during] {
+            assert_ne!(kind(ask(stream)), ErrorKind::WouldBlock, "the connection should be closed");
+        }
+        assert_eq!(ask(&TcpStream::connect(proxy.address).expect("a connection")).expect("an answer"), 7);
+    }
+}

@@ -1,0 +1,402 @@
+//! Chaos on three real brokers: workers, server and brokers are killed, stopped and cut off while jobs run, all from one
+//! seed, and afterwards the oracle and the audit read what became of every job.
+//!
+//! `FLEET_CHAOS_SEED` and `FLEET_CHAOS_JOBS` choose another run. With `--nocapture` it tells what it does.
+
+#![expect(clippy::expect_used, reason = "a panic is the report of a test")]
+#![expect(clippy::print_stderr, reason = "shown by the test runner, under the test that failed")]
+
+use std::{
+    env,
+    fs::{File, OpenOptions},
+    io::Write as _,
+    num::NonZeroUsize,
+    path::PathBuf,
+    time::{Duration, Instant, UNIX_EPOCH},
+};
+
+use fleet_job::topics::Topics;
+use fleet_tests::{
+    Env, Fleet, Oracle,
+    chaos::{
+        BEHIND_PROXY, BROKERS, Disturbance, Schedule, Step, WORKERS,
+        audit::{Audit, COMMIT_MS, Loss, Witness},
+        jobs::{Jobs, Plan},
+        ledger::{Ledger, SETTLED, ZOMBIES},
+        watch::Watch,
+    },
+    fleet::Service,
+    http,
+    kafka::{self, Cluster},
+    proxy::{Network, Proxy},
+    topics::Record,
+};
+use nix::sys::signal::Signal;
+
+const SEED: u64 = 20_000;
+const JOBS: u64 = 20_000;
+const PARTITIONS: i32 = 12;
+const IN_FLIGHT: usize = 8;
+/// How often the test looks at what goes on.
+const LOOK: Duration = Duration::from_millis(100);
+/// Nothing takes longer: a session has to run out, a JVM to start, a transaction of the group to be repeated.
+const STALLED: Duration = Duration::from_secs(120);
+/// A worker that was out of reach has looked around by then.
+const AWAKE: Duration = Duration::from_secs(3);
+/// One that has not lost its partitions by then has kept them: a new coordinator gives every session its full time again.
+const KEPT: Duration = Duration::from_secs(15);
+
+#[test]
+fn whatever_is_killed_every_job_comes_to_its_end() {
+    if !kafka::available() {
+        return;
+    }
+    let jobs = usize::try_from(number("FLEET_CHAOS_JOBS", JOBS)).expect("a number of jobs");
+    let schedule = Schedule::new(number("FLEET_CHAOS_SEED", SEED), jobs);
+    eprintln!("{schedule}");
+    let begin = Instant::now();
+    let cluster = Cluster::start(BROKERS);
+    let env = Env::of(&cluster);
+    let mut chaos = Chaos::new(&env, cluster);
+    eprintln!("{:>6.1} s: the fleet is up", begin.elapsed().as_secs_f64());
+    let run = Instant::now();
+    chaos.play(&schedule);
+    let took = run.elapsed().as_secs_f64();
+    let report = chaos.judge();
+    eprintln!("{} jobs in {took:.0} s; {report}", schedule.jobs);
+    assert!(
+        report.wrong.is_empty(),
+        "{} things are wrong:\n{}\n{schedule}",
+        report.wrong.len(),
+        report.wrong[..report.wrong.len().min(40)].join("\n")
+    );
+}
+
+fn number(name: &str, default: u64) -> u64 {
+    let text = env::var(name).ok().filter(|text| !text.is_empty());
+    text.map_or(default, |text| text.parse().unwrap_or_else(|error| panic!("{name}={text}: {error}")))
+}
+
+fn now_ms() -> i64 {
+    i64::try_from(UNIX_EPOCH.elapsed().expect("a clock").as_millis()).expect("this century")
+}
+
+/// How often a worker has lost its partitions without being asked to give them back.
+fn lost(worker: &Worker) -> f64 {
+    http::metric(worker.service.address, "fleet_rebalances_total{kind=\"lost\"}").unwrap_or_default()
+}
+
+/// A fleet that things happen to.
+struct Chaos<'e> {
+    fleet: Fleet<'e>,
+    cluster: Cluster,
+    /// Before the server: open while the server is up and hosts the tool.
+    gate: Proxy,
+    ledger: PathBuf,
+    notes: File,
+    /// The usual workers.
+    workers: Vec<Worker>,
+    witnesses: Vec<Witness>,
+    losses: Vec<Loss>,
+    plans: Vec<(Record, Plan)>,
+    active: Vec<Active>,
+    broker_down_since: Option<i64>,
+    outages: Vec<(i64, i64)>,
+    server_kills: u32,
+}
+
+struct Worker {
+    name: String,
+    service: Service,
+}
+
+/// A disturbance that goes on.
+struct Active {
+    what: Disturbance,
+    /// When it began, in milliseconds.
+    began: i64,
+    /// When it ends, where that is set; then what it has disturbed recovers.
+    until: Instant,
+    recovering: bool,
+    /// How often its worker had lost its partitions before.
+    lost: f64,
+    /// Those who leave in a storm.
+    leaving: Vec<Worker>,
+}
+
+impl<'e> Chaos<'e> {
+    fn new(env: &'e Env, cluster: Cluster) -> Self {
+        let mut fleet = Fleet::new(env, "chaos", PARTITIONS);
+        for (name, value) in [
+            ("MCP_MAX_IN_FLIGHT", IN_FLIGHT.to_string()),
+            ("KAFKA_PROPERTY_SOCKET_CONNECTION_SETUP_TIMEOUT_MS", "5000".to_owned()),
+        ] {
+            fleet.worker_env(name, &value);
+        }
+        let ledger = fleet.directory.join("ledger");
+        let notes = OpenOptions::new().create(true).append(true).open(&ledger).expect("the ledger");
+        let gate = Proxy::start(None);
+        fleet.server_url = format!("http://{}", gate.address);
+        let mut chaos = Self {
+            fleet,
+            cluster,
+            gate,
+            ledger,
+            notes,
+            workers: Vec::new(),
+            witnesses: Vec::new(),
+            losses: Vec::new(),
+            plans: Vec::new(),
+            active: Vec::new(),
+            broker_down_since: None,
+            outages: Vec::new(),
+            server_kills: 0,
+        };
+        chaos.start_server();
+        for slot in 0..WORKERS {
+            let worker = chaos.launch(slot);
+            chaos.workers.push(worker);
+        }
+        chaos
+    }
+
+    // --- What runs ----------------------------------------------------------------------------------------------------
+
+    /// Starts a server, has it host the tool, and lets the workers in.
+    fn start_server(&mut self) {
+        self.fleet.start_tool_server(env!("CARGO_BIN_EXE_fixture_tools"), &self.ledger);
+        self.fleet.server_url = format!("http://{}", self.gate.address);
+        let address = self.fleet.server.as_ref().expect("the server").address;
+        self.gate.forward_to(address);
+        self.gate.set(Network::Up);
+    }
+
+    /// Starts a worker that is to become the one of `slot`.
+    fn launch(&mut self, slot: usize) -> Worker {
+        let name = format!("w{slot}-{}", self.witnesses.len());
+        let mut env = vec![("WORKER_ID", name.as_str())];
+        if slot == BEHIND_PROXY {
+            env.push(("KAFKA_BROKERS", &self.cluster.proxied));
+        }
+        let service = self.fleet.launch_worker_with(&env);
+        let log = service.process.log_path().to_owned();
+        self.witnesses.push(Witness { worker: name.clone(), log });
+        Worker { name, service }
+    }
+
+    fn submit(&mut self, jobs: &mut Jobs, until: usize) {
+        let Some(count) = NonZeroUsize::new(until.saturating_sub(self.plans.len())) else { return };
+        let (records, plans): (Vec<_>, Vec<_>) = jobs.take(count).into_iter().unzip();
+        let placed = self.fleet.submit(records);
+        self.plans.extend(placed.into_iter().zip(plans));
+    }
+
+    // --- What happens -------------------------------------------------------------------------------------------------
+
+    /// Carries the schedule out, and returns when every job has come to an end and nothing goes on any more.
+    fn play(&mut self, schedule: &Schedule) {
+        let events = Topics::of(self.fleet.topic.clone()).events;
+        let mut watch = Watch::new(&self.cluster.brokers, &events, 2);
+        let mut jobs = Jobs::new(schedule.seed);
+        self.submit(&mut jobs, schedule.submitted(0));
+        let (begin, mut begun) = (Instant::now(), 0);
+        let (mut ended, mut moved) = (0, Instant::now());
+        while ended < schedule.jobs || begun < schedule.steps.len() || !self.active.is_empty() {
+            let seen = watch.ended(LOOK);
+            if seen > ended {
+                (ended, moved) = (seen, Instant::now());
+            }
+            self.assert_moving(schedule, ended, moved);
+            self.go_on();
+            if let Some(Step { after, what }) = schedule.steps.get(begun).copied()
+                && ended >= after
+                && what.may_join(&self.active.iter().map(|active| active.what).collect::<Vec<_>>())
+            {
+                eprintln!("{:>6.1} s, {ended:>6} ended: {what}", begin.elapsed().as_secs_f64());
+                self.begin(what);
+                begun += 1;
+                self.submit(&mut jobs, schedule.submitted(begun));
+            }
+        }
+    }
+
+    fn assert_moving(&self, schedule: &Schedule, ended: usize, moved: Instant) {
+        if moved.elapsed() < STALLED || ended == schedule.jobs {
+            return;
+        }
+        let account = Oracle::new(&self.fleet.topic, &self.fleet.submitted).read(&self.cluster.brokers);
+        let open = self.fleet.submitted.iter().filter(|record| {
+            let last = account.last.get(&(record.partition, record.offset));
+            last.is_none_or(|event| !event.state.is_terminal())
+        });
+        let open: Vec<_> = open.map(|record| (record.partition, record.offset)).collect();
+        let active: Vec<_> = self.active.iter().map(|active| active.what).collect();
+        let some = &open[..open.len().min(20)];
+        panic!(
+            "nothing moves: {ended} ended, {} are open, such as {some:?}; {active:?}\n{schedule}",
+            open.len()
+        );
+    }
+
+    fn begin(&mut self, what: Disturbance) {
+        let (began, mut leaving) = (now_ms(), Vec::new());
+        let lost = what.workers().first().map_or(0.0, |worker| lost(&self.workers[*worker]));
+        match what {
+            Disturbance::KillWorker { worker } => {
+                self.workers[worker].service.process.kill();
+                self.lost(worker, now_ms());
+                self.workers[worker] = self.launch(worker);
+            }
+            Disturbance::StopWorker { worker, .. } => {
+                self.note(ZOMBIES);
+                self.workers[worker].service.process.signal(Signal::SIGSTOP);
+            }
+            Disturbance::CutWorker { how, .. } => {
+                self.note(ZOMBIES);
+                self.cluster.network(how);
+            }
+            Disturbance::Storm { join, leave } => {
+                let joined: Vec<_> = (0..join).map(|_| self.launch(0)).collect();
+                for slot in 0..leave {
+                    let fresh = self.launch(slot);
+                    leaving.push(std::mem::replace(&mut self.workers[slot], fresh));
+                }
+                leaving.extend(joined);
+                leaving.iter().for_each(|worker| worker.service.process.signal(Signal::SIGTERM));
+            }
+            Disturbance::KillServer { .. } => {
+                self.gate.set(Network::Refused);
+                self.fleet.server.take().expect("the server").process.kill();
+                self.server_kills += 1;
+            }
+            Disturbance::KillBroker { broker, .. } => {
+                self.broker_down_since = Some(now_ms());
+                self.cluster.kill(broker);
+            }
+        }
+        let until = Instant::now() + Duration::from_millis(what.lasts_ms());
+        self.active.push(Active { what, began, until, recovering: false, lost, leaving });
+    }
+
+    /// Ends what is to end now, and forgets what has recovered.
+    fn go_on(&mut self) {
+        for mut active in std::mem::take(&mut self.active) {
+            if !active.recovering && Instant::now() >= active.until {
+                self.end(active.what);
+                active.recovering = true;
+                // From here on it is the time of recovery.
+                active.until = Instant::now();
+            }
+            if active.recovering && self.has_recovered(&mut active) {
+                self.recovered(active.what, active.began);
+            } else {
+                self.active.push(active);
+            }
+        }
+    }
+
+    fn end(&mut self, what: Disturbance) {
+        match what {
+            Disturbance::StopWorker { worker, .. } => {
+                self.workers[worker].service.process.signal(Signal::SIGCONT);
+            }
+            Disturbance::CutWorker { .. } => self.cluster.network(Network::Up),
+            Disturbance::KillServer { .. } => self.start_server(),
+            Disturbance::KillBroker { broker, .. } => self.cluster.restart(broker),
+            Disturbance::KillWorker { .. } | Disturbance::Storm { .. } => {}
+        }
+    }
+
+    fn has_recovered(&mut self, active: &mut Active) -> bool {
+        let since = active.until.elapsed();
+        let recovered = match active.what {
+            Disturbance::StopWorker { .. } | Disturbance::CutWorker { .. } => {
+                let worker = &self.workers[active.what.workers()[0]];
+                let partitions = http::metric(worker.service.address, "fleet_partitions_assigned");
+                let heard = since > KEPT || lost(worker) > active.lost;
+                since > AWAKE && heard && partitions.is_some_and(|partitions| partitions > 0.0)
+            }
+            Disturbance::KillBroker { .. } => self.cluster.is_in_sync(),
+            Disturbance::Storm { .. } => {
+                active.leaving.retain_mut(|worker| {
+                    let process = &mut worker.service.process;
+                    let runs = process.is_running();
+                    assert!(
+                        runs || process.wait(LOOK).success(),
+                        "{} failed:\n{}",
+                        worker.name,
+                        process.log()
+                    );
+                    runs
+                });
+                active.leaving.is_empty()
+            }
+            Disturbance::KillWorker { .. } | Disturbance::KillServer { .. } => true,
+        };
+        assert!(recovered || since < STALLED, "no recovery from {} within {since:?}", active.what);
+        recovered
+    }
+
+    fn recovered(&mut self, what: Disturbance, began: i64) {
+        match what {
+            Disturbance::StopWorker { worker, .. } => self.lost(worker, began),
+            Disturbance::CutWorker { .. } => self.lost(BEHIND_PROXY, began),
+            Disturbance::KillBroker { .. } => {
+                self.broker_down_since = None;
+                self.outages.push((began, now_ms()));
+                return;
+            }
+            _ => return,
+        }
+        let is_zombie = |active: &Active| {
+            matches!(active.what, Disturbance::StopWorker { .. } | Disturbance::CutWorker { .. })
+        };
+        if !self.active.iter().any(is_zombie) {
+            self.note(SETTLED);
+        }
+    }
+
+    /// A worker is gone, or was out of reach since `began`. While a broker is down commits may wait.
+    fn lost(&mut self, worker: usize, began: i64) {
+        let from = self.broker_down_since.unwrap_or(began).min(began) - COMMIT_MS;
+        self.losses.push(Loss { worker: self.workers[worker].name.clone(), from, until: now_ms() });
+    }
+
+    fn note(&mut self, word: &str) {
+        self.notes.write_all(format!("{word}\n").as_bytes()).expect("the ledger");
+    }
+
+    // --- What became of it --------------------------------------------------------------------------------------------
+
+    fn judge(&mut self) -> fleet_tests::chaos::audit::Report {
+        let mut wrong = Vec::new();
+        for worker in &self.workers {
+            let violations = http::metric(worker.service.address, "fleet_invariant_violations_total");
+            if violations != Some(0.0) {
+                wrong.push(format!("{}: {violations:?} violations of invariants", worker.name));
+            }
+        }
+        self.cluster.wait_until_in_sync();
+        for worker in self.workers.drain(..) {
+            self.fleet.workers.push(worker.service);
+        }
+        self.fleet.stop_workers();
+        self.fleet.everything_is_committed();
+        let oracle = Oracle::new(&self.fleet.topic, &self.fleet.submitted).repeats(usize::MAX);
+        let account = oracle.read(&self.cluster.brokers);
+        wrong.extend(oracle.judge(&account));
+        let audit = Audit {
+            account: &account,
+            plans: &self.plans,
+            ledger: &Ledger::read(&self.ledger),
+            losses: std::mem::take(&mut self.losses),
+            outages: std::mem::take(&mut self.outages),
+            witnesses: &self.witnesses,
+            server_kills: self.server_kills,
+            in_flight: IN_FLIGHT,
+        };
+        let mut report = audit.report();
+        report.wrong.extend(wrong);
+        report
+    }
+}

@@ -1,0 +1,161 @@
+//! One failure at one chosen moment of a job's life: before its call, during it, between its end and the commit, and while
+//! its end can't be written. What `chaos.rs` meets by chance is here on purpose, so that the documentation's table of
+//! failures has a row for each.
+
+use std::{fs, path::PathBuf};
+
+use fleet_job::event::JobState;
+use fleet_tests::{
+    Env, Fleet, Oracle, chaos::ledger::Ledger, http, on_every_broker, oracle::Account, topics,
+    topics::Record, wait,
+};
+use serde_json::{Value, json};
+
+on_every_broker!(
+    a_worker_is_killed_before_the_call,
+    a_worker_is_killed_during_the_call,
+    a_worker_is_killed_between_the_end_and_its_commit,
+);
+
+/// A job that has not started yet runs once, at its successor.
+fn a_worker_is_killed_before_the_call(env: &Env) {
+    let mut case = Case::new(env, "before", &[]);
+    // Nothing of this key starts before the first one has ended, which takes longer than the worker lives.
+    case.submit("first", 2_000);
+    case.submit("second", 10);
+    case.called("first");
+    case.replace_worker();
+    let (account, ledger) = case.settle(0);
+    assert_eq!(account.count(JobState::Succeeded), 2);
+    assert_eq!(times(&ledger, "second"), 1);
+}
+
+/// The call is made again, since nobody knows what became of it. The attempt that was cut off does not count.
+fn a_worker_is_killed_during_the_call(env: &Env) {
+    let mut case = Case::new(env, "during", &[]);
+    let job = case.submit("job", 2_000);
+    case.called("job");
+    case.replace_worker();
+    let (account, ledger) = case.settle(0);
+    let end = account.of(&job);
+    assert_eq!((end.state, end.attempts), (JobState::Succeeded, 1), "{end:?}");
+    assert_eq!(times(&ledger, "job"), 2);
+}
+
+/// The one case in which a settled job runs again, and ends again.
+fn a_worker_is_killed_between_the_end_and_its_commit(env: &Env) {
+    let mut case = Case::new(env, "between", &[("MCP_COMMIT_INTERVAL", "10m")]);
+    // The first commit comes at once; the next one is ten minutes away.
+    case.submit("committed", 10);
+    case.fleet.wait_for_all();
+    let worker = case.fleet.workers[0].address;
+    let commits = || http::metric(worker, "fleet_commits_total");
+    wait::until("the first commit", wait::LONG, || commits().filter(|commits| *commits > 0.0));
+    let job = case.submit("not-yet", 10);
+    case.fleet.wait_for_all();
+    assert_eq!(case.committed(), Some(1));
+    case.replace_worker();
+    wait::until("the end of the repeat", wait::LONG, || {
+        let account = Oracle::new(&case.fleet.topic, &case.fleet.submitted).read(&env.brokers);
+        (account.repeats == 1).then_some(())
+    });
+    let (account, ledger) = case.settle(1);
+    let end = account.of(&job);
+    assert_eq!((end.state, end.attempts), (JobState::Succeeded, 1), "{end:?}");
+    assert_eq!((times(&ledger, "committed"), times(&ledger, "not-yet")), (1, 2));
+}
+
+mod apache_kafka_only {
+    use super::*;
+
+    /// I2: the end can't be written for a while, here since the topic finds even its short form too large. The offset is
+    /// held, the worker says so, and when the topic takes records again the end is written and no call is made for it.
+    #[test]
+    fn an_end_that_can_not_be_written_holds_the_offset() {
+        let Some(env) = Env::apache_kafka() else { return };
+        for (kind, failures) in [("events", 0), ("dlq", 1_000)] {
+            // One attempt, so that the failing job's only trace is its end.
+            let mut case = Case::new(env, &format!("refused-{kind}"), &[("MCP_MAX_ATTEMPTS", "1")]);
+            let topic = format!("{}.{kind}", case.fleet.topic);
+            topics::set(&env.brokers, &topic, "max.message.bytes", "10");
+            let job = case.submit_failing("job", failures);
+            case.called("job");
+            let worker = case.fleet.workers[0].address;
+            wait::until("a refused write", wait::LONG, || {
+                let ready = http::get(worker, "/ready").ok()?.0;
+                let failures = http::metric(worker, "fleet_write_failures_total")?;
+                (ready != 200 && failures > 0.0).then_some(())
+            });
+            assert_eq!(case.committed().unwrap_or_default(), 0, "{kind}");
+            topics::set(&env.brokers, &topic, "max.message.bytes", "1000000");
+            let (account, ledger) = case.settle(0);
+            let state = if failures == 0 { JobState::Succeeded } else { JobState::Failed };
+            assert_eq!((account.of(&job).state, account.of(&job).attempts), (state, 1), "{kind}");
+            assert_eq!(times(&ledger, "job"), 1, "{kind}");
+        }
+    }
+}
+
+/// One partition, one worker, one key, and a tool that writes down its calls.
+struct Case<'e> {
+    fleet: Fleet<'e>,
+    ledger: PathBuf,
+}
+
+impl<'e> Case<'e> {
+    fn new(env: &'e Env, name: &str, worker_env: &[(&str, &str)]) -> Self {
+        let mut fleet = Fleet::new(env, name, 1);
+        let ledger = fleet.directory.join("ledger");
+        fleet.start_tool_server(env!("CARGO_BIN_EXE_fixture_tools"), &ledger);
+        for (name, value) in worker_env {
+            fleet.worker_env(name, value);
+        }
+        fleet.start_worker();
+        Self { fleet, ledger }
+    }
+
+    /// A job of the one key whose call takes so many milliseconds.
+    fn submit(&mut self, id: &str, ms: u64) -> Record {
+        self.submit_call(id, &json!({"ms": ms, "key": "k"}))
+    }
+
+    fn submit_failing(&mut self, id: &str, failures: u32) -> Record {
+        self.submit_call(id, &json!({"failures": failures, "key": "k"}))
+    }
+
+    fn submit_call(&mut self, id: &str, arguments: &Value) -> Record {
+        let job = json!({"jobID": id, "jobType": "tool-call",
+            "payload": {"server": "chaos", "tool": "work", "arguments": arguments}});
+        let record = topics::Outgoing::value(job.to_string()).key("k");
+        self.fleet.submit(vec![record]).remove(0)
+    }
+
+    /// Waits until the call of a job has begun.
+    fn called(&self, id: &str) {
+        let start = format!("s {id} ");
+        wait::until(&format!("the call of {id}"), wait::LONG, || {
+            fs::read_to_string(&self.ledger).ok()?.contains(&start).then_some(())
+        });
+    }
+
+    fn replace_worker(&mut self) {
+        self.fleet.workers.remove(0).process.kill();
+        self.fleet.start_worker();
+    }
+
+    fn committed(&self) -> Option<i64> {
+        let fleet = &self.fleet;
+        topics::committed(&fleet.env.brokers, &fleet.group, &fleet.topic, 1)[0]
+    }
+
+    fn settle(mut self, repeats: usize) -> (Account, Ledger) {
+        let account = self.fleet.settle(repeats);
+        assert_eq!(account.repeats, repeats, "ends that were repeated");
+        (account, Ledger::read(&self.ledger))
+    }
+}
+
+/// How often a job was called.
+fn times(ledger: &Ledger, id: &str) -> usize {
+    ledger.calls.get(id).map(|attempts| attempts.values().sum()).unwrap_or_default()
+}

@@ -1,0 +1,112 @@
+//! Changes that happen every day: all workers are replaced one after the other, and a job that kills its worker's time
+//! comes to its end however often the worker is killed in between.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use fleet_job::event::{JobEvent, JobState};
+use fleet_tests::{Env, Fleet, Oracle, chaos::ledger::Ledger, http, on_every_broker, topics::Outgoing, wait};
+use serde_json::{Value, json};
+
+on_every_broker!(a_rolling_restart_repeats_nothing, a_poison_job_ends_after_its_attempts_whoever_is_killed);
+
+const WORKERS: usize = 3;
+/// Jobs that are submitted while a worker is replaced; many enough to last until its successor has some too.
+const BATCH: usize = 400;
+
+/// SIGTERM of every worker, one after the other, each replaced before it goes, under load: no settled job runs again
+/// (I4), and no key loses its order (I5).
+fn a_rolling_restart_repeats_nothing(env: &Env) {
+    let mut fleet = Fleet::new(env, "rolling", 12);
+    let ledger = fleet.directory.join("ledger");
+    fleet.start_tool_server(env!("CARGO_BIN_EXE_fixture_tools"), &ledger);
+    fleet.worker_env("MCP_MAX_IN_FLIGHT", "4");
+    for _ in 0..WORKERS {
+        fleet.start_worker();
+    }
+    submit(&mut fleet);
+    for _ in 0..WORKERS {
+        let fresh = fleet.start_worker().address;
+        submit(&mut fleet);
+        let before = settled(fleet.workers[0].address);
+        wait::until("jobs of the new worker and of the one that goes", wait::LONG, || {
+            if settled(fresh) > 0.0 && settled(fleet.workers[0].address) > before {
+                return Some(());
+            }
+            // The load must not run dry before the new one has its share.
+            let ended = Oracle::new(&fleet.topic, &fleet.submitted).read(&env.brokers).ended();
+            if ended + BATCH / 2 > fleet.submitted.len() {
+                submit(&mut fleet);
+            }
+            None
+        });
+        let mut old = fleet.workers.remove(0);
+        let status = old.process.stop(wait::LONG);
+        assert!(status.success(), "a worker ended with {status}:\n{}", old.process.log());
+    }
+    let account = fleet.settle(0);
+    assert_eq!(account.count(JobState::Succeeded), account.last.len());
+    let workers: BTreeSet<_> = account.last.values().filter_map(|event| event.worker.clone()).collect();
+    assert_eq!(workers.len(), 2 * WORKERS, "not every worker had jobs: {workers:?}");
+    let ledger = Ledger::read(&ledger);
+    assert_eq!(ledger.repeats(), 0, "calls were repeated");
+    assert_eq!(ledger.overlaps, [], "calls of one key overlapped");
+}
+
+/// I6: the attempts that were spent are known to whoever takes the job over.
+fn a_poison_job_ends_after_its_attempts_whoever_is_killed(env: &Env) {
+    const ATTEMPTS: u32 = 4;
+    const KILLS: u32 = 2;
+    let mut fleet = Fleet::new(env, "poison", 1);
+    let ledger = fleet.directory.join("ledger");
+    fleet.start_tool_server(env!("CARGO_BIN_EXE_fixture_tools"), &ledger);
+    fleet.worker_env("MCP_RETRY_BASE", "2s");
+    fleet.worker_env("MCP_RETRY_MAX", "2s");
+    fleet.start_worker();
+    let mut poison = call("poison", &json!({"ms": 20, "failures": 1_000}));
+    poison["maxAttempts"] = json!(ATTEMPTS);
+    let poison = fleet.submit_job(&poison);
+    for kill in 1..=KILLS {
+        let worker = fleet.workers[0].address;
+        // Its `retrying` event comes before the commit that makes the attempt durable, and that before the next attempt.
+        wait::until_ok("a failed attempt that is durable", wait::LONG, || {
+            let account = Oracle::new(&fleet.topic, &fleet.submitted).read(&env.brokers);
+            let spent = account.events.values().flatten().map(retrying).max();
+            let commits = http::metric(worker, "fleet_commits_total").unwrap_or_default();
+            if spent >= Some(kill) && commits > 0.0 { Ok(()) } else { Err((spent, commits)) }
+        });
+        fleet.workers.remove(0).process.kill();
+        fleet.start_worker();
+    }
+    let account = fleet.settle(0);
+    let end = account.of(&poison);
+    assert_eq!((end.state, end.attempts), (JobState::Failed, ATTEMPTS), "{end:?}");
+    assert_eq!(account.dead.len(), 1);
+    let calls: BTreeMap<u32, usize> = Ledger::read(&ledger).calls["poison"].clone();
+    assert_eq!(calls.keys().copied().collect::<Vec<_>>(), [1, 2, 3, 4], "{calls:?}");
+    // A kill can cut off one call each, which then does not count; none of them was needed to come to the end.
+    let all: usize = calls.values().sum();
+    assert!(all <= (ATTEMPTS + KILLS) as usize, "{calls:?}");
+}
+
+fn retrying(event: &JobEvent) -> u32 {
+    if event.state == JobState::Retrying { event.attempts } else { 0 }
+}
+
+fn settled(worker: std::net::SocketAddr) -> f64 {
+    http::metric(worker, "fleet_jobs_settled_total").unwrap_or_default()
+}
+
+fn call(id: &str, arguments: &Value) -> Value {
+    json!({"jobID": id, "jobType": "tool-call",
+        "payload": {"server": "chaos", "tool": "work", "arguments": arguments}})
+}
+
+fn submit(fleet: &mut Fleet<'_>) {
+    let first = fleet.submitted.len();
+    let jobs = (0..BATCH).map(|n| {
+        let key = format!("k{}", n % 50);
+        let job = call(&format!("c{}", first + n), &json!({"ms": 5 + n % 20, "key": key}));
+        Outgoing::value(job.to_string()).key(key)
+    });
+    fleet.submit(jobs.collect());
+}
