@@ -145,10 +145,16 @@ impl<'e> Fleet<'e> {
     }
 
     /// Starts a server that hosts `bin/fixture_tools.rs` as `chaos`: a tool that behaves as its arguments say and writes its
-    /// calls into the ledger. `program` is where it is.
-    pub fn start_tool_server(&mut self, program: &str, ledger: &Path) {
+    /// calls into the ledger. `program` is where it is. A server that `remembers` answers the repeat of a call that has
+    /// succeeded without calling the tool, which hides from the ledger what the workers do.
+    pub fn start_tool_server(&mut self, program: &str, ledger: &Path, remembers: bool) {
         let command = format!("{program} {}", ledger.display());
-        self.start_server(&ServerOptions { allowed: vec![command], ..ServerOptions::default() });
+        let window = if remembers { "10m" } else { "0" };
+        self.start_server(&ServerOptions {
+            allowed: vec![command],
+            env: vec![("MCP_REPEAT_WINDOW".into(), window.into())],
+            ..ServerOptions::default()
+        });
         let address = self.server.as_ref().expect("the server").address;
         let config = json!({"command": program, "args": [ledger]});
         let request = json!({"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params":

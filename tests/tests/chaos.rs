@@ -164,7 +164,7 @@ impl<'e> Chaos<'e> {
 
     /// Starts a server, has it host the tool, and lets the workers in.
     fn start_server(&mut self) {
-        self.fleet.start_tool_server(env!("CARGO_BIN_EXE_fixture_tools"), &self.ledger);
+        self.fleet.start_tool_server(env!("CARGO_BIN_EXE_fixture_tools"), &self.ledger, false);
         self.fleet.server_url = format!("http://{}", self.gate.address);
         let address = self.fleet.server.as_ref().expect("the server").address;
         self.gate.forward_to(address);

@@ -36,7 +36,7 @@ fn check(name: &str, how: Network) {
     let env = Env::of(&cluster);
     let mut fleet = Fleet::new(&env, name, 6);
     let ledger = fleet.directory.join("ledger");
-    fleet.start_tool_server(env!("CARGO_BIN_EXE_fixture_tools"), &ledger);
+    fleet.start_tool_server(env!("CARGO_BIN_EXE_fixture_tools"), &ledger, false);
     fleet.worker_env("MCP_MAX_IN_FLIGHT", "4");
     let cut = fleet.launch_worker_with(&[("KAFKA_BROKERS", &cluster.proxied)]).ready();
     fleet.workers.push(cut);

@@ -42,9 +42,16 @@ fn a_worker_is_killed_during_the_call(env: &Env) {
     assert_eq!(times(&ledger, "job"), 2);
 }
 
-/// The one case in which a settled job runs again, and ends again.
+/// The one case in which a settled job runs again, and ends again. A server that remembers its result does not call the
+/// tool a second time.
 fn a_worker_is_killed_between_the_end_and_its_commit(env: &Env) {
-    let mut case = Case::new(env, "between", &[("MCP_COMMIT_INTERVAL", "10m")]);
+    for (remembers, calls) in [(false, 2), (true, 1)] {
+        killed_between_the_end_and_its_commit(env, remembers, calls);
+    }
+}
+
+fn killed_between_the_end_and_its_commit(env: &Env, remembers: bool, calls: usize) {
+    let mut case = Case::at(env, "between", &[("MCP_COMMIT_INTERVAL", "10m")], remembers);
     // The first commit comes at once; the next one is ten minutes away.
     case.submit("committed", 10);
     case.fleet.wait_for_all();
@@ -62,7 +69,7 @@ fn a_worker_is_killed_between_the_end_and_its_commit(env: &Env) {
     let (account, ledger) = case.settle(1);
     let end = account.of(&job);
     assert_eq!((end.state, end.attempts), (JobState::Succeeded, 1), "{end:?}");
-    assert_eq!((times(&ledger, "committed"), times(&ledger, "not-yet")), (1, 2));
+    assert_eq!((times(&ledger, "committed"), times(&ledger, "not-yet")), (1, calls));
 }
 
 mod apache_kafka_only {
@@ -104,9 +111,14 @@ struct Case<'e> {
 
 impl<'e> Case<'e> {
     fn new(env: &'e Env, name: &str, worker_env: &[(&str, &str)]) -> Self {
+        Self::at(env, name, worker_env, false)
+    }
+
+    /// With a server that remembers results, or one that does not.
+    fn at(env: &'e Env, name: &str, worker_env: &[(&str, &str)], remembers: bool) -> Self {
         let mut fleet = Fleet::new(env, name, 1);
         let ledger = fleet.directory.join("ledger");
-        fleet.start_tool_server(env!("CARGO_BIN_EXE_fixture_tools"), &ledger);
+        fleet.start_tool_server(env!("CARGO_BIN_EXE_fixture_tools"), &ledger, remembers);
         for (name, value) in worker_env {
             fleet.worker_env(name, value);
         }

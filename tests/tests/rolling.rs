@@ -18,7 +18,7 @@ const BATCH: usize = 400;
 fn a_rolling_restart_repeats_nothing(env: &Env) {
     let mut fleet = Fleet::new(env, "rolling", 12);
     let ledger = fleet.directory.join("ledger");
-    fleet.start_tool_server(env!("CARGO_BIN_EXE_fixture_tools"), &ledger);
+    fleet.start_tool_server(env!("CARGO_BIN_EXE_fixture_tools"), &ledger, false);
     fleet.worker_env("MCP_MAX_IN_FLIGHT", "4");
     for _ in 0..WORKERS {
         fleet.start_worker();
@@ -58,7 +58,7 @@ fn a_poison_job_ends_after_its_attempts_whoever_is_killed(env: &Env) {
     const KILLS: u32 = 2;
     let mut fleet = Fleet::new(env, "poison", 1);
     let ledger = fleet.directory.join("ledger");
-    fleet.start_tool_server(env!("CARGO_BIN_EXE_fixture_tools"), &ledger);
+    fleet.start_tool_server(env!("CARGO_BIN_EXE_fixture_tools"), &ledger, false);
     fleet.worker_env("MCP_RETRY_BASE", "2s");
     fleet.worker_env("MCP_RETRY_MAX", "2s");
     fleet.start_worker();
