@@ -1,6 +1,6 @@
 //! Who waits behind whom: one queue per ordering key.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeSet, HashMap};
 
 use crate::types::{JobSpec, Ordering, Partition};
 
@@ -10,8 +10,8 @@ type Lane = (Partition, u64);
 /// The queues behind busy keys. A key without jobs takes no memory.
 #[derive(Debug, Default)]
 pub(crate) struct Keys {
-    /// Head first; the head is the one that may run.
-    lanes: HashMap<Lane, VecDeque<i64>>,
+    /// The first one may run. Offsets come in ascending order, so that is the order in which they came.
+    lanes: HashMap<Lane, BTreeSet<i64>>,
 }
 
 /// The lane of a job under `ordering`; `None` when nothing orders it.
@@ -27,25 +27,25 @@ impl Keys {
     /// Puts `offset` at the end of its lane; `true` when it is at the head and need not wait.
     pub(crate) fn join(&mut self, lane: Lane, offset: i64) -> bool {
         let queue = self.lanes.entry(lane).or_default();
-        queue.push_back(offset);
-        queue.len() == 1
+        queue.insert(offset);
+        queue.first() == Some(&offset)
     }
 
     /// Whether `offset` is at the head of its lane.
     pub(crate) fn is_head(&self, lane: Lane, offset: i64) -> bool {
-        self.lanes.get(&lane).and_then(VecDeque::front) == Some(&offset)
+        self.lanes.get(&lane).and_then(BTreeSet::first) == Some(&offset)
     }
 
     /// Takes a settled `offset` out of its lane; the new head, when that changed.
     pub(crate) fn leave(&mut self, lane: Lane, offset: i64) -> Option<i64> {
         let queue = self.lanes.get_mut(&lane)?;
-        if queue.front() != Some(&offset) {
-            // Only a job that expires while it waits leaves from the middle.
-            queue.retain(|at| *at != offset);
+        let was_head = queue.first() == Some(&offset);
+        queue.remove(&offset);
+        // Jobs that expire, are cancelled or deferred while they wait leave from the middle.
+        if !was_head {
             return None;
         }
-        queue.pop_front();
-        let head = queue.front().copied();
+        let head = queue.first().copied();
         if head.is_none() {
             self.lanes.remove(&lane);
         }
