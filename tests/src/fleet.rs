@@ -22,6 +22,9 @@ const START: Duration = Duration::from_secs(60);
 /// How long a worker may drain: what it is given (`MCP_DRAIN_TIMEOUT`), and room.
 const STOP: Duration = Duration::from_secs(60);
 
+/// A file of 1 MiB among [`Fleet::files`].
+pub const LARGE_FILE: &str = "large";
+
 /// One of our binaries that listens.
 #[derive(Debug)]
 pub struct Service {
@@ -164,7 +167,7 @@ impl<'e> Fleet<'e> {
         assert!(hosted && answer["error"].is_null(), "the tool is not hosted: {answer}");
     }
 
-    /// A directory with a few files: text, an empty one and one that is no text.
+    /// A directory with a few files: text, an empty one, a large one and one that is no text.
     pub fn files(&self) -> PathBuf {
         files(&self.directory)
     }
@@ -206,6 +209,16 @@ impl<'e> Fleet<'e> {
         let placed = topics::produce(&self.env.brokers, &self.topic, records);
         self.submitted.extend(placed.iter().cloned());
         placed
+    }
+
+    /// Submits jobs that each read [`LARGE_FILE`], over fifty keys: work that takes long enough to be disturbed.
+    pub fn submit_digests(&mut self, count: usize) {
+        let jobs = (0..count).map(|n| {
+            let job = json!({"jobID": format!("job-{n}-of-{count}"), "jobType": "tool-call",
+                "payload": {"tool": "file_digest", "arguments": {"path": LARGE_FILE}}});
+            Outgoing::value(job.to_string()).key(format!("{}", n % 50))
+        });
+        self.submit(jobs.collect());
     }
 
     /// Submits one job.
@@ -294,6 +307,7 @@ fn files(directory: &Path) -> PathBuf {
     fs::create_dir_all(directory.join("below")).expect("a directory");
     fs::write(directory.join("hello.txt"), "hello, fleet\n").expect("a file");
     fs::write(directory.join("empty"), "").expect("a file");
+    fs::write(directory.join(LARGE_FILE), vec![b'x'; 1 << 20]).expect("a file");
     fs::write(directory.join("below/binary"), [0, 159, 146, 150]).expect("a file");
     directory
 }

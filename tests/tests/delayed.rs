@@ -131,7 +131,6 @@ fn a_long_backoff_keeps_its_attempts(env: &Env) {
 /// Jobs under a limit of one never run side by side; the others do not wait for them.
 fn limits_hold(env: &Env) {
     let mut fleet = fleet(env, "limits");
-    std::fs::write(fleet.files().join("large"), vec![b'x'; 1 << 20]).expect("a large file");
     fleet.worker_env("MCP_TOOL_LIMITS", "file_digest=1");
     fleet.worker_env("MCP_TENANT_LIMIT", "1");
     let digests = (0..25).map(|n| call(&format!("digest-{n}"), "file_digest", "large"));

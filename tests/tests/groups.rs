@@ -1,27 +1,14 @@
 //! Ways to be a member of a group that have to be asked for: KIP-848 and static membership.
 
-#![expect(clippy::expect_used, reason = "a panic is the report of a test")]
-
 use fleet_job::event::JobState;
-use fleet_tests::{Env, Fleet, http, topics, topics::Outgoing, wait};
-use serde_json::json;
+use fleet_tests::{Env, Fleet, http, topics, wait};
 
 /// A fleet on Apache Kafka; the embedded broker has neither.
 fn fleet(name: &str) -> Option<Fleet<'static>> {
     let mut fleet = Fleet::new(Env::apache_kafka()?, name, 6);
-    std::fs::write(fleet.files().join("large"), vec![b'x'; 1 << 20]).expect("a large file");
     fleet.start_file_server();
     fleet.worker_env("MCP_MAX_IN_FLIGHT", "4");
     Some(fleet)
-}
-
-fn submit(fleet: &mut Fleet<'_>, count: usize) {
-    let jobs = (0..count).map(|n| {
-        let job = json!({"jobID": format!("job-{n}"), "jobType": "tool-call",
-            "payload": {"tool": "file_digest", "arguments": {"path": "large"}}});
-        Outgoing::value(job.to_string()).key(format!("{}", n % 50))
-    });
-    fleet.submit(jobs.collect());
 }
 
 /// KIP-848: workers come and go in good order while jobs run, and nothing that has ended runs again.
@@ -32,7 +19,7 @@ fn the_next_generation_of_groups_repeats_nothing() {
     fleet.worker_env.retain(|(name, _)| !name.contains("SESSION") && !name.contains("HEARTBEAT"));
     fleet.worker_env("KAFKA_PROPERTY_GROUP_PROTOCOL", "consumer");
     fleet.start_worker();
-    submit(&mut fleet, 300);
+    fleet.submit_digests(300);
     fleet.wait_for(30);
     fleet.start_worker();
     fleet.wait_for(80);
@@ -52,7 +39,7 @@ fn a_static_member_comes_back_to_its_partitions() {
     fleet.worker_env("KAFKA_PROPERTY_GROUP_INSTANCE_ID", "worker-a");
     fleet.worker_env("KAFKA_PROPERTY_SESSION_TIMEOUT_MS", "30000");
     fleet.start_worker();
-    submit(&mut fleet, 200);
+    fleet.submit_digests(200);
     fleet.wait_for(30);
     fleet.stop_workers();
     let (brokers, group) = (&fleet.env.brokers, fleet.group.clone());

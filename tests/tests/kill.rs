@@ -5,11 +5,8 @@
 use std::time::Duration;
 
 use fleet_job::event::JobState;
-use fleet_tests::{
-    Env, Fleet, Oracle, fleet::ServerOptions, http, on_every_broker, topics, topics::Outgoing, wait,
-};
+use fleet_tests::{Env, Fleet, Oracle, fleet::ServerOptions, http, on_every_broker, topics, wait};
 use nix::sys::signal::Signal;
-use serde_json::json;
 
 on_every_broker!(
     a_killed_worker_loses_nothing,
@@ -27,7 +24,7 @@ fn a_killed_worker_loses_nothing(env: &Env) {
     for _ in 0..3 {
         fleet.start_worker();
     }
-    submit(&mut fleet, 400);
+    fleet.submit_digests(400);
     fleet.wait_for(40);
     let mut victim = fleet.workers.remove(0);
     victim.process.kill();
@@ -44,7 +41,7 @@ const REPEATS: usize = 120;
 fn a_stopped_worker_drains_and_leaves(env: &Env) {
     let mut fleet = slow_fleet(env, "drained");
     fleet.start_worker();
-    submit(&mut fleet, 200);
+    fleet.submit_digests(200);
     fleet.wait_for(20);
     assert_eq!(topics::members(&env.brokers, &fleet.group), 1);
     fleet.stop_workers();
@@ -67,7 +64,7 @@ fn a_worker_that_wakes_up_says_nothing_out_of_date(env: &Env) {
     let mut fleet = slow_fleet(env, "asleep");
     fleet.start_worker();
     fleet.start_worker();
-    submit(&mut fleet, 400);
+    fleet.submit_digests(400);
     fleet.wait_for(40);
     fleet.workers[0].process.signal(Signal::SIGSTOP);
     fleet.wait_for_all();
@@ -83,12 +80,12 @@ fn a_server_that_is_away_costs_no_attempts(env: &Env) {
     let mut fleet = slow_fleet(env, "outage");
     fleet.worker_env("MCP_MAX_ATTEMPTS", "2");
     fleet.start_worker();
-    submit(&mut fleet, 20);
+    fleet.submit_digests(20);
     fleet.wait_for_all();
     let mut server = fleet.server.take().expect("the server");
     let port = server.address.port();
     server.process.stop(wait::LONG);
-    submit(&mut fleet, 60);
+    fleet.submit_digests(60);
     let worker = fleet.workers[0].address;
     wait::until("the worker's breaker", wait::LONG, || {
         (http::metric(worker, "fleet_breaker_open")? > 0.0).then_some(())
@@ -110,20 +107,9 @@ fn a_server_that_is_away_costs_no_attempts(env: &Env) {
 /// Few jobs in flight, so that a run takes long enough to be disturbed.
 fn slow_fleet<'e>(env: &'e Env, name: &str) -> Fleet<'e> {
     let mut fleet = Fleet::new(env, name, 6);
-    let files = fleet.files();
-    std::fs::write(files.join("large"), vec![b'x'; 1 << 20]).expect("a large file");
     fleet.start_file_server();
     fleet.worker_env("MCP_MAX_IN_FLIGHT", &IN_FLIGHT.to_string());
     fleet
-}
-
-fn submit(fleet: &mut Fleet<'_>, count: usize) {
-    let jobs = (0..count).map(|n| {
-        let job = json!({"jobID": format!("job-{n}-of-{count}"), "jobType": "tool-call",
-            "payload": {"tool": "file_digest", "arguments": {"path": "large"}}});
-        Outgoing::value(job.to_string()).key(format!("{}", n % 50))
-    });
-    fleet.submit(jobs.collect());
 }
 
 /// The signal is not ours to name in the test above, but a stopped process is worth a test of the harness itself.

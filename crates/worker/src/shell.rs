@@ -49,7 +49,7 @@ use crate::{
 /// How long the producer may take to write what it holds when the worker stops.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(5);
 /// The worker's topics, by the numbers that partitions carry.
-pub(crate) const TOPICS: [&str; 2] = ["jobs", "delayed"];
+const TOPICS: [&str; 2] = ["jobs", "delayed"];
 const DELAYED: u16 = 1;
 /// How often gauges are brought up to date. The loop turns at least as often.
 const GAUGES: Duration = Duration::from_secs(1);
@@ -206,6 +206,7 @@ impl Shell {
                     let committed = one.committed.as_ref();
                     let committed = committed.map(|(offset, metadata)| (*offset, metadata.as_str()));
                     tracing::info!(
+                        topic = topic_of(one.partition),
                         partition = one.partition.number,
                         committed = committed.map(|(offset, _)| offset),
                         "assigned"
@@ -241,7 +242,7 @@ impl Shell {
             }
             Event::Lag(lags) => {
                 for (partition, lag) in lags {
-                    let topic = TOPICS.get(usize::from(partition.topic)).copied().unwrap_or_default();
+                    let topic = topic_of(partition);
                     let number = partition.number.to_string();
                     gauge!(names::LAG.name, "topic" => topic, "partition" => number).set(lag as f64);
                 }
@@ -264,8 +265,7 @@ impl Shell {
                 self.written(token);
             }
             Done::PassedOn(token) => {
-                let topic = TOPICS.get(usize::from(token.partition.topic)).copied().unwrap_or_default();
-                counter!(names::PASSED_ON.name, "topic" => topic).increment(1);
+                counter!(names::PASSED_ON.name, "topic" => topic_of(token.partition)).increment(1);
                 self.written(token);
             }
             Done::NotDeferred(token) => self.feed(Input::NotDeferred(token)),
@@ -377,6 +377,7 @@ impl Shell {
                 Command::Resume(partition, generation) => self.consumer.resume(partition, generation),
                 Command::LogReset(partition) => {
                     tracing::error!(
+                        topic = topic_of(partition),
                         partition = partition.number,
                         "the log begins anew below the committed offset: was the topic made again, or its data lost?"
                     );
@@ -543,6 +544,11 @@ impl Shell {
         gauge!(names::PARTITIONS.name).set(status.partitions.len() as f64);
         gauge!(names::BREAKER.name).set(if status.breaker == BreakerState::Closed { 0.0 } else { 1.0 });
     }
+}
+
+/// Which of the worker's topics a partition is of.
+fn topic_of(partition: Partition) -> &'static str {
+    TOPICS.get(usize::from(partition.topic)).copied().unwrap_or_default()
 }
 
 fn answer(reply: &std_mpsc::SyncSender<Vec<FinalCommit>>, commits: Vec<FinalCommit>) {
