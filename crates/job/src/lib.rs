@@ -12,6 +12,7 @@ pub mod meta;
 pub mod outcome;
 pub mod record;
 pub mod schema;
+pub mod size;
 pub mod time;
 pub mod tool_name;
 pub mod topics;

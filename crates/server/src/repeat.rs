@@ -11,7 +11,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use fleet_job::meta::REPEATED;
+use fleet_job::{meta::REPEATED, size::json_bytes};
 use rmcp::model::{CallToolResponse, CallToolResult, ErrorData, MetaObject};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -127,7 +127,7 @@ struct Lead<'a> {
 impl Lead<'_> {
     fn succeeded(self, result: &CallToolResult) {
         // What can't be measured can't be kept, but whoever waits may have it.
-        let size = size_of_json(result).unwrap_or(u64::MAX);
+        let size = json_bytes(result);
         let result = Arc::new(result.clone());
         let kept = result.clone();
         self.repeats.with_memory(|memory| memory.succeeded(self.key, kept, size, Instant::now()));
@@ -143,23 +143,6 @@ impl Drop for Lead<'_> {
             self.repeats.with_memory(|memory| memory.failed(self.key));
         }
     }
-}
-
-/// How long a result is as JSON, without writing it anywhere.
-fn size_of_json(result: &CallToolResult) -> Option<u64> {
-    struct Count(u64);
-    impl std::io::Write for Count {
-        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-            self.0 += bytes.len() as u64;
-            Ok(bytes.len())
-        }
-        fn flush(&mut self) -> std::io::Result<()> {
-            Ok(())
-        }
-    }
-    let mut count = Count(0);
-    serde_json::to_writer(&mut count, result).ok()?;
-    Some(count.0)
 }
 
 #[cfg(test)]

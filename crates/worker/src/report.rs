@@ -8,6 +8,7 @@ use fleet_job::{
     event::{JobEvent, JobState, ResultOmitted, Source, Timings},
     outcome::{ErrorKind, JobError},
     record::{Header, RawRecord},
+    size::json_bytes,
     time::Timestamp,
     topics::Topics,
 };
@@ -241,24 +242,6 @@ impl Reporter {
         event.metadata.clear();
         event.to_bytes()
     }
-}
-
-/// How long `value` is as JSON.
-fn json_bytes(value: &Value) -> u64 {
-    struct Count(u64);
-    impl std::io::Write for Count {
-        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-            self.0 += bytes.len() as u64;
-            Ok(bytes.len())
-        }
-
-        fn flush(&mut self) -> std::io::Result<()> {
-            Ok(())
-        }
-    }
-    let mut count = Count(0);
-    // Neither the writer nor a JSON value can fail.
-    serde_json::to_writer(&mut count, value).map_or(u64::MAX, |()| count.0)
 }
 
 /// The shortest form of an event that still says how its job ended.

@@ -9,8 +9,8 @@ use serde_json::json;
 use super::{filter::Moment, scan};
 use crate::{connection::Connection, error::CliError, output};
 
-/// The id of an embedded broker's cluster. It deletes nothing, and its storage must not be asked to: the request ends in
-/// a `todo!()`.
+/// The id of an embedded broker's cluster. It has no way to delete records, so it is not asked, and people are told what to
+/// do instead.
 const EMBEDDED: &str = "mcp-fleet";
 
 const EXAMPLES: &str =
