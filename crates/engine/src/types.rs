@@ -232,8 +232,8 @@ pub struct Config {
     pub commit_interval: Duration,
     /// The least time between a failed attempt and the commit that makes it durable.
     pub urgent_commit_interval: Duration,
-    /// The longest that a job waits in memory for its time. One that has to wait longer, and holds up no others of its
-    /// key meanwhile, is deferred to the delayed topic; `None` where there is no such topic.
+    /// The longest that a job waits in memory for its time. One that has to wait longer is deferred to the
+    /// delayed topic, unless others of its key have to wait for its next attempt; `None` where there is no such topic.
     pub max_park: Option<Duration>,
     /// The delay between attempts.
     pub retry: Backoff,
