@@ -211,6 +211,31 @@ impl<'e> Fleet<'e> {
         placed
     }
 
+    /// Submits jobs for the tool of [`Fleet::start_tool_server`] that go on, once they are called, until the gate is open,
+    /// over fifty keys: whoever has them under way can't have ended them by the time something happens to it.
+    pub fn submit_held(&mut self, count: usize) -> Gate {
+        let name = bins::unique("held");
+        let gate = Gate(self.directory.join(&name));
+        let jobs = (0..count).map(|n| {
+            let arguments = json!({"until": gate.0, "key": format!("{}", n % 50)});
+            let job = json!({"jobID": format!("{name}-{n}"), "jobType": "tool-call",
+                "payload": {"server": "chaos", "tool": "work", "arguments": arguments}});
+            Outgoing::value(job.to_string()).key(format!("{}", n % 50))
+        });
+        self.submit(jobs.collect());
+        gate
+    }
+
+    /// Waits until the gauge `name` of every worker is `value`.
+    pub fn wait_for_gauge(&self, name: &str, value: usize) {
+        for worker in &self.workers {
+            wait::until_ok(&format!("{name} = {value} of every worker"), wait::LONG, || {
+                let is = http::metric(worker.address, name);
+                if is == Some(value as f64) { Ok(()) } else { Err(is) }
+            });
+        }
+    }
+
     /// Submits jobs that each read [`LARGE_FILE`], over fifty keys: work that takes long enough to be disturbed.
     pub fn submit_digests(&mut self, count: usize) {
         let jobs = (0..count).map(|n| {
@@ -280,6 +305,17 @@ impl<'e> Fleet<'e> {
             let end = of_partition.map(|record| record.offset + 1).max().unwrap_or_default();
             assert_eq!(committed.unwrap_or_default(), end, "the committed offset of partition {partition}");
         }
+    }
+}
+
+/// What holds the jobs of [`Fleet::submit_held`].
+#[derive(Debug)]
+pub struct Gate(PathBuf);
+
+impl Gate {
+    /// Lets the jobs end.
+    pub fn open(&self) {
+        fs::write(&self.0, "").expect("the gate");
     }
 }
 

@@ -5,13 +5,10 @@ use fleet_job::event::JobState;
 use fleet_tests::{
     Env, Fleet,
     chaos::ledger::Ledger,
-    http,
     kafka::{self, Cluster},
     proxy::Network,
-    topics::Outgoing,
     wait,
 };
-use serde_json::json;
 
 #[test]
 fn a_worker_that_is_refused_says_nothing_out_of_date() {
@@ -24,7 +21,6 @@ fn a_worker_that_hears_nothing_says_nothing_out_of_date() {
     check("silence", Network::Silent);
 }
 
-const JOBS: usize = 500;
 /// What the worker may have settled since its last commit, or have under way.
 const REPEATS: usize = 200;
 
@@ -41,28 +37,19 @@ fn check(name: &str, how: Network) {
     let cut = fleet.launch_worker_with(&[("KAFKA_BROKERS", &cluster.proxied)]).ready();
     fleet.workers.push(cut);
     fleet.start_worker();
-    for worker in &fleet.workers {
-        wait::until("partitions of both workers", wait::LONG, || {
-            (http::metric(worker.address, "fleet_partitions_assigned")? == 3.0).then_some(())
-        });
-    }
-    let jobs = (0..JOBS).map(|n| {
-        let key = format!("k{}", n % 50);
-        let job = json!({"jobID": format!("c{n}"), "jobType": "tool-call", "payload":
-            {"server": "chaos", "tool": "work", "arguments": {"ms": 20, "key": key}}});
-        Outgoing::value(job.to_string()).key(key)
-    });
-    fleet.submit(jobs.collect());
-    let worker = fleet.workers[0].address;
-    wait::until("jobs of the worker that is to be cut off", wait::LONG, || {
-        (http::metric(worker, "fleet_jobs_settled_total")? > 20.0).then_some(())
-    });
+    fleet.wait_for_gauge("fleet_partitions_assigned", 3);
+    fleet.submit_held(100).open();
+    fleet.wait_for_all();
+    let gate = fleet.submit_held(400);
+    fleet.wait_for_gauge("fleet_jobs_in_flight", 4);
     cluster.network(how);
+    gate.open();
+    // The other one can have ended everything only when it has taken over what the worker had under way.
     fleet.wait_for_all();
     cluster.network(Network::Up);
     fleet.workers[0].process.says("lost: their jobs will run elsewhere", wait::LONG);
     let account = fleet.settle(REPEATS);
-    assert_eq!(account.count(JobState::Succeeded), JOBS);
+    assert_eq!(account.count(JobState::Succeeded), 500);
     let ledger = Ledger::read(&ledger);
     assert_eq!(ledger.overlaps, [], "calls of one key overlapped");
 }

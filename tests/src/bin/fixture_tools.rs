@@ -10,6 +10,7 @@ use std::{
     env,
     fs::{File, OpenOptions},
     io::{self, BufRead as _, Write as _},
+    path::Path,
     sync::Arc,
     thread,
     time::Duration,
@@ -56,7 +57,7 @@ fn handle(request: Value, ledger: Arc<File>) {
     }
 }
 
-/// Takes `ms`; fails the first `failures` attempts, or for good where `final` is set.
+/// Takes `ms`, and until the file `until` is there; fails the first `failures` attempts, or for good where `final` is set.
 fn work(params: &Value, ledger: &File) -> Value {
     let (meta, arguments) = (&params["_meta"], &params["arguments"]);
     let job = meta["io.mcp-fleet/jobId"].as_str().unwrap_or("-");
@@ -65,6 +66,11 @@ fn work(params: &Value, ledger: &File) -> Value {
     note(ledger, &format!("s {job} {attempt} {key}"));
     // This is the tool's work and not a wait for something.
     thread::sleep(Duration::from_millis(arguments["ms"].as_u64().unwrap_or_default()));
+    if let Some(gate) = arguments["until"].as_str() {
+        fleet_tests::wait::until("the gate", fleet_tests::wait::LONG, || {
+            Path::new(gate).exists().then_some(())
+        });
+    }
     note(ledger, &format!("e {job} {attempt} {key}"));
     let is_final = arguments["final"].as_bool().unwrap_or_default();
     let fails = is_final || attempt <= arguments["failures"].as_u64().unwrap_or_default();
