@@ -55,7 +55,7 @@ impl Service {
         for root in &options.roots {
             command.arg("--root").arg(root);
         }
-        command.envs(options.env.iter().map(|(name, value)| (name, value)));
+        command.args(&options.args).envs(options.env.iter().map(|(name, value)| (name, value)));
         Self::start("mcp-server", directory, command).ready()
     }
 
@@ -80,6 +80,8 @@ pub struct ServerOptions {
     pub env: Vec<(String, String)>,
     /// A fixed port, for a server that comes back.
     pub port: u16,
+    /// More arguments.
+    pub args: Vec<String>,
 }
 
 /// Topics, a server and workers of one test.
@@ -331,9 +333,14 @@ pub struct Standalone {
 impl Standalone {
     /// Starts a server whose `file_*` tools have the harness's files.
     pub fn start(name: &str) -> Self {
+        Self::start_with(name, ServerOptions::default())
+    }
+
+    /// The same with more options.
+    pub fn start_with(name: &str, mut options: ServerOptions) -> Self {
         let directory = bins::scratch(name);
         process::remove_at_exit(&directory);
-        let options = ServerOptions { roots: vec![files(&directory)], ..ServerOptions::default() };
+        options.roots.push(files(&directory));
         Self { service: Service::server(&directory, &options), directory }
     }
 }

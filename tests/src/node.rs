@@ -1,4 +1,4 @@
-//! Third-party MCP servers from npm, at the versions that `tests/node/package-lock.json` pins.
+//! Third-party MCP servers and the conformance suite from npm, at the versions that `tests/node/package-lock.json` pins.
 
 use std::{fs, path::PathBuf, process::Command};
 
@@ -7,6 +7,19 @@ use crate::{bins, cache, is_set, loud};
 /// The file below `node_modules` that `node` runs.
 pub fn server_everything() -> Option<PathBuf> {
     Some(modules()?.join("@modelcontextprotocol/server-everything/dist/index.js"))
+}
+
+/// The official conformance suite, to be given its arguments. It needs a newer Node than distributions have, which comes from
+/// npm like everything else.
+pub fn conformance() -> Option<Command> {
+    let modules = modules()?;
+    let node = ["x64", "arm64"].map(|machine| modules.join(format!("node-linux-{machine}/bin/node")));
+    let Some(node) = node.iter().find(|node| node.is_file()) else {
+        return skip("a Node for this machine among those of tests/node/package.json");
+    };
+    let mut command = Command::new(node);
+    command.arg(modules.join("@modelcontextprotocol/conformance/dist/index.js"));
+    Some(command)
 }
 
 fn modules() -> Option<PathBuf> {

@@ -19,6 +19,9 @@ pub struct Args {
     /// Speak MCP on standard input and output, and listen on no port.
     #[arg(long)]
     pub stdio: bool,
+    /// Offer the tools, prompts and resources that the official conformance suite asks for. Not for anything else.
+    #[arg(long, hide = true)]
+    pub conformance: bool,
     /// Host names that requests may be for, beside loopback ones: HOST or HOST:PORT; `*` for any.
     #[arg(long, env = "MCP_ALLOWED_HOSTS", value_delimiter = ',', value_name = "HOST")]
     pub allowed_hosts: Vec<String>,

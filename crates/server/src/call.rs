@@ -1,13 +1,13 @@
-//! Passing one tool call on to a hosted server, with its progress, its cancellation and its `_meta`.
+//! Passing one request on to a hosted server, with its progress, its cancellation and its `_meta`.
 
 use std::time::Duration;
 
 use rmcp::{
     RoleServer,
     model::{
-        CallToolRequest, CallToolRequestParams, CallToolResponse, CancelledNotificationParam, ClientRequest,
-        ErrorCode, ErrorData, ProgressNotificationParam, ProgressToken, RequestMetaObject, ResultType,
-        ServerResult,
+        CallToolResponse, CancelledNotificationParam, ClientRequest, CompleteResult, ErrorCode, ErrorData,
+        GetPromptResponse, ProgressNotificationParam, ProgressToken, ReadResourceResponse, RequestMetaObject,
+        ResultType, ServerResult,
     },
     service::{PeerRequestOptions, RequestContext, ServiceError},
 };
@@ -17,6 +17,7 @@ use crate::{
     error::chain,
     hosting::{
         fleet::Down,
+        follow::is_modern,
         upstream::{Upstream, transport_error},
     },
 };
@@ -30,7 +31,7 @@ const HOP_KEYS: [&str; 5] = [
     "io.modelcontextprotocol/logLevel",
 ];
 
-/// Calls a tool of a hosted server. `params` names the tool as the server knows it.
+/// Passes a request on to a hosted server, which gets to see it under its own names.
 ///
 /// # Errors
 ///
@@ -38,13 +39,11 @@ const HOP_KEYS: [&str; 5] = [
 pub(crate) async fn forward(
     server: &str,
     upstream: &Upstream,
-    mut params: CallToolRequestParams,
+    request: ClientRequest,
     context: &RequestContext<RoleServer>,
     limit: Duration,
-) -> Result<CallToolResponse, ErrorData> {
-    params.meta = None;
-    let options = PeerRequestOptions::with_timeout(limit).with_meta(passed_on(&context.meta));
-    let request = ClientRequest::CallToolRequest(CallToolRequest::new(params));
+) -> Result<ServerResult, ErrorData> {
+    let options = PeerRequestOptions::with_timeout(limit).with_meta(passed_on(context, upstream));
     let sent = upstream.peer.send_request_with_option(request, options).await;
     let handle = sent.map_err(|error| failed(server, upstream, error))?;
     let id = handle.id.clone();
@@ -77,23 +76,74 @@ pub(crate) async fn forward(
             notify(context, token.clone(), notification).await;
         }
     }
-    match result.map_err(|error| failed(server, upstream, error))? {
+    result.map_err(|error| failed(server, upstream, error))
+}
+
+/// The result of a tool call.
+pub(crate) fn tool_result(server: &str, result: ServerResult) -> Result<CallToolResponse, ErrorData> {
+    match result {
         ServerResult::CallToolResult(mut result) => {
-            // Servers of older revisions leave it out; the front end leaves it out again for older callers.
             result.result_type = Some(ResultType::COMPLETE);
             Ok(CallToolResponse::Complete(result))
         }
         ServerResult::InputRequiredResult(result) => Ok(CallToolResponse::InputRequired(result)),
         ServerResult::CreateTaskResult(result) => Ok(CallToolResponse::Task(result)),
-        _ => Err(unavailable(server, "protocol", "it answered with something that is no tool result", None)),
+        _ => Err(unexpected(server, "tool result")),
     }
 }
 
-/// The `_meta` that a hosted server gets to see.
-fn passed_on(meta: &RequestMetaObject) -> RequestMetaObject {
-    let mut meta = meta.clone();
+/// The result of a request for a prompt.
+pub(crate) fn prompt(server: &str, result: ServerResult) -> Result<GetPromptResponse, ErrorData> {
+    match result {
+        ServerResult::GetPromptResult(mut result) => {
+            result.result_type = Some(ResultType::COMPLETE);
+            Ok(GetPromptResponse::Complete(result))
+        }
+        ServerResult::InputRequiredResult(result) => Ok(GetPromptResponse::InputRequired(result)),
+        _ => Err(unexpected(server, "prompt")),
+    }
+}
+
+/// The content of a resource.
+pub(crate) fn resource(server: &str, result: ServerResult) -> Result<ReadResourceResponse, ErrorData> {
+    match result {
+        ServerResult::ReadResourceResult(mut result) => {
+            result.result_type = Some(ResultType::COMPLETE);
+            Ok(ReadResourceResponse::Complete(result))
+        }
+        ServerResult::InputRequiredResult(result) => Ok(ReadResourceResponse::InputRequired(result)),
+        _ => Err(unexpected(server, "resource")),
+    }
+}
+
+/// The completions of an argument.
+pub(crate) fn completions(server: &str, result: ServerResult) -> Result<CompleteResult, ErrorData> {
+    match result {
+        ServerResult::CompleteResult(mut result) => {
+            result.result_type = Some(ResultType::COMPLETE);
+            Ok(result)
+        }
+        _ => Err(unexpected(server, "completion")),
+    }
+}
+
+/// Servers of older revisions leave `resultType` out, and the functions above put it in; the front end leaves it out again
+/// for older callers.
+fn unexpected(server: &str, what: &str) -> ErrorData {
+    unavailable(server, "protocol", &format!("it answered with something that is no {what}"), None)
+}
+
+/// The `_meta` that a hosted server gets to see. What the caller can be asked for in between is said where both speak the
+/// protocol that has rounds.
+fn passed_on(context: &RequestContext<RoleServer>, upstream: &Upstream) -> RequestMetaObject {
+    let mut meta = context.meta.clone();
     for key in HOP_KEYS {
         meta.remove(key);
+    }
+    if is_modern(&upstream.info)
+        && let Some(capabilities) = context.meta.client_capabilities()
+    {
+        meta.set_client_capabilities(capabilities);
     }
     meta
 }

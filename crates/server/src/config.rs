@@ -27,6 +27,8 @@ pub struct ServerConfig {
     pub ready_file: Option<PathBuf>,
     /// Whether to speak MCP on standard input and output instead.
     pub stdio: bool,
+    /// Whether the fixtures of the conformance suite are offered.
+    pub conformance: bool,
     /// Host names that requests may be for, beside loopback ones; `*` for any.
     pub allowed_hosts: Vec<String>,
     /// Origins that browsers may send requests from.
@@ -54,6 +56,7 @@ impl Default for ServerConfig {
             listen: SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 8080),
             ready_file: None,
             stdio: false,
+            conformance: false,
             allowed_hosts: Vec::new(),
             allowed_origins: Vec::new(),
             legacy_sessions: false,
@@ -86,6 +89,7 @@ impl ServerConfig {
             listen: SocketAddr::new(args.host, args.port),
             ready_file: args.ready_file.clone(),
             stdio: args.stdio,
+            conformance: args.conformance,
             allowed_hosts: non_empty(&args.allowed_hosts).map(str::to_owned).collect(),
             allowed_origins: origins.collect::<Result<_, _>>()?,
             legacy_sessions: args.legacy_sessions,

@@ -1,4 +1,9 @@
-//! The MCP server as clients see it: its own tools and those of the hosted servers, in one list.
+//! The MCP server as clients see it: its own tools, prompts and resources and those of the hosted servers, in one list.
+
+#![expect(
+    deprecated,
+    reason = "clients and servers of older revisions still ask for what newer ones have not"
+)]
 
 use std::{
     sync::Arc,
@@ -10,26 +15,31 @@ use http::request::Parts;
 use rmcp::{
     RoleServer, ServerHandler,
     model::{
-        CacheScope, CallToolRequestParams, CallToolResponse, CustomRequest, CustomResult, ErrorCode,
-        ErrorData, Implementation, ListToolsResult, MetaObject, PaginatedRequestParams, ServerCapabilities,
-        ServerConfig, Tool,
+        CacheScope, CallToolRequest, CallToolRequestParams, CallToolResponse, ClientRequest,
+        CompleteRequestParams, CompleteResult, CustomRequest, CustomResult, ErrorCode, ErrorData,
+        GetPromptRequestParams, GetPromptResponse, Implementation, ListPromptsResult,
+        ListResourceTemplatesResult, ListResourcesResult, ListToolsResult, MetaObject,
+        PaginatedRequestParams, ReadResourceRequestParams, ReadResourceResponse, ServerCapabilities,
+        ServerConfig, SetLevelRequestParams, SubscribeRequestParams, SubscriptionFilter, Tool,
+        UnsubscribeRequestParams,
     },
-    service::RequestContext,
+    service::{NotificationContext, RequestContext, SubscriptionContext},
 };
 
 use crate::{
     UNAVAILABLE_KEY, call,
-    hosting::Fleet,
+    hosting::{Fleet, follow::MODERN},
     metrics::{TOOL_CALL_DURATION, TOOL_CALLS},
+    provider::Provider,
     repeat::{Key, Repeats},
-    toolkit::Tools,
 };
 
-/// Requests of the protocol. rmcp hands one whose parameters it can't read to the handler for unknown methods.
-const KNOWN_METHODS: [&str; 16] = [
-    "initialize",
-    "ping",
-    "server/discover",
+mod content;
+mod listen;
+
+/// Requests of the protocol in every revision. rmcp hands one whose parameters it can't read to the handler for unknown
+/// methods.
+const KNOWN_METHODS: [&str; 8] = [
     "tools/list",
     "tools/call",
     "prompts/list",
@@ -37,42 +47,45 @@ const KNOWN_METHODS: [&str; 16] = [
     "resources/list",
     "resources/read",
     "resources/templates/list",
-    "resources/subscribe",
-    "resources/unsubscribe",
     "completion/complete",
-    "logging/setLevel",
-    "subscriptions/listen",
-    "tasks/get",
 ];
+/// Requests that revisions before 2026-07-28 have, and no later one.
+const OLD_METHODS: [&str; 5] =
+    ["initialize", "ping", "logging/setLevel", "resources/subscribe", "resources/unsubscribe"];
+/// Requests that revisions from 2026-07-28 on have.
+const NEW_METHODS: [&str; 3] = ["server/discover", "subscriptions/listen", "tasks/get"];
 
 /// The handler behind every transport. Clones share everything.
 #[derive(Clone)]
 pub struct Gateway {
     inner: Arc<Inner>,
+    /// What belongs to one session of the older protocol.
+    session: Arc<listen::Session>,
 }
 
 struct Inner {
-    toolkits: Vec<Box<dyn Tools>>,
+    providers: Vec<Box<dyn Provider>>,
     fleet: Arc<Fleet>,
     repeats: Option<Repeats>,
 }
 
 impl Gateway {
-    /// A gateway to these tools and those of the fleet, which remembers no results.
-    pub fn new(toolkits: Vec<Box<dyn Tools>>, fleet: Arc<Fleet>) -> Self {
-        Self { inner: Arc::new(Inner { toolkits, fleet, repeats: None }) }
-    }
-
-    /// A gateway that answers a repeat of a job's call within `window` from memory, of which it takes `max_bytes` at
-    /// most. A window of zero is none.
-    pub fn remembering(
-        toolkits: Vec<Box<dyn Tools>>,
+    /// A gateway to what these providers and the fleet have, which answers a repeat of a job's call within `window` from
+    /// memory, of which it takes `max_bytes` at most. A window of zero is none.
+    pub fn new(
+        providers: Vec<Box<dyn Provider>>,
         fleet: Arc<Fleet>,
         window: Duration,
         max_bytes: u64,
     ) -> Self {
         let repeats = (!window.is_zero()).then(|| Repeats::new(window, max_bytes));
-        Self { inner: Arc::new(Inner { toolkits, fleet, repeats }) }
+        Self { inner: Arc::new(Inner { providers, fleet, repeats }), session: Arc::default() }
+    }
+
+    /// The same gateway for another session.
+    #[must_use]
+    pub fn for_session(&self) -> Self {
+        Self { inner: self.inner.clone(), session: Arc::default() }
     }
 
     /// Answers a call from memory where it is a repeat, and makes it where it is not.
@@ -81,8 +94,7 @@ impl Gateway {
         params: CallToolRequestParams,
         context: RequestContext<RoleServer>,
     ) -> Result<CallToolResponse, ErrorData> {
-        let always_runs =
-            self.inner.toolkits.iter().any(|kit| kit.always_runs() && kit.get(&params.name).is_some());
+        let always_runs = self.provider_of(&params.name).is_some_and(|provider| provider.always_runs());
         let Some(repeats) = self.inner.repeats.as_ref().filter(|_| !always_runs) else {
             return self.call(params, context).await;
         };
@@ -104,40 +116,47 @@ impl Gateway {
         mut params: CallToolRequestParams,
         context: RequestContext<RoleServer>,
     ) -> Result<CallToolResponse, ErrorData> {
-        let name = params.name.to_string();
-        for toolkit in &self.inner.toolkits {
-            let arguments = params.arguments.clone().unwrap_or_default();
-            if let Some(result) = toolkit.call(&name, context.clone(), arguments) {
-                return Ok(result.await.into());
-            }
+        if let Some(provider) = self.provider_of(&params.name) {
+            return provider.call_tool(params, context).await;
         }
         let fleet = &self.inner.fleet;
-        let routes = fleet.routes();
-        let server = match routes.get(&name) {
-            Some(route) => {
-                params.name = route.tool.clone();
-                route.server.clone()
+        let name = &params.name;
+        let known = fleet.routes().tool(name).map(|route| (route.server.clone(), route.name.clone()));
+        let (server, tool) = match (known, tool_name::server_of(name)) {
+            (Some(route), _) => route,
+            (None, Some(server)) => {
+                // Its tools are known once it runs. Where it can't, or is not hosted (yet: the job that hosts it may
+                // still be on its way), that is what the caller should hear, and may try again.
+                fleet.connection(server).await.map_err(|error| call::down(&error))?;
+                let Some(route) = fleet.routes().tool(name).cloned() else {
+                    return Err(unknown(&format!("server `{server}` has no tool `{name}`")));
+                };
+                (route.server, route.name)
             }
-            None => match tool_name::server_of(&name) {
-                Some(server) => {
-                    // Its tools are known once it runs. Where it can't, or is not hosted (yet: the job that hosts it may
-                    // still be on its way), that is what the caller should hear, and may try again.
-                    fleet.connection(server).await.map_err(|error| call::down(&error))?;
-                    let Some(route) = fleet.routes().get(&name).cloned() else {
-                        return Err(unknown(&format!("server `{server}` has no tool `{name}`")));
-                    };
-                    params.name = route.tool;
-                    route.server
-                }
-                None => return Err(unknown(&format!("unknown tool `{name}`"))),
-            },
+            (None, None) => return Err(unknown(&format!("unknown tool `{name}`"))),
         };
+        params.name = tool.into();
+        params.meta = None;
         let upstream = fleet.connection(&server).await.map_err(|error| call::down(&error))?;
-        call::forward(&server, &upstream, params, &context, fleet.policy().limits.call_timeout).await
+        let request = ClientRequest::CallToolRequest(CallToolRequest::new(params));
+        let limit = fleet.policy().limits.call_timeout;
+        call::tool_result(&server, call::forward(&server, &upstream, request, &context, limit).await?)
     }
 
-    fn is_own(&self, name: &str) -> bool {
-        self.inner.toolkits.iter().any(|toolkit| toolkit.get(name).is_some())
+    /// The provider that has a tool.
+    fn provider_of(&self, tool: &str) -> Option<&dyn Provider> {
+        self.inner.providers.iter().find(|provider| provider.tool(tool).is_some()).map(AsRef::as_ref)
+    }
+
+    /// In the `_meta` of lists: the servers that can't be relied on now.
+    fn warning(&self) -> Option<MetaObject> {
+        let unavailable = self.inner.fleet.unavailable();
+        if unavailable.is_empty() {
+            return None;
+        }
+        let mut meta = MetaObject::new();
+        meta.insert(UNAVAILABLE_KEY.to_owned(), serde_json::to_value(&unavailable).ok()?);
+        Some(meta)
     }
 }
 
@@ -145,18 +164,49 @@ fn unknown(message: &str) -> ErrorData {
     ErrorData::invalid_params(message.to_owned(), None)
 }
 
+/// Every list has one page.
+fn first_page(request: Option<PaginatedRequestParams>) -> Result<(), ErrorData> {
+    if request.is_some_and(|request| request.cursor.is_some()) {
+        return Err(ErrorData::invalid_params("unknown cursor: the list has one page", None));
+    }
+    Ok(())
+}
+
+/// A list that is true for now, and for this caller.
+macro_rules! list {
+    ($result:ident, $gateway:ident, $request:ident, $items:expr) => {{
+        first_page($request)?;
+        let mut result = $result::with_all_items($items).with_ttl_ms(0).with_cache_scope(CacheScope::Private);
+        result.meta = $gateway.warning();
+        Ok(result)
+    }};
+}
+
 impl ServerHandler for Gateway {
     fn get_info(&self) -> ServerConfig {
         let own = Implementation::new("mcp-fleet", env!("CARGO_PKG_VERSION")).with_title("mcp-fleet server");
-        ServerConfig::new(ServerCapabilities::builder().enable_tools().build()).with_server_info(own).with_instructions(
+        let mut capabilities = ServerCapabilities::builder()
+            .enable_tools()
+            .enable_tool_list_changed()
+            .enable_prompts()
+            .enable_prompts_list_changed()
+            .enable_resources()
+            .enable_resources_list_changed()
+            .enable_resources_subscribe()
+            .enable_completions()
+            .build();
+        if self.inner.providers.iter().any(|provider| provider.logs()) {
+            capabilities.logging = Some(Default::default());
+        }
+        ServerConfig::new(capabilities).with_server_info(own).with_instructions(
             "A gateway to MCP servers. Tools of hosted servers are named <server>__<tool>; server_initialize hosts \
              another one, server_status says how they are.",
         )
     }
 
     fn get_tool(&self, name: &str) -> Option<Tool> {
-        let own = self.inner.toolkits.iter().find_map(|toolkit| toolkit.get(name));
-        own.or_else(|| self.inner.fleet.routes().get(name).map(|route| route.listed.clone()))
+        let own = self.inner.providers.iter().find_map(|provider| provider.tool(name));
+        own.or_else(|| self.inner.fleet.routes().tool(name).map(|route| route.listed.clone()))
     }
 
     async fn list_tools(
@@ -164,20 +214,98 @@ impl ServerHandler for Gateway {
         request: Option<PaginatedRequestParams>,
         _context: RequestContext<RoleServer>,
     ) -> Result<ListToolsResult, ErrorData> {
-        if request.is_some_and(|request| request.cursor.is_some()) {
-            return Err(ErrorData::invalid_params("unknown cursor: the list of tools has one page", None));
+        let own = self.inner.providers.iter().flat_map(|provider| provider.tools());
+        let all = own.chain(self.inner.fleet.routes().tools().cloned()).collect();
+        list!(ListToolsResult, self, request, all)
+    }
+
+    async fn list_prompts(
+        &self,
+        request: Option<PaginatedRequestParams>,
+        _context: RequestContext<RoleServer>,
+    ) -> Result<ListPromptsResult, ErrorData> {
+        list!(ListPromptsResult, self, request, self.prompts())
+    }
+
+    async fn get_prompt(
+        &self,
+        request: GetPromptRequestParams,
+        context: RequestContext<RoleServer>,
+    ) -> Result<GetPromptResponse, ErrorData> {
+        self.prompt(request, context).await
+    }
+
+    async fn list_resources(
+        &self,
+        request: Option<PaginatedRequestParams>,
+        _context: RequestContext<RoleServer>,
+    ) -> Result<ListResourcesResult, ErrorData> {
+        list!(ListResourcesResult, self, request, self.resources())
+    }
+
+    async fn list_resource_templates(
+        &self,
+        request: Option<PaginatedRequestParams>,
+        _context: RequestContext<RoleServer>,
+    ) -> Result<ListResourceTemplatesResult, ErrorData> {
+        list!(ListResourceTemplatesResult, self, request, self.templates())
+    }
+
+    async fn read_resource(
+        &self,
+        request: ReadResourceRequestParams,
+        context: RequestContext<RoleServer>,
+    ) -> Result<ReadResourceResponse, ErrorData> {
+        self.resource(request, context).await
+    }
+
+    async fn complete(
+        &self,
+        request: CompleteRequestParams,
+        context: RequestContext<RoleServer>,
+    ) -> Result<CompleteResult, ErrorData> {
+        self.completions(request, context).await
+    }
+
+    async fn set_level(
+        &self,
+        _request: SetLevelRequestParams,
+        _context: RequestContext<RoleServer>,
+    ) -> Result<(), ErrorData> {
+        if self.inner.providers.iter().any(|provider| provider.logs()) {
+            return Ok(());
         }
-        let mut tools: Vec<Tool> = self.inner.toolkits.iter().flat_map(|toolkit| toolkit.list()).collect();
-        tools.extend(self.inner.fleet.routes().tools().cloned());
-        let mut result =
-            ListToolsResult::with_all_items(tools).with_ttl_ms(0).with_cache_scope(CacheScope::Private);
-        let unavailable = self.inner.fleet.unavailable();
-        if let Ok(value) = serde_json::to_value(&unavailable)
-            && !unavailable.is_empty()
-        {
-            result.meta.get_or_insert_with(MetaObject::new).insert(UNAVAILABLE_KEY.to_owned(), value);
-        }
-        Ok(result)
+        Err(ErrorData::new(ErrorCode::METHOD_NOT_FOUND, "no logs are sent here", None))
+    }
+
+    fn accepted_subscription_filter(&self, requested: &SubscriptionFilter) -> Option<SubscriptionFilter> {
+        Some(self.acceptable(requested))
+    }
+
+    async fn listen(&self, context: SubscriptionContext) -> Result<(), ErrorData> {
+        self.tell_stream(context).await;
+        Ok(())
+    }
+
+    async fn subscribe(
+        &self,
+        request: SubscribeRequestParams,
+        _context: RequestContext<RoleServer>,
+    ) -> Result<(), ErrorData> {
+        self.subscribe_session(request.uri)
+    }
+
+    async fn unsubscribe(
+        &self,
+        request: UnsubscribeRequestParams,
+        _context: RequestContext<RoleServer>,
+    ) -> Result<(), ErrorData> {
+        self.unsubscribe_session(&request.uri);
+        Ok(())
+    }
+
+    async fn on_initialized(&self, context: NotificationContext<RoleServer>) {
+        self.tell_session(context.peer);
     }
 
     async fn call_tool(
@@ -185,7 +313,7 @@ impl ServerHandler for Gateway {
         request: CallToolRequestParams,
         context: RequestContext<RoleServer>,
     ) -> Result<CallToolResponse, ErrorData> {
-        let kind = if self.is_own(&request.name) { "own" } else { "hosted" };
+        let kind = if self.provider_of(&request.name).is_some() { "own" } else { "hosted" };
         let started = Instant::now();
         let result = self.call_once(request, context).await;
         let outcome = match &result {
@@ -202,9 +330,12 @@ impl ServerHandler for Gateway {
     async fn on_custom_request(
         &self,
         request: CustomRequest,
-        _context: RequestContext<RoleServer>,
+        context: RequestContext<RoleServer>,
     ) -> Result<CustomResult, ErrorData> {
-        if KNOWN_METHODS.contains(&request.method.as_str()) {
+        let modern = context.protocol_version().is_some_and(|version| version.as_str() >= MODERN.as_str());
+        let of_revision = if modern { &NEW_METHODS[..] } else { &OLD_METHODS[..] };
+        let method = request.method.as_str();
+        if KNOWN_METHODS.contains(&method) || of_revision.contains(&method) {
             let message = format!("the parameters of {} are not valid", request.method);
             return Err(ErrorData::invalid_params(message, None));
         }

@@ -1,10 +1,14 @@
-//! Hosting other MCP servers: child processes and remote ones, with their tools under one roof.
+//! Hosting other MCP servers: child processes and remote ones, with what they offer under one roof.
 //!
 //! [`Fleet`] knows the servers by name and routes calls. Below it, [`launch`] turns a configuration into something
-//! that may be started, [`child`] and [`remote`] make the connections, and [`upstream`] speaks MCP over them.
+//! that may be started, [`child`] and [`remote`] make the connections, and [`upstream`] speaks MCP over them. What a server offers
+//! is its [`catalog`]; [`routes`] puts the catalogs together.
 
+pub mod catalog;
+pub mod changes;
 pub mod child;
 pub mod fleet;
+pub(crate) mod follow;
 mod hosted;
 pub mod launch;
 pub mod progress;

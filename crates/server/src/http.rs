@@ -48,19 +48,18 @@ fn mcp_service(
     config: &ServerConfig,
     stop: CancellationToken,
 ) -> StreamableHttpService<Gateway, sessions::Sessions> {
-    // Host and Origin are checked by the guard, which stands before every route; rmcp checks them again.
+    // Host and Origin are checked by the guard, which stands before every route. rmcp checks the Host again; it does not
+    // know that a page of this very server may ask.
     let mut settings = StreamableHttpServerConfig::default()
         .with_json_response(true)
         .with_legacy_session_mode(config.legacy_sessions)
         .with_max_request_body_bytes(MAX_BODY)
-        .with_cancellation_token(stop)
-        .with_allowed_origins(config.allowed_origins.iter().map(Origin::to_string))
-        .enforce_origin_validation();
+        .with_cancellation_token(stop);
     settings = match guard::host_names(config) {
         Some(names) => settings.with_allowed_hosts(names),
         None => settings.disable_allowed_hosts(),
     };
-    let factory = move || Ok::<_, std::io::Error>(gateway.clone());
+    let factory = move || Ok::<_, std::io::Error>(gateway.for_session());
     let sessions = sessions::Sessions::new(sessions::MAX_SESSIONS, config.policy.limits.call_timeout);
     StreamableHttpService::new(factory, Arc::new(sessions), settings)
 }

@@ -7,12 +7,14 @@
 pub mod args;
 mod call;
 pub mod config;
+mod conformance;
 pub mod error;
 pub mod gateway;
 pub mod hosting;
 pub mod http;
 pub mod metrics;
 pub mod policy;
+pub mod provider;
 mod repeat;
 mod run;
 pub mod toolkit;

@@ -12,11 +12,12 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     args::Args,
     config::ServerConfig,
+    conformance::Fixtures,
     error::ServerError,
     gateway::Gateway,
     hosting::Fleet,
     http,
-    toolkit::Tools,
+    provider::Provider,
     tools::{
         files::{self, Files},
         servers,
@@ -42,12 +43,11 @@ pub async fn run(args: Args) -> Result<(), ServerError> {
 pub async fn run_until(config: ServerConfig, stop: CancellationToken) -> Result<(), ServerError> {
     let fleet = Fleet::new(Arc::new(config.policy.clone()));
     let toolkits = toolkits(&config, &fleet)?;
-    let gateway =
-        Gateway::remembering(toolkits, fleet.clone(), config.repeat_window, config.repeat_max_bytes);
+    let gateway = Gateway::new(toolkits, fleet.clone(), config.repeat_window, config.repeat_max_bytes);
     let result = if config.stdio {
         serve_stdio(gateway, stop).await
     } else {
-        serve_http(gateway, &config, stop).await
+        serve_http(gateway, &config, &fleet, stop).await
     };
     // Calls are done or given up by now, so nobody needs the hosted servers any more.
     fleet.shutdown().await;
@@ -55,19 +55,26 @@ pub async fn run_until(config: ServerConfig, stop: CancellationToken) -> Result<
 }
 
 /// The server's own tools.
-fn toolkits(config: &ServerConfig, fleet: &Arc<Fleet>) -> Result<Vec<Box<dyn Tools>>, ServerError> {
-    let mut toolkits: Vec<Box<dyn Tools>> = Vec::new();
+fn toolkits(config: &ServerConfig, fleet: &Arc<Fleet>) -> Result<Vec<Box<dyn Provider>>, ServerError> {
+    let mut toolkits: Vec<Box<dyn Provider>> = Vec::new();
     if !config.roots.is_empty() {
         let files = Files::new(&config.roots, config.files_max_read)?;
         toolkits.push(Box::new(files::toolkit(Arc::new(files))));
     }
     toolkits.push(Box::new(servers::toolkit(fleet.clone())));
+    if config.conformance {
+        tracing::warn!(
+            "the fixtures of the conformance suite are offered; they are of no use to anybody else"
+        );
+        toolkits.push(Box::new(Fixtures::new(fleet.clone())));
+    }
     Ok(toolkits)
 }
 
 async fn serve_http(
     gateway: Gateway,
     config: &ServerConfig,
+    fleet: &Arc<Fleet>,
     stop: CancellationToken,
 ) -> Result<(), ServerError> {
     let metrics = fleet_ops::metrics::install();
@@ -85,9 +92,11 @@ async fn serve_http(
     }
     let draining = health.clone();
     let told = stop.clone();
+    let fleet = fleet.clone();
     tokio::spawn(async move {
         told.cancelled().await;
         draining.set_not_ready("shutting down");
+        fleet.end_subscriptions();
     });
     let result = serve_with_grace(listener, router, stop, config.drain_timeout).await;
     streams.cancel();

@@ -9,12 +9,17 @@ use std::{collections::BTreeMap, pin::Pin, sync::Arc};
 use rmcp::{
     RoleServer,
     handler::server::common::{schema_for_input, schema_for_output},
-    model::{CallToolResult, ContentBlock, JsonObject, MetaObject, Tool, ToolAnnotations},
+    model::{
+        CallToolRequestParams, CallToolResponse, CallToolResult, ContentBlock, ErrorData, JsonObject,
+        MetaObject, Tool, ToolAnnotations,
+    },
     service::RequestContext,
 };
 use schemars::JsonSchema;
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::Value;
+
+use crate::provider::{Answer, Provider};
 
 /// What stands in the tool list beside the schemas.
 #[derive(Debug, Clone)]
@@ -163,29 +168,12 @@ fn structured<R: Serialize>(output: &R) -> CallToolResult {
     }
 }
 
-/// A toolkit without its state's type, so that toolkits over different states can stand in one list.
-pub trait Tools: Send + Sync + 'static {
-    /// The tools, by name.
-    fn list(&self) -> Vec<Tool>;
-    /// One tool.
-    fn get(&self, name: &str) -> Option<Tool>;
-    /// Whether a repeated call must run again, where it could be answered from memory.
-    fn always_runs(&self) -> bool;
-    /// Calls a tool, or `None` where there is none of this name.
-    fn call(
-        &self,
-        name: &str,
-        context: RequestContext<RoleServer>,
-        arguments: JsonObject,
-    ) -> Option<BoxFuture<CallToolResult>>;
-}
-
-impl<S: Send + Sync + 'static> Tools for Toolkit<S> {
-    fn list(&self) -> Vec<Tool> {
+impl<S: Send + Sync + 'static> Provider for Toolkit<S> {
+    fn tools(&self) -> Vec<Tool> {
         self.tools.values().map(|(tool, _)| tool.clone()).collect()
     }
 
-    fn get(&self, name: &str) -> Option<Tool> {
+    fn tool(&self, name: &str) -> Option<Tool> {
         self.tools.get(name).map(|(tool, _)| tool.clone())
     }
 
@@ -193,13 +181,16 @@ impl<S: Send + Sync + 'static> Tools for Toolkit<S> {
         self.always_runs
     }
 
-    fn call(
+    fn call_tool(
         &self,
-        name: &str,
+        params: CallToolRequestParams,
         context: RequestContext<RoleServer>,
-        arguments: JsonObject,
-    ) -> Option<BoxFuture<CallToolResult>> {
-        let (_, handler) = self.tools.get(name)?;
-        Some(handler(self.state.clone(), context, arguments))
+    ) -> Answer<CallToolResponse> {
+        let Some((_, handler)) = self.tools.get(&*params.name) else {
+            let message = format!("unknown tool `{}`", params.name);
+            return Box::pin(async move { Err(ErrorData::invalid_params(message, None)) });
+        };
+        let result = handler(self.state.clone(), context, params.arguments.unwrap_or_default());
+        Box::pin(async move { Ok(result.await.into()) })
     }
 }

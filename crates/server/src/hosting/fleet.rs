@@ -1,9 +1,9 @@
 //! The hosted servers by name: starting, replacing, removing and reviving them, and saying how they are.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, btree_map::Entry},
     sync::{
-        Arc, PoisonError, RwLock, RwLockReadGuard,
+        Arc, Mutex, PoisonError, RwLock, RwLockReadGuard,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::{Duration, Instant},
@@ -14,9 +14,12 @@ use fleet_job::{
     tool_name::{self, NameError},
 };
 use futures::future::join_all;
-use rmcp::model::Tool;
+use tokio::sync::broadcast;
+use tokio_util::sync::CancellationToken;
 
 use super::{
+    catalog::Catalog,
+    changes::{Change, Unseen},
     hosted::{Hosted, Phase},
     launch::{self, LaunchError, LaunchSpec},
     routes::Routes,
@@ -28,13 +31,34 @@ use crate::{
     policy::{Policy, Refusal},
 };
 
+/// How many changes a slow listener may be behind before it is told that everything may have changed.
+const MAX_BEHIND: usize = 256;
+/// What has changed is read at most this often of one server, however often it says so.
+const REFRESH: Duration = Duration::from_millis(200);
+
 /// All hosted servers.
 pub struct Fleet {
     policy: Arc<Policy>,
     servers: RwLock<BTreeMap<String, Arc<Hosted>>>,
     routes: RwLock<Arc<Routes>>,
+    changes: broadcast::Sender<Change>,
+    /// How many want to hear of a server's resource, by its URI there.
+    watched: Mutex<BTreeMap<(String, String), usize>>,
     order: AtomicU64,
     closed: AtomicBool,
+    closing: CancellationToken,
+}
+
+/// Somebody's wish to hear of a resource. It ends when this is dropped.
+pub struct Watched {
+    fleet: Arc<Fleet>,
+    key: (String, String),
+}
+
+impl Drop for Watched {
+    fn drop(&mut self) {
+        self.fleet.unwatch(&self.key);
+    }
 }
 
 /// Why a server can't be hosted.
@@ -89,8 +113,11 @@ impl Fleet {
             policy,
             servers: RwLock::default(),
             routes: RwLock::default(),
+            changes: broadcast::Sender::new(MAX_BEHIND),
+            watched: Mutex::default(),
             order: AtomicU64::new(0),
             closed: AtomicBool::new(false),
+            closing: CancellationToken::new(),
         })
     }
 
@@ -219,10 +246,11 @@ impl Fleet {
         tracing::info!(
             server = hosted.name,
             protocol = upstream.info.protocol_version.as_str(),
-            tools = upstream.tools().len(),
+            tools = upstream.catalog().tools.len(),
             pid = upstream.child.as_ref().map(|child| child.pid),
             "hosted server runs"
         );
+        upstream.follow(&hosted.name, hosted.watched.subscribe());
         tokio::spawn(watch(Arc::clone(self), hosted.clone(), upstream.clone()));
         if let Some(old) = old {
             old.stop().await;
@@ -233,12 +261,23 @@ impl Fleet {
     /// Ends all servers. None is started any more.
     pub async fn shutdown(&self) {
         self.closed.store(true, Ordering::Release);
+        self.end_subscriptions();
         let all = std::mem::take(&mut *self.servers.write().unwrap_or_else(PoisonError::into_inner));
         join_all(all.values().map(|hosted| async move {
             hosted.state_mut().removed = true;
             end(hosted).await;
         }))
         .await;
+    }
+
+    /// Ends the streams that tell of changes, which have no end of their own.
+    pub fn end_subscriptions(&self) {
+        self.closing.cancel();
+    }
+
+    /// Waits until [`Self::end_subscriptions`] is called.
+    pub async fn closing(&self) {
+        self.closing.cancelled().await;
     }
 
     /// The names of all servers.
@@ -255,6 +294,69 @@ impl Fleet {
     pub fn statuses(&self) -> Vec<ServerStatus> {
         let now = Instant::now();
         self.servers().values().map(|hosted| self.describe(hosted, now)).collect()
+    }
+
+    /// What clients should be told from now on.
+    pub fn changes(&self) -> broadcast::Receiver<Change> {
+        self.changes.subscribe()
+    }
+
+    /// Tells clients of a change.
+    pub(crate) fn announce(&self, change: Change) {
+        // Nobody needs to be listening.
+        _ = self.changes.send(change);
+    }
+
+    /// Hears of changes of a resource until what is given back is dropped. `None` where no server has it.
+    pub fn watch_resource(self: &Arc<Self>, uri: &str) -> Option<Watched> {
+        let routes = self.routes();
+        let (server, own) = routes.resource(uri)?;
+        let key = (server.to_owned(), own.to_owned());
+        let count = {
+            let mut watched = self.watched.lock().unwrap_or_else(PoisonError::into_inner);
+            let count = watched.entry(key.clone()).or_default();
+            *count += 1;
+            *count
+        };
+        if count == 1
+            && let Some(hosted) = self.find(server)
+        {
+            hosted.watched.send_modify(|uris| _ = uris.insert(own.to_owned()));
+        }
+        Some(Watched { fleet: self.clone(), key })
+    }
+
+    fn unwatch(&self, (server, uri): &(String, String)) {
+        let mut watched = self.watched.lock().unwrap_or_else(PoisonError::into_inner);
+        let Entry::Occupied(mut count) = watched.entry((server.clone(), uri.clone())) else { return };
+        *count.get_mut() -= 1;
+        if *count.get() == 0 {
+            count.remove();
+            if let Some(hosted) = self.find(server) {
+                hosted.watched.send_modify(|uris| _ = uris.remove(uri));
+            }
+        }
+    }
+
+    /// Takes in what a server says has changed.
+    async fn take_in(&self, hosted: &Hosted, upstream: &Arc<Upstream>, unseen: Unseen) {
+        for uri in &unseen.resources {
+            let offered = self.routes().offered(&hosted.name, uri);
+            self.announce(Change::Resource(offered.into()));
+        }
+        if !unseen.lists.any() {
+            return;
+        }
+        let limit = self.policy.limits.handshake_timeout;
+        match tokio::time::timeout(limit, upstream.refresh(&hosted.name, unseen.lists)).await {
+            Ok(Ok(())) => {
+                hosted.state_mut().refreshed(upstream);
+                self.reroute();
+            }
+            Ok(Err(error)) => tracing::warn!(server = hosted.name, %error, "changed lists can't be read"),
+            Err(_) => tracing::warn!(server = hosted.name, "changed lists were not there in time"),
+        }
+        tokio::time::sleep(REFRESH).await;
     }
 
     /// Where calls go.
@@ -313,14 +415,20 @@ impl Fleet {
         Ok(hosted)
     }
 
-    /// Builds the routes anew after something changed.
+    /// Builds the routes anew after something changed, and says what is different.
     fn reroute(&self) {
         let mut servers: Vec<Arc<Hosted>> = self.servers().values().cloned().collect();
         servers.sort_by_key(|hosted| hosted.order);
-        let tools: Vec<(String, Arc<Vec<Tool>>)> =
-            servers.iter().map(|hosted| (hosted.name.clone(), hosted.state().tools.clone())).collect();
-        let routes = Routes::build(tools.iter().map(|(name, tools)| (name.as_str(), tools.clone())));
-        *self.routes.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(routes);
+        let catalogs: Vec<(String, Catalog)> =
+            servers.iter().map(|hosted| (hosted.name.clone(), hosted.state().catalog.clone())).collect();
+        let routes = Routes::build(catalogs.iter().map(|(name, catalog)| (name.as_str(), catalog.clone())));
+        let mut current = self.routes.write().unwrap_or_else(PoisonError::into_inner);
+        let differ = routes.differ(&current);
+        *current = Arc::new(routes);
+        drop(current);
+        if differ.any() {
+            self.announce(Change::Lists(differ));
+        }
         for phase in ["starting", "running", "failed"] {
             let count = servers.iter().filter(|hosted| hosted.state().phase.name() == phase).count();
             metrics::gauge!(HOSTED_SERVERS.name, "state" => phase).set(count as f64);
@@ -328,9 +436,14 @@ impl Fleet {
     }
 }
 
-/// Waits for a connection's end and notes it.
+/// Takes in a server's changes until its connection ends, and notes the end.
 async fn watch(fleet: Arc<Fleet>, hosted: Arc<Hosted>, upstream: Arc<Upstream>) {
-    let reason = upstream.ended().await;
+    let reason = loop {
+        tokio::select! {
+            reason = upstream.ended() => break reason,
+            unseen = upstream.news() => fleet.take_in(&hosted, &upstream, unseen).await,
+        }
+    };
     if hosted.state().removed {
         return;
     }

@@ -1,13 +1,15 @@
 //! One hosted server over its life: what it was started from, whether it runs, why not, and when it may be tried again.
 
 use std::{
+    collections::BTreeSet,
     sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard},
     time::{Duration, Instant},
 };
 
-use rmcp::model::Tool;
+use tokio::sync::watch;
 
 use super::{
+    catalog::Catalog,
     launch::LaunchSpec,
     upstream::{ConnectError, SHOWN_STDERR, Upstream},
 };
@@ -26,6 +28,8 @@ pub(super) struct Hosted {
     pub(super) order: u64,
     /// Held while the server is started, replaced or removed.
     pub(super) gate: tokio::sync::Mutex<()>,
+    /// Its resources that somebody wants to hear of, by its own URIs.
+    pub(super) watched: watch::Sender<BTreeSet<String>>,
     state: RwLock<State>,
 }
 
@@ -34,8 +38,8 @@ pub(super) struct State {
     pub(super) phase: Phase,
     /// What it was started from last, successfully or not.
     pub(super) spec: Option<LaunchSpec>,
-    /// The tools it had when it was seen last. They stay offered while it is down, since a call restarts it.
-    pub(super) tools: Arc<Vec<Tool>>,
+    /// What it offered when it was seen last. It stays offered while the server is down, since a call restarts it.
+    pub(super) catalog: Catalog,
     pub(super) last_error: Option<String>,
     pub(super) stderr: Option<String>,
     pub(super) restarts: u32,
@@ -69,7 +73,7 @@ impl Hosted {
         let state = State {
             phase: Phase::Starting,
             spec: None,
-            tools: Arc::default(),
+            catalog: Catalog::default(),
             last_error: None,
             stderr: None,
             restarts: 0,
@@ -77,7 +81,8 @@ impl Hosted {
             failures: 0,
             not_before: None,
         };
-        Self { name, order, gate: tokio::sync::Mutex::default(), state: RwLock::new(state) }
+        let gate = tokio::sync::Mutex::default();
+        Self { name, order, gate, watched: watch::Sender::default(), state: RwLock::new(state) }
     }
 
     pub(super) fn state(&self) -> RwLockReadGuard<'_, State> {
@@ -99,14 +104,14 @@ impl Hosted {
     /// Whether it ran at some time, so that it is more than a failed attempt.
     pub(super) fn ever_ran(&self) -> bool {
         let state = self.state();
-        matches!(state.phase, Phase::Running(_)) || !state.tools.is_empty() || state.restarts > 0
+        matches!(state.phase, Phase::Running(_)) || !state.catalog.is_empty() || state.restarts > 0
     }
 }
 
 impl State {
     /// It runs. Gives back what ran before.
     pub(super) fn started(&mut self, upstream: Arc<Upstream>, spec: LaunchSpec) -> Option<Arc<Upstream>> {
-        self.tools = upstream.tools();
+        self.catalog = upstream.catalog();
         self.spec = Some(spec);
         self.last_error = None;
         self.stderr = None;
@@ -114,6 +119,13 @@ impl State {
         match std::mem::replace(&mut self.phase, Phase::Running(upstream)) {
             Phase::Running(old) => Some(old),
             Phase::Starting | Phase::Failed => None,
+        }
+    }
+
+    /// Lists of it were read anew.
+    pub(super) fn refreshed(&mut self, upstream: &Arc<Upstream>) {
+        if matches!(&self.phase, Phase::Running(current) if Arc::ptr_eq(current, upstream)) {
+            self.catalog = upstream.catalog();
         }
     }
 

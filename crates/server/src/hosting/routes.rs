@@ -1,110 +1,269 @@
-//! Which offered name leads to which tool of which server.
+//! Which offered name leads to what of which server.
 //!
 //! Two tools can't have one name. Servers come in the order in which they were initialised, and the first keeps the
 //! name: a newcomer can't take over calls that are meant for another. What can't be offered is kept with the reason,
-//! so that it can be seen.
+//! so that it can be seen. The same holds for prompts. Resources keep their URIs, since results refer to them; where
+//! two servers have the same, that of the later one is offered under a URI that names the server.
 
-use std::{
-    borrow::Cow,
-    collections::{BTreeMap, btree_map::Entry},
-    sync::Arc,
-};
+use std::collections::{BTreeMap, btree_map::Entry};
 
 use fleet_job::tool_name;
-use rmcp::model::Tool;
+use rmcp::model::{Prompt, Resource, ResourceTemplate, Tool};
 use schemars::JsonSchema;
 use serde::Serialize;
 
+use super::{catalog::Catalog, changes::Lists};
+
+/// Begins a URI that names its server: `mcp-fleet://<server>/<URI at the server>`.
+const NAMED: &str = "mcp-fleet://";
+
 /// Where a call goes.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Route {
+pub struct Route<T> {
     /// The server.
     pub server: String,
-    /// The tool's name there.
-    pub tool: Cow<'static, str>,
-    /// The tool as it is offered.
-    pub listed: Tool,
+    /// The name or URI there.
+    pub name: String,
+    /// The thing as it is offered.
+    pub listed: T,
 }
 
-/// A tool that can't be offered.
+/// A tool or prompt that can't be offered.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct HiddenTool {
-    /// The tool's name at its server.
+    /// Its name at its server.
     pub name: String,
     /// Why it can't be offered.
     pub reason: String,
 }
 
+/// What has a name that is made one of a server's.
+pub trait Named: Clone {
+    /// Its name at its server.
+    fn name(&self) -> &str;
+    /// The same under another name.
+    fn renamed(&self, name: String) -> Self;
+}
+
+impl Named for Tool {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn renamed(&self, name: String) -> Self {
+        let mut tool = self.clone();
+        tool.name = name.into();
+        tool
+    }
+}
+
+impl Named for Prompt {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn renamed(&self, name: String) -> Self {
+        let mut prompt = self.clone();
+        prompt.name = name;
+        prompt
+    }
+}
+
 /// All routes.
 #[derive(Debug, Default)]
 pub struct Routes {
-    by_name: BTreeMap<String, Route>,
+    tools: BTreeMap<String, Route<Tool>>,
+    prompts: BTreeMap<String, Route<Prompt>>,
+    resources: BTreeMap<String, Route<Resource>>,
+    /// In the order of the servers: the first that matches a URI has it.
+    templates: Vec<Route<ResourceTemplate>>,
     hidden: BTreeMap<String, Vec<HiddenTool>>,
 }
 
 impl Routes {
-    /// The routes to these servers' tools. Earlier servers keep their names.
-    pub fn build<'a>(servers: impl IntoIterator<Item = (&'a str, Arc<Vec<Tool>>)>) -> Self {
+    /// The routes to what these servers offer. Earlier servers keep their names.
+    pub fn build<'a>(servers: impl IntoIterator<Item = (&'a str, Catalog)>) -> Self {
         let mut routes = Self::default();
-        for (server, tools) in servers {
-            for tool in tools.iter() {
-                if let Err(reason) = routes.add(server, tool) {
-                    // A name that can't be presented is shown escaped.
-                    let name = tool.name.escape_debug().take(200).collect();
-                    routes.hidden.entry(server.to_owned()).or_default().push(HiddenTool { name, reason });
-                }
+        for (server, catalog) in servers {
+            let mut hidden = Vec::new();
+            add_named(&mut routes.tools, server, &catalog.tools, &mut hidden);
+            add_named(&mut routes.prompts, server, &catalog.prompts, &mut hidden);
+            if !hidden.is_empty() {
+                routes.hidden.insert(server.to_owned(), hidden);
+            }
+            for resource in catalog.resources.iter() {
+                let offered = free(&resource.uri, server, |uri| routes.resources.contains_key(uri));
+                let mut listed = resource.clone();
+                listed.uri.clone_from(&offered);
+                let route = Route { server: server.to_owned(), name: resource.uri.clone(), listed };
+                routes.resources.insert(offered, route);
+            }
+            for template in catalog.templates.iter() {
+                let own = &template.uri_template;
+                let taken = |uri: &str| routes.templates.iter().any(|route| route.listed.uri_template == uri);
+                let mut listed = template.clone();
+                listed.uri_template = free(own, server, taken);
+                let route = Route { server: server.to_owned(), name: own.clone(), listed };
+                routes.templates.push(route);
             }
         }
         routes
     }
 
-    fn add(&mut self, server: &str, tool: &Tool) -> Result<(), String> {
-        if !tool_name::is_presentable(&tool.name) {
-            return Err("its name has characters that no tool name may have".to_owned());
-        }
-        let name = tool_name::exposed(server, &tool.name);
-        match self.by_name.entry(name) {
-            Entry::Occupied(taken) => {
-                let Route { server, tool, .. } = taken.get();
-                Err(format!("`{}` is taken by tool `{tool}` of server `{server}`", taken.key()))
-            }
-            Entry::Vacant(free) => {
-                let mut listed = tool.clone();
-                listed.name = free.key().clone().into();
-                free.insert(Route { server: server.to_owned(), tool: tool.name.clone(), listed });
-                Ok(())
-            }
-        }
-    }
-
-    /// Where a call of this name goes.
-    pub fn get(&self, name: &str) -> Option<&Route> {
-        self.by_name.get(name)
+    /// Where a call of this tool goes.
+    pub fn tool(&self, name: &str) -> Option<&Route<Tool>> {
+        self.tools.get(name)
     }
 
     /// All offered tools, by name.
     pub fn tools(&self) -> impl Iterator<Item = &Tool> {
-        self.by_name.values().map(|route| &route.listed)
+        self.tools.values().map(|route| &route.listed)
     }
 
-    /// The routes to one server.
-    pub fn of<'a>(&'a self, server: &'a str) -> impl Iterator<Item = &'a Route> {
-        self.by_name.values().filter(move |route| route.server == server)
+    /// The routes to one server's tools.
+    pub fn tools_of<'a>(&'a self, server: &'a str) -> impl Iterator<Item = &'a Route<Tool>> {
+        self.tools.values().filter(move |route| route.server == server)
     }
 
-    /// The tools of a server that can't be offered.
+    /// Where a request for this prompt goes.
+    pub fn prompt(&self, name: &str) -> Option<&Route<Prompt>> {
+        self.prompts.get(name)
+    }
+
+    /// All offered prompts, by name.
+    pub fn prompts(&self) -> impl Iterator<Item = &Prompt> {
+        self.prompts.values().map(|route| &route.listed)
+    }
+
+    /// All offered resources, by URI.
+    pub fn resources(&self) -> impl Iterator<Item = &Resource> {
+        self.resources.values().map(|route| &route.listed)
+    }
+
+    /// All offered templates.
+    pub fn templates(&self) -> impl Iterator<Item = &ResourceTemplate> {
+        self.templates.iter().map(|route| &route.listed)
+    }
+
+    /// The server that a resource is asked of, and its URI there: by name, by the lists, or by the first template that it
+    /// can be made from.
+    pub fn resource<'a>(&'a self, uri: &'a str) -> Option<(&'a str, &'a str)> {
+        if let Some(found) = named(uri) {
+            return Some(found);
+        }
+        if let Some(route) = self.resources.get(uri) {
+            return Some((&route.server, &route.name));
+        }
+        let template = self.templates.iter().find(|route| matches(&route.name, uri));
+        template.map(|route| (route.server.as_str(), uri))
+    }
+
+    /// The server that offers a template, and the template there.
+    pub fn template<'a>(&'a self, template: &'a str) -> Option<(&'a str, &'a str)> {
+        let route = self.templates.iter().find(|route| route.listed.uri_template == template)?;
+        Some((&route.server, &route.name))
+    }
+
+    /// The URI under which a server's resource is offered here.
+    pub fn offered(&self, server: &str, uri: &str) -> String {
+        match self.resource(uri) {
+            Some((owner, _)) if owner == server => uri.to_owned(),
+            _ => with_name(server, uri),
+        }
+    }
+
+    /// The tools and prompts of a server that can't be offered.
     pub fn hidden(&self, server: &str) -> &[HiddenTool] {
         self.hidden.get(server).map_or(&[], Vec::as_slice)
     }
+
+    /// Which lists differ from those of `other`.
+    pub fn differ(&self, other: &Self) -> Lists {
+        Lists {
+            tools: !self.tools().eq(other.tools()),
+            prompts: !self.prompts().eq(other.prompts()),
+            resources: !self.resources().eq(other.resources()) || !self.templates().eq(other.templates()),
+        }
+    }
+}
+
+fn add_named<T: Named>(
+    routes: &mut BTreeMap<String, Route<T>>,
+    server: &str,
+    items: &[T],
+    hidden: &mut Vec<HiddenTool>,
+) {
+    for item in items {
+        let reason = if tool_name::is_presentable(item.name()) {
+            match routes.entry(tool_name::exposed(server, item.name())) {
+                Entry::Occupied(taken) => {
+                    let Route { server, name, .. } = taken.get();
+                    format!("`{}` is taken by `{name}` of server `{server}`", taken.key())
+                }
+                Entry::Vacant(free) => {
+                    let listed = item.renamed(free.key().clone());
+                    free.insert(Route { server: server.to_owned(), name: item.name().to_owned(), listed });
+                    continue;
+                }
+            }
+        } else {
+            "its name has characters that no name may have".to_owned()
+        };
+        // A name that can't be presented is shown escaped.
+        hidden.push(HiddenTool { name: item.name().escape_debug().take(200).collect(), reason });
+    }
+}
+
+/// The URI itself where nobody has it and it does not pose as one that names a server, or else one that does.
+fn free(uri: &str, server: &str, taken: impl Fn(&str) -> bool) -> String {
+    if uri.starts_with(NAMED) || taken(uri) { with_name(server, uri) } else { uri.to_owned() }
+}
+
+fn with_name(server: &str, uri: &str) -> String {
+    format!("{NAMED}{server}/{uri}")
+}
+
+/// The server that a URI names, and the URI there.
+fn named(uri: &str) -> Option<(&str, &str)> {
+    uri.strip_prefix(NAMED)?.split_once('/')
+}
+
+/// Whether a URI can be made from a template (RFC 6570): its literal parts are there in their order, and whatever stands in
+/// place of the expressions. That is looser than the RFC, and only decides who is asked.
+fn matches(template: &str, uri: &str) -> bool {
+    let mut literals = template.split('{');
+    let Some(mut rest) = literals.next().and_then(|first| uri.strip_prefix(first)) else { return false };
+    let mut parts = literals.filter_map(|part| part.split_once('}')).map(|(_, literal)| literal).peekable();
+    if parts.peek().is_none() {
+        return rest.is_empty();
+    }
+    while let Some(literal) = parts.next() {
+        if parts.peek().is_none() {
+            return rest.ends_with(literal);
+        }
+        match rest.find(literal) {
+            Some(at) => rest = &rest[at + literal.len()..],
+            None => return false,
+        }
+    }
+    true
 }
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
 
-    fn tools(names: &[&str]) -> Arc<Vec<Tool>> {
+    fn tools(names: &[&str]) -> Catalog {
         let tool = |name: &&str| Tool::new((*name).to_owned(), "", rmcp::model::JsonObject::new());
-        Arc::new(names.iter().map(tool).collect())
+        Catalog { tools: Arc::new(names.iter().map(tool).collect()), ..Catalog::default() }
+    }
+
+    fn resources(uris: &[&str], templates: &[&str]) -> Catalog {
+        let resources = uris.iter().map(|uri| Resource::new(*uri, "r")).collect();
+        let templates = templates.iter().map(|uri| ResourceTemplate::new(*uri, "t")).collect();
+        Catalog { resources: Arc::new(resources), templates: Arc::new(templates), ..Catalog::default() }
     }
 
     #[test]
@@ -112,19 +271,63 @@ mod tests {
         let routes = Routes::build([("a", tools(&["x", "y"])), ("b", tools(&["x"]))]);
         let names: Vec<_> = routes.tools().map(|tool| tool.name.to_string()).collect();
         assert_eq!(names, ["a__x", "a__y", "b__x"]);
-        assert_eq!(routes.get("b__x").map(|route| (route.server.as_str(), &*route.tool)), Some(("b", "x")));
-        assert_eq!(routes.get("x"), None);
-        assert_eq!(routes.of("a").count(), 2);
+        let to = routes.tool("b__x").map(|route| (route.server.as_str(), route.name.as_str()));
+        assert_eq!(to, Some(("b", "x")));
+        assert_eq!(routes.tool("x"), None);
+        assert_eq!(routes.tools_of("a").count(), 2);
     }
 
     #[test]
     fn nobody_takes_over_a_name() {
         // A server `a_` could pose as tool `_x` of server `a`.
         let routes = Routes::build([("a", tools(&["_x", "x", "x", "bad\nname"])), ("a_", tools(&["x"]))]);
-        assert_eq!(routes.get("a___x").map(|route| route.server.as_str()), Some("a"));
+        assert_eq!(routes.tool("a___x").map(|route| route.server.as_str()), Some("a"));
         assert_eq!(routes.hidden("a").len(), 2);
         assert_eq!(routes.hidden("a")[1].name, "bad\\nname");
-        assert!(routes.hidden("a_")[0].reason.contains("taken by tool `_x` of server `a`"));
+        assert!(routes.hidden("a_")[0].reason.contains("taken by `_x` of server `a`"));
         assert!(routes.hidden("c").is_empty());
+    }
+
+    #[test]
+    fn resources_keep_their_uris_where_they_can() {
+        let a = resources(&["file:///x"], &["db://{table}/rows/{id}"]);
+        let b = resources(&["file:///x", "mcp-fleet://a/file:///x"], &["{+anything}"]);
+        let routes = Routes::build([("a", a), ("b", b)]);
+        let offered: Vec<_> = routes.resources().map(|resource| resource.uri.as_str()).collect();
+        let second = "mcp-fleet://b/file:///x";
+        assert_eq!(offered, ["file:///x", second, "mcp-fleet://b/mcp-fleet://a/file:///x"]);
+        for (uri, expected) in [
+            ("file:///x", ("a", "file:///x")),
+            (second, ("b", "file:///x")),
+            ("mcp-fleet://a/file:///x", ("a", "file:///x")),
+            ("db://people/rows/7", ("a", "db://people/rows/7")),
+            ("other://y", ("b", "other://y")),
+        ] {
+            assert_eq!(routes.resource(uri), Some(expected), "{uri}");
+        }
+        assert_eq!(routes.offered("a", "file:///x"), "file:///x");
+        assert_eq!(routes.offered("b", "file:///x"), second);
+    }
+
+    #[test]
+    fn templates_match_what_they_make() {
+        for (template, uri, expected) in [
+            ("test://template/{id}/data", "test://template/123/data", true),
+            ("test://template/{id}/data", "test://template/123/dat", false),
+            ("test://{a}/{b}", "test://x/y", true),
+            ("test://{a}/{b}", "test://x", false),
+            ("test://fixed", "test://fixed", true),
+            ("test://fixed", "test://fixed/more", false),
+            ("{+all}", "", true),
+        ] {
+            assert_eq!(matches(template, uri), expected, "{template} {uri}");
+        }
+    }
+
+    #[test]
+    fn a_difference_is_seen() {
+        let (before, after) = (Routes::build([("a", tools(&["x"]))]), Routes::build([("a", tools(&["y"]))]));
+        assert_eq!(before.differ(&after), Lists { tools: true, ..Lists::default() });
+        assert!(!after.differ(&after).any());
     }
 }

@@ -39,9 +39,13 @@ pub struct ServerStatus {
     pub tool_count: usize,
     /// Its tools.
     pub tools: Vec<OfferedTool>,
-    /// Its tools that can't be offered.
+    /// Its tools and prompts that can't be offered.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub hidden_tools: Vec<HiddenTool>,
+    /// How many prompts of it are offered.
+    pub prompt_count: usize,
+    /// How many resources and templates of resources of it are offered.
+    pub resource_count: usize,
     /// How often it was started again.
     pub restarts: u32,
     /// What went wrong last.
@@ -97,9 +101,9 @@ impl ServerStatus {
     pub(super) fn of(hosted: &Hosted, routes: &Routes, now: Instant) -> Self {
         let state = hosted.state();
         let tools: Vec<OfferedTool> = routes
-            .of(&hosted.name)
+            .tools_of(&hosted.name)
             .map(|route| OfferedTool {
-                name: route.tool.to_string(),
+                name: route.name.clone(),
                 exposed_as: route.listed.name.to_string(),
                 description: route.listed.description.as_ref().map(ToString::to_string),
             })
@@ -127,6 +131,8 @@ impl ServerStatus {
             tool_count: tools.len(),
             tools,
             hidden_tools: routes.hidden(&hosted.name).to_vec(),
+            prompt_count: state.catalog.prompts.len(),
+            resource_count: state.catalog.resources.len() + state.catalog.templates.len(),
             restarts: state.restarts,
             last_error: state.last_error.clone(),
             stderr_tail: child

@@ -4,17 +4,15 @@
 //! they hear a method that they do not know, so the fallback makes a new connection.
 
 use std::{
+    collections::BTreeSet,
     io,
-    sync::Arc,
+    sync::{Arc, PoisonError, RwLock},
     time::{Duration, Instant},
 };
 
 use rmcp::{
-    ClientHandler, RoleClient,
-    model::{
-        ClientCapabilities, ClientConfig, Implementation, PaginatedRequestParams, ProtocolVersion,
-        ServerPeerInfo, Tool,
-    },
+    RoleClient,
+    model::{ProtocolVersion, ServerPeerInfo},
     service::{
         ClientInitializeError, ClientLifecycleMode, Peer, RunningService, serve_client_with_lifecycle_and_ct,
     },
@@ -27,7 +25,10 @@ use tokio::sync::watch;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::{
+    catalog::Catalog,
+    changes::{Lists, News, Unseen},
     child::{self, ChildProcess},
+    follow::{self, HostedClient},
     launch::LaunchSpec,
     progress::{ProgressRoutes, ProgressTap},
     remote,
@@ -39,12 +40,6 @@ use crate::{error::chain, policy::Policy};
 pub const SHOWN_STDERR: usize = 4 * 1024;
 /// How long to wait for the exit status of a child whose pipe has closed.
 const EXIT_WAIT: Duration = Duration::from_secs(2);
-/// More tools than this are not a server but an attack.
-const MAX_TOOLS: usize = 10_000;
-/// How many bytes the list of a server's tools may take as JSON, all pages together. It is kept for as long as the server
-/// is hosted, and is part of every answer to `tools/list`, which is one page. Real servers need some tens of kilobytes.
-const MAX_TOOLS_BYTES: usize = 4 * 1024 * 1024;
-
 /// A server that has done its handshake.
 pub struct Upstream {
     /// Where requests go.
@@ -57,7 +52,8 @@ pub struct Upstream {
     pub progress: ProgressRoutes,
     /// When its handshake was done.
     pub since: Instant,
-    tools: Arc<Vec<Tool>>,
+    catalog: RwLock<Catalog>,
+    news: News,
     stop: CancellationToken,
     ended: watch::Receiver<Option<String>>,
 }
@@ -101,9 +97,40 @@ impl Upstream {
         }
     }
 
-    /// Its tools, under its own names.
-    pub fn tools(&self) -> Arc<Vec<Tool>> {
-        self.tools.clone()
+    /// What it offers, under its own names.
+    pub fn catalog(&self) -> Catalog {
+        self.catalog.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Reads lists anew that have changed.
+    pub(super) async fn refresh(&self, server: &str, lists: Lists) -> Result<(), String> {
+        let catalog = self.catalog().read_again(server, &self.peer, &self.info, lists).await?;
+        *self.catalog.write().unwrap_or_else(PoisonError::into_inner) = catalog;
+        Ok(())
+    }
+
+    /// What it says has changed, once there is something.
+    pub(super) async fn news(&self) -> Unseen {
+        self.news.next().await
+    }
+
+    /// Hears of its changes for as long as it is there, among them those of the resources that are `wanted`.
+    pub(super) fn follow(&self, server: &str, wanted: watch::Receiver<BTreeSet<String>>) {
+        let following = follow::follow(
+            server.to_owned(),
+            self.peer.clone(),
+            self.info.clone(),
+            self.news.clone(),
+            wanted,
+        );
+        let mut ended = self.ended.clone();
+        tokio::spawn(async move {
+            tokio::select! {
+                () = following => {}
+                // Where the sender is gone, so is the connection.
+                _ = ended.wait_for(Option::is_some) => {}
+            }
+        });
     }
 
     /// Why the connection ended, once it has.
@@ -145,6 +172,7 @@ async fn attempt(
     timeout: Duration,
 ) -> Result<Upstream, Failed> {
     let early = |message| Failed { error: plain(message), timed_out: false };
+    let news = News::default();
     let (client, child) = match spec {
         LaunchSpec::Child(spec) => {
             let started = child::spawn(server, spec);
@@ -152,11 +180,11 @@ async fn attempt(
                 early(format!("`{}` could not be started: {error}", spec.program.display()))
             })?;
             let transport = AsyncRwTransport::new_client(stdout, stdin).with_max_line_length(MAX_LINE);
-            (Client::new(transport, mode), Some(child))
+            (Client::new(server, transport, mode, news.clone()), Some(child))
         }
         LaunchSpec::Remote(spec) => {
             let transport = remote::transport(spec, policy.clone()).map_err(|error| early(chain(&error)))?;
-            (Client::new(transport, mode), None)
+            (Client::new(server, transport, mode, news.clone()), None)
         }
     };
     let stop = client.stop.clone();
@@ -164,9 +192,9 @@ async fn attempt(
     // Where the caller gives up in the middle, the child must not stay behind.
     let guard = child.as_ref().map(ChildProcess::stop_guard);
     let problem = match tokio::time::timeout_at(deadline, client.handshake).await {
-        Ok(Ok((service, tools))) => {
+        Ok(Ok((service, catalog))) => {
             guard.map(DropGuard::disarm);
-            return Ok(finish(service, tools, child, stop, progress));
+            return Ok(finish(service, catalog, news, child, stop, progress));
         }
         Ok(Err(error)) => Problem::Failed(error),
         Err(_) => Problem::TimedOut,
@@ -215,7 +243,8 @@ async fn explain(problem: Problem, child: Option<ChildProcess>, timeout: Duratio
 
 fn finish(
     service: RunningService<RoleClient, HostedClient>,
-    tools: Vec<Tool>,
+    catalog: Catalog,
+    news: News,
     child: Option<ChildProcess>,
     stop: CancellationToken,
     progress: ProgressRoutes,
@@ -247,7 +276,17 @@ fn finish(
         // Nobody needs to be listening any more.
         _ = end.send(Some(reason));
     });
-    Upstream { peer, info, child, progress, since: Instant::now(), tools: Arc::new(tools), stop, ended }
+    Upstream {
+        peer,
+        info,
+        child,
+        progress,
+        since: Instant::now(),
+        catalog: RwLock::new(catalog),
+        news,
+        stop,
+        ended,
+    }
 }
 
 enum HandshakeError {
@@ -257,7 +296,7 @@ enum HandshakeError {
 
 type Handshake = futures::future::BoxFuture<
     'static,
-    Result<(RunningService<RoleClient, HostedClient>, Vec<Tool>), HandshakeError>,
+    Result<(RunningService<RoleClient, HostedClient>, Catalog), HandshakeError>,
 >;
 
 /// A client that has not done its handshake yet.
@@ -268,19 +307,27 @@ struct Client {
 }
 
 impl Client {
-    fn new<T: Transport<RoleClient> + 'static>(transport: T, mode: ClientLifecycleMode) -> Self {
+    fn new<T: Transport<RoleClient> + 'static>(
+        server: &str,
+        transport: T,
+        mode: ClientLifecycleMode,
+        news: News,
+    ) -> Self {
         let stop = CancellationToken::new();
         let progress = ProgressRoutes::default();
         let tapped = ProgressTap::new(transport, progress.clone());
         let token = stop.clone();
+        let server = server.to_owned();
         let handshake = Box::pin(async move {
-            let service = serve_client_with_lifecycle_and_ct(HostedClient, tapped, mode, token).await?;
-            let info = service.peer().peer_info();
-            let tools = match info {
-                Some(info) => list_tools(service.peer(), &info).await.map_err(HandshakeError::Other)?,
-                None => Vec::new(),
+            let client = HostedClient::new(news);
+            let service = serve_client_with_lifecycle_and_ct(client, tapped, mode, token).await?;
+            let catalog = match service.peer().peer_info() {
+                Some(info) => {
+                    Catalog::read(&server, service.peer(), &info).await.map_err(HandshakeError::Other)?
+                }
+                None => Catalog::default(),
             };
-            Ok((service, tools))
+            Ok((service, catalog))
         });
         Self { handshake, stop, progress }
     }
@@ -319,45 +366,5 @@ pub(crate) fn transport_error(error: &DynamicTransportError) -> String {
             }
         }
         _ => chain(error.error.as_ref()),
-    }
-}
-
-/// All pages of the tool list.
-async fn list_tools(peer: &Peer<RoleClient>, info: &ServerPeerInfo) -> Result<Vec<Tool>, String> {
-    if info.capabilities.tools.is_none() {
-        return Ok(Vec::new());
-    }
-    let mut tools = Vec::new();
-    let mut bytes = 0_usize;
-    let mut cursor = None;
-    loop {
-        let params = PaginatedRequestParams::default().with_cursor(cursor.take());
-        let page =
-            peer.list_tools(Some(params)).await.map_err(|error| format!("tools/list: {}", chain(&error)))?;
-        let empty = page.tools.is_empty();
-        let size = serde_json::to_vec(&page.tools).map_or(usize::MAX, |json| json.len());
-        bytes = bytes.saturating_add(size);
-        if bytes > MAX_TOOLS_BYTES {
-            return Err(format!("tools/list: the list of tools takes more than {MAX_TOOLS_BYTES} bytes"));
-        }
-        tools.extend(page.tools);
-        cursor = page.next_cursor;
-        if cursor.is_none() {
-            return Ok(tools);
-        }
-        if tools.len() > MAX_TOOLS || empty {
-            return Err(format!("tools/list: no end after {} tools", tools.len()));
-        }
-    }
-}
-
-/// What a hosted server sees of us as a client: a name, and no capabilities.
-#[derive(Debug, Clone, Copy)]
-pub struct HostedClient;
-
-impl ClientHandler for HostedClient {
-    fn get_info(&self) -> ClientConfig {
-        let own = Implementation::new("mcp-fleet", env!("CARGO_PKG_VERSION"));
-        ClientConfig::new(ClientCapabilities::default(), own)
     }
 }

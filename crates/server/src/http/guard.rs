@@ -42,6 +42,17 @@ impl Origin {
             port: url.port_or_known_default()?,
         })
     }
+
+    /// Whether it is that of pages which come from this server itself, under the name that the request is for.
+    fn is_of(&self, host: &str, port: Option<u16>) -> bool {
+        let default = match self.scheme.as_str() {
+            "http" => 80,
+            "https" => 443,
+            _ => return false,
+        };
+        let own = self.host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(&self.host);
+        own == host && self.port == port.unwrap_or(default)
+    }
 }
 
 impl fmt::Display for Origin {
@@ -72,6 +83,7 @@ impl Guard {
     }
 
     fn allows(&self, uri: &Uri, headers: &HeaderMap, any_address: bool) -> Result<(), &'static str> {
+        let mut own = None;
         if let Some(hosts) = &self.hosts {
             let named = headers.get(header::HOST).and_then(|host| host.to_str().ok());
             let authority =
@@ -84,11 +96,14 @@ impl Guard {
             if !is_address && !hosts.iter().any(covers) {
                 return Err("the Host is not allowed (see --allowed-hosts, MCP_ALLOWED_HOSTS)");
             }
+            own = Some((host, port));
         }
         let Some(origin) = headers.get(header::ORIGIN) else { return Ok(()) };
         let origin = origin.to_str().ok().and_then(Origin::parse);
         match origin {
             Some(origin) if self.origins.contains(&origin) => Ok(()),
+            // Where every Host is fine, its name says nothing about whose page it is.
+            Some(origin) if own.is_some_and(|(host, port)| origin.is_of(&host, port)) => Ok(()),
             _ => Err("the Origin is not allowed (see --allowed-origins, MCP_ALLOWED_ORIGINS)"),
         }
     }
@@ -209,9 +224,19 @@ mod tests {
     #[test]
     fn origins_are_checked() {
         let default = guard(&[], &[]);
-        for origin in ["http://localhost", "https://evil.example", "null", "x"] {
+        for origin in ["http://localhost:3000", "https://evil.example", "ftp://localhost", "null", "x"] {
             check(&default, Some("localhost"), Some(origin), false);
         }
+        for (host, origin) in [
+            ("localhost", "http://localhost"),
+            ("127.0.0.1:8080", "http://127.0.0.1:8080"),
+            ("[::1]:8080", "http://[::1]:8080"),
+        ] {
+            check(&default, Some(host), Some(origin), true);
+        }
+        check(&default, Some("127.0.0.1:8080"), Some("http://localhost:8080"), false);
+        // Rebinding makes a foreign page's host and origin the same.
+        check(&guard(&["*"], &[]), Some("evil.example"), Some("http://evil.example"), false);
         let own = guard(&[], &["https://app.example.com", "http://localhost:3000"]);
         check(&own, Some("localhost"), Some("https://app.example.com"), true);
         check(&own, Some("localhost"), Some("https://APP.example.com:443"), true);

@@ -199,7 +199,7 @@ async fn a_list_of_tools_that_is_too_large_is_an_error() {
         &format!("{start}*'\"tools/list\"'*) {page} ;;\n    *'\"tools/old\"'*){end}"),
     );
     let server = Server::start(&["--allow-command", &program]).await;
-    let expected = "the list of tools takes more than 4194304 bytes";
+    let expected = "tools/list: the list takes more than 4194304 bytes";
     let (message, is_final) = server.initialize_error("x", json!({"command": program})).await;
     assert!(!is_final && message.contains(expected), "{message}");
     let status = server.status("x").await;

@@ -1,0 +1,119 @@
+//! Tools that talk to the client of a session while they run: logs, sampling and elicitation of the older revisions.
+
+#![expect(deprecated, reason = "the suite tests the older revisions for what the newer one has not")]
+
+use std::time::Duration;
+
+use rmcp::{
+    RoleServer,
+    model::{
+        CallToolRequestParams, CallToolResponse, CallToolResult, ClientResult, ContentBlock, ElicitRequest,
+        ElicitRequestParams, ErrorData, LoggingLevel, LoggingMessageNotificationParam, ServerRequest,
+    },
+    service::{RequestContext, ServiceError},
+};
+use serde_json::{Value, json};
+
+use super::parsed;
+use crate::hosting::follow::MODERN;
+
+pub(super) async fn call(
+    params: &CallToolRequestParams,
+    context: &RequestContext<RoleServer>,
+) -> Result<CallToolResponse, ErrorData> {
+    let argument = |name: &str| {
+        let value = params.arguments.as_ref().and_then(|all| all.get(name)?.as_str());
+        value.unwrap_or_default().to_owned()
+    };
+    let text = match &*params.name {
+        "test_tool_with_logging" | "test_logging_tool" => {
+            log(context).await;
+            "The messages are sent.".to_owned()
+        }
+        "test_sampling" => {
+            let message = json!({"role": "user", "content": {"type": "text", "text": argument("prompt")}});
+            let request = parsed(json!({"messages": [message], "maxTokens": 100}))?;
+            let sampled = context.peer.create_message(request).await.map_err(failed)?;
+            let answer = serde_json::to_value(&sampled.message.content).unwrap_or_default();
+            let first = if answer.is_array() { &answer[0] } else { &answer };
+            format!("LLM response: {}", first["text"].as_str().unwrap_or_default())
+        }
+        "test_elicitation" => {
+            let word = |what: &str| json!({"type": "string", "description": what});
+            let properties =
+                json!({"username": word("User's response"), "email": word("User's email address")});
+            let (action, content) =
+                elicit(context, &argument("message"), properties, json!(["username", "email"])).await?;
+            format!("User response: action={action}, content={content}")
+        }
+        "test_elicitation_sep1034_defaults" => {
+            let properties = json!({
+                "name": {"type": "string", "default": "John Doe"},
+                "age": {"type": "integer", "default": 30},
+                "score": {"type": "number", "default": 95.5},
+                "status": {"type": "string", "enum": ["active", "inactive", "pending"], "default": "active"},
+                "verified": {"type": "boolean", "default": true},
+            });
+            let (action, content) =
+                elicit(context, "Please look at the defaults.", properties, json!([])).await?;
+            format!("Elicitation completed: action={action}, content={content}")
+        }
+        "test_elicitation_sep1330_enums" => {
+            let options = json!(["option1", "option2", "option3"]);
+            let titled = json!([{"const": "value1", "title": "First Option"},
+                {"const": "value2", "title": "Second Option"}, {"const": "value3", "title": "Third Option"}]);
+            let properties = json!({
+                "untitledSingle": {"type": "string", "enum": options},
+                "titledSingle": {"type": "string", "oneOf": titled},
+                "legacyEnum": {"type": "string", "enum": ["opt1", "opt2", "opt3"],
+                    "enumNames": ["Option One", "Option Two", "Option Three"]},
+                "untitledMulti": {"type": "array", "items": {"type": "string", "enum": options}},
+                "titledMulti": {"type": "array", "items": {"anyOf": titled}},
+            });
+            let (action, content) = elicit(context, "Please choose.", properties, json!([])).await?;
+            format!("Elicitation completed: action={action}, content={content}")
+        }
+        name => return Err(ErrorData::invalid_params(format!("unknown tool `{name}`"), None)),
+    };
+    Ok(CallToolResult::success(vec![ContentBlock::text(text)]).into())
+}
+
+/// Three messages. From 2026-07-28 on, only for a request that asks for a level.
+async fn log(context: &RequestContext<RoleServer>) {
+    let modern = context.protocol_version().is_some_and(|version| version.as_str() >= MODERN.as_str());
+    let wanted = !modern || context.meta.contains_key("io.modelcontextprotocol/logLevel");
+    for message in ["Tool execution started", "Tool processing data", "Tool execution completed"] {
+        if wanted {
+            let message = LoggingMessageNotificationParam::new(LoggingLevel::Info, message.into());
+            // Whoever does not listen any more misses nothing.
+            _ = context.peer.notify_logging_message(message).await;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+async fn elicit(
+    context: &RequestContext<RoleServer>,
+    message: &str,
+    properties: Value,
+    required: Value,
+) -> Result<(Value, Value), ErrorData> {
+    let schema = json!({"type": "object", "properties": properties, "required": required});
+    let request: ElicitRequestParams =
+        parsed(json!({"mode": "form", "message": message, "requestedSchema": schema}))?;
+    let request = ServerRequest::ElicitRequest(ElicitRequest::new(request));
+    match context.peer.send_request(request).await.map_err(failed)? {
+        ClientResult::ElicitResult(result) => {
+            let action = serde_json::to_value(&result.action).unwrap_or_default();
+            Ok((action, result.content.unwrap_or_default()))
+        }
+        _ => Err(ErrorData::internal_error("the client's answer is no elicitation's", None)),
+    }
+}
+
+fn failed(error: ServiceError) -> ErrorData {
+    match error {
+        ServiceError::McpError(error) => error,
+        error => ErrorData::internal_error(error.to_string(), None),
+    }
+}

@@ -1,0 +1,154 @@
+//! The tools: what they are called, and those that answer at once.
+
+use std::time::Duration;
+
+use rmcp::{
+    RoleServer,
+    model::{
+        CallToolRequestParams, CallToolResponse, CallToolResult, ClientCapabilities, ContentBlock, ErrorData,
+        ProgressNotificationParam, Tool,
+    },
+    service::RequestContext,
+};
+use serde_json::{Value, json};
+
+use super::{Fixtures, PNG, WAV, dialogue, parsed, rounds};
+use crate::hosting::changes::{Change, Lists};
+
+/// How long the tools that take a while take for each step.
+const STEP: Duration = Duration::from_millis(50);
+
+/// Tools without arguments.
+const PLAIN: [&str; 24] = [
+    "test_audio_content",
+    "test_elicitation_sep1034_defaults",
+    "test_elicitation_sep1330_enums",
+    "test_embedded_resource",
+    "test_error_handling",
+    "test_image_content",
+    "test_input_required_result_capabilities",
+    "test_input_required_result_elicitation",
+    "test_input_required_result_list_roots",
+    "test_input_required_result_multi_round",
+    "test_input_required_result_multiple_inputs",
+    "test_input_required_result_request_state",
+    "test_input_required_result_sampling",
+    "test_input_required_result_tampered_state",
+    "test_logging_tool",
+    "test_missing_capability",
+    "test_multiple_content_types",
+    "test_reconnection",
+    "test_simple_text",
+    "test_streaming_elicitation",
+    "test_tool_with_logging",
+    "test_tool_with_progress",
+    "test_trigger_prompt_change",
+    "test_trigger_tool_change",
+];
+
+pub(super) fn list() -> Vec<Tool> {
+    let tool = |name: &str, schema: Value| json!({"name": name, "description": "A tool of the conformance suite.", "inputSchema": schema});
+    let text =
+        |name: &str| json!({"type": "object", "properties": {name: {"type": "string"}}, "required": [name]});
+    let mut tools: Vec<Value> = PLAIN.iter().map(|name| tool(name, json!({"type": "object"}))).collect();
+    tools.push(tool("json_schema_2020_12_tool", json_schema()));
+    tools.push(tool("test_custom_header", header_schema()));
+    tools.push(tool("test_elicitation", text("message")));
+    tools.push(tool("test_sampling", text("prompt")));
+    parsed(Value::Array(tools)).unwrap_or_default()
+}
+
+/// An argument that has to be in a header too (SEP-2243).
+fn header_schema() -> Value {
+    json!({"type": "object", "properties": {"region": {"type": "string", "x-mcp-header": "Region"}}})
+}
+
+/// A schema of which every keyword has to arrive.
+fn json_schema() -> Value {
+    let text = json!({"type": "string"});
+    json!({
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "type": "object",
+        "$defs": {"address": {"$anchor": "addressDef", "type": "object", "properties": {"street": text, "city": text}}},
+        "properties": {
+            "name": text,
+            "address": {"$ref": "#/$defs/address"},
+            "contactMethod": {"type": "string", "enum": ["phone", "email"]},
+            "phone": text,
+            "email": text,
+        },
+        "allOf": [{"anyOf": [{"required": ["phone"]}, {"required": ["email"]}]}],
+        "if": {"properties": {"contactMethod": {"const": "phone"}}, "required": ["contactMethod"]},
+        "then": {"required": ["phone"]},
+        "else": {"required": ["email"]},
+        "additionalProperties": false,
+    })
+}
+
+pub(super) async fn call(
+    fixtures: &Fixtures,
+    params: CallToolRequestParams,
+    context: RequestContext<RoleServer>,
+) -> Result<CallToolResponse, ErrorData> {
+    let text = |text: &str| json!({"type": "text", "text": text});
+    let image = json!({"type": "image", "data": PNG, "mimeType": "image/png"});
+    let resource = |uri: &str, kind: &str, text: &str| json!({"type": "resource", "resource": {"uri": uri, "mimeType": kind, "text": text}});
+    let content = match &*params.name {
+        "test_simple_text" => vec![text("This is a simple text response for testing.")],
+        "test_image_content" => vec![image],
+        "test_audio_content" => vec![json!({"type": "audio", "data": WAV, "mimeType": "audio/wav"})],
+        "test_embedded_resource" => {
+            let words = "This is an embedded resource content.";
+            vec![resource("test://embedded-resource", "text/plain", words)]
+        }
+        "test_multiple_content_types" => {
+            let data = json!({"test": "data", "value": 123}).to_string();
+            let mixed = resource("test://mixed-content-resource", "application/json", &data);
+            vec![text("Multiple content types test:"), image, mixed]
+        }
+        "test_error_handling" => {
+            let words = "This tool intentionally returns an error for testing";
+            return Ok(CallToolResult::error(vec![ContentBlock::text(words)]).into());
+        }
+        "test_tool_with_progress" => {
+            progress(&context).await;
+            vec![text("It is done.")]
+        }
+        "test_trigger_tool_change" => {
+            fixtures.fleet.announce(Change::Lists(Lists { tools: true, ..Lists::default() }));
+            vec![text("The tools are said to have changed.")]
+        }
+        "test_trigger_prompt_change" => {
+            fixtures.fleet.announce(Change::Lists(Lists { prompts: true, ..Lists::default() }));
+            vec![text("The prompts are said to have changed.")]
+        }
+        "test_missing_capability" => {
+            let declared = context.client_capabilities().is_some_and(|has| has.sampling.is_some());
+            if !declared {
+                let needed: ClientCapabilities = parsed(json!({"sampling": {}}))?;
+                return Err(ErrorData::missing_required_client_capability(needed));
+            }
+            vec![text("The client can sample.")]
+        }
+        // Whoever is cut off in the middle can ask again from where it was.
+        "test_reconnection" | "test_custom_header" | "json_schema_2020_12_tool" => {
+            vec![text("The call has come to its end.")]
+        }
+        name if name.starts_with("test_input_required_result_") || name == "test_streaming_elicitation" => {
+            return rounds::call(fixtures, &params, &context);
+        }
+        _ => return dialogue::call(&params, &context).await,
+    };
+    Ok(CallToolResult::success(parsed(Value::Array(content))?).into())
+}
+
+async fn progress(context: &RequestContext<RoleServer>) {
+    for step in [0.0, 50.0, 100.0] {
+        if let Some(token) = context.meta.get_progress_token() {
+            let progress = ProgressNotificationParam::new(token, step).with_total(100.0);
+            // Whoever does not listen any more misses nothing.
+            _ = context.peer.notify_progress(progress).await;
+        }
+        tokio::time::sleep(STEP).await;
+    }
+}

@@ -1,0 +1,122 @@
+//! Prompts and resources: this server's own and those of the hosted servers.
+
+use rmcp::{
+    RoleServer,
+    model::{
+        ClientRequest, CompleteRequest, CompleteRequestParams, CompleteResult, CompletionInfo, ErrorData,
+        GetPromptRequest, GetPromptRequestParams, GetPromptResponse, Prompt, ReadResourceRequest,
+        ReadResourceRequestParams, ReadResourceResponse, Reference, Resource, ResourceTemplate, ServerResult,
+    },
+    service::RequestContext,
+};
+use serde_json::json;
+
+use super::Gateway;
+use crate::call;
+
+impl Gateway {
+    pub(super) fn prompts(&self) -> Vec<Prompt> {
+        let own = self.inner.providers.iter().flat_map(|provider| provider.prompts());
+        own.chain(self.inner.fleet.routes().prompts().cloned()).collect()
+    }
+
+    pub(super) fn resources(&self) -> Vec<Resource> {
+        let own = self.inner.providers.iter().flat_map(|provider| provider.resources());
+        own.chain(self.inner.fleet.routes().resources().cloned()).collect()
+    }
+
+    pub(super) fn templates(&self) -> Vec<ResourceTemplate> {
+        let own = self.inner.providers.iter().flat_map(|provider| provider.resource_templates());
+        own.chain(self.inner.fleet.routes().templates().cloned()).collect()
+    }
+
+    pub(super) async fn prompt(
+        &self,
+        mut params: GetPromptRequestParams,
+        context: RequestContext<RoleServer>,
+    ) -> Result<GetPromptResponse, ErrorData> {
+        for provider in &self.inner.providers {
+            if let Some(answer) = provider.get_prompt(&params, &context) {
+                return answer.await;
+            }
+        }
+        let Some(route) = self.inner.fleet.routes().prompt(&params.name).cloned() else {
+            return Err(ErrorData::invalid_params(format!("unknown prompt `{}`", params.name), None));
+        };
+        params.name = route.name;
+        params.meta = None;
+        let request = ClientRequest::GetPromptRequest(GetPromptRequest::new(params));
+        call::prompt(&route.server, self.pass_on(&route.server, request, &context).await?)
+    }
+
+    pub(super) async fn resource(
+        &self,
+        mut params: ReadResourceRequestParams,
+        context: RequestContext<RoleServer>,
+    ) -> Result<ReadResourceResponse, ErrorData> {
+        for provider in &self.inner.providers {
+            if let Some(answer) = provider.read_resource(&params, &context) {
+                return answer.await;
+            }
+        }
+        let routes = self.inner.fleet.routes();
+        let Some((server, uri)) = routes.resource(&params.uri) else {
+            let data = json!({ "uri": params.uri });
+            return Err(ErrorData::resource_not_found("no server here has this resource", Some(data)));
+        };
+        let server = server.to_owned();
+        params.uri = uri.to_owned();
+        params.meta = None;
+        let request = ClientRequest::ReadResourceRequest(ReadResourceRequest::new(params));
+        call::resource(&server, self.pass_on(&server, request, &context).await?)
+    }
+
+    pub(super) async fn completions(
+        &self,
+        mut params: CompleteRequestParams,
+        context: RequestContext<RoleServer>,
+    ) -> Result<CompleteResult, ErrorData> {
+        if let Some(own) = self.inner.providers.iter().find_map(|provider| provider.complete(&params)) {
+            return Ok(CompleteResult::new(own));
+        }
+        let routes = self.inner.fleet.routes();
+        let server = match &mut params.r#ref {
+            Reference::Prompt(prompt) => routes.prompt(&prompt.name).map(|route| {
+                prompt.name.clone_from(&route.name);
+                route.server.clone()
+            }),
+            Reference::Resource(resource) => {
+                let uri = std::mem::take(&mut resource.uri);
+                routes.template(&uri).or_else(|| routes.resource(&uri)).map(|(server, own)| {
+                    resource.uri = own.to_owned();
+                    server.to_owned()
+                })
+            }
+            // A kind of reference that came after this was written has nothing to complete here.
+            _ => return Ok(CompleteResult::new(CompletionInfo::default())),
+        };
+        let Some(server) = server else {
+            let message = "there is no such prompt or resource template to complete an argument of";
+            return Err(ErrorData::invalid_params(message, None));
+        };
+        let status = self.inner.fleet.connection(&server).await.map_err(|error| call::down(&error))?;
+        if status.info.capabilities.completions.is_none() {
+            return Ok(CompleteResult::new(CompletionInfo::default()));
+        }
+        params.meta = None;
+        let request = ClientRequest::CompleteRequest(CompleteRequest::new(params));
+        call::completions(&server, self.pass_on(&server, request, &context).await?)
+    }
+
+    /// Sends a request to a hosted server.
+    async fn pass_on(
+        &self,
+        server: &str,
+        request: ClientRequest,
+        context: &RequestContext<RoleServer>,
+    ) -> Result<ServerResult, ErrorData> {
+        let fleet = &self.inner.fleet;
+        let upstream = fleet.connection(server).await.map_err(|error| call::down(&error))?;
+        call::forward(server, &upstream, request, context, fleet.policy().limits.call_timeout).await
+    }
+}

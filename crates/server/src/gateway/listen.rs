@@ -1,0 +1,171 @@
+//! Telling clients of changes: on a `subscriptions/listen` stream (from 2026-07-28 on), or as notifications of a session.
+
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use rmcp::{
+    RoleServer,
+    model::{ErrorData, ResourceUpdatedNotificationParam, SubscriptionFilter},
+    service::{Peer, SubscriptionContext, SubscriptionSink},
+};
+use tokio::sync::broadcast::{Receiver, error::RecvError};
+
+use super::Gateway;
+use crate::hosting::{
+    changes::{Change, Lists},
+    fleet::Watched,
+};
+
+/// How many resources one session or stream may be subscribed to.
+const MAX_WATCHED: usize = 1000;
+
+/// What a session of the older protocol is subscribed to.
+#[derive(Default)]
+pub(super) struct Session {
+    watched: Mutex<BTreeMap<String, Option<Watched>>>,
+}
+
+impl Session {
+    fn watches(&self, uri: &str) -> bool {
+        self.watched.lock().unwrap_or_else(PoisonError::into_inner).contains_key(uri)
+    }
+}
+
+impl Gateway {
+    /// What of a wish to hear of changes can be granted.
+    pub(super) fn acceptable(&self, requested: &SubscriptionFilter) -> SubscriptionFilter {
+        let mut accepted = requested.clone();
+        if let Some(uris) = &mut accepted.resource_subscriptions {
+            uris.retain(|uri| self.has_resource(uri));
+            uris.truncate(MAX_WATCHED);
+        }
+        accepted
+    }
+
+    /// Tells a stream of changes until it is given up.
+    pub(super) async fn tell_stream(&self, context: SubscriptionContext) {
+        let mut changes = self.inner.fleet.changes();
+        let uris = context.accepted().resource_subscriptions.iter().flatten();
+        let watched: Vec<_> = uris.filter_map(|uri| self.inner.fleet.watch_resource(uri)).collect();
+        let sink = context.sink().clone();
+        let told = async {
+            while let Some(change) = next(&mut changes).await {
+                if tell_sink(&sink, &change).await.is_err() {
+                    return;
+                }
+            }
+        };
+        tokio::select! {
+            () = told => {}
+            () = context.cancelled() => {}
+            // The server is about to stop, and says so by ending the stream in order.
+            () = self.inner.fleet.closing() => {}
+        }
+        drop(watched);
+    }
+
+    /// Tells a session of changes for as long as it is there.
+    pub(super) fn tell_session(&self, peer: Peer<RoleServer>) {
+        let mut changes = self.inner.fleet.changes();
+        // Whoever ends the session drops its handler, and with that this.
+        let session = Arc::downgrade(&self.session);
+        tokio::spawn(async move {
+            while let Some(change) = next(&mut changes).await {
+                let Some(session) = session.upgrade() else { return };
+                if peer.is_transport_closed() || tell_peer(&peer, &session, &change).await.is_err() {
+                    return;
+                }
+            }
+        });
+    }
+
+    pub(super) fn subscribe_session(&self, uri: String) -> Result<(), ErrorData> {
+        if !self.has_resource(&uri) {
+            let data = serde_json::json!({ "uri": uri });
+            return Err(ErrorData::resource_not_found("no server here has this resource", Some(data)));
+        }
+        let mut watched = self.session.watched.lock().unwrap_or_else(PoisonError::into_inner);
+        if watched.len() >= MAX_WATCHED && !watched.contains_key(&uri) {
+            let message = format!("a session may be subscribed to {MAX_WATCHED} resources at most");
+            return Err(ErrorData::invalid_params(message, None));
+        }
+        let watch = self.inner.fleet.watch_resource(&uri);
+        watched.insert(uri, watch);
+        Ok(())
+    }
+
+    pub(super) fn unsubscribe_session(&self, uri: &str) {
+        let removed = self.session.watched.lock().unwrap_or_else(PoisonError::into_inner).remove(uri);
+        drop(removed);
+    }
+
+    fn has_resource(&self, uri: &str) -> bool {
+        self.inner.providers.iter().any(|provider| provider.can_watch(uri))
+            || self.inner.fleet.routes().resource(uri).is_some()
+    }
+}
+
+/// The next change. Whoever is too slow to hear of each is told that all lists may have changed.
+async fn next(changes: &mut Receiver<Change>) -> Option<Change> {
+    match changes.recv().await {
+        Ok(change) => Some(change),
+        Err(RecvError::Lagged(_)) => Some(Change::Lists(Lists::ALL)),
+        Err(RecvError::Closed) => None,
+    }
+}
+
+/// Tells a stream what it has asked for.
+async fn tell_sink(
+    sink: &SubscriptionSink,
+    change: &Change,
+) -> Result<(), rmcp::service::SubscriptionSendError> {
+    let accepted = sink.accepted();
+    match change {
+        Change::Lists(lists) => {
+            if lists.tools && accepted.tools_list_changed == Some(true) {
+                sink.notify_tool_list_changed().await?;
+            }
+            if lists.prompts && accepted.prompts_list_changed == Some(true) {
+                sink.notify_prompt_list_changed().await?;
+            }
+            if lists.resources && accepted.resources_list_changed == Some(true) {
+                sink.notify_resource_list_changed().await?;
+            }
+        }
+        Change::Resource(uri) => {
+            if accepted.resource_subscriptions.iter().flatten().any(|wanted| **wanted == **uri) {
+                sink.notify_resource_updated(&**uri).await?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Tells a session of all lists, and of the resources it is subscribed to.
+async fn tell_peer(
+    peer: &Peer<RoleServer>,
+    session: &Session,
+    change: &Change,
+) -> Result<(), rmcp::service::ServiceError> {
+    match change {
+        Change::Lists(lists) => {
+            if lists.tools {
+                peer.notify_tool_list_changed().await?;
+            }
+            if lists.prompts {
+                peer.notify_prompt_list_changed().await?;
+            }
+            if lists.resources {
+                peer.notify_resource_list_changed().await?;
+            }
+        }
+        Change::Resource(uri) => {
+            if session.watches(uri) {
+                peer.notify_resource_updated(ResourceUpdatedNotificationParam::new(&**uri)).await?;
+            }
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,115 @@
+//! News of changes: what a hosted server says has changed, until somebody looks, and what clients are told.
+
+use std::{
+    collections::BTreeSet,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use tokio::sync::Notify;
+
+/// How many changed resources of one server are kept until somebody looks. Whoever changes more of them meanwhile has some
+/// of the news dropped; a subscriber that missed one hears of the next.
+const MAX_UPDATED: usize = 1000;
+
+/// Which lists of a server are meant.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Lists {
+    /// `tools/list`.
+    pub tools: bool,
+    /// `prompts/list`.
+    pub prompts: bool,
+    /// `resources/list` and `resources/templates/list`.
+    pub resources: bool,
+}
+
+impl Lists {
+    /// All of them.
+    pub const ALL: Self = Self { tools: true, prompts: true, resources: true };
+
+    /// Whether any is meant.
+    pub fn any(self) -> bool {
+        self.tools || self.prompts || self.resources
+    }
+}
+
+/// Something that clients are told.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Change {
+    /// These lists are others than before.
+    Lists(Lists),
+    /// The resource of this URI, as it is offered here, is another than before.
+    Resource(Arc<str>),
+}
+
+/// What one server has said has changed. Clones share it. However often a server repeats itself, it is one piece of news.
+#[derive(Debug, Clone, Default)]
+pub struct News {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug, Default)]
+struct Shared {
+    state: Mutex<Unseen>,
+    changed: Notify,
+}
+
+/// What has changed since somebody looked.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Unseen {
+    /// Lists.
+    pub lists: Lists,
+    /// Resources, by their server's own URIs.
+    pub resources: BTreeSet<String>,
+}
+
+impl News {
+    pub(super) fn lists(&self, set: impl FnOnce(&mut Lists)) {
+        set(&mut self.lock().lists);
+        self.shared.changed.notify_one();
+    }
+
+    pub(super) fn resource(&self, uri: String) {
+        let mut state = self.lock();
+        if state.resources.len() < MAX_UPDATED {
+            state.resources.insert(uri);
+        }
+        drop(state);
+        self.shared.changed.notify_one();
+    }
+
+    /// Waits until something has changed, and takes it. Nothing is lost where the wait is given up.
+    pub(super) async fn next(&self) -> Unseen {
+        loop {
+            let unseen = std::mem::take(&mut *self.lock());
+            if unseen != Unseen::default() {
+                return unseen;
+            }
+            self.shared.changed.notified().await;
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Unseen> {
+        self.shared.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn news_is_told_once() {
+        let news = News::default();
+        for _ in 0..3 {
+            news.lists(|lists| lists.tools = true);
+        }
+        for n in 0..2 * MAX_UPDATED {
+            news.resource(format!("test://{n}"));
+        }
+        let unseen = news.next().await;
+        assert_eq!(unseen.lists, Lists { tools: true, ..Lists::default() });
+        assert_eq!(unseen.resources.len(), MAX_UPDATED);
+        let waiting = tokio::time::timeout(std::time::Duration::from_millis(20), news.next()).await;
+        assert!(waiting.is_err(), "there is nothing new: {waiting:?}");
+    }
+}
