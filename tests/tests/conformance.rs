@@ -37,6 +37,35 @@ fn the_server_passes_every_scored_scenario() {
     }
 }
 
+/// The scenarios of what a worker does: it calls tools. It does not answer questions, authorise itself in a browser or go on
+/// with a stream that broke.
+const CLIENT_SCENARIOS: [(&str, &str); 8] = [
+    ("2025-11-25", "initialize"),
+    ("2025-11-25", "tools_call"),
+    ("2026-07-28", "tools_call"),
+    ("2026-07-28", "request-metadata"),
+    ("2026-07-28", "http-standard-headers"),
+    ("2026-07-28", "http-custom-headers"),
+    ("2026-07-28", "http-invalid-tool-headers"),
+    ("2026-07-28", "json-schema-ref-no-deref"),
+];
+
+#[test]
+fn the_client_of_the_workers_passes_what_it_does() {
+    let directory = fleet_tests::bins::scratch("conformance-client");
+    fleet_tests::process::remove_at_exit(&directory);
+    for (revision, scenario) in CLIENT_SCENARIOS {
+        let Some(mut suite) = node::conformance() else { return };
+        suite
+            .args(["client", "--scenario", scenario, "--spec-version", revision, "--command"])
+            .arg(env!("CARGO_BIN_EXE_conformance_client"))
+            .current_dir(&directory);
+        let mut suite = Process::start("conformance", &directory, suite);
+        let status = suite.wait(wait::LONG);
+        assert!(status.success(), "{scenario} of {revision}: {status}\n{}", suite.log());
+    }
+}
+
 /// Nothing of the suite's is offered to people.
 #[test]
 fn without_the_flag_there_are_no_fixtures() {

@@ -166,7 +166,7 @@ impl McpClient {
         Err(merge(failures))
     }
 
-    /// All tools that the server offers, as it describes them.
+    /// All tools that the server offers and that can be called over HTTP, as it describes them.
     ///
     /// # Errors
     ///
@@ -180,6 +180,7 @@ impl McpClient {
             let (page, _) = self.0.within(limit, &mut request, None).await?;
             let next = add_page(page, &mut tools);
             if next.is_none() || next == cursor {
+                tools.retain(|tool| self.0.remember_annotations(tool).is_some());
                 return Ok(tools);
             }
             cursor = next;
@@ -369,6 +370,29 @@ impl Inner {
         }
     }
 
+    /// Notes which headers a tool wants; whether there are any, and `None` where it wants what can't be done.
+    fn remember_annotations(&self, tool: &Value) -> Option<bool> {
+        let name = tool.get("name").and_then(Value::as_str)?;
+        let found = match params::annotations(tool.get("inputSchema").unwrap_or(&Value::Null)) {
+            Ok(found) => found,
+            Err(error) => {
+                tracing::warn!(tool = name, %error, "the tool can't be called");
+                return None;
+            }
+        };
+        let any = !found.is_empty();
+        let mut annotated = self.annotated();
+        if any {
+            if annotated.len() >= MAX_ANNOTATED {
+                annotated.clear();
+            }
+            annotated.insert(name.to_owned(), Arc::new(found));
+        } else {
+            annotated.remove(name);
+        }
+        Some(any)
+    }
+
     /// Looks up which headers the request's tool wants; whether there are any.
     async fn learn_annotations(
         &self,
@@ -389,14 +413,7 @@ impl Inner {
             if let Some(tool) =
                 tools.iter().find(|tool| tool.get("name").and_then(Value::as_str) == Some(name))
             {
-                let found = tool.get("inputSchema").map(params::annotations).unwrap_or_default();
-                let any = !found.is_empty();
-                let mut annotated = self.annotated();
-                if annotated.len() >= MAX_ANNOTATED {
-                    annotated.clear();
-                }
-                annotated.insert(name.to_owned(), Arc::new(found));
-                return any;
+                return self.remember_annotations(tool).unwrap_or_default();
             }
             if next.is_none() || next == cursor {
                 return false;

@@ -242,6 +242,13 @@ impl Endpoint {
                 Discovered::NotModern(Failure::permanent(JobError::new(ErrorKind::Protocol, message)))
             };
         }
+        // Whatever it did not like about the question: it says that it speaks what we do.
+        if let Answer::Error(error) = &reply.answer
+            && error.code == wire::UNSUPPORTED_VERSION
+            && speaks_modern(error.data.as_ref().and_then(|data| data.get("supported")))
+        {
+            return Discovered::Modern;
+        }
         let failure = self.failure(&reply);
         let code = match &reply.answer {
             Answer::Error(error) => Some(error.code),
