@@ -19,7 +19,7 @@ use crate::hosting::changes::{Change, Lists};
 const STEP: Duration = Duration::from_millis(50);
 
 /// Tools without arguments.
-const PLAIN: [&str; 24] = [
+const PLAIN: [&str; 25] = [
     "test_audio_content",
     "test_elicitation_sep1034_defaults",
     "test_elicitation_sep1330_enums",
@@ -43,6 +43,7 @@ const PLAIN: [&str; 24] = [
     "test_tool_with_logging",
     "test_tool_with_progress",
     "test_trigger_prompt_change",
+    "test_trigger_resource_update",
     "test_trigger_tool_change",
 ];
 
@@ -121,6 +122,11 @@ pub(super) async fn call(
         "test_trigger_prompt_change" => {
             fixtures.fleet.announce(Change::Lists(Lists { prompts: true, ..Lists::default() }));
             vec![text("The prompts are said to have changed.")]
+        }
+        // The suite does not ask for this one; our own tests do.
+        "test_trigger_resource_update" => {
+            fixtures.fleet.announce(Change::Resource("test://watched-resource".into()));
+            vec![text("The watched resource is said to have changed.")]
         }
         "test_missing_capability" => {
             let declared = context.client_capabilities().is_some_and(|has| has.sampling.is_some());

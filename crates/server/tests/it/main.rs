@@ -8,6 +8,8 @@ mod common;
 #[cfg(test)]
 mod files;
 #[cfg(test)]
+mod gateway;
+#[cfg(test)]
 mod hosting;
 #[cfg(test)]
 mod logs;
