@@ -22,6 +22,8 @@ use crate::{
     },
 };
 
+/// `data.reason` of a call whose server was lost.
+const LOST: &str = "connection-lost";
 /// What belongs to the hop between two neighbours and is not passed on.
 const HOP_KEYS: [&str; 5] = [
     "progressToken",
@@ -170,9 +172,15 @@ fn failed(server: &str, upstream: &Upstream, error: ServiceError) -> ErrorData {
                 error => chain(error),
             };
             let stderr = upstream.child.as_ref().map(|child| child.stderr.text(1024));
-            unavailable(server, "connection-lost", &text, stderr.filter(|tail| !tail.is_empty()))
+            unavailable(server, LOST, &text, stderr.filter(|tail| !tail.is_empty()))
         }
     }
+}
+
+/// Whether an error says that the connection to the server was lost in the middle of the call.
+pub(crate) fn is_lost(error: &ErrorData) -> bool {
+    let reason = error.data.as_ref().and_then(|data| data.get("reason"));
+    reason.is_some_and(|reason| reason == LOST)
 }
 
 /// The error for a call that a hosted server could not take or did not answer. A later call may do better.

@@ -20,7 +20,7 @@ use rmcp::{
         GetPromptRequestParams, GetPromptResponse, Implementation, ListPromptsResult,
         ListResourceTemplatesResult, ListResourcesResult, ListToolsResult, MetaObject,
         PaginatedRequestParams, ReadResourceRequestParams, ReadResourceResponse, ServerCapabilities,
-        ServerConfig, SetLevelRequestParams, SubscribeRequestParams, SubscriptionFilter, Tool,
+        ServerConfig, ServerResult, SetLevelRequestParams, SubscribeRequestParams, SubscriptionFilter, Tool,
         UnsubscribeRequestParams,
     },
     service::{NotificationContext, RequestContext, SubscriptionContext},
@@ -28,7 +28,7 @@ use rmcp::{
 
 use crate::{
     UNAVAILABLE_KEY, call,
-    hosting::{Fleet, follow::MODERN},
+    hosting::{Fleet, follow::MODERN, routes::Route},
     metrics::{TOOL_CALL_DURATION, TOOL_CALLS},
     provider::Provider,
     repeat::{Key, Repeats},
@@ -121,26 +121,55 @@ impl Gateway {
         }
         let fleet = &self.inner.fleet;
         let name = &params.name;
-        let known = fleet.routes().tool(name).map(|route| (route.server.clone(), route.name.clone()));
-        let (server, tool) = match (known, tool_name::server_of(name)) {
+        let routed =
+            |route: &Route<Tool>| (route.server.clone(), route.name.clone(), may_repeat(&route.listed));
+        let known = fleet.routes().tool(name).map(routed);
+        let (server, tool, may_repeat) = match (known, tool_name::server_of(name)) {
             (Some(route), _) => route,
             (None, Some(server)) => {
                 // Its tools are known once it runs. Where it can't, or is not hosted (yet: the job that hosts it may
                 // still be on its way), that is what the caller should hear, and may try again.
                 fleet.connection(server).await.map_err(|error| call::down(&error))?;
-                let Some(route) = fleet.routes().tool(name).cloned() else {
+                let Some(route) = fleet.routes().tool(name).map(routed) else {
                     return Err(unknown(&format!("server `{server}` has no tool `{name}`")));
                 };
-                (route.server, route.name)
+                route
             }
             (None, None) => return Err(unknown(&format!("unknown tool `{name}`"))),
         };
         params.name = tool.into();
         params.meta = None;
-        let upstream = fleet.connection(&server).await.map_err(|error| call::down(&error))?;
+        let again = may_repeat.then(|| params.clone());
+        match (self.call_hosted(&server, params, &context).await, again) {
+            // The server died under a call that does no harm twice: it is started again, and asked again, once.
+            (Err(error), Some(params)) if call::is_lost(&error) => {
+                tracing::info!(server, tool = %params.name, "a call is made again after its server was lost");
+                self.call_hosted(&server, params, &context).await
+            }
+            (result, _) => result,
+        }
+    }
+
+    async fn call_hosted(
+        &self,
+        server: &str,
+        params: CallToolRequestParams,
+        context: &RequestContext<RoleServer>,
+    ) -> Result<CallToolResponse, ErrorData> {
         let request = ClientRequest::CallToolRequest(CallToolRequest::new(params));
-        let limit = fleet.policy().limits.call_timeout;
-        call::tool_result(&server, call::forward(&server, &upstream, request, &context, limit).await?)
+        call::tool_result(server, self.pass_on(server, request, context).await?)
+    }
+
+    /// Sends a request to a hosted server.
+    async fn pass_on(
+        &self,
+        server: &str,
+        request: ClientRequest,
+        context: &RequestContext<RoleServer>,
+    ) -> Result<ServerResult, ErrorData> {
+        let fleet = &self.inner.fleet;
+        let upstream = fleet.connection(server).await.map_err(|error| call::down(&error))?;
+        call::forward(server, &upstream, request, context, fleet.policy().limits.call_timeout).await
     }
 
     /// The provider that has a tool.
@@ -158,6 +187,12 @@ impl Gateway {
         meta.insert(UNAVAILABLE_KEY.to_owned(), serde_json::to_value(&unavailable).ok()?);
         Some(meta)
     }
+}
+
+/// Whether a tool says of itself that calling it twice is as good as calling it once.
+fn may_repeat(tool: &Tool) -> bool {
+    let hints = tool.annotations.as_ref();
+    hints.is_some_and(|hints| hints.read_only_hint == Some(true) || hints.idempotent_hint == Some(true))
 }
 
 fn unknown(message: &str) -> ErrorData {

@@ -23,7 +23,7 @@ pub mod tools;
 pub use args::Args;
 pub use config::ServerConfig;
 pub use error::ServerError;
-pub use run::{run, run_until};
+pub use run::{run, run_until, run_with};
 
 /// In a list of tools' `_meta`: the hosted servers that can't be relied on now, and why.
 pub const UNAVAILABLE_KEY: &str = "io.mcp-fleet/unavailable";

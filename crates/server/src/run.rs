@@ -30,9 +30,18 @@ use crate::{
 ///
 /// Where the settings are not acceptable or the server can't listen.
 pub async fn run(args: Args) -> Result<(), ServerError> {
+    run_with(args, Vec::new()).await
+}
+
+/// The same with more tools, which stand before the server's own.
+///
+/// # Errors
+///
+/// As [`run`].
+pub async fn run_with(args: Args, more: Vec<Box<dyn Provider>>) -> Result<(), ServerError> {
     let config = ServerConfig::from_args(&args)?;
     let stop = signal_token().map_err(ServerError::Signals)?;
-    run_until(config, stop).await
+    run_until(config, more, stop).await
 }
 
 /// Runs a server until `stop` is cancelled.
@@ -40,10 +49,15 @@ pub async fn run(args: Args) -> Result<(), ServerError> {
 /// # Errors
 ///
 /// As [`run`].
-pub async fn run_until(config: ServerConfig, stop: CancellationToken) -> Result<(), ServerError> {
+pub async fn run_until(
+    config: ServerConfig,
+    more: Vec<Box<dyn Provider>>,
+    stop: CancellationToken,
+) -> Result<(), ServerError> {
     let fleet = Fleet::new(Arc::new(config.policy.clone()));
-    let toolkits = toolkits(&config, &fleet)?;
-    let gateway = Gateway::new(toolkits, fleet.clone(), config.repeat_window, config.repeat_max_bytes);
+    let mut providers = more;
+    providers.extend(toolkits(&config, &fleet)?);
+    let gateway = Gateway::new(providers, fleet.clone(), config.repeat_window, config.repeat_max_bytes);
     let result = if config.stdio {
         serve_stdio(gateway, stop).await
     } else {

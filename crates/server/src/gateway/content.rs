@@ -5,7 +5,7 @@ use rmcp::{
     model::{
         ClientRequest, CompleteRequest, CompleteRequestParams, CompleteResult, CompletionInfo, ErrorData,
         GetPromptRequest, GetPromptRequestParams, GetPromptResponse, Prompt, ReadResourceRequest,
-        ReadResourceRequestParams, ReadResourceResponse, Reference, Resource, ResourceTemplate, ServerResult,
+        ReadResourceRequestParams, ReadResourceResponse, Reference, Resource, ResourceTemplate,
     },
     service::RequestContext,
 };
@@ -106,17 +106,5 @@ impl Gateway {
         params.meta = None;
         let request = ClientRequest::CompleteRequest(CompleteRequest::new(params));
         call::completions(&server, self.pass_on(&server, request, &context).await?)
-    }
-
-    /// Sends a request to a hosted server.
-    async fn pass_on(
-        &self,
-        server: &str,
-        request: ClientRequest,
-        context: &RequestContext<RoleServer>,
-    ) -> Result<ServerResult, ErrorData> {
-        let fleet = &self.inner.fleet;
-        let upstream = fleet.connection(server).await.map_err(|error| call::down(&error))?;
-        call::forward(server, &upstream, request, context, fleet.policy().limits.call_timeout).await
     }
 }

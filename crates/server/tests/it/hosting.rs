@@ -335,6 +335,25 @@ async fn environment_and_directory_are_what_was_asked_for() {
     assert_eq!(result["content"][0]["text"], json!(expected));
 }
 
+/// Nobody notices the death of a server under a call that its tool says does no harm twice.
+#[tokio::test]
+async fn a_call_that_may_be_repeated_is() {
+    let dir = tempfile::tempdir().unwrap();
+    let count = dir.path().join("count");
+    let on_call = format!(
+        "if [ ! -e {count} ]; then touch {count}; exit 9; fi; text=survived; {ANSWER_TEXT}",
+        count = count.display()
+    );
+    let body = legacy_server("work", &on_call);
+    let harmless = body.replace(r#""inputSchema""#, r#""annotations":{"idempotentHint":true},"inputSchema""#);
+    let program = script(dir.path(), "server", &harmless);
+    let server = Server::start(&["--allow-command", &program]).await;
+    server.initialize("x", json!({"command": program})).await;
+    let result = server.call("x__work", json!({})).await;
+    assert_eq!(result["content"][0]["text"], "survived", "{result}");
+    assert_eq!(server.status("x").await["restarts"], 1);
+}
+
 #[tokio::test]
 async fn a_server_that_dies_is_started_again() {
     let dir = tempfile::tempdir().unwrap();

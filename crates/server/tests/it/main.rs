@@ -16,4 +16,6 @@ mod logs;
 #[cfg(test)]
 mod message;
 #[cfg(test)]
+mod readme;
+#[cfg(test)]
 mod repeats;

@@ -1,0 +1,53 @@
+//! `mcp-server` with one tool more: `cargo run -p mcp-server --example word_count -- --port 8080`.
+
+use std::sync::Arc;
+
+use clap::Parser;
+use mcp_server::toolkit::{Effect, ToolFailure, ToolSpec, Toolkit};
+use rmcp::{RoleServer, service::RequestContext};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+const SPEC: ToolSpec = ToolSpec {
+    name: "word_count",
+    title: "Count words",
+    description: "Counts the words of a text.",
+    effect: Effect::ReadOnly,
+};
+
+/// What the tool is called with; its JSON Schema is derived.
+#[derive(Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+struct Args {
+    /// The text.
+    text: String,
+}
+
+/// What it answers with.
+#[derive(Serialize, JsonSchema)]
+struct Count {
+    words: usize,
+}
+
+async fn word_count(
+    longest: Arc<usize>,
+    _context: RequestContext<RoleServer>,
+    args: Args,
+) -> Result<Count, ToolFailure> {
+    if args.text.len() > *longest {
+        return Err(ToolFailure::permanent(format!("the text has more than {longest} bytes")));
+    }
+    Ok(Count { words: args.text.split_whitespace().count() })
+}
+
+#[derive(Parser)]
+struct Cli {
+    #[command(flatten)]
+    args: mcp_server::Args,
+}
+
+#[tokio::main]
+async fn main() -> Result<(), mcp_server::ServerError> {
+    let own = Toolkit::new(Arc::new(1 << 20)).with(&SPEC, word_count);
+    mcp_server::run_with(Cli::parse().args, vec![Box::new(own)]).await
+}
