@@ -192,6 +192,13 @@ fn unavailable(server: &str, reason: &str, message: &str, stderr: Option<String>
     ErrorData::new(ErrorCode::INTERNAL_ERROR, format!("server `{server}`: {message}"), Some(data))
 }
 
+/// The same where a tool is asked for that nobody knows as long as its server is down.
+pub(crate) fn down_for(tool: &str, error: &Down) -> ErrorData {
+    let mut down = down(error);
+    down.message = format!("tool `{tool}` can't be called: {}", down.message).into();
+    down
+}
+
 /// The error for a call of a server that is down.
 pub(crate) fn down(error: &Down) -> ErrorData {
     let retry_after = error.retry_after.map(|wait| u64::try_from(wait.as_millis()).unwrap_or(u64::MAX));

@@ -55,6 +55,9 @@ const OLD_METHODS: [&str; 5] =
 /// Requests that revisions from 2026-07-28 on have.
 const NEW_METHODS: [&str; 3] = ["server/discover", "subscriptions/listen", "tasks/get"];
 
+/// In a result's `_meta`: who answers.
+const SERVER_INFO: &str = "io.modelcontextprotocol/serverInfo";
+
 /// The handler behind every transport. Clones share everything.
 #[derive(Clone)]
 pub struct Gateway {
@@ -129,7 +132,7 @@ impl Gateway {
             (None, Some(server)) => {
                 // Its tools are known once it runs. Where it can't, or is not hosted (yet: the job that hosts it may
                 // still be on its way), that is what the caller should hear, and may try again.
-                fleet.connection(server).await.map_err(|error| call::down(&error))?;
+                fleet.connection(server).await.map_err(|error| call::down_for(name, &error))?;
                 let Some(route) = fleet.routes().tool(name).map(routed) else {
                     return Err(unknown(&format!("server `{server}` has no tool `{name}`")));
                 };
@@ -199,6 +202,28 @@ fn unknown(message: &str) -> ErrorData {
     ErrorData::invalid_params(message.to_owned(), None)
 }
 
+/// This server as clients see it.
+fn own_info() -> Implementation {
+    Implementation::new("mcp-fleet", env!("CARGO_PKG_VERSION")).with_title("mcp-fleet server")
+}
+
+/// Says in a result who answers, as results should from 2026-07-28 on. What a hosted server says of itself stays.
+fn identify(context: &RequestContext<RoleServer>, meta: &mut Option<MetaObject>) {
+    if is_modern(context) {
+        let meta = meta.get_or_insert_with(MetaObject::new);
+        if !meta.contains_key(SERVER_INFO)
+            && let Ok(info) = serde_json::to_value(own_info())
+        {
+            meta.insert(SERVER_INFO.to_owned(), info);
+        }
+    }
+}
+
+/// Whether a request is of the protocol without sessions.
+fn is_modern(context: &RequestContext<RoleServer>) -> bool {
+    context.protocol_version().is_some_and(|version| version.as_str() >= MODERN.as_str())
+}
+
 /// Every list has one page.
 fn first_page(request: Option<PaginatedRequestParams>) -> Result<(), ErrorData> {
     if request.is_some_and(|request| request.cursor.is_some()) {
@@ -209,17 +234,17 @@ fn first_page(request: Option<PaginatedRequestParams>) -> Result<(), ErrorData> 
 
 /// A list that is true for now, and for this caller.
 macro_rules! list {
-    ($result:ident, $gateway:ident, $request:ident, $items:expr) => {{
+    ($result:ident, $gateway:ident, $context:expr, $request:ident, $items:expr) => {{
         first_page($request)?;
         let mut result = $result::with_all_items($items).with_ttl_ms(0).with_cache_scope(CacheScope::Private);
         result.meta = $gateway.warning();
+        identify($context, &mut result.meta);
         Ok(result)
     }};
 }
 
 impl ServerHandler for Gateway {
     fn get_info(&self) -> ServerConfig {
-        let own = Implementation::new("mcp-fleet", env!("CARGO_PKG_VERSION")).with_title("mcp-fleet server");
         let mut capabilities = ServerCapabilities::builder()
             .enable_tools()
             .enable_tool_list_changed()
@@ -233,7 +258,7 @@ impl ServerHandler for Gateway {
         if self.inner.providers.iter().any(|provider| provider.logs()) {
             capabilities.logging = Some(Default::default());
         }
-        ServerConfig::new(capabilities).with_server_info(own).with_instructions(
+        ServerConfig::new(capabilities).with_server_info(own_info()).with_instructions(
             "A gateway to MCP servers. Tools of hosted servers are named <server>__<tool>; server_initialize hosts \
              another one, server_status says how they are.",
         )
@@ -247,19 +272,19 @@ impl ServerHandler for Gateway {
     async fn list_tools(
         &self,
         request: Option<PaginatedRequestParams>,
-        _context: RequestContext<RoleServer>,
+        context: RequestContext<RoleServer>,
     ) -> Result<ListToolsResult, ErrorData> {
         let own = self.inner.providers.iter().flat_map(|provider| provider.tools());
         let all = own.chain(self.inner.fleet.routes().tools().cloned()).collect();
-        list!(ListToolsResult, self, request, all)
+        list!(ListToolsResult, self, &context, request, all)
     }
 
     async fn list_prompts(
         &self,
         request: Option<PaginatedRequestParams>,
-        _context: RequestContext<RoleServer>,
+        context: RequestContext<RoleServer>,
     ) -> Result<ListPromptsResult, ErrorData> {
-        list!(ListPromptsResult, self, request, self.prompts())
+        list!(ListPromptsResult, self, &context, request, self.prompts())
     }
 
     async fn get_prompt(
@@ -267,23 +292,27 @@ impl ServerHandler for Gateway {
         request: GetPromptRequestParams,
         context: RequestContext<RoleServer>,
     ) -> Result<GetPromptResponse, ErrorData> {
-        self.prompt(request, context).await
+        let mut response = self.prompt(request, context.clone()).await?;
+        if let GetPromptResponse::Complete(result) = &mut response {
+            identify(&context, &mut result.meta);
+        }
+        Ok(response)
     }
 
     async fn list_resources(
         &self,
         request: Option<PaginatedRequestParams>,
-        _context: RequestContext<RoleServer>,
+        context: RequestContext<RoleServer>,
     ) -> Result<ListResourcesResult, ErrorData> {
-        list!(ListResourcesResult, self, request, self.resources())
+        list!(ListResourcesResult, self, &context, request, self.resources())
     }
 
     async fn list_resource_templates(
         &self,
         request: Option<PaginatedRequestParams>,
-        _context: RequestContext<RoleServer>,
+        context: RequestContext<RoleServer>,
     ) -> Result<ListResourceTemplatesResult, ErrorData> {
-        list!(ListResourceTemplatesResult, self, request, self.templates())
+        list!(ListResourceTemplatesResult, self, &context, request, self.templates())
     }
 
     async fn read_resource(
@@ -291,7 +320,11 @@ impl ServerHandler for Gateway {
         request: ReadResourceRequestParams,
         context: RequestContext<RoleServer>,
     ) -> Result<ReadResourceResponse, ErrorData> {
-        self.resource(request, context).await
+        let mut response = self.resource(request, context.clone()).await?;
+        if let ReadResourceResponse::Complete(result) = &mut response {
+            identify(&context, &mut result.meta);
+        }
+        Ok(response)
     }
 
     async fn complete(
@@ -299,7 +332,9 @@ impl ServerHandler for Gateway {
         request: CompleteRequestParams,
         context: RequestContext<RoleServer>,
     ) -> Result<CompleteResult, ErrorData> {
-        self.completions(request, context).await
+        let mut result = self.completions(request, context.clone()).await?;
+        identify(&context, &mut result.meta);
+        Ok(result)
     }
 
     async fn set_level(
@@ -350,7 +385,10 @@ impl ServerHandler for Gateway {
     ) -> Result<CallToolResponse, ErrorData> {
         let kind = if self.provider_of(&request.name).is_some() { "own" } else { "hosted" };
         let started = Instant::now();
-        let result = self.call_once(request, context).await;
+        let mut result = self.call_once(request, context.clone()).await;
+        if let Ok(CallToolResponse::Complete(result)) = &mut result {
+            identify(&context, &mut result.meta);
+        }
         let outcome = match &result {
             Ok(CallToolResponse::Complete(result)) if result.is_error == Some(true) => "tool-error",
             Ok(_) => "ok",
@@ -367,8 +405,7 @@ impl ServerHandler for Gateway {
         request: CustomRequest,
         context: RequestContext<RoleServer>,
     ) -> Result<CustomResult, ErrorData> {
-        let modern = context.protocol_version().is_some_and(|version| version.as_str() >= MODERN.as_str());
-        let of_revision = if modern { &NEW_METHODS[..] } else { &OLD_METHODS[..] };
+        let of_revision = if is_modern(&context) { &NEW_METHODS[..] } else { &OLD_METHODS[..] };
         let method = request.method.as_str();
         if KNOWN_METHODS.contains(&method) || of_revision.contains(&method) {
             let message = format!("the parameters of {} are not valid", request.method);

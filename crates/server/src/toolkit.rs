@@ -139,13 +139,15 @@ impl<S: Send + Sync + 'static> Toolkit<S> {
             .with_raw_output_schema(schema_for_output::<R>())
             .with_annotations(spec.effect.annotations(spec.title));
         let function = Arc::new(function);
+        let name = spec.name;
         let handler: Handler<S> = Arc::new(move |state, context, arguments| {
             let function = function.clone();
             Box::pin(async move {
                 let arguments = match serde_json::from_value::<A>(Value::Object(arguments)) {
                     Ok(arguments) => arguments,
                     Err(error) => {
-                        return ToolFailure::permanent(format!("invalid arguments: {error}")).into_result();
+                        let message = format!("invalid arguments of `{name}`: {error}");
+                        return ToolFailure::permanent(message).into_result();
                     }
                 };
                 match function(state, context, arguments).await {
