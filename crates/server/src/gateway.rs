@@ -207,14 +207,17 @@ fn own_info() -> Implementation {
     Implementation::new("mcp-fleet", env!("CARGO_PKG_VERSION")).with_title("mcp-fleet server")
 }
 
-/// Says in a result who answers, as results should from 2026-07-28 on. What a hosted server says of itself stays.
+/// Says in a result who answers, as results should from 2026-07-28 on. To the client that is this server; what a hosted
+/// one says of itself is in its status.
 fn identify(context: &RequestContext<RoleServer>, meta: &mut Option<MetaObject>) {
-    if is_modern(context) {
-        let meta = meta.get_or_insert_with(MetaObject::new);
-        if !meta.contains_key(SERVER_INFO)
-            && let Ok(info) = serde_json::to_value(own_info())
-        {
-            meta.insert(SERVER_INFO.to_owned(), info);
+    if is_modern(context)
+        && let Ok(info) = serde_json::to_value(own_info())
+    {
+        meta.get_or_insert_with(MetaObject::new).insert(SERVER_INFO.to_owned(), info);
+    } else if let Some(known) = meta {
+        known.remove(SERVER_INFO);
+        if known.is_empty() {
+            *meta = None;
         }
     }
 }
