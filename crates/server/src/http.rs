@@ -49,6 +49,9 @@ fn mcp_service(
     stop: CancellationToken,
 ) -> StreamableHttpService<Gateway, sessions::Sessions> {
     // Host and Origin are checked by the guard, which stands before every route; rmcp checks them again.
+    let longest_call = config.policy.limits.call_timeout;
+    let sessions =
+        sessions::Sessions::new(gateway.clone(), sessions::MAX_SESSIONS, longest_call, stop.clone());
     let mut settings = StreamableHttpServerConfig::default()
         .with_json_response(true)
         .with_legacy_session_mode(config.legacy_sessions)
@@ -56,11 +59,11 @@ fn mcp_service(
         .with_cancellation_token(stop)
         .with_allowed_origins(config.allowed_origins.iter().map(Origin::to_string))
         .enforce_origin_validation();
+    settings.session_store = Some(Arc::new(sessions.clone()));
     settings = match guard::host_names(config) {
         Some(names) => settings.with_allowed_hosts(names),
         None => settings.disable_allowed_hosts(),
     };
     let factory = move || Ok::<_, std::io::Error>(gateway.clone());
-    let sessions = sessions::Sessions::new(sessions::MAX_SESSIONS, config.policy.limits.call_timeout);
     StreamableHttpService::new(factory, Arc::new(sessions), settings)
 }

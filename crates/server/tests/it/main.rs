@@ -15,3 +15,5 @@ mod logs;
 mod message;
 #[cfg(test)]
 mod repeats;
+#[cfg(test)]
+mod sessions;
