@@ -1,11 +1,11 @@
-//! The HTTP surface: `/mcp`, `/message`, and what every binary of the fleet has.
+//! The HTTP surface: `/mcp`, `/sse` and `/message`, and what every binary of the fleet has.
 
 use std::sync::Arc;
 
 use axum::{
     Router,
     middleware::{from_fn, from_fn_with_state},
-    routing::post,
+    routing::{get, post},
 };
 use fleet_ops::{http::Health, metrics::Metrics};
 use rmcp::transport::{StreamableHttpServerConfig, StreamableHttpService};
@@ -17,6 +17,7 @@ mod body;
 mod guard;
 mod message;
 mod sessions;
+mod sse;
 
 pub use guard::Origin;
 
@@ -32,9 +33,12 @@ pub fn router(
     stop: CancellationToken,
 ) -> Router {
     let guard = Arc::new(guard::Guard::new(config));
+    let streams = sse::Streams::new(gateway.clone(), stop.clone());
+    let posted = message::Receiver { gateway: gateway.clone(), streams: streams.clone() };
     let guarded = Router::new()
-        .nest_service("/mcp", mcp_service(gateway.clone(), config, stop))
-        .route("/message", post(message::handle).with_state(gateway))
+        .nest_service("/mcp", mcp_service(gateway, config, stop))
+        .route("/sse", get(sse::handle).with_state(streams))
+        .route("/message", post(message::handle).with_state(posted))
         .layer(from_fn_with_state(body::BODY_TIME, body::read_body))
         .layer(from_fn_with_state(guard.clone(), guard::check))
         .layer(from_fn(guard::count));

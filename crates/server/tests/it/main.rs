@@ -17,3 +17,5 @@ mod message;
 mod repeats;
 #[cfg(test)]
 mod sessions;
+#[cfg(test)]
+mod sse;
