@@ -31,6 +31,7 @@ use super::{
     launch::LaunchSpec,
     progress::{ProgressRoutes, ProgressTap},
     remote,
+    sse::SseTransport,
     stdout::MAX_LINE,
 };
 use crate::{error::chain, policy::Policy};
@@ -157,6 +158,11 @@ async fn attempt(
         LaunchSpec::Remote(spec) => {
             let transport = remote::transport(spec, policy.clone()).map_err(|error| early(chain(&error)))?;
             (Client::new(transport, mode), None)
+        }
+        LaunchSpec::Sse(spec) => {
+            let client = remote::client(spec, policy.clone()).map_err(|error| early(chain(&error)))?;
+            // A server of 2024 may not answer at all to what came later, so the older handshake comes first.
+            (Client::new(SseTransport::new(spec, client), ClientLifecycleMode::Initialize), None)
         }
     };
     let stop = client.stop.clone();

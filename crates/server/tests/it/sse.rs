@@ -173,3 +173,39 @@ async fn progress_stands_on_the_stream_before_the_result() {
     let (_, result) = next(&mut client.events).await;
     assert!(result.contains("done"), "{result}");
 }
+
+#[tokio::test]
+async fn servers_of_this_transport_are_hosted() {
+    let tree = tree();
+    let args = ["--root", tree.root.to_str().unwrap(), "--drain-timeout-ms", "100"];
+    let upstream = Server::start(&args).await;
+    let server = Server::start(&["--allow-remote", "127.0.0.1"]).await;
+    let config = json!({"type": "sse", "url": upstream.url("/sse")});
+    let hosted = server.initialize("old", config.clone()).await;
+    assert_eq!((&hosted["transport"], &hosted["protocolVersion"]), (&json!("sse"), &json!("2025-11-25")));
+    let calls = (0..20).map(|_| server.call_ok("old__file_read", json!({"path": "hello.txt"})));
+    for read in futures::future::join_all(calls).await {
+        assert_eq!(read["size"], json!(13));
+    }
+    // The server goes away and is noticed.
+    upstream.terminate().await;
+    eventually("the end of the connection", || async {
+        (server.status("old").await["state"] == "failed").then_some(())
+    })
+    .await;
+    let (message, _) = server.initialize_error("old", config).await;
+    assert!(message.contains("could not be opened") || message.contains("stream"), "{message}");
+}
+
+#[tokio::test]
+async fn servers_of_this_transport_are_subject_to_policy() {
+    let upstream = Server::start(&[]).await;
+    let server = Server::start(&["--allow-remote", "127.0.0.1"]).await;
+    let check = async |url: String, word: &str| {
+        let (message, _) = server.initialize_error("old", json!({"type": "sse", "url": url})).await;
+        assert!(message.contains(word), "{url}: {message}");
+    };
+    check(upstream.url("/sse").replace("127.0.0.1", "localhost"), "not").await;
+    check(upstream.url("/health"), "no event stream").await;
+    check(upstream.url("/nowhere"), "404").await;
+}
