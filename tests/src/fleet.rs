@@ -59,6 +59,16 @@ impl Service {
         Self::start("mcp-server", directory, command).ready()
     }
 
+    /// Asks a server for a tool by hand; the whole JSON-RPC answer.
+    pub fn call(&self, tool: &str, arguments: &Value) -> Value {
+        let params = json!({"name": tool, "arguments": arguments});
+        let request = json!({"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": params});
+        let (status, answer) =
+            http::post(self.address, "/message", &request).expect("an answer of the server");
+        assert_eq!(status, 200, "{answer}");
+        answer
+    }
+
     /// Waits until it says that it is ready.
     #[must_use]
     pub fn ready(mut self) -> Self {
@@ -331,9 +341,14 @@ pub struct Standalone {
 impl Standalone {
     /// Starts a server whose `file_*` tools have the harness's files.
     pub fn start(name: &str) -> Self {
+        Self::start_with(name, ServerOptions::default())
+    }
+
+    /// The same with more options.
+    pub fn start_with(name: &str, mut options: ServerOptions) -> Self {
         let directory = bins::scratch(name);
         process::remove_at_exit(&directory);
-        let options = ServerOptions { roots: vec![files(&directory)], ..ServerOptions::default() };
+        options.roots.push(files(&directory));
         Self { service: Service::server(&directory, &options), directory }
     }
 }

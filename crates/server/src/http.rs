@@ -4,7 +4,10 @@ use std::sync::Arc;
 
 use axum::{
     Router,
-    middleware::{from_fn, from_fn_with_state},
+    extract::Request,
+    http::{Method, StatusCode},
+    middleware::{Next, from_fn, from_fn_with_state},
+    response::Response,
     routing::{get, post},
 };
 use fleet_ops::{http::Health, metrics::Metrics};
@@ -39,12 +42,24 @@ pub fn router(
         .nest_service("/mcp", mcp_service(gateway, config, stop))
         .route("/sse", get(sse::handle).with_state(streams))
         .route("/message", post(message::handle).with_state(posted))
+        .layer(from_fn(deleted))
         .layer(from_fn_with_state(body::BODY_TIME, body::read_body))
         .layer(from_fn_with_state(guard.clone(), guard::check))
         .layer(from_fn(guard::count));
     // Metrics say which tools are called how often. Health says nothing, and is asked by whatever name there is.
     let scrape = fleet_ops::http::scrape(metrics).layer(from_fn_with_state(guard, guard::check_scrape));
     guarded.merge(scrape).merge(fleet_ops::http::probes(health))
+}
+
+/// rmcp answers 202 where a session is deleted. The official Python client takes anything but 200 and 204 for a failure
+/// and logs a warning each time.
+async fn deleted(request: Request, next: Next) -> Response {
+    let is_deletion = request.method() == Method::DELETE;
+    let mut response = next.run(request).await;
+    if is_deletion && response.status() == StatusCode::ACCEPTED {
+        *response.status_mut() = StatusCode::NO_CONTENT;
+    }
+    response
 }
 
 fn mcp_service(
