@@ -59,6 +59,16 @@ impl Service {
         Self::start("mcp-server", directory, command).ready()
     }
 
+    /// Asks a server for a tool by hand; the whole JSON-RPC answer.
+    pub fn call(&self, tool: &str, arguments: &Value) -> Value {
+        let params = json!({"name": tool, "arguments": arguments});
+        let request = json!({"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": params});
+        let (status, answer) =
+            http::post(self.address, "/message", &request).expect("an answer of the server");
+        assert_eq!(status, 200, "{answer}");
+        answer
+    }
+
     /// Waits until it says that it is ready.
     #[must_use]
     pub fn ready(mut self) -> Self {

@@ -1,9 +1,11 @@
 //! A network that can fail: a TCP proxy that forwards, refuses, or swallows everything without a word.
 //!
 //! One stands before every broker's second listener, for the workers that are to be cut off, and one before the server,
-//! as the readiness gate that a server behind a load balancer has.
+//! as the readiness gate that a server behind a load balancer has. Before several servers it is a balancer that knows
+//! nothing but connections.
 
 use std::{
+    collections::VecDeque,
     io::{Read as _, Write as _},
     net::{Shutdown, SocketAddr, TcpListener, TcpStream},
     sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
@@ -49,7 +51,8 @@ struct Shared {
 #[derive(Debug)]
 struct State {
     network: Network,
-    upstream: Option<SocketAddr>,
+    /// Who gets connections, the first one the next.
+    upstreams: VecDeque<SocketAddr>,
     listening: bool,
     /// Counts the failures. A connection forwards only while it is the number under which it was made.
     epoch: u64,
@@ -74,9 +77,15 @@ impl Connection {
 impl Proxy {
     /// Listens on a free port. Without an upstream, connections are closed as soon as they are made.
     pub fn start(upstream: Option<SocketAddr>) -> Self {
+        Self::balance(upstream)
+    }
+
+    /// The same before several upstreams, which get new connections in turn.
+    pub fn balance(upstreams: impl IntoIterator<Item = SocketAddr>) -> Self {
+        let upstreams = upstreams.into_iter().collect();
         let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
         let address = listener.local_addr().expect("its number");
-        let state = State { network: Network::Up, upstream, listening: true, epoch: 0, open: Vec::new() };
+        let state = State { network: Network::Up, upstreams, listening: true, epoch: 0, open: Vec::new() };
         let shared = Arc::new(Shared { state: Mutex::new(state), changed: Condvar::new() });
         let theirs = Arc::clone(&shared);
         let listener = thread::spawn(move || theirs.listen(address, listener));
@@ -85,7 +94,7 @@ impl Proxy {
 
     /// Where new connections go from now on.
     pub fn forward_to(&self, upstream: SocketAddr) {
-        self.shared.lock().upstream = Some(upstream);
+        self.shared.lock().upstreams = VecDeque::from([upstream]);
     }
 
     /// Changes what the network does, and returns when it does so.
@@ -161,8 +170,10 @@ impl Shared {
     /// Connects a client through, if the network allows it. In a silence nobody is at the other end.
     fn connect(self: &Arc<Self>, client: TcpStream) {
         let (network, upstream, epoch) = {
-            let state = self.lock();
-            (state.network, state.upstream, state.epoch)
+            let mut state = self.lock();
+            let upstream = state.upstreams.pop_front();
+            state.upstreams.extend(upstream);
+            (state.network, upstream, state.epoch)
         };
         let server = match network {
             Network::Up => upstream.and_then(|upstream| TcpStream::connect(upstream).ok()),

@@ -1,5 +1,4 @@
-//! Third-party MCP software from PyPI: a server and the official client, at the versions that
-//! `tests/python/requirements.txt` pins.
+//! Third-party MCP software from PyPI: servers and clients, at the versions that `tests/python/requirements*.txt` pin.
 
 use std::{
     path::{Path, PathBuf},
@@ -20,13 +19,22 @@ pub struct Python {
 impl Python {
     /// The environment, made on first use; nothing if there is no Python here and none is required.
     pub fn get() -> Option<Self> {
+        Self::with("requirements.txt")
+    }
+
+    /// The environment with langchain-mcp-adapters, which wants an older `mcp` than the rest.
+    pub fn langchain() -> Option<Self> {
+        Self::with("requirements-langchain.txt")
+    }
+
+    fn with(requirements: &str) -> Option<Self> {
         if !cache::works(
             "python3",
             &["-c", "import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 10))"],
         ) {
             return skip("python3 (3.10 or newer, with venv)");
         }
-        let requirements = bins::repository().join("tests/python/requirements.txt");
+        let requirements = bins::repository().join("tests/python").join(requirements);
         // An environment can't be moved: its scripts name their interpreter. Hence `python -m`, and no scripts.
         let directory = cache::once(&format!("python-{}", fingerprint(&requirements)), |directory| {
             cache::run(Command::new("python3").args(["-m", "venv"]).arg(directory));

@@ -28,7 +28,8 @@ pub struct Args {
     /// Origins that browsers may send requests from. None by default.
     #[arg(long, env = "MCP_ALLOWED_ORIGINS", value_delimiter = ',', value_name = "ORIGIN")]
     pub allowed_origins: Vec<String>,
-    /// Give clients of older protocol revisions a session, kept in this process. Without it they are served without.
+    /// Give clients of older protocol revisions a session, which every replica can serve. Without it they are served
+    /// without.
     #[arg(long, env = "MCP_LEGACY_SESSIONS", value_parser = clap::builder::BoolishValueParser::new(),
           num_args = 0..=1, default_value = "false", default_missing_value = "true", require_equals = true)]
     pub legacy_sessions: bool,

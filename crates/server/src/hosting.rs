@@ -1,8 +1,8 @@
 //! Hosting other MCP servers: child processes and remote ones, with what they offer under one roof.
 //!
 //! [`Fleet`] knows the servers by name and routes calls. Below it, [`launch`] turns a configuration into something
-//! that may be started, [`child`] and [`remote`] make the connections, and [`upstream`] speaks MCP over them. What a server offers
-//! is its [`catalog`]; [`routes`] puts the catalogs together.
+//! that may be started, [`child`], [`remote`] and [`sse`] make the connections, and [`upstream`] speaks MCP over them. What
+//! a server offers is its [`catalog`]; [`routes`] puts the catalogs together.
 
 pub mod catalog;
 pub mod changes;
@@ -14,6 +14,7 @@ pub mod launch;
 pub mod progress;
 pub mod remote;
 pub mod routes;
+pub mod sse;
 pub mod status;
 pub mod stderr;
 pub mod stdout;

@@ -1,11 +1,14 @@
-//! The HTTP surface: `/mcp`, `/message`, and what every binary of the fleet has.
+//! The HTTP surface: `/mcp`, `/sse` and `/message`, and what every binary of the fleet has.
 
 use std::sync::Arc;
 
 use axum::{
     Router,
-    middleware::{from_fn, from_fn_with_state},
-    routing::post,
+    extract::Request,
+    http::{Method, StatusCode},
+    middleware::{Next, from_fn, from_fn_with_state},
+    response::Response,
+    routing::{get, post},
 };
 use fleet_ops::{http::Health, metrics::Metrics};
 use rmcp::transport::{StreamableHttpServerConfig, StreamableHttpService};
@@ -17,6 +20,7 @@ mod body;
 mod guard;
 mod message;
 mod sessions;
+mod sse;
 
 pub use guard::Origin;
 
@@ -32,15 +36,30 @@ pub fn router(
     stop: CancellationToken,
 ) -> Router {
     let guard = Arc::new(guard::Guard::new(config));
+    let streams = sse::Streams::new(gateway.clone(), stop.clone());
+    let posted = message::Receiver { gateway: gateway.clone(), streams: streams.clone() };
     let guarded = Router::new()
-        .nest_service("/mcp", mcp_service(gateway.clone(), config, stop))
-        .route("/message", post(message::handle).with_state(gateway))
+        .nest_service("/mcp", mcp_service(gateway, config, stop))
+        .route("/sse", get(sse::handle).with_state(streams))
+        .route("/message", post(message::handle).with_state(posted))
+        .layer(from_fn(deleted))
         .layer(from_fn_with_state(body::BODY_TIME, body::read_body))
         .layer(from_fn_with_state(guard.clone(), guard::check))
         .layer(from_fn(guard::count));
     // Metrics say which tools are called how often. Health says nothing, and is asked by whatever name there is.
     let scrape = fleet_ops::http::scrape(metrics).layer(from_fn_with_state(guard, guard::check_scrape));
     guarded.merge(scrape).merge(fleet_ops::http::probes(health))
+}
+
+/// rmcp answers 202 where a session is deleted. The official Python client takes anything but 200 and 204 for a failure
+/// and logs a warning each time.
+async fn deleted(request: Request, next: Next) -> Response {
+    let is_deletion = request.method() == Method::DELETE;
+    let mut response = next.run(request).await;
+    if is_deletion && response.status() == StatusCode::ACCEPTED {
+        *response.status_mut() = StatusCode::NO_CONTENT;
+    }
+    response
 }
 
 fn mcp_service(
@@ -50,16 +69,19 @@ fn mcp_service(
 ) -> StreamableHttpService<Gateway, sessions::Sessions> {
     // Host and Origin are checked by the guard, which stands before every route. rmcp checks the Host again; it does not
     // know that a page of this very server may ask.
+    let longest_call = config.policy.limits.call_timeout;
+    let sessions =
+        sessions::Sessions::new(gateway.clone(), sessions::MAX_SESSIONS, longest_call, stop.clone());
     let mut settings = StreamableHttpServerConfig::default()
         .with_json_response(true)
         .with_legacy_session_mode(config.legacy_sessions)
         .with_max_request_body_bytes(MAX_BODY)
         .with_cancellation_token(stop);
+    settings.session_store = Some(Arc::new(sessions.clone()));
     settings = match guard::host_names(config) {
         Some(names) => settings.with_allowed_hosts(names),
         None => settings.disable_allowed_hosts(),
     };
     let factory = move || Ok::<_, std::io::Error>(gateway.for_session());
-    let sessions = sessions::Sessions::new(sessions::MAX_SESSIONS, config.policy.limits.call_timeout);
     StreamableHttpService::new(factory, Arc::new(sessions), settings)
 }

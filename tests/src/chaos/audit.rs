@@ -2,8 +2,8 @@
 //!
 //! That jobs are repeated is allowed after a loss only, and only where the loss explains it: one of the two ends was
 //! written by a worker that was killed, stopped or cut off, not longer before than a commit takes. What leaves in order
-//! repeats nothing. While a broker is down an acknowledgement can be lost, and then a worker writes the end of a job
-//! again (I2): that is told apart, since the job itself has run once.
+//! repeats nothing. While a broker is down, or answers too late, an acknowledgement can be lost, and then a worker writes
+//! the end of a job again (I2): that is told apart, since the job itself has run once.
 
 use std::{
     collections::BTreeMap,
@@ -66,27 +66,40 @@ pub struct Witness {
 const ADMISSIONS: [&str; 3] =
     ["lost: their jobs will run elsewhere", "jobs may repeat", "will run again elsewhere"];
 
+/// What a worker says when the end of a job was not acknowledged in time.
+const UNWRITTEN: &str = "the end of a job could not be written";
+
+/// What a worker has said about itself.
+#[derive(Debug, Default)]
+struct Testimony {
+    losses: Vec<Loss>,
+    /// When it gave up waiting for the acknowledgement of an end.
+    unwritten: Vec<i64>,
+}
+
 impl Witness {
     /// The losses that a worker has noticed itself, as after a broker failed; and whether an invariant broke.
-    fn testify(&self, wrong: &mut Vec<String>, outages: &[(i64, i64)]) -> Vec<Loss> {
-        let mut losses = Vec::new();
+    fn testify(&self, wrong: &mut Vec<String>, outages: &[(i64, i64)]) -> Testimony {
+        let mut testimony = Testimony::default();
         for line in read(&self.log).lines() {
             if line.contains("invariant violated") || line.contains("panicked") {
                 wrong.push(format!("{}: {line}", self.worker));
             }
             let time = line.split(' ').next().and_then(|word| word.parse::<Timestamp>().ok());
-            if let Some(time) = time.map(Timestamp::as_millis)
-                && ADMISSIONS.iter().any(|words| line.contains(words))
-            {
+            let Some(time) = time.map(Timestamp::as_millis) else { continue };
+            if line.contains(UNWRITTEN) {
+                testimony.unwritten.push(time);
+            }
+            if ADMISSIONS.iter().any(|words| line.contains(words)) {
                 let (from, until) = (time - NOTICED_MS, time + NOTICED_MS);
                 // While the group's coordinator is down nothing is committed and nobody is told so.
                 let since =
                     outages.iter().filter(|(down, up)| *down < time && from < *up).map(|(down, _)| *down);
                 let from = since.chain([from + COMMIT_MS]).min().unwrap_or(from) - COMMIT_MS;
-                losses.push(Loss { worker: self.worker.clone(), from, until });
+                testimony.losses.push(Loss { worker: self.worker.clone(), from, until });
             }
         }
-        losses
+        testimony
     }
 }
 
@@ -154,16 +167,18 @@ impl Audit<'_> {
     /// Holds everything against everything.
     pub fn report(mut self) -> Report {
         let mut report = Report { losses: self.losses.len(), ..Report::default() };
+        let mut unwritten = BTreeMap::new();
         for witness in self.witnesses {
-            let noticed = witness.testify(&mut report.wrong, &self.outages);
-            report.noticed += noticed.len();
-            self.losses.extend(noticed);
+            let testimony = witness.testify(&mut report.wrong, &self.outages);
+            report.noticed += testimony.losses.len();
+            self.losses.extend(testimony.losses);
+            unwritten.insert(witness.worker.as_str(), testimony.unwritten);
         }
         for state in [JobState::Succeeded, JobState::Failed, JobState::Expired, JobState::Running] {
             report.ends.insert(state.as_str(), self.account.count(state));
         }
         self.ends_are_as_planned(&mut report.wrong);
-        self.repeats_are_explained(&mut report);
+        self.repeats_are_explained(&unwritten, &mut report);
         self.calls_are_in_order(&mut report);
         report.wrong.sort();
         report
@@ -194,11 +209,11 @@ impl Audit<'_> {
         }
     }
 
-    fn repeats_are_explained(&self, report: &mut Report) {
+    fn repeats_are_explained(&self, unwritten: &BTreeMap<&str, Vec<i64>>, report: &mut Report) {
         for (record, _) in self.plans {
             let ends: Vec<_> = self.ends(record).collect();
             for pair in ends.windows(2) {
-                if self.is_rewritten(pair[0], pair[1]) {
+                if self.is_rewritten(unwritten, pair[0], pair[1]) {
                     report.rewritten_ends += 1;
                     continue;
                 }
@@ -236,10 +251,24 @@ impl Audit<'_> {
         }
     }
 
-    fn is_rewritten(&self, first: &JobEvent, second: &JobEvent) -> bool {
+    /// Whether a worker has written one end twice: while a broker was down, or around its own word that it has waited for
+    /// an acknowledgement in vain, before which the job was called once for each attempt. librdkafka gives up on several
+    /// records together, and sends others again that it has sent before.
+    fn is_rewritten(
+        &self,
+        unwritten: &BTreeMap<&str, Vec<i64>>,
+        first: &JobEvent,
+        second: &JobEvent,
+    ) -> bool {
         let at = first.time.as_millis();
-        first.worker == second.worker
-            && self.outages.iter().any(|(from, to)| (from - COMMIT_MS..=*to).contains(&at))
+        let during_outage = self.outages.iter().any(|(from, to)| (from - COMMIT_MS..=*to).contains(&at));
+        let said = first.worker.as_deref().and_then(|worker| unwritten.get(worker));
+        let in_vain = said.is_some_and(|times| {
+            times.iter().any(|time| (time - NOTICED_MS..=time + COMMIT_MS).contains(&at))
+        });
+        let called = self.ledger.calls.get(&first.job_id);
+        let called_once = called.is_none_or(|calls| calls.values().all(|count| *count == 1));
+        first.worker == second.worker && (during_outage || (in_vain && called_once))
     }
 
     fn calls_are_in_order(&self, report: &mut Report) {
@@ -276,6 +305,10 @@ mod tests {
     /// What is wrong with one job that is called in these attempts and comes to these ends, after worker `a` was lost
     /// at 100,000 and while a broker was down from 200,000 to 210,000.
     fn wrong(ends: &[JobEvent], calls: &[(u32, usize)]) -> Vec<String> {
+        wrong_by(&[], ends, calls)
+    }
+
+    fn wrong_by(witnesses: &[Witness], ends: &[JobEvent], calls: &[(u32, usize)]) -> Vec<String> {
         let mut account = Account::default();
         account.events.insert((0, 0), ends.to_vec());
         account.last.insert((0, 0), ends.last().expect("an end").clone());
@@ -289,7 +322,7 @@ mod tests {
             ledger: &ledger,
             losses: vec![Loss { worker: "a".into(), from: 96_000, until: 100_000 }],
             outages: vec![(200_000, 210_000)],
-            witnesses: &[],
+            witnesses,
             server_kills: 0,
             in_flight: 1,
         };
@@ -332,6 +365,28 @@ mod tests {
         check(&[end("b", 201_000, 2), end("b", 205_000, 2)], &CALLS, &[]);
         check(&[end("b", 301_000, 2), end("b", 305_000, 2)], &CALLS, &["ended twice for no reason"]);
         check(&[end("b", 201_000, 2), end("c", 205_000, 2)], &CALLS, &["ended twice for no reason"]);
+    }
+
+    /// A broker that answers too late makes a worker write an end again, which it says; the job itself has run once.
+    #[test]
+    fn an_end_is_written_again_where_the_worker_waited_in_vain() {
+        let directory = crate::bins::scratch("audit");
+        crate::process::remove_at_exit(&directory);
+        let at = Timestamp::from_millis(304_000).expect("a time");
+        let log = directory.join("log");
+        let line = format!("{at} ERROR shell: {UNWRITTEN}; its offset is held and it is written again\n");
+        std::fs::write(&log, line).expect("a log");
+        let said = [Witness { worker: "b".into(), log }];
+        let twice = [end("b", 301_000, 2), end("b", 301_000, 2)];
+        assert_eq!(wrong_by(&said, &twice, &CALLS), [] as [String; 0]);
+        for (ends, calls) in [
+            (&twice, &[(1, 1), (2, 2)]),
+            (&[end("b", 280_000, 2), end("b", 280_000, 2)], &CALLS),
+            (&[end("c", 301_000, 2), end("c", 301_000, 2)], &CALLS),
+        ] {
+            let wrong = wrong_by(&said, ends, calls);
+            assert!(wrong.iter().any(|wrong| wrong.contains("ended twice for no reason")), "{wrong:?}");
+        }
     }
 
     #[test]

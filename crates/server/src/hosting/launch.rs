@@ -29,8 +29,10 @@ const BASE_ENV: [&str; 4] = ["PATH", "HOME", "LANG", "TMPDIR"];
 pub enum LaunchSpec {
     /// A child process.
     Child(ChildSpec),
-    /// A remote server.
+    /// A remote server that speaks Streamable HTTP.
     Remote(RemoteSpec),
+    /// A remote server that speaks the HTTP+SSE transport of 2024.
+    Sse(RemoteSpec),
 }
 
 /// A child process that may be started.
@@ -96,9 +98,6 @@ pub enum LaunchError {
     /// A header that is the transport's own.
     #[error("the header {0:?} is set by the transport and can't be configured")]
     OwnHeader(String),
-    /// The transport is not supported.
-    #[error("transport `{0}` is not supported; use http (Streamable HTTP) or stdio")]
-    Transport(&'static str),
 }
 
 /// Turns a configuration into something that may be started.
@@ -119,7 +118,7 @@ pub async fn resolve(entry: &ServerEntry, policy: &Policy) -> Result<LaunchSpec,
     match entry.expand(&lookup)?.transport {
         Transport::Stdio(server) => resolve_child(server, policy).await.map(LaunchSpec::Child),
         Transport::Http(server) => resolve_remote(&server, policy).map(LaunchSpec::Remote),
-        transport @ Transport::Sse(_) => Err(LaunchError::Transport(transport.name())),
+        Transport::Sse(server) => resolve_remote(&server, policy).map(LaunchSpec::Sse),
     }
 }
 

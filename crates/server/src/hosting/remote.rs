@@ -19,27 +19,35 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// How many calls may run at once on one remote server.
 const CONCURRENCY: usize = 256;
 
-/// The transport to a remote server. Nothing is sent yet.
+/// A client that connects to the host of `spec` where policy allows it, and nowhere else.
 ///
 /// # Errors
 ///
 /// Where the TLS set-up fails.
-pub fn transport(
-    spec: &RemoteSpec,
-    policy: Arc<Policy>,
-) -> Result<StreamableHttpClientTransport<reqwest::Client>, reqwest::Error> {
+pub fn client(spec: &RemoteSpec, policy: Arc<Policy>) -> Result<reqwest::Client, reqwest::Error> {
     let port = spec.url.port_or_known_default().unwrap_or_default();
-    let client = reqwest::Client::builder()
+    reqwest::Client::builder()
         .dns_resolver(Arc::new(CheckedResolver { policy, port }))
         .redirect(reqwest::redirect::Policy::none())
         .no_proxy()
         .connect_timeout(CONNECT_TIMEOUT)
         .tcp_nodelay(true)
-        .build()?;
+        .build()
+}
+
+/// The transport to a remote server. Nothing is sent yet.
+///
+/// # Errors
+///
+/// As [`client`].
+pub fn transport(
+    spec: &RemoteSpec,
+    policy: Arc<Policy>,
+) -> Result<StreamableHttpClientTransport<reqwest::Client>, reqwest::Error> {
     let config = StreamableHttpClientTransportConfig::with_uri(spec.url.as_str())
         .custom_headers(spec.headers.iter().cloned().collect())
         .max_concurrent_requests(CONCURRENCY);
-    Ok(StreamableHttpClientTransport::with_client(client, config))
+    Ok(StreamableHttpClientTransport::with_client(client(spec, policy)?, config))
 }
 
 /// Resolves names to what policy allows.

@@ -20,7 +20,7 @@ pub struct ServerStatus {
     pub name: String,
     /// `starting`, `running` or `failed`.
     pub state: String,
-    /// `stdio` or `http`.
+    /// `stdio`, `http` or `sse`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub transport: Option<String>,
     /// What it says about itself.
@@ -162,5 +162,6 @@ fn transport(spec: &LaunchSpec) -> &'static str {
     match spec {
         LaunchSpec::Child(_) => "stdio",
         LaunchSpec::Remote(_) => "http",
+        LaunchSpec::Sse(_) => "sse",
     }
 }

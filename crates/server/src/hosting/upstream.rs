@@ -32,6 +32,7 @@ use super::{
     launch::LaunchSpec,
     progress::{ProgressRoutes, ProgressTap},
     remote,
+    sse::SseTransport,
     stdout::MAX_LINE,
 };
 use crate::{error::chain, policy::Policy};
@@ -185,6 +186,12 @@ async fn attempt(
         LaunchSpec::Remote(spec) => {
             let transport = remote::transport(spec, policy.clone()).map_err(|error| early(chain(&error)))?;
             (Client::new(server, transport, mode, news.clone()), None)
+        }
+        LaunchSpec::Sse(spec) => {
+            let client = remote::client(spec, policy.clone()).map_err(|error| early(chain(&error)))?;
+            // A server of 2024 may not answer at all to what came later, so the older handshake comes first.
+            let transport = SseTransport::new(spec, client);
+            (Client::new(server, transport, ClientLifecycleMode::Initialize, news.clone()), None)
         }
     };
     let stop = client.stop.clone();

@@ -153,7 +153,11 @@ fn refused(problem: &'static str) -> Response {
 
 /// Counts requests by path and sort of answer.
 pub(super) async fn count(request: Request, next: Next) -> Response {
-    let path = if request.uri().path().starts_with("/message") { "/message" } else { "/mcp" };
+    let path = match request.uri().path() {
+        path if path.starts_with("/message") => "/message",
+        path if path.starts_with("/sse") => "/sse",
+        _ => "/mcp",
+    };
     let response = next.run(request).await;
     let status = match response.status().as_u16() {
         ..300 => "2xx",

@@ -2,11 +2,13 @@
 //!
 //! This is for callers that want to call a tool and nothing else, `curl` among them. A request that says nothing about
 //! a protocol version is answered as revision 2025-11-25 would; one with the `_meta` of 2026-07-28 as that would.
+//!
+//! With `?sessionId=…` it is the other half of [`sse`](super::sse): what is posted is answered on a stream.
 
 use axum::{
     body::to_bytes,
     extract::{Request, State},
-    http::{HeaderMap, StatusCode, header},
+    http::{HeaderMap, StatusCode, Uri, header},
     response::{IntoResponse, Response},
 };
 use rmcp::{
@@ -20,11 +22,20 @@ use rmcp::{
 use serde_json::{Map, Value, json};
 use tokio_util::sync::CancellationToken;
 
-use super::MAX_BODY;
+use super::{MAX_BODY, sse::Streams};
 use crate::gateway::Gateway;
 
+/// Who gets what is posted.
+#[derive(Clone)]
+pub(super) struct Receiver {
+    /// What belongs to no stream.
+    pub(super) gateway: Gateway,
+    /// What does.
+    pub(super) streams: Streams,
+}
+
 /// The handler.
-pub(super) async fn handle(State(gateway): State<Gateway>, request: Request) -> Response {
+pub(super) async fn handle(State(receiver): State<Receiver>, request: Request) -> Response {
     let (parts, body) = request.into_parts();
     if !is_json(&parts.headers) {
         return (StatusCode::UNSUPPORTED_MEDIA_TYPE, "Content-Type must be application/json\n")
@@ -34,16 +45,23 @@ pub(super) async fn handle(State(gateway): State<Gateway>, request: Request) -> 
     let Ok(body) = to_bytes(body, MAX_BODY).await else {
         return StatusCode::PAYLOAD_TOO_LARGE.into_response();
     };
-    let message = match read(&body) {
+    let mut message = match read(&body) {
         Ok(message) => message,
         Err(refusal) => return refusal.into_response(),
     };
+    let stream = stream_of(&parts.uri);
+    if let ClientJsonRpcMessage::Request(message) = &mut message {
+        // As on `/mcp`, so that handlers find the HTTP request in the same place.
+        message.request.extensions_mut().insert(parts);
+    }
+    if let Some(stream) = stream {
+        return match receiver.streams.post(&stream, message).await {
+            true => (StatusCode::ACCEPTED, "Accepted").into_response(),
+            false => (StatusCode::NOT_FOUND, "no stream of this sessionId is open here\n").into_response(),
+        };
+    }
     match message {
-        ClientJsonRpcMessage::Request(mut message) => {
-            // As on `/mcp`, so that handlers find the HTTP request in the same place.
-            message.request.extensions_mut().insert(parts);
-            answer(gateway, ClientJsonRpcMessage::Request(message)).await
-        }
+        ClientJsonRpcMessage::Request(_) => answer(receiver.gateway, message).await,
         // Nothing here lasts longer than one request, so there is nothing a notification could be about.
         ClientJsonRpcMessage::Notification(_) => StatusCode::ACCEPTED.into_response(),
         ClientJsonRpcMessage::Response(_) | ClientJsonRpcMessage::Error(_) => {
@@ -72,6 +90,12 @@ impl IntoResponse for Refusal {
         let body = json!({ "jsonrpc": "2.0", "id": self.id, "error": error });
         (StatusCode::BAD_REQUEST, axum::Json(body)).into_response()
     }
+}
+
+/// The stream on which a message is to be answered, where its URL names one.
+fn stream_of(uri: &Uri) -> Option<String> {
+    let parameters = url::form_urlencoded::parse(uri.query()?.as_bytes());
+    parameters.into_iter().find(|(name, _)| name == "sessionId").map(|(_, id)| id.into_owned())
 }
 
 fn is_json(headers: &HeaderMap) -> bool {

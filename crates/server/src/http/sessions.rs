@@ -1,7 +1,13 @@
-//! Sessions of clients of the older protocol, bounded in number.
+//! Sessions of clients of the older protocol, bounded in number, which any replica can serve.
 //!
-//! rmcp keeps any number of them for as long as they are not idle for long. Here the one that has been idle longest is
-//! ended when there are too many, and its client is told that its session is gone, at which it makes a new one.
+//! A session is a task and a few queues for what belongs to no single request. Everything else is in the requests, so a
+//! request of a session that is not here (another replica made it, or it was ended to make room, or this process is a
+//! new one) makes it here, as its client's `initialize` would have. No client hears that its session was not found,
+//! except of one that it has deleted and of an id that is none of ours.
+//!
+//! rmcp can restore sessions from a store by itself, but answers 500 where two requests of a session that is not here
+//! come at once and one is late, and where a session is ended between being found and being used. So sessions are made
+//! here, at the moment of their use, under one lock. Only the deletion comes by way of rmcp's store.
 
 use std::{
     collections::HashMap,
@@ -12,42 +18,86 @@ use std::{
     time::Duration,
 };
 
-use futures::{Stream, StreamExt};
+use futures::{
+    FutureExt, Stream, StreamExt,
+    future::{BoxFuture, Shared},
+};
+use http::request::Parts;
 use rmcp::{
-    model::{ClientJsonRpcMessage, ServerJsonRpcMessage},
+    model::{
+        ClientCapabilities, ClientJsonRpcMessage, ClientNotification, ClientRequest, GetExtensions,
+        Implementation, InitializeRequest, InitializeRequestParams, InitializedNotification, NumberOrString,
+        ProtocolVersion, ServerJsonRpcMessage,
+    },
+    service::serve_server_with_ct,
     transport::{
+        WorkerTransport,
         common::server_side_http::{ServerSseMessage, SessionId},
         streamable_http_server::session::{
-            SessionManager,
-            local::{LocalSessionManager, LocalSessionManagerError},
+            SessionManager, SessionState, SessionStore, SessionStoreError,
+            local::{
+                LocalSessionHandle, LocalSessionWorker, SessionConfig, SessionError,
+                StreamableHttpMessageReceiver, create_local_session,
+            },
         },
     },
 };
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
+
+use crate::gateway::Gateway;
+
+mod id;
 
 /// How many sessions there may be. Each has a task and a few queues; a client needs one.
 pub(super) const MAX_SESSIONS: usize = 1000;
+/// How many deleted sessions are remembered.
+const MAX_DELETED: usize = 10_000;
 /// How much longer than the longest call a session lives without a sign of life. rmcp counts a call that runs as none.
 const IDLE: Duration = Duration::from_secs(300);
 
-/// Sessions in this process, of which there are only so many.
+/// Sessions in this process, of which there are only so many. Clones share them.
+#[derive(Clone)]
 pub(super) struct Sessions {
-    local: LocalSessionManager,
-    limit: usize,
-    clock: AtomicU64,
-    known: Mutex<HashMap<SessionId, Arc<Use>>>,
+    inner: Arc<Inner>,
 }
 
-/// How a session is used.
-#[derive(Default)]
-struct Use {
+struct Inner {
+    gateway: Gateway,
+    stop: CancellationToken,
+    config: SessionConfig,
+    limit: usize,
+    clock: AtomicU64,
+    known: Mutex<HashMap<SessionId, Arc<Session>>>,
+    deleted: id::Deleted,
+}
+
+/// Ends when a session has done its handshake: whether it has.
+type Ready = Shared<BoxFuture<'static, bool>>;
+
+/// A session that is here.
+struct Session {
+    handle: LocalSessionHandle,
+    maker: Maker,
+    ready: Ready,
     /// When it was used last, counted in uses of all sessions.
     last: AtomicU64,
     /// How many requests are open.
     open: AtomicUsize,
 }
 
+/// Who made a session, and says when it has ended.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Maker {
+    /// rmcp, for an `initialize`.
+    Rmcp,
+    /// We, for a request of a session that was not here. The number is that of its making: a session can be made here
+    /// more than once, and the end of the first is not the end of the second.
+    Us(u64),
+}
+
 /// An open request of a session.
-struct Open(Arc<Use>);
+struct Open(Arc<Session>);
 
 impl Drop for Open {
     fn drop(&mut self) {
@@ -61,83 +111,215 @@ pub(super) enum SessionsError {
     /// There are too many sessions, and all of them have open requests.
     #[error("{0} sessions are in use, which is as many as there may be")]
     TooMany(usize),
+    /// The session could not be made here, because the server shuts down.
+    #[error("the session could not be restored")]
+    NotRestored,
     /// The session can't.
     #[error(transparent)]
-    Local(#[from] LocalSessionManagerError),
+    Local(#[from] SessionError),
+}
+
+/// What a look for a session has found.
+struct Found {
+    open: Open,
+    /// Who had to end for it.
+    evicted: Option<Arc<Session>>,
 }
 
 impl Sessions {
-    /// `limit` sessions at most, which outlive calls of `longest_call`.
-    pub(super) fn new(limit: usize, longest_call: Duration) -> Self {
-        let mut local = LocalSessionManager::default();
-        local.session_config.keep_alive = Some(longest_call.saturating_add(IDLE));
-        Self { local, limit, clock: AtomicU64::new(0), known: Mutex::default() }
+    /// `limit` sessions at most, which outlive calls of `longest_call` and end with `stop`.
+    pub(super) fn new(
+        gateway: Gateway,
+        limit: usize,
+        longest_call: Duration,
+        stop: CancellationToken,
+    ) -> Self {
+        let mut config = SessionConfig::default();
+        config.keep_alive = Some(longest_call.saturating_add(IDLE));
+        let (clock, known, deleted) = (AtomicU64::new(0), Mutex::default(), id::Deleted::new(MAX_DELETED));
+        Self { inner: Arc::new(Inner { gateway, stop, config, limit, clock, known, deleted }) }
     }
 
-    fn known(&self) -> MutexGuard<'_, HashMap<SessionId, Arc<Use>>> {
+    /// The session of an id, which is made where it is not here, with a request that is open until what is given back is
+    /// dropped.
+    async fn open(
+        &self,
+        id: &SessionId,
+        version: impl FnOnce() -> ProtocolVersion,
+    ) -> Result<Open, SessionsError> {
+        let Found { open, evicted } = self.inner.find_or_make(id, version)?;
+        end(evicted).await;
+        if open.0.ready.clone().await {
+            return Ok(open);
+        }
+        self.inner.forget(id, open.0.maker);
+        Err(SessionsError::NotRestored)
+    }
+
+    /// A stream of a session's, from a session that is there to stay for as long as the stream is.
+    async fn stream<F: Future<Output = Result<StreamableHttpMessageReceiver, SessionError>>>(
+        &self,
+        id: &SessionId,
+        version: impl Fn() -> ProtocolVersion,
+        establish: impl Fn(LocalSessionHandle) -> F,
+    ) -> Result<(Open, StreamableHttpMessageReceiver), SessionsError> {
+        let open = self.open(id, &version).await?;
+        match establish(open.0.handle.clone()).await {
+            Ok(receiver) => Ok((open, receiver)),
+            Err(SessionError::SessionServiceTerminated) => {
+                // It has ended in this moment, having been idle for long, and nobody has said so yet.
+                self.inner.forget(id, open.0.maker);
+                let open = self.open(id, version).await?;
+                let receiver = establish(open.0.handle.clone()).await?;
+                Ok((open, receiver))
+            }
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    async fn standalone(&self, id: &SessionId) -> Result<StreamableHttpMessageReceiver, SessionsError> {
+        let version = || ProtocolVersion::LATEST_WITH_INITIALIZE;
+        let establish = |handle: LocalSessionHandle| async move { handle.establish_common_channel().await };
+        let (_, receiver) = self.stream(id, version, establish).await?;
+        Ok(receiver)
+    }
+}
+
+impl Inner {
+    fn known(&self) -> MutexGuard<'_, HashMap<SessionId, Arc<Session>>> {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn touch(&self, session: &Use) {
-        session.last.store(self.clock.fetch_add(1, Ordering::Relaxed) + 1, Ordering::Relaxed);
+    fn tick(&self) -> u64 {
+        self.clock.fetch_add(1, Ordering::Relaxed) + 1
     }
 
-    /// Notes a use of a session, if it is known.
-    fn used(&self, id: &SessionId) -> Option<Arc<Use>> {
+    /// Notes a use of a session, if it is here.
+    fn used(&self, id: &SessionId) -> Option<Arc<Session>> {
         let session = self.known().get(id).cloned()?;
-        self.touch(&session);
+        session.last.store(self.tick(), Ordering::Relaxed);
         Some(session)
     }
 
-    /// Notes an open request of a session, which ends with what is given back.
-    fn opened(&self, id: &SessionId) -> Option<Open> {
-        // Under the lock, so that a session is not taken for idle between being found and being counted.
-        let known = self.known();
-        let session = known.get(id)?;
-        self.touch(session);
+    fn find_or_make(
+        self: &Arc<Self>,
+        id: &SessionId,
+        version: impl FnOnce() -> ProtocolVersion,
+    ) -> Result<Found, SessionsError> {
+        // All under the lock, so that a session is not taken for idle between being found and being counted.
+        let mut known = self.known();
+        let (session, evicted) = match known.get(id) {
+            Some(session) => (session.clone(), None),
+            None => {
+                let evicted = make_room(&mut known, self.limit)?;
+                let (handle, worker) = create_local_session(id.clone(), self.config.clone());
+                let maker = Maker::Us(self.tick());
+                let handshake =
+                    Arc::clone(self).restore(id.clone(), maker, handle.clone(), worker, version());
+                // A task, so that the one who waits for it first may give up without harm to the others.
+                let ready = tokio::spawn(handshake).map(|done| matches!(done, Ok(Ok(())))).boxed().shared();
+                let session = Arc::new(Session::new(handle, maker, ready));
+                known.insert(id.clone(), session.clone());
+                (session, evicted)
+            }
+        };
+        session.last.store(self.tick(), Ordering::Relaxed);
         session.open.fetch_add(1, Ordering::Relaxed);
-        Some(Open(session.clone()))
+        Ok(Found { open: Open(session), evicted })
     }
 
-    /// Takes a place for a session, and gives back those that must end for it.
-    fn admit(&self, id: &SessionId) -> Result<Option<SessionId>, SessionsError> {
-        let mut known = self.known();
-        let evicted = if known.len() < self.limit {
-            None
-        } else {
-            let idle = known.iter().filter(|(_, session)| session.open.load(Ordering::Relaxed) == 0);
-            let oldest = idle.min_by_key(|(_, session)| session.last.load(Ordering::Relaxed));
-            let oldest = oldest.map(|(id, _)| id.clone()).ok_or(SessionsError::TooMany(self.limit))?;
-            known.remove(&oldest);
-            Some(oldest)
-        };
-        let session = Arc::new(Use::default());
-        self.touch(&session);
-        known.insert(id.clone(), session);
-        Ok(evicted)
+    /// Serves a session that was made elsewhere, as if its client had done its handshake here.
+    async fn restore(
+        self: Arc<Self>,
+        id: SessionId,
+        maker: Maker,
+        handle: LocalSessionHandle,
+        worker: LocalSessionWorker,
+        version: ProtocolVersion,
+    ) -> Result<(), SessionError> {
+        let (gateway, stop) = (self.gateway.for_session(), self.stop.child_token());
+        tokio::spawn(async move {
+            match serve_server_with_ct(gateway, WorkerTransport::spawn(worker), stop).await {
+                Ok(service) => drop(service.waiting().await),
+                Err(error) => tracing::debug!(%error, "a session was not restored"),
+            }
+            self.forget(&id, maker);
+        });
+        // What the client can do is not known here, so nothing is asked of it.
+        let client =
+            InitializeRequestParams::new(ClientCapabilities::default(), Implementation::new("session", "0"))
+                .with_protocol_version(version);
+        let initialize = ClientRequest::InitializeRequest(InitializeRequest::new(client));
+        handle.initialize(ClientJsonRpcMessage::request(initialize, NumberOrString::Number(0))).await?;
+        let initialized = ClientNotification::InitializedNotification(InitializedNotification::default());
+        handle.push_message(ClientJsonRpcMessage::notification(initialized), None).await
     }
+
+    /// A session that `maker` made has ended, or must.
+    fn forget(&self, id: &SessionId, maker: Maker) -> Option<Arc<Session>> {
+        let mut known = self.known();
+        if known.get(id).is_some_and(|session| session.maker == maker) { known.remove(id) } else { None }
+    }
+}
+
+impl Session {
+    fn new(handle: LocalSessionHandle, maker: Maker, ready: Ready) -> Self {
+        Self { handle, maker, ready, last: AtomicU64::new(0), open: AtomicUsize::new(0) }
+    }
+}
+
+/// Takes out the session that was idle longest, if there are too many.
+fn make_room(
+    known: &mut HashMap<SessionId, Arc<Session>>,
+    limit: usize,
+) -> Result<Option<Arc<Session>>, SessionsError> {
+    if known.len() < limit {
+        return Ok(None);
+    }
+    let idle = known.iter().filter(|(_, session)| session.open.load(Ordering::Relaxed) == 0);
+    let oldest = idle.min_by_key(|(_, session)| session.last.load(Ordering::Relaxed));
+    let oldest = oldest.map(|(id, _)| id.clone()).ok_or(SessionsError::TooMany(limit))?;
+    Ok(known.remove(&oldest))
+}
+
+/// Ends a session that nobody finds any more.
+async fn end(session: Option<Arc<Session>>) {
+    let Some(session) = session else { return };
+    if let Err(error) = session.handle.close().await {
+        tracing::debug!(%error, "the session has ended by itself");
+    }
+}
+
+/// The revision that a request of a session says it is of. Revisions that don't say are old.
+fn version_of(message: &ClientJsonRpcMessage) -> ProtocolVersion {
+    let ClientJsonRpcMessage::Request(message) = message else {
+        return ProtocolVersion::LATEST_WITH_INITIALIZE;
+    };
+    let named = message.request.extensions().get::<Parts>().and_then(|parts| {
+        let name = parts.headers.get("mcp-protocol-version")?.to_str().ok()?;
+        ProtocolVersion::KNOWN_VERSIONS.iter().find(|version| version.as_str() == name)
+    });
+    named.cloned().unwrap_or(ProtocolVersion::V_2025_03_26)
 }
 
 impl SessionManager for Sessions {
     type Error = SessionsError;
-    type Transport = <LocalSessionManager as SessionManager>::Transport;
+    type Transport = WorkerTransport<LocalSessionWorker>;
 
     async fn create_session(&self) -> Result<(SessionId, Self::Transport), Self::Error> {
-        let (id, transport) = self.local.create_session().await?;
-        match self.admit(&id) {
-            Ok(None) => {}
-            Ok(Some(evicted)) => {
-                tracing::debug!("the session that was idle longest is ended to make room");
-                if let Err(error) = self.local.close_session(&evicted).await {
-                    tracing::debug!(%error, "it has ended by itself");
-                }
-            }
-            Err(error) => {
-                self.local.close_session(&id).await?;
-                return Err(error);
-            }
-        }
-        Ok((id, transport))
+        let id = id::new_id();
+        let inner = &self.inner;
+        let (handle, worker) = create_local_session(id.clone(), inner.config.clone());
+        let session = Session::new(handle, Maker::Rmcp, futures::future::ready(true).boxed().shared());
+        session.last.store(inner.tick(), Ordering::Relaxed);
+        let evicted = {
+            let mut known = inner.known();
+            let evicted = make_room(&mut known, inner.limit)?;
+            known.insert(id.clone(), Arc::new(session));
+            evicted
+        };
+        end(evicted).await;
+        Ok((id, WorkerTransport::spawn(worker)))
     }
 
     async fn initialize_session(
@@ -145,18 +327,20 @@ impl SessionManager for Sessions {
         id: &SessionId,
         message: ClientJsonRpcMessage,
     ) -> Result<ServerJsonRpcMessage, Self::Error> {
-        let _open = self.opened(id);
-        Ok(self.local.initialize_session(id, message).await?)
+        let open = self.open(id, || ProtocolVersion::LATEST_WITH_INITIALIZE).await?;
+        Ok(open.0.handle.initialize(message).await?)
     }
 
+    /// Whether requests of this session are served here: it is made when it is used.
     async fn has_session(&self, id: &SessionId) -> Result<bool, Self::Error> {
-        Ok(self.used(id).is_some() && self.local.has_session(id).await?)
+        Ok(id::is_ours(id) && !self.inner.deleted.contains(id))
     }
 
+    // rmcp calls this for every session that it has made when that ends, however it does, and at a deletion, of which
+    // the store hears too.
     async fn close_session(&self, id: &SessionId) -> Result<(), Self::Error> {
-        // rmcp calls this for every session that ends, however it does.
-        self.known().remove(id);
-        Ok(self.local.close_session(id).await?)
+        end(self.inner.forget(id, Maker::Rmcp)).await;
+        Ok(())
     }
 
     async fn create_stream(
@@ -164,18 +348,26 @@ impl SessionManager for Sessions {
         id: &SessionId,
         message: ClientJsonRpcMessage,
     ) -> Result<impl Stream<Item = ServerSseMessage> + Send + Sync + 'static, Self::Error> {
-        let open = self.opened(id);
-        let stream = self.local.create_stream(id, message).await?;
+        let establish =
+            |handle: LocalSessionHandle| async move { handle.establish_request_wise_channel().await };
+        let (open, receiver) = self.stream(id, || version_of(&message), establish).await?;
+        open.0.handle.push_message(message, receiver.http_request_id).await?;
         // The request is open until its stream is gone.
-        Ok(stream.map(move |message| {
+        Ok(ReceiverStream::new(receiver.inner).map(move |message| {
             _ = &open;
             message
         }))
     }
 
     async fn accept_message(&self, id: &SessionId, message: ClientJsonRpcMessage) -> Result<(), Self::Error> {
-        self.used(id);
-        Ok(self.local.accept_message(id, message).await?)
+        // What is no request is about something that goes on in the session. Where that is not here, nothing does.
+        match self.inner.used(id) {
+            Some(session) => match session.handle.push_message(message, None).await {
+                Ok(()) | Err(SessionError::SessionServiceTerminated) => Ok(()),
+                Err(error) => Err(error.into()),
+            },
+            None => Ok(()),
+        }
     }
 
     // A stream for what the server might say by itself is open for as long as its client is there, used or not. It
@@ -184,8 +376,7 @@ impl SessionManager for Sessions {
         &self,
         id: &SessionId,
     ) -> Result<impl Stream<Item = ServerSseMessage> + Send + Sync + 'static, Self::Error> {
-        self.used(id);
-        Ok(self.local.create_standalone_stream(id).await?)
+        Ok(ReceiverStream::new(self.standalone(id).await?.inner))
     }
 
     async fn resume(
@@ -193,38 +384,143 @@ impl SessionManager for Sessions {
         id: &SessionId,
         last_event_id: String,
     ) -> Result<impl Stream<Item = ServerSseMessage> + Send + Sync + 'static, Self::Error> {
-        self.used(id);
-        Ok(self.local.resume(id, last_event_id).await?)
+        let receiver = match self.inner.used(id) {
+            Some(session) => {
+                let event = last_event_id.parse().map_err(SessionError::from)?;
+                session.handle.resume(event).await?
+            }
+            // The answer to a request can only come from where the request is; the rest may come from here from now on.
+            None if last_event_id.contains('/') => return Err(SessionError::InvalidEventId.into()),
+            None => self.standalone(id).await?,
+        };
+        Ok(ReceiverStream::new(receiver.inner))
+    }
+}
+
+/// What rmcp tells of deletions. It asks for a session only where [`Sessions::has_session`] has said no, and then there
+/// is none.
+#[async_trait::async_trait]
+impl SessionStore for Sessions {
+    async fn load(&self, _id: &str) -> Result<Option<SessionState>, SessionStoreError> {
+        Ok(None)
+    }
+
+    async fn store(&self, _id: &str, _state: &SessionState) -> Result<(), SessionStoreError> {
+        Ok(())
+    }
+
+    async fn delete(&self, id: &str) -> Result<(), SessionStoreError> {
+        if id::is_ours(id) {
+            let id: SessionId = id.into();
+            self.inner.deleted.insert(id.clone());
+            let session = self.inner.known().remove(&id);
+            end(session).await;
+        }
+        Ok(())
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
+    use futures::future::join_all;
+
     use super::*;
+    use crate::{hosting::Fleet, policy::Policy};
+
+    fn sessions(limit: usize) -> Sessions {
+        let fleet = Fleet::new(Arc::new(Policy::default()));
+        let gateway = Gateway::new(Vec::new(), fleet, Duration::ZERO, 0);
+        Sessions::new(gateway, limit, Duration::from_secs(3600), CancellationToken::new())
+    }
+
+    fn open_for(sessions: &Sessions, id: &SessionId) -> Result<Open, SessionsError> {
+        let found = sessions.inner.find_or_make(id, || ProtocolVersion::LATEST_WITH_INITIALIZE);
+        found.map(|found| found.open)
+    }
+
+    /// The answer to a `ping` through a session.
+    async fn ping(sessions: &Sessions, id: &SessionId, request: u32) -> ServerJsonRpcMessage {
+        let ping = serde_json::json!({"jsonrpc": "2.0", "id": request, "method": "ping"});
+        let stream = sessions.create_stream(id, serde_json::from_value(ping).unwrap()).await.unwrap();
+        let answers = stream.filter_map(async |event| event.message).collect::<Vec<_>>();
+        let answers = tokio::time::timeout(Duration::from_secs(30), answers).await.unwrap();
+        (*answers[0]).clone()
+    }
 
     #[tokio::test]
     async fn the_session_that_was_idle_longest_makes_room() {
-        let sessions = Sessions::new(2, Duration::from_secs(3600));
-        assert_eq!(sessions.local.session_config.keep_alive, Some(Duration::from_secs(3900)));
-        let there = async |id: &SessionId| sessions.has_session(id).await.unwrap();
+        let sessions = sessions(2);
+        assert_eq!(sessions.inner.config.keep_alive, Some(Duration::from_secs(3900)));
+        let there = |id: &SessionId| sessions.inner.used(id).is_some();
         // The transports would end with their handlers.
         let (first, _first) = sessions.create_session().await.unwrap();
         let (second, _second) = sessions.create_session().await.unwrap();
-        assert!(there(&second).await && there(&first).await, "the first is used last");
+        assert!(there(&second) && there(&first), "the first is used last");
         let (third, _third) = sessions.create_session().await.unwrap();
-        assert!(there(&first).await && !there(&second).await && there(&third).await);
+        assert!(there(&first) && !there(&second) && there(&third));
 
-        let busy = sessions.opened(&first);
-        assert!(there(&third).await);
+        let busy = open_for(&sessions, &first).unwrap();
+        assert!(there(&third));
         let (fourth, _fourth) = sessions.create_session().await.unwrap();
-        assert!(there(&first).await && !there(&third).await, "an open request keeps a session");
-        let also_busy = sessions.opened(&fourth);
+        assert!(there(&first) && !there(&third), "an open request keeps a session");
+        let also_busy = open_for(&sessions, &fourth).unwrap();
         let refused = sessions.create_session().await.err().unwrap();
         assert!(matches!(refused, SessionsError::TooMany(2)), "{refused}");
-        assert_eq!(sessions.local.sessions.read().await.len(), 2, "nothing is left of what was refused");
+        assert!(matches!(open_for(&sessions, &third), Err(SessionsError::TooMany(2))));
+        assert_eq!(sessions.inner.known().len(), 2, "nothing is left of what was refused");
         drop((busy, also_busy));
         sessions.close_session(&fourth).await.unwrap();
         sessions.create_session().await.unwrap();
-        assert!(there(&first).await, "there was room");
+        assert!(there(&first), "there was room");
+    }
+
+    #[tokio::test]
+    async fn a_session_of_another_replica_is_served() {
+        let (one, other) = (sessions(10), sessions(10));
+        let (id, _transport) = one.create_session().await.unwrap();
+        assert!(other.has_session(&id).await.unwrap());
+        // Many requests at once make one session.
+        let answers = join_all((0..20).map(|n| ping(&other, &id, n))).await;
+        assert!(answers.iter().all(|answer| matches!(answer, ServerJsonRpcMessage::Response(_))));
+        assert_eq!(other.inner.known().len(), 1);
+        // What is no request is taken, wherever it lands.
+        let third = sessions(10);
+        let initialized = serde_json::json!({"jsonrpc": "2.0", "method": "notifications/initialized"});
+        third.accept_message(&id, serde_json::from_value(initialized).unwrap()).await.unwrap();
+        assert!(third.inner.known().is_empty(), "and makes none");
+        drop(third.create_standalone_stream(&id).await.unwrap());
+        drop(sessions(10).resume(&id, "0".to_owned()).await.unwrap());
+        assert!(sessions(10).resume(&id, "0/1".to_owned()).await.is_err());
+    }
+
+    #[tokio::test]
+    async fn a_session_comes_back_after_its_end_but_not_after_its_deletion() {
+        let sessions = sessions(1);
+        let (id, _transport) = sessions.create_session().await.unwrap();
+        let (_other, _transport) = sessions.create_session().await.unwrap();
+        assert!(sessions.inner.used(&id).is_none(), "it had to make room");
+        ping(&sessions, &id, 7).await;
+        // The news of the end of the one that rmcp made does not end the one that came after it.
+        sessions.close_session(&id).await.unwrap();
+        assert!(sessions.inner.used(&id).is_some());
+
+        SessionStore::delete(&sessions, &id).await.unwrap();
+        assert!(!sessions.has_session(&id).await.unwrap());
+        assert!(sessions.inner.used(&id).is_none());
+        for foreign in ["", "5f0f4d5c-9c6e-4c7f-8a43-0a0a8d5f6a11"] {
+            assert!(!sessions.has_session(&foreign.into()).await.unwrap());
+        }
+    }
+
+    #[tokio::test]
+    async fn a_session_that_has_ended_in_silence_is_made_anew() {
+        let sessions = sessions(10);
+        let id = id::new_id();
+        ping(&sessions, &id, 7).await;
+        let handle = sessions.inner.used(&id).unwrap().handle.clone();
+        handle.close().await.unwrap();
+        ping(&sessions, &id, 7).await;
     }
 }

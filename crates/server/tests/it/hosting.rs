@@ -85,7 +85,7 @@ async fn by_default_nothing_may_be_started() {
     check(json!({"command": "x", "args": ["${input:key}"]}), "nobody to ask").await;
     check(json!({"command": 1}), "`config.command` must be a string").await;
     check(json!({}), "needs `command`").await;
-    check(json!({"type": "sse", "url": "http://example.com"}), "not supported").await;
+    check(json!({"type": "sse", "url": "http://example.com"}), "--allow-remote").await;
     for name in ["", "a b", "a__b", "a\nb", &"x".repeat(41)] {
         let (message, is_final) = server.initialize_error(name, json!({"command": "true"})).await;
         assert!(is_final && message.contains("server's name"), "{name:?}: {message}");

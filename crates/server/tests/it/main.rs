@@ -19,3 +19,7 @@ mod message;
 mod readme;
 #[cfg(test)]
 mod repeats;
+#[cfg(test)]
+mod sessions;
+#[cfg(test)]
+mod sse;

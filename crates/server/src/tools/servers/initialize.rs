@@ -54,7 +54,7 @@ pub struct Initialized {
     /// The revision of MCP that is spoken with it.
     #[serde(skip_serializing_if = "Option::is_none")]
     protocol_version: Option<String>,
-    /// `stdio` or `http`.
+    /// `stdio`, `http` or `sse`.
     #[serde(skip_serializing_if = "Option::is_none")]
     transport: Option<String>,
     /// Its process, for child processes.
