@@ -1,7 +1,8 @@
 //! Chaos on three real brokers: workers, server and brokers are killed, stopped and cut off while jobs run, all from one
 //! seed, and afterwards the oracle and the audit read what became of every job.
 //!
-//! `FLEET_CHAOS_SEED` and `FLEET_CHAOS_JOBS` choose another run. With `--nocapture` it tells what it does.
+//! `FLEET_CHAOS_SEED`, `FLEET_CHAOS_JOBS` and `FLEET_CHAOS_IN_FLIGHT` (of each worker) choose another run. With `--nocapture`
+//! it tells what it does.
 
 #![expect(clippy::expect_used, reason = "a panic is the report of a test")]
 #![expect(clippy::print_stderr, reason = "shown by the test runner, under the test that failed")]
@@ -36,7 +37,7 @@ use nix::sys::signal::Signal;
 const SEED: u64 = 20_000;
 const JOBS: u64 = 20_000;
 const PARTITIONS: i32 = 12;
-const IN_FLIGHT: usize = 8;
+const IN_FLIGHT: u64 = 8;
 /// How often the test looks at what goes on.
 const LOOK: Duration = Duration::from_millis(100);
 /// Nothing takes longer: a session has to run out, a JVM to start, a transaction of the group to be repeated.
@@ -51,7 +52,7 @@ fn whatever_is_killed_every_job_comes_to_its_end() {
     if !kafka::available() {
         return;
     }
-    let jobs = usize::try_from(number("FLEET_CHAOS_JOBS", JOBS)).expect("a number of jobs");
+    let jobs = count("FLEET_CHAOS_JOBS", JOBS);
     let schedule = Schedule::new(number("FLEET_CHAOS_SEED", SEED), jobs);
     eprintln!("{schedule}");
     let begin = Instant::now();
@@ -75,6 +76,10 @@ fn whatever_is_killed_every_job_comes_to_its_end() {
 fn number(name: &str, default: u64) -> u64 {
     let text = env::var(name).ok().filter(|text| !text.is_empty());
     text.map_or(default, |text| text.parse().unwrap_or_else(|error| panic!("{name}={text}: {error}")))
+}
+
+fn count(name: &str, default: u64) -> usize {
+    usize::try_from(number(name, default)).expect("a number that memory can hold")
 }
 
 fn now_ms() -> i64 {
@@ -103,6 +108,8 @@ struct Chaos<'e> {
     broker_down_since: Option<i64>,
     outages: Vec<(i64, i64)>,
     server_kills: u32,
+    /// Calls of each worker at once.
+    in_flight: usize,
 }
 
 struct Worker {
@@ -127,8 +134,9 @@ struct Active {
 impl<'e> Chaos<'e> {
     fn new(env: &'e Env, cluster: Cluster) -> Self {
         let mut fleet = Fleet::new(env, "chaos", PARTITIONS);
+        let in_flight = count("FLEET_CHAOS_IN_FLIGHT", IN_FLIGHT);
         for (name, value) in [
-            ("MCP_MAX_IN_FLIGHT", IN_FLIGHT.to_string()),
+            ("MCP_MAX_IN_FLIGHT", in_flight.to_string()),
             ("KAFKA_PROPERTY_SOCKET_CONNECTION_SETUP_TIMEOUT_MS", "5000".to_owned()),
         ] {
             fleet.worker_env(name, &value);
@@ -151,6 +159,7 @@ impl<'e> Chaos<'e> {
             broker_down_since: None,
             outages: Vec::new(),
             server_kills: 0,
+            in_flight,
         };
         chaos.start_server();
         for slot in 0..WORKERS {
@@ -393,7 +402,7 @@ impl<'e> Chaos<'e> {
             outages: std::mem::take(&mut self.outages),
             witnesses: &self.witnesses,
             server_kills: self.server_kills,
-            in_flight: IN_FLIGHT,
+            in_flight: self.in_flight,
         };
         let mut report = audit.report();
         report.wrong.extend(wrong);
