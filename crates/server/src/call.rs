@@ -1,6 +1,6 @@
 //! Passing one tool call on to a hosted server, with its progress, its cancellation and its `_meta`.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use rmcp::{
     RoleServer,
@@ -16,6 +16,7 @@ use serde_json::{Value, json};
 use crate::{
     error::chain,
     hosting::{
+        Fleet,
         fleet::Down,
         upstream::{Upstream, transport_error},
     },
@@ -36,6 +37,17 @@ const HOP_KEYS: [&str; 5] = [
 ///
 /// The server's own JSON-RPC errors as they are; `-32603` with `data.reason` where it can't be reached.
 pub(crate) async fn forward(
+    fleet: &Arc<Fleet>,
+    server: &str,
+    params: CallToolRequestParams,
+    context: &RequestContext<RoleServer>,
+) -> Result<CallToolResponse, ErrorData> {
+    let _ticket = fleet.calls(server).map(|calls| calls.begin());
+    let upstream = fleet.connection(server).await.map_err(|error| down(&error))?;
+    send(server, &upstream, params, context, fleet.policy().limits.call_timeout).await
+}
+
+async fn send(
     server: &str,
     upstream: &Upstream,
     mut params: CallToolRequestParams,

@@ -132,8 +132,7 @@ impl Gateway {
                 None => return Err(unknown(&format!("unknown tool `{name}`"))),
             },
         };
-        let upstream = fleet.connection(&server).await.map_err(|error| call::down(&error))?;
-        call::forward(&server, &upstream, params, &context, fleet.policy().limits.call_timeout).await
+        call::forward(fleet, &server, params, &context).await
     }
 
     fn is_own(&self, name: &str) -> bool {

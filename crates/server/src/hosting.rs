@@ -3,7 +3,9 @@
 //! [`Fleet`] knows the servers by name and routes calls. Below it, [`launch`] turns a configuration into something
 //! that may be started, [`child`] and [`remote`] make the connections, and [`upstream`] speaks MCP over them.
 
+mod calls;
 pub mod child;
+mod enforce;
 pub mod fleet;
 mod hosted;
 pub mod launch;

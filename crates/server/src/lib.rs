@@ -13,6 +13,7 @@ pub mod hosting;
 pub mod http;
 pub mod metrics;
 pub mod policy;
+mod reload;
 mod repeat;
 mod run;
 pub mod toolkit;

@@ -33,7 +33,7 @@ pub const HOSTED_SERVERS: Metric = Metric {
     kind: Kind::Gauge,
     unit: Unit::Count,
     labels: &["state"],
-    help: "Hosted servers by state: starting, running, failed.",
+    help: "Hosted servers by state: starting, running, failed, idle, refused.",
 };
 /// Restarts of hosted servers.
 pub const HOSTED_RESTARTS: Metric = Metric {
@@ -42,6 +42,14 @@ pub const HOSTED_RESTARTS: Metric = Metric {
     unit: Unit::Count,
     labels: &[],
     help: "Restarts of hosted servers that had died.",
+};
+/// Policy files that were read again.
+pub const POLICY_RELOADS: Metric = Metric {
+    name: "mcp_server_policy_reloads_total",
+    kind: Kind::Counter,
+    unit: Unit::Count,
+    labels: &["outcome"],
+    help: "Changes of the policy file: applied, invalid (the policy before still holds).",
 };
 /// Repeats answered from memory.
 pub const REPEATS: Metric = Metric {
@@ -61,5 +69,13 @@ pub const REPEAT_BYTES: Metric = Metric {
 };
 
 /// All of them.
-pub const TABLE: &[Metric] =
-    &[HTTP_REQUESTS, TOOL_CALLS, TOOL_CALL_DURATION, HOSTED_SERVERS, HOSTED_RESTARTS, REPEATS, REPEAT_BYTES];
+pub const TABLE: &[Metric] = &[
+    HTTP_REQUESTS,
+    TOOL_CALLS,
+    TOOL_CALL_DURATION,
+    HOSTED_SERVERS,
+    HOSTED_RESTARTS,
+    POLICY_RELOADS,
+    REPEATS,
+    REPEAT_BYTES,
+];

@@ -16,6 +16,8 @@ use crate::{
     gateway::Gateway,
     hosting::Fleet,
     http,
+    policy::current::CurrentPolicy,
+    reload,
     toolkit::Tools,
     tools::{
         files::{self, Files},
@@ -40,7 +42,8 @@ pub async fn run(args: Args) -> Result<(), ServerError> {
 ///
 /// As [`run`].
 pub async fn run_until(config: ServerConfig, stop: CancellationToken) -> Result<(), ServerError> {
-    let fleet = Fleet::new(Arc::new(config.policy.clone()));
+    let fleet = Fleet::new(CurrentPolicy::new(config.policy.clone()));
+    reload::follow(&config.policy_source, &fleet, stop.clone())?;
     let toolkits = toolkits(&config, &fleet)?;
     let gateway =
         Gateway::remembering(toolkits, fleet.clone(), config.repeat_window, config.repeat_max_bytes);

@@ -17,20 +17,22 @@ use futures::future::join_all;
 use rmcp::model::Tool;
 
 use super::{
-    hosted::{Hosted, Phase},
-    launch::{self, LaunchError, LaunchSpec},
+    calls::Calls,
+    hosted::{Hosted, Launch, Phase},
+    launch::{self, LaunchError},
     routes::Routes,
     status::{ServerStatus, Unavailable},
     upstream::{ConnectError, Upstream},
 };
 use crate::{
+    error::chain,
     metrics::{HOSTED_RESTARTS, HOSTED_SERVERS},
-    policy::{Policy, Refusal},
+    policy::{Policy, Refusal, current::CurrentPolicy},
 };
 
 /// All hosted servers.
 pub struct Fleet {
-    policy: Arc<Policy>,
+    pub(super) policy: CurrentPolicy,
     servers: RwLock<BTreeMap<String, Arc<Hosted>>>,
     routes: RwLock<Arc<Routes>>,
     order: AtomicU64,
@@ -84,7 +86,7 @@ pub struct Down {
 
 impl Fleet {
     /// A fleet without servers.
-    pub fn new(policy: Arc<Policy>) -> Arc<Self> {
+    pub fn new(policy: CurrentPolicy) -> Arc<Self> {
         Arc::new(Self {
             policy,
             servers: RwLock::default(),
@@ -94,9 +96,9 @@ impl Fleet {
         })
     }
 
-    /// The policy.
-    pub fn policy(&self) -> &Policy {
-        &self.policy
+    /// The policy that holds now.
+    pub fn policy(&self) -> Arc<Policy> {
+        self.policy.get()
     }
 
     /// Hosts a server under a name. Where it runs already from the same configuration, nothing happens; from another
@@ -111,7 +113,8 @@ impl Fleet {
         entry: &ServerEntry,
     ) -> Result<ServerStatus, InitError> {
         tool_name::check_server(name)?;
-        let spec = launch::resolve(entry, &self.policy).await?;
+        let policy = self.policy();
+        let launch = Launch { spec: launch::resolve(entry, &policy).await?, entry: entry.clone() };
         loop {
             let hosted = self.admit(name)?;
             let gate = hosted.gate.lock().await;
@@ -119,9 +122,13 @@ impl Fleet {
                 // It was removed while we waited. What we were asked comes after that.
                 continue;
             }
-            let same = hosted.state().spec.as_ref() == Some(&spec);
+            let same = hosted.state().launch.as_ref().is_some_and(|last| last.spec == launch.spec);
             if !(same && hosted.running().is_some()) {
-                self.start(&hosted, &spec).await?;
+                self.start(&hosted, &launch).await?;
+            }
+            if !Arc::ptr_eq(&policy, &self.policy()) {
+                // It changed while the server was being started.
+                self.enforce(&hosted).await;
             }
             drop(gate);
             return Ok(self.describe(&hosted, Instant::now()));
@@ -159,29 +166,50 @@ impl Fleet {
         if let Some(upstream) = hosted.running() {
             return Ok(upstream);
         }
-        let (spec, wait, reason) = {
+        let (launch, wait, reason, failed) = {
             let state = hosted.state();
             let reason = state.last_error.clone().unwrap_or_else(|| "it was never started".to_owned());
-            (state.spec.clone(), state.wait(Instant::now()), reason)
+            let failed = matches!(state.phase, Phase::Failed);
+            (state.launch.clone(), state.wait(Instant::now()), reason, failed)
         };
-        let Some(spec) = spec.filter(|_| !hosted.state().removed) else { return Err(down(reason, None)) };
+        let Some(mut launch) = launch.filter(|_| !hosted.state().removed) else {
+            return Err(down(reason, None));
+        };
         if !wait.is_zero() {
             return Err(down(reason, Some(wait)));
         }
-        hosted.state_mut().restarts += 1;
-        metrics::counter!(HOSTED_RESTARTS.name).increment(1);
-        tracing::info!(server = name, %reason, "starting a hosted server again");
-        self.start(&hosted, &spec).await.map_err(|error| down(error.to_string(), None))
+        let policy = self.policy();
+        launch.spec = match launch::resolve(&launch.entry, &policy).await {
+            Ok(spec) => spec,
+            Err(error) => {
+                let reason = chain(&error);
+                if error.is_refusal() {
+                    self.refuse(&hosted, &reason, &policy);
+                }
+                return Err(down(reason, None));
+            }
+        };
+        if failed {
+            hosted.state_mut().restarts += 1;
+            metrics::counter!(HOSTED_RESTARTS.name).increment(1);
+            tracing::info!(server = name, %reason, "starting a hosted server again");
+        }
+        self.start(&hosted, &launch).await.map_err(|error| down(error.to_string(), None))
+    }
+
+    /// The calls of a server, which take part in how long it lives.
+    pub(crate) fn calls(&self, name: &str) -> Option<Arc<Calls>> {
+        self.find(name).map(|hosted| hosted.calls.clone())
     }
 
     /// Starts a server and puts it in place of what ran before. The gate is held.
     async fn start(
         self: &Arc<Self>,
         hosted: &Arc<Hosted>,
-        spec: &LaunchSpec,
+        launch: &Launch,
     ) -> Result<Arc<Upstream>, InitError> {
-        let limit = self.policy.limits.handshake_timeout;
-        let connected = Upstream::connect(&hosted.name, spec, &self.policy, limit).await;
+        let limit = self.policy().limits.handshake_timeout;
+        let connected = Upstream::connect(&hosted.name, &launch.spec, &self.policy, limit).await;
         let upstream = match connected {
             Ok(upstream) => Arc::new(upstream),
             Err(error) => {
@@ -189,7 +217,7 @@ impl Fleet {
                 let mut state = hosted.state_mut();
                 state.not_started(&error, Instant::now());
                 if !matches!(state.phase, Phase::Running(_)) {
-                    state.spec = Some(spec.clone());
+                    state.launch = Some(launch.clone());
                 }
                 drop(state);
                 self.reroute();
@@ -205,7 +233,7 @@ impl Fleet {
             } else if state.removed {
                 Err(InitError::Removed)
             } else {
-                Ok(state.started(upstream.clone(), spec.clone()))
+                Ok(state.started(upstream.clone(), launch.clone()))
             }
         };
         let old = match taken {
@@ -272,7 +300,7 @@ impl Fleet {
         ServerStatus::of(hosted, &self.routes(), now)
     }
 
-    fn servers(&self) -> RwLockReadGuard<'_, BTreeMap<String, Arc<Hosted>>> {
+    pub(super) fn servers(&self) -> RwLockReadGuard<'_, BTreeMap<String, Arc<Hosted>>> {
         self.servers.read().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -290,7 +318,7 @@ impl Fleet {
         if let Some(hosted) = servers.get(name) {
             return Ok(hosted.clone());
         }
-        let limit = self.policy.limits.max_servers;
+        let limit = self.policy().limits.max_servers;
         if servers.len() >= limit {
             // What never ran is only kept to be seen, and makes room, unless somebody holds its gate and starts it
             // right now. One that is `Starting` with nobody at its gate is what a cancelled attempt left behind.
@@ -314,14 +342,14 @@ impl Fleet {
     }
 
     /// Builds the routes anew after something changed.
-    fn reroute(&self) {
+    pub(super) fn reroute(&self) {
         let mut servers: Vec<Arc<Hosted>> = self.servers().values().cloned().collect();
         servers.sort_by_key(|hosted| hosted.order);
         let tools: Vec<(String, Arc<Vec<Tool>>)> =
-            servers.iter().map(|hosted| (hosted.name.clone(), hosted.state().tools.clone())).collect();
+            servers.iter().map(|hosted| (hosted.name.clone(), hosted.state().offered())).collect();
         let routes = Routes::build(tools.iter().map(|(name, tools)| (name.as_str(), tools.clone())));
         *self.routes.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(routes);
-        for phase in ["starting", "running", "failed"] {
+        for phase in ["starting", "running", "failed", "idle", "refused"] {
             let count = servers.iter().filter(|hosted| hosted.state().phase.name() == phase).count();
             metrics::gauge!(HOSTED_SERVERS.name, "state" => phase).set(count as f64);
         }
@@ -342,8 +370,6 @@ async fn watch(fleet: Arc<Fleet>, hosted: Arc<Hosted>, upstream: Arc<Upstream>) 
 
 /// Ends what runs.
 async fn end(hosted: &Hosted) {
-    let phase = std::mem::replace(&mut hosted.state_mut().phase, Phase::Failed);
-    if let Phase::Running(upstream) = phase {
-        upstream.stop().await;
-    }
+    let all = hosted.state_mut().take_all();
+    join_all(all.iter().map(|upstream| upstream.stop())).await;
 }

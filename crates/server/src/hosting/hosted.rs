@@ -5,9 +5,11 @@ use std::{
     time::{Duration, Instant},
 };
 
+use fleet_job::mcp_servers::ServerEntry;
 use rmcp::model::Tool;
 
 use super::{
+    calls::Calls,
     launch::LaunchSpec,
     upstream::{ConnectError, SHOWN_STDERR, Upstream},
 };
@@ -26,6 +28,8 @@ pub(super) struct Hosted {
     pub(super) order: u64,
     /// Held while the server is started, replaced or removed.
     pub(super) gate: tokio::sync::Mutex<()>,
+    /// The calls under way.
+    pub(super) calls: Arc<Calls>,
     state: RwLock<State>,
 }
 
@@ -33,15 +37,26 @@ pub(super) struct Hosted {
 pub(super) struct State {
     pub(super) phase: Phase,
     /// What it was started from last, successfully or not.
-    pub(super) spec: Option<LaunchSpec>,
+    pub(super) launch: Option<Launch>,
     /// The tools it had when it was seen last. They stay offered while it is down, since a call restarts it.
     pub(super) tools: Arc<Vec<Tool>>,
     pub(super) last_error: Option<String>,
     pub(super) stderr: Option<String>,
     pub(super) restarts: u32,
     pub(super) removed: bool,
+    /// What is not called any more and still has calls under way.
+    draining: Vec<Arc<Upstream>>,
     failures: u32,
     not_before: Option<Instant>,
+}
+
+/// What a server is started from.
+#[derive(Clone)]
+pub(super) struct Launch {
+    /// The configuration as it was given, to be asked about again when the policy is another one.
+    pub(super) entry: ServerEntry,
+    /// What that came to the last time.
+    pub(super) spec: LaunchSpec,
 }
 
 /// Whether a hosted server runs.
@@ -52,6 +67,10 @@ pub(super) enum Phase {
     Running(Arc<Upstream>),
     /// It does not run, for the reason in `last_error`.
     Failed,
+    /// It does not run because nobody needs it now. The next call starts it.
+    Idle,
+    /// It may not run: policy is in the way, as `last_error` says.
+    Refused,
 }
 
 impl Phase {
@@ -60,6 +79,8 @@ impl Phase {
             Self::Starting => "starting",
             Self::Running(_) => "running",
             Self::Failed => "failed",
+            Self::Idle => "idle",
+            Self::Refused => "refused",
         }
     }
 }
@@ -68,16 +89,23 @@ impl Hosted {
     pub(super) fn new(name: String, order: u64) -> Self {
         let state = State {
             phase: Phase::Starting,
-            spec: None,
+            launch: None,
             tools: Arc::default(),
             last_error: None,
             stderr: None,
             restarts: 0,
             removed: false,
+            draining: Vec::new(),
             failures: 0,
             not_before: None,
         };
-        Self { name, order, gate: tokio::sync::Mutex::default(), state: RwLock::new(state) }
+        Self {
+            name,
+            order,
+            gate: tokio::sync::Mutex::default(),
+            calls: Arc::default(),
+            state: RwLock::new(state),
+        }
     }
 
     pub(super) fn state(&self) -> RwLockReadGuard<'_, State> {
@@ -105,15 +133,59 @@ impl Hosted {
 
 impl State {
     /// It runs. Gives back what ran before.
-    pub(super) fn started(&mut self, upstream: Arc<Upstream>, spec: LaunchSpec) -> Option<Arc<Upstream>> {
+    pub(super) fn started(&mut self, upstream: Arc<Upstream>, launch: Launch) -> Option<Arc<Upstream>> {
         self.tools = upstream.tools();
-        self.spec = Some(spec);
+        self.launch = Some(launch);
         self.last_error = None;
         self.stderr = None;
         self.not_before = None;
         match std::mem::replace(&mut self.phase, Phase::Running(upstream)) {
             Phase::Running(old) => Some(old),
-            Phase::Starting | Phase::Failed => None,
+            Phase::Starting | Phase::Failed | Phase::Idle | Phase::Refused => None,
+        }
+    }
+
+    /// Policy does not allow it. Gives back what ran, which gets no more calls.
+    pub(super) fn refused(&mut self, reason: &str) -> Option<Arc<Upstream>> {
+        self.last_error = Some(reason.to_owned());
+        match std::mem::replace(&mut self.phase, Phase::Refused) {
+            Phase::Running(upstream) => {
+                self.draining.push(upstream.clone());
+                Some(upstream)
+            }
+            Phase::Starting | Phase::Failed | Phase::Idle | Phase::Refused => None,
+        }
+    }
+
+    /// Policy allows it. Whether it did not before.
+    pub(super) fn allowed(&mut self) -> bool {
+        let refused = matches!(self.phase, Phase::Refused);
+        if refused {
+            self.phase = Phase::Idle;
+            self.last_error = None;
+        }
+        refused
+    }
+
+    /// What got no more calls has ended.
+    pub(super) fn drained(&mut self, upstream: &Arc<Upstream>) {
+        self.draining.retain(|other| !Arc::ptr_eq(other, upstream));
+    }
+
+    /// Takes all connections away, to end them.
+    pub(super) fn take_all(&mut self) -> Vec<Arc<Upstream>> {
+        let mut all = std::mem::take(&mut self.draining);
+        if let Phase::Running(upstream) = std::mem::replace(&mut self.phase, Phase::Failed) {
+            all.push(upstream);
+        }
+        all
+    }
+
+    /// The tools to offer: a call may start a server again, but not one that is refused.
+    pub(super) fn offered(&self) -> Arc<Vec<Tool>> {
+        match self.phase {
+            Phase::Refused => Arc::default(),
+            Phase::Starting | Phase::Running(_) | Phase::Failed | Phase::Idle => self.tools.clone(),
         }
     }
 

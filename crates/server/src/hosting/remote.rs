@@ -11,8 +11,10 @@ use rmcp::transport::{
     StreamableHttpClientTransport, streamable_http_client::StreamableHttpClientTransportConfig,
 };
 
+use url::Host;
+
 use super::launch::RemoteSpec;
-use crate::policy::{Policy, Refusal};
+use crate::policy::{Policy, Refusal, current::CurrentPolicy};
 
 /// How long a connection may take to be made.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -26,7 +28,7 @@ const CONCURRENCY: usize = 256;
 /// Where the TLS set-up fails.
 pub fn transport(
     spec: &RemoteSpec,
-    policy: Arc<Policy>,
+    policy: CurrentPolicy,
 ) -> Result<StreamableHttpClientTransport<reqwest::Client>, reqwest::Error> {
     let port = spec.url.port_or_known_default().unwrap_or_default();
     let client = reqwest::Client::builder()
@@ -44,7 +46,7 @@ pub fn transport(
 
 /// Resolves names to what policy allows.
 struct CheckedResolver {
-    policy: Arc<Policy>,
+    policy: CurrentPolicy,
     port: u16,
 }
 
@@ -53,10 +55,23 @@ impl Resolve for CheckedResolver {
         let (policy, port) = (self.policy.clone(), self.port);
         Box::pin(async move {
             let found: Vec<SocketAddr> = tokio::net::lookup_host((name.as_str(), port)).await?.collect();
-            let allowed = allowed(&policy, name.as_str(), port, &found)?;
+            let allowed = allowed(&policy.get(), name.as_str(), port, &found)?;
             Ok(Box::new(allowed.into_iter()) as Addrs)
         })
     }
+}
+
+/// Why policy does not let a server be reached at any of its addresses, where that is so. Only the answer at the moment of
+/// a connection counts for that; this one is for what is connected already, and for people who ask beforehand.
+pub async fn refusal(spec: &RemoteSpec, policy: &Policy) -> Option<Refusal> {
+    let (Some(Host::Domain(name)), Some(port)) = (spec.url.host(), spec.url.port_or_known_default()) else {
+        // An address was checked as the host.
+        return None;
+    };
+    let lookup = tokio::time::timeout(CONNECT_TIMEOUT, tokio::net::lookup_host((name, port))).await;
+    // What can't be resolved can't be reached, which is not for policy to say.
+    let found: Vec<SocketAddr> = lookup.ok()?.ok()?.collect();
+    allowed(policy, name, port, &found).err()
 }
 
 /// Those addresses that policy allows; where it allows none, why.

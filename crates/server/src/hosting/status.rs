@@ -18,7 +18,7 @@ use super::{
 pub struct ServerStatus {
     /// Its name.
     pub name: String,
-    /// `starting`, `running` or `failed`.
+    /// `starting`, `running`, `failed`, `idle` (the next call starts it) or `refused` (by the policy).
     pub state: String,
     /// `stdio` or `http`.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -83,7 +83,7 @@ pub struct OfferedTool {
 pub struct Unavailable {
     /// Its name.
     pub server: String,
-    /// `starting`, `running` (where only some tools can't be offered) or `failed`.
+    /// `starting`, `running` (where only some tools can't be offered), `failed` or `refused`.
     pub state: &'static str,
     /// What is wrong.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -106,7 +106,7 @@ impl ServerStatus {
             .collect();
         let running = match &state.phase {
             Phase::Running(upstream) => Some(upstream),
-            Phase::Starting | Phase::Failed => None,
+            Phase::Starting | Phase::Failed | Phase::Idle | Phase::Refused => None,
         };
         let child = running.and_then(|upstream| upstream.child.as_ref());
         let info = running.and_then(|upstream| upstream.info.server_info.as_ref());
@@ -115,7 +115,7 @@ impl ServerStatus {
         Self {
             name: hosted.name.clone(),
             state: state.phase.name().to_owned(),
-            transport: state.spec.as_ref().map(|spec| transport(spec).to_owned()),
+            transport: state.launch.as_ref().map(|launch| transport(&launch.spec).to_owned()),
             server_info: info.map(|info| ServerInfo {
                 name: info.name.clone(),
                 version: info.version.clone(),
@@ -142,7 +142,7 @@ impl Unavailable {
     pub(super) fn of(hosted: &Hosted, routes: &Routes) -> Option<Self> {
         let state = hosted.state();
         let hidden_tools = routes.hidden(&hosted.name).to_vec();
-        let healthy = matches!(state.phase, Phase::Running(_)) && hidden_tools.is_empty();
+        let healthy = matches!(state.phase, Phase::Running(_) | Phase::Idle) && hidden_tools.is_empty();
         (!healthy).then(|| Self {
             server: hosted.name.clone(),
             state: state.phase.name(),

@@ -33,7 +33,7 @@ use super::{
     remote,
     stdout::MAX_LINE,
 };
-use crate::{error::chain, policy::Policy};
+use crate::{error::chain, policy::current::CurrentPolicy};
 
 /// How much of a child's standard error is shown in errors.
 pub const SHOWN_STDERR: usize = 4 * 1024;
@@ -81,7 +81,7 @@ impl Upstream {
     pub async fn connect(
         server: &str,
         spec: &LaunchSpec,
-        policy: &Arc<Policy>,
+        policy: &CurrentPolicy,
         timeout: Duration,
     ) -> Result<Self, ConnectError> {
         let deadline = tokio::time::Instant::now() + timeout;
@@ -139,7 +139,7 @@ fn plain(message: String) -> ConnectError {
 async fn attempt(
     server: &str,
     spec: &LaunchSpec,
-    policy: &Arc<Policy>,
+    policy: &CurrentPolicy,
     mode: ClientLifecycleMode,
     deadline: tokio::time::Instant,
     timeout: Duration,

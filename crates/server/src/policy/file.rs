@@ -25,6 +25,7 @@ struct LimitsFile {
     max_servers: Option<usize>,
     handshake_timeout_ms: Option<u64>,
     call_timeout_ms: Option<u64>,
+    drain_timeout_ms: Option<u64>,
 }
 
 #[derive(Deserialize)]
@@ -66,6 +67,7 @@ impl Policy {
             max_servers: file.limits.max_servers.unwrap_or(defaults.max_servers),
             handshake_timeout: file.limits.handshake_timeout_ms.map_or(defaults.handshake_timeout, millis),
             call_timeout: file.limits.call_timeout_ms.map_or(defaults.call_timeout, millis),
+            drain_timeout: file.limits.drain_timeout_ms.map_or(defaults.drain_timeout, millis),
         };
         Ok(Self { commands, remotes, expand: file.expand.into_iter().collect(), limits })
     }

@@ -2,8 +2,8 @@
 //! be connected to.
 //!
 //! `server_initialize` starts programs that are named in a message, so this is what stands between a message and
-//! remote code execution. The default allows nothing. Everything here is pure: paths come in resolved and addresses
-//! come in looked up, so that every rule can be tested without a process or a network.
+//! remote code execution. The default allows nothing. The rules are pure: paths come in resolved and addresses come in
+//! looked up, so that each can be tested without a process or a network. Only [`source`] reads files.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -13,11 +13,13 @@ use std::{
 };
 
 pub mod argv;
+pub mod current;
 pub mod env;
 mod file;
 pub mod glob;
 pub use glob::escape;
 pub mod remote;
+pub mod source;
 
 use argv::{ArgvPattern, PatternError};
 use env::{EnvRefusal, EnvRule};
@@ -67,6 +69,8 @@ pub struct Limits {
     pub handshake_timeout: Duration,
     /// How long one call of a hosted tool may take.
     pub call_timeout: Duration,
+    /// How long the calls under way of a server that is not allowed any more may go on.
+    pub drain_timeout: Duration,
 }
 
 impl Default for Limits {
@@ -75,6 +79,7 @@ impl Default for Limits {
             max_servers: 32,
             handshake_timeout: Duration::from_secs(30),
             call_timeout: Duration::from_secs(60 * 60),
+            drain_timeout: Duration::from_secs(60),
         }
     }
 }

@@ -14,4 +14,6 @@ mod logs;
 #[cfg(test)]
 mod message;
 #[cfg(test)]
+mod policy;
+#[cfg(test)]
 mod repeats;
