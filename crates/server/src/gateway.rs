@@ -91,7 +91,7 @@ impl Gateway {
             return self.call(params, context).await;
         };
         let cancelled = context.ct.clone();
-        let limit = self.inner.fleet.policy().limits.call_timeout;
+        let limit = self.inner.fleet.longest_call(&params.name);
         let answer = repeats.answer(key, limit, &cancelled, self.call(params, context)).await;
         answer.unwrap_or_else(|error| {
             let data = serde_json::json!({ "reason": error.reason() });

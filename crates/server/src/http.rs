@@ -61,6 +61,6 @@ fn mcp_service(
         None => settings.disable_allowed_hosts(),
     };
     let factory = move || Ok::<_, std::io::Error>(gateway.clone());
-    let sessions = sessions::Sessions::new(sessions::MAX_SESSIONS, config.policy.limits.call_timeout);
+    let sessions = sessions::Sessions::new(sessions::MAX_SESSIONS, config.policy.limits.longest_call());
     StreamableHttpService::new(factory, Arc::new(sessions), settings)
 }

@@ -11,6 +11,7 @@ pub mod error;
 pub mod gateway;
 pub mod hosting;
 pub mod http;
+pub mod launcher;
 pub mod metrics;
 pub mod policy;
 mod reload;

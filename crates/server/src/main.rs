@@ -29,6 +29,9 @@ struct Cli {
 }
 
 fn main() -> ExitCode {
+    if let Some(code) = mcp_server::launcher::run_if_asked() {
+        return code;
+    }
     let cli = Cli::parse();
     fleet_ops::telemetry::init("mcp-server");
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {

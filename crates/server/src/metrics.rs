@@ -43,6 +43,30 @@ pub const HOSTED_RESTARTS: Metric = Metric {
     labels: &[],
     help: "Restarts of hosted servers that had died.",
 };
+/// Calls of hosted tools.
+pub const CALLS_IN_FLIGHT: Metric = Metric {
+    name: "mcp_server_hosted_calls_in_flight",
+    kind: Kind::Gauge,
+    unit: Unit::Count,
+    labels: &[],
+    help: "Calls of hosted tools that are under way.",
+};
+/// Calls that were not made.
+pub const CALLS_TURNED_AWAY: Metric = Metric {
+    name: "mcp_server_hosted_calls_turned_away_total",
+    kind: Kind::Counter,
+    unit: Unit::Count,
+    labels: &["reason"],
+    help: "Calls of hosted tools that were not made: breaker-open, queue-full, queue-timeout.",
+};
+/// Changes of breakers.
+pub const BREAKER_CHANGES: Metric = Metric {
+    name: "mcp_server_hosted_breaker_changes_total",
+    kind: Kind::Counter,
+    unit: Unit::Count,
+    labels: &["to"],
+    help: "How often the breaker of a hosted server changed: open (calls were lost in a row), closed (it answers again).",
+};
 /// Policy files that were read again.
 pub const POLICY_RELOADS: Metric = Metric {
     name: "mcp_server_policy_reloads_total",
@@ -75,6 +99,9 @@ pub const TABLE: &[Metric] = &[
     TOOL_CALL_DURATION,
     HOSTED_SERVERS,
     HOSTED_RESTARTS,
+    CALLS_IN_FLIGHT,
+    CALLS_TURNED_AWAY,
+    BREAKER_CHANGES,
     POLICY_RELOADS,
     REPEATS,
     REPEAT_BYTES,

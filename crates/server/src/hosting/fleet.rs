@@ -22,6 +22,7 @@ use super::{
     launch::{self, LaunchError},
     routes::Routes,
     status::{ServerStatus, Unavailable},
+    tend::tend,
     upstream::{ConnectError, Upstream},
 };
 use crate::{
@@ -125,6 +126,7 @@ impl Fleet {
             let same = hosted.state().launch.as_ref().is_some_and(|last| last.spec == launch.spec);
             if !(same && hosted.running().is_some()) {
                 self.start(&hosted, &launch).await?;
+                hosted.calls.replaced();
             }
             if !Arc::ptr_eq(&policy, &self.policy()) {
                 // It changed while the server was being started.
@@ -159,6 +161,8 @@ impl Fleet {
         let hosted = self.find(name).ok_or_else(|| {
             down("it is not hosted here: a server-init job or server_initialize does that".to_owned(), None)
         })?;
+        // Before the connection is looked at, so that a server that was just found unused is started again.
+        hosted.calls.used();
         if let Some(upstream) = hosted.running() {
             return Ok(upstream);
         }
@@ -195,6 +199,18 @@ impl Fleet {
             tracing::info!(server = name, %reason, "starting a hosted server again");
         }
         self.start(&hosted, &launch).await.map_err(|error| down(error.to_string(), None))
+    }
+
+    /// How long a call of an offered tool may take, from its place in the queue to its answer.
+    pub(crate) fn longest_call(&self, name: &str) -> Duration {
+        let policy = self.policy();
+        let routes = self.routes();
+        let limits = match routes.get(name) {
+            Some(route) => policy.limits.of_call(&route.server, &route.tool).server,
+            None => policy.limits.defaults,
+        };
+        // It may wait for a slot of the tool and for one of the server.
+        limits.call_timeout.saturating_add(limits.queue_timeout.saturating_mul(2))
     }
 
     /// The calls of a server, which take part in how long it lives.
@@ -251,7 +267,7 @@ impl Fleet {
             pid = upstream.child.as_ref().map(|child| child.pid),
             "hosted server runs"
         );
-        tokio::spawn(watch(Arc::clone(self), hosted.clone(), upstream.clone()));
+        tokio::spawn(tend(Arc::clone(self), hosted.clone(), upstream.clone()));
         if let Some(old) = old {
             old.stop().await;
         }
@@ -353,18 +369,6 @@ impl Fleet {
             let count = servers.iter().filter(|hosted| hosted.state().phase.name() == phase).count();
             metrics::gauge!(HOSTED_SERVERS.name, "state" => phase).set(count as f64);
         }
-    }
-}
-
-/// Waits for a connection's end and notes it.
-async fn watch(fleet: Arc<Fleet>, hosted: Arc<Hosted>, upstream: Arc<Upstream>) {
-    let reason = upstream.ended().await;
-    if hosted.state().removed {
-        return;
-    }
-    if hosted.state_mut().died(&upstream, &reason, Instant::now()) {
-        tracing::warn!(server = hosted.name, %reason, "a hosted server died");
-        fleet.reroute();
     }
 }
 

@@ -167,6 +167,15 @@ impl State {
         refused
     }
 
+    /// It is not needed now. Whether it is this connection that makes it run.
+    pub(super) fn rests(&mut self, upstream: &Arc<Upstream>) -> bool {
+        let current = matches!(&self.phase, Phase::Running(current) if Arc::ptr_eq(current, upstream));
+        if current {
+            self.phase = Phase::Idle;
+        }
+        current
+    }
+
     /// What got no more calls has ended.
     pub(super) fn drained(&mut self, upstream: &Arc<Upstream>) {
         self.draining.retain(|other| !Arc::ptr_eq(other, upstream));

@@ -147,7 +147,8 @@ async fn attempt(
     let early = |message| Failed { error: plain(message), timed_out: false };
     let (client, child) = match spec {
         LaunchSpec::Child(spec) => {
-            let started = child::spawn(server, spec);
+            let limits = policy.get().limits.of_server(server).process;
+            let started = child::spawn(server, spec, &limits);
             let (child, (stdout, stdin)) = started.map_err(|error| {
                 early(format!("`{}` could not be started: {error}", spec.program.display()))
             })?;

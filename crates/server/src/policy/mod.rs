@@ -9,7 +9,6 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
     path::{Path, PathBuf},
-    time::Duration,
 };
 
 pub mod argv;
@@ -18,11 +17,13 @@ pub mod env;
 mod file;
 pub mod glob;
 pub use glob::escape;
+pub mod limits;
 pub mod remote;
 pub mod source;
 
 use argv::{ArgvPattern, PatternError};
 use env::{EnvRefusal, EnvRule};
+use limits::Limits;
 use remote::{RemoteRule, RemoteRuleError};
 
 /// Everything that is allowed.
@@ -52,36 +53,14 @@ pub struct CommandRule {
     pub env_files: PathRule,
     /// Variables that the child gets from the server's own environment.
     pub env_passthrough: Vec<String>,
+    /// Where it stands in the policy file; nothing for a flag.
+    pub line: Option<usize>,
 }
 
 /// Directories (with all that is in them) and files.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct PathRule {
     paths: Vec<PathBuf>,
-}
-
-/// Limits for hosted servers.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Limits {
-    /// How many servers may be hosted at once.
-    pub max_servers: usize,
-    /// How long a server may take from its start to the end of its handshake.
-    pub handshake_timeout: Duration,
-    /// How long one call of a hosted tool may take.
-    pub call_timeout: Duration,
-    /// How long the calls under way of a server that is not allowed any more may go on.
-    pub drain_timeout: Duration,
-}
-
-impl Default for Limits {
-    fn default() -> Self {
-        Self {
-            max_servers: 32,
-            handshake_timeout: Duration::from_secs(30),
-            call_timeout: Duration::from_secs(60 * 60),
-            drain_timeout: Duration::from_secs(60),
-        }
-    }
 }
 
 /// A program that somebody wants started. Paths are canonical.
@@ -200,17 +179,29 @@ pub enum PolicyError {
     #[error("policy file")]
     Toml(#[source] Box<toml::de::Error>),
     /// A command pattern is none.
-    #[error("command pattern `{pattern}`")]
+    #[error("command pattern `{pattern}`{}", in_line(*line))]
     Pattern {
         /// The pattern.
         pattern: String,
+        /// Where it stands in the policy file; nothing for a flag.
+        line: Option<usize>,
         /// Why not.
         #[source]
         error: PatternError,
     },
     /// A remote rule is none.
-    #[error(transparent)]
-    Remote(#[from] RemoteRuleError),
+    #[error("remote rule{}", in_line(*line))]
+    Remote {
+        /// Where it stands in the policy file; nothing for a flag.
+        line: Option<usize>,
+        /// What is wrong with it.
+        #[source]
+        error: RemoteRuleError,
+    },
+}
+
+fn in_line(line: Option<usize>) -> String {
+    line.map_or_else(String::new, |line| format!(" in line {line} of the policy file"))
 }
 
 impl Policy {
@@ -287,6 +278,7 @@ impl CommandRule {
             env: EnvRule::new(env.iter().map(String::as_str)),
             env_files: PathRule::new(dirs),
             env_passthrough: Vec::new(),
+            line: None,
         }
     }
 

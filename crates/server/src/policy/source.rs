@@ -73,12 +73,17 @@ impl PolicySource {
             .collect::<Result<Vec<_>, _>>()?;
         let lines = self.commands.iter().flat_map(|list| split_list(list)).map(str::trim);
         for line in lines.filter(|line| !line.is_empty()) {
-            let argv = ArgvPattern::parse(line)
-                .map_err(|error| PolicyError::Pattern { pattern: line.to_owned(), error })?;
+            let argv = ArgvPattern::parse(line).map_err(|error| PolicyError::Pattern {
+                pattern: line.to_owned(),
+                line: None,
+                error,
+            })?;
             policy.commands.push(CommandRule::simple(argv, &dirs, &self.env));
         }
         for remote in &self.remotes {
-            policy.remotes.push(RemoteRule::parse(remote).map_err(PolicyError::from)?);
+            let rule =
+                RemoteRule::parse(remote).map_err(|error| PolicyError::Remote { line: None, error })?;
+            policy.remotes.push(rule);
         }
         policy.expand.extend(self.expand.iter().cloned());
         if let Some(timeout) = self.handshake_timeout {

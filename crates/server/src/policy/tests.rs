@@ -1,5 +1,7 @@
 //! Tests of whole policies.
 
+use std::time::Duration;
+
 use proptest::prelude::*;
 
 use super::*;

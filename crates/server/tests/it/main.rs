@@ -10,6 +10,8 @@ mod files;
 #[cfg(test)]
 mod hosting;
 #[cfg(test)]
+mod limits;
+#[cfg(test)]
 mod logs;
 #[cfg(test)]
 mod message;
@@ -17,3 +19,5 @@ mod message;
 mod policy;
 #[cfg(test)]
 mod repeats;
+#[cfg(test)]
+mod supervision;

@@ -1,18 +1,9 @@
 //! The policy file while the server runs: changes, mistakes, and what becomes of what is hosted.
 
-use std::path::Path;
-
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
-use crate::common::{ANSWER_TEXT, Server, eventually, is_alive, legacy_server, script, signal};
-
-/// A scripted server whose calls write `begun` and answer once there is `go`, both beside the script.
-fn patient(dir: &Path, name: &str) -> String {
-    let wait =
-        "d=$(dirname \"$0\"); touch \"$d/begun\"; while [ ! -e \"$d/go\" ]; do sleep 0.05; done; text=done";
-    script(dir, name, &legacy_server("work", &format!("{wait}; {ANSWER_TEXT}")))
-}
+use crate::common::{ANSWER_TEXT, Server, eventually, is_alive, legacy_server, patient, script, signal};
 
 /// A policy in the way Kubernetes mounts it: a link through a link, which is swapped.
 struct Mounted {
@@ -55,12 +46,6 @@ async fn until_state(server: &Server, name: &str, state: &str) -> Value {
     .await
 }
 
-async fn metric(server: &Server, line: &str) -> Option<f64> {
-    let text = server.http.get(server.url("/metrics")).send().await.unwrap().text().await.unwrap();
-    let value = text.lines().find_map(|found| found.strip_prefix(line))?;
-    value.trim().parse().ok()
-}
-
 #[tokio::test]
 async fn a_new_policy_holds_without_dropping_calls() {
     let dir = tempfile::tempdir().unwrap();
@@ -98,7 +83,7 @@ async fn a_new_policy_holds_without_dropping_calls() {
     // A mistake changes nothing, and is seen.
     policy.change("[[command]]\nargv = \"sh\"\n");
     eventually("the mistake to be noticed", async || {
-        metric(&server, "mcp_server_policy_reloads_total{outcome=\"invalid\"}").await.filter(|n| *n >= 1.0)
+        server.metric("mcp_server_policy_reloads_total{outcome=\"invalid\"}").await.filter(|n| *n >= 1.0)
     })
     .await;
     server.call("b__work", json!({})).await;
