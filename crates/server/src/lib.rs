@@ -6,6 +6,7 @@
 
 pub mod args;
 mod call;
+pub mod check;
 pub mod config;
 pub mod error;
 pub mod gateway;

@@ -79,7 +79,9 @@ async fn refusal(entry: &ServerEntry, policy: &Policy) -> Option<String> {
     match launch::resolve(entry, policy).await {
         Ok(LaunchSpec::Child(_)) => None,
         Ok(LaunchSpec::Remote(spec)) => {
-            remote::refusal(&spec, policy).await.map(|refusal| refusal.to_string())
+            // What can't be resolved can't be reached, which is not for policy to say.
+            let found = remote::lookup(&spec).await.ok()?;
+            remote::allowed(&spec, policy, &found).err().map(|refusal| refusal.to_string())
         }
         Err(error) => error.is_refusal().then(|| chain(&error)),
     }

@@ -4,8 +4,9 @@
 //! drops the addresses that policy does not allow, redirects are not followed, and no proxy is used that would do the
 //! resolving in our stead.
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
+use futures::future::BoxFuture;
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
 use rmcp::transport::{
     StreamableHttpClientTransport, streamable_http_client::StreamableHttpClientTransportConfig,
@@ -31,56 +32,96 @@ pub fn transport(
     policy: CurrentPolicy,
 ) -> Result<StreamableHttpClientTransport<reqwest::Client>, reqwest::Error> {
     let port = spec.url.port_or_known_default().unwrap_or_default();
-    let client = reqwest::Client::builder()
-        .dns_resolver(Arc::new(CheckedResolver { policy, port }))
-        .redirect(reqwest::redirect::Policy::none())
-        .no_proxy()
-        .connect_timeout(CONNECT_TIMEOUT)
-        .tcp_nodelay(true)
-        .build()?;
+    let client = client(CheckedResolver { policy, port, lookup: Arc::new(SystemLookup) })?;
     let config = StreamableHttpClientTransportConfig::with_uri(spec.url.as_str())
         .custom_headers(spec.headers.iter().cloned().collect())
         .max_concurrent_requests(CONCURRENCY);
     Ok(StreamableHttpClientTransport::with_client(client, config))
 }
 
+/// An HTTP client that goes where the resolver says and nowhere else.
+fn client(resolver: CheckedResolver) -> Result<reqwest::Client, reqwest::Error> {
+    reqwest::Client::builder()
+        .dns_resolver(Arc::new(resolver))
+        .redirect(reqwest::redirect::Policy::none())
+        .no_proxy()
+        .connect_timeout(CONNECT_TIMEOUT)
+        .tcp_nodelay(true)
+        .build()
+}
+
+/// Where names are looked up: in the operating system, or in a test's own list.
+trait Lookup: Send + Sync {
+    fn lookup(&self, name: String, port: u16) -> BoxFuture<'static, io::Result<Vec<SocketAddr>>>;
+}
+
+struct SystemLookup;
+
+impl Lookup for SystemLookup {
+    fn lookup(&self, name: String, port: u16) -> BoxFuture<'static, io::Result<Vec<SocketAddr>>> {
+        Box::pin(async move { Ok(tokio::net::lookup_host((name, port)).await?.collect()) })
+    }
+}
+
 /// Resolves names to what policy allows.
 struct CheckedResolver {
     policy: CurrentPolicy,
     port: u16,
+    lookup: Arc<dyn Lookup>,
 }
 
 impl Resolve for CheckedResolver {
     fn resolve(&self, name: Name) -> Resolving {
         let (policy, port) = (self.policy.clone(), self.port);
+        let name = name.as_str().to_owned();
+        let found = self.lookup.lookup(name.clone(), port);
         Box::pin(async move {
-            let found: Vec<SocketAddr> = tokio::net::lookup_host((name.as_str(), port)).await?.collect();
-            let allowed = allowed(&policy.get(), name.as_str(), port, &found)?;
+            let allowed = allowed_of(&policy.get(), &name, port, &found.await?)?;
             Ok(Box::new(allowed.into_iter()) as Addrs)
         })
     }
 }
 
-/// Why policy does not let a server be reached at any of its addresses, where that is so. Only the answer at the moment of
-/// a connection counts for that; this one is for what is connected already, and for people who ask beforehand.
-pub async fn refusal(spec: &RemoteSpec, policy: &Policy) -> Option<Refusal> {
-    let (Some(Host::Domain(name)), Some(port)) = (spec.url.host(), spec.url.port_or_known_default()) else {
-        // An address was checked as the host.
-        return None;
-    };
-    let lookup = tokio::time::timeout(CONNECT_TIMEOUT, tokio::net::lookup_host((name, port))).await;
-    // What can't be resolved can't be reached, which is not for policy to say.
-    let found: Vec<SocketAddr> = lookup.ok()?.ok()?.collect();
-    allowed(policy, name, port, &found).err()
+/// The addresses of a server as they are now; where its URL has an address, that one.
+///
+/// # Errors
+///
+/// Where its name can't be resolved.
+pub async fn lookup(spec: &RemoteSpec) -> io::Result<Vec<SocketAddr>> {
+    let port = spec.url.port_or_known_default().unwrap_or_default();
+    match spec.url.host() {
+        Some(Host::Domain(name)) => {
+            let found = SystemLookup.lookup(name.to_owned(), port);
+            tokio::time::timeout(CONNECT_TIMEOUT, found).await?
+        }
+        Some(Host::Ipv4(ip)) => Ok(vec![(ip, port).into()]),
+        Some(Host::Ipv6(ip)) => Ok(vec![(ip, port).into()]),
+        None => Ok(Vec::new()),
+    }
 }
 
-/// Those addresses that policy allows; where it allows none, why.
-fn allowed(policy: &Policy, host: &str, port: u16, found: &[SocketAddr]) -> Result<Vec<SocketAddr>, Refusal> {
+/// Those addresses of a server that policy allows. Only the answer at the moment of a connection counts for that; this is
+/// for what is connected already, and for people who ask beforehand.
+///
+/// # Errors
+///
+/// Where it allows none, why.
+pub fn allowed(spec: &RemoteSpec, policy: &Policy, found: &[SocketAddr]) -> Result<Vec<SocketAddr>, Refusal> {
+    let port = spec.url.port_or_known_default().unwrap_or_default();
+    allowed_of(policy, spec.url.host_str().unwrap_or_default(), port, found)
+}
+
+fn allowed_of(
+    policy: &Policy,
+    host: &str,
+    port: u16,
+    found: &[SocketAddr],
+) -> Result<Vec<SocketAddr>, Refusal> {
     let mut refusal = None;
     let mut allowed = Vec::new();
     for address in found {
         match policy.check_address(host, port, address.ip()) {
-            Ok(()) => allowed.push(*address),
+            Ok(_) => allowed.push(*address),
             Err(error) => refusal = Some(error),
         }
     }
@@ -101,7 +142,45 @@ mod tests {
         let policy = Policy { remotes: rules, ..Policy::default() };
         let public: SocketAddr = "93.184.216.34:443".parse().unwrap();
         let loopback: SocketAddr = "127.0.0.1:443".parse().unwrap();
-        assert_eq!(allowed(&policy, "a.example.com", 443, &[loopback, public]), Ok(vec![public]));
-        assert!(matches!(allowed(&policy, "a.example.com", 443, &[loopback]), Err(Refusal::Address { .. })));
+        assert_eq!(allowed_of(&policy, "a.example.com", 443, &[loopback, public]), Ok(vec![public]));
+        assert!(matches!(
+            allowed_of(&policy, "a.example.com", 443, &[loopback]),
+            Err(Refusal::Address { .. })
+        ));
+    }
+
+    /// Answers differently each time, as a name does whose owner means harm.
+    struct Changing(std::sync::Mutex<Vec<&'static str>>);
+
+    impl Lookup for Changing {
+        fn lookup(&self, _: String, port: u16) -> BoxFuture<'static, io::Result<Vec<SocketAddr>>> {
+            let next = self.0.lock().unwrap().remove(0);
+            Box::pin(async move { Ok(vec![SocketAddr::new(next.parse().unwrap(), port)]) })
+        }
+    }
+
+    #[tokio::test]
+    async fn a_name_that_turns_into_a_forbidden_address_is_not_connected_to() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let policy =
+            |host: &str| Policy { remotes: vec![RemoteRule::parse(host).unwrap()], ..Policy::default() };
+        let current = CurrentPolicy::new(policy("rebind.example"));
+        let addresses = ["127.0.0.1", "::1", "169.254.169.254", "::ffff:127.0.0.1", "0.0.0.0", "127.0.0.1"];
+        let lookup = Arc::new(Changing(std::sync::Mutex::new(addresses.to_vec())));
+        let client =
+            client(CheckedResolver { policy: current.clone(), port, lookup: lookup.clone() }).unwrap();
+        let url = format!("http://rebind.example:{port}/mcp");
+        for _ in 0..5 {
+            let error = crate::error::chain(&client.get(&url).send().await.unwrap_err());
+            assert!(error.contains("policy refuses to connect to `rebind.example`"), "{error}");
+        }
+        // The policy of the moment counts, without another client.
+        current.replace(policy("other.example"));
+        let error = crate::error::chain(&client.get(&url).send().await.unwrap_err());
+        assert!(error.contains("no rule covers it"), "{error}");
+        assert!(lookup.0.lock().unwrap().is_empty());
+        // Nobody has been here.
+        assert!(futures::FutureExt::now_or_never(listener.accept()).is_none());
     }
 }

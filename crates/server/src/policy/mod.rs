@@ -123,6 +123,13 @@ pub enum Refusal {
         /// What about it.
         why: &'static str,
     },
+    /// An environment variable has a name that none can have, or none should: it would pose as something else where
+    /// environments are written out.
+    #[error("no environment variable can be called {name:?}")]
+    EnvName {
+        /// The name.
+        name: String,
+    },
     /// An argument or a variable holds a zero byte.
     #[error("a zero byte in {place}")]
     ZeroByte {
@@ -214,7 +221,7 @@ impl Policy {
     ///
     /// Where nothing allows it.
     pub fn check_launch(&self, request: LaunchRequest<'_>) -> Result<&CommandRule, Refusal> {
-        zero_bytes(request)?;
+        well_formed(request)?;
         let mut first_refusal = None;
         for rule in self.commands.iter().filter(|rule| rule.argv.matches(request.argv)) {
             match rule.check(request) {
@@ -238,31 +245,29 @@ impl Policy {
         Err(Refusal::Command { argv: argv::join_words(argv) })
     }
 
-    /// Whether a host may be connected to, before its addresses are known.
+    /// The rule under which a host may be connected to, before its addresses are known.
     ///
     /// # Errors
     ///
     /// Where no rule covers it.
-    pub fn check_remote(&self, host: &str, port: u16) -> Result<(), Refusal> {
-        if self.remotes.iter().any(|rule| rule.covers(host, port)) {
-            return Ok(());
-        }
-        Err(Refusal::Remote { host: host.to_owned(), port })
+    pub fn check_remote(&self, host: &str, port: u16) -> Result<&RemoteRule, Refusal> {
+        let covering = self.remotes.iter().find(|rule| rule.covers(host, port));
+        covering.ok_or_else(|| Refusal::Remote { host: host.to_owned(), port })
     }
 
-    /// Whether a host may be connected to at this address.
+    /// The rule under which a host may be connected to at this address.
     ///
     /// # Errors
     ///
     /// Where no rule covers the host, or none that does reaches the address.
-    pub fn check_address(&self, host: &str, port: u16, address: IpAddr) -> Result<(), Refusal> {
+    pub fn check_address(&self, host: &str, port: u16, address: IpAddr) -> Result<&RemoteRule, Refusal> {
         let mut covering = self.remotes.iter().filter(|rule| rule.covers(host, port)).peekable();
         let Some(first) = covering.peek() else {
             return Err(Refusal::Remote { host: host.to_owned(), port });
         };
         let rule = first.to_string();
-        if covering.any(|rule| rule.allows_address(address)) {
-            return Ok(());
+        if let Some(rule) = covering.find(|rule| rule.allows_address(address)) {
+            return Ok(rule);
         }
         Err(Refusal::Address { host: host.to_owned(), address, rule })
     }
@@ -325,11 +330,15 @@ impl PathRule {
     }
 }
 
-fn zero_bytes(request: LaunchRequest<'_>) -> Result<(), Refusal> {
+fn well_formed(request: LaunchRequest<'_>) -> Result<(), Refusal> {
     if request.argv.iter().any(|element| element.contains('\0')) {
         return Err(Refusal::ZeroByte { place: "the command line".to_owned() });
     }
-    match request.env.iter().find(|(name, value)| name.contains(['\0', '=']) || value.contains('\0')) {
+    let nameless = |name: &&String| name.is_empty() || name.contains(|c: char| c == '=' || c.is_control());
+    if let Some(name) = request.env.keys().find(nameless) {
+        return Err(Refusal::EnvName { name: name.clone() });
+    }
+    match request.env.iter().find(|(_, value)| value.contains('\0')) {
         Some((name, _)) => Err(Refusal::ZeroByte { place: format!("the environment variable {name:?}") }),
         None => Ok(()),
     }

@@ -2,9 +2,13 @@
 
 // `cfg(test)` tells clippy that helper functions are tests too.
 #[cfg(test)]
+mod check;
+#[cfg(test)]
 mod clients;
 #[cfg(test)]
 mod common;
+#[cfg(test)]
+mod escapes;
 #[cfg(test)]
 mod files;
 #[cfg(test)]
