@@ -131,6 +131,7 @@ impl Fleet {
             if !Arc::ptr_eq(&policy, &self.policy()) {
                 // It changed while the server was being started.
                 self.enforce(&hosted).await;
+                launch::resolve(entry, &self.policy()).await?;
             }
             drop(gate);
             return Ok(self.describe(&hosted, Instant::now()));

@@ -215,14 +215,19 @@ impl State {
             // It was replaced or removed, and this end was wanted.
             _ => return false,
         }
-        if now.duration_since(upstream.since) >= SUSTAINED {
-            self.failures = 0;
-        }
+        self.ran_for(now.duration_since(upstream.since));
         self.last_error = Some(reason.to_owned());
         self.stderr = upstream.child.as_ref().map(|child| child.stderr.text(SHOWN_STDERR));
         self.phase = Phase::Failed;
         self.back_off(now);
         true
+    }
+
+    /// Who ran for long was healthy, whatever was before.
+    fn ran_for(&mut self, uptime: Duration) {
+        if uptime >= SUSTAINED {
+            self.failures = 0;
+        }
     }
 
     /// How long to wait before it may be started again.
@@ -258,5 +263,14 @@ mod tests {
         assert_eq!(waits, [0, 500, 1000, 2000, 4000, 8000, 16000, 32000, 60000, 60000]);
         assert_eq!(hosted.state().wait(now + LONGEST_BACKOFF), Duration::ZERO);
         assert!(!hosted.ever_ran());
+        // A short life changes nothing; a long one is a new beginning.
+        let wait_after = |uptime| {
+            hosted.state_mut().ran_for(uptime);
+            hosted.state_mut().not_started(&error, now);
+            hosted.state().wait(now)
+        };
+        assert_eq!(wait_after(SUSTAINED - Duration::from_millis(1)), LONGEST_BACKOFF);
+        assert_eq!(wait_after(SUSTAINED), Duration::ZERO);
+        assert_eq!(wait_after(Duration::ZERO), FIRST_BACKOFF);
     }
 }
