@@ -73,6 +73,10 @@ enum Command {
 
 #[tokio::main]
 async fn main() -> ExitCode {
+    // The server that runs in this binary starts its children by it.
+    if let Some(code) = mcp_server::launcher::run_if_asked() {
+        return code;
+    }
     let cli = Cli::parse();
     let result = match cli.command {
         Command::Demo(args) => demo::run(args).await,

@@ -1,6 +1,6 @@
 //! Passing one request on to a hosted server, with its progress, its cancellation and its `_meta`.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use rmcp::{
     RoleServer,
@@ -10,16 +10,20 @@ use rmcp::{
         ResultType, ServerResult,
     },
     service::{PeerRequestOptions, RequestContext, ServiceError},
+    transport::streamable_http_client::StreamableHttpError,
 };
 use serde_json::{Value, json};
 
 use crate::{
     error::chain,
     hosting::{
+        Fleet,
+        calls::TurnedAway,
         fleet::Down,
         follow::is_modern,
         upstream::{Upstream, transport_error},
     },
+    policy::limits::CallLimits,
 };
 
 /// `data.reason` of a call whose server was lost.
@@ -39,20 +43,88 @@ const HOP_KEYS: [&str; 5] = [
 ///
 /// The server's own JSON-RPC errors as they are; `-32603` with `data.reason` where it can't be reached.
 pub(crate) async fn forward(
+    fleet: &Arc<Fleet>,
+    server: &str,
+    request: ClientRequest,
+    context: &RequestContext<RoleServer>,
+) -> Result<ServerResult, ErrorData> {
+    // Limits of a tool are those of its name; other requests have the server's.
+    let (tool, limits) = match &request {
+        ClientRequest::CallToolRequest(call) => {
+            let tool = call.params.name.to_string();
+            let limits = fleet.policy().limits.of_call(server, &tool);
+            (tool, limits)
+        }
+        other => {
+            let server = fleet.policy().limits.of_server(server);
+            (other.method().to_owned(), CallLimits { server, tool_concurrency: None })
+        }
+    };
+    let Some(calls) = fleet.calls(server) else {
+        // Whoever is asked for the connection says why there is none.
+        return Err(fleet
+            .connection(server)
+            .await
+            .err()
+            .map_or_else(|| cancelled(server), |error| down(&error)));
+    };
+    let begun = tokio::select! {
+        begun = calls.begin(&tool, &limits) => begun,
+        () = context.ct.cancelled() => return Err(cancelled(server)),
+    };
+    let ticket = begun.map_err(|error| turned_away(server, &error))?;
+    let upstream = fleet.connection(server).await.map_err(|error| down(&error))?;
+    match send(server, &upstream, request, context, limits.server.call_timeout).await {
+        Ok(result) => {
+            ticket.answered();
+            Ok(result)
+        }
+        Err(Failure { error, sign }) => {
+            match sign {
+                Sign::Answer => ticket.answered(),
+                Sign::Lost => ticket.lost(&error.message),
+                Sign::Timeout { heard_of } => ticket.timed_out(heard_of, &error.message),
+                Sign::None => drop(ticket),
+            }
+            Err(error)
+        }
+    }
+}
+
+/// A call that came to no result.
+struct Failure {
+    error: ErrorData,
+    sign: Sign,
+}
+
+/// What a failure says about the server.
+enum Sign {
+    /// It answered, if with an error.
+    Answer,
+    /// It can't be reached, or went away.
+    Lost,
+    /// It did not answer in time. It may have been heard of before that.
+    Timeout { heard_of: bool },
+    /// Nothing.
+    None,
+}
+
+async fn send(
     server: &str,
     upstream: &Upstream,
     request: ClientRequest,
     context: &RequestContext<RoleServer>,
     limit: Duration,
-) -> Result<ServerResult, ErrorData> {
+) -> Result<ServerResult, Failure> {
     let options = PeerRequestOptions::with_timeout(limit).with_meta(passed_on(context, upstream));
     let sent = upstream.peer.send_request_with_option(request, options).await;
-    let handle = sent.map_err(|error| failed(server, upstream, error))?;
+    let handle = sent.map_err(|error| failed(server, upstream, error, false))?;
     let id = handle.id.clone();
     let wanted = context.meta.get_progress_token();
     let mut progress =
         wanted.map(|wanted| (wanted, upstream.progress.register(handle.progress_token.clone())));
     let mut response = std::pin::pin!(handle.await_response());
+    let mut heard_of = false;
     let result = loop {
         let next = async {
             match &mut progress {
@@ -62,13 +134,16 @@ pub(crate) async fn forward(
         };
         tokio::select! {
             result = &mut response => break result,
-            (token, Some(notification)) = next => notify(context, token, notification).await,
+            (token, Some(notification)) = next => {
+                heard_of = true;
+                notify(context, token, notification).await;
+            }
             () = context.ct.cancelled() => {
                 let reason = Some("the caller cancelled the call".to_owned());
-                let cancelled = CancelledNotificationParam::new(Some(id), reason);
+                let notification = CancelledNotificationParam::new(Some(id), reason);
                 // Where the server is gone, there is nothing to cancel.
-                _ = upstream.peer.notify_cancelled(cancelled).await;
-                return Err(unavailable(server, "cancelled", "the call was cancelled", None));
+                _ = upstream.peer.notify_cancelled(notification).await;
+                return Err(Failure { error: cancelled(server), sign: Sign::None });
             }
         }
     };
@@ -78,7 +153,7 @@ pub(crate) async fn forward(
             notify(context, token.clone(), notification).await;
         }
     }
-    result.map_err(|error| failed(server, upstream, error))
+    result.map_err(|error| failed(server, upstream, error, heard_of))
 }
 
 /// The result of a tool call.
@@ -160,8 +235,9 @@ async fn notify(
     _ = context.peer.notify_progress(notification).await;
 }
 
-fn failed(server: &str, upstream: &Upstream, error: ServiceError) -> ErrorData {
-    match error {
+fn failed(server: &str, upstream: &Upstream, error: ServiceError, heard_of: bool) -> Failure {
+    let sign = sign_of(&error, heard_of);
+    let error = match error {
         ServiceError::McpError(error) => error,
         ServiceError::Timeout { timeout } => {
             unavailable(server, "timeout", &format!("no answer within {} ms", timeout.as_millis()), None)
@@ -174,7 +250,46 @@ fn failed(server: &str, upstream: &Upstream, error: ServiceError) -> ErrorData {
             let stderr = upstream.child.as_ref().map(|child| child.stderr.text(1024));
             unavailable(server, LOST, &text, stderr.filter(|tail| !tail.is_empty()))
         }
+    };
+    Failure { error, sign }
+}
+
+fn sign_of(error: &ServiceError, heard_of: bool) -> Sign {
+    match error {
+        ServiceError::Timeout { .. } => Sign::Timeout { heard_of },
+        ServiceError::TransportSend(error) => match error.error.downcast_ref() {
+            // Something answered that speaks HTTP. Whether the server behind it is there, its status says.
+            Some(StreamableHttpError::<reqwest::Error>::HttpStatus(error)) => match error.status {
+                502..=504 => Sign::Lost,
+                _ => Sign::Answer,
+            },
+            Some(
+                StreamableHttpError::UnexpectedServerResponse(_)
+                | StreamableHttpError::UnexpectedContentType(_)
+                | StreamableHttpError::ResponseBodyTooLarge { .. }
+                | StreamableHttpError::Deserialize(_),
+            ) => Sign::Answer,
+            _ => Sign::Lost,
+        },
+        ServiceError::TransportClosed | ServiceError::Cancelled { .. } => Sign::Lost,
+        _ => Sign::Answer,
     }
+}
+
+fn cancelled(server: &str) -> ErrorData {
+    unavailable(server, "cancelled", "the call was cancelled", None)
+}
+
+/// The error for a call that was not made.
+fn turned_away(server: &str, error: &TurnedAway) -> ErrorData {
+    let data =
+        json!({ "reason": error.reason(), "server": server, "retryAfterMs": millis(error.retry_after()) });
+    let message = format!("server `{server}` is not available: {error}");
+    ErrorData::new(ErrorCode::INTERNAL_ERROR, message, Some(data))
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// Whether an error says that the connection to the server was lost in the middle of the call.
@@ -201,7 +316,7 @@ pub(crate) fn down_for(tool: &str, error: &Down) -> ErrorData {
 
 /// The error for a call of a server that is down.
 pub(crate) fn down(error: &Down) -> ErrorData {
-    let retry_after = error.retry_after.map(|wait| u64::try_from(wait.as_millis()).unwrap_or(u64::MAX));
+    let retry_after = error.retry_after.map(millis);
     let data = json!({ "reason": "server-unavailable", "server": error.server, "retryAfterMs": retry_after });
     ErrorData::new(ErrorCode::INTERNAL_ERROR, error.to_string(), Some(data))
 }

@@ -11,9 +11,8 @@ use crate::{
     error::ServerError,
     http::Origin,
     policy::{
-        CommandRule, Policy, PolicyError,
-        argv::{ArgvPattern, split_list},
-        remote::RemoteRule,
+        Policy,
+        source::{PolicySource, non_empty},
     },
     tools::files::Files,
 };
@@ -39,8 +38,10 @@ pub struct ServerConfig {
     pub roots: Vec<PathBuf>,
     /// How many bytes `file_read` reads at once at most.
     pub files_max_read: u64,
-    /// What may be hosted.
+    /// What may be hosted, as it was read at the start.
     pub policy: Policy,
+    /// Where that comes from. Its file is watched.
+    pub policy_source: PolicySource,
     /// For how long a job's results are remembered; zero for not at all.
     pub repeat_window: Duration,
     /// How many bytes remembered results may take.
@@ -63,6 +64,7 @@ impl Default for ServerConfig {
             roots: Vec::new(),
             files_max_read: 1024 * 1024,
             policy: Policy::default(),
+            policy_source: PolicySource::default(),
             repeat_window: Duration::from_secs(600),
             repeat_max_bytes: 64 * 1024 * 1024,
             drain_timeout: Duration::from_secs(10),
@@ -83,6 +85,7 @@ impl ServerConfig {
         });
         let roots: Vec<PathBuf> =
             args.roots.iter().filter(|root| !root.as_os_str().is_empty()).cloned().collect();
+        let policy_source = PolicySource::from_args(args);
         // Roots that can't be are found now and not at the first call.
         Files::new(&roots, args.files_max_read)?;
         Ok(Self {
@@ -95,50 +98,11 @@ impl ServerConfig {
             legacy_sessions: args.legacy_sessions,
             roots,
             files_max_read: args.files_max_read,
-            policy: policy(args)?,
+            policy: policy_source.load()?,
+            policy_source,
             repeat_window: args.repeat_window,
             repeat_max_bytes: args.repeat_max_bytes,
             drain_timeout: args.drain_timeout(),
         })
     }
-}
-
-/// The policy file's rules, and those of the flags after them.
-fn policy(args: &Args) -> Result<Policy, ServerError> {
-    let mut policy = match &args.policy_file {
-        Some(path) => {
-            let text = std::fs::read_to_string(path)
-                .map_err(|error| PolicyError::Read { path: path.clone(), error })?;
-            Policy::from_toml(&text)?
-        }
-        None => Policy::default(),
-    };
-    for rule in &mut policy.commands {
-        // What does not exist yet stays as it is written.
-        rule.cwd.resolve(|path| path.canonicalize().ok());
-        rule.env_files.resolve(|path| path.canonicalize().ok());
-    }
-    let dirs = (args.allow_dirs.iter().filter(|dir| !dir.as_os_str().is_empty()))
-        .map(|dir| dir.canonicalize().map_err(|error| ServerError::Dir { path: dir.clone(), error }))
-        .collect::<Result<Vec<_>, _>>()?;
-    let env: Vec<String> = non_empty(&args.allow_env).map(str::to_owned).collect();
-    let lines = args.allow_commands.iter().flat_map(|list| split_list(list)).map(str::trim);
-    for line in lines.filter(|line| !line.is_empty()) {
-        let argv = ArgvPattern::parse(line)
-            .map_err(|error| PolicyError::Pattern { pattern: line.to_owned(), error })?;
-        policy.commands.push(CommandRule::simple(argv, &dirs, &env));
-    }
-    for remote in non_empty(&args.allow_remotes) {
-        policy.remotes.push(RemoteRule::parse(remote).map_err(PolicyError::from)?);
-    }
-    policy.expand.extend(non_empty(&args.expand_env).map(str::to_owned));
-    if let Some(millis) = args.handshake_timeout_ms {
-        policy.limits.handshake_timeout = Duration::from_millis(millis);
-    }
-    Ok(policy)
-}
-
-/// The entries of a list that say something; an empty variable is an empty list.
-fn non_empty(list: &[String]) -> impl Iterator<Item = &str> {
-    list.iter().map(|text| text.trim()).filter(|text| !text.is_empty())
 }

@@ -20,7 +20,7 @@ use rmcp::{
         GetPromptRequestParams, GetPromptResponse, Implementation, ListPromptsResult,
         ListResourceTemplatesResult, ListResourcesResult, ListToolsResult, MetaObject,
         PaginatedRequestParams, ReadResourceRequestParams, ReadResourceResponse, ServerCapabilities,
-        ServerConfig, ServerResult, SetLevelRequestParams, SubscribeRequestParams, SubscriptionFilter, Tool,
+        ServerConfig, SetLevelRequestParams, SubscribeRequestParams, SubscriptionFilter, Tool,
         UnsubscribeRequestParams,
     },
     service::{NotificationContext, RequestContext, SubscriptionContext},
@@ -106,7 +106,7 @@ impl Gateway {
             return self.call(params, context).await;
         };
         let cancelled = context.ct.clone();
-        let limit = self.inner.fleet.policy().limits.call_timeout;
+        let limit = self.inner.fleet.longest_call(&params.name);
         let answer = repeats.answer(key, limit, &cancelled, self.call(params, context)).await;
         answer.unwrap_or_else(|error| {
             let data = serde_json::json!({ "reason": error.reason() });
@@ -160,19 +160,7 @@ impl Gateway {
         context: &RequestContext<RoleServer>,
     ) -> Result<CallToolResponse, ErrorData> {
         let request = ClientRequest::CallToolRequest(CallToolRequest::new(params));
-        call::tool_result(server, self.pass_on(server, request, context).await?)
-    }
-
-    /// Sends a request to a hosted server.
-    async fn pass_on(
-        &self,
-        server: &str,
-        request: ClientRequest,
-        context: &RequestContext<RoleServer>,
-    ) -> Result<ServerResult, ErrorData> {
-        let fleet = &self.inner.fleet;
-        let upstream = fleet.connection(server).await.map_err(|error| call::down(&error))?;
-        call::forward(server, &upstream, request, context, fleet.policy().limits.call_timeout).await
+        call::tool_result(server, call::forward(&self.inner.fleet, server, request, context).await?)
     }
 
     /// The provider that has a tool.

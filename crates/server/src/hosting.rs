@@ -4,9 +4,12 @@
 //! that may be started, [`child`], [`remote`] and [`sse`] make the connections, and [`upstream`] speaks MCP over them. What
 //! a server offers is its [`catalog`]; [`routes`] puts the catalogs together.
 
+mod breaker;
+pub(crate) mod calls;
 pub mod catalog;
 pub mod changes;
 pub mod child;
+mod enforce;
 pub mod fleet;
 pub(crate) mod follow;
 mod hosted;
@@ -14,10 +17,12 @@ pub mod launch;
 pub mod progress;
 pub mod remote;
 pub mod routes;
+mod slots;
 pub mod sse;
 pub mod status;
 pub mod stderr;
 pub mod stdout;
+mod tend;
 pub mod upstream;
 
 pub use fleet::Fleet;

@@ -69,7 +69,7 @@ fn mcp_service(
 ) -> StreamableHttpService<Gateway, sessions::Sessions> {
     // Host and Origin are checked by the guard, which stands before every route. rmcp checks the Host again; it does not
     // know that a page of this very server may ask.
-    let longest_call = config.policy.limits.call_timeout;
+    let longest_call = config.policy.limits.longest_call();
     let sessions =
         sessions::Sessions::new(gateway.clone(), sessions::MAX_SESSIONS, longest_call, stop.clone());
     let mut settings = StreamableHttpServerConfig::default()

@@ -6,15 +6,18 @@
 
 pub mod args;
 mod call;
+pub mod check;
 pub mod config;
 mod conformance;
 pub mod error;
 pub mod gateway;
 pub mod hosting;
 pub mod http;
+pub mod launcher;
 pub mod metrics;
 pub mod policy;
 pub mod provider;
+mod reload;
 mod repeat;
 mod run;
 pub mod toolkit;

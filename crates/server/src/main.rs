@@ -2,8 +2,12 @@
 
 use std::{process::ExitCode, time::Duration};
 
-use clap::Parser;
-use mcp_server::{Args, error::chain};
+use clap::{Parser, Subcommand};
+use mcp_server::{
+    Args,
+    check::{self, PolicyCommand},
+    error::chain,
+};
 
 const EXAMPLES: &str = "Examples:
   Offer the files of a directory, and list them:
@@ -18,17 +22,36 @@ const EXAMPLES: &str = "Examples:
     mcp-server --stdio --root .
 
   Listen for other machines, by one name:
-    mcp-server --host 0.0.0.0 --allowed-hosts mcp.internal --repeat-window 1h";
+    mcp-server --host 0.0.0.0 --allowed-hosts mcp.internal --repeat-window 1h
+
+  Ask what a policy file would make of a configuration (see `mcp-server policy check --help`):
+    mcp-server policy check policy.toml mcp.json";
 
 /// An MCP server that hosts other MCP servers.
 #[derive(Parser)]
 #[command(name = "mcp-server", version, after_help = EXAMPLES)]
+#[command(args_conflicts_with_subcommands = true)]
 struct Cli {
     #[command(flatten)]
     args: Args,
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+/// What to do instead of serving.
+#[derive(Subcommand)]
+enum Command {
+    /// Look at policies.
+    Policy {
+        #[command(subcommand)]
+        command: PolicyCommand,
+    },
 }
 
 fn main() -> ExitCode {
+    if let Some(code) = mcp_server::launcher::run_if_asked() {
+        return code;
+    }
     let cli = Cli::parse();
     fleet_ops::telemetry::init("mcp-server");
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
@@ -38,6 +61,9 @@ fn main() -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
+    if let Some(Command::Policy { command }) = cli.command {
+        return runtime.block_on(check::run(command));
+    }
     let result = runtime.block_on(mcp_server::run(cli.args));
     // A read of standard input can't be interrupted, so the runtime is not waited for.
     runtime.shutdown_timeout(Duration::from_millis(100));
@@ -68,6 +94,6 @@ mod tests {
                 .unwrap_or_else(|error| panic!("{example}: {error}"));
             checked += 1;
         }
-        assert_eq!(checked, 4);
+        assert_eq!(checked, 5);
     }
 }

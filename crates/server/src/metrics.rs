@@ -33,7 +33,7 @@ pub const HOSTED_SERVERS: Metric = Metric {
     kind: Kind::Gauge,
     unit: Unit::Count,
     labels: &["state"],
-    help: "Hosted servers by state: starting, running, failed.",
+    help: "Hosted servers by state: starting, running, failed, idle, refused.",
 };
 /// Restarts of hosted servers.
 pub const HOSTED_RESTARTS: Metric = Metric {
@@ -42,6 +42,38 @@ pub const HOSTED_RESTARTS: Metric = Metric {
     unit: Unit::Count,
     labels: &[],
     help: "Restarts of hosted servers that had died.",
+};
+/// Calls of hosted tools.
+pub const CALLS_IN_FLIGHT: Metric = Metric {
+    name: "mcp_server_hosted_calls_in_flight",
+    kind: Kind::Gauge,
+    unit: Unit::Count,
+    labels: &[],
+    help: "Calls of hosted tools that are under way.",
+};
+/// Calls that were not made.
+pub const CALLS_TURNED_AWAY: Metric = Metric {
+    name: "mcp_server_hosted_calls_turned_away_total",
+    kind: Kind::Counter,
+    unit: Unit::Count,
+    labels: &["reason"],
+    help: "Calls of hosted tools that were not made: breaker-open, queue-full, queue-timeout.",
+};
+/// Changes of breakers.
+pub const BREAKER_CHANGES: Metric = Metric {
+    name: "mcp_server_hosted_breaker_changes_total",
+    kind: Kind::Counter,
+    unit: Unit::Count,
+    labels: &["to"],
+    help: "How often the breaker of a hosted server changed: open (calls were lost in a row), closed (it answers again).",
+};
+/// Policy files that were read again.
+pub const POLICY_RELOADS: Metric = Metric {
+    name: "mcp_server_policy_reloads_total",
+    kind: Kind::Counter,
+    unit: Unit::Count,
+    labels: &["outcome"],
+    help: "Changes of the policy file: applied, invalid (the policy before still holds).",
 };
 /// Repeats answered from memory.
 pub const REPEATS: Metric = Metric {
@@ -61,5 +93,16 @@ pub const REPEAT_BYTES: Metric = Metric {
 };
 
 /// All of them.
-pub const TABLE: &[Metric] =
-    &[HTTP_REQUESTS, TOOL_CALLS, TOOL_CALL_DURATION, HOSTED_SERVERS, HOSTED_RESTARTS, REPEATS, REPEAT_BYTES];
+pub const TABLE: &[Metric] = &[
+    HTTP_REQUESTS,
+    TOOL_CALLS,
+    TOOL_CALL_DURATION,
+    HOSTED_SERVERS,
+    HOSTED_RESTARTS,
+    CALLS_IN_FLIGHT,
+    CALLS_TURNED_AWAY,
+    BREAKER_CHANGES,
+    POLICY_RELOADS,
+    REPEATS,
+    REPEAT_BYTES,
+];

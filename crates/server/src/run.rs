@@ -17,7 +17,9 @@ use crate::{
     gateway::Gateway,
     hosting::Fleet,
     http,
+    policy::current::CurrentPolicy,
     provider::Provider,
+    reload,
     tools::{
         files::{self, Files},
         servers,
@@ -54,7 +56,8 @@ pub async fn run_until(
     more: Vec<Box<dyn Provider>>,
     stop: CancellationToken,
 ) -> Result<(), ServerError> {
-    let fleet = Fleet::new(Arc::new(config.policy.clone()));
+    let fleet = Fleet::new(CurrentPolicy::new(config.policy.clone()));
+    reload::follow(&config.policy_source, &fleet, stop.clone())?;
     let mut providers = more;
     providers.extend(toolkits(&config, &fleet)?);
     let gateway = Gateway::new(providers, fleet.clone(), config.repeat_window, config.repeat_max_bytes);

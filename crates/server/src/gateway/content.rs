@@ -46,7 +46,7 @@ impl Gateway {
         params.name = route.name;
         params.meta = None;
         let request = ClientRequest::GetPromptRequest(GetPromptRequest::new(params));
-        call::prompt(&route.server, self.pass_on(&route.server, request, &context).await?)
+        call::prompt(&route.server, call::forward(&self.inner.fleet, &route.server, request, &context).await?)
     }
 
     pub(super) async fn resource(
@@ -68,7 +68,7 @@ impl Gateway {
         params.uri = uri.to_owned();
         params.meta = None;
         let request = ClientRequest::ReadResourceRequest(ReadResourceRequest::new(params));
-        call::resource(&server, self.pass_on(&server, request, &context).await?)
+        call::resource(&server, call::forward(&self.inner.fleet, &server, request, &context).await?)
     }
 
     pub(super) async fn completions(
@@ -105,6 +105,6 @@ impl Gateway {
         }
         params.meta = None;
         let request = ClientRequest::CompleteRequest(CompleteRequest::new(params));
-        call::completions(&server, self.pass_on(&server, request, &context).await?)
+        call::completions(&server, call::forward(&self.inner.fleet, &server, request, &context).await?)
     }
 }

@@ -26,6 +26,7 @@ use super::{
     stderr::StderrTail,
     stdout::{StdoutGuard, StdoutWatch},
 };
+use crate::{launcher, policy::limits::ProcessLimits};
 
 /// How long a child may take to leave by itself once its standard input is closed, and again after SIGTERM.
 const GRACE: Duration = Duration::from_millis(1500);
@@ -51,8 +52,19 @@ pub type ChildPipes = (StdoutGuard<ChildStdout>, ChildStdin);
 /// # Errors
 ///
 /// Where the operating system refuses.
-pub fn spawn(server: &str, spec: &ChildSpec) -> io::Result<(ChildProcess, ChildPipes)> {
-    let mut command = Command::new(&spec.program);
+pub fn spawn(
+    server: &str,
+    spec: &ChildSpec,
+    limits: &ProcessLimits,
+) -> io::Result<(ChildProcess, ChildPipes)> {
+    let mut command = if limits.is_none() {
+        Command::new(&spec.program)
+    } else {
+        let (launcher, arguments) = launcher::wrap(&spec.program, limits);
+        let mut command = Command::new(launcher);
+        command.args(arguments);
+        command
+    };
     command
         .args(&spec.args)
         .env_clear()
@@ -151,7 +163,10 @@ fn describe(status: ExitStatus) -> String {
     use std::os::unix::process::ExitStatusExt;
     match (status.code(), status.signal()) {
         (Some(code), _) => format!("the process exited with status {code}"),
-        (None, Some(signal)) => format!("the process was killed by signal {signal}"),
+        (None, Some(signal)) => match Signal::try_from(signal) {
+            Ok(name) => format!("the process was killed by signal {signal} ({name})"),
+            Err(_) => format!("the process was killed by signal {signal}"),
+        },
         (None, None) => "the process ended".to_owned(),
     }
 }

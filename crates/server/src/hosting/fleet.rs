@@ -18,17 +18,20 @@ use tokio::sync::broadcast;
 use tokio_util::sync::CancellationToken;
 
 use super::{
+    calls::Calls,
     catalog::Catalog,
     changes::{Change, Unseen},
-    hosted::{Hosted, Phase},
-    launch::{self, LaunchError, LaunchSpec},
+    hosted::{Hosted, Launch, Phase},
+    launch::{self, LaunchError},
     routes::Routes,
     status::{ServerStatus, Unavailable},
+    tend::{note_end, tend},
     upstream::{ConnectError, Upstream},
 };
 use crate::{
+    error::chain,
     metrics::{HOSTED_RESTARTS, HOSTED_SERVERS},
-    policy::{Policy, Refusal},
+    policy::{Policy, Refusal, current::CurrentPolicy},
 };
 
 /// How many changes a slow listener may be behind before it is told that everything may have changed.
@@ -38,7 +41,7 @@ const REFRESH: Duration = Duration::from_millis(200);
 
 /// All hosted servers.
 pub struct Fleet {
-    policy: Arc<Policy>,
+    pub(super) policy: CurrentPolicy,
     servers: RwLock<BTreeMap<String, Arc<Hosted>>>,
     routes: RwLock<Arc<Routes>>,
     changes: broadcast::Sender<Change>,
@@ -108,7 +111,7 @@ pub struct Down {
 
 impl Fleet {
     /// A fleet without servers.
-    pub fn new(policy: Arc<Policy>) -> Arc<Self> {
+    pub fn new(policy: CurrentPolicy) -> Arc<Self> {
         Arc::new(Self {
             policy,
             servers: RwLock::default(),
@@ -121,9 +124,9 @@ impl Fleet {
         })
     }
 
-    /// The policy.
-    pub fn policy(&self) -> &Policy {
-        &self.policy
+    /// The policy that holds now.
+    pub fn policy(&self) -> Arc<Policy> {
+        self.policy.get()
     }
 
     /// Hosts a server under a name. Where it runs already from the same configuration, nothing happens; from another
@@ -138,7 +141,8 @@ impl Fleet {
         entry: &ServerEntry,
     ) -> Result<ServerStatus, InitError> {
         tool_name::check_server(name)?;
-        let spec = launch::resolve(entry, &self.policy).await?;
+        let policy = self.policy();
+        let launch = Launch { spec: launch::resolve(entry, &policy).await?, entry: entry.clone() };
         loop {
             let hosted = self.admit(name)?;
             let gate = hosted.gate.lock().await;
@@ -146,9 +150,15 @@ impl Fleet {
                 // It was removed while we waited. What we were asked comes after that.
                 continue;
             }
-            let same = hosted.state().spec.as_ref() == Some(&spec);
+            let same = hosted.state().launch.as_ref().is_some_and(|last| last.spec == launch.spec);
             if !(same && hosted.running().is_some()) {
-                self.start(&hosted, &spec).await?;
+                self.start(&hosted, &launch).await?;
+                hosted.calls.replaced();
+            }
+            if !Arc::ptr_eq(&policy, &self.policy()) {
+                // It changed while the server was being started.
+                self.enforce(&hosted).await;
+                launch::resolve(entry, &self.policy()).await?;
             }
             drop(gate);
             return Ok(self.describe(&hosted, Instant::now()));
@@ -179,6 +189,8 @@ impl Fleet {
         let hosted = self.find(name).ok_or_else(|| {
             down("it is not hosted here: a server-init job or server_initialize does that".to_owned(), None)
         })?;
+        // Before the connection is looked at, so that a server that was just found unused is started again.
+        hosted.calls.used();
         if let Some(upstream) = hosted.running() {
             return Ok(upstream);
         }
@@ -186,29 +198,67 @@ impl Fleet {
         if let Some(upstream) = hosted.running() {
             return Ok(upstream);
         }
-        let (spec, wait, reason) = {
+        if let Some(upstream) = hosted.ended() {
+            // Whoever looks after it may come to note that after us, and then a death would not count.
+            let reason = upstream.ended().await;
+            note_end(self, &hosted, &upstream, &reason);
+        }
+        let (launch, wait, reason, failed) = {
             let state = hosted.state();
             let reason = state.last_error.clone().unwrap_or_else(|| "it was never started".to_owned());
-            (state.spec.clone(), state.wait(Instant::now()), reason)
+            let failed = matches!(state.phase, Phase::Failed);
+            (state.launch.clone(), state.wait(Instant::now()), reason, failed)
         };
-        let Some(spec) = spec.filter(|_| !hosted.state().removed) else { return Err(down(reason, None)) };
+        let Some(mut launch) = launch.filter(|_| !hosted.state().removed) else {
+            return Err(down(reason, None));
+        };
         if !wait.is_zero() {
             return Err(down(reason, Some(wait)));
         }
-        hosted.state_mut().restarts += 1;
-        metrics::counter!(HOSTED_RESTARTS.name).increment(1);
-        tracing::info!(server = name, %reason, "starting a hosted server again");
-        self.start(&hosted, &spec).await.map_err(|error| down(error.to_string(), None))
+        let policy = self.policy();
+        launch.spec = match launch::resolve(&launch.entry, &policy).await {
+            Ok(spec) => spec,
+            Err(error) => {
+                let reason = chain(&error);
+                if error.is_refusal() {
+                    self.refuse(&hosted, &reason, &policy);
+                }
+                return Err(down(reason, None));
+            }
+        };
+        if failed {
+            hosted.state_mut().restarts += 1;
+            metrics::counter!(HOSTED_RESTARTS.name).increment(1);
+            tracing::info!(server = name, %reason, "starting a hosted server again");
+        }
+        self.start(&hosted, &launch).await.map_err(|error| down(error.to_string(), None))
+    }
+
+    /// How long a call of an offered tool may take, from its place in the queue to its answer.
+    pub(crate) fn longest_call(&self, name: &str) -> Duration {
+        let policy = self.policy();
+        let routes = self.routes();
+        let limits = match routes.tool(name) {
+            Some(route) => policy.limits.of_call(&route.server, &route.name).server,
+            None => policy.limits.defaults,
+        };
+        // It may wait for a slot of the tool and for one of the server.
+        limits.call_timeout.saturating_add(limits.queue_timeout.saturating_mul(2))
+    }
+
+    /// The calls of a server, which take part in how long it lives.
+    pub(crate) fn calls(&self, name: &str) -> Option<Arc<Calls>> {
+        self.find(name).map(|hosted| hosted.calls.clone())
     }
 
     /// Starts a server and puts it in place of what ran before. The gate is held.
     async fn start(
         self: &Arc<Self>,
         hosted: &Arc<Hosted>,
-        spec: &LaunchSpec,
+        launch: &Launch,
     ) -> Result<Arc<Upstream>, InitError> {
-        let limit = self.policy.limits.handshake_timeout;
-        let connected = Upstream::connect(&hosted.name, spec, &self.policy, limit).await;
+        let limit = self.policy().limits.handshake_timeout;
+        let connected = Upstream::connect(&hosted.name, &launch.spec, &self.policy, limit).await;
         let upstream = match connected {
             Ok(upstream) => Arc::new(upstream),
             Err(error) => {
@@ -216,7 +266,7 @@ impl Fleet {
                 let mut state = hosted.state_mut();
                 state.not_started(&error, Instant::now());
                 if !matches!(state.phase, Phase::Running(_)) {
-                    state.spec = Some(spec.clone());
+                    state.launch = Some(launch.clone());
                 }
                 drop(state);
                 self.reroute();
@@ -232,7 +282,7 @@ impl Fleet {
             } else if state.removed {
                 Err(InitError::Removed)
             } else {
-                Ok(state.started(upstream.clone(), spec.clone()))
+                Ok(state.started(upstream.clone(), launch.clone()))
             }
         };
         let old = match taken {
@@ -251,7 +301,7 @@ impl Fleet {
             "hosted server runs"
         );
         upstream.follow(&hosted.name, hosted.watched.subscribe());
-        tokio::spawn(watch(Arc::clone(self), hosted.clone(), upstream.clone()));
+        tokio::spawn(tend(Arc::clone(self), hosted.clone(), upstream.clone()));
         if let Some(old) = old {
             old.stop().await;
         }
@@ -339,7 +389,7 @@ impl Fleet {
     }
 
     /// Takes in what a server says has changed.
-    async fn take_in(&self, hosted: &Hosted, upstream: &Arc<Upstream>, unseen: Unseen) {
+    pub(super) async fn take_in(&self, hosted: &Hosted, upstream: &Arc<Upstream>, unseen: Unseen) {
         for uri in &unseen.resources {
             let offered = self.routes().offered(&hosted.name, uri);
             self.announce(Change::Resource(offered.into()));
@@ -347,7 +397,7 @@ impl Fleet {
         if !unseen.lists.any() {
             return;
         }
-        let limit = self.policy.limits.handshake_timeout;
+        let limit = self.policy().limits.handshake_timeout;
         match tokio::time::timeout(limit, upstream.refresh(&hosted.name, unseen.lists)).await {
             Ok(Ok(())) => {
                 hosted.state_mut().refreshed(upstream);
@@ -374,7 +424,7 @@ impl Fleet {
         ServerStatus::of(hosted, &self.routes(), now)
     }
 
-    fn servers(&self) -> RwLockReadGuard<'_, BTreeMap<String, Arc<Hosted>>> {
+    pub(super) fn servers(&self) -> RwLockReadGuard<'_, BTreeMap<String, Arc<Hosted>>> {
         self.servers.read().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -392,7 +442,7 @@ impl Fleet {
         if let Some(hosted) = servers.get(name) {
             return Ok(hosted.clone());
         }
-        let limit = self.policy.limits.max_servers;
+        let limit = self.policy().limits.max_servers;
         if servers.len() >= limit {
             // What never ran is only kept to be seen, and makes room, unless somebody holds its gate and starts it
             // right now. One that is `Starting` with nobody at its gate is what a cancelled attempt left behind.
@@ -416,11 +466,11 @@ impl Fleet {
     }
 
     /// Builds the routes anew after something changed, and says what is different.
-    fn reroute(&self) {
+    pub(super) fn reroute(&self) {
         let mut servers: Vec<Arc<Hosted>> = self.servers().values().cloned().collect();
         servers.sort_by_key(|hosted| hosted.order);
         let catalogs: Vec<(String, Catalog)> =
-            servers.iter().map(|hosted| (hosted.name.clone(), hosted.state().catalog.clone())).collect();
+            servers.iter().map(|hosted| (hosted.name.clone(), hosted.state().offered())).collect();
         let routes = Routes::build(catalogs.iter().map(|(name, catalog)| (name.as_str(), catalog.clone())));
         let mut current = self.routes.write().unwrap_or_else(PoisonError::into_inner);
         let differ = routes.differ(&current);
@@ -429,34 +479,15 @@ impl Fleet {
         if differ.any() {
             self.announce(Change::Lists(differ));
         }
-        for phase in ["starting", "running", "failed"] {
+        for phase in ["starting", "running", "failed", "idle", "refused"] {
             let count = servers.iter().filter(|hosted| hosted.state().phase.name() == phase).count();
             metrics::gauge!(HOSTED_SERVERS.name, "state" => phase).set(count as f64);
         }
     }
 }
 
-/// Takes in a server's changes until its connection ends, and notes the end.
-async fn watch(fleet: Arc<Fleet>, hosted: Arc<Hosted>, upstream: Arc<Upstream>) {
-    let reason = loop {
-        tokio::select! {
-            reason = upstream.ended() => break reason,
-            unseen = upstream.news() => fleet.take_in(&hosted, &upstream, unseen).await,
-        }
-    };
-    if hosted.state().removed {
-        return;
-    }
-    if hosted.state_mut().died(&upstream, &reason, Instant::now()) {
-        tracing::warn!(server = hosted.name, %reason, "a hosted server died");
-        fleet.reroute();
-    }
-}
-
 /// Ends what runs.
 async fn end(hosted: &Hosted) {
-    let phase = std::mem::replace(&mut hosted.state_mut().phase, Phase::Failed);
-    if let Phase::Running(upstream) = phase {
-        upstream.stop().await;
-    }
+    let all = hosted.state_mut().take_all();
+    join_all(all.iter().map(|upstream| upstream.stop())).await;
 }

@@ -6,9 +6,11 @@ use std::{
     time::{Duration, Instant},
 };
 
+use fleet_job::mcp_servers::ServerEntry;
 use tokio::sync::watch;
 
 use super::{
+    calls::Calls,
     catalog::Catalog,
     launch::LaunchSpec,
     upstream::{ConnectError, SHOWN_STDERR, Upstream},
@@ -30,6 +32,8 @@ pub(super) struct Hosted {
     pub(super) gate: tokio::sync::Mutex<()>,
     /// Its resources that somebody wants to hear of, by its own URIs.
     pub(super) watched: watch::Sender<BTreeSet<String>>,
+    /// The calls under way.
+    pub(super) calls: Arc<Calls>,
     state: RwLock<State>,
 }
 
@@ -37,15 +41,26 @@ pub(super) struct Hosted {
 pub(super) struct State {
     pub(super) phase: Phase,
     /// What it was started from last, successfully or not.
-    pub(super) spec: Option<LaunchSpec>,
+    pub(super) launch: Option<Launch>,
     /// What it offered when it was seen last. It stays offered while the server is down, since a call restarts it.
     pub(super) catalog: Catalog,
     pub(super) last_error: Option<String>,
     pub(super) stderr: Option<String>,
     pub(super) restarts: u32,
     pub(super) removed: bool,
+    /// What is not called any more and still has calls under way.
+    draining: Vec<Arc<Upstream>>,
     failures: u32,
     not_before: Option<Instant>,
+}
+
+/// What a server is started from.
+#[derive(Clone)]
+pub(super) struct Launch {
+    /// The configuration as it was given, to be asked about again when the policy is another one.
+    pub(super) entry: ServerEntry,
+    /// What that came to the last time.
+    pub(super) spec: LaunchSpec,
 }
 
 /// Whether a hosted server runs.
@@ -56,6 +71,10 @@ pub(super) enum Phase {
     Running(Arc<Upstream>),
     /// It does not run, for the reason in `last_error`.
     Failed,
+    /// It does not run because nobody needs it now. The next call starts it.
+    Idle,
+    /// It may not run: policy is in the way, as `last_error` says.
+    Refused,
 }
 
 impl Phase {
@@ -64,6 +83,8 @@ impl Phase {
             Self::Starting => "starting",
             Self::Running(_) => "running",
             Self::Failed => "failed",
+            Self::Idle => "idle",
+            Self::Refused => "refused",
         }
     }
 }
@@ -72,17 +93,24 @@ impl Hosted {
     pub(super) fn new(name: String, order: u64) -> Self {
         let state = State {
             phase: Phase::Starting,
-            spec: None,
+            launch: None,
             catalog: Catalog::default(),
             last_error: None,
             stderr: None,
             restarts: 0,
             removed: false,
+            draining: Vec::new(),
             failures: 0,
             not_before: None,
         };
-        let gate = tokio::sync::Mutex::default();
-        Self { name, order, gate, watched: watch::Sender::default(), state: RwLock::new(state) }
+        Self {
+            name,
+            order,
+            gate: tokio::sync::Mutex::default(),
+            watched: watch::Sender::default(),
+            calls: Arc::default(),
+            state: RwLock::new(state),
+        }
     }
 
     pub(super) fn state(&self) -> RwLockReadGuard<'_, State> {
@@ -101,6 +129,14 @@ impl Hosted {
         }
     }
 
+    /// The connection, where it has ended and that is not noted yet.
+    pub(super) fn ended(&self) -> Option<Arc<Upstream>> {
+        match &self.state().phase {
+            Phase::Running(upstream) if upstream.is_ended() => Some(upstream.clone()),
+            _ => None,
+        }
+    }
+
     /// Whether it ran at some time, so that it is more than a failed attempt.
     pub(super) fn ever_ran(&self) -> bool {
         let state = self.state();
@@ -110,15 +146,68 @@ impl Hosted {
 
 impl State {
     /// It runs. Gives back what ran before.
-    pub(super) fn started(&mut self, upstream: Arc<Upstream>, spec: LaunchSpec) -> Option<Arc<Upstream>> {
+    pub(super) fn started(&mut self, upstream: Arc<Upstream>, launch: Launch) -> Option<Arc<Upstream>> {
         self.catalog = upstream.catalog();
-        self.spec = Some(spec);
+        self.launch = Some(launch);
         self.last_error = None;
         self.stderr = None;
         self.not_before = None;
         match std::mem::replace(&mut self.phase, Phase::Running(upstream)) {
             Phase::Running(old) => Some(old),
-            Phase::Starting | Phase::Failed => None,
+            Phase::Starting | Phase::Failed | Phase::Idle | Phase::Refused => None,
+        }
+    }
+
+    /// Policy does not allow it. Gives back what ran, which gets no more calls.
+    pub(super) fn refused(&mut self, reason: &str) -> Option<Arc<Upstream>> {
+        self.last_error = Some(reason.to_owned());
+        match std::mem::replace(&mut self.phase, Phase::Refused) {
+            Phase::Running(upstream) => {
+                self.draining.push(upstream.clone());
+                Some(upstream)
+            }
+            Phase::Starting | Phase::Failed | Phase::Idle | Phase::Refused => None,
+        }
+    }
+
+    /// Policy allows it. Whether it did not before.
+    pub(super) fn allowed(&mut self) -> bool {
+        let refused = matches!(self.phase, Phase::Refused);
+        if refused {
+            self.phase = Phase::Idle;
+            self.last_error = None;
+        }
+        refused
+    }
+
+    /// It is not needed now. Whether it is this connection that makes it run.
+    pub(super) fn rests(&mut self, upstream: &Arc<Upstream>) -> bool {
+        let current = matches!(&self.phase, Phase::Running(current) if Arc::ptr_eq(current, upstream));
+        if current {
+            self.phase = Phase::Idle;
+        }
+        current
+    }
+
+    /// What got no more calls has ended.
+    pub(super) fn drained(&mut self, upstream: &Arc<Upstream>) {
+        self.draining.retain(|other| !Arc::ptr_eq(other, upstream));
+    }
+
+    /// Takes all connections away, to end them.
+    pub(super) fn take_all(&mut self) -> Vec<Arc<Upstream>> {
+        let mut all = std::mem::take(&mut self.draining);
+        if let Phase::Running(upstream) = std::mem::replace(&mut self.phase, Phase::Failed) {
+            all.push(upstream);
+        }
+        all
+    }
+
+    /// What to offer: a call may start a server again, but not one that is refused.
+    pub(super) fn offered(&self) -> Catalog {
+        match self.phase {
+            Phase::Refused => Catalog::default(),
+            Phase::Starting | Phase::Running(_) | Phase::Failed | Phase::Idle => self.catalog.clone(),
         }
     }
 
@@ -146,14 +235,19 @@ impl State {
             // It was replaced or removed, and this end was wanted.
             _ => return false,
         }
-        if now.duration_since(upstream.since) >= SUSTAINED {
-            self.failures = 0;
-        }
+        self.ran_for(now.duration_since(upstream.since));
         self.last_error = Some(reason.to_owned());
         self.stderr = upstream.child.as_ref().map(|child| child.stderr.text(SHOWN_STDERR));
         self.phase = Phase::Failed;
         self.back_off(now);
         true
+    }
+
+    /// Who ran for long was healthy, whatever was before.
+    fn ran_for(&mut self, uptime: Duration) {
+        if uptime >= SUSTAINED {
+            self.failures = 0;
+        }
     }
 
     /// How long to wait before it may be started again.
@@ -189,5 +283,14 @@ mod tests {
         assert_eq!(waits, [0, 500, 1000, 2000, 4000, 8000, 16000, 32000, 60000, 60000]);
         assert_eq!(hosted.state().wait(now + LONGEST_BACKOFF), Duration::ZERO);
         assert!(!hosted.ever_ran());
+        // A short life changes nothing; a long one is a new beginning.
+        let wait_after = |uptime| {
+            hosted.state_mut().ran_for(uptime);
+            hosted.state_mut().not_started(&error, now);
+            hosted.state().wait(now)
+        };
+        assert_eq!(wait_after(SUSTAINED - Duration::from_millis(1)), LONGEST_BACKOFF);
+        assert_eq!(wait_after(SUSTAINED), Duration::ZERO);
+        assert_eq!(wait_after(Duration::ZERO), FIRST_BACKOFF);
     }
 }

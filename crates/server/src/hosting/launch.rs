@@ -5,7 +5,7 @@
 
 use std::{
     collections::BTreeMap,
-    io,
+    fmt, io,
     path::{Path, PathBuf},
 };
 
@@ -15,9 +15,10 @@ use fleet_job::mcp_servers::{
     expand::{FieldExpandError, Variable},
 };
 use http::{HeaderName, HeaderValue};
+use serde::Serialize;
 use url::{Host, Url};
 
-use crate::policy::{LaunchRequest, Policy, Refusal};
+use crate::policy::{CommandRule, LaunchRequest, Policy, Refusal, remote::RemoteRule};
 
 /// The largest `envFile` that is read.
 const MAX_ENV_FILE: u64 = 256 * 1024;
@@ -100,12 +101,43 @@ pub enum LaunchError {
     OwnHeader(String),
 }
 
+/// The rule of a policy that allows something.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct RuleRef {
+    /// The table in the policy file that it is an entry of.
+    pub table: &'static str,
+    /// Its place among the others of its kind, from 1.
+    pub number: usize,
+    /// Where it stands in the policy file; nothing for a flag.
+    pub line: Option<usize>,
+    /// What it covers.
+    pub covers: String,
+}
+
+impl fmt::Display for RuleRef {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { table, number, line, covers } = self;
+        write!(f, "[[{table}]] number {number}")?;
+        line.map_or(Ok(()), |line| write!(f, " (line {line})"))?;
+        write!(f, ": {covers}")
+    }
+}
+
 /// Turns a configuration into something that may be started.
 ///
 /// # Errors
 ///
 /// Where policy refuses it, or something that it names is not there.
 pub async fn resolve(entry: &ServerEntry, policy: &Policy) -> Result<LaunchSpec, LaunchError> {
+    examine(entry, policy).await.map(|(spec, _)| spec)
+}
+
+/// The same with the rule that allows it.
+///
+/// # Errors
+///
+/// As [`resolve`].
+pub async fn examine(entry: &ServerEntry, policy: &Policy) -> Result<(LaunchSpec, RuleRef), LaunchError> {
     let lookup = |name: &str| {
         if !policy.expand.contains(name) {
             return Variable::Refused(
@@ -116,13 +148,33 @@ pub async fn resolve(entry: &ServerEntry, policy: &Policy) -> Result<LaunchSpec,
         std::env::var(name).map_or(Variable::Unset, Variable::Value)
     };
     match entry.expand(&lookup)?.transport {
-        Transport::Stdio(server) => resolve_child(server, policy).await.map(LaunchSpec::Child),
-        Transport::Http(server) => resolve_remote(&server, policy).map(LaunchSpec::Remote),
-        Transport::Sse(server) => resolve_remote(&server, policy).map(LaunchSpec::Sse),
+        Transport::Stdio(server) => {
+            let (spec, rule) = resolve_child(server, policy).await?;
+            let number = policy.commands.iter().position(|other| std::ptr::eq(other, rule));
+            let (number, line, covers) = (number.unwrap_or_default() + 1, rule.line, rule.argv.to_string());
+            Ok((LaunchSpec::Child(spec), RuleRef { table: "command", number, line, covers }))
+        }
+        Transport::Http(server) => {
+            let (spec, rule) = resolve_remote(&server, policy)?;
+            Ok((LaunchSpec::Remote(spec), remote_rule(rule, policy)))
+        }
+        Transport::Sse(server) => {
+            let (spec, rule) = resolve_remote(&server, policy)?;
+            Ok((LaunchSpec::Sse(spec), remote_rule(rule, policy)))
+        }
     }
 }
 
-async fn resolve_child(server: StdioServer, policy: &Policy) -> Result<ChildSpec, LaunchError> {
+fn remote_rule(rule: &RemoteRule, policy: &Policy) -> RuleRef {
+    let number = policy.remotes.iter().position(|other| std::ptr::eq(other, rule));
+    let (number, line, covers) = (number.unwrap_or_default() + 1, rule.line(), rule.to_string());
+    RuleRef { table: "remote", number, line, covers }
+}
+
+async fn resolve_child(
+    server: StdioServer,
+    policy: &Policy,
+) -> Result<(ChildSpec, &CommandRule), LaunchError> {
     let mut argv = Vec::with_capacity(1 + server.args.len());
     argv.push(server.command.clone());
     argv.extend(server.args.iter().cloned());
@@ -158,7 +210,7 @@ async fn resolve_child(server: StdioServer, policy: &Policy) -> Result<ChildSpec
         inherited.filter_map(|name| Some((name.to_owned(), std::env::var(name).ok()?))).collect();
     env.extend(wanted);
     let program = find_program(&server.command).await.ok_or(LaunchError::NoProgram(server.command))?;
-    Ok(ChildSpec { program, args: server.args, cwd, env })
+    Ok((ChildSpec { program, args: server.args, cwd, env }, rule))
 }
 
 /// Where a path really leads. Where it leads nowhere, the path as it is written and the error: whether something
@@ -207,7 +259,10 @@ async fn find_program(command: &str) -> Option<PathBuf> {
     None
 }
 
-fn resolve_remote(server: &RemoteServer, policy: &Policy) -> Result<RemoteSpec, LaunchError> {
+fn resolve_remote<'a>(
+    server: &RemoteServer,
+    policy: &'a Policy,
+) -> Result<(RemoteSpec, &'a RemoteRule), LaunchError> {
     let url = Url::parse(&server.url).map_err(|_| LaunchError::Url)?;
     let plain = url.username().is_empty() && url.password().is_none();
     let (Some(host), Some(port), true, "http" | "https") =
@@ -215,12 +270,12 @@ fn resolve_remote(server: &RemoteServer, policy: &Policy) -> Result<RemoteSpec, 
     else {
         return Err(LaunchError::Url);
     };
-    match host {
+    let rule = match host {
         Host::Domain(name) => policy.check_remote(name, port)?,
         // An address needs no resolver, so the check at connect time would not see it.
         Host::Ipv4(ip) => policy.check_address(&ip.to_string(), port, ip.into())?,
         Host::Ipv6(ip) => policy.check_address(&ip.to_string(), port, ip.into())?,
-    }
+    };
     let header = |(name, value): (&String, &String)| {
         let parsed = (HeaderName::try_from(name), HeaderValue::try_from(value));
         let (Ok(parsed_name), Ok(mut parsed_value)) = parsed else {
@@ -233,7 +288,7 @@ fn resolve_remote(server: &RemoteServer, policy: &Policy) -> Result<RemoteSpec, 
         Ok((parsed_name, parsed_value))
     };
     let headers = server.headers.iter().map(header).collect::<Result<_, _>>()?;
-    Ok(RemoteSpec { url, headers })
+    Ok((RemoteSpec { url, headers }, rule))
 }
 
 /// Headers that say where a request goes, where it ends, or what it is in the protocol. `Host` could name a virtual host
@@ -247,7 +302,6 @@ fn is_transports_own(name: &HeaderName) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::policy::remote::RemoteRule;
 
     #[test]
     fn headers_of_the_transport_are_refused() {

@@ -4,15 +4,18 @@
 //! drops the addresses that policy does not allow, redirects are not followed, and no proxy is used that would do the
 //! resolving in our stead.
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
+use futures::future::BoxFuture;
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
 use rmcp::transport::{
     StreamableHttpClientTransport, streamable_http_client::StreamableHttpClientTransportConfig,
 };
 
+use url::Host;
+
 use super::launch::RemoteSpec;
-use crate::policy::{Policy, Refusal};
+use crate::policy::{Policy, Refusal, current::CurrentPolicy};
 
 /// How long a connection may take to be made.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -24,15 +27,9 @@ const CONCURRENCY: usize = 256;
 /// # Errors
 ///
 /// Where the TLS set-up fails.
-pub fn client(spec: &RemoteSpec, policy: Arc<Policy>) -> Result<reqwest::Client, reqwest::Error> {
+pub fn client(spec: &RemoteSpec, policy: CurrentPolicy) -> Result<reqwest::Client, reqwest::Error> {
     let port = spec.url.port_or_known_default().unwrap_or_default();
-    reqwest::Client::builder()
-        .dns_resolver(Arc::new(CheckedResolver { policy, port }))
-        .redirect(reqwest::redirect::Policy::none())
-        .no_proxy()
-        .connect_timeout(CONNECT_TIMEOUT)
-        .tcp_nodelay(true)
-        .build()
+    checked(CheckedResolver { policy, port, lookup: Arc::new(SystemLookup) })
 }
 
 /// The transport to a remote server. Nothing is sent yet.
@@ -42,7 +39,7 @@ pub fn client(spec: &RemoteSpec, policy: Arc<Policy>) -> Result<reqwest::Client,
 /// As [`client`].
 pub fn transport(
     spec: &RemoteSpec,
-    policy: Arc<Policy>,
+    policy: CurrentPolicy,
 ) -> Result<StreamableHttpClientTransport<reqwest::Client>, reqwest::Error> {
     let config = StreamableHttpClientTransportConfig::with_uri(spec.url.as_str())
         .custom_headers(spec.headers.iter().cloned().collect())
@@ -50,30 +47,89 @@ pub fn transport(
     Ok(StreamableHttpClientTransport::with_client(client(spec, policy)?, config))
 }
 
+/// An HTTP client that goes where the resolver says and nowhere else.
+fn checked(resolver: CheckedResolver) -> Result<reqwest::Client, reqwest::Error> {
+    reqwest::Client::builder()
+        .dns_resolver(Arc::new(resolver))
+        .redirect(reqwest::redirect::Policy::none())
+        .no_proxy()
+        .connect_timeout(CONNECT_TIMEOUT)
+        .tcp_nodelay(true)
+        .build()
+}
+
+/// Where names are looked up: in the operating system, or in a test's own list.
+trait Lookup: Send + Sync {
+    fn lookup(&self, name: String, port: u16) -> BoxFuture<'static, io::Result<Vec<SocketAddr>>>;
+}
+
+struct SystemLookup;
+
+impl Lookup for SystemLookup {
+    fn lookup(&self, name: String, port: u16) -> BoxFuture<'static, io::Result<Vec<SocketAddr>>> {
+        Box::pin(async move { Ok(tokio::net::lookup_host((name, port)).await?.collect()) })
+    }
+}
+
 /// Resolves names to what policy allows.
 struct CheckedResolver {
-    policy: Arc<Policy>,
+    policy: CurrentPolicy,
     port: u16,
+    lookup: Arc<dyn Lookup>,
 }
 
 impl Resolve for CheckedResolver {
     fn resolve(&self, name: Name) -> Resolving {
         let (policy, port) = (self.policy.clone(), self.port);
+        let name = name.as_str().to_owned();
+        let found = self.lookup.lookup(name.clone(), port);
         Box::pin(async move {
-            let found: Vec<SocketAddr> = tokio::net::lookup_host((name.as_str(), port)).await?.collect();
-            let allowed = allowed(&policy, name.as_str(), port, &found)?;
+            let allowed = allowed_of(&policy.get(), &name, port, &found.await?)?;
             Ok(Box::new(allowed.into_iter()) as Addrs)
         })
     }
 }
 
-/// Those addresses that policy allows; where it allows none, why.
-fn allowed(policy: &Policy, host: &str, port: u16, found: &[SocketAddr]) -> Result<Vec<SocketAddr>, Refusal> {
+/// The addresses of a server as they are now; where its URL has an address, that one.
+///
+/// # Errors
+///
+/// Where its name can't be resolved.
+pub async fn lookup(spec: &RemoteSpec) -> io::Result<Vec<SocketAddr>> {
+    let port = spec.url.port_or_known_default().unwrap_or_default();
+    match spec.url.host() {
+        Some(Host::Domain(name)) => {
+            let found = SystemLookup.lookup(name.to_owned(), port);
+            tokio::time::timeout(CONNECT_TIMEOUT, found).await?
+        }
+        Some(Host::Ipv4(ip)) => Ok(vec![(ip, port).into()]),
+        Some(Host::Ipv6(ip)) => Ok(vec![(ip, port).into()]),
+        None => Ok(Vec::new()),
+    }
+}
+
+/// Those addresses of a server that policy allows. Only the answer at the moment of a connection counts for that; this is
+/// for what is connected already, and for people who ask beforehand.
+///
+/// # Errors
+///
+/// Where it allows none, why.
+pub fn allowed(spec: &RemoteSpec, policy: &Policy, found: &[SocketAddr]) -> Result<Vec<SocketAddr>, Refusal> {
+    let port = spec.url.port_or_known_default().unwrap_or_default();
+    allowed_of(policy, spec.url.host_str().unwrap_or_default(), port, found)
+}
+
+fn allowed_of(
+    policy: &Policy,
+    host: &str,
+    port: u16,
+    found: &[SocketAddr],
+) -> Result<Vec<SocketAddr>, Refusal> {
     let mut refusal = None;
     let mut allowed = Vec::new();
     for address in found {
         match policy.check_address(host, port, address.ip()) {
-            Ok(()) => allowed.push(*address),
+            Ok(_) => allowed.push(*address),
             Err(error) => refusal = Some(error),
         }
     }
@@ -94,7 +150,45 @@ mod tests {
         let policy = Policy { remotes: rules, ..Policy::default() };
         let public: SocketAddr = "93.184.216.34:443".parse().unwrap();
         let loopback: SocketAddr = "127.0.0.1:443".parse().unwrap();
-        assert_eq!(allowed(&policy, "a.example.com", 443, &[loopback, public]), Ok(vec![public]));
-        assert!(matches!(allowed(&policy, "a.example.com", 443, &[loopback]), Err(Refusal::Address { .. })));
+        assert_eq!(allowed_of(&policy, "a.example.com", 443, &[loopback, public]), Ok(vec![public]));
+        assert!(matches!(
+            allowed_of(&policy, "a.example.com", 443, &[loopback]),
+            Err(Refusal::Address { .. })
+        ));
+    }
+
+    /// Answers differently each time, as a name does whose owner means harm.
+    struct Changing(std::sync::Mutex<Vec<&'static str>>);
+
+    impl Lookup for Changing {
+        fn lookup(&self, _: String, port: u16) -> BoxFuture<'static, io::Result<Vec<SocketAddr>>> {
+            let next = self.0.lock().unwrap().remove(0);
+            Box::pin(async move { Ok(vec![SocketAddr::new(next.parse().unwrap(), port)]) })
+        }
+    }
+
+    #[tokio::test]
+    async fn a_name_that_turns_into_a_forbidden_address_is_not_connected_to() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let policy =
+            |host: &str| Policy { remotes: vec![RemoteRule::parse(host).unwrap()], ..Policy::default() };
+        let current = CurrentPolicy::new(policy("rebind.example"));
+        let addresses = ["127.0.0.1", "::1", "169.254.169.254", "::ffff:127.0.0.1", "0.0.0.0", "127.0.0.1"];
+        let lookup = Arc::new(Changing(std::sync::Mutex::new(addresses.to_vec())));
+        let client =
+            checked(CheckedResolver { policy: current.clone(), port, lookup: lookup.clone() }).unwrap();
+        let url = format!("http://rebind.example:{port}/mcp");
+        for _ in 0..5 {
+            let error = crate::error::chain(&client.get(&url).send().await.unwrap_err());
+            assert!(error.contains("policy refuses to connect to `rebind.example`"), "{error}");
+        }
+        // The policy of the moment counts, without another client.
+        current.replace(policy("other.example"));
+        let error = crate::error::chain(&client.get(&url).send().await.unwrap_err());
+        assert!(error.contains("no rule covers it"), "{error}");
+        assert!(lookup.0.lock().unwrap().is_empty());
+        // Nobody has been here.
+        assert!(futures::FutureExt::now_or_never(listener.accept()).is_none());
     }
 }

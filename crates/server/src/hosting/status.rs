@@ -6,6 +6,7 @@ use schemars::JsonSchema;
 use serde::Serialize;
 
 use super::{
+    breaker::Standing,
     hosted::{Hosted, Phase},
     launch::LaunchSpec,
     routes::{HiddenTool, Routes},
@@ -18,7 +19,7 @@ use super::{
 pub struct ServerStatus {
     /// Its name.
     pub name: String,
-    /// `starting`, `running` or `failed`.
+    /// `starting`, `running`, `failed`, `idle` (the next call starts it) or `refused` (by the policy).
     pub state: String,
     /// `stdio`, `http` or `sse`.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -48,12 +49,52 @@ pub struct ServerStatus {
     pub resource_count: usize,
     /// How often it was started again.
     pub restarts: u32,
+    /// How many calls of its tools are under way.
+    pub calls_in_flight: usize,
+    /// How many more wait, because only so many may be under way at once.
+    pub calls_waiting: usize,
+    /// Whether calls are let through.
+    pub breaker: BreakerStatus,
     /// What went wrong last.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub last_error: Option<String>,
     /// The end of its standard error, for child processes.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub stderr_tail: Option<String>,
+}
+
+/// Whether calls are let through to a server.
+#[derive(Debug, Clone, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct BreakerStatus {
+    /// `closed` (they are), `open` (they fail at once) or `probing` (the next one finds out).
+    pub state: &'static str,
+    /// How many calls in a row were lost.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub failures: Option<u32>,
+    /// For how long it stays open.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub retry_after_ms: Option<u64>,
+    /// What the last lost call found.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub last_failure: String,
+}
+
+impl BreakerStatus {
+    fn of(hosted: &Hosted, now: Instant) -> Self {
+        let (standing, last_failure) = hosted.calls.standing(now);
+        let (state, failures, wait) = match standing {
+            Standing::Closed(failures) => ("closed", Some(failures), None),
+            Standing::Open(wait) => ("open", None, Some(wait)),
+            Standing::Probing => ("probing", None, None),
+        };
+        let retry_after_ms = wait.map(|wait| u64::try_from(wait.as_millis()).unwrap_or(u64::MAX));
+        Self { state, failures, retry_after_ms, last_failure }
+    }
+
+    fn is_closed(&self) -> bool {
+        self.state == "closed"
+    }
 }
 
 /// What a server says about itself.
@@ -87,7 +128,7 @@ pub struct OfferedTool {
 pub struct Unavailable {
     /// Its name.
     pub server: String,
-    /// `starting`, `running` (where only some tools can't be offered) or `failed`.
+    /// `starting`, `running` (where some tools can't be offered, or calls are not answered), `failed` or `refused`.
     pub state: &'static str,
     /// What is wrong.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -110,7 +151,7 @@ impl ServerStatus {
             .collect();
         let running = match &state.phase {
             Phase::Running(upstream) => Some(upstream),
-            Phase::Starting | Phase::Failed => None,
+            Phase::Starting | Phase::Failed | Phase::Idle | Phase::Refused => None,
         };
         let child = running.and_then(|upstream| upstream.child.as_ref());
         let info = running.and_then(|upstream| upstream.info.server_info.as_ref());
@@ -119,7 +160,7 @@ impl ServerStatus {
         Self {
             name: hosted.name.clone(),
             state: state.phase.name().to_owned(),
-            transport: state.spec.as_ref().map(|spec| transport(spec).to_owned()),
+            transport: state.launch.as_ref().map(|launch| transport(&launch.spec).to_owned()),
             server_info: info.map(|info| ServerInfo {
                 name: info.name.clone(),
                 version: info.version.clone(),
@@ -134,6 +175,9 @@ impl ServerStatus {
             prompt_count: state.catalog.prompts.len(),
             resource_count: state.catalog.resources.len() + state.catalog.templates.len(),
             restarts: state.restarts,
+            calls_in_flight: hosted.calls.in_flight(),
+            calls_waiting: hosted.calls.waiting(),
+            breaker: BreakerStatus::of(hosted, now),
             last_error: state.last_error.clone(),
             stderr_tail: child
                 .map(|child| child.stderr.text(SHOWN_STDERR))
@@ -148,13 +192,13 @@ impl Unavailable {
     pub(super) fn of(hosted: &Hosted, routes: &Routes) -> Option<Self> {
         let state = hosted.state();
         let hidden_tools = routes.hidden(&hosted.name).to_vec();
-        let healthy = matches!(state.phase, Phase::Running(_)) && hidden_tools.is_empty();
-        (!healthy).then(|| Self {
-            server: hosted.name.clone(),
-            state: state.phase.name(),
-            reason: state.last_error.clone(),
-            hidden_tools,
-        })
+        let breaker = BreakerStatus::of(hosted, Instant::now());
+        let runs = matches!(state.phase, Phase::Running(_) | Phase::Idle);
+        let healthy = runs && hidden_tools.is_empty() && breaker.is_closed();
+        let lost = || format!("calls are not answered: {}", breaker.last_failure);
+        let reason = if runs && !breaker.is_closed() { Some(lost()) } else { state.last_error.clone() };
+        let (server, state) = (hosted.name.clone(), state.phase.name());
+        (!healthy).then_some(Self { server, state, reason, hidden_tools })
     }
 }
 

@@ -35,7 +35,7 @@ use super::{
     sse::SseTransport,
     stdout::MAX_LINE,
 };
-use crate::{error::chain, policy::Policy};
+use crate::{error::chain, policy::current::CurrentPolicy};
 
 /// How much of a child's standard error is shown in errors.
 pub const SHOWN_STDERR: usize = 4 * 1024;
@@ -78,7 +78,7 @@ impl Upstream {
     pub async fn connect(
         server: &str,
         spec: &LaunchSpec,
-        policy: &Arc<Policy>,
+        policy: &CurrentPolicy,
         timeout: Duration,
     ) -> Result<Self, ConnectError> {
         let deadline = tokio::time::Instant::now() + timeout;
@@ -167,7 +167,7 @@ fn plain(message: String) -> ConnectError {
 async fn attempt(
     server: &str,
     spec: &LaunchSpec,
-    policy: &Arc<Policy>,
+    policy: &CurrentPolicy,
     mode: ClientLifecycleMode,
     deadline: tokio::time::Instant,
     timeout: Duration,
@@ -176,7 +176,8 @@ async fn attempt(
     let news = News::default();
     let (client, child) = match spec {
         LaunchSpec::Child(spec) => {
-            let started = child::spawn(server, spec);
+            let limits = policy.get().limits.of_server(server).process;
+            let started = child::spawn(server, spec, &limits);
             let (child, (stdout, stdin)) = started.map_err(|error| {
                 early(format!("`{}` could not be started: {error}", spec.program.display()))
             })?;

@@ -422,15 +422,17 @@ impl SessionStore for Sessions {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
 
     use futures::future::join_all;
 
     use super::*;
-    use crate::{hosting::Fleet, policy::Policy};
+    use crate::{
+        hosting::Fleet,
+        policy::{Policy, current::CurrentPolicy},
+    };
 
     fn sessions(limit: usize) -> Sessions {
-        let fleet = Fleet::new(Arc::new(Policy::default()));
+        let fleet = Fleet::new(CurrentPolicy::new(Policy::default()));
         let gateway = Gateway::new(Vec::new(), fleet, Duration::ZERO, 0);
         Sessions::new(gateway, limit, Duration::from_secs(3600), CancellationToken::new())
     }

@@ -145,11 +145,15 @@ fn events(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{hosting::Fleet, policy::Policy};
+    use crate::{
+        hosting::Fleet,
+        policy::{Policy, current::CurrentPolicy},
+    };
 
     #[tokio::test]
     async fn streams_are_bounded_and_end_with_their_clients() {
-        let gateway = Gateway::new(Vec::new(), Fleet::new(Arc::new(Policy::default())), Duration::ZERO, 0);
+        let gateway =
+            Gateway::new(Vec::new(), Fleet::new(CurrentPolicy::new(Policy::default())), Duration::ZERO, 0);
         let stop = CancellationToken::new();
         let streams = Streams::with_limit(gateway, stop.clone(), 1);
         let (place, _answers) = streams.start().unwrap();

@@ -1,9 +1,20 @@
 //! The policy file: TOML in which every key is known, or it is refused.
 
+use std::{
+    num::{NonZeroU64, NonZeroUsize},
+    time::Duration,
+};
+
 use serde::Deserialize;
+use toml::Spanned;
 
 use super::{
-    CommandRule, Limits, PathRule, Policy, PolicyError, argv::ArgvPattern, env::EnvRule, remote::RemoteRule,
+    CommandRule, PathRule, Policy, PolicyError,
+    argv::ArgvPattern,
+    env::EnvRule,
+    glob::Glob,
+    limits::{Limits, ProcessLimits, Said, ServerLimits, ServerRule, ToolRule},
+    remote::RemoteRule,
 };
 
 #[derive(Deserialize)]
@@ -17,20 +28,84 @@ struct PolicyFile {
     command: Vec<CommandFile>,
     #[serde(default)]
     remote: Vec<RemoteFile>,
+    #[serde(default)]
+    server: Vec<ServerFile>,
 }
 
-#[derive(Deserialize, Default)]
+/// A table that can say everything about servers, and the fields given beside. serde can't flatten tables and refuse
+/// unknown keys at once, so the fields stand in both.
+macro_rules! server_table {
+    ($(#[$attribute:meta])* struct $name:ident { $($(#[$own:meta])* $field:ident: $type:ty,)* }) => {
+        $(#[$attribute])*
+        #[derive(Deserialize)]
+        #[serde(deny_unknown_fields)]
+        struct $name {
+            $($(#[$own])* $field: $type,)*
+            call_timeout_ms: Option<NonZeroU64>,
+            max_concurrency: Option<NonZeroUsize>,
+            max_queued: Option<usize>,
+            queue_timeout_ms: Option<u64>,
+            breaker_failures: Option<u32>,
+            breaker_wait_ms: Option<NonZeroU64>,
+            breaker_max_wait_ms: Option<NonZeroU64>,
+            idle_timeout_ms: Option<u64>,
+            max_memory_mb: Option<NonZeroU64>,
+            max_cpu_seconds: Option<NonZeroU64>,
+            max_open_files: Option<NonZeroU64>,
+        }
+
+        impl $name {
+            fn said(&self) -> Said {
+                let millis = Duration::from_millis;
+                Said {
+                    call_timeout: self.call_timeout_ms.map(above_zero),
+                    max_concurrency: self.max_concurrency,
+                    max_queued: self.max_queued,
+                    queue_timeout: self.queue_timeout_ms.map(millis),
+                    breaker_failures: self.breaker_failures,
+                    breaker_wait: self.breaker_wait_ms.map(above_zero),
+                    breaker_max_wait: self.breaker_max_wait_ms.map(above_zero),
+                    idle_timeout: self.idle_timeout_ms.map(millis),
+                    process: ProcessLimits {
+                        memory_mb: self.max_memory_mb.map(NonZeroU64::get),
+                        cpu_seconds: self.max_cpu_seconds.map(NonZeroU64::get),
+                        open_files: self.max_open_files.map(NonZeroU64::get),
+                    },
+                }
+            }
+        }
+    };
+}
+
+server_table! {
+    #[derive(Default)]
+    struct LimitsFile {
+        max_servers: Option<usize>,
+        handshake_timeout_ms: Option<u64>,
+        drain_timeout_ms: Option<u64>,
+    }
+}
+
+server_table! {
+    struct ServerFile {
+        name: String,
+        #[serde(default)]
+        tool: Vec<ToolFile>,
+    }
+}
+
+#[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct LimitsFile {
-    max_servers: Option<usize>,
-    handshake_timeout_ms: Option<u64>,
-    call_timeout_ms: Option<u64>,
+struct ToolFile {
+    name: String,
+    call_timeout_ms: Option<NonZeroU64>,
+    max_concurrency: Option<NonZeroUsize>,
 }
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct CommandFile {
-    argv: Vec<String>,
+    argv: Spanned<Vec<String>>,
     #[serde(default)]
     cwd: Vec<String>,
     #[serde(default)]
@@ -44,7 +119,7 @@ struct CommandFile {
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct RemoteFile {
-    host: String,
+    host: Spanned<String>,
     port: Option<u16>,
 }
 
@@ -56,29 +131,55 @@ impl Policy {
     /// Where the text is no TOML, has unknown keys, or holds a pattern that is none.
     pub fn from_toml(text: &str) -> Result<Self, PolicyError> {
         let file: PolicyFile = toml::from_str(text).map_err(|error| PolicyError::Toml(Box::new(error)))?;
-        let commands = file.command.into_iter().map(command_rule).collect::<Result<_, _>>()?;
+        let line = |start: usize| 1 + text.bytes().take(start).filter(|byte| *byte == b'\n').count();
+        let commands = (file.command.into_iter())
+            .map(|command| command_rule(line(command.argv.span().start), command))
+            .collect::<Result<_, _>>()?;
         let remotes = (file.remote.into_iter())
-            .map(|remote| Ok(RemoteRule::parse(&remote.host)?.with_port(remote.port)))
+            .map(|remote| {
+                let line = line(remote.host.span().start);
+                let rule = RemoteRule::parse(remote.host.get_ref())
+                    .map_err(|error| PolicyError::Remote { line: Some(line), error })?;
+                Ok(rule.with_port(remote.port).at_line(line))
+            })
             .collect::<Result<_, PolicyError>>()?;
         let defaults = Limits::default();
-        let millis = std::time::Duration::from_millis;
+        let millis = Duration::from_millis;
         let limits = Limits {
             max_servers: file.limits.max_servers.unwrap_or(defaults.max_servers),
             handshake_timeout: file.limits.handshake_timeout_ms.map_or(defaults.handshake_timeout, millis),
-            call_timeout: file.limits.call_timeout_ms.map_or(defaults.call_timeout, millis),
+            drain_timeout: file.limits.drain_timeout_ms.map_or(defaults.drain_timeout, millis),
+            defaults: file.limits.said().over(ServerLimits::default()),
+            servers: file.server.iter().map(server_rule).collect(),
         };
         Ok(Self { commands, remotes, expand: file.expand.into_iter().collect(), limits })
     }
 }
 
-fn command_rule(file: CommandFile) -> Result<CommandRule, PolicyError> {
-    let shown = super::argv::join_words(&file.argv);
-    let argv = ArgvPattern::new(file.argv).map_err(|error| PolicyError::Pattern { pattern: shown, error })?;
+fn command_rule(line: usize, file: CommandFile) -> Result<CommandRule, PolicyError> {
+    let words = file.argv.into_inner();
+    let pattern = super::argv::join_words(&words);
+    let argv =
+        ArgvPattern::new(words).map_err(|error| PolicyError::Pattern { pattern, line: Some(line), error })?;
     Ok(CommandRule {
         argv,
         cwd: PathRule::new(file.cwd),
         env: EnvRule::new(file.env.iter().map(String::as_str)),
         env_files: PathRule::new(file.env_files),
         env_passthrough: file.env_passthrough,
+        line: Some(line),
     })
+}
+
+fn server_rule(file: &ServerFile) -> ServerRule {
+    let tool = |tool: &ToolFile| ToolRule {
+        name: Glob::new(&tool.name),
+        call_timeout: tool.call_timeout_ms.map(above_zero),
+        max_concurrency: tool.max_concurrency,
+    };
+    ServerRule { name: Glob::new(&file.name), said: file.said(), tools: file.tool.iter().map(tool).collect() }
+}
+
+fn above_zero(millis: NonZeroU64) -> Duration {
+    Duration::from_millis(millis.get())
 }

@@ -2,25 +2,28 @@
 //! be connected to.
 //!
 //! `server_initialize` starts programs that are named in a message, so this is what stands between a message and
-//! remote code execution. The default allows nothing. Everything here is pure: paths come in resolved and addresses
-//! come in looked up, so that every rule can be tested without a process or a network.
+//! remote code execution. The default allows nothing. The rules are pure: paths come in resolved and addresses come in
+//! looked up, so that each can be tested without a process or a network. Only [`source`] reads files.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
     path::{Path, PathBuf},
-    time::Duration,
 };
 
 pub mod argv;
+pub mod current;
 pub mod env;
 mod file;
 pub mod glob;
 pub use glob::escape;
+pub mod limits;
 pub mod remote;
+pub mod source;
 
 use argv::{ArgvPattern, PatternError};
 use env::{EnvRefusal, EnvRule};
+use limits::Limits;
 use remote::{RemoteRule, RemoteRuleError};
 
 /// Everything that is allowed.
@@ -50,33 +53,14 @@ pub struct CommandRule {
     pub env_files: PathRule,
     /// Variables that the child gets from the server's own environment.
     pub env_passthrough: Vec<String>,
+    /// Where it stands in the policy file; nothing for a flag.
+    pub line: Option<usize>,
 }
 
 /// Directories (with all that is in them) and files.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct PathRule {
     paths: Vec<PathBuf>,
-}
-
-/// Limits for hosted servers.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Limits {
-    /// How many servers may be hosted at once.
-    pub max_servers: usize,
-    /// How long a server may take from its start to the end of its handshake.
-    pub handshake_timeout: Duration,
-    /// How long one call of a hosted tool may take.
-    pub call_timeout: Duration,
-}
-
-impl Default for Limits {
-    fn default() -> Self {
-        Self {
-            max_servers: 32,
-            handshake_timeout: Duration::from_secs(30),
-            call_timeout: Duration::from_secs(60 * 60),
-        }
-    }
 }
 
 /// A program that somebody wants started. Paths are canonical.
@@ -139,6 +123,13 @@ pub enum Refusal {
         /// What about it.
         why: &'static str,
     },
+    /// An environment variable has a name that none can have, or none should: it would pose as something else where
+    /// environments are written out.
+    #[error("no environment variable can be called {name:?}")]
+    EnvName {
+        /// The name.
+        name: String,
+    },
     /// An argument or a variable holds a zero byte.
     #[error("a zero byte in {place}")]
     ZeroByte {
@@ -195,17 +186,29 @@ pub enum PolicyError {
     #[error("policy file")]
     Toml(#[source] Box<toml::de::Error>),
     /// A command pattern is none.
-    #[error("command pattern `{pattern}`")]
+    #[error("command pattern `{pattern}`{}", in_line(*line))]
     Pattern {
         /// The pattern.
         pattern: String,
+        /// Where it stands in the policy file; nothing for a flag.
+        line: Option<usize>,
         /// Why not.
         #[source]
         error: PatternError,
     },
     /// A remote rule is none.
-    #[error(transparent)]
-    Remote(#[from] RemoteRuleError),
+    #[error("remote rule{}", in_line(*line))]
+    Remote {
+        /// Where it stands in the policy file; nothing for a flag.
+        line: Option<usize>,
+        /// What is wrong with it.
+        #[source]
+        error: RemoteRuleError,
+    },
+}
+
+fn in_line(line: Option<usize>) -> String {
+    line.map_or_else(String::new, |line| format!(" in line {line} of the policy file"))
 }
 
 impl Policy {
@@ -218,7 +221,7 @@ impl Policy {
     ///
     /// Where nothing allows it.
     pub fn check_launch(&self, request: LaunchRequest<'_>) -> Result<&CommandRule, Refusal> {
-        zero_bytes(request)?;
+        well_formed(request)?;
         let mut first_refusal = None;
         for rule in self.commands.iter().filter(|rule| rule.argv.matches(request.argv)) {
             match rule.check(request) {
@@ -242,31 +245,29 @@ impl Policy {
         Err(Refusal::Command { argv: argv::join_words(argv) })
     }
 
-    /// Whether a host may be connected to, before its addresses are known.
+    /// The rule under which a host may be connected to, before its addresses are known.
     ///
     /// # Errors
     ///
     /// Where no rule covers it.
-    pub fn check_remote(&self, host: &str, port: u16) -> Result<(), Refusal> {
-        if self.remotes.iter().any(|rule| rule.covers(host, port)) {
-            return Ok(());
-        }
-        Err(Refusal::Remote { host: host.to_owned(), port })
+    pub fn check_remote(&self, host: &str, port: u16) -> Result<&RemoteRule, Refusal> {
+        let covering = self.remotes.iter().find(|rule| rule.covers(host, port));
+        covering.ok_or_else(|| Refusal::Remote { host: host.to_owned(), port })
     }
 
-    /// Whether a host may be connected to at this address.
+    /// The rule under which a host may be connected to at this address.
     ///
     /// # Errors
     ///
     /// Where no rule covers the host, or none that does reaches the address.
-    pub fn check_address(&self, host: &str, port: u16, address: IpAddr) -> Result<(), Refusal> {
+    pub fn check_address(&self, host: &str, port: u16, address: IpAddr) -> Result<&RemoteRule, Refusal> {
         let mut covering = self.remotes.iter().filter(|rule| rule.covers(host, port)).peekable();
         let Some(first) = covering.peek() else {
             return Err(Refusal::Remote { host: host.to_owned(), port });
         };
         let rule = first.to_string();
-        if covering.any(|rule| rule.allows_address(address)) {
-            return Ok(());
+        if let Some(rule) = covering.find(|rule| rule.allows_address(address)) {
+            return Ok(rule);
         }
         Err(Refusal::Address { host: host.to_owned(), address, rule })
     }
@@ -282,6 +283,7 @@ impl CommandRule {
             env: EnvRule::new(env.iter().map(String::as_str)),
             env_files: PathRule::new(dirs),
             env_passthrough: Vec::new(),
+            line: None,
         }
     }
 
@@ -328,11 +330,15 @@ impl PathRule {
     }
 }
 
-fn zero_bytes(request: LaunchRequest<'_>) -> Result<(), Refusal> {
+fn well_formed(request: LaunchRequest<'_>) -> Result<(), Refusal> {
     if request.argv.iter().any(|element| element.contains('\0')) {
         return Err(Refusal::ZeroByte { place: "the command line".to_owned() });
     }
-    match request.env.iter().find(|(name, value)| name.contains(['\0', '=']) || value.contains('\0')) {
+    let nameless = |name: &&String| name.is_empty() || name.contains(|c: char| c == '=' || c.is_control());
+    if let Some(name) = request.env.keys().find(nameless) {
+        return Err(Refusal::EnvName { name: name.clone() });
+    }
+    match request.env.iter().find(|(_, value)| value.contains('\0')) {
         Some((name, _)) => Err(Refusal::ZeroByte { place: format!("the environment variable {name:?}") }),
         None => Ok(()),
     }

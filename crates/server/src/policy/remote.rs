@@ -13,6 +13,7 @@ use std::{
 pub struct RemoteRule {
     host: HostPattern,
     port: Option<u16>,
+    line: Option<usize>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -51,13 +52,13 @@ impl RemoteRule {
         let error = || RemoteRuleError(text.to_owned());
         let text = text.trim();
         if let Ok(ip) = text.parse::<IpAddr>() {
-            return Ok(Self { host: HostPattern::Ip(ip), port: None });
+            return Ok(Self { host: HostPattern::Ip(ip), port: None, line: None });
         }
         let (host, port) = match text.rsplit_once(':') {
             Some((host, port)) => (host, Some(port.parse().map_err(|_| error())?)),
             None => (text, None),
         };
-        Ok(Self { host: HostPattern::parse(host).ok_or_else(error)?, port })
+        Ok(Self { host: HostPattern::parse(host).ok_or_else(error)?, port, line: None })
     }
 
     /// The same rule for one port only.
@@ -65,6 +66,17 @@ impl RemoteRule {
     pub fn with_port(mut self, port: Option<u16>) -> Self {
         self.port = port.or(self.port);
         self
+    }
+
+    /// The same rule as one that stands in this line of the policy file.
+    #[must_use]
+    pub(super) fn at_line(self, line: usize) -> Self {
+        Self { line: Some(line), ..self }
+    }
+
+    /// Where it stands in the policy file; nothing for a flag.
+    pub fn line(&self) -> Option<usize> {
+        self.line
     }
 
     /// Whether the rule is about this host and port at all. `host` is as it stands in a URL.

@@ -1,8 +1,10 @@
 //! Tests of whole policies.
 
+use std::time::Duration;
+
 use proptest::prelude::*;
 
-use super::*;
+use super::{limits::ServerLimits, *};
 
 fn argv(words: &[&str]) -> Vec<String> {
     words.iter().map(ToString::to_string).collect()
@@ -46,7 +48,9 @@ fn a_simple_rule_bounds_directories_and_variables() {
         launch(&policy, &argv(&["node", "server.js\0"]), None, &[]),
         Err(Refusal::ZeroByte { .. })
     ));
-    assert!(matches!(launch(&policy, &line, None, &["A=B"]), Err(Refusal::ZeroByte { .. })));
+    for name in ["A=B", "", "A\nB", "A\0", "A\u{1b}[0m"] {
+        assert!(matches!(launch(&policy, &line, None, &[name]), Err(Refusal::EnvName { .. })), "{name:?}");
+    }
     let env = BTreeMap::new();
     let request =
         LaunchRequest { argv: &line, cwd: None, env_file: Some(Path::new("/etc/passwd")), env: &env };
@@ -86,7 +90,7 @@ fn a_file_is_read_and_strict() {
         launch(&policy, &argv(&["uv", "run", "x"]), None, &["PYTHONPATH"]),
         Err(Refusal::Env { .. })
     ));
-    assert_eq!(policy.check_remote("a.example.com", 443), Ok(()));
+    assert!(policy.check_remote("a.example.com", 443).is_ok());
     assert!(policy.check_remote("a.example.com", 80).is_err());
     let loopback = "127.0.0.1".parse().unwrap();
     assert!(matches!(policy.check_address("a.example.com", 443, loopback), Err(Refusal::Address { .. })));
@@ -109,9 +113,74 @@ fn the_documented_policy_is_one() {
     let policy = Policy::from_toml(example).unwrap();
     let line = argv(&["uv", "--directory", "/srv/mcp/db", "run", "server.py"]);
     assert_eq!(launch(&policy, &line, Some("/srv/mcp/db"), &["LOG_LEVEL", "PYTHONPATH"]), Ok(()));
-    assert_eq!(policy.check_remote("mcp.example.com", 443), Ok(()));
-    // What is left out of the limits has its documented default.
-    assert_eq!(policy.limits, Limits::default());
+    assert!(policy.check_remote("mcp.example.com", 443).is_ok());
+    let limits = &policy.limits;
+    let tool = limits.of_call("db1", "query_all");
+    assert_eq!(tool.server.call_timeout, Duration::from_secs(10));
+    assert_eq!((tool.server.max_concurrency.unwrap().get(), tool.tool_concurrency.unwrap().get()), (8, 2));
+    // What is said to be a default is one.
+    let defaults = Limits::default();
+    assert_eq!(limits.max_servers, defaults.max_servers);
+    assert_eq!(limits.handshake_timeout, defaults.handshake_timeout);
+    assert_eq!(limits.drain_timeout, defaults.drain_timeout);
+    let told = ServerLimits {
+        idle_timeout: limits.defaults.idle_timeout,
+        process: limits.defaults.process,
+        ..ServerLimits::default()
+    };
+    assert_eq!(limits.defaults, told);
+}
+
+#[test]
+fn interpreters_get_no_code_and_no_modules() {
+    let patterns =
+        ["node *", "node /srv/mcp/*.js", "python3 *", "python3 /srv/mcp/*", "sh /srv/mcp/*.sh", "npx -y *"];
+    let policy = Policy {
+        commands: patterns
+            .iter()
+            .map(|pattern| CommandRule::simple(ArgvPattern::parse(pattern).unwrap(), &[], &[]))
+            .collect(),
+        ..Policy::default()
+    };
+    for line in [
+        &["node", "-e", "evil"][..],
+        &["node", "-eevil"],
+        &["node", "--eval=evil"],
+        &["node", "-p", "evil"],
+        &["node", "--require=/tmp/evil.js"],
+        &["node", "--require", "/tmp/evil.js", "/srv/mcp/a.js"],
+        &["node", "--import=data:text/javascript,evil"],
+        &["node", "-r", "/tmp/evil.js"],
+        &["node", "-"],
+        &["node", "--", "a.js"],
+        &["node", "/srv/mcp/../../tmp/evil.js"],
+        &["node", "/srv/mcp/a.js", "--inspect"],
+        &["python3", "-c", "evil"],
+        &["python3", "-cevil"],
+        &["python3", "-m", "http.server"],
+        &["python3", "-"],
+        &["python3", "-i"],
+        &["python3", "/srv/mcp/.."],
+        &["python3", "/srv/mcp/./../x"],
+        &["sh", "-c", "evil"],
+        &["sh", "/srv/mcp/a.sh", "-c"],
+        &["sh", "/srv/mcp/a/../../../tmp/x.sh"],
+        &["npx", "-y", "--package=evil"],
+        &["npx", "-y", "file:/tmp/evil"],
+        &["npx", "-y", "good@npm:evil"],
+        &["npx", "-y", "https://evil.example/x.tgz"],
+        &["npx", "-c", "evil"],
+        &["Node", "a.js"],
+        &["node\n", "a.js"],
+        &[" node", "a.js"],
+        &["/usr/bin/node", "a.js"],
+        &["./node", "a.js"],
+        &[],
+    ] {
+        let refusal = launch(&policy, &argv(line), None, &[]);
+        assert!(matches!(refusal, Err(Refusal::Command { .. })), "{line:?}: {refusal:?}");
+    }
+    assert_eq!(launch(&policy, &argv(&["node", "/srv/mcp/a.js"]), None, &[]), Ok(()));
 }
 
 proptest! {

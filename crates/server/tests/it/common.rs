@@ -145,6 +145,12 @@ impl Server {
         self.call_ok("server_status", json!({ "name": name })).await["servers"][0].clone()
     }
 
+    /// The value of a metric, by its name and labels as they are scraped.
+    pub(crate) async fn metric(&self, series: &str) -> Option<f64> {
+        let text = self.http.get(self.url("/metrics")).send().await.unwrap().text().await.unwrap();
+        text.lines().find_map(|line| line.strip_prefix(series))?.trim().parse().ok()
+    }
+
     /// Ends the server as an orchestrator does, and waits for it.
     pub(crate) async fn terminate(mut self) -> std::process::ExitStatus {
         signal(self.process.id().unwrap(), nix::sys::signal::Signal::SIGTERM);
@@ -217,3 +223,10 @@ done"#
 
 /// A shell fragment that answers a call with a text; `$text` of the shell is the text.
 pub(crate) const ANSWER_TEXT: &str = r#"printf '{"jsonrpc":"2.0","id":%s,"result":{"content":[{"type":"text","text":"%s"}]}}\n' "$id" "$text""#;
+
+/// A scripted server whose calls write `begun` and answer once there is `go`, both beside the script.
+pub(crate) fn patient(dir: &Path, name: &str) -> String {
+    let wait =
+        "d=$(dirname \"$0\"); touch \"$d/begun\"; while [ ! -e \"$d/go\" ]; do sleep 0.05; done; text=done";
+    script(dir, name, &legacy_server("work", &format!("{wait}; {ANSWER_TEXT}")))
+}

@@ -2,9 +2,13 @@
 
 // `cfg(test)` tells clippy that helper functions are tests too.
 #[cfg(test)]
+mod check;
+#[cfg(test)]
 mod clients;
 #[cfg(test)]
 mod common;
+#[cfg(test)]
+mod escapes;
 #[cfg(test)]
 mod files;
 #[cfg(test)]
@@ -12,9 +16,13 @@ mod gateway;
 #[cfg(test)]
 mod hosting;
 #[cfg(test)]
+mod limits;
+#[cfg(test)]
 mod logs;
 #[cfg(test)]
 mod message;
+#[cfg(test)]
+mod policy;
 #[cfg(test)]
 mod readme;
 #[cfg(test)]
@@ -23,3 +31,5 @@ mod repeats;
 mod sessions;
 #[cfg(test)]
 mod sse;
+#[cfg(test)]
+mod supervision;

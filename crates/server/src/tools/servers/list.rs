@@ -37,7 +37,7 @@ pub struct Servers {
 pub struct Server {
     /// Its name.
     name: String,
-    /// `starting`, `running` or `failed`.
+    /// `starting`, `running`, `failed`, `idle` or `refused`.
     state: String,
     /// How many tools of it are offered.
     tool_count: usize,

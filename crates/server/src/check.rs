@@ -1,0 +1,309 @@
+//! `policy check`: what the server would do with a configuration under a policy, without doing it.
+//!
+//! Asks the very functions that decide when a server is to be started, so that the answer can't differ from what happens.
+
+use std::{
+    io::{self, Read, Write},
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
+
+use fleet_job::{
+    mcp_servers::{ConfigError, McpServers, ServerEntry},
+    tool_name,
+};
+use serde::Serialize;
+use serde_json::Value;
+
+use crate::{
+    error::{ServerError, chain},
+    hosting::{
+        launch::{self, LaunchSpec, RuleRef},
+        remote,
+    },
+    policy::{
+        Policy,
+        limits::{Limits, ServerLimits},
+        source::PolicySource,
+    },
+};
+
+/// Shown under `--help`.
+pub const EXAMPLES: &str = "Examples:
+  What would happen to the servers of an editor's configuration:
+    mcp-server policy check policy.toml ~/.cursor/mcp.json
+
+  For a script, from standard input:
+    mcp-server policy check policy.toml - --json < mcp.json
+
+Programs, files, ${VAR} and names are looked up as this process sees them; run it where the server runs.
+
+Exit status: 0 everything is allowed; 1 something is refused or could not be started; 2 a file can't be read.";
+
+/// What is to be done about policies.
+#[derive(Debug, Clone, clap::Subcommand)]
+pub enum PolicyCommand {
+    /// Say what would happen to each server of a configuration, and why. Starts nothing and connects to nothing.
+    #[command(after_help = EXAMPLES)]
+    Check(CheckArgs),
+}
+
+/// Flags of `policy check`.
+#[derive(Debug, Clone, clap::Args)]
+pub struct CheckArgs {
+    /// The policy file.
+    #[arg(value_name = "POLICY")]
+    pub policy: PathBuf,
+    /// A file with an `mcpServers` (or `servers`) object; `-` for standard input.
+    #[arg(value_name = "CONFIG")]
+    pub config: PathBuf,
+    /// Write JSON for programs.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Why nothing can be said.
+#[derive(Debug, thiserror::Error)]
+enum CheckError {
+    #[error(transparent)]
+    Policy(#[from] ServerError),
+    #[error("configuration {}", path.display())]
+    Read { path: PathBuf, source: io::Error },
+    #[error("configuration {}", path.display())]
+    Json { path: PathBuf, source: serde_json::Error },
+    #[error("configuration {}", path.display())]
+    Config { path: PathBuf, source: ConfigError },
+    #[error("standard output")]
+    Write(#[source] io::Error),
+}
+
+/// What would happen to a configuration.
+#[derive(Debug, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Report {
+    servers: Vec<ServerReport>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    warnings: Vec<String>,
+}
+
+/// What would happen to one server.
+#[derive(Debug, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct ServerReport {
+    name: String,
+    verdict: Verdict,
+    /// Why not, and what would allow it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reason: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    rule: Option<RuleRef>,
+    /// The program that would be started.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    program: Option<PathBuf>,
+    /// The names of the environment variables that it would get. Their values may be secrets.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    environment: Option<Vec<String>>,
+    /// The addresses that would be connected to.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    addresses: Vec<String>,
+    limits: LimitsReport,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    warnings: Vec<String>,
+}
+
+/// In one word.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+enum Verdict {
+    /// It would be started or connected to.
+    Allowed,
+    /// The policy is in the way.
+    Refused,
+    /// The policy is not in the way, and it would not work.
+    Fails,
+}
+
+/// The limits that would hold, under the names that they have in a policy file.
+#[derive(Debug, PartialEq, Serialize)]
+struct LimitsReport {
+    handshake_timeout_ms: u128,
+    call_timeout_ms: u128,
+    max_concurrency: Option<usize>,
+    idle_timeout_ms: Option<u128>,
+    max_memory_mb: Option<u64>,
+    max_cpu_seconds: Option<u64>,
+    max_open_files: Option<u64>,
+}
+
+/// Runs a command about policies. Says on standard error why it can't.
+pub async fn run(command: PolicyCommand) -> ExitCode {
+    let PolicyCommand::Check(args) = command;
+    match check(&args).await {
+        Ok(code) => code,
+        Err(error) => {
+            // Where standard error is closed, there is the exit status.
+            _ = writeln!(io::stderr(), "error: {}", chain(&error));
+            ExitCode::from(2)
+        }
+    }
+}
+
+async fn check(args: &CheckArgs) -> Result<ExitCode, CheckError> {
+    let policy = PolicySource::from_file(&args.policy).load()?;
+    let servers = read_config(&args.config)?;
+    let report = Report::of(&servers, &policy).await;
+    let mut out = io::stdout().lock();
+    let written = if args.json {
+        serde_json::to_writer_pretty(&mut out, &report).map_err(io::Error::from).and_then(|()| writeln!(out))
+    } else {
+        report.write(&mut out)
+    };
+    written.map_err(CheckError::Write)?;
+    let good = report.servers.iter().all(|server| server.verdict == Verdict::Allowed);
+    Ok(ExitCode::from(u8::from(!good)))
+}
+
+fn read_config(path: &Path) -> Result<McpServers, CheckError> {
+    let path = path.to_owned();
+    let text = if path.as_os_str() == "-" {
+        let mut text = String::new();
+        io::stdin().read_to_string(&mut text).map(|_| text)
+    } else {
+        std::fs::read_to_string(&path)
+    };
+    let text = text.map_err(|source| CheckError::Read { path: path.clone(), source })?;
+    let value: Value =
+        serde_json::from_str(&text).map_err(|source| CheckError::Json { path: path.clone(), source })?;
+    McpServers::from_value(&value).map_err(|source| CheckError::Config { path, source })
+}
+
+impl Report {
+    async fn of(config: &McpServers, policy: &Policy) -> Self {
+        let mut servers = Vec::new();
+        for (name, entry) in &config.servers {
+            servers.push(ServerReport::of(name, entry, policy).await);
+        }
+        let mut warnings = config.warnings();
+        let (count, limit) = (servers.len(), policy.limits.max_servers);
+        if count > limit {
+            warnings.push(format!("{count} servers, of which {limit} may be hosted at once (`max_servers`)"));
+        }
+        Self { servers, warnings }
+    }
+
+    fn write(&self, out: &mut impl Write) -> io::Result<()> {
+        for server in &self.servers {
+            server.write(out)?;
+        }
+        for warning in &self.warnings {
+            writeln!(out, "warning: {warning}")?;
+        }
+        let allowed = self.servers.iter().filter(|server| server.verdict == Verdict::Allowed).count();
+        writeln!(out, "{allowed} of {} allowed", self.servers.len())
+    }
+}
+
+impl ServerReport {
+    async fn of(name: &str, entry: &ServerEntry, policy: &Policy) -> Self {
+        let limits = LimitsReport::of(&policy.limits, &policy.limits.of_server(name));
+        let mut report = Self {
+            name: name.to_owned(),
+            verdict: Verdict::Allowed,
+            reason: None,
+            rule: None,
+            program: None,
+            environment: None,
+            addresses: Vec::new(),
+            limits,
+            warnings: Vec::new(),
+        };
+        if let Err(error) = tool_name::check_server(name) {
+            return report.not(Verdict::Fails, error.to_string());
+        }
+        match launch::examine(entry, policy).await {
+            Ok((LaunchSpec::Child(spec), rule)) => {
+                report.rule = Some(rule);
+                report.program = Some(spec.program);
+                report.environment = Some(spec.env.into_keys().collect());
+                report
+            }
+            Ok((LaunchSpec::Remote(spec) | LaunchSpec::Sse(spec), rule)) => {
+                report.rule = Some(rule);
+                match remote::lookup(&spec).await {
+                    Ok(found) => {
+                        let allowed = remote::allowed(&spec, policy, &found);
+                        if let Err(refusal) = allowed {
+                            return report.not(Verdict::Refused, refusal.to_string());
+                        }
+                        let addresses = found.iter().map(|address| address.ip().to_string());
+                        report.addresses = addresses.collect();
+                    }
+                    Err(error) => {
+                        report.warnings.push(format!("its address can't be looked up here: {error}"));
+                    }
+                }
+                report
+            }
+            Err(error) => {
+                let verdict = if error.is_refusal() { Verdict::Refused } else { Verdict::Fails };
+                report.not(verdict, chain(&error))
+            }
+        }
+    }
+
+    fn not(self, verdict: Verdict, reason: String) -> Self {
+        Self { verdict, reason: Some(reason), ..self }
+    }
+
+    fn write(&self, out: &mut impl Write) -> io::Result<()> {
+        let verdict = match self.verdict {
+            Verdict::Allowed => "allowed",
+            Verdict::Refused => "refused",
+            Verdict::Fails => "would fail",
+        };
+        writeln!(out, "{}: {verdict}", self.name)?;
+        if let Some(reason) = &self.reason {
+            writeln!(out, "  why: {reason}")?;
+        }
+        if let Some(rule) = &self.rule {
+            writeln!(out, "  rule: {rule}")?;
+        }
+        if let Some(program) = &self.program {
+            writeln!(out, "  program: {}", program.display())?;
+        }
+        if let Some(names) = &self.environment {
+            writeln!(out, "  environment: {}", names.join(" "))?;
+        }
+        if !self.addresses.is_empty() {
+            writeln!(out, "  addresses: {}", self.addresses.join(" "))?;
+        }
+        if self.verdict == Verdict::Allowed {
+            writeln!(out, "  limits: {}", self.limits.line())?;
+        }
+        for warning in &self.warnings {
+            writeln!(out, "  warning: {warning}")?;
+        }
+        Ok(())
+    }
+}
+
+impl LimitsReport {
+    fn of(all: &Limits, own: &ServerLimits) -> Self {
+        Self {
+            handshake_timeout_ms: all.handshake_timeout.as_millis(),
+            call_timeout_ms: own.call_timeout.as_millis(),
+            max_concurrency: own.max_concurrency.map(std::num::NonZeroUsize::get),
+            idle_timeout_ms: own.idle_timeout.map(|timeout| timeout.as_millis()),
+            max_memory_mb: own.process.memory_mb,
+            max_cpu_seconds: own.process.cpu_seconds,
+            max_open_files: own.process.open_files,
+        }
+    }
+
+    /// Those that are set.
+    fn line(&self) -> String {
+        let Ok(Value::Object(limits)) = serde_json::to_value(self) else { return String::new() };
+        let set = limits.iter().filter(|(_, limit)| !limit.is_null());
+        set.map(|(name, limit)| format!("{name}={limit}")).collect::<Vec<_>>().join(" ")
+    }
+}

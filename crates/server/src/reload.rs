@@ -1,0 +1,141 @@
+//! Takes over a changed policy file without a restart.
+//!
+//! The file is looked at every so often instead of being watched: Kubernetes changes a mounted file by swapping a symbolic
+//! link two directories up, which watches of the file itself do not see, and network file systems have no watches. A
+//! change counts once it has been the same for one more look, because a file that is written in place is empty or cut
+//! off for a moment, and an empty policy is a valid one that allows nothing. SIGHUP means now.
+
+use std::{io, os::unix::fs::MetadataExt, path::Path, sync::Arc, time::Duration};
+
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    error::{ServerError, chain},
+    hosting::Fleet,
+    metrics::POLICY_RELOADS,
+    policy::source::PolicySource,
+};
+
+/// The time between two looks at the file.
+const INTERVAL: Duration = Duration::from_millis(500);
+
+/// What tells one version of a file from another one. Following links, so a swapped link is another version.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Version {
+    device: u64,
+    inode: u64,
+    size: u64,
+    modified: (i64, i64),
+    changed: (i64, i64),
+}
+
+impl Version {
+    fn of(path: &Path) -> Result<Self, io::ErrorKind> {
+        let metadata = std::fs::metadata(path).map_err(|error| error.kind())?;
+        Ok(Self {
+            device: metadata.dev(),
+            inode: metadata.ino(),
+            size: metadata.size(),
+            modified: (metadata.mtime(), metadata.mtime_nsec()),
+            changed: (metadata.ctime(), metadata.ctime_nsec()),
+        })
+    }
+}
+
+/// Follows the policy file, where there is one, until `stop` is cancelled.
+///
+/// # Errors
+///
+/// Where the operating system refuses the signal handler.
+pub(crate) fn follow(
+    source: &PolicySource,
+    fleet: &Arc<Fleet>,
+    stop: CancellationToken,
+) -> Result<(), ServerError> {
+    if source.file().is_none() {
+        // SIGHUP keeps its usual meaning then.
+        return Ok(());
+    }
+    let hangup = signal(SignalKind::hangup()).map_err(ServerError::Signals)?;
+    let (source, fleet) = (source.clone(), fleet.clone());
+    tokio::spawn(async move {
+        tokio::select! {
+            () = stop.cancelled() => {}
+            () = watch(&source, &fleet, hangup) => {}
+        }
+    });
+    Ok(())
+}
+
+async fn watch(source: &PolicySource, fleet: &Arc<Fleet>, mut hangup: Signal) {
+    let look = || source.file().map(Version::of);
+    // The file may have changed since it was read at the start, so the first look is a change to begin with.
+    let (mut applied, mut last) = (None, look());
+    let mut ticks = tokio::time::interval(INTERVAL);
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        let told = tokio::select! {
+            _ = hangup.recv() => true,
+            _ = ticks.tick() => false,
+        };
+        let seen = look();
+        let settled = seen == last;
+        last = seen;
+        if told || (settled && seen != applied) {
+            applied = seen;
+            reload(source, fleet, told).await;
+        }
+    }
+}
+
+/// Reads the policy and lets it hold, where it is one and another one than before.
+async fn reload(source: &PolicySource, fleet: &Arc<Fleet>, told: bool) {
+    match source.load() {
+        Ok(policy) if policy == *fleet.policy() && !told => {}
+        Ok(policy) => {
+            metrics::counter!(POLICY_RELOADS.name, "outcome" => "applied").increment(1);
+            tracing::info!(commands = policy.commands.len(), remotes = policy.remotes.len(), "new policy");
+            fleet.apply(policy).await;
+        }
+        Err(error) => {
+            metrics::counter!(POLICY_RELOADS.name, "outcome" => "invalid").increment(1);
+            let file = source.file().map(|path| path.display().to_string());
+            tracing::error!(
+                file,
+                error = chain(&error),
+                "the policy can't be read; the one before still holds"
+            );
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_way_to_change_a_file_is_another_version() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name);
+        // As Kubernetes mounts a ConfigMap: the file is a link through a link that is swapped.
+        for (version, text) in [("v1", "a"), ("v2", "b")] {
+            std::fs::create_dir(at(version)).unwrap();
+            std::fs::write(at(version).join("policy.toml"), text).unwrap();
+        }
+        let link = |target: &str, name: &str| std::os::unix::fs::symlink(target, at(name)).unwrap();
+        link("v1", "..data");
+        link("..data/policy.toml", "policy.toml");
+        let file = at("policy.toml");
+        let first = Version::of(&file).unwrap();
+        assert_eq!(Version::of(&file), Ok(first));
+        link("v2", "..data_tmp");
+        std::fs::rename(at("..data_tmp"), at("..data")).unwrap();
+        let second = Version::of(&file).unwrap();
+        assert_ne!(second, first);
+        std::fs::write(&file, "longer").unwrap();
+        assert_ne!(Version::of(&file), Ok(second));
+        std::fs::remove_file(&file).unwrap();
+        assert_eq!(Version::of(&file), Err(io::ErrorKind::NotFound));
+    }
+}

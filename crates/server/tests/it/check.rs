@@ -1,0 +1,139 @@
+//! `policy check`: what would happen to a configuration, said without doing it.
+
+use std::{path::Path, process::Stdio};
+
+use serde_json::{Value, json};
+use tokio::io::AsyncWriteExt;
+
+use crate::common::{command, script};
+
+const POLICY: &str = r#"# What may be started.
+[[command]]
+argv = ["other"]
+
+[[command]]
+argv = ["PROGRAM", "*"]
+env = ["LOG_*"]
+env_passthrough = ["CHECK_SECRET"]
+
+[[remote]]
+host = "127.0.0.1"
+port = 9
+
+[[remote]]
+host = "*.example.com"
+
+[[server]]
+name = "fine"
+call_timeout_ms = 1234
+max_open_files = 99
+"#;
+
+/// Exit status, standard output, standard error.
+async fn check(args: &[&str], input: Option<&str>) -> (i32, String, String) {
+    let mut words = vec!["policy", "check"];
+    words.extend(args);
+    let mut command = command(&words);
+    command.env("CHECK_SECRET", "hidden value").stdin(Stdio::piped());
+    let mut process = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut stdin = process.stdin.take().unwrap();
+    stdin.write_all(input.unwrap_or_default().as_bytes()).await.unwrap();
+    drop(stdin);
+    let output = process.wait_with_output().await.unwrap();
+    let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+    (output.status.code().unwrap(), text(output.stdout), text(output.stderr))
+}
+
+fn policy(dir: &Path, program: &str) -> String {
+    let path = dir.join("policy.toml");
+    std::fs::write(&path, POLICY.replace("PROGRAM", program)).unwrap();
+    path.to_str().unwrap().to_owned()
+}
+
+#[tokio::test]
+async fn every_server_gets_a_verdict_and_nothing_is_started() {
+    let dir = tempfile::tempdir().unwrap();
+    let program = script(dir.path(), "server", "touch \"$(dirname \"$0\")/started\"");
+    let policy = policy(dir.path(), &program);
+    let fine = json!({"command": program, "args": ["a"], "env": {"LOG_LEVEL": "x-ray"}, "disabled": true});
+    let good = json!({"mcpServers": {"fine": fine}});
+    let config = dir.path().join("mcp.json");
+    std::fs::write(&config, good.to_string()).unwrap();
+    let (status, out, _) = check(&[&policy, config.to_str().unwrap()], None).await;
+    assert_eq!(status, 0, "{out}");
+    for expected in [
+        "fine: allowed\n",
+        &format!("rule: [[command]] number 2 (line 6): {program} *\n"),
+        "CHECK_SECRET",
+        "LOG_LEVEL",
+        "PATH",
+        "call_timeout_ms=1234",
+        "max_open_files=99",
+        "warning: `mcpServers.fine.disabled` is unknown",
+        "1 of 1 allowed\n",
+    ] {
+        assert!(out.contains(expected), "{expected} is missing in\n{out}");
+    }
+    assert!(!out.contains("hidden value") && !out.contains("x-ray"), "no values: {out}");
+
+    let mixed = json!({"servers": {
+        "fine": fine,
+        "code": {"command": program, "args": ["-e"]},
+        "env": {"command": program, "args": ["a"], "env": {"LD_PRELOAD": "/tmp/evil.so"}},
+        "loopback": {"url": "http://localhost:1/mcp"},
+        "local": {"url": "http://127.0.0.1:9/mcp"},
+        "expand": {"command": "${HOME}/x"},
+        "bad name": {"command": program},
+        "gone": {"command": "other"},
+    }});
+    let (status, out, _) = check(&[&policy, "-", "--json"], Some(&mixed.to_string())).await;
+    assert_eq!(status, 1, "{out}");
+    let report: Value = serde_json::from_str(&out).unwrap();
+    let of = |name: &str| {
+        let servers = report["servers"].as_array().unwrap();
+        servers.iter().find(|server| server["name"] == name).unwrap().clone()
+    };
+    let verdict = |name: &str, verdict: &str, reason: &str| {
+        let server = of(name);
+        assert_eq!(server["verdict"], verdict, "{server}");
+        assert!(server["reason"].as_str().unwrap_or_default().contains(reason), "{server}");
+    };
+    verdict("fine", "allowed", "");
+    assert_eq!(of("fine")["rule"]["line"], 6);
+    verdict("code", "refused", "[[command]]");
+    verdict("env", "refused", "LD_PRELOAD");
+    verdict("loopback", "refused", "[[remote]]");
+    verdict("local", "allowed", "");
+    assert_eq!(
+        (&of("local")["addresses"], &of("local")["rule"]["line"]),
+        (&json!(["127.0.0.1"]), &json!(11))
+    );
+    verdict("expand", "refused", "`expand`");
+    verdict("bad name", "fails", "server's name");
+    verdict("gone", "fails", "does not exist");
+    assert!(!dir.path().join("started").exists());
+}
+
+#[tokio::test]
+async fn files_that_can_not_be_read_are_another_matter() {
+    let dir = tempfile::tempdir().unwrap();
+    let good = policy(dir.path(), "x");
+    let bad = dir.path().join("bad.toml");
+    std::fs::write(&bad, "[[command]]\nargv = [\"a\", \"**\", \"b\"]\n").unwrap();
+    let empty = r#"{"mcpServers": {}}"#;
+    let failing = async |args: &[&str], input: &str, expected: &str| {
+        let (status, _, error) = check(args, Some(input)).await;
+        assert_eq!(status, 2, "{error}");
+        assert!(error.contains(expected), "{error}");
+    };
+    failing(&["/no/such/file", "-"], empty, "/no/such/file").await;
+    failing(&[bad.to_str().unwrap(), "-"], empty, "in line 2 of the policy file").await;
+    failing(&[&good, "/no/such/config"], "", "/no/such/config").await;
+    failing(&[&good, "-"], "{", "EOF").await;
+    failing(&[&good, "-"], "{}", "mcpServers").await;
+    failing(&[&good], "", "CONFIG").await;
+    assert_eq!(check(&[&good, "-"], Some(empty)).await.0, 0);
+    let (status, help, _) = check(&["--help"], None).await;
+    assert_eq!(status, 0);
+    assert!(help.contains("Examples:") && help.contains("Exit status"), "{help}");
+}
