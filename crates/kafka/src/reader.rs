@@ -26,9 +26,20 @@ pub enum From {
 /// Reads all partitions of one topic. All calls block the thread.
 pub struct Reader {
     consumer: BaseConsumer,
-    /// What there was when the reader was opened, per partition: the offset at which its end lies, and whether we have
-    /// come that far.
-    ends: Vec<(i32, i64, bool)>,
+    topic: String,
+    /// How far there is to read, per partition.
+    ends: Vec<End>,
+    /// Whether an end has been looked for since the reader was opened. What librdkafka says about ends may be older.
+    looked: bool,
+}
+
+#[derive(Debug)]
+struct End {
+    partition: i32,
+    /// One past the last record that was there when somebody looked.
+    end: i64,
+    /// The offset to read next.
+    next: i64,
 }
 
 impl std::fmt::Debug for Reader {
@@ -59,10 +70,11 @@ impl Reader {
             assignment
                 .add_partition_offset(topic, partition, offset)
                 .map_err(request("choosing where to read"))?;
-            ends.push((partition, high, high <= low || from == From::Now));
+            let next = if from == From::Now { high } else { low };
+            ends.push(End { partition, end: high, next });
         }
         consumer.assign(&assignment).map_err(request("choosing what to read"))?;
-        Ok(Self { consumer, ends })
+        Ok(Self { consumer, topic: topic.to_owned(), ends, looked: false })
     }
 
     /// The next record, waiting for it at most `timeout`.
@@ -79,7 +91,12 @@ impl Reader {
                     self.reached(position.partition, position.offset + 1);
                     return Ok(Some(record));
                 }
-                Some(Err(Native::PartitionEOF(partition))) => self.reached(partition, i64::MAX),
+                Some(Err(Native::PartitionEOF(partition))) if !self.looked => {
+                    // Nothing is left before the end, though the last offsets there may hold no record.
+                    let end = self.ends.iter().find(|end| end.partition == partition).map(|end| end.end);
+                    self.reached(partition, end.unwrap_or_default());
+                }
+                Some(Err(Native::PartitionEOF(_))) => {}
                 Some(Err(source @ Native::MessageConsumptionFatal(_))) => {
                     return Err(KafkaError::Request { what: "reading", source });
                 }
@@ -93,14 +110,32 @@ impl Reader {
     }
 
     fn reached(&mut self, partition: i32, next: i64) {
-        for (_, end, reached) in self.ends.iter_mut().filter(|(number, ..)| *number == partition) {
-            *reached |= next >= *end;
+        for end in self.ends.iter_mut().filter(|end| end.partition == partition) {
+            end.next = end.next.max(next);
         }
     }
 
-    /// Whether everything that was there when the reader was opened has been read.
+    /// Whether everything has been read that was there when the reader was opened, or at the last
+    /// [`Reader::look_for_end`].
     pub fn at_end(&self) -> bool {
-        self.ends.iter().all(|(.., reached)| *reached)
+        self.ends.iter().all(|end| end.next >= end.end)
+    }
+
+    /// Looks again where the topic ends. A topic that ends in anything but a record (markers of transactions) is then
+    /// never read to its end.
+    ///
+    /// # Errors
+    /// [`KafkaError::Request`].
+    pub fn look_for_end(&mut self, timeout: Duration) -> Result<(), KafkaError> {
+        for end in &mut self.ends {
+            let (_, high) =
+                self.consumer.fetch_watermarks(&self.topic, end.partition, timeout).map_err(|source| {
+                    KafkaError::Request { what: "asking for the end of a partition", source }
+                })?;
+            end.end = end.end.max(high);
+        }
+        self.looked = true;
+        Ok(())
     }
 }
 
