@@ -226,6 +226,8 @@ fn start_server(run_dir: &Path, policy: &Path, port: u16) -> Result<Process, Cli
         "--host=127.0.0.1".to_owned(),
         format!("--port={port}"),
         format!("--policy={}", policy.display()),
+        // The only one, so there is nobody to share with, whatever the environment says.
+        "--kafka-brokers=".to_owned(),
     ];
     Process::start("mcp-server", run_dir, &args, &[])
 }

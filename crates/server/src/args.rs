@@ -58,6 +58,17 @@ pub struct Args {
     /// A policy file (TOML) that allows more.
     #[arg(long = "policy", env = "MCP_POLICY_FILE", value_name = "FILE")]
     pub policy_file: Option<PathBuf>,
+    /// Brokers of a Kafka in which replicas share what they host, comma-separated host:port. Without them, this process
+    /// hosts for itself and forgets it at its end.
+    #[arg(long, env = "KAFKA_BROKERS", value_name = "HOSTS")]
+    pub kafka_brokers: Option<String>,
+    /// The topic for that: compacted, one partition, created where it is missing.
+    #[arg(long, env = "MCP_REGISTRY_TOPIC", default_value = "mcp-servers", value_name = "TOPIC")]
+    pub registry_topic: String,
+    /// Environment variables, headers and URL parameters of hosted servers that are no secrets, so that their values may
+    /// be written to that topic. All others must be references such as `${VAR}`.
+    #[arg(long, env = "MCP_SHARE_PLAIN", value_delimiter = ',', value_name = "NAME")]
+    pub share_plain: Vec<String>,
     /// How long a hosted server may take for its start and handshake, in milliseconds. Overrides the policy file.
     #[arg(long, env = "MCP_HANDSHAKE_TIMEOUT_MS", value_name = "MS")]
     pub handshake_timeout_ms: Option<u64>,

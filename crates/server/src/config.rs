@@ -14,6 +14,7 @@ use crate::{
         Policy,
         source::{PolicySource, non_empty},
     },
+    registry::sharing::Plain,
     tools::files::Files,
 };
 
@@ -42,12 +43,25 @@ pub struct ServerConfig {
     pub policy: Policy,
     /// Where that comes from. Its file is watched.
     pub policy_source: PolicySource,
+    /// Where replicas share what they host; nowhere by default.
+    pub registry: Option<RegistryConfig>,
     /// For how long a job's results are remembered; zero for not at all.
     pub repeat_window: Duration,
     /// How many bytes remembered results may take.
     pub repeat_max_bytes: u64,
     /// How long open requests may take to finish at shutdown.
     pub drain_timeout: Duration,
+}
+
+/// Where replicas share what they host.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RegistryConfig {
+    /// The brokers, `host:port`, comma-separated. More about them is in `KAFKA_PROPERTY_…` of the environment.
+    pub brokers: String,
+    /// The topic.
+    pub topic: String,
+    /// Names of what may be written there as it is.
+    pub plain: Plain,
 }
 
 impl Default for ServerConfig {
@@ -65,6 +79,7 @@ impl Default for ServerConfig {
             files_max_read: 1024 * 1024,
             policy: Policy::default(),
             policy_source: PolicySource::default(),
+            registry: None,
             repeat_window: Duration::from_secs(600),
             repeat_max_bytes: 64 * 1024 * 1024,
             drain_timeout: Duration::from_secs(10),
@@ -100,9 +115,16 @@ impl ServerConfig {
             files_max_read: args.files_max_read,
             policy: policy_source.load()?,
             policy_source,
+            registry: registry(args),
             repeat_window: args.repeat_window,
             repeat_max_bytes: args.repeat_max_bytes,
             drain_timeout: args.drain_timeout(),
         })
     }
+}
+
+fn registry(args: &Args) -> Option<RegistryConfig> {
+    let brokers = args.kafka_brokers.as_deref().map(str::trim).filter(|brokers| !brokers.is_empty())?;
+    let plain = Plain::new(non_empty(&args.share_plain));
+    Some(RegistryConfig { brokers: brokers.to_owned(), topic: args.registry_topic.clone(), plain })
 }

@@ -2,6 +2,9 @@
 
 use std::{fmt::Write, path::PathBuf};
 
+use fleet_kafka::KafkaError;
+use fleet_ops::config::ConfigError;
+
 use crate::{policy::PolicyError, tools::files::RootError};
 
 /// Why the server can't start or go on.
@@ -26,6 +29,12 @@ pub enum ServerError {
         #[source]
         error: std::io::Error,
     },
+    /// A setting of Kafka is not acceptable.
+    #[error(transparent)]
+    Kafka(#[from] KafkaError),
+    /// A variable of the environment is not acceptable.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
     /// The address can't be listened on.
     #[error("{0}; choose another port with PORT")]
     Listen(std::io::Error),

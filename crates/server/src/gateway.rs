@@ -31,6 +31,7 @@ use crate::{
     hosting::{Fleet, follow::MODERN, routes::Route},
     metrics::{TOOL_CALL_DURATION, TOOL_CALLS},
     provider::Provider,
+    registry::Shared,
     repeat::{Key, Repeats},
 };
 
@@ -70,6 +71,7 @@ struct Inner {
     providers: Vec<Box<dyn Provider>>,
     fleet: Arc<Fleet>,
     repeats: Option<Repeats>,
+    shared: Option<Arc<Shared>>,
 }
 
 impl Gateway {
@@ -82,7 +84,18 @@ impl Gateway {
         max_bytes: u64,
     ) -> Self {
         let repeats = (!window.is_zero()).then(|| Repeats::new(window, max_bytes));
-        Self { inner: Arc::new(Inner { providers, fleet, repeats }), session: Arc::default() }
+        let inner = Inner { providers, fleet, repeats, shared: None };
+        Self { inner: Arc::new(inner), session: Arc::default() }
+    }
+
+    /// A gateway that asks the registry for servers that are not hosted here.
+    #[must_use]
+    pub fn sharing(mut self, shared: Arc<Shared>) -> Self {
+        // Nobody else has it yet.
+        if let Some(inner) = Arc::get_mut(&mut self.inner) {
+            inner.shared = Some(shared);
+        }
+        self
     }
 
     /// The same gateway for another session.
@@ -132,6 +145,9 @@ impl Gateway {
             (None, Some(server)) => {
                 // Its tools are known once it runs. Where it can't, or is not hosted (yet: the job that hosts it may
                 // still be on its way), that is what the caller should hear, and may try again.
+                if let Some(shared) = &self.inner.shared {
+                    shared.wait_for(server).await;
+                }
                 fleet.connection(server).await.map_err(|error| call::down_for(name, &error))?;
                 let Some(route) = fleet.routes().tool(name).map(routed) else {
                     return Err(unknown(&format!("server `{server}` has no tool `{name}`")));

@@ -17,6 +17,7 @@ pub mod launcher;
 pub mod metrics;
 pub mod policy;
 pub mod provider;
+pub mod registry;
 mod reload;
 mod repeat;
 mod run;

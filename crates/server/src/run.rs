@@ -2,7 +2,9 @@
 
 use std::sync::Arc;
 
+use fleet_kafka::settings::Settings;
 use fleet_ops::{
+    config::Env,
     http::{Health, bind, serve_with_grace, write_ready_file},
     shutdown::signal_token,
 };
@@ -19,6 +21,7 @@ use crate::{
     http,
     policy::current::CurrentPolicy,
     provider::Provider,
+    registry::{Shared, kafka::KafkaRegistry, memory::MemoryRegistry, sharing::Plain},
     reload,
     tools::{
         files::{self, Files},
@@ -58,27 +61,47 @@ pub async fn run_until(
 ) -> Result<(), ServerError> {
     let fleet = Fleet::new(CurrentPolicy::new(config.policy.clone()));
     reload::follow(&config.policy_source, &fleet, stop.clone())?;
+    let shared = shared(&config, &fleet)?;
+    shared.follow(stop.clone());
     let mut providers = more;
-    providers.extend(toolkits(&config, &fleet)?);
-    let gateway = Gateway::new(providers, fleet.clone(), config.repeat_window, config.repeat_max_bytes);
+    providers.extend(toolkits(&config, &fleet, &shared)?);
+    let gateway = Gateway::new(providers, fleet.clone(), config.repeat_window, config.repeat_max_bytes)
+        .sharing(shared.clone());
     let result = if config.stdio {
         serve_stdio(gateway, stop).await
     } else {
-        serve_http(gateway, &config, &fleet, stop).await
+        serve_http(gateway, &config, &fleet, &shared, stop).await
     };
     // Calls are done or given up by now, so nobody needs the hosted servers any more.
     fleet.shutdown().await;
     result
 }
 
+/// The fleet, following the registry that the settings name.
+fn shared(config: &ServerConfig, fleet: &Arc<Fleet>) -> Result<Arc<Shared>, ServerError> {
+    Ok(match &config.registry {
+        Some(kafka) => {
+            let properties = Env::process().kafka_properties()?;
+            let settings = Settings { brokers: kafka.brokers.clone(), properties };
+            let registry = KafkaRegistry::new(settings, &kafka.topic)?;
+            Shared::new(fleet.clone(), Arc::new(registry), kafka.plain.clone())
+        }
+        None => Shared::new(fleet.clone(), Arc::new(MemoryRegistry::default()), Plain::default()),
+    })
+}
+
 /// The server's own tools.
-fn toolkits(config: &ServerConfig, fleet: &Arc<Fleet>) -> Result<Vec<Box<dyn Provider>>, ServerError> {
+fn toolkits(
+    config: &ServerConfig,
+    fleet: &Arc<Fleet>,
+    shared: &Arc<Shared>,
+) -> Result<Vec<Box<dyn Provider>>, ServerError> {
     let mut toolkits: Vec<Box<dyn Provider>> = Vec::new();
     if !config.roots.is_empty() {
         let files = Files::new(&config.roots, config.files_max_read)?;
         toolkits.push(Box::new(files::toolkit(Arc::new(files))));
     }
-    toolkits.push(Box::new(servers::toolkit(fleet.clone())));
+    toolkits.push(Box::new(servers::toolkit(shared.clone())));
     if config.conformance {
         tracing::warn!(
             "the fixtures of the conformance suite are offered; they are of no use to anybody else"
@@ -92,6 +115,7 @@ async fn serve_http(
     gateway: Gateway,
     config: &ServerConfig,
     fleet: &Arc<Fleet>,
+    shared: &Arc<Shared>,
     stop: CancellationToken,
 ) -> Result<(), ServerError> {
     let metrics = fleet_ops::metrics::install();
@@ -101,23 +125,32 @@ async fn serve_http(
     let router = http::router(gateway, config, health.clone(), metrics, streams.clone());
     let listened = bind(config.listen).await;
     let (listener, address) = listened.map_err(ServerError::Listen)?;
-    health.set_ready();
+    tokio::spawn(report_ready(health.clone(), shared.clone(), stop.clone()));
     tracing::info!(%address, "listening");
     if let Some(path) = &config.ready_file {
         write_ready_file(path, address)
             .map_err(|error| ServerError::ReadyFile { path: path.clone(), error })?;
     }
-    let draining = health.clone();
     let told = stop.clone();
     let fleet = fleet.clone();
     tokio::spawn(async move {
         told.cancelled().await;
-        draining.set_not_ready("shutting down");
         fleet.end_subscriptions();
     });
     let result = serve_with_grace(listener, router, stop, config.drain_timeout).await;
     streams.cancel();
     result.map_err(ServerError::Http)
+}
+
+/// Says that the server is ready once it knows what it should host, until it ends.
+async fn report_ready(health: Health, shared: Arc<Shared>, stop: CancellationToken) {
+    health.set_not_ready("reading the registry");
+    tokio::select! {
+        () = shared.ready() => health.set_ready(),
+        () = stop.cancelled() => {}
+    }
+    stop.cancelled().await;
+    health.set_not_ready("shutting down");
 }
 
 async fn serve_stdio(gateway: Gateway, stop: CancellationToken) -> Result<(), ServerError> {

@@ -19,7 +19,7 @@ use super::{
 pub struct ServerStatus {
     /// Its name.
     pub name: String,
-    /// `starting`, `running`, `failed`, `idle` (the next call starts it) or `refused` (by the policy).
+    /// `starting`, `running`, `failed`, `idle` (the next call starts it) or `refused`: it may not run here.
     pub state: String,
     /// `stdio`, `http` or `sse`.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -139,6 +139,25 @@ pub struct Unavailable {
 }
 
 impl ServerStatus {
+    /// A server that should be hosted, and is not.
+    pub(crate) fn refused(name: &str, problem: &str) -> Self {
+        Self {
+            name: name.to_owned(),
+            state: "refused".to_owned(),
+            transport: None,
+            server_info: None,
+            protocol_version: None,
+            pid: None,
+            uptime_ms: None,
+            tool_count: 0,
+            tools: Vec::new(),
+            hidden_tools: Vec::new(),
+            restarts: 0,
+            last_error: Some(problem.to_owned()),
+            stderr_tail: None,
+        }
+    }
+
     pub(super) fn of(hosted: &Hosted, routes: &Routes, now: Instant) -> Self {
         let state = hosted.state();
         let tools: Vec<OfferedTool> = routes

@@ -2,16 +2,16 @@
 
 use std::sync::Arc;
 
-use crate::{hosting::Fleet, toolkit::Toolkit};
+use crate::{registry::Shared, toolkit::Toolkit};
 
 pub mod initialize;
 pub mod list;
 pub mod remove;
 pub mod status;
 
-/// The tools over this fleet.
-pub fn toolkit(fleet: Arc<Fleet>) -> Toolkit<Fleet> {
-    Toolkit::new(fleet)
+/// The tools over this fleet and the registry that it follows.
+pub fn toolkit(shared: Arc<Shared>) -> Toolkit<Shared> {
+    Toolkit::new(shared)
         .always_runs()
         .with(&initialize::SPEC, initialize::server_initialize)
         .with(&list::SPEC, list::server_list)

@@ -41,7 +41,10 @@ pub(crate) async fn eventually<T>(what: &str, mut check: impl AsyncFnMut() -> Op
 pub(crate) fn command(args: &[&str]) -> Command {
     let mut command = Command::new(binary());
     for (name, _) in std::env::vars() {
-        if name.starts_with("MCP_") || matches!(name.as_str(), "PORT" | "LOG_LEVEL" | "LOG_FORMAT") {
+        if name.starts_with("MCP_")
+            || name.starts_with("KAFKA_")
+            || matches!(name.as_str(), "PORT" | "LOG_LEVEL" | "LOG_FORMAT")
+        {
             command.env_remove(name);
         }
     }

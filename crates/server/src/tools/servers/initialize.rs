@@ -11,11 +11,11 @@ use serde_json::{Value, json};
 use crate::{
     error::chain,
     hosting::{
-        Fleet,
         fleet::InitError,
         status::{OfferedTool, ServerInfo},
         upstream::ConnectError,
     },
+    registry::{Shared, shared::ShareError},
     toolkit::{Effect, ToolFailure, ToolSpec},
 };
 
@@ -71,9 +71,10 @@ pub struct Initialized {
 ///
 /// # Errors
 ///
-/// Where the configuration is wrong, policy refuses it, or the server does not do its handshake.
+/// Where the configuration is wrong, policy refuses it, the server does not do its handshake, or the other replicas can't be
+/// told.
 pub async fn server_initialize(
-    fleet: Arc<Fleet>,
+    shared: Arc<Shared>,
     _context: RequestContext<RoleServer>,
     args: Args,
 ) -> Result<Initialized, ToolFailure> {
@@ -81,7 +82,7 @@ pub async fn server_initialize(
         .map_err(|error| ToolFailure::permanent(format!("invalid configuration: {error}")))?;
     let warnings =
         entry.unknown.keys().map(|key| format!("`config.{key}` is unknown and has no effect")).collect();
-    let status = fleet.initialize(&args.name, &entry).await.map_err(|error| failure(&args.name, &error))?;
+    let status = shared.initialize(&args.name, &entry).await.map_err(|error| failure(&args.name, &error))?;
     Ok(Initialized {
         name: status.name,
         server_info: status.server_info,
@@ -93,12 +94,16 @@ pub async fn server_initialize(
     })
 }
 
-fn failure(name: &str, error: &InitError) -> ToolFailure {
-    let message = format!("server {name:?} is not hosted: {}", chain(error));
+fn failure(name: &str, error: &ShareError) -> ToolFailure {
+    let what = match error {
+        ShareError::Init(_) | ShareError::NotShareable(_) => "not hosted",
+        ShareError::Registry(_) => "hosted by this replica alone",
+    };
+    let message = format!("server {name:?} is {what}: {}", chain(error));
     let failure =
         if error.is_permanent() { ToolFailure::permanent(message) } else { ToolFailure::transient(message) };
     match error {
-        InitError::Connect(ConnectError { stderr: Some(tail), .. }) => {
+        ShareError::Init(InitError::Connect(ConnectError { stderr: Some(tail), .. })) => {
             failure.with_details(json!({ "server": name, "stderrTail": tail }))
         }
         _ => failure,

@@ -7,7 +7,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    hosting::Fleet,
+    registry::Shared,
     toolkit::{Effect, ToolFailure, ToolSpec},
 };
 
@@ -27,7 +27,7 @@ pub struct Args {}
 /// The hosted servers.
 #[derive(Debug, Serialize, JsonSchema)]
 pub struct Servers {
-    /// One entry for each, by name.
+    /// One entry for each.
     servers: Vec<Server>,
 }
 
@@ -49,11 +49,11 @@ pub struct Server {
 ///
 /// Never.
 pub async fn server_list(
-    fleet: Arc<Fleet>,
+    shared: Arc<Shared>,
     _context: RequestContext<RoleServer>,
     _args: Args,
 ) -> Result<Servers, ToolFailure> {
-    let servers = fleet.statuses().into_iter();
+    let servers = shared.fleet().statuses().into_iter().chain(shared.refused());
     let servers = servers.map(|status| Server {
         name: status.name,
         state: status.state,

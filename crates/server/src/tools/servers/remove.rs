@@ -7,7 +7,8 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    hosting::Fleet,
+    error::chain,
+    registry::Shared,
     toolkit::{Effect, ToolFailure, ToolSpec},
 };
 
@@ -40,12 +41,15 @@ pub struct Removed {
 ///
 /// # Errors
 ///
-/// Never: a server that is not there is as good as removed.
+/// Where the other replicas can't be told. A server that is not there is as good as removed.
 pub async fn server_remove(
-    fleet: Arc<Fleet>,
+    shared: Arc<Shared>,
     _context: RequestContext<RoleServer>,
     args: Args,
 ) -> Result<Removed, ToolFailure> {
-    let removed = fleet.remove(&args.name).await;
+    let removed = shared.remove(&args.name).await.map_err(|error| {
+        let message = format!("server {:?} is not removed: {}", args.name, chain(&error));
+        if error.is_permanent() { ToolFailure::permanent(message) } else { ToolFailure::transient(message) }
+    })?;
     Ok(Removed { name: args.name, removed })
 }

@@ -7,7 +7,8 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    hosting::{Fleet, status::ServerStatus},
+    hosting::status::ServerStatus,
+    registry::Shared,
     toolkit::{Effect, ToolFailure, ToolSpec},
 };
 
@@ -32,7 +33,7 @@ pub struct Args {
 /// How the servers are.
 #[derive(Debug, Serialize, JsonSchema)]
 pub struct Statuses {
-    /// One entry for each, by name.
+    /// One entry for each.
     servers: Vec<ServerStatus>,
 }
 
@@ -42,15 +43,15 @@ pub struct Statuses {
 ///
 /// Where no server of this name is hosted.
 pub async fn server_status(
-    fleet: Arc<Fleet>,
+    shared: Arc<Shared>,
     _context: RequestContext<RoleServer>,
     args: Args,
 ) -> Result<Statuses, ToolFailure> {
     let servers = match args.name {
-        None => fleet.statuses(),
+        None => shared.fleet().statuses().into_iter().chain(shared.refused()).collect(),
         Some(name) => vec![
-            fleet
-                .status(&name)
+            (shared.fleet().status(&name))
+                .or_else(|| shared.refused().into_iter().find(|refused| refused.name == name))
                 .ok_or_else(|| ToolFailure::permanent(format!("no server {name:?} is hosted")))?,
         ],
     };

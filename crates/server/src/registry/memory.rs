@@ -1,0 +1,77 @@
+//! A registry in one process, gone when that ends.
+
+use std::{
+    collections::BTreeMap,
+    sync::{Mutex, MutexGuard, PoisonError},
+};
+
+use futures::{FutureExt, StreamExt, future::BoxFuture, stream::BoxStream};
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::UnboundedReceiverStream;
+
+use super::{Change, Record, Registry, RegistryError};
+
+/// Records in memory.
+#[derive(Debug, Default)]
+pub struct MemoryRegistry {
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    records: BTreeMap<String, Record>,
+    watcher: Option<mpsc::UnboundedSender<Change>>,
+    asked: u64,
+}
+
+impl State {
+    fn tell(&self, change: Change) {
+        if let Some(watcher) = &self.watcher {
+            // Whoever has stopped watching misses nothing.
+            _ = watcher.send(change);
+        }
+    }
+}
+
+impl MemoryRegistry {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Registry for MemoryRegistry {
+    fn is_shared(&self) -> bool {
+        false
+    }
+
+    fn put<'a>(&'a self, record: &'a Record) -> BoxFuture<'a, Result<(), RegistryError>> {
+        let mut state = self.lock();
+        state.records.insert(record.name.clone(), record.clone());
+        state.tell(Change::Put(record.clone()));
+        futures::future::ready(Ok(())).boxed()
+    }
+
+    fn remove<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<(), RegistryError>> {
+        let mut state = self.lock();
+        if state.records.remove(name).is_some() {
+            state.tell(Change::Removed(name.to_owned()));
+        }
+        futures::future::ready(Ok(())).boxed()
+    }
+
+    fn watch(&self) -> BoxStream<'static, Change> {
+        let (sender, receiver) = mpsc::unbounded_channel();
+        let mut state = self.lock();
+        state.watcher = Some(sender);
+        state.records.values().for_each(|record| state.tell(Change::Put(record.clone())));
+        state.tell(Change::CaughtUp(state.asked));
+        UnboundedReceiverStream::new(receiver).boxed()
+    }
+
+    fn catch_up(&self) -> u64 {
+        let mut state = self.lock();
+        state.asked += 1;
+        state.tell(Change::CaughtUp(state.asked));
+        state.asked
+    }
+}

@@ -1,0 +1,135 @@
+//! The shared registry: what one replica was told to host, all of them host, and still do after a restart of all.
+
+#![expect(clippy::expect_used, reason = "a panic is the report of a test")]
+
+use fleet_tests::{
+    Env, bins,
+    fleet::{ServerOptions, Standalone},
+    http, on_every_broker, topics, wait,
+};
+use serde_json::{Value, json};
+
+on_every_broker!(what_one_replica_hosts_all_of_them_host, secrets_and_strangers_stay_out);
+
+/// Replicas over one registry that may start the server of files, and what they are started with.
+struct Replicas {
+    options: ServerOptions,
+    topic: String,
+    program: String,
+}
+
+impl Replicas {
+    fn new(env: &Env, name: &str) -> Self {
+        let topic = bins::unique(name);
+        let program = bins::bin("mcp-server").display().to_string();
+        let variables = [
+            ("KAFKA_BROKERS", env.brokers.as_str()),
+            ("MCP_REGISTRY_TOPIC", &topic),
+            ("MCP_ALLOWED_ENV", "LOG_FORMAT,API_KEY"),
+            ("MCP_SHARE_PLAIN", "LOG_FORMAT"),
+            ("MCP_EXPAND_ENV", "API_KEY"),
+            ("API_KEY", "hunter2"),
+        ];
+        let env = variables.map(|(name, value)| (name.to_owned(), value.to_owned())).to_vec();
+        let allowed = vec![format!("{program} --stdio --root **")];
+        Self { options: ServerOptions { allowed, env, ..ServerOptions::default() }, topic, program }
+    }
+
+    /// A replica that has read the registry.
+    fn start(&self) -> Standalone {
+        Standalone::start_with("registry", self.options.clone())
+    }
+
+    fn config(&self, replica: &Standalone, env: &Value) -> Value {
+        let root = replica.directory.join("files");
+        json!({"command": self.program, "args": ["--stdio", "--root", root], "env": env})
+    }
+}
+
+fn initialize(replica: &Standalone, name: &str, config: &Value) -> Value {
+    replica.service.call("server_initialize", &json!({"name": name, "config": config}))
+}
+
+fn succeeds(answer: &Value) {
+    assert!(answer["error"].is_null() && answer["result"]["isError"] != json!(true), "{answer}");
+}
+
+/// Calls a tool of the hosted server.
+fn read(replica: &Standalone, name: &str) -> Value {
+    replica.service.call(&format!("{name}__file_read"), &json!({"path": "hello.txt"}))
+}
+
+fn is_listed(replica: &Standalone, name: &str) -> bool {
+    let request = json!({"jsonrpc": "2.0", "id": 1, "method": "tools/list"});
+    let (_, answer) = http::post(replica.service.address, "/message", &request).expect("a list");
+    answer.to_string().contains(&format!("{name}__file_read"))
+}
+
+fn status(replica: &Standalone) -> String {
+    replica.service.call("server_status", &json!({})).to_string()
+}
+
+fn what_one_replica_hosts_all_of_them_host(env: &Env) {
+    let replicas = Replicas::new(env, "registry");
+    let (mut one, mut other) = (replicas.start(), replicas.start());
+    let config = replicas.config(&one, &json!({"API_KEY": "${API_KEY}", "LOG_FORMAT": "json"}));
+    succeeds(&initialize(&one, "files", &config));
+    // At once, and not only after a while.
+    succeeds(&read(&other, "files"));
+    succeeds(&read(&one, "files"));
+
+    for replica in [&mut one, &mut other] {
+        let status = replica.service.process.stop(wait::LONG);
+        assert!(status.success(), "{status}");
+    }
+    // The files are those of the first, whose directory stays.
+    let (again, third) = (replicas.start(), replicas.start());
+    for replica in [&again, &third] {
+        succeeds(&read(replica, "files"));
+        assert!(is_listed(replica, "files"));
+    }
+
+    let removed = third.service.call("server_remove", &json!({"name": "files"}));
+    succeeds(&removed);
+    assert_eq!(removed["result"]["structuredContent"]["removed"], json!(true), "{removed}");
+    assert!(!is_listed(&third, "files"));
+    wait::until("the removal on the other replica", wait::LONG, || {
+        (!is_listed(&again, "files")).then_some(())
+    });
+    assert_eq!(read(&again, "files")["error"]["code"], json!(-32603));
+    let fresh = replicas.start();
+    assert!(!is_listed(&fresh, "files") && read(&fresh, "files")["result"].is_null());
+}
+
+fn secrets_and_strangers_stay_out(env: &Env) {
+    let replicas = Replicas::new(env, "registry-secrets");
+    let replica = replicas.start();
+    let literal = initialize(&replica, "files", &replicas.config(&replica, &json!({"API_KEY": "hunter2"})));
+    let said = literal.to_string();
+    assert_eq!(literal["result"]["isError"], json!(true), "{said}");
+    assert!(
+        said.contains("env.API_KEY") && said.contains("${API_KEY}") && !said.contains("hunter2"),
+        "{said}"
+    );
+    assert!(!is_listed(&replica, "files"), "nor is it hosted here alone");
+    succeeds(&initialize(&replica, "files", &replicas.config(&replica, &json!({"API_KEY": "${API_KEY}"}))));
+
+    // Whoever can write to the topic can't have anything started that policy does not allow, nor stop what is.
+    let stranger = |name: &str, value: &str| {
+        topics::produce(&env.brokers, &replicas.topic, vec![topics::Outgoing::value(value).key(name)]);
+    };
+    stranger("evil", r#"{"config":{"command":"touch","args":["/tmp/x"]},"revision":"1","writtenAt":0}"#);
+    stranger("odd", "{");
+    stranger("../x", "{}");
+    for replica in [&replica, &replicas.start()] {
+        wait::until_ok("the refusals", wait::LONG, || {
+            let status = status(replica);
+            let refused = status.contains("refused") && status.contains("evil") && status.contains("odd");
+            if refused { Ok(()) } else { Err(status) }
+        });
+        succeeds(&read(replica, "files"));
+    }
+    let written: String =
+        topics::read(&env.brokers, &replicas.topic).iter().map(topics::Record::text).collect();
+    assert!(written.contains("${API_KEY}") && !written.contains("hunter2"), "{written}");
+}
