@@ -34,7 +34,7 @@ use crate::{
 /// How many servers are started at once because the registry wants them.
 const STARTS: usize = 8;
 /// How many names are followed. Policy bounds how many run; this bounds what others can make us remember.
-const MAX_NAMES: usize = 10_000;
+const MAX_NAMES: usize = 1000;
 /// How long is waited for the registry to tell what it knew at this moment.
 const CATCH_UP: Duration = Duration::from_secs(2);
 /// The wait before what could not be done is tried again; it doubles from there.
@@ -345,7 +345,11 @@ impl Shared {
             }
             if let Some(wish) = wanted.still(name, number) {
                 wish.tried = true;
-                wish.problem = result.as_ref().err().map(|error| chain(error));
+                let problem = result.as_ref().err().map(|error| chain(error));
+                if let Some(problem) = problem.as_ref().filter(|_| problem != wish.problem) {
+                    tracing::warn!(server = name, problem, "a server of the registry is not hosted here");
+                }
+                wish.problem = problem;
             }
         }
         self.attempts.send_modify(|attempts| *attempts += 1);
@@ -361,7 +365,6 @@ impl Shared {
             Ok(_) => return Ok(()),
             Err(error) => error,
         };
-        tracing::warn!(server = name, error = chain(&error), "a server of the registry is not hosted here");
         if error.is_permanent() {
             // What is wanted may not run here, and what ran before is not what is wanted.
             self.fleet.remove(name).await;

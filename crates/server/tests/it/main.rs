@@ -26,6 +26,8 @@ mod policy;
 #[cfg(test)]
 mod readme;
 #[cfg(test)]
+mod registry;
+#[cfg(test)]
 mod repeats;
 #[cfg(test)]
 mod sessions;

@@ -1,0 +1,47 @@
+//! What holds where the shared registry can't be reached. With a broker it is tested in `tests/tests/registry.rs`.
+
+use serde_json::json;
+
+use crate::common::{ANSWER_TEXT, Server, legacy_server, script};
+
+#[tokio::test]
+async fn without_its_registry_a_server_is_not_ready_and_shares_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let program = script(dir.path(), "server", &legacy_server("work", &format!("text=done; {ANSWER_TEXT}")));
+    // Nobody listens on port 1.
+    let brokers = [("KAFKA_BROKERS", "127.0.0.1:1"), ("RUST_LOG", "error")];
+    let args = ["--allow-command", &program, "--allow-env", "*", "--expand-env", "API_KEY"];
+    let server = Server::start_with(&args, &brokers).await;
+    let ready = server.http.get(server.url("/ready")).send().await.unwrap();
+    assert_eq!(ready.status(), 503);
+    assert!(ready.text().await.unwrap().contains("reading the registry"));
+    assert_eq!(server.http.get(server.url("/health")).send().await.unwrap().status(), 200);
+
+    let (message, is_final) = server.initialize_error("x", json!({"command": program})).await;
+    assert!(!is_final && message.contains("has not been read yet"), "{message}");
+    let secret = json!({"command": program, "env": {"API_KEY": "hunter2"}});
+    let (message, is_final) = server.initialize_error("x", secret).await;
+    assert!(is_final && message.contains("`env.API_KEY`") && !message.contains("hunter2"), "{message}");
+    let remote = json!({"url": "https://mcp.example.com/mcp?key=hunter2"});
+    let (message, is_final) = server.initialize_error("x", remote).await;
+    assert!(is_final && message.contains("`url.key`") && !message.contains("hunter2"), "{message}");
+    assert_eq!(server.call_ok("server_list", json!({})).await, json!({"servers": []}));
+    assert_eq!(server.call_raw("x__work", json!({})).await["error"]["code"], json!(-32603));
+    let status = server.terminate().await;
+    assert!(status.success(), "{status}");
+}
+
+#[tokio::test]
+async fn without_kafka_there_is_nothing_to_wait_for() {
+    let dir = tempfile::tempdir().unwrap();
+    let program = script(dir.path(), "server", &legacy_server("work", &format!("text=done; {ANSWER_TEXT}")));
+    let server = Server::start(&["--allow-command", &program, "--allow-env", "API_KEY"]).await;
+    // What stays in the process may be written as it is.
+    server.initialize("x", json!({"command": program, "env": {"API_KEY": "hunter2"}})).await;
+    let pid = server.status("x").await["pid"].clone();
+    let called = server.call("x__work", json!({})).await;
+    assert_eq!(called["content"][0]["text"], "done", "{called}");
+    assert_eq!(server.status("x").await["pid"], pid, "it was started once");
+    assert_eq!(server.call_ok("server_remove", json!({"name": "x"})).await["removed"], json!(true));
+    assert_eq!(server.call_ok("server_list", json!({})).await, json!({"servers": []}));
+}
