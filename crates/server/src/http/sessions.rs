@@ -177,6 +177,12 @@ impl Sessions {
         }
     }
 
+    /// A session that is here already. One that is just being made takes nothing before its handshake and would end.
+    async fn here(&self, id: &SessionId) -> Option<Arc<Session>> {
+        let session = self.inner.used(id)?;
+        session.ready.clone().await.then_some(session)
+    }
+
     async fn standalone(&self, id: &SessionId) -> Result<StreamableHttpMessageReceiver, SessionsError> {
         let version = || ProtocolVersion::LATEST_WITH_INITIALIZE;
         let establish = |handle: LocalSessionHandle| async move { handle.establish_common_channel().await };
@@ -361,7 +367,7 @@ impl SessionManager for Sessions {
 
     async fn accept_message(&self, id: &SessionId, message: ClientJsonRpcMessage) -> Result<(), Self::Error> {
         // What is no request is about something that goes on in the session. Where that is not here, nothing does.
-        match self.inner.used(id) {
+        match self.here(id).await {
             Some(session) => match session.handle.push_message(message, None).await {
                 Ok(()) | Err(SessionError::SessionServiceTerminated) => Ok(()),
                 Err(error) => Err(error.into()),
@@ -376,7 +382,14 @@ impl SessionManager for Sessions {
         &self,
         id: &SessionId,
     ) -> Result<impl Stream<Item = ServerSseMessage> + Send + Sync + 'static, Self::Error> {
-        Ok(ReceiverStream::new(self.standalone(id).await?.inner))
+        let receiver = match self.standalone(id).await {
+            Ok(receiver) => receiver.inner,
+            // It was deleted while it was being made here, as by clients that open a stream and end at once. There is
+            // nothing more to say to them.
+            Err(_) if self.inner.deleted.contains(id) => tokio::sync::mpsc::channel(1).1,
+            Err(error) => return Err(error),
+        };
+        Ok(ReceiverStream::new(receiver))
     }
 
     async fn resume(
@@ -384,7 +397,7 @@ impl SessionManager for Sessions {
         id: &SessionId,
         last_event_id: String,
     ) -> Result<impl Stream<Item = ServerSseMessage> + Send + Sync + 'static, Self::Error> {
-        let receiver = match self.inner.used(id) {
+        let receiver = match self.here(id).await {
             Some(session) => {
                 let event = last_event_id.parse().map_err(SessionError::from)?;
                 session.handle.resume(event).await?
@@ -514,6 +527,37 @@ mod tests {
         for foreign in ["", "5f0f4d5c-9c6e-4c7f-8a43-0a0a8d5f6a11"] {
             assert!(!sessions.has_session(&foreign.into()).await.unwrap());
         }
+    }
+
+    #[tokio::test]
+    async fn a_notification_does_not_disturb_a_session_that_is_being_made() {
+        let sessions = sessions(100);
+        let initialized = serde_json::json!({"jsonrpc": "2.0", "method": "notifications/initialized"});
+        let initialized: ClientJsonRpcMessage = serde_json::from_value(initialized).unwrap();
+        for _ in 0..50 {
+            let id = id::new_id();
+            let (stream, accepted) = futures::join!(
+                sessions.create_standalone_stream(&id),
+                sessions.accept_message(&id, initialized.clone())
+            );
+            accepted.unwrap();
+            drop(stream.unwrap_or_else(|error| panic!("{error}")));
+        }
+    }
+
+    #[tokio::test]
+    async fn a_deletion_that_comes_in_between_is_no_error() {
+        let sessions = sessions(10);
+        for _ in 0..20 {
+            let id = id::new_id();
+            let (stream, deleted) =
+                futures::join!(sessions.create_standalone_stream(&id), SessionStore::delete(&sessions, &id));
+            deleted.unwrap();
+            let stream = stream.unwrap_or_else(|error| panic!("{error}"));
+            let events = tokio::time::timeout(Duration::from_secs(30), stream.collect::<Vec<_>>()).await;
+            assert_eq!(events.expect("the end of the stream").len(), 0);
+        }
+        assert!(sessions.inner.known().is_empty());
     }
 
     #[tokio::test]
