@@ -1,5 +1,6 @@
 //! Prompts and resources: this server's own and those of the hosted servers.
 
+use fleet_job::tool_name;
 use rmcp::{
     RoleServer,
     model::{
@@ -40,6 +41,7 @@ impl Gateway {
                 return answer.await;
             }
         }
+        self.learn_of(&params.name).await;
         let Some(route) = self.inner.fleet.routes().prompt(&params.name).cloned() else {
             return Err(ErrorData::invalid_params(format!("unknown prompt `{}`", params.name), None));
         };
@@ -47,6 +49,16 @@ impl Gateway {
         params.meta = None;
         let request = ClientRequest::GetPromptRequest(GetPromptRequest::new(params));
         call::prompt(&route.server, call::forward(&self.inner.fleet, &route.server, request, &context).await?)
+    }
+
+    /// Waits a moment for the registry to tell of the server of a prompt that is not known here.
+    async fn learn_of(&self, prompt: &str) {
+        let unknown = self.inner.fleet.routes().prompt(prompt).is_none();
+        if let (true, Some(shared), Some(server)) =
+            (unknown, &self.inner.shared, tool_name::server_of(prompt))
+        {
+            shared.wait_for(server).await;
+        }
     }
 
     pub(super) async fn resource(

@@ -2,7 +2,10 @@
 
 use std::{
     collections::BTreeMap,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use rmcp::{
@@ -11,6 +14,7 @@ use rmcp::{
     service::{Peer, SubscriptionContext, SubscriptionSink},
 };
 use tokio::sync::broadcast::{Receiver, error::RecvError};
+use tokio_util::sync::CancellationToken;
 
 use super::Gateway;
 use crate::hosting::{
@@ -24,7 +28,16 @@ const MAX_WATCHED: usize = 1000;
 /// What a session of the older protocol is subscribed to.
 #[derive(Default)]
 pub(super) struct Session {
+    /// Whether it is told of changes already.
+    told: AtomicBool,
+    ended: CancellationToken,
     watched: Mutex<BTreeMap<String, Option<Watched>>>,
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        self.ended.cancel();
+    }
 }
 
 impl Session {
@@ -66,14 +79,21 @@ impl Gateway {
         drop(watched);
     }
 
-    /// Tells a session of changes for as long as it is there.
+    /// Tells a session of changes for as long as it is there. Once is enough.
     pub(super) fn tell_session(&self, peer: Peer<RoleServer>) {
+        if self.session.told.swap(true, Ordering::Relaxed) {
+            return;
+        }
         let mut changes = self.inner.fleet.changes();
-        // Whoever ends the session drops its handler, and with that this.
-        let session = Arc::downgrade(&self.session);
+        // Whoever ends the session drops its handler, and with that this, which ends the task.
+        let (session, ended) = (Arc::downgrade(&self.session), self.session.ended.clone());
         tokio::spawn(async move {
-            while let Some(change) = next(&mut changes).await {
-                let Some(session) = session.upgrade() else { return };
+            loop {
+                let change = tokio::select! {
+                    change = next(&mut changes) => change,
+                    () = ended.cancelled() => return,
+                };
+                let (Some(change), Some(session)) = (change, session.upgrade()) else { return };
                 if peer.is_transport_closed() || tell_peer(&peer, &session, &change).await.is_err() {
                     return;
                 }

@@ -168,8 +168,8 @@ impl Fleet {
     /// Whether a server of this name was last started from this very configuration, successfully or not.
     pub async fn is_hosted_from(&self, name: &str, entry: &ServerEntry) -> bool {
         let Some(hosted) = self.find(name) else { return false };
-        let Ok(spec) = launch::resolve(entry, &self.policy).await else { return false };
-        hosted.state().spec.as_ref() == Some(&spec)
+        let Ok(spec) = launch::resolve(entry, &self.policy()).await else { return false };
+        hosted.state().launch.as_ref().is_some_and(|launch| launch.spec == spec)
     }
 
     /// Removes a server and ends it. `false` where there is none of this name.

@@ -152,7 +152,17 @@ impl ServerStatus {
             tool_count: 0,
             tools: Vec::new(),
             hidden_tools: Vec::new(),
+            prompt_count: 0,
+            resource_count: 0,
             restarts: 0,
+            calls_in_flight: 0,
+            calls_waiting: 0,
+            breaker: BreakerStatus {
+                state: "closed",
+                failures: None,
+                retry_after_ms: None,
+                last_failure: String::new(),
+            },
             last_error: Some(problem.to_owned()),
             stderr_tail: None,
         }

@@ -378,7 +378,10 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::{policy::Policy, registry::memory::MemoryRegistry};
+    use crate::{
+        policy::{Policy, current::CurrentPolicy},
+        registry::memory::MemoryRegistry,
+    };
 
     fn entry(command: &str) -> ServerEntry {
         ServerEntry::from_value(&json!({ "command": command }), "config").unwrap()
@@ -400,7 +403,7 @@ mod tests {
         registry.put(&bad).await.unwrap();
         registry.put(&Record::new("gone", &entry("rm"))).await.unwrap();
         registry.remove("gone").await.unwrap();
-        let fleet = Fleet::new(Arc::new(Policy::default()));
+        let fleet = Fleet::new(CurrentPolicy::new(Policy::default()));
         let shared = Shared::new(fleet, registry.clone(), Plain::default());
         let stop = CancellationToken::new();
         shared.follow(stop.clone());
@@ -427,7 +430,7 @@ mod tests {
     #[tokio::test]
     async fn what_can_not_be_read_is_shown() {
         let shared = Shared::new(
-            Fleet::new(Arc::new(Policy::default())),
+            Fleet::new(CurrentPolicy::new(Policy::default())),
             Arc::new(MemoryRegistry::default()),
             Plain::default(),
         );
