@@ -1,18 +1,20 @@
 """Calls a tool many times with one of the client libraries, each request on a connection of its own, and says how many
 calls were answered. The first failure ends it.
 
-usage: balanced.py URL CLIENT CALLS      CLIENT is mcp, mcp-legacy, fastmcp or langchain
+usage: balanced.py URL CLIENT CALLS [TOOL ARGUMENTS EXPECTED]
+
+CLIENT is mcp, mcp-legacy, fastmcp or langchain; ARGUMENTS are JSON; EXPECTED is a part of the answer.
 """
 
 import asyncio
+import json
 import sys
 import time
 
 # Calls under way at once. Sessions are opened by so many tasks too.
 WORKERS = 8
-TOOL = "file_read"
-ARGUMENTS = {"path": "hello.txt"}
-EXPECTED = "hello, fleet"
+TOOL, ARGUMENTS, EXPECTED = sys.argv[4:] or ("file_read", '{"path": "hello.txt"}', "hello, fleet")
+ARGUMENTS = json.loads(ARGUMENTS)
 
 
 def unpooled(library):

@@ -3,7 +3,12 @@
 
 use fleet_job::event::JobState;
 use fleet_tests::{
-    Env, Fleet, fleet::ServerOptions, node, on_every_broker, process::Process, python::Python, wait,
+    Env, Fleet,
+    fleet::{ServerOptions, Standalone},
+    node, on_every_broker,
+    process::Process,
+    python::Python,
+    wait,
 };
 use serde_json::{Value, json};
 
@@ -73,7 +78,7 @@ fn host_and_call(env: &Env, name: &str, argv: &[&str], calls: &[Value]) -> Vec<S
 #[test]
 fn the_python_client_lists_and_calls_our_tools() {
     let Some(python) = Python::get() else { return };
-    let mut server = fleet_tests::fleet::Standalone::start("python-client");
+    let mut server = Standalone::start("python-client");
     for mode in ["auto", "legacy"] {
         let mut command = python.script("client.py");
         command.arg(format!("http://{}/mcp", server.service.address)).arg(mode);
@@ -86,4 +91,48 @@ fn the_python_client_lists_and_calls_our_tools() {
         }
     }
     assert!(server.service.process.is_running());
+}
+
+/// The libraries that people use list and call tools of a hosted program and of a hosted HTTP server, in both eras.
+#[test]
+fn client_libraries_call_through_the_gateway() {
+    let (Some(script), Some(python), Some(langchain)) =
+        (node::server_everything(), Python::get(), Python::langchain())
+    else {
+        return;
+    };
+    let upstream = Standalone::start("gateway-upstream");
+    let remote = upstream.service.address.to_string();
+    let everything = ["node".to_owned(), script.display().to_string(), "stdio".to_owned()];
+    let gateway = Standalone::start_with(
+        "gateway-clients",
+        ServerOptions {
+            allowed: vec![everything.join(" ")],
+            env: vec![("MCP_ALLOWED_REMOTES".to_owned(), remote.clone())],
+            ..ServerOptions::default()
+        },
+    );
+    for (name, config) in [
+        ("everything", json!({"command": "node", "args": everything[1..]})),
+        ("http", json!({"type": "http", "url": format!("http://{remote}/mcp")})),
+    ] {
+        let hosted = gateway.service.call("server_initialize", &json!({"name": name, "config": config}));
+        assert_ne!(hosted["result"]["isError"], json!(true), "{hosted}");
+    }
+    for (client, python) in
+        [("mcp", &python), ("mcp-legacy", &python), ("fastmcp", &python), ("langchain", &langchain)]
+    {
+        for [tool, arguments, expected] in [
+            ["everything__echo", r#"{"message": "through the gateway"}"#, "through the gateway"],
+            ["http__file_read", r#"{"path": "hello.txt"}"#, "hello, fleet"],
+        ] {
+            let mut command = python.script("balanced.py");
+            command.arg(format!("http://{}/mcp", gateway.service.address));
+            command.args([client, "10", tool, arguments, expected]);
+            let mut process = Process::start("gateway-client", &gateway.directory, command);
+            let status = process.wait(wait::LONG);
+            let said = process.log();
+            assert!(status.success() && said.contains("answered 10 "), "{client}, {tool}: {status}\n{said}");
+        }
+    }
 }
