@@ -1,9 +1,12 @@
 //! `mcp-server` with one tool more: `cargo run -p mcp-server --example word_count -- --port 8080`.
 
-use std::sync::Arc;
+use std::{process::ExitCode, sync::Arc};
 
 use clap::Parser;
-use mcp_server::toolkit::{Effect, ToolFailure, ToolSpec, Toolkit};
+use mcp_server::{
+    ServerError,
+    toolkit::{Effect, ToolFailure, ToolSpec, Toolkit},
+};
 use rmcp::{RoleServer, service::RequestContext};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -46,8 +49,17 @@ struct Cli {
     args: mcp_server::Args,
 }
 
+fn main() -> Result<ExitCode, ServerError> {
+    // A hosted program whose memory or time is limited begins as this one.
+    if let Some(code) = mcp_server::launcher::run_if_asked() {
+        return Ok(code);
+    }
+    serve(Cli::parse().args)?;
+    Ok(ExitCode::SUCCESS)
+}
+
 #[tokio::main]
-async fn main() -> Result<(), mcp_server::ServerError> {
+async fn serve(args: mcp_server::Args) -> Result<(), ServerError> {
     let own = Toolkit::new(Arc::new(1 << 20)).with(&SPEC, word_count);
-    mcp_server::run_with(Cli::parse().args, vec![Box::new(own)]).await
+    mcp_server::run_with(args, vec![Box::new(own)]).await
 }
