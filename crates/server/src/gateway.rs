@@ -181,7 +181,7 @@ impl Gateway {
 
     /// The provider that has a tool.
     fn provider_of(&self, tool: &str) -> Option<&dyn Provider> {
-        self.inner.providers.iter().find(|provider| provider.tool(tool).is_some()).map(AsRef::as_ref)
+        self.inner.providers.iter().find(|provider| provider.has_tool(tool)).map(AsRef::as_ref)
     }
 
     /// In the `_meta` of lists: the servers that can't be relied on now.

@@ -23,6 +23,11 @@ pub trait Provider: Send + Sync + 'static {
     /// One tool.
     fn tool(&self, name: &str) -> Option<Tool>;
 
+    /// Whether there is a tool of this name. Asked at every call.
+    fn has_tool(&self, name: &str) -> bool {
+        self.tool(name).is_some()
+    }
+
     /// Whether a repeated call must run again, where it could be answered from memory.
     fn always_runs(&self) -> bool;
 

@@ -179,6 +179,10 @@ impl<S: Send + Sync + 'static> Provider for Toolkit<S> {
         self.tools.get(name).map(|(tool, _)| tool.clone())
     }
 
+    fn has_tool(&self, name: &str) -> bool {
+        self.tools.contains_key(name)
+    }
+
     fn always_runs(&self) -> bool {
         self.always_runs
     }
