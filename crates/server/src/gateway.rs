@@ -76,26 +76,18 @@ struct Inner {
 
 impl Gateway {
     /// A gateway to what these providers and the fleet have, which answers a repeat of a job's call within `window` from
-    /// memory, of which it takes `max_bytes` at most. A window of zero is none.
+    /// memory, of which it takes `max_bytes` at most. A window of zero is none. Where there is a registry, it is asked for
+    /// servers that are not hosted here.
     pub fn new(
         providers: Vec<Box<dyn Provider>>,
         fleet: Arc<Fleet>,
         window: Duration,
         max_bytes: u64,
+        shared: Option<Arc<Shared>>,
     ) -> Self {
         let repeats = (!window.is_zero()).then(|| Repeats::new(window, max_bytes));
-        let inner = Inner { providers, fleet, repeats, shared: None };
+        let inner = Inner { providers, fleet, repeats, shared };
         Self { inner: Arc::new(inner), session: Arc::default() }
-    }
-
-    /// A gateway that asks the registry for servers that are not hosted here.
-    #[must_use]
-    pub fn sharing(mut self, shared: Arc<Shared>) -> Self {
-        // Nobody else has it yet.
-        if let Some(inner) = Arc::get_mut(&mut self.inner) {
-            inner.shared = Some(shared);
-        }
-        self
     }
 
     /// The same gateway for another session.
@@ -227,7 +219,7 @@ fn identify(context: &RequestContext<RoleServer>, meta: &mut Option<MetaObject>)
 }
 
 /// Whether a request is of the protocol without sessions.
-fn is_modern(context: &RequestContext<RoleServer>) -> bool {
+pub(crate) fn is_modern(context: &RequestContext<RoleServer>) -> bool {
     context.protocol_version().is_some_and(|version| version.as_str() >= MODERN.as_str())
 }
 

@@ -65,8 +65,8 @@ pub async fn run_until(
     shared.follow(stop.clone());
     let mut providers = more;
     providers.extend(toolkits(&config, &fleet, &shared)?);
-    let gateway = Gateway::new(providers, fleet.clone(), config.repeat_window, config.repeat_max_bytes)
-        .sharing(shared.clone());
+    let (window, max_bytes) = (config.repeat_window, config.repeat_max_bytes);
+    let gateway = Gateway::new(providers, fleet.clone(), window, max_bytes, Some(shared.clone()));
     let result = if config.stdio {
         serve_stdio(gateway, stop).await
     } else {

@@ -15,7 +15,7 @@ use rmcp::{
 use serde_json::{Value, json};
 
 use super::parsed;
-use crate::hosting::follow::MODERN;
+use crate::gateway::is_modern;
 
 pub(super) async fn call(
     params: &CallToolRequestParams,
@@ -80,8 +80,7 @@ pub(super) async fn call(
 
 /// Three messages. From 2026-07-28 on, only for a request that asks for a level.
 async fn log(context: &RequestContext<RoleServer>) {
-    let modern = context.protocol_version().is_some_and(|version| version.as_str() >= MODERN.as_str());
-    let wanted = !modern || context.meta.contains_key("io.modelcontextprotocol/logLevel");
+    let wanted = !is_modern(context) || context.meta.contains_key("io.modelcontextprotocol/logLevel");
     for message in ["Tool execution started", "Tool processing data", "Tool execution completed"] {
         if wanted {
             let message = LoggingMessageNotificationParam::new(LoggingLevel::Info, message.into());

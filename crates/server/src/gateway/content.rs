@@ -111,8 +111,8 @@ impl Gateway {
             let message = "there is no such prompt or resource template to complete an argument of";
             return Err(ErrorData::invalid_params(message, None));
         };
-        let status = self.inner.fleet.connection(&server).await.map_err(|error| call::down(&error))?;
-        if status.info.capabilities.completions.is_none() {
+        let upstream = self.inner.fleet.connection(&server).await.map_err(|error| call::down(&error))?;
+        if upstream.info.capabilities.completions.is_none() {
             return Ok(CompleteResult::new(CompletionInfo::default()));
         }
         params.meta = None;

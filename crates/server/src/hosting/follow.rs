@@ -22,7 +22,7 @@ use rmcp::{
 };
 use tokio::sync::watch;
 
-use super::changes::News;
+use super::changes::{Lists, News};
 
 /// How long to wait before a subscription that ended is made again.
 const AGAIN: Duration = Duration::from_secs(5);
@@ -117,6 +117,8 @@ async fn listen(
                 continue;
             }
         };
+        // What changed before this was not heard.
+        news.lists(|lists| *lists = Lists::ALL);
         loop {
             tokio::select! {
                 next = subscription.next() => match next {
@@ -135,8 +137,6 @@ async fn listen(
         }
         if !matches!(subscription.end(), Some(SubscriptionEnd::Cancelled)) {
             tokio::time::sleep(AGAIN).await;
-            // What changed meanwhile was not heard.
-            news.lists(|lists| *lists = super::changes::Lists::ALL);
         }
     }
 }

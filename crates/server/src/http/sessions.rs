@@ -446,7 +446,7 @@ mod tests {
 
     fn sessions(limit: usize) -> Sessions {
         let fleet = Fleet::new(CurrentPolicy::new(Policy::default()));
-        let gateway = Gateway::new(Vec::new(), fleet, Duration::ZERO, 0);
+        let gateway = Gateway::new(Vec::new(), fleet, Duration::ZERO, 0, None);
         Sessions::new(gateway, limit, Duration::from_secs(3600), CancellationToken::new())
     }
 

@@ -152,8 +152,13 @@ mod tests {
 
     #[tokio::test]
     async fn streams_are_bounded_and_end_with_their_clients() {
-        let gateway =
-            Gateway::new(Vec::new(), Fleet::new(CurrentPolicy::new(Policy::default())), Duration::ZERO, 0);
+        let gateway = Gateway::new(
+            Vec::new(),
+            Fleet::new(CurrentPolicy::new(Policy::default())),
+            Duration::ZERO,
+            0,
+            None,
+        );
         let stop = CancellationToken::new();
         let streams = Streams::with_limit(gateway, stop.clone(), 1);
         let (place, _answers) = streams.start().unwrap();
