@@ -192,8 +192,13 @@ fn plan(files: &[PathBuf], jobs: u32) -> Vec<Planned> {
         let what = format!("{FILES}__{tool} {arguments}");
         let key = arguments["path"].as_str().map(str::to_owned);
         let arguments = arguments.as_object().cloned().unwrap_or_else(Map::new);
-        let call =
-            ToolCall { server: Some(FILES.to_owned()), tool: tool.to_owned(), arguments, extra: Map::new() };
+        let call = ToolCall {
+            server: Some(FILES.to_owned()),
+            tool: tool.to_owned(),
+            arguments,
+            task: None,
+            extra: Map::new(),
+        };
         Planned::job(&Envelope::new(label, Work::ToolCall(call)), what, good, key)
     };
     let mut planned: Vec<Planned> = (0..jobs as usize)
@@ -242,6 +247,7 @@ async fn write(producer: &Producer, topic: &str, planned: Vec<Planned>) -> Resul
         .map(|job| {
             let key = job.key.map(String::into_bytes);
             let record = Outgoing {
+                timestamp: None,
                 partition: None,
                 topic: topic.to_owned(),
                 key,

@@ -150,6 +150,7 @@ fn jobs(args: &Args) -> Result<Vec<Job>, CliError> {
             server: args.server.clone(),
             tool: args.tool.clone().unwrap_or_default(),
             arguments,
+            task: None,
             extra: Map::new(),
         };
         object = Envelope::new(job_id, Work::ToolCall(call)).to_json();
@@ -214,6 +215,7 @@ async fn write(
     let records: Vec<_> = jobs
         .iter()
         .map(|job| Outgoing {
+            timestamp: Some(now),
             partition: None,
             topic: topics.jobs.clone(),
             key: job.key.as_ref().map(|key| key.clone().into_bytes()),
@@ -228,10 +230,14 @@ async fn write(
 
 fn queued(topics: &Topics, envelope: &Envelope, now: Timestamp) -> Outgoing {
     Outgoing {
+        timestamp: Some(now),
         partition: None,
         topic: topics.events.clone(),
         key: Some(envelope.job_id.clone().into_bytes()),
-        value: Some(JobEvent::about(envelope, JobState::Queued, now).to_bytes()),
+        value: Some(
+            JobEvent { submitted_at: Some(now), ..JobEvent::about(envelope, JobState::Queued, now) }
+                .to_bytes(),
+        ),
         headers: Vec::new(),
     }
 }

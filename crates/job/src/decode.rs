@@ -244,7 +244,9 @@ fn from_object(object: Map<String, Value>) -> Result<Envelope, JobError> {
     let wire: WireEnvelope = typed(Value::Object(object), "")?;
     check_id(&wire.job_id).map_err(|why| invalid(format!("`jobID` {why}")))?;
     let work = work(&wire.job_type, wire.payload)?;
-    for (field, value) in [("idempotencyKey", &wire.idempotency_key), ("tenant", &wire.tenant)] {
+    for (field, value) in
+        [("idempotencyKey", &wire.idempotency_key), ("tenant", &wire.tenant), ("owner", &wire.owner)]
+    {
         if let Some(value) = value {
             check_id(value).map_err(|why| invalid(format!("`{field}` {why}")))?;
         }
@@ -271,6 +273,7 @@ fn from_object(object: Map<String, Value>) -> Result<Envelope, JobError> {
         idempotency_key: wire.idempotency_key,
         reply_to: wire.reply_to,
         tenant: wire.tenant,
+        owner: wire.owner,
         metadata: wire.metadata,
         extra: wire.extra,
     })

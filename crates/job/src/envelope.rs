@@ -7,7 +7,7 @@ use std::num::NonZeroU32;
 
 use serde_json::{Map, Value};
 
-use crate::time::Timestamp;
+use crate::{time::Timestamp, tool_name};
 
 /// The longest job id, idempotency key or tenant, in bytes.
 pub const MAX_ID_BYTES: usize = 256;
@@ -47,6 +47,9 @@ pub struct Envelope {
     pub reply_to: Option<String>,
     /// Whose job it is.
     pub tenant: Option<String>,
+    /// Who submitted it, as the server that took it knows them: an opaque name, made from their credentials. Nobody else
+    /// gets to see the job there.
+    pub owner: Option<String>,
     /// The producer's own data, copied into every event.
     pub metadata: Map<String, Value>,
     /// Fields that this version does not know, kept as they came.
@@ -67,6 +70,7 @@ impl Envelope {
             idempotency_key: None,
             reply_to: None,
             tenant: None,
+            owner: None,
             metadata: Map::new(),
             extra: Map::new(),
         }
@@ -152,9 +156,44 @@ pub struct ToolCall {
         deserialize_with = "crate::wire::null_is_default"
     )]
     pub arguments: Map<String, Value>,
+    /// Set where somebody waits for the call as an MCP task, and can be asked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub task: Option<TaskRound>,
     /// Fields that this version does not know, kept as they came.
     #[serde(flatten)]
     pub extra: Map<String, Value>,
+}
+
+impl ToolCall {
+    /// A call without arguments.
+    pub fn new(server: Option<String>, tool: impl Into<String>) -> Self {
+        Self { server, tool: tool.into(), arguments: Map::new(), task: None, extra: Map::new() }
+    }
+
+    /// The name under which the server offers the tool.
+    pub fn exposed_name(&self) -> String {
+        match &self.server {
+            Some(server) => tool_name::exposed(server, &self.tool),
+            None => self.tool.clone(),
+        }
+    }
+}
+
+/// One round of a call that is an MCP task (`io.modelcontextprotocol/tasks`): what the caller can be asked for, and what it
+/// has answered. A tool that asks for input ends the round; the answers come as another job of the same id. An error of the
+/// tool's is the call's answer, so it is not tried again.
+#[derive(Debug, Clone, Default, PartialEq, serde::Serialize, serde::Deserialize, schemars::JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct TaskRound {
+    /// The caller's capabilities, as it declared them.
+    #[serde(default, skip_serializing_if = "Map::is_empty")]
+    pub client_capabilities: Map<String, Value>,
+    /// The answers to what the tool asked for in the round before.
+    #[serde(default, skip_serializing_if = "Map::is_empty")]
+    pub input_responses: Map<String, Value>,
+    /// What the tool wants to be reminded of, as it gave it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub request_state: Option<String>,
 }
 
 /// Many calls as one job.

@@ -4,7 +4,12 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use crate::{envelope::Envelope, outcome::JobError, record::Position, time::Timestamp};
+use crate::{
+    envelope::{Envelope, Work},
+    outcome::JobError,
+    record::Position,
+    time::Timestamp,
+};
 
 /// The states of a job. The last four are terminal.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
@@ -62,6 +67,15 @@ pub struct JobEvent {
     /// The kind of job; absent where the envelope could not be read.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub job_type: Option<String>,
+    /// The tool that a `tool-call` calls, under the name that the server offers it by.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tool: Option<String>,
+    /// How many calls a `tool-batch` makes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub calls: Option<u32>,
+    /// When the record that asks for the job was written.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub submitted_at: Option<Timestamp>,
     /// Attempts spent so far, this one included.
     #[serde(default)]
     pub attempts: u32,
@@ -71,6 +85,9 @@ pub struct JobEvent {
     /// The worker that reports.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub worker: Option<String>,
+    /// How far the tool says it has come, in a `running` event.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub progress: Option<Progress>,
     /// What the tool returned, in a `succeeded` event.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub result: Option<Value>,
@@ -89,6 +106,9 @@ pub struct JobEvent {
     /// Whose job it is.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tenant: Option<String>,
+    /// Who submitted it, as the server that took it knows them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub owner: Option<String>,
     /// The producer's idempotency key.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub idempotency_key: Option<String>,
@@ -105,15 +125,20 @@ impl JobEvent {
             state,
             time,
             job_type: None,
+            tool: None,
+            calls: None,
+            submitted_at: None,
             attempts: 0,
             source: None,
             worker: None,
+            progress: None,
             result: None,
             result_omitted: None,
             error: None,
             next_attempt_at: None,
             timings: None,
             tenant: None,
+            owner: None,
             idempotency_key: None,
             metadata: Map::new(),
         }
@@ -121,9 +146,17 @@ impl JobEvent {
 
     /// An event about the job in `envelope`, with what every one of its events repeats.
     pub fn about(envelope: &Envelope, state: JobState, time: Timestamp) -> Self {
+        let (tool, calls) = match &envelope.work {
+            Work::ToolCall(call) => (Some(call.exposed_name()), None),
+            Work::ToolBatch(batch) => (None, u32::try_from(batch.calls.len()).ok()),
+            Work::ServerInit(_) => (None, None),
+        };
         Self {
             job_type: Some(envelope.work.job_type().as_str().to_owned()),
+            tool,
+            calls,
             tenant: envelope.tenant.clone(),
+            owner: envelope.owner.clone(),
             idempotency_key: envelope.idempotency_key.clone(),
             metadata: envelope.metadata.clone(),
             ..Self::new(&*envelope.job_id, state, time)
@@ -158,6 +191,20 @@ impl std::fmt::Display for Source {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{}/{}/{}", self.topic, self.partition, self.offset)
     }
+}
+
+/// How far a tool says it has come.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Progress {
+    /// Grows from one notice to the next. In a batch: the calls that are done.
+    pub progress: f64,
+    /// What `progress` will be at the end, where that is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub total: Option<f64>,
+    /// What the tool says about it, for people.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub message: Option<String>,
 }
 
 /// What stands in for a result that is too large for a record.

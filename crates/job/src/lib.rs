@@ -2,6 +2,7 @@
 //!
 //! Pure data and parsing. No IO, no async, no clock: time is passed in by the caller.
 
+pub mod control;
 pub mod dead_letter;
 pub mod decode;
 pub mod delayed;

@@ -3,13 +3,14 @@
 
 use schemars::{Schema, schema_for};
 
-use crate::{event::JobEvent, mcp_servers::McpServers, wire::WireEnvelope};
+use crate::{control::Control, event::JobEvent, mcp_servers::McpServers, wire::WireEnvelope};
 
 /// Every schema with the name of its file below `schemas/`.
-pub fn all() -> [(&'static str, Schema); 3] {
+pub fn all() -> [(&'static str, Schema); 4] {
     [
         ("envelope.schema.json", schema_for!(WireEnvelope)),
         ("event.schema.json", schema_for!(JobEvent)),
+        ("control.schema.json", schema_for!(Control)),
         ("mcp-servers.schema.json", schema_for!(McpServers)),
     ]
 }

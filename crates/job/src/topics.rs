@@ -14,6 +14,8 @@ pub struct Topics {
     pub dlq: String,
     /// Jobs that have to wait too long to be held in memory. A fleet can do without.
     pub delayed: String,
+    /// What workers are told about jobs, whoever has them: cancel. A fleet can do without.
+    pub control: String,
 }
 
 impl Topics {
@@ -21,12 +23,12 @@ impl Topics {
     pub fn of(jobs: impl Into<String>) -> Self {
         let jobs = jobs.into();
         let of = |what| format!("{jobs}.{what}");
-        Self { events: of("events"), dlq: of("dlq"), delayed: of("delayed"), jobs }
+        Self { events: of("events"), dlq: of("dlq"), delayed: of("delayed"), control: of("control"), jobs }
     }
 
     /// Whether `name` is one of the fleet's own topics.
     pub fn contains(&self, name: &str) -> bool {
-        [&self.jobs, &self.events, &self.dlq, &self.delayed].iter().any(|topic| *topic == name)
+        [&self.jobs, &self.events, &self.dlq, &self.delayed, &self.control].iter().any(|topic| *topic == name)
     }
 }
 

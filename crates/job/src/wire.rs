@@ -58,6 +58,10 @@ pub struct WireEnvelope {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 256))]
     pub tenant: Option<String>,
+    /// Who submitted it, as the server that took it knows them. Written by the server.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 256))]
+    pub owner: Option<String>,
     /// The producer's own data, copied into every event.
     #[serde(default, skip_serializing_if = "Map::is_empty", deserialize_with = "null_is_default")]
     pub metadata: Map<String, Value>,
@@ -104,6 +108,7 @@ impl From<&Envelope> for WireEnvelope {
             idempotency_key: envelope.idempotency_key.clone(),
             reply_to: envelope.reply_to.clone(),
             tenant: envelope.tenant.clone(),
+            owner: envelope.owner.clone(),
             metadata: envelope.metadata.clone(),
             extra: envelope.extra.clone(),
         }
@@ -133,6 +138,10 @@ fn call_value(call: &ToolCall) -> Value {
     object.insert("tool".to_owned(), call.tool.clone().into());
     if !call.arguments.is_empty() {
         object.insert("arguments".to_owned(), Value::Object(call.arguments.clone()));
+    }
+    if let Some(round) = &call.task {
+        // Maps with string keys: nothing in it can fail to become a value.
+        object.insert("task".to_owned(), serde_json::to_value(round).unwrap_or_default());
     }
     Value::Object(object)
 }

@@ -137,7 +137,13 @@ fn null_means_absent() {
 }
 
 fn tool_call(tool: &str) -> Work {
-    Work::ToolCall(ToolCall { server: None, tool: tool.into(), arguments: Map::new(), extra: Map::new() })
+    Work::ToolCall(ToolCall {
+        server: None,
+        tool: tool.into(),
+        arguments: Map::new(),
+        task: None,
+        extra: Map::new(),
+    })
 }
 
 #[test]
@@ -231,7 +237,7 @@ fn json_map(values: impl Strategy<Value = Value>) -> impl Strategy<Value = Map<S
 
 fn call() -> impl Strategy<Value = ToolCall> {
     (option::of("[a-z]{1,8}"), "\\PC{1,12}", json_map(json_value()), json_map(json_value()))
-        .prop_map(|(server, tool, arguments, extra)| ToolCall { server, tool, arguments, extra })
+        .prop_map(|(server, tool, arguments, extra)| ToolCall { server, tool, arguments, task: None, extra })
 }
 
 fn work() -> impl Strategy<Value = Work> {

@@ -52,6 +52,8 @@ pub fn fleet_topics(topics: &Topics, partitions: i32, replication: i32) -> Vec<T
             DELAY_TIERS,
             &[("retention.ms", "2592000000"), ("max.message.bytes", "5242880")],
         ),
+        // Jobs that were cancelled while they wait must be known for as long as a job can wait in the delayed topic.
+        spec(&topics.control, 1, &[("cleanup.policy", "compact,delete"), ("retention.ms", "2592000000")]),
     ]
 }
 

@@ -2,7 +2,7 @@
 
 use std::{sync::Mutex, thread, time::Duration};
 
-use fleet_job::record::Header;
+use fleet_job::{record::Header, time::Timestamp};
 use rdkafka::{
     error::{KafkaError as Native, RDKafkaErrorCode},
     producer::{FutureProducer, FutureRecord, Producer as _, PurgeConfig},
@@ -26,6 +26,8 @@ pub struct Outgoing {
     pub value: Option<Vec<u8>>,
     /// The headers, in order.
     pub headers: Vec<Header>,
+    /// The record's time; the producer's clock says where it is not set. A topic may put the broker's in its place.
+    pub timestamp: Option<Timestamp>,
 }
 
 /// Where a record was written.
@@ -83,6 +85,7 @@ impl Producer {
         native.key = record.key.as_deref();
         native.payload = record.value.as_deref();
         native.partition = record.partition;
+        native.timestamp = record.timestamp.map(Timestamp::as_millis);
         let topic = record.topic.clone();
         let delivery = producer.send_result(native).map_err(|(source, _)| {
             self.replace_after_fatal(&producer, &source);

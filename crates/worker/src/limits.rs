@@ -98,7 +98,7 @@ mod tests {
     }
 
     fn call(tool: &str) -> ToolCall {
-        ToolCall { server: None, tool: tool.to_owned(), arguments: Map::new(), extra: Map::new() }
+        ToolCall { server: None, tool: tool.to_owned(), arguments: Map::new(), task: None, extra: Map::new() }
     }
 
     #[test]

@@ -79,6 +79,7 @@ impl Reporter {
         JobEvent {
             attempts,
             source: Some(Source::from(&subject.record.position)),
+            submitted_at: subject.record.timestamp,
             worker: Some(self.worker.clone()),
             ..bare
         }
@@ -91,6 +92,7 @@ impl Reporter {
                 && value.as_ref().is_some_and(|value| value.len() <= MAX_TRACE_BYTES)
         };
         Outgoing {
+            timestamp: None,
             partition: None,
             topic: topic.to_owned(),
             key: Some(subject.job_id.as_bytes().to_vec()),
@@ -167,6 +169,7 @@ impl Reporter {
                 time: now,
             };
             let whole = Outgoing {
+                timestamp: None,
                 partition: None,
                 topic: self.topics.dlq.clone(),
                 key: subject.record.key.clone(),
@@ -174,6 +177,7 @@ impl Reporter {
                 headers: letter.headers(subject.record),
             };
             let bare = Outgoing {
+                timestamp: None,
                 partition: None,
                 topic: self.topics.dlq.clone(),
                 key: subject.record.key.clone(),
@@ -200,6 +204,7 @@ impl Reporter {
         };
         let header = Delayed { look_at, ..delayed }.header();
         let whole = Outgoing {
+            timestamp: None,
             topic: topic.clone(),
             partition: Some(partition).filter(|partition| *partition != ANY_PARTITION),
             key: record.key.clone(),

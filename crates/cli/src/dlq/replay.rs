@@ -180,6 +180,7 @@ impl Run {
         record: RawRecord,
     ) -> Result<Option<String>, CliError> {
         let back = Outgoing {
+            timestamp: None,
             partition: None,
             topic: self.topics.jobs.clone(),
             headers: dead_letter::headers_for_replay(&record.headers),
@@ -207,6 +208,7 @@ impl Run {
         let marker = Marker::new(letter, to.to_owned(), now);
         let value = serde_json::to_vec(&marker).map_err(|error| CliError::Usage(error.to_string()))?;
         Ok(Outgoing {
+            timestamp: None,
             partition: None,
             topic: marker::topic(&self.topics),
             key: Some(marker.letter.into_bytes()),
