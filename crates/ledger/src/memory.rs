@@ -1,0 +1,309 @@
+//! A ledger in memory: bounded, indexed for what is asked, and read again from the topic after a restart.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
+    ops::Bound,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use async_trait::async_trait;
+use fleet_job::{event::JobEvent, time::Timestamp};
+
+use crate::{
+    query::{Cursor, Page, Query},
+    retention::{Forgotten, Retention},
+    store::{Batch, Known, Positions, STATES, Store, StoreError, Update, number, outline, submitted_at},
+};
+
+/// How many jobs one page may cost to look at.
+const SCAN: usize = 20_000;
+/// What a job needs beside its event: names, places in indexes. Measured with a million jobs.
+const OVERHEAD: u64 = 420;
+
+/// A ledger in memory.
+#[derive(Debug)]
+pub struct MemoryStore {
+    retention: Retention,
+    // Held for microseconds at a time: a batch is taken up record by record.
+    inner: Mutex<Inner>,
+}
+
+#[derive(Debug, Default)]
+struct Inner {
+    jobs: HashMap<Arc<str>, Slot>,
+    positions: Positions,
+    bytes: u64,
+    /// By the time of submission.
+    all: BTreeSet<Place>,
+    by_state: [BTreeSet<Place>; STATES.len()],
+    /// Those that have ended, by the time of their end.
+    ended: BTreeSet<Place>,
+    names: Names,
+}
+
+type Place = (i64, Arc<str>);
+
+#[derive(Debug)]
+struct Slot {
+    event: Box<[u8]>,
+    partition: i32,
+    offset: i64,
+    submitted: i64,
+    time: i64,
+    state: u8,
+    job_type: Option<Arc<str>>,
+    tool: Option<Arc<str>>,
+    tenant: Option<Arc<str>>,
+    owner: Option<Arc<str>>,
+}
+
+impl Slot {
+    fn is_terminal(&self) -> bool {
+        STATES.get(usize::from(self.state)).is_some_and(|state| state.is_terminal())
+    }
+
+    fn size(&self) -> u64 {
+        self.event.len() as u64 + OVERHEAD
+    }
+
+    fn read(&self, job_id: &str) -> Result<Known, StoreError> {
+        let event: JobEvent = serde_json::from_slice(&self.event)
+            .map_err(|source| StoreError::Event { job_id: job_id.to_owned(), source })?;
+        Ok(Known { partition: self.partition, offset: self.offset, event })
+    }
+}
+
+/// Names that many jobs share, kept once.
+#[derive(Debug, Default)]
+struct Names(HashSet<Arc<str>>);
+
+impl Names {
+    fn take(&mut self, name: Option<&str>) -> Option<Arc<str>> {
+        let name = name?;
+        if let Some(known) = self.0.get(name) {
+            return Some(known.clone());
+        }
+        let fresh: Arc<str> = name.into();
+        self.0.insert(fresh.clone());
+        Some(fresh)
+    }
+
+    fn give_back(&mut self, name: Option<Arc<str>>) {
+        // One is held by the set and one by the caller.
+        if let Some(name) = name
+            && Arc::strong_count(&name) == 2
+        {
+            self.0.remove(&name);
+        }
+    }
+}
+
+impl MemoryStore {
+    /// An empty ledger that keeps as much as `retention` says.
+    pub fn new(retention: Retention) -> Self {
+        Self { retention, inner: Mutex::default() }
+    }
+
+    fn inner(&self) -> MutexGuard<'_, Inner> {
+        // What is done under the lock does not panic; if it did, the log would be read again after a restart.
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// How many bytes the jobs take, by the store's own reckoning.
+    pub fn bytes(&self) -> u64 {
+        self.inner().bytes
+    }
+}
+
+impl Inner {
+    fn apply(&mut self, update: Update) -> bool {
+        let known = self.jobs.get_key_value(update.job_id.as_str());
+        let existed = known.is_some();
+        if known.is_some_and(|(_, slot)| slot.partition == update.partition && slot.offset >= update.offset) {
+            return existed;
+        }
+        // The index shares the key, so it is kept where there is one.
+        let job_id = known.map(|(id, _)| id.clone());
+        if let Some(job_id) = &job_id {
+            self.remove(job_id);
+        }
+        if let Some(event) = &update.event {
+            let job_id = job_id.unwrap_or_else(|| update.job_id.as_str().into());
+            self.insert(job_id, &update, event);
+        }
+        existed
+    }
+
+    fn insert(&mut self, job_id: Arc<str>, update: &Update, event: &JobEvent) {
+        let state = number(event.state);
+        let slot = Slot {
+            event: event.to_bytes().into_boxed_slice(),
+            partition: update.partition,
+            offset: update.offset,
+            submitted: submitted_at(event).as_millis(),
+            time: event.time.as_millis(),
+            // There are seven of them.
+            state: state as u8,
+            job_type: self.names.take(event.job_type.as_deref()),
+            tool: self.names.take(event.tool.as_deref()),
+            tenant: self.names.take(event.tenant.as_deref()),
+            owner: self.names.take(event.owner.as_deref()),
+        };
+        self.bytes += slot.size();
+        self.all.insert((slot.submitted, job_id.clone()));
+        if let Some(index) = self.by_state.get_mut(state) {
+            index.insert((slot.submitted, job_id.clone()));
+        }
+        if slot.is_terminal() {
+            self.ended.insert((slot.time, job_id.clone()));
+        }
+        self.jobs.insert(job_id, slot);
+    }
+
+    fn remove(&mut self, job_id: &Arc<str>) -> Option<bool> {
+        let slot = self.jobs.remove(job_id)?;
+        let (was_terminal, size) = (slot.is_terminal(), slot.size());
+        let place = (slot.submitted, job_id.clone());
+        self.all.remove(&place);
+        if let Some(index) = self.by_state.get_mut(usize::from(slot.state)) {
+            index.remove(&place);
+        }
+        self.ended.remove(&(slot.time, place.1));
+        self.bytes = self.bytes.saturating_sub(size);
+        for name in [slot.job_type, slot.tool, slot.tenant, slot.owner] {
+            self.names.give_back(name);
+        }
+        Some(was_terminal)
+    }
+
+    /// Forgets until the bounds are kept.
+    fn bound(&mut self, retention: &Retention) -> Forgotten {
+        let mut forgotten = Forgotten::default();
+        while self.jobs.len() > retention.max_jobs || self.bytes > retention.max_bytes {
+            let oldest = self.ended.first().or_else(|| self.all.first()).map(|(_, id)| id.clone());
+            match oldest.and_then(|id| self.remove(&id)) {
+                Some(true) => forgotten.ended += 1,
+                Some(false) => forgotten.open += 1,
+                None => break,
+            }
+        }
+        forgotten
+    }
+
+    fn list(&self, query: &Query) -> Result<Page, StoreError> {
+        let index = match query.states[..] {
+            [state] => self.by_state.get(number(state)).unwrap_or(&self.all),
+            _ => &self.all,
+        };
+        let limit = query.bounded_limit();
+        let last = last_place(query);
+        let range: (Bound<&Place>, Bound<&Place>) =
+            (Bound::Unbounded, last.as_ref().map_or(Bound::Unbounded, Bound::Excluded));
+        let mut page = Page::default();
+        for (looked, place) in index.range(range).rev().enumerate() {
+            let (submitted, id) = place;
+            if query.since.is_some_and(|since| *submitted < since.as_millis()) {
+                return Ok(page);
+            }
+            if page.jobs.len() == limit || looked == SCAN {
+                page.next = page.next.or_else(|| before(index, place));
+                return Ok(page);
+            }
+            let Some(slot) = self.jobs.get(id) else { continue };
+            if fits(query, slot) {
+                let known = slot.read(id)?;
+                page.jobs.push(Known { event: outline(known.event), ..known });
+            }
+        }
+        Ok(page)
+    }
+}
+
+/// The first place that is not wanted any more, from the top.
+fn last_place(query: &Query) -> Option<Place> {
+    let cursor = query.after.as_ref().map(|cursor| {
+        let id: Arc<str> = cursor.job_id.as_str().into();
+        (cursor.submitted_at.as_millis(), id)
+    });
+    let until = query.until.map(|until| (until.as_millis(), Arc::from("")));
+    match (cursor, until) {
+        (Some(cursor), Some(until)) => Some(cursor.min(until)),
+        (cursor, until) => cursor.or(until),
+    }
+}
+
+/// The place that was looked at before `place`, which is where a page ends that does not hold it any more.
+fn before(index: &BTreeSet<Place>, place: &Place) -> Option<Cursor> {
+    let (submitted, job_id) = index.range((Bound::Excluded(place), Bound::Unbounded)).next()?;
+    let submitted_at = Timestamp::from_millis_clamped(*submitted);
+    Some(Cursor { submitted_at, job_id: job_id.to_string() })
+}
+
+fn fits(query: &Query, slot: &Slot) -> bool {
+    let is = |wanted: &Option<String>, name: &Option<Arc<str>>| {
+        wanted.is_none() || wanted.as_deref() == name.as_deref()
+    };
+    STATES.get(usize::from(slot.state)).is_some_and(|state| query.wants_state(*state))
+        && is(&query.job_type, &slot.job_type)
+        && is(&query.tool, &slot.tool)
+        && is(&query.tenant, &slot.tenant)
+        && query.may_see(slot.owner.as_deref())
+}
+
+#[async_trait]
+impl Store for MemoryStore {
+    async fn apply(&self, batch: Batch) -> Result<Vec<bool>, StoreError> {
+        let mut existed = Vec::with_capacity(batch.updates.len());
+        let mut forgotten = Forgotten::default();
+        for update in batch.updates {
+            let mut inner = self.inner();
+            existed.push(inner.apply(update));
+            forgotten += inner.bound(&self.retention);
+        }
+        if forgotten.open > 0 {
+            tracing::warn!(jobs = forgotten.open, "the ledger is too small for the jobs that are under way");
+        }
+        self.inner().positions.extend(batch.positions);
+        Ok(existed)
+    }
+
+    async fn positions(&self) -> Result<Positions, StoreError> {
+        Ok(self.inner().positions.clone())
+    }
+
+    async fn reset(&self) -> Result<(), StoreError> {
+        *self.inner() = Inner::default();
+        Ok(())
+    }
+
+    async fn get(&self, job_id: &str) -> Result<Option<Known>, StoreError> {
+        self.inner().jobs.get(job_id).map(|slot| slot.read(job_id)).transpose()
+    }
+
+    async fn list(&self, query: &Query) -> Result<Page, StoreError> {
+        self.inner().list(query)
+    }
+
+    async fn counts(&self) -> Result<BTreeMap<&'static str, u64>, StoreError> {
+        let inner = self.inner();
+        let counts = STATES.iter().zip(&inner.by_state);
+        Ok(counts.map(|(state, index)| (state.as_str(), index.len() as u64)).collect())
+    }
+
+    async fn forget(&self, now: Timestamp) -> Result<Forgotten, StoreError> {
+        let age = i64::try_from(self.retention.max_age.as_millis()).unwrap_or(i64::MAX);
+        let oldest = now.as_millis().saturating_sub(age);
+        let mut forgotten = Forgotten::default();
+        loop {
+            // Let go in between: there can be many.
+            let mut inner = self.inner();
+            let Some(id) = inner.ended.first().filter(|(time, _)| *time < oldest).map(|(_, id)| id.clone())
+            else {
+                return Ok(forgotten);
+            };
+            if inner.remove(&id).is_some() {
+                forgotten.ended += 1;
+            }
+        }
+    }
+}

@@ -1,0 +1,424 @@
+//! A ledger in an SQLite file: it survives a restart, and goes on reading where it had stopped.
+//!
+//! The file can be deleted at any time: everything in it can be read again from the topic. So nothing is done for it to
+//! survive a loss of power but to keep it consistent.
+
+use std::{collections::BTreeMap, path::Path, sync::Arc};
+
+use async_trait::async_trait;
+use fleet_job::{event::JobEvent, time::Timestamp};
+use libsql::{Connection, Row, Value, params, params_from_iter};
+use tokio::{runtime::Handle, sync::Mutex};
+
+use crate::{
+    query::{Cursor, Page, Query},
+    retention::{Forgotten, Retention},
+    store::{Batch, Known, Positions, STATES, Store, StoreError, Update, number, outline, submitted_at},
+};
+
+/// The file's name.
+pub const FILE: &str = "ledger.sqlite";
+/// The layout of the file. One of another layout is made anew.
+const LAYOUT: i64 = 1;
+/// What a job needs beside its event, names and places in indexes included.
+const OVERHEAD: i64 = 500;
+/// The number of the first state that is terminal.
+const FIRST_TERMINAL: usize = 3;
+/// How many jobs are forgotten at once.
+const PORTION: i64 = 1_000;
+/// How many jobs one page may cost to look at.
+const SCAN: usize = 20_000;
+
+const TABLES: &str = "
+    CREATE TABLE IF NOT EXISTS positions (partition INTEGER PRIMARY KEY, next INTEGER NOT NULL);
+    CREATE TABLE IF NOT EXISTS totals (id INTEGER PRIMARY KEY CHECK (id = 0), jobs INTEGER NOT NULL, bytes INTEGER NOT NULL);
+    INSERT OR IGNORE INTO totals VALUES (0, 0, 0);
+    CREATE TABLE IF NOT EXISTS jobs (
+        id TEXT PRIMARY KEY, partition INTEGER NOT NULL, offset INTEGER NOT NULL, state INTEGER NOT NULL,
+        type TEXT, tool TEXT, tenant TEXT, owner TEXT, submitted INTEGER NOT NULL, time INTEGER NOT NULL,
+        event BLOB NOT NULL
+    );
+    CREATE INDEX IF NOT EXISTS by_time ON jobs (submitted, id);
+    CREATE INDEX IF NOT EXISTS by_state ON jobs (state, submitted, id);
+    CREATE INDEX IF NOT EXISTS by_tool ON jobs (tool, submitted, id);
+    CREATE INDEX IF NOT EXISTS by_tenant ON jobs (tenant, submitted, id) WHERE tenant IS NOT NULL;
+    CREATE INDEX IF NOT EXISTS by_end ON jobs (time) WHERE state >= 3;";
+
+/// A ledger in a file.
+#[derive(Clone)]
+pub struct SqliteStore {
+    retention: Retention,
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    writer: Mutex<Connection>,
+    reader: Mutex<Connection>,
+}
+
+impl std::fmt::Debug for SqliteStore {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("SqliteStore").field("retention", &self.retention).finish_non_exhaustive()
+    }
+}
+
+impl SqliteStore {
+    /// Opens the ledger in `directory`, or makes one. `topic` names what it is a projection of; a file that holds
+    /// something else is emptied.
+    ///
+    /// # Errors
+    /// Where the directory or the file can't be used.
+    pub async fn open(directory: &Path, topic: &str, retention: Retention) -> Result<Self, StoreError> {
+        std::fs::create_dir_all(directory).map_err(StoreError::Directory)?;
+        let database = libsql::Builder::new_local(directory.join(FILE)).build().await?;
+        let writer = database.connect()?;
+        // The file can be made anew, so a write need not wait for the disk.
+        writer
+            .execute_batch("PRAGMA journal_mode=WAL; PRAGMA synchronous=OFF; PRAGMA cache_size=-32768;")
+            .await?;
+        let layout = first_number(&writer, "PRAGMA user_version").await?;
+        if layout != Some(LAYOUT) {
+            writer
+                .execute_batch(
+                    "DROP TABLE IF EXISTS jobs; DROP TABLE IF EXISTS positions; DROP TABLE IF EXISTS totals;
+                     DROP TABLE IF EXISTS topic;",
+                )
+                .await?;
+            writer.execute_batch(&format!("PRAGMA user_version={LAYOUT};")).await?;
+        }
+        writer.execute_batch(TABLES).await?;
+        writer.execute_batch("CREATE TABLE IF NOT EXISTS topic (name TEXT NOT NULL);").await?;
+        let mut rows = writer.query("SELECT name FROM topic", ()).await?;
+        let known: Option<String> = rows.next().await?.map(|row| row.get(0)).transpose()?;
+        drop(rows);
+        let reader = database.connect()?;
+        reader.execute_batch("PRAGMA query_only=1; PRAGMA cache_size=-32768;").await?;
+        let inner = Inner { writer: Mutex::new(writer), reader: Mutex::new(reader) };
+        let store = Self { retention, inner: Arc::new(inner) };
+        if known.as_deref() != Some(topic) {
+            store.reset().await?;
+            let writer = store.inner.writer.lock().await;
+            writer.execute("DELETE FROM topic", ()).await?;
+            writer.execute("INSERT INTO topic VALUES (?1)", [topic]).await?;
+        }
+        Ok(store)
+    }
+
+    /// Does work that blocks, on a thread for that.
+    async fn work<T, F, W>(&self, work: W) -> Result<T, StoreError>
+    where
+        T: Send + 'static,
+        F: Future<Output = Result<T, StoreError>>,
+        W: FnOnce(Self) -> F + Send + 'static,
+    {
+        let store = self.clone();
+        let runtime = Handle::current();
+        let worker = tokio::task::spawn_blocking(move || runtime.block_on(work(store)));
+        worker.await.map_err(|_| StoreError::Worker)?
+    }
+
+    async fn take_up(&self, batch: Batch) -> Result<Vec<bool>, StoreError> {
+        let writer = self.inner.writer.lock().await;
+        let transaction = writer.transaction().await?;
+        let mut existed = Vec::with_capacity(batch.updates.len());
+        let mut totals = Totals::read(&transaction).await?;
+        for update in &batch.updates {
+            existed.push(apply(&transaction, update, &mut totals).await?);
+        }
+        for (partition, next) in &batch.positions {
+            transaction
+                .execute("INSERT OR REPLACE INTO positions VALUES (?1, ?2)", (*partition, *next))
+                .await?;
+        }
+        let forgotten = bound(&transaction, &self.retention, &mut totals).await?;
+        totals.write(&transaction).await?;
+        transaction.commit().await?;
+        if forgotten.open > 0 {
+            tracing::warn!(jobs = forgotten.open, "the ledger is too small for the jobs that are under way");
+        }
+        Ok(existed)
+    }
+
+    async fn find(&self, job_id: &str) -> Result<Option<Known>, StoreError> {
+        let reader = self.inner.reader.lock().await;
+        let statement = reader.prepare("SELECT partition, offset, event, id FROM jobs WHERE id = ?1").await?;
+        let mut rows = statement.query([job_id]).await?;
+        rows.next().await?.map(|row| read(&row)).transpose()
+    }
+
+    async fn page(&self, query: &Query) -> Result<Page, StoreError> {
+        let (sql, values) = sql(query);
+        let limit = query.bounded_limit();
+        let reader = self.inner.reader.lock().await;
+        let mut rows = reader.query(&sql, params_from_iter(values)).await?;
+        let mut page = Page::default();
+        let mut looked = 0;
+        let mut last = None;
+        while let Some(row) = rows.next().await? {
+            if page.jobs.len() == limit || looked == SCAN {
+                page.next = last;
+                break;
+            }
+            looked += 1;
+            let (job_id, submitted): (String, i64) = (row.get(3)?, row.get(4)?);
+            let submitted_at = Timestamp::from_millis_clamped(submitted);
+            let owner: Option<String> = row.get(5)?;
+            if query.may_see(owner.as_deref()) {
+                let known = read(&row)?;
+                page.jobs.push(Known { event: outline(known.event), ..known });
+            }
+            last = Some(Cursor { submitted_at, job_id });
+        }
+        Ok(page)
+    }
+
+    async fn forget_ended(&self, oldest: i64) -> Result<u64, StoreError> {
+        let writer = self.inner.writer.lock().await;
+        let transaction = writer.transaction().await?;
+        let mut totals = Totals::read(&transaction).await?;
+        let which = format!(
+            "SELECT id FROM jobs WHERE state >= {FIRST_TERMINAL} AND time < {oldest} ORDER BY time LIMIT {PORTION}"
+        );
+        let forgotten = delete(&transaction, &which, &mut totals).await?;
+        totals.write(&transaction).await?;
+        transaction.commit().await?;
+        Ok(forgotten)
+    }
+}
+
+/// How many jobs there are and how large they are, kept so that nobody has to count.
+#[derive(Clone, Copy)]
+struct Totals {
+    jobs: i64,
+    bytes: i64,
+}
+
+impl Totals {
+    async fn read(connection: &Connection) -> Result<Self, StoreError> {
+        let mut rows = connection.query("SELECT jobs, bytes FROM totals", ()).await?;
+        Ok(match rows.next().await? {
+            Some(row) => Self { jobs: row.get(0)?, bytes: row.get(1)? },
+            None => Self { jobs: 0, bytes: 0 },
+        })
+    }
+
+    async fn write(self, connection: &Connection) -> Result<(), StoreError> {
+        let sql = "UPDATE totals SET jobs = ?1, bytes = ?2";
+        connection.execute(sql, (self.jobs, self.bytes)).await?;
+        Ok(())
+    }
+}
+
+/// Takes up one record, and says whether there was such a job before.
+async fn apply(connection: &Connection, update: &Update, totals: &mut Totals) -> Result<bool, StoreError> {
+    let find = connection.prepare("SELECT partition, offset, length(event) FROM jobs WHERE id = ?1").await?;
+    let known: Option<(i32, i64, i64)> = match find.query([update.job_id.as_str()]).await?.next().await? {
+        Some(row) => Some((row.get(0)?, row.get(1)?, row.get(2)?)),
+        None => None,
+    };
+    let existed = known.is_some();
+    if let Some((partition, offset, bytes)) = known {
+        if partition == update.partition && offset >= update.offset {
+            return Ok(existed);
+        }
+        totals.jobs -= 1;
+        totals.bytes -= bytes + OVERHEAD;
+    }
+    let Some(event) = &update.event else {
+        connection.execute("DELETE FROM jobs WHERE id = ?1", [update.job_id.as_str()]).await?;
+        return Ok(existed);
+    };
+    let bytes = event.to_bytes();
+    totals.jobs += 1;
+    totals.bytes += i64::try_from(bytes.len()).unwrap_or(i64::MAX) + OVERHEAD;
+    let insert = connection
+        .prepare("INSERT OR REPLACE INTO jobs VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11)")
+        .await?;
+    // There are seven states.
+    let state = number(event.state) as i64;
+    insert
+        .execute(params![
+            update.job_id.as_str(),
+            update.partition,
+            update.offset,
+            state,
+            event.job_type.as_deref(),
+            event.tool.as_deref(),
+            event.tenant.as_deref(),
+            event.owner.as_deref(),
+            submitted_at(event).as_millis(),
+            event.time.as_millis(),
+            bytes
+        ])
+        .await?;
+    Ok(existed)
+}
+
+/// Forgets until the bounds are kept.
+async fn bound(
+    connection: &Connection,
+    retention: &Retention,
+    totals: &mut Totals,
+) -> Result<Forgotten, StoreError> {
+    let max_jobs = i64::try_from(retention.max_jobs).unwrap_or(i64::MAX);
+    let max_bytes = i64::try_from(retention.max_bytes).unwrap_or(i64::MAX);
+    let mut forgotten = Forgotten::default();
+    while totals.jobs > max_jobs || totals.bytes > max_bytes {
+        // Exactly as many as there are too many; by their bytes, one after the other.
+        let portion = (totals.jobs - max_jobs).clamp(1, PORTION);
+        let ended =
+            format!("SELECT id FROM jobs WHERE state >= {FIRST_TERMINAL} ORDER BY time, id LIMIT {portion}");
+        let gone = delete(connection, &ended, totals).await?;
+        forgotten.ended += gone;
+        if gone == 0 {
+            let open = format!("SELECT id FROM jobs ORDER BY submitted, id LIMIT {portion}");
+            let gone = delete(connection, &open, totals).await?;
+            forgotten.open += gone;
+            if gone == 0 {
+                break;
+            }
+        }
+    }
+    Ok(forgotten)
+}
+
+async fn delete(connection: &Connection, which: &str, totals: &mut Totals) -> Result<u64, StoreError> {
+    let sql = format!("DELETE FROM jobs WHERE id IN ({which}) RETURNING length(event)");
+    let mut rows = connection.query(&sql, ()).await?;
+    let mut gone = 0;
+    while let Some(row) = rows.next().await? {
+        totals.jobs -= 1;
+        totals.bytes -= row.get::<i64>(0)? + OVERHEAD;
+        gone += 1;
+    }
+    Ok(gone)
+}
+
+async fn first_number(connection: &Connection, sql: &str) -> Result<Option<i64>, StoreError> {
+    let mut rows = connection.query(sql, ()).await?;
+    Ok(rows.next().await?.map(|row| row.get(0)).transpose()?)
+}
+
+fn read(row: &Row) -> Result<Known, StoreError> {
+    let bytes: Vec<u8> = row.get(2)?;
+    let event: JobEvent = match serde_json::from_slice(&bytes) {
+        Ok(event) => event,
+        Err(source) => return Err(StoreError::Event { job_id: row.get(3)?, source }),
+    };
+    Ok(Known { partition: row.get(0)?, offset: row.get(1)?, event })
+}
+
+/// The question to the database. Who may see a job is decided afterwards, in one place for all stores.
+fn sql(query: &Query) -> (String, Vec<Value>) {
+    let mut conditions = vec!["1".to_owned()];
+    let mut values: Vec<Value> = Vec::new();
+    let mut with = |condition: &str, value: Value| {
+        values.push(value);
+        conditions.push(format!("{condition} ?{}", values.len()));
+    };
+    let texts = [("type =", &query.job_type), ("tool =", &query.tool), ("tenant =", &query.tenant)];
+    for (condition, value) in texts {
+        if let Some(value) = value {
+            with(condition, value.clone().into());
+        }
+    }
+    if let Some(since) = query.since {
+        with("submitted >=", since.as_millis().into());
+    }
+    if let Some(until) = query.until {
+        with("submitted <", until.as_millis().into());
+    }
+    if let Some(cursor) = &query.after {
+        values.push(cursor.submitted_at.as_millis().into());
+        values.push(cursor.job_id.clone().into());
+        let n = values.len();
+        conditions.push(format!("(submitted, id) < (?{}, ?{n})", n - 1));
+    }
+    if !query.states.is_empty() {
+        let states: Vec<String> = query.states.iter().map(|state| number(*state).to_string()).collect();
+        conditions.push(match &states[..] {
+            [state] => format!("state = {state}"),
+            states => format!("state IN ({})", states.join(",")),
+        });
+    }
+    let limit = SCAN + 1;
+    let sql = format!(
+        "SELECT partition, offset, event, id, submitted, owner FROM jobs WHERE {} \
+         ORDER BY submitted DESC, id DESC LIMIT {limit}",
+        conditions.join(" AND ")
+    );
+    (sql, values)
+}
+
+#[async_trait]
+impl Store for SqliteStore {
+    async fn apply(&self, batch: Batch) -> Result<Vec<bool>, StoreError> {
+        self.work(move |store| async move { store.take_up(batch).await }).await
+    }
+
+    async fn positions(&self) -> Result<Positions, StoreError> {
+        self.work(|store| async move {
+            let reader = store.inner.reader.lock().await;
+            let mut rows = reader.query("SELECT partition, next FROM positions", ()).await?;
+            let mut positions = Positions::new();
+            while let Some(row) = rows.next().await? {
+                positions.insert(row.get(0)?, row.get(1)?);
+            }
+            Ok(positions)
+        })
+        .await
+    }
+
+    async fn reset(&self) -> Result<(), StoreError> {
+        self.work(|store| async move {
+            let writer = store.inner.writer.lock().await;
+            writer
+                .execute_batch(
+                    "DELETE FROM jobs; DELETE FROM positions; UPDATE totals SET jobs = 0, bytes = 0;",
+                )
+                .await?;
+            Ok(())
+        })
+        .await
+    }
+
+    async fn get(&self, job_id: &str) -> Result<Option<Known>, StoreError> {
+        let job_id = job_id.to_owned();
+        self.work(move |store| async move { store.find(&job_id).await }).await
+    }
+
+    async fn list(&self, query: &Query) -> Result<Page, StoreError> {
+        let query = query.clone();
+        self.work(move |store| async move { store.page(&query).await }).await
+    }
+
+    async fn counts(&self) -> Result<BTreeMap<&'static str, u64>, StoreError> {
+        self.work(|store| async move {
+            let reader = store.inner.reader.lock().await;
+            let mut rows = reader.query("SELECT state, count(*) FROM jobs GROUP BY state", ()).await?;
+            let mut counts: BTreeMap<_, _> = STATES.iter().map(|state| (state.as_str(), 0)).collect();
+            while let Some(row) = rows.next().await? {
+                let (state, count): (u64, u64) = (row.get(0)?, row.get(1)?);
+                if let Some(state) = usize::try_from(state).ok().and_then(|state| STATES.get(state)) {
+                    counts.insert(state.as_str(), count);
+                }
+            }
+            Ok(counts)
+        })
+        .await
+    }
+
+    async fn forget(&self, now: Timestamp) -> Result<Forgotten, StoreError> {
+        let age = i64::try_from(self.retention.max_age.as_millis()).unwrap_or(i64::MAX);
+        let oldest = now.as_millis().saturating_sub(age);
+        let mut forgotten = Forgotten::default();
+        loop {
+            // One portion after the other, so that others come in between.
+            let gone = self.work(move |store| async move { store.forget_ended(oldest).await }).await?;
+            forgotten.ended += gone;
+            if gone == 0 {
+                return Ok(forgotten);
+            }
+        }
+    }
+}

@@ -1,0 +1,272 @@
+//! Both stores against a model that is as simple as the promise: the newest record of a job is its state.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use fleet_job::{
+    event::{JobEvent, JobState},
+    time::Timestamp,
+};
+use fleet_ledger::{
+    Batch, Known, MemoryStore, Query, Retention, SqliteStore, Store, Update, query::MAX_LIMIT,
+};
+use proptest::prelude::*;
+use serde_json::json;
+
+const STATES: [JobState; 4] = [JobState::Queued, JobState::Running, JobState::Succeeded, JobState::Failed];
+
+fn at(ms: i64) -> Timestamp {
+    Timestamp::from_millis_clamped(ms)
+}
+
+fn unbounded() -> Retention {
+    Retention { max_age: Duration::from_secs(1 << 40), max_jobs: usize::MAX, max_bytes: u64::MAX }
+}
+
+async fn stores(directory: &std::path::Path, retention: Retention) -> Vec<Box<dyn Store>> {
+    vec![
+        Box::new(MemoryStore::new(retention)),
+        Box::new(SqliteStore::open(directory, "t", retention).await.unwrap()),
+    ]
+}
+
+fn run<T>(work: impl Future<Output = T>) -> T {
+    tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap().block_on(work)
+}
+
+/// An event of one of few jobs, so that they meet each other often.
+fn event() -> impl Strategy<Value = (u8, Option<JobEvent>)> {
+    (0..8u8, 0..9u8, 0..40i64, 0..3u8, 0..3u8).prop_map(|(job, state, time, tool, who)| {
+        let event = STATES.get(usize::from(state % 4)).map(|state| JobEvent {
+            job_type: Some("tool-call".to_owned()),
+            tool: (tool > 0).then(|| format!("tool-{tool}")),
+            tenant: (who == 1).then(|| "acme".to_owned()),
+            owner: (who == 2).then(|| "me".to_owned()),
+            // A job keeps the time of its submission.
+            submitted_at: Some(at(i64::from(job) * 10 % 30)),
+            result: state.is_terminal().then(|| json!({"content": [time]})),
+            ..JobEvent::new(format!("job-{job}"), *state, at(time))
+        });
+        (job, event.filter(|_| state < 8))
+    })
+}
+
+fn updates(events: Vec<(u8, Option<JobEvent>)>) -> Vec<Update> {
+    let mut ends = BTreeMap::new();
+    let place = |(job, event): (u8, Option<JobEvent>)| {
+        let partition = i32::from(job % 3);
+        let offset = ends.entry(partition).or_insert(0);
+        *offset += 1;
+        Update { partition, offset: *offset, job_id: format!("job-{job}"), event }
+    };
+    events.into_iter().map(place).collect()
+}
+
+/// What every job should be.
+fn model(updates: &[Update]) -> BTreeMap<String, Known> {
+    let mut jobs = BTreeMap::new();
+    for update in updates {
+        match &update.event {
+            Some(event) => {
+                let known =
+                    Known { partition: update.partition, offset: update.offset, event: event.clone() };
+                jobs.insert(update.job_id.clone(), known);
+            }
+            None => drop(jobs.remove(&update.job_id)),
+        }
+    }
+    jobs
+}
+
+/// All pages.
+async fn list(store: &dyn Store, mut query: Query) -> Vec<String> {
+    let mut ids = Vec::new();
+    loop {
+        let page = store.list(&query).await.unwrap();
+        for known in &page.jobs {
+            assert_eq!(known.event.result, None, "results are left out");
+            ids.push(known.event.job_id.clone());
+        }
+        match page.next {
+            Some(next) => query.after = Some(next),
+            None => return ids,
+        }
+    }
+}
+
+fn expected(jobs: &BTreeMap<String, Known>, query: &Query) -> Vec<String> {
+    let is = |wanted: &Option<String>, name: &Option<String>| wanted.is_none() || wanted == name;
+    let mut fitting: Vec<_> = jobs
+        .values()
+        .filter(|known| {
+            let (event, submitted) = (&known.event, known.submitted_at());
+            query.wants_state(event.state)
+                && is(&query.tool, &event.tool)
+                && is(&query.tenant, &event.tenant)
+                && query.since.is_none_or(|since| submitted >= since)
+                && query.until.is_none_or(|until| submitted < until)
+                && (event.owner.is_none() || event.owner == query.asker)
+        })
+        .map(|known| (known.submitted_at(), known.event.job_id.clone()))
+        .collect();
+    fitting.sort();
+    fitting.into_iter().rev().map(|(_, id)| id).collect()
+}
+
+fn queries() -> Vec<Query> {
+    let base = Query { limit: 3, ..Query::default() };
+    vec![
+        base.clone(),
+        Query { limit: MAX_LIMIT, asker: Some("me".to_owned()), ..base.clone() },
+        Query { states: vec![JobState::Succeeded], ..base.clone() },
+        Query { states: vec![JobState::Queued, JobState::Failed], limit: 1, ..base.clone() },
+        Query { tool: Some("tool-1".to_owned()), limit: 1, ..base.clone() },
+        Query { tenant: Some("acme".to_owned()), states: vec![JobState::Running], ..base.clone() },
+        Query { since: Some(at(10)), until: Some(at(20)), ..base.clone() },
+        Query { job_type: Some("tool-call".to_owned()), until: Some(at(10)), limit: 2, ..base },
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 48, ..ProptestConfig::default() })]
+
+    #[test]
+    fn both_stores_say_what_the_log_says(events in prop::collection::vec(event(), 0..60), cut in 0..60usize) {
+        let updates = updates(events);
+        let jobs = model(&updates);
+        let directory = tempfile::tempdir().unwrap();
+        run(async {
+            for store in stores(directory.path(), unbounded()).await {
+                // In two batches, the second of which says again what the first one said.
+                let cut = cut.min(updates.len());
+                for part in [&updates[..cut], &updates[..]] {
+                    let positions = part.iter().map(|update| (update.partition, update.offset + 1)).collect();
+                    store.apply(Batch { updates: part.to_vec(), positions }).await.unwrap();
+                }
+                for id in (0..8).map(|n| format!("job-{n}")) {
+                    assert_eq!(store.get(&id).await.unwrap().as_ref(), jobs.get(&id), "{store:?} {id}");
+                }
+                for query in queries() {
+                    assert_eq!(list(&*store, query.clone()).await, expected(&jobs, &query), "{store:?} {query:?}");
+                }
+                let counts = store.counts().await.unwrap();
+                for state in STATES {
+                    let count = jobs.values().filter(|known| known.event.state == state).count() as u64;
+                    assert_eq!(counts[state.as_str()], count);
+                }
+            }
+        });
+    }
+
+    /// What is left of the log after compaction makes the same ledger.
+    #[test]
+    fn a_ledger_from_the_compacted_log_is_the_same(events in prop::collection::vec(event(), 0..60)) {
+        let updates = updates(events);
+        let newest: Vec<Update> = updates
+            .iter()
+            .enumerate()
+            .filter(|(n, update)| !updates[n + 1..].iter().any(|later| later.job_id == update.job_id))
+            .map(|(_, update)| update.clone())
+            .collect();
+        run(async {
+            let (whole, rebuilt) = (MemoryStore::new(unbounded()), MemoryStore::new(unbounded()));
+            whole.apply(Batch { updates: updates.clone(), ..Batch::default() }).await.unwrap();
+            rebuilt.apply(Batch { updates: newest, ..Batch::default() }).await.unwrap();
+            for id in (0..8).map(|n| format!("job-{n}")) {
+                assert_eq!(whole.get(&id).await.unwrap(), rebuilt.get(&id).await.unwrap());
+            }
+            assert_eq!(whole.bytes(), rebuilt.bytes());
+        });
+    }
+}
+
+fn ended(n: i64, state: JobState) -> Update {
+    let event = JobEvent { submitted_at: Some(at(n)), ..JobEvent::new(format!("job-{n}"), state, at(n)) };
+    Update { partition: 0, offset: n, job_id: format!("job-{n}"), event: Some(event) }
+}
+
+#[test]
+fn a_record_says_whether_there_was_such_a_job_before() {
+    let directory = tempfile::tempdir().unwrap();
+    run(async {
+        for store in stores(directory.path(), unbounded()).await {
+            let again = Update { offset: 9, ..ended(1, JobState::Failed) };
+            let updates = vec![ended(1, JobState::Queued), again, ended(2, JobState::Queued)];
+            let batch = Batch { updates, ..Batch::default() };
+            assert_eq!(store.apply(batch).await.unwrap(), [false, true, false]);
+        }
+    });
+}
+
+#[test]
+fn what_ended_first_is_forgotten_first_and_open_jobs_last() {
+    let directory = tempfile::tempdir().unwrap();
+    run(async {
+        for store in stores(directory.path(), Retention { max_jobs: 3, ..unbounded() }).await {
+            let states = [JobState::Queued, JobState::Succeeded, JobState::Failed, JobState::Running];
+            let mut updates: Vec<_> = (1..).zip(states).map(|(n, state)| ended(n, state)).collect();
+            updates.push(ended(5, JobState::Running));
+            store.apply(Batch { updates, ..Batch::default() }).await.unwrap();
+            let all = Query { limit: 10, ..Query::default() };
+            assert_eq!(list(&*store, all.clone()).await, ["job-5", "job-4", "job-1"]);
+            // Only open ones are left: the one that was submitted first has to go.
+            let batch = Batch { updates: vec![ended(6, JobState::Queued)], ..Batch::default() };
+            store.apply(batch).await.unwrap();
+            assert_eq!(list(&*store, all).await, ["job-6", "job-5", "job-4"]);
+        }
+    });
+}
+
+#[test]
+fn bytes_are_bounded() {
+    let directory = tempfile::tempdir().unwrap();
+    run(async {
+        for store in stores(directory.path(), Retention { max_bytes: 100_000, ..unbounded() }).await {
+            for n in 0..100 {
+                let mut update = ended(n, JobState::Succeeded);
+                let event = update.event.take().unwrap();
+                update.event = Some(JobEvent { result: Some("x".repeat(5_000).into()), ..event });
+                store.apply(Batch { updates: vec![update], ..Batch::default() }).await.unwrap();
+            }
+            let left = list(&*store, Query { limit: 500, ..Query::default() }).await;
+            assert!((15..=20).contains(&left.len()), "{}", left.len());
+            assert_eq!(left[0], "job-99");
+        }
+    });
+}
+
+#[test]
+fn what_ended_long_ago_is_forgotten_and_open_jobs_are_not() {
+    let directory = tempfile::tempdir().unwrap();
+    run(async {
+        let retention = Retention { max_age: Duration::from_millis(10), ..unbounded() };
+        for store in stores(directory.path(), retention).await {
+            let states = [JobState::Succeeded, JobState::Queued, JobState::Expired, JobState::Cancelled];
+            let updates = (1..).zip(states).map(|(n, state)| ended(n, state)).collect();
+            store.apply(Batch { updates, ..Batch::default() }).await.unwrap();
+            let forgotten = store.forget(at(14)).await.unwrap();
+            assert_eq!((forgotten.ended, forgotten.open), (2, 0));
+            let all = Query { limit: 10, ..Query::default() };
+            assert_eq!(list(&*store, all).await, ["job-4", "job-2"]);
+        }
+    });
+}
+
+#[test]
+fn a_file_is_found_again_and_one_of_another_topic_is_emptied() {
+    let directory = tempfile::tempdir().unwrap();
+    run(async {
+        let open = |topic: &'static str| SqliteStore::open(directory.path(), topic, unbounded());
+        let store = open("t").await.unwrap();
+        let positions: BTreeMap<i32, i64> = [(0, 2), (1, 7)].into();
+        let updates = vec![ended(1, JobState::Succeeded)];
+        store.apply(Batch { updates, positions: positions.clone() }).await.unwrap();
+        drop(store);
+        let store = open("t").await.unwrap();
+        assert_eq!(store.positions().await.unwrap(), positions);
+        assert!(store.get("job-1").await.unwrap().is_some());
+        drop(store);
+        let store = open("u").await.unwrap();
+        assert!(store.positions().await.unwrap().is_empty());
+        assert_eq!(store.get("job-1").await.unwrap(), None);
+    });
+}
