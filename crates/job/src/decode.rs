@@ -82,6 +82,14 @@ pub fn from_json(text: &[u8]) -> Result<Envelope, DecodeError> {
     from_object(object).map_err(|error| DecodeError { error, job_id })
 }
 
+/// Reads one envelope from an object that is known to be one and no CloudEvent.
+///
+/// # Errors
+/// As [`decode`], without the size limit.
+pub fn from_value(object: Map<String, Value>) -> Result<Envelope, JobError> {
+    from_object(object)
+}
+
 fn anonymous(kind: ErrorKind, message: String) -> DecodeError {
     DecodeError { error: JobError::new(kind, message), job_id: None }
 }

@@ -30,6 +30,9 @@ pub enum KafkaError {
     /// A topic does not exist.
     #[error("topic `{0}` does not exist: create it with `mcp-fleet topics create`")]
     NoTopic(String),
+    /// A topic ends before a place that it had been read to: it was made again.
+    #[error("topic `{0}` ends before the place that it had been read to: it was made again")]
+    LogReset(String),
     /// A topic could not be created.
     #[error("topic `{topic}` could not be created: {reason}")]
     CreateTopic {
@@ -96,7 +99,7 @@ impl KafkaError {
     pub fn is_retryable(&self) -> bool {
         match self {
             Self::Property { .. } | Self::Client(_) | Self::CreateTopic { .. } | Self::PollThread(_) => false,
-            Self::NoTopic(_) | Self::Unreachable { .. } => true,
+            Self::NoTopic(_) | Self::LogReset(_) | Self::Unreachable { .. } => true,
             Self::Produce { source, .. } | Self::Request { source, .. } => !matches!(
                 source.rdkafka_error_code(),
                 Some(

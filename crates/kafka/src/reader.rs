@@ -1,7 +1,7 @@
 //! Reading a topic without a group, for tools: from the start or from now on, up to the end or on and on.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, HashMap},
     time::{Duration, Instant},
 };
 
@@ -54,6 +54,36 @@ impl Reader {
     /// # Errors
     /// [`KafkaError::Unreachable`], [`KafkaError::NoTopic`] or [`KafkaError::Request`].
     pub fn open(settings: &Settings, topic: &str, from: From, timeout: Duration) -> Result<Self, KafkaError> {
+        Self::open_where(settings, topic, timeout, |_, low, high| match from {
+            From::Start => Ok((Offset::Beginning, low)),
+            From::Now => Ok((Offset::Offset(high), high)),
+        })
+    }
+
+    /// Opens `topic` where a reader before had stopped: at these offsets, and at the start of partitions that have none.
+    /// What is not there any more is passed over.
+    ///
+    /// # Errors
+    /// As [`Reader::open`], and [`KafkaError::LogReset`] where the topic ends before one of the offsets.
+    pub fn open_at(
+        settings: &Settings,
+        topic: &str,
+        offsets: &BTreeMap<i32, i64>,
+        timeout: Duration,
+    ) -> Result<Self, KafkaError> {
+        Self::open_where(settings, topic, timeout, |partition, low, high| match offsets.get(&partition) {
+            Some(offset) if *offset > high => Err(KafkaError::LogReset(topic.to_owned())),
+            Some(offset) if *offset > low => Ok((Offset::Offset(*offset), *offset)),
+            _ => Ok((Offset::Beginning, low)),
+        })
+    }
+
+    fn open_where(
+        settings: &Settings,
+        topic: &str,
+        timeout: Duration,
+        place: impl Fn(i32, i64, i64) -> Result<(Offset, i64), KafkaError>,
+    ) -> Result<Self, KafkaError> {
         let partitions = admin::partitions(settings, topic, timeout)?;
         let consumer: BaseConsumer = settings.reader().create().map_err(KafkaError::client)?;
         let mut assignment = TopicPartitionList::new();
@@ -63,14 +93,10 @@ impl Reader {
             let (low, high) = consumer
                 .fetch_watermarks(topic, partition, timeout)
                 .map_err(request("asking for the end of a partition"))?;
-            let offset = match from {
-                From::Start => Offset::Beginning,
-                From::Now => Offset::Offset(high),
-            };
+            let (offset, next) = place(partition, low, high)?;
             assignment
                 .add_partition_offset(topic, partition, offset)
                 .map_err(request("choosing where to read"))?;
-            let next = if from == From::Now { high } else { low };
             ends.push(End { partition, end: high, next });
         }
         consumer.assign(&assignment).map_err(request("choosing what to read"))?;
@@ -113,6 +139,11 @@ impl Reader {
         for end in self.ends.iter_mut().filter(|end| end.partition == partition) {
             end.next = end.next.max(next);
         }
+    }
+
+    /// The offset to read next, by partition.
+    pub fn positions(&self) -> BTreeMap<i32, i64> {
+        self.ends.iter().map(|end| (end.partition, end.next)).collect()
     }
 
     /// Whether everything has been read that was there when the reader was opened, or at the last

@@ -69,6 +69,42 @@ pub struct Args {
     /// be written to that topic. All others must be references such as `${VAR}`.
     #[arg(long, env = "MCP_SHARE_PLAIN", value_delimiter = ',', value_name = "NAME")]
     pub share_plain: Vec<String>,
+    /// Take jobs and tell what has become of them, where there are brokers.
+    #[arg(long, env = "MCP_JOBS", value_parser = clap::builder::BoolishValueParser::new(),
+          num_args = 0..=1, default_value = "true", default_missing_value = "true", require_equals = true)]
+    pub jobs: bool,
+    /// The jobs topic. Events are read from `<topic>.events`; wishes to cancel go to `<topic>.control`.
+    #[arg(long, env = "KAFKA_TOPIC", default_value = fleet_job::topics::DEFAULT_JOBS_TOPIC, value_name = "NAME")]
+    pub jobs_topic: String,
+    /// The largest job that is taken; as for the workers.
+    #[arg(long, env = "MCP_MAX_JOB_BYTES", default_value = "1MiB", value_parser = parse_bytes, value_name = "SIZE")]
+    pub max_job_bytes: u64,
+    /// A directory for the ledger of jobs, which then survives a restart. Without one it is kept in memory and read again
+    /// from the topic.
+    #[arg(long, env = "MCP_DATA_DIR", value_name = "DIR")]
+    pub data_dir: Option<PathBuf>,
+    /// For how long the ledger remembers a job that has ended.
+    #[arg(long, env = "MCP_LEDGER_MAX_AGE", default_value = "168h", value_parser = parse_duration, value_name = "DURATION")]
+    pub ledger_max_age: Duration,
+    /// How many jobs the ledger remembers at most. Those that ended first go first.
+    #[arg(long, env = "MCP_LEDGER_MAX_JOBS", default_value_t = 1_000_000, value_name = "NUMBER")]
+    pub ledger_max_jobs: usize,
+    /// How much room the ledger's jobs may take, in memory or in the file.
+    #[arg(long, env = "MCP_LEDGER_MAX_BYTES", default_value = "1GiB", value_parser = parse_bytes, value_name = "SIZE")]
+    pub ledger_max_bytes: u64,
+    /// A secret that goes into the names by which submitters are known in topics, the same for all replicas. Needed only
+    /// where credentials are so weak that they could be guessed from a digest.
+    #[arg(long, env = "MCP_OWNER_KEY", hide_env_values = true, value_name = "SECRET")]
+    pub owner_key: Option<String>,
+    /// Tools whose calls take long: names or globs. Called by a client that knows tasks, they run as durable tasks.
+    #[arg(long = "task-tool", env = "MCP_TASK_TOOLS", value_delimiter = ',', value_name = "PATTERN")]
+    pub task_tools: Vec<String>,
+    /// For how long a task can be asked for after it was made. The ledger must remember it for as long.
+    #[arg(long, env = "MCP_TASK_TTL", default_value = "24h", value_parser = parse_duration, value_name = "DURATION")]
+    pub task_ttl: Duration,
+    /// How often clients are told to ask for a task.
+    #[arg(long, env = "MCP_TASK_POLL_INTERVAL", default_value = "1s", value_parser = parse_duration, value_name = "DURATION")]
+    pub task_poll_interval: Duration,
     /// How long a hosted server may take for its start and handshake, in milliseconds. Overrides the policy file.
     #[arg(long, env = "MCP_HANDSHAKE_TIMEOUT_MS", value_name = "MS")]
     pub handshake_timeout_ms: Option<u64>,

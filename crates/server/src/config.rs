@@ -6,12 +6,16 @@ use std::{
     time::Duration,
 };
 
+use fleet_ledger::Retention;
+
 use crate::{
     args::Args,
     error::ServerError,
     http::Origin,
+    jobs::Owners,
     policy::{
         Policy,
+        glob::Glob,
         source::{PolicySource, non_empty},
     },
     registry::sharing::Plain,
@@ -45,6 +49,8 @@ pub struct ServerConfig {
     pub policy_source: PolicySource,
     /// Where replicas share what they host; nowhere by default.
     pub registry: Option<RegistryConfig>,
+    /// The jobs of the fleet; none by default.
+    pub jobs: Option<JobsConfig>,
     /// For how long a job's results are remembered; zero for not at all.
     pub repeat_window: Duration,
     /// How many bytes remembered results may take.
@@ -64,6 +70,29 @@ pub struct RegistryConfig {
     pub plain: Plain,
 }
 
+/// What the server does with jobs.
+#[derive(Debug, Clone, PartialEq)]
+pub struct JobsConfig {
+    /// The brokers, `host:port`, comma-separated. More about them is in `KAFKA_PROPERTY_…` of the environment.
+    pub brokers: String,
+    /// The jobs topic.
+    pub topic: String,
+    /// The largest job, in bytes.
+    pub max_job_bytes: usize,
+    /// Where the ledger's file is; in memory where there is none.
+    pub data_dir: Option<PathBuf>,
+    /// What the ledger keeps.
+    pub retention: Retention,
+    /// How submitters are named.
+    pub owners: Owners,
+    /// Tools that run as tasks, beside those that say so of themselves.
+    pub task_tools: Vec<Glob>,
+    /// For how long a task can be asked for.
+    pub task_ttl: Duration,
+    /// How often clients should ask for a task.
+    pub task_poll_interval: Duration,
+}
+
 impl Default for ServerConfig {
     /// A server on port 8080 of this machine that offers nothing but the `server_*` tools, which may start nothing.
     fn default() -> Self {
@@ -80,6 +109,7 @@ impl Default for ServerConfig {
             policy: Policy::default(),
             policy_source: PolicySource::default(),
             registry: None,
+            jobs: None,
             repeat_window: Duration::from_secs(600),
             repeat_max_bytes: 64 * 1024 * 1024,
             drain_timeout: Duration::from_secs(10),
@@ -116,11 +146,38 @@ impl ServerConfig {
             policy: policy_source.load()?,
             policy_source,
             registry: registry(args),
+            jobs: jobs(args)?,
             repeat_window: args.repeat_window,
             repeat_max_bytes: args.repeat_max_bytes,
             drain_timeout: args.drain_timeout(),
         })
     }
+}
+
+fn jobs(args: &Args) -> Result<Option<JobsConfig>, ServerError> {
+    let brokers = args.kafka_brokers.as_deref().map(str::trim).filter(|brokers| !brokers.is_empty());
+    let Some(brokers) = brokers.filter(|_| args.jobs) else { return Ok(None) };
+    if args.task_ttl > args.ledger_max_age {
+        return Err(ServerError::TaskTtl);
+    }
+    if !fleet_job::topics::is_valid_name(&args.jobs_topic) {
+        return Err(ServerError::JobsTopic(args.jobs_topic.clone()));
+    }
+    Ok(Some(JobsConfig {
+        brokers: brokers.to_owned(),
+        topic: args.jobs_topic.clone(),
+        max_job_bytes: usize::try_from(args.max_job_bytes).unwrap_or(usize::MAX),
+        data_dir: args.data_dir.clone(),
+        retention: Retention {
+            max_age: args.ledger_max_age,
+            max_jobs: args.ledger_max_jobs,
+            max_bytes: args.ledger_max_bytes,
+        },
+        owners: Owners::new(args.owner_key.as_deref()),
+        task_tools: non_empty(&args.task_tools).map(Glob::new).collect(),
+        task_ttl: args.task_ttl,
+        task_poll_interval: args.task_poll_interval,
+    }))
 }
 
 fn registry(args: &Args) -> Option<RegistryConfig> {

@@ -5,7 +5,7 @@ use std::{fmt::Write, path::PathBuf};
 use fleet_kafka::KafkaError;
 use fleet_ops::config::ConfigError;
 
-use crate::{policy::PolicyError, tools::files::RootError};
+use crate::{jobs::JobsError, policy::PolicyError, tools::files::RootError};
 
 /// Why the server can't start or go on.
 #[derive(Debug, thiserror::Error)]
@@ -29,6 +29,15 @@ pub enum ServerError {
         #[source]
         error: std::io::Error,
     },
+    /// A task would outlive what is known of it.
+    #[error("MCP_TASK_TTL must not be longer than MCP_LEDGER_MAX_AGE: the ledger forgets a task after that")]
+    TaskTtl,
+    /// The jobs topic can't be one.
+    #[error("KAFKA_TOPIC: `{0}` is not a topic name that Kafka allows")]
+    JobsTopic(String),
+    /// The jobs can't be followed.
+    #[error(transparent)]
+    Jobs(#[from] JobsError),
     /// A setting of Kafka is not acceptable.
     #[error(transparent)]
     Kafka(#[from] KafkaError),

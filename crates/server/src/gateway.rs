@@ -6,7 +6,7 @@
 )]
 
 use std::{
-    sync::Arc,
+    sync::{Arc, OnceLock},
     time::{Duration, Instant},
 };
 
@@ -15,13 +15,14 @@ use http::request::Parts;
 use rmcp::{
     RoleServer, ServerHandler,
     model::{
-        CacheScope, CallToolRequest, CallToolRequestParams, CallToolResponse, ClientRequest,
-        CompleteRequestParams, CompleteResult, CustomRequest, CustomResult, ErrorCode, ErrorData,
-        GetPromptRequestParams, GetPromptResponse, Implementation, InitializeRequestParams, InitializeResult,
-        ListPromptsResult, ListResourceTemplatesResult, ListResourcesResult, ListToolsResult, MetaObject,
+        CacheScope, CallToolRequest, CallToolRequestParams, CallToolResponse, CancelTaskParams,
+        ClientRequest, CompleteRequestParams, CompleteResult, CustomRequest, CustomResult, ErrorCode,
+        ErrorData, GetPromptRequestParams, GetPromptResponse, GetTaskParams, GetTaskResult, Implementation,
+        InitializeRequestParams, InitializeResult, JsonObject, ListPromptsResult,
+        ListResourceTemplatesResult, ListResourcesResult, ListToolsResult, MetaObject,
         PaginatedRequestParams, ReadResourceRequestParams, ReadResourceResponse, ServerCapabilities,
-        ServerConfig, SetLevelRequestParams, SubscribeRequestParams, SubscriptionFilter, Tool,
-        UnsubscribeRequestParams,
+        ServerConfig, SetLevelRequestParams, SubscribeRequestParams, SubscriptionFilter, TASKS_EXTENSION_ID,
+        Tool, UnsubscribeRequestParams, UpdateTaskParams,
     },
     service::{RequestContext, SubscriptionContext},
 };
@@ -29,6 +30,7 @@ use rmcp::{
 use crate::{
     UNAVAILABLE_KEY, call,
     hosting::{Fleet, follow::MODERN, routes::Route},
+    jobs::Tasks,
     metrics::{TOOL_CALL_DURATION, TOOL_CALLS},
     provider::Provider,
     registry::Shared,
@@ -37,6 +39,7 @@ use crate::{
 
 mod content;
 mod listen;
+mod tasks;
 
 /// Requests of the protocol in every revision. rmcp hands one whose parameters it can't read to the handler for unknown
 /// methods.
@@ -54,7 +57,8 @@ const KNOWN_METHODS: [&str; 8] = [
 const OLD_METHODS: [&str; 5] =
     ["initialize", "ping", "logging/setLevel", "resources/subscribe", "resources/unsubscribe"];
 /// Requests that revisions from 2026-07-28 on have.
-const NEW_METHODS: [&str; 3] = ["server/discover", "subscriptions/listen", "tasks/get"];
+const NEW_METHODS: [&str; 5] =
+    ["server/discover", "subscriptions/listen", "tasks/get", "tasks/update", "tasks/cancel"];
 
 /// In a result's `_meta`: who answers.
 const SERVER_INFO: &str = "io.modelcontextprotocol/serverInfo";
@@ -72,6 +76,7 @@ struct Inner {
     fleet: Arc<Fleet>,
     repeats: Option<Repeats>,
     shared: Option<Arc<Shared>>,
+    tasks: OnceLock<Tasks>,
 }
 
 impl Gateway {
@@ -86,8 +91,16 @@ impl Gateway {
         shared: Option<Arc<Shared>>,
     ) -> Self {
         let repeats = (!window.is_zero()).then(|| Repeats::new(window, max_bytes));
-        let inner = Inner { providers, fleet, repeats, shared };
+        let inner = Inner { providers, fleet, repeats, shared, tasks: OnceLock::new() };
         Self { inner: Arc::new(inner), session: Arc::default() }
+    }
+
+    /// The same gateway, in which calls that take long become tasks.
+    #[must_use]
+    pub fn with_tasks(self, tasks: Tasks) -> Self {
+        // A second time would change nothing.
+        self.inner.tasks.get_or_init(|| tasks);
+        self
     }
 
     /// The same gateway for another session.
@@ -254,6 +267,12 @@ impl ServerHandler for Gateway {
             .enable_resources_subscribe()
             .enable_completions()
             .build();
+        if self.inner.tasks.get().is_some() {
+            capabilities
+                .extensions
+                .get_or_insert_default()
+                .insert(TASKS_EXTENSION_ID.to_owned(), JsonObject::new());
+        }
         if self.inner.providers.iter().any(|provider| provider.logs()) {
             capabilities.logging = Some(Default::default());
         }
@@ -391,7 +410,11 @@ impl ServerHandler for Gateway {
     ) -> Result<CallToolResponse, ErrorData> {
         let kind = if self.provider_of(&request.name).is_some() { "own" } else { "hosted" };
         let started = Instant::now();
-        let mut result = self.call_once(request, context.clone()).await;
+        let mut result = match self.as_task(&request, &context).await {
+            Ok(Some(task)) => Ok(task),
+            Ok(None) => self.call_once(request, context.clone()).await,
+            Err(error) => Err(error),
+        };
         if let Ok(CallToolResponse::Complete(result)) = &mut result {
             identify(&context, &mut result.meta);
         }
@@ -404,6 +427,32 @@ impl ServerHandler for Gateway {
         metrics::counter!(TOOL_CALLS.name, "kind" => kind, "outcome" => outcome).increment(1);
         metrics::histogram!(TOOL_CALL_DURATION.name, "kind" => kind).record(started.elapsed());
         result
+    }
+
+    async fn get_task(
+        &self,
+        request: GetTaskParams,
+        context: RequestContext<RoleServer>,
+    ) -> Result<GetTaskResult, ErrorData> {
+        let mut result = self.task(&request.task_id, &context).await?;
+        identify(&context, &mut result.meta);
+        Ok(result)
+    }
+
+    async fn update_task(
+        &self,
+        request: UpdateTaskParams,
+        context: RequestContext<RoleServer>,
+    ) -> Result<(), ErrorData> {
+        self.answer_task(request, &context).await
+    }
+
+    async fn cancel_task(
+        &self,
+        request: CancelTaskParams,
+        context: RequestContext<RoleServer>,
+    ) -> Result<(), ErrorData> {
+        self.end_task(&request.task_id, &context).await
     }
 
     async fn on_custom_request(

@@ -14,10 +14,11 @@ use fleet_ops::{http::Health, metrics::Metrics};
 use rmcp::transport::{StreamableHttpServerConfig, StreamableHttpService};
 use tokio_util::sync::CancellationToken;
 
-use crate::{config::ServerConfig, gateway::Gateway};
+use crate::{config::ServerConfig, gateway::Gateway, jobs::Jobs};
 
 mod body;
 mod guard;
+mod jobs;
 mod message;
 mod sessions;
 mod sse;
@@ -31,6 +32,7 @@ pub const MAX_BODY: usize = 4 * 1024 * 1024;
 pub fn router(
     gateway: Gateway,
     config: &ServerConfig,
+    jobs: Option<Jobs>,
     health: Health,
     metrics: Metrics,
     stop: CancellationToken,
@@ -39,9 +41,10 @@ pub fn router(
     let streams = sse::Streams::new(gateway.clone(), stop.clone());
     let posted = message::Receiver { gateway: gateway.clone(), streams: streams.clone() };
     let guarded = Router::new()
-        .nest_service("/mcp", mcp_service(gateway, config, stop))
+        .nest_service("/mcp", mcp_service(gateway, config, stop.clone()))
         .route("/sse", get(sse::handle).with_state(streams))
         .route("/message", post(message::handle).with_state(posted))
+        .merge(jobs::router(jobs, stop))
         .layer(from_fn(deleted))
         .layer(from_fn_with_state(body::BODY_TIME, body::read_body))
         .layer(from_fn_with_state(guard.clone(), guard::check))

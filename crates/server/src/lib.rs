@@ -13,6 +13,7 @@ pub mod error;
 pub mod gateway;
 pub mod hosting;
 pub mod http;
+pub mod jobs;
 pub mod launcher;
 pub mod metrics;
 pub mod policy;

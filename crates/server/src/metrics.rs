@@ -92,6 +92,31 @@ pub const REPEAT_BYTES: Metric = Metric {
     help: "Bytes of remembered results.",
 };
 
+/// Submitted jobs.
+pub const JOBS_SUBMITTED: Metric = Metric {
+    name: "mcp_server_jobs_submitted_total",
+    kind: Kind::Counter,
+    unit: Unit::Count,
+    labels: &["outcome"],
+    help: "Jobs that were submitted through this server: new, existing (a repeat, recognised by its id or key).",
+};
+/// Jobs in the ledger.
+pub const LEDGER_JOBS: Metric = Metric {
+    name: "mcp_server_ledger_jobs",
+    kind: Kind::Gauge,
+    unit: Unit::Count,
+    labels: &["state"],
+    help: "Jobs in this replica's ledger, by state.",
+};
+/// Jobs that the ledger has forgotten.
+pub const LEDGER_FORGOTTEN: Metric = Metric {
+    name: "mcp_server_ledger_forgotten_total",
+    kind: Kind::Counter,
+    unit: Unit::Count,
+    labels: &[],
+    help: "Jobs that the ledger has forgotten because they ended too long ago.",
+};
+
 /// All of them.
 pub const TABLE: &[Metric] = &[
     HTTP_REQUESTS,
@@ -105,4 +130,7 @@ pub const TABLE: &[Metric] = &[
     POLICY_RELOADS,
     REPEATS,
     REPEAT_BYTES,
+    JOBS_SUBMITTED,
+    LEDGER_JOBS,
+    LEDGER_FORGOTTEN,
 ];

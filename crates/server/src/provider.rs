@@ -12,6 +12,8 @@ use rmcp::{
     service::RequestContext,
 };
 
+use crate::jobs::LongRunning;
+
 /// An answer that is on its way.
 pub type Answer<T> = Pin<Box<dyn Future<Output = Result<T, ErrorData>> + Send>>;
 
@@ -26,6 +28,11 @@ pub trait Provider: Send + Sync + 'static {
     /// Whether there is a tool of this name. Asked at every call.
     fn has_tool(&self, name: &str) -> bool {
         self.tool(name).is_some()
+    }
+
+    /// Whether calls of a tool take long, so that they should be tasks. Asked at every call.
+    fn long_running(&self, _name: &str) -> Option<LongRunning> {
+        None
     }
 
     /// Whether a repeated call must run again, where it could be answered from memory.

@@ -19,11 +19,13 @@ use crate::{
     gateway::Gateway,
     hosting::Fleet,
     http,
+    jobs::{Jobs, Tasks},
     policy::current::CurrentPolicy,
     provider::Provider,
     registry::{Shared, kafka::KafkaRegistry, memory::MemoryRegistry, sharing::Plain},
     reload,
     tools::{
+        self,
         files::{self, Files},
         servers,
     },
@@ -63,14 +65,18 @@ pub async fn run_until(
     reload::follow(&config.policy_source, &fleet, stop.clone())?;
     let shared = shared(&config, &fleet)?;
     shared.follow(stop.clone());
+    let jobs = jobs(&config, stop.clone()).await?;
     let mut providers = more;
-    providers.extend(toolkits(&config, &fleet, &shared)?);
+    providers.extend(toolkits(&config, &fleet, &shared, jobs.as_ref())?);
     let (window, max_bytes) = (config.repeat_window, config.repeat_max_bytes);
-    let gateway = Gateway::new(providers, fleet.clone(), window, max_bytes, Some(shared.clone()));
+    let mut gateway = Gateway::new(providers, fleet.clone(), window, max_bytes, Some(shared.clone()));
+    if let (Some(jobs), Some(config)) = (&jobs, &config.jobs) {
+        gateway = gateway.with_tasks(Tasks::new(jobs.clone(), config));
+    }
     let result = if config.stdio {
         serve_stdio(gateway, stop).await
     } else {
-        serve_http(gateway, &config, &fleet, &shared, stop).await
+        serve_http(gateway, &config, &fleet, &shared, jobs, stop).await
     };
     // Calls are done or given up by now, so nobody needs the hosted servers any more.
     fleet.shutdown().await;
@@ -90,11 +96,20 @@ fn shared(config: &ServerConfig, fleet: &Arc<Fleet>) -> Result<Arc<Shared>, Serv
     })
 }
 
+/// The jobs that the settings name.
+async fn jobs(config: &ServerConfig, stop: CancellationToken) -> Result<Option<Jobs>, ServerError> {
+    let Some(config) = &config.jobs else { return Ok(None) };
+    let properties = Env::process().kafka_properties()?;
+    let settings = Settings { brokers: config.brokers.clone(), properties };
+    Ok(Some(Jobs::start(config, settings, stop).await?))
+}
+
 /// The server's own tools.
 fn toolkits(
     config: &ServerConfig,
     fleet: &Arc<Fleet>,
     shared: &Arc<Shared>,
+    jobs: Option<&Jobs>,
 ) -> Result<Vec<Box<dyn Provider>>, ServerError> {
     let mut toolkits: Vec<Box<dyn Provider>> = Vec::new();
     if !config.roots.is_empty() {
@@ -102,6 +117,9 @@ fn toolkits(
         toolkits.push(Box::new(files::toolkit(Arc::new(files))));
     }
     toolkits.push(Box::new(servers::toolkit(shared.clone())));
+    if let Some(jobs) = jobs {
+        toolkits.push(Box::new(tools::jobs::toolkit(jobs.clone())));
+    }
     if config.conformance {
         tracing::warn!(
             "the fixtures of the conformance suite are offered; they are of no use to anybody else"
@@ -116,16 +134,17 @@ async fn serve_http(
     config: &ServerConfig,
     fleet: &Arc<Fleet>,
     shared: &Arc<Shared>,
+    jobs: Option<Jobs>,
     stop: CancellationToken,
 ) -> Result<(), ServerError> {
     let metrics = fleet_ops::metrics::install();
     metrics.describe(crate::metrics::TABLE);
     let health = Health::new();
     let streams = CancellationToken::new();
-    let router = http::router(gateway, config, health.clone(), metrics, streams.clone());
+    let router = http::router(gateway, config, jobs.clone(), health.clone(), metrics, streams.clone());
     let listened = bind(config.listen).await;
     let (listener, address) = listened.map_err(ServerError::Listen)?;
-    tokio::spawn(report_ready(health.clone(), shared.clone(), stop.clone()));
+    tokio::spawn(report_ready(health.clone(), shared.clone(), jobs, stop.clone()));
     tracing::info!(%address, "listening");
     if let Some(path) = &config.ready_file {
         write_ready_file(path, address)
@@ -143,10 +162,17 @@ async fn serve_http(
 }
 
 /// Says that the server is ready once it knows what it should host, until it ends.
-async fn report_ready(health: Health, shared: Arc<Shared>, stop: CancellationToken) {
+async fn report_ready(health: Health, shared: Arc<Shared>, jobs: Option<Jobs>, stop: CancellationToken) {
     health.set_not_ready("reading the registry");
+    let ready = async {
+        shared.ready().await;
+        if let Some(jobs) = jobs {
+            health.set_not_ready("reading what has become of jobs");
+            jobs.ready().await;
+        }
+    };
     tokio::select! {
-        () = shared.ready() => health.set_ready(),
+        () = ready => health.set_ready(),
         () = stop.cancelled() => {}
     }
     stop.cancelled().await;

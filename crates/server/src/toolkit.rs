@@ -39,6 +39,8 @@ pub struct ToolSpec {
 pub enum Effect {
     /// It only looks.
     ReadOnly,
+    /// It changes something, and more so when it is done twice. Reaches outside of this server.
+    Change,
     /// It changes something, and doing it twice is the same as doing it once. Reaches outside of this server.
     IdempotentChange,
     /// It takes something away, and doing it twice is the same as doing it once.
@@ -50,6 +52,7 @@ impl Effect {
         let base = ToolAnnotations::with_title(title).idempotent(true);
         match self {
             Self::ReadOnly => base.read_only(true).destructive(false).open_world(false),
+            Self::Change => base.idempotent(false).read_only(false).destructive(false).open_world(true),
             Self::IdempotentChange => base.read_only(false).destructive(false).open_world(true),
             Self::IdempotentRemoval => base.read_only(false).destructive(true).open_world(false),
         }

@@ -1,0 +1,404 @@
+//! Jobs as this server knows them: submitted to Kafka, run by the fleet's workers, and looked up in a ledger of the events
+//! topic. Every replica can answer for every job.
+//!
+//! `POST /jobs`, `job_submit` and tasks → [`Jobs::submit`] → claim on the events topic, envelope on the jobs topic.
+//! Workers → events topic → [`follow`] → ledger and [`hub`] → `GET /jobs`, `job_*`, `tasks/get`, streams.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use fleet_job::{
+    control::{Cancelled, Control},
+    event::JobState,
+    record::Header,
+    topics::Topics,
+};
+use fleet_kafka::{
+    producer::{Outgoing, Producer},
+    settings::Settings,
+};
+use fleet_ledger::{Known, MemoryStore, Query, SqliteStore, Store, Update};
+use serde_json::{Map, Value};
+use tokio::sync::{oneshot, watch};
+use tokio_util::sync::CancellationToken;
+
+use crate::{config::JobsConfig, metrics};
+
+mod caller;
+mod error;
+mod follow;
+mod hub;
+pub mod request;
+mod submit;
+pub mod tasks;
+pub mod view;
+
+pub use caller::{Caller, Owners};
+pub use error::JobsError;
+pub(crate) use hub::Follower;
+pub use request::{JobFilter, JobRequest};
+pub use submit::MAX_JOBS;
+pub use tasks::{LongRunning, Tasks};
+pub use view::{CancelOutcome, Cancellation, JobList, JobView, Submitted, SubmittedJobs};
+
+/// How many wishes to cancel are kept in memory; the workers keep as many.
+const MAX_CANCELLED: usize = 100_000;
+/// How long somebody who asks for what is not known may wait for the ledger to catch up.
+const CATCH_UP: Duration = Duration::from_secs(5);
+/// The longest trace header that is passed on, in bytes (W3C Trace Context asks for at least 512 of tracestate).
+const MAX_TRACE_BYTES: usize = 1024;
+/// How often what is old is forgotten, and gauges are brought up to date.
+const TEND: Duration = Duration::from_secs(10);
+
+/// The jobs of the fleet. Clones share everything.
+#[derive(Debug, Clone)]
+pub struct Jobs {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    settings: Settings,
+    topics: Topics,
+    max_job_bytes: usize,
+    owners: Owners,
+    store: Arc<dyn Store>,
+    producer: Producer,
+    hub: Arc<hub::Hub>,
+    cancelled: Mutex<Cancelled>,
+    /// How often somebody has asked for the ledger to catch up.
+    asked: AtomicU64,
+    standing: watch::Sender<Standing>,
+    /// Submissions of jobs that may exist, which wait to hear whether they came first; by the mark in their event.
+    claims: Mutex<HashMap<String, oneshot::Sender<bool>>>,
+    stop: CancellationToken,
+}
+
+impl std::fmt::Debug for Inner {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        // The settings may hold credentials.
+        f.debug_struct("Jobs")
+            .field("topics", &self.topics)
+            .field("store", &self.store)
+            .finish_non_exhaustive()
+    }
+}
+
+/// How the ledger stands to the topic.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Standing {
+    /// It is being read for the first time.
+    Reading,
+    /// It can't be read, and never was.
+    Unreadable(String),
+    /// It holds everything that was there when it was asked to catch up for this time.
+    CaughtUp(u64),
+}
+
+impl Standing {
+    /// A failure after it had caught up leaves it as it is: what it holds is true, if old.
+    fn fail(&mut self, error: &JobsError) -> bool {
+        if matches!(self, Self::CaughtUp(_)) {
+            return false;
+        }
+        *self = Self::Unreadable(crate::error::chain(error));
+        true
+    }
+}
+
+impl Jobs {
+    /// Begins to read the log. Nothing is known until that has been done once.
+    ///
+    /// # Errors
+    /// Where a setting is not acceptable or the ledger's file can't be used.
+    pub async fn start(
+        config: &JobsConfig,
+        settings: Settings,
+        stop: CancellationToken,
+    ) -> Result<Self, JobsError> {
+        let topics = Topics::of(&config.topic);
+        let store: Arc<dyn Store> = match &config.data_dir {
+            Some(directory) => {
+                // Another cluster's topic of the same name is another topic.
+                let name = format!("{} {}", settings.brokers, topics.events);
+                Arc::new(SqliteStore::open(directory, &name, config.retention).await?)
+            }
+            None => Arc::new(MemoryStore::new(config.retention)),
+        };
+        let inner = Arc::new(Inner {
+            producer: Producer::new(&settings)?,
+            settings,
+            topics,
+            max_job_bytes: config.max_job_bytes,
+            owners: config.owners.clone(),
+            store,
+            hub: Arc::new(hub::Hub::new()),
+            cancelled: Mutex::new(Cancelled::new(MAX_CANCELLED)),
+            asked: AtomicU64::new(0),
+            standing: watch::Sender::new(Standing::Reading),
+            claims: Mutex::default(),
+            stop,
+        });
+        follow::start(&inner);
+        let jobs = Self { inner };
+        tokio::spawn(jobs.clone().tend());
+        Ok(jobs)
+    }
+
+    /// Forgets what is old, again and again.
+    async fn tend(self) {
+        let mut turn = tokio::time::interval(TEND);
+        loop {
+            tokio::select! {
+                _ = turn.tick() => {}
+                () = self.inner.stop.cancelled() => return,
+            }
+            match self.inner.store.forget(fleet_ops::clock::now()).await {
+                Ok(forgotten) if forgotten.ended > 0 => {
+                    ::metrics::counter!(metrics::LEDGER_FORGOTTEN.name).increment(forgotten.ended);
+                }
+                Ok(_) => {}
+                Err(error) => tracing::warn!(error = crate::error::chain(&error), "the ledger can't forget"),
+            }
+            if let Ok(counts) = self.inner.store.counts().await {
+                for (state, count) in counts {
+                    ::metrics::gauge!(metrics::LEDGER_JOBS.name, "state" => state).set(count as f64);
+                }
+            }
+        }
+    }
+
+    /// Ends when the ledger has been read, or when it is clear that there is none to read.
+    pub async fn ready(&self) {
+        let mut standing = self.inner.standing.subscribe();
+        // The sender lives as long as `self`.
+        _ = standing.wait_for(|standing| *standing != Standing::Reading).await;
+    }
+
+    /// Whose requests those with these headers are.
+    pub fn caller(&self, headers: Option<&http::HeaderMap>) -> Caller {
+        self.inner.owners.of(headers)
+    }
+
+    /// The state of a job that `caller` may see. One that is not known is looked for in the log once more.
+    ///
+    /// # Errors
+    /// [`JobsError::NotFound`], or where the ledger can't say.
+    pub async fn get(&self, job_id: &str, caller: &Caller) -> Result<JobView, JobsError> {
+        let known = self.known(job_id, caller).await?;
+        Ok(self.view(known))
+    }
+
+    /// The job's newest event, where `caller` may see it.
+    pub(crate) async fn known(&self, job_id: &str, caller: &Caller) -> Result<Known, JobsError> {
+        let known = match self.inner.store.get(job_id).await? {
+            Some(known) => Some(known),
+            None => {
+                self.catch_up().await?;
+                self.inner.store.get(job_id).await?
+            }
+        };
+        let known = known.filter(|known| known.event.owner.is_none() || known.event.owner == caller.owner);
+        known.ok_or_else(|| JobsError::NotFound(job_id.chars().take(256).collect()))
+    }
+
+    /// What is shown of a job.
+    pub(crate) fn view(&self, known: Known) -> JobView {
+        let cancelled = self.inner.cancelled();
+        let control = cancelled.get(&known.event.job_id, known.event.submitted_at).cloned();
+        drop(cancelled);
+        JobView::new(known, control.as_ref())
+    }
+
+    /// Some jobs, those that were submitted last first.
+    ///
+    /// # Errors
+    /// Where the ledger can't say.
+    pub async fn list(&self, mut query: Query, caller: &Caller) -> Result<JobList, JobsError> {
+        self.must_be_read()?;
+        query.asker.clone_from(&caller.owner);
+        let page = self.inner.store.list(&query).await?;
+        let jobs = page.jobs.into_iter().map(|known| self.view(known)).collect();
+        Ok(JobList { jobs, next_cursor: page.next.map(|cursor| cursor.to_string()) })
+    }
+
+    /// Every state of a job from now on, the present one first.
+    pub fn watch(&self, job_id: &str, caller: &Caller) -> JobWatch {
+        let waiter = self.inner.hub.waiter(job_id);
+        let (jobs, caller) = (self.clone(), caller.clone());
+        JobWatch { jobs, caller, job_id: job_id.to_owned(), waiter, heard: None }
+    }
+
+    /// Waits until the job has ended, at most for `limit`, and says how it is then.
+    ///
+    /// # Errors
+    /// As [`Jobs::get`].
+    pub async fn wait(&self, job_id: &str, caller: &Caller, limit: Duration) -> Result<JobView, JobsError> {
+        let mut watch = self.watch(job_id, caller);
+        let mut job = watch.next().await?;
+        let deadline = tokio::time::Instant::now() + limit;
+        while !job.is_terminal() {
+            match tokio::time::timeout_at(deadline, watch.next()).await {
+                Ok(next) => job = next?,
+                Err(_) => break,
+            }
+        }
+        Ok(job)
+    }
+
+    /// Asks for a job to be cancelled, and waits for at most `limit` to see what that comes to.
+    ///
+    /// # Errors
+    /// As [`Jobs::get`], and where Kafka does not take it.
+    pub async fn cancel(
+        &self,
+        job_id: &str,
+        caller: &Caller,
+        reason: Option<&str>,
+        limit: Duration,
+    ) -> Result<Cancellation, JobsError> {
+        let known = self.known(job_id, caller).await?;
+        if known.event.state.is_terminal() {
+            return Ok(Cancellation::of(self.view(known)));
+        }
+        let now = fleet_ops::clock::now();
+        let control = Control::cancel(job_id, known.event.submitted_at, now, reason);
+        let record = Outgoing {
+            topic: self.inner.topics.control.clone(),
+            key: Some(job_id.as_bytes().to_vec()),
+            value: Some(control.to_bytes()),
+            ..Outgoing::default()
+        };
+        self.inner.producer.send(&record).await?;
+        self.inner.cancelled().add(control);
+        let job = self.wait(job_id, caller, limit).await?;
+        Ok(Cancellation::of(job))
+    }
+
+    /// News of all jobs, from these positions on or from now on; `None` where those are too long ago.
+    pub(crate) fn follow(&self, from: Option<BTreeMap<i32, i64>>) -> Option<Follower> {
+        self.inner.hub.follow(from)
+    }
+
+    /// Waits until the ledger holds everything that the log held when this was called.
+    async fn catch_up(&self) -> Result<(), JobsError> {
+        self.must_be_read()?;
+        let number = self.inner.asked.fetch_add(1, Ordering::AcqRel) + 1;
+        let mut standing = self.inner.standing.subscribe();
+        let caught_up =
+            standing.wait_for(|standing| matches!(standing, Standing::CaughtUp(to) if *to >= number));
+        match tokio::time::timeout(CATCH_UP, caught_up).await {
+            Ok(_) => Ok(()),
+            Err(_) => Err(JobsError::NotReady("the log could not be read to its end in time".to_owned())),
+        }
+    }
+
+    fn must_be_read(&self) -> Result<(), JobsError> {
+        match &*self.inner.standing.borrow() {
+            Standing::CaughtUp(_) => Ok(()),
+            Standing::Reading => Err(JobsError::NotReady("the log is being read".to_owned())),
+            Standing::Unreadable(why) => Err(JobsError::NotReady(why.clone())),
+        }
+    }
+}
+
+/// Watches one job.
+pub struct JobWatch {
+    jobs: Jobs,
+    caller: Caller,
+    job_id: String,
+    waiter: hub::Waiter,
+    heard: Option<(i32, i64, bool)>,
+}
+
+impl std::fmt::Debug for JobWatch {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("JobWatch").field("job_id", &self.job_id).finish_non_exhaustive()
+    }
+}
+
+impl JobWatch {
+    /// The next state that was not told yet: the job's present one, however many it went through in between. Can be dropped
+    /// without losing any.
+    ///
+    /// # Errors
+    /// As [`Jobs::get`].
+    pub async fn next(&mut self) -> Result<JobView, JobsError> {
+        loop {
+            let news = self.waiter.news();
+            let known = self.jobs.known(&self.job_id, &self.caller).await?;
+            let (partition, offset) = (known.partition, known.offset);
+            let job = self.jobs.view(known);
+            let place = Some((partition, offset, job.cancel_requested_at.is_some()));
+            if self.heard != place {
+                self.heard = place;
+                return Ok(job);
+            }
+            news.await;
+        }
+    }
+
+    /// Where the event stands of the state that was told last: partition and offset.
+    pub fn place(&self) -> Option<(i32, i64)> {
+        self.heard.map(|(partition, offset, _)| (partition, offset))
+    }
+
+    /// Takes it that the state at this place was told before.
+    pub fn skip(&mut self, (partition, offset): (i32, i64)) {
+        self.heard = Some((partition, offset, false));
+    }
+}
+
+/// The W3C trace context of a request, as a record carries it.
+pub(crate) fn trace_headers(meta: &Map<String, Value>) -> Vec<Header> {
+    let header = |name: &str| {
+        let value = meta.get(name)?.as_str().filter(|value| value.len() <= MAX_TRACE_BYTES)?;
+        Some((name.to_owned(), Some(value.as_bytes().to_vec())))
+    };
+    ["traceparent", "tracestate"].into_iter().filter_map(header).collect()
+}
+
+impl Inner {
+    fn cancelled(&self) -> MutexGuard<'_, Cancelled> {
+        // Nothing under the lock panics.
+        self.cancelled.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn claims(&self) -> MutexGuard<'_, HashMap<String, oneshot::Sender<bool>>> {
+        // Nothing under the lock panics.
+        self.claims.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Tells submissions whether they came first, now that the log says so.
+    fn settle_claims(&self, updates: &[Update], existed: &[bool]) {
+        let mut claims = self.claims();
+        if claims.is_empty() {
+            return;
+        }
+        for (update, existed) in updates.iter().zip(existed) {
+            let Some(event) = update.event.as_ref().filter(|event| event.state == JobState::Queued) else {
+                continue;
+            };
+            if let Some(waiting) = event.worker.as_ref().and_then(|mark| claims.remove(mark)) {
+                // Whoever does not wait any more has lost nothing.
+                _ = waiting.send(*existed);
+            }
+        }
+    }
+}
+
+impl Cancellation {
+    fn of(job: JobView) -> Self {
+        let outcome = match job.event.state {
+            JobState::Cancelled => CancelOutcome::Cancelled,
+            state if state.is_terminal() => CancelOutcome::TooLate,
+            _ => CancelOutcome::Requested,
+        };
+        Self { outcome, job }
+    }
+}

@@ -1,0 +1,237 @@
+//! Reading the log: events into the ledger, wishes to cancel into memory. Each on a thread of its own, because librdkafka's
+//! polling blocks.
+
+use std::{
+    sync::{Arc, Weak, atomic::Ordering},
+    thread,
+    time::Duration,
+};
+
+use fleet_job::{control::Control, event::JobEvent, record::RawRecord};
+use fleet_kafka::{
+    KafkaError,
+    reader::{From, Reader},
+};
+use fleet_ledger::{Batch, Update};
+use tokio::runtime::Handle;
+
+use super::{Inner, JobsError, Standing};
+use crate::error::chain;
+
+/// How long one question to a broker may take.
+const ASK: Duration = Duration::from_secs(10);
+/// How long to wait for a record before looking whether somebody wants to know how far the ledger has come.
+const POLL: Duration = Duration::from_millis(10);
+/// How many records are taken up at once.
+const BATCH: usize = 1_000;
+/// The wait after the first failure; it doubles from there.
+const FIRST_PAUSE: Duration = Duration::from_millis(250);
+const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+
+/// Starts both threads. They end when the jobs are dropped.
+pub(super) fn start(jobs: &Arc<Inner>) {
+    let runtime = Handle::current();
+    for what in [What::Events, What::Control] {
+        let (jobs, runtime) = (Arc::downgrade(jobs), runtime.clone());
+        thread::spawn(move || Log { jobs, runtime, what }.read());
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum What {
+    Events,
+    Control,
+}
+
+struct Log {
+    jobs: Weak<Inner>,
+    runtime: Handle,
+    what: What,
+}
+
+/// Why reading has stopped.
+enum Stopped {
+    /// Nobody needs it any more.
+    Unneeded,
+    /// It has failed, and is begun anew.
+    Failed(JobsError),
+}
+
+impl<E: Into<JobsError>> std::convert::From<E> for Stopped {
+    fn from(error: E) -> Self {
+        Self::Failed(error.into())
+    }
+}
+
+impl Log {
+    fn read(&self) {
+        let mut pause = FIRST_PAUSE;
+        loop {
+            let error = match self.open() {
+                Ok(reader) => {
+                    pause = FIRST_PAUSE;
+                    match self.what {
+                        What::Events => self.follow_events(reader),
+                        What::Control => self.follow_control(reader),
+                    }
+                }
+                Err(stopped) => stopped,
+            };
+            let Some(jobs) = self.jobs.upgrade() else { return };
+            let error = match error {
+                Stopped::Unneeded => return,
+                Stopped::Failed(error) => error,
+            };
+            // Whoever runs a server beside a Kafka without jobs need not hear of it again and again.
+            match &error {
+                JobsError::Kafka(KafkaError::NoTopic(topic)) => tracing::debug!(topic, "does not exist"),
+                error => tracing::warn!(error = chain(error), "the log of jobs can't be read"),
+            }
+            if self.what == What::Events {
+                jobs.standing.send_if_modified(|standing| standing.fail(&error));
+            }
+            drop(jobs);
+            thread::sleep(pause);
+            pause = (pause * 2).min(LONGEST_PAUSE);
+        }
+    }
+
+    fn jobs(&self) -> Result<Arc<Inner>, Stopped> {
+        self.jobs.upgrade().filter(|jobs| !jobs.stop.is_cancelled()).ok_or(Stopped::Unneeded)
+    }
+
+    fn open(&self) -> Result<Reader, Stopped> {
+        let jobs = self.jobs()?;
+        if self.what == What::Control {
+            return Ok(Reader::open(&jobs.settings, &jobs.topics.control, From::Start, ASK)?);
+        }
+        let positions = self.runtime.block_on(jobs.store.positions())?;
+        let reader = match Reader::open_at(&jobs.settings, &jobs.topics.events, &positions, ASK) {
+            Err(KafkaError::LogReset(topic)) => {
+                tracing::warn!(topic, "was made again: the ledger is made again too");
+                self.runtime.block_on(jobs.store.reset())?;
+                Reader::open(&jobs.settings, &topic, From::Start, ASK)?
+            }
+            other => other?,
+        };
+        jobs.hub.begin(reader.positions());
+        Ok(reader)
+    }
+
+    /// Takes up events until that fails.
+    fn follow_events(&self, mut reader: Reader) -> Stopped {
+        let (mut asked, mut told) = (0, None);
+        loop {
+            let step = self.jobs().and_then(|jobs| {
+                let wanted = jobs.asked.load(Ordering::Acquire);
+                if told.is_some() && wanted > asked {
+                    reader.look_for_end(ASK)?;
+                    asked = wanted;
+                }
+                let records = next_records(&mut reader)?;
+                if !records.is_empty() {
+                    self.take_up(&jobs, records, &reader)?;
+                }
+                if reader.at_end() && told != Some(asked) {
+                    told = Some(asked);
+                    jobs.standing.send_replace(Standing::CaughtUp(asked));
+                }
+                Ok(())
+            });
+            if let Err(stopped) = step {
+                return stopped;
+            }
+        }
+    }
+
+    fn take_up(&self, jobs: &Inner, records: Vec<RawRecord>, reader: &Reader) -> Result<(), Stopped> {
+        let updates: Vec<Update> = records.into_iter().filter_map(update).collect();
+        let batch = Batch { updates: updates.clone(), positions: reader.positions() };
+        let existed = self.runtime.block_on(jobs.store.apply(batch))?;
+        jobs.settle_claims(&updates, &existed);
+        jobs.hub.tell(updates);
+        Ok(())
+    }
+
+    fn follow_control(&self, mut reader: Reader) -> Stopped {
+        loop {
+            let step = self.jobs().and_then(|jobs| {
+                for record in next_records(&mut reader)? {
+                    if let Some(control) = record.value.as_deref().and_then(Control::from_bytes) {
+                        let job_id = control.job_id.clone();
+                        jobs.cancelled().add(control);
+                        jobs.hub.nudge(&job_id);
+                    }
+                }
+                Ok(())
+            });
+            if let Err(stopped) = step {
+                return stopped;
+            }
+        }
+    }
+}
+
+/// What there is to read, after a short wait for the first of it.
+fn next_records(reader: &mut Reader) -> Result<Vec<RawRecord>, KafkaError> {
+    let mut records = Vec::new();
+    let mut wait = POLL;
+    while records.len() < BATCH
+        && let Some(record) = reader.next(wait)?
+    {
+        records.push(record);
+        wait = Duration::ZERO;
+    }
+    Ok(records)
+}
+
+/// What a record of the events topic says. Anybody who may write there may have written it.
+fn update(record: RawRecord) -> Option<Update> {
+    let (partition, offset) = (record.position.partition, record.position.offset);
+    let Some(job_id) = record.key.and_then(|key| String::from_utf8(key).ok()) else {
+        tracing::warn!(partition, offset, "an event without a readable key is passed over");
+        return None;
+    };
+    let event = match record.value.map(|value| serde_json::from_slice::<JobEvent>(&value)) {
+        None => None,
+        Some(Ok(event)) if event.job_id == job_id => Some(event),
+        Some(Ok(_)) => {
+            tracing::warn!(partition, offset, "an event of another job than its key says is passed over");
+            return None;
+        }
+        Some(Err(error)) => {
+            tracing::warn!(
+                partition,
+                offset,
+                error = chain(&error),
+                "an event that can't be read is passed over"
+            );
+            return None;
+        }
+    };
+    Some(Update { partition, offset, job_id, event })
+}
+
+#[cfg(test)]
+mod tests {
+    use fleet_job::record::Position;
+
+    use super::*;
+
+    #[test]
+    fn what_anybody_may_have_written_is_read_with_care() {
+        let check = |key: Option<&[u8]>, value: Option<&[u8]>| {
+            let position = Position { topic: "t".to_owned(), partition: 3, offset: 9 };
+            let (key, value) = (key.map(<[u8]>::to_vec), value.map(<[u8]>::to_vec));
+            update(RawRecord { position, timestamp: None, key, value, headers: Vec::new() })
+        };
+        let good = br#"{"jobID":"a","state":"running","time":"2026-11-21T08:00:00Z"}"#;
+        assert_eq!(check(None, Some(good)), None);
+        assert_eq!(check(Some(b"\xff"), Some(good)), None);
+        assert_eq!(check(Some(b"b"), Some(good)), None);
+        assert_eq!(check(Some(b"a"), Some(b"{}")), None);
+        assert!(check(Some(b"a"), None).is_some_and(|update| update.event.is_none()));
+        let read = check(Some(b"a"), Some(good)).unwrap();
+        assert_eq!((read.partition, read.offset, read.job_id.as_str()), (3, 9, "a"));
+    }
+}

@@ -1,0 +1,132 @@
+//! A job as people and programs are shown it.
+
+use fleet_job::{control::Control, event::JobEvent, time::Timestamp};
+use fleet_ledger::Known;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+/// The state of a job: its newest event, and whether somebody wants it cancelled.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+#[schemars(title = "Job")]
+pub struct JobView {
+    /// The newest event.
+    #[serde(flatten)]
+    pub event: JobEvent,
+    /// When somebody asked for it to be cancelled, while it has not ended.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cancel_requested_at: Option<Timestamp>,
+}
+
+impl JobView {
+    /// What is shown of a job.
+    pub(crate) fn new(known: Known, cancel: Option<&Control>) -> Self {
+        let cancel = cancel.filter(|_| !known.event.state.is_terminal());
+        // Whose it is, its owner knows.
+        let event = JobEvent { owner: None, ..known.event };
+        Self { event, cancel_requested_at: cancel.map(|control| control.time) }
+    }
+
+    /// The same without its result and the details of its error.
+    #[must_use]
+    pub fn without_result(mut self) -> Self {
+        self.event.result = None;
+        if let Some(error) = &mut self.event.error {
+            error.data = None;
+        }
+        self
+    }
+
+    /// Whether the job has come to its end.
+    pub fn is_terminal(&self) -> bool {
+        self.event.state.is_terminal()
+    }
+
+    /// How it is, in a few words.
+    pub fn summary(&self) -> String {
+        let event = &self.event;
+        let mut text = format!("job `{}` is {}", event.job_id, event.state.as_str());
+        if event.attempts > 1 {
+            text.push_str(&format!(", attempt {}", event.attempts));
+        }
+        if let Some(progress) = &event.progress {
+            match progress.total {
+                Some(total) => text.push_str(&format!(", {} of {total}", progress.progress)),
+                None => text.push_str(&format!(", at {}", progress.progress)),
+            }
+            if let Some(message) = &progress.message {
+                text.push_str(&format!(" ({message})"));
+            }
+        }
+        if let Some(error) = &event.error {
+            text.push_str(&format!(": {}", error.message));
+        }
+        if self.cancel_requested_at.is_some() {
+            text.push_str("; its cancellation was asked for");
+        }
+        text
+    }
+}
+
+/// Many jobs. Results and error details are left out.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct JobList {
+    /// The jobs, those that were submitted last first. There can be fewer than were asked for, and more to come.
+    pub jobs: Vec<JobView>,
+    /// What to ask for the next page with; absent after the last one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next_cursor: Option<String>,
+}
+
+/// What became of a request to submit.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct SubmittedJobs {
+    /// One entry for each job, in the order of the request.
+    pub jobs: Vec<Submitted>,
+}
+
+/// A job that was submitted, now or before.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Submitted {
+    /// Its id.
+    #[serde(rename = "jobID")]
+    pub job_id: String,
+    /// Its state.
+    #[schemars(with = "fleet_job::event::JobState")]
+    pub state: String,
+    /// Whether it had been there already, and was not submitted again.
+    pub existing: bool,
+}
+
+/// What a cancellation came to.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Cancellation {
+    /// `cancelled`, `too-late` where the job came to another end first, or `requested` where it has not ended yet.
+    pub outcome: CancelOutcome,
+    /// The job as it is now.
+    pub job: JobView,
+}
+
+/// What a cancellation can come to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum CancelOutcome {
+    /// The job has ended as cancelled.
+    Cancelled,
+    /// The job had come to another end.
+    TooLate,
+    /// The workers know; the job has not ended yet.
+    Requested,
+}
+
+/// The result of a job as the tool gave it, where there is one.
+pub(crate) fn tool_result(event: &JobEvent) -> Option<&Value> {
+    event.result.as_ref().or_else(|| {
+        let error = event.error.as_ref().filter(|error| error.kind == fleet_job::outcome::ErrorKind::Tool)?;
+        error.data.as_ref().filter(|data| data.get("content").is_some())
+    })
+}
