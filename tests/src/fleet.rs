@@ -126,7 +126,8 @@ impl<'e> Fleet<'e> {
         let directory = bins::scratch(name);
         process::remove_at_exit(&directory);
         let (events, dlq) = (format!("{topic}.events"), format!("{topic}.dlq"));
-        topics::create(&env.brokers, &[(&topic, partitions), (&events, 2), (&dlq, 1)]);
+        let control = format!("{topic}.control");
+        topics::create(&env.brokers, &[(&topic, partitions), (&events, 2), (&dlq, 1), (&control, 1)]);
         Self {
             env,
             group: format!("{topic}-workers"),
@@ -151,6 +152,22 @@ impl<'e> Fleet<'e> {
         let server = Service::server(&self.directory, options);
         self.server_url = format!("http://{}", server.address);
         self.server = Some(server);
+    }
+
+    /// Settings of a server that knows this fleet's jobs.
+    pub fn with_jobs(&self, mut options: ServerOptions) -> ServerOptions {
+        let settings = [
+            ("KAFKA_BROKERS", self.env.brokers.clone()),
+            ("KAFKA_TOPIC", self.topic.clone()),
+            ("MCP_REGISTRY_TOPIC", format!("{}.servers", self.topic)),
+        ];
+        options.env.extend(settings.map(|(name, value)| (name.to_owned(), value)));
+        options
+    }
+
+    /// Starts one more server that knows this fleet's jobs. The workers don't call it.
+    pub fn start_replica(&self, options: ServerOptions) -> Service {
+        Service::server(&self.directory, &self.with_jobs(options))
     }
 
     /// A server whose `file_*` tools read the directory that [`Fleet::files`] fills.

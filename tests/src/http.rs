@@ -17,10 +17,21 @@ pub fn get(address: SocketAddr, path: &str) -> io::Result<(u16, String)> {
 
 /// Status and body of a JSON-RPC request to `POST path`.
 pub fn post(address: SocketAddr, path: &str, body: &Value) -> io::Result<(u16, Value)> {
+    post_with(address, path, &[], body)
+}
+
+/// The same with more headers.
+pub fn post_with(
+    address: SocketAddr,
+    path: &str,
+    headers: &[(&str, &str)],
+    body: &Value,
+) -> io::Result<(u16, Value)> {
     let body = body.to_string();
+    let more: String = headers.iter().map(|(name, value)| format!("{name}: {value}\r\n")).collect();
     let head = format!(
         "POST {path} HTTP/1.1\r\nhost: {address}\r\nconnection: close\r\ncontent-type: application/json\r\n\
-         accept: application/json, text/event-stream\r\ncontent-length: {}\r\n\r\n",
+         accept: application/json, text/event-stream\r\n{more}content-length: {}\r\n\r\n",
         body.len()
     );
     let (status, body) = exchange(address, &(head + &body))?;

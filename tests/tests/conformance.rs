@@ -1,7 +1,7 @@
 //! The official conformance suite against the real server, for both eras of the protocol, with no failure expected.
 
 use fleet_tests::{
-    fleet::{ServerOptions, Standalone},
+    fleet::{Fleet, ServerOptions, Standalone},
     http, node,
     process::Process,
     wait,
@@ -35,6 +35,44 @@ fn the_server_passes_every_scored_scenario() {
         let scenarios = std::fs::read_dir(&results).expect("the results").count();
         assert!(scenarios >= 30, "{revision}: only {scenarios} scenarios ran:\n{said}");
     }
+}
+
+/// The scenarios of tasks. The one of status notifications is left out: the suite skips it.
+const TASK_SCENARIOS: [&str; 9] = [
+    "tasks-lifecycle",
+    "tasks-capability-negotiation",
+    "tasks-wire-fields",
+    "tasks-request-state-removal",
+    "tasks-mrtr-input",
+    "tasks-request-headers",
+    "tasks-dispatch-and-envelope",
+    "tasks-required-task-error",
+    "tasks-mrtr-composition",
+];
+
+/// Tasks are jobs, so they need a broker and a worker.
+#[test]
+fn tasks_pass_their_scenarios() {
+    if node::conformance().is_none() {
+        return;
+    }
+    let Some(env) = fleet_tests::Env::apache_kafka() else { return };
+    let mut fleet = Fleet::new(env, "conformance-tasks", 2);
+    let options = ServerOptions { args: vec!["--conformance".to_owned()], ..ServerOptions::default() };
+    fleet.start_server(&fleet.with_jobs(options));
+    fleet.start_worker();
+    let mut failed = Vec::new();
+    for scenario in TASK_SCENARIOS {
+        let Some(mut suite) = node::conformance() else { return };
+        suite.args(["server", "--scenario", scenario, "--url"]).arg(format!("{}/mcp", fleet.server_url));
+        suite.arg("-o").arg(fleet.directory.join(scenario)).current_dir(&fleet.directory);
+        let mut suite = Process::start("conformance", &fleet.directory, suite);
+        let status = suite.wait(wait::LONG);
+        if !status.success() {
+            failed.push(format!("{scenario}: {status}\n{}", suite.log()));
+        }
+    }
+    assert!(failed.is_empty(), "{}", failed.join("\n"));
 }
 
 /// The scenarios of what a worker does: it calls tools. It does not answer questions, authorise itself in a browser or go on

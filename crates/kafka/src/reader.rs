@@ -7,9 +7,9 @@ use std::{
 
 use fleet_job::record::RawRecord;
 use rdkafka::{
-    Offset, TopicPartitionList,
-    consumer::{BaseConsumer, Consumer},
-    error::KafkaError as Native,
+    ClientContext, Offset, TopicPartitionList,
+    consumer::{BaseConsumer, Consumer, ConsumerContext},
+    error::{KafkaError as Native, RDKafkaErrorCode},
 };
 
 use crate::{admin, convert, error::KafkaError, settings::Settings};
@@ -25,13 +25,26 @@ pub enum From {
 
 /// Reads all partitions of one topic. All calls block the thread.
 pub struct Reader {
-    consumer: BaseConsumer,
+    consumer: BaseConsumer<Quiet>,
     topic: String,
     /// How far there is to read, per partition.
     ends: Vec<End>,
     /// Whether an end has been looked for since the reader was opened. What librdkafka says about ends may be older.
     looked: bool,
 }
+
+/// Says nothing of the ends of partitions, which librdkafka reports as errors.
+struct Quiet;
+
+impl ClientContext for Quiet {
+    fn error(&self, error: Native, reason: &str) {
+        if error.rdkafka_error_code() != Some(RDKafkaErrorCode::PartitionEOF) {
+            tracing::warn!(%error, reason, "Kafka");
+        }
+    }
+}
+
+impl ConsumerContext for Quiet {}
 
 #[derive(Debug)]
 struct End {
@@ -85,7 +98,8 @@ impl Reader {
         place: impl Fn(i32, i64, i64) -> Result<(Offset, i64), KafkaError>,
     ) -> Result<Self, KafkaError> {
         let partitions = admin::partitions(settings, topic, timeout)?;
-        let consumer: BaseConsumer = settings.reader().create().map_err(KafkaError::client)?;
+        let consumer: BaseConsumer<Quiet> =
+            settings.reader().create_with_context(Quiet).map_err(KafkaError::client)?;
         let mut assignment = TopicPartitionList::new();
         let mut ends = Vec::new();
         let request = |what| move |source| KafkaError::Request { what, source };
@@ -190,7 +204,7 @@ pub fn first_records(
     let mut config = settings.reader();
     // One record of each partition is wanted, and not what librdkafka would fetch ahead.
     config.set("queued.min.messages", "1");
-    let consumer: BaseConsumer = config.create().map_err(KafkaError::client)?;
+    let consumer: BaseConsumer<Quiet> = config.create_with_context(Quiet).map_err(KafkaError::client)?;
     let mut assignment = TopicPartitionList::new();
     for (partition, offset) in from {
         assignment

@@ -19,12 +19,14 @@ use serde_json::Value;
 
 use crate::{
     hosting::Fleet,
+    jobs::LongRunning,
     provider::{Answer, Provider},
 };
 
 mod content;
 mod dialogue;
 mod rounds;
+mod tasks;
 mod tools;
 
 /// A red pixel, as PNG in base64.
@@ -58,6 +60,10 @@ impl Provider for Fixtures {
 
     fn tool(&self, name: &str) -> Option<Tool> {
         tools::list().into_iter().find(|tool| tool.name == name)
+    }
+
+    fn long_running(&self, name: &str) -> Option<LongRunning> {
+        tasks::long_running(name)
     }
 
     fn always_runs(&self) -> bool {

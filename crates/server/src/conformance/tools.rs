@@ -12,7 +12,7 @@ use rmcp::{
 };
 use serde_json::{Value, json};
 
-use super::{Fixtures, PNG, WAV, dialogue, parsed, rounds};
+use super::{Fixtures, PNG, WAV, dialogue, parsed, rounds, tasks};
 use crate::hosting::changes::{Change, Lists};
 
 /// How long the tools that take a while take for each step.
@@ -56,6 +56,7 @@ pub(super) fn list() -> Vec<Tool> {
     tools.push(tool("test_custom_header", header_schema()));
     tools.push(tool("test_elicitation", text("message")));
     tools.push(tool("test_sampling", text("prompt")));
+    tools.extend(tasks::list());
     parsed(Value::Array(tools)).unwrap_or_default()
 }
 
@@ -91,6 +92,9 @@ pub(super) async fn call(
     params: CallToolRequestParams,
     context: RequestContext<RoleServer>,
 ) -> Result<CallToolResponse, ErrorData> {
+    if let Some(answer) = tasks::call(&params, &context).await {
+        return answer;
+    }
     let text = |text: &str| json!({"type": "text", "text": text});
     let image = json!({"type": "image", "data": PNG, "mimeType": "image/png"});
     let resource = |uri: &str, kind: &str, text: &str| json!({"type": "resource", "resource": {"uri": uri, "mimeType": kind, "text": text}});

@@ -1,0 +1,105 @@
+//! Tools that take long, which become tasks (SEP-2663), and one that never does.
+
+use std::time::Duration;
+
+use rmcp::{
+    RoleServer,
+    model::{
+        CallToolRequestParams, CallToolResponse, CallToolResult, ContentBlock, ErrorData, InputResponses,
+    },
+    service::RequestContext,
+};
+use serde_json::{Value, json};
+
+use super::rounds::{ask, elicitation, elicited};
+use crate::jobs::{LongRunning, tasks::LONG_RUNNING};
+
+/// The longest that a tool takes here.
+const LONGEST: f64 = 3600.0;
+
+/// The tools, with their arguments and what they say of themselves.
+pub(super) fn list() -> Vec<Value> {
+    let text = json!({"type": "string"});
+    let tool = |name: &str, properties: Value, long_running: Option<&str>| {
+        let schema = json!({"type": "object", "properties": properties});
+        let mut tool =
+            json!({"name": name, "description": "A tool of the conformance suite.", "inputSchema": schema});
+        if let Some(kind) = long_running {
+            tool["_meta"] = json!({LONG_RUNNING: kind});
+        }
+        tool
+    };
+    vec![
+        tool("greet", json!({"name": text}), None),
+        tool("slow_compute", json!({"seconds": {"type": "number"}, "label": text}), Some("optional")),
+        tool("failing_job", json!({}), Some("required")),
+        tool("protocol_error_job", json!({}), Some("optional")),
+        tool("confirm_delete", json!({"filename": text}), Some("optional")),
+        tool("multi_input", json!({}), Some("optional")),
+        tool("test_tool_with_task", json!({}), Some("after-input")),
+    ]
+}
+
+pub(super) fn long_running(name: &str) -> Option<LongRunning> {
+    match name {
+        "failing_job" => Some(LongRunning::Required),
+        "slow_compute" | "protocol_error_job" | "confirm_delete" | "multi_input" => {
+            Some(LongRunning::Optional)
+        }
+        "test_tool_with_task" => Some(LongRunning::AfterInput),
+        _ => None,
+    }
+}
+
+/// Answers a call; `None` where the tool is none of these.
+pub(super) async fn call(
+    params: &CallToolRequestParams,
+    context: &RequestContext<RoleServer>,
+) -> Option<Result<CallToolResponse, ErrorData>> {
+    let argument = |name: &str| params.arguments.as_ref().and_then(|arguments| arguments.get(name));
+    let text = |name: &str| argument(name).and_then(Value::as_str).unwrap_or_default().to_owned();
+    let answers = params.input_responses.as_ref();
+    Some(match &*params.name {
+        "greet" => said(format!("Hello, {}!", text("name"))),
+        "slow_compute" => {
+            let seconds = argument("seconds").and_then(Value::as_f64).unwrap_or_default().clamp(0.0, LONGEST);
+            tokio::select! {
+                () = tokio::time::sleep(Duration::from_secs_f64(seconds)) => said(format!("{} is computed", text("label"))),
+                () = context.ct.cancelled() => Err(ErrorData::internal_error("the call was cancelled", None)),
+            }
+        }
+        "failing_job" => {
+            tokio::time::sleep(Duration::from_millis(500)).await;
+            Ok(CallToolResult::error(vec![ContentBlock::text("This job always fails.")]).into())
+        }
+        "protocol_error_job" => Err(ErrorData::invalid_request("This job always breaks the protocol.", None)),
+        "confirm_delete" => match elicited(answers, "confirm", "confirm") {
+            Some(confirmed) => said(format!("Deleting {}: {confirmed}", text("filename"))),
+            None => asked(json!({"confirm": elicitation("Delete it?", "confirm", "boolean")})),
+        },
+        "multi_input" => {
+            let answered = |question: &str| {
+                answers.is_some_and(|answers: &InputResponses| answers.contains_key(question))
+            };
+            if answered("first") && answered("second") {
+                said("Both are answered.".to_owned())
+            } else {
+                let question = |text: &str| elicitation(text, "name", "string");
+                asked(json!({"first": question("The first?"), "second": question("The second?")}))
+            }
+        }
+        "test_tool_with_task" => match elicited(answers, "user_name", "name") {
+            Some(name) => said(format!("Hello, {name}!")),
+            None => asked(json!({"user_name": elicitation("What is your name?", "name", "string")})),
+        },
+        _ => return None,
+    })
+}
+
+fn said(text: String) -> Result<CallToolResponse, ErrorData> {
+    Ok(CallToolResult::success(vec![ContentBlock::text(text)]).into())
+}
+
+fn asked(questions: Value) -> Result<CallToolResponse, ErrorData> {
+    Ok(ask(questions, None)?.into())
+}

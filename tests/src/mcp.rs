@@ -1,0 +1,83 @@
+//! An MCP client by hand, of the revision without sessions, that knows tasks.
+
+use std::net::SocketAddr;
+
+use serde_json::{Value, json};
+
+use crate::http;
+
+const REVISION: &str = "2026-07-28";
+const TASKS: &str = "io.modelcontextprotocol/tasks";
+
+/// A client of one server, with or without credentials.
+#[derive(Debug, Clone)]
+pub struct Mcp {
+    /// The server.
+    pub address: SocketAddr,
+    /// What is sent as `Authorization`.
+    pub authorization: Option<String>,
+}
+
+impl Mcp {
+    /// A client without credentials.
+    pub fn new(address: SocketAddr) -> Self {
+        Self { address, authorization: None }
+    }
+
+    /// The same client for another server.
+    #[must_use]
+    pub fn at(&self, address: SocketAddr) -> Self {
+        Self { address, ..self.clone() }
+    }
+
+    /// The same client with credentials.
+    #[must_use]
+    pub fn as_user(&self, authorization: &str) -> Self {
+        Self { authorization: Some(authorization.to_owned()), ..self.clone() }
+    }
+
+    /// The whole JSON-RPC answer to a request.
+    pub fn ask(&self, method: &str, mut params: Value) -> Value {
+        params["_meta"] = json!({
+            "io.modelcontextprotocol/protocolVersion": REVISION,
+            "io.modelcontextprotocol/clientInfo": {"name": "fleet-tests", "version": "1"},
+            "io.modelcontextprotocol/clientCapabilities": {"elicitation": {}, "extensions": {TASKS: {}}},
+        });
+        let name = params["name"].as_str().or_else(|| params["taskId"].as_str()).map(str::to_owned);
+        let mut headers = vec![("mcp-protocol-version", REVISION), ("mcp-method", method)];
+        headers.extend(name.as_deref().map(|name| ("mcp-name", name)));
+        headers.extend(self.authorization.as_deref().map(|value| ("authorization", value)));
+        let request = json!({"jsonrpc": "2.0", "id": 1, "method": method, "params": params});
+        let (_, answer) = http::post_with(self.address, "/mcp", &headers, &request).expect("an answer");
+        match answer {
+            // A stream: the answer is its last event.
+            Value::String(text) => {
+                let last = text.lines().filter_map(|line| line.strip_prefix("data:")).next_back();
+                let answer = last.and_then(|data| serde_json::from_str(data.trim()).ok());
+                answer.unwrap_or_else(|| panic!("{method} was answered with {text:?}"))
+            }
+            answer => answer,
+        }
+    }
+
+    /// The result of a request.
+    pub fn result(&self, method: &str, params: Value) -> Value {
+        let answer = self.ask(method, params);
+        assert!(answer["error"].is_null(), "{method}: {answer}");
+        answer["result"].clone()
+    }
+
+    /// What a tool returns, structured.
+    pub fn call(&self, tool: &str, arguments: &Value) -> Value {
+        let result = self.result("tools/call", json!({"name": tool, "arguments": arguments}));
+        assert_ne!(result["isError"], json!(true), "{tool}: {result}");
+        result["structuredContent"].clone()
+    }
+
+    /// What a tool says where it can't do what it is asked.
+    pub fn refusal(&self, tool: &str, arguments: &Value) -> String {
+        let result = self.result("tools/call", json!({"name": tool, "arguments": arguments}));
+        assert_eq!(result["isError"], json!(true), "{tool}: {result}");
+        result["content"][0]["text"].as_str().unwrap_or_default().to_owned()
+    }
+}

@@ -1,0 +1,294 @@
+//! Jobs and tasks as clients of the server see them: submitted, watched, found again on another replica after everything
+//! was killed.
+
+#![expect(clippy::expect_used, reason = "a panic is the report of a test")]
+
+use std::{path::Path, thread};
+
+use fleet_tests::{
+    Env, Fleet,
+    fleet::{ServerOptions, Service},
+    mcp::Mcp,
+    on_every_broker, wait,
+};
+use serde_json::{Value, json};
+
+on_every_broker!(
+    a_job_is_submitted_waited_for_and_listed,
+    the_same_key_is_one_job_on_all_replicas,
+    jobs_of_others_are_not_there,
+    a_ledger_is_the_same_however_it_is_made,
+    tasks_survive_the_death_of_everything,
+);
+
+/// A fleet with one worker, whose server has files and knows jobs.
+fn with_files<'e>(env: &'e Env, name: &str) -> Fleet<'e> {
+    let mut fleet = Fleet::new(env, name, 3);
+    let options = ServerOptions { roots: vec![fleet.files()], ..ServerOptions::default() };
+    fleet.start_server(&fleet.with_jobs(options));
+    fleet.start_worker();
+    fleet
+}
+
+fn client(fleet: &Fleet<'_>) -> Mcp {
+    Mcp::new(fleet.server.as_ref().expect("the server").address)
+}
+
+fn digest(path: &str) -> Value {
+    json!({"tool": "file_digest", "arguments": {"path": path}})
+}
+
+/// Waits for the end of a job.
+fn end_of(client: &Mcp, id: &Value) -> Value {
+    wait::until("the end of a job", wait::LONG, || {
+        let job = client.call("job_wait", &json!({"jobID": id, "timeoutMs": 5_000}));
+        ["succeeded", "failed", "cancelled", "expired"].contains(&job["state"].as_str()?).then_some(job)
+    })
+}
+
+/// All jobs that a client can see, the newest first.
+fn all_jobs(client: &Mcp, filter: &Value) -> Vec<Value> {
+    let mut jobs = Vec::new();
+    let mut arguments = filter.clone();
+    loop {
+        let page = client.call("job_list", &arguments);
+        jobs.extend(page["jobs"].as_array().cloned().expect("jobs"));
+        match page.get("nextCursor") {
+            Some(cursor) => arguments["cursor"] = cursor.clone(),
+            None => return jobs,
+        }
+    }
+}
+
+fn a_job_is_submitted_waited_for_and_listed(env: &Env) {
+    let mut fleet = with_files(env, "submit");
+    let client = client(&fleet);
+    let mut jobs: Vec<Value> = (0..20).map(|_| digest("hello.txt")).collect();
+    jobs.push(json!({"calls": [digest("hello.txt"), digest("empty")], "parallel": 2, "tenant": "acme"}));
+    jobs.push(json!({"tool": "file_digest", "arguments": {"path": "no such file"}, "maxAttempts": 1}));
+    let submitted = client.call("job_submit", &json!({"jobs": jobs}));
+    let submitted = submitted["jobs"].as_array().expect("jobs");
+    assert_eq!(submitted.len(), 22);
+    for job in submitted {
+        assert_eq!((&job["state"], &job["existing"]), (&json!("queued"), &json!(false)));
+        // It is found at once, whatever its state.
+        client.call("job_status", &json!({"jobID": job["jobID"]}));
+    }
+    let ended: Vec<Value> = submitted.iter().map(|job| end_of(&client, &job["jobID"])).collect();
+    assert!(ended[..21].iter().all(|job| job["state"] == "succeeded"), "{ended:#?}");
+    assert!(ended[0]["result"]["structuredContent"]["sha256"].is_string(), "{}", ended[0]);
+    assert_eq!(ended[20]["result"]["calls"].as_array().map(Vec::len), Some(2));
+    assert_eq!(ended[21]["state"], "failed");
+    assert_eq!(ended[21]["error"]["kind"], "tool");
+    let result = client.call("job_result", &json!({"jobID": ended[21]["jobID"]}));
+    assert_eq!(result["error"], ended[21]["error"]);
+    // Lists.
+    let ids = |filter: Value| -> Vec<Value> {
+        all_jobs(&client, &filter).into_iter().map(|job| job["jobID"].clone()).collect()
+    };
+    let mut newest_first: Vec<Value> = submitted.iter().map(|job| job["jobID"].clone()).collect();
+    newest_first.sort_by(|a, b| b.as_str().cmp(&a.as_str()));
+    assert_eq!(
+        ids(json!({"limit": 5})),
+        newest_first,
+        "all were submitted in one millisecond, so the id decides"
+    );
+    assert_eq!(ids(json!({"states": ["failed"]})), [ended[21]["jobID"].clone()]);
+    assert_eq!(ids(json!({"tenant": "acme"})), [ended[20]["jobID"].clone()]);
+    assert_eq!(ids(json!({"jobType": "tool-batch"})), [ended[20]["jobID"].clone()]);
+    assert_eq!(ids(json!({"tool": "file_digest", "states": ["succeeded"]})).len(), 20);
+    assert!(ids(json!({"since": "2999-01-01T00:00:00Z"})).is_empty());
+    // What is wrong is said.
+    for (arguments, says) in [
+        (json!({"tool": "t", "priority": 99}), "`priority` is 99"),
+        (json!({"jobs": []}), "1 to 1000 jobs"),
+        (json!({"jobs": [digest("a"), {"tool": ""}]}), "job 1: `payload.tool` is empty"),
+        (json!({"tool": "t", "arguments": {"x": "y".repeat(1 << 20)}}), "workers take at most"),
+    ] {
+        let refusal = client.refusal("job_submit", &arguments);
+        assert!(refusal.contains(says), "{refusal}");
+    }
+    let refusal = client.refusal("job_status", &json!({"jobID": "no such job"}));
+    assert!(refusal.contains("there is no job `no such job`"), "{refusal}");
+    fleet.stop_workers();
+}
+
+/// Two replicas, many submissions at once with one key: one job, and everybody is told of it.
+fn the_same_key_is_one_job_on_all_replicas(env: &Env) {
+    let mut fleet = with_files(env, "same-key");
+    let other = fleet.start_replica(ServerOptions::default());
+    let clients = [client(&fleet), Mcp::new(other.address)];
+    for round in 0..5 {
+        let mut job = digest("hello.txt");
+        job["idempotencyKey"] = json!(format!("key-{round}"));
+        let answers: Vec<Value> = thread::scope(|scope| {
+            let submissions: Vec<_> = (0..8)
+                .map(|n| {
+                    let (client, job) = (&clients[n % 2], &job);
+                    scope.spawn(move || client.call("job_submit", job)["jobs"][0].clone())
+                })
+                .collect();
+            submissions.into_iter().map(|submission| submission.join().expect("an answer")).collect()
+        });
+        let fresh = answers.iter().filter(|answer| answer["existing"] == json!(false)).count();
+        assert_eq!(fresh, 1, "{answers:#?}");
+        assert!(answers.iter().all(|answer| answer["jobID"] == answers[0]["jobID"]), "{answers:#?}");
+        let ended = end_of(&clients[1], &answers[0]["jobID"]);
+        assert_eq!((&ended["state"], &ended["attempts"]), (&json!("succeeded"), &json!(1)));
+        let again = clients[0].call("job_submit", &job)["jobs"][0].clone();
+        assert_eq!((&again["state"], &again["existing"]), (&json!("succeeded"), &json!(true)));
+    }
+    let records = fleet_tests::topics::read(&env.brokers, &fleet.topic);
+    assert_eq!(records.len(), 5, "one record for each key");
+    fleet.stop_workers();
+}
+
+/// Who submits with credentials is alone with their jobs.
+fn jobs_of_others_are_not_there(env: &Env) {
+    let mut fleet = with_files(env, "foreign");
+    let nobody = client(&fleet);
+    let (mine, theirs) = (nobody.as_user("Bearer mine"), nobody.as_user("Bearer theirs"));
+    let mut job = digest("hello.txt");
+    job["idempotencyKey"] = json!("k");
+    let of = |client: &Mcp| client.call("job_submit", &job)["jobs"][0].clone();
+    let (a, b, c) = (of(&mine), of(&theirs), of(&nobody));
+    assert!(a["jobID"] != b["jobID"] && b["jobID"] != c["jobID"], "a key is its owner's: {a} {b} {c}");
+    end_of(&mine, &a["jobID"]);
+    for stranger in [&theirs, &nobody] {
+        for tool in ["job_status", "job_result", "job_wait", "job_cancel"] {
+            let refusal = stranger.refusal(tool, &json!({"jobID": a["jobID"]}));
+            assert!(refusal.contains("there is no job"), "{tool}: {refusal}");
+        }
+        let seen = all_jobs(stranger, &json!({})).iter().any(|job| job["jobID"] == a["jobID"]);
+        assert!(!seen, "it is in somebody else's list");
+    }
+    let mut taken = digest("hello.txt");
+    taken["jobID"] = a["jobID"].clone();
+    assert!(theirs.refusal("job_submit", &taken).contains("is taken"));
+    // Whoever has no credentials hides nothing.
+    assert!(all_jobs(&mine, &json!({})).iter().any(|job| job["jobID"] == c["jobID"]));
+    let text = mine.call("job_status", &json!({"jobID": a["jobID"]})).to_string();
+    assert!(!text.contains("owner") && !text.contains("Bearer"), "{text}");
+    fleet.stop_workers();
+}
+
+/// A ledger in memory, one in a file, one made of the topic afterwards, and a file that is opened again.
+fn a_ledger_is_the_same_however_it_is_made(env: &Env) {
+    let mut fleet = with_files(env, "ledgers");
+    let in_file = |fleet: &Fleet<'_>, directory: &Path| {
+        let env = vec![("MCP_DATA_DIR".to_owned(), directory.display().to_string())];
+        fleet.start_replica(ServerOptions { env, ..ServerOptions::default() })
+    };
+    let directory = fleet.directory.join("ledger");
+    let mut file = in_file(&fleet, &directory);
+    let live = client(&fleet);
+    let submit = |from: usize| {
+        let jobs: Vec<Value> = (from..from + 100)
+            .map(|n| {
+                let mut job = digest(if n % 10 == 0 { "no such file" } else { "hello.txt" });
+                job["maxAttempts"] = json!(1);
+                job["metadata"] = json!({"n": n});
+                job
+            })
+            .collect();
+        let submitted = live.call("job_submit", &json!({"jobs": jobs}));
+        for job in submitted["jobs"].as_array().expect("jobs") {
+            end_of(&live, &job["jobID"]);
+        }
+    };
+    submit(0);
+    let dump = |server: &Service| all_jobs(&Mcp::new(server.address), &json!({"limit": 77}));
+    let first = all_jobs(&live, &json!({}));
+    assert_eq!(first.len(), 100);
+    wait::until("the file to hold what memory holds", wait::LONG, || (dump(&file) == first).then_some(()));
+    // The file's server is away while more happens.
+    file.process.kill();
+    submit(100);
+    let both = all_jobs(&live, &json!({}));
+    assert_eq!(both.len(), 200);
+    let file = in_file(&fleet, &directory);
+    assert_eq!(dump(&file), both, "it goes on where it was");
+    let rebuilt = fleet.start_replica(ServerOptions::default());
+    assert_eq!(dump(&rebuilt), both, "it is made of the topic alone");
+    fleet.stop_workers();
+}
+
+/// A server that hosts the tool which does as it is told, and takes its calls for tasks.
+fn tool_server(ledger: &Path) -> ServerOptions {
+    let program = env!("CARGO_BIN_EXE_fixture_tools");
+    ServerOptions {
+        allowed: vec![format!("{program} {}", ledger.display())],
+        env: vec![("MCP_TASK_TOOLS".to_owned(), "tools__*".to_owned())],
+        ..ServerOptions::default()
+    }
+}
+
+const TASKS: usize = 1_000;
+
+/// A thousand tasks; every server and worker is killed in the middle; others find every one of them and bring it to its end.
+fn tasks_survive_the_death_of_everything(env: &Env) {
+    let mut fleet = Fleet::new(env, "tasks", 6);
+    fleet.worker_env("MCP_MAX_IN_FLIGHT", "32");
+    let ledger = fleet.directory.join("calls");
+    fleet.start_server(&fleet.with_jobs(tool_server(&ledger)));
+    let maker = client(&fleet).as_user("Bearer me");
+    let config = json!({"command": env!("CARGO_BIN_EXE_fixture_tools"), "args": [ledger]});
+    maker.call("server_initialize", &json!({"name": "tools", "config": config}));
+    let ids: Vec<String> = thread::scope(|scope| {
+        let makers: Vec<_> = (0..8)
+            .map(|maker_number| {
+                let maker = &maker;
+                scope.spawn(move || {
+                    let tasks = (maker_number..TASKS).step_by(8).map(|n| {
+                        let arguments = json!({"ms": 500, "key": n.to_string(), "final": n % 20 == 7});
+                        let task = maker
+                            .result("tools/call", json!({"name": "tools__work", "arguments": arguments}));
+                        assert_eq!(task["resultType"], "task", "{task}");
+                        (n, task["taskId"].as_str().expect("an id").to_owned())
+                    });
+                    tasks.collect::<Vec<_>>()
+                })
+            })
+            .collect();
+        let mut tasks: Vec<_> = makers.into_iter().flat_map(|maker| maker.join().expect("tasks")).collect();
+        tasks.sort();
+        tasks.into_iter().map(|(_, id)| id).collect()
+    });
+    let mut other = fleet.start_replica(tool_server(&ledger));
+    let elsewhere = maker.at(other.address);
+    fleet.start_worker();
+    fleet.start_worker();
+    let status = |client: &Mcp, id: &str| client.result("tasks/get", json!({"taskId": id}))["status"].clone();
+    let ended = |client: &Mcp| {
+        let page = client.call("job_list", &json!({"states": ["succeeded", "failed"], "limit": 500}));
+        page["jobs"].as_array().map_or(0, Vec::len)
+    };
+    wait::until("some tasks to end", wait::LONG, || (ended(&elsewhere) >= 100).then_some(()));
+    for mut worker in std::mem::take(&mut fleet.workers) {
+        worker.process.kill();
+    }
+    other.process.kill();
+    fleet.server.take().expect("the server").process.kill();
+    // Nobody is left. Others come, at other addresses.
+    fleet.start_server(&fleet.with_jobs(tool_server(&ledger)));
+    let third = fleet.start_replica(tool_server(&ledger));
+    let finder = maker.at(third.address);
+    for id in &ids {
+        assert!(status(&finder, id).is_string());
+    }
+    fleet.start_worker();
+    fleet.start_worker();
+    for (n, id) in ids.iter().enumerate() {
+        let task = wait::until("the end of a task", wait::LONG, || {
+            let task = finder.result("tasks/get", json!({"taskId": id}));
+            (task["status"] != "working").then_some(task)
+        });
+        // The tool's own error is a result like another.
+        assert_eq!(task["status"], "completed", "{task}");
+        assert_eq!(task["result"]["isError"] == json!(true), n % 20 == 7, "{task}");
+    }
+    // An id is its owner's.
+    let error = finder.as_user("Bearer other").ask("tasks/get", json!({"taskId": ids[0]}));
+    assert_eq!(error["error"]["code"], json!(-32602), "{error}");
+    fleet.stop_workers();
+}
