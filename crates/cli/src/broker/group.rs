@@ -316,6 +316,8 @@ impl Group {
         let patience = self.members.values().map(|member| member.rebalance).max();
         for member in self.members.values_mut() {
             member.waiting = false;
+            // Who waited for the leader is told now that there will be another generation, and can be heard of again.
+            member.expires = member.expires.min(now + member.session);
         }
         self.phase = Phase::Preparing { deadline: now + patience.unwrap_or_default() };
     }

@@ -66,6 +66,22 @@ fn silence_ends_membership_and_starts_a_generation() {
     assert!(matches!(group.join(too_late, &ask("a", "t")), Ok(Answer::Now(Joined { generation: 3, .. }))));
 }
 
+/// All members are killed while one of them waits for what the leader assigns.
+#[test]
+fn who_dies_waiting_for_the_leader_is_not_waited_for() {
+    let now = Instant::now();
+    let mut group = pair(now);
+    assert_eq!(group.sync(now, "b", 2, Vec::new()), Ok(Answer::Later));
+    assert_eq!(join(&mut group, now, "c"), Ok(Answer::Later));
+    let mut when = now;
+    while matches!(group.await_join("c"), Ok(Answer::Later)) {
+        when += SESSION / 2;
+        group.expire(when);
+        assert!(when <= now + 3 * SESSION, "the dead are waited for: {:?}", group.members.keys());
+    }
+    assert!(group.members.keys().eq(["c"]));
+}
+
 #[test]
 fn leaving_is_told_to_the_others_at_once() {
     let now = Instant::now();
