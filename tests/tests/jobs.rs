@@ -5,17 +5,24 @@
 
 use std::{path::Path, thread};
 
+use fleet_job::{
+    event::{JobEvent, JobState},
+    time::Timestamp,
+};
 use fleet_tests::{
     Env, Fleet,
     fleet::{ServerOptions, Service},
     mcp::Mcp,
-    on_every_broker, wait,
+    on_every_broker,
+    topics::Outgoing,
+    wait,
 };
 use serde_json::{Value, json};
 
 on_every_broker!(
     a_job_is_submitted_waited_for_and_listed,
     the_same_key_is_one_job_on_all_replicas,
+    a_job_whose_submitter_died_is_submitted_again,
     jobs_of_others_are_not_there,
     a_ledger_is_the_same_however_it_is_made,
     tasks_survive_the_death_of_everything,
@@ -140,6 +147,38 @@ fn the_same_key_is_one_job_on_all_replicas(env: &Env) {
     }
     let records = fleet_tests::topics::read(&env.brokers, &fleet.topic);
     assert_eq!(records.len(), 5, "one record for each key");
+    fleet.stop_workers();
+}
+
+/// A claim without a job is what a server leaves behind that dies between the two. It told nobody that the job was
+/// submitted, so whoever asks again gets the job.
+fn a_job_whose_submitter_died_is_submitted_again(env: &Env) {
+    let mut fleet = Fleet::new(env, "half-submitted", 3);
+    let options = ServerOptions { roots: vec![fleet.files()], ..ServerOptions::default() };
+    fleet.start_server(&fleet.with_jobs(options));
+    let client = client(&fleet);
+    let job = |id: &str| {
+        let mut job = digest("hello.txt");
+        job["jobID"] = id.into();
+        job
+    };
+    let submit = |id: &str| client.call("job_submit", &job(id))["jobs"][0]["existing"].clone();
+    // No worker runs, so nothing but the jobs topic tells these two from each other.
+    assert_eq!(submit("whole"), json!(false));
+    let now = Timestamp::from_millis_clamped(
+        i64::try_from(std::time::UNIX_EPOCH.elapsed().expect("now").as_millis()).expect("now"),
+    );
+    let claim = JobEvent { submitted_at: Some(now), ..JobEvent::new("half", JobState::Queued, now) };
+    let record = Outgoing::value(String::from_utf8(claim.to_bytes()).expect("JSON")).key("half");
+    fleet_tests::topics::produce(&env.brokers, &format!("{}.events", fleet.topic), vec![record]);
+    assert_eq!(submit("whole"), json!(true));
+    assert_eq!(submit("half"), json!(false));
+    assert_eq!(submit("half"), json!(true));
+    fleet.start_worker();
+    for id in ["whole", "half"] {
+        assert_eq!(end_of(&client, &json!(id))["state"], "succeeded");
+    }
+    assert_eq!(fleet_tests::topics::read(&env.brokers, &fleet.topic).len(), 2);
     fleet.stop_workers();
 }
 

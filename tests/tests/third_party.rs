@@ -12,7 +12,24 @@ use fleet_tests::{
 };
 use serde_json::{Value, json};
 
-on_every_broker!(a_server_from_npm_is_hosted, a_server_from_pypi_is_hosted);
+on_every_broker!(a_server_from_npm_is_hosted, a_server_from_pypi_is_hosted, fastmcp_drives_our_tasks);
+
+/// fastmcp with its tasks extra, on two replicas.
+fn fastmcp_drives_our_tasks(env: &Env) {
+    let Some(python) = Python::get() else { return };
+    let mut fleet = Fleet::new(env, "fastmcp-tasks", 2);
+    let options = ServerOptions { args: vec!["--conformance".to_owned()], ..ServerOptions::default() };
+    fleet.start_server(&fleet.with_jobs(options.clone()));
+    let other = fleet.start_replica(options);
+    fleet.start_worker();
+    let mut command = python.script("tasks.py");
+    command.arg(format!("{}/mcp", fleet.server_url)).arg(format!("http://{}/mcp", other.address));
+    let mut client = Process::start("fastmcp-tasks", &fleet.directory, command);
+    let status = client.wait(wait::LONG);
+    let said = client.log();
+    assert!(status.success() && said.contains("a task is cancelled"), "{status}\n{said}");
+    fleet.stop_workers();
+}
 
 fn a_server_from_npm_is_hosted(env: &Env) {
     let Some(script) = node::server_everything() else { return };

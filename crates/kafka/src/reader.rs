@@ -1,11 +1,11 @@
 //! Reading a topic without a group, for tools: from the start or from now on, up to the end or on and on.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, HashMap, HashSet},
     time::{Duration, Instant},
 };
 
-use fleet_job::record::RawRecord;
+use fleet_job::{record::RawRecord, time::Timestamp};
 use rdkafka::{
     ClientContext, Offset, TopicPartitionList,
     consumer::{BaseConsumer, Consumer, ConsumerContext},
@@ -182,6 +182,71 @@ impl Reader {
         self.looked = true;
         Ok(())
     }
+}
+
+/// Looks for records among those that were written at `since` or later, until `found` says that there is no need to go on or
+/// the end is reached. A partition is left at its first record that is later than `until`. Blocks the thread; `false` where
+/// `timeout` did not suffice.
+///
+/// # Errors
+/// As [`Reader::open`].
+pub fn search(
+    settings: &Settings,
+    topic: &str,
+    since: Timestamp,
+    until: Timestamp,
+    timeout: Duration,
+    mut found: impl FnMut(&RawRecord) -> bool,
+) -> Result<bool, KafkaError> {
+    let deadline = Instant::now() + timeout;
+    let request = |what| move |source| KafkaError::Request { what, source };
+    let partitions = admin::partitions(settings, topic, timeout)?;
+    let consumer: BaseConsumer<Quiet> =
+        settings.reader().create_with_context(Quiet).map_err(KafkaError::client)?;
+    let mut times = TopicPartitionList::new();
+    for partition in 0..partitions {
+        let time = Offset::Offset(since.as_millis());
+        times.add_partition_offset(topic, partition, time).map_err(request("choosing where to look"))?;
+    }
+    let starts = consumer.offsets_for_times(times, timeout).map_err(request("asking for offsets by time"))?;
+    // Partitions without a record of that time or later have nothing to look through.
+    let starts = starts.elements().into_iter().filter_map(|start| match start.offset() {
+        Offset::Offset(offset) => Some((start.partition(), offset)),
+        _ => None,
+    });
+    let mut assignment = TopicPartitionList::new();
+    let mut open = HashSet::new();
+    for (partition, offset) in starts {
+        assignment
+            .add_partition_offset(topic, partition, Offset::Offset(offset))
+            .map_err(request("choosing where to look"))?;
+        open.insert(partition);
+    }
+    consumer.assign(&assignment).map_err(request("choosing where to look"))?;
+    while !open.is_empty() {
+        let left = deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Ok(false);
+        }
+        match consumer.poll(left) {
+            Some(Ok(message)) => {
+                let record = convert::to_record(&message);
+                if found(&record) {
+                    return Ok(true);
+                }
+                if record.timestamp.is_some_and(|time| time > until) {
+                    open.remove(&record.position.partition);
+                }
+            }
+            Some(Err(Native::PartitionEOF(partition))) => drop(open.remove(&partition)),
+            Some(Err(source @ Native::MessageConsumptionFatal(_))) => {
+                return Err(KafkaError::Request { what: "reading", source });
+            }
+            Some(Err(error)) => tracing::debug!(%error, "reading goes on after an error"),
+            None => {}
+        }
+    }
+    Ok(true)
 }
 
 /// The first record at or after an offset, for each partition of `from` that has one. Blocks the thread for at most

@@ -9,6 +9,7 @@ use std::{
 };
 
 use fleet_job::{
+    decode,
     envelope::Envelope,
     event::{JobEvent, JobState},
     record::Header,
@@ -17,6 +18,7 @@ use fleet_job::{
 use fleet_kafka::{
     KafkaError,
     producer::{Delivered, Outgoing},
+    reader,
 };
 use fleet_ledger::{Batch, Update};
 use tokio::sync::oneshot;
@@ -31,6 +33,10 @@ use crate::metrics;
 pub const MAX_JOBS: usize = 1_000;
 /// How long the log may take to say which of several submissions came first.
 const CLAIM: Duration = Duration::from_secs(10);
+/// How soon to look again for a job that may be on its way.
+const LOOK_AGAIN: Duration = Duration::from_millis(500);
+/// How long it may take to look for a job.
+const SEARCH: Duration = Duration::from_secs(10);
 /// Records that are handed over to the producer and not acknowledged yet.
 const WINDOW: usize = 1_000;
 
@@ -108,7 +114,51 @@ impl Jobs {
         if known.event.owner.is_some() && known.event.owner != caller.owner {
             return Err(BadRequest(format!("`jobID`: `{job_id}` is taken; choose another one")).into());
         }
-        Ok(Some(known.event.state.as_str().to_owned()))
+        let state = known.event.state.as_str().to_owned();
+        if !self.has_vanished(known.event).await? {
+            return Ok(Some(state));
+        }
+        tracing::warn!(job_id, "was claimed and never submitted; it is submitted now");
+        let (topic, key) = (self.inner.topics.events.clone(), Some(job_id.as_bytes().to_vec()));
+        // Without it, the claim that follows would not be the first.
+        self.inner.producer.send(&Outgoing { topic, key, ..Outgoing::default() }).await?;
+        Ok(None)
+    }
+
+    /// Whether there is a claim and no job: whoever wrote the claim died before it wrote the job, and told nobody that the
+    /// job was submitted. Looked for only where no worker has said anything. A claim may be followed by its job for as
+    /// long as a submission takes, so this can take as long.
+    async fn has_vanished(&self, mut claim: JobEvent) -> Result<bool, JobsError> {
+        loop {
+            if claim.state != JobState::Queued || claim.source.is_some() || self.is_written(&claim).await? {
+                return Ok(false);
+            }
+            let claimed = claim.submitted_at.unwrap_or(claim.time);
+            if fleet_ops::clock::now().since(claimed) >= CLAIM {
+                return Ok(true);
+            }
+            tokio::time::sleep(LOOK_AGAIN).await;
+            match self.inner.store.get(&claim.job_id).await? {
+                Some(known) => claim = known.event,
+                None => return Ok(true),
+            }
+        }
+    }
+
+    /// Whether the job of this claim is in the jobs topic. Where there was no time to find out, it is taken to be.
+    async fn is_written(&self, claim: &JobEvent) -> Result<bool, JobsError> {
+        let (settings, topic) = (self.inner.settings.clone(), self.inner.topics.jobs.clone());
+        let (job_id, claimed) = (claim.job_id.clone(), claim.submitted_at.unwrap_or(claim.time));
+        let search = move || {
+            let mut found = false;
+            let done = reader::search(&settings, &topic, claimed, claimed.plus(CLAIM), SEARCH, |record| {
+                found = decode::decode(record, usize::MAX).is_ok_and(|envelope| envelope.job_id == job_id);
+                found
+            })?;
+            Ok::<_, KafkaError>(found || !done)
+        };
+        let written = tokio::task::spawn_blocking(search).await;
+        Ok(written.map_err(|error| JobsError::NotReady(error.to_string()))??)
     }
 
     /// Refuses what no worker would take.

@@ -228,14 +228,23 @@ impl Tasks {
         if task_id.len() != 32 || !task_id.bytes().all(|byte| byte.is_ascii_hexdigit()) {
             return Err(not_found());
         }
-        let known = self.jobs.known(&job_id(task_id, caller), caller).await.map_err(|error| match error {
-            JobsError::NotFound(_) => not_found(),
-            error => error,
-        })?;
-        if known.submitted_at().plus(self.ttl) < fleet_ops::clock::now() {
+        let job_id = job_id(task_id, caller);
+        let known = async || {
+            self.jobs.known(&job_id, caller).await.map_err(|error| match error {
+                JobsError::NotFound(_) => not_found(),
+                error => error,
+            })
+        };
+        let mut found = known().await?;
+        if requests(&found.event).is_some() {
+            // It may have been answered on another replica, and nobody should be asked twice.
+            self.jobs.catch_up().await?;
+            found = known().await?;
+        }
+        if found.submitted_at().plus(self.ttl) < fleet_ops::clock::now() {
             return Err(not_found());
         }
-        Ok(known)
+        Ok(found)
     }
 
     fn task(&self, task_id: &str, status: TaskStatus, created: Timestamp, updated: Timestamp) -> Task {
