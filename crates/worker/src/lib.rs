@@ -5,6 +5,7 @@
 //! to; `execute` makes them; `report` builds what is written. [`config`] is everything that can be set.
 
 pub mod config;
+mod control;
 mod delay;
 mod execute;
 mod limits;

@@ -40,6 +40,8 @@ pub(crate) struct Subject<'a> {
     pub(crate) first_error: Option<&'a JobError>,
     pub(crate) last_error: Option<&'a JobError>,
     pub(crate) result: Option<&'a Kept>,
+    /// Why it was cancelled, if it was.
+    pub(crate) cancel_reason: Option<&'a str>,
 }
 
 /// A result, or what is left of one that is too large to be written. What can't be written need not be held either.
@@ -142,6 +144,7 @@ impl Reporter {
                 Some(subject.last_error.cloned().unwrap_or_else(|| lost(attempts)))
             }
             Terminal::Expired => Some(expired(subject)),
+            Terminal::Cancelled => Some(cancelled(subject)),
             _ => None,
         };
         let mut event = self.event(subject, state, now, attempts);
@@ -194,10 +197,14 @@ impl Reporter {
         })
     }
 
+    /// Where a job goes on, at `now`, that is due at `until`.
+    pub(crate) fn next(&self, now: Timestamp, until: Timestamp) -> Next {
+        self.tiers.map_or(Next::Return, |tiers| tiers.next(now, until))
+    }
+
     /// The record that carries a waiting job on: into the delayed topic, or from there back to its own. The short form
     /// does without what makes it larger than it was, and leaves the partition to the key.
-    pub(crate) fn passed_on(&self, record: &RawRecord, delayed: Delayed, now: Timestamp) -> Letter {
-        let next = self.tiers.map_or(Next::Return, |tiers| tiers.next(now, delayed.until));
+    pub(crate) fn passed_on(&self, record: &RawRecord, delayed: Delayed, next: Next) -> Letter {
         let (topic, partition, look_at) = match next {
             Next::Wait(tier, look_at) => (&self.topics.delayed, tier, look_at),
             Next::Return => (&self.topics.jobs, delayed.partition, delayed.until),
@@ -277,4 +284,12 @@ fn expired(subject: &Subject<'_>) -> JobError {
         None => format!("the deadline {deadline} passed before the job could start"),
     };
     JobError::new(ErrorKind::Expired, message)
+}
+
+fn cancelled(subject: &Subject<'_>) -> JobError {
+    let message = match subject.cancel_reason {
+        Some(reason) => format!("cancelled: {reason}"),
+        None => "cancelled".to_owned(),
+    };
+    JobError::new(ErrorKind::Cancelled, message)
 }

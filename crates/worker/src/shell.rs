@@ -5,13 +5,14 @@
 //! afterwards, so the events of a job are written in the order in which things happened.
 
 mod admit;
+mod cancel;
 mod ends;
 mod held;
 mod settled;
 mod write;
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::BTreeMap,
     panic::AssertUnwindSafe,
     sync::{Arc, mpsc as std_mpsc},
     time::{Duration, Instant},
@@ -35,11 +36,12 @@ use serde_json::Value;
 use tokio::{sync::mpsc, task::AbortHandle};
 use tokio_util::sync::CancellationToken;
 
-use held::{Clock, Done, Held, Revoke};
+use held::{Clock, Done, Jobs, Revoke};
 use settled::Window;
 
 use crate::{
     config::Args,
+    control::{Feed, Requests},
     execute::{self, Job},
     limits::JobLimits,
     metrics as names,
@@ -70,7 +72,9 @@ pub(crate) struct Shell {
     health: Health,
     clock: Clock,
     limits: JobLimits,
-    jobs: HashMap<Token, Held>,
+    jobs: Jobs,
+    /// Which jobs are not wanted any more.
+    requests: Requests,
     settled: Window,
     revokes: Vec<Revoke>,
     /// How long nothing may be heard of the group before its silence could hide that the session has run out.
@@ -93,6 +97,7 @@ impl Shell {
         client: McpClient,
         reporter: Reporter,
         health: Health,
+        requests: Requests,
         session: Duration,
     ) -> Self {
         let (done, inbox) = mpsc::unbounded_channel();
@@ -106,7 +111,8 @@ impl Shell {
             health,
             clock: Clock::new(),
             limits: args.limits(),
-            jobs: HashMap::new(),
+            jobs: Jobs::default(),
+            requests,
             settled: Window::default(),
             revokes: Vec::new(),
             patience: session / 2,
@@ -124,6 +130,7 @@ impl Shell {
     pub(crate) async fn run(
         mut self,
         mut events: Events,
+        mut control: Feed,
         shutdown: CancellationToken,
     ) -> Result<(), KafkaError> {
         // Taken once, here: nothing else reads it.
@@ -149,6 +156,7 @@ impl Shell {
                     Some(event) => self.event(event)?,
                     None => return Err(KafkaError::PollThread("it has ended")),
                 },
+                control = control.next() => self.cancel(control),
                 () = tokio::time::sleep_until(wake) => self.feed(Input::Tick),
                 _ = gauges.tick() => self.gauges(),
                 () = shutdown.cancelled(), if self.stop_by.is_none() => self.stop(),
@@ -311,6 +319,10 @@ impl Shell {
             Outcome::Succeeded(result) => {
                 held.result = Some(self.reporter.kept(result));
                 (Attempt::Succeeded, "succeeded")
+            }
+            // What an aborted call came to says nothing about job or server.
+            Outcome::Failed(failure) if failure.error.kind == ErrorKind::Cancelled => {
+                (Attempt::Failed(failure.class, None), "cancelled")
             }
             Outcome::Failed(failure) => {
                 let label = match failure.class {

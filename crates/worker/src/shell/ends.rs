@@ -14,7 +14,7 @@ use super::{
     held::Done,
     write::{pass_on, write},
 };
-use crate::report::ANY_PARTITION;
+use crate::{delay::Next, report::ANY_PARTITION};
 
 impl Shell {
     /// Stops the call that a cancelled job makes.
@@ -67,7 +67,8 @@ impl Shell {
             // Somebody else has put it into the delayed topic; its key says where it belongs.
             (_, None) => (Delayed { partition: ANY_PARTITION, ..fresh(now) }, None),
         };
-        let letter = self.reporter.passed_on(&held.record, delayed, now);
+        let next = if held.recalled { Next::Return } else { self.reporter.next(now, delayed.until) };
+        let letter = self.reporter.passed_on(&held.record, delayed, next);
         self.announce(event);
         let producer = self.producer.clone();
         let is_deferred = matches!(terminal, Terminal::Deferred(_));
