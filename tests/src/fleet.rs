@@ -8,6 +8,7 @@ use std::{
     time::Duration,
 };
 
+use fleet_job::{control::Control, time::Timestamp, topics::Topics};
 use serde_json::{Value, json};
 
 use crate::{
@@ -238,6 +239,18 @@ impl<'e> Fleet<'e> {
         gate
     }
 
+    /// Makes the topic through which jobs are cancelled. A fleet of these tests has none unless it asks for it.
+    pub fn create_control_topic(&self) {
+        topics::create(&self.env.brokers, &[(&Topics::of(&*self.topic).control, 1)]);
+    }
+
+    /// Asks for the cancellation of all jobs of this id that have been submitted so far.
+    pub fn cancel(&self, job_id: &str, reason: Option<&str>) {
+        let control = Control::cancel(job_id, None, now(), reason);
+        let record = Outgoing::value(control.to_bytes()).key(job_id);
+        topics::produce(&self.env.brokers, &Topics::of(&*self.topic).control, vec![record]);
+    }
+
     /// Waits until the gauge `name` of every worker is `value`.
     pub fn wait_for_gauge(&self, name: &str, value: usize) {
         for worker in &self.workers {
@@ -318,6 +331,13 @@ impl<'e> Fleet<'e> {
             assert_eq!(committed.unwrap_or_default(), end, "the committed offset of partition {partition}");
         }
     }
+}
+
+/// The time.
+pub fn now() -> Timestamp {
+    let since = std::time::UNIX_EPOCH.elapsed().expect("a clock that is set");
+    let ms = i64::try_from(since.as_millis()).expect("a time");
+    Timestamp::from_millis(ms).expect("a time")
 }
 
 /// What holds the jobs of [`Fleet::submit_held`].
