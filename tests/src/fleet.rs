@@ -112,6 +112,8 @@ pub struct Fleet<'e> {
     pub submitted: Vec<Record>,
     /// Where the workers find the server.
     pub server_url: String,
+    /// More environment for the server of [`Fleet::start_tool_server`].
+    pub server_env: Vec<(String, String)>,
     /// More environment for the workers.
     pub worker_env: Vec<(String, String)>,
     /// The workers that were started and not stopped.
@@ -136,6 +138,7 @@ impl<'e> Fleet<'e> {
             partitions,
             submitted: Vec::new(),
             server_url: String::new(),
+            server_env: Vec::new(),
             worker_env: vec![
                 ("MCP_RETRY_BASE".into(), "50ms".into()),
                 ("MCP_RETRY_MAX".into(), "500ms".into()),
@@ -166,11 +169,9 @@ impl<'e> Fleet<'e> {
     pub fn start_tool_server(&mut self, program: &str, ledger: &Path, remembers: bool) {
         let command = format!("{program} {}", ledger.display());
         let window = if remembers { "10m" } else { "0" };
-        self.start_server(&ServerOptions {
-            allowed: vec![command],
-            env: vec![("MCP_REPEAT_WINDOW".into(), window.into())],
-            ..ServerOptions::default()
-        });
+        let mut env = vec![("MCP_REPEAT_WINDOW".to_owned(), window.to_owned())];
+        env.extend(self.server_env.iter().cloned());
+        self.start_server(&ServerOptions { allowed: vec![command], env, ..ServerOptions::default() });
         let address = self.server.as_ref().expect("the server").address;
         let config = json!({"command": program, "args": [ledger]});
         let request = json!({"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params":

@@ -6,9 +6,11 @@ use std::{path::PathBuf, time::Duration};
 
 use fleet_job::{
     event::{JobEvent, JobState},
+    meta,
     outcome::ErrorKind,
     topics::Topics,
 };
+use fleet_mcp_client::{ClientConfig, Era, McpClient, ToolCall};
 use fleet_tests::{
     Env, Fleet, Oracle, bins,
     chaos::ledger::Ledger,
@@ -237,6 +239,44 @@ fn without_its_topic_nothing_is_cancelled_until_it_is_made(env: &Env) {
     case.ends_as(&job, JobState::Cancelled);
     case.fleet.settle(0);
     open(&gate);
+}
+
+/// A call that is dropped, which is what a worker does, is cancelled at the tool: in the modern era by the connection that
+/// closes, before that by name. The server in between passes it on to the process that it hosts.
+#[test]
+fn a_dropped_call_is_cancelled_at_the_tool_in_both_eras() {
+    for (era, sessions) in [(Era::Modern, "false"), (Era::Legacy, "true"), (Era::Legacy, "false")] {
+        let mut fleet = Fleet::new(Env::embedded_broker(), "eras", 1);
+        let ledger = fleet.directory.join("ledger");
+        fleet.server_env = vec![("MCP_LEGACY_SESSIONS".into(), sessions.into())];
+        fleet.start_tool_server(env!("CARGO_BIN_EXE_fixture_tools"), &ledger, false);
+        let mut config = ClientConfig::new(ClientConfig::parse_urls(&fleet.server_url).expect("a URL"));
+        config.era = era;
+        let client = McpClient::new(config).expect("a client");
+        let runtime = tokio::runtime::Runtime::new().expect("a runtime");
+        for (id, wants_progress) in [("silent", false), ("told", true)] {
+            let gate = fleet.directory.join(bins::unique("gate"));
+            let arguments = json!({"until": gate, "ms": 100, "progress": 1});
+            let mut call = ToolCall::new("chaos__work", arguments.as_object().expect("an object").clone());
+            call.meta.insert(meta::JOB_ID.to_owned(), id.into());
+            let (sender, mut news) = tokio::sync::mpsc::channel(8);
+            call.progress = wants_progress.then_some(sender);
+            let caller = client.clone();
+            let task = runtime.spawn(async move { caller.call_tool(call).await });
+            wait::until("the call", wait::LONG, || {
+                Ledger::read(&ledger).calls.contains_key(id).then_some(())
+            });
+            if wants_progress {
+                // The answer has begun as a stream of events.
+                runtime.block_on(news.recv()).expect("news");
+            }
+            task.abort();
+            wait::until(&format!("the tool to hear of {id} ({era:?})"), wait::LONG, || {
+                Ledger::read(&ledger).cancelled.iter().any(|job| job == id).then_some(())
+            });
+            open(&gate);
+        }
+    }
 }
 
 /// A fleet with a tool that writes down its calls.
