@@ -259,7 +259,7 @@ fn a_dropped_call_is_cancelled_at_the_tool_in_both_eras() {
             let arguments = json!({"until": gate, "ms": 100, "progress": 1});
             let mut call = ToolCall::new("chaos__work", arguments.as_object().expect("an object").clone());
             call.meta.insert(meta::JOB_ID.to_owned(), id.into());
-            let (sender, mut news) = tokio::sync::mpsc::channel(8);
+            let (sender, mut news) = tokio::sync::watch::channel(None);
             call.progress = wants_progress.then_some(sender);
             let caller = client.clone();
             let task = runtime.spawn(async move { caller.call_tool(call).await });
@@ -268,7 +268,7 @@ fn a_dropped_call_is_cancelled_at_the_tool_in_both_eras() {
             });
             if wants_progress {
                 // The answer has begun as a stream of events.
-                runtime.block_on(news.recv()).expect("news");
+                runtime.block_on(news.changed()).expect("news");
             }
             task.abort();
             wait::until(&format!("the tool to hear of {id} ({era:?})"), wait::LONG, || {
@@ -326,7 +326,7 @@ impl<'e> Case<'e> {
         let place = (record.partition, record.offset);
         wait::until_ok(&format!("{} to be {state:?}", record.text()), wait::LONG, || {
             let last = oracle.read(&self.fleet.env.brokers).last.remove(&place);
-            last.clone().filter(|event| event.state == state).ok_or(last)
+            last.clone().filter(|event| event.state == state).ok_or_else(|| Box::new(last))
         })
     }
 }

@@ -10,6 +10,7 @@ mod delay;
 mod execute;
 mod limits;
 pub mod metrics;
+mod pace;
 mod plan;
 mod report;
 mod run;

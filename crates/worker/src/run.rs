@@ -19,7 +19,7 @@ use crate::{
     delay::Tiers,
     metrics,
     report::Reporter,
-    shell::Shell,
+    shell::{Parts, Shell},
 };
 
 /// How soon to look again for a broker or a topic that is not there.
@@ -97,7 +97,8 @@ pub async fn run(args: Args) -> Result<(), WorkerError> {
             max_event_bytes: usize::try_from(args.max_event_bytes).unwrap_or(usize::MAX),
         };
         health.set_ready();
-        let shell = Shell::new(args, consumer, producer, client, reporter, health.clone(), requests, session);
+        let parts = Parts { consumer, producer, client, reporter, health: health.clone(), requests, session };
+        let shell = Shell::new(args, parts);
         shell.run(events, control, shutdown).await
     } else {
         Ok(())

@@ -10,6 +10,7 @@ use fleet_engine::{FinalCommit, Partition, Token};
 use fleet_job::{
     delayed::Delayed,
     envelope::Envelope,
+    event::Progress,
     outcome::{JobError, Outcome},
     record::RawRecord,
     time::Timestamp,
@@ -42,6 +43,8 @@ pub(super) struct Held {
     pub(super) recalled: bool,
     /// An attempt is under way.
     pub(super) running: bool,
+    /// Its number.
+    pub(super) attempt: u32,
     /// The last attempt found no server.
     pub(super) met_outage: bool,
     pub(super) task: Option<AbortHandle>,
@@ -64,6 +67,7 @@ impl Held {
             cancel_reason: None,
             recalled: false,
             running: false,
+            attempt: 0,
             met_outage: false,
             task: None,
         }
@@ -131,11 +135,21 @@ impl Jobs {
 
 /// What comes back from tasks.
 pub(super) enum Done {
-    Attempt { token: Token, outcome: Outcome, done: BTreeMap<usize, Value>, took: Duration },
+    /// Comes before the attempt's own end, since one task sends both.
+    Progress(Token, Progress),
+    Attempt {
+        token: Token,
+        outcome: Outcome,
+        done: BTreeMap<usize, Value>,
+        took: Duration,
+    },
     Written(Token, fleet_job::event::JobState),
     PassedOn(Token),
     NotDeferred(Token),
-    NotWritten { token: Token, dead_letter_written: bool },
+    NotWritten {
+        token: Token,
+        dead_letter_written: bool,
+    },
     Probed(bool),
 }
 
