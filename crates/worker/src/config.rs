@@ -24,7 +24,8 @@ pub struct Args {
     #[arg(long, env = "KAFKA_BROKERS", value_name = "HOSTS")]
     pub brokers: String,
 
-    /// The jobs topic. Events go to `<topic>.events`, dead letters to `<topic>.dlq`, long delays to `<topic>.delayed`.
+    /// The jobs topic. Events go to `<topic>.events`, dead letters to `<topic>.dlq`, long delays to `<topic>.delayed`;
+    /// which jobs are cancelled is read from `<topic>.control`.
     #[arg(long, env = "KAFKA_TOPIC", default_value = topics::DEFAULT_JOBS_TOPIC, value_name = "NAME")]
     pub topic: String,
 
