@@ -221,7 +221,7 @@ async fn a_call_that_can_be_asked_gets_the_question() {
         Json(result(seen.id(), answer)).into_response()
     })
     .await;
-    let client = client(&[&server.url], |_| {});
+    let client = client([&server.url], |_| {});
     let mut call = ToolCall::new("t", Map::new());
     let capabilities = json!({"elicitation": {}, "extensions": {"io.modelcontextprotocol/tasks": {}}});
     let mut input =

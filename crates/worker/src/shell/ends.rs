@@ -19,11 +19,14 @@ use crate::{delay::Next, report::ANY_PARTITION};
 impl Shell {
     /// Stops the call that a cancelled job makes.
     pub(super) fn abort(&mut self, token: Token) {
-        let Some(task) = self.jobs.get_mut(&token).and_then(|held| held.task.take()) else { return };
+        let now = self.clock.now();
+        let Some(held) = self.jobs.get_mut(&token) else { return };
+        let Some(task) = held.task.take() else { return };
         task.abort();
+        let took = held.started_at.map_or(Duration::ZERO, |started| now.since(started));
         let error = JobError::new(ErrorKind::Cancelled, "the job was cancelled while it ran");
         let outcome = Outcome::Failed(Failure::retry(error));
-        give(&self.done, Done::Attempt { token, outcome, done: BTreeMap::new(), took: Duration::ZERO });
+        give(&self.done, Done::Attempt { token, outcome, done: BTreeMap::new(), took });
     }
 
     /// Writes the end of a job, the dead letter first: who reads the terminal event must find it.
