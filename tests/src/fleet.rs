@@ -8,6 +8,7 @@ use std::{
     time::Duration,
 };
 
+use fleet_job::{control::Control, time::Timestamp, topics::Topics};
 use serde_json::{Value, json};
 
 use crate::{
@@ -111,6 +112,8 @@ pub struct Fleet<'e> {
     pub submitted: Vec<Record>,
     /// Where the workers find the server.
     pub server_url: String,
+    /// More environment for the server of [`Fleet::start_tool_server`].
+    pub server_env: Vec<(String, String)>,
     /// More environment for the workers.
     pub worker_env: Vec<(String, String)>,
     /// The workers that were started and not stopped.
@@ -136,6 +139,7 @@ impl<'e> Fleet<'e> {
             partitions,
             submitted: Vec::new(),
             server_url: String::new(),
+            server_env: Vec::new(),
             worker_env: vec![
                 ("MCP_RETRY_BASE".into(), "50ms".into()),
                 ("MCP_RETRY_MAX".into(), "500ms".into()),
@@ -182,11 +186,9 @@ impl<'e> Fleet<'e> {
     pub fn start_tool_server(&mut self, program: &str, ledger: &Path, remembers: bool) {
         let command = format!("{program} {}", ledger.display());
         let window = if remembers { "10m" } else { "0" };
-        self.start_server(&ServerOptions {
-            allowed: vec![command],
-            env: vec![("MCP_REPEAT_WINDOW".into(), window.into())],
-            ..ServerOptions::default()
-        });
+        let mut env = vec![("MCP_REPEAT_WINDOW".to_owned(), window.to_owned())];
+        env.extend(self.server_env.iter().cloned());
+        self.start_server(&ServerOptions { allowed: vec![command], env, ..ServerOptions::default() });
         let address = self.server.as_ref().expect("the server").address;
         let config = json!({"command": program, "args": [ledger]});
         let request = json!({"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params":
@@ -253,6 +255,18 @@ impl<'e> Fleet<'e> {
         });
         self.submit(jobs.collect());
         gate
+    }
+
+    /// Makes the topic through which jobs are cancelled. A fleet of these tests has none unless it asks for it.
+    pub fn create_control_topic(&self) {
+        topics::create(&self.env.brokers, &[(&Topics::of(&*self.topic).control, 1)]);
+    }
+
+    /// Asks for the cancellation of all jobs of this id that have been submitted so far.
+    pub fn cancel(&self, job_id: &str, reason: Option<&str>) {
+        let control = Control::cancel(job_id, None, now(), reason);
+        let record = Outgoing::value(control.to_bytes()).key(job_id);
+        topics::produce(&self.env.brokers, &Topics::of(&*self.topic).control, vec![record]);
     }
 
     /// Waits until the gauge `name` of every worker is `value`.
@@ -335,6 +349,13 @@ impl<'e> Fleet<'e> {
             assert_eq!(committed.unwrap_or_default(), end, "the committed offset of partition {partition}");
         }
     }
+}
+
+/// The time.
+pub fn now() -> Timestamp {
+    let since = std::time::UNIX_EPOCH.elapsed().expect("a clock that is set");
+    let ms = i64::try_from(since.as_millis()).expect("a time");
+    Timestamp::from_millis(ms).expect("a time")
 }
 
 /// What holds the jobs of [`Fleet::submit_held`].

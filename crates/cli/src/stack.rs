@@ -145,13 +145,8 @@ impl Stack {
         let (command, args) = files_command(&self.config.root)?;
         let arguments = json!({"name": FILES, "config": {"command": command, "args": args}});
         let urls = ClientConfig::parse_urls(&self.server_url)?;
-        let call = ToolCall {
-            name: "server_initialize".to_owned(),
-            arguments: arguments.as_object().cloned().unwrap_or_else(Map::new),
-            meta: Map::new(),
-            timeout: Some(READY),
-            progress: None,
-        };
+        let arguments = arguments.as_object().cloned().unwrap_or_else(Map::new);
+        let call = ToolCall { timeout: Some(READY), ..ToolCall::new("server_initialize", arguments) };
         match McpClient::new(ClientConfig::new(urls))?.call_tool(call).await {
             Outcome::Succeeded(_) => Ok(()),
             Outcome::Failed(failure) => {

@@ -68,6 +68,8 @@ pub struct JobSpec {
 pub enum Admission {
     /// A job to run.
     Job(JobSpec),
+    /// A job that is known not to be wanted any more: it ends as cancelled without being started.
+    Cancelled(JobSpec),
     /// Not a job: to be reported and dead-lettered without an attempt.
     Reject,
     /// A job in the delayed topic: to be passed on at this time, and not to be run.

@@ -428,6 +428,74 @@ fn a_cancel_ends_what_waits_and_aborts_what_runs() {
     assert_eq!(story.feed(Input::Cancel(token(2))), [], "its end is being written");
 }
 
+/// Whatever it would have waited for, a job that was cancelled before it came ends at once, and those behind it go on.
+#[test]
+fn a_job_that_was_cancelled_before_it_came_never_starts() {
+    let cancelled = |offset, spec| Input::Record {
+        partition: P,
+        offset,
+        bytes: 10,
+        admission: Admission::Cancelled(spec),
+    };
+    let slow = [Some(Limit { group: 1, max: 1 }), None];
+    let keyed = JobSpec { key: Some(7), ..SPEC };
+    let specs = [
+        SPEC,
+        keyed,
+        JobSpec { not_before: Some(at(3_600_000)), ..SPEC },
+        JobSpec { not_before: Some(at(100)), ..SPEC },
+        JobSpec { deadline: Some(at(0)), ..SPEC },
+        JobSpec { limits: slow, ..SPEC },
+        JobSpec { spent: 3, ..SPEC },
+    ];
+    let max_park = Some(Duration::from_secs(60));
+    let mut story = Story::from_start(Config { max_in_flight: 4, max_park, ..Config::default() });
+    story.record(0, JobSpec { limits: slow, ..keyed });
+    for (offset, spec) in (1..).zip(specs) {
+        let commands = story.feed(cancelled(offset, spec));
+        let end = Command::Settle(token(offset), Terminal::Cancelled, spec.spent);
+        assert_eq!(commands, [end], "{spec:?}");
+    }
+    assert_eq!(started(&story.record(8, keyed)), NONE, "the first of its key still runs");
+    story.feed(Input::Written(token(2)));
+    assert_eq!(started(&story.succeeds(0)), [8]);
+
+    let mut story = Story::from_start(Config { max_in_flight: 1, ..Config::default() });
+    story.record(0, SPEC);
+    story.ends(0, UNAVAILABLE);
+    assert_ne!(story.engine.breaker(), BreakerState::Closed);
+    let end = Command::Settle(token(1), Terminal::Cancelled, 0);
+    assert_eq!(story.feed(cancelled(1, SPEC)), [end], "no server is needed for that");
+}
+
+/// A cancel ends a job in whatever it waits for.
+#[test]
+fn a_cancel_ends_every_wait() {
+    let mut story = Story::from_start(Config { max_in_flight: 2, ..Config::default() });
+    let slow = [Some(Limit { group: 1, max: 1 }), None];
+    let ends = |story: &mut Story, offset, attempts, what: &str| {
+        let commands = story.feed(Input::Cancel(token(offset)));
+        let end = Command::Settle(token(offset), Terminal::Cancelled, attempts);
+        assert!(commands.contains(&end), "{what}: {commands:?}");
+        assert_eq!(started(&commands), NONE, "{what}");
+    };
+    story.record(0, JobSpec { key: Some(1), limits: slow, ..SPEC });
+    story.record(1, JobSpec { key: Some(1), ..SPEC });
+    ends(&mut story, 1, 0, "its key");
+    story.record(2, JobSpec { limits: slow, ..SPEC });
+    ends(&mut story, 2, 0, "a limit");
+    story.record(3, JobSpec { not_before: Some(at(1_000)), ..SPEC });
+    ends(&mut story, 3, 0, "its time");
+    story.record(4, SPEC);
+    story.ends(4, RETRY);
+    ends(&mut story, 4, 1, "its next attempt");
+    story.record(5, SPEC);
+    story.ends(5, UNAVAILABLE);
+    ends(&mut story, 5, 0, "the server");
+    let commands = story.wait(100_000);
+    assert_eq!(started(&commands), NONE, "{commands:?}");
+}
+
 #[test]
 fn what_is_known_to_be_settled_is_passed_over_and_committed() {
     let mut story = Story::from_start(Config::default());

@@ -84,6 +84,10 @@ impl Envelope {
 
 /// What a job does.
 #[derive(Debug, Clone, PartialEq)]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "a job is read once and then shared; a box would only make it harder to write down"
+)]
 pub enum Work {
     /// Host the servers of an `mcpServers` configuration: one `server_initialize` call each. The map is the payload as
     /// it came; decoding has made sure that [`McpServers`](crate::mcp_servers::McpServers) reads it.

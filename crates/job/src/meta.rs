@@ -3,14 +3,22 @@
 //! MCP reserves unprefixed names and those below `modelcontextprotocol`; ours stand below `io.mcp-fleet`.
 
 use serde_json::{Map, Value};
+use sha2::{Digest as _, Sha256};
 
-use crate::{envelope::Envelope, record::RawRecord};
+use crate::{
+    envelope::{Envelope, TaskRound, Work},
+    record::RawRecord,
+};
+
+/// How many digits of a round's hash are in its key: 64 bits tell the rounds of one job apart.
+const ROUND_DIGITS: usize = 16;
 
 /// In a call: the job's id.
 pub const JOB_ID: &str = "io.mcp-fleet/jobId";
 /// In a call: which attempt it is, counted from 1.
 pub const ATTEMPT: &str = "io.mcp-fleet/attempt";
-/// In a call: what a repeat can be recognised by. In a batch every call has its own, with `#index` behind it.
+/// In a call: what a repeat can be recognised by. In a batch every call has its own, with `#index` behind it; in a task
+/// every round has, with `#` and a hash of its answers behind it.
 pub const IDEMPOTENCY_KEY: &str = "io.mcp-fleet/idempotencyKey";
 /// In an error result: `true` when trying again can't help.
 pub const FINAL: &str = "io.mcp-fleet/final";
@@ -31,7 +39,11 @@ pub fn for_call(
     let mut meta = Map::new();
     meta.insert(JOB_ID.to_owned(), envelope.job_id.clone().into());
     meta.insert(ATTEMPT.to_owned(), attempt.into());
-    let key = index.map_or_else(|| key.to_owned(), |index| format!("{key}#{index}"));
+    let key = match (index, round(envelope)) {
+        (Some(index), _) => format!("{key}#{index}"),
+        (None, Some(round)) => format!("{key}#{round}"),
+        (None, None) => key.to_owned(),
+    };
     meta.insert(IDEMPOTENCY_KEY.to_owned(), key.into());
     for name in TRACE_HEADERS {
         if let Some(value) = record.header(name).or_else(|| record.header(&format!("ce_{name}"))) {
@@ -41,10 +53,43 @@ pub fn for_call(
     meta
 }
 
+/// What tells a later round of a task from the first one, which has the same job id and the same arguments.
+fn round(envelope: &Envelope) -> Option<String> {
+    let Work::ToolCall(call) = &envelope.work else { return None };
+    let TaskRound { input_responses, request_state, .. } = call.task.as_ref()?;
+    if input_responses.is_empty() && request_state.is_none() {
+        return None;
+    }
+    let answers = serde_json::json!([input_responses, request_state]).to_string();
+    let digest = Sha256::digest(answers.as_bytes());
+    let hash: String = digest.iter().map(|byte| format!("{byte:02x}")).collect();
+    Some(hash[..ROUND_DIGITS].to_owned())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::record::Position;
+
+    #[test]
+    fn rounds_of_one_task_can_be_told_apart_and_repeats_of_one_cant() {
+        let key = |task: &str| {
+            let job = format!(
+                r#"{{"jobID":"j","jobType":"tool-call","payload":{{"tool":"t","arguments":{{}}{task}}}}}"#
+            );
+            let position = Position { topic: "t".to_owned(), partition: 0, offset: 0 };
+            let value = Some(job.into_bytes());
+            let record = RawRecord { position, timestamp: None, key: None, value, headers: Vec::new() };
+            let envelope = crate::decode::decode(&record, 1 << 20).unwrap();
+            for_call(&envelope, 1, None, &record)[IDEMPOTENCY_KEY].as_str().unwrap().to_owned()
+        };
+        let answered = r#","task":{"inputResponses":{"name":{"action":"accept"}},"requestState":"s"}"#;
+        assert_eq!((key(""), key(r#","task":{}"#)), ("j".to_owned(), "j".to_owned()));
+        assert!(key(answered).starts_with("j#") && key(answered).len() == 2 + ROUND_DIGITS);
+        assert_eq!(key(answered), key(answered));
+        assert_ne!(key(answered), key(r#","task":{"requestState":"s"}"#));
+        assert_ne!(key(answered), key(&answered.replace("accept", "decline")));
+    }
 
     #[test]
     fn equal_calls_of_one_batch_can_be_told_apart() {

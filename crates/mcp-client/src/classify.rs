@@ -161,12 +161,13 @@ fn rpc_error(error: &RpcError, at: &str) -> JobError {
     JobError { data: error.data.clone(), ..JobError::new(ErrorKind::JsonRpc, message).with_code(error.code) }
 }
 
-/// What the result of `tools/call` comes to.
-pub(crate) fn tool_result(result: Value, at: &str) -> Outcome {
+/// What the result of `tools/call` comes to. Where somebody can be asked, a question is an answer too.
+pub(crate) fn tool_result(result: Value, may_ask: bool, at: &str) -> Outcome {
     let protocol =
         |message: String| Outcome::Failed(Failure::permanent(JobError::new(ErrorKind::Protocol, message)));
     match result.get("resultType").map(|kind| kind.as_str().unwrap_or_default()) {
         None | Some("complete") => {}
+        Some("input_required") if may_ask => return Outcome::Succeeded(result),
         Some("input_required") => {
             return protocol(format!("the tool at {at} asks for input, and a job has nobody to ask"));
         }

@@ -83,9 +83,20 @@ fn json_rpc_errors() {
 }
 
 #[test]
+fn a_question_is_an_answer_where_somebody_can_be_asked() {
+    let question = json!({"resultType": "input_required", "inputRequests": {}, "requestState": "s"});
+    assert_eq!(tool_result(question.clone(), true, AT), Outcome::Succeeded(question.clone()));
+    assert!(
+        matches!(tool_result(question, false, AT), Outcome::Failed(failure) if failure.class == Permanent)
+    );
+    let task = json!({"resultType": "task", "taskId": "t"});
+    assert!(matches!(tool_result(task, true, AT), Outcome::Failed(failure) if failure.class == Permanent));
+}
+
+#[test]
 fn tool_results() {
     let check = |result: Value, expected: Option<(FailureClass, ErrorKind, &str)>| match (
-        tool_result(result.clone(), AT),
+        tool_result(result.clone(), false, AT),
         expected,
     ) {
         (Outcome::Succeeded(value), None) => assert_eq!(value, result),

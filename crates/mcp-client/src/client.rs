@@ -12,7 +12,6 @@ use std::time::{Duration, Instant};
 
 use fleet_job::outcome::{ErrorKind, Failure, FailureClass, JobError, Outcome};
 use serde_json::{Map, Value};
-use tokio::sync::mpsc;
 
 use crate::balance::Balancer;
 use crate::body::Sent;
@@ -21,7 +20,7 @@ use crate::config::{ClientConfig, ConfigError, Era};
 use crate::endpoint::{Dialect, Endpoint};
 use crate::params::{self, ParamHeader};
 use crate::transport::{Answer, Transport};
-use crate::wire::{self, Progress, Request};
+use crate::wire::{self, Input, News, Request};
 
 /// The most pages of tools that are read; more is a server that goes in circles.
 const MAX_PAGES: usize = 1000;
@@ -40,8 +39,10 @@ pub struct ToolCall {
     pub meta: Map<String, Value>,
     /// How long the call may take, connecting included; the client's default if not given.
     pub timeout: Option<Duration>,
-    /// Where to send news of the tool's progress. News that it has no room for is dropped.
-    pub progress: Option<mpsc::Sender<Progress>>,
+    /// Where to put news of the tool's progress. Nobody waits for it to be read: newer news replaces it.
+    pub progress: Option<News>,
+    /// What the tool may ask for, where there is somebody to answer, and what was answered.
+    pub input: Option<Input>,
 }
 
 impl ToolCall {
@@ -128,16 +129,18 @@ impl McpClient {
     ///
     /// Dropping the future cancels the call.
     pub async fn call_tool(&self, call: ToolCall) -> Outcome {
-        let ToolCall { name, arguments, meta, timeout, progress } = call;
+        let ToolCall { name, arguments, meta, timeout, progress, input } = call;
         let mut params = Map::new();
         params.insert("name".to_owned(), name.into());
         params.insert("arguments".to_owned(), arguments.into());
         let mut request = Request::new("tools/call", params);
         request.meta = meta;
         request.wants_progress = progress.is_some();
+        let may_ask = input.is_some();
+        request.input = input;
         let limit = timeout.unwrap_or(self.0.config.default_timeout);
         match self.0.within(limit, &mut request, progress.as_ref()).await {
-            Ok((result, endpoint)) => classify::tool_result(result, &endpoint.label),
+            Ok((result, endpoint)) => classify::tool_result(result, may_ask, &endpoint.label),
             Err(failure) => Outcome::Failed(failure),
         }
     }
@@ -216,7 +219,7 @@ impl Inner {
         &self,
         limit: Duration,
         request: &mut Request,
-        progress: Option<&mpsc::Sender<Progress>>,
+        progress: Option<&News>,
     ) -> Result<(Value, &Endpoint), Failure> {
         let track = Track::default();
         let Ok(result) = tokio::time::timeout(limit, self.send(request, progress, &track)).await else {
@@ -236,7 +239,7 @@ impl Inner {
     async fn send(
         &self,
         request: &mut Request,
-        progress: Option<&mpsc::Sender<Progress>>,
+        progress: Option<&News>,
         track: &Track,
     ) -> Result<(Value, &Endpoint), Failure> {
         let mut tried = Vec::new();
@@ -273,7 +276,7 @@ impl Inner {
         &self,
         endpoint: &Endpoint,
         request: &mut Request,
-        progress: Option<&mpsc::Sender<Progress>>,
+        progress: Option<&News>,
         sent: &Sent,
     ) -> Result<Value, Refusal> {
         let mut may_renew = true;

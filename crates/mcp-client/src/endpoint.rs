@@ -13,14 +13,13 @@ use std::time::{Duration, SystemTime};
 use fleet_job::outcome::{ErrorKind, Failure, FailureClass, JobError};
 use http::{HeaderMap, HeaderValue};
 use serde_json::{Map, Value, json};
-use tokio::sync::mpsc;
 use url::Url;
 
 use crate::body::Sent;
 use crate::classify::{self, Broken};
 use crate::config::{Era, label};
 use crate::transport::{Answer, Post, Reply, Transport};
-use crate::wire::{self, Progress, Request, SESSION_ID};
+use crate::wire::{self, News, Request, SESSION_ID};
 
 /// The id of handshake requests. Ids need to be unique within a session only, and calls count from 1.
 const HANDSHAKE_ID: u64 = 0;
@@ -162,7 +161,7 @@ impl Endpoint {
         dialect: &Dialect,
         request: &Request,
         id: u64,
-        progress: Option<&mpsc::Sender<Progress>>,
+        progress: Option<&News>,
         sent: &Sent,
     ) -> Result<Reply, Broken> {
         let (headers, body) = match dialect {

@@ -26,4 +26,4 @@ mod wire;
 
 pub use client::{McpClient, ToolCall};
 pub use config::{ClientConfig, ConfigError, Era, Secret};
-pub use wire::Progress;
+pub use wire::{Input, News, Progress};

@@ -11,14 +11,13 @@ use http::header::{ACCEPT, CONTENT_TYPE, LOCATION, RETRY_AFTER};
 use http::{HeaderMap, HeaderValue};
 use reqwest::Response;
 use serde_json::{Value, json};
-use tokio::sync::mpsc;
 use url::Url;
 
 use crate::body::{Sent, TrackedBody};
 use crate::classify::{Broken, Head};
 use crate::config::{ClientConfig, ConfigError};
 use crate::sse::Decoder;
-use crate::wire::{self, Message, Progress, RpcError, SESSION_ID};
+use crate::wire::{self, Message, News, RpcError, SESSION_ID};
 
 /// How much of an error page is read; the message quotes less.
 const MAX_ERROR_BODY: usize = 64 << 10;
@@ -42,7 +41,7 @@ pub(crate) struct Post<'a> {
     pub(crate) headers: HeaderMap,
     pub(crate) body: Vec<u8>,
     pub(crate) id: u64,
-    pub(crate) progress: Option<&'a mpsc::Sender<Progress>>,
+    pub(crate) progress: Option<&'a News>,
     pub(crate) sent: &'a Sent,
 }
 
@@ -175,7 +174,7 @@ impl Transport {
         url: &Url,
         headers: &HeaderMap,
         id: u64,
-        progress: Option<&mpsc::Sender<Progress>>,
+        progress: Option<&News>,
     ) -> Result<Answer, Broken> {
         let mut decoder = Decoder::new(self.max_response_bytes);
         let mut events = Vec::new();
@@ -183,8 +182,8 @@ impl Transport {
             let decoded = decoder.push(&chunk, &mut events);
             for event in events.drain(..) {
                 match wire::read(&event, id) {
-                    // Progress is news and not a promise: what a slow listener has no room for is dropped.
-                    Message::Progress(news) => drop(progress.map(|sender| sender.try_send(news))),
+                    // Progress is news and not a promise: of what a slow listener has not seen, the newest is enough.
+                    Message::Progress(news) => drop(progress.map(|sender| sender.send_replace(Some(news)))),
                     Message::Request { method, id } => {
                         let answer = wire::answer_to_server(&method, &id);
                         if let Err(error) = self.notify(url, headers, answer).await {

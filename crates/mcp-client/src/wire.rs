@@ -31,6 +31,34 @@ pub(crate) const MISSING_CAPABILITY: i64 = -32021;
 /// JSON-RPC: the revision is not spoken.
 pub(crate) const UNSUPPORTED_VERSION: i64 = -32022;
 
+/// The extension by which a server may answer a call with a task. It is never declared: nobody here follows tasks.
+const TASKS: &str = "io.modelcontextprotocol/tasks";
+
+/// Where news of a call's progress is put. The newest replaces what nobody has looked at yet.
+pub type News = tokio::sync::watch::Sender<Option<Progress>>;
+
+/// What the tool may ask for in a call that somebody waits for who can be asked, and what was answered so far. The legacy
+/// era has no such rounds; nothing of it is said there.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Input {
+    /// The capabilities of the one who can be asked, as they were declared.
+    pub client_capabilities: Map<String, Value>,
+    /// The answers to what the tool asked for in the round before (`inputResponses`).
+    pub responses: Map<String, Value>,
+    /// What the tool wants to be reminded of (`requestState`).
+    pub request_state: Option<String>,
+}
+
+impl Input {
+    fn capabilities(&self) -> Map<String, Value> {
+        let mut capabilities = self.client_capabilities.clone();
+        if let Some(extensions) = capabilities.get_mut("extensions").and_then(Value::as_object_mut) {
+            extensions.remove(TASKS);
+        }
+        capabilities
+    }
+}
+
 /// A request before it is cast into an era.
 #[derive(Debug, Clone)]
 pub(crate) struct Request {
@@ -41,13 +69,22 @@ pub(crate) struct Request {
     pub(crate) meta: Map<String, Value>,
     /// Whether the server is asked for progress.
     pub(crate) wants_progress: bool,
+    /// What the tool may ask for, and what was answered; said in the modern era.
+    pub(crate) input: Option<Input>,
     /// `Mcp-Param-*` headers, sent in the modern era.
     pub(crate) param_headers: HeaderMap,
 }
 
 impl Request {
     pub(crate) fn new(method: &'static str, params: Map<String, Value>) -> Self {
-        Self { method, params, meta: Map::new(), wants_progress: false, param_headers: HeaderMap::new() }
+        Self {
+            method,
+            params,
+            meta: Map::new(),
+            wants_progress: false,
+            input: None,
+            param_headers: HeaderMap::new(),
+        }
     }
 
     /// The body of the request in the modern era.
@@ -55,20 +92,29 @@ impl Request {
         let mut meta = self.meta.clone();
         meta.insert(META_VERSION.to_owned(), MODERN.into());
         meta.insert(META_CLIENT.to_owned(), client.clone());
-        meta.insert(META_CAPABILITIES.to_owned(), json!({}));
-        self.body(id, meta)
+        let capabilities = self.input.as_ref().map(Input::capabilities).unwrap_or_default();
+        meta.insert(META_CAPABILITIES.to_owned(), capabilities.into());
+        let mut params = self.params.clone();
+        if let Some(input) = &self.input {
+            if !input.responses.is_empty() {
+                params.insert("inputResponses".to_owned(), input.responses.clone().into());
+            }
+            if let Some(state) = &input.request_state {
+                params.insert("requestState".to_owned(), state.clone().into());
+            }
+        }
+        self.body(id, params, meta)
     }
 
     /// The body of the request in the legacy era.
     pub(crate) fn legacy_body(&self, id: u64) -> Vec<u8> {
-        self.body(id, self.meta.clone())
+        self.body(id, self.params.clone(), self.meta.clone())
     }
 
-    fn body(&self, id: u64, mut meta: Map<String, Value>) -> Vec<u8> {
+    fn body(&self, id: u64, mut params: Map<String, Value>, mut meta: Map<String, Value>) -> Vec<u8> {
         if self.wants_progress {
             meta.insert(META_PROGRESS.to_owned(), id.into());
         }
-        let mut params = self.params.clone();
         if !meta.is_empty() {
             params.insert("_meta".to_owned(), meta.into());
         }
@@ -239,6 +285,35 @@ mod tests {
         assert_eq!(headers["mcp-protocol-version"], MODERN);
         assert_eq!(headers["mcp-method"], "tools/call");
         assert_eq!(headers["mcp-name"], "t");
+    }
+
+    #[test]
+    fn what_can_be_asked_for_and_what_was_answered_is_said_in_the_modern_era() {
+        let object = |value: Value| value.as_object().unwrap().clone();
+        let mut request = call("t");
+        request.input = Some(Input {
+            client_capabilities: object(
+                json!({"elicitation": {}, "extensions": {TASKS: {}, "x/y": {"a": 1}}}),
+            ),
+            responses: object(json!({"name": {"action": "accept"}})),
+            request_state: Some("state".to_owned()),
+        });
+        let body: Value = serde_json::from_slice(&request.modern_body(7, &json!({}))).unwrap();
+        let params = &body["params"];
+        let declared = json!({"elicitation": {}, "extensions": {"x/y": {"a": 1}}});
+        assert_eq!(params["_meta"][META_CAPABILITIES], declared, "nobody here follows a task");
+        assert_eq!(params["inputResponses"], json!({"name": {"action": "accept"}}));
+        assert_eq!(params["requestState"], "state");
+        let legacy: Value = serde_json::from_slice(&request.legacy_body(7)).unwrap();
+        assert!(
+            legacy["params"].get("inputResponses").is_none()
+                && legacy["params"].get("requestState").is_none()
+        );
+        request.input = Some(Input::default());
+        let first: Value = serde_json::from_slice(&request.modern_body(7, &json!({}))).unwrap();
+        assert!(
+            first["params"].get("inputResponses").is_none() && first["params"].get("requestState").is_none()
+        );
     }
 
     #[test]

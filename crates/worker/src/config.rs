@@ -24,7 +24,8 @@ pub struct Args {
     #[arg(long, env = "KAFKA_BROKERS", value_name = "HOSTS")]
     pub brokers: String,
 
-    /// The jobs topic. Events go to `<topic>.events`, dead letters to `<topic>.dlq`, long delays to `<topic>.delayed`.
+    /// The jobs topic. Events go to `<topic>.events`, dead letters to `<topic>.dlq`, long delays to `<topic>.delayed`;
+    /// which jobs are cancelled is read from `<topic>.control`.
     #[arg(long, env = "KAFKA_TOPIC", default_value = topics::DEFAULT_JOBS_TOPIC, value_name = "NAME")]
     pub topic: String,
 
@@ -80,6 +81,10 @@ pub struct Args {
     /// How long one attempt may take, for jobs that do not say.
     #[arg(long, env = "MCP_CALL_TIMEOUT", default_value = "60s", value_parser = parse_duration, value_name = "DURATION")]
     pub call_timeout: Duration,
+
+    /// The least time between two events with a running job's progress; 0 asks the tools for none.
+    #[arg(long, env = "MCP_PROGRESS_INTERVAL", default_value = "1s", value_parser = parse_duration, value_name = "DURATION")]
+    pub progress_interval: Duration,
 
     /// The upper end of the first delay between attempts; it doubles each time, with full jitter.
     #[arg(long, env = "MCP_RETRY_BASE", default_value = "500ms", value_parser = parse_duration, value_name = "DURATION")]
@@ -193,6 +198,11 @@ impl Args {
             seed,
             ..fleet_engine::Config::default()
         }
+    }
+
+    /// How often a running job's progress is told, if at all.
+    pub(crate) fn progress(&self) -> Option<Duration> {
+        Some(self.progress_interval).filter(|interval| !interval.is_zero())
     }
 
     /// Whether a job may name `topic` in `replyTo`.

@@ -1,18 +1,27 @@
 //! Making the calls of one attempt. Dropping the future cancels the calls that are under way.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use fleet_job::{
     envelope::Envelope,
+    event::Progress,
     meta,
-    outcome::{ErrorKind, Failure, JobError, Outcome},
+    outcome::{ErrorKind, Failure, FailureClass, JobError, Outcome},
     record::RawRecord,
 };
 use fleet_mcp_client::{McpClient, ToolCall};
 use futures::{StreamExt as _, stream};
 use serde_json::Value;
+use tokio::sync::watch;
 
-use crate::plan::Plan;
+use crate::{
+    pace::Pace,
+    plan::{Call, Plan},
+};
 
 /// A job with everything that an attempt needs.
 #[derive(Debug, Clone)]
@@ -21,17 +30,28 @@ pub(crate) struct Job {
     pub(crate) record: Arc<RawRecord>,
     /// How long the attempt may take.
     pub(crate) timeout: Duration,
+    /// The least time between two notices of progress; `None` where nobody wants any.
+    pub(crate) progress: Option<Duration>,
     /// What earlier attempts have done already, by index of the call.
     pub(crate) done: BTreeMap<usize, Value>,
 }
 
-/// Makes attempt number `attempt`. Returns the outcome, and what is done now.
-pub(crate) async fn attempt(client: &McpClient, job: Job, attempt: u32) -> (Outcome, BTreeMap<usize, Value>) {
+/// Makes attempt number `attempt`, and tells of its progress. Returns the outcome, and what is done now.
+///
+/// The progress of a job with one call is what the tool says; of a job with several it is how many of them are done.
+pub(crate) async fn attempt(
+    client: &McpClient,
+    job: Job,
+    attempt: u32,
+    tell: impl Fn(Progress),
+) -> (Outcome, BTreeMap<usize, Value>) {
     let plan = Plan::new(&job.envelope.work);
     let mut done = job.done;
     let mut failures = BTreeMap::new();
     let open: Vec<usize> = (0..plan.calls.len()).filter(|index| !done.contains_key(index)).collect();
     let total = open.len();
+    let (news, mut heard) = watch::channel(None);
+    let news = job.progress.filter(|_| !plan.has_many()).map(|_| news);
     let calls = open.into_iter().filter_map(|index| {
         let call = plan.calls.get(index)?;
         let label = plan.has_many().then_some(index);
@@ -40,16 +60,38 @@ pub(crate) async fn attempt(client: &McpClient, job: Job, attempt: u32) -> (Outc
             arguments: call.arguments.clone(),
             meta: meta::for_call(&job.envelope, attempt, label, &job.record),
             timeout: Some(job.timeout),
-            progress: None,
+            progress: news.clone(),
+            input: call.input.clone(),
         };
-        Some(async move { (index, client.call_tool(request).await) })
+        Some(async move { (index, read(call, client.call_tool(request).await)) })
     });
     let mut outcomes = stream::iter(calls).buffer_unordered(plan.parallel);
     let deadline = tokio::time::Instant::now() + job.timeout;
+    let mut pace = Pace::new(job.progress.unwrap_or_default());
     loop {
-        match tokio::time::timeout_at(deadline, outcomes.next()).await {
+        let next = tokio::select! {
+            // An end goes before news, which it makes superfluous.
+            biased;
+            next = tokio::time::timeout_at(deadline, outcomes.next()) => next,
+            Ok(()) = heard.changed() => {
+                let news = heard.borrow_and_update().clone();
+                news.and_then(|news| pace.news(Instant::now(), said(news))).into_iter().for_each(&tell);
+                continue;
+            }
+            () = until(pace.next()) => {
+                pace.due(Instant::now()).into_iter().for_each(&tell);
+                continue;
+            }
+        };
+        match next {
             Ok(Some((index, Outcome::Succeeded(result)))) => {
                 done.insert(index, result);
+                // Of the last one the job's end will tell.
+                let wanted = job.progress.is_some() && plan.has_many() && done.len() < plan.calls.len();
+                if let Some(call) = plan.calls.get(index).filter(|_| wanted) {
+                    let progress = counted(done.len(), plan.calls.len(), call);
+                    pace.news(Instant::now(), progress).into_iter().for_each(&tell);
+                }
             }
             Ok(Some((index, Outcome::Failed(failure)))) => {
                 let unavailable = !failure.class.spends_attempt();
@@ -72,10 +114,58 @@ pub(crate) async fn attempt(client: &McpClient, job: Job, attempt: u32) -> (Outc
     (plan.combine(&done, failures), done)
 }
 
+/// What a call came to. In a task the tool's own error is the answer that somebody waits for, and not one to be tried again.
+fn read(call: &Call, outcome: Outcome) -> Outcome {
+    match outcome {
+        Outcome::Failed(failure) if call.input.is_some() && failure.error.kind == ErrorKind::Tool => {
+            Outcome::Failed(Failure { class: FailureClass::Permanent, retry_after: None, ..failure })
+        }
+        other => other,
+    }
+}
+
+fn said(news: fleet_mcp_client::Progress) -> Progress {
+    Progress { progress: news.progress, total: news.total, message: news.message }
+}
+
+fn counted(done: usize, total: usize, last: &Call) -> Progress {
+    Progress { progress: done as f64, total: Some(total as f64), message: Some(last.label.clone()) }
+}
+
+/// Waits until then, or for ever.
+async fn until(at: Option<Instant>) {
+    match at {
+        Some(at) => tokio::time::sleep_until(at.into()).await,
+        None => std::future::pending().await,
+    }
+}
+
 fn timed_out(timeout: Duration, calls: usize) -> Failure {
     let message = format!(
         "the attempt with its {calls} calls took longer than {} ms: raise timeoutMs or MCP_CALL_TIMEOUT",
         timeout.as_millis()
     );
     Failure::retry(JobError::new(ErrorKind::Timeout, message))
+}
+
+#[cfg(test)]
+mod tests {
+    use fleet_mcp_client::Input;
+
+    use super::*;
+
+    #[test]
+    fn an_error_of_the_tools_is_the_answer_of_a_task() {
+        let call = |input| Call { tool: "t".into(), arguments: Default::default(), input, label: "t".into() };
+        let tools = || Outcome::Failed(Failure::retry(JobError::new(ErrorKind::Tool, "no")));
+        let class = |outcome| match outcome {
+            Outcome::Failed(failure) => failure.class,
+            Outcome::Succeeded(_) => panic!("it has failed"),
+        };
+        assert_eq!(class(read(&call(None), tools())), FailureClass::Retry);
+        let task = call(Some(Input::default()));
+        assert_eq!(class(read(&task, tools())), FailureClass::Permanent);
+        let lost = Outcome::Failed(Failure::retry(JobError::new(ErrorKind::ConnectionLost, "lost")));
+        assert_eq!(class(read(&task, lost)), FailureClass::Retry, "the tool has not said anything");
+    }
 }

@@ -5,10 +5,12 @@
 //! to; `execute` makes them; `report` builds what is written. [`config`] is everything that can be set.
 
 pub mod config;
+mod control;
 mod delay;
 mod execute;
 mod limits;
 pub mod metrics;
+mod pace;
 mod plan;
 mod report;
 mod run;

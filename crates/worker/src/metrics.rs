@@ -44,13 +44,21 @@ pub const PASSED_OVER: Metric = metric(
     &[],
     "Records that came again after this worker had settled them; they were not run again.",
 );
+/// Cancel requests.
+pub const CANCEL_REQUESTS: Metric = metric(
+    "fleet_cancel_requests_total",
+    Kind::Counter,
+    Unit::Count,
+    &["job"],
+    "Requests to cancel that met a job of this worker: running, waiting, ending (too late), arrived (after the request).",
+);
 /// Attempts ended.
 pub const ATTEMPTS: Metric = metric(
     "fleet_attempts_total",
     Kind::Counter,
     Unit::Count,
     &["outcome"],
-    "Attempts ended: succeeded, retry, permanent, unavailable.",
+    "Attempts ended: succeeded, retry, permanent, unavailable, cancelled.",
 );
 /// Time of an attempt.
 pub const DURATION: Metric = metric(
@@ -119,6 +127,7 @@ pub const TABLE: &[Metric] = &[
     SETTLED,
     PASSED_ON,
     PASSED_OVER,
+    CANCEL_REQUESTS,
     ATTEMPTS,
     DURATION,
     IN_FLIGHT,

@@ -3,11 +3,12 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use fleet_job::{
-    envelope::{ToolCall, Work},
+    envelope::{TaskRound, ToolCall, Work},
     mcp_servers,
     outcome::{Failure, FailureClass, JobError, Outcome},
     tool_name,
 };
+use fleet_mcp_client::Input;
 use serde_json::{Map, Value, json};
 
 /// The tool that hosts a server.
@@ -19,6 +20,8 @@ pub(crate) struct Call {
     /// The tool's full name.
     pub(crate) tool: String,
     pub(crate) arguments: Map<String, Value>,
+    /// What the tool may ask for, where somebody waits for the call who can be asked.
+    pub(crate) input: Option<Input>,
     /// What the call is called in a result that has several: the server's name, or the tool's.
     pub(crate) label: String,
 }
@@ -46,7 +49,12 @@ impl Plan {
     /// The calls that `work` asks for.
     pub(crate) fn new(work: &Work) -> Self {
         match work {
-            Work::ToolCall(call) => Self { calls: vec![tool_call(call)], parallel: 1, shape: Shape::Single },
+            Work::ToolCall(call) => Self {
+                calls: vec![Call { input: call.task.as_ref().map(input), ..tool_call(call) }],
+                parallel: 1,
+                shape: Shape::Single,
+            },
+            // Nobody could tell which of its calls has asked, so those of a batch can't ask.
             Work::ToolBatch(batch) => Self {
                 calls: batch.calls.iter().map(tool_call).collect(),
                 parallel: batch.parallel.unwrap_or(1).max(1) as usize,
@@ -61,6 +69,7 @@ impl Plan {
                         ("name".to_owned(), name.clone().into()),
                         ("config".to_owned(), config.clone()),
                     ]),
+                    input: None,
                     label: name.clone(),
                 });
                 Self { calls: calls.collect(), parallel: 1, shape: Shape::Servers }
@@ -145,7 +154,15 @@ fn tool_call(call: &ToolCall) -> Call {
         Some(server) => tool_name::exposed(server, &call.tool),
         None => call.tool.clone(),
     };
-    Call { label: tool.clone(), tool, arguments: call.arguments.clone() }
+    Call { label: tool.clone(), tool, arguments: call.arguments.clone(), input: None }
+}
+
+fn input(round: &TaskRound) -> Input {
+    Input {
+        client_capabilities: round.client_capabilities.clone(),
+        responses: round.input_responses.clone(),
+        request_state: round.request_state.clone(),
+    }
 }
 
 #[cfg(test)]
@@ -167,7 +184,17 @@ mod tests {
     fn a_call_of_a_hosted_server_has_the_offered_name() {
         let plan = plan("tool-call", json!({"server": "fs", "tool": "read", "arguments": {"p": 1}}));
         assert_eq!(plan.calls[0].tool, "fs__read");
-        assert!(!plan.has_many());
+        assert!(!plan.has_many() && plan.calls[0].input.is_none());
+    }
+
+    #[test]
+    fn only_a_single_call_can_ask() {
+        let call =
+            json!({"tool": "t", "task": {"clientCapabilities": {"elicitation": {}}, "requestState": "s"}});
+        let input = plan("tool-call", call.clone()).calls[0].input.clone().unwrap();
+        assert_eq!(input.request_state.as_deref(), Some("s"));
+        assert!(input.client_capabilities.contains_key("elicitation") && input.responses.is_empty());
+        assert_eq!(plan("tool-batch", json!({"calls": [call]})).calls[0].input, None);
     }
 
     #[test]

@@ -5,7 +5,7 @@ use fleet_job::{
     dead_letter::DeadLetter,
     delayed::Delayed,
     envelope::Envelope,
-    event::{JobEvent, JobState, ResultOmitted, Source, Timings},
+    event::{JobEvent, JobState, Progress, ResultOmitted, Source, Timings},
     outcome::{ErrorKind, JobError},
     record::{Header, RawRecord},
     size::json_bytes,
@@ -40,6 +40,8 @@ pub(crate) struct Subject<'a> {
     pub(crate) first_error: Option<&'a JobError>,
     pub(crate) last_error: Option<&'a JobError>,
     pub(crate) result: Option<&'a Kept>,
+    /// Why it was cancelled, if it was.
+    pub(crate) cancel_reason: Option<&'a str>,
 }
 
 /// A result, or what is left of one that is too large to be written. What can't be written need not be held either.
@@ -107,6 +109,19 @@ impl Reporter {
         self.outgoing(subject, &self.topics.events, event.to_bytes())
     }
 
+    /// The job goes on, and has come so far.
+    pub(crate) fn progress(
+        &self,
+        subject: &Subject<'_>,
+        now: Timestamp,
+        attempt: u32,
+        progress: Progress,
+    ) -> Outgoing {
+        let event = self.event(subject, JobState::Running, now, attempt);
+        let event = JobEvent { progress: Some(progress), ..event };
+        self.outgoing(subject, &self.topics.events, event.to_bytes())
+    }
+
     /// The job waits for its next attempt, or for its first one.
     pub(crate) fn waiting(
         &self,
@@ -142,6 +157,7 @@ impl Reporter {
                 Some(subject.last_error.cloned().unwrap_or_else(|| lost(attempts)))
             }
             Terminal::Expired => Some(expired(subject)),
+            Terminal::Cancelled => Some(cancelled(subject)),
             _ => None,
         };
         let mut event = self.event(subject, state, now, attempts);
@@ -194,10 +210,14 @@ impl Reporter {
         })
     }
 
+    /// Where a job goes on, at `now`, that is due at `until`.
+    pub(crate) fn next(&self, now: Timestamp, until: Timestamp) -> Next {
+        self.tiers.map_or(Next::Return, |tiers| tiers.next(now, until))
+    }
+
     /// The record that carries a waiting job on: into the delayed topic, or from there back to its own. The short form
     /// does without what makes it larger than it was, and leaves the partition to the key.
-    pub(crate) fn passed_on(&self, record: &RawRecord, delayed: Delayed, now: Timestamp) -> Letter {
-        let next = self.tiers.map_or(Next::Return, |tiers| tiers.next(now, delayed.until));
+    pub(crate) fn passed_on(&self, record: &RawRecord, delayed: Delayed, next: Next) -> Letter {
         let (topic, partition, look_at) = match next {
             Next::Wait(tier, look_at) => (&self.topics.delayed, tier, look_at),
             Next::Return => (&self.topics.jobs, delayed.partition, delayed.until),
@@ -277,4 +297,114 @@ fn expired(subject: &Subject<'_>) -> JobError {
         None => format!("the deadline {deadline} passed before the job could start"),
     };
     JobError::new(ErrorKind::Expired, message)
+}
+
+fn cancelled(subject: &Subject<'_>) -> JobError {
+    let message = match subject.cancel_reason {
+        Some(reason) => format!("cancelled: {reason}"),
+        None => "cancelled".to_owned(),
+    };
+    JobError::new(ErrorKind::Cancelled, message)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use fleet_job::{
+        decode,
+        outcome::{Failure, Outcome},
+        record::Position,
+    };
+    use serde_json::json;
+
+    use super::*;
+    use crate::plan::Plan;
+
+    const LIMIT: usize = 900 << 10;
+
+    fn reporter() -> Reporter {
+        Reporter {
+            topics: Topics::default(),
+            tiers: None,
+            worker: "w".to_owned(),
+            group: "g".to_owned(),
+            max_event_bytes: LIMIT,
+        }
+    }
+
+    fn record(value: &Value) -> RawRecord {
+        let position = Position { topic: "mcp-jobs".to_owned(), partition: 0, offset: 7 };
+        let value = Some(value.to_string().into_bytes());
+        RawRecord { position, timestamp: None, key: None, value, headers: Vec::new() }
+    }
+
+    fn subject<'a>(record: &'a RawRecord, envelope: &'a Envelope) -> Subject<'a> {
+        Subject {
+            record,
+            envelope: Some(envelope),
+            job_id: &envelope.job_id,
+            started_at: None,
+            first_error: None,
+            last_error: None,
+            result: None,
+            cancel_reason: None,
+        }
+    }
+
+    fn event(settlement: &Settlement) -> JobEvent {
+        let value = settlement.event.whole.value.as_deref().unwrap();
+        assert!(value.len() <= LIMIT, "{} bytes", value.len());
+        serde_json::from_slice(value).unwrap()
+    }
+
+    /// The largest batch there can be, with results that are small one by one.
+    #[test]
+    fn the_end_of_ten_thousand_calls_fits_into_a_record() {
+        let calls = vec![json!({"tool": "t"}); fleet_job::envelope::MAX_BATCH_CALLS];
+        let record = record(&json!({"jobID": "j", "jobType": "tool-batch", "payload": {"calls": calls}}));
+        let envelope = decode::decode(&record, 1 << 20).unwrap();
+        let plan = Plan::new(&envelope.work);
+        let result = json!({"content": [{"type": "text", "text": "x".repeat(100)}]});
+        let results: BTreeMap<_, _> = (0..plan.calls.len()).map(|index| (index, result.clone())).collect();
+        let (reporter, now) = (reporter(), Timestamp::default());
+        let Outcome::Succeeded(all) = plan.combine(&results, BTreeMap::new()) else {
+            panic!("it has failed")
+        };
+        let kept = reporter.kept(all);
+        let subject = Subject { result: Some(&kept), ..subject(&record, &envelope) };
+        let end = event(&reporter.settled(&subject, now, Terminal::Succeeded, 1).unwrap());
+        assert_eq!((end.calls, end.result), (Some(10_000), None));
+        assert!(end.result_omitted.is_some_and(|omitted| omitted.bytes > LIMIT as u64));
+
+        let failure = Failure::permanent(JobError::new(ErrorKind::Tool, "no").with_data(result));
+        let failures: BTreeMap<_, _> = (0..plan.calls.len()).map(|index| (index, failure.clone())).collect();
+        let Outcome::Failed(failed) = plan.combine(&BTreeMap::new(), failures) else {
+            panic!("it has succeeded")
+        };
+        let subject = Subject { last_error: Some(&failed.error), result: None, ..subject };
+        let settlement = reporter.settled(&subject, now, Terminal::Failed, 1).unwrap();
+        let error = event(&settlement).error.unwrap();
+        assert_eq!((&*error.message, error.data), ("10000 of 10000 calls failed; `t`: no", None));
+        let letter = settlement.dead_letter.unwrap().whole;
+        let headers: usize =
+            letter.headers.iter().map(|(name, value)| name.len() + value.as_ref().map_or(0, Vec::len)).sum();
+        assert!(headers < 64 << 10, "{headers} bytes of headers");
+    }
+
+    #[test]
+    fn a_cancelled_job_says_why() {
+        let record = record(&json!({"jobID": "j", "jobType": "tool-call", "payload": {"tool": "t"}}));
+        let envelope = decode::decode(&record, 1 << 20).unwrap();
+        let check = |cancel_reason, expected: &str| {
+            let subject = Subject { cancel_reason, ..subject(&record, &envelope) };
+            let settlement =
+                reporter().settled(&subject, Timestamp::default(), Terminal::Cancelled, 0).unwrap();
+            assert!(settlement.dead_letter.is_none());
+            let error = event(&settlement).error.unwrap();
+            assert_eq!((error.kind, &*error.message), (ErrorKind::Cancelled, expected));
+        };
+        check(None, "cancelled");
+        check(Some("not needed"), "cancelled: not needed");
+    }
 }

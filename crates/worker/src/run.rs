@@ -13,12 +13,21 @@ use fleet_mcp_client::{ClientConfig, McpClient};
 use fleet_ops::{config::Env, errors, http, invariant, shutdown};
 use tokio_util::sync::CancellationToken;
 
-use crate::{config::Args, delay::Tiers, metrics, report::Reporter, shell::Shell};
+use crate::{
+    config::Args,
+    control::{Feed, Requests},
+    delay::Tiers,
+    metrics,
+    report::Reporter,
+    shell::{Parts, Shell},
+};
 
 /// How soon to look again for a broker or a topic that is not there.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
 /// How long a broker may take to answer.
 const METADATA_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long the first reading of the control topic may hold up the start.
+const CATCH_UP: Duration = Duration::from_secs(15);
 
 /// Why a worker could not start or go on.
 #[derive(Debug, thiserror::Error)]
@@ -71,6 +80,8 @@ pub async fn run(args: Args) -> Result<(), WorkerError> {
         let tiers = delayed.map(|partitions| Tiers::new(partitions, args.max_park));
         let mut consumed = vec![topics.jobs.clone()];
         consumed.extend(tiers.map(|_| topics.delayed.clone()));
+        let mut control = Feed::start(settings.clone(), topics.control.clone())?;
+        let requests = catch_up(&mut control, &health, &shutdown).await;
         let session = settings.session_timeout();
         let (consumer, events) = Consumer::start(ConsumerConfig {
             settings,
@@ -86,8 +97,9 @@ pub async fn run(args: Args) -> Result<(), WorkerError> {
             max_event_bytes: usize::try_from(args.max_event_bytes).unwrap_or(usize::MAX),
         };
         health.set_ready();
-        let shell = Shell::new(args, consumer, producer, client, reporter, health.clone(), session);
-        shell.run(events, shutdown).await
+        let parts = Parts { consumer, producer, client, reporter, health: health.clone(), requests, session };
+        let shell = Shell::new(args, parts);
+        shell.run(events, control, shutdown).await
     } else {
         Ok(())
     };
@@ -97,6 +109,20 @@ pub async fn run(args: Args) -> Result<(), WorkerError> {
         tracing::warn!("the health endpoint did not end in order");
     }
     Ok(result?)
+}
+
+/// Learns which jobs were cancelled before this worker takes any.
+async fn catch_up(control: &mut Feed, health: &http::Health, shutdown: &CancellationToken) -> Requests {
+    health.set_not_ready("reading which jobs were cancelled");
+    let mut requests = Requests::new();
+    tokio::select! {
+        () = control.catch_up(&mut requests) => {}
+        () = shutdown.cancelled() => {}
+        () = tokio::time::sleep(CATCH_UP) => {
+            tracing::warn!("the control topic can't be read to its end for now: jobs may start that were cancelled");
+        }
+    }
+    requests
 }
 
 fn client_config(args: &Args) -> Result<ClientConfig, fleet_mcp_client::ConfigError> {

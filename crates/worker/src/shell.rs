@@ -5,23 +5,21 @@
 //! afterwards, so the events of a job are written in the order in which things happened.
 
 mod admit;
+mod attempts;
+mod cancel;
 mod ends;
 mod held;
 mod settled;
 mod write;
 
 use std::{
-    collections::{BTreeMap, HashMap},
     panic::AssertUnwindSafe,
     sync::{Arc, mpsc as std_mpsc},
     time::{Duration, Instant},
 };
 
-use fleet_engine::{Attempt, BreakerState, Command, Engine, FinalCommit, Input, Partition, Token};
-use fleet_job::{
-    envelope::JobType,
-    outcome::{ErrorKind, Failure, FailureClass, JobError, Outcome},
-};
+use fleet_engine::{BreakerState, Command, Engine, FinalCommit, Input, Partition, Token};
+use fleet_job::envelope::JobType;
 use fleet_kafka::{
     KafkaError,
     consumer::{Consumer, Event, Events},
@@ -30,17 +28,16 @@ use fleet_kafka::{
 use fleet_mcp_client::McpClient;
 use fleet_ops::{http::Health, invariant};
 use futures::FutureExt as _;
-use metrics::{counter, gauge, histogram};
-use serde_json::Value;
+use metrics::{counter, gauge};
 use tokio::{sync::mpsc, task::AbortHandle};
 use tokio_util::sync::CancellationToken;
 
-use held::{Clock, Done, Held, Revoke};
+use held::{Clock, Done, Jobs, Revoke};
 use settled::Window;
 
 use crate::{
     config::Args,
-    execute::{self, Job},
+    control::{Feed, Requests},
     limits::JobLimits,
     metrics as names,
     report::Reporter,
@@ -59,6 +56,19 @@ const COME_TO: Duration = Duration::from_secs(1);
 /// How often to look meanwhile whether the poll thread hears something again.
 const LISTEN: Duration = Duration::from_millis(100);
 
+/// What a worker is made of.
+pub(crate) struct Parts {
+    pub(crate) consumer: Consumer,
+    pub(crate) producer: Arc<Producer>,
+    pub(crate) client: McpClient,
+    pub(crate) reporter: Reporter,
+    pub(crate) health: Health,
+    /// What is known already of cancelled jobs.
+    pub(crate) requests: Requests,
+    /// How long the group waits for a member that is not heard of.
+    pub(crate) session: Duration,
+}
+
 /// One worker at work.
 pub(crate) struct Shell {
     args: Args,
@@ -70,7 +80,9 @@ pub(crate) struct Shell {
     health: Health,
     clock: Clock,
     limits: JobLimits,
-    jobs: HashMap<Token, Held>,
+    jobs: Jobs,
+    /// Which jobs are not wanted any more.
+    requests: Requests,
     settled: Window,
     revokes: Vec<Revoke>,
     /// How long nothing may be heard of the group before its silence could hide that the session has run out.
@@ -86,15 +98,8 @@ pub(crate) struct Shell {
 }
 
 impl Shell {
-    pub(crate) fn new(
-        args: Args,
-        consumer: Consumer,
-        producer: Arc<Producer>,
-        client: McpClient,
-        reporter: Reporter,
-        health: Health,
-        session: Duration,
-    ) -> Self {
+    pub(crate) fn new(args: Args, parts: Parts) -> Self {
+        let Parts { consumer, producer, client, reporter, health, requests, session } = parts;
         let (done, inbox) = mpsc::unbounded_channel();
         let engine = Engine::new(args.engine(rand::random(), reporter.tiers.is_some()));
         Self {
@@ -106,7 +111,8 @@ impl Shell {
             health,
             clock: Clock::new(),
             limits: args.limits(),
-            jobs: HashMap::new(),
+            jobs: Jobs::default(),
+            requests,
             settled: Window::default(),
             revokes: Vec::new(),
             patience: session / 2,
@@ -124,6 +130,7 @@ impl Shell {
     pub(crate) async fn run(
         mut self,
         mut events: Events,
+        mut control: Feed,
         shutdown: CancellationToken,
     ) -> Result<(), KafkaError> {
         // Taken once, here: nothing else reads it.
@@ -149,6 +156,7 @@ impl Shell {
                     Some(event) => self.event(event)?,
                     None => return Err(KafkaError::PollThread("it has ended")),
                 },
+                control = control.next() => self.cancel(control),
                 () = tokio::time::sleep_until(wake) => self.feed(Input::Tick),
                 _ = gauges.tick() => self.gauges(),
                 () = shutdown.cancelled(), if self.stop_by.is_none() => self.stop(),
@@ -254,6 +262,7 @@ impl Shell {
 
     fn done(&mut self, done: Done) {
         match done {
+            Done::Progress(token, progress) => self.progressed(token, progress),
             Done::Attempt { token, outcome, done, took } => self.attempted(token, outcome, done, took),
             Done::Written(token, state) => {
                 if let Some(held) = self.jobs.get(&token) {
@@ -292,55 +301,6 @@ impl Shell {
             self.settled.add(Instant::now(), held.identity);
         }
         self.feed(Input::Written(token));
-    }
-
-    fn attempted(&mut self, token: Token, outcome: Outcome, done: BTreeMap<usize, Value>, took: Duration) {
-        // A job that is no longer held was fenced off: whoever has the partition now runs it.
-        let Some(held) = self.jobs.get_mut(&token) else {
-            tracing::info!(?token, "a call ended after its partition was given away; its outcome is dropped");
-            return;
-        };
-        // A call that was aborted may have ended just before.
-        if !std::mem::take(&mut held.running) {
-            return;
-        }
-        held.task = None;
-        held.done = done;
-        held.met_outage = false;
-        let (attempt, label) = match outcome {
-            Outcome::Succeeded(result) => {
-                held.result = Some(self.reporter.kept(result));
-                (Attempt::Succeeded, "succeeded")
-            }
-            Outcome::Failed(failure) => {
-                let label = match failure.class {
-                    FailureClass::Unavailable => "unavailable",
-                    FailureClass::Retry => "retry",
-                    FailureClass::Permanent => "permanent",
-                };
-                tracing::debug!(job_id = held.job_id, error = %failure.error, class = label, "attempt failed");
-                // An outage is not the job's; it must not end up as the reason why the job failed (I7).
-                if failure.class.spends_attempt() {
-                    held.first_error.get_or_insert_with(|| failure.error.clone());
-                    held.last_error = Some(failure.error);
-                } else {
-                    held.met_outage = true;
-                    self.note_outage(&failure.error);
-                }
-                (Attempt::Failed(failure.class, failure.retry_after), label)
-            }
-        };
-        counter!(names::ATTEMPTS.name, "outcome" => label).increment(1);
-        histogram!(names::DURATION.name, "outcome" => label).record(took.as_secs_f64());
-        self.feed(Input::Finished(token, attempt));
-    }
-
-    fn note_outage(&mut self, error: &JobError) {
-        if !self.breaker_open {
-            tracing::warn!(%error, "the MCP server is unavailable: jobs wait, none spends an attempt");
-            self.health.set_not_ready(format!("the MCP server is unavailable: {error}"));
-            self.breaker_open = true;
-        }
     }
 
     fn watch_breaker(&mut self) {
@@ -391,41 +351,6 @@ impl Shell {
             }
         }
         self.watch_breaker();
-    }
-
-    fn start(&mut self, token: Token, attempt: u32) {
-        let now = self.clock.now();
-        let Some(held) = self.jobs.get_mut(&token) else { return };
-        let Some(envelope) = held.envelope.clone() else { return };
-        if self.settled.contains(Instant::now(), &held.identity) {
-            invariant::violated("I4", format_args!("{token:?} runs after it was settled"));
-        }
-        held.started_at = Some(now);
-        held.running = true;
-        let timeout = envelope.timeout_ms.map_or(self.args.call_timeout, Duration::from_millis);
-        let job =
-            Job { envelope, record: held.record.clone(), timeout, done: std::mem::take(&mut held.done) };
-        let running = self.reporter.running(&held.subject(), now, attempt);
-        let client = self.client.clone();
-        let task = self.spawn(
-            async move {
-                let started = Instant::now();
-                let (outcome, calls) = execute::attempt(&client, job, attempt).await;
-                Done::Attempt { token, outcome, done: calls, took: started.elapsed() }
-            },
-            move || {
-                let error = JobError::new(
-                    ErrorKind::Protocol,
-                    "the worker failed while it made the call; its log says more",
-                );
-                let outcome = Outcome::Failed(Failure::retry(error));
-                Done::Attempt { token, outcome, done: BTreeMap::new(), took: Duration::ZERO }
-            },
-        );
-        if let Some(held) = self.jobs.get_mut(&token) {
-            held.task = Some(task);
-        }
-        self.announce(Some(running));
     }
 
     /// Writes an event that nothing waits for: the terminal one will tell the rest.

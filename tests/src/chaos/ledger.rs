@@ -35,6 +35,8 @@ pub struct Ledger {
     pub order: BTreeMap<String, Vec<String>>,
     /// Calls that began while another one of their key went on.
     pub overlaps: Vec<Overlap>,
+    /// The jobs of the calls that were cancelled, in that order.
+    pub cancelled: Vec<String>,
 }
 
 impl Ledger {
@@ -82,6 +84,8 @@ impl Ledger {
                         open.remove(at);
                     }
                 }
+                // The tool goes on all the same.
+                ["c", job, ..] => ledger.cancelled.push(job.to_owned()),
                 // The process before this one has died with everything that it did.
                 ["boot"] => active.clear(),
                 [ZOMBIES] => zombies = true,
@@ -108,6 +112,12 @@ mod tests {
         assert_eq!(ledger.calls["a"], BTreeMap::from([(1, 1), (2, 2)]));
         assert_eq!(ledger.order["k"], ["a"]);
         assert!(ledger.overlaps.is_empty());
+    }
+
+    #[test]
+    fn a_cancelled_call_goes_on() {
+        let ledger = ledger(&["s a 1 k", "c a 1 k", "s b 1 k", "e a 1 k"]);
+        assert_eq!((ledger.cancelled, ledger.overlaps.len()), (vec!["a".to_owned()], 1));
     }
 
     #[test]

@@ -56,7 +56,7 @@ impl Engine {
             state.forget_restored();
         }
         let (spec, early) = match admission {
-            Admission::Job(spec) => (Some(spec), None),
+            Admission::Job(spec) | Admission::Cancelled(spec) => (Some(spec), None),
             Admission::Relay(_) => (None, Some(Terminal::Relayed)),
             Admission::Reject => (None, Some(Terminal::Rejected)),
             Admission::Settled => return self.pass_over(now, token),
@@ -69,7 +69,8 @@ impl Engine {
         self.buffered += 1;
         self.buffered_bytes += bytes;
         match admission {
-            Admission::Job(spec) => self.admit(now, token, spec, attempts),
+            Admission::Job(spec) => self.admit(now, token, spec, attempts, false),
+            Admission::Cancelled(spec) => self.admit(now, token, spec, attempts, true),
             Admission::Relay(at) if at > now => {
                 self.set_phase(token, Phase::Delayed);
                 if let Some(state) = self.partitions.get_mut(&partition) {
@@ -94,11 +95,15 @@ impl Engine {
         self.schedule_commit(now, token.partition, self.config.commit_interval);
     }
 
-    fn admit(&mut self, now: Timestamp, token: Token, spec: JobSpec, attempts: u32) {
+    fn admit(&mut self, now: Timestamp, token: Token, spec: JobSpec, attempts: u32, cancelled: bool) {
         // Also a job that will not start again holds its place until its end is written down.
         let lane = keys::lane(self.config.ordering, token.partition, &spec);
         let first =
             lane.is_none_or(|lane| self.keys.join(lane, token.offset)) || faulty!(self.config, KeysIgnored);
+        // Before anything else: it must not be deferred either, or it would come back again and again.
+        if cancelled && !faulty!(self.config, CancelIgnored) {
+            return self.end_as(token, Terminal::Cancelled);
+        }
         if let Some(at) =
             spec.not_before.filter(|at| attempts < spec.max_attempts && self.is_far(now, *at, &spec))
         {

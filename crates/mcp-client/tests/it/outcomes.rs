@@ -12,7 +12,8 @@ use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use fleet_job::outcome::ErrorKind;
 use fleet_job::outcome::FailureClass::{self, Permanent, Retry, Unavailable};
-use fleet_mcp_client::{ClientConfig, McpClient, Progress, Secret, ToolCall};
+use fleet_job::outcome::Outcome;
+use fleet_mcp_client::{ClientConfig, Input, McpClient, Progress, Secret, ToolCall};
 use serde_json::{Map, json};
 
 fn status(code: u16) -> StatusCode {
@@ -160,7 +161,7 @@ async fn requests_look_as_the_protocol_wants() {
     });
     let mut call = ToolCall::new("süß", json!({"a": [1]}).as_object().unwrap().clone());
     call.meta.insert("io.mcp-fleet/jobId".to_owned(), "job-1".into());
-    assert!(matches!(client.call_tool(call).await, fleet_job::outcome::Outcome::Succeeded(_)));
+    assert!(matches!(client.call_tool(call).await, Outcome::Succeeded(_)));
     let seen = server.seen().pop().unwrap();
     for (name, value) in [
         ("accept", "application/json, text/event-stream"),
@@ -200,14 +201,49 @@ async fn progress_comes_before_the_answer() {
         ([(header::CONTENT_TYPE, "text/event-stream")], body).into_response()
     })
     .await;
-    let (sender, mut receiver) = tokio::sync::mpsc::channel(1);
+    let (sender, receiver) = tokio::sync::watch::channel(None);
     let mut call = ToolCall::new("t", Map::new());
     call.progress = Some(sender);
     let outcome = client(&[server.url], |_| {}).call_tool(call).await;
-    assert!(matches!(outcome, fleet_job::outcome::Outcome::Succeeded(_)), "{outcome:?}");
-    let first = Progress { progress: 1.0, total: Some(2.0), message: Some("going".to_owned()) };
-    assert_eq!(receiver.recv().await, Some(first));
-    assert_eq!(receiver.recv().await, None, "there was room for one");
+    assert!(matches!(outcome, Outcome::Succeeded(_)), "{outcome:?}");
+    let newest = Progress { progress: 2.0, total: Some(2.0), message: Some("going".to_owned()) };
+    assert_eq!(*receiver.borrow(), Some(newest), "nobody has looked at the first");
+}
+
+/// The rounds of a task: what the tool may ask for goes there, its question comes back as a result.
+#[tokio::test]
+async fn a_call_that_can_be_asked_gets_the_question() {
+    let server = modern(|seen| {
+        let question =
+            json!({"resultType": "input_required", "inputRequests": {"name": {}}, "requestState": "s"});
+        let answer =
+            if seen.body["params"].get("requestState").is_some() { text("thanks") } else { question };
+        Json(result(seen.id(), answer)).into_response()
+    })
+    .await;
+    let client = client([&server.url], |_| {});
+    let mut call = ToolCall::new("t", Map::new());
+    let capabilities = json!({"elicitation": {}, "extensions": {"io.modelcontextprotocol/tasks": {}}});
+    let mut input =
+        Input { client_capabilities: capabilities.as_object().unwrap().clone(), ..Input::default() };
+    call.input = Some(input.clone());
+    let first = client.call_tool(call.clone()).await;
+    assert!(
+        matches!(&first, Outcome::Succeeded(result) if result["resultType"] == "input_required"),
+        "{first:?}"
+    );
+    input.request_state = Some("s".to_owned());
+    input.responses.insert("name".to_owned(), json!({"action": "accept"}));
+    call.input = Some(input);
+    let second = client.call_tool(call).await;
+    assert!(
+        matches!(&second, Outcome::Succeeded(result) if result["resultType"] == "complete"),
+        "{second:?}"
+    );
+    let params = &server.seen().pop().unwrap().body["params"];
+    let declared = &params["_meta"]["io.modelcontextprotocol/clientCapabilities"];
+    assert_eq!(declared, &json!({"elicitation": {}, "extensions": {}}));
+    assert_eq!(params["inputResponses"]["name"]["action"], "accept");
 }
 
 #[tokio::test]
@@ -254,7 +290,7 @@ async fn headers_for_arguments_are_learned_when_a_server_wants_them() {
     for _ in 0..2 {
         let arguments = json!({"region": "eu"}).as_object().unwrap().clone();
         let outcome = client.call_tool(ToolCall::new("t", arguments)).await;
-        assert!(matches!(outcome, fleet_job::outcome::Outcome::Succeeded(_)), "{outcome:?}");
+        assert!(matches!(outcome, Outcome::Succeeded(_)), "{outcome:?}");
     }
     assert_eq!(server.methods(), ["server/discover", "tools/call", "tools/list", "tools/call", "tools/call"]);
 }

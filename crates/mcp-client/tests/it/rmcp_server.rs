@@ -136,11 +136,11 @@ async fn check_all(client: &McpClient, tools: &Tools) {
             json!({"arguments": {"r": "é", "n": 1}, "job": "job-1"})
         );
     }
-    let (sender, mut news) = tokio::sync::mpsc::channel(8);
+    let (sender, news) = tokio::sync::watch::channel(None);
     let mut watched = named("echo");
     watched.progress = Some(sender);
     assert!(matches!(client.call_tool(watched).await, Outcome::Succeeded(_)));
-    assert_eq!(news.recv().await.unwrap().message.as_deref(), Some("half"));
+    assert_eq!(news.borrow().as_ref().unwrap().message.as_deref(), Some("half"));
 
     let check = async |name: &str, class: FailureClass, kind: ErrorKind, code: Option<i64>| {
         let Outcome::Failed(failure) = client.call_tool(ToolCall::new(name, Map::new())).await else {

@@ -23,13 +23,13 @@ impl Shell {
     pub(super) fn record(&mut self, partition: Partition, mut record: RawRecord) {
         counter!(names::CONSUMED.name).increment(1);
         let offset = record.position.offset;
-        let Some(token) = self.engine.token(partition, offset).filter(|token| !self.jobs.contains_key(token))
+        let Some(token) = self.engine.token(partition, offset).filter(|token| !self.jobs.contains(token))
         else {
             return;
         };
         let bytes = record.size();
         let delayed = Delayed::take(&mut record);
-        let (held, admission) = match partition.topic {
+        let (mut held, admission) = match partition.topic {
             DELAYED => self.relay(token, record, delayed),
             _ => self.admit(token, record, delayed),
         };
@@ -38,7 +38,7 @@ impl Shell {
             tracing::info!(job_id = held.job_id, "came again after it was settled here; it is not run again");
             Admission::Settled
         } else {
-            admission
+            self.unless_cancelled(&mut held, admission)
         };
         self.jobs.insert(token, held);
         self.feed(Input::Record { partition, offset, bytes, admission });
@@ -48,15 +48,17 @@ impl Shell {
     fn relay(&self, token: Token, record: RawRecord, delayed: Option<Delayed>) -> (Held, Admission) {
         let now = self.clock.now();
         let wait = self.reporter.tiers.map_or(Duration::ZERO, |tiers| tiers.wait_of(token.partition.number));
+        let recalled = delayed.as_ref().is_some_and(|delayed| self.is_recalled(&record, delayed));
         let admission = match &delayed {
             Some(delayed) if delayed.group != self.reporter.group => Admission::Settled,
+            Some(_) if recalled => Admission::Relay(now),
             // Nobody waits longer than the others of its partition, whatever the header says.
             Some(delayed) => Admission::Relay(delayed.look_at.min(now.plus(wait))),
             None => Admission::Relay(now),
         };
         let name = unnamed(&record);
         let identity = Settled::new(token.partition, token.offset, &name, record.timestamp);
-        (Held { delayed, ..Held::new(record, identity, name) }, admission)
+        (Held { delayed, recalled, ..Held::new(record, identity, name) }, admission)
     }
 
     /// Reads the record, and says what the engine has to know of it.

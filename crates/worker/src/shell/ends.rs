@@ -14,16 +14,19 @@ use super::{
     held::Done,
     write::{pass_on, write},
 };
-use crate::report::ANY_PARTITION;
+use crate::{delay::Next, report::ANY_PARTITION};
 
 impl Shell {
     /// Stops the call that a cancelled job makes.
     pub(super) fn abort(&mut self, token: Token) {
-        let Some(task) = self.jobs.get_mut(&token).and_then(|held| held.task.take()) else { return };
+        let now = self.clock.now();
+        let Some(held) = self.jobs.get_mut(&token) else { return };
+        let Some(task) = held.task.take() else { return };
         task.abort();
+        let took = held.started_at.map_or(Duration::ZERO, |started| now.since(started));
         let error = JobError::new(ErrorKind::Cancelled, "the job was cancelled while it ran");
         let outcome = Outcome::Failed(Failure::retry(error));
-        give(&self.done, Done::Attempt { token, outcome, done: BTreeMap::new(), took: Duration::ZERO });
+        give(&self.done, Done::Attempt { token, outcome, done: BTreeMap::new(), took });
     }
 
     /// Writes the end of a job, the dead letter first: who reads the terminal event must find it.
@@ -67,7 +70,8 @@ impl Shell {
             // Somebody else has put it into the delayed topic; its key says where it belongs.
             (_, None) => (Delayed { partition: ANY_PARTITION, ..fresh(now) }, None),
         };
-        let letter = self.reporter.passed_on(&held.record, delayed, now);
+        let next = if held.recalled { Next::Return } else { self.reporter.next(now, delayed.until) };
+        let letter = self.reporter.passed_on(&held.record, delayed, next);
         self.announce(event);
         let producer = self.producer.clone();
         let is_deferred = matches!(terminal, Terminal::Deferred(_));

@@ -1,7 +1,7 @@
 //! What the loop holds: jobs, answers of tasks, partitions to give back, and its clock.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, HashMap},
     sync::{Arc, mpsc as std_mpsc},
     time::{Duration, Instant},
 };
@@ -10,6 +10,7 @@ use fleet_engine::{FinalCommit, Partition, Token};
 use fleet_job::{
     delayed::Delayed,
     envelope::Envelope,
+    event::Progress,
     outcome::{JobError, Outcome},
     record::RawRecord,
     time::Timestamp,
@@ -36,8 +37,14 @@ pub(super) struct Held {
     /// Calls of a job with several that have succeeded already.
     pub(super) done: BTreeMap<usize, Value>,
     pub(super) dead_letter_written: bool,
+    /// Why it was cancelled, where it was and somebody has said so.
+    pub(super) cancel_reason: Option<String>,
+    /// It waited in the delayed topic and goes back before its time, since it was cancelled.
+    pub(super) recalled: bool,
     /// An attempt is under way.
     pub(super) running: bool,
+    /// Its number.
+    pub(super) attempt: u32,
     /// The last attempt found no server.
     pub(super) met_outage: bool,
     pub(super) task: Option<AbortHandle>,
@@ -57,7 +64,10 @@ impl Held {
             result: None,
             done: BTreeMap::new(),
             dead_letter_written: false,
+            cancel_reason: None,
+            recalled: false,
             running: false,
+            attempt: 0,
             met_outage: false,
             task: None,
         }
@@ -72,17 +82,74 @@ impl Held {
             first_error: self.first_error.as_ref(),
             last_error: self.last_error.as_ref(),
             result: self.result.as_ref(),
+            cancel_reason: self.cancel_reason.as_deref(),
         }
+    }
+}
+
+/// All jobs in this worker's hands, by token and by id. Several records can have one job id.
+#[derive(Default)]
+pub(super) struct Jobs {
+    held: HashMap<Token, Held>,
+    by_id: HashMap<String, Vec<Token>>,
+}
+
+impl Jobs {
+    pub(super) fn insert(&mut self, token: Token, held: Held) {
+        self.by_id.entry(held.job_id.clone()).or_default().push(token);
+        self.held.insert(token, held);
+    }
+
+    pub(super) fn remove(&mut self, token: &Token) -> Option<Held> {
+        let held = self.held.remove(token)?;
+        if let Some(tokens) = self.by_id.get_mut(&held.job_id) {
+            tokens.retain(|other| other != token);
+            if tokens.is_empty() {
+                self.by_id.remove(&held.job_id);
+            }
+        }
+        Some(held)
+    }
+
+    pub(super) fn get(&self, token: &Token) -> Option<&Held> {
+        self.held.get(token)
+    }
+
+    pub(super) fn get_mut(&mut self, token: &Token) -> Option<&mut Held> {
+        self.held.get_mut(token)
+    }
+
+    pub(super) fn contains(&self, token: &Token) -> bool {
+        self.held.contains_key(token)
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.held.len()
+    }
+
+    /// The jobs of this id.
+    pub(super) fn of(&self, job_id: &str) -> Vec<Token> {
+        self.by_id.get(job_id).cloned().unwrap_or_default()
     }
 }
 
 /// What comes back from tasks.
 pub(super) enum Done {
-    Attempt { token: Token, outcome: Outcome, done: BTreeMap<usize, Value>, took: Duration },
+    /// Comes before the attempt's own end, since one task sends both.
+    Progress(Token, Progress),
+    Attempt {
+        token: Token,
+        outcome: Outcome,
+        done: BTreeMap<usize, Value>,
+        took: Duration,
+    },
     Written(Token, fleet_job::event::JobState),
     PassedOn(Token),
     NotDeferred(Token),
-    NotWritten { token: Token, dead_letter_written: bool },
+    NotWritten {
+        token: Token,
+        dead_letter_written: bool,
+    },
     Probed(bool),
 }
 
@@ -111,5 +178,34 @@ impl Clock {
     /// When `at` will be; never in the past.
     pub(super) fn instant(&self, at: Timestamp) -> Instant {
         Instant::now() + at.since(self.now())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use fleet_engine::Partition;
+    use fleet_job::record::Position;
+
+    use super::*;
+
+    #[test]
+    fn jobs_are_found_by_id_for_as_long_as_they_are_held() {
+        let partition = Partition { topic: 0, number: 0 };
+        let token = |offset| Token { partition, offset, generation: 1 };
+        let held = |id: &str, offset| {
+            let position = Position { topic: "t".to_owned(), partition: 0, offset };
+            let record = RawRecord { position, timestamp: None, key: None, value: None, headers: Vec::new() };
+            Held::new(record, Settled::new(partition, offset, id, None), id.to_owned())
+        };
+        let mut jobs = Jobs::default();
+        for (offset, id) in [(0, "a"), (1, "b"), (2, "a")] {
+            jobs.insert(token(offset), held(id, offset));
+        }
+        assert_eq!(jobs.of("a"), [token(0), token(2)]);
+        assert!(jobs.remove(&token(0)).is_some() && jobs.remove(&token(0)).is_none());
+        assert_eq!(jobs.of("a"), [token(2)]);
+        jobs.remove(&token(2));
+        assert!(jobs.of("a").is_empty() && !jobs.by_id.contains_key("a"));
+        assert_eq!((jobs.len(), jobs.contains(&token(1))), (1, true));
     }
 }

@@ -119,25 +119,34 @@ impl World {
         let position = self.workers[worker].position[&number];
         let log = &self.logs[number as usize];
         let Some((offset, job)) = log.jobs.range(position..).next() else { return };
+        // Who has read of the cancel before the job came knows that it is not to be started.
+        let cancelled = job.cancelled.is_some();
         let admission = match (job.relay, job.script) {
             (Some((at, _)), _) => Admission::Relay(Timestamp::from_millis(at).unwrap()),
             (None, Script::NoJob) => Admission::Reject,
-            _ => Admission::Job(JobSpec {
-                key: job.key,
-                spent: job.spent,
-                limits: job.limits,
-                returned: job.spent > 0 || job.passed_on,
-                keeps_progress: job.id % 4 == 0,
-                priority: (offset % 5) as u8,
-                not_before: job.not_before.map(|n| Timestamp::from_millis(n).unwrap()),
-                deadline: job.deadline.map(|n| Timestamp::from_millis(n).unwrap()),
-                max_attempts: MAX_ATTEMPTS,
-            }),
+            _ => {
+                let spec = JobSpec {
+                    key: job.key,
+                    spent: job.spent,
+                    limits: job.limits,
+                    returned: job.spent > 0 || job.passed_on,
+                    keeps_progress: job.id % 4 == 0,
+                    priority: (offset % 5) as u8,
+                    not_before: job.not_before.map(|n| Timestamp::from_millis(n).unwrap()),
+                    deadline: job.deadline.map(|n| Timestamp::from_millis(n).unwrap()),
+                    max_attempts: MAX_ATTEMPTS,
+                };
+                if cancelled { Admission::Cancelled(spec) } else { Admission::Job(spec) }
+            }
         };
         let offset = *offset;
         let known = self.workers[worker].settled.contains(&(number, offset));
         let admission = if known && self.rng.chance(70) { Admission::Settled } else { admission };
         self.workers[worker].position.insert(number, offset + 1);
+        let token = self.workers[worker].engine.token(partition(number), offset).filter(|_| cancelled);
+        if let Some(token) = token {
+            self.job(token).cancelled = Some(token.generation);
+        }
         self.feed(worker, Input::Record { partition: partition(number), offset, bytes: 10, admission });
     }
 

@@ -1,0 +1,220 @@
+//! Following the control topic: which jobs are not wanted any more.
+//!
+//! A thread of its own reads the topic from its start and goes on reading. A fleet can do without the topic; then nothing
+//! can be cancelled until somebody makes it.
+
+use std::{
+    io, thread,
+    time::{Duration, Instant},
+};
+
+use fleet_job::{
+    control::{Cancelled, Control},
+    time::Timestamp,
+};
+use fleet_kafka::{
+    KafkaError,
+    reader::{From, Reader},
+    settings::Settings,
+};
+use fleet_ops::errors;
+use tokio::sync::mpsc;
+
+/// How long one question to a broker may take.
+const ASK: Duration = Duration::from_secs(10);
+/// How long the thread waits for a record before it looks whether anybody still listens.
+const POLL: Duration = Duration::from_millis(100);
+/// The wait after the first failure to open the topic; it doubles from there.
+const FIRST_PAUSE: Duration = Duration::from_millis(500);
+/// The longest wait before the topic is looked for again.
+const LONGEST_PAUSE: Duration = Duration::from_secs(30);
+/// How many requests wait to be taken up by the loop; beyond, reading waits.
+const QUEUE: usize = 256;
+/// How many requests are remembered. Beyond, the oldest are forgotten.
+const MOST: usize = 100_000;
+/// How long a request is remembered: as long as a job can wait in the delayed topic, and the control topic keeps it.
+const KEPT: Duration = Duration::from_secs(30 * 24 * 3600);
+
+/// What the thread has to tell.
+#[derive(Debug)]
+enum News {
+    /// Somebody has asked for this.
+    Asked(Control),
+    /// Everything was told that stood in the topic when it was opened.
+    CaughtUp,
+    /// There is no such topic.
+    NoTopic,
+}
+
+/// The receiving end of the thread that reads the topic. The thread ends when this is dropped.
+#[derive(Debug)]
+pub(crate) struct Feed(mpsc::Receiver<News>);
+
+impl Feed {
+    /// Begins to read `topic`.
+    pub(crate) fn start(settings: Settings, topic: String) -> io::Result<Self> {
+        let (news, receiver) = mpsc::channel(QUEUE);
+        let log = Log { settings, topic, news };
+        thread::Builder::new().name("control".to_owned()).spawn(move || log.read())?;
+        Ok(Self(receiver))
+    }
+
+    /// Takes up everything that stood in the topic when it was opened, and returns when that is done or there is no topic.
+    pub(crate) async fn catch_up(&mut self, requests: &mut Requests) {
+        while let Some(News::Asked(control)) = self.0.recv().await {
+            requests.add(fleet_ops::clock::now(), control);
+        }
+    }
+
+    /// The next request. Waits for ever where nothing more can come.
+    pub(crate) async fn next(&mut self) -> Control {
+        loop {
+            match self.0.recv().await {
+                Some(News::Asked(control)) => return control,
+                Some(News::CaughtUp | News::NoTopic) => {}
+                None => std::future::pending().await,
+            }
+        }
+    }
+}
+
+/// The jobs that are not wanted any more, as far as this worker remembers.
+#[derive(Debug)]
+pub(crate) struct Requests(Cancelled);
+
+impl Requests {
+    pub(crate) fn new() -> Self {
+        Self(Cancelled::new(MOST))
+    }
+
+    /// Takes up a request; whether it says anything new. A topic that is read anew repeats what was known.
+    pub(crate) fn add(&mut self, now: Timestamp, control: Control) -> bool {
+        let is_news = self.0.get(&control.job_id, None) != Some(&control);
+        self.0.add(control);
+        let oldest = now.as_millis().saturating_sub(i64::try_from(KEPT.as_millis()).unwrap_or(i64::MAX));
+        self.0.forget_before(Timestamp::from_millis_clamped(oldest));
+        is_news
+    }
+
+    /// What was asked for about the job of this id whose record was written at `written`.
+    pub(crate) fn get(&self, job_id: &str, written: Option<Timestamp>) -> Option<&Control> {
+        self.0.get(job_id, written)
+    }
+}
+
+/// The reading end.
+struct Log {
+    settings: Settings,
+    topic: String,
+    news: mpsc::Sender<News>,
+}
+
+/// Nobody listens any more.
+struct Unheard;
+
+impl Log {
+    /// Reads until nobody listens.
+    fn read(&self) {
+        let mut pause = FIRST_PAUSE;
+        let mut is_missed = false;
+        while !self.news.is_closed() {
+            match Reader::open(&self.settings, &self.topic, From::Start, ASK) {
+                Ok(reader) => {
+                    if std::mem::take(&mut is_missed) {
+                        tracing::info!(topic = self.topic, "the topic is there: jobs can be cancelled");
+                    }
+                    pause = FIRST_PAUSE;
+                    match self.follow(reader) {
+                        Unfollowed::Unheard => return,
+                        Unfollowed::Failed(error) => {
+                            tracing::warn!(error = errors::chain(&error), "the control topic is read anew");
+                        }
+                    }
+                }
+                Err(KafkaError::NoTopic(_)) => {
+                    if !std::mem::replace(&mut is_missed, true) {
+                        tracing::info!(
+                            topic = self.topic,
+                            "there is no such topic: jobs can't be cancelled until it is made"
+                        );
+                    }
+                    if self.tell(News::NoTopic).is_err() {
+                        return;
+                    }
+                }
+                Err(error) => {
+                    let error = errors::chain(&error);
+                    tracing::warn!(error, topic = self.topic, "the control topic can't be read");
+                }
+            }
+            self.pause(pause);
+            pause = (pause * 2).min(LONGEST_PAUSE);
+        }
+    }
+
+    /// Tells of everything in the topic, until that fails or nobody listens.
+    fn follow(&self, mut reader: Reader) -> Unfollowed {
+        let mut has_caught_up = false;
+        while !self.news.is_closed() {
+            if reader.at_end()
+                && !std::mem::replace(&mut has_caught_up, true)
+                && self.tell(News::CaughtUp).is_err()
+            {
+                return Unfollowed::Unheard;
+            }
+            match reader.next(POLL) {
+                Ok(Some(record)) => {
+                    let Some(control) = record.value.as_deref().and_then(Control::from_bytes) else {
+                        let offset = record.position.offset;
+                        tracing::debug!(offset, "a control record says nothing that is understood here");
+                        continue;
+                    };
+                    if self.tell(News::Asked(control)).is_err() {
+                        return Unfollowed::Unheard;
+                    }
+                }
+                Ok(None) => {}
+                Err(error) => return Unfollowed::Failed(error),
+            }
+        }
+        Unfollowed::Unheard
+    }
+
+    fn tell(&self, news: News) -> Result<(), Unheard> {
+        self.news.blocking_send(news).map_err(|_| Unheard)
+    }
+
+    fn pause(&self, length: Duration) {
+        let end = Instant::now() + length;
+        while Instant::now() < end && !self.news.is_closed() {
+            thread::sleep(POLL);
+        }
+    }
+}
+
+/// Why the topic is not followed any more.
+enum Unfollowed {
+    /// Nobody listens.
+    Unheard,
+    /// It can't be read on.
+    Failed(KafkaError),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_read_anew_is_no_news_and_the_old_is_forgotten() {
+        let at = Timestamp::from_millis_clamped;
+        let month = i64::try_from(KEPT.as_millis()).unwrap();
+        let mut requests = Requests::new();
+        let control = Control::cancel("j", None, at(1_000), None);
+        assert!(requests.add(at(2_000), control.clone()));
+        assert!(!requests.add(at(2_000), control));
+        assert!(requests.add(at(3_000), Control::cancel("j", None, at(2_500), None)));
+        assert!(requests.get("j", Some(at(2_500))).is_some() && requests.get("j", Some(at(2_501))).is_none());
+        requests.add(at(2_501 + month), Control::cancel("k", None, at(2_501 + month), None));
+        assert!(requests.get("j", None).is_none() && requests.get("k", None).is_some());
+    }
+}

@@ -1,0 +1,133 @@
+//! Attempts: their start, their progress, and how they ended.
+
+use std::{
+    collections::BTreeMap,
+    time::{Duration, Instant},
+};
+
+use fleet_engine::{Attempt, Input, Token};
+use fleet_job::{
+    event::Progress,
+    outcome::{ErrorKind, Failure, FailureClass, JobError, Outcome},
+};
+use fleet_ops::invariant;
+use metrics::{counter, histogram};
+use serde_json::Value;
+
+use super::{Shell, give, held::Done};
+use crate::{
+    execute::{self, Job},
+    metrics as names,
+};
+
+impl Shell {
+    /// Begins an attempt.
+    pub(super) fn start(&mut self, token: Token, attempt: u32) {
+        let now = self.clock.now();
+        let Some(held) = self.jobs.get_mut(&token) else { return };
+        let Some(envelope) = held.envelope.clone() else { return };
+        if self.settled.contains(Instant::now(), &held.identity) {
+            invariant::violated("I4", format_args!("{token:?} runs after it was settled"));
+        }
+        held.started_at = Some(now);
+        held.running = true;
+        held.attempt = attempt;
+        let job = Job {
+            timeout: envelope.timeout_ms.map_or(self.args.call_timeout, Duration::from_millis),
+            envelope,
+            record: held.record.clone(),
+            progress: self.args.progress(),
+            done: std::mem::take(&mut held.done),
+        };
+        let running = self.reporter.running(&held.subject(), now, attempt);
+        let (client, news) = (self.client.clone(), self.done.clone());
+        let tell = move |progress| give(&news, Done::Progress(token, progress));
+        let task = self.spawn(
+            async move {
+                let started = Instant::now();
+                let (outcome, calls) = execute::attempt(&client, job, attempt, tell).await;
+                Done::Attempt { token, outcome, done: calls, took: started.elapsed() }
+            },
+            move || {
+                let error = JobError::new(
+                    ErrorKind::Protocol,
+                    "the worker failed while it made the call; its log says more",
+                );
+                let outcome = Outcome::Failed(Failure::retry(error));
+                Done::Attempt { token, outcome, done: BTreeMap::new(), took: Duration::ZERO }
+            },
+        );
+        if let Some(held) = self.jobs.get_mut(&token) {
+            held.task = Some(task);
+        }
+        self.announce(Some(running));
+    }
+
+    /// Writes how far a job has come. After its end, or between two attempts, that would be wrong for ever.
+    pub(super) fn progressed(&self, token: Token, progress: Progress) {
+        let now = self.clock.now();
+        let running = self.jobs.get(&token).filter(|held| held.running);
+        let event = running.map(|held| self.reporter.progress(&held.subject(), now, held.attempt, progress));
+        self.announce(event);
+    }
+
+    /// Says of an attempt what it came to, and remembers of it what the job's end will tell.
+    pub(super) fn attempted(
+        &mut self,
+        token: Token,
+        outcome: Outcome,
+        done: BTreeMap<usize, Value>,
+        took: Duration,
+    ) {
+        // A job that is no longer held was fenced off: whoever has the partition now runs it.
+        let Some(held) = self.jobs.get_mut(&token) else {
+            tracing::info!(?token, "a call ended after its partition was given away; its outcome is dropped");
+            return;
+        };
+        // A call that was aborted may have ended just before.
+        if !std::mem::take(&mut held.running) {
+            return;
+        }
+        held.task = None;
+        held.done = done;
+        held.met_outage = false;
+        let (attempt, label) = match outcome {
+            Outcome::Succeeded(result) => {
+                held.result = Some(self.reporter.kept(result));
+                (Attempt::Succeeded, "succeeded")
+            }
+            // What an aborted call came to says nothing about job or server.
+            Outcome::Failed(failure) if failure.error.kind == ErrorKind::Cancelled => {
+                (Attempt::Failed(failure.class, None), "cancelled")
+            }
+            Outcome::Failed(failure) => {
+                let label = match failure.class {
+                    FailureClass::Unavailable => "unavailable",
+                    FailureClass::Retry => "retry",
+                    FailureClass::Permanent => "permanent",
+                };
+                tracing::debug!(job_id = held.job_id, error = %failure.error, class = label, "attempt failed");
+                // An outage is not the job's; it must not end up as the reason why the job failed (I7).
+                if failure.class.spends_attempt() {
+                    held.first_error.get_or_insert_with(|| failure.error.clone());
+                    held.last_error = Some(failure.error);
+                } else {
+                    held.met_outage = true;
+                    self.note_outage(&failure.error);
+                }
+                (Attempt::Failed(failure.class, failure.retry_after), label)
+            }
+        };
+        counter!(names::ATTEMPTS.name, "outcome" => label).increment(1);
+        histogram!(names::DURATION.name, "outcome" => label).record(took.as_secs_f64());
+        self.feed(Input::Finished(token, attempt));
+    }
+
+    fn note_outage(&mut self, error: &JobError) {
+        if !self.breaker_open {
+            tracing::warn!(%error, "the MCP server is unavailable: jobs wait, none spends an attempt");
+            self.health.set_not_ready(format!("the MCP server is unavailable: {error}"));
+            self.breaker_open = true;
+        }
+    }
+}

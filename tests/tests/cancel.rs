@@ -1,0 +1,341 @@
+//! Jobs that are cancelled: before they start, while they run, while they wait, and too late.
+
+#![expect(clippy::expect_used, reason = "a panic is the report of a test")]
+
+use std::{path::PathBuf, time::Duration};
+
+use fleet_job::{
+    event::{JobEvent, JobState},
+    meta,
+    outcome::ErrorKind,
+    topics::Topics,
+};
+use fleet_mcp_client::{ClientConfig, Era, McpClient, ToolCall};
+use fleet_tests::{
+    Env, Fleet, Oracle, bins,
+    chaos::ledger::Ledger,
+    fleet::now,
+    http, on_every_broker,
+    topics::{self, Outgoing, Record},
+    wait,
+};
+use nix::sys::signal::Signal;
+use serde_json::{Value, json};
+
+on_every_broker!(
+    a_queued_job_never_starts,
+    a_running_job_is_cancelled_at_the_tool,
+    a_job_that_waits_ends_at_once,
+    a_job_in_the_delayed_topic_ends_when_it_comes_back,
+    a_cancel_after_the_end_changes_nothing,
+    a_worker_that_comes_after_the_cancel_knows_of_it,
+    a_killed_workers_successor_does_not_run_what_was_cancelled,
+    without_its_topic_nothing_is_cancelled_until_it_is_made,
+);
+
+/// How many jobs a worker of these tests has under way.
+const IN_FLIGHT: usize = 4;
+/// The gauge that counts them.
+const BUSY: &str = "fleet_jobs_in_flight";
+
+/// Behind another one of its key. What comes after it is not held up.
+fn a_queued_job_never_starts(env: &Env) {
+    let mut case = Case::new(env, "queued", 1);
+    case.fleet.start_worker();
+    let gate = case.gate();
+    let first = case.submit("first", Some("k"), &json!({"until": gate}));
+    let second = case.submit("second", Some("k"), &json!({}));
+    let third = case.submit("third", Some("k"), &json!({}));
+    case.called("first");
+    case.fleet.cancel("second", Some("not needed"));
+    let end = case.ends_as(&second, JobState::Cancelled);
+    assert_eq!(end.attempts, 0, "{end:?}");
+    let error = end.error.expect("an error");
+    assert_eq!((error.kind, &*error.message), (ErrorKind::Cancelled, "cancelled: not needed"));
+    assert!(end.timings.is_some_and(|timings| timings.started_at.is_none()));
+    open(&gate);
+    let account = case.fleet.settle(0);
+    assert_eq!(
+        (account.of(&first).state, account.of(&third).state),
+        (JobState::Succeeded, JobState::Succeeded)
+    );
+    assert!(account.dead.is_empty(), "{:?}", account.dead);
+    assert_eq!(case.times("second"), 0);
+}
+
+/// On whichever worker they run, and the tool hears of it. What waited for their places starts.
+fn a_running_job_is_cancelled_at_the_tool(env: &Env) {
+    let mut case = Case::new(env, "running", 6);
+    case.fleet.start_worker();
+    case.fleet.start_worker();
+    case.fleet.wait_for_gauge("fleet_partitions_assigned", 3);
+    let gate = case.fleet.submit_held(100);
+    case.fleet.wait_for_gauge(BUSY, IN_FLIGHT);
+    let running = wait::until("the calls of all that run", wait::LONG, || {
+        let calls = Ledger::read(&case.ledger).calls;
+        (calls.len() == 2 * IN_FLIGHT).then(|| calls.into_keys().collect::<Vec<_>>())
+    });
+    running.iter().for_each(|job| case.fleet.cancel(job, None));
+    let by_id = |id: &str| {
+        let of_id = |record: &&Record| record.text().contains(&format!("\"{id}\""));
+        case.fleet.submitted.iter().find(of_id).expect("the job's record").clone()
+    };
+    let ends: Vec<_> = running.iter().map(|job| case.ends_as(&by_id(job), JobState::Cancelled)).collect();
+    assert!(ends.iter().all(|end| end.timings.as_ref().is_some_and(|timings| timings.started_at.is_some())));
+    let workers: std::collections::BTreeSet<_> = ends.iter().map(|end| end.worker.clone()).collect();
+    assert_eq!(workers.len(), 2, "one worker has cancelled them all: {ends:?}");
+    wait::until_ok("the tool to hear of it", wait::LONG, || {
+        let mut heard = Ledger::read(&case.ledger).cancelled;
+        heard.sort();
+        let mut running = running.clone();
+        running.sort();
+        if heard == running { Ok(()) } else { Err(heard) }
+    });
+    gate.open();
+    let account = case.fleet.settle(0);
+    assert_eq!(account.count(JobState::Cancelled), 2 * IN_FLIGHT);
+    assert_eq!(account.count(JobState::Succeeded), 100 - 2 * IN_FLIGHT);
+    assert!(running.iter().all(|job| case.times(job) == 1));
+}
+
+/// For its time, or for its next attempt.
+fn a_job_that_waits_ends_at_once(env: &Env) {
+    let mut case = Case::new(env, "waiting", 2);
+    case.fleet.worker_env("MCP_RETRY_BASE", "1h");
+    case.fleet.worker_env("MCP_RETRY_MAX", "1h");
+    let worker = case.fleet.start_worker().address;
+    let mut later = call("later", &json!({}));
+    later["notBefore"] = json!(now().plus(Duration::from_secs(3_600)).to_string());
+    let later = case.fleet.submit_job(&later);
+    let mut again = call("again", &json!({"failures": 1_000}));
+    again["maxAttempts"] = json!(100);
+    let again = case.fleet.submit_job(&again);
+    case.ends_as(&again, JobState::Retrying);
+    wait::until("both to wait", wait::LONG, || {
+        (http::metric(worker, "fleet_jobs_buffered")? == 2.0).then_some(())
+    });
+    case.fleet.cancel("later", None);
+    case.fleet.cancel("again", None);
+    let account = case.fleet.settle(0);
+    let ends = [&later, &again].map(|record| account.of(record));
+    assert!(ends.iter().all(|end| end.state == JobState::Cancelled), "{ends:?}");
+    assert_eq!(case.times("later"), 0);
+    assert_eq!(case.times("again"), ends[1].attempts as usize, "an attempt that has failed counts: {ends:?}");
+}
+
+/// One comes back by itself, the other is an hour away: whoever reads its record after the cancel sends it back at once.
+fn a_job_in_the_delayed_topic_ends_when_it_comes_back(env: &Env) {
+    let mut case = Case::new(env, "delayed", 2);
+    let delayed = Topics::of(&*case.fleet.topic).delayed;
+    topics::create(&env.brokers, &[(&delayed, 6)]);
+    case.fleet.worker_env("MCP_MAX_PARK", "1s");
+    case.fleet.start_worker();
+    let due = now().plus(Duration::from_secs(10));
+    let mut submit = |id: &str, at: fleet_job::time::Timestamp| {
+        let mut job = call(id, &json!({}));
+        job["notBefore"] = json!(at.to_string());
+        case.fleet.submit_job(&job)
+    };
+    let soon = submit("soon", due);
+    let far = submit("far", due.plus(Duration::from_secs(3_600)));
+    wait::until("both in the delayed topic", wait::LONG, || {
+        let waiting = topics::read(&env.brokers, &delayed);
+        let has = |id: &str| waiting.iter().any(|record| record.text().contains(&format!("\"{id}\"")));
+        (has("soon") && has("far")).then_some(())
+    });
+    case.fleet.cancel("soon", None);
+    case.fleet.cancel("far", Some("no longer"));
+    case.ends_as(&soon, JobState::Cancelled);
+    // Its record was held when the cancel came, and stays where it is; the next worker reads it anew.
+    let mut victim = case.fleet.workers.remove(0);
+    victim.process.kill();
+    case.fleet.start_worker();
+    let end = case.ends_as(&far, JobState::Cancelled);
+    assert_eq!(end.error.map(|error| error.message).as_deref(), Some("cancelled: no longer"));
+    // A kill may repeat an end.
+    case.fleet.wait_for_all();
+    case.fleet.stop_workers();
+    Oracle::new(&case.fleet.topic, &case.fleet.submitted).repeats(1).check(&env.brokers);
+    assert_eq!(case.times("soon") + case.times("far"), 0);
+}
+
+/// A job that has ended stays ended, and a later one of its id is another job.
+fn a_cancel_after_the_end_changes_nothing(env: &Env) {
+    let mut case = Case::new(env, "late", 1);
+    case.fleet.start_worker();
+    let before = case.submit("job", None, &json!({}));
+    case.ends_as(&before, JobState::Succeeded);
+    case.fleet.cancel("job", None);
+    // Requests are read in order: when this one has had its effect, the one before was read.
+    let gate = case.gate();
+    let held = case.submit("held", None, &json!({"until": gate}));
+    case.called("held");
+    case.fleet.cancel("held", None);
+    case.ends_as(&held, JobState::Cancelled);
+    let after = case.submit("job", None, &json!({}));
+    let account = case.fleet.settle(0);
+    let ends = [&before, &after].map(|record| account.of(record));
+    assert!(ends.iter().all(|end| end.state == JobState::Succeeded), "{ends:?}");
+    assert_eq!(
+        account.events[&(before.partition, before.offset)].last().map(|event| event.state),
+        Some(JobState::Succeeded)
+    );
+    open(&gate);
+}
+
+/// Nothing starts before the worker has read what was asked for.
+fn a_worker_that_comes_after_the_cancel_knows_of_it(env: &Env) {
+    let mut case = Case::new(env, "after", 2);
+    let jobs: Vec<_> = (0..20).map(|n| case.submit(&format!("job-{n}"), None, &json!({}))).collect();
+    (0..20).step_by(2).for_each(|n| case.fleet.cancel(&format!("job-{n}"), None));
+    // Records that nobody understands do no harm.
+    let control = Topics::of(&*case.fleet.topic).control;
+    let strange = vec![
+        Outgoing::value("no json").key("job-1"),
+        Outgoing::default().key("job-3"),
+        Outgoing::value("{}"),
+    ];
+    topics::produce(&env.brokers, &control, strange);
+    let worker = case.fleet.start_worker().address;
+    case.fleet.wait_for_all();
+    assert_eq!(http::metric(worker, "fleet_cancel_requests_total"), Some(10.0));
+    assert_eq!(http::metric(worker, "fleet_invariant_violations_total"), Some(0.0));
+    let account = case.fleet.settle(0);
+    for (n, job) in jobs.iter().enumerate() {
+        let (state, times) = if n % 2 == 0 { (JobState::Cancelled, 0) } else { (JobState::Succeeded, 1) };
+        assert_eq!((account.of(job).state, case.times(&format!("job-{n}"))), (state, times), "job-{n}");
+    }
+}
+
+/// The worker that had the job under way could not say any more what became of it.
+fn a_killed_workers_successor_does_not_run_what_was_cancelled(env: &Env) {
+    let mut case = Case::new(env, "killed", 1);
+    case.fleet.start_worker();
+    let gate = case.gate();
+    let job = case.submit("job", Some("k"), &json!({"until": gate}));
+    let next = case.submit("next", Some("k"), &json!({}));
+    case.called("job");
+    let mut victim = case.fleet.workers.remove(0);
+    victim.process.signal(Signal::SIGSTOP);
+    case.fleet.cancel("job", None);
+    victim.process.kill();
+    case.fleet.start_worker();
+    let account = case.fleet.settle(0);
+    assert_eq!((account.of(&job).state, account.of(&next).state), (JobState::Cancelled, JobState::Succeeded));
+    assert_eq!((case.times("job"), case.times("next")), (1, 1));
+    open(&gate);
+}
+
+/// A fleet from before there was such a topic works as it did, and needs no restart when it gets one.
+fn without_its_topic_nothing_is_cancelled_until_it_is_made(env: &Env) {
+    let mut case = Case::without_topic(env, "absent", 1);
+    case.fleet.start_worker();
+    case.fleet.workers[0].process.says("jobs can't be cancelled until it is made", wait::LONG);
+    let gate = case.gate();
+    let job = case.submit("job", None, &json!({"until": gate}));
+    case.called("job");
+    case.fleet.create_control_topic();
+    case.fleet.cancel("job", None);
+    case.ends_as(&job, JobState::Cancelled);
+    case.fleet.settle(0);
+    open(&gate);
+}
+
+/// A call that is dropped, which is what a worker does, is cancelled at the tool: in the modern era by the connection that
+/// closes, before that by name. The server in between passes it on to the process that it hosts.
+#[test]
+fn a_dropped_call_is_cancelled_at_the_tool_in_both_eras() {
+    for (era, sessions) in [(Era::Modern, "false"), (Era::Legacy, "true"), (Era::Legacy, "false")] {
+        let mut fleet = Fleet::new(Env::embedded_broker(), "eras", 1);
+        let ledger = fleet.directory.join("ledger");
+        fleet.server_env = vec![("MCP_LEGACY_SESSIONS".into(), sessions.into())];
+        fleet.start_tool_server(env!("CARGO_BIN_EXE_fixture_tools"), &ledger, false);
+        let mut config = ClientConfig::new(ClientConfig::parse_urls(&fleet.server_url).expect("a URL"));
+        config.era = era;
+        let client = McpClient::new(config).expect("a client");
+        let runtime = tokio::runtime::Runtime::new().expect("a runtime");
+        for (id, wants_progress) in [("silent", false), ("told", true)] {
+            let gate = fleet.directory.join(bins::unique("gate"));
+            let arguments = json!({"until": gate, "ms": 100, "progress": 1});
+            let mut call = ToolCall::new("chaos__work", arguments.as_object().expect("an object").clone());
+            call.meta.insert(meta::JOB_ID.to_owned(), id.into());
+            let (sender, mut news) = tokio::sync::watch::channel(None);
+            call.progress = wants_progress.then_some(sender);
+            let caller = client.clone();
+            let task = runtime.spawn(async move { caller.call_tool(call).await });
+            wait::until("the call", wait::LONG, || {
+                Ledger::read(&ledger).calls.contains_key(id).then_some(())
+            });
+            if wants_progress {
+                // The answer has begun as a stream of events.
+                runtime.block_on(news.changed()).expect("news");
+            }
+            task.abort();
+            wait::until(&format!("the tool to hear of {id} ({era:?})"), wait::LONG, || {
+                Ledger::read(&ledger).cancelled.iter().any(|job| job == id).then_some(())
+            });
+            open(&gate);
+        }
+    }
+}
+
+/// A fleet with a tool that writes down its calls.
+struct Case<'e> {
+    fleet: Fleet<'e>,
+    ledger: PathBuf,
+}
+
+impl<'e> Case<'e> {
+    fn new(env: &'e Env, name: &str, partitions: i32) -> Self {
+        let case = Self::without_topic(env, name, partitions);
+        case.fleet.create_control_topic();
+        case
+    }
+
+    fn without_topic(env: &'e Env, name: &str, partitions: i32) -> Self {
+        let mut fleet = Fleet::new(env, &format!("cancel-{name}"), partitions);
+        let ledger = fleet.directory.join("ledger");
+        fleet.start_tool_server(env!("CARGO_BIN_EXE_fixture_tools"), &ledger, false);
+        fleet.worker_env("MCP_MAX_IN_FLIGHT", &IN_FLIGHT.to_string());
+        Self { fleet, ledger }
+    }
+
+    fn submit(&mut self, id: &str, key: Option<&str>, arguments: &Value) -> Record {
+        let record = Outgoing::value(call(id, arguments).to_string());
+        self.fleet.submit(vec![Outgoing { key: key.map(Into::into), ..record }]).remove(0)
+    }
+
+    /// A file that is not there until [`open`] makes it.
+    fn gate(&self) -> PathBuf {
+        self.fleet.directory.join(bins::unique("gate"))
+    }
+
+    /// Waits until the tool has been called for the job.
+    fn called(&self, id: &str) {
+        wait::until(&format!("the call of {id}"), wait::LONG, || (self.times(id) > 0).then_some(()));
+    }
+
+    /// How often the tool was called for the job.
+    fn times(&self, id: &str) -> usize {
+        Ledger::read(&self.ledger).calls.get(id).map(|attempts| attempts.values().sum()).unwrap_or_default()
+    }
+
+    /// Waits until the newest event of the job says so.
+    fn ends_as(&self, record: &Record, state: JobState) -> JobEvent {
+        let oracle = Oracle::new(&self.fleet.topic, &self.fleet.submitted);
+        let place = (record.partition, record.offset);
+        wait::until_ok(&format!("{} to be {state:?}", record.text()), wait::LONG, || {
+            let last = oracle.read(&self.fleet.env.brokers).last.remove(&place);
+            last.clone().filter(|event| event.state == state).ok_or_else(|| Box::new(last))
+        })
+    }
+}
+
+fn open(gate: &PathBuf) {
+    std::fs::write(gate, "").expect("the gate");
+}
+
+fn call(id: &str, arguments: &Value) -> Value {
+    json!({"jobID": id, "jobType": "tool-call",
+        "payload": {"server": "chaos", "tool": "work", "arguments": arguments}})
+}

@@ -1,0 +1,212 @@
+//! What is told of jobs while they run, and jobs with several calls: how far they are, what a retry repeats of them, and what
+//! is told of them in the end.
+
+#![expect(clippy::expect_used, reason = "a panic is the report of a test")]
+
+use std::{collections::BTreeMap, fs, path::PathBuf};
+
+use fleet_job::{
+    event::{JobEvent, JobState, Progress},
+    outcome::ErrorKind,
+};
+use fleet_tests::{Env, Fleet, Oracle, bins, on_every_broker, oracle::Account, topics::Record, wait};
+use serde_json::{Value, json};
+
+on_every_broker!(
+    progress_is_told_at_its_pace,
+    the_newest_news_are_told_though_the_tool_falls_silent,
+    a_batch_tells_how_many_calls_are_done,
+    nobody_is_asked_for_progress_that_is_not_wanted,
+    a_retry_repeats_only_the_calls_that_have_not_succeeded,
+    a_batch_that_fails_in_part_tells_of_each_call,
+);
+
+/// Sixty pieces of news in three seconds, and an event in half a second.
+fn progress_is_told_at_its_pace(env: &Env) {
+    let mut case = Case::new(env, "pace", "500ms");
+    let gate = case.gate();
+    let job = case.submit_call("job", &json!({"ms": 3_000, "progress": 60, "until": gate}));
+    let again = case.submit_call("again", &json!({"ms": 200, "progress": 10, "failures": 2}));
+    case.wait_for_progress(&job, |progress| progress.progress == 60.0);
+    open(&gate);
+    let account = case.settle();
+    let told = told(&account, &job);
+    let steps: Vec<_> = told.iter().map(|(_, progress)| progress.progress).collect();
+    assert!(steps.is_sorted_by(|a, b| a < b), "{steps:?}");
+    let (first, last) = (told[0].0.time, told[told.len() - 1].0.time);
+    let most = last.since(first).as_millis() / 500 + 2;
+    assert!((3..=most as usize).contains(&told.len()), "{} within {first} to {last}: {told:?}", told.len());
+    let (_, end) = &told[told.len() - 1];
+    assert_eq!((end.total, end.message.as_deref()), (Some(60.0), Some("step 60")));
+    let end = account.of(&job);
+    assert_eq!((end.state, &end.progress), (JobState::Succeeded, &None));
+    assert_eq!(account.of(&again).attempts, 3);
+}
+
+/// What came within an interval is told at its end, and of that only the newest. (Of more than 64 at once, the server in
+/// between drops some, and not the oldest.)
+fn the_newest_news_are_told_though_the_tool_falls_silent(env: &Env) {
+    let mut case = Case::new(env, "newest", "1s");
+    let gate = case.gate();
+    let job = case.submit_call("job", &json!({"ms": 0, "progress": 50, "until": gate}));
+    case.wait_for_progress(&job, |progress| progress.progress == 50.0);
+    open(&gate);
+    let account = case.settle();
+    let told = told(&account, &job);
+    assert!(told.len() <= 3, "fifty at once, and {told:?}");
+}
+
+/// Of several calls it is the number that counts, and not what each of them tells.
+fn a_batch_tells_how_many_calls_are_done(env: &Env) {
+    let mut case = Case::new(env, "count", "50ms");
+    let gate = case.gate();
+    let quick = || work(&json!({"ms": 200, "progress": 20}));
+    let job = case.submit_batch("job", vec![quick(), quick(), work(&json!({"until": gate}))], 1);
+    case.wait_for_progress(&job, |progress| progress.progress == 2.0);
+    open(&gate);
+    let account = case.settle();
+    let told = told(&account, &job);
+    let one = |done| Progress { progress: done, total: Some(3.0), message: Some("chaos__work".to_owned()) };
+    let progress: Vec<_> = told.into_iter().map(|(_, progress)| progress).collect();
+    assert_eq!(progress, [one(1.0), one(2.0)]);
+}
+
+fn nobody_is_asked_for_progress_that_is_not_wanted(env: &Env) {
+    let mut case = Case::new(env, "off", "0");
+    let job = case.submit_call("job", &json!({"ms": 200, "progress": 20}));
+    let batch = case.submit_batch("batch", vec![work(&json!({})), work(&json!({}))], 1);
+    let account = case.settle();
+    assert!(told(&account, &job).is_empty() && told(&account, &batch).is_empty());
+}
+
+/// Also where several run at once.
+fn a_retry_repeats_only_the_calls_that_have_not_succeeded(env: &Env) {
+    let mut case = Case::new(env, "repeats", "1s");
+    let calls = (0..12).map(|n| {
+        let failures = [0, 0, 1, 2][n % 4];
+        work(&json!({"ms": 10 * n, "failures": failures, "key": format!("call-{n}")}))
+    });
+    let job = case.submit_batch("job", calls.collect(), 4);
+    let account = case.settle();
+    let end = account.of(&job);
+    assert_eq!((end.state, end.attempts), (JobState::Succeeded, 3), "{end:?}");
+    let results = end.result.as_ref().expect("a result")["calls"].as_array().expect("results").clone();
+    assert_eq!(results.len(), 12);
+    assert!(results.iter().all(|call| call["result"]["content"][0]["text"] == "done"), "{results:?}");
+    let attempts = case.attempts();
+    for n in 0..12 {
+        let expected: Vec<u32> = (1..=1 + [0, 0, 1, 2][n % 4]).collect();
+        assert_eq!(attempts[&format!("call-{n}")], expected, "call {n}: {attempts:?}");
+    }
+}
+
+/// What has succeeded is not lost to those that have failed for good, nor the other way round.
+fn a_batch_that_fails_in_part_tells_of_each_call(env: &Env) {
+    let mut case = Case::new(env, "part", "1s");
+    let named = |key: &str, mut arguments: Value| {
+        arguments["key"] = json!(key);
+        work(&arguments)
+    };
+    let calls = vec![
+        named("good", json!({})),
+        named("bad", json!({"final": true})),
+        named("late", json!({"failures": 1})),
+        json!({"server": "chaos", "tool": "no_such_tool"}),
+    ];
+    let job = case.submit_batch("job", calls, 2);
+    let account = case.settle();
+    let end = account.of(&job);
+    assert_eq!(end.state, JobState::Failed, "{end:?}");
+    let error = end.error.as_ref().expect("an error");
+    assert!(error.message.starts_with("2 of 4 calls failed"), "{}", error.message);
+    let told = error.data.as_ref().and_then(Value::as_array).expect("what became of each");
+    assert_eq!(told[0]["result"]["content"][0]["text"], "done");
+    assert_eq!(told[1]["error"]["kind"], ErrorKind::Tool.as_str());
+    assert_eq!(
+        told[2]["result"]["content"][0]["text"], "done",
+        "a call that can still succeed is tried again"
+    );
+    assert_eq!(told[3]["error"]["kind"], ErrorKind::JsonRpc.as_str());
+    let attempts = case.attempts();
+    assert_eq!((attempts["good"].len(), attempts["late"].len()), (1, 2));
+    assert_eq!(account.dead.len(), 1);
+}
+
+/// A fleet of one worker, with a tool that tells of its progress and writes down its calls.
+struct Case<'e> {
+    fleet: Fleet<'e>,
+    ledger: PathBuf,
+}
+
+impl<'e> Case<'e> {
+    fn new(env: &'e Env, name: &str, interval: &str) -> Self {
+        let mut fleet = Fleet::new(env, &format!("progress-{name}"), 2);
+        let ledger = fleet.directory.join("ledger");
+        fleet.start_tool_server(env!("CARGO_BIN_EXE_fixture_tools"), &ledger, false);
+        fleet.worker_env("MCP_PROGRESS_INTERVAL", interval);
+        fleet.start_worker();
+        Self { fleet, ledger }
+    }
+
+    fn submit_call(&mut self, id: &str, arguments: &Value) -> Record {
+        self.fleet.submit_job(&json!({"jobID": id, "jobType": "tool-call", "payload": work(arguments)}))
+    }
+
+    fn submit_batch(&mut self, id: &str, calls: Vec<Value>, parallel: u32) -> Record {
+        let payload = json!({"calls": calls, "parallel": parallel});
+        self.fleet.submit_job(&json!({"jobID": id, "jobType": "tool-batch", "payload": payload}))
+    }
+
+    /// A file that is not there until [`open`] makes it.
+    fn gate(&self) -> PathBuf {
+        self.fleet.directory.join(bins::unique("gate"))
+    }
+
+    /// Waits until the newest event of a job, which runs, tells of such progress.
+    fn wait_for_progress(&self, record: &Record, wanted: impl Fn(&Progress) -> bool) {
+        let oracle = Oracle::new(&self.fleet.topic, &self.fleet.submitted);
+        wait::until_ok("progress", wait::LONG, || {
+            let last = oracle.read(&self.fleet.env.brokers).last.remove(&(record.partition, record.offset));
+            let progress = last.and_then(|event| event.progress);
+            if progress.as_ref().is_some_and(&wanted) { Ok(()) } else { Err(progress) }
+        });
+    }
+
+    /// Waits for all ends. Whatever was told of progress was told of an attempt that went on.
+    fn settle(&mut self) -> Account {
+        let account = self.fleet.settle(0);
+        for events in account.events.values() {
+            for pair in events.windows(2).filter(|pair| pair[1].progress.is_some()) {
+                let goes_on = pair[0].state == JobState::Running && pair[0].attempts == pair[1].attempts;
+                assert!(goes_on && pair[1].state == JobState::Running, "{pair:?}");
+            }
+        }
+        account
+    }
+
+    /// The attempts in which each key's tool was called.
+    fn attempts(&self) -> BTreeMap<String, Vec<u32>> {
+        let ledger = fs::read_to_string(&self.ledger).expect("the ledger");
+        let mut attempts: BTreeMap<String, Vec<u32>> = BTreeMap::new();
+        for line in ledger.lines() {
+            if let ["s", _, attempt, key] = line.split(' ').collect::<Vec<_>>()[..] {
+                attempts.entry(key.to_owned()).or_default().push(attempt.parse().expect("a number"));
+            }
+        }
+        attempts
+    }
+}
+
+/// The events of a job that tell of progress.
+fn told(account: &Account, record: &Record) -> Vec<(JobEvent, Progress)> {
+    let events = account.events[&(record.partition, record.offset)].iter();
+    events.filter_map(|event| Some((event.clone(), event.progress.clone()?))).collect()
+}
+
+fn open(gate: &PathBuf) {
+    fs::write(gate, "").expect("the gate");
+}
+
+fn work(arguments: &Value) -> Value {
+    json!({"server": "chaos", "tool": "work", "arguments": arguments})
+}
