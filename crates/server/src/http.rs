@@ -22,6 +22,7 @@ mod jobs;
 mod message;
 mod sessions;
 mod sse;
+mod task_name;
 
 pub use guard::Origin;
 
@@ -46,6 +47,7 @@ pub fn router(
         .route("/message", post(message::handle).with_state(posted))
         .merge(jobs::router(jobs, stop))
         .layer(from_fn(deleted))
+        .layer(from_fn(task_name::fill_in))
         .layer(from_fn_with_state(body::BODY_TIME, body::read_body))
         .layer(from_fn_with_state(guard.clone(), guard::check))
         .layer(from_fn(guard::count));
