@@ -5,6 +5,7 @@
 use std::{path::PathBuf, time::Duration};
 
 use fleet_job::{
+    control::Control,
     event::{JobEvent, JobState},
     meta,
     outcome::ErrorKind,
@@ -183,19 +184,22 @@ fn a_cancel_after_the_end_changes_nothing(env: &Env) {
     open(&gate);
 }
 
+/// How many requests of no interest stand before those of the next test: so many that they are not read in no time.
+const MANY: usize = 10_000;
+
 /// Nothing starts before the worker has read what was asked for.
 fn a_worker_that_comes_after_the_cancel_knows_of_it(env: &Env) {
     let mut case = Case::new(env, "after", 2);
-    let jobs: Vec<_> = (0..20).map(|n| case.submit(&format!("job-{n}"), None, &json!({}))).collect();
-    (0..20).step_by(2).for_each(|n| case.fleet.cancel(&format!("job-{n}"), None));
+    let jobs = (0..20).map(|n| Outgoing::value(call(&format!("job-{n}"), &json!({})).to_string()));
+    let jobs = case.fleet.submit(jobs.collect());
+    let others = (0..MANY).map(|n| format!("other-{n}"));
+    let even = (0..20).step_by(2).map(|n| format!("job-{n}"));
+    let cancel = |id: String| Outgoing::value(Control::cancel(&*id, None, now(), None).to_bytes()).key(id);
     // Records that nobody understands do no harm.
-    let control = Topics::of(&*case.fleet.topic).control;
-    let strange = vec![
-        Outgoing::value("no json").key("job-1"),
-        Outgoing::default().key("job-3"),
-        Outgoing::value("{}"),
-    ];
-    topics::produce(&env.brokers, &control, strange);
+    let strange =
+        [Outgoing::value("no json").key("job-1"), Outgoing::default().key("job-3"), Outgoing::value("{}")];
+    let records = others.chain(even).map(cancel).chain(strange).collect();
+    topics::produce(&env.brokers, &Topics::of(&*case.fleet.topic).control, records);
     let worker = case.fleet.start_worker().address;
     case.fleet.wait_for_all();
     assert_eq!(http::metric(worker, "fleet_cancel_requests_total"), Some(10.0));
@@ -297,6 +301,8 @@ impl<'e> Case<'e> {
         let ledger = fleet.directory.join("ledger");
         fleet.start_tool_server(env!("CARGO_BIN_EXE_fixture_tools"), &ledger, false);
         fleet.worker_env("MCP_MAX_IN_FLIGHT", &IN_FLIGHT.to_string());
+        // A call that runs into its deadline is cancelled at the tool, too, and would hide that nobody has done it before.
+        fleet.worker_env("MCP_CALL_TIMEOUT", "10m");
         Self { fleet, ledger }
     }
 
