@@ -15,9 +15,12 @@ use rmcp::{
     service::{RxJsonRpcMessage, TxJsonRpcMessage},
     transport::Transport,
 };
-use tokio::sync::mpsc;
+use tokio::sync::broadcast::{
+    self,
+    error::{RecvError, TryRecvError},
+};
 
-/// How many notifications of one call wait to be sent on. More are dropped: progress is a courtesy.
+/// How many notifications of one call wait to be sent on. Beyond, the oldest are dropped: what counts is how far it has come.
 const WAITING: usize = 64;
 /// How many notifications are kept for calls that are not known yet.
 const ORPHANS: usize = 64;
@@ -30,7 +33,7 @@ pub struct ProgressRoutes {
 
 #[derive(Debug, Default)]
 struct State {
-    waiting: HashMap<ProgressToken, mpsc::Sender<ProgressNotificationParam>>,
+    waiting: HashMap<ProgressToken, broadcast::Sender<ProgressNotificationParam>>,
     /// rmcp makes a call's token while it sends, so the first notifications can come before the token is known here.
     orphans: VecDeque<ProgressNotificationParam>,
 }
@@ -39,13 +42,13 @@ struct State {
 pub struct ProgressStream {
     routes: ProgressRoutes,
     token: ProgressToken,
-    receiver: mpsc::Receiver<ProgressNotificationParam>,
+    receiver: broadcast::Receiver<ProgressNotificationParam>,
 }
 
 impl ProgressRoutes {
     /// The progress of the call with this token, with what has come already.
     pub fn register(&self, token: ProgressToken) -> ProgressStream {
-        let (sender, receiver) = mpsc::channel(WAITING);
+        let (sender, receiver) = broadcast::channel(WAITING);
         let mut state = self.lock();
         let orphans = std::mem::take(&mut state.orphans);
         let (own, others): (VecDeque<_>, _) =
@@ -53,7 +56,7 @@ impl ProgressRoutes {
         state.orphans = others;
         for notification in own {
             // The channel has room for as many as orphans are kept.
-            _ = sender.try_send(notification);
+            _ = sender.send(notification);
         }
         state.waiting.insert(token.clone(), sender);
         drop(state);
@@ -63,7 +66,7 @@ impl ProgressRoutes {
     fn deliver(&self, notification: ProgressNotificationParam) {
         let mut state = self.lock();
         if let Some(sender) = state.waiting.get(&notification.progress_token) {
-            _ = sender.try_send(notification);
+            _ = sender.send(notification);
             return;
         }
         state.orphans.push_back(notification);
@@ -80,12 +83,24 @@ impl ProgressRoutes {
 impl ProgressStream {
     /// The next notification, once there is one.
     pub async fn next(&mut self) -> Option<ProgressNotificationParam> {
-        self.receiver.recv().await
+        loop {
+            match self.receiver.recv().await {
+                Ok(notification) => return Some(notification),
+                Err(RecvError::Lagged(_)) => {}
+                Err(RecvError::Closed) => return None,
+            }
+        }
     }
 
     /// The next notification, where there is one already.
     pub fn try_next(&mut self) -> Option<ProgressNotificationParam> {
-        self.receiver.try_recv().ok()
+        loop {
+            match self.receiver.try_recv() {
+                Ok(notification) => return Some(notification),
+                Err(TryRecvError::Lagged(_)) => {}
+                Err(TryRecvError::Empty | TryRecvError::Closed) => return None,
+            }
+        }
     }
 }
 
@@ -165,5 +180,19 @@ mod tests {
             routes.deliver(progress(3, 0.0));
         }
         assert_eq!(routes.lock().orphans.len(), ORPHANS);
+    }
+
+    #[tokio::test]
+    async fn of_too_much_progress_the_newest_is_kept() {
+        let routes = ProgressRoutes::default();
+        let mut stream = routes.register(ProgressToken(NumberOrString::Number(1)));
+        for step in 0..10 * WAITING {
+            routes.deliver(progress(1, step as f64));
+        }
+        let mut last = None;
+        while let Some(notification) = stream.try_next() {
+            last = Some(notification.progress);
+        }
+        assert_eq!(last, Some((10 * WAITING - 1) as f64));
     }
 }
