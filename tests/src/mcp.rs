@@ -37,12 +37,21 @@ impl Mcp {
     }
 
     /// The whole JSON-RPC answer to a request.
-    pub fn ask(&self, method: &str, mut params: Value) -> Value {
-        params["_meta"] = json!({
+    pub fn ask(&self, method: &str, params: Value) -> Value {
+        let mut messages = self.messages(method, params);
+        messages.pop().unwrap_or_else(|| panic!("{method} was not answered"))
+    }
+
+    /// Everything that comes back for a request, the answer last: progress, where `params` say who wants it.
+    pub fn messages(&self, method: &str, mut params: Value) -> Vec<Value> {
+        let meta = json!({
             "io.modelcontextprotocol/protocolVersion": REVISION,
             "io.modelcontextprotocol/clientInfo": {"name": "fleet-tests", "version": "1"},
             "io.modelcontextprotocol/clientCapabilities": {"elicitation": {}, "extensions": {TASKS: {}}},
         });
+        for (key, value) in meta.as_object().into_iter().flatten() {
+            params["_meta"][key] = value.clone();
+        }
         let name = params["name"].as_str().or_else(|| params["taskId"].as_str()).map(str::to_owned);
         let mut headers = vec![("mcp-protocol-version", REVISION), ("mcp-method", method)];
         headers.extend(name.as_deref().map(|name| ("mcp-name", name)));
@@ -50,13 +59,11 @@ impl Mcp {
         let request = json!({"jsonrpc": "2.0", "id": 1, "method": method, "params": params});
         let (_, answer) = http::post_with(self.address, "/mcp", &headers, &request).expect("an answer");
         match answer {
-            // A stream: the answer is its last event.
             Value::String(text) => {
-                let last = text.lines().filter_map(|line| line.strip_prefix("data:")).next_back();
-                let answer = last.and_then(|data| serde_json::from_str(data.trim()).ok());
-                answer.unwrap_or_else(|| panic!("{method} was answered with {text:?}"))
+                let data = text.lines().filter_map(|line| line.strip_prefix("data:"));
+                data.filter_map(|data| serde_json::from_str(data.trim()).ok()).collect()
             }
-            answer => answer,
+            answer => vec![answer],
         }
     }
 

@@ -24,6 +24,7 @@ on_every_broker!(
     the_same_key_is_one_job_on_all_replicas,
     a_job_whose_submitter_died_is_submitted_again,
     jobs_of_others_are_not_there,
+    a_job_is_watched_and_cancelled,
     a_ledger_is_the_same_however_it_is_made,
     tasks_survive_the_death_of_everything,
 );
@@ -260,6 +261,57 @@ fn tool_server(ledger: &Path) -> ServerOptions {
         env: vec![("MCP_TASK_TOOLS".to_owned(), "tools__*".to_owned())],
         ..ServerOptions::default()
     }
+}
+
+/// Progress on its way to who waits, and what a cancellation comes to, through another replica than the job's.
+fn a_job_is_watched_and_cancelled(env: &Env) {
+    let mut fleet = Fleet::new(env, "watched", 2);
+    fleet.worker_env("MCP_PROGRESS_INTERVAL", "100ms");
+    let ledger = fleet.directory.join("calls");
+    fleet.start_server(&fleet.with_jobs(tool_server(&ledger)));
+    let maker = client(&fleet);
+    let config = json!({"command": env!("CARGO_BIN_EXE_fixture_tools"), "args": [ledger]});
+    maker.call("server_initialize", &json!({"name": "tools", "config": config}));
+    let replica = fleet.start_replica(tool_server(&ledger));
+    let other = maker.at(replica.address);
+    let gate = fleet.directory.join("gate");
+    let submit = |id: &str, arguments: Value| {
+        maker.call(
+            "job_submit",
+            &json!({"jobID": id, "tool": "tools__work", "arguments": arguments, "key": "k"}),
+        );
+    };
+    submit("watched", json!({"ms": 1_000, "progress": 20, "until": gate}));
+    submit("never", json!({}));
+    fleet.start_worker();
+    wait::until("progress in the state", wait::LONG, || {
+        let job = other.call("job_status", &json!({"jobID": "watched"}));
+        (job["progress"]["progress"] == json!(20.0)).then_some(())
+    });
+    let call = json!({"name": "job_wait", "arguments": {"jobID": "watched", "timeoutMs": 500}, "_meta": {"progressToken": "p"}});
+    let told = other.messages("tools/call", call);
+    assert!(told.len() == 2 && told[0]["params"]["total"] == json!(20.0), "{told:#?}");
+    assert_eq!(told[1]["result"]["structuredContent"]["state"], "running", "it has not ended: {told:#?}");
+    // One waits behind the other's key, one runs; the third has ended.
+    let cancel = |id: &str| other.call("job_cancel", &json!({"jobID": id, "reason": "enough"}));
+    for id in ["never", "watched"] {
+        let cancelled = cancel(id);
+        assert_eq!(cancelled["outcome"], "cancelled", "{cancelled}");
+        assert_eq!(cancelled["job"]["error"]["message"], "cancelled: enough");
+        assert_eq!(maker.call("job_wait", &json!({"jobID": id}))["state"], "cancelled");
+    }
+    std::fs::write(&gate, "").expect("the gate");
+    submit("done", json!({}));
+    end_of(&maker, &json!("done"));
+    let late = cancel("done");
+    assert_eq!((&late["outcome"], &late["job"]["state"]), (&json!("too-late"), &json!("succeeded")));
+    let calls = std::fs::read_to_string(&ledger).expect("the calls");
+    assert!(calls.contains("s watched") && !calls.contains("s never"), "{calls}");
+    wait::until("the tool to hear that its call was cancelled", wait::LONG, || {
+        let calls = std::fs::read_to_string(&ledger).expect("the calls");
+        calls.lines().any(|line| line.starts_with("c watched")).then_some(())
+    });
+    fleet.stop_workers();
 }
 
 const TASKS: usize = 1_000;

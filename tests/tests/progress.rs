@@ -43,17 +43,16 @@ fn progress_is_told_at_its_pace(env: &Env) {
     assert_eq!(account.of(&again).attempts, 3);
 }
 
-/// What came within an interval is told at its end, and of that only the newest. (Of more than 64 at once, the server in
-/// between drops some, and not the oldest.)
+/// What came within an interval is told at its end, and of that only the newest.
 fn the_newest_news_are_told_though_the_tool_falls_silent(env: &Env) {
     let mut case = Case::new(env, "newest", "1s");
     let gate = case.gate();
-    let job = case.submit_call("job", &json!({"ms": 0, "progress": 50, "until": gate}));
-    case.wait_for_progress(&job, |progress| progress.progress == 50.0);
+    let job = case.submit_call("job", &json!({"ms": 0, "progress": 200, "until": gate}));
+    case.wait_for_progress(&job, |progress| progress.progress == 200.0);
     open(&gate);
     let account = case.settle();
     let told = told(&account, &job);
-    assert!(told.len() <= 3, "fifty at once, and {told:?}");
+    assert!(told.len() <= 3, "two hundred at once, and {told:?}");
 }
 
 /// Of several calls it is the number that counts, and not what each of them tells.
