@@ -39,6 +39,8 @@ struct Inner {
     /// Those that have ended, by the time of their end.
     ended: BTreeSet<Place>,
     names: Names,
+    /// What had to go for want of room, since somebody asked.
+    evicted: Forgotten,
 }
 
 type Place = (i64, Arc<str>);
@@ -177,17 +179,15 @@ impl Inner {
     }
 
     /// Forgets until the bounds are kept.
-    fn bound(&mut self, retention: &Retention) -> Forgotten {
-        let mut forgotten = Forgotten::default();
+    fn bound(&mut self, retention: &Retention) {
         while self.jobs.len() > retention.max_jobs || self.bytes > retention.max_bytes {
             let oldest = self.ended.first().or_else(|| self.all.first()).map(|(_, id)| id.clone());
             match oldest.and_then(|id| self.remove(&id)) {
-                Some(true) => forgotten.ended += 1,
-                Some(false) => forgotten.open += 1,
+                Some(true) => self.evicted.ended += 1,
+                Some(false) => self.evicted.open += 1,
                 None => break,
             }
         }
-        forgotten
     }
 
     fn list(&self, query: &Query) -> Result<Page, StoreError> {
@@ -254,14 +254,10 @@ fn fits(query: &Query, slot: &Slot) -> bool {
 impl Store for MemoryStore {
     async fn apply(&self, batch: Batch) -> Result<Vec<bool>, StoreError> {
         let mut existed = Vec::with_capacity(batch.updates.len());
-        let mut forgotten = Forgotten::default();
         for update in batch.updates {
             let mut inner = self.inner();
             existed.push(inner.apply(update));
-            forgotten += inner.bound(&self.retention);
-        }
-        if forgotten.open > 0 {
-            tracing::warn!(jobs = forgotten.open, "the ledger is too small for the jobs that are under way");
+            inner.bound(&self.retention);
         }
         self.inner().positions.extend(batch.positions);
         Ok(existed)
@@ -293,7 +289,7 @@ impl Store for MemoryStore {
     async fn forget(&self, now: Timestamp) -> Result<Forgotten, StoreError> {
         let age = i64::try_from(self.retention.max_age.as_millis()).unwrap_or(i64::MAX);
         let oldest = now.as_millis().saturating_sub(age);
-        let mut forgotten = Forgotten::default();
+        let mut forgotten = std::mem::take(&mut self.inner().evicted);
         loop {
             // Let go in between: there can be many.
             let mut inner = self.inner();

@@ -54,6 +54,8 @@ pub struct SqliteStore {
 struct Inner {
     writer: Mutex<Connection>,
     reader: Mutex<Connection>,
+    /// What had to go for want of room, since somebody asked.
+    evicted: Mutex<Forgotten>,
 }
 
 impl std::fmt::Debug for SqliteStore {
@@ -93,7 +95,8 @@ impl SqliteStore {
         drop(rows);
         let reader = database.connect()?;
         reader.execute_batch("PRAGMA query_only=1; PRAGMA cache_size=-32768;").await?;
-        let inner = Inner { writer: Mutex::new(writer), reader: Mutex::new(reader) };
+        let inner =
+            Inner { writer: Mutex::new(writer), reader: Mutex::new(reader), evicted: Mutex::default() };
         let store = Self { retention, inner: Arc::new(inner) };
         if known.as_deref() != Some(topic) {
             store.reset().await?;
@@ -133,9 +136,7 @@ impl SqliteStore {
         let forgotten = bound(&transaction, &self.retention, &mut totals).await?;
         totals.write(&transaction).await?;
         transaction.commit().await?;
-        if forgotten.open > 0 {
-            tracing::warn!(jobs = forgotten.open, "the ledger is too small for the jobs that are under way");
-        }
+        *self.inner.evicted.lock().await += forgotten;
         Ok(existed)
     }
 
@@ -411,7 +412,7 @@ impl Store for SqliteStore {
     async fn forget(&self, now: Timestamp) -> Result<Forgotten, StoreError> {
         let age = i64::try_from(self.retention.max_age.as_millis()).unwrap_or(i64::MAX);
         let oldest = now.as_millis().saturating_sub(age);
-        let mut forgotten = Forgotten::default();
+        let mut forgotten = std::mem::take(&mut *self.inner.evicted.lock().await);
         loop {
             // One portion after the other, so that others come in between.
             let gone = self.work(move |store| async move { store.forget_ended(oldest).await }).await?;

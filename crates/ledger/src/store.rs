@@ -101,7 +101,7 @@ pub trait Store: Debug + Send + Sync {
     /// Where the store fails.
     async fn counts(&self) -> Result<BTreeMap<&'static str, u64>, StoreError>;
 
-    /// Forgets what is older than it may be.
+    /// Forgets what is older than it may be, and says what was forgotten since the last call, for want of room too.
     ///
     /// # Errors
     /// Where the store fails.

@@ -212,6 +212,9 @@ fn what_ended_first_is_forgotten_first_and_open_jobs_last() {
             let batch = Batch { updates: vec![ended(6, JobState::Queued)], ..Batch::default() };
             store.apply(batch).await.unwrap();
             assert_eq!(list(&*store, all).await, ["job-6", "job-5", "job-4"]);
+            let forgotten = store.forget(at(0)).await.unwrap();
+            assert_eq!((forgotten.ended, forgotten.open), (2, 1));
+            assert_eq!(store.forget(at(0)).await.unwrap().ended, 0, "it was told already");
         }
     });
 }

@@ -23,7 +23,7 @@ use fleet_kafka::{
     producer::{Outgoing, Producer},
     settings::Settings,
 };
-use fleet_ledger::{Known, MemoryStore, Query, SqliteStore, Store, Update};
+use fleet_ledger::{Known, MemoryStore, Query, SqliteStore, Store, Update, retention::Forgotten};
 use serde_json::{Map, Value};
 use tokio::sync::{oneshot, watch};
 use tokio_util::sync::CancellationToken;
@@ -159,10 +159,13 @@ impl Jobs {
                 () = self.inner.stop.cancelled() => return,
             }
             match self.inner.store.forget(fleet_ops::clock::now()).await {
-                Ok(forgotten) if forgotten.ended > 0 => {
-                    ::metrics::counter!(metrics::LEDGER_FORGOTTEN.name).increment(forgotten.ended);
+                Ok(Forgotten { ended, open }) => {
+                    ::metrics::counter!(metrics::LEDGER_FORGOTTEN.name, "what" => "ended").increment(ended);
+                    ::metrics::counter!(metrics::LEDGER_FORGOTTEN.name, "what" => "open").increment(open);
+                    if open > 0 {
+                        tracing::warn!(open, "the ledger is too small for the jobs that are under way");
+                    }
                 }
-                Ok(_) => {}
                 Err(error) => tracing::warn!(error = crate::error::chain(&error), "the ledger can't forget"),
             }
             if let Ok(counts) = self.inner.store.counts().await {

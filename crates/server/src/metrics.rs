@@ -113,8 +113,9 @@ pub const LEDGER_FORGOTTEN: Metric = Metric {
     name: "mcp_server_ledger_forgotten_total",
     kind: Kind::Counter,
     unit: Unit::Count,
-    labels: &[],
-    help: "Jobs that the ledger has forgotten because they ended too long ago.",
+    labels: &["what"],
+    help: "Jobs that the ledger has forgotten: ended (too long ago, or for want of room), open (for want of room: it is too \
+           small for the jobs that are under way).",
 };
 
 /// All of them.
