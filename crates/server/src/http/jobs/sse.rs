@@ -173,14 +173,15 @@ impl Feed {
                 let data = json!({ "reason": reason }).to_string();
                 return Some(Event::default().event("reset").id(self.id()).data(data));
             }
+            if self.alive_at <= Instant::now() {
+                self.alive_at = Instant::now() + KEEP_ALIVE;
+                // An id without data is no event and moves the place, however little of what comes is wanted.
+                return Some(Event::default().comment("").id(self.id()));
+            }
             tokio::select! {
                 biased;
                 () = self.stop.cancelled() => return None,
-                () = sleep_until(self.alive_at) => {
-                    self.alive_at = Instant::now() + KEEP_ALIVE;
-                    // An id without data is no event and moves the place, however little of what comes is wanted.
-                    return Some(Event::default().comment("").id(self.id()));
-                }
+                () = sleep_until(self.alive_at) => {}
                 next = self.follower.next() => match next {
                     Ok(update) => if let Some(event) = self.event(&update) {
                         return Some(event);
