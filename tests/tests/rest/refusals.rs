@@ -31,6 +31,8 @@ fn ids(address: SocketAddr) {
             answer.problem(404, "no-such-job");
         }
     }
+    let long = get(address, &format!("/jobs/{}", "%C3%A4".repeat(200)));
+    long.problem(404, "no-such-job");
     for id in ["%00", "a%0Ab", "%FF", &"x".repeat(257)] {
         let detail = get(address, &format!("/jobs/{id}")).problem(400, "bad-request");
         assert!(detail.contains("`id`"), "{detail}");
@@ -97,7 +99,7 @@ fn bodies(address: SocketAddr) {
     check(json!([read_file(), {"tool": 7}]), "job 1, `tool`", json!(1));
     check(json!({"jobs": [read_file(), read_file(), {"tool": ""}]}), "`payload.tool` is empty", json!(2));
     let many = post_with(address, "/jobs", &[("idempotency-key", "k")], &json!([read_file(), read_file()]));
-    assert!(many.problem(400, "bad-request").contains("Idempotency-Key"), "{many:?}");
+    assert!(many.problem(422, "bad-job").contains("Idempotency-Key"), "{many:?}");
     // Nothing of what was refused was written.
     assert_eq!(get(address, "/jobs").expect(200)["jobs"], json!([]));
 }

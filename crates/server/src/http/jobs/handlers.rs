@@ -186,10 +186,12 @@ fn take_key(requests: &mut [JobRequest], key: &str) -> Result<(), Problem> {
             Ok(())
         }
         // To pass over it would submit all of them again where the request is repeated.
-        _ => Err(Problem::parameter(
-            IDEMPOTENCY_KEY,
-            "goes with one job; give each of several its own `idempotencyKey`",
-        )),
+        _ => {
+            let detail = format!(
+                "`{IDEMPOTENCY_KEY}` goes with one job; give each of several its own `idempotencyKey`"
+            );
+            Err(Problem::new(Kind::BadJob, detail))
+        }
     }
 }
 

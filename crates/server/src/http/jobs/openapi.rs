@@ -108,8 +108,19 @@ fn describe_answer(answer: &Answer, schemas: &mut SchemaGenerator) -> Value {
         Content::Json(schema, example) => {
             about["content"] = json!({"application/json": {"schema": schema(schemas), "example": example}});
         }
-        Content::Events(events) => {
-            let schema = json!({"type": "string", "description": events});
+        Content::Events(events, data) => {
+            // As OpenAPI 3.2 describes the events of a stream: each as an object of its fields, and data as text.
+            let data = json!({
+                "type": "string",
+                "contentMediaType": "application/json",
+                "contentSchema": data(schemas),
+            });
+            let schema = json!({
+                "type": "object",
+                "description": events,
+                "properties": {"id": {"type": "string"}, "event": {"type": "string"}, "data": data},
+                "required": ["id", "event", "data"],
+            });
             about["content"] = json!({"text/event-stream": {"schema": schema}});
             about["headers"] = json!({
                 "Cache-Control": {"schema": {"const": "no-store"}, "description": "Events are not kept."},

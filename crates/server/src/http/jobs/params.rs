@@ -75,7 +75,10 @@ const ID: Param = Param {
     place: Place::Path,
     many: false,
     description: "The job's id, percent-encoded: `mcp-jobs/0/17` is `mcp-jobs%2F0%2F17`.",
-    schema: |_| json_schema!({"type": "string", "minLength": 1, "maxLength": MAX_ID_BYTES}),
+    schema: |_| {
+        let pattern = r"^[^\u0000-\u001f\u007f-\u009f]+$";
+        json_schema!({"type": "string", "minLength": 1, "maxLength": MAX_ID_BYTES, "pattern": pattern})
+    },
     example: "job-123",
 };
 const STATE: Param = Param {
@@ -337,8 +340,9 @@ impl<S: Send + Sync> FromRequestParts<S> for JobId {
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
         let id = Path::<String>::from_request_parts(parts, state).await;
         let Path(id) = id.map_err(|error| Problem::parameter("id", error.body_text()))?;
-        if !(1..=MAX_ID_BYTES).contains(&id.len()) || id.chars().any(char::is_control) {
-            let why = format!("an id has 1 to {MAX_ID_BYTES} bytes and no control characters");
+        // In characters, as the document counts: of what has more bytes than an id may have, there is no job.
+        if !(1..=MAX_ID_BYTES).contains(&id.chars().count()) || id.chars().any(char::is_control) {
+            let why = format!("an id has 1 to {MAX_ID_BYTES} characters and no control characters");
             return Err(Problem::parameter("id", why));
         }
         Ok(Self(id))

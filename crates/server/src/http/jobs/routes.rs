@@ -49,7 +49,8 @@ pub(super) struct Answer {
 pub(super) enum Content {
     Nothing,
     Json(SchemaOf, Value),
-    Events(&'static str),
+    /// Server-sent events: what their ids and names are, and the schema of their data.
+    Events(&'static str, SchemaOf),
 }
 
 impl Answer {
@@ -202,7 +203,7 @@ fn watch() -> Operation {
                       stream ends after the last state.",
         params: params::WATCH,
         answers: vec![
-            Answer::new(200, "The job's states as they come.", Content::Events(events)),
+            Answer::new(200, "The job's states as they come.", Content::Events(events, schema::<JobView>)),
             Answer::new(
                 204,
                 "The job has ended, and `Last-Event-ID` says that this was heard.",
@@ -223,7 +224,11 @@ fn follow() -> Operation {
         description: "Every state of the jobs that the caller may see, as they come; from where `Last-Event-ID` says on, \
                       at any replica, as far back as it remembers.",
         params: params::FOLLOW,
-        answers: vec![Answer::new(200, "States of jobs as they come.", Content::Events(events))],
+        answers: vec![Answer::new(
+            200,
+            "States of jobs as they come.",
+            Content::Events(events, schema::<JobView>),
+        )],
         problems: &[Kind::JobsOff, Kind::NotReady, Kind::TooManyStreams, Kind::Internal],
         ..Operation::new(Method::GET, "/events", "followJobs", sse::follow)
     }
