@@ -7,7 +7,7 @@ use std::{
 
 use fleet_job::record::RawRecord;
 use rdkafka::{
-    Offset, TopicPartitionList,
+    ClientConfig, Offset, TopicPartitionList,
     consumer::{BaseConsumer, Consumer},
     error::KafkaError as Native,
 };
@@ -31,6 +31,10 @@ pub struct Reader {
     ends: Vec<End>,
     /// Whether an end has been looked for since the reader was opened. What librdkafka says about ends may be older.
     looked: bool,
+    /// Who is asked for ends, made when that is first needed. A broker answers a connection's requests in turn, so on the
+    /// reader's own connection each question would wait for the fetch before it, which waits for records.
+    asker: Option<BaseConsumer>,
+    config: ClientConfig,
 }
 
 #[derive(Debug)]
@@ -85,7 +89,8 @@ impl Reader {
         place: impl Fn(i32, i64, i64) -> Result<(Offset, i64), KafkaError>,
     ) -> Result<Self, KafkaError> {
         let partitions = admin::partitions(settings, topic, timeout)?;
-        let consumer: BaseConsumer = settings.reader().create().map_err(KafkaError::client)?;
+        let config = settings.reader();
+        let consumer: BaseConsumer = config.create().map_err(KafkaError::client)?;
         let mut assignment = TopicPartitionList::new();
         let mut ends = Vec::new();
         let request = |what| move |source| KafkaError::Request { what, source };
@@ -100,7 +105,7 @@ impl Reader {
             ends.push(End { partition, end: high, next });
         }
         consumer.assign(&assignment).map_err(request("choosing what to read"))?;
-        Ok(Self { consumer, topic: topic.to_owned(), ends, looked: false })
+        Ok(Self { consumer, topic: topic.to_owned(), ends, looked: false, asker: None, config })
     }
 
     /// The next record, waiting for it at most `timeout`.
@@ -156,11 +161,15 @@ impl Reader {
     /// never read to its end.
     ///
     /// # Errors
-    /// [`KafkaError::Request`].
+    /// [`KafkaError::Client`] or [`KafkaError::Request`].
     pub fn look_for_end(&mut self, timeout: Duration) -> Result<(), KafkaError> {
+        let asker = match &mut self.asker {
+            Some(asker) => asker,
+            none => none.insert(self.config.create().map_err(KafkaError::client)?),
+        };
         for end in &mut self.ends {
             let (_, high) =
-                self.consumer.fetch_watermarks(&self.topic, end.partition, timeout).map_err(|source| {
+                asker.fetch_watermarks(&self.topic, end.partition, timeout).map_err(|source| {
                     KafkaError::Request { what: "asking for the end of a partition", source }
                 })?;
             end.end = end.end.max(high);
