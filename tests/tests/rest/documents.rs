@@ -9,7 +9,7 @@ use crate::start;
 /// The same in every run.
 const SEED: &str = "20261121";
 /// How many examples for each operation and phase.
-const EXAMPLES: &str = "40";
+const EXAMPLES: &str = "30";
 
 #[test]
 fn the_openapi_document_is_valid() {
