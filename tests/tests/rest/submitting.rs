@@ -3,7 +3,7 @@
 use std::{collections::BTreeSet, thread};
 
 use fleet_tests::{
-    Env, http, rest,
+    Env, Fleet, http, rest,
     rest::{delete, get, post, post_with},
     topics, wait,
 };
@@ -155,4 +155,17 @@ pub(crate) fn a_job_is_cancelled_or_it_is_too_late(env: &Env) {
         let job = get(server.address, "/jobs/late?wait=5").expect(200);
         ["succeeded", "cancelled"].contains(&job["state"].as_str()?).then_some(())
     });
+}
+
+/// The more partitions, the more ends of the log there are to look for, which must not take longer than somebody waits.
+pub(crate) fn a_log_of_many_partitions_is_looked_through_in_time(env: &Env) {
+    let mut fleet = Fleet::new(env, "rest-partitions", 1);
+    fleet.topic.push_str("-wide");
+    let events = format!("{}.events", fleet.topic);
+    topics::create(&env.brokers, &[(&fleet.topic, 1), (&events, 24)]);
+    let server = fleet.start_job_server();
+    get(server.address, "/jobs/unknown").problem(404, "no-such-job");
+    let submitted = post_with(server.address, "/jobs", &[("idempotency-key", "k")], &read_file()).expect(202);
+    let id = submitted["jobs"][0]["jobID"].as_str().expect("an id");
+    assert_eq!(get(server.address, &format!("/jobs/{id}")).expect(200)["state"], "queued");
 }

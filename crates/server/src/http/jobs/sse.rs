@@ -274,6 +274,16 @@ mod tests {
     }
 
     #[test]
+    fn places_for_streams_are_bounded_and_come_back() {
+        let streams = Arc::new(Semaphore::new(1));
+        let taken = place(&streams).unwrap();
+        let problem = serde_json::to_value(place(&streams).unwrap_err()).unwrap();
+        assert_eq!(problem["status"], 503, "{problem}");
+        drop(taken);
+        place(&streams).unwrap();
+    }
+
+    #[test]
     fn only_what_is_wanted_and_may_be_seen_is_told() {
         let mut event = JobEvent::new("j", JobState::Failed, Timestamp::default());
         event.tool = Some("t".to_owned());
