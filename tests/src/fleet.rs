@@ -180,6 +180,25 @@ impl<'e> Fleet<'e> {
         self.start_server(&options);
     }
 
+    /// Starts one more server that takes jobs, and has the `file_*` tools. The first one is what the workers call.
+    pub fn start_job_server(&mut self) -> Service {
+        let env = [
+            ("KAFKA_BROKERS", self.env.brokers.clone()),
+            ("KAFKA_TOPIC", self.topic.clone()),
+            ("MCP_REGISTRY_TOPIC", format!("{}.servers", self.topic)),
+        ];
+        let options = ServerOptions {
+            roots: vec![self.files()],
+            env: env.map(|(name, value)| (name.to_owned(), value)).to_vec(),
+            ..ServerOptions::default()
+        };
+        let server = Service::server(&self.directory, &options);
+        if self.server_url.is_empty() {
+            self.server_url = format!("http://{}", server.address);
+        }
+        server
+    }
+
     /// Starts a server that hosts `bin/fixture_tools.rs` as `chaos`: a tool that behaves as its arguments say and writes its
     /// calls into the ledger. `program` is where it is. A server that `remembers` answers the repeat of a call that has
     /// succeeded without calling the tool, which hides from the ledger what the workers do.

@@ -23,6 +23,7 @@ pub mod oracle;
 pub mod process;
 pub mod proxy;
 pub mod python;
+pub mod rest;
 pub mod topics;
 pub mod wait;
 

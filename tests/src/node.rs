@@ -22,6 +22,14 @@ pub fn conformance() -> Option<Command> {
     Some(command)
 }
 
+/// A command that runs a script of `tests/node` with the modules at hand.
+pub fn script(name: &str) -> Option<Command> {
+    let modules = modules()?;
+    let mut command = Command::new("node");
+    command.arg(bins::repository().join("tests/node").join(name)).arg(modules);
+    Some(command)
+}
+
 fn modules() -> Option<PathBuf> {
     if !cache::works("node", &["--version"]) || !cache::works("npm", &["--version"]) {
         return skip("node and npm (20 or newer)");

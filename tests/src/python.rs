@@ -27,6 +27,11 @@ impl Python {
         Self::with("requirements-langchain.txt")
     }
 
+    /// The environment with schemathesis and openapi-spec-validator.
+    pub fn schemathesis() -> Option<Self> {
+        Self::with("requirements-schemathesis.txt")
+    }
+
     fn with(requirements: &str) -> Option<Self> {
         if !cache::works(
             "python3",

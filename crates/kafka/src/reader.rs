@@ -26,6 +26,10 @@ pub enum From {
 /// Reads all partitions of one topic. All calls block the thread.
 pub struct Reader {
     consumer: BaseConsumer<Quiet>,
+    settings: Settings,
+    /// Asks where the topic ends, over connections of its own. On those of `consumer` every answer waits behind a fetch,
+    /// which a broker holds back while there is nothing to read: half a second for each question.
+    asker: Option<BaseConsumer<Quiet>>,
     topic: String,
     /// How far there is to read, per partition.
     ends: Vec<End>,
@@ -114,7 +118,8 @@ impl Reader {
             ends.push(End { partition, end: high, next });
         }
         consumer.assign(&assignment).map_err(request("choosing what to read"))?;
-        Ok(Self { consumer, topic: topic.to_owned(), ends, looked: false })
+        let settings = settings.clone();
+        Ok(Self { consumer, settings, asker: None, topic: topic.to_owned(), ends, looked: false })
     }
 
     /// The next record, waiting for it at most `timeout`.
@@ -172,12 +177,24 @@ impl Reader {
     /// # Errors
     /// [`KafkaError::Request`].
     pub fn look_for_end(&mut self, timeout: Duration) -> Result<(), KafkaError> {
-        for end in &mut self.ends {
-            let (_, high) =
-                self.consumer.fetch_watermarks(&self.topic, end.partition, timeout).map_err(|source| {
-                    KafkaError::Request { what: "asking for the end of a partition", source }
-                })?;
-            end.end = end.end.max(high);
+        let request = |source| KafkaError::Request { what: "asking for the end of a topic", source };
+        let asker = match self.asker.take() {
+            Some(asker) => asker,
+            None => self.settings.reader().create_with_context(Quiet).map_err(KafkaError::client)?,
+        };
+        // All partitions in one question. In place of a time, `End` asks for the offset that comes next.
+        let mut question = TopicPartitionList::new();
+        for end in &self.ends {
+            question.add_partition_offset(&self.topic, end.partition, Offset::End).map_err(request)?;
+        }
+        let answer = asker.offsets_for_times(question, timeout).map_err(request)?;
+        self.asker = Some(asker);
+        for found in answer.elements() {
+            found.error().map_err(request)?;
+            let Offset::Offset(high) = found.offset() else { continue };
+            for end in self.ends.iter_mut().filter(|end| end.partition == found.partition()) {
+                end.end = end.end.max(high);
+            }
         }
         self.looked = true;
         Ok(())

@@ -1,4 +1,4 @@
-//! The HTTP surface: `/mcp`, `/sse` and `/message`, and what every binary of the fleet has.
+//! The HTTP surface: `/mcp`, `/sse` and `/message`, `/jobs` and `/events`, and what every binary of the fleet has.
 
 use std::sync::Arc;
 
@@ -41,15 +41,17 @@ pub fn router(
     let guard = Arc::new(guard::Guard::new(config));
     let streams = sse::Streams::new(gateway.clone(), stop.clone());
     let posted = message::Receiver { gateway: gateway.clone(), streams: streams.clone() };
-    let guarded = Router::new()
+    let mcp = Router::new()
         .nest_service("/mcp", mcp_service(gateway, config, stop.clone()))
+        .layer(from_fn(deleted))
+        .layer(from_fn(task_name::fill_in));
+    let guarded = mcp
         .route("/sse", get(sse::handle).with_state(streams))
         .route("/message", post(message::handle).with_state(posted))
-        .merge(jobs::router(jobs, stop))
-        .layer(from_fn(deleted))
-        .layer(from_fn(task_name::fill_in))
+        .merge(jobs::router(jobs, config, stop))
         .layer(from_fn_with_state(body::BODY_TIME, body::read_body))
         .layer(from_fn_with_state(guard.clone(), guard::check))
+        .layer(from_fn(jobs::translate))
         .layer(from_fn(guard::count));
     // Metrics say which tools are called how often. Health says nothing, and is asked by whatever name there is.
     let scrape = fleet_ops::http::scrape(metrics).layer(from_fn_with_state(guard, guard::check_scrape));

@@ -183,6 +183,16 @@ impl Jobs {
         _ = standing.wait_for(|standing| *standing != Standing::Reading).await;
     }
 
+    /// The topics of the fleet.
+    pub(crate) fn topics(&self) -> &Topics {
+        &self.inner.topics
+    }
+
+    /// Cancelled when the server is told to stop, before it waits for open requests.
+    pub(crate) fn stopped(&self) -> CancellationToken {
+        self.inner.stop.clone()
+    }
+
     /// Whose requests those with these headers are.
     pub fn caller(&self, headers: Option<&http::HeaderMap>) -> Caller {
         self.inner.owners.of(headers)
@@ -289,7 +299,7 @@ impl Jobs {
     }
 
     /// Waits until the ledger holds everything that the log held when this was called.
-    async fn catch_up(&self) -> Result<(), JobsError> {
+    pub(crate) async fn catch_up(&self) -> Result<(), JobsError> {
         self.must_be_read()?;
         let number = self.inner.asked.fetch_add(1, Ordering::AcqRel) + 1;
         let mut standing = self.inner.standing.subscribe();
@@ -301,7 +311,8 @@ impl Jobs {
         }
     }
 
-    fn must_be_read(&self) -> Result<(), JobsError> {
+    /// Nothing can be said before the log has been read once.
+    pub(crate) fn must_be_read(&self) -> Result<(), JobsError> {
         match &*self.inner.standing.borrow() {
             Standing::CaughtUp(_) => Ok(()),
             Standing::Reading => Err(JobsError::NotReady("the log is being read".to_owned())),

@@ -156,7 +156,8 @@ pub(super) async fn count(request: Request, next: Next) -> Response {
     let path = match request.uri().path() {
         path if path.starts_with("/message") => "/message",
         path if path.starts_with("/sse") => "/sse",
-        _ => "/mcp",
+        // Labels are bounded: never an id.
+        path => super::jobs::label(path).unwrap_or("/mcp"),
     };
     let response = next.run(request).await;
     let status = match response.status().as_u16() {

@@ -69,7 +69,7 @@ mod tests {
             (&[("mcp-method", "tasks/get")], "{}", " 2"),
             (&[], body, " 48"),
         ] {
-            let mut request = axum::http::Request::post("/mcp");
+            let mut request = http::Request::post("/mcp");
             for (name, value) in headers {
                 request = request.header(*name, *value);
             }

@@ -32,6 +32,15 @@ struct Inner {
     waiters: HashMap<String, (Arc<Notify>, usize)>,
 }
 
+impl Inner {
+    /// How far the log has been told, by partition.
+    fn positions(&self) -> Positions {
+        let mut positions = self.floor.clone();
+        positions.extend(self.ring.iter().map(|(update, _)| (update.partition, update.offset + 1)));
+        positions
+    }
+}
+
 impl Hub {
     pub(crate) fn new() -> Self {
         Self { inner: Mutex::default(), next: watch::Sender::new(0) }
@@ -95,8 +104,8 @@ impl Hub {
     /// records that come from now on.
     pub(crate) fn follow(self: &Arc<Self>, from: Option<Positions>) -> Option<Follower> {
         let inner = self.inner();
-        let (number, from) = match from {
-            None => (inner.first + inner.ring.len() as u64, Positions::new()),
+        let (number, from, read) = match from {
+            None => (inner.first + inner.ring.len() as u64, Positions::new(), inner.positions()),
             Some(from) => {
                 let known = |(partition, offset): (&i32, &i64)| {
                     inner.floor.get(partition).is_none_or(|floor| offset >= floor)
@@ -106,10 +115,10 @@ impl Hub {
                 if !from.iter().all(known) || !inner.floor.keys().all(unnamed) {
                     return None;
                 }
-                (inner.first, from)
+                (inner.first, from.clone(), from)
             }
         };
-        Some(Follower { hub: self.clone(), number, from, next: self.next.subscribe() })
+        Some(Follower { hub: self.clone(), number, from, read, next: self.next.subscribe() })
     }
 }
 
@@ -158,6 +167,7 @@ pub(crate) struct Follower {
     hub: Arc<Hub>,
     number: u64,
     from: Positions,
+    read: Positions,
     next: watch::Receiver<u64>,
 }
 
@@ -166,7 +176,12 @@ pub(crate) struct Follower {
 pub(crate) struct FellBehind;
 
 impl Follower {
-    /// The next record.
+    /// How far the log has been read: the offset to read next, by partition.
+    pub(crate) fn positions(&self) -> &Positions {
+        &self.read
+    }
+
+    /// The next record. Can be dropped without losing any.
     pub(crate) async fn next(&mut self) -> Result<Arc<Update>, FellBehind> {
         loop {
             if let Some(update) = self.try_next()? {
@@ -188,6 +203,7 @@ impl Follower {
             let Some((update, _)) = inner.ring.get(index) else { return Ok(None) };
             self.number += 1;
             if self.from.get(&update.partition).is_none_or(|from| update.offset >= *from) {
+                self.read.insert(update.partition, update.offset + 1);
                 return Ok(Some(update.clone()));
             }
         }
@@ -222,8 +238,10 @@ mod tests {
         hub.tell(vec![update(1, 1)]);
         assert_eq!(read(&mut follower), [(1, 1)]);
         let mut fresh = hub.follow(None).unwrap();
+        assert_eq!(fresh.positions(), &[(0, 7), (1, 2)].into());
         hub.tell(vec![update(1, 2)]);
         assert_eq!(read(&mut fresh), [(1, 2)]);
+        assert_eq!(fresh.positions(), &[(0, 7), (1, 3)].into());
     }
 
     #[test]

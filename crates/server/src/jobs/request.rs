@@ -194,6 +194,15 @@ impl JobRequest {
             let message = "a job needs exactly one of `tool`, `calls`, `mcpServers` and `payload`";
             return Err(BadRequest(message.to_owned()));
         }
+        for (field, given, with, with_it) in [
+            ("server", self.server.is_some(), "tool", self.tool.is_some()),
+            ("arguments", self.arguments.is_some(), "tool", self.tool.is_some()),
+            ("parallel", self.parallel.is_some(), "calls", self.calls.is_some()),
+        ] {
+            if given && !with_it {
+                return Err(BadRequest(format!("`{field}` goes with `{with}`, which this job has not")));
+            }
+        }
         let (job_type, payload) = if let Some(payload) = &self.payload {
             let job_type = self.job_type.clone();
             let job_type = job_type
@@ -346,6 +355,8 @@ mod tests {
             (json!({}), "exactly one of"),
             (json!({"tool": "t", "calls": []}), "exactly one of"),
             (json!({"payload": {}}), "`jobType` is missing"),
+            (json!({"tool": "t", "parallel": 2}), "`parallel` goes with `calls`"),
+            (json!({"calls": [{"tool": "t"}], "arguments": {}}), "`arguments` goes with `tool`"),
             (json!({"tool": "t", "jobType": "tool-batch"}), "`jobType` is `tool-batch`"),
             (json!({"tool": ""}), "`payload.tool` is empty"),
             (json!({"tool": "t", "key": ""}), "`key`"),

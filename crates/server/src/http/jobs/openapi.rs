@@ -1,0 +1,190 @@
+//! The OpenAPI document, made from the table of operations.
+
+use std::collections::BTreeMap;
+
+use schemars::{SchemaGenerator, generate::SchemaSettings};
+use serde_json::{Map, Value, json};
+
+use super::{
+    problem::{self, Kind, Problem},
+    routes::{ALWAYS, Answer, Content, Operation, operations},
+};
+
+const ABOUT: &str = "Jobs over plain HTTP: calls of MCP tools that are made later and durably by workers.\n\n\
+    Credentials are not checked by this server, but by whatever stands before it. Jobs that were submitted with \
+    credentials (`Authorization` and the like) are known only to whoever has the same.\n\n\
+    Every error is a problem (RFC 9457, `application/problem+json`), with a `type` to tell them apart and a `detail` that \
+    names the field.";
+
+/// The document.
+pub(super) fn document() -> Value {
+    let settings = SchemaSettings::draft2020_12().with(|settings| {
+        settings.definitions_path = "/components/schemas".into();
+        settings.meta_schema = None;
+    });
+    let mut schemas = settings.into_generator();
+    let mut paths: Map<String, Value> = Map::new();
+    for operation in operations() {
+        let about = describe(&operation, &mut schemas);
+        let path = paths.entry(operation.path).or_insert_with(|| json!({}));
+        path[operation.method.as_str().to_lowercase()] = about;
+    }
+    let problem = schemas.subschema_for::<Problem>();
+    let problem = json!({
+        "description": "What is wrong.",
+        "content": {problem::CONTENT_TYPE: {"schema": problem}},
+    });
+    let mut schemas = schemas.take_definitions(true);
+    // What is shown of a job never says whose it is.
+    if let Some(Value::Object(properties)) =
+        schemas.get_mut("JobView").and_then(|job| job.get_mut("properties"))
+    {
+        properties.shift_remove("owner");
+    }
+    schemas.sort_keys();
+    json!({
+        "openapi": "3.1.0",
+        "jsonSchemaDialect": "https://json-schema.org/draft/2020-12/schema",
+        "info": {
+            "title": "mcp-fleet jobs",
+            "version": env!("CARGO_PKG_VERSION"),
+            "description": ABOUT,
+            "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
+        },
+        "servers": [{"url": "/"}],
+        "paths": paths,
+        "components": {"schemas": schemas, "responses": {"Problem": problem}},
+    })
+}
+
+fn describe(operation: &Operation, schemas: &mut SchemaGenerator) -> Value {
+    let parameters: Vec<Value> = operation
+        .params
+        .iter()
+        .map(|param| {
+            let mut about = json!({
+                "name": param.name,
+                "in": param.place.as_str(),
+                "description": param.description,
+                "required": param.place.as_str() == "path",
+                "schema": (param.schema)(schemas),
+            });
+            about["example"] = match param.example.parse::<u64>() {
+                Ok(number) => number.into(),
+                Err(_) if param.many => json!([param.example]),
+                Err(_) => param.example.into(),
+            };
+            about
+        })
+        .collect();
+    let mut about = json!({
+        "operationId": operation.id,
+        "summary": operation.summary,
+        "description": operation.description,
+    });
+    if !parameters.is_empty() {
+        about["parameters"] = parameters.into();
+    }
+    if let Some((schema, examples)) = &operation.body {
+        let examples = examples.iter().map(|(name, value)| ((*name).to_owned(), json!({ "value": value })));
+        about["requestBody"] = json!({
+            "required": true,
+            "content": {"application/json": {"schema": schema(schemas), "examples": examples.collect::<Map<_, _>>()}},
+        });
+    }
+    let mut answers: BTreeMap<String, Value> = BTreeMap::new();
+    for answer in &operation.answers {
+        answers.insert(answer.status.to_string(), describe_answer(answer, schemas));
+    }
+    answers.extend(problems(operation));
+    about["responses"] = json!(answers);
+    about
+}
+
+fn describe_answer(answer: &Answer, schemas: &mut SchemaGenerator) -> Value {
+    let mut about = json!({ "description": answer.description });
+    match &answer.content {
+        Content::Nothing => {}
+        Content::Json(schema, example) => {
+            about["content"] = json!({"application/json": {"schema": schema(schemas), "example": example}});
+        }
+        Content::Events(events, data) => {
+            // As OpenAPI 3.2 describes the events of a stream: each as an object of its fields, and data as text.
+            let data = json!({
+                "type": "string",
+                "contentMediaType": "application/json",
+                "contentSchema": data(schemas),
+            });
+            let schema = json!({
+                "type": "object",
+                "description": events,
+                "properties": {"id": {"type": "string"}, "event": {"type": "string"}, "data": data},
+                "required": ["id", "event", "data"],
+            });
+            about["content"] = json!({"text/event-stream": {"schema": schema}});
+            about["headers"] = json!({
+                "Cache-Control": {"schema": {"const": "no-store"}, "description": "Events are not kept."},
+                "X-Accel-Buffering": {"schema": {"const": "no"}, "description": "Events are not held back."},
+            });
+        }
+    }
+    for (name, description) in answer.headers {
+        about["headers"][name] = json!({"description": description, "schema": {"type": "string"}});
+    }
+    if answer.leads_to_job {
+        let parameters = json!({"id": "$response.body#/jobs/0/jobID"});
+        about["links"] = json!({
+            "job": {"operationId": "getJob", "parameters": parameters},
+            "cancellation": {"operationId": "cancelJob", "parameters": parameters},
+        });
+    }
+    about
+}
+
+/// The problems of an operation by status.
+fn problems(operation: &Operation) -> BTreeMap<String, Value> {
+    let mut by_status: BTreeMap<u16, Vec<Kind>> = BTreeMap::new();
+    for kind in operation.problems.iter().copied().chain(ALWAYS) {
+        by_status.entry(kind.status().as_u16()).or_default().push(kind);
+    }
+    let describe = |(status, kinds): (u16, Vec<Kind>)| {
+        let names: Vec<_> = kinds.iter().map(|kind| format!("`{}`", kind.name())).collect();
+        let mut about = json!({"$ref": "#/components/responses/Problem", "description": names.join(", ")});
+        if status == 503 {
+            // A reference can't say more than its description.
+            about = json!({
+                "description": names.join(", "),
+                "headers": {"Retry-After": {"description": "In seconds.", "schema": {"type": "integer", "minimum": 0}}},
+                "content": {problem::CONTENT_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}},
+            });
+        }
+        (status.to_string(), about)
+    };
+    by_status.into_iter().map(describe).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Every reference leads somewhere.
+    #[test]
+    fn references_are_resolved() {
+        fn check(value: &Value, whole: &Value) {
+            match value {
+                Value::Object(object) => {
+                    if let Some(Value::String(to)) = object.get("$ref") {
+                        let pointer = to.strip_prefix('#').expect(to);
+                        assert!(whole.pointer(pointer).is_some(), "{to}");
+                    }
+                    object.values().for_each(|value| check(value, whole));
+                }
+                Value::Array(array) => array.iter().for_each(|value| check(value, whole)),
+                _ => {}
+            }
+        }
+        let document = document();
+        check(&document, &document);
+        assert!(!document.to_string().contains("\"owner\""));
+    }
+}

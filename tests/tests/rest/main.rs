@@ -1,0 +1,39 @@
+//! Jobs over plain HTTP: real replicas of the server, real workers, and a client that looks at every byte.
+
+#![expect(clippy::expect_used, reason = "a panic is the report of a test")]
+
+mod documents;
+mod refusals;
+mod streams;
+mod submitting;
+
+use fleet_tests::{Env, Fleet, fleet::Service, on_every_broker, topics};
+use serde_json::{Value, json};
+
+use crate::{refusals::*, streams::*, submitting::*};
+
+on_every_broker!(
+    a_job_is_submitted_and_asked_for,
+    many_jobs_are_listed_page_by_page,
+    a_repeated_submission_is_one_job_and_one_call,
+    a_job_is_cancelled_or_it_is_too_late,
+    a_log_of_many_partitions_is_looked_through_in_time,
+    nonsense_and_too_much_are_refused_clearly,
+    somebody_elses_jobs_are_not_there,
+    a_job_is_followed_to_its_end,
+    all_jobs_are_followed_over_replicas,
+    streams_end_with_the_server,
+);
+
+/// A fleet with one server that takes jobs, and no worker yet.
+fn start<'e>(env: &'e Env, name: &str) -> (Fleet<'e>, Service) {
+    let mut fleet = Fleet::new(env, name, 2);
+    topics::create(&env.brokers, &[(&format!("{}.control", fleet.topic), 1)]);
+    let server = fleet.start_job_server();
+    (fleet, server)
+}
+
+/// A job that reads a small file.
+fn read_file() -> Value {
+    json!({"tool": "file_read", "arguments": {"path": "hello.txt"}})
+}

@@ -1,0 +1,171 @@
+//! Submitting, asking, listing, cancelling.
+
+use std::{collections::BTreeSet, thread};
+
+use fleet_tests::{
+    Env, Fleet, http, rest,
+    rest::{delete, get, post, post_with},
+    topics, wait,
+};
+use serde_json::{Value, json};
+
+use crate::{read_file, start};
+
+pub(crate) fn a_job_is_submitted_and_asked_for(env: &Env) {
+    let (mut fleet, server) = start(env, "rest-submit");
+    let trace = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
+    let answer = post_with(server.address, "/jobs", &[("traceparent", trace)], &read_file());
+    let submitted = answer.expect(202);
+    let id = submitted["jobs"][0]["jobID"].as_str().expect("an id");
+    assert_eq!(submitted["jobs"][0]["existing"], false);
+    let path = answer.header("location").to_owned();
+    assert_eq!(path, format!("/jobs/{id}"));
+    let queued = get(server.address, &path);
+    assert_eq!(queued.expect(200)["state"], "queued");
+    // The trace goes with the job.
+    let records = topics::read(&env.brokers, &fleet.topic);
+    assert_eq!(records[0].header("traceparent"), Some(trace.as_bytes()));
+    // What is known already is not sent again.
+    let tag = queued.header("etag").to_owned();
+    let same = rest::request(server.address, "GET", &path, &[("if-none-match", &tag)], b"");
+    assert_eq!((same.status, same.text.as_str()), (304, ""), "{same:?}");
+
+    fleet.start_worker();
+    let ended = get(server.address, &format!("{path}?wait=60"));
+    let job = ended.expect(200);
+    assert_eq!(job["state"], "succeeded", "{job}");
+    assert!(job["result"].to_string().contains("hello, fleet"), "{job}");
+    assert_ne!(ended.header("etag"), tag);
+    assert!(job.get("owner").is_none());
+    // An id with slashes, as jobs of producers have that give none.
+    let odd = json!({"jobID": "a/b ä?", "tool": "file_read", "arguments": {"path": "hello.txt"}});
+    let answer = post(server.address, "/jobs", &odd);
+    answer.expect(202);
+    assert_eq!(answer.header("location"), "/jobs/a%2Fb%20%C3%A4%3F");
+    let job = get(server.address, &format!("{}?wait=60", answer.header("location"))).expect(200);
+    assert_eq!((&job["jobID"], &job["state"]), (&json!("a/b ä?"), &json!("succeeded")));
+    // Requests are counted under bounded names.
+    let (_, metrics) = http::get(server.address, "/metrics").expect("metrics");
+    assert!(metrics.contains(r#"path="/jobs/{id}""#) && !metrics.contains(id), "{metrics}");
+}
+
+pub(crate) fn many_jobs_are_listed_page_by_page(env: &Env) {
+    let (mut fleet, server) = start(env, "rest-list");
+    fleet.start_worker();
+    let job = |n: usize| {
+        let (tool, tenant) = if n < 5 { ("file_read", "a") } else { ("file_list", "b") };
+        let path = if n == 0 { "nowhere" } else { "." };
+        json!({"jobID": format!("job-{n}"), "tool": tool, "tenant": tenant, "maxAttempts": 1,
+            "arguments": {"path": if n < 5 && n > 0 { "hello.txt" } else { path }}})
+    };
+    let submitted = post(server.address, "/jobs", &json!({"jobs": (0..12).map(job).collect::<Vec<_>>()}));
+    let submitted = submitted.expect(202);
+    let ids: Vec<_> = (0..12).map(|n| json!(format!("job-{n}"))).collect();
+    let answered = submitted["jobs"].as_array().expect("jobs").iter().map(|job| job["jobID"].clone());
+    assert_eq!(answered.collect::<Vec<_>>(), ids, "in the order of the request");
+    for id in &ids {
+        let path = format!("/jobs/{}?wait=60", id.as_str().expect("an id"));
+        let job = get(server.address, &path).expect(200);
+        assert!(["succeeded", "failed"].contains(&job["state"].as_str().expect("a state")), "{job}");
+    }
+    let listed = |query: &str| -> BTreeSet<String> {
+        let list = get(server.address, &format!("/jobs?{query}")).expect(200);
+        let jobs = list["jobs"].as_array().expect("jobs");
+        jobs.iter().map(|job| job["jobID"].as_str().expect("an id").to_owned()).collect()
+    };
+    let these = |range: std::ops::Range<usize>| range.map(|n| format!("job-{n}")).collect::<BTreeSet<_>>();
+    assert_eq!(listed(""), these(0..12));
+    assert_eq!(listed("tenant=a"), these(0..5));
+    assert_eq!(listed("tool=file_list"), these(5..12));
+    assert_eq!(listed("state=failed"), these(0..1));
+    assert_eq!(listed("state=failed&state=succeeded"), these(0..12));
+    assert_eq!(listed("state=failed,succeeded&tenant=a&type=tool-call"), these(0..5));
+    assert_eq!(listed("type=tool-batch"), these(0..0));
+    assert_eq!(listed("since=2100-01-01T00:00:00Z"), these(0..0));
+    assert_eq!(listed("until=2100-01-01T00:00:00Z&since=0"), these(0..12));
+    // Every job once, over pages.
+    let (mut cursor, mut seen) = (String::new(), Vec::new());
+    loop {
+        let page = get(server.address, &format!("/jobs?limit=5{cursor}")).expect(200);
+        let jobs = page["jobs"].as_array().expect("jobs");
+        assert!(jobs.len() <= 5);
+        assert!(jobs.iter().all(|job| job.get("result").is_none()), "{page}");
+        seen.extend(jobs.iter().map(|job| job["jobID"].as_str().expect("an id").to_owned()));
+        match &page["nextCursor"] {
+            Value::String(next) => cursor = format!("&cursor={next}"),
+            _ => break,
+        }
+    }
+    assert_eq!(seen.len(), 12, "{seen:?}");
+    assert_eq!(seen.into_iter().collect::<BTreeSet<_>>(), these(0..12));
+}
+
+/// The same key through two replicas at the same time, again and again.
+pub(crate) fn a_repeated_submission_is_one_job_and_one_call(env: &Env) {
+    let (mut fleet, first) = start(env, "rest-once");
+    let second = fleet.start_job_server();
+    let addresses = [first.address, second.address];
+    let submit = |n: usize| {
+        let key = [("idempotency-key", "order-4711")];
+        let answer = post_with(addresses[n % 2], "/jobs", &key, &read_file());
+        assert!([200, 202].contains(&answer.status), "{answer:?}");
+        (answer.status, answer.json()["jobs"][0].clone())
+    };
+    let answers: Vec<_> = thread::scope(|scope| {
+        let threads: Vec<_> = (0..8).map(|n| scope.spawn(move || submit(n))).collect();
+        threads.into_iter().map(|thread| thread.join().expect("an answer")).collect()
+    });
+    let ids: BTreeSet<_> = answers.iter().map(|(_, job)| job["jobID"].to_string()).collect();
+    assert_eq!(ids.len(), 1, "{answers:?}");
+    let new = answers.iter().filter(|(status, job)| *status == 202 && job["existing"] == false).count();
+    assert_eq!(new, 1, "{answers:?}");
+    fleet.start_worker();
+    let path = format!("/jobs/{}?wait=60", answers[0].1["jobID"].as_str().expect("an id"));
+    for address in addresses {
+        assert_eq!(get(address, &path).expect(200)["state"], "succeeded");
+    }
+    let (status, job) = submit(1);
+    assert_eq!((status, &job["state"], &job["existing"]), (200, &json!("succeeded"), &json!(true)));
+    assert_eq!(topics::read(&env.brokers, &fleet.topic).len(), 1, "records");
+    let calls = |address| http::metric(address, "mcp_server_tool_calls_total").unwrap_or_default();
+    assert_eq!(addresses.map(calls).iter().sum::<f64>(), 1.0, "calls");
+}
+
+pub(crate) fn a_job_is_cancelled_or_it_is_too_late(env: &Env) {
+    let (mut fleet, server) = start(env, "rest-cancel");
+    delete(server.address, "/jobs/unknown").problem(404, "no-such-job");
+    // Nobody works yet, so the job is there for as long as this takes.
+    post(server.address, "/jobs", &json!({"jobID": "late", "tool": "file_list"})).expect(202);
+    let requested = delete(server.address, "/jobs/late?wait=0&reason=not%20needed").expect(202);
+    assert_eq!((&requested["outcome"], &requested["job"]["state"]), (&json!("requested"), &json!("queued")));
+    let job = get(server.address, "/jobs/late").expect(200);
+    assert!(job["cancelRequestedAt"].is_string(), "{job}");
+    let control = topics::read(&env.brokers, &format!("{}.control", fleet.topic));
+    assert!(control.len() == 1 && control[0].text().contains("not needed"), "{control:?}");
+
+    post(server.address, "/jobs", &json!({"jobID": "done", "tool": "file_list"})).expect(202);
+    fleet.start_worker();
+    assert_eq!(get(server.address, "/jobs/done?wait=60").expect(200)["state"], "succeeded");
+    let answer = delete(server.address, "/jobs/done");
+    let detail = answer.problem(409, "too-late");
+    assert!(detail.contains("`done` is succeeded"), "{detail}");
+    assert_eq!(answer.json()["job"]["state"], "succeeded");
+    // Whatever a worker makes of the wish, the job comes to an end.
+    wait::until("the end of the job that is not wanted", wait::LONG, || {
+        let job = get(server.address, "/jobs/late?wait=5").expect(200);
+        ["succeeded", "cancelled"].contains(&job["state"].as_str()?).then_some(())
+    });
+}
+
+/// The more partitions, the more ends of the log there are to look for, which must not take longer than somebody waits.
+pub(crate) fn a_log_of_many_partitions_is_looked_through_in_time(env: &Env) {
+    let mut fleet = Fleet::new(env, "rest-partitions", 1);
+    fleet.topic.push_str("-wide");
+    let events = format!("{}.events", fleet.topic);
+    topics::create(&env.brokers, &[(&fleet.topic, 1), (&events, 24)]);
+    let server = fleet.start_job_server();
+    get(server.address, "/jobs/unknown").problem(404, "no-such-job");
+    let submitted = post_with(server.address, "/jobs", &[("idempotency-key", "k")], &read_file()).expect(202);
+    let id = submitted["jobs"][0]["jobID"].as_str().expect("an id");
+    assert_eq!(get(server.address, &format!("/jobs/{id}")).expect(200)["state"], "queued");
+}
