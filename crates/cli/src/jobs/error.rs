@@ -91,11 +91,6 @@ impl ApiError {
         }
     }
 
-    /// Whether there is no such job.
-    pub(super) fn is_not_found(&self) -> bool {
-        self.status() == Some(StatusCode::NOT_FOUND)
-    }
-
     /// Whether the server is there and has asked for some patience, while it reads its ledger for one.
     pub(super) fn is_busy(&self) -> bool {
         matches!(self.status(), Some(StatusCode::SERVICE_UNAVAILABLE | StatusCode::TOO_MANY_REQUESTS))
@@ -174,11 +169,11 @@ mod tests {
     #[test]
     fn what_passes_and_how_long_to_wait() {
         let busy = refusal(503, Some("2"), "{}");
-        assert!(busy.is_busy() && busy.is_passing() && !busy.is_not_found());
+        assert!(busy.is_busy() && busy.is_passing());
         let broken = refusal(500, None, "");
         assert!(!broken.is_busy() && broken.is_passing());
         let no = refusal(404, Some("tomorrow"), "");
-        assert!(no.is_not_found() && !no.is_passing() && no.retry_after().is_none());
+        assert!(!no.is_passing() && no.retry_after().is_none());
         let mut backoff = Backoff::new();
         let pauses = [&broken, &broken, &busy, &broken, &broken, &broken, &broken];
         let pauses = pauses.map(|error| backoff.after(error).as_millis());

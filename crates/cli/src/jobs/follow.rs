@@ -9,6 +9,7 @@ use url::Url;
 use super::{
     api::Api,
     error::{ApiError, Backoff},
+    filter::STATES,
     sse::{Decoder, Event},
 };
 
@@ -120,9 +121,13 @@ impl Follow {
 
 /// What an event says; nothing where it is of a kind that is not known here.
 fn read(event: &Event) -> Result<Option<News>, serde_json::Error> {
-    match (event.name.as_str(), &event.data) {
-        ("reset", _) => Ok(Some(News::Missed)),
-        ("state", Some(data)) => Ok(Some(News::Job(Box::new(serde_json::from_str(data)?)))),
+    let name = event.name.as_str();
+    match &event.data {
+        _ if name == "reset" => Ok(Some(News::Missed)),
+        // Events of a job are called after the state that it has entered, or all alike.
+        Some(data) if name == "state" || STATES.iter().any(|state| state.as_str() == name) => {
+            Ok(Some(News::Job(Box::new(serde_json::from_str(data)?))))
+        }
         _ => Ok(None),
     }
 }
