@@ -63,6 +63,12 @@ impl Screen {
         usize::from(rows)
     }
 
+    /// How long a line can be.
+    pub(crate) fn width(&self) -> usize {
+        let (_, columns) = console::Term::stdout().size();
+        usize::from(columns)
+    }
+
     /// Draws `text` over what was drawn before.
     pub(crate) fn draw(&mut self, text: &str) {
         let size = console::Term::stdout().size();

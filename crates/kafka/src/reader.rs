@@ -7,9 +7,10 @@ use std::{
 
 use fleet_job::record::RawRecord;
 use rdkafka::{
-    Offset, TopicPartitionList,
-    consumer::{BaseConsumer, Consumer},
+    ClientContext, Offset, TopicPartitionList,
+    consumer::{BaseConsumer, Consumer, ConsumerContext},
     error::KafkaError as Native,
+    types::RDKafkaErrorCode,
 };
 
 use crate::{admin, convert, error::KafkaError, settings::Settings};
@@ -23,9 +24,27 @@ pub enum From {
     Now,
 }
 
+/// Says what librdkafka reports, but not that a partition has been read to its end: that is no error, though it comes as one
+/// and would be written to the log as one, each time.
+struct Quiet;
+
+impl ClientContext for Quiet {
+    fn error(&self, error: Native, reason: &str) {
+        if error.rdkafka_error_code() != Some(RDKafkaErrorCode::PartitionEOF) {
+            tracing::error!(%error, reason, "librdkafka reports");
+        }
+    }
+}
+
+impl ConsumerContext for Quiet {}
+
 /// Reads all partitions of one topic. All calls block the thread.
 pub struct Reader {
-    consumer: BaseConsumer,
+    consumer: BaseConsumer<Quiet>,
+    settings: Settings,
+    /// Asks where the topic ends, over connections of its own. On those of `consumer` every answer waits behind a fetch,
+    /// which a broker holds back while there is nothing to read: half a second for each question.
+    asker: Option<BaseConsumer<Quiet>>,
     topic: String,
     /// How far there is to read, per partition.
     ends: Vec<End>,
@@ -85,7 +104,8 @@ impl Reader {
         place: impl Fn(i32, i64, i64) -> Result<(Offset, i64), KafkaError>,
     ) -> Result<Self, KafkaError> {
         let partitions = admin::partitions(settings, topic, timeout)?;
-        let consumer: BaseConsumer = settings.reader().create().map_err(KafkaError::client)?;
+        let consumer: BaseConsumer<Quiet> =
+            settings.reader().create_with_context(Quiet).map_err(KafkaError::client)?;
         let mut assignment = TopicPartitionList::new();
         let mut ends = Vec::new();
         let request = |what| move |source| KafkaError::Request { what, source };
@@ -100,7 +120,8 @@ impl Reader {
             ends.push(End { partition, end: high, next });
         }
         consumer.assign(&assignment).map_err(request("choosing what to read"))?;
-        Ok(Self { consumer, topic: topic.to_owned(), ends, looked: false })
+        let settings = settings.clone();
+        Ok(Self { consumer, settings, asker: None, topic: topic.to_owned(), ends, looked: false })
     }
 
     /// The next record, waiting for it at most `timeout`.
@@ -158,12 +179,24 @@ impl Reader {
     /// # Errors
     /// [`KafkaError::Request`].
     pub fn look_for_end(&mut self, timeout: Duration) -> Result<(), KafkaError> {
-        for end in &mut self.ends {
-            let (_, high) =
-                self.consumer.fetch_watermarks(&self.topic, end.partition, timeout).map_err(|source| {
-                    KafkaError::Request { what: "asking for the end of a partition", source }
-                })?;
-            end.end = end.end.max(high);
+        let request = |source| KafkaError::Request { what: "asking for the end of a topic", source };
+        let asker = match self.asker.take() {
+            Some(asker) => asker,
+            None => self.settings.reader().create_with_context(Quiet).map_err(KafkaError::client)?,
+        };
+        // All partitions in one question. In place of a time, `End` asks for the offset that comes next.
+        let mut question = TopicPartitionList::new();
+        for end in &self.ends {
+            question.add_partition_offset(&self.topic, end.partition, Offset::End).map_err(request)?;
+        }
+        let answer = asker.offsets_for_times(question, timeout).map_err(request)?;
+        self.asker = Some(asker);
+        for found in answer.elements() {
+            found.error().map_err(request)?;
+            let Offset::Offset(high) = found.offset() else { continue };
+            for end in self.ends.iter_mut().filter(|end| end.partition == found.partition()) {
+                end.end = end.end.max(high);
+            }
         }
         self.looked = true;
         Ok(())
@@ -190,7 +223,7 @@ pub fn first_records(
     let mut config = settings.reader();
     // One record of each partition is wanted, and not what librdkafka would fetch ahead.
     config.set("queued.min.messages", "1");
-    let consumer: BaseConsumer = config.create().map_err(KafkaError::client)?;
+    let consumer: BaseConsumer<Quiet> = config.create_with_context(Quiet).map_err(KafkaError::client)?;
     let mut assignment = TopicPartitionList::new();
     for (partition, offset) in from {
         assignment

@@ -10,7 +10,7 @@ use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 use mcp_server::jobs::JobView;
 
 use super::render;
-use crate::{dlq::text::shortened, submit};
+use crate::dlq::text::shortened;
 
 /// The most jobs that have a bar of their own at one time.
 const MAX_BARS: usize = 8;
@@ -31,7 +31,7 @@ pub(super) struct Bars {
 impl Bars {
     pub(super) fn new(jobs: usize) -> Self {
         let all = MultiProgress::new();
-        let total = (jobs > 1).then(|| all.add(submit::progress(jobs, "waiting")));
+        let total = (jobs > 1).then(|| all.add(total(jobs)));
         Self { all, total, own: Mutex::default() }
     }
 
@@ -85,10 +85,18 @@ impl Bars {
     }
 }
 
+fn total(jobs: usize) -> ProgressBar {
+    styled(ProgressBar::new(jobs as u64), "  waiting [{bar:30}] {pos}/{len} {elapsed}")
+}
+
 fn bar(job_id: &str) -> ProgressBar {
     let bar = ProgressBar::new(STEPS).with_prefix(shortened(job_id, ID));
+    styled(bar, "{spinner} {prefix} [{bar:30}] {elapsed} {msg}")
+}
+
+fn styled(bar: ProgressBar, template: &str) -> ProgressBar {
     bar.enable_steady_tick(TICK);
-    match ProgressStyle::with_template("{spinner} {prefix} [{bar:30}] {elapsed} {msg}") {
+    match ProgressStyle::with_template(template) {
         Ok(style) => bar.with_style(style),
         Err(_) => bar,
     }

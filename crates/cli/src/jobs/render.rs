@@ -17,17 +17,49 @@ const PROGRESS: usize = 32;
 /// The longest text in `show`.
 const TEXT: usize = 4_096;
 
+const COLUMNS: [&str; 8] = ["JOB", "STATE", "TYPE", "TOOL", "ATTEMPTS", "PROGRESS", "AGE", "TOOK"];
+/// What is left out, in this order, where there is not enough room for everything.
+const EXPENDABLE: [&str; 5] = ["TYPE", "ATTEMPTS", "TOOK", "TOOL", "AGE"];
+
 /// Jobs as a table.
 pub(super) fn jobs<'a>(jobs: impl IntoIterator<Item = &'a JobView>, now: Timestamp) -> String {
-    let header = ["JOB", "STATE", "TYPE", "TOOL", "ATTEMPTS", "PROGRESS", "AGE", "TOOK"];
-    let mut table = table(header);
-    for job in jobs {
-        table.add_row(row(job, now));
+    let rows: Vec<_> = jobs.into_iter().map(|job| row(job, now)).collect();
+    without(&rows, &[])
+}
+
+/// The same in lines of at most `width`, where leaving out columns can do that.
+pub(super) fn jobs_within<'a>(
+    jobs: impl IntoIterator<Item = &'a JobView>,
+    now: Timestamp,
+    width: usize,
+) -> String {
+    let rows: Vec<_> = jobs.into_iter().map(|job| row(job, now)).collect();
+    let tables = (0..=EXPENDABLE.len()).map(|count| without(&rows, &EXPENDABLE[..count]));
+    let mut narrowest = String::new();
+    for table in tables {
+        narrowest = table;
+        if narrowest.lines().all(|line| line.chars().count() <= width) {
+            break;
+        }
+    }
+    narrowest
+}
+
+/// The table without these columns.
+fn without(rows: &[[String; COLUMNS.len()]], hidden: &[&str]) -> String {
+    let shown = |cells: &[String]| -> Vec<String> {
+        let cells = COLUMNS.iter().zip(cells).filter(|(column, _)| !hidden.contains(column));
+        cells.map(|(_, cell)| cell.clone()).collect()
+    };
+    let mut table = table([""]);
+    table.set_header(shown(&COLUMNS.map(str::to_owned)));
+    for row in rows {
+        table.add_row(shown(row));
     }
     table.trim_fmt()
 }
 
-fn row(job: &JobView, now: Timestamp) -> [String; 8] {
+fn row(job: &JobView, now: Timestamp) -> [String; COLUMNS.len()] {
     let event = &job.event;
     let or_none = |text: Option<String>| text.unwrap_or_else(|| "-".to_owned());
     let tool = event.tool.clone().or_else(|| event.calls.map(|calls| format!("{calls} calls")));
@@ -167,6 +199,15 @@ pub(super) mod tests {
         job.event.timings = Some(Timings::new(Some(at(5_000)), Some(at(6_000)), at(8_000)));
         check(&job, ["a b", "succeeded", "tool-call", "7 calls", "1", "-", "1m", "2s"]);
         assert!(jobs([&job], at(65_000)).contains("a b"));
+    }
+
+    #[test]
+    fn a_narrow_table_has_fewer_columns() {
+        let jobs = [job("a-rather-long-id", JobState::Running, 5_000)];
+        let header = |width| jobs_within(&jobs, at(65_000), width).lines().next().unwrap().trim().to_owned();
+        assert!(header(200).ends_with("AGE  TOOK") && header(200).contains("TYPE"));
+        assert!(!header(70).contains("TYPE") && header(70).contains("ATTEMPTS"), "{}", header(70));
+        assert!(header(10).starts_with("JOB") && header(10).ends_with("PROGRESS"));
     }
 
     #[test]

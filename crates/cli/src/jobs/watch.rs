@@ -206,13 +206,17 @@ struct Table {
     server: String,
     limit: usize,
     screen: Screen,
+    /// Whether the jobs were listed.
+    begun: bool,
     trouble: Option<String>,
 }
 
 impl Show for Table {
     fn job(&mut self, _: &JobView) {}
 
-    fn begin(&mut self, _: &[&JobView]) {}
+    fn begin(&mut self, _: &[&JobView]) {
+        self.begun = true;
+    }
 
     fn connection(&mut self, trouble: Option<&ApiError>) {
         self.trouble = trouble.map(|error| fleet_ops::errors::chain(error));
@@ -221,11 +225,12 @@ impl Show for Table {
     fn tick(&mut self, board: &Board) {
         let now = clock::now();
         let connection = match &self.trouble {
+            None if !self.begun => return,
             None => format!("{}   {now}   Ctrl-C ends", self.server),
             Some(trouble) => format!("{trouble}; trying again"),
         };
         let rows = self.limit.min(self.screen.height().saturating_sub(FRAME)).max(1);
-        let jobs = render::jobs(board.newest(rows), now);
+        let jobs = render::jobs_within(board.newest(rows), now, self.screen.width());
         self.screen.draw(&format!("{connection}\n{}\n{jobs}", board.counts()));
     }
 }
