@@ -47,7 +47,9 @@ pub(super) struct Api {
 
 impl ServerArgs {
     pub(super) fn api(&self) -> Result<Api, CliError> {
-        Ok(Api::new(base(&self.server)?, self.token.as_deref())?)
+        // A variable that is set to nothing is as good as none.
+        let token = self.token.as_deref().filter(|token| !token.is_empty());
+        Ok(Api::new(base(&self.server)?, token)?)
     }
 }
 

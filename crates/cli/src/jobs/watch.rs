@@ -106,7 +106,12 @@ impl Watch {
                 () = stop.cancelled() => break,
                 next = news.recv() => match next {
                     Some(News::Ended(error)) => return Err(error),
-                    Some(next) => self.take(next),
+                    Some(next) => {
+                        if matches!(next, News::Missed) {
+                            ticks.reset_immediately();
+                        }
+                        self.take(next);
+                    }
                     None => break,
                 },
                 _ = ticks.tick() => {
