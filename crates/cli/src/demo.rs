@@ -91,6 +91,8 @@ pub(crate) async fn run(args: Args) -> Result<ExitCode, CliError> {
             topic,
             partitions: i32::from(args.workers).max(4) * 2,
             workers: usize::from(args.workers),
+            // The account at the end is made from the topics themselves.
+            jobs: false,
         }) => stack?,
         () = stop.cancelled() => return Ok(ExitCode::from(INTERRUPTED)),
     };
@@ -171,14 +173,14 @@ async fn work(
     let init = Planned::job(&init, format!("host server `{FILES}`"), true, Some(FILES.to_owned()));
     let mut submitted = write(&producer, &stack.topics.jobs, vec![init]).await?;
     let hosted: HashSet<Place> = submitted.iter().map(|record| record.place).collect();
-    let (bar, token) = (submit::progress(1, "hosting", talk.json), stop.clone());
+    let (bar, token) = (submit::progress(1, "hosting"), stop.clone());
     reader = blocking(move || wait(reader, hosted, &bar, &token).map(|(reader, _)| reader)).await?;
 
     let started = fleet_ops::clock::now();
     let written = write(&producer, &stack.topics.jobs, plan(&files, jobs)).await?;
     let open: HashSet<Place> = written.iter().map(|record| record.place).collect();
     submitted.extend(written);
-    let (bar, token) = (submit::progress(open.len(), "jobs", talk.json), stop.clone());
+    let (bar, token) = (submit::progress(open.len(), "jobs"), stop.clone());
     let (_, ended) = blocking(move || wait(reader, open, &bar, &token)).await?;
     Ok((
         submitted,

@@ -76,6 +76,7 @@ pub(crate) async fn run(args: Args) -> Result<ExitCode, CliError> {
         group: "mcp-workers".to_owned(),
         partitions: args.partitions,
         workers: usize::from(args.workers),
+        jobs: true,
     };
     output::line("starting …");
     let mut stack = tokio::select! {
@@ -99,6 +100,7 @@ fn say_what_is_next(stack: &Stack, run_dir: &std::path::Path) {
     let brokers = &stack.settings.brokers;
     output::line(&format!("broker      {brokers}"));
     output::line(&format!("mcp-server  {}/mcp", stack.server_url));
+    output::line(&format!("jobs        {}/jobs", stack.server_url));
     for worker in &stack.workers {
         output::line(&format!("worker      {} (pid {})", worker.name, worker.id().unwrap_or_default()));
     }
@@ -110,6 +112,8 @@ fn say_what_is_next(stack: &Stack, run_dir: &std::path::Path) {
     output::line(&format!(
         "  {program} submit --brokers {brokers} --server {FILES} --tool file_list --arguments '{{\"path\":\".\"}}' --wait"
     ));
+    output::line(&format!("  {program} jobs list --server {}", stack.server_url));
+    output::line(&format!("  {program} jobs watch --server {}", stack.server_url));
     output::line("\nCtrl-C ends everything; jobs under way are finished first.");
 }
 

@@ -38,6 +38,8 @@ pub(crate) enum CliError {
     },
     #[error("the MCP server can't be called")]
     Client(#[from] fleet_mcp_client::ConfigError),
+    #[error(transparent)]
+    Api(#[from] crate::jobs::ApiError),
     #[error("{0}")]
     Usage(String),
     #[error("{name} ended before it was ready; the end of its log:\n{log}")]

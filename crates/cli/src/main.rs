@@ -4,6 +4,7 @@
 //! `dev` need no other file than this one.
 
 mod broker;
+mod completions;
 mod connection;
 mod demo;
 mod dev;
@@ -12,7 +13,9 @@ mod dlq;
 mod docs;
 mod error;
 mod events;
+mod jobs;
 mod lag;
+mod moment;
 mod output;
 mod serve;
 mod stack;
@@ -23,13 +26,15 @@ mod topics;
 
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory as _, Parser, Subcommand};
 
 const EXAMPLES: &str = "Examples:
   mcp-fleet demo --jobs 200 --workers 3
   mcp-fleet dev --data-dir .fleet
   mcp-fleet submit --tool files__file_read --arguments '{\"path\":\"README.md\"}' --wait
   mcp-fleet submit jobs.jsonl --brokers kafka:9092
+  mcp-fleet jobs watch
+  mcp-fleet jobs list --state failed --since 24h
   mcp-fleet events --from-start --json
   mcp-fleet topics create --brokers kafka:9092 --partitions 12";
 
@@ -51,6 +56,11 @@ enum Command {
     Submit(submit::Args),
     /// Follow what happens to jobs.
     Events(events::Args),
+    /// Look at jobs, wait for them, cancel them, through a server.
+    Jobs {
+        #[command(subcommand)]
+        command: jobs::Command,
+    },
     /// Look at dead letters, put them back to work, delete them.
     Dlq {
         #[command(subcommand)]
@@ -69,6 +79,8 @@ enum Command {
     Server(serve::ServerArgs),
     /// Run a worker (the binary kafka-worker).
     Worker(serve::WorkerArgs),
+    /// Print what a shell needs to complete commands and flags.
+    Completions(completions::Args),
 }
 
 #[tokio::main]
@@ -83,12 +95,14 @@ async fn main() -> ExitCode {
         Command::Dev(args) => dev::run(args).await,
         Command::Submit(args) => submit::run(args).await,
         Command::Events(args) => events::run(args).await,
+        Command::Jobs { command } => jobs::run(command).await,
         Command::Dlq { command } => dlq::run(command).await,
         Command::Lag(args) => lag::run(args).await,
         Command::Topics { command } => topics::run(command).await,
         Command::Broker(args) => serve::broker(args).await,
         Command::Server(args) => serve::server(args).await,
         Command::Worker(args) => serve::worker(args).await,
+        Command::Completions(args) => completions::run(&args, &mut Cli::command()),
     };
     match result {
         Ok(code) => code,

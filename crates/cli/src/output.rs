@@ -47,3 +47,69 @@ pub(crate) fn line(text: &str) {
 pub(crate) fn problem(text: &str) {
     write_line(std::io::stderr(), format_args!("mcp-fleet: {text}"));
 }
+
+/// What is drawn again and again at one place of the terminal that standard output is.
+#[derive(Debug, Default)]
+pub(crate) struct Screen {
+    /// Lines that were drawn the last time, and the terminal's size then.
+    drawn: usize,
+    size: (u16, u16),
+}
+
+impl Screen {
+    /// How many lines there is room for.
+    pub(crate) fn height(&self) -> usize {
+        let (rows, _) = console::Term::stdout().size();
+        usize::from(rows)
+    }
+
+    /// How long a line can be.
+    pub(crate) fn width(&self) -> usize {
+        let (_, columns) = console::Term::stdout().size();
+        usize::from(columns)
+    }
+
+    /// Draws `text` over what was drawn before.
+    pub(crate) fn draw(&mut self, text: &str) {
+        let size = console::Term::stdout().size();
+        // Another size breaks lines anew, so that nobody knows where the last drawing is.
+        let resized = self.drawn > 0 && self.size != size;
+        self.size = size;
+        let before = if resized { None } else { Some(self.drawn) };
+        self.drawn = text.lines().count();
+        let frame = frame(text, usize::from(size.1), before);
+        let mut stdout = std::io::stdout().lock();
+        match stdout.write_all(frame.as_bytes()).and_then(|()| stdout.flush()) {
+            Err(error) if error.kind() == ErrorKind::BrokenPipe => std::process::exit(0),
+            _ => {}
+        }
+    }
+}
+
+/// `text` with what makes a terminal put it over the last drawing of so many lines, or on an empty screen. It is written at
+/// once and nothing is erased before it is written over, or it would flicker.
+fn frame(text: &str, width: usize, before: Option<usize>) -> String {
+    let mut frame = match before {
+        None => "\x1b[2J\x1b[H".to_owned(),
+        Some(0) => String::new(),
+        Some(lines) => format!("\x1b[{lines}A\r"),
+    };
+    for line in text.lines() {
+        frame.push_str(&console::truncate_str(line, width, "…"));
+        frame.push_str("\x1b[K\n");
+    }
+    frame.push_str("\x1b[J");
+    frame
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_drawing_covers_the_one_before() {
+        assert_eq!(frame("abcdef\ng", 4, Some(0)), "abc…\x1b[K\ng\x1b[K\n\x1b[J");
+        assert_eq!(frame("a", 4, Some(2)), "\x1b[2A\ra\x1b[K\n\x1b[J");
+        assert!(frame("a", 4, None).starts_with("\x1b[2J\x1b[H"));
+    }
+}

@@ -24,6 +24,8 @@ use crate::{
 
 /// The name under which the files of the current directory are hosted.
 pub(crate) const FILES: &str = "files";
+/// The end of the name of the topic in which the server of a laptop keeps what it hosts, where the Kafka is not its own.
+const LOCAL_SERVERS: &str = "local-servers";
 const READY: Duration = Duration::from_secs(30);
 /// How long workers may take to share the partitions.
 const JOIN: Duration = Duration::from_secs(10);
@@ -47,6 +49,8 @@ pub(crate) struct StackConfig {
     pub(crate) group: String,
     pub(crate) partitions: i32,
     pub(crate) workers: usize,
+    /// Whether the server takes jobs and tells of them, for which it needs the broker.
+    pub(crate) jobs: bool,
 }
 
 /// A running fleet.
@@ -87,7 +91,7 @@ impl Stack {
             .await?;
 
         let policy = write_policy(&config)?;
-        let mut server = start_server(&config.run_dir, &policy, config.server_port)?;
+        let mut server = start_server(&config, &brokers, &policy, config.server_port)?;
         let address = server.ready(READY).await?;
         let server_url = format!("http://{address}");
         Ok(Self {
@@ -134,7 +138,7 @@ impl Stack {
 
     /// Starts the server again where it was, so that everybody finds it, and waits until it answers.
     pub(crate) async fn restart_server(&mut self) -> Result<(), CliError> {
-        let mut server = start_server(&self.config.run_dir, &self.policy, self.server_port)?;
+        let mut server = start_server(&self.config, &self.settings.brokers, &self.policy, self.server_port)?;
         let ready = server.ready(READY).await;
         self.server = Some(server);
         ready.map(drop)
@@ -215,16 +219,25 @@ impl Stack {
     }
 }
 
-fn start_server(run_dir: &Path, policy: &Path, port: u16) -> Result<Process, CliError> {
-    let args = [
+fn start_server(config: &StackConfig, brokers: &str, policy: &Path, port: u16) -> Result<Process, CliError> {
+    let mut args = vec![
         "server".to_owned(),
         "--host=127.0.0.1".to_owned(),
         format!("--port={port}"),
         format!("--policy={}", policy.display()),
-        // The only one, so there is nobody to share with, whatever the environment says.
-        "--kafka-brokers=".to_owned(),
     ];
-    Process::start("mcp-server", run_dir, &args, &[])
+    if config.jobs {
+        args.push(format!("--kafka-brokers={brokers}"));
+        args.push(format!("--jobs-topic={}", config.topic));
+        if config.brokers.is_some() {
+            // What is hosted on a laptop is nothing that the servers of a shared Kafka should hear of.
+            args.push(format!("--registry-topic={}.{LOCAL_SERVERS}", config.topic));
+        }
+    } else {
+        // The only one, so there is nobody to share with, whatever the environment says.
+        args.push("--kafka-brokers=".to_owned());
+    }
+    Process::start("mcp-server", &config.run_dir, &args, &[])
 }
 
 /// The same as command and arguments.

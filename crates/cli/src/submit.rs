@@ -27,8 +27,8 @@ use crate::{connection::Connection, error::CliError, events, output, tally::Plac
 
 /// How long a broker may take to answer at all.
 const REACH: Duration = Duration::from_secs(5);
-/// What `submit --wait` ends with when time is up.
-const TIMED_OUT: u8 = 3;
+/// What `submit --wait` and `jobs wait` end with when time is up.
+pub(crate) const TIMED_OUT: u8 = 3;
 const OPEN: Duration = Duration::from_secs(10);
 const POLL: Duration = Duration::from_millis(100);
 /// Records handed over to the producer and not acknowledged yet.
@@ -109,7 +109,7 @@ pub(crate) async fn run(args: Args) -> Result<ExitCode, CliError> {
         None
     };
     let producer = Producer::new(&settings)?;
-    let bar = progress(jobs.len(), "submitting", args.json);
+    let bar = progress(jobs.len(), "submitting");
     let places = write(&producer, &topics, &jobs, &bar).await?;
     bar.finish_and_clear();
     let Some(reader) = reader else {
@@ -271,10 +271,7 @@ pub(crate) async fn write_all(
 }
 
 /// A bar on standard error, which hides itself where there is no terminal.
-pub(crate) fn progress(length: usize, what: &'static str, quiet: bool) -> ProgressBar {
-    if quiet {
-        return ProgressBar::hidden();
-    }
+pub(crate) fn progress(length: usize, what: &'static str) -> ProgressBar {
     let style = indicatif::ProgressStyle::with_template("{msg} [{bar:40}] {pos}/{len} {rate} {elapsed}");
     let bar = ProgressBar::new(length as u64).with_message(what);
     let rate = |state: &indicatif::ProgressState, to: &mut dyn std::fmt::Write| {
@@ -298,7 +295,7 @@ fn wait(
     let deadline = Instant::now() + timeout;
     let mut open: HashSet<Place> = places.iter().copied().collect();
     let mut states: HashMap<&str, usize> = HashMap::new();
-    let bar = progress(places.len(), "waiting", as_json);
+    let bar = progress(places.len(), "waiting");
     while !open.is_empty() && Instant::now() < deadline {
         let Some(record) = reader.next(POLL)? else { continue };
         let Ok(event) = serde_json::from_slice::<JobEvent>(&record.value.unwrap_or_default()) else {
@@ -310,11 +307,10 @@ fn wait(
         }
         *states.entry(event.state.as_str()).or_default() += 1;
         bar.inc(1);
-        if as_json {
-            output::json(&event);
-        } else {
-            bar.suspend(|| output::line(&events::describe(&event)));
-        }
+        bar.suspend(|| match as_json {
+            true => output::json(&event),
+            false => output::line(&events::describe(&event)),
+        });
     }
     bar.finish_and_clear();
     let count = |state: JobState| states.get(state.as_str()).copied().unwrap_or_default();

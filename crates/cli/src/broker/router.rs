@@ -257,3 +257,7 @@ fn has_news(found: &Body) -> bool {
     found.error_code.is_some_and(failed)
         || partitions.any(|partition| partition.records.is_some() || failed(partition.error_code))
 }
+
+#[cfg(test)]
+#[path = "reading_tests.rs"]
+mod reading_tests;

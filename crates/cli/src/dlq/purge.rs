@@ -6,8 +6,8 @@ use fleet_kafka::admin;
 use fleet_ops::clock;
 use serde_json::json;
 
-use super::{filter::Moment, scan};
-use crate::{connection::Connection, error::CliError, output};
+use super::scan;
+use crate::{connection::Connection, error::CliError, moment::Moment, output};
 
 /// The id of an embedded broker's cluster. It has no way to delete records, so it is not asked, and people are told what to
 /// do instead.

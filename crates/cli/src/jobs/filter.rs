@@ -1,0 +1,165 @@
+//! Which jobs a command is about. Pure.
+
+use clap::builder::{PossibleValuesParser, TypedValueParser};
+use fleet_job::{envelope::JobType, event::JobState, time::Timestamp};
+use mcp_server::jobs::JobView;
+
+use crate::moment::Moment;
+
+/// The states, in the order in which jobs go through them.
+pub(super) const STATES: [JobState; 7] = [
+    JobState::Queued,
+    JobState::Running,
+    JobState::Retrying,
+    JobState::Succeeded,
+    JobState::Failed,
+    JobState::Cancelled,
+    JobState::Expired,
+];
+
+/// Flags that say which jobs are meant; all that are given must hold.
+#[derive(Debug, Clone, Default, clap::Args)]
+pub(super) struct FilterArgs {
+    /// Only jobs in these states, comma-separated.
+    #[arg(long, value_name = "STATE", value_delimiter = ',', value_parser = state_parser())]
+    state: Vec<JobState>,
+
+    /// Only jobs of this type.
+    #[arg(long = "type", value_name = "TYPE", value_parser = PossibleValuesParser::new(JobType::ALL.map(JobType::as_str)))]
+    job_type: Option<String>,
+
+    /// Only calls of this tool, under the name that the server offers it by.
+    #[arg(long, value_name = "NAME")]
+    tool: Option<String>,
+
+    /// Only jobs of this tenant.
+    #[arg(long, value_name = "NAME")]
+    tenant: Option<String>,
+
+    /// Only jobs submitted since then: RFC 3339, or how long ago (30m, 2h, 7d).
+    #[arg(long, value_name = "TIME|DURATION", value_parser = Moment::parse)]
+    since: Option<Moment>,
+
+    /// Only jobs submitted before then.
+    #[arg(long, value_name = "TIME|DURATION", value_parser = Moment::parse)]
+    until: Option<Moment>,
+}
+
+/// Reads a state; shells complete it.
+fn state_parser() -> impl TypedValueParser<Value = JobState> {
+    PossibleValuesParser::new(STATES.map(JobState::as_str)).try_map(|name| {
+        STATES.into_iter().find(|state| state.as_str() == name).ok_or_else(|| format!("`{name}` is no state"))
+    })
+}
+
+impl FilterArgs {
+    /// The filter, when it is `now`.
+    pub(super) fn at(self, now: Timestamp) -> Filter {
+        Filter {
+            states: self.state,
+            job_type: self.job_type,
+            tool: self.tool,
+            tenant: self.tenant,
+            since: self.since.map(|since| since.resolve(now)),
+            until: self.until.map(|until| until.resolve(now)),
+        }
+    }
+}
+
+/// All that is set must hold.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub(super) struct Filter {
+    pub(super) states: Vec<JobState>,
+    pub(super) job_type: Option<String>,
+    pub(super) tool: Option<String>,
+    pub(super) tenant: Option<String>,
+    pub(super) since: Option<Timestamp>,
+    pub(super) until: Option<Timestamp>,
+}
+
+impl Filter {
+    /// The question in a URL for a list of jobs.
+    pub(super) fn pairs(&self) -> Vec<(&'static str, String)> {
+        let states: Vec<_> = self.states.iter().map(|state| state.as_str()).collect();
+        let states = (!states.is_empty()).then(|| ("state", states.join(",")));
+        let time = |name, time: Option<Timestamp>| time.map(|time| (name, time.to_string()));
+        let mut pairs: Vec<_> = states.into_iter().collect();
+        pairs.extend(self.lasting_pairs());
+        pairs.extend(time("since", self.since).into_iter().chain(time("until", self.until)));
+        pairs
+    }
+
+    /// What of it stays true or false of a job for ever. Only this may be asked of a stream of events: one that leaves out
+    /// states does not say when a job leaves the others.
+    pub(super) fn lasting_pairs(&self) -> Vec<(&'static str, String)> {
+        [("type", &self.job_type), ("tool", &self.tool), ("tenant", &self.tenant)]
+            .into_iter()
+            .filter_map(|(name, value)| Some((name, value.clone()?)))
+            .collect()
+    }
+
+    /// Whether this job is meant.
+    pub(super) fn matches(&self, job: &JobView) -> bool {
+        let event = &job.event;
+        let submitted = event.submitted_at.unwrap_or(event.time);
+        let same = |wanted: &Option<String>, found: &Option<String>| wanted.is_none() || wanted == found;
+        (self.states.is_empty() || self.states.contains(&event.state))
+            && same(&self.job_type, &event.job_type)
+            && same(&self.tool, &event.tool)
+            && same(&self.tenant, &event.tenant)
+            && self.since.is_none_or(|since| submitted >= since)
+            && self.until.is_none_or(|until| submitted < until)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::{Args as _, Command, FromArgMatches as _};
+
+    use super::{super::render::tests::job, *};
+
+    fn parse(args: &[&str]) -> Result<Filter, String> {
+        let command = FilterArgs::augment_args(Command::new("x").no_binary_name(true));
+        let matches = command.try_get_matches_from(args).map_err(|error| error.to_string())?;
+        let args = FilterArgs::from_arg_matches(&matches).map_err(|error| error.to_string())?;
+        Ok(args.at(Timestamp::from_millis(7_200_000).unwrap()))
+    }
+
+    #[test]
+    fn flags_become_a_question() {
+        let args = ["--state", "queued,running", "--type", "tool-call", "--tool", "a__b", "--tenant", "t t"];
+        let filter = parse(&[&args[..], &["--since", "1h", "--until", "1970-01-01T02:00:00Z"]].concat());
+        let expected = [
+            ("state", "queued,running"),
+            ("type", "tool-call"),
+            ("tool", "a__b"),
+            ("tenant", "t t"),
+            ("since", "1970-01-01T01:00:00.000Z"),
+            ("until", "1970-01-01T02:00:00.000Z"),
+        ];
+        let filter = filter.unwrap();
+        assert_eq!(filter.pairs(), expected.map(|(name, value)| (name, value.to_owned())));
+        assert_eq!(filter.lasting_pairs().len(), 3);
+        assert!(parse(&[]).unwrap().pairs().is_empty());
+        assert!(parse(&["--state", "done"]).unwrap_err().contains("succeeded"));
+        assert!(parse(&["--type", "x"]).unwrap_err().contains("tool-batch"));
+        assert!(parse(&["--since", "yesterday"]).unwrap_err().contains("7d"));
+    }
+
+    #[test]
+    fn all_conditions_must_hold() {
+        // Submitted at 5 s, running, `tool-call` of `t`.
+        let job = job("j", JobState::Running, 5_000);
+        let check = |args: &[&str], expected| {
+            assert_eq!(parse(args).unwrap().matches(&job), expected, "{args:?}");
+        };
+        check(&[], true);
+        check(&["--state", "running", "--tool", "t", "--type", "tool-call"], true);
+        check(&["--state", "queued"], false);
+        check(&["--tool", "u"], false);
+        check(&["--tenant", "x"], false);
+        check(&["--since", "1970-01-01T00:00:05Z", "--until", "1970-01-01T00:00:06Z"], true);
+        check(&["--since", "1970-01-01T00:00:06Z"], false);
+        check(&["--until", "1970-01-01T00:00:05Z"], false);
+    }
+}

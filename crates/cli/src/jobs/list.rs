@@ -1,0 +1,104 @@
+//! `mcp-fleet jobs list`.
+
+use std::process::ExitCode;
+
+use fleet_ops::clock;
+use mcp_server::jobs::JobView;
+
+use super::{
+    api::{Api, ServerArgs},
+    error::ApiError,
+    filter::{Filter, FilterArgs},
+    render,
+};
+use crate::{error::CliError, output};
+
+/// The most jobs that the server puts on a page.
+const PAGE: usize = 500;
+
+const EXAMPLES: &str = "AGE   since the job was submitted
+TOOK  the last attempt, of a job that has ended
+
+Examples:
+  mcp-fleet jobs list
+  mcp-fleet jobs list --state failed,expired --since 24h
+  mcp-fleet jobs list --tool files__file_read --all --json | jq -r .jobID";
+
+#[derive(Debug, clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub(crate) struct Args {
+    #[command(flatten)]
+    server: ServerArgs,
+
+    #[command(flatten)]
+    filter: FilterArgs,
+
+    /// How many jobs are listed at most.
+    #[arg(long, default_value_t = 50, value_name = "N")]
+    limit: usize,
+
+    /// List all of them.
+    #[arg(long, conflicts_with = "limit")]
+    all: bool,
+
+    /// Print one JSON object a line.
+    #[arg(long)]
+    json: bool,
+}
+
+pub(crate) async fn run(args: Args) -> Result<ExitCode, CliError> {
+    let (api, filter) = (args.server.api()?, args.filter.at(clock::now()));
+    let limit = if args.all { usize::MAX } else { args.limit };
+    let mut pages = Pages::new(&api, &filter, limit);
+    let mut jobs = Vec::new();
+    while let Some(page) = pages.next().await? {
+        if args.json {
+            page.iter().for_each(output::json);
+        } else {
+            jobs.extend(page);
+        }
+    }
+    if args.json {
+        return Ok(ExitCode::SUCCESS);
+    }
+    if jobs.is_empty() {
+        output::line("no jobs that match");
+        return Ok(ExitCode::SUCCESS);
+    }
+    output::line(&render::jobs(&jobs, clock::now()));
+    if pages.more {
+        let count = jobs.len();
+        output::problem(&format!("these are the newest {count}; --limit N or --all lists more"));
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Jobs, page by page, until there are no more or enough.
+pub(super) struct Pages<'a> {
+    api: &'a Api,
+    filter: &'a Filter,
+    left: usize,
+    cursor: Option<String>,
+    /// Whether the server has more of them.
+    more: bool,
+}
+
+impl<'a> Pages<'a> {
+    pub(super) fn new(api: &'a Api, filter: &'a Filter, limit: usize) -> Self {
+        Self { api, filter, left: limit, cursor: None, more: true }
+    }
+
+    /// The next page, which can be empty though more follow.
+    pub(super) async fn next(&mut self) -> Result<Option<Vec<JobView>>, ApiError> {
+        if !self.more || self.left == 0 {
+            return Ok(None);
+        }
+        let mut page = self.api.list(self.filter, self.left.min(PAGE), self.cursor.as_deref()).await?;
+        page.jobs.truncate(self.left);
+        self.left -= page.jobs.len();
+        // A cursor that does not move would be followed for ever.
+        self.more = page.next_cursor.is_some() && page.next_cursor != self.cursor;
+        self.cursor = page.next_cursor;
+        Ok(Some(page.jobs))
+    }
+}

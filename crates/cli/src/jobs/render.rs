@@ -1,0 +1,239 @@
+//! How jobs are shown to people. Pure.
+
+use std::time::Duration;
+
+use fleet_job::{event::Progress, time::Timestamp};
+use mcp_server::jobs::JobView;
+
+use crate::{
+    dlq::text::{age, shortened, table, time},
+    events,
+};
+
+/// The longest id in a table. Longer ones are cut, because one of them would push everything else off the screen.
+const ID: usize = 48;
+const TOOL: usize = 40;
+const PROGRESS: usize = 32;
+/// The longest text in `show`.
+const TEXT: usize = 4_096;
+
+const COLUMNS: [&str; 8] = ["JOB", "STATE", "TYPE", "TOOL", "ATTEMPTS", "PROGRESS", "AGE", "TOOK"];
+/// What is left out, in this order, where there is not enough room for everything.
+const EXPENDABLE: [&str; 5] = ["TYPE", "ATTEMPTS", "TOOK", "TOOL", "AGE"];
+
+/// Jobs as a table.
+pub(super) fn jobs<'a>(jobs: impl IntoIterator<Item = &'a JobView>, now: Timestamp) -> String {
+    let rows: Vec<_> = jobs.into_iter().map(|job| row(job, now)).collect();
+    without(&rows, &[])
+}
+
+/// The same in lines of at most `width`, where leaving out columns can do that.
+pub(super) fn jobs_within<'a>(
+    jobs: impl IntoIterator<Item = &'a JobView>,
+    now: Timestamp,
+    width: usize,
+) -> String {
+    let rows: Vec<_> = jobs.into_iter().map(|job| row(job, now)).collect();
+    let tables = (0..=EXPENDABLE.len()).map(|count| without(&rows, &EXPENDABLE[..count]));
+    let mut narrowest = String::new();
+    for table in tables {
+        narrowest = table;
+        if narrowest.lines().all(|line| line.chars().count() <= width) {
+            break;
+        }
+    }
+    narrowest
+}
+
+/// The table without these columns.
+fn without(rows: &[[String; COLUMNS.len()]], hidden: &[&str]) -> String {
+    let shown = |cells: &[String]| -> Vec<String> {
+        let cells = COLUMNS.iter().zip(cells).filter(|(column, _)| !hidden.contains(column));
+        cells.map(|(_, cell)| cell.clone()).collect()
+    };
+    let mut table = table([""]);
+    table.set_header(shown(&COLUMNS.map(str::to_owned)));
+    for row in rows {
+        table.add_row(shown(row));
+    }
+    table.trim_fmt()
+}
+
+fn row(job: &JobView, now: Timestamp) -> [String; COLUMNS.len()] {
+    let event = &job.event;
+    let or_none = |text: Option<String>| text.unwrap_or_else(|| "-".to_owned());
+    let tool = event.tool.clone().or_else(|| event.calls.map(|calls| format!("{calls} calls")));
+    let took = event.timings.as_ref().and_then(|timings| timings.ran_ms).map(Duration::from_millis);
+    [
+        shortened(&event.job_id, ID),
+        state(job),
+        or_none(event.job_type.clone()),
+        shortened(&or_none(tool), TOOL),
+        event.attempts.to_string(),
+        or_none(event.progress.as_ref().map(|progress| shortened(&self::progress(progress), PROGRESS))),
+        age(now.since(event.submitted_at.unwrap_or(event.time))),
+        or_none(took.map(age)),
+    ]
+}
+
+/// The state, and whether it is about to be another one.
+fn state(job: &JobView) -> String {
+    let state = job.event.state.as_str();
+    match job.cancel_requested_at {
+        Some(_) => format!("{state} (cancelling)"),
+        None => state.to_owned(),
+    }
+}
+
+/// How far a job has come: `3 of 10 (copying)`.
+pub(super) fn progress(progress: &Progress) -> String {
+    let mut text = match progress.total {
+        Some(total) => format!("{} of {total}", progress.progress),
+        None => progress.progress.to_string(),
+    };
+    if let Some(message) = &progress.message {
+        text.push_str(&format!(" ({message})"));
+    }
+    text
+}
+
+/// What part of a job is done, from 0 to 1, where it says so.
+pub(super) fn fraction(progress: &Progress) -> Option<f64> {
+    let total = progress.total.filter(|total| *total > 0.0)?;
+    Some((progress.progress / total).clamp(0.0, 1.0))
+}
+
+/// What has happened to a job, on one line.
+pub(super) fn line(job: &JobView) -> String {
+    let mut line = events::describe(&job.event);
+    if let Some(progress) = &job.event.progress {
+        line.push_str(&format!("  {}", self::progress(progress)));
+    }
+    shortened(&line, TEXT)
+}
+
+/// Everything about a job.
+pub(super) fn job(job: &JobView) -> String {
+    let event = &job.event;
+    let mut table = table(["JOB", &event.job_id]);
+    for (name, value) in rows(job) {
+        if let Some(value) = value {
+            table.add_row([name, &shortened(&value, TEXT)]);
+        }
+    }
+    let mut text = table.trim_fmt();
+    let details = event.error.as_ref().and_then(|error| error.data.as_ref());
+    for (name, value) in [("Result:", event.result.as_ref()), ("Details of the error:", details)] {
+        if let Some(value) = value {
+            text.push_str(&format!("\n\n{name}\n{value:#}"));
+        }
+    }
+    text
+}
+
+fn rows(job: &JobView) -> Vec<(&'static str, Option<String>)> {
+    let event = &job.event;
+    let some_time = |at: Option<Timestamp>| at.map(|at| time(Some(at)));
+    let took = |ms: Option<u64>| ms.map(|ms| age(Duration::from_millis(ms)));
+    let timings = event.timings.as_ref();
+    let omitted = event.result_omitted.as_ref().map(|omitted| {
+        format!("{} bytes, left out: more than {} are too many", omitted.bytes, omitted.limit_bytes)
+    });
+    let metadata = (!event.metadata.is_empty()).then(|| serde_json::Value::from(event.metadata.clone()));
+    vec![
+        ("state", Some(event.state.as_str().to_owned())),
+        ("since", some_time(Some(event.time))),
+        ("cancel asked", some_time(job.cancel_requested_at)),
+        ("type", event.job_type.clone()),
+        ("tool", event.tool.clone()),
+        ("calls", event.calls.map(|calls| calls.to_string())),
+        ("tenant", event.tenant.clone()),
+        ("attempts", Some(event.attempts.to_string())),
+        ("next attempt", some_time(event.next_attempt_at)),
+        ("progress", event.progress.as_ref().map(progress)),
+        ("worker", event.worker.clone()),
+        ("record", event.source.as_ref().map(ToString::to_string)),
+        ("submitted", some_time(event.submitted_at)),
+        ("started", some_time(timings.and_then(|timings| timings.started_at))),
+        ("finished", some_time(timings.map(|timings| timings.finished_at))),
+        ("waited", took(timings.and_then(|timings| timings.waited_ms))),
+        ("took", took(timings.and_then(|timings| timings.ran_ms))),
+        ("error", event.error.as_ref().map(|error| format!("{}: {}", error.kind.as_str(), error.message))),
+        ("result", omitted),
+        ("idempotency key", event.idempotency_key.clone()),
+        ("metadata", metadata.map(|metadata| metadata.to_string())),
+    ]
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use fleet_job::event::{JobEvent, JobState, Timings};
+
+    use super::*;
+
+    fn at(ms: i64) -> Timestamp {
+        Timestamp::from_millis(ms).unwrap()
+    }
+
+    /// A call of `t`, submitted at `ms`.
+    pub(in crate::jobs) fn job(id: &str, state: JobState, ms: i64) -> JobView {
+        let mut event = JobEvent::new(id, state, at(ms + 100));
+        event.job_type = Some("tool-call".to_owned());
+        event.tool = Some("t".to_owned());
+        event.submitted_at = Some(at(ms));
+        event.attempts = 1;
+        JobView { event, cancel_requested_at: None }
+    }
+
+    #[test]
+    fn a_row_says_what_there_is() {
+        let mut job = job("j", JobState::Running, 5_000);
+        let check = |job: &JobView, expected: [&str; 8]| assert_eq!(row(job, at(65_000)), expected);
+        check(&job, ["j", "running", "tool-call", "t", "1", "-", "1m", "-"]);
+        job.cancel_requested_at = Some(at(6_000));
+        job.event.progress =
+            Some(Progress { progress: 3.0, total: Some(10.0), message: Some("copying".to_owned()) });
+        check(&job, ["j", "running (cancelling)", "tool-call", "t", "1", "3 of 10 (copying)", "1m", "-"]);
+        job = self::job("a\nb", JobState::Succeeded, 5_000);
+        (job.event.tool, job.event.calls) = (None, Some(7));
+        job.event.timings = Some(Timings::new(Some(at(5_000)), Some(at(6_000)), at(8_000)));
+        check(&job, ["a b", "succeeded", "tool-call", "7 calls", "1", "-", "1m", "2s"]);
+        assert!(jobs([&job], at(65_000)).contains("a b"));
+    }
+
+    #[test]
+    fn a_narrow_table_has_fewer_columns() {
+        let jobs = [job("a-rather-long-id", JobState::Running, 5_000)];
+        let header = |width| jobs_within(&jobs, at(65_000), width).lines().next().unwrap().trim().to_owned();
+        assert!(header(200).ends_with("AGE  TOOK") && header(200).contains("TYPE"));
+        assert!(!header(70).contains("TYPE") && header(70).contains("ATTEMPTS"), "{}", header(70));
+        assert!(header(10).starts_with("JOB") && header(10).ends_with("PROGRESS"));
+    }
+
+    #[test]
+    fn everything_is_shown() {
+        let mut failed = job("j", JobState::Failed, 5_000);
+        failed.event.error = serde_json::from_value(serde_json::json!({
+            "kind": "tool", "message": "it broke\u{1b}[2J", "data": {"why": "so"},
+        }))
+        .ok();
+        failed.event.result_omitted = Some(fleet_job::event::ResultOmitted { bytes: 9, limit_bytes: 5 });
+        let text = super::job(&failed);
+        for part in ["failed", "tool: it broke [2J", "\"why\": \"so\"", "9 bytes, left out", "attempts"] {
+            assert!(text.contains(part), "{part}: {text}");
+        }
+        assert!(!text.contains("tenant"), "{text}");
+        assert!(line(&failed).contains("it broke"));
+    }
+
+    #[test]
+    fn fractions() {
+        let check = |progress: f64, total: Option<f64>, expected: Option<f64>| {
+            assert_eq!(fraction(&Progress { progress, total, message: None }), expected);
+        };
+        check(3.0, None, None);
+        check(3.0, Some(0.0), None);
+        check(3.0, Some(4.0), Some(0.75));
+        check(5.0, Some(4.0), Some(1.0));
+    }
+}

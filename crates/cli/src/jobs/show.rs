@@ -1,0 +1,37 @@
+//! `mcp-fleet jobs show`.
+
+use std::process::ExitCode;
+
+use super::{api::ServerArgs, render};
+use crate::{error::CliError, output};
+
+const EXAMPLES: &str = "Examples:
+  mcp-fleet jobs show job-123
+  mcp-fleet jobs show job-123 --json | jq .result
+
+Exit code 1 means that there is no such job.";
+
+#[derive(Debug, clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub(crate) struct Args {
+    #[command(flatten)]
+    server: ServerArgs,
+
+    /// The job's id.
+    #[arg(value_name = "JOB_ID")]
+    job_id: String,
+
+    /// Print one JSON object.
+    #[arg(long)]
+    json: bool,
+}
+
+pub(crate) async fn run(args: Args) -> Result<ExitCode, CliError> {
+    let job = args.server.api()?.get(&args.job_id).await?;
+    if args.json {
+        output::json(&job);
+    } else {
+        output::line(&render::job(&job));
+    }
+    Ok(ExitCode::SUCCESS)
+}

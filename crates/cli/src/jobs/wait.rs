@@ -1,0 +1,214 @@
+//! `mcp-fleet jobs wait`.
+
+use std::{
+    collections::HashSet,
+    process::ExitCode,
+    sync::atomic::{AtomicBool, Ordering},
+    time::Duration,
+};
+
+use fleet_job::event::JobState;
+use futures::{StreamExt as _, stream};
+use mcp_server::jobs::JobView;
+use serde_json::{Value, json};
+use tokio::time::{Instant, timeout_at};
+
+use super::{
+    api::{Api, ServerArgs},
+    bars::Bars,
+    error::ApiError,
+    follow::{News, follow},
+    render,
+};
+use crate::{error::CliError, output, submit::TIMED_OUT};
+
+/// How many jobs are followed at once, each over a connection of its own.
+const AT_ONCE: usize = 32;
+/// How long a job may take to be looked at that nobody has looked at when time is up.
+const LAST_LOOK: Duration = Duration::from_secs(5);
+
+const EXAMPLES: &str = "Examples:
+  mcp-fleet jobs wait job-123
+  mcp-fleet jobs wait job-1 job-2 job-3 --timeout 3600 --json
+  mcp-fleet jobs wait job-123 --timeout 0 && echo 'it has succeeded'
+
+Exit code 0 means that all have succeeded, 1 that one has not or does not exist, 3 that time was up before all had ended.
+A server that is not there, or is being started again, is waited for too.";
+
+#[derive(Debug, clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub(crate) struct Args {
+    #[command(flatten)]
+    server: ServerArgs,
+
+    /// The jobs' ids.
+    #[arg(value_name = "JOB_ID", required = true)]
+    job_ids: Vec<String>,
+
+    /// How long to wait, in seconds.
+    #[arg(long, default_value_t = 600, value_name = "SECONDS")]
+    timeout: u64,
+
+    /// Print JSON: the jobs as they ended, one a line, then a summary.
+    #[arg(long)]
+    json: bool,
+}
+
+/// How waiting for one job came out.
+#[derive(Debug)]
+pub(super) enum End {
+    /// The job has come to its end.
+    Ended(Box<JobView>),
+    /// It has not, and time is up.
+    Open,
+    /// It can't be waited for.
+    Unknown(ApiError),
+}
+
+pub(crate) async fn run(args: Args) -> Result<ExitCode, CliError> {
+    let api = args.server.api()?;
+    let mut seen = HashSet::new();
+    let job_ids: Vec<_> = args.job_ids.iter().filter(|job_id| seen.insert(*job_id)).collect();
+    let deadline = Instant::now() + Duration::from_secs(args.timeout.min(u64::from(u32::MAX)));
+    let waiting = Waiting { api, deadline, bars: Bars::new(job_ids.len()), troubled: AtomicBool::new(false) };
+    let mut ends = Vec::with_capacity(job_ids.len());
+    {
+        let waiting = &waiting;
+        let waits = stream::iter(job_ids).map(|job_id| async move { (job_id, waiting.job(job_id).await) });
+        let mut waits = waits.buffer_unordered(AT_ONCE);
+        while let Some((job_id, end)) = waits.next().await {
+            waiting.bars.end(job_id);
+            waiting.bars.aside(|| say(job_id, &end, args.json));
+            // Results can be large, and are of no use any more.
+            ends.push(match end {
+                End::Ended(job) => End::Ended(Box::new(job.without_result())),
+                other => other,
+            });
+        }
+    }
+    waiting.bars.clear();
+    if args.json {
+        output::json(&summary(&ends));
+    } else {
+        output::line(&format!("{} of {} jobs succeeded", count(&ends, JobState::Succeeded), ends.len()));
+    }
+    let open = ends.iter().filter(|end| matches!(end, End::Open)).count();
+    if open > 0 {
+        output::problem(&format!("{open} jobs have not ended within {} s", args.timeout));
+    }
+    Ok(ExitCode::from(code(&ends)))
+}
+
+/// What all waits share.
+pub(super) struct Waiting {
+    pub(super) api: Api,
+    pub(super) deadline: Instant,
+    pub(super) bars: Bars,
+    /// Whether it was said already that the server can't be reached.
+    pub(super) troubled: AtomicBool,
+}
+
+impl Waiting {
+    /// Waits for one job.
+    pub(super) async fn job(&self, job_id: &str) -> End {
+        let url = match self.api.events_of(job_id) {
+            Ok(url) => url,
+            Err(error) => return End::Unknown(error),
+        };
+        let mut news = follow(self.api.clone(), url);
+        let mut seen = false;
+        while let Ok(Some(next)) = timeout_at(self.deadline, news.recv()).await {
+            match next {
+                News::Job(job) if job.is_terminal() => return End::Ended(job),
+                News::Job(job) => {
+                    seen = true;
+                    self.bars.show(&job);
+                }
+                News::Open => self.troubled.store(false, Ordering::Relaxed),
+                News::Missed => {}
+                News::Trouble(error) => {
+                    seen = false;
+                    self.trouble(&error);
+                }
+                News::Ended(error) => return End::Unknown(error),
+            }
+        }
+        if seen { End::Open } else { self.last_look(job_id).await }
+    }
+
+    /// Looks at a job that was not heard of: it may have ended long ago.
+    async fn last_look(&self, job_id: &str) -> End {
+        match self.api.glance(job_id, LAST_LOOK).await {
+            Ok(job) if job.is_terminal() => End::Ended(Box::new(job)),
+            Ok(_) => End::Open,
+            Err(error) if error.is_passing() => End::Open,
+            Err(error) => End::Unknown(error),
+        }
+    }
+
+    /// Says once, until it is over, that the server can't be asked.
+    fn trouble(&self, error: &ApiError) {
+        // A stream is cut when a server ends in order; only what stands in the way of opening it again is worth a word.
+        if !matches!(error, ApiError::Lost { .. }) && !self.troubled.swap(true, Ordering::Relaxed) {
+            let error = fleet_ops::errors::chain(error);
+            self.bars.aside(|| output::problem(&format!("{error}; trying again until time is up")));
+        }
+    }
+}
+
+fn say(job_id: &str, end: &End, as_json: bool) {
+    match end {
+        End::Ended(job) if as_json => output::json(job),
+        End::Ended(job) => output::line(&render::line(job)),
+        End::Open => {}
+        End::Unknown(error) => {
+            output::problem(&format!("{job_id}: {}", fleet_ops::errors::chain(error)));
+        }
+    }
+}
+
+fn count(ends: &[End], state: JobState) -> usize {
+    ends.iter().filter(|end| matches!(end, End::Ended(job) if job.event.state == state)).count()
+}
+
+fn summary(ends: &[End]) -> Value {
+    json!({
+        "jobs": ends.len(),
+        "succeeded": count(ends, JobState::Succeeded),
+        "failed": count(ends, JobState::Failed),
+        "expired": count(ends, JobState::Expired),
+        "cancelled": count(ends, JobState::Cancelled),
+        "waiting": ends.iter().filter(|end| matches!(end, End::Open)).count(),
+        "unknown": ends.iter().filter(|end| matches!(end, End::Unknown(_))).count(),
+    })
+}
+
+/// What the command ends with.
+pub(super) fn code(ends: &[End]) -> u8 {
+    match () {
+        () if ends.iter().any(|end| matches!(end, End::Open)) => TIMED_OUT,
+        () if count(ends, JobState::Succeeded) == ends.len() => 0,
+        () => 1,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{super::render::tests::job, *};
+
+    #[test]
+    fn exit_codes_and_summary() {
+        let ended = |state| End::Ended(Box::new(job("j", state, 0)));
+        let unknown = || End::Unknown(ApiError::Usage("no such job".to_owned()));
+        let check = |ends: Vec<End>, expected| assert_eq!(code(&ends), expected, "{ends:?}");
+        check(vec![ended(JobState::Succeeded), ended(JobState::Succeeded)], 0);
+        check(vec![ended(JobState::Succeeded), ended(JobState::Cancelled)], 1);
+        check(vec![ended(JobState::Succeeded), unknown()], 1);
+        check(vec![ended(JobState::Failed), unknown(), End::Open], 3);
+        let summary = summary(&[ended(JobState::Failed), unknown(), End::Open]);
+        assert_eq!(
+            summary,
+            json!({"jobs": 3, "succeeded": 0, "failed": 1, "expired": 0, "cancelled": 0, "waiting": 1, "unknown": 1})
+        );
+    }
+}

@@ -1,0 +1,241 @@
+//! `mcp-fleet jobs watch`.
+
+use std::{io::IsTerminal as _, process::ExitCode, time::Duration};
+
+use fleet_ops::{clock, config::parse_duration, shutdown};
+use mcp_server::jobs::JobView;
+use tokio::{sync::mpsc, time::MissedTickBehavior};
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    api::{Api, ServerArgs},
+    board::Board,
+    error::ApiError,
+    filter::{Filter, FilterArgs},
+    follow::{News, follow},
+    list::Pages,
+    render,
+};
+use crate::{
+    error::CliError,
+    output::{self, Screen},
+};
+
+/// How many jobs are remembered, and counted by state.
+const REMEMBERED: usize = 500;
+/// Lines of the screen that are not jobs: two above the table, its header, and the one below it for the cursor.
+const FRAME: usize = 4;
+
+const EXAMPLES: &str = "On a terminal: a live table of the newest jobs, until Ctrl-C. Elsewhere, and with --json: the events, one a line.
+
+Examples:
+  mcp-fleet jobs watch
+  mcp-fleet jobs watch --state queued,running,retrying --tenant acme
+  mcp-fleet jobs watch --json | jq -r 'select(.state == \"failed\") | .error.message'";
+
+#[derive(Debug, clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub(crate) struct Args {
+    #[command(flatten)]
+    server: ServerArgs,
+
+    #[command(flatten)]
+    filter: FilterArgs,
+
+    /// How many jobs the table has at most; fewer where the terminal is small.
+    #[arg(long, default_value_t = 50, value_name = "N")]
+    limit: usize,
+
+    /// How often the table is drawn.
+    #[arg(long, default_value = "500ms", value_parser = parse_duration, value_name = "DURATION")]
+    interval: Duration,
+
+    /// Print the events, one JSON object a line.
+    #[arg(long)]
+    json: bool,
+}
+
+pub(crate) async fn run(args: Args) -> Result<ExitCode, CliError> {
+    let stop = shutdown::signal_token().map_err(|error| CliError::Io("signals can't be handled", error))?;
+    let (api, filter) = (args.server.api()?, args.filter.at(clock::now()));
+    let show: Box<dyn Show> = match (args.json, std::io::stdout().is_terminal()) {
+        (false, true) => Box::new(Table { server: api.name(), limit: args.limit, ..Table::default() }),
+        (json, _) => Box::new(Lines { json, begun: false, troubled: false }),
+    };
+    let news = follow(api.clone(), api.events(&filter)?);
+    let board = Board::new(filter.clone(), REMEMBERED);
+    let watch = Watch { api, filter, board, show, stale: false };
+    // Shorter than this, a terminal does nothing else.
+    watch.run(news, args.interval.max(Duration::from_millis(20)), stop).await?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// How it is shown what happens.
+pub(super) trait Show {
+    /// A job that is meant is in another state than before.
+    fn job(&mut self, job: &JobView);
+    /// The jobs were listed, at the beginning or after a gap; these were not known like that.
+    fn begin(&mut self, news: &[&JobView]);
+    /// The server can or can't be followed.
+    fn connection(&mut self, trouble: Option<&ApiError>);
+    /// Time has passed.
+    fn tick(&mut self, board: &Board);
+}
+
+/// The board and what keeps it up to date.
+pub(super) struct Watch {
+    pub(super) api: Api,
+    pub(super) filter: Filter,
+    pub(super) board: Board,
+    pub(super) show: Box<dyn Show>,
+    /// Whether events were missed, so that the jobs must be listed.
+    pub(super) stale: bool,
+}
+
+impl Watch {
+    pub(super) async fn run(
+        mut self,
+        mut news: mpsc::Receiver<News>,
+        interval: Duration,
+        stop: CancellationToken,
+    ) -> Result<(), ApiError> {
+        let mut ticks = tokio::time::interval(interval);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                () = stop.cancelled() => break,
+                next = news.recv() => match next {
+                    Some(News::Ended(error)) => return Err(error),
+                    Some(next) => {
+                        if matches!(next, News::Missed) {
+                            ticks.reset_immediately();
+                        }
+                        self.take(next);
+                    }
+                    None => break,
+                },
+                _ = ticks.tick() => {
+                    if self.stale {
+                        // News wait meanwhile: they are younger than the list, or say the same once more.
+                        tokio::select! {
+                            () = stop.cancelled() => break,
+                            listed = list(&self.api, &self.filter) => self.listed(listed)?,
+                        }
+                    }
+                    self.show.tick(&self.board);
+                }
+            }
+        }
+        self.show.tick(&self.board);
+        Ok(())
+    }
+
+    fn take(&mut self, news: News) {
+        match news {
+            News::Open => self.show.connection(None),
+            News::Missed => self.stale = true,
+            News::Trouble(error) => self.show.connection(Some(&error)),
+            News::Job(job) => {
+                if self.board.take(&job) {
+                    self.show.job(&job);
+                }
+            }
+            // The caller's.
+            News::Ended(_) => {}
+        }
+    }
+
+    fn listed(&mut self, listed: Result<Vec<JobView>, ApiError>) -> Result<(), ApiError> {
+        match listed {
+            Ok(jobs) => {
+                self.stale = false;
+                self.show.begin(&self.board.begin(&jobs));
+            }
+            // The next tick tries again.
+            Err(error) if error.is_passing() => self.show.connection(Some(&error)),
+            Err(error) => return Err(error),
+        }
+        Ok(())
+    }
+}
+
+/// The newest jobs as the server knows them.
+async fn list(api: &Api, filter: &Filter) -> Result<Vec<JobView>, ApiError> {
+    let mut pages = Pages::new(api, filter, REMEMBERED);
+    let mut jobs = Vec::new();
+    while let Some(page) = pages.next().await? {
+        jobs.extend(page);
+    }
+    Ok(jobs)
+}
+
+/// Lines of text or JSON.
+struct Lines {
+    json: bool,
+    begun: bool,
+    troubled: bool,
+}
+
+impl Show for Lines {
+    fn job(&mut self, job: &JobView) {
+        if self.json {
+            output::json(job);
+        } else {
+            output::line(&render::line(job));
+        }
+    }
+
+    fn begin(&mut self, news: &[&JobView]) {
+        // At the beginning nothing has happened yet. After a gap the newest states stand for what was missed.
+        if std::mem::replace(&mut self.begun, true) {
+            output::problem("events were missed; what follows is what the newest jobs came to");
+            for job in news.iter().rev() {
+                self.job(job);
+            }
+        }
+    }
+
+    fn connection(&mut self, trouble: Option<&ApiError>) {
+        let troubled = std::mem::replace(&mut self.troubled, trouble.is_some());
+        if let Some(error) = trouble.filter(|_| !troubled) {
+            output::problem(&format!("{}; trying again", fleet_ops::errors::chain(error)));
+        }
+    }
+
+    fn tick(&mut self, _: &Board) {}
+}
+
+/// A table that is drawn again and again.
+#[derive(Debug, Default)]
+struct Table {
+    server: String,
+    limit: usize,
+    screen: Screen,
+    /// Whether the jobs were listed.
+    begun: bool,
+    trouble: Option<String>,
+}
+
+impl Show for Table {
+    fn job(&mut self, _: &JobView) {}
+
+    fn begin(&mut self, _: &[&JobView]) {
+        self.begun = true;
+    }
+
+    fn connection(&mut self, trouble: Option<&ApiError>) {
+        self.trouble = trouble.map(|error| fleet_ops::errors::chain(error));
+    }
+
+    fn tick(&mut self, board: &Board) {
+        let now = clock::now();
+        let connection = match &self.trouble {
+            None if !self.begun => return,
+            None => format!("{}   {now}   Ctrl-C ends", self.server),
+            Some(trouble) => format!("{trouble}; trying again"),
+        };
+        let rows = self.limit.min(self.screen.height().saturating_sub(FRAME)).max(1);
+        let jobs = render::jobs_within(board.newest(rows), now, self.screen.width());
+        self.screen.draw(&format!("{connection}\n{}\n{jobs}", board.counts()));
+    }
+}
