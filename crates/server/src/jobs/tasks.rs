@@ -213,8 +213,8 @@ impl Tasks {
             return Err(gone());
         };
         let result = event.result.as_ref();
-        let text = |key: &str| result.and_then(|result| result.get(key)?.as_str()).map(str::to_owned);
-        round.request_state = text("requestState");
+        let state = result.and_then(|result| result.get("requestState")?.as_str());
+        round.request_state = state.map(str::to_owned);
         round.input_responses = answers(result);
         let key = record.key.and_then(|key| String::from_utf8(key).ok());
         let submitted_at = event.submitted_at.unwrap_or(event.time);
