@@ -1,5 +1,7 @@
 //! Both stores against a model that is as simple as the promise: the newest record of a job is its state.
 
+#![expect(clippy::unwrap_used, reason = "a panic is the report of a test")]
+
 use std::{collections::BTreeMap, time::Duration};
 
 use fleet_job::{

@@ -5,6 +5,7 @@ use fleet_job::{
     time::Timestamp,
     tool_name::{self, NameError},
 };
+use schemars::{JsonSchema, Schema, schema_for};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -24,13 +25,23 @@ pub struct Record {
     pub written_at: Timestamp,
 }
 
-/// The value of a record.
-#[derive(Serialize, Deserialize)]
+/// How a server is started or reached. Secrets are references such as `${VAR}`, never plain text.
+#[derive(Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
+#[schemars(rename = "HostedServer")]
 struct Wire {
+    /// The server's configuration, as in `mcpServers`.
+    #[schemars(with = "ServerEntry")]
     config: Value,
+    /// Different for every record ever written.
     revision: String,
+    /// When it was written.
     written_at: Timestamp,
+}
+
+/// The schema of a record's value.
+pub(crate) fn schema() -> Schema {
+    schema_for!(Wire)
 }
 
 /// Why something is no record.

@@ -9,9 +9,13 @@ use fleet_job::{
 use schemars::JsonSchema;
 use serde_json::{Map, Value, json};
 
+use crate::registry::record;
+
 const ABOUT: &str = "The Kafka topics of a fleet. Producers write jobs; workers write what becomes of them; whoever wants to \
     know reads the events. The names follow the name of the jobs topic.";
 const BINDING: &str = "0.5.0";
+/// The name of the schema of what stands in the registry.
+const HOSTED_SERVER: &str = "HostedServer";
 /// Headers that carry a trace.
 const TRACE: [(&str, &str); 3] = [
     ("traceparent", "W3C Trace Context; goes on into the tools' calls."),
@@ -176,7 +180,7 @@ fn messages() -> Value {
         },
         "delayedJob": message("A job that waits", &name::<WireEnvelope>(), delayed, key(own)),
         "control": message("What is to be done with a job", &name::<Control>(), headers(&[]), by_id()),
-        "hostedServer": message("A hosted MCP server", "HostedServer", headers(&[]), key("The server's name.")),
+        "hostedServer": message("A hosted MCP server", HOSTED_SERVER, headers(&[]), key("The server's name.")),
     })
 }
 
@@ -209,26 +213,18 @@ fn dead_letter_headers() -> Value {
     all
 }
 
-/// What stands in the registry's topic.
-fn hosted_server() -> Value {
-    json!({
-        "type": "object",
-        "description": "How a server is started or reached. Secrets are references such as ${VAR}, never plain text.",
-        "required": ["config", "revision", "writtenAt"],
-        "properties": {
-            "config": {"$ref": "#/components/schemas/ServerEntry"},
-            "revision": {"type": "string", "description": "Different for every record ever written."},
-            "writtenAt": {"$ref": "#/components/schemas/Timestamp"},
-        },
-    })
+/// The contract's schemas by name, and that of the server's own topic.
+fn contract() -> Vec<(String, Value)> {
+    let names = [name::<WireEnvelope>(), name::<JobEvent>(), name::<Control>(), name::<McpServers>()];
+    let of_files = schema::all().map(|(_, schema)| schema.to_value());
+    let own = (HOSTED_SERVER.to_owned(), record::schema().to_value());
+    names.into_iter().zip(of_files).chain([own]).collect()
 }
 
 /// The contract's schemas, with what they define put side by side.
 fn schemas() -> Map<String, Value> {
-    let names = [name::<WireEnvelope>(), name::<JobEvent>(), name::<Control>(), name::<McpServers>()];
     let mut all = Map::new();
-    for (name, (_, schema)) in names.into_iter().zip(schema::all()) {
-        let mut schema = schema.to_value();
+    for (name, mut schema) in contract() {
         if let Value::Object(object) = &mut schema {
             // The document has a dialect of its own.
             object.shift_remove("$schema");
@@ -238,7 +234,6 @@ fn schemas() -> Map<String, Value> {
         }
         all.insert(name, schema);
     }
-    all.insert("HostedServer".to_owned(), hosted_server());
     all.values_mut().for_each(lead);
     all.sort_keys();
     all
@@ -288,23 +283,16 @@ mod tests {
         assert_eq!(document["channels"]["events"]["address"], "work.events");
         assert_eq!(document["channels"]["registry"]["address"], "hosted");
         let schemas = &document["components"]["schemas"];
-        for (index, name) in
-            [name::<WireEnvelope>(), name::<JobEvent>(), name::<Control>()].iter().enumerate()
-        {
-            let contract = schema::all()[index].1.clone().to_value();
-            let (Value::Object(here), Value::Object(there)) =
-                (&schemas[name]["properties"], &contract["properties"])
-            else {
-                panic!("{name} has no properties");
-            };
-            assert!(here.keys().eq(there.keys()), "{name}");
+        for (name, contract) in contract() {
+            let names = |of: &Value| of.as_object().map(|of| of.keys().cloned().collect::<Vec<_>>());
+            assert_eq!(names(&schemas[&name]["properties"]), names(&contract["properties"]), "{name}");
         }
         // Definitions of one name are the same in every schema of the contract.
         let mut seen: Map<String, Value> = Map::new();
-        for (file, schema) in schema::all() {
-            for (name, definition) in schema.to_value()["$defs"].as_object().into_iter().flatten() {
+        for (whole, schema) in contract() {
+            for (name, definition) in schema["$defs"].as_object().into_iter().flatten() {
                 let before = seen.insert(name.clone(), definition.clone());
-                assert!(before.is_none_or(|before| before == *definition), "{name} of {file}");
+                assert!(before.is_none_or(|before| before == *definition), "{name} of {whole}");
             }
         }
     }
