@@ -182,17 +182,8 @@ impl<'e> Fleet<'e> {
 
     /// Starts one more server that takes jobs, and has the `file_*` tools. The first one is what the workers call.
     pub fn start_job_server(&mut self) -> Service {
-        let env = [
-            ("KAFKA_BROKERS", self.env.brokers.clone()),
-            ("KAFKA_TOPIC", self.topic.clone()),
-            ("MCP_REGISTRY_TOPIC", format!("{}.servers", self.topic)),
-        ];
-        let options = ServerOptions {
-            roots: vec![self.files()],
-            env: env.map(|(name, value)| (name.to_owned(), value)).to_vec(),
-            ..ServerOptions::default()
-        };
-        let server = Service::server(&self.directory, &options);
+        let server =
+            self.start_replica(ServerOptions { roots: vec![self.files()], ..ServerOptions::default() });
         if self.server_url.is_empty() {
             self.server_url = format!("http://{}", server.address);
         }

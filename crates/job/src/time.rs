@@ -45,6 +45,13 @@ impl Timestamp {
         let ms = i64::try_from(by.as_millis()).unwrap_or(i64::MAX);
         Self::from_millis_clamped(self.0.saturating_add(ms))
     }
+
+    /// The point in time `by` earlier, at least [`Timestamp::MIN`].
+    #[must_use]
+    pub fn minus(self, by: Duration) -> Self {
+        let ms = i64::try_from(by.as_millis()).unwrap_or(i64::MAX);
+        Self::from_millis_clamped(self.0.saturating_sub(ms))
+    }
 }
 
 impl std::fmt::Display for Timestamp {

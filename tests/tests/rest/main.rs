@@ -7,7 +7,7 @@ mod refusals;
 mod streams;
 mod submitting;
 
-use fleet_tests::{Env, Fleet, fleet::Service, on_every_broker, topics};
+use fleet_tests::{Env, Fleet, fleet::Service, on_every_broker};
 use serde_json::{Value, json};
 
 use crate::{refusals::*, streams::*, submitting::*};
@@ -28,7 +28,6 @@ on_every_broker!(
 /// A fleet with one server that takes jobs, and no worker yet.
 fn start<'e>(env: &'e Env, name: &str) -> (Fleet<'e>, Service) {
     let mut fleet = Fleet::new(env, name, 2);
-    topics::create(&env.brokers, &[(&format!("{}.control", fleet.topic), 1)]);
     let server = fleet.start_job_server();
     (fleet, server)
 }

@@ -24,7 +24,7 @@ use fleet_ledger::{Batch, Update};
 use tokio::sync::oneshot;
 
 use super::{
-    Caller, JobRequest, Jobs, JobsError, Submitted,
+    CATCH_UP, Caller, JobRequest, Jobs, JobsError, Submitted,
     request::{BadRequest, Prepared},
 };
 use crate::metrics;
@@ -149,9 +149,12 @@ impl Jobs {
     async fn is_written(&self, claim: &JobEvent) -> Result<bool, JobsError> {
         let (settings, topic) = (self.inner.settings.clone(), self.inner.topics.jobs.clone());
         let (job_id, claimed) = (claim.job_id.clone(), claim.submitted_at.unwrap_or(claim.time));
+        // The claim that is known is the newest one. The job is that of the first, which came as much earlier at most as
+        // the submitter of the newest had to wait before it wrote.
+        let since = claimed.minus(CLAIM + CATCH_UP);
         let search = move || {
             let mut found = false;
-            let done = reader::search(&settings, &topic, claimed, claimed.plus(CLAIM), SEARCH, |record| {
+            let done = reader::search(&settings, &topic, since, claimed.plus(CLAIM), SEARCH, |record| {
                 found = decode::decode(record, usize::MAX).is_ok_and(|envelope| envelope.job_id == job_id);
                 found
             })?;
