@@ -18,8 +18,8 @@ use crate::jobs::{JobView, JobsError, request::BadRequest};
 pub(super) const CONTENT_TYPE: &str = "application/problem+json";
 /// What stands before a kind's name in `type`.
 const PREFIX: &str = "urn:mcp-fleet:problem:";
-/// How much of what others say about an error is passed on.
-const MAX_DETAIL: usize = 4096;
+/// The longest detail, in bytes.
+const MAX_DETAIL: usize = 2048;
 /// When to ask again what can't be answered yet, in seconds.
 const RETRY_AFTER: u32 = 2;
 
@@ -163,11 +163,17 @@ pub(super) struct Problem {
 impl Problem {
     pub(super) fn new(kind: Kind, detail: impl Into<String>) -> Self {
         let (_, title, status) = kind.about();
+        let mut detail = detail.into();
+        // It may repeat what was sent, however long that was.
+        if detail.len() > MAX_DETAIL {
+            detail.truncate(detail.floor_char_boundary(MAX_DETAIL));
+            detail.push('…');
+        }
         Self {
             kind,
             title,
             status: status.as_u16(),
-            detail: detail.into(),
+            detail,
             index: None,
             parameter: None,
             limit: None,
@@ -178,7 +184,7 @@ impl Problem {
     /// A parameter or header that is wrong.
     pub(super) fn parameter(name: &str, why: impl std::fmt::Display) -> Self {
         let name: String = name.chars().take(100).collect();
-        Self { detail: format!("`{name}`: {why}"), parameter: Some(name), ..Self::new(Kind::BadRequest, "") }
+        Self { parameter: Some(name.clone()), ..Self::new(Kind::BadRequest, format!("`{name}`: {why}")) }
     }
 
     pub(super) fn with_index(self, index: Option<usize>) -> Self {
@@ -279,6 +285,12 @@ mod tests {
         assert_eq!(body["type"], "urn:mcp-fleet:problem:not-ready");
         assert_eq!(body["status"], 503);
         assert!(body["detail"].as_str().unwrap().contains("is being read"), "{body}");
+    }
+
+    #[test]
+    fn what_was_sent_is_not_repeated_at_any_length() {
+        let problem = Problem::parameter("state", "ä".repeat(1_000_000));
+        assert!(problem.detail.len() < MAX_DETAIL + 4 && problem.detail.ends_with('…'));
     }
 
     #[test]
