@@ -129,8 +129,7 @@ impl<'e> Fleet<'e> {
         let directory = bins::scratch(name);
         process::remove_at_exit(&directory);
         let (events, dlq) = (format!("{topic}.events"), format!("{topic}.dlq"));
-        let control = format!("{topic}.control");
-        topics::create(&env.brokers, &[(&topic, partitions), (&events, 2), (&dlq, 1), (&control, 1)]);
+        topics::create(&env.brokers, &[(&topic, partitions), (&events, 2), (&dlq, 1)]);
         Self {
             env,
             group: format!("{topic}-workers"),

@@ -58,6 +58,7 @@ fn tasks_pass_their_scenarios() {
     }
     let Some(env) = fleet_tests::Env::apache_kafka() else { return };
     let mut fleet = Fleet::new(env, "conformance-tasks", 2);
+    fleet.create_control_topic();
     let options = ServerOptions { args: vec!["--conformance".to_owned()], ..ServerOptions::default() };
     fleet.start_server(&fleet.with_jobs(options));
     fleet.start_worker();

@@ -266,6 +266,7 @@ fn tool_server(ledger: &Path) -> ServerOptions {
 /// Progress on its way to who waits, and what a cancellation comes to, through another replica than the job's.
 fn a_job_is_watched_and_cancelled(env: &Env) {
     let mut fleet = Fleet::new(env, "watched", 2);
+    fleet.create_control_topic();
     fleet.worker_env("MCP_PROGRESS_INTERVAL", "100ms");
     let ledger = fleet.directory.join("calls");
     fleet.start_server(&fleet.with_jobs(tool_server(&ledger)));

@@ -18,6 +18,7 @@ on_every_broker!(a_server_from_npm_is_hosted, a_server_from_pypi_is_hosted, fast
 fn fastmcp_drives_our_tasks(env: &Env) {
     let Some(python) = Python::get() else { return };
     let mut fleet = Fleet::new(env, "fastmcp-tasks", 2);
+    fleet.create_control_topic();
     let options = ServerOptions { args: vec!["--conformance".to_owned()], ..ServerOptions::default() };
     fleet.start_server(&fleet.with_jobs(options.clone()));
     let other = fleet.start_replica(options);

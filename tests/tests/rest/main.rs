@@ -28,6 +28,7 @@ on_every_broker!(
 /// A fleet with one server that takes jobs, and no worker yet.
 fn start<'e>(env: &'e Env, name: &str) -> (Fleet<'e>, Service) {
     let mut fleet = Fleet::new(env, name, 2);
+    fleet.create_control_topic();
     let server = fleet.start_job_server();
     (fleet, server)
 }
