@@ -35,7 +35,8 @@ fn run(name: &str, command: Command, says: &str) {
     assert!(status.success() && said.contains(says), "{status}\n{said}");
 }
 
-/// schemathesis makes requests from the document, good ones and bad ones, and judges the answers with all of its checks.
+/// schemathesis makes requests from the document, good ones and bad ones, and judges the answers; what it is
+/// told beside the document, `tests/python/schemathesis.toml` says.
 #[test]
 fn the_server_does_what_the_openapi_document_says() {
     let Some(env) = Env::apache_kafka() else { return };

@@ -288,7 +288,7 @@ impl Parameters {
     pub(super) fn filter(&self) -> Result<Query, Problem> {
         let mut states = Vec::new();
         for (_, value) in self.0.iter().filter(|(name, _)| name == "state") {
-            for name in value.split(',').filter(|name| !name.is_empty()) {
+            for name in value.split(',') {
                 let read = serde_json::from_value(name.into());
                 states.push(read.map_err(|error: serde_json::Error| Problem::parameter("state", error))?);
             }
@@ -374,6 +374,7 @@ mod tests {
         check("limit=0", "`limit` is 0");
         check("limit=x", "`limit`: invalid digit");
         check("state=failed&state=nonsense", "`state`: unknown variant `nonsense`");
+        check("state=", "`state`: unknown variant ``");
         check("type=nonsense", "`nonsense` is unknown");
         check("since=tomorrow", "`since`: `tomorrow` is not a time");
         check("tool=", "`tool`: has 0 characters");
