@@ -163,6 +163,18 @@ impl JobEvent {
         }
     }
 
+    /// Whether the job has come to its end. A task's round that asks for input is a result, and no end: the answers come as
+    /// another record of the same job.
+    pub fn is_over(&self) -> bool {
+        self.state.is_terminal() && !self.asks_for_input()
+    }
+
+    /// Whether the job is a task that waits for input (`resultType: input_required`, SEP-2322).
+    pub fn asks_for_input(&self) -> bool {
+        let kind = self.result.as_ref().and_then(|result| result.get("resultType")?.as_str());
+        self.state == JobState::Succeeded && kind == Some("input_required")
+    }
+
     /// The event as the bytes of a record's value.
     pub fn to_bytes(&self) -> Vec<u8> {
         // Strings, numbers, maps with string keys: nothing in the struct can fail to become JSON.

@@ -16,6 +16,8 @@ pub struct Topics {
     pub delayed: String,
     /// What workers are told about jobs, whoever has them: cancel. A fleet can do without.
     pub control: String,
+    /// Which server submits a job that several could submit at the same moment. Only servers read and write it.
+    pub claims: String,
 }
 
 impl Topics {
@@ -23,12 +25,21 @@ impl Topics {
     pub fn of(jobs: impl Into<String>) -> Self {
         let jobs = jobs.into();
         let of = |what| format!("{jobs}.{what}");
-        Self { events: of("events"), dlq: of("dlq"), delayed: of("delayed"), control: of("control"), jobs }
+        Self {
+            events: of("events"),
+            dlq: of("dlq"),
+            delayed: of("delayed"),
+            control: of("control"),
+            claims: of("claims"),
+            jobs,
+        }
     }
 
     /// Whether `name` is one of the fleet's own topics.
     pub fn contains(&self, name: &str) -> bool {
-        [&self.jobs, &self.events, &self.dlq, &self.delayed, &self.control].iter().any(|topic| *topic == name)
+        [&self.jobs, &self.events, &self.dlq, &self.delayed, &self.control, &self.claims]
+            .iter()
+            .any(|topic| *topic == name)
     }
 }
 

@@ -54,7 +54,14 @@ pub fn fleet_topics(topics: &Topics, partitions: i32, replication: i32) -> Vec<T
         ),
         // Jobs that were cancelled while they wait must be known for as long as a job can wait in the delayed topic.
         spec(&topics.control, 1, &[("cleanup.policy", "compact,delete"), ("retention.ms", "2592000000")]),
+        claims_topic(topics, replication),
     ]
+}
+
+/// The topic of claims: one partition, so that all servers see one order. A claim is of no use after a few minutes.
+pub fn claims_topic(topics: &Topics, replication: i32) -> TopicSpec {
+    let properties = vec![("retention.ms", "3600000")];
+    TopicSpec { name: topics.claims.clone(), partitions: 1, replication, properties }
 }
 
 /// A topic for replies: like events in size, and kept for as long as the broker keeps records.

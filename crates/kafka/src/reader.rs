@@ -201,9 +201,8 @@ impl Reader {
     }
 }
 
-/// Looks for records among those that were written at `since` or later, until `found` says that there is no need to go on or
-/// the end is reached. A partition is left at its first record that is later than `until`. Blocks the thread; `false` where
-/// `timeout` did not suffice.
+/// Looks through the records that were written at `since` or later, until `found` says that there is no need to go on or the
+/// end is reached. Blocks the thread; `false` where `timeout` did not suffice.
 ///
 /// # Errors
 /// As [`Reader::open`].
@@ -211,7 +210,6 @@ pub fn search(
     settings: &Settings,
     topic: &str,
     since: Timestamp,
-    until: Timestamp,
     timeout: Duration,
     mut found: impl FnMut(&RawRecord) -> bool,
 ) -> Result<bool, KafkaError> {
@@ -226,18 +224,17 @@ pub fn search(
         times.add_partition_offset(topic, partition, time).map_err(request("choosing where to look"))?;
     }
     let starts = consumer.offsets_for_times(times, timeout).map_err(request("asking for offsets by time"))?;
-    // Partitions without a record of that time or later have nothing to look through.
-    let starts = starts.elements().into_iter().filter_map(|start| match start.offset() {
-        Offset::Offset(offset) => Some((start.partition(), offset)),
-        _ => None,
-    });
     let mut assignment = TopicPartitionList::new();
     let mut open = HashSet::new();
-    for (partition, offset) in starts {
-        assignment
-            .add_partition_offset(topic, partition, Offset::Offset(offset))
-            .map_err(request("choosing where to look"))?;
-        open.insert(partition);
+    for start in starts.elements() {
+        start.error().map_err(request("asking for offsets by time"))?;
+        // Partitions without a record of that time or later have nothing to look through.
+        if let offset @ Offset::Offset(_) = start.offset() {
+            assignment
+                .add_partition_offset(topic, start.partition(), offset)
+                .map_err(request("choosing where to look"))?;
+            open.insert(start.partition());
+        }
     }
     consumer.assign(&assignment).map_err(request("choosing where to look"))?;
     while !open.is_empty() {
@@ -250,9 +247,6 @@ pub fn search(
                 let record = convert::to_record(&message);
                 if found(&record) {
                     return Ok(true);
-                }
-                if record.timestamp.is_some_and(|time| time > until) {
-                    open.remove(&record.position.partition);
                 }
             }
             Some(Err(Native::PartitionEOF(partition))) => drop(open.remove(&partition)),

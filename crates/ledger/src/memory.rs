@@ -18,7 +18,7 @@ use crate::{
 /// How many jobs one page may cost to look at.
 const SCAN: usize = 20_000;
 /// What a job needs beside its event: names, places in indexes. Measured with a million jobs.
-const OVERHEAD: u64 = 420;
+const OVERHEAD: u64 = 580;
 
 /// A ledger in memory.
 #[derive(Debug)]
@@ -118,11 +118,10 @@ impl MemoryStore {
 }
 
 impl Inner {
-    fn apply(&mut self, update: Update) -> bool {
+    fn apply(&mut self, update: Update) {
         let known = self.jobs.get_key_value(update.job_id.as_str());
-        let existed = known.is_some();
         if known.is_some_and(|(_, slot)| slot.partition == update.partition && slot.offset >= update.offset) {
-            return existed;
+            return;
         }
         // The index shares the key, so it is kept where there is one.
         let job_id = known.map(|(id, _)| id.clone());
@@ -133,7 +132,6 @@ impl Inner {
             let job_id = job_id.unwrap_or_else(|| update.job_id.as_str().into());
             self.insert(job_id, &update, event);
         }
-        existed
     }
 
     fn insert(&mut self, job_id: Arc<str>, update: &Update, event: &JobEvent) {
@@ -252,15 +250,14 @@ fn fits(query: &Query, slot: &Slot) -> bool {
 
 #[async_trait]
 impl Store for MemoryStore {
-    async fn apply(&self, batch: Batch) -> Result<Vec<bool>, StoreError> {
-        let mut existed = Vec::with_capacity(batch.updates.len());
+    async fn apply(&self, batch: Batch) -> Result<(), StoreError> {
         for update in batch.updates {
             let mut inner = self.inner();
-            existed.push(inner.apply(update));
+            inner.apply(update);
             inner.bound(&self.retention);
         }
         self.inner().positions.extend(batch.positions);
-        Ok(existed)
+        Ok(())
     }
 
     async fn positions(&self) -> Result<Positions, StoreError> {

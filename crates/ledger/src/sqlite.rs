@@ -1,7 +1,7 @@
 //! A ledger in an SQLite file: it survives a restart, and goes on reading where it had stopped.
 //!
-//! The file can be deleted at any time: everything in it can be read again from the topic. So nothing is done for it to
-//! survive a loss of power but to keep it consistent.
+//! The file can be deleted at any time: everything in it can be read again from the topic. So it is kept consistent, and a
+//! write need not be on the disk when it is done.
 
 use std::{collections::BTreeMap, path::Path, sync::Arc};
 
@@ -54,6 +54,8 @@ pub struct SqliteStore {
 struct Inner {
     writer: Mutex<Connection>,
     reader: Mutex<Connection>,
+    /// Lists and counts can take long; nobody who asks for one job should wait for them.
+    lister: Mutex<Connection>,
     /// What had to go for want of room, since somebody asked.
     evicted: Mutex<Forgotten>,
 }
@@ -74,9 +76,8 @@ impl SqliteStore {
         std::fs::create_dir_all(directory).map_err(StoreError::Directory)?;
         let database = libsql::Builder::new_local(directory.join(FILE)).build().await?;
         let writer = database.connect()?;
-        // The file can be made anew, so a write need not wait for the disk.
         writer
-            .execute_batch("PRAGMA journal_mode=WAL; PRAGMA synchronous=OFF; PRAGMA cache_size=-32768;")
+            .execute_batch("PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL; PRAGMA cache_size=-32768;")
             .await?;
         let layout = first_number(&writer, "PRAGMA user_version").await?;
         if layout != Some(LAYOUT) {
@@ -95,8 +96,14 @@ impl SqliteStore {
         drop(rows);
         let reader = database.connect()?;
         reader.execute_batch("PRAGMA query_only=1; PRAGMA cache_size=-32768;").await?;
-        let inner =
-            Inner { writer: Mutex::new(writer), reader: Mutex::new(reader), evicted: Mutex::default() };
+        let lister = database.connect()?;
+        lister.execute_batch("PRAGMA query_only=1; PRAGMA cache_size=-8192;").await?;
+        let inner = Inner {
+            writer: Mutex::new(writer),
+            reader: Mutex::new(reader),
+            lister: Mutex::new(lister),
+            evicted: Mutex::default(),
+        };
         let store = Self { retention, inner: Arc::new(inner) };
         if known.as_deref() != Some(topic) {
             store.reset().await?;
@@ -120,13 +127,12 @@ impl SqliteStore {
         worker.await.map_err(|_| StoreError::Worker)?
     }
 
-    async fn take_up(&self, batch: Batch) -> Result<Vec<bool>, StoreError> {
+    async fn take_up(&self, batch: Batch) -> Result<(), StoreError> {
         let writer = self.inner.writer.lock().await;
         let transaction = writer.transaction().await?;
-        let mut existed = Vec::with_capacity(batch.updates.len());
         let mut totals = Totals::read(&transaction).await?;
         for update in &batch.updates {
-            existed.push(apply(&transaction, update, &mut totals).await?);
+            apply(&transaction, update, &mut totals).await?;
         }
         for (partition, next) in &batch.positions {
             transaction
@@ -137,7 +143,7 @@ impl SqliteStore {
         totals.write(&transaction).await?;
         transaction.commit().await?;
         *self.inner.evicted.lock().await += forgotten;
-        Ok(existed)
+        Ok(())
     }
 
     async fn find(&self, job_id: &str) -> Result<Option<Known>, StoreError> {
@@ -150,7 +156,7 @@ impl SqliteStore {
     async fn page(&self, query: &Query) -> Result<Page, StoreError> {
         let (sql, values) = sql(query);
         let limit = query.bounded_limit();
-        let reader = self.inner.reader.lock().await;
+        let reader = self.inner.lister.lock().await;
         let mut rows = reader.query(&sql, params_from_iter(values)).await?;
         let mut page = Page::default();
         let mut looked = 0;
@@ -210,24 +216,23 @@ impl Totals {
     }
 }
 
-/// Takes up one record, and says whether there was such a job before.
-async fn apply(connection: &Connection, update: &Update, totals: &mut Totals) -> Result<bool, StoreError> {
+/// Takes up one record.
+async fn apply(connection: &Connection, update: &Update, totals: &mut Totals) -> Result<(), StoreError> {
     let find = connection.prepare("SELECT partition, offset, length(event) FROM jobs WHERE id = ?1").await?;
     let known: Option<(i32, i64, i64)> = match find.query([update.job_id.as_str()]).await?.next().await? {
         Some(row) => Some((row.get(0)?, row.get(1)?, row.get(2)?)),
         None => None,
     };
-    let existed = known.is_some();
     if let Some((partition, offset, bytes)) = known {
         if partition == update.partition && offset >= update.offset {
-            return Ok(existed);
+            return Ok(());
         }
         totals.jobs -= 1;
         totals.bytes -= bytes + OVERHEAD;
     }
     let Some(event) = &update.event else {
         connection.execute("DELETE FROM jobs WHERE id = ?1", [update.job_id.as_str()]).await?;
-        return Ok(existed);
+        return Ok(());
     };
     let bytes = event.to_bytes();
     totals.jobs += 1;
@@ -252,7 +257,7 @@ async fn apply(connection: &Connection, update: &Update, totals: &mut Totals) ->
             bytes
         ])
         .await?;
-    Ok(existed)
+    Ok(())
 }
 
 /// Forgets until the bounds are kept.
@@ -353,7 +358,7 @@ fn sql(query: &Query) -> (String, Vec<Value>) {
 
 #[async_trait]
 impl Store for SqliteStore {
-    async fn apply(&self, batch: Batch) -> Result<Vec<bool>, StoreError> {
+    async fn apply(&self, batch: Batch) -> Result<(), StoreError> {
         self.work(move |store| async move { store.take_up(batch).await }).await
     }
 
@@ -395,7 +400,7 @@ impl Store for SqliteStore {
 
     async fn counts(&self) -> Result<BTreeMap<&'static str, u64>, StoreError> {
         self.work(|store| async move {
-            let reader = store.inner.reader.lock().await;
+            let reader = store.inner.lister.lock().await;
             let mut rows = reader.query("SELECT state, count(*) FROM jobs GROUP BY state", ()).await?;
             let mut counts: BTreeMap<_, _> = STATES.iter().map(|state| (state.as_str(), 0)).collect();
             while let Some(row) = rows.next().await? {

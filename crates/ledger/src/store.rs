@@ -65,11 +65,11 @@ pub(crate) fn submitted_at(event: &JobEvent) -> Timestamp {
 #[async_trait]
 pub trait Store: Debug + Send + Sync {
     /// Takes up records. One that is older than what is known of its job changes nothing, so it does no harm to take up a
-    /// record ahead of the log, or twice. Says for each record whether there was a job of that id before it.
+    /// record ahead of the log, or twice.
     ///
     /// # Errors
     /// Where the store fails. Nothing has been taken up then.
-    async fn apply(&self, batch: Batch) -> Result<Vec<bool>, StoreError>;
+    async fn apply(&self, batch: Batch) -> Result<(), StoreError>;
 
     /// How far the log had been read with the last batch that has been kept.
     ///

@@ -187,19 +187,6 @@ fn ended(n: i64, state: JobState) -> Update {
 }
 
 #[test]
-fn a_record_says_whether_there_was_such_a_job_before() {
-    let directory = tempfile::tempdir().unwrap();
-    run(async {
-        for store in stores(directory.path(), unbounded()).await {
-            let again = Update { offset: 9, ..ended(1, JobState::Failed) };
-            let updates = vec![ended(1, JobState::Queued), again, ended(2, JobState::Queued)];
-            let batch = Batch { updates, ..Batch::default() };
-            assert_eq!(store.apply(batch).await.unwrap(), [false, true, false]);
-        }
-    });
-}
-
-#[test]
 fn what_ended_first_is_forgotten_first_and_open_jobs_last() {
     let directory = tempfile::tempdir().unwrap();
     run(async {

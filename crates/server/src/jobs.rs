@@ -5,7 +5,7 @@
 //! Workers → events topic → [`follow`] → ledger and [`hub`] → `GET /jobs`, `job_*`, `tasks/get`, streams.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::BTreeMap,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering},
@@ -15,7 +15,8 @@ use std::{
 
 use fleet_job::{
     control::{Cancelled, Control},
-    event::JobState,
+    event::{JobEvent, JobState},
+    outcome::{ErrorKind, JobError},
     record::Header,
     topics::Topics,
 };
@@ -23,14 +24,15 @@ use fleet_kafka::{
     producer::{Outgoing, Producer},
     settings::Settings,
 };
-use fleet_ledger::{Known, MemoryStore, Query, SqliteStore, Store, Update, retention::Forgotten};
+use fleet_ledger::{Known, MemoryStore, Query, SqliteStore, Store, retention::Forgotten};
 use serde_json::{Map, Value};
-use tokio::sync::{oneshot, watch};
+use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::{config::JobsConfig, metrics};
 
 mod caller;
+mod claims;
 mod error;
 mod follow;
 mod hub;
@@ -53,6 +55,8 @@ const MAX_CANCELLED: usize = 100_000;
 const CATCH_UP: Duration = Duration::from_secs(5);
 /// The longest trace header that is passed on, in bytes (W3C Trace Context asks for at least 512 of tracestate).
 const MAX_TRACE_BYTES: usize = 1024;
+/// How many may look through the jobs topic at once.
+const SEARCHES: usize = 2;
 /// How often what is old is forgotten, and gauges are brought up to date.
 const TEND: Duration = Duration::from_secs(10);
 
@@ -74,8 +78,9 @@ struct Inner {
     /// How often somebody has asked for the ledger to catch up.
     asked: AtomicU64,
     standing: watch::Sender<Standing>,
-    /// Submissions of jobs that may exist, which wait to hear whether they came first; by the mark in their event.
-    claims: Mutex<HashMap<String, oneshot::Sender<bool>>>,
+    claims: Mutex<claims::Claims>,
+    /// Who may look through the jobs topic.
+    searches: Arc<Semaphore>,
     stop: CancellationToken,
 }
 
@@ -142,6 +147,7 @@ impl Jobs {
             asked: AtomicU64::new(0),
             standing: watch::Sender::new(Standing::Reading),
             claims: Mutex::default(),
+            searches: Arc::new(Semaphore::new(SEARCHES)),
             stop,
         });
         follow::start(&inner);
@@ -276,8 +282,11 @@ impl Jobs {
         limit: Duration,
     ) -> Result<Cancellation, JobsError> {
         let known = self.known(job_id, caller).await?;
-        if known.event.state.is_terminal() {
+        if known.event.is_over() {
             return Ok(Cancellation::of(self.view(known)));
+        }
+        if known.event.asks_for_input() {
+            return self.cancel_asking(known.event, caller, reason).await;
         }
         let now = fleet_ops::clock::now();
         let control = Control::cancel(job_id, known.event.submitted_at, now, reason);
@@ -291,6 +300,27 @@ impl Jobs {
         self.inner.cancelled().add(control);
         let job = self.wait(job_id, caller, limit).await?;
         Ok(Cancellation::of(job))
+    }
+
+    /// Cancels a task that waits for input. No worker has it, so its end is written here.
+    async fn cancel_asking(
+        &self,
+        event: JobEvent,
+        caller: &Caller,
+        reason: Option<&str>,
+    ) -> Result<Cancellation, JobsError> {
+        let reason = reason.map_or_else(String::new, |reason| format!(": {reason}"));
+        let message = format!("cancelled while it waited for input{reason}");
+        let job_id = event.job_id.clone();
+        let event = JobEvent {
+            state: JobState::Cancelled,
+            result: None,
+            error: Some(JobError::new(ErrorKind::Cancelled, message)),
+            time: fleet_ops::clock::now(),
+            ..event
+        };
+        self.write_event(event).await?;
+        Ok(Cancellation::of(self.get(&job_id, caller).await?))
     }
 
     /// News of all jobs, from these positions on or from now on; `None` where those are too long ago.
@@ -382,35 +412,13 @@ impl Inner {
         // Nothing under the lock panics.
         self.cancelled.lock().unwrap_or_else(PoisonError::into_inner)
     }
-
-    fn claims(&self) -> MutexGuard<'_, HashMap<String, oneshot::Sender<bool>>> {
-        // Nothing under the lock panics.
-        self.claims.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Tells submissions whether they came first, now that the log says so.
-    fn settle_claims(&self, updates: &[Update], existed: &[bool]) {
-        let mut claims = self.claims();
-        if claims.is_empty() {
-            return;
-        }
-        for (update, existed) in updates.iter().zip(existed) {
-            let Some(event) = update.event.as_ref().filter(|event| event.state == JobState::Queued) else {
-                continue;
-            };
-            if let Some(waiting) = event.worker.as_ref().and_then(|mark| claims.remove(mark)) {
-                // Whoever does not wait any more has lost nothing.
-                _ = waiting.send(*existed);
-            }
-        }
-    }
 }
 
 impl Cancellation {
     fn of(job: JobView) -> Self {
         let outcome = match job.event.state {
             JobState::Cancelled => CancelOutcome::Cancelled,
-            state if state.is_terminal() => CancelOutcome::TooLate,
+            _ if job.is_terminal() => CancelOutcome::TooLate,
             _ => CancelOutcome::Requested,
         };
         Self { outcome, job }

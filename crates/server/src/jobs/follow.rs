@@ -1,4 +1,4 @@
-//! Reading the log: events into the ledger, wishes to cancel into memory. Each on a thread of its own, because librdkafka's
+//! Reading the log: events into the ledger, wishes to cancel and claims into memory. Each on a thread of its own, because librdkafka's
 //! polling blocks.
 
 use std::{
@@ -9,7 +9,7 @@ use std::{
 
 use fleet_job::{control::Control, event::JobEvent, record::RawRecord};
 use fleet_kafka::{
-    KafkaError,
+    KafkaError, admin,
     reader::{From, Reader},
 };
 use fleet_ledger::{Batch, Update};
@@ -28,10 +28,10 @@ const BATCH: usize = 1_000;
 const FIRST_PAUSE: Duration = Duration::from_millis(250);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 
-/// Starts both threads. They end when the jobs are dropped.
+/// Starts the threads. They end when the jobs are dropped.
 pub(super) fn start(jobs: &Arc<Inner>) {
     let runtime = Handle::current();
-    for what in [What::Events, What::Control] {
+    for what in [What::Events, What::Control, What::Claims] {
         let (jobs, runtime) = (Arc::downgrade(jobs), runtime.clone());
         thread::spawn(move || Log { jobs, runtime, what }.read());
     }
@@ -41,6 +41,7 @@ pub(super) fn start(jobs: &Arc<Inner>) {
 enum What {
     Events,
     Control,
+    Claims,
 }
 
 struct Log {
@@ -73,6 +74,7 @@ impl Log {
                     match self.what {
                         What::Events => self.follow_events(reader),
                         What::Control => self.follow_control(reader),
+                        What::Claims => self.follow_claims(reader),
                     }
                 }
                 Err(stopped) => stopped,
@@ -102,8 +104,12 @@ impl Log {
 
     fn open(&self) -> Result<Reader, Stopped> {
         let jobs = self.jobs()?;
-        if self.what == What::Control {
-            return Ok(Reader::open(&jobs.settings, &jobs.topics.control, From::Start, ASK)?);
+        match self.what {
+            What::Events => {}
+            What::Control => {
+                return Ok(Reader::open(&jobs.settings, &jobs.topics.control, From::Start, ASK)?);
+            }
+            What::Claims => return self.open_claims(&jobs),
         }
         let positions = self.runtime.block_on(jobs.store.positions())?;
         let reader = match Reader::open_at(&jobs.settings, &jobs.topics.events, &positions, ASK) {
@@ -116,6 +122,34 @@ impl Log {
         };
         jobs.hub.begin(reader.positions());
         Ok(reader)
+    }
+
+    /// The topic of claims is the servers' own, so it is made where there are jobs and it is missing.
+    fn open_claims(&self, jobs: &Inner) -> Result<Reader, Stopped> {
+        let open = || Reader::open(&jobs.settings, &jobs.topics.claims, From::Start, ASK);
+        match open() {
+            Err(KafkaError::NoTopic(_)) => {
+                admin::partitions(&jobs.settings, &jobs.topics.events, ASK)?;
+                let topic = admin::claims_topic(&jobs.topics, -1);
+                self.runtime.block_on(admin::create_topics(&jobs.settings, &[topic]))?;
+                Ok(open()?)
+            }
+            other => Ok(other?),
+        }
+    }
+
+    fn follow_claims(&self, mut reader: Reader) -> Stopped {
+        loop {
+            let step = self.jobs().and_then(|jobs| {
+                for record in next_records(&mut reader)? {
+                    jobs.claims().hear(record);
+                }
+                Ok(())
+            });
+            if let Err(stopped) = step {
+                return stopped;
+            }
+        }
     }
 
     /// Takes up events until that fails.
@@ -147,8 +181,7 @@ impl Log {
     fn take_up(&self, jobs: &Inner, records: Vec<RawRecord>, reader: &Reader) -> Result<(), Stopped> {
         let updates: Vec<Update> = records.into_iter().filter_map(update).collect();
         let batch = Batch { updates: updates.clone(), positions: reader.positions() };
-        let existed = self.runtime.block_on(jobs.store.apply(batch))?;
-        jobs.settle_claims(&updates, &existed);
+        self.runtime.block_on(jobs.store.apply(batch))?;
         jobs.hub.tell(updates);
         Ok(())
     }

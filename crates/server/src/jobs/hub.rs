@@ -123,13 +123,7 @@ impl Hub {
 }
 
 fn size(update: &Update) -> usize {
-    let event = update.event.as_ref();
-    let of = |value: Option<&serde_json::Value>| {
-        value.map_or(0, |value| usize::try_from(fleet_job::size::json_bytes(value)).unwrap_or(usize::MAX))
-    };
-    let result = of(event.and_then(|event| event.result.as_ref()));
-    let error = of(event.and_then(|event| event.error.as_ref()?.data.as_ref()));
-    512 + result.saturating_add(error)
+    256 + update.job_id.len() + update.event.as_ref().map_or(0, |event| event.to_bytes().len())
 }
 
 /// Waits for news of one job.

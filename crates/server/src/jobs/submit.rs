@@ -1,10 +1,11 @@
-//! Submitting: a claim on the events topic, then the envelope on the jobs topic.
+//! Submitting: a `queued` event on the events topic, then the envelope on the jobs topic.
 //!
-//! The claim goes first: written after the envelope, it could hide what a quick worker has said already. Claims of one job
-//! id stand in one partition, in one order for all replicas, so that of two submissions of one job exactly one comes first.
+//! The event goes first: written after the envelope, it could hide what a quick worker has said already. A job that somebody
+//! else may submit at the same moment is claimed before both (see [`claims`](super::claims)), so that of two submissions
+//! only one writes anything.
 
 use std::{
-    collections::{HashSet, VecDeque},
+    collections::{HashMap, HashSet, VecDeque},
     time::Duration,
 };
 
@@ -21,21 +22,19 @@ use fleet_kafka::{
     reader,
 };
 use fleet_ledger::{Batch, Update};
-use tokio::sync::oneshot;
 
 use super::{
-    CATCH_UP, Caller, JobRequest, Jobs, JobsError, Submitted,
+    Caller, JobRequest, Jobs, JobsError, Submitted,
+    claims::{BOUND, Claim},
     request::{BadRequest, Prepared},
 };
 use crate::metrics;
 
 /// The most jobs in one request.
 pub const MAX_JOBS: usize = 1_000;
-/// How long the log may take to say which of several submissions came first.
-const CLAIM: Duration = Duration::from_secs(10);
-/// How soon to look again for a job that may be on its way.
-const LOOK_AGAIN: Duration = Duration::from_millis(500);
-/// How long it may take to look for a job.
+/// How soon to look again for a job that somebody else submits.
+const LOOK_AGAIN: Duration = Duration::from_millis(200);
+/// How long it may take to look for jobs in the jobs topic.
 const SEARCH: Duration = Duration::from_secs(10);
 /// Records that are handed over to the producer and not acknowledged yet.
 const WINDOW: usize = 1_000;
@@ -50,13 +49,25 @@ pub(crate) struct Submission {
     pub(crate) submitted_at: Timestamp,
     /// Trace context.
     pub(crate) headers: Vec<Header>,
-    /// Whether somebody else can submit a job of this id at this moment.
-    pub(crate) contested: bool,
+    /// What is done to the `queued` event where the envelope can't be written.
+    pub(crate) undo: Undo,
+}
+
+/// What is done to a `queued` event whose envelope could not be written.
+#[derive(Debug, Clone)]
+pub(crate) enum Undo {
+    /// Nothing: whoever submits the job again finishes it.
+    Nothing,
+    /// It is taken back: nobody knows the job's id.
+    Remove,
+    /// What stood before is put back.
+    Restore(Box<JobEvent>),
 }
 
 impl Jobs {
     /// Submits jobs. All of them are checked before the first one is written. Where this fails in the middle, the same
-    /// request can be made again: jobs with an id or an idempotency key are not submitted twice.
+    /// request can be made again: jobs with an id or an idempotency key are not submitted twice. Goes on where the caller
+    /// does not wait any more.
     ///
     /// # Errors
     /// What is wrong with which job; where the ledger can't say what there is; where Kafka does not take them.
@@ -71,97 +82,130 @@ impl Jobs {
             self.check_size(&job.envelope)?;
         }
         self.must_be_read()?;
-        if jobs.iter().any(|job| job.may_exist) {
-            self.catch_up().await?;
-        }
-        let now = fleet_ops::clock::now();
-        let (mut submitted, mut fresh, mut places) = (Vec::new(), Vec::new(), Vec::new());
-        let mut seen = HashSet::new();
-        for Prepared { envelope, key, may_exist } in jobs {
-            let job_id = envelope.job_id.clone();
-            let queued = JobState::Queued.as_str().to_owned();
-            let existing = if !seen.insert(job_id.clone()) {
-                Some(queued.clone())
-            } else if may_exist {
-                self.existing(&job_id, caller).await?
-            } else {
-                None
-            };
-            let is_new = existing.is_none();
-            submitted.push(Submitted { job_id, state: existing.unwrap_or(queued), existing: !is_new });
-            if is_new {
-                places.push(submitted.len() - 1);
-                let headers = headers.to_vec();
-                fresh.push(Submission { envelope, key, submitted_at: now, headers, contested: may_exist });
-            }
-        }
-        let accepted = self.enqueue(fresh).await?;
-        for (place, accepted) in places.into_iter().zip(accepted) {
-            if let Some(entry) = submitted.get_mut(place) {
-                entry.existing = !accepted;
-            }
-        }
-        let fresh = submitted.iter().filter(|job| !job.existing).count();
-        ::metrics::counter!(metrics::JOBS_SUBMITTED.name, "outcome" => "new").increment(fresh as u64);
-        let known = submitted.len() - fresh;
-        ::metrics::counter!(metrics::JOBS_SUBMITTED.name, "outcome" => "existing").increment(known as u64);
+        let (this, caller, headers) = (self.clone(), caller.clone(), headers.to_vec());
+        let submitting = tokio::spawn(async move { this.submit_prepared(jobs, &caller, &headers).await });
+        let submitted = submitting.await.map_err(|error| JobsError::NotReady(error.to_string()))??;
+        let fresh = submitted.iter().filter(|job| !job.existing).count() as u64;
+        let known = submitted.len() as u64 - fresh;
+        ::metrics::counter!(metrics::JOBS_SUBMITTED.name, "outcome" => "new").increment(fresh);
+        ::metrics::counter!(metrics::JOBS_SUBMITTED.name, "outcome" => "existing").increment(known);
         Ok(submitted)
     }
 
-    /// The state of a job that is there already.
-    async fn existing(&self, job_id: &str, caller: &Caller) -> Result<Option<String>, JobsError> {
-        let Some(known) = self.inner.store.get(job_id).await? else { return Ok(None) };
-        if known.event.owner.is_some() && known.event.owner != caller.owner {
-            return Err(BadRequest(format!("`jobID`: `{job_id}` is taken; choose another one")).into());
+    async fn submit_prepared(
+        &self,
+        jobs: Vec<Prepared>,
+        caller: &Caller,
+        headers: &[Header],
+    ) -> Result<Vec<Submitted>, JobsError> {
+        let contested: HashSet<String> =
+            jobs.iter().filter(|job| job.may_exist).map(|job| job.envelope.job_id.clone()).collect();
+        // What is there already needs no claim, which would only keep others waiting.
+        let mut states = self.existing(&contested, caller).await?;
+        let open = contested.iter().filter(|id| !states.contains_key(*id)).cloned().collect::<HashSet<_>>();
+        let claim = if open.is_empty() { None } else { Some(self.claim(&open).await?) };
+        if let Some(claim) = &claim {
+            // Somebody may have been quicker between the first look and the claim, or has the claim now.
+            states.extend(self.existing(&claim.won, caller).await?);
+            states.extend(self.submitted_elsewhere(&claim.lost, caller).await?);
         }
-        let state = known.event.state.as_str().to_owned();
-        if !self.has_vanished(known.event).await? {
-            return Ok(Some(state));
+        let now = fleet_ops::clock::now();
+        let (mut submitted, mut fresh) = (Vec::with_capacity(jobs.len()), Vec::new());
+        for Prepared { envelope, key, may_exist } in jobs {
+            let job_id = envelope.job_id.clone();
+            let existing = states.get(&job_id).cloned();
+            let queued = JobState::Queued.as_str().to_owned();
+            let is_new = existing.is_none();
+            submitted.push(Submitted {
+                job_id: job_id.clone(),
+                state: existing.unwrap_or(queued),
+                existing: !is_new,
+            });
+            if is_new {
+                // A second one of this id in the same request is the same job.
+                states.insert(job_id, JobState::Queued.as_str().to_owned());
+                let undo = if may_exist { Undo::Nothing } else { Undo::Remove };
+                let headers = headers.to_vec();
+                fresh.push(Submission { envelope, key, submitted_at: now, headers, undo });
+            }
         }
-        tracing::warn!(job_id, "was claimed and never submitted; it is submitted now");
-        let (topic, key) = (self.inner.topics.events.clone(), Some(job_id.as_bytes().to_vec()));
-        // Without it, the claim that follows would not be the first.
-        self.inner.producer.send(&Outgoing { topic, key, ..Outgoing::default() }).await?;
-        Ok(None)
+        self.enqueue(fresh, claim.as_ref()).await?;
+        Ok(submitted)
     }
 
-    /// Whether there is a claim and no job: whoever wrote the claim died before it wrote the job, and told nobody that the
-    /// job was submitted. Looked for only where no worker has said anything. A claim may be followed by its job for as
-    /// long as a submission takes, so this can take as long.
-    async fn has_vanished(&self, mut claim: JobEvent) -> Result<bool, JobsError> {
-        loop {
-            if claim.state != JobState::Queued || claim.source.is_some() || self.is_written(&claim).await? {
-                return Ok(false);
+    /// The states of those jobs that are there. A job that is `queued` and that no worker has spoken of is there if it is in
+    /// the jobs topic: whoever wrote the event may have died before it wrote the job, and told nobody that the job was
+    /// submitted.
+    async fn existing(
+        &self,
+        job_ids: &HashSet<String>,
+        caller: &Caller,
+    ) -> Result<HashMap<String, String>, JobsError> {
+        let mut states = HashMap::new();
+        if job_ids.is_empty() {
+            return Ok(states);
+        }
+        self.catch_up().await?;
+        let mut unspoken = HashMap::new();
+        for job_id in job_ids {
+            let Some(known) = self.inner.store.get(job_id).await? else { continue };
+            let event = known.event;
+            if event.owner.is_some() && event.owner != caller.owner {
+                return Err(BadRequest(format!("`jobID`: `{job_id}` is taken; choose another one")).into());
             }
-            let claimed = claim.submitted_at.unwrap_or(claim.time);
-            if fleet_ops::clock::now().since(claimed) >= CLAIM {
-                return Ok(true);
+            if event.state == JobState::Queued && event.source.is_none() {
+                unspoken.insert(job_id.clone(), event.submitted_at.unwrap_or(event.time));
+            } else {
+                states.insert(job_id.clone(), event.state.as_str().to_owned());
+            }
+        }
+        for job_id in self.written(unspoken).await? {
+            states.insert(job_id, JobState::Queued.as_str().to_owned());
+        }
+        Ok(states)
+    }
+
+    /// Those of these jobs, with the times of their submission, that are in the jobs topic. Where there was no time to find
+    /// out, they are taken to be.
+    async fn written(&self, jobs: HashMap<String, Timestamp>) -> Result<Vec<String>, JobsError> {
+        let Some(since) = jobs.values().min().copied() else { return Ok(Vec::new()) };
+        // Looking reads the backlog, so not everybody can look at once.
+        let permit = self.inner.searches.clone().acquire_owned().await;
+        let (settings, topic) = (self.inner.settings.clone(), self.inner.topics.jobs.clone());
+        let search = move || {
+            let _permit = permit;
+            let mut missing: HashSet<String> = jobs.keys().cloned().collect();
+            let is_done = reader::search(&settings, &topic, since, SEARCH, |record| {
+                if let Ok(envelope) = decode::decode(record, usize::MAX) {
+                    missing.remove(&envelope.job_id);
+                }
+                missing.is_empty()
+            })?;
+            let found = jobs.into_keys().filter(|id| !is_done || !missing.contains(id));
+            Ok::<_, KafkaError>(found.collect())
+        };
+        let found = tokio::task::spawn_blocking(search).await;
+        Ok(found.map_err(|error| JobsError::NotReady(error.to_string()))??)
+    }
+
+    /// Waits for jobs that somebody else submits at this moment.
+    async fn submitted_elsewhere(
+        &self,
+        job_ids: &HashSet<String>,
+        caller: &Caller,
+    ) -> Result<HashMap<String, String>, JobsError> {
+        let deadline = tokio::time::Instant::now() + BOUND;
+        loop {
+            let states = self.existing(job_ids, caller).await?;
+            if states.len() == job_ids.len() {
+                return Ok(states);
+            }
+            if tokio::time::Instant::now() >= deadline {
+                let why = "another request is submitting the same job; try again in a minute";
+                return Err(JobsError::NotReady(why.to_owned()));
             }
             tokio::time::sleep(LOOK_AGAIN).await;
-            match self.inner.store.get(&claim.job_id).await? {
-                Some(known) => claim = known.event,
-                None => return Ok(true),
-            }
         }
-    }
-
-    /// Whether the job of this claim is in the jobs topic. Where there was no time to find out, it is taken to be.
-    async fn is_written(&self, claim: &JobEvent) -> Result<bool, JobsError> {
-        let (settings, topic) = (self.inner.settings.clone(), self.inner.topics.jobs.clone());
-        let (job_id, claimed) = (claim.job_id.clone(), claim.submitted_at.unwrap_or(claim.time));
-        // The claim that is known is the newest one. The job is that of the first, which came as much earlier at most as
-        // the submitter of the newest had to wait before it wrote.
-        let since = claimed.minus(CLAIM + CATCH_UP);
-        let search = move || {
-            let mut found = false;
-            let done = reader::search(&settings, &topic, since, claimed.plus(CLAIM), SEARCH, |record| {
-                found = decode::decode(record, usize::MAX).is_ok_and(|envelope| envelope.job_id == job_id);
-                found
-            })?;
-            Ok::<_, KafkaError>(found || !done)
-        };
-        let written = tokio::task::spawn_blocking(search).await;
-        Ok(written.map_err(|error| JobsError::NotReady(error.to_string()))??)
     }
 
     /// Refuses what no worker would take.
@@ -174,51 +218,25 @@ impl Jobs {
         Ok(())
     }
 
-    /// Writes jobs, and says of each whether it was the first of its id. Ends when none of them can be lost any more, and
-    /// this replica can tell of all.
-    pub(crate) async fn enqueue(&self, jobs: Vec<Submission>) -> Result<Vec<bool>, JobsError> {
+    /// Writes jobs. Ends when none of them can be lost any more, and this replica can tell of all. Nothing is written where
+    /// a claim that is needed for it is too old.
+    pub(crate) async fn enqueue(
+        &self,
+        jobs: Vec<Submission>,
+        claim: Option<&Claim>,
+    ) -> Result<(), JobsError> {
         let now = fleet_ops::clock::now();
-        let mut waiting = Vec::with_capacity(jobs.len());
-        let mut claims = Vec::with_capacity(jobs.len());
-        for job in &jobs {
-            let mark = job.contested.then(|| format!("submission-{}", uuid::Uuid::new_v4()));
-            waiting.push(mark.as_ref().map(|mark| self.inner.await_claim(mark)));
-            claims.push(JobEvent {
+        let events: Vec<JobEvent> = jobs
+            .iter()
+            .map(|job| JobEvent {
                 submitted_at: Some(job.submitted_at),
-                worker: mark,
                 ..JobEvent::about(&job.envelope, JobState::Queued, now)
-            });
-        }
-        let topics = &self.inner.topics;
-        let records = jobs.iter().zip(&claims).map(|(job, claim)| Outgoing {
-            topic: topics.events.clone(),
-            key: Some(job.envelope.job_id.clone().into_bytes()),
-            value: Some(claim.to_bytes()),
-            headers: job.headers.clone(),
-            timestamp: Some(now),
-            partition: None,
-        });
-        let delivered = self.write_all(records.collect()).await?;
-        // What nobody else can have claimed is known here at once; the rest when the log says who came first.
-        let updates = jobs.iter().zip(claims).zip(&delivered).filter(|((job, _), _)| !job.contested);
-        let updates = updates.map(|((job, claim), at)| Update {
-            partition: at.partition,
-            offset: at.offset,
-            job_id: job.envelope.job_id.clone(),
-            event: Some(claim),
-        });
-        let batch = Batch { updates: updates.collect(), ..Batch::default() };
-        self.inner.store.apply(batch).await?;
-        let mut first = Vec::with_capacity(jobs.len());
-        for waiting in waiting {
-            first.push(match waiting {
-                Some(waiting) => waiting.await?,
-                None => true,
-            });
-        }
-        let accepted = jobs.iter().zip(&first).filter(|(_, first)| **first);
-        let records = accepted.map(|(job, _)| Outgoing {
-            topic: topics.jobs.clone(),
+            })
+            .collect();
+        claim.map_or(Ok(()), Claim::check)?;
+        self.write_events(&events, &jobs).await?;
+        let records = jobs.iter().map(|job| Outgoing {
+            topic: self.inner.topics.jobs.clone(),
             key: job.key.clone().map(String::into_bytes),
             value: Some(job.envelope.to_json().to_string().into_bytes()),
             headers: job.headers.clone(),
@@ -226,12 +244,61 @@ impl Jobs {
             timestamp: Some(job.submitted_at),
             partition: None,
         });
-        self.write_all(records.collect()).await?;
-        Ok(first)
+        let written = match claim.map_or(Ok(()), Claim::check) {
+            Ok(()) => self.write_all(records.collect()).await.map(drop).map_err(JobsError::from),
+            Err(error) => Err(error),
+        };
+        if written.is_err() {
+            self.undo(&jobs).await;
+        }
+        written
+    }
+
+    /// Writes events of jobs that no worker has, and takes them up at once.
+    async fn write_events(&self, events: &[JobEvent], jobs: &[Submission]) -> Result<(), JobsError> {
+        let records = events.iter().zip(jobs).map(|(event, job)| Outgoing {
+            topic: self.inner.topics.events.clone(),
+            key: Some(event.job_id.clone().into_bytes()),
+            value: Some(event.to_bytes()),
+            headers: job.headers.clone(),
+            ..Outgoing::default()
+        });
+        let delivered = self.write_all(records.collect()).await?;
+        let updates = events.iter().zip(delivered).map(|(event, at)| Update {
+            partition: at.partition,
+            offset: at.offset,
+            job_id: event.job_id.clone(),
+            event: Some(event.clone()),
+        });
+        self.inner.store.apply(Batch { updates: updates.collect(), ..Batch::default() }).await?;
+        Ok(())
+    }
+
+    /// Takes `queued` events back whose envelopes could not be written, as far as Kafka can be reached. An envelope that was
+    /// written all the same is run, and the worker's events say so.
+    async fn undo(&self, jobs: &[Submission]) {
+        for job in jobs {
+            let value = match &job.undo {
+                Undo::Nothing => continue,
+                Undo::Remove => None,
+                Undo::Restore(event) => Some(event.to_bytes()),
+            };
+            let (topic, key) = (self.inner.topics.events.clone(), job.envelope.job_id.clone().into_bytes());
+            let record = Outgoing { topic, key: Some(key), value, ..Outgoing::default() };
+            if let Err(error) = self.inner.producer.send(&record).await {
+                let error = crate::error::chain(&error);
+                tracing::warn!(
+                    error,
+                    job_id = job.envelope.job_id,
+                    "stays queued though it was not submitted"
+                );
+                return;
+            }
+        }
     }
 
     /// Writes records in order, many at a time, and says where each one stands.
-    async fn write_all(&self, records: Vec<Outgoing>) -> Result<Vec<Delivered>, KafkaError> {
+    pub(super) async fn write_all(&self, records: Vec<Outgoing>) -> Result<Vec<Delivered>, KafkaError> {
         let mut delivered = Vec::with_capacity(records.len());
         let mut waiting = VecDeque::new();
         for record in &records {
@@ -263,24 +330,4 @@ fn prepare(requests: Vec<JobRequest>, caller: &Caller) -> Result<Vec<Prepared>, 
         })
     });
     jobs.collect()
-}
-
-impl super::Inner {
-    /// Whether the claim with this mark turns out to be the first of its job.
-    fn await_claim(&self, mark: &str) -> impl Future<Output = Result<bool, JobsError>> + use<> {
-        let (sender, receiver) = oneshot::channel();
-        let mut claims = self.claims();
-        // Those that were given up would stay for ever.
-        claims.retain(|_, waiting| !waiting.is_closed());
-        claims.insert(mark.to_owned(), sender);
-        async move {
-            match tokio::time::timeout(CLAIM, receiver).await {
-                Ok(Ok(existed)) => Ok(!existed),
-                _ => {
-                    let why = "the log did not say in time whether this job was submitted before; try again";
-                    Err(JobsError::NotReady(why.to_owned()))
-                }
-            }
-        }
-    }
 }

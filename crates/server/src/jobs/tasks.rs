@@ -10,7 +10,7 @@ use fleet_job::{
     decode,
     envelope::{Envelope, MAX_TIMEOUT_MS, TaskRound, ToolCall, Work},
     event::{JobEvent, JobState},
-    outcome::{ErrorKind, JobError},
+    outcome::ErrorKind,
     record::Header,
     time::Timestamp,
 };
@@ -26,7 +26,7 @@ use tokio::sync::Mutex;
 use super::{
     Caller, Jobs, JobsError,
     caller::derived_id,
-    submit::Submission,
+    submit::{Submission, Undo},
     view::{JobView, tool_result},
 };
 use crate::{config::JobsConfig, policy::glob::Glob};
@@ -143,8 +143,8 @@ impl Tasks {
         };
         self.jobs.check_size(&envelope)?;
         self.jobs.must_be_read()?;
-        let job = Submission { envelope, key: None, submitted_at: now, headers, contested: false };
-        self.jobs.enqueue(vec![job]).await?;
+        let job = Submission { envelope, key: None, submitted_at: now, headers, undo: Undo::Remove };
+        self.jobs.enqueue_alone(job).await?;
         let mut meta = MetaObject::new();
         meta.insert(fleet_job::meta::JOB_ID.to_owned(), job_id.into());
         Ok(CreateTaskResult::new(self.task(&task_id, TaskStatus::Working, now, now)).with_meta(meta))
@@ -164,18 +164,6 @@ impl Tasks {
     pub(crate) async fn cancel(&self, task_id: &str, caller: &Caller) -> Result<(), JobsError> {
         let _alone = self.answering.lock().await;
         let known = self.known(task_id, caller).await?;
-        if requests(&known.event).is_some() {
-            // No worker has it now, and it waits for nobody but the caller.
-            let error = JobError::new(ErrorKind::Cancelled, "cancelled while it waited for input");
-            let event = JobEvent {
-                state: JobState::Cancelled,
-                result: None,
-                error: Some(error),
-                time: fleet_ops::clock::now(),
-                ..known.event
-            };
-            return self.jobs.write_event(event).await;
-        }
         let reason = Some("tasks/cancel");
         self.jobs.cancel(&known.event.job_id, caller, reason, Duration::ZERO).await.map(drop)
     }
@@ -192,14 +180,14 @@ impl Tasks {
         let Some(event) = answered(&known.event, responses) else { return Ok(()) };
         let is_complete = requests(&event).is_some_and(|requests| requests.is_empty());
         if is_complete {
-            self.next_round(event).await
+            self.next_round(event, known.event).await
         } else {
             self.jobs.write_event(JobEvent { time: fleet_ops::clock::now(), ..event }).await
         }
     }
 
-    /// Enqueues the job once more, with the answers.
-    async fn next_round(&self, event: JobEvent) -> Result<(), JobsError> {
+    /// Enqueues the job once more, with the answers. Where that fails, the task asks again as it did `before`.
+    async fn next_round(&self, event: JobEvent, before: JobEvent) -> Result<(), JobsError> {
         let gone = || JobsError::NotReady("the task's call is not in the jobs topic any more".to_owned());
         let source = event.source.clone().ok_or_else(gone)?;
         let (settings, from) = (self.jobs.inner.settings.clone(), [(source.partition, source.offset)]);
@@ -218,8 +206,10 @@ impl Tasks {
         round.input_responses = answers(result);
         let key = record.key.and_then(|key| String::from_utf8(key).ok());
         let submitted_at = event.submitted_at.unwrap_or(event.time);
-        let job = Submission { envelope, key, submitted_at, headers: record.headers, contested: false };
-        self.jobs.enqueue(vec![job]).await.map(drop)
+        self.jobs.check_size(&envelope)?;
+        let undo = Undo::Restore(Box::new(before));
+        let job = Submission { envelope, key, submitted_at, headers: record.headers, undo };
+        self.jobs.enqueue_alone(job).await
     }
 
     async fn known(&self, task_id: &str, caller: &Caller) -> Result<Known, JobsError> {
@@ -273,9 +263,8 @@ fn status_message(view: &JobView) -> Option<String> {
 
 /// What a round that has ended asks for. `None` where it asks for nothing.
 fn requests(event: &JobEvent) -> Option<&Map<String, Value>> {
-    let result = event.result.as_ref().filter(|_| event.state == JobState::Succeeded)?;
-    let asks = result.get("resultType").and_then(Value::as_str) == Some("input_required");
-    result.get("inputRequests").and_then(Value::as_object).filter(|_| asks)
+    let result = event.result.as_ref().filter(|_| event.asks_for_input())?;
+    result.get("inputRequests").and_then(Value::as_object)
 }
 
 fn answers(result: Option<&Value>) -> Map<String, Value> {
@@ -343,8 +332,15 @@ fn error(event: &JobEvent) -> Map<String, Value> {
 }
 
 impl Jobs {
+    /// Enqueues a job that nobody else can submit, also where the caller does not wait for it.
+    async fn enqueue_alone(&self, job: Submission) -> Result<(), JobsError> {
+        let this = self.clone();
+        let writing = tokio::spawn(async move { this.enqueue(vec![job], None).await });
+        writing.await.map_err(|error| JobsError::NotReady(error.to_string()))?
+    }
+
     /// Writes an event of a job that no worker has, and takes it up at once.
-    async fn write_event(&self, event: JobEvent) -> Result<(), JobsError> {
+    pub(super) async fn write_event(&self, event: JobEvent) -> Result<(), JobsError> {
         let record = fleet_kafka::producer::Outgoing {
             topic: self.inner.topics.events.clone(),
             key: Some(event.job_id.clone().into_bytes()),
@@ -361,6 +357,8 @@ impl Jobs {
 
 #[cfg(test)]
 mod tests {
+    use fleet_job::outcome::JobError;
+
     use super::*;
 
     fn event(state: JobState) -> JobEvent {

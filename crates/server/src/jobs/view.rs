@@ -22,7 +22,7 @@ pub struct JobView {
 impl JobView {
     /// What is shown of a job.
     pub(crate) fn new(known: Known, cancel: Option<&Control>) -> Self {
-        let cancel = cancel.filter(|_| !known.event.state.is_terminal());
+        let cancel = cancel.filter(|_| !known.event.is_over());
         // Whose it is, its owner knows.
         let event = JobEvent { owner: None, ..known.event };
         Self { event, cancel_requested_at: cancel.map(|control| control.time) }
@@ -40,12 +40,15 @@ impl JobView {
 
     /// Whether the job has come to its end.
     pub fn is_terminal(&self) -> bool {
-        self.event.state.is_terminal()
+        self.event.is_over()
     }
 
     /// How it is, in a few words.
     pub fn summary(&self) -> String {
         let event = &self.event;
+        if event.asks_for_input() {
+            return format!("job `{}` waits for input", event.job_id);
+        }
         let mut text = format!("job `{}` is {}", event.job_id, event.state.as_str());
         if event.attempts > 1 {
             text.push_str(&format!(", attempt {}", event.attempts));

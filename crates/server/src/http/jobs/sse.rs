@@ -57,7 +57,7 @@ pub(super) async fn watch(
     }
     let mut watch = asked.jobs.watch(&id, &asked.caller);
     if told == Some((known.partition, known.offset)) {
-        if known.event.state.is_terminal() {
+        if known.event.is_over() {
             // Nothing will ever follow, and this is how a browser is told not to come back.
             return Ok(StatusCode::NO_CONTENT.into_response());
         }
