@@ -42,6 +42,7 @@ pub mod tasks;
 pub mod view;
 
 pub use caller::{Caller, Owners};
+pub(crate) use claims::schema as claim_schema;
 pub use error::JobsError;
 pub(crate) use hub::Follower;
 pub use request::{JobFilter, JobRequest};

@@ -11,6 +11,7 @@ use std::{
 
 use fleet_job::{record::RawRecord, time::Timestamp};
 use fleet_kafka::producer::Outgoing;
+use schemars::{JsonSchema, Schema, schema_for};
 use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
 
@@ -27,12 +28,18 @@ const VERDICT: Duration = Duration::from_secs(5);
 const SWEEP: usize = 1_000;
 
 /// The value of a record in the topic of claims; the key is the job's id.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[schemars(title = "mcp-fleet claim")]
 struct Record {
-    /// Whose claim it is.
-    mark: u128,
+    /// Whose claim it is: a random name.
+    mark: String,
     /// When it was made.
     time: Timestamp,
+}
+
+/// What a record of the topic looks like.
+pub(crate) fn schema() -> Schema {
+    schema_for!(Record)
 }
 
 /// Jobs that were claimed together.
@@ -62,7 +69,7 @@ impl Claim {
 pub(super) struct Claims {
     holds: HashMap<String, Timestamp>,
     heard: usize,
-    waiting: HashMap<(String, u128), oneshot::Sender<bool>>,
+    waiting: HashMap<(String, String), oneshot::Sender<bool>>,
 }
 
 impl Claims {
@@ -92,9 +99,9 @@ impl Claims {
         }
     }
 
-    fn wait(&mut self, job_id: &str, mark: u128) -> oneshot::Receiver<bool> {
+    fn wait(&mut self, job_id: &str, mark: &str) -> oneshot::Receiver<bool> {
         let (sender, receiver) = oneshot::channel();
-        self.waiting.insert((job_id.to_owned(), mark), sender);
+        self.waiting.insert((job_id.to_owned(), mark.to_owned()), sender);
         receiver
     }
 }
@@ -102,13 +109,13 @@ impl Claims {
 impl Jobs {
     /// Claims jobs, and says which of them may be submitted.
     pub(super) async fn claim(&self, job_ids: &HashSet<String>) -> Result<Claim, JobsError> {
-        let (made, mark) = (std::time::Instant::now(), uuid::Uuid::new_v4().as_u128());
-        let record = Record { mark, time: fleet_ops::clock::now() };
-        // A struct of two numbers can't fail to become JSON.
+        let (made, mark) = (std::time::Instant::now(), uuid::Uuid::new_v4().to_string());
+        let record = Record { mark: mark.clone(), time: fleet_ops::clock::now() };
+        // A struct of a text and a time can't fail to become JSON.
         let value = serde_json::to_vec(&record).unwrap_or_default();
         let waiting: Vec<_> = {
             let mut claims = self.inner.claims();
-            job_ids.iter().map(|job_id| (job_id.clone(), claims.wait(job_id, mark))).collect()
+            job_ids.iter().map(|job_id| (job_id.clone(), claims.wait(job_id, &mark))).collect()
         };
         let records = job_ids.iter().map(|job_id| Outgoing {
             topic: self.inner.topics.claims.clone(),
@@ -146,9 +153,12 @@ mod tests {
 
     use super::*;
 
-    fn verdict(claims: &mut Claims, job_id: &str, mark: u128, at_ms: i64) -> Option<bool> {
-        let waiting = claims.wait(job_id, mark);
-        claims.decide(job_id.to_owned(), Record { mark, time: Timestamp::from_millis_clamped(at_ms) });
+    fn verdict(claims: &mut Claims, job_id: &str, mark: u32, at_ms: i64) -> Option<bool> {
+        let waiting = claims.wait(job_id, &mark.to_string());
+        claims.decide(
+            job_id.to_owned(),
+            Record { mark: mark.to_string(), time: Timestamp::from_millis_clamped(at_ms) },
+        );
         waiting.now_or_never()?.ok()
     }
 
@@ -166,11 +176,15 @@ mod tests {
     #[test]
     fn every_replica_comes_to_the_same_verdict() {
         let log = [("a", 1, 0), ("a", 2, 5), ("b", 3, 1), ("a", 4, 200_000), ("b", 5, 2)];
-        let own = |mine: u128| {
+        let own = |mine: u32| {
             let mut claims = Claims::default();
-            let mut waiting = claims.wait(log.iter().find(|(_, mark, _)| *mark == mine).unwrap().0, mine);
+            let mut waiting =
+                claims.wait(log.iter().find(|(_, mark, _)| *mark == mine).unwrap().0, &mine.to_string());
             for (job, mark, time) in log {
-                claims.decide(job.to_owned(), Record { mark, time: Timestamp::from_millis_clamped(time) });
+                claims.decide(
+                    job.to_owned(),
+                    Record { mark: mark.to_string(), time: Timestamp::from_millis_clamped(time) },
+                );
             }
             waiting.try_recv().unwrap()
         };
@@ -182,7 +196,7 @@ mod tests {
         let mut claims = Claims::default();
         for n in 0..3 * SWEEP {
             let time = Timestamp::from_millis_clamped(n as i64 * 1_000);
-            claims.decide(format!("job-{n}"), Record { mark: 0, time });
+            claims.decide(format!("job-{n}"), Record { mark: String::new(), time });
         }
         assert!(claims.holds.len() <= SWEEP + 100, "{}", claims.holds.len());
     }

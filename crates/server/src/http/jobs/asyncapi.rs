@@ -16,6 +16,8 @@ const ABOUT: &str = "The Kafka topics of a fleet. Producers write jobs; workers 
 const BINDING: &str = "0.5.0";
 /// The name of the schema of what stands in the registry.
 const HOSTED_SERVER: &str = "HostedServer";
+/// The name of the schema of claims.
+const CLAIM: &str = "Claim";
 /// Headers that carry a trace.
 const TRACE: [(&str, &str); 3] = [
     ("traceparent", "W3C Trace Context; goes on into the tools' calls."),
@@ -61,7 +63,7 @@ pub(super) fn document(topics: &Topics, registry: &str) -> Value {
     })
 }
 
-fn channels(topics: &Topics, registry: &str) -> [Channel; 6] {
+fn channels(topics: &Topics, registry: &str) -> [Channel; 7] {
     [
         Channel {
             id: "jobs",
@@ -97,6 +99,14 @@ fn channels(topics: &Topics, registry: &str) -> [Channel; 6] {
             description: "What workers are told about jobs, whoever has them.",
             cleanup: None,
             message: "control",
+        },
+        Channel {
+            id: "claims",
+            address: topics.claims.clone(),
+            description: "Which server submits a job that several could submit at once. Servers write and read it; nobody else \
+                          should.",
+            cleanup: None,
+            message: "claim",
         },
         Channel {
             id: "registry",
@@ -138,6 +148,7 @@ fn operations() -> Value {
         "readDeadLetters": operation("receive", "dlq", "deadLetter", "See what has failed for good."),
         "readDelayedJobs": operation("receive", "delayed", "delayedJob", "See what waits for its time."),
         "controlJob": operation("send", "control", "control", "Have a job cancelled."),
+        "readClaims": operation("receive", "claims", "claim", "See which jobs are being submitted."),
         "followServers": operation("receive", "registry", "hostedServer", "Hear which MCP servers are hosted."),
     })
 }
@@ -180,6 +191,7 @@ fn messages() -> Value {
         },
         "delayedJob": message("A job that waits", &name::<WireEnvelope>(), delayed, key(own)),
         "control": message("What is to be done with a job", &name::<Control>(), headers(&[]), by_id()),
+        "claim": message("A claim of a job", CLAIM, headers(&[]), by_id()),
         "hostedServer": message("A hosted MCP server", HOSTED_SERVER, headers(&[]), key("The server's name.")),
     })
 }
@@ -213,12 +225,13 @@ fn dead_letter_headers() -> Value {
     all
 }
 
-/// The contract's schemas by name, and that of the server's own topic.
+/// The contract's schemas by name, and those of the server's own topics.
 fn contract() -> Vec<(String, Value)> {
     let names = [name::<WireEnvelope>(), name::<JobEvent>(), name::<Control>(), name::<McpServers>()];
     let of_files = schema::all().map(|(_, schema)| schema.to_value());
-    let own = (HOSTED_SERVER.to_owned(), record::schema().to_value());
-    names.into_iter().zip(of_files).chain([own]).collect()
+    let own = [(HOSTED_SERVER, record::schema()), (CLAIM, crate::jobs::claim_schema())];
+    let own = own.map(|(name, schema)| (name.to_owned(), schema.to_value()));
+    names.into_iter().zip(of_files).chain(own).collect()
 }
 
 /// The contract's schemas, with what they define put side by side.
