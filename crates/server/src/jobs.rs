@@ -1,8 +1,8 @@
 //! Jobs as this server knows them: submitted to Kafka, run by the fleet's workers, and looked up in a ledger of the events
 //! topic. Every replica can answer for every job.
 //!
-//! `POST /jobs`, `job_submit` and tasks → [`Jobs::submit`] → claim on the events topic, envelope on the jobs topic.
-//! Workers → events topic → [`follow`] → ledger and [`hub`] → `GET /jobs`, `job_*`, `tasks/get`, streams.
+//! `POST /jobs`, `job_submit` and tasks → [`Jobs::submit`] → `queued` on the events topic, envelope on the jobs topic.
+//! Workers → events topic → `follow` → ledger and `hub` → `GET /jobs`, `job_*`, `tasks/get`, streams.
 
 use std::{
     collections::BTreeMap,
