@@ -22,6 +22,7 @@ use serde_json::{Value, json};
 on_every_broker!(
     a_job_is_submitted_waited_for_and_listed,
     the_same_key_is_one_job_on_all_replicas,
+    the_same_batches_at_once_are_submitted_once,
     a_job_whose_submitter_died_is_submitted_again,
     jobs_of_others_are_not_there,
     a_job_is_watched_and_cancelled,
@@ -151,7 +152,46 @@ fn the_same_key_is_one_job_on_all_replicas(env: &Env) {
     fleet.stop_workers();
 }
 
-/// A claim without a job is what a server leaves behind that dies between the two. It told nobody that the job was
+/// Many jobs with names in each request, and no worker that could tell of them: the requests win some of the jobs each, and
+/// none waits for another in vain.
+fn the_same_batches_at_once_are_submitted_once(env: &Env) {
+    let mut fleet = Fleet::new(env, "same-batches", 3);
+    let options = ServerOptions { roots: vec![fleet.files()], ..ServerOptions::default() };
+    fleet.start_server(&fleet.with_jobs(options));
+    let other = fleet.start_replica(ServerOptions::default());
+    let clients = [client(&fleet), Mcp::new(other.address)];
+    let batch: Vec<Value> = (0..50)
+        .map(|n| {
+            let mut job = digest("hello.txt");
+            job["jobID"] = format!("job-{n}").into();
+            job
+        })
+        .collect();
+    let answers: Vec<Vec<Value>> = thread::scope(|scope| {
+        let submissions: Vec<_> = (0..4)
+            .map(|n| {
+                let (client, batch) = (&clients[n % 2], &batch);
+                scope.spawn(move || {
+                    let answer = client.call("job_submit", &json!({"jobs": batch}));
+                    answer["jobs"].as_array().cloned().expect("jobs")
+                })
+            })
+            .collect();
+        submissions.into_iter().map(|submission| submission.join().expect("an answer")).collect()
+    });
+    for n in 0..batch.len() {
+        let fresh = answers.iter().filter(|answer| answer[n]["existing"] == json!(false)).count();
+        assert_eq!(fresh, 1, "job {n}");
+    }
+    assert_eq!(fleet_tests::topics::read(&env.brokers, &fleet.topic).len(), batch.len());
+    fleet.start_worker();
+    for job in &batch {
+        assert_eq!(end_of(&clients[1], &job["jobID"])["state"], "succeeded");
+    }
+    fleet.stop_workers();
+}
+
+/// A `queued` event without a job is what a server leaves behind that dies between the two. It told nobody that the job was
 /// submitted, so whoever asks again gets the job.
 fn a_job_whose_submitter_died_is_submitted_again(env: &Env) {
     let mut fleet = Fleet::new(env, "half-submitted", 3);

@@ -104,33 +104,35 @@ impl Jobs {
         let mut states = self.existing(&contested, caller).await?;
         let open = contested.iter().filter(|id| !states.contains_key(*id)).cloned().collect::<HashSet<_>>();
         let claim = if open.is_empty() { None } else { Some(self.claim(&open).await?) };
+        let mut elsewhere = HashSet::new();
         if let Some(claim) = &claim {
-            // Somebody may have been quicker between the first look and the claim, or has the claim now.
+            // Somebody may have been quicker between the first look and the claim.
             states.extend(self.existing(&claim.won, caller).await?);
-            states.extend(self.submitted_elsewhere(&claim.lost, caller).await?);
+            elsewhere.clone_from(&claim.lost);
         }
+        let is_old = |id: &String| states.contains_key(id) || elsewhere.contains(id);
         let now = fleet_ops::clock::now();
-        let (mut submitted, mut fresh) = (Vec::with_capacity(jobs.len()), Vec::new());
+        let (mut ids, mut new, mut fresh) = (Vec::with_capacity(jobs.len()), HashSet::new(), Vec::new());
         for Prepared { envelope, key, may_exist } in jobs {
             let job_id = envelope.job_id.clone();
-            let existing = states.get(&job_id).cloned();
-            let queued = JobState::Queued.as_str().to_owned();
-            let is_new = existing.is_none();
-            submitted.push(Submitted {
-                job_id: job_id.clone(),
-                state: existing.unwrap_or(queued),
-                existing: !is_new,
-            });
+            // A second one of an id in the same request is the same job.
+            let is_new = !is_old(&job_id) && new.insert(job_id.clone());
+            ids.push((job_id, is_new));
             if is_new {
-                // A second one of this id in the same request is the same job.
-                states.insert(job_id, JobState::Queued.as_str().to_owned());
                 let undo = if may_exist { Undo::Nothing } else { Undo::Remove };
                 let headers = headers.to_vec();
                 fresh.push(Submission { envelope, key, submitted_at: now, headers, undo });
             }
         }
         self.enqueue(fresh, claim.as_ref()).await?;
-        Ok(submitted)
+        // What others submit is waited for at the end: they may wait for something of ours.
+        states.extend(self.submitted_elsewhere(&elsewhere, caller).await?);
+        let queued = || JobState::Queued.as_str().to_owned();
+        let submitted = ids.into_iter().map(|(job_id, is_new)| {
+            let state = states.get(&job_id).cloned().unwrap_or_else(queued);
+            Submitted { job_id, state, existing: !is_new }
+        });
+        Ok(submitted.collect())
     }
 
     /// The states of those jobs that are there. A job that is `queued` and that no worker has spoken of is there if it is in
