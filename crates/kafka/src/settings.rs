@@ -179,6 +179,8 @@ impl Settings {
         // librdkafka wants a group's name for every consumer; nothing is ever committed under this one.
         config.set("group.id", "mcp-fleet-reader").set("enable.auto.commit", "false");
         config.set("enable.partition.eof", "true");
+        // What was asked for and is gone (compacted, expired) is no reason to leave out what comes after it.
+        config.set("auto.offset.reset", "earliest");
         config
     }
 
