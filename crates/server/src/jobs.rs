@@ -21,6 +21,7 @@ use fleet_job::{
     topics::Topics,
 };
 use fleet_kafka::{
+    KafkaError,
     producer::{Outgoing, Producer},
     settings::Settings,
 };
@@ -100,8 +101,10 @@ impl std::fmt::Debug for Inner {
 pub(crate) enum Standing {
     /// It is being read for the first time.
     Reading,
-    /// It can't be read, and never was.
+    /// It can't be read, and never was: a broker is away, or has just made the topic.
     Unreadable(String),
+    /// There is no topic to read.
+    Missing(String),
     /// It holds everything that was there when it was asked to catch up for this time.
     CaughtUp(u64),
 }
@@ -112,7 +115,10 @@ impl Standing {
         if matches!(self, Self::CaughtUp(_)) {
             return false;
         }
-        *self = Self::Unreadable(crate::error::chain(error));
+        *self = match error {
+            JobsError::Kafka(KafkaError::NoTopic(_)) => Self::Missing(error.cause()),
+            error => Self::Unreadable(error.cause()),
+        };
         true
     }
 }
@@ -187,7 +193,9 @@ impl Jobs {
     pub async fn ready(&self) {
         let mut standing = self.inner.standing.subscribe();
         // The sender lives as long as `self`.
-        _ = standing.wait_for(|standing| *standing != Standing::Reading).await;
+        _ = standing
+            .wait_for(|standing| matches!(standing, Standing::CaughtUp(_) | Standing::Missing(_)))
+            .await;
     }
 
     /// The topics of the fleet.
@@ -347,7 +355,7 @@ impl Jobs {
         match &*self.inner.standing.borrow() {
             Standing::CaughtUp(_) => Ok(()),
             Standing::Reading => Err(JobsError::NotReady("the log is being read".to_owned())),
-            Standing::Unreadable(why) => Err(JobsError::NotReady(why.clone())),
+            Standing::Unreadable(why) | Standing::Missing(why) => Err(JobsError::NotReady(why.clone())),
         }
     }
 }

@@ -47,6 +47,14 @@ pub enum JobsError {
 }
 
 impl JobsError {
+    /// What is wrong underneath, without what was to be done.
+    pub(crate) fn cause(&self) -> String {
+        match self {
+            Self::Kafka(error) => crate::error::chain(error),
+            error => error.to_string(),
+        }
+    }
+
     /// Whether the same request may succeed later.
     pub fn is_retryable(&self) -> bool {
         match self {

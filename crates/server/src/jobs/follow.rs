@@ -87,7 +87,7 @@ impl Log {
             // Whoever runs a server beside a Kafka without jobs need not hear of it again and again.
             match &error {
                 JobsError::Kafka(KafkaError::NoTopic(topic)) => tracing::debug!(topic, "does not exist"),
-                error => tracing::warn!(error = chain(error), "the log of jobs can't be read"),
+                error => tracing::warn!(error = error.cause(), "the log of jobs can't be read"),
             }
             if self.what == What::Events {
                 jobs.standing.send_if_modified(|standing| standing.fail(&error));
