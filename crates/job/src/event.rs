@@ -32,6 +32,17 @@ pub enum JobState {
 }
 
 impl JobState {
+    /// All states, in the order in which jobs go through them. Stores keep places in this list: it only grows at its end.
+    pub const ALL: [Self; 7] = [
+        Self::Queued,
+        Self::Running,
+        Self::Retrying,
+        Self::Succeeded,
+        Self::Failed,
+        Self::Cancelled,
+        Self::Expired,
+    ];
+
     /// Whether no other state can follow.
     pub fn is_terminal(self) -> bool {
         matches!(self, Self::Succeeded | Self::Failed | Self::Cancelled | Self::Expired)

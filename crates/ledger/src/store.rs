@@ -118,15 +118,7 @@ pub(crate) fn outline(mut event: JobEvent) -> JobEvent {
 }
 
 /// All states, in the order of their numbers in stores.
-pub(crate) const STATES: [JobState; 7] = [
-    JobState::Queued,
-    JobState::Running,
-    JobState::Retrying,
-    JobState::Succeeded,
-    JobState::Failed,
-    JobState::Cancelled,
-    JobState::Expired,
-];
+pub(crate) const STATES: [JobState; 7] = JobState::ALL;
 
 /// A state's number in stores.
 pub(crate) fn number(state: JobState) -> usize {

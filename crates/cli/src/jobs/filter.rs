@@ -7,15 +7,7 @@ use mcp_server::jobs::JobView;
 use crate::moment::Moment;
 
 /// The states, in the order in which jobs go through them.
-pub(super) const STATES: [JobState; 7] = [
-    JobState::Queued,
-    JobState::Running,
-    JobState::Retrying,
-    JobState::Succeeded,
-    JobState::Failed,
-    JobState::Cancelled,
-    JobState::Expired,
-];
+pub(super) const STATES: [JobState; 7] = JobState::ALL;
 
 /// Flags that say which jobs are meant; all that are given must hold.
 #[derive(Debug, Clone, Default, clap::Args)]
