@@ -121,8 +121,7 @@ impl<'a> Oracle<'a> {
         }
         for (place, events) in &mut account.events {
             // The events of one job are on one partition, in order. Those of a killed worker's successor come later.
-            let ends = events.iter().filter(|event| event.state.is_terminal()).count();
-            account.repeats += ends.saturating_sub(1);
+            account.repeats += ends(events).count().saturating_sub(1);
             if let Some(last) = events.last() {
                 account.last.insert(*place, last.clone());
             }
@@ -217,6 +216,13 @@ impl<'a> Oracle<'a> {
         }
         wrong
     }
+}
+
+/// How a job has ended, and ended again. The very same end is no other one: a worker to which a record comes back says what it
+/// has said before, and does not run the job.
+pub fn ends(events: &[JobEvent]) -> impl Iterator<Item = &JobEvent> {
+    let all = events.iter().enumerate().filter(|(_, event)| event.state.is_terminal());
+    all.filter(|(at, event)| !events[..*at].contains(event)).map(|(_, event)| event)
 }
 
 /// Where a dead letter comes from, by its headers.

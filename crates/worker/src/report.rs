@@ -150,7 +150,7 @@ impl Reporter {
             Terminal::Failed | Terminal::Rejected => JobState::Failed,
             Terminal::Expired => JobState::Expired,
             Terminal::Cancelled => JobState::Cancelled,
-            Terminal::Deferred(_) | Terminal::Relayed => return None,
+            Terminal::Deferred(_) | Terminal::Relayed | Terminal::Again => return None,
         };
         let error = match terminal {
             Terminal::Failed | Terminal::Rejected => {

@@ -144,6 +144,9 @@ impl Shell {
             }
             turned = Instant::now();
             self.carry_out();
+            if self.is_deaf() && !shutdown.is_cancelled() {
+                continue;
+            }
             self.settle_revokes();
             if self.stop_by.is_some_and(|by| Instant::now() >= by || self.engine.is_drained(&self.partitions))
             {
@@ -191,6 +194,11 @@ impl Shell {
             }
         }
         Ok(())
+    }
+
+    /// Nothing has been heard of the group for so long that another worker may have the partitions.
+    fn is_deaf(&self) -> bool {
+        self.stop_by.is_none() && self.consumer.deaf_for() > self.patience
     }
 
     fn feed(&mut self, input: Input<'_>) {
@@ -264,18 +272,19 @@ impl Shell {
         match done {
             Done::Progress(token, progress) => self.progressed(token, progress),
             Done::Attempt { token, outcome, done, took } => self.attempted(token, outcome, done, took),
-            Done::Written(token, state) => {
+            Done::Written(token, state, event) => {
                 if let Some(held) = self.jobs.get(&token) {
                     let kind =
                         held.envelope.as_ref().map_or("unknown", |e| JobType::as_str(e.work.job_type()));
                     counter!(names::SETTLED.name, "state" => state.as_str(), "type" => kind).increment(1);
                     tracing::debug!(job_id = held.job_id, state = state.as_str(), "settled");
                 }
-                self.written(token);
+                self.written(token, Some(event));
             }
+            Done::WrittenAgain(token) => self.feed(Input::Written(token)),
             Done::PassedOn(token) => {
                 counter!(names::PASSED_ON.name, "topic" => topic_of(token.partition)).increment(1);
-                self.written(token);
+                self.written(token, None);
             }
             Done::NotDeferred(token) => self.feed(Input::NotDeferred(token)),
             Done::NotWritten { token, dead_letter_written } => {
@@ -293,12 +302,13 @@ impl Shell {
         }
     }
 
-    fn written(&mut self, token: Token) {
+    /// A record is settled: by this event, or by another record.
+    fn written(&mut self, token: Token, event: Option<Outgoing>) {
         if std::mem::take(&mut self.writes_fail) && !self.breaker_open && self.stop_by.is_none() {
             self.health.set_ready();
         }
         if let Some(held) = self.jobs.get(&token) {
-            self.settled.add(Instant::now(), held.identity);
+            self.settled.add(Instant::now(), held.identity, event);
         }
         self.feed(Input::Written(token));
     }
@@ -313,8 +323,11 @@ impl Shell {
 
     // --- What the engine wants ------------------------------------------------------------------------------------
 
+    /// Asks before each command whether it is still ours to carry out: the process can be stopped between any two.
     fn carry_out(&mut self) {
-        while let Some(command) = self.engine.poll() {
+        while !self.is_deaf()
+            && let Some(command) = self.engine.poll()
+        {
             match command {
                 // Decided before the partition was taken away, and not carried out yet.
                 Command::Start(token, _) | Command::Settle(token, ..) | Command::Retrying(token, ..)
@@ -353,9 +366,10 @@ impl Shell {
         self.watch_breaker();
     }
 
-    /// Writes an event that nothing waits for: the terminal one will tell the rest.
+    /// Writes an event that nothing waits for: the terminal one will tell the rest. Where the process was stopped since it was
+    /// made up, it may be out of date, and would be the last word about a job that another worker has ended.
     fn announce(&self, event: Option<Outgoing>) {
-        let Some(event) = event else { return };
+        let Some(event) = event.filter(|_| !self.is_deaf()) else { return };
         match self.producer.enqueue(&event) {
             Ok(delivery) => {
                 tokio::spawn(async move {
