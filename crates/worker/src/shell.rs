@@ -10,6 +10,7 @@ mod cancel;
 mod ends;
 mod held;
 mod settled;
+mod uncommitted;
 mod write;
 
 use std::{
@@ -34,6 +35,7 @@ use tokio_util::sync::CancellationToken;
 
 use held::{Clock, Done, Jobs, Revoke};
 use settled::Window;
+use uncommitted::Uncommitted;
 
 use crate::{
     config::Args,
@@ -47,6 +49,7 @@ use crate::{
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(5);
 /// The worker's topics, by the numbers that partitions carry.
 const TOPICS: [&str; 2] = ["jobs", "delayed"];
+const JOBS: u16 = 0;
 const DELAYED: u16 = 1;
 /// How often gauges are brought up to date. The loop turns at least as often.
 const GAUGES: Duration = Duration::from_secs(1);
@@ -84,6 +87,7 @@ pub(crate) struct Shell {
     /// Which jobs are not wanted any more.
     requests: Requests,
     settled: Window,
+    uncommitted: Uncommitted,
     revokes: Vec<Revoke>,
     /// How long nothing may be heard of the group before its silence could hide that the session has run out.
     patience: Duration,
@@ -114,6 +118,7 @@ impl Shell {
             jobs: Jobs::default(),
             requests,
             settled: Window::default(),
+            uncommitted: Uncommitted::default(),
             revokes: Vec::new(),
             patience: session / 2,
             stop_by: None,
@@ -248,12 +253,14 @@ impl Shell {
                 counter!(names::REBALANCES.name, "kind" => "lost").increment(1);
                 tracing::warn!(?partitions, "lost: their jobs will run elsewhere");
                 self.partitions.retain(|partition| !partitions.contains(partition));
+                self.uncommitted.gone(&partitions);
                 self.feed(Input::Lost(&partitions));
                 // All partitions are lost together, so nothing in there is still ours to say.
                 self.producer.forget();
             }
             Event::Committed(partition, generation, ok) => {
                 counter!(names::COMMITS.name, "ok" => if ok { "true" } else { "false" }).increment(1);
+                self.uncommitted.answered(partition, ok);
                 self.feed(Input::Committed { partition, generation, ok });
             }
             Event::Lag(lags) => {
@@ -281,7 +288,10 @@ impl Shell {
                 }
                 self.written(token, Some(event));
             }
-            Done::WrittenAgain(token) => self.feed(Input::Written(token)),
+            Done::WrittenAgain(token) => {
+                self.uncommitted.settled(token.partition, Instant::now());
+                self.feed(Input::Written(token));
+            }
             Done::PassedOn(token) => {
                 counter!(names::PASSED_ON.name, "topic" => topic_of(token.partition)).increment(1);
                 self.written(token, None);
@@ -309,6 +319,7 @@ impl Shell {
         }
         if let Some(held) = self.jobs.get(&token) {
             self.settled.add(Instant::now(), held.identity, event);
+            self.uncommitted.settled(token.partition, Instant::now());
         }
         self.feed(Input::Written(token));
     }
@@ -345,7 +356,10 @@ impl Shell {
                     }
                 }
                 Command::Abort(token) => self.abort(token),
-                Command::Commit(commit) => self.consumer.commit(commit),
+                Command::Commit(commit) => {
+                    self.uncommitted.sent(commit.partition);
+                    self.consumer.commit(commit);
+                }
                 Command::Pause(partition, generation) => self.consumer.pause(partition, generation),
                 Command::Resume(partition, generation) => self.consumer.resume(partition, generation),
                 Command::LogReset(partition) => {
@@ -414,6 +428,7 @@ impl Shell {
                 tracing::warn!("jobs still run at the end of the drain; they will run again elsewhere");
             }
             let commits = self.engine.release(&revoke.partitions);
+            self.uncommitted.gone(&revoke.partitions);
             self.partitions.retain(|partition| !revoke.partitions.contains(partition));
             self.carry_out();
             answer(&revoke.reply, commits);
@@ -479,6 +494,11 @@ impl Shell {
             );
         }
         gauge!(names::BUFFERED.name).set(status.buffered as f64);
+        gauge!(names::PARKED.name).set(status.parked as f64);
+        let oldest = self.jobs.oldest(JOBS).map_or(Duration::ZERO, |at| self.clock.now().since(at));
+        gauge!(names::OLDEST.name).set(oldest.as_secs_f64());
+        let uncommitted = self.uncommitted.since().map_or(Duration::ZERO, |since| since.elapsed());
+        gauge!(names::COMMIT_AGE.name).set(uncommitted.as_secs_f64());
         gauge!(names::BUFFERED_BYTES.name).set(status.buffered_bytes as f64);
         gauge!(names::PARTITIONS.name).set(status.partitions.len() as f64);
         gauge!(names::BREAKER.name).set(if status.breaker == BreakerState::Closed { 0.0 } else { 1.0 });

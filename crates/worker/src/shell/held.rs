@@ -131,6 +131,12 @@ impl Jobs {
         self.held.len()
     }
 
+    /// When the oldest record of a topic was written that is in hand.
+    pub(super) fn oldest(&self, topic: u16) -> Option<Timestamp> {
+        let of_topic = self.held.iter().filter(|(token, _)| token.partition.topic == topic);
+        of_topic.filter_map(|(_, held)| held.record.timestamp).min()
+    }
+
     /// The jobs of this id.
     pub(super) fn of(&self, job_id: &str) -> Vec<Token> {
         self.by_id.get(job_id).cloned().unwrap_or_default()

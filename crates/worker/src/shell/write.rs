@@ -20,10 +20,11 @@ const REPLY_TIMEOUT: Duration = Duration::from_secs(10);
 
 pub(super) async fn write(producer: &Producer, token: Token, settlement: Settlement) -> Done {
     let mut dead_letter_written = false;
-    if let Some(letter) = settlement.dead_letter {
+    if let Some((kind, letter)) = settlement.dead_letter {
         if let Err(error) = write_one(producer, letter.whole, letter.bare).await {
             return not_written(token, false, "dead-letter", &error);
         }
+        counter!(names::DEAD_LETTERS.name, "kind" => kind.as_str()).increment(1);
         dead_letter_written = true;
     }
     let event = match write_one(producer, settlement.event.whole, settlement.event.bare).await {
