@@ -20,6 +20,7 @@ pub mod kafka;
 pub mod mcp;
 pub mod node;
 pub mod oracle;
+pub mod otlp;
 pub mod process;
 pub mod proxy;
 pub mod python;

@@ -17,4 +17,5 @@ pub mod size;
 pub mod time;
 pub mod tool_name;
 pub mod topics;
+pub mod trace;
 pub mod wire;

@@ -8,6 +8,7 @@ use sha2::{Digest as _, Sha256};
 use crate::{
     envelope::{Envelope, TaskRound, Work},
     record::RawRecord,
+    trace::TraceContext,
 };
 
 /// How many digits of a round's hash are in its key: 64 bits tell the rounds of one job apart.
@@ -25,15 +26,16 @@ pub const FINAL: &str = "io.mcp-fleet/final";
 /// In a result: `true` when it was remembered from an earlier call of the same job and no tool ran for it.
 pub const REPEATED: &str = "io.mcp-fleet/repeated";
 
-/// The W3C trace context headers that travel from the record to the call.
-const TRACE_HEADERS: [&str; 3] = ["traceparent", "tracestate", "baggage"];
+/// What travels from the record to the call beside the trace's context (W3C Baggage).
+const BAGGAGE: &str = "baggage";
 
-/// The `_meta` of a call made for a job.
+/// The `_meta` of a call made for a job, within `trace`.
 pub fn for_call(
     envelope: &Envelope,
     attempt: u32,
     index: Option<usize>,
     record: &RawRecord,
+    trace: &TraceContext,
 ) -> Map<String, Value> {
     let key = envelope.idempotency_key();
     let mut meta = Map::new();
@@ -45,10 +47,9 @@ pub fn for_call(
         (None, None) => key.to_owned(),
     };
     meta.insert(IDEMPOTENCY_KEY.to_owned(), key.into());
-    for name in TRACE_HEADERS {
-        if let Some(value) = record.header(name).or_else(|| record.header(&format!("ce_{name}"))) {
-            meta.insert(name.to_owned(), value.into());
-        }
+    trace.put_into(&mut meta);
+    if let Some(value) = record.header(BAGGAGE).or_else(|| record.header(&format!("ce_{BAGGAGE}"))) {
+        meta.insert(BAGGAGE.to_owned(), value.into());
     }
     meta
 }

@@ -12,3 +12,4 @@ pub mod invariant;
 pub mod metrics;
 pub mod shutdown;
 pub mod telemetry;
+pub mod trace;

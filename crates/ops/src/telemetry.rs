@@ -9,13 +9,14 @@ use tracing::{Event, Subscriber};
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::LevelFilter;
 use tracing_subscriber::fmt::format::{Format, Json, JsonFields, Writer};
-use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields};
+use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields, FormattedFields};
 use tracing_subscriber::registry::LookupSpan;
 
 use crate::config::Env;
 
 /// What dependencies say below warning is about their own insides and would drown ours.
-const QUIET: &str = "h2=warn,hyper=warn,hyper_util=warn,librdkafka=warn,rdkafka=warn,reqwest=warn,rmcp=warn,\
+const QUIET: &str = "h2=warn,hyper=warn,hyper_util=warn,librdkafka=warn,opentelemetry=warn,opentelemetry_sdk=warn,\
+                     opentelemetry_otlp=warn,rdkafka=warn,reqwest=warn,rmcp=warn,\
                      rustls=warn,sqlx=warn,tower=warn,tower_http=warn";
 
 /// What `rmcp` may say at most, by target. Below info it writes whole messages and the headers that came with them
@@ -44,6 +45,9 @@ pub fn init(service: &str) {
             builder
                 .json()
                 .flatten_event(true)
+                // What spans say stands at the top of the line, where a log store looks for it.
+                .with_current_span(false)
+                .with_span_list(false)
                 .map_event_format(|inner| Named { service: service.to_owned(), inner })
                 .try_init()
         } else {
@@ -91,10 +95,28 @@ fn rmcp_caps(filter: &str, level: LevelFilter) -> String {
     caps.map(|(target, at_most)| format!("{target}={},", level.min(*at_most))).collect()
 }
 
-/// JSON lines that begin with the name of the service, so that the logs of several binaries can share one store.
+/// JSON lines that begin with the name of the service, so that the logs of several binaries can share one store, and with
+/// what the spans around them say: the ids of trace, span and job.
 struct Named {
     service: String,
     inner: Format<Json>,
+}
+
+/// The fields of the spans around an event, the innermost of each name.
+fn span_fields<S>(ctx: &FmtContext<'_, S, JsonFields>) -> serde_json::Map<String, serde_json::Value>
+where
+    S: Subscriber + for<'lookup> LookupSpan<'lookup>,
+{
+    let mut fields = serde_json::Map::new();
+    for span in ctx.event_scope().into_iter().flat_map(|scope| scope.from_root()) {
+        let extensions = span.extensions();
+        let text = extensions.get::<FormattedFields<JsonFields>>();
+        if let Some(Ok(own)) = text.map(|text| serde_json::from_str(&text.fields)) {
+            let own: serde_json::Map<String, serde_json::Value> = own;
+            fields.extend(own);
+        }
+    }
+    fields
 }
 
 impl<S> FormatEvent<S, JsonFields> for Named
@@ -111,10 +133,12 @@ where
         let mut line = String::new();
         self.inner.format_event(ctx, Writer::new(&mut line), event)?;
         let service = serde_json::Value::from(self.service.as_str());
-        match line.strip_prefix('{') {
-            Some(rest) => write!(writer, "{{\"service\":{service},{rest}"),
-            None => writer.write_str(&line),
+        let Some(rest) = line.strip_prefix('{') else { return writer.write_str(&line) };
+        write!(writer, "{{\"service\":{service},")?;
+        for (name, value) in span_fields(ctx) {
+            write!(writer, "{}:{value},", serde_json::Value::from(name))?;
         }
+        writer.write_str(rest)
     }
 }
 

@@ -26,6 +26,7 @@ use rmcp::{
     },
     service::{RequestContext, SubscriptionContext},
 };
+use tracing::Instrument as _;
 
 use crate::{
     UNAVAILABLE_KEY, call,
@@ -41,6 +42,7 @@ mod content;
 mod labels;
 mod listen;
 mod tasks;
+mod traces;
 
 use labels::Labels;
 
@@ -63,6 +65,8 @@ const OLD_METHODS: [&str; 5] =
 const NEW_METHODS: [&str; 5] =
     ["server/discover", "subscriptions/listen", "tasks/get", "tasks/update", "tasks/cancel"];
 
+/// The outcome of a call that went well.
+const OK: &str = "ok";
 /// In a result's `_meta`: who answers.
 const SERVER_INFO: &str = "io.modelcontextprotocol/serverInfo";
 
@@ -185,8 +189,12 @@ impl Gateway {
         params: CallToolRequestParams,
         context: &RequestContext<RoleServer>,
     ) -> Result<CallToolResponse, ErrorData> {
+        let (span, context) = traces::passed_on(server, &params.name, context);
         let request = ClientRequest::CallToolRequest(CallToolRequest::new(params));
-        call::tool_result(server, call::forward(&self.inner.fleet, server, request, context).await?)
+        let forwarded = call::forward(&self.inner.fleet, server, request, &context).await;
+        let result = forwarded.and_then(|result| call::tool_result(server, result));
+        traces::answered(&span, outcome(&result), &result);
+        result
     }
 
     /// The provider that has a tool.
@@ -210,6 +218,16 @@ impl Gateway {
 fn may_repeat(tool: &Tool) -> bool {
     let hints = tool.annotations.as_ref();
     hints.is_some_and(|hints| hints.read_only_hint == Some(true) || hints.idempotent_hint == Some(true))
+}
+
+/// How a call went, as metrics and spans name it.
+fn outcome(result: &Result<CallToolResponse, ErrorData>) -> &'static str {
+    match result {
+        Ok(CallToolResponse::Complete(result)) if result.is_error == Some(true) => "tool-error",
+        Ok(_) => OK,
+        Err(error) if error.code == ErrorCode::INVALID_PARAMS => "invalid",
+        Err(_) => "error",
+    }
 }
 
 fn unknown(message: &str) -> ErrorData {
@@ -411,30 +429,31 @@ impl ServerHandler for Gateway {
     async fn call_tool(
         &self,
         request: CallToolRequestParams,
-        context: RequestContext<RoleServer>,
+        mut context: RequestContext<RoleServer>,
     ) -> Result<CallToolResponse, ErrorData> {
+        let span = traces::received(&request.name, &mut context);
         let tool = self.inner.labels.of(&request.name, || self.get_tool(&request.name).is_some());
         let kind = if self.provider_of(&request.name).is_some() { "own" } else { "hosted" };
         let started = Instant::now();
-        let mut result = match self.as_task(&request, &context).await {
-            Ok(Some(task)) => Ok(task),
-            Ok(None) => self.call_once(request, context.clone()).await,
-            Err(error) => Err(error),
+        let log = span.log(traces::job_id(&context));
+        let calling = async {
+            match self.as_task(&request, &context).await {
+                Ok(Some(task)) => Ok(task),
+                Ok(None) => self.call_once(request, context.clone()).await,
+                Err(error) => Err(error),
+            }
         };
+        let mut result = calling.instrument(log).await;
         if let Ok(CallToolResponse::Complete(result)) = &mut result {
             identify(&context, &mut result.meta);
         }
-        let outcome = match &result {
-            Ok(CallToolResponse::Complete(result)) if result.is_error == Some(true) => "tool-error",
-            Ok(_) => "ok",
-            Err(error) if error.code == ErrorCode::INVALID_PARAMS => "invalid",
-            Err(_) => "error",
-        };
+        let outcome = outcome(&result);
+        traces::answered(&span, outcome, &result);
         metrics::counter!(TOOL_CALLS.name, "kind" => kind, "outcome" => outcome).increment(1);
         let labels = [
             ("mcp_method_name", "tools/call".to_owned()),
             ("gen_ai_tool_name", tool.to_string()),
-            ("error_type", if outcome == "ok" { String::new() } else { outcome.to_owned() }),
+            ("error_type", if outcome == OK { String::new() } else { outcome.to_owned() }),
         ];
         metrics::histogram!(OPERATION_DURATION.name, &labels).record(started.elapsed());
         result

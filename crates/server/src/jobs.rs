@@ -17,7 +17,6 @@ use fleet_job::{
     control::{Cancelled, Control},
     event::{JobEvent, JobState},
     outcome::{ErrorKind, JobError},
-    record::Header,
     topics::Topics,
 };
 use fleet_kafka::{
@@ -26,7 +25,6 @@ use fleet_kafka::{
     settings::Settings,
 };
 use fleet_ledger::{Known, MemoryStore, Query, SqliteStore, Store, retention::Forgotten};
-use serde_json::{Map, Value};
 use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 
@@ -55,8 +53,6 @@ pub use view::{CancelOutcome, Cancellation, JobList, JobView, Submitted, Submitt
 const MAX_CANCELLED: usize = 100_000;
 /// How long somebody who asks for what is not known may wait for the ledger to catch up.
 const CATCH_UP: Duration = Duration::from_secs(5);
-/// The longest trace header that is passed on, in bytes (W3C Trace Context asks for at least 512 of tracestate).
-const MAX_TRACE_BYTES: usize = 1024;
 /// How long one question to a broker may take.
 const ASK: Duration = Duration::from_secs(5);
 /// How many may look through the jobs topic at once.
@@ -430,15 +426,6 @@ impl JobWatch {
     pub fn skip(&mut self, (partition, offset): (i32, i64)) {
         self.heard = Some((partition, offset, false));
     }
-}
-
-/// The W3C trace context of a request, as a record carries it.
-pub(crate) fn trace_headers(meta: &Map<String, Value>) -> Vec<Header> {
-    let header = |name: &str| {
-        let value = meta.get(name)?.as_str().filter(|value| value.len() <= MAX_TRACE_BYTES)?;
-        Some((name.to_owned(), Some(value.as_bytes().to_vec())))
-    };
-    ["traceparent", "tracestate"].into_iter().filter_map(header).collect()
 }
 
 impl Inner {

@@ -60,6 +60,7 @@ fn main() -> ExitCode {
         return fleet_ops::http::health_exit_code(SocketAddr::new(cli.args.host, cli.args.port));
     }
     fleet_ops::telemetry::init("mcp-server");
+    let exporting = fleet_ops::trace::init("mcp-server", env!("CARGO_PKG_VERSION"));
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
@@ -73,6 +74,7 @@ fn main() -> ExitCode {
     let result = runtime.block_on(mcp_server::run(cli.args));
     // A read of standard input can't be interrupted, so the runtime is not waited for.
     runtime.shutdown_timeout(Duration::from_millis(100));
+    drop(exporting);
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

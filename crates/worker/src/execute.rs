@@ -12,8 +12,10 @@ use fleet_job::{
     meta,
     outcome::{ErrorKind, Failure, FailureClass, JobError, Outcome},
     record::RawRecord,
+    trace::TraceContext,
 };
 use fleet_mcp_client::{McpClient, ToolCall};
+use fleet_ops::trace::{Span, SpanKind};
 use futures::{StreamExt as _, stream};
 use serde_json::Value;
 use tokio::sync::watch;
@@ -32,6 +34,8 @@ pub(crate) struct Job {
     pub(crate) timeout: Duration,
     /// The least time between two notices of progress; `None` where nobody wants any.
     pub(crate) progress: Option<Duration>,
+    /// The trace that the calls belong to.
+    pub(crate) trace: TraceContext,
     /// What earlier attempts have done already, by index of the call.
     pub(crate) done: BTreeMap<usize, Value>,
 }
@@ -41,12 +45,12 @@ pub(crate) struct Job {
 /// The progress of a job with one call is what the tool says; of a job with several it is how many of them are done.
 pub(crate) async fn attempt(
     client: &McpClient,
-    job: Job,
+    mut job: Job,
     attempt: u32,
     tell: impl Fn(Progress),
 ) -> (Outcome, BTreeMap<usize, Value>) {
     let plan = Plan::new(&job.envelope.work);
-    let mut done = job.done;
+    let mut done = std::mem::take(&mut job.done);
     let mut failures = BTreeMap::new();
     let open: Vec<usize> = (0..plan.calls.len()).filter(|index| !done.contains_key(index)).collect();
     let total = open.len();
@@ -55,15 +59,22 @@ pub(crate) async fn attempt(
     let calls = open.into_iter().filter_map(|index| {
         let call = plan.calls.get(index)?;
         let label = plan.has_many().then_some(index);
+        let span = span(call, attempt, &job);
         let request = ToolCall {
             name: call.tool.clone(),
             arguments: call.arguments.clone(),
-            meta: meta::for_call(&job.envelope, attempt, label, &job.record),
+            meta: meta::for_call(&job.envelope, attempt, label, &job.record, span.context()),
             timeout: Some(job.timeout),
             progress: news.clone(),
             input: call.input.clone(),
         };
-        Some(async move { (index, read(call, client.call_tool(request).await)) })
+        Some(async move {
+            let outcome = read(call, client.call_tool(request).await);
+            if let Outcome::Failed(failure) = &outcome {
+                span.fail(failure.error.kind.as_str(), &failure.error.message);
+            }
+            (index, outcome)
+        })
     });
     let mut outcomes = stream::iter(calls).buffer_unordered(plan.parallel);
     let deadline = tokio::time::Instant::now() + job.timeout;
@@ -112,6 +123,19 @@ pub(crate) async fn attempt(
     }
     drop(outcomes);
     (plan.combine(&done, failures), done)
+}
+
+/// The span of a call, as OpenTelemetry's conventions for MCP clients name it.
+fn span(call: &Call, attempt: u32, job: &Job) -> Span {
+    Span::start(SpanKind::Client, format!("tools/call {}", call.tool), &job.trace, || {
+        [
+            ("mcp.method.name", "tools/call".into()),
+            ("gen_ai.operation.name", "execute_tool".into()),
+            ("gen_ai.tool.name", call.tool.clone().into()),
+            ("fleet.job.id", job.envelope.job_id.clone().into()),
+            ("fleet.job.attempt", i64::from(attempt).into()),
+        ]
+    })
 }
 
 /// What a call came to. In a task the tool's own error is the answer that somebody waits for, and not one to be tried again.

@@ -24,6 +24,7 @@ async fn main() -> ExitCode {
         return health_exit_code(SocketAddr::new(cli.args.host, cli.args.port));
     }
     fleet_ops::telemetry::init("kafka-worker");
+    let _exporting = fleet_ops::trace::init("kafka-worker", env!("CARGO_PKG_VERSION"));
     match kafka_worker::run(cli.args).await {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

@@ -11,6 +11,7 @@ use fleet_job::{
     size::json_bytes,
     time::Timestamp,
     topics::Topics,
+    trace::TraceContext,
 };
 use fleet_kafka::producer::Outgoing;
 use serde_json::Value;
@@ -42,6 +43,8 @@ pub(crate) struct Subject<'a> {
     pub(crate) result: Option<&'a Kept>,
     /// Why it was cancelled, if it was.
     pub(crate) cancel_reason: Option<&'a str>,
+    /// The trace in which it is spoken of.
+    pub(crate) trace: &'a TraceContext,
 }
 
 /// A result, or what is left of one that is too large to be written. What can't be written need not be held either.
@@ -67,10 +70,14 @@ pub(crate) struct Settlement {
     pub(crate) reply: Option<Outgoing>,
 }
 
+/// The trace of a job whose record does not say of which it is.
+fn own_trace(subject: &Subject<'_>) -> Vec<Header> {
+    let has_one = TraceContext::of_record(subject.record).parent.is_some();
+    if has_one { Vec::new() } else { subject.trace.headers() }
+}
+
 /// Where the key decides on the partition.
 pub(crate) const ANY_PARTITION: i32 = -1;
-/// The longest trace header that is passed on, in bytes (W3C Trace Context asks for at least 512 of tracestate).
-const MAX_TRACE_BYTES: usize = 1024;
 
 impl Reporter {
     fn event(&self, subject: &Subject<'_>, state: JobState, now: Timestamp, attempts: u32) -> JobEvent {
@@ -88,18 +95,14 @@ impl Reporter {
     }
 
     fn outgoing(&self, subject: &Subject<'_>, topic: &str, value: Vec<u8>) -> Outgoing {
-        // The trace goes on in whoever reads the event.
-        let traced = |(name, value): &&Header| {
-            ["traceparent", "tracestate"].iter().any(|known| name.eq_ignore_ascii_case(known))
-                && value.as_ref().is_some_and(|value| value.len() <= MAX_TRACE_BYTES)
-        };
         Outgoing {
             timestamp: None,
             partition: None,
             topic: topic.to_owned(),
             key: Some(subject.job_id.as_bytes().to_vec()),
             value: Some(value),
-            headers: subject.record.headers.iter().filter(traced).cloned().collect(),
+            // The trace goes on in whoever reads the event.
+            headers: subject.trace.headers(),
         }
     }
 
@@ -191,7 +194,7 @@ impl Reporter {
                 topic: self.topics.dlq.clone(),
                 key: subject.record.key.clone(),
                 value: subject.record.value.clone(),
-                headers: letter.headers(subject.record),
+                headers: [letter.headers(subject.record), own_trace(subject)].concat(),
             };
             let bare = Outgoing {
                 timestamp: None,
@@ -199,7 +202,7 @@ impl Reporter {
                 topic: self.topics.dlq.clone(),
                 key: subject.record.key.clone(),
                 value: None,
-                headers: letter.headers_without_record(subject.record),
+                headers: [letter.headers_without_record(subject.record), subject.trace.headers()].concat(),
             };
             (kind, Letter { whole, bare })
         });
@@ -350,8 +353,11 @@ mod tests {
             last_error: None,
             result: None,
             cancel_reason: None,
+            trace: &UNTRACED,
         }
     }
+
+    const UNTRACED: TraceContext = TraceContext { parent: None, state: None };
 
     fn event(settlement: &Settlement) -> JobEvent {
         let value = settlement.event.whole.value.as_deref().unwrap();

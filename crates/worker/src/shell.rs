@@ -253,7 +253,7 @@ impl Shell {
                 counter!(names::REBALANCES.name, "kind" => "lost").increment(1);
                 tracing::warn!(?partitions, "lost: their jobs will run elsewhere");
                 self.partitions.retain(|partition| !partitions.contains(partition));
-                self.uncommitted.gone(&partitions);
+                self.gone(&partitions);
                 self.feed(Input::Lost(&partitions));
                 // All partitions are lost together, so nothing in there is still ours to say.
                 self.producer.forget();
@@ -264,10 +264,11 @@ impl Shell {
                 self.feed(Input::Committed { partition, generation, ok });
             }
             Event::Lag(lags) => {
+                // What librdkafka knows may be older than the last rebalance.
                 for (partition, lag) in lags {
-                    let topic = topic_of(partition);
-                    let number = partition.number.to_string();
-                    gauge!(names::LAG.name, "topic" => topic, "partition" => number).set(lag as f64);
+                    if self.partitions.contains(&partition) {
+                        self.lag(partition, lag);
+                    }
                 }
             }
             Event::Failed(error) => return Err(error),
@@ -428,11 +429,24 @@ impl Shell {
                 tracing::warn!("jobs still run at the end of the drain; they will run again elsewhere");
             }
             let commits = self.engine.release(&revoke.partitions);
-            self.uncommitted.gone(&revoke.partitions);
+            self.gone(&revoke.partitions);
             self.partitions.retain(|partition| !revoke.partitions.contains(partition));
             self.carry_out();
             answer(&revoke.reply, commits);
         }
+    }
+
+    /// Forgets what was measured of partitions that are somebody else's now. A gauge can't be taken back, only be set to 0.
+    fn gone(&mut self, partitions: &[Partition]) {
+        self.uncommitted.gone(partitions);
+        for partition in partitions {
+            self.lag(*partition, 0);
+        }
+    }
+
+    fn lag(&self, partition: Partition, lag: i64) {
+        let (topic, number) = (topic_of(partition), partition.number.to_string());
+        gauge!(names::LAG.name, "topic" => topic, "partition" => number).set(lag as f64);
     }
 
     fn stop(&mut self) {

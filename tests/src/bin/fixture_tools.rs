@@ -123,7 +123,7 @@ fn work(id: &Value, params: &Value, ledger: &Ledger) -> Value {
     let fails = is_final || attempt <= arguments["failures"].as_u64().unwrap_or_default();
     let text = if fails { "as it was asked to, it fails" } else { "done" };
     json!({"content": [{"type": "text", "text": text}], "isError": fails,
-        "_meta": {"io.mcp-fleet/final": is_final}})
+        "_meta": {"io.mcp-fleet/final": is_final, "test/traceparent": meta["traceparent"]}})
 }
 
 fn answer(id: &Value, result: Value) {

@@ -9,7 +9,9 @@ use rmcp::{
 };
 
 use super::Gateway;
-use crate::jobs::{Caller, JobsError, LongRunning, Tasks, trace_headers};
+use fleet_job::trace::TraceContext;
+
+use crate::jobs::{Caller, JobsError, LongRunning, Tasks};
 
 impl Gateway {
     /// Makes a task of a call, where it is to become one.
@@ -29,8 +31,8 @@ impl Gateway {
         if !long_running.becomes_task(params, knows_tasks)? {
             return Ok(None);
         }
-        let (caller, headers) = (caller(tasks, context), trace_headers(&context.meta));
-        let task = tasks.create(params.clone(), capabilities, &caller, headers).await.map_err(refused)?;
+        let (caller, trace) = (caller(tasks, context), TraceContext::of_meta(&context.meta));
+        let task = tasks.create(params.clone(), capabilities, &caller, &trace).await.map_err(refused)?;
         Ok(Some(CallToolResponse::Task(task)))
     }
 

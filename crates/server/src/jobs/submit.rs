@@ -15,6 +15,7 @@ use fleet_job::{
     event::{JobEvent, JobState},
     record::Header,
     time::Timestamp,
+    trace::TraceContext,
 };
 use fleet_kafka::{
     KafkaError,
@@ -22,6 +23,7 @@ use fleet_kafka::{
     reader,
 };
 use fleet_ledger::{Batch, Update};
+use fleet_ops::trace::{Span, SpanKind};
 
 use super::{
     Caller, JobRequest, Jobs, JobsError, Submitted,
@@ -75,21 +77,41 @@ impl Jobs {
         &self,
         requests: Vec<JobRequest>,
         caller: &Caller,
-        headers: &[Header],
+        trace: &TraceContext,
     ) -> Result<Vec<Submitted>, JobsError> {
         let jobs = prepare(requests, caller)?;
         for job in &jobs {
             self.check_size(&job.envelope)?;
         }
         self.must_be_read()?;
-        let (this, caller, headers) = (self.clone(), caller.clone(), headers.to_vec());
-        let submitting = tokio::spawn(async move { this.submit_prepared(jobs, &caller, &headers).await });
+        let (this, caller, span) = (self.clone(), caller.clone(), self.sending(trace, jobs.len()));
+        let submitting = tokio::spawn(async move {
+            let submitted = this.submit_prepared(jobs, &caller, &span.context().headers()).await;
+            if let Err(error) = &submitted {
+                span.fail("submit", &error.to_string());
+            }
+            submitted
+        });
         let submitted = submitting.await.map_err(|error| JobsError::NotReady(error.to_string()))??;
         let fresh = submitted.iter().filter(|job| !job.existing).count() as u64;
         let known = submitted.len() as u64 - fresh;
         ::metrics::counter!(metrics::JOBS_SUBMITTED.name, "outcome" => "new").increment(fresh);
         ::metrics::counter!(metrics::JOBS_SUBMITTED.name, "outcome" => "existing").increment(known);
         Ok(submitted)
+    }
+
+    /// The span of writing jobs, as OpenTelemetry's conventions for messaging name it.
+    pub(super) fn sending(&self, trace: &TraceContext, jobs: usize) -> Span {
+        let topic = &self.inner.topics.jobs;
+        Span::start(SpanKind::Producer, format!("send {topic}"), trace, || {
+            [
+                ("messaging.system", "kafka".into()),
+                ("messaging.operation.type", "send".into()),
+                ("messaging.operation.name", "send".into()),
+                ("messaging.destination.name", topic.clone().into()),
+                ("messaging.batch.message_count", i64::try_from(jobs).unwrap_or(i64::MAX).into()),
+            ]
+        })
     }
 
     async fn submit_prepared(

@@ -11,8 +11,8 @@ use fleet_job::{
     envelope::{Envelope, MAX_TIMEOUT_MS, TaskRound, ToolCall, Work},
     event::{JobEvent, JobState},
     outcome::ErrorKind,
-    record::Header,
     time::Timestamp,
+    trace::TraceContext,
 };
 use fleet_kafka::reader;
 use fleet_ledger::{Batch, Known, Update};
@@ -119,7 +119,7 @@ impl Tasks {
         params: CallToolRequestParams,
         capabilities: Option<ClientCapabilities>,
         caller: &Caller,
-        headers: Vec<Header>,
+        trace: &TraceContext,
     ) -> Result<CreateTaskResult, JobsError> {
         let now = fleet_ops::clock::now();
         let task_id = uuid::Uuid::new_v4().simple().to_string();
@@ -143,6 +143,8 @@ impl Tasks {
         };
         self.jobs.check_size(&envelope)?;
         self.jobs.must_be_read()?;
+        let span = self.jobs.sending(trace, 1);
+        let headers = span.context().headers();
         let job = Submission { envelope, key: None, submitted_at: now, headers, undo: Undo::Remove };
         self.jobs.enqueue_alone(job).await?;
         let mut meta = MetaObject::new();

@@ -13,6 +13,7 @@ use fleet_job::{
 use fleet_ops::invariant;
 use metrics::{counter, histogram};
 use serde_json::Value;
+use tracing::Instrument as _;
 
 use super::{Shell, give, held::Done};
 use crate::{
@@ -29,6 +30,7 @@ impl Shell {
         if self.settled.get(Instant::now(), &held.identity).is_some() {
             invariant::violated("I4", format_args!("{token:?} runs after it was settled"));
         }
+        held.process(&self.reporter.topics.jobs, &self.reporter.group);
         held.started_at = Some(now);
         held.running = true;
         held.attempt = attempt;
@@ -37,8 +39,10 @@ impl Shell {
             envelope,
             record: held.record.clone(),
             progress: self.args.progress(),
+            trace: held.trace().clone(),
             done: std::mem::take(&mut held.done),
         };
+        let log = held.log();
         let running = self.reporter.running(&held.subject(), now, attempt);
         let (client, news) = (self.client.clone(), self.done.clone());
         let tell = move |progress| give(&news, Done::Progress(token, progress));
@@ -47,7 +51,8 @@ impl Shell {
                 let started = Instant::now();
                 let (outcome, calls) = execute::attempt(&client, job, attempt, tell).await;
                 Done::Attempt { token, outcome, done: calls, took: started.elapsed() }
-            },
+            }
+            .instrument(log),
             move || {
                 let error = JobError::new(
                     ErrorKind::Protocol,

@@ -8,10 +8,11 @@ use fleet_job::{
     outcome::{ErrorKind, Failure, JobError, Outcome},
 };
 use fleet_ops::invariant;
+use tracing::Instrument as _;
 
 use super::{
     Shell, give,
-    held::Done,
+    held::{Done, Held},
     write::{pass_on, write, write_again},
 };
 use crate::{delay::Next, report::ANY_PARTITION};
@@ -32,7 +33,9 @@ impl Shell {
     /// Writes the end of a job, the dead letter first: who reads the terminal event must find it.
     pub(super) fn settle(&mut self, token: Token, terminal: Terminal, attempts: u32) {
         let now = self.clock.now();
-        let Some(held) = self.jobs.get(&token) else { return };
+        let Some(held) = self.jobs.get_mut(&token) else { return };
+        held.process(&self.reporter.topics.jobs, &self.reporter.group)
+            .set("fleet.job.attempts", i64::from(attempts));
         if let (Terminal::Again, Some(end)) = (terminal, held.end.clone()) {
             let producer = self.producer.clone();
             return self.write(token, async move { write_again(&producer, token, &end).await });
@@ -40,9 +43,11 @@ impl Shell {
         if terminal == Terminal::Failed && held.met_outage {
             invariant::violated("I7", format_args!("{token:?} fails because of an outage"));
         }
+        let held = &*held;
         let Some(mut settlement) = self.reporter.settled(&held.subject(), now, terminal, attempts) else {
             return self.pass_on(token, terminal, attempts);
         };
+        held.concluded(settlement.state);
         if held.dead_letter_written {
             settlement.dead_letter = None;
         }
@@ -83,7 +88,9 @@ impl Shell {
     }
 
     fn write(&mut self, token: Token, writing: impl Future<Output = Done> + Send + 'static) {
-        let task = self.spawn(writing, move || Done::NotWritten { token, dead_letter_written: false });
+        let log = self.jobs.get(&token).map_or_else(tracing::Span::none, Held::log);
+        let task = self
+            .spawn(writing.instrument(log), move || Done::NotWritten { token, dead_letter_written: false });
         if let Some(held) = self.jobs.get_mut(&token) {
             held.task = Some(task);
         }

@@ -14,8 +14,10 @@ use fleet_job::{
     outcome::{JobError, Outcome},
     record::RawRecord,
     time::Timestamp,
+    trace::TraceContext,
 };
 use fleet_kafka::producer::Outgoing;
+use fleet_ops::trace::{Span, SpanKind};
 use serde_json::Value;
 use tokio::task::AbortHandle;
 
@@ -27,6 +29,10 @@ pub(super) struct Held {
     pub(super) record: Arc<RawRecord>,
     /// What the record is known by once it is settled.
     pub(super) identity: Settled,
+    /// The trace of which its record says that it is a part.
+    pub(super) trace: TraceContext,
+    /// What is done with it, once something is.
+    pub(super) span: Option<Span>,
     /// The event with which it ended before it came again.
     pub(super) end: Option<Arc<Outgoing>>,
     /// How it came here, if through the delayed topic.
@@ -56,6 +62,8 @@ pub(super) struct Held {
 impl Held {
     pub(super) fn new(record: RawRecord, identity: Settled, job_id: String) -> Self {
         Self {
+            trace: TraceContext::of_record(&record),
+            span: None,
             record: Arc::new(record),
             identity,
             end: None,
@@ -87,7 +95,57 @@ impl Held {
             last_error: self.last_error.as_ref(),
             result: self.result.as_ref(),
             cancel_reason: self.cancel_reason.as_deref(),
+            trace: self.trace(),
         }
+    }
+
+    /// The trace in which this worker speaks of it.
+    pub(super) fn trace(&self) -> &TraceContext {
+        self.span.as_ref().map_or(&self.trace, Span::context)
+    }
+
+    /// Says in the span how it ends.
+    pub(super) fn concluded(&self, state: JobState) {
+        let Some(span) = &self.span else { return };
+        span.set("fleet.job.state", state.as_str());
+        if state == JobState::Failed {
+            // In the words of the tool it stands in the event; a log has other readers.
+            let kind = self.last_error.as_ref().map(|error| error.kind.as_str());
+            self.log().in_scope(|| tracing::info!(kind, "the job has failed; it goes to the dead letters"));
+        }
+        match (state, &self.last_error) {
+            (JobState::Failed, Some(error)) => span.fail(error.kind.as_str(), &error.message),
+            (JobState::Failed | JobState::Expired, _) => span.fail(state.as_str(), "it was never done"),
+            _ => {}
+        }
+    }
+
+    /// What log lines about it are put under.
+    pub(super) fn log(&self) -> tracing::Span {
+        self.span.as_ref().map_or_else(tracing::Span::none, |span| span.log(Some(&self.job_id)))
+    }
+
+    /// The span of its processing, begun if it is not yet, as OpenTelemetry's conventions for messaging name it.
+    pub(super) fn process(&mut self, topic: &str, group: &str) -> &Span {
+        let Self { record, trace, job_id, envelope, .. } = self;
+        self.span.get_or_insert_with(|| {
+            Span::start(SpanKind::Consumer, format!("process {topic}"), trace, || {
+                let kind = envelope.as_ref().map_or("unknown", |envelope| envelope.work.job_type().as_str());
+                let position = &record.position;
+                [
+                    ("messaging.system", "kafka".into()),
+                    ("messaging.operation.type", "process".into()),
+                    ("messaging.operation.name", "process".into()),
+                    ("messaging.destination.name", position.topic.clone().into()),
+                    ("messaging.destination.partition.id", position.partition.to_string().into()),
+                    ("messaging.kafka.offset", position.offset.into()),
+                    ("messaging.consumer.group.name", group.to_owned().into()),
+                    ("messaging.message.id", job_id.clone().into()),
+                    ("fleet.job.id", job_id.clone().into()),
+                    ("fleet.job.type", kind.into()),
+                ]
+            })
+        })
     }
 }
 

@@ -7,14 +7,15 @@ use axum::{
     http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header, request::Parts},
     response::{IntoResponse, Response},
 };
-use serde_json::{Map, Value};
+use fleet_job::trace::TraceContext;
+use serde_json::Value;
 
 use super::{
     Api,
     params::{CANCEL_WAIT, IDEMPOTENCY_KEY, JobId, Parameters, header_text},
     problem::{Kind, Problem},
 };
-use crate::jobs::{Caller, CancelOutcome, JobRequest, JobView, Jobs, MAX_JOBS, SubmittedJobs, trace_headers};
+use crate::jobs::{Caller, CancelOutcome, JobRequest, JobView, Jobs, MAX_JOBS, SubmittedJobs};
 
 /// The jobs, and who asks about them.
 pub(super) struct Asked {
@@ -42,14 +43,9 @@ pub(super) async fn submit(asked: Asked, headers: HeaderMap, body: Bytes) -> Res
     if let Some(key) = header_text(&headers, IDEMPOTENCY_KEY)? {
         take_key(&mut requests, key)?;
     }
-    let mut trace = Map::new();
-    for name in ["traceparent", "tracestate"] {
-        // A trace that can't be read is no reason to refuse a job.
-        if let Ok(Some(value)) = header_text(&headers, name) {
-            trace.insert(name.to_owned(), value.into());
-        }
-    }
-    let jobs = asked.jobs.submit(requests, &asked.caller, &trace_headers(&trace)).await?;
+    // A trace that can't be read is no reason to refuse a job.
+    let trace = TraceContext::find(|name| header_text(&headers, name).ok()?);
+    let jobs = asked.jobs.submit(requests, &asked.caller, &trace).await?;
     let all_existed = jobs.iter().all(|job| job.existing);
     let status = if all_existed { StatusCode::OK } else { StatusCode::ACCEPTED };
     let location = match jobs.as_slice() {

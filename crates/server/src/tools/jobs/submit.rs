@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use fleet_job::trace::TraceContext;
 use rmcp::{RoleServer, service::RequestContext};
 use schemars::JsonSchema;
 use serde::Deserialize;
@@ -52,7 +53,7 @@ pub async fn job_submit(
         }
     };
     let caller = super::caller(&jobs, &context);
-    let headers = crate::jobs::trace_headers(&context.meta);
-    let jobs = jobs.submit(requests, &caller, &headers).await.map_err(super::failure)?;
+    let trace = TraceContext::of_meta(&context.meta);
+    let jobs = jobs.submit(requests, &caller, &trace).await.map_err(super::failure)?;
     Ok(SubmittedJobs { jobs })
 }
