@@ -202,19 +202,27 @@ fn commit_metadata_of_a_newer_version_costs_repeats_and_never_a_job() {
     let readable = known.encode().unwrap();
     let started_with = |metadata: &str| {
         let mut story = Story::new(Config::default(), Some((5, metadata)));
-        let mut all = BTreeSet::new();
-        for offset in 5..10 {
-            all.extend(started(&story.record(offset, SPEC)));
-        }
-        let mut offsets = Vec::new();
-        for offset in &all {
-            let commands = [story.succeeds(*offset), story.wait(story.now + 2_000)].concat();
+        let (mut all, mut offsets) = (BTreeSet::new(), Vec::new());
+        // Every commit is taken.
+        let mut look = |story: &mut Story, commands: Vec<Command>| {
             for command in commands {
-                if let Command::Commit(commit) = command {
-                    offsets.push(commit.offset);
-                    story.feed(Input::Committed { partition: P, generation: 1, ok: true });
+                match command {
+                    Command::Start(token, _) => _ = all.insert(token.offset),
+                    Command::Commit(commit) => {
+                        offsets.push(commit.offset);
+                        story.feed(Input::Committed { partition: P, generation: 1, ok: true });
+                    }
+                    _ => {}
                 }
             }
+        };
+        for offset in 5..10 {
+            let commands = story.record(offset, SPEC);
+            look(&mut story, commands);
+        }
+        for offset in 5..10 {
+            let commands = [story.succeeds(offset), story.wait(story.now + 2_000)].concat();
+            look(&mut story, commands);
         }
         assert!(offsets.is_sorted() && offsets.iter().all(|offset| *offset >= 5), "{offsets:?}");
         assert_eq!(offsets.last(), Some(&10), "everything is settled in the end");
