@@ -185,3 +185,25 @@ fn the_context_holds_all_that_is_built() {
     assert_eq!(targets(&context), expected);
     assert_eq!(targets(&skeleton), expected);
 }
+
+/// Each image's own build, asked of cargo: the embedded broker is for laptops.
+#[test]
+fn the_embedded_broker_is_in_no_image() {
+    let linked = |args: &str| {
+        let mut command = Command::new(env!("CARGO"));
+        command.args(["tree", "--locked", "--offline", "--edges", "normal", "--prefix", "none"]);
+        let output =
+            command.args(args.split(' ')).current_dir(bins::repository()).output().expect("cargo tree");
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let crates = String::from_utf8(output.stdout).expect("text");
+        assert!(crates.contains("rdkafka "), "{crates}");
+        crates.lines().any(|line| line.starts_with("tansu-"))
+    };
+    for (name, program) in FILES {
+        let text = file(name);
+        let (_, args) = text.split_once(&format!("-p {program} --bin {program}")).expect("a build");
+        let flags = args.lines().next().unwrap_or_default().trim_end_matches('\\').trim();
+        assert!(!linked(format!("-p {program} {flags}").trim()), "{name}");
+    }
+    assert!(linked("-p mcp-fleet"), "the check finds nothing");
+}
