@@ -10,6 +10,53 @@ use crate::{
     text,
 };
 
+/// What KEDA 2.21 reads of triggers. It passes over other keys without a word, and the definition of its objects allows them.
+const KEYS: [(&str, &[&str]); 2] = [
+    (
+        "kafka",
+        &[
+            "bootstrapServers",
+            "consumerGroup",
+            "topic",
+            "partitionLimitation",
+            "lagThreshold",
+            "activationLagThreshold",
+            "offsetResetPolicy",
+            "allowIdleConsumers",
+            "excludePersistentLag",
+            "scaleToZeroOnInvalidOffset",
+            "limitToPartitionsWithLag",
+            "ensureEvenDistributionOfPartitions",
+            "fullMetadata",
+            "version",
+            "tls",
+            "unsafeSsl",
+            "sasl",
+            "saslTokenProvider",
+            "awsRegion",
+        ],
+    ),
+    (
+        "prometheus",
+        &[
+            "serverAddress",
+            "query",
+            "queryParameters",
+            "threshold",
+            "activationThreshold",
+            "namespace",
+            "customHeaders",
+            "ignoreNullValues",
+            "unsafeSsl",
+            "awsRegion",
+            "timeout",
+            "identityOwner",
+        ],
+    ),
+];
+/// Those that KEDA may look up in the container's environment.
+const FROM_ENV: [&str; 3] = ["bootstrapServers", "consumerGroup", "topic"];
+
 fn number(value: &Value, pointer: &str) -> f64 {
     text(value, pointer).parse().unwrap_or_else(|error| panic!("{pointer}: {error}"))
 }
@@ -120,6 +167,23 @@ fn kafka_triggers_ask_for_the_workers_topic_and_group() {
         let topic = deployment.variable(render, "KAFKA_TOPIC").expect("a topic");
         assert_eq!(trigger(scaled, "delayed")["metadata"]["topic"], format!("{topic}.delayed"));
         assert!(file("crates/job/src/topics.rs").contains(r#"delayed: of("delayed")"#));
+    }
+}
+
+#[test]
+fn keda_knows_every_key_of_the_triggers() {
+    for (render, scaled, _) in scaled() {
+        for trigger in list(&scaled.0, "/spec/triggers") {
+            let (_, known) =
+                KEYS.iter().find(|(name, _)| trigger["type"] == *name).expect("a sort of trigger");
+            for (key, value) in trigger["metadata"].as_object().expect("metadata") {
+                let (name, from_env) =
+                    key.strip_suffix("FromEnv").map_or((key.as_str(), false), |name| (name, true));
+                assert!(known.contains(&name), "{}: {key}", render.name);
+                assert!(!from_env || FROM_ENV.contains(&name), "{}: {key}", render.name);
+                assert!(value.is_string(), "{}: {key} is no text", render.name);
+            }
+        }
     }
 }
 
