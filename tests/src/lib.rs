@@ -15,6 +15,7 @@ pub mod brokers;
 pub mod cache;
 pub mod chaos;
 pub mod fleet;
+pub mod go;
 pub mod http;
 pub mod kafka;
 pub mod mcp;

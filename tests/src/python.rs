@@ -32,6 +32,11 @@ impl Python {
         Self::with("requirements-schemathesis.txt")
     }
 
+    /// The environment with kubernetes-validate and hadolint.
+    pub fn manifests() -> Option<Self> {
+        Self::with("requirements-manifests.txt")
+    }
+
     fn with(requirements: &str) -> Option<Self> {
         if !cache::works(
             "python3",
@@ -52,6 +57,11 @@ impl Python {
     /// The interpreter.
     pub fn interpreter(&self) -> PathBuf {
         self.directory.join("bin/python")
+    }
+
+    /// A program that an installed package brings along and that is no script.
+    pub fn program(&self, name: &str) -> Command {
+        Command::new(self.directory.join("bin").join(name))
     }
 
     /// A command that runs a script of `tests/python`.

@@ -35,6 +35,25 @@ fn a_version_from_the_future_is_named() {
     assert_eq!(Progress::decode(0, "!"), Err(ProgressError::Base64));
 }
 
+/// The bytes of version 1, as workers of a group write them for each other while a rollout lasts. They may not change
+/// under that number: another form is another version (docs/upgrading.md).
+#[test]
+fn the_bytes_of_version_1_stay_as_they_are() {
+    let check = |base: i64, symbols: &[u32], text: &str| {
+        let wanted = progress(base, symbols);
+        assert_eq!(wanted.encode().unwrap(), text);
+        assert_eq!(Progress::decode(base, text).unwrap(), wanted);
+    };
+    // Version 1, runs: offset 100, two runs of open offsets, one of them with an attempt spent.
+    check(100, &[1, 0, 2, 0], "AQBkAgABAQEBAQIB");
+    check(1 << 40, &[1, 1, 0, 0, 0, 3], "AQCAgICAgCACAAIDAQABBQI");
+    // Version 1, dense: where runs would not fit.
+    let alternating: Vec<u32> = [1, 0, 2].into_iter().cycle().take(3_000).collect();
+    let text = progress(7, &alternating).encode().unwrap();
+    assert_eq!((text.len(), &text[..24]), (2007, "AQEHuBcQIQIQIQIQIQIQIQIQ"));
+    assert_eq!(Progress::decode(7, &text).unwrap(), progress(7, &alternating));
+}
+
 #[test]
 fn metadata_is_tied_to_its_offset() {
     let text = progress(100, &[1, 0, 1]).encode().unwrap();

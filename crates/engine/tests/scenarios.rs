@@ -193,6 +193,50 @@ fn a_poison_job_fails_after_exactly_its_attempts_over_any_number_of_workers() {
     }
 }
 
+/// Old and new workers in one group: what a newer one has written beyond the frontier can't be read, so it is done again
+/// from the frontier on. Nothing is passed over, and the commit never goes back.
+#[test]
+fn commit_metadata_of_a_newer_version_costs_repeats_and_never_a_job() {
+    // The newer worker has settled 6 and 8 and has 5 and 7 open, and says so in a way that nobody here knows.
+    let mut known = Progress { base: 5, end: 9, open: vec![(5, 6), (7, 8)], attempts: vec![(7, 2)] };
+    let readable = known.encode().unwrap();
+    let started_with = |metadata: &str| {
+        let mut story = Story::new(Config::default(), Some((5, metadata)));
+        let (mut all, mut offsets) = (BTreeSet::new(), Vec::new());
+        // Every commit is taken.
+        let mut look = |story: &mut Story, commands: Vec<Command>| {
+            for command in commands {
+                match command {
+                    Command::Start(token, _) => _ = all.insert(token.offset),
+                    Command::Commit(commit) => {
+                        offsets.push(commit.offset);
+                        story.feed(Input::Committed { partition: P, generation: 1, ok: true });
+                    }
+                    _ => {}
+                }
+            }
+        };
+        for offset in 5..10 {
+            let commands = story.record(offset, SPEC);
+            look(&mut story, commands);
+        }
+        for offset in 5..10 {
+            let commands = [story.succeeds(offset), story.wait(story.now + 2_000)].concat();
+            look(&mut story, commands);
+        }
+        assert!(offsets.is_sorted() && offsets.iter().all(|offset| *offset >= 5), "{offsets:?}");
+        assert_eq!(offsets.last(), Some(&10), "everything is settled in the end");
+        all.into_iter().collect::<Vec<_>>()
+    };
+    assert_eq!(started_with(&readable), [5, 7, 9], "what this version has written is known");
+    // "Ag" begins with the byte 2, as "AQ" does with 1.
+    assert_eq!(&readable[..2], "AQ");
+    let newer = format!("Ag{}", &readable[2..]);
+    assert_eq!(started_with(&newer), [5, 6, 7, 8, 9], "all that is not committed runs, 6 and 8 once more");
+    known.base = 4;
+    assert_eq!(started_with(&known.encode().unwrap()), [5, 6, 7, 8, 9], "so does what belongs elsewhere");
+}
+
 #[test]
 fn more_urgent_jobs_go_first_and_equals_in_their_order() {
     let mut story = Story::new(Config { max_in_flight: 1, ..Config::default() }, None);

@@ -1,0 +1,54 @@
+//! Tools that are written in Go, built once at the versions that stand here.
+
+use std::{path::PathBuf, process::Command};
+
+use crate::{
+    bins, cache,
+    node::{fingerprint, skip},
+};
+
+/// The newest that Go 1.24 builds.
+const KUSTOMIZE: &str = "v5.8.1";
+
+/// `kustomize`, which renders `k8s/` as `kubectl apply -k` does.
+pub fn kustomize() -> Option<PathBuf> {
+    tool(&format!("kustomize-{KUSTOMIZE}"), "kustomize", |command| {
+        command.args(["install", &format!("sigs.k8s.io/kustomize/kustomize/v5@{KUSTOMIZE}")]);
+    })
+}
+
+/// The loader of `docker compose` as a program (`tests/go/compose`): it checks a file as the original does, fills in
+/// variables, and prints what comes of it.
+pub fn compose() -> Option<PathBuf> {
+    let source = bins::repository().join("tests/go/compose");
+    let (program, sums) = (fingerprint(&source.join("main.go")), fingerprint(&source.join("go.sum")));
+    tool(&format!("compose-{program}-{sums}"), "compose", |command| {
+        command.current_dir(&source).args(["build", "-mod=readonly", "-o"]);
+    })
+}
+
+/// What `build` adds to a `go` that is to put `program` into the directory of the cache's `entry`.
+fn tool(entry: &str, program: &str, build: impl FnOnce(&mut Command)) -> Option<PathBuf> {
+    if version().is_none_or(|version| version < (1, 24)) {
+        return skip("go (1.24 or newer)");
+    }
+    let entry = cache::once(entry, |directory| {
+        let mut command = Command::new("go");
+        // No workspace above may change what is built.
+        command.env("GOBIN", directory).env("GOWORK", "off").env("GOFLAGS", "-buildvcs=false");
+        build(&mut command);
+        if command.get_args().any(|argument| argument == "-o") {
+            command.arg(directory.join(program)).arg(".");
+        }
+        cache::run(&mut command);
+    });
+    Some(entry.join(program))
+}
+
+/// Major and minor version of the Go that is here.
+fn version() -> Option<(u32, u32)> {
+    let output = Command::new("go").args(["env", "GOVERSION"]).output().ok()?;
+    let text = String::from_utf8(output.stdout).ok()?;
+    let mut numbers = text.trim().strip_prefix("go")?.split('.').map(str::parse);
+    Some((numbers.next()?.ok()?, numbers.next()?.ok()?))
+}

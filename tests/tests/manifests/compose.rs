@@ -1,0 +1,200 @@
+//! `docker-compose.yml`, read by the loader of `docker compose` itself.
+
+use std::{fs, path::Path, process::Command};
+
+use fleet_tests::{bins, go};
+use serde_json::Value;
+
+use crate::{list, none, seconds, text};
+
+/// The file with `variables` filled in, all profiles included; nothing where there is no Go.
+pub(crate) fn project(variables: &[(&str, &str)]) -> Option<Value> {
+    let path = bins::repository().join("docker-compose.yml");
+    Some(load(&go::compose()?, &path, variables).unwrap_or_else(|error| panic!("{error}")))
+}
+
+fn load(loader: &Path, file: &Path, variables: &[(&str, &str)]) -> Result<Value, String> {
+    let mut command = Command::new(loader);
+    // What the shell of whoever runs the tests sets must not be filled in.
+    command.env_clear().envs(variables.iter().copied());
+    command.arg(file).current_dir(bins::repository());
+    let output = command.output().expect("the loader of compose files");
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    if !output.status.success() || !said.is_empty() {
+        return Err(said);
+    }
+    Ok(serde_json::from_slice(&output.stdout).expect("JSON"))
+}
+
+fn services(project: &Value) -> impl Iterator<Item = (&String, &Value)> {
+    project["services"].as_object().expect("services").iter()
+}
+
+#[test]
+fn the_specification_is_met_and_misspelling_is_found() {
+    let Some(loader) = go::compose() else { return };
+    project(&[]).expect("a loader");
+    let good = crate::file("docker-compose.yml");
+    for (from, to) in [
+        ("mem_limit: 1g", "memory_limit: 1g"),
+        ("condition: service_healthy", "condition: service_well"),
+        ("networks: [backend]", "networks: [backstage]"),
+        ("${LOG_LEVEL:-info}", "${LOG_LEVEL:-info"),
+    ] {
+        assert!(good.contains(from), "{from}");
+        let path = bins::scratch("compose").join("docker-compose.yml");
+        fs::write(&path, good.replacen(from, to, 1)).expect("a wrong file");
+        load(&loader, &path, &[]).expect_err(to);
+    }
+}
+
+#[test]
+fn the_services_are_those_that_people_are_told_of() {
+    let Some(project) = project(&[]) else { return };
+    let profiles: Vec<_> = services(&project)
+        .map(|(name, service)| {
+            (name.as_str(), list(service, "/profiles").iter().map(|p| p.as_str()).collect())
+        })
+        .collect();
+    let expected: Vec<(&str, Vec<Option<&str>>)> = vec![
+        ("grafana", vec![Some("monitoring")]),
+        ("kafka", vec![]),
+        ("kafka-worker", vec![]),
+        ("mcp-fleet", vec![Some("cli")]),
+        ("mcp-server", vec![]),
+        ("prometheus", vec![Some("monitoring")]),
+        ("topics", vec![]),
+    ];
+    assert_eq!(profiles, expected);
+    let worker = &project["services"]["kafka-worker"];
+    for (dependency, condition) in
+        [("topics", "service_completed_successfully"), ("mcp-server", "service_healthy")]
+    {
+        assert_eq!(text(worker, &format!("/depends_on/{dependency}/condition")), condition);
+    }
+    assert_eq!(text(&project, "/services/topics/depends_on/kafka/condition"), "service_healthy");
+    assert!(project["services"]["kafka"].get("healthcheck").is_some());
+}
+
+#[test]
+fn what_is_set_outside_reaches_every_service() {
+    let set = [("KAFKA_TOPIC", "other"), ("KAFKA_WORKER_REPLICAS", "4"), ("MCP_PARTITIONS", "48")];
+    let Some(project) = project(&set) else { return };
+    for name in ["topics", "mcp-server", "kafka-worker", "mcp-fleet"] {
+        assert_eq!(text(&project, &format!("/services/{name}/environment/KAFKA_TOPIC")), "other", "{name}");
+    }
+    assert_eq!(text(&project, "/services/kafka-worker/deploy/replicas"), "4");
+    assert!(list(&project, "/services/topics/command").contains(&"48".into()));
+}
+
+#[test]
+fn only_what_must_be_is_reachable() {
+    let Some(project) = project(&[]) else { return };
+    let mut problems = vec![];
+    for (name, service) in services(&project) {
+        for port in list(service, "/ports") {
+            if port["host_ip"] != "127.0.0.1" {
+                problems.push(format!("{name} is published to everybody: {port}"));
+            }
+        }
+        let published = !list(service, "/ports").is_empty();
+        let public = ["mcp-server", "prometheus", "grafana"].contains(&name.as_str());
+        if published != public {
+            problems.push(format!("{name} is published, or is not"));
+        }
+        if service.get("container_name").is_some() {
+            problems.push(format!("{name} has a name of its own and can't be scaled"));
+        }
+    }
+    let networks = |name: &str| -> Vec<String> {
+        project["services"][name]["networks"].as_object().expect("networks").keys().cloned().collect()
+    };
+    assert_eq!(networks("kafka"), ["backend"]);
+    assert_eq!(networks("kafka-worker"), ["backend"]);
+    assert_eq!(networks("mcp-server"), ["backend", "frontend"]);
+    assert_eq!(project["networks"]["backend"]["internal"], true);
+    none(&problems);
+}
+
+#[test]
+fn containers_have_no_rights_that_they_do_not_need() {
+    let Some(project) = project(&[]) else { return };
+    let mut problems = vec![];
+    for (name, service) in services(&project) {
+        let mut must = |ok: bool, what: &str| {
+            if !ok {
+                problems.push(format!("{name}: {what}"));
+            }
+        };
+        must(service["cap_drop"] == serde_json::json!(["ALL"]), "capabilities");
+        must(service["security_opt"] == serde_json::json!(["no-new-privileges:true"]), "new privileges");
+        must(service["read_only"] == true || name == "kafka", "a root file system that can be written to");
+        must(service.get("mem_limit").is_some(), "no limit of memory");
+        must(service.get("privileged").is_none(), "privileged");
+        let image = text(service, "/image");
+        let tag = image.rsplit_once(':').map(|(_, tag)| tag);
+        must(tag.is_some_and(|tag| tag != "latest" && tag.contains('.')), "an image without a version");
+        let started_again = service["restart"] == "unless-stopped";
+        let ends = ["topics", "mcp-fleet", "grafana"].contains(&name.as_str());
+        must(started_again != ends, "restart");
+    }
+    let password = text(&project, "/services/grafana/environment/GF_SECURITY_ADMIN_PASSWORD");
+    assert_eq!(password, "", "a password that everybody knows");
+    none(&problems);
+}
+
+/// Grafana's own default would be a password that everybody knows.
+#[test]
+fn grafana_does_not_start_without_a_password() {
+    let Some(project) = project(&[]) else { return };
+    let entrypoint: Vec<_> =
+        list(&project, "/services/grafana/entrypoint").iter().filter_map(Value::as_str).collect();
+    let run = |password: &str| {
+        let script = entrypoint[2].replace("$$", "$").replace("exec /run.sh", "exec true");
+        let mut command = Command::new(entrypoint[0]);
+        command.args(["-c", &script]).env("GF_SECURITY_ADMIN_PASSWORD", password);
+        command.output().expect("sh").status.success()
+    };
+    assert!(!run(""));
+    assert!(run("something"));
+}
+
+#[test]
+fn what_is_mounted_exists() {
+    let Some(project) = project(&[]) else { return };
+    let mut problems = vec![];
+    for (name, service) in services(&project) {
+        for volume in list(service, "/volumes") {
+            if text(volume, "/source").contains("/monitoring/")
+                && !bins::repository().join("monitoring").exists()
+            {
+                continue;
+            }
+            match volume["type"].as_str() {
+                Some("bind") if !Path::new(&text(volume, "/source")).exists() => {
+                    problems.push(format!("{name}: there is no {}", volume["source"]));
+                }
+                Some("bind") if volume["read_only"] != true => {
+                    problems.push(format!("{name} may write to {}", volume["source"]));
+                }
+                Some("bind") => {}
+                _ if project["volumes"].get(text(volume, "/source")).is_none() => {
+                    problems.push(format!("{name}: there is no volume {}", volume["source"]));
+                }
+                _ => {}
+            }
+        }
+    }
+    none(&problems);
+}
+
+#[test]
+fn health_checks_give_up_after_their_programs_answer() {
+    let Some(project) = project(&[]) else { return };
+    for name in ["mcp-server", "kafka-worker"] {
+        let service = &project["services"][name];
+        let program = format!("/usr/local/bin/{name}");
+        assert_eq!(service["healthcheck"]["test"], serde_json::json!(["CMD", program, "--healthcheck"]));
+        assert!(seconds(&text(service, "/healthcheck/timeout")) >= 2.0);
+    }
+}

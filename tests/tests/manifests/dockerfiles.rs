@@ -1,0 +1,209 @@
+//! The Dockerfiles: hadolint's rules, and what hadolint can't know.
+
+use std::process::Command;
+
+use fleet_tests::{bins, python::Python};
+
+use crate::{file, none};
+
+const FILES: [(&str, &str); 3] = [
+    ("Dockerfile.server", "mcp-server"),
+    ("Dockerfile.worker", "kafka-worker"),
+    ("Dockerfile.cli", "mcp-fleet"),
+];
+
+/// The instructions of a Dockerfile, continued lines in one, comments left out.
+fn instructions(text: &str) -> Vec<String> {
+    let lines = text.lines().filter(|line| !line.trim_start().starts_with('#'));
+    let joined = lines.collect::<Vec<_>>().join("\n").replace("\\\n", " ");
+    let lines = joined.lines().map(|line| line.split_whitespace().collect::<Vec<_>>().join(" "));
+    lines.filter(|line| !line.is_empty()).collect()
+}
+
+/// What is wrong with the Dockerfile `text`, which is to make the image of `program`.
+fn problems(text: &str, program: &str) -> Vec<String> {
+    let all = instructions(text);
+    let mut problems = vec![];
+    let mut stages = vec![];
+    for instruction in all.iter().filter(|instruction| instruction.starts_with("FROM ")) {
+        let words: Vec<_> = instruction.split(' ').collect();
+        let image = words[1];
+        let versioned = image.rsplit_once(':').is_some_and(|(_, tag)| tag != "latest");
+        if image != "scratch" && !versioned && !stages.contains(&image) {
+            problems.push(format!("{instruction}: no version"));
+        }
+        stages.extend(words.get(3));
+    }
+    for instruction in all.iter().filter(|instruction| instruction.starts_with("COPY --from=")) {
+        let from = instruction["COPY --from=".len()..].split(' ').next().unwrap_or_default();
+        if !stages.contains(&from) {
+            problems.push(format!("{instruction}: no such stage"));
+        }
+    }
+    let builds: Vec<_> = all
+        .iter()
+        .filter_map(|instruction| instruction.split_once("cargo build "))
+        .map(|(_, args)| args.split(" && ").next().unwrap_or_default())
+        .collect();
+    if builds.len() != 2 || builds[0] != builds[1] {
+        problems.push(format!("the dependencies are built differently than the program: {builds:?}"));
+    }
+    if !builds.iter().all(|build| {
+        build.contains("--release --locked") && build.contains(&format!("-p {program} --bin {program}"))
+    }) {
+        problems.push(format!("it builds something else: {builds:?}"));
+    }
+    let last = all.iter().rposition(|instruction| instruction.starts_with("FROM ")).expect("a stage");
+    let end = &all[last..];
+    let find = |name: &str| end.iter().find_map(|instruction| instruction.strip_prefix(name)).map(str::trim);
+    match find("USER ").and_then(|user| user.split(':').next()?.parse::<u32>().ok()) {
+        Some(1..) => {}
+        _ => problems.push("the user is root, or has no number".into()),
+    }
+    if find("STOPSIGNAL ") != Some("SIGTERM") {
+        problems.push("it is not stopped by SIGTERM".into());
+    }
+    let path = format!("/usr/local/bin/{program}");
+    if find("ENTRYPOINT ") != Some(&format!("[\"{path}\"]")) {
+        problems.push("it starts something else".into());
+    }
+    if !end.iter().any(|instruction| instruction == "COPY --from=build /image /") {
+        problems.push("the program is not in it".into());
+    }
+    let health = find("HEALTHCHECK ").unwrap_or_default();
+    let expected = match program {
+        "mcp-fleet" => "NONE".to_owned(),
+        _ => format!("CMD [\"{path}\", \"--healthcheck\"]"),
+    };
+    if !health.ends_with(&expected) {
+        problems.push(format!("its health is not asked for by itself: {health}"));
+    }
+    for word in ["PASSWORD", "SECRET", "TOKEN"] {
+        if all.iter().any(|instruction| {
+            (instruction.starts_with("ENV ") || instruction.starts_with("ARG ")) && instruction.contains(word)
+        }) {
+            problems.push(format!("{word} in the image"));
+        }
+    }
+    for label in ["title", "description", "licenses", "version", "revision"] {
+        if !find("LABEL ")
+            .is_some_and(|labels| labels.contains(&format!("org.opencontainers.image.{label}=")))
+        {
+            problems.push(format!("no label {label}"));
+        }
+    }
+    problems
+}
+
+#[test]
+fn dockerfiles_keep_the_rules() {
+    for (name, program) in FILES {
+        let found = problems(&file(name), program);
+        none(&found.into_iter().map(|problem| format!("{name}: {problem}")).collect::<Vec<_>>());
+    }
+}
+
+#[test]
+fn every_rule_finds_what_breaks_it() {
+    let good = file("Dockerfile.worker");
+    for (from, to) in [
+        ("FROM rust:1.95-bookworm", "FROM rust:latest"),
+        ("COPY --from=manifests", "COPY --from=manifest"),
+        ("-p kafka-worker --bin kafka-worker\nCOPY", "-p kafka-worker\nCOPY"),
+        ("USER 65532:65532", "USER nonroot"),
+        ("USER 65532:65532", "USER 0:0"),
+        ("STOPSIGNAL SIGTERM", "STOPSIGNAL SIGKILL"),
+        ("ENTRYPOINT [\"/usr", "ENTRYPOINT [\"/opt"),
+        ("CMD [\"/usr/local/bin/kafka-worker\"", "CMD [\"/usr/local/bin/mcp-server\""),
+        ("COPY --from=build /image /", "COPY --from=build /images /"),
+        ("ENV MCP_HOST", "ENV MCP_SERVER_TOKEN=x MCP_HOST"),
+        ("image.licenses", "image.license"),
+    ] {
+        assert!(good.contains(from), "{from}");
+        assert!(!problems(&good.replacen(from, to, 1), "kafka-worker").is_empty(), "{to}");
+    }
+}
+
+#[test]
+fn hadolint_has_nothing_to_say() {
+    let Some(python) = Python::manifests() else { return };
+    let lint = |path: &std::path::Path| {
+        let mut command = python.program("hadolint");
+        let output = command.args(["--failure-threshold", "style"]).arg(path).output().expect("hadolint");
+        (output.status.success(), String::from_utf8_lossy(&output.stdout).into_owned())
+    };
+    for (name, _) in FILES {
+        let (good, said) = lint(&bins::repository().join(name));
+        assert!(good && said.is_empty(), "{said}");
+    }
+    let path = bins::scratch("hadolint").join("Dockerfile");
+    std::fs::write(&path, file("Dockerfile.cli").replace("FROM rust:1.95-bookworm", "FROM rust:latest"))
+        .expect("a file");
+    assert!(!lint(&path).0, "hadolint takes anything");
+}
+
+/// The commands of the builder that need no network and no container, on what a builder would be given.
+#[test]
+fn the_context_holds_all_that_is_built() {
+    let context = bins::scratch("context");
+    let ignore = file(".dockerignore");
+    assert!(ignore.lines().any(|line| line == "*"), "everything is let in");
+    for entry in ignore.lines().filter_map(|line| line.strip_prefix('!')) {
+        let source = bins::repository().join(entry);
+        assert!(source.exists(), ".dockerignore names {entry}");
+        let target = context.join(entry);
+        std::fs::create_dir_all(target.parent().expect("a directory")).expect("a directory");
+        fleet_tests::cache::run(Command::new("cp").arg("-r").arg(source).arg(target));
+    }
+    // COPY . . of both stages, and what each of them runs.
+    let skeleton = bins::scratch("skeleton");
+    fleet_tests::cache::run(Command::new(context.join("scripts/image-skeleton")).arg(&skeleton));
+    let targets = |directory: &std::path::Path| {
+        let mut command = Command::new(env!("CARGO"));
+        command.args(["metadata", "--locked", "--offline", "--no-deps", "--format-version", "1"]);
+        let output = command.current_dir(directory).output().expect("cargo metadata");
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let metadata: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
+        let mut found = vec![];
+        for package in crate::list(&metadata, "/packages") {
+            for target in crate::list(package, "/targets") {
+                let kind = crate::text(target, "/kind/0");
+                if matches!(kind.as_str(), "lib" | "bin" | "bench") {
+                    found.push(format!(
+                        "{} {kind} {}",
+                        crate::text(package, "/name"),
+                        crate::text(target, "/name")
+                    ));
+                }
+            }
+        }
+        found.sort();
+        found
+    };
+    let expected = targets(bins::repository());
+    assert!(expected.contains(&"kafka-worker bin kafka-worker".to_owned()));
+    assert_eq!(targets(&context), expected);
+    assert_eq!(targets(&skeleton), expected);
+}
+
+/// Each image's own build, asked of cargo: the embedded broker is for laptops.
+#[test]
+fn the_embedded_broker_is_in_no_image() {
+    let linked = |args: &str| {
+        let mut command = Command::new(env!("CARGO"));
+        command.args(["tree", "--locked", "--offline", "--edges", "normal", "--prefix", "none"]);
+        let output =
+            command.args(args.split(' ')).current_dir(bins::repository()).output().expect("cargo tree");
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let crates = String::from_utf8(output.stdout).expect("text");
+        assert!(crates.contains("rdkafka "), "{crates}");
+        crates.lines().any(|line| line.starts_with("tansu-"))
+    };
+    for (name, program) in FILES {
+        let text = file(name);
+        let (_, args) = text.split_once(&format!("-p {program} --bin {program}")).expect("a build");
+        let flags = args.lines().next().unwrap_or_default().trim_end_matches('\\').trim();
+        assert!(!linked(format!("-p {program} {flags}").trim()), "{name}");
+    }
+    assert!(linked("-p mcp-fleet"), "the check finds nothing");
+}
