@@ -82,7 +82,10 @@ mod tests {
             let value = Some(job.into_bytes());
             let record = RawRecord { position, timestamp: None, key: None, value, headers: Vec::new() };
             let envelope = crate::decode::decode(&record, 1 << 20).unwrap();
-            for_call(&envelope, 1, None, &record)[IDEMPOTENCY_KEY].as_str().unwrap().to_owned()
+            for_call(&envelope, 1, None, &record, &TraceContext::default())[IDEMPOTENCY_KEY]
+                .as_str()
+                .unwrap()
+                .to_owned()
         };
         let answered = r#","task":{"inputResponses":{"name":{"action":"accept"}},"requestState":"s"}"#;
         assert_eq!((key(""), key(r#","task":{}"#)), ("j".to_owned(), "j".to_owned()));
@@ -100,7 +103,9 @@ mod tests {
         let value = Some(job.into_bytes());
         let record = RawRecord { position, timestamp: None, key: None, value, headers: Vec::new() };
         let envelope = crate::decode::decode(&record, 1 << 20).unwrap();
-        let key = |attempt, index| for_call(&envelope, attempt, index, &record)[IDEMPOTENCY_KEY].clone();
+        let trace = TraceContext::default();
+        let key =
+            |attempt, index| for_call(&envelope, attempt, index, &record, &trace)[IDEMPOTENCY_KEY].clone();
         assert_ne!(key(1, Some(0)), key(1, Some(1)));
         assert_eq!(key(1, Some(1)), key(2, Some(1)), "an attempt repeats its calls");
     }
