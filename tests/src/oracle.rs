@@ -62,6 +62,16 @@ impl Account {
             .get(&place)
             .unwrap_or_else(|| panic!("no event about the record at {place:?}: {}", record.text()))
     }
+
+    /// What was said of the record at `place`, by whom and when, in the order in which it stands on the topic.
+    fn story(&self, place: Place) -> String {
+        let said = |event: &JobEvent| {
+            let (state, worker) = (event.state.as_str(), event.worker.as_deref().unwrap_or_default());
+            format!("{} {state} by {worker} (attempts {})", event.time, event.attempts)
+        };
+        let events: Vec<_> = self.events.get(&place).into_iter().flatten().map(said).collect();
+        format!("{place:?} {events:?}")
+    }
 }
 
 impl<'a> Oracle<'a> {
@@ -121,8 +131,7 @@ impl<'a> Oracle<'a> {
         }
         for (place, events) in &mut account.events {
             // The events of one job are on one partition, in order. Those of a killed worker's successor come later.
-            let ends = events.iter().filter(|event| event.state.is_terminal()).count();
-            account.repeats += ends.saturating_sub(1);
+            account.repeats += ends(events).count().saturating_sub(1);
             if let Some(last) = events.last() {
                 account.last.insert(*place, last.clone());
             }
@@ -150,13 +159,8 @@ impl<'a> Oracle<'a> {
                 continue;
             };
             if !last.state.is_terminal() {
-                let events = account.events.get(place).into_iter().flatten();
-                let events = events.map(|event| {
-                    let worker = event.worker.as_deref().unwrap_or_default();
-                    format!("{} {} by {worker}", event.time, event.state.as_str())
-                });
-                let events: Vec<_> = events.collect();
-                wrong.push(format!("{place:?}: LOST, its last state is {}: {events:?}", last.state.as_str()));
+                let story = account.story(*place);
+                wrong.push(format!("{place:?}: LOST, its last state is {}: {story}", last.state.as_str()));
             }
             match (last.state == JobState::Failed, account.dead.get(place)) {
                 (true, None) => wrong.push(format!("{place:?}: failed, and is not in the dead letters")),
@@ -206,17 +210,24 @@ impl<'a> Oracle<'a> {
                 if let (Some(ended), Some(started)) = (ended, started)
                     && started < ended
                 {
+                    let [before, after] =
+                        [before, after].map(|record| account.story((record.partition, record.offset)));
+                    let key = String::from_utf8_lossy(key);
                     wrong.push(format!(
-                        "key {:?}: offset {} started at {started}, before offset {} had ended at {ended}",
-                        String::from_utf8_lossy(key),
-                        after.offset,
-                        before.offset
+                        "key {key:?}: one started before the one before it had ended: {before}; {after}"
                     ));
                 }
             }
         }
         wrong
     }
+}
+
+/// How a job has ended, and ended again. The very same end is no other one: a worker to which a record comes back says what it
+/// has said before, and does not run the job.
+pub fn ends(events: &[JobEvent]) -> impl Iterator<Item = &JobEvent> {
+    let all = events.iter().enumerate().filter(|(_, event)| event.state.is_terminal());
+    all.filter(|(at, event)| !events[..*at].contains(event)).map(|(_, event)| event)
 }
 
 /// Where a dead letter comes from, by its headers.

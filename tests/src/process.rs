@@ -8,9 +8,10 @@ use std::{
     fs::{self, File},
     io::Write as _,
     os::unix::process::CommandExt as _,
+    panic,
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Stdio},
-    sync::{Mutex, OnceLock, PoisonError},
+    sync::{Mutex, Once, OnceLock, PoisonError},
     time::Duration,
 };
 
@@ -35,6 +36,7 @@ pub struct Process {
 impl Process {
     /// Starts `command` as the leader of a process group. Its output goes to a file below `directory`.
     pub fn start(name: &str, directory: &Path, mut command: Command) -> Self {
+        remember_panics();
         let log = directory.join(format!("{}.log", bins::unique(name)));
         let output = File::create(&log).expect("a log file");
         let child = command
@@ -138,6 +140,26 @@ impl Drop for Process {
 #[expect(clippy::print_stderr, reason = "shown by the test runner, under the test that failed")]
 fn eprintln_log(name: &str, log: &Path) {
     eprintln!("--- {name} ({}) ---\n{}", log.display(), tail(log));
+    // Whoever sees only the end of all this wants to know what it is about.
+    let why = WHY.lock().unwrap_or_else(PoisonError::into_inner);
+    eprintln!("--- the test had failed before, since: {}", *why);
+}
+
+/// The beginning of what the last panic of this process said.
+static WHY: Mutex<String> = Mutex::new(String::new());
+const WHY_LENGTH: usize = 1500;
+
+/// From now on, the logs that are shown after a failure end with what failed.
+fn remember_panics() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        let before = panic::take_hook();
+        panic::set_hook(Box::new(move |what| {
+            *WHY.lock().unwrap_or_else(PoisonError::into_inner) =
+                what.to_string().chars().take(WHY_LENGTH).collect();
+            before(what);
+        }));
+    });
 }
 
 /// The end of a log.

@@ -12,7 +12,9 @@ use fleet_job::{
     topics::Topics,
 };
 use fleet_tests::{
-    Env, Fleet, Oracle, http, on_every_broker,
+    Env, Fleet, Oracle,
+    fleet::ServerOptions,
+    http, on_every_broker,
     oracle::Account,
     topics::{self, Outgoing, Record},
     wait,
@@ -24,7 +26,8 @@ on_every_broker!(
     far_jobs_wait_outside_of_memory,
     a_long_backoff_keeps_its_attempts,
     limits_hold,
-    what_is_settled_is_not_run_again
+    what_is_settled_is_not_run_again,
+    what_another_worker_has_begun_meanwhile_has_ended_all_the_same
 );
 
 /// A fleet whose workers keep nothing in memory for longer than a second.
@@ -182,6 +185,42 @@ fn what_is_settled_is_not_run_again(env: &Env) {
     assert_eq!(http::metric(worker, "fleet_invariant_violations_total"), Some(0.0));
     let account = account(&mut fleet, 0);
     assert_eq!(account.count(JobState::Succeeded), 70);
+}
+
+/// While a worker that has settled jobs and not committed that is frozen, another one takes them over, says that they run, and
+/// dies. When they come back to the first, they are not run again, and the last that is said of them is how they ended.
+fn what_another_worker_has_begun_meanwhile_has_ended_all_the_same(env: &Env) {
+    let mut fleet = fleet(env, "meanwhile");
+    fleet.worker_env("MCP_COMMIT_INTERVAL", "10m");
+    let first = fleet.start_worker().address;
+    let job = |n| Outgoing::value(call(&format!("job-{n}"), "file_read", "hello.txt").to_string());
+    fleet.submit((0..30).map(job).collect());
+    fleet.wait_for_all();
+    fleet.submit((30..60).map(job).collect());
+    fleet.wait_for_all();
+    fleet.workers[0].process.signal(Signal::SIGSTOP);
+    // Without a server nothing comes to an end that is begun.
+    let mut server = fleet.server.take().expect("the server");
+    let port = server.address.port();
+    server.process.stop(wait::LONG);
+    let second = fleet.start_worker().address;
+    wait::until("jobs that the other worker has begun", wait::LONG, || {
+        (http::metric(second, "fleet_breaker_open")? > 0.0).then_some(())
+    });
+    fleet.workers.remove(1).process.kill();
+    let files = vec![fleet.files()];
+    fleet.start_server(&ServerOptions { roots: files, port, ..ServerOptions::default() });
+    fleet.workers[0].process.signal(Signal::SIGCONT);
+    wait::until("the records to come back to the first", wait::LONG, || {
+        (http::metric(first, "fleet_jobs_passed_over_total")? > 0.0).then_some(())
+    });
+    let account = account(&mut fleet, 60);
+    assert_eq!(account.count(JobState::Succeeded), 60);
+    let begun_again = account.events.values().filter(|events| {
+        let end = events.iter().position(|event| event.state.is_terminal());
+        end.is_some_and(|end| events[end..].iter().any(|event| event.state == JobState::Running))
+    });
+    assert!(begun_again.count() > 0, "the other worker has begun none of them: the test shows nothing");
 }
 
 /// From a job's start to its end.

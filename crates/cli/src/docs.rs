@@ -1,6 +1,7 @@
-//! The README's configuration tables, made from the flags themselves.
+//! Tables in the documentation, made from the code: the README's of the configuration, and that of metrics.
 
 use clap::{Args as _, Command};
+use fleet_ops::metrics;
 
 /// The rows of every setting that `command` takes, hidden ones left out.
 fn table(command: &Command) -> String {
@@ -29,19 +30,36 @@ fn replaced(text: &str, name: &str, content: &str) -> Option<String> {
     Some(format!("{before}{open}{content}{close}{after}"))
 }
 
-#[test]
-fn the_readmes_tables_are_those_of_the_flags() {
-    let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../README.md");
+/// What is to be written to a file between markers must be there already, or `UPDATE_DOCS` writes it.
+fn check(path: &str, tables: &[(&str, String)]) {
+    let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").join(path);
     let found = std::fs::read_to_string(&path).unwrap();
-    let worker = table(&kafka_worker::Args::augment_args(Command::new("kafka-worker")));
-    let server = table(&mcp_server::Args::augment_args(Command::new("mcp-server")));
     let expected =
-        replaced(&found, "worker", &worker).and_then(|text| replaced(&text, "server", &server)).unwrap();
+        tables.iter().fold(found.clone(), |text, (name, table)| replaced(&text, name, table).unwrap());
     if std::env::var_os("UPDATE_DOCS").is_some() {
         std::fs::write(&path, &expected).unwrap();
+        return;
     }
+    let name = path.display();
     assert!(
-        found == expected || std::env::var_os("UPDATE_DOCS").is_some(),
-        "README.md's tables differ from the flags: run UPDATE_DOCS=1 cargo test -p mcp-fleet"
+        found == expected,
+        "{name}'s tables differ from the code: run UPDATE_DOCS=1 cargo test -p mcp-fleet docs"
     );
+}
+
+#[test]
+fn the_tables_of_metrics_are_those_of_the_code() {
+    let tables = [
+        ("shared", metrics::markdown(&[metrics::TABLE])),
+        ("worker", metrics::markdown(&[kafka_worker::metrics::TABLE])),
+        ("server", metrics::markdown(&[mcp_server::metrics::TABLE])),
+    ];
+    check("docs/metrics.md", &tables);
+}
+
+#[test]
+fn the_readmes_tables_are_those_of_the_flags() {
+    let worker = table(&kafka_worker::Args::augment_args(Command::new("kafka-worker")));
+    let server = table(&mcp_server::Args::augment_args(Command::new("mcp-server")));
+    check("README.md", &[("worker", worker), ("server", server)]);
 }

@@ -51,6 +51,8 @@ pub struct Status {
     pub in_flight: usize,
     /// Jobs in memory that are not settled.
     pub buffered: usize,
+    /// Those of them that wait for their time: `notBefore`, or the next attempt.
+    pub parked: usize,
     /// The bytes that they hold.
     pub buffered_bytes: usize,
     /// Whether the server is there.
@@ -185,9 +187,11 @@ impl Engine {
             })
             .collect();
         partitions.sort_unstable_by_key(|status| status.partition);
+        let open = self.partitions.values().flat_map(|state| state.open.values());
         Status {
             in_flight: self.in_flight,
             buffered: self.buffered,
+            parked: open.filter(|slot| matches!(slot.phase, Phase::Delayed | Phase::AwaitsCommit)).count(),
             buffered_bytes: self.buffered_bytes,
             breaker: self.breaker.state(),
             partitions,

@@ -74,8 +74,11 @@ pub enum Admission {
     Reject,
     /// A job in the delayed topic: to be passed on at this time, and not to be run.
     Relay(Timestamp),
-    /// A job that this worker knows to be settled: its end is written, only the commit did not get through.
+    /// A record that is known to be settled and of which nothing more is to be said: it is passed over.
     Settled,
+    /// A job whose end this worker has written, only the commit did not get through. It is not run, and its end is written
+    /// once more: another worker may have had it meanwhile, have said that it runs, and have died.
+    Ended,
 }
 
 /// How one attempt ended.
@@ -104,6 +107,8 @@ pub enum Terminal {
     Deferred(Timestamp),
     /// It was passed on from the delayed topic.
     Relayed,
+    /// As it had ended before it came again ([`Admission::Ended`]).
+    Again,
 }
 
 impl Terminal {
@@ -291,6 +296,8 @@ pub(crate) enum Fault {
     DeferredAttemptsForgotten,
     /// What comes from the delayed topic is taken as passed on, and is not (I3).
     RelaysDropped,
+    /// The end of a job that comes again is not written again.
+    EndsNotRepeated,
     /// Limits are not looked at.
     LimitsIgnored,
     /// A limit is not given back when its job ends (I3).
@@ -302,7 +309,7 @@ pub(crate) enum Fault {
 #[cfg(test)]
 impl Fault {
     /// All of them.
-    pub(crate) const ALL: [Self; 21] = [
+    pub(crate) const ALL: [Self; 22] = [
         Self::CommitPastGap,
         Self::SettleBeforeWritten,
         Self::WriteFailureIgnored,
@@ -321,6 +328,7 @@ impl Fault {
         Self::DeadlineIgnored,
         Self::DeferredAttemptsForgotten,
         Self::RelaysDropped,
+        Self::EndsNotRepeated,
         Self::LimitsIgnored,
         Self::LimitLeak,
         Self::CancelIgnored,

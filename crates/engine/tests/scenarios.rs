@@ -525,3 +525,20 @@ fn the_delayed_topic_is_not_read_far_ahead() {
     assert!(!commands.contains(&Command::Resume(P, 1)), "one still waits: {commands:?}");
     assert!(story.wait(6_000).contains(&Command::Resume(P, 1)));
 }
+
+#[test]
+fn the_end_of_a_job_that_comes_again_is_written_again_and_then_committed() {
+    let mut story = Story::from_start(Config::default());
+    let again = Input::Record { partition: P, offset: 0, bytes: 10, admission: Admission::Ended };
+    let commands = story.feed(again);
+    assert_eq!(commands, [Command::Settle(token(0), Terminal::Again, 0)]);
+    let commands = story.feed(Input::WriteFailed(token(0)));
+    assert!(!commands.iter().any(|command| matches!(command, Command::Commit(_))), "{commands:?}");
+    assert!(story.wait(60_000).contains(&Command::Settle(token(0), Terminal::Again, 0)));
+    let commands = story.feed(Input::Written(token(0)));
+    let commit = commands.iter().find_map(|command| match command {
+        Command::Commit(commit) => Some(commit.offset),
+        _ => None,
+    });
+    assert_eq!(commit, Some(1), "{commands:?}");
+}

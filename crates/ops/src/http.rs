@@ -3,10 +3,12 @@
 //! Alive and ready are different questions. A process that is not alive is restarted; one that is not ready is left
 //! alone and gets no work. A worker that waits for its server is alive and not ready.
 
-use std::io::{self, Write as _};
-use std::net::SocketAddr;
+use std::io::{self, Read as _, Write as _};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::Path;
+use std::process::ExitCode;
 use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
 
 use axum::http::{StatusCode, header};
 use axum::response::IntoResponse;
@@ -135,6 +137,47 @@ pub async fn bind(addr: SocketAddr) -> io::Result<(TcpListener, SocketAddr)> {
     Ok((listener, bound))
 }
 
+/// How long a process may take to say that it is alive.
+const PATIENCE: Duration = Duration::from_secs(3);
+
+/// Asks the process that listens at `addr` on this machine whether it is alive: what a container's health check runs, where
+/// there is no curl. An address that means all of the machine's is asked on loopback.
+///
+/// # Errors
+///
+/// What is wrong, in a sentence: nobody listens, nobody answers in time, or the process is not alive.
+pub fn check_health(addr: SocketAddr) -> io::Result<()> {
+    let ip = match addr.ip() {
+        IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
+        IpAddr::V6(ip) if ip.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
+        ip => ip,
+    };
+    let mut stream = std::net::TcpStream::connect_timeout(&SocketAddr::new(ip, addr.port()), PATIENCE)?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    stream.set_write_timeout(Some(PATIENCE))?;
+    stream.write_all(b"GET /health HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")?;
+    let mut answer = String::new();
+    // A healthy answer is short, and nothing else is worth reading to its end.
+    stream.take(4096).read_to_string(&mut answer)?;
+    let status = answer.split(' ').nth(1).unwrap_or_default();
+    if status == "200" {
+        return Ok(());
+    }
+    Err(io::Error::other(format!("not alive: {}", answer.lines().last().unwrap_or("no answer"))))
+}
+
+/// The same as the end of a program: 0 or 1, and on standard error what is wrong.
+pub fn health_exit_code(addr: SocketAddr) -> ExitCode {
+    match check_health(addr) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            // Standard error may be gone; the code says it all the same.
+            _ = writeln!(io::stderr(), "{addr}: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
 /// Writes `addr` to the file at `path`, so that whoever started the process on port 0 learns the port. The file
 /// appears whole or not at all.
 ///
@@ -186,6 +229,22 @@ mod tests {
         check(&health, "/health", 503, "poll thread died").await;
         crate::invariant::declare(&["T2"]);
         check(&health, "/metrics", 200, "fleet_invariant_violations_total").await;
+    }
+
+    #[tokio::test]
+    async fn a_process_can_be_asked_for_its_health() {
+        let health = Health::new();
+        let (listener, addr) = bind(SocketAddr::from(([0, 0, 0, 0], 0))).await.unwrap();
+        let stop = tokio_util::sync::CancellationToken::new();
+        let serving = tokio::spawn(serve(listener, probes(health.clone()), stop.clone()));
+        let ask = async || tokio::task::spawn_blocking(move || check_health(addr)).await.unwrap();
+        ask().await.unwrap();
+        health.set_failed("poll thread died");
+        let error = ask().await.unwrap_err().to_string();
+        assert!(error.contains("poll thread died"), "{error}");
+        stop.cancel();
+        serving.await.unwrap().unwrap();
+        assert!(ask().await.is_err());
     }
 
     #[tokio::test]

@@ -8,6 +8,7 @@ use std::sync::OnceLock;
 use std::time::Duration;
 
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
+use metrics_process::Collector;
 
 pub use ::metrics::Unit;
 
@@ -41,8 +42,54 @@ pub const HTTP_BUSY: Metric = Metric {
     help: "HTTP requests answered with 503 because too many connections were open.",
 };
 
-/// The metrics of this crate. [`install`] has described them already.
-pub const TABLE: &[Metric] = &[INVARIANT_VIOLATIONS, HTTP_BUSY];
+/// What runs; written by [`Metrics::identify`].
+pub const BUILD_INFO: Metric = Metric {
+    name: "fleet_build_info",
+    kind: Kind::Gauge,
+    unit: Unit::Count,
+    labels: &["service", "version"],
+    help: "Always 1: which program this is, and its version.",
+};
+
+const fn process(name: &'static str, kind: Kind, unit: Unit, help: &'static str) -> Metric {
+    Metric { name, kind, unit, labels: &[], help }
+}
+
+/// The metrics of this crate. [`install`] has described them already. Those of the process are read when `/metrics` is, and
+/// only on systems that tell.
+pub const TABLE: &[Metric] = &[
+    INVARIANT_VIOLATIONS,
+    HTTP_BUSY,
+    BUILD_INFO,
+    process(
+        "process_cpu_seconds_total",
+        Kind::Counter,
+        Unit::Seconds,
+        "Processor time that the process has used, of user and system together.",
+    ),
+    process("process_resident_memory_bytes", Kind::Gauge, Unit::Bytes, "Memory that the process holds."),
+    process(
+        "process_virtual_memory_bytes",
+        Kind::Gauge,
+        Unit::Bytes,
+        "Address space that the process has reserved.",
+    ),
+    process(
+        "process_virtual_memory_max_bytes",
+        Kind::Gauge,
+        Unit::Bytes,
+        "The most address space that the process may reserve.",
+    ),
+    process("process_open_fds", Kind::Gauge, Unit::Count, "Open file descriptors."),
+    process("process_max_fds", Kind::Gauge, Unit::Count, "The most file descriptors that may be open."),
+    process(
+        "process_start_time_seconds",
+        Kind::Gauge,
+        Unit::Seconds,
+        "When the process started, in Unix time.",
+    ),
+    process("process_threads", Kind::Gauge, Unit::Count, "Threads of the process."),
+];
 
 /// The declaration of one metric.
 #[derive(Debug, Clone, Copy)]
@@ -98,7 +145,9 @@ pub fn install() -> Metrics {
             if ::metrics::set_global_recorder(recorder).is_err() {
                 tracing::warn!("another metrics recorder is installed: /metrics will be empty");
             }
-            metrics.describe(TABLE);
+            // The process's own are described by who reads them.
+            metrics.describe(&[INVARIANT_VIOLATIONS, HTTP_BUSY, BUILD_INFO]);
+            Collector::default().describe();
             keep_up(metrics.handle.clone());
             metrics
         })
@@ -142,8 +191,14 @@ impl Metrics {
         }
     }
 
+    /// Says which program this is.
+    pub fn identify(&self, service: &'static str, version: &'static str) {
+        ::metrics::gauge!(BUILD_INFO.name, "service" => service, "version" => version).set(1.0);
+    }
+
     /// Everything measured so far, in Prometheus' text format.
     pub fn render(&self) -> String {
+        Collector::default().collect();
         self.handle.render()
     }
 }

@@ -31,15 +31,18 @@ use crate::{
     UNAVAILABLE_KEY, call,
     hosting::{Fleet, follow::MODERN, routes::Route},
     jobs::Tasks,
-    metrics::{TOOL_CALL_DURATION, TOOL_CALLS},
+    metrics::{OPERATION_DURATION, TOOL_CALLS},
     provider::Provider,
     registry::Shared,
     repeat::{Key, Repeats},
 };
 
 mod content;
+mod labels;
 mod listen;
 mod tasks;
+
+use labels::Labels;
 
 /// Requests of the protocol in every revision. rmcp hands one whose parameters it can't read to the handler for unknown
 /// methods.
@@ -77,6 +80,7 @@ struct Inner {
     repeats: Option<Repeats>,
     shared: Option<Arc<Shared>>,
     tasks: OnceLock<Tasks>,
+    labels: Labels,
 }
 
 impl Gateway {
@@ -91,7 +95,8 @@ impl Gateway {
         shared: Option<Arc<Shared>>,
     ) -> Self {
         let repeats = (!window.is_zero()).then(|| Repeats::new(window, max_bytes));
-        let inner = Inner { providers, fleet, repeats, shared, tasks: OnceLock::new() };
+        let inner =
+            Inner { providers, fleet, repeats, shared, tasks: OnceLock::new(), labels: Labels::default() };
         Self { inner: Arc::new(inner), session: Arc::default() }
     }
 
@@ -408,6 +413,7 @@ impl ServerHandler for Gateway {
         request: CallToolRequestParams,
         context: RequestContext<RoleServer>,
     ) -> Result<CallToolResponse, ErrorData> {
+        let tool = self.inner.labels.of(&request.name, || self.get_tool(&request.name).is_some());
         let kind = if self.provider_of(&request.name).is_some() { "own" } else { "hosted" };
         let started = Instant::now();
         let mut result = match self.as_task(&request, &context).await {
@@ -425,7 +431,12 @@ impl ServerHandler for Gateway {
             Err(_) => "error",
         };
         metrics::counter!(TOOL_CALLS.name, "kind" => kind, "outcome" => outcome).increment(1);
-        metrics::histogram!(TOOL_CALL_DURATION.name, "kind" => kind).record(started.elapsed());
+        let labels = [
+            ("mcp_method_name", "tools/call".to_owned()),
+            ("gen_ai_tool_name", tool.to_string()),
+            ("error_type", if outcome == "ok" { String::new() } else { outcome.to_owned() }),
+        ];
+        metrics::histogram!(OPERATION_DURATION.name, &labels).record(started.elapsed());
         result
     }
 

@@ -21,7 +21,7 @@ use fleet_job::{
     topics::Topics,
 };
 use fleet_kafka::{
-    KafkaError,
+    KafkaError, admin,
     producer::{Outgoing, Producer},
     settings::Settings,
 };
@@ -57,6 +57,8 @@ const MAX_CANCELLED: usize = 100_000;
 const CATCH_UP: Duration = Duration::from_secs(5);
 /// The longest trace header that is passed on, in bytes (W3C Trace Context asks for at least 512 of tracestate).
 const MAX_TRACE_BYTES: usize = 1024;
+/// How long one question to a broker may take.
+const ASK: Duration = Duration::from_secs(5);
 /// How many may look through the jobs topic at once.
 const SEARCHES: usize = 2;
 /// How often what is old is forgotten, and gauges are brought up to date.
@@ -181,11 +183,34 @@ impl Jobs {
                 }
                 Err(error) => tracing::warn!(error = crate::error::chain(&error), "the ledger can't forget"),
             }
+            self.measure().await;
             if let Ok(counts) = self.inner.store.counts().await {
                 for (state, count) in counts {
                     ::metrics::gauge!(metrics::LEDGER_JOBS.name, "state" => state).set(count as f64);
                 }
             }
+        }
+    }
+
+    /// Says how far the ledger is behind, and how many dead letters there are. Where the broker does not answer, what was so
+    /// last is still the best that is known.
+    async fn measure(&self) {
+        let (inner, topics) = (self.inner.clone(), self.inner.topics.clone());
+        let asked = tokio::task::spawn_blocking(move || {
+            let spans = |topic: &str| admin::spans(&inner.settings, topic, None, ASK);
+            (spans(&topics.events), spans(&topics.dlq))
+        });
+        let Ok((events, dead)) = asked.await else { return };
+        if let (Ok(events), Ok(positions)) = (events, self.inner.store.positions().await) {
+            let behind = events.iter().map(|span| {
+                let next = positions.get(&span.partition).copied().unwrap_or_default().max(span.start);
+                (span.end - next).max(0)
+            });
+            ::metrics::gauge!(metrics::LEDGER_BEHIND.name).set(behind.sum::<i64>() as f64);
+        }
+        if let Ok(dead) = dead {
+            let letters: i64 = dead.iter().map(|span| span.end - span.start).sum();
+            ::metrics::gauge!(metrics::DEAD_LETTERS.name).set(letters as f64);
         }
     }
 

@@ -1,6 +1,6 @@
 //! The binary `mcp-server`: reads its settings, runs until a signal, drains.
 
-use std::{process::ExitCode, time::Duration};
+use std::{net::SocketAddr, process::ExitCode, time::Duration};
 
 use clap::{Parser, Subcommand};
 use mcp_server::{
@@ -34,6 +34,9 @@ const EXAMPLES: &str = "Examples:
 struct Cli {
     #[command(flatten)]
     args: Args,
+    /// Ask the server that listens at this host and port whether it is alive, and exit with 0 or 1: for health checks.
+    #[arg(long)]
+    healthcheck: bool,
     #[command(subcommand)]
     command: Option<Command>,
 }
@@ -53,6 +56,9 @@ fn main() -> ExitCode {
         return code;
     }
     let cli = Cli::parse();
+    if cli.healthcheck {
+        return fleet_ops::http::health_exit_code(SocketAddr::new(cli.args.host, cli.args.port));
+    }
     fleet_ops::telemetry::init("mcp-server");
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,

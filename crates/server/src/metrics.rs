@@ -2,13 +2,21 @@
 
 use fleet_ops::metrics::{Kind, Metric, Unit};
 
-/// HTTP requests.
-pub const HTTP_REQUESTS: Metric = Metric {
-    name: "mcp_server_http_requests_total",
-    kind: Kind::Counter,
+/// HTTP requests; named by OpenTelemetry's convention for HTTP servers.
+pub const HTTP_DURATION: Metric = Metric {
+    name: "http_server_request_duration_seconds",
+    kind: Kind::Histogram,
+    unit: Unit::Seconds,
+    labels: &["http_request_method", "http_route", "http_response_status_code"],
+    help: "Time from an HTTP request to the beginning of its answer.",
+};
+/// Sessions.
+pub const SESSIONS: Metric = Metric {
+    name: "mcp_server_sessions",
+    kind: Kind::Gauge,
     unit: Unit::Count,
-    labels: &["path", "status"],
-    help: "HTTP requests by path and sort of answer.",
+    labels: &[],
+    help: "Sessions of the older protocol that this replica serves.",
 };
 /// Tool calls.
 pub const TOOL_CALLS: Metric = Metric {
@@ -19,13 +27,14 @@ pub const TOOL_CALLS: Metric = Metric {
     help: "Tool calls, of own and hosted tools: ok, tool-error, invalid, error. Repeats that were answered from memory \
            count too.",
 };
-/// Time of a tool call.
-pub const TOOL_CALL_DURATION: Metric = Metric {
-    name: "mcp_server_tool_call_duration_seconds",
+/// Time of a tool call; named by OpenTelemetry's convention for MCP servers.
+pub const OPERATION_DURATION: Metric = Metric {
+    name: "mcp_server_operation_duration_seconds",
     kind: Kind::Histogram,
     unit: Unit::Seconds,
-    labels: &["kind"],
-    help: "Time from a tool call to its result.",
+    labels: &["mcp_method_name", "gen_ai_tool_name", "error_type"],
+    help: "Time from a tool call to its result, by tool. `error_type` is empty where it succeeded. Tools beyond the first \
+           200 that were called are `_OTHER`.",
 };
 /// Hosted servers.
 pub const HOSTED_SERVERS: Metric = Metric {
@@ -34,6 +43,14 @@ pub const HOSTED_SERVERS: Metric = Metric {
     unit: Unit::Count,
     labels: &["state"],
     help: "Hosted servers by state: starting, running, failed, idle, refused.",
+};
+/// Child processes.
+pub const CHILDREN: Metric = Metric {
+    name: "mcp_server_hosted_children",
+    kind: Kind::Gauge,
+    unit: Unit::Count,
+    labels: &[],
+    help: "Processes of hosted servers that run.",
 };
 /// Restarts of hosted servers.
 pub const HOSTED_RESTARTS: Metric = Metric {
@@ -118,12 +135,48 @@ pub const LEDGER_FORGOTTEN: Metric = Metric {
            small for the jobs that are under way).",
 };
 
+/// How far the ledger is behind.
+pub const LEDGER_BEHIND: Metric = Metric {
+    name: "mcp_server_ledger_behind",
+    kind: Kind::Gauge,
+    unit: Unit::Count,
+    labels: &[],
+    help: "Records of the events topic that this replica's ledger has not taken up yet.",
+};
+/// Length of the dead-letter topic.
+pub const DEAD_LETTERS: Metric = Metric {
+    name: "mcp_server_dead_letters",
+    kind: Kind::Gauge,
+    unit: Unit::Count,
+    labels: &[],
+    help: "Records in the dead-letter topic. Those that were replayed count until they are purged.",
+};
+
+/// A thing that is counted in a gauge for as long as it is there.
+#[derive(Debug)]
+pub(crate) struct Counted(&'static str);
+
+impl Counted {
+    pub(crate) fn new(gauge: &Metric) -> Self {
+        metrics::gauge!(gauge.name).increment(1.0);
+        Self(gauge.name)
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        metrics::gauge!(self.0).decrement(1.0);
+    }
+}
+
 /// All of them.
 pub const TABLE: &[Metric] = &[
-    HTTP_REQUESTS,
+    HTTP_DURATION,
+    SESSIONS,
     TOOL_CALLS,
-    TOOL_CALL_DURATION,
+    OPERATION_DURATION,
     HOSTED_SERVERS,
+    CHILDREN,
     HOSTED_RESTARTS,
     CALLS_IN_FLIGHT,
     CALLS_TURNED_AWAY,
@@ -134,4 +187,6 @@ pub const TABLE: &[Metric] = &[
     JOBS_SUBMITTED,
     LEDGER_JOBS,
     LEDGER_FORGOTTEN,
+    LEDGER_BEHIND,
+    DEAD_LETTERS,
 ];

@@ -74,6 +74,22 @@ pub const IN_FLIGHT: Metric =
 /// Jobs in memory.
 pub const BUFFERED: Metric =
     metric("fleet_jobs_buffered", Kind::Gauge, Unit::Count, &[], "Jobs in memory that are not settled.");
+/// Jobs that wait for their time.
+pub const PARKED: Metric = metric(
+    "fleet_jobs_parked",
+    Kind::Gauge,
+    Unit::Count,
+    &[],
+    "Jobs in memory that wait for their `notBefore` or their next attempt.",
+);
+/// Age of the oldest job.
+pub const OLDEST: Metric = metric(
+    "fleet_oldest_job_age_seconds",
+    Kind::Gauge,
+    Unit::Seconds,
+    &[],
+    "Age of the oldest record of the jobs topic in memory that is not settled; 0 where there is none.",
+);
 /// Bytes in memory.
 pub const BUFFERED_BYTES: Metric = metric(
     "fleet_jobs_buffered_bytes",
@@ -112,6 +128,22 @@ pub const BREAKER: Metric = metric(
 /// Commits.
 pub const COMMITS: Metric =
     metric("fleet_commits_total", Kind::Counter, Unit::Count, &["ok"], "Commits answered by the broker.");
+/// Age of what is not committed.
+pub const COMMIT_AGE: Metric = metric(
+    "fleet_commit_age_seconds",
+    Kind::Gauge,
+    Unit::Seconds,
+    &[],
+    "For how long the oldest settled job has waited for the commit that says so; 0 where none waits.",
+);
+/// Dead letters.
+pub const DEAD_LETTERS: Metric = metric(
+    "fleet_dead_letters_total",
+    Kind::Counter,
+    Unit::Count,
+    &["kind"],
+    "Dead letters written, by the kind of error.",
+);
 /// Failed writes.
 pub const WRITE_FAILURES: Metric = metric(
     "fleet_write_failures_total",
@@ -132,11 +164,15 @@ pub const TABLE: &[Metric] = &[
     DURATION,
     IN_FLIGHT,
     BUFFERED,
+    PARKED,
+    OLDEST,
     BUFFERED_BYTES,
     LAG,
     PARTITIONS,
     REBALANCES,
     BREAKER,
     COMMITS,
+    COMMIT_AGE,
+    DEAD_LETTERS,
     WRITE_FAILURES,
 ];

@@ -62,7 +62,7 @@ pub(crate) struct Letter {
 #[derive(Debug, Clone)]
 pub(crate) struct Settlement {
     pub(crate) state: JobState,
-    pub(crate) dead_letter: Option<Letter>,
+    pub(crate) dead_letter: Option<(ErrorKind, Letter)>,
     pub(crate) event: Letter,
     pub(crate) reply: Option<Outgoing>,
 }
@@ -150,7 +150,7 @@ impl Reporter {
             Terminal::Failed | Terminal::Rejected => JobState::Failed,
             Terminal::Expired => JobState::Expired,
             Terminal::Cancelled => JobState::Cancelled,
-            Terminal::Deferred(_) | Terminal::Relayed => return None,
+            Terminal::Deferred(_) | Terminal::Relayed | Terminal::Again => return None,
         };
         let error = match terminal {
             Terminal::Failed | Terminal::Rejected => {
@@ -175,6 +175,7 @@ impl Reporter {
         let value = self.bounded(event);
         let reply_to = subject.envelope.and_then(|envelope| envelope.reply_to.as_deref());
         let dead_letter = error.filter(|_| state == JobState::Failed).map(|error| {
+            let kind = error.kind;
             let letter = DeadLetter {
                 job_id: subject.job_id.to_owned(),
                 error,
@@ -200,7 +201,7 @@ impl Reporter {
                 value: None,
                 headers: letter.headers_without_record(subject.record),
             };
-            Letter { whole, bare }
+            (kind, Letter { whole, bare })
         });
         Some(Settlement {
             state,
@@ -386,7 +387,7 @@ mod tests {
         let settlement = reporter.settled(&subject, now, Terminal::Failed, 1).unwrap();
         let error = event(&settlement).error.unwrap();
         assert_eq!((&*error.message, error.data), ("10000 of 10000 calls failed; `t`: no", None));
-        let letter = settlement.dead_letter.unwrap().whole;
+        let letter = settlement.dead_letter.unwrap().1.whole;
         let headers: usize =
             letter.headers.iter().map(|(name, value)| name.len() + value.as_ref().map_or(0, Vec::len)).sum();
         assert!(headers < 64 << 10, "{headers} bytes of headers");

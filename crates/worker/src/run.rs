@@ -59,6 +59,7 @@ pub async fn run(args: Args) -> Result<(), WorkerError> {
 
     let recorder = fleet_ops::metrics::install();
     recorder.describe(metrics::TABLE);
+    recorder.identify("kafka-worker", env!("CARGO_PKG_VERSION"));
     invariant::declare(&["I1", "I2", "I3", "I4", "I5", "I6", "I7", "metadata-overflow"]);
     let health = http::Health::new();
     let (listener, address) = http::bind(SocketAddr::new(args.host, args.port)).await?;

@@ -10,6 +10,7 @@ mod cancel;
 mod ends;
 mod held;
 mod settled;
+mod uncommitted;
 mod write;
 
 use std::{
@@ -34,6 +35,7 @@ use tokio_util::sync::CancellationToken;
 
 use held::{Clock, Done, Jobs, Revoke};
 use settled::Window;
+use uncommitted::Uncommitted;
 
 use crate::{
     config::Args,
@@ -47,6 +49,7 @@ use crate::{
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(5);
 /// The worker's topics, by the numbers that partitions carry.
 const TOPICS: [&str; 2] = ["jobs", "delayed"];
+const JOBS: u16 = 0;
 const DELAYED: u16 = 1;
 /// How often gauges are brought up to date. The loop turns at least as often.
 const GAUGES: Duration = Duration::from_secs(1);
@@ -84,6 +87,7 @@ pub(crate) struct Shell {
     /// Which jobs are not wanted any more.
     requests: Requests,
     settled: Window,
+    uncommitted: Uncommitted,
     revokes: Vec<Revoke>,
     /// How long nothing may be heard of the group before its silence could hide that the session has run out.
     patience: Duration,
@@ -114,6 +118,7 @@ impl Shell {
             jobs: Jobs::default(),
             requests,
             settled: Window::default(),
+            uncommitted: Uncommitted::default(),
             revokes: Vec::new(),
             patience: session / 2,
             stop_by: None,
@@ -144,6 +149,9 @@ impl Shell {
             }
             turned = Instant::now();
             self.carry_out();
+            if self.is_deaf() && !shutdown.is_cancelled() {
+                continue;
+            }
             self.settle_revokes();
             if self.stop_by.is_some_and(|by| Instant::now() >= by || self.engine.is_drained(&self.partitions))
             {
@@ -193,6 +201,11 @@ impl Shell {
         Ok(())
     }
 
+    /// Nothing has been heard of the group for so long that another worker may have the partitions.
+    fn is_deaf(&self) -> bool {
+        self.stop_by.is_none() && self.consumer.deaf_for() > self.patience
+    }
+
     fn feed(&mut self, input: Input<'_>) {
         self.engine.handle(self.clock.now(), input);
     }
@@ -240,12 +253,14 @@ impl Shell {
                 counter!(names::REBALANCES.name, "kind" => "lost").increment(1);
                 tracing::warn!(?partitions, "lost: their jobs will run elsewhere");
                 self.partitions.retain(|partition| !partitions.contains(partition));
+                self.uncommitted.gone(&partitions);
                 self.feed(Input::Lost(&partitions));
                 // All partitions are lost together, so nothing in there is still ours to say.
                 self.producer.forget();
             }
             Event::Committed(partition, generation, ok) => {
                 counter!(names::COMMITS.name, "ok" => if ok { "true" } else { "false" }).increment(1);
+                self.uncommitted.answered(partition, ok);
                 self.feed(Input::Committed { partition, generation, ok });
             }
             Event::Lag(lags) => {
@@ -264,18 +279,22 @@ impl Shell {
         match done {
             Done::Progress(token, progress) => self.progressed(token, progress),
             Done::Attempt { token, outcome, done, took } => self.attempted(token, outcome, done, took),
-            Done::Written(token, state) => {
+            Done::Written(token, state, event) => {
                 if let Some(held) = self.jobs.get(&token) {
                     let kind =
                         held.envelope.as_ref().map_or("unknown", |e| JobType::as_str(e.work.job_type()));
                     counter!(names::SETTLED.name, "state" => state.as_str(), "type" => kind).increment(1);
                     tracing::debug!(job_id = held.job_id, state = state.as_str(), "settled");
                 }
-                self.written(token);
+                self.written(token, Some(event));
+            }
+            Done::WrittenAgain(token) => {
+                self.uncommitted.settled(token.partition, Instant::now());
+                self.feed(Input::Written(token));
             }
             Done::PassedOn(token) => {
                 counter!(names::PASSED_ON.name, "topic" => topic_of(token.partition)).increment(1);
-                self.written(token);
+                self.written(token, None);
             }
             Done::NotDeferred(token) => self.feed(Input::NotDeferred(token)),
             Done::NotWritten { token, dead_letter_written } => {
@@ -293,12 +312,14 @@ impl Shell {
         }
     }
 
-    fn written(&mut self, token: Token) {
+    /// A record is settled: by this event, or by another record.
+    fn written(&mut self, token: Token, event: Option<Outgoing>) {
         if std::mem::take(&mut self.writes_fail) && !self.breaker_open && self.stop_by.is_none() {
             self.health.set_ready();
         }
         if let Some(held) = self.jobs.get(&token) {
-            self.settled.add(Instant::now(), held.identity);
+            self.settled.add(Instant::now(), held.identity, event);
+            self.uncommitted.settled(token.partition, Instant::now());
         }
         self.feed(Input::Written(token));
     }
@@ -313,8 +334,11 @@ impl Shell {
 
     // --- What the engine wants ------------------------------------------------------------------------------------
 
+    /// Asks before each command whether it is still ours to carry out: the process can be stopped between any two.
     fn carry_out(&mut self) {
-        while let Some(command) = self.engine.poll() {
+        while !self.is_deaf()
+            && let Some(command) = self.engine.poll()
+        {
             match command {
                 // Decided before the partition was taken away, and not carried out yet.
                 Command::Start(token, _) | Command::Settle(token, ..) | Command::Retrying(token, ..)
@@ -332,7 +356,10 @@ impl Shell {
                     }
                 }
                 Command::Abort(token) => self.abort(token),
-                Command::Commit(commit) => self.consumer.commit(commit),
+                Command::Commit(commit) => {
+                    self.uncommitted.sent(commit.partition);
+                    self.consumer.commit(commit);
+                }
                 Command::Pause(partition, generation) => self.consumer.pause(partition, generation),
                 Command::Resume(partition, generation) => self.consumer.resume(partition, generation),
                 Command::LogReset(partition) => {
@@ -353,9 +380,10 @@ impl Shell {
         self.watch_breaker();
     }
 
-    /// Writes an event that nothing waits for: the terminal one will tell the rest.
+    /// Writes an event that nothing waits for: the terminal one will tell the rest. Where the process was stopped since it was
+    /// made up, it may be out of date, and would be the last word about a job that another worker has ended.
     fn announce(&self, event: Option<Outgoing>) {
-        let Some(event) = event else { return };
+        let Some(event) = event.filter(|_| !self.is_deaf()) else { return };
         match self.producer.enqueue(&event) {
             Ok(delivery) => {
                 tokio::spawn(async move {
@@ -400,6 +428,7 @@ impl Shell {
                 tracing::warn!("jobs still run at the end of the drain; they will run again elsewhere");
             }
             let commits = self.engine.release(&revoke.partitions);
+            self.uncommitted.gone(&revoke.partitions);
             self.partitions.retain(|partition| !revoke.partitions.contains(partition));
             self.carry_out();
             answer(&revoke.reply, commits);
@@ -465,6 +494,11 @@ impl Shell {
             );
         }
         gauge!(names::BUFFERED.name).set(status.buffered as f64);
+        gauge!(names::PARKED.name).set(status.parked as f64);
+        let oldest = self.jobs.oldest(JOBS).map_or(Duration::ZERO, |at| self.clock.now().since(at));
+        gauge!(names::OLDEST.name).set(oldest.as_secs_f64());
+        let uncommitted = self.uncommitted.since().map_or(Duration::ZERO, |since| since.elapsed());
+        gauge!(names::COMMIT_AGE.name).set(uncommitted.as_secs_f64());
         gauge!(names::BUFFERED_BYTES.name).set(status.buffered_bytes as f64);
         gauge!(names::PARTITIONS.name).set(status.partitions.len() as f64);
         gauge!(names::BREAKER.name).set(if status.breaker == BreakerState::Closed { 0.0 } else { 1.0 });

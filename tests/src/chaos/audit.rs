@@ -20,7 +20,10 @@ use super::{
     jobs::{HOPELESS_ATTEMPTS, MAX_ATTEMPTS, Plan},
     ledger::Ledger,
 };
-use crate::{oracle::Account, topics::Record};
+use crate::{
+    oracle::{self, Account},
+    topics::Record,
+};
 
 /// A settled job is committed within `MCP_COMMIT_INTERVAL` (1 s) and the time that a commit takes on a busy machine.
 pub const COMMIT_MS: i64 = 4_000;
@@ -186,7 +189,7 @@ impl Audit<'_> {
 
     fn ends(&self, record: &Record) -> impl Iterator<Item = &JobEvent> {
         let events = self.account.events.get(&(record.partition, record.offset));
-        events.into_iter().flatten().filter(|event| event.state.is_terminal())
+        events.into_iter().flat_map(|events| oracle::ends(events))
     }
 
     fn ends_are_as_planned(&self, wrong: &mut Vec<String>) {
@@ -377,12 +380,12 @@ mod tests {
         let line = format!("{at} ERROR shell: {UNWRITTEN}; its offset is held and it is written again\n");
         std::fs::write(&log, line).expect("a log");
         let said = [Witness { worker: "b".into(), log }];
-        let twice = [end("b", 301_000, 2), end("b", 301_000, 2)];
+        let twice = [end("b", 301_000, 2), end("b", 301_001, 2)];
         assert_eq!(wrong_by(&said, &twice, &CALLS), [] as [String; 0]);
         for (ends, calls) in [
             (&twice, &[(1, 1), (2, 2)]),
-            (&[end("b", 280_000, 2), end("b", 280_000, 2)], &CALLS),
-            (&[end("c", 301_000, 2), end("c", 301_000, 2)], &CALLS),
+            (&[end("b", 280_000, 2), end("b", 280_001, 2)], &CALLS),
+            (&[end("c", 301_000, 2), end("c", 301_001, 2)], &CALLS),
         ] {
             let wrong = wrong_by(&said, ends, calls);
             assert!(wrong.iter().any(|wrong| wrong.contains("ended twice for no reason")), "{wrong:?}");

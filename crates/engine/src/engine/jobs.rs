@@ -59,7 +59,8 @@ impl Engine {
             Admission::Job(spec) | Admission::Cancelled(spec) => (Some(spec), None),
             Admission::Relay(_) => (None, Some(Terminal::Relayed)),
             Admission::Reject => (None, Some(Terminal::Rejected)),
-            Admission::Settled => return self.pass_over(now, token),
+            Admission::Ended if !faulty!(self.config, EndsNotRepeated) => (None, Some(Terminal::Again)),
+            Admission::Settled | Admission::Ended => return self.pass_over(now, token),
         };
         // What stands in the metadata includes what was spent before, but a broker may have dropped it.
         let before = spec.filter(|_| !faulty!(self.config, DeferredAttemptsForgotten)).map(|spec| spec.spent);
@@ -86,7 +87,7 @@ impl Engine {
         self.update_pause(partition);
     }
 
-    /// The record at `token` is settled already, and what stands in the commits does not say so yet.
+    /// The record at `token` is settled already, and the commits do not say so yet.
     fn pass_over(&mut self, now: Timestamp, token: Token) {
         if let Some(state) = self.partitions.get_mut(&token.partition) {
             state.pass_over(token.offset);

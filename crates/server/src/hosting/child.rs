@@ -26,7 +26,11 @@ use super::{
     stderr::StderrTail,
     stdout::{StdoutGuard, StdoutWatch},
 };
-use crate::{launcher, policy::limits::ProcessLimits};
+use crate::{
+    launcher,
+    metrics::{self, Counted},
+    policy::limits::ProcessLimits,
+};
 
 /// How long a child may take to leave by itself once its standard input is closed, and again after SIGTERM.
 const GRACE: Duration = Duration::from_millis(1500);
@@ -90,8 +94,10 @@ pub fn spawn(
     let stop = CancellationToken::new();
     let (exited, exit) = watch::channel(None);
     let process = ChildProcess { pid, stderr, stdout: watch_stdout.clone(), stop: stop.clone(), exit };
+    let counted = Counted::new(&metrics::CHILDREN);
     tokio::spawn(async move {
         let status = supervise(child, pid, stop).await;
+        drop(counted);
         if let Some(drained) = drained {
             // The last words matter most. Somebody outside of the group may hold the pipe, so not for ever.
             _ = tokio::time::timeout(GRACE, drained).await;

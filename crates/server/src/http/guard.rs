@@ -3,17 +3,17 @@
 //! A web page that a person on this machine visits can send requests to `localhost`, by its own name (DNS rebinding)
 //! or across origins. Browsers say so in `Host` and `Origin`, so both are checked by default.
 
-use std::{fmt, net::IpAddr, sync::Arc};
+use std::{fmt, net::IpAddr, sync::Arc, time::Instant};
 
 use axum::{
     extract::{Request, State},
-    http::{HeaderMap, StatusCode, Uri, header, uri::Authority},
+    http::{HeaderMap, Method, StatusCode, Uri, header, uri::Authority},
     middleware::Next,
     response::{IntoResponse, Response},
 };
 use url::Url;
 
-use crate::{config::ServerConfig, metrics::HTTP_REQUESTS, repeat::key::CREDENTIALS};
+use crate::{config::ServerConfig, metrics::HTTP_DURATION, repeat::key::CREDENTIALS};
 
 const LOOPBACK: [&str; 3] = ["localhost", "127.0.0.1", "::1"];
 
@@ -151,7 +151,7 @@ fn refused(problem: &'static str) -> Response {
     (StatusCode::FORBIDDEN, format!("Forbidden: {problem}\n")).into_response()
 }
 
-/// Counts requests by path and sort of answer.
+/// Measures requests by path and answer.
 pub(super) async fn count(request: Request, next: Next) -> Response {
     let path = match request.uri().path() {
         path if path.starts_with("/message") => "/message",
@@ -159,14 +159,23 @@ pub(super) async fn count(request: Request, next: Next) -> Response {
         // Labels are bounded: never an id.
         path => super::jobs::label(path).unwrap_or("/mcp"),
     };
-    let response = next.run(request).await;
-    let status = match response.status().as_u16() {
-        ..300 => "2xx",
-        300..400 => "3xx",
-        400..500 => "4xx",
-        500.. => "5xx",
+    // What is no method of HTTP has one name, whatever it is.
+    let method = match *request.method() {
+        Method::GET => "GET",
+        Method::POST => "POST",
+        Method::DELETE => "DELETE",
+        Method::HEAD => "HEAD",
+        Method::OPTIONS => "OPTIONS",
+        _ => "_OTHER",
     };
-    metrics::counter!(HTTP_REQUESTS.name, "path" => path, "status" => status).increment(1);
+    let started = Instant::now();
+    let response = next.run(request).await;
+    let labels = [
+        ("http_request_method", method.to_owned()),
+        ("http_route", path.to_owned()),
+        ("http_response_status_code", response.status().as_str().to_owned()),
+    ];
+    metrics::histogram!(HTTP_DURATION.name, &labels).record(started.elapsed());
     response
 }
 

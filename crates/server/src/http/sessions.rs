@@ -45,7 +45,10 @@ use rmcp::{
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 
-use crate::gateway::Gateway;
+use crate::{
+    gateway::Gateway,
+    metrics::{self, Counted},
+};
 
 mod id;
 
@@ -84,6 +87,7 @@ struct Session {
     last: AtomicU64,
     /// How many requests are open.
     open: AtomicUsize,
+    _counted: Counted,
 }
 
 /// Who made a session, and says when it has ended.
@@ -270,7 +274,8 @@ impl Inner {
 
 impl Session {
     fn new(handle: LocalSessionHandle, maker: Maker, ready: Ready) -> Self {
-        Self { handle, maker, ready, last: AtomicU64::new(0), open: AtomicUsize::new(0) }
+        let counted = Counted::new(&metrics::SESSIONS);
+        Self { handle, maker, ready, last: AtomicU64::new(0), open: AtomicUsize::new(0), _counted: counted }
     }
 }
 

@@ -33,12 +33,17 @@ impl Shell {
             DELAYED => self.relay(token, record, delayed),
             _ => self.admit(token, record, delayed),
         };
-        let admission = if self.settled.contains(Instant::now(), &held.identity) {
-            counter!(names::PASSED_OVER.name).increment(1);
-            tracing::info!(job_id = held.job_id, "came again after it was settled here; it is not run again");
-            Admission::Settled
-        } else {
-            self.unless_cancelled(&mut held, admission)
+        let admission = match self.settled.get(Instant::now(), &held.identity) {
+            Some(end) => {
+                counter!(names::PASSED_OVER.name).increment(1);
+                tracing::info!(
+                    job_id = held.job_id,
+                    "came again after it was settled here; it is not run again"
+                );
+                held.end = end;
+                if held.end.is_some() { Admission::Ended } else { Admission::Settled }
+            }
+            None => self.unless_cancelled(&mut held, admission),
         };
         self.jobs.insert(token, held);
         self.feed(Input::Record { partition, offset, bytes, admission });

@@ -26,7 +26,7 @@ impl Shell {
         let now = self.clock.now();
         let Some(held) = self.jobs.get_mut(&token) else { return };
         let Some(envelope) = held.envelope.clone() else { return };
-        if self.settled.contains(Instant::now(), &held.identity) {
+        if self.settled.get(Instant::now(), &held.identity).is_some() {
             invariant::violated("I4", format_args!("{token:?} runs after it was settled"));
         }
         held.started_at = Some(now);

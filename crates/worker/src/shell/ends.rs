@@ -12,7 +12,7 @@ use fleet_ops::invariant;
 use super::{
     Shell, give,
     held::Done,
-    write::{pass_on, write},
+    write::{pass_on, write, write_again},
 };
 use crate::{delay::Next, report::ANY_PARTITION};
 
@@ -33,6 +33,10 @@ impl Shell {
     pub(super) fn settle(&mut self, token: Token, terminal: Terminal, attempts: u32) {
         let now = self.clock.now();
         let Some(held) = self.jobs.get(&token) else { return };
+        if let (Terminal::Again, Some(end)) = (terminal, held.end.clone()) {
+            let producer = self.producer.clone();
+            return self.write(token, async move { write_again(&producer, token, &end).await });
+        }
         if terminal == Terminal::Failed && held.met_outage {
             invariant::violated("I7", format_args!("{token:?} fails because of an outage"));
         }

@@ -10,11 +10,12 @@ use fleet_engine::{FinalCommit, Partition, Token};
 use fleet_job::{
     delayed::Delayed,
     envelope::Envelope,
-    event::Progress,
+    event::{JobState, Progress},
     outcome::{JobError, Outcome},
     record::RawRecord,
     time::Timestamp,
 };
+use fleet_kafka::producer::Outgoing;
 use serde_json::Value;
 use tokio::task::AbortHandle;
 
@@ -26,6 +27,8 @@ pub(super) struct Held {
     pub(super) record: Arc<RawRecord>,
     /// What the record is known by once it is settled.
     pub(super) identity: Settled,
+    /// The event with which it ended before it came again.
+    pub(super) end: Option<Arc<Outgoing>>,
     /// How it came here, if through the delayed topic.
     pub(super) delayed: Option<Delayed>,
     pub(super) envelope: Option<Arc<Envelope>>,
@@ -55,6 +58,7 @@ impl Held {
         Self {
             record: Arc::new(record),
             identity,
+            end: None,
             delayed: None,
             envelope: None,
             job_id,
@@ -127,6 +131,12 @@ impl Jobs {
         self.held.len()
     }
 
+    /// When the oldest record of a topic was written that is in hand.
+    pub(super) fn oldest(&self, topic: u16) -> Option<Timestamp> {
+        let of_topic = self.held.iter().filter(|(token, _)| token.partition.topic == topic);
+        of_topic.filter_map(|(_, held)| held.record.timestamp).min()
+    }
+
     /// The jobs of this id.
     pub(super) fn of(&self, job_id: &str) -> Vec<Token> {
         self.by_id.get(job_id).cloned().unwrap_or_default()
@@ -143,7 +153,10 @@ pub(super) enum Done {
         done: BTreeMap<usize, Value>,
         took: Duration,
     },
-    Written(Token, fleet_job::event::JobState),
+    /// With the event that says so.
+    Written(Token, JobState, Outgoing),
+    /// The end of a job that had ended before.
+    WrittenAgain(Token),
     PassedOn(Token),
     NotDeferred(Token),
     NotWritten {

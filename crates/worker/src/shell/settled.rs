@@ -1,16 +1,20 @@
 //! Which records this worker has settled of late, for the case that one comes again because its commit was lost. Pure.
 
 use std::{
-    collections::{HashSet, VecDeque},
+    collections::{HashMap, VecDeque},
     hash::{DefaultHasher, Hash as _, Hasher as _},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
 use fleet_engine::Partition;
 use fleet_job::time::Timestamp;
+use fleet_kafka::producer::Outgoing;
 
-/// How many records are remembered: some MiB at most.
+/// How many records are remembered.
 const MOST: usize = 65_536;
+/// How many bytes of events are remembered with them.
+const MOST_BYTES: usize = 8 << 20;
 /// How long one is remembered. A partition that went away with uncommitted ends is back by then, or another worker's.
 const WINDOW: Duration = Duration::from_secs(600);
 
@@ -30,34 +34,50 @@ impl Settled {
     }
 }
 
-/// The records settled within the window.
+/// The records settled within the window, each with the event that said so; one that was written on as another record has
+/// none.
 #[derive(Debug, Default)]
 pub(super) struct Window {
-    known: HashSet<Settled>,
+    known: HashMap<Settled, Option<Arc<Outgoing>>>,
     order: VecDeque<(Instant, Settled)>,
+    bytes: usize,
 }
 
 impl Window {
-    pub(super) fn add(&mut self, now: Instant, settled: Settled) {
-        self.expire(now);
-        if self.known.insert(settled) {
-            self.order.push_back((now, settled));
+    pub(super) fn add(&mut self, now: Instant, settled: Settled, event: Option<Outgoing>) {
+        self.bytes += size(event.as_ref());
+        match self.known.insert(settled, event.map(Arc::new)) {
+            // It came again and was run again, since this was forgotten or could not be known.
+            Some(before) => self.bytes -= size(before.as_deref()),
+            None => self.order.push_back((now, settled)),
         }
+        self.expire(now);
     }
 
-    pub(super) fn contains(&mut self, now: Instant, settled: &Settled) -> bool {
+    /// The event with which a record was settled, if it is remembered that it was.
+    pub(super) fn get(&mut self, now: Instant, settled: &Settled) -> Option<Option<Arc<Outgoing>>> {
         self.expire(now);
-        self.known.contains(settled)
+        self.known.get(settled).cloned()
     }
 
     fn expire(&mut self, now: Instant) {
         while let Some((at, settled)) = self.order.front()
-            && (self.order.len() > MOST || now.duration_since(*at) > WINDOW)
+            && (self.order.len() > MOST || self.bytes > MOST_BYTES || now.duration_since(*at) > WINDOW)
         {
-            self.known.remove(settled);
+            let event = self.known.remove(settled).flatten();
+            self.bytes -= size(event.as_deref());
             self.order.pop_front();
         }
     }
+}
+
+fn size(event: Option<&Outgoing>) -> usize {
+    let event = event.map(|event| (event.key.as_ref(), event.value.as_ref(), &event.headers));
+    event.map_or(0, |(key, value, headers)| {
+        let headers =
+            headers.iter().map(|(name, value)| name.len() + value.as_ref().map_or(0, |value| value.len()));
+        key.map_or(0, Vec::len) + value.map_or(0, Vec::len) + headers.sum::<usize>()
+    })
 }
 
 #[cfg(test)]
@@ -66,25 +86,38 @@ mod tests {
 
     const P: Partition = Partition { topic: 0, number: 0 };
 
+    fn event(bytes: usize) -> Option<Outgoing> {
+        Some(Outgoing { value: Some(vec![0; bytes]), ..Outgoing::default() })
+    }
+
     #[test]
-    fn a_record_is_known_for_a_while() {
+    fn a_record_is_known_for_a_while_with_its_end() {
         let (mut window, now) = (Window::default(), Instant::now());
         let settled = Settled::new(P, 7, "job", None);
-        assert!(!window.contains(now, &settled));
-        window.add(now, settled);
-        assert!(window.contains(now + WINDOW, &settled));
-        assert!(!window.contains(now, &Settled::new(P, 7, "another", None)), "the topic was made again");
-        assert!(!window.contains(now, &Settled::new(P, 8, "job", None)));
-        assert!(!window.contains(now + WINDOW + Duration::from_secs(1), &settled));
+        assert!(window.get(now, &settled).is_none());
+        window.add(now, settled, event(3));
+        let end = window.get(now + WINDOW, &settled).unwrap().unwrap();
+        assert_eq!(end.value.as_ref().unwrap().len(), 3);
+        assert!(window.get(now, &Settled::new(P, 7, "another", None)).is_none(), "the topic was made again");
+        assert!(window.get(now, &Settled::new(P, 8, "job", None)).is_none());
+        assert!(window.get(now + WINDOW + Duration::from_secs(1), &settled).is_none());
+        assert_eq!(window.bytes, 0);
     }
 
     #[test]
     fn memory_is_bounded() {
         let (mut window, now) = (Window::default(), Instant::now());
         let all = MOST as i64 + 10;
-        (0..all).for_each(|offset| window.add(now, Settled::new(P, offset, "job", None)));
-        assert!(window.order.len() <= MOST + 1 && window.known.len() == window.order.len());
-        assert!(window.contains(now, &Settled::new(P, all - 1, "job", None)));
-        assert!(!window.contains(now, &Settled::new(P, 0, "job", None)));
+        (0..all).for_each(|offset| window.add(now, Settled::new(P, offset, "job", None), None));
+        assert!(window.order.len() <= MOST && window.known.len() == window.order.len());
+        assert!(window.get(now, &Settled::new(P, all - 1, "job", None)).is_some());
+        assert!(window.get(now, &Settled::new(P, 0, "job", None)).is_none());
+        for offset in 0..4 {
+            window.add(now, Settled::new(P, offset, "large", None), event(MOST_BYTES / 2));
+        }
+        assert!(window.bytes <= MOST_BYTES, "{}", window.bytes);
+        assert_eq!(window.known.len(), 2, "the newest two have room");
+        window.add(now, Settled::new(P, 3, "large", None), event(1));
+        assert_eq!((window.known.len(), window.bytes), (2, MOST_BYTES / 2 + 1));
     }
 }

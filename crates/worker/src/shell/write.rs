@@ -20,15 +20,17 @@ const REPLY_TIMEOUT: Duration = Duration::from_secs(10);
 
 pub(super) async fn write(producer: &Producer, token: Token, settlement: Settlement) -> Done {
     let mut dead_letter_written = false;
-    if let Some(letter) = settlement.dead_letter {
+    if let Some((kind, letter)) = settlement.dead_letter {
         if let Err(error) = write_one(producer, letter.whole, letter.bare).await {
             return not_written(token, false, "dead-letter", &error);
         }
+        counter!(names::DEAD_LETTERS.name, "kind" => kind.as_str()).increment(1);
         dead_letter_written = true;
     }
-    if let Err(error) = write_one(producer, settlement.event.whole, settlement.event.bare).await {
-        return not_written(token, dead_letter_written, "event", &error);
-    }
+    let event = match write_one(producer, settlement.event.whole, settlement.event.bare).await {
+        Ok(event) => event,
+        Err(error) => return not_written(token, dead_letter_written, "event", &error),
+    };
     if let Some(reply) = &settlement.reply {
         let sent = tokio::time::timeout(REPLY_TIMEOUT, producer.send(reply)).await;
         if !matches!(sent, Ok(Ok(_))) {
@@ -36,7 +38,15 @@ pub(super) async fn write(producer: &Producer, token: Token, settlement: Settlem
             tracing::error!(topic = reply.topic, "a reply could not be written: does the topic exist?");
         }
     }
-    Done::Written(token, settlement.state)
+    Done::Written(token, settlement.state, event)
+}
+
+/// Writes the end of a job as it was written before.
+pub(super) async fn write_again(producer: &Producer, token: Token, event: &Outgoing) -> Done {
+    match producer.send(event).await {
+        Ok(_) => Done::WrittenAgain(token),
+        Err(error) => not_written(token, false, "event", &error),
+    }
 }
 
 /// Writes the record that a waiting job goes on as. One that the delayed topic can't take waits in memory; one that has
@@ -64,17 +74,17 @@ pub(super) async fn pass_on(producer: &Producer, token: Token, letter: Letter, i
 }
 
 /// Writes a record, or its short form where the topic takes no record of that size: trying the same again could not help
-/// and would hold up the partition for ever.
-async fn write_one(producer: &Producer, whole: Outgoing, bare: Outgoing) -> Result<(), KafkaError> {
+/// and would hold up the partition for ever. Returns what was written.
+async fn write_one(producer: &Producer, whole: Outgoing, bare: Outgoing) -> Result<Outgoing, KafkaError> {
     match producer.send(&whole).await {
         Err(error) if error.is_too_large() => {
             tracing::error!(
                 topic = whole.topic,
                 "a record is too large for its topic and is written in short: raise max.message.bytes"
             );
-            producer.send(&bare).await.map(drop)
+            producer.send(&bare).await.map(|_| bare)
         }
-        other => other.map(drop),
+        other => other.map(|_| whole),
     }
 }
 

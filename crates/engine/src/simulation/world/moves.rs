@@ -52,6 +52,7 @@ impl World {
             not_before: self.time_within(15, 2500),
             ended: 0,
             terminals: Vec::new(),
+            seems_to_run: false,
             must_not_repeat: false,
         };
         self.produced += 1;
@@ -81,6 +82,7 @@ impl World {
             not_before: Some(until),
             cancelled: None,
             terminals: Vec::new(),
+            seems_to_run: false,
             must_not_repeat: false,
             ..job
         };
@@ -141,7 +143,12 @@ impl World {
         };
         let offset = *offset;
         let known = self.workers[worker].settled.contains(&(number, offset));
-        let admission = if known && self.rng.chance(70) { Admission::Settled } else { admission };
+        let has_ended = job.terminals.iter().any(|terminal| terminal.is_final());
+        let admission = match known && self.rng.chance(70) {
+            true if has_ended => Admission::Ended,
+            true => Admission::Settled,
+            false => admission,
+        };
         self.workers[worker].position.insert(number, offset + 1);
         let token = self.workers[worker].engine.token(partition(number), offset).filter(|_| cancelled);
         if let Some(token) = token {
@@ -206,6 +213,10 @@ impl World {
         if matches!(terminal, Terminal::Deferred(_)) && self.rng.chance(10) {
             return self.feed(worker, Input::NotDeferred(token));
         }
+        if terminal == Terminal::Again {
+            self.job(token).seems_to_run = false;
+            return self.feed(worker, Input::Written(token));
+        }
         self.check_terminal(token, terminal);
         match terminal {
             Terminal::Deferred(until) => self.pass_on(token, until.as_millis(), attempts),
@@ -220,6 +231,7 @@ impl World {
             }
         }
         self.job(token).terminals.push(terminal);
+        self.job(token).seems_to_run = false;
         self.workers[worker].settled.insert((token.partition.number, token.offset));
         self.feed(worker, Input::Written(token));
     }

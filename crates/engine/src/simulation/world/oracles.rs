@@ -53,7 +53,9 @@ impl World {
             self.check_ownership(worker, token, attempt);
         }
         let (now, disorder) = (self.now, self.disorder);
+        let says_so = !self.workers[worker].gone.contains(&number);
         let job = self.job(token);
+        job.seems_to_run |= says_so && job.terminals.iter().any(|terminal| terminal.is_final());
         ensure!(
             attempt == job.ended + 1 || disorder,
             "I6: attempt {attempt} of {token:?} after {} have ended",
