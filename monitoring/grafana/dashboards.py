@@ -453,10 +453,11 @@ def tools():
             panel("Outcomes", "ops", "Tool calls a second, of own and hosted tools. `tool-error` is the tool's own failure, `error` is one of "
                   "the server or the hosted server.",
                   (rate("mcp_server_tool_calls_total", "kind, outcome"), "{{kind}} {{outcome}}"), stack=True),
-            panel("Time of operations", "s", "How long operations of MCP take, lists and calls together.",
-                  *quantiles(calls)),
-            panel("Operations", "ops", "Operations of MCP a second, by method.",
-                  (rate(f"{calls}_count", "mcp_method_name"), "{{mcp_method_name}}"), stack=True),
+            panel("Time of all tools", "s", "How long tool calls take, all tools together.",
+                  *quantiles(calls, f'mcp_method_name="tools/call", {tool}')),
+            panel("Share of errors", "percentunit", "Share of the tool calls that came to an error.",
+                  (f'sum(rate({calls}_count{{mcp_method_name="tools/call", error_type!="", {tool}}}[$__rate_interval]))'
+                   f' / sum(rate({calls}_count{{mcp_method_name="tools/call", {tool}}}[$__rate_interval]))', "errors")),
         ),
         row(
             "Hosted servers",
@@ -486,7 +487,7 @@ def tools():
             panel("Requests by status", "reqps", "HTTP requests a second by status.",
                   (rate(f"{http}_count", "http_response_status_code", no_probe), "{{http_response_status_code}}"),
                   alert="FleetServerErrors", stack=True),
-            panel("Time by route", "s", "95 of 100 requests of a route take less. Streams last as long as somebody listens.",
+            panel("Time by route", "s", "95 of 100 requests of a route take less, from the request to the beginning of the answer.",
                   (quantile(0.95, http, "http_route", no_probe), "{{http_route}}")),
             panel("Sessions", "short", "Sessions of clients that speak older revisions of the protocol.", each("mcp_server_sessions")),
             panel("Connections turned away", "short", "Requests answered with 503 because too many connections were open.",
