@@ -433,7 +433,6 @@ def tools():
     tool = f'gen_ai_tool_name=~"$tool", {HERE}'
     calls = "mcp_server_operation_duration_seconds"
     http = "http_server_request_duration_seconds"
-    no_probe = f'http_route!~"/health|/ready|/metrics", {HERE}'
     return dashboard(
         "mcp-fleet-tools",
         "mcp-fleet / Tools",
@@ -483,12 +482,12 @@ def tools():
         row(
             "HTTP",
             panel("Requests by route", "reqps", "HTTP requests a second by route, without probes and scrapes.",
-                  (rate(f"{http}_count", "http_route", no_probe), "{{http_route}}"), stack=True),
+                  (rate(f"{http}_count", "http_route"), "{{http_route}}"), stack=True),
             panel("Requests by status", "reqps", "HTTP requests a second by status.",
-                  (rate(f"{http}_count", "http_response_status_code", no_probe), "{{http_response_status_code}}"),
+                  (rate(f"{http}_count", "http_response_status_code"), "{{http_response_status_code}}"),
                   alert="FleetServerErrors", stack=True),
             panel("Time by route", "s", "95 of 100 requests of a route take less, from the request to the beginning of the answer.",
-                  (quantile(0.95, http, "http_route", no_probe), "{{http_route}}")),
+                  (quantile(0.95, http, "http_route"), "{{http_route}}")),
             panel("Sessions", "short", "Sessions of clients that speak older revisions of the protocol.", each("mcp_server_sessions")),
             panel("Connections turned away", "short", "Requests answered with 503 because too many connections were open.",
                   (increase("fleet_http_busy_total", "instance"), "{{instance}}"), alert="FleetConnectionsTurnedAway", bars=True),
