@@ -292,10 +292,12 @@ fn documented() -> BTreeMap<String, (Vec<String>, String)> {
 
 /// A selector and where it stands.
 type Place = (String, Selector);
+/// Where something is grouped, by which label, and the metrics of that query.
+type Grouping = (String, String, Vec<String>);
 
 /// Every selector of rules, dashboards and tests of rules; and every label that something is grouped by, with the metrics
 /// of its query.
-fn spoken_of(rules: &[Value], panels: &[Panel]) -> (Vec<Place>, Vec<(String, String, Vec<String>)>) {
+fn spoken_of(rules: &[Value], panels: &[Panel]) -> (Vec<Place>, Vec<Grouping>) {
     let mut queries: Vec<(String, String)> = Vec::new();
     for rule in rules {
         queries.push((rule["name"].to_string(), rule["query"].as_str().expect("a query").to_owned()));
