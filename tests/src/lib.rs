@@ -17,6 +17,7 @@ pub mod chaos;
 pub mod fleet;
 pub mod http;
 pub mod kafka;
+pub mod keda;
 pub mod mcp;
 pub mod node;
 pub mod oracle;
