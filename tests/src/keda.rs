@@ -6,13 +6,15 @@
 //! makes, asks them every 15 seconds ([`SYNC`]) and decides how many, from 1 on; see [`hpa`]. Each asking is an observation
 //! of its own, and a trigger that leaves out persistent lag remembers the offsets of the one before: with both controllers
 //! asking, two observations can be so close together that nothing was committed in between. `useCachedMetrics` has the HPA
-//! take what the scale loop has seen.
+//! take what the scale loop has seen; and where KEDA has nothing to decide, because there is always a replica, its loop takes
+//! what the HPA has seen.
 //!
 //! Modelled on KEDA 2.21 and Kubernetes 1.34. A setting that is not modelled is refused ([`settings`]), so that nobody takes
 //! the answer for that of another controller. Nothing here reads a clock or asks a broker; that is for the test.
 
 pub mod hpa;
 pub mod live;
+pub mod query;
 pub mod settings;
 pub mod triggers;
 
@@ -27,8 +29,8 @@ pub const SYNC: Duration = Duration::from_secs(15);
 
 /// What the triggers are asked about.
 pub trait Source {
-    /// The partitions of the topic, as the consumer group sees them.
-    fn partitions(&mut self) -> Vec<Partition>;
+    /// The partitions of a topic, as the consumer group sees them; without a topic, those of all topics of the group.
+    fn partitions(&mut self, topic: Option<&str>) -> Vec<Partition>;
     /// What the query of a `prometheus` trigger returns; none where the result is empty.
     fn query(&mut self, query: &str) -> Option<f64>;
 }
@@ -39,8 +41,10 @@ struct Trigger {
     kind: TriggerKind,
     /// What the HPA wants on the average of all replicas.
     threshold: f64,
-    /// What the scale loop has seen, where the HPA is to take that.
-    cached: Option<Option<Observation>>,
+    /// Whether the HPA is to take what the scale loop has seen.
+    cached: bool,
+    /// What the other one of the two has seen, for the one that is to take it.
+    last: Option<Observation>,
 }
 
 #[derive(Clone, Debug)]
@@ -52,7 +56,10 @@ enum TriggerKind {
 impl Trigger {
     fn observe(&mut self, source: &mut impl Source) -> Observation {
         match &mut self.kind {
-            TriggerKind::Kafka(kafka) => kafka.observe(&source.partitions()),
+            TriggerKind::Kafka(kafka) => {
+                let partitions = source.partitions(kafka.topic());
+                kafka.observe(&partitions)
+            }
             TriggerKind::Prometheus(prometheus) => prometheus.observe(source.query(&prometheus.query)),
         }
     }
@@ -98,7 +105,8 @@ impl Controller {
                 Metadata::Prometheus(settings) => TriggerKind::Prometheus(settings.clone()),
             },
             threshold: trigger.threshold(),
-            cached: trigger.use_cached_metrics.then_some(None),
+            cached: trigger.use_cached_metrics,
+            last: None,
         });
         Self {
             triggers: triggers.collect(),
@@ -132,10 +140,14 @@ impl Controller {
     /// KEDA's scale loop.
     fn poll(&mut self, now: Duration, replicas: i32, source: &mut impl Source) -> Decision {
         let mut seen = Vec::new();
+        let takes = replicas > 0 && self.object.takes_what_the_hpa_saw();
         for trigger in &mut self.triggers {
-            let observation = trigger.observe(source);
-            if let Some(cached) = &mut trigger.cached {
-                *cached = Some(observation);
+            let observation = match trigger.last {
+                Some(last) if takes => last,
+                _ => trigger.observe(source),
+            };
+            if trigger.cached {
+                trigger.last = Some(observation);
             }
             seen.push(observation);
         }
@@ -169,9 +181,16 @@ impl Controller {
             return Decision { replicas, seen: Vec::new(), by: By::Hpa };
         }
         let mut seen = Vec::new();
+        let given = self.object.takes_what_the_hpa_saw();
         for trigger in &mut self.triggers {
-            let cached = trigger.cached.flatten();
-            seen.push(cached.unwrap_or_else(|| trigger.observe(source)));
+            let observation = match trigger.last {
+                Some(last) if trigger.cached => last,
+                _ => trigger.observe(source),
+            };
+            if given {
+                trigger.last = Some(observation);
+            }
+            seen.push(observation);
         }
         let targets = self.triggers.iter().map(|trigger| trigger.threshold);
         let metrics: Vec<_> = seen.iter().map(|observation| observation.value).zip(targets).collect();

@@ -14,6 +14,7 @@ pub mod bins;
 pub mod brokers;
 pub mod cache;
 pub mod chaos;
+pub mod compose;
 pub mod fleet;
 pub mod http;
 pub mod kafka;

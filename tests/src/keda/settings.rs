@@ -248,7 +248,8 @@ fn kafka(values: &mut Values, kind: &str) -> Result<KafkaSettings, String> {
     // How the broker is reached, and by what name the group goes, is the test's own affair.
     values.ignore(&["bootstrapServers", "bootstrapServersFromEnv", "consumerGroup", "consumerGroupFromEnv"]);
     values.ignore(&["version", "tls", "sasl", "unsafeSsl", "fullMetadata"]);
-    let of_env: Option<String> = values.take("topicFromEnv")?;
+    // Written as a shell would: the value is the scaled container's.
+    let of_env = values.take::<String>("topicFromEnv")?.map(|name| format!("${name}"));
     let policy: Option<String> = values.take("offsetResetPolicy")?;
     let settings = KafkaSettings {
         topic: values.take("topic")?.or(of_env),
@@ -279,13 +280,11 @@ fn kafka(values: &mut Values, kind: &str) -> Result<KafkaSettings, String> {
 
 fn prometheus(values: &mut Values) -> Result<Prometheus, String> {
     values.ignore(&["serverAddress", "namespace", "authModes", "unsafeSsl", "timeout"]);
-    if values.take("ignoreNullValues")? == Some(false) {
-        return Err("ignoreNullValues: false is not modelled".to_owned());
-    }
     Ok(Prometheus {
         query: values.take("query")?.ok_or("a prometheus trigger has a query")?,
         threshold: values.take("threshold")?.ok_or("a prometheus trigger has a threshold")?,
         activation_threshold: values.take("activationThreshold")?.unwrap_or_default(),
+        ignore_null_values: values.take("ignoreNullValues")?.unwrap_or(true),
     })
 }
 
@@ -331,11 +330,25 @@ impl ScaledObject {
         (up.or(0, vec![pods, percent]), down.or(300, vec![percent]))
     }
 
+    /// Whether KEDA's loop has nothing to decide and the HPA looks often enough for both.
+    pub fn takes_what_the_hpa_saw(&self) -> bool {
+        let always_some = self.min_replica_count > 0 && self.idle_replica_count.is_none();
+        always_some && !self.triggers.iter().any(|trigger| trigger.use_cached_metrics)
+    }
+
     /// The settings of its `kafka` triggers.
     pub fn kafka_mut(&mut self) -> impl Iterator<Item = &mut KafkaSettings> {
         self.triggers.iter_mut().filter_map(|trigger| match &mut trigger.metadata {
             Metadata::Kafka(settings) => Some(settings),
             Metadata::Prometheus(_) => None,
+        })
+    }
+
+    /// The settings of its `prometheus` triggers.
+    pub fn prometheus_mut(&mut self) -> impl Iterator<Item = &mut Prometheus> {
+        self.triggers.iter_mut().filter_map(|trigger| match &mut trigger.metadata {
+            Metadata::Prometheus(settings) => Some(settings),
+            Metadata::Kafka(_) => None,
         })
     }
 }

@@ -86,7 +86,7 @@ struct Load {
 }
 
 impl Source for Load {
-    fn partitions(&mut self) -> Vec<Partition> {
+    fn partitions(&mut self, _topic: Option<&str>) -> Vec<Partition> {
         partitions(&[(Some(self.committed), 0, self.committed + self.lag); 4])
     }
 
@@ -230,6 +230,23 @@ fn two_who_ask_see_persistent_lag_where_there_is_none_unless_one_takes_what_the_
     };
     assert_eq!(most(true), (400, 400));
     assert_eq!(most(false), (0, 400));
+}
+
+#[test]
+fn where_there_is_always_one_the_hpa_looks_for_both() {
+    let text = OBJECT.replace("useCachedMetrics: true", "name: lag").replace("minReplicaCount: 0", "minReplicaCount: 1");
+    let mut controller = Controller::new(ScaledObject::parse(&text).expect("an object"));
+    let (mut replicas, mut load) = (1, Load { lag: 5_000, ..Load::default() });
+    // The offsets move between two looks of the HPA, and not between its look and the next one of the scale loop.
+    for second in 0..300_u64 {
+        load.committed = i64::try_from(second / 15).expect("a small number");
+        while let Some(decision) = controller.turn(Duration::from_secs(second), replicas, &mut load) {
+            replicas = decision.replicas;
+            let excluded = decision.by == By::Hpa && second > 15 && decision.seen[0].value == 0.0;
+            assert!(!excluded, "at {second}");
+        }
+    }
+    assert_eq!(replicas, 4);
 }
 
 proptest! {

@@ -69,6 +69,11 @@ impl Kafka {
         Self { settings, previous: BTreeMap::new() }
     }
 
+    /// The topic, if one is set.
+    pub fn topic(&self) -> Option<&str> {
+        self.settings.topic.as_deref()
+    }
+
     /// The total lag, which is what the HPA is told, and whether there is enough of it for anything to run. What does not
     /// count for the former because it is persistent does count for the latter.
     pub fn observe(&mut self, partitions: &[Partition]) -> Observation {
@@ -133,12 +138,16 @@ pub struct Prometheus {
     pub threshold: f64,
     /// The value above which something is to run.
     pub activation_threshold: f64,
+    /// Whether no result is 0. Otherwise the trigger fails, and that is not modelled.
+    pub ignore_null_values: bool,
 }
 
 impl Prometheus {
-    /// An empty result is 0 (`ignoreNullValues`, which is the default).
+    /// The value, and whether it is enough for anything to run.
     pub fn observe(&self, result: Option<f64>) -> Observation {
-        let value = result.filter(|value| value.is_finite()).unwrap_or_default();
+        let result = result.filter(|value| value.is_finite());
+        assert!(result.is_some() || self.ignore_null_values, "the trigger fails: {} has no result", self.query);
+        let value = result.unwrap_or_default();
         Observation { value, active: value > self.activation_threshold }
     }
 }
