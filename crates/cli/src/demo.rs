@@ -26,8 +26,8 @@ use crate::{
     error::CliError,
     output::{self, Talk},
     stack::{FILES, Stack, StackConfig},
-    submit,
-    tally::{Place, Report, Row, Submitted, Tally},
+    submit::{self, Place},
+    tally::{Report, Row, Submitted, Tally},
 };
 
 const OPEN: Duration = Duration::from_secs(10);
@@ -280,7 +280,7 @@ fn wait(
         let source = event.source.as_ref().filter(|_| event.state.is_terminal());
         if source.is_some_and(|source| open.remove(&(source.partition, source.offset))) {
             moved = Instant::now();
-            ended = ended.max(Some(submit::ended_at(&event)));
+            ended = ended.max(Some(ended_at(&event)));
             bar.inc(1);
         }
     }
@@ -400,4 +400,9 @@ fn shortened(text: &str, length: usize) -> String {
     }
     let kept: String = text.chars().take(length.saturating_sub(1)).collect();
     format!("{kept}…")
+}
+
+/// When a terminal event says that its job ended.
+fn ended_at(event: &JobEvent) -> Timestamp {
+    event.timings.as_ref().map_or(event.time, |timings| timings.finished_at)
 }

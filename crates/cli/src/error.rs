@@ -12,8 +12,10 @@ pub(crate) enum CliError {
     Kafka(#[from] KafkaError),
     #[error("the configuration can't be used")]
     Config(#[from] fleet_ops::config::ConfigError),
+    #[cfg(feature = "embedded-broker")]
     #[error(transparent)]
     Broker(#[from] crate::broker::BrokerError),
+    #[cfg(feature = "embedded-broker")]
     #[error("the embedded broker died ({0}); what it has confirmed is in its --data-dir, if it has one")]
     BrokerDied(String),
     #[error(transparent)]
@@ -42,8 +44,10 @@ pub(crate) enum CliError {
     Api(#[from] crate::jobs::ApiError),
     #[error("{0}")]
     Usage(String),
+    #[cfg(feature = "embedded-broker")]
     #[error("{name} ended before it was ready; the end of its log:\n{log}")]
     EarlyEnd { name: String, log: String },
+    #[cfg(feature = "embedded-broker")]
     #[error("{name} was not ready within {seconds} s; the end of its log:\n{log}")]
     Slow { name: String, seconds: u64, log: String },
 }

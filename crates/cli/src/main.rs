@@ -1,12 +1,16 @@
 //! The binary `mcp-fleet`: everything on one laptop, and the operator's tool for any Kafka.
 //!
 //! Each command is one module. `server` and `worker` are the production binaries under one roof, so that `demo` and
-//! `dev` need no other file than this one.
+//! `dev` need no other file than this one. Without the feature `embedded-broker`, `demo`, `dev` and `broker` are not there;
+//! images for clusters, which have a Kafka, are built so.
 
+#[cfg(feature = "embedded-broker")]
 mod broker;
 mod completions;
 mod connection;
+#[cfg(feature = "embedded-broker")]
 mod demo;
+#[cfg(feature = "embedded-broker")]
 mod dev;
 mod dlq;
 #[cfg(test)]
@@ -18,9 +22,12 @@ mod lag;
 mod moment;
 mod output;
 mod serve;
+#[cfg(feature = "embedded-broker")]
 mod stack;
 mod submit;
+#[cfg(feature = "embedded-broker")]
 mod supervise;
+#[cfg(feature = "embedded-broker")]
 mod tally;
 mod topics;
 
@@ -28,9 +35,15 @@ use std::process::ExitCode;
 
 use clap::{CommandFactory as _, Parser, Subcommand};
 
-const EXAMPLES: &str = "Examples:
+/// Shown below `--help` where the commands are there.
+#[cfg(feature = "embedded-broker")]
+const LAPTOP_EXAMPLES: &str = "
   mcp-fleet demo --jobs 200 --workers 3
-  mcp-fleet dev --data-dir .fleet
+  mcp-fleet dev --data-dir .fleet";
+#[cfg(not(feature = "embedded-broker"))]
+const LAPTOP_EXAMPLES: &str = "";
+
+const EXAMPLES: &str = "
   mcp-fleet submit --tool files__file_read --arguments '{\"path\":\"README.md\"}' --wait
   mcp-fleet submit jobs.jsonl --brokers kafka:9092
   mcp-fleet jobs watch
@@ -40,7 +53,7 @@ const EXAMPLES: &str = "Examples:
 
 /// A Kafka-driven fleet of job workers for MCP tools.
 #[derive(Debug, Parser)]
-#[command(name = "mcp-fleet", version, after_help = EXAMPLES)]
+#[command(name = "mcp-fleet", version, after_help = format!("Examples:{LAPTOP_EXAMPLES}{EXAMPLES}"))]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -48,8 +61,10 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    #[cfg(feature = "embedded-broker")]
     /// Start broker, server and workers, run jobs over the files of this directory, and show what became of each.
     Demo(demo::Args),
+    #[cfg(feature = "embedded-broker")]
     /// Start broker, server and workers, and keep them running until Ctrl-C.
     Dev(dev::Args),
     /// Put jobs on the jobs topic.
@@ -73,6 +88,7 @@ enum Command {
         #[command(subcommand)]
         command: topics::Command,
     },
+    #[cfg(feature = "embedded-broker")]
     /// Run the embedded broker by itself.
     Broker(serve::BrokerArgs),
     /// Run the MCP server (the binary mcp-server).
@@ -91,7 +107,9 @@ async fn main() -> ExitCode {
     }
     let cli = Cli::parse();
     let result = match cli.command {
+        #[cfg(feature = "embedded-broker")]
         Command::Demo(args) => demo::run(args).await,
+        #[cfg(feature = "embedded-broker")]
         Command::Dev(args) => dev::run(args).await,
         Command::Submit(args) => submit::run(args).await,
         Command::Events(args) => events::run(args).await,
@@ -99,6 +117,7 @@ async fn main() -> ExitCode {
         Command::Dlq { command } => dlq::run(command).await,
         Command::Lag(args) => lag::run(args).await,
         Command::Topics { command } => topics::run(command).await,
+        #[cfg(feature = "embedded-broker")]
         Command::Broker(args) => serve::broker(args).await,
         Command::Server(args) => serve::server(args).await,
         Command::Worker(args) => serve::worker(args).await,

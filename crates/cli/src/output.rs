@@ -15,11 +15,13 @@ fn write_line(mut to: impl Write, text: impl std::fmt::Display) {
 }
 
 /// Talk for people: on standard output, or on standard error when `json` has that for itself.
+#[cfg(feature = "embedded-broker")]
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Talk {
     pub(crate) json: bool,
 }
 
+#[cfg(feature = "embedded-broker")]
 impl Talk {
     pub(crate) fn say(self, text: impl std::fmt::Display) {
         if self.json {

@@ -23,7 +23,7 @@ use fleet_kafka::{
 use indicatif::ProgressBar;
 use serde_json::{Map, Value, json};
 
-use crate::{connection::Connection, error::CliError, events, output, tally::Place};
+use crate::{connection::Connection, error::CliError, events, output};
 
 /// How long a broker may take to answer at all.
 const REACH: Duration = Duration::from_secs(5);
@@ -85,6 +85,9 @@ pub(crate) struct Args {
     #[arg(long)]
     json: bool,
 }
+
+/// Where a record was written: partition and offset of the jobs topic.
+pub(crate) type Place = (i32, i64);
 
 /// A job with the key it is to be written under.
 struct Job {
@@ -329,9 +332,4 @@ fn wait(
         return Ok(ExitCode::from(TIMED_OUT));
     }
     Ok(if succeeded == places.len() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
-}
-
-/// When a terminal event says that its job ended; used by `demo` to measure.
-pub(crate) fn ended_at(event: &JobEvent) -> Timestamp {
-    event.timings.as_ref().map_or(event.time, |timings| timings.finished_at)
 }

@@ -5,8 +5,7 @@ use std::collections::HashMap;
 use fleet_job::event::{JobEvent, JobState};
 use serde::Serialize;
 
-/// Where a record was written: partition and offset of the jobs topic.
-pub(crate) type Place = (i32, i64);
+use crate::submit::Place;
 
 /// A record that was submitted.
 #[derive(Debug, Clone)]
