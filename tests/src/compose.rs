@@ -152,7 +152,9 @@ fn service(object: &Map<String, Value>) -> Result<Service, String> {
             "depends_on" => service.depends_on = depends_on(&value)?,
             "healthcheck" => service.healthcheck = Some(healthcheck(&value)?),
             "stop_grace_period" => service.stop_grace_period = duration(&text(&value)?)?,
-            "volumes" => service.volumes = texts(&value)?.iter().map(|text| volume(text)).collect::<Result<_, _>>()?,
+            "volumes" => {
+                service.volumes = texts(&value)?.iter().map(|text| volume(text)).collect::<Result<_, _>>()?
+            }
             "tmpfs" => {
                 let path = |text: String| text.split(':').next().unwrap_or_default().to_owned();
                 service.tmpfs = texts(&value)?.into_iter().map(path).collect();
@@ -192,7 +194,8 @@ fn texts(value: &Value) -> Result<Vec<String>, String> {
 fn dockerfile(value: &Value) -> Result<String, String> {
     let here = value["context"] == ".";
     let name = value["dockerfile"].as_str().filter(|_| here);
-    name.map(str::to_owned).ok_or_else(|| format!("a build is of a Dockerfile in the repository's root: {value}"))
+    name.map(str::to_owned)
+        .ok_or_else(|| format!("a build is of a Dockerfile in the repository's root: {value}"))
 }
 
 fn environment(value: &Value) -> Result<BTreeMap<String, String>, String> {
@@ -226,7 +229,9 @@ fn healthcheck(value: &Value) -> Result<Healthcheck, String> {
     let time = |key: &str, default| value.get(key).map_or(Ok(default), |value| duration(&text(value)?));
     let second = Duration::from_secs(1);
     let (interval, timeout) = (time("interval", 30 * second)?, time("timeout", 30 * second)?);
-    let retries = value.get("retries").map_or(Ok(3), |value| text(value)?.parse().map_err(|_| "retries"))?;
+    let retries = value
+        .get("retries")
+        .map_or(Ok(3), |value| text(value)?.parse().map_err(|_| format!("retries {value}")))?;
     time("start_interval", 5 * second)?;
     let deadline = time("start_period", Duration::ZERO)? + (interval + timeout) * retries;
     Ok(Healthcheck { test: texts(&value["test"])?, deadline })
@@ -235,7 +240,9 @@ fn healthcheck(value: &Value) -> Result<Healthcheck, String> {
 fn volume(text: &str) -> Result<(String, String), String> {
     let mut parts = text.split(':');
     match (parts.next(), parts.next(), parts.next(), parts.next()) {
-        (Some(source), Some(target), None | Some("ro" | "rw"), None) => Ok((source.to_owned(), target.to_owned())),
+        (Some(source), Some(target), None | Some("ro" | "rw"), None) => {
+            Ok((source.to_owned(), target.to_owned()))
+        }
         _ => Err(format!("volume {text}")),
     }
 }
@@ -301,7 +308,10 @@ services:
         assert_eq!(worker.replicas, 3);
         assert!(worker.read_only);
         assert_eq!(worker.dockerfile.as_deref(), Some("Dockerfile.worker"));
-        assert_eq!(worker.command.as_ref().map(|command| command.join(" ")).as_deref(), Some("work --partitions 12"));
+        assert_eq!(
+            worker.command.as_ref().map(|command| command.join(" ")).as_deref(),
+            Some("work --partitions 12")
+        );
         assert_eq!(worker.depends_on, [("kafka".to_owned(), Condition::Healthy)]);
         assert_eq!(worker.env_files, [(".env.worker".to_owned(), false), (".env".to_owned(), true)]);
         assert_eq!(worker.tmpfs, ["/tmp"]);
@@ -309,7 +319,10 @@ services:
         assert_eq!(worker.stop_grace_period, Duration::from_secs(45));
         let kafka = &compose.services["kafka"];
         assert_eq!(kafka.environment["KAFKA_NODE_ID"], "1");
-        assert_eq!(kafka.healthcheck.as_ref().map(|check| check.deadline), Some(Duration::from_secs(90 + 4 * 45)));
+        assert_eq!(
+            kafka.healthcheck.as_ref().map(|check| check.deadline),
+            Some(Duration::from_secs(90 + 4 * 45))
+        );
         assert_eq!((kafka.stop_grace_period, kafka.read_only), (GRACE, false));
     }
 

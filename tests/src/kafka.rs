@@ -202,7 +202,9 @@ pub(crate) fn set_up_as_image(directory: &Path, env: &BTreeMap<String, String>) 
     fs::create_dir_all(directory).expect("a directory for a node's configuration");
     let nothing = directory.join("nothing");
     let mut command = java("kafka.docker.KafkaDockerWrapper", &["setup"]);
-    command.args([&nothing, &nothing, directory]).env_clear().envs(env);
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    command.arg("--default-configs-dir").arg(&nothing).arg("--mounted-configs-dir").arg(&nothing);
+    command.arg("--final-configs-dir").arg(directory).env_clear().env("PATH", path).envs(env);
     cache::run(&mut command);
 }
 

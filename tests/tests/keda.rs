@@ -10,39 +10,38 @@
 
 use std::{
     collections::BTreeSet,
-    env, fs, thread,
+    env, fs,
+    path::PathBuf,
+    thread,
     time::{Duration, Instant},
 };
 
-use fleet_job::{
-    envelope::{Envelope, ToolCall, Work},
-    event::{JobEvent, JobState},
-    topics::Topics,
-};
+use fleet_job::{event::JobState, topics::Topics};
 use fleet_tests::{
     Env, Fleet, Oracle, bins,
     chaos::ledger::Ledger,
-    fleet::{self, Service},
+    fleet::Service,
     http,
-    keda::{By, Controller, live::Live, live::Snapshot, settings::ScaledObject},
+    keda::{By, Controller, Source as _, live::Live, live::Snapshot, settings::ScaledObject},
     topics::{self, Outgoing},
 };
 use nix::sys::signal::Signal;
 use serde_json::json;
 
 /// How much faster time goes for the controllers.
-const SPEED: u32 = 30;
+const SPEED: u32 = 40;
 const JOBS: usize = 50_000;
-/// Jobs behind the one that goes on and on, on its partition: as much lag as the most workers are for, at least.
+/// Jobs behind the one that goes on and on, on its partition: more than enough lag for the most workers.
 const BEHIND: usize = 1_000;
 const KEYS: usize = 5_000;
+/// The one that goes on and on: its id and its key.
+const LONG: &str = "long";
 const PARTITIONS: i32 = 12;
 /// As many as two cores can make use of.
 const MAX: i32 = 5;
 /// The workers' `MCP_COMMIT_INTERVAL` is a second, and KEDA looks every few of them.
 const COMMIT_INTERVAL: &str = "100ms";
-/// The least that Kubernetes gives a pod to end, once it was asked to.
-const GRACE: Duration = Duration::from_secs(30);
+const DELAYED_PARTITIONS: i32 = 6;
 /// Nothing takes longer.
 const STALLED: Duration = Duration::from_secs(600);
 
@@ -64,8 +63,8 @@ fn fifty_thousand_jobs_wake_the_fleet_and_let_it_sleep_again() {
     assert_eq!(up_and_down.iter().max(), Some(&MAX), "{up_and_down:?}");
 
     // The head of one partition goes on and on; everything else is done soon.
-    let (poison, gate) = run.poison();
-    run.until("the fleet to be one worker", |run| run.replicas() == 1 && run.seen.lag() > 0 && run.open() == Some(1.0));
+    let gate = run.poison();
+    run.until("the fleet to be one worker", |run| run.replicas() == 1 && run.runnable == 1.0);
     let settled = run.now();
     let period = run.object.cooldown_period() + run.object.polling_interval() * 2;
     run.until("a cooldown with the long job still running", |run| run.now() > settled + period);
@@ -76,7 +75,7 @@ fn fifty_thousand_jobs_wake_the_fleet_and_let_it_sleep_again() {
     run.until("the fleet to sleep again", Run::sleeps);
     let poisoned = run.only_up_and_then_down();
 
-    let calls = run.judge(poison);
+    let calls = run.judge();
     let jobs_per_second = jobs as f64 / took;
     eprintln!(
         "{jobs} jobs in {took:.0} s ({jobs_per_second:.0}/s) by 0 {up_and_down:?} workers; then {behind} behind a long job: \
@@ -84,25 +83,41 @@ fn fifty_thousand_jobs_wake_the_fleet_and_let_it_sleep_again() {
     );
 }
 
-/// The project's own object, for fewer workers.
-fn object() -> ScaledObject {
-    let directory = bins::repository().join("k8s/components/keda");
-    let files = fs::read_dir(&directory).expect("k8s/components/keda");
-    let objects = files.filter_map(|file| {
-        let text = fs::read_to_string(file.expect("a file").path()).expect("its text");
-        text.contains("kind: ScaledObject").then(|| ScaledObject::parse(&text).expect("a ScaledObject"))
-    });
-    let mut object = objects.last().expect("a ScaledObject in k8s/components/keda");
+/// The project's own object, in the variant for which its comments say what to change: down to no worker at all. With fewer
+/// workers, and for the topics of this test.
+fn object(topics: &Topics) -> ScaledObject {
+    let path = bins::repository().join("k8s/components/keda/kafka-worker-scaledobject.yaml");
+    let text = fs::read_to_string(path).expect("the ScaledObject");
+    let mut object = ScaledObject::parse(&text).expect("a ScaledObject");
     assert!(object.max_replica_count <= PARTITIONS, "workers without a partition are of no use");
     object.max_replica_count = MAX;
+    object.min_replica_count = 0;
+    object.prometheus_mut().for_each(|prometheus| prometheus.ignore_null_values = true);
+    for kafka in object.kafka_mut() {
+        kafka.topic = Some(match kafka.topic.as_deref() {
+            Some("$KAFKA_TOPIC") => topics.jobs.clone(),
+            Some("mcp-jobs.delayed") => topics.delayed.clone(),
+            other => panic!("a topic that workers don't read: {other:?}"),
+        });
+    }
     object
+}
+
+/// How long Kubernetes gives a worker to end, once it was asked to.
+fn grace() -> Duration {
+    let path = bins::repository().join("k8s/base/kafka-worker-deployment.yaml");
+    let text = fs::read_to_string(path).expect("the Deployment");
+    let deployment: serde_json::Value = serde_norway::from_str(&text).expect("YAML");
+    let seconds = deployment["spec"]["template"]["spec"]["terminationGracePeriodSeconds"].as_u64();
+    Duration::from_secs(seconds.expect("the grace period"))
 }
 
 /// What persistent lag would do to the same object.
 fn with_persistent_lag(mut object: ScaledObject) -> ScaledObject {
     for kafka in object.kafka_mut() {
-        assert!(kafka.exclude_persistent_lag, "one long job must not keep all workers");
         kafka.exclude_persistent_lag = false;
+        // Which would hide it, because one partition is work for one worker.
+        kafka.limit_to_partitions_with_lag = false;
     }
     object
 }
@@ -128,6 +143,9 @@ struct Run<'e> {
     live: Live,
     /// What the controllers have seen last.
     seen: Snapshot,
+    /// What the query of the `prometheus` trigger returned then.
+    runnable: f64,
+    grace: Duration,
     looks: usize,
     /// Those that were asked to end, and when.
     leaving: Vec<(Instant, Service)>,
@@ -143,8 +161,8 @@ struct Run<'e> {
 impl<'e> Run<'e> {
     fn new(env: &'e Env) -> Self {
         let mut fleet = Fleet::new(env, "keda", PARTITIONS);
-        let options = fleet.with_jobs(fleet::ServerOptions::default());
-        fleet.server_env.extend(options.env);
+        let topics = Topics::of(fleet.topic.clone());
+        topics::create(&env.brokers, &[(&topics.delayed, DELAYED_PARTITIONS), (&topics.control, 1)]);
         let ledger = fleet.directory.join("ledger");
         fleet.start_tool_server(env!("CARGO_BIN_EXE_fixture_tools"), &ledger, false);
         for (name, value) in [
@@ -156,9 +174,10 @@ impl<'e> Run<'e> {
             fleet.worker_env(name, value);
         }
         let server = fleet.server.as_ref().expect("the server").address;
-        let object = object();
+        let object = object(&topics);
+        let watched = vec![(topics.jobs, PARTITIONS), (topics.delayed, DELAYED_PARTITIONS)];
         Self {
-            live: Live::new(&env.brokers, &fleet.group, &fleet.topic, PARTITIONS, vec![server]),
+            live: Live::new(&env.brokers, &fleet.group, watched),
             fleet,
             controller: Controller::new(object.clone()),
             without: Thought {
@@ -167,6 +186,8 @@ impl<'e> Run<'e> {
             },
             object,
             seen: Snapshot::default(),
+            runnable: 0.0,
+            grace: grace(),
             looks: 0,
             leaving: Vec::new(),
             changes: Vec::new(),
@@ -179,44 +200,27 @@ impl<'e> Run<'e> {
 
     // --- What there is to do ------------------------------------------------------------------------------------------
 
-    /// Submits jobs as `mcp-fleet submit` does: first the events that say so, then the jobs.
-    fn submit_jobs(&mut self, jobs: Vec<(Envelope, String)>) -> Vec<topics::Record> {
-        let queued = jobs.iter().map(|(job, _)| {
-            let now = fleet::now();
-            let event = JobEvent { submitted_at: Some(now), ..JobEvent::about(job, JobState::Queued, now) };
-            Outgoing::value(event.to_bytes()).key(job.job_id.as_str())
-        });
-        let events = Topics::of(self.fleet.topic.clone()).events;
-        topics::produce(&self.fleet.env.brokers, &events, queued.collect());
-        let records = jobs.iter().map(|(job, key)| Outgoing::value(job.to_json().to_string()).key(key.as_str()));
-        self.fleet.submit(records.collect())
-    }
-
     /// Submits so many jobs for a tool that costs next to nothing.
     fn submit(&mut self, name: &str, count: usize, key: impl Fn(usize) -> String) {
-        let call = ToolCall::new(None, "server_list");
-        let job = |n| (Envelope::new(format!("{name}-{n}"), Work::ToolCall(call.clone())), key(n));
-        self.submit_jobs((0..count).map(job).collect());
+        let job = |n| {
+            let job = json!({"jobID": format!("{name}-{n}"), "jobType": "tool-call", "payload": {"tool": "server_list"}});
+            Outgoing::value(job.to_string()).key(key(n))
+        };
+        self.fleet.submit((0..count).map(job).collect());
         self.tell(&format!("{count} jobs more"));
     }
 
-    /// Submits a job that goes on until there is a file, and many behind it on its partition. Returns its id and the file.
-    fn poison(&mut self) -> (&'static str, std::path::PathBuf) {
-        const POISON: (&str, &str) = ("poison", "poison");
+    /// Submits a job that goes on until there is a file, and many behind it on its partition. Returns the file.
+    fn poison(&mut self) -> PathBuf {
         let gate = self.fleet.directory.join("gate");
-        let mut call = ToolCall::new(Some("chaos".to_owned()), "work");
-        call.arguments.insert("until".to_owned(), json!(gate));
-        let mut job = Envelope::new(POISON.0, Work::ToolCall(call));
-        job.timeout_ms = Some(600_000);
-        let partition = self.submit_jobs(vec![(job, POISON.1.to_owned())])[0].partition;
-        let others = self.fleet.submitted.iter().filter(|record| record.partition == partition);
-        let keys: BTreeSet<_> = others.filter_map(|record| record.content.key.clone()).collect();
-        let keys: Vec<_> = keys.into_iter().filter(|key| key != POISON.1.as_bytes()).collect();
-        let text = |n: usize| String::from_utf8_lossy(&keys[n % keys.len()]).into_owned();
-        let threshold = self.object.kafka_mut().map(|kafka| kafka.lag_threshold).max().expect("a kafka trigger");
-        let count = usize::try_from(threshold * i64::from(MAX)).expect("a number of jobs").max(BEHIND);
-        self.submit("behind", count, text);
-        (POISON.0, gate)
+        let job = json!({"jobID": LONG, "jobType": "tool-call", "timeoutMs": 600_000,
+            "payload": {"server": "chaos", "tool": "work", "arguments": {"until": gate, "key": LONG}}});
+        let record = self.fleet.submit(vec![Outgoing::value(job.to_string()).key(LONG)]).remove(0);
+        let others = self.fleet.submitted.iter().filter(|other| other.partition == record.partition);
+        let keys: BTreeSet<_> = others.filter_map(|other| other.content.key.clone()).collect();
+        let keys: Vec<_> = keys.into_iter().filter(|key| key != LONG.as_bytes()).collect();
+        self.submit("behind", BEHIND, |n| String::from_utf8_lossy(&keys[n % keys.len()]).into_owned());
+        gate
     }
 
     // --- What the controllers do --------------------------------------------------------------------------------------
@@ -232,12 +236,6 @@ impl<'e> Run<'e> {
 
     fn sleeps(&self) -> bool {
         self.replicas() == 0 && self.leaving.is_empty() && self.seen.lag() == 0
-    }
-
-    /// Jobs that have not ended, as the server knows them.
-    fn open(&self) -> Option<f64> {
-        let open: Vec<_> = JobState::ALL.iter().filter(|state| !state.is_terminal()).map(|state| state.as_str()).collect();
-        self.seen.jobs(&open)
     }
 
     fn until(&mut self, what: &str, mut done: impl FnMut(&Self) -> bool) {
@@ -257,8 +255,11 @@ impl<'e> Run<'e> {
             thread::sleep(((due - now) / SPEED).min(Duration::from_millis(50)));
             return self.part();
         }
-        self.seen = self.live.look();
+        let workers = self.fleet.workers.iter().chain(self.leaving.iter().map(|(_, worker)| worker));
+        self.seen = self.live.look(workers.map(|worker| worker.address));
         self.looks += 1;
+        let queries: Vec<_> = self.object.prometheus_mut().map(|trigger| trigger.query.clone()).collect();
+        self.runnable = queries.iter().filter_map(|query| self.seen.query(query)).sum();
         if self.seen.lag() > 0 {
             self.worked_until = self.begin.elapsed();
         }
@@ -300,7 +301,11 @@ impl<'e> Run<'e> {
     fn part(&mut self) {
         self.leaving.retain_mut(|(since, worker)| {
             let runs = worker.process.is_running();
-            assert!(!runs || since.elapsed() < GRACE, "a worker takes too long to end:\n{}", worker.process.log());
+            assert!(
+                !runs || since.elapsed() < self.grace,
+                "a worker takes too long to end:\n{}",
+                worker.process.log()
+            );
             if !runs {
                 let status = worker.process.wait(Duration::ZERO);
                 assert!(status.success(), "a worker ended with {status}:\n{}", worker.process.log());
@@ -314,8 +319,10 @@ impl<'e> Run<'e> {
         let (lag, workers, leaving) = (self.seen.lag(), self.replicas(), self.leaving.len());
         let (took, thought) = (self.told.as_secs_f64(), self.without.replicas);
         eprintln!(
-            "{took:>6.1} s ({:>5.0} s): lag {lag:>6}, {workers} workers and {leaving} leaving (with persistent lag {thought}); {what}",
-            self.now().as_secs_f64()
+            "{took:>6.1} s ({:>5.0} s): lag {lag:>6}, runnable {:>6}, {workers} workers and {leaving} leaving \
+             (with persistent lag {thought}); {what}",
+            self.now().as_secs_f64(),
+            self.runnable
         );
     }
 
@@ -332,13 +339,13 @@ impl<'e> Run<'e> {
     }
 
     /// Every job has ended once, by one call each; only the long one may have been called again. Returns the calls.
-    fn judge(self, long: &str) -> usize {
+    fn judge(self) -> usize {
         let fleet = &self.fleet;
         fleet.everything_is_committed();
         let account = Oracle::new(&fleet.topic, &fleet.submitted).check(&fleet.env.brokers);
         assert_eq!(account.count(JobState::Succeeded), fleet.submitted.len());
         let ledger = Ledger::read(&fleet.directory.join("ledger"));
-        let long: usize = ledger.calls[long].values().sum();
+        let long: usize = ledger.calls[LONG].values().sum();
         let server = fleet.server.as_ref().expect("the server").address;
         let calls = http::metric(server, "mcp_server_tool_calls_total").expect("calls") - self.calls;
         assert_eq!(calls, (fleet.submitted.len() - 1 + long) as f64, "calls were repeated");

@@ -85,7 +85,9 @@ mod tests {
             let result = interpolate(text, &variables);
             match expected {
                 Ok(expected) => assert_eq!(result.as_deref(), Ok(expected), "{text}"),
-                Err(why) => assert!(result.as_ref().is_err_and(|error| error.contains(why)), "{text}: {result:?}"),
+                Err(why) => {
+                    assert!(result.as_ref().is_err_and(|error| error.contains(why)), "{text}: {result:?}")
+                }
             }
         };
         check("$A-${A}b$$A ${NONE}$NONE.", Ok("a-ab$A ."));

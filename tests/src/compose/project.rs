@@ -14,6 +14,8 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    env,
+    ffi::OsString,
     fs,
     net::{SocketAddr, TcpListener},
     path::{Path, PathBuf},
@@ -24,7 +26,7 @@ use std::{
 use nix::sys::signal::Signal;
 
 use super::{Compose, Condition, Service, dockerfile::Image};
-use crate::{bins, kafka, process::Process, topics, wait};
+use crate::{bins, kafka, process::Process, topics};
 
 /// A one-shot service, and a broker whose health is asked for, end within this.
 const ONE_SHOT: Duration = Duration::from_secs(120);
@@ -84,8 +86,12 @@ impl Project {
         let names: Vec<_> = names.into_iter().map(|(name, _)| name.clone()).collect();
         for name in names {
             self.start(&name);
-            let one_shot = services_waited_for(&self.compose, Condition::CompletedSuccessfully).contains(&name);
-            self.wait_for(&name, if one_shot { Condition::CompletedSuccessfully } else { Condition::Healthy });
+            let one_shot =
+                services_waited_for(&self.compose, Condition::CompletedSuccessfully).contains(&name);
+            self.wait_for(
+                &name,
+                if one_shot { Condition::CompletedSuccessfully } else { Condition::Healthy },
+            );
         }
     }
 
@@ -109,13 +115,15 @@ impl Project {
     /// `down`: everything, what depends on others first.
     pub fn down(&mut self) {
         while !self.running.is_empty() {
-            let needed: BTreeSet<_> = self.running.keys().flat_map(|(service, _)| self.dependencies(service)).collect();
+            let needed: BTreeSet<_> =
+                self.running.keys().flat_map(|(service, _)| self.dependencies(service)).collect();
             let free = self.running.keys().filter(|(service, _)| !needed.contains(service));
             let free: Vec<_> = free.cloned().collect();
             assert!(!free.is_empty(), "services depend on each other: {needed:?}");
             self.stop(&free);
         }
-        let left: Vec<_> = fs::read_dir(self.directory.join("empty")).expect("the working directory").collect();
+        let left: Vec<_> =
+            fs::read_dir(self.directory.join("empty")).expect("the working directory").collect();
         assert!(left.is_empty(), "a container has written to its working directory: {left:?}");
     }
 
@@ -164,7 +172,8 @@ impl Project {
         let name = (service.to_owned(), number);
         if !self.running.contains_key(&name) {
             let (command, env) = self.command(&name, None);
-            let process = Process::start(&format!("{service}-{number}"), &self.directory.join("logs"), command);
+            let process =
+                Process::start(&format!("{service}-{number}"), &self.directory.join("logs"), command);
             self.running.insert(name, Container { process, env });
         }
     }
@@ -201,7 +210,11 @@ impl Project {
         for (name, mut container) in gone {
             let service = self.service(&name.0);
             let status = container.process.wait(service.stop_grace_period);
-            assert!(ended_well(service, status), "{name:?} has ended with {status}:\n{}", container.process.log());
+            assert!(
+                ended_well(service, status),
+                "{name:?} has ended with {status}:\n{}",
+                container.process.log()
+            );
         }
     }
 
@@ -228,14 +241,15 @@ impl Project {
         let mut command = match &service.image {
             Some(image) if service.dockerfile.is_none() => self.kafka(image, name, &env),
             _ => {
-                let entrypoint = service.entrypoint.unwrap_or(image.entrypoint);
-                let rest = arguments.map(<[String]>::to_vec).or(service.command).unwrap_or(image.command);
+                let entrypoint = service.entrypoint.clone().unwrap_or(image.entrypoint);
+                let rest =
+                    arguments.map(<[String]>::to_vec).or(service.command.clone()).unwrap_or(image.command);
                 let mut command = Command::new(bins::bin(program(&entrypoint[0])));
                 command.args(entrypoint[1..].iter().chain(&rest).map(|part| self.mapped(name, part)));
                 command
             }
         };
-        command.env_clear().envs(&env).current_dir(self.directory.join("empty"));
+        command.env_clear().envs(&env).envs(image_path(&service)).current_dir(self.directory.join("empty"));
         if service.tmpfs.iter().any(|path| path == "/tmp") {
             command.env("TMPDIR", self.inside(name, "/tmp").expect("a directory for /tmp"));
         }
@@ -329,6 +343,12 @@ fn ended_well(service: &Service, status: ExitStatus) -> bool {
     status.success() || (service.dockerfile.is_none() && status.code() == Some(128 + Signal::SIGTERM as i32))
 }
 
+/// Java is found here by the path of this process, and in the image by that of the image.
+fn image_path(service: &Service) -> Option<(&'static str, OsString)> {
+    let is_ours = service.dockerfile.is_some();
+    (!is_ours).then(|| ("PATH", env::var_os("PATH").unwrap_or_default()))
+}
+
 fn program(path: &str) -> &str {
     path.rsplit('/').next().unwrap_or_default()
 }
@@ -336,8 +356,14 @@ fn program(path: &str) -> &str {
 /// Carries a health check out.
 fn is_healthy(test: &[String], env: &BTreeMap<String, String>) -> bool {
     match test {
+        [kind, path, flag] if kind == "CMD" && flag == "--healthcheck" && !has_healthcheck(program(path)) => {
+            let port = env["PORT"].parse().expect("a port");
+            crate::http::get(SocketAddr::from(([127, 0, 0, 1], port)), "/health")
+                .is_ok_and(|(status, _)| status == 200)
+        }
         [kind, path, arguments @ ..] if kind == "CMD" => {
-            let output = Command::new(bins::bin(program(path))).args(arguments).env_clear().envs(env).output();
+            let output =
+                Command::new(bins::bin(program(path))).args(arguments).env_clear().envs(env).output();
             output.is_ok_and(|output| output.status.success())
         }
         // The script that the image asks with is not among the harness's jars; it asks as every client begins.
@@ -349,11 +375,18 @@ fn is_healthy(test: &[String], env: &BTreeMap<String, String>) -> bool {
     }
 }
 
+fn has_healthcheck(program: &str) -> bool {
+    let help = Command::new(bins::bin(program)).arg("--help").output();
+    help.is_ok_and(|output| String::from_utf8_lossy(&output.stdout).contains("--healthcheck"))
+}
+
 /// The lines of an env file.
 fn variables(text: &str) -> BTreeMap<String, String> {
     let lines = text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#'));
     let pairs = lines.filter_map(|line| line.split_once('='));
-    pairs.map(|(name, value)| (name.trim().to_owned(), value.trim().trim_matches(['"', '\'']).to_owned())).collect()
+    pairs
+        .map(|(name, value)| (name.trim().to_owned(), value.trim().trim_matches(['"', '\'']).to_owned()))
+        .collect()
 }
 
 /// `text` with every `host:port` replaced for which there is another. A host may be empty behind two slashes only.
@@ -387,11 +420,6 @@ pub fn words(line: &str) -> Vec<String> {
     let output = Command::new("sh").args(["-c", &script]).output().expect("sh");
     assert!(output.status.success(), "a shell does not understand {line:?}");
     String::from_utf8_lossy(&output.stdout).lines().map(str::to_owned).collect()
-}
-
-/// Waits until `done`, and fails with what it says until then.
-pub fn until(what: &str, mut done: impl FnMut() -> Result<(), String>) {
-    wait::until_ok(what, wait::LONG, &mut done);
 }
 
 #[cfg(test)]

@@ -110,5 +110,9 @@ impl Hpa {
 fn proposal(current: i32, usage: f64, target: f64) -> i32 {
     let (usage, target) = ((usage * 1000.0).round(), (target * 1000.0).round());
     let ratio = usage / (target * f64::from(current));
-    if (1.0 - TOLERANCE..=1.0 + TOLERANCE).contains(&ratio) { current } else { (usage / target).ceil() as i32 }
+    if (1.0 - TOLERANCE..=1.0 + TOLERANCE).contains(&ratio) {
+        current
+    } else {
+        (usage / target).ceil() as i32
+    }
 }

@@ -31,10 +31,17 @@ impl Live {
 
     /// What there is to be seen now, of the topics and of the processes that listen at `scraped`.
     pub fn look(&self, scraped: impl IntoIterator<Item = SocketAddr>) -> Snapshot {
-        let partitions = self.topics.iter().map(|(topic, partitions)| (topic.clone(), self.partitions(topic, *partitions)));
+        let partitions = self
+            .topics
+            .iter()
+            .map(|(topic, partitions)| (topic.clone(), self.partitions(topic, *partitions)));
         // A process that is about to end answers no more, and then Prometheus knows nothing of it either.
-        let scrape = |address: SocketAddr| Some((address.to_string(), http::get(address, "/metrics").ok()?.1));
-        Snapshot { partitions: partitions.collect(), scrapes: scraped.into_iter().filter_map(scrape).collect() }
+        let scrape =
+            |address: SocketAddr| Some((address.to_string(), http::get(address, "/metrics").ok()?.1));
+        Snapshot {
+            partitions: partitions.collect(),
+            scrapes: scraped.into_iter().filter_map(scrape).collect(),
+        }
     }
 
     fn partitions(&self, topic: &str, count: i32) -> Vec<Partition> {
@@ -64,7 +71,8 @@ pub struct Snapshot {
 impl Snapshot {
     /// How many records were not committed, over all partitions of all topics.
     pub fn lag(&self) -> i64 {
-        let lag = |partition: &Partition| partition.latest - partition.committed.unwrap_or(partition.earliest);
+        let lag =
+            |partition: &Partition| partition.latest - partition.committed.unwrap_or(partition.earliest);
         self.partitions.values().flatten().map(lag).sum()
     }
 }

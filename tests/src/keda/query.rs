@@ -116,7 +116,9 @@ impl<'a> Parser<'a> {
                 }
                 let quoted = self.rest.strip_prefix('"').and_then(|rest| rest.split_once('"'));
                 let (value, rest) = quoted.ok_or_else(|| format!("a matcher of {label}: {}", self.rest))?;
-                if several && !value.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"_|-".contains(&byte)) {
+                if several
+                    && !value.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"_|-".contains(&byte))
+                {
                     return Err(format!("not understood: {label}=~{value}"));
                 }
                 let values: Vec<_> = if several { value.split('|').collect() } else { vec![value] };

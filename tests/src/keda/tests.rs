@@ -202,7 +202,10 @@ fn the_greater_trigger_counts_and_a_tenth_does_not() {
     load.open = 165.0;
     assert_eq!(play(&mut controller, 60, 60, &mut replicas, &mut load), []);
     load.open = 166.0;
-    assert_eq!(play(&mut controller, 120, 60, &mut replicas, &mut load).last().map(|change| change.2), Some(4));
+    assert_eq!(
+        play(&mut controller, 120, 60, &mut replicas, &mut load).last().map(|change| change.2),
+        Some(4)
+    );
 }
 
 #[test]
@@ -234,7 +237,9 @@ fn two_who_ask_see_persistent_lag_where_there_is_none_unless_one_takes_what_the_
 
 #[test]
 fn where_there_is_always_one_the_hpa_looks_for_both() {
-    let text = OBJECT.replace("useCachedMetrics: true", "name: lag").replace("minReplicaCount: 0", "minReplicaCount: 1");
+    let text = OBJECT
+        .replace("useCachedMetrics: true", "name: lag")
+        .replace("minReplicaCount: 0", "minReplicaCount: 1");
     let mut controller = Controller::new(ScaledObject::parse(&text).expect("an object"));
     let (mut replicas, mut load) = (1, Load { lag: 5_000, ..Load::default() });
     // The offsets move between two looks of the HPA, and not between its look and the next one of the scale loop.

@@ -104,7 +104,8 @@ impl Kafka {
             return (lag, lag);
         };
         let lag = latest - committed;
-        if self.settings.exclude_persistent_lag && self.previous.insert(partition, committed) == Some(committed)
+        if self.settings.exclude_persistent_lag
+            && self.previous.insert(partition, committed) == Some(committed)
         {
             return (0, lag);
         }
@@ -146,7 +147,11 @@ impl Prometheus {
     /// The value, and whether it is enough for anything to run.
     pub fn observe(&self, result: Option<f64>) -> Observation {
         let result = result.filter(|value| value.is_finite());
-        assert!(result.is_some() || self.ignore_null_values, "the trigger fails: {} has no result", self.query);
+        assert!(
+            result.is_some() || self.ignore_null_values,
+            "the trigger fails: {} has no result",
+            self.query
+        );
         let value = result.unwrap_or_default();
         Observation { value, active: value > self.activation_threshold }
     }
