@@ -12,7 +12,7 @@ use super::{
     query::{Scrapes, evaluate},
     triggers::Partition,
 };
-use crate::{http, topics};
+use crate::{http, topics, wait};
 
 const TIMEOUT: Duration = Duration::from_secs(30);
 
@@ -47,7 +47,10 @@ impl Live {
     fn partitions(&self, topic: &str, count: i32) -> Vec<Partition> {
         let mut asked = TopicPartitionList::new();
         asked.add_partition_range(topic, 0, count - 1);
-        let committed = self.consumer.committed_offsets(asked, TIMEOUT).expect("committed offsets");
+        // A broker that has just started has no coordinator for groups yet.
+        let committed = wait::until_ok("committed offsets", TIMEOUT, || {
+            self.consumer.committed_offsets(asked.clone(), TIMEOUT)
+        });
         let look = |partition| {
             let (earliest, latest) =
                 self.consumer.fetch_watermarks(topic, partition, TIMEOUT).expect("watermarks");
