@@ -356,11 +356,6 @@ fn program(path: &str) -> &str {
 /// Carries a health check out.
 fn is_healthy(test: &[String], env: &BTreeMap<String, String>) -> bool {
     match test {
-        [kind, path, flag] if kind == "CMD" && flag == "--healthcheck" && !has_healthcheck(program(path)) => {
-            let port = env["PORT"].parse().expect("a port");
-            crate::http::get(SocketAddr::from(([127, 0, 0, 1], port)), "/health")
-                .is_ok_and(|(status, _)| status == 200)
-        }
         [kind, path, arguments @ ..] if kind == "CMD" => {
             let output =
                 Command::new(bins::bin(program(path))).args(arguments).env_clear().envs(env).output();
@@ -373,11 +368,6 @@ fn is_healthy(test: &[String], env: &BTreeMap<String, String>) -> bool {
         }
         _ => panic!("this health check is not understood: {test:?}"),
     }
-}
-
-fn has_healthcheck(program: &str) -> bool {
-    let help = Command::new(bins::bin(program)).arg("--help").output();
-    help.is_ok_and(|output| String::from_utf8_lossy(&output.stdout).contains("--healthcheck"))
 }
 
 /// The lines of an env file.
