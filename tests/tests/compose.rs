@@ -4,7 +4,6 @@
 //! An engine's own work is not tested: building images, name resolution, and the walls around a process.
 
 #![expect(clippy::expect_used, reason = "a panic is the report of a test")]
-#![expect(clippy::print_stderr, reason = "shown by the test runner, under the test that failed")]
 
 use std::{
     collections::{BTreeMap, BTreeSet},
