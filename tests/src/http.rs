@@ -27,10 +27,25 @@ pub fn post_with(
     headers: &[(&str, &str)],
     body: &Value,
 ) -> io::Result<(u16, Value)> {
+    request(address, &address.to_string(), path, headers, body)
+}
+
+/// The same to a host that goes by another name.
+pub fn post_as(address: SocketAddr, host: &str, path: &str, body: &Value) -> io::Result<(u16, Value)> {
+    request(address, host, path, &[], body)
+}
+
+fn request(
+    address: SocketAddr,
+    host: &str,
+    path: &str,
+    headers: &[(&str, &str)],
+    body: &Value,
+) -> io::Result<(u16, Value)> {
     let body = body.to_string();
     let more: String = headers.iter().map(|(name, value)| format!("{name}: {value}\r\n")).collect();
     let head = format!(
-        "POST {path} HTTP/1.1\r\nhost: {address}\r\nconnection: close\r\ncontent-type: application/json\r\n\
+        "POST {path} HTTP/1.1\r\nhost: {host}\r\nconnection: close\r\ncontent-type: application/json\r\n\
          accept: application/json, text/event-stream\r\n{more}content-length: {}\r\n\r\n",
         body.len()
     );

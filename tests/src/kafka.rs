@@ -1,6 +1,7 @@
 //! Real Apache Kafka: KRaft nodes that are broker and controller at once, from the jars that `tests/kafka/pom.xml` names.
 
 use std::{
+    collections::BTreeMap,
     fs,
     net::{SocketAddr, TcpListener},
     path::{Path, PathBuf},
@@ -195,11 +196,29 @@ num.recovery.threads.per.data.dir=1
     )
 }
 
+/// Writes the configuration of a node below `directory` and formats its storage, by the program that the image
+/// `apache/kafka` does it with: variables `KAFKA_…` become properties, and `CLUSTER_ID` is the cluster's.
+pub(crate) fn set_up_as_image(directory: &Path, env: &BTreeMap<String, String>) {
+    fs::create_dir_all(directory).expect("a directory for a node's configuration");
+    let nothing = directory.join("nothing");
+    let mut command = java("kafka.docker.KafkaDockerWrapper", &["setup"]);
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    command.arg("--default-configs-dir").arg(&nothing).arg("--mounted-configs-dir").arg(&nothing);
+    command.arg("--final-configs-dir").arg(directory).env_clear().env("PATH", path).envs(env);
+    cache::run(&mut command);
+}
+
 fn java(class: &str, arguments: &[&str]) -> Command {
+    java_with(HEAP, class, arguments)
+}
+
+/// Runs a class of Kafka's with options of its own for the heap.
+pub(crate) fn java_with(heap: &str, class: &str, arguments: &[&str]) -> Command {
     let log = bins::repository().join("tests/kafka/log4j2.properties");
     let mut command = Command::new("java");
     command
-        .args([HEAP, "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-Xshare:auto"])
+        .args(heap.split_whitespace())
+        .args(["-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-Xshare:auto"])
         .arg(format!("-Dlog4j2.configurationFile={}", log.display()))
         .arg("-cp")
         .arg(jars().join("*"))
@@ -209,9 +228,8 @@ fn java(class: &str, arguments: &[&str]) -> Command {
 }
 
 fn jars() -> PathBuf {
-    let pom = bins::repository().join("tests/kafka/pom.xml");
-    let text = fs::read_to_string(&pom).expect("tests/kafka/pom.xml");
-    cache::once(&format!("kafka-{}", version(&text)), |directory| {
+    let pom = pom();
+    cache::once(&format!("kafka-{}", version()), |directory| {
         let output = format!("-DoutputDirectory={}", directory.display());
         cache::run(Command::new("mvn").args(["-q", "-B", "-f"]).arg(&pom).args([
             "dependency:copy-dependencies",
@@ -221,7 +239,13 @@ fn jars() -> PathBuf {
     })
 }
 
-fn version(pom: &str) -> &str {
+fn pom() -> PathBuf {
+    bins::repository().join("tests/kafka/pom.xml")
+}
+
+/// Which Kafka it is.
+pub(crate) fn version() -> String {
+    let pom = fs::read_to_string(pom()).expect("tests/kafka/pom.xml");
     let after = pom.split_once("<kafka.version>").expect("the version in the pom").1;
-    after.split_once('<').expect("the end of the version").0
+    after.split_once('<').expect("the end of the version").0.to_owned()
 }

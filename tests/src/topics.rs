@@ -189,11 +189,9 @@ pub fn read(brokers: &str, topic: &str) -> Vec<Record> {
         .set("fetch.wait.max.ms", "100")
         .create()
         .expect("a consumer");
-    let metadata = consumer.fetch_metadata(Some(topic), TIMEOUT).expect("metadata");
-    let partitions = metadata.topics().first().map(|topic| topic.partitions().len()).unwrap_or_default();
     let mut assignment = TopicPartitionList::new();
     let mut ends = Vec::new();
-    for partition in 0..i32::try_from(partitions).expect("a small number") {
+    for partition in 0..partitions(brokers, topic) {
         let (low, high) = consumer.fetch_watermarks(topic, partition, TIMEOUT).expect("watermarks");
         if high > low {
             assignment.add_partition_offset(topic, partition, Offset::Offset(low)).expect("a partition");
@@ -228,6 +226,14 @@ pub fn committed(brokers: &str, group: &str, topic: &str, partitions: i32) -> Ve
             _ => None,
         })
         .collect()
+}
+
+/// How many partitions a topic has.
+pub fn partitions(brokers: &str, topic: &str) -> i32 {
+    let client: BaseConsumer = config(brokers).create().expect("a client");
+    let metadata = client.fetch_metadata(Some(topic), TIMEOUT).expect("metadata");
+    let partitions = metadata.topics().first().map(|topic| topic.partitions().len()).unwrap_or_default();
+    i32::try_from(partitions).expect("a small number")
 }
 
 /// How many members a group has.

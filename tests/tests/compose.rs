@@ -1,0 +1,211 @@
+//! `docker-compose.yml` without a container engine: the same processes with the same commands and environment, in the same
+//! order (`fleet_tests::compose`), then the commands that its header prints, under load.
+//!
+//! An engine's own work is not tested: building images, name resolution, and the walls around a process.
+
+#![expect(clippy::expect_used, reason = "a panic is the report of a test")]
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread::{self, JoinHandle},
+    time::{Duration, Instant},
+};
+
+use fleet_job::{event::JobState, topics::Topics};
+use fleet_tests::{
+    Oracle, bins,
+    chaos::watch::Watch,
+    compose::project::{Project, words},
+    http, kafka, process,
+    topics::{self, Outgoing, Record},
+    wait,
+};
+use serde_json::json;
+
+/// Jobs that are submitted at once; the next ones follow when they are written.
+const BATCH: usize = 50;
+/// No more than this is ahead of the workers.
+const AHEAD: usize = 600;
+const KEYS: usize = 100;
+/// How long one look at the events waits for some.
+const LOOK: Duration = Duration::from_millis(100);
+/// What is left of the workers when the load goes on.
+const FEWER: u32 = 2;
+
+#[test]
+fn the_compose_file_works_as_printed() {
+    if !kafka::available() {
+        return;
+    }
+    let directory = bins::scratch("compose");
+    process::remove_at_exit(&directory);
+    let printed = commands();
+    let begin = Instant::now();
+    let mut project =
+        Project::new(bins::repository(), &directory, &BTreeMap::new()).expect("docker-compose.yml");
+    project.up();
+    let came_up = begin.elapsed().as_secs_f64();
+    assert_eq!(workers(&project), [1], "--scale is for more than one");
+    the_server_answers_to_its_name(&mut project);
+
+    let jobs = project.service("kafka-worker").environment["KAFKA_TOPIC"].clone();
+    let brokers = project.address("kafka", 1, 9092).to_string();
+    let load = Load::start(&brokers, &jobs);
+    let scaled: u32 = printed.scaled("kafka-worker");
+    project.scale("kafka-worker", scaled);
+    assert_eq!(workers(&project), (1..=scaled).collect::<Vec<_>>());
+    every_worker_has_jobs(&mut project);
+    let submitted = printed.submits.len();
+    for command in &printed.submits {
+        let output = project.run("mcp-fleet", command);
+        let said = String::from_utf8_lossy(&output.stdout).into_owned();
+        let failed = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.success(), "{command:?} ended with {}:\n{said}{failed}", output.status);
+        assert!(said.contains("1 of 1 jobs succeeded"), "{said}");
+    }
+    // Each that goes has to end with 0 within its grace period, or this fails.
+    project.scale("kafka-worker", FEWER);
+    assert_eq!(workers(&project), (1..=FEWER).collect::<Vec<_>>());
+    every_worker_has_jobs(&mut project);
+    let (written, mut watch) = load.stop();
+
+    let on_topic = topics::read(&brokers, &jobs);
+    assert_eq!(on_topic.len(), written.len() + submitted, "jobs on the topic");
+    wait::until_ok("the end of every job", wait::LONG, || match on_topic.len() - watch.ended(LOOK) {
+        0 => Ok(()),
+        open => Err(format!("{open} are open")),
+    });
+    let violations = violations(&mut project);
+    assert_eq!(violations, vec![Some(0.0); FEWER as usize], "violations of invariants");
+    // Kafka has to be there to be asked afterwards.
+    project.scale("kafka-worker", 0);
+    let account = Oracle::new(&jobs, &on_topic).check(&brokers);
+    assert_eq!(account.count(JobState::Succeeded), on_topic.len());
+    let by: BTreeSet<_> = account.last.values().filter_map(|event| event.worker.clone()).collect();
+    assert_eq!(by.len(), scaled as usize, "workers that have ended jobs: {by:?}");
+    project.down();
+    eprintln!(
+        "up after {came_up:.0} s; {} jobs while there were 1, {scaled} and {FEWER} workers: every one ended once, every worker \
+         within its grace period; {:.0} s in all",
+        on_topic.len(),
+        begin.elapsed().as_secs_f64()
+    );
+}
+
+// --- What the file prints --------------------------------------------------------------------------------------------
+
+/// The commands in the comments at the head of the file.
+struct Commands {
+    /// The arguments after the service's name of every `run`.
+    submits: Vec<Vec<String>>,
+    ups: Vec<Vec<String>>,
+}
+
+impl Commands {
+    fn scaled(&self, service: &str) -> u32 {
+        let scale = self.ups.iter().find_map(|up| {
+            let count = up.iter().find_map(|word| word.strip_prefix(service)?.strip_prefix('='))?;
+            count.parse().ok()
+        });
+        scale.expect("a printed command that scales the workers")
+    }
+}
+
+fn commands() -> Commands {
+    let text = fs::read_to_string(bins::repository().join("docker-compose.yml")).expect("docker-compose.yml");
+    let lines = text.lines().take_while(|line| line.starts_with('#'));
+    let printed =
+        lines.filter_map(|line| line.trim_start_matches(['#', ' ']).strip_prefix("docker compose "));
+    let printed: Vec<_> = printed.map(words).collect();
+    let (ups, runs): (Vec<_>, Vec<_>) = printed.into_iter().partition(|command| command[0] == "up");
+    let submits = runs.iter().map(|command| {
+        let service = command.iter().skip(1).position(|word| !word.starts_with('-')).expect("a service") + 1;
+        assert_eq!(command[service], "mcp-fleet", "{command:?}");
+        command[service + 1..].to_vec()
+    });
+    let submits: Vec<_> = submits.filter(|arguments: &Vec<_>| arguments[0] == "submit").collect();
+    assert!(!submits.is_empty(), "no submit is printed");
+    Commands { submits, ups }
+}
+
+// --- What is looked at -----------------------------------------------------------------------------------------------
+
+fn workers(project: &Project) -> Vec<u32> {
+    project.containers("kafka-worker").map(|(number, _)| number).collect()
+}
+
+/// The values that every worker's metric has now.
+fn metrics(project: &mut Project, name: &str) -> Vec<Option<f64>> {
+    let numbers = workers(project);
+    let value = |number| http::metric(project.address("kafka-worker", number, 8081), name);
+    numbers.into_iter().map(value).collect()
+}
+
+fn violations(project: &mut Project) -> Vec<Option<f64>> {
+    metrics(project, "fleet_invariant_violations_total")
+}
+
+/// Waits until every worker has ended more jobs than it has now.
+fn every_worker_has_jobs(project: &mut Project) {
+    let settled = |project: &mut Project| metrics(project, "fleet_jobs_settled_total");
+    let before = settled(project);
+    wait::until_ok("jobs of every worker", wait::LONG, || {
+        let now = settled(project);
+        let more =
+            now.iter().zip(&before).all(|(now, before)| now.unwrap_or_default() > before.unwrap_or_default());
+        if more { Ok(()) } else { Err(format!("{before:?}, {now:?}")) }
+    });
+}
+
+/// The others call it by its service's name, which is not loopback's.
+fn the_server_answers_to_its_name(project: &mut Project) {
+    let address = project.address("mcp-server", 1, 8080);
+    let request = json!({"jsonrpc": "2.0", "id": 1, "method": "tools/list"});
+    let ask = |host| http::post_as(address, host, "/message", &request).expect("an answer").0;
+    assert_eq!(ask("mcp-server:8080"), 200);
+    assert_eq!(ask("elsewhere.example"), 403, "a name that is not the server's");
+}
+
+// --- Load ------------------------------------------------------------------------------------------------------------
+
+/// Jobs that are submitted all the time.
+struct Load {
+    stop: Arc<AtomicBool>,
+    thread: JoinHandle<(Vec<Record>, Watch)>,
+}
+
+impl Load {
+    fn start(brokers: &str, jobs: &str) -> Self {
+        let events = Topics::of(jobs).events;
+        let mut watch = Watch::new(brokers, &events, topics::partitions(brokers, &events));
+        let stop = Arc::new(AtomicBool::new(false));
+        let (brokers, jobs, stopped) = (brokers.to_owned(), jobs.to_owned(), Arc::clone(&stop));
+        let submit = move || {
+            let mut written: Vec<Record> = Vec::new();
+            while !stopped.load(Ordering::Relaxed) {
+                if written.len() > watch.ended(LOOK) + AHEAD {
+                    continue;
+                }
+                let record = |n: usize| {
+                    let job = json!({"jobID": format!("load-{n}"), "jobType": "tool-call",
+                        "payload": {"tool": "file_list", "arguments": {"path": "."}}});
+                    Outgoing::value(job.to_string()).key(format!("{}", n % KEYS))
+                };
+                let next = written.len()..written.len() + BATCH;
+                written.extend(topics::produce(&brokers, &jobs, next.map(record).collect()));
+            }
+            (written, watch)
+        };
+        Self { stop, thread: thread::spawn(submit) }
+    }
+
+    fn stop(self) -> (Vec<Record>, Watch) {
+        self.stop.store(true, Ordering::Relaxed);
+        self.thread.join().expect("the load")
+    }
+}
