@@ -104,9 +104,19 @@ pub enum Event {
 #[derive(Debug)]
 pub struct Events {
     receiver: events::UnboundedReceiver<Event>,
-    /// Bytes of records in the channel. The poll thread waits when they are many, so the channel is bounded by memory
-    /// and not by a number of events that says nothing about it.
+    /// The weight of the records in the channel. The poll thread waits when it is [`MAX_QUEUED`].
     queued: Arc<AtomicUsize>,
+}
+
+/// With records of so much weight handed over and not taken, polling waits for the other side.
+const MAX_QUEUED: usize = 32 << 20;
+/// How many records have that weight, however small they are. What follows them in the channel waits for them: a revoke
+/// that stands behind tens of thousands of small records is heard when the group has gone on without its last commit.
+const MAX_QUEUED_RECORDS: usize = 512;
+
+/// What a record counts in the channel: its bytes, and its share of the number that may be there.
+fn weight(record: &RawRecord) -> usize {
+    record.size() + MAX_QUEUED / MAX_QUEUED_RECORDS
 }
 
 impl Events {
@@ -114,7 +124,7 @@ impl Events {
     pub async fn recv(&mut self) -> Option<Event> {
         let event = self.receiver.recv().await?;
         if let Event::Record(_, record) = &event {
-            self.queued.fetch_sub(record.size(), Ordering::Relaxed);
+            self.queued.fetch_sub(weight(record), Ordering::Relaxed);
         }
         Some(event)
     }

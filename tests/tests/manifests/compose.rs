@@ -165,11 +165,6 @@ fn what_is_mounted_exists() {
     let mut problems = vec![];
     for (name, service) in services(&project) {
         for volume in list(service, "/volumes") {
-            if text(volume, "/source").contains("/monitoring/")
-                && !bins::repository().join("monitoring").exists()
-            {
-                continue;
-            }
             match volume["type"].as_str() {
                 Some("bind") if !Path::new(&text(volume, "/source")).exists() => {
                     problems.push(format!("{name}: there is no {}", volume["source"]));

@@ -34,7 +34,7 @@ pub(super) const LAST_COMMIT_PAUSE: Duration = Duration::from_millis(200);
 
 pub(super) struct Context {
     events: events::UnboundedSender<Event>,
-    /// Bytes of records handed over and not taken yet.
+    /// The weight of records handed over and not taken yet.
     pub(super) queued: Arc<AtomicUsize>,
     /// Beats while the poll thread turns.
     pub(super) pulse: Arc<Pulse>,

@@ -15,15 +15,14 @@ use rdkafka::{
 use tokio::sync::oneshot;
 
 use super::{
-    Event, Order,
+    Event, MAX_QUEUED, Order,
     context::{Context, LAST_COMMIT_PAUSE, LAST_COMMIT_TRIES},
+    weight,
 };
 use crate::{convert, error::KafkaError};
 
 /// The longest a poll waits, and so the longest an order waits to be carried out.
 const POLL: Duration = Duration::from_millis(20);
-/// With so many bytes of records handed over and not taken, polling waits for the other side.
-const MAX_QUEUED_BYTES: usize = 32 << 20;
 const QUEUED_PAUSE: Duration = Duration::from_millis(2);
 
 pub(super) struct PollThread {
@@ -61,7 +60,7 @@ impl PollThread {
 
     fn poll(&self) -> Result<(), KafkaError> {
         let context = self.consumer.context();
-        if context.queued.load(Ordering::Relaxed) >= MAX_QUEUED_BYTES {
+        if context.queued.load(Ordering::Relaxed) >= MAX_QUEUED {
             thread::sleep(QUEUED_PAUSE);
             return Ok(());
         }
@@ -69,7 +68,7 @@ impl PollThread {
             Some(Ok(message)) => {
                 if let Some(partition) = context.partition(message.topic(), message.partition()) {
                     let record = convert::to_record(&message);
-                    context.queued.fetch_add(record.size(), Ordering::Relaxed);
+                    context.queued.fetch_add(weight(&record), Ordering::Relaxed);
                     context.emit(Event::Record(partition, record));
                 }
             }
