@@ -2,7 +2,7 @@
 
 use std::{os::unix::process::parent_id, process::ExitCode, time::Duration};
 
-use fleet_ops::telemetry;
+use fleet_ops::{telemetry, trace};
 
 use crate::error::CliError;
 
@@ -62,6 +62,7 @@ impl ChildArgs {
 
 pub(crate) async fn server(args: ServerArgs) -> Result<ExitCode, CliError> {
     telemetry::init("mcp-server");
+    let _exporting = trace::init("mcp-server", env!("CARGO_PKG_VERSION"));
     args.child.watch();
     mcp_server::run(args.server).await?;
     Ok(ExitCode::SUCCESS)
@@ -69,6 +70,7 @@ pub(crate) async fn server(args: ServerArgs) -> Result<ExitCode, CliError> {
 
 pub(crate) async fn worker(args: WorkerArgs) -> Result<ExitCode, CliError> {
     telemetry::init("kafka-worker");
+    let _exporting = trace::init("kafka-worker", env!("CARGO_PKG_VERSION"));
     args.child.watch();
     kafka_worker::run(args.worker).await?;
     Ok(ExitCode::SUCCESS)
