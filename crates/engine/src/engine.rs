@@ -191,7 +191,7 @@ impl Engine {
         Status {
             in_flight: self.in_flight,
             buffered: self.buffered,
-            parked: open.filter(|slot| matches!(slot.phase, Phase::Delayed | Phase::AwaitsCommit)).count(),
+            parked: open.filter(|slot| slot.spec.is_some() && slot.is_parked()).count(),
             buffered_bytes: self.buffered_bytes,
             breaker: self.breaker.state(),
             partitions,

@@ -62,6 +62,11 @@ pub(crate) struct Slot {
 }
 
 impl Slot {
+    /// Waits for its time.
+    pub(crate) fn is_parked(&self) -> bool {
+        matches!(self.phase, Phase::Delayed | Phase::AwaitsCommit)
+    }
+
     pub(crate) fn new(bytes: usize, attempts: u32) -> Self {
         Self {
             spec: None,

@@ -194,6 +194,9 @@ fn reasons_start(headers: &[Header]) -> Option<usize> {
     headers.iter().rposition(|(name, _)| name == header::ORIGINAL_TOPIC)
 }
 
+/// The headers of W3C Trace Context.
+const TRACE: [&str; 2] = ["traceparent", "tracestate"];
+
 /// How often the record with these headers was replayed. What is no number counts as never.
 pub fn replay_count(headers: &[Header]) -> u32 {
     let last = headers.iter().rev().find(|(name, _)| name == header::REPLAY_COUNT);
@@ -206,7 +209,9 @@ pub fn replay_count(headers: &[Header]) -> u32 {
 pub fn headers_for_replay(headers: &[Header]) -> Vec<Header> {
     let reasons = reasons_start(headers).unwrap_or(headers.len());
     let is_own = |index: usize, name: &str| {
-        name != header::REPLAY_COUNT && (index < reasons || !header::REASONS.contains(&name))
+        // A trace that stands behind the reasons is that of the death.
+        let is_reason = header::REASONS.contains(&name) || TRACE.contains(&name);
+        name != header::REPLAY_COUNT && (index < reasons || !is_reason)
     };
     let own = headers.iter().enumerate().filter(|(index, (name, _))| is_own(*index, name));
     let count = replay_count(headers).saturating_add(1).to_string().into_bytes();
@@ -322,5 +327,17 @@ mod tests {
         assert_eq!(get(header::FIRST_ERROR), b"slow");
         let message = String::from_utf8(get(header::EXCEPTION_MESSAGE)).unwrap();
         assert_eq!(message.len(), MAX_MESSAGE_BYTES);
+    }
+
+    #[test]
+    fn the_trace_of_a_death_is_not_replayed_and_that_of_the_record_is() {
+        let header = |name: &str, value: &str| (name.to_owned(), Some(value.as_bytes().to_vec()));
+        let reasons = || vec![header(header::ORIGINAL_TOPIC, "mcp-jobs"), header(header::JOB_ID, "j")];
+        let count = || header(header::REPLAY_COUNT, "1");
+        let own = header("traceparent", "its own");
+        let died = [reasons(), vec![header("traceparent", "of the death")]].concat();
+        assert_eq!(headers_for_replay(&died), [count()]);
+        let died = [vec![own.clone()], reasons()].concat();
+        assert_eq!(headers_for_replay(&died), [own, count()]);
     }
 }

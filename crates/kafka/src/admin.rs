@@ -223,6 +223,32 @@ pub struct Span {
     pub end: i64,
 }
 
+/// All records of these topics, asked of one client. A topic that does not exist has none. Blocks the thread.
+///
+/// # Errors
+/// [`KafkaError::Unreachable`] or [`KafkaError::Request`].
+pub fn spans_of<const N: usize>(
+    settings: &Settings,
+    topics: [&str; N],
+    timeout: Duration,
+) -> Result<[Vec<Span>; N], KafkaError> {
+    let client: BaseConsumer = settings.admin().create().map_err(KafkaError::client)?;
+    let mut all = [const { Vec::new() }; N];
+    for (topic, spans) in topics.into_iter().zip(&mut all) {
+        let metadata = client
+            .fetch_metadata(Some(topic), timeout)
+            .map_err(|source| KafkaError::Unreachable { brokers: settings.brokers.clone(), source })?;
+        let found = metadata.topics().iter().find(|found| found.name() == topic);
+        for partition in found.map_or(&[][..], |found| found.partitions()) {
+            let (start, end) = client.fetch_watermarks(topic, partition.id(), timeout).map_err(|source| {
+                KafkaError::Request { what: "asking for the end of a partition", source }
+            })?;
+            spans.push(Span { partition: partition.id(), start, end });
+        }
+    }
+    Ok(all)
+}
+
 /// The records of `topic` that were written before `before`, or all that are there. Where timestamps are out of order,
 /// a span ends at the first record that is not older. Blocks the thread.
 ///

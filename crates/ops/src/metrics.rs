@@ -175,8 +175,7 @@ fn keep_up(handle: PrometheusHandle) {
 }
 
 impl Metrics {
-    /// Gives the recorder the help texts and units of `table`, and makes counters and gauges without labels visible at
-    /// zero.
+    /// Gives the recorder the help texts and units of `table`, and makes counters without labels visible at zero.
     pub fn describe(&self, table: &[Metric]) {
         for metric in table {
             match metric.kind {
@@ -186,12 +185,7 @@ impl Metrics {
                         ::metrics::counter!(metric.name).increment(0);
                     }
                 }
-                Kind::Gauge => {
-                    ::metrics::describe_gauge!(metric.name, metric.unit, metric.help);
-                    if metric.labels.is_empty() {
-                        ::metrics::gauge!(metric.name).increment(0.0);
-                    }
-                }
+                Kind::Gauge => ::metrics::describe_gauge!(metric.name, metric.unit, metric.help),
                 Kind::Histogram => ::metrics::describe_histogram!(metric.name, metric.unit, metric.help),
             }
         }

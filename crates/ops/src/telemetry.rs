@@ -136,7 +136,11 @@ where
         let Some(rest) = line.strip_prefix('{') else { return writer.write_str(&line) };
         write!(writer, "{{\"service\":{service},")?;
         for (name, value) in span_fields(ctx) {
-            write!(writer, "{}:{value},", serde_json::Value::from(name))?;
+            let name = format!("{}:", serde_json::Value::from(name));
+            // What the line says itself goes before what stands around it. Within a text the quote would be escaped.
+            if !rest.contains(&name) {
+                write!(writer, "{name}{value},")?;
+            }
         }
         writer.write_str(rest)
     }

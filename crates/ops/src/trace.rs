@@ -13,7 +13,7 @@ use std::{
 
 use fleet_job::trace::TraceContext;
 use opentelemetry::{
-    Context, KeyValue, Value,
+    Context, KeyValue,
     propagation::{Extractor, Injector, TextMapPropagator as _},
     trace::{SpanBuilder, Status, TraceContextExt as _, TracerProvider as _},
 };
@@ -23,7 +23,7 @@ use opentelemetry_sdk::{
     trace::{SdkTracer, SdkTracerProvider},
 };
 
-pub use opentelemetry::trace::SpanKind;
+pub use opentelemetry::{Value, trace::SpanKind};
 
 /// How long the last spans may take to be exported when the process ends.
 const SHUTDOWN: Duration = Duration::from_secs(5);
@@ -99,11 +99,11 @@ fn export(service: &'static str, version: &'static str) -> Exporting {
             return Exporting::default();
         }
     };
-    let resource = match env::var_os("OTEL_SERVICE_NAME") {
-        Some(_) => Resource::builder(),
-        None => Resource::builder().with_service_name(service),
-    };
-    let resource = resource.with_attribute(KeyValue::new("service.version", version)).build();
+    let said = |name: &str| env::var(name).unwrap_or_default();
+    let named =
+        !said("OTEL_SERVICE_NAME").is_empty() || said("OTEL_RESOURCE_ATTRIBUTES").contains("service.name=");
+    let resource = Resource::builder().with_attribute(KeyValue::new("service.version", version));
+    let resource = if named { resource } else { resource.with_service_name(service) }.build();
     let provider = SdkTracerProvider::builder().with_batch_exporter(exporter).with_resource(resource).build();
     if TRACER.set(provider.tracer("mcp-fleet")).is_err() {
         tracing::debug!("traces are exported already");

@@ -53,6 +53,8 @@ pub use view::{CancelOutcome, Cancellation, JobList, JobView, Submitted, Submitt
 const MAX_CANCELLED: usize = 100_000;
 /// How long somebody who asks for what is not known may wait for the ledger to catch up.
 const CATCH_UP: Duration = Duration::from_secs(5);
+/// How often the topics are measured.
+const MEASURE: Duration = Duration::from_secs(15);
 /// How long one question to a broker may take.
 const ASK: Duration = Duration::from_secs(5);
 /// How many may look through the jobs topic at once.
@@ -158,6 +160,7 @@ impl Jobs {
         follow::start(&inner);
         let jobs = Self { inner };
         tokio::spawn(jobs.clone().tend());
+        tokio::spawn(jobs.clone().measure());
         Ok(jobs)
     }
 
@@ -179,7 +182,6 @@ impl Jobs {
                 }
                 Err(error) => tracing::warn!(error = crate::error::chain(&error), "the ledger can't forget"),
             }
-            self.measure().await;
             if let Ok(counts) = self.inner.store.counts().await {
                 for (state, count) in counts {
                     ::metrics::gauge!(metrics::LEDGER_JOBS.name, "state" => state).set(count as f64);
@@ -190,21 +192,31 @@ impl Jobs {
 
     /// Says how far the ledger is behind, and how many dead letters there are. Where the broker does not answer, what was so
     /// last is still the best that is known.
-    async fn measure(&self) {
-        let (inner, topics) = (self.inner.clone(), self.inner.topics.clone());
-        let asked = tokio::task::spawn_blocking(move || {
-            let spans = |topic: &str| admin::spans(&inner.settings, topic, None, ASK);
-            (spans(&topics.events), spans(&topics.dlq))
-        });
-        let Ok((events, dead)) = asked.await else { return };
-        if let (Ok(events), Ok(positions)) = (events, self.inner.store.positions().await) {
+    async fn measure(self) {
+        let mut turn = tokio::time::interval(MEASURE);
+        loop {
+            tokio::select! {
+                _ = turn.tick() => {}
+                () = self.inner.stop.cancelled() => return,
+            }
+            let (settings, topics) = (self.inner.settings.clone(), self.inner.topics.clone());
+            let (answer, asked) = tokio::sync::oneshot::channel();
+            // A thread that nobody waits for at the end, as the runtime would for one of its own.
+            std::thread::spawn(move || {
+                answer.send(admin::spans_of(&settings, [&topics.events, &topics.dlq], ASK)).ok();
+            });
+            let found = tokio::select! {
+                found = asked => found,
+                () = self.inner.stop.cancelled() => return,
+            };
+            let (Ok(Ok([events, dead])), Ok(positions)) = (found, self.inner.store.positions().await) else {
+                continue;
+            };
             let behind = events.iter().map(|span| {
                 let next = positions.get(&span.partition).copied().unwrap_or_default().max(span.start);
                 (span.end - next).max(0)
             });
             ::metrics::gauge!(metrics::LEDGER_BEHIND.name).set(behind.sum::<i64>() as f64);
-        }
-        if let Ok(dead) = dead {
             let letters: i64 = dead.iter().map(|span| span.end - span.start).sum();
             ::metrics::gauge!(metrics::DEAD_LETTERS.name).set(letters as f64);
         }

@@ -152,6 +152,13 @@ pub const DEAD_LETTERS: Metric = Metric {
     help: "Records in the dead-letter topic. Those that were replayed count until they are purged.",
 };
 
+/// Makes the gauges visible that count from nothing.
+pub(crate) fn begin() {
+    for gauge in [SESSIONS, CHILDREN] {
+        metrics::gauge!(gauge.name).increment(0.0);
+    }
+}
+
 /// A thing that is counted in a gauge for as long as it is there.
 #[derive(Debug)]
 pub(crate) struct Counted(&'static str);

@@ -139,6 +139,7 @@ async fn serve_http(
 ) -> Result<(), ServerError> {
     let metrics = fleet_ops::metrics::install();
     metrics.describe(crate::metrics::TABLE);
+    crate::metrics::begin();
     metrics.identify("mcp-server", env!("CARGO_PKG_VERSION"));
     let health = Health::new();
     let streams = CancellationToken::new();

@@ -72,7 +72,7 @@ pub(crate) struct Settlement {
 
 /// The trace of a job whose record does not say of which it is.
 fn own_trace(subject: &Subject<'_>) -> Vec<Header> {
-    let has_one = TraceContext::of_record(subject.record).parent.is_some();
+    let has_one = subject.record.headers.iter().any(|(name, _)| name.eq_ignore_ascii_case("traceparent"));
     if has_one { Vec::new() } else { subject.trace.headers() }
 }
 

@@ -91,6 +91,8 @@ pub(crate) struct Shell {
     revokes: Vec<Revoke>,
     /// How long nothing may be heard of the group before its silence could hide that the session has run out.
     patience: Duration,
+    /// When the loop has begun its present turn.
+    turned: Instant,
     /// Set when the worker is to stop: the time by which it has.
     stop_by: Option<Instant>,
     breaker_open: bool,
@@ -121,6 +123,7 @@ impl Shell {
             uncommitted: Uncommitted::default(),
             revokes: Vec::new(),
             patience: session / 2,
+            turned: Instant::now(),
             stop_by: None,
             breaker_open: false,
             writes_fail: false,
@@ -141,13 +144,11 @@ impl Shell {
         // Taken once, here: nothing else reads it.
         let Some(mut inbox) = self.inbox.take() else { return Ok(()) };
         let mut gauges = tokio::time::interval(GAUGES);
-        let mut turned = Instant::now();
         loop {
-            let deaf = turned.elapsed().max(self.consumer.deaf_for());
-            if deaf > self.patience && !shutdown.is_cancelled() {
-                self.come_to(deaf, &mut events, &shutdown).await?;
+            if self.is_deaf() && !shutdown.is_cancelled() {
+                self.come_to(&mut events, &shutdown).await?;
             }
-            turned = Instant::now();
+            self.turned = Instant::now();
             self.carry_out();
             if self.is_deaf() && !shutdown.is_cancelled() {
                 continue;
@@ -175,12 +176,8 @@ impl Shell {
 
     /// When nothing was heard of the group for long, hears what has become of the partitions before anything more is done
     /// to their jobs: another worker may have them, and may have ended them.
-    async fn come_to(
-        &mut self,
-        deaf: Duration,
-        events: &mut Events,
-        shutdown: &CancellationToken,
-    ) -> Result<(), KafkaError> {
+    async fn come_to(&mut self, events: &mut Events, shutdown: &CancellationToken) -> Result<(), KafkaError> {
+        let deaf = self.deaf_for();
         tracing::warn!(
             ?deaf,
             "nothing was heard of the group: no job goes on until it can have said what has changed"
@@ -203,7 +200,12 @@ impl Shell {
 
     /// Nothing has been heard of the group for so long that another worker may have the partitions.
     fn is_deaf(&self) -> bool {
-        self.stop_by.is_none() && self.consumer.deaf_for() > self.patience
+        self.stop_by.is_none() && self.deaf_for() > self.patience
+    }
+
+    /// For how long nothing may have been heard: the poll thread can have waked up before this loop, and have heard nothing yet.
+    fn deaf_for(&self) -> Duration {
+        self.turned.elapsed().max(self.consumer.deaf_for())
     }
 
     fn feed(&mut self, input: Input<'_>) {
@@ -289,10 +291,7 @@ impl Shell {
                 }
                 self.written(token, Some(event));
             }
-            Done::WrittenAgain(token) => {
-                self.uncommitted.settled(token.partition, Instant::now());
-                self.feed(Input::Written(token));
-            }
+            Done::WrittenAgain(token) => self.written(token, None),
             Done::PassedOn(token) => {
                 counter!(names::PASSED_ON.name, "topic" => topic_of(token.partition)).increment(1);
                 self.written(token, None);
@@ -313,14 +312,20 @@ impl Shell {
         }
     }
 
-    /// A record is settled: by this event, or by another record.
+    /// A record is settled: by this event, by another record, or as it was before.
     fn written(&mut self, token: Token, event: Option<Outgoing>) {
         if std::mem::take(&mut self.writes_fail) && !self.breaker_open && self.stop_by.is_none() {
             self.health.set_ready();
         }
+        let now = Instant::now();
         if let Some(held) = self.jobs.get(&token) {
-            self.settled.add(Instant::now(), held.identity, event);
-            self.uncommitted.settled(token.partition, Instant::now());
+            // What is known with its end stays so.
+            if held.end.is_none() {
+                self.settled.add(now, held.identity, event);
+            }
+            if self.partitions.contains(&token.partition) {
+                self.uncommitted.settled(token.partition, now);
+            }
         }
         self.feed(Input::Written(token));
     }
@@ -500,7 +505,8 @@ impl Shell {
     fn gauges(&self) {
         let status = self.engine.status();
         gauge!(names::IN_FLIGHT.name).set(status.in_flight as f64);
-        if status.buffered != self.jobs.len() {
+        // Where commands wait to be carried out, the two can't agree yet.
+        if status.buffered != self.jobs.len() && !self.is_deaf() {
             let (engine, shell) = (status.buffered, self.jobs.len());
             invariant::violated(
                 "I3",

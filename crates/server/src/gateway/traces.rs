@@ -1,8 +1,8 @@
 //! The spans of tool calls, named by OpenTelemetry's conventions for MCP: one where a call comes in, one below it where it is
 //! passed on to a hosted server.
 
-use fleet_job::{meta, trace::TraceContext};
-use fleet_ops::trace::{Attribute, Span, SpanKind};
+use fleet_job::{envelope::MAX_ID_BYTES, meta, trace::TraceContext};
+use fleet_ops::trace::{Attribute, Span, SpanKind, Value};
 use http::request::Parts;
 use rmcp::{
     RoleServer,
@@ -23,16 +23,15 @@ pub(super) fn received(tool: &str, context: &mut RequestContext<RoleServer>) -> 
     }
     let span = Span::start(SpanKind::Server, name(tool), &trace, || {
         let version = context.protocol_version().map(|version| version.to_string());
-        let job = |key| {
-            context.meta.get(key).map(|value| value.as_str().map_or_else(|| value.to_string(), str::to_owned))
-        };
+        let text = |key, value: Option<String>| Some((key, Value::from(short(&value?).to_owned())));
+        let attempt = context.meta.get(meta::ATTEMPT).and_then(serde_json::Value::as_i64);
         let more = [
-            ("mcp.protocol.version", version),
-            ("jsonrpc.request.id", Some(context.id.to_string())),
-            ("fleet.job.id", job(meta::JOB_ID)),
-            ("fleet.job.attempt", job(meta::ATTEMPT)),
+            text("mcp.protocol.version", version),
+            text("jsonrpc.request.id", Some(context.id.to_string())),
+            text("fleet.job.id", job_id(context).map(str::to_owned)),
+            attempt.map(|attempt| ("fleet.job.attempt", attempt.into())),
         ];
-        let more = more.into_iter().filter_map(|(key, value)| Some((key, value?.into())));
+        let more = more.into_iter().flatten();
         attributes(tool).into_iter().chain(more).collect::<Vec<Attribute>>()
     });
     span.context().put_into(&mut context.meta);
@@ -56,26 +55,31 @@ pub(super) fn passed_on(
 /// Says in a span how the call went.
 pub(super) fn answered(span: &Span, outcome: &'static str, result: &Result<CallToolResponse, ErrorData>) {
     match result {
-        Err(error) => span.fail(outcome, &error.message),
-        // What the tool says is the caller's and may be secret.
-        Ok(_) if outcome != OK => span.fail("tool_error", "the tool reports an error"),
+        // What tools and their servers say is the caller's and may be secret.
+        Err(error) => span.fail(outcome, &format!("JSON-RPC error {}", error.code.0)),
+        Ok(_) if outcome != OK => span.fail(outcome, "the tool reports an error"),
         Ok(_) => {}
     }
 }
 
-/// The job for which a call is made, if it says so.
+/// The job for which a call is made, if it says so. It is the caller's word.
 pub(super) fn job_id(context: &RequestContext<RoleServer>) -> Option<&str> {
-    context.meta.get(meta::JOB_ID)?.as_str()
+    context.meta.get(meta::JOB_ID)?.as_str().filter(|id| id.len() <= MAX_ID_BYTES)
 }
 
 fn name(tool: &str) -> String {
-    format!("tools/call {tool}")
+    format!("tools/call {}", short(tool))
+}
+
+/// What a caller may write into a span: no more than an id is long.
+fn short(text: &str) -> &str {
+    &text[..text.floor_char_boundary(MAX_ID_BYTES)]
 }
 
 fn attributes(tool: &str) -> [Attribute; 3] {
     [
         ("mcp.method.name", "tools/call".into()),
         ("gen_ai.operation.name", "execute_tool".into()),
-        ("gen_ai.tool.name", tool.to_owned().into()),
+        ("gen_ai.tool.name", short(tool).to_owned().into()),
     ]
 }

@@ -146,7 +146,7 @@ impl Tasks {
         let span = self.jobs.sending(trace, 1);
         let headers = span.context().headers();
         let job = Submission { envelope, key: None, submitted_at: now, headers, undo: Undo::Remove };
-        self.jobs.enqueue_alone(job).await?;
+        self.jobs.enqueue_alone(job).await.inspect_err(|error| span.fail("submit", &error.to_string()))?;
         let mut meta = MetaObject::new();
         meta.insert(fleet_job::meta::JOB_ID.to_owned(), job_id.into());
         Ok(CreateTaskResult::new(self.task(&task_id, TaskStatus::Working, now, now)).with_meta(meta))

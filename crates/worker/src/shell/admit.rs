@@ -111,6 +111,7 @@ impl Shell {
                 Admission::Reject
             }
         };
+        held.due = delayed.as_ref().map(|delayed| delayed.until);
         held.first_error = delayed.and_then(|delayed| delayed.first_error);
         (held, admission)
     }

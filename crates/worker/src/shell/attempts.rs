@@ -30,7 +30,7 @@ impl Shell {
         if self.settled.get(Instant::now(), &held.identity).is_some() {
             invariant::violated("I4", format_args!("{token:?} runs after it was settled"));
         }
-        held.process(&self.reporter.topics.jobs, &self.reporter.group);
+        held.process(&self.reporter.group);
         held.started_at = Some(now);
         held.running = true;
         held.attempt = attempt;

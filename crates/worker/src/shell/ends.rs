@@ -34,8 +34,7 @@ impl Shell {
     pub(super) fn settle(&mut self, token: Token, terminal: Terminal, attempts: u32) {
         let now = self.clock.now();
         let Some(held) = self.jobs.get_mut(&token) else { return };
-        held.process(&self.reporter.topics.jobs, &self.reporter.group)
-            .set("fleet.job.attempts", i64::from(attempts));
+        held.process(&self.reporter.group).set("fleet.job.attempts", i64::from(attempts));
         if let (Terminal::Again, Some(end)) = (terminal, held.end.clone()) {
             let producer = self.producer.clone();
             return self.write(token, async move { write_again(&producer, token, &end).await });

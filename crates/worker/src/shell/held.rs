@@ -35,6 +35,8 @@ pub(super) struct Held {
     pub(super) span: Option<Span>,
     /// The event with which it ended before it came again.
     pub(super) end: Option<Arc<Outgoing>>,
+    /// When it was due, if it has waited in the delayed topic.
+    pub(super) due: Option<Timestamp>,
     /// How it came here, if through the delayed topic.
     pub(super) delayed: Option<Delayed>,
     pub(super) envelope: Option<Arc<Envelope>>,
@@ -67,6 +69,7 @@ impl Held {
             record: Arc::new(record),
             identity,
             end: None,
+            due: None,
             delayed: None,
             envelope: None,
             job_id,
@@ -99,6 +102,12 @@ impl Held {
         }
     }
 
+    /// Since when it could have been done: since it was written, or since its time came.
+    fn since(&self) -> Option<Timestamp> {
+        let not_before = self.envelope.as_ref().and_then(|envelope| envelope.not_before);
+        self.record.timestamp.max(not_before).max(self.due)
+    }
+
     /// The trace in which this worker speaks of it.
     pub(super) fn trace(&self) -> &TraceContext {
         self.span.as_ref().map_or(&self.trace, Span::context)
@@ -108,7 +117,8 @@ impl Held {
     pub(super) fn concluded(&self, state: JobState) {
         let Some(span) = &self.span else { return };
         span.set("fleet.job.state", state.as_str());
-        if state == JobState::Failed {
+        // Once, and not with every try to write it.
+        if state == JobState::Failed && self.task.is_none() {
             // In the words of the tool it stands in the event; a log has other readers.
             let kind = self.last_error.as_ref().map(|error| error.kind.as_str());
             self.log().in_scope(|| tracing::info!(kind, "the job has failed; it goes to the dead letters"));
@@ -126,9 +136,10 @@ impl Held {
     }
 
     /// The span of its processing, begun if it is not yet, as OpenTelemetry's conventions for messaging name it.
-    pub(super) fn process(&mut self, topic: &str, group: &str) -> &Span {
+    pub(super) fn process(&mut self, group: &str) -> &Span {
         let Self { record, trace, job_id, envelope, .. } = self;
         self.span.get_or_insert_with(|| {
+            let topic = &record.position.topic;
             Span::start(SpanKind::Consumer, format!("process {topic}"), trace, || {
                 let kind = envelope.as_ref().map_or("unknown", |envelope| envelope.work.job_type().as_str());
                 let position = &record.position;
@@ -189,10 +200,10 @@ impl Jobs {
         self.held.len()
     }
 
-    /// When the oldest record of a topic was written that is in hand.
+    /// Since when the oldest record of a topic in hand could have been done.
     pub(super) fn oldest(&self, topic: u16) -> Option<Timestamp> {
         let of_topic = self.held.iter().filter(|(token, _)| token.partition.topic == topic);
-        of_topic.filter_map(|(_, held)| held.record.timestamp).min()
+        of_topic.filter_map(|(_, held)| held.since()).min()
     }
 
     /// The jobs of this id.
