@@ -78,10 +78,19 @@ fn the_services_are_those_that_people_are_told_of() {
 
 #[test]
 fn what_is_set_outside_reaches_every_service() {
-    let set = [("KAFKA_TOPIC", "other"), ("KAFKA_WORKER_REPLICAS", "4"), ("MCP_PARTITIONS", "48")];
+    let set = [
+        ("KAFKA_TOPIC", "other"),
+        ("KAFKA_WORKER_REPLICAS", "4"),
+        ("MCP_PARTITIONS", "48"),
+        ("MCP_CONSUMER_GROUP", "blue"),
+    ];
     let Some(project) = project(&set) else { return };
     for name in ["topics", "mcp-server", "kafka-worker", "mcp-fleet"] {
         assert_eq!(text(&project, &format!("/services/{name}/environment/KAFKA_TOPIC")), "other", "{name}");
+    }
+    for name in ["kafka-worker", "mcp-fleet"] {
+        let group = text(&project, &format!("/services/{name}/environment/MCP_CONSUMER_GROUP"));
+        assert_eq!(group, "blue", "{name}");
     }
     assert_eq!(text(&project, "/services/kafka-worker/deploy/replicas"), "4");
     assert!(list(&project, "/services/topics/command").contains(&"48".into()));

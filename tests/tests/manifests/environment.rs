@@ -5,7 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use crate::{compose, file, kubernetes::renders, none};
 
 /// What `mcp-fleet` reads; it has no table, its commands have their help.
-const CLI: [&str; 4] = ["KAFKA_BROKERS", "KAFKA_TOPIC", "MCP_SERVER_URL", "MCP_SERVER_TOKEN"];
+const CLI: [&str; 5] =
+    ["KAFKA_BROKERS", "KAFKA_TOPIC", "MCP_CONSUMER_GROUP", "MCP_SERVER_URL", "MCP_SERVER_TOKEN"];
 
 /// The variables of one of the README's tables, with their defaults.
 pub(crate) fn table(name: &str) -> BTreeMap<String, String> {

@@ -145,7 +145,9 @@ fn network_policies_are_about_pods_that_are_there() {
             }
             for (rules, peers) in [("/spec/ingress", "/from"), ("/spec/egress", "/to")] {
                 for rule in list(&policy.0, rules) {
-                    let here = |peer: &&Value| peer.get("namespaceSelector").is_none();
+                    let here = |peer: &&Value| {
+                        peer.get("podSelector").is_some() && peer.get("namespaceSelector").is_none()
+                    };
                     for peer in list(rule, peers).iter().filter(here) {
                         let selector = &peer["podSelector"]["matchLabels"];
                         // Kafka is where the overlay has it.
