@@ -63,6 +63,12 @@ impl Account {
             .unwrap_or_else(|| panic!("no event about the record at {place:?}: {}", record.text()))
     }
 
+    /// Whether a record has failed without an attempt: it could not be read as a job.
+    fn was_rejected(&self, record: &Record) -> bool {
+        let end = self.last.get(&(record.partition, record.offset));
+        end.is_some_and(|end| end.state == JobState::Failed && end.attempts == 0)
+    }
+
     /// What was said of the record at `place`, by whom and when, in the order in which it stands on the topic.
     fn story(&self, place: Place) -> String {
         let said = |event: &JobEvent| {
@@ -192,7 +198,8 @@ impl<'a> Oracle<'a> {
     fn out_of_order(&self, account: &Account) -> Vec<String> {
         let mut by_key: BTreeMap<&[u8], Vec<&Record>> = BTreeMap::new();
         for record in self.submitted {
-            if let Some(key) = &record.content.key {
+            // What is no job ends whenever it has been written down; nobody behind it waits for that.
+            if let Some(key) = record.content.key.as_ref().filter(|_| !account.was_rejected(record)) {
                 by_key.entry(key).or_default().push(record);
             }
         }
@@ -324,6 +331,12 @@ mod tests {
     fn jobs_of_a_key_that_overlap_are_seen() {
         let events =
             [event(0, Running, 1), event(1, Running, 2), event(0, Succeeded, 5), event(1, Succeeded, 6)];
-        check(&events, vec![], &["offset 1 started at"]);
+        check(&events, vec![], &["one started before the one before it had ended"]);
+    }
+
+    #[test]
+    fn nobody_waits_for_the_end_of_what_is_no_job() {
+        let events = [event(1, Running, 2), event(1, Succeeded, 3), event(0, Failed, 5)];
+        check(&events, vec![dead(0, "0")], &[]);
     }
 }
