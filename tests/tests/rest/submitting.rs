@@ -46,7 +46,7 @@ pub(crate) fn a_job_is_submitted_and_asked_for(env: &Env) {
     assert_eq!((&job["jobID"], &job["state"]), (&json!("a/b ä?"), &json!("succeeded")));
     // Requests are counted under bounded names.
     let (_, metrics) = http::get(server.address, "/metrics").expect("metrics");
-    assert!(metrics.contains(r#"path="/jobs/{id}""#) && !metrics.contains(id), "{metrics}");
+    assert!(metrics.contains(r#"http_route="/jobs/{id}""#) && !metrics.contains(id), "{metrics}");
 }
 
 pub(crate) fn many_jobs_are_listed_page_by_page(env: &Env) {
