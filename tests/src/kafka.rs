@@ -19,6 +19,10 @@ use crate::{
 /// How long a cluster may take to answer. Starting a JVM on two busy cores is slow.
 const START: Duration = Duration::from_secs(120);
 const HEAP: &str = "-Xmx512m";
+/// Starts sooner and is slower afterwards, which suits tests.
+const SOON: [&str; 2] = ["-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1"];
+/// As Kafka's own start script sets the JVM, with the heap of a broker for two cores.
+const FAST: &str = "-Xms1g -Xmx1g -server -XX:+UseG1GC -XX:MaxGCPauseMillis=20 -XX:InitiatingHeapOccupancyPercent=35";
 /// A cluster id is a base64 UUID; any one will do, since nothing else is in the data directory.
 const CLUSTER_ID: &str = "bWNwLWZsZWV0LXRlc3RzMA";
 
@@ -56,6 +60,8 @@ pub struct Cluster {
     /// One per node, before its second listener.
     proxies: Vec<Proxy>,
     directory: PathBuf,
+    /// The JVM is set up to be fast and not to start soon.
+    is_fast: bool,
 }
 
 /// One node of a cluster.
@@ -69,6 +75,15 @@ struct Node {
 impl Cluster {
     /// Starts `size` nodes and returns when all of them are in the cluster's metadata.
     pub fn start(size: usize) -> Self {
+        Self::start_as(size, false)
+    }
+
+    /// A cluster of one node whose JVM is set up as in production, for benchmarks.
+    pub fn start_fast() -> Self {
+        Self::start_as(1, true)
+    }
+
+    fn start_as(size: usize, is_fast: bool) -> Self {
         let directory = bins::scratch("kafka");
         process::remove_at_exit(&directory);
         let ports: Vec<Ports> = (0..size).map(|_| Ports::reserve()).collect();
@@ -91,7 +106,7 @@ impl Cluster {
         });
         let nodes = nodes.collect();
         let mut cluster =
-            Self { nodes, brokers: brokers.join(","), proxied: proxied.join(","), proxies, directory };
+            Self { nodes, brokers: brokers.join(","), proxied: proxied.join(","), proxies, directory, is_fast };
         for id in 0..size {
             let format = java("kafka.tools.StorageTool", &["format", "-t", CLUSTER_ID, "-c"]);
             cache::run({ format }.arg(&cluster.nodes[id].config));
@@ -106,7 +121,11 @@ impl Cluster {
     /// Starts a node that was killed.
     pub fn restart(&mut self, id: usize) {
         let node = &mut self.nodes[id];
-        let mut command = java("kafka.Kafka", &[]);
+        let mut command = if self.is_fast {
+            java_as(FAST.split_whitespace(), "kafka.Kafka", &[])
+        } else {
+            java("kafka.Kafka", &[])
+        };
         command.arg(&node.config);
         node.process = Some(Process::start(&format!("kafka-{}", node.id), &self.directory, command));
     }
@@ -214,11 +233,15 @@ fn java(class: &str, arguments: &[&str]) -> Command {
 
 /// Runs a class of Kafka's with options of its own for the heap.
 pub(crate) fn java_with(heap: &str, class: &str, arguments: &[&str]) -> Command {
+    java_as(heap.split_whitespace().chain(SOON), class, arguments)
+}
+
+fn java_as<'a>(options: impl IntoIterator<Item = &'a str>, class: &str, arguments: &[&str]) -> Command {
     let log = bins::repository().join("tests/kafka/log4j2.properties");
     let mut command = Command::new("java");
     command
-        .args(heap.split_whitespace())
-        .args(["-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-Xshare:auto"])
+        .args(options)
+        .arg("-Xshare:auto")
         .arg(format!("-Dlog4j2.configurationFile={}", log.display()))
         .arg("-cp")
         .arg(jars().join("*"))

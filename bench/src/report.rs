@@ -1,0 +1,7 @@
+//! The report.
+
+use crate::Directories;
+
+pub(crate) fn write(directories: &Directories) {
+    println!("{}", directories.report.display());
+}

@@ -1,0 +1,76 @@
+//! What was measured, one line of JSON per run, so that a series that was cut off goes on where it was.
+
+use std::{
+    collections::BTreeMap,
+    fmt,
+    fs::{self, OpenOptions},
+    io::Write as _,
+    path::Path,
+};
+
+use serde::{Deserialize, Serialize};
+
+/// What is done with a contestant.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Scenario {
+    /// A backlog that does not end, for some seconds.
+    Throughput,
+    /// Arrivals at half of the throughput, measured from the time at which each was meant to be sent.
+    Latency,
+    /// A backlog from its first job to its last.
+    Drain,
+    /// A thousand jobs in flight before a backlog of a million.
+    Memory,
+    /// Another worker joins.
+    Rebalance,
+}
+
+/// What is measured, but for the number of the run.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub(crate) struct Cell {
+    pub(crate) scenario: Scenario,
+    pub(crate) contestant: String,
+    pub(crate) service_us: u64,
+    /// One in a hundred takes this long, where it is not 0.
+    pub(crate) slow_us: u64,
+    pub(crate) bytes: usize,
+    pub(crate) partitions: i32,
+    pub(crate) concurrency: usize,
+}
+
+impl fmt::Display for Cell {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let scenario = format!("{:?}", self.scenario).to_lowercase();
+        let ms = |us: u64| us as f64 / 1000.0;
+        write!(f, "{scenario}/{}/{}ms", self.contestant, ms(self.service_us))?;
+        if self.slow_us > 0 {
+            write!(f, "+{}ms", ms(self.slow_us))?;
+        }
+        write!(f, "/{}p/{}b/c{}", self.partitions, self.bytes, self.concurrency)
+    }
+}
+
+/// One run.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct Run {
+    pub(crate) cell: Cell,
+    /// By name; names end with their unit.
+    pub(crate) figures: BTreeMap<String, f64>,
+}
+
+/// All runs of a file; none where there is no file. A line that was cut off is left out.
+pub(crate) fn read(path: &Path) -> Vec<Run> {
+    let text = fs::read_to_string(path).unwrap_or_default();
+    text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect()
+}
+
+/// Adds a run to the file.
+pub(crate) fn append(path: &Path, run: &Run) {
+    if let Some(parent) = path.parent() {
+        fs::create_dir_all(parent).expect("the directory of the runs");
+    }
+    let line = serde_json::to_string(run).expect("a run as JSON");
+    let file = OpenOptions::new().create(true).append(true).open(path);
+    writeln!(file.expect("the file of the runs"), "{line}").expect("a line of the runs");
+}
