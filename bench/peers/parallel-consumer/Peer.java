@@ -19,7 +19,7 @@ import org.apache.kafka.common.serialization.ByteArrayDeserializer;
 /** Posts the value of every record of a topic to a URL, by Parallel Consumer's Vert.x module. */
 public final class Peer {
     /** How many records it holds to choose from. By default the Vert.x module holds twice the concurrency, for good. */
-    private static final int BUFFER = Integer.getInteger("bench.buffer", 10_000);
+    private static final int BUFFER = 10_000;
 
     private static final Duration DRAIN = Duration.ofSeconds(30);
 
