@@ -10,7 +10,10 @@ use std::{
 };
 
 use fleet_job::topics::Topics;
-use fleet_kafka::{admin, settings::Settings};
+use fleet_kafka::{
+    admin::{self, TopicSpec},
+    settings::Settings,
+};
 use fleet_tests::{bins, kafka::Cluster, process, process::Process, topics, wait};
 use rdkafka::{
     ClientConfig,
@@ -63,6 +66,14 @@ impl Machine {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
         let client = reqwest::Client::builder().tls_certs_only([]).build().expect("an HTTP client");
         let url = format!("http://127.0.0.1:{port}");
+        // The broker makes its topic of groups when the first one comes, which would count as somebody's start.
+        let settings = Settings::new(&cluster.brokers);
+        let first = [TopicSpec { name: "bench-first".to_owned(), partitions: 1, replication: 1, properties: vec![] }];
+        runtime.block_on(admin::create_topics(&settings, &first)).expect("a topic");
+        wait::until("the topic of groups", START, || {
+            let found = admin::group_positions(&settings, "bench-first", "bench-first", START);
+            found.is_ok().then_some(())
+        });
         Self { cluster, stub, url, directory, runtime, client, filled: HashMap::new() }
     }
 

@@ -31,6 +31,11 @@ pub struct TopicSpec {
 /// How many lengths of waiting the delayed topic has: one for each of its partitions.
 pub const DELAY_TIERS: i32 = 6;
 
+/// How many partitions of jobs there are to one of events. Jobs have as many as there may be workers; events need only what
+/// the brokers need to take them, and every worker writes to all of theirs: the fewer there are, the more events go into one
+/// request.
+const JOBS_TO_EVENTS: i32 = 4;
+
 /// The topics of a fleet: jobs with `partitions` partitions, events (compacted), dead letters (kept until somebody
 /// looks), delayed jobs. A record stays in the delayed topic
 /// for days at most before it is written on, so what is older is only what was written on already; a fleet that stands
@@ -45,7 +50,11 @@ pub fn fleet_topics(topics: &Topics, partitions: i32, replication: i32) -> Vec<T
     };
     vec![
         spec(&topics.jobs, partitions, &[("max.message.bytes", "4194304")]),
-        spec(&topics.events, partitions, &[("cleanup.policy", "compact"), ("max.message.bytes", "4194304")]),
+        spec(
+            &topics.events,
+            1 + (partitions - 1) / JOBS_TO_EVENTS,
+            &[("cleanup.policy", "compact"), ("max.message.bytes", "4194304")],
+        ),
         spec(&topics.dlq, partitions.min(3), &[("retention.ms", "-1"), ("max.message.bytes", "5242880")]),
         spec(
             &topics.delayed,

@@ -123,10 +123,21 @@ impl Events {
     /// The next event; `None` when the poll thread has ended.
     pub async fn recv(&mut self) -> Option<Event> {
         let event = self.receiver.recv().await?;
-        if let Event::Record(_, record) = &event {
+        self.taken(&event);
+        Some(event)
+    }
+
+    /// The next event, if there is one already.
+    pub fn try_recv(&mut self) -> Option<Event> {
+        let event = self.receiver.try_recv().ok()?;
+        self.taken(&event);
+        Some(event)
+    }
+
+    fn taken(&self, event: &Event) {
+        if let Event::Record(_, record) = event {
             self.queued.fetch_sub(weight(record), Ordering::Relaxed);
         }
-        Some(event)
     }
 }
 

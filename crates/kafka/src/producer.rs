@@ -1,12 +1,19 @@
 //! Writing records and knowing that they are written.
 
-use std::{sync::Mutex, thread, time::Duration};
+use std::{
+    sync::{Arc, Mutex},
+    thread,
+    time::Duration,
+};
 
 use fleet_job::{record::Header, time::Timestamp};
 use rdkafka::{
+    ClientContext, Message as _,
     error::{KafkaError as Native, RDKafkaErrorCode},
-    producer::{FutureProducer, FutureRecord, Producer as _, PurgeConfig},
+    message::DeliveryResult,
+    producer::{BaseRecord, Producer as _, ProducerContext, PurgeConfig, ThreadedProducer},
 };
+use tokio::sync::oneshot;
 
 use crate::{convert, error::KafkaError, settings::Settings};
 
@@ -39,11 +46,48 @@ pub struct Delivered {
     pub offset: i64,
 }
 
+/// What is to happen when it is known whether a record was written. Told to somebody, whatever becomes of the producer.
+struct Report(Option<Box<dyn FnOnce(Result<Delivered, KafkaError>) + Send + Sync>>);
+
+impl Report {
+    fn tell(&mut self, result: Result<Delivered, KafkaError>) {
+        if let Some(then) = self.0.take() {
+            then(result);
+        }
+    }
+}
+
+impl Drop for Report {
+    fn drop(&mut self) {
+        self.tell(Err(KafkaError::Produce { topic: String::new(), source: Native::Canceled }));
+    }
+}
+
+/// Hands on what librdkafka reports, on the thread that polls it.
+struct Deliveries;
+
+impl ClientContext for Deliveries {}
+
+impl ProducerContext for Deliveries {
+    type DeliveryOpaque = Box<Report>;
+
+    fn delivery(&self, result: &DeliveryResult<'_>, mut report: Box<Report>) {
+        report.tell(match result {
+            Ok(message) => Ok(Delivered { partition: message.partition(), offset: message.offset() }),
+            Err((source, message)) => {
+                Err(KafkaError::Produce { topic: message.topic().to_owned(), source: source.clone() })
+            }
+        });
+    }
+}
+
+type Inner = Arc<ThreadedProducer<Deliveries>>;
+
 /// A producer whose writes are acknowledged by all in-sync replicas. Records of one key keep their order.
 pub struct Producer {
     settings: Settings,
     /// An idempotent producer that met a fatal error has to be replaced by a new one.
-    current: Mutex<FutureProducer>,
+    current: Mutex<Inner>,
 }
 
 impl std::fmt::Debug for Producer {
@@ -59,45 +103,63 @@ impl Producer {
     /// [`KafkaError::Property`] or [`KafkaError::Client`].
     pub fn new(settings: &Settings) -> Result<Self, KafkaError> {
         settings.check()?;
-        let current = settings.producer().create().map_err(KafkaError::client)?;
-        Ok(Self { settings: settings.clone(), current: Mutex::new(current) })
+        Ok(Self { settings: settings.clone(), current: Mutex::new(Self::create(settings).map_err(KafkaError::client)?) })
     }
 
-    fn current(&self) -> FutureProducer {
+    fn create(settings: &Settings) -> Result<Inner, Native> {
+        settings.producer().create_with_context(Deliveries).map(Arc::new)
+    }
+
+    fn current(&self) -> Inner {
         // A panic while the lock is held can only come from the clone, which leaves the producer whole.
         self.current.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone()
     }
 
-    /// Hands `record` over, without waiting; the future ends when the broker has acknowledged it. Records of one key are
-    /// written in the order of these calls.
+    /// Hands `record` over, without waiting, and calls `then` when the broker has acknowledged it, or when librdkafka has
+    /// given up. In the latter case the record may have been written all the same, where only the acknowledgement was
+    /// lost. Records of one key are written in the order of these calls.
+    ///
+    /// `then` runs on the thread that hears of all writes, which must not be held up. It is not called where
+    /// an error is returned.
     ///
     /// # Errors
-    /// [`KafkaError::Produce`] at once when librdkafka's queue is full or the record is too large, or from the future
-    /// after librdkafka's own retries. In the latter case the record may have been written all the same, where only the
-    /// acknowledgement was lost.
+    /// [`KafkaError::Produce`] at once when librdkafka's queue is full or the record is too large.
+    pub fn enqueue_then(
+        &self,
+        record: &Outgoing,
+        then: impl FnOnce(Result<Delivered, KafkaError>) + Send + Sync + 'static,
+    ) -> Result<(), KafkaError> {
+        let producer = self.current();
+        let native = BaseRecord::<'_, [u8], [u8], _> {
+            topic: &record.topic,
+            partition: record.partition,
+            payload: record.value.as_deref(),
+            key: record.key.as_deref(),
+            timestamp: record.timestamp.map(Timestamp::as_millis),
+            headers: (!record.headers.is_empty()).then(|| convert::to_headers(&record.headers)),
+            delivery_opaque: Box::new(Report(Some(Box::new(then)))),
+        };
+        producer.send(native).map_err(|(source, mut native)| {
+            self.replace_after_fatal(&producer, &source);
+            let topic = record.topic.clone();
+            native.delivery_opaque.0 = None;
+            KafkaError::Produce { topic, source }
+        })
+    }
+
+    /// As [`Producer::enqueue_then`], with a future that ends when it is known whether the record was written.
+    ///
+    /// # Errors
+    /// As [`Producer::enqueue_then`]; from the future after librdkafka's own retries.
     pub fn enqueue(
         &self,
         record: &Outgoing,
     ) -> Result<impl Future<Output = Result<Delivered, KafkaError>> + use<>, KafkaError> {
-        let producer = self.current();
-        let mut native: FutureRecord<'_, [u8], [u8]> =
-            FutureRecord::to(&record.topic).headers(convert::to_headers(&record.headers));
-        native.key = record.key.as_deref();
-        native.payload = record.value.as_deref();
-        native.partition = record.partition;
-        native.timestamp = record.timestamp.map(Timestamp::as_millis);
+        let (sender, receiver) = oneshot::channel();
+        // Whoever does not wait any more is not told.
+        self.enqueue_then(record, move |result| drop(sender.send(result)))?;
         let topic = record.topic.clone();
-        let delivery = producer.send_result(native).map_err(|(source, _)| {
-            self.replace_after_fatal(&producer, &source);
-            KafkaError::Produce { topic: topic.clone(), source }
-        })?;
-        Ok(async move {
-            match delivery.await {
-                Ok(Ok(delivery)) => Ok(Delivered { partition: delivery.partition, offset: delivery.offset }),
-                Ok(Err((source, _))) => Err(KafkaError::Produce { topic, source }),
-                Err(_) => Err(KafkaError::Produce { topic, source: Native::Canceled }),
-            }
-        })
+        Ok(async move { receiver.await.unwrap_or(Err(KafkaError::Produce { topic, source: Native::Canceled })) })
     }
 
     /// As [`Producer::enqueue`], but waits for room where librdkafka's queue is full.
@@ -124,7 +186,7 @@ impl Producer {
         self.enqueue_patiently(record).await?.await
     }
 
-    fn replace_after_fatal(&self, failed: &FutureProducer, error: &Native) {
+    fn replace_after_fatal(&self, failed: &Inner, error: &Native) {
         let fatal = error.rdkafka_error_code() == Some(RDKafkaErrorCode::Fatal)
             || failed.client().fatal_error().is_some();
         if !fatal {
@@ -142,10 +204,10 @@ impl Producer {
     }
 
     /// Puts a new producer in the place of `old`, unless that has been done already: many sends fail at once.
-    fn replace(&self, old: FutureProducer) {
+    fn replace(&self, old: Inner) {
         let mut current = self.current.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         if current.client().native_ptr() == old.client().native_ptr() {
-            match self.settings.producer().create() {
+            match Self::create(&self.settings) {
                 Ok(fresh) => *current = fresh,
                 Err(error) => tracing::error!(%error, "the Kafka producer can't be replaced"),
             }

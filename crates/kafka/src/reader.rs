@@ -14,6 +14,9 @@ use rdkafka::{
 
 use crate::{admin, convert, error::KafkaError, settings::Settings};
 
+/// The least that a poll can wait.
+const LEAST_POLL: Duration = Duration::from_millis(1);
+
 /// Where to begin.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum From {
@@ -129,7 +132,9 @@ impl Reader {
     pub fn next(&mut self, timeout: Duration) -> Result<Option<RawRecord>, KafkaError> {
         let deadline = Instant::now() + timeout;
         loop {
-            match self.consumer.poll(deadline.saturating_duration_since(Instant::now())) {
+            // librdkafka counts in whole milliseconds: less than one would be asked for again and again until it is over.
+            let rest = deadline.saturating_duration_since(Instant::now()).max(LEAST_POLL);
+            match self.consumer.poll(rest) {
                 Some(Ok(message)) => {
                     let record = convert::to_record(&message);
                     let position = &record.position;

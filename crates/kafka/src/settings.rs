@@ -157,8 +157,12 @@ impl Settings {
                 ("auto.offset.reset", "earliest"),
                 // Fetched records wait in librdkafka only briefly: what waits for its turn is bounded by the engine.
                 ("queued.min.messages", "1000"),
-                ("queued.max.messages.kbytes", "16384"),
-                ("fetch.max.bytes", "16777216"),
+                ("queued.max.messages.kbytes", "4096"),
+                ("fetch.max.bytes", "4194304"),
+                ("max.partition.fetch.bytes", "262144"),
+                // How long a partition is not fetched whose records wait already: a second, if nothing is said, in which
+                // a quick worker runs dry.
+                ("fetch.queue.backoff.ms", "20"),
                 ("statistics.interval.ms", "5000"),
             ],
         );

@@ -3,6 +3,7 @@
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use http::{HeaderMap, HeaderName, HeaderValue};
+use serde::{Serialize, Serializer, ser::SerializeMap as _};
 use serde_json::{Map, Value, json};
 
 /// The revision spoken in the modern era.
@@ -89,36 +90,50 @@ impl Request {
 
     /// The body of the request in the modern era.
     pub(crate) fn modern_body(&self, id: u64, client: &Value) -> Vec<u8> {
-        let mut meta = self.meta.clone();
-        meta.insert(META_VERSION.to_owned(), MODERN.into());
-        meta.insert(META_CLIENT.to_owned(), client.clone());
         let capabilities = self.input.as_ref().map(Input::capabilities).unwrap_or_default();
-        meta.insert(META_CAPABILITIES.to_owned(), capabilities.into());
-        let mut params = self.params.clone();
+        let mut meta = vec![
+            (META_VERSION, Part::Text(MODERN)),
+            (META_CLIENT, Part::Value(client)),
+            (META_CAPABILITIES, Part::Map(&capabilities)),
+        ];
+        let mut params = Vec::new();
         if let Some(input) = &self.input {
             if !input.responses.is_empty() {
-                params.insert("inputResponses".to_owned(), input.responses.clone().into());
+                params.push(("inputResponses", Part::Map(&input.responses)));
             }
             if let Some(state) = &input.request_state {
-                params.insert("requestState".to_owned(), state.clone().into());
+                params.push(("requestState", Part::Text(state)));
             }
         }
+        self.add_progress(id, &mut meta);
         self.body(id, params, meta)
     }
 
     /// The body of the request in the legacy era.
     pub(crate) fn legacy_body(&self, id: u64) -> Vec<u8> {
-        self.body(id, self.params.clone(), self.meta.clone())
+        let mut meta = Vec::new();
+        self.add_progress(id, &mut meta);
+        self.body(id, Vec::new(), meta)
     }
 
-    fn body(&self, id: u64, mut params: Map<String, Value>, mut meta: Map<String, Value>) -> Vec<u8> {
+    fn add_progress(&self, id: u64, meta: &mut Vec<(&'static str, Part<'_>)>) {
         if self.wants_progress {
-            meta.insert(META_PROGRESS.to_owned(), id.into());
+            meta.push((META_PROGRESS, Part::Number(id)));
         }
-        if !meta.is_empty() {
-            params.insert("_meta".to_owned(), meta.into());
+    }
+
+    fn body<'a>(
+        &'a self,
+        id: u64,
+        mut params: Vec<(&'static str, Part<'a>)>,
+        meta: Vec<(&'static str, Part<'a>)>,
+    ) -> Vec<u8> {
+        if !(self.meta.is_empty() && meta.is_empty()) {
+            params.push(("_meta", Part::Merged(Merged { base: &self.meta, own: meta })));
         }
-        json!({"jsonrpc": "2.0", "id": id, "method": self.method, "params": params}).to_string().into_bytes()
+        let body = Body { jsonrpc: "2.0", id, method: self.method, params: Merged { base: &self.params, own: params } };
+        // Maps with text for keys can always be written.
+        serde_json::to_vec(&body).unwrap_or_default()
     }
 
     /// The headers that let middle boxes route modern requests without reading the body.
@@ -132,6 +147,41 @@ impl Request {
             headers.insert(NAME, name);
         }
         headers
+    }
+}
+
+/// A request as it is written. Its parts stay where they are: arguments can be large.
+#[derive(Serialize)]
+struct Body<'a> {
+    jsonrpc: &'static str,
+    id: u64,
+    method: &'static str,
+    params: Merged<'a>,
+}
+
+/// What the caller has said, and what we say ourselves, which goes before it.
+struct Merged<'a> {
+    base: &'a Map<String, Value>,
+    own: Vec<(&'static str, Part<'a>)>,
+}
+
+#[derive(Serialize)]
+#[serde(untagged)]
+enum Part<'a> {
+    Text(&'a str),
+    Number(u64),
+    Value(&'a Value),
+    Map(&'a Map<String, Value>),
+    Merged(Merged<'a>),
+}
+
+impl Serialize for Merged<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let theirs = self.base.iter().filter(|(name, _)| self.own.iter().all(|(own, _)| own != name));
+        let mut map = serializer.serialize_map(None)?;
+        theirs.into_iter().try_for_each(|(name, value)| map.serialize_entry(name, value))?;
+        self.own.iter().try_for_each(|(name, value)| map.serialize_entry(name, value))?;
+        map.end()
     }
 }
 

@@ -61,6 +61,11 @@ pub struct Args {
     #[arg(long, env = "MCP_MAX_IN_FLIGHT", default_value_t = 16, value_parser = clap::value_parser!(u32).range(1..=65_536))]
     pub max_in_flight: u32,
 
+    /// Threads for calls, events and answers. One does the most for its CPU time; more help where answers are large or the
+    /// server speaks TLS, and other workers help as well.
+    #[arg(long, env = "MCP_THREADS", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=256))]
+    pub threads: u32,
+
     /// Jobs of one tool under way at once, TOOL=NUMBER, comma-separated; `files__*=4` is one limit for all tools that
     /// begin so. The first that fits counts.
     #[arg(long = "tool-limit", env = "MCP_TOOL_LIMITS", value_delimiter = ',', value_name = "TOOL=NUMBER")]

@@ -17,4 +17,4 @@ mod run;
 mod shell;
 
 pub use config::Args;
-pub use run::{WorkerError, run};
+pub use run::{WorkerError, run, runtime};

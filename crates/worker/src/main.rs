@@ -4,6 +4,7 @@ use std::{net::SocketAddr, process::ExitCode};
 
 use clap::Parser as _;
 use fleet_ops::http::health_exit_code;
+use kafka_worker::WorkerError;
 
 /// Takes MCP jobs from Kafka, calls the tools, and commits only what is settled.
 #[derive(Debug, clap::Parser)]
@@ -17,15 +18,23 @@ struct Cli {
     healthcheck: bool,
 }
 
-#[tokio::main]
-async fn main() -> ExitCode {
+/// A job is many small allocations, made on one thread and freed on another.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+fn main() -> ExitCode {
     let cli = Cli::parse();
     if cli.healthcheck {
         return health_exit_code(SocketAddr::new(cli.args.host, cli.args.port));
     }
     fleet_ops::telemetry::init("kafka-worker");
-    let _exporting = fleet_ops::trace::init("kafka-worker", env!("CARGO_PKG_VERSION"));
-    match kafka_worker::run(cli.args).await {
+    let result = kafka_worker::runtime(cli.args.threads).map_err(WorkerError::from).and_then(|runtime| {
+        runtime.block_on(async {
+            let _exporting = fleet_ops::trace::init("kafka-worker", env!("CARGO_PKG_VERSION"));
+            kafka_worker::run(cli.args).await
+        })
+    });
+    match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             tracing::error!("{}", fleet_ops::errors::chain(&error));

@@ -66,7 +66,7 @@ pub(crate) struct Letter {
 pub(crate) struct Settlement {
     pub(crate) state: JobState,
     pub(crate) dead_letter: Option<(ErrorKind, Letter)>,
-    pub(crate) event: Letter,
+    pub(crate) event: Outgoing,
     pub(crate) reply: Option<Outgoing>,
 }
 
@@ -171,10 +171,6 @@ impl Reporter {
             None => {}
         }
         event.error.clone_from(&error);
-        let bare = Outgoing {
-            headers: Vec::new(),
-            ..self.outgoing(subject, &self.topics.events, bare(event.clone()))
-        };
         let value = self.bounded(event);
         let reply_to = subject.envelope.and_then(|envelope| envelope.reply_to.as_deref());
         let dead_letter = error.filter(|_| state == JobState::Failed).map(|error| {
@@ -210,7 +206,7 @@ impl Reporter {
             state,
             dead_letter,
             reply: reply_to.map(|topic| self.outgoing(subject, topic, value.clone())),
-            event: Letter { whole: self.outgoing(subject, &self.topics.events, value), bare },
+            event: self.outgoing(subject, &self.topics.events, value),
         })
     }
 
@@ -273,8 +269,16 @@ impl Reporter {
     }
 }
 
-/// The shortest form of an event that still says how its job ended.
-fn bare(mut event: JobEvent) -> Vec<u8> {
+/// The shortest form of a terminal event that still says how its job ended.
+pub(crate) fn bare(event: &Outgoing) -> Outgoing {
+    let value = event.value.as_deref().map(|bytes| {
+        // What we have written ourselves can be read; if not, what it was is better than nothing.
+        serde_json::from_slice(bytes).map_or_else(|_| bytes.to_vec(), |event: JobEvent| shortened(event).to_bytes())
+    });
+    Outgoing { value, headers: Vec::new(), ..event.clone() }
+}
+
+fn shortened(mut event: JobEvent) -> JobEvent {
     if let Some(result) = event.result.take() {
         event.result_omitted = Some(ResultOmitted { bytes: json_bytes(&result), limit_bytes: 0 });
     }
@@ -283,7 +287,7 @@ fn bare(mut event: JobEvent) -> Vec<u8> {
         error.message.truncate(error.message.floor_char_boundary(1024));
     }
     event.metadata.clear();
-    event.to_bytes()
+    event
 }
 
 /// All attempts were spent by workers that died before they could say how.
@@ -360,7 +364,7 @@ mod tests {
     const UNTRACED: TraceContext = TraceContext { parent: None, state: None };
 
     fn event(settlement: &Settlement) -> JobEvent {
-        let value = settlement.event.whole.value.as_deref().unwrap();
+        let value = settlement.event.value.as_deref().unwrap();
         assert!(value.len() <= LIMIT, "{} bytes", value.len());
         serde_json::from_slice(value).unwrap()
     }

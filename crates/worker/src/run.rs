@@ -11,6 +11,7 @@ use fleet_kafka::{
 };
 use fleet_mcp_client::{ClientConfig, McpClient};
 use fleet_ops::{config::Env, errors, http, invariant, shutdown};
+use tokio::runtime::{Builder, Runtime};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -44,6 +45,23 @@ pub enum WorkerError {
     /// The health endpoint or the signal handlers could not be set up.
     #[error("the worker could not start")]
     Io(#[from] std::io::Error),
+}
+
+/// What a worker runs on, with so many threads. On one, a job's steps follow each other without waking another thread for
+/// each, which would cost more than the steps.
+///
+/// # Errors
+/// When the system gives no thread or no way to wait for the network.
+pub fn runtime(threads: u32) -> std::io::Result<Runtime> {
+    let mut builder = match usize::try_from(threads) {
+        Ok(threads @ 2..) => {
+            let mut builder = Builder::new_multi_thread();
+            builder.worker_threads(threads);
+            builder
+        }
+        _ => Builder::new_current_thread(),
+    };
+    builder.enable_all().build()
 }
 
 /// Runs a worker until SIGTERM or SIGINT, and then drains it.

@@ -1,8 +1,8 @@
 //! The loop between the engine and the world: feeds it what happens, carries out what it decides.
 //!
-//! Nothing in here waits but the one `select!`: calls and writes run as tasks and come back as [`Done`]. `running` and
-//! `retrying` events are handed to the producer from this loop, and the task that writes a job's end is started by it
-//! afterwards, so the events of a job are written in the order in which things happened.
+//! Nothing in here waits but the one `select!`: calls and writes come back as [`Done`]. Events are handed to the producer
+//! from this loop, or by a task that it starts where a job's end takes more than one record, so the events of a job are
+//! written in the order in which things happened.
 
 mod admit;
 mod attempts;
@@ -53,6 +53,8 @@ const JOBS: u16 = 0;
 const DELAYED: u16 = 1;
 /// How often gauges are brought up to date. The loop turns at least as often.
 const GAUGES: Duration = Duration::from_secs(1);
+/// How much of what has happened is taken before timers and signals are looked at again.
+const AT_ONCE: usize = 64;
 /// How long librdkafka may take to notice that the session has run out, once it can: it does so by its own clock, or by
 /// the answer to the heartbeat that it sends at once.
 const COME_TO: Duration = Duration::from_secs(1);
@@ -144,6 +146,8 @@ impl Shell {
         // Taken once, here: nothing else reads it.
         let Some(mut inbox) = self.inbox.take() else { return Ok(()) };
         let mut gauges = tokio::time::interval(GAUGES);
+        let alarm = tokio::time::sleep(Duration::ZERO);
+        tokio::pin!(alarm);
         loop {
             if self.is_deaf() && !shutdown.is_cancelled() {
                 self.come_to(&mut events, &shutdown).await?;
@@ -158,7 +162,10 @@ impl Shell {
             {
                 break;
             }
-            let wake = tokio::time::Instant::from_std(self.wake_at());
+            let wake = self.wake_at().map(tokio::time::Instant::from_std);
+            if let Some(wake) = wake.filter(|wake| *wake != alarm.deadline()) {
+                alarm.as_mut().reset(wake);
+            }
             tokio::select! {
                 Some(done) = inbox.recv() => self.done(done),
                 event = events.recv() => match event {
@@ -166,12 +173,32 @@ impl Shell {
                     None => return Err(KafkaError::PollThread("it has ended")),
                 },
                 control = control.next() => self.cancel(control),
-                () = tokio::time::sleep_until(wake) => self.feed(Input::Tick),
+                () = alarm.as_mut(), if wake.is_some() => self.feed(Input::Tick),
                 _ = gauges.tick() => self.gauges(),
                 () = shutdown.cancelled(), if self.stop_by.is_none() => self.stop(),
             }
+            self.catch_up(&mut inbox, &mut events)?;
         }
         self.close(events).await
+    }
+
+    /// Takes what has happened meanwhile without asking for each whether anything else has, which costs more than most of
+    /// what happens. Not too much of it: timers and signals wait as long.
+    fn catch_up(
+        &mut self,
+        inbox: &mut mpsc::UnboundedReceiver<Done>,
+        events: &mut Events,
+    ) -> Result<(), KafkaError> {
+        for _ in 0..AT_ONCE {
+            let (done, event) = (inbox.try_recv().ok(), events.try_recv());
+            if done.is_none() && event.is_none() {
+                break;
+            }
+            done.into_iter().for_each(|done| self.done(done));
+            event.map_or(Ok(()), |event| self.event(event))?;
+            self.carry_out();
+        }
+        Ok(())
     }
 
     /// When nothing was heard of the group for long, hears what has become of the partitions before anything more is done
@@ -212,11 +239,10 @@ impl Shell {
         self.engine.handle(self.clock.now(), input);
     }
 
-    fn wake_at(&self) -> Instant {
+    fn wake_at(&self) -> Option<Instant> {
         let engine = self.engine.next_wakeup().map(|at| self.clock.instant(at));
         let revokes = self.revokes.iter().map(|revoke| revoke.deadline);
-        let idle = Instant::now() + Duration::from_secs(3600);
-        revokes.chain(engine).chain(self.stop_by).min().unwrap_or(idle)
+        revokes.chain(engine).chain(self.stop_by).min()
     }
 
     // --- What happens ---------------------------------------------------------------------------------------------
@@ -291,6 +317,7 @@ impl Shell {
                 }
                 self.written(token, Some(event));
             }
+            Done::Undelivered(token, state, event, error) => self.undelivered(token, state, event, error),
             Done::WrittenAgain(token) => self.written(token, None),
             Done::PassedOn(token) => {
                 counter!(names::PASSED_ON.name, "topic" => topic_of(token.partition)).increment(1);
@@ -313,7 +340,7 @@ impl Shell {
     }
 
     /// A record is settled: by this event, by another record, or as it was before.
-    fn written(&mut self, token: Token, event: Option<Outgoing>) {
+    fn written(&mut self, token: Token, event: Option<Arc<Outgoing>>) {
         if std::mem::take(&mut self.writes_fail) && !self.breaker_open && self.stop_by.is_none() {
             self.health.set_ready();
         }
@@ -390,20 +417,12 @@ impl Shell {
     /// made up, it may be out of date, and would be the last word about a job that another worker has ended.
     fn announce(&self, event: Option<Outgoing>) {
         let Some(event) = event.filter(|_| !self.is_deaf()) else { return };
-        match self.producer.enqueue(&event) {
-            Ok(delivery) => {
-                tokio::spawn(async move {
-                    if let Err(error) = delivery.await {
-                        counter!(names::WRITE_FAILURES.name, "kind" => "event").increment(1);
-                        tracing::warn!(%error, "an event is missing");
-                    }
-                });
-            }
-            Err(error) => {
-                counter!(names::WRITE_FAILURES.name, "kind" => "event").increment(1);
-                tracing::warn!(%error, "an event is missing");
-            }
-        }
+        let missing = |error: KafkaError| {
+            counter!(names::WRITE_FAILURES.name, "kind" => "event").increment(1);
+            tracing::warn!(%error, "an event is missing");
+        };
+        let later = move |result: Result<_, _>| result.map(drop).unwrap_or_else(missing);
+        self.producer.enqueue_then(&event, later).unwrap_or_else(missing);
     }
 
     /// Runs `work` as a task whose answer comes back to the loop, also where it panics: the engine waits for it.

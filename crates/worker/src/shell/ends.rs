@@ -1,19 +1,21 @@
 //! How jobs end, or go on as other records.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use fleet_engine::{Terminal, Token};
 use fleet_job::{
     delayed::Delayed,
+    event::JobState,
     outcome::{ErrorKind, Failure, JobError, Outcome},
 };
+use fleet_kafka::{KafkaError, producer::Outgoing};
 use fleet_ops::invariant;
 use tracing::Instrument as _;
 
 use super::{
     Shell, give,
     held::{Done, Held},
-    write::{pass_on, write, write_again},
+    write::{not_written, pass_on, write, write_again, write_bare},
 };
 use crate::{delay::Next, report::ANY_PARTITION};
 
@@ -50,8 +52,39 @@ impl Shell {
         if held.dead_letter_written {
             settlement.dead_letter = None;
         }
+        if settlement.dead_letter.is_none() && settlement.reply.is_none() {
+            return self.write_event(token, settlement.state, settlement.event);
+        }
         let producer = self.producer.clone();
         self.write(token, async move { write(&producer, token, settlement).await });
+    }
+
+    /// Writes an end that takes one record, without a task: most ends do.
+    fn write_event(&self, token: Token, state: JobState, event: Outgoing) {
+        let event = Arc::new(event);
+        let (done, kept) = (self.done.clone(), event.clone());
+        let then = move |result| {
+            give(
+                &done,
+                match result {
+                    Ok(_) => Done::Written(token, state, kept),
+                    Err(error) => Done::Undelivered(token, state, kept, error),
+                },
+            );
+        };
+        if let Err(error) = self.producer.enqueue_then(&event, then) {
+            give(&self.done, Done::Undelivered(token, state, event, error));
+        }
+    }
+
+    /// What was refused for its size is written in short; everything else is for the engine to try again.
+    pub(super) fn undelivered(&mut self, token: Token, state: JobState, event: Arc<Outgoing>, error: KafkaError) {
+        if error.is_too_large() {
+            let producer = self.producer.clone();
+            self.write(token, async move { write_bare(&producer, token, state, &event).await });
+        } else {
+            self.done(not_written(token, false, "event", &error));
+        }
     }
 
     /// Writes the record that a job goes on as which has to wait.

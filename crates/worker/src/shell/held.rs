@@ -16,7 +16,7 @@ use fleet_job::{
     time::Timestamp,
     trace::TraceContext,
 };
-use fleet_kafka::producer::Outgoing;
+use fleet_kafka::{KafkaError, producer::Outgoing};
 use fleet_ops::trace::{Span, SpanKind};
 use serde_json::Value;
 use tokio::task::AbortHandle;
@@ -223,7 +223,9 @@ pub(super) enum Done {
         took: Duration,
     },
     /// With the event that says so.
-    Written(Token, JobState, Outgoing),
+    Written(Token, JobState, Arc<Outgoing>),
+    /// The event that was all there was to write was not written.
+    Undelivered(Token, JobState, Arc<Outgoing>, KafkaError),
     /// The end of a job that had ended before.
     WrittenAgain(Token),
     PassedOn(Token),
@@ -257,9 +259,9 @@ impl Clock {
         self.base.plus(self.start.elapsed())
     }
 
-    /// When `at` will be; never in the past.
+    /// When `at` will be, or when this clock was started. The same for the same `at`, whenever it is asked.
     pub(super) fn instant(&self, at: Timestamp) -> Instant {
-        Instant::now() + at.since(self.now())
+        self.start + at.since(self.base)
     }
 }
 

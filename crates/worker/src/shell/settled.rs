@@ -44,9 +44,9 @@ pub(super) struct Window {
 }
 
 impl Window {
-    pub(super) fn add(&mut self, now: Instant, settled: Settled, event: Option<Outgoing>) {
-        self.bytes += size(event.as_ref());
-        match self.known.insert(settled, event.map(Arc::new)) {
+    pub(super) fn add(&mut self, now: Instant, settled: Settled, event: Option<Arc<Outgoing>>) {
+        self.bytes += size(event.as_deref());
+        match self.known.insert(settled, event) {
             // It came again and was run again, since this was forgotten or could not be known.
             Some(before) => self.bytes -= size(before.as_deref()),
             None => self.order.push_back((now, settled)),

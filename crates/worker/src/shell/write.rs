@@ -1,8 +1,9 @@
 //! Writing the end of a job: the dead letter first, then the terminal event, then the reply.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use fleet_engine::Token;
+use fleet_job::event::JobState;
 use fleet_kafka::{
     KafkaError,
     producer::{Outgoing, Producer},
@@ -12,7 +13,7 @@ use metrics::counter;
 use super::held::Done;
 use crate::{
     metrics as names,
-    report::{Letter, Settlement},
+    report::{self, Letter, Settlement},
 };
 
 /// How long a reply may take; after that the job is settled without it.
@@ -21,13 +22,13 @@ const REPLY_TIMEOUT: Duration = Duration::from_secs(10);
 pub(super) async fn write(producer: &Producer, token: Token, settlement: Settlement) -> Done {
     let mut dead_letter_written = false;
     if let Some((kind, letter)) = settlement.dead_letter {
-        if let Err(error) = write_one(producer, letter.whole, letter.bare).await {
+        if let Err(error) = write_one(producer, &letter.whole, || letter.bare).await {
             return not_written(token, false, "dead-letter", &error);
         }
         counter!(names::DEAD_LETTERS.name, "kind" => kind.as_str()).increment(1);
         dead_letter_written = true;
     }
-    let event = match write_one(producer, settlement.event.whole, settlement.event.bare).await {
+    let event = match write_event(producer, settlement.event).await {
         Ok(event) => event,
         Err(error) => return not_written(token, dead_letter_written, "event", &error),
     };
@@ -73,22 +74,53 @@ pub(super) async fn pass_on(producer: &Producer, token: Token, letter: Letter, i
     }
 }
 
-/// Writes a record, or its short form where the topic takes no record of that size: trying the same again could not help
-/// and would hold up the partition for ever. Returns what was written.
-async fn write_one(producer: &Producer, whole: Outgoing, bare: Outgoing) -> Result<Outgoing, KafkaError> {
-    match producer.send(&whole).await {
-        Err(error) if error.is_too_large() => {
-            tracing::error!(
-                topic = whole.topic,
-                "a record is too large for its topic and is written in short: raise max.message.bytes"
-            );
-            producer.send(&bare).await.map(|_| bare)
-        }
-        other => other.map(|_| whole),
+/// Writes a terminal event, whole or in short. Returns what was written.
+async fn write_event(producer: &Producer, event: Outgoing) -> Result<Arc<Outgoing>, KafkaError> {
+    let short = write_one(producer, &event, || report::bare(&event)).await?;
+    Ok(Arc::new(short.unwrap_or(event)))
+}
+
+/// Writes the short form of a terminal event that was refused for its size.
+pub(super) async fn write_bare(producer: &Producer, token: Token, state: JobState, event: &Outgoing) -> Done {
+    warn_of_size(event);
+    let bare = report::bare(event);
+    match producer.send(&bare).await {
+        Ok(_) => Done::Written(token, state, Arc::new(bare)),
+        Err(error) => not_written(token, false, "event", &error),
     }
 }
 
-fn not_written(token: Token, dead_letter_written: bool, kind: &'static str, error: &KafkaError) -> Done {
+/// Writes a record, or its short form where the topic takes no record of that size: trying the same again could not help
+/// and would hold up the partition for ever. Returns the short form if that was written.
+async fn write_one(
+    producer: &Producer,
+    whole: &Outgoing,
+    bare: impl FnOnce() -> Outgoing,
+) -> Result<Option<Outgoing>, KafkaError> {
+    match producer.send(whole).await {
+        Err(error) if error.is_too_large() => {
+            warn_of_size(whole);
+            let bare = bare();
+            producer.send(&bare).await.map(|_| Some(bare))
+        }
+        other => other.map(|_| None),
+    }
+}
+
+fn warn_of_size(record: &Outgoing) {
+    tracing::error!(
+        topic = record.topic,
+        "a record is too large for its topic and is written in short: raise max.message.bytes"
+    );
+}
+
+/// Says so, and lets the engine try again.
+pub(super) fn not_written(
+    token: Token,
+    dead_letter_written: bool,
+    kind: &'static str,
+    error: &KafkaError,
+) -> Done {
     counter!(names::WRITE_FAILURES.name, "kind" => kind).increment(1);
     let error = fleet_ops::errors::chain(error);
     tracing::error!(%error, kind, "the end of a job could not be written; its offset is held and it is written again");
