@@ -10,8 +10,9 @@
 //! says, which moves 10 µs with each event, so there are ten times as many commits to an event as there would be at a
 //! million events per second. Jobs end out of order: each takes between half of the mean and one and a half.
 //!
-//! - `in flight`: from 1 to 100,000 on 12 partitions. More than some 30,000 can't run on 12 of them, since a partition's
-//!   commit metadata has room for a window of 5,000 offsets; so 100,000 are on 100 partitions.
+//! - `in flight`: up to 1,000 on 12 partitions, 10,000 on 100 and 100,000 on 1,000. On 12 partitions 100,000 can't run:
+//!   a partition's commit metadata has room for a window of 5,000 offsets, from the frontier on, of which those that are
+//!   done already, and those that wait behind others of their key, take their part.
 //! - `partitions`: from 1 to 10,000 with 1,000 in flight; where partitions are ordered, with as many as there are
 //!   partitions, because each has one.
 //! - `retries`: like `in flight`, and one attempt in a hundred fails, so that commits are urgent.
@@ -159,7 +160,7 @@ impl World {
             ..Config::default()
         };
         let octaves = (8 * in_flight).max(1024).ilog2() as usize + 1;
-        let kept = (16 * backlog / partitions).next_power_of_two().max(256);
+        let kept = (4 * backlog / partitions).next_power_of_two().max(64);
         let mut world = Self {
             setting,
             engine: Engine::new(config),
