@@ -83,7 +83,7 @@ impl Engine {
         Self {
             partitions: FastMap::default(),
             keys: Keys::new(config.seed),
-            ready: Ready::default(),
+            ready: Ready::new(config.seed),
             timers: Timers::default(),
             commits: BTreeSet::new(),
             breaker: Breaker::new(config.probe),

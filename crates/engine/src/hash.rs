@@ -1,8 +1,8 @@
 //! Fast hashing for maps whose keys nobody outside chooses, or that are hashes already.
 //!
 //! Every event looks jobs and partitions up several times, so the standard library's SipHash was a good part of its cost.
-//! Partitions and offsets are numbered by the broker. Ordering keys are hashes of what producers choose, so their map is
-//! seeded: who could guess which of them meet in one bucket could make it slow.
+//! Partitions and offsets are numbered by the broker. Ordering keys and limits are hashes of what producers choose, so
+//! their maps are seeded: who could guess which of them meet in one bucket could make it slow.
 
 use std::hash::{BuildHasher, Hasher};
 

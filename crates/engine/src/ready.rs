@@ -11,10 +11,13 @@
 
 use std::{
     cmp::Reverse,
-    collections::{BTreeSet, BinaryHeap, HashMap, VecDeque},
+    collections::{BTreeSet, BinaryHeap, VecDeque},
 };
 
-use crate::types::{Limit, Limits, Token};
+use crate::{
+    hash::{FastMap, Seed},
+    types::{Limit, Limits, Token},
+};
 
 /// Which limits the jobs of a queue are under.
 type Class = [Option<u64>; 2];
@@ -24,10 +27,10 @@ type Rank = (Reverse<u8>, u64);
 /// Jobs that may start.
 #[derive(Debug, Default)]
 pub(crate) struct Ready {
-    queues: HashMap<Class, Queue>,
+    queues: FastMap<Class, Queue>,
     /// The queues that may have something to start, by the rank of their head.
     race: BTreeSet<(Rank, Class)>,
-    groups: HashMap<u64, Group>,
+    groups: FastMap<u64, Group>,
     entries: usize,
     arrivals: u64,
 }
@@ -124,6 +127,12 @@ fn class(limits: &Limits) -> Class {
 }
 
 impl Ready {
+    /// The seed keeps producers, who name tenants, from guessing which of those meet in one bucket.
+    pub(crate) fn new(seed: u64) -> Self {
+        let seed = Seed::new(seed);
+        Self { queues: FastMap::with_hasher(seed), groups: FastMap::with_hasher(seed), ..Self::default() }
+    }
+
     pub(crate) fn push(&mut self, priority: u8, limits: Limits, token: Token) {
         self.arrivals += 1;
         self.insert((Reverse(priority), self.arrivals), limits, token);
@@ -264,7 +273,7 @@ trait Groups {
     fn next_aside(&mut self, limit: &Limit) -> Option<Class>;
 }
 
-impl Groups for HashMap<u64, Group> {
+impl Groups for FastMap<u64, Group> {
     fn full(&self, limits: &Limits) -> Option<u64> {
         let mut limits = limits.iter().flatten();
         let running = |group| self.get(&group).map_or(0, |group| group.running);
@@ -278,6 +287,8 @@ impl Groups for HashMap<u64, Group> {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::HashMap;
+
     use proptest::prelude::*;
 
     use super::*;
