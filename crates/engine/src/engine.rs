@@ -4,14 +4,15 @@ mod backpressure;
 mod commits;
 mod jobs;
 
-use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeSet, VecDeque};
 
 use fleet_job::time::Timestamp;
 
 use crate::{
     backoff::Random,
     breaker::{Breaker, BreakerState},
-    keys::Keys,
+    hash::FastMap,
+    keys::{self, Keys},
     partition::{PartitionState, Phase},
     progress::Progress,
     ready::Ready,
@@ -23,7 +24,7 @@ use crate::{
 #[derive(Debug)]
 pub struct Engine {
     config: Config,
-    partitions: HashMap<Partition, PartitionState>,
+    partitions: FastMap<Partition, PartitionState>,
     keys: Keys,
     ready: Ready,
     timers: Timers,
@@ -80,9 +81,9 @@ impl Engine {
     /// An engine without partitions.
     pub fn new(config: Config) -> Self {
         Self {
-            partitions: HashMap::new(),
-            keys: Keys::default(),
-            ready: Ready::default(),
+            partitions: FastMap::default(),
+            keys: Keys::new(config.seed),
+            ready: Ready::new(config.seed),
             timers: Timers::default(),
             commits: BTreeSet::new(),
             breaker: Breaker::new(config.probe),
@@ -134,8 +135,8 @@ impl Engine {
             {
                 commits.push(commit);
             }
-            self.remove(*partition);
         }
+        self.remove(partitions);
         commits
     }
 
@@ -162,7 +163,7 @@ impl Engine {
                     }
                 }
             }
-            Input::Lost(partitions) => partitions.iter().for_each(|partition| self.remove(*partition)),
+            Input::Lost(partitions) => self.remove(partitions),
             Input::Tick => {}
         }
         self.advance(now);
@@ -187,7 +188,7 @@ impl Engine {
             })
             .collect();
         partitions.sort_unstable_by_key(|status| status.partition);
-        let open = self.partitions.values().flat_map(|state| state.open.values());
+        let open = self.partitions.values().flat_map(|state| state.open.slots());
         Status {
             in_flight: self.in_flight,
             buffered: self.buffered,
@@ -201,7 +202,7 @@ impl Engine {
     // --- Partitions come and go -------------------------------------------------------------------------------------
 
     fn assigned(&mut self, partition: Partition, generation: u64, committed: Option<(i64, &str)>) {
-        self.remove(partition);
+        self.remove(&[partition]);
         let restored = match committed {
             // Metadata that can't be read costs repeats; refusing the partition would cost the jobs.
             Some((offset, metadata)) => {
@@ -212,13 +213,27 @@ impl Engine {
         let state = PartitionState::new(generation, committed.map(|(offset, _)| offset), restored);
         self.partitions.insert(partition, state);
         if self.full {
-            self.update_pauses();
+            let share = self.share();
+            self.apply_pause(partition, share);
         }
     }
 
-    fn remove(&mut self, partition: Partition) {
+    /// Lets go of all that is held for `partitions`. What concerns the others too is looked through once for all.
+    fn remove(&mut self, partitions: &[Partition]) {
+        let before = self.partitions.len();
+        partitions.iter().for_each(|partition| self.remove_one(*partition));
+        if self.partitions.len() == before {
+            return;
+        }
+        let left = &self.partitions;
+        self.ready.retain(|token| left.contains_key(&token.partition));
+        self.timers.retain(|token| left.contains_key(&token.partition));
+        self.update_pauses();
+    }
+
+    fn remove_one(&mut self, partition: Partition) {
         let Some(state) = self.partitions.remove(&partition) else { return };
-        for slot in state.open.values().filter(|slot| slot.phase == Phase::Running) {
+        for slot in state.open.slots().filter(|slot| slot.phase == Phase::Running) {
             self.in_flight -= 1;
             if let Some(spec) = slot.spec {
                 self.ready.ended(&spec.limits);
@@ -226,7 +241,7 @@ impl Engine {
         }
         self.unwritten -= state
             .open
-            .values()
+            .slots()
             .filter(
                 |slot| matches!(slot.phase, Phase::Settling(end) | Phase::Unwritten(end) if end.is_final()),
             )
@@ -237,15 +252,16 @@ impl Engine {
         self.buffered_bytes -= state.buffered_bytes;
         let generation = state.generation;
         self.out.extend(
-            state.open.keys().map(|offset| Command::Forget(Token { partition, offset: *offset, generation })),
+            state.open.offsets().map(|offset| Command::Forget(Token { partition, offset, generation })),
         );
         if let Some(due) = state.commit_due {
             self.commits.remove(&(due, partition));
         }
-        self.keys.drop_partition(partition);
-        self.ready.retain(|token| token.partition != partition);
-        self.timers.retain(|token| token.partition != partition);
-        self.update_pauses();
+        for spec in state.open.slots().filter_map(|slot| slot.spec) {
+            if let Some(lane) = keys::lane(self.config.ordering, partition, &spec) {
+                self.keys.forget(lane);
+            }
+        }
     }
 
     // --- Time -------------------------------------------------------------------------------------------------------
@@ -274,7 +290,7 @@ impl Engine {
             self.ready.retain(|token| {
                 partitions.get(&token.partition).is_some_and(|state| {
                     state.generation == token.generation
-                        && state.open.get(&token.offset).is_some_and(|slot| slot.phase == Phase::Ready)
+                        && state.open.get(token.offset).is_some_and(|slot| slot.phase == Phase::Ready)
                 })
             });
         }

@@ -1,17 +1,27 @@
 //! Who waits behind whom: one queue per ordering key.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, hash_map::Entry};
 
-use crate::types::{JobSpec, Ordering, Partition};
+use crate::{
+    hash::{FastMap, Seed},
+    types::{JobSpec, Ordering, Partition},
+};
 
 /// What jobs are ordered by: a key within its partition. Kafka keeps a key in one partition, so that is the whole order.
 type Lane = (Partition, u64);
 
 /// The queues behind busy keys. A key without jobs takes no memory.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Keys {
-    /// The first one may run. Offsets come in ascending order, so that is the order in which they came.
-    lanes: HashMap<Lane, BTreeSet<i64>>,
+    lanes: FastMap<Lane, Queue>,
+}
+
+/// The jobs of one key. Most keys have one, which needs no set.
+#[derive(Debug)]
+struct Queue {
+    /// This one may run. Offsets come in ascending order, so the first is the one that came first.
+    head: i64,
+    behind: BTreeSet<i64>,
 }
 
 /// The lane of a job under `ordering`; `None` when nothing orders it.
@@ -24,36 +34,52 @@ pub(crate) fn lane(ordering: Ordering, partition: Partition, spec: &JobSpec) -> 
 }
 
 impl Keys {
+    pub(crate) fn new(seed: u64) -> Self {
+        Self { lanes: FastMap::with_hasher(Seed::new(seed)) }
+    }
+
     /// Puts `offset` at the end of its lane; `true` when it is at the head and need not wait.
     pub(crate) fn join(&mut self, lane: Lane, offset: i64) -> bool {
-        let queue = self.lanes.entry(lane).or_default();
-        queue.insert(offset);
-        queue.first() == Some(&offset)
+        match self.lanes.entry(lane) {
+            Entry::Occupied(mut queue) => {
+                queue.get_mut().behind.insert(offset);
+                false
+            }
+            Entry::Vacant(place) => {
+                place.insert(Queue { head: offset, behind: BTreeSet::new() });
+                true
+            }
+        }
     }
 
     /// Whether `offset` is at the head of its lane.
     pub(crate) fn is_head(&self, lane: Lane, offset: i64) -> bool {
-        self.lanes.get(&lane).and_then(BTreeSet::first) == Some(&offset)
+        self.lanes.get(&lane).is_some_and(|queue| queue.head == offset)
     }
 
     /// Takes a settled `offset` out of its lane; the new head, when that changed.
     pub(crate) fn leave(&mut self, lane: Lane, offset: i64) -> Option<i64> {
-        let queue = self.lanes.get_mut(&lane)?;
-        let was_head = queue.first() == Some(&offset);
-        queue.remove(&offset);
+        let Entry::Occupied(mut entry) = self.lanes.entry(lane) else { return None };
+        let queue = entry.get_mut();
         // Jobs that expire, are cancelled or deferred while they wait leave from the middle.
-        if !was_head {
+        if queue.head != offset {
+            queue.behind.remove(&offset);
             return None;
         }
-        let head = queue.first().copied();
-        if head.is_none() {
-            self.lanes.remove(&lane);
+        match queue.behind.pop_first() {
+            Some(head) => {
+                queue.head = head;
+                Some(head)
+            }
+            None => {
+                entry.remove();
+                None
+            }
         }
-        head
     }
 
-    /// Forgets all lanes of `partition`.
-    pub(crate) fn drop_partition(&mut self, partition: Partition) {
-        self.lanes.retain(|(at, _), _| *at != partition);
+    /// Forgets a lane, whoever waits in it.
+    pub(crate) fn forget(&mut self, lane: Lane) {
+        self.lanes.remove(&lane);
     }
 }

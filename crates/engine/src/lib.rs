@@ -10,7 +10,9 @@
 mod backoff;
 mod breaker;
 mod engine;
+mod hash;
 mod keys;
+mod open;
 mod partition;
 mod progress;
 mod ready;

@@ -1,11 +1,12 @@
 //! One assigned partition: which offsets are open, where the frontier stands, and whether one more job may start without
 //! outgrowing the commit metadata.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 use fleet_job::time::Timestamp;
 
 use crate::{
+    open::{LARGE_ATTEMPTS, Open},
     progress::{DENSE_WINDOW, MAX_ESCAPES, MAX_RAW_BYTES, Progress},
     types::{FinalCommit, JobSpec, Partition, Terminal},
 };
@@ -85,8 +86,6 @@ impl Slot {
 const RUN_BYTES: usize = 6;
 /// The bytes that one attempt count can take there.
 const ATTEMPTS_BYTES: usize = 5;
-/// From here on an attempt count needs an escape in the dense encoding.
-const LARGE_ATTEMPTS: u32 = 14;
 
 /// One assigned partition.
 #[derive(Debug)]
@@ -95,19 +94,13 @@ pub(crate) struct PartitionState {
     pub(crate) draining: bool,
     pub(crate) paused: bool,
     /// Open jobs by offset. What lies below `next` and is not in here is done, or was never delivered.
-    pub(crate) open: BTreeMap<i64, Slot>,
+    pub(crate) open: Open,
     /// One past the last offset that was delivered; `None` until the position is known.
     next: Option<i64>,
     /// Whether a record has been delivered under this assignment.
     has_delivered: bool,
     /// What the last owner left for offsets that have not been delivered again yet.
     restored: Progress,
-    /// Maximal runs of neighbouring open offsets.
-    runs: usize,
-    /// Open jobs that are under way or have spent attempts: those whose future can cost metadata bytes.
-    marked: usize,
-    /// Those of them whose attempt count needs an escape.
-    escapes: usize,
     /// The highest offset that was ever started or settled; the window to encode ends at or below it.
     touched: i64,
     /// Jobs that were ready but had to wait for the window to move.
@@ -136,14 +129,11 @@ impl PartitionState {
             generation,
             draining: false,
             paused: false,
-            open: BTreeMap::new(),
+            open: Open::default(),
             next: committed,
             has_delivered: false,
             touched: restored.end,
             restored,
-            runs: 0,
-            marked: 0,
-            escapes: 0,
             gated: BTreeSet::new(),
             waiting_relays: 0,
             waiting_relay_bytes: 0,
@@ -159,7 +149,7 @@ impl PartitionState {
 
     /// The offset that may be committed: everything below it is settled or was never delivered (I1).
     pub(crate) fn frontier(&self) -> Option<i64> {
-        self.open.first_key_value().map(|(offset, _)| *offset).or(self.next)
+        self.open.first().or(self.next)
     }
 
     /// Takes note that `offset` was delivered, and says what that means.
@@ -202,26 +192,14 @@ impl PartitionState {
     }
 
     pub(crate) fn insert(&mut self, offset: i64, slot: Slot) {
-        if !self.open.contains_key(&(offset - 1)) {
-            self.runs += 1;
-        }
         self.buffered_bytes += slot.bytes;
-        if slot.attempts > 0 {
-            self.mark(slot.attempts);
-        }
         self.open.insert(offset, slot);
     }
 
     /// The job at `offset` is settled.
     pub(crate) fn settle(&mut self, offset: i64) -> Option<Slot> {
-        let slot = self.open.remove(&offset)?;
-        let neighbours = [offset - 1, offset + 1].iter().filter(|at| self.open.contains_key(at)).count();
-        // A run of one goes, the end of a run shrinks it, the middle of a run splits it.
-        self.runs = self.runs + neighbours - 1;
+        let slot = self.open.remove(offset)?;
         self.buffered_bytes -= slot.bytes;
-        if slot.attempts > 0 {
-            self.unmark(slot.attempts);
-        }
         self.touched = self.touched.max(offset);
         self.dirty = true;
         Some(slot)
@@ -235,26 +213,9 @@ impl PartitionState {
         self.dirty = true;
     }
 
-    fn mark(&mut self, attempts: u32) {
-        self.marked += 1;
-        self.escapes += usize::from(attempts >= LARGE_ATTEMPTS);
-    }
-
-    fn unmark(&mut self, attempts: u32) {
-        self.marked -= 1;
-        self.escapes -= usize::from(attempts >= LARGE_ATTEMPTS);
-    }
-
     /// Takes note that the job at `offset` has spent one more attempt.
     pub(crate) fn spend(&mut self, offset: i64) {
-        let Some(slot) = self.open.get_mut(&offset) else { return };
-        let before = slot.attempts;
-        slot.attempts = before.saturating_add(1);
-        let after = slot.attempts;
-        if before > 0 {
-            self.unmark(before);
-        }
-        self.mark(after);
+        self.open.spend(offset);
         self.dirty = true;
     }
 
@@ -263,14 +224,20 @@ impl PartitionState {
     /// active job splits a run and has attempts to remember. The job at the frontier may always start, or nothing
     /// would ever move again.
     pub(crate) fn has_room(&self, offset: i64) -> bool {
+        self.has_room_beside(offset, 0)
+    }
+
+    /// The same where so many others are about to start.
+    fn has_room_beside(&self, offset: i64, others: usize) -> bool {
         let Some(frontier) = self.frontier().filter(|frontier| *frontier < offset) else { return true };
-        let attempts = self.open.get(&offset).map_or(0, |slot| slot.attempts);
+        let attempts = self.open.get(offset).map_or(0, |slot| slot.attempts);
         let may_escape = attempts.saturating_add(1) >= LARGE_ATTEMPTS;
         let dense = self.touched.max(offset) - frontier < DENSE_WINDOW
-            && self.escapes + usize::from(may_escape) <= MAX_ESCAPES;
+            && self.open.escapes() + usize::from(may_escape) <= MAX_ESCAPES;
         let restored = self.restored.open.len() * RUN_BYTES + self.restored.attempts.len() * ATTEMPTS_BYTES;
-        let active = self.active + 1;
-        let runs = (self.runs + active + 1) * RUN_BYTES + (self.marked + active) * ATTEMPTS_BYTES;
+        let active = self.active + others + 1;
+        let runs = self.open.runs().len() + active + 1;
+        let runs = runs * RUN_BYTES + (self.open.spent().len() + active) * ATTEMPTS_BYTES;
         dense || runs + restored + 32 <= MAX_RAW_BYTES
     }
 
@@ -285,10 +252,11 @@ impl PartitionState {
         self.gated.insert(offset);
     }
 
-    /// Takes one job out of the gate, if there is room for it now.
-    pub(crate) fn ungate(&mut self) -> Option<i64> {
+    /// Takes one job out of the gate, if there is room for it now, beside so `others` that were just taken out. If those
+    /// were not counted, all that wait here would leave for room that is enough for one, only to be sent back.
+    pub(crate) fn ungate(&mut self, others: usize) -> Option<i64> {
         let first = *self.gated.first()?;
-        if !self.has_room(first) {
+        if !self.has_room_beside(first, others) {
             return None;
         }
         self.gated.pop_first()
@@ -302,7 +270,8 @@ impl PartitionState {
         // What lies beyond the last job that was ever started is as new as what has not been read: nothing need be said
         // of it, and its holes cost nothing.
         let known = (self.touched + 1).clamp(base, next.max(base));
-        let open = self.open.range(..known).map(|(offset, _)| (*offset, *offset + 1));
+        let open = self.open.runs().iter().take_while(|(first, _)| *first < known);
+        let open = open.map(|(first, end)| (*first, (*end).min(known)));
         // What the last owner knew and this one has not read again yet is handed on.
         let ahead = self.restored.open.iter().filter(|(_, end)| *end > next);
         let ahead = ahead.map(|(first, end)| ((*first).max(next), *end));
@@ -313,7 +282,7 @@ impl PartitionState {
             }
         }
         progress.end = if self.restored.end > next { self.restored.end } else { known };
-        let attempts = self.open.range(..known).map(|(offset, slot)| (*offset, slot.attempts));
+        let attempts = self.open.spent().range(..known).map(|(offset, attempts)| (*offset, *attempts));
         let ahead = self.restored.attempts.iter().copied().filter(|(offset, _)| *offset >= next);
         progress.attempts = attempts.chain(ahead).filter(|(_, attempts)| *attempts > 0).collect();
         // Open offsets at the end say nothing that their absence would not say.

@@ -11,10 +11,13 @@
 
 use std::{
     cmp::Reverse,
-    collections::{BTreeSet, BinaryHeap, HashMap, VecDeque},
+    collections::{BTreeSet, BinaryHeap, VecDeque},
 };
 
-use crate::types::{Limit, Limits, Token};
+use crate::{
+    hash::{FastMap, Seed},
+    types::{Limit, Limits, Token},
+};
 
 /// Which limits the jobs of a queue are under.
 type Class = [Option<u64>; 2];
@@ -24,19 +27,81 @@ type Rank = (Reverse<u8>, u64);
 /// Jobs that may start.
 #[derive(Debug, Default)]
 pub(crate) struct Ready {
-    queues: HashMap<Class, Queue>,
+    queues: FastMap<Class, Queue>,
     /// The queues that may have something to start, by the rank of their head.
     race: BTreeSet<(Rank, Class)>,
-    groups: HashMap<u64, Group>,
+    groups: FastMap<u64, Group>,
     entries: usize,
     arrivals: u64,
 }
 
 #[derive(Debug)]
 struct Queue {
-    heap: BinaryHeap<Reverse<(Rank, Token)>>,
+    line: Line,
     limits: Limits,
     place: Place,
+}
+
+/// The jobs of a queue. Those of one priority come in the order of their ranks, so each priority is a plain queue; only
+/// those that are put back go by their tokens.
+#[derive(Debug, Default)]
+struct Line {
+    /// The most urgent first; there are hardly more than two or three of them.
+    levels: Vec<Level>,
+}
+
+#[derive(Debug)]
+struct Level {
+    priority: Reverse<u8>,
+    again: BinaryHeap<Reverse<Token>>,
+    jobs: VecDeque<(u64, Token)>,
+}
+
+impl Line {
+    /// Rank 0 is for those that are put back; the others must come in ascending order.
+    fn push(&mut self, (priority, arrival): Rank, token: Token) {
+        let at = self.levels.partition_point(|level| level.priority < priority);
+        if self.levels.get(at).is_none_or(|level| level.priority != priority) {
+            let level = Level { priority, again: BinaryHeap::new(), jobs: VecDeque::new() };
+            self.levels.insert(at, level);
+        }
+        match arrival {
+            0 => self.levels[at].again.push(Reverse(token)),
+            _ => self.levels[at].jobs.push_back((arrival, token)),
+        }
+    }
+
+    fn pop(&mut self) -> Option<Token> {
+        let level = self.levels.iter_mut().find(|level| !level.is_empty())?;
+        match level.again.pop() {
+            Some(Reverse(token)) => Some(token),
+            None => level.jobs.pop_front().map(|(_, token)| token),
+        }
+    }
+
+    /// The rank of the job that is to start next.
+    fn head(&self) -> Option<Rank> {
+        let level = self.levels.iter().find(|level| !level.is_empty())?;
+        let arrival = if level.again.is_empty() { level.jobs.front()?.0 } else { 0 };
+        Some((level.priority, arrival))
+    }
+
+    fn len(&self) -> usize {
+        self.levels.iter().map(|level| level.again.len() + level.jobs.len()).sum()
+    }
+
+    fn retain(&mut self, keep: impl Fn(&Token) -> bool) {
+        for level in &mut self.levels {
+            level.again.retain(|Reverse(token)| keep(token));
+            level.jobs.retain(|(_, token)| keep(token));
+        }
+    }
+}
+
+impl Level {
+    fn is_empty(&self) -> bool {
+        self.again.is_empty() && self.jobs.is_empty()
+    }
 }
 
 /// Where a queue is.
@@ -62,6 +127,12 @@ fn class(limits: &Limits) -> Class {
 }
 
 impl Ready {
+    /// The seed keeps producers, who name tenants, from guessing which of those meet in one bucket.
+    pub(crate) fn new(seed: u64) -> Self {
+        let seed = Seed::new(seed);
+        Self { queues: FastMap::with_hasher(seed), groups: FastMap::with_hasher(seed), ..Self::default() }
+    }
+
     pub(crate) fn push(&mut self, priority: u8, limits: Limits, token: Token) {
         self.arrivals += 1;
         self.insert((Reverse(priority), self.arrivals), limits, token);
@@ -77,7 +148,7 @@ impl Ready {
         let class = class(&limits);
         match self.queues.get_mut(&class) {
             Some(queue) => {
-                queue.heap.push(Reverse((rank, token)));
+                queue.line.push(rank, token);
                 match queue.place {
                     Place::Race(before) if rank < before => {
                         self.race.remove(&(before, class));
@@ -89,8 +160,9 @@ impl Ready {
                 self.race.insert((rank, class));
             }
             None => {
-                let heap = BinaryHeap::from([Reverse((rank, token))]);
-                self.queues.insert(class, Queue { heap, limits, place: Place::Race(rank) });
+                let mut line = Line::default();
+                line.push(rank, token);
+                self.queues.insert(class, Queue { line, limits, place: Place::Race(rank) });
                 self.race.insert((rank, class));
             }
         }
@@ -99,28 +171,33 @@ impl Ready {
     /// Takes the job out that is to start next. It must be started, or be stale, or be pushed again.
     pub(crate) fn pop(&mut self) -> Option<Token> {
         loop {
-            let (_, class) = self.race.pop_first()?;
-            let Some(queue) = self.queues.get_mut(&class) else { continue };
+            let (_, class) = self.race.first().copied()?;
+            let Some(queue) = self.queues.get_mut(&class) else {
+                self.race.pop_first();
+                continue;
+            };
             if let Some(full) = self.groups.full(&queue.limits) {
+                self.race.pop_first();
                 queue.place = Place::Aside;
                 let limits = queue.limits;
                 self.groups.entry(full).or_default().aside.push_back(class);
                 self.wake(&limits);
                 continue;
             }
-            let Some(Reverse((_, token))) = queue.heap.pop() else {
-                self.drop_queue(class);
-                continue;
-            };
-            self.entries -= 1;
-            match queue.heap.peek() {
-                Some(Reverse((rank, _))) => {
-                    queue.place = Place::Race(*rank);
-                    self.race.insert((*rank, class));
+            let token = queue.line.pop();
+            self.entries -= usize::from(token.is_some());
+            let head = queue.line.head();
+            self.race.pop_first();
+            match head {
+                Some(rank) => {
+                    queue.place = Place::Race(rank);
+                    self.race.insert((rank, class));
                 }
                 None => self.drop_queue(class),
             }
-            return Some(token);
+            if token.is_some() {
+                return token;
+            }
         }
     }
 
@@ -139,12 +216,12 @@ impl Ready {
         for limit in limits.iter().flatten() {
             while let Some(class) = self.groups.next_aside(limit) {
                 let Some(queue) = self.queues.get_mut(&class) else { continue };
-                let Some(Reverse((rank, _))) = queue.heap.peek() else {
+                let Some(rank) = queue.line.head() else {
                     self.queues.remove(&class);
                     continue;
                 };
-                queue.place = Place::Race(*rank);
-                self.race.insert((*rank, class));
+                queue.place = Place::Race(rank);
+                self.race.insert((rank, class));
                 break;
             }
             // Tenants are named by producers; a group that nothing needs must not stay.
@@ -183,9 +260,9 @@ impl Ready {
 
     pub(crate) fn retain(&mut self, keep: impl Fn(&Token) -> bool) {
         for queue in self.queues.values_mut() {
-            queue.heap.retain(|Reverse((_, token))| keep(token));
+            queue.line.retain(&keep);
         }
-        self.entries = self.queues.values().map(|queue| queue.heap.len()).sum();
+        self.entries = self.queues.values().map(|queue| queue.line.len()).sum();
     }
 }
 
@@ -196,7 +273,7 @@ trait Groups {
     fn next_aside(&mut self, limit: &Limit) -> Option<Class>;
 }
 
-impl Groups for HashMap<u64, Group> {
+impl Groups for FastMap<u64, Group> {
     fn full(&self, limits: &Limits) -> Option<u64> {
         let mut limits = limits.iter().flatten();
         let running = |group| self.get(&group).map_or(0, |group| group.running);
@@ -210,6 +287,8 @@ impl Groups for HashMap<u64, Group> {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::HashMap;
+
     use proptest::prelude::*;
 
     use super::*;

@@ -1,18 +1,28 @@
 //! What goes into the engine and what comes out of it.
 
-use std::time::Duration;
+use std::{
+    hash::{Hash, Hasher},
+    time::Duration,
+};
 
 use fleet_job::{outcome::FailureClass, time::Timestamp};
 
 use crate::backoff::Backoff;
 
 /// One partition of one topic. The shell keeps the table of topics; the engine only tells them apart.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Partition {
     /// The shell's index of the topic.
     pub topic: u16,
     /// Kafka's number of the partition.
     pub number: i32,
+}
+
+impl Hash for Partition {
+    /// As one number: every event looks partitions up.
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        state.write_u64(u64::from(self.topic) << 32 | u64::from(self.number.cast_unsigned()));
+    }
 }
 
 /// One job in the worker's hands: where its record stood, and under which assignment it was read. The generation fences

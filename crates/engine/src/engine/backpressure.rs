@@ -9,7 +9,7 @@ const RELAYS_AHEAD: usize = 2;
 
 impl Engine {
     /// How many open jobs one partition may hold, so that a slow one does not take the memory of all.
-    fn share(&self) -> usize {
+    pub(super) fn share(&self) -> usize {
         (self.config.max_buffered / self.partitions.len().max(1)).max(2)
     }
 
@@ -45,7 +45,7 @@ impl Engine {
         partitions.into_iter().for_each(|partition| self.apply_pause(partition, share));
     }
 
-    fn apply_pause(&mut self, partition: Partition, share: usize) {
+    pub(super) fn apply_pause(&mut self, partition: Partition, share: usize) {
         let full = self.full;
         let Some(state) = self.partitions.get_mut(&partition) else { return };
         let open = state.open.len();

@@ -1,6 +1,6 @@
 //! When partitions are committed, and what follows from the answer.
 
-use std::{collections::HashMap, time::Duration};
+use std::time::Duration;
 
 use fleet_job::time::Timestamp;
 
@@ -35,7 +35,7 @@ impl Engine {
         match state.commit(partition) {
             Sayable::Commit(mut commit) => {
                 if faulty!(self.config, CommitPastGap) {
-                    commit.offset = state.open.last_key_value().map_or(commit.offset, |(last, _)| last + 1);
+                    commit.offset = state.open.last().map_or(commit.offset, |last| last + 1);
                     commit.metadata = String::new();
                 } else if commit.offset > state.frontier().unwrap_or(commit.offset)
                     || state.committed.is_some_and(|committed| commit.offset < committed)
@@ -65,16 +65,17 @@ impl Engine {
         let Some((offset, attempts)) = state.in_commit.take() else { return };
         if ok {
             state.committed = Some(offset);
-            let attempts: HashMap<_, _> = attempts.into_iter().collect();
+            // They stand there in the order of their offsets.
             self.release_waiting(partition, |offset, slot| {
-                attempts.get(&offset).copied().unwrap_or(slot.durable)
+                let found = attempts.binary_search_by_key(&offset, |(at, _)| *at);
+                found.map_or(slot.durable, |index| attempts[index].1)
             });
         } else {
             state.dirty = true;
         }
         let Some(state) = self.partitions.get(&partition) else { return };
         if state.dirty {
-            let waiting = state.open.values().any(|slot| slot.attempts > slot.durable);
+            let waiting = state.open.awaits_commit();
             let interval =
                 if ok && waiting { self.config.urgent_commit_interval } else { self.config.commit_interval };
             self.schedule_commit(now, partition, interval);
@@ -85,15 +86,19 @@ impl Engine {
     pub(super) fn release_waiting(&mut self, partition: Partition, durable: impl Fn(i64, &Slot) -> u32) {
         let Some(state) = self.partitions.get_mut(&partition) else { return };
         let generation = state.generation;
-        for (offset, slot) in state.open.iter_mut().filter(|(_, slot)| slot.attempts > slot.durable) {
-            slot.durable = durable(*offset, slot);
+        let ready = &mut self.ready;
+        state.open.for_each_spent(|offset, slot| {
+            if slot.attempts <= slot.durable {
+                return;
+            }
+            slot.durable = durable(offset, slot);
             if slot.phase == Phase::AwaitsCommit
                 && slot.attempts == slot.durable
                 && let Some(spec) = slot.spec
             {
                 slot.phase = Phase::Ready;
-                self.ready.push(spec.priority, spec.limits, Token { partition, offset: *offset, generation });
+                ready.push(spec.priority, spec.limits, Token { partition, offset, generation });
             }
-        }
+        });
     }
 }

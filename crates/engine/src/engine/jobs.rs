@@ -41,7 +41,7 @@ impl Engine {
                 0
             }
             Delivery::Repeat => {
-                if !state.open.contains_key(&offset) {
+                if !state.open.contains(offset) {
                     self.out.push_back(Command::Forget(token));
                 }
                 return;
@@ -218,7 +218,7 @@ impl Engine {
             .get_mut(&token.partition)
             .filter(|state| unfenced || state.generation == token.generation)?
             .open
-            .get_mut(&token.offset)
+            .get_mut(token.offset)
     }
 
     /// Nothing of its key is before it any more: the job may start when its time has come.
@@ -256,7 +256,7 @@ impl Engine {
             }
             let room = state.has_room(token.offset);
             let waits = |slot: &&mut Slot| slot.phase == Phase::Ready && slot.early.is_none();
-            let Some(slot) = state.open.get_mut(&token.offset).filter(waits) else { continue };
+            let Some(slot) = state.open.get_mut(token.offset).filter(waits) else { continue };
             let Some(spec) = slot.spec else { continue };
             let attempt = slot.attempts + 1;
             if !room {
@@ -408,11 +408,12 @@ impl Engine {
     }
 
     fn ungate(&mut self, partition: Partition) {
+        let mut released = 0;
         while let Some(state) = self.partitions.get_mut(&partition) {
             let generation = state.generation;
-            let Some(offset) = state.ungate() else { return };
+            let Some(offset) = state.ungate(released) else { return };
             let token = Token { partition, offset, generation };
-            let Some(slot) = state.open.get(&offset).filter(|slot| slot.phase == Phase::Ready) else {
+            let Some(slot) = state.open.get(offset).filter(|slot| slot.phase == Phase::Ready) else {
                 continue;
             };
             match (slot.early, slot.spec) {
@@ -420,7 +421,10 @@ impl Engine {
                     let attempts = slot.attempts;
                     self.conclude(token, terminal, attempts);
                 }
-                (None, Some(spec)) => self.ready.push(spec.priority, spec.limits, token),
+                (None, Some(spec)) => {
+                    released += 1;
+                    self.ready.push(spec.priority, spec.limits, token);
+                }
                 (None, None) => {}
             }
         }

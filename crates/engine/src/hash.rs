@@ -1,0 +1,56 @@
+//! Fast hashing for maps whose keys nobody outside chooses, or that are hashes already.
+//!
+//! Every event looks jobs and partitions up several times, so the standard library's SipHash was a good part of its cost.
+//! Partitions and offsets are numbered by the broker. Ordering keys and limits are hashes of what producers choose, so
+//! their maps are seeded: who could guess which of them meet in one bucket could make it slow.
+
+use std::hash::{BuildHasher, Hasher};
+
+/// A map from numbers.
+pub(crate) type FastMap<K, V> = std::collections::HashMap<K, V, Seed>;
+
+/// What hashers start with.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Seed(u64);
+
+impl Seed {
+    pub(crate) fn new(seed: u64) -> Self {
+        Self(seed)
+    }
+}
+
+impl BuildHasher for Seed {
+    type Hasher = Folding;
+
+    fn build_hasher(&self) -> Folding {
+        Folding(self.0)
+    }
+}
+
+/// Multiplies each number with an odd constant and folds the upper half of the product into the lower, as wyhash and
+/// foldhash do, so that all bits of the result depend on all bits of the number.
+#[derive(Debug)]
+pub(crate) struct Folding(u64);
+
+impl Hasher for Folding {
+    fn write_u64(&mut self, number: u64) {
+        let product = u128::from(self.0 ^ number ^ 0x243F_6A88_85A3_08D3) * 0x9E37_79B9_7F4A_7C15;
+        self.0 = (product >> 64) as u64 ^ product as u64;
+    }
+
+    fn write_i64(&mut self, number: i64) {
+        self.write_u64(number.cast_unsigned());
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        for chunk in bytes.chunks(8) {
+            let mut number = [0; 8];
+            number[..chunk.len()].copy_from_slice(chunk);
+            self.write_u64(u64::from_le_bytes(number));
+        }
+    }
+
+    fn finish(&self) -> u64 {
+        self.0
+    }
+}
