@@ -247,11 +247,13 @@ fn typed<T: DeserializeOwned>(value: Value, prefix: &str) -> Result<T, JobError>
     })
 }
 
-fn from_object(object: Map<String, Value>) -> Result<Envelope, JobError> {
+fn from_object(mut object: Map<String, Value>) -> Result<Envelope, JobError> {
+    // Fields that are not known are kept, for which serde copies the whole object, so what can be large is taken out.
+    let payload = object.shift_remove("payload").unwrap_or_default();
     // Null stands for absent in every optional field; the typed read below does not know that for the required ones.
     let wire: WireEnvelope = typed(Value::Object(object), "")?;
     check_id(&wire.job_id).map_err(|why| invalid(format!("`jobID` {why}")))?;
-    let work = work(&wire.job_type, wire.payload)?;
+    let work = work(&wire.job_type, payload)?;
     for (field, value) in
         [("idempotencyKey", &wire.idempotency_key), ("tenant", &wire.tenant), ("owner", &wire.owner)]
     {
@@ -320,22 +322,41 @@ fn work(job_type: &str, payload: Value) -> Result<Work, JobError> {
         Value::Null => return Err(invalid(format!("`payload` is missing: a {job_type} job needs one"))),
         other => other,
     };
-    let Value::Object(_) = payload else {
+    let Value::Object(mut object) = payload else {
         return Err(invalid(format!("`payload` is a JSON {}; it must be an object", kind_of(&payload))));
     };
     match kind {
-        JobType::ServerInit => server_init(payload),
+        JobType::ServerInit => server_init(Value::Object(object)),
         JobType::ToolCall => {
-            let call: ToolCall = typed(payload, "payload")?;
+            let arguments = take_arguments(&mut object);
+            let call: ToolCall = typed(Value::Object(object), "payload")?;
             check_call(&call, "payload")?;
-            Ok(Work::ToolCall(call))
+            Ok(Work::ToolCall(with_arguments(call, arguments)))
         }
         JobType::ToolBatch => {
-            let batch: ToolBatch = typed(payload, "payload")?;
+            let calls = object.get_mut("calls").and_then(Value::as_array_mut).into_iter().flatten();
+            let arguments: Vec<_> =
+                calls.map(|call| call.as_object_mut().and_then(take_arguments)).collect();
+            let mut batch: ToolBatch = typed(Value::Object(object), "payload")?;
             check_batch(&batch)?;
+            let calls = batch.calls.into_iter().zip(arguments);
+            batch.calls = calls.map(|(call, arguments)| with_arguments(call, arguments)).collect();
             Ok(Work::ToolBatch(batch))
         }
     }
+}
+
+/// Takes a call's arguments out, where they are what they must be; the typed read tells of all others.
+fn take_arguments(call: &mut Map<String, Value>) -> Option<Map<String, Value>> {
+    call.get("arguments").filter(|arguments| arguments.is_object())?;
+    match call.shift_remove("arguments") {
+        Some(Value::Object(arguments)) => Some(arguments),
+        _ => None,
+    }
+}
+
+fn with_arguments(call: ToolCall, arguments: Option<Map<String, Value>>) -> ToolCall {
+    ToolCall { arguments: arguments.unwrap_or(call.arguments), ..call }
 }
 
 fn server_init(payload: Value) -> Result<Work, JobError> {

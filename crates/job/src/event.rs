@@ -11,6 +11,9 @@ use crate::{
     time::Timestamp,
 };
 
+/// Room for most events, so that they are not moved while they are written.
+const USUAL_BYTES: usize = 1024;
+
 /// The states of a job. The last four are terminal.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
@@ -188,8 +191,12 @@ impl JobEvent {
 
     /// The event as the bytes of a record's value.
     pub fn to_bytes(&self) -> Vec<u8> {
+        let mut bytes = Vec::with_capacity(USUAL_BYTES);
         // Strings, numbers, maps with string keys: nothing in the struct can fail to become JSON.
-        serde_json::to_vec(self).unwrap_or_default()
+        if serde_json::to_writer(&mut bytes, self).is_err() {
+            bytes.clear();
+        }
+        bytes
     }
 }
 

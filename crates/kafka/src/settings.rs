@@ -198,7 +198,7 @@ impl Settings {
         config = self.with_defaults(
             config,
             &[
-                ("linger.ms", "5"),
+                ("linger.ms", "2"),
                 ("compression.type", "lz4"),
                 ("message.max.bytes", "16777216"),
                 // The partitioner of the Java clients: one key goes to one partition, whoever writes it.

@@ -35,6 +35,9 @@ pub(crate) const UNSUPPORTED_VERSION: i64 = -32022;
 /// The extension by which a server may answer a call with a task. It is never declared: nobody here follows tasks.
 const TASKS: &str = "io.modelcontextprotocol/tasks";
 
+/// Room for most requests, so that they are not moved while they are written.
+const USUAL_BYTES: usize = 1024;
+
 /// Where news of a call's progress is put. The newest replaces what nobody has looked at yet.
 pub type News = tokio::sync::watch::Sender<Option<Progress>>;
 
@@ -132,8 +135,12 @@ impl Request {
             params.push(("_meta", Part::Merged(Merged { base: &self.meta, own: meta })));
         }
         let body = Body { jsonrpc: "2.0", id, method: self.method, params: Merged { base: &self.params, own: params } };
+        let mut bytes = Vec::with_capacity(USUAL_BYTES);
         // Maps with text for keys can always be written.
-        serde_json::to_vec(&body).unwrap_or_default()
+        if serde_json::to_writer(&mut bytes, &body).is_err() {
+            bytes.clear();
+        }
+        bytes
     }
 
     /// The headers that let middle boxes route modern requests without reading the body.

@@ -29,10 +29,11 @@ impl Shell {
         };
         let bytes = record.size();
         let delayed = Delayed::take(&mut record);
-        let (mut held, admission) = match partition.topic {
+        let (held, admission) = match partition.topic {
             DELAYED => self.relay(token, record, delayed),
             _ => self.admit(token, record, delayed),
         };
+        let mut held = Box::new(held);
         let admission = match self.settled.get(Instant::now(), &held.identity) {
             Some(end) => {
                 counter!(names::PASSED_OVER.name).increment(1);

@@ -18,6 +18,7 @@ use fleet_job::{
 };
 use fleet_kafka::{KafkaError, producer::Outgoing};
 use fleet_ops::trace::{Span, SpanKind};
+use foldhash::fast::RandomState;
 use serde_json::Value;
 use tokio::task::AbortHandle;
 
@@ -163,17 +164,18 @@ impl Held {
 /// All jobs in this worker's hands, by token and by id. Several records can have one job id.
 #[derive(Default)]
 pub(super) struct Jobs {
-    held: HashMap<Token, Held>,
-    by_id: HashMap<String, Vec<Token>>,
+    /// In boxes: a table of large entries is moved whole when it grows, and is half empty most of the time.
+    held: HashMap<Token, Box<Held>, RandomState>,
+    by_id: HashMap<String, Vec<Token>, RandomState>,
 }
 
 impl Jobs {
-    pub(super) fn insert(&mut self, token: Token, held: Held) {
+    pub(super) fn insert(&mut self, token: Token, held: Box<Held>) {
         self.by_id.entry(held.job_id.clone()).or_default().push(token);
         self.held.insert(token, held);
     }
 
-    pub(super) fn remove(&mut self, token: &Token) -> Option<Held> {
+    pub(super) fn remove(&mut self, token: &Token) -> Option<Box<Held>> {
         let held = self.held.remove(token)?;
         if let Some(tokens) = self.by_id.get_mut(&held.job_id) {
             tokens.retain(|other| other != token);
@@ -185,11 +187,11 @@ impl Jobs {
     }
 
     pub(super) fn get(&self, token: &Token) -> Option<&Held> {
-        self.held.get(token)
+        self.held.get(token).map(Box::as_ref)
     }
 
     pub(super) fn get_mut(&mut self, token: &Token) -> Option<&mut Held> {
-        self.held.get_mut(token)
+        self.held.get_mut(token).map(Box::as_mut)
     }
 
     pub(super) fn contains(&self, token: &Token) -> bool {
@@ -283,7 +285,7 @@ mod tests {
         };
         let mut jobs = Jobs::default();
         for (offset, id) in [(0, "a"), (1, "b"), (2, "a")] {
-            jobs.insert(token(offset), held(id, offset));
+            jobs.insert(token(offset), Box::new(held(id, offset)));
         }
         assert_eq!(jobs.of("a"), [token(0), token(2)]);
         assert!(jobs.remove(&token(0)).is_some() && jobs.remove(&token(0)).is_none());

@@ -10,6 +10,7 @@ use std::{
 use fleet_engine::Partition;
 use fleet_job::time::Timestamp;
 use fleet_kafka::producer::Outgoing;
+use foldhash::fast::RandomState;
 
 /// How many records are remembered.
 const MOST: usize = 65_536;
@@ -38,7 +39,7 @@ impl Settled {
 /// none.
 #[derive(Debug, Default)]
 pub(super) struct Window {
-    known: HashMap<Settled, Option<Arc<Outgoing>>>,
+    known: HashMap<Settled, Option<Arc<Outgoing>>, RandomState>,
     order: VecDeque<(Instant, Settled)>,
     bytes: usize,
 }
