@@ -23,7 +23,7 @@ use tokio::{
 use crate::workload::Workload;
 
 /// How many records of a partition may wait for their turn.
-const READ_AHEAD: usize = 100;
+const READ_AHEAD: usize = 10_000;
 
 /// The peers' environment, in which these two are started as well.
 #[derive(Debug, clap::Args)]

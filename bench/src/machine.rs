@@ -68,7 +68,8 @@ impl Machine {
         let url = format!("http://127.0.0.1:{port}");
         // The broker makes its topic of groups when the first one comes, which would count as somebody's start.
         let settings = Settings::new(&cluster.brokers);
-        let first = [TopicSpec { name: "bench-first".to_owned(), partitions: 1, replication: 1, properties: vec![] }];
+        let first =
+            [TopicSpec { name: "bench-first".to_owned(), partitions: 1, replication: 1, properties: vec![] }];
         runtime.block_on(admin::create_topics(&settings, &first)).expect("a topic");
         wait::until("the topic of groups", START, || {
             let found = admin::group_positions(&settings, "bench-first", "bench-first", START);

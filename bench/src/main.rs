@@ -11,6 +11,7 @@ mod bare;
 mod calls;
 mod contestants;
 mod figures;
+mod goals;
 mod live;
 mod machine;
 mod measure;
@@ -21,6 +22,7 @@ mod report;
 mod runs;
 mod scenarios;
 mod stub;
+mod summary;
 mod workload;
 
 use std::path::PathBuf;

@@ -1,1 +1,95 @@
-//! Later.
+//! What the micro-benchmarks have measured, read from the files that criterion leaves.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+use serde::Serialize;
+use serde_json::Value;
+
+/// One micro-benchmark.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub(crate) struct Micro {
+    /// As criterion calls it: group, function, parameter.
+    pub(crate) id: String,
+    /// The mean time for one event, one record or one byte count as the benchmark counts them, in ns.
+    pub(crate) ns: f64,
+    /// The bounds of its 95 % confidence interval.
+    pub(crate) low: f64,
+    pub(crate) high: f64,
+}
+
+/// Everything below `directory`, by id.
+pub(crate) fn read(directory: &Path) -> Vec<Micro> {
+    let mut found = Vec::new();
+    walk(directory, &mut found);
+    found.sort_by_key(|one: &Micro| natural(&one.id));
+    found
+}
+
+fn walk(directory: &Path, found: &mut Vec<Micro>) {
+    for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
+        let path: PathBuf = entry.path();
+        if path.ends_with("new") {
+            found.extend(one(&path));
+        } else if path.is_dir() {
+            walk(&path, found);
+        }
+    }
+}
+
+fn one(directory: &Path) -> Option<Micro> {
+    let read = |name: &str| serde_json::from_slice::<Value>(&fs::read(directory.join(name)).ok()?).ok();
+    parse(&read("benchmark.json")?, &read("estimates.json")?)
+}
+
+fn parse(benchmark: &Value, estimates: &Value) -> Option<Micro> {
+    // Bytes are no unit that a reader could compare; a record is.
+    let elements = benchmark.pointer("/throughput/Elements").and_then(Value::as_f64).unwrap_or(1.0);
+    let mean = estimates.get("mean")?;
+    let get = |pointer: &str| Some(mean.pointer(pointer)?.as_f64()? / elements);
+    Some(Micro {
+        id: benchmark.get("full_id")?.as_str()?.to_owned(),
+        ns: get("/point_estimate")?,
+        low: get("/confidence_interval/lower_bound")?,
+        high: get("/confidence_interval/upper_bound")?,
+    })
+}
+
+/// A name to sort by, in which 9 comes before 10.
+fn natural(id: &str) -> Vec<(String, u64)> {
+    id.split('/')
+        .map(|part| (part.trim_end_matches(|c: char| c.is_ascii_digit()).to_owned(), trailing(part)))
+        .collect()
+}
+
+/// The number at the end of a name; 0 where there is none.
+pub(crate) fn trailing(part: &str) -> u64 {
+    let digits = part.trim_start_matches(|c: char| !c.is_ascii_digit());
+    digits.parse().unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_benchmark_is_read_by_its_elements() {
+        let benchmark = json!({"full_id": "in flight/key/1000", "throughput": {"Elements": 4}});
+        let estimates = json!({"mean": {"point_estimate": 800.0,
+            "confidence_interval": {"lower_bound": 400.0, "upper_bound": 1200.0}}});
+        let expected = Micro { id: "in flight/key/1000".to_owned(), ns: 200.0, low: 100.0, high: 300.0 };
+        assert_eq!(parse(&benchmark, &estimates), Some(expected));
+        assert_eq!(parse(&json!({}), &estimates), None);
+    }
+
+    #[test]
+    fn names_are_sorted_by_their_numbers() {
+        let mut ids = ["a/1000", "a/10", "a/9", "b"];
+        ids.sort_by_key(|id| natural(id));
+        assert_eq!(ids, ["a/9", "a/10", "a/1000", "b"]);
+    }
+}

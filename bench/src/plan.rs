@@ -71,8 +71,14 @@ fn cells(contestants: &[Contestant]) -> Vec<(Cell, &Contestant)> {
             add(Scenario::Throughput, &contestant.name, &|cell| cell.service_us = service_us);
         }
     }
-    let of_kafka =
-        ["fleet-key", "fleet-unordered", "parallel-consumer-key", "parallel-consumer-unordered", "bento"];
+    let of_kafka = [
+        "fleet-key",
+        "fleet-unordered",
+        "parallel-consumer-key",
+        "parallel-consumer-unordered",
+        "benthos",
+        "bento",
+    ];
     for contestant in of_kafka {
         for partitions in [1, 100] {
             add(Scenario::Throughput, contestant, &|cell| cell.partitions = partitions);
@@ -95,7 +101,7 @@ fn cells(contestants: &[Contestant]) -> Vec<(Cell, &Contestant)> {
             cell.concurrency = MANY;
         });
     }
-    for contestant in ["fleet-key", "parallel-consumer-key", "bento", "floor"] {
+    for contestant in ["fleet-key", "parallel-consumer-key", "benthos", "bento", "floor"] {
         add(Scenario::Rebalance, contestant, &|cell| cell.service_us = 10_000);
     }
     for contestant in ["fleet-key", "parallel-consumer-key"] {

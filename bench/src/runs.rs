@@ -10,6 +10,8 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
+use crate::plan;
+
 /// What is done with a contestant.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -37,6 +39,15 @@ pub(crate) struct Cell {
     pub(crate) bytes: usize,
     pub(crate) partitions: i32,
     pub(crate) concurrency: usize,
+}
+
+impl Cell {
+    /// Nothing but the contestant and the service time is varied. Memory is asked for with more in flight.
+    pub(crate) fn is_usual(&self) -> bool {
+        let concurrency = if self.scenario == Scenario::Memory { plan::MANY } else { plan::CONCURRENCY };
+        self.slow_us == 0
+            && (self.bytes, self.partitions, self.concurrency) == (plan::BYTES, plan::PARTITIONS, concurrency)
+    }
 }
 
 impl fmt::Display for Cell {

@@ -22,7 +22,8 @@ const HEAP: &str = "-Xmx512m";
 /// Starts sooner and is slower afterwards, which suits tests.
 const SOON: [&str; 2] = ["-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1"];
 /// As Kafka's own start script sets the JVM, with the heap of a broker for two cores.
-const FAST: &str = "-Xms1g -Xmx1g -server -XX:+UseG1GC -XX:MaxGCPauseMillis=20 -XX:InitiatingHeapOccupancyPercent=35";
+const FAST: &str =
+    "-Xms1g -Xmx1g -server -XX:+UseG1GC -XX:MaxGCPauseMillis=20 -XX:InitiatingHeapOccupancyPercent=35";
 /// A cluster id is a base64 UUID; any one will do, since nothing else is in the data directory.
 const CLUSTER_ID: &str = "bWNwLWZsZWV0LXRlc3RzMA";
 
@@ -105,8 +106,14 @@ impl Cluster {
             Node { id, config, process: None }
         });
         let nodes = nodes.collect();
-        let mut cluster =
-            Self { nodes, brokers: brokers.join(","), proxied: proxied.join(","), proxies, directory, is_fast };
+        let mut cluster = Self {
+            nodes,
+            brokers: brokers.join(","),
+            proxied: proxied.join(","),
+            proxies,
+            directory,
+            is_fast,
+        };
         for id in 0..size {
             let format = java("kafka.tools.StorageTool", &["format", "-t", CLUSTER_ID, "-c"]);
             cache::run({ format }.arg(&cluster.nodes[id].config));

@@ -335,8 +335,7 @@ fn work(job_type: &str, payload: Value) -> Result<Work, JobError> {
         }
         JobType::ToolBatch => {
             let calls = object.get_mut("calls").and_then(Value::as_array_mut).into_iter().flatten();
-            let arguments: Vec<_> =
-                calls.map(|call| call.as_object_mut().and_then(take_arguments)).collect();
+            let arguments: Vec<_> = calls.map(|call| call.as_object_mut().and_then(take_arguments)).collect();
             let mut batch: ToolBatch = typed(Value::Object(object), "payload")?;
             check_batch(&batch)?;
             let calls = batch.calls.into_iter().zip(arguments);

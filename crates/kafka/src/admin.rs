@@ -34,7 +34,7 @@ pub const DELAY_TIERS: i32 = 6;
 /// How many partitions of jobs there are to one of events. Jobs have as many as there may be workers; events need only what
 /// the brokers need to take them, and every worker writes to all of theirs: the fewer there are, the more events go into one
 /// request.
-const JOBS_TO_EVENTS: i32 = 4;
+const JOBS_TO_EVENTS: i32 = 12;
 
 /// The topics of a fleet: jobs with `partitions` partitions, events (compacted), dead letters (kept until somebody
 /// looks), delayed jobs. A record stays in the delayed topic

@@ -46,8 +46,10 @@ pub struct Delivered {
     pub offset: i64,
 }
 
-/// What is to happen when it is known whether a record was written. Told to somebody, whatever becomes of the producer.
-struct Report(Option<Box<dyn FnOnce(Result<Delivered, KafkaError>) + Send + Sync>>);
+type OnDelivery = Box<dyn FnOnce(Result<Delivered, KafkaError>) + Send + Sync>;
+
+/// What is to happen when it is known whether a record was written. It happens once, whatever becomes of the producer.
+struct Report(Option<OnDelivery>);
 
 impl Report {
     fn tell(&mut self, result: Result<Delivered, KafkaError>) {
@@ -103,7 +105,10 @@ impl Producer {
     /// [`KafkaError::Property`] or [`KafkaError::Client`].
     pub fn new(settings: &Settings) -> Result<Self, KafkaError> {
         settings.check()?;
-        Ok(Self { settings: settings.clone(), current: Mutex::new(Self::create(settings).map_err(KafkaError::client)?) })
+        Ok(Self {
+            settings: settings.clone(),
+            current: Mutex::new(Self::create(settings).map_err(KafkaError::client)?),
+        })
     }
 
     fn create(settings: &Settings) -> Result<Inner, Native> {
@@ -159,7 +164,9 @@ impl Producer {
         // Whoever does not wait any more is not told.
         self.enqueue_then(record, move |result| drop(sender.send(result)))?;
         let topic = record.topic.clone();
-        Ok(async move { receiver.await.unwrap_or(Err(KafkaError::Produce { topic, source: Native::Canceled })) })
+        Ok(
+            async move { receiver.await.unwrap_or(Err(KafkaError::Produce { topic, source: Native::Canceled })) },
+        )
     }
 
     /// As [`Producer::enqueue`], but waits for room where librdkafka's queue is full.

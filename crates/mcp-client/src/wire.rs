@@ -134,7 +134,12 @@ impl Request {
         if !(self.meta.is_empty() && meta.is_empty()) {
             params.push(("_meta", Part::Merged(Merged { base: &self.meta, own: meta })));
         }
-        let body = Body { jsonrpc: "2.0", id, method: self.method, params: Merged { base: &self.params, own: params } };
+        let body = Body {
+            jsonrpc: "2.0",
+            id,
+            method: self.method,
+            params: Merged { base: &self.params, own: params },
+        };
         let mut bytes = Vec::with_capacity(USUAL_BYTES);
         // Maps with text for keys can always be written.
         if serde_json::to_writer(&mut bytes, &body).is_err() {

@@ -273,7 +273,8 @@ impl Reporter {
 pub(crate) fn bare(event: &Outgoing) -> Outgoing {
     let value = event.value.as_deref().map(|bytes| {
         // What we have written ourselves can be read; if not, what it was is better than nothing.
-        serde_json::from_slice(bytes).map_or_else(|_| bytes.to_vec(), |event: JobEvent| shortened(event).to_bytes())
+        serde_json::from_slice(bytes)
+            .map_or_else(|_| bytes.to_vec(), |event: JobEvent| shortened(event).to_bytes())
     });
     Outgoing { value, headers: Vec::new(), ..event.clone() }
 }

@@ -78,7 +78,13 @@ impl Shell {
     }
 
     /// What was refused for its size is written in short; everything else is for the engine to try again.
-    pub(super) fn undelivered(&mut self, token: Token, state: JobState, event: Arc<Outgoing>, error: KafkaError) {
+    pub(super) fn undelivered(
+        &mut self,
+        token: Token,
+        state: JobState,
+        event: Arc<Outgoing>,
+        error: KafkaError,
+    ) {
         if error.is_too_large() {
             let producer = self.producer.clone();
             self.write(token, async move { write_bare(&producer, token, state, &event).await });

@@ -87,8 +87,8 @@ mod tests {
 
     const P: Partition = Partition { topic: 0, number: 0 };
 
-    fn event(bytes: usize) -> Option<Outgoing> {
-        Some(Outgoing { value: Some(vec![0; bytes]), ..Outgoing::default() })
+    fn event(bytes: usize) -> Option<Arc<Outgoing>> {
+        Some(Arc::new(Outgoing { value: Some(vec![0; bytes]), ..Outgoing::default() }))
     }
 
     #[test]
