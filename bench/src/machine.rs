@@ -156,6 +156,9 @@ pub(crate) fn producer(brokers: &str, linger_ms: &str) -> ThreadedProducer<Defau
     ClientConfig::new()
         .set("bootstrap.servers", brokers)
         .set("linger.ms", linger_ms)
+        // The default of Java's producer, which most topics are filled with. librdkafka's is a million, and whoever reads
+        // one record of a batch is sent all of it.
+        .set("batch.size", "16384")
         .set("enable.idempotence", "true")
         .create()
         .expect("a producer")

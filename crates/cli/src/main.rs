@@ -34,6 +34,7 @@ mod topics;
 use std::process::ExitCode;
 
 use clap::{CommandFactory as _, Parser, Subcommand};
+use error::CliError;
 
 /// Shown below `--help` where the commands are there.
 #[cfg(feature = "embedded-broker")]
@@ -99,14 +100,30 @@ enum Command {
     Completions(completions::Args),
 }
 
-#[tokio::main]
-async fn main() -> ExitCode {
+fn main() -> ExitCode {
     // The server that runs in this binary starts its children by it.
     if let Some(code) = mcp_server::launcher::run_if_asked() {
         return code;
     }
     let cli = Cli::parse();
-    let result = match cli.command {
+    let runtime = match &cli.command {
+        Command::Worker(args) => kafka_worker::runtime(args.threads()),
+        _ => tokio::runtime::Builder::new_multi_thread().enable_all().build(),
+    };
+    let result = runtime
+        .map_err(|error| CliError::Io("the program could not start", error))
+        .and_then(|runtime| runtime.block_on(run(cli.command)));
+    match result {
+        Ok(code) => code,
+        Err(error) => {
+            output::problem(&fleet_ops::errors::chain(&error));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn run(command: Command) -> Result<ExitCode, CliError> {
+    match command {
         #[cfg(feature = "embedded-broker")]
         Command::Demo(args) => demo::run(args).await,
         #[cfg(feature = "embedded-broker")]
@@ -122,12 +139,5 @@ async fn main() -> ExitCode {
         Command::Server(args) => serve::server(args).await,
         Command::Worker(args) => serve::worker(args).await,
         Command::Completions(args) => completions::run(&args, &mut Cli::command()),
-    };
-    match result {
-        Ok(code) => code,
-        Err(error) => {
-            output::problem(&fleet_ops::errors::chain(&error));
-            ExitCode::FAILURE
-        }
     }
 }

@@ -32,6 +32,13 @@ pub(crate) struct WorkerArgs {
     child: ChildArgs,
 }
 
+impl WorkerArgs {
+    /// How many threads it asks for.
+    pub(crate) fn threads(&self) -> u32 {
+        self.worker.threads
+    }
+}
+
 /// How a part behaves as a child of `demo` or `dev`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct ChildArgs {

@@ -61,8 +61,11 @@ pub(crate) async fn run(command: Command) -> Result<ExitCode, CliError> {
         return Ok(ExitCode::SUCCESS);
     }
     for spec in &specs {
-        let state = if created.contains(&spec.name) { "created" } else { "exists" };
-        output::line(&format!("{state:8} {} ({} partitions)", spec.name, spec.partitions));
+        // What is there already has as many as it was made with.
+        output::line(&match created.contains(&spec.name) {
+            true => format!("created  {} ({} partitions)", spec.name, spec.partitions),
+            false => format!("exists   {}", spec.name),
+        });
     }
     Ok(ExitCode::SUCCESS)
 }

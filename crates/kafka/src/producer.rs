@@ -48,7 +48,7 @@ pub struct Delivered {
 
 type OnDelivery = Box<dyn FnOnce(Result<Delivered, KafkaError>) + Send + Sync>;
 
-/// What is to happen when it is known whether a record was written. It happens once, whatever becomes of the producer.
+/// What is to happen when it is known whether a record was written. It happens at most once.
 struct Report(Option<OnDelivery>);
 
 impl Report {
@@ -220,7 +220,8 @@ impl Producer {
             }
         }
         drop(current);
-        old.purge(PurgeConfig::default().queue().inflight());
+        // Not to wait for the broker's threads, which may wait for a name to be resolved.
+        old.purge(PurgeConfig::default().queue().inflight().non_blocking());
         // Ending a producer waits for its threads, which nobody here has the time for.
         thread::spawn(move || drop(old));
     }

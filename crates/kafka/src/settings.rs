@@ -18,11 +18,16 @@ pub struct Settings {
 
 /// Properties that must keep a value, and why. The worker commits an offset only after its job is settled (I1, I2), and
 /// nothing in librdkafka may do that in its place.
-const FIXED: [(&str, &str, &str); 4] = [
+const FIXED: [(&str, &str, &str); 5] = [
     ("enable.auto.commit", "false", "the worker itself commits, and only what is settled"),
     ("enable.auto.offset.store", "false", "the worker itself commits, and only what is settled"),
     ("enable.idempotence", "true", "without it a broker's retry can repeat or reorder the events of a job"),
     ("acks", "all", "a job is settled when all in-sync replicas have its terminal record"),
+    (
+        "delivery.report.only.error",
+        "false",
+        "a job is settled when its terminal record is reported as written",
+    ),
 ];
 
 /// Properties that we set ourselves from elsewhere.
@@ -48,7 +53,7 @@ const CONSUMER_ONLY: [&str; 14] = [
 ];
 
 /// Properties of producers only.
-const PRODUCER_ONLY: [&str; 13] = [
+const PRODUCER_ONLY: [&str; 15] = [
     "acks",
     "request.required.acks",
     "enable.idempotence",
@@ -62,6 +67,16 @@ const PRODUCER_ONLY: [&str; 13] = [
     "retries",
     "transactional.id",
     "sticky.partitioning.",
+    // Of consumers librdkafka wants their largest fetch to be above it.
+    "message.max.bytes",
+    "delivery.report.",
+];
+
+/// Properties that we set, and their other names.
+const ALIASES: [(&str, &str); 3] = [
+    ("linger.ms", "queue.buffering.max.ms"),
+    ("compression.type", "compression.codec"),
+    ("max.partition.fetch.bytes", "fetch.message.max.bytes"),
 ];
 
 /// librdkafka's own default of `session.timeout.ms`.
@@ -142,7 +157,8 @@ impl Settings {
     /// Puts `defaults` under what the user has set.
     fn with_defaults(&self, mut config: ClientConfig, defaults: &[(&str, &str)]) -> ClientConfig {
         for (name, value) in defaults {
-            if !self.properties.contains_key(*name) {
+            let alias = ALIASES.iter().find(|(ours, _)| ours == name).map(|(_, alias)| alias);
+            if ![Some(name), alias].into_iter().flatten().any(|name| self.properties.contains_key(*name)) {
                 config.set(*name, *value);
             }
         }
@@ -158,8 +174,12 @@ impl Settings {
                 // Fetched records wait in librdkafka only briefly: what waits for its turn is bounded by the engine.
                 ("queued.min.messages", "1000"),
                 ("queued.max.messages.kbytes", "4096"),
-                ("fetch.max.bytes", "4194304"),
+                // The largest record of our topics; the embedded broker returns none that is larger than this.
+                ("fetch.max.bytes", "5242880"),
                 ("max.partition.fetch.bytes", "262144"),
+                // How long the broker keeps a request for which there is nothing. A partition that is resumed waits for the
+                // answer, since there is one request at a time.
+                ("fetch.wait.max.ms", "100"),
                 // How long a partition is not fetched whose records wait already: a second, if nothing is said, in which
                 // a quick worker runs dry.
                 ("fetch.queue.backoff.ms", "20"),
@@ -235,6 +255,7 @@ mod tests {
             ("group.id", "x", "MCP_CONSUMER_GROUP"),
             ("bootstrap.servers", "x", "KAFKA_BROKERS"),
             ("auto.offset.reset", "latest", "passed over"),
+            ("delivery.report.only.error", "true", "reported"),
         ] {
             let message = check(name, value).unwrap_err().to_string();
             assert!(message.contains(name) && message.contains(word), "{message}");
@@ -300,5 +321,25 @@ mod tests {
         let producer = settings.producer();
         assert_eq!(producer.get("linger.ms"), Some("0"));
         assert_eq!(producer.get("session.timeout.ms"), None);
+    }
+
+    #[test]
+    fn a_property_under_its_other_name_is_not_overruled() {
+        let properties = BTreeMap::from([
+            ("fetch.message.max.bytes".to_owned(), "1000".to_owned()),
+            ("queue.buffering.max.ms".to_owned(), "7".to_owned()),
+        ]);
+        let settings = Settings { brokers: "b:1".into(), properties };
+        assert_eq!(settings.consumer("g").get("max.partition.fetch.bytes"), None);
+        assert_eq!(settings.producer().get("linger.ms"), None);
+    }
+
+    #[test]
+    fn larger_records_of_a_producer_do_not_keep_a_consumer_from_starting() {
+        let properties = BTreeMap::from([("message.max.bytes".to_owned(), "16777216".to_owned())]);
+        let settings = Settings { brokers: "127.0.0.1:1".into(), properties };
+        let consumer: Result<rdkafka::consumer::BaseConsumer, _> = settings.consumer("g").create();
+        assert!(consumer.is_ok(), "{:?}", consumer.err());
+        assert_eq!(settings.producer().get("message.max.bytes"), Some("16777216"));
     }
 }

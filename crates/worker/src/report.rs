@@ -270,12 +270,12 @@ impl Reporter {
 }
 
 /// The shortest form of a terminal event that still says how its job ended.
-pub(crate) fn bare(event: &Outgoing) -> Outgoing {
-    let value = event.value.as_deref().map(|bytes| {
-        // What we have written ourselves can be read; if not, what it was is better than nothing.
-        serde_json::from_slice(bytes)
-            .map_or_else(|_| bytes.to_vec(), |event: JobEvent| shortened(event).to_bytes())
-    });
+pub(crate) fn bare(event: &Outgoing, state: JobState, now: Timestamp) -> Outgoing {
+    // What is nested as deeply as can be written may be nested too deeply to be read again.
+    let read = event.value.as_deref().and_then(|bytes| serde_json::from_slice(bytes).ok());
+    let shortest =
+        || JobEvent::new(String::from_utf8_lossy(event.key.as_deref().unwrap_or_default()), state, now);
+    let value = Some(read.map_or_else(shortest, shortened).to_bytes());
     Outgoing { value, headers: Vec::new(), ..event.clone() }
 }
 

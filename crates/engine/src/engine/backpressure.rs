@@ -50,7 +50,9 @@ impl Engine {
         let Some(state) = self.partitions.get_mut(&partition) else { return };
         let open = state.open.len();
         let relays = state.waiting_relays;
-        let pause = full
+        // A partition that holds nothing is not what fills memory; its first record pauses it. Where all partitions are
+        // paused, librdkafka takes up to a second to notice that one is not any more, and it notices with every fetch.
+        let pause = (full && open > 0)
             || open >= share
             || relays >= RELAYS_AHEAD
             || (state.paused && (open > share / 2 || relays > 0));

@@ -20,10 +20,10 @@ impl Shell {
             let Some(held) = self.jobs.get_mut(&token) else { continue };
             let Some(control) = self.requests.get(&job_id, held.record.timestamp) else { continue };
             held.cancel_reason.clone_from(&control.reason);
-            let found = match (held.running, &held.task) {
+            let found = match (held.running, held.settling) {
                 (true, _) => "running",
-                (false, None) => "waiting",
-                (false, Some(_)) => "ending",
+                (false, false) => "waiting",
+                (false, true) => "ending",
             };
             counter!(names::CANCEL_REQUESTS.name, "job" => found).increment(1);
             tracing::info!(job_id, found, "the job is to be cancelled");

@@ -15,7 +15,7 @@ use tracing::Instrument as _;
 use super::{
     Shell, give,
     held::{Done, Held},
-    write::{not_written, pass_on, write, write_again, write_bare},
+    write::{not_written, pass_on, write, write_again, write_bare, write_patiently},
 };
 use crate::{delay::Next, report::ANY_PARTITION};
 
@@ -36,6 +36,7 @@ impl Shell {
     pub(super) fn settle(&mut self, token: Token, terminal: Terminal, attempts: u32) {
         let now = self.clock.now();
         let Some(held) = self.jobs.get_mut(&token) else { return };
+        held.settling = true;
         held.process(&self.reporter.group).set("fleet.job.attempts", i64::from(attempts));
         if let (Terminal::Again, Some(end)) = (terminal, held.end.clone()) {
             let producer = self.producer.clone();
@@ -60,7 +61,9 @@ impl Shell {
     }
 
     /// Writes an end that takes one record, without a task: most ends do.
-    fn write_event(&self, token: Token, state: JobState, event: Outgoing) {
+    fn write_event(&self, token: Token, state: JobState, mut event: Outgoing) {
+        // It is remembered for a while.
+        event.value.as_mut().map(Vec::shrink_to_fit);
         let event = Arc::new(event);
         let (done, kept) = (self.done.clone(), event.clone());
         let then = move |result| {
@@ -77,7 +80,8 @@ impl Shell {
         }
     }
 
-    /// What was refused for its size is written in short; everything else is for the engine to try again.
+    /// What was refused for its size is written in short, what there was no room for waits; everything else is for the
+    /// engine to try again. A job that is no longer ours is another worker's to speak of.
     pub(super) fn undelivered(
         &mut self,
         token: Token,
@@ -85,11 +89,16 @@ impl Shell {
         event: Arc<Outgoing>,
         error: KafkaError,
     ) {
-        if error.is_too_large() {
-            let producer = self.producer.clone();
+        let is_ours = self.engine.token(token.partition, token.offset) == Some(token);
+        let Some(log) = self.jobs.get(&token).filter(|_| is_ours).map(Held::log) else { return };
+        let producer = self.producer.clone();
+        if error.is_too_large() && !self.is_deaf() {
             self.write(token, async move { write_bare(&producer, token, state, &event).await });
+        } else if error.is_queue_full() && !self.is_deaf() {
+            self.write(token, async move { write_patiently(&producer, token, state, event).await });
         } else {
-            self.done(not_written(token, false, "event", &error));
+            let done = log.in_scope(|| not_written(token, false, "event", &error));
+            self.done(done);
         }
     }
 

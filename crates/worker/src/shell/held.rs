@@ -55,7 +55,9 @@ pub(super) struct Held {
     pub(super) recalled: bool,
     /// An attempt is under way.
     pub(super) running: bool,
-    /// Its number.
+    /// Its end is written, or was to be.
+    pub(super) settling: bool,
+    /// The number of the attempt.
     pub(super) attempt: u32,
     /// The last attempt found no server.
     pub(super) met_outage: bool,
@@ -83,6 +85,7 @@ impl Held {
             cancel_reason: None,
             recalled: false,
             running: false,
+            settling: false,
             attempt: 0,
             met_outage: false,
             task: None,

@@ -8,13 +8,13 @@ use std::{
 };
 
 use fleet_engine::Partition;
-use fleet_job::time::Timestamp;
+use fleet_job::{record::Header, time::Timestamp};
 use fleet_kafka::producer::Outgoing;
 use foldhash::fast::RandomState;
 
 /// How many records are remembered.
 const MOST: usize = 65_536;
-/// How many bytes of events are remembered with them.
+/// How many bytes of memory the events may take that are remembered with them.
 const MOST_BYTES: usize = 8 << 20;
 /// How long one is remembered. A partition that went away with uncommitted ends is back by then, or another worker's.
 const WINDOW: Duration = Duration::from_secs(600);
@@ -72,13 +72,12 @@ impl Window {
     }
 }
 
+/// What an event takes in memory.
 fn size(event: Option<&Outgoing>) -> usize {
-    let event = event.map(|event| (event.key.as_ref(), event.value.as_ref(), &event.headers));
-    event.map_or(0, |(key, value, headers)| {
-        let headers =
-            headers.iter().map(|(name, value)| name.len() + value.as_ref().map_or(0, |value| value.len()));
-        key.map_or(0, Vec::len) + value.map_or(0, Vec::len) + headers.sum::<usize>()
-    })
+    let Some(Outgoing { topic, key, value, headers, .. }) = event else { return 0 };
+    let capacity = |bytes: &Option<Vec<u8>>| bytes.as_ref().map_or(0, Vec::capacity);
+    let headers = headers.iter().map(|(name, value)| size_of::<Header>() + name.capacity() + capacity(value));
+    size_of::<Outgoing>() + topic.capacity() + capacity(key) + capacity(value) + headers.sum::<usize>()
 }
 
 #[cfg(test)]
@@ -114,11 +113,15 @@ mod tests {
         assert!(window.get(now, &Settled::new(P, all - 1, "job", None)).is_some());
         assert!(window.get(now, &Settled::new(P, 0, "job", None)).is_none());
         for offset in 0..4 {
-            window.add(now, Settled::new(P, offset, "large", None), event(MOST_BYTES / 2));
+            window.add(
+                now,
+                Settled::new(P, offset, "large", None),
+                event(MOST_BYTES / 2 - size_of::<Outgoing>()),
+            );
         }
         assert!(window.bytes <= MOST_BYTES, "{}", window.bytes);
         assert_eq!(window.known.len(), 2, "the newest two have room");
         window.add(now, Settled::new(P, 3, "large", None), event(1));
-        assert_eq!((window.known.len(), window.bytes), (2, MOST_BYTES / 2 + 1));
+        assert_eq!((window.known.len(), window.bytes), (2, MOST_BYTES / 2 + size_of::<Outgoing>() + 1));
     }
 }

@@ -28,7 +28,7 @@ pub(super) async fn write(producer: &Producer, token: Token, settlement: Settlem
         counter!(names::DEAD_LETTERS.name, "kind" => kind.as_str()).increment(1);
         dead_letter_written = true;
     }
-    let event = match write_event(producer, settlement.event).await {
+    let event = match write_event(producer, settlement.state, settlement.event).await {
         Ok(event) => event,
         Err(error) => return not_written(token, dead_letter_written, "event", &error),
     };
@@ -75,15 +75,32 @@ pub(super) async fn pass_on(producer: &Producer, token: Token, letter: Letter, i
 }
 
 /// Writes a terminal event, whole or in short. Returns what was written.
-async fn write_event(producer: &Producer, event: Outgoing) -> Result<Arc<Outgoing>, KafkaError> {
-    let short = write_one(producer, &event, || report::bare(&event)).await?;
+async fn write_event(
+    producer: &Producer,
+    state: JobState,
+    event: Outgoing,
+) -> Result<Arc<Outgoing>, KafkaError> {
+    let short = write_one(producer, &event, || report::bare(&event, state, fleet_ops::clock::now())).await?;
     Ok(Arc::new(short.unwrap_or(event)))
+}
+
+/// Writes a terminal event for which there was no room.
+pub(super) async fn write_patiently(
+    producer: &Producer,
+    token: Token,
+    state: JobState,
+    event: Arc<Outgoing>,
+) -> Done {
+    match producer.send(&event).await {
+        Ok(_) => Done::Written(token, state, event),
+        Err(error) => Done::Undelivered(token, state, event, error),
+    }
 }
 
 /// Writes the short form of a terminal event that was refused for its size.
 pub(super) async fn write_bare(producer: &Producer, token: Token, state: JobState, event: &Outgoing) -> Done {
     warn_of_size(event);
-    let bare = report::bare(event);
+    let bare = report::bare(event, state, fleet_ops::clock::now());
     match producer.send(&bare).await {
         Ok(_) => Done::Written(token, state, Arc::new(bare)),
         Err(error) => not_written(token, false, "event", &error),
