@@ -145,7 +145,7 @@ impl Machine {
         false
     }
 
-    /// The CPU time that broker and stub have used, in seconds.
+    /// The processes of broker and stub.
     pub(crate) fn pids(&self) -> [u32; 2] {
         [self.cluster.process(0).map_or(0, Process::pid), self.stub.pid()]
     }
