@@ -1,17 +1,21 @@
-//! Consuming: one OS thread polls and commits, and speaks with the engine through channels.
+//! Consuming: one OS thread polls, another one commits, and both speak with the engine through channels.
 //!
-//! What the thread meets becomes an [`Event`]; what the engine wants becomes an order. `poll` is the thread, `context`
-//! what librdkafka calls back into on it.
+//! What the threads meet becomes an [`Event`]; what the engine wants becomes an order. `poll` is the first thread,
+//! `commits` the second, `context` what librdkafka calls back into on the first.
 //!
-//! All commits are synchronous and made by that thread, many partitions at a time: so they can't overtake each other, and
-//! none is sent for a partition that has gone. (rdkafka 0.39 asks for no answer to asynchronous ones, so nobody would
-//! learn what became of them.) Orders name the generation of their assignment; those that come too late are dropped.
+//! All commits are synchronous, many partitions at a time, and no two at once: so they can't overtake each other, and none
+//! is sent for a partition that has gone. (rdkafka 0.39 asks for no answer to asynchronous ones, so nobody would learn
+//! what became of them.) They have a thread of their own because the coordinator answers what comes over one connection
+//! in order: a commit that follows a request to join waits until all members have joined, and polling would wait with it.
+//! Orders name the generation of their assignment; those that come too late are dropped.
 
+mod commits;
 mod context;
 mod poll;
 mod pulse;
 
 use std::{
+    io,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
@@ -30,6 +34,7 @@ use rdkafka::{
 use tokio::sync::{mpsc as events, oneshot};
 
 use crate::{error::KafkaError, settings::Settings};
+use commits::CommitThread;
 use context::Context;
 use poll::PollThread;
 use pulse::Pulse;
@@ -181,10 +186,13 @@ impl Consumer {
         consumer
             .subscribe(&topics)
             .map_err(|source| KafkaError::Request { what: "subscribing to the jobs topic", source })?;
+        let consumer = Arc::new(consumer);
+        let no_thread = |error: io::Error| KafkaError::Client(Native::ClientCreation(error.to_string()));
+        let commits = CommitThread::start(consumer.clone()).map_err(no_thread)?;
         let thread = thread::Builder::new()
             .name("kafka-poll".to_owned())
-            .spawn(move || PollThread::new(consumer, inbox).run())
-            .map_err(|error| KafkaError::Client(Native::ClientCreation(error.to_string())))?;
+            .spawn(move || PollThread::new(consumer, inbox, commits).run())
+            .map_err(no_thread)?;
         Ok((Self { orders, pulse, thread: Some(thread) }, Events { receiver, queued }))
     }
 

@@ -1,5 +1,4 @@
-//! What librdkafka calls back into, on the poll thread: rebalances, statistics, errors. And the commits, which belong to
-//! the same thread.
+//! What librdkafka calls back into, on the poll thread: rebalances, statistics, errors. And how commits are made.
 
 use std::{
     collections::HashMap,
@@ -46,6 +45,8 @@ pub(super) struct Context {
     generations: AtomicU64,
     /// The assigned partitions, and the number of each one's assignment.
     owned: Mutex<HashMap<Partition, u64>>,
+    /// Held while commits are under way, so that none overtakes another, and none of a partition follows its last one.
+    committing: Mutex<()>,
 }
 
 impl Context {
@@ -65,6 +66,7 @@ impl Context {
             drain,
             generations: AtomicU64::new(0),
             owned: Mutex::default(),
+            committing: Mutex::default(),
         }
     }
 
@@ -78,6 +80,11 @@ impl Context {
     fn owned(&self) -> MutexGuard<'_, HashMap<Partition, u64>> {
         // Insert and remove leave the map whole even if they panic.
         self.owned.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits for the commit that is under way, if there is one, and keeps others from beginning.
+    pub(super) fn alone(&self) -> MutexGuard<'_, ()> {
+        self.committing.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Whether a partition is still under this assignment.
@@ -184,6 +191,9 @@ impl Context {
         consumer: &BaseConsumer<Self>,
         mut open: Vec<FinalCommit>,
     ) -> KafkaResult<()> {
+        if open.is_empty() || self.commit_together(consumer, &open).is_ok() {
+            return Ok(());
+        }
         for attempt in 1.. {
             match self.commit_each(consumer, &mut open) {
                 Ok(()) => break,
@@ -234,18 +244,18 @@ impl Context {
             return;
         }
         if consumer.assignment_lost() {
+            self.emit(Event::Lost(partitions.clone()));
+            // A commit that begins after the group was joined again would be taken, over that of the new owner.
+            let _alone = self.alone();
             self.disown(&partitions);
-            self.emit(Event::Lost(partitions));
             return;
         }
         let (reply, commits) = mpsc::sync_channel(1);
         self.emit(Event::Revoking(partitions.clone(), Instant::now() + self.drain, reply));
         // The engine keeps the deadline.
-        match self
-            .pulse
-            .excused(|| commits.recv_timeout(self.drain + REPLY_MARGIN))
-            .map(|commits| self.commit_before_revoke(consumer, commits))
-        {
+        let commits = self.pulse.excused(|| commits.recv_timeout(self.drain + REPLY_MARGIN));
+        let _alone = self.alone();
+        match commits.map(|commits| self.commit_before_revoke(consumer, commits)) {
             Ok(Ok(())) => {}
             Ok(Err(error)) => {
                 tracing::warn!(%error, "the commit before giving partitions back failed: their jobs may repeat");
@@ -254,7 +264,7 @@ impl Context {
                 tracing::warn!("partitions are given back without a last commit: their jobs may repeat")
             }
         }
-        // Orders from before this moment still lie in the inbox.
+        // Commits that were ordered before this moment may still wait to be made.
         self.disown(&partitions);
     }
 }

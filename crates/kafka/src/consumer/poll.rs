@@ -1,7 +1,8 @@
-//! The poll thread: polls, carries out orders, commits. It never waits for jobs, so slow ones never cost the membership.
+//! The poll thread: polls and carries out orders. It never waits for jobs, so slow ones never cost the membership, and not
+//! for commits before the last ones either.
 
 use std::{
-    sync::{atomic::Ordering, mpsc},
+    sync::{Arc, atomic::Ordering, mpsc},
     thread,
     time::{Duration, Instant},
 };
@@ -16,6 +17,7 @@ use tokio::sync::oneshot;
 
 use super::{
     Event, MAX_QUEUED, Order,
+    commits::CommitThread,
     context::{Context, LAST_COMMIT_PAUSE, LAST_COMMIT_TRIES},
     weight,
 };
@@ -26,13 +28,18 @@ const POLL: Duration = Duration::from_millis(20);
 const QUEUED_PAUSE: Duration = Duration::from_millis(2);
 
 pub(super) struct PollThread {
-    consumer: BaseConsumer<Context>,
+    consumer: Arc<BaseConsumer<Context>>,
     inbox: mpsc::Receiver<Order>,
+    commits: CommitThread,
 }
 
 impl PollThread {
-    pub(super) fn new(consumer: BaseConsumer<Context>, inbox: mpsc::Receiver<Order>) -> Self {
-        Self { consumer, inbox }
+    pub(super) fn new(
+        consumer: Arc<BaseConsumer<Context>>,
+        inbox: mpsc::Receiver<Order>,
+        commits: CommitThread,
+    ) -> Self {
+        Self { consumer, inbox, commits }
     }
 
     pub(super) fn run(self) {
@@ -42,11 +49,10 @@ impl PollThread {
                 self.consumer.context().emit(Event::Failed(error));
                 return;
             }
-            let mut commits = Vec::new();
             loop {
                 match self.inbox.try_recv() {
                     Ok(Order::Close(last, done)) => return self.close(last, done),
-                    Ok(Order::Commit(commit)) => commits.push(commit),
+                    Ok(Order::Commit(commit)) => self.commits.commit(commit),
                     Ok(Order::Pause(partition, generation)) => self.set_paused(partition, generation, true),
                     Ok(Order::Resume(partition, generation)) => self.set_paused(partition, generation, false),
                     Err(mpsc::TryRecvError::Empty) => break,
@@ -54,7 +60,6 @@ impl PollThread {
                     Err(mpsc::TryRecvError::Disconnected) => return,
                 }
             }
-            self.commit(commits);
         }
     }
 
@@ -82,27 +87,6 @@ impl PollThread {
         Ok(())
     }
 
-    /// Commits for many partitions at once, and one by one where that fails, so that one that is refused does not hold
-    /// up the others.
-    fn commit(&self, commits: Vec<FinalCommit>) {
-        let context = self.consumer.context();
-        let commits = context.still_owned(commits);
-        if commits.is_empty() {
-            return;
-        }
-        let together = context.commit_together(&self.consumer, &commits);
-        for commit in commits {
-            let result = match &together {
-                Ok(()) => Ok(()),
-                Err(_) => context.commit_alone(&self.consumer, &commit),
-            };
-            if let Err(error) = &result {
-                tracing::warn!(%error, partition = commit.partition.number, "a commit failed and will be repeated");
-            }
-            context.emit(Event::Committed(commit.partition, commit.generation, result.is_ok()));
-        }
-    }
-
     fn set_paused(&self, partition: Partition, generation: u64, paused: bool) {
         let context = self.consumer.context();
         if !context.owns(partition, generation) {
@@ -115,13 +99,20 @@ impl PollThread {
         }
     }
 
-    fn close(self, commits: Vec<FinalCommit>, done: oneshot::Sender<Result<(), KafkaError>>) {
+    fn close(mut self, commits: Vec<FinalCommit>, done: oneshot::Sender<Result<(), KafkaError>>) {
+        // What it still has to commit is older than what comes now.
+        self.commits.finish();
+        while !self.commits.is_finished() {
+            // Records are read again by the next owner.
+            drop(self.consumer.poll(POLL));
+        }
         let result = self.commit_last(commits);
-        self.consumer.context().closing.store(true, Ordering::Relaxed);
-        self.consumer.unsubscribe();
+        let consumer = self.consumer;
+        consumer.context().closing.store(true, Ordering::Relaxed);
+        consumer.unsubscribe();
         let outcome = result.map_err(|source| KafkaError::Request { what: "the last commit", source });
         // Dropping the consumer leaves the group, which must have happened before we say that we are done.
-        drop(self.consumer);
+        drop(consumer);
         if done.send(outcome).is_err() {
             tracing::debug!("nobody waits for the consumer to close");
         }
@@ -142,7 +133,6 @@ impl PollThread {
             }
             let until = Instant::now() + LAST_COMMIT_PAUSE;
             while Instant::now() < until {
-                // Records are read again by the next owner.
                 drop(self.consumer.poll(until.saturating_duration_since(Instant::now())));
             }
         }

@@ -1,0 +1,77 @@
+//! The thread that commits while partitions are kept. Their last commits, before they go, are the poll thread's.
+
+use std::{
+    io,
+    sync::{Arc, mpsc},
+    thread,
+};
+
+use fleet_engine::FinalCommit;
+use rdkafka::consumer::{BaseConsumer, Consumer as _};
+
+use super::{Event, context::Context};
+
+/// The poll thread's end of the thread.
+#[derive(Debug)]
+pub(super) struct CommitThread {
+    /// `None` when nothing more is to be committed.
+    orders: Option<mpsc::Sender<FinalCommit>>,
+    thread: thread::JoinHandle<()>,
+}
+
+impl CommitThread {
+    /// # Errors
+    /// When the system gives no thread.
+    pub(super) fn start(consumer: Arc<BaseConsumer<Context>>) -> io::Result<Self> {
+        let (orders, inbox) = mpsc::channel();
+        let thread = thread::Builder::new()
+            .name("kafka-commit".to_owned())
+            .spawn(move || commit_all(&consumer, &inbox))?;
+        Ok(Self { orders: Some(orders), thread })
+    }
+
+    /// Commits as soon as those before are done, together with those that are ordered meanwhile.
+    pub(super) fn commit(&self, commit: FinalCommit) {
+        if self.orders.as_ref().is_none_or(|orders| orders.send(commit).is_err()) {
+            tracing::debug!("the commit thread has ended");
+        }
+    }
+
+    /// Ends the thread after what was ordered.
+    pub(super) fn finish(&mut self) {
+        self.orders = None;
+    }
+
+    /// Whether the thread has ended, and has left the consumer to us.
+    pub(super) fn is_finished(&self) -> bool {
+        self.thread.is_finished()
+    }
+}
+
+fn commit_all(consumer: &BaseConsumer<Context>, inbox: &mpsc::Receiver<FinalCommit>) {
+    while let Ok(first) = inbox.recv() {
+        commit(consumer, std::iter::once(first).chain(inbox.try_iter()).collect());
+    }
+}
+
+/// Commits for many partitions at once, and one by one where that fails, so that one that is refused does not hold up the
+/// others.
+fn commit(consumer: &BaseConsumer<Context>, commits: Vec<FinalCommit>) {
+    let context = consumer.context();
+    let _alone = context.alone();
+    let commits = context.still_owned(commits);
+    if commits.is_empty() {
+        return;
+    }
+    let together = context.commit_together(consumer, &commits);
+    for commit in commits {
+        let result = match &together {
+            Ok(()) => Ok(()),
+            Err(_) => context.commit_alone(consumer, &commit),
+        };
+        if let Err(error) = &result {
+            tracing::warn!(%error, partition = commit.partition.number, "a commit failed and will be repeated");
+        }
+        context.emit(Event::Committed(commit.partition, commit.generation, result.is_ok()));
+    }
+}
