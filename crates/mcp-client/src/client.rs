@@ -271,7 +271,7 @@ impl Inner {
     }
 
     /// Sends the request to one endpoint. It is sent again only after a refusal that a new session, era or header can
-    /// lift, and once for each.
+    /// lift, and once for each. What is rare is boxed, so that thousands of calls in flight do not hold room for it.
     async fn ask(
         &self,
         endpoint: &Endpoint,
@@ -293,7 +293,7 @@ impl Inner {
                 Err(broken) => {
                     let failure = classify::broken(&broken, &endpoint.label);
                     if matches!(broken, Broken::ContentType(_)) {
-                        self.still_there(endpoint, &dialect).await?;
+                        Box::pin(self.still_there(endpoint, &dialect)).await?;
                     }
                     return Err(Refusal { failure, untouched: matches!(broken, Broken::NotSent(_)) });
                 }
@@ -315,13 +315,13 @@ impl Inner {
             }
             if code == Some(wire::HEADER_MISMATCH)
                 && std::mem::take(&mut may_annotate)
-                && self.learn_annotations(endpoint, &dialect, request, sent).await
+                && Box::pin(self.learn_annotations(endpoint, &dialect, request, sent)).await
             {
                 continue;
             }
             let failure = endpoint.failure(&reply);
             if matches!((reply.head.status, &reply.answer), (404 | 405, Answer::Nothing)) {
-                self.still_there(endpoint, &dialect).await?;
+                Box::pin(self.still_there(endpoint, &dialect)).await?;
             }
             let untouched = failure.class == FailureClass::Unavailable;
             return Err(Refusal { failure, untouched });

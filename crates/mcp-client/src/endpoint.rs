@@ -111,8 +111,16 @@ impl Endpoint {
         self.lock().dialect.clone()
     }
 
-    /// What the endpoint speaks; asks it if that is not known.
+    /// What the endpoint speaks; asks it if that is not known, which is rare: a call should not have to hold the room
+    /// that asking takes.
     pub(crate) async fn dialect(&self, transport: &Transport, sent: &Sent) -> Result<Dialect, Failure> {
+        match self.known() {
+            Some(dialect) => Ok(dialect),
+            None => Box::pin(self.find_out(transport, sent)).await,
+        }
+    }
+
+    async fn find_out(&self, transport: &Transport, sent: &Sent) -> Result<Dialect, Failure> {
         let rounds = {
             let known = self.lock();
             if let Some(dialect) = &known.dialect {

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::{ACCEPT, CONTENT_TYPE, LOCATION, RETRY_AFTER};
-use http::{HeaderMap, HeaderValue};
+use http::{HeaderMap, HeaderValue, Method};
 use reqwest::Response;
 use serde_json::{Value, json};
 use url::Url;
@@ -29,7 +29,10 @@ const SIDE_TIMEOUT: Duration = Duration::from_secs(5);
 #[derive(Debug, Clone)]
 pub(crate) struct Transport {
     client: reqwest::Client,
+    /// What every request carries.
     headers: HeaderMap,
+    /// The same, and what belongs to a message.
+    message_headers: HeaderMap,
     max_response_bytes: usize,
     /// `clientInfo` in both eras.
     pub(crate) client_info: Value,
@@ -81,9 +84,14 @@ impl Transport {
             .tcp_keepalive(Duration::from_secs(30))
             .build()
             .map_err(ConfigError::Http)?;
+        let headers = config.header_map()?;
+        let mut message_headers = headers.clone();
+        message_headers.insert(ACCEPT, HeaderValue::from_static("application/json, text/event-stream"));
+        message_headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
         Ok(Self {
             client,
-            headers: config.header_map()?,
+            headers,
+            message_headers,
             max_response_bytes: config.max_response_bytes,
             client_info: json!({"name": config.client_name, "version": config.client_version}),
         })
@@ -92,8 +100,9 @@ impl Transport {
     /// Sends a request and reads until its answer.
     pub(crate) async fn post(&self, post: Post<'_>) -> Result<Reply, Broken> {
         let body = reqwest::Body::wrap(TrackedBody::new(Bytes::from(post.body), post.sent.clone()));
-        let request = self.request(post.url, &post.headers).body(body);
-        let mut response = request.send().await.map_err(|error| {
+        let mut request = self.message(post.url, &post.headers);
+        *request.body_mut() = Some(body);
+        let mut response = self.client.execute(request).await.map_err(|error| {
             let not_sent = error.is_connect() || !post.sent.get();
             let why = causes(error);
             if not_sent { Broken::NotSent(why) } else { Broken::Lost(why) }
@@ -127,7 +136,10 @@ impl Transport {
 
     /// Sends a message that has no answer, and says which HTTP status it met.
     pub(crate) async fn notify(&self, url: &Url, headers: &HeaderMap, body: Vec<u8>) -> Result<Head, Broken> {
-        let sent = self.request(url, headers).body(body).timeout(SIDE_TIMEOUT).send().await;
+        let mut request = self.message(url, headers);
+        *request.body_mut() = Some(body.into());
+        *request.timeout_mut() = Some(SIDE_TIMEOUT);
+        let sent = self.client.execute(request).await;
         let mut response = sent.map_err(|error| {
             if error.is_connect() { Broken::NotSent(causes(error)) } else { Broken::Lost(causes(error)) }
         })?;
@@ -144,13 +156,13 @@ impl Transport {
         }
     }
 
-    fn request(&self, url: &Url, headers: &HeaderMap) -> reqwest::RequestBuilder {
-        self.client
-            .post(url.clone())
-            .headers(self.headers.clone())
-            .headers(headers.clone())
-            .header(ACCEPT, "application/json, text/event-stream")
-            .header(CONTENT_TYPE, "application/json")
+    /// A message to the server, with the headers of all messages and these.
+    fn message(&self, url: &Url, headers: &HeaderMap) -> reqwest::Request {
+        let mut request = reqwest::Request::new(Method::POST, url.clone());
+        let mut all = self.message_headers.clone();
+        all.extend(headers.iter().map(|(name, value)| (name.clone(), value.clone())));
+        *request.headers_mut() = all;
+        request
     }
 
     async fn read_whole(&self, response: &mut Response) -> Result<Vec<u8>, Broken> {
@@ -186,7 +198,7 @@ impl Transport {
                     Message::Progress(news) => drop(progress.map(|sender| sender.send_replace(Some(news)))),
                     Message::Request { method, id } => {
                         let answer = wire::answer_to_server(&method, &id);
-                        if let Err(error) = self.notify(url, headers, answer).await {
+                        if let Err(error) = Box::pin(self.notify(url, headers, answer)).await {
                             tracing::debug!(?error, method, "the server's own request could not be answered");
                         }
                     }

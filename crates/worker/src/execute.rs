@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeMap,
+    pin::pin,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -16,7 +17,7 @@ use fleet_job::{
 };
 use fleet_mcp_client::{McpClient, ToolCall};
 use fleet_ops::trace::{Span, SpanKind};
-use futures::{StreamExt as _, stream};
+use futures::{StreamExt as _, future::Either, stream};
 use serde_json::Value;
 use tokio::sync::watch;
 
@@ -49,7 +50,11 @@ pub(crate) async fn attempt(
     attempt: u32,
     tell: impl Fn(Progress),
 ) -> (Outcome, BTreeMap<usize, Value>) {
-    let plan = Plan::new(&job.envelope.work);
+    let mut plan = Plan::new(&job.envelope.work);
+    // Each call is made once, and its arguments can be large.
+    let mut arguments: Vec<_> =
+        plan.calls.iter_mut().map(|call| std::mem::take(&mut call.arguments)).collect();
+    let plan = plan;
     let mut done = std::mem::take(&mut job.done);
     let mut failures = BTreeMap::new();
     let open: Vec<usize> = (0..plan.calls.len()).filter(|index| !done.contains_key(index)).collect();
@@ -62,7 +67,7 @@ pub(crate) async fn attempt(
         let span = span(call, attempt, &job);
         let request = ToolCall {
             name: call.tool.clone(),
-            arguments: call.arguments.clone(),
+            arguments: std::mem::take(arguments.get_mut(index)?),
             meta: meta::for_call(&job.envelope, attempt, label, &job.record, span.context()),
             timeout: Some(job.timeout),
             progress: news.clone(),
@@ -76,7 +81,11 @@ pub(crate) async fn attempt(
             (index, outcome)
         })
     });
-    let mut outcomes = stream::iter(calls).buffer_unordered(plan.parallel);
+    let calls = stream::iter(calls);
+    let mut outcomes = pin!(match plan.parallel {
+        1 => Either::Left(calls.then(|call| call)),
+        parallel => Either::Right(calls.buffer_unordered(parallel)),
+    });
     let deadline = tokio::time::Instant::now() + job.timeout;
     let mut pace = Pace::new(job.progress.unwrap_or_default());
     loop {
@@ -121,7 +130,6 @@ pub(crate) async fn attempt(
             }
         }
     }
-    drop(outcomes);
     (plan.combine(&done, failures), done)
 }
 

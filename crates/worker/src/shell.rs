@@ -432,6 +432,8 @@ impl Shell {
         after_panic: impl FnOnce() -> Done + Send + 'static,
     ) -> AbortHandle {
         let done = self.done.clone();
+        // The runtime moves a task several times, and a call is kilobytes.
+        let work = Box::pin(work);
         let task = tokio::spawn(async move {
             // Nothing that the work has touched is used after a panic.
             let answer = AssertUnwindSafe(work).catch_unwind().await;
