@@ -243,6 +243,28 @@ pub fn members(brokers: &str, group: &str) -> usize {
     groups.ok().and_then(|groups| Some(groups.groups().first()?.members().len())).unwrap_or_default()
 }
 
+/// What the coordinator says of a group: `Stable`, or `PreparingRebalance` while it waits for members to join again.
+pub fn group_state(brokers: &str, group: &str) -> String {
+    let client: BaseConsumer = config(brokers).create().expect("a client");
+    let groups = client.fetch_group_list(Some(group), TIMEOUT);
+    groups.ok().and_then(|groups| Some(groups.groups().first()?.state().to_owned())).unwrap_or_default()
+}
+
+/// A member of a group that takes part in rebalances only while it is polled. Commits nothing.
+///
+/// # Panics
+/// When the client can't be made.
+pub fn idle_member(brokers: &str, group: &str, topic: &str) -> BaseConsumer {
+    let mut config = config(brokers);
+    config
+        .set("group.id", group)
+        .set("partition.assignment.strategy", "cooperative-sticky")
+        .set("enable.auto.commit", "false");
+    let member: BaseConsumer = config.create().expect("a client");
+    member.subscribe(&[topic]).expect("a subscription");
+    member
+}
+
 pub(crate) fn config(brokers: &str) -> ClientConfig {
     let mut config = ClientConfig::new();
     config.set("bootstrap.servers", brokers).set("log_level", "2");

@@ -1,7 +1,11 @@
-//! Ways to be a member of a group that have to be asked for: KIP-848 and static membership.
+//! Members of a group: what slow ones do to the others, and the ways to be one that have to be asked for (KIP-848 and
+//! static membership).
+
+use std::time::{Duration, Instant};
 
 use fleet_job::event::JobState;
 use fleet_tests::{Env, Fleet, http, topics, wait};
+use rdkafka::consumer::Consumer as _;
 
 /// A fleet on Apache Kafka; the embedded broker has neither.
 fn fleet(name: &str) -> Option<Fleet<'static>> {
@@ -47,4 +51,52 @@ fn a_static_member_comes_back_to_its_partitions() {
     fleet.start_worker();
     let account = fleet.settle(0);
     assert_eq!(account.count(JobState::Succeeded), 200);
+}
+
+/// A rebalance that waits for a slow member stops nobody else: what a worker keeps goes on, though no commit is answered
+/// meanwhile.
+#[test]
+fn a_rebalance_that_takes_long_does_not_stop_the_partitions_that_stay() {
+    /// Well above the interval of commits.
+    const STUCK: Duration = Duration::from_secs(3);
+    let Some(mut fleet) = fleet("slow-member") else { return };
+    fleet.worker_env("MCP_COMMIT_INTERVAL", "200ms");
+    let (brokers, group) = (fleet.env.brokers.clone(), fleet.group.clone());
+    let worker = fleet.start_worker().address;
+    let rebalances = |kind: &str| {
+        let name = format!("fleet_rebalances_total{{kind=\"{kind}\"}}");
+        http::metric(worker, &name).unwrap_or_default()
+    };
+    wait::until("the worker's partitions", wait::LONG, || (rebalances("assigned") > 0.0).then_some(()));
+    let member = topics::idle_member(&brokers, &group, &fleet.topic);
+    wait::until("the slow member's partitions", wait::LONG, || {
+        drop(member.poll(Duration::from_millis(100)));
+        member.assignment().is_ok_and(|assigned| assigned.count() > 0).then_some(())
+    });
+    let before = rebalances("revoked");
+    // From here on nobody polls it: it can't give its partition back, and all others wait for it.
+    let newcomer = fleet.launch_worker();
+    wait::until("a revoke", wait::LONG, || (rebalances("revoked") > before).then_some(()));
+    wait::until("a group that waits", wait::LONG, || {
+        (topics::group_state(&brokers, &group) == "PreparingRebalance").then_some(())
+    });
+    let settled = || http::metric(worker, "fleet_jobs_settled_total").unwrap_or_default();
+    let begin = Instant::now();
+    for wave in 0.. {
+        let before = settled();
+        fleet.submit_digests(30 + wave);
+        wait::until("jobs of the partitions that stay", wait::LONG, || (settled() > before).then_some(()));
+        if begin.elapsed() > STUCK {
+            break;
+        }
+    }
+    assert_eq!(
+        topics::group_state(&brokers, &group),
+        "PreparingRebalance",
+        "the rebalance has ended too soon"
+    );
+    drop(member);
+    fleet.workers.push(newcomer.ready());
+    let account = fleet.settle(0);
+    assert_eq!(account.count(JobState::Succeeded), account.last.len());
 }
