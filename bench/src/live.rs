@@ -27,7 +27,7 @@ use crate::{
 /// How long is sent before anything counts.
 const WARM_UP: Duration = Duration::from_secs(5);
 /// For how long it counts.
-const WINDOW: Duration = Duration::from_secs(15);
+const WINDOW: Duration = Duration::from_secs(12);
 /// How long the last jobs may take.
 const REST: Duration = Duration::from_secs(30);
 /// How long a contestant may take to make its first call.

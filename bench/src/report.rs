@@ -190,12 +190,14 @@ fn table(
     let mut text = if title.is_empty() { String::from("\n") } else { format!("\n### {title}\n\n") };
     let mut head = vec!["contestant"];
     head.extend(services.then_some("call, ms"));
+    head.push("runs");
     head.extend(columns.iter().map(|(heading, ..)| *heading));
     head.extend(ceiling.map(|_| "of the ceiling"));
     add(&mut text, &format!("| {} |\n|{}\n", head.join(" | "), "---|".repeat(head.len())));
     for cell in cells {
         let mut row = vec![cell.contestant.clone()];
         row.extend(services.then(|| (cell.service_us / 1000).to_string()));
+        row.push(summary.runs(cell).to_string());
         for (_, figure, decimals) in columns {
             row.push(
                 summary.get(cell, figure).map_or_else(|| "–".to_owned(), |spread| shown(spread, *decimals)),
@@ -316,7 +318,7 @@ Written by `fleet-bench`; [bench/README.md](../README.md) says what is measured 
 const LATENCY_TITLE: &str = "
 ## Latency at half load
 
-Arrivals at random at half of the contestant's own throughput, for fifteen seconds; every time counts from when the job was meant to be sent. “Added” is without the call itself. The terminal event counts when a consumer has it, and only ours writes one.
+Arrivals at random at half of the contestant's own throughput, for twelve seconds; every time counts from when the job was meant to be sent. “Added” is without the call itself. The terminal event counts when a consumer has it, and only ours writes one.
 ";
 const REBALANCE_TITLE: &str = "
 ## A third worker joins

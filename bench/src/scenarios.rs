@@ -26,7 +26,7 @@ const END: Duration = Duration::from_secs(90);
 /// How long the JVM's compiler, caches and connections may take before anything counts.
 const WARM_UP: Duration = Duration::from_secs(5);
 /// How long is measured.
-const WINDOW: Duration = Duration::from_secs(6);
+const WINDOW: Duration = Duration::from_secs(5);
 /// How many jobs a backlog has that nobody is to finish.
 const BACKLOG: u32 = 1_000_000;
 /// The same of jobs that are large, which nobody does as fast.

@@ -52,6 +52,11 @@ impl Summary {
         Self(values.into_iter().map(|(cell, figures)| (cell, spread(figures))).collect())
     }
 
+    /// How often a cell was run.
+    pub(crate) fn runs(&self, cell: &Cell) -> usize {
+        self.0.get(cell).into_iter().flatten().map(|(_, spread)| spread.runs).max().unwrap_or_default()
+    }
+
     pub(crate) fn get(&self, cell: &Cell, figure: &str) -> Option<Spread> {
         self.0.get(cell)?.get(figure).copied()
     }

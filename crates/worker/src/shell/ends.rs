@@ -15,7 +15,7 @@ use tracing::Instrument as _;
 use super::{
     Shell, give,
     held::{Done, Held},
-    write::{not_written, pass_on, write, write_again, write_bare, write_patiently},
+    write::{Refusal, Remedy, not_written, pass_on, remedy, write, write_again, write_bare, write_patiently},
 };
 use crate::{delay::Next, report::ANY_PARTITION};
 
@@ -90,15 +90,20 @@ impl Shell {
         error: KafkaError,
     ) {
         let is_ours = self.engine.token(token.partition, token.offset) == Some(token);
-        let Some(log) = self.jobs.get(&token).filter(|_| is_ours).map(Held::log) else { return };
+        let Some(log) = self.jobs.get(&token).map(Held::log) else { return };
         let producer = self.producer.clone();
-        if error.is_too_large() && !self.is_deaf() {
-            self.write(token, async move { write_bare(&producer, token, state, &event).await });
-        } else if error.is_queue_full() && !self.is_deaf() {
-            self.write(token, async move { write_patiently(&producer, token, state, event).await });
-        } else {
-            let done = log.in_scope(|| not_written(token, false, "event", &error));
-            self.done(done);
+        match remedy(Refusal::from(&error), is_ours, self.is_deaf()) {
+            Remedy::Drop => {}
+            Remedy::Shorten => {
+                self.write(token, async move { write_bare(&producer, token, state, &event).await });
+            }
+            Remedy::Wait => {
+                self.write(token, async move { write_patiently(&producer, token, state, event).await });
+            }
+            Remedy::TryAgain => {
+                let done = log.in_scope(|| not_written(token, false, "event", &error));
+                self.done(done);
+            }
         }
     }
 

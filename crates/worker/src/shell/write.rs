@@ -42,6 +42,47 @@ pub(super) async fn write(producer: &Producer, token: Token, settlement: Settlem
     Done::Written(token, settlement.state, event)
 }
 
+/// Why the producer has not written an end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Refusal {
+    TooLarge,
+    NoRoom,
+    Other,
+}
+
+impl From<&KafkaError> for Refusal {
+    fn from(error: &KafkaError) -> Self {
+        match error {
+            error if error.is_too_large() => Self::TooLarge,
+            error if error.is_queue_full() => Self::NoRoom,
+            _ => Self::Other,
+        }
+    }
+}
+
+/// What is done about an end that was not written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Remedy {
+    /// Nothing: it is another worker's to speak of the job.
+    Drop,
+    /// It is written in short.
+    Shorten,
+    /// It waits for room.
+    Wait,
+    /// The engine tries it again.
+    TryAgain,
+}
+
+/// Who may have lost the job (`is_deaf`) writes nothing more before it knows, in short or later: the engine waits then.
+pub(super) fn remedy(refusal: Refusal, is_ours: bool, is_deaf: bool) -> Remedy {
+    match refusal {
+        _ if !is_ours => Remedy::Drop,
+        Refusal::TooLarge if !is_deaf => Remedy::Shorten,
+        Refusal::NoRoom if !is_deaf => Remedy::Wait,
+        Refusal::TooLarge | Refusal::NoRoom | Refusal::Other => Remedy::TryAgain,
+    }
+}
+
 /// Writes the end of a job as it was written before.
 pub(super) async fn write_again(producer: &Producer, token: Token, event: &Outgoing) -> Done {
     match producer.send(event).await {
@@ -142,4 +183,25 @@ pub(super) fn not_written(
     let error = fleet_ops::errors::chain(error);
     tracing::error!(%error, kind, "the end of a job could not be written; its offset is held and it is written again");
     Done::NotWritten { token, dead_letter_written }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_end_is_written_otherwise_only_by_who_surely_has_the_job() {
+        let cases = [
+            (Refusal::TooLarge, true, false, Remedy::Shorten),
+            (Refusal::NoRoom, true, false, Remedy::Wait),
+            (Refusal::Other, true, false, Remedy::TryAgain),
+            (Refusal::TooLarge, true, true, Remedy::TryAgain),
+            (Refusal::NoRoom, true, true, Remedy::TryAgain),
+            (Refusal::Other, true, true, Remedy::TryAgain),
+        ];
+        for (refusal, is_ours, is_deaf, expected) in cases {
+            assert_eq!(remedy(refusal, is_ours, is_deaf), expected, "{refusal:?}, deaf: {is_deaf}");
+            assert_eq!(remedy(refusal, false, is_deaf), Remedy::Drop, "{refusal:?}, deaf: {is_deaf}");
+        }
+    }
 }
