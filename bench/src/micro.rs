@@ -18,6 +18,8 @@ pub(crate) struct Micro {
     /// The bounds of its 95 % confidence interval.
     pub(crate) low: f64,
     pub(crate) high: f64,
+    /// How many samples it is the mean of.
+    pub(crate) samples: usize,
 }
 
 /// Everything below `directory`, by id.
@@ -41,10 +43,10 @@ fn walk(directory: &Path, found: &mut Vec<Micro>) {
 
 fn one(directory: &Path) -> Option<Micro> {
     let read = |name: &str| serde_json::from_slice::<Value>(&fs::read(directory.join(name)).ok()?).ok();
-    parse(&read("benchmark.json")?, &read("estimates.json")?)
+    parse(&read("benchmark.json")?, &read("estimates.json")?, &read("sample.json")?)
 }
 
-fn parse(benchmark: &Value, estimates: &Value) -> Option<Micro> {
+fn parse(benchmark: &Value, estimates: &Value, sample: &Value) -> Option<Micro> {
     // Bytes are no unit that a reader could compare; a record is.
     let elements = benchmark.pointer("/throughput/Elements").and_then(Value::as_f64).unwrap_or(1.0);
     let mean = estimates.get("mean")?;
@@ -54,6 +56,7 @@ fn parse(benchmark: &Value, estimates: &Value) -> Option<Micro> {
         ns: get("/point_estimate")?,
         low: get("/confidence_interval/lower_bound")?,
         high: get("/confidence_interval/upper_bound")?,
+        samples: sample.get("times")?.as_array()?.len(),
     })
 }
 
@@ -81,9 +84,11 @@ mod tests {
         let benchmark = json!({"full_id": "in flight/key/1000", "throughput": {"Elements": 4}});
         let estimates = json!({"mean": {"point_estimate": 800.0,
             "confidence_interval": {"lower_bound": 400.0, "upper_bound": 1200.0}}});
-        let expected = Micro { id: "in flight/key/1000".to_owned(), ns: 200.0, low: 100.0, high: 300.0 };
-        assert_eq!(parse(&benchmark, &estimates), Some(expected));
-        assert_eq!(parse(&json!({}), &estimates), None);
+        let sample = json!({"times": [1.0, 2.0, 3.0]});
+        let expected =
+            Micro { id: "in flight/key/1000".to_owned(), ns: 200.0, low: 100.0, high: 300.0, samples: 3 };
+        assert_eq!(parse(&benchmark, &estimates, &sample), Some(expected));
+        assert_eq!(parse(&json!({}), &estimates, &sample), None);
     }
 
     #[test]

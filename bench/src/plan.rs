@@ -109,9 +109,7 @@ fn cells(contestants: &[Contestant]) -> Vec<(Cell, &Contestant)> {
     for contestant in ["fleet-key", "parallel-consumer-key", "benthos", "bento"] {
         add(Scenario::Rebalance, contestant, &|cell| cell.service_us = 10_000);
     }
-    for contestant in ["fleet-key", "parallel-consumer-key"] {
-        add(Scenario::Drain, contestant, &|cell| cell.service_us = 0);
-    }
+    add(Scenario::Drain, "fleet-key", &|cell| cell.service_us = 0);
     cells
 }
 

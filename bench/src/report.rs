@@ -122,6 +122,15 @@ fn page(summary: &Summary, goals: &[Goal], micro: &[Micro], peers: &[Peer]) -> S
             of("kernel")
         ),
     );
+    if let Some(unrest) = unrest(summary) {
+        add(
+            &mut text,
+            &format!(
+                "How steady the machine was: between the slowest and the fastest run of the same cell, the bare client's own throughput differed by a factor of up to {}. Compare within a table, and small differences not at all.\n",
+                number(unrest, 1)
+            ),
+        );
+    }
     text.push_str(&goals_table(goals));
     text.push_str("\n## A backlog that does not end\n\n![jobs per second](throughput.svg)\n\n![CPU seconds per 1000 jobs](cpu.svg)\n");
     for service in SERVICES {
@@ -155,6 +164,13 @@ fn page(summary: &Summary, goals: &[Goal], micro: &[Micro], peers: &[Peer]) -> S
     text
 }
 
+/// By how much the runs of the ceiling differ where they differ most: nothing of ours is in them.
+fn unrest(summary: &Summary) -> Option<f64> {
+    let cells = summary.cells(Scenario::Throughput, |cell| cell.contestant == "ceiling");
+    let rates = cells.into_iter().filter_map(|cell| summary.get(cell, "jobs_per_s"));
+    rates.map(|rate| rate.high / rate.low.max(1.0)).reduce(f64::max)
+}
+
 fn goals_table(goals: &[Goal]) -> String {
     let mut text = String::from("\n## Goals\n\n| goal | of | wanted | measured | |\n|---|---|---|---|---|\n");
     for goal in goals {
@@ -168,6 +184,27 @@ fn goals_table(goals: &[Goal]) -> String {
             &mut text,
             &format!("| {} | {} | {wanted} {} | {measured} | {verdict} |\n", goal.goal, goal.of, goal.unit),
         );
+    }
+    text.push_str(&reasons(goals));
+    text
+}
+
+/// Why goals are missed, each reason once.
+fn reasons(goals: &[Goal]) -> String {
+    let mut missed: Vec<(&str, Vec<&str>)> = Vec::new();
+    for (why, of) in goals.iter().filter_map(|goal| Some((goal.why?, goal.of.as_str()))) {
+        match missed.iter_mut().find(|(known, _)| *known == why) {
+            Some((_, all)) if all.contains(&of) => {}
+            Some((_, all)) => all.push(of),
+            None => missed.push((why, vec![of])),
+        }
+    }
+    let mut text = String::new();
+    if !missed.is_empty() {
+        text.push_str("\n### Why goals are missed\n\n");
+    }
+    for (why, of) in missed {
+        add(&mut text, &format!("- {why} ({})\n", of.join(", ")));
     }
     text
 }
@@ -216,10 +253,10 @@ fn micro_tables(micro: &[Micro]) -> String {
         return String::new();
     }
     let mut text = String::from(MICRO_TITLE);
-    text.push_str("| benchmark | ns, mean | 95 % |\n|---|---|---|\n");
+    text.push_str("| benchmark | ns, mean | 95 % | samples |\n|---|---|---|---|\n");
     for one in micro {
         let (ns, low, high) = (number(one.ns, 0), number(one.low, 0), number(one.high, 0));
-        add(&mut text, &format!("| {} | {ns} | {low} to {high} |\n", one.id));
+        add(&mut text, &format!("| {} | {ns} | {low} to {high} | {} |\n", one.id, one.samples));
     }
     text
 }

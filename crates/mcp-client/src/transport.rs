@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::{ACCEPT, CONTENT_TYPE, LOCATION, RETRY_AFTER};
-use http::{HeaderMap, HeaderValue, Method};
+use http::{HeaderMap, HeaderValue};
 use reqwest::Response;
 use serde_json::{Value, json};
 use url::Url;
@@ -100,9 +100,8 @@ impl Transport {
     /// Sends a request and reads until its answer.
     pub(crate) async fn post(&self, post: Post<'_>) -> Result<Reply, Broken> {
         let body = reqwest::Body::wrap(TrackedBody::new(Bytes::from(post.body), post.sent.clone()));
-        let mut request = self.message(post.url, &post.headers);
-        *request.body_mut() = Some(body);
-        let mut response = self.client.execute(request).await.map_err(|error| {
+        let request = self.message(post.url, &post.headers).body(body);
+        let mut response = request.send().await.map_err(|error| {
             let not_sent = error.is_connect() || !post.sent.get();
             let why = causes(error);
             if not_sent { Broken::NotSent(why) } else { Broken::Lost(why) }
@@ -136,10 +135,7 @@ impl Transport {
 
     /// Sends a message that has no answer, and says which HTTP status it met.
     pub(crate) async fn notify(&self, url: &Url, headers: &HeaderMap, body: Vec<u8>) -> Result<Head, Broken> {
-        let mut request = self.message(url, headers);
-        *request.body_mut() = Some(body.into());
-        *request.timeout_mut() = Some(SIDE_TIMEOUT);
-        let sent = self.client.execute(request).await;
+        let sent = self.message(url, headers).body(body).timeout(SIDE_TIMEOUT).send().await;
         let mut response = sent.map_err(|error| {
             if error.is_connect() { Broken::NotSent(causes(error)) } else { Broken::Lost(causes(error)) }
         })?;
@@ -156,13 +152,11 @@ impl Transport {
         }
     }
 
-    /// A message to the server, with the headers of all messages and these.
-    fn message(&self, url: &Url, headers: &HeaderMap) -> reqwest::Request {
-        let mut request = reqwest::Request::new(Method::POST, url.clone());
+    /// A message to the server, with the headers of all messages and these. (The builder knows of credentials in a URL.)
+    fn message(&self, url: &Url, headers: &HeaderMap) -> reqwest::RequestBuilder {
         let mut all = self.message_headers.clone();
         all.extend(headers.iter().map(|(name, value)| (name.clone(), value.clone())));
-        *request.headers_mut() = all;
-        request
+        self.client.post(url.clone()).headers(all)
     }
 
     async fn read_whole(&self, response: &mut Response) -> Result<Vec<u8>, Broken> {

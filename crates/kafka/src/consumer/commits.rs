@@ -10,6 +10,7 @@ use fleet_engine::FinalCommit;
 use rdkafka::consumer::{BaseConsumer, Consumer as _};
 
 use super::{Event, context::Context};
+use crate::error::KafkaError;
 
 /// The poll thread's end of the thread.
 #[derive(Debug)]
@@ -31,9 +32,14 @@ impl CommitThread {
     }
 
     /// Commits as soon as those before are done, together with those that are ordered meanwhile.
-    pub(super) fn commit(&self, commit: FinalCommit) {
-        if self.orders.as_ref().is_none_or(|orders| orders.send(commit).is_err()) {
-            tracing::debug!("the commit thread has ended");
+    ///
+    /// # Errors
+    /// [`KafkaError::PollThread`] when the thread has ended, which it does by a panic only.
+    pub(super) fn commit(&self, commit: FinalCommit) -> Result<(), KafkaError> {
+        let sent = self.orders.as_ref().map(|orders| orders.send(commit));
+        match sent {
+            Some(Ok(())) => Ok(()),
+            _ => Err(KafkaError::PollThread("the thread that commits has ended")),
         }
     }
 

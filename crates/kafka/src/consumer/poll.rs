@@ -43,16 +43,20 @@ impl PollThread {
     }
 
     pub(super) fn run(self) {
+        let context = self.consumer.context().clone();
         loop {
-            self.consumer.context().pulse.beat();
+            context.pulse.beat();
             if let Err(error) = self.poll() {
-                self.consumer.context().emit(Event::Failed(error));
-                return;
+                return context.emit(Event::Failed(error));
             }
             loop {
                 match self.inbox.try_recv() {
                     Ok(Order::Close(last, done)) => return self.close(last, done),
-                    Ok(Order::Commit(commit)) => self.commits.commit(commit),
+                    Ok(Order::Commit(commit)) => {
+                        if let Err(error) = self.commits.commit(commit) {
+                            return context.emit(Event::Failed(error));
+                        }
+                    }
                     Ok(Order::Pause(partition, generation)) => self.set_paused(partition, generation, true),
                     Ok(Order::Resume(partition, generation)) => self.set_paused(partition, generation, false),
                     Err(mpsc::TryRecvError::Empty) => break,

@@ -309,6 +309,19 @@ async fn secrets_stay_out_of_outcomes() {
 }
 
 #[tokio::test]
+async fn credentials_of_a_url_are_sent_and_a_token_goes_before_them() {
+    let server = modern(|seen| Json(result(seen.id(), text("ok"))).into_response()).await;
+    let url = server.url.replace("http://", "http://user:hunter2@");
+    for (token, expected) in [(None, "Basic dXNlcjpodW50ZXIy"), (Some("t0ken"), "Bearer t0ken")] {
+        let mut config = ClientConfig::new(ClientConfig::parse_urls(&url).unwrap());
+        config.bearer_token = token.map(|token| token.to_owned().into());
+        succeeds(&McpClient::new(config).unwrap()).await;
+        let seen = server.seen();
+        assert_eq!(seen.last().unwrap().headers["authorization"], expected);
+    }
+}
+
+#[tokio::test]
 async fn a_probe_tells_whether_anybody_answers() {
     let server = modern(|seen| Json(result(seen.id(), text("ok"))).into_response()).await;
     let probed = client(&[crate::support::nobody().await, server.url.clone()], |_| {});
