@@ -62,7 +62,9 @@ fn a_poison_job_ends_after_its_attempts_whoever_is_killed(env: &Env) {
     fleet.worker_env("MCP_RETRY_BASE", "2s");
     fleet.worker_env("MCP_RETRY_MAX", "2s");
     fleet.start_worker();
-    let mut poison = call("poison", &json!({"ms": 20, "failures": 1_000}));
+    // Delays between attempts are random down to nothing. The attempts themselves take so long that the job can't have come
+    // to its end before the last worker is killed, which would leave the end to be committed by nobody.
+    let mut poison = call("poison", &json!({"ms": 1_500, "failures": 1_000}));
     poison["maxAttempts"] = json!(ATTEMPTS);
     let poison = fleet.submit_job(&poison);
     for kill in 1..=KILLS {

@@ -513,11 +513,15 @@ impl Shell {
                     tracing::info!(ok = closed.is_ok(), "drained, committed, left the group");
                     return closed;
                 }
-                Some(event) = events.recv() => {
-                    if let Event::Revoking(partitions, _, reply) = event {
+                Some(event) = events.recv() => match event {
+                    Event::Revoking(partitions, _, reply) => {
                         let theirs = commits.iter().filter(|commit| partitions.contains(&commit.partition));
                         answer(&reply, theirs.cloned().collect());
                     }
+                    Event::Lost(partitions) => {
+                        tracing::warn!(?partitions, "lost before their last commit: their jobs may run again");
+                    }
+                    _ => {}
                 }
             }
         }

@@ -191,9 +191,6 @@ impl Context {
         consumer: &BaseConsumer<Self>,
         mut open: Vec<FinalCommit>,
     ) -> KafkaResult<()> {
-        if open.is_empty() || self.commit_together(consumer, &open).is_ok() {
-            return Ok(());
-        }
         for attempt in 1.. {
             match self.commit_each(consumer, &mut open) {
                 Ok(()) => break,
