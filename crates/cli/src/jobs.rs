@@ -12,7 +12,7 @@ mod error;
 mod filter;
 mod follow;
 mod list;
-mod render;
+pub(crate) mod render;
 mod show;
 mod sse;
 #[cfg(test)]

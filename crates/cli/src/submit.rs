@@ -23,7 +23,7 @@ use fleet_kafka::{
 use indicatif::ProgressBar;
 use serde_json::{Map, Value, json};
 
-use crate::{connection::Connection, error::CliError, events, output};
+use crate::{connection::Connection, dlq::text::shortened, error::CliError, events, jobs::render, output};
 
 /// How long a broker may take to answer at all.
 const REACH: Duration = Duration::from_secs(5);
@@ -33,6 +33,11 @@ const OPEN: Duration = Duration::from_secs(10);
 const POLL: Duration = Duration::from_millis(100);
 /// Records handed over to the producer and not acknowledged yet.
 const WINDOW: usize = 1000;
+
+/// What stands before the bar of jobs that are waited for, while none of them tells of its progress.
+const WAITING: &str = "waiting";
+/// How much of a job's progress stands there instead.
+const NEWS: usize = 100;
 
 const EXAMPLES: &str = "Examples:
   mcp-fleet submit --server files --tool file_list --arguments '{\"path\":\".\"}' --wait
@@ -298,16 +303,25 @@ fn wait(
     let deadline = Instant::now() + timeout;
     let mut open: HashSet<Place> = places.iter().copied().collect();
     let mut states: HashMap<&str, usize> = HashMap::new();
-    let bar = progress(places.len(), "waiting");
+    let bar = progress(places.len(), WAITING);
     while !open.is_empty() && Instant::now() < deadline {
         let Some(record) = reader.next(POLL)? else { continue };
         let Ok(event) = serde_json::from_slice::<JobEvent>(&record.value.unwrap_or_default()) else {
             continue;
         };
-        let source = event.source.as_ref().filter(|_| event.state.is_terminal());
-        if !source.is_some_and(|source| open.remove(&(source.partition, source.offset))) {
+        let place = event.source.as_ref().map(|source| (source.partition, source.offset));
+        if !event.state.is_terminal() {
+            let progress =
+                event.progress.as_ref().filter(|_| place.is_some_and(|place| open.contains(&place)));
+            if let Some(progress) = progress {
+                bar.set_message(shortened(&render::progress(progress), NEWS));
+            }
             continue;
         }
+        if !place.is_some_and(|place| open.remove(&place)) {
+            continue;
+        }
+        bar.set_message(WAITING);
         *states.entry(event.state.as_str()).or_default() += 1;
         bar.inc(1);
         bar.suspend(|| match as_json {

@@ -4,6 +4,7 @@
 //! that may be started, [`child`], [`remote`] and [`sse`] make the connections, and [`upstream`] speaks MCP over them. What
 //! a server offers is its [`catalog`]; [`routes`] puts the catalogs together.
 
+pub(crate) mod attempt;
 mod breaker;
 pub(crate) mod calls;
 pub mod catalog;
@@ -12,6 +13,7 @@ pub mod child;
 mod enforce;
 pub mod fleet;
 pub(crate) mod follow;
+mod handshake;
 mod hosted;
 pub mod launch;
 pub mod progress;

@@ -43,7 +43,8 @@ pub(crate) struct Job {
 
 /// Makes attempt number `attempt`, and tells of its progress. Returns the outcome, and what is done now.
 ///
-/// The progress of a job with one call is what the tool says; of a job with several it is how many of them are done.
+/// The progress of a job with one call is what the tool says; of a job with several it is how many of them are done, and
+/// for `server-init` how far the start of the next server is, since that can take half a minute.
 pub(crate) async fn attempt(
     client: &McpClient,
     mut job: Job,
@@ -60,7 +61,7 @@ pub(crate) async fn attempt(
     let open: Vec<usize> = (0..plan.calls.len()).filter(|index| !done.contains_key(index)).collect();
     let total = open.len();
     let (news, mut heard) = watch::channel(None);
-    let news = job.progress.filter(|_| !plan.has_many()).map(|_| news);
+    let news = job.progress.filter(|_| plan.tells_of_calls()).map(|_| news);
     let calls = open.into_iter().filter_map(|index| {
         let call = plan.calls.get(index)?;
         let label = plan.has_many().then_some(index);
@@ -95,7 +96,8 @@ pub(crate) async fn attempt(
             next = tokio::time::timeout_at(deadline, outcomes.next()) => next,
             Ok(()) = heard.changed() => {
                 let news = heard.borrow_and_update().clone();
-                news.and_then(|news| pace.news(Instant::now(), said(news))).into_iter().for_each(&tell);
+                let news = news.map(|news| plan.progress(said(news), &done, &failures));
+                news.and_then(|news| pace.news(Instant::now(), news)).into_iter().for_each(&tell);
                 continue;
             }
             () = until(pace.next()) => {

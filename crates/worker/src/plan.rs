@@ -4,6 +4,7 @@ use std::{collections::BTreeMap, time::Duration};
 
 use fleet_job::{
     envelope::{TaskRound, ToolCall, Work},
+    event::Progress,
     mcp_servers,
     outcome::{Failure, FailureClass, JobError, Outcome},
     tool_name,
@@ -80,6 +81,35 @@ impl Plan {
     /// Whether the calls must be told apart (in idempotency keys, for one).
     pub(crate) fn has_many(&self) -> bool {
         self.shape != Shape::Single
+    }
+
+    /// Whether the progress of a call is news of the job. Calls of a batch can run side by side, so it is not for those.
+    pub(crate) fn tells_of_calls(&self) -> bool {
+        matches!(self.shape, Shape::Single | Shape::Servers)
+    }
+
+    /// How far the job is when the call under way is as far as `of_call`; calls that tell of theirs run one after another.
+    pub(crate) fn progress(
+        &self,
+        of_call: Progress,
+        results: &BTreeMap<usize, Value>,
+        failures: &BTreeMap<usize, Failure>,
+    ) -> Progress {
+        if self.calls.len() == 1 {
+            return of_call;
+        }
+
+        let is_open = |index: &usize| !results.contains_key(index) && !failures.contains_key(index);
+        let current = (0..self.calls.len()).find(is_open).and_then(|index| self.calls.get(index));
+        let label = current.map_or("", |call| &*call.label);
+        let message =
+            of_call.message.map_or_else(|| label.to_owned(), |message| format!("{label}: {message}"));
+
+        // A call that is under way is not done, however far it says it is.
+        let total = of_call.total.filter(|total| *total > 0.0);
+        let part = total.map_or(0.0, |total| (of_call.progress / total).clamp(0.0, 0.99));
+        let progress = results.len() as f64 + part;
+        Progress { progress, total: Some(self.calls.len() as f64), message: Some(message) }
     }
 
     /// What the job as a whole came to, given the results so far and this attempt's failures, by index of the call.
@@ -227,5 +257,31 @@ mod tests {
         failures.insert(1, failure(FailureClass::Unavailable, "away"));
         let Outcome::Failed(combined) = plan.combine(&results, failures) else { panic!() };
         assert_eq!(combined.class, FailureClass::Unavailable);
+    }
+
+    #[test]
+    fn the_start_of_a_server_is_news_of_its_job() {
+        let at = |progress: f64, total| Progress { progress, total, message: Some("waiting".to_owned()) };
+        let one = plan("server-init", json!({"mcpServers": {"a": {"command": "x"}}}));
+        assert!(one.tells_of_calls());
+        assert_eq!(
+            one.progress(at(3.0, Some(30.0)), &BTreeMap::new(), &BTreeMap::new()),
+            at(3.0, Some(30.0))
+        );
+
+        let two = plan("server-init", json!({"mcpServers": {"a": {"command": "x"}, "b": {"command": "y"}}}));
+        let done = BTreeMap::from([(0, Value::Null)]);
+        let check = |news: Progress, done: &BTreeMap<usize, Value>, expected: f64, message: &str| {
+            let progress = two.progress(news, done, &BTreeMap::new());
+            assert_eq!((progress.progress, progress.total), (expected, Some(2.0)));
+            assert_eq!(progress.message.as_deref(), Some(message));
+        };
+        check(at(15.0, Some(30.0)), &BTreeMap::new(), 0.5, "a: waiting");
+        check(at(15.0, Some(30.0)), &done, 1.5, "b: waiting");
+        check(at(40.0, Some(30.0)), &done, 1.99, "b: waiting");
+        check(at(40.0, None), &done, 1.0, "b: waiting");
+
+        let batch = plan("tool-batch", json!({"calls": [{"tool": "a"}]}));
+        assert!(!batch.tells_of_calls());
     }
 }

@@ -86,7 +86,7 @@ fn state(job: &JobView) -> String {
 }
 
 /// How far a job has come: `3 of 10 (copying)`.
-pub(super) fn progress(progress: &Progress) -> String {
+pub(crate) fn progress(progress: &Progress) -> String {
     let mut text = match progress.total {
         Some(total) => format!("{} of {total}", progress.progress),
         None => progress.progress.to_string(),

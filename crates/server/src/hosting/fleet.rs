@@ -18,6 +18,7 @@ use tokio::sync::broadcast;
 use tokio_util::sync::CancellationToken;
 
 use super::{
+    attempt::Attempt,
     calls::Calls,
     catalog::Catalog,
     changes::{Change, Unseen},
@@ -265,7 +266,10 @@ impl Fleet {
         launch: &Launch,
     ) -> Result<Arc<Upstream>, InitError> {
         let limit = self.policy().limits.handshake_timeout;
-        let connected = Upstream::connect(&hosted.name, &launch.spec, &self.policy, limit).await;
+        let attempting = hosted.attempt(limit);
+        let connected =
+            Upstream::connect(&hosted.name, &launch.spec, &self.policy, &attempting.attempt).await;
+        drop(attempting);
         let upstream = match connected {
             Ok(upstream) => Arc::new(upstream),
             Err(error) => {
@@ -335,6 +339,11 @@ impl Fleet {
     /// Waits until [`Self::end_subscriptions`] is called.
     pub async fn closing(&self) {
         self.closing.cancelled().await;
+    }
+
+    /// The attempt to start a server that is under way.
+    pub(crate) fn attempt(&self, name: &str) -> Option<Attempt> {
+        self.find(name)?.state().attempt.clone()
     }
 
     /// The names of all servers.

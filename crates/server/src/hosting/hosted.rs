@@ -10,6 +10,7 @@ use fleet_job::mcp_servers::ServerEntry;
 use tokio::sync::watch;
 
 use super::{
+    attempt::Attempt,
     calls::Calls,
     catalog::Catalog,
     launch::LaunchSpec,
@@ -40,6 +41,8 @@ pub(super) struct Hosted {
 /// What is known about a hosted server now.
 pub(super) struct State {
     pub(super) phase: Phase,
+    /// The attempt to start it that is under way.
+    pub(super) attempt: Option<Attempt>,
     /// What it was started from last, successfully or not.
     pub(super) launch: Option<Launch>,
     /// What it offered when it was seen last. It stays offered while the server is down, since a call restarts it.
@@ -52,6 +55,18 @@ pub(super) struct State {
     draining: Vec<Arc<Upstream>>,
     failures: u32,
     not_before: Option<Instant>,
+}
+
+/// An attempt to start a server, for as long as somebody makes it.
+pub(super) struct Attempting<'a> {
+    hosted: &'a Hosted,
+    pub(super) attempt: Attempt,
+}
+
+impl Drop for Attempting<'_> {
+    fn drop(&mut self) {
+        self.hosted.state_mut().attempt = None;
+    }
 }
 
 /// What a server is started from.
@@ -93,6 +108,7 @@ impl Hosted {
     pub(super) fn new(name: String, order: u64) -> Self {
         let state = State {
             phase: Phase::Starting,
+            attempt: None,
             launch: None,
             catalog: Catalog::default(),
             last_error: None,
@@ -135,6 +151,14 @@ impl Hosted {
             Phase::Running(upstream) if upstream.is_ended() => Some(upstream.clone()),
             _ => None,
         }
+    }
+
+    /// An attempt to start it begins; it is over when what is given back is dropped. There is one at a time: the gate is
+    /// held.
+    pub(super) fn attempt(&self, limit: Duration) -> Attempting<'_> {
+        let attempt = Attempt::new(limit);
+        self.state_mut().attempt = Some(attempt.clone());
+        Attempting { hosted: self, attempt }
     }
 
     /// Whether it ran at some time, so that it is more than a failed attempt.

@@ -210,6 +210,7 @@ impl ServerStatus {
             last_error: state.last_error.clone(),
             stderr_tail: child
                 .map(|child| child.stderr.text(SHOWN_STDERR))
+                .or_else(|| state.attempt.as_ref()?.stderr(SHOWN_STDERR))
                 .or_else(|| state.stderr.clone())
                 .filter(|tail| !tail.is_empty()),
         }

@@ -1,7 +1,9 @@
 //! One connection to a hosted server: handshake, tools, calls, end.
 //!
-//! The handshake tries the stateless protocol first and falls back to `initialize`. Some servers end themselves when
-//! they hear a method that they do not know, so the fallback makes a new connection.
+//! The handshake tries the stateless protocol first and falls back to `initialize`. For a child it is ours
+//! ([`handshake`](super::handshake)), for a remote server it is rmcp's. Some children end themselves when they hear a
+//! method that they do not know, so one that ends without an answer is started once more for `initialize` alone, as is one whose
+//! session does not work after it has refused `server/discover`; none is started again because it is slow.
 
 use std::{
     collections::BTreeSet,
@@ -15,6 +17,7 @@ use rmcp::{
     model::{ProtocolVersion, ServerPeerInfo},
     service::{
         ClientInitializeError, ClientLifecycleMode, Peer, RunningService, serve_client_with_lifecycle_and_ct,
+        serve_directly_with_ct,
     },
     transport::{
         DynamicTransportError, Transport, async_rw::AsyncRwTransport,
@@ -25,11 +28,16 @@ use tokio::sync::watch;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::{
+    attempt::Attempt,
     catalog::Catalog,
     changes::{Lists, News, Unseen},
     child::{self, ChildProcess},
     follow::{self, HostedClient},
-    launch::LaunchSpec,
+    handshake::{
+        Opening,
+        drive::{Broken, shake_hands},
+    },
+    launch::{ChildSpec, LaunchSpec, RemoteSpec},
     progress::{ProgressRoutes, ProgressTap},
     remote,
     sse::SseTransport,
@@ -70,7 +78,8 @@ pub struct ConnectError {
 }
 
 impl Upstream {
-    /// Starts or connects to a server, does the handshake and asks for its tools, all within `timeout`.
+    /// Starts or connects to a server, does the handshake and asks for its tools, all within the limit of `attempt`, which
+    /// learns how far that has come.
     ///
     /// # Errors
     ///
@@ -79,23 +88,36 @@ impl Upstream {
         server: &str,
         spec: &LaunchSpec,
         policy: &CurrentPolicy,
-        timeout: Duration,
+        attempt: &Attempt,
     ) -> Result<Self, ConnectError> {
-        let deadline = tokio::time::Instant::now() + timeout;
-        let modern = ClientLifecycleMode::Auto {
-            preferred_versions: vec![ProtocolVersion::LATEST],
-            legacy_version: Some(ProtocolVersion::LATEST_WITH_INITIALIZE),
-        };
-        match attempt(server, spec, policy, modern, deadline, timeout).await {
-            Ok(upstream) => Ok(upstream),
-            // There is no time for another attempt.
-            Err(Failed { error, timed_out: true }) => Err(error),
-            Err(Failed { error: first, timed_out: false }) => {
-                tracing::debug!(server, error = %first, "handshake failed, trying the older protocol");
-                let legacy = ClientLifecycleMode::Initialize;
-                attempt(server, spec, policy, legacy, deadline, timeout).await.map_err(|failed| failed.error)
+        let start = Start { server, policy, attempt };
+        let (first, fallback) = match spec {
+            LaunchSpec::Child(spec) => (
+                start.child(spec, Opening::DiscoverFirst).await,
+                Some(Way::Child(spec, Opening::InitializeOnly)),
+            ),
+            LaunchSpec::Remote(spec) => {
+                let modern = ClientLifecycleMode::Auto {
+                    preferred_versions: vec![ProtocolVersion::LATEST],
+                    legacy_version: Some(ProtocolVersion::LATEST_WITH_INITIALIZE),
+                };
+                (start.remote(spec, modern).await, Some(Way::Remote(spec)))
             }
-        }
+            // A server of 2024 may not answer at all to what came later, so the older handshake comes first.
+            LaunchSpec::Sse(spec) => (start.sse(spec).await, None),
+        };
+
+        let first = match (first, fallback) {
+            (Err(Failed { error, may_try_initialize: true }), Some(fallback)) => (error, fallback),
+            (result, _) => return result.map_err(|failed| failed.error),
+        };
+        let (error, fallback) = first;
+        tracing::debug!(server, %error, "handshake failed, trying the older protocol");
+        let second = match fallback {
+            Way::Child(spec, opening) => start.child(spec, opening).await,
+            Way::Remote(spec) => start.remote(spec, ClientLifecycleMode::Initialize).await,
+        };
+        second.map_err(|failed| failed.error)
     }
 
     /// What it offers, under its own names.
@@ -157,58 +179,83 @@ impl Upstream {
 
 struct Failed {
     error: ConnectError,
-    timed_out: bool,
+    /// Whether there is time, and reason to hope that `initialize` alone does better.
+    may_try_initialize: bool,
+}
+
+/// A second way to the same server.
+enum Way<'a> {
+    Child(&'a ChildSpec, Opening),
+    Remote(&'a RemoteSpec),
 }
 
 fn plain(message: String) -> ConnectError {
     ConnectError { message, stderr: None }
 }
 
-async fn attempt(
-    server: &str,
-    spec: &LaunchSpec,
-    policy: &CurrentPolicy,
-    mode: ClientLifecycleMode,
-    deadline: tokio::time::Instant,
-    timeout: Duration,
-) -> Result<Upstream, Failed> {
-    let early = |message| Failed { error: plain(message), timed_out: false };
-    let news = News::default();
-    let (client, child) = match spec {
-        LaunchSpec::Child(spec) => {
-            let limits = policy.get().limits.of_server(server).process;
-            let started = child::spawn(server, spec, &limits);
-            let (child, (stdout, stdin)) = started.map_err(|error| {
-                early(format!("`{}` could not be started: {error}", spec.program.display()))
-            })?;
-            let transport = AsyncRwTransport::new_client(stdout, stdin).with_max_line_length(MAX_LINE);
-            (Client::new(server, transport, mode, news.clone()), Some(child))
-        }
-        LaunchSpec::Remote(spec) => {
-            let transport = remote::transport(spec, policy.clone()).map_err(|error| early(chain(&error)))?;
-            (Client::new(server, transport, mode, news.clone()), None)
-        }
-        LaunchSpec::Sse(spec) => {
-            let client = remote::client(spec, policy.clone()).map_err(|error| early(chain(&error)))?;
-            // A server of 2024 may not answer at all to what came later, so the older handshake comes first.
-            let transport = SseTransport::new(spec, client);
-            (Client::new(server, transport, ClientLifecycleMode::Initialize, news.clone()), None)
-        }
-    };
-    let stop = client.stop.clone();
-    let progress = client.progress.clone();
-    // Where the caller gives up in the middle, the child must not stay behind.
-    let guard = child.as_ref().map(ChildProcess::stop_guard);
-    let problem = match tokio::time::timeout_at(deadline, client.handshake).await {
-        Ok(Ok((service, catalog))) => {
-            guard.map(DropGuard::disarm);
-            return Ok(finish(service, catalog, news, child, stop, progress));
-        }
-        Ok(Err(error)) => Problem::Failed(error),
-        Err(_) => Problem::TimedOut,
-    };
-    stop.cancel();
-    Err(explain(problem, child, timeout).await)
+/// What starts a server, and what is started.
+struct Start<'a> {
+    server: &'a str,
+    policy: &'a CurrentPolicy,
+    attempt: &'a Attempt,
+}
+
+impl Start<'_> {
+    async fn child(&self, spec: &ChildSpec, opening: Opening) -> Result<Upstream, Failed> {
+        let limits = self.policy.get().limits.of_server(self.server).process;
+        let (child, (stdout, stdin)) = child::spawn(self.server, spec, &limits).map_err(|error| Failed {
+            error: plain(format!("`{}` could not be started: {error}", spec.program.display())),
+            may_try_initialize: false,
+        })?;
+        self.attempt.has_child(child.stderr.clone());
+
+        let news = News::default();
+        let transport = AsyncRwTransport::new_client(stdout, stdin).with_max_line_length(MAX_LINE);
+        let client = Client::of_child(self.server, transport, opening, self.attempt.clone(), news.clone());
+        self.finish(client, Some(child), news).await
+    }
+
+    async fn remote(&self, spec: &RemoteSpec, mode: ClientLifecycleMode) -> Result<Upstream, Failed> {
+        let news = News::default();
+        let transport = remote::transport(spec, self.policy.clone()).map_err(|error| no_client(&error))?;
+        self.finish(Client::new(self.server, transport, mode, news.clone()), None, news).await
+    }
+
+    async fn sse(&self, spec: &RemoteSpec) -> Result<Upstream, Failed> {
+        let news = News::default();
+        let client = remote::client(spec, self.policy.clone()).map_err(|error| no_client(&error))?;
+        let transport = SseTransport::new(spec, client);
+        let mode = ClientLifecycleMode::Initialize;
+        self.finish(Client::new(self.server, transport, mode, news.clone()), None, news).await
+    }
+
+    /// Does the handshake within what is left of the limit.
+    async fn finish(
+        &self,
+        client: Client,
+        child: Option<ChildProcess>,
+        news: News,
+    ) -> Result<Upstream, Failed> {
+        let stop = client.stop.clone();
+        let progress = client.progress.clone();
+        // Where the caller gives up in the middle, the child must not stay behind.
+        let guard = child.as_ref().map(ChildProcess::stop_guard);
+        let deadline = self.attempt.since + self.attempt.limit;
+        let problem = match tokio::time::timeout_at(deadline.into(), client.handshake).await {
+            Ok(Ok((service, catalog))) => {
+                guard.map(DropGuard::disarm);
+                return Ok(finish(service, catalog, news, child, stop, progress));
+            }
+            Ok(Err(error)) => Problem::Failed(error),
+            Err(_) => Problem::TimedOut,
+        };
+        stop.cancel();
+        Err(explain(problem, child, self.attempt).await)
+    }
+}
+
+fn no_client(error: &reqwest::Error) -> Failed {
+    Failed { error: plain(chain(error)), may_try_initialize: false }
 }
 
 enum Problem {
@@ -217,14 +264,28 @@ enum Problem {
 }
 
 /// The error with all that is known about why, after the child is gone.
-async fn explain(problem: Problem, child: Option<ChildProcess>, timeout: Duration) -> Failed {
+async fn explain(problem: Problem, child: Option<ChildProcess>, attempt: &Attempt) -> Failed {
     let timed_out = matches!(problem, Problem::TimedOut);
+    let may_try_initialize = match (&problem, &child) {
+        (Problem::TimedOut, _) => false,
+        // One that has refused the question and dies later does so for reasons of its own.
+        (Problem::Failed(error), Some(_)) => {
+            matches!(error, HandshakeError::Closed { answered: false } | HandshakeError::Mixed(_))
+        }
+        (Problem::Failed(_), None) => true,
+    };
     let mut message = match problem {
-        Problem::TimedOut => format!("the handshake was not done within {} ms", timeout.as_millis()),
-        Problem::Failed(HandshakeError::Closed) => {
+        Problem::TimedOut => {
+            let awaited = attempt.awaited().map(|what| format!(": still waiting for {what}"));
+            let limit = attempt.limit.as_millis();
+            format!("the handshake was not done within {limit} ms{}", awaited.unwrap_or_default())
+        }
+        Problem::Failed(HandshakeError::Closed { .. }) => {
             "the connection was closed before the handshake was done".to_owned()
         }
-        Problem::Failed(HandshakeError::Other(error)) => format!("the handshake failed: {error}"),
+        Problem::Failed(HandshakeError::Mixed(error) | HandshakeError::Other(error)) => {
+            format!("the handshake failed: {error}")
+        }
     };
     let mut stderr = None;
     if let Some(child) = child {
@@ -246,7 +307,7 @@ async fn explain(problem: Problem, child: Option<ChildProcess>, timeout: Duratio
             stderr = Some(tail);
         }
     }
-    Failed { error: ConnectError { message, stderr }, timed_out }
+    Failed { error: ConnectError { message, stderr }, may_try_initialize }
 }
 
 fn finish(
@@ -298,8 +359,23 @@ fn finish(
 }
 
 enum HandshakeError {
-    Closed,
+    /// The other side has closed the connection.
+    Closed {
+        /// Whether it had answered anything before that.
+        answered: bool,
+    },
+    /// The session was made and is of no use, perhaps because of the question that came before it.
+    Mixed(String),
     Other(String),
+}
+
+impl From<Broken> for HandshakeError {
+    fn from(broken: Broken) -> Self {
+        match broken {
+            Broken::Closed { answered } => Self::Closed { answered },
+            Broken::Refused(reason) => Self::Other(reason),
+        }
+    }
 }
 
 type Handshake = futures::future::BoxFuture<
@@ -315,6 +391,34 @@ struct Client {
 }
 
 impl Client {
+    /// A client of a child, which is asked by our own handshake before rmcp takes over.
+    fn of_child<T: Transport<RoleClient> + 'static>(
+        server: &str,
+        mut transport: T,
+        opening: Opening,
+        attempt: Attempt,
+        news: News,
+    ) -> Self {
+        let stop = CancellationToken::new();
+        let progress = ProgressRoutes::default();
+        let (token, routes) = (stop.clone(), progress.clone());
+        let server = server.to_owned();
+        let handshake = Box::pin(async move {
+            let client = HostedClient::new(news);
+            let info = shake_hands(&mut transport, &client, opening, attempt.limit, &attempt).await?;
+
+            let tapped = ProgressTap::new(transport, routes);
+            let service = serve_directly_with_ct(client, tapped, Some(info.clone()), token);
+            attempt.waits_for("its lists of tools, prompts and resources");
+            let catalog = Catalog::read(&server, service.peer(), &info).await;
+            // A session that began with a question of the other era is not one that every server can keep up.
+            let mixed = opening == Opening::DiscoverFirst && !follow::is_modern(&info);
+            let failed = |text| if mixed { HandshakeError::Mixed(text) } else { HandshakeError::Other(text) };
+            Ok((service, catalog.map_err(failed)?))
+        });
+        Self { handshake, stop, progress }
+    }
+
     fn new<T: Transport<RoleClient> + 'static>(
         server: &str,
         transport: T,
@@ -344,11 +448,11 @@ impl Client {
 impl From<ClientInitializeError> for HandshakeError {
     fn from(error: ClientInitializeError) -> Self {
         match error {
-            ClientInitializeError::ConnectionClosed(_) => Self::Closed,
+            ClientInitializeError::ConnectionClosed(_) => Self::Closed { answered: false },
             ClientInitializeError::TransportError { error, context } => {
                 let broken_pipe = |error: &io::Error| error.kind() == io::ErrorKind::BrokenPipe;
                 if error.error.downcast_ref().is_some_and(broken_pipe) {
-                    return Self::Closed;
+                    return Self::Closed { answered: false };
                 }
                 Self::Other(format!("{context}: {}", transport_error(&error)))
             }

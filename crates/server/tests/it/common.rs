@@ -224,6 +224,24 @@ done"#
     )
 }
 
+/// The body of a scripted server of 2026-07-28 with one tool, `tool`, that refuses `initialize` and answers calls with
+/// `on_call`, as [`legacy_server`] does.
+pub(crate) fn modern_server(tool: &str, on_call: &str) -> String {
+    let body = legacy_server(tool, on_call);
+    let discover = r#"*'"server/discover"'*) printf '{"jsonrpc":"2.0","id":%s,"result":{"resultType":"complete","supportedVersions":["2026-07-28"],"capabilities":{"tools":{}},"ttlMs":0,"cacheScope":"private"}}\n' "$id" ;;"#;
+    let initialize = r#"*'"initialize"'*) printf '{"jsonrpc":"2.0","id":%s,"error":{"code":-32601,"message":"no"}}\n' "$id" ;;"#;
+    let lines = body.lines().map(|line| match line.trim_start() {
+        line if line.starts_with("*'\"server/discover\"'*)") => discover.to_owned(),
+        line if line.starts_with("*'\"initialize\"'*)") => initialize.to_owned(),
+        line if line.starts_with("*'\"tools/list\"'*)") => line.replace(
+            r#""result":{"#,
+            r#""result":{"resultType":"complete","ttlMs":0,"cacheScope":"private","#,
+        ),
+        line => line.to_owned(),
+    });
+    lines.collect::<Vec<_>>().join("\n")
+}
+
 /// A shell fragment that answers a call with a text; `$text` of the shell is the text.
 pub(crate) const ANSWER_TEXT: &str = r#"printf '{"jsonrpc":"2.0","id":%s,"result":{"content":[{"type":"text","text":"%s"}]}}\n' "$id" "$text""#;
 

@@ -34,4 +34,6 @@ mod sessions;
 #[cfg(test)]
 mod sse;
 #[cfg(test)]
+mod starts;
+#[cfg(test)]
 mod supervision;

@@ -1,9 +1,13 @@
 //! `server_initialize`: hosts another MCP server.
 
-use std::sync::Arc;
+use std::{
+    pin::pin,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use fleet_job::mcp_servers::ServerEntry;
-use rmcp::{RoleServer, service::RequestContext};
+use rmcp::{RoleServer, model::ProgressNotificationParam, service::RequestContext};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -29,6 +33,9 @@ pub const SPEC: ToolSpec = ToolSpec {
                   started.",
     effect: Effect::IdempotentChange,
 };
+
+/// How often the caller is told how far the start has come, if it takes longer than this.
+const NEWS: Duration = Duration::from_secs(1);
 
 /// What to host.
 #[derive(Debug, Deserialize, JsonSchema)]
@@ -75,14 +82,16 @@ pub struct Initialized {
 /// told.
 pub async fn server_initialize(
     shared: Arc<Shared>,
-    _context: RequestContext<RoleServer>,
+    context: RequestContext<RoleServer>,
     args: Args,
 ) -> Result<Initialized, ToolFailure> {
     let entry = ServerEntry::from_value(&args.config, "config")
         .map_err(|error| ToolFailure::permanent(format!("invalid configuration: {error}")))?;
     let warnings =
         entry.unknown.keys().map(|key| format!("`config.{key}` is unknown and has no effect")).collect();
-    let status = shared.initialize(&args.name, &entry).await.map_err(|error| failure(&args.name, &error))?;
+    let hosted = shared.initialize(&args.name, &entry);
+    let status = with_progress(&shared, &args.name, &context, hosted).await;
+    let status = status.map_err(|error| failure(&args.name, &error))?;
     Ok(Initialized {
         name: status.name,
         server_info: status.server_info,
@@ -92,6 +101,35 @@ pub async fn server_initialize(
         tools: status.tools,
         warnings,
     })
+}
+
+/// Waits for a server to be hosted, and tells the caller meanwhile how far that has come.
+async fn with_progress<T>(
+    shared: &Shared,
+    name: &str,
+    context: &RequestContext<RoleServer>,
+    hosted: impl Future<Output = T>,
+) -> T {
+    let mut hosted = pin!(hosted);
+    let Some(token) = context.meta.get_progress_token() else { return hosted.await };
+
+    let begun = Instant::now();
+    loop {
+        tokio::select! {
+            done = &mut hosted => return done,
+            () = tokio::time::sleep(NEWS) => {}
+        }
+
+        let Some(attempt) = shared.fleet().attempt(name) else { continue };
+        let (seconds, limit) = (begun.elapsed().as_secs(), attempt.limit.as_secs());
+        let mut news = ProgressNotificationParam::new(token.clone(), seconds as f64);
+        news = news.with_message(attempt.describe());
+        if seconds < limit {
+            news = news.with_total(limit as f64);
+        }
+        // A caller that does not listen any more loses nothing but progress.
+        _ = context.peer.notify_progress(news).await;
+    }
 }
 
 fn failure(name: &str, error: &ShareError) -> ToolFailure {

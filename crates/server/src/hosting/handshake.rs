@@ -1,0 +1,283 @@
+//! The handshake with a child process, as a state machine that does no IO.
+//!
+//! A child can be of either era of the protocol, and nothing tells how long it takes to start: a package runner may
+//! download half a minute before the server reads its first line. So no question has a limit of its own. `server/discover`
+//! is asked at once. If it is refused, or if there is no answer for a third of the whole limit, `initialize` is asked too,
+//! of the same child, and an answer to `server/discover` still counts. The one limit is that of the start, which the
+//! caller keeps.
+//!
+//! The caller
+//! - sends what [`Handshake::next_message`] returns until it returns `None`,
+//! - asks [`Handshake::outcome`], and is done unless that is [`Outcome::Pending`],
+//! - passes in what it reads ([`Handshake::read`]), or the time once [`Handshake::wake_at`] has come
+//!   ([`Handshake::pass_time`]), and starts over.
+//!
+//! If both questions were asked, a server that has accepted `initialize` is in a session, whatever it said to
+//! `server/discover`. So an answer to `server/discover` waits, for a third of the limit at most, for what becomes of
+//! `initialize`.
+
+use std::{
+    collections::VecDeque,
+    time::{Duration, Instant},
+};
+
+use rmcp::{
+    RoleClient,
+    model::{
+        ClientConfig, ClientNotification, ClientRequest, ClientResult, DiscoverRequest,
+        DiscoverRequestParams, InitializeRequest, InitializeResult, InitializedNotification, JsonRpcError,
+        JsonRpcMessage, JsonRpcResponse, NumberOrString, ProtocolVersion, RequestId, RequestMetaObject,
+        ServerPeerInfo, ServerRequest, ServerResult,
+    },
+    service::{RxJsonRpcMessage, TxJsonRpcMessage},
+};
+
+pub(super) mod drive;
+
+/// Ids of our questions. rmcp counts up from 0 on the same connection later on, and a late answer must not be taken for
+/// one of its own; larger ids would not fit into 32 bits, which some servers have for them.
+const DISCOVER_ID: i64 = 2_000_000_001;
+const INITIALIZE_ID: i64 = 2_000_000_002;
+
+/// The part of the limit after which silence is no answer any more.
+const PATIENCE: u32 = 3;
+
+/// Which questions are asked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Opening {
+    /// `server/discover`, and `initialize` if need be.
+    DiscoverFirst,
+    /// `initialize` alone, for a server that ends itself when it hears a method that it does not know.
+    InitializeOnly,
+}
+
+/// What the handshake has come to.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) enum Outcome {
+    /// Nothing yet.
+    Pending,
+    /// Both sides know how they talk to each other.
+    Agreed(Box<ServerPeerInfo>),
+    /// The server has refused every question, for these reasons.
+    Refused(String),
+}
+
+/// What has become of a question.
+#[derive(Debug, Clone, PartialEq)]
+enum Question {
+    Unasked,
+    Open,
+    Refused(String),
+    Answered(Box<ServerPeerInfo>),
+}
+
+/// A handshake under way.
+#[derive(Debug)]
+pub(super) struct Handshake {
+    client: ClientConfig,
+    patience: Duration,
+    /// When the answer that is waited for now is not waited for any more.
+    patient_until: Instant,
+    discover: Question,
+    initialize: Question,
+    outbox: VecDeque<TxJsonRpcMessage<RoleClient>>,
+}
+
+impl Handshake {
+    /// A handshake that begins now and may take as long as `limit`.
+    pub(super) fn new(client: ClientConfig, opening: Opening, limit: Duration, now: Instant) -> Self {
+        let patience = limit / PATIENCE;
+        let mut handshake = Self {
+            client,
+            patience,
+            patient_until: now + patience,
+            discover: Question::Unasked,
+            initialize: Question::Unasked,
+            outbox: VecDeque::new(),
+        };
+
+        match opening {
+            Opening::DiscoverFirst => handshake.ask_discover(),
+            Opening::InitializeOnly => handshake.ask_initialize(),
+        }
+        handshake
+    }
+
+    /// What to send next.
+    #[must_use]
+    pub(super) fn next_message(&mut self) -> Option<TxJsonRpcMessage<RoleClient>> {
+        self.outbox.pop_front()
+    }
+
+    /// When [`Handshake::pass_time`] has something to do, if nothing is read before.
+    #[must_use]
+    pub(super) fn wake_at(&self) -> Option<Instant> {
+        let waits = matches!(
+            (&self.discover, &self.initialize),
+            (Question::Open, Question::Unasked) | (Question::Answered(_), Question::Open)
+        );
+        waits.then_some(self.patient_until)
+    }
+
+    /// Whether the server has answered anything, if only with an error.
+    #[must_use]
+    pub(super) fn was_answered(&self) -> bool {
+        let silent = |question| matches!(question, &Question::Unasked | &Question::Open);
+        !(silent(&self.discover) && silent(&self.initialize))
+    }
+
+    /// What is waited for, in words for people.
+    #[must_use]
+    pub(super) fn waits_for(&self) -> &'static str {
+        match (&self.discover, &self.initialize) {
+            (Question::Open, Question::Open) => "an answer to `server/discover` or `initialize`",
+            (Question::Open, _) => "an answer to `server/discover`",
+            _ => "an answer to `initialize`",
+        }
+    }
+
+    /// What it has come to.
+    #[must_use]
+    pub(super) fn outcome(&self) -> Outcome {
+        match (&self.discover, &self.initialize) {
+            (_, Question::Answered(info))
+            | (Question::Answered(info), Question::Unasked | Question::Refused(_)) => {
+                Outcome::Agreed(info.clone())
+            }
+            (Question::Refused(discover), Question::Refused(initialize)) => Outcome::Refused(format!(
+                "it refused `server/discover` ({discover}) and `initialize` ({initialize})"
+            )),
+            (_, Question::Refused(initialize)) if self.discover == Question::Unasked => {
+                Outcome::Refused(format!("it refused `initialize` ({initialize})"))
+            }
+            _ => Outcome::Pending,
+        }
+    }
+
+    /// Takes in a message of the server.
+    pub(super) fn read(&mut self, message: RxJsonRpcMessage<RoleClient>, now: Instant) {
+        match message {
+            JsonRpcMessage::Response(JsonRpcResponse { id, result, .. }) => match number(&id) {
+                Some(DISCOVER_ID) => self.end_discover(discovered(result), now),
+                Some(INITIALIZE_ID) => self.end_initialize(initialized(result)),
+                _ => tracing::debug!(%id, "a hosted server answered what it was not asked"),
+            },
+            JsonRpcMessage::Error(JsonRpcError { id, error, .. }) => {
+                let reason = format!("error {}: {}", error.code.0, error.message);
+                match id.as_ref().map(number) {
+                    Some(Some(DISCOVER_ID)) => self.end_discover(Err(reason), now),
+                    Some(Some(INITIALIZE_ID)) => self.end_initialize(Err(reason)),
+                    // A server that can't read a request can't tell which one it was. They are read in order.
+                    None if self.discover == Question::Open => self.end_discover(Err(reason), now),
+                    None => self.end_initialize(Err(reason)),
+                    Some(_) => tracing::debug!(?id, "a hosted server refused what it was not asked"),
+                }
+            }
+            JsonRpcMessage::Request(request) if matches!(request.request, ServerRequest::PingRequest(_)) => {
+                self.outbox.push_back(JsonRpcMessage::response(ClientResult::empty(()), request.id));
+            }
+            // Nothing else may come before the handshake, and nothing that comes is worth giving up for.
+            JsonRpcMessage::Request(_) | JsonRpcMessage::Notification(_) => {}
+        }
+    }
+
+    /// Takes in that time has passed.
+    pub(super) fn pass_time(&mut self, now: Instant) {
+        if self.wake_at().is_none_or(|at| now < at) {
+            return;
+        }
+
+        match self.discover {
+            // The session that `initialize` asks for is not there, and discovery needs none.
+            Question::Answered(_) => {
+                self.initialize = Question::Refused("no answer".to_owned());
+            }
+            _ => self.ask_initialize(),
+        }
+    }
+
+    fn ask_discover(&mut self) {
+        let ClientConfig { client_info, capabilities, .. } = self.client.clone();
+        let mut request = DiscoverRequest::new(DiscoverRequestParams {});
+        let meta = RequestMetaObject::with_client_context(ProtocolVersion::LATEST, client_info, capabilities);
+        request.extensions.insert(meta);
+
+        let request = ClientRequest::DiscoverRequest(request);
+        self.outbox.push_back(JsonRpcMessage::request(request, NumberOrString::Number(DISCOVER_ID)));
+        self.discover = Question::Open;
+    }
+
+    fn ask_initialize(&mut self) {
+        let mut params = self.client.clone();
+        params.protocol_version = ProtocolVersion::LATEST_WITH_INITIALIZE;
+
+        let request = ClientRequest::InitializeRequest(InitializeRequest::new(params));
+        self.outbox.push_back(JsonRpcMessage::request(request, NumberOrString::Number(INITIALIZE_ID)));
+        self.initialize = Question::Open;
+    }
+
+    fn end_discover(&mut self, answer: Result<ServerPeerInfo, String>, now: Instant) {
+        if self.discover != Question::Open {
+            return;
+        }
+
+        self.discover = question(answer);
+        self.patient_until = now + self.patience;
+        if matches!(self.discover, Question::Refused(_)) && self.initialize == Question::Unasked {
+            self.ask_initialize();
+        }
+    }
+
+    fn end_initialize(&mut self, answer: Result<ServerPeerInfo, String>) {
+        if self.initialize != Question::Open {
+            return;
+        }
+
+        self.initialize = question(answer);
+        if matches!(self.initialize, Question::Answered(_)) {
+            let notification = InitializedNotification::default();
+            let notification = ClientNotification::InitializedNotification(notification);
+            self.outbox.push_back(JsonRpcMessage::notification(notification));
+        }
+    }
+}
+
+fn question(answer: Result<ServerPeerInfo, String>) -> Question {
+    match answer {
+        Ok(info) => Question::Answered(Box::new(info)),
+        Err(reason) => Question::Refused(reason),
+    }
+}
+
+/// An id as the number that we gave; some servers send it back as text.
+fn number(id: &RequestId) -> Option<i64> {
+    match id {
+        NumberOrString::Number(number) => Some(*number),
+        NumberOrString::String(text) => text.parse().ok(),
+    }
+}
+
+fn discovered(result: ServerResult) -> Result<ServerPeerInfo, String> {
+    let ServerResult::DiscoverResult(result) = result else {
+        return Err("its answer is not a result of `server/discover`".to_owned());
+    };
+    if !result.supported_versions.contains(&ProtocolVersion::LATEST) {
+        return Err(format!("it does not support revision {}", ProtocolVersion::LATEST));
+    }
+    Ok(ServerPeerInfo::from_discover_result(ProtocolVersion::LATEST, result))
+}
+
+fn initialized(result: ServerResult) -> Result<ServerPeerInfo, String> {
+    let result = match result {
+        ServerResult::InitializeResult(result) => result,
+        // What rmcp could not read is read once more, to say what is wrong with it.
+        other => serde_json::to_value(other)
+            .and_then(serde_json::from_value::<InitializeResult>)
+            .map_err(|error| format!("its answer can't be read: {error}"))?,
+    };
+    Ok(result.into())
+}
+
+#[cfg(test)]
+#[path = "handshake/tests.rs"]
+mod tests;

@@ -1,0 +1,196 @@
+use rmcp::model::{ClientCapabilities, ErrorCode, ErrorData, Implementation};
+use serde_json::{Value, json};
+
+use super::*;
+
+const LIMIT: Duration = Duration::from_secs(30);
+const PATIENCE: Duration = Duration::from_secs(10);
+const MODERN: &str = "2026-07-28";
+const LEGACY: &str = "2025-06-18";
+
+/// A handshake and its clock.
+struct Case {
+    handshake: Handshake,
+    now: Instant,
+}
+
+impl Case {
+    fn new(opening: Opening) -> Self {
+        let now = Instant::now();
+        let client = ClientConfig::new(ClientCapabilities::default(), Implementation::new("test", "1"));
+        Self { handshake: Handshake::new(client, opening, LIMIT, now), now }
+    }
+
+    /// The methods of what is sent now.
+    fn sent(&mut self) -> Vec<String> {
+        let messages = std::iter::from_fn(|| self.handshake.next_message());
+        let values = messages.map(|message| serde_json::to_value(message).unwrap());
+        values.map(|value| value["method"].as_str().unwrap_or("an answer").to_owned()).collect()
+    }
+
+    fn read(&mut self, message: Value) -> &mut Self {
+        self.handshake.read(serde_json::from_value(message).unwrap(), self.now);
+        self
+    }
+
+    fn wait(&mut self, time: Duration) -> &mut Self {
+        self.now += time;
+        self.handshake.pass_time(self.now);
+        self
+    }
+
+    fn discovered(&mut self) -> &mut Self {
+        self.read(json!({"jsonrpc": "2.0", "id": DISCOVER_ID, "result": {
+            "resultType": "complete", "supportedVersions": [MODERN], "capabilities": {"tools": {}},
+            "ttlMs": 0, "cacheScope": "private"}}))
+    }
+
+    fn initialized(&mut self) -> &mut Self {
+        self.read(json!({"jsonrpc": "2.0", "id": INITIALIZE_ID, "result": {"protocolVersion": LEGACY,
+            "capabilities": {"tools": {}}, "serverInfo": {"name": "s", "version": "1"}}}))
+    }
+
+    fn refused(&mut self, id: Option<i64>) -> &mut Self {
+        let error = ErrorData::new(ErrorCode::METHOD_NOT_FOUND, "no such method", None);
+        let error = JsonRpcMessage::error(error, id.map(NumberOrString::Number));
+        self.handshake.read(error, self.now);
+        self
+    }
+
+    fn is_pending(&self) {
+        assert_eq!(self.handshake.outcome(), Outcome::Pending);
+    }
+
+    fn agrees_on(&self, version: &str) {
+        match self.handshake.outcome() {
+            Outcome::Agreed(info) => assert_eq!(info.protocol_version.as_str(), version),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn is_refused(&self, words: &[&str]) {
+        match self.handshake.outcome() {
+            Outcome::Refused(why) => words.iter().for_each(|word| assert!(why.contains(word), "{why}")),
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+#[test]
+fn a_modern_server_is_asked_once() {
+    let mut case = Case::new(Opening::DiscoverFirst);
+    assert_eq!(case.sent(), ["server/discover"]);
+    case.is_pending();
+    case.discovered().agrees_on(MODERN);
+    assert!(case.sent().is_empty());
+    assert_eq!(case.handshake.wake_at(), None);
+}
+
+#[test]
+fn a_refusal_leads_to_initialize_at_once() {
+    for id in [Some(DISCOVER_ID), None] {
+        let mut case = Case::new(Opening::DiscoverFirst);
+        case.sent();
+        case.refused(id).is_pending();
+        assert_eq!(case.sent(), ["initialize"]);
+        assert!(case.handshake.was_answered());
+        case.initialized().agrees_on(LEGACY);
+        assert_eq!(case.sent(), ["notifications/initialized"]);
+    }
+}
+
+#[test]
+fn silence_leads_to_initialize_and_to_nothing_more() {
+    let mut case = Case::new(Opening::DiscoverFirst);
+    case.sent();
+    case.wait(PATIENCE - Duration::from_millis(1)).is_pending();
+    assert!(case.sent().is_empty());
+    assert_eq!(case.handshake.wake_at(), Some(case.now + Duration::from_millis(1)));
+    case.wait(Duration::from_millis(1));
+    assert_eq!(case.sent(), ["initialize"]);
+
+    // From here on only the limit of the whole start ends it, which is the caller's.
+    assert_eq!(case.handshake.wake_at(), None);
+    case.wait(LIMIT).is_pending();
+    assert!(case.sent().is_empty() && !case.handshake.was_answered());
+    case.initialized().agrees_on(LEGACY);
+}
+
+#[test]
+fn a_late_answer_counts_and_a_session_counts_more() {
+    let late = || {
+        let mut case = Case::new(Opening::DiscoverFirst);
+        case.wait(PATIENCE);
+        assert_eq!(case.sent(), ["server/discover", "initialize"]);
+        case.wait(PATIENCE);
+        case
+    };
+    // A modern server refuses `initialize`, before or after.
+    late().discovered().refused(Some(INITIALIZE_ID)).agrees_on(MODERN);
+    let mut case = late();
+    case.refused(Some(INITIALIZE_ID)).is_pending();
+    case.wait(LIMIT).is_pending();
+    case.discovered().agrees_on(MODERN);
+    // One of both eras has made a session, and keeps to that.
+    let mut case = late();
+    case.discovered().is_pending();
+    case.initialized().agrees_on(LEGACY);
+    late().initialized().discovered().agrees_on(LEGACY);
+    // One that has nothing to say to `initialize` is waited for no longer than for the first answer.
+    let mut case = late();
+    case.discovered().wait(PATIENCE - Duration::from_millis(1)).is_pending();
+    case.wait(Duration::from_millis(1)).agrees_on(MODERN);
+    // The refusal of a legacy server comes late, too.
+    let mut case = late();
+    case.refused(Some(DISCOVER_ID)).is_pending();
+    case.initialized().agrees_on(LEGACY);
+}
+
+#[test]
+fn who_refuses_everything_is_not_waited_for() {
+    let mut case = Case::new(Opening::DiscoverFirst);
+    case.refused(Some(DISCOVER_ID)).refused(Some(INITIALIZE_ID));
+    case.is_refused(&["server/discover", "initialize", "-32601", "no such method"]);
+    let mut case = Case::new(Opening::InitializeOnly);
+    assert_eq!(case.sent(), ["initialize"]);
+    case.refused(None).is_refused(&["`initialize`"]);
+}
+
+#[test]
+fn what_can_not_be_understood_is_a_refusal() {
+    let answer = |id: i64, result: Value| json!({"jsonrpc": "2.0", "id": id, "result": result});
+    let mut case = Case::new(Opening::DiscoverFirst);
+    case.sent();
+    case.read(answer(DISCOVER_ID, json!({"odd": true})));
+    assert_eq!(case.sent(), ["initialize"]);
+    case.read(answer(INITIALIZE_ID, json!({"protocolVersion": LEGACY, "capabilities": {}, "odd": 1})));
+    case.is_refused(&["can't be read", "serverInfo"]);
+    // A revision that we do not speak.
+    let mut case = Case::new(Opening::DiscoverFirst);
+    case.sent();
+    case.read(answer(
+        DISCOVER_ID,
+        json!({"resultType": "complete", "supportedVersions": ["2099-01-01"], "capabilities": {}, "ttlMs": 0,
+            "cacheScope": "private"}),
+    ));
+    assert_eq!(case.sent(), ["initialize"]);
+}
+
+#[test]
+fn what_was_not_asked_changes_nothing() {
+    let mut case = Case::new(Opening::DiscoverFirst);
+    case.sent();
+    case.read(json!({"jsonrpc": "2.0", "id": 7, "method": "ping"}));
+    assert_eq!(case.sent(), ["an answer"]);
+    case.read(json!({"jsonrpc": "2.0", "method": "notifications/message", "params": {"level": "info", "data": "x"}}));
+    case.read(json!({"jsonrpc": "2.0", "id": 0, "result": {}}));
+    case.refused(Some(0)).is_pending();
+    assert!(case.sent().is_empty() && !case.handshake.was_answered());
+    // The same id as text.
+    case.read(json!({"jsonrpc": "2.0", "id": DISCOVER_ID.to_string(), "result": {
+        "resultType": "complete", "supportedVersions": [MODERN], "capabilities": {}, "ttlMs": 0,
+        "cacheScope": "private"}}));
+    case.agrees_on(MODERN);
+    // A second answer, of whatever kind, neither.
+    case.refused(Some(DISCOVER_ID)).agrees_on(MODERN);
+}

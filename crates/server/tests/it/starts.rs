@@ -1,0 +1,161 @@
+//! Children that take their time to start. The limit is 6 s here, so that `initialize` is asked after 2 s of silence; that
+//! nothing else depends on the length of the limit is shown by the state machine's own tests.
+
+use std::path::Path;
+
+use rmcp::{
+    ClientHandler, RoleClient,
+    model::{
+        CallToolRequest, CallToolRequestParams, ClientRequest, ProgressNotificationParam, ProtocolVersion,
+        ServerResult,
+    },
+    service::{ClientLifecycleMode, NotificationContext, PeerRequestOptions, serve_client_with_lifecycle},
+    transport::StreamableHttpClientTransport,
+};
+use serde_json::{Value, json};
+use tokio::sync::mpsc;
+
+use crate::common::{ANSWER_TEXT, Server, legacy_server, modern_server, script};
+
+const LIMIT: &str = "6000";
+const DISCOVER: &str = "*'\"server/discover\"'*)";
+
+fn answer() -> String {
+    format!("text=done; {ANSWER_TEXT}")
+}
+
+/// A server that notes each of its starts, and then what it does before it reads anything.
+fn slow(dir: &Path, before: &str, body: &str) -> String {
+    script(dir, "server", &format!("echo start >> \"$(dirname \"$0\")/starts\"\n{before}\n{body}"))
+}
+
+fn starts(dir: &Path) -> usize {
+    std::fs::read_to_string(dir.join("starts")).unwrap().lines().count()
+}
+
+/// A legacy server that does not answer to `server/discover` at all.
+fn silent() -> String {
+    let body = legacy_server("work", &answer());
+    let lines = body.lines().map(|line| match line.trim_start().starts_with(DISCOVER) {
+        true => format!("{DISCOVER} ;;"),
+        false => line.to_owned(),
+    });
+    lines.collect::<Vec<_>>().join("\n")
+}
+
+/// Hosts a server with this beginning and this body: one process, of this revision.
+async fn is_hosted(before: &str, body: &str, version: &str) {
+    let dir = tempfile::tempdir().unwrap();
+    let program = slow(dir.path(), before, body);
+    let server = Server::start(&["--allow-command", &program, "--handshake-timeout-ms", LIMIT]).await;
+    let hosted = server.initialize("x", json!({"command": program})).await;
+    assert_eq!(hosted["protocolVersion"], version, "{hosted}");
+    let called = server.call("x__work", json!({})).await;
+    assert_eq!(called["content"][0]["text"], "done", "{called}");
+    assert_eq!(starts(dir.path()), 1, "one child");
+}
+
+#[tokio::test]
+async fn a_modern_server_may_be_slow() {
+    is_hosted("sleep 1", &modern_server("work", &answer()), "2026-07-28").await;
+}
+
+/// It is asked for `initialize` before it answers to `server/discover`, and refuses that.
+#[tokio::test]
+async fn a_late_answer_of_a_modern_server_counts() {
+    is_hosted("sleep 3", &modern_server("work", &answer()), "2026-07-28").await;
+}
+
+#[tokio::test]
+async fn a_legacy_server_may_be_slow_and_refuse() {
+    is_hosted("sleep 3", &legacy_server("work", &answer()), "2025-06-18").await;
+}
+
+#[tokio::test]
+async fn a_legacy_server_may_be_slow_and_silent() {
+    is_hosted("sleep 3", &silent(), "2025-06-18").await;
+}
+
+#[tokio::test]
+async fn what_stands_before_the_first_answer_does_no_harm() {
+    is_hosted("echo 'Welcome!'; echo '[INFO] ready'; sleep 1", &silent(), "2025-06-18").await;
+}
+
+#[tokio::test]
+async fn a_server_that_ends_says_why_and_one_that_has_answered_is_not_started_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let body = legacy_server("work", &answer());
+    let dies = "*'\"initialize\"'*) echo 'the licence has expired' >&2; exit 7 ;;";
+    let lines = body.lines().map(|line| match line.trim_start().starts_with("*'\"initialize\"'*)") {
+        true => dies,
+        false => line,
+    });
+    let program = slow(dir.path(), "sleep 1", &lines.collect::<Vec<_>>().join("\n"));
+    let server = Server::start(&["--allow-command", &program, "--handshake-timeout-ms", LIMIT]).await;
+    let (message, is_final) = server.initialize_error("x", json!({"command": program})).await;
+    assert!(!is_final && message.contains("exited with status 7"), "{message}");
+    assert!(message.contains("the licence has expired"), "{message}");
+    assert_eq!(starts(dir.path()), 1, "it has refused `server/discover` and died of something else");
+}
+
+#[tokio::test]
+async fn a_server_that_is_too_slow_is_ended_once_with_what_was_waited_for() {
+    let dir = tempfile::tempdir().unwrap();
+    let program = slow(dir.path(), "echo 'resolving packages' >&2; sleep 60", "");
+    let server = Server::start(&["--allow-command", &program, "--handshake-timeout-ms", "1500"]).await;
+    let (message, is_final) = server.initialize_error("x", json!({"command": program})).await;
+    assert!(!is_final && message.contains("not done within 1500 ms"), "{message}");
+    for part in ["an answer to `server/discover` or `initialize`", "resolving packages"] {
+        assert!(message.contains(part), "{message}");
+    }
+    assert_eq!(starts(dir.path()), 1);
+}
+
+struct Listener(mpsc::UnboundedSender<ProgressNotificationParam>);
+
+impl ClientHandler for Listener {
+    async fn on_progress(&self, news: ProgressNotificationParam, _context: NotificationContext<RoleClient>) {
+        self.0.send(news).unwrap();
+    }
+}
+
+/// As jobs do, which ask for progress.
+#[tokio::test]
+async fn a_slow_start_is_told_with_what_the_child_writes() {
+    let dir = tempfile::tempdir().unwrap();
+    let before =
+        "echo 'Downloading 17 packages' >&2; while [ ! -e \"$(dirname \"$0\")/go\" ]; do sleep 0.1; done";
+    let program = slow(dir.path(), before, &legacy_server("work", &answer()));
+    let server = Server::start(&["--allow-command", &program]).await;
+
+    let (sender, mut received) = mpsc::unbounded_channel();
+    let transport = StreamableHttpClientTransport::from_uri(server.url("/mcp"));
+    let modern = ClientLifecycleMode::Discover { preferred_versions: vec![ProtocolVersion::V_2026_07_28] };
+    let client = serve_client_with_lifecycle(Listener(sender), transport, modern).await.unwrap();
+    let Value::Object(arguments) = json!({"name": "x", "config": {"command": program}}) else { panic!() };
+    let call = CallToolRequestParams::new("server_initialize").with_arguments(arguments);
+    let request = ClientRequest::CallToolRequest(CallToolRequest::new(call));
+    let handle = client.send_request_with_option(request, PeerRequestOptions::no_options()).await.unwrap();
+
+    let mut last = 0.0;
+    for _ in 0..2 {
+        let news = tokio::time::timeout(crate::common::PATIENCE, received.recv()).await.unwrap().unwrap();
+        let message = news.message.unwrap_or_default();
+        assert!(
+            message.contains("`server/discover`") && message.contains("Downloading 17 packages"),
+            "{message}"
+        );
+        assert!(news.progress > last && news.total == Some(30.0), "{} {:?}", news.progress, news.total);
+        last = news.progress;
+    }
+    // Who looks at the server sees it too.
+    let status = server.status("x").await;
+    assert_eq!(
+        (&status["state"], &status["stderrTail"]),
+        (&json!("starting"), &json!("Downloading 17 packages"))
+    );
+
+    std::fs::write(dir.path().join("go"), "").unwrap();
+    let ServerResult::CallToolResult(result) = handle.await_response().await.unwrap() else { panic!() };
+    assert_ne!(result.is_error, Some(true), "{result:?}");
+}
