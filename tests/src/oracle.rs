@@ -268,7 +268,7 @@ mod tests {
     fn event(offset: i64, state: JobState, at: i64) -> Record {
         let mut event =
             JobEvent::new(format!("job-{offset}"), state, Timestamp::from_millis(at).expect("a time"));
-        event.source = Some(Source { topic: "jobs".into(), partition: 0, offset });
+        event.source = Some(Source { topic: "jobs".into(), topic_id: None, partition: 0, offset });
         Record { partition: 0, offset: at, timestamp: None, content: Outgoing::value(event.to_bytes()) }
     }
 

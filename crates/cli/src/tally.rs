@@ -151,7 +151,7 @@ mod tests {
     }
 
     fn terminal(offset: i64, state: JobState) -> JobEvent {
-        let source = Source { topic: "mcp-jobs".into(), partition: 0, offset };
+        let source = Source { topic: "mcp-jobs".into(), topic_id: None, partition: 0, offset };
         JobEvent { source: Some(source), ..JobEvent::new("j", state, Timestamp::default()) }
     }
 

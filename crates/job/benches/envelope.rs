@@ -115,7 +115,8 @@ fn encoding(criterion: &mut Criterion) {
         let mut event = JobEvent::about(&envelope, state, at(250));
         event.attempts = 1;
         event.submitted_at = Some(at(0));
-        event.source = Some(Source { topic: "mcp-jobs".to_owned(), partition: 3, offset: 1_234_567 });
+        event.source =
+            Some(Source { topic: "mcp-jobs".to_owned(), topic_id: None, partition: 3, offset: 1_234_567 });
         event.worker = Some("worker-7d9f".to_owned());
         event
     };

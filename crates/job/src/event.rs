@@ -201,10 +201,15 @@ impl JobEvent {
 }
 
 /// The record that asked for a job.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
 pub struct Source {
     /// The topic.
     pub topic: String,
+    /// The topic's own id, where the broker has told it: a topic that was deleted and made again under its old name has
+    /// another one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub topic_id: Option<String>,
     /// The partition.
     pub partition: i32,
     /// The offset.
@@ -213,7 +218,12 @@ pub struct Source {
 
 impl From<&Position> for Source {
     fn from(position: &Position) -> Self {
-        Self { topic: position.topic.clone(), partition: position.partition, offset: position.offset }
+        Self {
+            topic: position.topic.clone(),
+            topic_id: None,
+            partition: position.partition,
+            offset: position.offset,
+        }
     }
 }
 

@@ -300,7 +300,7 @@ mod tests {
 
     fn end(worker: &str, at: i64, attempts: u32) -> JobEvent {
         let at = Timestamp::from_millis(at).expect("a time");
-        let source = Source { topic: "jobs".into(), partition: 0, offset: 0 };
+        let source = Source { topic: "jobs".into(), topic_id: None, partition: 0, offset: 0 };
         let bare = JobEvent::new("c0", JobState::Succeeded, at);
         JobEvent { attempts, worker: Some(worker.into()), source: Some(source), ..bare }
     }
