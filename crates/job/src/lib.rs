@@ -14,6 +14,7 @@ pub mod outcome;
 pub mod record;
 pub mod schema;
 pub mod size;
+pub mod state;
 pub mod time;
 pub mod tool_name;
 pub mod topics;
