@@ -36,7 +36,7 @@ pub struct Service {
 }
 
 impl Service {
-    /// Starts `command`, gives it a ready file and waits until `/ready` says 200.
+    /// Starts `command`, gives it a ready file and waits until it listens.
     fn start(name: &str, directory: &Path, mut command: Command) -> Self {
         let ready = directory.join(bins::unique("ready"));
         command
@@ -50,6 +50,10 @@ impl Service {
     }
 
     fn server(directory: &Path, options: &ServerOptions) -> Self {
+        Self::launch_server(directory, options).ready()
+    }
+
+    fn launch_server(directory: &Path, options: &ServerOptions) -> Self {
         let mut command = Command::new(bins::bin("mcp-server"));
         command.env("PORT", options.port.to_string()).current_dir(directory);
         command.env_remove("KAFKA_BROKERS").env("MCP_ALLOWED_COMMANDS", options.allowed.join(";"));
@@ -57,7 +61,7 @@ impl Service {
             command.arg("--root").arg(root);
         }
         command.args(&options.args).envs(options.env.iter().map(|(name, value)| (name, value)));
-        Self::start("mcp-server", directory, command).ready()
+        Self::start("mcp-server", directory, command)
     }
 
     /// Asks a server for a tool by hand; the whole JSON-RPC answer.
@@ -394,11 +398,17 @@ impl Standalone {
     }
 
     /// The same with more options.
-    pub fn start_with(name: &str, mut options: ServerOptions) -> Self {
+    pub fn start_with(name: &str, options: ServerOptions) -> Self {
+        let Self { service, directory } = Self::launch_with(name, options);
+        Self { service: service.ready(), directory }
+    }
+
+    /// The same for a server that need not become ready.
+    pub fn launch_with(name: &str, mut options: ServerOptions) -> Self {
         let directory = bins::scratch(name);
         process::remove_at_exit(&directory);
         options.roots.push(files(&directory));
-        Self { service: Service::server(&directory, &options), directory }
+        Self { service: Service::launch_server(&directory, &options), directory }
     }
 }
 

@@ -113,13 +113,18 @@ fn far_jobs_wait_outside_of_memory(env: &Env) {
 /// A job that fails for ever, with delays that mostly are too long for memory, still has exactly its attempts.
 fn a_long_backoff_keeps_its_attempts(env: &Env) {
     let mut fleet = fleet(env, "backoff");
+    fleet.start_server(&ServerOptions { allowed: vec!["false".to_owned()], ..ServerOptions::default() });
     fleet.worker_env("MCP_RETRY_BASE", "4s");
     fleet.worker_env("MCP_RETRY_MAX", "4s");
     fleet.worker_env("MCP_MAX_ATTEMPTS", "3");
     fleet.start_worker();
-    // A server that is not hosted may be hosted later: such a call is tried again.
-    let jobs =
-        (0..12).map(|n| Outgoing::value(call(&format!("poison-{n}"), "absent__tool", "x").to_string()));
+    // A program that ends at once may do better the next time: such a call is tried again.
+    let jobs = (0..12).map(|n| {
+        let arguments = json!({"name": format!("poison-{n}"), "config": {"command": "false"}});
+        let payload = json!({"tool": "server_initialize", "arguments": arguments});
+        let job = json!({"jobID": format!("poison-{n}"), "jobType": "tool-call", "payload": payload});
+        Outgoing::value(job.to_string())
+    });
     let jobs = fleet.submit(jobs.collect());
     let account = account(&mut fleet, 0);
     assert!(!waiting(&fleet).is_empty(), "no delay was long enough: the test shows nothing");

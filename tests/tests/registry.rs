@@ -5,7 +5,11 @@
 use fleet_tests::{
     Env, bins,
     fleet::{ServerOptions, Standalone},
-    http, on_every_broker, topics, wait,
+    http,
+    kafka::{self, Cluster},
+    on_every_broker,
+    proxy::Network,
+    topics, wait,
 };
 use serde_json::{Value, json};
 
@@ -38,6 +42,13 @@ impl Replicas {
     /// A replica that has read the registry.
     fn start(&self) -> Standalone {
         Standalone::start_with("registry", self.options.clone())
+    }
+
+    /// A replica that reaches Kafka elsewhere, and may not have read the registry.
+    fn launch_at(&self, brokers: &str) -> Standalone {
+        let mut options = self.options.clone();
+        options.env.push(("KAFKA_BROKERS".to_owned(), brokers.to_owned()));
+        Standalone::launch_with("registry", options)
     }
 
     fn config(&self, replica: &Standalone, env: &Value) -> Value {
@@ -96,7 +107,8 @@ fn what_one_replica_hosts_all_of_them_host(env: &Env) {
     wait::until("the removal on the other replica", wait::LONG, || {
         (!is_listed(&again, "files")).then_some(())
     });
-    assert_eq!(read(&again, "files")["error"]["code"], json!(-32603));
+    let unknown = read(&again, "files")["error"].clone();
+    assert_eq!((&unknown["code"], &unknown["data"]["reason"]), (&json!(-32602), &json!("unknown-server")));
     let fresh = replicas.start();
     assert!(!is_listed(&fresh, "files") && read(&fresh, "files")["result"].is_null());
 }
@@ -132,4 +144,69 @@ fn secrets_and_strangers_stay_out(env: &Env) {
     let written: String =
         topics::read(&env.brokers, &replicas.topic).iter().map(topics::Record::text).collect();
     assert!(written.contains("${API_KEY}") && !written.contains("hunter2"), "{written}");
+}
+
+/// What can't be done now and may be later, so that jobs wait.
+fn waits(answer: &Value) {
+    let error = &answer["error"];
+    let said = (&error["code"], &error["data"]["reason"]);
+    assert_eq!(said, (&json!(-32603), &json!("server-unavailable")), "{answer}");
+    assert!(error["data"]["retryAfterMs"].as_u64().is_some_and(|ms| ms > 0), "{answer}");
+}
+
+fn is_unknown(answer: &Value) {
+    let error = &answer["error"];
+    let said = (&error["code"], &error["data"]["reason"]);
+    assert_eq!(said, (&json!(-32602), &json!("unknown-server")), "{answer}");
+}
+
+fn is_ready(replica: &Standalone) -> bool {
+    http::get(replica.service.address, "/ready").expect("an answer").0 == 200
+}
+
+/// Apache Kafka only: the network fails between a server and a second listener of the broker.
+#[test]
+fn nothing_is_unknown_while_the_registry_is_out_of_reach() {
+    if !kafka::available() {
+        return;
+    }
+    let cluster = Cluster::start(1);
+    let env = Env::of(&cluster);
+    let replicas = Replicas::new(&env, "registry-away");
+    let one = replicas.start();
+    let config = replicas.config(&one, &json!({}));
+    succeeds(&initialize(&one, "files", &config));
+
+    // As after a restart beside a Kafka that does not answer.
+    cluster.network(Network::Refused);
+    let other = replicas.launch_at(&cluster.proxied);
+    waits(&read(&other, "files"));
+    waits(&read(&other, "nobody"));
+    waits(&initialize(&other, "more", &config));
+    assert!(!is_ready(&other));
+    cluster.network(Network::Up);
+    wait::until("the registry to be read", wait::LONG, || is_ready(&other).then_some(()));
+    succeeds(&read(&other, "files"));
+    is_unknown(&read(&other, "nobody"));
+
+    // It goes again. What is hosted goes on, and what others may have been told meanwhile is not known.
+    cluster.network(Network::Refused);
+    succeeds(&read(&other, "files"));
+    assert!(is_ready(&other));
+    waits(&read(&other, "nobody"));
+    let alone = initialize(&other, "more", &config);
+    waits(&alone);
+    assert!(alone.to_string().contains("by this replica alone"), "{alone}");
+    succeeds(&read(&other, "more"));
+    assert!(status(&other).contains("\"unwritten\""), "{}", status(&other));
+    assert_eq!(http::metric(other.service.address, "mcp_server_registry_unwritten"), Some(1.0));
+
+    // Nobody asks again, and the others hear of it all the same.
+    cluster.network(Network::Up);
+    wait::until_ok("the write to be repeated", wait::LONG, || {
+        let status = status(&other);
+        if status.contains("\"unwritten\"") { Err(status) } else { Ok(()) }
+    });
+    succeeds(&read(&one, "more"));
+    succeeds(&initialize(&other, "more", &config));
 }

@@ -17,11 +17,8 @@ use serde_json::{Value, json};
 use crate::{
     error::chain,
     hosting::{
-        Fleet,
-        calls::TurnedAway,
-        fleet::Down,
-        follow::is_modern,
-        upstream::{Upstream, transport_error},
+        Fleet, calls::TurnedAway, fleet::Down, follow::is_modern, handshake_error::transport_error,
+        upstream::Upstream,
     },
     policy::limits::CallLimits,
 };
@@ -316,7 +313,23 @@ pub(crate) fn down_for(tool: &str, error: &Down) -> ErrorData {
 
 /// The error for a call of a server that is down.
 pub(crate) fn down(error: &Down) -> ErrorData {
-    let retry_after = error.retry_after.map(millis);
-    let data = json!({ "reason": "server-unavailable", "server": error.server, "retryAfterMs": retry_after });
-    ErrorData::new(ErrorCode::INTERNAL_ERROR, error.to_string(), Some(data))
+    server_unavailable(&error.server, error.to_string(), error.retry_after)
+}
+
+/// The error for what can't be done while a server, or what is known of it, can't be reached: nothing is wrong with what was
+/// asked for, which may wait.
+pub(crate) fn server_unavailable(server: &str, message: String, retry_after: Duration) -> ErrorData {
+    let data =
+        json!({ "reason": "server-unavailable", "server": server, "retryAfterMs": millis(retry_after) });
+    ErrorData::new(ErrorCode::INTERNAL_ERROR, message, Some(data))
+}
+
+/// The error for a call of a server that nobody knows. Asking again does not help.
+pub(crate) fn unknown_server(server: &str, tool: &str) -> ErrorData {
+    let message = format!(
+        "tool `{tool}` can't be called: no MCP server named `{server}` is hosted. Host it with a server-init job or \
+         server_initialize, and call its tools once that has succeeded"
+    );
+    let data = json!({ "reason": "unknown-server", "server": server });
+    ErrorData::invalid_params(message, Some(data))
 }

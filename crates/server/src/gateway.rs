@@ -34,7 +34,7 @@ use crate::{
     jobs::Tasks,
     metrics::{OPERATION_DURATION, TOOL_CALLS},
     provider::Provider,
-    registry::Shared,
+    registry::{Shared, presence::Presence},
     repeat::{Key, Repeats},
 };
 
@@ -157,10 +157,9 @@ impl Gateway {
         let (server, tool, may_repeat) = match (known, tool_name::server_of(name)) {
             (Some(route), _) => route,
             (None, Some(server)) => {
-                // Its tools are known once it runs. Where it can't, or is not hosted (yet: the job that hosts it may
-                // still be on its way), that is what the caller should hear, and may try again.
-                if let Some(shared) = &self.inner.shared {
-                    shared.wait_for(server).await;
+                // Its tools are known once it runs.
+                if !self.find(server, name).await? {
+                    return Err(call::unknown_server(server, name));
                 }
                 fleet.connection(server).await.map_err(|error| call::down_for(name, &error))?;
                 let Some(route) = fleet.routes().tool(name).map(routed) else {
@@ -180,6 +179,24 @@ impl Gateway {
                 self.call_hosted(&server, params, &context).await
             }
             (result, _) => result,
+        }
+    }
+
+    /// Looks for a server whose tools or prompts are not known here: whether there is such a one.
+    ///
+    /// # Errors
+    ///
+    /// Where it is known and not there, or where nobody can know yet.
+    async fn find(&self, server: &str, what: &str) -> Result<bool, ErrorData> {
+        let Some(shared) = &self.inner.shared else { return Ok(self.inner.fleet.is_hosted(server)) };
+        match shared.look_for(server).await {
+            Presence::Hosted => Ok(true),
+            Presence::Unknown => Ok(false),
+            Presence::Awaited { reason, retry_after } => {
+                let message =
+                    format!("`{what}` can't be called: server `{server}` is not available: {reason}");
+                Err(call::server_unavailable(server, message, retry_after))
+            }
         }
     }
 

@@ -84,6 +84,22 @@ pub const BREAKER_CHANGES: Metric = Metric {
     labels: &["to"],
     help: "How often the breaker of a hosted server changed: open (calls were lost in a row), closed (it answers again).",
 };
+/// Writes that the registry has not taken.
+pub const REGISTRY_UNWRITTEN: Metric = Metric {
+    name: "mcp_server_registry_unwritten",
+    kind: Kind::Gauge,
+    unit: Unit::Count,
+    labels: &[],
+    help: "Servers that this replica was told to host or to remove, and that the shared registry has not taken yet.",
+};
+/// Writes that the registry has refused.
+pub const REGISTRY_WRITE_FAILURES: Metric = Metric {
+    name: "mcp_server_registry_write_failures_total",
+    kind: Kind::Counter,
+    unit: Unit::Count,
+    labels: &[],
+    help: "Writes to the shared registry that failed. Each is repeated until the registry has taken it.",
+};
 /// Policy files that were read again.
 pub const POLICY_RELOADS: Metric = Metric {
     name: "mcp_server_policy_reloads_total",
@@ -188,6 +204,8 @@ pub const TABLE: &[Metric] = &[
     CALLS_IN_FLIGHT,
     CALLS_TURNED_AWAY,
     BREAKER_CHANGES,
+    REGISTRY_UNWRITTEN,
+    REGISTRY_WRITE_FAILURES,
     POLICY_RELOADS,
     REPEATS,
     REPEAT_BYTES,

@@ -6,14 +6,17 @@
 
 use std::fmt::Debug;
 
+use fleet_job::time::Timestamp;
 use fleet_kafka::KafkaError;
 use futures::{future::BoxFuture, stream::BoxStream};
 
 pub mod kafka;
 pub mod memory;
+pub mod presence;
 pub mod record;
 pub mod shared;
 pub mod sharing;
+mod writes;
 
 pub use record::{Record, RecordError};
 pub use shared::Shared;
@@ -43,7 +46,12 @@ pub enum Change {
     /// There is a record, in the place of what there was of its name.
     Put(Record),
     /// There is none of this name.
-    Removed(String),
+    Removed {
+        /// The name.
+        name: String,
+        /// When it was removed, if that is known.
+        at: Option<Timestamp>,
+    },
     /// There is something of this name that can't be read.
     Unreadable {
         /// The name.

@@ -4,7 +4,7 @@
 //! written by hand and asks this registry first. Schemas are derived from the types, arguments are read into them,
 //! and a tool's failure becomes an error result that says whether trying again can help.
 
-use std::{collections::BTreeMap, pin::Pin, sync::Arc};
+use std::{collections::BTreeMap, pin::Pin, sync::Arc, time::Duration};
 
 use rmcp::{
     RoleServer,
@@ -19,7 +19,10 @@ use schemars::JsonSchema;
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::Value;
 
-use crate::provider::{Answer, Provider};
+use crate::{
+    call,
+    provider::{Answer, Provider},
+};
 
 /// What stands in the tool list beside the schemas.
 #[derive(Debug, Clone)]
@@ -65,17 +68,24 @@ pub struct ToolFailure {
     message: String,
     is_final: bool,
     details: Option<Value>,
+    /// Where nothing is wrong but that a server can't be reached: which one, and when to try again.
+    unreachable: Option<(String, Duration)>,
 }
 
 impl ToolFailure {
     /// The caller's own fault: trying the same again can't help.
     pub fn permanent(message: impl Into<String>) -> Self {
-        Self { message: message.into(), is_final: true, details: None }
+        Self { message: message.into(), is_final: true, details: None, unreachable: None }
     }
 
     /// Something that may be otherwise the next time.
     pub fn transient(message: impl Into<String>) -> Self {
-        Self { message: message.into(), is_final: false, details: None }
+        Self { message: message.into(), is_final: false, details: None, unreachable: None }
+    }
+
+    /// Nothing is wrong with what was asked for, but that something can't be reached that `server` needs. A job waits then.
+    pub fn unavailable(message: impl Into<String>, server: &str, retry_after: Duration) -> Self {
+        Self { unreachable: Some((server.to_owned(), retry_after)), ..Self::transient(message) }
     }
 
     /// The same failure with details for programs.
@@ -83,6 +93,16 @@ impl ToolFailure {
     pub fn with_details(mut self, details: Value) -> Self {
         self.details = Some(details);
         self
+    }
+
+    /// The failure as the answer to a call: a tool result, or an error that says that the call may wait.
+    fn into_answer(self) -> Result<CallToolResult, ErrorData> {
+        match &self.unreachable {
+            Some((server, retry_after)) => {
+                Err(call::server_unavailable(server, self.message.clone(), *retry_after))
+            }
+            None => Ok(self.into_result()),
+        }
     }
 
     /// The failure as a tool result.
@@ -100,9 +120,10 @@ impl ToolFailure {
     }
 }
 
+type Answered = Result<CallToolResult, ErrorData>;
 type BoxFuture<T> = Pin<Box<dyn Future<Output = T> + Send>>;
 type Handler<S> =
-    Arc<dyn Fn(Arc<S>, RequestContext<RoleServer>, JsonObject) -> BoxFuture<CallToolResult> + Send + Sync>;
+    Arc<dyn Fn(Arc<S>, RequestContext<RoleServer>, JsonObject) -> BoxFuture<Answered> + Send + Sync>;
 
 /// Tools by name, over a state that they share.
 pub struct Toolkit<S> {
@@ -150,12 +171,12 @@ impl<S: Send + Sync + 'static> Toolkit<S> {
                     Ok(arguments) => arguments,
                     Err(error) => {
                         let message = format!("invalid arguments of `{name}`: {error}");
-                        return ToolFailure::permanent(message).into_result();
+                        return Ok(ToolFailure::permanent(message).into_result());
                     }
                 };
                 match function(state, context, arguments).await {
-                    Ok(output) => structured(&output),
-                    Err(failure) => failure.into_result(),
+                    Ok(output) => Ok(structured(&output)),
+                    Err(failure) => failure.into_answer(),
                 }
             })
         });
@@ -200,6 +221,6 @@ impl<S: Send + Sync + 'static> Provider for Toolkit<S> {
             return Box::pin(async move { Err(ErrorData::invalid_params(message, None)) });
         };
         let result = handler(self.state.clone(), context, params.arguments.unwrap_or_default());
-        Box::pin(async move { Ok(result.await.into()) })
+        Box::pin(async move { Ok(result.await?.into()) })
     }
 }

@@ -41,7 +41,7 @@ impl Gateway {
                 return answer.await;
             }
         }
-        self.learn_of(&params.name).await;
+        self.learn_of(&params.name).await?;
         let Some(route) = self.inner.fleet.routes().prompt(&params.name).cloned() else {
             return Err(ErrorData::invalid_params(format!("unknown prompt `{}`", params.name), None));
         };
@@ -52,13 +52,12 @@ impl Gateway {
     }
 
     /// Waits a moment for the registry to tell of the server of a prompt that is not known here.
-    async fn learn_of(&self, prompt: &str) {
-        let unknown = self.inner.fleet.routes().prompt(prompt).is_none();
-        if let (true, Some(shared), Some(server)) =
-            (unknown, &self.inner.shared, tool_name::server_of(prompt))
-        {
-            shared.wait_for(server).await;
+    async fn learn_of(&self, prompt: &str) -> Result<(), ErrorData> {
+        let is_known = self.inner.fleet.routes().prompt(prompt).is_some();
+        if let (false, Some(server)) = (is_known, tool_name::server_of(prompt)) {
+            self.find(server, prompt).await?;
         }
+        Ok(())
     }
 
     pub(super) async fn resource(

@@ -9,25 +9,23 @@ use std::{
     time::{Duration, Instant},
 };
 
-use fleet_job::{
-    mcp_servers::ServerEntry,
-    tool_name::{self, NameError},
-};
+use fleet_job::{mcp_servers::ServerEntry, tool_name};
 use futures::future::join_all;
 use tokio::sync::broadcast;
 use tokio_util::sync::CancellationToken;
 
+pub use super::errors::{Down, InitError};
 use super::{
     attempt::Attempt,
     calls::Calls,
     catalog::Catalog,
     changes::{Change, Unseen},
     hosted::{Hosted, Launch, Phase},
-    launch::{self, LaunchError},
+    launch,
     routes::Routes,
     status::{ServerStatus, Unavailable},
     tend::{note_end, tend},
-    upstream::{ConnectError, Upstream},
+    upstream::Upstream,
 };
 use crate::{
     error::chain,
@@ -39,6 +37,11 @@ use crate::{
 const MAX_BEHIND: usize = 256;
 /// What has changed is read at most this often of one server, however often it says so.
 const REFRESH: Duration = Duration::from_millis(200);
+
+/// When to try again where nobody knows how long it takes.
+const SOON: Duration = Duration::from_secs(1);
+/// When to try again where somebody has to change something first.
+const LATER: Duration = Duration::from_secs(30);
 
 /// All hosted servers.
 pub struct Fleet {
@@ -63,51 +66,6 @@ impl Drop for Watched {
     fn drop(&mut self) {
         self.fleet.unwatch(&self.key);
     }
-}
-
-/// Why a server can't be hosted.
-#[derive(Debug, thiserror::Error)]
-pub enum InitError {
-    /// It can't have its name.
-    #[error(transparent)]
-    Name(#[from] NameError),
-    /// It may or can not be started.
-    #[error(transparent)]
-    Launch(#[from] LaunchError),
-    /// There are too many.
-    #[error(transparent)]
-    TooMany(Refusal),
-    /// It was started and did not do its handshake.
-    #[error(transparent)]
-    Connect(#[from] ConnectError),
-    /// This server is shutting down.
-    #[error("this server is shutting down")]
-    Closed,
-    /// It was removed while it was being started.
-    #[error("the server was removed while it was being started")]
-    Removed,
-}
-
-impl InitError {
-    /// Whether the same attempt would fail again whenever it is made.
-    pub fn is_permanent(&self) -> bool {
-        match self {
-            Self::Name(_) | Self::Launch(_) => true,
-            Self::TooMany(_) | Self::Connect(_) | Self::Closed | Self::Removed => false,
-        }
-    }
-}
-
-/// A server that can't take a call now.
-#[derive(Debug, thiserror::Error)]
-#[error("server `{server}` is not available: {reason}")]
-pub struct Down {
-    /// The server.
-    pub server: String,
-    /// Why.
-    pub reason: String,
-    /// When it may be tried again.
-    pub retry_after: Option<Duration>,
 }
 
 impl Fleet {
@@ -166,6 +124,11 @@ impl Fleet {
         }
     }
 
+    /// Whether there is a server of this name, in whatever state. While this server shuts down nobody can tell.
+    pub fn is_hosted(&self, name: &str) -> bool {
+        self.find(name).is_some() || self.closed.load(Ordering::Acquire)
+    }
+
     /// Whether a server of this name was last started from this very configuration, successfully or not.
     pub async fn is_hosted_from(&self, name: &str, entry: &ServerEntry) -> bool {
         let Some(hosted) = self.find(name) else { return false };
@@ -194,9 +157,11 @@ impl Fleet {
     /// Where it can't be started now.
     pub async fn connection(self: &Arc<Self>, name: &str) -> Result<Arc<Upstream>, Down> {
         let down = |reason: String, retry_after| Down { server: name.to_owned(), reason, retry_after };
-        let hosted = self.find(name).ok_or_else(|| {
-            down("it is not hosted here: a server-init job or server_initialize does that".to_owned(), None)
-        })?;
+        let Some(hosted) = self.find(name) else {
+            let is_closed = self.closed.load(Ordering::Acquire);
+            let reason = if is_closed { "this server is shutting down" } else { "it was removed just now" };
+            return Err(down(reason.to_owned(), SOON));
+        };
         // Before the connection is looked at, so that a server that was just found unused is started again.
         hosted.calls.used();
         if let Some(upstream) = hosted.running() {
@@ -218,10 +183,10 @@ impl Fleet {
             (state.launch.clone(), state.wait(Instant::now()), reason, failed)
         };
         let Some(mut launch) = launch.filter(|_| !hosted.state().removed) else {
-            return Err(down(reason, None));
+            return Err(down(reason, SOON));
         };
         if !wait.is_zero() {
-            return Err(down(reason, Some(wait)));
+            return Err(down(reason, wait));
         }
         let policy = self.policy();
         launch.spec = match launch::resolve(&launch.entry, &policy).await {
@@ -231,7 +196,7 @@ impl Fleet {
                 if error.is_refusal() {
                     self.refuse(&hosted, &reason, &policy);
                 }
-                return Err(down(reason, None));
+                return Err(down(reason, LATER));
             }
         };
         if failed {
@@ -239,7 +204,10 @@ impl Fleet {
             metrics::counter!(HOSTED_RESTARTS.name).increment(1);
             tracing::info!(server = name, %reason, "starting a hosted server again");
         }
-        self.start(&hosted, &launch).await.map_err(|error| down(error.to_string(), None))
+        self.start(&hosted, &launch).await.map_err(|error| {
+            let wait = hosted.state().wait(Instant::now());
+            down(error.to_string(), wait.max(SOON))
+        })
     }
 
     /// How long a call of an offered tool may take, from its place in the queue to its answer.

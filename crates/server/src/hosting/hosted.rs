@@ -298,7 +298,7 @@ mod tests {
     fn failures_in_a_row_wait_longer() {
         let hosted = Hosted::new("s".to_owned(), 0);
         let now = Instant::now();
-        let error = ConnectError { message: "no".to_owned(), stderr: None };
+        let error = ConnectError { message: "no".to_owned(), stderr: None, unreachable: false };
         let mut waits = Vec::new();
         for _ in 0..10 {
             hosted.state_mut().not_started(&error, now);

@@ -55,12 +55,30 @@ pub struct ServerStatus {
     pub calls_waiting: usize,
     /// Whether calls are let through.
     pub breaker: BreakerStatus,
+    /// What the shared registry has not taken yet; nothing if other replicas can know what this one does.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sharing: Option<SharingStatus>,
     /// What went wrong last.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub last_error: Option<String>,
     /// The end of its standard error, for child processes.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub stderr_tail: Option<String>,
+}
+
+/// A write that the shared registry has not taken yet. It is repeated until it does.
+#[derive(Debug, Clone, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct SharingStatus {
+    /// `unwritten`: only this replica hosts the server; `removal-unwritten`: it is to be removed and is not yet.
+    pub state: &'static str,
+    /// For how long that has been so, in milliseconds.
+    pub age_ms: u64,
+    /// How often the write has failed.
+    pub failures: u32,
+    /// How it failed last.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub last_error: Option<String>,
 }
 
 /// Whether calls are let through to a server.
@@ -163,6 +181,7 @@ impl ServerStatus {
                 retry_after_ms: None,
                 last_failure: String::new(),
             },
+            sharing: None,
             last_error: Some(problem.to_owned()),
             stderr_tail: None,
         }
@@ -207,6 +226,7 @@ impl ServerStatus {
             calls_in_flight: hosted.calls.in_flight(),
             calls_waiting: hosted.calls.waiting(),
             breaker: BreakerStatus::of(hosted, now),
+            sharing: None,
             last_error: state.last_error.clone(),
             stderr_tail: child
                 .map(|child| child.stderr.text(SHOWN_STDERR))

@@ -7,7 +7,6 @@
 
 use std::{
     collections::BTreeSet,
-    io,
     sync::{Arc, PoisonError, RwLock},
     time::{Duration, Instant},
 };
@@ -16,13 +15,9 @@ use rmcp::{
     RoleClient,
     model::{ProtocolVersion, ServerPeerInfo},
     service::{
-        ClientInitializeError, ClientLifecycleMode, Peer, RunningService, serve_client_with_lifecycle_and_ct,
-        serve_directly_with_ct,
+        ClientLifecycleMode, Peer, RunningService, serve_client_with_lifecycle_and_ct, serve_directly_with_ct,
     },
-    transport::{
-        DynamicTransportError, Transport, async_rw::AsyncRwTransport,
-        streamable_http_client::StreamableHttpError,
-    },
+    transport::{Transport, async_rw::AsyncRwTransport},
 };
 use tokio::sync::watch;
 use tokio_util::sync::{CancellationToken, DropGuard};
@@ -33,10 +28,8 @@ use super::{
     changes::{Lists, News, Unseen},
     child::{self, ChildProcess},
     follow::{self, HostedClient},
-    handshake::{
-        Opening,
-        drive::{Broken, shake_hands},
-    },
+    handshake::{Opening, drive::shake_hands},
+    handshake_error::HandshakeError,
     launch::{ChildSpec, LaunchSpec, RemoteSpec},
     progress::{ProgressRoutes, ProgressTap},
     remote,
@@ -75,6 +68,8 @@ pub struct ConnectError {
     pub message: String,
     /// The end of the child's standard error.
     pub stderr: Option<String>,
+    /// Whether it is a remote server that can't be reached, so that nothing is wrong with what was asked for.
+    pub unreachable: bool,
 }
 
 impl Upstream {
@@ -190,7 +185,7 @@ enum Way<'a> {
 }
 
 fn plain(message: String) -> ConnectError {
-    ConnectError { message, stderr: None }
+    ConnectError { message, stderr: None, unreachable: false }
 }
 
 /// What starts a server, and what is started.
@@ -274,6 +269,13 @@ async fn explain(problem: Problem, child: Option<ChildProcess>, attempt: &Attemp
         }
         (Problem::Failed(_), None) => true,
     };
+    let unreachable = child.is_none()
+        && match &problem {
+            Problem::TimedOut => true,
+            Problem::Failed(error) => {
+                matches!(error, HandshakeError::Closed { .. } | HandshakeError::Unreachable(_))
+            }
+        };
     let mut message = match problem {
         Problem::TimedOut => {
             let awaited = attempt.awaited().map(|what| format!(": still waiting for {what}"));
@@ -283,7 +285,9 @@ async fn explain(problem: Problem, child: Option<ChildProcess>, attempt: &Attemp
         Problem::Failed(HandshakeError::Closed { .. }) => {
             "the connection was closed before the handshake was done".to_owned()
         }
-        Problem::Failed(HandshakeError::Mixed(error) | HandshakeError::Other(error)) => {
+        Problem::Failed(
+            HandshakeError::Mixed(error) | HandshakeError::Unreachable(error) | HandshakeError::Other(error),
+        ) => {
             format!("the handshake failed: {error}")
         }
     };
@@ -307,7 +311,7 @@ async fn explain(problem: Problem, child: Option<ChildProcess>, attempt: &Attemp
             stderr = Some(tail);
         }
     }
-    Failed { error: ConnectError { message, stderr }, may_try_initialize }
+    Failed { error: ConnectError { message, stderr, unreachable }, may_try_initialize }
 }
 
 fn finish(
@@ -355,26 +359,6 @@ fn finish(
         news,
         stop,
         ended,
-    }
-}
-
-enum HandshakeError {
-    /// The other side has closed the connection.
-    Closed {
-        /// Whether it had answered anything before that.
-        answered: bool,
-    },
-    /// The session was made and is of no use, perhaps because of the question that came before it.
-    Mixed(String),
-    Other(String),
-}
-
-impl From<Broken> for HandshakeError {
-    fn from(broken: Broken) -> Self {
-        match broken {
-            Broken::Closed { answered } => Self::Closed { answered },
-            Broken::Refused(reason) => Self::Other(reason),
-        }
     }
 }
 
@@ -442,41 +426,5 @@ impl Client {
             Ok((service, catalog))
         });
         Self { handshake, stop, progress }
-    }
-}
-
-impl From<ClientInitializeError> for HandshakeError {
-    fn from(error: ClientInitializeError) -> Self {
-        match error {
-            ClientInitializeError::ConnectionClosed(_) => Self::Closed { answered: false },
-            ClientInitializeError::TransportError { error, context } => {
-                let broken_pipe = |error: &io::Error| error.kind() == io::ErrorKind::BrokenPipe;
-                if error.error.downcast_ref().is_some_and(broken_pipe) {
-                    return Self::Closed { answered: false };
-                }
-                Self::Other(format!("{context}: {}", transport_error(&error)))
-            }
-            ClientInitializeError::JsonRpcError(error) => {
-                Self::Other(format!("it answered with error {}: {}", error.code.0, error.message))
-            }
-            ClientInitializeError::LegacyFallbackFailed { fallback, .. } => Self::from(*fallback),
-            other => Self::Other(chain(&other)),
-        }
-    }
-}
-
-/// What a transport says went wrong. rmcp puts the whole type of the transport into its own text, and leaves out why
-/// an HTTP request failed.
-pub(crate) fn transport_error(error: &DynamicTransportError) -> String {
-    match error.error.downcast_ref() {
-        Some(StreamableHttpError::<reqwest::Error>::Client(error)) => {
-            let text = chain(error);
-            // The query may hold a key.
-            match error.url().and_then(|url| Some((url, url.query()?))) {
-                Some((url, query)) => text.replace(url.as_str(), &url.as_str().replace(query, "…")),
-                None => text,
-            }
-        }
-        _ => chain(error.error.as_ref()),
     }
 }

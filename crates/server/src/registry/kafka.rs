@@ -195,7 +195,7 @@ fn change(record: RawRecord) -> Option<Change> {
         );
         return None;
     }
-    let Some(value) = record.value else { return Some(Change::Removed(name)) };
+    let Some(value) = record.value else { return Some(Change::Removed { name, at: record.timestamp }) };
     Some(match Record::decode(&name, &value) {
         Ok(record) => Change::Put(record),
         Err(error) => Change::Unreadable { name, reason: chain(&error) },
@@ -218,7 +218,7 @@ mod tests {
         assert_eq!(check(None, Some(b"{}")), None);
         assert_eq!(check(Some(b"\xff"), Some(b"{}")), None);
         assert_eq!(check(Some(b"a\nb"), None), None);
-        assert_eq!(check(Some(b"a"), None), Some(Change::Removed("a".to_owned())));
+        assert_eq!(check(Some(b"a"), None), Some(Change::Removed { name: "a".to_owned(), at: None }));
         assert!(matches!(check(Some(b"a"), Some(b"{}")), Some(Change::Unreadable { .. })));
         let good = br#"{"config":{"command":"x"},"revision":"1","writtenAt":0}"#;
         assert!(matches!(check(Some(b"a"), Some(good)), Some(Change::Put(_))));

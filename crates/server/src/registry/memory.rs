@@ -54,7 +54,7 @@ impl Registry for MemoryRegistry {
     fn remove<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<(), RegistryError>> {
         let mut state = self.lock();
         if state.records.remove(name).is_some() {
-            state.tell(Change::Removed(name.to_owned()));
+            state.tell(Change::Removed { name: name.to_owned(), at: None });
         }
         futures::future::ready(Ok(())).boxed()
     }

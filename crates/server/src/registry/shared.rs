@@ -8,13 +8,10 @@
 use std::{
     collections::BTreeMap,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
-use fleet_job::{
-    mcp_servers::ServerEntry,
-    tool_name::{self, NameError},
-};
+use fleet_job::{mcp_servers::ServerEntry, tool_name};
 use futures::StreamExt;
 use tokio::{
     sync::{Semaphore, watch},
@@ -24,29 +21,44 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     Change, Record, Registry, RegistryError,
-    sharing::{NotShareable, Plain},
+    presence::{LATER, Presence, SOON, ShareError},
+    sharing::Plain,
+    writes::{Observed, Write, Writes},
 };
 use crate::{
     error::chain,
     hosting::{Fleet, fleet::InitError, status::ServerStatus},
 };
 
+mod writing;
+
 /// How many servers are started at once because the registry wants them.
 const STARTS: usize = 8;
 /// How many names are followed. Policy bounds how many run; this bounds what others can make us remember.
 const MAX_NAMES: usize = 1000;
-/// How long is waited for the registry to tell what it knew at this moment.
-const CATCH_UP: Duration = Duration::from_secs(2);
 /// The wait before what could not be done is tried again; it doubles from there.
 const FIRST_RETRY: Duration = Duration::from_secs(5);
 const LONGEST_RETRY: Duration = Duration::from_secs(60);
+
+/// How long the registry is waited for.
+#[derive(Debug, Clone, Copy)]
+struct Patience {
+    /// Until it has told what it knew at some moment.
+    catch_up: Duration,
+    /// Until it has taken a write, which is made all the same later on.
+    write: Duration,
+}
+
+const PATIENCE: Patience = Patience { catch_up: Duration::from_secs(2), write: Duration::from_secs(10) };
 
 /// The fleet and the registry that it follows.
 pub struct Shared {
     fleet: Arc<Fleet>,
     registry: Arc<dyn Registry>,
     plain: Plain,
+    patience: Patience,
     wanted: Mutex<Wanted>,
+    writes: Mutex<Writes>,
     /// How far the registry has been followed; none before its start has been read.
     caught_up: watch::Sender<Option<u64>>,
     /// Counts attempts that have ended.
@@ -103,56 +115,39 @@ impl Wanted {
         self.by_name.get_mut(name).filter(|wish| wish.number == number)
     }
 
+    /// The wish for something of a name.
+    fn wish(&self, name: &str) -> Option<&Wish> {
+        self.by_name.get(name).filter(|wish| !matches!(wish.goal, Goal::Gone))
+    }
+
     fn wants(&self, name: &str) -> bool {
-        self.by_name.get(name).is_some_and(|wish| !matches!(wish.goal, Goal::Gone))
-    }
-}
-
-/// Why a server is not hosted everywhere.
-#[derive(Debug, thiserror::Error)]
-pub enum ShareError {
-    /// It can't be hosted here.
-    #[error(transparent)]
-    Init(#[from] InitError),
-    /// It holds what must not be written.
-    #[error(transparent)]
-    NotShareable(#[from] NotShareable),
-    /// The registry has not taken it.
-    #[error("the shared registry could not be written")]
-    Registry(#[from] RegistryError),
-}
-
-impl From<NameError> for ShareError {
-    fn from(error: NameError) -> Self {
-        Self::Init(error.into())
-    }
-}
-
-impl ShareError {
-    /// Whether the same attempt would fail again whenever it is made.
-    pub fn is_permanent(&self) -> bool {
-        match self {
-            Self::Init(error) => error.is_permanent(),
-            Self::NotShareable(_) => true,
-            Self::Registry(RegistryError::Kafka(error)) => !error.is_retryable(),
-            Self::Registry(RegistryError::NotRead) => false,
-            Self::Registry(RegistryError::Record(_)) => true,
-        }
+        self.wish(name).is_some()
     }
 }
 
 impl Shared {
     /// A fleet that follows `registry` from [`Shared::follow`] on. Values of the names in `plain` are no secrets.
     pub fn new(fleet: Arc<Fleet>, registry: Arc<dyn Registry>, plain: Plain) -> Arc<Self> {
-        Arc::new(Self {
+        Arc::new(Self::with_patience(fleet, registry, plain, PATIENCE))
+    }
+
+    fn with_patience(
+        fleet: Arc<Fleet>,
+        registry: Arc<dyn Registry>,
+        plain: Plain,
+        patience: Patience,
+    ) -> Self {
+        Self {
             fleet,
             registry,
             plain,
+            patience,
             wanted: Mutex::default(),
+            writes: Mutex::default(),
             caught_up: watch::Sender::new(None),
             attempts: watch::Sender::new(0),
             starts: Semaphore::new(STARTS),
-        })
+        }
     }
 
     /// The fleet.
@@ -187,16 +182,24 @@ impl Shared {
     ///
     /// # Errors
     ///
-    /// Where it may not be shared, can't be hosted here, or the registry does not take it. In the last case it is hosted
-    /// here all the same.
-    pub async fn initialize(&self, name: &str, entry: &ServerEntry) -> Result<ServerStatus, ShareError> {
+    /// Where it may not be shared, can't be hosted here, or the registry does not take it in time. In the last case it is
+    /// hosted here all the same, and by the others once the registry has taken it.
+    pub async fn initialize(
+        self: &Arc<Self>,
+        name: &str,
+        entry: &ServerEntry,
+    ) -> Result<ServerStatus, ShareError> {
         tool_name::check_server(name)?;
         if self.registry.is_shared() {
             self.plain.check(entry)?;
+            // What can't be written should not be hosted here alone.
+            Record::new(name, entry).encode().map_err(RegistryError::from)?;
             self.read_or_refuse().await?;
         }
+
         let status = self.fleet.initialize(name, entry).await?;
-        self.registry.put(&Record::new(name, entry)).await?;
+        self.write(name, Write::Put(Box::new(Record::new(name, entry)))).await?;
+
         // What is older than this has been told by then, and can't undo it after the caller has its answer.
         self.catch_up().await;
         self.settled(name).await;
@@ -207,17 +210,18 @@ impl Shared {
     ///
     /// # Errors
     ///
-    /// Where the registry does not take it. Nothing has changed then.
-    pub async fn remove(&self, name: &str) -> Result<bool, ShareError> {
+    /// Where the registry does not take it in time. The server is removed once the registry has taken it.
+    pub async fn remove(self: &Arc<Self>, name: &str) -> Result<bool, ShareError> {
         if tool_name::check_server(name).is_err() {
             return Ok(false);
         }
         self.read_or_refuse().await?;
         self.catch_up().await;
+
         let was_wanted = self.wanted().wants(name);
         let was_hosted = self.fleet.status(name).is_some();
         if was_wanted || was_hosted {
-            self.registry.remove(name).await?;
+            self.write(name, Write::Remove { at: fleet_ops::clock::now() }).await?;
             self.fleet.remove(name).await;
             self.catch_up().await;
             self.settled(name).await;
@@ -225,14 +229,34 @@ impl Shared {
         Ok(was_wanted || was_hosted)
     }
 
-    /// Waits, where a server is not hosted here, for what the registry may know of it: briefly for the registry, and as
-    /// long as a handshake may take for a server that is being started.
-    pub async fn wait_for(&self, name: &str) {
-        if !self.registry.is_shared() || self.fleet.status(name).is_some() {
-            return;
+    /// Looks for a server, and waits, where it is not hosted here, for what the registry may know of it: briefly for the
+    /// registry, and as long as a handshake may take for a server that is being started.
+    pub async fn look_for(&self, name: &str) -> Presence {
+        let is_hosted = || self.fleet.is_hosted(name);
+        if is_hosted() {
+            return Presence::Hosted;
         }
-        self.catch_up().await;
+
+        let is_shared = self.registry.is_shared();
+        let is_current = !is_shared || self.catch_up().await;
         self.settled(name).await;
+        if is_hosted() {
+            return Presence::Hosted;
+        }
+
+        let awaited = |reason: String, retry_after| Presence::Awaited { reason, retry_after };
+        if let Some(wish) = self.wanted().wish(name) {
+            let problem = wish.problem.clone();
+            return awaited(problem.unwrap_or_else(|| "it is being started".to_owned()), LATER);
+        }
+        if is_shared && !self.is_started() {
+            return awaited("the shared registry has not been read yet".to_owned(), SOON);
+        }
+        // It could have been written since the registry was read last.
+        if !is_current {
+            return awaited("the shared registry does not answer".to_owned(), LATER);
+        }
+        Presence::Unknown
     }
 
     /// Waits until what the registry wants of a name has been tried, as long as a handshake may take.
@@ -242,6 +266,17 @@ impl Shared {
         let tried = attempts.wait_for(|_| !is_open());
         // Where it takes longer, the caller hears that the server is not there.
         _ = timeout(self.fleet.policy().limits.handshake_timeout, tried).await;
+    }
+
+    /// How all servers are, those among them that others want hosted and that are not.
+    pub fn statuses(&self) -> Vec<ServerStatus> {
+        let mut all = self.fleet.statuses();
+        all.extend(self.refused());
+        let (writes, now) = (self.writes(), Instant::now());
+        for status in &mut all {
+            status.sharing = writes.unwritten(&status.name, now).map(writing::sharing);
+        }
+        all
     }
 
     /// The servers that others want hosted and that are not, and why.
@@ -256,17 +291,19 @@ impl Shared {
 
     /// Waits briefly for the start of the registry. Before that, its topic may not even be there.
     async fn read_or_refuse(&self) -> Result<(), RegistryError> {
-        timeout(CATCH_UP, self.ready()).await.map_err(|_| RegistryError::NotRead)
+        timeout(self.patience.catch_up, self.ready()).await.map_err(|_| RegistryError::NotRead)
     }
 
-    /// Waits briefly until everything has been told that is in the registry now.
-    async fn catch_up(&self) {
+    /// Waits briefly until everything has been told that is in the registry now: whether it has.
+    async fn catch_up(&self) -> bool {
         let asked = self.registry.catch_up();
         let mut caught_up = self.caught_up.subscribe();
         let done = caught_up.wait_for(|told| told.is_some_and(|told| told >= asked));
-        if timeout(CATCH_UP, done).await.is_err() {
+        let is_current = timeout(self.patience.catch_up, done).await.is_ok();
+        if !is_current {
             tracing::warn!("the registry has not been read to its end in time");
         }
+        is_current
     }
 
     fn wanted(&self) -> MutexGuard<'_, Wanted> {
@@ -278,10 +315,14 @@ impl Shared {
     }
 
     fn apply(self: &Arc<Self>, change: Change, stop: &CancellationToken) {
+        if self.writes().observe(&change) == Observed::Outdated {
+            return;
+        }
+
         let (name, goal, problem) = match change {
             Change::Put(record) => (record.name, Goal::Hosted(record.entry), None),
             Change::Unreadable { name, reason } => (name, Goal::Unreadable, Some(reason)),
-            Change::Removed(name) => (name, Goal::Gone, None),
+            Change::Removed { name, .. } => (name, Goal::Gone, None),
             Change::CaughtUp(number) => {
                 let is_first = !self.is_started();
                 self.caught_up.send_replace(Some(number));
@@ -374,71 +415,4 @@ impl Shared {
 }
 
 #[cfg(test)]
-mod tests {
-    use serde_json::json;
-
-    use super::*;
-    use crate::{
-        policy::{Policy, current::CurrentPolicy},
-        registry::memory::MemoryRegistry,
-    };
-
-    fn entry(command: &str) -> ServerEntry {
-        ServerEntry::from_value(&json!({ "command": command }), "config").unwrap()
-    }
-
-    async fn eventually(what: &str, check: impl Fn() -> bool) {
-        let wait = async {
-            while !check() {
-                tokio::time::sleep(Duration::from_millis(5)).await;
-            }
-        };
-        timeout(Duration::from_secs(30), wait).await.unwrap_or_else(|_| panic!("not in time: {what}"));
-    }
-
-    #[tokio::test]
-    async fn what_policy_refuses_is_shown_and_goes_with_its_record() {
-        let registry = Arc::new(MemoryRegistry::default());
-        let bad = Record::new("bad", &entry("rm"));
-        registry.put(&bad).await.unwrap();
-        registry.put(&Record::new("gone", &entry("rm"))).await.unwrap();
-        registry.remove("gone").await.unwrap();
-        let fleet = Fleet::new(CurrentPolicy::new(Policy::default()));
-        let shared = Shared::new(fleet, registry.clone(), Plain::default());
-        let stop = CancellationToken::new();
-        shared.follow(stop.clone());
-        shared.ready().await;
-        eventually("the refusal", || !shared.refused().is_empty()).await;
-        let refused = shared.refused();
-        assert_eq!(
-            (refused.len(), refused[0].name.as_str(), refused[0].state.as_str()),
-            (1, "bad", "refused")
-        );
-        assert!(refused[0].last_error.as_ref().unwrap().contains("rm"), "{refused:?}");
-
-        assert!(shared.remove("bad").await.unwrap());
-        assert!(shared.refused().is_empty());
-        assert!(!shared.remove("bad").await.unwrap());
-        let error = shared.initialize("x", &entry("rm")).await.unwrap_err();
-        assert!(
-            error.is_permanent() && shared.refused().is_empty(),
-            "what is refused here is not shared: {error}"
-        );
-        stop.cancel();
-    }
-
-    #[tokio::test]
-    async fn what_can_not_be_read_is_shown() {
-        let shared = Shared::new(
-            Fleet::new(CurrentPolicy::new(Policy::default())),
-            Arc::new(MemoryRegistry::default()),
-            Plain::default(),
-        );
-        let stop = CancellationToken::new();
-        let unreadable = Change::Unreadable { name: "odd".to_owned(), reason: "no JSON".to_owned() };
-        shared.apply(unreadable, &stop);
-        assert_eq!(shared.refused()[0].last_error.as_deref(), Some("no JSON"));
-        shared.apply(Change::Removed("odd".to_owned()), &stop);
-        assert!(shared.refused().is_empty());
-    }
-}
+mod tests;

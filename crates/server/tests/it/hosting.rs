@@ -281,9 +281,21 @@ async fn a_server_that_ends_itself_at_unknown_methods_is_hosted() {
 async fn a_remote_server_that_is_not_there_is_an_error() {
     let server = Server::start(&["--allow-remote", "127.0.0.1"]).await;
     let free = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
-    let (message, is_final) =
-        server.initialize_error("x", json!({"url": format!("http://{free}/mcp")})).await;
-    assert!(!is_final && message.contains("refused"), "{message}");
+    // It may be there later, so a job waits.
+    let config = json!({"url": format!("http://{free}/mcp")});
+    let answer = server.call_raw("server_initialize", json!({"name": "x", "config": config})).await;
+    let error = &answer["error"];
+    assert_eq!((&error["code"], &error["data"]["reason"]), (&json!(-32603), &json!("server-unavailable")));
+    assert_eq!((&error["data"]["server"], &error["data"]["retryAfterMs"]), (&json!("x"), &json!(5000)));
+    assert!(error["message"].as_str().unwrap().contains("refused"), "{answer}");
+    // From now on it is known, and so are calls of it.
+    let call = server.call_raw("x__work", json!({})).await;
+    assert_eq!(call["error"]["data"]["reason"], "server-unavailable", "{call}");
+    assert!(call["error"]["data"]["retryAfterMs"].as_u64().is_some_and(|ms| ms > 0), "{call}");
+    // One that answers with something else than MCP is there, and wrong.
+    let stub = server.url("/health");
+    let (message, is_final) = server.initialize_error("y", json!({ "url": stub })).await;
+    assert!(!is_final && message.contains("handshake failed"), "{message}");
     for url in ["http://127.0.0.2/", "http://[::1]/", "http://169.254.169.254/", "http://user@127.0.0.1/"] {
         let (message, is_final) = server.initialize_error("x", json!({ "url": url })).await;
         assert!(is_final, "{url}: {message}");

@@ -63,7 +63,7 @@ async fn what_is_wrong_is_said_in_json_rpc() {
     check(
         r#"{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"a__b"}}"#,
         200,
-        -32603,
+        -32602,
         json!(1),
     )
     .await;

@@ -17,8 +17,24 @@ async fn without_its_registry_a_server_is_not_ready_and_shares_nothing() {
     assert!(ready.text().await.unwrap().contains("reading the registry"));
     assert_eq!(server.http.get(server.url("/health")).send().await.unwrap().status(), 200);
 
-    let (message, is_final) = server.initialize_error("x", json!({"command": program})).await;
-    assert!(!is_final && message.contains("has not been read yet"), "{message}");
+    // Nothing is wrong with any of this, so jobs wait.
+    let waits = async |tool: &str, arguments: serde_json::Value| {
+        let answer = server.call_raw(tool, arguments).await;
+        let error = &answer["error"];
+        assert_eq!(
+            (&error["code"], &error["data"]["reason"]),
+            (&json!(-32603), &json!("server-unavailable"))
+        );
+        assert_eq!(error["data"]["server"], "x", "{answer}");
+        assert!(error["data"]["retryAfterMs"].as_u64().is_some_and(|ms| ms > 0), "{answer}");
+        assert!(error["message"].as_str().unwrap().contains("has not been read yet"), "{answer}");
+    };
+    waits("server_initialize", json!({"name": "x", "config": {"command": program}})).await;
+    waits("server_remove", json!({"name": "x"})).await;
+    waits("x__work", json!({})).await;
+    let prompt = server.request("prompts/get", json!({"name": "x__ask"})).await;
+    assert_eq!(prompt["error"]["data"]["reason"], "server-unavailable", "{prompt}");
+
     let secret = json!({"command": program, "env": {"API_KEY": "hunter2"}});
     let (message, is_final) = server.initialize_error("x", secret).await;
     assert!(is_final && message.contains("`env.API_KEY`") && !message.contains("hunter2"), "{message}");
@@ -26,7 +42,6 @@ async fn without_its_registry_a_server_is_not_ready_and_shares_nothing() {
     let (message, is_final) = server.initialize_error("x", remote).await;
     assert!(is_final && message.contains("`url.key`") && !message.contains("hunter2"), "{message}");
     assert_eq!(server.call_ok("server_list", json!({})).await, json!({"servers": []}));
-    assert_eq!(server.call_raw("x__work", json!({})).await["error"]["code"], json!(-32603));
     let status = server.terminate().await;
     assert!(status.success(), "{status}");
 }
@@ -36,6 +51,10 @@ async fn without_kafka_there_is_nothing_to_wait_for() {
     let dir = tempfile::tempdir().unwrap();
     let program = script(dir.path(), "server", &legacy_server("work", &format!("text=done; {ANSWER_TEXT}")));
     let server = Server::start(&["--allow-command", &program, "--allow-env", "API_KEY"]).await;
+    // So what is not hosted is unknown, and asking again would not help.
+    let unknown = server.call_raw("x__work", json!({})).await["error"].clone();
+    assert_eq!((&unknown["code"], &unknown["data"]["reason"]), (&json!(-32602), &json!("unknown-server")));
+    assert!(unknown["message"].as_str().unwrap().contains("no MCP server named `x` is hosted"), "{unknown}");
     // What stays in the process may be written as it is.
     server.initialize("x", json!({"command": program, "env": {"API_KEY": "hunter2"}})).await;
     let pid = server.status("x").await["pid"].clone();

@@ -19,7 +19,7 @@ use crate::{
         status::{OfferedTool, ServerInfo},
         upstream::ConnectError,
     },
-    registry::{Shared, shared::ShareError},
+    registry::{Shared, presence::ShareError},
     toolkit::{Effect, ToolFailure, ToolSpec},
 };
 
@@ -134,10 +134,15 @@ async fn with_progress<T>(
 
 fn failure(name: &str, error: &ShareError) -> ToolFailure {
     let what = match error {
-        ShareError::Init(_) | ShareError::NotShareable(_) => "not hosted",
-        ShareError::Registry(_) => "hosted by this replica alone",
+        ShareError::Unwritten { .. } => "hosted by this replica alone",
+        ShareError::Superseded => "not hosted any more",
+        ShareError::Init(_) | ShareError::NotShareable(_) | ShareError::Registry(_) => "not hosted",
     };
     let message = format!("server {name:?} is {what}: {}", chain(error));
+    if let Some(retry_after) = error.retry_after() {
+        return ToolFailure::unavailable(message, name, retry_after);
+    }
+
     let failure =
         if error.is_permanent() { ToolFailure::permanent(message) } else { ToolFailure::transient(message) };
     match error {

@@ -53,8 +53,7 @@ pub async fn server_list(
     _context: RequestContext<RoleServer>,
     _args: Args,
 ) -> Result<Servers, ToolFailure> {
-    let servers = shared.fleet().statuses().into_iter().chain(shared.refused());
-    let servers = servers.map(|status| Server {
+    let servers = shared.statuses().into_iter().map(|status| Server {
         name: status.name,
         state: status.state,
         tool_count: status.tool_count,

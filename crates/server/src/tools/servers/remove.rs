@@ -49,6 +49,9 @@ pub async fn server_remove(
 ) -> Result<Removed, ToolFailure> {
     let removed = shared.remove(&args.name).await.map_err(|error| {
         let message = format!("server {:?} is not removed: {}", args.name, chain(&error));
+        if let Some(retry_after) = error.retry_after() {
+            return ToolFailure::unavailable(message, &args.name, retry_after);
+        }
         if error.is_permanent() { ToolFailure::permanent(message) } else { ToolFailure::transient(message) }
     })?;
     Ok(Removed { name: args.name, removed })

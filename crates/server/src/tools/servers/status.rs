@@ -47,13 +47,12 @@ pub async fn server_status(
     _context: RequestContext<RoleServer>,
     args: Args,
 ) -> Result<Statuses, ToolFailure> {
-    let servers = match args.name {
-        None => shared.fleet().statuses().into_iter().chain(shared.refused()).collect(),
-        Some(name) => vec![
-            (shared.fleet().status(&name))
-                .or_else(|| shared.refused().into_iter().find(|refused| refused.name == name))
-                .ok_or_else(|| ToolFailure::permanent(format!("no server {name:?} is hosted")))?,
-        ],
-    };
+    let mut servers = shared.statuses();
+    if let Some(name) = args.name {
+        servers.retain(|status| status.name == name);
+        if servers.is_empty() {
+            return Err(ToolFailure::permanent(format!("no server {name:?} is hosted")));
+        }
+    }
     Ok(Statuses { servers })
 }

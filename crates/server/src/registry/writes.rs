@@ -1,0 +1,263 @@
+//! Writes that the registry has not acknowledged yet: the newest of each name, until it is acknowledged or something newer
+//! has taken its place.
+//!
+//! Pure: the caller writes, and says what became of it. A write is known by its number. The caller
+//! - adds a write ([`Writes::add`]) and then, as long as it is [`Standing::Open`] ([`Writes::standing`]), tries it and tells
+//!   of the end of each try ([`Writes::acknowledged`], [`Writes::failed`]),
+//! - shows every change of the registry to [`Writes::observe`] before it acts on it.
+
+use std::{
+    collections::BTreeMap,
+    time::{Duration, Instant},
+};
+
+use fleet_job::time::Timestamp;
+
+use super::{Change, Record};
+
+/// The wait after the first failure; it doubles from there.
+const FIRST_RETRY: Duration = Duration::from_millis(500);
+const LONGEST_RETRY: Duration = Duration::from_secs(30);
+
+/// What is to be written.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) enum Write {
+    /// This record.
+    Put(Box<Record>),
+    /// That there is none.
+    Remove {
+        /// When that was decided.
+        at: Timestamp,
+    },
+}
+
+impl Write {
+    fn at(&self) -> Timestamp {
+        match self {
+            Self::Put(record) => record.written_at,
+            Self::Remove { at } => *at,
+        }
+    }
+}
+
+/// How a write stands.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) enum Standing {
+    /// It is still to be made.
+    Open(Write),
+    /// It is in the registry.
+    Written,
+    /// Something newer has taken its place.
+    Superseded,
+}
+
+/// What a change of the registry means, given the open write of the same name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Observed {
+    /// The change is what counts now.
+    Newest,
+    /// The open write comes after it, so nothing follows from it.
+    Outdated,
+}
+
+/// All open writes.
+#[derive(Debug, Default)]
+pub(super) struct Writes {
+    by_name: BTreeMap<String, Pending>,
+    /// Counts writes.
+    added: u64,
+}
+
+/// A write that is open.
+#[derive(Debug)]
+struct Pending {
+    number: u64,
+    write: Write,
+    /// Whether the registry was seen to have it, though nobody has acknowledged it.
+    seen: bool,
+    since: Instant,
+    failures: u32,
+    last_error: Option<String>,
+}
+
+/// What is to be said about an open write.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Unwritten {
+    /// Whether it is a removal.
+    pub(super) removal: bool,
+    /// For how long it has been open.
+    pub(super) age: Duration,
+    /// How often it has failed.
+    pub(super) failures: u32,
+    /// How it failed last.
+    pub(super) last_error: Option<String>,
+}
+
+impl Writes {
+    /// Adds a write, in the place of what was open of this name.
+    pub(super) fn add(&mut self, name: &str, write: Write, now: Instant) -> u64 {
+        self.added += 1;
+        let number = self.added;
+        let pending = Pending { number, write, seen: false, since: now, failures: 0, last_error: None };
+        self.by_name.insert(name.to_owned(), pending);
+        number
+    }
+
+    /// How a write stands.
+    #[must_use]
+    pub(super) fn standing(&mut self, name: &str, number: u64) -> Standing {
+        match self.still(name, number) {
+            None => Standing::Superseded,
+            Some(pending) if pending.seen => {
+                self.by_name.remove(name);
+                Standing::Written
+            }
+            Some(pending) => Standing::Open(pending.write.clone()),
+        }
+    }
+
+    /// The registry has acknowledged a write.
+    pub(super) fn acknowledged(&mut self, name: &str, number: u64) {
+        if self.still(name, number).is_some() {
+            self.by_name.remove(name);
+        }
+    }
+
+    /// A write has failed. How long to wait before the next try.
+    #[must_use]
+    pub(super) fn failed(&mut self, name: &str, number: u64, error: String) -> Duration {
+        let Some(pending) = self.still(name, number) else { return Duration::ZERO };
+        let wait = FIRST_RETRY.saturating_mul(1 << pending.failures.min(16)).min(LONGEST_RETRY);
+        pending.failures = pending.failures.saturating_add(1);
+        pending.last_error = Some(error);
+        wait
+    }
+
+    /// Takes in a change of the registry.
+    #[must_use]
+    pub(super) fn observe(&mut self, change: &Change) -> Observed {
+        let (name, at, revision) = match change {
+            Change::Put(record) => (&record.name, Some(record.written_at), Some(&record.revision)),
+            Change::Removed { name, at } => (name, *at, None),
+            // What can't be read does not say when it was written; ours can be read.
+            Change::Unreadable { name, .. } => (name, None, None),
+            Change::CaughtUp(_) => return Observed::Newest,
+        };
+        let Some(pending) = self.by_name.get_mut(name) else { return Observed::Newest };
+
+        let is_ours = matches!(&pending.write, Write::Put(record) if Some(&record.revision) == revision);
+        if is_ours {
+            // The acknowledgement was lost, or is still to come.
+            pending.seen = true;
+            return Observed::Newest;
+        }
+        if at.is_some_and(|at| at > pending.write.at()) {
+            tracing::warn!(
+                server = name,
+                "an unwritten change of the registry is dropped: a newer one was read"
+            );
+            self.by_name.remove(name);
+            return Observed::Newest;
+        }
+        Observed::Outdated
+    }
+
+    /// How many writes are open.
+    pub(super) fn len(&self) -> usize {
+        self.by_name.values().filter(|pending| !pending.seen).count()
+    }
+
+    /// The open write of a name.
+    pub(super) fn unwritten(&self, name: &str, now: Instant) -> Option<Unwritten> {
+        let pending = self.by_name.get(name).filter(|pending| !pending.seen)?;
+        Some(Unwritten {
+            removal: matches!(pending.write, Write::Remove { .. }),
+            age: now.duration_since(pending.since),
+            failures: pending.failures,
+            last_error: pending.last_error.clone(),
+        })
+    }
+
+    fn still(&mut self, name: &str, number: u64) -> Option<&mut Pending> {
+        self.by_name.get_mut(name).filter(|pending| pending.number == number)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use fleet_job::mcp_servers::ServerEntry;
+    use serde_json::json;
+
+    use super::*;
+
+    fn record(seconds: i64) -> Record {
+        let entry = ServerEntry::from_value(&json!({"command": "x"}), "config").unwrap();
+        Record { written_at: at(seconds), ..Record::new("s", &entry) }
+    }
+
+    fn at(seconds: i64) -> Timestamp {
+        Timestamp::from_millis(seconds * 1000).unwrap()
+    }
+
+    fn put(record: &Record) -> Write {
+        Write::Put(Box::new(record.clone()))
+    }
+
+    #[test]
+    fn a_write_is_repeated_until_it_is_acknowledged() {
+        let (mut writes, now, ours) = (Writes::default(), Instant::now(), record(1));
+        let number = writes.add("s", put(&ours), now);
+        let mut waits = Vec::new();
+        for failure in 1..=9 {
+            assert_eq!(writes.standing("s", number), Standing::Open(put(&ours)));
+            waits.push(writes.failed("s", number, format!("failure {failure}")).as_millis());
+        }
+        assert_eq!(waits, [500, 1000, 2000, 4000, 8000, 16000, 30000, 30000, 30000]);
+        let unwritten = writes.unwritten("s", now + Duration::from_secs(5)).unwrap();
+        assert_eq!((unwritten.failures, unwritten.age), (9, Duration::from_secs(5)));
+        assert_eq!((unwritten.last_error.as_deref(), writes.len()), (Some("failure 9"), 1));
+        writes.acknowledged("s", number);
+        assert_eq!((writes.unwritten("s", now), writes.len()), (None, 0));
+    }
+
+    #[test]
+    fn the_newest_write_of_a_name_counts() {
+        let (mut writes, now) = (Writes::default(), Instant::now());
+        let old = writes.add("s", put(&record(1)), now);
+        let new = writes.add("s", Write::Remove { at: at(2) }, now);
+        assert_eq!(writes.standing("s", old), Standing::Superseded);
+        writes.acknowledged("s", old);
+        assert_eq!(writes.failed("s", old, "late".to_owned()), Duration::ZERO);
+        assert_eq!(writes.standing("s", new), Standing::Open(Write::Remove { at: at(2) }));
+        assert!(writes.unwritten("s", now).is_some_and(|open| open.removal && open.failures == 0));
+    }
+
+    #[test]
+    fn what_others_write_is_weighed_by_its_time() {
+        let removed = |seconds| Change::Removed { name: "s".to_owned(), at: Some(at(seconds)) };
+        let check =
+            |write: Write, change: Change, observed: Observed, standing: &dyn Fn(Write) -> Standing| {
+                let mut writes = Writes::default();
+                let number = writes.add("s", write.clone(), Instant::now());
+                assert_eq!(writes.observe(&change), observed, "{change:?}");
+                assert_eq!(writes.standing("s", number), standing(write), "{change:?}");
+            };
+        let ours = record(5);
+        check(put(&ours), Change::Put(record(6)), Observed::Newest, &|_| Standing::Superseded);
+        check(put(&ours), Change::Put(record(4)), Observed::Outdated, &Standing::Open);
+        check(put(&ours), removed(6), Observed::Newest, &|_| Standing::Superseded);
+        check(put(&ours), removed(4), Observed::Outdated, &Standing::Open);
+        check(put(&ours), Change::Put(ours.clone()), Observed::Newest, &|_| Standing::Written);
+        check(Write::Remove { at: at(5) }, Change::Put(record(4)), Observed::Outdated, &Standing::Open);
+        check(Write::Remove { at: at(5) }, Change::Put(record(6)), Observed::Newest, &|_| {
+            Standing::Superseded
+        });
+        let unreadable = Change::Unreadable { name: "s".to_owned(), reason: "odd".to_owned() };
+        check(put(&ours), unreadable, Observed::Outdated, &Standing::Open);
+        let timeless = Change::Removed { name: "s".to_owned(), at: None };
+        check(put(&ours), timeless, Observed::Outdated, &Standing::Open);
+        // Other names are none of its business.
+        let other = Change::Removed { name: "other".to_owned(), at: Some(at(9)) };
+        check(put(&ours), other, Observed::Newest, &Standing::Open);
+    }
+}
