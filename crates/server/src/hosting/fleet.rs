@@ -233,6 +233,14 @@ impl Fleet {
         hosted: &Arc<Hosted>,
         launch: &Launch,
     ) -> Result<Arc<Upstream>, InitError> {
+        {
+            // Before the attempt, which may be given up in the middle: then the next call makes another one.
+            let mut state = hosted.state_mut();
+            if !matches!(state.phase, Phase::Running(_)) {
+                state.launch = Some(launch.clone());
+            }
+        }
+
         let limit = self.policy().limits.handshake_timeout;
         let attempting = hosted.attempt(limit);
         let connected =

@@ -159,3 +159,22 @@ async fn a_slow_start_is_told_with_what_the_child_writes() {
     let ServerResult::CallToolResult(result) = handle.await_response().await.unwrap() else { panic!() };
     assert_ne!(result.is_error, Some(true), "{result:?}");
 }
+
+/// Its job was cancelled, say. The server is known, so the calls of it wait, and must not do so for ever.
+#[tokio::test]
+async fn a_start_that_was_given_up_is_made_by_the_next_call() {
+    let dir = tempfile::tempdir().unwrap();
+    let before = "while [ ! -e \"$(dirname \"$0\")/go\" ]; do sleep 0.1; done";
+    let program = slow(dir.path(), before, &legacy_server("work", &answer()));
+    let server = Server::start(&["--allow-command", &program]).await;
+    let arguments = json!({"name": "x", "config": {"command": program}});
+    let params = json!({"name": "server_initialize", "arguments": arguments});
+    let body = json!({"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": params});
+    let request = server.http.post(server.url("/message")).json(&body);
+    request.timeout(std::time::Duration::from_secs(1)).send().await.unwrap_err();
+    assert_eq!(starts(dir.path()), 1);
+
+    std::fs::write(dir.path().join("go"), "").unwrap();
+    let called = server.call("x__work", json!({})).await;
+    assert_eq!(called["content"][0]["text"], "done", "{called}");
+}
