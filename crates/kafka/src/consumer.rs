@@ -13,6 +13,7 @@ mod commits;
 mod context;
 mod poll;
 mod pulse;
+mod wakeup;
 
 use std::{
     io,
@@ -38,6 +39,7 @@ use commits::CommitThread;
 use context::Context;
 use poll::PollThread;
 use pulse::Pulse;
+use wakeup::Wakeup;
 
 /// librdkafka's own default of `max.poll.interval.ms`.
 const MAX_POLL_INTERVAL: &str = "300000";
@@ -160,6 +162,7 @@ enum Order {
 pub struct Consumer {
     orders: mpsc::Sender<Order>,
     pulse: Arc<Pulse>,
+    wakeup: Arc<Wakeup>,
     thread: Option<thread::JoinHandle<()>>,
 }
 
@@ -174,14 +177,22 @@ impl Consumer {
         let (sender, receiver) = events::unbounded_channel();
         let (orders, inbox) = mpsc::channel();
         let queued = Arc::new(AtomicUsize::new(0));
-        let pulse = Arc::new(Pulse::new());
-        let context =
-            Context::new(sender, queued.clone(), pulse.clone(), config.topics.clone(), config.drain);
-        let consumer: BaseConsumer<Context> = config
+        let (pulse, wakeup) = (Arc::new(Pulse::new()), Arc::new(Wakeup::default()));
+        let context = Context::new(
+            sender,
+            queued.clone(),
+            pulse.clone(),
+            wakeup.clone(),
+            config.topics.clone(),
+            config.drain,
+        );
+        let mut consumer: BaseConsumer<Context> = config
             .settings
             .consumer(&config.group)
             .create_with_context(context)
             .map_err(KafkaError::client)?;
+        let waker = wakeup.clone();
+        consumer.set_nonempty_callback(move || waker.wake());
         let topics: Vec<_> = config.topics.iter().map(String::as_str).collect();
         consumer
             .subscribe(&topics)
@@ -193,7 +204,7 @@ impl Consumer {
             .name("kafka-poll".to_owned())
             .spawn(move || PollThread::new(consumer, inbox, commits).run())
             .map_err(no_thread)?;
-        Ok((Self { orders, pulse, thread: Some(thread) }, Events { receiver, queued }))
+        Ok((Self { orders, pulse, wakeup, thread: Some(thread) }, Events { receiver, queued }))
     }
 
     /// For how long the poll thread has heard nothing: it waits for a broker that does not answer, or the process stood
@@ -208,6 +219,7 @@ impl Consumer {
         if self.orders.send(order).is_err() {
             tracing::debug!("the poll thread has ended; the order is moot");
         }
+        self.wakeup.wake();
     }
 
     /// Commits without waiting; [`Event::Committed`] tells how it went, unless the partition has gone.

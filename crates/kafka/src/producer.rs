@@ -1,7 +1,10 @@
 //! Writing records and knowing that they are written.
 
 use std::{
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
     thread,
     time::Duration,
 };
@@ -11,7 +14,7 @@ use rdkafka::{
     ClientContext, Message as _,
     error::{KafkaError as Native, RDKafkaErrorCode},
     message::DeliveryResult,
-    producer::{BaseRecord, Producer as _, ProducerContext, PurgeConfig, ThreadedProducer},
+    producer::{BaseProducer, BaseRecord, Producer as _, ProducerContext, PurgeConfig},
 };
 use tokio::sync::oneshot;
 
@@ -83,7 +86,47 @@ impl ProducerContext for Deliveries {
     }
 }
 
-type Inner = Arc<ThreadedProducer<Deliveries>>;
+/// How long a poll lasts. It takes reports as they come; rdkafka spins through the last millisecond of each poll, so they
+/// are long. The thread outlives its client by as much.
+const POLL: Duration = Duration::from_secs(5);
+
+/// A client and the thread that hears of its writes.
+struct Polled {
+    client: Arc<BaseProducer<Deliveries>>,
+    is_dropped: Arc<AtomicBool>,
+}
+
+impl Polled {
+    fn start(settings: &Settings) -> Result<Self, Native> {
+        let client: BaseProducer<Deliveries> = settings.producer().create_with_context(Deliveries)?;
+        let (client, is_dropped) = (Arc::new(client), Arc::new(AtomicBool::new(false)));
+        let (polled, end) = (client.clone(), is_dropped.clone());
+        thread::Builder::new()
+            .name("kafka-produce".to_owned())
+            .spawn(move || {
+                while !end.load(Ordering::Relaxed) {
+                    polled.poll(POLL);
+                }
+            })
+            .map_err(|error| Native::ClientCreation(error.to_string()))?;
+        Ok(Self { client, is_dropped })
+    }
+
+    /// Gives up everything that is not written yet. Does not wait for the broker's threads, which may wait for a name to be
+    /// resolved.
+    fn give_up(&self) {
+        self.client.purge(PurgeConfig::default().queue().inflight().non_blocking());
+    }
+}
+
+impl Drop for Polled {
+    fn drop(&mut self) {
+        self.is_dropped.store(true, Ordering::Relaxed);
+        self.give_up();
+    }
+}
+
+type Inner = Arc<Polled>;
 
 /// A producer whose writes are acknowledged by all in-sync replicas. Records of one key keep their order.
 pub struct Producer {
@@ -112,7 +155,7 @@ impl Producer {
     }
 
     fn create(settings: &Settings) -> Result<Inner, Native> {
-        settings.producer().create_with_context(Deliveries).map(Arc::new)
+        Polled::start(settings).map(Arc::new)
     }
 
     fn current(&self) -> Inner {
@@ -144,7 +187,7 @@ impl Producer {
             headers: (!record.headers.is_empty()).then(|| convert::to_headers(&record.headers)),
             delivery_opaque: Box::new(Report(Some(Box::new(then)))),
         };
-        producer.send(native).map_err(|(source, mut native)| {
+        producer.client.send(native).map_err(|(source, mut native)| {
             self.replace_after_fatal(&producer, &source);
             let topic = record.topic.clone();
             native.delivery_opaque.0 = None;
@@ -195,7 +238,7 @@ impl Producer {
 
     fn replace_after_fatal(&self, failed: &Inner, error: &Native) {
         let fatal = error.rdkafka_error_code() == Some(RDKafkaErrorCode::Fatal)
-            || failed.client().fatal_error().is_some();
+            || failed.client.client().fatal_error().is_some();
         if !fatal {
             return;
         }
@@ -213,17 +256,15 @@ impl Producer {
     /// Puts a new producer in the place of `old`, unless that has been done already: many sends fail at once.
     fn replace(&self, old: Inner) {
         let mut current = self.current.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        if current.client().native_ptr() == old.client().native_ptr() {
+        if Arc::ptr_eq(&current, &old) {
             match Self::create(&self.settings) {
                 Ok(fresh) => *current = fresh,
                 Err(error) => tracing::error!(%error, "the Kafka producer can't be replaced"),
             }
         }
         drop(current);
-        // Not to wait for the broker's threads, which may wait for a name to be resolved.
-        old.purge(PurgeConfig::default().queue().inflight().non_blocking());
-        // Ending a producer waits for its threads, which nobody here has the time for.
-        thread::spawn(move || drop(old));
+        // Somebody else may be about to hand it a record, and so keep it for a moment.
+        old.give_up();
     }
 
     /// Waits until everything handed over is acknowledged or has failed, at most `timeout`. Blocks the thread.
@@ -232,6 +273,7 @@ impl Producer {
     /// [`KafkaError::Request`] when the time did not suffice.
     pub fn flush(&self, timeout: Duration) -> Result<(), KafkaError> {
         self.current()
+            .client
             .flush(timeout)
             .map_err(|source| KafkaError::Request { what: "flushing the producer", source })
     }

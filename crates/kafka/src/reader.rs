@@ -1,4 +1,5 @@
-//! Reading a topic without a group, for tools: from the start or from now on, up to the end or on and on.
+//! Reading a topic without a group: from the start or from now on, up to the end or on and on. What follows topics for as
+//! long as it lives uses [`crate::follow`].
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
@@ -17,6 +18,14 @@ use crate::{admin, convert, error::KafkaError, settings::Settings};
 /// The least that a poll can wait.
 const LEAST_POLL: Duration = Duration::from_millis(1);
 
+/// What is left until `deadline`, rounded up to what librdkafka counts in. rdkafka asks again and again, without waiting,
+/// through a part of a millisecond.
+fn whole_millis_until(deadline: Instant) -> Duration {
+    let left = deadline.saturating_duration_since(Instant::now());
+    let millis = left.as_micros().div_ceil(1000);
+    Duration::from_millis(u64::try_from(millis).unwrap_or(u64::MAX)).max(LEAST_POLL)
+}
+
 /// Where to begin.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum From {
@@ -30,18 +39,17 @@ pub enum From {
 pub struct Reader {
     consumer: BaseConsumer<Quiet>,
     settings: Settings,
-    /// Asks where the topic ends, over connections of its own. On those of `consumer` every answer waits behind a fetch,
-    /// which a broker holds back while there is nothing to read: half a second for each question.
-    asker: Option<BaseConsumer<Quiet>>,
+    /// Made when somebody asks where the topic ends.
+    asker: Option<Asker>,
     topic: String,
-    /// How far there is to read, per partition.
-    ends: Vec<End>,
+    ends: Ends,
     /// Whether an end has been looked for since the reader was opened. What librdkafka says about ends may be older.
     looked: bool,
 }
 
 /// Says nothing of the ends of partitions, which librdkafka reports as errors.
-struct Quiet;
+#[derive(Debug)]
+pub(crate) struct Quiet;
 
 impl ClientContext for Quiet {
     fn error(&self, error: Native, reason: &str) {
@@ -53,13 +61,83 @@ impl ClientContext for Quiet {
 
 impl ConsumerContext for Quiet {}
 
-#[derive(Debug)]
+/// How far a topic has been read, and how far there is to read, per partition.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Ends(Vec<End>);
+
+#[derive(Debug, Clone)]
 struct End {
     partition: i32,
     /// One past the last record that was there when somebody looked.
     end: i64,
     /// The offset to read next.
     next: i64,
+}
+
+impl Ends {
+    /// Everything before `next` has been read.
+    pub(crate) fn reached(&mut self, partition: i32, next: i64) {
+        for end in self.0.iter_mut().filter(|end| end.partition == partition) {
+            end.next = end.next.max(next);
+        }
+    }
+
+    /// Nothing is left before the end, though the last offsets there may hold no record.
+    fn reached_end(&mut self, partition: i32) {
+        for end in self.0.iter_mut().filter(|end| end.partition == partition) {
+            end.next = end.next.max(end.end);
+        }
+    }
+
+    fn ends_at(&mut self, partition: i32, high: i64) {
+        for end in self.0.iter_mut().filter(|end| end.partition == partition) {
+            end.end = end.end.max(high);
+        }
+    }
+
+    /// The offset to read next, by partition.
+    pub(crate) fn positions(&self) -> BTreeMap<i32, i64> {
+        self.0.iter().map(|end| (end.partition, end.next)).collect()
+    }
+
+    /// Whether everything has been read that was there when somebody looked.
+    pub(crate) fn at_end(&self) -> bool {
+        self.0.iter().all(|end| end.next >= end.end)
+    }
+}
+
+/// Asks where topics end, over connections of its own. On those of a client that reads, every answer waits behind a fetch,
+/// which a broker holds back while there is nothing to read: half a second for each question.
+pub(crate) struct Asker(BaseConsumer<Quiet>);
+
+impl Asker {
+    pub(crate) fn new(settings: &Settings) -> Result<Self, KafkaError> {
+        settings.reader().create_with_context(Quiet).map(Self).map_err(KafkaError::client)
+    }
+
+    /// Notes where the partitions of `topic` end now.
+    pub(crate) fn look_for_end(
+        &self,
+        topic: &str,
+        ends: &mut Ends,
+        timeout: Duration,
+    ) -> Result<(), KafkaError> {
+        let request = |source| KafkaError::Request { what: "asking for the end of a topic", source };
+        // All partitions in one question. In place of a time, `End` asks for the offset that comes next.
+        let mut question = TopicPartitionList::new();
+        for end in &ends.0 {
+            question.add_partition_offset(topic, end.partition, Offset::End).map_err(request)?;
+        }
+
+        let answer = self.0.offsets_for_times(question, timeout).map_err(request)?;
+        for found in answer.elements() {
+            found.error().map_err(request)?;
+            if let Offset::Offset(high) = found.offset() {
+                ends.ends_at(found.partition(), high);
+            }
+        }
+        Ok(())
+    }
 }
 
 impl std::fmt::Debug for Reader {
@@ -108,7 +186,7 @@ impl Reader {
         let consumer: BaseConsumer<Quiet> =
             settings.reader().create_with_context(Quiet).map_err(KafkaError::client)?;
         let mut assignment = TopicPartitionList::new();
-        let mut ends = Vec::new();
+        let mut ends = Ends::default();
         let request = |what| move |source| KafkaError::Request { what, source };
         for partition in 0..partitions {
             let (low, high) = consumer
@@ -118,7 +196,7 @@ impl Reader {
             assignment
                 .add_partition_offset(topic, partition, offset)
                 .map_err(request("choosing where to read"))?;
-            ends.push(End { partition, end: high, next });
+            ends.0.push(End { partition, end: high, next });
         }
         consumer.assign(&assignment).map_err(request("choosing what to read"))?;
         let settings = settings.clone();
@@ -132,19 +210,15 @@ impl Reader {
     pub fn next(&mut self, timeout: Duration) -> Result<Option<RawRecord>, KafkaError> {
         let deadline = Instant::now() + timeout;
         loop {
-            // librdkafka counts in whole milliseconds: less than one would be asked for again and again until it is over.
-            let rest = deadline.saturating_duration_since(Instant::now()).max(LEAST_POLL);
-            match self.consumer.poll(rest) {
+            match self.consumer.poll(whole_millis_until(deadline)) {
                 Some(Ok(message)) => {
                     let record = convert::to_record(&message);
                     let position = &record.position;
-                    self.reached(position.partition, position.offset + 1);
+                    self.ends.reached(position.partition, position.offset + 1);
                     return Ok(Some(record));
                 }
                 Some(Err(Native::PartitionEOF(partition))) if !self.looked => {
-                    // Nothing is left before the end, though the last offsets there may hold no record.
-                    let end = self.ends.iter().find(|end| end.partition == partition).map(|end| end.end);
-                    self.reached(partition, end.unwrap_or_default());
+                    self.ends.reached_end(partition);
                 }
                 Some(Err(Native::PartitionEOF(_))) => {}
                 Some(Err(source @ Native::MessageConsumptionFatal(_))) => {
@@ -159,21 +233,19 @@ impl Reader {
         }
     }
 
-    fn reached(&mut self, partition: i32, next: i64) {
-        for end in self.ends.iter_mut().filter(|end| end.partition == partition) {
-            end.next = end.next.max(next);
-        }
-    }
-
     /// The offset to read next, by partition.
     pub fn positions(&self) -> BTreeMap<i32, i64> {
-        self.ends.iter().map(|end| (end.partition, end.next)).collect()
+        self.ends.positions()
+    }
+
+    pub(crate) fn ends(&self) -> Ends {
+        self.ends.clone()
     }
 
     /// Whether everything has been read that was there when the reader was opened, or at the last
     /// [`Reader::look_for_end`].
     pub fn at_end(&self) -> bool {
-        self.ends.iter().all(|end| end.next >= end.end)
+        self.ends.at_end()
     }
 
     /// Looks again where the topic ends. A topic that ends in anything but a record (markers of transactions) is then
@@ -182,25 +254,13 @@ impl Reader {
     /// # Errors
     /// [`KafkaError::Request`].
     pub fn look_for_end(&mut self, timeout: Duration) -> Result<(), KafkaError> {
-        let request = |source| KafkaError::Request { what: "asking for the end of a topic", source };
         let asker = match self.asker.take() {
             Some(asker) => asker,
-            None => self.settings.reader().create_with_context(Quiet).map_err(KafkaError::client)?,
+            None => Asker::new(&self.settings)?,
         };
-        // All partitions in one question. In place of a time, `End` asks for the offset that comes next.
-        let mut question = TopicPartitionList::new();
-        for end in &self.ends {
-            question.add_partition_offset(&self.topic, end.partition, Offset::End).map_err(request)?;
-        }
-        let answer = asker.offsets_for_times(question, timeout).map_err(request)?;
+
+        asker.look_for_end(&self.topic, &mut self.ends, timeout)?;
         self.asker = Some(asker);
-        for found in answer.elements() {
-            found.error().map_err(request)?;
-            let Offset::Offset(high) = found.offset() else { continue };
-            for end in self.ends.iter_mut().filter(|end| end.partition == found.partition()) {
-                end.end = end.end.max(high);
-            }
-        }
         self.looked = true;
         Ok(())
     }
@@ -243,11 +303,10 @@ pub fn search(
     }
     consumer.assign(&assignment).map_err(request("choosing where to look"))?;
     while !open.is_empty() {
-        let left = deadline.saturating_duration_since(Instant::now());
-        if left.is_zero() {
+        if Instant::now() >= deadline {
             return Ok(false);
         }
-        match consumer.poll(left) {
+        match consumer.poll(whole_millis_until(deadline)) {
             Some(Ok(message)) => {
                 let record = convert::to_record(&message);
                 if found(&record) {
@@ -295,7 +354,7 @@ pub fn first_records(
     consumer.assign(&assignment).map_err(request("choosing what to read"))?;
     let deadline = Instant::now() + timeout;
     while !open.is_empty() && Instant::now() < deadline {
-        let ended = match consumer.poll(deadline.saturating_duration_since(Instant::now())) {
+        let ended = match consumer.poll(whole_millis_until(deadline)) {
             Some(Ok(message)) => {
                 let record = convert::to_record(&message);
                 let partition = record.position.partition;

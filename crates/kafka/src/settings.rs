@@ -208,6 +208,15 @@ impl Settings {
         config
     }
 
+    /// A consumer without a group that follows topics for as long as a process lives. Little is fetched ahead: what is
+    /// read is what has just been written.
+    pub(crate) fn follower(&self) -> ClientConfig {
+        let defaults = [("queued.min.messages", "1000"), ("queued.max.messages.kbytes", "4096")];
+        let mut config = self.with_defaults(self.reader(), &defaults);
+        config.set("enable.partition.eof", "false");
+        config
+    }
+
     /// A producer that waits for all in-sync replicas.
     pub(crate) fn producer(&self) -> ClientConfig {
         let delivery_timeout = DELIVERY_TIMEOUT_MS.min(self.session_timeout_ms() * 2 / 3).to_string();

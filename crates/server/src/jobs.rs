@@ -19,16 +19,12 @@ use fleet_job::{
     outcome::{ErrorKind, JobError},
     topics::Topics,
 };
-use fleet_kafka::{
-    KafkaError, admin,
-    producer::{Outgoing, Producer},
-    settings::Settings,
-};
+use fleet_kafka::{KafkaError, admin, follow::Mailbox, producer::Outgoing};
 use fleet_ledger::{Known, MemoryStore, Query, SqliteStore, Store, retention::Forgotten};
 use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 
-use crate::{config::JobsConfig, metrics};
+use crate::{config::JobsConfig, kafka::Link, metrics};
 
 mod caller;
 mod claims;
@@ -69,16 +65,17 @@ pub struct Jobs {
 }
 
 struct Inner {
-    settings: Settings,
+    link: Link,
     topics: Topics,
     max_job_bytes: usize,
     owners: Owners,
     store: Arc<dyn Store>,
-    producer: Producer,
     hub: Arc<hub::Hub>,
     cancelled: Mutex<Cancelled>,
     /// How often somebody has asked for the ledger to catch up.
     asked: AtomicU64,
+    /// Where the events arrive; woken when somebody has asked.
+    events: Mailbox,
     standing: watch::Sender<Standing>,
     claims: Mutex<claims::Claims>,
     /// Who may look through the jobs topic.
@@ -128,23 +125,18 @@ impl Jobs {
     ///
     /// # Errors
     /// Where a setting is not acceptable or the ledger's file can't be used.
-    pub async fn start(
-        config: &JobsConfig,
-        settings: Settings,
-        stop: CancellationToken,
-    ) -> Result<Self, JobsError> {
+    pub async fn start(config: &JobsConfig, link: Link, stop: CancellationToken) -> Result<Self, JobsError> {
         let topics = Topics::of(&config.topic);
         let store: Arc<dyn Store> = match &config.data_dir {
             Some(directory) => {
                 // Another cluster's topic of the same name is another topic.
-                let name = format!("{} {}", settings.brokers, topics.events);
+                let name = format!("{} {}", link.brokers(), topics.events);
                 Arc::new(SqliteStore::open(directory, &name, config.retention).await?)
             }
             None => Arc::new(MemoryStore::new(config.retention)),
         };
         let inner = Arc::new(Inner {
-            producer: Producer::new(&settings)?,
-            settings,
+            link,
             topics,
             max_job_bytes: config.max_job_bytes,
             owners: config.owners.clone(),
@@ -152,6 +144,7 @@ impl Jobs {
             hub: Arc::new(hub::Hub::new()),
             cancelled: Mutex::new(Cancelled::new(MAX_CANCELLED)),
             asked: AtomicU64::new(0),
+            events: Mailbox::default(),
             standing: watch::Sender::new(Standing::Reading),
             claims: Mutex::default(),
             searches: Arc::new(Semaphore::new(SEARCHES)),
@@ -199,7 +192,7 @@ impl Jobs {
                 _ = turn.tick() => {}
                 () = self.inner.stop.cancelled() => return,
             }
-            let (settings, topics) = (self.inner.settings.clone(), self.inner.topics.clone());
+            let (settings, topics) = (self.inner.link.follower.settings().clone(), self.inner.topics.clone());
             let (answer, asked) = tokio::sync::oneshot::channel();
             // A thread that nobody waits for at the end, as the runtime would for one of its own.
             std::thread::spawn(move || {
@@ -338,7 +331,7 @@ impl Jobs {
             value: Some(control.to_bytes()),
             ..Outgoing::default()
         };
-        self.inner.producer.send(&record).await?;
+        self.inner.link.producer.send(&record).await?;
         self.inner.cancelled().add(control);
         let job = self.wait(job_id, caller, limit).await?;
         Ok(Cancellation::of(job))
@@ -374,6 +367,7 @@ impl Jobs {
     pub(crate) async fn catch_up(&self) -> Result<(), JobsError> {
         self.must_be_read()?;
         let number = self.inner.asked.fetch_add(1, Ordering::AcqRel) + 1;
+        self.inner.events.wake();
         let mut standing = self.inner.standing.subscribe();
         let caught_up =
             standing.wait_for(|standing| matches!(standing, Standing::CaughtUp(to) if *to >= number));

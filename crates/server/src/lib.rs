@@ -14,6 +14,7 @@ pub mod gateway;
 pub mod hosting;
 pub mod http;
 pub mod jobs;
+pub mod kafka;
 pub mod launcher;
 pub mod metrics;
 pub mod policy;

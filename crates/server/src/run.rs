@@ -20,6 +20,7 @@ use crate::{
     hosting::Fleet,
     http,
     jobs::{Jobs, Tasks},
+    kafka::Link,
     policy::current::CurrentPolicy,
     provider::Provider,
     registry::{Shared, kafka::KafkaRegistry, memory::MemoryRegistry, sharing::Plain},
@@ -63,9 +64,10 @@ pub async fn run_until(
 ) -> Result<(), ServerError> {
     let fleet = Fleet::new(CurrentPolicy::new(config.policy.clone()));
     reload::follow(&config.policy_source, &fleet, stop.clone())?;
-    let shared = shared(&config, &fleet)?;
+    let mut links = Links::default();
+    let shared = shared(&config, &fleet, &mut links)?;
     shared.follow(stop.clone());
-    let jobs = jobs(&config, stop.clone()).await?;
+    let jobs = jobs(&config, &mut links, stop.clone()).await?;
     let mut providers = more;
     providers.extend(toolkits(&config, &fleet, &shared, jobs.as_ref())?);
     let (window, max_bytes) = (config.repeat_window, config.repeat_max_bytes);
@@ -84,12 +86,10 @@ pub async fn run_until(
 }
 
 /// The fleet, following the registry that the settings name.
-fn shared(config: &ServerConfig, fleet: &Arc<Fleet>) -> Result<Arc<Shared>, ServerError> {
+fn shared(config: &ServerConfig, fleet: &Arc<Fleet>, links: &mut Links) -> Result<Arc<Shared>, ServerError> {
     Ok(match &config.registry {
         Some(kafka) => {
-            let properties = Env::process().kafka_properties()?;
-            let settings = Settings { brokers: kafka.brokers.clone(), properties };
-            let registry = KafkaRegistry::new(settings, &kafka.topic)?;
+            let registry = KafkaRegistry::new(links.to(&kafka.brokers)?, &kafka.topic);
             Shared::new(fleet.clone(), Arc::new(registry), kafka.plain.clone())
         }
         None => Shared::new(fleet.clone(), Arc::new(MemoryRegistry::default()), Plain::default()),
@@ -97,11 +97,30 @@ fn shared(config: &ServerConfig, fleet: &Arc<Fleet>) -> Result<Arc<Shared>, Serv
 }
 
 /// The jobs that the settings name.
-async fn jobs(config: &ServerConfig, stop: CancellationToken) -> Result<Option<Jobs>, ServerError> {
+async fn jobs(
+    config: &ServerConfig,
+    links: &mut Links,
+    stop: CancellationToken,
+) -> Result<Option<Jobs>, ServerError> {
     let Some(config) = &config.jobs else { return Ok(None) };
-    let properties = Env::process().kafka_properties()?;
-    let settings = Settings { brokers: config.brokers.clone(), properties };
-    Ok(Some(Jobs::start(config, settings, stop).await?))
+    Ok(Some(Jobs::start(config, links.to(&config.brokers)?, stop).await?))
+}
+
+/// The connections to Kafka, one for each cluster.
+#[derive(Default)]
+struct Links(Vec<Link>);
+
+impl Links {
+    fn to(&mut self, brokers: &str) -> Result<Link, ServerError> {
+        if let Some(link) = self.0.iter().find(|link| link.brokers() == brokers) {
+            return Ok(link.clone());
+        }
+
+        let properties = Env::process().kafka_properties()?;
+        let link = Link::new(Settings { brokers: brokers.to_owned(), properties })?;
+        self.0.push(link.clone());
+        Ok(link)
+    }
 }
 
 /// The server's own tools.

@@ -14,7 +14,8 @@ use fleet_job::{
 };
 use fleet_kafka::{
     KafkaError,
-    reader::{From, Reader},
+    follow::{FollowedTopic, Follower, Mailbox},
+    reader::From,
     settings::Settings,
 };
 use fleet_ops::errors;
@@ -23,7 +24,7 @@ use tokio::sync::mpsc;
 /// How long one question to a broker may take.
 const ASK: Duration = Duration::from_secs(10);
 /// How long the thread waits for a record before it looks whether anybody still listens.
-const POLL: Duration = Duration::from_millis(100);
+const LOOK: Duration = Duration::from_secs(1);
 /// The wait after the first failure to open the topic; it doubles from there.
 const FIRST_PAUSE: Duration = Duration::from_millis(500);
 /// The longest wait before the topic is looked for again.
@@ -54,7 +55,7 @@ impl Feed {
     /// Begins to read `topic`.
     pub(crate) fn start(settings: Settings, topic: String) -> io::Result<Self> {
         let (news, receiver) = mpsc::channel(QUEUE);
-        let log = Log { settings, topic, news };
+        let log = Log { follower: Follower::new(settings), topic, news };
         thread::Builder::new().name("control".to_owned()).spawn(move || log.read())?;
         Ok(Self(receiver))
     }
@@ -104,7 +105,7 @@ impl Requests {
 
 /// The reading end.
 struct Log {
-    settings: Settings,
+    follower: Follower,
     topic: String,
     news: mpsc::Sender<News>,
 }
@@ -117,14 +118,15 @@ impl Log {
     fn read(&self) {
         let mut pause = FIRST_PAUSE;
         let mut is_missed = false;
+        let mailbox = Mailbox::default();
         while !self.news.is_closed() {
-            match Reader::open(&self.settings, &self.topic, From::Start, ASK) {
-                Ok(reader) => {
+            match self.follower.open(&self.topic, From::Start, ASK, &mailbox) {
+                Ok(topic) => {
                     if std::mem::take(&mut is_missed) {
                         tracing::info!(topic = self.topic, "the topic is there: jobs can be cancelled");
                     }
                     pause = FIRST_PAUSE;
-                    match self.follow(reader) {
+                    match self.follow(topic) {
                         Unfollowed::Unheard => return,
                         Unfollowed::Failed(error) => {
                             tracing::warn!(error = errors::chain(&error), "the control topic is read anew");
@@ -153,16 +155,16 @@ impl Log {
     }
 
     /// Tells of everything in the topic, until that fails or nobody listens.
-    fn follow(&self, mut reader: Reader) -> Unfollowed {
+    fn follow(&self, mut topic: FollowedTopic) -> Unfollowed {
         let mut has_caught_up = false;
         while !self.news.is_closed() {
-            if reader.at_end()
+            if topic.at_end()
                 && !std::mem::replace(&mut has_caught_up, true)
                 && self.tell(News::CaughtUp).is_err()
             {
                 return Unfollowed::Unheard;
             }
-            match reader.next(POLL) {
+            match topic.next(LOOK) {
                 Ok(Some(record)) => {
                     let Some(control) = record.value.as_deref().and_then(Control::from_bytes) else {
                         let offset = record.position.offset;
@@ -187,7 +189,7 @@ impl Log {
     fn pause(&self, length: Duration) {
         let end = Instant::now() + length;
         while Instant::now() < end && !self.news.is_closed() {
-            thread::sleep(POLL);
+            thread::sleep(LOOK.min(length));
         }
     }
 }

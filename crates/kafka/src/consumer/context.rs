@@ -20,7 +20,7 @@ use rdkafka::{
 };
 use tokio::sync::mpsc as events;
 
-use super::{Assigned, Event, REPLY_MARGIN, pulse::Pulse};
+use super::{Assigned, Event, REPLY_MARGIN, pulse::Pulse, wakeup::Wakeup};
 
 /// How long the broker may take to say what is committed.
 const COMMITTED_TIMEOUT: Duration = Duration::from_secs(10);
@@ -37,6 +37,10 @@ pub(super) struct Context {
     pub(super) queued: Arc<AtomicUsize>,
     /// Beats while the poll thread turns.
     pub(super) pulse: Arc<Pulse>,
+    /// Wakes the poll thread.
+    pub(super) wakeup: Arc<Wakeup>,
+    /// librdkafka has called back since this was last cleared, which a poll does not say.
+    pub(super) called_back: AtomicBool,
     /// The group is being left: nobody is to be asked any more.
     pub(super) closing: AtomicBool,
     topics: Vec<String>,
@@ -54,6 +58,7 @@ impl Context {
         events: events::UnboundedSender<Event>,
         queued: Arc<AtomicUsize>,
         pulse: Arc<Pulse>,
+        wakeup: Arc<Wakeup>,
         topics: Vec<String>,
         drain: Duration,
     ) -> Self {
@@ -61,6 +66,8 @@ impl Context {
             events,
             queued,
             pulse,
+            wakeup,
+            called_back: AtomicBool::new(false),
             closing: AtomicBool::new(false),
             topics,
             drain,
@@ -268,6 +275,7 @@ impl Context {
 
 impl ClientContext for Context {
     fn stats(&self, statistics: Statistics) {
+        self.called_back.store(true, Ordering::Relaxed);
         let lag = statistics.topics.values().flat_map(|topic| {
             topic.partitions.values().filter_map(|stats| {
                 let partition = self.partition(&topic.topic, stats.partition)?;
@@ -292,6 +300,7 @@ impl ClientContext for Context {
 
 impl ConsumerContext for Context {
     fn pre_rebalance(&self, consumer: &BaseConsumer<Self>, rebalance: &Rebalance<'_>) {
+        self.called_back.store(true, Ordering::Relaxed);
         if self.closing.load(Ordering::Relaxed) {
             return;
         }

@@ -23,7 +23,9 @@ use super::{
 };
 use crate::{convert, error::KafkaError};
 
-/// The longest a poll waits, and so the longest an order waits to be carried out.
+/// How often the thread turns when nothing wakes it. Who asks for its pulse must be told the truth.
+const IDLE: Duration = Duration::from_millis(250);
+/// How long a poll waits while the group is being left.
 const POLL: Duration = Duration::from_millis(20);
 const QUEUED_PAUSE: Duration = Duration::from_millis(2);
 
@@ -44,11 +46,13 @@ impl PollThread {
 
     pub(super) fn run(self) {
         let context = self.consumer.context().clone();
+        context.wakeup.wakes_this_thread();
         loop {
             context.pulse.beat();
-            if let Err(error) = self.poll() {
-                return context.emit(Event::Failed(error));
-            }
+            let is_drained = match self.poll() {
+                Ok(is_drained) => is_drained,
+                Err(error) => return context.emit(Event::Failed(error)),
+            };
             loop {
                 match self.inbox.try_recv() {
                     Ok(Order::Close(last, done)) => return self.close(last, done),
@@ -64,16 +68,22 @@ impl PollThread {
                     Err(mpsc::TryRecvError::Disconnected) => return,
                 }
             }
+            if is_drained {
+                thread::park_timeout(IDLE);
+            }
         }
     }
 
-    fn poll(&self) -> Result<(), KafkaError> {
+    /// Takes one thing that librdkafka has for us; whether there was none. What comes later, and every order, wakes the
+    /// thread. (A poll that waits could be woken by librdkafka only, and spins through the last millisecond of its wait.)
+    fn poll(&self) -> Result<bool, KafkaError> {
         let context = self.consumer.context();
         if context.queued.load(Ordering::Relaxed) >= MAX_QUEUED {
             thread::sleep(QUEUED_PAUSE);
-            return Ok(());
+            return Ok(false);
         }
-        match self.consumer.poll(POLL) {
+        context.called_back.store(false, Ordering::Relaxed);
+        match self.consumer.poll(Duration::ZERO) {
             Some(Ok(message)) => {
                 if let Some(partition) = context.partition(message.topic(), message.partition()) {
                     let record = convert::to_record(&message);
@@ -86,9 +96,10 @@ impl PollThread {
             }
             // librdkafka mends everything else by itself and says so in its log.
             Some(Err(error)) => tracing::warn!(%error, "consuming goes on after an error"),
-            None => {}
+            // `None` also stands for what ended in a callback, and more may be behind it, for which nobody wakes us.
+            None => return Ok(!context.called_back.load(Ordering::Relaxed)),
         }
-        Ok(())
+        Ok(false)
     }
 
     fn set_paused(&self, partition: Partition, generation: u64, paused: bool) {

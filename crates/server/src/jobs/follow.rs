@@ -10,7 +10,8 @@ use std::{
 use fleet_job::{control::Control, event::JobEvent, record::RawRecord};
 use fleet_kafka::{
     KafkaError, admin,
-    reader::{From, Reader},
+    follow::{FollowedTopic, Mailbox},
+    reader::From,
 };
 use fleet_ledger::{Batch, Update};
 use tokio::runtime::Handle;
@@ -20,8 +21,8 @@ use crate::error::chain;
 
 /// How long one question to a broker may take.
 const ASK: Duration = Duration::from_secs(10);
-/// How long to wait for a record before looking whether somebody wants to know how far the ledger has come.
-const POLL: Duration = Duration::from_millis(10);
+/// How long to wait for a record before looking whether anybody still needs it.
+const LOOK: Duration = Duration::from_secs(5);
 /// How many records are taken up at once.
 const BATCH: usize = 1_000;
 /// The wait after the first failure; it doubles from there.
@@ -32,8 +33,12 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 pub(super) fn start(jobs: &Arc<Inner>) {
     let runtime = Handle::current();
     for what in [What::Events, What::Control, What::Claims] {
-        let (jobs, runtime) = (Arc::downgrade(jobs), runtime.clone());
-        thread::spawn(move || Log { jobs, runtime, what }.read());
+        let mailbox = match what {
+            What::Events => jobs.events.clone(),
+            What::Control | What::Claims => Mailbox::default(),
+        };
+        let log = Log { jobs: Arc::downgrade(jobs), runtime: runtime.clone(), mailbox, what };
+        thread::spawn(move || log.read());
     }
 }
 
@@ -47,6 +52,7 @@ enum What {
 struct Log {
     jobs: Weak<Inner>,
     runtime: Handle,
+    mailbox: Mailbox,
     what: What,
 }
 
@@ -69,12 +75,12 @@ impl Log {
         let mut pause = FIRST_PAUSE;
         loop {
             let error = match self.open() {
-                Ok(reader) => {
+                Ok(topic) => {
                     pause = FIRST_PAUSE;
                     match self.what {
-                        What::Events => self.follow_events(reader),
-                        What::Control => self.follow_control(reader),
-                        What::Claims => self.follow_claims(reader),
+                        What::Events => self.follow_events(topic),
+                        What::Control => self.follow_control(topic),
+                        What::Claims => self.follow_claims(topic),
                     }
                 }
                 Err(stopped) => stopped,
@@ -102,48 +108,49 @@ impl Log {
         self.jobs.upgrade().filter(|jobs| !jobs.stop.is_cancelled()).ok_or(Stopped::Unneeded)
     }
 
-    fn open(&self) -> Result<Reader, Stopped> {
+    fn open(&self) -> Result<FollowedTopic, Stopped> {
         let jobs = self.jobs()?;
+        let follower = &jobs.link.follower;
         match self.what {
             What::Events => {}
             What::Control => {
-                return Ok(Reader::open(&jobs.settings, &jobs.topics.control, From::Start, ASK)?);
+                return Ok(follower.open(&jobs.topics.control, From::Start, ASK, &self.mailbox)?);
             }
             What::Claims => return self.open_claims(&jobs),
         }
         let positions = self.runtime.block_on(jobs.store.positions())?;
-        let reader = match Reader::open_at(&jobs.settings, &jobs.topics.events, &positions, ASK) {
+        let topic = match follower.open_at(&jobs.topics.events, &positions, ASK, &self.mailbox) {
             Err(KafkaError::LogReset(topic)) => {
                 tracing::warn!(topic, "was made again: the ledger is made again too");
                 self.runtime.block_on(jobs.store.reset())?;
-                Reader::open(&jobs.settings, &topic, From::Start, ASK)?
+                follower.open(&topic, From::Start, ASK, &self.mailbox)?
             }
             other => other?,
         };
-        jobs.hub.begin(reader.positions());
-        Ok(reader)
+        jobs.hub.begin(topic.positions());
+        Ok(topic)
     }
 
     /// The topic of claims is the servers' own, so it is made where there are jobs and it is missing.
-    fn open_claims(&self, jobs: &Inner) -> Result<Reader, Stopped> {
-        let open = || Reader::open(&jobs.settings, &jobs.topics.claims, From::Start, ASK);
+    fn open_claims(&self, jobs: &Inner) -> Result<FollowedTopic, Stopped> {
+        let (follower, settings) = (&jobs.link.follower, jobs.link.follower.settings());
+        let open = || follower.open(&jobs.topics.claims, From::Start, ASK, &self.mailbox);
         match open() {
             Err(KafkaError::NoTopic(_)) => {
-                admin::partitions(&jobs.settings, &jobs.topics.events, ASK)?;
+                admin::partitions(settings, &jobs.topics.events, ASK)?;
                 let topic = admin::claims_topic(&jobs.topics, -1);
-                self.runtime.block_on(admin::create_topics(&jobs.settings, &[topic]))?;
+                self.runtime.block_on(admin::create_topics(settings, &[topic]))?;
                 Ok(open()?)
             }
             other => Ok(other?),
         }
     }
 
-    fn follow_claims(&self, mut reader: Reader) -> Stopped {
+    fn follow_claims(&self, mut topic: FollowedTopic) -> Stopped {
         loop {
-            let step = self.jobs().and_then(|jobs| {
-                for record in next_records(&mut reader)? {
-                    jobs.claims().hear(record);
-                }
+            let step = next_records(&mut topic).map_err(Stopped::from).and_then(|records| {
+                let jobs = self.jobs()?;
+                records.into_iter().for_each(|record| jobs.claims().hear(record));
                 Ok(())
             });
             if let Err(stopped) = step {
@@ -153,24 +160,29 @@ impl Log {
     }
 
     /// Takes up events until that fails.
-    fn follow_events(&self, mut reader: Reader) -> Stopped {
+    fn follow_events(&self, mut topic: FollowedTopic) -> Stopped {
         let (mut asked, mut told) = (0, None);
         loop {
             let step = self.jobs().and_then(|jobs| {
                 let wanted = jobs.asked.load(Ordering::Acquire);
                 if told.is_some() && wanted > asked {
-                    reader.look_for_end(ASK)?;
+                    topic.look_for_end(ASK)?;
                     asked = wanted;
                 }
-                let records = next_records(&mut reader)?;
-                if !records.is_empty() {
-                    self.take_up(&jobs, records, &reader)?;
-                }
-                if reader.at_end() && told != Some(asked) {
+                if topic.at_end() && told != Some(asked) {
                     told = Some(asked);
                     jobs.standing.send_replace(Standing::CaughtUp(asked));
                 }
                 Ok(())
+            });
+            // The jobs are not held while there is nothing to read, so that they can be dropped.
+            let step = step.and_then(|()| {
+                let records = next_records(&mut topic)?;
+                if records.is_empty() {
+                    return Ok(());
+                }
+                let jobs = self.jobs()?;
+                self.take_up(&jobs, records, &topic)
             });
             if let Err(stopped) = step {
                 return stopped;
@@ -178,18 +190,19 @@ impl Log {
         }
     }
 
-    fn take_up(&self, jobs: &Inner, records: Vec<RawRecord>, reader: &Reader) -> Result<(), Stopped> {
+    fn take_up(&self, jobs: &Inner, records: Vec<RawRecord>, topic: &FollowedTopic) -> Result<(), Stopped> {
         let updates: Vec<Update> = records.into_iter().filter_map(update).collect();
-        let batch = Batch { updates: updates.clone(), positions: reader.positions() };
+        let batch = Batch { updates: updates.clone(), positions: topic.positions() };
         self.runtime.block_on(jobs.store.apply(batch))?;
         jobs.hub.tell(updates);
         Ok(())
     }
 
-    fn follow_control(&self, mut reader: Reader) -> Stopped {
+    fn follow_control(&self, mut topic: FollowedTopic) -> Stopped {
         loop {
-            let step = self.jobs().and_then(|jobs| {
-                for record in next_records(&mut reader)? {
+            let step = next_records(&mut topic).map_err(Stopped::from).and_then(|records| {
+                let jobs = self.jobs()?;
+                for record in records {
                     if let Some(control) = record.value.as_deref().and_then(Control::from_bytes) {
                         let job_id = control.job_id.clone();
                         jobs.cancelled().add(control);
@@ -205,12 +218,12 @@ impl Log {
     }
 }
 
-/// What there is to read, after a short wait for the first of it.
-fn next_records(reader: &mut Reader) -> Result<Vec<RawRecord>, KafkaError> {
+/// What there is to read, after a wait for the first of it. Nothing also where the mailbox was woken.
+fn next_records(topic: &mut FollowedTopic) -> Result<Vec<RawRecord>, KafkaError> {
     let mut records = Vec::new();
-    let mut wait = POLL;
+    let mut wait = LOOK;
     while records.len() < BATCH
-        && let Some(record) = reader.next(wait)?
+        && let Some(record) = topic.next(wait)?
     {
         records.push(record);
         wait = Duration::ZERO;

@@ -195,7 +195,7 @@ impl Jobs {
         let Some(since) = jobs.values().min().copied() else { return Ok(Vec::new()) };
         // Looking reads the backlog, so not everybody can look at once.
         let permit = self.inner.searches.clone().acquire_owned().await;
-        let (settings, topic) = (self.inner.settings.clone(), self.inner.topics.jobs.clone());
+        let (settings, topic) = (self.inner.link.follower.settings().clone(), self.inner.topics.jobs.clone());
         let search = move || {
             let _permit = permit;
             let mut missing: HashSet<String> = jobs.keys().cloned().collect();
@@ -309,7 +309,7 @@ impl Jobs {
             };
             let (topic, key) = (self.inner.topics.events.clone(), job.envelope.job_id.clone().into_bytes());
             let record = Outgoing { topic, key: Some(key), value, ..Outgoing::default() };
-            if let Err(error) = self.inner.producer.send(&record).await {
+            if let Err(error) = self.inner.link.producer.send(&record).await {
                 let error = crate::error::chain(&error);
                 tracing::warn!(
                     error,
@@ -326,7 +326,7 @@ impl Jobs {
         let mut delivered = Vec::with_capacity(records.len());
         let mut waiting = VecDeque::new();
         for record in &records {
-            waiting.push_back(self.inner.producer.enqueue_patiently(record).await?);
+            waiting.push_back(self.inner.link.producer.enqueue_patiently(record).await?);
             while waiting.len() >= WINDOW
                 && let Some(delivery) = waiting.pop_front()
             {

@@ -192,7 +192,8 @@ impl Tasks {
     async fn next_round(&self, event: JobEvent, before: JobEvent) -> Result<(), JobsError> {
         let gone = || JobsError::NotReady("the task's call is not in the jobs topic any more".to_owned());
         let source = event.source.clone().ok_or_else(gone)?;
-        let (settings, from) = (self.jobs.inner.settings.clone(), [(source.partition, source.offset)]);
+        let (settings, from) =
+            (self.jobs.inner.link.follower.settings().clone(), [(source.partition, source.offset)]);
         let found =
             tokio::task::spawn_blocking(move || reader::first_records(&settings, &source.topic, &from, READ));
         let mut found = found.await.map_err(|error| JobsError::NotReady(error.to_string()))??;
@@ -349,7 +350,7 @@ impl Jobs {
             value: Some(event.to_bytes()),
             ..Default::default()
         };
-        let at = self.inner.producer.send(&record).await?;
+        let at = self.inner.link.producer.send(&record).await?;
         let job_id = event.job_id.clone();
         let update = Update { partition: at.partition, offset: at.offset, job_id, event: Some(event) };
         self.inner.store.apply(Batch { updates: vec![update], ..Batch::default() }).await?;

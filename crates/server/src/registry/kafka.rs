@@ -17,21 +17,21 @@ use fleet_job::record::RawRecord;
 use fleet_kafka::{
     KafkaError,
     admin::{self, TopicSpec},
-    producer::{Outgoing, Producer},
-    reader::{From, Reader},
-    settings::Settings,
+    follow::{FollowedTopic, Mailbox},
+    producer::Outgoing,
+    reader::From,
 };
 use futures::{FutureExt, StreamExt, future::BoxFuture, stream::BoxStream};
 use tokio::{runtime::Handle, sync::mpsc};
 use tokio_stream::wrappers::ReceiverStream;
 
 use super::{Change, Record, Registry, RegistryError};
-use crate::error::chain;
+use crate::{error::chain, kafka::Link};
 
 /// How long one question to a broker may take.
 const ASK: Duration = Duration::from_secs(10);
-/// How long the reader waits for a record before it looks whether somebody wants to know how far it has come.
-const POLL: Duration = Duration::from_millis(50);
+/// How long the thread waits for a record before it looks whether anybody still listens.
+const LOOK: Duration = Duration::from_secs(5);
 /// How many changes wait to be applied.
 const QUEUE: usize = 64;
 /// The wait after the first failure to open the topic; it doubles from there.
@@ -40,33 +40,28 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(10);
 
 /// The registry in Kafka.
 pub struct KafkaRegistry {
-    settings: Settings,
+    link: Link,
     topic: String,
-    producer: Producer,
     asked: Arc<AtomicU64>,
+    /// Woken when somebody has asked how far the reading has come.
+    mailbox: Mailbox,
 }
 
 impl std::fmt::Debug for KafkaRegistry {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        // The settings may hold credentials.
         f.debug_struct("KafkaRegistry").field("topic", &self.topic).finish_non_exhaustive()
     }
 }
 
 impl KafkaRegistry {
     /// A registry in `topic`, which is created where it is missing and may be. Nothing is connected yet.
-    ///
-    /// # Errors
-    ///
-    /// Where a setting is not acceptable.
-    pub fn new(settings: Settings, topic: &str) -> Result<Self, KafkaError> {
-        let producer = Producer::new(&settings)?;
-        Ok(Self { settings, topic: topic.to_owned(), producer, asked: Arc::default() })
+    pub fn new(link: Link, topic: &str) -> Self {
+        Self { link, topic: topic.to_owned(), asked: Arc::default(), mailbox: Mailbox::default() }
     }
 
     async fn write(&self, name: &str, value: Option<Vec<u8>>) -> Result<(), RegistryError> {
         let (topic, key) = (self.topic.clone(), Some(name.as_bytes().to_vec()));
-        self.producer.send(&Outgoing { topic, key, value, ..Outgoing::default() }).await?;
+        self.link.producer.send(&Outgoing { topic, key, value, ..Outgoing::default() }).await?;
         Ok(())
     }
 }
@@ -87,9 +82,10 @@ impl Registry for KafkaRegistry {
     fn watch(&self) -> BoxStream<'static, Change> {
         let (changes, receiver) = mpsc::channel(QUEUE);
         let log = Log {
-            settings: self.settings.clone(),
+            link: self.link.clone(),
             topic: self.topic.clone(),
             asked: self.asked.clone(),
+            mailbox: self.mailbox.clone(),
             changes,
             runtime: Handle::current(),
         };
@@ -98,15 +94,18 @@ impl Registry for KafkaRegistry {
     }
 
     fn catch_up(&self) -> u64 {
-        self.asked.fetch_add(1, Ordering::AcqRel) + 1
+        let number = self.asked.fetch_add(1, Ordering::AcqRel) + 1;
+        self.mailbox.wake();
+        number
     }
 }
 
 /// The reading end.
 struct Log {
-    settings: Settings,
+    link: Link,
     topic: String,
     asked: Arc<AtomicU64>,
+    mailbox: Mailbox,
     changes: mpsc::Sender<Change>,
     runtime: Handle,
 }
@@ -120,9 +119,9 @@ impl Log {
         let mut pause = FIRST_PAUSE;
         while !self.changes.is_closed() {
             match self.open() {
-                Ok(reader) => {
+                Ok(topic) => {
                     pause = FIRST_PAUSE;
-                    match self.follow(reader) {
+                    match self.follow(topic) {
                         Err(Unheard) => return,
                         Ok(error) => tracing::warn!(error = chain(&error), "the registry is read anew"),
                     }
@@ -136,8 +135,9 @@ impl Log {
         }
     }
 
-    fn open(&self) -> Result<Reader, KafkaError> {
-        match Reader::open(&self.settings, &self.topic, From::Start, ASK) {
+    fn open(&self) -> Result<FollowedTopic, KafkaError> {
+        let open = || self.link.follower.open(&self.topic, From::Start, ASK, &self.mailbox);
+        match open() {
             Err(KafkaError::NoTopic(_)) => {}
             other => return other,
         }
@@ -147,30 +147,30 @@ impl Log {
             replication: -1,
             properties: vec![("cleanup.policy", "compact")],
         };
-        self.runtime.block_on(admin::create_topics(&self.settings, &[topic]))?;
-        Reader::open(&self.settings, &self.topic, From::Start, ASK)
+        self.runtime.block_on(admin::create_topics(self.link.follower.settings(), &[topic]))?;
+        open()
     }
 
     /// Tells of everything in the topic, until that fails.
-    fn follow(&self, mut reader: Reader) -> Result<KafkaError, Unheard> {
+    fn follow(&self, mut topic: FollowedTopic) -> Result<KafkaError, Unheard> {
         let (mut asked, mut told) = (0, None);
         loop {
             let wanted = self.asked.load(Ordering::Acquire);
             if told.is_some() && wanted > asked {
-                match reader.look_for_end(ASK) {
+                match topic.look_for_end(ASK) {
                     Ok(()) => asked = wanted,
                     Err(error) => {
                         tracing::debug!(error = chain(&error), "where the registry ends is not known")
                     }
                 }
             }
-            match reader.next(POLL) {
+            match topic.next(LOOK) {
                 Ok(Some(record)) => self.tell(change(record))?,
                 Ok(None) if self.changes.is_closed() => return Err(Unheard),
                 Ok(None) => {}
                 Err(error) => return Ok(error),
             }
-            if reader.at_end() && told != Some(asked) {
+            if topic.at_end() && told != Some(asked) {
                 self.tell(Some(Change::CaughtUp(asked)))?;
                 told = Some(asked);
             }

@@ -1,0 +1,155 @@
+//! The shared client: one thread takes what librdkafka has and puts it into the mailboxes.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError, Weak,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread,
+    time::Duration,
+};
+
+use rdkafka::{
+    Message as _, Offset, TopicPartitionList,
+    consumer::{BaseConsumer, Consumer as _},
+    error::KafkaError as Native,
+};
+
+use super::Mailbox;
+use crate::{convert, error::KafkaError, reader::Quiet, settings::Settings};
+
+/// How long a poll lasts that finds nothing, and so how long the thread outlives its last follower. rdkafka spins through
+/// what is left of its timeout below a whole millisecond, which is nothing for a whole second.
+const POLL: Duration = Duration::from_secs(1);
+
+pub(super) struct Hub {
+    consumer: BaseConsumer<Quiet>,
+    subscriptions: Mutex<Subscriptions>,
+    /// Set when librdkafka can't go on with this client.
+    failed: AtomicBool,
+}
+
+#[derive(Default)]
+struct Subscriptions {
+    made: u64,
+    by_topic: HashMap<String, Subscription>,
+}
+
+struct Subscription {
+    number: u64,
+    partitions: TopicPartitionList,
+    mailbox: Mailbox,
+}
+
+impl std::fmt::Debug for Hub {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Hub").field("topics", &self.subscriptions().by_topic.keys()).finish_non_exhaustive()
+    }
+}
+
+impl Hub {
+    /// Makes the client, and the thread, which ends after the last use.
+    pub(super) fn start(settings: &Settings) -> Result<Arc<Self>, KafkaError> {
+        let consumer: BaseConsumer<Quiet> =
+            settings.follower().create_with_context(Quiet).map_err(KafkaError::client)?;
+        let hub =
+            Arc::new(Self { consumer, subscriptions: Mutex::default(), failed: AtomicBool::new(false) });
+        let weak = Arc::downgrade(&hub);
+        thread::Builder::new()
+            .name("kafka-follow".to_owned())
+            .spawn(move || poll_while_used(&weak))
+            .map_err(|error| KafkaError::Client(Native::ClientCreation(error.to_string())))?;
+        Ok(hub)
+    }
+
+    pub(super) fn is_usable(&self) -> bool {
+        !self.failed.load(Ordering::Relaxed)
+    }
+
+    fn subscriptions(&self) -> MutexGuard<'_, Subscriptions> {
+        // Nothing under the lock panics.
+        self.subscriptions.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Puts what comes from these offsets on into `mailbox`; the number of the subscription.
+    ///
+    /// # Errors
+    /// [`KafkaError::Request`] where the topic is followed already.
+    pub(super) fn subscribe(
+        &self,
+        topic: &str,
+        positions: &BTreeMap<i32, i64>,
+        mailbox: &Mailbox,
+    ) -> Result<u64, KafkaError> {
+        let request = |source| KafkaError::Request { what: "following a topic", source };
+        let mut partitions = TopicPartitionList::new();
+        for (partition, offset) in positions {
+            partitions.add_partition_offset(topic, *partition, Offset::Offset(*offset)).map_err(request)?;
+        }
+
+        let mut subscriptions = self.subscriptions();
+        let number = subscriptions.made + 1;
+        subscriptions.made = number;
+        // The first record can come before this returns, and waits for the lock then.
+        self.consumer.incremental_assign(&partitions).map_err(request)?;
+        mailbox.begin(number);
+        let subscription = Subscription { number, partitions, mailbox: mailbox.clone() };
+        subscriptions.by_topic.insert(topic.to_owned(), subscription);
+        Ok(number)
+    }
+
+    /// Ends a subscription, if it has not ended yet.
+    pub(super) fn unsubscribe(&self, topic: &str, number: u64) {
+        let mut subscriptions = self.subscriptions();
+        let found = subscriptions.by_topic.get(topic).is_some_and(|found| found.number == number);
+        if found && let Some(subscription) = subscriptions.by_topic.remove(topic) {
+            self.unassign(topic, &subscription);
+        }
+    }
+
+    fn unassign(&self, topic: &str, subscription: &Subscription) {
+        if let Err(error) = self.consumer.incremental_unassign(&subscription.partitions) {
+            tracing::warn!(%error, topic, "a topic that nobody follows any more is still read");
+        }
+    }
+
+    fn poll(&self) {
+        match self.consumer.poll(POLL) {
+            Some(Ok(message)) => {
+                let (topic, record) = (message.topic(), convert::to_record(&message));
+                self.deliver(topic, record);
+            }
+            Some(Err(source @ Native::MessageConsumptionFatal(_))) => self.fail(&source),
+            // librdkafka mends everything else by itself.
+            Some(Err(error)) => tracing::debug!(%error, "following goes on after an error"),
+            None => {}
+        }
+    }
+
+    fn deliver(&self, topic: &str, record: fleet_job::record::RawRecord) {
+        let mut subscriptions = self.subscriptions();
+        let Some(subscription) = subscriptions.by_topic.get(topic) else { return };
+        if subscription.mailbox.put(subscription.number, record) {
+            return;
+        }
+        if let Some(subscription) = subscriptions.by_topic.remove(topic) {
+            self.unassign(topic, &subscription);
+        }
+    }
+
+    /// Everybody has to open their topic again, for which there will be a new client.
+    fn fail(&self, source: &Native) {
+        self.failed.store(true, Ordering::Relaxed);
+        for (_, subscription) in self.subscriptions().by_topic.drain() {
+            let error = KafkaError::Request { what: "reading", source: source.clone() };
+            subscription.mailbox.fail(subscription.number, error);
+        }
+    }
+}
+
+fn poll_while_used(hub: &Weak<Hub>) {
+    while let Some(hub) = hub.upgrade().filter(|hub| hub.is_usable()) {
+        hub.poll();
+    }
+}
