@@ -3,13 +3,15 @@
 
 #![expect(clippy::expect_used, reason = "a panic is the report of a test")]
 
-use std::{collections::BTreeMap, fs, path::PathBuf};
+use std::{collections::BTreeMap, fs, os::unix::fs::PermissionsExt as _, path::PathBuf};
 
 use fleet_job::{
     event::{JobEvent, JobState, Progress},
     outcome::ErrorKind,
 };
-use fleet_tests::{Env, Fleet, Oracle, bins, on_every_broker, oracle::Account, topics::Record, wait};
+use fleet_tests::{
+    Env, Fleet, Oracle, bins, fleet::ServerOptions, on_every_broker, oracle::Account, topics::Record, wait,
+};
 use serde_json::{Value, json};
 
 on_every_broker!(
@@ -19,6 +21,7 @@ on_every_broker!(
     nobody_is_asked_for_progress_that_is_not_wanted,
     a_retry_repeats_only_the_calls_that_have_not_succeeded,
     a_batch_that_fails_in_part_tells_of_each_call,
+    a_slow_start_is_told_by_its_job,
 );
 
 /// Sixty pieces of news in three seconds, and an event in half a second.
@@ -129,6 +132,34 @@ fn a_batch_that_fails_in_part_tells_of_each_call(env: &Env) {
     let attempts = case.attempts();
     assert_eq!((attempts["good"].len(), attempts["late"].len()), (1, 2));
     assert_eq!(account.dead.len(), 1);
+}
+
+/// What a server waits for, and what it wrote last.
+fn a_slow_start_is_told_by_its_job(env: &Env) {
+    let mut fleet = Fleet::new(env, "progress-start", 2);
+    let (program, gate) = (fleet.directory.join("slow"), fleet.directory.join("gate"));
+    let (tools, ledger) = (env!("CARGO_BIN_EXE_fixture_tools"), fleet.directory.join("ledger"));
+    let wait = format!("while [ ! -e {} ]; do sleep 0.1; done", gate.display());
+    let text =
+        format!("#!/bin/sh\necho 'resolving packages' >&2\n{wait}\nexec {tools} {}\n", ledger.display());
+    fs::write(&program, text).expect("a program");
+    fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).expect("its mode");
+
+    let allowed = vec![program.display().to_string()];
+    fleet.start_server(&ServerOptions { allowed, ..ServerOptions::default() });
+    fleet.worker_env("MCP_PROGRESS_INTERVAL", "100ms");
+    fleet.start_worker();
+    let mut case = Case { fleet, ledger };
+    let payload = json!({"mcpServers": {"slow": {"command": program}}});
+    let init = case.fleet.submit_job(&json!({"jobID": "init", "jobType": "server-init", "payload": payload}));
+    case.wait_for_progress(&init, |progress| {
+        let message = progress.message.as_deref().unwrap_or_default();
+        progress.total == Some(30.0) && message.contains("resolving packages")
+    });
+    open(&gate);
+    let account = case.settle();
+    let end = account.of(&init);
+    assert_eq!((end.state, end.attempts), (JobState::Succeeded, 1), "{end:?}");
 }
 
 /// A fleet of one worker, with a tool that tells of its progress and writes down its calls.
