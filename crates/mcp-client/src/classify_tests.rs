@@ -51,7 +51,7 @@ fn http_statuses() {
 #[test]
 fn json_rpc_errors() {
     let check = |status: u16, code: i64, class: FailureClass| {
-        let error = RpcError { code, message: "why".into(), data: Some(json!({"d": 1})) };
+        let error = RpcError { code, message: "why".into(), data: Some(json!({"d": 1})), addressed: true };
         let failure = match status {
             200 => rpc(&error, AT),
             _ => http(&Head { status, ..Head::default() }, Some(&error), now(), AT),

@@ -279,7 +279,8 @@ impl Inner {
         progress: Option<&News>,
         sent: &Sent,
     ) -> Result<Value, Refusal> {
-        let mut may_renew = true;
+        let mut resent = false;
+        let mut may_ask_again = true;
         let mut may_annotate = request.method == "tools/call";
         loop {
             sent.reset();
@@ -306,10 +307,13 @@ impl Inner {
             if let Answer::Result(result) = reply.answer {
                 return Ok(result);
             }
-            let forgotten = dialect.has_session()
-                && (reply.head.status == 404 || (reply.head.status == 400 && code == Some(-32000)));
+            let renewal = Box::pin(endpoint.renews_session(&self.transport, &dialect, &reply, resent)).await;
+            if renewal.map_err(Refusal::untouched)? {
+                resent = true;
+                continue;
+            }
             let unspoken = code == Some(wire::UNSUPPORTED_VERSION) && self.config.era == Era::Auto;
-            if (forgotten || unspoken) && std::mem::take(&mut may_renew) {
+            if unspoken && std::mem::take(&mut may_ask_again) {
                 endpoint.forget(&dialect);
                 continue;
             }

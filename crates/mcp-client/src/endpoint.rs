@@ -6,11 +6,14 @@
 //!
 //! A handshake that fails is never a job's fault: nothing of the job has been sent. What would be permanent for a call
 //! (a wrong path, say) is therefore an unavailable server here, and jobs wait for it to be put right.
+//!
+//! Whether a rejected request means that the server has forgotten our session is decided by `fleet_wire::session`.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use fleet_job::outcome::{ErrorKind, Failure, FailureClass, JobError};
+use fleet_wire::session::{Keeper, Lease, Pinged, Step};
 use http::{HeaderMap, HeaderValue};
 use serde_json::{Map, Value, json};
 use url::Url;
@@ -21,7 +24,8 @@ use crate::config::{Era, label};
 use crate::transport::{Answer, Post, Reply, Transport};
 use crate::wire::{self, News, Request, SESSION_ID};
 
-/// The id of handshake requests. Ids need to be unique within a session only, and calls count from 1.
+/// The id of handshake requests, and of pings that ask about a session. Ids need to be unique within a session only, and
+/// calls count from 1.
 const HANDSHAKE_ID: u64 = 0;
 
 /// See the module's documentation.
@@ -33,6 +37,8 @@ pub(crate) struct Endpoint {
     era: Era,
     handshake_timeout: Duration,
     asking: tokio::sync::Mutex<()>,
+    /// The turn of the request that finds out whether the session is lost.
+    inquiry: tokio::sync::Mutex<()>,
     known: Mutex<Known>,
 }
 
@@ -43,6 +49,7 @@ struct Known {
     rounds: u64,
     /// What came of it last, where it failed.
     failure: Option<Failure>,
+    keeper: Keeper,
 }
 
 /// What an endpoint speaks.
@@ -57,6 +64,7 @@ pub(crate) enum Dialect {
 pub(crate) struct Session {
     id: Option<HeaderValue>,
     version: HeaderValue,
+    lease: Lease,
 }
 
 impl Session {
@@ -71,9 +79,12 @@ impl Session {
 }
 
 impl Dialect {
-    /// Whether a request can fail because the server has forgotten us.
-    pub(crate) fn has_session(&self) -> bool {
-        matches!(self, Self::Legacy(session) if session.id.is_some())
+    /// The session that requests name, and that the server may have forgotten.
+    fn lease(&self) -> Option<Lease> {
+        match self {
+            Self::Legacy(session) if session.id.is_some() => Some(session.lease),
+            Self::Legacy(_) | Self::Modern => None,
+        }
     }
 
     fn is(&self, other: &Self) -> bool {
@@ -102,6 +113,7 @@ impl Endpoint {
             era,
             handshake_timeout,
             asking: tokio::sync::Mutex::default(),
+            inquiry: tokio::sync::Mutex::default(),
             known: Mutex::default(),
         }
     }
@@ -159,6 +171,63 @@ impl Endpoint {
         let mut known = self.lock();
         if known.dialect.as_ref().is_some_and(|dialect| dialect.is(stale)) {
             known.dialect = None;
+        }
+    }
+
+    /// Whether a rejected request should be sent again, because the server had forgotten its session and there is a new
+    /// one now. `resent` if it was sent again already.
+    ///
+    /// # Errors
+    ///
+    /// If the session is lost and no new one can be had.
+    pub(crate) async fn renews_session(
+        &self,
+        transport: &Transport,
+        dialect: &Dialect,
+        reply: &Reply,
+        resent: bool,
+    ) -> Result<bool, Failure> {
+        let (Some(lease), Some(rejection)) = (dialect.lease(), reply.rejection()) else { return Ok(false) };
+        let doubt = self.lock().keeper.doubt(lease, rejection, resent);
+        let Some(mut doubt) = doubt else { return Ok(false) };
+
+        let _turn = self.inquiry.lock().await;
+        let mut step = self.lock().keeper.next(&doubt);
+        loop {
+            step = match step {
+                Step::Stand => return Ok(false),
+                Step::Resend => return Ok(true),
+                Step::Ping => {
+                    let pinged = self.ping(transport, dialect).await;
+                    self.lock().keeper.pinged(&mut doubt, pinged)
+                }
+                Step::Renew => {
+                    tracing::info!(
+                        endpoint = self.label,
+                        ?rejection,
+                        "the session is lost; making a new one"
+                    );
+                    self.forget(dialect);
+                    let found = self.dialect(transport, &Sent::default()).await;
+                    let keeper = &mut self.lock().keeper;
+                    match found {
+                        Ok(_) => keeper.renewed(&doubt),
+                        Err(_) => keeper.not_renewed(&doubt),
+                    }
+                }
+                // The failure is kept until an attempt succeeds; then there is a session to send the request in.
+                Step::Failed => return self.lock().failure.clone().map_or(Ok(true), Err),
+            }
+        }
+    }
+
+    async fn ping(&self, transport: &Transport, dialect: &Dialect) -> Pinged {
+        let request = Request::new("ping", Map::new());
+        let sent = Sent::default();
+        let exchange = self.exchange(transport, dialect, &request, HANDSHAKE_ID, None, &sent);
+        match tokio::time::timeout(self.handshake_timeout, exchange).await {
+            Ok(Ok(reply)) => reply.rejection().map_or(Pinged::Answered, Pinged::Rejected),
+            Ok(Err(_)) | Err(_) => Pinged::Unanswered,
         }
     }
 
@@ -295,13 +364,18 @@ impl Endpoint {
             );
             return Err(Failure::permanent(JobError::new(ErrorKind::Protocol, message)));
         };
-        let session = Session { id: reply.session, version: HeaderValue::from_static(version) };
+        let mut session = Session {
+            id: reply.session,
+            version: HeaderValue::from_static(version),
+            lease: self.lock().keeper.current(),
+        };
         let body = wire::notification("notifications/initialized", None);
         let head = transport.notify(&self.url, &session.headers(), body).await;
         let head = head.map_err(|broken| classify::broken(&broken, &self.label))?;
         if !(200..300).contains(&head.status) {
             return Err(classify::http(&head, None, SystemTime::now(), &self.label));
         }
+        session.lease = self.lock().keeper.issue();
         Ok(Dialect::Legacy(Arc::new(session)))
     }
 

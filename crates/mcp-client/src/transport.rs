@@ -7,6 +7,7 @@ use std::error::Error;
 use std::time::Duration;
 
 use bytes::Bytes;
+use fleet_wire::session::Rejection;
 use http::header::{ACCEPT, CONTENT_TYPE, LOCATION, RETRY_AFTER};
 use http::{HeaderMap, HeaderValue};
 use reqwest::Response;
@@ -54,6 +55,26 @@ pub(crate) struct Reply {
     pub(crate) head: Head,
     pub(crate) session: Option<HeaderValue>,
     pub(crate) answer: Answer,
+    /// Whether the answer stood in an event stream.
+    streamed: bool,
+}
+
+impl Reply {
+    /// What this answer says about the session of its request; nothing if it is a result, or stood in an event stream,
+    /// which only a session that is there opens.
+    pub(crate) fn rejection(&self) -> Option<Rejection> {
+        let error = match &self.answer {
+            Answer::Result(_) => return None,
+            Answer::Error(_) if self.streamed => return None,
+            Answer::Error(error) => Some(error),
+            Answer::Nothing => None,
+        };
+        Some(Rejection {
+            status: self.head.status,
+            code: error.map(|error| error.code),
+            addressed: error.is_some_and(|error| error.addressed),
+        })
+    }
 }
 
 /// The JSON-RPC part of what came back.
@@ -130,7 +151,8 @@ impl Transport {
         } else {
             return Err(Broken::ContentType(if kind.is_empty() { "nothing".to_owned() } else { kind }));
         };
-        Ok(Reply { head, session, answer })
+        let streamed = response.status().is_success() && kind == "text/event-stream";
+        Ok(Reply { head, session, answer, streamed })
     }
 
     /// Sends a message that has no answer, and says which HTTP status it met.

@@ -236,6 +236,8 @@ pub(crate) struct RpcError {
     pub(crate) code: i64,
     pub(crate) message: String,
     pub(crate) data: Option<Value>,
+    /// Whether it names the request's id.
+    pub(crate) addressed: bool,
 }
 
 /// One message from the server.
@@ -282,7 +284,7 @@ pub(crate) fn read(bytes: &[u8], id: u64) -> Message {
     if let Some(error) = message.get("error") {
         // A server that could not read the request does not know its id.
         let nameless = message.get("id").is_none_or(Value::is_null);
-        return if ours || nameless { read_error(error) } else { Message::Other };
+        return if ours || nameless { read_error(error, ours) } else { Message::Other };
     }
     match message.remove("result") {
         Some(result) if ours && result.is_object() => Message::Result(result),
@@ -297,12 +299,13 @@ fn is_id(found: &Value, id: u64) -> bool {
     found.as_u64() == Some(id) || found.as_str().is_some_and(|text| text == id.to_string())
 }
 
-fn read_error(error: &Value) -> Message {
+fn read_error(error: &Value, addressed: bool) -> Message {
     let Some(code) = error.get("code").and_then(Value::as_i64) else {
         return Message::Malformed("its error has no code");
     };
     let message = error.get("message").and_then(Value::as_str).unwrap_or_default().to_owned();
-    Message::Error(RpcError { code, message, data: error.get("data").filter(|d| !d.is_null()).cloned() })
+    let data = error.get("data").filter(|data| !data.is_null()).cloned();
+    Message::Error(RpcError { code, message, data, addressed })
 }
 
 fn progress(params: Option<&Value>, id: u64) -> Message {
@@ -402,7 +405,8 @@ mod tests {
     fn messages_are_read() {
         let check = |text: &str, expected: Message| assert_eq!(read(text.as_bytes(), 7), expected, "{text}");
         let error = |code: i64, message: &str, data: Option<Value>| {
-            Message::Error(RpcError { code, message: message.to_owned(), data })
+            let addressed = code != -32700;
+            Message::Error(RpcError { code, message: message.to_owned(), data, addressed })
         };
         check(r#"{"jsonrpc":"2.0","id":7,"result":{"a":1}}"#, Message::Result(json!({"a": 1})));
         check(r#"{"id":"7","result":{}}"#, Message::Result(json!({})));

@@ -7,4 +7,5 @@ mod legacy;
 mod network;
 mod outcomes;
 mod rmcp_server;
+mod sessions;
 mod support;
