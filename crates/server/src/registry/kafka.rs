@@ -164,15 +164,17 @@ impl Log {
                     }
                 }
             }
+            // Before the wait for a record: there may be none for long.
+            if topic.at_end() && told != Some(asked) {
+                self.tell(Some(Change::CaughtUp(asked)))?;
+                told = Some(asked);
+            }
+
             match topic.next(LOOK) {
                 Ok(Some(record)) => self.tell(change(record))?,
                 Ok(None) if self.changes.is_closed() => return Err(Unheard),
                 Ok(None) => {}
                 Err(error) => return Ok(error),
-            }
-            if topic.at_end() && told != Some(asked) {
-                self.tell(Some(Change::CaughtUp(asked)))?;
-                told = Some(asked);
             }
         }
     }
