@@ -243,6 +243,56 @@ pub fn members(brokers: &str, group: &str) -> usize {
     groups.ok().and_then(|groups| Some(groups.groups().first()?.members().len())).unwrap_or_default()
 }
 
+/// What each member of a group was assigned, as the coordinator knows it: topics and partitions. Empty unless the group is
+/// stable.
+pub fn assignments(brokers: &str, group: &str) -> Vec<Vec<(String, i32)>> {
+    let client: BaseConsumer = config(brokers).create().expect("a client");
+    let Ok(groups) = client.fetch_group_list(Some(group), TIMEOUT) else { return Vec::new() };
+    let stable = groups.groups().first().filter(|group| group.state() == "Stable");
+    let members = stable.map(|group| group.members()).unwrap_or_default();
+    members.iter().map(|member| assignment(member.assignment().unwrap_or_default())).collect()
+}
+
+/// Reads a member's assignment in the consumer protocol: a version, and topics with their partitions.
+fn assignment(mut bytes: &[u8]) -> Vec<(String, i32)> {
+    let mut take = |count: usize| {
+        let (taken, rest) = bytes.split_at_checked(count)?;
+        bytes = rest;
+        Some(taken)
+    };
+    let mut all = Vec::new();
+    let mut read = || {
+        let number =
+            |bytes: &[u8]| bytes.iter().fold(0usize, |number, byte| number << 8 | usize::from(*byte));
+        take(2)?;
+        for _ in 0..number(take(4)?) {
+            let length = number(take(2)?);
+            let topic = String::from_utf8_lossy(take(length)?).into_owned();
+            for _ in 0..number(take(4)?) {
+                all.push((topic.clone(), i32::try_from(number(take(4)?)).ok()?));
+            }
+        }
+        Some(())
+    };
+    // A member without partitions can have no bytes at all.
+    read().unwrap_or_default();
+    all
+}
+
+/// The node that coordinates a group: the one that leads the group's partition of the offsets topic.
+pub fn coordinator(brokers: &str, group: &str) -> usize {
+    // Java's `String.hashCode`, by which brokers choose the partition.
+    let hash =
+        group.encode_utf16().fold(0i32, |hash, unit| hash.wrapping_mul(31).wrapping_add(i32::from(unit)));
+    let client: BaseConsumer = config(brokers).create().expect("a client");
+    let metadata = client.fetch_metadata(Some("__consumer_offsets"), TIMEOUT).expect("metadata");
+    let partitions = metadata.topics().first().expect("the offsets topic").partitions();
+    let number =
+        hash.checked_abs().unwrap_or_default() % i32::try_from(partitions.len()).expect("a small number");
+    let partition = partitions.iter().find(|partition| partition.id() == number).expect("the partition");
+    usize::try_from(partition.leader()).expect("a leader")
+}
+
 /// What the coordinator says of a group: `Stable`, or `PreparingRebalance` while it waits for members to join again.
 pub fn group_state(brokers: &str, group: &str) -> String {
     let client: BaseConsumer = config(brokers).create().expect("a client");
@@ -254,14 +304,14 @@ pub fn group_state(brokers: &str, group: &str) -> String {
 ///
 /// # Panics
 /// When the client can't be made.
-pub fn idle_member(brokers: &str, group: &str, topic: &str) -> BaseConsumer {
+pub fn idle_member(brokers: &str, group: &str, topics: &[&str]) -> BaseConsumer {
     let mut config = config(brokers);
     config
         .set("group.id", group)
         .set("partition.assignment.strategy", "cooperative-sticky")
         .set("enable.auto.commit", "false");
     let member: BaseConsumer = config.create().expect("a client");
-    member.subscribe(&[topic]).expect("a subscription");
+    member.subscribe(topics).expect("a subscription");
     member
 }
 

@@ -68,7 +68,7 @@ fn a_rebalance_that_takes_long_does_not_stop_the_partitions_that_stay() {
         http::metric(worker, &name).unwrap_or_default()
     };
     wait::until("the worker's partitions", wait::LONG, || (rebalances("assigned") > 0.0).then_some(()));
-    let member = topics::idle_member(&brokers, &group, &fleet.topic);
+    let member = topics::idle_member(&brokers, &group, &[&fleet.topic]);
     wait::until("the slow member's partitions", wait::LONG, || {
         drop(member.poll(Duration::from_millis(100)));
         member.assignment().is_ok_and(|assigned| assigned.count() > 0).then_some(())

@@ -9,6 +9,7 @@
 
 mod backoff;
 mod breaker;
+mod contact;
 mod engine;
 mod hash;
 mod keys;
@@ -23,6 +24,7 @@ mod types;
 
 pub use backoff::Backoff;
 pub use breaker::BreakerState;
+pub use contact::{Contact, Patience, Sample};
 pub use engine::{Engine, PartitionStatus, Status};
 pub use progress::{MAX_ENCODED_BYTES, Progress, ProgressError};
 pub use types::{

@@ -314,12 +314,14 @@ pub(crate) enum Fault {
     LimitLeak,
     /// A cancelled job starts all the same.
     CancelIgnored,
+    /// After a gap in contact, one turn of the poll thread is taken for contact.
+    TurnLiftsGap,
 }
 
 #[cfg(test)]
 impl Fault {
     /// All of them.
-    pub(crate) const ALL: [Self; 22] = [
+    pub(crate) const ALL: [Self; 23] = [
         Self::CommitPastGap,
         Self::SettleBeforeWritten,
         Self::WriteFailureIgnored,
@@ -342,6 +344,7 @@ impl Fault {
         Self::LimitsIgnored,
         Self::LimitLeak,
         Self::CancelIgnored,
+        Self::TurnLiftsGap,
     ];
 }
 

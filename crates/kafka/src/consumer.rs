@@ -3,43 +3,42 @@
 //! What the threads meet becomes an [`Event`]; what the engine wants becomes an order. `poll` is the first thread,
 //! `commits` the second, `context` what librdkafka calls back into on the first.
 //!
+//! Each topic has a member of the group of its own (`member`), with a client and threads of its own. cooperative-sticky
+//! balances how many partitions a member has, whatever their topic: a member that follows two topics can be given
+//! partitions of one of them only.
+//!
 //! All commits are synchronous, many partitions at a time, and no two at once: so they can't overtake each other, and none
 //! is sent for a partition that has gone. (rdkafka 0.39 asks for no answer to asynchronous ones, so nobody would learn
 //! what became of them.) They have a thread of their own because the coordinator answers what comes over one connection
 //! in order: a commit that follows a request to join waits until all members have joined, and polling would wait with it.
 //! Orders name the generation of their assignment; those that come too late are dropped.
+//!
+//! After a gap in contact with the coordinator (`membership`) the thread that commits repeats what stands committed until
+//! that is accepted, and commits nothing else before.
 
 mod commits;
 mod context;
+mod member;
+mod membership;
 mod poll;
-mod pulse;
 mod wakeup;
 
 use std::{
-    io,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
         mpsc,
     },
-    thread,
     time::{Duration, Instant},
 };
 
 use fleet_engine::{FinalCommit, Partition};
 use fleet_job::record::RawRecord;
-use rdkafka::{
-    consumer::{BaseConsumer, Consumer as _},
-    error::KafkaError as Native,
-};
 use tokio::sync::{mpsc as events, oneshot};
 
 use crate::{error::KafkaError, settings::Settings};
-use commits::CommitThread;
-use context::Context;
-use poll::PollThread;
-use pulse::Pulse;
-use wakeup::Wakeup;
+use member::{Channel, Member};
+pub use membership::GroupContact;
 
 /// librdkafka's own default of `max.poll.interval.ms`.
 const MAX_POLL_INTERVAL: &str = "300000";
@@ -55,10 +54,29 @@ pub struct ConsumerConfig {
     pub settings: Settings,
     /// The consumer group.
     pub group: String,
-    /// The topics; a [`Partition`]'s topic is an index into them.
-    pub topics: Vec<String>,
+    /// The topics, each followed by a member of its own; a [`Partition`]'s topic is an index into them.
+    pub topics: Vec<Followed>,
     /// How long a revoke waits for running jobs. Must be well below `max.poll.interval.ms`.
     pub drain: Duration,
+}
+
+/// A topic and the member of the group that follows it.
+#[derive(Debug, Clone)]
+pub struct Followed {
+    /// The topic's name.
+    pub topic: String,
+    /// Tells the member apart from the other members of this process.
+    pub role: Role,
+}
+
+/// What a member of the group is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Role {
+    /// Follows the topic that carries the load.
+    Main,
+    /// Follows a topic of which few records are read ahead, so its fetch buffers are small. As a static member it is
+    /// called `<group.instance.id>-<name>`.
+    Side(&'static str),
 }
 
 impl ConsumerConfig {
@@ -157,17 +175,15 @@ enum Order {
     Close(Vec<FinalCommit>, oneshot::Sender<Result<(), KafkaError>>),
 }
 
-/// The engine's end of the poll thread.
+/// The engine's end of all members.
 #[derive(Debug)]
 pub struct Consumer {
-    orders: mpsc::Sender<Order>,
-    pulse: Arc<Pulse>,
-    wakeup: Arc<Wakeup>,
-    thread: Option<thread::JoinHandle<()>>,
+    /// In the order of the topics.
+    members: Vec<Member>,
 }
 
 impl Consumer {
-    /// Subscribes and starts the poll thread.
+    /// Joins the group with one member per topic. What all of them meet comes through the same [`Events`].
     ///
     /// # Errors
     /// [`KafkaError::Property`], [`KafkaError::Client`] or [`KafkaError::Request`].
@@ -175,85 +191,63 @@ impl Consumer {
         config.settings.check()?;
         config.check_drain()?;
         let (sender, receiver) = events::unbounded_channel();
-        let (orders, inbox) = mpsc::channel();
-        let queued = Arc::new(AtomicUsize::new(0));
-        let (pulse, wakeup) = (Arc::new(Pulse::new()), Arc::new(Wakeup::default()));
-        let context = Context::new(
-            sender,
-            queued.clone(),
-            pulse.clone(),
-            wakeup.clone(),
-            config.topics.clone(),
-            config.drain,
-        );
-        let mut consumer: BaseConsumer<Context> = config
-            .settings
-            .consumer(&config.group)
-            .create_with_context(context)
-            .map_err(KafkaError::client)?;
-        let waker = wakeup.clone();
-        consumer.set_nonempty_callback(move || waker.wake());
-        let topics: Vec<_> = config.topics.iter().map(String::as_str).collect();
-        consumer
-            .subscribe(&topics)
-            .map_err(|source| KafkaError::Request { what: "subscribing to the jobs topic", source })?;
-        let consumer = Arc::new(consumer);
-        let no_thread = |error: io::Error| KafkaError::Client(Native::ClientCreation(error.to_string()));
-        let commits = CommitThread::start(consumer.clone()).map_err(no_thread)?;
-        let thread = thread::Builder::new()
-            .name("kafka-poll".to_owned())
-            .spawn(move || PollThread::new(consumer, inbox, commits).run())
-            .map_err(no_thread)?;
-        Ok((Self { orders, pulse, wakeup, thread: Some(thread) }, Events { receiver, queued }))
+        let channel = Channel { sender, queued: Arc::new(AtomicUsize::new(0)) };
+        let queued = channel.queued.clone();
+
+        let numbered = (0..).zip(&config.topics);
+        let members = numbered.map(|(number, followed)| Member::start(&config, number, followed, &channel));
+        // If one can't start, the others leave the group when they are dropped.
+        let members = members.collect::<Result<_, _>>()?;
+
+        Ok((Self { members }, Events { receiver, queued }))
     }
 
-    /// For how long the poll thread has heard nothing: it waits for a broker that does not answer, or the process stood
-    /// still. What it will hear next may be that the partitions belong to somebody else. Waiting for a drain does not
-    /// count.
-    pub fn deaf_for(&self) -> Duration {
-        self.pulse.silence()
+    /// Whether this process can still count on being in the group.
+    pub fn contact(&self) -> GroupContact {
+        GroupContact { members: self.members.iter().map(|member| member.membership.clone()).collect() }
     }
 
-    fn order(&self, order: Order) {
-        // The thread ends only after `Close` or a fatal error, which has been reported as an event.
-        if self.orders.send(order).is_err() {
-            tracing::debug!("the poll thread has ended; the order is moot");
+    fn order(&self, partition: Partition, order: Order) {
+        match self.members.get(usize::from(partition.topic)) {
+            Some(member) => member.order(order),
+            // Partitions come from the members in the first place.
+            None => tracing::error!(?partition, "no member of the group follows this topic"),
         }
-        self.wakeup.wake();
     }
 
     /// Commits without waiting; [`Event::Committed`] tells how it went, unless the partition has gone.
     pub fn commit(&self, commit: FinalCommit) {
-        self.order(Order::Commit(commit));
+        self.order(commit.partition, Order::Commit(commit));
     }
 
     /// Stops fetching a partition.
     pub fn pause(&self, partition: Partition, generation: u64) {
-        self.order(Order::Pause(partition, generation));
+        self.order(partition, Order::Pause(partition, generation));
     }
 
     /// Fetches a partition again.
     pub fn resume(&self, partition: Partition, generation: u64) {
-        self.order(Order::Resume(partition, generation));
+        self.order(partition, Order::Resume(partition, generation));
     }
 
-    /// Commits `commits`, leaves the group and ends the thread. Meanwhile [`Event::Revoking`] must still be answered.
+    /// Commits `commits`, leaves the group with all members and ends their threads. Meanwhile [`Event::Revoking`] must
+    /// still be answered.
     ///
     /// # Errors
-    /// [`KafkaError::Request`] when the last commit fails, [`KafkaError::PollThread`] when the thread has ended before or
-    /// does not end in time; the group is left all the same, or will notice.
-    pub async fn close(mut self, commits: Vec<FinalCommit>) -> Result<(), KafkaError> {
-        let (sender, receiver) = oneshot::channel();
-        self.order(Order::Close(commits, sender));
-        let Ok(answer) = tokio::time::timeout(CLOSE_TIMEOUT, receiver).await else {
-            return Err(KafkaError::PollThread("it did not leave the group in time"));
-        };
-        let result = answer.unwrap_or(Err(KafkaError::PollThread("it ended early")));
-        if let Some(thread) = self.thread.take() {
-            let joined = tokio::task::spawn_blocking(move || thread.join()).await;
-            if !matches!(joined, Ok(Ok(()))) {
-                tracing::error!("the poll thread panicked");
-            }
+    /// The first member's error, if any: [`KafkaError::Request`] when its last commit fails, [`KafkaError::PollThread`] when
+    /// its thread has ended before or does not end in time. The group is left all the same, or will notice.
+    pub async fn close(self, commits: Vec<FinalCommit>) -> Result<(), KafkaError> {
+        let deadline = tokio::time::Instant::now() + CLOSE_TIMEOUT;
+        let mut closing = Vec::new();
+        for (number, member) in (0..).zip(self.members) {
+            let of_member = commits.iter().filter(|commit| commit.partition.topic == number);
+            closing.push(member.close(of_member.cloned().collect()));
+        }
+
+        let mut result = Ok(());
+        for member in closing {
+            let closed = member.wait(deadline).await;
+            result = result.and(closed);
         }
         result
     }

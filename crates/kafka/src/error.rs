@@ -50,6 +50,12 @@ pub enum KafkaError {
         #[source]
         source: Native,
     },
+    /// A record was not handed over, because there is no contact with the consumer group.
+    #[error("no contact with the consumer group: the record for topic `{topic}` is held back")]
+    OutOfContact {
+        /// Where it should have gone.
+        topic: String,
+    },
     /// The thread that polls has failed us.
     #[error("the Kafka poll thread can't be used: {0}")]
     PollThread(&'static str),
@@ -99,7 +105,9 @@ impl KafkaError {
     pub fn is_retryable(&self) -> bool {
         match self {
             Self::Property { .. } | Self::Client(_) | Self::CreateTopic { .. } | Self::PollThread(_) => false,
-            Self::NoTopic(_) | Self::LogReset(_) | Self::Unreachable { .. } => true,
+            Self::NoTopic(_) | Self::LogReset(_) | Self::Unreachable { .. } | Self::OutOfContact { .. } => {
+                true
+            }
             Self::Produce { source, .. } | Self::Request { source, .. } => !matches!(
                 source.rdkafka_error_code(),
                 Some(

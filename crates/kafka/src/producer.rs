@@ -18,7 +18,7 @@ use rdkafka::{
 };
 use tokio::sync::oneshot;
 
-use crate::{convert, error::KafkaError, settings::Settings};
+use crate::{consumer::GroupContact, convert, error::KafkaError, settings::Settings};
 
 /// How soon to look again whether librdkafka's own queue has room.
 const QUEUE_RETRY: Duration = Duration::from_millis(20);
@@ -131,6 +131,8 @@ type Inner = Arc<Polled>;
 /// A producer whose writes are acknowledged by all in-sync replicas. Records of one key keep their order.
 pub struct Producer {
     settings: Settings,
+    /// While this is lost, nothing is handed over.
+    contact: GroupContact,
     /// An idempotent producer that met a fatal error has to be replaced by a new one.
     current: Mutex<Inner>,
 }
@@ -150,8 +152,25 @@ impl Producer {
         settings.check()?;
         Ok(Self {
             settings: settings.clone(),
+            contact: GroupContact::default(),
             current: Mutex::new(Self::create(settings).map_err(KafkaError::client)?),
         })
+    }
+
+    /// A producer that hands nothing over while `contact` is lost: what a process says of jobs that another one may have
+    /// could stand behind their end for ever.
+    #[must_use]
+    pub fn bound_to(mut self, contact: GroupContact) -> Self {
+        self.contact = contact;
+        self
+    }
+
+    /// Another producer for the same brokers, bound to the same group, so that one can forget what the other one goes on writing.
+    ///
+    /// # Errors
+    /// As [`Producer::new`].
+    pub fn sibling(&self) -> Result<Self, KafkaError> {
+        Ok(Self::new(&self.settings)?.bound_to(self.contact.clone()))
     }
 
     fn create(settings: &Settings) -> Result<Inner, Native> {
@@ -171,12 +190,17 @@ impl Producer {
     /// an error is returned.
     ///
     /// # Errors
-    /// [`KafkaError::Produce`] at once when librdkafka's queue is full or the record is too large.
+    /// [`KafkaError::Produce`] at once when librdkafka's queue is full or the record is too large;
+    /// [`KafkaError::OutOfContact`] after [`Producer::bound_to`].
     pub fn enqueue_then(
         &self,
         record: &Outgoing,
         then: impl FnOnce(Result<Delivered, KafkaError>) + Send + Sync + 'static,
     ) -> Result<(), KafkaError> {
+        if self.contact.is_lost() {
+            return Err(KafkaError::OutOfContact { topic: record.topic.clone() });
+        }
+
         let producer = self.current();
         let native = BaseRecord::<'_, [u8], [u8], _> {
             topic: &record.topic,
@@ -245,8 +269,8 @@ impl Producer {
         self.replace(failed.clone());
     }
 
-    /// Drops everything that was handed over and is not written yet; each of those sends fails. For a worker that has
-    /// lost its partitions: whatever it still had to say of their jobs would come after what their new owner says.
+    /// Drops everything that was handed over and is not written yet; each of those sends fails. For a member of the group
+    /// that has lost its partitions: whatever it still had to say of their jobs would come after what their new owner says.
     ///
     /// What is on its way to the broker at this moment can't be called back.
     pub fn forget(&self) {

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, time::Duration};
 
 use rdkafka::ClientConfig;
 
-use crate::error::KafkaError;
+use crate::{consumer::Role, error::KafkaError};
 
 /// Where the brokers are and how to talk to them.
 #[derive(Debug, Clone, Default)]
@@ -79,8 +79,15 @@ const ALIASES: [(&str, &str); 3] = [
     ("max.partition.fetch.bytes", "fetch.message.max.bytes"),
 ];
 
+/// The name of a static member.
+const INSTANCE_ID: &str = "group.instance.id";
+/// Defaults of a member that follows a quiet topic: little is read ahead, and empty fetches are rare.
+const SIDE_DEFAULTS: [(&str, &str); 3] =
+    [("queued.min.messages", "100"), ("queued.max.messages.kbytes", "1024"), ("fetch.wait.max.ms", "1000")];
 /// librdkafka's own default of `session.timeout.ms`.
 const SESSION_TIMEOUT_MS: u64 = 45_000;
+/// The longest time between two statistics of a member.
+const STATISTICS_INTERVAL_MS: u64 = 5_000;
 /// How long a record may wait to be written, unless the session is so short that it must be less.
 const DELIVERY_TIMEOUT_MS: u64 = 30_000;
 /// The two names of that time.
@@ -154,9 +161,12 @@ impl Settings {
         config
     }
 
-    /// Puts `defaults` under what the user has set.
+    /// Puts `defaults` under what the user has set, and under earlier defaults.
     fn with_defaults(&self, mut config: ClientConfig, defaults: &[(&str, &str)]) -> ClientConfig {
         for (name, value) in defaults {
+            if config.get(name).is_some() {
+                continue;
+            }
             let alias = ALIASES.iter().find(|(ours, _)| ours == name).map(|(_, alias)| alias);
             if ![Some(name), alias].into_iter().flatten().any(|name| self.properties.contains_key(*name)) {
                 config.set(*name, *value);
@@ -165,10 +175,18 @@ impl Settings {
         config
     }
 
-    /// A consumer of group `group`.
-    pub(crate) fn consumer(&self, group: &str) -> ClientConfig {
-        let mut config = self.with_defaults(
-            self.base(&PRODUCER_ONLY),
+    /// A member of group `group`.
+    pub(crate) fn consumer(&self, group: &str, role: Role) -> ClientConfig {
+        let statistics_interval = STATISTICS_INTERVAL_MS.min(self.session_timeout_ms() / 9).to_string();
+        let mut config = self.base(&PRODUCER_ONLY);
+        if let Role::Side(name) = role {
+            config = self.with_defaults(config, &SIDE_DEFAULTS);
+            if let Some(id) = self.properties.get(INSTANCE_ID) {
+                config.set(INSTANCE_ID, format!("{id}-{name}"));
+            }
+        }
+        config = self.with_defaults(
+            config,
             &[
                 ("auto.offset.reset", "earliest"),
                 // Fetched records wait in librdkafka only briefly: what waits for its turn is bounded by the engine.
@@ -183,7 +201,8 @@ impl Settings {
                 // How long a partition is not fetched whose records wait already: a second, if nothing is said, in which
                 // a quick worker runs dry.
                 ("fetch.queue.backoff.ms", "20"),
-                ("statistics.interval.ms", "5000"),
+                // They say when the coordinator was last heard, and a gap is a third of the session.
+                ("statistics.interval.ms", &statistics_interval),
             ],
         );
         let next_generation = self.properties.get("group.protocol").is_some_and(|value| value == "consumer");
@@ -322,7 +341,7 @@ mod tests {
             ("statistics.interval.ms".to_owned(), "1000".to_owned()),
         ]);
         let settings = Settings { brokers: "b:1".into(), properties };
-        let consumer = settings.consumer("g");
+        let consumer = settings.consumer("g", Role::Main);
         assert_eq!(consumer.get("session.timeout.ms"), Some("6000"));
         assert_eq!(consumer.get("statistics.interval.ms"), Some("1000"));
         assert_eq!(consumer.get("linger.ms"), None);
@@ -333,13 +352,30 @@ mod tests {
     }
 
     #[test]
+    fn a_side_member_has_a_name_and_small_buffers_of_its_own() {
+        let properties = [("group.instance.id", "worker-a"), ("fetch.wait.max.ms", "50")];
+        let properties = properties.map(|(name, value)| (name.to_owned(), value.to_owned())).into();
+        let settings = Settings { brokers: "b:1".into(), properties };
+        for (role, name, kilobytes) in
+            [(Role::Main, "worker-a", "4096"), (Role::Side("delayed"), "worker-a-delayed", "1024")]
+        {
+            let config = settings.consumer("g", role);
+            assert_eq!(config.get("group.instance.id"), Some(name));
+            assert_eq!(config.get("queued.max.messages.kbytes"), Some(kilobytes));
+            assert_eq!(config.get("fetch.wait.max.ms"), Some("50"), "what the user says goes for both");
+        }
+        let dynamic = Settings::new("b:1").consumer("g", Role::Side("delayed"));
+        assert_eq!(dynamic.get("group.instance.id"), None);
+    }
+
+    #[test]
     fn a_property_under_its_other_name_is_not_overruled() {
         let properties = BTreeMap::from([
             ("fetch.message.max.bytes".to_owned(), "1000".to_owned()),
             ("queue.buffering.max.ms".to_owned(), "7".to_owned()),
         ]);
         let settings = Settings { brokers: "b:1".into(), properties };
-        assert_eq!(settings.consumer("g").get("max.partition.fetch.bytes"), None);
+        assert_eq!(settings.consumer("g", Role::Main).get("max.partition.fetch.bytes"), None);
         assert_eq!(settings.producer().get("linger.ms"), None);
     }
 
@@ -347,7 +383,8 @@ mod tests {
     fn larger_records_of_a_producer_do_not_keep_a_consumer_from_starting() {
         let properties = BTreeMap::from([("message.max.bytes".to_owned(), "16777216".to_owned())]);
         let settings = Settings { brokers: "127.0.0.1:1".into(), properties };
-        let consumer: Result<rdkafka::consumer::BaseConsumer, _> = settings.consumer("g").create();
+        let consumer: Result<rdkafka::consumer::BaseConsumer, _> =
+            settings.consumer("g", Role::Main).create();
         assert!(consumer.is_ok(), "{:?}", consumer.err());
         assert_eq!(settings.producer().get("message.max.bytes"), Some("16777216"));
     }

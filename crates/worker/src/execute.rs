@@ -15,6 +15,7 @@ use fleet_job::{
     record::RawRecord,
     trace::TraceContext,
 };
+use fleet_kafka::consumer::GroupContact;
 use fleet_mcp_client::{McpClient, ToolCall};
 use fleet_ops::trace::{Span, SpanKind};
 use futures::{StreamExt as _, future::Either, stream};
@@ -39,6 +40,8 @@ pub(crate) struct Job {
     pub(crate) trace: TraceContext,
     /// What earlier attempts have done already, by index of the call.
     pub(crate) done: BTreeMap<usize, Value>,
+    /// Whether the job is still ours. No call is made while that is not known.
+    pub(crate) contact: GroupContact,
 }
 
 /// Makes attempt number `attempt`, and tells of its progress. Returns the outcome, and what is done now.
@@ -74,7 +77,9 @@ pub(crate) async fn attempt(
             progress: news.clone(),
             input: call.input.clone(),
         };
+        let contact = job.contact.clone();
         Some(async move {
+            contact.regained().await;
             let outcome = read(call, client.call_tool(request).await);
             if let Outcome::Failed(failure) = &outcome {
                 span.fail(failure.error.kind.as_str(), &failure.error.message);

@@ -5,7 +5,7 @@ use std::{net::SocketAddr, sync::Arc, time::Duration};
 use fleet_job::topics::Topics;
 use fleet_kafka::{
     KafkaError, admin,
-    consumer::{Consumer, ConsumerConfig},
+    consumer::{Consumer, ConsumerConfig, Followed, Role},
     producer::Producer,
     settings::Settings,
 };
@@ -73,7 +73,7 @@ pub async fn run(args: Args) -> Result<(), WorkerError> {
     let settings = Settings { brokers: args.brokers.clone(), properties: Env::process().kafka_properties()? };
     settings.check()?;
     let client = McpClient::new(client_config(&args)?)?;
-    let producer = Arc::new(Producer::new(&settings)?);
+    let producer = Producer::new(&settings)?;
 
     let recorder = fleet_ops::metrics::install();
     recorder.describe(metrics::TABLE);
@@ -97,15 +97,16 @@ pub async fn run(args: Args) -> Result<(), WorkerError> {
             tracing::info!(topic = topics.delayed, "there is no such topic: long delays wait in memory");
         }
         let tiers = delayed.map(|partitions| Tiers::new(partitions, args.max_park));
-        let mut consumed = vec![topics.jobs.clone()];
-        consumed.extend(tiers.map(|_| topics.delayed.clone()));
+        let mut followed = vec![Followed { topic: topics.jobs.clone(), role: Role::Main }];
+        followed
+            .extend(tiers.map(|_| Followed { topic: topics.delayed.clone(), role: Role::Side("delayed") }));
         let mut control = Feed::start(settings.clone(), topics.control.clone())?;
         let requests = catch_up(&mut control, &health, &shutdown).await;
         let session = settings.session_timeout();
         let (consumer, events) = Consumer::start(ConsumerConfig {
             settings,
             group: args.group.clone(),
-            topics: consumed,
+            topics: followed,
             drain: args.drain_timeout,
         })?;
         let reporter = Reporter {
@@ -115,6 +116,7 @@ pub async fn run(args: Args) -> Result<(), WorkerError> {
             group: args.group.clone(),
             max_event_bytes: usize::try_from(args.max_event_bytes).unwrap_or(usize::MAX),
         };
+        let producer = Arc::new(producer.bound_to(consumer.contact()));
         health.set_ready();
         let parts = Parts { consumer, producer, client, reporter, health: health.clone(), requests, session };
         let shell = Shell::new(args, parts);

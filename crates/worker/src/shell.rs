@@ -9,6 +9,7 @@ mod attempts;
 mod cancel;
 mod ends;
 mod held;
+mod producers;
 mod settled;
 mod uncommitted;
 mod write;
@@ -23,7 +24,7 @@ use fleet_engine::{BreakerState, Command, Engine, FinalCommit, Input, Partition,
 use fleet_job::envelope::JobType;
 use fleet_kafka::{
     KafkaError,
-    consumer::{Consumer, Event, Events},
+    consumer::{Consumer, Event, Events, GroupContact},
     producer::{Outgoing, Producer},
 };
 use fleet_mcp_client::McpClient;
@@ -34,6 +35,7 @@ use tokio::{sync::mpsc, task::AbortHandle};
 use tokio_util::sync::CancellationToken;
 
 use held::{Clock, Done, Jobs, Revoke};
+use producers::Producers;
 use settled::Window;
 use uncommitted::Uncommitted;
 
@@ -55,11 +57,8 @@ const DELAYED: u16 = 1;
 const GAUGES: Duration = Duration::from_secs(1);
 /// How much of what has happened is taken before timers and signals are looked at again.
 const AT_ONCE: usize = 64;
-/// How long librdkafka may take to notice that the session has run out, once it can: it does so by its own clock, or by
-/// the answer to the heartbeat that it sends at once.
-const COME_TO: Duration = Duration::from_secs(1);
-/// How often to look meanwhile whether the poll thread hears something again.
-const LISTEN: Duration = Duration::from_millis(100);
+/// How often to look whether contact with the group is back.
+const LOOK_AGAIN: Duration = Duration::from_millis(50);
 
 /// What a worker is made of.
 pub(crate) struct Parts {
@@ -79,7 +78,7 @@ pub(crate) struct Shell {
     args: Args,
     engine: Engine,
     consumer: Consumer,
-    producer: Arc<Producer>,
+    producers: Producers,
     client: McpClient,
     reporter: Reporter,
     health: Health,
@@ -91,7 +90,9 @@ pub(crate) struct Shell {
     settled: Window,
     uncommitted: Uncommitted,
     revokes: Vec<Revoke>,
-    /// How long nothing may be heard of the group before its silence could hide that the session has run out.
+    /// Whether this worker can still count on its partitions.
+    contact: GroupContact,
+    /// The loop may stand still for so long without having missed that partitions were taken away.
     patience: Duration,
     /// When the loop has begun its present turn.
     turned: Instant,
@@ -110,10 +111,11 @@ impl Shell {
         let Parts { consumer, producer, client, reporter, health, requests, session } = parts;
         let (done, inbox) = mpsc::unbounded_channel();
         let engine = Engine::new(args.engine(rand::random(), reporter.tiers.is_some()));
+        let contact = consumer.contact();
         Self {
             engine,
             consumer,
-            producer,
+            producers: Producers::new(producer),
             client,
             reporter,
             health,
@@ -124,7 +126,8 @@ impl Shell {
             settled: Window::default(),
             uncommitted: Uncommitted::default(),
             revokes: Vec::new(),
-            patience: session / 2,
+            contact,
+            patience: session / 3,
             turned: Instant::now(),
             stop_by: None,
             breaker_open: false,
@@ -149,18 +152,17 @@ impl Shell {
         let alarm = tokio::time::sleep(Duration::ZERO);
         tokio::pin!(alarm);
         loop {
-            if self.is_deaf() && !shutdown.is_cancelled() {
-                self.come_to(&mut events, &shutdown).await?;
+            if self.is_out_of_contact() {
+                self.regain_contact(&mut events, &shutdown).await?;
             }
             self.turned = Instant::now();
             self.carry_out();
-            if self.is_deaf() && !shutdown.is_cancelled() {
-                continue;
-            }
             self.settle_revokes();
-            if self.stop_by.is_some_and(|by| Instant::now() >= by || self.engine.is_drained(&self.partitions))
-            {
+            if self.is_stopped() {
                 break;
+            }
+            if self.is_out_of_contact() {
+                continue;
             }
             let wake = self.wake_at().map(tokio::time::Instant::from_std);
             if let Some(wake) = wake.filter(|wake| *wake != alarm.deadline()) {
@@ -201,38 +203,55 @@ impl Shell {
         Ok(())
     }
 
-    /// When nothing was heard of the group for long, hears what has become of the partitions before anything more is done
-    /// to their jobs: another worker may have them, and may have ended them.
-    async fn come_to(&mut self, events: &mut Events, shutdown: &CancellationToken) -> Result<(), KafkaError> {
-        let deaf = self.deaf_for();
+    /// Waits until the membership is proven after a gap, or the partitions are known to be lost: before that, another worker
+    /// may have our jobs, and may have ended them.
+    async fn regain_contact(
+        &mut self,
+        events: &mut Events,
+        shutdown: &CancellationToken,
+    ) -> Result<(), KafkaError> {
+        if self.turned.elapsed() > self.patience {
+            // The threads of the consumer may have gone on meanwhile; what they have met is in the channel.
+            self.contact.suspect();
+        }
+        let silence = self.turned.elapsed().max(self.contact.silence());
         tracing::warn!(
-            ?deaf,
-            "nothing was heard of the group: no job goes on until it can have said what has changed"
+            ?silence,
+            "no contact with the consumer group; pausing all jobs until the current assignment is known"
         );
-        let mut hears_since = Instant::now();
-        while hears_since.elapsed() < COME_TO && !shutdown.is_cancelled() {
+        let began = Instant::now();
+
+        while self.contact.is_lost() && !self.is_stopped() {
             tokio::select! {
                 event = events.recv() => match event {
                     Some(event) => self.event(event)?,
                     None => return Err(KafkaError::PollThread("it has ended")),
                 },
-                () = tokio::time::sleep(LISTEN) => {}
+                () = tokio::time::sleep(LOOK_AGAIN) => {}
+                () = shutdown.cancelled(), if self.stop_by.is_none() => self.stop(),
             }
-            if self.consumer.deaf_for() > COME_TO / 2 {
-                hears_since = Instant::now();
-            }
+            self.settle_revokes();
+        }
+        // What has become of the assignment stands in the channel, before anything that was read since.
+        while let Some(event) = events.try_recv() {
+            self.event(event)?;
+        }
+
+        if !self.contact.is_lost() {
+            let paused = began.elapsed();
+            tracing::info!(?paused, "contact with the consumer group again; jobs go on");
         }
         Ok(())
     }
 
-    /// Nothing has been heard of the group for so long that another worker may have the partitions.
-    fn is_deaf(&self) -> bool {
-        self.stop_by.is_none() && self.deaf_for() > self.patience
+    /// Whether another worker may have the partitions.
+    fn is_out_of_contact(&self) -> bool {
+        self.turned.elapsed() > self.patience || self.contact.is_lost()
     }
 
-    /// For how long nothing may have been heard: the poll thread can have waked up before this loop, and have heard nothing yet.
-    fn deaf_for(&self) -> Duration {
-        self.turned.elapsed().max(self.consumer.deaf_for())
+    /// Whether the worker is to stop, and nothing more is to be waited for.
+    fn is_stopped(&self) -> bool {
+        self.stop_by.is_some_and(|by| Instant::now() >= by || self.engine.is_drained(&self.partitions))
     }
 
     fn feed(&mut self, input: Input<'_>) {
@@ -283,8 +302,10 @@ impl Shell {
                 self.partitions.retain(|partition| !partitions.contains(partition));
                 self.gone(&partitions);
                 self.feed(Input::Lost(&partitions));
-                // All partitions are lost together, so nothing in there is still ours to say.
-                self.producer.forget();
+                // A member loses all of its partitions together, so nothing about that topic is still ours to say.
+                if let Some(lost) = partitions.first() {
+                    self.producers.forget(lost.topic);
+                }
             }
             Event::Committed(partition, generation, ok) => {
                 counter!(names::COMMITS.name, "ok" => if ok { "true" } else { "false" }).increment(1);
@@ -369,7 +390,7 @@ impl Shell {
 
     /// Asks before each command whether it is still ours to carry out: the process can be stopped between any two.
     fn carry_out(&mut self) {
-        while !self.is_deaf()
+        while !self.is_out_of_contact()
             && let Some(command) = self.engine.poll()
         {
             match command {
@@ -416,13 +437,13 @@ impl Shell {
     /// Writes an event that nothing waits for: the terminal one will tell the rest. Where the process was stopped since it was
     /// made up, it may be out of date, and would be the last word about a job that another worker has ended.
     fn announce(&self, event: Option<Outgoing>) {
-        let Some(event) = event.filter(|_| !self.is_deaf()) else { return };
+        let Some(event) = event.filter(|_| !self.is_out_of_contact()) else { return };
         let missing = |error: KafkaError| {
             counter!(names::WRITE_FAILURES.name, "kind" => "event").increment(1);
-            tracing::warn!(%error, "an event is missing");
+            tracing::warn!(%error, "could not publish a job event");
         };
         let later = move |result: Result<_, _>| result.map(drop).unwrap_or_else(missing);
-        self.producer.enqueue_then(&event, later).unwrap_or_else(missing);
+        self.producers.of_jobs().enqueue_then(&event, later).unwrap_or_else(missing);
     }
 
     /// Runs `work` as a task whose answer comes back to the loop, also where it panics: the engine waits for it.
@@ -500,8 +521,8 @@ impl Shell {
         let commits = self.engine.release(&std::mem::take(&mut self.partitions));
         self.carry_out();
         // What is said of the jobs must be written before somebody else can speak of them.
-        let producer = self.producer;
-        let flushed = tokio::task::spawn_blocking(move || producer.flush(FLUSH_TIMEOUT)).await;
+        let producers = self.producers;
+        let flushed = tokio::task::spawn_blocking(move || producers.flush(FLUSH_TIMEOUT)).await;
         if !matches!(flushed, Ok(Ok(()))) {
             tracing::warn!("some events may not have been written");
         }
@@ -531,7 +552,7 @@ impl Shell {
         let status = self.engine.status();
         gauge!(names::IN_FLIGHT.name).set(status.in_flight as f64);
         // Where commands wait to be carried out, the two can't agree yet.
-        if status.buffered != self.jobs.len() && !self.is_deaf() {
+        if status.buffered != self.jobs.len() && !self.is_out_of_contact() {
             let (engine, shell) = (status.buffered, self.jobs.len());
             invariant::violated(
                 "I3",

@@ -12,8 +12,8 @@ use std::{
 use fleet_job::{outcome::FailureClass, time::Timestamp};
 
 use crate::{
-    Admission, Attempt, Backoff, Command, Config, Engine, FinalCommit, Input, JobSpec, Limit, Limits,
-    Partition, Progress, Terminal, Token, types::Fault,
+    Admission, Attempt, Backoff, Command, Config, Contact, Engine, FinalCommit, Input, JobSpec, Limit,
+    Limits, Partition, Patience, Progress, Sample, Terminal, Token, types::Fault,
 };
 
 /// Partitions of the jobs topic, by these numbers; the next one is the delayed topic's only one.
@@ -23,6 +23,10 @@ const PARTITIONS: i32 = JOBS as i32 + 1;
 const MAX_ATTEMPTS: u32 = 4;
 /// A job that has to wait longer goes on in the delayed topic.
 const MAX_PARK: i64 = 800;
+/// A worker that is not heard of for so long loses its partitions.
+const SESSION: i64 = 1_200;
+/// The clock does not move further at once, so that those who are awake are heard in time.
+const BREATH: i64 = SESSION / 6;
 /// How long a record of the delayed topic waits there at most.
 const TIER: i64 = 600;
 
@@ -113,6 +117,7 @@ struct Log {
 
 struct Worker {
     engine: Engine,
+    contact: Contact,
     /// The next offset to deliver, per partition.
     position: HashMap<i32, i64>,
     paused: BTreeSet<i32>,
@@ -150,6 +155,10 @@ pub(super) struct World {
 
 fn partition(number: i32) -> Partition {
     Partition { topic: u16::from(number as usize == DELAYED), number }
+}
+
+fn ms(time: i64) -> Duration {
+    Duration::from_millis(time.unsigned_abs())
 }
 
 fn engine(seed: u64, fault: Option<Fault>) -> Engine {
@@ -208,6 +217,42 @@ impl World {
         self.drain(worker);
     }
 
+    /// Lets time pass. Whoever is awake turns meanwhile, and hears the coordinator, which answers strangers too.
+    fn pass(&mut self, time: i64, asleep: Option<usize>) {
+        let end = self.now + time;
+        while self.now < end {
+            self.now = (self.now + BREATH).min(end);
+            for worker in (0..self.workers.len()).filter(|worker| asleep != Some(*worker)) {
+                self.breathe(worker);
+            }
+        }
+    }
+
+    fn breathe(&mut self, worker: usize) {
+        let (now, broker_up) = (ms(self.now), self.broker_up);
+        let Worker { contact, gone, .. } = &mut self.workers[worker];
+        contact.turned(now);
+        if broker_up {
+            contact.sampled(Sample { at: now, received: Some(now), is_joining: false });
+        }
+        if broker_up && contact.wants_proof(now) && gone.is_empty() {
+            contact.accepted(now);
+        }
+        self.drain(worker);
+    }
+
+    /// Whether a worker waits for its membership to be proven, and does nothing meanwhile.
+    fn is_out_of_contact(&self, worker: usize) -> bool {
+        self.workers[worker].contact.is_broken(ms(self.now))
+    }
+
+    /// Takes note that a worker may have no partitions any more.
+    fn note_vacancy(&mut self, worker: usize) {
+        if !self.owner.contains(&Some(worker)) {
+            self.workers[worker].contact.vacated();
+        }
+    }
+
     fn job(&mut self, token: Token) -> &mut Job {
         self.logs[token.partition.number as usize].jobs.get_mut(&token.offset).unwrap()
     }
@@ -216,8 +261,12 @@ impl World {
 
     fn join(&mut self) {
         let seed = self.rng.next();
+        let mut contact = Contact::new(Patience::new(ms(SESSION), Duration::ZERO));
+        contact.fault = self.fault;
+        contact.turned(ms(self.now));
         self.workers.push(Worker {
             engine: engine(seed, self.fault),
+            contact,
             position: HashMap::new(),
             paused: BTreeSet::new(),
             running: Vec::new(),
@@ -256,6 +305,7 @@ impl World {
     fn freeze(&mut self) {
         self.disorder = true;
         let worker = self.rng.below(self.workers.len() as u64) as usize;
+        self.pass(SESSION, Some(worker));
         for number in 0..PARTITIONS {
             if self.owner[number as usize] == Some(worker) {
                 self.owner[number as usize] = None;
@@ -263,6 +313,8 @@ impl World {
             }
         }
         self.rebalance();
+        // Awake again, it hears the coordinator, and what it hears is a refusal.
+        self.breathe(worker);
     }
 
     /// A worker that was frozen hears what it has lost.
@@ -275,6 +327,7 @@ impl World {
         let gone: Vec<_> =
             std::mem::take(&mut self.workers[worker].gone).into_iter().map(partition).collect();
         if !gone.is_empty() {
+            self.note_vacancy(worker);
             self.feed(worker, Input::Lost(&gone));
         }
     }
@@ -303,9 +356,8 @@ impl World {
                 Some(_) => continue,
                 None => {}
             }
-            if self.workers[to].gone.contains(&number) {
-                self.hear(to);
-            }
+            // It joins again only when it has heard what it has lost.
+            self.hear(to);
             self.owner[number as usize] = Some(to);
             let committed = self.logs[number as usize].committed.clone();
             let start = committed.as_ref().map_or(0, |(offset, _)| *offset);
@@ -314,6 +366,8 @@ impl World {
             let committed = committed.as_ref().map(|(offset, metadata)| (*offset, metadata.as_str()));
             self.generations += 1;
             let generation = self.generations;
+            self.workers[to].contact.turned(ms(self.now));
+            self.workers[to].contact.assigned();
             self.feed(to, Input::Assigned { partition: partition(number), generation, committed });
         }
     }
@@ -338,6 +392,7 @@ impl World {
             }
         }
         self.owner[number as usize] = None;
+        self.note_vacancy(worker);
     }
 
     // --- The end --------------------------------------------------------------------------------------------------

@@ -55,8 +55,24 @@ impl CommitThread {
 }
 
 fn commit_all(consumer: &BaseConsumer<Context>, inbox: &mpsc::Receiver<FinalCommit>) {
-    while let Ok(first) = inbox.recv() {
-        commit(consumer, std::iter::once(first).chain(inbox.try_iter()).collect());
+    let context = consumer.context();
+    loop {
+        match inbox.recv_timeout(context.membership.pace()) {
+            Ok(first) => commit(consumer, std::iter::once(first).chain(inbox.try_iter()).collect()),
+            Err(mpsc::RecvTimeoutError::Timeout) => prove(consumer),
+            Err(mpsc::RecvTimeoutError::Disconnected) => return,
+        }
+    }
+}
+
+/// Proves the membership, if it is time to.
+fn prove(consumer: &BaseConsumer<Context>) {
+    let context = consumer.context();
+    if context.membership.wants_proof() {
+        let _alone = context.alone();
+        if let Err(error) = context.prove(consumer) {
+            tracing::debug!(%error, "the membership in the group could not be proven");
+        }
     }
 }
 
@@ -65,15 +81,18 @@ fn commit_all(consumer: &BaseConsumer<Context>, inbox: &mpsc::Receiver<FinalComm
 fn commit(consumer: &BaseConsumer<Context>, commits: Vec<FinalCommit>) {
     let context = consumer.context();
     let _alone = context.alone();
-    let commits = context.still_owned(commits);
+    let commits = context.membership.still_owned(commits);
     if commits.is_empty() {
         return;
     }
-    let together = context.commit_together(consumer, &commits);
+
+    let proven = context.prove_after_gap(consumer);
+    let together = proven.clone().and_then(|()| context.commit_together(consumer, &commits));
     for commit in commits {
-        let result = match &together {
-            Ok(()) => Ok(()),
-            Err(_) => context.commit_alone(consumer, &commit),
+        let result = match (&proven, &together) {
+            (_, Ok(())) => Ok(()),
+            (Err(error), _) => Err(error.clone()),
+            (Ok(()), Err(_)) => context.commit_alone(consumer, &commit),
         };
         if let Err(error) = &result {
             tracing::warn!(%error, partition = commit.partition.number, "a commit failed and will be repeated");

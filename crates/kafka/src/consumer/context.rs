@@ -1,10 +1,9 @@
 //! What librdkafka calls back into, on the poll thread: rebalances, statistics, errors. And how commits are made.
 
 use std::{
-    collections::HashMap,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
         mpsc,
     },
     thread,
@@ -18,9 +17,8 @@ use rdkafka::{
     consumer::{BaseConsumer, CommitMode, Consumer as _, ConsumerContext, Rebalance},
     error::{KafkaError as Native, KafkaResult, RDKafkaErrorCode},
 };
-use tokio::sync::mpsc as events;
 
-use super::{Assigned, Event, REPLY_MARGIN, pulse::Pulse, wakeup::Wakeup};
+use super::{Assigned, Event, REPLY_MARGIN, member::Channel, membership::Membership, wakeup::Wakeup};
 
 /// How long the broker may take to say what is committed.
 const COMMITTED_TIMEOUT: Duration = Duration::from_secs(10);
@@ -32,61 +30,52 @@ pub(super) const LAST_COMMIT_TRIES: usize = 25;
 pub(super) const LAST_COMMIT_PAUSE: Duration = Duration::from_millis(200);
 
 pub(super) struct Context {
-    events: events::UnboundedSender<Event>,
-    /// The weight of records handed over and not taken yet.
-    pub(super) queued: Arc<AtomicUsize>,
-    /// Beats while the poll thread turns.
-    pub(super) pulse: Arc<Pulse>,
+    pub(super) channel: Channel,
+    pub(super) membership: Arc<Membership>,
     /// Wakes the poll thread.
     pub(super) wakeup: Arc<Wakeup>,
     /// librdkafka has called back since this was last cleared, which a poll does not say.
     pub(super) called_back: AtomicBool,
     /// The group is being left: nobody is to be asked any more.
     pub(super) closing: AtomicBool,
-    topics: Vec<String>,
+    /// The topic that this member follows, and the number that its partitions carry.
+    topic: String,
+    number: u16,
     drain: Duration,
     /// Assignments so far.
     generations: AtomicU64,
-    /// The assigned partitions, and the number of each one's assignment.
-    owned: Mutex<HashMap<Partition, u64>>,
     /// Held while commits are under way, so that none overtakes another, and none of a partition follows its last one.
     committing: Mutex<()>,
 }
 
 impl Context {
     pub(super) fn new(
-        events: events::UnboundedSender<Event>,
-        queued: Arc<AtomicUsize>,
-        pulse: Arc<Pulse>,
+        channel: Channel,
+        membership: Arc<Membership>,
         wakeup: Arc<Wakeup>,
-        topics: Vec<String>,
+        number: u16,
+        topic: String,
         drain: Duration,
     ) -> Self {
         Self {
-            events,
-            queued,
-            pulse,
+            channel,
+            membership,
             wakeup,
             called_back: AtomicBool::new(false),
             closing: AtomicBool::new(false),
-            topics,
+            topic,
+            number,
             drain,
             generations: AtomicU64::new(0),
-            owned: Mutex::default(),
             committing: Mutex::default(),
         }
     }
 
     pub(super) fn emit(&self, event: Event) {
         // The receiver goes only when the worker ends.
-        if self.events.send(event).is_err() {
+        if self.channel.sender.send(event).is_err() {
             tracing::debug!("nobody listens to the poll thread any more");
         }
-    }
-
-    fn owned(&self) -> MutexGuard<'_, HashMap<Partition, u64>> {
-        // Insert and remove leave the map whole even if they panic.
-        self.owned.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Waits for the commit that is under way, if there is one, and keeps others from beginning.
@@ -94,23 +83,8 @@ impl Context {
         self.committing.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Whether a partition is still under this assignment.
-    pub(super) fn owns(&self, partition: Partition, generation: u64) -> bool {
-        self.owned().get(&partition) == Some(&generation)
-    }
-
-    /// The commits of partitions that are still under the same assignment.
-    pub(super) fn still_owned(&self, commits: Vec<FinalCommit>) -> Vec<FinalCommit> {
-        commits.into_iter().filter(|commit| self.owns(commit.partition, commit.generation)).collect()
-    }
-
-    fn disown(&self, partitions: &[Partition]) {
-        self.owned().retain(|partition, _| !partitions.contains(partition));
-    }
-
     pub(super) fn partition(&self, topic: &str, number: i32) -> Option<Partition> {
-        let topic = self.topics.iter().position(|name| name == topic)?;
-        Some(Partition { topic: u16::try_from(topic).ok()?, number })
+        (topic == self.topic).then_some(Partition { topic: self.number, number })
     }
 
     fn partitions(&self, list: &TopicPartitionList) -> Vec<Partition> {
@@ -120,14 +94,10 @@ impl Context {
             .collect()
     }
 
-    fn topic(&self, partition: Partition) -> &str {
-        self.topics.get(usize::from(partition.topic)).map_or("", String::as_str)
-    }
-
     pub(super) fn positions(&self, partitions: impl IntoIterator<Item = Partition>) -> TopicPartitionList {
         let mut list = TopicPartitionList::new();
         for partition in partitions {
-            list.add_partition(self.topic(partition), partition.number);
+            list.add_partition(&self.topic, partition.number);
         }
         list
     }
@@ -135,7 +105,7 @@ impl Context {
     fn list<'a>(&self, commits: impl IntoIterator<Item = &'a FinalCommit>) -> TopicPartitionList {
         let mut list = TopicPartitionList::new();
         for commit in commits {
-            let mut element = list.add_partition(self.topic(commit.partition), commit.partition.number);
+            let mut element = list.add_partition(&self.topic, commit.partition.number);
             // Offsets are not negative, which is all that librdkafka could object to.
             if let Err(error) = element.set_offset(Offset::Offset(commit.offset)) {
                 tracing::error!(%error, offset = commit.offset, "an impossible offset was to be committed");
@@ -153,7 +123,30 @@ impl Context {
         consumer: &BaseConsumer<Self>,
         commits: &[FinalCommit],
     ) -> KafkaResult<()> {
-        consumer.commit(&self.list(commits), CommitMode::Sync)
+        let sent = self.membership.now();
+        match consumer.commit(&self.list(commits), CommitMode::Sync) {
+            Ok(()) => {
+                self.membership.accepted(sent, commits);
+                Ok(())
+            }
+            Err(error) => {
+                self.membership.refused(error.rdkafka_error_code());
+                Err(error)
+            }
+        }
+    }
+
+    /// Repeats a commit that stands, which the coordinator accepts from members only.
+    pub(super) fn prove(&self, consumer: &BaseConsumer<Self>) -> KafkaResult<()> {
+        match self.membership.standing() {
+            Some(standing) => self.commit_alone(consumer, &standing),
+            None => Ok(()),
+        }
+    }
+
+    /// Proves the membership if there was a gap in contact: nothing new is committed before.
+    pub(super) fn prove_after_gap(&self, consumer: &BaseConsumer<Self>) -> KafkaResult<()> {
+        if self.membership.is_out_of_contact() { self.prove(consumer) } else { Ok(()) }
     }
 
     /// Commits for one partition; without the metadata where the broker does not take so much of it. The offset alone
@@ -181,6 +174,9 @@ impl Context {
         consumer: &BaseConsumer<Self>,
         open: &mut Vec<FinalCommit>,
     ) -> KafkaResult<()> {
+        if !open.is_empty() {
+            self.prove_after_gap(consumer)?;
+        }
         let mut result = Ok(());
         open.retain(|commit| match self.commit_alone(consumer, commit) {
             Ok(()) => false,
@@ -228,15 +224,14 @@ impl Context {
             );
         }
         let assigned = partitions.into_iter().map(|partition| {
-            let found = committed
-                .as_ref()
-                .and_then(|list| list.find_partition(self.topic(partition), partition.number));
+            let found =
+                committed.as_ref().and_then(|list| list.find_partition(&self.topic, partition.number));
             let committed = found.and_then(|element| match element.offset() {
                 Offset::Offset(offset) if offset >= 0 => Some((offset, element.metadata().to_owned())),
                 _ => None,
             });
             let generation = self.generations.fetch_add(1, Ordering::Relaxed) + 1;
-            self.owned().insert(partition, generation);
+            self.membership.own(partition, generation, committed.clone());
             Assigned { partition, generation, committed }
         });
         self.emit(Event::Assigned(assigned.collect()));
@@ -251,13 +246,13 @@ impl Context {
             self.emit(Event::Lost(partitions.clone()));
             // A commit that begins after the group was joined again would be taken, over that of the new owner.
             let _alone = self.alone();
-            self.disown(&partitions);
+            self.membership.disown(&partitions);
             return;
         }
         let (reply, commits) = mpsc::sync_channel(1);
         self.emit(Event::Revoking(partitions.clone(), Instant::now() + self.drain, reply));
         // The engine keeps the deadline.
-        let commits = self.pulse.excused(|| commits.recv_timeout(self.drain + REPLY_MARGIN));
+        let commits = self.membership.excused(|| commits.recv_timeout(self.drain + REPLY_MARGIN));
         let _alone = self.alone();
         match commits.map(|commits| self.commit_before_revoke(consumer, commits)) {
             Ok(Ok(())) => {}
@@ -269,13 +264,14 @@ impl Context {
             }
         }
         // Commits that were ordered before this moment may still wait to be made.
-        self.disown(&partitions);
+        self.membership.disown(&partitions);
     }
 }
 
 impl ClientContext for Context {
     fn stats(&self, statistics: Statistics) {
         self.called_back.store(true, Ordering::Relaxed);
+        self.membership.sampled(&statistics);
         let lag = statistics.topics.values().flat_map(|topic| {
             topic.partitions.values().filter_map(|stats| {
                 let partition = self.partition(&topic.topic, stats.partition)?;
@@ -305,7 +301,10 @@ impl ConsumerContext for Context {
             return;
         }
         match rebalance {
-            Rebalance::Assign(list) => self.assigned(consumer, list),
+            Rebalance::Assign(list) => {
+                self.assigned(consumer, list);
+                self.membership.joined();
+            }
             Rebalance::Revoke(list) => self.revoked(consumer, list),
             Rebalance::Error(error) => tracing::warn!(%error, "rebalance"),
         }

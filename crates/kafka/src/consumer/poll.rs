@@ -23,7 +23,7 @@ use super::{
 };
 use crate::{convert, error::KafkaError};
 
-/// How often the thread turns when nothing wakes it. Who asks for its pulse must be told the truth.
+/// How often the thread turns when nothing wakes it. A silent thread counts as a gap in contact.
 const IDLE: Duration = Duration::from_millis(250);
 /// How long a poll waits while the group is being left.
 const POLL: Duration = Duration::from_millis(20);
@@ -48,7 +48,7 @@ impl PollThread {
         let context = self.consumer.context().clone();
         context.wakeup.wakes_this_thread();
         loop {
-            context.pulse.beat();
+            context.membership.turned();
             let is_drained = match self.poll() {
                 Ok(is_drained) => is_drained,
                 Err(error) => return context.emit(Event::Failed(error)),
@@ -78,7 +78,7 @@ impl PollThread {
     /// thread. (A poll that waits could be woken by librdkafka only, and spins through the last millisecond of its wait.)
     fn poll(&self) -> Result<bool, KafkaError> {
         let context = self.consumer.context();
-        if context.queued.load(Ordering::Relaxed) >= MAX_QUEUED {
+        if context.channel.queued.load(Ordering::Relaxed) >= MAX_QUEUED {
             thread::sleep(QUEUED_PAUSE);
             return Ok(false);
         }
@@ -86,8 +86,9 @@ impl PollThread {
         match self.consumer.poll(Duration::ZERO) {
             Some(Ok(message)) => {
                 if let Some(partition) = context.partition(message.topic(), message.partition()) {
+                    context.membership.delivered(partition, message.offset());
                     let record = convert::to_record(&message);
-                    context.queued.fetch_add(weight(&record), Ordering::Relaxed);
+                    context.channel.queued.fetch_add(weight(&record), Ordering::Relaxed);
                     context.emit(Event::Record(partition, record));
                 }
             }
@@ -104,7 +105,7 @@ impl PollThread {
 
     fn set_paused(&self, partition: Partition, generation: u64, paused: bool) {
         let context = self.consumer.context();
-        if !context.owns(partition, generation) {
+        if !context.membership.owns(partition, generation) {
             return;
         }
         let list = context.positions([partition]);
@@ -140,7 +141,7 @@ impl PollThread {
         let context = self.consumer.context();
         let mut open = commits;
         for attempt in 1.. {
-            open = context.still_owned(open);
+            open = context.membership.still_owned(open);
             match context.commit_each(&self.consumer, &mut open) {
                 Ok(()) => break,
                 Err(error) if attempt >= LAST_COMMIT_TRIES => return Err(error),

@@ -41,6 +41,7 @@ impl Shell {
             progress: self.args.progress(),
             trace: held.trace().clone(),
             done: std::mem::take(&mut held.done),
+            contact: self.contact.clone(),
         };
         let log = held.log();
         let running = self.reporter.running(&held.subject(), now, attempt);

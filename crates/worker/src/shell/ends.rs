@@ -39,7 +39,7 @@ impl Shell {
         held.settling = true;
         held.process(&self.reporter.group).set("fleet.job.attempts", i64::from(attempts));
         if let (Terminal::Again, Some(end)) = (terminal, held.end.clone()) {
-            let producer = self.producer.clone();
+            let producer = self.producers.of_jobs();
             return self.write(token, async move { write_again(&producer, token, &end).await });
         }
         if terminal == Terminal::Failed && held.met_outage {
@@ -56,7 +56,7 @@ impl Shell {
         if settlement.dead_letter.is_none() && settlement.reply.is_none() {
             return self.write_event(token, settlement.state, settlement.event);
         }
-        let producer = self.producer.clone();
+        let producer = self.producers.of_jobs();
         self.write(token, async move { write(&producer, token, settlement).await });
     }
 
@@ -75,7 +75,7 @@ impl Shell {
                 },
             );
         };
-        if let Err(error) = self.producer.enqueue_then(&event, then) {
+        if let Err(error) = self.producers.of_jobs().enqueue_then(&event, then) {
             give(&self.done, Done::Undelivered(token, state, event, error));
         }
     }
@@ -91,8 +91,8 @@ impl Shell {
     ) {
         let is_ours = self.engine.token(token.partition, token.offset) == Some(token);
         let Some(log) = self.jobs.get(&token).map(Held::log) else { return };
-        let producer = self.producer.clone();
-        match remedy(Refusal::from(&error), is_ours, self.is_deaf()) {
+        let producer = self.producers.of_jobs();
+        match remedy(Refusal::from(&error), is_ours, self.is_out_of_contact()) {
             Remedy::Drop => {}
             Remedy::Shorten => {
                 self.write(token, async move { write_bare(&producer, token, state, &event).await });
@@ -134,7 +134,10 @@ impl Shell {
         let next = if held.recalled { Next::Return } else { self.reporter.next(now, delayed.until) };
         let letter = self.reporter.passed_on(&held.record, delayed, next);
         self.announce(event);
-        let producer = self.producer.clone();
+        let producer = match self.producers.of(token.partition.topic) {
+            Ok(producer) => producer,
+            Err(error) => return give(&self.done, not_written(token, false, "delayed", &error)),
+        };
         let is_deferred = matches!(terminal, Terminal::Deferred(_));
         self.write(token, async move { pass_on(&producer, token, letter, is_deferred).await });
     }

@@ -73,12 +73,13 @@ pub(super) enum Remedy {
     TryAgain,
 }
 
-/// Who may have lost the job (`is_deaf`) writes nothing more before it knows, in short or later: the engine waits then.
-pub(super) fn remedy(refusal: Refusal, is_ours: bool, is_deaf: bool) -> Remedy {
+/// A worker that may have lost the job (`is_out_of_contact`) writes nothing more before it knows, in short or later: the
+/// engine waits then.
+pub(super) fn remedy(refusal: Refusal, is_ours: bool, is_out_of_contact: bool) -> Remedy {
     match refusal {
         _ if !is_ours => Remedy::Drop,
-        Refusal::TooLarge if !is_deaf => Remedy::Shorten,
-        Refusal::NoRoom if !is_deaf => Remedy::Wait,
+        Refusal::TooLarge if !is_out_of_contact => Remedy::Shorten,
+        Refusal::NoRoom if !is_out_of_contact => Remedy::Wait,
         Refusal::TooLarge | Refusal::NoRoom | Refusal::Other => Remedy::TryAgain,
     }
 }
@@ -199,9 +200,9 @@ mod tests {
             (Refusal::NoRoom, true, true, Remedy::TryAgain),
             (Refusal::Other, true, true, Remedy::TryAgain),
         ];
-        for (refusal, is_ours, is_deaf, expected) in cases {
-            assert_eq!(remedy(refusal, is_ours, is_deaf), expected, "{refusal:?}, deaf: {is_deaf}");
-            assert_eq!(remedy(refusal, false, is_deaf), Remedy::Drop, "{refusal:?}, deaf: {is_deaf}");
+        for (refusal, is_ours, lost, expected) in cases {
+            assert_eq!(remedy(refusal, is_ours, lost), expected, "{refusal:?}, out of contact: {lost}");
+            assert_eq!(remedy(refusal, false, lost), Remedy::Drop, "{refusal:?}, out of contact: {lost}");
         }
     }
 }

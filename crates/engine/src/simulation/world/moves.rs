@@ -13,7 +13,10 @@ impl World {
             45..=63 => self.finish(),
             64..=78 => self.write(),
             79..=86 => self.answer_commit(),
-            87..=88 => self.now += self.rng.below(500) as i64,
+            87..=88 => {
+                let time = self.rng.below(500) as i64;
+                self.pass(time, None);
+            }
             89 => self.cancel(),
             90 => self.server_up = !self.server_up,
             91 => self.broker_up = !self.broker_up,
@@ -92,7 +95,9 @@ impl World {
     /// Somebody cancels a job that its worker has in memory.
     fn cancel(&mut self) {
         let number = self.rng.below(JOBS as u64) as usize;
-        let Some(worker) = self.owner[number] else { return };
+        let Some(worker) = self.owner[number].filter(|worker| !self.is_out_of_contact(*worker)) else {
+            return;
+        };
         let position = self.workers[worker].position[&(number as i32)];
         let read = self.logs[number].jobs.range(..position);
         let open: Vec<i64> =
@@ -115,7 +120,7 @@ impl World {
     pub(super) fn deliver(&mut self) {
         let number = self.rng.below(PARTITIONS as u64) as i32;
         let Some(worker) = self.owner[number as usize].filter(|_| self.broker_up) else { return };
-        if self.workers[worker].paused.contains(&number) {
+        if self.workers[worker].paused.contains(&number) || self.is_out_of_contact(worker) {
             return;
         }
         let position = self.workers[worker].position[&number];
@@ -159,6 +164,9 @@ impl World {
 
     pub(super) fn finish(&mut self) {
         let worker = self.rng.below(self.workers.len() as u64) as usize;
+        if self.is_out_of_contact(worker) {
+            return;
+        }
         if self.rng.chance(10)
             && let Some((token, _)) = self.workers[worker].late.pop()
         {
@@ -199,6 +207,9 @@ impl World {
 
     pub(super) fn write(&mut self) {
         let worker = self.rng.below(self.workers.len() as u64) as usize;
+        if self.is_out_of_contact(worker) {
+            return;
+        }
         if self.workers[worker].writing.is_empty() {
             return;
         }
@@ -238,6 +249,9 @@ impl World {
 
     pub(super) fn answer_commit(&mut self) {
         let worker = self.rng.below(self.workers.len() as u64) as usize;
+        if self.is_out_of_contact(worker) {
+            return;
+        }
         if self.workers[worker].commits.is_empty() {
             return;
         }
@@ -256,9 +270,12 @@ impl World {
     }
 
     pub(super) fn tick(&mut self) {
-        self.now += 1 + self.rng.below(60) as i64;
+        let time = 1 + self.rng.below(60) as i64;
+        self.pass(time, None);
         for worker in 0..self.workers.len() {
-            self.feed(worker, Input::Tick);
+            if !self.is_out_of_contact(worker) {
+                self.feed(worker, Input::Tick);
+            }
         }
     }
 }

@@ -4,8 +4,18 @@ use super::*;
 
 impl World {
     pub(super) fn drain(&mut self, worker: usize) {
-        while let Some(command) = self.workers[worker].engine.poll() {
+        while !self.is_out_of_contact(worker)
+            && let Some(command) = self.workers[worker].engine.poll()
+        {
             match command {
+                // Decided before the partition was taken away, and not carried out yet.
+                Command::Start(token, _) | Command::Settle(token, ..) | Command::Retrying(token, ..)
+                    if self.workers[worker].engine.token(token.partition, token.offset) != Some(token) => {}
+                Command::Start(token, _) | Command::Settle(token, ..) | Command::Retrying(token, ..)
+                    if self.workers[worker].gone.contains(&token.partition.number) =>
+                {
+                    broken(format!("{token:?} is spoken of by a worker that was out of reach: {command:?}"));
+                }
                 Command::Start(token, attempt) => self.started(worker, token, attempt),
                 Command::Settle(token, terminal, attempts) => {
                     self.workers[worker].writing.push((token, terminal, attempts));
@@ -48,14 +58,10 @@ impl World {
         let number = token.partition.number;
         ensure!(attempt <= MAX_ATTEMPTS, "I6: attempt {attempt} of {token:?}");
         ensure!(number as usize != DELAYED, "{token:?} runs in the delayed topic");
-        // A worker that was frozen knows nothing of what others have done since.
-        if !self.workers[worker].gone.contains(&number) {
-            self.check_ownership(worker, token, attempt);
-        }
+        self.check_ownership(worker, token, attempt);
         let (now, disorder) = (self.now, self.disorder);
-        let says_so = !self.workers[worker].gone.contains(&number);
         let job = self.job(token);
-        job.seems_to_run |= says_so && job.terminals.iter().any(|terminal| terminal.is_final());
+        job.seems_to_run |= job.terminals.iter().any(|terminal| terminal.is_final());
         ensure!(
             attempt == job.ended + 1 || disorder,
             "I6: attempt {attempt} of {token:?} after {} have ended",

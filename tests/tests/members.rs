@@ -1,0 +1,133 @@
+//! The two members that each worker has where there is a delayed topic: jobs and delayed jobs are balanced apart, whatever
+//! comes and goes, and nothing repeats when partitions move.
+
+#![expect(clippy::expect_used, reason = "a panic is the report of a test")]
+
+use std::{
+    collections::BTreeMap,
+    sync::atomic::{AtomicBool, Ordering},
+    thread,
+    time::Duration,
+};
+
+use fleet_job::{event::JobState, topics::Topics};
+use fleet_tests::{Env, Fleet, on_every_broker, topics, wait};
+use rdkafka::consumer::BaseConsumer;
+
+on_every_broker!(
+    every_worker_has_its_share_of_both_topics,
+    workers_that_follow_both_topics_with_one_member_can_be_replaced
+);
+
+const JOBS: i32 = 12;
+const DELAYED: i32 = 6;
+
+/// From one worker to twelve and back to three, while jobs run: of each topic, no worker has two partitions more than
+/// another one, and nothing that has ended runs again.
+fn every_worker_has_its_share_of_both_topics(env: &Env) {
+    let mut fleet = fleet(env, "shares");
+    for workers in 1..=12 {
+        fleet.submit_digests(20 + workers);
+        fleet.start_worker();
+        wait_for_shares(&fleet, workers);
+    }
+    for workers in (3..12).rev().step_by(4) {
+        fleet.submit_digests(50 + workers);
+        for mut worker in fleet.workers.split_off(workers) {
+            assert!(worker.process.stop(wait::LONG).success(), "{}", worker.process.log());
+        }
+        wait_for_shares(&fleet, workers);
+    }
+    let account = fleet.settle(0);
+    assert_eq!(account.count(JobState::Succeeded), account.last.len());
+}
+
+/// A rollout: members of the old kind, which follow both topics, leave one after the other as workers come.
+fn workers_that_follow_both_topics_with_one_member_can_be_replaced(env: &Env) {
+    let mut fleet = fleet(env, "rollout");
+    let delayed = Topics::of(&*fleet.topic).delayed;
+    let old: Vec<_> = (0..2)
+        .map(|_| OldMember::start(topics::idle_member(&env.brokers, &fleet.group, &[&fleet.topic, &delayed])))
+        .collect();
+    wait::until("the old members' partitions", wait::LONG, || {
+        let assigned: usize = topics::assignments(&env.brokers, &fleet.group).iter().map(Vec::len).sum();
+        (assigned == (JOBS + DELAYED) as usize).then_some(())
+    });
+    for (round, member) in old.into_iter().enumerate() {
+        fleet.start_worker();
+        fleet.submit_digests(40 + round);
+        wait::until("a group of old and new members that has every partition once", wait::LONG, || {
+            let members = topics::assignments(&env.brokers, &fleet.group);
+            let mut all: Vec<_> = members.into_iter().flatten().collect();
+            let assigned = all.len();
+            all.sort();
+            all.dedup();
+            (assigned == (JOBS + DELAYED) as usize && all.len() == assigned).then_some(())
+        });
+        member.stop();
+    }
+    wait_for_shares(&fleet, 2);
+    let account = fleet.settle(0);
+    assert_eq!(account.count(JobState::Succeeded), account.last.len());
+}
+
+fn fleet<'e>(env: &'e Env, name: &str) -> Fleet<'e> {
+    let mut fleet = Fleet::new(env, name, JOBS);
+    topics::create(&env.brokers, &[(&Topics::of(&*fleet.topic).delayed, DELAYED)]);
+    fleet.start_file_server();
+    fleet
+}
+
+/// Waits until so many workers share both topics evenly.
+fn wait_for_shares(fleet: &Fleet<'_>, workers: usize) {
+    let topics = [(fleet.topic.clone(), JOBS), (Topics::of(&*fleet.topic).delayed, DELAYED)];
+    wait::until_ok(&format!("even shares for {workers} workers"), wait::LONG, || {
+        let members = topics::assignments(&fleet.env.brokers, &fleet.group);
+        let shares: BTreeMap<_, _> = topics
+            .iter()
+            .map(|(topic, _)| {
+                let of_topic =
+                    members.iter().map(|member| member.iter().filter(|(name, _)| name == topic).count());
+                let mut shares: Vec<_> = of_topic.filter(|share| *share > 0).collect();
+                shares.sort_unstable();
+                (topic, shares)
+            })
+            .collect();
+        let even = topics
+            .iter()
+            .all(|(topic, partitions)| shares[topic] == even_shares(*partitions as usize, workers));
+        if even && members.len() == 2 * workers { Ok(()) } else { Err((members.len(), shares)) }
+    });
+}
+
+/// How many partitions each worker has that has any, in ascending order.
+fn even_shares(partitions: usize, workers: usize) -> Vec<usize> {
+    let shares =
+        (0..workers).rev().map(|worker| partitions / workers + usize::from(worker < partitions % workers));
+    shares.filter(|share| *share > 0).collect()
+}
+
+/// A member that takes part in rebalances and settles nothing, so that what it was assigned is done by its successors.
+struct OldMember {
+    stop: std::sync::Arc<AtomicBool>,
+    thread: thread::JoinHandle<()>,
+}
+
+impl OldMember {
+    fn start(member: BaseConsumer) -> Self {
+        let stop = std::sync::Arc::new(AtomicBool::new(false));
+        let asked = stop.clone();
+        let thread = thread::spawn(move || {
+            while !asked.load(Ordering::Relaxed) {
+                drop(member.poll(Duration::from_millis(50)));
+            }
+        });
+        Self { stop, thread }
+    }
+
+    /// Leaves the group.
+    fn stop(self) {
+        self.stop.store(true, Ordering::Relaxed);
+        self.thread.join().expect("the old member's thread");
+    }
+}
