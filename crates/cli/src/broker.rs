@@ -35,7 +35,7 @@ use tokio::{
 };
 use tracing::{Dispatch, subscriber::NoSubscriber};
 
-use router::{Reply, Router};
+use router::{LastFetch, Reply, Router};
 use storage::Storage;
 
 /// How long a broker may take from [`Broker::start`] to its first answer. Opening the file is the slow part.
@@ -254,9 +254,10 @@ async fn serve(listener: std::net::TcpListener, router: Router) -> io::Result<()
 /// One client: requests are answered in the order in which they came, as the protocol wants it.
 async fn connection(mut stream: TcpStream, peer: SocketAddr, router: Router) -> io::Result<()> {
     stream.set_nodelay(true)?;
+    let mut last = LastFetch::default();
     loop {
         let request = read_frame(&mut stream, MAX_REQUEST).await?;
-        match router.answer(request, peer).await {
+        match router.answer(request, peer, &mut last).await {
             Reply::Bytes(response) => stream.write_all(&response).await?,
             Reply::Nothing => {}
             Reply::Close => return Ok(()),

@@ -85,7 +85,8 @@ struct Shared {
     producers: Producers,
     /// Whoever deletes topics holds this alone: the engine does not survive a batch for a topic that is gone.
     topics: RwLock<()>,
-    appended: watch::Sender<()>,
+    /// Counts what could change the answer to a fetch.
+    appended: watch::Sender<u64>,
     /// Where the host of the broker logs; the broker's own threads log nowhere.
     log: Dispatch,
 }
@@ -113,7 +114,7 @@ impl Router {
                 offsets,
                 producers,
                 topics: RwLock::new(()),
-                appended: watch::Sender::new(()),
+                appended: watch::Sender::new(0),
                 log,
             }),
         })
@@ -123,9 +124,9 @@ impl Router {
         &self.shared.groups
     }
 
-    /// Answers one request.
-    pub(super) async fn answer(&self, request: Bytes, peer: SocketAddr) -> Reply {
-        match self.try_answer(request, peer).await {
+    /// Answers one request of a connection, whose last fetch is `last`.
+    pub(super) async fn answer(&self, request: Bytes, peer: SocketAddr, last: &mut LastFetch) -> Reply {
+        match self.try_answer(request, peer, last).await {
             Ok(reply) => reply,
             Err(error) => {
                 dispatcher::with_default(&self.shared.log, || {
@@ -136,7 +137,12 @@ impl Router {
         }
     }
 
-    async fn try_answer(&self, request: Bytes, peer: SocketAddr) -> Result<Reply, tansu_broker::Error> {
+    async fn try_answer(
+        &self,
+        request: Bytes,
+        peer: SocketAddr,
+        last: &mut LastFetch,
+    ) -> Result<Reply, tansu_broker::Error> {
         let request = Frame::request_from_bytes(request)?;
         let (key, version) = (request.api_key()?, request.api_version()?);
         let correlation_id = request.correlation_id()?;
@@ -175,11 +181,11 @@ impl Router {
                 shared.groups.list(stored)
             }
             body @ Body::ApiVersionsRequest(_) => only_served(shared.ask(request.header, body).await?),
-            Body::FetchRequest(fetch) => shared.fetch(request.header, fetch).await?,
+            Body::FetchRequest(fetch) => shared.fetch(request.header, fetch, last).await?,
             Body::ProduceRequest(produce) => {
                 let silent = produce.acks == 0;
                 let body = shared.produce(request.header, produce).await?;
-                shared.appended.send_replace(());
+                shared.note_change();
                 if silent {
                     return Ok(Reply::Nothing);
                 }
@@ -191,7 +197,14 @@ impl Router {
             },
             Body::DeleteTopicsRequest(delete) => {
                 let _alone = shared.topics.write().await;
-                shared.ask(request.header, delete.into()).await?
+                let body = shared.ask(request.header, delete.into()).await?;
+                shared.note_change();
+                body
+            }
+            Body::CreateTopicsRequest(create) => {
+                let body = shared.ask(request.header, create.into()).await?;
+                shared.note_change();
+                body
             }
             body => shared.ask(request.header, body).await?,
         };
@@ -221,21 +234,57 @@ impl Shared {
         Ok(body)
     }
 
-    async fn fetch(&self, header: Header, fetch: FetchRequest) -> Result<Body, tansu_broker::Error> {
+    /// The answers to fetches may be different from now on.
+    fn note_change(&self) {
+        self.appended.send_modify(|count| *count += 1);
+    }
+
+    async fn fetch(
+        &self,
+        header: Header,
+        fetch: FetchRequest,
+        last: &mut LastFetch,
+    ) -> Result<Body, tansu_broker::Error> {
         let wait = Duration::from_millis(u64::try_from(fetch.max_wait_ms).unwrap_or_default());
         let deadline = Instant::now() + wait.min(LONGEST_WAIT);
         let wanted = fetch.min_bytes > 0;
+        let look = fetch.max_wait_ms(0);
         let mut appended = self.appended.subscribe();
         loop {
-            appended.mark_unchanged();
-            let look = fetch.clone().max_wait_ms(0);
-            let found = self.ask(header.clone(), look.into()).await?;
-            if !wanted || has_news(&found) || Instant::now() >= deadline {
+            let changes = *appended.borrow_and_update();
+            let found = match last.found_nothing(&look, changes) {
+                Some(nothing) => nothing,
+                None => self.ask(header.clone(), look.clone().into()).await?,
+            };
+            if has_news(&found) {
+                return Ok(found);
+            }
+            last.keep(&look, changes, &found);
+            if !wanted || Instant::now() >= deadline {
                 return Ok(found);
             }
             if !matches!(timeout_at(deadline, appended.changed()).await, Ok(Ok(()))) {
                 return Ok(found);
             }
+        }
+    }
+}
+
+/// The last fetch of a connection that has found nothing. An idle client asks the same again and again, and each look costs
+/// several queries of the storage for every partition.
+#[derive(Debug, Default)]
+pub(super) struct LastFetch(Option<(FetchRequest, u64, Body)>);
+
+impl LastFetch {
+    /// What the same fetch has found, if nothing was written since.
+    fn found_nothing(&self, look: &FetchRequest, changes: u64) -> Option<Body> {
+        let (asked, before, nothing) = self.0.as_ref()?;
+        (*before == changes && asked == look).then(|| nothing.clone())
+    }
+
+    fn keep(&mut self, look: &FetchRequest, changes: u64, nothing: &Body) {
+        if self.found_nothing(look, changes).is_none() {
+            self.0 = Some((look.clone(), changes, nothing.clone()));
         }
     }
 }
