@@ -2,7 +2,7 @@
 
 #![expect(clippy::expect_used, reason = "a panic is the report of a test")]
 
-use std::{fs, path::Path, process::Command, time::Duration};
+use std::{fs, net::TcpStream, path::Path, process::Command, time::Duration};
 
 use fleet_tests::{Oracle, bins, process, process::Process, topics, topics::Outgoing};
 use nix::sys::signal::Signal;
@@ -34,13 +34,22 @@ fn nothing_is_lost_when_parts_of_dev_are_killed() {
         });
     };
     ended(&mut dev, 20);
-    kill(&said(&dev, "worker      kafka-worker-1 (pid "));
-    dev.says("kafka-worker-1 started again", DEADLINE);
-    kill(&server_pid(&directory));
-    dev.says("mcp-server started again", DEADLINE);
-    ended(&mut dev, JOBS);
+    for (name, end) in [("kafka-worker-1", 60), ("mcp-server", 120), ("broker", JOBS)] {
+        kill(&pid(&dev, name));
+        dev.says(&format!("{name} started again"), DEADLINE);
+        dev.until("the broker to listen", DEADLINE, || TcpStream::connect(&brokers).ok());
+        ended(&mut dev, end);
+    }
     let account = oracle.check(&brokers);
     assert_eq!(account.count(fleet_job::event::JobState::Succeeded), JOBS);
+    let attempts = account.events.values().flatten().map(|event| event.attempts).max();
+    assert!(attempts <= Some(2), "a job came to attempt {attempts:?}");
+    // Nothing but what was killed here has died, and each death had one successor.
+    let log = dev.log();
+    let deaths: Vec<_> = log.lines().filter(|line| line.contains("starting it again in")).collect();
+    let starts = log.lines().filter(|line| line.contains(" started again (pid ")).count();
+    assert!(deaths.len() == 3 && deaths.iter().all(|line| line.contains("SIGKILL")), "{log}");
+    assert_eq!(starts, 3, "{log}");
     dev.signal(Signal::SIGINT);
     assert!(dev.wait(DEADLINE).success(), "{}", dev.log());
 
@@ -76,16 +85,12 @@ fn said(dev: &Process, start: &str) -> String {
     line.split_whitespace().next().unwrap_or_default().trim_end_matches(')').to_owned()
 }
 
-/// The server writes its own process id nowhere; its parent knows it.
-fn server_pid(directory: &Path) -> String {
-    let ready = directory.join("data/run/mcp-server.ready");
-    let ready = ready.to_str().expect("a path in UTF-8");
-    let processes = fs::read_dir("/proc").expect("/proc").flatten();
-    let found = processes.filter_map(|entry| entry.file_name().into_string().ok()).find(|pid| {
-        let command = fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-        command.split('\0').any(|word| word == ready)
-    });
-    found.expect("the server's process")
+/// The process id that dev has named for a part, whose line begins with its name or with what it is.
+fn pid(dev: &Process, name: &str) -> String {
+    let log = dev.log();
+    let lines = log.lines().filter(|line| line.contains(name));
+    let pid = lines.filter_map(|line| line.rsplit_once("(pid ")?.1.strip_suffix(')')).next_back();
+    pid.unwrap_or_else(|| panic!("no process of {name}: {log}")).to_owned()
 }
 
 fn kill(pid: &str) {

@@ -60,8 +60,6 @@ pub(crate) struct Stack {
     pub(crate) settings: Settings,
     pub(crate) topics: Topics,
     pub(crate) server: Option<Process>,
-    server_port: u16,
-    policy: PathBuf,
     pub(crate) server_url: String,
     pub(crate) workers: Vec<Process>,
     config: StackConfig,
@@ -94,89 +92,20 @@ impl Stack {
         let mut server = start_server(&config, &brokers, &policy, config.server_port)?;
         let address = server.ready(READY).await?;
         let server_url = format!("http://{address}");
-        Ok(Self {
-            broker,
-            settings,
-            topics,
-            server: Some(server),
-            server_url,
-            server_port: address.port(),
-            policy,
-            workers: Vec::new(),
-            config,
-        })
+        Ok(Self { broker, settings, topics, server: Some(server), server_url, workers: Vec::new(), config })
     }
 
     /// Starts the workers and waits until they share the work.
     pub(crate) async fn start_workers(&mut self) -> Result<(), CliError> {
         for number in 1..=self.config.workers {
-            let worker = self.start_worker(number)?;
-            self.workers.push(worker);
+            let (brokers, url) = (&self.settings.brokers, &self.server_url);
+            self.workers.push(start_worker(&self.config, brokers, url, number)?);
         }
         for worker in &mut self.workers {
             worker.ready(READY).await?;
         }
-        self.wait_for_group().await;
+        wait_for_group(&self.settings, &self.config.group, self.workers.len()).await;
         Ok(())
-    }
-
-    /// Waits until all workers share the partitions, so that each gets its part of the first jobs. It is no error when
-    /// that takes longer: whoever is there does the work.
-    async fn wait_for_group(&self) {
-        let deadline = tokio::time::Instant::now() + JOIN;
-        while tokio::time::Instant::now() < deadline {
-            let (settings, group, members) =
-                (self.settings.clone(), self.config.group.clone(), self.workers.len());
-            let ask = move || admin::is_stable(&settings, &group, members, JOIN);
-            if matches!(tokio::task::spawn_blocking(ask).await, Ok(Ok(true))) {
-                return;
-            }
-            tokio::time::sleep(LOOK).await;
-        }
-        tracing::warn!("not all workers have joined the group yet");
-    }
-
-    /// Starts the server again where it was, so that everybody finds it, and waits until it answers.
-    pub(crate) async fn restart_server(&mut self) -> Result<(), CliError> {
-        let mut server = start_server(&self.config, &self.settings.brokers, &self.policy, self.server_port)?;
-        let ready = server.ready(READY).await;
-        self.server = Some(server);
-        ready.map(drop)
-    }
-
-    /// Hosts the files by a call of the server itself, which is done when this returns.
-    pub(crate) async fn host_files(&self) -> Result<(), CliError> {
-        let (command, args) = files_command(&self.config.root)?;
-        let arguments = json!({"name": FILES, "config": {"command": command, "args": args}});
-        let urls = ClientConfig::parse_urls(&self.server_url)?;
-        let arguments = arguments.as_object().cloned().unwrap_or_else(Map::new);
-        let call = ToolCall { timeout: Some(READY), ..ToolCall::new("server_initialize", arguments) };
-        match McpClient::new(ClientConfig::new(urls))?.call_tool(call).await {
-            Outcome::Succeeded(_) => Ok(()),
-            Outcome::Failed(failure) => {
-                Err(CliError::Usage(format!("the files can't be hosted: {}", failure.error)))
-            }
-        }
-    }
-
-    /// Starts worker `number` without waiting for it.
-    pub(crate) fn start_worker(&self, number: usize) -> Result<Process, CliError> {
-        let name = format!("kafka-worker-{number}");
-        let args = [
-            "worker".to_owned(),
-            "--host=127.0.0.1".to_owned(),
-            "--port=0".to_owned(),
-            format!("--brokers={}", self.settings.brokers),
-            format!("--topic={}", self.topics.jobs),
-            format!("--group={}", self.config.group),
-            format!("--server-url={}", self.server_url),
-            format!("--worker-id={name}"),
-        ];
-        // On one machine a dead worker should be noticed in seconds; a user's own wish goes before.
-        let quick =
-            [("KAFKA_PROPERTY_SESSION_TIMEOUT_MS", "6000"), ("KAFKA_PROPERTY_HEARTBEAT_INTERVAL_MS", "1500")];
-        let env: Vec<_> = quick.into_iter().filter(|(name, _)| std::env::var_os(name).is_none()).collect();
-        Process::start(&name, &self.config.run_dir, &args, &env)
     }
 
     /// The job that hosts the files of the root directory: this binary again, over standard input and output.
@@ -219,7 +148,78 @@ impl Stack {
     }
 }
 
-fn start_server(config: &StackConfig, brokers: &str, policy: &Path, port: u16) -> Result<Process, CliError> {
+/// Waits until all workers share the partitions, so that each gets its part of the first jobs. It is no error when that
+/// takes longer: whoever is there does the work.
+pub(crate) async fn wait_for_group(settings: &Settings, group: &str, members: usize) {
+    let deadline = tokio::time::Instant::now() + JOIN;
+    while tokio::time::Instant::now() < deadline {
+        let (settings, group) = (settings.clone(), group.to_owned());
+        let ask = move || admin::is_stable(&settings, &group, members, JOIN);
+        if matches!(tokio::task::spawn_blocking(ask).await, Ok(Ok(true))) {
+            return;
+        }
+        tokio::time::sleep(LOOK).await;
+    }
+    tracing::warn!("not all workers have joined the group yet");
+}
+
+/// Hosts the files by a call of the server itself, which is done when this returns.
+pub(crate) async fn host_files(server_url: &str, root: &Path) -> Result<(), CliError> {
+    let (command, args) = files_command(root)?;
+    let arguments = json!({"name": FILES, "config": {"command": command, "args": args}});
+    let urls = ClientConfig::parse_urls(server_url)?;
+    let arguments = arguments.as_object().cloned().unwrap_or_else(Map::new);
+    let call = ToolCall { timeout: Some(READY), ..ToolCall::new("server_initialize", arguments) };
+    match McpClient::new(ClientConfig::new(urls))?.call_tool(call).await {
+        Outcome::Succeeded(_) => Ok(()),
+        Outcome::Failed(failure) => {
+            Err(CliError::Usage(format!("the files can't be hosted: {}", failure.error)))
+        }
+    }
+}
+
+/// Starts an embedded broker as a process of its own, which keeps its data in `data_dir`.
+pub(crate) fn start_broker(config: &StackConfig, data_dir: &Path) -> Result<Process, CliError> {
+    let args = [
+        "broker".to_owned(),
+        format!("--listen=127.0.0.1:{}", config.broker_port),
+        format!("--data-dir={}", data_dir.display()),
+    ];
+    Process::start("broker", &config.run_dir, &args, &[])
+}
+
+/// Starts worker `number` without waiting for it.
+pub(crate) fn start_worker(
+    config: &StackConfig,
+    brokers: &str,
+    server_url: &str,
+    number: usize,
+) -> Result<Process, CliError> {
+    let name = format!("kafka-worker-{number}");
+    let args = [
+        "worker".to_owned(),
+        "--host=127.0.0.1".to_owned(),
+        "--port=0".to_owned(),
+        format!("--brokers={brokers}"),
+        format!("--topic={}", config.topic),
+        format!("--group={}", config.group),
+        format!("--server-url={server_url}"),
+        format!("--worker-id={name}"),
+    ];
+    // On one machine a dead worker should be noticed in seconds; a user's own wish goes before.
+    let quick =
+        [("KAFKA_PROPERTY_SESSION_TIMEOUT_MS", "6000"), ("KAFKA_PROPERTY_HEARTBEAT_INTERVAL_MS", "1500")];
+    let env: Vec<_> = quick.into_iter().filter(|(name, _)| std::env::var_os(name).is_none()).collect();
+    Process::start(&name, &config.run_dir, &args, &env)
+}
+
+/// Starts the server without waiting for it.
+pub(crate) fn start_server(
+    config: &StackConfig,
+    brokers: &str,
+    policy: &Path,
+    port: u16,
+) -> Result<Process, CliError> {
     let mut args = vec![
         "server".to_owned(),
         "--host=127.0.0.1".to_owned(),
@@ -259,7 +259,7 @@ fn files_argv(root: &Path) -> Result<Vec<String>, CliError> {
 }
 
 /// A policy that allows exactly the one command line that hosts the files.
-fn write_policy(config: &StackConfig) -> Result<PathBuf, CliError> {
+pub(crate) fn write_policy(config: &StackConfig) -> Result<PathBuf, CliError> {
     #[derive(serde::Serialize)]
     struct Policy {
         command: Vec<Allowed>,

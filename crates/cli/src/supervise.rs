@@ -75,9 +75,7 @@ impl Process {
     pub(crate) async fn ready(&mut self, within: Duration) -> Result<SocketAddr, CliError> {
         let deadline = Instant::now() + within;
         loop {
-            if let Ok(text) = tokio::fs::read_to_string(&self.ready_file).await
-                && let Ok(address) = text.trim().parse()
-            {
+            if let Some(address) = read_address(&self.ready_file).await {
                 return Ok(address);
             }
             if self.exited().is_some() {
@@ -96,10 +94,25 @@ impl Process {
         self.child.try_wait().ok().flatten()
     }
 
+    /// Waits for the end of the process. Can be dropped and called again.
+    pub(crate) async fn wait(&mut self) -> std::io::Result<ExitStatus> {
+        self.child.wait().await
+    }
+
+    /// Where the process writes its address once it listens.
+    pub(crate) fn ready_file(&self) -> &Path {
+        &self.ready_file
+    }
+
     /// Asks the process to end, without waiting.
     pub(crate) fn terminate(&self) {
+        self.signal(Signal::SIGTERM);
+    }
+
+    /// Sends a signal, if the process has not been waited for.
+    pub(crate) fn signal(&self, signal: Signal) {
         if let Some(pid) = self.child.id().and_then(|id| i32::try_from(id).ok())
-            && let Err(error) = kill(Pid::from_raw(pid), Signal::SIGTERM)
+            && let Err(error) = kill(Pid::from_raw(pid), signal)
         {
             tracing::debug!(%error, name = self.name, "the process is gone already");
         }
@@ -120,11 +133,21 @@ impl Process {
 
     /// The last lines of the log.
     pub(crate) fn tail(&self) -> String {
-        let text = std::fs::read(&self.log).unwrap_or_default();
-        let text = String::from_utf8_lossy(&text);
-        let lines: Vec<_> = text.lines().collect();
-        lines[lines.len().saturating_sub(TAIL_LINES)..].join("\n")
+        tail(&self.log)
     }
+}
+
+/// The last lines of a log.
+pub(crate) fn tail(log: &Path) -> String {
+    let text = std::fs::read(log).unwrap_or_default();
+    let text = String::from_utf8_lossy(&text);
+    let lines: Vec<_> = text.lines().collect();
+    lines[lines.len().saturating_sub(TAIL_LINES)..].join("\n")
+}
+
+/// The address in a ready file, once it has been written.
+pub(crate) async fn read_address(ready_file: &Path) -> Option<SocketAddr> {
+    tokio::fs::read_to_string(ready_file).await.ok()?.trim().parse().ok()
 }
 
 /// How a process ended, for people.

@@ -1,0 +1,383 @@
+//! The fleet of `dev`: carries out what the supervisor decides, and tells people.
+
+use std::{
+    net::SocketAddr,
+    path::PathBuf,
+    time::{Duration, Instant},
+};
+
+use fleet_job::topics::Topics;
+use fleet_kafka::{admin, settings::Settings};
+use nix::sys::signal::Signal;
+use tokio::{sync::mpsc, task::JoinSet};
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    role::{self, Handle, News, Probe},
+    supervisor::{Input, Order, Role, Supervisor},
+};
+use crate::{
+    connection,
+    error::CliError,
+    output,
+    stack::{self, StackConfig},
+};
+
+/// How soon to try again what has failed at the start.
+const AGAIN: Duration = Duration::from_secs(1);
+
+/// What a role does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Duty {
+    Broker,
+    Server,
+    Worker(usize),
+}
+
+impl Duty {
+    fn tier(self) -> usize {
+        match self {
+            Self::Broker => 0,
+            Self::Server => 1,
+            Self::Worker(_) => 2,
+        }
+    }
+
+    fn name(self) -> String {
+        match self {
+            Self::Broker => "broker".to_owned(),
+            Self::Server => "mcp-server".to_owned(),
+            Self::Worker(number) => format!("kafka-worker-{number}"),
+        }
+    }
+
+    fn probe(self) -> Probe {
+        match self {
+            Self::Broker => Probe::Connect,
+            Self::Server | Self::Worker(_) => Probe::Http,
+        }
+    }
+}
+
+/// What is done once, at the start.
+#[derive(Debug)]
+enum Done {
+    /// The topics are there.
+    Topics,
+    /// The files are hosted.
+    Files,
+    /// The workers share the partitions.
+    Group,
+}
+
+/// How far the start has come.
+#[derive(Debug, Default)]
+struct Progress {
+    has_topics: bool,
+    has_files: bool,
+    waits_for_group: bool,
+    is_up: bool,
+}
+
+/// A role and its present process.
+#[derive(Debug)]
+struct Member {
+    duty: Duty,
+    handle: Option<Handle>,
+    /// Where its process listens.
+    address: Option<SocketAddr>,
+    has_run: bool,
+}
+
+/// Everything that `dev` runs.
+#[derive(Debug)]
+pub(super) struct Fleet {
+    config: StackConfig,
+    policy: PathBuf,
+    broker_dir: PathBuf,
+    brokers: String,
+    members: Vec<Member>,
+    supervisor: Supervisor,
+    begin: Instant,
+    progress: Progress,
+    news: mpsc::UnboundedSender<(Role, News)>,
+    inbox: mpsc::UnboundedReceiver<(Role, News)>,
+    chores: JoinSet<Done>,
+    /// Why everything ends, if not because somebody wants it to.
+    failure: Option<CliError>,
+}
+
+impl Fleet {
+    /// A fleet of which nothing runs yet. The embedded broker, where there is one, keeps its data in `broker_dir`.
+    pub(super) fn new(config: StackConfig, broker_dir: PathBuf) -> Result<Self, CliError> {
+        let file = |what, path, source| CliError::File { what, path, source };
+        std::fs::create_dir_all(&config.run_dir)
+            .map_err(|source| file("can't make the directory", config.run_dir.clone(), source))?;
+        let policy = stack::write_policy(&config)?;
+
+        let broker = config.brokers.is_none().then_some(Duty::Broker);
+        let workers = (1..=config.workers).map(Duty::Worker);
+        let duties: Vec<_> = broker.into_iter().chain([Duty::Server]).chain(workers).collect();
+        let supervisor =
+            Supervisor::new(duties.iter().map(|duty| duty.tier()), uuid::Uuid::new_v4().as_u64_pair().0);
+        let members =
+            duties.into_iter().map(|duty| Member { duty, handle: None, address: None, has_run: false });
+
+        let (news, inbox) = mpsc::unbounded_channel();
+        Ok(Self {
+            policy,
+            broker_dir,
+            brokers: config.brokers.clone().unwrap_or_default(),
+            members: members.collect(),
+            supervisor,
+            begin: Instant::now(),
+            progress: Progress::default(),
+            news,
+            inbox,
+            chores: JoinSet::new(),
+            failure: None,
+            config,
+        })
+    }
+
+    /// Runs everything until `stop`, and ends it in order.
+    pub(super) async fn run(mut self, stop: CancellationToken) -> Result<(), CliError> {
+        if self.config.brokers.is_some() {
+            let settings = connection::settings(&self.brokers)?;
+            tokio::select! {
+                made = make_topics(&settings, &self.config) => made?,
+                () = stop.cancelled() => return Ok(()),
+            }
+            self.progress.has_topics = true;
+        }
+
+        let mut is_stopping = false;
+        loop {
+            while let Some(order) = self.supervisor.poll() {
+                self.carry_out(order);
+            }
+            if self.supervisor.is_stopped() {
+                return self.failure.map_or(Ok(()), Err);
+            }
+            let wakeup = self.supervisor.next_wakeup().map(|at| self.begin + at);
+            tokio::select! {
+                Some((role, news)) = self.inbox.recv() => self.hear(role, news),
+                Some(done) = self.chores.join_next() => self.done(done.ok()),
+                () = sleep_until(wakeup) => self.tell(Input::Tick),
+                () = stop.cancelled(), if !is_stopping => {
+                    is_stopping = true;
+                    output::line("stopping: workers drain, then the server, then the broker …");
+                    self.stop();
+                }
+            }
+        }
+    }
+
+    fn tell(&mut self, input: Input) {
+        self.supervisor.handle(self.begin.elapsed(), input);
+    }
+
+    fn stop(&mut self) {
+        self.chores.abort_all();
+        self.tell(Input::Stop);
+    }
+
+    // --- What is to be done -----------------------------------------------------------------------------------------
+
+    fn carry_out(&mut self, order: Order) {
+        match order {
+            Order::Start(role) => self.start(role),
+            Order::Terminate(role) => self.signal(role, Signal::SIGTERM),
+            Order::Kill(role) => {
+                output::line(&format!("{} does not end; killing it", self.members[role].duty.name()));
+                self.signal(role, Signal::SIGKILL);
+            }
+        }
+    }
+
+    fn signal(&self, role: Role, signal: Signal) {
+        if let Some(handle) = &self.members[role].handle {
+            handle.signal(signal);
+        }
+    }
+
+    fn start(&mut self, role: Role) {
+        let duty = self.members[role].duty;
+        let process = match duty {
+            Duty::Broker => stack::start_broker(&self.config, &self.broker_dir),
+            Duty::Server => {
+                let port = self.config.server_port;
+                stack::start_server(&self.config, &self.brokers, &self.policy, port)
+            }
+            Duty::Worker(number) => {
+                stack::start_worker(&self.config, &self.brokers, &self.server_url(), number)
+            }
+        };
+        match process {
+            Ok(process) => {
+                let handle = role::own(role, process, duty.probe(), self.news.clone());
+                let member = &mut self.members[role];
+                if std::mem::replace(&mut member.has_run, true) {
+                    output::line(&format!("{} started again (pid {})", duty.name(), handle.pid));
+                }
+                member.handle = Some(handle);
+            }
+            Err(error) => self.died(role, &fleet_ops::errors::chain(&error)),
+        }
+    }
+
+    // --- What is heard ----------------------------------------------------------------------------------------------
+
+    fn hear(&mut self, role: Role, news: News) {
+        match news {
+            News::Listens(address) => self.listens(role, address),
+            News::Probed(true) => self.tell(Input::Answered(role)),
+            News::Probed(false) => {
+                tracing::warn!(role = self.members[role].duty.name(), "no answer to a health probe");
+                self.tell(Input::Silent(role));
+            }
+            News::Exited(how, by_itself) => {
+                self.members[role].handle = None;
+                // What can't even start for the first time won't do so the next time.
+                if by_itself && !self.progress.is_up && self.failure.is_none() {
+                    let name = self.members[role].duty.name();
+                    let log = crate::supervise::tail(&self.config.run_dir.join(format!("{name}.log")));
+                    self.failure = Some(CliError::EarlyEnd { name, log });
+                    self.stop();
+                }
+                self.died(role, &how);
+            }
+        }
+    }
+
+    /// The process of a role has gone.
+    fn died(&mut self, role: Role, how: &str) {
+        self.tell(Input::Exited(role));
+        if let Some(at) = self.supervisor.restarts_at(role) {
+            let delay = at.saturating_sub(self.begin.elapsed());
+            let name = self.members[role].duty.name();
+            output::line(&format!("{name} {how}; starting it again in {delay:.1?}"));
+        }
+    }
+
+    /// A process listens, from now on always at the same address.
+    fn listens(&mut self, role: Role, address: SocketAddr) {
+        self.members[role].address = Some(address);
+        match self.members[role].duty {
+            Duty::Broker => {
+                self.config.broker_port = address.port();
+                self.brokers = address.to_string();
+                if !self.progress.has_topics {
+                    // Nothing else starts before the topics are there.
+                    return self.make_topics();
+                }
+            }
+            Duty::Server => {
+                self.config.server_port = address.port();
+                if !self.progress.has_files {
+                    self.host_files();
+                }
+            }
+            Duty::Worker(_) => {}
+        }
+        self.tell(Input::Ready(role));
+        self.wait_for_group();
+    }
+
+    fn done(&mut self, done: Option<Done>) {
+        match done {
+            Some(Done::Topics) => {
+                self.progress.has_topics = true;
+                self.tell(Input::Ready(0));
+            }
+            Some(Done::Files) => {
+                self.progress.has_files = true;
+                self.wait_for_group();
+            }
+            Some(Done::Group) => {
+                self.progress.is_up = true;
+                self.say_what_is_next();
+            }
+            // Everything ends.
+            None => {}
+        }
+    }
+
+    // --- What is done once ------------------------------------------------------------------------------------------
+
+    fn make_topics(&mut self) {
+        let Ok(settings) = connection::settings(&self.brokers) else { return };
+        let config = self.config.clone();
+        self.chores.spawn(async move {
+            while let Err(error) = make_topics(&settings, &config).await {
+                let error = fleet_ops::errors::chain(&error);
+                tracing::warn!(error, "the topics can't be made yet");
+                tokio::time::sleep(AGAIN).await;
+            }
+            Done::Topics
+        });
+    }
+
+    fn host_files(&mut self) {
+        let (url, root) = (self.server_url(), self.config.root.clone());
+        self.chores.spawn(async move {
+            while let Err(error) = stack::host_files(&url, &root).await {
+                let error = fleet_ops::errors::chain(&error);
+                tracing::warn!(error, "the files can't be hosted yet");
+                tokio::time::sleep(AGAIN).await;
+            }
+            Done::Files
+        });
+    }
+
+    fn wait_for_group(&mut self) {
+        let is_there = self.members.iter().all(|member| member.address.is_some());
+        if !is_there || !self.progress.has_files || self.progress.waits_for_group {
+            return;
+        }
+
+        let Ok(settings) = connection::settings(&self.brokers) else { return };
+        self.progress.waits_for_group = true;
+        let (group, workers) = (self.config.group.clone(), self.config.workers);
+        self.chores.spawn(async move {
+            stack::wait_for_group(&settings, &group, workers).await;
+            Done::Group
+        });
+    }
+
+    // --- For people -------------------------------------------------------------------------------------------------
+
+    fn server_url(&self) -> String {
+        format!("http://127.0.0.1:{}", self.config.server_port)
+    }
+
+    fn say_what_is_next(&self) {
+        let url = self.server_url();
+        for member in &self.members {
+            let pid = member.handle.as_ref().map_or(0, |handle| handle.pid);
+            match member.duty {
+                Duty::Broker => output::line(&format!("broker      {} (pid {pid})", self.brokers)),
+                Duty::Server => output::line(&format!("mcp-server  {url}/mcp (pid {pid})")),
+                Duty::Worker(_) => output::line(&format!("worker      {} (pid {pid})", member.duty.name())),
+            }
+        }
+        output::line(&format!("jobs        {url}/jobs"));
+        output::line(&format!("logs        {}", self.config.run_dir.display()));
+        super::say_commands(&self.brokers, &url);
+    }
+}
+
+async fn make_topics(settings: &Settings, config: &StackConfig) -> Result<(), CliError> {
+    let topics = Topics::of(config.topic.clone());
+    let replication = if config.brokers.is_none() { 1 } else { -1 };
+    admin::create_topics(settings, &admin::fleet_topics(&topics, config.partitions, replication)).await?;
+    Ok(())
+}
+
+/// Ends at `at`, or never.
+async fn sleep_until(at: Option<Instant>) {
+    match at {
+        Some(at) => tokio::time::sleep_until(at.into()).await,
+        None => std::future::pending().await,
+    }
+}

@@ -1,0 +1,262 @@
+//! What is done when about the processes of `dev`: a state machine without IO or clock.
+//!
+//! [`Supervisor::handle`] takes what has happened, [`Supervisor::poll`] gives what is to be done, until it gives nothing,
+//! and [`Supervisor::next_wakeup`] says when to call `handle` with [`Input::Tick`] if nothing happens before. Time is
+//! counted from any moment that stays the same.
+//!
+//! Three rules hold at every moment:
+//!
+//! - A role has one process at most. It is dead when it has exited, and its successor is not started before that.
+//! - A process that is slow is not dead. Only one that has not answered for [`SILENCE`], and not [`PROBES`] times in a row,
+//!   is stopped, because a loaded machine can take a minute for what an idle one does in a millisecond, and a suspended
+//!   machine lets much time pass between two probes.
+//! - A role starts when all roles of the tiers before it are ready: the broker, then the server, then the workers.
+
+use std::{collections::VecDeque, time::Duration};
+
+/// How long a process may be silent.
+pub(super) const SILENCE: Duration = Duration::from_secs(120);
+/// How many probes in a row it may leave unanswered meanwhile.
+pub(super) const PROBES: u32 = 6;
+/// The upper end of the first delay before a role is started again; it doubles with every death.
+pub(super) const FIRST_DELAY: Duration = Duration::from_millis(500);
+pub(super) const LONGEST_DELAY: Duration = Duration::from_secs(30);
+/// A process that has served for so long is well: its death counts as the first.
+pub(super) const WELL: Duration = Duration::from_secs(60);
+/// How long a process may take to end after it was asked to. Longer than the drain of a worker.
+pub(super) const STOP: Duration = Duration::from_secs(40);
+
+/// Which process: an index into the roles, which are sorted by tier.
+pub(super) type Role = usize;
+
+/// What has happened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Input {
+    /// The process of a role serves for the first time.
+    Ready(Role),
+    /// It has answered a probe.
+    Answered(Role),
+    /// It has left a probe unanswered.
+    Silent(Role),
+    /// It has exited, or could not be started.
+    Exited(Role),
+    /// Time has passed.
+    Tick,
+    /// Everything is to end.
+    Stop,
+}
+
+/// What is to be done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Order {
+    /// Start the process of a role.
+    Start(Role),
+    /// Ask it to end.
+    Terminate(Role),
+    /// End it.
+    Kill(Role),
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum State {
+    /// There is no process. It is started at this time or later.
+    Waiting { at: Duration },
+    /// There is one, and it is wanted.
+    Running { ready_since: Option<Duration>, silence: Option<Silence> },
+    /// It was asked to end.
+    Ending { kill_at: Duration },
+    /// It was killed and has not exited yet.
+    Killed,
+    /// There is none and will be none.
+    Stopped,
+}
+
+/// Probes left unanswered in a row.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Silence {
+    since: Duration,
+    probes: u32,
+}
+
+#[derive(Debug)]
+struct Supervised {
+    tier: usize,
+    state: State,
+    /// Deaths in a row.
+    deaths: u32,
+}
+
+/// Supervises a fleet.
+#[derive(Debug)]
+pub(super) struct Supervisor {
+    roles: Vec<Supervised>,
+    is_stopping: bool,
+    random: u64,
+    orders: VecDeque<Order>,
+}
+
+impl Supervisor {
+    /// A supervisor of as many roles as there are tiers named, in ascending order. `seed` is for the jitter of delays.
+    pub(super) fn new(tiers: impl IntoIterator<Item = usize>, seed: u64) -> Self {
+        let waiting = State::Waiting { at: Duration::ZERO };
+        let roles = tiers.into_iter().map(|tier| Supervised { tier, state: waiting, deaths: 0 }).collect();
+        let mut supervisor = Self { roles, is_stopping: false, random: seed, orders: VecDeque::new() };
+        supervisor.decide(Duration::ZERO);
+        supervisor
+    }
+
+    /// Takes up what has happened at `now`. Inputs about a role without a process mean nothing.
+    pub(super) fn handle(&mut self, now: Duration, input: Input) {
+        match input {
+            Input::Ready(role) => self.ready(now, role),
+            Input::Answered(role) => self.answered(role),
+            Input::Silent(role) => self.silent(now, role),
+            Input::Exited(role) => self.exited(now, role),
+            Input::Tick => {}
+            Input::Stop => self.stop(),
+        }
+        self.decide(now);
+    }
+
+    /// The next thing to be done.
+    #[must_use]
+    pub(super) fn poll(&mut self) -> Option<Order> {
+        self.orders.pop_front()
+    }
+
+    /// When time alone changes something, at the latest.
+    #[must_use]
+    pub(super) fn next_wakeup(&self) -> Option<Duration> {
+        let wakeups = self.roles.iter().filter_map(|role| match role.state {
+            State::Waiting { at } if self.may_start(role.tier) => Some(at),
+            State::Ending { kill_at } => Some(kill_at),
+            _ => None,
+        });
+        wakeups.min()
+    }
+
+    /// Whether every process has ended as it was meant to.
+    pub(super) fn is_stopped(&self) -> bool {
+        self.roles.iter().all(|role| role.state == State::Stopped)
+    }
+
+    /// When the next process of a role that has died is started, if everything before it is ready.
+    pub(super) fn restarts_at(&self, role: Role) -> Option<Duration> {
+        match self.roles.get(role)?.state {
+            State::Waiting { at } => Some(at),
+            _ => None,
+        }
+    }
+
+    fn ready(&mut self, now: Duration, role: Role) {
+        if let Some(State::Running { ready_since, .. }) = self.state(role) {
+            ready_since.get_or_insert(now);
+        }
+        self.answered(role);
+    }
+
+    fn answered(&mut self, role: Role) {
+        if let Some(State::Running { silence, .. }) = self.state(role) {
+            *silence = None;
+        }
+    }
+
+    fn silent(&mut self, now: Duration, role: Role) {
+        let Some(State::Running { silence, .. }) = self.state(role) else { return };
+        let silence = silence.get_or_insert(Silence { since: now, probes: 0 });
+        silence.probes += 1;
+        if silence.probes >= PROBES && now.saturating_sub(silence.since) >= SILENCE {
+            self.terminate(now, role);
+        }
+    }
+
+    fn terminate(&mut self, now: Duration, role: Role) {
+        if let Some(state) = self.state(role) {
+            *state = State::Ending { kill_at: now + STOP };
+            self.orders.push_back(Order::Terminate(role));
+        }
+    }
+
+    fn exited(&mut self, now: Duration, role: Role) {
+        let is_stopping = self.is_stopping;
+        let Some(supervised) = self.roles.get_mut(role) else { return };
+        let lived = match supervised.state {
+            State::Running { ready_since: Some(since), .. } => now.saturating_sub(since),
+            State::Running { ready_since: None, .. } => Duration::ZERO,
+            State::Ending { .. } | State::Killed => Duration::ZERO,
+            State::Waiting { .. } | State::Stopped => return,
+        };
+        if is_stopping {
+            supervised.state = State::Stopped;
+            return;
+        }
+
+        supervised.deaths = if lived >= WELL { 1 } else { supervised.deaths.saturating_add(1) };
+        let deaths = supervised.deaths;
+        let at = now + self.delay(deaths);
+        if let Some(supervised) = self.roles.get_mut(role) {
+            supervised.state = State::Waiting { at };
+        }
+    }
+
+    /// A delay in the upper half of what so many deaths in a row cost: processes that died together come back apart.
+    fn delay(&mut self, deaths: u32) -> Duration {
+        let ceiling = FIRST_DELAY.saturating_mul(1 << deaths.saturating_sub(1).min(16)).min(LONGEST_DELAY);
+        // A step of Knuth's linear congruential generator is random enough for this.
+        self.random =
+            self.random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        let part = u32::try_from(self.random >> 48).unwrap_or_default();
+        ceiling / 2 + ceiling / 2 * part / (1 << 16)
+    }
+
+    fn stop(&mut self) {
+        self.is_stopping = true;
+        for role in &mut self.roles {
+            if matches!(role.state, State::Waiting { .. }) {
+                role.state = State::Stopped;
+            }
+        }
+    }
+
+    fn state(&mut self, role: Role) -> Option<&mut State> {
+        self.roles.get_mut(role).map(|role| &mut role.state)
+    }
+
+    /// Whether all tiers before this one are ready.
+    fn may_start(&self, tier: usize) -> bool {
+        let before = self.roles.iter().filter(|role| role.tier < tier);
+        let is_ready = |role: &Supervised| matches!(role.state, State::Running { ready_since: Some(_), .. });
+        before.into_iter().all(is_ready)
+    }
+
+    /// Whether everything after this tier has ended.
+    fn may_end(&self, tier: usize) -> bool {
+        let after = self.roles.iter().filter(|role| role.tier > tier);
+        after.into_iter().all(|role| role.state == State::Stopped)
+    }
+
+    /// Does what is due.
+    fn decide(&mut self, now: Duration) {
+        for role in 0..self.roles.len() {
+            let Supervised { tier, state, .. } = self.roles[role];
+            match state {
+                State::Waiting { at } if now >= at && self.may_start(tier) => {
+                    self.roles[role].state = State::Running { ready_since: None, silence: None };
+                    self.orders.push_back(Order::Start(role));
+                }
+                State::Running { .. } if self.is_stopping && self.may_end(tier) => {
+                    self.terminate(now, role);
+                }
+                State::Ending { kill_at } if now >= kill_at => {
+                    self.roles[role].state = State::Killed;
+                    self.orders.push_back(Order::Kill(role));
+                }
+                _ => {}
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+#[path = "supervisor_tests.rs"]
+mod tests;
