@@ -49,6 +49,7 @@ fn a_worker_that_wakes_up_without_a_coordinator_says_nothing_out_of_date() {
     cluster.restart(coordinator);
     fleet.workers[0].process.says("lost: their jobs will run elsewhere", wait::LONG);
 
+    cluster.wait_until_in_sync();
     // What the other one had not committed when it lost the coordinator, too, may run once more.
     wait::until_ok("every record to be committed", wait::LONG, || {
         let committed = topics::committed(&env.brokers, &fleet.group, &fleet.topic, fleet.partitions);
