@@ -10,7 +10,7 @@ use rdkafka::{
     ClientConfig, ClientContext, Message as _, Offset, Timestamp, TopicPartitionList,
     admin::{AdminClient, AdminOptions, AlterConfig, NewTopic, ResourceSpecifier, TopicReplication},
     client::DefaultClientContext,
-    consumer::{BaseConsumer, Consumer as _},
+    consumer::{BaseConsumer, CommitMode, Consumer as _},
     error::KafkaError,
     message::{DeliveryResult, Header, Headers as _, OwnedHeaders},
     producer::{BaseProducer, BaseRecord, Producer as _, ProducerContext},
@@ -226,6 +226,43 @@ pub fn committed(brokers: &str, group: &str, topic: &str, partitions: i32) -> Ve
             _ => None,
         })
         .collect()
+}
+
+/// What a group has committed for a partition, with the metadata.
+pub fn commit_of(brokers: &str, group: &str, topic: &str, partition: i32) -> Option<(i64, String)> {
+    let consumer: BaseConsumer = config(brokers).set("group.id", group).create().expect("a consumer");
+    let mut asked = TopicPartitionList::new();
+    asked.add_partition(topic, partition);
+    let committed = consumer.committed_offsets(asked, TIMEOUT).expect("committed offsets");
+    let found = committed.find_partition(topic, partition)?;
+    match found.offset() {
+        Offset::Offset(offset) => Some((offset, found.metadata().to_owned())),
+        _ => None,
+    }
+}
+
+/// Commits in a group's name, as an operator's tool does while the group has no members.
+pub fn commit(brokers: &str, group: &str, topic: &str, partition: i32, offset: i64, metadata: &str) {
+    let consumer: BaseConsumer = config(brokers).set("group.id", group).create().expect("a consumer");
+    let mut list = TopicPartitionList::new();
+    let mut element = list.add_partition(topic, partition);
+    element.set_offset(Offset::Offset(offset)).expect("an offset");
+    element.set_metadata(metadata);
+    consumer.commit(&list, CommitMode::Sync).expect("a commit");
+}
+
+/// Deletes a topic and makes it again.
+pub fn make_again(brokers: &str, topic: &str, partitions: i32) {
+    let admin: AdminClient<DefaultClientContext> = config(brokers).create().expect("an admin client");
+    let options = AdminOptions::new().operation_timeout(Some(TIMEOUT));
+    for deleted in block_on(admin.delete_topics(&[topic], &options)).expect("an answer from the broker") {
+        deleted.expect("a topic that was there");
+    }
+    wait::until(&format!("{topic} to be gone"), TIMEOUT, || {
+        let metadata = admin.inner().fetch_metadata(Some(topic), TIMEOUT).ok()?;
+        metadata.topics().iter().all(|found| found.partitions().is_empty()).then_some(())
+    });
+    create(brokers, &[(topic, partitions)]);
 }
 
 /// How many partitions a topic has.

@@ -214,6 +214,8 @@ fn render(rows: &[Row], totals: &Totals) -> String {
 
 #[cfg(test)]
 mod tests {
+    use fleet_engine::log::LogName;
+
     use super::*;
 
     fn position(committed: Option<i64>, metadata: String) -> GroupPosition {
@@ -225,7 +227,7 @@ mod tests {
         let progress =
             Progress { base: 10, end: 20, open: vec![(10, 12), (15, 16)], attempts: vec![(15, 2)] };
         let row = row(
-            &position(Some(10), progress.encode().unwrap()),
+            &position(Some(10), progress.encode(LogName::UNKNOWN).unwrap()),
             Timestamp::from_millis(1000),
             Timestamp::from_millis(3500).unwrap(),
         );

@@ -10,9 +10,10 @@
 use std::{hint::black_box, time::Duration};
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
-use fleet_engine::Progress;
+use fleet_engine::{Progress, log::LogName};
 
 const BASE: i64 = 1_000_000;
+const LOG: LogName = LogName { cluster: u64::MAX / 3, topic: u64::MAX / 5 };
 
 /// Makes a progress with so many open offsets.
 type Shape = fn(i64) -> Progress;
@@ -39,12 +40,12 @@ fn codec(criterion: &mut Criterion) {
             let mut group = criterion.benchmark_group(format!("metadata {direction}"));
             for open in [1, 10, 100, 500, 1_000, 2_500] {
                 let progress = make(open);
-                let text = progress.encode().unwrap();
+                let text = progress.encode(LOG).unwrap();
                 group.throughput(Throughput::Elements(open as u64));
                 let id = BenchmarkId::new(shape, open);
                 match direction {
                     "encode" => group.bench_function(id, |bencher| {
-                        bencher.iter(|| black_box(&progress).encode());
+                        bencher.iter(|| black_box(&progress).encode(LOG));
                     }),
                     _ => group.bench_function(id, |bencher| {
                         bencher.iter(|| Progress::decode(BASE, black_box(&text)).unwrap());

@@ -26,7 +26,8 @@ use criterion::{
     criterion_main, measurement::WallTime,
 };
 use fleet_engine::{
-    Admission, Attempt, Backoff, Command, Config, Engine, Input, JobSpec, Ordering, Partition, Token,
+    Admission, Attempt, Backoff, Command, Config, Engine, Input, JobSpec, Ordering, Partition, Progress,
+    Token, log::LogName,
 };
 use fleet_job::{outcome::FailureClass, time::Timestamp};
 
@@ -180,7 +181,12 @@ impl World {
             let partition = Partition { topic: 0, number: number as i32 };
             world.engine.handle(
                 world.now(),
-                Input::Assigned { partition, generation: GENERATION, committed: Some((0, "")) },
+                Input::Assigned {
+                    partition,
+                    generation: GENERATION,
+                    log: LogName::UNKNOWN,
+                    progress: Some(Progress::none(0)),
+                },
             );
         }
         // Until everything has been replaced a few times, and commits have come round for all.

@@ -12,7 +12,9 @@ use std::{
     collections::{BinaryHeap, HashMap},
 };
 
-use fleet_engine::{Admission, Attempt, Command, Config, Engine, Input, JobSpec, Ordering, Partition, Token};
+use fleet_engine::{
+    Admission, Attempt, Command, Config, Engine, Input, JobSpec, Ordering, Partition, Token, log::LogName,
+};
 use fleet_job::time::Timestamp;
 
 const JOBS: usize = 100_000;
@@ -79,7 +81,10 @@ fn run(arrivals: &[Arrival], ordering: Ordering, has_slow: bool) -> Run {
     let mut engine = Engine::new(Config { ordering, max_in_flight: IN_FLIGHT, ..Config::default() });
     for number in 0..PARTITIONS {
         let partition = Partition { topic: 0, number };
-        engine.handle(time(0), Input::Assigned { partition, generation: 1, committed: None });
+        engine.handle(
+            time(0),
+            Input::Assigned { partition, generation: 1, log: LogName::UNKNOWN, progress: None },
+        );
     }
     let mut agenda: BinaryHeap<Reverse<(i64, Happening)>> = arrivals
         .iter()

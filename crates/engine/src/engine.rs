@@ -14,7 +14,6 @@ use crate::{
     hash::FastMap,
     keys::{self, Keys},
     partition::{PartitionState, Phase},
-    progress::Progress,
     ready::Ready,
     schedule::Timers,
     types::{Command, Config, FinalCommit, Input, Partition, Token, faulty},
@@ -143,8 +142,8 @@ impl Engine {
     /// Takes in what happened at `now`, and does what follows from it.
     pub fn handle(&mut self, now: Timestamp, input: Input<'_>) {
         match input {
-            Input::Assigned { partition, generation, committed } => {
-                self.assigned(partition, generation, committed);
+            Input::Assigned { partition, generation, log, progress } => {
+                self.assigned(partition, PartitionState::new(generation, log, progress));
             }
             Input::Record { partition, offset, bytes, admission } => {
                 self.record(now, partition, offset, bytes, admission);
@@ -201,16 +200,8 @@ impl Engine {
 
     // --- Partitions come and go -------------------------------------------------------------------------------------
 
-    fn assigned(&mut self, partition: Partition, generation: u64, committed: Option<(i64, &str)>) {
+    fn assigned(&mut self, partition: Partition, state: PartitionState) {
         self.remove(&[partition]);
-        let restored = match committed {
-            // Metadata that can't be read costs repeats; refusing the partition would cost the jobs.
-            Some((offset, metadata)) => {
-                Progress::decode(offset, metadata).unwrap_or_else(|_| Progress::none(offset))
-            }
-            None => Progress::default(),
-        };
-        let state = PartitionState::new(generation, committed.map(|(offset, _)| offset), restored);
         self.partitions.insert(partition, state);
         if self.full {
             let share = self.share();

@@ -13,6 +13,7 @@ mod contact;
 mod engine;
 mod hash;
 mod keys;
+pub mod log;
 mod open;
 mod partition;
 mod progress;

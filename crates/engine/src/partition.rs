@@ -6,6 +6,7 @@ use std::collections::BTreeSet;
 use fleet_job::time::Timestamp;
 
 use crate::{
+    log::LogName,
     open::{LARGE_ATTEMPTS, Open},
     progress::{DENSE_WINDOW, MAX_ESCAPES, MAX_RAW_BYTES, Progress},
     types::{FinalCommit, JobSpec, Partition, Terminal},
@@ -87,10 +88,15 @@ const RUN_BYTES: usize = 6;
 /// The bytes that one attempt count can take there.
 const ATTEMPTS_BYTES: usize = 5;
 
+/// What the metadata's header and the numbers between its lists can take beside them.
+const HEADER_BYTES: usize = 48;
+
 /// One assigned partition.
 #[derive(Debug)]
 pub(crate) struct PartitionState {
     pub(crate) generation: u64,
+    /// The log that it is a part of; every commit names it.
+    pub(crate) log: LogName,
     pub(crate) draining: bool,
     pub(crate) paused: bool,
     /// Open jobs by offset. What lies below `next` and is not in here is done, or was never delivered.
@@ -124,9 +130,13 @@ pub(crate) struct PartitionState {
 }
 
 impl PartitionState {
-    pub(crate) fn new(generation: u64, committed: Option<i64>, restored: Progress) -> Self {
+    /// A partition that is read from where `restored` begins, or from the beginning of its log.
+    pub(crate) fn new(generation: u64, log: LogName, restored: Option<Progress>) -> Self {
+        let committed = restored.as_ref().map(|progress| progress.base);
+        let restored = restored.unwrap_or_default();
         Self {
             generation,
+            log,
             draining: false,
             paused: false,
             open: Open::default(),
@@ -163,7 +173,7 @@ impl PartitionState {
             *self = Self {
                 paused: self.paused,
                 draining: self.draining,
-                ..Self::new(self.generation, None, Progress::default())
+                ..Self::new(self.generation, self.log, None)
             };
             self.note(offset);
             return Delivery::Reset;
@@ -238,7 +248,7 @@ impl PartitionState {
         let active = self.active + others + 1;
         let runs = self.open.runs().len() + active + 1;
         let runs = runs * RUN_BYTES + (self.open.spent().len() + active) * ATTEMPTS_BYTES;
-        dense || runs + restored + 32 <= MAX_RAW_BYTES
+        dense || runs + restored + HEADER_BYTES <= MAX_RAW_BYTES
     }
 
     /// The job at `offset` is about to run.
@@ -303,7 +313,7 @@ impl PartitionState {
     /// The commit that says [`PartitionState::progress`].
     pub(crate) fn commit(&mut self, partition: Partition) -> Sayable {
         let Some(progress) = self.progress() else { return Sayable::Nothing };
-        let Some(metadata) = progress.encode() else { return Sayable::TooMuch };
+        let Some(metadata) = progress.encode(self.log) else { return Sayable::TooMuch };
         self.in_commit = Some((progress.base, progress.attempts));
         self.dirty = false;
         let generation = self.generation;
@@ -320,7 +330,8 @@ impl PartitionState {
             Sayable::Nothing => None,
             Sayable::TooMuch => {
                 let (offset, generation) = (self.frontier()?, self.generation);
-                Some(FinalCommit { partition, generation, offset, metadata: String::new() })
+                let metadata = Progress::none(offset).encode(self.log).unwrap_or_default();
+                Some(FinalCommit { partition, generation, offset, metadata })
             }
         }
     }

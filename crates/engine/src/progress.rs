@@ -6,10 +6,13 @@
 //!
 //! Two encodings, and the shorter one is written. *Runs*: gaps and lengths of what is not done, then the attempts, all as
 //! LEB128 numbers; small when few jobs are open. *Dense*: four bits an offset; bounded however unlucky the pattern. Both
-//! are URL-safe base64 of `version byte · mode byte · base · body`; the base ties
-//! the string to its offset, in case a tool copies it to another one.
+//! are URL-safe base64 of `version byte · mode byte · log · base · body`. The log's name (two digests of 8 bytes) ties the
+//! string to its log, the base to its offset, in case the topic is made again or a tool copies the string elsewhere.
+//! Version 1 is the same without the log's name; it is read and not written any more.
 
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
+
+use crate::log::LogName;
 
 /// The longest metadata string that is ever committed: the broker's default limit.
 pub const MAX_ENCODED_BYTES: usize = 4096;
@@ -22,7 +25,9 @@ pub(crate) const MAX_ESCAPES: usize = 200;
 /// The longest window that is believed when reading; a corrupt string must not make a worker allocate without bound.
 const MAX_WINDOW: i64 = 1 << 24;
 
-const VERSION: u8 = 1;
+const VERSION: u8 = 2;
+/// The version that did not name its log.
+const VERSION_WITHOUT_LOG: u8 = 1;
 const MODE_RUNS: u8 = 0;
 const MODE_DENSE: u8 = 1;
 /// The dense symbol for "attempts stand in the list behind"; 0 is "done", n is "not done, n - 1 attempts".
@@ -73,27 +78,40 @@ impl Progress {
         after.checked_sub(1).and_then(|i| self.open.get(i)).is_none_or(|(_, end)| offset >= *end)
     }
 
+    /// How many offsets below `offset` are not done.
+    pub(crate) fn open_below(&self, offset: i64) -> i64 {
+        let runs = self.open.iter().map(|(first, end)| (*end).min(offset).saturating_sub(*first).max(0));
+        runs.sum::<i64>() + offset.saturating_sub(self.end).max(0)
+    }
+
     /// The attempts that the job at `offset` has spent.
     pub fn attempts(&self, offset: i64) -> u32 {
         self.attempts.binary_search_by_key(&offset, |(at, _)| *at).map_or(0, |i| self.attempts[i].1)
     }
 
-    /// The metadata string; empty when there is nothing to say, `None` when it can't be said in
-    /// [`MAX_ENCODED_BYTES`]. The caller keeps windows small enough for that not to happen.
-    pub fn encode(&self) -> Option<String> {
-        if self.open.is_empty() && self.end == self.base
-            || (self.open == [(self.base, self.end)] && self.attempts.is_empty())
-        {
-            return Some(String::new());
+    /// The metadata string for a commit about `log`; `None` when it can't be said in [`MAX_ENCODED_BYTES`]. The caller
+    /// keeps windows small enough for that not to happen.
+    pub fn encode(&self, log: LogName) -> Option<String> {
+        let is_bare = self.open == [(self.base, self.end)] && self.attempts.is_empty();
+        if is_bare {
+            return Self::none(self.base).encode(log);
         }
-        let runs = self.encode_runs();
-        let bytes = if runs.len() <= MAX_RAW_BYTES { runs } else { self.encode_dense()? };
+
+        let runs = self.encode_runs(log);
+        let bytes = if runs.len() <= MAX_RAW_BYTES { runs } else { self.encode_dense(log)? };
         (bytes.len() <= MAX_RAW_BYTES).then(|| URL_SAFE_NO_PAD.encode(bytes))
     }
 
-    fn encode_runs(&self) -> Vec<u8> {
-        let mut bytes = vec![VERSION, MODE_RUNS];
+    fn header(&self, log: LogName, mode: u8) -> Vec<u8> {
+        let mut bytes = vec![VERSION, mode];
+        bytes.extend(log.cluster.to_be_bytes());
+        bytes.extend(log.topic.to_be_bytes());
         put(&mut bytes, self.base.unsigned_abs());
+        bytes
+    }
+
+    fn encode_runs(&self, log: LogName) -> Vec<u8> {
+        let mut bytes = self.header(log, MODE_RUNS);
         put(&mut bytes, self.open.len() as u64);
         let mut at = self.base;
         for (first, end) in &self.open {
@@ -112,7 +130,7 @@ impl Progress {
         bytes
     }
 
-    fn encode_dense(&self) -> Option<Vec<u8>> {
+    fn encode_dense(&self, log: LogName) -> Option<Vec<u8>> {
         let length = usize::try_from(self.end - self.base).ok()?;
         if length / 2 > MAX_RAW_BYTES {
             return None;
@@ -130,8 +148,7 @@ impl Progress {
                 escaped.push(*attempts);
             }
         }
-        let mut bytes = vec![VERSION, MODE_DENSE];
-        put(&mut bytes, self.base.unsigned_abs());
+        let mut bytes = self.header(log, MODE_DENSE);
         put(&mut bytes, length as u64);
         bytes.extend(symbols.chunks(2).map(|pair| pair[0] << 4 | pair.get(1).copied().unwrap_or(0)));
         for attempts in escaped {
@@ -140,7 +157,7 @@ impl Progress {
         Some(bytes)
     }
 
-    /// Reads what the last owner of a partition committed together with `base`.
+    /// Reads what was committed together with the offset `base`, whatever log it is about.
     ///
     /// # Errors
     /// [`ProgressError`]; no input makes it panic or allocate more than a window's worth.
@@ -148,21 +165,34 @@ impl Progress {
         if metadata.is_empty() {
             return Ok(Self::none(base));
         }
+        let (_, progress) = Self::read(metadata)?;
+        if progress.base == base {
+            Ok(progress)
+        } else {
+            Err(ProgressError::Base(progress.base.unsigned_abs()))
+        }
+    }
+
+    /// Reads a metadata string: the log that it is about, and what it says of it.
+    ///
+    /// # Errors
+    /// [`ProgressError`]; no input makes it panic or allocate more than a window's worth.
+    pub fn read(metadata: &str) -> Result<(LogName, Self), ProgressError> {
         let bytes = URL_SAFE_NO_PAD.decode(metadata).map_err(|_| ProgressError::Base64)?;
         let mut reader = Reader(&bytes);
         let (version, mode) = (reader.byte()?, reader.byte()?);
-        if version != VERSION {
-            return Err(ProgressError::Version(version));
-        }
-        let stated = reader.number()?;
-        if stated != base.unsigned_abs() {
-            return Err(ProgressError::Base(stated));
-        }
-        match mode {
+        let log = match version {
+            VERSION => LogName { cluster: reader.fixed()?, topic: reader.fixed()? },
+            VERSION_WITHOUT_LOG => LogName::UNKNOWN,
+            _ => return Err(ProgressError::Version(version)),
+        };
+        let base = i64::try_from(reader.number()?).map_err(|_| ProgressError::Corrupt)?;
+        let progress = match mode {
             MODE_RUNS => Self::decode_runs(base, reader),
             MODE_DENSE => Self::decode_dense(base, reader),
             _ => Err(ProgressError::Corrupt),
-        }
+        };
+        Ok((log, progress?))
     }
 
     fn decode_runs(base: i64, mut reader: Reader<'_>) -> Result<Self, ProgressError> {
@@ -254,6 +284,12 @@ impl<'a> Reader<'a> {
             }
         }
         Err(ProgressError::Corrupt)
+    }
+
+    fn fixed(&mut self) -> Result<u64, ProgressError> {
+        let (bytes, rest) = self.0.split_first_chunk().ok_or(ProgressError::Corrupt)?;
+        self.0 = rest;
+        Ok(u64::from_be_bytes(*bytes))
     }
 
     fn take(&mut self, length: usize) -> Result<&'a [u8], ProgressError> {

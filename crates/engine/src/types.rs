@@ -7,7 +7,7 @@ use std::{
 
 use fleet_job::{outcome::FailureClass, time::Timestamp};
 
-use crate::backoff::Backoff;
+use crate::{backoff::Backoff, log::LogName, progress::Progress};
 
 /// One partition of one topic. The shell keeps the table of topics; the engine only tells them apart.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -131,14 +131,16 @@ impl Terminal {
 /// What happened outside.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Input<'a> {
-    /// The group gave us a partition; reading starts at the committed offset.
+    /// The group gave us a partition, or its log has become another one. See [`start`](crate::log::start).
     Assigned {
         /// Which.
         partition: Partition,
         /// A number that no earlier assignment had.
         generation: u64,
-        /// What the last owner committed: the offset to read next, and the metadata.
-        committed: Option<(i64, &'a str)>,
+        /// The log that its commits are to name.
+        log: LogName,
+        /// What is known of it, from the first offset to read on; `None` where it is read from its beginning.
+        progress: Option<Progress>,
     },
     /// A record was read. Records of a partition come in ascending order; a repeat is ignored.
     Record {
@@ -200,8 +202,7 @@ pub enum Command {
     Pause(Partition, u64),
     /// Fetch again, if the partition's assignment is still this one.
     Resume(Partition, u64),
-    /// The log begins anew below what was committed: the topic was made again, or its data was lost. Reading goes on from
-    /// there.
+    /// The log begins anew below the offset that reading was to start from: records were lost. Reading goes on from there.
     LogReset(Partition),
     /// Find out whether a server answers, and report with [`Input::Probed`].
     Probe,
@@ -218,7 +219,7 @@ pub struct FinalCommit {
     pub generation: u64,
     /// The next offset to read.
     pub offset: i64,
-    /// [`Progress`](crate::Progress) beyond that offset, encoded; empty when there is none.
+    /// The log's name, and the [`Progress`] beyond that offset, encoded.
     pub metadata: String,
 }
 
@@ -316,12 +317,18 @@ pub(crate) enum Fault {
     CancelIgnored,
     /// After a gap in contact, one turn of the poll thread is taken for contact.
     TurnLiftsGap,
+    /// The offset that was committed for an earlier topic of the name is believed (I3).
+    LogIgnored,
+    /// When the topic is made again, reading goes on where it was (I3).
+    OldFrontierKept,
+    /// Records of a new log are taken for those that were settled at their offsets in the old one (I3).
+    SettledInAnyLog,
 }
 
 #[cfg(test)]
 impl Fault {
     /// All of them.
-    pub(crate) const ALL: [Self; 23] = [
+    pub(crate) const ALL: [Self; 26] = [
         Self::CommitPastGap,
         Self::SettleBeforeWritten,
         Self::WriteFailureIgnored,
@@ -345,6 +352,9 @@ impl Fault {
         Self::LimitLeak,
         Self::CancelIgnored,
         Self::TurnLiftsGap,
+        Self::LogIgnored,
+        Self::OldFrontierKept,
+        Self::SettledInAnyLog,
     ];
 }
 

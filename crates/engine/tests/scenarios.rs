@@ -7,11 +7,13 @@ use std::{collections::BTreeSet, time::Duration};
 use fleet_engine::{
     Admission, Attempt, BreakerState, Command, Config, Engine, Input, JobSpec, Limit, MAX_ENCODED_BYTES,
     Ordering, Partition, Progress, Terminal, Token,
+    log::{self, Found, LogName},
 };
 use fleet_job::{outcome::FailureClass, time::Timestamp};
 use proptest::prelude::*;
 
 const P: Partition = Partition { topic: 0, number: 0 };
+const LOG: LogName = LogName { cluster: 1, topic: 2 };
 const SPEC: JobSpec = JobSpec {
     key: None,
     priority: 4,
@@ -44,7 +46,9 @@ struct Story {
 impl Story {
     fn new(config: Config, committed: Option<(i64, &str)>) -> Self {
         let mut story = Self { engine: Engine::new(config), now: 0 };
-        assert_eq!(story.feed(Input::Assigned { partition: P, generation: 1, committed }), []);
+        let found = Found { log: LOG, committed, first: None, end: None };
+        let progress = log::start(found).progress;
+        assert_eq!(story.feed(Input::Assigned { partition: P, generation: 1, log: LOG, progress }), []);
         story
     }
 
@@ -93,7 +97,7 @@ fn started(commands: &[Command]) -> Vec<i64> {
 #[test]
 fn a_job_without_attempts_left_holds_its_place_until_its_end_is_written() {
     let committed =
-        Progress { base: 0, end: 1, open: vec![(0, 1)], attempts: vec![(0, 3)] }.encode().unwrap();
+        Progress { base: 0, end: 1, open: vec![(0, 1)], attempts: vec![(0, 3)] }.encode(LOG).unwrap();
     let mut story = Story::new(Config::default(), Some((0, &committed)));
     let keyed = JobSpec { key: Some(1), ..SPEC };
     assert_eq!(story.record(0, keyed), [Command::Settle(token(0), Terminal::Failed, 3)]);
@@ -199,7 +203,7 @@ fn a_poison_job_fails_after_exactly_its_attempts_over_any_number_of_workers() {
 fn commit_metadata_of_a_newer_version_costs_repeats_and_never_a_job() {
     // The newer worker has settled 6 and 8 and has 5 and 7 open, and says so in a way that nobody here knows.
     let mut known = Progress { base: 5, end: 9, open: vec![(5, 6), (7, 8)], attempts: vec![(7, 2)] };
-    let readable = known.encode().unwrap();
+    let readable = known.encode(LOG).unwrap();
     let started_with = |metadata: &str| {
         let mut story = Story::new(Config::default(), Some((5, metadata)));
         let (mut all, mut offsets) = (BTreeSet::new(), Vec::new());
@@ -229,12 +233,12 @@ fn commit_metadata_of_a_newer_version_costs_repeats_and_never_a_job() {
         all.into_iter().collect::<Vec<_>>()
     };
     assert_eq!(started_with(&readable), [5, 7, 9], "what this version has written is known");
-    // "Ag" begins with the byte 2, as "AQ" does with 1.
-    assert_eq!(&readable[..2], "AQ");
-    let newer = format!("Ag{}", &readable[2..]);
+    // "Aw" begins with the byte 3, as "Ag" does with 2.
+    assert_eq!(&readable[..2], "Ag");
+    let newer = format!("Aw{}", &readable[2..]);
     assert_eq!(started_with(&newer), [5, 6, 7, 8, 9], "all that is not committed runs, 6 and 8 once more");
     known.base = 4;
-    assert_eq!(started_with(&known.encode().unwrap()), [5, 6, 7, 8, 9], "so does what belongs elsewhere");
+    assert_eq!(started_with(&known.encode(LOG).unwrap()), [5, 6, 7, 8, 9], "so does what belongs elsewhere");
 }
 
 #[test]

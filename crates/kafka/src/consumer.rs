@@ -18,10 +18,12 @@
 
 mod commits;
 mod context;
+mod identity;
 mod member;
 mod membership;
 mod poll;
 mod wakeup;
+mod watch;
 
 use std::{
     sync::{
@@ -32,11 +34,12 @@ use std::{
     time::{Duration, Instant},
 };
 
-use fleet_engine::{FinalCommit, Partition};
+use fleet_engine::{FinalCommit, Partition, log::Start};
 use fleet_job::record::RawRecord;
 use tokio::sync::{mpsc as events, oneshot};
 
 use crate::{error::KafkaError, settings::Settings};
+pub use identity::LogIdentity;
 use member::{Channel, Member};
 pub use membership::GroupContact;
 
@@ -102,8 +105,10 @@ pub struct Assigned {
     pub partition: Partition,
     /// The number of this assignment; orders have to name it.
     pub generation: u64,
-    /// The committed offset and its metadata, where there are any.
-    pub committed: Option<(i64, String)>,
+    /// The log that it is a part of.
+    pub log: LogIdentity,
+    /// Where it is read from, and why.
+    pub start: Start,
 }
 
 /// What has happened on the poll thread.
@@ -115,6 +120,9 @@ pub enum Event {
     Record(Partition, RawRecord),
     /// The group wants partitions back. The poll thread waits for the commits, until the deadline.
     Revoking(Vec<Partition>, Instant, mpsc::SyncSender<Vec<FinalCommit>>),
+    /// These partitions have another log than before: their topic was made again, or a log has lost its end. The poll thread
+    /// waits for the answer, until the deadline, and commits nothing of it. Then they are assigned anew.
+    LogReplaced(Vec<Partition>, Instant, mpsc::SyncSender<Vec<FinalCommit>>),
     /// Partitions were lost without notice: another worker may have them already.
     Lost(Vec<Partition>),
     /// A commit of this generation has ended; `true` when the broker has taken it.

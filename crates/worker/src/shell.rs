@@ -9,12 +9,14 @@ mod attempts;
 mod cancel;
 mod ends;
 mod held;
+mod logs;
 mod producers;
 mod settled;
 mod uncommitted;
 mod write;
 
 use std::{
+    collections::HashMap,
     panic::AssertUnwindSafe,
     sync::{Arc, mpsc as std_mpsc},
     time::{Duration, Instant},
@@ -24,7 +26,7 @@ use fleet_engine::{BreakerState, Command, Engine, FinalCommit, Input, Partition,
 use fleet_job::envelope::JobType;
 use fleet_kafka::{
     KafkaError,
-    consumer::{Consumer, Event, Events, GroupContact},
+    consumer::{Consumer, Event, Events, GroupContact, LogIdentity},
     producer::{Outgoing, Producer},
 };
 use fleet_mcp_client::McpClient;
@@ -102,6 +104,8 @@ pub(crate) struct Shell {
     /// The last attempt to write a job's end has failed.
     writes_fail: bool,
     partitions: Vec<Partition>,
+    /// The logs that the partitions are parts of.
+    logs: HashMap<Partition, LogIdentity>,
     done: mpsc::UnboundedSender<Done>,
     inbox: Option<mpsc::UnboundedReceiver<Done>>,
 }
@@ -133,6 +137,7 @@ impl Shell {
             breaker_open: false,
             writes_fail: false,
             partitions: Vec::new(),
+            logs: HashMap::new(),
             args,
             done,
             inbox: Some(inbox),
@@ -270,25 +275,7 @@ impl Shell {
         match event {
             Event::Assigned(assigned) => {
                 counter!(names::REBALANCES.name, "kind" => "assigned").increment(1);
-                for one in assigned {
-                    let committed = one.committed.as_ref();
-                    let committed = committed.map(|(offset, metadata)| (*offset, metadata.as_str()));
-                    tracing::info!(
-                        topic = topic_of(one.partition),
-                        partition = one.partition.number,
-                        committed = committed.map(|(offset, _)| offset),
-                        "assigned"
-                    );
-                    self.feed(Input::Assigned {
-                        partition: one.partition,
-                        generation: one.generation,
-                        committed,
-                    });
-                    self.partitions.push(one.partition);
-                    if self.stop_by.is_some() {
-                        self.feed(Input::Draining(&[one.partition]));
-                    }
-                }
+                assigned.into_iter().for_each(|one| self.assigned(one));
             }
             Event::Record(partition, record) => self.record(partition, record),
             Event::Revoking(partitions, deadline, reply) => {
@@ -296,6 +283,7 @@ impl Shell {
                 self.feed(Input::Draining(&partitions));
                 self.revokes.push(Revoke { partitions, deadline, reply });
             }
+            Event::LogReplaced(partitions, deadline, reply) => self.log_replaced(partitions, deadline, reply),
             Event::Lost(partitions) => {
                 counter!(names::REBALANCES.name, "kind" => "lost").increment(1);
                 tracing::warn!(?partitions, "lost: their jobs will run elsewhere");
@@ -420,7 +408,7 @@ impl Shell {
                     tracing::error!(
                         topic = topic_of(partition),
                         partition = partition.number,
-                        "the log begins anew below the committed offset: was the topic made again, or its data lost?"
+                        "the log begins below the committed offset: its records were lost, or its topic was made again"
                     );
                 }
                 Command::Probe => {
@@ -535,7 +523,7 @@ impl Shell {
                     return closed;
                 }
                 Some(event) = events.recv() => match event {
-                    Event::Revoking(partitions, _, reply) => {
+                    Event::Revoking(partitions, _, reply) | Event::LogReplaced(partitions, _, reply) => {
                         let theirs = commits.iter().filter(|commit| partitions.contains(&commit.partition));
                         answer(&reply, theirs.cloned().collect());
                     }

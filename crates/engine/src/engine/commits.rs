@@ -7,6 +7,7 @@ use fleet_job::time::Timestamp;
 use super::Engine;
 use crate::{
     partition::{Phase, Sayable, Slot},
+    progress::Progress,
     types::{Command, Partition, Token, faulty},
 };
 
@@ -36,7 +37,7 @@ impl Engine {
             Sayable::Commit(mut commit) => {
                 if faulty!(self.config, CommitPastGap) {
                     commit.offset = state.open.last().map_or(commit.offset, |last| last + 1);
-                    commit.metadata = String::new();
+                    commit.metadata = Progress::none(commit.offset).encode(state.log).unwrap_or_default();
                 } else if commit.offset > state.frontier().unwrap_or(commit.offset)
                     || state.committed.is_some_and(|committed| commit.offset < committed)
                 {

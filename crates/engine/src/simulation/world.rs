@@ -13,7 +13,9 @@ use fleet_job::{outcome::FailureClass, time::Timestamp};
 
 use crate::{
     Admission, Attempt, Backoff, Command, Config, Contact, Engine, FinalCommit, Input, JobSpec, Limit,
-    Limits, Partition, Patience, Progress, Sample, Terminal, Token, types::Fault,
+    Limits, Partition, Patience, Progress, Sample, Terminal, Token,
+    log::{self, Found, LogName},
+    types::Fault,
 };
 
 /// Partitions of the jobs topic, by these numbers; the next one is the delayed topic's only one.
@@ -109,15 +111,27 @@ struct Job {
 /// One partition's log, and what the group has committed.
 #[derive(Debug, Default)]
 struct Log {
+    /// How often its topic was made again.
+    remade: u64,
+    /// The jobs of earlier logs that workers had in their hands when the topic was made again, by generation and offset.
+    gone: HashMap<(u64, i64), Job>,
     /// Offsets have holes.
     jobs: BTreeMap<i64, Job>,
     next: i64,
     committed: Option<(i64, String)>,
 }
 
+impl Log {
+    fn name(&self) -> LogName {
+        LogName { cluster: 1, topic: 1 + self.remade }
+    }
+}
+
 struct Worker {
     engine: Engine,
     contact: Contact,
+    /// The log that it takes each of its partitions for.
+    logs: HashMap<i32, LogName>,
     /// The next offset to deliver, per partition.
     position: HashMap<i32, i64>,
     paused: BTreeSet<i32>,
@@ -128,7 +142,7 @@ struct Worker {
     commits: Vec<FinalCommit>,
     probing: bool,
     /// What it knows to be settled, because it has written that.
-    settled: BTreeSet<(i32, i64)>,
+    settled: BTreeSet<(i32, u64, i64)>,
     /// Partitions that the group has taken away while this worker was frozen; it does not know yet.
     gone: Vec<i32>,
 }
@@ -143,6 +157,8 @@ pub(super) struct World {
     broker_up: bool,
     drops_metadata: bool,
     crashes: bool,
+    /// Topics are made again under the workers.
+    remakes: bool,
     /// Something has happened after which jobs may repeat: a crash, a lost partition, a last commit that failed.
     disorder: bool,
     generations: u64,
@@ -193,6 +209,8 @@ impl World {
             broker_up: true,
             drops_metadata,
             crashes,
+            // Without metadata nothing names the log, and jobs are lost: docs/offsets.md says so.
+            remakes: seed.is_multiple_of(3) && !drops_metadata,
             disorder: drops_metadata,
             generations: 0,
             produced: 0,
@@ -254,7 +272,11 @@ impl World {
     }
 
     fn job(&mut self, token: Token) -> &mut Job {
-        self.logs[token.partition.number as usize].jobs.get_mut(&token.offset).unwrap()
+        let log = &mut self.logs[token.partition.number as usize];
+        match log.gone.get_mut(&(token.generation, token.offset)) {
+            Some(job) => job,
+            None => log.jobs.get_mut(&token.offset).unwrap(),
+        }
     }
 
     // --- Membership -----------------------------------------------------------------------------------------------
@@ -275,6 +297,7 @@ impl World {
             commits: Vec::new(),
             probing: false,
             settled: BTreeSet::new(),
+            logs: HashMap::new(),
             gone: Vec::new(),
         });
         self.rebalance();
@@ -359,17 +382,48 @@ impl World {
             // It joins again only when it has heard what it has lost.
             self.hear(to);
             self.owner[number as usize] = Some(to);
-            let committed = self.logs[number as usize].committed.clone();
-            let start = committed.as_ref().map_or(0, |(offset, _)| *offset);
-            self.workers[to].position.insert(number, start);
-            self.workers[to].paused.remove(&number);
-            let committed = committed.as_ref().map(|(offset, metadata)| (*offset, metadata.as_str()));
-            self.generations += 1;
-            let generation = self.generations;
-            self.workers[to].contact.turned(ms(self.now));
-            self.workers[to].contact.assigned();
-            self.feed(to, Input::Assigned { partition: partition(number), generation, committed });
+            let log = &self.logs[number as usize];
+            let committed = log.committed.as_ref().map(|(offset, metadata)| (*offset, metadata.as_str()));
+            let name = if self.fault == Some(Fault::LogIgnored) { LogName::UNKNOWN } else { log.name() };
+            let found = Found { log: name, committed, first: Some(0), end: Some(log.next) };
+            let progress = log::start(found).progress;
+            self.assign(to, number, progress);
         }
+    }
+
+    fn assign(&mut self, worker: usize, number: i32, progress: Option<Progress>) {
+        let log = self.logs[number as usize].name();
+        let start = progress.as_ref().map_or(0, |progress| progress.base);
+        self.workers[worker].position.insert(number, start);
+        self.workers[worker].paused.remove(&number);
+        self.workers[worker].logs.insert(number, log);
+        self.workers[worker].contact.turned(ms(self.now));
+        self.workers[worker].contact.assigned();
+        self.generations += 1;
+        let generation = self.generations;
+        self.feed(worker, Input::Assigned { partition: partition(number), generation, log, progress });
+    }
+
+    /// Whether the owner of a partition does not know yet that its topic was made again.
+    fn is_unnoticed(&self, number: i32) -> bool {
+        let log = self.logs[number as usize].name();
+        self.owner[number as usize].is_some_and(|owner| self.workers[owner].logs.get(&number) != Some(&log))
+    }
+
+    /// The owner of a partition hears that its topic was made again: what runs gets to its end, nothing is committed any
+    /// more, and the new log is read from its beginning.
+    fn notice(&mut self, number: i32) {
+        let Some(worker) = self.owner[number as usize].filter(|_| self.is_unnoticed(number)) else { return };
+        let partitions = [partition(number)];
+        self.feed(worker, Input::Draining(&partitions));
+        for _ in 0..self.rng.below(30) {
+            if self.rng.chance(50) { self.finish() } else { self.write() }
+        }
+        let commits = self.workers[worker].engine.release(&partitions);
+        self.drain(worker);
+        let reads_on = self.fault == Some(Fault::OldFrontierKept);
+        let kept = commits.first().filter(|_| reads_on).map(|commit| Progress::none(commit.offset));
+        self.assign(worker, number, kept);
     }
 
     fn revoke(&mut self, worker: usize, number: i32) {
@@ -408,6 +462,7 @@ impl World {
         self.broker_up = true;
         self.rng = Rng::new(0);
         (0..self.workers.len()).for_each(|worker| self.hear(worker));
+        (0..PARTITIONS).for_each(|number| self.notice(number));
         for _ in 0..200_000 {
             let ended = self.logs.iter().all(|log| log.jobs.values().all(|job| !job.terminals.is_empty()));
             // What was begun once more has to come to its end once more.

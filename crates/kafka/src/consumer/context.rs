@@ -1,6 +1,7 @@
 //! What librdkafka calls back into, on the poll thread: rebalances, statistics, errors. And how commits are made.
 
 use std::{
+    collections::HashMap,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -18,7 +19,13 @@ use rdkafka::{
     error::{KafkaError as Native, KafkaResult, RDKafkaErrorCode},
 };
 
-use super::{Assigned, Event, REPLY_MARGIN, member::Channel, membership::Membership, wakeup::Wakeup};
+use super::{
+    Assigned, Event, REPLY_MARGIN,
+    identity::{Commits, LogIdentity},
+    member::Channel,
+    membership::Membership,
+    wakeup::Wakeup,
+};
 
 /// How long the broker may take to say what is committed.
 const COMMITTED_TIMEOUT: Duration = Duration::from_secs(10);
@@ -39,9 +46,15 @@ pub(super) struct Context {
     /// The group is being left: nobody is to be asked any more.
     pub(super) closing: AtomicBool,
     /// The topic that this member follows, and the number that its partitions carry.
-    topic: String,
+    pub(super) topic: String,
     number: u16,
-    drain: Duration,
+    pub(super) drain: Duration,
+    /// The log behind the topic's name.
+    identity: Mutex<LogIdentity>,
+    /// The topic's id has changed.
+    pub(super) remade: AtomicBool,
+    /// The last offset that was read of each partition under its assignment.
+    last_read: Mutex<HashMap<Partition, i64>>,
     /// Assignments so far.
     generations: AtomicU64,
     /// Held while commits are under way, so that none overtakes another, and none of a partition follows its last one.
@@ -66,6 +79,9 @@ impl Context {
             topic,
             number,
             drain,
+            identity: Mutex::default(),
+            remade: AtomicBool::new(false),
+            last_read: Mutex::default(),
             generations: AtomicU64::new(0),
             committing: Mutex::default(),
         }
@@ -81,6 +97,36 @@ impl Context {
     /// Waits for the commit that is under way, if there is one, and keeps others from beginning.
     pub(super) fn alone(&self) -> MutexGuard<'_, ()> {
         self.committing.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Begins an assignment of a partition.
+    pub(super) fn own(&self, partition: Partition, committed: Option<(i64, String)>) -> u64 {
+        let generation = self.generations.fetch_add(1, Ordering::Relaxed) + 1;
+        self.membership.own(partition, generation, self.identity().name(), committed);
+        self.last_read().remove(&partition);
+        generation
+    }
+
+    pub(super) fn identity(&self) -> LogIdentity {
+        self.identity.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    pub(super) fn identify(&self, log: LogIdentity) {
+        *self.identity.lock().unwrap_or_else(PoisonError::into_inner) = log;
+    }
+
+    fn last_read(&self) -> MutexGuard<'_, HashMap<Partition, i64>> {
+        self.last_read.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Nothing of a partition has been read under its assignment.
+    pub(super) fn is_at_start(&self, partition: Partition) -> bool {
+        !self.last_read().contains_key(&partition)
+    }
+
+    /// Takes note of a record that was read. The last offset before it, if this one does not lie behind that.
+    pub(super) fn went_back(&self, partition: Partition, offset: i64) -> Option<i64> {
+        self.last_read().insert(partition, offset).filter(|last| *last >= offset)
     }
 
     pub(super) fn partition(&self, topic: &str, number: i32) -> Option<Partition> {
@@ -223,16 +269,20 @@ impl Context {
                 "going on without commit metadata: settled jobs beyond the frontier may run again"
             );
         }
-        let assigned = partitions.into_iter().map(|partition| {
-            let found =
-                committed.as_ref().and_then(|list| list.find_partition(&self.topic, partition.number));
-            let committed = found.and_then(|element| match element.offset() {
-                Offset::Offset(offset) if offset >= 0 => Some((offset, element.metadata().to_owned())),
-                _ => None,
-            });
-            let generation = self.generations.fetch_add(1, Ordering::Relaxed) + 1;
-            self.membership.own(partition, generation, committed.clone());
-            Assigned { partition, generation, committed }
+        let elements = committed.iter().flat_map(TopicPartitionList::elements);
+        let commits = elements.filter_map(|element| match element.offset() {
+            Offset::Offset(offset) if offset >= 0 => {
+                let partition = self.partition(element.topic(), element.partition())?;
+                Some((partition, (offset, element.metadata().to_owned())))
+            }
+            _ => None,
+        });
+        let commits: Commits = commits.collect();
+        let starts = self.starts(consumer, list, &partitions, &commits).into_iter();
+        let assigned = starts.map(|(partition, start)| {
+            let standing = commits.get(&partition).filter(|_| start.progress.is_some());
+            let generation = self.own(partition, standing.cloned());
+            Assigned { partition, generation, log: self.identity(), start }
         });
         self.emit(Event::Assigned(assigned.collect()));
     }

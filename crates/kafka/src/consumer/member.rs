@@ -18,7 +18,7 @@ use tokio::{
 
 use super::{
     ConsumerConfig, Event, Followed, Order, REPLY_MARGIN, commits::CommitThread, context::Context,
-    membership::Membership, poll::PollThread, wakeup::Wakeup,
+    membership::Membership, poll::PollThread, wakeup::Wakeup, watch::WatchThread,
 };
 use crate::error::KafkaError;
 
@@ -71,9 +71,10 @@ impl Member {
         let consumer = Arc::new(consumer);
         let no_thread = |error: io::Error| KafkaError::Client(Native::ClientCreation(error.to_string()));
         let commits = CommitThread::start(consumer.clone()).map_err(no_thread)?;
+        let watch = WatchThread::start(consumer.clone()).map_err(no_thread)?;
         let thread = thread::Builder::new()
             .name("kafka-poll".to_owned())
-            .spawn(move || PollThread::new(consumer, inbox, commits).run())
+            .spawn(move || PollThread::new(consumer, inbox, commits, watch).run())
             .map_err(no_thread)?;
         Ok(Self { orders, wakeup, membership, thread })
     }

@@ -6,13 +6,16 @@ use std::{
     time::{Duration, Instant},
 };
 
-use fleet_engine::{Contact, FinalCommit, Partition, Patience, Sample};
+use fleet_engine::{Contact, FinalCommit, Partition, Patience, Progress, Sample, log::LogName};
 use rdkafka::{Statistics, error::RDKafkaErrorCode};
 
 /// How often to look again whether contact is back.
 const LOOK_AGAIN: Duration = Duration::from_millis(100);
 /// A member proves its membership in good time before a gap if it looks so many times within one.
 const LOOKS_PER_GAP: u32 = 8;
+
+/// No assignment has this number.
+const NO_GENERATION: u64 = 0;
 
 /// The membership of one member, which its threads and the engine share.
 #[derive(Debug)]
@@ -38,6 +41,8 @@ struct State {
 struct Owned {
     /// The number of its assignment.
     generation: u64,
+    /// The log that a commit is to name.
+    log: LogName,
     /// What stands in the group as committed: offset and metadata. Before the first commit, the first record that was
     /// read, since committing it changes nothing. `None` before that: the partition has nothing for which it could matter.
     standing: Option<(i64, String)>,
@@ -69,9 +74,15 @@ impl Membership {
     }
 
     /// The group gave us a partition.
-    pub(super) fn own(&self, partition: Partition, generation: u64, committed: Option<(i64, String)>) {
+    pub(super) fn own(
+        &self,
+        partition: Partition,
+        generation: u64,
+        log: LogName,
+        committed: Option<(i64, String)>,
+    ) {
         let mut state = self.state();
-        state.owned.insert(partition, Owned { generation, standing: committed });
+        state.owned.insert(partition, Owned { generation, log, standing: committed });
         state.contact.assigned();
     }
 
@@ -85,6 +96,17 @@ impl Membership {
         commits.into_iter().filter(|commit| self.owns(commit.partition, commit.generation)).collect()
     }
 
+    /// The partitions stay ours, but what is still to be committed for them must not be: their log is another one.
+    pub(super) fn fence(&self, partitions: &[Partition]) {
+        let mut state = self.state();
+        for partition in partitions {
+            if let Some(owned) = state.owned.get_mut(partition) {
+                owned.generation = NO_GENERATION;
+                owned.standing = None;
+            }
+        }
+    }
+
     /// The partitions are not ours any more.
     pub(super) fn disown(&self, partitions: &[Partition]) {
         let mut state = self.state();
@@ -94,10 +116,18 @@ impl Membership {
         }
     }
 
+    /// The partitions that are ours, in order.
+    pub(super) fn all_owned(&self) -> Vec<Partition> {
+        let mut owned: Vec<_> = self.state().owned.keys().copied().collect();
+        owned.sort_unstable();
+        owned
+    }
+
     /// A record was read.
     pub(super) fn delivered(&self, partition: Partition, offset: i64) {
         if let Some(owned) = self.state().owned.get_mut(&partition) {
-            owned.standing.get_or_insert_with(|| (offset, String::new()));
+            let bare = || Progress::none(offset).encode(owned.log).unwrap_or_default();
+            owned.standing.get_or_insert_with(|| (offset, bare()));
         }
     }
 
@@ -247,6 +277,11 @@ mod tests {
     use super::*;
 
     const SESSION: Duration = Duration::from_secs(30);
+    const LOG: LogName = LogName { cluster: 1, topic: 2 };
+
+    fn named(offset: i64) -> String {
+        Progress::none(offset).encode(LOG).unwrap()
+    }
 
     fn partition(number: i32) -> Partition {
         Partition { topic: 0, number }
@@ -259,8 +294,8 @@ mod tests {
     #[test]
     fn what_stands_is_what_was_committed_last_or_read_first() {
         let membership = membership();
-        membership.own(partition(0), 1, Some((7, "m".into())));
-        membership.own(partition(1), 2, None);
+        membership.own(partition(0), 1, LOG, Some((7, "m".into())));
+        membership.own(partition(1), 2, LOG, None);
         let standing = || {
             let all = (0..4).filter_map(|_| membership.standing());
             all.map(|commit| (commit.partition.number, commit.offset, commit.metadata))
@@ -270,11 +305,11 @@ mod tests {
         membership.delivered(partition(0), 8);
         membership.delivered(partition(1), 3);
         membership.delivered(partition(1), 4);
-        assert_eq!(standing(), [(0, 7, "m".into()), (1, 3, String::new())].into());
+        assert_eq!(standing(), [(0, 7, "m".into()), (1, 3, named(3))].into());
         let commit =
             FinalCommit { partition: partition(0), generation: 1, offset: 9, metadata: String::new() };
         membership.accepted(membership.now(), &[commit]);
-        assert_eq!(standing(), [(0, 9, String::new()), (1, 3, String::new())].into());
+        assert_eq!(standing(), [(0, 9, String::new()), (1, 3, named(3))].into());
         membership.disown(&[partition(0), partition(1)]);
         assert_eq!(membership.standing(), None);
     }
@@ -282,7 +317,7 @@ mod tests {
     #[test]
     fn who_has_read_nothing_need_prove_nothing() {
         let membership = membership();
-        membership.own(partition(0), 1, None);
+        membership.own(partition(0), 1, LOG, None);
         membership.suspect();
         assert!(!membership.is_out_of_contact() && !membership.wants_proof());
         membership.delivered(partition(0), 3);

@@ -19,6 +19,7 @@ use super::{
     Event, MAX_QUEUED, Order,
     commits::CommitThread,
     context::{Context, LAST_COMMIT_PAUSE, LAST_COMMIT_TRIES},
+    watch::WatchThread,
     weight,
 };
 use crate::{convert, error::KafkaError};
@@ -33,6 +34,7 @@ pub(super) struct PollThread {
     consumer: Arc<BaseConsumer<Context>>,
     inbox: mpsc::Receiver<Order>,
     commits: CommitThread,
+    watch: WatchThread,
 }
 
 impl PollThread {
@@ -40,8 +42,9 @@ impl PollThread {
         consumer: Arc<BaseConsumer<Context>>,
         inbox: mpsc::Receiver<Order>,
         commits: CommitThread,
+        watch: WatchThread,
     ) -> Self {
-        Self { consumer, inbox, commits }
+        Self { consumer, inbox, commits, watch }
     }
 
     pub(super) fn run(self) {
@@ -49,7 +52,8 @@ impl PollThread {
         context.wakeup.wakes_this_thread();
         loop {
             context.membership.turned();
-            let is_drained = match self.poll() {
+            let anew = context.begin_what_was_remade(&self.consumer);
+            let is_drained = match anew.and_then(|()| self.poll()) {
                 Ok(is_drained) => is_drained,
                 Err(error) => return context.emit(Event::Failed(error)),
             };
@@ -86,6 +90,11 @@ impl PollThread {
         match self.consumer.poll(Duration::ZERO) {
             Some(Ok(message)) => {
                 if let Some(partition) = context.partition(message.topic(), message.partition()) {
+                    if let Some(last) = context.went_back(partition, message.offset()) {
+                        drop(message);
+                        context.begin_what_went_back(&self.consumer, partition, last)?;
+                        return Ok(false);
+                    }
                     context.membership.delivered(partition, message.offset());
                     let record = convert::to_record(&message);
                     context.channel.queued.fetch_add(weight(&record), Ordering::Relaxed);
@@ -118,7 +127,8 @@ impl PollThread {
     fn close(mut self, commits: Vec<FinalCommit>, done: oneshot::Sender<Result<(), KafkaError>>) {
         // What it still has to commit is older than what comes now.
         self.commits.finish();
-        while !self.commits.is_finished() {
+        self.watch.finish();
+        while !self.commits.is_finished() || !self.watch.is_finished() {
             // Records are read again by the next owner.
             drop(self.consumer.poll(POLL));
         }

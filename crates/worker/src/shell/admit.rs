@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use fleet_engine::{Admission, Input, JobSpec, Partition, Token};
+use fleet_engine::{Admission, Input, JobSpec, Partition, Token, log::LogName};
 use fleet_job::{
     decode,
     delayed::Delayed,
@@ -14,6 +14,7 @@ use fleet_job::{
     outcome::{ErrorKind, JobError},
     record::RawRecord,
 };
+use fleet_kafka::consumer::LogIdentity;
 use metrics::counter;
 
 use super::{DELAYED, Shell, held::Held, settled::Settled};
@@ -63,7 +64,13 @@ impl Shell {
             None => Admission::Relay(now),
         };
         let name = unnamed(&record);
-        let identity = Settled::new(token.partition, token.offset, &name, record.timestamp);
+        let identity = Settled::new(
+            self.log_name(token.partition),
+            token.partition,
+            token.offset,
+            &name,
+            record.timestamp,
+        );
         (Held { delayed, recalled, ..Held::new(record, identity, name) }, admission)
     }
 
@@ -87,7 +94,8 @@ impl Shell {
             Ok(envelope) => envelope.job_id.clone(),
             Err((_, job_id)) => job_id.clone().unwrap_or_else(|| unnamed(&record)),
         };
-        let identity = Settled::new(token.partition, token.offset, &job_id, written);
+        let identity =
+            Settled::new(self.log_name(token.partition), token.partition, token.offset, &job_id, written);
         let key = record.key.as_deref().map(hash);
         let mut held = Held::new(record, identity, job_id);
         let admission = match decoded {
@@ -115,6 +123,10 @@ impl Shell {
         held.due = delayed.as_ref().map(|delayed| delayed.until);
         held.first_error = delayed.and_then(|delayed| delayed.first_error);
         (held, admission)
+    }
+
+    fn log_name(&self, partition: Partition) -> LogName {
+        self.logs.get(&partition).map_or(LogName::UNKNOWN, LogIdentity::name)
     }
 
     fn forbidden(&self, envelope: &Envelope) -> Option<JobError> {

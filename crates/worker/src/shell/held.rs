@@ -272,7 +272,7 @@ impl Clock {
 
 #[cfg(test)]
 mod tests {
-    use fleet_engine::Partition;
+    use fleet_engine::{Partition, log::LogName};
     use fleet_job::record::Position;
 
     use super::*;
@@ -284,7 +284,7 @@ mod tests {
         let held = |id: &str, offset| {
             let position = Position { topic: "t".to_owned(), partition: 0, offset };
             let record = RawRecord { position, timestamp: None, key: None, value: None, headers: Vec::new() };
-            Held::new(record, Settled::new(partition, offset, id, None), id.to_owned())
+            Held::new(record, Settled::new(LogName::UNKNOWN, partition, offset, id, None), id.to_owned())
         };
         let mut jobs = Jobs::default();
         for (offset, id) in [(0, "a"), (1, "b"), (2, "a")] {

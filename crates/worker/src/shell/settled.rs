@@ -7,7 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use fleet_engine::Partition;
+use fleet_engine::{Partition, log::LogName};
 use fleet_job::{record::Header, time::Timestamp};
 use fleet_kafka::producer::Outgoing;
 use foldhash::fast::RandomState;
@@ -19,19 +19,27 @@ const MOST_BYTES: usize = 8 << 20;
 /// How long one is remembered. A partition that went away with uncommitted ends is back by then, or another worker's.
 const WINDOW: Duration = Duration::from_secs(600);
 
-/// A record that was settled. Offsets begin anew when a topic is made again; id and time tell those records apart.
+/// A record that was settled. Offsets begin anew when a topic is made again, so the log's name is a part of it; where the
+/// broker gives topics no ids, job id and time tell those records apart.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) struct Settled {
+    log: LogName,
     partition: Partition,
     offset: i64,
     content: u64,
 }
 
 impl Settled {
-    pub(super) fn new(partition: Partition, offset: i64, job_id: &str, timestamp: Option<Timestamp>) -> Self {
+    pub(super) fn new(
+        log: LogName,
+        partition: Partition,
+        offset: i64,
+        job_id: &str,
+        timestamp: Option<Timestamp>,
+    ) -> Self {
         let mut hasher = DefaultHasher::new();
         (job_id, timestamp).hash(&mut hasher);
-        Self { partition, offset, content: hasher.finish() }
+        Self { log, partition, offset, content: hasher.finish() }
     }
 }
 
@@ -61,6 +69,15 @@ impl Window {
         self.known.get(settled).cloned()
     }
 
+    /// Forgets what was settled in these partitions: they have another log now.
+    pub(super) fn forget(&mut self, partitions: &[Partition]) {
+        let is_gone = |settled: &Settled| partitions.contains(&settled.partition);
+        for (_, event) in self.known.extract_if(|settled, _| is_gone(settled)) {
+            self.bytes -= size(event.as_deref());
+        }
+        self.order.retain(|(_, settled)| !is_gone(settled));
+    }
+
     fn expire(&mut self, now: Instant) {
         while let Some((at, settled)) = self.order.front()
             && (self.order.len() > MOST || self.bytes > MOST_BYTES || now.duration_since(*at) > WINDOW)
@@ -85,6 +102,7 @@ mod tests {
     use super::*;
 
     const P: Partition = Partition { topic: 0, number: 0 };
+    const LOG: LogName = LogName { cluster: 1, topic: 2 };
 
     fn event(bytes: usize) -> Option<Arc<Outgoing>> {
         Some(Arc::new(Outgoing { value: Some(vec![0; bytes]), ..Outgoing::default() }))
@@ -93,35 +111,51 @@ mod tests {
     #[test]
     fn a_record_is_known_for_a_while_with_its_end() {
         let (mut window, now) = (Window::default(), Instant::now());
-        let settled = Settled::new(P, 7, "job", None);
+        let settled = Settled::new(LOG, P, 7, "job", None);
         assert!(window.get(now, &settled).is_none());
         window.add(now, settled, event(3));
         let end = window.get(now + WINDOW, &settled).unwrap().unwrap();
         assert_eq!(end.value.as_ref().unwrap().len(), 3);
-        assert!(window.get(now, &Settled::new(P, 7, "another", None)).is_none(), "the topic was made again");
-        assert!(window.get(now, &Settled::new(P, 8, "job", None)).is_none());
+        assert!(
+            window.get(now, &Settled::new(LOG, P, 7, "another", None)).is_none(),
+            "made again, without ids"
+        );
+        let remade = LogName { topic: 3, ..LOG };
+        assert!(window.get(now, &Settled::new(remade, P, 7, "job", None)).is_none(), "made again");
+        assert!(window.get(now, &Settled::new(LOG, P, 8, "job", None)).is_none());
         assert!(window.get(now + WINDOW + Duration::from_secs(1), &settled).is_none());
         assert_eq!(window.bytes, 0);
+    }
+
+    #[test]
+    fn what_was_settled_in_a_log_that_is_gone_is_forgotten() {
+        let (mut window, now, q) = (Window::default(), Instant::now(), Partition { topic: 0, number: 1 });
+        let [gone, kept] = [P, q].map(|partition| Settled::new(LOG, partition, 7, "job", None));
+        window.add(now, gone, event(3));
+        window.add(now, kept, None);
+        window.forget(&[P]);
+        assert!(window.get(now, &gone).is_none() && window.get(now, &kept).is_some());
+        assert_eq!(window.order.len(), 1);
     }
 
     #[test]
     fn memory_is_bounded() {
         let (mut window, now) = (Window::default(), Instant::now());
         let all = MOST as i64 + 10;
-        (0..all).for_each(|offset| window.add(now, Settled::new(P, offset, "job", None), None));
+        (0..all).for_each(|offset| window.add(now, Settled::new(LOG, P, offset, "job", None), None));
         assert!(window.order.len() <= MOST && window.known.len() == window.order.len());
-        assert!(window.get(now, &Settled::new(P, all - 1, "job", None)).is_some());
-        assert!(window.get(now, &Settled::new(P, 0, "job", None)).is_none());
+        assert!(window.get(now, &Settled::new(LOG, P, all - 1, "job", None)).is_some());
+        assert!(window.get(now, &Settled::new(LOG, P, 0, "job", None)).is_none());
         for offset in 0..4 {
             window.add(
                 now,
-                Settled::new(P, offset, "large", None),
+                Settled::new(LOG, P, offset, "large", None),
                 event(MOST_BYTES / 2 - size_of::<Outgoing>()),
             );
         }
         assert!(window.bytes <= MOST_BYTES, "{}", window.bytes);
         assert_eq!(window.known.len(), 2, "the newest two have room");
-        window.add(now, Settled::new(P, 3, "large", None), event(1));
+        window.add(now, Settled::new(LOG, P, 3, "large", None), event(1));
         assert_eq!((window.known.len(), window.bytes), (2, MOST_BYTES / 2 + size_of::<Outgoing>() + 1));
     }
 }

@@ -25,12 +25,21 @@ impl World {
             94 if self.crashes => self.crash(),
             95 if self.crashes => self.freeze(),
             96 => self.thaw(),
+            97 if self.remakes => self.remake(),
+            98 if self.remakes => {
+                let number = self.rng.below(PARTITIONS as u64) as i32;
+                self.notice(number);
+            }
             _ => self.tick(),
         }
     }
 
     fn produce(&mut self) {
         let number = self.rng.below(JOBS as u64) as usize;
+        self.produce_to(number);
+    }
+
+    fn produce_to(&mut self, number: usize) {
         let key = if self.rng.chance(70) { Some(self.rng.below(4)) } else { None };
         let script = match self.rng.below(20) {
             0 => Script::FailsForEver,
@@ -60,6 +69,32 @@ impl World {
         };
         self.produced += 1;
         self.append(number, job);
+    }
+
+    /// Somebody deletes a topic and makes it again, and the group's committed offset stays. Jobs that had not ended are gone
+    /// with their records, but for those that a worker has under way.
+    fn remake(&mut self) {
+        self.disorder = true;
+        let number = self.rng.below(PARTITIONS as u64) as i32;
+        self.notice(number);
+        let log = &mut self.logs[number as usize];
+        let jobs = std::mem::take(&mut log.jobs);
+        log.remade += 1;
+        log.next = 0;
+        for worker in &self.workers {
+            let Some(token) = worker.engine.token(partition(number), 0) else { continue };
+            let read = jobs.range(..worker.position[&number]);
+            log.gone.extend(read.map(|(offset, job)| ((token.generation, *offset), job.clone())));
+        }
+        let open = jobs.values().filter(|job| job.terminals.is_empty());
+        self.ended.extend(open.map(|job| job.id));
+        // What the new log has by the time that somebody looks at it.
+        for _ in 0..self.rng.below(30) {
+            self.produce_to(number as usize % JOBS);
+        }
+        if self.rng.chance(50) {
+            self.notice(number);
+        }
     }
 
     /// Writes a record, sometimes behind a hole.
@@ -124,6 +159,10 @@ impl World {
             return;
         }
         let position = self.workers[worker].position[&number];
+        // Reading beyond the end starts over at the beginning, which shows what has happened.
+        if position > self.logs[number as usize].next {
+            return self.notice(number);
+        }
         let log = &self.logs[number as usize];
         let Some((offset, job)) = log.jobs.range(position..).next() else { return };
         // Who has read of the cancel before the job came knows that it is not to be started.
@@ -147,7 +186,13 @@ impl World {
             }
         };
         let offset = *offset;
-        let known = self.workers[worker].settled.contains(&(number, offset));
+        let taken_for = self.workers[worker].logs[&number].topic;
+        let known = match self.fault {
+            Some(Fault::SettledInAnyLog) => {
+                self.workers[worker].settled.iter().any(|(of, _, at)| (*of, *at) == (number, offset))
+            }
+            _ => self.workers[worker].settled.contains(&(number, taken_for, offset)),
+        };
         let has_ended = job.terminals.iter().any(|terminal| terminal.is_final());
         let admission = match known && self.rng.chance(70) {
             true if has_ended => Admission::Ended,
@@ -243,7 +288,9 @@ impl World {
         }
         self.job(token).terminals.push(terminal);
         self.job(token).seems_to_run = false;
-        self.workers[worker].settled.insert((token.partition.number, token.offset));
+        let number = token.partition.number;
+        let taken_for = self.workers[worker].logs[&number].topic;
+        self.workers[worker].settled.insert((number, taken_for, token.offset));
         self.feed(worker, Input::Written(token));
     }
 

@@ -33,6 +33,10 @@ impl World {
                     worker.running.retain(|(running, _)| *running != token);
                     worker.writing.retain(|(writing, ..)| *writing != token);
                 }
+                // Carried out late, they can be about an assignment that has ended.
+                Command::Pause(partition, generation) | Command::Resume(partition, generation)
+                    if self.workers[worker].engine.token(partition, 0).map(|token| token.generation)
+                        != Some(generation) => {}
                 Command::Pause(partition, _) => {
                     self.workers[worker].paused.insert(partition.number);
                 }
@@ -58,7 +62,9 @@ impl World {
         let number = token.partition.number;
         ensure!(attempt <= MAX_ATTEMPTS, "I6: attempt {attempt} of {token:?}");
         ensure!(number as usize != DELAYED, "{token:?} runs in the delayed topic");
-        self.check_ownership(worker, token, attempt);
+        if !self.is_unnoticed(number) {
+            self.check_ownership(worker, token, attempt);
+        }
         let (now, disorder) = (self.now, self.disorder);
         let job = self.job(token);
         job.seems_to_run |= job.terminals.iter().any(|terminal| terminal.is_final());
@@ -112,7 +118,9 @@ impl World {
         for limit in limits.iter().flatten() {
             let running = &self.workers[worker].running;
             let under = running.iter().filter(|(token, _)| {
-                let job = &self.logs[token.partition.number as usize].jobs[&token.offset];
+                let log = &self.logs[token.partition.number as usize];
+                let gone = log.gone.get(&(token.generation, token.offset));
+                let job = gone.unwrap_or_else(|| &log.jobs[&token.offset]);
                 job.limits.iter().flatten().any(|other| other.group == limit.group)
             });
             let under = under.count();
@@ -123,6 +131,11 @@ impl World {
     pub(super) fn commit(&mut self, commit: &FinalCommit) {
         let drops = self.drops_metadata;
         let log = &mut self.logs[commit.partition.number as usize];
+        let (about, _) = Progress::read(&commit.metadata).unwrap();
+        if about != log.name() {
+            log.committed = Some((commit.offset, commit.metadata.clone()));
+            return;
+        }
         for (offset, job) in log.jobs.range(..commit.offset) {
             ensure!(!job.terminals.is_empty(), "I1: offset {offset} is committed and not settled");
         }

@@ -1,0 +1,152 @@
+//! Topics that are made again, groups that are renamed, offsets that an operator moves: a record is known by its log and
+//! its offset, and nothing is passed over because another log had something at that offset.
+
+#![expect(clippy::expect_used, reason = "a panic is the report of a test")]
+
+use std::collections::BTreeSet;
+
+use fleet_job::{
+    event::{JobEvent, JobState},
+    topics::Topics,
+};
+use fleet_tests::{
+    Env, Fleet, topics,
+    topics::{Outgoing, Record},
+    wait,
+};
+use serde_json::json;
+
+/// On Apache Kafka, which alone of the brokers of these tests gives topics ids.
+macro_rules! on_kafka {
+    ($($test:ident),+ $(,)?) => {
+        mod apache_kafka {
+            $(#[test]
+            fn $test() {
+                if let Some(env) = fleet_tests::Env::apache_kafka() {
+                    super::$test(env);
+                }
+            })+
+        }
+    };
+}
+
+on_kafka!(
+    a_topic_is_made_again_under_its_worker,
+    a_topic_is_made_again_while_nobody_works,
+    offsets_are_moved_by_an_operator,
+);
+
+fn job(id: &str) -> Outgoing {
+    let job = json!({"jobID": id, "jobType": "tool-call",
+        "payload": {"tool": "file_read", "arguments": {"path": "hello.txt"}}});
+    Outgoing::value(job.to_string())
+}
+
+fn jobs(name: &str, count: usize) -> Vec<Outgoing> {
+    (0..count).map(|n| job(&format!("{name}-{n}"))).collect()
+}
+
+/// The names of the jobs that have succeeded, and how often.
+fn succeeded(fleet: &Fleet<'_>) -> Vec<String> {
+    let events = topics::read(&fleet.env.brokers, &Topics::of(&*fleet.topic).events);
+    let events = events.iter().filter_map(|record: &Record| {
+        serde_json::from_slice::<JobEvent>(record.content.value.as_deref().unwrap_or_default()).ok()
+    });
+    events.filter(|event| event.state == JobState::Succeeded).map(|event| event.job_id).collect()
+}
+
+fn wait_for(fleet: &Fleet<'_>, name: &str, count: usize) {
+    wait::until_ok(&format!("{count} jobs {name}-…"), wait::LONG, || {
+        let ended: BTreeSet<_> = succeeded(fleet).into_iter().collect();
+        let missing: Vec<_> =
+            (0..count).map(|n| format!("{name}-{n}")).filter(|id| !ended.contains(id)).collect();
+        if missing.is_empty() { Ok(()) } else { Err(missing) }
+    });
+}
+
+/// Neither the first records of the new topic are taken for those of the old one, nor is it read from where the old one
+/// ended: with fewer records than that, and with more.
+fn a_topic_is_made_again_under_its_worker(env: &Env) {
+    let mut fleet = Fleet::new(env, "remade", 1);
+    fleet.start_file_server();
+    fleet.start_worker();
+    topics::produce(&env.brokers, &fleet.topic, jobs("old", 20));
+    wait_for(&fleet, "old", 20);
+
+    topics::make_again(&env.brokers, &fleet.topic, 1);
+    topics::produce(&env.brokers, &fleet.topic, jobs("more", 60));
+    wait_for(&fleet, "more", 60);
+
+    topics::make_again(&env.brokers, &fleet.topic, 1);
+    topics::produce(&env.brokers, &fleet.topic, jobs("fewer", 9));
+    wait_for(&fleet, "fewer", 9);
+
+    let log = fleet.workers[0].process.log();
+    assert!(log.contains("made again since the last commit"), "{log}");
+    fleet.stop_workers();
+    let committed = topics::committed(&env.brokers, &fleet.group, &fleet.topic, 1);
+    assert_eq!(committed, [Some(9)], "the frontier of the old topics is not committed for the new one");
+}
+
+/// The broker may keep the old topic's offset, or get it back from a worker that has not noticed.
+fn a_topic_is_made_again_while_nobody_works(env: &Env) {
+    let mut fleet = Fleet::new(env, "remade-idle", 1);
+    fleet.start_file_server();
+    fleet.start_worker();
+    topics::produce(&env.brokers, &fleet.topic, jobs("old", 20));
+    wait_for(&fleet, "old", 20);
+    fleet.stop_workers();
+    let (offset, metadata) =
+        topics::commit_of(&env.brokers, &fleet.group, &fleet.topic, 0).expect("a commit");
+    assert_eq!(offset, 20);
+
+    topics::make_again(&env.brokers, &fleet.topic, 1);
+    topics::produce(&env.brokers, &fleet.topic, jobs("new", 30));
+    topics::commit(&env.brokers, &fleet.group, &fleet.topic, 0, offset, &metadata);
+    fleet.start_worker();
+    wait_for(&fleet, "new", 30);
+    assert!(fleet.workers[0].process.log().contains("made again since the last commit"));
+    fleet.stop_workers();
+}
+
+/// Back: what follows runs again. Forward: what lies between does not run. Beyond the end: everything runs. Each is said.
+fn offsets_are_moved_by_an_operator(env: &Env) {
+    let mut fleet = Fleet::new(env, "moved", 1);
+    fleet.start_file_server();
+    fleet.start_worker();
+    topics::produce(&env.brokers, &fleet.topic, jobs("job", 10));
+    wait_for(&fleet, "job", 10);
+    fleet.stop_workers();
+    let (_, metadata) = topics::commit_of(&env.brokers, &fleet.group, &fleet.topic, 0).expect("a commit");
+
+    // To an offset, with what tools leave as metadata; then which of the jobs run, and what the worker says of it.
+    let steps = [
+        (7, "", 7..10, "carries no metadata"),
+        (4, metadata.as_str(), 4..10, "somebody has moved the committed offset"),
+        (500, "", 0..10, "ends below the committed offset"),
+    ];
+    for (offset, metadata, again, words) in steps {
+        let before = succeeded(&fleet);
+        topics::commit(&env.brokers, &fleet.group, &fleet.topic, 0, offset, metadata);
+        fleet.start_worker();
+        let more = wait::until(&format!("the jobs {again:?} once more"), wait::LONG, || {
+            let mut more = succeeded(&fleet);
+            for id in &before {
+                more.swap_remove(more.iter().position(|other| other == id)?);
+            }
+            more.sort();
+            (more.len() >= again.len()).then_some(more)
+        });
+        assert_eq!(more, again.map(|n| format!("job-{n}")).collect::<Vec<_>>(), "from {offset}");
+        fleet.workers[0].process.says(words, wait::LONG);
+        fleet.stop_workers();
+    }
+
+    topics::produce(&env.brokers, &fleet.topic, jobs("skipped", 5));
+    topics::commit(&env.brokers, &fleet.group, &fleet.topic, 0, 15, "");
+    topics::produce(&env.brokers, &fleet.topic, jobs("last", 1));
+    fleet.start_worker();
+    wait_for(&fleet, "last", 1);
+    fleet.stop_workers();
+    assert!(!succeeded(&fleet).iter().any(|id| id.starts_with("skipped")), "what was skipped does not run");
+}
