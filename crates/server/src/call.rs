@@ -10,14 +10,19 @@ use rmcp::{
         ResultType, ServerResult,
     },
     service::{PeerRequestOptions, RequestContext, ServiceError},
-    transport::streamable_http_client::StreamableHttpError,
 };
 use serde_json::{Value, json};
 
 use crate::{
     error::chain,
     hosting::{
-        Fleet, calls::TurnedAway, fleet::Down, follow::is_modern, handshake_error::transport_error,
+        Fleet,
+        away::{Away, AwayReason},
+        calls::TurnedAway,
+        fleet::Down,
+        follow::is_modern,
+        handshake_error::{http_failure, not_taken, transport_error},
+        remote::exchange::HttpFailure,
         upstream::Upstream,
     },
     policy::limits::CallLimits,
@@ -76,12 +81,18 @@ pub(crate) async fn forward(
             ticket.answered();
             Ok(result)
         }
-        Err(Failure { error, sign }) => {
+        Err(Failure { mut error, sign }) => {
             match sign {
                 Sign::Answer => ticket.answered(),
                 Sign::Lost => ticket.lost(&error.message),
+                Sign::NotTaken(away) if away.reason == AwayReason::Busy => ticket.answered(),
+                Sign::NotTaken(away) => ticket.not_taken(away.reason, &error.message),
                 Sign::Timeout { heard_of } => ticket.timed_out(heard_of, &error.message),
                 Sign::None => drop(ticket),
+            }
+            if let Sign::NotTaken(away) = sign {
+                let retry_after = away.retry_after.unwrap_or_else(|| calls.retry_after());
+                error = turned_down(server, away.reason, error.message.into_owned(), retry_after);
             }
             Err(error)
         }
@@ -95,11 +106,14 @@ struct Failure {
 }
 
 /// What a failure says about the server.
+#[derive(Clone, Copy)]
 enum Sign {
     /// It answered, if with an error.
     Answer,
-    /// It can't be reached, or went away.
+    /// It went away, perhaps in the middle of the call.
     Lost,
+    /// It did not take the call, which has not run.
+    NotTaken(Away),
     /// It did not answer in time. It may have been heard of before that.
     Timeout { heard_of: bool },
     /// Nothing.
@@ -254,19 +268,15 @@ fn failed(server: &str, upstream: &Upstream, error: ServiceError, heard_of: bool
 fn sign_of(error: &ServiceError, heard_of: bool) -> Sign {
     match error {
         ServiceError::Timeout { .. } => Sign::Timeout { heard_of },
-        ServiceError::TransportSend(error) => match error.error.downcast_ref() {
+        ServiceError::TransportSend(error) => match (not_taken(error), http_failure(error)) {
+            (Some(away), _) => Sign::NotTaken(away),
             // Something answered that speaks HTTP. Whether the server behind it is there, its status says.
-            Some(StreamableHttpError::<reqwest::Error>::HttpStatus(error)) => match error.status {
-                502..=504 => Sign::Lost,
+            (None, Some(failure @ HttpFailure::Rejected(_))) => match failure.status() {
+                Some(502..=504) => Sign::Lost,
                 _ => Sign::Answer,
             },
-            Some(
-                StreamableHttpError::UnexpectedServerResponse(_)
-                | StreamableHttpError::UnexpectedContentType(_)
-                | StreamableHttpError::ResponseBodyTooLarge { .. }
-                | StreamableHttpError::Deserialize(_),
-            ) => Sign::Answer,
-            _ => Sign::Lost,
+            (None, Some(HttpFailure::Unreadable(_))) => Sign::Answer,
+            (None, _) => Sign::Lost,
         },
         ServiceError::TransportClosed | ServiceError::Cancelled { .. } => Sign::Lost,
         _ => Sign::Answer,
@@ -313,14 +323,18 @@ pub(crate) fn down_for(tool: &str, error: &Down) -> ErrorData {
 
 /// The error for a call of a server that is down.
 pub(crate) fn down(error: &Down) -> ErrorData {
-    server_unavailable(&error.server, error.to_string(), error.retry_after)
+    turned_down(&error.server, error.away, error.to_string(), error.retry_after)
 }
 
 /// The error for what can't be done while a server, or what is known of it, can't be reached: nothing is wrong with what was
 /// asked for, which may wait.
 pub(crate) fn server_unavailable(server: &str, message: String, retry_after: Duration) -> ErrorData {
-    let data =
-        json!({ "reason": "server-unavailable", "server": server, "retryAfterMs": millis(retry_after) });
+    turned_down(server, AwayReason::Unavailable, message, retry_after)
+}
+
+/// The error for a call that a server did not take.
+fn turned_down(server: &str, away: AwayReason, message: String, retry_after: Duration) -> ErrorData {
+    let data = json!({ "reason": away.name(), "server": server, "retryAfterMs": millis(retry_after) });
     ErrorData::new(ErrorCode::INTERNAL_ERROR, message, Some(data))
 }
 

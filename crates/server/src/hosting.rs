@@ -5,6 +5,7 @@
 //! a server offers is its [`catalog`]; [`routes`] puts the catalogs together.
 
 pub(crate) mod attempt;
+pub(crate) mod away;
 mod breaker;
 pub(crate) mod calls;
 pub mod catalog;

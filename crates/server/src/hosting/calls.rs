@@ -13,6 +13,7 @@ use std::{
 use tokio::sync::{OwnedSemaphorePermit, watch};
 
 use super::{
+    away::{AwayReason, SOON},
     breaker::{Breaker, Change, Finding, Pass, Standing},
     slots::{NoSlot, Slots},
 };
@@ -20,9 +21,6 @@ use crate::{
     metrics::{BREAKER_CHANGES, CALLS_IN_FLIGHT, CALLS_TURNED_AWAY},
     policy::limits::{BreakerLimits, CallLimits},
 };
-
-/// When to try again where a queue is full: nobody knows, so soon.
-const SOON: Duration = Duration::from_secs(1);
 
 /// The calls of one hosted server, over all its restarts.
 #[derive(Debug, Default)]
@@ -36,6 +34,10 @@ struct State {
     breaker: Breaker,
     /// What the last call that found the server away said.
     last_failure: String,
+    /// What callers are told for it.
+    last_away: AwayReason,
+    /// Whether it is the last word: nothing was answered since.
+    in_trouble: bool,
     /// When a call ended last that found it there.
     last_answer: Option<Instant>,
     /// When the server was needed last.
@@ -65,6 +67,8 @@ pub(crate) enum TurnedAway {
     Breaker {
         /// What the last call found.
         last: String,
+        /// What callers are told for it.
+        away: AwayReason,
         /// When one may try.
         retry_after: Duration,
     },
@@ -92,8 +96,8 @@ impl TurnedAway {
     /// In an error's `data.reason`.
     pub(crate) fn reason(&self) -> &'static str {
         match self {
-            Self::Breaker { .. } => "server-unavailable",
-            Self::QueueFull { .. } | Self::TimedOut { .. } => "server-busy",
+            Self::Breaker { away, .. } => away.name(),
+            Self::QueueFull { .. } | Self::TimedOut { .. } => AwayReason::Busy.name(),
         }
     }
 
@@ -137,12 +141,11 @@ impl Calls {
 
     async fn try_begin(self: &Arc<Self>, tool: &str, limits: &CallLimits) -> Result<Ticket, TurnedAway> {
         // Nobody should queue for a server that is left alone.
-        let (wait, last) = {
+        {
             let state = self.lock();
-            (state.breaker.wait(Instant::now()), state.last_failure.clone())
-        };
-        if let Some(retry_after) = wait {
-            return Err(TurnedAway::Breaker { last, retry_after });
+            if let Some(retry_after) = state.breaker.wait(Instant::now()) {
+                return Err(state.turned_away(retry_after));
+            }
         }
         // The tool's slot first: whoever waits for that should not hold one of the server's meanwhile.
         let tool_slots = limits.tool_concurrency.map(|size| self.lock().slots_of(tool, size));
@@ -152,10 +155,7 @@ impl Calls {
         let begun = Instant::now();
         let mut state = self.lock();
         let admitted = state.breaker.admit(begun);
-        let pass = admitted.map_err(|retry_after| {
-            let last = state.last_failure.clone();
-            TurnedAway::Breaker { last, retry_after }
-        })?;
+        let pass = admitted.map_err(|retry_after| state.turned_away(retry_after))?;
         drop(state);
         self.in_flight.send_modify(|calls| *calls += 1);
         metrics::gauge!(CALLS_IN_FLIGHT.name).increment(1);
@@ -187,6 +187,17 @@ impl Calls {
         (state.breaker.standing(now), state.last_failure.clone())
     }
 
+    /// What the last call said, if it could not get through and none has since.
+    pub(super) fn trouble(&self) -> Option<String> {
+        let state = self.lock();
+        state.in_trouble.then(|| state.last_failure.clone())
+    }
+
+    /// When to try again after a call that the server did not take.
+    pub(crate) fn retry_after(&self) -> Duration {
+        self.lock().breaker.wait(Instant::now()).unwrap_or(SOON)
+    }
+
     /// The server is needed now.
     pub(super) fn used(&self) {
         self.lock().last_used = Some(Instant::now());
@@ -207,6 +218,7 @@ impl Calls {
     pub(super) fn replaced(&self) {
         let mut state = self.lock();
         state.breaker.reset();
+        state.in_trouble = false;
         state.last_used = Some(Instant::now());
     }
 
@@ -231,6 +243,10 @@ async fn take(
 }
 
 impl State {
+    fn turned_away(&self, retry_after: Duration) -> TurnedAway {
+        TurnedAway::Breaker { last: self.last_failure.clone(), away: self.last_away, retry_after }
+    }
+
     fn slots(&mut self, size: NonZeroUsize) -> Arc<Slots> {
         let slots = self.server_slots.get_or_insert_with(|| Arc::new(Slots::new(size.get())));
         resized(slots, size)
@@ -259,13 +275,27 @@ impl Ticket {
     /// The server answered, with a result or with an error.
     pub(crate) fn answered(mut self) {
         self.finding = Finding::Alive;
-        self.calls.lock().last_answer = Some(Instant::now());
+        let mut state = self.calls.lock();
+        state.last_answer = Some(Instant::now());
+        state.in_trouble = false;
+    }
+
+    /// The server did not take the call: it can't be reached, or refuses it whatever it is.
+    pub(crate) fn not_taken(self, away: AwayReason, what: &str) {
+        self.calls.lock().in_trouble = true;
+        self.away(away, what);
     }
 
     /// The server can't be reached, or went away before it answered.
-    pub(crate) fn lost(mut self, what: &str) {
+    pub(crate) fn lost(self, what: &str) {
+        self.away(AwayReason::Unavailable, what);
+    }
+
+    fn away(mut self, away: AwayReason, what: &str) {
         self.finding = Finding::Away;
-        what.clone_into(&mut self.calls.lock().last_failure);
+        let mut state = self.calls.lock();
+        what.clone_into(&mut state.last_failure);
+        state.last_away = away;
     }
 
     /// The call took longer than it may. That is the server's failure only where it gave no sign of life meanwhile, to
@@ -278,6 +308,7 @@ impl Ticket {
         } else {
             self.finding = Finding::Away;
             what.clone_into(&mut state.last_failure);
+            state.last_away = AwayReason::Unavailable;
         }
         drop(state);
     }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use fleet_job::tool_name::NameError;
 
-use super::{launch::LaunchError, upstream::ConnectError};
+use super::{away::AwayReason, launch::LaunchError, upstream::ConnectError};
 use crate::policy::Refusal;
 
 /// Why a server can't be hosted.
@@ -58,6 +58,8 @@ pub struct Down {
     pub server: String,
     /// Why.
     pub reason: String,
+    /// What the caller is told.
+    pub(crate) away: AwayReason,
     /// When it may be tried again.
     pub retry_after: Duration,
 }

@@ -17,6 +17,7 @@ use tokio_util::sync::CancellationToken;
 pub use super::errors::{Down, InitError};
 use super::{
     attempt::Attempt,
+    away::{AwayReason, SOON},
     calls::Calls,
     catalog::Catalog,
     changes::{Change, Unseen},
@@ -38,8 +39,6 @@ const MAX_BEHIND: usize = 256;
 /// What has changed is read at most this often of one server, however often it says so.
 const REFRESH: Duration = Duration::from_millis(200);
 
-/// When to try again where nobody knows how long it takes.
-const SOON: Duration = Duration::from_secs(1);
 /// When to try again where somebody has to change something first.
 const LATER: Duration = Duration::from_secs(30);
 
@@ -156,7 +155,10 @@ impl Fleet {
     ///
     /// Where it can't be started now.
     pub async fn connection(self: &Arc<Self>, name: &str) -> Result<Arc<Upstream>, Down> {
-        let down = |reason: String, retry_after| Down { server: name.to_owned(), reason, retry_after };
+        let down = |reason: String, retry_after| {
+            let away = AwayReason::Unavailable;
+            Down { server: name.to_owned(), reason, away, retry_after }
+        };
         let Some(hosted) = self.find(name) else {
             let is_closed = self.closed.load(Ordering::Acquire);
             let reason = if is_closed { "this server is shutting down" } else { "it was removed just now" };
@@ -186,7 +188,8 @@ impl Fleet {
             return Err(down(reason, SOON));
         };
         if !wait.is_zero() {
-            return Err(down(reason, wait));
+            let away = hosted.state().away;
+            return Err(Down { away, ..down(reason, wait) });
         }
         let policy = self.policy();
         launch.spec = match launch::resolve(&launch.entry, &policy).await {
@@ -205,8 +208,11 @@ impl Fleet {
             tracing::info!(server = name, %reason, "starting a hosted server again");
         }
         self.start(&hosted, &launch).await.map_err(|error| {
-            let wait = hosted.state().wait(Instant::now());
-            down(error.to_string(), wait.max(SOON))
+            let (wait, away) = {
+                let state = hosted.state();
+                (state.wait(Instant::now()), state.away)
+            };
+            Down { away, ..down(error.to_string(), wait.max(SOON)) }
         })
     }
 

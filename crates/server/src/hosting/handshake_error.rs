@@ -7,7 +7,12 @@ use rmcp::{
     transport::{DynamicTransportError, streamable_http_client::StreamableHttpError},
 };
 
-use super::{handshake::drive::Broken, sse::SseError};
+use super::{
+    away::{Away, AwayReason},
+    handshake::drive::Broken,
+    remote::exchange::HttpFailure,
+    sse::SseError,
+};
 use crate::{error::chain, policy::Refusal};
 
 /// Why a handshake came to nothing.
@@ -21,6 +26,8 @@ pub(super) enum HandshakeError {
     Mixed(String),
     /// The server, a remote one, can't be reached.
     Unreachable(String),
+    /// The server, a remote one, refuses our credentials.
+    Unauthorized(String),
     Other(String),
 }
 
@@ -43,7 +50,12 @@ impl From<ClientInitializeError> for HandshakeError {
                     return Self::Closed { answered: false };
                 }
                 let text = format!("{context}: {}", transport_error(&error));
-                if is_unreachable(&error) { Self::Unreachable(text) } else { Self::Other(text) }
+                let away = not_taken(&error).map(|away| away.reason);
+                match away {
+                    Some(AwayReason::Unauthorized) => Self::Unauthorized(text),
+                    _ if is_unreachable(&error) => Self::Unreachable(text),
+                    _ => Self::Other(text),
+                }
             }
             ClientInitializeError::JsonRpcError(error) => {
                 Self::Other(format!("it answered with error {}: {}", error.code.0, error.message))
@@ -56,7 +68,10 @@ impl From<ClientInitializeError> for HandshakeError {
 
 /// Whether a remote server is not there, rather than there and of another opinion, or behind a refusal of policy's.
 fn is_unreachable(error: &DynamicTransportError) -> bool {
-    let mut source: Option<&(dyn std::error::Error + 'static)> = Some(error.error.as_ref());
+    let mut source: Option<&(dyn std::error::Error + 'static)> = match http_failure(error) {
+        Some(failure) => Some(failure),
+        None => Some(error.error.as_ref()),
+    };
     while let Some(cause) = source {
         if cause.is::<Refusal>() {
             return false;
@@ -65,8 +80,11 @@ fn is_unreachable(error: &DynamicTransportError) -> bool {
     }
 
     match error.error.downcast_ref() {
-        Some(StreamableHttpError::<reqwest::Error>::HttpStatus(error)) => matches!(error.status, 502..=504),
-        Some(StreamableHttpError::<reqwest::Error>::Client(_)) => true,
+        Some(StreamableHttpError::<HttpFailure>::Client(failure)) => match failure {
+            HttpFailure::Connection(_) | HttpFailure::NoSession(_) => true,
+            HttpFailure::Rejected(_) => matches!(failure.status(), Some(429 | 502..=504)),
+            HttpFailure::Unreadable(_) => false,
+        },
         Some(_) => false,
         None => match error.error.downcast_ref::<SseError>() {
             Some(SseError::Status { status, .. }) => matches!(status.as_u16(), 502..=504),
@@ -76,18 +94,31 @@ fn is_unreachable(error: &DynamicTransportError) -> bool {
     }
 }
 
+/// What went wrong below rmcp's transport to a remote server.
+pub(crate) fn http_failure(error: &DynamicTransportError) -> Option<&HttpFailure> {
+    match error.error.downcast_ref() {
+        Some(StreamableHttpError::<HttpFailure>::Client(failure)) => Some(failure),
+        _ => None,
+    }
+}
+
+/// Why a remote server did not take a message, if it did not.
+pub(crate) fn not_taken(error: &DynamicTransportError) -> Option<Away> {
+    if let Some(failure) = http_failure(error) {
+        return failure.away();
+    }
+    match error.error.downcast_ref()? {
+        SseError::Post(error) | SseError::Open(error) => error.is_connect().then_some(Away::UNAVAILABLE),
+        SseError::Status { status, .. } => Away::of_status(status.as_u16(), None),
+        _ => None,
+    }
+}
+
 /// What a transport says went wrong. rmcp puts the whole type of the transport into its own text, and leaves out why
 /// an HTTP request failed.
 pub(crate) fn transport_error(error: &DynamicTransportError) -> String {
     match error.error.downcast_ref() {
-        Some(StreamableHttpError::<reqwest::Error>::Client(error)) => {
-            let text = chain(error);
-            // The query may hold a key.
-            match error.url().and_then(|url| Some((url, url.query()?))) {
-                Some((url, query)) => text.replace(url.as_str(), &url.as_str().replace(query, "…")),
-                None => text,
-            }
-        }
+        Some(StreamableHttpError::<HttpFailure>::Client(failure)) => chain(failure),
         _ => chain(error.error.as_ref()),
     }
 }

@@ -11,6 +11,7 @@ use tokio::sync::watch;
 
 use super::{
     attempt::Attempt,
+    away::AwayReason,
     calls::Calls,
     catalog::Catalog,
     launch::LaunchSpec,
@@ -48,6 +49,8 @@ pub(super) struct State {
     /// What it offered when it was seen last. It stays offered while the server is down, since a call restarts it.
     pub(super) catalog: Catalog,
     pub(super) last_error: Option<String>,
+    /// What callers are told while it does not run.
+    pub(super) away: AwayReason,
     pub(super) stderr: Option<String>,
     pub(super) restarts: u32,
     pub(super) removed: bool,
@@ -112,6 +115,7 @@ impl Hosted {
             launch: None,
             catalog: Catalog::default(),
             last_error: None,
+            away: AwayReason::default(),
             stderr: None,
             restarts: 0,
             removed: false,
@@ -245,6 +249,7 @@ impl State {
     /// An attempt to start it failed. What runs already goes on.
     pub(super) fn not_started(&mut self, error: &ConnectError, now: Instant) {
         self.last_error = Some(error.message.clone());
+        self.away = if error.unauthorized { AwayReason::Unauthorized } else { AwayReason::Unavailable };
         if !matches!(self.phase, Phase::Running(_)) {
             self.stderr.clone_from(&error.stderr);
             self.phase = Phase::Failed;
@@ -261,6 +266,7 @@ impl State {
         }
         self.ran_for(now.duration_since(upstream.since));
         self.last_error = Some(reason.to_owned());
+        self.away = AwayReason::default();
         self.stderr = upstream.child.as_ref().map(|child| child.stderr.text(SHOWN_STDERR));
         self.phase = Phase::Failed;
         self.back_off(now);
@@ -298,7 +304,8 @@ mod tests {
     fn failures_in_a_row_wait_longer() {
         let hosted = Hosted::new("s".to_owned(), 0);
         let now = Instant::now();
-        let error = ConnectError { message: "no".to_owned(), stderr: None, unreachable: false };
+        let error =
+            ConnectError { message: "no".to_owned(), stderr: None, unreachable: false, unauthorized: false };
         let mut waits = Vec::new();
         for _ in 0..10 {
             hosted.state_mut().not_started(&error, now);

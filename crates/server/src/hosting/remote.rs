@@ -4,6 +4,9 @@
 //! drops the addresses that policy does not allow, redirects are not followed, and no proxy is used that would do the
 //! resolving in our stead.
 
+pub(crate) mod exchange;
+mod session;
+
 use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
 use futures::future::BoxFuture;
@@ -11,10 +14,11 @@ use reqwest::dns::{Addrs, Name, Resolve, Resolving};
 use rmcp::transport::{
     StreamableHttpClientTransport, streamable_http_client::StreamableHttpClientTransportConfig,
 };
-
+use tokio_util::sync::CancellationToken;
 use url::Host;
 
-use super::launch::RemoteSpec;
+use self::session::SessionClient;
+use super::{changes::News, launch::RemoteSpec};
 use crate::policy::{Policy, Refusal, current::CurrentPolicy};
 
 /// How long a connection may take to be made.
@@ -32,19 +36,22 @@ pub fn client(spec: &RemoteSpec, policy: CurrentPolicy) -> Result<reqwest::Clien
     checked(CheckedResolver { policy, port, lookup: Arc::new(SystemLookup) })
 }
 
-/// The transport to a remote server. Nothing is sent yet.
+/// The transport to a remote server, and what is cancelled when it is of no use any more. Nothing is sent yet. What a
+/// server offers in a new session is news.
 ///
 /// # Errors
 ///
 /// As [`client`].
-pub fn transport(
+pub(super) fn transport(
     spec: &RemoteSpec,
     policy: CurrentPolicy,
-) -> Result<StreamableHttpClientTransport<reqwest::Client>, reqwest::Error> {
+    news: News,
+) -> Result<(StreamableHttpClientTransport<SessionClient>, CancellationToken), reqwest::Error> {
     let config = StreamableHttpClientTransportConfig::with_uri(spec.url.as_str())
         .custom_headers(spec.headers.iter().cloned().collect())
         .max_concurrent_requests(CONCURRENCY);
-    Ok(StreamableHttpClientTransport::with_client(client(spec, policy)?, config))
+    let (client, over) = SessionClient::new(client(spec, policy)?, news);
+    Ok((StreamableHttpClientTransport::with_client(client, config), over))
 }
 
 /// An HTTP client that goes where the resolver says and nowhere else.

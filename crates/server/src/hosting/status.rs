@@ -19,7 +19,8 @@ use super::{
 pub struct ServerStatus {
     /// Its name.
     pub name: String,
-    /// `starting`, `running`, `failed`, `idle` (the next call starts it) or `refused`: it may not run here.
+    /// `starting`, `running`, `failed` (it does not run, or no call gets through to it), `idle` (the next call starts it)
+    /// or `refused`: it may not run here.
     pub state: String,
     /// `stdio`, `http` or `sse`.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -201,13 +202,14 @@ impl ServerStatus {
             Phase::Running(upstream) => Some(upstream),
             Phase::Starting | Phase::Failed | Phase::Idle | Phase::Refused => None,
         };
+        let trouble = hosted.calls.trouble();
         let child = running.and_then(|upstream| upstream.child.as_ref());
         let info = running.and_then(|upstream| upstream.info.server_info.as_ref());
         let millis =
             |since: Instant| u64::try_from(now.duration_since(since).as_millis()).unwrap_or(u64::MAX);
         Self {
             name: hosted.name.clone(),
-            state: state.phase.name().to_owned(),
+            state: state_of(&state.phase, trouble.is_some()).to_owned(),
             transport: state.launch.as_ref().map(|launch| transport(&launch.spec).to_owned()),
             server_info: info.map(|info| ServerInfo {
                 name: info.name.clone(),
@@ -227,7 +229,7 @@ impl ServerStatus {
             calls_waiting: hosted.calls.waiting(),
             breaker: BreakerStatus::of(hosted, now),
             sharing: None,
-            last_error: state.last_error.clone(),
+            last_error: trouble.or_else(|| state.last_error.clone()),
             stderr_tail: child
                 .map(|child| child.stderr.text(SHOWN_STDERR))
                 .or_else(|| state.attempt.as_ref()?.stderr(SHOWN_STDERR))
@@ -244,11 +246,21 @@ impl Unavailable {
         let hidden_tools = routes.hidden(&hosted.name).to_vec();
         let breaker = BreakerStatus::of(hosted, Instant::now());
         let runs = matches!(state.phase, Phase::Running(_) | Phase::Idle);
-        let healthy = runs && hidden_tools.is_empty() && breaker.is_closed();
+        let trouble = hosted.calls.trouble().is_some();
+        let unanswered = !breaker.is_closed() || trouble;
+        let healthy = runs && hidden_tools.is_empty() && !unanswered;
         let lost = || format!("calls are not answered: {}", breaker.last_failure);
-        let reason = if runs && !breaker.is_closed() { Some(lost()) } else { state.last_error.clone() };
-        let (server, state) = (hosted.name.clone(), state.phase.name());
+        let reason = if runs && unanswered { Some(lost()) } else { state.last_error.clone() };
+        let (server, state) = (hosted.name.clone(), state_of(&state.phase, trouble));
         (!healthy).then_some(Self { server, state, reason, hidden_tools })
+    }
+}
+
+/// The state as people see it: what no call gets through to does not run, whatever its connection says.
+fn state_of(phase: &Phase, in_trouble: bool) -> &'static str {
+    match phase {
+        Phase::Running(_) if in_trouble => "failed",
+        phase => phase.name(),
     }
 }
 

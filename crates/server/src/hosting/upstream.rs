@@ -70,6 +70,8 @@ pub struct ConnectError {
     pub stderr: Option<String>,
     /// Whether it is a remote server that can't be reached, so that nothing is wrong with what was asked for.
     pub unreachable: bool,
+    /// Whether it is a remote server that refuses our credentials.
+    pub unauthorized: bool,
 }
 
 impl Upstream {
@@ -185,7 +187,7 @@ enum Way<'a> {
 }
 
 fn plain(message: String) -> ConnectError {
-    ConnectError { message, stderr: None, unreachable: false }
+    ConnectError { message, stderr: None, unreachable: false, unauthorized: false }
 }
 
 /// What starts a server, and what is started.
@@ -212,8 +214,16 @@ impl Start<'_> {
 
     async fn remote(&self, spec: &RemoteSpec, mode: ClientLifecycleMode) -> Result<Upstream, Failed> {
         let news = News::default();
-        let transport = remote::transport(spec, self.policy.clone()).map_err(|error| no_client(&error))?;
-        self.finish(Client::new(self.server, transport, mode, news.clone()), None, news).await
+        let (transport, over) =
+            remote::transport(spec, self.policy.clone(), news.clone()).map_err(|error| no_client(&error))?;
+        let client = Client::new(self.server, transport, mode, news.clone());
+        // Cancelled at the end of the transport at the latest.
+        let stop = client.stop.clone();
+        tokio::spawn(async move {
+            over.cancelled().await;
+            stop.cancel();
+        });
+        self.finish(client, None, news).await
     }
 
     async fn sse(&self, spec: &RemoteSpec) -> Result<Upstream, Failed> {
@@ -276,6 +286,7 @@ async fn explain(problem: Problem, child: Option<ChildProcess>, attempt: &Attemp
                 matches!(error, HandshakeError::Closed { .. } | HandshakeError::Unreachable(_))
             }
         };
+    let unauthorized = matches!(problem, Problem::Failed(HandshakeError::Unauthorized(_)));
     let mut message = match problem {
         Problem::TimedOut => {
             let awaited = attempt.awaited().map(|what| format!(": still waiting for {what}"));
@@ -286,7 +297,10 @@ async fn explain(problem: Problem, child: Option<ChildProcess>, attempt: &Attemp
             "the connection was closed before the handshake was done".to_owned()
         }
         Problem::Failed(
-            HandshakeError::Mixed(error) | HandshakeError::Unreachable(error) | HandshakeError::Other(error),
+            HandshakeError::Mixed(error)
+            | HandshakeError::Unreachable(error)
+            | HandshakeError::Unauthorized(error)
+            | HandshakeError::Other(error),
         ) => {
             format!("the handshake failed: {error}")
         }
@@ -311,7 +325,7 @@ async fn explain(problem: Problem, child: Option<ChildProcess>, attempt: &Attemp
             stderr = Some(tail);
         }
     }
-    Failed { error: ConnectError { message, stderr, unreachable }, may_try_initialize }
+    Failed { error: ConnectError { message, stderr, unreachable, unauthorized }, may_try_initialize }
 }
 
 fn finish(

@@ -73,16 +73,13 @@ async fn a_breaker_counts_lost_calls_and_no_errors() {
 
     line.cut().await;
     let hello = json!({"path": "hello.txt"});
-    let reasons = std::sync::Mutex::new(Vec::new());
     let open = eventually("the breaker to open", async || {
         let answer = server.call_raw("up__file_read", hello.clone()).await;
-        let reason = answer["error"]["data"]["reason"].as_str().unwrap().to_owned();
-        reasons.lock().unwrap().push(reason.clone());
-        (reason == "server-unavailable").then_some(answer)
+        // The first ones are not taken, since nobody listens; then they are not even tried.
+        let message = answer["error"]["message"].as_str().unwrap().to_owned();
+        message.contains("calls in a row").then_some(answer)
     })
     .await;
-    // A tool that only looks is called once more where its server was lost, so two calls are three losses.
-    assert_eq!(reasons.into_inner().unwrap(), ["connection-lost", "server-unavailable"]);
     assert!(open["error"]["data"]["retryAfterMs"].as_u64().unwrap() <= 300, "{open}");
     let status = server.status("up").await;
     assert_ne!(status["breaker"]["state"], "closed", "{status}");

@@ -12,6 +12,8 @@ mod escapes;
 #[cfg(test)]
 mod files;
 #[cfg(test)]
+mod forgotten;
+#[cfg(test)]
 mod gateway;
 #[cfg(test)]
 mod hosting;

@@ -1,0 +1,227 @@
+//! Remote servers of older revisions that restart and forget their sessions, lock us out, or are full.
+
+use std::sync::{
+    Arc, Mutex,
+    atomic::{AtomicU16, AtomicUsize, Ordering},
+};
+
+use axum::{
+    Json, Router,
+    extract::Request,
+    response::{IntoResponse, Response},
+};
+use http::StatusCode;
+use serde_json::{Value, json};
+use tokio::{net::TcpListener, runtime::Runtime};
+
+use crate::common::{Server, eventually};
+
+/// How a server refuses a session that it does not know.
+type Refuse = fn(&Value) -> Response;
+
+fn answered(status: u16, body: impl IntoResponse) -> Response {
+    (StatusCode::from_u16(status).unwrap(), body).into_response()
+}
+
+fn rpc_error(id: &Value, code: i64, message: &str) -> Json<Value> {
+    Json(json!({"jsonrpc": "2.0", "id": id, "error": {"code": code, "message": message}}))
+}
+
+/// A server that knows only the session of its present life.
+struct Remote {
+    url: String,
+    state: Arc<State>,
+    /// Of its own, so that it can be killed with its connections.
+    runtime: Option<Runtime>,
+}
+
+impl Drop for Remote {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+struct State {
+    refuse: Refuse,
+    life: AtomicUsize,
+    /// A status that everything is answered with, if not 0.
+    closed: AtomicU16,
+    methods: Mutex<Vec<String>>,
+}
+
+impl Remote {
+    fn start(refuse: Refuse) -> Self {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        listener.set_nonblocking(true).unwrap();
+        let url = format!("http://{}/mcp", listener.local_addr().unwrap());
+        let (life, closed) = (AtomicUsize::new(0), AtomicU16::new(0));
+        let state = Arc::new(State { refuse, life, closed, methods: Mutex::default() });
+
+        let shared = state.clone();
+        let app = Router::new().fallback(move |request: Request| answer(shared.clone(), request));
+        let runtime = Runtime::new().unwrap();
+        runtime.spawn(async move { axum::serve(TcpListener::from_std(listener).unwrap(), app).await });
+        Self { url, state, runtime: Some(runtime) }
+    }
+
+    /// Ends it with all its connections.
+    fn kill(&mut self) {
+        if let Some(runtime) = self.runtime.take() {
+            runtime.shutdown_background();
+        }
+    }
+
+    /// A gateway that hosts it as `old`.
+    async fn hosted(&self) -> Server {
+        let server = Server::start(&["--allow-remote", "127.0.0.1"]).await;
+        server.initialize("old", json!({"url": self.url})).await;
+        server
+    }
+
+    fn restart(&self) {
+        self.state.life.fetch_add(1, Ordering::SeqCst);
+    }
+
+    fn close(&self, status: u16) {
+        self.state.closed.store(status, Ordering::SeqCst);
+    }
+
+    fn count(&self, method: &str) -> usize {
+        self.state.methods.lock().unwrap().iter().filter(|found| *found == method).count()
+    }
+}
+
+async fn answer(state: Arc<State>, request: Request) -> Response {
+    let (parts, body) = request.into_parts();
+    if parts.method != http::Method::POST {
+        return StatusCode::METHOD_NOT_ALLOWED.into_response();
+    }
+    let body = axum::body::to_bytes(body, 1 << 20).await.unwrap();
+    let message: Value = serde_json::from_slice(&body).unwrap();
+    let (id, method) = (&message["id"], message["method"].as_str().unwrap_or_default());
+    state.methods.lock().unwrap().push(method.to_owned());
+
+    match state.closed.load(Ordering::SeqCst) {
+        0 => {}
+        status => return (StatusCode::from_u16(status).unwrap(), [("retry-after", "7")]).into_response(),
+    }
+    let session = format!("session-{}", state.life.load(Ordering::SeqCst));
+    let named = parts.headers.get("mcp-session-id").and_then(|id| id.to_str().ok());
+    let result = |result: Value| Json(json!({"jsonrpc": "2.0", "id": id, "result": result}));
+    match method {
+        "server/discover" => answered(400, rpc_error(id, -32601, "unknown method")),
+        "initialize" => {
+            let answer = json!({"protocolVersion": "2025-06-18", "capabilities": {"tools": {}},
+                "serverInfo": {"name": "old", "version": "1"}});
+            ([("mcp-session-id", session)], result(answer)).into_response()
+        }
+        _ if named != Some(&session) => (state.refuse)(id),
+        "tools/list" => {
+            result(json!({"tools": [{"name": "work", "inputSchema": {"type": "object"}}]})).into_response()
+        }
+        "tools/call" if message["params"]["arguments"]["bad"] == true => {
+            rpc_error(id, -32602, "bad").into_response()
+        }
+        "tools/call" => result(json!({"content": [{"type": "text", "text": "done"}]})).into_response(),
+        _ if id.is_null() => StatusCode::ACCEPTED.into_response(),
+        _ => result(json!({})).into_response(),
+    }
+}
+
+const WAYS: [(&str, Refuse); 10] = [
+    ("404", |_| answered(404, rpc_error(&Value::Null, -32001, "Session not found"))),
+    ("400 of the TypeScript SDK", |_| answered(400, rpc_error(&Value::Null, -32000, "No valid session ID"))),
+    ("400 of the Python SDK", |_| {
+        answered(400, rpc_error(&json!("server-error"), -32600, "No valid session ID"))
+    }),
+    ("400 as text", |_| answered(400, "Invalid or missing session ID")),
+    ("401 of rmcp before 0.13", |_| answered(401, "Unauthorized: Session not found")),
+    ("422", |_| answered(422, "Unprocessable Entity: Expected initialize request")),
+    ("503 with JSON-RPC", |_| answered(503, rpc_error(&Value::Null, -32001, "unknown session"))),
+    ("400 with -32602", |id| answered(400, rpc_error(id, -32602, "Invalid session ID"))),
+    ("200 with -32602", |id| answered(200, rpc_error(id, -32602, "Invalid session ID"))),
+    ("200 with -32000", |id| answered(200, rpc_error(id, -32000, "No session"))),
+];
+
+#[tokio::test]
+async fn a_remote_server_that_forgot_its_sessions_is_initialised_anew_however_it_says_so() {
+    let check = async |way: &str, refuse: Refuse| {
+        let remote = Remote::start(refuse);
+        let server = remote.hosted().await;
+        let first = remote.count("initialize");
+        for round in 1..3 {
+            remote.restart();
+            let calls = (0..10).map(|_| server.call("old__work", json!({})));
+            for result in futures::future::join_all(calls).await {
+                assert_eq!(result["content"][0]["text"], "done", "{way}");
+            }
+            assert_eq!(remote.count("initialize"), first + round, "{way}");
+            let status = server.status("old").await;
+            assert_eq!(
+                (&status["state"], &status["restarts"]),
+                (&json!("running"), &json!(0)),
+                "{way}: {status}"
+            );
+        }
+        // Errors of a session that is there cost nothing.
+        let bad = server.call_raw("old__work", json!({"bad": true})).await;
+        assert_eq!(bad["error"]["code"], -32602, "{way}: {bad}");
+        assert_eq!(remote.count("initialize"), first + 2, "{way}");
+    };
+    futures::future::join_all(WAYS.map(|(way, refuse)| check(way, refuse))).await;
+}
+
+#[tokio::test]
+async fn a_remote_server_that_refuses_our_credentials_or_is_full_says_so() {
+    let remote = Remote::start(|_| answered(404, ""));
+    let server = remote.hosted().await;
+    let refused = async |status: u16, reason: &str| {
+        remote.close(status);
+        let answer = server.call_raw("old__work", json!({})).await;
+        let data = &answer["error"]["data"];
+        assert_eq!((&answer["error"]["code"], &data["reason"]), (&json!(-32603), &json!(reason)), "{answer}");
+        assert_eq!((&data["server"], &data["retryAfterMs"]), (&json!("old"), &json!(7000)), "{answer}");
+    };
+    refused(429, "server-busy").await;
+    refused(503, "server-busy").await;
+    assert_eq!(server.status("old").await["state"], "running");
+
+    for status in [401, 403] {
+        refused(status, "upstream-unauthorized").await;
+        let status = server.status("old").await;
+        assert_eq!(status["state"], "failed", "{status}");
+        assert!(status["lastError"].as_str().unwrap().contains("HTTP 40"), "{status}");
+    }
+    // The breaker opens, and says why.
+    eventually("the breaker to open", async || {
+        let answer = server.call_raw("old__work", json!({})).await;
+        assert_eq!(answer["error"]["data"]["reason"], "upstream-unauthorized", "{answer}");
+        (server.status("old").await["breaker"]["state"] == "open").then_some(())
+    })
+    .await;
+
+    remote.close(0);
+    eventually("calls to get through", async || {
+        server.call_raw("old__work", json!({})).await["result"].is_object().then_some(())
+    })
+    .await;
+    assert_eq!(server.status("old").await["state"], "running");
+}
+
+#[tokio::test]
+async fn a_remote_server_that_is_gone_is_unavailable_at_once() {
+    let mut remote = Remote::start(|_| answered(404, ""));
+    let server = remote.hosted().await;
+    remote.kill();
+    let answer = eventually("the connection to be refused", async || {
+        let answer = server.call_raw("old__work", json!({})).await;
+        (answer["error"]["data"]["reason"] != "connection-lost" && answer["error"].is_object())
+            .then_some(answer)
+    })
+    .await;
+    let data = &answer["error"]["data"];
+    assert_eq!((&data["reason"], &data["server"]), (&json!("server-unavailable"), &json!("old")), "{answer}");
+    assert!(data["retryAfterMs"].as_u64().is_some_and(|wait| wait > 0), "{answer}");
+    let status = server.status("old").await;
+    assert_eq!(status["state"], "failed", "{status}");
+}
