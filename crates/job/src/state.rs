@@ -222,6 +222,16 @@ impl Standing {
         self.offset
     }
 
+    /// Forgets the sources before the newest one, for a tombstone that stands before what is known of the job.
+    pub fn forget_older(&mut self) {
+        self.older.clear();
+    }
+
+    /// Where the last record stands that was taken.
+    pub fn seen(&self) -> i64 {
+        self.seen
+    }
+
     /// Whether the state is an end, or a round that asks for input, and something else of the job stands behind it. Compaction
     /// would leave that in its place.
     pub fn is_overtaken(&self) -> bool {

@@ -7,18 +7,25 @@ use std::{
 };
 
 use async_trait::async_trait;
-use fleet_job::{event::JobEvent, time::Timestamp};
+use fleet_job::{
+    event::JobEvent,
+    state::{Standing, Verdict},
+    time::Timestamp,
+};
 
 use crate::{
     query::{Cursor, Page, Query},
     retention::{Forgotten, Retention},
-    store::{Batch, Known, Positions, STATES, Store, StoreError, Update, number, outline, submitted_at},
+    store::{
+        Batch, Known, LoggedEvent, Overtaken, Positions, STATES, Store, StoreError, Update, number, outline,
+        submitted_at,
+    },
 };
 
 /// How many jobs one page may cost to look at.
 const SCAN: usize = 20_000;
 /// What a job needs beside its event: names, places in indexes. Measured with a million jobs.
-const OVERHEAD: u64 = 580;
+const OVERHEAD: u64 = 660;
 
 /// A ledger in memory.
 #[derive(Debug)]
@@ -38,6 +45,8 @@ struct Inner {
     by_state: [BTreeSet<Place>; STATES.len()],
     /// Those that have ended, by the time of their end.
     ended: BTreeSet<Place>,
+    /// Those whose end something else stands behind.
+    overtaken: BTreeSet<Arc<str>>,
     names: Names,
     /// What had to go for want of room, since somebody asked.
     evicted: Forgotten,
@@ -49,7 +58,7 @@ type Place = (i64, Arc<str>);
 struct Slot {
     event: Box<[u8]>,
     partition: i32,
-    offset: i64,
+    standing: Standing,
     submitted: i64,
     time: i64,
     state: u8,
@@ -71,7 +80,7 @@ impl Slot {
     fn read(&self, job_id: &str) -> Result<Known, StoreError> {
         let event: JobEvent = serde_json::from_slice(&self.event)
             .map_err(|source| StoreError::Event { job_id: job_id.to_owned(), source })?;
-        Ok(Known { partition: self.partition, offset: self.offset, event })
+        Ok(Known { partition: self.partition, offset: self.standing.offset(), event })
     }
 }
 
@@ -118,28 +127,60 @@ impl MemoryStore {
 }
 
 impl Inner {
-    fn apply(&mut self, update: Update) {
-        let known = self.jobs.get_key_value(update.job_id.as_str());
-        if known.is_some_and(|(_, slot)| slot.partition == update.partition && slot.offset >= update.offset) {
-            return;
+    fn apply(&mut self, update: &Update) -> Verdict {
+        if update.was_taken(&self.positions) {
+            return Verdict::Again;
         }
         // The index shares the key, so it is kept where there is one.
-        let job_id = known.map(|(id, _)| id.clone());
-        if let Some(job_id) = &job_id {
-            self.remove(job_id);
+        let known = self.jobs.get_key_value(update.job_id.as_str());
+        let known = known.filter(|(_, slot)| slot.partition == update.partition);
+        let known = known.map(|(id, slot)| (id.clone(), slot.standing.clone()));
+        let Some(logged) = &update.event else {
+            return self.take_tombstone(update, known);
+        };
+
+        let entry = update.entry(logged);
+        let Some((job_id, mut standing)) = known else {
+            let job_id: Arc<str> = update.job_id.as_str().into();
+            self.remove(&job_id);
+            self.insert(job_id, update.partition, Standing::new(&entry), logged);
+            return Verdict::State;
+        };
+        let verdict = standing.take(&entry);
+        if verdict == Verdict::State {
+            self.remove(&job_id);
+            self.insert(job_id, update.partition, standing, logged);
+        } else if let Some(slot) = self.jobs.get_mut(&job_id) {
+            if standing.is_overtaken() {
+                self.overtaken.insert(job_id);
+            } else {
+                self.overtaken.remove(&job_id);
+            }
+            slot.standing = standing;
         }
-        if let Some(event) = &update.event {
-            let job_id = job_id.unwrap_or_else(|| update.job_id.as_str().into());
-            self.insert(job_id, &update, event);
-        }
+        verdict
     }
 
-    fn insert(&mut self, job_id: Arc<str>, update: &Update, event: &JobEvent) {
+    /// Forgets the job, unless the tombstone stands before what is known of it.
+    fn take_tombstone(&mut self, update: &Update, known: Option<(Arc<str>, Standing)>) -> Verdict {
+        let newer = known.filter(|(_, standing)| standing.seen() >= update.offset);
+        if let Some((job_id, _)) = newer {
+            if let Some(slot) = self.jobs.get_mut(&job_id) {
+                slot.standing.forget_older();
+            }
+            return Verdict::Stale;
+        }
+        self.remove(&update.job_id.as_str().into());
+        Verdict::State
+    }
+
+    fn insert(&mut self, job_id: Arc<str>, partition: i32, standing: Standing, logged: &LoggedEvent) {
+        let event = &logged.event;
         let state = number(event.state);
         let slot = Slot {
-            event: event.to_bytes().into_boxed_slice(),
-            partition: update.partition,
-            offset: update.offset,
+            event: logged.value.clone().into_boxed_slice(),
+            partition,
+            standing,
             submitted: submitted_at(event).as_millis(),
             time: event.time.as_millis(),
             // There are seven of them.
@@ -157,6 +198,9 @@ impl Inner {
         if slot.is_terminal() {
             self.ended.insert((slot.time, job_id.clone()));
         }
+        if slot.standing.is_overtaken() {
+            self.overtaken.insert(job_id.clone());
+        }
         self.jobs.insert(job_id, slot);
     }
 
@@ -168,6 +212,7 @@ impl Inner {
         if let Some(index) = self.by_state.get_mut(usize::from(slot.state)) {
             index.remove(&place);
         }
+        self.overtaken.remove(job_id);
         self.ended.remove(&(slot.time, place.1));
         self.bytes = self.bytes.saturating_sub(size);
         for name in [slot.job_type, slot.tool, slot.tenant, slot.owner] {
@@ -250,14 +295,28 @@ fn fits(query: &Query, slot: &Slot) -> bool {
 
 #[async_trait]
 impl Store for MemoryStore {
-    async fn apply(&self, batch: Batch) -> Result<(), StoreError> {
-        for update in batch.updates {
+    async fn apply(&self, batch: Batch) -> Result<Vec<Verdict>, StoreError> {
+        let take = |update: &Update| {
             let mut inner = self.inner();
-            inner.apply(update);
+            let verdict = inner.apply(update);
             inner.bound(&self.retention);
-        }
+            verdict
+        };
+        let verdicts = batch.updates.iter().map(take).collect();
         self.inner().positions.extend(batch.positions);
-        Ok(())
+        Ok(verdicts)
+    }
+
+    async fn overtaken(&self, limit: usize) -> Result<Vec<Overtaken>, StoreError> {
+        let inner = self.inner();
+        let slots = inner.overtaken.iter().filter_map(|id| inner.jobs.get_key_value(id)).take(limit);
+        let overtaken = slots.map(|(job_id, slot)| Overtaken {
+            job_id: job_id.to_string(),
+            partition: slot.partition,
+            value: slot.event.to_vec(),
+            standing: slot.standing.clone(),
+        });
+        Ok(overtaken.collect())
     }
 
     async fn positions(&self) -> Result<Positions, StoreError> {

@@ -6,22 +6,29 @@
 use std::{collections::BTreeMap, path::Path, sync::Arc};
 
 use async_trait::async_trait;
-use fleet_job::{event::JobEvent, time::Timestamp};
+use fleet_job::{
+    event::JobEvent,
+    state::{Standing, Verdict},
+    time::Timestamp,
+};
 use libsql::{Connection, Row, Value, params, params_from_iter};
 use tokio::{runtime::Handle, sync::Mutex};
 
 use crate::{
     query::{Cursor, Page, Query},
     retention::{Forgotten, Retention},
-    store::{Batch, Known, Positions, STATES, Store, StoreError, Update, number, outline, submitted_at},
+    store::{
+        Batch, Known, LoggedEvent, Overtaken, Positions, STATES, Store, StoreError, Update, number, outline,
+        submitted_at,
+    },
 };
 
 /// The file's name.
 pub const FILE: &str = "ledger.sqlite";
 /// The layout of the file. One of another layout is made anew.
-const LAYOUT: i64 = 1;
+const LAYOUT: i64 = 2;
 /// What a job needs beside its event, names and places in indexes included.
-const OVERHEAD: i64 = 500;
+const OVERHEAD: i64 = 650;
 /// The number of the first state that is terminal.
 const FIRST_TERMINAL: usize = 3;
 /// How many jobs are forgotten at once.
@@ -36,13 +43,14 @@ const TABLES: &str = "
     CREATE TABLE IF NOT EXISTS jobs (
         id TEXT PRIMARY KEY, partition INTEGER NOT NULL, offset INTEGER NOT NULL, state INTEGER NOT NULL,
         type TEXT, tool TEXT, tenant TEXT, owner TEXT, submitted INTEGER NOT NULL, time INTEGER NOT NULL,
-        event BLOB NOT NULL
+        event BLOB NOT NULL, standing TEXT NOT NULL, overtaken INTEGER NOT NULL
     );
     CREATE INDEX IF NOT EXISTS by_time ON jobs (submitted, id);
     CREATE INDEX IF NOT EXISTS by_state ON jobs (state, submitted, id);
     CREATE INDEX IF NOT EXISTS by_tool ON jobs (tool, submitted, id);
     CREATE INDEX IF NOT EXISTS by_tenant ON jobs (tenant, submitted, id) WHERE tenant IS NOT NULL;
-    CREATE INDEX IF NOT EXISTS by_end ON jobs (time) WHERE state >= 3;";
+    CREATE INDEX IF NOT EXISTS by_end ON jobs (time) WHERE state >= 3;
+    CREATE INDEX IF NOT EXISTS by_overtaken ON jobs (id) WHERE overtaken = 1;";
 
 /// A ledger in a file.
 #[derive(Clone)]
@@ -127,12 +135,18 @@ impl SqliteStore {
         worker.await.map_err(|_| StoreError::Worker)?
     }
 
-    async fn take_up(&self, batch: Batch) -> Result<(), StoreError> {
+    async fn take_up(&self, batch: Batch) -> Result<Vec<Verdict>, StoreError> {
         let writer = self.inner.writer.lock().await;
         let transaction = writer.transaction().await?;
         let mut totals = Totals::read(&transaction).await?;
+        let mut verdicts = Vec::with_capacity(batch.updates.len());
+        let positions = read_positions(&transaction).await?;
         for update in &batch.updates {
-            apply(&transaction, update, &mut totals).await?;
+            if update.was_taken(&positions) {
+                verdicts.push(Verdict::Again);
+                continue;
+            }
+            verdicts.push(apply(&transaction, update, &mut totals).await?);
         }
         for (partition, next) in &batch.positions {
             transaction
@@ -143,7 +157,20 @@ impl SqliteStore {
         totals.write(&transaction).await?;
         transaction.commit().await?;
         *self.inner.evicted.lock().await += forgotten;
-        Ok(())
+        Ok(verdicts)
+    }
+
+    async fn find_overtaken(&self, limit: usize) -> Result<Vec<Overtaken>, StoreError> {
+        let reader = self.inner.reader.lock().await;
+        let sql = "SELECT id, partition, event, standing FROM jobs WHERE overtaken = 1 LIMIT ?1";
+        let mut rows = reader.query(sql, [i64::try_from(limit).unwrap_or(i64::MAX)]).await?;
+        let mut overtaken = Vec::new();
+        while let Some(row) = rows.next().await? {
+            let (job_id, standing): (String, String) = (row.get(0)?, row.get(3)?);
+            let standing = read_standing(&job_id, &standing)?;
+            overtaken.push(Overtaken { job_id, partition: row.get(1)?, value: row.get(2)?, standing });
+        }
+        Ok(overtaken)
     }
 
     async fn find(&self, job_id: &str) -> Result<Option<Known>, StoreError> {
@@ -201,6 +228,14 @@ struct Totals {
 }
 
 impl Totals {
+    /// Takes a job out again whose event has so many bytes, if there is one.
+    fn remove(&mut self, bytes: Option<i64>) {
+        if let Some(bytes) = bytes {
+            self.jobs -= 1;
+            self.bytes -= bytes + OVERHEAD;
+        }
+    }
+
     async fn read(connection: &Connection) -> Result<Self, StoreError> {
         let mut rows = connection.query("SELECT jobs, bytes FROM totals", ()).await?;
         Ok(match rows.next().await? {
@@ -216,29 +251,71 @@ impl Totals {
     }
 }
 
+async fn read_positions(connection: &Connection) -> Result<Positions, StoreError> {
+    let mut rows = connection.query("SELECT partition, next FROM positions", ()).await?;
+    let mut positions = Positions::new();
+    while let Some(row) = rows.next().await? {
+        positions.insert(row.get(0)?, row.get(1)?);
+    }
+    Ok(positions)
+}
+
 /// Takes up one record.
-async fn apply(connection: &Connection, update: &Update, totals: &mut Totals) -> Result<(), StoreError> {
-    let find = connection.prepare("SELECT partition, offset, length(event) FROM jobs WHERE id = ?1").await?;
-    let known: Option<(i32, i64, i64)> = match find.query([update.job_id.as_str()]).await?.next().await? {
+async fn apply(connection: &Connection, update: &Update, totals: &mut Totals) -> Result<Verdict, StoreError> {
+    let id = update.job_id.as_str();
+    let find =
+        connection.prepare("SELECT partition, standing, length(event) FROM jobs WHERE id = ?1").await?;
+    let known: Option<(i32, String, i64)> = match find.query([id]).await?.next().await? {
         Some(row) => Some((row.get(0)?, row.get(1)?, row.get(2)?)),
         None => None,
     };
-    if let Some((partition, offset, bytes)) = known {
-        if partition == update.partition && offset >= update.offset {
-            return Ok(());
-        }
-        totals.jobs -= 1;
-        totals.bytes -= bytes + OVERHEAD;
-    }
-    let Some(event) = &update.event else {
-        connection.execute("DELETE FROM jobs WHERE id = ?1", [update.job_id.as_str()]).await?;
-        return Ok(());
+    let bytes = known.as_ref().map(|(.., bytes)| *bytes);
+    let standing = match known.filter(|(partition, ..)| *partition == update.partition) {
+        Some((_, text, _)) => Some(read_standing(id, &text)?),
+        None => None,
     };
-    let bytes = event.to_bytes();
+
+    let Some(logged) = &update.event else {
+        if let Some(mut newer) = standing.filter(|standing| standing.seen() >= update.offset) {
+            newer.forget_older();
+            write_standing(connection, id, &newer).await?;
+            return Ok(Verdict::Stale);
+        }
+        totals.remove(bytes);
+        connection.execute("DELETE FROM jobs WHERE id = ?1", [id]).await?;
+        return Ok(Verdict::State);
+    };
+    let entry = update.entry(logged);
+    let (standing, verdict) = match standing {
+        Some(mut standing) => {
+            let verdict = standing.take(&entry);
+            (standing, verdict)
+        }
+        None => (Standing::new(&entry), Verdict::State),
+    };
+    if verdict == Verdict::State {
+        totals.remove(bytes);
+        insert(connection, update, logged, &standing, totals).await?;
+    } else {
+        write_standing(connection, id, &standing).await?;
+    }
+    Ok(verdict)
+}
+
+async fn insert(
+    connection: &Connection,
+    update: &Update,
+    logged: &LoggedEvent,
+    standing: &Standing,
+    totals: &mut Totals,
+) -> Result<(), StoreError> {
+    let (event, bytes) = (&logged.event, &logged.value);
     totals.jobs += 1;
     totals.bytes += i64::try_from(bytes.len()).unwrap_or(i64::MAX) + OVERHEAD;
     let insert = connection
-        .prepare("INSERT OR REPLACE INTO jobs VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11)")
+        .prepare(
+            "INSERT OR REPLACE INTO jobs VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13)",
+        )
         .await?;
     // There are seven states.
     let state = number(event.state) as i64;
@@ -246,7 +323,7 @@ async fn apply(connection: &Connection, update: &Update, totals: &mut Totals) ->
         .execute(params![
             update.job_id.as_str(),
             update.partition,
-            update.offset,
+            standing.offset(),
             state,
             event.job_type.as_deref(),
             event.tool.as_deref(),
@@ -254,10 +331,27 @@ async fn apply(connection: &Connection, update: &Update, totals: &mut Totals) ->
             event.owner.as_deref(),
             submitted_at(event).as_millis(),
             event.time.as_millis(),
-            bytes
+            bytes.clone(),
+            standing_text(standing),
+            standing.is_overtaken()
         ])
         .await?;
     Ok(())
+}
+
+fn read_standing(job_id: &str, text: &str) -> Result<Standing, StoreError> {
+    serde_json::from_str(text).map_err(|source| StoreError::Event { job_id: job_id.to_owned(), source })
+}
+
+async fn write_standing(connection: &Connection, id: &str, standing: &Standing) -> Result<(), StoreError> {
+    let change = connection.prepare("UPDATE jobs SET standing = ?2, overtaken = ?3 WHERE id = ?1").await?;
+    change.execute(params![id, standing_text(standing), standing.is_overtaken()]).await?;
+    Ok(())
+}
+
+fn standing_text(standing: &Standing) -> String {
+    // A struct of plain fields can't fail to become JSON.
+    serde_json::to_string(standing).unwrap_or_default()
 }
 
 /// Forgets until the bounds are kept.
@@ -358,19 +452,18 @@ fn sql(query: &Query) -> (String, Vec<Value>) {
 
 #[async_trait]
 impl Store for SqliteStore {
-    async fn apply(&self, batch: Batch) -> Result<(), StoreError> {
+    async fn apply(&self, batch: Batch) -> Result<Vec<Verdict>, StoreError> {
         self.work(move |store| async move { store.take_up(batch).await }).await
+    }
+
+    async fn overtaken(&self, limit: usize) -> Result<Vec<Overtaken>, StoreError> {
+        self.work(move |store| async move { store.find_overtaken(limit).await }).await
     }
 
     async fn positions(&self) -> Result<Positions, StoreError> {
         self.work(|store| async move {
             let reader = store.inner.reader.lock().await;
-            let mut rows = reader.query("SELECT partition, next FROM positions", ()).await?;
-            let mut positions = Positions::new();
-            while let Some(row) = rows.next().await? {
-                positions.insert(row.get(0)?, row.get(1)?);
-            }
-            Ok(positions)
+            read_positions(&reader).await
         })
         .await
     }

@@ -5,6 +5,7 @@ use std::{collections::BTreeMap, fmt::Debug};
 use async_trait::async_trait;
 use fleet_job::{
     event::{JobEvent, JobState},
+    state::{Entry, Restated, Standing, Verdict},
     time::Timestamp,
 };
 
@@ -26,7 +27,60 @@ pub struct Update {
     /// Its key.
     pub job_id: String,
     /// Its value; absent in a tombstone, after which there is no such job.
-    pub event: Option<JobEvent>,
+    pub event: Option<LoggedEvent>,
+}
+
+/// An event as the log holds it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct LoggedEvent {
+    /// The event.
+    pub event: JobEvent,
+    /// The record's value, byte for byte: a newer worker may say more than is understood here.
+    pub value: Vec<u8>,
+    /// Where the event first stood, if a server has written it again.
+    pub restated: Option<Restated>,
+}
+
+impl From<JobEvent> for LoggedEvent {
+    fn from(event: JobEvent) -> Self {
+        Self { value: event.to_bytes(), event, restated: None }
+    }
+}
+
+impl Update {
+    /// An event that stands at this offset.
+    pub fn new(partition: i32, offset: i64, event: impl Into<LoggedEvent>) -> Self {
+        let event = event.into();
+        Self { partition, offset, job_id: event.event.job_id.clone(), event: Some(event) }
+    }
+
+    /// The event; absent in a tombstone.
+    pub fn event(&self) -> Option<&JobEvent> {
+        self.event.as_ref().map(|logged| &logged.event)
+    }
+
+    /// Whether the log was read past it already. Before a tombstone it would count once more.
+    pub(crate) fn was_taken(&self, positions: &Positions) -> bool {
+        positions.get(&self.partition).is_some_and(|next| self.offset < *next)
+    }
+
+    /// What the rule for the state of a job has to know of it.
+    pub(crate) fn entry(&self, logged: &LoggedEvent) -> Entry {
+        Entry::new(self.offset, &logged.event, &logged.value, logged.restated)
+    }
+}
+
+/// A job whose end something else stands behind in the log.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Overtaken {
+    /// The job.
+    pub job_id: String,
+    /// The partition of its records.
+    pub partition: i32,
+    /// The value of the record that is its state.
+    pub value: Vec<u8>,
+    /// What its state goes by.
+    pub standing: Standing,
 }
 
 /// Records, in the order of the log within each partition.
@@ -41,11 +95,11 @@ pub struct Batch {
 /// A job as the store knows it.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Known {
-    /// Where its newest event stands.
+    /// Where the event first stood that is its state.
     pub partition: i32,
     /// The offset there.
     pub offset: i64,
-    /// Its newest event.
+    /// The event that is its state.
     pub event: JobEvent,
 }
 
@@ -64,12 +118,18 @@ pub(crate) fn submitted_at(event: &JobEvent) -> Timestamp {
 /// A store of jobs by id.
 #[async_trait]
 pub trait Store: Debug + Send + Sync {
-    /// Takes up records. One that is older than what is known of its job changes nothing, so it does no harm to take up a
+    /// Takes up records, and says what each is to the state of its job ([`fleet_job::state`]). It does no harm to take up a
     /// record ahead of the log, or twice.
     ///
     /// # Errors
     /// Where the store fails. Nothing has been taken up then.
-    async fn apply(&self, batch: Batch) -> Result<(), StoreError>;
+    async fn apply(&self, batch: Batch) -> Result<Vec<Verdict>, StoreError>;
+
+    /// Jobs whose end something else stands behind in the log, at most `limit` of them.
+    ///
+    /// # Errors
+    /// Where the store fails.
+    async fn overtaken(&self, limit: usize) -> Result<Vec<Overtaken>, StoreError>;
 
     /// How far the log had been read with the last batch that has been kept.
     ///

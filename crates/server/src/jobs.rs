@@ -21,7 +21,7 @@ use fleet_job::{
 };
 use fleet_kafka::{KafkaError, admin, follow::Mailbox, producer::Outgoing};
 use fleet_ledger::{Known, MemoryStore, Query, SqliteStore, Store, retention::Forgotten};
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{Notify, Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::{config::JobsConfig, kafka::Link, metrics};
@@ -32,6 +32,7 @@ mod error;
 mod follow;
 mod hub;
 pub mod request;
+mod restate;
 mod submit;
 pub mod tasks;
 pub mod view;
@@ -77,6 +78,8 @@ struct Inner {
     /// Where the events arrive; woken when somebody has asked.
     events: Mailbox,
     standing: watch::Sender<Standing>,
+    /// That something stands behind the end of a job.
+    overtaken: Notify,
     claims: Mutex<claims::Claims>,
     /// Who may look through the jobs topic.
     searches: Arc<Semaphore>,
@@ -146,6 +149,7 @@ impl Jobs {
             asked: AtomicU64::new(0),
             events: Mailbox::default(),
             standing: watch::Sender::new(Standing::Reading),
+            overtaken: Notify::new(),
             claims: Mutex::default(),
             searches: Arc::new(Semaphore::new(SEARCHES)),
             stop,
@@ -154,6 +158,7 @@ impl Jobs {
         let jobs = Self { inner };
         tokio::spawn(jobs.clone().tend());
         tokio::spawn(jobs.clone().measure());
+        tokio::spawn(jobs.clone().restate_overtaken());
         Ok(jobs)
     }
 
@@ -316,7 +321,11 @@ impl Jobs {
         reason: Option<&str>,
         limit: Duration,
     ) -> Result<Cancellation, JobsError> {
-        let known = self.known(job_id, caller).await?;
+        let mut known = self.known(job_id, caller).await?;
+        if !known.event.is_over() && self.catch_up().await.is_ok() {
+            // An end that stands in the log already is not asked to be another one.
+            known = self.known(job_id, caller).await?;
+        }
         if known.event.is_over() {
             return Ok(Cancellation::of(self.view(known)));
         }

@@ -151,6 +151,15 @@ pub const LEDGER_FORGOTTEN: Metric = Metric {
            small for the jobs that are under way).",
 };
 
+/// Ends of jobs that were written again.
+pub const ENDS_RESTATED: Metric = Metric {
+    name: "mcp_server_ends_restated_total",
+    kind: Kind::Counter,
+    unit: Unit::Count,
+    labels: &[],
+    help: "Ends of jobs that this replica has written again because a stale event stood behind them in the events topic.",
+};
+
 /// How far the ledger is behind.
 pub const LEDGER_BEHIND: Metric = Metric {
     name: "mcp_server_ledger_behind",
@@ -212,6 +221,7 @@ pub const TABLE: &[Metric] = &[
     JOBS_SUBMITTED,
     LEDGER_JOBS,
     LEDGER_FORGOTTEN,
+    ENDS_RESTATED,
     LEDGER_BEHIND,
     DEAD_LETTERS,
 ];

@@ -7,13 +7,18 @@ use std::{
     time::Duration,
 };
 
-use fleet_job::{control::Control, event::JobEvent, record::RawRecord};
+use fleet_job::{
+    control::Control,
+    event::JobEvent,
+    record::RawRecord,
+    state::{Restated, Verdict},
+};
 use fleet_kafka::{
     KafkaError, admin,
     follow::{FollowedTopic, Mailbox},
     reader::From,
 };
-use fleet_ledger::{Batch, Update};
+use fleet_ledger::{Batch, LoggedEvent, Update};
 use tokio::runtime::Handle;
 
 use super::{Inner, JobsError, Standing};
@@ -193,8 +198,14 @@ impl Log {
     fn take_up(&self, jobs: &Inner, records: Vec<RawRecord>, topic: &FollowedTopic) -> Result<(), Stopped> {
         let updates: Vec<Update> = records.into_iter().filter_map(update).collect();
         let batch = Batch { updates: updates.clone(), positions: topic.positions() };
-        self.runtime.block_on(jobs.store.apply(batch))?;
-        jobs.hub.tell(updates);
+        let verdicts = self.runtime.block_on(jobs.store.apply(batch))?;
+        if verdicts.contains(&Verdict::Stale) {
+            jobs.overtaken.notify_one();
+        }
+
+        // Nobody else has to know the rule: what is not the state of its job is not told.
+        let told = updates.into_iter().zip(verdicts).filter(|(_, verdict)| *verdict == Verdict::State);
+        jobs.hub.tell(told.map(|(update, _)| update).collect());
         Ok(())
     }
 
@@ -234,13 +245,17 @@ fn next_records(topic: &mut FollowedTopic) -> Result<Vec<RawRecord>, KafkaError>
 /// What a record of the events topic says. Anybody who may write there may have written it.
 fn update(record: RawRecord) -> Option<Update> {
     let (partition, offset) = (record.position.partition, record.position.offset);
+    let restated = Restated::of(&record);
     let Some(job_id) = record.key.and_then(|key| String::from_utf8(key).ok()) else {
         tracing::warn!(partition, offset, "an event without a readable key is passed over");
         return None;
     };
-    let event = match record.value.map(|value| serde_json::from_slice::<JobEvent>(&value)) {
+    let read = record.value.as_deref().map(serde_json::from_slice::<JobEvent>);
+    let event = match read {
         None => None,
-        Some(Ok(event)) if event.job_id == job_id => Some(event),
+        Some(Ok(event)) if event.job_id == job_id => {
+            Some(LoggedEvent { event, restated, value: record.value.unwrap_or_default() })
+        }
         Some(Ok(_)) => {
             tracing::warn!(partition, offset, "an event of another job than its key says is passed over");
             return None;

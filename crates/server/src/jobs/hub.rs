@@ -64,12 +64,16 @@ impl Hub {
     /// Tells of records that the log holds.
     pub(crate) fn tell(&self, updates: Vec<Update>) {
         let mut inner = self.inner();
-        for update in updates {
+        for mut update in updates {
             if let Some((notify, _)) = inner.waiters.get(&update.job_id) {
                 notify.notify_waiters();
             }
             let bytes = size(&update);
             inner.bytes += bytes;
+            // Whoever follows takes the event as it was read.
+            if let Some(logged) = &mut update.event {
+                logged.value = Vec::new();
+            }
             inner.ring.push_back((Arc::new(update), bytes));
             while (inner.ring.len() > RING || inner.bytes > RING_BYTES)
                 && let Some((gone, bytes)) = inner.ring.pop_front()
@@ -123,7 +127,7 @@ impl Hub {
 }
 
 fn size(update: &Update) -> usize {
-    256 + update.job_id.len() + update.event.as_ref().map_or(0, |event| event.to_bytes().len())
+    256 + update.job_id.len() + update.event.as_ref().map_or(0, |logged| logged.value.len())
 }
 
 /// Waits for news of one job.

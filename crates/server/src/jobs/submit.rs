@@ -14,6 +14,7 @@ use fleet_job::{
     envelope::Envelope,
     event::{JobEvent, JobState},
     record::Header,
+    state::Restated,
     time::Timestamp,
     trace::TraceContext,
 };
@@ -22,7 +23,7 @@ use fleet_kafka::{
     producer::{Delivered, Outgoing},
     reader,
 };
-use fleet_ledger::{Batch, Update};
+use fleet_ledger::{Batch, Known, Update};
 use fleet_ops::trace::{Span, SpanKind};
 
 use super::{
@@ -62,8 +63,8 @@ pub(crate) enum Undo {
     Nothing,
     /// It is taken back: nobody knows the job's id.
     Remove,
-    /// What stood before is put back.
-    Restore(Box<JobEvent>),
+    /// What was the state before is put back.
+    Restore(Box<Known>),
 }
 
 impl Jobs {
@@ -258,7 +259,7 @@ impl Jobs {
             })
             .collect();
         claim.map_or(Ok(()), Claim::check)?;
-        self.write_events(&events, &jobs).await?;
+        let announced = self.write_events(&events, &jobs).await?;
         let records = jobs.iter().map(|job| Outgoing {
             topic: self.inner.topics.jobs.clone(),
             key: job.key.clone().map(String::into_bytes),
@@ -273,13 +274,17 @@ impl Jobs {
             Err(error) => Err(error),
         };
         if written.is_err() {
-            self.undo(&jobs).await;
+            self.undo(&jobs, &announced).await;
         }
         written
     }
 
-    /// Writes events of jobs that no worker has, and takes them up at once.
-    async fn write_events(&self, events: &[JobEvent], jobs: &[Submission]) -> Result<(), JobsError> {
+    /// Writes events of jobs that no worker has, and takes them up at once. Says where they stand.
+    async fn write_events(
+        &self,
+        events: &[JobEvent],
+        jobs: &[Submission],
+    ) -> Result<Vec<Delivered>, JobsError> {
         let records = events.iter().zip(jobs).map(|(event, job)| Outgoing {
             topic: self.inner.topics.events.clone(),
             key: Some(event.job_id.clone().into_bytes()),
@@ -288,27 +293,27 @@ impl Jobs {
             ..Outgoing::default()
         });
         let delivered = self.write_all(records.collect()).await?;
-        let updates = events.iter().zip(delivered).map(|(event, at)| Update {
-            partition: at.partition,
-            offset: at.offset,
-            job_id: event.job_id.clone(),
-            event: Some(event.clone()),
-        });
+        let at = events.iter().zip(&delivered);
+        let updates = at.map(|(event, at)| Update::new(at.partition, at.offset, event.clone()));
         self.inner.store.apply(Batch { updates: updates.collect(), ..Batch::default() }).await?;
-        Ok(())
+        Ok(delivered)
     }
 
     /// Takes `queued` events back whose envelopes could not be written, as far as Kafka can be reached. An envelope that was
     /// written all the same is run, and the worker's events say so.
-    async fn undo(&self, jobs: &[Submission]) {
-        for job in jobs {
-            let value = match &job.undo {
+    async fn undo(&self, jobs: &[Submission], announced: &[Delivered]) {
+        for (job, at) in jobs.iter().zip(announced) {
+            let (value, headers) = match &job.undo {
                 Undo::Nothing => continue,
-                Undo::Remove => None,
-                Undo::Restore(event) => Some(event.to_bytes()),
+                Undo::Remove => (None, Vec::new()),
+                Undo::Restore(known) => {
+                    // It is the state once more, though `queued` stands behind where it first stood.
+                    let restated = Restated { offset: known.offset, known: at.offset };
+                    (Some(known.event.to_bytes()), vec![restated.header()])
+                }
             };
             let (topic, key) = (self.inner.topics.events.clone(), job.envelope.job_id.clone().into_bytes());
-            let record = Outgoing { topic, key: Some(key), value, ..Outgoing::default() };
+            let record = Outgoing { topic, key: Some(key), value, headers, ..Outgoing::default() };
             if let Err(error) = self.inner.link.producer.send(&record).await {
                 let error = crate::error::chain(&error);
                 tracing::warn!(

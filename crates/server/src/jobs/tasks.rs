@@ -182,14 +182,14 @@ impl Tasks {
         let Some(event) = answered(&known.event, responses) else { return Ok(()) };
         let is_complete = requests(&event).is_some_and(|requests| requests.is_empty());
         if is_complete {
-            self.next_round(event, known.event).await
+            self.next_round(event, known).await
         } else {
             self.jobs.write_event(JobEvent { time: fleet_ops::clock::now(), ..event }).await
         }
     }
 
     /// Enqueues the job once more, with the answers. Where that fails, the task asks again as it did `before`.
-    async fn next_round(&self, event: JobEvent, before: JobEvent) -> Result<(), JobsError> {
+    async fn next_round(&self, event: JobEvent, before: Known) -> Result<(), JobsError> {
         let gone = || JobsError::NotReady("the task's call is not in the jobs topic any more".to_owned());
         let source = event.source.clone().ok_or_else(gone)?;
         let (settings, from) =
@@ -351,8 +351,7 @@ impl Jobs {
             ..Default::default()
         };
         let at = self.inner.link.producer.send(&record).await?;
-        let job_id = event.job_id.clone();
-        let update = Update { partition: at.partition, offset: at.offset, job_id, event: Some(event) };
+        let update = Update::new(at.partition, at.offset, event);
         self.inner.store.apply(Batch { updates: vec![update], ..Batch::default() }).await?;
         Ok(())
     }

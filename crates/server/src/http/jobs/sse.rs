@@ -196,7 +196,7 @@ impl Feed {
     }
 
     fn event(&self, update: &Update) -> Option<Event> {
-        let job = update.event.as_ref().filter(|event| is_wanted(&self.query, event))?;
+        let job = update.event().filter(|event| is_wanted(&self.query, event))?;
         let known = Known { partition: update.partition, offset: update.offset, event: job.clone() };
         Some(event(&self.jobs.view(known), &self.id()))
     }
