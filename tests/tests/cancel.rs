@@ -15,8 +15,8 @@ use fleet_mcp_client::{ClientConfig, Era, McpClient, ToolCall};
 use fleet_tests::{
     Env, Fleet, Oracle, bins,
     chaos::ledger::Ledger,
-    fleet::now,
-    http, on_every_broker,
+    fleet::{ServerOptions, now},
+    http, on_every_broker, rest,
     topics::{self, Outgoing, Record},
     wait,
 };
@@ -29,6 +29,7 @@ on_every_broker!(
     a_job_that_waits_ends_at_once,
     a_job_in_the_delayed_topic_ends_when_it_comes_back,
     a_cancel_after_the_end_changes_nothing,
+    a_cancel_between_the_end_and_its_commit_changes_nothing,
     a_worker_that_comes_after_the_cancel_knows_of_it,
     a_killed_workers_successor_does_not_run_what_was_cancelled,
     without_its_topic_nothing_is_cancelled_until_it_is_made,
@@ -182,6 +183,50 @@ fn a_cancel_after_the_end_changes_nothing(env: &Env) {
         Some(JobState::Succeeded)
     );
     open(&gate);
+}
+
+/// The record runs again after a crash and meets the cancel then. The first end is the job's end: for the server, for one
+/// that reads the log anew, and for compaction, since the server writes it again.
+fn a_cancel_between_the_end_and_its_commit_changes_nothing(env: &Env) {
+    let mut fleet = Fleet::new(env, "cancel-published", 1);
+    let ledger = fleet.directory.join("ledger");
+    fleet.server_env = fleet.with_jobs(ServerOptions::default()).env;
+    fleet.start_tool_server(env!("CARGO_BIN_EXE_fixture_tools"), &ledger, false);
+    fleet.create_control_topic();
+    fleet.worker_env("MCP_COMMIT_INTERVAL", "10m");
+    let mut case = Case { fleet, ledger };
+    let server = case.fleet.server.as_ref().expect("the server").address;
+
+    // The first commit comes at once; the next one is ten minutes away.
+    let worker = case.fleet.start_worker().address;
+    case.submit("committed", None, &json!({}));
+    let commits = || http::metric(worker, "fleet_commits_total").filter(|commits| *commits > 0.0);
+    wait::until("the first commit", wait::LONG, commits);
+    let job = case.submit("job", None, &json!({}));
+    case.ends_as(&job, JobState::Succeeded);
+
+    case.fleet.cancel("job", None);
+    case.fleet.workers.remove(0).process.kill();
+    case.fleet.start_worker();
+    let place = (job.partition, job.offset);
+    let events = || {
+        let oracle = Oracle::new(&case.fleet.topic, &case.fleet.submitted);
+        oracle.read(&env.brokers).events.remove(&place).unwrap_or_default()
+    };
+    wait::until("the end of the repeat", wait::LONG, || {
+        events().iter().any(|event| event.state == JobState::Cancelled).then_some(())
+    });
+
+    wait::until_ok("the newest record to be the first end", wait::LONG, || {
+        let states: Vec<_> = events().iter().map(|event| event.state).collect();
+        if states.last() == Some(&JobState::Succeeded) { Ok(()) } else { Err(states) }
+    });
+    let replica = case.fleet.start_replica(ServerOptions::default());
+    for address in [server, replica.address] {
+        assert_eq!(rest::get(address, "/jobs/job").expect(200)["state"], "succeeded");
+    }
+    assert_eq!(http::metric(server, "mcp_server_ends_restated_total"), Some(1.0));
+    case.fleet.stop_workers();
 }
 
 /// How many requests of no interest stand before those of the next test: so many that they are not read in no time.
