@@ -8,7 +8,9 @@ use std::{
 use futures::executor::block_on;
 use rdkafka::{
     ClientConfig, ClientContext, Message as _, Offset, Timestamp, TopicPartitionList,
-    admin::{AdminClient, AdminOptions, AlterConfig, NewTopic, ResourceSpecifier, TopicReplication},
+    admin::{
+        AdminClient, AdminOptions, AlterConfig, NewPartitions, NewTopic, ResourceSpecifier, TopicReplication,
+    },
     client::DefaultClientContext,
     consumer::{BaseConsumer, CommitMode, Consumer as _},
     error::KafkaError,
@@ -249,6 +251,17 @@ pub fn commit(brokers: &str, group: &str, topic: &str, partition: i32, offset: i
     element.set_offset(Offset::Offset(offset)).expect("an offset");
     element.set_metadata(metadata);
     consumer.commit(&list, CommitMode::Sync).expect("a commit");
+}
+
+/// Gives a topic more partitions, `partitions` in all.
+pub fn grow(brokers: &str, topic: &str, partitions: usize) {
+    let admin: AdminClient<DefaultClientContext> = config(brokers).create().expect("an admin client");
+    let options = AdminOptions::new().operation_timeout(Some(TIMEOUT));
+    let grown = block_on(admin.create_partitions(&[NewPartitions::new(topic, partitions)], &options));
+    grown
+        .expect("an answer from the broker")
+        .into_iter()
+        .for_each(|grown| drop(grown.expect("more partitions")));
 }
 
 /// Deletes a topic and makes it again.

@@ -3,14 +3,17 @@
 
 #![expect(clippy::expect_used, reason = "a panic is the report of a test")]
 
-use std::collections::BTreeSet;
+use std::{
+    collections::BTreeSet,
+    time::{Duration, Instant},
+};
 
 use fleet_job::{
     event::{JobEvent, JobState},
     topics::Topics,
 };
 use fleet_tests::{
-    Env, Fleet, topics,
+    Env, Fleet, fleet, topics,
     topics::{Outgoing, Record},
     wait,
 };
@@ -34,6 +37,9 @@ on_kafka!(
     a_topic_is_made_again_under_its_worker,
     a_topic_is_made_again_while_nobody_works,
     offsets_are_moved_by_an_operator,
+    a_group_is_renamed_with_its_offsets,
+    a_compacted_topic_is_refused,
+    new_partitions_are_read_soon,
 );
 
 fn job(id: &str) -> Outgoing {
@@ -149,4 +155,77 @@ fn offsets_are_moved_by_an_operator(env: &Env) {
     wait_for(&fleet, "last", 1);
     fleet.stop_workers();
     assert!(!succeeded(&fleet).iter().any(|id| id.starts_with("skipped")), "what was skipped does not run");
+}
+
+/// Jobs in the delayed topic belong to the group that wrote them; when that has no members they belong to whoever has taken
+/// over its offsets.
+fn a_group_is_renamed_with_its_offsets(env: &Env) {
+    let mut fleet = Fleet::new(env, "renamed", 1);
+    let delayed = Topics::of(&*fleet.topic).delayed;
+    topics::create(&env.brokers, &[(&delayed, 6)]);
+    fleet.start_file_server();
+    fleet.worker_env("MCP_MAX_PARK", "1s");
+    fleet.start_worker();
+    let due = fleet::now().plus(Duration::from_secs(15));
+    let far = (0..6).map(|n| {
+        let job = json!({"jobID": format!("far-{n}"), "jobType": "tool-call", "notBefore": due.to_string(),
+            "payload": {"tool": "file_read", "arguments": {"path": "hello.txt"}}});
+        Outgoing::value(job.to_string())
+    });
+    topics::produce(&env.brokers, &fleet.topic, far.collect());
+    wait::until("all jobs in the delayed topic", wait::LONG, || {
+        let committed = topics::committed(&env.brokers, &fleet.group, &fleet.topic, 1);
+        (topics::read(&env.brokers, &delayed).len() >= 6 && committed == [Some(6)]).then_some(())
+    });
+    fleet.stop_workers();
+
+    let renamed = format!("{}-renamed", fleet.group);
+    for (topic, partitions) in [(&fleet.topic, 1), (&delayed, 6)] {
+        for partition in 0..partitions {
+            if let Some((offset, metadata)) = topics::commit_of(&env.brokers, &fleet.group, topic, partition)
+            {
+                topics::commit(&env.brokers, &renamed, topic, partition, offset, &metadata);
+            }
+        }
+    }
+    fleet.group = renamed;
+    fleet.start_worker();
+    wait_for(&fleet, "far", 6);
+    assert!(fleet.workers[0].process.log().contains("taken over"));
+    fleet.stop_workers();
+}
+
+/// A compacted topic loses jobs before anybody has read them, so a worker works on it only if told to.
+fn a_compacted_topic_is_refused(env: &Env) {
+    let mut fleet = Fleet::new(env, "compacted", 1);
+    fleet.start_file_server();
+    topics::set(&env.brokers, &fleet.topic, "cleanup.policy", "compact");
+    let mut worker = fleet.launch_worker();
+    let status = worker.process.wait(wait::LONG);
+    let log = worker.process.log();
+    assert!(!status.success() && log.contains("is compacted (cleanup.policy)"), "{status}: {log}");
+
+    fleet.worker_env("MCP_ALLOW_COMPACTED_TOPIC", "true");
+    fleet.start_worker();
+    topics::produce(&env.brokers, &fleet.topic, vec![job("job-0").key("k")]);
+    wait_for(&fleet, "job", 1);
+    assert!(fleet.workers[0].process.log().contains("the topic is compacted"));
+    fleet.stop_workers();
+}
+
+/// When a topic grows, somebody reads its new partitions within ten seconds (and what a busy machine adds).
+fn new_partitions_are_read_soon(env: &Env) {
+    let mut fleet = Fleet::new(env, "grown", 1);
+    fleet.start_file_server();
+    fleet.start_worker();
+    topics::produce(&env.brokers, &fleet.topic, jobs("before", 1));
+    wait_for(&fleet, "before", 1);
+
+    topics::grow(&env.brokers, &fleet.topic, 4);
+    let begin = Instant::now();
+    let keyed = (0..20).map(|n| job(&format!("after-{n}")).key(format!("{n}")));
+    topics::produce(&env.brokers, &fleet.topic, keyed.collect());
+    wait_for(&fleet, "after", 20);
+    assert!(begin.elapsed() < Duration::from_secs(30), "{:?}", begin.elapsed());
+    fleet.stop_workers();
 }

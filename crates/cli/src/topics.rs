@@ -9,6 +9,8 @@ use crate::{connection::Connection, error::CliError, output};
 
 /// How long a broker may take to answer at all.
 const REACH: Duration = Duration::from_secs(5);
+/// How many partitions a new jobs topic has.
+const PARTITIONS: i32 = 12;
 
 #[derive(Debug, clap::Subcommand)]
 pub(crate) enum Command {
@@ -26,9 +28,18 @@ pub(crate) struct Create {
     #[command(flatten)]
     connection: Connection,
 
-    /// Partitions of the jobs topic: the most workers that can share the work.
-    #[arg(long, default_value_t = 12, value_parser = clap::value_parser!(i32).range(1..))]
-    partitions: i32,
+    /// Partitions of the jobs topic, which are the most workers that can share the work; 12 for a new topic if not set.
+    #[arg(long, value_parser = clap::value_parser!(i32).range(1..))]
+    partitions: Option<i32>,
+
+    /// Give a jobs topic that exists more partitions if it has fewer than --partitions. Keys move to other partitions
+    /// then: jobs of one key that wait in both can overtake each other until the old ones have ended.
+    #[arg(long, requires = "partitions")]
+    grow: bool,
+
+    /// Accept a jobs or delayed topic that is compacted, and so loses jobs.
+    #[arg(long)]
+    allow_compacted_topic: bool,
 
     /// Replicas; the broker's default where it is not set.
     #[arg(long, value_parser = clap::value_parser!(i32).range(1..))]
@@ -46,7 +57,8 @@ pub(crate) struct Create {
 pub(crate) async fn run(command: Command) -> Result<ExitCode, CliError> {
     let Command::Create(args) = command;
     let replication = args.replication.unwrap_or(-1);
-    let mut specs = admin::fleet_topics(&args.connection.topics(), args.partitions, replication);
+    let mut specs =
+        admin::fleet_topics(&args.connection.topics(), args.partitions.unwrap_or(PARTITIONS), replication);
     specs.extend(args.replies.iter().map(|name| admin::reply_topic(name, replication)));
     let settings = args.connection.settings()?;
     // Whether the topic exists is not the question; whether a broker answers is, and this says so quickly.
@@ -55,10 +67,27 @@ pub(crate) async fn run(command: Command) -> Result<ExitCode, CliError> {
     if let Ok(Err(error @ KafkaError::Unreachable { .. })) = found {
         return Err(error.into());
     }
+    let found = found.ok().and_then(Result::ok);
+    let grows = growth(&args.connection.topic, found, args.partitions, args.grow)?;
     let created = admin::create_topics(&settings, &specs).await?;
+    if let Some(partitions) = grows {
+        admin::grow(&settings, &args.connection.topic, partitions).await?;
+    }
+    if !args.allow_compacted_topic {
+        let topics = args.connection.topics();
+        for topic in [topics.jobs, topics.delayed] {
+            // A broker that does not say is believed to delete, which is what a topic of ours is made with.
+            if admin::is_compacted(&settings, &topic).await.unwrap_or_default() {
+                return Err(KafkaError::Compacted(topic).into());
+            }
+        }
+    }
     if args.json {
-        output::json(&json!({ "created": created }));
+        output::json(&json!({ "created": created, "grownTo": grows }));
         return Ok(ExitCode::SUCCESS);
+    }
+    if let Some(partitions) = grows {
+        output::line(&format!("grown    {} ({partitions} partitions)", args.connection.topic));
     }
     for spec in &specs {
         // What is there already has as many as it was made with.
@@ -68,4 +97,48 @@ pub(crate) async fn run(command: Command) -> Result<ExitCode, CliError> {
         });
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// How many partitions a topic is to grow to, if it is. `found` is how many it has, `None` where it does not exist.
+fn growth(
+    topic: &str,
+    found: Option<i32>,
+    wanted: Option<i32>,
+    may_grow: bool,
+) -> Result<Option<i32>, CliError> {
+    let (Some(found), Some(wanted)) = (found, wanted) else { return Ok(None) };
+    if wanted == found {
+        return Ok(None);
+    }
+    if wanted < found {
+        let message = format!(
+            "topic `{topic}` has {found} partitions, and Kafka takes none away: ask for {found}, or make another topic"
+        );
+        return Err(CliError::Usage(message));
+    }
+    if !may_grow {
+        let message = format!(
+            "topic `{topic}` has {found} partitions, not {wanted}. --grow gives it more; keys move to other partitions \
+             then, so jobs of one key can overtake each other until those that wait now have ended"
+        );
+        return Err(CliError::Usage(message));
+    }
+    Ok(Some(wanted))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_topic_grows_only_when_told_to_and_nothing_is_passed_over_in_silence() {
+        let growth =
+            |found, wanted, grow| growth("t", found, wanted, grow).map_err(|error| error.to_string());
+        assert_eq!(growth(None, Some(20), false), Ok(None));
+        assert_eq!(growth(Some(12), None, false), Ok(None));
+        assert_eq!(growth(Some(12), Some(12), false), Ok(None));
+        assert_eq!(growth(Some(12), Some(20), true), Ok(Some(20)));
+        assert!(growth(Some(12), Some(20), false).is_err_and(|text| text.contains("--grow")));
+        assert!(growth(Some(20), Some(12), true).is_err_and(|text| text.contains("takes none away")));
+    }
 }

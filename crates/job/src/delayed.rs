@@ -24,6 +24,9 @@ pub struct Delayed {
     pub group: String,
     /// The job's first record: the topic.
     pub topic: String,
+    /// The topic's id, where it was known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub topic_id: Option<String>,
     /// Its partition.
     pub partition: i32,
     /// Its offset.
@@ -87,6 +90,7 @@ mod tests {
         let delayed = Delayed {
             group: "mcp-workers".into(),
             topic: "mcp-jobs".into(),
+            topic_id: Some("id".into()),
             partition: 3,
             offset: 77,
             timestamp: Timestamp::from_millis(5),

@@ -5,7 +5,7 @@ use std::time::Duration;
 use fleet_job::{time::Timestamp, topics::Topics};
 use rdkafka::{
     Offset, TopicPartitionList,
-    admin::{AdminClient, AdminOptions, NewTopic, TopicReplication},
+    admin::{AdminClient, AdminOptions, NewPartitions, NewTopic, ResourceSpecifier, TopicReplication},
     client::DefaultClientContext,
     consumer::{BaseConsumer, Consumer},
     error::{KafkaError as Native, RDKafkaErrorCode},
@@ -14,6 +14,8 @@ use rdkafka::{
 use crate::{error::KafkaError, settings::Settings};
 
 const TIMEOUT: Duration = Duration::from_secs(20);
+/// How long a broker may take to say what a topic's properties are.
+const DESCRIBE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// How a topic is made.
 #[derive(Debug, Clone)]
@@ -112,6 +114,52 @@ pub async fn create_topics(settings: &Settings, specs: &[TopicSpec]) -> Result<V
         }
     }
     Ok(created)
+}
+
+/// Gives `topic` more partitions, `partitions` in all.
+///
+/// # Errors
+/// [`KafkaError::CreateTopic`] with the broker's reason, [`KafkaError::Unreachable`] when no broker answers.
+pub async fn grow(settings: &Settings, topic: &str, partitions: i32) -> Result<(), KafkaError> {
+    let admin: AdminClient<DefaultClientContext> = settings.admin().create().map_err(KafkaError::client)?;
+    let options = AdminOptions::new().request_timeout(Some(TIMEOUT)).operation_timeout(Some(TIMEOUT));
+    let new = NewPartitions::new(topic, usize::try_from(partitions).unwrap_or_default());
+    let results = admin
+        .create_partitions(&[new], &options)
+        .await
+        .map_err(|source| KafkaError::Unreachable { brokers: settings.brokers.clone(), source })?;
+    for result in results {
+        result.map_err(|(topic, code)| KafkaError::CreateTopic { topic, reason: code.to_string() })?;
+    }
+    Ok(())
+}
+
+/// Whether `topic` is compacted, if the broker says so. Of a compacted topic the broker keeps the newest record of each key
+/// only, whatever a worker has made of the others.
+///
+/// # Errors
+/// [`KafkaError::Client`] or [`KafkaError::Request`].
+pub async fn is_compacted(settings: &Settings, topic: &str) -> Result<bool, KafkaError> {
+    let request = |source| KafkaError::Request { what: "asking for a topic's properties", source };
+    let admin: AdminClient<DefaultClientContext> = settings.admin().create().map_err(KafkaError::client)?;
+    let options = AdminOptions::new().request_timeout(Some(DESCRIBE_TIMEOUT));
+    let described =
+        admin.describe_configs(&[ResourceSpecifier::Topic(topic)], &options).await.map_err(request)?;
+    let found = described.into_iter().flatten().find_map(|topic| topic.get("cleanup.policy")?.value.clone());
+    Ok(found.is_some_and(|policy| policy.contains("compact")))
+}
+
+/// Whether `group` has members. Blocks the thread for at most `timeout`.
+///
+/// # Errors
+/// [`KafkaError::Client`] or [`KafkaError::Unreachable`].
+pub fn has_members(settings: &Settings, group: &str, timeout: Duration) -> Result<bool, KafkaError> {
+    let client: BaseConsumer = settings.admin().create().map_err(KafkaError::client)?;
+    let groups = client
+        .fetch_group_list(Some(group), timeout)
+        .map_err(|source| KafkaError::Unreachable { brokers: settings.brokers.clone(), source })?;
+    let found = groups.groups().iter().find(|found| found.name() == group);
+    Ok(found.is_some_and(|found| !found.members().is_empty()))
 }
 
 /// Whether `group` has settled with `members` members. Blocks the thread for at most `timeout`.

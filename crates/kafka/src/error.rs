@@ -30,6 +30,13 @@ pub enum KafkaError {
     /// A topic does not exist.
     #[error("topic `{0}` does not exist: create it with `mcp-fleet topics create`")]
     NoTopic(String),
+    /// Records are to be compacted away before their jobs have ended.
+    #[error(
+        "topic `{0}` is compacted (cleanup.policy): of jobs with one key the broker keeps only the newest, so the others \
+         are lost before they run; set cleanup.policy=delete, or allow it with MCP_ALLOW_COMPACTED_TOPIC=true \
+         (--allow-compacted-topic)"
+    )]
+    Compacted(String),
     /// A topic ends before a place that it had been read to: it was made again.
     #[error("topic `{0}` ends before the place that it had been read to: it was made again")]
     LogReset(String),
@@ -104,7 +111,11 @@ impl KafkaError {
     /// Whether the same request may succeed later without anybody changing anything.
     pub fn is_retryable(&self) -> bool {
         match self {
-            Self::Property { .. } | Self::Client(_) | Self::CreateTopic { .. } | Self::PollThread(_) => false,
+            Self::Property { .. }
+            | Self::Client(_)
+            | Self::CreateTopic { .. }
+            | Self::PollThread(_)
+            | Self::Compacted(_) => false,
             Self::NoTopic(_) | Self::LogReset(_) | Self::Unreachable { .. } | Self::OutOfContact { .. } => {
                 true
             }

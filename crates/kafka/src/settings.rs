@@ -203,6 +203,8 @@ impl Settings {
                 ("fetch.queue.backoff.ms", "20"),
                 // They say when the coordinator was last heard, and a gap is a third of the session.
                 ("statistics.interval.ms", &statistics_interval),
+                // A topic that grows is noticed by this: with librdkafka's own 5 minutes nobody reads its new partitions.
+                ("topic.metadata.refresh.interval.ms", "5000"),
             ],
         );
         let next_generation = self.properties.get("group.protocol").is_some_and(|value| value == "consumer");

@@ -132,6 +132,10 @@ pub struct Args {
     #[arg(long, env = "MCP_REPLY_TOPICS", default_value = "mcp-replies*", value_name = "PATTERNS")]
     pub reply_topics: String,
 
+    /// Work on a jobs or delayed topic that is compacted. Jobs whose key a later record has are lost before they run.
+    #[arg(long, env = "MCP_ALLOW_COMPACTED_TOPIC")]
+    pub allow_compacted_topic: bool,
+
     /// The least time between two commits of a partition.
     #[arg(long, env = "MCP_COMMIT_INTERVAL", default_value = "1s", value_parser = parse_duration, value_name = "DURATION")]
     pub commit_interval: Duration,

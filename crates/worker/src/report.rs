@@ -33,6 +33,8 @@ pub(crate) struct Reporter {
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Subject<'a> {
     pub(crate) record: &'a RawRecord,
+    /// The id of the record's topic, where it is known.
+    pub(crate) topic_id: Option<&'a str>,
     /// Absent when the record could not be read as a job.
     pub(crate) envelope: Option<&'a Envelope>,
     /// The id under which the job is reported.
@@ -87,7 +89,10 @@ impl Reporter {
         };
         JobEvent {
             attempts,
-            source: Some(Source::from(&subject.record.position)),
+            source: Some(Source {
+                topic_id: subject.topic_id.map(str::to_owned),
+                ..Source::from(&subject.record.position)
+            }),
             submitted_at: subject.record.timestamp,
             worker: Some(self.worker.clone()),
             ..bare
@@ -351,6 +356,7 @@ mod tests {
     fn subject<'a>(record: &'a RawRecord, envelope: &'a Envelope) -> Subject<'a> {
         Subject {
             record,
+            topic_id: None,
             envelope: Some(envelope),
             job_id: &envelope.job_id,
             started_at: None,

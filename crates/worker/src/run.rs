@@ -96,6 +96,7 @@ pub async fn run(args: Args) -> Result<(), WorkerError> {
         if delayed.is_none() {
             tracing::info!(topic = topics.delayed, "there is no such topic: long delays wait in memory");
         }
+        refuse_compacted(&settings, &topics, args.allow_compacted_topic).await?;
         let tiers = delayed.map(|partitions| Tiers::new(partitions, args.max_park));
         let mut followed = vec![Followed { topic: topics.jobs.clone(), role: Role::Main }];
         followed
@@ -104,7 +105,7 @@ pub async fn run(args: Args) -> Result<(), WorkerError> {
         let requests = catch_up(&mut control, &health, &shutdown).await;
         let session = settings.session_timeout();
         let (consumer, events) = Consumer::start(ConsumerConfig {
-            settings,
+            settings: settings.clone(),
             group: args.group.clone(),
             topics: followed,
             drain: args.drain_timeout,
@@ -118,7 +119,16 @@ pub async fn run(args: Args) -> Result<(), WorkerError> {
         };
         let producer = Arc::new(producer.bound_to(consumer.contact()));
         health.set_ready();
-        let parts = Parts { consumer, producer, client, reporter, health: health.clone(), requests, session };
+        let parts = Parts {
+            consumer,
+            producer,
+            client,
+            reporter,
+            health: health.clone(),
+            requests,
+            session,
+            settings,
+        };
         let shell = Shell::new(args, parts);
         shell.run(events, control, shutdown).await
     } else {
@@ -130,6 +140,25 @@ pub async fn run(args: Args) -> Result<(), WorkerError> {
         tracing::warn!("the health endpoint did not end in order");
     }
     Ok(result?)
+}
+
+/// A compacted topic loses jobs before anybody has read them.
+async fn refuse_compacted(settings: &Settings, topics: &Topics, is_allowed: bool) -> Result<(), KafkaError> {
+    for topic in [&topics.jobs, &topics.delayed] {
+        match admin::is_compacted(settings, topic).await {
+            Ok(true) if is_allowed => tracing::warn!(
+                topic,
+                "the topic is compacted: of jobs with one key only the newest is certain to run"
+            ),
+            Ok(true) => return Err(KafkaError::Compacted(topic.clone())),
+            Ok(false) => {}
+            Err(error) => {
+                let error = errors::chain(&error);
+                tracing::info!(topic, error, "could not check whether the topic is compacted");
+            }
+        }
+    }
+    Ok(())
 }
 
 /// Learns which jobs were cancelled before this worker takes any.

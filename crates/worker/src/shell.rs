@@ -28,6 +28,7 @@ use fleet_kafka::{
     KafkaError,
     consumer::{Consumer, Event, Events, GroupContact, LogIdentity},
     producer::{Outgoing, Producer},
+    settings::Settings,
 };
 use fleet_mcp_client::McpClient;
 use fleet_ops::{http::Health, invariant};
@@ -73,6 +74,8 @@ pub(crate) struct Parts {
     pub(crate) requests: Requests,
     /// How long the group waits for a member that is not heard of.
     pub(crate) session: Duration,
+    /// To ask about other groups.
+    pub(crate) settings: Settings,
 }
 
 /// One worker at work.
@@ -83,6 +86,7 @@ pub(crate) struct Shell {
     producers: Producers,
     client: McpClient,
     reporter: Reporter,
+    settings: Settings,
     health: Health,
     clock: Clock,
     limits: JobLimits,
@@ -112,7 +116,7 @@ pub(crate) struct Shell {
 
 impl Shell {
     pub(crate) fn new(args: Args, parts: Parts) -> Self {
-        let Parts { consumer, producer, client, reporter, health, requests, session } = parts;
+        let Parts { consumer, producer, client, reporter, health, requests, session, settings } = parts;
         let (done, inbox) = mpsc::unbounded_channel();
         let engine = Engine::new(args.engine(rand::random(), reporter.tiers.is_some()));
         let contact = consumer.contact();
@@ -122,6 +126,7 @@ impl Shell {
             producers: Producers::new(producer),
             client,
             reporter,
+            settings,
             health,
             clock: Clock::new(),
             limits: args.limits(),
@@ -330,6 +335,12 @@ impl Shell {
             Done::WrittenAgain(token) => self.written(token, None),
             Done::PassedOn(token) => {
                 counter!(names::PASSED_ON.name, "topic" => topic_of(token.partition)).increment(1);
+                self.written(token, None);
+            }
+            Done::LeftToItsGroup(token, group) => {
+                counter!(names::PASSED_OVER.name).increment(1);
+                let partition = token.partition.number;
+                tracing::info!(group, partition, offset = token.offset, "a delayed job is left to its group");
                 self.written(token, None);
             }
             Done::NotDeferred(token) => self.feed(Input::NotDeferred(token)),

@@ -57,7 +57,6 @@ impl Shell {
         let wait = self.reporter.tiers.map_or(Duration::ZERO, |tiers| tiers.wait_of(token.partition.number));
         let recalled = delayed.as_ref().is_some_and(|delayed| self.is_recalled(&record, delayed));
         let admission = match &delayed {
-            Some(delayed) if delayed.group != self.reporter.group => Admission::Settled,
             Some(_) if recalled => Admission::Relay(now),
             // Nobody waits longer than the others of its partition, whatever the header says.
             Some(delayed) => Admission::Relay(delayed.look_at.min(now.plus(wait))),
@@ -119,6 +118,10 @@ impl Shell {
                 held.last_error = Some(error);
                 Admission::Reject
             }
+        };
+        held.topic_id = match &delayed {
+            Some(delayed) => delayed.topic_id.as_deref().map(Arc::from),
+            None => self.logs.get(&token.partition).and_then(|log| log.topic.clone()),
         };
         held.due = delayed.as_ref().map(|delayed| delayed.until);
         held.first_error = delayed.and_then(|delayed| delayed.first_error);

@@ -15,7 +15,10 @@ use tracing::Instrument as _;
 use super::{
     Shell, give,
     held::{Done, Held},
-    write::{Refusal, Remedy, not_written, pass_on, remedy, write, write_again, write_bare, write_patiently},
+    write::{
+        Refusal, Remedy, belongs_to_others, not_written, pass_on, remedy, write, write_again, write_bare,
+        write_patiently,
+    },
 };
 use crate::{delay::Next, report::ANY_PARTITION};
 
@@ -115,6 +118,7 @@ impl Shell {
         let fresh = |until| Delayed {
             group: self.reporter.group.clone(),
             topic: position.topic.clone(),
+            topic_id: held.topic_id.as_deref().map(str::to_owned),
             partition: position.partition,
             offset: position.offset,
             timestamp: held.record.timestamp,
@@ -127,19 +131,36 @@ impl Shell {
             (Terminal::Deferred(until), _) => {
                 (fresh(until), Some(self.reporter.waiting(&held.subject(), now, attempts, until)))
             }
-            (_, Some(delayed)) => (delayed.clone(), None),
+            (_, Some(delayed)) => (Delayed { group: self.reporter.group.clone(), ..delayed.clone() }, None),
             // Somebody else has put it into the delayed topic; its key says where it belongs.
             (_, None) => (Delayed { partition: ANY_PARTITION, ..fresh(now) }, None),
         };
         let next = if held.recalled { Next::Return } else { self.reporter.next(now, delayed.until) };
         let letter = self.reporter.passed_on(&held.record, delayed, next);
+        let other = held.delayed.as_ref().map(|delayed| &delayed.group);
+        let other = other.filter(|group| **group != self.reporter.group).cloned();
+        // One that is deferred comes from the jobs topic, and is ours.
+        let other = other.filter(|_| !matches!(terminal, Terminal::Deferred(_)));
         self.announce(event);
         let producer = match self.producers.of(token.partition.topic) {
             Ok(producer) => producer,
             Err(error) => return give(&self.done, not_written(token, false, "delayed", &error)),
         };
         let is_deferred = matches!(terminal, Terminal::Deferred(_));
-        self.write(token, async move { pass_on(&producer, token, letter, is_deferred).await });
+        let settings = self.settings.clone();
+        self.write(token, async move {
+            if let Some(group) = other {
+                match belongs_to_others(settings, &group).await {
+                    Ok(true) => return Done::LeftToItsGroup(token, group),
+                    Ok(false) => tracing::warn!(
+                        group,
+                        "a delayed job of another group is taken over: that group has no members"
+                    ),
+                    Err(error) => return not_written(token, false, "delayed", &error),
+                }
+            }
+            pass_on(&producer, token, letter, is_deferred).await
+        });
     }
 
     fn write(&mut self, token: Token, writing: impl Future<Output = Done> + Send + 'static) {

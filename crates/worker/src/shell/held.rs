@@ -28,6 +28,8 @@ use crate::report::{Kept, Subject};
 /// A job in this worker's hands.
 pub(super) struct Held {
     pub(super) record: Arc<RawRecord>,
+    /// The id of the topic that the job's first record stands in, where it is known.
+    pub(super) topic_id: Option<Arc<str>>,
     /// What the record is known by once it is settled.
     pub(super) identity: Settled,
     /// The trace of which its record says that it is a part.
@@ -70,6 +72,7 @@ impl Held {
             trace: TraceContext::of_record(&record),
             span: None,
             record: Arc::new(record),
+            topic_id: None,
             identity,
             end: None,
             due: None,
@@ -95,6 +98,7 @@ impl Held {
     pub(super) fn subject(&self) -> Subject<'_> {
         Subject {
             record: &self.record,
+            topic_id: self.topic_id.as_deref(),
             envelope: self.envelope.as_deref(),
             job_id: &self.job_id,
             started_at: self.started_at,
@@ -234,6 +238,8 @@ pub(super) enum Done {
     /// The end of a job that had ended before.
     WrittenAgain(Token),
     PassedOn(Token),
+    /// Of the delayed topic; the group that it names has members that run it.
+    LeftToItsGroup(Token, String),
     NotDeferred(Token),
     NotWritten {
         token: Token,

@@ -5,8 +5,9 @@ use std::{sync::Arc, time::Duration};
 use fleet_engine::Token;
 use fleet_job::event::JobState;
 use fleet_kafka::{
-    KafkaError,
+    KafkaError, admin,
     producer::{Outgoing, Producer},
+    settings::Settings,
 };
 use metrics::counter;
 
@@ -15,6 +16,9 @@ use crate::{
     metrics as names,
     report::{self, Letter, Settlement},
 };
+
+/// How long a broker may take to say who is in a group.
+const ASK_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How long a reply may take; after that the job is settled without it.
 const REPLY_TIMEOUT: Duration = Duration::from_secs(10);
@@ -114,6 +118,14 @@ pub(super) async fn pass_on(producer: &Producer, token: Token, letter: Letter, i
         },
         Err(error) => not_written(token, false, "delayed", &error),
     }
+}
+
+/// Whether a record of the delayed topic is left to the group that it names. A group with members runs its own jobs. One
+/// without was renamed, or is gone: nobody else would run them, and a repeat is better than a loss.
+pub(super) async fn belongs_to_others(settings: Settings, group: &str) -> Result<bool, KafkaError> {
+    let group = group.to_owned();
+    let asked = tokio::task::spawn_blocking(move || admin::has_members(&settings, &group, ASK_TIMEOUT));
+    asked.await.unwrap_or(Err(KafkaError::PollThread("asking for a group\'s members panicked")))
 }
 
 /// Writes a terminal event, whole or in short. Returns what was written.
