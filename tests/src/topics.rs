@@ -13,7 +13,7 @@ use rdkafka::{
     },
     client::DefaultClientContext,
     consumer::{BaseConsumer, CommitMode, Consumer as _},
-    error::KafkaError,
+    error::{KafkaError, RDKafkaErrorCode},
     message::{DeliveryResult, Header, Headers as _, OwnedHeaders},
     producer::{BaseProducer, BaseRecord, Producer as _, ProducerContext},
 };
@@ -163,10 +163,7 @@ pub fn produce(brokers: &str, topic: &str, records: Vec<Outgoing>) -> Vec<Record
             message = message.payload(value.as_slice());
         }
         while let Err((error, again)) = producer.send(message) {
-            assert!(
-                error.rdkafka_error_code() == Some(rdkafka::types::RDKafkaErrorCode::QueueFull),
-                "{error}"
-            );
+            assert!(error.rdkafka_error_code() == Some(RDKafkaErrorCode::QueueFull), "{error}");
             producer.poll(Duration::from_millis(100));
             message = again;
         }
@@ -194,7 +191,8 @@ pub fn read(brokers: &str, topic: &str) -> Vec<Record> {
     let mut assignment = TopicPartitionList::new();
     let mut ends = Vec::new();
     for partition in 0..partitions(brokers, topic) {
-        let (low, high) = consumer.fetch_watermarks(topic, partition, TIMEOUT).expect("watermarks");
+        let (low, high) =
+            wait::until_ok("watermarks", wait::LONG, || consumer.fetch_watermarks(topic, partition, TIMEOUT));
         if high > low {
             assignment.add_partition_offset(topic, partition, Offset::Offset(low)).expect("a partition");
             ends.push(partition);
@@ -208,6 +206,9 @@ pub fn read(brokers: &str, topic: &str) -> Vec<Record> {
         match consumer.poll(Duration::from_millis(200)) {
             Some(Ok(message)) => records.push(record(&message)),
             Some(Err(KafkaError::PartitionEOF(partition))) => ends.retain(|end| *end != partition),
+            // librdkafka connects again: a broker that a test has killed may not be back yet.
+            Some(Err(error))
+                if error.rdkafka_error_code() == Some(RDKafkaErrorCode::BrokerTransportFailure) => {}
             Some(Err(error)) => panic!("reading {topic}: {error}"),
             None => {}
         }
