@@ -2,7 +2,7 @@
 
 use std::{process::ExitCode, time::Duration};
 
-use fleet_job::event::JobEvent;
+use fleet_job::event::{JobEvent, RESULT_OMITTED};
 use fleet_kafka::reader::{From, Reader};
 use fleet_ops::shutdown;
 
@@ -73,7 +73,13 @@ pub(crate) async fn run(args: Args) -> Result<ExitCode, CliError> {
 /// An event on one line.
 pub(crate) fn describe(event: &JobEvent) -> String {
     let worker = event.worker.as_deref().unwrap_or("-");
-    let note = event.error.as_ref().map_or_else(String::new, |error| format!("  {}", error.message));
+    let note = match &event.error {
+        Some(error) => format!("  {}", error.message),
+        None if event.has_lost_its_result() => {
+            format!("  its result was too large to keep ({RESULT_OMITTED})")
+        }
+        None => String::new(),
+    };
     let (time, state, job) = (event.time, event.state.as_str(), &event.job_id);
     format!("{time}  {state:9}  {job}  attempt {}  {worker}{note}", event.attempts)
 }

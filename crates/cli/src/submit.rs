@@ -11,7 +11,7 @@ use std::{
 use fleet_job::{
     decode,
     envelope::{Envelope, ToolCall, Work},
-    event::{JobEvent, JobState},
+    event::{JobEvent, JobState, RESULT_OMITTED},
     time::Timestamp,
     topics::Topics,
 };
@@ -29,6 +29,8 @@ use crate::{connection::Connection, dlq::text::shortened, error::CliError, event
 const REACH: Duration = Duration::from_secs(5);
 /// What `submit --wait` and `jobs wait` end with when time is up.
 pub(crate) const TIMED_OUT: u8 = 3;
+/// What they end with when all jobs have succeeded, and the result of one was too large to be kept.
+pub(crate) const NO_RESULT: u8 = 4;
 const OPEN: Duration = Duration::from_secs(10);
 const POLL: Duration = Duration::from_millis(100);
 /// Records handed over to the producer and not acknowledged yet.
@@ -42,7 +44,10 @@ const NEWS: usize = 100;
 const EXAMPLES: &str = "Examples:
   mcp-fleet submit --server files --tool file_list --arguments '{\"path\":\".\"}' --wait
   mcp-fleet submit --server-init .mcp.json --wait
-  mcp-fleet submit jobs.jsonl --brokers kafka:9092 --wait --json";
+  mcp-fleet submit jobs.jsonl --brokers kafka:9092 --wait --json
+
+With --wait, exit code 0 means that all jobs have succeeded, 1 that one has not, 3 that time was up before all had ended,
+4 that all have succeeded and the result of at least one was too large to be kept (result-omitted).";
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
@@ -303,6 +308,7 @@ fn wait(
     let deadline = Instant::now() + timeout;
     let mut open: HashSet<Place> = places.iter().copied().collect();
     let mut states: HashMap<&str, usize> = HashMap::new();
+    let mut omitted = 0;
     let bar = progress(places.len(), WAITING);
     while !open.is_empty() && Instant::now() < deadline {
         let Some(record) = reader.next(POLL)? else { continue };
@@ -323,6 +329,7 @@ fn wait(
         }
         bar.set_message(WAITING);
         *states.entry(event.state.as_str()).or_default() += 1;
+        omitted += usize::from(event.has_lost_its_result());
         bar.inc(1);
         bar.suspend(|| match as_json {
             true => output::json(&event),
@@ -335,15 +342,23 @@ fn wait(
     let summary = json!({
         "submitted": places.len(), "succeeded": succeeded, "failed": count(JobState::Failed),
         "expired": count(JobState::Expired), "cancelled": count(JobState::Cancelled), "waiting": open.len(),
+        "resultOmitted": omitted,
     });
     if as_json {
         output::json(&summary);
     } else {
         output::line(&format!("{succeeded} of {} jobs succeeded", places.len()));
     }
+    if omitted > 0 {
+        output::problem(&format!("the results of {omitted} jobs were too large to keep ({RESULT_OMITTED})"));
+    }
     if !open.is_empty() {
         output::problem(&format!("{} jobs have not ended within {} s", open.len(), timeout.as_secs()));
         return Ok(ExitCode::from(TIMED_OUT));
     }
-    Ok(if succeeded == places.len() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    Ok(match succeeded == places.len() {
+        true if omitted > 0 => ExitCode::from(NO_RESULT),
+        true => ExitCode::SUCCESS,
+        false => ExitCode::FAILURE,
+    })
 }

@@ -14,6 +14,9 @@ use crate::{
 /// Room for most events, so that they are not moved while they are written.
 const USUAL_BYTES: usize = 1024;
 
+/// The code of a job that has succeeded and whose result was too large to be kept.
+pub const RESULT_OMITTED: &str = "result-omitted";
+
 /// The states of a job. The last four are terminal.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
@@ -108,6 +111,9 @@ pub struct JobEvent {
     /// What stands in for a result that is too large for a record.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub result_omitted: Option<ResultOmitted>,
+    /// Why the state is not all that it seems: `result-omitted` if the job has succeeded and its result exists nowhere.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub code: Option<String>,
     /// Why, in a `retrying`, `failed`, `cancelled` or `expired` event.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error: Option<JobError>,
@@ -148,6 +154,7 @@ impl JobEvent {
             progress: None,
             result: None,
             result_omitted: None,
+            code: None,
             error: None,
             next_attempt_at: None,
             timings: None,
@@ -175,6 +182,18 @@ impl JobEvent {
             metadata: envelope.metadata.clone(),
             ..Self::new(&*envelope.job_id, state, time)
         }
+    }
+
+    /// Leaves the result out, which has so many bytes where only `limit_bytes` are allowed.
+    pub fn omit_result(&mut self, omitted: ResultOmitted) {
+        self.result = None;
+        self.result_omitted = Some(omitted);
+        self.code = Some(RESULT_OMITTED.to_owned());
+    }
+
+    /// Whether the job has succeeded and nobody can read its result, also in an event from before there was a code for it.
+    pub fn has_lost_its_result(&self) -> bool {
+        self.state == JobState::Succeeded && self.result_omitted.is_some()
     }
 
     /// Whether the job has come to its end. A task's round that asks for input is a result, and no end: the answers come as

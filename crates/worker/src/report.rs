@@ -172,7 +172,7 @@ impl Reporter {
         event.timings = Some(Timings::new(subject.record.timestamp, subject.started_at, now));
         match subject.result.filter(|_| terminal == Terminal::Succeeded) {
             Some(Kept::Whole(result)) => event.result = Some(result.clone()),
-            Some(Kept::Omitted(omitted)) => event.result_omitted = Some(omitted.clone()),
+            Some(Kept::Omitted(omitted)) => event.omit_result(omitted.clone()),
             None => {}
         }
         event.error.clone_from(&error);
@@ -258,7 +258,7 @@ impl Reporter {
         }
         if let Some(result) = event.result.take() {
             let bytes = json_bytes(&result);
-            event.result_omitted = Some(ResultOmitted { bytes, limit_bytes: limit as u64 });
+            event.omit_result(ResultOmitted { bytes, limit_bytes: limit as u64 });
         }
         if let Some(error) = &mut event.error {
             error.data = None;
@@ -286,7 +286,7 @@ pub(crate) fn bare(event: &Outgoing, state: JobState, now: Timestamp) -> Outgoin
 
 fn shortened(mut event: JobEvent) -> JobEvent {
     if let Some(result) = event.result.take() {
-        event.result_omitted = Some(ResultOmitted { bytes: json_bytes(&result), limit_bytes: 0 });
+        event.omit_result(ResultOmitted { bytes: json_bytes(&result), limit_bytes: 0 });
     }
     if let Some(error) = &mut event.error {
         error.data = None;
@@ -393,6 +393,7 @@ mod tests {
         let subject = Subject { result: Some(&kept), ..subject(&record, &envelope) };
         let end = event(&reporter.settled(&subject, now, Terminal::Succeeded, 1).unwrap());
         assert_eq!((end.calls, end.result), (Some(10_000), None));
+        assert_eq!(end.code.as_deref(), Some("result-omitted"));
         assert!(end.result_omitted.is_some_and(|omitted| omitted.bytes > LIMIT as u64));
 
         let failure = Failure::permanent(JobError::new(ErrorKind::Tool, "no").with_data(result));

@@ -142,6 +142,7 @@ fn rows(job: &JobView) -> Vec<(&'static str, Option<String>)> {
     let metadata = (!event.metadata.is_empty()).then(|| serde_json::Value::from(event.metadata.clone()));
     vec![
         ("state", Some(event.state.as_str().to_owned())),
+        ("code", event.code.clone()),
         ("since", some_time(Some(event.time))),
         ("cancel asked", some_time(job.cancel_requested_at)),
         ("type", event.job_type.clone()),

@@ -20,7 +20,11 @@ use super::{
     follow::{News, follow},
     render,
 };
-use crate::{error::CliError, output, submit::TIMED_OUT};
+use crate::{
+    error::CliError,
+    output,
+    submit::{NO_RESULT, TIMED_OUT},
+};
 
 /// How many jobs are followed at once, each over a connection of its own.
 const AT_ONCE: usize = 32;
@@ -32,7 +36,8 @@ const EXAMPLES: &str = "Examples:
   mcp-fleet jobs wait job-1 job-2 job-3 --timeout 3600 --json
   mcp-fleet jobs wait job-123 --timeout 0 && echo 'it has succeeded'
 
-Exit code 0 means that all have succeeded, 1 that one has not or does not exist, 3 that time was up before all had ended.
+Exit code 0 means that all have succeeded, 1 that one has not or does not exist, 3 that time was up before all had ended,
+4 that all have succeeded and the result of at least one was too large to be kept (result-omitted).
 A server that is not there, or is being started again, is waited for too.";
 
 #[derive(Debug, clap::Args)]
@@ -171,6 +176,11 @@ fn count(ends: &[End], state: JobState) -> usize {
     ends.iter().filter(|end| matches!(end, End::Ended(job) if job.event.state == state)).count()
 }
 
+/// How many have succeeded without a result that somebody could read.
+fn count_omitted(ends: &[End]) -> usize {
+    ends.iter().filter(|end| matches!(end, End::Ended(job) if job.event.has_lost_its_result())).count()
+}
+
 fn summary(ends: &[End]) -> Value {
     json!({
         "jobs": ends.len(),
@@ -178,6 +188,7 @@ fn summary(ends: &[End]) -> Value {
         "failed": count(ends, JobState::Failed),
         "expired": count(ends, JobState::Expired),
         "cancelled": count(ends, JobState::Cancelled),
+        "resultOmitted": count_omitted(ends),
         "waiting": ends.iter().filter(|end| matches!(end, End::Open)).count(),
         "unknown": ends.iter().filter(|end| matches!(end, End::Unknown(_))).count(),
     })
@@ -187,8 +198,9 @@ fn summary(ends: &[End]) -> Value {
 pub(super) fn code(ends: &[End]) -> u8 {
     match () {
         () if ends.iter().any(|end| matches!(end, End::Open)) => TIMED_OUT,
-        () if count(ends, JobState::Succeeded) == ends.len() => 0,
-        () => 1,
+        () if count(ends, JobState::Succeeded) < ends.len() => 1,
+        () if count_omitted(ends) > 0 => NO_RESULT,
+        () => 0,
     }
 }
 
@@ -204,11 +216,16 @@ mod tests {
         check(vec![ended(JobState::Succeeded), ended(JobState::Succeeded)], 0);
         check(vec![ended(JobState::Succeeded), ended(JobState::Cancelled)], 1);
         check(vec![ended(JobState::Succeeded), unknown()], 1);
+        let mut omitted = job("j", JobState::Succeeded, 0);
+        omitted.event.omit_result(fleet_job::event::ResultOmitted { bytes: 9, limit_bytes: 5 });
+        let omitted = || End::Ended(Box::new(omitted.clone()));
+        check(vec![ended(JobState::Succeeded), omitted()], 4);
+        check(vec![ended(JobState::Failed), omitted()], 1);
         check(vec![ended(JobState::Failed), unknown(), End::Open], 3);
         let summary = summary(&[ended(JobState::Failed), unknown(), End::Open]);
         assert_eq!(
             summary,
-            json!({"jobs": 3, "succeeded": 0, "failed": 1, "expired": 0, "cancelled": 0, "waiting": 1, "unknown": 1})
+            json!({"jobs": 3, "succeeded": 0, "failed": 1, "expired": 0, "cancelled": 0, "resultOmitted": 0, "waiting": 1, "unknown": 1})
         );
     }
 }

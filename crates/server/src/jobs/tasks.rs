@@ -9,7 +9,7 @@ use std::{sync::Arc, time::Duration};
 use fleet_job::{
     decode,
     envelope::{Envelope, MAX_TIMEOUT_MS, TaskRound, ToolCall, Work},
-    event::{JobEvent, JobState},
+    event::{JobEvent, JobState, RESULT_OMITTED},
     outcome::ErrorKind,
     time::Timestamp,
     trace::TraceContext,
@@ -323,7 +323,7 @@ fn error(event: &JobEvent) -> Map<String, Value> {
         }
         (None, Some(omitted)) => {
             let message = format!("the result of {} bytes is too large to be kept", omitted.bytes);
-            (-32603, message, json!({"limitBytes": omitted.limit_bytes}))
+            (-32603, message, json!({"code": RESULT_OMITTED, "limitBytes": omitted.limit_bytes}))
         }
         (None, None) => (-32603, "the task has no result".to_owned(), Value::Null),
     };

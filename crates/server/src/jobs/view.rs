@@ -1,6 +1,10 @@
 //! A job as people and programs are shown it.
 
-use fleet_job::{control::Control, event::JobEvent, time::Timestamp};
+use fleet_job::{
+    control::Control,
+    event::{JobEvent, RESULT_OMITTED},
+    time::Timestamp,
+};
 use fleet_ledger::Known;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -24,7 +28,11 @@ impl JobView {
     pub(crate) fn new(known: Known, cancel: Option<&Control>) -> Self {
         let cancel = cancel.filter(|_| !known.event.is_over());
         // Whose it is, its owner knows.
-        let event = JobEvent { owner: None, ..known.event };
+        let mut event = JobEvent { owner: None, ..known.event };
+        if event.has_lost_its_result() {
+            // Workers of before had no code for it.
+            event.code = Some(RESULT_OMITTED.to_owned());
+        }
         Self { event, cancel_requested_at: cancel.map(|control| control.time) }
     }
 
@@ -61,6 +69,12 @@ impl JobView {
             if let Some(message) = &progress.message {
                 text.push_str(&format!(" ({message})"));
             }
+        }
+        if let Some(omitted) = event.result_omitted.as_ref().filter(|_| event.has_lost_its_result()) {
+            let bytes = omitted.bytes;
+            text.push_str(&format!(
+                ", but its result of {bytes} bytes was too large to keep ({RESULT_OMITTED})"
+            ));
         }
         if let Some(error) = &event.error {
             text.push_str(&format!(": {}", error.message));
