@@ -13,6 +13,7 @@ mod group;
 mod groups;
 mod offsets;
 mod producers;
+mod quiet;
 mod router;
 mod storage;
 
@@ -35,7 +36,8 @@ use tokio::{
 };
 use tracing::{Dispatch, subscriber::NoSubscriber};
 
-use router::{LastFetch, Reply, Router};
+use quiet::LastFetch;
+use router::{Reply, Router};
 use storage::Storage;
 
 /// How long a broker may take from [`Broker::start`] to its first answer. Opening the file is the slow part.
@@ -280,7 +282,7 @@ async fn read_frame(stream: &mut TcpStream, limit: usize) -> io::Result<bytes::B
 }
 
 /// Asks what every client asks first: which versions, and which brokers.
-async fn first_answers(address: SocketAddr) -> io::Result<()> {
+pub(crate) async fn first_answers(address: SocketAddr) -> io::Result<()> {
     let mut stream = TcpStream::connect(address).await?;
     // The oldest versions have the fewest fields to get wrong.
     let asked: [(i16, i16, Body); 2] = [

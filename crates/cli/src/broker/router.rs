@@ -29,6 +29,7 @@ use super::{
     groups::Groups,
     offsets::Offsets,
     producers::{self, Producers},
+    quiet::{Asked, LONGEST_QUIET, LastFetch, Writes, Written},
     storage::Storage,
 };
 
@@ -59,8 +60,6 @@ const SERVED: &[i16] = &[
     GetTelemetrySubscriptionsRequest::KEY,
     DescribeTopicPartitionsRequest::KEY,
 ];
-/// Fetches that found nothing look again this often, even if nobody said that something was produced.
-const LONGEST_WAIT: Duration = Duration::from_secs(30);
 
 /// What to do with the connection a request came from.
 pub(super) enum Reply {
@@ -85,8 +84,8 @@ struct Shared {
     producers: Producers,
     /// Whoever deletes topics holds this alone: the engine does not survive a batch for a topic that is gone.
     topics: RwLock<()>,
-    /// Counts what could change the answer to a fetch.
-    appended: watch::Sender<u64>,
+    /// What could change the answer to a fetch.
+    writes: watch::Sender<Writes>,
     /// Where the host of the broker logs; the broker's own threads log nowhere.
     log: Dispatch,
 }
@@ -114,7 +113,7 @@ impl Router {
                 offsets,
                 producers,
                 topics: RwLock::new(()),
-                appended: watch::Sender::new(0),
+                writes: watch::Sender::new(Writes::default()),
                 log,
             }),
         })
@@ -185,7 +184,6 @@ impl Router {
             Body::ProduceRequest(produce) => {
                 let silent = produce.acks == 0;
                 let body = shared.produce(request.header, produce).await?;
-                shared.note_change();
                 if silent {
                     return Ok(Reply::Nothing);
                 }
@@ -198,12 +196,12 @@ impl Router {
             Body::DeleteTopicsRequest(delete) => {
                 let _alone = shared.topics.write().await;
                 let body = shared.ask(request.header, delete.into()).await?;
-                shared.note_change();
+                shared.writes.send_modify(Writes::note_everywhere);
                 body
             }
             Body::CreateTopicsRequest(create) => {
                 let body = shared.ask(request.header, create.into()).await?;
-                shared.note_change();
+                shared.writes.send_modify(Writes::note_everywhere);
                 body
             }
             body => shared.ask(request.header, body).await?,
@@ -226,17 +224,16 @@ impl Shared {
         mut produce: ProduceRequest,
     ) -> Result<Body, tansu_broker::Error> {
         let _topics = self.topics.read().await;
+        let written = Written::of(&produce);
         let refused = self.producers.admit(&mut produce).await;
-        let mut body = self.ask(header, produce.into()).await?;
+        let asked = self.ask(header, produce.into()).await;
+        // Of a request that failed nobody knows what was written.
+        self.writes.send_modify(|writes| writes.note(&written));
+        let mut body = asked?;
         if let Body::ProduceResponse(response) = &mut body {
             producers::complete(response, refused);
         }
         Ok(body)
-    }
-
-    /// The answers to fetches may be different from now on.
-    fn note_change(&self) {
-        self.appended.send_modify(|count| *count += 1);
     }
 
     async fn fetch(
@@ -246,46 +243,43 @@ impl Shared {
         last: &mut LastFetch,
     ) -> Result<Body, tansu_broker::Error> {
         let wait = Duration::from_millis(u64::try_from(fetch.max_wait_ms).unwrap_or_default());
-        let deadline = Instant::now() + wait.min(LONGEST_WAIT);
+        let deadline = Instant::now() + wait.min(LONGEST_QUIET);
         let wanted = fetch.min_bytes > 0;
         let look = fetch.max_wait_ms(0);
-        let mut appended = self.appended.subscribe();
+        let mut writes = self.writes.subscribe();
         loop {
-            let changes = *appended.borrow_and_update();
-            let found = match last.found_nothing(&look, changes) {
-                Some(nothing) => nothing,
-                None => self.ask(header.clone(), look.clone().into()).await?,
-            };
-            if has_news(&found) {
+            let found = self.look(&header, &look, last, &mut writes).await?;
+            if has_news(&found) || !wanted || Instant::now() >= deadline {
                 return Ok(found);
             }
-            last.keep(&look, changes, &found);
-            if !wanted || Instant::now() >= deadline {
-                return Ok(found);
-            }
-            if !matches!(timeout_at(deadline, appended.changed()).await, Ok(Ok(()))) {
+            if !matches!(timeout_at(deadline, writes.changed()).await, Ok(Ok(()))) {
                 return Ok(found);
             }
         }
     }
-}
 
-/// The last fetch of a connection that has found nothing. An idle client asks the same again and again, and each look costs
-/// several queries of the storage for every partition.
-#[derive(Debug, Default)]
-pub(super) struct LastFetch(Option<(FetchRequest, u64, Body)>);
+    /// What a fetch finds now.
+    async fn look(
+        &self,
+        header: &Header,
+        look: &FetchRequest,
+        last: &mut LastFetch,
+        writes: &mut watch::Receiver<Writes>,
+    ) -> Result<Body, tansu_broker::Error> {
+        let (asked, now) = (Asked::of(look), Instant::now().into_std());
+        let before = {
+            let writes = writes.borrow_and_update();
+            if let Some(nothing) = last.found_nothing(&asked, &writes, now) {
+                return Ok(nothing);
+            }
+            writes.count()
+        };
 
-impl LastFetch {
-    /// What the same fetch has found, if nothing was written since.
-    fn found_nothing(&self, look: &FetchRequest, changes: u64) -> Option<Body> {
-        let (asked, before, nothing) = self.0.as_ref()?;
-        (*before == changes && asked == look).then(|| nothing.clone())
-    }
-
-    fn keep(&mut self, look: &FetchRequest, changes: u64, nothing: &Body) {
-        if self.found_nothing(look, changes).is_none() {
-            self.0 = Some((look.clone(), changes, nothing.clone()));
+        let found = self.ask(header.clone(), look.clone().into()).await?;
+        if !has_news(&found) {
+            last.keep(asked, before, now, found.clone());
         }
+        Ok(found)
     }
 }
 
