@@ -53,7 +53,7 @@ impl Duty {
 
     fn probe(self) -> Probe {
         match self {
-            Self::Broker => Probe::Connect,
+            Self::Broker => Probe::Kafka,
             Self::Server | Self::Worker(_) => Probe::Http,
         }
     }

@@ -4,10 +4,13 @@
 use std::{net::SocketAddr, path::Path, time::Duration};
 
 use nix::sys::signal::Signal;
-use tokio::{net::TcpStream, sync::mpsc, time::timeout};
+use tokio::{sync::mpsc, time::timeout};
 
 use super::supervisor::Role;
-use crate::supervise::{self, Process};
+use crate::{
+    broker,
+    supervise::{self, Process},
+};
 
 /// How often a process is asked whether it lives, and how long it may take to answer.
 const PROBE: Duration = Duration::from_secs(10);
@@ -30,8 +33,8 @@ pub(super) enum News {
 pub(super) enum Probe {
     /// By its `/health`.
     Http,
-    /// By a connection, which the system takes for it: such a process is never found silent.
-    Connect,
+    /// By the first requests of a Kafka client.
+    Kafka,
 }
 
 /// The way to a process.
@@ -80,10 +83,10 @@ pub(super) fn own(
 /// Tells where a process listens and then, again and again, whether it lives. Never ends.
 async fn observe(role: Role, ready_file: &Path, probe: Probe, news: &mpsc::UnboundedSender<(Role, News)>) {
     let address = loop {
-        if let Some(address) = supervise::read_address(ready_file).await {
-            break address;
-        }
-        tokio::time::sleep(LOOK).await;
+        match timeout(PROBE, address(ready_file)).await {
+            Ok(address) => break address,
+            Err(_) => news.send((role, News::Probed(false))).ok(),
+        };
     };
     news.send((role, News::Listens(address))).ok();
 
@@ -94,9 +97,19 @@ async fn observe(role: Role, ready_file: &Path, probe: Probe, news: &mpsc::Unbou
     }
 }
 
+/// Where a process listens, once it does.
+async fn address(ready_file: &Path) -> SocketAddr {
+    loop {
+        if let Some(address) = supervise::read_address(ready_file).await {
+            return address;
+        }
+        tokio::time::sleep(LOOK).await;
+    }
+}
+
 async fn answers(address: SocketAddr, probe: Probe) -> bool {
     match probe {
-        Probe::Connect => TcpStream::connect(address).await.is_ok(),
+        Probe::Kafka => broker::first_answers(address).await.is_ok(),
         Probe::Http => {
             let Ok(client) = reqwest::Client::builder().no_proxy().build() else { return false };
             let answer = client.get(format!("http://{address}/health")).send().await;
