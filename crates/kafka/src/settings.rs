@@ -196,8 +196,8 @@ impl Settings {
                 ("fetch.max.bytes", "5242880"),
                 ("max.partition.fetch.bytes", "262144"),
                 // How long the broker keeps a request for which there is nothing. A partition that is resumed waits for the
-                // answer, since there is one request at a time.
-                ("fetch.wait.max.ms", "100"),
+                // answer, since there is one request at a time; but each answer wakes an idle worker.
+                ("fetch.wait.max.ms", "250"),
                 // How long a partition is not fetched whose records wait already: a second, if nothing is said, in which
                 // a quick worker runs dry.
                 ("fetch.queue.backoff.ms", "20"),

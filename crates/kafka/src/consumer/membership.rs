@@ -9,6 +9,8 @@ use std::{
 use fleet_engine::{Contact, FinalCommit, Partition, Patience, Progress, Sample, log::LogName};
 use rdkafka::{Statistics, error::RDKafkaErrorCode};
 
+/// The poll thread turns at least this often.
+const LONGEST_PARK: Duration = Duration::from_secs(1);
 /// How often to look again whether contact is back.
 const LOOK_AGAIN: Duration = Duration::from_millis(100);
 /// A member proves its membership in good time before a gap if it looks so many times within one.
@@ -132,6 +134,11 @@ impl Membership {
     }
 
     // --- Contact ----------------------------------------------------------------------------------------------------
+
+    /// How long the poll thread may wait when nothing wakes it. A silent thread counts as a gap in contact.
+    pub(super) fn longest_park(&self) -> Duration {
+        LONGEST_PARK.min(self.gap / 2)
+    }
 
     /// The poll thread turns.
     pub(super) fn turned(&self) {

@@ -24,8 +24,6 @@ use super::{
 };
 use crate::{convert, error::KafkaError};
 
-/// How often the thread turns when nothing wakes it. A silent thread counts as a gap in contact.
-const IDLE: Duration = Duration::from_millis(250);
 /// How long a poll waits while the group is being left.
 const POLL: Duration = Duration::from_millis(20);
 const QUEUED_PAUSE: Duration = Duration::from_millis(2);
@@ -50,6 +48,7 @@ impl PollThread {
     pub(super) fn run(self) {
         let context = self.consumer.context().clone();
         context.wakeup.wakes_this_thread();
+        let idle = context.membership.longest_park();
         loop {
             context.membership.turned();
             let anew = context.begin_what_was_remade(&self.consumer);
@@ -73,7 +72,7 @@ impl PollThread {
                 }
             }
             if is_drained {
-                thread::park_timeout(IDLE);
+                thread::park_timeout(idle);
             }
         }
     }
