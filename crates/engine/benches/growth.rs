@@ -226,6 +226,8 @@ impl World {
                 limits: [None; 2],
                 returned: false,
                 keeps_progress: false,
+                hosted: None,
+                held_since: None,
             };
             black_box(self.engine.token(partition, offset));
             let admission = Admission::Job(spec);

@@ -125,6 +125,8 @@ fn run(arrivals: &[Arrival], ordering: Ordering, has_slow: bool) -> Run {
                     limits: [None; 2],
                     returned: false,
                     keeps_progress: false,
+                    hosted: None,
+                    held_since: None,
                 };
                 engine.handle(
                     time(next),

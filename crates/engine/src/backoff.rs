@@ -48,7 +48,7 @@ impl Random {
         z ^ (z >> 31)
     }
 
-    fn up_to(&mut self, limit: Duration) -> Duration {
+    pub(crate) fn up_to(&mut self, limit: Duration) -> Duration {
         let ms = u64::try_from(limit.as_millis()).unwrap_or(u64::MAX - 1);
         Duration::from_millis(self.next() % (ms + 1))
     }

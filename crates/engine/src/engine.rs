@@ -2,6 +2,7 @@
 
 mod backpressure;
 mod commits;
+mod holding;
 mod jobs;
 
 use std::collections::{BTreeSet, VecDeque};
@@ -12,11 +13,12 @@ use crate::{
     backoff::Random,
     breaker::{Breaker, BreakerState},
     hash::FastMap,
-    keys::{self, Keys},
+    holds::Holds,
+    keys::Keys,
     partition::{PartitionState, Phase},
     ready::Ready,
     schedule::Timers,
-    types::{Command, Config, FinalCommit, Input, Partition, Token, faulty},
+    types::{Command, Config, FinalCommit, Input, Need, Partition, Token, faulty},
 };
 
 /// Delivery for one worker. See the crate's documentation for how it is driven.
@@ -30,6 +32,7 @@ pub struct Engine {
     /// Partitions that have something to commit, by the time it is due.
     commits: BTreeSet<(Timestamp, Partition)>,
     breaker: Breaker,
+    holds: Holds,
     random: Random,
     out: VecDeque<Command>,
     in_flight: usize,
@@ -57,8 +60,21 @@ pub struct Status {
     pub buffered_bytes: usize,
     /// Whether the server is there.
     pub breaker: BreakerState,
+    /// What is away while the server answers.
+    pub holds: Vec<HoldStatus>,
     /// Assigned partitions, in order.
     pub partitions: Vec<PartitionStatus>,
+}
+
+/// What the engine knows of something that is away while the server answers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct HoldStatus {
+    /// What.
+    pub need: Need,
+    /// Since when.
+    pub since: Timestamp,
+    /// Jobs that wait for it and for nothing else.
+    pub waiting: usize,
 }
 
 /// What the engine knows of a partition.
@@ -72,6 +88,8 @@ pub struct PartitionStatus {
     pub frontier: Option<i64>,
     /// Jobs that are not settled.
     pub open: usize,
+    /// Those of them that wait for something that is away, without what waits behind them.
+    pub held: usize,
     /// Whether fetching is paused.
     pub paused: bool,
 }
@@ -86,6 +104,7 @@ impl Engine {
             timers: Timers::default(),
             commits: BTreeSet::new(),
             breaker: Breaker::new(config.probe),
+            holds: Holds::new(config.probe),
             random: Random::new(config.seed),
             out: VecDeque::new(),
             in_flight: 0,
@@ -107,7 +126,7 @@ impl Engine {
     /// When [`Input::Tick`] is due, if nothing else happens before.
     pub fn next_wakeup(&self) -> Option<Timestamp> {
         let commit = self.commits.first().map(|(at, _)| *at);
-        [self.timers.next(), self.breaker.next(), commit].into_iter().flatten().min()
+        [self.timers.next(), self.breaker.next(), self.holds.next(), commit].into_iter().flatten().min()
     }
 
     /// The token of the record at `offset`, by which the engine will speak of it; `None` when the partition is not ours.
@@ -150,7 +169,7 @@ impl Engine {
             }
             Input::Finished(token, attempt) => self.finished(now, token, attempt),
             Input::Written(token) => self.written(now, token),
-            Input::NotDeferred(token) => self.not_deferred(token),
+            Input::NotDeferred(token) => self.not_deferred(now, token),
             Input::WriteFailed(token) => self.write_failed(now, token),
             Input::Committed { partition, generation, ok } => self.committed(now, partition, generation, ok),
             Input::Cancel(token) => self.cancel(token),
@@ -183,6 +202,7 @@ impl Engine {
                 committed: state.committed,
                 frontier: state.frontier(),
                 open: state.open.len(),
+                held: state.open.slots().filter(|slot| matches!(slot.phase, Phase::Held(_))).count(),
                 paused: state.paused,
             })
             .collect();
@@ -194,6 +214,11 @@ impl Engine {
             parked: open.filter(|slot| slot.spec.is_some() && slot.is_parked()).count(),
             buffered_bytes: self.buffered_bytes,
             breaker: self.breaker.state(),
+            holds: self
+                .holds
+                .all()
+                .map(|(need, since, waiting)| HoldStatus { need, since, waiting })
+                .collect(),
             partitions,
         }
     }
@@ -219,6 +244,7 @@ impl Engine {
         let left = &self.partitions;
         self.ready.retain(|token| left.contains_key(&token.partition));
         self.timers.retain(|token| left.contains_key(&token.partition));
+        self.holds.retain(|token| left.contains_key(&token.partition));
         self.update_pauses();
     }
 
@@ -248,11 +274,7 @@ impl Engine {
         if let Some(due) = state.commit_due {
             self.commits.remove(&(due, partition));
         }
-        for spec in state.open.slots().filter_map(|slot| slot.spec) {
-            if let Some(lane) = keys::lane(self.config.ordering, partition, &spec) {
-                self.keys.forget(lane);
-            }
-        }
+        state.open.slots().filter_map(|slot| slot.lane).for_each(|lane| self.keys.forget(lane));
     }
 
     // --- Time -------------------------------------------------------------------------------------------------------
@@ -264,8 +286,13 @@ impl Engine {
         if self.breaker.tick(now) && !faulty!(self.config, NeverProbes) {
             self.out.push_back(Command::Probe);
         }
+        self.send_scouts(now);
         if !self.ready.is_empty() {
             self.start_ready(now);
+            // A scout can turn out to be kept by something else; then it is another one's turn.
+            while self.send_scouts(now) {
+                self.start_ready(now);
+            }
             self.drop_stale();
         }
         while let Some((_, partition)) = self.commits.first().copied().filter(|(at, _)| *at <= now) {

@@ -4,11 +4,11 @@ use std::collections::{BTreeSet, hash_map::Entry};
 
 use crate::{
     hash::{FastMap, Seed},
-    types::{JobSpec, Ordering, Partition},
+    types::{Ordering, Partition},
 };
 
 /// What jobs are ordered by: a key within its partition. Kafka keeps a key in one partition, so that is the whole order.
-type Lane = (Partition, u64);
+pub(crate) type Lane = (Partition, u64);
 
 /// The queues behind busy keys. A key without jobs takes no memory.
 #[derive(Debug)]
@@ -24,10 +24,10 @@ struct Queue {
     behind: BTreeSet<i64>,
 }
 
-/// The lane of a job under `ordering`; `None` when nothing orders it.
-pub(crate) fn lane(ordering: Ordering, partition: Partition, spec: &JobSpec) -> Option<Lane> {
+/// The lane of a record with this key under `ordering`; `None` when nothing orders it.
+pub(crate) fn lane(ordering: Ordering, partition: Partition, key: Option<u64>) -> Option<Lane> {
     match ordering {
-        Ordering::Key => spec.key.map(|key| (partition, key)),
+        Ordering::Key => key.map(|key| (partition, key)),
         Ordering::Partition => Some((partition, 0)),
         Ordering::Unordered => None,
     }
@@ -61,7 +61,7 @@ impl Keys {
     pub(crate) fn leave(&mut self, lane: Lane, offset: i64) -> Option<i64> {
         let Entry::Occupied(mut entry) = self.lanes.entry(lane) else { return None };
         let queue = entry.get_mut();
-        // Jobs that expire, are cancelled or deferred while they wait leave from the middle.
+        // Jobs that are cancelled or deferred while they wait leave from the middle.
         if queue.head != offset {
             queue.behind.remove(&offset);
             return None;

@@ -12,6 +12,7 @@ mod breaker;
 mod contact;
 mod engine;
 mod hash;
+mod holds;
 mod keys;
 pub mod log;
 mod open;
@@ -26,9 +27,9 @@ mod types;
 pub use backoff::Backoff;
 pub use breaker::BreakerState;
 pub use contact::{Contact, Patience, Sample};
-pub use engine::{Engine, PartitionStatus, Status};
+pub use engine::{Engine, HoldStatus, PartitionStatus, Status};
 pub use progress::{MAX_ENCODED_BYTES, Progress, ProgressError};
 pub use types::{
-    Admission, Attempt, Command, Config, FinalCommit, Input, JobSpec, Limit, Limits, Ordering, Partition,
-    Terminal, Token,
+    Admission, Attempt, Command, Config, FinalCommit, Input, JobSpec, Limit, Limits, Need, Ordering,
+    Partition, Terminal, Token,
 };

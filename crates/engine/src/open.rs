@@ -99,6 +99,11 @@ impl Open {
         self.slots.values()
     }
 
+    /// All jobs with their offsets, in no order.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (i64, &Slot)> {
+        self.slots.iter().map(|(offset, slot)| (*offset, slot))
+    }
+
     /// All offsets, ascending.
     pub(crate) fn offsets(&self) -> impl Iterator<Item = i64> {
         self.runs.iter().flat_map(|(first, end)| *first..*end)

@@ -6,10 +6,11 @@ use std::collections::BTreeSet;
 use fleet_job::time::Timestamp;
 
 use crate::{
+    keys::Lane,
     log::LogName,
     open::{LARGE_ATTEMPTS, Open},
     progress::{DENSE_WINDOW, MAX_ESCAPES, MAX_RAW_BYTES, Progress},
-    types::{FinalCommit, JobSpec, Partition, Terminal},
+    types::{FinalCommit, JobSpec, Need, Partition, Terminal},
 };
 
 /// What a delivered record is to its partition.
@@ -36,6 +37,8 @@ pub(crate) enum Phase {
     AwaitsCommit,
     /// May start as soon as there is room.
     Ready,
+    /// Waits for something that is away.
+    Held(Need),
     /// An attempt is under way.
     Running,
     /// Its terminal record is being written.
@@ -49,8 +52,16 @@ pub(crate) enum Phase {
 pub(crate) struct Slot {
     /// What is to be run; `None` for what never is.
     pub(crate) spec: Option<JobSpec>,
-    /// The end that it comes to without being run.
+    /// Its place among those of its key, where something orders it.
+    pub(crate) lane: Option<Lane>,
+    /// The end that it comes to without being run, when its key's turn comes.
     pub(crate) early: Option<Terminal>,
+    /// It went as a scout: what becomes of it says whether what it needs is back.
+    pub(crate) scouts: bool,
+    /// Since when it has waited for something that is away.
+    pub(crate) held_since: Option<Timestamp>,
+    /// The delayed topic does not take it.
+    pub(crate) stays: bool,
     /// It runs, and is not wanted any more.
     pub(crate) cancelled: bool,
     pub(crate) bytes: usize,
@@ -72,7 +83,11 @@ impl Slot {
     pub(crate) fn new(bytes: usize, attempts: u32) -> Self {
         Self {
             spec: None,
+            lane: None,
             early: None,
+            scouts: false,
+            held_since: None,
+            stays: false,
             cancelled: false,
             bytes,
             phase: Phase::Queued,

@@ -15,6 +15,8 @@ pub(crate) enum Alarm {
     Rewrite,
     /// Its deadline has passed.
     Deadline,
+    /// It has waited in memory for something that is away for as long as it may.
+    Relay,
 }
 
 /// Times and what is due at them.

@@ -38,6 +38,7 @@ impl Schedule {
         let schedule = AssertUnwindSafe(|| {
             let mut world = World::new(self.world, fault);
             self.moves.iter().for_each(|seed| world.step(*seed));
+            world.sit_out();
             world.settle_down();
             world.check_end();
         });

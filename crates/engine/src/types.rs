@@ -49,6 +49,15 @@ pub struct Limit {
 /// The limits that a job is under.
 pub type Limits = [Option<Limit>; 2];
 
+/// What a job needs beside a free slot, and what can be away while our server answers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Need {
+    /// Room at our server itself, which every job needs.
+    Room,
+    /// A server that ours hosts. The shell tells them apart by number.
+    Hosted(u64),
+}
+
 /// What the engine has to know of a job.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct JobSpec {
@@ -71,6 +80,17 @@ pub struct JobSpec {
     pub returned: bool,
     /// Its attempts leave something behind that only this worker has, so it is not deferred between them.
     pub keeps_progress: bool,
+    /// The hosted server whose tool it calls, where that is known before it is called.
+    pub hosted: Option<u64>,
+    /// Since when it has waited for something that is away, if it has come back from the delayed topic because of that.
+    pub held_since: Option<Timestamp>,
+}
+
+impl JobSpec {
+    /// What has to be there for the job to start.
+    pub(crate) fn needs(&self) -> [Option<Need>; 2] {
+        [Some(Need::Room), self.hosted.map(Need::Hosted)]
+    }
 }
 
 /// What a record turned out to be.
@@ -80,8 +100,11 @@ pub enum Admission {
     Job(JobSpec),
     /// A job that is known not to be wanted any more: it ends as cancelled without being started.
     Cancelled(JobSpec),
-    /// Not a job: to be reported and dead-lettered without an attempt.
-    Reject,
+    /// Not a job: to be reported and dead-lettered without an attempt, in the turn of its key.
+    Reject {
+        /// A hash of the ordering key, as in [`JobSpec::key`].
+        key: Option<u64>,
+    },
     /// A job in the delayed topic: to be passed on at this time, and not to be run.
     Relay(Timestamp),
     /// A record that is known to be settled and of which nothing more is to be said: it is passed over.
@@ -98,6 +121,8 @@ pub enum Attempt {
     Succeeded,
     /// With a failure of this class, and perhaps the server's wish for the delay before the next attempt.
     Failed(FailureClass, Option<Duration>),
+    /// It was turned away, because this is away. No attempt is spent. With the server's wish for the delay.
+    Held(Need, Option<Duration>),
 }
 
 /// How a job ends.
@@ -323,12 +348,28 @@ pub(crate) enum Fault {
     OldFrontierKept,
     /// Records of a new log are taken for those that were settled at their offsets in the old one (I3).
     SettledInAnyLog,
+    /// A hosted server that is away spends attempts (I7).
+    HoldSpendsAttempts,
+    /// A hosted server that is away holds up the jobs of all others (I7).
+    HoldBlocksOthers,
+    /// A job that waits for a hosted server gives up its place in its key (I5).
+    HoldForgetsOrder,
+    /// Nobody asks whether a hosted server is back (I3).
+    NeverScouts,
+    /// All that wait for a hosted server ask it, and before the time that it gave.
+    HoldIgnored,
+    /// A job with a key goes to the delayed topic because of an outage, and loses its place (I5).
+    HoldDefersKeys,
+    /// The deadline of a job that waits for a hosted server is not looked at.
+    HoldIgnoresDeadline,
+    /// What comes to its end without being run does so before earlier jobs of its key have ended (I5).
+    EndsOutOfTurn,
 }
 
 #[cfg(test)]
 impl Fault {
     /// All of them.
-    pub(crate) const ALL: [Self; 26] = [
+    pub(crate) const ALL: [Self; 34] = [
         Self::CommitPastGap,
         Self::SettleBeforeWritten,
         Self::WriteFailureIgnored,
@@ -355,6 +396,14 @@ impl Fault {
         Self::LogIgnored,
         Self::OldFrontierKept,
         Self::SettledInAnyLog,
+        Self::HoldSpendsAttempts,
+        Self::HoldBlocksOthers,
+        Self::HoldForgetsOrder,
+        Self::NeverScouts,
+        Self::HoldIgnored,
+        Self::HoldDefersKeys,
+        Self::HoldIgnoresDeadline,
+        Self::EndsOutOfTurn,
     ];
 }
 

@@ -24,6 +24,8 @@ const SPEC: JobSpec = JobSpec {
     limits: [None; 2],
     returned: false,
     keeps_progress: false,
+    hosted: None,
+    held_since: None,
 };
 const NONE: [i64; 0] = [];
 const UNAVAILABLE: Attempt = Attempt::Failed(FailureClass::Unavailable, None);

@@ -6,6 +6,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    event::Waiting,
     outcome::JobError,
     record::{Header, Position, RawRecord},
     time::Timestamp,
@@ -45,6 +46,9 @@ pub struct Delayed {
     /// The first attempt's error.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub first_error: Option<JobError>,
+    /// What it waits for, where that is no time but something that is unavailable.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub waiting: Option<Waiting>,
 }
 
 impl Delayed {
@@ -98,6 +102,11 @@ mod tests {
             look_at: Timestamp::from_millis(8_000).unwrap(),
             attempts: 2,
             first_error: Some(JobError::new(ErrorKind::Tool, "ä".repeat(2_000))),
+            waiting: Some(Waiting {
+                reason: "server-unavailable".to_owned(),
+                server: Some("db".to_owned()),
+                since: Timestamp::from_millis(4).unwrap(),
+            }),
         };
         let own = ("trace".to_owned(), Some(b"1".to_vec()));
         let mut record = record(vec![delayed.header(), own.clone(), delayed.header()]);

@@ -120,6 +120,9 @@ pub struct JobEvent {
     /// When the next attempt may start, in a `retrying` event.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub next_attempt_at: Option<Timestamp>,
+    /// What the job waits for through no fault of its own, in a `queued` or `retrying` event.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub waiting: Option<Waiting>,
     /// How long things took, in a terminal event.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub timings: Option<Timings>,
@@ -157,6 +160,7 @@ impl JobEvent {
             code: None,
             error: None,
             next_attempt_at: None,
+            waiting: None,
             timings: None,
             tenant: None,
             owner: None,
@@ -249,6 +253,28 @@ impl From<&Position> for Source {
 impl std::fmt::Display for Source {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{}/{}/{}", self.topic, self.partition, self.offset)
+    }
+}
+
+/// What a job waits for: something that it needs is unavailable, which spends none of its attempts (I7).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Waiting {
+    /// Why: `server-unavailable`, `server-busy`, `upstream-unauthorized` and `rate-limited` of what our server hosts,
+    /// `unavailable` and `unauthorized` of our server itself. Others may be added.
+    pub reason: String,
+    /// The hosted server, where it is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub server: Option<String>,
+    /// Since when.
+    pub since: Timestamp,
+}
+
+impl std::fmt::Display for Waiting {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match &self.server {
+            Some(server) => write!(f, "waits for server `{server}`: {}", self.reason),
+            None => write!(f, "waits for mcp-server: {}", self.reason),
+        }
     }
 }
 

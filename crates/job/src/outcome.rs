@@ -25,8 +25,10 @@ pub struct Failure {
     pub class: FailureClass,
     /// What went wrong, for people and for the terminal event.
     pub error: JobError,
-    /// The server's own wish for the delay before the next attempt (`Retry-After`).
+    /// The server's own wish for the delay before the next attempt (`Retry-After`, `retryAfterMs`).
     pub retry_after: Option<Duration>,
+    /// The hosted server that a [`FailureClass::Held`] is about; `None` where it is about our server as a whole.
+    pub server: Option<String>,
 }
 
 /// What follows from a failure.
@@ -34,6 +36,9 @@ pub struct Failure {
 pub enum FailureClass {
     /// The server can't be reached or refuses us (401, 403). No attempt is spent; the worker waits (I7).
     Unavailable,
+    /// Our server answers, and what the job needs behind it is unavailable, or our server is full. No attempt is spent; the
+    /// jobs that need the same wait, and others go on (I7).
+    Held(WaitReason),
     /// One attempt is spent; the job is tried again after a backoff while it has attempts left.
     Retry,
     /// Trying again can't help. The job fails at once and becomes a dead letter.
@@ -48,7 +53,60 @@ impl FailureClass {
 
     /// Whether the failure counts as one of the job's attempts.
     pub fn spends_attempt(self) -> bool {
-        !matches!(self, Self::Unavailable)
+        !matches!(self, Self::Unavailable | Self::Held(_))
+    }
+}
+
+/// Why a job waits for something that is not its fault (I7): `waiting.reason` of an event, and a metric label.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum WaitReason {
+    /// The hosted server can't be reached, or does not run.
+    ServerUnavailable,
+    /// The hosted server, or our server, has as many calls as it takes.
+    ServerBusy,
+    /// The hosted server refuses our server's credentials.
+    UpstreamUnauthorized,
+    /// The caller has used up its allowance.
+    RateLimited,
+    /// `mcp-server` can't be reached.
+    Unavailable,
+    /// `mcp-server` refuses the worker's credentials.
+    Unauthorized,
+}
+
+impl WaitReason {
+    /// All of them.
+    pub const ALL: [Self; 6] = [
+        Self::ServerUnavailable,
+        Self::ServerBusy,
+        Self::UpstreamUnauthorized,
+        Self::RateLimited,
+        Self::Unavailable,
+        Self::Unauthorized,
+    ];
+
+    /// The name on the wire and in metric labels.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::ServerUnavailable => "server-unavailable",
+            Self::ServerBusy => "server-busy",
+            Self::UpstreamUnauthorized => "upstream-unauthorized",
+            Self::RateLimited => "rate-limited",
+            Self::Unavailable => "unavailable",
+            Self::Unauthorized => "unauthorized",
+        }
+    }
+
+    /// The reason that our server gives in a JSON-RPC error's `data.reason` for a call that was not made; `None` for any
+    /// other text.
+    pub fn of_answer(reason: &str) -> Option<Self> {
+        let given = &Self::ALL[..4];
+        given.iter().copied().find(|known| known.as_str() == reason)
+    }
+
+    /// The reason that follows from a [`FailureClass::Unavailable`] with this error.
+    pub fn of_outage(error: &JobError) -> Self {
+        if error.kind == ErrorKind::Unauthorized { Self::Unauthorized } else { Self::Unavailable }
     }
 }
 
@@ -154,17 +212,22 @@ impl std::error::Error for JobError {}
 impl Failure {
     /// A failure that a later attempt may not meet again.
     pub fn retry(error: JobError) -> Self {
-        Self { class: FailureClass::Retry, error, retry_after: None }
+        Self { class: FailureClass::Retry, error, retry_after: None, server: None }
     }
 
     /// A failure that every attempt would meet.
     pub fn permanent(error: JobError) -> Self {
-        Self { class: FailureClass::Permanent, error, retry_after: None }
+        Self { class: FailureClass::Permanent, error, retry_after: None, server: None }
     }
 
     /// A failure that is the server's and not the job's.
     pub fn unavailable(error: JobError) -> Self {
-        Self { class: FailureClass::Unavailable, error, retry_after: None }
+        Self { class: FailureClass::Unavailable, error, retry_after: None, server: None }
+    }
+
+    /// A failure of what the job needs: the hosted server of this name, or our server as a whole.
+    pub fn held(reason: WaitReason, server: Option<String>, error: JobError) -> Self {
+        Self { class: FailureClass::Held(reason), error, retry_after: None, server }
     }
 
     /// The same failure with the server's wish for the delay.
@@ -172,5 +235,20 @@ impl Failure {
     pub fn after(mut self, delay: Option<Duration>) -> Self {
         self.retry_after = delay;
         self
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_answer_can_give_the_reasons_of_the_contract_and_no_others() {
+        for reason in WaitReason::ALL {
+            let of_outage = matches!(reason, WaitReason::Unavailable | WaitReason::Unauthorized);
+            assert_eq!(WaitReason::of_answer(reason.as_str()), Some(reason).filter(|_| !of_outage));
+            assert!(!FailureClass::Held(reason).spends_attempt());
+        }
+        assert_eq!(WaitReason::of_answer("denied"), None);
     }
 }

@@ -129,8 +129,19 @@ pub enum Event {
     Committed(Partition, u64, bool),
     /// How far the partitions lag behind the end of their topic.
     Lag(Vec<(Partition, i64)>),
+    /// What is in reach of the member that follows the topic of this number, every few seconds.
+    Reach(u16, Reach),
     /// The consumer can't go on.
     Failed(KafkaError),
+}
+
+/// What librdkafka says is in reach.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Reach {
+    /// A broker.
+    pub broker: bool,
+    /// The group, which has said which partitions are ours, none among them.
+    pub group: bool,
 }
 
 /// What has happened on the poll thread, in order.

@@ -6,7 +6,7 @@
 use std::time::{Duration, SystemTime};
 
 use fleet_job::meta::FINAL;
-use fleet_job::outcome::{ErrorKind, Failure, JobError, Outcome};
+use fleet_job::outcome::{ErrorKind, Failure, JobError, Outcome, WaitReason};
 use serde_json::Value;
 
 use crate::wire::{HEADER_MISMATCH, MISSING_CAPABILITY, RpcError, UNSUPPORTED_VERSION};
@@ -28,8 +28,10 @@ pub(crate) enum Broken {
     TimedOut(Duration),
     /// The answer is larger than the limit.
     TooLarge(usize),
-    /// The answer is not MCP: what is wrong with it.
+    /// What came is not MCP, and nothing says that it is the answer to this request: what is wrong with it.
     Malformed(String),
+    /// It is the answer to this request, and can't be read: what is wrong with it.
+    Unreadable(String),
     /// The answer is neither JSON nor an event stream.
     ContentType(String),
     /// The request was accepted without an answer.
@@ -55,16 +57,21 @@ enum Verdict {
     AskBody,
     Unauthorized,
     Redirected,
+    /// The server says that it is full.
+    Full(WaitReason),
     Retry,
     Permanent,
 }
 
-fn verdict(status: u16) -> Verdict {
-    match status {
+fn verdict(head: &Head) -> Verdict {
+    match head.status {
         401 | 403 | 407 => Verdict::Unauthorized,
         300..=399 => Verdict::Redirected,
-        // A request that came too early, too often, or to the wrong host may be welcome later.
-        408 | 421 | 425 | 429 | 502..=504 => Verdict::Retry,
+        429 => Verdict::Full(WaitReason::RateLimited),
+        // A server that says when to come back is there. Without that word, the call may have been lost behind it.
+        503 if head.retry_after.is_some() => Verdict::Full(WaitReason::ServerBusy),
+        // A request that came too early or to the wrong host may be welcome later.
+        408 | 421 | 425 | 502..=504 => Verdict::Retry,
         400..=499 => Verdict::Permanent,
         _ => Verdict::AskBody,
     }
@@ -90,6 +97,11 @@ pub(crate) fn broken(broken: &Broken, at: &str) -> Failure {
             ErrorKind::Protocol,
             format!("the answer of {at} is larger than the limit of {limit} bytes"),
         )),
+        // The tool may have run, and would give the same answer again.
+        Broken::Unreadable(why) => Failure::permanent(error(
+            ErrorKind::Protocol,
+            format!("the answer of {at} can't be read: {}", quote(why)),
+        )),
         // A proxy in between may have cut or replaced the answer; that passes.
         Broken::Malformed(why) => Failure::retry(error(
             ErrorKind::Protocol,
@@ -108,8 +120,14 @@ pub(crate) fn broken(broken: &Broken, at: &str) -> Failure {
 
 /// The failure that follows from an HTTP error status, with the JSON-RPC error in its body where there is one.
 pub(crate) fn http(head: &Head, error: Option<&RpcError>, now: SystemTime, at: &str) -> Failure {
+    let delay = head.retry_after.as_deref().and_then(|text| retry_after(text, now));
+    // What our server says of a call goes before what its status says of a request.
+    if let Some(failure) = error.and_then(|error| by_reason(error, at)) {
+        let wish = failure.retry_after.max(delay);
+        return failure.after(wish);
+    }
     let status = i64::from(head.status);
-    let verdict = verdict(head.status);
+    let verdict = verdict(head);
     let detail = error.map_or_else(|| described(head, at), |error| rpc_error(error, at).message);
     let failure = match verdict {
         Verdict::Unauthorized => {
@@ -123,20 +141,44 @@ pub(crate) fn http(head: &Head, error: Option<&RpcError>, now: SystemTime, at: &
             );
             Failure::unavailable(JobError::new(ErrorKind::Http, message).with_code(status))
         }
-        Verdict::Retry | Verdict::Permanent => {
+        Verdict::Full(_) | Verdict::Retry | Verdict::Permanent => {
             let error = match error {
                 Some(error) => rpc_error(error, at),
                 None => JobError::new(ErrorKind::Http, detail).with_code(status),
             };
-            if verdict == Verdict::Retry { Failure::retry(error) } else { Failure::permanent(error) }
+            match verdict {
+                Verdict::Full(reason) => Failure::held(reason, None, error),
+                Verdict::Retry => Failure::retry(error),
+                _ => Failure::permanent(error),
+            }
         }
         Verdict::AskBody => match error {
             Some(error) => rpc(error, at),
             None => Failure::retry(JobError::new(ErrorKind::Http, detail).with_code(status)),
         },
     };
-    let delay = head.retry_after.as_deref().and_then(|text| retry_after(text, now));
     failure.after(delay)
+}
+
+/// Whether the error gives a reason of the contract why the job waits.
+pub(crate) fn gives_reason(error: &JobError) -> bool {
+    let reason = error.data.as_ref().and_then(|data| data.get("reason")?.as_str());
+    reason.and_then(WaitReason::of_answer).is_some()
+}
+
+/// What our server gives as the reason why a call was not made, in `data.reason`; `None` where it gives none that is known.
+fn by_reason(error: &RpcError, at: &str) -> Option<Failure> {
+    let data = error.data.as_ref()?;
+    let reason = data.get("reason")?.as_str()?;
+    // A call that needs somebody's approval is not made by being repeated.
+    if matches!(reason, "denied" | "approval-required") {
+        return Some(Failure::permanent(rpc_error(error, at)));
+    }
+    let reason = WaitReason::of_answer(reason)?;
+    let server = data.get("server").and_then(Value::as_str).map(str::to_owned);
+    let delay = data.get("retryAfterMs").and_then(Value::as_u64).map(Duration::from_millis);
+    let delay = delay.map(|delay| delay.min(MAX_RETRY_AFTER));
+    Some(Failure::held(reason, server, rpc_error(error, at)).after(delay))
 }
 
 fn described(head: &Head, at: &str) -> String {
@@ -147,6 +189,9 @@ fn described(head: &Head, at: &str) -> String {
 
 /// The failure that follows from a JSON-RPC error.
 pub(crate) fn rpc(error: &RpcError, at: &str) -> Failure {
+    if let Some(failure) = by_reason(error, at) {
+        return failure;
+    }
     match error.code {
         -32700 | -32600 | -32601 | -32602 => Failure::permanent(rpc_error(error, at)),
         HEADER_MISMATCH | MISSING_CAPABILITY | UNSUPPORTED_VERSION => {

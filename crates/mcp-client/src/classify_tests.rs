@@ -2,7 +2,8 @@
 
 use std::time::UNIX_EPOCH;
 
-use fleet_job::outcome::FailureClass::{self, Permanent, Retry, Unavailable};
+use fleet_job::outcome::FailureClass::{self, Held, Permanent, Retry, Unavailable};
+use fleet_job::outcome::WaitReason::{RateLimited, ServerBusy, ServerUnavailable, UpstreamUnauthorized};
 use serde_json::json;
 
 use super::*;
@@ -26,6 +27,7 @@ fn transport() {
     check(Broken::Lost("reset".into()), Retry, ErrorKind::ConnectionLost, "reset");
     check(Broken::TimedOut(Duration::from_secs(2)), Retry, ErrorKind::Timeout, "2000 ms");
     check(Broken::TooLarge(8), Permanent, ErrorKind::Protocol, "8 bytes");
+    check(Broken::Unreadable("y".into()), Permanent, ErrorKind::Protocol, "y");
     check(Broken::Malformed("x".into()), Retry, ErrorKind::Protocol, "x");
     check(Broken::ContentType("text/html".into()), Retry, ErrorKind::Protocol, "text/html");
     check(Broken::Unanswered, Retry, ErrorKind::Protocol, "without answering");
@@ -44,7 +46,8 @@ fn http_statuses() {
     };
     check(&[401, 403, 407], Unavailable, ErrorKind::Unauthorized);
     check(&[301, 302, 307, 308], Unavailable, ErrorKind::Http);
-    check(&[408, 421, 425, 429, 500, 501, 502, 503, 504, 520, 529], Retry, ErrorKind::Http);
+    check(&[429], Held(RateLimited), ErrorKind::Http);
+    check(&[408, 421, 425, 500, 501, 502, 503, 504, 520, 529], Retry, ErrorKind::Http);
     check(&[400, 402, 404, 405, 406, 410, 413, 414, 415, 422, 431], Permanent, ErrorKind::Http);
 }
 
@@ -77,9 +80,56 @@ fn json_rpc_errors() {
         check(400, code, Permanent);
     }
     check(503, -32602, Retry);
-    check(429, -32600, Retry);
+    check(429, -32600, Held(RateLimited));
     check(401, -32603, Unavailable);
     check(403, -32600, Unavailable);
+}
+
+#[test]
+fn the_reason_of_our_server_goes_before_code_and_status() {
+    let check = |status: u16, reason: &str, class: FailureClass| {
+        let data = json!({"reason": reason, "server": "db", "retryAfterMs": 1500});
+        let error = RpcError { code: -32603, message: "why".into(), data: Some(data), addressed: true };
+        let failure = match status {
+            200 => rpc(&error, AT),
+            _ => http(&Head { status, ..Head::default() }, Some(&error), now(), AT),
+        };
+        assert_eq!(failure.class, class, "{status} {reason}");
+        assert!(class == Unavailable || failure.error.code == Some(-32603), "{status} {reason}");
+        if let Held(_) = class {
+            assert_eq!(failure.server.as_deref(), Some("db"));
+            assert_eq!(failure.retry_after, Some(Duration::from_millis(1500)));
+            assert!(gives_reason(&failure.error));
+        }
+    };
+    for status in [200, 401, 403, 429, 500, 503] {
+        check(status, "server-unavailable", Held(ServerUnavailable));
+        check(status, "server-busy", Held(ServerBusy));
+        check(status, "upstream-unauthorized", Held(UpstreamUnauthorized));
+        check(status, "rate-limited", Held(RateLimited));
+        check(status, "denied", Permanent);
+        check(status, "approval-required", Permanent);
+    }
+    for reason in ["connection-lost", "timeout", "protocol", "unavailable", "unauthorized"] {
+        check(200, reason, Retry);
+        check(403, reason, Unavailable);
+    }
+}
+
+#[test]
+fn a_server_that_says_when_to_come_back_is_full_and_not_away() {
+    let check = |status: u16, retry_after: Option<&str>, class: FailureClass| {
+        let head = Head { status, retry_after: retry_after.map(str::to_owned), ..Head::default() };
+        let failure = http(&head, None, now(), AT);
+        assert_eq!((failure.class, failure.server), (class, None), "{status} {retry_after:?}");
+    };
+    check(503, Some("7"), Held(ServerBusy));
+    check(503, None, Retry);
+    check(429, Some("7"), Held(RateLimited));
+    check(429, None, Held(RateLimited));
+    for status in [500, 502, 504] {
+        check(status, Some("7"), Retry);
+    }
 }
 
 #[test]

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use fleet_job::outcome::{ErrorKind, Failure, FailureClass, JobError, Outcome};
+use fleet_job::outcome::{ErrorKind, Failure, FailureClass, JobError, Outcome, WaitReason};
 use serde_json::{Map, Value};
 
 use crate::balance::Balancer;
@@ -256,7 +256,7 @@ impl Inner {
                     }
                     Err(refusal) => refusal,
                 };
-            if untouched || is_busy(&failure) {
+            if is_away(&failure) || is_busy(&failure) {
                 tracing::debug!(endpoint = endpoint.label, error = %failure.error, "endpoint put aside");
                 self.balancer().put_aside(seat.index, Instant::now(), failure.retry_after);
             } else {
@@ -327,7 +327,7 @@ impl Inner {
             if matches!((reply.head.status, &reply.answer), (404 | 405, Answer::Nothing)) {
                 Box::pin(self.still_there(endpoint, &dialect)).await?;
             }
-            let untouched = failure.class == FailureClass::Unavailable;
+            let untouched = may_be_taken_elsewhere(&failure);
             return Err(Refusal { failure, untouched });
         }
     }
@@ -443,10 +443,29 @@ fn add_page(mut page: Value, tools: &mut Vec<Value>) -> Option<Value> {
     page.get("nextCursor").filter(|cursor| cursor.is_string()).cloned()
 }
 
+/// Whether the endpoint can't be used.
+fn is_away(failure: &Failure) -> bool {
+    failure.class == FailureClass::Unavailable
+}
+
 /// Whether the endpoint asked for time.
 fn is_busy(failure: &Failure) -> bool {
-    failure.class == FailureClass::Retry
-        && (failure.retry_after.is_some() || matches!(failure.error.code, Some(429 | 502..=504)))
+    match failure.class {
+        FailureClass::Retry => {
+            failure.retry_after.is_some() || matches!(failure.error.code, Some(429 | 502..=504))
+        }
+        // What an endpoint says of a server behind it, or of an allowance, is no reason to leave the endpoint alone.
+        FailureClass::Held(_) => !classify::gives_reason(&failure.error),
+        FailureClass::Unavailable | FailureClass::Permanent => false,
+    }
+}
+
+/// Whether the call was turned away before anything was done for it, and another endpoint may take it: this one is away
+/// or full, or what it hosts is away there.
+fn may_be_taken_elsewhere(failure: &Failure) -> bool {
+    is_away(failure)
+        || failure.class == FailureClass::Held(WaitReason::ServerUnavailable)
+        || (matches!(failure.class, FailureClass::Held(_)) && is_busy(failure))
 }
 
 /// One failure for what all endpoints said. The server counts as unavailable only if each of them is.

@@ -233,6 +233,7 @@ fn answer(message: Message) -> Result<Answer, Broken> {
     match message {
         Message::Result(result) => Ok(Answer::Result(result)),
         Message::Error(error) => Ok(Answer::Error(error)),
+        Message::Unreadable(why) => Err(Broken::Unreadable(why.to_owned())),
         Message::Malformed(why) => Err(Broken::Malformed(why.to_owned())),
         Message::Progress(_) | Message::Request { .. } | Message::Other => {
             Err(Broken::Malformed("it is not the answer to this request".to_owned()))

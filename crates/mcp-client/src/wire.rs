@@ -255,6 +255,8 @@ pub(crate) enum Message {
     Other,
     /// Not JSON-RPC.
     Malformed(&'static str),
+    /// The answer to this request, in a form that can't be read.
+    Unreadable(&'static str),
 }
 
 /// How far a call has come, as the tool says.
@@ -281,15 +283,20 @@ pub(crate) fn read(bytes: &[u8], id: u64) -> Message {
         };
     }
     let ours = message.get("id").is_some_and(|found| is_id(found, id));
-    if let Some(error) = message.get("error") {
+    if let Some(error) = message.get("error").filter(|error| !error.is_null()) {
         // A server that could not read the request does not know its id.
         let nameless = message.get("id").is_none_or(Value::is_null);
-        return if ours || nameless { read_error(error, ours) } else { Message::Other };
+        return match read_error(error, ours) {
+            _ if !ours && !nameless => Message::Other,
+            Message::Malformed(why) if ours => Message::Unreadable(why),
+            read => read,
+        };
     }
     match message.remove("result") {
         Some(result) if ours && result.is_object() => Message::Result(result),
-        Some(_) if ours => Message::Malformed("its result is not an object"),
+        Some(_) if ours => Message::Unreadable("its result is not an object"),
         Some(_) => Message::Other,
+        None if ours => Message::Unreadable("it is neither a result nor an error"),
         None => Message::Malformed("it is neither a result nor an error"),
     }
 }
@@ -411,12 +418,12 @@ mod tests {
         check(r#"{"jsonrpc":"2.0","id":7,"result":{"a":1}}"#, Message::Result(json!({"a": 1})));
         check(r#"{"id":"7","result":{}}"#, Message::Result(json!({})));
         check(r#"{"id":8,"result":{}}"#, Message::Other);
-        check(r#"{"id":7,"result":3}"#, Message::Malformed("its result is not an object"));
+        check(r#"{"id":7,"result":3}"#, Message::Unreadable("its result is not an object"));
         check(r#"{"id":7,"error":{"code":-32602,"message":"m"}}"#, error(-32602, "m", None));
         check(r#"{"id":null,"error":{"code":-32700,"data":1}}"#, error(-32700, "", Some(json!(1))));
         check(r#"{"id":8,"error":{"code":-32603}}"#, Message::Other);
-        check(r#"{"id":7,"error":{"code":"x"}}"#, Message::Malformed("its error has no code"));
-        check(r#"{"id":7}"#, Message::Malformed("it is neither a result nor an error"));
+        check(r#"{"id":7,"error":{"code":"x"}}"#, Message::Unreadable("its error has no code"));
+        check(r#"{"id":7}"#, Message::Unreadable("it is neither a result nor an error"));
         check("[]", Message::Malformed("it is not a JSON object"));
         check("garbage", Message::Malformed("it is not a JSON object"));
         check(r#"{"id":"p","method":"ping"}"#, Message::Request { method: "ping".into(), id: json!("p") });

@@ -58,7 +58,7 @@ pub const ATTEMPTS: Metric = metric(
     Kind::Counter,
     Unit::Count,
     &["outcome"],
-    "Attempts ended: succeeded, retry, permanent, unavailable, cancelled.",
+    "Attempts ended: succeeded, retry, permanent, unavailable, held, cancelled.",
 );
 /// Time of an attempt.
 pub const DURATION: Metric = metric(
@@ -81,6 +81,14 @@ pub const PARKED: Metric = metric(
     Unit::Count,
     &[],
     "Jobs in memory that wait for their `notBefore` or their next attempt.",
+);
+/// Jobs that wait for what is away.
+pub const WAITING: Metric = metric(
+    "fleet_jobs_waiting",
+    Kind::Gauge,
+    Unit::Count,
+    &["reason"],
+    "Jobs in memory that would start if what they need were there, by why it is not: server-unavailable, server-busy, upstream-unauthorized and rate-limited behind the MCP server, unavailable and unauthorized of the MCP server itself.",
 );
 /// Age of the oldest job.
 pub const OLDEST: Metric = metric(
@@ -165,6 +173,7 @@ pub const TABLE: &[Metric] = &[
     IN_FLIGHT,
     BUFFERED,
     PARKED,
+    WAITING,
     OLDEST,
     BUFFERED_BYTES,
     LAG,

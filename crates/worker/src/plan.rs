@@ -115,8 +115,7 @@ impl Plan {
     /// What the job as a whole came to, given the results so far and this attempt's failures, by index of the call.
     ///
     /// A job with a call that can still succeed is tried again, even if another call has failed for good, so that the
-    /// job's end finds everything done that could be done. Nothing is known of the server's absence but that it is
-    /// absent, so that goes first.
+    /// job's end finds everything done that could be done. What is unavailable is nobody's fault, so that goes first.
     pub(crate) fn combine(
         &self,
         results: &BTreeMap<usize, Value>,
@@ -133,8 +132,9 @@ impl Plan {
         }
         let rank = |class| match class {
             FailureClass::Unavailable => 0,
-            FailureClass::Retry => 1,
-            FailureClass::Permanent => 2,
+            FailureClass::Held(_) => 1,
+            FailureClass::Retry => 2,
+            FailureClass::Permanent => 3,
         };
         let retry_after: Option<Duration> = failures.values().filter_map(|failure| failure.retry_after).max();
         let outline: Vec<Value> = self
@@ -158,7 +158,7 @@ impl Plan {
         let label = self.calls.get(index).map_or("", |call| &*call.label);
         let message = format!("{failed} of {total} calls failed; `{label}`: {}", worst.error.message);
         let error = JobError { message, data: Some(outline.into()), ..worst.error };
-        Outcome::Failed(Failure { class: worst.class, error, retry_after })
+        Outcome::Failed(Failure { class: worst.class, error, retry_after, server: worst.server })
     }
 
     fn result(&self, results: &BTreeMap<usize, Value>) -> Value {
@@ -207,7 +207,7 @@ mod tests {
     }
 
     fn failure(class: FailureClass, message: &str) -> Failure {
-        Failure { class, error: JobError::new(ErrorKind::Tool, message), retry_after: None }
+        Failure { class, ..Failure::retry(JobError::new(ErrorKind::Tool, message)) }
     }
 
     #[test]

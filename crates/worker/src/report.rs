@@ -5,7 +5,7 @@ use fleet_job::{
     dead_letter::DeadLetter,
     delayed::Delayed,
     envelope::Envelope,
-    event::{JobEvent, JobState, Progress, ResultOmitted, Source, Timings},
+    event::{JobEvent, JobState, Progress, ResultOmitted, Source, Timings, Waiting},
     outcome::{ErrorKind, JobError},
     record::{Header, RawRecord},
     size::json_bytes,
@@ -142,6 +142,21 @@ impl Reporter {
         let mut event = self.event(subject, state, now, attempts);
         event.error = subject.last_error.cloned();
         event.next_attempt_at = Some(at);
+        self.outgoing(subject, &self.topics.events, self.bounded(event))
+    }
+
+    /// The job waits for something that is away, and has spent so many attempts.
+    pub(crate) fn held(
+        &self,
+        subject: &Subject<'_>,
+        now: Timestamp,
+        attempts: u32,
+        waiting: Waiting,
+    ) -> Outgoing {
+        let state = if attempts == 0 { JobState::Queued } else { JobState::Retrying };
+        let mut event = self.event(subject, state, now, attempts);
+        event.error = subject.last_error.cloned();
+        event.waiting = Some(waiting);
         self.outgoing(subject, &self.topics.events, self.bounded(event))
     }
 

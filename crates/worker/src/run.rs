@@ -118,7 +118,6 @@ pub async fn run(args: Args) -> Result<(), WorkerError> {
             max_event_bytes: usize::try_from(args.max_event_bytes).unwrap_or(usize::MAX),
         };
         let producer = Arc::new(producer.bound_to(consumer.contact()));
-        health.set_ready();
         let parts = Parts {
             consumer,
             producer,

@@ -13,10 +13,11 @@ mod logs;
 mod producers;
 mod settled;
 mod uncommitted;
+mod waits;
 mod write;
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeSet, HashMap},
     panic::AssertUnwindSafe,
     sync::{Arc, mpsc as std_mpsc},
     time::{Duration, Instant},
@@ -41,12 +42,15 @@ use held::{Clock, Done, Jobs, Revoke};
 use producers::Producers;
 use settled::Window;
 use uncommitted::Uncommitted;
+use waits::OutOfReach;
 
 use crate::{
     config::Args,
     control::{Feed, Requests},
     limits::JobLimits,
     metrics as names,
+    outages::Outages,
+    readiness::{Obstacle, Readiness},
     report::Reporter,
 };
 
@@ -104,9 +108,14 @@ pub(crate) struct Shell {
     turned: Instant,
     /// Set when the worker is to stop: the time by which it has.
     stop_by: Option<Instant>,
-    breaker_open: bool,
-    /// The last attempt to write a job's end has failed.
-    writes_fail: bool,
+    /// What is away while our server answers, or that it is away itself.
+    outages: Outages,
+    readiness: Readiness,
+    out_of_reach: OutOfReach,
+    /// Partitions that are paused because jobs in them wait for what is away.
+    stalled: BTreeSet<Partition>,
+    /// Jobs that have waited and were started, of which it is not said yet that they run.
+    quiet: Vec<Token>,
     partitions: Vec<Partition>,
     /// The logs that the partitions are parts of.
     logs: HashMap<Partition, LogIdentity>,
@@ -139,8 +148,11 @@ impl Shell {
             patience: session / 3,
             turned: Instant::now(),
             stop_by: None,
-            breaker_open: false,
-            writes_fail: false,
+            outages: Outages::default(),
+            readiness: Readiness::joining(),
+            out_of_reach: OutOfReach::default(),
+            stalled: BTreeSet::new(),
+            quiet: Vec::new(),
             partitions: Vec::new(),
             logs: HashMap::new(),
             args,
@@ -158,6 +170,7 @@ impl Shell {
     ) -> Result<(), KafkaError> {
         // Taken once, here: nothing else reads it.
         let Some(mut inbox) = self.inbox.take() else { return Ok(()) };
+        self.show_readiness();
         let mut gauges = tokio::time::interval(GAUGES);
         let alarm = tokio::time::sleep(Duration::ZERO);
         tokio::pin!(alarm);
@@ -280,6 +293,9 @@ impl Shell {
         match event {
             Event::Assigned(assigned) => {
                 counter!(names::REBALANCES.name, "kind" => "assigned").increment(1);
+                if assigned.iter().any(|one| one.partition.topic == JOBS) {
+                    self.clear_obstacle(Obstacle::NoGroup);
+                }
                 assigned.into_iter().for_each(|one| self.assigned(one));
             }
             Event::Record(partition, record) => self.record(partition, record),
@@ -291,6 +307,9 @@ impl Shell {
             Event::LogReplaced(partitions, deadline, reply) => self.log_replaced(partitions, deadline, reply),
             Event::Lost(partitions) => {
                 counter!(names::REBALANCES.name, "kind" => "lost").increment(1);
+                if partitions.iter().any(|partition| partition.topic == JOBS) {
+                    self.set_obstacle(Obstacle::NoGroup, "the consumer group has taken all partitions away");
+                }
                 tracing::warn!(?partitions, "lost: their jobs will run elsewhere");
                 self.partitions.retain(|partition| !partitions.contains(partition));
                 self.gone(&partitions);
@@ -313,6 +332,7 @@ impl Shell {
                     }
                 }
             }
+            Event::Reach(topic, reach) => self.reaches(topic, reach),
             Event::Failed(error) => return Err(error),
         }
         Ok(())
@@ -348,11 +368,10 @@ impl Shell {
                 // Of a job that is no longer ours this says nothing about Kafka: such writes are called off.
                 let Some(held) = self.jobs.get_mut(&token) else { return };
                 held.dead_letter_written |= dead_letter_written;
-                if !std::mem::replace(&mut self.writes_fail, true) {
-                    self.health.set_not_ready(
-                        "Kafka does not take the ends of jobs; nothing is lost, they are written again",
-                    );
-                }
+                self.set_obstacle(
+                    Obstacle::WritesFail,
+                    "Kafka does not take the ends of jobs; nothing is lost, they are written again",
+                );
                 self.feed(Input::WriteFailed(token));
             }
             Done::Probed(ok) => self.feed(Input::Probed(ok)),
@@ -361,9 +380,7 @@ impl Shell {
 
     /// A record is settled: by this event, by another record, or as it was before.
     fn written(&mut self, token: Token, event: Option<Arc<Outgoing>>) {
-        if std::mem::take(&mut self.writes_fail) && !self.breaker_open && self.stop_by.is_none() {
-            self.health.set_ready();
-        }
+        self.clear_obstacle(Obstacle::WritesFail);
         let now = Instant::now();
         if let Some(held) = self.jobs.get(&token) {
             // What is known with its end stays so.
@@ -375,14 +392,6 @@ impl Shell {
             }
         }
         self.feed(Input::Written(token));
-    }
-
-    fn watch_breaker(&mut self) {
-        if self.breaker_open && self.stop_by.is_none() && self.engine.breaker() == BreakerState::Closed {
-            tracing::info!("the MCP server answers again");
-            self.health.set_ready();
-            self.breaker_open = false;
-        }
     }
 
     // --- What the engine wants ------------------------------------------------------------------------------------
@@ -497,7 +506,7 @@ impl Shell {
 
     fn stop(&mut self) {
         tracing::info!(in_flight = self.engine.status().in_flight, "draining");
-        self.health.set_not_ready("draining");
+        self.set_obstacle(Obstacle::Draining, "draining");
         self.stop_by = Some(Instant::now() + self.args.drain_timeout);
         let partitions = self.partitions.clone();
         for partition in &partitions {
@@ -547,7 +556,7 @@ impl Shell {
         }
     }
 
-    fn gauges(&self) {
+    fn gauges(&mut self) {
         let status = self.engine.status();
         gauge!(names::IN_FLIGHT.name).set(status.in_flight as f64);
         // Where commands wait to be carried out, the two can't agree yet.
@@ -567,6 +576,8 @@ impl Shell {
         gauge!(names::BUFFERED_BYTES.name).set(status.buffered_bytes as f64);
         gauge!(names::PARTITIONS.name).set(status.partitions.len() as f64);
         gauge!(names::BREAKER.name).set(if status.breaker == BreakerState::Closed { 0.0 } else { 1.0 });
+        self.tell_what_runs();
+        self.watch_outages(&status);
     }
 }
 

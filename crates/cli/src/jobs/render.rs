@@ -79,9 +79,10 @@ fn row(job: &JobView, now: Timestamp) -> [String; COLUMNS.len()] {
 /// The state, and whether it is about to be another one.
 fn state(job: &JobView) -> String {
     let state = job.event.state.as_str();
-    match job.cancel_requested_at {
-        Some(_) => format!("{state} (cancelling)"),
-        None => state.to_owned(),
+    match (job.cancel_requested_at, &job.event.waiting) {
+        (Some(_), _) => format!("{state} (cancelling)"),
+        (None, Some(_)) => format!("{state} (waiting)"),
+        (None, None) => state.to_owned(),
     }
 }
 

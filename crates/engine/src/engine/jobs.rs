@@ -6,10 +6,10 @@ use fleet_job::{outcome::FailureClass, time::Timestamp};
 
 use super::Engine;
 use crate::{
-    keys,
+    keys::{self, Lane},
     partition::{Delivery, Phase, Slot},
     schedule::Alarm,
-    types::{Admission, Attempt, Command, JobSpec, Ordering, Partition, Terminal, Token, faulty},
+    types::{Admission, Attempt, Command, JobSpec, Need, Ordering, Partition, Terminal, Token, faulty},
 };
 
 /// The longest that a server's `Retry-After` is believed.
@@ -55,23 +55,31 @@ impl Engine {
         if faulty!(self.config, KnowledgeNotHandedOn) {
             state.forget_restored();
         }
-        let (spec, early) = match admission {
-            Admission::Job(spec) | Admission::Cancelled(spec) => (Some(spec), None),
-            Admission::Relay(_) => (None, Some(Terminal::Relayed)),
-            Admission::Reject => (None, Some(Terminal::Rejected)),
-            Admission::Ended if !faulty!(self.config, EndsNotRepeated) => (None, Some(Terminal::Again)),
+        let (spec, key, early) = match admission {
+            Admission::Job(spec) | Admission::Cancelled(spec) => (Some(spec), Some(spec.key), None),
+            Admission::Relay(_) => (None, None, Some(Terminal::Relayed)),
+            Admission::Reject { key } => (None, Some(key), Some(Terminal::Rejected)),
+            Admission::Ended if !faulty!(self.config, EndsNotRepeated) => (None, None, Some(Terminal::Again)),
             Admission::Settled | Admission::Ended => return self.pass_over(now, token),
         };
         // What stands in the metadata includes what was spent before, but a broker may have dropped it.
         let before = spec.filter(|_| !faulty!(self.config, DeferredAttemptsForgotten)).map(|spec| spec.spent);
         let attempts = attempts.max(before.unwrap_or_default());
         let Some(state) = self.partitions.get_mut(&partition) else { return };
-        state.insert(offset, Slot { spec, early, ..Slot::new(bytes, attempts) });
+        // Whatever it is, it holds its place among those of its key until its end is written.
+        let lane = key.and_then(|key| keys::lane(self.config.ordering, partition, key));
+        let held_since = spec.and_then(|spec| spec.held_since);
+        state.insert(offset, Slot { spec, lane, early, held_since, ..Slot::new(bytes, attempts) });
         self.buffered += 1;
         self.buffered_bytes += bytes;
+        let first = lane.is_none_or(|lane| self.keys.join(lane, offset)) || faulty!(self.config, KeysIgnored);
         match admission {
-            Admission::Job(spec) => self.admit(now, token, spec, attempts, false),
-            Admission::Cancelled(spec) => self.admit(now, token, spec, attempts, true),
+            // Before anything else: it must not be deferred either, or it would come back again and again.
+            Admission::Cancelled(_) if !faulty!(self.config, CancelIgnored) => {
+                self.end_as(token, Terminal::Cancelled);
+            }
+            Admission::Job(spec) | Admission::Cancelled(spec) => self.admit(now, token, spec, first),
+            Admission::Reject { .. } => self.end_in_turn(token, Terminal::Rejected, first),
             Admission::Relay(at) if at > now => {
                 self.set_phase(token, Phase::Delayed);
                 if let Some(state) = self.partitions.get_mut(&partition) {
@@ -96,24 +104,18 @@ impl Engine {
         self.schedule_commit(now, token.partition, self.config.commit_interval);
     }
 
-    fn admit(&mut self, now: Timestamp, token: Token, spec: JobSpec, attempts: u32, cancelled: bool) {
-        // Also a job that will not start again holds its place until its end is written down.
-        let lane = keys::lane(self.config.ordering, token.partition, &spec);
-        let first =
-            lane.is_none_or(|lane| self.keys.join(lane, token.offset)) || faulty!(self.config, KeysIgnored);
-        // Before anything else: it must not be deferred either, or it would come back again and again.
-        if cancelled && !faulty!(self.config, CancelIgnored) {
-            return self.end_as(token, Terminal::Cancelled);
-        }
+    fn admit(&mut self, now: Timestamp, token: Token, spec: JobSpec, first: bool) {
+        let attempts = self.slot(token).map_or(0, |slot| slot.attempts);
         if let Some(at) =
             spec.not_before.filter(|at| attempts < spec.max_attempts && self.is_far(now, *at, &spec))
         {
-            let never = spec.deadline.is_some_and(|deadline| deadline <= at);
-            let terminal = if never { Terminal::Expired } else { Terminal::Deferred(at) };
-            return self.end_as(token, terminal);
+            if spec.deadline.is_some_and(|deadline| deadline <= at) {
+                return self.end_in_turn(token, Terminal::Expired, first);
+            }
+            return self.end_as(token, Terminal::Deferred(at));
         }
         if attempts >= spec.max_attempts {
-            return self.end_as(token, Terminal::Failed);
+            return self.end_in_turn(token, Terminal::Failed, first);
         }
         if let Some(deadline) = spec.deadline.filter(|_| !faulty!(self.config, DeadlineIgnored)) {
             self.timers.set(deadline, token, Alarm::Deadline);
@@ -133,12 +135,13 @@ impl Engine {
     }
 
     /// The delayed topic can't take the job, so it waits here after all.
-    pub(super) fn not_deferred(&mut self, token: Token) {
+    pub(super) fn not_deferred(&mut self, now: Timestamp, token: Token) {
         let Some(slot) = self.slot(token) else { return };
         let (Phase::Settling(Terminal::Deferred(at)), Some(spec)) = (slot.phase, slot.spec) else { return };
         slot.early = None;
         slot.phase = Phase::Queued;
-        let cancelled = slot.cancelled;
+        slot.stays = true;
+        let (cancelled, held_since, lane) = (slot.cancelled, slot.held_since, slot.lane);
         if let Some(state) = self.partitions.get_mut(&token.partition) {
             state.active -= 1;
         }
@@ -148,16 +151,30 @@ impl Engine {
         if let Some(deadline) = spec.deadline {
             self.timers.set(deadline, token, Alarm::Deadline);
         }
+        if held_since.is_some() {
+            return self.unblocked(now, token);
+        }
         // Behind others of its key, its turn comes when they are settled.
-        let lane = keys::lane(self.config.ordering, token.partition, &spec);
         if lane.is_none_or(|lane| self.keys.is_head(lane, token.offset)) {
             self.set_phase(token, Phase::Delayed);
             self.timers.set(at, token, Alarm::Eligible);
         }
     }
 
+    /// The record comes to this end without being run, when its key's turn has come, so that the ends of a key are in the
+    /// order of its records.
+    fn end_in_turn(&mut self, token: Token, terminal: Terminal, is_its_turn: bool) {
+        if is_its_turn || faulty!(self.config, EndsOutOfTurn) {
+            return self.end_as(token, terminal);
+        }
+        if let Some(slot) = self.slot(token) {
+            slot.early = Some(terminal);
+        }
+    }
+
     /// The job comes to this end without being run (again).
-    fn end_as(&mut self, token: Token, terminal: Terminal) {
+    pub(super) fn end_as(&mut self, token: Token, terminal: Terminal) {
+        self.stop_waiting(token);
         if let Some(slot) = self.slot(token) {
             slot.early = Some(terminal);
         }
@@ -183,7 +200,8 @@ impl Engine {
         }
     }
 
-    /// The job is not wanted any more.
+    /// The job is not wanted any more. One that has not started ends at once, whatever is before it in its key: somebody
+    /// has asked for that.
     pub(super) fn cancel(&mut self, token: Token) {
         if faulty!(self.config, CancelIgnored) {
             return;
@@ -194,7 +212,9 @@ impl Engine {
                 slot.cancelled = true;
                 self.out.push_back(Command::Abort(token));
             }
-            Phase::Queued | Phase::Delayed | Phase::AwaitsCommit | Phase::Ready => {
+            // It has come to another end, which waits for its turn or for room.
+            _ if slot.early.is_some_and(Terminal::is_final) => {}
+            Phase::Queued | Phase::Delayed | Phase::AwaitsCommit | Phase::Ready | Phase::Held(_) => {
                 self.end_as(token, Terminal::Cancelled);
             }
             // Should the delayed topic not take it, it is not wanted here either.
@@ -212,7 +232,7 @@ impl Engine {
         }
     }
 
-    fn slot(&mut self, token: Token) -> Option<&mut Slot> {
+    pub(super) fn slot(&mut self, token: Token) -> Option<&mut Slot> {
         let unfenced = faulty!(self.config, NoFence);
         self.partitions
             .get_mut(&token.partition)
@@ -222,10 +242,13 @@ impl Engine {
     }
 
     /// Nothing of its key is before it any more: the job may start when its time has come.
-    fn unblocked(&mut self, now: Timestamp, token: Token) {
+    pub(super) fn unblocked(&mut self, now: Timestamp, token: Token) {
         let waits = |slot: &&mut Slot| matches!(slot.phase, Phase::Queued | Phase::Delayed);
         let Some(slot) = self.slot(token).filter(waits) else { return };
-        let Some(spec) = slot.spec.filter(|_| slot.early.is_none()) else { return };
+        if slot.early.is_some() {
+            return self.end_early(token);
+        }
+        let Some(spec) = slot.spec else { return };
         match spec.not_before.filter(|at| *at > now) {
             Some(at) => {
                 slot.phase = Phase::Delayed;
@@ -258,12 +281,19 @@ impl Engine {
             let waits = |slot: &&mut Slot| slot.phase == Phase::Ready && slot.early.is_none();
             let Some(slot) = state.open.get_mut(token.offset).filter(waits) else { continue };
             let Some(spec) = slot.spec else { continue };
-            let attempt = slot.attempts + 1;
+            let (attempt, lane) = (slot.attempts + 1, slot.lane);
             if !room {
                 state.gate(token.offset);
+                self.holds.does_not_scout(token);
+                continue;
+            }
+            let obstacle = self.holds.obstacle(spec.needs(), token);
+            if let Some(need) = obstacle.filter(|_| !faulty!(self.config, HoldIgnored)) {
+                self.hold(now, token, need);
                 continue;
             }
             slot.phase = Phase::Running;
+            slot.scouts = self.holds.started(spec.needs(), now);
             let is_durable = slot.attempts <= slot.durable || faulty!(self.config, RetryBeforeDurable);
             state.start(token.offset);
             self.in_flight += 1;
@@ -272,7 +302,6 @@ impl Engine {
             }
             self.breaker.started(now);
             self.out.push_back(Command::Start(token, attempt));
-            let lane = keys::lane(self.config.ordering, token.partition, &spec);
             if lane.is_some_and(|lane| !self.keys.is_head(lane, token.offset)) {
                 self.out.push_back(Command::Violation("I5", token));
             }
@@ -285,7 +314,7 @@ impl Engine {
     pub(super) fn finished(&mut self, now: Timestamp, token: Token, attempt: Attempt) {
         let Some(slot) = self.slot(token).filter(|slot| slot.phase == Phase::Running) else { return };
         let Some(spec) = slot.spec else { return };
-        let (spent, cancelled) = (slot.attempts + 1, slot.cancelled);
+        let (spent, cancelled, lane) = (slot.attempts + 1, slot.cancelled, slot.lane);
         // Between attempts a job is not active; `conclude` counts it again when it has come to its end.
         slot.phase = Phase::Queued;
         self.in_flight -= 1;
@@ -295,16 +324,34 @@ impl Engine {
         if let Some(state) = self.partitions.get_mut(&token.partition) {
             state.active -= 1;
         }
+        let attempt = match attempt {
+            Attempt::Held(..) if faulty!(self.config, HoldSpendsAttempts) => {
+                Attempt::Failed(FailureClass::Retry, None)
+            }
+            Attempt::Held(_, wish) if faulty!(self.config, HoldBlocksOthers) => {
+                Attempt::Failed(FailureClass::Unavailable, wish)
+            }
+            // Said of the server as a whole.
+            Attempt::Failed(FailureClass::Held(_), wish) => Attempt::Held(Need::Room, wish),
+            other => other,
+        };
         match attempt {
             Attempt::Succeeded => {
                 self.breaker.reached();
+                self.answered(token);
                 self.conclude(token, Terminal::Succeeded, spent);
                 if faulty!(self.config, NextBeforeWritten) {
-                    self.leave_lane(now, token, &spec);
+                    self.leave_lane(now, token, lane);
                 }
             }
             // The cancel was in time; what the aborted call came to says nothing about server or job.
-            Attempt::Failed(..) if cancelled => self.conclude(token, Terminal::Cancelled, spent - 1),
+            Attempt::Failed(..) | Attempt::Held(..) if cancelled => {
+                self.conclude(token, Terminal::Cancelled, spent - 1);
+            }
+            Attempt::Held(need, wish) => {
+                self.breaker.reached();
+                self.turned_away(now, token, need, wish);
+            }
             Attempt::Failed(FailureClass::Unavailable, wish)
                 if !faulty!(self.config, OutageSpendsAttempts) =>
             {
@@ -318,6 +365,7 @@ impl Engine {
             }
             Attempt::Failed(class, wish) => {
                 self.breaker.reached();
+                self.answered(token);
                 if let Some(state) = self.partitions.get_mut(&token.partition) {
                     state.spend(token.offset);
                 }
@@ -327,10 +375,7 @@ impl Engine {
                     self.conclude(token, Terminal::Failed, spent);
                 } else if spec.deadline.is_some_and(|deadline| at > deadline) {
                     self.conclude(token, Terminal::Expired, spent);
-                } else if !spec.keeps_progress
-                    && self.is_far(now, at, &spec)
-                    && keys::lane(self.config.ordering, token.partition, &spec).is_none()
-                {
+                } else if !spec.keeps_progress && self.is_far(now, at, &spec) && lane.is_none() {
                     self.conclude(token, Terminal::Deferred(at), spent);
                 } else {
                     self.retry_at(now, token, spent, at);
@@ -391,17 +436,14 @@ impl Engine {
         self.buffered -= 1;
         self.buffered_bytes -= slot.bytes;
         self.out.push_back(Command::Forget(token));
-        if let Some(spec) = slot.spec {
-            self.leave_lane(now, token, &spec);
-        }
+        self.leave_lane(now, token, slot.lane);
         self.ungate(token.partition);
         self.schedule_commit(now, token.partition, self.config.commit_interval);
         self.update_pause(token.partition);
     }
 
     /// Gives up the job's place in its key; the next one may start.
-    fn leave_lane(&mut self, now: Timestamp, token: Token, spec: &JobSpec) {
-        let lane = keys::lane(self.config.ordering, token.partition, spec);
+    fn leave_lane(&mut self, now: Timestamp, token: Token, lane: Option<Lane>) {
         if let Some(next) = lane.and_then(|lane| self.keys.leave(lane, token.offset)) {
             self.unblocked(now, Token { offset: next, ..token });
         }
@@ -433,6 +475,7 @@ impl Engine {
     pub(super) fn alarm(&mut self, now: Timestamp, token: Token, alarm: Alarm) {
         let draining = self.partitions.get(&token.partition).is_none_or(|state| state.draining);
         let waits_for_commit = !faulty!(self.config, RetryBeforeDurable);
+        let ignores_deadline = faulty!(self.config, HoldIgnoresDeadline);
         let Some(slot) = self.slot(token) else { return };
         let (phase, attempts) = (slot.phase, slot.attempts);
         match (alarm, phase) {
@@ -459,11 +502,16 @@ impl Engine {
                 self.schedule_commit(now, token.partition, self.config.urgent_commit_interval);
             }
             (Alarm::Eligible, Phase::Delayed) => self.unblocked(now, token),
-            (Alarm::Deadline, Phase::Queued | Phase::Delayed | Phase::AwaitsCommit | Phase::Ready)
-                if !draining =>
-            {
-                self.end_as(token, Terminal::Expired);
+            (Alarm::Deadline, Phase::Held(_)) if ignores_deadline => {}
+            (
+                Alarm::Deadline,
+                Phase::Queued | Phase::Delayed | Phase::AwaitsCommit | Phase::Ready | Phase::Held(_),
+            ) if !draining && slot.early.is_none() => {
+                let (lane, offset) = (slot.lane, token.offset);
+                let is_its_turn = lane.is_none_or(|lane| self.keys.is_head(lane, offset));
+                self.end_in_turn(token, Terminal::Expired, is_its_turn);
             }
+            (Alarm::Relay, Phase::Held(_)) if !draining => self.relay(now, token),
             _ => {}
         }
     }

@@ -13,7 +13,7 @@ use fleet_job::{outcome::FailureClass, time::Timestamp};
 
 use crate::{
     Admission, Attempt, Backoff, Command, Config, Contact, Engine, FinalCommit, Input, JobSpec, Limit,
-    Limits, Partition, Patience, Progress, Sample, Terminal, Token,
+    Limits, Need, Partition, Patience, Progress, Sample, Terminal, Token,
     log::{self, Found, LogName},
     types::Fault,
 };
@@ -31,6 +31,12 @@ const SESSION: i64 = 1_200;
 const BREATH: i64 = SESSION / 6;
 /// How long a record of the delayed topic waits there at most.
 const TIER: i64 = 600;
+/// So many moves are enough for all jobs that a hosted server's absence does not concern.
+const SIT_OUT: usize = 3_000;
+/// Hosted servers, by these numbers.
+const HOSTED: u64 = 2;
+/// How long a hosted server that is away wants to be left alone.
+const LEAVE_ALONE: i64 = 250;
 
 /// Ends the schedule: a promise is broken. Unwinding without the panic hook keeps the many schedules of the mutants quiet.
 pub(super) fn broken(message: String) -> ! {
@@ -91,6 +97,12 @@ struct Job {
     /// It was written on from another record.
     passed_on: bool,
     limits: Limits,
+    /// The hosted server that it calls, where it calls one.
+    hosted: Option<u64>,
+    /// Its record says so; of some it shows only in the call.
+    is_known: bool,
+    /// Since when it has waited for that, where it went to the delayed topic because of it.
+    held_since: Option<i64>,
     /// The assignment under which it was cancelled.
     cancelled: Option<u64>,
     key: Option<u64>,
@@ -141,6 +153,10 @@ struct Worker {
     late: Vec<(Token, u32)>,
     commits: Vec<FinalCommit>,
     probing: bool,
+    /// When each hosted server that is away wants to be asked again, as it has said here. Before that nobody asks.
+    held_until: BTreeMap<u64, i64>,
+    /// Since when its engine may have commands that are not carried out: it is out of contact.
+    undone_since: Option<i64>,
     /// What it knows to be settled, because it has written that.
     settled: BTreeSet<(i32, u64, i64)>,
     /// Partitions that the group has taken away while this worker was frozen; it does not know yet.
@@ -154,6 +170,8 @@ pub(super) struct World {
     workers: Vec<Worker>,
     owner: Vec<Option<usize>>,
     server_up: bool,
+    /// The hosted servers, and the server's room for calls, as far as they are away.
+    away: BTreeSet<Need>,
     broker_up: bool,
     drops_metadata: bool,
     crashes: bool,
@@ -206,6 +224,7 @@ impl World {
             workers: Vec::new(),
             owner: vec![None; PARTITIONS as usize],
             server_up: true,
+            away: BTreeSet::new(),
             broker_up: true,
             drops_metadata,
             crashes,
@@ -230,7 +249,8 @@ impl World {
         if self.trace {
             eprintln!("{} worker {worker}: {input:?}", self.now);
         }
-        let now = self.time();
+        let (now, at) = (self.time(), self.now);
+        self.workers[worker].undone_since.get_or_insert(at);
         self.workers[worker].engine.handle(now, input);
         self.drain(worker);
     }
@@ -296,6 +316,8 @@ impl World {
             late: Vec::new(),
             commits: Vec::new(),
             probing: false,
+            held_until: BTreeMap::new(),
+            undone_since: None,
             settled: BTreeSet::new(),
             logs: HashMap::new(),
             gone: Vec::new(),
@@ -451,31 +473,53 @@ impl World {
 
     // --- The end --------------------------------------------------------------------------------------------------
 
-    /// Lets everything come to its end with server and broker up; every record must then have a terminal state (I3).
     /// Jobs that have ended, and of which the last that was said is that they run.
     fn seems_to_run(&self) -> Vec<&Job> {
         self.logs.iter().flat_map(|log| log.jobs.values()).filter(|job| job.seems_to_run).collect()
     }
 
-    pub(super) fn settle_down(&mut self) {
+    /// Lets everything go on for a while with server and broker up, and one hosted server away.
+    pub(super) fn sit_out(&mut self) {
         self.server_up = true;
         self.broker_up = true;
+        self.away = BTreeSet::from([Need::Hosted(0)]);
         self.rng = Rng::new(0);
         (0..self.workers.len()).for_each(|worker| self.hear(worker));
         (0..PARTITIONS).for_each(|number| self.notice(number));
+        // What has been read by now is looked at afterwards, when it has had time enough.
+        let read: Vec<(usize, i64)> = (0..JOBS).map(|number| (number, self.read_up_to(number))).collect();
+        let deadline = self.now;
+        for _ in 0..SIT_OUT {
+            self.go_on();
+        }
+        self.check_others_went_on(&read, deadline);
+    }
+
+    fn read_up_to(&self, number: usize) -> i64 {
+        let worker = self.owner[number].map(|worker| &self.workers[worker]);
+        worker.and_then(|worker| worker.position.get(&(number as i32)).copied()).unwrap_or_default()
+    }
+
+    fn go_on(&mut self) {
+        match self.rng.below(6) {
+            0 | 1 => self.deliver(),
+            2 => self.finish(),
+            3 => self.write(),
+            4 => self.answer_commit(),
+            _ => self.tick(),
+        }
+    }
+
+    /// Lets everything come to its end with all servers and the broker up; every record must then have a terminal state (I3).
+    pub(super) fn settle_down(&mut self) {
+        self.away.clear();
         for _ in 0..200_000 {
             let ended = self.logs.iter().all(|log| log.jobs.values().all(|job| !job.terminals.is_empty()));
             // What was begun once more has to come to its end once more.
             if ended && self.seems_to_run().is_empty() {
                 return;
             }
-            match self.rng.below(6) {
-                0 | 1 => self.deliver(),
-                2 => self.finish(),
-                3 => self.write(),
-                4 => self.answer_commit(),
-                _ => self.tick(),
-            }
+            self.go_on();
         }
         let left: Vec<_> = self
             .logs

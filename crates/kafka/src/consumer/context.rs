@@ -20,7 +20,7 @@ use rdkafka::{
 };
 
 use super::{
-    Assigned, Event, REPLY_MARGIN,
+    Assigned, Event, REPLY_MARGIN, Reach,
     identity::{Commits, LogIdentity},
     member::Channel,
     membership::Membership,
@@ -332,6 +332,9 @@ impl ClientContext for Context {
         if !lag.is_empty() {
             self.emit(Event::Lag(lag));
         }
+        let group = statistics.cgrp.is_some_and(|group| group.state == "up" && group.join_state == "steady");
+        let broker = statistics.brokers.values().any(|broker| broker.state == "UP");
+        self.emit(Event::Reach(self.number, Reach { broker, group }));
     }
 
     fn error(&self, error: Native, reason: &str) {

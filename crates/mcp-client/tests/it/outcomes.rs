@@ -11,8 +11,8 @@ use axum::Json;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use fleet_job::outcome::ErrorKind;
-use fleet_job::outcome::FailureClass::{self, Permanent, Retry, Unavailable};
-use fleet_job::outcome::Outcome;
+use fleet_job::outcome::FailureClass::{self, Held, Permanent, Retry, Unavailable};
+use fleet_job::outcome::{Outcome, WaitReason};
 use fleet_mcp_client::{ClientConfig, Input, McpClient, Progress, Secret, ToolCall};
 use serde_json::{Map, json};
 
@@ -32,7 +32,8 @@ async fn http_statuses() {
     for code in [401, 403] {
         check_status(code, Unavailable, ErrorKind::Unauthorized).await;
     }
-    for code in [408, 425, 429, 500, 502, 503, 504] {
+    check_status(429, Held(WaitReason::RateLimited), ErrorKind::Http).await;
+    for code in [408, 425, 500, 502, 503, 504] {
         check_status(code, Retry, ErrorKind::Http).await;
     }
     for code in [400, 404, 413, 415, 422] {
@@ -120,6 +121,15 @@ async fn answers_that_are_not_mcp() {
     for (answer, class) in rows {
         let server = modern(move |_| answer()).await;
         expect(&client(&[server.url], |_| {}), class, ErrorKind::Protocol).await;
+    }
+    // Answers to the very call: the tool may have run.
+    for answer in [r#""result":3"#, r#""error":{"code":"x"}"#, r#""outcome":1"#] {
+        let server = modern(move |seen| {
+            let body = format!(r#"{{"jsonrpc":"2.0","id":{},{answer}}}"#, seen.id());
+            ([(header::CONTENT_TYPE, "application/json")], body).into_response()
+        })
+        .await;
+        expect(&client(&[server.url], |_| {}), Permanent, ErrorKind::Protocol).await;
     }
     for kind in ["input_required", "task", "novel"] {
         let server =

@@ -76,6 +76,9 @@ impl JobView {
                 ", but its result of {bytes} bytes was too large to keep ({RESULT_OMITTED})"
             ));
         }
+        if let Some(waiting) = &event.waiting {
+            text.push_str(&format!(", {waiting} since {}", waiting.since));
+        }
         if let Some(error) = &event.error {
             text.push_str(&format!(": {}", error.message));
         }

@@ -18,7 +18,7 @@ use fleet_kafka::consumer::LogIdentity;
 use metrics::counter;
 
 use super::{DELAYED, Shell, held::Held, settled::Settled};
-use crate::metrics as names;
+use crate::{metrics as names, outages};
 
 impl Shell {
     pub(super) fn record(&mut self, partition: Partition, mut record: RawRecord) {
@@ -100,6 +100,7 @@ impl Shell {
         let admission = match decoded {
             Ok(envelope) => {
                 let until = delayed.as_ref().map(|delayed| delayed.until);
+                let waiting = delayed.as_ref().and_then(|delayed| delayed.waiting.clone());
                 let spec = JobSpec {
                     key,
                     priority: envelope.priority.unwrap_or(DEFAULT_PRIORITY),
@@ -110,13 +111,16 @@ impl Shell {
                     limits: self.limits.of(&envelope),
                     returned: delayed.is_some(),
                     keeps_progress: envelope.work.job_type() != JobType::ToolCall,
+                    hosted: outages::hosted(&envelope.work).map(outages::number),
+                    held_since: waiting.as_ref().map(|waiting| waiting.since),
                 };
+                held.waiting = waiting;
                 held.envelope = Some(Arc::new(envelope));
                 Admission::Job(spec)
             }
             Err((error, _)) => {
                 held.last_error = Some(error);
-                Admission::Reject
+                Admission::Reject { key }
             }
         };
         held.topic_id = match &delayed {

@@ -19,6 +19,7 @@ use super::{Shell, give, held::Done};
 use crate::{
     execute::{self, Job},
     metrics as names,
+    outages::Outage,
 };
 
 impl Shell {
@@ -63,10 +64,14 @@ impl Shell {
                 Done::Attempt { token, outcome, done: BTreeMap::new(), took: Duration::ZERO }
             },
         );
-        if let Some(held) = self.jobs.get_mut(&token) {
-            held.task = Some(task);
+        let Some(held) = self.jobs.get_mut(&token) else { return };
+        held.task = Some(task);
+        if held.waiting.is_some() {
+            // Its call may be turned away once more; then its events go on saying that it waits.
+            self.quiet.push(token);
+        } else {
+            self.announce(Some(running));
         }
-        self.announce(Some(running));
     }
 
     /// Writes how far a job has come. After its end, or between two attempts, that would be wrong for ever.
@@ -85,6 +90,7 @@ impl Shell {
         done: BTreeMap<usize, Value>,
         took: Duration,
     ) {
+        let now = self.clock.now();
         // A job that is no longer held was fenced off: whoever has the partition now runs it.
         let Some(held) = self.jobs.get_mut(&token) else {
             tracing::info!(?token, "a call ended after its partition was given away; its outcome is dropped");
@@ -109,31 +115,28 @@ impl Shell {
             Outcome::Failed(failure) => {
                 let label = match failure.class {
                     FailureClass::Unavailable => "unavailable",
+                    FailureClass::Held(_) => "held",
                     FailureClass::Retry => "retry",
                     FailureClass::Permanent => "permanent",
                 };
                 tracing::debug!(job_id = held.job_id, error = %failure.error, class = label, "attempt failed");
-                // An outage is not the job's; it must not end up as the reason why the job failed (I7).
-                if failure.class.spends_attempt() {
-                    held.first_error.get_or_insert_with(|| failure.error.clone());
-                    held.last_error = Some(failure.error);
-                } else {
-                    held.met_outage = true;
-                    self.note_outage(&failure.error);
+                match Outage::of(&failure, now) {
+                    // An outage is not the job's; it must not end up as the reason why the job failed (I7).
+                    Some((need, outage)) => {
+                        held.met_outage = true;
+                        (self.turned_away(token, &failure, need, outage), label)
+                    }
+                    None => {
+                        held.waiting = None;
+                        held.first_error.get_or_insert_with(|| failure.error.clone());
+                        held.last_error = Some(failure.error);
+                        (Attempt::Failed(failure.class, failure.retry_after), label)
+                    }
                 }
-                (Attempt::Failed(failure.class, failure.retry_after), label)
             }
         };
         counter!(names::ATTEMPTS.name, "outcome" => label).increment(1);
         histogram!(names::DURATION.name, "outcome" => label).record(took.as_secs_f64());
         self.feed(Input::Finished(token, attempt));
-    }
-
-    fn note_outage(&mut self, error: &JobError) {
-        if !self.breaker_open {
-            tracing::warn!(%error, "the MCP server is unavailable: jobs wait, none spends an attempt");
-            self.health.set_not_ready(format!("the MCP server is unavailable: {error}"));
-            self.breaker_open = true;
-        }
     }
 }

@@ -126,8 +126,11 @@ impl Shell {
             look_at: until,
             attempts,
             first_error: held.first_error.clone(),
+            waiting: held.waiting.clone(),
         };
         let (delayed, event) = match (terminal, &held.delayed) {
+            // That it waits for something that is away has been said, and is said once.
+            (Terminal::Deferred(until), _) if held.waiting.is_some() => (fresh(until), None),
             (Terminal::Deferred(until), _) => {
                 (fresh(until), Some(self.reporter.waiting(&held.subject(), now, attempts, until)))
             }

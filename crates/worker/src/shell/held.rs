@@ -10,7 +10,7 @@ use fleet_engine::{FinalCommit, Partition, Token};
 use fleet_job::{
     delayed::Delayed,
     envelope::Envelope,
-    event::{JobState, Progress},
+    event::{JobState, Progress, Waiting},
     outcome::{JobError, Outcome},
     record::RawRecord,
     time::Timestamp,
@@ -63,6 +63,8 @@ pub(super) struct Held {
     pub(super) attempt: u32,
     /// The last attempt found no server.
     pub(super) met_outage: bool,
+    /// What it waits for through no fault of its own, as its events say.
+    pub(super) waiting: Option<Waiting>,
     pub(super) task: Option<AbortHandle>,
 }
 
@@ -91,6 +93,7 @@ impl Held {
             settling: false,
             attempt: 0,
             met_outage: false,
+            waiting: None,
             task: None,
         }
     }

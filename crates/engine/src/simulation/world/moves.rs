@@ -18,7 +18,14 @@ impl World {
                 self.pass(time, None);
             }
             89 => self.cancel(),
-            90 => self.server_up = !self.server_up,
+            90 => match self.rng.below(4) {
+                0 => self.server_up = !self.server_up,
+                1 => self.toggle(Need::Room),
+                _ => {
+                    let hosted = self.rng.below(HOSTED);
+                    self.toggle(Need::Hosted(hosted));
+                }
+            },
             91 => self.broker_up = !self.broker_up,
             92 if self.workers.len() < 3 => self.join(),
             93 if self.workers.len() > 1 => self.leave(),
@@ -31,6 +38,13 @@ impl World {
                 self.notice(number);
             }
             _ => self.tick(),
+        }
+    }
+
+    /// Something goes away, or comes back.
+    fn toggle(&mut self, need: Need) {
+        if !self.away.remove(&need) {
+            self.away.insert(need);
         }
     }
 
@@ -57,6 +71,9 @@ impl World {
             spent: 0,
             passed_on: false,
             limits: [tool, tenant],
+            hosted: if self.rng.chance(50) { Some(self.rng.below(HOSTED)) } else { None },
+            is_known: self.rng.chance(80),
+            held_since: None,
             cancelled: None,
             key,
             script,
@@ -110,6 +127,7 @@ impl World {
     fn pass_on(&mut self, token: Token, until: i64, attempts: u32) {
         let (now, from) = (self.now, token.partition.number as usize);
         let job = self.job(token).clone();
+        let held = job.relay.is_none() && job.not_before.is_none_or(|at| at <= now);
         let origin = job.relay.map_or(from, |(_, origin)| origin);
         let far = until > now + MAX_PARK;
         let relay = far.then_some(((now + TIER).min(until), origin));
@@ -118,6 +136,7 @@ impl World {
             spent: attempts.max(job.spent),
             passed_on: true,
             not_before: Some(until),
+            held_since: if held { job.held_since.or(Some(now)) } else { job.held_since },
             cancelled: None,
             terminals: Vec::new(),
             seems_to_run: false,
@@ -169,7 +188,7 @@ impl World {
         let cancelled = job.cancelled.is_some();
         let admission = match (job.relay, job.script) {
             (Some((at, _)), _) => Admission::Relay(Timestamp::from_millis(at).unwrap()),
-            (None, Script::NoJob) => Admission::Reject,
+            (None, Script::NoJob) => Admission::Reject { key: job.key },
             _ => {
                 let spec = JobSpec {
                     key: job.key,
@@ -177,6 +196,8 @@ impl World {
                     limits: job.limits,
                     returned: job.spent > 0 || job.passed_on,
                     keeps_progress: job.id % 4 == 0,
+                    hosted: job.hosted.filter(|_| job.is_known),
+                    held_since: job.held_since.map(|n| Timestamp::from_millis(n).unwrap()),
                     priority: (offset % 5) as u8,
                     not_before: job.not_before.map(|n| Timestamp::from_millis(n).unwrap()),
                     deadline: job.deadline.map(|n| Timestamp::from_millis(n).unwrap()),
@@ -224,9 +245,21 @@ impl World {
         let (token, attempt) = self.workers[worker].running.swap_remove(index);
         let up = self.server_up;
         let lost = self.rng.chance(3);
+        let hosted = self.job(token).hosted.map(Need::Hosted);
+        let away = [Some(Need::Room), hosted].into_iter().flatten().find(|need| self.away.contains(need));
+        // What an aborted call came to says nothing.
+        let is_wanted = self.job(token).cancelled != Some(token.generation);
+        if let Some(Need::Hosted(server)) = away.filter(|_| up && is_wanted) {
+            let until = self.now + LEAVE_ALONE;
+            self.workers[worker].held_until.insert(server, until);
+        } else if let (true, None, Some(Need::Hosted(server))) = (up, away, hosted) {
+            self.workers[worker].held_until.remove(&server);
+        }
+        let wish = Duration::from_millis(LEAVE_ALONE as u64);
         let job = self.job(token);
         let outcome = match job.script {
             _ if !up => Attempt::Failed(FailureClass::Unavailable, None),
+            _ if away.is_some() => Attempt::Held(away.unwrap(), Some(wish)),
             Script::Permanent => Attempt::Failed(FailureClass::Permanent, None),
             Script::FailsForEver => Attempt::Failed(FailureClass::Retry, None),
             Script::FailsThenSucceeds(n) if attempt <= n || lost => {
@@ -273,7 +306,7 @@ impl World {
             self.job(token).seems_to_run = false;
             return self.feed(worker, Input::Written(token));
         }
-        self.check_terminal(token, terminal);
+        self.check_terminal(worker, token, terminal);
         match terminal {
             Terminal::Deferred(until) => self.pass_on(token, until.as_millis(), attempts),
             Terminal::Relayed if self.fault == Some(Fault::RelaysDropped) => {}

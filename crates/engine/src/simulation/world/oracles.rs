@@ -56,6 +56,9 @@ impl World {
                 Command::Violation(name, token) => broken(format!("{name} is violated at {token:?}")),
             }
         }
+        if !self.is_out_of_contact(worker) {
+            self.workers[worker].undone_since = None;
+        }
     }
 
     fn started(&mut self, worker: usize, token: Token, attempt: u32) {
@@ -66,6 +69,8 @@ impl World {
             self.check_ownership(worker, token, attempt);
         }
         let (now, disorder) = (self.now, self.disorder);
+        // What was decided before a gap in contact is done after it.
+        let decided = self.workers[worker].undone_since.unwrap_or(now);
         let job = self.job(token);
         job.seems_to_run |= job.terminals.iter().any(|terminal| terminal.is_final());
         ensure!(
@@ -73,12 +78,18 @@ impl World {
             "I6: attempt {attempt} of {token:?} after {} have ended",
             job.ended
         );
-        ensure!(job.deadline.is_none_or(|d| d > now), "{token:?} starts after its deadline");
+        ensure!(job.deadline.is_none_or(|d| d > decided), "{token:?} starts after its deadline");
         ensure!(job.not_before.is_none_or(|d| d <= now), "{token:?} starts too early");
         ensure!(job.script != Script::NoJob, "what is no job must not start");
         ensure!(job.cancelled != Some(token.generation), "{token:?} starts after it was cancelled");
+        let hosted = job.hosted.filter(|_| job.is_known);
         self.workers[worker].running.push((token, attempt));
         self.check_limits(worker, token);
+        let asked = hosted.and_then(|server| self.workers[worker].held_until.get(&server).copied());
+        ensure!(
+            decided < now || asked.is_none_or(|until| until <= now),
+            "I7: {token:?} asks server {hosted:?} before the time that it gave"
+        );
     }
 
     /// What holds for whoever has a partition by the group's leave.
@@ -103,7 +114,7 @@ impl World {
         let log = &self.logs[number as usize];
         for (offset, job) in log.jobs.range(..token.offset).filter(|(_, job)| job.key == Some(key)) {
             ensure!(
-                !job.terminals.is_empty() || job.script == Script::NoJob,
+                !job.terminals.is_empty(),
                 "I5: {token:?} starts before offset {offset} of its key is settled,"
             );
         }
@@ -156,8 +167,61 @@ impl World {
         }
     }
 
-    pub(super) fn check_terminal(&mut self, token: Token, terminal: Terminal) {
+    /// What has come to its end, or goes on as another record, has done so in the order of its key (I5).
+    fn check_order_of_ends(&self, token: Token, terminal: Terminal) {
+        let log = &self.logs[token.partition.number as usize];
+        // What stood in a topic that was made again has no order any more.
+        let is_gone = self.is_unnoticed(token.partition.number)
+            || log.gone.contains_key(&(token.generation, token.offset));
+        let Some(job) = log.jobs.get(&token.offset).filter(|_| !is_gone) else { return };
+        let Some(key) = job.key.filter(|_| job.relay.is_none()) else { return };
+        if let Terminal::Deferred(until) = terminal {
+            // A job of later leaves its key's order; one that only waits for a server does not.
+            ensure!(
+                job.not_before == Some(until.as_millis()),
+                "I5: {token:?} has a key and is deferred for an outage"
+            );
+            return;
+        }
+        // Somebody wants a cancel now.
+        if terminal == Terminal::Cancelled {
+            return;
+        }
+        for (offset, _) in log.jobs.range(..token.offset).filter(|(_, job)| job.key == Some(key)) {
+            ensure!(
+                !log.jobs[offset].terminals.is_empty(),
+                "I5: {token:?} ends as {terminal:?} before offset {offset} of its key"
+            );
+        }
+    }
+
+    /// While hosted server 0 is away, everything that does not need it and does not stand behind what does comes to its end,
+    /// and so does what needs it and has a deadline (I7).
+    pub(super) fn check_others_went_on(&self, read: &[(usize, i64)], before: i64) {
+        for (number, read) in read {
+            let mut held_up: BTreeSet<u64> = BTreeSet::new();
+            for (offset, job) in self.logs[*number].jobs.range(..*read) {
+                let is_behind = job.key.is_some_and(|key| held_up.contains(&key));
+                let is_over = !job.terminals.is_empty();
+                let has_deadline = job.deadline.is_some_and(|at| at <= before);
+                let may_wait = job.hosted == Some(0) && !has_deadline;
+                ensure!(
+                    is_over || is_behind || may_wait,
+                    "I7: offset {offset} of partition {number} waits for a server that it does not need: {job:?}"
+                );
+                // What has ended before can be under way once more.
+                if !is_over || (self.disorder && job.hosted == Some(0)) {
+                    held_up.extend(job.key);
+                }
+            }
+        }
+    }
+
+    pub(super) fn check_terminal(&mut self, worker: usize, token: Token, terminal: Terminal) {
         let now = self.now;
+        if !self.workers[worker].gone.contains(&token.partition.number) {
+            self.check_order_of_ends(token, terminal);
+        }
         let job = self.job(token);
         let meant = match job.script {
             _ if job.relay.is_some() => {

@@ -1,0 +1,162 @@
+//! What is away while our server answers, as this worker has been told: names for the engine's numbers, and what each job
+//! that waits says of it. Pure.
+
+use std::{
+    collections::{BTreeMap, hash_map::DefaultHasher},
+    hash::{Hash as _, Hasher as _},
+};
+
+use fleet_engine::Need;
+use fleet_job::{
+    envelope::Work,
+    event::Waiting,
+    outcome::{ErrorKind, Failure, FailureClass, WaitReason},
+    time::Timestamp,
+    tool_name,
+};
+
+/// What separates server and tool in the name of a hosted tool.
+const SEPARATOR: &str = "__";
+
+/// One thing that is away.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Outage {
+    pub(crate) reason: WaitReason,
+    /// The hosted server, where it is one.
+    pub(crate) server: Option<String>,
+    pub(crate) since: Timestamp,
+}
+
+/// All that is known to be away; the server itself under `None`.
+#[derive(Debug, Default)]
+pub(crate) struct Outages(BTreeMap<Option<Need>, Outage>);
+
+impl Outage {
+    /// What a failure that spends no attempt says, and what the job needs; `None` for any other failure.
+    pub(crate) fn of(failure: &Failure, now: Timestamp) -> Option<(Option<Need>, Self)> {
+        let (need, reason) = match failure.class {
+            FailureClass::Unavailable if failure.error.kind == ErrorKind::Unauthorized => {
+                (None, WaitReason::Unauthorized)
+            }
+            FailureClass::Unavailable => (None, WaitReason::Unavailable),
+            FailureClass::Held(reason) => {
+                let hosted = failure.server.as_deref().map(|server| Need::Hosted(number(server)));
+                (Some(hosted.unwrap_or(Need::Room)), reason)
+            }
+            FailureClass::Retry | FailureClass::Permanent => return None,
+        };
+        Some((need, Self { reason, server: failure.server.clone(), since: now }))
+    }
+
+    /// What an event says of a job that waits for this.
+    pub(crate) fn waiting(&self, since: Timestamp) -> Waiting {
+        Waiting { reason: self.reason.as_str().to_owned(), server: self.server.clone(), since }
+    }
+}
+
+impl Outages {
+    /// Takes note of an outage; `true` if it is new. One that goes on keeps its beginning, whatever its reason is by now.
+    pub(crate) fn note(&mut self, need: Option<Need>, outage: Outage) -> bool {
+        match self.0.get_mut(&need) {
+            Some(known) => {
+                known.reason = outage.reason;
+                false
+            }
+            None => {
+                self.0.insert(need, outage);
+                true
+            }
+        }
+    }
+
+    pub(crate) fn get(&self, need: Option<Need>) -> Option<&Outage> {
+        self.0.get(&need)
+    }
+
+    /// Forgets what is over, and returns it.
+    pub(crate) fn forget_unless(&mut self, lasts: impl Fn(Option<Need>) -> bool) -> Vec<Outage> {
+        let over: Vec<_> = self.0.keys().copied().filter(|need| !lasts(*need)).collect();
+        over.into_iter().filter_map(|need| self.0.remove(&need)).collect()
+    }
+}
+
+/// The hosted server whose tool a job calls, where its record says so. A job with several calls finds out, and what hosts a
+/// server does not need it.
+pub(crate) fn hosted(work: &Work) -> Option<&str> {
+    let Work::ToolCall(call) = work else { return None };
+    let server = call.server.as_deref().or_else(|| Some(call.tool.split_once(SEPARATOR)?.0));
+    server.filter(|server| tool_name::check_server(server).is_ok())
+}
+
+/// The engine's number for a hosted server. Two names with one number only wait for each other.
+pub(crate) fn number(server: &str) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    server.hash(&mut hasher);
+    hasher.finish()
+}
+
+/// Whether what a job said before still holds: its newest event then need not be written again.
+pub(crate) fn is_said(said: Option<&Waiting>, now: &Waiting) -> bool {
+    said.is_some_and(|said| said.reason == now.reason && said.server == now.server)
+}
+
+#[cfg(test)]
+mod tests {
+    use fleet_job::{decode, outcome::JobError};
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_record_says_which_hosted_server_it_needs_if_it_needs_one() {
+        let check = |job_type: &str, payload: serde_json::Value, expected: Option<&str>| {
+            let text = json!({"jobID": "j", "jobType": job_type, "payload": payload}).to_string();
+            assert_eq!(hosted(&decode::from_json(text.as_bytes()).unwrap().work), expected, "{text}");
+        };
+        check("tool-call", json!({"server": "db", "tool": "q"}), Some("db"));
+        check("tool-call", json!({"tool": "db__q__x"}), Some("db"));
+        check("tool-call", json!({"tool": "file_read"}), None);
+        check("tool-call", json!({"tool": "__q"}), None);
+        check("tool-batch", json!({"calls": [{"server": "db", "tool": "q"}]}), None);
+        check("server-init", json!({"mcpServers": {"db": {"url": "http://db"}}}), None);
+    }
+
+    #[test]
+    fn failures_are_outages_of_what_they_name() {
+        let error = |kind| JobError::new(kind, "x");
+        let of = |failure: Failure| {
+            Outage::of(&failure, Timestamp::default()).map(|(need, outage)| (need, outage.reason))
+        };
+        assert_eq!(
+            of(Failure::unavailable(error(ErrorKind::Connect))),
+            Some((None, WaitReason::Unavailable))
+        );
+        assert_eq!(
+            of(Failure::unavailable(error(ErrorKind::Unauthorized))),
+            Some((None, WaitReason::Unauthorized))
+        );
+        let held = |server: Option<&str>| {
+            Failure::held(WaitReason::ServerBusy, server.map(str::to_owned), error(ErrorKind::JsonRpc))
+        };
+        assert_eq!(of(held(None)), Some((Some(Need::Room), WaitReason::ServerBusy)));
+        let hosted = Need::Hosted(number("db"));
+        assert_eq!(of(held(Some("db"))), Some((Some(hosted), WaitReason::ServerBusy)));
+        assert_eq!(of(Failure::retry(error(ErrorKind::Timeout))), None);
+    }
+
+    #[test]
+    fn an_outage_keeps_its_beginning_and_is_said_anew_when_its_reason_changes() {
+        let mut outages = Outages::default();
+        let at = |ms| Timestamp::from_millis(ms).unwrap();
+        let outage = |reason, ms| Outage { reason, server: Some("db".to_owned()), since: at(ms) };
+        assert!(outages.note(None, outage(WaitReason::ServerUnavailable, 1)));
+        let said = outages.get(None).unwrap().waiting(at(1));
+        assert!(is_said(Some(&said), &said) && !is_said(None, &said));
+        assert!(!outages.note(None, outage(WaitReason::UpstreamUnauthorized, 2)));
+        let known = outages.get(None).unwrap();
+        assert_eq!(known.since, at(1));
+        assert!(!is_said(Some(&said), &known.waiting(at(1))));
+        assert_eq!(outages.forget_unless(|_| false).len(), 1);
+        assert!(outages.get(None).is_none());
+    }
+}

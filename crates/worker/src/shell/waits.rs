@@ -1,0 +1,221 @@
+//! What is away, which jobs wait for it, and whether this worker is ready: said in events, metrics, the log and `/ready`.
+
+use std::time::{Duration, Instant};
+
+use fleet_engine::{Attempt, BreakerState, Need, Status, Token};
+use fleet_job::{
+    event::Waiting,
+    outcome::{Failure, WaitReason},
+};
+use fleet_kafka::consumer::Reach;
+use metrics::gauge;
+
+use super::{JOBS, Shell, topic_of};
+use crate::{
+    metrics as names,
+    outages::{Outage, is_said},
+    readiness::Obstacle,
+};
+
+/// An outage that is over sooner is told only of the jobs that have met it.
+const TELL_AFTER: Duration = Duration::from_secs(5);
+/// A call that has not been turned away for so long is under way.
+const QUIET: Duration = Duration::from_secs(1);
+/// How many jobs say in one go that they wait.
+const TELL_AT_ONCE: usize = 512;
+/// How long no broker may be in reach before that is taken for an outage, and not for a connection that is made anew.
+const BROKER_PATIENCE: Duration = Duration::from_secs(4);
+/// How long the group may take to agree on who has which partition.
+const GROUP_PATIENCE: Duration = Duration::from_secs(10);
+
+/// Since when what Kafka should have in reach is not.
+#[derive(Debug, Default)]
+pub(super) struct OutOfReach {
+    broker: Option<Instant>,
+    group: Option<Instant>,
+}
+
+impl Shell {
+    /// A call was turned away through no fault of the job's: says so, once for each outage. Returns what that is to the
+    /// engine.
+    pub(super) fn turned_away(
+        &mut self,
+        token: Token,
+        failure: &Failure,
+        need: Option<Need>,
+        outage: Outage,
+    ) -> Attempt {
+        let (reason, server) = (outage.reason.as_str(), outage.server.clone());
+        if self.outages.note(need, outage) {
+            let error = &failure.error;
+            match need {
+                None => {
+                    tracing::warn!(%error, "the MCP server is unavailable: jobs wait, none spends an attempt");
+                    self.set_obstacle(Obstacle::NoServer, format!("the MCP server is unavailable: {error}"));
+                }
+                Some(_) => tracing::warn!(
+                    %error, server, reason,
+                    "what jobs need behind the MCP server is unavailable: they wait and spend no attempt, others go on"
+                ),
+            }
+        }
+        let attempts = self.jobs.get(&token).map_or(0, |held| held.attempt.saturating_sub(1));
+        self.tell_that_it_waits(token, need, attempts);
+        match need {
+            None => Attempt::Failed(failure.class, failure.retry_after),
+            Some(need) => Attempt::Held(need, failure.retry_after),
+        }
+    }
+
+    /// Writes that a job waits, unless it has been written for this outage; `true` if it was now.
+    fn tell_that_it_waits(&mut self, token: Token, need: Option<Need>, attempts: u32) -> bool {
+        let now = self.clock.now();
+        let (Some(outage), Some(held)) = (self.outages.get(need), self.jobs.get_mut(&token)) else {
+            return false;
+        };
+        let since = match &held.waiting {
+            Some(said) if said.server == outage.server => said.since,
+            _ => outage.since.max(held.record.timestamp.unwrap_or_default()),
+        };
+        let waiting: Waiting = outage.waiting(since);
+        if is_said(held.waiting.as_ref(), &waiting) {
+            return false;
+        }
+        held.waiting = Some(waiting.clone());
+        let event = self.reporter.held(&held.subject(), now, attempts, waiting);
+        self.announce(Some(event));
+        true
+    }
+
+    /// Says of jobs that have waited that they run, once their calls have not been turned away at once.
+    pub(super) fn tell_what_runs(&mut self) {
+        let now = self.clock.now();
+        for token in std::mem::take(&mut self.quiet) {
+            let Some(held) = self.jobs.get_mut(&token).filter(|held| held.running) else { continue };
+            let started = held.started_at.unwrap_or(now);
+            if now.since(started) < QUIET {
+                self.quiet.push(token);
+                continue;
+            }
+            held.waiting = None;
+            let event = self.reporter.running(&held.subject(), started, held.attempt);
+            self.announce(Some(event));
+        }
+    }
+
+    /// Counts what waits, lets those say so that have not started, and forgets outages that are over.
+    pub(super) fn watch_outages(&mut self, status: &Status) {
+        let is_open = status.breaker != BreakerState::Closed;
+        let lasts = |need: Option<Need>| match need {
+            None => is_open,
+            Some(need) => status.holds.iter().any(|hold| hold.need == need),
+        };
+        for over in self.outages.forget_unless(lasts).into_iter().filter(|over| over.server.is_some()) {
+            tracing::info!(
+                server = over.server,
+                reason = over.reason.as_str(),
+                "the hosted server answers again"
+            );
+        }
+
+        let now = self.clock.now();
+        let mut waiting = [0_usize; WaitReason::ALL.len()];
+        let mut untold = Vec::new();
+        let patience = TELL_AFTER.min(self.args.max_park / 8);
+        for (token, need, attempts) in self.engine.held_jobs() {
+            let Some(outage) = self.outages.get(need) else { continue };
+            let index = WaitReason::ALL.iter().position(|reason| *reason == outage.reason);
+            index.into_iter().for_each(|index| waiting[index] += 1);
+            if now.since(outage.since) >= patience {
+                untold.push((token, need, attempts));
+            }
+        }
+        for (reason, count) in WaitReason::ALL.iter().zip(waiting) {
+            gauge!(names::WAITING.name, "reason" => reason.as_str()).set(count as f64);
+        }
+
+        let mut told = 0;
+        for (token, need, attempts) in untold {
+            told += usize::from(self.tell_that_it_waits(token, need, attempts));
+            if told == TELL_AT_ONCE {
+                break;
+            }
+        }
+        self.watch_windows(status);
+    }
+
+    /// Says of each partition once that it is not read because it is full of jobs that wait.
+    fn watch_windows(&mut self, status: &Status) {
+        for one in &status.partitions {
+            let is_stalled = one.paused && one.held > 0;
+            if !is_stalled {
+                self.stalled.remove(&one.partition);
+            } else if self.stalled.insert(one.partition) {
+                tracing::warn!(
+                    topic = topic_of(one.partition),
+                    partition = one.partition.number,
+                    held = one.held,
+                    open = one.open,
+                    "a partition is paused: its window is full of jobs that wait for what is unavailable, or stand behind them"
+                );
+            }
+        }
+    }
+
+    /// The MCP server takes calls again.
+    pub(super) fn watch_breaker(&mut self) {
+        if self.readiness.has(Obstacle::NoServer) && self.engine.breaker() == BreakerState::Closed {
+            tracing::info!("the MCP server answers again");
+            self.clear_obstacle(Obstacle::NoServer);
+        }
+    }
+
+    /// What librdkafka says is in reach.
+    pub(super) fn reaches(&mut self, topic: u16, reach: Reach) {
+        // Without its share of the delayed topic a worker does all that new jobs need.
+        if topic != JOBS {
+            return;
+        }
+        let now = Instant::now();
+        let lasts = |since: &mut Option<Instant>, is_there: bool, patience: Duration| {
+            if is_there {
+                *since = None;
+                return false;
+            }
+            now.duration_since(*since.get_or_insert(now)) >= patience
+        };
+        let no_broker = lasts(&mut self.out_of_reach.broker, reach.broker, BROKER_PATIENCE);
+        let no_group = lasts(&mut self.out_of_reach.group, reach.group, GROUP_PATIENCE);
+        if no_broker {
+            self.set_obstacle(Obstacle::NoBroker, "no Kafka broker is in reach");
+        } else if reach.broker {
+            self.clear_obstacle(Obstacle::NoBroker);
+        }
+        if no_group {
+            self.set_obstacle(
+                Obstacle::NoGroup,
+                "the consumer group has not agreed on who has which partition",
+            );
+        } else if reach.group && reach.broker {
+            self.clear_obstacle(Obstacle::NoGroup);
+        }
+    }
+
+    pub(super) fn set_obstacle(&mut self, obstacle: Obstacle, why: impl Into<String>) {
+        self.readiness.set(obstacle, why);
+        self.show_readiness();
+    }
+
+    pub(super) fn clear_obstacle(&mut self, obstacle: Obstacle) {
+        if self.readiness.clear(obstacle) {
+            self.show_readiness();
+        }
+    }
+
+    pub(super) fn show_readiness(&self) {
+        match self.readiness.reason() {
+            None => self.health.set_ready(),
+            Some(reason) => self.health.set_not_ready(reason),
+        }
+    }
+}
