@@ -6,6 +6,7 @@
 //! processes meet each other at the same instant again; it narrows down what to look at.
 
 pub mod audit;
+pub mod hosted;
 pub mod jobs;
 pub mod ledger;
 pub mod watch;
@@ -13,6 +14,7 @@ pub mod watch;
 use std::fmt;
 
 use crate::proxy::Network;
+use hosted::Forgotten;
 
 /// How many workers there are while nothing is disturbed.
 pub const WORKERS: usize = 4;
@@ -24,6 +26,8 @@ pub const BROKERS: usize = 3;
 const MOST_DISTURBED: usize = 2;
 /// Longer than the session timeout of the harness's workers, so that the group gives the partitions to somebody else.
 const BEYOND_SESSION_MS: (u64, u64) = (8_000, 11_000);
+/// How long the group has no coordinator when a worker wakes up that was stopped.
+pub const WITHOUT_COORDINATOR_MS: u64 = 10_000;
 
 /// Pseudo-random numbers that are the same on every machine and in every version: SplitMix64.
 #[derive(Clone, Debug)]
@@ -102,17 +106,50 @@ pub enum Disturbance {
         /// How long.
         ms: u64,
     },
+    /// SIGSTOP of a worker for so long, then SIGKILL of the group's coordinator and SIGCONT: the worker wakes up and hears
+    /// nothing of its group. The broker comes back after [`WITHOUT_COORDINATOR_MS`].
+    WakeWithoutCoordinator {
+        /// Which worker.
+        worker: usize,
+        /// How long it is stopped.
+        ms: u64,
+    },
+    /// SIGKILL of the hosted remote server; it comes back after so long and has forgotten its sessions.
+    KillHosted {
+        /// How long.
+        ms: u64,
+        /// How it refuses the sessions from before.
+        forgotten: Forgotten,
+    },
+    /// The server loses the hosted remote server for so long.
+    CutHosted {
+        /// [`Network::Refused`] or [`Network::Silent`].
+        how: Network,
+        /// How long.
+        ms: u64,
+    },
+    /// The hosted remote server refuses our credentials for so long.
+    RefuseHosted {
+        /// How long.
+        ms: u64,
+    },
 }
 
 impl Disturbance {
     /// The workers that it puts out of action.
     pub fn workers(self) -> Vec<usize> {
         match self {
-            Self::KillWorker { worker } | Self::StopWorker { worker, .. } => vec![worker],
+            Self::KillWorker { worker }
+            | Self::StopWorker { worker, .. }
+            | Self::WakeWithoutCoordinator { worker, .. } => vec![worker],
             Self::CutWorker { .. } => vec![BEHIND_PROXY],
             // The first ones, so that the cut one is left to be cut.
             Self::Storm { leave, .. } => (0..leave).collect(),
-            Self::KillServer { .. } | Self::KillBroker { .. } => Vec::new(),
+            Self::KillServer { .. }
+            | Self::KillBroker { .. }
+            | Self::KillHosted { .. }
+            | Self::CutHosted { .. }
+            | Self::RefuseHosted { .. } => Vec::new(),
         }
     }
 
@@ -123,23 +160,40 @@ impl Disturbance {
             Self::StopWorker { ms, .. }
             | Self::CutWorker { ms, .. }
             | Self::KillServer { ms }
-            | Self::KillBroker { ms, .. } => ms,
+            | Self::KillBroker { ms, .. }
+            | Self::KillHosted { ms, .. }
+            | Self::CutHosted { ms, .. }
+            | Self::RefuseHosted { ms } => ms,
+            Self::WakeWithoutCoordinator { ms, .. } => ms + WITHOUT_COORDINATOR_MS,
         }
     }
 
-    /// Whether it may begin while `active` go on: one broker at a time, one server, and never too many workers.
+    /// Whether a broker is down meanwhile, or will be.
+    fn needs_a_broker(self) -> bool {
+        matches!(self, Self::KillBroker { .. } | Self::WakeWithoutCoordinator { .. })
+    }
+
+    fn is_about_hosted(self) -> bool {
+        matches!(self, Self::KillHosted { .. } | Self::CutHosted { .. } | Self::RefuseHosted { .. })
+    }
+
+    /// Whether it may begin while `active` go on: one broker at a time, one server, one thing that happens to the hosted
+    /// server, and never too many workers.
     pub fn may_join(self, active: &[Self]) -> bool {
         let busy: Vec<usize> = active.iter().flat_map(|other| other.workers()).collect();
         let mine = self.workers();
         let has = |kind: fn(&Self) -> bool| active.iter().any(kind);
-        let is_broker = |other: &Self| matches!(other, Self::KillBroker { .. });
+        let is_broker = |other: &Self| other.needs_a_broker();
         let is_server = |other: &Self| matches!(other, Self::KillServer { .. });
         let is_storm = |other: &Self| matches!(other, Self::Storm { .. });
         let clash = match self {
-            Self::KillBroker { .. } => has(is_broker) || has(is_storm),
+            Self::KillBroker { .. } | Self::WakeWithoutCoordinator { .. } => has(is_broker) || has(is_storm),
             Self::KillServer { .. } => has(is_server),
             // A worker can't leave in order while the coordinator is away.
             Self::Storm { .. } => has(is_broker) || has(is_storm),
+            Self::KillHosted { .. } | Self::CutHosted { .. } | Self::RefuseHosted { .. } => {
+                has(|other| other.is_about_hosted())
+            }
             _ => false,
         };
         !clash
@@ -159,6 +213,17 @@ impl fmt::Display for Disturbance {
             Self::Storm { join, leave } => write!(f, "{join} workers join, they and {leave} others leave"),
             Self::KillServer { ms } => write!(f, "SIGKILL of the server for {ms} ms"),
             Self::KillBroker { broker, ms } => write!(f, "SIGKILL of broker {broker} for {ms} ms"),
+            Self::WakeWithoutCoordinator { worker, ms } => {
+                write!(f, "SIGSTOP of worker {worker} for {ms} ms, SIGKILL of the coordinator as it wakes")
+            }
+            Self::KillHosted { ms, forgotten } => {
+                write!(
+                    f,
+                    "SIGKILL of the hosted server for {ms} ms; it refuses old sessions with {forgotten}"
+                )
+            }
+            Self::CutHosted { how, ms } => write!(f, "the hosted server is cut off ({how:?}) for {ms} ms"),
+            Self::RefuseHosted { ms } => write!(f, "the hosted server refuses credentials for {ms} ms"),
         }
     }
 }
@@ -213,6 +278,9 @@ impl Schedule {
 fn round(random: &mut Random) -> Vec<Disturbance> {
     let mut beyond_session = || random.between(BEYOND_SESSION_MS.0, BEYOND_SESSION_MS.1);
     let (stop, refused, silent) = (beyond_session(), beyond_session(), beyond_session());
+    let wake = beyond_session();
+    let mut forgotten = || Forgotten::ALL[random.index(Forgotten::ALL.len())];
+    let (after_outage, at_once) = (forgotten(), forgotten());
     vec![
         Disturbance::KillWorker { worker: random.index(WORKERS) },
         Disturbance::StopWorker { worker: random.index(WORKERS), ms: stop },
@@ -221,6 +289,12 @@ fn round(random: &mut Random) -> Vec<Disturbance> {
         Disturbance::Storm { join: random.index(2) + 1, leave: random.index(MOST_DISTURBED) + 1 },
         Disturbance::KillServer { ms: random.between(500, 4_000) },
         Disturbance::KillBroker { broker: random.index(BROKERS), ms: random.between(1_000, 6_000) },
+        Disturbance::WakeWithoutCoordinator { worker: random.index(BEHIND_PROXY), ms: wake },
+        Disturbance::KillHosted { ms: random.between(2_000, 8_000), forgotten: after_outage },
+        Disturbance::KillHosted { ms: 0, forgotten: at_once },
+        Disturbance::CutHosted { how: Network::Refused, ms: random.between(2_000, 6_000) },
+        Disturbance::CutHosted { how: Network::Silent, ms: random.between(1_000, 4_000) },
+        Disturbance::RefuseHosted { ms: random.between(2_000, 8_000) },
     ]
 }
 
@@ -253,7 +327,7 @@ mod tests {
         for step in &schedule.steps {
             loop {
                 let others: Vec<_> = active.iter().map(|(_, what)| *what).collect();
-                let brokers = others.iter().filter(|what| matches!(what, Disturbance::KillBroker { .. }));
+                let brokers = others.iter().filter(|what| what.needs_a_broker());
                 assert!(brokers.count() <= 1, "two brokers down: {others:?}");
                 let down: BTreeSet<_> = others.iter().flat_map(|what| what.workers()).collect();
                 assert!(down.len() <= MOST_DISTURBED, "no worker is left: {others:?}");

@@ -53,6 +53,7 @@ impl Service {
         Self::launch_server(directory, options).ready()
     }
 
+    /// Starts a server that need not become ready.
     fn launch_server(directory: &Path, options: &ServerOptions) -> Self {
         let mut command = Command::new(bins::bin("mcp-server"));
         command.env("PORT", options.port.to_string()).current_dir(directory);
@@ -174,7 +175,12 @@ impl<'e> Fleet<'e> {
 
     /// Starts one more server that knows this fleet's jobs. The workers don't call it.
     pub fn start_replica(&self, options: ServerOptions) -> Service {
-        Service::server(&self.directory, &self.with_jobs(options))
+        self.launch_replica(options).ready()
+    }
+
+    /// The same, and returns as soon as the server listens.
+    pub fn launch_replica(&self, options: ServerOptions) -> Service {
+        Service::launch_server(&self.directory, &self.with_jobs(options))
     }
 
     /// A server whose `file_*` tools read the directory that [`Fleet::files`] fills.
@@ -277,9 +283,17 @@ impl<'e> Fleet<'e> {
 
     /// Asks for the cancellation of all jobs of this id that have been submitted so far.
     pub fn cancel(&self, job_id: &str, reason: Option<&str>) {
-        let control = Control::cancel(job_id, None, now(), reason);
-        let record = Outgoing::value(control.to_bytes()).key(job_id);
-        topics::produce(&self.env.brokers, &Topics::of(&*self.topic).control, vec![record]);
+        self.cancel_all(&[job_id], reason);
+    }
+
+    /// The same for several ids at once.
+    pub fn cancel_all(&self, job_ids: &[&str], reason: Option<&str>) {
+        let request = |job_id: &&str| {
+            let control = Control::cancel(*job_id, None, now(), reason);
+            Outgoing::value(control.to_bytes()).key(*job_id)
+        };
+        let records = job_ids.iter().map(request).collect();
+        topics::produce(&self.env.brokers, &Topics::of(&*self.topic).control, records);
     }
 
     /// Waits until the gauge `name` of every worker is `value`.
@@ -353,12 +367,12 @@ impl<'e> Fleet<'e> {
         account
     }
 
-    /// After an orderly end every partition is committed to its end.
+    /// After an orderly end every partition is committed to its end, which is behind the last record that was submitted or
+    /// has come back from the delayed topic.
     pub fn everything_is_committed(&self) {
         let committed = topics::committed(&self.env.brokers, &self.group, &self.topic, self.partitions);
-        for (partition, committed) in (0..).zip(committed) {
-            let of_partition = self.submitted.iter().filter(|record| record.partition == partition);
-            let end = of_partition.map(|record| record.offset + 1).max().unwrap_or_default();
+        let ends = topics::ends(&self.env.brokers, &self.topic, self.partitions);
+        for (partition, (committed, end)) in (0..).zip(committed.into_iter().zip(ends)) {
             assert_eq!(committed.unwrap_or_default(), end, "the committed offset of partition {partition}");
         }
     }

@@ -16,6 +16,7 @@ pub mod cache;
 pub mod chaos;
 pub mod compose;
 pub mod dashboards;
+pub mod fixture;
 pub mod fleet;
 pub mod go;
 pub mod http;

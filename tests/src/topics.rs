@@ -279,6 +279,13 @@ pub fn make_again(brokers: &str, topic: &str, partitions: i32) {
     create(brokers, &[(topic, partitions)]);
 }
 
+/// Where each partition of a topic ends: the offset behind its last record.
+pub fn ends(brokers: &str, topic: &str, partitions: i32) -> Vec<i64> {
+    let client: BaseConsumer = config(brokers).create().expect("a client");
+    let end = |partition| client.fetch_watermarks(topic, partition, TIMEOUT).expect("watermarks").1;
+    (0..partitions).map(end).collect()
+}
+
 /// How many partitions a topic has.
 pub fn partitions(brokers: &str, topic: &str) -> i32 {
     let client: BaseConsumer = config(brokers).create().expect("a client");

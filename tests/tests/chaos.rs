@@ -1,4 +1,4 @@
-//! Chaos on three real brokers: workers, server and brokers are killed, stopped and cut off while jobs run, all from one
+//! Chaos on three real brokers: workers, servers and brokers are killed, stopped and cut off while jobs run, all from one
 //! seed, and afterwards the oracle and the audit read what became of every job.
 //!
 //! `FLEET_CHAOS_SEED`, `FLEET_CHAOS_JOBS` and `FLEET_CHAOS_IN_FLIGHT` (of each worker) choose another run. With `--nocapture`
@@ -8,6 +8,7 @@
 #![expect(clippy::print_stderr, reason = "shown by the test runner, under the test that failed")]
 
 use std::{
+    collections::{BTreeMap, HashSet},
     env,
     fs::{File, OpenOptions},
     io::Write as _,
@@ -16,28 +17,38 @@ use std::{
     time::{Duration, Instant, UNIX_EPOCH},
 };
 
-use fleet_job::topics::Topics;
+use fleet_job::{event::JobEvent, topics::Topics};
 use fleet_tests::{
     Env, Fleet, Oracle,
     chaos::{
-        BEHIND_PROXY, BROKERS, Disturbance, Schedule, Step, WORKERS,
-        audit::{Audit, COMMIT_MS, Loss, Witness},
+        BEHIND_PROXY, BROKERS, Disturbance, Schedule, Step, WITHOUT_COORDINATOR_MS, WORKERS,
+        audit::{Audit, COMMIT_MS, Loss, Report, Witness},
+        hosted::Hosted,
         jobs::{Jobs, Plan},
         ledger::{Ledger, SETTLED, ZOMBIES},
         watch::Watch,
     },
-    fleet::Service,
+    fleet::{ServerOptions, Service},
     http,
     kafka::{self, Cluster},
+    oracle::{self, Account},
     proxy::{Network, Proxy},
-    topics::Record,
+    topics::{self, Record},
+    wait,
 };
 use nix::sys::signal::Signal;
+use serde_json::{Value, json};
 
 const SEED: u64 = 20_000;
 const JOBS: u64 = 20_000;
 const PARTITIONS: i32 = 12;
 const IN_FLIGHT: u64 = 8;
+/// The delayed topic has as many partitions as the product makes.
+const DELAYED_PARTITIONS: i32 = 6;
+/// One in so many jobs is cancelled as soon as its end was read, which is too late.
+const CANCELLED: usize = 40;
+/// How many jobs the server is asked about afterwards, beside those with something behind their end.
+const ASKED: usize = 300;
 /// How often the test looks at what goes on.
 const LOOK: Duration = Duration::from_millis(100);
 /// Nothing takes longer: a session has to run out, a JVM to start, a transaction of the group to be repeated.
@@ -95,10 +106,12 @@ fn lost(worker: &Worker) -> f64 {
 struct Chaos<'e> {
     fleet: Fleet<'e>,
     cluster: Cluster,
-    /// Before the server: open while the server is up and hosts the tool.
+    /// Before the server: closed while the server is down, and open as soon as it listens.
     gate: Proxy,
+    hosted: Hosted,
     ledger: PathBuf,
-    notes: File,
+    /// The ledgers of both tools.
+    notes: [File; 2],
     /// The usual workers.
     workers: Vec<Worker>,
     witnesses: Vec<Witness>,
@@ -107,7 +120,9 @@ struct Chaos<'e> {
     active: Vec<Active>,
     broker_down_since: Option<i64>,
     outages: Vec<(i64, i64)>,
-    server_kills: u32,
+    /// How often calls under way were cut off.
+    cut_calls: u32,
+    cancelled_late: HashSet<String>,
     /// Calls of each worker at once.
     in_flight: usize,
 }
@@ -122,11 +137,15 @@ struct Active {
     what: Disturbance,
     /// When it began, in milliseconds.
     began: i64,
+    /// When its second half begins, of the one that has two.
+    midway: Option<Instant>,
     /// When it ends, where that is set; then what it has disturbed recovers.
     until: Instant,
     recovering: bool,
     /// How often its worker had lost its partitions before.
     lost: f64,
+    /// The coordinator that was killed as a worker woke up.
+    broker: Option<usize>,
     /// Those who leave in a storm.
     leaving: Vec<Worker>,
 }
@@ -141,14 +160,19 @@ impl<'e> Chaos<'e> {
         ] {
             fleet.worker_env(name, &value);
         }
+        fleet.create_control_topic();
+        topics::create(&env.brokers, &[(&Topics::of(&*fleet.topic).delayed, DELAYED_PARTITIONS)]);
         let ledger = fleet.directory.join("ledger");
-        let notes = OpenOptions::new().create(true).append(true).open(&ledger).expect("the ledger");
+        let hosted = Hosted::start(env!("CARGO_BIN_EXE_fixture_remote"), &fleet.directory);
+        let notes = [&ledger, &hosted.ledger]
+            .map(|path| OpenOptions::new().create(true).append(true).open(path).expect("the ledger"));
         let gate = Proxy::start(None);
         fleet.server_url = format!("http://{}", gate.address);
         let mut chaos = Self {
             fleet,
             cluster,
             gate,
+            hosted,
             ledger,
             notes,
             workers: Vec::new(),
@@ -158,10 +182,12 @@ impl<'e> Chaos<'e> {
             active: Vec::new(),
             broker_down_since: None,
             outages: Vec::new(),
-            server_kills: 0,
+            cut_calls: 0,
+            cancelled_late: HashSet::new(),
             in_flight,
         };
         chaos.start_server();
+        chaos.host();
         for slot in 0..WORKERS {
             let worker = chaos.launch(slot);
             chaos.workers.push(worker);
@@ -171,13 +197,33 @@ impl<'e> Chaos<'e> {
 
     // --- What runs ----------------------------------------------------------------------------------------------------
 
-    /// Starts a server, has it host the tool, and lets the workers in.
+    /// Starts a server and lets the workers in as soon as it listens: what it hosts it has to read from its registry.
     fn start_server(&mut self) {
-        self.fleet.start_tool_server(env!("CARGO_BIN_EXE_fixture_tools"), &self.ledger, false);
-        self.fleet.server_url = format!("http://{}", self.gate.address);
-        let address = self.fleet.server.as_ref().expect("the server").address;
-        self.gate.forward_to(address);
+        let program = env!("CARGO_BIN_EXE_fixture_tools");
+        let env = [("MCP_REPEAT_WINDOW", "0"), ("MCP_ALLOWED_REMOTES", "127.0.0.1")];
+        let options = ServerOptions {
+            allowed: vec![format!("{program} {}", self.ledger.display())],
+            env: env.map(|(name, value)| (name.to_owned(), value.to_owned())).to_vec(),
+            ..ServerOptions::default()
+        };
+        let server = self.fleet.launch_replica(options);
+        self.gate.forward_to(server.address);
         self.gate.set(Network::Up);
+        self.fleet.server = Some(server);
+    }
+
+    /// Has the server host both tools, which it and those after it read from the registry from then on.
+    fn host(&self) {
+        let server = self.fleet.server.as_ref().expect("the server");
+        let child = json!({"command": env!("CARGO_BIN_EXE_fixture_tools"), "args": [self.ledger]});
+        let remote = json!({"type": "http", "url": self.hosted.url()});
+        for (name, config) in [("chaos", child), ("remote", remote)] {
+            wait::until_ok(&format!("a server that hosts {name}"), STALLED, || {
+                let answer = server.call("server_initialize", &json!({"name": name, "config": config}));
+                let hosted = answer["error"].is_null() && answer["result"]["isError"] != json!(true);
+                if hosted { Ok(()) } else { Err(answer) }
+            });
+        }
     }
 
     /// Starts a worker that is to become the one of `slot`.
@@ -216,6 +262,7 @@ impl<'e> Chaos<'e> {
                 (ended, moved) = (seen, Instant::now());
             }
             self.assert_moving(schedule, ended, moved);
+            self.cancel_late(&watch.take_fresh());
             self.go_on();
             if let Some(Step { after, what }) = schedule.steps.get(begun).copied()
                 && ended >= after
@@ -227,6 +274,18 @@ impl<'e> Chaos<'e> {
                 self.submit(&mut jobs, schedule.submitted(begun));
             }
         }
+    }
+
+    /// Asks for the cancellation of some of the jobs that have ended.
+    fn cancel_late(&mut self, ended: &[String]) {
+        let number = |id: &str| id.strip_prefix('c').and_then(|number| number.parse::<usize>().ok());
+        let chosen = |id: &&str| number(id).is_some_and(|number| number.is_multiple_of(CANCELLED));
+        let ids: Vec<_> = ended.iter().map(String::as_str).filter(chosen).collect();
+        if ids.is_empty() {
+            return;
+        }
+        self.fleet.cancel_all(&ids, Some("too late"));
+        self.cancelled_late.extend(ids.into_iter().map(str::to_owned));
     }
 
     fn assert_moving(&self, schedule: &Schedule, ended: usize, moved: Instant) {
@@ -256,7 +315,7 @@ impl<'e> Chaos<'e> {
                 self.lost(worker, now_ms());
                 self.workers[worker] = self.launch(worker);
             }
-            Disturbance::StopWorker { worker, .. } => {
+            Disturbance::StopWorker { worker, .. } | Disturbance::WakeWithoutCoordinator { worker, .. } => {
                 self.note(ZOMBIES);
                 self.workers[worker].service.process.signal(Signal::SIGSTOP);
             }
@@ -276,22 +335,46 @@ impl<'e> Chaos<'e> {
             Disturbance::KillServer { .. } => {
                 self.gate.set(Network::Refused);
                 self.fleet.server.take().expect("the server").process.kill();
-                self.server_kills += 1;
+                self.cut_calls += 1;
             }
             Disturbance::KillBroker { broker, .. } => {
                 self.broker_down_since = Some(now_ms());
                 self.cluster.kill(broker);
             }
+            Disturbance::KillHosted { .. } => {
+                self.hosted.kill();
+                self.cut_calls += 1;
+            }
+            Disturbance::CutHosted { how, .. } => {
+                self.hosted.network(how);
+                self.cut_calls += 1;
+            }
+            Disturbance::RefuseHosted { .. } => self.hosted.refuse(true),
         }
         let until = Instant::now() + Duration::from_millis(what.lasts_ms());
-        self.active.push(Active { what, began, until, recovering: false, lost, leaving });
+        let has_two_halves = matches!(what, Disturbance::WakeWithoutCoordinator { .. });
+        let midway = has_two_halves.then(|| until - Duration::from_millis(WITHOUT_COORDINATOR_MS));
+        self.active.push(Active {
+            what,
+            began,
+            midway,
+            until,
+            recovering: false,
+            lost,
+            broker: None,
+            leaving,
+        });
     }
 
     /// Ends what is to end now, and forgets what has recovered.
     fn go_on(&mut self) {
         for mut active in std::mem::take(&mut self.active) {
+            if active.midway.is_some_and(|at| Instant::now() >= at) {
+                active.midway = None;
+                self.wake_without_coordinator(&mut active);
+            }
             if !active.recovering && Instant::now() >= active.until {
-                self.end(active.what);
+                self.end(&active);
                 active.recovering = true;
                 // From here on it is the time of recovery.
                 active.until = Instant::now();
@@ -304,14 +387,30 @@ impl<'e> Chaos<'e> {
         }
     }
 
-    fn end(&mut self, what: Disturbance) {
-        match what {
+    /// Kills the coordinator and lets the worker go on. The broker that dies is known from now on.
+    fn wake_without_coordinator(&mut self, active: &mut Active) {
+        let worker = active.what.workers()[0];
+        let broker = topics::coordinator(&self.cluster.brokers, &self.fleet.group);
+        self.broker_down_since = Some(now_ms());
+        self.cluster.kill(broker);
+        active.broker = Some(broker);
+        self.workers[worker].service.process.signal(Signal::SIGCONT);
+    }
+
+    fn end(&mut self, active: &Active) {
+        match active.what {
             Disturbance::StopWorker { worker, .. } => {
                 self.workers[worker].service.process.signal(Signal::SIGCONT);
             }
             Disturbance::CutWorker { .. } => self.cluster.network(Network::Up),
             Disturbance::KillServer { .. } => self.start_server(),
             Disturbance::KillBroker { broker, .. } => self.cluster.restart(broker),
+            Disturbance::WakeWithoutCoordinator { .. } => {
+                self.cluster.restart(active.broker.expect("the broker that was killed"));
+            }
+            Disturbance::KillHosted { forgotten, .. } => self.hosted.restart(forgotten),
+            Disturbance::CutHosted { .. } => self.hosted.network(Network::Up),
+            Disturbance::RefuseHosted { .. } => self.hosted.refuse(false),
             Disturbance::KillWorker { .. } | Disturbance::Storm { .. } => {}
         }
     }
@@ -319,11 +418,9 @@ impl<'e> Chaos<'e> {
     fn has_recovered(&mut self, active: &mut Active) -> bool {
         let since = active.until.elapsed();
         let recovered = match active.what {
-            Disturbance::StopWorker { .. } | Disturbance::CutWorker { .. } => {
-                let worker = &self.workers[active.what.workers()[0]];
-                let partitions = http::metric(worker.service.address, "fleet_partitions_assigned");
-                let heard = since > KEPT || lost(worker) > active.lost;
-                since > AWAKE && heard && partitions.is_some_and(|partitions| partitions > 0.0)
+            Disturbance::StopWorker { .. } | Disturbance::CutWorker { .. } => self.is_member_again(active),
+            Disturbance::WakeWithoutCoordinator { .. } => {
+                self.cluster.is_in_sync() && self.is_member_again(active)
             }
             Disturbance::KillBroker { .. } => self.cluster.is_in_sync(),
             Disturbance::Storm { .. } => {
@@ -340,15 +437,33 @@ impl<'e> Chaos<'e> {
                 });
                 active.leaving.is_empty()
             }
-            Disturbance::KillWorker { .. } | Disturbance::KillServer { .. } => true,
+            Disturbance::KillWorker { .. }
+            | Disturbance::KillServer { .. }
+            | Disturbance::KillHosted { .. }
+            | Disturbance::CutHosted { .. }
+            | Disturbance::RefuseHosted { .. } => true,
         };
         assert!(recovered || since < STALLED, "no recovery from {} within {since:?}", active.what);
         recovered
     }
 
+    /// Whether the worker of a disturbance that has ended is known to be in its group.
+    fn is_member_again(&self, active: &Active) -> bool {
+        let since = active.until.elapsed();
+        let worker = &self.workers[active.what.workers()[0]];
+        let partitions = http::metric(worker.service.address, "fleet_partitions_assigned");
+        let heard = since > KEPT || lost(worker) > active.lost;
+        since > AWAKE && heard && partitions.is_some_and(|partitions| partitions > 0.0)
+    }
+
     fn recovered(&mut self, what: Disturbance, began: i64) {
         match what {
             Disturbance::StopWorker { worker, .. } => self.lost(worker, began),
+            Disturbance::WakeWithoutCoordinator { worker, .. } => {
+                self.lost(worker, began);
+                self.broker_down_since = None;
+                self.outages.push((began, now_ms()));
+            }
             Disturbance::CutWorker { .. } => self.lost(BEHIND_PROXY, began),
             Disturbance::KillBroker { .. } => {
                 self.broker_down_since = None;
@@ -358,7 +473,12 @@ impl<'e> Chaos<'e> {
             _ => return,
         }
         let is_zombie = |active: &Active| {
-            matches!(active.what, Disturbance::StopWorker { .. } | Disturbance::CutWorker { .. })
+            matches!(
+                active.what,
+                Disturbance::StopWorker { .. }
+                    | Disturbance::CutWorker { .. }
+                    | Disturbance::WakeWithoutCoordinator { .. }
+            )
         };
         if !self.active.iter().any(is_zombie) {
             self.note(SETTLED);
@@ -372,12 +492,14 @@ impl<'e> Chaos<'e> {
     }
 
     fn note(&mut self, word: &str) {
-        self.notes.write_all(format!("{word}\n").as_bytes()).expect("the ledger");
+        for notes in &mut self.notes {
+            notes.write_all(format!("{word}\n").as_bytes()).expect("the ledger");
+        }
     }
 
     // --- What became of it --------------------------------------------------------------------------------------------
 
-    fn judge(&mut self) -> fleet_tests::chaos::audit::Report {
+    fn judge(&mut self) -> Report {
         let mut wrong = Vec::new();
         for worker in &self.workers {
             let violations = http::metric(worker.service.address, "fleet_invariant_violations_total");
@@ -392,20 +514,61 @@ impl<'e> Chaos<'e> {
         self.fleet.stop_workers();
         self.fleet.everything_is_committed();
         let oracle = Oracle::new(&self.fleet.topic, &self.fleet.submitted).repeats(usize::MAX);
-        let account = oracle.read(&self.cluster.brokers);
+        let account = self.first_ends_stand(&oracle);
         wrong.extend(oracle.judge(&account));
+        wrong.extend(self.asked(&account));
         let audit = Audit {
             account: &account,
             plans: &self.plans,
-            ledger: &Ledger::read(&self.ledger),
+            ledger: &Ledger::read(&self.ledger).with(Ledger::read(&self.hosted.ledger)),
             losses: std::mem::take(&mut self.losses),
             outages: std::mem::take(&mut self.outages),
             witnesses: &self.witnesses,
-            server_kills: self.server_kills,
+            cut_calls: self.cut_calls,
+            cancelled_late: &self.cancelled_late,
             in_flight: self.in_flight,
         };
         let mut report = audit.report();
         report.wrong.extend(wrong);
         report
+    }
+
+    /// What the topics say when the server has written again every end that something else stood behind, or has had time
+    /// to.
+    fn first_ends_stand(&self, oracle: &Oracle<'_>) -> Account {
+        let begin = Instant::now();
+        loop {
+            let account = oracle.read(&self.cluster.brokers);
+            let stands = |(place, events): (&(i32, i64), &Vec<JobEvent>)| {
+                oracle::ends(events).next() == account.last.get(place)
+            };
+            if account.events.iter().all(stands) || begin.elapsed() > STALLED {
+                return account;
+            }
+            std::thread::sleep(LOOK);
+        }
+    }
+
+    /// What the server says otherwise than the topics: asked of some jobs, and of all with something behind their end.
+    fn asked(&self, account: &Account) -> Vec<String> {
+        let server = self.fleet.server.as_ref().expect("the server");
+        let first = |events: &Vec<JobEvent>| oracle::ends(events).next().cloned();
+        let is_plain = |events: &Vec<JobEvent>| {
+            events.iter().position(|event| event.state.is_terminal()) == Some(events.len() - 1)
+        };
+        let odd = account.events.values().filter(|events| !is_plain(events));
+        let some = account.events.values().take(ASKED);
+        let ends: BTreeMap<_, _> =
+            odd.chain(some).filter_map(first).map(|end| (end.job_id.clone(), end)).collect();
+
+        let differs = |(id, end): (&String, &JobEvent)| {
+            let path = format!("/jobs/{}", id.replace('/', "%2F"));
+            let (status, body) = http::get(server.address, &path).expect("an answer of the server");
+            let job: Value = serde_json::from_str(&body).unwrap_or_default();
+            let said = job["state"].as_str().unwrap_or_default();
+            (status != 200 || said != end.state.as_str())
+                .then(|| format!("{id}: ended as {}; the server says {status} {body}", end.state.as_str()))
+        };
+        ends.iter().filter_map(differs).collect()
     }
 }

@@ -6,7 +6,7 @@
 //! the end of a job again (I2): that is told apart, since the job itself has run once.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, HashSet},
     fmt,
     path::{Path, PathBuf},
 };
@@ -126,8 +126,10 @@ pub struct Audit<'a> {
     pub outages: Vec<(i64, i64)>,
     /// All workers that ever ran.
     pub witnesses: &'a [Witness],
-    /// How often the server was killed.
-    pub server_kills: u32,
+    /// How often calls under way were cut off: the server was killed, or the hosted one, or its network.
+    pub cut_calls: u32,
+    /// Jobs that somebody wanted to cancel after they had ended.
+    pub cancelled_late: &'a HashSet<String>,
     /// `MCP_MAX_IN_FLIGHT` of the workers.
     pub in_flight: usize,
 }
@@ -194,22 +196,37 @@ impl Audit<'_> {
 
     fn ends_are_as_planned(&self, wrong: &mut Vec<String>) {
         for (record, plan) in self.plans {
-            let ends = self.ends(record);
-            wrong.extend(ends.filter_map(|end| plan.differs(end, self.server_kills)));
+            wrong.extend(self.ends(record).enumerate().filter_map(|(at, end)| {
+                // The record of a job that had ended can come to another worker, which knows of the cancel only.
+                let late = at > 0 && end.state == JobState::Cancelled;
+                let is_planned = late && self.cancelled_late.contains(&end.job_id);
+                if is_planned { None } else { plan.differs(end, self.cut_calls) }
+            }));
+            wrong.extend(self.is_not_its_first_end(record));
             let Some(last) = self.account.last.get(&(record.partition, record.offset)) else { continue };
             let none = BTreeMap::new();
             let calls = self.ledger.calls.get(&last.job_id).unwrap_or(&none);
             let most = if *plan == Plan::Hopeless { HOPELESS_ATTEMPTS } else { MAX_ATTEMPTS };
             let attempts = if *plan == Plan::Undecodable { 0 } else { last.attempts };
-            // Attempts whose call the server had not seen yet when it was killed.
+            // Attempts whose call the server had not seen yet when it was cut off.
             let unseen = (1..=attempts).filter(|attempt| !calls.contains_key(attempt)).count();
-            if calls.keys().any(|attempt| *attempt > most) || unseen > self.server_kills as usize {
+            if calls.keys().any(|attempt| *attempt > most) || unseen > self.cut_calls as usize {
                 let (job, calls) = (&last.job_id, calls.keys());
                 wrong.push(format!(
                     "{job}: {attempts} attempts were reported, {most} allowed; called: {calls:?}"
                 ));
             }
         }
+    }
+
+    /// What is wrong with the newest record of a job, which is all that compaction keeps: it must be the first end.
+    fn is_not_its_first_end(&self, record: &Record) -> Option<String> {
+        let first = self.ends(record).next()?;
+        let last = self.account.last.get(&(record.partition, record.offset))?;
+        let stands = |event: &JobEvent| format!("{} of {}", event.state.as_str(), event.time);
+        (first != last).then(|| {
+            format!("{}: ended as {}, and its newest event is {}", first.job_id, stands(first), stands(last))
+        })
     }
 
     fn repeats_are_explained(&self, unwritten: &BTreeMap<&str, Vec<i64>>, report: &mut Report) {
@@ -326,7 +343,8 @@ mod tests {
             losses: vec![Loss { worker: "a".into(), from: 96_000, until: 100_000 }],
             outages: vec![(200_000, 210_000)],
             witnesses,
-            server_kills: 0,
+            cut_calls: 0,
+            cancelled_late: &HashSet::new(),
             in_flight: 1,
         };
         audit.report().wrong
@@ -412,7 +430,8 @@ mod tests {
             losses,
             outages,
             witnesses: &[],
-            server_kills: 0,
+            cut_calls: 0,
+            cancelled_late: &HashSet::new(),
             in_flight: 1,
         };
         let wrong = audit.report().wrong;

@@ -15,8 +15,11 @@ const KEYS: usize = 200;
 const SKEW: f64 = 0.6;
 /// Attempts of the jobs that fail for ever.
 pub const HOPELESS_ATTEMPTS: u32 = 3;
-/// Attempts of all others: more than they can need, even if the server is killed under some of them, which costs one.
-pub const MAX_ATTEMPTS: u32 = 10;
+/// Attempts of all others: more than they can need, even if servers are killed and cut off under some of them, which costs
+/// one each time.
+pub const MAX_ATTEMPTS: u32 = 20;
+/// One in so many keys, and of the jobs without one, is for the hosted remote server; the others are for the child.
+const REMOTE: u64 = 3;
 
 /// What a job is going to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -87,7 +90,11 @@ impl Jobs {
     fn job(&mut self) -> (Outgoing, Plan) {
         let id = format!("c{}", self.next);
         self.next += 1;
-        let key = (self.random.between(1, 100) > 15).then(|| format!("k{}", self.key()));
+        let key = (self.random.between(1, 100) > 15).then(|| self.key());
+        // All jobs of a key are for one server, whose ledger then tells the order of their calls.
+        let share = key.map_or_else(|| self.random.number(), |key| key as u64);
+        let server = if share.is_multiple_of(REMOTE) { "remote" } else { "chaos" };
+        let key = key.map(|key| format!("k{key}"));
         let (plan, slow) = match self.random.between(1, 1_000) {
             1..=20 => (Plan::Undecodable, false),
             21..=50 => (Plan::Final, false),
@@ -109,7 +116,7 @@ impl Jobs {
             let attempts = if plan == Plan::Hopeless { HOPELESS_ATTEMPTS } else { MAX_ATTEMPTS };
             let arguments = json!({"ms": ms, "failures": failures, "final": plan == Plan::Final, "key": key});
             let job = json!({"jobID": id, "jobType": "tool-call", "maxAttempts": attempts,
-                "payload": {"server": "chaos", "tool": "work", "arguments": arguments}});
+                "payload": {"server": server, "tool": "work", "arguments": arguments}});
             job.to_string().into_bytes()
         };
         let record = Outgoing::value(value);
@@ -146,6 +153,11 @@ mod tests {
             let found = share(&|(_, other)| *other == plan);
             assert!((low..high).contains(&found), "{plan:?}: {found}");
         }
+        let remote = share(&|(record, _)| {
+            let value = String::from_utf8_lossy(record.value.as_deref().unwrap_or_default());
+            value.contains("\"remote\"")
+        });
+        assert!((0.25..0.42).contains(&remote), "{remote}");
         let of_key = |key: &str| share(&|(record, _)| record.key.as_deref() == Some(key.as_bytes()));
         assert!((0.03..0.08).contains(&of_key("k0")), "{}", of_key("k0"));
         assert!(of_key("k0") > 4.0 * of_key("k199"));

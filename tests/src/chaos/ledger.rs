@@ -1,4 +1,4 @@
-//! What the tool saw: the ledger that `bin/fixture_tools.rs` writes, and what it says about order and repeats.
+//! What the tool saw: the ledger that `fixture.rs` writes, and what it says about order and repeats.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -44,6 +44,16 @@ impl Ledger {
     pub fn read(path: &Path) -> Self {
         let file = BufReader::new(File::open(path).expect("the ledger"));
         Self::of(file.lines().map(|line| line.expect("a line of the ledger")))
+    }
+
+    /// This ledger with what another tool saw, which has other jobs and other keys.
+    #[must_use]
+    pub fn with(mut self, other: Self) -> Self {
+        self.calls.extend(other.calls);
+        self.order.extend(other.order);
+        self.overlaps.extend(other.overlaps);
+        self.cancelled.extend(other.cancelled);
+        self
     }
 
     /// Calls that repeat an attempt that had begun before.

@@ -1,4 +1,4 @@
-//! How far a run is: reads the events as they come and counts the records that have come to an end.
+//! How far a run is: reads the events as they come, counts the records that have come to an end, and names their jobs.
 
 use std::{collections::HashSet, time::Duration};
 
@@ -14,6 +14,8 @@ use crate::topics;
 pub struct Watch {
     consumer: BaseConsumer,
     ended: HashSet<(i32, i64)>,
+    /// The jobs whose end was read since somebody asked.
+    fresh: Vec<String>,
 }
 
 impl Watch {
@@ -29,7 +31,7 @@ impl Watch {
             all.add_partition_offset(events, partition, Offset::Beginning).expect("a partition");
         }
         consumer.assign(&all).expect("an assignment");
-        Self { consumer, ended: HashSet::new() }
+        Self { consumer, ended: HashSet::new(), fresh: Vec::new() }
     }
 
     /// Reads what there is, for `wait` at most if there is nothing, and returns how many records have come to an end.
@@ -43,10 +45,16 @@ impl Watch {
             let event: Option<JobEvent> = serde_json::from_str(&record.text()).ok();
             if let Some(event) = event.filter(|event| event.state.is_terminal())
                 && let Some(source) = event.source
+                && self.ended.insert((source.partition, source.offset))
             {
-                self.ended.insert((source.partition, source.offset));
+                self.fresh.push(event.job_id);
             }
         }
         self.ended.len()
+    }
+
+    /// The jobs whose end was read since this was called last.
+    pub fn take_fresh(&mut self) -> Vec<String> {
+        std::mem::take(&mut self.fresh)
     }
 }

@@ -1,0 +1,126 @@
+//! The remote server that the fleet's server hosts in a chaos run, and what happens to it: it is killed, comes back without
+//! its sessions, is cut off, and refuses credentials.
+
+use std::{
+    fmt, fs,
+    path::{Path, PathBuf},
+    process::Command,
+    time::Duration,
+};
+
+use crate::{
+    bins,
+    process::Process,
+    proxy::{Network, Proxy},
+};
+
+const START: Duration = Duration::from_secs(30);
+
+/// How a server refuses a session that it has forgotten. Each is how some server in the field does it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Forgotten {
+    /// 404, as the specification says.
+    NotFound,
+    /// 400 with JSON-RPC error -32000.
+    BadRequestWithCode,
+    /// 400 with text.
+    BadRequest,
+    /// 401 with text.
+    Unauthorized,
+    /// 422 with text.
+    Unprocessable,
+    /// 503 with text.
+    Unavailable,
+}
+
+impl Forgotten {
+    /// All of them.
+    pub const ALL: [Self; 6] = [
+        Self::NotFound,
+        Self::BadRequestWithCode,
+        Self::BadRequest,
+        Self::Unauthorized,
+        Self::Unprocessable,
+        Self::Unavailable,
+    ];
+
+    fn argument(self) -> &'static str {
+        match self {
+            Self::NotFound => "404",
+            Self::BadRequestWithCode => "400-code",
+            Self::BadRequest => "400",
+            Self::Unauthorized => "401",
+            Self::Unprocessable => "422",
+            Self::Unavailable => "503",
+        }
+    }
+}
+
+impl fmt::Display for Forgotten {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.argument())
+    }
+}
+
+/// The remote server, behind a network of its own.
+#[derive(Debug)]
+pub struct Hosted {
+    program: PathBuf,
+    directory: PathBuf,
+    /// Where its tool writes down that it was called.
+    pub ledger: PathBuf,
+    network: Proxy,
+    process: Option<Process>,
+}
+
+impl Hosted {
+    /// Starts `program` (`bin/fixture_remote.rs`) below `directory`.
+    pub fn start(program: &str, directory: &Path) -> Self {
+        let ledger = directory.join("remote-ledger");
+        let (program, directory) = (PathBuf::from(program), directory.to_path_buf());
+        let mut hosted = Self { program, directory, ledger, network: Proxy::start(None), process: None };
+        hosted.restart(Forgotten::NotFound);
+        hosted
+    }
+
+    /// Where the fleet's server finds it, whatever happens to its process.
+    pub fn url(&self) -> String {
+        format!("http://{}/mcp", self.network.address)
+    }
+
+    /// Starts it again, without its sessions.
+    pub fn restart(&mut self, forgotten: Forgotten) {
+        let ready = self.directory.join(bins::unique("remote-ready"));
+        let mut command = Command::new(&self.program);
+        command.arg(&self.ledger).arg(&ready).arg(forgotten.argument()).arg(self.refusing());
+        let mut process = Process::start("fixture-remote", &self.directory, command);
+        let address =
+            process.until("the ready file", START, || fs::read_to_string(&ready).ok()?.trim().parse().ok());
+
+        self.process = Some(process);
+        self.network.forward_to(address);
+        self.network.set(Network::Up);
+    }
+
+    /// Kills it with SIGKILL. Nobody listens until it is started again.
+    pub fn kill(&mut self) {
+        self.network.set(Network::Refused);
+        self.process = None;
+    }
+
+    /// Changes what the network before it does.
+    pub fn network(&self, network: Network) {
+        self.network.set(network);
+    }
+
+    /// Lets it refuse everybody's credentials from now on, or take them again.
+    pub fn refuse(&self, refuses: bool) {
+        let file = self.refusing();
+        let changed = if refuses { fs::write(file, "") } else { fs::remove_file(file) };
+        changed.expect("the file by which credentials are refused");
+    }
+
+    fn refusing(&self) -> PathBuf {
+        self.directory.join("remote-refuses")
+    }
+}
