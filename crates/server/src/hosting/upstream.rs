@@ -1,7 +1,7 @@
 //! One connection to a hosted server: handshake, tools, calls, end.
 //!
 //! The handshake tries the stateless protocol first and falls back to `initialize`. For a child it is ours
-//! ([`handshake`](super::handshake)), for a remote server it is rmcp's. Some children end themselves when they hear a
+//! (`handshake`), for a remote server it is rmcp's. Some children end themselves when they hear a
 //! method that they do not know, so one that ends without an answer is started once more for `initialize` alone, as is one whose
 //! session does not work after it has refused `server/discover`; none is started again because it is slow.
 
