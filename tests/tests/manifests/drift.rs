@@ -154,8 +154,8 @@ fn topics_groups_and_partitions_are_the_same() {
     assert_eq!(topic, &table("server")["KAFKA_TOPIC"]);
     let source = file("crates/cli/src/topics.rs");
     let default = source
-        .split_once("default_value_t = ")
-        .and_then(|(_, rest)| rest.split_once(','))
+        .split_once("const PARTITIONS: i32 = ")
+        .and_then(|(_, rest)| rest.split_once(';'))
         .expect("a default")
         .0;
     let partitions = |args: &[serde_json::Value]| {
