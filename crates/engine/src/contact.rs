@@ -144,7 +144,7 @@ impl Contact {
         }
     }
 
-    /// The member has no partitions any more.
+    /// The member no longer has partitions.
     pub fn vacated(&mut self) {
         self.state = State::Vacant;
     }
@@ -207,7 +207,7 @@ mod tests {
         Sample { at: s(at), received: Some(s(0)), is_joining: true }
     }
 
-    /// Turns up to `until`, heard of at every second.
+    /// Turns up to `until`, with contact once a second.
     fn live(contact: &mut Contact, from: u64, until: u64) {
         for second in from..=until {
             contact.turned(s(second));

@@ -17,7 +17,7 @@ const PROBE: Duration = Duration::from_secs(10);
 /// How often to look whether a process listens.
 const LOOK: Duration = Duration::from_millis(50);
 
-/// What is heard of a role.
+/// What a role reports.
 #[derive(Debug)]
 pub(super) enum News {
     /// Its process listens here.
@@ -46,12 +46,12 @@ pub(super) struct Handle {
 
 impl Handle {
     pub(super) fn signal(&self, signal: Signal) {
-        // Whoever does not listen any more has exited.
+        // A receiver that is gone has exited.
         self.signals.send(signal).ok();
     }
 }
 
-/// Owns `process` until it exits, and tells what is heard of it.
+/// Owns `process` until it exits, and reports what happens to it.
 pub(super) fn own(
     role: Role,
     mut process: Process,

@@ -67,7 +67,7 @@ enum State {
     Ending { kill_at: Duration },
     /// It was killed and has not exited yet.
     Killed,
-    /// There is none and will be none.
+    /// It has exited and will not be started again.
     Stopped,
 }
 

@@ -130,7 +130,7 @@ impl Dice {
     }
 }
 
-/// A process of the world. What happens to it is heard of later.
+/// A process of the world. Its events are delivered later.
 #[derive(Clone, Copy, Default)]
 struct Process {
     is_ready: bool,
@@ -209,7 +209,7 @@ impl World {
         }
     }
 
-    /// Nothing bad happens any more: everything must come up, or end.
+    /// No more faults: everything must come up, or end.
     fn calm(&mut self) {
         for _ in 0..500 {
             self.now = self.supervisor.next_wakeup().map_or(self.now + at(5), |wakeup| wakeup.max(self.now));
