@@ -331,13 +331,18 @@ mod tests {
     fn wrong_by(witnesses: &[Witness], ends: &[JobEvent], calls: &[(u32, usize)]) -> Vec<String> {
         let mut account = Account::default();
         account.events.insert((0, 0), ends.to_vec());
-        account.last.insert((0, 0), ends.last().expect("an end").clone());
+        // A server writes the first end again when another one stands behind it.
+        account.last.insert((0, 0), ends.first().expect("an end").clone());
+        audited(&account, witnesses, calls)
+    }
+
+    fn audited(account: &Account, witnesses: &[Witness], calls: &[(u32, usize)]) -> Vec<String> {
         let record =
             Record { partition: 0, offset: 0, timestamp: None, content: Outgoing::value("a job").key("k") };
         let mut ledger = Ledger::default();
         ledger.calls.insert("c0".into(), calls.iter().copied().collect());
         let audit = Audit {
-            account: &account,
+            account,
             plans: &[(record, Plan::Succeeds { failures: 1 })],
             ledger: &ledger,
             losses: vec![Loss { worker: "a".into(), from: 96_000, until: 100_000 }],
@@ -408,6 +413,18 @@ mod tests {
             let wrong = wrong_by(&said, ends, calls);
             assert!(wrong.iter().any(|wrong| wrong.contains("ended twice for no reason")), "{wrong:?}");
         }
+    }
+
+    #[test]
+    fn a_newest_event_that_is_not_the_first_end_is_seen() {
+        let ends = [end("a", 98_000, 2), end("b", 107_000, 2)];
+        let mut account = Account::default();
+        account.last.insert((0, 0), ends[1].clone());
+        account.events.insert((0, 0), ends.to_vec());
+
+        let wrong = audited(&account, &[], &CALLS);
+
+        assert!(wrong.len() == 1 && wrong[0].contains("its newest event is"), "{wrong:?}");
     }
 
     #[test]
