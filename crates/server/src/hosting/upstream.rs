@@ -217,13 +217,16 @@ impl Start<'_> {
         let (transport, over) =
             remote::transport(spec, self.policy.clone(), news.clone()).map_err(|error| no_client(&error))?;
         let client = Client::new(self.server, transport, mode, news.clone());
-        // Cancelled at the end of the transport at the latest.
-        let stop = client.stop.clone();
+        let upstream = self.finish(client, None, news).await?;
+
+        // Not before the handshake is done: a transport that ends during it says why, and `stop` would come first.
+        let stop = upstream.stop.clone();
         tokio::spawn(async move {
+            // Cancelled at the end of the transport at the latest.
             over.cancelled().await;
             stop.cancel();
         });
-        self.finish(client, None, news).await
+        Ok(upstream)
     }
 
     async fn sse(&self, spec: &RemoteSpec) -> Result<Upstream, Failed> {
