@@ -180,7 +180,8 @@ proptest! {
             restate(&whole, &mut updates).await;
             rebuilt.apply(Batch { updates: compacted(&updates), ..Batch::default() }).await.unwrap();
             for id in (0..8).map(|n| format!("job-{n}")) {
-                assert_eq!(whole.get(&id).await.unwrap(), rebuilt.get(&id).await.unwrap());
+                let states = [whole.get(&id).await.unwrap(), rebuilt.get(&id).await.unwrap()].map(state);
+                assert_eq!(states[0], states[1]);
             }
             assert_eq!(whole.bytes(), rebuilt.bytes());
         });
@@ -202,12 +203,18 @@ proptest! {
                 for id in (0..8).map(|n| format!("job-{n}")) {
                     let known = store.get(&id).await.unwrap();
                     if known.as_ref().is_some_and(|known| known.event.is_over()) {
-                        assert_eq!(known, rebuilt.get(&id).await.unwrap());
+                        assert_eq!(state(known), state(rebuilt.get(&id).await.unwrap()));
                     }
                 }
             }
         });
     }
+}
+
+/// What a job is, without the offset at which it says so: of two records with the same bytes, compaction keeps the later
+/// one.
+fn state(known: Option<Known>) -> Option<(i32, JobEvent)> {
+    known.map(|known| (known.partition, known.event))
 }
 
 /// Writes ends again that something stands behind, as a server does.
