@@ -6,7 +6,9 @@ use std::{collections::BTreeMap, fs, io::Write as _, process::Stdio, time::Syste
 
 use fleet_job::{dead_letter::header, event::JobState, time::Timestamp};
 use fleet_tests::{
-    Env, Fleet, bins, on_every_broker,
+    Env, Fleet, bins,
+    fleet::ServerOptions,
+    on_every_broker,
     process::Process,
     topics::{self, Outgoing, Record},
     wait,
@@ -190,15 +192,18 @@ fn a_letter_without_its_value_is_reported_and_left(env: &Env) {
 
 /// A job that waits for its time, one that waits for its next attempt, and ten that are done beyond them.
 fn lag_counts_what_is_not_settled(env: &Env) {
-    let mut fleet = fleet(env, "lag", 1);
+    let mut fleet = Fleet::new(env, "lag", 1);
+    let (roots, allowed) = (vec![fleet.files()], vec!["false".to_owned()]);
+    fleet.start_server(&ServerOptions { roots, allowed, ..ServerOptions::default() });
     for (name, value) in [("MCP_RETRY_BASE", "60s"), ("MCP_RETRY_MAX", "60s"), ("MCP_MAX_ATTEMPTS", "100")] {
         fleet.worker_env(name, value);
     }
     let mut later = read("later", "hello.txt");
     later["notBefore"] = json!(in_two_minutes().to_string());
-    // The server that has this tool may still be on its way, so the job is tried again.
+    // A program that ends at once may do better the next time, so the job is tried again.
+    let arguments = json!({"name": "failing", "config": {"command": "false"}});
     let failing = json!({"jobID": "failing", "jobType": "tool-call",
-        "payload": {"server": "nobody", "tool": "t"}});
+        "payload": {"tool": "server_initialize", "arguments": arguments}});
     let jobs = [later, failing];
     let jobs = jobs.into_iter().chain((0..10).map(|n| read(&format!("good-{n}"), "hello.txt")));
     fleet.submit(jobs.map(|job| Outgoing::value(job.to_string())).collect());

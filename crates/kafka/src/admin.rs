@@ -11,7 +11,7 @@ use rdkafka::{
     error::{KafkaError as Native, RDKafkaErrorCode},
 };
 
-use crate::{error::KafkaError, settings::Settings};
+use crate::{error::KafkaError, moved::ask_where_it_went, settings::Settings};
 
 const TIMEOUT: Duration = Duration::from_secs(20);
 /// How long a broker may take to say what a topic's properties are.
@@ -250,14 +250,14 @@ pub fn group_positions(
         settings.admin().set("group.id", group).create().map_err(KafkaError::client)?;
     let mut asked = TopicPartitionList::new();
     asked.add_partition_range(topic, 0, partitions - 1);
-    let committed =
-        client.committed_offsets(asked, timeout).map_err(request("asking for the committed offsets"))?;
+    let committed = ask_where_it_went(timeout, |timeout| client.committed_offsets(asked.clone(), timeout))
+        .map_err(request("asking for the committed offsets"))?;
     let mut positions = Vec::new();
     for partition in 0..partitions {
         // The end is asked for after the commit, or it could lie before it.
-        let (start, end) = client
-            .fetch_watermarks(topic, partition, timeout)
-            .map_err(request("asking for the end of a partition"))?;
+        let (start, end) =
+            ask_where_it_went(timeout, |timeout| client.fetch_watermarks(topic, partition, timeout))
+                .map_err(request("asking for the end of a partition"))?;
         let found = committed.find_partition(topic, partition);
         let found = found.and_then(|found| match found.offset() {
             Offset::Offset(offset) if offset >= 0 => Some((offset, found.metadata().to_owned())),
@@ -297,9 +297,12 @@ pub fn spans_of<const N: usize>(
             .map_err(|source| KafkaError::Unreachable { brokers: settings.brokers.clone(), source })?;
         let found = metadata.topics().iter().find(|found| found.name() == topic);
         for partition in found.map_or(&[][..], |found| found.partitions()) {
-            let (start, end) = client.fetch_watermarks(topic, partition.id(), timeout).map_err(|source| {
-                KafkaError::Request { what: "asking for the end of a partition", source }
-            })?;
+            let (start, end) =
+                ask_where_it_went(timeout, |timeout| client.fetch_watermarks(topic, partition.id(), timeout))
+                    .map_err(|source| KafkaError::Request {
+                        what: "asking for the end of a partition",
+                        source,
+                    })?;
             spans.push(Span { partition: partition.id(), start, end });
         }
     }
@@ -322,9 +325,9 @@ pub fn spans(
     let client: BaseConsumer = settings.admin().create().map_err(KafkaError::client)?;
     let mut spans = Vec::new();
     for partition in 0..partitions {
-        let (start, end) = client
-            .fetch_watermarks(topic, partition, timeout)
-            .map_err(request("asking for the end of a partition"))?;
+        let (start, end) =
+            ask_where_it_went(timeout, |timeout| client.fetch_watermarks(topic, partition, timeout))
+                .map_err(request("asking for the end of a partition"))?;
         spans.push(Span { partition, start, end });
     }
     let Some(before) = before else { return Ok(spans) };
@@ -334,8 +337,8 @@ pub fn spans(
             .add_partition_offset(topic, span.partition, Offset::Offset(before.as_millis()))
             .map_err(request("asking for the offsets of a time"))?;
     }
-    let found =
-        client.offsets_for_times(asked, timeout).map_err(request("asking for the offsets of a time"))?;
+    let found = ask_where_it_went(timeout, |timeout| client.offsets_for_times(asked.clone(), timeout))
+        .map_err(request("asking for the offsets of a time"))?;
     for span in &mut spans {
         // No record that is as new: the offset is `End`, and the whole partition is older.
         if let Some(Offset::Offset(first)) = found.find_partition(topic, span.partition).map(|e| e.offset()) {

@@ -9,6 +9,7 @@ pub mod consumer;
 mod convert;
 pub mod error;
 pub mod follow;
+mod moved;
 pub mod producer;
 pub mod reader;
 pub mod settings;

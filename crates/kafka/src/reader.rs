@@ -13,7 +13,7 @@ use rdkafka::{
     error::{KafkaError as Native, RDKafkaErrorCode},
 };
 
-use crate::{admin, convert, error::KafkaError, settings::Settings};
+use crate::{admin, convert, error::KafkaError, moved::ask_where_it_went, settings::Settings};
 
 /// The least that a poll can wait.
 const LEAST_POLL: Duration = Duration::from_millis(1);
@@ -189,9 +189,9 @@ impl Reader {
         let mut ends = Ends::default();
         let request = |what| move |source| KafkaError::Request { what, source };
         for partition in 0..partitions {
-            let (low, high) = consumer
-                .fetch_watermarks(topic, partition, timeout)
-                .map_err(request("asking for the end of a partition"))?;
+            let (low, high) =
+                ask_where_it_went(timeout, |timeout| consumer.fetch_watermarks(topic, partition, timeout))
+                    .map_err(request("asking for the end of a partition"))?;
             let (offset, next) = place(partition, low, high)?;
             assignment
                 .add_partition_offset(topic, partition, offset)
