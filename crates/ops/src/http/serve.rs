@@ -1,38 +1,40 @@
 //! Serving connections, each of them bounded in time and all of them in number.
 //!
 //! `axum::serve` takes any number of connections and waits for a request's header for ever, so that a client that opens
-//! connections and says nothing can take them all. The protocol is HTTP/1.1: what the fleet's own clients speak, and
+//! connections and says nothing can take them all. Who may keep one open is decided in [`seats`]. The protocol is HTTP/1.1: what the fleet's own clients speak, and
 //! every proxy.
 
 use std::convert::Infallible;
 use std::io;
 use std::net::SocketAddr;
 use std::pin::pin;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use axum::Router;
 use axum::body::Body;
 use axum::extract::ConnectInfo;
-use axum::http::{Request, StatusCode, header};
+use axum::http::{HeaderValue, Request, StatusCode, header};
 use axum::response::{IntoResponse as _, Response};
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tower::ServiceExt as _;
 
 use crate::metrics::HTTP_BUSY;
 
+mod seats;
+
+use seats::{Guest, Seat, Seats, WaitingRoom};
+
 /// How long open requests may take to finish after the shutdown signal, where the caller has no wish of its own.
 pub const DEFAULT_GRACE: Duration = Duration::from_secs(10);
 
-/// What is answered on a spare connection: a process that is crowded is neither dead nor in need of a restart.
+/// What is answered to a connection without a seat: a process that is crowded is neither dead nor in need of a restart.
 const PROBES: [&str; 3] = ["/health", "/ready", "/metrics"];
 
 /// How long to wait where the system has no more descriptors; without it the loop would spin.
@@ -41,24 +43,27 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
 /// The bounds of a listener.
 #[derive(Debug, Clone, Copy)]
 struct Limits {
-    /// How many connections may be open. Who comes later gets a spare one.
+    /// How many connections may stay open for requests. Others get the answer to a probe, or are asked to come back.
     connections: usize,
-    /// How many more there may be, for probes, and to tell everybody else to come back. Who comes later still waits in
-    /// the accept queue.
-    spare: usize,
+    /// How many of them one peer may have.
+    per_peer: usize,
+    /// How many more connections may be open that have not asked yet or have no seat. The oldest silent one goes first.
+    waiting: usize,
     /// How long a new connection may take for the header of its first request.
     first_header: Duration,
     /// How long a connection may be idle between requests and take for the next header.
     next_header: Duration,
 }
 
-/// 768 connections leave a quarter of the usual limit of 1024 open files to everything else (hosted servers have three
-/// pipes each), and are enough for dozens of workers. A first header comes at once from whoever means it. The later
-/// ones have more time than clients keep idle connections (30 s for the fleet's own, 90 s for many others): if the server
-/// closed them first, a request could be on its way just then, and would be lost.
+/// 768 connections and 96 that wait leave a sixth of the usual limit of 1024 open files to everything else (hosted servers
+/// have three pipes each), and are enough for dozens of workers, also if two thirds come from one address. A first header
+/// comes at once from whoever means it. The later ones have more time than clients keep idle connections (30 s for the
+/// fleet's own, 90 s for many others): if the server closed them first, a request could be on its way just then, and
+/// would be lost.
 const LIMITS: Limits = Limits {
     connections: 768,
-    spare: 16,
+    per_peer: 512,
+    waiting: 96,
     first_header: Duration::from_secs(15),
     next_header: Duration::from_secs(120),
 };
@@ -95,23 +100,29 @@ async fn serve_within(
     shutdown: CancellationToken,
     grace: Duration,
 ) {
-    let seats = Seats::new(limits);
+    let host = Arc::new(Host {
+        limits,
+        router,
+        seats: Arc::new(Seats::new(limits.connections, limits.per_peer)),
+        room: WaitingRoom::new(limits.waiting),
+        shutdown: shutdown.clone(),
+    });
     let connections = TaskTracker::new();
     let accept = async {
         loop {
-            let seat = seats.any().await;
-            let (stream, peer) = match listener.accept().await {
-                Ok(accepted) => accepted,
+            match listener.accept().await {
+                Ok((stream, peer)) => {
+                    let guest = host.room.enter();
+                    connections.spawn(host.clone().converse(stream, peer, guest));
+                }
                 // The client gave up before it was its turn.
-                Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => continue,
+                Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
                 Err(error) => {
                     tracing::warn!(%error, "can't accept a connection");
+                    host.room.make_room();
                     tokio::time::sleep(ACCEPT_PAUSE).await;
-                    continue;
                 }
-            };
-            let seat = seats.better(seat);
-            connections.spawn(converse(limits, stream, peer, router.clone(), seat, shutdown.clone()));
+            }
         }
     };
     tokio::select! {
@@ -125,109 +136,83 @@ async fn serve_within(
     }
 }
 
-/// The right to have a connection open.
-struct Seat {
-    is_spare: bool,
-    _permit: OwnedSemaphorePermit,
-}
-
-struct Seats {
-    regular: Arc<Semaphore>,
-    spare: Arc<Semaphore>,
-    crowded: AtomicBool,
-}
-
-impl Seats {
-    fn new(limits: Limits) -> Self {
-        Self {
-            regular: Arc::new(Semaphore::new(limits.connections)),
-            spare: Arc::new(Semaphore::new(limits.spare)),
-            crowded: AtomicBool::new(false),
-        }
-    }
-
-    /// Waits for a seat of either sort. Both semaphores are never closed, so there is always one in the end.
-    async fn any(&self) -> Option<Seat> {
-        tokio::select! {
-            biased;
-            permit = self.regular.clone().acquire_owned() => {
-                permit.ok().map(|permit| Seat { is_spare: false, _permit: permit })
-            }
-            permit = self.spare.clone().acquire_owned() => {
-                permit.ok().map(|permit| Seat { is_spare: true, _permit: permit })
-            }
-        }
-    }
-
-    /// The seat, or a regular one that has become free since a spare one was taken.
-    fn better(&self, seat: Option<Seat>) -> Option<Seat> {
-        let seat = seat.map(|seat| match self.regular.clone().try_acquire_owned() {
-            Ok(permit) if seat.is_spare => Seat { is_spare: false, _permit: permit },
-            _ => seat,
-        });
-        let crowded = seat.as_ref().is_some_and(|seat| seat.is_spare);
-        if crowded && !self.crowded.swap(crowded, Ordering::Relaxed) {
-            tracing::warn!("too many HTTP connections: new ones are asked to come back later");
-        } else {
-            self.crowded.store(crowded, Ordering::Relaxed);
-        }
-        seat
-    }
-}
-
-/// Serves one connection to its end.
-async fn converse(
+/// What all connections of a listener share.
+struct Host {
     limits: Limits,
-    stream: TcpStream,
-    peer: SocketAddr,
     router: Router,
-    seat: Option<Seat>,
+    seats: Arc<Seats>,
+    room: WaitingRoom,
     shutdown: CancellationToken,
-) {
-    let is_spare = seat.as_ref().is_some_and(|seat| seat.is_spare);
-    let asked = Arc::new(AtomicBool::new(false));
-    let asking = asked.clone();
-    let service = service_fn(move |request: Request<Incoming>| {
-        asking.store(true, Ordering::Relaxed);
-        let router = router.clone();
-        let mut request = request.map(Body::new);
-        request.extensions_mut().insert(ConnectInfo(peer));
-        async move {
-            if is_spare && !PROBES.contains(&request.uri().path()) {
-                return Ok::<_, Infallible>(busy());
+}
+
+impl Host {
+    /// Serves one connection to its end.
+    async fn converse(self: Arc<Self>, stream: TcpStream, peer: SocketAddr, guest: Arc<Guest>) {
+        self.talk(stream, peer, &guest).await;
+        self.room.left(&guest);
+    }
+
+    async fn talk(self: &Arc<Self>, stream: TcpStream, peer: SocketAddr, guest: &Arc<Guest>) {
+        let seat: Arc<OnceLock<Seat>> = Arc::default();
+        let service = service_fn(|request: Request<Incoming>| {
+            if guest.asks()
+                && let Some(taken) = self.seats.take(peer.ip())
+            {
+                self.room.left(guest);
+                _ = seat.set(taken);
             }
-            router.oneshot(request).await
-        }
-    });
-    let mut builder = http1::Builder::new();
-    builder.timer(TokioTimer::new()).header_read_timeout(limits.next_header).keep_alive(!is_spare);
-    let mut connection = pin!(builder.serve_connection(TokioIo::new(stream), service));
-    let mut first_header = pin!(tokio::time::sleep(limits.first_header));
-    let (mut is_new, mut is_open) = (true, true);
-    loop {
-        tokio::select! {
-            ended = connection.as_mut() => {
-                if let Err(error) = ended {
-                    tracing::trace!(%error, "a connection ended early");
-                }
-                return;
-            }
-            () = &mut first_header, if is_new => {
-                is_new = false;
-                if !asked.load(Ordering::Relaxed) {
+
+            let (router, is_seated) = (self.router.clone(), seat.get().is_some());
+            let mut request = request.map(Body::new);
+            request.extensions_mut().insert(ConnectInfo(peer));
+            async move { Ok::<_, Infallible>(answer(router, request, is_seated).await) }
+        });
+
+        let mut builder = http1::Builder::new();
+        builder.timer(TokioTimer::new()).header_read_timeout(self.limits.next_header);
+        let mut connection = pin!(builder.serve_connection(TokioIo::new(stream), service));
+        let mut first_header = pin!(tokio::time::sleep(self.limits.first_header));
+        let (mut is_new, mut is_open) = (true, true);
+        loop {
+            tokio::select! {
+                ended = connection.as_mut() => {
+                    if let Err(error) = ended {
+                        tracing::trace!(%error, "a connection ended early");
+                    }
                     return;
                 }
-            }
-            () = shutdown.cancelled(), if is_open => {
-                is_open = false;
-                // Nobody waits for an answer here.
-                if !asked.load(Ordering::Relaxed) {
-                    return;
+                () = guest.sent_out() => return,
+                () = &mut first_header, if is_new => {
+                    is_new = false;
+                    // Without a seat it was to be short.
+                    if seat.get().is_none() {
+                        return;
+                    }
                 }
-                connection.as_mut().graceful_shutdown();
+                () = self.shutdown.cancelled(), if is_open => {
+                    is_open = false;
+                    // Nobody waits for an answer here.
+                    if !guest.has_asked() {
+                        return;
+                    }
+                    connection.as_mut().graceful_shutdown();
+                }
             }
         }
     }
+}
+
+/// The answer to a request. Who has no seat gets the answer to a probe and nothing else, and has to leave.
+async fn answer(router: Router, request: Request<Body>, is_seated: bool) -> Response {
+    if !is_seated && !PROBES.contains(&request.uri().path()) {
+        return busy();
+    }
+
+    let mut response = router.oneshot(request).await.unwrap_or_else(|never| match never {});
+    if !is_seated {
+        response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+    }
+    response
 }
 
 fn busy() -> Response {
@@ -310,17 +295,26 @@ mod tests {
         until_closed(&mut client).await;
     }
 
+    const HEALTH: &str = "GET /health HTTP/1.1\r\nhost: x\r\n\r\n";
+
+    /// A connection that holds a seat.
+    async fn seated(addr: SocketAddr) -> TcpStream {
+        let mut client = TcpStream::connect(addr).await.unwrap();
+        send(&mut client, WORK).await;
+        until(&mut client, "done").await;
+        client
+    }
+
     #[tokio::test]
     async fn there_are_only_so_many_connections() {
-        let (addr, ..) = start(Limits { connections: 1, spare: 1, ..LIMITS }).await;
-        // Connections are accepted in the order in which they are made.
-        let mut first = TcpStream::connect(addr).await.unwrap();
+        let (addr, ..) = start(Limits { connections: 1, ..LIMITS }).await;
+        let mut first = seated(addr).await;
         let mut second = TcpStream::connect(addr).await.unwrap();
-        let mut third = TcpStream::connect(addr).await.unwrap();
         send(&mut second, WORK).await;
         let answer = until_closed(&mut second).await;
         assert!(answer.starts_with("HTTP/1.1 503") && answer.contains("retry-after: 1"), "{answer}");
-        send(&mut third, "GET /health HTTP/1.1\r\nhost: x\r\n\r\n").await;
+        let mut third = TcpStream::connect(addr).await.unwrap();
+        send(&mut third, HEALTH).await;
         let answer = until_closed(&mut third).await;
         assert!(answer.starts_with("HTTP/1.1 200") && answer.contains("fine"), "{answer}");
         send(&mut first, WORK).await;
@@ -335,6 +329,39 @@ mod tests {
             }
             assert!(tokio::time::Instant::now() < deadline, "the seat is not free again");
         }
+    }
+
+    #[tokio::test]
+    async fn silent_connections_keep_nobody_out() {
+        let patient = Limits { first_header: 10 * PATIENCE, next_header: 10 * PATIENCE, ..LIMITS };
+        let (addr, ..) = start(Limits { connections: 4, waiting: 3, ..patient }).await;
+        let mut silent = Vec::new();
+        for n in 0..30 {
+            let mut client = TcpStream::connect(addr).await.unwrap();
+            send(&mut client, if n % 2 == 0 { "" } else { "GET /health HTTP/1.1\r\nslow: " }).await;
+            silent.push(client);
+        }
+        for request in [HEALTH, WORK] {
+            let mut client = TcpStream::connect(addr).await.unwrap();
+            send(&mut client, request).await;
+            until(&mut client, "HTTP/1.1 200").await;
+        }
+        assert_eq!(until_closed(&mut silent[0]).await, "");
+    }
+
+    #[tokio::test]
+    async fn one_address_does_not_take_all_seats() {
+        let (addr, ..) = start(Limits { connections: 2, per_peer: 1, ..LIMITS }).await;
+        let _first = seated(addr).await;
+        let mut second = TcpStream::connect(addr).await.unwrap();
+        send(&mut second, WORK).await;
+        assert!(until_closed(&mut second).await.starts_with("HTTP/1.1 503"));
+
+        let socket = tokio::net::TcpSocket::new_v4().unwrap();
+        socket.bind(SocketAddr::from(([127, 0, 0, 2], 0))).unwrap();
+        let mut other = socket.connect(addr).await.unwrap();
+        send(&mut other, WORK).await;
+        until(&mut other, "done").await;
     }
 
     #[tokio::test]
