@@ -8,6 +8,7 @@ pub mod clock;
 pub mod config;
 pub mod errors;
 pub mod http;
+pub mod inspection;
 pub mod invariant;
 pub mod metrics;
 pub mod shutdown;

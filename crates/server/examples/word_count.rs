@@ -51,6 +51,7 @@ struct Cli {
 
 fn main() -> Result<ExitCode, ServerError> {
     // A hosted program whose memory or time is limited begins as this one.
+    fleet_ops::inspection::forbid();
     if let Some(code) = mcp_server::launcher::run_if_asked() {
         return Ok(code);
     }

@@ -1,45 +1,59 @@
 //! Sets the limits of a child between its start and its first instruction.
 //!
 //! Limits must hold before the program runs and for whatever it starts itself, and code between fork and exec is
-//! unsafe to write. So the child first is this very binary once more: it lowers its own limits and then becomes the program,
-//! with the same process id and pipes. Setting them from outside would come too late for a program that starts another one
-//! at once; a shell's `ulimit` would need a shell, which small images do not have, and would stand between us and the
-//! arguments.
+//! unsafe to write. So the child first is this very binary once more: it lowers its own limits, enters a Landlock domain
+//! and then becomes the program, with the same process id and pipes. Setting them from outside would come too late for a
+//! program that starts another one at once; a shell's `ulimit` would need a shell, which small images do not have, and
+//! would stand between us and the arguments.
 
 use std::{
-    ffi::{OsStr, OsString},
+    ffi::OsString,
     io::{self, Write},
     os::unix::process::CommandExt,
-    path::Path,
+    path::{Path, PathBuf},
     process::{Command, ExitCode},
 };
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use serde::{Deserialize, Serialize};
 
-use crate::policy::limits::ProcessLimits;
+mod domain;
+
+pub use domain::is_available as can_separate_children;
+pub(crate) use domain::warn_of_gaps;
+
+use crate::policy::{confinement::Confinement, limits::ProcessLimits};
 
 /// The first argument of a process that is to become another one.
 const ARGUMENT: &str = "__launch";
-/// In place of a limit that is not set.
-const NONE: &str = "-";
 /// What shells exit with where a program can't be started.
 const CAN_NOT_START: u8 = 127;
 
+/// What a process is to become, and under which limits: the second argument.
+#[derive(Debug, Serialize, Deserialize)]
+struct Launch {
+    limits: ProcessLimits,
+    confinement: Confinement,
+}
+
 /// The program to start, and what comes before the arguments of a child, so that it runs under these limits.
-pub(crate) fn wrap(program: &Path, limits: &ProcessLimits) -> (OsString, Vec<OsString>) {
-    let ProcessLimits { memory_mb, cpu_seconds, open_files } = limits;
-    let limits = [memory_mb, cpu_seconds, open_files];
-    let limits = limits.map(|limit| limit.map_or_else(|| NONE.to_owned(), |limit| limit.to_string()));
-    let mut arguments = vec![OsString::from(ARGUMENT)];
-    arguments.extend(limits.map(OsString::from));
-    arguments.push(program.as_os_str().to_owned());
+pub(crate) fn wrap(
+    program: &Path,
+    limits: &ProcessLimits,
+    confinement: &Confinement,
+) -> (OsString, Vec<OsString>) {
+    let launch = Launch { limits: *limits, confinement: confinement.clone() };
+    // Paths come from a TOML text, so they are UTF-8, and nothing else of this can fail to become JSON.
+    let launch = serde_json::to_string(&launch).unwrap_or_default();
+    let arguments = vec![ARGUMENT.into(), launch.into(), program.as_os_str().to_owned()];
     // Not the path that we were started by: another version may be there by now, or nothing.
     ("/proc/self/exe".into(), arguments)
 }
 
 /// Becomes the program that this process was started to become. Nothing where it was started for something else.
 ///
-/// To be called first in `main` of every binary that hosts servers.
+/// To be called in `main` of every binary that hosts servers, before everything but
+/// [`fleet_ops::inspection::forbid`].
 pub fn run_if_asked() -> Option<ExitCode> {
     let mut arguments = std::env::args_os().skip(1);
     if arguments.next()? != ARGUMENT {
@@ -53,32 +67,40 @@ pub fn run_if_asked() -> Option<ExitCode> {
 
 /// Comes back only where that fails.
 fn launch(mut arguments: impl Iterator<Item = OsString>) -> io::Error {
-    let mut set = |resource, unit: u64, grace: u64| {
-        let limit = arguments.next().ok_or(io::ErrorKind::InvalidInput)?;
-        if limit == OsStr::new(NONE) {
-            return Ok(());
-        }
-        let limit: u64 =
-            limit.to_str().and_then(|limit| limit.parse().ok()).ok_or(io::ErrorKind::InvalidInput)?;
-        lower(resource, limit.saturating_mul(unit), grace)
+    let (Some(launch), Some(program)) = (arguments.next(), arguments.next()) else {
+        return io::ErrorKind::InvalidInput.into();
     };
-    // The data segment and private writable mappings, which is memory in use. The whole address space would be the
-    // wrong thing to limit: V8 and others reserve hundreds of gigabytes of it and use little.
-    let limited = set(Resource::RLIMIT_DATA, 1024 * 1024, 0)
-        // SIGXCPU first, by which the end can be told from others, then SIGKILL for who ignores that.
-        .and_then(|()| set(Resource::RLIMIT_CPU, 1, 1))
-        .and_then(|()| set(Resource::RLIMIT_NOFILE, 1, 0));
-    if let Err(error) = limited {
+    let launch: Launch = match serde_json::from_slice(launch.as_encoded_bytes()) {
+        Ok(launch) => launch,
+        Err(error) => return error.into(),
+    };
+    if let Err(error) = launch.limits.set() {
         return error;
     }
-    match arguments.next() {
-        Some(program) => Command::new(program).args(arguments).exec(),
-        None => io::ErrorKind::InvalidInput.into(),
+
+    let program = PathBuf::from(program);
+    if let Err(error) = domain::enter(&launch.confinement, &program) {
+        // A container may forbid it. The child has its own rights then, and this in its log.
+        _ = writeln!(io::stderr(), "this program is not in a Landlock domain: {error}");
+    }
+    Command::new(program).args(arguments).exec()
+}
+
+impl ProcessLimits {
+    fn set(&self) -> io::Result<()> {
+        let Self { memory_mb, cpu_seconds, open_files } = *self;
+        // The data segment and private writable mappings, which is memory in use. The whole address space would be the
+        // wrong thing to limit: V8 and others reserve hundreds of gigabytes of it and use little.
+        lower(Resource::RLIMIT_DATA, memory_mb.map(|mb| mb.saturating_mul(1024 * 1024)), 0)?;
+        // SIGXCPU first, by which the end can be told from others, then SIGKILL for who ignores that.
+        lower(Resource::RLIMIT_CPU, cpu_seconds, 1)?;
+        lower(Resource::RLIMIT_NOFILE, open_files, 0)
     }
 }
 
 /// Limits never go up: what we may not use ourselves no child may.
-fn lower(resource: Resource, limit: u64, grace: u64) -> io::Result<()> {
+fn lower(resource: Resource, limit: Option<u64>, grace: u64) -> io::Result<()> {
+    let Some(limit) = limit else { return Ok(()) };
     let (_, hard) = getrlimit(resource)?;
     let soft = limit.min(hard);
     Ok(setrlimit(resource, soft, soft.saturating_add(grace).min(hard))?)

@@ -52,6 +52,7 @@ enum Command {
 }
 
 fn main() -> ExitCode {
+    fleet_ops::inspection::forbid();
     if let Some(code) = mcp_server::launcher::run_if_asked() {
         return code;
     }

@@ -23,6 +23,7 @@ struct Cli {
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> ExitCode {
+    fleet_ops::inspection::forbid();
     let cli = Cli::parse();
     if cli.healthcheck {
         return health_exit_code(SocketAddr::new(cli.args.host, cli.args.port));

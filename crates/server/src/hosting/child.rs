@@ -61,15 +61,11 @@ pub fn spawn(
     spec: &ChildSpec,
     limits: &ProcessLimits,
 ) -> io::Result<(ChildProcess, ChildPipes)> {
-    let mut command = if limits.is_none() {
-        Command::new(&spec.program)
-    } else {
-        let (launcher, arguments) = launcher::wrap(&spec.program, limits);
-        let mut command = Command::new(launcher);
-        command.args(arguments);
-        command
-    };
+    launcher::warn_of_gaps(server, &spec.confinement);
+    let (program, arguments) = launcher::wrap(&spec.program, limits, &spec.confinement);
+    let mut command = Command::new(program);
     command
+        .args(arguments)
         .args(&spec.args)
         .env_clear()
         .envs(&spec.env)

@@ -18,7 +18,9 @@ use http::{HeaderName, HeaderValue};
 use serde::Serialize;
 use url::{Host, Url};
 
-use crate::policy::{CommandRule, LaunchRequest, Policy, Refusal, remote::RemoteRule};
+use crate::policy::{
+    CommandRule, LaunchRequest, Policy, Refusal, confinement::Confinement, remote::RemoteRule,
+};
 
 /// The largest `envFile` that is read.
 const MAX_ENV_FILE: u64 = 256 * 1024;
@@ -47,6 +49,8 @@ pub struct ChildSpec {
     pub cwd: Option<PathBuf>,
     /// Its whole environment.
     pub env: BTreeMap<String, String>,
+    /// What of the machine it may use.
+    pub confinement: Confinement,
 }
 
 /// A remote server that may be connected to.
@@ -210,7 +214,8 @@ async fn resolve_child(
         inherited.filter_map(|name| Some((name.to_owned(), std::env::var(name).ok()?))).collect();
     env.extend(wanted);
     let program = find_program(&server.command).await.ok_or(LaunchError::NoProgram(server.command))?;
-    Ok((ChildSpec { program, args: server.args, cwd, env }, rule))
+    let confinement = rule.confinement.clone();
+    Ok((ChildSpec { program, args: server.args, cwd, env, confinement }, rule))
 }
 
 /// Where a path really leads. Where it leads nowhere, the path as it is written and the error: whether something

@@ -2,6 +2,7 @@
 
 use std::{
     num::{NonZeroU64, NonZeroUsize},
+    path::PathBuf,
     time::Duration,
 };
 
@@ -11,6 +12,7 @@ use toml::Spanned;
 use super::{
     CommandRule, PathRule, Policy, PolicyError,
     argv::ArgvPattern,
+    confinement::Confinement,
     env::EnvRule,
     glob::Glob,
     limits::{Limits, ProcessLimits, Said, ServerLimits, ServerRule, ToolRule},
@@ -114,6 +116,9 @@ struct CommandFile {
     env_files: Vec<String>,
     #[serde(default)]
     env_passthrough: Vec<String>,
+    read_files: Option<Vec<PathBuf>>,
+    write_files: Option<Vec<PathBuf>>,
+    connect_ports: Option<Vec<u16>>,
 }
 
 #[derive(Deserialize)]
@@ -161,12 +166,21 @@ fn command_rule(line: usize, file: CommandFile) -> Result<CommandRule, PolicyErr
     let pattern = super::argv::join_words(&words);
     let argv =
         ArgvPattern::new(words).map_err(|error| PolicyError::Pattern { pattern, line: Some(line), error })?;
+    let confinement = Confinement {
+        read_files: file.read_files,
+        write_files: file.write_files,
+        connect_ports: file.connect_ports,
+    };
+    if let Some((key, path)) = confinement.relative_path() {
+        return Err(PolicyError::RelativePath { key, path: path.to_owned(), line: Some(line) });
+    }
     Ok(CommandRule {
         argv,
         cwd: PathRule::new(file.cwd),
         env: EnvRule::new(file.env.iter().map(String::as_str)),
         env_files: PathRule::new(file.env_files),
         env_passthrough: file.env_passthrough,
+        confinement,
         line: Some(line),
     })
 }

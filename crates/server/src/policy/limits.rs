@@ -5,6 +5,8 @@
 
 use std::{num::NonZeroUsize, time::Duration};
 
+use serde::{Deserialize, Serialize};
+
 use super::glob::Glob;
 
 /// All limits.
@@ -53,7 +55,7 @@ pub struct BreakerLimits {
 }
 
 /// What one process may use. The operating system enforces it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct ProcessLimits {
     /// Memory in MiB.
     pub memory_mb: Option<u64>,
@@ -190,13 +192,6 @@ impl Said {
                 open_files: self.process.open_files.or(process.open_files),
             },
         }
-    }
-}
-
-impl ProcessLimits {
-    /// Whether there is anything to enforce.
-    pub fn is_none(&self) -> bool {
-        *self == Self::default()
     }
 }
 

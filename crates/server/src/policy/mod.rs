@@ -12,6 +12,7 @@ use std::{
 };
 
 pub mod argv;
+pub mod confinement;
 pub mod current;
 pub mod env;
 mod file;
@@ -22,6 +23,7 @@ pub mod remote;
 pub mod source;
 
 use argv::{ArgvPattern, PatternError};
+use confinement::Confinement;
 use env::{EnvRefusal, EnvRule};
 use limits::Limits;
 use remote::{RemoteRule, RemoteRuleError};
@@ -53,6 +55,8 @@ pub struct CommandRule {
     pub env_files: PathRule,
     /// Variables that the child gets from the server's own environment.
     pub env_passthrough: Vec<String>,
+    /// What of the machine the child may use.
+    pub confinement: Confinement,
     /// Where it stands in the policy file; nothing for a flag.
     pub line: Option<usize>,
 }
@@ -196,6 +200,16 @@ pub enum PolicyError {
         #[source]
         error: PatternError,
     },
+    /// A path of a rule is relative, so that it would depend on where a child is started.
+    #[error("`{key}`{}: {path:?} is not an absolute path", in_line(*line))]
+    RelativePath {
+        /// The key in the policy file.
+        key: &'static str,
+        /// The path.
+        path: PathBuf,
+        /// Where the rule stands in the policy file.
+        line: Option<usize>,
+    },
     /// A remote rule is none.
     #[error("remote rule{}", in_line(*line))]
     Remote {
@@ -283,6 +297,7 @@ impl CommandRule {
             env: EnvRule::new(env.iter().map(String::as_str)),
             env_files: PathRule::new(dirs),
             env_passthrough: Vec::new(),
+            confinement: Confinement::default(),
             line: None,
         }
     }

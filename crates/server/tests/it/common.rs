@@ -2,6 +2,7 @@
 
 use std::{
     net::SocketAddr,
+    os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
     time::{Duration, Instant},
 };
@@ -39,7 +40,20 @@ pub(crate) async fn eventually<T>(what: &str, mut check: impl AsyncFnMut() -> Op
 
 /// A command that runs the binary with nothing of this environment that it listens to.
 pub(crate) fn command(args: &[&str]) -> Command {
-    let mut command = Command::new(binary());
+    quiet(Command::new(binary()), args)
+}
+
+/// The same as an ordinary user, also where the tests run as root, who may look into every process.
+pub(crate) fn ordinary_command(args: &[&str]) -> Command {
+    if std::fs::metadata("/proc/self").unwrap().uid() != 0 {
+        return command(args);
+    }
+    let mut command = Command::new("setpriv");
+    command.args(["--reuid=65534", "--regid=65534", "--clear-groups", binary()]);
+    quiet(command, args)
+}
+
+fn quiet(mut command: Command, args: &[&str]) -> Command {
     for (name, _) in std::env::vars() {
         if name.starts_with("MCP_")
             || name.starts_with("KAFKA_")
@@ -58,9 +72,14 @@ impl Server {
     }
 
     pub(crate) async fn start_with(args: &[&str], env: &[(&str, &str)]) -> Self {
+        Self::start_command(command(args), env).await
+    }
+
+    pub(crate) async fn start_command(mut command: Command, env: &[(&str, &str)]) -> Self {
         let home = tempfile::tempdir().unwrap();
+        open_to_all(home.path());
         let ready = home.path().join("ready");
-        let mut process = command(args)
+        let mut process = command
             .args(["--port", "0", "--ready-file"])
             .arg(&ready)
             .envs(env.iter().copied())
@@ -175,6 +194,12 @@ pub(crate) fn is_alive(pid: u32) -> bool {
 /// Whether there is a process entry of any kind.
 pub(crate) fn exists(pid: u32) -> bool {
     Path::new(&format!("/proc/{pid}")).exists()
+}
+
+/// Lets every user in, also one that the tests run something as.
+pub(crate) fn open_to_all(dir: &Path) {
+    use std::os::unix::fs::PermissionsExt;
+    std::fs::set_permissions(dir, std::fs::Permissions::from_mode(0o777)).unwrap();
 }
 
 /// A directory with a few files to look at.

@@ -8,6 +8,8 @@ mod clients;
 #[cfg(test)]
 mod common;
 #[cfg(test)]
+mod confinement;
+#[cfg(test)]
 mod escapes;
 #[cfg(test)]
 mod files;

@@ -1,0 +1,93 @@
+//! What a hosted child can reach of the server, of its siblings and of the machine.
+
+use std::{net::TcpListener, path::Path};
+
+use serde_json::json;
+
+use crate::common::{ANSWER_TEXT, Server, legacy_server, open_to_all, ordinary_command, script};
+
+/// A policy file that allows one program, with these further keys of its rule.
+fn policy(dir: &Path, program: &str, keys: &str) -> String {
+    let path = dir.join("policy.toml");
+    std::fs::write(&path, format!("[[command]]\nargv = [{program:?}]\nenv = [\"SECRET\"]\n{keys}\n")).unwrap();
+    path.to_str().unwrap().to_owned()
+}
+
+/// Whether this kernel keeps children apart. Says so where it does not.
+fn kernel_separates() -> bool {
+    let available = mcp_server::launcher::can_separate_children();
+    if !available {
+        eprintln!("not tested: this kernel has no Landlock");
+    }
+    available
+}
+
+#[tokio::test]
+async fn a_child_reads_no_secret_of_the_server_or_a_sibling() {
+    if !kernel_separates() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    open_to_all(dir.path());
+    // What it can read of all processes there are; its own environment shows that it looks at the right place.
+    let look = "text=$(cat /proc/[0-9]*/environ 2>/dev/null | tr '\\0' '\\n' | sed -n 's/^SECRET=//p' | sort -u | tr '\\n' ' ')";
+    let program = script(dir.path(), "server", &legacy_server("look", &format!("{look}; {ANSWER_TEXT}")));
+    let file = policy(dir.path(), &program, "");
+    let command = ordinary_command(&["--policy", &file]);
+    let server = Server::start_command(command, &[("SECRET", "the-servers")]).await;
+
+    let config = |secret: &str| json!({"command": program, "env": {"SECRET": secret}});
+    server.initialize("first", config("the-firsts")).await;
+    server.initialize("second", config("the-seconds")).await;
+
+    for (name, own) in [("first", "the-firsts"), ("second", "the-seconds")] {
+        let seen = server.call(&format!("{name}__look"), json!({})).await;
+        assert_eq!(seen["content"][0]["text"], format!("{own} "), "{name}");
+    }
+}
+
+#[tokio::test]
+async fn a_child_signals_nobody_outside() {
+    if !kernel_separates() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let body = format!("kill -0 $PPID 2>/dev/null && text=reached || text=refused; {ANSWER_TEXT}");
+    let program = script(dir.path(), "server", &legacy_server("kill", &body));
+    let server = Server::start(&["--policy", &policy(dir.path(), &program, "")]).await;
+    server.initialize("x", json!({"command": program})).await;
+
+    let answer = server.call("x__kill", json!({})).await;
+    assert_eq!(answer["content"][0]["text"], "refused");
+}
+
+#[tokio::test]
+async fn a_rule_limits_files_and_connections() {
+    if !kernel_separates() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let at = |name: &str| dir.path().join(name);
+    for name in ["readable", "writable", "other"] {
+        std::fs::create_dir(at(name)).unwrap();
+        std::fs::write(at(name).join("f"), name).unwrap();
+    }
+    let listeners = [(); 2].map(|()| TcpListener::bind("127.0.0.1:0").unwrap());
+    let [open, closed] = listeners.each_ref().map(|listener| listener.local_addr().unwrap().port());
+
+    let root = dir.path().display();
+    let attempts = format!(
+        "text=$(for d in readable writable other; do cat {root}/$d/f; touch {root}/$d/new && echo +$d; done 2>/dev/null; \
+         for p in {open} {closed}; do bash -c \"exec 3<>/dev/tcp/127.0.0.1/$p\" && echo =$p; done 2>/dev/null); \
+         text=$(echo $text)"
+    );
+    let program = script(dir.path(), "server", &legacy_server("try", &format!("{attempts}; {ANSWER_TEXT}")));
+    let keys = format!(
+        "read_files = [\"{root}/readable\"]\nwrite_files = [\"{root}/writable\"]\nconnect_ports = [{open}]"
+    );
+    let server = Server::start(&["--policy", &policy(dir.path(), &program, &keys)]).await;
+    server.initialize("x", json!({"command": program})).await;
+
+    let answer = server.call("x__try", json!({})).await;
+    assert_eq!(answer["content"][0]["text"], format!("readablewritable+writable ={open}"));
+}
