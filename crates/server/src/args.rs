@@ -52,7 +52,8 @@ pub struct Args {
     /// A remote host that may be connected to: HOST, HOST:PORT or *.DOMAIN.
     #[arg(long = "allow-remote", env = "MCP_ALLOWED_REMOTES", value_delimiter = ',', value_name = "HOST")]
     pub allow_remotes: Vec<String>,
-    /// A variable of the server's environment that `${VAR}` in configurations may name.
+    /// A variable of the server's environment that `${VAR}` may name in configurations of what `--allow-command` and
+    /// `--allow-remote` allow.
     #[arg(long, env = "MCP_EXPAND_ENV", value_delimiter = ',', value_name = "NAME")]
     pub expand_env: Vec<String>,
     /// A policy file (TOML) that allows more.

@@ -22,6 +22,7 @@ pub mod launch;
 pub mod progress;
 pub mod remote;
 pub mod routes;
+pub mod secrets;
 mod slots;
 pub mod sse;
 pub mod status;

@@ -8,13 +8,20 @@
 
 use std::{
     ffi::OsString,
+    fs::File,
     io::{self, Write},
-    os::unix::process::CommandExt,
+    os::{
+        fd::AsRawFd,
+        unix::{fs::OpenOptionsExt, process::CommandExt},
+    },
     path::{Path, PathBuf},
     process::{Command, ExitCode},
 };
 
-use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use nix::{
+    fcntl::OFlag,
+    sys::resource::{Resource, getrlimit, setrlimit},
+};
 use serde::{Deserialize, Serialize};
 
 mod domain;
@@ -34,6 +41,8 @@ const CAN_NOT_START: u8 = 127;
 struct Launch {
     limits: ProcessLimits,
     confinement: Confinement,
+    /// The working directory that policy has allowed, canonical.
+    cwd: Option<PathBuf>,
 }
 
 /// The program to start, and what comes before the arguments of a child, so that it runs under these limits.
@@ -41,9 +50,10 @@ pub(crate) fn wrap(
     program: &Path,
     limits: &ProcessLimits,
     confinement: &Confinement,
+    cwd: Option<&Path>,
 ) -> (OsString, Vec<OsString>) {
-    let launch = Launch { limits: *limits, confinement: confinement.clone() };
-    // Paths come from a TOML text, so they are UTF-8, and nothing else of this can fail to become JSON.
+    let launch = Launch { limits: *limits, confinement: confinement.clone(), cwd: cwd.map(Path::to_owned) };
+    // Paths come from a TOML text or a JSON one, so they are UTF-8, and nothing else of this can fail to become JSON.
     let launch = serde_json::to_string(&launch).unwrap_or_default();
     let arguments = vec![ARGUMENT.into(), launch.into(), program.as_os_str().to_owned()];
     // Not the path that we were started by: another version may be there by now, or nothing.
@@ -78,12 +88,31 @@ fn launch(mut arguments: impl Iterator<Item = OsString>) -> io::Error {
         return error;
     }
 
+    if let Some(cwd) = &launch.cwd
+        && let Err(error) = change_directory(cwd)
+    {
+        return error;
+    }
+
     let program = PathBuf::from(program);
     if let Err(error) = domain::enter(&launch.confinement, &program) {
         // A container may forbid it. The child has its own rights then, and this in its log.
         _ = writeln!(io::stderr(), "this program is not in a Landlock domain: {error}");
     }
     Command::new(program).args(arguments).exec()
+}
+
+/// Goes to a directory, if it is still where it was when policy allowed it: a link in its path may lead elsewhere by now.
+fn change_directory(path: &Path) -> io::Result<()> {
+    let flags = OFlag::O_PATH | OFlag::O_DIRECTORY;
+    let directory = File::options().read(true).custom_flags(flags.bits()).open(path)?;
+    let place = std::fs::read_link(format!("/proc/self/fd/{}", directory.as_raw_fd()))?;
+    if place != path {
+        let problem =
+            format!("the working directory {} is another one than policy has allowed", path.display());
+        return Err(io::Error::other(problem));
+    }
+    Ok(nix::unistd::fchdir(&directory)?)
 }
 
 impl ProcessLimits {

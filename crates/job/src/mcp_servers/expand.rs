@@ -117,6 +117,48 @@ pub fn is_variable_name(name: &str) -> bool {
         && chars.all(|c| c == '_' || c.is_ascii_alphanumeric())
 }
 
+impl StdioServer {
+    /// The same with every variable in it expanded.
+    ///
+    /// # Errors
+    ///
+    /// Returns an error for the first field that can't be expanded.
+    pub fn expand(&self, lookup: &dyn Fn(&str) -> Variable) -> Result<Self, FieldExpandError> {
+        let optional = |path: &str, text: &Option<String>| {
+            text.as_ref().map(|text| expand_field(path, text, lookup)).transpose()
+        };
+        Ok(Self {
+            command: expand_field("command", &self.command, lookup)?,
+            args: (self.args.iter().enumerate())
+                .map(|(index, arg)| expand_field(&format!("args[{index}]"), arg, lookup))
+                .collect::<Result<_, _>>()?,
+            env: expand_values("env", &self.env, lookup)?,
+            env_file: optional("envFile", &self.env_file)?,
+            cwd: optional("cwd", &self.cwd)?,
+        })
+    }
+}
+
+impl RemoteServer {
+    /// The URL with every variable in it expanded.
+    ///
+    /// # Errors
+    ///
+    /// Returns an error if it can't be expanded.
+    pub fn expand_url(&self, lookup: &dyn Fn(&str) -> Variable) -> Result<String, FieldExpandError> {
+        expand_field("url", &self.url, lookup)
+    }
+
+    /// The same with every variable in it expanded.
+    ///
+    /// # Errors
+    ///
+    /// Returns an error for the first field that can't be expanded.
+    pub fn expand(&self, lookup: &dyn Fn(&str) -> Variable) -> Result<Self, FieldExpandError> {
+        Ok(Self { url: self.expand_url(lookup)?, headers: expand_values("headers", &self.headers, lookup)? })
+    }
+}
+
 impl ServerEntry {
     /// The entry with every variable in it expanded.
     ///
@@ -124,32 +166,29 @@ impl ServerEntry {
     ///
     /// At the first field that can't be expanded.
     pub fn expand(&self, lookup: &dyn Fn(&str) -> Variable) -> Result<Self, FieldExpandError> {
-        let one = |path: &str, text: &str| {
-            expand(text, lookup).map_err(|error| FieldExpandError { path: path.to_owned(), error })
-        };
-        let optional =
-            |path: &str, text: &Option<String>| text.as_ref().map(|text| one(path, text)).transpose();
-        let map = |path: &str, map: &BTreeMap<String, String>| {
-            map.iter()
-                .map(|(key, value)| Ok((key.clone(), one(&format!("{path}.{key}"), value)?)))
-                .collect::<Result<BTreeMap<_, _>, FieldExpandError>>()
-        };
-        let remote = |server: &RemoteServer| {
-            Ok(RemoteServer { url: one("url", &server.url)?, headers: map("headers", &server.headers)? })
-        };
         let transport = match &self.transport {
-            Transport::Stdio(server) => Transport::Stdio(StdioServer {
-                command: one("command", &server.command)?,
-                args: (server.args.iter().enumerate())
-                    .map(|(index, arg)| one(&format!("args[{index}]"), arg))
-                    .collect::<Result<_, _>>()?,
-                env: map("env", &server.env)?,
-                env_file: optional("envFile", &server.env_file)?,
-                cwd: optional("cwd", &server.cwd)?,
-            }),
-            Transport::Http(server) => Transport::Http(remote(server)?),
-            Transport::Sse(server) => Transport::Sse(remote(server)?),
+            Transport::Stdio(server) => Transport::Stdio(server.expand(lookup)?),
+            Transport::Http(server) => Transport::Http(server.expand(lookup)?),
+            Transport::Sse(server) => Transport::Sse(server.expand(lookup)?),
         };
         Ok(Self { transport, unknown: self.unknown.clone() })
     }
+}
+
+fn expand_field(
+    path: &str,
+    text: &str,
+    lookup: &dyn Fn(&str) -> Variable,
+) -> Result<String, FieldExpandError> {
+    expand(text, lookup).map_err(|error| FieldExpandError { path: path.to_owned(), error })
+}
+
+fn expand_values(
+    path: &str,
+    map: &BTreeMap<String, String>,
+    lookup: &dyn Fn(&str) -> Variable,
+) -> Result<BTreeMap<String, String>, FieldExpandError> {
+    map.iter()
+        .map(|(key, value)| Ok((key.clone(), expand_field(&format!("{path}.{key}"), value, lookup)?)))
+        .collect()
 }

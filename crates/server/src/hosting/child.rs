@@ -62,7 +62,7 @@ pub fn spawn(
     limits: &ProcessLimits,
 ) -> io::Result<(ChildProcess, ChildPipes)> {
     launcher::warn_of_gaps(server, &spec.confinement);
-    let (program, arguments) = launcher::wrap(&spec.program, limits, &spec.confinement);
+    let (program, arguments) = launcher::wrap(&spec.program, limits, &spec.confinement, spec.cwd.as_deref());
     let mut command = Command::new(program);
     command
         .args(arguments)
@@ -74,14 +74,11 @@ pub fn spawn(
         .stderr(Stdio::piped())
         .process_group(0)
         .kill_on_drop(true);
-    if let Some(cwd) = &spec.cwd {
-        command.current_dir(cwd);
-    }
     let mut child = command.spawn()?;
     let gone = || io::Error::other("the child was gone at once");
     let pid = child.id().ok_or_else(gone)?;
     let (stdin, stdout) = (child.stdin.take().ok_or_else(gone)?, child.stdout.take().ok_or_else(gone)?);
-    let stderr = StderrTail::default();
+    let stderr = StderrTail::hiding(spec.secrets.clone());
     let mut drained = None;
     if let Some(stream) = child.stderr.take() {
         drained = Some(tokio::spawn(stderr.clone().follow(server.to_owned(), stream)));

@@ -255,6 +255,7 @@ impl Fleet {
         let upstream = match connected {
             Ok(upstream) => Arc::new(upstream),
             Err(error) => {
+                let error = error.hiding(launch.spec.secrets());
                 tracing::warn!(server = hosted.name, %error, "a hosted server could not be started");
                 let mut state = hosted.state_mut();
                 state.not_started(&error, Instant::now());

@@ -2,23 +2,38 @@
 
 use std::{
     collections::VecDeque,
+    fmt,
     sync::{Arc, Mutex, PoisonError},
 };
 
 use tokio::io::{AsyncRead, AsyncReadExt};
+
+use super::secrets::Secrets;
 
 /// How much is kept.
 pub const KEPT: usize = 64 * 1024;
 /// How much of one line is logged.
 const LOGGED_LINE: usize = 4 * 1024;
 
-/// The last [`KEPT`] bytes of a child's standard error. Clones share it.
-#[derive(Debug, Clone, Default)]
+/// The last [`KEPT`] bytes of a child's standard error. Clones share it. What it shows holds no secret of the server's.
+#[derive(Clone, Default)]
 pub struct StderrTail {
     bytes: Arc<Mutex<VecDeque<u8>>>,
+    secrets: Secrets,
+}
+
+impl fmt::Debug for StderrTail {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("StderrTail").finish_non_exhaustive()
+    }
 }
 
 impl StderrTail {
+    /// One that hides these.
+    pub fn hiding(secrets: Secrets) -> Self {
+        Self { secrets, ..Self::default() }
+    }
+
     /// Adds bytes, and forgets the oldest where there are too many.
     pub fn push(&self, chunk: &[u8]) {
         let mut bytes = self.bytes.lock().unwrap_or_else(PoisonError::into_inner);
@@ -30,8 +45,15 @@ impl StderrTail {
     /// At most the last `max` bytes as text.
     pub fn text(&self, max: usize) -> String {
         let bytes = self.bytes.lock().unwrap_or_else(PoisonError::into_inner);
-        let tail: Vec<u8> = bytes.iter().skip(bytes.len().saturating_sub(max)).copied().collect();
-        String::from_utf8_lossy(&tail).trim_end().to_owned()
+        // Where bytes were forgotten, the first ones may be the rest of a secret.
+        let cut = if bytes.len() < KEPT { 0 } else { self.secrets.longest().saturating_sub(1) };
+        let tail: Vec<u8> = bytes.iter().skip(cut).copied().collect();
+        drop(bytes);
+
+        let text = self.secrets.hide(String::from_utf8_lossy(&tail));
+        let start = text.len().saturating_sub(max);
+        let start = (start..=text.len()).find(|at| text.is_char_boundary(*at)).unwrap_or(text.len());
+        text[start..].trim_end().to_owned()
     }
 
     /// Reads until the end of the stream, keeping the tail and logging line by line.
@@ -43,20 +65,21 @@ impl StderrTail {
             self.push(&chunk[..read]);
             for byte in &chunk[..read] {
                 match byte {
-                    b'\n' => log_line(&server, &mut line),
+                    b'\n' => self.log_line(&server, &mut line),
                     byte if line.len() < LOGGED_LINE => line.push(*byte),
                     _ => {}
                 }
             }
         }
-        log_line(&server, &mut line);
+        self.log_line(&server, &mut line);
     }
-}
 
-fn log_line(server: &str, line: &mut Vec<u8>) {
-    if !line.is_empty() {
-        tracing::debug!(server, stderr = %String::from_utf8_lossy(line), "hosted server wrote");
-        line.clear();
+    fn log_line(&self, server: &str, line: &mut Vec<u8>) {
+        if !line.is_empty() {
+            let text = self.secrets.hide(String::from_utf8_lossy(line));
+            tracing::debug!(server, stderr = %text, "hosted server wrote");
+            line.clear();
+        }
     }
 }
 
@@ -73,6 +96,16 @@ mod tests {
         assert_eq!(tail.text(usize::MAX).len(), KEPT - 1);
         tail.push(&vec![b'b'; 3 * KEPT]);
         assert_eq!(tail.text(usize::MAX), "b".repeat(KEPT));
+    }
+
+    #[test]
+    fn a_secret_is_hidden_also_where_it_was_cut() {
+        let tail = StderrTail::hiding(Secrets::new([("KEY".to_owned(), "hunter2".to_owned())].into()));
+        tail.push(b"key hunter2 is bad");
+        assert_eq!(tail.text(100), "key ${KEY} is bad");
+        assert_eq!(tail.text(10), "EY} is bad");
+        tail.push(&vec![b'x'; KEPT - 18 + 7]);
+        assert!(!tail.text(KEPT).contains("ter2"));
     }
 
     #[tokio::test]

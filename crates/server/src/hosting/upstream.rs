@@ -33,6 +33,7 @@ use super::{
     launch::{ChildSpec, LaunchSpec, RemoteSpec},
     progress::{ProgressRoutes, ProgressTap},
     remote,
+    secrets::Secrets,
     sse::SseTransport,
     stdout::MAX_LINE,
 };
@@ -72,6 +73,13 @@ pub struct ConnectError {
     pub unreachable: bool,
     /// Whether it is a remote server that refuses our credentials.
     pub unauthorized: bool,
+}
+
+impl ConnectError {
+    /// The same without these.
+    pub(super) fn hiding(self, secrets: &Secrets) -> Self {
+        Self { message: secrets.hide(self.message).into_owned(), ..self }
+    }
 }
 
 impl Upstream {

@@ -102,7 +102,8 @@ fn kernel_can(ask: impl FnOnce(Ruleset) -> Result<Ruleset, RulesetError>) -> boo
 
 /// Whether children of this kernel get a domain of their own.
 pub fn is_available() -> bool {
-    kernel_can(|strict| strict.scope(Scope::Signal)) || kernel_can(|strict| strict.handle_access(AccessFs::Refer))
+    kernel_can(|strict| strict.scope(Scope::Signal))
+        || kernel_can(|strict| strict.handle_access(AccessFs::Refer))
 }
 
 /// Logs what a child will share or may use although it should not, because the kernel can't prevent it.

@@ -1,6 +1,7 @@
 //! The policy file: TOML in which every key is known, or it is refused.
 
 use std::{
+    collections::BTreeSet,
     num::{NonZeroU64, NonZeroUsize},
     path::PathBuf,
     time::Duration,
@@ -22,8 +23,8 @@ use super::{
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct PolicyFile {
-    #[serde(default)]
-    expand: Vec<String>,
+    /// Known so that whoever has it here is told where it belongs.
+    expand: Option<Vec<String>>,
     #[serde(default)]
     limits: LimitsFile,
     #[serde(default)]
@@ -116,6 +117,8 @@ struct CommandFile {
     env_files: Vec<String>,
     #[serde(default)]
     env_passthrough: Vec<String>,
+    #[serde(default)]
+    expand: BTreeSet<String>,
     read_files: Option<Vec<PathBuf>>,
     write_files: Option<Vec<PathBuf>>,
     connect_ports: Option<Vec<u16>>,
@@ -126,6 +129,8 @@ struct CommandFile {
 struct RemoteFile {
     host: Spanned<String>,
     port: Option<u16>,
+    #[serde(default)]
+    expand: BTreeSet<String>,
 }
 
 impl Policy {
@@ -136,6 +141,9 @@ impl Policy {
     /// Where the text is no TOML, has unknown keys, or holds a pattern that is none.
     pub fn from_toml(text: &str) -> Result<Self, PolicyError> {
         let file: PolicyFile = toml::from_str(text).map_err(|error| PolicyError::Toml(Box::new(error)))?;
+        if file.expand.is_some() {
+            return Err(PolicyError::ExpandForAll);
+        }
         let line = |start: usize| 1 + text.bytes().take(start).filter(|byte| *byte == b'\n').count();
         let commands = (file.command.into_iter())
             .map(|command| command_rule(line(command.argv.span().start), command))
@@ -145,7 +153,7 @@ impl Policy {
                 let line = line(remote.host.span().start);
                 let rule = RemoteRule::parse(remote.host.get_ref())
                     .map_err(|error| PolicyError::Remote { line: Some(line), error })?;
-                Ok(rule.with_port(remote.port).at_line(line))
+                Ok(rule.with_port(remote.port).expanding(remote.expand).at_line(line))
             })
             .collect::<Result<_, PolicyError>>()?;
         let defaults = Limits::default();
@@ -157,7 +165,7 @@ impl Policy {
             defaults: file.limits.said().over(ServerLimits::default()),
             servers: file.server.iter().map(server_rule).collect(),
         };
-        Ok(Self { commands, remotes, expand: file.expand.into_iter().collect(), limits })
+        Ok(Self { commands, remotes, limits })
     }
 }
 
@@ -180,6 +188,7 @@ fn command_rule(line: usize, file: CommandFile) -> Result<CommandRule, PolicyErr
         env: EnvRule::new(file.env.iter().map(String::as_str)),
         env_files: PathRule::new(file.env_files),
         env_passthrough: file.env_passthrough,
+        expand: file.expand,
         confinement,
         line: Some(line),
     })

@@ -35,8 +35,6 @@ pub struct Policy {
     pub commands: Vec<CommandRule>,
     /// Hosts that may be connected to.
     pub remotes: Vec<RemoteRule>,
-    /// Variables of the server's own environment that `${VAR}` may name.
-    pub expand: BTreeSet<String>,
     /// Limits for all hosted servers.
     pub limits: Limits,
 }
@@ -55,6 +53,8 @@ pub struct CommandRule {
     pub env_files: PathRule,
     /// Variables that the child gets from the server's own environment.
     pub env_passthrough: Vec<String>,
+    /// Variables of the server's own environment that `${VAR}` may name.
+    pub expand: BTreeSet<String>,
     /// What of the machine the child may use.
     pub confinement: Confinement,
     /// Where it stands in the policy file; nothing for a flag.
@@ -67,20 +67,28 @@ pub struct PathRule {
     paths: Vec<PathBuf>,
 }
 
-/// A program that somebody wants started. Paths are canonical.
+/// What somebody wants a program to be started with.
 #[derive(Debug, Clone, Copy)]
 pub struct LaunchRequest<'a> {
-    /// The command and its arguments as they were written, variables expanded.
-    pub argv: &'a [String],
     /// The working directory, where one was asked for.
-    pub cwd: Option<&'a Path>,
+    pub cwd: Option<NamedPath<'a>>,
     /// The `envFile`, where one was named.
-    pub env_file: Option<&'a Path>,
+    pub env_file: Option<NamedPath<'a>>,
     /// The variables asked for, those of the `envFile` among them.
     pub env: &'a BTreeMap<String, String>,
 }
 
-/// Why something is not allowed, and what would allow it.
+/// A path that a message names.
+#[derive(Debug, Clone, Copy)]
+pub struct NamedPath<'a> {
+    /// The path as it was written, with variables unexpanded: what a refusal may show.
+    pub written: &'a str,
+    /// The canonical path: what is compared with the rules.
+    pub path: &'a Path,
+}
+
+/// Why something is not allowed, and what would allow it. A refusal shows what the message said and no value of a
+/// variable.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Refusal {
     /// No rule covers the command line.
@@ -142,14 +150,12 @@ pub enum Refusal {
     },
     /// No rule covers the host.
     #[error(
-        "policy refuses to connect to `{host}:{port}`: no rule covers it. To allow it, start the server with \
+        "policy refuses to connect to `{target}`: no rule covers it. To allow it, start the server with \
              --allow-remote (MCP_ALLOWED_REMOTES) or add a [[remote]] to the policy file"
     )]
     Remote {
-        /// The host.
-        host: String,
-        /// The port.
-        port: u16,
+        /// Host and port.
+        target: String,
     },
     /// The host is covered, and its address is not one that the rule may reach.
     #[error(
@@ -210,6 +216,12 @@ pub enum PolicyError {
         /// Where the rule stands in the policy file.
         line: Option<usize>,
     },
+    /// The list of variables stands where it would hold for all rules.
+    #[error(
+        "`expand` at the top of the policy file: list the variables in the [[command]] or [[remote]] whose \
+         configurations may name them"
+    )]
+    ExpandForAll,
     /// A remote rule is none.
     #[error("remote rule{}", in_line(*line))]
     Remote {
@@ -226,37 +238,17 @@ fn in_line(line: Option<usize>) -> String {
 }
 
 impl Policy {
-    /// The rule under which a program may be started.
-    ///
-    /// Where several rules cover the command line, the first that allows all of the request counts; where none does,
-    /// the refusal is that of the first.
+    /// The rules that cover a command line, which is compared as it was written. Asked before anything else of a
+    /// request is looked at, so that a refused request learns nothing about this machine.
     ///
     /// # Errors
     ///
-    /// Where nothing allows it.
-    pub fn check_launch(&self, request: LaunchRequest<'_>) -> Result<&CommandRule, Refusal> {
-        well_formed(request)?;
-        let mut first_refusal = None;
-        for rule in self.commands.iter().filter(|rule| rule.argv.matches(request.argv)) {
-            match rule.check(request) {
-                Ok(()) => return Ok(rule),
-                Err(refusal) => _ = first_refusal.get_or_insert(refusal),
-            }
+    /// Returns an error if the command line can't be one.
+    pub fn rules_for(&self, argv: &[String]) -> Result<impl Iterator<Item = &CommandRule>, Refusal> {
+        if argv.iter().any(|element| element.contains('\0')) {
+            return Err(Refusal::ZeroByte { place: "the command line".to_owned() });
         }
-        Err(first_refusal.unwrap_or_else(|| Refusal::Command { argv: argv::join_words(request.argv) }))
-    }
-
-    /// Whether this command line is covered at all. Asked before anything of the request is looked at on the disk, so
-    /// that refused requests learn nothing about it.
-    ///
-    /// # Errors
-    ///
-    /// Where no rule covers it.
-    pub fn check_argv(&self, argv: &[String]) -> Result<(), Refusal> {
-        if self.commands.iter().any(|rule| rule.argv.matches(argv)) {
-            return Ok(());
-        }
-        Err(Refusal::Command { argv: argv::join_words(argv) })
+        Ok(self.commands.iter().filter(move |rule| rule.argv.matches(argv)))
     }
 
     /// The rule under which a host may be connected to, before its addresses are known.
@@ -266,7 +258,7 @@ impl Policy {
     /// Where no rule covers it.
     pub fn check_remote(&self, host: &str, port: u16) -> Result<&RemoteRule, Refusal> {
         let covering = self.remotes.iter().find(|rule| rule.covers(host, port));
-        covering.ok_or_else(|| Refusal::Remote { host: host.to_owned(), port })
+        covering.ok_or_else(|| Refusal::remote(host, port))
     }
 
     /// The rule under which a host may be connected to at this address.
@@ -277,13 +269,24 @@ impl Policy {
     pub fn check_address(&self, host: &str, port: u16, address: IpAddr) -> Result<&RemoteRule, Refusal> {
         let mut covering = self.remotes.iter().filter(|rule| rule.covers(host, port)).peekable();
         let Some(first) = covering.peek() else {
-            return Err(Refusal::Remote { host: host.to_owned(), port });
+            return Err(Refusal::remote(host, port));
         };
         let rule = first.to_string();
         if let Some(rule) = covering.find(|rule| rule.allows_address(address)) {
             return Ok(rule);
         }
         Err(Refusal::Address { host: host.to_owned(), address, rule })
+    }
+}
+
+impl Refusal {
+    /// No rule covers a command line.
+    pub fn command(argv: &[String]) -> Self {
+        Self::Command { argv: argv::join_words(argv) }
+    }
+
+    fn remote(host: &str, port: u16) -> Self {
+        Self::Remote { target: format!("{host}:{port}") }
     }
 }
 
@@ -297,18 +300,25 @@ impl CommandRule {
             env: EnvRule::new(env.iter().map(String::as_str)),
             env_files: PathRule::new(dirs),
             env_passthrough: Vec::new(),
+            expand: BTreeSet::new(),
             confinement: Confinement::default(),
             line: None,
         }
     }
 
-    fn check(&self, request: LaunchRequest<'_>) -> Result<(), Refusal> {
+    /// Whether what the rule covers may be started with all of this.
+    ///
+    /// # Errors
+    ///
+    /// Returns what is not allowed.
+    pub fn check(&self, request: LaunchRequest<'_>) -> Result<(), Refusal> {
+        well_formed(request.env)?;
         let rule = || self.argv.to_string();
-        if let Some(cwd) = request.cwd.filter(|cwd| !self.cwd.covers(cwd)) {
-            return Err(Refusal::Cwd { cwd: cwd.display().to_string(), rule: rule() });
+        if let Some(cwd) = request.cwd.filter(|cwd| !self.cwd.covers(cwd.path)) {
+            return Err(Refusal::Cwd { cwd: cwd.written.to_owned(), rule: rule() });
         }
-        if let Some(path) = request.env_file.filter(|path| !self.env_files.covers(path)) {
-            return Err(Refusal::EnvFile { path: path.display().to_string(), rule: rule() });
+        if let Some(file) = request.env_file.filter(|file| !self.env_files.covers(file.path)) {
+            return Err(Refusal::EnvFile { path: file.written.to_owned(), rule: rule() });
         }
         for name in request.env.keys() {
             let why = match self.env.check(name) {
@@ -345,15 +355,12 @@ impl PathRule {
     }
 }
 
-fn well_formed(request: LaunchRequest<'_>) -> Result<(), Refusal> {
-    if request.argv.iter().any(|element| element.contains('\0')) {
-        return Err(Refusal::ZeroByte { place: "the command line".to_owned() });
-    }
+fn well_formed(env: &BTreeMap<String, String>) -> Result<(), Refusal> {
     let nameless = |name: &&String| name.is_empty() || name.contains(|c: char| c == '=' || c.is_control());
-    if let Some(name) = request.env.keys().find(nameless) {
+    if let Some(name) = env.keys().find(nameless) {
         return Err(Refusal::EnvName { name: name.clone() });
     }
-    match request.env.iter().find(|(_, value)| value.contains('\0')) {
+    match env.iter().find(|(_, value)| value.contains('\0')) {
         Some((name, _)) => Err(Refusal::ZeroByte { place: format!("the environment variable {name:?}") }),
         None => Ok(()),
     }

@@ -4,6 +4,7 @@
 //! count too, and they are checked where the connection is made (see `hosting::remote`), not only beforehand.
 
 use std::{
+    collections::BTreeSet,
     fmt,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
 };
@@ -14,6 +15,8 @@ pub struct RemoteRule {
     host: HostPattern,
     port: Option<u16>,
     line: Option<usize>,
+    /// Variables of the server's own environment that `${VAR}` may name.
+    pub expand: BTreeSet<String>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -52,13 +55,18 @@ impl RemoteRule {
         let error = || RemoteRuleError(text.to_owned());
         let text = text.trim();
         if let Ok(ip) = text.parse::<IpAddr>() {
-            return Ok(Self { host: HostPattern::Ip(ip), port: None, line: None });
+            return Ok(Self { host: HostPattern::Ip(ip), port: None, line: None, expand: BTreeSet::new() });
         }
         let (host, port) = match text.rsplit_once(':') {
             Some((host, port)) => (host, Some(port.parse().map_err(|_| error())?)),
             None => (text, None),
         };
-        Ok(Self { host: HostPattern::parse(host).ok_or_else(error)?, port, line: None })
+        Ok(Self {
+            host: HostPattern::parse(host).ok_or_else(error)?,
+            port,
+            line: None,
+            expand: BTreeSet::new(),
+        })
     }
 
     /// The same rule for one port only.
@@ -66,6 +74,12 @@ impl RemoteRule {
     pub fn with_port(mut self, port: Option<u16>) -> Self {
         self.port = port.or(self.port);
         self
+    }
+
+    /// The same rule for configurations that may name these variables.
+    #[must_use]
+    pub(super) fn expanding(self, expand: BTreeSet<String>) -> Self {
+        Self { expand, ..self }
     }
 
     /// The same rule as one that stands in this line of the policy file.

@@ -78,14 +78,14 @@ impl PolicySource {
                 line: None,
                 error,
             })?;
-            policy.commands.push(CommandRule::simple(argv, &dirs, &self.env));
+            let expand = self.expand.iter().cloned().collect();
+            policy.commands.push(CommandRule { expand, ..CommandRule::simple(argv, &dirs, &self.env) });
         }
         for remote in &self.remotes {
             let rule =
                 RemoteRule::parse(remote).map_err(|error| PolicyError::Remote { line: None, error })?;
-            policy.remotes.push(rule);
+            policy.remotes.push(rule.expanding(self.expand.iter().cloned().collect()));
         }
-        policy.expand.extend(self.expand.iter().cloned());
         if let Some(timeout) = self.handshake_timeout {
             policy.limits.handshake_timeout = timeout;
         }

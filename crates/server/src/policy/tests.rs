@@ -22,8 +22,20 @@ fn simple(pattern: &str) -> Policy {
 
 fn launch(policy: &Policy, argv: &[String], cwd: Option<&str>, env: &[&str]) -> Result<(), Refusal> {
     let env = env.iter().map(|name| (name.to_string(), "x".to_owned())).collect();
-    let request = LaunchRequest { argv, cwd: cwd.map(Path::new), env_file: None, env: &env };
-    policy.check_launch(request).map(drop)
+    let cwd = cwd.map(|path| NamedPath { written: path, path: Path::new(path) });
+    check(policy, argv, LaunchRequest { cwd, env_file: None, env: &env })
+}
+
+/// Where several rules cover the command line, one that allows all is enough.
+fn check(policy: &Policy, argv: &[String], request: LaunchRequest<'_>) -> Result<(), Refusal> {
+    let mut refusal = None;
+    for rule in policy.rules_for(argv)? {
+        match rule.check(request) {
+            Ok(()) => return Ok(()),
+            Err(error) => _ = refusal.get_or_insert(error),
+        }
+    }
+    Err(refusal.unwrap_or_else(|| Refusal::command(argv)))
 }
 
 #[test]
@@ -52,16 +64,16 @@ fn a_simple_rule_bounds_directories_and_variables() {
         assert!(matches!(launch(&policy, &line, None, &[name]), Err(Refusal::EnvName { .. })), "{name:?}");
     }
     let env = BTreeMap::new();
-    let request =
-        LaunchRequest { argv: &line, cwd: None, env_file: Some(Path::new("/etc/passwd")), env: &env };
-    assert!(matches!(policy.check_launch(request), Err(Refusal::EnvFile { .. })));
+    let path = "/etc/passwd";
+    let env_file = Some(NamedPath { written: path, path: Path::new(path) });
+    let request = LaunchRequest { cwd: None, env_file, env: &env };
+    assert!(matches!(check(&policy, &line, request), Err(Refusal::EnvFile { .. })));
 }
 
 #[test]
 fn a_file_is_read_and_strict() {
     let policy = Policy::from_toml(
         r#"
-        expand = ["TOKEN"]
         [limits]
         max_servers = 3
         handshake_timeout_ms = 500
@@ -71,18 +83,21 @@ fn a_file_is_read_and_strict() {
         env = ["LOG_*"]
         env_files = ["/etc/mcp"]
         env_passthrough = ["API_KEY"]
+        expand = ["TOKEN"]
         [[command]]
         argv = ["uv", "run", "server.py"]
         env = ["PYTHONPATH"]
         [[remote]]
         host = "*.example.com"
         port = 443
+        expand = ["KEY"]
         "#,
     )
     .unwrap();
     assert_eq!(policy.limits.max_servers, 3);
     assert_eq!(policy.limits.handshake_timeout, Duration::from_millis(500));
-    assert!(policy.expand.contains("TOKEN"));
+    assert!(policy.commands[0].expand.contains("TOKEN") && policy.commands[1].expand.is_empty());
+    assert!(policy.remotes[0].expand.contains("KEY"));
     assert_eq!(launch(&policy, &argv(&["uv", "run", "x"]), Some("/srv/a"), &["LOG_LEVEL"]), Ok(()));
     // The second rule allows what the first does not.
     assert_eq!(launch(&policy, &argv(&["uv", "run", "server.py"]), None, &["PYTHONPATH"]), Ok(()));
@@ -96,6 +111,7 @@ fn a_file_is_read_and_strict() {
     assert!(matches!(policy.check_address("a.example.com", 443, loopback), Err(Refusal::Address { .. })));
     for bad in [
         "comand = []",
+        "expand = [\"TOKEN\"]",
         "[[command]]\nargv = [\"a\"]\nuser = \"root\"",
         "[[command]]\nargv = []",
         "[limits]\nmax = 1",

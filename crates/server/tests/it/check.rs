@@ -82,7 +82,7 @@ async fn every_server_gets_a_verdict_and_nothing_is_started() {
         "env": {"command": program, "args": ["a"], "env": {"LD_PRELOAD": "/tmp/evil.so"}},
         "loopback": {"url": "http://localhost:1/mcp"},
         "local": {"url": "http://127.0.0.1:9/mcp"},
-        "expand": {"command": "${HOME}/x"},
+        "expand": {"command": program, "args": ["${HOME}"]},
         "bad name": {"command": program},
         "gone": {"command": "other"},
     }});

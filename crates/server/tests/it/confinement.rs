@@ -9,7 +9,8 @@ use crate::common::{ANSWER_TEXT, Server, legacy_server, open_to_all, ordinary_co
 /// A policy file that allows one program, with these further keys of its rule.
 fn policy(dir: &Path, program: &str, keys: &str) -> String {
     let path = dir.join("policy.toml");
-    std::fs::write(&path, format!("[[command]]\nargv = [{program:?}]\nenv = [\"SECRET\"]\n{keys}\n")).unwrap();
+    std::fs::write(&path, format!("[[command]]\nargv = [{program:?}]\nenv = [\"SECRET\"]\n{keys}\n"))
+        .unwrap();
     path.to_str().unwrap().to_owned()
 }
 

@@ -36,7 +36,7 @@ async fn links_lead_out_of_no_directory() {
     refused(json!({"envFile": allowed.join("bad.env")}), "LD_PRELOAD").await;
     refused(json!({"env": {"A\nLD_PRELOAD": "x"}}), "can be called").await;
     refused(json!({"env": {"LOG": "a\0b"}}), "zero byte").await;
-    refused(json!({"args": ["a\0b"]}), "no rule covers").await;
+    refused(json!({"args": ["a\0b"]}), "zero byte").await;
     refused(json!({"command": "server"}), "no rule covers").await;
     refused(json!({"command": format!("{program}\n")}), "no rule covers").await;
     // A relative program is the one beside this server, never the one where the message says.

@@ -81,8 +81,8 @@ async fn by_default_nothing_may_be_started() {
     check(json!({"url": "http://127.0.0.1:1/mcp"}), "--allow-remote").await;
     check(json!({"url": "http://example.com/mcp"}), "--allow-remote").await;
     check(json!({"url": "ftp://example.com/mcp"}), "http or https").await;
-    check(json!({"command": "${HOME}/x"}), "--expand-env").await;
-    check(json!({"command": "x", "args": ["${input:key}"]}), "nobody to ask").await;
+    check(json!({"command": "${HOME}/x"}), "`${HOME}/x`").await;
+    check(json!({"command": "x", "args": ["${input:key}"]}), "no rule covers").await;
     check(json!({"command": 1}), "`config.command` must be a string").await;
     check(json!({}), "needs `command`").await;
     check(json!({"type": "sse", "url": "http://example.com"}), "--allow-remote").await;
@@ -322,7 +322,7 @@ async fn environment_and_directory_are_what_was_asked_for() {
     let program = script(&root, "server", &legacy_server("report", &report));
     let policy = root.join("policy.toml");
     let text = format!(
-        "expand = [\"ALLOWED\"]\n[[command]]\nargv = [{program:?}]\ncwd = [{root:?}]\nenv = [\"*\"]\nenv_files = [{root:?}]\n\
+        "[[command]]\nargv = [{program:?}]\nexpand = [\"ALLOWED\"]\ncwd = [{root:?}]\nenv = [\"*\"]\nenv_files = [{root:?}]\n\
          env_passthrough = [\"PASSED\"]\n"
     );
     std::fs::write(&policy, text).unwrap();

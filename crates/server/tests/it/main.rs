@@ -41,3 +41,5 @@ mod sse;
 mod starts;
 #[cfg(test)]
 mod supervision;
+#[cfg(test)]
+mod variables;

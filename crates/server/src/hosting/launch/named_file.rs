@@ -1,0 +1,127 @@
+//! A file or directory that a configuration names: opened once, and judged by what was opened.
+//!
+//! A name can mean another file each time it is used. So it is used once, to open the file without reading it; where that
+//! is, what it is and what is in it is asked of the descriptor.
+
+use std::{
+    fs::{File, OpenOptions},
+    io::{self, Read},
+    os::{fd::AsRawFd, unix::fs::OpenOptionsExt},
+    path::{Path, PathBuf},
+};
+
+use nix::fcntl::OFlag;
+
+/// Something that was named, and where it is.
+#[derive(Debug)]
+pub(super) struct NamedFile {
+    /// Where it is. If it can't be opened, the path as it is written, since whether something exists is told only once
+    /// policy allows the place.
+    pub(super) path: PathBuf,
+    /// The file, opened for nothing but to be asked where and what it is.
+    opened: io::Result<File>,
+}
+
+impl NamedFile {
+    /// Opens what a path leads to. Devices and named pipes notice nothing of that.
+    pub(super) async fn open(path: PathBuf) -> Self {
+        let open = move || match open_unread(&path).and_then(|file| Ok((whereabouts(&file)?, file))) {
+            Ok((path, file)) => Self { path, opened: Ok(file) },
+            Err(error) => Self { path: as_written(&path), opened: Err(error) },
+        };
+        tokio::task::spawn_blocking(open)
+            .await
+            .unwrap_or_else(|error| Self { path: PathBuf::from("/"), opened: Err(io::Error::other(error)) })
+    }
+
+    /// Why it could not be opened.
+    pub(super) fn error(&self) -> Option<io::Error> {
+        let error = self.opened.as_ref().err()?;
+        Some(error.raw_os_error().map_or_else(|| error.kind().into(), io::Error::from_raw_os_error))
+    }
+
+    /// What is in it, if it is a regular file of at most `max` bytes.
+    pub(super) async fn read(self, max: u64) -> io::Result<String> {
+        let file = self.opened?;
+        tokio::task::spawn_blocking(move || read_regular(&file, max)).await.map_err(io::Error::other)?
+    }
+}
+
+fn open_unread(path: &Path) -> io::Result<File> {
+    OpenOptions::new().read(true).custom_flags(OFlag::O_PATH.bits()).open(path)
+}
+
+fn whereabouts(file: &File) -> io::Result<PathBuf> {
+    std::fs::read_link(descriptor_path(file))
+}
+
+fn descriptor_path(file: &File) -> String {
+    format!("/proc/self/fd/{}", file.as_raw_fd())
+}
+
+fn read_regular(file: &File, max: u64) -> io::Result<String> {
+    let unfit = || {
+        let problem = format!("not a regular file of at most {max} bytes");
+        io::Error::new(io::ErrorKind::InvalidInput, problem)
+    };
+    if !file.metadata()?.is_file() {
+        return Err(unfit());
+    }
+
+    // By its descriptor, so it is the same file, whatever its name means by now.
+    let mut text = String::new();
+    File::open(descriptor_path(file))?.take(max + 1).read_to_string(&mut text)?;
+    if text.len() as u64 > max { Err(unfit()) } else { Ok(text) }
+}
+
+fn as_written(path: &Path) -> PathBuf {
+    // `..` could lead back out of an allowed directory.
+    if path.components().any(|part| part == std::path::Component::ParentDir) {
+        return PathBuf::from("/");
+    }
+    std::path::absolute(path).unwrap_or_else(|_| path.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn what_was_opened_is_what_is_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let base = dir.path().canonicalize().unwrap();
+        std::fs::create_dir_all(base.join("in")).unwrap();
+        std::fs::write(base.join("in/file"), "inside").unwrap();
+        std::fs::write(base.join("out"), "outside").unwrap();
+        let link = base.join("link");
+        std::os::unix::fs::symlink("in/file", &link).unwrap();
+
+        let named = NamedFile::open(link.clone()).await;
+        assert_eq!(named.path, base.join("in/file"));
+        // Whoever swaps the link, or the file, after it was looked at comes too late.
+        std::fs::remove_file(&link).unwrap();
+        std::os::unix::fs::symlink("out", &link).unwrap();
+        std::fs::rename(base.join("out"), base.join("in/file")).unwrap();
+        assert_eq!(named.read(100).await.unwrap(), "inside");
+    }
+
+    #[tokio::test]
+    async fn a_pipe_is_refused_and_not_waited_for() {
+        let dir = tempfile::tempdir().unwrap();
+        let pipe = dir.path().join("pipe");
+        nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        let read = async { NamedFile::open(pipe).await.read(100).await };
+        let read = tokio::time::timeout(Duration::from_secs(30), read).await.expect("it waits for a writer");
+        assert!(read.unwrap_err().to_string().contains("not a regular file"));
+    }
+
+    #[tokio::test]
+    async fn what_is_not_there_is_where_it_is_written() {
+        let missing = NamedFile::open("/nowhere/x".into()).await;
+        assert_eq!(missing.path, Path::new("/nowhere/x"));
+        assert_eq!(missing.error().unwrap().kind(), io::ErrorKind::NotFound);
+        assert_eq!(NamedFile::open("/nowhere/../x".into()).await.path, Path::new("/"));
+    }
+}

@@ -1,0 +1,114 @@
+//! `${VAR}` in configurations: which rule allows it, and that no value of a variable comes back to a caller.
+
+use serde_json::{Value, json};
+
+use crate::common::{ANSWER_TEXT, Server, binary, legacy_server, script};
+
+const VALUE: &str = "hunter2-value";
+
+#[tokio::test]
+async fn no_refusal_shows_the_value_of_a_variable() {
+    let dir = tempfile::tempdir().unwrap();
+    let root = dir.path().canonicalize().unwrap();
+    let program = script(&root, "server", &legacy_server("work", ANSWER_TEXT));
+    let loud = script(&root, "loud", "echo \"key $KEY, $1\" >&2; exit 3");
+    let command = format!("{program}; {loud} *; ${{K}}; ${{K}}/x");
+    let server = Server::start_with(
+        &[
+            "--allow-command",
+            &command,
+            "--allow-dir",
+            root.to_str().unwrap(),
+            "--allow-env",
+            "KEY",
+            "--allow-remote",
+            "localhost:1",
+            "--expand-env",
+            "K,PORT_K",
+        ],
+        &[("K", VALUE), ("PORT_K", "4711")],
+    )
+    .await;
+
+    let (name, here) = ("${K}", root.to_str().unwrap());
+    for config in [
+        json!({"command": name}),
+        json!({"command": "${K}/x"}),
+        json!({"command": "${env:K}"}),
+        json!({"command": program, "args": [name]}),
+        json!({"command": program, "args": [format!("--key={name}")]}),
+        json!({"command": program, "cwd": format!("/{name}")}),
+        json!({"command": program, "cwd": format!("{here}/{name}")}),
+        json!({"command": program, "envFile": format!("/{name}/.env")}),
+        json!({"command": program, "envFile": format!("{here}/{name}")}),
+        json!({"command": program, "env": {"OTHER": name}}),
+        json!({"command": loud, "args": ["x"], "env": {"KEY": name}}),
+        json!({"command": loud, "args": [name]}),
+        json!({"url": format!("http://{name}/mcp")}),
+        json!({"url": "http://localhost:${PORT_K}/mcp"}),
+        json!({"url": format!("http://localhost:1/{name}?key={name}")}),
+        json!({"url": format!("{name}://localhost:1")}),
+        json!({"url": "http://localhost:1", "headers": {"X Y": name}}),
+    ] {
+        let answer = server.call_raw("server_initialize", json!({"name": "x", "config": config})).await;
+        let failed = answer["error"].is_object() || answer["result"]["isError"] == true;
+        assert!(failed, "{config}: {answer}");
+        let text = answer.to_string();
+        assert!(!text.contains(VALUE) && !text.contains("4711"), "{config}: {text}");
+    }
+    let status = server.call_ok("server_status", json!({})).await.to_string();
+    assert!(!status.contains(VALUE), "{status}");
+
+    // The words of a child show the name.
+    let told = json!({"command": loud, "args": ["x"], "env": {"KEY": name}});
+    let answer = server.call_raw("server_initialize", json!({"name": "x", "config": told})).await;
+    assert!(answer.to_string().contains("key ${K}, x"), "{answer}");
+}
+
+#[tokio::test]
+async fn a_variable_belongs_to_a_rule() {
+    let dir = tempfile::tempdir().unwrap();
+    let body = legacy_server("work", &format!("text=\"$KEY\"; {ANSWER_TEXT}"));
+    let (first, second) = (script(dir.path(), "first", &body), script(dir.path(), "second", &body));
+    let policy = dir.path().join("policy.toml");
+    let text = format!(
+        "[[command]]\nargv = [{first:?}]\nenv = [\"KEY\"]\nexpand = [\"K\"]\n\
+         [[command]]\nargv = [{second:?}]\nenv = [\"KEY\"]\n[[remote]]\nhost = \"localhost\"\n"
+    );
+    std::fs::write(&policy, text).unwrap();
+    let server = Server::start_with(&["--policy", policy.to_str().unwrap()], &[("K", VALUE)]).await;
+
+    let config = |program: &str| json!({"command": program, "env": {"KEY": "${K}"}});
+    server.initialize("first", config(&first)).await;
+    assert_eq!(server.call("first__work", json!({})).await["content"][0]["text"], VALUE);
+    let refused = async |config: Value| {
+        let (message, is_final) = server.initialize_error("x", config).await;
+        assert!(is_final && message.contains("`K` may not be expanded"), "{message}");
+    };
+    refused(config(&second)).await;
+    refused(json!({"url": "http://localhost:1/mcp", "headers": {"X-Key": "${K}"}})).await;
+}
+
+/// A link that is swapped between the look at a working directory and the start.
+#[tokio::test]
+async fn a_child_starts_where_policy_allowed_it_or_not_at_all() {
+    let dir = tempfile::tempdir().unwrap();
+    let root = dir.path().canonicalize().unwrap();
+    std::fs::create_dir(root.join("real")).unwrap();
+    std::os::unix::fs::symlink("real", root.join("link")).unwrap();
+    let start = async |cwd: &str| {
+        let limits = json!({"memory_mb": null, "cpu_seconds": null, "open_files": null});
+        let confinement = json!({"read_files": null, "write_files": null, "connect_ports": null});
+        let launch = json!({"limits": limits, "confinement": confinement, "cwd": root.join(cwd)});
+        let mut command = tokio::process::Command::new(binary());
+        command.args(["__launch", &launch.to_string(), "pwd"]).output().await.unwrap()
+    };
+
+    let started = start("real").await;
+    assert_eq!(String::from_utf8_lossy(&started.stdout).trim(), root.join("real").to_str().unwrap());
+    let refused = start("link").await;
+    assert_eq!(refused.status.code(), Some(127));
+    assert!(refused.stdout.is_empty(), "it did not start");
+    let why = String::from_utf8_lossy(&refused.stderr);
+    assert!(why.contains("another one than policy has allowed"), "{why}");
+}
