@@ -64,6 +64,17 @@ fn delays_grow_with_every_death_and_start_again_after_a_long_life() {
 }
 
 #[test]
+fn a_process_that_served_for_tens_of_seconds_is_back_at_once_however_often_it_dies() {
+    let mut supervisor = running();
+    let mut now = at(40);
+    for _ in 0..20 {
+        let due = restart(&mut supervisor, SERVER, now);
+        assert!(due - now <= FIRST_DELAY, "{:?}", due - now);
+        now = due + at(40);
+    }
+}
+
+#[test]
 fn a_silent_process_is_stopped_only_after_many_probes_and_much_time() {
     let mut supervisor = running();
     for probe in 0..u64::from(PROBES) {
@@ -133,15 +144,23 @@ impl Dice {
 /// A process of the world. Its events are delivered later.
 #[derive(Clone, Copy, Default)]
 struct Process {
-    is_ready: bool,
+    ready_since: Option<Duration>,
     /// Answers nothing since then.
     hangs_since: Option<Duration>,
     is_told: bool,
 }
 
+impl Process {
+    fn is_ready(&self) -> bool {
+        self.ready_since.is_some()
+    }
+}
+
 struct World {
     supervisor: Supervisor,
     processes: [Option<Process>; TIERS.len()],
+    /// By role, deaths in a row of processes that had not served for long.
+    early_deaths: [u32; TIERS.len()],
     now: Duration,
     is_stopping: bool,
 }
@@ -149,7 +168,13 @@ struct World {
 impl World {
     fn new(seed: u64) -> Self {
         let supervisor = Supervisor::new(TIERS, seed);
-        Self { supervisor, processes: Default::default(), now: Duration::ZERO, is_stopping: false }
+        Self {
+            supervisor,
+            processes: Default::default(),
+            early_deaths: Default::default(),
+            now: Duration::ZERO,
+            is_stopping: false,
+        }
     }
 
     /// Does what the supervisor wants, and checks that it may.
@@ -162,7 +187,7 @@ impl World {
                     let before = (0..TIERS.len()).filter(|other| TIERS[*other] < TIERS[role]);
                     let are_ready = before
                         .into_iter()
-                        .all(|other| self.processes[other].is_some_and(|process| process.is_ready));
+                        .all(|other| self.processes[other].is_some_and(|process| process.is_ready()));
                     assert!(are_ready, "role {role} starts before what it needs");
                     self.processes[role] = Some(Process::default());
                 }
@@ -182,9 +207,32 @@ impl World {
     }
 
     fn exit(&mut self, role: Role) {
-        if self.processes[role].take().is_some() {
+        if let Some(process) = self.processes[role].take() {
             self.tell(Input::Exited(role));
+            self.check_delay(role, process);
         }
+    }
+
+    /// The delay before a role starts again is short after a life of use, and grows with every early death.
+    fn check_delay(&mut self, role: Role, died: Process) {
+        let Some(due) = self.supervisor.restarts_at(role) else { return };
+        let served = died.ready_since.map_or(Duration::ZERO, |since| self.now - since);
+        // A process that was told to end had not answered for long.
+        let was_well = !died.is_told && served >= WELL;
+        self.early_deaths[role] = if was_well { 0 } else { self.early_deaths[role] + 1 };
+
+        let grown = |deaths: u32| FIRST_DELAY.saturating_mul(1 << deaths.min(16)).min(LONGEST_DELAY);
+        // The death of one that was well counts too, as the first of a row.
+        let (least, most) = match self.early_deaths[role] {
+            0 => (FIRST_DELAY / 2, FIRST_DELAY),
+            row => (grown(row - 1) / 2, grown(row)),
+        };
+        let delay = due - self.now;
+        assert!(
+            (least..=most).contains(&delay),
+            "role {role}: {delay:?} after serving for {served:?}, early deaths {:?}",
+            self.early_deaths
+        );
     }
 
     /// Something happens to some process.
@@ -200,8 +248,8 @@ impl World {
             0 => self.exit(role),
             1 if process.hangs_since.is_none() => process.hangs_since = Some(self.now),
             2 if process.is_told => self.exit(role),
-            3..8 if !process.is_ready && process.hangs_since.is_none() => {
-                process.is_ready = true;
+            3..8 if !process.is_ready() && process.hangs_since.is_none() => {
+                process.ready_since = Some(self.now);
                 self.tell(Input::Ready(role));
             }
             _ if process.hangs_since.is_some() || dice.roll(10) == 0 => self.tell(Input::Silent(role)),
@@ -217,8 +265,8 @@ impl World {
             for role in 0..TIERS.len() {
                 match self.processes[role] {
                     Some(process) if process.is_told || process.hangs_since.is_some() => self.exit(role),
-                    Some(process) if !process.is_ready => {
-                        self.processes[role] = Some(Process { is_ready: true, ..process });
+                    Some(process) if !process.is_ready() => {
+                        self.processes[role] = Some(Process { ready_since: Some(self.now), ..process });
                         self.tell(Input::Ready(role));
                     }
                     _ => {}
