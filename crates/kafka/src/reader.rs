@@ -11,6 +11,7 @@ use rdkafka::{
     ClientContext, Offset, TopicPartitionList,
     consumer::{BaseConsumer, Consumer, ConsumerContext},
     error::{KafkaError as Native, RDKafkaErrorCode},
+    util::Timeout,
 };
 
 use crate::{admin, convert, error::KafkaError, moved::ask_where_it_went, settings::Settings};
@@ -59,7 +60,12 @@ impl ClientContext for Quiet {
     }
 }
 
-impl ConsumerContext for Quiet {}
+impl ConsumerContext for Quiet {
+    /// Everything comes through the queue that is polled, so nothing has to interrupt the wait for it.
+    fn main_queue_min_poll_interval(&self) -> Timeout {
+        Timeout::Never
+    }
+}
 
 /// How far a topic has been read, and how far there is to read, per partition.
 #[derive(Debug, Clone, Default)]

@@ -83,7 +83,7 @@ const ALIASES: [(&str, &str); 3] = [
 const INSTANCE_ID: &str = "group.instance.id";
 /// Defaults of a member that follows a quiet topic: little is read ahead, and empty fetches are rare.
 const SIDE_DEFAULTS: [(&str, &str); 3] =
-    [("queued.min.messages", "100"), ("queued.max.messages.kbytes", "1024"), ("fetch.wait.max.ms", "1000")];
+    [("queued.min.messages", "100"), ("queued.max.messages.kbytes", "1024"), ("fetch.wait.max.ms", "2000")];
 /// librdkafka's own default of `session.timeout.ms`.
 const SESSION_TIMEOUT_MS: u64 = 45_000;
 /// The longest time between two statistics of a member.
@@ -197,7 +197,7 @@ impl Settings {
                 ("max.partition.fetch.bytes", "262144"),
                 // How long the broker keeps a request for which there is nothing. A partition that is resumed waits for the
                 // answer, since there is one request at a time; but each answer wakes an idle worker.
-                ("fetch.wait.max.ms", "250"),
+                ("fetch.wait.max.ms", "400"),
                 // How long a partition is not fetched whose records wait already: a second, if nothing is said, in which
                 // a quick worker runs dry.
                 ("fetch.queue.backoff.ms", "20"),
@@ -230,9 +230,13 @@ impl Settings {
     }
 
     /// A consumer without a group that follows topics for as long as a process lives. Little is fetched ahead: what is
-    /// read is what has just been written.
+    /// read is what has just been written. A topic that is added waits for the answer to the fetch under way.
     pub(crate) fn follower(&self) -> ClientConfig {
-        let defaults = [("queued.min.messages", "1000"), ("queued.max.messages.kbytes", "4096")];
+        let defaults = [
+            ("queued.min.messages", "1000"),
+            ("queued.max.messages.kbytes", "4096"),
+            ("fetch.wait.max.ms", "1000"),
+        ];
         let mut config = self.with_defaults(self.reader(), &defaults);
         config.set("enable.partition.eof", "false");
         config

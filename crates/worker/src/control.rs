@@ -24,7 +24,7 @@ use tokio::sync::mpsc;
 /// How long one question to a broker may take.
 const ASK: Duration = Duration::from_secs(10);
 /// How long the thread waits for a record before it looks whether anybody still listens.
-const LOOK: Duration = Duration::from_secs(1);
+const LOOK: Duration = Duration::from_secs(5);
 /// The wait after the first failure to open the topic; it doubles from there.
 const FIRST_PAUSE: Duration = Duration::from_millis(500);
 /// The longest wait before the topic is looked for again.

@@ -60,8 +60,9 @@ const FLUSH_TIMEOUT: Duration = Duration::from_secs(5);
 const TOPICS: [&str; 2] = ["jobs", "delayed"];
 const JOBS: u16 = 0;
 const DELAYED: u16 = 1;
-/// How often gauges are brought up to date. The loop turns at least as often.
-const GAUGES: Duration = Duration::from_secs(1);
+/// How often gauges are brought up to date, unless the session is so short that it must be more often: the loop turns at
+/// least as often.
+const GAUGES: Duration = Duration::from_secs(2);
 /// How much of what has happened is taken before timers and signals are looked at again.
 const AT_ONCE: usize = 64;
 /// How often to look whether contact with the group is back.
@@ -171,7 +172,7 @@ impl Shell {
         // Taken once, here: nothing else reads it.
         let Some(mut inbox) = self.inbox.take() else { return Ok(()) };
         self.show_readiness();
-        let mut gauges = tokio::time::interval(GAUGES);
+        let mut gauges = tokio::time::interval(GAUGES.min(self.patience / 2));
         let alarm = tokio::time::sleep(Duration::ZERO);
         tokio::pin!(alarm);
         loop {

@@ -53,6 +53,8 @@ pub(super) struct Context {
     identity: Mutex<LogIdentity>,
     /// The topic's id has changed.
     pub(super) remade: AtomicBool,
+    /// A record was read since this was last cleared.
+    pub(super) has_read: AtomicBool,
     /// The last offset that was read of each partition under its assignment.
     last_read: Mutex<HashMap<Partition, i64>>,
     /// Assignments so far.
@@ -81,6 +83,7 @@ impl Context {
             drain,
             identity: Mutex::default(),
             remade: AtomicBool::new(false),
+            has_read: AtomicBool::new(false),
             last_read: Mutex::default(),
             generations: AtomicU64::new(0),
             committing: Mutex::default(),

@@ -10,7 +10,7 @@ use fleet_engine::{Contact, FinalCommit, Partition, Patience, Progress, Sample, 
 use rdkafka::{Statistics, error::RDKafkaErrorCode};
 
 /// The poll thread turns at least this often.
-const LONGEST_PARK: Duration = Duration::from_secs(1);
+const LONGEST_PARK: Duration = Duration::from_secs(3);
 /// How often to look again whether contact is back.
 const LOOK_AGAIN: Duration = Duration::from_millis(100);
 /// A member proves its membership in good time before a gap if it looks so many times within one.

@@ -94,6 +94,7 @@ impl PollThread {
                         context.begin_what_went_back(&self.consumer, partition, last)?;
                         return Ok(false);
                     }
+                    context.has_read.store(true, Ordering::Relaxed);
                     context.membership.delivered(partition, message.offset());
                     let record = convert::to_record(&message);
                     context.channel.queued.fetch_add(weight(&record), Ordering::Relaxed);

@@ -25,9 +25,13 @@ use rdkafka::{
 use super::{Assigned, Event, REPLY_MARGIN, context::Context, identity::TIMEOUT};
 use crate::error::KafkaError;
 
-/// How often the ids of the topics are compared with those that are known. What is run of a new topic's records before its
-/// beginning is read runs twice, so it is not much longer; a request every few seconds is nothing to the broker.
+/// How often the ids of the topics are compared with those that are known while records are read. What is run of a new
+/// topic's records before its beginning is read runs twice, so it is not much longer; a request every few seconds is nothing
+/// to the broker.
 const PERIOD: Duration = Duration::from_secs(3);
+/// How many periods may pass without a look while no record is read: none of a new topic can run meanwhile, and a worker
+/// that has nothing to do should sleep.
+const IDLE_PERIODS: u32 = 5;
 /// How often moving to the beginning of a log is tried, and how long apart.
 const SEEK_TRIES: usize = 10;
 const SEEK_PAUSE: Duration = Duration::from_millis(300);
@@ -62,8 +66,14 @@ impl WatchThread {
 }
 
 fn watch(consumer: &BaseConsumer<Context>, inbox: &mpsc::Receiver<()>) {
+    let context = consumer.context();
+    let mut idle_periods = 0;
     while inbox.recv_timeout(PERIOD) == Err(mpsc::RecvTimeoutError::Timeout) {
-        consumer.context().look_again(consumer);
+        let has_read = context.has_read.swap(false, Ordering::Relaxed);
+        idle_periods = if has_read { 0 } else { idle_periods + 1 };
+        if u32::is_multiple_of(idle_periods, IDLE_PERIODS) {
+            context.look_again(consumer);
+        }
     }
 }
 

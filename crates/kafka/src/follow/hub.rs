@@ -20,8 +20,8 @@ use super::Mailbox;
 use crate::{convert, error::KafkaError, reader::Quiet, settings::Settings};
 
 /// How long a poll lasts that finds nothing, and so how long the thread outlives its last follower. rdkafka spins through
-/// what is left of its timeout below a whole millisecond, which is nothing for a whole second.
-const POLL: Duration = Duration::from_secs(1);
+/// what is left of its timeout below a whole millisecond, which is nothing for whole seconds.
+const POLL: Duration = Duration::from_secs(5);
 
 pub(super) struct Hub {
     consumer: BaseConsumer<Quiet>,
