@@ -1,5 +1,7 @@
 //! The two members that each worker has where there is a delayed topic: jobs and delayed jobs are balanced apart, whatever
 //! comes and goes, and nothing repeats when partitions move.
+//!
+//! `FLEET_MEMBERS_WORKERS` is how many workers there are at most; `scripts/storm members` goes up to twelve.
 
 #![expect(clippy::expect_used, reason = "a panic is the report of a test")]
 
@@ -21,17 +23,21 @@ on_every_broker!(
 
 const JOBS: i32 = 12;
 const DELAYED: i32 = 6;
+/// As many as there are partitions of the delayed topic: with each one more a share of both topics moves.
+const WORKERS: usize = 6;
 
-/// From one worker to twelve and back to three, while jobs run: of each topic, no worker has two partitions more than
+/// From one worker to [`WORKERS`] and back, while jobs run: of each topic, no worker has two partitions more than
 /// another one, and nothing that has ended runs again.
 fn every_worker_has_its_share_of_both_topics(env: &Env) {
     let mut fleet = fleet(env, "shares");
-    for workers in 1..=12 {
+    let most = std::env::var("FLEET_MEMBERS_WORKERS")
+        .map_or(WORKERS, |text| text.parse().expect("FLEET_MEMBERS_WORKERS is a number"));
+    for workers in 1..=most {
         fleet.submit_digests(20 + workers);
         fleet.start_worker();
         wait_for_shares(&fleet, workers);
     }
-    for workers in (3..12).rev().step_by(4) {
+    for workers in (2..most).rev().step_by(3) {
         fleet.submit_digests(50 + workers);
         for mut worker in fleet.workers.split_off(workers) {
             assert!(worker.process.stop(wait::LONG).success(), "{}", worker.process.log());

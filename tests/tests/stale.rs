@@ -1,7 +1,15 @@
 //! A worker that wakes up while the coordinator is away: it hears neither that it has lost its partitions nor that it has
 //! kept them. Apache Kafka only, three brokers.
+//!
+//! What it looks for is a race, so one round does not prove much: `FLEET_STALE_ROUNDS` asks for more, as `scripts/storm stale`
+//! does.
 
-use std::time::{Duration, Instant};
+#![expect(clippy::expect_used, reason = "a panic is the report of a test")]
+
+use std::{
+    env,
+    time::{Duration, Instant},
+};
 
 use fleet_job::event::JobState;
 use fleet_tests::{
@@ -23,8 +31,16 @@ fn a_worker_that_wakes_up_without_a_coordinator_says_nothing_out_of_date() {
     if !kafka::available() {
         return;
     }
+    let rounds =
+        env::var("FLEET_STALE_ROUNDS").map_or(1, |text| text.parse().expect("FLEET_STALE_ROUNDS is a number"));
     let mut cluster = Cluster::start(3);
-    let env = Env::of(&cluster);
+    for _ in 0..rounds {
+        wake_up_without_a_coordinator(&mut cluster);
+    }
+}
+
+fn wake_up_without_a_coordinator(cluster: &mut Cluster) {
+    let env = Env::of(cluster);
     let mut fleet = Fleet::new(&env, "stale", 6);
     let ledger = fleet.directory.join("ledger");
     fleet.start_tool_server(env!("CARGO_BIN_EXE_fixture_tools"), &ledger, false);
