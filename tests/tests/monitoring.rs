@@ -124,7 +124,7 @@ fn the_runbook_has_a_paragraph_for_each_alert_and_for_nothing_else() {
     let alerts: BTreeSet<_> = alerts().into_keys().collect();
     assert_eq!(sections.keys().map(|name| (*name).to_owned()).collect::<BTreeSet<_>>(), alerts);
     for (name, text) in sections {
-        for part in ["**Means**", "**People feel**", "**Look**", "**Do:**", "**Ignore it**"] {
+        for part in ["**Means**", "**Impact:**", "**Look**", "**Do:**", "**Ignore it**"] {
             assert!(text.contains(part), "{name} has no {part}");
         }
     }

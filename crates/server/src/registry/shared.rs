@@ -157,6 +157,7 @@ impl Shared {
 
     /// Follows the registry until `stop`.
     pub fn follow(self: &Arc<Self>, stop: CancellationToken) {
+        self.count_writes();
         let (this, mut changes) = (self.clone(), self.registry.watch());
         tokio::spawn(async move {
             let follow = async {

@@ -68,7 +68,8 @@ impl Shared {
         is_written
     }
 
-    fn count_writes(&self) {
+    /// Shows how many writes are open.
+    pub(super) fn count_writes(&self) {
         let open = self.writes().len();
         metrics::gauge!(REGISTRY_UNWRITTEN.name).set(open as f64);
     }
