@@ -5,7 +5,7 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 
 /// How many changed resources of one server are kept until somebody looks. Whoever changes more of them meanwhile has some
 /// of the news dropped; a subscriber that missed one hears of the next.
@@ -51,6 +51,8 @@ pub struct News {
 struct Shared {
     state: Mutex<Unseen>,
     changed: Notify,
+    /// How many sessions there have been after the first one.
+    renewals: watch::Sender<u64>,
 }
 
 /// What has changed since somebody looked.
@@ -75,6 +77,18 @@ impl News {
         }
         drop(state);
         self.shared.changed.notify_one();
+    }
+
+    /// The server has forgotten our session, and there is a new one. It may offer something else by now, and knows of no
+    /// subscription.
+    pub(super) fn renewed(&self) {
+        self.shared.renewals.send_modify(|renewals| *renewals += 1);
+        self.lists(|lists| *lists = Lists::ALL);
+    }
+
+    /// Changes with every new session.
+    pub(super) fn renewals(&self) -> watch::Receiver<u64> {
+        self.shared.renewals.subscribe()
     }
 
     /// Waits until something has changed, and takes it. Nothing is lost where the wait is given up.

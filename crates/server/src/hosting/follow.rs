@@ -88,7 +88,7 @@ pub(super) async fn follow(
         listen(&server, &peer, &info, &news, wanted).await;
     } else if info.capabilities.resources.as_ref().is_some_and(|resources| resources.subscribe == Some(true))
     {
-        subscribe(&server, &peer, wanted).await;
+        subscribe(&server, &peer, &news, wanted).await;
     }
 }
 
@@ -164,8 +164,15 @@ fn note(news: &News, notification: ServerNotification) {
     }
 }
 
-/// The way of the older revisions. Their lists need no subscription.
-async fn subscribe(server: &str, peer: &Peer<RoleClient>, mut wanted: watch::Receiver<BTreeSet<String>>) {
+/// The way of the older revisions. Their lists need no subscription. A new session begins without any, so everything that
+/// is wanted is subscribed to again.
+async fn subscribe(
+    server: &str,
+    peer: &Peer<RoleClient>,
+    news: &News,
+    mut wanted: watch::Receiver<BTreeSet<String>>,
+) {
+    let mut renewals = news.renewals();
     let mut subscribed = BTreeSet::new();
     loop {
         let now = wanted.borrow_and_update().clone();
@@ -181,8 +188,18 @@ async fn subscribe(server: &str, peer: &Peer<RoleClient>, mut wanted: watch::Rec
             }
         }
         subscribed = now;
-        if wanted.changed().await.is_err() {
-            return;
+
+        tokio::select! {
+            changed = wanted.changed() => {
+                if changed.is_err() {
+                    return;
+                }
+            }
+            // The news that is listened to here has the sender.
+            _ = renewals.changed() => {
+                // What changed between the sessions was not heard.
+                std::mem::take(&mut subscribed).into_iter().for_each(|uri| news.resource(uri));
+            }
         }
     }
 }

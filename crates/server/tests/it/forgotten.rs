@@ -14,7 +14,10 @@ use http::StatusCode;
 use serde_json::{Value, json};
 use tokio::{net::TcpListener, runtime::Runtime};
 
-use crate::common::{Server, eventually};
+use crate::{
+    common::{Server, eventually},
+    sessions,
+};
 
 /// How a server refuses a session that it does not know.
 type Refuse = fn(&Value) -> Response;
@@ -47,6 +50,8 @@ struct State {
     /// A status that everything is answered with, if not 0.
     closed: AtomicU16,
     methods: Mutex<Vec<String>>,
+    /// What each life was asked to watch.
+    watched: Mutex<Vec<(usize, String)>>,
 }
 
 impl Remote {
@@ -55,7 +60,8 @@ impl Remote {
         listener.set_nonblocking(true).unwrap();
         let url = format!("http://{}/mcp", listener.local_addr().unwrap());
         let (life, closed) = (AtomicUsize::new(0), AtomicU16::new(0));
-        let state = Arc::new(State { refuse, life, closed, methods: Mutex::default() });
+        let (methods, watched) = (Mutex::default(), Mutex::default());
+        let state = Arc::new(State { refuse, life, closed, methods, watched });
 
         let shared = state.clone();
         let app = Router::new().fallback(move |request: Request| answer(shared.clone(), request));
@@ -111,13 +117,22 @@ async fn answer(state: Arc<State>, request: Request) -> Response {
     match method {
         "server/discover" => answered(400, rpc_error(id, -32601, "unknown method")),
         "initialize" => {
-            let answer = json!({"protocolVersion": "2025-06-18", "capabilities": {"tools": {}},
+            let answer = json!({"protocolVersion": "2025-06-18", "capabilities": {"tools": {}, "resources": {"subscribe": true}},
                 "serverInfo": {"name": "old", "version": "1"}});
             ([("mcp-session-id", session)], result(answer)).into_response()
         }
         _ if named != Some(&session) => (state.refuse)(id),
         "tools/list" => {
             result(json!({"tools": [{"name": "work", "inputSchema": {"type": "object"}}]})).into_response()
+        }
+        "resources/list" => {
+            result(json!({"resources": [{"uri": "memo://today", "name": "today"}]})).into_response()
+        }
+        "resources/templates/list" => result(json!({"resourceTemplates": []})).into_response(),
+        "resources/subscribe" => {
+            let uri = message["params"]["uri"].as_str().unwrap_or_default().to_owned();
+            state.watched.lock().unwrap().push((state.life.load(Ordering::SeqCst), uri));
+            result(json!({})).into_response()
         }
         "tools/call" if message["params"]["arguments"]["bad"] == true => {
             rpc_error(id, -32602, "bad").into_response()
@@ -169,6 +184,34 @@ async fn a_remote_server_that_forgot_its_sessions_is_initialised_anew_however_it
         assert_eq!(remote.count("initialize"), first + 2, "{way}");
     };
     futures::future::join_all(WAYS.map(|(way, refuse)| check(way, refuse))).await;
+}
+
+#[tokio::test]
+async fn what_clients_watch_is_subscribed_to_again_in_the_new_session() {
+    let remote = Remote::start(|_| answered(404, ""));
+    let server = Server::start(&["--allow-remote", "127.0.0.1", "--legacy-sessions"]).await;
+    server.initialize("old", json!({"url": remote.url})).await;
+    let session = sessions::initialize(&server).await;
+    let ask = async |method: &str, params: Value| {
+        let body = json!({"jsonrpc": "2.0", "id": 1, "method": method, "params": params});
+        let (status, _, answer) = sessions::post(&server, Some(&session), body).await;
+        assert_eq!(status, 200, "{answer}");
+        answer
+    };
+    let listed = ask("resources/list", json!({})).await;
+    let uri = listed.split('"').find(|text| text.contains("memo:")).unwrap_or_else(|| panic!("{listed}"));
+    let subscribed = ask("resources/subscribe", json!({ "uri": uri })).await;
+    assert!(subscribed.contains("result"), "{subscribed}");
+
+    for life in 0..3 {
+        eventually("the subscription to be there in this life", async || {
+            let watched = remote.state.watched.lock().unwrap();
+            watched.contains(&(life, "memo://today".to_owned())).then_some(())
+        })
+        .await;
+        remote.restart();
+        assert_eq!(server.call("old__work", json!({})).await["content"][0]["text"], "done");
+    }
 }
 
 #[tokio::test]

@@ -5,7 +5,11 @@ use serde_json::{Value, json};
 use crate::common::{Server, signal};
 
 /// Posts a message to `/mcp`, in a session or without, and gives back status, session and body.
-async fn post(server: &Server, session: Option<&str>, message: Value) -> (u16, Option<String>, String) {
+pub(crate) async fn post(
+    server: &Server,
+    session: Option<&str>,
+    message: Value,
+) -> (u16, Option<String>, String) {
     let mut request = server.http.post(server.url("/mcp")).json(&message);
     request = request.header("accept", "application/json, text/event-stream");
     if let Some(session) = session {
@@ -16,7 +20,7 @@ async fn post(server: &Server, session: Option<&str>, message: Value) -> (u16, O
     (response.status().as_u16(), session, response.text().await.unwrap())
 }
 
-async fn initialize(server: &Server) -> String {
+pub(crate) async fn initialize(server: &Server) -> String {
     let params = json!({"protocolVersion": "2025-06-18", "capabilities": {}, "clientInfo": {"name": "t", "version": "1"}});
     let (status, session, body) =
         post(server, None, json!({"jsonrpc": "2.0", "id": 0, "method": "initialize", "params": params}))

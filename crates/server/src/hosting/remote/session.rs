@@ -26,7 +26,7 @@ use sse_stream::Sse;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::exchange::{Answer, HttpFailure, Rejected, SESSION_ID, get, not_discovered, post, request_id};
-use crate::hosting::changes::{Lists, News};
+use crate::hosting::changes::News;
 
 /// How long a new handshake may take, and a ping.
 const HANDSHAKE_TIME: Duration = Duration::from_secs(30);
@@ -45,7 +45,7 @@ struct Inner {
     state: Mutex<State>,
     /// The turn of the request that finds out whether the session is lost.
     inquiry: tokio::sync::Mutex<()>,
-    /// Hears that a server that has forgotten us may offer something else.
+    /// Hears that a server has forgotten us.
     news: News,
     /// Cancelled when this connection is of no use any more.
     over: CancellationToken,
@@ -169,7 +169,7 @@ impl Inner {
                         let lease = state.keeper.issue();
                         let initialize = session.initialize.clone();
                         state.session = Some(Session { lease, id, version, initialize });
-                        self.news.lists(|lists| *lists = Lists::ALL);
+                        self.news.renewed();
                         state.keeper.renewed(&doubt)
                     }
                     Err(failure) => {
