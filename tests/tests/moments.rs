@@ -6,7 +6,7 @@ use std::{fs, path::PathBuf};
 
 use fleet_job::event::JobState;
 use fleet_tests::{
-    Env, Fleet, Oracle, chaos::ledger::Ledger, http, on_every_broker, oracle::Account, topics,
+    Env, Fleet, Oracle, chaos::ledger::Ledger, fleet::now, http, on_every_broker, oracle::Account, topics,
     topics::Record, wait,
 };
 use serde_json::{Value, json};
@@ -76,7 +76,8 @@ mod apache_kafka_only {
     use super::*;
 
     /// I2: the end can't be written for a while, here since the topic finds even its short form too large. The offset is
-    /// held, the worker says so, and when the topic takes records again the end is written and no call is made for it.
+    /// held, the worker says so, and when the topic takes records again the end is written and no call is made for it. It is
+    /// the end that was to be written first: had a broker taken that and not said so, both would be the same.
     #[test]
     fn an_end_that_can_not_be_written_holds_the_offset() {
         let Some(env) = Env::apache_kafka() else { return };
@@ -94,11 +95,14 @@ mod apache_kafka_only {
                 (ready != 200 && failures > 0.0).then_some(())
             });
             assert_eq!(case.committed().unwrap_or_default(), 0, "{kind}");
+            let repaired = now();
             topics::set(&env.brokers, &topic, "max.message.bytes", "1000000");
             let (account, ledger) = case.settle(0);
             let state = if failures == 0 { JobState::Succeeded } else { JobState::Failed };
             assert_eq!((account.of(&job).state, account.of(&job).attempts), (state, 1), "{kind}");
             assert_eq!(times(&ledger, "job"), 1, "{kind}");
+            let ended = account.of(&job).time;
+            assert!(ended < repaired, "{kind}: the end of {ended} was made anew after {repaired}");
         }
     }
 }

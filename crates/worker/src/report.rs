@@ -72,6 +72,13 @@ pub(crate) struct Settlement {
     pub(crate) reply: Option<Outgoing>,
 }
 
+impl Settlement {
+    /// An event, and nothing else.
+    pub(crate) fn of_event(state: JobState, event: Outgoing) -> Self {
+        Self { state, dead_letter: None, event, reply: None }
+    }
+}
+
 /// The trace of a job whose record does not say of which it is.
 fn own_trace(subject: &Subject<'_>) -> Vec<Header> {
     let has_one = subject.record.headers.iter().any(|(name, _)| name.eq_ignore_ascii_case("traceparent"));

@@ -365,10 +365,10 @@ impl Shell {
                 self.written(token, None);
             }
             Done::NotDeferred(token) => self.feed(Input::NotDeferred(token)),
-            Done::NotWritten { token, dead_letter_written } => {
+            Done::NotWritten(token, unwritten) => {
                 // Of a job that is no longer ours this says nothing about Kafka: such writes are called off.
                 let Some(held) = self.jobs.get_mut(&token) else { return };
-                held.dead_letter_written |= dead_letter_written;
+                held.unwritten = unwritten;
                 self.set_obstacle(
                     Obstacle::WritesFail,
                     "Kafka does not take the ends of jobs; nothing is lost, they are written again",

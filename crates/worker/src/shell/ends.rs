@@ -20,7 +20,10 @@ use super::{
         write_patiently,
     },
 };
-use crate::{delay::Next, report::ANY_PARTITION};
+use crate::{
+    delay::Next,
+    report::{ANY_PARTITION, Settlement},
+};
 
 impl Shell {
     /// Stops the call that a cancelled job makes.
@@ -48,14 +51,14 @@ impl Shell {
         if terminal == Terminal::Failed && held.met_outage {
             invariant::violated("I7", format_args!("{token:?} fails because of an outage"));
         }
+        let unwritten = held.unwritten.take().map(|unwritten| *unwritten);
         let held = &*held;
-        let Some(mut settlement) = self.reporter.settled(&held.subject(), now, terminal, attempts) else {
+        let settlement =
+            unwritten.or_else(|| self.reporter.settled(&held.subject(), now, terminal, attempts));
+        let Some(settlement) = settlement else {
             return self.pass_on(token, terminal, attempts);
         };
         held.concluded(settlement.state);
-        if held.dead_letter_written {
-            settlement.dead_letter = None;
-        }
         if settlement.dead_letter.is_none() && settlement.reply.is_none() {
             return self.write_event(token, settlement.state, settlement.event);
         }
@@ -104,7 +107,8 @@ impl Shell {
                 self.write(token, async move { write_patiently(&producer, token, state, event).await });
             }
             Remedy::TryAgain => {
-                let done = log.in_scope(|| not_written(token, false, "event", &error));
+                let rest = Settlement::of_event(state, Arc::unwrap_or_clone(event));
+                let done = log.in_scope(|| not_written(token, Some(rest), "event", &error));
                 self.done(done);
             }
         }
@@ -147,7 +151,7 @@ impl Shell {
         self.announce(event);
         let producer = match self.producers.of(token.partition.topic) {
             Ok(producer) => producer,
-            Err(error) => return give(&self.done, not_written(token, false, "delayed", &error)),
+            Err(error) => return give(&self.done, not_written(token, None, "delayed", &error)),
         };
         let is_deferred = matches!(terminal, Terminal::Deferred(_));
         let settings = self.settings.clone();
@@ -159,7 +163,7 @@ impl Shell {
                         group,
                         "a delayed job of another group is taken over: that group has no members"
                     ),
-                    Err(error) => return not_written(token, false, "delayed", &error),
+                    Err(error) => return not_written(token, None, "delayed", &error),
                 }
             }
             pass_on(&producer, token, letter, is_deferred).await
@@ -168,8 +172,7 @@ impl Shell {
 
     fn write(&mut self, token: Token, writing: impl Future<Output = Done> + Send + 'static) {
         let log = self.jobs.get(&token).map_or_else(tracing::Span::none, Held::log);
-        let task = self
-            .spawn(writing.instrument(log), move || Done::NotWritten { token, dead_letter_written: false });
+        let task = self.spawn(writing.instrument(log), move || Done::NotWritten(token, None));
         if let Some(held) = self.jobs.get_mut(&token) {
             held.task = Some(task);
         }

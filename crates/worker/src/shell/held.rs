@@ -23,7 +23,7 @@ use serde_json::Value;
 use tokio::task::AbortHandle;
 
 use super::settled::Settled;
-use crate::report::{Kept, Subject};
+use crate::report::{Kept, Settlement, Subject};
 
 /// A job in this worker's hands.
 pub(super) struct Held {
@@ -50,7 +50,9 @@ pub(super) struct Held {
     pub(super) result: Option<Kept>,
     /// Calls of a job with several that have succeeded already.
     pub(super) done: BTreeMap<usize, Value>,
-    pub(super) dead_letter_written: bool,
+    /// What is left to write of its end, after a write that was not acknowledged. The broker may have it all the same, so the
+    /// very same bytes are written again: they are the same end then.
+    pub(super) unwritten: Option<Box<Settlement>>,
     /// Why it was cancelled, where it was and somebody has said so.
     pub(super) cancel_reason: Option<String>,
     /// It waited in the delayed topic and goes back before its time, since it was cancelled.
@@ -86,7 +88,7 @@ impl Held {
             last_error: None,
             result: None,
             done: BTreeMap::new(),
-            dead_letter_written: false,
+            unwritten: None,
             cancel_reason: None,
             recalled: false,
             running: false,
@@ -244,10 +246,8 @@ pub(super) enum Done {
     /// Of the delayed topic; the group that it names has members that run it.
     LeftToItsGroup(Token, String),
     NotDeferred(Token),
-    NotWritten {
-        token: Token,
-        dead_letter_written: bool,
-    },
+    /// With what is left to write, if it is an end.
+    NotWritten(Token, Option<Box<Settlement>>),
     Probed(bool),
 }
 

@@ -23,19 +23,22 @@ const ASK_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a reply may take; after that the job is settled without it.
 const REPLY_TIMEOUT: Duration = Duration::from_secs(10);
 
-pub(super) async fn write(producer: &Producer, token: Token, settlement: Settlement) -> Done {
-    let mut dead_letter_written = false;
-    if let Some((kind, letter)) = settlement.dead_letter {
-        if let Err(error) = write_one(producer, &letter.whole, || letter.bare).await {
-            return not_written(token, false, "dead-letter", &error);
+pub(super) async fn write(producer: &Producer, token: Token, mut settlement: Settlement) -> Done {
+    if let Some((kind, letter)) = &settlement.dead_letter {
+        if let Err(error) = write_one(producer, &letter.whole, || letter.bare.clone()).await {
+            return not_written(token, Some(settlement), "dead-letter", &error);
         }
         counter!(names::DEAD_LETTERS.name, "kind" => kind.as_str()).increment(1);
-        dead_letter_written = true;
+        // It is not written again if the event is.
+        settlement.dead_letter = None;
     }
-    let event = match write_event(producer, settlement.state, settlement.event).await {
-        Ok(event) => event,
-        Err(error) => return not_written(token, dead_letter_written, "event", &error),
-    };
+
+    let (state, now) = (settlement.state, fleet_ops::clock::now());
+    let short =
+        match write_one(producer, &settlement.event, || report::bare(&settlement.event, state, now)).await {
+            Ok(short) => short,
+            Err(error) => return not_written(token, Some(settlement), "event", &error),
+        };
     if let Some(reply) = &settlement.reply {
         let sent = tokio::time::timeout(REPLY_TIMEOUT, producer.send(reply)).await;
         if !matches!(sent, Ok(Ok(_))) {
@@ -43,7 +46,7 @@ pub(super) async fn write(producer: &Producer, token: Token, settlement: Settlem
             tracing::error!(topic = reply.topic, "a reply could not be written: does the topic exist?");
         }
     }
-    Done::Written(token, settlement.state, event)
+    Done::Written(token, state, Arc::new(short.unwrap_or(settlement.event)))
 }
 
 /// Why the producer has not written an end.
@@ -92,7 +95,7 @@ pub(super) fn remedy(refusal: Refusal, is_ours: bool, is_out_of_contact: bool) -
 pub(super) async fn write_again(producer: &Producer, token: Token, event: &Outgoing) -> Done {
     match producer.send(event).await {
         Ok(_) => Done::WrittenAgain(token),
-        Err(error) => not_written(token, false, "event", &error),
+        Err(error) => not_written(token, None, "event", &error),
     }
 }
 
@@ -114,9 +117,9 @@ pub(super) async fn pass_on(producer: &Producer, token: Token, letter: Letter, i
         }
         Err(error) if error.is_too_large() => match producer.send(&bare).await {
             Ok(_) => Done::PassedOn(token),
-            Err(error) => not_written(token, false, "delayed", &error),
+            Err(error) => not_written(token, None, "delayed", &error),
         },
-        Err(error) => not_written(token, false, "delayed", &error),
+        Err(error) => not_written(token, None, "delayed", &error),
     }
 }
 
@@ -126,16 +129,6 @@ pub(super) async fn belongs_to_others(settings: Settings, group: &str) -> Result
     let group = group.to_owned();
     let asked = tokio::task::spawn_blocking(move || admin::has_members(&settings, &group, ASK_TIMEOUT));
     asked.await.unwrap_or(Err(KafkaError::PollThread("asking for a group\'s members panicked")))
-}
-
-/// Writes a terminal event, whole or in short. Returns what was written.
-async fn write_event(
-    producer: &Producer,
-    state: JobState,
-    event: Outgoing,
-) -> Result<Arc<Outgoing>, KafkaError> {
-    let short = write_one(producer, &event, || report::bare(&event, state, fleet_ops::clock::now())).await?;
-    Ok(Arc::new(short.unwrap_or(event)))
 }
 
 /// Writes a terminal event for which there was no room.
@@ -157,7 +150,10 @@ pub(super) async fn write_bare(producer: &Producer, token: Token, state: JobStat
     let bare = report::bare(event, state, fleet_ops::clock::now());
     match producer.send(&bare).await {
         Ok(_) => Done::Written(token, state, Arc::new(bare)),
-        Err(error) => not_written(token, false, "event", &error),
+        Err(error) => {
+            let whole = Settlement::of_event(state, event.clone());
+            not_written(token, Some(whole), "event", &error)
+        }
     }
 }
 
@@ -185,17 +181,17 @@ fn warn_of_size(record: &Outgoing) {
     );
 }
 
-/// Says so, and lets the engine try again.
+/// Says so, and lets the engine try again. `rest` is what is left to write of an end.
 pub(super) fn not_written(
     token: Token,
-    dead_letter_written: bool,
+    rest: Option<Settlement>,
     kind: &'static str,
     error: &KafkaError,
 ) -> Done {
     counter!(names::WRITE_FAILURES.name, "kind" => kind).increment(1);
     let error = fleet_ops::errors::chain(error);
     tracing::error!(%error, kind, "the end of a job could not be written; its offset is held and it is written again");
-    Done::NotWritten { token, dead_letter_written }
+    Done::NotWritten(token, rest.map(Box::new))
 }
 
 #[cfg(test)]
