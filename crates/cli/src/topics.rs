@@ -28,7 +28,8 @@ pub(crate) struct Create {
     #[command(flatten)]
     connection: Connection,
 
-    /// Partitions of the jobs topic, which are the most workers that can share the work; 12 for a new topic if not set.
+    /// Partitions of the jobs topic, which are the most workers that can share the work; 12 for a new topic if not set. A
+    /// topic that has more keeps them.
     #[arg(long, value_parser = clap::value_parser!(i32).range(1..))]
     partitions: Option<i32>,
 
@@ -68,7 +69,17 @@ pub(crate) async fn run(command: Command) -> Result<ExitCode, CliError> {
         return Err(error.into());
     }
     let found = found.ok().and_then(Result::ok);
-    let grows = growth(&args.connection.topic, found, args.partitions, args.grow)?;
+    let grows = match growth(&args.connection.topic, found, args.partitions, args.grow)? {
+        Growth::None => None,
+        Growth::To(partitions) => Some(partitions),
+        Growth::HasMore { found, wanted } => {
+            let topic = &args.connection.topic;
+            output::problem(&format!(
+                "topic `{topic}` has {found} partitions, more than the {wanted} asked for; it keeps them"
+            ));
+            None
+        }
+    };
     let created = admin::create_topics(&settings, &specs).await?;
     if let Some(partitions) = grows {
         admin::grow(&settings, &args.connection.topic, partitions).await?;
@@ -99,22 +110,25 @@ pub(crate) async fn run(command: Command) -> Result<ExitCode, CliError> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// How many partitions a topic is to grow to, if it is. `found` is how many it has, `None` where it does not exist.
-fn growth(
-    topic: &str,
-    found: Option<i32>,
-    wanted: Option<i32>,
-    may_grow: bool,
-) -> Result<Option<i32>, CliError> {
-    let (Some(found), Some(wanted)) = (found, wanted) else { return Ok(None) };
+/// What is done about the number of partitions of a topic.
+#[derive(Debug, PartialEq)]
+enum Growth {
+    /// Nothing: it is new, or has as many as it should.
+    None,
+    /// It gets more, so many in all.
+    To(i32),
+    /// Nothing: it has more than it needs to, as after somebody has grown it by hand.
+    HasMore { found: i32, wanted: i32 },
+}
+
+/// What to do about a topic that has `found` partitions, `None` if it does not exist, and should have at least `wanted`.
+fn growth(topic: &str, found: Option<i32>, wanted: Option<i32>, may_grow: bool) -> Result<Growth, CliError> {
+    let (Some(found), Some(wanted)) = (found, wanted) else { return Ok(Growth::None) };
     if wanted == found {
-        return Ok(None);
+        return Ok(Growth::None);
     }
     if wanted < found {
-        let message = format!(
-            "topic `{topic}` has {found} partitions, and Kafka takes none away: ask for {found}, or make another topic"
-        );
-        return Err(CliError::Usage(message));
+        return Ok(Growth::HasMore { found, wanted });
     }
     if !may_grow {
         let message = format!(
@@ -123,7 +137,7 @@ fn growth(
         );
         return Err(CliError::Usage(message));
     }
-    Ok(Some(wanted))
+    Ok(Growth::To(wanted))
 }
 
 #[cfg(test)]
@@ -134,11 +148,17 @@ mod tests {
     fn a_topic_grows_only_when_told_to_and_nothing_is_passed_over_in_silence() {
         let growth =
             |found, wanted, grow| growth("t", found, wanted, grow).map_err(|error| error.to_string());
-        assert_eq!(growth(None, Some(20), false), Ok(None));
-        assert_eq!(growth(Some(12), None, false), Ok(None));
-        assert_eq!(growth(Some(12), Some(12), false), Ok(None));
-        assert_eq!(growth(Some(12), Some(20), true), Ok(Some(20)));
+        assert_eq!(growth(None, Some(20), false), Ok(Growth::None));
+        assert_eq!(growth(Some(12), None, false), Ok(Growth::None));
+        assert_eq!(growth(Some(12), Some(12), false), Ok(Growth::None));
+        assert_eq!(growth(Some(12), Some(20), true), Ok(Growth::To(20)));
         assert!(growth(Some(12), Some(20), false).is_err_and(|text| text.contains("--grow")));
-        assert!(growth(Some(20), Some(12), true).is_err_and(|text| text.contains("takes none away")));
+        let more = Growth::HasMore { found: 20, wanted: 12 };
+        assert_eq!(
+            growth(Some(20), Some(12), false).as_ref(),
+            Ok(&more),
+            "a job that makes topics runs again"
+        );
+        assert_eq!(growth(Some(20), Some(12), true), Ok(more));
     }
 }
