@@ -336,7 +336,7 @@ impl<'e> Fleet<'e> {
             let account = oracle.read(brokers);
             let ended = account.ended();
             let open = || {
-                account.last.values().filter(|event| !event.state.is_terminal()).take(3).collect::<Vec<_>>()
+                account.states.values().filter(|event| !event.state.is_terminal()).take(3).collect::<Vec<_>>()
             };
             if ended >= want {
                 Ok(())

@@ -376,7 +376,7 @@ impl<'e> Case<'e> {
         let oracle = Oracle::new(&self.fleet.topic, &self.fleet.submitted);
         let place = (record.partition, record.offset);
         wait::until_ok(&format!("{} to be {state:?}", record.text()), wait::LONG, || {
-            let last = oracle.read(&self.fleet.env.brokers).last.remove(&place);
+            let last = oracle.read(&self.fleet.env.brokers).states.remove(&place);
             last.clone().filter(|event| event.state == state).ok_or_else(|| Box::new(last))
         })
     }

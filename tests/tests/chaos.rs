@@ -295,7 +295,7 @@ impl<'e> Chaos<'e> {
         }
         let account = Oracle::new(&self.fleet.topic, &self.fleet.submitted).read(&self.cluster.brokers);
         let open = self.fleet.submitted.iter().filter(|record| {
-            let last = account.last.get(&(record.partition, record.offset));
+            let last = account.states.get(&(record.partition, record.offset));
             last.is_none_or(|event| !event.state.is_terminal())
         });
         let open: Vec<_> = open.map(|record| (record.partition, record.offset)).collect();

@@ -86,7 +86,7 @@ fn the_compose_file_works_as_printed() {
     project.scale("kafka-worker", 0);
     let account = Oracle::new(&jobs, &on_topic).check(&brokers);
     assert_eq!(account.count(JobState::Succeeded), on_topic.len());
-    let by: BTreeSet<_> = account.last.values().filter_map(|event| event.worker.clone()).collect();
+    let by: BTreeSet<_> = account.states.values().filter_map(|event| event.worker.clone()).collect();
     assert_eq!(by.len(), scaled as usize, "workers that have ended jobs: {by:?}");
     project.down();
     eprintln!(

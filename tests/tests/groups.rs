@@ -98,5 +98,5 @@ fn a_rebalance_that_takes_long_does_not_stop_the_partitions_that_stay() {
     drop(member);
     fleet.workers.push(newcomer.ready());
     let account = fleet.settle(0);
-    assert_eq!(account.count(JobState::Succeeded), account.last.len());
+    assert_eq!(account.count(JobState::Succeeded), account.states.len());
 }

@@ -3,17 +3,17 @@
 
 #![expect(clippy::expect_used, reason = "a panic is the report of a test")]
 
-use std::{path::Path, thread};
+use std::{path::Path, process::Command, thread};
 
 use fleet_job::{
     event::{JobEvent, JobState},
     time::Timestamp,
 };
 use fleet_tests::{
-    Env, Fleet,
+    Env, Fleet, bins,
     fleet::{ServerOptions, Service},
     mcp::Mcp,
-    on_every_broker,
+    on_every_broker, rest,
     topics::Outgoing,
     wait,
 };
@@ -25,6 +25,7 @@ on_every_broker!(
     the_same_batches_at_once_are_submitted_once,
     a_job_whose_submitter_died_is_submitted_again,
     jobs_of_others_are_not_there,
+    a_result_that_is_too_large_to_keep_is_no_plain_success,
     a_job_is_watched_and_cancelled,
     a_ledger_is_the_same_however_it_is_made,
     tasks_survive_the_death_of_everything,
@@ -32,7 +33,13 @@ on_every_broker!(
 
 /// A fleet with one worker, whose server has files and knows jobs.
 fn with_files<'e>(env: &'e Env, name: &str) -> Fleet<'e> {
+    with_files_and(env, name, &[])
+}
+
+/// The same, with this in the worker's environment.
+fn with_files_and<'e>(env: &'e Env, name: &str, worker_env: &[(&str, &str)]) -> Fleet<'e> {
     let mut fleet = Fleet::new(env, name, 3);
+    worker_env.iter().for_each(|(name, value)| fleet.worker_env(name, value));
     let options = ServerOptions { roots: vec![fleet.files()], ..ServerOptions::default() };
     fleet.start_server(&fleet.with_jobs(options));
     fleet.start_worker();
@@ -290,6 +297,45 @@ fn a_ledger_is_the_same_however_it_is_made(env: &Env) {
     assert_eq!(dump(&file), both, "it goes on where it was");
     let rebuilt = fleet.start_replica(ServerOptions::default());
     assert_eq!(dump(&rebuilt), both, "it is made of the topic alone");
+    fleet.stop_workers();
+}
+
+/// The tool has run, and nobody can read what it said: every surface says so, and scripts see it in the exit code.
+fn a_result_that_is_too_large_to_keep_is_no_plain_success(env: &Env) {
+    let mut fleet = with_files_and(env, "omitted", &[("MCP_MAX_EVENT_BYTES", "4KiB")]);
+    std::fs::write(fleet.files().join("long.txt"), "x".repeat(5_000)).expect("a file");
+    let address = fleet.server.as_ref().expect("the server").address;
+    let run = |args: &[&str]| {
+        let output = Command::new(bins::bin("mcp-fleet"))
+            .args(args)
+            .env("KAFKA_BROKERS", &env.brokers)
+            .env("KAFKA_TOPIC", &fleet.topic)
+            .env("MCP_SERVER_URL", format!("http://{address}"))
+            .output()
+            .expect("mcp-fleet");
+        let [stdout, stderr] =
+            [output.stdout, output.stderr].map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
+        (output.status.code(), format!("{stdout}{stderr}"))
+    };
+    let read = |path: &str| json!({ "path": path }).to_string();
+
+    let call = ["submit", "--wait", "--tool", "file_read", "--arguments"];
+    let (code, said) = run(&[&call[..], &[&read("long.txt"), "--job-id", "long"]].concat());
+    assert_eq!(code, Some(4), "{said}");
+    assert!(said.contains("1 of 1 jobs succeeded") && said.contains("result-omitted"), "{said}");
+    let (code, said) = run(&[&call[..], &[&read("hello.txt"), "--job-id", "short"]].concat());
+    assert_eq!(code, Some(0), "{said}");
+
+    let job = rest::get(address, "/jobs/long?wait=30").expect(200);
+    assert_eq!((&job["state"], &job["code"]), (&json!("succeeded"), &json!("result-omitted")), "{job}");
+    assert_eq!((job.get("result"), &job["resultOmitted"]["limitBytes"]), (None, &json!(4096)), "{job}");
+    let (code, said) = run(&["jobs", "wait", "short", "long"]);
+    assert_eq!(code, Some(4), "{said}");
+    assert_eq!(run(&["jobs", "wait", "short"]).0, Some(0));
+    for command in [&["jobs", "list"][..], &["jobs", "show", "long"]] {
+        let (code, said) = run(command);
+        assert!(code == Some(0) && said.contains("result-omitted"), "{command:?}: {said}");
+    }
     fleet.stop_workers();
 }
 

@@ -362,7 +362,7 @@ impl<'e> Run<'e> {
         let long: usize = ledger.calls[LONG].values().sum();
         // However often its worker has gone.
         let ended =
-            account.last.values().find(|event| event.job_id == LONG).expect("the end of the long job");
+            account.states.values().find(|event| event.job_id == LONG).expect("the end of the long job");
         assert_eq!(ended.attempts, 1, "a call that was cut off is no attempt: {ended:?}");
         let server = fleet.server.as_ref().expect("the server").address;
         let calls = http::metric(server, "mcp_server_tool_calls_total").expect("calls") - self.calls;

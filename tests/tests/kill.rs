@@ -102,7 +102,7 @@ fn a_server_that_is_away_costs_no_attempts(env: &Env) {
     fleet.start_server(&ServerOptions { roots: vec![fleet.files()], port, ..ServerOptions::default() });
     let account = fleet.settle(0);
     assert_eq!(account.count(JobState::Succeeded), 80);
-    let attempts: Vec<_> = account.last.values().filter(|event| event.attempts != 1).collect();
+    let attempts: Vec<_> = account.states.values().filter(|event| event.attempts != 1).collect();
     assert!(attempts.is_empty(), "attempts were spent on the outage: {attempts:?}");
 }
 

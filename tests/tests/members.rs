@@ -45,7 +45,7 @@ fn every_worker_has_its_share_of_both_topics(env: &Env) {
         wait_for_shares(&fleet, workers);
     }
     let account = fleet.settle(0);
-    assert_eq!(account.count(JobState::Succeeded), account.last.len());
+    assert_eq!(account.count(JobState::Succeeded), account.states.len());
 }
 
 /// A rollout: members of the old kind, which follow both topics, leave one after the other as workers come.
@@ -74,7 +74,7 @@ fn workers_that_follow_both_topics_with_one_member_can_be_replaced(env: &Env) {
     }
     wait_for_shares(&fleet, 2);
     let account = fleet.settle(0);
-    assert_eq!(account.count(JobState::Succeeded), account.last.len());
+    assert_eq!(account.count(JobState::Succeeded), account.states.len());
 }
 
 fn fleet<'e>(env: &'e Env, name: &str) -> Fleet<'e> {

@@ -56,7 +56,7 @@ fn a_hosted_server_that_is_away_costs_no_attempts(env: &Env) {
     assert_eq!(http::metric(worker, "fleet_breaker_open"), Some(0.0));
     let halfway = Oracle::new(&fleet.topic, &fleet.submitted).read(&env.brokers);
     let waiting = needy.iter().filter_map(|record| {
-        halfway.last.values().find(|event| {
+        halfway.states.values().find(|event| {
             event
                 .source
                 .as_ref()
@@ -75,7 +75,7 @@ fn a_hosted_server_that_is_away_costs_no_attempts(env: &Env) {
     let account = fleet.settle(0);
     assert_eq!(account.count(JobState::Succeeded), 33);
     assert!(account.dead.is_empty(), "{:?}", account.dead);
-    let spent: Vec<_> = account.last.values().filter(|event| event.attempts != 1).collect();
+    let spent: Vec<_> = account.states.values().filter(|event| event.attempts != 1).collect();
     assert!(spent.is_empty(), "attempts were spent on the outage: {spent:?}");
     drop(remote);
 }

@@ -249,7 +249,7 @@ fn many_jobs_on_several_workers_end_once_and_in_order(env: &Env) {
     let account = fleet.settle(0);
     assert_eq!((account.count(JobState::Succeeded), account.count(JobState::Failed)), (588, 12));
     let workers: std::collections::BTreeSet<_> =
-        account.last.values().filter_map(|event| event.worker.clone()).collect();
+        account.states.values().filter_map(|event| event.worker.clone()).collect();
     assert!(workers.len() > 1, "one worker did everything: {workers:?}");
 }
 

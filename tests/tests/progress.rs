@@ -196,7 +196,7 @@ impl<'e> Case<'e> {
     fn wait_for_progress(&self, record: &Record, wanted: impl Fn(&Progress) -> bool) {
         let oracle = Oracle::new(&self.fleet.topic, &self.fleet.submitted);
         wait::until_ok("progress", wait::LONG, || {
-            let last = oracle.read(&self.fleet.env.brokers).last.remove(&(record.partition, record.offset));
+            let last = oracle.read(&self.fleet.env.brokers).states.remove(&(record.partition, record.offset));
             let progress = last.and_then(|event| event.progress);
             if progress.as_ref().is_some_and(&wanted) { Ok(()) } else { Err(progress) }
         });

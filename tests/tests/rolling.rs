@@ -44,8 +44,8 @@ fn a_rolling_restart_repeats_nothing(env: &Env) {
         assert!(status.success(), "a worker ended with {status}:\n{}", old.process.log());
     }
     let account = fleet.settle(0);
-    assert_eq!(account.count(JobState::Succeeded), account.last.len());
-    let workers: BTreeSet<_> = account.last.values().filter_map(|event| event.worker.clone()).collect();
+    assert_eq!(account.count(JobState::Succeeded), account.states.len());
+    let workers: BTreeSet<_> = account.states.values().filter_map(|event| event.worker.clone()).collect();
     assert_eq!(workers.len(), 2 * WORKERS, "not every worker had jobs: {workers:?}");
     let ledger = Ledger::read(&ledger);
     assert_eq!(ledger.repeats(), 0, "calls were repeated");

@@ -32,7 +32,7 @@ fn submit(fleet: &mut Fleet<'_>, id: &str, tool: &str, task: Option<Value>) -> R
 fn end(fleet: &Fleet<'_>, record: &Record) -> JobEvent {
     let oracle = Oracle::new(&fleet.topic, &fleet.submitted);
     wait::until("the end of a round", wait::LONG, || {
-        let last = oracle.read(&fleet.env.brokers).last.remove(&(record.partition, record.offset));
+        let last = oracle.read(&fleet.env.brokers).states.remove(&(record.partition, record.offset));
         last.filter(|event| event.state.is_terminal())
     })
 }

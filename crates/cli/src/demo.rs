@@ -1,7 +1,6 @@
 //! `mcp-fleet demo`: the whole fleet at work on the files of the current directory, and an account of every job.
 
 use std::{
-    collections::HashSet,
     path::{Path, PathBuf},
     process::ExitCode,
     time::{Duration, Instant},
@@ -10,7 +9,7 @@ use std::{
 use fleet_job::{
     dead_letter,
     envelope::{Envelope, ToolCall, Work},
-    event::JobEvent,
+    event::{JobEvent, RESULT_OMITTED},
     time::Timestamp,
 };
 use fleet_kafka::{
@@ -25,8 +24,9 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     error::CliError,
     output::{self, Talk},
+    pending::{News, Pending},
     stack::{FILES, Stack, StackConfig},
-    submit::{self, Place},
+    submit,
     tally::{Report, Row, Submitted, Tally},
 };
 
@@ -172,16 +172,16 @@ async fn work(
     let init = stack.files_job("host-files".to_owned())?;
     let init = Planned::job(&init, format!("host server `{FILES}`"), true, Some(FILES.to_owned()));
     let mut submitted = write(&producer, &stack.topics.jobs, vec![init]).await?;
-    let hosted: HashSet<Place> = submitted.iter().map(|record| record.place).collect();
+    let hosted = Pending::new(&stack.topics.jobs, submitted.iter().map(|record| record.place));
     let (bar, token) = (submit::progress(1, "hosting"), stop.clone());
     reader = blocking(move || wait(reader, hosted, &bar, &token).map(|(reader, _)| reader)).await?;
 
     let started = fleet_ops::clock::now();
     let written = write(&producer, &stack.topics.jobs, plan(&files, jobs)).await?;
-    let open: HashSet<Place> = written.iter().map(|record| record.place).collect();
+    let pending = Pending::new(&stack.topics.jobs, written.iter().map(|record| record.place));
     submitted.extend(written);
-    let (bar, token) = (submit::progress(open.len(), "jobs"), stop.clone());
-    let (_, ended) = blocking(move || wait(reader, open, &bar, &token)).await?;
+    let (bar, token) = (submit::progress(pending.len(), "jobs"), stop.clone());
+    let (_, ended) = blocking(move || wait(reader, pending, &bar, &token)).await?;
     Ok((
         submitted,
         ended.map_or_else(|| fleet_ops::clock::now().since(started), |ended| ended.since(started)),
@@ -264,23 +264,19 @@ async fn write(producer: &Producer, topic: &str, planned: Vec<Planned>) -> Resul
     Ok(submitted.map(|((label, what, good), place)| Submitted { label, what, good, place }).collect())
 }
 
-/// Reads events until every record in `open` has come to its end; the time of the last end.
+/// Reads events until every pending record has come to its end; the time of the last end.
 fn wait(
     mut reader: Reader,
-    mut open: HashSet<Place>,
+    mut pending: Pending,
     bar: &indicatif::ProgressBar,
     stop: &CancellationToken,
 ) -> Result<(Reader, Option<Timestamp>), CliError> {
     let (mut moved, mut ended) = (Instant::now(), None);
-    while !open.is_empty() && !stop.is_cancelled() && moved.elapsed() < STALLED {
+    while pending.len() > 0 && !stop.is_cancelled() && moved.elapsed() < STALLED {
         let Some(record) = reader.next(POLL)? else { continue };
-        let Ok(event) = serde_json::from_slice::<JobEvent>(&record.value.unwrap_or_default()) else {
-            continue;
-        };
-        let source = event.source.as_ref().filter(|_| event.state.is_terminal());
-        if source.is_some_and(|source| open.remove(&(source.partition, source.offset))) {
+        if let Some(News::End(end)) = pending.take(&record) {
             moved = Instant::now();
-            ended = ended.max(Some(ended_at(&event)));
+            ended = ended.max(Some(ended_at(&end)));
             bar.inc(1);
         }
     }
@@ -293,9 +289,7 @@ fn read_all(settings: &Settings, events: &str, dlq: &str) -> Result<Tally, CliEr
     let mut tally = Tally::default();
     let mut reader = Reader::open(settings, events, From::Start, OPEN)?;
     while let Some(record) = next(&mut reader)? {
-        if let Ok(event) = serde_json::from_slice(&record.value.unwrap_or_default()) {
-            tally.event(event);
-        }
+        tally.event(&record);
     }
     let mut reader = Reader::open(settings, dlq, From::Start, OPEN)?;
     while let Some(record) = next(&mut reader)? {
@@ -375,9 +369,10 @@ fn show(report: &Report, talk: Talk) {
         talk.say("(jobs that succeeded at the first attempt are not listed)");
     }
     talk.say(format!(
-        "\n{} submitted: {} succeeded, {} failed, {} dead letters, {} lost, {} repeated; {} ms, {} jobs/s",
+        "\n{} submitted: {} succeeded{}, {} failed, {} dead letters, {} lost, {} repeated; {} ms, {} jobs/s",
         report.submitted,
         report.succeeded,
+        without_result(report.result_omitted),
         report.failed,
         report.dead_lettered,
         report.lost,
@@ -390,6 +385,14 @@ fn show(report: &Report, talk: Talk) {
     }
     if report.is_perfect() {
         talk.say("every record has exactly one terminal state, and the one it was meant to have");
+    }
+}
+
+/// What is added to the number of jobs that succeeded.
+fn without_result(omitted: usize) -> String {
+    match omitted {
+        0 => String::new(),
+        omitted => format!(" ({omitted} without a result: {RESULT_OMITTED})"),
     }
 }
 

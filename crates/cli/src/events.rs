@@ -1,8 +1,15 @@
 //! `mcp-fleet events`: following what happens to jobs.
+//!
+//! The last line that is printed of a job is its state. So an event that is not the state of its job is left out: one that a
+//! worker wrote behind the end that another worker had written, and an end that is only written again.
 
 use std::{process::ExitCode, time::Duration};
 
-use fleet_job::event::{JobEvent, RESULT_OMITTED};
+use fleet_job::{
+    event::{JobEvent, RESULT_OMITTED},
+    record::RawRecord,
+    state::{Entry, Standings, Verdict},
+};
 use fleet_kafka::reader::{From, Reader};
 use fleet_ops::shutdown;
 
@@ -10,11 +17,17 @@ use crate::{connection::Connection, error::CliError, output};
 
 const OPEN: Duration = Duration::from_secs(10);
 const POLL: Duration = Duration::from_millis(200);
+/// How many jobs are remembered, to tell a stale event from a new one. Each takes about 200 bytes.
+const REMEMBERED: usize = 100_000;
 
 const EXAMPLES: &str = "Examples:
   mcp-fleet events
   mcp-fleet events --from-start --no-follow --job job-1
-  mcp-fleet events --from-start --json | jq -r .state";
+  mcp-fleet events --from-start --json | jq -r .state
+
+The last event that is shown of a job is its state. An event that stands on the topic behind the end of its job, and an end
+that was written again, are left out unless --all is given. Without --from-start, an end that was written before the command
+started is not known, so what stands behind it is shown.";
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
@@ -35,6 +48,10 @@ pub(crate) struct Args {
     #[arg(long, value_name = "ID")]
     job: Option<String>,
 
+    /// Show every event on the topic, also those that are not the state of their job. Without --json they are marked.
+    #[arg(long)]
+    all: bool,
+
     /// Print the events as they are, one JSON object a line.
     #[arg(long)]
     json: bool,
@@ -46,20 +63,17 @@ pub(crate) async fn run(args: Args) -> Result<ExitCode, CliError> {
     let (settings, topic) = (args.connection.settings()?, args.connection.topics().events);
     let read = tokio::task::spawn_blocking(move || -> Result<(), CliError> {
         let mut reader = Reader::open(&settings, &topic, from, OPEN)?;
+        let mut shown = Shown::new(&args);
         while !stop.is_cancelled() {
             match reader.next(POLL)? {
-                Some(record) => {
-                    let value = record.value.unwrap_or_default();
-                    match serde_json::from_slice::<JobEvent>(&value) {
-                        Ok(event) if args.job.as_ref().is_some_and(|job| *job != event.job_id) => {}
-                        Ok(_) if args.json => output::line(&String::from_utf8_lossy(&value)),
-                        Ok(event) => output::line(&describe(&event)),
-                        Err(error) => output::problem(&format!(
-                            "{}/{}/{} is no event: {error}",
-                            record.position.topic, record.position.partition, record.position.offset
-                        )),
-                    }
-                }
+                Some(record) => match shown.line(&record) {
+                    Ok(Some(line)) => output::line(&line),
+                    Ok(None) => {}
+                    Err(error) => output::problem(&format!(
+                        "{}/{}/{} is not a job event: {error}",
+                        record.position.topic, record.position.partition, record.position.offset
+                    )),
+                },
                 None if args.no_follow && reader.at_end() => break,
                 None => {}
             }
@@ -68,6 +82,56 @@ pub(crate) async fn run(args: Args) -> Result<ExitCode, CliError> {
     });
     read.await.map_err(|error| CliError::Usage(error.to_string()))??;
     Ok(ExitCode::SUCCESS)
+}
+
+/// What is shown of the records of the topic.
+struct Shown<'a> {
+    args: &'a Args,
+    standings: Standings<String>,
+}
+
+impl<'a> Shown<'a> {
+    fn new(args: &'a Args) -> Self {
+        Self { args, standings: Standings::of_at_least(REMEMBERED) }
+    }
+
+    /// The line for a record, if there is one.
+    fn line(&mut self, record: &RawRecord) -> Result<Option<String>, serde_json::Error> {
+        let Some(value) = &record.value else {
+            self.forget(record);
+            return Ok(None);
+        };
+        let event: JobEvent = serde_json::from_slice(value)?;
+        if self.args.job.as_ref().is_some_and(|job| *job != event.job_id) {
+            return Ok(None);
+        }
+
+        let verdict = self.standings.take(event.job_id.clone(), &Entry::of(record, &event));
+        if verdict != Verdict::State && !self.args.all {
+            return Ok(None);
+        }
+        if self.args.json {
+            return Ok(Some(String::from_utf8_lossy(value).into_owned()));
+        }
+        Ok(Some(format!("{}{}", describe(&event), mark(verdict))))
+    }
+
+    /// The job of a tombstone begins anew.
+    fn forget(&mut self, record: &RawRecord) {
+        let key = record.key.as_deref().map(String::from_utf8_lossy);
+        if let Some(job_id) = key {
+            self.standings.forget(&job_id.into_owned());
+        }
+    }
+}
+
+/// What is added to an event that is not the state of its job.
+fn mark(verdict: Verdict) -> &'static str {
+    match verdict {
+        Verdict::State => "",
+        Verdict::Again => "  (written again)",
+        Verdict::Stale => "  (stale: not the state of its job)",
+    }
 }
 
 /// An event on one line.
@@ -82,4 +146,78 @@ pub(crate) fn describe(event: &JobEvent) -> String {
     };
     let (time, state, job) = (event.time, event.state.as_str(), &event.job_id);
     format!("{time}  {state:9}  {job}  attempt {}  {worker}{note}", event.attempts)
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser as _;
+    use fleet_job::{
+        event::{JobState, Source},
+        record::Position,
+        time::Timestamp,
+    };
+
+    use super::*;
+
+    #[derive(Debug, clap::Parser)]
+    struct Command {
+        #[command(flatten)]
+        args: Args,
+    }
+
+    fn event(state: JobState, ms: i64) -> Vec<u8> {
+        let source = Source { topic: "mcp-jobs".to_owned(), topic_id: None, partition: 0, offset: 7 };
+        let event = JobEvent::new("j", state, Timestamp::from_millis_clamped(ms));
+        JobEvent { source: Some(source), ..event }.to_bytes()
+    }
+
+    /// Everything that is shown of these values, which stand on the topic one after the other.
+    fn shown(args: &[&str], values: &[Option<Vec<u8>>]) -> Vec<String> {
+        let command = Command::parse_from(["events", "--brokers=b"].iter().chain(args));
+        let mut shown = Shown::new(&command.args);
+        let lines = (0..).zip(values).filter_map(|(offset, value)| {
+            let position = Position { topic: "events".to_owned(), partition: 0, offset };
+            let key = Some(b"j".to_vec());
+            let record =
+                RawRecord { position, timestamp: None, key, value: value.clone(), headers: Vec::new() };
+            shown.line(&record).unwrap()
+        });
+        lines.collect()
+    }
+
+    #[test]
+    fn the_last_line_of_a_job_is_its_state() {
+        let end = event(JobState::Succeeded, 2);
+        let log = [
+            event(JobState::Running, 1),
+            end.clone(),
+            event(JobState::Retrying, 3),
+            event(JobState::Cancelled, 4),
+            end,
+        ]
+        .map(Some);
+        let lines = shown(&[], &log);
+        assert_eq!(lines.len(), 2, "{lines:#?}");
+        assert!(lines[0].contains("running") && lines[1].contains("succeeded"), "{lines:#?}");
+        assert_eq!(shown(&["--json"], &log).len(), 2);
+        assert!(shown(&["--job", "another"], &log).is_empty());
+
+        let all = shown(&["--all"], &log);
+        let marks = ["attempt 0  -", "attempt 0  -", "(stale", "(stale", "(written again)"];
+        assert_eq!(all.len(), marks.len());
+        for (line, mark) in all.iter().zip(marks) {
+            assert!(line.contains(mark), "{mark}: {line}");
+        }
+    }
+
+    #[test]
+    fn a_tombstone_begins_a_job_anew() {
+        let log = [
+            Some(event(JobState::Succeeded, 1)),
+            Some(event(JobState::Running, 2)),
+            None,
+            Some(event(JobState::Running, 3)),
+        ];
+        assert_eq!(shown(&[], &log).len(), 2);
+    }
 }

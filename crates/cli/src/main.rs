@@ -21,6 +21,7 @@ mod jobs;
 mod lag;
 mod moment;
 mod output;
+mod pending;
 mod serve;
 #[cfg(feature = "embedded-broker")]
 mod stack;

@@ -1,7 +1,7 @@
 //! `mcp-fleet submit`: putting jobs on the jobs topic, and waiting for them.
 
 use std::{
-    collections::{HashMap, HashSet, VecDeque},
+    collections::{HashMap, VecDeque},
     io::Read as _,
     path::PathBuf,
     process::ExitCode,
@@ -23,11 +23,21 @@ use fleet_kafka::{
 use indicatif::ProgressBar;
 use serde_json::{Map, Value, json};
 
-use crate::{connection::Connection, dlq::text::shortened, error::CliError, events, jobs::render, output};
+use crate::{
+    connection::Connection,
+    dlq::text::shortened,
+    error::CliError,
+    events,
+    jobs::render,
+    output,
+    pending::{News, Pending},
+};
 
 /// How long a broker may take to answer at all.
 const REACH: Duration = Duration::from_secs(5);
-/// What `submit --wait` and `jobs wait` end with when time is up.
+/// What `submit --wait` and `jobs wait` end with when a job has not succeeded.
+pub(crate) const FAILED: u8 = 1;
+/// What they end with when time is up.
 pub(crate) const TIMED_OUT: u8 = 3;
 /// What they end with when all jobs have succeeded, and the result of one was too large to be kept.
 pub(crate) const NO_RESULT: u8 = 4;
@@ -138,7 +148,7 @@ pub(crate) async fn run(args: Args) -> Result<ExitCode, CliError> {
         return Ok(ExitCode::SUCCESS);
     };
     let (timeout, as_json) = (Duration::from_secs(args.timeout), args.json);
-    let waited = tokio::task::spawn_blocking(move || wait(reader, &places, timeout, as_json));
+    let waited = tokio::task::spawn_blocking(move || wait(reader, &topics.jobs, &places, timeout, as_json));
     waited.await.map_err(|error| CliError::Usage(error.to_string()))?
 }
 
@@ -301,64 +311,131 @@ pub(crate) fn progress(length: usize, what: &'static str) -> ProgressBar {
 
 fn wait(
     mut reader: Reader,
+    topic: &str,
     places: &[Place],
     timeout: Duration,
     as_json: bool,
 ) -> Result<ExitCode, CliError> {
     let deadline = Instant::now() + timeout;
-    let mut open: HashSet<Place> = places.iter().copied().collect();
-    let mut states: HashMap<&str, usize> = HashMap::new();
-    let mut omitted = 0;
+    let mut pending = Pending::new(topic, places.iter().copied());
+    let mut waited = Waited { submitted: places.len(), ..Waited::default() };
     let bar = progress(places.len(), WAITING);
-    while !open.is_empty() && Instant::now() < deadline {
+
+    while pending.len() > 0 && Instant::now() < deadline {
         let Some(record) = reader.next(POLL)? else { continue };
-        let Ok(event) = serde_json::from_slice::<JobEvent>(&record.value.unwrap_or_default()) else {
-            continue;
-        };
-        let place = event.source.as_ref().map(|source| (source.partition, source.offset));
-        if !event.state.is_terminal() {
-            let progress =
-                event.progress.as_ref().filter(|_| place.is_some_and(|place| open.contains(&place)));
-            if let Some(progress) = progress {
-                bar.set_message(shortened(&render::progress(progress), NEWS));
+        match pending.take(&record) {
+            Some(News::Progress(progress)) => {
+                bar.set_message(shortened(&render::progress(&progress), NEWS));
             }
-            continue;
+            Some(News::End(end)) => {
+                waited.ended(&end);
+                bar.set_message(WAITING);
+                bar.inc(1);
+                bar.suspend(|| match as_json {
+                    true => output::json(&end),
+                    false => output::line(&events::describe(&end)),
+                });
+            }
+            None => {}
         }
-        if !place.is_some_and(|place| open.remove(&place)) {
-            continue;
-        }
-        bar.set_message(WAITING);
-        *states.entry(event.state.as_str()).or_default() += 1;
-        omitted += usize::from(event.has_lost_its_result());
-        bar.inc(1);
-        bar.suspend(|| match as_json {
-            true => output::json(&event),
-            false => output::line(&events::describe(&event)),
-        });
     }
     bar.finish_and_clear();
-    let count = |state: JobState| states.get(state.as_str()).copied().unwrap_or_default();
-    let succeeded = count(JobState::Succeeded);
-    let summary = json!({
-        "submitted": places.len(), "succeeded": succeeded, "failed": count(JobState::Failed),
-        "expired": count(JobState::Expired), "cancelled": count(JobState::Cancelled), "waiting": open.len(),
-        "resultOmitted": omitted,
-    });
-    if as_json {
-        output::json(&summary);
-    } else {
-        output::line(&format!("{succeeded} of {} jobs succeeded", places.len()));
+
+    waited.say(timeout, as_json);
+    Ok(ExitCode::from(waited.code()))
+}
+
+/// How the jobs ended that were waited for.
+#[derive(Debug, Default)]
+struct Waited {
+    submitted: usize,
+    states: HashMap<&'static str, usize>,
+    /// Succeeded, with a result that was too large to keep.
+    omitted: usize,
+}
+
+impl Waited {
+    fn ended(&mut self, end: &JobEvent) {
+        *self.states.entry(end.state.as_str()).or_default() += 1;
+        self.omitted += usize::from(end.has_lost_its_result());
     }
-    if omitted > 0 {
-        output::problem(&format!("the results of {omitted} jobs were too large to keep ({RESULT_OMITTED})"));
+
+    fn count(&self, state: JobState) -> usize {
+        self.states.get(state.as_str()).copied().unwrap_or_default()
     }
-    if !open.is_empty() {
-        output::problem(&format!("{} jobs have not ended within {} s", open.len(), timeout.as_secs()));
-        return Ok(ExitCode::from(TIMED_OUT));
+
+    /// How many have not ended.
+    fn open(&self) -> usize {
+        self.submitted - self.states.values().sum::<usize>()
     }
-    Ok(match succeeded == places.len() {
-        true if omitted > 0 => ExitCode::from(NO_RESULT),
-        true => ExitCode::SUCCESS,
-        false => ExitCode::FAILURE,
-    })
+
+    fn summary(&self) -> Value {
+        json!({
+            "submitted": self.submitted,
+            "succeeded": self.count(JobState::Succeeded),
+            "failed": self.count(JobState::Failed),
+            "expired": self.count(JobState::Expired),
+            "cancelled": self.count(JobState::Cancelled),
+            "waiting": self.open(),
+            "resultOmitted": self.omitted,
+        })
+    }
+
+    fn say(&self, timeout: Duration, as_json: bool) {
+        if as_json {
+            output::json(&self.summary());
+        } else {
+            let succeeded = self.count(JobState::Succeeded);
+            output::line(&format!("{succeeded} of {} jobs succeeded", self.submitted));
+        }
+        if self.omitted > 0 {
+            let omitted = self.omitted;
+            output::problem(&format!(
+                "the results of {omitted} jobs were too large to keep ({RESULT_OMITTED})"
+            ));
+        }
+        if self.open() > 0 {
+            let (open, seconds) = (self.open(), timeout.as_secs());
+            output::problem(&format!("{open} jobs have not ended within {seconds} s"));
+        }
+    }
+
+    /// What the command ends with.
+    fn code(&self) -> u8 {
+        match () {
+            () if self.open() > 0 => TIMED_OUT,
+            () if self.count(JobState::Succeeded) < self.submitted => FAILED,
+            () if self.omitted > 0 => NO_RESULT,
+            () => 0,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use fleet_job::event::ResultOmitted;
+
+    use super::*;
+
+    #[test]
+    fn exit_codes() {
+        let check = |submitted, states: &[JobState], omitted: bool, expected| {
+            let mut waited = Waited { submitted, ..Waited::default() };
+            for state in states {
+                let mut end = JobEvent::new("j", *state, Timestamp::default());
+                if omitted && *state == JobState::Succeeded {
+                    end.omit_result(ResultOmitted { bytes: 9, limit_bytes: 5 });
+                }
+                waited.ended(&end);
+            }
+            assert_eq!(waited.code(), expected, "{waited:?}");
+        };
+        let (good, bad) = (JobState::Succeeded, JobState::Failed);
+        check(2, &[good, good], false, 0);
+        check(2, &[good, bad], false, 1);
+        check(2, &[good, JobState::Cancelled], false, 1);
+        check(2, &[good, good], true, 4);
+        check(2, &[good, bad], true, 1);
+        check(2, &[bad], false, 3);
+    }
 }

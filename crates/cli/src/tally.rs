@@ -1,8 +1,15 @@
 //! What became of every record that was submitted: the oracle behind `demo`. Pure.
+//!
+//! A record's state is decided by [`fleet_job::state`]: its first end counts. The same end written again, as a worker does to
+//! which the record comes back, is the same end.
 
 use std::collections::HashMap;
 
-use fleet_job::event::{JobEvent, JobState};
+use fleet_job::{
+    event::{JobEvent, JobState, RESULT_OMITTED},
+    record::RawRecord,
+    state::{Entry, Standings, Verdict},
+};
 use serde::Serialize;
 
 use crate::submit::Place;
@@ -21,7 +28,9 @@ pub(crate) struct Submitted {
 /// What was seen on the events and dead-letter topics.
 #[derive(Debug, Default)]
 pub(crate) struct Tally {
-    terminal: HashMap<Place, Vec<JobEvent>>,
+    standings: Standings<Place>,
+    /// How each record ended: first the end that is its state, then those that differ from it.
+    ends: HashMap<Place, Vec<JobEvent>>,
     dead_letters: HashMap<Place, usize>,
 }
 
@@ -46,8 +55,10 @@ pub(crate) struct Report {
     pub(crate) dead_lettered: usize,
     /// Records without a terminal state.
     pub(crate) lost: usize,
-    /// Records with more than one.
+    /// Records with several that differ.
     pub(crate) repeated: usize,
+    /// Records that succeeded and whose result was too large to keep.
+    pub(crate) result_omitted: usize,
     pub(crate) elapsed_ms: u64,
     pub(crate) jobs_per_second: f64,
     /// Good jobs that did not succeed, bad ones that did, failed ones without a dead letter.
@@ -65,12 +76,27 @@ impl Report {
 }
 
 impl Tally {
-    /// Takes in an event; `true` when it is the first terminal one of its record.
-    pub(crate) fn event(&mut self, event: JobEvent) -> bool {
-        let Some(source) = event.source.as_ref().filter(|_| event.state.is_terminal()) else { return false };
-        let seen = self.terminal.entry((source.partition, source.offset)).or_default();
-        seen.push(event);
-        seen.len() == 1
+    /// Takes in a record of the events topic.
+    pub(crate) fn event(&mut self, record: &RawRecord) {
+        let Some(event) = record.value.as_deref().and_then(|value| serde_json::from_slice(value).ok()) else {
+            return;
+        };
+        let event: JobEvent = event;
+        let Some(place) = event.source.as_ref().map(|source| (source.partition, source.offset)) else {
+            return;
+        };
+
+        let verdict = self.standings.take(place, &Entry::of(record, &event));
+        if !event.is_over() {
+            return;
+        }
+        let ends = self.ends.entry(place).or_default();
+        match verdict {
+            Verdict::State => ends.insert(0, event),
+            Verdict::Again => {}
+            Verdict::Stale if ends.contains(&event) => {}
+            Verdict::Stale => ends.push(event),
+        }
     }
 
     /// Takes in a dead letter of the record at `place`.
@@ -82,7 +108,7 @@ impl Tally {
     pub(crate) fn report(&self, submitted: &[Submitted], elapsed_ms: u64) -> Report {
         let mut report = Report { submitted: submitted.len(), elapsed_ms, ..Report::default() };
         for record in submitted {
-            let events = self.terminal.get(&record.place).map_or(&[][..], Vec::as_slice);
+            let events = self.ends.get(&record.place).map_or(&[][..], Vec::as_slice);
             let letters = self.dead_letters.get(&record.place).copied().unwrap_or_default();
             report.repeated += usize::from(events.len() > 1);
             report.dead_lettered += usize::from(letters > 0);
@@ -102,6 +128,7 @@ impl Tally {
             if (event.state == JobState::Failed) != (letters == 1) {
                 report.surprises.push(format!("{} has {letters} dead letters", record.label));
             }
+            report.result_omitted += usize::from(event.has_lost_its_result());
             report.rows.push(Row::new(record, event, events.len()));
         }
         if elapsed_ms > 0 {
@@ -126,8 +153,12 @@ impl Row {
     }
 
     fn new(record: &Submitted, event: &JobEvent, times: usize) -> Self {
-        let note = event.error.as_ref().map_or_else(String::new, |error| error.message.clone());
-        let note = if times > 1 { format!("{times} terminal states! {note}") } else { note };
+        let note = match &event.error {
+            Some(error) => error.message.clone(),
+            None if event.has_lost_its_result() => RESULT_OMITTED.to_owned(),
+            None => String::new(),
+        };
+        let note = if times > 1 { format!("{times} different terminal states! {note}") } else { note };
         Self {
             label: record.label.clone(),
             what: record.what.clone(),
@@ -142,7 +173,11 @@ impl Row {
 
 #[cfg(test)]
 mod tests {
-    use fleet_job::{event::Source, time::Timestamp};
+    use fleet_job::{
+        event::{ResultOmitted, Source},
+        record::Position,
+        time::Timestamp,
+    };
 
     use super::*;
 
@@ -150,39 +185,84 @@ mod tests {
         Submitted { label: format!("job-{offset}"), what: String::new(), good, place: (0, offset) }
     }
 
-    fn terminal(offset: i64, state: JobState) -> JobEvent {
+    /// Event number `at` of the topic, about the record at `offset`.
+    fn event(at: i64, offset: i64, state: JobState) -> RawRecord {
         let source = Source { topic: "mcp-jobs".into(), topic_id: None, partition: 0, offset };
-        JobEvent { source: Some(source), ..JobEvent::new("j", state, Timestamp::default()) }
+        let event = JobEvent::new("j", state, Timestamp::from_millis_clamped(at));
+        record(at, &JobEvent { source: Some(source), ..event })
+    }
+
+    fn record(at: i64, event: &JobEvent) -> RawRecord {
+        let position = Position { topic: "events".into(), partition: 0, offset: at };
+        RawRecord { position, timestamp: None, key: None, value: Some(event.to_bytes()), headers: Vec::new() }
+    }
+
+    /// The same event, standing elsewhere.
+    fn again(at: i64, record: &RawRecord) -> RawRecord {
+        let position = Position { offset: at, ..record.position.clone() };
+        RawRecord { position, ..record.clone() }
+    }
+
+    fn report(records: &[RawRecord], letters: &[Place], submitted: &[Submitted]) -> Report {
+        let mut tally = Tally::default();
+        records.iter().for_each(|record| tally.event(record));
+        letters.iter().for_each(|place| tally.dead_letter(*place));
+        tally.report(submitted, 500)
     }
 
     #[test]
     fn a_perfect_run() {
-        let mut tally = Tally::default();
-        assert!(tally.event(terminal(0, JobState::Succeeded)));
-        assert!(!tally.event(terminal(1, JobState::Running)));
-        assert!(tally.event(terminal(1, JobState::Failed)));
-        tally.dead_letter((0, 1));
-        let report = tally.report(&[submitted(0, true), submitted(1, false)], 500);
+        let events =
+            [event(0, 0, JobState::Succeeded), event(1, 1, JobState::Running), event(2, 1, JobState::Failed)];
+        let report = report(&events, &[(0, 1)], &[submitted(0, true), submitted(1, false)]);
         assert!(report.is_perfect(), "{report:?}");
         assert_eq!((report.succeeded, report.failed, report.dead_lettered, report.lost), (1, 1, 1, 0));
         assert_eq!(report.jobs_per_second, 4.0);
     }
 
+    /// A worker that gets a record back which it has settled writes its end once more, before the commit.
+    #[test]
+    fn an_end_that_is_written_again_is_the_same_end() {
+        let mut events = vec![event(0, 0, JobState::Running), event(1, 0, JobState::Succeeded)];
+        let stale = event(2, 0, JobState::Running);
+        let copies: Vec<_> = (3..10).map(|at| again(at, &events[1])).collect();
+        events.push(stale);
+        events.extend(copies);
+        let report = report(&events, &[], &[submitted(0, true)]);
+        assert!(report.is_perfect(), "{report:?}");
+        assert_eq!(report.rows[0].note, "");
+    }
+
+    #[test]
+    fn the_first_end_counts_and_others_are_counted_once_each() {
+        let other = event(2, 0, JobState::Cancelled);
+        let events = [event(1, 0, JobState::Succeeded), other.clone(), again(3, &other), again(4, &other)];
+        let report = report(&events, &[], &[submitted(0, true)]);
+        assert_eq!((report.succeeded, report.failed, report.repeated), (1, 0, 1));
+        assert_eq!(report.rows[0].note, "2 different terminal states! ");
+    }
+
+    #[test]
+    fn a_result_that_was_not_kept_is_noted() {
+        let mut event: JobEvent =
+            serde_json::from_slice(event(0, 0, JobState::Succeeded).value.as_deref().unwrap()).unwrap();
+        event.omit_result(ResultOmitted { bytes: 9, limit_bytes: 5 });
+        let report = report(&[record(0, &event)], &[], &[submitted(0, true)]);
+        assert_eq!((report.result_omitted, &*report.rows[0].note), (1, "result-omitted"));
+    }
+
     #[test]
     fn what_is_wrong_is_found() {
-        let check = |events: &[JobEvent], letters: &[Place], good| {
-            let mut tally = Tally::default();
-            for event in events {
-                tally.event(event.clone());
-            }
-            letters.iter().for_each(|place| tally.dead_letter(*place));
-            assert!(!tally.report(&[submitted(0, good)], 1).is_perfect(), "{events:?} {letters:?}");
+        let check = |events: &[RawRecord], letters: &[Place], good| {
+            let report = report(events, letters, &[submitted(0, good)]);
+            assert!(!report.is_perfect(), "{events:?} {letters:?}");
         };
         check(&[], &[], true);
-        check(&[terminal(0, JobState::Failed)], &[(0, 0)], true);
-        check(&[terminal(0, JobState::Succeeded)], &[], false);
-        check(&[terminal(0, JobState::Failed)], &[], false);
-        check(&[terminal(0, JobState::Succeeded), terminal(0, JobState::Succeeded)], &[], true);
-        check(&[terminal(0, JobState::Failed)], &[(0, 0), (0, 0)], false);
+        check(&[event(0, 0, JobState::Running)], &[], true);
+        check(&[event(0, 0, JobState::Failed)], &[(0, 0)], true);
+        check(&[event(0, 0, JobState::Succeeded)], &[], false);
+        check(&[event(0, 0, JobState::Failed)], &[], false);
+        check(&[event(0, 0, JobState::Succeeded), event(1, 0, JobState::Succeeded)], &[], true);
+        check(&[event(0, 0, JobState::Failed)], &[(0, 0), (0, 0)], false);
     }
 }

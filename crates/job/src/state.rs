@@ -23,6 +23,11 @@
 //! record that stands last is the state. Where it is not, [`Standing::is_overtaken`] says so, and a server writes the state
 //! again: the same bytes, with a header ([`Restated`]) that says where they first stood. Taking a record again, or ahead of
 //! its turn, does no harm.
+//!
+//! [`Standings`] is that for many jobs at once. A reader that waits for single records, rather than for jobs, takes the events
+//! of each record on its own: then the first end of the record is what it finds.
+
+use std::{collections::HashMap, hash::Hash};
 
 use serde::{Deserialize, Serialize};
 
@@ -62,6 +67,12 @@ impl Entry {
             digest: digest([value]),
             restated,
         }
+    }
+
+    /// The entry of `event`, which was read from `record`.
+    pub fn of(record: &RawRecord, event: &JobEvent) -> Self {
+        let value = record.value.as_deref().unwrap_or_default();
+        Self::new(record.position.offset, event, value, Restated::of(record))
     }
 
     /// Where the event first stood.
@@ -241,6 +252,62 @@ impl Standing {
     /// The header with which the state is written again by a reader that has read its partition up to and including `known`.
     pub fn restated(&self, known: i64) -> Restated {
         Restated { offset: self.offset, known }
+    }
+}
+
+/// The standings of many jobs, for a reader without a ledger. The keys say whose they are: jobs by their ids, or single
+/// records by their places.
+#[derive(Debug)]
+pub struct Standings<K> {
+    /// The jobs that were heard of last.
+    young: HashMap<K, Standing>,
+    /// Those before them, which are forgotten when there are enough young ones.
+    old: HashMap<K, Standing>,
+    /// How many young ones are enough.
+    most: usize,
+}
+
+impl<K> Default for Standings<K> {
+    /// Forgets nobody.
+    fn default() -> Self {
+        Self::of_at_least(usize::MAX)
+    }
+}
+
+impl<K> Standings<K> {
+    /// Remembers at least so many jobs, those that were heard of last, and at most twice as many. Of a job that is forgotten
+    /// the next event counts as the first one.
+    pub fn of_at_least(most: usize) -> Self {
+        Self { young: HashMap::new(), old: HashMap::new(), most }
+    }
+}
+
+impl<K: Eq + Hash> Standings<K> {
+    /// Takes the next record of a job.
+    pub fn take(&mut self, key: K, entry: &Entry) -> Verdict {
+        if let Some(standing) = self.young.get_mut(&key) {
+            return standing.take(entry);
+        }
+
+        let known = self.old.remove(&key);
+        let (standing, verdict) = match known {
+            Some(mut standing) => {
+                let verdict = standing.take(entry);
+                (standing, verdict)
+            }
+            None => (Standing::new(entry), Verdict::State),
+        };
+        if self.young.len() >= self.most {
+            self.old = std::mem::take(&mut self.young);
+        }
+        self.young.insert(key, standing);
+        verdict
+    }
+
+    /// Forgets a job, as its tombstone says.
+    pub fn forget(&mut self, key: &K) {
+        self.young.remove(key);
+        self.old.remove(key);
     }
 }
 

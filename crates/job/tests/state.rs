@@ -5,7 +5,7 @@
 
 use fleet_job::{
     event::{JobEvent, JobState, Source},
-    state::{Entry, Restated, Standing, Verdict},
+    state::{Entry, Restated, Standing, Standings, Verdict},
     time::Timestamp,
 };
 use proptest::prelude::*;
@@ -385,4 +385,22 @@ proptest! {
             prop_assert_eq!(&states, &vec![brief(&rebuilt); 3]);
         }
     }
+}
+
+#[test]
+fn jobs_are_told_apart_and_the_newest_are_remembered() {
+    let log = log(&[(Some(0), Succeeded), (Some(0), Running)]);
+    let (end, stale) = (log[0].entry(), log[1].entry());
+    let mut standings = Standings::of_at_least(2);
+    for job in ["a", "b", "c"] {
+        assert_eq!(standings.take(job, &end), Verdict::State);
+        assert_eq!(standings.take(job, &stale), Verdict::Stale);
+    }
+    // `a` is old by now, and heard of once more in time.
+    assert_eq!(standings.take("a", &stale), Verdict::Stale);
+    assert_eq!(standings.take("d", &end), Verdict::State);
+    assert_eq!(standings.take("a", &stale), Verdict::Stale);
+    assert_eq!(standings.take("b", &stale), Verdict::State, "it is forgotten");
+    standings.forget(&"a");
+    assert_eq!(standings.take("a", &stale), Verdict::State, "its tombstone was read");
 }

@@ -2,7 +2,10 @@
 
 use std::time::Duration;
 
-use fleet_job::{event::Progress, time::Timestamp};
+use fleet_job::{
+    event::{Progress, RESULT_OMITTED},
+    time::Timestamp,
+};
 use mcp_server::jobs::JobView;
 
 use crate::{
@@ -76,9 +79,12 @@ fn row(job: &JobView, now: Timestamp) -> [String; COLUMNS.len()] {
     ]
 }
 
-/// The state, and whether it is about to be another one.
+/// The state, and whether it is about to be another one or not all that it seems.
 fn state(job: &JobView) -> String {
     let state = job.event.state.as_str();
+    if job.event.has_lost_its_result() {
+        return format!("{state} ({RESULT_OMITTED})");
+    }
     match (job.cancel_requested_at, &job.event.waiting) {
         (Some(_), _) => format!("{state} (cancelling)"),
         (None, Some(_)) => format!("{state} (waiting)"),
@@ -140,10 +146,12 @@ fn rows(job: &JobView) -> Vec<(&'static str, Option<String>)> {
     let omitted = event.result_omitted.as_ref().map(|omitted| {
         format!("{} bytes, left out: more than {} are too many", omitted.bytes, omitted.limit_bytes)
     });
+    // Events from before there was a code have none.
+    let code = event.code.clone().or_else(|| event.has_lost_its_result().then(|| RESULT_OMITTED.to_owned()));
     let metadata = (!event.metadata.is_empty()).then(|| serde_json::Value::from(event.metadata.clone()));
     vec![
         ("state", Some(event.state.as_str().to_owned())),
-        ("code", event.code.clone()),
+        ("code", code),
         ("since", some_time(Some(event.time))),
         ("cancel asked", some_time(job.cancel_requested_at)),
         ("type", event.job_type.clone()),
@@ -201,6 +209,14 @@ pub(super) mod tests {
         job.event.timings = Some(Timings::new(Some(at(5_000)), Some(at(6_000)), at(8_000)));
         check(&job, ["a b", "succeeded", "tool-call", "7 calls", "1", "-", "1m", "2s"]);
         assert!(jobs([&job], at(65_000)).contains("a b"));
+    }
+
+    #[test]
+    fn a_result_that_was_not_kept_is_said() {
+        let mut job = job("j", JobState::Succeeded, 5_000);
+        job.event.result_omitted = Some(fleet_job::event::ResultOmitted { bytes: 9, limit_bytes: 5 });
+        assert_eq!(row(&job, at(65_000))[1], "succeeded (result-omitted)");
+        assert!(rows(&job).contains(&("code", Some("result-omitted".to_owned()))));
     }
 
     #[test]

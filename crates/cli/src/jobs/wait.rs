@@ -23,7 +23,7 @@ use super::{
 use crate::{
     error::CliError,
     output,
-    submit::{NO_RESULT, TIMED_OUT},
+    submit::{FAILED, NO_RESULT, TIMED_OUT},
 };
 
 /// How many jobs are followed at once, each over a connection of its own.
@@ -198,7 +198,7 @@ fn summary(ends: &[End]) -> Value {
 pub(super) fn code(ends: &[End]) -> u8 {
     match () {
         () if ends.iter().any(|end| matches!(end, End::Open)) => TIMED_OUT,
-        () if count(ends, JobState::Succeeded) < ends.len() => 1,
+        () if count(ends, JobState::Succeeded) < ends.len() => FAILED,
         () if count_omitted(ends) > 0 => NO_RESULT,
         () => 0,
     }

@@ -1,0 +1,122 @@
+//! The records that `submit --wait` and `demo` wait for. Pure.
+//!
+//! They wait for records, not for jobs: two records may name one job. The end of a record is its first one, by the rule of
+//! [`fleet_job::state`].
+
+use std::collections::HashSet;
+
+use fleet_job::{
+    event::{JobEvent, Progress},
+    record::RawRecord,
+    state::{Entry, Standings, Verdict},
+};
+
+use crate::submit::Place;
+
+/// The records of one jobs topic that have not come to their end.
+#[derive(Debug)]
+pub(crate) struct Pending {
+    topic: String,
+    open: HashSet<Place>,
+    standings: Standings<Place>,
+}
+
+/// What a record of the events topic says of a pending one.
+#[derive(Debug, PartialEq)]
+pub(crate) enum News {
+    /// How far its job has come.
+    Progress(Progress),
+    /// It has ended, and is not pending any more.
+    End(Box<JobEvent>),
+}
+
+impl Pending {
+    /// The records at `places` of the jobs topic `topic`.
+    pub(crate) fn new(topic: &str, places: impl IntoIterator<Item = Place>) -> Self {
+        Self { topic: topic.to_owned(), open: places.into_iter().collect(), standings: Standings::default() }
+    }
+
+    /// How many are pending.
+    pub(crate) fn len(&self) -> usize {
+        self.open.len()
+    }
+
+    /// Takes the next record of the events topic.
+    pub(crate) fn take(&mut self, record: &RawRecord) -> Option<News> {
+        let event: JobEvent = serde_json::from_slice(record.value.as_deref()?).ok()?;
+        let source = event.source.as_ref().filter(|source| source.topic == self.topic)?;
+        let place = (source.partition, source.offset);
+        if !self.open.contains(&place) {
+            return None;
+        }
+        let verdict = self.standings.take(place, &Entry::of(record, &event));
+        if verdict != Verdict::State {
+            return None;
+        }
+
+        if event.is_over() {
+            self.open.remove(&place);
+            self.standings.forget(&place);
+            return Some(News::End(Box::new(event)));
+        }
+        event.progress.map(News::Progress)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use fleet_job::{
+        event::{JobState, Source},
+        record::Position,
+        time::Timestamp,
+    };
+    use serde_json::json;
+
+    use super::*;
+
+    fn event(topic: &str, offset: i64, state: JobState) -> JobEvent {
+        let source = Source { topic: topic.to_owned(), topic_id: None, partition: 0, offset };
+        JobEvent { source: Some(source), ..JobEvent::new("j", state, Timestamp::default()) }
+    }
+
+    fn record(at: i64, event: &JobEvent) -> RawRecord {
+        let position = Position { topic: "events".to_owned(), partition: 0, offset: at };
+        RawRecord { position, timestamp: None, key: None, value: Some(event.to_bytes()), headers: Vec::new() }
+    }
+
+    #[test]
+    fn two_records_of_one_job_end_one_by_one() {
+        let mut pending = Pending::new("jobs", [(0, 1), (0, 2)]);
+        let mut said = Vec::new();
+        let log = [
+            event("jobs", 1, JobState::Running),
+            event("jobs", 2, JobState::Running),
+            event("jobs", 1, JobState::Failed),
+            event("jobs", 1, JobState::Succeeded),
+            event("others", 2, JobState::Failed),
+            event("jobs", 3, JobState::Failed),
+            event("jobs", 2, JobState::Succeeded),
+        ];
+        for (at, event) in (0..).zip(&log) {
+            if let Some(News::End(end)) = pending.take(&record(at, event)) {
+                said.push((end.source.unwrap().offset, end.state));
+            }
+        }
+        assert_eq!(said, [(1, JobState::Failed), (2, JobState::Succeeded)]);
+        assert_eq!(pending.len(), 0);
+    }
+
+    #[test]
+    fn progress_is_told_and_a_round_that_asks_for_input_is_no_end() {
+        let mut pending = Pending::new("jobs", [(0, 1)]);
+        let progress = Progress { progress: 1.0, total: None, message: None };
+        let running = JobEvent { progress: Some(progress.clone()), ..event("jobs", 1, JobState::Running) };
+        assert_eq!(pending.take(&record(0, &running)), Some(News::Progress(progress)));
+
+        let result = Some(json!({"resultType": "input_required"}));
+        let asks = JobEvent { result, ..event("jobs", 1, JobState::Succeeded) };
+        assert_eq!(pending.take(&record(1, &asks)), None);
+        assert_eq!(pending.take(&record(2, &running)), None, "the round is over");
+        assert_eq!(pending.len(), 1);
+    }
+}
