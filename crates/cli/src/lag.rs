@@ -31,6 +31,7 @@ OPEN       not settled, but passed by others: in flight, or waiting for a retry,
 RETRIED    jobs that have spent attempts
 OLDEST     the age of the record at the committed offset, the oldest that is not settled
 What lies beyond the committed offset is as of the group's last commit (MCP_COMMIT_INTERVAL).
+A partition that is paused because jobs in it wait for something unavailable is named below the table.
 
 Examples:
   mcp-fleet lag
@@ -67,6 +68,8 @@ struct Row {
     /// Not settled below the last offset that was settled.
     open: i64,
     retried: usize,
+    /// The partition is paused until something that is unavailable is back: jobs that wait for it fill its share of memory.
+    stalled: bool,
     /// When the oldest record that is not settled was written.
     oldest: Option<Timestamp>,
     oldest_age_ms: Option<u64>,
@@ -84,6 +87,8 @@ struct Totals {
     remaining: i64,
     open: i64,
     retried: usize,
+    /// Partitions that are stalled.
+    stalled: usize,
     oldest_age_ms: Option<u64>,
 }
 
@@ -115,12 +120,26 @@ pub(crate) async fn run(args: Args) -> Result<ExitCode, CliError> {
             "group {group} has committed nothing on {topic}: it will begin with the oldest"
         ));
     }
+    stalled(&rows).iter().for_each(|text| output::problem(text));
     for row in &rows {
         if let Some(problem) = &row.problem {
             output::problem(&format!("partition {}: {problem}; DONE and OPEN are not known", row.partition));
         }
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Which partitions are stalled, in words; `None` if none is.
+fn stalled(rows: &[Row]) -> Option<String> {
+    let numbers: Vec<_> =
+        rows.iter().filter(|row| row.stalled).map(|row| row.partition.to_string()).collect();
+    (!numbers.is_empty()).then(|| {
+        format!(
+            "paused, partition {}: jobs that wait for something unavailable, and jobs behind them in their keys, fill the \
+             window; `mcp-fleet jobs list` says what they wait for",
+            numbers.join(", ")
+        )
+    })
 }
 
 /// Where a partition's first record that is not settled is to be looked for.
@@ -164,6 +183,7 @@ fn row(position: &GroupPosition, oldest: Option<Timestamp>, now: Timestamp) -> R
         remaining: lag - done,
         open,
         retried: progress.attempts.len(),
+        stalled: progress.is_stalled,
         oldest,
         oldest_age_ms: oldest.map(|oldest| u64::try_from(now.since(oldest).as_millis()).unwrap_or(u64::MAX)),
         problem,
@@ -177,6 +197,7 @@ fn totals(rows: &[Row]) -> Totals {
         remaining: sum.remaining + row.remaining,
         open: sum.open + row.open,
         retried: sum.retried + row.retried,
+        stalled: sum.stalled + usize::from(row.stalled),
         oldest_age_ms: sum.oldest_age_ms.max(row.oldest_age_ms),
     })
 }
@@ -224,8 +245,12 @@ mod tests {
 
     #[test]
     fn what_is_done_beyond_the_frontier_is_not_remaining() {
-        let progress =
-            Progress { base: 10, end: 20, open: vec![(10, 12), (15, 16)], attempts: vec![(15, 2)] };
+        let progress = Progress {
+            end: 20,
+            open: vec![(10, 12), (15, 16)],
+            attempts: vec![(15, 2)],
+            ..Progress::none(10)
+        };
         let row = row(
             &position(Some(10), progress.encode(LogName::UNKNOWN).unwrap()),
             Timestamp::from_millis(1000),
@@ -237,6 +262,19 @@ mod tests {
         assert_eq!((totals.lag, totals.remaining, totals.oldest_age_ms), (40, 26, Some(2500)));
         let text = render(&[row], &totals);
         assert!(text.contains("total") && text.contains("2s"), "{text}");
+    }
+
+    #[test]
+    fn a_stalled_partition_is_named() {
+        let metadata = |is_stalled| {
+            let progress = Progress { is_stalled, ..Progress::none(10) };
+            progress.encode(LogName::UNKNOWN).unwrap()
+        };
+        let rows = [true, false]
+            .map(|is_stalled| row(&position(Some(10), metadata(is_stalled)), None, Timestamp::default()));
+        assert_eq!((totals(&rows).stalled, rows[0].remaining), (1, 20));
+        assert!(stalled(&rows).unwrap().starts_with("paused, partition 1: "));
+        assert_eq!(stalled(&rows[1..]), None);
     }
 
     #[test]

@@ -57,6 +57,13 @@ impl Breaker {
         }
     }
 
+    /// A job that was started has made no call after all. If it was the trial, another one may start.
+    pub(crate) fn withdrawn(&mut self) {
+        if let BreakerState::Trial(Some(_)) = self.state {
+            self.state = BreakerState::Trial(None);
+        }
+    }
+
     /// A call found no server. Calls that were under way when the breaker opened tell nothing new.
     pub(crate) fn unavailable(&mut self, now: Timestamp, wish: Option<Duration>, random: &mut Random) {
         if matches!(self.state, BreakerState::Closed | BreakerState::Trial(_)) {

@@ -4,6 +4,7 @@ mod backpressure;
 mod commits;
 mod holding;
 mod jobs;
+mod stalls;
 
 use std::collections::{BTreeSet, VecDeque};
 
@@ -45,6 +46,8 @@ pub struct Engine {
     relay_bytes: usize,
     /// All partitions are paused because memory is full.
     full: bool,
+    /// When to look again at which partitions are stalled.
+    stalls_due: Option<Timestamp>,
 }
 
 /// What the engine holds, for metrics and people.
@@ -92,6 +95,9 @@ pub struct PartitionStatus {
     pub held: usize,
     /// Whether fetching is paused.
     pub paused: bool,
+    /// Whether it stays paused until something that is unavailable is back: the jobs that wait for it, and those behind them
+    /// in their keys, fill the partition's share of memory.
+    pub is_stalled: bool,
 }
 
 impl Engine {
@@ -114,6 +120,7 @@ impl Engine {
             relays: 0,
             relay_bytes: 0,
             full: false,
+            stalls_due: None,
             config,
         }
     }
@@ -126,7 +133,8 @@ impl Engine {
     /// When [`Input::Tick`] is due, if nothing else happens before.
     pub fn next_wakeup(&self) -> Option<Timestamp> {
         let commit = self.commits.first().map(|(at, _)| *at);
-        [self.timers.next(), self.breaker.next(), self.holds.next(), commit].into_iter().flatten().min()
+        let due = [self.timers.next(), self.breaker.next(), self.holds.next(), self.stalls_due, commit];
+        due.into_iter().flatten().min()
     }
 
     /// The token of the record at `offset`, by which the engine will speak of it; `None` when the partition is not ours.
@@ -148,7 +156,7 @@ impl Engine {
         let mut commits = Vec::new();
         for partition in partitions {
             if let Some(state) = self.partitions.get_mut(partition)
-                && (state.dirty || state.in_commit.is_some())
+                && (state.dirty || state.is_stalled || state.in_commit.is_some())
                 && let Some(commit) = state.last_commit(*partition)
             {
                 commits.push(commit);
@@ -182,6 +190,7 @@ impl Engine {
                 }
             }
             Input::Lost(partitions) => self.remove(partitions),
+            Input::ContactRegained => self.recall_starts(now),
             Input::Tick => {}
         }
         self.advance(now);
@@ -204,6 +213,7 @@ impl Engine {
                 open: state.open.len(),
                 held: state.open.slots().filter(|slot| matches!(slot.phase, Phase::Held(_))).count(),
                 paused: state.paused,
+                is_stalled: state.is_stalled,
             })
             .collect();
         partitions.sort_unstable_by_key(|status| status.partition);
@@ -295,6 +305,7 @@ impl Engine {
             }
             self.drop_stale();
         }
+        self.review_stalls(now);
         while let Some((_, partition)) = self.commits.first().copied().filter(|(at, _)| *at <= now) {
             self.commits.pop_first();
             self.commit(now, partition);

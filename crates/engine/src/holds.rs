@@ -173,6 +173,11 @@ impl Holds {
         due.min()
     }
 
+    /// Whether a job waits for anything.
+    pub(crate) fn has_waiting(&self) -> bool {
+        self.held.values().any(|hold| !hold.waiting.is_empty())
+    }
+
     /// What stands, since when, and how many jobs wait for it.
     pub(crate) fn all(&self) -> impl Iterator<Item = (Need, Timestamp, usize)> {
         self.held.iter().map(|(need, hold)| (*need, hold.since, hold.waiting.len()))

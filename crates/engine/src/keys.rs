@@ -57,6 +57,11 @@ impl Keys {
         self.lanes.get(&lane).is_some_and(|queue| queue.head == offset)
     }
 
+    /// The job at the head of a lane.
+    pub(crate) fn head(&self, lane: Lane) -> Option<i64> {
+        self.lanes.get(&lane).map(|queue| queue.head)
+    }
+
     /// Takes a settled `offset` out of its lane; the new head, when that changed.
     pub(crate) fn leave(&mut self, lane: Lane, offset: i64) -> Option<i64> {
         let Entry::Occupied(mut entry) = self.lanes.entry(lane) else { return None };

@@ -154,9 +154,8 @@ mod tests {
 
     /// A worker's commit of offset 40 of `log`, with 41 done and 40 and 42 open.
     fn commit_of(log: LogName) -> String {
-        Progress { base: 40, end: 43, open: vec![(40, 41), (42, 43)], attempts: vec![(42, 2)] }
-            .encode(log)
-            .unwrap()
+        let (open, attempts) = (vec![(40, 41), (42, 43)], vec![(42, 2)]);
+        Progress { base: 40, end: 43, open, attempts, is_stalled: false }.encode(log).unwrap()
     }
 
     #[test]

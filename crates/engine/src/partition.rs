@@ -114,6 +114,8 @@ pub(crate) struct PartitionState {
     pub(crate) log: LogName,
     pub(crate) draining: bool,
     pub(crate) paused: bool,
+    /// It is paused until something that is unavailable is back.
+    pub(crate) is_stalled: bool,
     /// Open jobs by offset. What lies below `next` and is not in here is done, or was never delivered.
     pub(crate) open: Open,
     /// One past the last offset that was delivered; `None` until the position is known.
@@ -154,6 +156,7 @@ impl PartitionState {
             log,
             draining: false,
             paused: false,
+            is_stalled: false,
             open: Open::default(),
             next: committed,
             has_delivered: false,
@@ -291,7 +294,7 @@ impl PartitionState {
     pub(crate) fn progress(&self) -> Option<Progress> {
         let base = self.frontier()?;
         let next = self.next.unwrap_or(base);
-        let mut progress = Progress::none(base);
+        let mut progress = Progress { is_stalled: self.is_stalled, ..Progress::none(base) };
         // What lies beyond the last job that was ever started is as new as what has not been read: nothing need be said
         // of it, and its holes cost nothing.
         let known = (self.touched + 1).clamp(base, next.max(base));
@@ -340,6 +343,7 @@ impl PartitionState {
     /// The commit before the partition is given away. Where its progress can't be said in full, the frontier alone is
     /// better than nothing.
     pub(crate) fn last_commit(&mut self, partition: Partition) -> Option<FinalCommit> {
+        self.is_stalled = false;
         match self.commit(partition) {
             Sayable::Commit(commit) => Some(commit),
             Sayable::Nothing => None,

@@ -7,7 +7,8 @@
 //! Two encodings, and the shorter one is written. *Runs*: gaps and lengths of what is not done, then the attempts, all as
 //! LEB128 numbers; small when few jobs are open. *Dense*: four bits an offset; bounded however unlucky the pattern. Both
 //! are URL-safe base64 of `version byte · mode byte · log · base · body`. The log's name (two digests of 8 bytes) ties the
-//! string to its log, the base to its offset, in case the topic is made again or a tool copies the string elsewhere.
+//! string to its log, the base to its offset, in case the topic is made again or a tool copies the string elsewhere. A bit
+//! of the mode byte says that the partition is stalled.
 //! Version 1 is the same without the log's name; it is read and not written any more.
 
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
@@ -30,6 +31,8 @@ const VERSION: u8 = 2;
 const VERSION_WITHOUT_LOG: u8 = 1;
 const MODE_RUNS: u8 = 0;
 const MODE_DENSE: u8 = 1;
+/// The bit of the mode byte that stands for [`Progress::is_stalled`].
+const STALLED: u8 = 0x80;
 /// The dense symbol for "attempts stand in the list behind"; 0 is "done", n is "not done, n - 1 attempts".
 const ESCAPE: u8 = 15;
 
@@ -61,6 +64,9 @@ pub struct Progress {
     pub open: Vec<(i64, i64)>,
     /// Attempts spent, for open offsets that have spent any, ascending.
     pub attempts: Vec<(i64, u32)>,
+    /// The partition is paused until something that is unavailable is back: the jobs that wait for it, and those behind them
+    /// in their keys, fill its share of memory. News for people; no worker needs it.
+    pub is_stalled: bool,
 }
 
 impl Progress {
@@ -94,7 +100,7 @@ impl Progress {
     pub fn encode(&self, log: LogName) -> Option<String> {
         let is_bare = self.open == [(self.base, self.end)] && self.attempts.is_empty();
         if is_bare {
-            return Self::none(self.base).encode(log);
+            return Self { is_stalled: self.is_stalled, ..Self::none(self.base) }.encode(log);
         }
 
         let runs = self.encode_runs(log);
@@ -103,7 +109,7 @@ impl Progress {
     }
 
     fn header(&self, log: LogName, mode: u8) -> Vec<u8> {
-        let mut bytes = vec![VERSION, mode];
+        let mut bytes = vec![VERSION, if self.is_stalled { mode | STALLED } else { mode }];
         bytes.extend(log.cluster.to_be_bytes());
         bytes.extend(log.topic.to_be_bytes());
         put(&mut bytes, self.base.unsigned_abs());
@@ -187,12 +193,12 @@ impl Progress {
             _ => return Err(ProgressError::Version(version)),
         };
         let base = i64::try_from(reader.number()?).map_err(|_| ProgressError::Corrupt)?;
-        let progress = match mode {
+        let progress = match mode & !STALLED {
             MODE_RUNS => Self::decode_runs(base, reader),
             MODE_DENSE => Self::decode_dense(base, reader),
             _ => Err(ProgressError::Corrupt),
         };
-        Ok((log, progress?))
+        Ok((log, Self { is_stalled: mode & STALLED != 0, ..progress? }))
     }
 
     fn decode_runs(base: i64, mut reader: Reader<'_>) -> Result<Self, ProgressError> {

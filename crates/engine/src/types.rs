@@ -123,6 +123,9 @@ pub enum Attempt {
     Failed(FailureClass, Option<Duration>),
     /// It was turned away, because this is away. No attempt is spent. With the server's wish for the delay.
     Held(Need, Option<Duration>),
+    /// Its call was not made, because contact with the group was lost before. No attempt is spent, and the job starts again
+    /// when it may.
+    NotMade,
 }
 
 /// How a job ends.
@@ -203,6 +206,9 @@ pub enum Input<'a> {
     Draining(&'a [Partition]),
     /// These partitions were lost without notice: commit nothing, report nothing, drop everything.
     Lost(&'a [Partition]),
+    /// Contact with the group was lost, and commands were not carried out meanwhile. Starts among those that have not been
+    /// polled are decided again.
+    ContactRegained,
     /// Nothing but the time.
     Tick,
 }
@@ -340,6 +346,8 @@ pub(crate) enum Fault {
     LimitLeak,
     /// A cancelled job starts all the same.
     CancelIgnored,
+    /// What was to start before a gap in contact starts after it, whatever has passed since.
+    StartsNotRecalled,
     /// After a gap in contact, one turn of the poll thread is taken for contact.
     TurnLiftsGap,
     /// The offset that was committed for an earlier topic of the name is believed (I3).
@@ -362,6 +370,12 @@ pub(crate) enum Fault {
     HoldDefersKeys,
     /// The deadline of a job that waits for a hosted server is not looked at.
     HoldIgnoresDeadline,
+    /// Whoever reads events takes the newest end for a job's state, and not the first one.
+    NewestEndStands,
+    /// Whoever reads events takes the newest one for a job's state, also where that stands behind its end.
+    NewestWordStands,
+    /// An end that something stands behind is not written again.
+    EndsNotRestated,
     /// What comes to its end without being run does so before earlier jobs of its key have ended (I5).
     EndsOutOfTurn,
 }
@@ -369,7 +383,7 @@ pub(crate) enum Fault {
 #[cfg(test)]
 impl Fault {
     /// All of them.
-    pub(crate) const ALL: [Self; 34] = [
+    pub(crate) const ALL: [Self; 38] = [
         Self::CommitPastGap,
         Self::SettleBeforeWritten,
         Self::WriteFailureIgnored,
@@ -392,6 +406,7 @@ impl Fault {
         Self::LimitsIgnored,
         Self::LimitLeak,
         Self::CancelIgnored,
+        Self::StartsNotRecalled,
         Self::TurnLiftsGap,
         Self::LogIgnored,
         Self::OldFrontierKept,
@@ -403,6 +418,9 @@ impl Fault {
         Self::HoldIgnored,
         Self::HoldDefersKeys,
         Self::HoldIgnoresDeadline,
+        Self::NewestEndStands,
+        Self::NewestWordStands,
+        Self::EndsNotRestated,
         Self::EndsOutOfTurn,
     ];
 }

@@ -30,7 +30,7 @@ fn a_commit_with_nothing_to_add_names_its_log() {
     assert!(text.len() <= 32, "{text}");
     assert_eq!(Progress::read(&text), Ok((LOG, Progress::none(7))));
     assert_eq!(Progress::decode(7, "").unwrap(), Progress::none(7));
-    let open_from_the_base = Progress { base: 7, end: 9, open: vec![(7, 9)], attempts: Vec::new() };
+    let open_from_the_base = Progress { end: 9, open: vec![(7, 9)], ..Progress::none(7) };
     assert_eq!(
         open_from_the_base.encode(LOG).unwrap(),
         text,
@@ -67,6 +67,15 @@ fn the_bytes_of_a_version_stay_as_they_are() {
     };
     check(100, &[1, 0, 2, 0], "AgABAgMEBQYHCPHy8_T19vf4ZAIAAQEBAQECAQ", 38);
     check(7, &alternating, "AgEBAgMEBQYHCPHy8_T19vf4B7gXECECECECECEC", 2028);
+    // A stalled partition differs in a bit of the second byte, and in nothing else.
+    for (stalled, symbols, start) in [
+        ("AoABAgMEBQYHCPHy8_T19vf4ZAIAAQEBAQECAQ", &[1, 0, 2, 0][..], 100),
+        ("AoABAgMEBQYHCPHy8_T19vf4ZAAAAA", &[1], 100),
+    ] {
+        let wanted = Progress { is_stalled: true, ..progress(start, symbols) };
+        assert_eq!(wanted.encode(LOG).unwrap(), stalled);
+        assert!(Progress::read(stalled).unwrap().1.is_stalled);
+    }
 }
 
 #[test]

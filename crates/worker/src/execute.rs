@@ -44,7 +44,8 @@ pub(crate) struct Job {
     pub(crate) contact: GroupContact,
 }
 
-/// Makes attempt number `attempt`, and tells of its progress. Returns the outcome, and what is done now.
+/// Makes attempt number `attempt`, and tells of its progress. Returns the outcome, and what is done now. The outcome is `None`
+/// if contact with the group was lost before the first call: whether the job may still start has to be decided again.
 ///
 /// The progress of a job with one call is what the tool says; of a job with several it is how many of them are done, and
 /// for `server-init` how far the start of the next server is, since that can take half a minute.
@@ -53,7 +54,11 @@ pub(crate) async fn attempt(
     mut job: Job,
     attempt: u32,
     tell: impl Fn(Progress),
-) -> (Outcome, BTreeMap<usize, Value>) {
+) -> (Option<Outcome>, BTreeMap<usize, Value>) {
+    if job.contact.is_lost() {
+        job.contact.regained().await;
+        return (None, job.done);
+    }
     let mut plan = Plan::new(&job.envelope.work);
     // Each call is made once, and its arguments can be large.
     let mut arguments: Vec<_> =
@@ -137,7 +142,7 @@ pub(crate) async fn attempt(
             }
         }
     }
-    (plan.combine(&done, failures), done)
+    (Some(plan.combine(&done, failures)), done)
 }
 
 /// The span of a call, as OpenTelemetry's conventions for MCP clients name it.

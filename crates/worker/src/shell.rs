@@ -103,6 +103,8 @@ pub(crate) struct Shell {
     revokes: Vec<Revoke>,
     /// Whether this worker can still count on its partitions.
     contact: GroupContact,
+    /// The engine may have commands from before contact was lost.
+    has_old_commands: bool,
     /// The loop may stand still for so long without having missed that partitions were taken away.
     patience: Duration,
     /// When the loop has begun its present turn.
@@ -146,6 +148,7 @@ impl Shell {
             uncommitted: Uncommitted::default(),
             revokes: Vec::new(),
             contact,
+            has_old_commands: false,
             patience: session / 3,
             turned: Instant::now(),
             stop_by: None,
@@ -234,6 +237,7 @@ impl Shell {
         events: &mut Events,
         shutdown: &CancellationToken,
     ) -> Result<(), KafkaError> {
+        self.has_old_commands = true;
         if self.turned.elapsed() > self.patience {
             // The threads of the consumer may have gone on meanwhile; what they have met is in the channel.
             self.contact.suspect();
@@ -343,6 +347,7 @@ impl Shell {
         match done {
             Done::Progress(token, progress) => self.progressed(token, progress),
             Done::Attempt { token, outcome, done, took } => self.attempted(token, outcome, done, took),
+            Done::NotMade(token, done) => self.not_made(token, done),
             Done::Written(token, state, event) => {
                 if let Some(held) = self.jobs.get(&token) {
                     let kind =
@@ -397,11 +402,21 @@ impl Shell {
 
     // --- What the engine wants ------------------------------------------------------------------------------------
 
-    /// Asks before each command whether it is still ours to carry out: the process can be stopped between any two.
+    /// The next command that may be carried out. Asks each time whether it is still ours to do so: the process can be stopped
+    /// between any two.
+    fn next_command(&mut self) -> Option<Command> {
+        if self.is_out_of_contact() {
+            self.has_old_commands = true;
+            return None;
+        }
+        if std::mem::take(&mut self.has_old_commands) {
+            self.feed(Input::ContactRegained);
+        }
+        self.engine.poll()
+    }
+
     fn carry_out(&mut self) {
-        while !self.is_out_of_contact()
-            && let Some(command) = self.engine.poll()
-        {
+        while let Some(command) = self.next_command() {
             match command {
                 // Decided before the partition was taken away, and not carried out yet.
                 Command::Start(token, _) | Command::Settle(token, ..) | Command::Retrying(token, ..)
@@ -496,6 +511,7 @@ impl Shell {
     fn gone(&mut self, partitions: &[Partition]) {
         self.uncommitted.gone(partitions);
         for partition in partitions {
+            self.stalled.remove(partition);
             self.lag(*partition, 0);
         }
     }

@@ -138,12 +138,8 @@ impl Engine {
     /// The jobs that would start if it were not for something that is away, with what that is (`None` for the server itself)
     /// and the attempts that they have spent; in no order. Costs as much as there are jobs.
     pub fn held_jobs(&self) -> impl Iterator<Item = (Token, Option<Need>, u32)> {
-        let is_closed = self.breaker.allows_start();
-        let wait = move |slot: &Slot| match slot.phase {
-            Phase::Held(need) => Some(Some(need)),
-            Phase::Ready if !is_closed && slot.early.is_none() => Some(None),
-            _ => None,
-        };
+        let allows_start = self.breaker.allows_start();
+        let wait = move |slot: &Slot| awaited(slot, allows_start);
         self.partitions.iter().flat_map(move |(partition, state)| {
             let token = |offset| Token { partition: *partition, offset, generation: state.generation };
             state
@@ -151,6 +147,16 @@ impl Engine {
                 .iter()
                 .filter_map(move |(offset, slot)| Some((token(offset), wait(slot)?, slot.attempts)))
         })
+    }
+}
+
+/// What is away that keeps a job from starting, if anything; `Some(None)` for the server itself, which does not take calls
+/// unless `allows_start`.
+pub(super) fn awaited(slot: &Slot, allows_start: bool) -> Option<Option<Need>> {
+    match slot.phase {
+        Phase::Held(need) => Some(Some(need)),
+        Phase::Ready if !allows_start && slot.early.is_none() => Some(None),
+        _ => None,
     }
 }
 

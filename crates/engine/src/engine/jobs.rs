@@ -345,8 +345,12 @@ impl Engine {
                 }
             }
             // The cancel was in time; what the aborted call came to says nothing about server or job.
-            Attempt::Failed(..) | Attempt::Held(..) if cancelled => {
+            Attempt::Failed(..) | Attempt::Held(..) | Attempt::NotMade if cancelled => {
                 self.conclude(token, Terminal::Cancelled, spent - 1);
+            }
+            Attempt::NotMade => {
+                self.breaker.withdrawn();
+                self.put_back(token);
             }
             Attempt::Held(need, wish) => {
                 self.breaker.reached();
@@ -356,12 +360,7 @@ impl Engine {
                 if !faulty!(self.config, OutageSpendsAttempts) =>
             {
                 self.breaker.unavailable(now, wish, &mut self.random);
-                self.set_phase(token, Phase::Ready);
-                self.ready.push_front(spec.priority, spec.limits, token);
-                // The deadline may have passed while the job was running and could not expire.
-                if let Some(deadline) = spec.deadline {
-                    self.timers.set(deadline, token, Alarm::Deadline);
-                }
+                self.put_back(token);
             }
             Attempt::Failed(class, wish) => {
                 self.breaker.reached();
@@ -381,6 +380,38 @@ impl Engine {
                     self.retry_at(now, token, spent, at);
                 }
             }
+        }
+    }
+
+    /// The job has made no call that counts, and goes first when jobs may start.
+    fn put_back(&mut self, token: Token) {
+        let Some(slot) = self.slot(token) else { return };
+        slot.phase = Phase::Ready;
+        slot.scouts = false;
+        let Some(spec) = slot.spec else { return };
+        self.ready.push_front(spec.priority, spec.limits, token);
+        // The deadline may have passed while the job was running and could not expire.
+        if let Some(deadline) = spec.deadline {
+            self.timers.set(deadline, token, Alarm::Deadline);
+        }
+    }
+
+    /// Takes back the starts that nobody has polled yet: deadlines may have passed since they were decided, and holds begun.
+    pub(super) fn recall_starts(&mut self, now: Timestamp) {
+        if faulty!(self.config, StartsNotRecalled) {
+            return;
+        }
+        let mut recalled = Vec::new();
+        self.out.retain(|command| match command {
+            Command::Start(token, _) => {
+                recalled.push(*token);
+                false
+            }
+            _ => true,
+        });
+        // Each goes to the front, so the first one last.
+        for token in recalled.into_iter().rev() {
+            self.finished(now, token, Attempt::NotMade);
         }
     }
 

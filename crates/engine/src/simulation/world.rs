@@ -1,6 +1,8 @@
 //! The simulated world: a broker with logs and committed offsets, workers with an engine each, a server, a group. Every
 //! move is drawn from a seed of its own. `moves` has the moves, `oracles` what must hold.
 
+mod events;
+mod members;
 mod moves;
 mod oracles;
 
@@ -9,7 +11,7 @@ use std::{
     time::Duration,
 };
 
-use fleet_job::{outcome::FailureClass, time::Timestamp};
+use fleet_job::{event::JobState, outcome::FailureClass, time::Timestamp};
 
 use crate::{
     Admission, Attempt, Backoff, Command, Config, Contact, Engine, FinalCommit, Input, JobSpec, Limit,
@@ -17,6 +19,7 @@ use crate::{
     log::{self, Found, LogName},
     types::Fault,
 };
+use events::{Events, Word};
 
 /// Partitions of the jobs topic, by these numbers; the next one is the delayed topic's only one.
 const JOBS: usize = 3;
@@ -155,10 +158,12 @@ struct Worker {
     probing: bool,
     /// When each hosted server that is away wants to be asked again, as it has said here. Before that nobody asks.
     held_until: BTreeMap<u64, i64>,
-    /// Since when its engine may have commands that are not carried out: it is out of contact.
-    undone_since: Option<i64>,
+    /// Its engine may have commands from before contact was lost.
+    has_old_commands: bool,
     /// What it knows to be settled, because it has written that.
     settled: BTreeSet<(i32, u64, i64)>,
+    /// The events that it has written of jobs that have ended, by the jobs' ids.
+    ends: HashMap<u64, Word>,
     /// Partitions that the group has taken away while this worker was frozen; it does not know yet.
     gone: Vec<i32>,
 }
@@ -167,8 +172,13 @@ pub(super) struct World {
     rng: Rng,
     now: i64,
     logs: Vec<Log>,
+    events: Events,
+    /// How many events were made.
+    words: u64,
     workers: Vec<Worker>,
     owner: Vec<Option<usize>>,
+    /// This worker has stopped before it could do what its engine wants.
+    dozes: Option<usize>,
     server_up: bool,
     /// The hosted servers, and the server's room for calls, as far as they are away.
     away: BTreeSet<Need>,
@@ -221,8 +231,11 @@ impl World {
             rng,
             now: 1_000_000,
             logs: (0..PARTITIONS).map(|_| Log::default()).collect(),
+            events: Events::new(fault),
+            words: 0,
             workers: Vec::new(),
             owner: vec![None; PARTITIONS as usize],
+            dozes: None,
             server_up: true,
             away: BTreeSet::new(),
             broker_up: true,
@@ -249,8 +262,7 @@ impl World {
         if self.trace {
             eprintln!("{} worker {worker}: {input:?}", self.now);
         }
-        let (now, at) = (self.time(), self.now);
-        self.workers[worker].undone_since.get_or_insert(at);
+        let now = self.time();
         self.workers[worker].engine.handle(now, input);
         self.drain(worker);
     }
@@ -268,7 +280,9 @@ impl World {
 
     fn breathe(&mut self, worker: usize) {
         let (now, broker_up) = (ms(self.now), self.broker_up);
-        let Worker { contact, gone, .. } = &mut self.workers[worker];
+        let Worker { contact, gone, has_old_commands, .. } = &mut self.workers[worker];
+        // A loop that has stood still knows that it has, whatever its consumer's threads have done meanwhile.
+        *has_old_commands |= contact.is_broken(now);
         contact.turned(now);
         if broker_up {
             contact.sampled(Sample { at: now, received: Some(now), is_joining: false });
@@ -297,178 +311,6 @@ impl World {
             Some(job) => job,
             None => log.jobs.get_mut(&token.offset).unwrap(),
         }
-    }
-
-    // --- Membership -----------------------------------------------------------------------------------------------
-
-    fn join(&mut self) {
-        let seed = self.rng.next();
-        let mut contact = Contact::new(Patience::new(ms(SESSION), Duration::ZERO));
-        contact.fault = self.fault;
-        contact.turned(ms(self.now));
-        self.workers.push(Worker {
-            engine: engine(seed, self.fault),
-            contact,
-            position: HashMap::new(),
-            paused: BTreeSet::new(),
-            running: Vec::new(),
-            writing: Vec::new(),
-            late: Vec::new(),
-            commits: Vec::new(),
-            probing: false,
-            held_until: BTreeMap::new(),
-            undone_since: None,
-            settled: BTreeSet::new(),
-            logs: HashMap::new(),
-            gone: Vec::new(),
-        });
-        self.rebalance();
-    }
-
-    /// A worker stops in good order: it gives everything back first.
-    fn leave(&mut self) {
-        let worker = self.rng.below(self.workers.len() as u64) as usize;
-        for number in 0..PARTITIONS {
-            if self.owner[number as usize] == Some(worker) {
-                self.revoke(worker, number);
-            }
-        }
-        self.remove(worker);
-    }
-
-    /// A worker dies: its partitions move without a word from it.
-    fn crash(&mut self) {
-        self.disorder = true;
-        let worker = self.rng.below(self.workers.len() as u64) as usize;
-        self.remove(worker);
-        if self.workers.is_empty() {
-            self.join();
-        }
-    }
-
-    /// A worker is frozen for so long that the group gives its partitions to others. It goes on and does not know.
-    fn freeze(&mut self) {
-        self.disorder = true;
-        let worker = self.rng.below(self.workers.len() as u64) as usize;
-        self.pass(SESSION, Some(worker));
-        for number in 0..PARTITIONS {
-            if self.owner[number as usize] == Some(worker) {
-                self.owner[number as usize] = None;
-                self.workers[worker].gone.push(number);
-            }
-        }
-        self.rebalance();
-        // Awake again, it hears the coordinator, and what it hears is a refusal.
-        self.breathe(worker);
-    }
-
-    /// A worker that was frozen hears what it has lost.
-    fn thaw(&mut self) {
-        let worker = self.rng.below(self.workers.len() as u64) as usize;
-        self.hear(worker);
-    }
-
-    fn hear(&mut self, worker: usize) {
-        let gone: Vec<_> =
-            std::mem::take(&mut self.workers[worker].gone).into_iter().map(partition).collect();
-        if !gone.is_empty() {
-            self.note_vacancy(worker);
-            self.feed(worker, Input::Lost(&gone));
-        }
-    }
-
-    fn remove(&mut self, worker: usize) {
-        self.workers.remove(worker);
-        for owner in &mut self.owner {
-            *owner = match *owner {
-                Some(number) if number == worker => None,
-                Some(number) if number > worker => Some(number - 1),
-                other => other,
-            };
-        }
-        if !self.workers.is_empty() {
-            self.rebalance();
-        }
-    }
-
-    /// Moves some partitions, and gives away those without an owner.
-    fn rebalance(&mut self) {
-        for number in 0..PARTITIONS {
-            let to = self.rng.below(self.workers.len() as u64) as usize;
-            match self.owner[number as usize] {
-                Some(from) if from == to => continue,
-                Some(from) if self.rng.chance(50) => self.revoke(from, number),
-                Some(_) => continue,
-                None => {}
-            }
-            // It joins again only when it has heard what it has lost.
-            self.hear(to);
-            self.owner[number as usize] = Some(to);
-            let log = &self.logs[number as usize];
-            let committed = log.committed.as_ref().map(|(offset, metadata)| (*offset, metadata.as_str()));
-            let name = if self.fault == Some(Fault::LogIgnored) { LogName::UNKNOWN } else { log.name() };
-            let found = Found { log: name, committed, first: Some(0), end: Some(log.next) };
-            let progress = log::start(found).progress;
-            self.assign(to, number, progress);
-        }
-    }
-
-    fn assign(&mut self, worker: usize, number: i32, progress: Option<Progress>) {
-        let log = self.logs[number as usize].name();
-        let start = progress.as_ref().map_or(0, |progress| progress.base);
-        self.workers[worker].position.insert(number, start);
-        self.workers[worker].paused.remove(&number);
-        self.workers[worker].logs.insert(number, log);
-        self.workers[worker].contact.turned(ms(self.now));
-        self.workers[worker].contact.assigned();
-        self.generations += 1;
-        let generation = self.generations;
-        self.feed(worker, Input::Assigned { partition: partition(number), generation, log, progress });
-    }
-
-    /// Whether the owner of a partition does not know yet that its topic was made again.
-    fn is_unnoticed(&self, number: i32) -> bool {
-        let log = self.logs[number as usize].name();
-        self.owner[number as usize].is_some_and(|owner| self.workers[owner].logs.get(&number) != Some(&log))
-    }
-
-    /// The owner of a partition hears that its topic was made again: what runs gets to its end, nothing is committed any
-    /// more, and the new log is read from its beginning.
-    fn notice(&mut self, number: i32) {
-        let Some(worker) = self.owner[number as usize].filter(|_| self.is_unnoticed(number)) else { return };
-        let partitions = [partition(number)];
-        self.feed(worker, Input::Draining(&partitions));
-        for _ in 0..self.rng.below(30) {
-            if self.rng.chance(50) { self.finish() } else { self.write() }
-        }
-        let commits = self.workers[worker].engine.release(&partitions);
-        self.drain(worker);
-        let reads_on = self.fault == Some(Fault::OldFrontierKept);
-        let kept = commits.first().filter(|_| reads_on).map(|commit| Progress::none(commit.offset));
-        self.assign(worker, number, kept);
-    }
-
-    fn revoke(&mut self, worker: usize, number: i32) {
-        let partitions = [partition(number)];
-        if self.rng.chance(10) {
-            self.disorder = true;
-            self.feed(worker, Input::Lost(&partitions));
-        } else {
-            self.feed(worker, Input::Draining(&partitions));
-            // Some of what runs gets to its end within the drain.
-            for _ in 0..self.rng.below(30) {
-                if self.rng.chance(50) { self.finish() } else { self.write() }
-            }
-            let commits = self.workers[worker].engine.release(&partitions);
-            self.drain(worker);
-            if self.broker_up {
-                commits.iter().for_each(|commit| self.commit(commit));
-            } else {
-                self.disorder = true;
-            }
-        }
-        self.owner[number as usize] = None;
-        self.note_vacancy(worker);
     }
 
     // --- The end --------------------------------------------------------------------------------------------------

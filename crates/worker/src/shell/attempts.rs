@@ -51,8 +51,11 @@ impl Shell {
         let task = self.spawn(
             async move {
                 let started = Instant::now();
-                let (outcome, calls) = execute::attempt(&client, job, attempt, tell).await;
-                Done::Attempt { token, outcome, done: calls, took: started.elapsed() }
+                let (outcome, done) = execute::attempt(&client, job, attempt, tell).await;
+                match outcome {
+                    Some(outcome) => Done::Attempt { token, outcome, done, took: started.elapsed() },
+                    None => Done::NotMade(token, done),
+                }
             }
             .instrument(log),
             move || {
@@ -80,6 +83,17 @@ impl Shell {
         let running = self.jobs.get(&token).filter(|held| held.running);
         let event = running.map(|held| self.reporter.progress(&held.subject(), now, held.attempt, progress));
         self.announce(event);
+    }
+
+    /// Contact with the group was lost before the attempt's first call.
+    pub(super) fn not_made(&mut self, token: Token, done: BTreeMap<usize, Value>) {
+        let Some(held) = self.jobs.get_mut(&token) else { return };
+        if !std::mem::take(&mut held.running) {
+            return;
+        }
+        held.task = None;
+        held.done = done;
+        self.feed(Input::Finished(token, Attempt::NotMade));
     }
 
     /// Says of an attempt what it came to, and remembers of it what the job's end will tell.

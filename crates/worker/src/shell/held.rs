@@ -236,6 +236,8 @@ pub(super) enum Done {
         done: BTreeMap<usize, Value>,
         took: Duration,
     },
+    /// Contact with the group was lost before the attempt's first call. With the calls that earlier attempts have done.
+    NotMade(Token, BTreeMap<usize, Value>),
     /// With the event that says so.
     Written(Token, JobState, Arc<Outgoing>),
     /// The event that was all there was to write was not written.

@@ -144,12 +144,17 @@ impl Shell {
         self.watch_windows(status);
     }
 
-    /// Says of each partition once that it is not read because it is full of jobs that wait.
+    /// Says of each partition once that it is not read because it is full of jobs that wait, and once that it is read again.
     fn watch_windows(&mut self, status: &Status) {
         for one in &status.partitions {
-            let is_stalled = one.paused && one.held > 0;
-            if !is_stalled {
-                self.stalled.remove(&one.partition);
+            if !one.is_stalled {
+                if self.stalled.remove(&one.partition) {
+                    tracing::info!(
+                        topic = topic_of(one.partition),
+                        partition = one.partition.number,
+                        "the partition no longer waits for what was unavailable"
+                    );
+                }
             } else if self.stalled.insert(one.partition) {
                 tracing::warn!(
                     topic = topic_of(one.partition),

@@ -37,6 +37,7 @@ impl World {
                 let number = self.rng.below(PARTITIONS as u64) as i32;
                 self.notice(number);
             }
+            99 => self.doze(),
             _ => self.tick(),
         }
     }
@@ -146,7 +147,13 @@ impl World {
         self.append(if far { DELAYED } else { origin }, record);
     }
 
-    /// Somebody cancels a job that its worker has in memory.
+    /// What its worker, whichever that is, says of a job.
+    pub(super) fn word(&mut self, token: Token, state: JobState) -> Word {
+        self.words += 1;
+        Word::new(self.job(token).id, state, self.words)
+    }
+
+    /// Somebody cancels a job that its worker has read: one that it has in memory, or one that has just ended.
     fn cancel(&mut self) {
         let number = self.rng.below(JOBS as u64) as usize;
         let Some(worker) = self.owner[number].filter(|worker| !self.is_out_of_contact(*worker)) else {
@@ -154,12 +161,15 @@ impl World {
         };
         let position = self.workers[worker].position[&(number as i32)];
         let read = self.logs[number].jobs.range(..position);
-        let open: Vec<i64> =
-            read.filter(|(_, job)| job.terminals.is_empty()).map(|(offset, _)| *offset).collect();
-        if open.is_empty() {
+        let (has_ended, open): (Vec<_>, Vec<_>) = read
+            .filter(|(_, job)| job.terminals.iter().all(|terminal| terminal.is_final()))
+            .map(|(offset, job)| (!job.terminals.is_empty(), *offset))
+            .partition(|(has_ended, _)| *has_ended);
+        let those = if self.rng.chance(30) { has_ended } else { open };
+        if those.is_empty() {
             return;
         }
-        let offset = open[self.rng.below(open.len() as u64) as usize];
+        let (_, offset) = those[self.rng.below(those.len() as u64) as usize];
         let Some(token) = self.workers[worker].engine.token(partition(number as i32), offset) else { return };
         self.job(token).cancelled = Some(token.generation);
         self.feed(worker, Input::Cancel(token));
@@ -304,6 +314,9 @@ impl World {
         }
         if terminal == Terminal::Again {
             self.job(token).seems_to_run = false;
+            let id = self.job(token).id;
+            let again = self.workers[worker].ends.get(&id).cloned();
+            again.into_iter().for_each(|end| self.events.write(end, None));
             return self.feed(worker, Input::Written(token));
         }
         self.check_terminal(worker, token, terminal);
@@ -317,6 +330,9 @@ impl World {
             _ => {
                 let id = self.job(token).id;
                 self.ended.insert(id);
+                let word = self.word(token, state_of(terminal));
+                self.workers[worker].ends.insert(id, word.clone());
+                self.events.write(word, None);
             }
         }
         self.job(token).terminals.push(terminal);
@@ -352,10 +368,26 @@ impl World {
     pub(super) fn tick(&mut self) {
         let time = 1 + self.rng.below(60) as i64;
         self.pass(time, None);
+        if self.rng.chance(20) {
+            self.events.arrive();
+        }
+        if self.rng.chance(20) {
+            self.events.restate();
+        }
         for worker in 0..self.workers.len() {
             if !self.is_out_of_contact(worker) {
                 self.feed(worker, Input::Tick);
             }
         }
+    }
+}
+
+/// The state that an end is told as.
+fn state_of(terminal: Terminal) -> JobState {
+    match terminal {
+        Terminal::Failed | Terminal::Rejected => JobState::Failed,
+        Terminal::Expired => JobState::Expired,
+        Terminal::Cancelled => JobState::Cancelled,
+        _ => JobState::Succeeded,
     }
 }

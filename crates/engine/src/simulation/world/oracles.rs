@@ -4,9 +4,7 @@ use super::*;
 
 impl World {
     pub(super) fn drain(&mut self, worker: usize) {
-        while !self.is_out_of_contact(worker)
-            && let Some(command) = self.workers[worker].engine.poll()
-        {
+        while let Some(command) = self.next_command(worker) {
             match command {
                 // Decided before the partition was taken away, and not carried out yet.
                 Command::Start(token, _) | Command::Settle(token, ..) | Command::Retrying(token, ..)
@@ -52,13 +50,30 @@ impl World {
                         attempts < MAX_ATTEMPTS,
                         "I6: {token:?} is to be tried again after {attempts} attempts"
                     );
+                    let word = self.word(token, JobState::Retrying);
+                    self.events.write(word, None);
                 }
                 Command::Violation(name, token) => broken(format!("{name} is violated at {token:?}")),
             }
         }
-        if !self.is_out_of_contact(worker) {
-            self.workers[worker].undone_since = None;
+    }
+
+    /// The next command that a worker may carry out, as its shell takes it.
+    fn next_command(&mut self, worker: usize) -> Option<Command> {
+        let now = self.time();
+        if self.dozes == Some(worker) {
+            return None;
         }
+        let is_out_of_contact = self.is_out_of_contact(worker);
+        let worker = &mut self.workers[worker];
+        if is_out_of_contact {
+            worker.has_old_commands = true;
+            return None;
+        }
+        if std::mem::take(&mut worker.has_old_commands) {
+            worker.engine.handle(now, Input::ContactRegained);
+        }
+        worker.engine.poll()
     }
 
     fn started(&mut self, worker: usize, token: Token, attempt: u32) {
@@ -69,8 +84,8 @@ impl World {
             self.check_ownership(worker, token, attempt);
         }
         let (now, disorder) = (self.now, self.disorder);
-        // What was decided before a gap in contact is done after it.
-        let decided = self.workers[worker].undone_since.unwrap_or(now);
+        let word = self.word(token, JobState::Running);
+        self.events.write(word, None);
         let job = self.job(token);
         job.seems_to_run |= job.terminals.iter().any(|terminal| terminal.is_final());
         ensure!(
@@ -78,7 +93,7 @@ impl World {
             "I6: attempt {attempt} of {token:?} after {} have ended",
             job.ended
         );
-        ensure!(job.deadline.is_none_or(|d| d > decided), "{token:?} starts after its deadline");
+        ensure!(job.deadline.is_none_or(|d| d > now), "{token:?} starts after its deadline");
         ensure!(job.not_before.is_none_or(|d| d <= now), "{token:?} starts too early");
         ensure!(job.script != Script::NoJob, "what is no job must not start");
         ensure!(job.cancelled != Some(token.generation), "{token:?} starts after it was cancelled");
@@ -87,7 +102,7 @@ impl World {
         self.check_limits(worker, token);
         let asked = hosted.and_then(|server| self.workers[worker].held_until.get(&server).copied());
         ensure!(
-            decided < now || asked.is_none_or(|until| until <= now),
+            asked.is_none_or(|until| until <= now),
             "I7: {token:?} asks server {hosted:?} before the time that it gave"
         );
     }
@@ -244,7 +259,8 @@ impl World {
     }
 
     /// What must hold when everything has come to its end.
-    pub(in crate::simulation) fn check_end(&self) {
+    pub(in crate::simulation) fn check_end(&mut self) {
+        self.events.check_what_compaction_leaves();
         let lost: Vec<_> = (0..self.produced).filter(|id| !self.ended.contains(id)).collect();
         ensure!(lost.is_empty(), "I3: jobs {lost:?} have come to no end");
         for job in self.logs.iter().flat_map(|log| log.jobs.values()) {

@@ -2,169 +2,30 @@
 //! since a seed means another schedule as soon as the simulation learns a new move.
 #![expect(clippy::unwrap_used, reason = "test code: a panic is the report")]
 
+mod outages;
+mod story;
+
 use std::{collections::BTreeSet, time::Duration};
 
 use fleet_engine::{
-    Admission, Attempt, BreakerState, Command, Config, Engine, Input, JobSpec, Limit, MAX_ENCODED_BYTES,
-    Ordering, Partition, Progress, Terminal, Token,
-    log::{self, Found, LogName},
+    Admission, Attempt, BreakerState, Command, Config, Input, JobSpec, Limit, MAX_ENCODED_BYTES, Ordering,
+    Progress, Terminal,
 };
-use fleet_job::{outcome::FailureClass, time::Timestamp};
+use fleet_job::outcome::FailureClass;
 use proptest::prelude::*;
 
-const P: Partition = Partition { topic: 0, number: 0 };
-const LOG: LogName = LogName { cluster: 1, topic: 2 };
-const SPEC: JobSpec = JobSpec {
-    key: None,
-    priority: 4,
-    not_before: None,
-    deadline: None,
-    max_attempts: 3,
-    spent: 0,
-    limits: [None; 2],
-    returned: false,
-    keeps_progress: false,
-    hosted: None,
-    held_since: None,
-};
-const NONE: [i64; 0] = [];
-const UNAVAILABLE: Attempt = Attempt::Failed(FailureClass::Unavailable, None);
-const RETRY: Attempt = Attempt::Failed(FailureClass::Retry, None);
-
-fn at(ms: i64) -> Timestamp {
-    Timestamp::from_millis(ms).unwrap()
-}
-
-fn token(offset: i64) -> Token {
-    Token { partition: P, offset, generation: 1 }
-}
-
-/// An engine with one partition, and the commands it has given.
-struct Story {
-    engine: Engine,
-    now: i64,
-}
-
-impl Story {
-    fn new(config: Config, committed: Option<(i64, &str)>) -> Self {
-        let mut story = Self { engine: Engine::new(config), now: 0 };
-        let found = Found { log: LOG, committed, first: None, end: None };
-        let progress = log::start(found).progress;
-        assert_eq!(story.feed(Input::Assigned { partition: P, generation: 1, log: LOG, progress }), []);
-        story
-    }
-
-    fn from_start(config: Config) -> Self {
-        Self::new(config, None)
-    }
-
-    fn feed(&mut self, input: Input<'_>) -> Vec<Command> {
-        self.engine.handle(at(self.now), input);
-        std::iter::from_fn(|| self.engine.poll()).collect()
-    }
-
-    fn record(&mut self, offset: i64, spec: JobSpec) -> Vec<Command> {
-        self.feed(Input::Record { partition: P, offset, bytes: 10, admission: Admission::Job(spec) })
-    }
-
-    /// Lets time pass up to `until`, waking up whenever the engine wants to.
-    fn wait(&mut self, until: i64) -> Vec<Command> {
-        let mut commands = Vec::new();
-        while self.now < until {
-            let wake = self.engine.next_wakeup().map_or(until, Timestamp::as_millis);
-            self.now = wake.clamp(self.now + 1, until);
-            commands.extend(self.feed(Input::Tick));
-        }
-        commands
-    }
-
-    fn ends(&mut self, offset: i64, attempt: Attempt) -> Vec<Command> {
-        self.feed(Input::Finished(token(offset), attempt))
-    }
-
-    /// Finishes the job with success and acknowledges its end.
-    fn succeeds(&mut self, offset: i64) -> Vec<Command> {
-        let ended = self.ends(offset, Attempt::Succeeded);
-        [ended, self.feed(Input::Written(token(offset)))].concat()
-    }
-}
-
-fn started(commands: &[Command]) -> Vec<i64> {
-    commands
-        .iter()
-        .filter_map(|command| if let Command::Start(token, _) = command { Some(token.offset) } else { None })
-        .collect()
-}
+use story::{LOG, NONE, P, RETRY, SPEC, Story, UNAVAILABLE, at, started, token};
 
 #[test]
 fn a_job_without_attempts_left_holds_its_place_until_its_end_is_written() {
-    let committed =
-        Progress { base: 0, end: 1, open: vec![(0, 1)], attempts: vec![(0, 3)] }.encode(LOG).unwrap();
+    let committed = Progress { end: 1, open: vec![(0, 1)], attempts: vec![(0, 3)], ..Progress::none(0) }
+        .encode(LOG)
+        .unwrap();
     let mut story = Story::new(Config::default(), Some((0, &committed)));
     let keyed = JobSpec { key: Some(1), ..SPEC };
     assert_eq!(story.record(0, keyed), [Command::Settle(token(0), Terminal::Failed, 3)]);
     assert_eq!(started(&story.record(1, keyed)), NONE, "its key is not free yet");
     assert_eq!(started(&story.feed(Input::Written(token(0)))), [1]);
-}
-
-#[test]
-fn a_job_that_was_running_at_its_deadline_does_not_start_again_after_it() {
-    let mut story = Story::new(Config::default(), None);
-    story.record(0, JobSpec { deadline: Some(at(100)), ..SPEC });
-    story.wait(200);
-    let commands = story.ends(0, UNAVAILABLE);
-    assert_eq!(commands, [Command::Settle(token(0), Terminal::Expired, 0)]);
-}
-
-#[test]
-fn an_outage_of_ten_minutes_spends_nothing() {
-    let mut story = Story::new(Config { max_in_flight: 2, ..Config::default() }, None);
-    for offset in 0..5 {
-        story.record(offset, SPEC);
-    }
-    story.ends(0, UNAVAILABLE);
-    story.ends(1, UNAVAILABLE);
-    let mut probes = 0;
-    while story.now < 600_000 {
-        let commands = story.wait(story.now + 1_000);
-        assert_eq!(started(&commands), NONE, "nothing starts while the server is away");
-        for command in commands {
-            assert!(matches!(command, Command::Probe | Command::Commit(_)), "{command:?}");
-            if command == Command::Probe {
-                probes += 1;
-                assert_eq!(story.feed(Input::Probed(false)), []);
-            }
-        }
-    }
-    assert!((40..=200).contains(&probes), "{probes} probes in ten minutes neither hammer nor sleep");
-    // It is back: one job goes first, and when that has reached it, the others follow.
-    let wake = story.now + 20_000;
-    assert!(story.wait(wake).contains(&Command::Probe));
-    assert_eq!(story.feed(Input::Probed(true)), [Command::Start(token(0), 1)], "a first attempt, as before");
-    assert_eq!(started(&story.succeeds(0)), [1, 2]);
-    assert_eq!(story.engine.breaker(), BreakerState::Closed);
-}
-
-#[test]
-fn a_server_that_answers_probes_and_refuses_calls_is_asked_ever_more_rarely() {
-    let mut story = Story::new(Config { max_in_flight: 8, ..Config::default() }, None);
-    for offset in 0..8 {
-        story.record(offset, SPEC);
-    }
-    let mut running: Vec<i64> = (0..8).collect();
-    let mut calls = 0;
-    while story.now < 600_000 {
-        for offset in std::mem::take(&mut running) {
-            calls += 1;
-            running.extend(started(&story.ends(offset, UNAVAILABLE)));
-        }
-        let commands = story.wait(story.now + 100);
-        running.extend(started(&commands));
-        if commands.contains(&Command::Probe) {
-            running.extend(started(&story.feed(Input::Probed(true))));
-        }
-    }
-    assert!(calls < 8 + 200, "{calls} refused calls in ten minutes");
 }
 
 #[test]
@@ -204,7 +65,8 @@ fn a_poison_job_fails_after_exactly_its_attempts_over_any_number_of_workers() {
 #[test]
 fn commit_metadata_of_a_newer_version_costs_repeats_and_never_a_job() {
     // The newer worker has settled 6 and 8 and has 5 and 7 open, and says so in a way that nobody here knows.
-    let mut known = Progress { base: 5, end: 9, open: vec![(5, 6), (7, 8)], attempts: vec![(7, 2)] };
+    let mut known =
+        Progress { end: 9, open: vec![(5, 6), (7, 8)], attempts: vec![(7, 2)], ..Progress::none(5) };
     let readable = known.encode(LOG).unwrap();
     let started_with = |metadata: &str| {
         let mut story = Story::new(Config::default(), Some((5, metadata)));

@@ -1,0 +1,205 @@
+//! Workers come and go, lose their partitions without hearing of it, and are given new ones.
+
+use super::*;
+
+impl World {
+    pub(super) fn join(&mut self) {
+        let seed = self.rng.next();
+        let mut contact = Contact::new(Patience::new(ms(SESSION), Duration::ZERO));
+        contact.fault = self.fault;
+        contact.turned(ms(self.now));
+        self.workers.push(Worker {
+            engine: engine(seed, self.fault),
+            contact,
+            position: HashMap::new(),
+            paused: BTreeSet::new(),
+            running: Vec::new(),
+            writing: Vec::new(),
+            late: Vec::new(),
+            commits: Vec::new(),
+            probing: false,
+            held_until: BTreeMap::new(),
+            has_old_commands: false,
+            settled: BTreeSet::new(),
+            ends: HashMap::new(),
+            logs: HashMap::new(),
+            gone: Vec::new(),
+        });
+        self.rebalance();
+    }
+
+    /// A worker stops in good order: it gives everything back first.
+    pub(super) fn leave(&mut self) {
+        let worker = self.rng.below(self.workers.len() as u64) as usize;
+        for number in 0..PARTITIONS {
+            if self.owner[number as usize] == Some(worker) {
+                self.revoke(worker, number);
+            }
+        }
+        self.remove(worker);
+    }
+
+    /// A worker dies: its partitions move without a word from it.
+    pub(super) fn crash(&mut self) {
+        self.disorder = true;
+        let worker = self.rng.below(self.workers.len() as u64) as usize;
+        self.hold_back_what_runs(worker);
+        self.remove(worker);
+        if self.workers.is_empty() {
+            self.join();
+        }
+    }
+
+    /// A worker is frozen for so long that the group gives its partitions to others. It goes on and does not know.
+    pub(super) fn freeze(&mut self) {
+        self.disorder = true;
+        let worker = self.rng.below(self.workers.len() as u64) as usize;
+        self.hold_back_what_runs(worker);
+        self.pass(SESSION, Some(worker));
+        for number in 0..PARTITIONS {
+            if self.owner[number as usize] == Some(worker) {
+                self.owner[number as usize] = None;
+                self.workers[worker].gone.push(number);
+            }
+        }
+        self.rebalance();
+        // Awake again, it hears the coordinator, and what it hears is a refusal.
+        self.breathe(worker);
+    }
+
+    /// What a worker has handed over for writing about the jobs that it runs is still on its way when it stops.
+    fn hold_back_what_runs(&mut self, worker: usize) {
+        let running: Vec<_> = self.workers[worker].running.iter().map(|(token, _)| *token).collect();
+        for token in running {
+            let word = self.word(token, JobState::Running);
+            self.events.hold_back(word);
+        }
+    }
+
+    /// A worker is stopped before it does what its engine wants, and goes on after a gap in contact, still a member.
+    pub(super) fn doze(&mut self) {
+        let worker = self.rng.below(self.workers.len() as u64) as usize;
+        self.dozes = Some(worker);
+        for _ in 0..self.rng.below(10) {
+            match self.rng.below(3) {
+                0 => self.deliver(),
+                1 => self.finish(),
+                _ => self.write(),
+            }
+        }
+        let gap = SESSION / 3;
+        let time = gap + 1 + self.rng.below(gap.unsigned_abs()) as i64;
+        self.pass(time, Some(worker));
+        self.dozes = None;
+        self.breathe(worker);
+    }
+
+    /// A worker that was frozen hears what it has lost.
+    pub(super) fn thaw(&mut self) {
+        let worker = self.rng.below(self.workers.len() as u64) as usize;
+        self.hear(worker);
+    }
+
+    pub(super) fn hear(&mut self, worker: usize) {
+        let gone: Vec<_> =
+            std::mem::take(&mut self.workers[worker].gone).into_iter().map(partition).collect();
+        if !gone.is_empty() {
+            self.note_vacancy(worker);
+            self.feed(worker, Input::Lost(&gone));
+        }
+    }
+
+    fn remove(&mut self, worker: usize) {
+        self.workers.remove(worker);
+        for owner in &mut self.owner {
+            *owner = match *owner {
+                Some(number) if number == worker => None,
+                Some(number) if number > worker => Some(number - 1),
+                other => other,
+            };
+        }
+        if !self.workers.is_empty() {
+            self.rebalance();
+        }
+    }
+
+    /// Moves some partitions, and gives away those without an owner.
+    fn rebalance(&mut self) {
+        for number in 0..PARTITIONS {
+            let to = self.rng.below(self.workers.len() as u64) as usize;
+            match self.owner[number as usize] {
+                Some(from) if from == to => continue,
+                Some(from) if self.rng.chance(50) => self.revoke(from, number),
+                Some(_) => continue,
+                None => {}
+            }
+            // It joins again only when it has heard what it has lost.
+            self.hear(to);
+            self.owner[number as usize] = Some(to);
+            let log = &self.logs[number as usize];
+            let committed = log.committed.as_ref().map(|(offset, metadata)| (*offset, metadata.as_str()));
+            let name = if self.fault == Some(Fault::LogIgnored) { LogName::UNKNOWN } else { log.name() };
+            let found = Found { log: name, committed, first: Some(0), end: Some(log.next) };
+            let progress = log::start(found).progress;
+            self.assign(to, number, progress);
+        }
+    }
+
+    fn assign(&mut self, worker: usize, number: i32, progress: Option<Progress>) {
+        let log = self.logs[number as usize].name();
+        let start = progress.as_ref().map_or(0, |progress| progress.base);
+        self.workers[worker].position.insert(number, start);
+        self.workers[worker].paused.remove(&number);
+        self.workers[worker].logs.insert(number, log);
+        self.workers[worker].contact.turned(ms(self.now));
+        self.workers[worker].contact.assigned();
+        self.generations += 1;
+        let generation = self.generations;
+        self.feed(worker, Input::Assigned { partition: partition(number), generation, log, progress });
+    }
+
+    /// Whether the owner of a partition does not know yet that its topic was made again.
+    pub(super) fn is_unnoticed(&self, number: i32) -> bool {
+        let log = self.logs[number as usize].name();
+        self.owner[number as usize].is_some_and(|owner| self.workers[owner].logs.get(&number) != Some(&log))
+    }
+
+    /// The owner of a partition hears that its topic was made again: what runs gets to its end, nothing is committed any
+    /// more, and the new log is read from its beginning.
+    pub(super) fn notice(&mut self, number: i32) {
+        let Some(worker) = self.owner[number as usize].filter(|_| self.is_unnoticed(number)) else { return };
+        let partitions = [partition(number)];
+        self.feed(worker, Input::Draining(&partitions));
+        for _ in 0..self.rng.below(30) {
+            if self.rng.chance(50) { self.finish() } else { self.write() }
+        }
+        let commits = self.workers[worker].engine.release(&partitions);
+        self.drain(worker);
+        let reads_on = self.fault == Some(Fault::OldFrontierKept);
+        let kept = commits.first().filter(|_| reads_on).map(|commit| Progress::none(commit.offset));
+        self.assign(worker, number, kept);
+    }
+
+    fn revoke(&mut self, worker: usize, number: i32) {
+        let partitions = [partition(number)];
+        if self.rng.chance(10) {
+            self.disorder = true;
+            self.feed(worker, Input::Lost(&partitions));
+        } else {
+            self.feed(worker, Input::Draining(&partitions));
+            // Some of what runs gets to its end within the drain.
+            for _ in 0..self.rng.below(30) {
+                if self.rng.chance(50) { self.finish() } else { self.write() }
+            }
+            let commits = self.workers[worker].engine.release(&partitions);
+            self.drain(worker);
+            if self.broker_up {
+                commits.iter().for_each(|commit| self.commit(commit));
+            } else {
+                self.disorder = true;
+            }
+        }
+        self.owner[number as usize] = None;
+        self.note_vacancy(worker);
+    }
+}
