@@ -1,5 +1,6 @@
 //! The state machine itself: one match over the inputs, and the life of a job.
 
+mod attempts;
 mod backpressure;
 mod commits;
 mod holding;

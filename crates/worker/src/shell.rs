@@ -7,8 +7,10 @@
 mod admit;
 mod attempts;
 mod cancel;
+mod contact;
 mod ends;
 mod held;
+mod leaving;
 mod logs;
 mod producers;
 mod settled;
@@ -19,11 +21,11 @@ mod write;
 use std::{
     collections::{BTreeSet, HashMap},
     panic::AssertUnwindSafe,
-    sync::{Arc, mpsc as std_mpsc},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
-use fleet_engine::{BreakerState, Command, Engine, FinalCommit, Input, Partition, Token};
+use fleet_engine::{BreakerState, Command, Engine, Input, Partition, Token};
 use fleet_job::envelope::JobType;
 use fleet_kafka::{
     KafkaError,
@@ -54,8 +56,6 @@ use crate::{
     report::Reporter,
 };
 
-/// How long the producer may take to write what it holds when the worker stops.
-const FLUSH_TIMEOUT: Duration = Duration::from_secs(5);
 /// The worker's topics, by the numbers that partitions carry.
 const TOPICS: [&str; 2] = ["jobs", "delayed"];
 const JOBS: u16 = 0;
@@ -65,9 +65,6 @@ const DELAYED: u16 = 1;
 const GAUGES: Duration = Duration::from_secs(2);
 /// How much of what has happened is taken before timers and signals are looked at again.
 const AT_ONCE: usize = 64;
-/// How often to look whether contact with the group is back.
-const LOOK_AGAIN: Duration = Duration::from_millis(50);
-
 /// What a worker is made of.
 pub(crate) struct Parts {
     pub(crate) consumer: Consumer,
@@ -228,53 +225,6 @@ impl Shell {
             self.carry_out();
         }
         Ok(())
-    }
-
-    /// Waits until the membership is proven after a gap, or the partitions are known to be lost: before that, another worker
-    /// may have our jobs, and may have ended them.
-    async fn regain_contact(
-        &mut self,
-        events: &mut Events,
-        shutdown: &CancellationToken,
-    ) -> Result<(), KafkaError> {
-        self.has_old_commands = true;
-        if self.turned.elapsed() > self.patience {
-            // The threads of the consumer may have gone on meanwhile; what they have met is in the channel.
-            self.contact.suspect();
-        }
-        let silence = self.turned.elapsed().max(self.contact.silence());
-        tracing::warn!(
-            ?silence,
-            "no contact with the consumer group; pausing all jobs until the current assignment is known"
-        );
-        let began = Instant::now();
-
-        while self.contact.is_lost() && !self.is_stopped() {
-            tokio::select! {
-                event = events.recv() => match event {
-                    Some(event) => self.event(event)?,
-                    None => return Err(KafkaError::PollThread("it has ended")),
-                },
-                () = tokio::time::sleep(LOOK_AGAIN) => {}
-                () = shutdown.cancelled(), if self.stop_by.is_none() => self.stop(),
-            }
-            self.settle_revokes();
-        }
-        // What has become of the assignment stands in the channel, before anything that was read since.
-        while let Some(event) = events.try_recv() {
-            self.event(event)?;
-        }
-
-        if !self.contact.is_lost() {
-            let paused = began.elapsed();
-            tracing::info!(?paused, "contact with the consumer group again; jobs go on");
-        }
-        Ok(())
-    }
-
-    /// Whether another worker may have the partitions.
-    fn is_out_of_contact(&self) -> bool {
-        self.turned.elapsed() > self.patience || self.contact.is_lost()
     }
 
     /// Whether the worker is to stop, and nothing more is to be waited for.
@@ -487,92 +437,6 @@ impl Shell {
         task.abort_handle()
     }
 
-    // --- Giving partitions back, and stopping -----------------------------------------------------------------------
-
-    fn settle_revokes(&mut self) {
-        let now = Instant::now();
-        let (ready, waiting): (Vec<_>, Vec<_>) = std::mem::take(&mut self.revokes)
-            .into_iter()
-            .partition(|revoke| now >= revoke.deadline || self.engine.is_drained(&revoke.partitions));
-        self.revokes = waiting;
-        for revoke in ready {
-            if !self.engine.is_drained(&revoke.partitions) {
-                tracing::warn!("jobs still run at the end of the drain; they will run again elsewhere");
-            }
-            let commits = self.engine.release(&revoke.partitions);
-            self.gone(&revoke.partitions);
-            self.partitions.retain(|partition| !revoke.partitions.contains(partition));
-            self.carry_out();
-            answer(&revoke.reply, commits);
-        }
-    }
-
-    /// Forgets what was measured of partitions that are somebody else's now. A gauge can't be taken back, only be set to 0.
-    fn gone(&mut self, partitions: &[Partition]) {
-        self.uncommitted.gone(partitions);
-        for partition in partitions {
-            self.stalled.remove(partition);
-            self.lag(*partition, 0);
-        }
-    }
-
-    fn lag(&self, partition: Partition, lag: i64) {
-        let (topic, number) = (topic_of(partition), partition.number.to_string());
-        gauge!(names::LAG.name, "topic" => topic, "partition" => number).set(lag as f64);
-    }
-
-    fn stop(&mut self) {
-        tracing::info!(in_flight = self.engine.status().in_flight, "draining");
-        self.set_obstacle(Obstacle::Draining, "draining");
-        self.stop_by = Some(Instant::now() + self.args.drain_timeout);
-        let partitions = self.partitions.clone();
-        for partition in &partitions {
-            if let Some(token) = self.engine.token(*partition, 0) {
-                self.consumer.pause(*partition, token.generation);
-            }
-        }
-        self.feed(Input::Draining(&partitions));
-    }
-
-    async fn close(mut self, mut events: Events) -> Result<(), KafkaError> {
-        let left = self.engine.status().in_flight;
-        if left > 0 {
-            tracing::warn!(left, "jobs still run at the end of the drain; they will run again elsewhere");
-        }
-        for revoke in std::mem::take(&mut self.revokes) {
-            let commits = self.engine.release(&revoke.partitions);
-            answer(&revoke.reply, commits);
-        }
-        let commits = self.engine.release(&std::mem::take(&mut self.partitions));
-        self.carry_out();
-        // What is said of the jobs must be written before somebody else can speak of them.
-        let producers = self.producers;
-        let flushed = tokio::task::spawn_blocking(move || producers.flush(FLUSH_TIMEOUT)).await;
-        if !matches!(flushed, Ok(Ok(()))) {
-            tracing::warn!("some events may not have been written");
-        }
-        let closing = self.consumer.close(commits.clone());
-        tokio::pin!(closing);
-        loop {
-            tokio::select! {
-                closed = &mut closing => {
-                    tracing::info!(ok = closed.is_ok(), "drained, committed, left the group");
-                    return closed;
-                }
-                Some(event) = events.recv() => match event {
-                    Event::Revoking(partitions, _, reply) | Event::LogReplaced(partitions, _, reply) => {
-                        let theirs = commits.iter().filter(|commit| partitions.contains(&commit.partition));
-                        answer(&reply, theirs.cloned().collect());
-                    }
-                    Event::Lost(partitions) => {
-                        tracing::warn!(?partitions, "lost before their last commit: their jobs may run again");
-                    }
-                    _ => {}
-                }
-            }
-        }
-    }
-
     fn gauges(&mut self) {
         let status = self.engine.status();
         gauge!(names::IN_FLIGHT.name).set(status.in_flight as f64);
@@ -601,13 +465,6 @@ impl Shell {
 /// Which of the worker's topics a partition is of.
 fn topic_of(partition: Partition) -> &'static str {
     TOPICS.get(usize::from(partition.topic)).copied().unwrap_or_default()
-}
-
-fn answer(reply: &std_mpsc::SyncSender<Vec<FinalCommit>>, commits: Vec<FinalCommit>) {
-    // The poll thread waits a little longer than the drain, so it should be there.
-    if reply.send(commits).is_err() {
-        tracing::warn!("the poll thread did not wait for the last commit of partitions that it gives back");
-    }
 }
 
 fn give(done: &mpsc::UnboundedSender<Done>, what: Done) {

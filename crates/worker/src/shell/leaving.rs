@@ -1,0 +1,111 @@
+//! Giving partitions back, and stopping.
+
+use std::{
+    sync::mpsc as std_mpsc,
+    time::{Duration, Instant},
+};
+
+use fleet_engine::{FinalCommit, Input, Partition};
+use fleet_kafka::{
+    KafkaError,
+    consumer::{Event, Events},
+};
+use metrics::gauge;
+
+use super::{Shell, topic_of};
+use crate::{metrics as names, readiness::Obstacle};
+
+/// How long the producer may take to write what it holds when the worker stops.
+const FLUSH_TIMEOUT: Duration = Duration::from_secs(5);
+impl Shell {
+    pub(super) fn settle_revokes(&mut self) {
+        let now = Instant::now();
+        let (ready, waiting): (Vec<_>, Vec<_>) = std::mem::take(&mut self.revokes)
+            .into_iter()
+            .partition(|revoke| now >= revoke.deadline || self.engine.is_drained(&revoke.partitions));
+        self.revokes = waiting;
+        for revoke in ready {
+            if !self.engine.is_drained(&revoke.partitions) {
+                tracing::warn!("jobs still run at the end of the drain; they will run again elsewhere");
+            }
+            let commits = self.engine.release(&revoke.partitions);
+            self.gone(&revoke.partitions);
+            self.partitions.retain(|partition| !revoke.partitions.contains(partition));
+            self.carry_out();
+            answer(&revoke.reply, commits);
+        }
+    }
+
+    /// Forgets what was measured of partitions that are somebody else's now. A gauge can't be taken back, only be set to 0.
+    pub(super) fn gone(&mut self, partitions: &[Partition]) {
+        self.uncommitted.gone(partitions);
+        for partition in partitions {
+            self.stalled.remove(partition);
+            self.lag(*partition, 0);
+        }
+    }
+
+    pub(super) fn lag(&self, partition: Partition, lag: i64) {
+        let (topic, number) = (topic_of(partition), partition.number.to_string());
+        gauge!(names::LAG.name, "topic" => topic, "partition" => number).set(lag as f64);
+    }
+
+    pub(super) fn stop(&mut self) {
+        tracing::info!(in_flight = self.engine.status().in_flight, "draining");
+        self.set_obstacle(Obstacle::Draining, "draining");
+        self.stop_by = Some(Instant::now() + self.args.drain_timeout);
+        let partitions = self.partitions.clone();
+        for partition in &partitions {
+            if let Some(token) = self.engine.token(*partition, 0) {
+                self.consumer.pause(*partition, token.generation);
+            }
+        }
+        self.feed(Input::Draining(&partitions));
+    }
+
+    pub(super) async fn close(mut self, mut events: Events) -> Result<(), KafkaError> {
+        let left = self.engine.status().in_flight;
+        if left > 0 {
+            tracing::warn!(left, "jobs still run at the end of the drain; they will run again elsewhere");
+        }
+        for revoke in std::mem::take(&mut self.revokes) {
+            let commits = self.engine.release(&revoke.partitions);
+            answer(&revoke.reply, commits);
+        }
+        let commits = self.engine.release(&std::mem::take(&mut self.partitions));
+        self.carry_out();
+        // What is said of the jobs must be written before somebody else can speak of them.
+        let producers = self.producers;
+        let flushed = tokio::task::spawn_blocking(move || producers.flush(FLUSH_TIMEOUT)).await;
+        if !matches!(flushed, Ok(Ok(()))) {
+            tracing::warn!("some events may not have been written");
+        }
+        let closing = self.consumer.close(commits.clone());
+        tokio::pin!(closing);
+        loop {
+            tokio::select! {
+                closed = &mut closing => {
+                    tracing::info!(ok = closed.is_ok(), "drained, committed, left the group");
+                    return closed;
+                }
+                Some(event) = events.recv() => match event {
+                    Event::Revoking(partitions, _, reply) | Event::LogReplaced(partitions, _, reply) => {
+                        let theirs = commits.iter().filter(|commit| partitions.contains(&commit.partition));
+                        answer(&reply, theirs.cloned().collect());
+                    }
+                    Event::Lost(partitions) => {
+                        tracing::warn!(?partitions, "lost before their last commit: their jobs may run again");
+                    }
+                    _ => {}
+                }
+            }
+        }
+    }
+}
+
+fn answer(reply: &std_mpsc::SyncSender<Vec<FinalCommit>>, commits: Vec<FinalCommit>) {
+    // The poll thread waits a little longer than the drain, so it should be there.
+    if reply.send(commits).is_err() {
+        tracing::warn!("the poll thread did not wait for the last commit of partitions that it gives back");
+    }
+}
