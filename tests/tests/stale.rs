@@ -4,8 +4,6 @@
 //! What it looks for is a race, so one round does not prove much: `FLEET_STALE_ROUNDS` asks for more, as `scripts/storm stale`
 //! does.
 
-#![expect(clippy::expect_used, reason = "a panic is the report of a test")]
-
 use std::{
     env,
     time::{Duration, Instant},
@@ -31,8 +29,8 @@ fn a_worker_that_wakes_up_without_a_coordinator_says_nothing_out_of_date() {
     if !kafka::available() {
         return;
     }
-    let rounds =
-        env::var("FLEET_STALE_ROUNDS").map_or(1, |text| text.parse().expect("FLEET_STALE_ROUNDS is a number"));
+    let rounds = env::var("FLEET_STALE_ROUNDS")
+        .map_or(1, |text| text.parse().expect("FLEET_STALE_ROUNDS is a number"));
     let mut cluster = Cluster::start(3);
     for _ in 0..rounds {
         wake_up_without_a_coordinator(&mut cluster);
