@@ -15,8 +15,8 @@ fn the_server_passes_every_scored_scenario() {
     if node::conformance().is_none() {
         return;
     }
-    // The scenarios of 2025-11-25 in which the server asks the client something need a session.
-    let args = vec!["--conformance".to_owned(), "--legacy-sessions".to_owned()];
+    // With the default configuration: the flag only adds what the scenarios ask for.
+    let args = vec!["--conformance".to_owned()];
     let server = Standalone::start_with("conformance", ServerOptions { args, ..ServerOptions::default() });
     for revision in REVISIONS {
         let Some(mut suite) = node::conformance() else { return };

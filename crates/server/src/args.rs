@@ -28,10 +28,10 @@ pub struct Args {
     /// Origins that browsers may send requests from. None by default.
     #[arg(long, env = "MCP_ALLOWED_ORIGINS", value_delimiter = ',', value_name = "ORIGIN")]
     pub allowed_origins: Vec<String>,
-    /// Give clients of older protocol revisions a session, which every replica can serve. Without it they are served
-    /// without.
+    /// Give clients of older protocol revisions a session, which every replica can serve; `false` serves them without
+    /// one, and they can't be asked for anything during a call.
     #[arg(long, env = "MCP_LEGACY_SESSIONS", value_parser = clap::builder::BoolishValueParser::new(),
-          num_args = 0..=1, default_value = "false", default_missing_value = "true", require_equals = true)]
+          num_args = 0..=1, default_value = "true", default_missing_value = "true", require_equals = true)]
     pub legacy_sessions: bool,
     /// A directory that the `file_*` tools may read. Without one, they are not offered.
     #[arg(long = "root", env = "MCP_FILES_ROOTS", value_delimiter = ':', value_name = "DIR")]

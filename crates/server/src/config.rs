@@ -103,7 +103,7 @@ impl Default for ServerConfig {
             conformance: false,
             allowed_hosts: Vec::new(),
             allowed_origins: Vec::new(),
-            legacy_sessions: false,
+            legacy_sessions: true,
             roots: Vec::new(),
             files_max_read: 1024 * 1024,
             policy: Policy::default(),

@@ -20,11 +20,15 @@ mod body;
 mod guard;
 mod jobs;
 mod message;
+mod sessionless;
 mod sessions;
 mod sse;
 mod task_name;
 
 pub use guard::Origin;
+
+/// MCP over Streamable HTTP, in one of its modes.
+type McpService = StreamableHttpService<Gateway, sessions::Sessions>;
 
 /// The largest request body.
 pub const MAX_BODY: usize = 4 * 1024 * 1024;
@@ -41,10 +45,14 @@ pub fn router(
     let guard = Arc::new(guard::Guard::new(config));
     let streams = sse::Streams::new(gateway.clone(), stop.clone());
     let posted = message::Receiver { gateway: gateway.clone(), streams: streams.clone() };
-    let mcp = Router::new()
-        .nest_service("/mcp", mcp_service(gateway, config, stop.clone()))
-        .layer(from_fn(deleted))
-        .layer(from_fn(task_name::fill_in));
+    let stateless = mcp_service(gateway.clone(), config, false, stop.clone());
+    let mcp = match config.legacy_sessions {
+        true => Router::new()
+            .nest_service("/mcp", mcp_service(gateway, config, true, stop.clone()))
+            .layer(from_fn_with_state(stateless, sessionless::serve)),
+        false => Router::new().nest_service("/mcp", stateless),
+    };
+    let mcp = mcp.layer(from_fn(deleted)).layer(from_fn(task_name::fill_in));
     let guarded = mcp
         .route("/sse", get(sse::handle).with_state(streams))
         .route("/message", post(message::handle).with_state(posted))
@@ -72,8 +80,9 @@ async fn deleted(request: Request, next: Next) -> Response {
 fn mcp_service(
     gateway: Gateway,
     config: &ServerConfig,
+    legacy_sessions: bool,
     stop: CancellationToken,
-) -> StreamableHttpService<Gateway, sessions::Sessions> {
+) -> McpService {
     // Host and Origin are checked by the guard, which stands before every route. rmcp checks the Host again; it does not
     // know that a page of this very server may ask.
     let longest_call = config.policy.limits.longest_call();
@@ -81,7 +90,7 @@ fn mcp_service(
         sessions::Sessions::new(gateway.clone(), sessions::MAX_SESSIONS, longest_call, stop.clone());
     let mut settings = StreamableHttpServerConfig::default()
         .with_json_response(true)
-        .with_legacy_session_mode(config.legacy_sessions)
+        .with_legacy_session_mode(legacy_sessions)
         .with_max_request_body_bytes(MAX_BODY)
         .with_cancellation_token(stop);
     settings.session_store = Some(Arc::new(sessions.clone()));

@@ -48,7 +48,7 @@ async fn exercise<H: rmcp::service::Service<RoleClient>>(
 #[tokio::test]
 async fn clients_of_both_eras_are_served_over_http() {
     let tree = tree();
-    for sessions in [&[][..], &["--legacy-sessions"]] {
+    for sessions in [&[][..], &["--legacy-sessions=false"]] {
         let args = [&["--root", tree.root.to_str().unwrap()], sessions].concat();
         let server = Server::start(&args).await;
         for (mode, version) in

@@ -157,7 +157,7 @@ async fn changes_are_heard(era: &str, listen: impl AsyncFn(&Server) -> mpsc::Unb
     let dir = tempfile::tempdir().unwrap();
     let inner = script(dir.path(), "inner", &format!("{} --stdio --conformance", binary()));
     let outer = upstream(dir.path(), era, &format!("--allow-command {inner}"));
-    let gateway = Server::start(&["--legacy-sessions", "--allow-command", &outer]).await;
+    let gateway = Server::start(&["--allow-command", &outer]).await;
     gateway.initialize("out", json!({"command": outer})).await;
     let mut ears = listen(&gateway).await;
     gateway.call_ok("out__server_initialize", json!({"name": "in", "config": {"command": inner}})).await;

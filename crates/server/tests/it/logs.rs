@@ -15,7 +15,7 @@ async fn log_of_a_busy_server(rust_log: Option<&str>) -> String {
         &legacy_server("work", &format!("text=secret-result; {ANSWER_TEXT}")),
     );
     let ready = tree.dir.path().join("ready");
-    let mut command = command(&["--port", "0", "--legacy-sessions", "--root", tree.root.to_str().unwrap()]);
+    let mut command = command(&["--port", "0", "--root", tree.root.to_str().unwrap()]);
     command.args(["--allow-command", &program, "--allow-env", "KEY", "--allow-remote", "127.0.0.1"]);
     command.arg("--ready-file").arg(&ready).stderr(Stdio::piped());
     match rust_log {

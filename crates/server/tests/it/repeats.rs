@@ -84,7 +84,7 @@ async fn a_repeat_is_answered_without_calling_the_tool() {
 
 #[tokio::test]
 async fn every_transport_and_era_shares_one_memory_and_credentials_do_not() {
-    for sessions in [&[][..], &["--legacy-sessions"]] {
+    for sessions in [&[][..], &["--legacy-sessions=false"]] {
         let tools = Counting::start(sessions).await;
         let plain = request("x__work", "a", json!({}));
         let first = tools.post("/message", &plain, &[]).await;

@@ -35,8 +35,8 @@ fn list(id: u32) -> Value {
 
 #[tokio::test]
 async fn any_replica_serves_a_session() {
-    let one = Server::start(&["--legacy-sessions"]).await;
-    let other = Server::start(&["--legacy-sessions"]).await;
+    let one = Server::start(&[]).await;
+    let other = Server::start(&[]).await;
     let id = initialize(&one).await;
     let session = Some(id.as_str());
     let initialized = json!({"jsonrpc": "2.0", "method": "notifications/initialized"});
@@ -47,20 +47,20 @@ async fn any_replica_serves_a_session() {
         assert_eq!(status, 200, "{body}");
         assert!(body.contains("server_initialize"), "{body}");
     }
-    let third = Server::start(&["--legacy-sessions"]).await;
+    let third = Server::start(&[]).await;
     let stream = third.http.get(third.url("/mcp")).header("accept", "text/event-stream");
     let stream = stream.header("mcp-session-id", &id).send().await.unwrap();
     assert_eq!(stream.status(), 200);
 
     // A replica that was killed comes back and knows nothing.
     signal(one.process.id().unwrap(), nix::sys::signal::Signal::SIGKILL);
-    let fresh = Server::start(&["--legacy-sessions"]).await;
+    let fresh = Server::start(&[]).await;
     assert_eq!(post(&fresh, session, list(1)).await.0, 200);
 }
 
 #[tokio::test]
 async fn deleted_and_foreign_sessions_are_not_found() {
-    let server = Server::start(&["--legacy-sessions"]).await;
+    let server = Server::start(&[]).await;
     let session = initialize(&server).await;
     assert_eq!(post(&server, Some(&session), list(1)).await.0, 200);
     let delete = server.http.delete(server.url("/mcp")).header("mcp-session-id", &session);
@@ -69,4 +69,13 @@ async fn deleted_and_foreign_sessions_are_not_found() {
     for foreign in ["x", "5f0f4d5c-9c6e-4c7f-8a43-0a0a8d5f6a11", &session.replace(char::is_numeric, "a")] {
         assert_eq!(post(&server, Some(foreign), list(3)).await.0, 404, "{foreign}");
     }
+}
+
+/// Scripts post a single request, without a handshake before it.
+#[tokio::test]
+async fn a_request_without_a_session_is_served_without_one() {
+    let server = Server::start(&[]).await;
+    let (status, session, body) = post(&server, None, list(1)).await;
+    assert_eq!((status, session), (200, None), "{body}");
+    assert!(body.contains("server_initialize"), "{body}");
 }
