@@ -9,6 +9,10 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+/// `data.reason` of an error: a hosted server's answer to this very call can't be read. The tool may have run, so the call
+/// is not to be made again.
+pub const UNREADABLE_ANSWER: &str = "unreadable-answer";
+
 /// What one attempt at a job came to.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Outcome {

@@ -6,16 +6,14 @@
 use std::time::{Duration, SystemTime};
 
 use fleet_job::meta::FINAL;
-use fleet_job::outcome::{ErrorKind, Failure, JobError, Outcome, WaitReason};
+use fleet_job::outcome::{ErrorKind, Failure, JobError, Outcome, UNREADABLE_ANSWER, WaitReason};
+use fleet_wire::head::{MAX_RETRY_AFTER, retry_after};
 use serde_json::Value;
 
 use crate::wire::{HEADER_MISMATCH, MISSING_CAPABILITY, RpcError, UNSUPPORTED_VERSION};
 
 /// The longest text of the other side's that goes into a message.
 const MAX_QUOTE: usize = 500;
-
-/// The longest delay that a server's `Retry-After` can ask for.
-const MAX_RETRY_AFTER: Duration = Duration::from_secs(24 * 3600);
 
 /// A request that got no answer, or none that can be read.
 #[derive(Debug, Clone, PartialEq)]
@@ -170,9 +168,15 @@ pub(crate) fn gives_reason(error: &JobError) -> bool {
 fn by_reason(error: &RpcError, at: &str) -> Option<Failure> {
     let data = error.data.as_ref()?;
     let reason = data.get("reason")?.as_str()?;
-    // A call that needs somebody's approval is not made by being repeated.
-    if matches!(reason, "denied" | "approval-required") {
-        return Some(Failure::permanent(rpc_error(error, at)));
+    match reason {
+        // A call that needs somebody's approval is not made by being repeated.
+        "denied" | "approval-required" => return Some(Failure::permanent(rpc_error(error, at))),
+        // The tool behind our server has run, and its answer would be the same again.
+        UNREADABLE_ANSWER => {
+            let error = JobError { kind: ErrorKind::Protocol, ..rpc_error(error, at) };
+            return Some(Failure::permanent(error));
+        }
+        _ => {}
     }
     let reason = WaitReason::of_answer(reason)?;
     let server = data.get("server").and_then(Value::as_str).map(str::to_owned);
@@ -239,34 +243,9 @@ fn first_text(result: &Value) -> Option<&str> {
     blocks.find_map(|block| block.get("text").and_then(Value::as_str))
 }
 
-/// `Retry-After` in either of its forms: seconds, or a date that is compared with `now`.
-pub(crate) fn retry_after(text: &str, now: SystemTime) -> Option<Duration> {
-    let text = text.trim();
-    let delay = if !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit()) {
-        text.parse().map_or(MAX_RETRY_AFTER, Duration::from_secs)
-    } else {
-        // A date in the past means now.
-        httpdate::parse_http_date(text).ok()?.duration_since(now).unwrap_or_default()
-    };
-    Some(delay.min(MAX_RETRY_AFTER))
-}
-
 /// Text of the other side's, on one line and of bounded length.
 pub(crate) fn quote(text: &str) -> String {
-    let mut quoted = String::new();
-    // Bounded before it is cleaned: the text may be megabytes of blanks.
-    let start = text.char_indices().nth(4 * MAX_QUOTE).map_or(text, |(end, _)| &text[..end]);
-    for word in start.split(|c: char| c.is_whitespace() || c.is_control()).filter(|word| !word.is_empty()) {
-        if !quoted.is_empty() {
-            quoted.push(' ');
-        }
-        quoted.push_str(word);
-    }
-    if let Some((end, _)) = quoted.char_indices().nth(MAX_QUOTE) {
-        quoted.truncate(end);
-        quoted.push('…');
-    }
-    quoted
+    fleet_wire::quote(text, MAX_QUOTE)
 }
 
 #[cfg(test)]

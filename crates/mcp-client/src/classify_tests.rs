@@ -173,29 +173,23 @@ fn tool_results() {
 }
 
 #[test]
-fn retry_after_in_both_forms() {
-    let check = |text: &str, seconds: Option<u64>| {
-        assert_eq!(retry_after(text, now()), seconds.map(Duration::from_secs), "{text}");
-    };
-    check("120", Some(120));
-    check(" 0 ", Some(0));
-    check("Sun, 06 Nov 1994 08:50:37 GMT", Some(60));
-    check("Sunday, 06-Nov-94 08:50:37 GMT", Some(60));
-    check("Sun Nov  6 08:50:37 1994", Some(60));
-    check("Sun, 06 Nov 1994 08:00:00 GMT", Some(0));
-    check("99999999999999999999999", Some(24 * 3600));
-    check("Sun, 31 Dec 2400 00:00:00 GMT", Some(24 * 3600));
-    check("-1", None);
-    check("1.5", None);
-    check("soon", None);
-    check("", None);
-    let head = Head { status: 503, retry_after: Some("7".into()), ..Head::default() };
-    assert_eq!(http(&head, None, now(), AT).retry_after, Some(Duration::from_secs(7)));
-}
-
-#[test]
 fn what_others_say_is_bounded() {
     assert_eq!(quote(" a\r\n\tb\u{0} c "), "a b c");
     assert_eq!(quote(&"é".repeat(10_000)).chars().count(), MAX_QUOTE + 1);
     assert_eq!(quote(&" ".repeat(10_000_000)), "");
+}
+
+#[test]
+fn an_answer_that_our_server_could_not_read_is_not_asked_for_again() {
+    let data = json!({"reason": UNREADABLE_ANSWER, "server": "s"});
+    let error = RpcError { code: -32603, message: "no JSON".to_owned(), data: Some(data), addressed: true };
+    let failure = rpc(&error, AT);
+    assert_eq!((failure.class, failure.error.kind), (FailureClass::Permanent, ErrorKind::Protocol));
+    assert_eq!(failure.error.code, Some(-32603));
+}
+
+#[test]
+fn a_wish_for_time_is_kept() {
+    let head = Head { status: 503, retry_after: Some("7".into()), ..Head::default() };
+    assert_eq!(http(&head, None, now(), AT).retry_after, Some(Duration::from_secs(7)));
 }

@@ -28,6 +28,10 @@ use crate::wire::{self, News, Request, SESSION_ID};
 /// calls count from 1.
 const HANDSHAKE_ID: u64 = 0;
 
+/// For how long an answer to `server/discover` is waited for before `initialize` is tried; a third of the time for the
+/// whole handshake, where that is less.
+const DISCOVER_PATIENCE: Duration = Duration::from_secs(10);
+
 /// See the module's documentation.
 #[derive(Debug)]
 pub(crate) struct Endpoint {
@@ -298,7 +302,19 @@ impl Endpoint {
 
     async fn discover(&self, transport: &Transport, sent: &Sent) -> Discovered {
         let request = Request::new("server/discover", Map::new());
-        let reply = self.exchange(transport, &Dialect::Modern, &request, HANDSHAKE_ID, None, sent).await;
+        let exchange = self.exchange(transport, &Dialect::Modern, &request, HANDSHAKE_ID, None, sent);
+        let patience = DISCOVER_PATIENCE.min(self.handshake_timeout / 3);
+        let reply = match tokio::time::timeout(patience, exchange).await {
+            // Some older servers leave a method that they do not know without an answer.
+            Err(_) if sent.get() => {
+                return Discovered::NotModern(classify::broken(&Broken::TimedOut(patience), &self.label));
+            }
+            Err(_) => {
+                let why = format!("no connection within {} ms", patience.as_millis());
+                return Discovered::Failed(classify::broken(&Broken::NotSent(why), &self.label));
+            }
+            Ok(reply) => reply,
+        };
         let reply = match reply {
             Ok(reply) => reply,
             Err(broken @ (Broken::NotSent(_) | Broken::Lost(_) | Broken::TimedOut(_))) => {
@@ -340,9 +356,23 @@ impl Endpoint {
     }
 
     async fn initialize(&self, transport: &Transport, sent: &Sent) -> Result<Dialect, Failure> {
+        let reply = self.ask_initialize(transport, wire::LEGACY, sent).await?;
+        let reply = match listed_version(&reply) {
+            Some(version) => self.ask_initialize(transport, version, sent).await?,
+            None => reply,
+        };
+        self.begin_session(transport, reply).await
+    }
+
+    async fn ask_initialize(
+        &self,
+        transport: &Transport,
+        version: &str,
+        sent: &Sent,
+    ) -> Result<Reply, Failure> {
         sent.reset();
         let params = json!({
-            "protocolVersion": wire::LEGACY,
+            "protocolVersion": version,
             "capabilities": {},
             "clientInfo": transport.client_info,
         });
@@ -353,7 +383,10 @@ impl Endpoint {
         let body = Request::new("initialize", params).legacy_body(HANDSHAKE_ID);
         let post =
             Post { url: &self.url, headers: HeaderMap::new(), body, id: HANDSHAKE_ID, progress: None, sent };
-        let reply = transport.post(post).await.map_err(|broken| classify::broken(&broken, &self.label))?;
+        transport.post(post).await.map_err(|broken| classify::broken(&broken, &self.label))
+    }
+
+    async fn begin_session(&self, transport: &Transport, reply: Reply) -> Result<Dialect, Failure> {
         let Answer::Result(result) = &reply.answer else { return Err(self.failure(&reply)) };
         let version = result.get("protocolVersion").and_then(Value::as_str).unwrap_or_default();
         let Some(version) = wire::LEGACY_KNOWN.into_iter().find(|known| *known == version) else {
@@ -391,6 +424,14 @@ impl Endpoint {
             }
         }
     }
+}
+
+/// The newest revision that a server lists which refused ours, if it is one that is understood here.
+fn listed_version(reply: &Reply) -> Option<&'static str> {
+    let Answer::Error(error) = &reply.answer else { return None };
+    let listed = error.data.as_ref()?.get("supported")?.as_array()?;
+    let known = wire::LEGACY_KNOWN.into_iter().filter(|known| *known != wire::LEGACY);
+    known.into_iter().find(|known| listed.iter().any(|version| version == known))
 }
 
 fn not_the_jobs_fault(mut failure: Failure) -> Failure {

@@ -20,7 +20,6 @@ mod client;
 mod config;
 mod endpoint;
 mod params;
-mod sse;
 mod transport;
 mod wire;
 

@@ -7,8 +7,11 @@ use std::error::Error;
 use std::time::Duration;
 
 use bytes::Bytes;
+use fleet_wire::encoding::{DecodeError, Decoding};
+use fleet_wire::head::Media;
 use fleet_wire::session::Rejection;
-use http::header::{ACCEPT, CONTENT_TYPE, LOCATION, RETRY_AFTER};
+use fleet_wire::sse::{Decoder, Event};
+use http::header::{ACCEPT, CONTENT_ENCODING, CONTENT_TYPE, LOCATION, RETRY_AFTER};
 use http::{HeaderMap, HeaderValue};
 use reqwest::Response;
 use serde_json::{Value, json};
@@ -17,7 +20,6 @@ use url::Url;
 use crate::body::{Sent, TrackedBody};
 use crate::classify::{Broken, Head};
 use crate::config::{ClientConfig, ConfigError};
-use crate::sse::Decoder;
 use crate::wire::{self, Message, News, RpcError, SESSION_ID};
 
 /// How much of an error page is read; the message quotes less.
@@ -119,40 +121,50 @@ impl Transport {
     }
 
     /// Sends a request and reads until its answer.
-    pub(crate) async fn post(&self, post: Post<'_>) -> Result<Reply, Broken> {
-        let body = reqwest::Body::wrap(TrackedBody::new(Bytes::from(post.body), post.sent.clone()));
-        let request = self.message(post.url, &post.headers).body(body);
-        let mut response = request.send().await.map_err(|error| {
+    pub(crate) async fn post(&self, mut post: Post<'_>) -> Result<Reply, Broken> {
+        let body = Bytes::from(std::mem::take(&mut post.body));
+        let mut response = self.send(post.url, &post, body.clone()).await?;
+        let location = response.headers().get(LOCATION).and_then(|location| location.to_str().ok());
+        if let Some(url) = fleet_wire::head::moved(response.status().as_u16(), post.url, location) {
+            post.sent.reset();
+            response = self.send(&url, &post, body).await?;
+        }
+
+        let mut head = head(&response);
+        let session = response.headers().get(&SESSION_ID).cloned();
+        let kind = media(&response);
+        let mut body = Body::of(response, self.max_response_bytes)?;
+        if !(200..300).contains(&head.status) {
+            let text = body.prefix(MAX_ERROR_BODY).await;
+            let answer = match one_answer(wire::read(&text, post.id)) {
+                Some(Message::Error(error)) => Answer::Error(error),
+                _ => Answer::Nothing,
+            };
+            if matches!(answer, Answer::Nothing) && !kind.is_page() {
+                head.text = String::from_utf8_lossy(&text).into_owned();
+            }
+            return Ok(Reply { head, session, answer, streamed: false });
+        }
+
+        let (answer, streamed) = match kind {
+            Media::Json => (answer(wire::read(&body.whole().await?, post.id))?, false),
+            Media::EventStream => {
+                (self.read_events(body, post.url, &post.headers, post.id, post.progress).await?, true)
+            }
+            Media::Other(_) if matches!(head.status, 202 | 204) => return Err(Broken::Unanswered),
+            Media::Other(name) => (unlabelled(&mut body, name, post.id).await?, false),
+        };
+        Ok(Reply { head, session, answer, streamed })
+    }
+
+    async fn send(&self, url: &Url, post: &Post<'_>, body: Bytes) -> Result<Response, Broken> {
+        let body = reqwest::Body::wrap(TrackedBody::new(body, post.sent.clone()));
+        let request = self.message(url, &post.headers).body(body);
+        request.send().await.map_err(|error| {
             let not_sent = error.is_connect() || !post.sent.get();
             let why = causes(error);
             if not_sent { Broken::NotSent(why) } else { Broken::Lost(why) }
-        })?;
-        let mut head = head(&response);
-        let session = response.headers().get(&SESSION_ID).cloned();
-        let kind = content_type(&response);
-        let answer = if !response.status().is_success() {
-            let body = read_prefix(&mut response, MAX_ERROR_BODY).await;
-            match wire::read(&body, post.id) {
-                Message::Error(error) => Answer::Error(error),
-                _ => {
-                    if !kind.ends_with("html") {
-                        head.text = String::from_utf8_lossy(&body).into_owned();
-                    }
-                    Answer::Nothing
-                }
-            }
-        } else if kind == "application/json" || kind.ends_with("+json") {
-            let body = self.read_whole(&mut response).await?;
-            answer(wire::read(&body, post.id))?
-        } else if kind == "text/event-stream" {
-            self.read_events(&mut response, post.url, &post.headers, post.id, post.progress).await?
-        } else if matches!(head.status, 202 | 204) {
-            return Err(Broken::Unanswered);
-        } else {
-            return Err(Broken::ContentType(if kind.is_empty() { "nothing".to_owned() } else { kind }));
-        };
-        let streamed = response.status().is_success() && kind == "text/event-stream";
-        Ok(Reply { head, session, answer, streamed })
+        })
     }
 
     /// Sends a message that has no answer, and says which HTTP status it met.
@@ -181,24 +193,9 @@ impl Transport {
         self.client.post(url.clone()).headers(all)
     }
 
-    async fn read_whole(&self, response: &mut Response) -> Result<Vec<u8>, Broken> {
-        let limit = self.max_response_bytes;
-        if response.content_length().is_some_and(|length| length > limit as u64) {
-            return Err(Broken::TooLarge(limit));
-        }
-        let mut body = Vec::new();
-        while let Some(chunk) = response.chunk().await.map_err(lost)? {
-            if body.len() + chunk.len() > limit {
-                return Err(Broken::TooLarge(limit));
-            }
-            body.extend_from_slice(&chunk);
-        }
-        Ok(body)
-    }
-
     async fn read_events(
         &self,
-        response: &mut Response,
+        mut body: Body,
         url: &Url,
         headers: &HeaderMap,
         id: u64,
@@ -206,10 +203,11 @@ impl Transport {
     ) -> Result<Answer, Broken> {
         let mut decoder = Decoder::new(self.max_response_bytes);
         let mut events = Vec::new();
-        while let Some(chunk) = response.chunk().await.map_err(lost)? {
+        while let Some(chunk) = body.chunk().await? {
             let decoded = decoder.push(&chunk, &mut events);
-            for event in events.drain(..) {
-                match wire::read(&event, id) {
+            let messages = events.drain(..).filter(Event::is_message);
+            for message in messages.flat_map(|event| wire::read(&event.data, id)) {
+                match message {
                     // Progress is news and not a promise: of what a slow listener has not seen, the newest is enough.
                     Message::Progress(news) => drop(progress.map(|sender| sender.send_replace(Some(news)))),
                     Message::Request { method, id } => {
@@ -219,25 +217,116 @@ impl Transport {
                         }
                     }
                     Message::Other => {}
-                    message => return answer(message),
+                    message => return answer(vec![message]),
                 }
             }
             decoded.map_err(|_| Broken::TooLarge(self.max_response_bytes))?;
         }
-        Err(Broken::Lost("the event stream ended before the answer".to_owned()))
+
+        // Some servers leave the last blank line out. What is not whole was cut with its connection.
+        let last = decoder.finish().filter(Event::is_message);
+        match last.and_then(|event| one_answer(wire::read(&event.data, id))) {
+            Some(Message::Malformed(_)) | None => {
+                Err(Broken::Lost("the event stream ended before the answer".to_owned()))
+            }
+            Some(message) => answer(vec![message]),
+        }
     }
 }
 
-/// The answer in a message, which must be one.
-fn answer(message: Message) -> Result<Answer, Broken> {
-    match message {
-        Message::Result(result) => Ok(Answer::Result(result)),
-        Message::Error(error) => Ok(Answer::Error(error)),
-        Message::Unreadable(why) => Err(Broken::Unreadable(why.to_owned())),
-        Message::Malformed(why) => Err(Broken::Malformed(why.to_owned())),
-        Message::Progress(_) | Message::Request { .. } | Message::Other => {
+/// The answer in a body that is not called JSON and may be all the same. If it is the answer to this request, the tool has
+/// run, and a wrong label is no reason to run it again.
+async fn unlabelled(body: &mut Body, name: String, id: u64) -> Result<Answer, Broken> {
+    let text = body.whole().await?;
+    match one_answer(wire::read(&text, id)) {
+        Some(
+            message @ (Message::Result(_)
+            | Message::Error(RpcError { addressed: true, .. })
+            | Message::Unreadable(_)),
+        ) => answer(vec![message]),
+        _ => Err(Broken::ContentType(if name.is_empty() { "nothing".to_owned() } else { name })),
+    }
+}
+
+/// The message that ends the request, among those of an array.
+fn one_answer(messages: Vec<Message>) -> Option<Message> {
+    messages
+        .into_iter()
+        .find(|message| !matches!(message, Message::Progress(_) | Message::Request { .. } | Message::Other))
+}
+
+/// The answer in what came, which must have one.
+fn answer(messages: Vec<Message>) -> Result<Answer, Broken> {
+    match one_answer(messages) {
+        Some(Message::Result(result)) => Ok(Answer::Result(result)),
+        Some(Message::Error(error)) => Ok(Answer::Error(error)),
+        Some(Message::Unreadable(why)) => Err(Broken::Unreadable(why)),
+        Some(Message::Malformed(why)) => Err(Broken::Malformed(why)),
+        Some(Message::Progress(_) | Message::Request { .. } | Message::Other) | None => {
             Err(Broken::Malformed("it is not the answer to this request".to_owned()))
         }
+    }
+}
+
+/// The body of a response, as it comes and decoded.
+struct Body {
+    response: Response,
+    decoding: Decoding,
+    limit: usize,
+}
+
+impl Body {
+    fn of(response: Response, limit: usize) -> Result<Self, Broken> {
+        let encoding = response.headers().get(CONTENT_ENCODING).and_then(|encoding| encoding.to_str().ok());
+        let decoding = Decoding::of(encoding, limit).map_err(|error| not_decoded(error, limit))?;
+        Ok(Self { response, decoding, limit })
+    }
+
+    async fn chunk(&mut self) -> Result<Option<Bytes>, Broken> {
+        let Some(chunk) = self.response.chunk().await.map_err(lost)? else { return Ok(None) };
+        if self.decoding.is_identity() {
+            return Ok(Some(chunk));
+        }
+        let decoded = self.decoding.push(&chunk).map_err(|error| not_decoded(error, self.limit))?;
+        Ok(Some(Bytes::from(decoded)))
+    }
+
+    async fn whole(&mut self) -> Result<Vec<u8>, Broken> {
+        let limit = self.limit;
+        if self.response.content_length().is_some_and(|length| length > limit as u64) {
+            return Err(Broken::TooLarge(limit));
+        }
+        let mut body = Vec::new();
+        while let Some(chunk) = self.chunk().await? {
+            if body.len() + chunk.len() > limit {
+                return Err(Broken::TooLarge(limit));
+            }
+            body.extend_from_slice(&chunk);
+        }
+        Ok(body)
+    }
+
+    /// The beginning. What breaks or is too long is cut off: the status has said what matters.
+    async fn prefix(&mut self, limit: usize) -> Vec<u8> {
+        let mut body = Vec::new();
+        while let Ok(Some(chunk)) = self.chunk().await {
+            let room = limit - body.len();
+            body.extend_from_slice(&chunk[..chunk.len().min(room)]);
+            if body.len() == limit {
+                break;
+            }
+        }
+        body
+    }
+}
+
+fn not_decoded(error: DecodeError, limit: usize) -> Broken {
+    match error {
+        DecodeError::Unknown(name) => {
+            Broken::ContentType(format!("encoded as {name}, which was not asked for"))
+        }
+        DecodeError::Broken(why) => Broken::Malformed(format!("its Content-Encoding is wrong: {why}")),
+        DecodeError::TooLarge => Broken::TooLarge(limit),
     }
 }
 
@@ -251,11 +340,8 @@ fn head(response: &Response) -> Head {
     }
 }
 
-/// The media type without parameters, in lower case; empty if there is none.
-fn content_type(response: &Response) -> String {
-    let value =
-        response.headers().get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
-    value.split(';').next().unwrap_or_default().trim().to_ascii_lowercase()
+fn media(response: &Response) -> Media {
+    Media::of(response.headers().get(CONTENT_TYPE).and_then(|value| value.to_str().ok()))
 }
 
 /// The beginning of a body. What breaks or is too long is cut off: the status has said what matters.

@@ -2,6 +2,7 @@
 
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
+use fleet_wire::{Reply, Unreadable};
 use http::{HeaderMap, HeaderName, HeaderValue};
 use serde::{Serialize, Serializer, ser::SerializeMap as _};
 use serde_json::{Map, Value, json};
@@ -254,9 +255,9 @@ pub(crate) enum Message {
     /// Another notification, or the answer to another request: of no interest to this one.
     Other,
     /// Not JSON-RPC.
-    Malformed(&'static str),
+    Malformed(String),
     /// The answer to this request, in a form that can't be read.
-    Unreadable(&'static str),
+    Unreadable(String),
 }
 
 /// How far a call has come, as the tool says.
@@ -270,49 +271,41 @@ pub struct Progress {
     pub message: Option<String>,
 }
 
-/// Reads one message that came in answer to request `id`.
-pub(crate) fn read(bytes: &[u8], id: u64) -> Message {
-    let Ok(Value::Object(mut message)) = serde_json::from_slice::<Value>(bytes) else {
-        return Message::Malformed("it is not a JSON object");
+/// Reads what came in answer to request `id`: one message, or those of an array.
+pub(crate) fn read(bytes: &[u8], id: u64) -> Vec<Message> {
+    fleet_wire::read(bytes).into_iter().map(|message| of_request(message, id)).collect()
+}
+
+fn of_request(message: fleet_wire::Message, id: u64) -> Message {
+    let (found, reply) = match message {
+        fleet_wire::Message::Reply(found, reply) => (found, reply),
+        fleet_wire::Message::Request(method, message) => {
+            return Message::Request { method, id: message.get("id").cloned().unwrap_or_default() };
+        }
+        fleet_wire::Message::Notification(method, message) if method == "notifications/progress" => {
+            return progress(message.get("params"), id);
+        }
+        fleet_wire::Message::Notification(..) => return Message::Other,
+        fleet_wire::Message::Noise(why) => return Message::Malformed(why.to_owned()),
     };
-    if let Some(method) = message.get("method").and_then(Value::as_str) {
-        return match message.get("id") {
-            Some(request) => Message::Request { method: method.to_owned(), id: request.clone() },
-            None if method == "notifications/progress" => progress(message.get("params"), id),
-            None => Message::Other,
-        };
+    let ours = i64::try_from(id).is_ok_and(|id| found.as_ref().is_some_and(|found| found.is_number(id)));
+    if !ours && found.is_some() {
+        return Message::Other;
     }
-    let ours = message.get("id").is_some_and(|found| is_id(found, id));
-    if let Some(error) = message.get("error").filter(|error| !error.is_null()) {
+    match reply {
+        Reply::Result(result) if ours => Message::Result(result.into()),
+        Reply::Result(_) => Message::Malformed("it does not say which request it answers".to_owned()),
         // A server that could not read the request does not know its id.
-        let nameless = message.get("id").is_none_or(Value::is_null);
-        return match read_error(error, ours) {
-            _ if !ours && !nameless => Message::Other,
-            Message::Malformed(why) if ours => Message::Unreadable(why),
-            read => read,
-        };
-    }
-    match message.remove("result") {
-        Some(result) if ours && result.is_object() => Message::Result(result),
-        Some(_) if ours => Message::Unreadable("its result is not an object"),
-        Some(_) => Message::Other,
-        None if ours => Message::Unreadable("it is neither a result nor an error"),
-        None => Message::Malformed("it is neither a result nor an error"),
+        Reply::Error(fleet_wire::RpcError { code, message, data }) => {
+            Message::Error(RpcError { code, message, data, addressed: ours })
+        }
+        Reply::Unreadable(Unreadable { why, cut: false }) if ours => Message::Unreadable(why),
+        Reply::Unreadable(Unreadable { why, .. }) => Message::Malformed(why),
     }
 }
 
-/// Some servers give a numeric id back as text.
 fn is_id(found: &Value, id: u64) -> bool {
     found.as_u64() == Some(id) || found.as_str().is_some_and(|text| text == id.to_string())
-}
-
-fn read_error(error: &Value, addressed: bool) -> Message {
-    let Some(code) = error.get("code").and_then(Value::as_i64) else {
-        return Message::Malformed("its error has no code");
-    };
-    let message = error.get("message").and_then(Value::as_str).unwrap_or_default().to_owned();
-    let data = error.get("data").filter(|data| !data.is_null()).cloned();
-    Message::Error(RpcError { code, message, data, addressed })
 }
 
 fn progress(params: Option<&Value>, id: u64) -> Message {
@@ -410,22 +403,36 @@ mod tests {
 
     #[test]
     fn messages_are_read() {
-        let check = |text: &str, expected: Message| assert_eq!(read(text.as_bytes(), 7), expected, "{text}");
+        let check =
+            |text: &str, expected: Message| assert_eq!(read(text.as_bytes(), 7), [expected], "{text}");
         let error = |code: i64, message: &str, data: Option<Value>| {
             let addressed = code != -32700;
             Message::Error(RpcError { code, message: message.to_owned(), data, addressed })
         };
         check(r#"{"jsonrpc":"2.0","id":7,"result":{"a":1}}"#, Message::Result(json!({"a": 1})));
         check(r#"{"id":"7","result":{}}"#, Message::Result(json!({})));
+        let unreadable = |why: &str| Message::Unreadable(why.to_owned());
+        let malformed = |why: &str| Message::Malformed(why.to_owned());
         check(r#"{"id":8,"result":{}}"#, Message::Other);
-        check(r#"{"id":7,"result":3}"#, Message::Unreadable("its result is not an object"));
+        check(r#"{"id":7,"result":{},"error":null}"#, Message::Result(json!({})));
+        check(r#"[{"id":7,"result":{}}]"#, Message::Result(json!({})));
+        check(r#"{"id":7,"result":3}"#, unreadable("its result is not an object: 3"));
         check(r#"{"id":7,"error":{"code":-32602,"message":"m"}}"#, error(-32602, "m", None));
-        check(r#"{"id":null,"error":{"code":-32700,"data":1}}"#, error(-32700, "", Some(json!(1))));
+        check(
+            r#"{"id":null,"error":{"code":-32700,"message":"","data":1}}"#,
+            error(-32700, "", Some(json!(1))),
+        );
         check(r#"{"id":8,"error":{"code":-32603}}"#, Message::Other);
-        check(r#"{"id":7,"error":{"code":"x"}}"#, Message::Unreadable("its error has no code"));
-        check(r#"{"id":7}"#, Message::Unreadable("it is neither a result nor an error"));
-        check("[]", Message::Malformed("it is not a JSON object"));
-        check("garbage", Message::Malformed("it is not a JSON object"));
+        check(r#"{"id":7,"error":{"code":"x"}}"#, unreadable("its error has no code: {\"code\":\"x\"}"));
+        check(
+            r#"{"jsonrpc":"2.0","id":7}"#,
+            unreadable("it is neither a result nor an error: {\"jsonrpc\":\"2.0\",\"id\":7}"),
+        );
+        check("[]", malformed("it is not a JSON object"));
+        check("garbage", malformed("it is not JSON"));
+        // What breaks off may have been cut by a proxy.
+        assert!(matches!(read(br#"{"id":7,"result":{"a"#, 7)[..], [Message::Malformed(_)]));
+        assert!(matches!(read(br#"{"id":7,"result":{"a":1e400}}"#, 7)[..], [Message::Unreadable(_)]));
         check(r#"{"id":"p","method":"ping"}"#, Message::Request { method: "ping".into(), id: json!("p") });
         check(r#"{"method":"notifications/message","params":{}}"#, Message::Other);
         check(

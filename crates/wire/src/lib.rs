@@ -1,4 +1,32 @@
-//! What MCP servers say on the wire, read without IO. Both clients of the workspace use it: the worker's own
-//! (`fleet-mcp-client`) and the gateway's (`mcp-server`, on top of rmcp).
+//! What MCP servers send, read without IO. Both clients of the workspace read with it: the worker's own
+//! (`fleet-mcp-client`) and the gateway's (`mcp-server`, on top of rmcp), so that neither takes what the other refuses.
 
+pub mod encoding;
+pub mod head;
+mod mend;
+mod message;
+mod outline;
 pub mod session;
+pub mod sse;
+
+pub use message::{Id, Message, Reply, RpcError, Unreadable, id_of_long, read};
+
+/// The text of the other side, on one line and of at most `max` characters.
+#[must_use]
+pub fn quote(text: &str, max: usize) -> String {
+    let mut quoted = String::new();
+    // Bounded before it is cleaned: the text may be megabytes of blanks.
+    let start = text.char_indices().nth(max.saturating_mul(4)).map_or(text, |(end, _)| &text[..end]);
+    for word in start.split(|c: char| c.is_whitespace() || c.is_control()).filter(|word| !word.is_empty()) {
+        if !quoted.is_empty() {
+            quoted.push(' ');
+        }
+        quoted.push_str(word);
+    }
+
+    if let Some((end, _)) = quoted.char_indices().nth(max) {
+        quoted.truncate(end);
+        quoted.push('…');
+    }
+    quoted
+}

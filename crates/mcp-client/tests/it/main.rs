@@ -5,6 +5,7 @@
 mod endpoints;
 mod legacy;
 mod network;
+mod odd;
 mod outcomes;
 mod rmcp_server;
 mod sessions;

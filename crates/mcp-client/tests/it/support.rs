@@ -88,6 +88,7 @@ pub(crate) type Boxed<T> = Pin<Box<dyn Future<Output = T> + Send>>;
 pub(crate) struct Seen {
     pub(crate) headers: http::HeaderMap,
     pub(crate) http_method: String,
+    pub(crate) path: String,
     pub(crate) body: Value,
 }
 
@@ -126,6 +127,14 @@ pub(crate) async fn server<F>(answer: F) -> Server
 where
     F: Fn(Seen) -> Response + Clone + Send + Sync + 'static,
 {
+    silent_server(move |seen| Some(answer(seen))).await
+}
+
+/// A server that answers each request by `answer`, and never where there is none.
+pub(crate) async fn silent_server<F>(answer: F) -> Server
+where
+    F: Fn(Seen) -> Option<Response> + Clone + Send + Sync + 'static,
+{
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());
     let seen = Arc::new(Mutex::new(Vec::new()));
@@ -138,10 +147,14 @@ where
             let seen = Seen {
                 headers: parts.headers,
                 http_method: parts.method.to_string(),
+                path: parts.uri.path().to_owned(),
                 body: serde_json::from_slice(&body).unwrap_or_default(),
             };
             log.lock().unwrap().push(seen.clone());
-            answer(seen)
+            match answer(seen) {
+                Some(response) => response,
+                None => std::future::pending().await,
+            }
         }
     };
     tokio::spawn(async move { axum::serve(listener, Router::new().fallback(handler)).await.unwrap() });

@@ -1,0 +1,185 @@
+//! Messages of JSON-RPC, read as leniently as their meaning allows.
+//!
+//! A byte order mark, an array around messages, `"error": null` beside a result, an id that comes back as text, and what
+//! [`mend`](crate::mend) replaces are no reason to lose an answer. An answer that can't be read even so is told apart from
+//! what is no answer at all: whoever made the call must hear of it at once, and must not make the call again, since it
+//! has been carried out.
+
+use serde_json::{Map, Value};
+
+use crate::{
+    mend::mend,
+    outline::{id_at_end, outline},
+    quote,
+};
+
+/// How much of a message that can't be read is quoted.
+const SHOWN: usize = 200;
+
+/// The id of a request.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Id {
+    /// A number.
+    Number(i64),
+    /// A text.
+    Text(String),
+}
+
+impl Id {
+    pub(crate) fn of(value: &Value) -> Option<Self> {
+        match value {
+            Value::Number(number) => whole(number).map(Self::Number),
+            Value::String(text) => Some(Self::Text(text.clone())),
+            _ => None,
+        }
+    }
+
+    /// Whether this is the number `id`, perhaps as text.
+    #[must_use]
+    pub fn is_number(&self, id: i64) -> bool {
+        match self {
+            Self::Number(number) => *number == id,
+            Self::Text(text) => text.parse() == Ok(id),
+        }
+    }
+}
+
+/// A JSON-RPC error.
+#[derive(Debug, Clone, PartialEq)]
+pub struct RpcError {
+    /// What kind of error it is.
+    pub code: i64,
+    /// What went wrong, for people.
+    pub message: String,
+    /// More about it.
+    pub data: Option<Value>,
+}
+
+/// An answer that can't be read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Unreadable {
+    /// What is wrong with it, with its beginning.
+    pub why: String,
+    /// It breaks off, so it may have been cut on its way.
+    pub cut: bool,
+}
+
+/// What a request came to.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Reply {
+    /// A result.
+    Result(Map<String, Value>),
+    /// An error.
+    Error(RpcError),
+    /// Something that can't be read.
+    Unreadable(Unreadable),
+}
+
+/// One message of the other side.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Message {
+    /// The answer to a request; without an id if the message names none.
+    Reply(Option<Id>, Reply),
+    /// A request, with its method and the whole message.
+    Request(String, Value),
+    /// A notification, with its method and the whole message.
+    Notification(String, Value),
+    /// Not JSON-RPC: what is wrong with it.
+    Noise(&'static str),
+}
+
+/// The messages in a text: one, or those of an array.
+#[must_use]
+pub fn read(bytes: &[u8]) -> Vec<Message> {
+    let bytes = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes);
+    let problem = match serde_json::from_slice::<Value>(bytes) {
+        Ok(value) => return read_value(value),
+        Err(_) if !matches!(bytes.trim_ascii_start().first(), Some(b'{' | b'[')) => {
+            return vec![Message::Noise("it is not JSON")];
+        }
+        Err(problem) => problem,
+    };
+
+    let mended = mend(bytes);
+    if let Ok(value) = serde_json::from_str(&mended) {
+        return read_value(value);
+    }
+    let outline = outline(&mended);
+    let is_answer = outline.has_answer && !outline.has_method && mended.trim_start().starts_with('{');
+    if !is_answer {
+        return vec![Message::Noise("it is not JSON")];
+    }
+    let why = format!("it is not JSON: {problem}: {}", quote(&mended, SHOWN));
+    vec![Message::Reply(outline.id, Reply::Unreadable(Unreadable { why, cut: !outline.whole }))]
+}
+
+/// The id in the beginning or at the end of an answer that is too long to be kept; `None` if it is no answer.
+#[must_use]
+pub fn id_of_long(head: &[u8], tail: &[u8]) -> Option<Id> {
+    let outline = outline(&String::from_utf8_lossy(head));
+    if outline.has_method {
+        return None;
+    }
+    outline.id.or_else(|| id_at_end(&String::from_utf8_lossy(tail)))
+}
+
+fn read_value(value: Value) -> Vec<Message> {
+    match value {
+        Value::Array(values) if !values.is_empty() => values.into_iter().map(read_one).collect(),
+        value => vec![read_one(value)],
+    }
+}
+
+fn read_one(value: Value) -> Message {
+    let Value::Object(mut message) = value else { return Message::Noise("it is not a JSON object") };
+    if let Some(method) = message.get("method").and_then(Value::as_str).map(str::to_owned) {
+        return match message.contains_key("id") {
+            true => Message::Request(method, message.into()),
+            false => Message::Notification(method, message.into()),
+        };
+    }
+
+    let id = message.get("id").and_then(Id::of);
+    if let Some(error) = message.get("error").filter(|error| !error.is_null()) {
+        return Message::Reply(id, read_error(error));
+    }
+    match message.remove("result") {
+        Some(Value::Object(result)) => Message::Reply(id, Reply::Result(result)),
+        Some(result) => Message::Reply(id, unreadable("its result is not an object", &result)),
+        None if message.contains_key("error") => {
+            Message::Reply(id, unreadable("it is neither a result nor an error", &message.into()))
+        }
+        None if id.is_some() && message.get("jsonrpc").is_some_and(|version| version == "2.0") => {
+            Message::Reply(id, unreadable("it is neither a result nor an error", &message.into()))
+        }
+        None => Message::Noise("it is neither a request nor an answer"),
+    }
+}
+
+fn read_error(error: &Value) -> Reply {
+    let code = match error.get("code") {
+        Some(Value::Number(code)) => whole(code),
+        _ => None,
+    };
+    let Some(code) = code else { return unreadable("its error has no code", error) };
+    let Some(message) = error.get("message").and_then(Value::as_str) else {
+        return unreadable("its error has no message", error);
+    };
+    let data = error.get("data").filter(|data| !data.is_null()).cloned();
+    Reply::Error(RpcError { code, message: message.to_owned(), data })
+}
+
+fn unreadable(why: &str, what: &Value) -> Reply {
+    let why = format!("{why}: {}", quote(&what.to_string(), SHOWN));
+    Reply::Unreadable(Unreadable { why, cut: false })
+}
+
+/// A number without a fraction, however it is written.
+fn whole(number: &serde_json::Number) -> Option<i64> {
+    let rounded = |number: f64| (number.fract() == 0.0 && number.abs() < 9e15).then_some(number as i64);
+    number.as_i64().or_else(|| number.as_f64().and_then(rounded))
+}
+
+#[cfg(test)]
+#[path = "message_tests.rs"]
+mod tests;

@@ -1,0 +1,94 @@
+//! What comes of every spelling of an answer, and of what is none.
+
+use proptest::prelude::*;
+use serde_json::json;
+
+use super::*;
+
+fn result(value: Value) -> Reply {
+    let Value::Object(result) = value else { panic!("no object") };
+    Reply::Result(result)
+}
+
+fn error(code: i64, message: &str) -> Reply {
+    Reply::Error(RpcError { code, message: message.to_owned(), data: None })
+}
+
+fn seven() -> Option<Id> {
+    Some(Id::Number(7))
+}
+
+#[test]
+fn answers_are_read_in_every_spelling() {
+    let check = |text: &[u8], expected: Reply| {
+        assert_eq!(read(text), [Message::Reply(seven(), expected)], "{}", String::from_utf8_lossy(text));
+    };
+    check(br#"{"jsonrpc":"2.0","id":7,"result":{"a":1}}"#, result(json!({"a": 1})));
+    check(b"\xef\xbb\xbf{\"id\":7,\"result\":{}}", result(json!({})));
+    check(br#"[{"id":7,"result":{}}]"#, result(json!({})));
+    check(br#"{"id":7,"result":{},"error":null}"#, result(json!({})));
+    check(br#"{"id":7.0,"result":{},"extra":1}"#, result(json!({})));
+    check(br#"{"id":7,"result":{"v":NaN}}"#, result(json!({"v": null})));
+    check(br#"{"id":7,"result":{"t":"\ud83d"}}"#, result(json!({"t": "\u{fffd}"})));
+    check(b"{\"id\":7,\"result\":{\"t\":\"caf\xe9\"}}", result(json!({"t": "caf\u{fffd}"})));
+    check(br#"{"id":7,"error":{"code":-32602,"message":"m"}}"#, error(-32602, "m"));
+    check(br#"{"id":7,"error":{"code":-32000.0,"message":"m"},"result":null}"#, error(-32000, "m"));
+}
+
+#[test]
+fn answers_that_can_not_be_read_say_whose_they_are() {
+    let check = |text: &str, id: Option<Id>, why: &str, cut: bool| {
+        let [Message::Reply(found, Reply::Unreadable(unreadable))] = &read(text.as_bytes())[..] else {
+            panic!("{text}: {:?}", read(text.as_bytes()));
+        };
+        assert_eq!((found, unreadable.cut), (&id, cut), "{text}");
+        assert!(unreadable.why.contains(why), "{text}: {}", unreadable.why);
+    };
+    check(r#"{"id":7,"result":"done"}"#, seven(), "its result is not an object: \"done\"", false);
+    check(r#"{"id":7,"error":"boom"}"#, seven(), "its error has no code: \"boom\"", false);
+    check(r#"{"id":7,"error":{"code":"E","message":"boom"}}"#, seven(), "boom", false);
+    check(r#"{"id":7,"error":{"code":-1}}"#, seven(), "no message: {\"code\":-1}", false);
+    check(r#"{"jsonrpc":"2.0","id":7}"#, seven(), "neither a result nor an error", false);
+    check(r#"{"result":3}"#, None, "not an object", false);
+    check(r#"{"id":7,"result":{"t":"cut"#, seven(), "it is not JSON: EOF", true);
+    let deep = format!(r#"{{"id":7,"result":{{"d":{}{}}}}}"#, "[".repeat(200), "]".repeat(200));
+    check(&deep, seven(), "recursion limit", false);
+}
+
+#[test]
+fn what_is_no_answer_is_told_apart() {
+    let noise = |text: &str| {
+        assert!(matches!(read(text.as_bytes())[..], [Message::Noise(_)]), "{text}");
+    };
+    for text in ["", "ready", "[INFO] ready> {}", "[]", "{not json}", "3", r#"{"level":"info","id":7}"#] {
+        noise(text);
+    }
+    let request = json!({"id": "p", "method": "ping"});
+    assert_eq!(read(request.to_string().as_bytes()), [Message::Request("ping".to_owned(), request)]);
+    let two = read(br#"[{"method":"a"},{"id":7,"result":{}}]"#);
+    assert!(matches!(&two[..], [Message::Notification(..), Message::Reply(..)]), "{two:?}");
+    let nameless = read(br#"{"id":null,"error":{"code":-32603,"message":"boom"}}"#);
+    assert_eq!(nameless, [Message::Reply(None, error(-32603, "boom"))]);
+}
+
+#[test]
+fn ids_compare_as_numbers_and_text() {
+    assert!(Id::Number(7).is_number(7) && Id::Text("7".to_owned()).is_number(7));
+    assert!(!Id::Number(8).is_number(7) && !Id::Text("x".to_owned()).is_number(7));
+}
+
+#[test]
+fn long_answers_are_known_by_their_ends() {
+    let head = br#"{"jsonrpc":"2.0","id":7,"result":{"content":[{"type":"image","data":"AAAA"#;
+    assert_eq!(id_of_long(head, b"AAAA"), seven());
+    assert_eq!(id_of_long(b"{\"result\":{\"data\":\"AAA", br#"AA"},"jsonrpc":"2.0","id":7}"#), seven());
+    assert_eq!(id_of_long(b"xxxxxxxx", b"xxxx"), None);
+    assert_eq!(id_of_long(br#"{"id":7,"method":"sampling/createMessage","params":"#, b"}"), None);
+}
+
+proptest! {
+    #[test]
+    fn anything_can_be_read(bytes in any::<Vec<u8>>()) {
+        prop_assert!(!read(&bytes).is_empty());
+    }
+}

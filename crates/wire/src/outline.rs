@@ -1,0 +1,133 @@
+//! What can be told of a message that is not JSON, or too large to be kept: whose answer it is.
+
+use serde_json::Value;
+
+use crate::message::Id;
+
+/// The top level of a JSON object, as far as it could be followed.
+#[derive(Debug, Default, PartialEq)]
+pub(crate) struct Outline {
+    pub(crate) id: Option<Id>,
+    /// It has a `method`, so it is no answer.
+    pub(crate) has_method: bool,
+    /// It has a `result` or an `error`.
+    pub(crate) has_answer: bool,
+    /// Every bracket is closed. What is cut off may have been cut on its way.
+    pub(crate) whole: bool,
+}
+
+/// Follows a text that begins as an object does. Depth costs nothing, and only strings and brackets are looked at.
+pub(crate) fn outline(text: &str) -> Outline {
+    let mut outline = Outline::default();
+    let bytes = text.as_bytes();
+    let mut depth = 0_usize;
+    let mut key: Option<&str> = None;
+    let mut at = 0;
+    while let Some(byte) = bytes.get(at) {
+        match byte {
+            b'{' | b'[' => depth += 1,
+            b'}' | b']' => {
+                depth = depth.saturating_sub(1);
+                if depth == 0 {
+                    outline.whole = true;
+                    return outline;
+                }
+            }
+            b'"' => {
+                let end = end_of_string(bytes, at);
+                let string = text.get(at..end).unwrap_or_default();
+                if depth == 1 && key.is_none() {
+                    key = Some(string);
+                } else if depth == 1 {
+                    outline.note(key, string);
+                }
+                at = end;
+                continue;
+            }
+            b':' if depth == 1 => {
+                let value = text.get(at + 1..).unwrap_or_default();
+                let end = value.find([',', '}', ']', '{', '[', '"']).unwrap_or(value.len());
+                outline.note(key, value.get(..end).unwrap_or_default());
+            }
+            b',' if depth == 1 => key = None,
+            _ => {}
+        }
+        at += 1;
+    }
+    outline
+}
+
+impl Outline {
+    fn note(&mut self, key: Option<&str>, value: &str) {
+        match key {
+            Some("\"id\"") => {
+                let found = serde_json::from_str::<Value>(value.trim()).ok();
+                self.id = found.as_ref().and_then(Id::of).or(self.id.take());
+            }
+            Some("\"method\"") => self.has_method = true,
+            Some("\"result\"" | "\"error\"") => self.has_answer = true,
+            _ => {}
+        }
+    }
+}
+
+/// The position behind the closing quote of the string that begins here.
+fn end_of_string(bytes: &[u8], start: usize) -> usize {
+    let mut at = start + 1;
+    while let Some(byte) = bytes.get(at) {
+        match byte {
+            b'\\' => at += 2,
+            b'"' => return at + 1,
+            _ => at += 1,
+        }
+    }
+    bytes.len()
+}
+
+/// The id of an object whose end this is, if it is one of its last members, as some writers have it.
+pub(crate) fn id_at_end(tail: &str) -> Option<Id> {
+    let (_, behind) = tail.rsplit_once("\"id\"")?;
+    let value = behind.trim_start().strip_prefix(':')?;
+    let end = value.find([',', '}'])?;
+    let (value, rest) = value.split_at(end);
+    let rest: String = rest.chars().filter(|c| !c.is_whitespace()).collect();
+    let is_end = matches!(rest.as_str(), "}" | ",\"jsonrpc\":\"2.0\"}");
+    let found = is_end.then(|| serde_json::from_str::<Value>(value.trim()).ok()).flatten();
+    found.as_ref().and_then(Id::of)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn number(id: i64) -> Option<Id> {
+        Some(Id::Number(id))
+    }
+
+    #[test]
+    fn ids_are_found_in_what_is_not_json() {
+        let check = |text: &str, id: Option<Id>, whole: bool| {
+            let found = outline(text);
+            assert_eq!((found.id, found.whole), (id, whole), "{text}");
+        };
+        check(r#"{"jsonrpc":"2.0","id":7,"result":{"a":1e400,"id":9}}"#, number(7), true);
+        check(r#"{"result":{"id":9,"t":"\"id\":3,"},"id" : 7 }"#, number(7), true);
+        check(r#"{"id":"a-1","result":{"t":"cut"#, Some(Id::Text("a-1".to_owned())), false);
+        check(r#"{"id":null,"error":{}}"#, None, true);
+        check(r#"{"result":[[[{"id":1}]]]}"#, None, true);
+        check(r#"{"id":"#, None, false);
+        check(&format!("{{\"id\":7,\"result\":{}", "[".repeat(100_000)), number(7), false);
+        assert!(outline(r#"{"id":7,"method":"x""#).has_method);
+        assert!(outline(r#"{"id":7,"error":"#).has_answer);
+        assert!(!outline(r#"{"level":"info"}"#).has_answer);
+    }
+
+    #[test]
+    fn ids_at_the_end_are_found() {
+        let check = |text: &str, id: Option<Id>| assert_eq!(id_at_end(text), id, "{text}");
+        check(r#"AAAA"}]},"jsonrpc":"2.0","id":7}"#, number(7));
+        check(r#"AAAA"}]},"id":7,"jsonrpc":"2.0"}"#, number(7));
+        check(r#"AAAA"},"id":7}]},"jsonrpc":"2.0"}"#, None);
+        check(r#"AAAA"}]}}"#, None);
+    }
+}
