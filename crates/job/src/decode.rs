@@ -266,6 +266,11 @@ fn from_object(mut object: Map<String, Value>) -> Result<Envelope, JobError> {
     {
         return Err(invalid(format!("`replyTo`: `{topic}` is not a topic name that Kafka allows")));
     }
+    for (field, time) in [("notBefore", wire.not_before), ("deadline", wire.deadline)] {
+        if let Some(time) = time {
+            time.check_plausible().map_err(|why| invalid(format!("`{field}`: {why}")))?;
+        }
+    }
     if let (Some(start), Some(end)) = (wire.not_before, wire.deadline)
         && start > end
     {

@@ -19,6 +19,9 @@ impl Timestamp {
     /// The last one: the end of year 9999, which is also the end of RFC 3339.
     pub const MAX: Self = Self(253_402_207_200_000);
 
+    /// The start of the year 2000, before which there was no Kafka and no job.
+    const EARLIEST_PLAUSIBLE: Self = Self(946_684_800_000);
+
     /// The point in time `ms` milliseconds after the epoch; `None` outside the years 1 to 9999.
     pub fn from_millis(ms: i64) -> Option<Self> {
         (Self::MIN.0..=Self::MAX.0).contains(&ms).then_some(Self(ms))
@@ -32,6 +35,31 @@ impl Timestamp {
     /// Milliseconds since the epoch.
     pub fn as_millis(self) -> i64 {
         self.0
+    }
+
+    /// Refuses a point in time that no job can mean: one before the year 2000. A producer that writes seconds where
+    /// milliseconds belong names a day of January 1970.
+    ///
+    /// # Errors
+    ///
+    /// Says what was probably meant and what to write.
+    pub fn check_plausible(self) -> Result<Self, String> {
+        if self >= Self::EARLIEST_PLAUSIBLE {
+            return Ok(self);
+        }
+
+        let seconds = Self::from_millis(self.0.saturating_mul(1000));
+        match seconds.filter(|time| *time >= Self::EARLIEST_PLAUSIBLE) {
+            Some(meant) => Err(format!(
+                "{} is {self}; seconds? write milliseconds ({}000) or RFC 3339 ({meant})",
+                self.0, self.0
+            )),
+            None => Err(format!(
+                "{} is {self}, before the year 2000; seconds? write milliseconds since 1970, or RFC 3339; or \
+                 leave the field out",
+                self.0
+            )),
+        }
     }
 
     /// How long it is from `earlier` to here; zero when `earlier` is later.
@@ -92,12 +120,21 @@ impl<'de> Deserialize<'de> for Timestamp {
             }
 
             fn visit_i64<E: de::Error>(self, ms: i64) -> Result<Timestamp, E> {
-                Timestamp::from_millis(ms)
-                    .ok_or_else(|| E::custom(format!("{ms} ms lies outside the years 1 to 9999")))
+                Timestamp::from_millis(ms).ok_or_else(|| {
+                    E::custom(format!(
+                        "{ms} ms lies outside the years 1 to 9999; microseconds or nanoseconds? write milliseconds"
+                    ))
+                })
             }
 
             fn visit_u64<E: de::Error>(self, ms: u64) -> Result<Timestamp, E> {
                 self.visit_i64(i64::try_from(ms).unwrap_or(i64::MAX))
+            }
+
+            fn visit_f64<E: de::Error>(self, number: f64) -> Result<Timestamp, E> {
+                Err(E::custom(format!(
+                    "{number} is not a whole number; seconds with a fraction? write milliseconds, or RFC 3339"
+                )))
             }
 
             fn visit_str<E: de::Error>(self, text: &str) -> Result<Timestamp, E> {
@@ -134,6 +171,27 @@ mod tests {
             assert_eq!(serde_json::from_str::<Timestamp>(text).unwrap(), expected, "{text}");
         }
         assert_eq!(expected.to_string(), "2026-11-21T08:00:00.000Z");
+    }
+
+    #[test]
+    fn a_wrong_unit_is_named() {
+        let check = |ms: i64, expected: &str| {
+            let refusal = Timestamp::from_millis(ms).unwrap().check_plausible().unwrap_err();
+            assert!(refusal.contains("seconds? write milliseconds"), "{refusal}");
+            assert!(refusal.contains(expected), "{refusal}");
+        };
+        check(1_795_248_000, "milliseconds (1795248000000) or RFC 3339 (2026-11-21T08:00:00.000Z)");
+        check(0, "1970-01-01T00:00:00.000Z");
+        check(-1, "before the year 2000");
+        check(253_402_300_799, "1978-01-11");
+        let now = Timestamp::from_millis(1_795_248_000_000).unwrap();
+        assert_eq!(now.check_plausible(), Ok(now));
+        for (text, unit) in
+            [("1795248000000000", "microseconds"), ("1795248000.5", "seconds with a fraction")]
+        {
+            let error = serde_json::from_str::<Timestamp>(text).unwrap_err().to_string();
+            assert!(error.contains(unit), "{error}");
+        }
     }
 
     #[test]

@@ -73,7 +73,15 @@ fn refusals_name_the_field_and_the_bound() {
     check_refused(json!({"maxAttempts": 0}), &["`maxAttempts`", "1 to 100"]);
     check_refused(json!({"timeoutMs": -1}), &["`timeoutMs`"]);
     check_refused(json!({"deadline": "soon"}), &["`deadline`", "RFC 3339"]);
-    check_refused(json!({"notBefore": 2000, "deadline": 1000}), &["`notBefore`", "`deadline`"]);
+    check_refused(
+        json!({"notBefore": 1_795_248_002_000_i64, "deadline": 1_795_248_001_000_i64}),
+        &["`notBefore`", "`deadline`"],
+    );
+    for field in ["deadline", "notBefore"] {
+        for wrong in [json!(1_795_248_000), json!(0), json!(-1), json!("1970-01-21T18:40:48Z")] {
+            check_refused(json!({field: wrong}), &[&format!("`{field}`"), "seconds? write milliseconds"]);
+        }
+    }
     check_refused(json!({"replyTo": "a b"}), &["`replyTo`", "topic name"]);
     check_refused(json!({"metadata": 1}), &["`metadata`"]);
     check_refused(json!({"jobType": "tool-batch", "payload": {"calls": []}}), &["`payload.calls`", "10000"]);
@@ -208,7 +216,7 @@ fn checked_in_schemas_are_those_of_the_types() {
 fn the_envelope_schema_accepts_what_the_parser_accepts() {
     let schema = serde_json::to_value(&fleet_job::schema::all()[0].1).unwrap();
     let validator = jsonschema::validator_for(&schema).unwrap();
-    let good = json!({"jobID": "j", "jobType": "tool-call", "payload": "{\"tool\":\"t\"}", "deadline": 5});
+    let good = json!({"jobID": "j", "jobType": "tool-call", "payload": "{\"tool\":\"t\"}", "deadline": 1_795_248_000_000_i64});
     assert!(validator.is_valid(&good));
     for bad in [json!({"jobType": "tool-call"}), json!({"jobID": "j", "jobType": "nonsense", "payload": {}})]
     {
@@ -254,7 +262,10 @@ fn work() -> impl Strategy<Value = Work> {
 }
 
 fn envelope() -> impl Strategy<Value = Envelope> {
-    let times = (option::of(0_i64..1_000_000_000_000), option::of(1_000_000_000_000_i64..2_000_000_000_000));
+    let times = (
+        option::of(946_684_800_000_i64..1_000_000_000_000),
+        option::of(1_000_000_000_000_i64..2_000_000_000_000),
+    );
     let names = (option::of("\\PC{1,20}"), option::of("[a-zA-Z0-9_-]{1,20}"), option::of("\\PC{1,20}"));
     let bounds = (option::of(0_u8..=9), option::of(1_u64..=86_400_000), option::of(1_u32..=100));
     ("\\PC{1,40}", work(), times, names, bounds, json_map(json_value()), json_map(json_value())).prop_map(

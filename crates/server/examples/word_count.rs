@@ -50,8 +50,9 @@ struct Cli {
 }
 
 fn main() -> Result<ExitCode, ServerError> {
-    // A hosted program whose memory or time is limited begins as this one.
+    // Hosted programs run as the same user and must not read this process's environment.
     fleet_ops::inspection::forbid();
+    // A hosted program begins as this one, which sets its limits.
     if let Some(code) = mcp_server::launcher::run_if_asked() {
         return Ok(code);
     }
