@@ -184,7 +184,7 @@ fn an_answer_that_our_server_could_not_read_is_not_asked_for_again() {
     let data = json!({"reason": UNREADABLE_ANSWER, "server": "s"});
     let error = RpcError { code: -32603, message: "no JSON".to_owned(), data: Some(data), addressed: true };
     let failure = rpc(&error, AT);
-    assert_eq!((failure.class, failure.error.kind), (FailureClass::Permanent, ErrorKind::Protocol));
+    assert_eq!((failure.class, failure.error.kind), (Permanent, ErrorKind::Protocol));
     assert_eq!(failure.error.code, Some(-32603));
 }
 
