@@ -46,6 +46,7 @@ fn nobody_of_the_same_user_reads_an_environment() {
             .current_dir("/")
             .env("SECRET", "hidden")
             .env("KAFKA_BROKERS", "127.0.0.1:9")
+            .env("MCP_SERVER_URL", "http://127.0.0.1:9/mcp")
             .stdout(Stdio::null())
             .stderr(Stdio::null());
         let mut process = Running(command.spawn().expect("a process"));

@@ -7,7 +7,7 @@
 //! - shows every change of the registry to [`Writes::observe`] before it acts on it.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, VecDeque},
     time::{Duration, Instant},
 };
 
@@ -18,6 +18,8 @@ use super::{Change, Record};
 /// The wait after the first failure; it doubles from there.
 const FIRST_RETRY: Duration = Duration::from_millis(500);
 const LONGEST_RETRY: Duration = Duration::from_secs(30);
+/// How many writes are remembered after the registry has taken them, for callers that share one.
+const REMEMBERED: usize = 64;
 
 /// What is to be written.
 #[derive(Debug, Clone, PartialEq)]
@@ -36,6 +38,14 @@ impl Write {
         match self {
             Self::Put(record) => record.written_at,
             Self::Remove { at } => *at,
+        }
+    }
+
+    /// Whether both put the same server.
+    fn is_same_server(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Put(record), Self::Put(other)) => record.entry == other.entry,
+            _ => false,
         }
     }
 }
@@ -66,6 +76,8 @@ pub(super) struct Writes {
     by_name: BTreeMap<String, Pending>,
     /// Counts writes.
     added: u64,
+    /// The last ones that the registry has taken, the oldest first.
+    taken: VecDeque<u64>,
 }
 
 /// A write that is open.
@@ -94,8 +106,12 @@ pub(super) struct Unwritten {
 }
 
 impl Writes {
-    /// Adds a write, in the place of what was open of this name.
+    /// Adds a write, in the place of what was open of this name. Who wants the same server as an open write shares that one.
     pub(super) fn add(&mut self, name: &str, write: Write, now: Instant) -> u64 {
+        if let Some(open) = self.by_name.get(name).filter(|open| open.write.is_same_server(&write)) {
+            return open.number;
+        }
+
         self.added += 1;
         let number = self.added;
         let pending = Pending { number, write, seen: false, since: now, failures: 0, last_error: None };
@@ -106,10 +122,12 @@ impl Writes {
     /// How a write stands.
     #[must_use]
     pub(super) fn standing(&mut self, name: &str, number: u64) -> Standing {
+        let is_taken = self.taken.contains(&number);
         match self.still(name, number) {
+            None if is_taken => Standing::Written,
             None => Standing::Superseded,
             Some(pending) if pending.seen => {
-                self.by_name.remove(name);
+                self.take(name, number);
                 Standing::Written
             }
             Some(pending) => Standing::Open(pending.write.clone()),
@@ -119,8 +137,16 @@ impl Writes {
     /// The registry has acknowledged a write.
     pub(super) fn acknowledged(&mut self, name: &str, number: u64) {
         if self.still(name, number).is_some() {
-            self.by_name.remove(name);
+            self.take(name, number);
         }
+    }
+
+    fn take(&mut self, name: &str, number: u64) {
+        self.by_name.remove(name);
+        if self.taken.len() == REMEMBERED {
+            self.taken.pop_front();
+        }
+        self.taken.push_back(number);
     }
 
     /// A write has failed. How long to wait before the next try.
@@ -230,6 +256,21 @@ mod tests {
         assert_eq!(writes.failed("s", old, "late".to_owned()), Duration::ZERO);
         assert_eq!(writes.standing("s", new), Standing::Open(Write::Remove { at: at(2) }));
         assert!(writes.unwritten("s", now).is_some_and(|open| open.removal && open.failures == 0));
+    }
+
+    #[test]
+    fn callers_that_want_the_same_server_share_a_write() {
+        let (mut writes, now) = (Writes::default(), Instant::now());
+        let first = writes.add("s", put(&record(1)), now);
+        let second = writes.add("s", put(&record(2)), now);
+        assert_eq!((first, writes.len()), (second, 1));
+        writes.acknowledged("s", first);
+        assert_eq!(writes.standing("s", second), Standing::Written, "also for who looks later");
+
+        let third = writes.add("s", put(&record(3)), now);
+        assert_ne!(third, first, "what is written is not open any more");
+        writes.add("s", Write::Remove { at: at(4) }, now);
+        assert_eq!(writes.standing("s", third), Standing::Superseded);
     }
 
     #[test]
