@@ -1,12 +1,14 @@
-//! An outage behind the MCP server: a hosted remote server goes away while jobs need it. None of them spends an attempt, all
-//! say that they wait, and jobs that do not need it go on.
+//! Outages behind the MCP server: a hosted remote server goes away while jobs need it, another one refuses our credentials,
+//! and one that is to be hosted can't be reached yet. No job spends an attempt on that, all say that they wait, and jobs that
+//! do not need those servers go on. A program that ends at once is no outage.
 
 #![expect(clippy::expect_used, reason = "a panic is the report of a test")]
 
 use fleet_job::event::JobState;
 use fleet_tests::{
     Env, Fleet, Oracle,
-    fleet::{LARGE_FILE, ServerOptions},
+    chaos::hosted::Hosted,
+    fleet::{LARGE_FILE, ServerOptions, Service},
     http, on_every_broker,
     topics::Outgoing,
     wait,
@@ -20,6 +22,27 @@ fn digest(id: &str, tool: &str) -> String {
         .to_string()
 }
 
+fn init(id: &str, config: &Value) -> String {
+    json!({"jobID": id, "jobType": "server-init", "payload": {"mcpServers": {id: config}}}).to_string()
+}
+
+fn initialize(server: &Service, name: &str, config: &Value) {
+    let hosted: Value = server.call("server_initialize", &json!({"name": name, "config": config}));
+    assert!(hosted["error"].is_null() && hosted["result"]["isError"] != true, "{hosted}");
+}
+
+/// Waits until the newest event of this job says that it waits for this reason and has spent nothing.
+fn wait_for_reason(fleet: &Fleet<'_>, job_id: &str, reason: &str) {
+    wait::until_ok("the job to say that it waits", wait::LONG, || {
+        let account = Oracle::new(&fleet.topic, &fleet.submitted).read(&fleet.env.brokers);
+        let event = account.last.values().find(|event| event.job_id == job_id);
+        let waits = event.is_some_and(|event| {
+            event.attempts == 0 && event.waiting.as_ref().is_some_and(|waiting| waiting.reason == reason)
+        });
+        if waits { Ok(()) } else { Err(format!("{job_id}: {event:?}")) }
+    });
+}
+
 fn a_hosted_server_that_is_away_costs_no_attempts(env: &Env) {
     let mut fleet = Fleet::new(env, "hosted-outage", 3);
     let files = ServerOptions { roots: vec![fleet.files()], ..ServerOptions::default() };
@@ -27,12 +50,17 @@ fn a_hosted_server_that_is_away_costs_no_attempts(env: &Env) {
     let mut remote = fleet.server.take().expect("the remote server");
     let port = remote.address.port();
 
-    let allowed = vec![("MCP_ALLOWED_REMOTES".to_owned(), "127.0.0.1".to_owned())];
-    fleet.start_server(&ServerOptions { env: allowed, ..files.clone() });
+    let guarded = Hosted::start(env!("CARGO_BIN_EXE_fixture_remote"), &fleet.directory);
+    let options = ServerOptions {
+        env: vec![("MCP_ALLOWED_REMOTES".to_owned(), "127.0.0.1".to_owned())],
+        allowed: vec!["false".to_owned()],
+        ..files.clone()
+    };
+    fleet.start_server(&options);
     let config = json!({"type": "http", "url": format!("http://{}/mcp", remote.address)});
     let server = fleet.server.as_ref().expect("the server");
-    let hosted: Value = server.call("server_initialize", &json!({"name": "remote", "config": config}));
-    assert!(hosted["error"].is_null() && hosted["result"]["isError"] != true, "{hosted}");
+    initialize(server, "remote", &config);
+    initialize(server, "guarded", &json!({"type": "http", "url": guarded.url()}));
 
     fleet.worker_env("MCP_MAX_ATTEMPTS", "2");
     let worker = fleet.start_worker().address;
@@ -48,10 +76,23 @@ fn a_hosted_server_that_is_away_costs_no_attempts(env: &Env) {
         (http::metric(worker, "fleet_jobs_waiting")? > 0.0).then_some(())
     });
 
-    // What does not need it goes on, and the worker stays ready.
+    // Refused credentials and a server that can't be reached yet are outages, too.
+    guarded.refuse(true);
+    let refused = |n| {
+        let payload = json!({"tool": "guarded__work"});
+        let job = json!({"jobID": format!("refused-{n}"), "jobType": "tool-call", "payload": payload});
+        Outgoing::value(job.to_string())
+    };
+    fleet.submit((0..2).map(refused).collect());
+    let command = json!({"command": "false"});
+    fleet.submit(vec![Outgoing::value(init("later", &config)), Outgoing::value(init("broken", &command))]);
+    wait_for_reason(&fleet, "refused-0", "upstream-unauthorized");
+    wait_for_reason(&fleet, "later", "server-unavailable");
+
+    // What needs none of them goes on, and the worker stays ready. The program that ends at once has had its attempts.
     let others = (0..20).map(|n| Outgoing::value(digest(&format!("other-{n}"), "file_digest")));
     fleet.submit(others.collect());
-    fleet.wait_for(21);
+    fleet.wait_for(22);
     assert_eq!(http::get(worker, "/ready").expect("the worker's answer").0, 200);
     assert_eq!(http::metric(worker, "fleet_breaker_open"), Some(0.0));
     let halfway = Oracle::new(&fleet.topic, &fleet.submitted).read(&env.brokers);
@@ -67,15 +108,16 @@ fn a_hosted_server_that_is_away_costs_no_attempts(env: &Env) {
     assert!(!waiting.is_empty(), "no job says that it waits");
     assert!(waiting.iter().all(|waiting| waiting.server.as_deref() == Some("remote")), "{waiting:?}");
 
+    guarded.refuse(false);
     let back = ServerOptions { port, ..files };
     let server = fleet.server.take();
     fleet.start_server(&back);
     remote = fleet.server.take().expect("the remote server");
     fleet.server = server;
     let account = fleet.settle(0);
-    assert_eq!(account.count(JobState::Succeeded), 33);
-    assert!(account.dead.is_empty(), "{:?}", account.dead);
+    assert_eq!((account.count(JobState::Succeeded), account.count(JobState::Failed)), (36, 1));
     let spent: Vec<_> = account.states.values().filter(|event| event.attempts != 1).collect();
-    assert!(spent.is_empty(), "attempts were spent on the outage: {spent:?}");
+    let spent: Vec<_> = spent.iter().map(|event| (event.job_id.as_str(), event.attempts)).collect();
+    assert_eq!(spent, [("broken", 2)], "attempts that were spent on outages, or were not on what is none");
     drop(remote);
 }
