@@ -28,14 +28,52 @@ pub(crate) fn run(args: &Args, command: &mut clap::Command) -> Result<ExitCode, 
 fn script(shell: Shell, command: &mut clap::Command) -> String {
     let (name, mut script) = (command.get_name().to_owned(), Vec::new());
     clap_complete::generate(shell, command, name, &mut script);
-    String::from_utf8_lossy(&script).into_owned()
+    let script = String::from_utf8_lossy(&script).into_owned();
+    match shell {
+        // clap_complete 4.6 spells the hyphen of the program's name in two ways, so bash would know nothing below it.
+        Shell::Bash => script.replace("mcp__subcmd__fleet", "mcp__fleet"),
+        _ => script,
+    }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::{env, fs, iter, path::Path, process::Command};
+
     use clap::{CommandFactory as _, ValueEnum as _};
 
     use super::*;
+
+    /// Prints what bash offers for the last of the words.
+    const IN_BASH: &str = r#"
+        source "$1"; shift
+        complete -p mcp-fleet >/dev/null || exit 1
+        COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1)); COMPREPLY=()
+        _mcp__fleet mcp-fleet "${COMP_WORDS[COMP_CWORD]}" "${COMP_WORDS[COMP_CWORD - 1]}"
+        printf '%s\n' "${COMPREPLY[@]}"
+    "#;
+    /// Prints what fish offers.
+    const IN_FISH: &str = r#"
+        source $argv[1]
+        complete --do-complete "$argv[2..]" | string replace --regex '\t.*' ''
+    "#;
+    /// Types the words into a terminal of zsh, then a tab, and prints the command that comes of it, a word a line.
+    const IN_ZSH: &str = r#"
+        zmodload zsh/zpty
+        zpty shell zsh -f -i
+        until_it_prints() {
+            local all= part
+            while [[ $all != *"$1"* ]]; do zpty -r shell part || exit 1; all+=$part; done
+            print -r -- "$all"
+        }
+        directory=${1:h}; shift
+        zpty -w shell "PROMPT=; fpath=($directory \$fpath); autoload -Uz compinit; compinit -u -D"
+        zpty -w shell "mcp-fleet() { print -r -- \"ty\"\"ped: \$* .\" }; print re''ady"
+        until_it_prints ready >/dev/null
+        zpty -w -n shell "$*"$'\t'
+        zpty -w -n shell $'\n'
+        until_it_prints 'typed: ' | grep 'typed: ' | tr ' =' '\n\n'
+    "#;
 
     #[test]
     fn every_shell_gets_a_script_with_commands_and_values() {
@@ -47,5 +85,43 @@ mod tests {
         }
         let bash = script(Shell::Bash, &mut crate::Cli::command());
         assert!(bash.contains("retrying") && bash.contains("tool-batch"), "values are completed too");
+    }
+
+    #[test]
+    fn live_shells_complete_commands_flags_and_values() {
+        let directory = env::temp_dir().join(format!("mcp-fleet-completions-{}", std::process::id()));
+        fs::create_dir_all(&directory).expect("a directory");
+        for (shell, file, program) in [
+            (Shell::Bash, "mcp-fleet.bash", &["bash", "--norc", "-c", IN_BASH, "bash"][..]),
+            (Shell::Zsh, "_mcp-fleet", &["zsh", "-f", "-c", IN_ZSH, "zsh"]),
+            (Shell::Fish, "mcp-fleet.fish", &["fish", "--no-config", "-c", IN_FISH]),
+        ] {
+            let path = directory.join(file);
+            fs::write(&path, script(shell, &mut crate::Cli::command())).expect("the script");
+            for (words, expected) in [
+                (&["jo"][..], "jobs"),
+                (&["jobs", "wai"], "wait"),
+                (&["dlq", "repl"], "replay"),
+                (&["dlq", "replay", "--dry"], "--dry-run"),
+                (&["jobs", "list", "--state", "succ"], "succeeded"),
+            ] {
+                let Some(offered) = completed(program, &path, words) else { continue };
+                assert!(offered.lines().any(|line| line.trim() == expected), "{shell} {words:?}: {offered}");
+            }
+        }
+        fs::remove_dir_all(&directory).expect("the directory");
+    }
+
+    /// What a shell makes of the words; `None` if it is not installed and need not be.
+    fn completed(shell: &[&str], script: &Path, words: &[&str]) -> Option<String> {
+        const NOT_FOUND: i32 = 127;
+        let words = iter::once("mcp-fleet").chain(words.iter().copied());
+        let output = Command::new("timeout").arg("20").args(shell).arg(script).args(words).output();
+        let output = output.expect("timeout of coreutils");
+        if output.status.code() == Some(NOT_FOUND) {
+            assert!(env::var_os("FLEET_REQUIRE_TOOLS").is_none(), "{} is not installed", shell[0]);
+            return None;
+        }
+        Some(String::from_utf8_lossy(&output.stdout).into_owned())
     }
 }
