@@ -257,6 +257,8 @@ impl Settings {
                 ("message.max.bytes", "16777216"),
                 // The partitioner of the Java clients: one key goes to one partition, whoever writes it.
                 ("partitioner", "murmur2_random"),
+                // Jobs without a key are to keep all workers busy: a sticky partition takes all of a burst.
+                ("sticky.partitioning.linger.ms", "0"),
             ],
         );
         config.set("enable.idempotence", "true").set("acks", "all");
