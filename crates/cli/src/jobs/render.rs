@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use fleet_job::{
     event::{Progress, RESULT_OMITTED},
+    outcome::JobError,
     time::Timestamp,
 };
 use mcp_server::jobs::JobView;
@@ -168,16 +169,25 @@ fn rows(job: &JobView) -> Vec<(&'static str, Option<String>)> {
         ("finished", some_time(timings.map(|timings| timings.finished_at))),
         ("waited", took(timings.and_then(|timings| timings.waited_ms))),
         ("took", took(timings.and_then(|timings| timings.ran_ms))),
-        ("error", event.error.as_ref().map(|error| format!("{}: {}", error.kind.as_str(), error.message))),
+        ("error", event.error.as_ref().map(error)),
         ("result", omitted),
         ("idempotency key", event.idempotency_key.clone()),
         ("metadata", metadata.map(|metadata| metadata.to_string())),
     ]
 }
 
+/// The kind of an error and its message, which may begin with the kind already.
+fn error(error: &JobError) -> String {
+    let (kind, message) = (error.kind.as_str(), &error.message);
+    if message.starts_with(kind) { message.clone() } else { format!("{kind}: {message}") }
+}
+
 #[cfg(test)]
 pub(super) mod tests {
-    use fleet_job::event::{JobEvent, JobState, Timings};
+    use fleet_job::{
+        event::{JobEvent, JobState, Timings},
+        outcome::ErrorKind,
+    };
 
     use super::*;
 
@@ -217,6 +227,13 @@ pub(super) mod tests {
         job.event.result_omitted = Some(fleet_job::event::ResultOmitted { bytes: 9, limit_bytes: 5 });
         assert_eq!(row(&job, at(65_000))[1], "succeeded (result-omitted)");
         assert!(rows(&job).contains(&("code", Some("result-omitted".to_owned()))));
+    }
+
+    #[test]
+    fn the_kind_of_an_error_is_said_once() {
+        let said = |kind, message| error(&JobError::new(kind, message));
+        assert_eq!(said(ErrorKind::Cancelled, "cancelled: not needed"), "cancelled: not needed");
+        assert_eq!(said(ErrorKind::Tool, "it broke"), "tool: it broke");
     }
 
     #[test]
