@@ -116,7 +116,7 @@ impl<'a> Shown<'a> {
         Ok(Some(format!("{}{}", describe(&event), mark(verdict))))
     }
 
-    /// The job of a tombstone begins anew.
+    /// Forgets a job at its tombstone: its next event counts as its first.
     fn forget(&mut self, record: &RawRecord) {
         let key = record.key.as_deref().map(String::from_utf8_lossy);
         if let Some(job_id) = key {

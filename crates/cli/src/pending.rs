@@ -26,7 +26,7 @@ pub(crate) struct Pending {
 pub(crate) enum News {
     /// How far its job has come.
     Progress(Progress),
-    /// It has ended, and is not pending any more.
+    /// The job has ended and is no longer waited for.
     End(Box<JobEvent>),
 }
 

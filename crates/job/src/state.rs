@@ -259,7 +259,7 @@ impl Standing {
 /// records by their places.
 #[derive(Debug)]
 pub struct Standings<K> {
-    /// The jobs that were heard of last.
+    /// The jobs with the most recent events.
     young: HashMap<K, Standing>,
     /// Those before them, which are forgotten when there are enough young ones.
     old: HashMap<K, Standing>,
@@ -275,8 +275,8 @@ impl<K> Default for Standings<K> {
 }
 
 impl<K> Standings<K> {
-    /// Remembers at least so many jobs, those that were heard of last, and at most twice as many. Of a job that is forgotten
-    /// the next event counts as the first one.
+    /// Remembers at least this many of the jobs with the most recent events, and at most twice as many. The next event of a
+    /// forgotten job counts as its first.
     pub fn of_at_least(most: usize) -> Self {
         Self { young: HashMap::new(), old: HashMap::new(), most }
     }

@@ -396,7 +396,7 @@ fn jobs_are_told_apart_and_the_newest_are_remembered() {
         assert_eq!(standings.take(job, &end), Verdict::State);
         assert_eq!(standings.take(job, &stale), Verdict::Stale);
     }
-    // `a` is old by now, and heard of once more in time.
+    // `a` is in the older half by now; this event keeps it from being forgotten.
     assert_eq!(standings.take("a", &stale), Verdict::Stale);
     assert_eq!(standings.take("d", &end), Verdict::State);
     assert_eq!(standings.take("a", &stale), Verdict::Stale);

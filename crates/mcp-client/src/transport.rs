@@ -133,9 +133,13 @@ impl Transport {
         let mut head = head(&response);
         let session = response.headers().get(&SESSION_ID).cloned();
         let kind = media(&response);
-        let mut body = Body::of(response, self.max_response_bytes)?;
+        let body = Body::of(response, self.max_response_bytes);
         if !(200..300).contains(&head.status) {
-            let text = body.prefix(MAX_ERROR_BODY).await;
+            // The status counts, also if the body is encoded in a way that can't be read.
+            let text = match body {
+                Ok(mut body) => body.prefix(MAX_ERROR_BODY).await,
+                Err(_) => Vec::new(),
+            };
             let answer = match one_answer(wire::read(&text, post.id)) {
                 Some(Message::Error(error)) => Answer::Error(error),
                 _ => Answer::Nothing,
@@ -146,6 +150,7 @@ impl Transport {
             return Ok(Reply { head, session, answer, streamed: false });
         }
 
+        let mut body = body?;
         let (answer, streamed) = match kind {
             Media::Json => (answer(wire::read(&body.whole().await?, post.id))?, false),
             Media::EventStream => {
@@ -173,8 +178,7 @@ impl Transport {
         let mut response = sent.map_err(|error| {
             if error.is_connect() { Broken::NotSent(causes(error)) } else { Broken::Lost(causes(error)) }
         })?;
-        // An unread body would cost the connection.
-        drop(read_prefix(&mut response, MAX_ERROR_BODY).await);
+        drain(&mut response).await;
         Ok(head(&response))
     }
 
@@ -344,17 +348,14 @@ fn media(response: &Response) -> Media {
     Media::of(response.headers().get(CONTENT_TYPE).and_then(|value| value.to_str().ok()))
 }
 
-/// The beginning of a body. What breaks or is too long is cut off: the status has said what matters.
-async fn read_prefix(response: &mut Response, limit: usize) -> Vec<u8> {
-    let mut body = Vec::new();
-    while let Ok(Some(chunk)) = response.chunk().await {
-        let room = limit - body.len();
-        body.extend_from_slice(&chunk[..chunk.len().min(room)]);
-        if body.len() == limit {
-            break;
-        }
+/// Reads the rest of a short body, since an unread one would cost the connection.
+async fn drain(response: &mut Response) {
+    let mut room = MAX_ERROR_BODY;
+    while room > 0
+        && let Ok(Some(chunk)) = response.chunk().await
+    {
+        room = room.saturating_sub(chunk.len());
     }
-    body
 }
 
 fn lost(error: reqwest::Error) -> Broken {

@@ -1,3 +1,5 @@
+//! Which rejections cost a session, and that a renewed session is shared. Examples first, then properties.
+
 use proptest::prelude::*;
 
 use super::*;

@@ -1,3 +1,5 @@
+//! When an idle fetch is answered from memory, and what makes the broker ask its storage again.
+
 use tansu_sans_io::{
     FetchResponse,
     fetch_request::FetchPartition,

@@ -21,8 +21,8 @@ pub(super) const PROBES: u32 = 6;
 /// The upper end of the first delay before a role is started again; it doubles with every death.
 pub(super) const FIRST_DELAY: Duration = Duration::from_millis(500);
 pub(super) const LONGEST_DELAY: Duration = Duration::from_secs(30);
-/// A process that has served for so long is well: its death counts as the first. Delays are there to slow down processes
-/// that die soon after every start; whoever loses one that worked wants it back at once.
+/// After this time in service a process counts as healthy, and its next death as its first. Delays slow down processes
+/// that die soon after each start; a process that worked is started again at once.
 pub(super) const WELL: Duration = Duration::from_secs(20);
 /// How long a process may take to end after it was asked to. Longer than the drain of a worker.
 pub(super) const STOP: Duration = Duration::from_secs(40);

@@ -52,8 +52,8 @@ impl Engine {
         self.stalls_due = (is_anything_away || is_any_stalled).then(|| now.plus(REVIEW));
     }
 
-    /// The paused partitions that can't be resumed by anything that goes on: what can't go on is more than a partition, or
-    /// this worker, may hold to be resumed.
+    /// The paused partitions that stay paused even when every running job ends: their waiting jobs alone exceed what a
+    /// partition, or this worker, may hold before it is resumed.
     fn stalled(&self) -> Vec<Partition> {
         let stuck = self.partitions.iter().map(|(partition, state)| (*partition, state, self.stuck(state)));
         let stuck: Vec<_> = stuck.filter(|(_, _, stuck)| stuck.jobs > 0).collect();

@@ -127,6 +127,16 @@ async fn an_encoding_that_is_not_known_is_named() {
     assert!(failure.error.message.contains("encoded as br"), "{failure:?}");
 }
 
+#[tokio::test]
+async fn a_refusal_counts_however_its_body_is_encoded() {
+    let server = modern(|_| {
+        (StatusCode::UNAUTHORIZED, [(header::CONTENT_ENCODING, "br")], "not text").into_response()
+    })
+    .await;
+    let failure = crate::support::failure(&client([&server.url], |_| {})).await;
+    assert!(!failure.class.spends_attempt(), "{failure:?}");
+}
+
 fn initialized(seen: &Seen, version: &str) -> Response {
     let info = json!({"name": "odd", "version": "1"});
     Json(result(seen.id(), json!({"protocolVersion": version, "capabilities": {}, "serverInfo": info})))

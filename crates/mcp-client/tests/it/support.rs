@@ -122,7 +122,7 @@ impl Server {
     }
 }
 
-/// A server that answers each request by `answer`.
+/// A server that answers each request with what `answer` returns.
 pub(crate) async fn server<F>(answer: F) -> Server
 where
     F: Fn(Seen) -> Response + Clone + Send + Sync + 'static,
@@ -130,7 +130,7 @@ where
     silent_server(move |seen| Some(answer(seen))).await
 }
 
-/// A server that answers each request by `answer`, and never where there is none.
+/// A server that answers with what `answer` returns, and leaves a request without an answer if that is `None`.
 pub(crate) async fn silent_server<F>(answer: F) -> Server
 where
     F: Fn(Seen) -> Option<Response> + Clone + Send + Sync + 'static,

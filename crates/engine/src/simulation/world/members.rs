@@ -50,7 +50,7 @@ impl World {
         }
     }
 
-    /// A worker is frozen for so long that the group gives its partitions to others. It goes on and does not know.
+    /// Freezes a worker until the group has given its partitions to others. When it continues, it has not been told.
     pub(super) fn freeze(&mut self) {
         self.disorder = true;
         let worker = self.rng.below(self.workers.len() as u64) as usize;
@@ -76,7 +76,7 @@ impl World {
         }
     }
 
-    /// A worker is stopped before it does what its engine wants, and goes on after a gap in contact, still a member.
+    /// Stops a worker before it carries out its engine's commands. It continues after a gap in contact, still a member.
     pub(super) fn doze(&mut self) {
         let worker = self.rng.below(self.workers.len() as u64) as usize;
         self.dozes = Some(worker);

@@ -1,3 +1,5 @@
+//! The handshake with scripted servers: modern, legacy, silent, late, and without sense.
+
 use rmcp::model::{ClientCapabilities, ErrorCode, ErrorData, Implementation};
 use serde_json::{Value, json};
 

@@ -1,3 +1,5 @@
+//! A fleet that follows a registry that refuses, forgets and delays.
+
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use futures::{
