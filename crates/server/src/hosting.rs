@@ -18,6 +18,7 @@ pub(crate) mod follow;
 mod handshake;
 pub(crate) mod handshake_error;
 mod hosted;
+pub(crate) mod inbound;
 pub mod launch;
 pub mod progress;
 pub mod remote;
@@ -27,8 +28,10 @@ mod slots;
 pub mod sse;
 pub mod status;
 pub mod stderr;
+mod stdio;
 pub mod stdout;
 mod tend;
+pub(crate) mod unreadable;
 pub mod upstream;
 
 pub use fleet::Fleet;

@@ -21,11 +21,7 @@ use tokio::{
 };
 use tokio_util::sync::{CancellationToken, DropGuard};
 
-use super::{
-    launch::ChildSpec,
-    stderr::StderrTail,
-    stdout::{StdoutGuard, StdoutWatch},
-};
+use super::{launch::ChildSpec, stderr::StderrTail, stdout::StdoutWatch};
 use crate::{
     launcher,
     metrics::{self, Counted},
@@ -49,7 +45,7 @@ pub struct ChildProcess {
 }
 
 /// The ends of a child's standard input and output that are ours.
-pub type ChildPipes = (StdoutGuard<ChildStdout>, ChildStdin);
+pub type ChildPipes = (ChildStdout, ChildStdin);
 
 /// Starts a child.
 ///
@@ -83,10 +79,10 @@ pub fn spawn(
     if let Some(stream) = child.stderr.take() {
         drained = Some(tokio::spawn(stderr.clone().follow(server.to_owned(), stream)));
     }
-    let watch_stdout = StdoutWatch::default();
     let stop = CancellationToken::new();
     let (exited, exit) = watch::channel(None);
-    let process = ChildProcess { pid, stderr, stdout: watch_stdout.clone(), stop: stop.clone(), exit };
+    let watch = StdoutWatch::default();
+    let process = ChildProcess { pid, stderr, stdout: watch, stop: stop.clone(), exit };
     let counted = Counted::new(&metrics::CHILDREN);
     tokio::spawn(async move {
         let status = supervise(child, pid, stop).await;
@@ -98,7 +94,7 @@ pub fn spawn(
         // Nobody needs to be listening any more.
         _ = exited.send(Some(status));
     });
-    Ok((process, (StdoutGuard::new(stdout, watch_stdout), stdin)))
+    Ok((process, (stdout, stdin)))
 }
 
 impl ChildProcess {

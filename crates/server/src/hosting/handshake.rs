@@ -267,7 +267,8 @@ fn discovered(result: ServerResult) -> Result<ServerPeerInfo, String> {
     Ok(ServerPeerInfo::from_discover_result(ProtocolVersion::LATEST, result))
 }
 
-fn initialized(result: ServerResult) -> Result<ServerPeerInfo, String> {
+/// What a server has said about itself in answer to `initialize`.
+pub(super) fn initialized(result: ServerResult) -> Result<ServerPeerInfo, String> {
     let result = match result {
         ServerResult::InitializeResult(result) => result,
         // What rmcp could not read is read once more, to say what is wrong with it.

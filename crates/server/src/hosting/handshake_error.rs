@@ -9,7 +9,7 @@ use rmcp::{
 
 use super::{
     away::{Away, AwayReason},
-    handshake::drive::Broken,
+    handshake::{drive::Broken, initialized},
     remote::exchange::HttpFailure,
     sse::SseError,
 };
@@ -61,6 +61,12 @@ impl From<ClientInitializeError> for HandshakeError {
                 Self::Other(format!("it answered with error {}: {}", error.code.0, error.message))
             }
             ClientInitializeError::LegacyFallbackFailed { fallback, .. } => Self::from(*fallback),
+            ClientInitializeError::ExpectedInitResult(Some(result)) => {
+                let problem = initialized(result).err();
+                Self::Other(
+                    problem.unwrap_or_else(|| "its answer is not the one to this question".to_owned()),
+                )
+            }
             other => Self::Other(chain(&other)),
         }
     }

@@ -1,22 +1,25 @@
-//! What a child writes on its standard output, watched while it is read.
+//! What a child writes on its standard output, line by line.
 //!
-//! Programs print banners where MCP must stand, and broken ones write without end. The guard counts lines that can't
-//! be JSON-RPC, so that a failed handshake can say so, and ends the stream at a line that is longer than any message
-//! may be: the reader behind it buffers whole lines.
+//! Programs print banners where MCP must stand, and broken ones write without end. The watch counts lines that are not
+//! JSON-RPC, so that a failed handshake can say so. A line that is longer than any message may be is not kept, and a line
+//! without end ends the stream.
 
-use std::{
-    pin::Pin,
-    sync::{Arc, Mutex, PoisonError},
-    task::{Context, Poll},
-};
+use std::sync::{Arc, Mutex, PoisonError};
 
-use tokio::io::{AsyncRead, ReadBuf};
+use tokio::io::{AsyncBufReadExt, AsyncRead, BufReader};
 
 /// The longest line that a child may write.
 pub const MAX_LINE: usize = 16 * 1024 * 1024;
-/// How many lines of garbage are suffered before the handshake is done.
+/// How many times longer a line may be before it is taken for one without end. A line that is too long is not kept, and
+/// fails only the call whose answer it is.
+const PATIENCE: usize = 4;
+/// How much is kept of each end of a line that is too long, to tell whose answer it is.
+const ENDS: usize = 512;
+/// How many lines of garbage are put up with before the handshake is done.
 const MAX_GARBAGE_BEFORE_HANDSHAKE: u64 = 100;
 const SHOWN: usize = 120;
+/// How much room is kept for the next line.
+const KEPT: usize = 256 * 1024;
 
 /// What was noticed. Clones share it.
 #[derive(Debug, Clone, Default)]
@@ -38,12 +41,12 @@ impl StdoutWatch {
         self.lock().handshake_done = true;
     }
 
-    /// Why the stream was ended, where it was.
+    /// Why the stream was ended, if it was.
     pub fn broken(&self) -> Option<String> {
         self.lock().broken.clone()
     }
 
-    /// What is to be said about the output, where something is.
+    /// What is wrong with the output, if something is.
     pub fn complaint(&self) -> Option<String> {
         let seen = self.lock();
         if let Some(broken) = &seen.broken {
@@ -57,127 +60,165 @@ impl StdoutWatch {
         })
     }
 
+    /// Notes a line that is not JSON-RPC. Whether the child may go on.
+    pub(super) fn saw_garbage(&self, line: &[u8]) -> bool {
+        let mut seen = self.lock();
+        seen.garbage_lines += 1;
+        if seen.garbage_lines == 1 {
+            let shown = &line[..line.len().min(SHOWN)];
+            seen.first_garbage = String::from_utf8_lossy(shown).trim().to_owned();
+        }
+        seen.handshake_done || seen.garbage_lines <= MAX_GARBAGE_BEFORE_HANDSHAKE
+    }
+
+    /// Notes that a line does not end.
+    pub(super) fn saw_endless(&self, limit: usize) {
+        self.lock().broken = Some(format!("it wrote a line of more than {limit} bytes on standard output"));
+    }
+
     fn lock(&self) -> std::sync::MutexGuard<'_, Seen> {
         self.seen.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// A reader that watches the lines going through it.
-pub struct StdoutGuard<R> {
-    inner: R,
-    watch: StdoutWatch,
-    max_line: usize,
-    line_length: usize,
-    /// The first bytes of the current line.
-    head: Vec<u8>,
-    ended: bool,
+/// What comes next on standard output.
+pub(super) enum Line<'a> {
+    /// A line, without its end.
+    Whole(&'a [u8]),
+    /// The ends of a line that is longer than `limit`.
+    TooLong { head: &'a [u8], tail: &'a [u8], limit: usize },
+    /// The beginning of a line that is so much longer than `limit` that its end is not waited for.
+    Endless { head: &'a [u8], limit: usize },
+    /// The end of the output.
+    End,
 }
 
-impl<R> StdoutGuard<R> {
-    /// Guards a reader.
-    pub fn new(inner: R, watch: StdoutWatch) -> Self {
-        Self::with_max_line(inner, watch, MAX_LINE)
+/// Reads lines, and keeps no more of a line than a message may have.
+pub(super) struct Lines<R> {
+    reader: BufReader<R>,
+    limit: usize,
+    /// The line that is being read, or its beginning if it is too long.
+    line: Vec<u8>,
+    /// The end of a line that is too long.
+    tail: Vec<u8>,
+    length: usize,
+    /// The line has been returned, so the next one begins.
+    is_returned: bool,
+}
+
+impl<R: AsyncRead + Unpin> Lines<R> {
+    pub(super) fn new(reader: R) -> Self {
+        Self::with_limit(reader, MAX_LINE)
     }
 
-    fn with_max_line(inner: R, watch: StdoutWatch, max_line: usize) -> Self {
-        Self { inner, watch, max_line, line_length: 0, head: Vec::new(), ended: false }
+    fn with_limit(reader: R, limit: usize) -> Self {
+        let reader = BufReader::with_capacity(64 * 1024, reader);
+        Self { reader, limit, line: Vec::new(), tail: Vec::new(), length: 0, is_returned: false }
     }
 
-    /// Whether the stream may go on after these bytes.
-    fn inspect(&mut self, bytes: &[u8]) -> bool {
-        let mut rest = bytes;
-        while !rest.is_empty() {
-            let end = rest.iter().position(|byte| *byte == b'\n');
-            let part = &rest[..end.unwrap_or(rest.len())];
-            self.line_length += part.len();
-            let room = SHOWN.saturating_sub(self.head.len());
-            self.head.extend(&part[..part.len().min(room)]);
-            if self.line_length > self.max_line {
-                let limit = self.max_line;
-                self.watch.lock().broken =
-                    Some(format!("it wrote a line of more than {limit} bytes on standard output"));
-                return false;
+    /// The next line. May be dropped and called again: a line that has begun is kept.
+    pub(super) async fn next(&mut self) -> Line<'_> {
+        if std::mem::take(&mut self.is_returned) {
+            self.line.clear();
+            // One large answer should not hold its memory for as long as the child lives.
+            self.line.shrink_to(KEPT);
+            self.tail.clear();
+            self.length = 0;
+        }
+
+        loop {
+            let bytes = match self.reader.fill_buf().await {
+                Ok(bytes) if !bytes.is_empty() => bytes,
+                // A line without its end was cut with the pipe.
+                Ok(_) | Err(_) => return Line::End,
+            };
+            let end = bytes.iter().position(|byte| *byte == b'\n');
+            let part = &bytes[..end.unwrap_or(bytes.len())];
+            let taken = part.len() + usize::from(end.is_some());
+            self.length += part.len();
+            if self.length <= self.limit {
+                self.line.extend_from_slice(part);
+            } else {
+                keep_ends(&mut self.line, &mut self.tail, part);
             }
-            let Some(end) = end else { break };
-            if !self.end_of_line() {
-                return false;
-            }
-            rest = &rest[end + 1..];
-        }
-        true
-    }
+            self.reader.consume(taken);
 
-    fn end_of_line(&mut self) -> bool {
-        let head = std::mem::take(&mut self.head);
-        self.line_length = 0;
-        let text = head.trim_ascii_start();
-        let text = text.strip_prefix(b"\xef\xbb\xbf").unwrap_or(text);
-        if matches!(text.first(), None | Some(b'{' | b'[')) {
-            return true;
+            if self.length > self.limit.saturating_mul(PATIENCE) {
+                return Line::Endless { head: &self.line, limit: self.limit };
+            }
+            if end.is_some() {
+                self.is_returned = true;
+                return match self.length > self.limit {
+                    true => Line::TooLong { head: &self.line, tail: &self.tail, limit: self.limit },
+                    false => Line::Whole(&self.line),
+                };
+            }
         }
-        let mut seen = self.watch.lock();
-        seen.garbage_lines += 1;
-        if seen.garbage_lines == 1 {
-            seen.first_garbage = String::from_utf8_lossy(text).trim_end().to_owned();
-        }
-        seen.handshake_done || seen.garbage_lines <= MAX_GARBAGE_BEFORE_HANDSHAKE
     }
 }
 
-impl<R: AsyncRead + Unpin> AsyncRead for StdoutGuard<R> {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        buffer: &mut ReadBuf<'_>,
-    ) -> Poll<std::io::Result<()>> {
-        if self.ended {
-            return Poll::Ready(Ok(()));
-        }
-        let before = buffer.filled().len();
-        std::task::ready!(Pin::new(&mut self.inner).poll_read(context, buffer))?;
-        let this = &mut *self;
-        if !this.inspect(&buffer.filled()[before..]) {
-            this.ended = true;
-            buffer.set_filled(before);
-        }
-        Poll::Ready(Ok(()))
+/// Keeps the two ends of a line of which `part` comes next.
+fn keep_ends(head: &mut Vec<u8>, tail: &mut Vec<u8>, part: &[u8]) {
+    let room = ENDS.saturating_sub(head.len());
+    head.extend_from_slice(&part[..part.len().min(room)]);
+    if head.len() > ENDS {
+        // What is cut off here may be all that is kept of the end.
+        tail.extend_from_slice(&head[head.len() - ENDS..]);
+        head.truncate(ENDS);
+        head.shrink_to_fit();
     }
+    tail.extend_from_slice(&part[part.len().saturating_sub(ENDS)..]);
+    tail.drain(..tail.len().saturating_sub(ENDS));
 }
 
 #[cfg(test)]
 mod tests {
-    use tokio::io::AsyncReadExt;
-
     use super::*;
 
-    async fn read(input: &[u8], max_line: usize) -> (usize, Option<String>) {
-        let watch = StdoutWatch::default();
-        let mut guard = StdoutGuard::with_max_line(input, watch.clone(), max_line);
-        let mut out = Vec::new();
-        guard.read_to_end(&mut out).await.unwrap();
-        (out.len(), watch.complaint())
+    async fn lines(input: &[u8], limit: usize) -> Vec<String> {
+        let mut lines = Lines::with_limit(input, limit);
+        let mut found = Vec::new();
+        loop {
+            let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+            match lines.next().await {
+                Line::Whole(line) => found.push(text(line)),
+                Line::TooLong { head, tail, .. } => found.push(format!("{}…{}", text(head), text(tail))),
+                Line::Endless { limit, .. } => {
+                    found.push(format!("more than {limit}"));
+                    return found;
+                }
+                Line::End => return found,
+            }
+        }
     }
 
     #[tokio::test]
-    async fn json_passes_and_garbage_is_noticed() {
-        assert_eq!(read(b"{\"a\":1}\n\n  {}\r\n[]\n", 100).await, (18, None));
-        let (length, complaint) = read(b"Server started\n{}\n", 100).await;
-        assert_eq!(length, 18);
-        assert!(complaint.unwrap().contains("\"Server started\""));
+    async fn lines_are_read_and_long_ones_are_not_kept() {
+        assert_eq!(lines(b"{}\n\n  {}\r\n[]\ncut", 100).await, ["{}", "", "  {}\r", "[]"]);
+        let long = [b"a".repeat(600), b"b".repeat(600), b"\n{}\n".to_vec()].concat();
+        let found = lines(&long, 1000).await;
+        assert_eq!(found, [format!("{}…{}", "a".repeat(512), "b".repeat(512)), "{}".to_owned()]);
     }
 
     #[tokio::test]
     async fn a_line_without_end_ends_the_stream() {
-        let (length, complaint) = read(&[b'{'; 5000], 1000).await;
-        assert!(length <= 1000, "{length}");
-        assert!(complaint.unwrap().contains("more than 1000 bytes"));
+        assert_eq!(lines(&vec![b'{'; 100_000], 1000).await, ["more than 1000"]);
+        let watch = StdoutWatch::default();
+        watch.saw_endless(1000);
+        assert!(watch.complaint().unwrap().contains("more than 1000 bytes"));
     }
 
-    #[tokio::test]
-    async fn a_flood_of_garbage_ends_the_stream() {
-        let flood = b"y\n".repeat(100_000);
-        let (length, complaint) = read(&flood, 1000).await;
-        assert!(length < flood.len());
-        assert!(complaint.unwrap().contains("101 line(s)"));
+    #[test]
+    fn garbage_is_noticed_and_a_flood_of_it_ends_the_stream() {
+        let watch = StdoutWatch::default();
+        assert!(watch.saw_garbage(b"[INFO] ready> {}"));
+        assert!(watch.complaint().unwrap().contains("\"[INFO] ready> {}\""));
+        let mut lines = 1;
+        while watch.saw_garbage(b"y") {
+            lines += 1;
+        }
+        assert_eq!(lines, MAX_GARBAGE_BEFORE_HANDSHAKE);
+        watch.handshake_done();
+        assert!(watch.saw_garbage(b"y"));
     }
 }

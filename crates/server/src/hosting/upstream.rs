@@ -17,7 +17,7 @@ use rmcp::{
     service::{
         ClientLifecycleMode, Peer, RunningService, serve_client_with_lifecycle_and_ct, serve_directly_with_ct,
     },
-    transport::{Transport, async_rw::AsyncRwTransport},
+    transport::Transport,
 };
 use tokio::sync::watch;
 use tokio_util::sync::{CancellationToken, DropGuard};
@@ -35,7 +35,7 @@ use super::{
     remote,
     secrets::Secrets,
     sse::SseTransport,
-    stdout::MAX_LINE,
+    stdio::StdioTransport,
 };
 use crate::{error::chain, policy::current::CurrentPolicy};
 
@@ -215,7 +215,7 @@ impl Start<'_> {
         self.attempt.has_child(child.stderr.clone());
 
         let news = News::default();
-        let transport = AsyncRwTransport::new_client(stdout, stdin).with_max_line_length(MAX_LINE);
+        let transport = StdioTransport::new(stdout, stdin, child.stdout.clone());
         let client = Client::of_child(self.server, transport, opening, self.attempt.clone(), news.clone());
         self.finish(client, Some(child), news).await
     }

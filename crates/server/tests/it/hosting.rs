@@ -136,7 +136,7 @@ async fn policy_covers_the_whole_command_line() {
 #[tokio::test]
 async fn broken_children_get_clear_errors() {
     let dir = tempfile::tempdir().unwrap();
-    let banner = script(dir.path(), "banner", "echo 'Welcome to my server'; exec sleep 60");
+    let banner = script(dir.path(), "banner", "echo '[INFO] Welcome to my server> {}'; exec sleep 60");
     let flood = script(dir.path(), "flood", "exec yes");
     let long = script(dir.path(), "long", "tr '\\0' 'x' </dev/zero");
     let mute = script(dir.path(), "mute", "exec sleep 60");
@@ -161,7 +161,7 @@ async fn broken_children_get_clear_errors() {
     let server = Server::start(&["--allow-command", &allow, "--handshake-timeout-ms", "1000"]).await;
     let late = "within 1000 ms";
     check(&server, json!({"command": mute}), &[late], false).await;
-    let garbage = [late, "not JSON-RPC", "Welcome to my server"];
+    let garbage = [late, "not JSON-RPC", "[INFO] Welcome to my server"];
     check(&server, json!({"command": banner}), &garbage, false).await;
 
     // The failure can be seen afterwards, and hides nothing else.

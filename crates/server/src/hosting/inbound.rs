@@ -1,0 +1,335 @@
+//! What a hosted server sends, on its way to rmcp.
+//!
+//! rmcp drops what it can't read, and the call that waits for it waits until its timeout. So messages are read here first,
+//! by the reader of the whole fleet ([`fleet_wire`]), and an answer that can't be read becomes an error of its request. The
+//! results of calls and lists are passed on unread ([`raw`]): one element that is not understood must not cost the rest.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use fleet_wire::{Id, Message, Reply, RpcError, Unreadable, quote};
+use rmcp::{
+    RoleClient,
+    model::{
+        ClientJsonRpcMessage, ClientNotification, ClientRequest, CustomResult, ErrorCode, ErrorData,
+        JsonRpcMessage, NumberOrString, RequestId, ServerJsonRpcMessage, ServerResult,
+    },
+    service::RxJsonRpcMessage,
+};
+use serde_json::{Map, Value, json};
+
+use super::unreadable::unreadable_answer;
+
+/// How many answers without an id are kept for requests that they may belong to.
+const MAX_NAMELESS: usize = 16;
+/// How much of a line that is too long is quoted.
+const SHOWN: usize = 200;
+
+/// What a request asks for, as far as it matters for reading its answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Asked {
+    /// A call or a list, whose result is read by the gateway.
+    Raw,
+    /// `initialize`, whose answer is forgiven what does not matter.
+    Initialize,
+    /// A stream of changes, whose answer is its end.
+    Stream,
+    /// Anything else.
+    Other,
+}
+
+impl Asked {
+    pub(super) fn of(request: &ClientRequest) -> Self {
+        match request {
+            ClientRequest::CallToolRequest(_)
+            | ClientRequest::ListToolsRequest(_)
+            | ClientRequest::ListPromptsRequest(_)
+            | ClientRequest::ListResourcesRequest(_)
+            | ClientRequest::ListResourceTemplatesRequest(_) => Self::Raw,
+            ClientRequest::InitializeRequest(_) => Self::Initialize,
+            ClientRequest::SubscriptionsListenRequest(_) => Self::Stream,
+            _ => Self::Other,
+        }
+    }
+}
+
+/// The requests that wait for an answer on one connection.
+#[derive(Debug, Default)]
+pub(super) struct Inbound {
+    open: BTreeMap<Id, Asked>,
+    /// Errors that name no request, each with the requests that were open when it came.
+    nameless: Vec<(BTreeSet<Id>, ErrorData)>,
+}
+
+impl Inbound {
+    /// Notes what is sent.
+    pub(super) fn sent(&mut self, message: &ClientJsonRpcMessage) {
+        match message {
+            JsonRpcMessage::Request(request) => {
+                self.open.insert(id_of(&request.id), Asked::of(&request.request));
+            }
+            JsonRpcMessage::Notification(notification) => {
+                if let ClientNotification::CancelledNotification(cancelled) = &notification.notification
+                    && let Some(id) = &cancelled.params.request_id
+                {
+                    self.open.remove(&id_of(id));
+                }
+            }
+            JsonRpcMessage::Response(_) | JsonRpcMessage::Error(_) => {}
+        }
+    }
+
+    /// What is to be passed on of a line or event; `None` if it is no JSON-RPC at all.
+    pub(super) fn read(&mut self, bytes: &[u8]) -> Option<Vec<RxJsonRpcMessage<RoleClient>>> {
+        let mut passed = Vec::new();
+        let mut is_noise = false;
+        for message in fleet_wire::read(bytes) {
+            match message {
+                Message::Reply(Some(id), reply) => passed.extend(self.answer(id, reply)),
+                Message::Reply(None, reply) => passed.extend(self.nameless(reply)),
+                Message::Request(_, message) | Message::Notification(_, message) => {
+                    passed.extend(serde_json::from_value::<RxJsonRpcMessage<RoleClient>>(message).ok());
+                }
+                Message::Noise(_) => is_noise = true,
+            }
+        }
+        (!is_noise || !passed.is_empty()).then_some(passed)
+    }
+
+    /// Ends the request that a line answers which is too long to be read; `None` if it is not an answer.
+    pub(super) fn too_long(
+        &mut self,
+        head: &[u8],
+        tail: &[u8],
+        limit: usize,
+    ) -> Option<Vec<RxJsonRpcMessage<RoleClient>>> {
+        let why = format!(
+            "it is a line of more than {limit} bytes: {}",
+            quote(&String::from_utf8_lossy(head), SHOWN)
+        );
+        let reply = Reply::Unreadable(Unreadable { why, cut: false });
+        if let Some(id) = fleet_wire::id_of_long(head, tail) {
+            return Some(self.answer(id, reply));
+        }
+        let is_answer = fleet_wire::read(head).iter().any(|message| matches!(message, Message::Reply(..)));
+        is_answer.then(|| self.nameless(reply))
+    }
+
+    fn answer(&mut self, id: Id, reply: Reply) -> Vec<RxJsonRpcMessage<RoleClient>> {
+        let id = self.as_asked(id);
+        let asked = self.open.remove(&id).unwrap_or(Asked::Other);
+        let mut passed = vec![answer(request_id(&id), asked, reply)];
+        passed.extend(self.attribute());
+        passed
+    }
+
+    /// Some servers send an id back as text, or text as a number.
+    fn as_asked(&self, id: Id) -> Id {
+        if self.open.contains_key(&id) {
+            return id;
+        }
+        let other = match &id {
+            Id::Number(number) => Some(Id::Text(number.to_string())),
+            Id::Text(text) => text.parse().ok().map(Id::Number),
+        };
+        other.filter(|other| self.open.contains_key(other)).unwrap_or(id)
+    }
+
+    /// An answer that names no request belongs to one of those that are open, and certainly to the last that stays open.
+    /// It is passed on as it came, too, for whoever can tell.
+    fn nameless(&mut self, reply: Reply) -> Vec<RxJsonRpcMessage<RoleClient>> {
+        let error = match reply {
+            Reply::Result(_) => unreadable_answer("it does not say which request it answers"),
+            Reply::Error(error) => error_data(error),
+            Reply::Unreadable(problem) => unreadable_answer(&problem.why),
+        };
+        let open = self.open.iter().filter(|(_, asked)| **asked != Asked::Stream);
+        let suspects: BTreeSet<Id> = open.map(|(id, _)| id.clone()).collect();
+        if suspects.len() > 1 {
+            let nameless = ServerJsonRpcMessage::error(error.clone(), None);
+            if self.nameless.len() < MAX_NAMELESS {
+                self.nameless.push((suspects, error));
+            }
+            return vec![nameless];
+        }
+        self.nameless.push((suspects, error));
+        self.attribute()
+    }
+
+    fn attribute(&mut self) -> Vec<RxJsonRpcMessage<RoleClient>> {
+        let mut passed = Vec::new();
+        let mut kept = Vec::new();
+        for (mut suspects, error) in std::mem::take(&mut self.nameless) {
+            suspects.retain(|id| self.open.contains_key(id));
+            if suspects.len() > 1 {
+                kept.push((suspects, error));
+            } else if let Some(id) = suspects.pop_first() {
+                self.open.remove(&id);
+                passed.push(ServerJsonRpcMessage::error(error, Some(request_id(&id))));
+            }
+        }
+        self.nameless = kept;
+        passed
+    }
+}
+
+/// The answer to a request in rmcp's terms.
+fn answer(id: RequestId, asked: Asked, reply: Reply) -> ServerJsonRpcMessage {
+    let result = match reply {
+        Reply::Result(result) => read_result(asked, result),
+        Reply::Error(error) => Err(error_data(error)),
+        Reply::Unreadable(problem) => Err(unreadable_answer(&problem.why)),
+    };
+    match result {
+        Ok(result) => ServerJsonRpcMessage::response(result, id),
+        Err(error) => ServerJsonRpcMessage::error(error, Some(id)),
+    }
+}
+
+fn read_result(asked: Asked, mut result: Map<String, Value>) -> Result<ServerResult, ErrorData> {
+    match asked {
+        Asked::Raw => return Ok(ServerResult::CustomResult(CustomResult(result.into()))),
+        Asked::Initialize => forgive(&mut result),
+        Asked::Stream | Asked::Other => {}
+    }
+    serde_json::from_value(result.into()).map_err(|error| unreadable_answer(&error.to_string()))
+}
+
+/// Fills in what a server should have said of itself and nobody needs.
+fn forgive(result: &mut Map<String, Value>) {
+    let info = result.entry("serverInfo").or_insert(Value::Null);
+    if !info.is_object() {
+        *info = json!({});
+    }
+    for key in ["name", "version"] {
+        if !info[key].is_string() {
+            info[key] = json!(if key == "name" { "unknown" } else { "" });
+        }
+    }
+    if result.get("capabilities").is_none_or(Value::is_null) {
+        result.insert("capabilities".to_owned(), json!({}));
+    }
+}
+
+/// A result as the server wrote it, as far as rmcp has not read it.
+pub(crate) fn raw(result: ServerResult) -> Map<String, Value> {
+    let value = match result {
+        ServerResult::CustomResult(CustomResult(value)) => value,
+        other => serde_json::to_value(other).unwrap_or_default(),
+    };
+    match value {
+        Value::Object(result) => result,
+        _ => Map::new(),
+    }
+}
+
+fn error_data(error: RpcError) -> ErrorData {
+    let code = i32::try_from(error.code).unwrap_or(ErrorCode::INTERNAL_ERROR.0);
+    ErrorData::new(ErrorCode(code), error.message, error.data)
+}
+
+fn id_of(id: &RequestId) -> Id {
+    match id {
+        NumberOrString::Number(number) => Id::Number(*number),
+        NumberOrString::String(text) => Id::Text(text.to_string()),
+    }
+}
+
+fn request_id(id: &Id) -> RequestId {
+    match id {
+        Id::Number(number) => NumberOrString::Number(*number),
+        Id::Text(text) => NumberOrString::String(text.as_str().into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rmcp::model::{CallToolRequest, CallToolRequestParams, PingRequest};
+
+    use super::*;
+
+    fn inbound(calls: &[i64]) -> Inbound {
+        let mut inbound = Inbound::default();
+        for id in calls {
+            let call = CallToolRequest::new(CallToolRequestParams::new("t"));
+            let request = ClientRequest::CallToolRequest(call);
+            inbound.sent(&ClientJsonRpcMessage::request(request, NumberOrString::Number(*id)));
+        }
+        inbound
+    }
+
+    /// The ids of the answers that are passed on, and their errors.
+    fn ends(messages: Vec<ServerJsonRpcMessage>) -> Vec<(i64, Option<String>)> {
+        let number = |id: &RequestId| match id {
+            NumberOrString::Number(number) => *number,
+            NumberOrString::String(text) => panic!("{text}"),
+        };
+        let end = |message: &ServerJsonRpcMessage| match message {
+            JsonRpcMessage::Response(response) => (number(&response.id), None),
+            JsonRpcMessage::Error(error) => {
+                (number(error.id.as_ref().unwrap()), Some(error.error.message.to_string()))
+            }
+            other => panic!("{other:?}"),
+        };
+        messages.iter().map(end).collect()
+    }
+
+    #[test]
+    fn every_answer_ends_its_call() {
+        let check = |text: &str, problem: Option<&str>| {
+            let found = ends(inbound(&[7]).read(text.as_bytes()).unwrap());
+            let [(7, error)] = &found[..] else { panic!("{text}: {found:?}") };
+            match (error, problem) {
+                (None, None) => {}
+                (Some(error), Some(problem)) if error.contains(problem) => {}
+                _ => panic!("{text}: {error:?}"),
+            }
+        };
+        check(r#"{"id":7,"result":{"content":[]},"error":null}"#, None);
+        check(r#"{"id":"7","result":{"content":[{"type":"video"}]}}"#, None);
+        check(r#"{"id":7,"result":{"v":NaN}}"#, None);
+        check(r#"{"id":7,"error":{"code":-32000,"message":"boom"}}"#, Some("boom"));
+        check(r#"{"id":7,"error":{"code":"E_FAIL","message":"boom"}}"#, Some("its error has no code"));
+        check(r#"{"id":7,"error":"boom"}"#, Some("boom"));
+        check(r#"{"id":7,"result":"boom"}"#, Some("boom"));
+        check(r#"{"id":7,"result":{"cut"#, Some("it is not JSON"));
+        check(r#"{"id":null,"error":{"code":-32603,"message":"boom"}}"#, Some("boom"));
+        check(r#"{"result":{}}"#, Some("which request"));
+        assert!(inbound(&[7]).read(b"[INFO] ready> {}").is_none());
+        assert!(inbound(&[7]).read(br#"{"level":"info"}"#).is_none());
+    }
+
+    #[test]
+    fn an_answer_without_an_id_is_that_of_the_last_suspect() {
+        let mut inbound = inbound(&[1, 2]);
+        let nameless = br#"{"id":null,"error":{"code":-32603,"message":"boom"}}"#;
+        let passed = inbound.read(nameless).unwrap();
+        assert!(matches!(&passed[..], [JsonRpcMessage::Error(error)] if error.id.is_none()), "{passed:?}");
+        // What is asked later is no suspect.
+        let ping = ClientRequest::PingRequest(PingRequest::default());
+        inbound.sent(&ClientJsonRpcMessage::request(ping, NumberOrString::Number(3)));
+        let found = ends(inbound.read(br#"{"id":1,"result":{}}"#).unwrap());
+        assert_eq!(found, [(1, None), (2, Some("boom".to_owned()))]);
+    }
+
+    #[test]
+    fn a_line_that_is_too_long_ends_its_call() {
+        let check = |head: &str, tail: &str| {
+            let found = ends(inbound(&[7]).too_long(head.as_bytes(), tail.as_bytes(), 100).unwrap());
+            let [(7, Some(error))] = &found[..] else { panic!("{head}: {found:?}") };
+            assert!(error.contains("a line of more than 100 bytes"), "{error}");
+        };
+        check(r#"{"jsonrpc":"2.0","id":7,"result":{"content":[{"data":"AAAA"#, "AAAA");
+        check(r#"{"result":{"content":[{"data":"AAAA"#, r#"AAAA"}]},"jsonrpc":"2.0","id":7}"#);
+        check(r#"{"result":{"content":[{"data":"AAAA"#, "AAAA");
+        assert!(inbound(&[7]).too_long(b"{xxxx", b"xxxx", 100).is_none());
+    }
+
+    #[test]
+    fn a_server_need_not_say_its_version() {
+        let result =
+            json!({"protocolVersion": "2025-06-18", "capabilities": null, "serverInfo": {"name": "s"}});
+        let Value::Object(map) = result else { panic!("no object") };
+        let found = read_result(Asked::Initialize, map).unwrap();
+        assert!(matches!(found, ServerResult::InitializeResult(_)), "{found:?}");
+    }
+}
