@@ -20,6 +20,7 @@ pub(crate) mod handshake_error;
 mod hosted;
 pub(crate) mod inbound;
 pub mod launch;
+pub mod listed;
 pub mod progress;
 pub mod remote;
 pub mod routes;

@@ -40,6 +40,12 @@ impl Attempt {
         self.lock().waits_for = Some(what);
     }
 
+    /// How long a list may take that the server can do without: a small part of the limit, and never all that is left.
+    pub(super) fn patience_with_options(&self) -> Duration {
+        let left = self.limit.saturating_sub(self.since.elapsed());
+        (self.limit / 6).min(left / 2)
+    }
+
     /// Notes that there is a child, which writes here.
     pub(super) fn has_child(&self, stderr: StderrTail) {
         self.lock().stderr = Some(stderr);

@@ -1,26 +1,34 @@
 //! What a hosted server offers: its tools, prompts, resources and templates of resources, all pages of them.
 
-use std::sync::Arc;
+use std::{
+    collections::{BTreeMap, HashSet},
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
+use super::{
+    attempt::Attempt,
+    changes::Lists,
+    inbound::raw,
+    listed::{HiddenTool, Listed, Page},
+};
+use crate::error::chain;
 use rmcp::{
     RoleClient,
     model::{
-        ClientRequest, ErrorCode, ListPromptsRequest, ListResourceTemplatesRequest, ListResourcesRequest,
-        ListToolsRequest, PaginatedRequestParams, Prompt, Resource, ResourceTemplate, ServerPeerInfo,
-        ServerResult, Tool,
+        ErrorCode, PaginatedRequestParams, Prompt, Resource, ResourceTemplate, ServerPeerInfo, ServerResult,
+        Tool,
     },
-    service::{Peer, ServiceError},
+    service::{Peer, PeerRequestOptions, ServiceError},
 };
-use serde::Serialize;
-
-use super::changes::Lists;
-use crate::error::chain;
 
 /// A list that is longer than this is not a server's but an attack.
 const MAX_ITEMS: usize = 10_000;
 /// How many bytes a list may take as JSON, all pages together. It is kept for as long as the server is hosted, and is part
 /// of every answer to the front end's list, which is one page. Real servers need some tens of kilobytes.
 const MAX_BYTES: usize = 4 * 1024 * 1024;
+/// How long a list that a running server can do without may take to be read anew.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// What a server offers, under its own names.
 #[derive(Debug, Clone, Default)]
@@ -33,6 +41,8 @@ pub struct Catalog {
     pub resources: Arc<Vec<Resource>>,
     /// Its templates of resources.
     pub templates: Arc<Vec<ResourceTemplate>>,
+    /// What it lists and can't be offered, by the method of the list.
+    pub hidden: BTreeMap<&'static str, Vec<HiddenTool>>,
 }
 
 impl Catalog {
@@ -44,25 +54,31 @@ impl Catalog {
             && self.templates.is_empty()
     }
 
-    /// Asks a server for all that it says it has.
+    /// Asks a server for all that it says it has, within the limit of `attempt`, which learns what is waited for.
     ///
     /// # Errors
     ///
-    /// Where the tools can't be read. Other lists that can't be read are left empty, with a warning: a server that can be
-    /// called is worth more than one that is refused.
+    /// If the tools can't be read. Other lists that can't be read, or are not answered in time, are left empty with a
+    /// warning: a server that can be called is worth more than one that is refused.
     pub(super) async fn read(
         server: &str,
         peer: &Peer<RoleClient>,
         info: &ServerPeerInfo,
+        attempt: &Attempt,
     ) -> Result<Self, String> {
-        Self::default().read_again(server, peer, info, Lists::ALL).await
+        let mut catalog = Self::default();
+        attempt.waits_for(Tool::AWAITED);
+        catalog.read_tools(server, peer, info).await?;
+        attempt.waits_for("its lists of prompts and resources");
+        catalog.read_optional(server, peer, info, Lists::ALL, attempt.patience_with_options()).await;
+        Ok(catalog)
     }
 
     /// The same with only these lists read anew.
     ///
     /// # Errors
     ///
-    /// Where the tools are among them and can't be read.
+    /// If the tools are among them and can't be read.
     pub(super) async fn read_again(
         mut self,
         server: &str,
@@ -70,98 +86,275 @@ impl Catalog {
         info: &ServerPeerInfo,
         lists: Lists,
     ) -> Result<Self, String> {
-        let has = &info.capabilities;
-        if lists.tools && has.tools.is_some() {
-            self.tools = Arc::new(pages::<Tool>(peer).await?);
+        if lists.tools {
+            self.read_tools(server, peer, info).await?;
         }
-        if lists.prompts && has.prompts.is_some() {
-            self.prompts = or_nothing(server, pages(peer).await);
-        }
-        if lists.resources && has.resources.is_some() {
-            self.resources = or_nothing(server, pages(peer).await);
-            self.templates = or_nothing(server, pages(peer).await);
-        }
+        self.read_optional(server, peer, info, lists, PATIENCE).await;
         Ok(self)
+    }
+
+    async fn read_tools(
+        &mut self,
+        server: &str,
+        peer: &Peer<RoleClient>,
+        info: &ServerPeerInfo,
+    ) -> Result<(), String> {
+        if info.capabilities.tools.is_some() {
+            let found = read_list(server, peer, None).await?;
+            self.tools = self.take(found);
+        }
+        Ok(())
+    }
+
+    /// Reads prompts and resources side by side, so that a list that is not answered delays none that is.
+    async fn read_optional(
+        &mut self,
+        server: &str,
+        peer: &Peer<RoleClient>,
+        info: &ServerPeerInfo,
+        lists: Lists,
+        patience: Duration,
+    ) {
+        let has = &info.capabilities;
+        let prompts = async {
+            let wanted = lists.prompts && has.prompts.is_some();
+            if wanted { Some(optional(server, peer, patience).await) } else { None }
+        };
+        let wants_resources = lists.resources && has.resources.is_some();
+        let resources =
+            async { if wants_resources { Some(optional(server, peer, patience).await) } else { None } };
+        let templates =
+            async { if wants_resources { Some(optional(server, peer, patience).await) } else { None } };
+
+        let (prompts, resources, templates) = tokio::join!(prompts, resources, templates);
+        if let Some(found) = prompts {
+            self.prompts = self.take(found);
+        }
+        if let Some(found) = resources {
+            self.resources = self.take(found);
+        }
+        if let Some(found) = templates {
+            self.templates = self.take(found);
+        }
+    }
+
+    /// Notes what of a list can't be offered; the rest.
+    fn take<T: Listed>(&mut self, found: Found<T>) -> Arc<Vec<T>> {
+        self.hidden.insert(T::METHOD, found.hidden);
+        Arc::new(found.items)
     }
 }
 
-fn or_nothing<T>(server: &str, list: Result<Vec<T>, String>) -> Arc<Vec<T>> {
-    let list = list.unwrap_or_else(|error| {
-        tracing::warn!(server, %error, "a hosted server has a list that can't be read");
-        Vec::new()
-    });
-    Arc::new(list)
+/// Reads a list that a server can do without.
+async fn optional<T: Listed>(server: &str, peer: &Peer<RoleClient>, patience: Duration) -> Found<T> {
+    read_list(server, peer, Some(patience)).await.unwrap_or_else(|error| {
+        tracing::warn!(server, error, "left a list of a hosted server empty that can't be read");
+        Found::default()
+    })
 }
 
-/// One kind of list.
-trait Listed: Serialize + Sized {
-    const METHOD: &str;
-
-    fn request(params: PaginatedRequestParams) -> ClientRequest;
-    fn page(result: ServerResult) -> Option<(Vec<Self>, Option<String>)>;
+/// All that was found in a list.
+struct Found<T> {
+    items: Vec<T>,
+    hidden: Vec<HiddenTool>,
 }
 
-macro_rules! listed {
-    ($item:ty, $method:literal, $request:ident, $result:ident, $field:ident) => {
-        impl Listed for $item {
-            const METHOD: &str = $method;
-
-            fn request(params: PaginatedRequestParams) -> ClientRequest {
-                ClientRequest::$request($request::with_param(params))
-            }
-
-            fn page(result: ServerResult) -> Option<(Vec<Self>, Option<String>)> {
-                match result {
-                    ServerResult::$result(page) => Some((page.$field, page.next_cursor)),
-                    _ => None,
-                }
-            }
-        }
-    };
+impl<T> Default for Found<T> {
+    fn default() -> Self {
+        Self { items: Vec::new(), hidden: Vec::new() }
+    }
 }
 
-listed!(Tool, "tools/list", ListToolsRequest, ListToolsResult, tools);
-listed!(Prompt, "prompts/list", ListPromptsRequest, ListPromptsResult, prompts);
-listed!(Resource, "resources/list", ListResourcesRequest, ListResourcesResult, resources);
-listed!(
-    ResourceTemplate,
-    "resources/templates/list",
-    ListResourceTemplatesRequest,
-    ListResourceTemplatesResult,
-    resource_templates
-);
-
-/// All pages of a list. Asked for past rmcp's cache, which may hold what was there before a change.
-async fn pages<T: Listed>(peer: &Peer<RoleClient>) -> Result<Vec<T>, String> {
+/// All pages of a list.
+async fn read_list<T: Listed>(
+    server: &str,
+    peer: &Peer<RoleClient>,
+    patience: Option<Duration>,
+) -> Result<Found<T>, String> {
     let method = T::METHOD;
-    let mut items = Vec::new();
-    let mut bytes = 0_usize;
-    let mut cursor = None;
+    let deadline = patience.map(|patience| Instant::now() + patience);
+    let mut list = Pages::default();
     loop {
-        let params = PaginatedRequestParams::default().with_cursor(cursor.take());
-        let result = match peer.send_request(T::request(params)).await {
+        let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+        let result = match ask::<T>(peer, list.cursor.take(), left).await {
             Ok(result) => result,
             // A capability stands for several methods, of which a server need not have all.
             Err(ServiceError::McpError(error)) if error.code == ErrorCode::METHOD_NOT_FOUND => {
-                return Ok(items);
+                return Ok(list.found);
+            }
+            Err(ServiceError::McpError(error)) if list.pages > 0 => {
+                let error = error.message;
+                tracing::warn!(server, method, %error, "a list of a hosted server ends early: its next page is refused");
+                return Ok(list.found);
+            }
+            Err(ServiceError::Timeout { .. }) => {
+                return Err(format!("{method}: it was not answered in time"));
             }
             Err(error) => return Err(format!("{method}: {}", chain(&error))),
         };
-        let Some((page, next)) = T::page(result) else {
-            return Err(format!("{method}: the answer is no such list"));
+
+        let page = Page::read(raw(result)).map_err(|problem| format!("{method}: {problem}"))?;
+        for remark in &page.remarks {
+            tracing::warn!(server, method, remark, "a list of a hosted server has something odd in it");
+        }
+        match list.add(page).map_err(|problem| format!("{method}: {problem}"))? {
+            Next::Page => {}
+            Next::End => return Ok(list.found),
+            Next::Circle => {
+                let items = list.found.items.len();
+                tracing::warn!(
+                    server,
+                    method,
+                    items,
+                    "a list of a hosted server goes in a circle: it ends here"
+                );
+                return Ok(list.found);
+            }
+        }
+    }
+}
+
+/// Asks for a page, past rmcp's cache, which may hold what was there before a change.
+async fn ask<T: Listed>(
+    peer: &Peer<RoleClient>,
+    cursor: Option<String>,
+    patience: Option<Duration>,
+) -> Result<ServerResult, ServiceError> {
+    let request = T::request(PaginatedRequestParams::default().with_cursor(cursor));
+    let mut options = PeerRequestOptions::no_options();
+    options.timeout = patience;
+    peer.send_request_with_option(request, options).await?.await_response().await
+}
+
+/// The pages of a list, as far as they were read.
+struct Pages<T> {
+    found: Found<T>,
+    pages: usize,
+    bytes: usize,
+    cursor: Option<String>,
+    cursors: HashSet<String>,
+    /// The items as JSON, to see whether a page brings anything new.
+    seen: HashSet<String>,
+}
+
+/// What comes after a page.
+#[derive(Debug, PartialEq)]
+enum Next {
+    /// Another page.
+    Page,
+    /// Nothing.
+    End,
+    /// What was there already.
+    Circle,
+}
+
+impl<T> Default for Pages<T> {
+    fn default() -> Self {
+        Self {
+            found: Found::default(),
+            pages: 0,
+            bytes: 0,
+            cursor: None,
+            cursors: HashSet::new(),
+            seen: HashSet::new(),
+        }
+    }
+}
+
+impl<T: Listed> Pages<T> {
+    /// Takes in a page.
+    ///
+    /// # Errors
+    ///
+    /// If the list is too long.
+    fn add(&mut self, page: Page<T>) -> Result<Next, String> {
+        self.pages += 1;
+        let is_first = self.pages == 1;
+        let mut brings_news = false;
+        for item in page.items {
+            let json = serde_json::to_string(&item).map_err(|error| error.to_string())?;
+            self.bytes = self.bytes.saturating_add(json.len());
+            if self.bytes > MAX_BYTES {
+                return Err(format!("the list takes more than {MAX_BYTES} bytes"));
+            }
+            let is_new = self.seen.insert(json);
+            brings_news |= is_new;
+            // What a page has twice is the server's mistake; what another page had is a circle.
+            if is_new || is_first {
+                self.found.items.push(item);
+            }
+        }
+        for hidden in page.hidden {
+            if is_first || !self.found.hidden.contains(&hidden) {
+                brings_news = true;
+                self.found.hidden.push(hidden);
+            }
+        }
+        if self.found.items.len() + self.found.hidden.len() > MAX_ITEMS {
+            return Err(format!("no end after {MAX_ITEMS} items"));
+        }
+
+        let Some(cursor) = page.next else { return Ok(Next::End) };
+        if !brings_news || !self.cursors.insert(cursor.clone()) {
+            return Ok(Next::Circle);
+        }
+        self.cursor = Some(cursor);
+        Ok(Next::Page)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    /// What comes after each of these pages of tools, until the list ends, and the names of the tools.
+    fn read(pages: &[Value]) -> (Vec<Next>, Vec<String>) {
+        let mut list = Pages::<Tool>::default();
+        let mut after = Vec::new();
+        for page in pages {
+            let page = Page::read(page.as_object().unwrap().clone()).unwrap();
+            after.push(list.add(page).unwrap());
+        }
+        let names = list.found.items.iter().map(|tool| tool.name.to_string()).collect();
+        (after, names)
+    }
+
+    fn page(names: &[&str], next: Value) -> Value {
+        let tools: Vec<Value> = names.iter().map(|name| json!({"name": name})).collect();
+        json!({"tools": tools, "nextCursor": next})
+    }
+
+    #[test]
+    fn a_list_ends_when_it_goes_in_a_circle() {
+        let check = |pages: &[Value], last: Next, names: &[&str]| {
+            let (after, found) = read(pages);
+            assert_eq!((after.last(), found), (Some(&last), names.iter().map(ToString::to_string).collect()));
+            assert!(after[..after.len() - 1].iter().all(|next| *next == Next::Page), "{after:?}");
         };
-        let empty = page.is_empty();
-        bytes = bytes.saturating_add(serde_json::to_vec(&page).map_or(usize::MAX, |json| json.len()));
-        if bytes > MAX_BYTES {
-            return Err(format!("{method}: the list takes more than {MAX_BYTES} bytes"));
-        }
-        items.extend(page);
-        cursor = next;
-        if cursor.is_none() {
-            return Ok(items);
-        }
-        if items.len() > MAX_ITEMS || empty {
-            return Err(format!("{method}: no end after {} items", items.len()));
-        }
+        let same = page(&["a", "b"], json!("8"));
+        check(&[same.clone(), same.clone()], Next::Circle, &["a", "b"]);
+        // Another cursor each time, and nothing new.
+        check(&[same.clone(), page(&["b"], json!("9"))], Next::Circle, &["a", "b"]);
+        check(&[same.clone(), page(&[], json!("9"))], Next::Circle, &["a", "b"]);
+        check(&[page(&[], json!("9"))], Next::Circle, &[]);
+        // Two cursors in turn, with something new each time.
+        let turns = [same.clone(), page(&["c"], json!("9")), page(&["d"], json!("8"))];
+        check(&turns, Next::Circle, &["a", "b", "c", "d"]);
+        check(&[page(&["a"], json!(""))], Next::End, &["a"]);
+        check(&[page(&["a"], json!(2)), page(&["b"], Value::Null)], Next::End, &["a", "b"]);
+        // What one page has twice is shown as the server's mistake.
+        check(&[page(&["a", "a"], Value::Null)], Next::End, &["a", "a"]);
+    }
+
+    #[test]
+    fn a_list_without_end_is_refused() {
+        let mut list = Pages::<Tool>::default();
+        let problem = (0..).find_map(|n| {
+            let page = page(&[&format!("t{n}")], json!(n.to_string()));
+            list.add(Page::read(page.as_object().unwrap().clone()).unwrap()).err()
+        });
+        assert_eq!(problem.as_deref(), Some("no end after 10000 items"));
     }
 }

@@ -9,10 +9,8 @@ use std::collections::{BTreeMap, btree_map::Entry};
 
 use fleet_job::tool_name;
 use rmcp::model::{Prompt, Resource, ResourceTemplate, Tool};
-use schemars::JsonSchema;
-use serde::Serialize;
 
-use super::{catalog::Catalog, changes::Lists};
+use super::{catalog::Catalog, changes::Lists, listed::HiddenTool};
 
 /// Begins a URI that names its server: `mcp-fleet://<server>/<URI at the server>`.
 const NAMED: &str = "mcp-fleet://";
@@ -26,15 +24,6 @@ pub struct Route<T> {
     pub name: String,
     /// The thing as it is offered.
     pub listed: T,
-}
-
-/// A tool or prompt that can't be offered.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, JsonSchema)]
-pub struct HiddenTool {
-    /// Its name at its server.
-    pub name: String,
-    /// Why it can't be offered.
-    pub reason: String,
 }
 
 /// What has a name that is made one of a server's.
@@ -85,7 +74,7 @@ impl Routes {
     pub fn build<'a>(servers: impl IntoIterator<Item = (&'a str, Catalog)>) -> Self {
         let mut routes = Self::default();
         for (server, catalog) in servers {
-            let mut hidden = Vec::new();
+            let mut hidden: Vec<_> = catalog.hidden.values().flatten().cloned().collect();
             add_named(&mut routes.tools, server, &catalog.tools, &mut hidden);
             add_named(&mut routes.prompts, server, &catalog.prompts, &mut hidden);
             if !hidden.is_empty() {
@@ -172,7 +161,7 @@ impl Routes {
         }
     }
 
-    /// The tools and prompts of a server that can't be offered.
+    /// What a server lists and can't be offered.
     pub fn hidden(&self, server: &str) -> &[HiddenTool] {
         self.hidden.get(server).map_or(&[], Vec::as_slice)
     }
@@ -209,8 +198,7 @@ fn add_named<T: Named>(
         } else {
             "its name has characters that no name may have".to_owned()
         };
-        // A name that can't be presented is shown escaped.
-        hidden.push(HiddenTool { name: item.name().escape_debug().take(200).collect(), reason });
+        hidden.push(HiddenTool::new(item.name(), reason));
     }
 }
 

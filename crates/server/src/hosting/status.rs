@@ -9,7 +9,8 @@ use super::{
     breaker::Standing,
     hosted::{Hosted, Phase},
     launch::LaunchSpec,
-    routes::{HiddenTool, Routes},
+    listed::HiddenTool,
+    routes::Routes,
     upstream::SHOWN_STDERR,
 };
 
@@ -41,7 +42,7 @@ pub struct ServerStatus {
     pub tool_count: usize,
     /// Its tools.
     pub tools: Vec<OfferedTool>,
-    /// Its tools and prompts that can't be offered.
+    /// What it lists and can't be offered: tools, prompts and resources.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub hidden_tools: Vec<HiddenTool>,
     /// How many prompts of it are offered.

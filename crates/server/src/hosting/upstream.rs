@@ -224,7 +224,7 @@ impl Start<'_> {
         let news = News::default();
         let (transport, over) =
             remote::transport(spec, self.policy.clone(), news.clone()).map_err(|error| no_client(&error))?;
-        let client = Client::new(self.server, transport, mode, news.clone());
+        let client = Client::new(self.server, transport, mode, self.attempt.clone(), news.clone());
         let upstream = self.finish(client, None, news).await?;
 
         // Not before the handshake is done: a transport that ends during it says why, and `stop` would come first.
@@ -242,7 +242,8 @@ impl Start<'_> {
         let client = remote::client(spec, self.policy.clone()).map_err(|error| no_client(&error))?;
         let transport = SseTransport::new(spec, client);
         let mode = ClientLifecycleMode::Initialize;
-        self.finish(Client::new(self.server, transport, mode, news.clone()), None, news).await
+        let client = Client::new(self.server, transport, mode, self.attempt.clone(), news.clone());
+        self.finish(client, None, news).await
     }
 
     /// Does the handshake within what is left of the limit.
@@ -418,8 +419,7 @@ impl Client {
 
             let tapped = ProgressTap::new(transport, routes);
             let service = serve_directly_with_ct(client, tapped, Some(info.clone()), token);
-            attempt.waits_for("its lists of tools, prompts and resources");
-            let catalog = Catalog::read(&server, service.peer(), &info).await;
+            let catalog = Catalog::read(&server, service.peer(), &info, &attempt).await;
             // A session that began with a question of the other era is not one that every server can keep up.
             let mixed = opening == Opening::DiscoverFirst && !follow::is_modern(&info);
             let failed = |text| if mixed { HandshakeError::Mixed(text) } else { HandshakeError::Other(text) };
@@ -432,6 +432,7 @@ impl Client {
         server: &str,
         transport: T,
         mode: ClientLifecycleMode,
+        attempt: Attempt,
         news: News,
     ) -> Self {
         let stop = CancellationToken::new();
@@ -444,7 +445,8 @@ impl Client {
             let service = serve_client_with_lifecycle_and_ct(client, tapped, mode, token).await?;
             let catalog = match service.peer().peer_info() {
                 Some(info) => {
-                    Catalog::read(&server, service.peer(), &info).await.map_err(HandshakeError::Other)?
+                    let catalog = Catalog::read(&server, service.peer(), &info, &attempt).await;
+                    catalog.map_err(HandshakeError::Other)?
                 }
                 None => Catalog::default(),
             };

@@ -188,8 +188,8 @@ async fn broken_children_get_clear_errors() {
 #[tokio::test]
 async fn a_list_of_tools_that_is_too_large_is_an_error() {
     let dir = tempfile::tempdir().unwrap();
-    // Each page is below the bound, and there is always another one.
-    let page = r#"printf '{"jsonrpc":"2.0","id":%s,"result":{"nextCursor":"more","tools":[{"name":"t","description":"' "$id"
+    // Each page is below the bound, and there is always another one, with another tool.
+    let page = r#"printf '{"jsonrpc":"2.0","id":%s,"result":{"nextCursor":"%s","tools":[{"name":"t%s","description":"' "$id" "$id" "$id"
         head -c 1500000 /dev/zero | tr '\0' x; printf '","inputSchema":{"type":"object"}}]}}\n'"#;
     let body = legacy_server("work", "exit 0");
     let (start, end) = body.split_once("*'\"tools/list\"'*)").unwrap();
