@@ -1,7 +1,9 @@
-//! The names under which hosted servers' tools are offered: `<server>__<tool>`, 64 characters at most.
+//! The names under which hosted servers' tools are offered: `<server>__<tool>`, 64 characters at most, of letters, digits,
+//! `_` and `-`.
 //!
-//! Many clients refuse longer tool names. A longer one is cut and ends in a hash of the whole, so that it is the same
-//! in every replica and after every restart.
+//! Many clients refuse a whole list of tools if one name in it is longer or has other characters. Such a name is offered
+//! with `_` in place of every other character, is cut, and ends in a hash of the whole, so that it is the same in every
+//! replica and after every restart.
 
 use sha2::{Digest, Sha256};
 
@@ -35,7 +37,7 @@ pub fn check_server(name: &str) -> Result<(), NameError> {
     if name.is_empty() || name.chars().count() > MAX_SERVER {
         return Err(NameError::Length(name.to_owned()));
     }
-    if !name.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '_' | '-')) {
+    if !name.chars().all(is_plain) {
         return Err(NameError::Characters(name.to_owned()));
     }
     if name.contains(SEPARATOR) {
@@ -44,29 +46,36 @@ pub fn check_server(name: &str) -> Result<(), NameError> {
     Ok(())
 }
 
-/// Whether a tool's own name is one that can be offered: printable ASCII without blanks and quotes. Anything else
-/// could pose as something that it is not in a list.
-pub fn is_presentable(tool: &str) -> bool {
-    !tool.is_empty()
-        && tool.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '.' | '/' | ':'))
-}
-
-/// The name under which a server's tool is offered. `server` has passed [`check_server`] and `tool`
-/// [`is_presentable`].
+/// The name under which a server's tool is offered, whatever the tool's own name is. `server` has passed
+/// [`check_server`].
 pub fn exposed(server: &str, tool: &str) -> String {
     let full = format!("{server}{SEPARATOR}{tool}");
-    if full.len() <= MAX_EXPOSED {
+    if full.len() <= MAX_EXPOSED && full.chars().all(is_plain) {
         return full;
     }
+
     let digest = Sha256::digest(full.as_bytes());
     let hash: String = digest.iter().map(|byte| format!("{byte:02x}")).collect();
-    let kept: String = full.chars().take(MAX_EXPOSED - 1 - HASH_DIGITS).collect();
+    let plain = full.chars().map(|c| if is_plain(c) { c } else { '_' });
+    let kept: String = plain.take(MAX_EXPOSED - 1 - HASH_DIGITS).collect();
     format!("{kept}_{}", &hash[..HASH_DIGITS])
+}
+
+/// Whether every client takes a tool's name with this character.
+fn is_plain(c: char) -> bool {
+    c.is_ascii_alphanumeric() || matches!(c, '_' | '-')
 }
 
 /// The server that an offered name belongs to, where it has the form of one.
 pub fn server_of(exposed: &str) -> Option<&str> {
     exposed.split_once(SEPARATOR).map(|(server, _)| server)
+}
+
+/// The name under which a tool is offered that somebody calls by `<server>__<tool>`, written as the server does; `None` if
+/// that is no such name, or the very name that is offered.
+pub fn exposed_of_plain(name: &str) -> Option<String> {
+    let (server, tool) = name.split_once(SEPARATOR)?;
+    Some(exposed(server, tool)).filter(|exposed| exposed != name)
 }
 
 #[cfg(test)]
@@ -83,9 +92,6 @@ mod tests {
         for bad in ["", "a b", "a.b", "ä", "a\nb", "a__b", "../x", &"a".repeat(MAX_SERVER + 1)] {
             assert!(check_server(bad).is_err(), "{bad}");
         }
-        assert!(!is_presentable("evil\nname"));
-        assert!(!is_presentable("a b"));
-        assert!(is_presentable("tools.read-file"));
     }
 
     #[test]
@@ -97,7 +103,33 @@ mod tests {
         );
     }
 
+    #[test]
+    fn names_have_no_characters_that_clients_refuse() {
+        let check = |tool: &str, expected: &str| {
+            assert_eq!(exposed("q", tool), expected);
+            let by_own_name = exposed_of_plain(&format!("q__{tool}"));
+            assert_eq!(by_own_name.as_deref(), Some(expected).filter(|_| expected != format!("q__{tool}")));
+        };
+        check("work", "q__work");
+        check("a.b", "q__a_b_15983aa019");
+        check("a:b", "q__a_b_34756a8c87");
+        check("ns/do-it", "q__ns_do-it_791ab57d9e");
+        check("with space", "q__with_space_16e314a7f8");
+        check("größe", "q__gr__e_7f80e95a13");
+        check("工具", "q_____1ff95d0414");
+        check("evil\nname", "q__evil_name_306e35bcbd");
+        assert_eq!(exposed_of_plain("work"), None);
+    }
+
     proptest! {
+        #[test]
+        fn every_name_suits_strict_clients(server in "[A-Za-z0-9_-]{1,40}", tool in ".{1,80}") {
+            let name = exposed(&server, &tool);
+            prop_assert!((1..=MAX_EXPOSED).contains(&name.len()), "{name}");
+            prop_assert!(name.chars().all(is_plain), "{name}");
+            prop_assert!(name.starts_with(&server), "{name}");
+        }
+
         #[test]
         fn names_are_short_and_lead_back(server in "[A-Za-z0-9-]{1,40}", tool in "[a-z_./-]{1,120}") {
             let name = exposed(&server, &tool);
@@ -106,7 +138,7 @@ mod tests {
         }
 
         #[test]
-        fn different_tools_have_different_names(a in "[a-z]{1,80}", b in "[a-z]{1,80}") {
+        fn different_tools_have_different_names(a in "[a-z./ ]{1,80}", b in "[a-z./ ]{1,80}") {
             prop_assert_eq!(exposed("s", &a) == exposed("s", &b), a == b);
         }
     }

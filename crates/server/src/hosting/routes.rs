@@ -99,9 +99,9 @@ impl Routes {
         routes
     }
 
-    /// Where a call of this tool goes.
+    /// Where a call of this tool goes: by the name that is offered, or by `<server>__<tool>` with the tool's own name.
     pub fn tool(&self, name: &str) -> Option<&Route<Tool>> {
-        self.tools.get(name)
+        find(&self.tools, name)
     }
 
     /// All offered tools, by name.
@@ -116,7 +116,7 @@ impl Routes {
 
     /// Where a request for this prompt goes.
     pub fn prompt(&self, name: &str) -> Option<&Route<Prompt>> {
-        self.prompts.get(name)
+        find(&self.prompts, name)
     }
 
     /// All offered prompts, by name.
@@ -176,6 +176,10 @@ impl Routes {
     }
 }
 
+fn find<'a, T>(routes: &'a BTreeMap<String, Route<T>>, name: &str) -> Option<&'a Route<T>> {
+    routes.get(name).or_else(|| routes.get(&tool_name::exposed_of_plain(name)?))
+}
+
 fn add_named<T: Named>(
     routes: &mut BTreeMap<String, Route<T>>,
     server: &str,
@@ -183,20 +187,16 @@ fn add_named<T: Named>(
     hidden: &mut Vec<HiddenTool>,
 ) {
     for item in items {
-        let reason = if tool_name::is_presentable(item.name()) {
-            match routes.entry(tool_name::exposed(server, item.name())) {
-                Entry::Occupied(taken) => {
-                    let Route { server, name, .. } = taken.get();
-                    format!("`{}` is taken by `{name}` of server `{server}`", taken.key())
-                }
-                Entry::Vacant(free) => {
-                    let listed = item.renamed(free.key().clone());
-                    free.insert(Route { server: server.to_owned(), name: item.name().to_owned(), listed });
-                    continue;
-                }
+        let reason = match routes.entry(tool_name::exposed(server, item.name())) {
+            Entry::Occupied(taken) => {
+                let Route { server, name, .. } = taken.get();
+                format!("`{}` is taken by `{name}` of server `{server}`", taken.key())
             }
-        } else {
-            "its name has characters that no name may have".to_owned()
+            Entry::Vacant(free) => {
+                let listed = item.renamed(free.key().clone());
+                free.insert(Route { server: server.to_owned(), name: item.name().to_owned(), listed });
+                continue;
+            }
         };
         hidden.push(HiddenTool::new(item.name(), reason));
     }
@@ -266,13 +266,27 @@ mod tests {
     }
 
     #[test]
+    fn every_tool_is_reached_under_its_own_name() {
+        let own = ["work", "a.b", "ns/do-it", "with space", "größe", "工具", "bad\nname", &"x".repeat(100)];
+        let routes = Routes::build([("q", tools(&own))]);
+        assert_eq!((routes.tools().count(), routes.hidden("q").len()), (own.len(), 0));
+        for name in own {
+            let offered = tool_name::exposed("q", name);
+            assert_eq!(routes.tool(&offered).map(|route| route.name.as_str()), Some(name));
+            assert_eq!(routes.tool(&format!("q__{name}")).map(|route| route.name.as_str()), Some(name));
+        }
+        assert_eq!(routes.tool("q__nope.x"), None);
+    }
+
+    #[test]
     fn nobody_takes_over_a_name() {
         // A server `a_` could pose as tool `_x` of server `a`.
-        let routes = Routes::build([("a", tools(&["_x", "x", "x", "bad\nname"])), ("a_", tools(&["x"]))]);
+        let routes = Routes::build([("a", tools(&["_x", "x", "x", "_.y"])), ("a_", tools(&["x", ".y"]))]);
         assert_eq!(routes.tool("a___x").map(|route| route.server.as_str()), Some("a"));
-        assert_eq!(routes.hidden("a").len(), 2);
-        assert_eq!(routes.hidden("a")[1].name, "bad\\nname");
+        assert_eq!(routes.tool("a___.y").map(|route| route.server.as_str()), Some("a"));
+        assert_eq!(routes.hidden("a").len(), 1);
         assert!(routes.hidden("a_")[0].reason.contains("taken by `_x` of server `a`"));
+        assert!(routes.hidden("a_")[1].reason.contains("taken by `_.y` of server `a`"));
         assert!(routes.hidden("c").is_empty());
     }
 
