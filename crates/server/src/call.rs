@@ -2,6 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
+use fleet_job::outcome::UNREADABLE_ANSWER;
 use rmcp::{
     RoleServer,
     model::{
@@ -22,14 +23,19 @@ use crate::{
         fleet::Down,
         follow::is_modern,
         handshake_error::{http_failure, not_taken, transport_error},
+        inbound::raw,
         remote::exchange::HttpFailure,
+        unreadable::{is_unreadable, unreadable_answer},
         upstream::Upstream,
     },
     policy::limits::CallLimits,
+    tool_results,
 };
 
 /// `data.reason` of a call whose server was lost.
 const LOST: &str = "connection-lost";
+/// How much of a result that can't be read is quoted.
+const SHOWN: usize = 200;
 /// What belongs to the hop between two neighbours and is not passed on.
 const HOP_KEYS: [&str; 5] = [
     "progressToken",
@@ -169,15 +175,12 @@ async fn send(
 
 /// The result of a tool call.
 pub(crate) fn tool_result(server: &str, result: ServerResult) -> Result<CallToolResponse, ErrorData> {
-    match result {
-        ServerResult::CallToolResult(mut result) => {
-            result.result_type = Some(ResultType::COMPLETE);
-            Ok(CallToolResponse::Complete(result))
-        }
-        ServerResult::InputRequiredResult(result) => Ok(CallToolResponse::InputRequired(result)),
-        ServerResult::CreateTaskResult(result) => Ok(CallToolResponse::Task(result)),
-        _ => Err(unexpected(server, "tool result")),
+    let read = tool_results::read(result);
+    let mut response = read.map_err(|problem| unreadable(server, &problem))?;
+    if let CallToolResponse::Complete(result) = &mut response {
+        result.result_type = Some(ResultType::COMPLETE);
     }
+    Ok(response)
 }
 
 /// The result of a request for a prompt.
@@ -188,7 +191,7 @@ pub(crate) fn prompt(server: &str, result: ServerResult) -> Result<GetPromptResp
             Ok(GetPromptResponse::Complete(result))
         }
         ServerResult::InputRequiredResult(result) => Ok(GetPromptResponse::InputRequired(result)),
-        _ => Err(unexpected(server, "prompt")),
+        other => Err(unexpected(server, "prompt", other)),
     }
 }
 
@@ -200,7 +203,7 @@ pub(crate) fn resource(server: &str, result: ServerResult) -> Result<ReadResourc
             Ok(ReadResourceResponse::Complete(result))
         }
         ServerResult::InputRequiredResult(result) => Ok(ReadResourceResponse::InputRequired(result)),
-        _ => Err(unexpected(server, "resource")),
+        other => Err(unexpected(server, "resource", other)),
     }
 }
 
@@ -211,14 +214,19 @@ pub(crate) fn completions(server: &str, result: ServerResult) -> Result<Complete
             result.result_type = Some(ResultType::COMPLETE);
             Ok(result)
         }
-        _ => Err(unexpected(server, "completion")),
+        other => Err(unexpected(server, "completion", other)),
     }
 }
 
 /// Servers of older revisions leave `resultType` out, and the functions above put it in; the front end leaves it out again
 /// for older callers.
-fn unexpected(server: &str, what: &str) -> ErrorData {
-    unavailable(server, "protocol", &format!("it answered with something that is no {what}"), None)
+fn unexpected(server: &str, what: &str, result: ServerResult) -> ErrorData {
+    let shown = fleet_wire::quote(&Value::Object(raw(result)).to_string(), SHOWN);
+    unreadable(server, &format!("it is not a {what}: {shown}"))
+}
+
+fn unreadable(server: &str, why: &str) -> ErrorData {
+    unavailable(server, UNREADABLE_ANSWER, &unreadable_answer(why).message, None)
 }
 
 /// The `_meta` that a hosted server gets to see. What the caller can be asked for in between is said where both speak the
@@ -249,6 +257,9 @@ async fn notify(
 fn failed(server: &str, upstream: &Upstream, error: ServiceError, heard_of: bool) -> Failure {
     let sign = sign_of(&error, heard_of);
     let error = match error {
+        ServiceError::McpError(error) if is_unreadable(&error) => {
+            unavailable(server, UNREADABLE_ANSWER, &error.message, None)
+        }
         ServiceError::McpError(error) => error,
         ServiceError::Timeout { timeout } => {
             unavailable(server, "timeout", &format!("no answer within {} ms", timeout.as_millis()), None)
@@ -305,7 +316,7 @@ pub(crate) fn is_lost(error: &ErrorData) -> bool {
     reason.is_some_and(|reason| reason == LOST)
 }
 
-/// The error for a call that a hosted server could not take or did not answer. A later call may do better.
+/// The error for a call that a hosted server could not take, or did not answer in a way that can be read.
 fn unavailable(server: &str, reason: &str, message: &str, stderr: Option<String>) -> ErrorData {
     let mut data = json!({ "reason": reason, "server": server });
     if let (Some(stderr), Value::Object(data)) = (stderr, &mut data) {

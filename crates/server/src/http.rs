@@ -20,6 +20,7 @@ mod body;
 mod guard;
 mod jobs;
 mod message;
+mod odd_content;
 mod sessionless;
 mod sessions;
 mod sse;
@@ -56,6 +57,7 @@ pub fn router(
     let guarded = mcp
         .route("/sse", get(sse::handle).with_state(streams))
         .route("/message", post(message::handle).with_state(posted))
+        .layer(from_fn(odd_content::put_back))
         .merge(jobs::router(jobs, config, stop))
         .layer(from_fn_with_state(body::BODY_TIME, body::read_body))
         .layer(from_fn_with_state(guard.clone(), guard::check))

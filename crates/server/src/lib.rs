@@ -23,6 +23,7 @@ pub mod registry;
 mod reload;
 mod repeat;
 mod run;
+mod tool_results;
 pub mod toolkit;
 pub mod tools;
 

@@ -8,7 +8,10 @@ use fleet_ops::{
     http::{Health, bind, serve_with_grace, write_ready_file},
     shutdown::signal_token,
 };
-use rmcp::{service::ServerInitializeError, transport::stdio_pipes};
+use rmcp::{
+    service::ServerInitializeError,
+    transport::{async_rw::AsyncRwTransport, stdio_pipes},
+};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -25,6 +28,7 @@ use crate::{
     provider::Provider,
     registry::{Shared, kafka::KafkaRegistry, memory::MemoryRegistry, sharing::Plain},
     reload,
+    tool_results::Restoring,
     tools::{
         self,
         files::{self, Files},
@@ -201,7 +205,9 @@ async fn report_ready(health: Health, shared: Arc<Shared>, jobs: Option<Jobs>, s
 }
 
 async fn serve_stdio(gateway: Gateway, stop: CancellationToken) -> Result<(), ServerError> {
-    match rmcp::service::serve_server_with_ct(gateway, stdio_pipes(), stop).await {
+    let (stdin, stdout) = stdio_pipes();
+    let transport = Restoring(AsyncRwTransport::new_server(stdin, stdout));
+    match rmcp::service::serve_server_with_ct(gateway, transport, stop).await {
         Ok(service) => {
             let ended = service.waiting().await;
             ended.map(drop).map_err(|error| ServerError::Stdio(error.to_string()))

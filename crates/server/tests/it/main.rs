@@ -26,6 +26,8 @@ mod logs;
 #[cfg(test)]
 mod message;
 #[cfg(test)]
+mod odd;
+#[cfg(test)]
 mod policy;
 #[cfg(test)]
 mod readme;

@@ -1,0 +1,124 @@
+//! Hosted servers that answer in odd ways: what can be read of it is passed on, and what can't be read is named at once.
+
+use serde_json::json;
+
+use crate::{
+    common::{ANSWER_TEXT, Server, legacy_server, script},
+    sessions,
+};
+
+/// A shell fragment that answers a call with `answer`, in which `%s` is the id.
+fn answers(kind: &str, answer: &str) -> String {
+    format!("*'\"{kind}\"'*) printf '{answer}\\n' \"$id\" ;;\n")
+}
+
+#[tokio::test]
+async fn an_answer_that_can_not_be_read_ends_its_call_at_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let result = |content: &str| format!(r#"{{"jsonrpc":"2.0","id":%s,"result":{{"content":[{content}]}}}}"#);
+    let cases = [
+        answers("errnull", r#"{"jsonrpc":"2.0","id":%s,"result":{"content":[]},"error":null}"#),
+        answers("nan", r#"{"jsonrpc":"2.0","id":%s,"result":{"content":[],"structuredContent":{"v":NaN}}}"#),
+        answers("latin1", &result(r#"{"type":"text","text":"caf\351"}"#)),
+        answers("surrogate", &result(r#"{"type":"text","text":"cut \\ud83d"}"#)),
+        answers("video", &result(r#"{"type":"text","text":"fine"},{"type":"video","url":"x"}"#)),
+        answers("errstr", r#"{"jsonrpc":"2.0","id":%s,"error":"boom"}"#),
+        answers("errcode", r#"{"jsonrpc":"2.0","id":%s,"error":{"code":"E_FAIL","message":"boom"}}"#),
+        answers(
+            "huge",
+            r#"{"jsonrpc":"2.0","id":%s,"result":{"content":[],"structuredContent":{"v":1e400}}}"#,
+        ),
+        answers("bare", r#"{"jsonrpc":"2.0","id":%s,"result":"done"}"#),
+        answers("nobody", r#"{"jsonrpc":"2.0","id":null,"error":{"code":-32603,"message":"boom"}}"#),
+        concat!(
+            "*'\"long\"'*) printf '{\"jsonrpc\":\"2.0\",\"id\":%s,\"result\":{\"content\":[\"' \"$id\";",
+            " head -c 17000000 /dev/zero | tr '\\0' A; printf '\"]}}\\n' ;;\n"
+        )
+        .to_owned(),
+    ];
+    let body = legacy_server("work", &format!("case \"$line\" in\n{}esac", cases.concat()));
+    let program = script(dir.path(), "server", &body);
+    let server = Server::start(&["--allow-command", &program]).await;
+    server.initialize("x", json!({"command": program})).await;
+
+    let call = async |kind: &str| server.call_raw("x__work", json!({"kind": kind})).await;
+    let text = |text: &str| json!([{"type": "text", "text": text}]);
+    let read = [
+        ("errnull", json!([])),
+        ("nan", json!([])),
+        ("latin1", text("caf\u{fffd}")),
+        ("surrogate", text("cut \u{fffd}")),
+        ("video", json!([{"type": "text", "text": "fine"}, {"type": "video", "url": "x"}])),
+    ];
+    for (kind, content) in read {
+        let answer = call(kind).await;
+        assert_eq!(answer["result"]["content"], content, "{kind}: {answer}");
+    }
+    let session = sessions::initialize(&server).await;
+    let params = json!({"name": "x__work", "arguments": {"kind": "video"}});
+    let request = json!({"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": params});
+    let (_, _, events) = sessions::post(&server, Some(&session), request).await;
+    assert!(events.contains(r#"{"type":"video","url":"x"}"#), "{events}");
+    assert!(!events.contains("io.mcp-fleet"), "{events}");
+
+    let unreadable = [
+        ("errstr", "its error has no code: \"boom\""),
+        ("errcode", "\"E_FAIL\""),
+        ("huge", "1e400"),
+        ("bare", "its result is not an object: \"done\""),
+        ("long", "it is a line of more than 16777216 bytes: {\"jsonrpc\""),
+    ];
+    for (kind, problem) in unreadable {
+        let error = call(kind).await["error"].take();
+        let message = error["message"].as_str().unwrap_or_default();
+        assert!(message.contains(problem) && message.len() < 500, "{kind}: {error}");
+        assert_eq!(error["data"], json!({"reason": "unreadable-answer", "server": "x"}), "{kind}");
+    }
+    assert_eq!(call("nobody").await["error"]["message"], "boom");
+    assert_eq!(server.status("x").await["restarts"], 0);
+}
+
+#[tokio::test]
+async fn what_is_odd_in_a_list_loses_itself_only() {
+    let dir = tempfile::tempdir().unwrap();
+    let work = r#"{"name":"work","inputSchema":{"type":"object"}}"#;
+    let tools = [
+        work,
+        r#"{"name":"bare"}"#,
+        r#"{"name":"bool","inputSchema":true}"#,
+        r#"{"description":"no name"}"#,
+        r#"{"name":"icons","inputSchema":{"type":"object"},"icons":[{"url":"x.png"}]}"#,
+        r#"{"name":"ns/do it","inputSchema":{"type":"object"}}"#,
+        r#"{"name":"größe","inputSchema":{"type":"object"}}"#,
+    ];
+    // The list goes in a circle, prompts are never answered, and the server does not say its version.
+    let body = legacy_server("work", &format!("text=done; {ANSWER_TEXT}"))
+        .replace(&format!("[{work}]"), &format!("[{}],\"nextCursor\":\"8\"", tools.join(",")))
+        .replace(r#""capabilities":{"tools":{}}"#, r#""capabilities":{"tools":{},"prompts":{}}"#)
+        .replace(r#","version":"1""#, "");
+    let program = script(dir.path(), "server", &body);
+    let server = Server::start(&["--allow-command", &program, "--handshake-timeout-ms", "6000"]).await;
+    let hosted = server.initialize("q", json!({"command": program})).await;
+
+    let mut names = server.tool_names().await;
+    names.retain(|name| name.starts_with("q__"));
+    let odd = ["q__gr__e_", "q__ns_do_it_"];
+    let odd = odd.map(|start| names.iter().find(|name| name.starts_with(start)).expect(start).clone());
+    let mut expected = vec!["q__work".to_owned(), "q__bare".to_owned(), "q__icons".to_owned()];
+    expected.extend(odd.clone());
+    expected.sort();
+    assert_eq!(names, expected, "{hosted}");
+
+    let hidden = server.status("q").await["hiddenTools"].take();
+    let reasons: Vec<_> =
+        hidden.as_array().unwrap().iter().map(|tool| (&tool["name"], &tool["reason"])).collect();
+    let bool = json!("its inputSchema is not a JSON object: true");
+    let nameless = json!("it has no name: {\"description\":\"no name\"}");
+    assert_eq!(reasons, [(&json!("bool"), &bool), (&json!("(without a name)"), &nameless)], "{hidden}");
+
+    // A job with a server and a tool, or an older worker, calls by the tool's own name.
+    for name in ["q__ns/do it", "q__größe", &odd[0], &odd[1]] {
+        let answer = server.call_raw(name, json!({})).await;
+        assert_eq!(answer["result"]["content"][0]["text"], "done", "{name}: {answer}");
+    }
+}
