@@ -216,19 +216,8 @@ impl World {
         } else if self.open < self.setting.backlog
             && let Some((partition, offset, key)) = self.draw()
         {
-            let spec = JobSpec {
-                key: Some(u64::from(key).wrapping_mul(0x9E37_79B9_7F4A_7C15)),
-                priority: 4,
-                not_before: None,
-                deadline: None,
-                max_attempts: 3,
-                spent: 0,
-                limits: [None; 2],
-                returned: false,
-                keeps_progress: false,
-                hosted: None,
-                held_since: None,
-            };
+            let spec =
+                JobSpec { key: Some(u64::from(key).wrapping_mul(0x9E37_79B9_7F4A_7C15)), ..JobSpec::new(3) };
             black_box(self.engine.token(partition, offset));
             let admission = Admission::Job(spec);
             self.engine.handle(now, Input::Record { partition, offset, bytes: 300, admission });

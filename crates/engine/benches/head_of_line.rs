@@ -115,19 +115,7 @@ fn run(arrivals: &[Arrival], ordering: Ordering, has_slow: bool) -> Run {
                 let (partition, offset) = (Partition { topic: 0, number }, offsets[number as usize]);
                 offsets[number as usize] += 1;
                 jobs.insert(Token { partition, offset, generation: 1 }, index);
-                let spec = JobSpec {
-                    key: Some(arrival.key),
-                    priority: 4,
-                    not_before: None,
-                    deadline: None,
-                    max_attempts: 1,
-                    spent: 0,
-                    limits: [None; 2],
-                    returned: false,
-                    keeps_progress: false,
-                    hosted: None,
-                    held_since: None,
-                };
+                let spec = JobSpec { key: Some(arrival.key), ..JobSpec::new(1) };
                 engine.handle(
                     time(next),
                     Input::Record { partition, offset, bytes: 300, admission: Admission::Job(spec) },

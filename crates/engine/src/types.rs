@@ -87,6 +87,24 @@ pub struct JobSpec {
 }
 
 impl JobSpec {
+    /// A job of normal priority that has no key, no limits and no dates, and calls no hosted server.
+    #[must_use]
+    pub const fn new(max_attempts: u32) -> Self {
+        Self {
+            key: None,
+            priority: 4,
+            not_before: None,
+            deadline: None,
+            max_attempts,
+            spent: 0,
+            limits: [None; 2],
+            returned: false,
+            keeps_progress: false,
+            hosted: None,
+            held_since: None,
+        }
+    }
+
     /// What has to be there for the job to start.
     pub(crate) fn needs(&self) -> [Option<Need>; 2] {
         [Some(Need::Room), self.hosted.map(Need::Hosted)]

@@ -8,19 +8,7 @@ use fleet_job::{outcome::FailureClass, time::Timestamp};
 
 pub(crate) const P: Partition = Partition { topic: 0, number: 0 };
 pub(crate) const LOG: LogName = LogName { cluster: 1, topic: 2 };
-pub(crate) const SPEC: JobSpec = JobSpec {
-    key: None,
-    priority: 4,
-    not_before: None,
-    deadline: None,
-    max_attempts: 3,
-    spent: 0,
-    limits: [None; 2],
-    returned: false,
-    keeps_progress: false,
-    hosted: None,
-    held_since: None,
-};
+pub(crate) const SPEC: JobSpec = JobSpec::new(3);
 pub(crate) const NONE: [i64; 0] = [];
 pub(crate) const UNAVAILABLE: Attempt = Attempt::Failed(FailureClass::Unavailable, None);
 pub(crate) const RETRY: Attempt = Attempt::Failed(FailureClass::Retry, None);
