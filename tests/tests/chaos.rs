@@ -201,7 +201,13 @@ impl<'e> Chaos<'e> {
     /// Starts a server and lets the workers in as soon as it listens: what it hosts it has to read from its registry.
     fn start_server(&mut self) {
         let program = env!("CARGO_BIN_EXE_fixture_tools");
-        let env = [("MCP_REPEAT_WINDOW", "0"), ("MCP_ALLOWED_REMOTES", "127.0.0.1")];
+        let env = [
+            ("MCP_REPEAT_WINDOW", "0"),
+            ("MCP_ALLOWED_REMOTES", "127.0.0.1"),
+            // It is asked for any job afterwards, the first ones of a million included.
+            ("MCP_LEDGER_MAX_JOBS", "10000000"),
+            ("MCP_LEDGER_MAX_BYTES", "16GiB"),
+        ];
         let options = ServerOptions {
             allowed: vec![format!("{program} {}", self.ledger.display())],
             env: env.map(|(name, value)| (name.to_owned(), value.to_owned())).to_vec(),
