@@ -25,10 +25,14 @@ struct Replicas {
 impl Replicas {
     fn new(env: &Env, name: &str) -> Self {
         let topic = bins::unique(name);
+        let jobs = format!("{topic}.jobs");
+        topics::create(&env.brokers, &[(&jobs, 1), (&format!("{jobs}.events"), 1)]);
         let program = bins::bin("mcp-server").display().to_string();
         let variables = [
             ("KAFKA_BROKERS", env.brokers.as_str()),
             ("MCP_REGISTRY_TOPIC", &topic),
+            ("KAFKA_TOPIC", &jobs),
+            ("KAFKA_PROPERTY_MESSAGE_TIMEOUT_MS", "3000"),
             ("MCP_ALLOWED_ENV", "LOG_FORMAT,API_KEY"),
             ("MCP_SHARE_PLAIN", "LOG_FORMAT"),
             ("MCP_EXPAND_ENV", "API_KEY"),
@@ -160,6 +164,13 @@ fn is_unknown(answer: &Value) {
     assert_eq!(said, (&json!(-32602), &json!("unknown-server")), "{answer}");
 }
 
+/// Submits a job that fails where it is not queued; the status and the problem's `type`.
+fn submit(replica: &Standalone) -> (u16, Value) {
+    let job = json!({"jobId": bins::unique("job"), "tool": "server_list"});
+    let (status, answer) = http::post(replica.service.address, "/jobs", &job).expect("an answer");
+    (status, answer["type"].clone())
+}
+
 fn is_ready(replica: &Standalone) -> bool {
     http::get(replica.service.address, "/ready").expect("an answer").0 == 200
 }
@@ -188,10 +199,16 @@ fn nothing_is_unknown_while_the_registry_is_out_of_reach() {
     wait::until("the registry to be read", wait::LONG, || is_ready(&other).then_some(()));
     succeeds(&read(&other, "files"));
     is_unknown(&read(&other, "nobody"));
+    wait::until_ok("a job to be taken", wait::LONG, || match submit(&other) {
+        (202, _) => Ok(()),
+        refused => Err(refused),
+    });
 
     // It goes again. What is hosted goes on, and what others may have been told meanwhile is not known.
     cluster.network(Network::Refused);
     succeeds(&read(&other, "files"));
+    let (refused, kind) = submit(&other);
+    assert_eq!((refused, kind), (503, json!("urn:mcp-fleet:problem:kafka-unavailable")));
     assert!(is_ready(&other));
     waits(&read(&other, "nobody"));
     let alone = initialize(&other, "more", &config);
