@@ -8,7 +8,10 @@ use std::{
 
 use serde_json::Value;
 
-const TIMEOUT: Duration = Duration::from_secs(30);
+use crate::wait;
+
+/// A server may be starting a program meanwhile.
+const TIMEOUT: Duration = wait::LONG;
 
 /// Status and body of `GET path`.
 pub fn get(address: SocketAddr, path: &str) -> io::Result<(u16, String)> {

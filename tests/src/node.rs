@@ -30,6 +30,11 @@ pub fn script(name: &str) -> Option<Command> {
     Some(command)
 }
 
+/// The directory in which `npx` finds the packages of `tests/node/package.json`, and downloads nothing.
+pub fn directory() -> Option<PathBuf> {
+    modules()?.parent().map(PathBuf::from)
+}
+
 fn modules() -> Option<PathBuf> {
     if !cache::works("node", &["--version"]) || !cache::works("npm", &["--version"]) {
         return skip("node and npm (20 or newer)");

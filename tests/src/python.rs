@@ -37,6 +37,21 @@ impl Python {
         Self::with("requirements-manifests.txt")
     }
 
+    /// The packages of hosted servers as files, for `uvx`, which then downloads nothing.
+    pub fn wheels(&self) -> PathBuf {
+        // Of two generations of the SDK, which pip doesn't take in one go.
+        let lists = ["requirements-hosted.txt", "requirements-hosted-sdk1.txt"]
+            .map(|name| bins::repository().join("tests/python").join(name));
+        let name: Vec<_> = lists.iter().map(|list| fingerprint(list)).collect();
+        cache::once(&format!("wheels-{}", name.join("-")), |directory| {
+            for list in &lists {
+                let pip = ["-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"];
+                let mut command = Command::new(self.interpreter());
+                cache::run(command.args(pip).arg("--dest").arg(directory).arg("-r").arg(list));
+            }
+        })
+    }
+
     fn with(requirements: &str) -> Option<Self> {
         if !cache::works(
             "python3",
