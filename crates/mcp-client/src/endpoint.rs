@@ -13,6 +13,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use fleet_job::outcome::{ErrorKind, Failure, FailureClass, JobError};
+use fleet_wire::revision;
 use fleet_wire::session::{Keeper, Lease, Pinged, Step};
 use http::{HeaderMap, HeaderValue};
 use serde_json::{Map, Value, json};
@@ -357,7 +358,11 @@ impl Endpoint {
 
     async fn initialize(&self, transport: &Transport, sent: &Sent) -> Result<Dialect, Failure> {
         let reply = self.ask_initialize(transport, wire::LEGACY, sent).await?;
-        let reply = match listed_version(&reply) {
+        let listed = match &reply.answer {
+            Answer::Error(error) => revision::listed(error.data.as_ref(), wire::LEGACY),
+            Answer::Result(_) | Answer::Nothing => None,
+        };
+        let reply = match listed {
             Some(version) => self.ask_initialize(transport, version, sent).await?,
             None => reply,
         };
@@ -389,7 +394,7 @@ impl Endpoint {
     async fn begin_session(&self, transport: &Transport, reply: Reply) -> Result<Dialect, Failure> {
         let Answer::Result(result) = &reply.answer else { return Err(self.failure(&reply)) };
         let version = result.get("protocolVersion").and_then(Value::as_str).unwrap_or_default();
-        let Some(version) = wire::LEGACY_KNOWN.into_iter().find(|known| *known == version) else {
+        let Some(version) = revision::LEGACY.into_iter().find(|known| *known == version) else {
             let message = format!(
                 "{} speaks revision {:?}, which is not known here",
                 self.label,
@@ -424,14 +429,6 @@ impl Endpoint {
             }
         }
     }
-}
-
-/// The newest revision that a server lists which refused ours, if it is one that is understood here.
-fn listed_version(reply: &Reply) -> Option<&'static str> {
-    let Answer::Error(error) = &reply.answer else { return None };
-    let listed = error.data.as_ref()?.get("supported")?.as_array()?;
-    let known = wire::LEGACY_KNOWN.into_iter().filter(|known| *known != wire::LEGACY);
-    known.into_iter().find(|known| listed.iter().any(|version| version == known))
 }
 
 fn not_the_jobs_fault(mut failure: Failure) -> Failure {

@@ -7,10 +7,13 @@ use std::error::Error;
 use std::time::Duration;
 
 use bytes::Bytes;
-use fleet_wire::encoding::{DecodeError, Decoding};
+use fleet_wire::body::{BodyError, drain};
+use fleet_wire::encoding::DecodeError;
 use fleet_wire::head::Media;
 use fleet_wire::session::Rejection;
 use fleet_wire::sse::{Decoder, Event};
+use futures::StreamExt as _;
+use futures::stream::BoxStream;
 use http::header::{ACCEPT, CONTENT_ENCODING, CONTENT_TYPE, LOCATION, RETRY_AFTER};
 use http::{HeaderMap, HeaderValue};
 use reqwest::Response;
@@ -27,6 +30,9 @@ const MAX_ERROR_BODY: usize = 64 << 10;
 
 /// How long side messages (answers to a server's ping, cancellations) may take.
 const SIDE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// The body of a response.
+type Body = fleet_wire::body::Body<BoxStream<'static, reqwest::Result<Bytes>>>;
 
 /// The pooled connections, and what every request has in common.
 #[derive(Debug, Clone)]
@@ -124,8 +130,7 @@ impl Transport {
     pub(crate) async fn post(&self, mut post: Post<'_>) -> Result<Reply, Broken> {
         let body = Bytes::from(std::mem::take(&mut post.body));
         let mut response = self.send(post.url, &post, body.clone()).await?;
-        let location = response.headers().get(LOCATION).and_then(|location| location.to_str().ok());
-        if let Some(url) = fleet_wire::head::moved(response.status().as_u16(), post.url, location) {
+        if let Some(url) = moved(&response, post.url) {
             post.sent.reset();
             response = self.send(&url, &post, body).await?;
         }
@@ -133,7 +138,8 @@ impl Transport {
         let mut head = head(&response);
         let session = response.headers().get(&SESSION_ID).cloned();
         let kind = media(&response);
-        let body = Body::of(response, self.max_response_bytes);
+        let limit = self.max_response_bytes;
+        let body = body_of(response, limit);
         if !(200..300).contains(&head.status) {
             // The status counts, also if the body is encoded in a way that can't be read.
             let text = match body {
@@ -152,12 +158,18 @@ impl Transport {
 
         let mut body = body?;
         let (answer, streamed) = match kind {
-            Media::Json => (answer(wire::read(&body.whole().await?, post.id))?, false),
+            Media::Json => {
+                let text = body.whole().await.map_err(|error| not_read(error, limit))?;
+                (answer(wire::read(&text, post.id))?, false)
+            }
             Media::EventStream => {
                 (self.read_events(body, post.url, &post.headers, post.id, post.progress).await?, true)
             }
             Media::Other(_) if matches!(head.status, 202 | 204) => return Err(Broken::Unanswered),
-            Media::Other(name) => (unlabelled(&mut body, name, post.id).await?, false),
+            Media::Other(name) => {
+                let text = body.whole().await.map_err(|error| not_read(error, limit))?;
+                (unlabelled(&text, name, post.id)?, false)
+            }
         };
         Ok(Reply { head, session, answer, streamed })
     }
@@ -174,18 +186,33 @@ impl Transport {
 
     /// Sends a message that has no answer, and says which HTTP status it met.
     pub(crate) async fn notify(&self, url: &Url, headers: &HeaderMap, body: Vec<u8>) -> Result<Head, Broken> {
-        let sent = self.message(url, headers).body(body).timeout(SIDE_TIMEOUT).send().await;
-        let mut response = sent.map_err(|error| {
-            if error.is_connect() { Broken::NotSent(causes(error)) } else { Broken::Lost(causes(error)) }
-        })?;
-        drain(&mut response).await;
-        Ok(head(&response))
+        let send = async |url: &Url, body: Vec<u8>| {
+            let sent = self.message(url, headers).body(body).timeout(SIDE_TIMEOUT).send().await;
+            sent.map_err(|error| {
+                if error.is_connect() { Broken::NotSent(causes(error)) } else { Broken::Lost(causes(error)) }
+            })
+        };
+        let mut response = send(url, body.clone()).await?;
+        if let Some(url) = moved(&response, url) {
+            response = send(&url, body).await?;
+        }
+
+        let head = head(&response);
+        drain(response.bytes_stream(), MAX_ERROR_BODY).await;
+        Ok(head)
     }
 
     /// Gives a legacy session back.
     pub(crate) async fn delete(&self, url: &Url, headers: &HeaderMap) {
-        let request = self.client.delete(url.clone()).headers(self.headers.clone()).headers(headers.clone());
-        if let Err(error) = request.timeout(SIDE_TIMEOUT).send().await {
+        let send = async |url: &Url| {
+            let request = self.client.delete(url.clone()).headers(self.headers.clone());
+            request.headers(headers.clone()).timeout(SIDE_TIMEOUT).send().await
+        };
+        let mut sent = send(url).await;
+        if let Some(url) = sent.as_ref().ok().and_then(|response| moved(response, url)) {
+            sent = send(&url).await;
+        }
+        if let Err(error) = sent {
             tracing::debug!(error = causes(error), "the session could not be given back");
         }
     }
@@ -205,9 +232,10 @@ impl Transport {
         id: u64,
         progress: Option<&News>,
     ) -> Result<Answer, Broken> {
-        let mut decoder = Decoder::new(self.max_response_bytes);
+        let limit = self.max_response_bytes;
+        let mut decoder = Decoder::new(limit);
         let mut events = Vec::new();
-        while let Some(chunk) = body.chunk().await? {
+        while let Some(chunk) = body.chunk().await.map_err(|error| not_read(error, limit))? {
             let decoded = decoder.push(&chunk, &mut events);
             let messages = events.drain(..).filter(Event::is_message);
             for message in messages.flat_map(|event| wire::read(&event.data, id)) {
@@ -224,7 +252,7 @@ impl Transport {
                     message => return answer(vec![message]),
                 }
             }
-            decoded.map_err(|_| Broken::TooLarge(self.max_response_bytes))?;
+            decoded.map_err(|_| Broken::TooLarge(limit))?;
         }
 
         // Some servers leave the last blank line out. What is not whole was cut with its connection.
@@ -240,9 +268,8 @@ impl Transport {
 
 /// The answer in a body that is not called JSON and may be all the same. If it is the answer to this request, the tool has
 /// run, and a wrong label is no reason to run it again.
-async fn unlabelled(body: &mut Body, name: String, id: u64) -> Result<Answer, Broken> {
-    let text = body.whole().await?;
-    match one_answer(wire::read(&text, id)) {
+fn unlabelled(text: &[u8], name: String, id: u64) -> Result<Answer, Broken> {
+    match one_answer(wire::read(text, id)) {
         Some(
             message @ (Message::Result(_)
             | Message::Error(RpcError { addressed: true, .. })
@@ -272,55 +299,18 @@ fn answer(messages: Vec<Message>) -> Result<Answer, Broken> {
     }
 }
 
-/// The body of a response, as it comes and decoded.
-struct Body {
-    response: Response,
-    decoding: Decoding,
-    limit: usize,
+fn body_of(response: Response, limit: usize) -> Result<Body, Broken> {
+    let encoding = response.headers().get(CONTENT_ENCODING).and_then(|encoding| encoding.to_str().ok());
+    let encoding = encoding.map(str::to_owned);
+    let length = response.content_length();
+    let chunks = response.bytes_stream().boxed();
+    Body::new(chunks, encoding.as_deref(), length, limit).map_err(|error| not_decoded(error, limit))
 }
 
-impl Body {
-    fn of(response: Response, limit: usize) -> Result<Self, Broken> {
-        let encoding = response.headers().get(CONTENT_ENCODING).and_then(|encoding| encoding.to_str().ok());
-        let decoding = Decoding::of(encoding, limit).map_err(|error| not_decoded(error, limit))?;
-        Ok(Self { response, decoding, limit })
-    }
-
-    async fn chunk(&mut self) -> Result<Option<Bytes>, Broken> {
-        let Some(chunk) = self.response.chunk().await.map_err(lost)? else { return Ok(None) };
-        if self.decoding.is_identity() {
-            return Ok(Some(chunk));
-        }
-        let decoded = self.decoding.push(&chunk).map_err(|error| not_decoded(error, self.limit))?;
-        Ok(Some(Bytes::from(decoded)))
-    }
-
-    async fn whole(&mut self) -> Result<Vec<u8>, Broken> {
-        let limit = self.limit;
-        if self.response.content_length().is_some_and(|length| length > limit as u64) {
-            return Err(Broken::TooLarge(limit));
-        }
-        let mut body = Vec::new();
-        while let Some(chunk) = self.chunk().await? {
-            if body.len() + chunk.len() > limit {
-                return Err(Broken::TooLarge(limit));
-            }
-            body.extend_from_slice(&chunk);
-        }
-        Ok(body)
-    }
-
-    /// The beginning. What breaks or is too long is cut off: the status has said what matters.
-    async fn prefix(&mut self, limit: usize) -> Vec<u8> {
-        let mut body = Vec::new();
-        while let Ok(Some(chunk)) = self.chunk().await {
-            let room = limit - body.len();
-            body.extend_from_slice(&chunk[..chunk.len().min(room)]);
-            if body.len() == limit {
-                break;
-            }
-        }
-        body
+fn not_read(error: BodyError<reqwest::Error>, limit: usize) -> Broken {
+    match error {
+        BodyError::Lost(error) => Broken::Lost(causes(error)),
+        BodyError::Encoding(error) => not_decoded(error, limit),
     }
 }
 
@@ -344,22 +334,14 @@ fn head(response: &Response) -> Head {
     }
 }
 
+/// Where the request is to be sent again, if the server's own redirection leads back to it.
+fn moved(response: &Response, from: &Url) -> Option<Url> {
+    let location = response.headers().get(LOCATION).and_then(|location| location.to_str().ok());
+    fleet_wire::head::moved(response.status().as_u16(), from, location)
+}
+
 fn media(response: &Response) -> Media {
     Media::of(response.headers().get(CONTENT_TYPE).and_then(|value| value.to_str().ok()))
-}
-
-/// Reads the rest of a short body, since an unread one would cost the connection.
-async fn drain(response: &mut Response) {
-    let mut room = MAX_ERROR_BODY;
-    while room > 0
-        && let Ok(Some(chunk)) = response.chunk().await
-    {
-        room = room.saturating_sub(chunk.len());
-    }
-}
-
-fn lost(error: reqwest::Error) -> Broken {
-    Broken::Lost(causes(error))
 }
 
 /// An error with all its causes, without the URL, which may hold a password.

@@ -2,7 +2,7 @@
 
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
-use fleet_wire::{Reply, Unreadable};
+use fleet_wire::{Answer, Id};
 use http::{HeaderMap, HeaderName, HeaderValue};
 use serde::{Serialize, Serializer, ser::SerializeMap as _};
 use serde_json::{Map, Value, json};
@@ -10,9 +10,7 @@ use serde_json::{Map, Value, json};
 /// The revision spoken in the modern era.
 pub(crate) const MODERN: &str = "2026-07-28";
 /// The revision asked for in the legacy handshake.
-pub(crate) const LEGACY: &str = "2025-11-25";
-/// The revisions that are understood after a legacy handshake.
-pub(crate) const LEGACY_KNOWN: [&str; 4] = [LEGACY, "2025-06-18", "2025-03-26", "2024-11-05"];
+pub(crate) const LEGACY: &str = fleet_wire::revision::LEGACY[0];
 
 /// Header: the revision that the request is written in.
 pub(crate) const PROTOCOL_VERSION: HeaderName = HeaderName::from_static("mcp-protocol-version");
@@ -31,7 +29,7 @@ pub(crate) const HEADER_MISMATCH: i64 = -32020;
 /// JSON-RPC: a capability is needed that was not declared.
 pub(crate) const MISSING_CAPABILITY: i64 = -32021;
 /// JSON-RPC: the revision is not spoken.
-pub(crate) const UNSUPPORTED_VERSION: i64 = -32022;
+pub(crate) const UNSUPPORTED_VERSION: i64 = fleet_wire::revision::UNSUPPORTED;
 
 /// The extension by which a server may answer a call with a task. It is never declared: nobody here follows tasks.
 const TASKS: &str = "io.modelcontextprotocol/tasks";
@@ -277,30 +275,22 @@ pub(crate) fn read(bytes: &[u8], id: u64) -> Vec<Message> {
 }
 
 fn of_request(message: fleet_wire::Message, id: u64) -> Message {
-    let (found, reply) = match message {
-        fleet_wire::Message::Reply(found, reply) => (found, reply),
-        fleet_wire::Message::Request(method, message) => {
-            return Message::Request { method, id: message.get("id").cloned().unwrap_or_default() };
+    // Ids count up from 0 and never come near the end.
+    let own = Id::Number(i64::try_from(id).unwrap_or(i64::MAX));
+    match message.answer_to(&own) {
+        Ok(Answer::Result(result)) => Message::Result(result.into()),
+        Ok(Answer::Error { error: fleet_wire::RpcError { code, message, data }, addressed }) => {
+            Message::Error(RpcError { code, message, data, addressed })
         }
-        fleet_wire::Message::Notification(method, message) if method == "notifications/progress" => {
-            return progress(message.get("params"), id);
+        Ok(Answer::Unreadable(why)) => Message::Unreadable(why),
+        Ok(Answer::Malformed(why)) => Message::Malformed(why),
+        Err(fleet_wire::Message::Request(method, message)) => {
+            Message::Request { method, id: message.get("id").cloned().unwrap_or_default() }
         }
-        fleet_wire::Message::Notification(..) => return Message::Other,
-        fleet_wire::Message::Noise(why) => return Message::Malformed(why.to_owned()),
-    };
-    let ours = i64::try_from(id).is_ok_and(|id| found.as_ref().is_some_and(|found| found.is_number(id)));
-    if !ours && found.is_some() {
-        return Message::Other;
-    }
-    match reply {
-        Reply::Result(result) if ours => Message::Result(result.into()),
-        Reply::Result(_) => Message::Malformed("it does not say which request it answers".to_owned()),
-        // A server that could not read the request does not know its id.
-        Reply::Error(fleet_wire::RpcError { code, message, data }) => {
-            Message::Error(RpcError { code, message, data, addressed: ours })
+        Err(fleet_wire::Message::Notification(method, message)) if method == "notifications/progress" => {
+            progress(message.get("params"), id)
         }
-        Reply::Unreadable(Unreadable { why, cut: false }) if ours => Message::Unreadable(why),
-        Reply::Unreadable(Unreadable { why, .. }) => Message::Malformed(why),
+        Err(_) => Message::Other,
     }
 }
 

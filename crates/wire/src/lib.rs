@@ -1,15 +1,17 @@
 //! What MCP servers send, read without IO. Both clients of the workspace read with it: the worker's own
 //! (`fleet-mcp-client`) and the gateway's (`mcp-server`, on top of rmcp), so that neither takes what the other refuses.
 
+pub mod body;
 pub mod encoding;
 pub mod head;
 mod mend;
 mod message;
 mod outline;
+pub mod revision;
 pub mod session;
 pub mod sse;
 
-pub use message::{Id, Message, Reply, RpcError, Unreadable, id_of_long, read};
+pub use message::{Answer, Id, Message, Reply, RpcError, Unreadable, answer_in, id_of_long, read};
 
 /// The text of the other side, on one line and of at most `max` characters.
 #[must_use]

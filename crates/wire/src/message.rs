@@ -34,6 +34,15 @@ impl Id {
         }
     }
 
+    /// Whether this is `id`, perhaps as a server writes it that makes a text of every id.
+    #[must_use]
+    pub fn is(&self, id: &Self) -> bool {
+        match id {
+            Self::Number(number) => self.is_number(*number),
+            Self::Text(_) => self == id,
+        }
+    }
+
     /// Whether this is the number `id`, perhaps as text.
     #[must_use]
     pub fn is_number(&self, id: i64) -> bool {
@@ -88,6 +97,50 @@ pub enum Message {
     Noise(&'static str),
 }
 
+/// What a message says to the one request that its connection was opened for.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Answer {
+    /// A result.
+    Result(Map<String, Value>),
+    /// An error. A server that could not read the request does not know its id.
+    Error {
+        /// What went wrong.
+        error: RpcError,
+        /// Whether it names the request's id.
+        addressed: bool,
+    },
+    /// The answer to this request, in a form that can't be read: what is wrong with it. The request has been carried out.
+    Unreadable(String),
+    /// What may have been the answer, and does not say so: what is wrong with it.
+    Malformed(String),
+}
+
+impl Message {
+    /// The answer that this message is to request `id`.
+    ///
+    /// # Errors
+    ///
+    /// If it is something else, the message itself.
+    pub fn answer_to(self, id: &Id) -> Result<Answer, Self> {
+        let (found, reply) = match self {
+            Self::Reply(found, reply) => (found, reply),
+            Self::Noise(why) => return Ok(Answer::Malformed(why.to_owned())),
+            other => return Err(other),
+        };
+        let addressed = found.as_ref().is_some_and(|found| found.is(id));
+        if !addressed && found.is_some() {
+            return Err(Self::Reply(found, reply));
+        }
+        Ok(match reply {
+            Reply::Result(result) if addressed => Answer::Result(result),
+            Reply::Result(_) => Answer::Malformed("it does not say which request it answers".to_owned()),
+            Reply::Error(error) => Answer::Error { error, addressed },
+            Reply::Unreadable(Unreadable { why, cut: false }) if addressed => Answer::Unreadable(why),
+            Reply::Unreadable(Unreadable { why, .. }) => Answer::Malformed(why),
+        })
+    }
+}
+
 /// The messages in a text: one, or those of an array.
 #[must_use]
 pub fn read(bytes: &[u8]) -> Vec<Message> {
@@ -111,6 +164,12 @@ pub fn read(bytes: &[u8]) -> Vec<Message> {
     }
     let why = format!("it is not JSON: {problem}: {}", quote(&mended, SHOWN));
     vec![Message::Reply(outline.id, Reply::Unreadable(Unreadable { why, cut: !outline.whole }))]
+}
+
+/// The answer to request `id` in a text, if there is one.
+#[must_use]
+pub fn answer_in(bytes: &[u8], id: &Id) -> Option<Answer> {
+    read(bytes).into_iter().find_map(|message| message.answer_to(id).ok())
 }
 
 /// The id in the beginning or at the end of an answer that is too long to be kept; `None` if it is no answer.

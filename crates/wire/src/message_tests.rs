@@ -92,3 +92,30 @@ proptest! {
         prop_assert!(!read(&bytes).is_empty());
     }
 }
+
+#[test]
+fn an_answer_is_told_from_what_is_none() {
+    let check = |id: &Id, text: &str, expected: Option<Answer>| {
+        let found = read(text.as_bytes()).remove(0).answer_to(id);
+        assert_eq!(found.ok(), expected, "{text}");
+    };
+    let seven = Id::Number(7);
+    let error = |addressed| {
+        let error = RpcError { code: -32000, message: "m".to_owned(), data: None };
+        Some(Answer::Error { error, addressed })
+    };
+    check(&seven, r#"{"id":"7","result":{}}"#, Some(Answer::Result(Map::new())));
+    check(&seven, r#"{"id":7,"error":{"code":-32000,"message":"m"}}"#, error(true));
+    check(&seven, r#"{"id":null,"error":{"code":-32000,"message":"m"}}"#, error(false));
+    check(&seven, r#"{"id":8,"error":{"code":-32000,"message":"m"}}"#, None);
+    check(&seven, r#"{"id":8,"result":"x"}"#, None);
+    check(&seven, r#"{"method":"ping","id":7}"#, None);
+    check(&Id::Text("a".to_owned()), r#"{"id":"a","result":{}}"#, Some(Answer::Result(Map::new())));
+
+    let unreadable = "its result is not an object: \"x\"".to_owned();
+    check(&seven, r#"{"id":7,"result":"x"}"#, Some(Answer::Unreadable(unreadable.clone())));
+    check(&seven, r#"{"result":"x"}"#, Some(Answer::Malformed(unreadable)));
+    let cut = read(br#"{"id":7,"result":{"a":[[1"#).remove(0).answer_to(&seven);
+    assert!(matches!(cut, Ok(Answer::Malformed(_))), "{cut:?}");
+    check(&seven, "<html>", Some(Answer::Malformed("it is not JSON".to_owned())));
+}

@@ -143,6 +143,22 @@ fn initialized(seen: &Seen, version: &str) -> Response {
         .into_response()
 }
 
+/// All of a session goes where the server sends it, its notifications and its end too.
+#[tokio::test]
+async fn a_legacy_server_that_has_moved_is_followed() {
+    let server = server(|seen| match seen.method() {
+        _ if seen.path != "/mcp/" => {
+            (StatusCode::PERMANENT_REDIRECT, [(header::LOCATION, "/mcp/")]).into_response()
+        }
+        "initialize" => initialized(&seen, "2025-06-18"),
+        "notifications/initialized" => StatusCode::ACCEPTED.into_response(),
+        "server/discover" => StatusCode::NOT_FOUND.into_response(),
+        _ => Json(result(seen.id(), text("done"))).into_response(),
+    })
+    .await;
+    succeeds(&client([&server.url], |config| config.era = Era::Auto)).await;
+}
+
 /// The revision that we ask for is refused, with a list of those that are spoken.
 #[tokio::test]
 async fn a_refused_revision_is_asked_for_again_from_the_list() {
