@@ -45,6 +45,8 @@ pub struct ServerEntry {
 pub enum Transport {
     /// A child process that speaks MCP on its standard input and output.
     Stdio(StdioServer),
+    /// A server that speaks one of the two that follow; nothing says which.
+    Url(RemoteServer),
     /// A server that speaks Streamable HTTP.
     Http(RemoteServer),
     /// A server that speaks the HTTP+SSE transport of 2024.
@@ -210,12 +212,12 @@ impl ServerEntry {
         let kind = match (named, &command, &url) {
             (_, Some(_), Some(_)) => return Err(fields.conflict("command", "url")),
             (Some(TransportKind::Stdio), None, Some(_)) => return Err(fields.conflict("type", "url")),
-            (Some(TransportKind::Http | TransportKind::Sse), Some(_), None) => {
+            (Some(TransportKind::Url | TransportKind::Http | TransportKind::Sse), Some(_), None) => {
                 return Err(fields.conflict("type", "command"));
             }
             (Some(kind), _, _) => kind,
             (None, Some(_), None) => TransportKind::Stdio,
-            (None, None, Some(_)) => TransportKind::Http,
+            (None, None, Some(_)) => TransportKind::Url,
             (None, None, None) => return Err(ConfigError::NoEndpoint { path: path.to_owned() }),
         };
         let transport = match kind {
@@ -226,6 +228,7 @@ impl ServerEntry {
                 env_file: fields.string("envFile")?,
                 cwd: fields.string("cwd")?,
             }),
+            TransportKind::Url => Transport::Url(remote(&mut fields, url)?),
             TransportKind::Http => Transport::Http(remote(&mut fields, url)?),
             TransportKind::Sse => Transport::Sse(remote(&mut fields, url)?),
         };
@@ -238,7 +241,9 @@ impl ServerEntry {
         let mut put = |key: &str, value: Value| {
             object.insert(key.to_owned(), value);
         };
-        put("type", self.transport.name().into());
+        if let Some(name) = self.transport.name() {
+            put("type", name.into());
+        }
         match &self.transport {
             Transport::Stdio(server) => {
                 put("command", server.command.as_str().into());
@@ -253,7 +258,7 @@ impl ServerEntry {
                     put("cwd", cwd.as_str().into());
                 }
             }
-            Transport::Http(server) | Transport::Sse(server) => {
+            Transport::Url(server) | Transport::Http(server) | Transport::Sse(server) => {
                 put("url", server.url.as_str().into());
                 if !server.headers.is_empty() {
                     put("headers", string_map(&server.headers));
@@ -265,12 +270,13 @@ impl ServerEntry {
 }
 
 impl Transport {
-    /// The transport's name as it is written in `type`.
-    pub fn name(&self) -> &'static str {
+    /// The transport's name as it is written in `type`, if it is.
+    pub fn name(&self) -> Option<&'static str> {
         match self {
-            Self::Stdio(_) => "stdio",
-            Self::Http(_) => "http",
-            Self::Sse(_) => "sse",
+            Self::Stdio(_) => Some("stdio"),
+            Self::Url(_) => None,
+            Self::Http(_) => Some("http"),
+            Self::Sse(_) => Some("sse"),
         }
     }
 }
@@ -278,6 +284,7 @@ impl Transport {
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum TransportKind {
     Stdio,
+    Url,
     Http,
     Sse,
 }
@@ -352,7 +359,8 @@ struct ConfigShape {
 #[schemars(rename = "ServerEntry", rename_all = "camelCase")]
 #[expect(dead_code, reason = "only its schema is used")]
 struct EntryShape {
-    /// `stdio`, `http` (also `streamable-http`) or `sse`; without it, `command` means stdio and `url` means http.
+    /// `stdio`, `http` (also `streamable-http`) or `sse`; without it, `command` means stdio and `url` means http, or sse if
+    /// that is what the server speaks.
     #[serde(rename = "type")]
     kind: Option<String>,
     /// Another spelling of `type`.

@@ -227,7 +227,7 @@ impl ServerReport {
                 report.environment = Some(spec.env.into_keys().collect());
                 report
             }
-            Ok((LaunchSpec::Remote(spec) | LaunchSpec::Sse(spec), rule)) => {
+            Ok((LaunchSpec::Url(spec) | LaunchSpec::Remote(spec) | LaunchSpec::Sse(spec), rule)) => {
                 report.rule = Some(rule);
                 match remote::lookup(&spec).await {
                     Ok(found) => {

@@ -168,6 +168,7 @@ impl ServerEntry {
     pub fn expand(&self, lookup: &dyn Fn(&str) -> Variable) -> Result<Self, FieldExpandError> {
         let transport = match &self.transport {
             Transport::Stdio(server) => Transport::Stdio(server.expand(lookup)?),
+            Transport::Url(server) => Transport::Url(server.expand(lookup)?),
             Transport::Http(server) => Transport::Http(server.expand(lookup)?),
             Transport::Sse(server) => Transport::Sse(server.expand(lookup)?),
         };

@@ -45,7 +45,7 @@ fn the_seed_configuration_is_read() {
 fn both_roots_are_read_and_unknown_keys_are_kept() {
     let value = json!({"servers": {"a": {"url": "http://h/mcp", "disabled": true}}, "inputs": []});
     let servers = McpServers::from_value(&value).unwrap();
-    assert_eq!(servers.servers["a"].transport, Transport::Http(http("http://h/mcp")));
+    assert_eq!(servers.servers["a"].transport, Transport::Url(http("http://h/mcp")));
     assert_eq!(servers.servers["a"].unknown["disabled"], json!(true));
     assert_eq!(
         servers.warnings(),

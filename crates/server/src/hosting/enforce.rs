@@ -78,7 +78,7 @@ async fn drain(hosted: Arc<Hosted>, upstream: Arc<Upstream>, limit: std::time::D
 async fn refusal(entry: &ServerEntry, policy: &Policy) -> Option<String> {
     match launch::resolve(entry, policy).await {
         Ok(LaunchSpec::Child(_)) => None,
-        Ok(LaunchSpec::Remote(spec) | LaunchSpec::Sse(spec)) => {
+        Ok(LaunchSpec::Url(spec) | LaunchSpec::Remote(spec) | LaunchSpec::Sse(spec)) => {
             // What can't be resolved can't be reached, which is not for policy to say.
             let found = remote::lookup(&spec).await.ok()?;
             remote::allowed(&spec, policy, &found).err().map(|refusal| refusal.to_string())

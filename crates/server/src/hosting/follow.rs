@@ -44,7 +44,10 @@ impl HostedClient {
 impl ClientHandler for HostedClient {
     fn get_info(&self) -> ClientConfig {
         let own = Implementation::new("mcp-fleet", env!("CARGO_PKG_VERSION"));
-        ClientConfig::new(ClientCapabilities::default(), own)
+        let mut config = ClientConfig::new(ClientCapabilities::default(), own);
+        // What a handshake asks for; the newest revision has none.
+        config.protocol_version = ProtocolVersion::LATEST_WITH_INITIALIZE;
+        config
     }
 
     async fn on_tool_list_changed(&self, _context: NotificationContext<RoleClient>) {

@@ -10,7 +10,7 @@ use rmcp::{
 use super::{
     away::{Away, AwayReason},
     handshake::{drive::Broken, initialized},
-    remote::exchange::HttpFailure,
+    remote::{exchange::HttpFailure, opening},
     sse::SseError,
 };
 use crate::{error::chain, policy::Refusal};
@@ -28,6 +28,8 @@ pub(super) enum HandshakeError {
     Unreachable(String),
     /// The server, a remote one, refuses our credentials.
     Unauthorized(String),
+    /// Nothing is there that takes `initialize`.
+    Elsewhere(String),
     Other(String),
 }
 
@@ -54,6 +56,7 @@ impl From<ClientInitializeError> for HandshakeError {
                 match away {
                     Some(AwayReason::Unauthorized) => Self::Unauthorized(text),
                     _ if is_unreachable(&error) => Self::Unreachable(text),
+                    _ if is_elsewhere(&error) => Self::Elsewhere(text),
                     _ => Self::Other(text),
                 }
             }
@@ -98,6 +101,11 @@ fn is_unreachable(error: &DynamicTransportError) -> bool {
             None => false,
         },
     }
+}
+
+/// Whether the server has rejected a question in a way that one of the other transport does.
+fn is_elsewhere(error: &DynamicTransportError) -> bool {
+    http_failure(error).and_then(HttpFailure::status).is_some_and(opening::is_elsewhere)
 }
 
 /// What went wrong below rmcp's transport to a remote server.

@@ -222,12 +222,14 @@ pub(crate) fn raw(result: ServerResult) -> Map<String, Value> {
     }
 }
 
-fn error_data(error: RpcError) -> ErrorData {
+/// An error in rmcp's terms. A code that does not fit is none that anybody knows.
+pub(super) fn error_data(error: RpcError) -> ErrorData {
     let code = i32::try_from(error.code).unwrap_or(ErrorCode::INTERNAL_ERROR.0);
     ErrorData::new(ErrorCode(code), error.message, error.data)
 }
 
-fn id_of(id: &RequestId) -> Id {
+/// An id in the terms of `fleet_wire`.
+pub(super) fn id_of(id: &RequestId) -> Id {
     match id {
         NumberOrString::Number(number) => Id::Number(*number),
         NumberOrString::String(text) => Id::Text(text.to_string()),

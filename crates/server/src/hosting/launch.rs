@@ -32,6 +32,8 @@ mod url_target;
 pub enum LaunchSpec {
     /// A child process.
     Child(ChildSpec),
+    /// A remote server that speaks one of the two that follow; nothing says which.
+    Url(RemoteSpec),
     /// A remote server that speaks Streamable HTTP.
     Remote(RemoteSpec),
     /// A remote server that speaks the HTTP+SSE transport of 2024.
@@ -71,7 +73,7 @@ impl LaunchSpec {
     pub fn secrets(&self) -> &Secrets {
         match self {
             Self::Child(spec) => &spec.secrets,
-            Self::Remote(spec) | Self::Sse(spec) => &spec.secrets,
+            Self::Url(spec) | Self::Remote(spec) | Self::Sse(spec) => &spec.secrets,
         }
     }
 }
@@ -162,6 +164,10 @@ pub async fn examine(entry: &ServerEntry, policy: &Policy) -> Result<(LaunchSpec
             let number = policy.commands.iter().position(|other| std::ptr::eq(other, rule));
             let (number, line, covers) = (number.unwrap_or_default() + 1, rule.line, rule.argv.to_string());
             Ok((LaunchSpec::Child(spec), RuleRef { table: "command", number, line, covers }))
+        }
+        Transport::Url(server) => {
+            let (spec, rule) = url_target::resolve(server, policy)?;
+            Ok((LaunchSpec::Url(spec), url_target::rule_ref(rule, policy)))
         }
         Transport::Http(server) => {
             let (spec, rule) = url_target::resolve(server, policy)?;

@@ -4,7 +4,10 @@
 //! drops the addresses that policy does not allow, redirects are not followed, and no proxy is used that would do the
 //! resolving in our stead.
 
+mod events;
 pub(crate) mod exchange;
+pub(super) mod messages;
+pub(super) mod opening;
 mod session;
 
 use std::{io, net::SocketAddr, sync::Arc, time::Duration};
@@ -17,12 +20,15 @@ use rmcp::transport::{
 use tokio_util::sync::CancellationToken;
 use url::Host;
 
-use self::session::SessionClient;
+use self::{exchange::Line, session::SessionClient};
 use super::{changes::News, launch::RemoteSpec};
 use crate::policy::{Policy, Refusal, current::CurrentPolicy};
 
 /// How long a connection may take to be made.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// For how long an answer to `server/discover` is waited for before `initialize` is tried; a third of the time for the whole
+/// start, if that is less. rmcp has a limit of 10 s of its own, after which it would not take our word for it any more.
+const DISCOVER_PATIENCE: Duration = Duration::from_millis(9500);
 /// How many calls may run at once on one remote server.
 const CONCURRENCY: usize = 256;
 
@@ -36,8 +42,8 @@ pub fn client(spec: &RemoteSpec, policy: CurrentPolicy) -> Result<reqwest::Clien
     checked(CheckedResolver { policy, port, lookup: Arc::new(SystemLookup) })
 }
 
-/// The transport to a remote server, and what is cancelled when it is of no use any more. Nothing is sent yet. What a
-/// server offers in a new session is news.
+/// The transport to a remote server that may take as long as `limit` to start, and what is cancelled when it is of no use
+/// any more. Nothing is sent yet. What a server offers in a new session is news.
 ///
 /// # Errors
 ///
@@ -45,12 +51,14 @@ pub fn client(spec: &RemoteSpec, policy: CurrentPolicy) -> Result<reqwest::Clien
 pub(super) fn transport(
     spec: &RemoteSpec,
     policy: CurrentPolicy,
+    limit: Duration,
     news: News,
 ) -> Result<(StreamableHttpClientTransport<SessionClient>, CancellationToken), reqwest::Error> {
     let config = StreamableHttpClientTransportConfig::with_uri(spec.url.as_str())
         .custom_headers(spec.headers.iter().cloned().collect())
         .max_concurrent_requests(CONCURRENCY);
-    let (client, over) = SessionClient::new(client(spec, policy)?, news);
+    let line = Line::new(client(spec, policy)?, spec.url.clone());
+    let (client, over) = SessionClient::new(line, DISCOVER_PATIENCE.min(limit / 3), news);
     Ok((StreamableHttpClientTransport::with_client(client, config), over))
 }
 

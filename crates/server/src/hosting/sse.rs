@@ -6,8 +6,13 @@
 
 use std::{sync::Arc, time::Duration};
 
-use futures::StreamExt;
-use reqwest::{Client, StatusCode, header};
+use fleet_wire::{
+    body::{Body, BodyError, drain},
+    encoding::DecodeError,
+    head::{Media, moved},
+    sse::Decoder,
+};
+use reqwest::{Client, RequestBuilder, Response, StatusCode, header};
 use rmcp::{
     RoleClient,
     service::{RxJsonRpcMessage, TxJsonRpcMessage},
@@ -20,8 +25,10 @@ use tokio_util::{
 };
 use url::Url;
 
-use super::{launch::RemoteSpec, stdout::MAX_LINE};
+use super::{launch::RemoteSpec, remote::messages::messages_in};
 
+/// The largest event that is read.
+const MAX_EVENT: usize = 16 << 20;
 /// How many messages wait for us before the server has to.
 const QUEUE: usize = 64;
 /// How long a server may take to say that it has a message.
@@ -72,8 +79,11 @@ pub enum SseError {
     #[error("the stream broke off")]
     Broken(#[source] reqwest::Error),
     /// An event never ended.
-    #[error("the server sent an event of more than {MAX_LINE} bytes")]
+    #[error("the server sent an event of more than {MAX_EVENT} bytes")]
     TooLarge,
+    /// The stream is encoded in a way that can't be read.
+    #[error("the server's stream has a Content-Encoding that can't be read")]
+    Encoding,
     /// The stream has ended.
     #[error("the stream has ended")]
     Ended,
@@ -156,19 +166,24 @@ async fn post(
     headers: &[(http::HeaderName, http::HeaderValue)],
     message: &TxJsonRpcMessage<RoleClient>,
 ) -> Result<(), SseError> {
+    let request = |url| client.post(url).headers(headers.iter().cloned().collect()).json(message);
+    let sent = send(&endpoint, |url| request(url).timeout(POST_TIME)).await;
     // The URL holds the session, and may hold more.
-    let failed = |error: reqwest::Error| SseError::Post(error.without_url());
-    let request = client.post(endpoint).headers(headers.iter().cloned().collect()).timeout(POST_TIME);
-    let mut response = request.json(message).send().await.map_err(failed)?;
+    let response = sent.map_err(|error| SseError::Post(error.without_url()))?;
+
     let status = response.status();
-    let mut length = 0;
-    while let Ok(Some(chunk)) = response.chunk().await {
-        length += chunk.len();
-        if length > MAX_POST_ANSWER {
-            break;
-        }
-    }
+    drain(response.bytes_stream(), MAX_POST_ANSWER).await;
     if status.is_success() { Ok(()) } else { Err(SseError::Status { what: "a message", status }) }
+}
+
+/// Sends a request, and once more where the server itself redirects it to.
+async fn send(url: &Url, request: impl Fn(Url) -> RequestBuilder) -> reqwest::Result<Response> {
+    let response = request(url.clone()).send().await?;
+    let location = response.headers().get(header::LOCATION).and_then(|location| location.to_str().ok());
+    match moved(response.status().as_u16(), url, location) {
+        Some(url) => request(url).send().await,
+        None => Ok(response),
+    }
 }
 
 /// Reads the stream to its end.
@@ -178,41 +193,56 @@ async fn read(
     endpoint: &watch::Sender<Endpoint>,
     queue: &mpsc::Sender<RxJsonRpcMessage<RoleClient>>,
 ) -> Result<(), SseError> {
-    let request = client.get(spec.url.clone()).headers(spec.headers.iter().cloned().collect());
-    let request =
-        request.header(header::ACCEPT, "text/event-stream").header(header::CACHE_CONTROL, "no-store");
-    let response = request.send().await.map_err(|error| SseError::Open(error.without_url()))?;
+    let request = |url| {
+        let request = client.get(url).headers(spec.headers.iter().cloned().collect());
+        request.header(header::ACCEPT, "text/event-stream").header(header::CACHE_CONTROL, "no-store")
+    };
+    let response = send(&spec.url, request).await.map_err(|error| SseError::Open(error.without_url()))?;
     let status = response.status();
     if !status.is_success() {
         return Err(SseError::Status { what: "the request for a stream", status });
     }
-    let kind = response.headers().get(header::CONTENT_TYPE).and_then(|kind| kind.to_str().ok());
-    if !kind.is_some_and(|kind| kind.to_ascii_lowercase().starts_with("text/event-stream")) {
+    let text = |name| {
+        let value = response.headers().get(name).and_then(|value| value.to_str().ok());
+        value.map(str::to_owned)
+    };
+    if Media::of(text(header::CONTENT_TYPE).as_deref()) != Media::EventStream {
         return Err(SseError::NoStream);
     }
-    let mut chunks = response.bytes_stream();
-    let mut parser = Parser::new(MAX_LINE);
-    while let Some(chunk) = chunks.next().await {
-        let chunk = chunk.map_err(|error| SseError::Broken(error.without_url()))?;
-        for event in parser.push(&chunk)? {
-            match event.name.as_str() {
-                "endpoint" if matches!(*endpoint.borrow(), Endpoint::Unknown) => {
-                    let url = own_endpoint(&spec.url, &event.data).ok_or(SseError::ForeignEndpoint)?;
-                    endpoint.send_replace(Endpoint::Known(url));
-                }
-                "" | "message" => match serde_json::from_str(&event.data) {
-                    Ok(message) => {
-                        if queue.send(message).await.is_err() {
-                            return Ok(());
-                        }
+
+    let encoding = text(header::CONTENT_ENCODING);
+    let body = Body::new(response.bytes_stream(), encoding.as_deref(), None, MAX_EVENT);
+    let mut body = body.map_err(|_| SseError::Encoding)?;
+    let mut decoder = Decoder::new(MAX_EVENT);
+    while let Some(chunk) = body.chunk().await.map_err(broken)? {
+        let mut events = Vec::new();
+        let decoded = decoder.push(&chunk, &mut events);
+        for event in events {
+            if event.name == "endpoint" && matches!(*endpoint.borrow(), Endpoint::Unknown) {
+                let named = String::from_utf8_lossy(&event.data);
+                let url = own_endpoint(&spec.url, &named).ok_or(SseError::ForeignEndpoint)?;
+                endpoint.send_replace(Endpoint::Known(url));
+            } else if event.is_message() {
+                // What rmcp does not know even so is nothing that is waited for.
+                let messages = messages_in(&event.data, None).into_iter();
+                for message in messages.filter_map(|message| serde_json::from_value(message).ok()) {
+                    if queue.send(message).await.is_err() {
+                        return Ok(());
                     }
-                    Err(error) => tracing::debug!(%error, "an event is no JSON-RPC message"),
-                },
-                _ => {}
+                }
             }
         }
+        decoded.map_err(|_| SseError::TooLarge)?;
     }
     Ok(())
+}
+
+fn broken(error: BodyError<reqwest::Error>) -> SseError {
+    match error {
+        BodyError::Lost(error) => SseError::Broken(error.without_url()),
+        BodyError::Encoding(DecodeError::TooLarge) => SseError::TooLarge,
+        BodyError::Encoding(DecodeError::Unknown(_) | DecodeError::Broken(_)) => SseError::Encoding,
+    }
 }
 
 /// The endpoint that a server names, where it is of the server's own origin.
@@ -222,106 +252,9 @@ fn own_endpoint(server: &Url, named: &str) -> Option<Url> {
     (plain && url.origin() == server.origin()).then_some(url)
 }
 
-/// One event of a stream.
-#[derive(Debug, Default, PartialEq, Eq)]
-struct Event {
-    name: String,
-    data: String,
-}
-
-/// Takes events out of a stream of bytes, of which it keeps no more than one event may have.
-struct Parser {
-    limit: usize,
-    line: Vec<u8>,
-    /// A line ended with a carriage return, so a line feed that comes next belongs to it.
-    after_return: bool,
-    event: Event,
-}
-
-impl Parser {
-    fn new(limit: usize) -> Self {
-        Self { limit, line: Vec::new(), after_return: false, event: Event::default() }
-    }
-
-    /// The events that are whole with these bytes.
-    fn push(&mut self, bytes: &[u8]) -> Result<Vec<Event>, SseError> {
-        let mut events = Vec::new();
-        let mut rest = bytes;
-        while !rest.is_empty() {
-            if std::mem::take(&mut self.after_return) && rest[0] == b'\n' {
-                rest = &rest[1..];
-                continue;
-            }
-            let end = rest.iter().position(|byte| matches!(byte, b'\r' | b'\n'));
-            let part = &rest[..end.unwrap_or(rest.len())];
-            if self.line.len() + self.event.data.len() + part.len() > self.limit {
-                return Err(SseError::TooLarge);
-            }
-            self.line.extend_from_slice(part);
-            let Some(end) = end else { break };
-            self.after_return = rest[end] == b'\r';
-            rest = &rest[end + 1..];
-            let line = std::mem::take(&mut self.line);
-            events.extend(self.end_of_line(&line));
-        }
-        Ok(events)
-    }
-
-    fn end_of_line(&mut self, line: &[u8]) -> Option<Event> {
-        if line.is_empty() {
-            let mut event = std::mem::take(&mut self.event);
-            // Every line of data has brought a line feed, of which the last one is too many.
-            return event.data.pop().map(|_| event);
-        }
-        let line = String::from_utf8_lossy(line);
-        let line = line.strip_prefix('\u{feff}').unwrap_or(&line);
-        let (field, value) = line.split_once(':').unwrap_or((line, ""));
-        let value = value.strip_prefix(' ').unwrap_or(value);
-        match field {
-            "event" => value.clone_into(&mut self.event.name),
-            "data" => {
-                self.event.data.push_str(value);
-                self.event.data.push('\n');
-            }
-            _ => {}
-        }
-        None
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use proptest::prelude::*;
-
     use super::*;
-
-    fn event(name: &str, data: &str) -> Event {
-        Event { name: name.to_owned(), data: data.to_owned() }
-    }
-
-    #[test]
-    fn events_are_read_in_every_spelling() {
-        let check = |text: &str, expected: &[Event]| {
-            assert_eq!(Parser::new(100).push(text.as_bytes()).unwrap(), expected, "{text:?}");
-        };
-        check("event: endpoint\ndata: /m?s=1\n\n", &[event("endpoint", "/m?s=1")]);
-        check(
-            "event:a\r\ndata:1\r\n\r\ndata: 2\r\rdata: 3\n\n",
-            &[event("a", "1"), event("", "2"), event("", "3")],
-        );
-        check(": ping\n\nevent: a\n\nid: 1\ndata: x\ndata: y\n\ndata: cut", &[event("", "x\ny")]);
-        check("\u{feff}data\n\n", &[event("", "")]);
-    }
-
-    #[test]
-    fn an_event_without_end_is_an_error() {
-        assert!(matches!(Parser::new(100).push(&[b'x'; 101]), Err(SseError::TooLarge)));
-        let mut parser = Parser::new(100);
-        let result = (0..30).try_for_each(|_| parser.push(b"data: xxxxxxx\n").map(drop));
-        assert!(matches!(result, Err(SseError::TooLarge)));
-        parser = Parser::new(100);
-        (0..1000).for_each(|_| drop(parser.push(b"data: xxxxxxx\n\n").unwrap()));
-    }
 
     #[test]
     fn endpoints_are_of_the_servers_own_origin() {
@@ -340,19 +273,6 @@ mod tests {
             "file:///etc/passwd",
         ] {
             check(foreign, None);
-        }
-    }
-
-    proptest! {
-        #[test]
-        fn it_does_not_matter_how_a_stream_is_cut(text in "(data|event|id)?:? ?[a-z:]{0,3}(\r|\n|\r\n)?(.|\r\n|\n\n){0,20}", at in 0_usize..40) {
-            let bytes = text.as_bytes();
-            let whole = Parser::new(1000).push(bytes).unwrap();
-            let mut parser = Parser::new(1000);
-            let (head, tail) = bytes.split_at(at.min(bytes.len()));
-            let mut parts = parser.push(head).unwrap();
-            parts.extend(parser.push(tail).unwrap());
-            prop_assert_eq!(parts, whole);
         }
     }
 }

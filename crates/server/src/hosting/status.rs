@@ -211,7 +211,10 @@ impl ServerStatus {
         Self {
             name: hosted.name.clone(),
             state: state_of(&state.phase, trouble.is_some()).to_owned(),
-            transport: state.launch.as_ref().map(|launch| transport(&launch.spec).to_owned()),
+            transport: state.launch.as_ref().map(|launch| {
+                let is_sse = running.is_some_and(|upstream| upstream.is_sse);
+                transport(&launch.spec, is_sse).to_owned()
+            }),
             server_info: info.map(|info| ServerInfo {
                 name: info.name.clone(),
                 version: info.version.clone(),
@@ -265,9 +268,12 @@ fn state_of(phase: &Phase, in_trouble: bool) -> &'static str {
     }
 }
 
-fn transport(spec: &LaunchSpec) -> &'static str {
+/// How a server is reached. If nothing says so, the server does once it runs.
+fn transport(spec: &LaunchSpec, is_sse: bool) -> &'static str {
     match spec {
         LaunchSpec::Child(_) => "stdio",
+        LaunchSpec::Url(_) if is_sse => "sse",
+        LaunchSpec::Url(_) => "http",
         LaunchSpec::Remote(_) => "http",
         LaunchSpec::Sse(_) => "sse",
     }

@@ -51,6 +51,8 @@ pub struct Upstream {
     pub info: Arc<ServerPeerInfo>,
     /// Its process, where it is a child.
     pub child: Option<ChildProcess>,
+    /// Whether it is a remote server that is reached over HTTP+SSE.
+    pub is_sse: bool,
     /// Who waits for which progress.
     pub progress: ProgressRoutes,
     /// When its handshake was done.
@@ -96,33 +98,14 @@ impl Upstream {
         attempt: &Attempt,
     ) -> Result<Self, ConnectError> {
         let start = Start { server, policy, attempt };
-        let (first, fallback) = match spec {
-            LaunchSpec::Child(spec) => (
-                start.child(spec, Opening::DiscoverFirst).await,
-                Some(Way::Child(spec, Opening::InitializeOnly)),
-            ),
-            LaunchSpec::Remote(spec) => {
-                let modern = ClientLifecycleMode::Auto {
-                    preferred_versions: vec![ProtocolVersion::LATEST],
-                    legacy_version: Some(ProtocolVersion::LATEST_WITH_INITIALIZE),
-                };
-                (start.remote(spec, modern).await, Some(Way::Remote(spec)))
-            }
+        let connected = match spec {
+            LaunchSpec::Child(spec) => start.child_of_any_revision(spec).await,
+            LaunchSpec::Url(spec) => start.url(spec).await,
+            LaunchSpec::Remote(spec) => start.remote_of_any_revision(spec).await,
             // A server of 2024 may not answer at all to what came later, so the older handshake comes first.
-            LaunchSpec::Sse(spec) => (start.sse(spec).await, None),
+            LaunchSpec::Sse(spec) => start.sse(spec).await,
         };
-
-        let first = match (first, fallback) {
-            (Err(Failed { error, may_try_initialize: true }), Some(fallback)) => (error, fallback),
-            (result, _) => return result.map_err(|failed| failed.error),
-        };
-        let (error, fallback) = first;
-        tracing::debug!(server, %error, "handshake failed, trying the older protocol");
-        let second = match fallback {
-            Way::Child(spec, opening) => start.child(spec, opening).await,
-            Way::Remote(spec) => start.remote(spec, ClientLifecycleMode::Initialize).await,
-        };
-        second.map_err(|failed| failed.error)
+        connected.map_err(|failed| failed.error)
     }
 
     /// What it offers, under its own names.
@@ -184,14 +167,17 @@ impl Upstream {
 
 struct Failed {
     error: ConnectError,
-    /// Whether there is time, and reason to hope that `initialize` alone does better.
-    may_try_initialize: bool,
+    hope: Hope,
 }
 
-/// A second way to the same server.
-enum Way<'a> {
-    Child(&'a ChildSpec, Opening),
-    Remote(&'a RemoteSpec),
+/// What may do better than what has failed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Hope {
+    None,
+    /// `initialize` alone.
+    Initialize,
+    /// The other transport: nothing is there that takes `initialize`.
+    OtherTransport,
 }
 
 fn plain(message: String) -> ConnectError {
@@ -206,11 +192,52 @@ struct Start<'a> {
 }
 
 impl Start<'_> {
+    async fn child_of_any_revision(&self, spec: &ChildSpec) -> Result<Upstream, Failed> {
+        match self.child(spec, Opening::DiscoverFirst).await {
+            Err(Failed { error, hope: Hope::Initialize }) => {
+                self.note_fallback(&error);
+                self.child(spec, Opening::InitializeOnly).await
+            }
+            result => result,
+        }
+    }
+
+    async fn remote_of_any_revision(&self, spec: &RemoteSpec) -> Result<Upstream, Failed> {
+        let modern = ClientLifecycleMode::Auto {
+            preferred_versions: vec![ProtocolVersion::LATEST],
+            legacy_version: Some(ProtocolVersion::LATEST_WITH_INITIALIZE),
+        };
+        match self.remote(spec, modern).await {
+            Err(Failed { error, hope: Hope::Initialize }) => {
+                self.note_fallback(&error);
+                self.remote(spec, ClientLifecycleMode::Initialize).await
+            }
+            result => result,
+        }
+    }
+
+    /// A server of which nothing says how it is reached.
+    async fn url(&self, spec: &RemoteSpec) -> Result<Upstream, Failed> {
+        let first = match self.remote_of_any_revision(spec).await {
+            Err(Failed { error, hope: Hope::OtherTransport }) => error,
+            result => return result,
+        };
+        self.note_fallback(&first);
+        self.sse(spec).await.map_err(|Failed { error, hope }| {
+            let message = format!("{}; over HTTP+SSE: {}", first.message, error.message);
+            Failed { error: ConnectError { message, ..error }, hope }
+        })
+    }
+
+    fn note_fallback(&self, error: &ConnectError) {
+        tracing::debug!(server = self.server, %error, "the handshake failed; trying an older way");
+    }
+
     async fn child(&self, spec: &ChildSpec, opening: Opening) -> Result<Upstream, Failed> {
         let limits = self.policy.get().limits.of_server(self.server).process;
         let (child, (stdout, stdin)) = child::spawn(self.server, spec, &limits).map_err(|error| Failed {
             error: plain(format!("`{}` could not be started: {error}", spec.program.display())),
-            may_try_initialize: false,
+            hope: Hope::None,
         })?;
         self.attempt.has_child(child.stderr.clone());
 
@@ -222,8 +249,9 @@ impl Start<'_> {
 
     async fn remote(&self, spec: &RemoteSpec, mode: ClientLifecycleMode) -> Result<Upstream, Failed> {
         let news = News::default();
-        let (transport, over) =
-            remote::transport(spec, self.policy.clone(), news.clone()).map_err(|error| no_client(&error))?;
+        let limit = self.attempt.limit;
+        let (transport, over) = remote::transport(spec, self.policy.clone(), limit, news.clone())
+            .map_err(|error| no_client(&error))?;
         let client = Client::new(self.server, transport, mode, self.attempt.clone(), news.clone());
         let upstream = self.finish(client, None, news).await?;
 
@@ -243,7 +271,9 @@ impl Start<'_> {
         let transport = SseTransport::new(spec, client);
         let mode = ClientLifecycleMode::Initialize;
         let client = Client::new(self.server, transport, mode, self.attempt.clone(), news.clone());
-        self.finish(client, None, news).await
+        let mut upstream = self.finish(client, None, news).await?;
+        upstream.is_sse = true;
+        Ok(upstream)
     }
 
     /// Does the handshake within what is left of the limit.
@@ -272,7 +302,7 @@ impl Start<'_> {
 }
 
 fn no_client(error: &reqwest::Error) -> Failed {
-    Failed { error: plain(chain(error)), may_try_initialize: false }
+    Failed { error: plain(chain(error)), hope: Hope::None }
 }
 
 enum Problem {
@@ -283,13 +313,15 @@ enum Problem {
 /// The error with all that is known about why, after the child is gone.
 async fn explain(problem: Problem, child: Option<ChildProcess>, attempt: &Attempt) -> Failed {
     let timed_out = matches!(problem, Problem::TimedOut);
-    let may_try_initialize = match (&problem, &child) {
-        (Problem::TimedOut, _) => false,
-        // One that has refused the question and dies later does so for reasons of its own.
-        (Problem::Failed(error), Some(_)) => {
-            matches!(error, HandshakeError::Closed { answered: false } | HandshakeError::Mixed(_))
+    let hope = match (&problem, &child) {
+        (Problem::TimedOut, _) => Hope::None,
+        (Problem::Failed(HandshakeError::Closed { answered: false } | HandshakeError::Mixed(_)), Some(_)) => {
+            Hope::Initialize
         }
-        (Problem::Failed(_), None) => true,
+        // One that has refused the question and dies later does so for reasons of its own.
+        (Problem::Failed(_), Some(_)) => Hope::None,
+        (Problem::Failed(HandshakeError::Elsewhere(_)), None) => Hope::OtherTransport,
+        (Problem::Failed(_), None) => Hope::Initialize,
     };
     let unreachable = child.is_none()
         && match &problem {
@@ -312,6 +344,7 @@ async fn explain(problem: Problem, child: Option<ChildProcess>, attempt: &Attemp
             HandshakeError::Mixed(error)
             | HandshakeError::Unreachable(error)
             | HandshakeError::Unauthorized(error)
+            | HandshakeError::Elsewhere(error)
             | HandshakeError::Other(error),
         ) => {
             format!("the handshake failed: {error}")
@@ -337,7 +370,7 @@ async fn explain(problem: Problem, child: Option<ChildProcess>, attempt: &Attemp
             stderr = Some(tail);
         }
     }
-    Failed { error: ConnectError { message, stderr, unreachable, unauthorized }, may_try_initialize }
+    Failed { error: ConnectError { message, stderr, unreachable, unauthorized }, hope }
 }
 
 fn finish(
@@ -379,6 +412,7 @@ fn finish(
         peer,
         info,
         child,
+        is_sse: false,
         progress,
         since: Instant::now(),
         catalog: RwLock::new(catalog),

@@ -54,7 +54,9 @@ impl Plain {
             Transport::Stdio(server) => {
                 server.env.iter().try_for_each(|(name, value)| self.check_value("env", name, value))
             }
-            Transport::Http(server) | Transport::Sse(server) => self.check_remote(server),
+            Transport::Url(server) | Transport::Http(server) | Transport::Sse(server) => {
+                self.check_remote(server)
+            }
         }
     }
 

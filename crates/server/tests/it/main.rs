@@ -28,6 +28,8 @@ mod message;
 #[cfg(test)]
 mod odd;
 #[cfg(test)]
+mod odd_remotes;
+#[cfg(test)]
 mod policy;
 #[cfg(test)]
 mod readme;

@@ -146,7 +146,7 @@ mod tests {
         let rules = vec![RemoteRule::parse("mcp.example.com").unwrap()];
         let policy = Policy { remotes: rules, ..Policy::default() };
         let config = serde_json::json!({"url": "https://mcp.example.com/mcp", "headers": {name: "x"}});
-        let Transport::Http(server) = ServerEntry::from_value(&config, "config").unwrap().transport else {
+        let Transport::Url(server) = ServerEntry::from_value(&config, "config").unwrap().transport else {
             panic!("no remote server");
         };
         match resolve(&server, &policy) {

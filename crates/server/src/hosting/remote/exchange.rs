@@ -1,34 +1,48 @@
 //! One message to a remote server over Streamable HTTP, and its answer with all that rmcp's own client leaves out of its
 //! errors: status, `Retry-After`, and whether the request was sent at all.
 
-use std::{fmt, sync::Arc, time::Duration};
+use std::{
+    fmt,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
+use bytes::Bytes;
+use fleet_wire::{
+    Message, Reply, RpcError, answer_in,
+    body::{BodyError, drain},
+    encoding::DecodeError,
+    head::{Media, moved, retry_after},
+    quote,
+};
 use futures::{StreamExt, stream::BoxStream};
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
-use reqwest::Response;
-use rmcp::{
-    model::{
-        ClientJsonRpcMessage, ClientRequest, ErrorData, JsonRpcError, JsonRpcMessage, RequestId,
-        ServerJsonRpcMessage,
-    },
-    transport::streamable_http_client::SseError,
-};
-use sse_stream::{Sse, SseStream};
+use reqwest::{RequestBuilder, Response};
+use rmcp::model::{ClientJsonRpcMessage, ErrorData, JsonRpcMessage, RequestId, ServerJsonRpcMessage};
+use url::Url;
 
-use crate::hosting::away::Away;
+use super::{
+    events::{Events, events, not_decoded},
+    messages::response as response_of,
+};
+use crate::hosting::{
+    away::Away,
+    inbound::{error_data, id_of},
+    unreadable::unreadable_answer,
+};
 
 /// The session of a request.
 pub(super) const SESSION_ID: HeaderName = HeaderName::from_static("mcp-session-id");
 const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
-const EVENT_STREAM: &str = "text/event-stream";
 /// The largest answer that is read, and the largest event of a stream.
-const MAX_ANSWER: usize = 16 << 20;
+pub(super) const MAX_ANSWER: usize = 16 << 20;
 /// How much is read of the body of an error, and of what answers no request.
 const MAX_ERROR_BODY: usize = 64 << 10;
 /// How much of the other side's text goes into a message.
 const SHOWN: usize = 256;
-/// The longest delay that a server can ask for.
-const MAX_RETRY_AFTER: Duration = Duration::from_secs(24 * 3600);
+
+/// The body of a response.
+pub(super) type Body = fleet_wire::body::Body<BoxStream<'static, reqwest::Result<Bytes>>>;
 
 /// Why a message came to nothing.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -82,7 +96,28 @@ pub(crate) struct Rejected {
     location: Option<String>,
     text: String,
     /// The JSON-RPC error in the body.
-    pub(super) error: Option<JsonRpcError>,
+    pub(super) error: Option<RpcRefusal>,
+}
+
+/// A JSON-RPC error in answer to a request.
+#[derive(Debug)]
+pub(super) struct RpcRefusal {
+    pub(super) error: ErrorData,
+    /// Whether it names the request's id, as errors of whatever carries requests out do.
+    pub(super) addressed: bool,
+}
+
+impl RpcRefusal {
+    fn new(error: RpcError, addressed: bool) -> Self {
+        Self { error: error_data(error), addressed }
+    }
+}
+
+impl Rejected {
+    /// A rejection of which HTTP says nothing.
+    fn by(refusal: RpcRefusal, status: StatusCode) -> Self {
+        Self { status, retry_after: None, location: None, text: String::new(), error: Some(refusal) }
+    }
 }
 
 impl fmt::Display for Rejected {
@@ -106,7 +141,7 @@ pub(super) enum Answer {
     /// A message, and the session that was handed out with it.
     Message(Box<ServerJsonRpcMessage>, Option<Arc<str>>),
     /// A stream of messages, likewise.
-    Stream(BoxStream<'static, Result<Sse, SseError>>, Option<Arc<str>>),
+    Stream(Events, Option<Arc<str>>),
     /// An error of HTTP or JSON-RPC.
     Rejected(Box<Rejected>),
 }
@@ -119,215 +154,175 @@ pub(super) fn request_id(message: &ClientJsonRpcMessage) -> Option<&RequestId> {
     }
 }
 
-/// Posts a message.
-pub(super) async fn post(
-    client: &reqwest::Client,
-    uri: &str,
-    headers: HeaderMap,
-    message: &ClientJsonRpcMessage,
-) -> Result<Answer, HttpFailure> {
-    let request =
-        client.post(uri).headers(headers).header(header::ACCEPT, "application/json, text/event-stream");
-    let mut response = request.json(message).send().await?;
-    let status = response.status();
-    let session = response.headers().get(&SESSION_ID).and_then(|id| id.to_str().ok()).map(Arc::from);
-    if !status.is_success() {
-        return Ok(Answer::Rejected(Box::new(read_rejection(response).await)));
+/// The way to one server.
+pub(super) struct Line {
+    client: reqwest::Client,
+    url: Url,
+}
+
+impl Line {
+    pub(super) fn new(client: reqwest::Client, url: Url) -> Self {
+        Self { client, url }
     }
-    if request_id(message).is_none() {
-        // Whatever is said to a notification or an answer. An unread body would cost the connection.
-        drop(read_prefix(&mut response).await);
-        return Ok(Answer::Accepted);
-    }
-    if matches!(status, StatusCode::ACCEPTED | StatusCode::NO_CONTENT) {
-        return Ok(Answer::Accepted);
-    }
-    let kind = media_type(&response);
-    if kind == EVENT_STREAM {
-        return Ok(Answer::Stream(events(response), session));
-    }
-    if kind != "application/json" && !kind.ends_with("+json") {
-        return Err(HttpFailure::Unreadable(format!("unexpected content type: {kind:?}")));
-    }
-    let body = read_whole(&mut response).await?;
-    match serde_json::from_slice(&body) {
-        Ok(JsonRpcMessage::Error(error)) => {
-            let (retry_after, location, text) = (None, None, String::new());
-            Ok(Answer::Rejected(Box::new(Rejected {
-                status,
-                retry_after,
-                location,
-                text,
-                error: Some(error),
-            })))
+
+    /// Posts a message.
+    pub(super) async fn post(
+        &self,
+        mut headers: HeaderMap,
+        message: &ClientJsonRpcMessage,
+    ) -> Result<Answer, HttpFailure> {
+        const BOTH: HeaderValue = HeaderValue::from_static("application/json, text/event-stream");
+        headers.insert(header::ACCEPT, BOTH);
+        let request = |url| self.client.post(url).headers(headers.clone()).json(message);
+        let response = self.send(request).await?;
+
+        let id = request_id(message);
+        if !response.status().is_success() {
+            return Ok(Answer::Rejected(Box::new(read_rejection(response, id).await)));
         }
-        Ok(message) => Ok(Answer::Message(Box::new(message), session)),
-        Err(error) => {
-            let shown = shorten(&String::from_utf8_lossy(&body));
-            Err(HttpFailure::Unreadable(format!("the answer is no JSON-RPC message: {error}: {shown}")))
+        match id {
+            Some(id) => read_answer(response, id).await,
+            None => {
+                // Whatever is said to a notification or an answer.
+                drain(response.bytes_stream(), MAX_ERROR_BODY).await;
+                Ok(Answer::Accepted)
+            }
         }
     }
+
+    /// Opens a stream of what the server says by itself, or of an answer that broke off.
+    pub(super) async fn get(
+        &self,
+        mut headers: HeaderMap,
+        last_event: Option<&str>,
+    ) -> Result<Events, HttpFailure> {
+        headers.insert(header::ACCEPT, HeaderValue::from_static("text/event-stream"));
+        if let Some(Ok(last_event)) = last_event.map(HeaderValue::try_from) {
+            headers.insert(LAST_EVENT_ID, last_event);
+        }
+        let response = self.send(|url| self.client.get(url).headers(headers.clone())).await?;
+
+        if !response.status().is_success() {
+            return Err(HttpFailure::Rejected(Arc::new(read_rejection(response, None).await)));
+        }
+        match media(&response) {
+            Media::EventStream => Ok(events(body_of(response)?, None)),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// Gives a session back.
+    pub(super) async fn delete(&self, headers: HeaderMap) -> Result<(), HttpFailure> {
+        self.send(|url| self.client.delete(url).headers(headers.clone())).await.map(drop)
+    }
+
+    /// Sends a request, and once more where the server itself redirects it to.
+    async fn send(&self, request: impl Fn(Url) -> RequestBuilder) -> Result<Response, HttpFailure> {
+        let response = request(self.url.clone()).send().await?;
+        match moved(response.status().as_u16(), &self.url, text(&response, header::LOCATION)) {
+            Some(url) => Ok(request(url).send().await?),
+            None => Ok(response),
+        }
+    }
 }
 
-/// Opens a stream of what the server says by itself, or of an answer that broke off.
-pub(super) async fn get(
-    client: &reqwest::Client,
-    uri: &str,
-    headers: HeaderMap,
-    last_event: Option<&str>,
-) -> Result<BoxStream<'static, Result<Sse, SseError>>, HttpFailure> {
-    let mut request = client.get(uri).headers(headers).header(header::ACCEPT, EVENT_STREAM);
-    if let Some(last_event) = last_event {
-        request = request.header(LAST_EVENT_ID, last_event);
+/// Reads the answer to a request.
+async fn read_answer(response: Response, id: &RequestId) -> Result<Answer, HttpFailure> {
+    let (status, media) = (response.status(), media(&response));
+    let session = text(&response, SESSION_ID).map(Arc::from);
+    let mut body = body_of(response)?;
+    if media == Media::EventStream {
+        return Ok(Answer::Stream(events(body, Some(id.clone())), session));
     }
-    let response = request.send().await?;
-    if !response.status().is_success() {
-        return Err(HttpFailure::Rejected(Arc::new(read_rejection(response).await)));
-    }
-    match media_type(&response) {
-        kind if kind == EVENT_STREAM => Ok(events(response)),
-        kind => Err(HttpFailure::Unreadable(format!("unexpected content type: {kind:?}"))),
-    }
-}
 
-/// What a legacy server that rejects `server/discover` by a status is taken to have said, so that rmcp tries `initialize`.
-pub(super) fn not_discovered(
-    message: &ClientJsonRpcMessage,
-    rejected: &Rejected,
-) -> Option<ServerJsonRpcMessage> {
-    let JsonRpcMessage::Request(request) = message else { return None };
-    let locked = matches!(rejected.status, StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN);
-    if !matches!(request.request, ClientRequest::DiscoverRequest(_))
-        || !rejected.status.is_client_error()
-        || locked
-    {
-        return None;
-    }
-    let error = match &rejected.error {
-        Some(error) => error.error.clone(),
-        None => ErrorData::invalid_request(format!("server/discover was answered with {rejected}"), None),
+    let answer = |message| Ok(Answer::Message(Box::new(message), session));
+    let unreadable = |why: &str| ServerJsonRpcMessage::error(unreadable_answer(why), Some(id.clone()));
+    let text = match body.whole().await {
+        Ok(text) => text,
+        Err(BodyError::Lost(error)) => return Err(error.into()),
+        Err(BodyError::Encoding(DecodeError::TooLarge)) => {
+            return answer(unreadable(&format!("it is larger than {MAX_ANSWER} bytes")));
+        }
+        Err(BodyError::Encoding(error)) => return Err(HttpFailure::Unreadable(not_decoded(&error))),
     };
-    Some(ServerJsonRpcMessage::error(error, Some(request.id.clone())))
+    let labelled = media == Media::Json;
+    let is_blank = text.trim_ascii().is_empty();
+    if matches!(status, StatusCode::ACCEPTED | StatusCode::NO_CONTENT) && (is_blank || !labelled) {
+        return Ok(Answer::Accepted);
+    }
+
+    use fleet_wire::Answer as Found;
+    match answer_in(&text, &id_of(id)) {
+        Some(Found::Result(result)) => answer(response_of(id.clone(), result)),
+        Some(Found::Unreadable(why)) => answer(unreadable(&why)),
+        Some(Found::Error { error, addressed }) if labelled || addressed => {
+            Ok(Answer::Rejected(Box::new(Rejected::by(RpcRefusal::new(error, addressed), status))))
+        }
+        // What is not called JSON may be the answer, and is believed only if it says so.
+        _ if !labelled => Err(unexpected(&media)),
+        Some(Found::Malformed(why)) => {
+            let shown = quote(&String::from_utf8_lossy(&text), SHOWN);
+            Err(HttpFailure::Unreadable(format!("the answer is not what MCP allows: {why}: {shown}")))
+        }
+        Some(Found::Error { .. }) | None => match error_in(&text, Some(id)) {
+            // Some servers have an id of their own for errors of their transport.
+            Some(refusal) => Ok(Answer::Rejected(Box::new(Rejected::by(refusal, status)))),
+            None => {
+                let why = "what came back is not the answer to this request";
+                Err(HttpFailure::Unreadable(why.to_owned()))
+            }
+        },
+    }
 }
 
-async fn read_rejection(mut response: Response) -> Rejected {
-    let text = |name| response.headers().get(name).and_then(|value: &HeaderValue| value.to_str().ok());
-    let retry_after = text(header::RETRY_AFTER).and_then(|text| {
-        let delay = text.trim().parse().map(Duration::from_secs).ok();
-        delay.or_else(|| {
-            let at = httpdate::parse_http_date(text).ok()?;
-            Some(at.duration_since(std::time::SystemTime::now()).unwrap_or_default())
-        })
-    });
-    let location = text(header::LOCATION).map(shorten);
-    let (status, html) = (response.status(), media_type(&response).ends_with("html"));
-    let body = read_prefix(&mut response).await;
-    let error = match serde_json::from_slice::<ServerJsonRpcMessage>(&body) {
-        Ok(JsonRpcMessage::Error(error)) => Some(error),
-        _ => None,
+/// Reads an HTTP error.
+async fn read_rejection(response: Response, id: Option<&RequestId>) -> Rejected {
+    let (status, is_page) = (response.status(), media(&response).is_page());
+    let retry_after =
+        text(&response, header::RETRY_AFTER).and_then(|text| retry_after(text, SystemTime::now()));
+    let location = text(&response, header::LOCATION).map(|location| quote(location, SHOWN));
+    // The status counts, also if the body is encoded in a way that can't be read.
+    let body = match body_of(response) {
+        Ok(mut body) => body.prefix(MAX_ERROR_BODY).await,
+        Err(_) => Vec::new(),
     };
-    let text = if html { String::new() } else { shorten(&String::from_utf8_lossy(&body)) };
-    let retry_after = retry_after.map(|delay| delay.min(MAX_RETRY_AFTER));
+
+    let error = error_in(&body, id);
+    let text = if is_page { String::new() } else { quote(&String::from_utf8_lossy(&body), SHOWN) };
     Rejected { status, retry_after, location, text, error }
 }
 
-/// The media type without parameters, in lower case.
-fn media_type(response: &Response) -> String {
-    let value = response.headers().get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
-    value.unwrap_or_default().split(';').next().unwrap_or_default().trim().to_ascii_lowercase()
-}
-
-async fn read_whole(response: &mut Response) -> Result<Vec<u8>, HttpFailure> {
-    let mut body = Vec::new();
-    while let Some(chunk) = response.chunk().await? {
-        if body.len() + chunk.len() > MAX_ANSWER {
-            return Err(HttpFailure::Unreadable(format!("the answer is larger than {MAX_ANSWER} bytes")));
+/// The JSON-RPC error in a text, whichever request it names.
+fn error_in(text: &[u8], id: Option<&RequestId>) -> Option<RpcRefusal> {
+    fleet_wire::read(text).into_iter().find_map(|message| match message {
+        Message::Reply(found, Reply::Error(error)) => {
+            let addressed = found.zip(id).is_some_and(|(found, id)| found.is(&id_of(id)));
+            Some(RpcRefusal::new(error, addressed))
         }
-        body.extend_from_slice(&chunk);
-    }
-    Ok(body)
+        _ => None,
+    })
 }
 
-/// The beginning of a body. If it breaks or is too long, the rest is left out: the status has said what matters.
-async fn read_prefix(response: &mut Response) -> Vec<u8> {
-    let mut body = Vec::new();
-    while let Ok(Some(chunk)) = response.chunk().await {
-        let room = MAX_ERROR_BODY - body.len();
-        body.extend_from_slice(&chunk[..chunk.len().min(room)]);
-        if body.len() == MAX_ERROR_BODY {
-            break;
-        }
-    }
-    body
+fn body_of(response: Response) -> Result<Body, HttpFailure> {
+    let encoding = text(&response, header::CONTENT_ENCODING).map(str::to_owned);
+    let length = response.content_length();
+    Body::new(response.bytes_stream().boxed(), encoding.as_deref(), length, MAX_ANSWER)
+        .map_err(|error| HttpFailure::Unreadable(not_decoded(&error)))
 }
 
-/// Text of the other side's, of bounded length.
-fn shorten(text: &str) -> String {
-    text.chars().take(SHOWN).collect()
+fn media(response: &Response) -> Media {
+    Media::of(text(response, header::CONTENT_TYPE))
 }
 
-/// The events of a stream, which ends with an error at one that is too large.
-fn events(response: Response) -> BoxStream<'static, Result<Sse, SseError>> {
-    let mut limit = EventLimit::default();
-    let chunks = response.bytes_stream().map(move |chunk| {
-        let chunk = chunk.map_err(|error| std::io::Error::other(error.without_url()))?;
-        if limit.admits(&chunk) {
-            Ok(chunk)
-        } else {
-            Err(std::io::Error::other(format!("an event is larger than {MAX_ANSWER} bytes")))
-        }
-    });
-    SseStream::from_bytes_stream(chunks).boxed()
+fn text(response: &Response, name: HeaderName) -> Option<&str> {
+    response.headers().get(name).and_then(|value| value.to_str().ok())
 }
 
-/// Counts the bytes of the event that is being read.
-#[derive(Default)]
-struct EventLimit {
-    size: usize,
-    in_line: bool,
-    after_return: bool,
-}
-
-impl EventLimit {
-    /// Whether no event is too large with these bytes.
-    fn admits(&mut self, bytes: &[u8]) -> bool {
-        for byte in bytes {
-            let after_return = std::mem::replace(&mut self.after_return, *byte == b'\r');
-            match byte {
-                b'\n' if after_return => {}
-                b'\r' | b'\n' => {
-                    // A blank line ends an event.
-                    if !std::mem::take(&mut self.in_line) {
-                        self.size = 0;
-                    }
-                }
-                _ => {
-                    self.in_line = true;
-                    self.size += 1;
-                }
-            }
-            if self.size > MAX_ANSWER {
-                return false;
-            }
-        }
-        true
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn only_events_that_are_too_large_are_refused() {
-        let mut limit = EventLimit::default();
-        let line = vec![b'x'; MAX_ANSWER / 2];
-        for end in [b"\n\n".as_slice(), b"\r\n\r\n", b"\r\r"] {
-            for _ in 0..4 {
-                assert!(limit.admits(&line) && limit.admits(end));
-            }
-        }
-        assert!(limit.admits(&line) && limit.admits(b"\n") && limit.admits(&line));
-        assert!(!limit.admits(b"x"));
-    }
+fn unexpected(media: &Media) -> HttpFailure {
+    let name = match media {
+        Media::Json => "application/json",
+        Media::EventStream => "text/event-stream",
+        Media::Other(name) => name,
+    };
+    HttpFailure::Unreadable(format!("unexpected content type: {:?}", quote(name, SHOWN)))
 }

@@ -25,7 +25,11 @@ use rmcp::{
 use sse_stream::Sse;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
-use super::exchange::{Answer, HttpFailure, Rejected, SESSION_ID, get, not_discovered, post, request_id};
+use super::{
+    events::Events,
+    exchange::{Answer, HttpFailure, Line, Rejected, SESSION_ID, request_id},
+    opening,
+};
 use crate::hosting::changes::News;
 
 /// How long a new handshake may take, and a ping.
@@ -41,7 +45,9 @@ type Failure = StreamableHttpError<HttpFailure>;
 pub(crate) struct SessionClient(Arc<Inner>);
 
 struct Inner {
-    client: reqwest::Client,
+    line: Line,
+    /// For how long an answer to `server/discover` is waited for.
+    patience: Duration,
     state: Mutex<State>,
     /// The turn of the request that finds out whether the session is lost.
     inquiry: tokio::sync::Mutex<()>,
@@ -72,10 +78,11 @@ struct Session {
 
 impl SessionClient {
     /// A client for one server, and what tells that the connection should be made anew.
-    pub(super) fn new(client: reqwest::Client, news: News) -> (Self, CancellationToken) {
+    pub(super) fn new(line: Line, patience: Duration, news: News) -> (Self, CancellationToken) {
         let over = CancellationToken::new();
         let inner = Inner {
-            client,
+            line,
+            patience,
             state: Mutex::default(),
             inquiry: tokio::sync::Mutex::default(),
             news,
@@ -91,17 +98,67 @@ impl Inner {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Posts a message outside of any session, and keeps the session that it may begin.
+    /// Posts a message outside of any session.
     async fn post_first(
         &self,
-        uri: &str,
         message: ClientJsonRpcMessage,
         headers: HeaderMap,
     ) -> Result<StreamableHttpPostResponse, Failure> {
-        let answer = post(&self.client, uri, headers, &message).await.map_err(Failure::Client)?;
-        if !is_initialize(&message) {
-            return passed_on(&message, answer);
+        if opening::is_discover(&message) {
+            return self.discover(&message, headers).await;
         }
+        if opening::is_initialize(&message) {
+            return self.begin_session(message, headers).await;
+        }
+        match self.line.post(headers, &message).await.map_err(Failure::Client)? {
+            // Without a session there is no other place where the answer could come.
+            Answer::Accepted if request_id(&message).is_some() => {
+                Err(Failure::Client(HttpFailure::Unreadable("the request was not answered".to_owned())))
+            }
+            answer => passed_on(&message, answer),
+        }
+    }
+
+    /// Asks for what a server of the newer revisions says about itself. The answer of one that does not know the question
+    /// leads rmcp to `initialize`, however it is given; so does silence.
+    async fn discover(
+        &self,
+        message: &ClientJsonRpcMessage,
+        headers: HeaderMap,
+    ) -> Result<StreamableHttpPostResponse, Failure> {
+        let asked = async {
+            match self.line.post(headers, message).await? {
+                Answer::Stream(stream, _) => {
+                    Ok(Answer::Message(Box::new(first_message(stream).await?), None))
+                }
+                answer => Ok(answer),
+            }
+        };
+        let Ok(answer) = tokio::time::timeout(self.patience, asked).await else {
+            let why = format!("server/discover was not answered within {} ms", self.patience.as_millis());
+            return Ok(StreamableHttpPostResponse::Json(opening::refusal(message, why), None));
+        };
+        let answer = answer.map_err(Failure::Client)?;
+        match opening::not_discovered(message, &answer) {
+            Some(refusal) => Ok(StreamableHttpPostResponse::Json(refusal, None)),
+            None => passed_on(message, answer),
+        }
+    }
+
+    /// Posts `initialize`, and keeps the session that it may begin.
+    async fn begin_session(
+        &self,
+        mut message: ClientJsonRpcMessage,
+        headers: HeaderMap,
+    ) -> Result<StreamableHttpPostResponse, Failure> {
+        let mut answer = self.line.post(headers.clone(), &message).await.map_err(Failure::Client)?;
+        if let Answer::Rejected(rejected) = &answer
+            && let Some(other) = opening::in_listed_revision(&message, rejected)
+        {
+            message = other;
+            answer = self.line.post(headers, &message).await.map_err(Failure::Client)?;
+        }
+
         let (answer, session) = match answer {
             Answer::Stream(stream, session) => {
                 (first_message(stream).await.map_err(Failure::Client)?, session)
@@ -121,7 +178,6 @@ impl Inner {
     /// Posts a message in the session, in a new one if the server has forgotten the present one.
     async fn post_in_session(
         &self,
-        uri: &str,
         message: ClientJsonRpcMessage,
         headers: HeaderMap,
     ) -> Result<StreamableHttpPostResponse, Failure> {
@@ -130,17 +186,17 @@ impl Inner {
             let session = self.state().session.clone();
             let headers_now =
                 session.as_ref().map_or_else(|| headers.clone(), |session| session.headers(&headers));
-            let answer = post(&self.client, uri, headers_now, &message).await.map_err(Failure::Client)?;
-            let (Answer::Rejected(rejected), Some(id), Some(session)) =
+            let answer = self.line.post(headers_now, &message).await.map_err(Failure::Client)?;
+            let (Answer::Rejected(rejected), Some(_), Some(session)) =
                 (&answer, request_id(&message), &session)
             else {
                 return passed_on(&message, answer);
             };
 
-            let rejection = rejection(rejected, id);
+            let rejection = rejection(rejected);
             let doubt = self.state().keeper.doubt(session.lease, rejection, resent);
             let Some(doubt) = doubt else { return passed_on(&message, answer) };
-            match self.inquire(uri, &headers, session, doubt).await {
+            match self.inquire(&headers, session, doubt).await {
                 Step::Resend => resent = true,
                 Step::Failed => {
                     let failure = self.state().failure.clone();
@@ -153,16 +209,16 @@ impl Inner {
     }
 
     /// Finds out whether a session is lost, and makes a new one if so. What to do with the request is said then.
-    async fn inquire(&self, uri: &str, headers: &HeaderMap, session: &Session, mut doubt: Doubt) -> Step {
+    async fn inquire(&self, headers: &HeaderMap, session: &Session, mut doubt: Doubt) -> Step {
         let _turn = self.inquiry.lock().await;
         let mut step = self.state().keeper.next(&doubt);
         loop {
             step = match step {
                 Step::Ping => {
-                    let pinged = self.ping(uri, headers, session).await;
+                    let pinged = self.ping(headers, session).await;
                     self.state().keeper.pinged(&mut doubt, pinged)
                 }
-                Step::Renew => match self.handshake(uri, headers, session).await {
+                Step::Renew => match self.handshake(headers, session).await {
                     Ok((id, version)) => {
                         tracing::info!("a remote server had forgotten our session; there is a new one");
                         let mut state = self.state();
@@ -199,13 +255,13 @@ impl Inner {
         });
     }
 
-    async fn ping(&self, uri: &str, headers: &HeaderMap, session: &Session) -> Pinged {
+    async fn ping(&self, headers: &HeaderMap, session: &Session) -> Pinged {
         let id = RequestId::String("mcp-fleet/ping".into());
         let ping = ClientRequest::PingRequest(PingRequest::default());
-        let message = ClientJsonRpcMessage::request(ping, id.clone());
-        let exchange = post(&self.client, uri, session.headers(headers), &message);
+        let message = ClientJsonRpcMessage::request(ping, id);
+        let exchange = self.line.post(session.headers(headers), &message);
         match tokio::time::timeout(HANDSHAKE_TIME, exchange).await {
-            Ok(Ok(Answer::Rejected(rejected))) => Pinged::Rejected(rejection(&rejected, &id)),
+            Ok(Ok(Answer::Rejected(rejected))) => Pinged::Rejected(rejection(&rejected)),
             Ok(Ok(_)) => Pinged::Answered,
             Ok(Err(_)) | Err(_) => Pinged::Unanswered,
         }
@@ -213,24 +269,22 @@ impl Inner {
 
     async fn handshake(
         &self,
-        uri: &str,
         headers: &HeaderMap,
         session: &Session,
     ) -> Result<(Option<Arc<str>>, HeaderValue), HttpFailure> {
-        let handshake = self.initialize(uri, headers, session);
+        let handshake = self.initialize(headers, session);
         let late = || HttpFailure::Unreadable(format!("no handshake within {} s", HANDSHAKE_TIME.as_secs()));
         tokio::time::timeout(HANDSHAKE_TIME, handshake).await.unwrap_or_else(|_| Err(late()))
     }
 
     async fn initialize(
         &self,
-        uri: &str,
         headers: &HeaderMap,
         session: &Session,
     ) -> Result<(Option<Arc<str>>, HeaderValue), HttpFailure> {
         let mut first = headers.clone();
         first.remove(PROTOCOL_VERSION);
-        let (answer, id) = match post(&self.client, uri, first, &session.initialize).await? {
+        let (answer, id) = match self.line.post(first, &session.initialize).await? {
             Answer::Message(answer, id) => (*answer, id),
             Answer::Stream(stream, id) => (first_message(stream).await?, id),
             Answer::Rejected(rejected) => return Err(HttpFailure::Rejected(Arc::from(rejected))),
@@ -245,7 +299,7 @@ impl Inner {
         let new = Session { id: id.clone(), version: version.clone(), ..session.clone() };
         let initialized = ClientNotification::InitializedNotification(InitializedNotification::default());
         let message = ClientJsonRpcMessage::notification(initialized);
-        match post(&self.client, uri, new.headers(headers), &message).await? {
+        match self.line.post(new.headers(headers), &message).await? {
             Answer::Rejected(rejected) => Err(HttpFailure::Rejected(Arc::from(rejected))),
             Answer::Accepted | Answer::Message(..) | Answer::Stream(..) => Ok((id, version)),
         }
@@ -264,11 +318,6 @@ impl Session {
     }
 }
 
-fn is_initialize(message: &ClientJsonRpcMessage) -> bool {
-    matches!(message, JsonRpcMessage::Request(request)
-        if matches!(request.request, ClientRequest::InitializeRequest(_)))
-}
-
 /// The revision that an answer to `initialize` settles on.
 fn version_of(answer: &ServerJsonRpcMessage) -> Option<HeaderValue> {
     match answer {
@@ -282,14 +331,11 @@ fn version_of(answer: &ServerJsonRpcMessage) -> Option<HeaderValue> {
     }
 }
 
-fn rejection(rejected: &Rejected, id: &RequestId) -> Rejection {
+fn rejection(rejected: &Rejected) -> Rejection {
     Rejection {
         status: rejected.status.as_u16(),
         code: rejected.error.as_ref().map(|error| i64::from(error.error.code.0)),
-        addressed: rejected
-            .error
-            .as_ref()
-            .is_some_and(|error| error.id.as_ref().is_some_and(|found| found.to_string() == id.to_string())),
+        addressed: rejected.error.as_ref().is_some_and(|error| error.addressed),
     }
 }
 
@@ -304,9 +350,7 @@ fn speaks_otherwise(failure: &HttpFailure) -> bool {
 }
 
 /// The answer in a stream.
-async fn first_message(
-    mut stream: BoxStream<'static, Result<Sse, SseError>>,
-) -> Result<ServerJsonRpcMessage, HttpFailure> {
+async fn first_message(mut stream: Events) -> Result<ServerJsonRpcMessage, HttpFailure> {
     while let Some(event) = stream.next().await {
         let event = event.map_err(|error| HttpFailure::Unreadable(error.to_string()))?;
         let data = event.data.unwrap_or_default();
@@ -332,8 +376,9 @@ fn passed_on(message: &ClientJsonRpcMessage, answer: Answer) -> Result<Streamabl
         }
         Answer::Rejected(rejected) => rejected,
     };
-    if let Some(error) = not_discovered(message, &rejected) {
-        return Ok(StreamableHttpPostResponse::Json(error, None));
+    // Its status says whether another transport may do better.
+    if opening::is_initialize(message) && opening::is_elsewhere(rejected.status.as_u16()) {
+        return Err(Failure::Client(HttpFailure::Rejected(Arc::from(rejected))));
     }
     let failure = HttpFailure::Rejected(Arc::from(rejected));
     let HttpFailure::Rejected(rejected) = &failure else { return Err(Failure::Client(failure)) };
@@ -361,7 +406,7 @@ impl StreamableHttpClient for SessionClient {
 
     async fn post_message(
         &self,
-        uri: Arc<str>,
+        _uri: Arc<str>,
         message: ClientJsonRpcMessage,
         session_id: Option<Arc<str>>,
         auth_header: Option<String>,
@@ -369,28 +414,27 @@ impl StreamableHttpClient for SessionClient {
     ) -> Result<StreamableHttpPostResponse, Failure> {
         let headers = header_map(custom_headers, auth_header);
         match session_id {
-            None => self.0.post_first(&uri, message, headers).await,
-            Some(_) => self.0.post_in_session(&uri, message, headers).await,
+            None => self.0.post_first(message, headers).await,
+            Some(_) => self.0.post_in_session(message, headers).await,
         }
     }
 
     async fn delete_session(
         &self,
-        uri: Arc<str>,
+        _uri: Arc<str>,
         _session_id: Arc<str>,
         auth_header: Option<String>,
         custom_headers: HashMap<HeaderName, HeaderValue>,
     ) -> Result<(), Failure> {
         let Some(session) = self.0.state().session.clone() else { return Ok(()) };
         let headers = session.headers(&header_map(custom_headers, auth_header));
-        let request = self.0.client.delete(uri.as_ref()).headers(headers);
         // A server may refuse this, or be gone: either way there is nothing more to do.
-        request.send().await.map(drop).map_err(|error| Failure::Client(error.into()))
+        self.0.line.delete(headers).await.map_err(Failure::Client)
     }
 
     async fn get_stream(
         &self,
-        uri: Arc<str>,
+        _uri: Arc<str>,
         session_id: Option<Arc<str>>,
         last_event_id: Option<String>,
         auth_header: Option<String>,
@@ -399,7 +443,7 @@ impl StreamableHttpClient for SessionClient {
         let headers = header_map(custom_headers, auth_header);
         let session = session_id.and_then(|_| self.0.state().session.clone());
         let headers = session.map_or_else(|| headers.clone(), |session| session.headers(&headers));
-        get(&self.0.client, &uri, headers, last_event_id.as_deref()).await.map_err(|failure| {
+        self.0.line.get(headers, last_event_id.as_deref()).await.map_err(|failure| {
             if failure.status() == Some(405) {
                 return Failure::ServerDoesNotSupportSse;
             }

@@ -1,0 +1,380 @@
+//! Remote servers that answer in a way of their own. The worker's client reads the same (`fleet-wire`).
+
+use std::{
+    io::Write,
+    sync::{Arc, Mutex},
+};
+
+use axum::{
+    Router,
+    body::{Body, Bytes},
+    extract::Request,
+    response::{IntoResponse, Response},
+};
+use futures::{StreamExt, channel::mpsc};
+use http::{StatusCode, header};
+use serde_json::{Value, json};
+use tokio::net::TcpListener;
+
+use crate::common::Server;
+
+/// A request as these servers see it.
+struct Seen {
+    path: String,
+    host: String,
+    is_post: bool,
+    body: Value,
+}
+
+impl Seen {
+    fn method(&self) -> &str {
+        self.body["method"].as_str().unwrap_or_default()
+    }
+
+    fn result(&self, result: Value) -> Value {
+        json!({"jsonrpc": "2.0", "id": self.body["id"], "result": result})
+    }
+
+    fn error(&self, error: Value) -> Value {
+        json!({"jsonrpc": "2.0", "id": self.body["id"], "error": error})
+    }
+
+    /// The answer of a server of an older revision; nothing to a notification.
+    fn plain(&self) -> Option<Value> {
+        let info = json!({"name": "odd", "version": "1"});
+        let tool = json!({"name": "work", "inputSchema": {"type": "object"}});
+        Some(match self.method() {
+            _ if self.body["id"].is_null() => return None,
+            "initialize" => {
+                let version = &self.body["params"]["protocolVersion"];
+                let result =
+                    json!({"protocolVersion": version, "capabilities": {"tools": {}}, "serverInfo": info});
+                self.result(result)
+            }
+            "tools/list" => self.result(json!({ "tools": [tool] })),
+            "tools/call" => self.result(json!({"content": [{"type": "text", "text": "done"}]})),
+            _ => self.error(json!({"code": -32601, "message": "unknown method"})),
+        })
+    }
+}
+
+/// A server and the methods that it has heard.
+struct Remote {
+    url: String,
+    heard: Arc<Mutex<Vec<String>>>,
+}
+
+impl Remote {
+    /// A server that answers with what `answer` returns, and leaves a request without an answer if that is `None`.
+    async fn start(answer: impl Fn(&Seen) -> Option<Response> + Clone + Send + Sync + 'static) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}/mcp", listener.local_addr().unwrap());
+        let heard = Arc::new(Mutex::new(Vec::new()));
+        let log = heard.clone();
+        let app = Router::new().fallback(async move |request: Request| {
+            let (parts, body) = request.into_parts();
+            let body = axum::body::to_bytes(body, 1 << 20).await.unwrap();
+            let seen = Seen {
+                path: parts.uri.path().to_owned(),
+                host: parts.headers["host"].to_str().unwrap().to_owned(),
+                is_post: parts.method == http::Method::POST,
+                body: serde_json::from_slice(&body).unwrap_or_default(),
+            };
+            log.lock().unwrap().push(seen.method().to_owned());
+            match answer(&seen) {
+                Some(response) => response,
+                None => std::future::pending().await,
+            }
+        });
+        tokio::spawn(async move { axum::serve(listener, app).await });
+        Self { url, heard }
+    }
+
+    /// The same, only for posts.
+    async fn posted(answer: impl Fn(&Seen) -> Response + Clone + Send + Sync + 'static) -> Self {
+        Self::start(move |seen| {
+            Some(if seen.is_post { answer(seen) } else { StatusCode::METHOD_NOT_ALLOWED.into_response() })
+        })
+        .await
+    }
+
+    fn count(&self, method: &str) -> usize {
+        self.heard.lock().unwrap().iter().filter(|heard| *heard == method).count()
+    }
+}
+
+async fn gateway() -> Server {
+    Server::start(&["--allow-remote", "127.0.0.1"]).await
+}
+
+fn typed(kind: &'static str, body: impl Into<Body>) -> Response {
+    ([(header::CONTENT_TYPE, kind)], body.into()).into_response()
+}
+
+fn plain(seen: &Seen) -> Response {
+    seen.plain().map_or(StatusCode::ACCEPTED.into_response(), |answer| axum::Json(answer).into_response())
+}
+
+fn gzip(text: &str) -> Response {
+    let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::default());
+    encoder.write_all(text.as_bytes()).unwrap();
+    let headers = [(header::CONTENT_TYPE, "application/json"), (header::CONTENT_ENCODING, "gzip")];
+    (headers, encoder.finish().unwrap()).into_response()
+}
+
+fn moved(status: StatusCode, to: &str) -> Response {
+    (status, [(header::LOCATION, to)]).into_response()
+}
+
+/// An answer that says all it should, in the way of the quirk.
+fn oddly(quirk: &str, seen: &Seen) -> Response {
+    match quirk {
+        "moved" if seen.path != "/mcp/" => return moved(StatusCode::TEMPORARY_REDIRECT, "/mcp/"),
+        "moved-absolute" if seen.path != "/other" => {
+            return moved(StatusCode::PERMANENT_REDIRECT, &format!("http://{}/other", seen.host));
+        }
+        _ => {}
+    }
+    let Some(mut answer) = seen.plain() else {
+        return match quirk {
+            "accepted-text" => typed("text/plain", "Accepted"),
+            "created" => StatusCode::CREATED.into_response(),
+            "no-content" => StatusCode::NO_CONTENT.into_response(),
+            _ => StatusCode::ACCEPTED.into_response(),
+        };
+    };
+    let text = answer.to_string();
+    match quirk {
+        "upper" => typed("Application/JSON;Charset=UTF-8", text),
+        "json-rpc" => typed("application/json-rpc; charset=utf-8", text),
+        "no-type" => typed("", text),
+        "text" => typed("text/plain", text),
+        "bom" => typed("application/json", format!("\u{feff}{text}")),
+        "array" => axum::Json(json!([answer])).into_response(),
+        "error-null" if answer.get("result").is_some() => {
+            answer["error"] = Value::Null;
+            axum::Json(answer).into_response()
+        }
+        "id-as-text" => {
+            answer["id"] = answer["id"].to_string().into();
+            axum::Json(answer).into_response()
+        }
+        "gzip" => gzip(&text),
+        "created" => (StatusCode::CREATED, axum::Json(answer)).into_response(),
+        "no-blank-line" => typed("Text/Event-Stream", format!("event: message\ndata: {text}\n")),
+        "event-array" => typed("text/event-stream", format!(": hello\n\ndata: [{text}]\n\n")),
+        "no-version" => {
+            if let Some(info) = answer["result"].get_mut("serverInfo") {
+                *info = json!({"name": "odd"});
+            }
+            axum::Json(answer).into_response()
+        }
+        "nan" if seen.method() == "tools/call" => {
+            let result = r#"{"content":[{"type":"text","text":"done"}],"structuredContent":{"v":NaN}}"#;
+            raw(seen, result)
+        }
+        "surrogate" if seen.method() == "tools/call" => {
+            raw(seen, r#"{"content":[{"type":"text","text":"done\ud83d"}]}"#)
+        }
+        _ => axum::Json(answer).into_response(),
+    }
+}
+
+fn raw(seen: &Seen, result: &str) -> Response {
+    let id = &seen.body["id"];
+    typed("application/json", format!(r#"{{"jsonrpc":"2.0","id":{id},"result":{result}}}"#))
+}
+
+#[tokio::test]
+async fn answers_are_read_as_they_come() {
+    let server = gateway().await;
+    let check = async |quirk: &'static str| {
+        let remote = Remote::posted(move |seen| oddly(quirk, seen)).await;
+        server.initialize(quirk, json!({"type": "http", "url": remote.url})).await;
+        let result = server.call(&format!("{quirk}__work"), json!({})).await;
+        let text = result["content"][0]["text"].as_str().unwrap();
+        assert!(text.starts_with("done"), "{quirk}: {result}");
+        assert_eq!(remote.count("tools/call"), if quirk.starts_with("moved") { 2 } else { 1 }, "{quirk}");
+    };
+    let quirks = [
+        "upper",
+        "json-rpc",
+        "no-type",
+        "text",
+        "bom",
+        "array",
+        "error-null",
+        "id-as-text",
+        "gzip",
+        "created",
+        "accepted-text",
+        "no-content",
+        "no-blank-line",
+        "event-array",
+        "no-version",
+        "moved",
+        "moved-absolute",
+        "nan",
+        "surrogate",
+    ];
+    futures::future::join_all(quirks.map(check)).await;
+}
+
+/// What a broken tool writes as its answer, and a part of it that is to be quoted.
+const UNREADABLE: [(&str, &str); 5] = [
+    (r#""error":"boom""#, "boom"),
+    (r#""error":{"code":"E_FAIL","message":"boom"}"#, "E_FAIL"),
+    (r#""error":{"code":-32000}"#, "-32000"),
+    (r#""result":"boom""#, "boom"),
+    (r#""result":{"v":1e400}"#, "1e400"),
+];
+
+async fn ends_at_once(server: &Server, name: &str, quoted: &str) {
+    let answer = server.call_raw(&format!("{name}__work"), json!({})).await;
+    let error = &answer["error"];
+    let data = (&error["code"], &error["data"]["reason"], &error["data"]["server"]);
+    assert_eq!(data, (&json!(-32603), &json!("unreadable-answer"), &json!(name)), "{answer}");
+    assert!(error["message"].as_str().unwrap().contains(quoted), "{answer}");
+    let status = server.status(name).await;
+    let standing = (&status["state"], &status["breaker"]["state"]);
+    assert_eq!(standing, (&json!("running"), &json!("closed")), "{status}");
+}
+
+/// The tool has run, and would answer the same again.
+#[tokio::test]
+async fn an_answer_that_can_not_be_read_ends_the_call_and_is_named() {
+    let server = gateway().await;
+    let deep = format!(r#""result":{}{}"#, "[".repeat(200), "]".repeat(200));
+    let cases = UNREADABLE.iter().map(|(written, quoted)| ((*written).to_owned(), *quoted));
+    let cases: Vec<_> = cases.chain([(deep, "recursion limit")]).collect();
+    let check = async |number: usize, written: &str, quoted: &str, streamed: bool| {
+        let name = format!("s{number}-{streamed}");
+        let written = written.to_owned();
+        let remote = Remote::posted(move |seen| {
+            let message = format!(r#"{{"jsonrpc":"2.0","id":{},{written}}}"#, seen.body["id"]);
+            match seen.method() {
+                "tools/call" if streamed => typed("text/event-stream", format!("data: {message}\n\n")),
+                "tools/call" => typed("application/json", message),
+                _ => plain(seen),
+            }
+        })
+        .await;
+        server.initialize(&name, json!({"url": remote.url})).await;
+        ends_at_once(&server, &name, quoted).await;
+        assert_eq!(remote.count("tools/call"), 1, "{name}");
+    };
+    let all = cases.iter().enumerate().flat_map(|(number, (written, quoted))| {
+        [false, true].map(|streamed| check(number, written, quoted, streamed))
+    });
+    futures::future::join_all(all).await;
+}
+
+/// An error that names no request can only be about the one whose answer it stands in.
+#[tokio::test]
+async fn an_error_without_an_id_ends_the_call() {
+    let server = gateway().await;
+    for (name, kind, frame) in [("json", "application/json", ""), ("stream", "text/event-stream", "data: ")] {
+        let remote = Remote::posted(move |seen| match seen.method() {
+            "tools/call" => {
+                let error =
+                    json!({"jsonrpc": "2.0", "id": null, "error": {"code": -32000, "message": "boom"}});
+                typed(kind, format!("{frame}{error}\n\n"))
+            }
+            _ => plain(seen),
+        })
+        .await;
+        server.initialize(name, json!({"url": remote.url})).await;
+        let answer = server.call_raw(&format!("{name}__work"), json!({})).await;
+        assert_eq!(answer["error"]["code"], -32000, "{answer}");
+    }
+}
+
+/// The handshake's time is short here, and with it the time for which the first question waits.
+#[tokio::test]
+async fn silence_to_discover_is_followed_by_initialize() {
+    let remote = Remote::start(|seen| (seen.method() != "server/discover").then(|| plain(seen))).await;
+    let server = Server::start(&["--allow-remote", "127.0.0.1", "--handshake-timeout-ms", "6000"]).await;
+    let hosted = server.initialize("silent", json!({"url": remote.url})).await;
+    assert_eq!(hosted["protocolVersion"], "2025-11-25", "{hosted}");
+    assert_eq!((remote.count("server/discover"), remote.count("initialize")), (1, 1));
+}
+
+#[tokio::test]
+async fn a_refused_revision_is_asked_for_again_from_the_list() {
+    let remote = Remote::posted(|seen| match seen.method() {
+        "initialize" if seen.body["params"]["protocolVersion"] == "2025-06-18" => plain(seen),
+        "initialize" | "server/discover" => {
+            let data = json!({"supported": ["2024-11-05", "2025-06-18"], "requested": "?"});
+            let error = json!({"code": -32022, "message": "unsupported", "data": data});
+            (StatusCode::BAD_REQUEST, axum::Json(seen.error(error))).into_response()
+        }
+        _ => plain(seen),
+    })
+    .await;
+    let server = gateway().await;
+    let hosted = server.initialize("old", json!({"url": remote.url})).await;
+    assert_eq!(hosted["protocolVersion"], "2025-06-18", "{hosted}");
+    assert_eq!((remote.count("server/discover"), remote.count("initialize")), (1, 2));
+}
+
+/// A server of the transport of 2024, which answers other posts with `status`, and calls with `result`.
+async fn over_sse(status: u16, result: &'static str) -> Remote {
+    let stream: Arc<Mutex<Option<mpsc::UnboundedSender<String>>>> = Arc::default();
+    let status = StatusCode::from_u16(status).unwrap();
+    Remote::start(move |seen| {
+        if !seen.is_post {
+            let (sender, events) = mpsc::unbounded();
+            sender.unbounded_send("event: endpoint\ndata: /post\n\n".to_owned()).unwrap();
+            *stream.lock().unwrap() = Some(sender);
+            let events = events.map(|event| Ok::<_, std::io::Error>(Bytes::from(event)));
+            return Some(typed("text/event-stream; charset=utf-8", Body::from_stream(events)));
+        }
+        if seen.path != "/post" {
+            let error = json!({"jsonrpc": "2.0", "id": null, "error": {"code": -32000, "message": "no"}});
+            return Some((status, axum::Json(error)).into_response());
+        }
+        let answer = match seen.method() {
+            "tools/call" => {
+                Some(format!(r#"{{"jsonrpc":"2.0","id":{},"result":{result}}}"#, seen.body["id"]))
+            }
+            _ => seen.plain().map(|answer| answer.to_string()),
+        };
+        if let Some(answer) = answer {
+            let event = format!("event: message\ndata: {answer}\n\n");
+            stream.lock().unwrap().as_ref().unwrap().unbounded_send(event).unwrap();
+        }
+        Some(StatusCode::ACCEPTED.into_response())
+    })
+    .await
+}
+
+#[tokio::test]
+async fn a_url_of_which_nothing_is_said_may_be_that_of_the_older_transport() {
+    let server = gateway().await;
+    let check = async |status: u16| {
+        let name = format!("s{status}");
+        let remote = over_sse(status, r#"{"content":[{"type":"text","text":"done"}]}"#).await;
+        let hosted = server.initialize(&name, json!({"url": remote.url})).await;
+        assert_eq!(hosted["transport"], "sse", "{hosted}");
+        let result = server.call(&format!("{name}__work"), json!({})).await;
+        assert_eq!(result["content"][0]["text"], "done", "{result}");
+        // What is said is obeyed.
+        let typed = json!({"type": "http", "url": remote.url});
+        let (message, _) = server.initialize_error(&format!("{name}-typed"), typed).await;
+        assert!(message.contains(&format!("HTTP {status}")), "{message}");
+    };
+    futures::future::join_all([400, 404, 405].map(check)).await;
+
+    // Other refusals mean something else.
+    let remote = over_sse(500, "{}").await;
+    let (message, _) = server.initialize_error("broken", json!({"url": remote.url})).await;
+    assert!(message.contains("-32000") && !message.contains("SSE"), "{message}");
+}
+
+#[tokio::test]
+async fn an_answer_that_can_not_be_read_ends_the_call_over_the_older_transport_too() {
+    let remote = over_sse(405, r#""boom""#).await;
+    let server = gateway().await;
+    server.initialize("old", json!({"url": remote.url})).await;
+    ends_at_once(&server, "old", "boom").await;
+}
