@@ -3,6 +3,9 @@
 /// The topic that producers write to unless they are told otherwise.
 pub const DEFAULT_JOBS_TOPIC: &str = "mcp-jobs";
 
+/// The topic of hosted servers that replicas share, unless a fleet has another one.
+pub const DEFAULT_REGISTRY_TOPIC: &str = "mcp-servers";
+
 /// The topics of one fleet, all derived from the name of its jobs topic.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Topics {
@@ -35,11 +38,9 @@ impl Topics {
         }
     }
 
-    /// Whether `name` is one of the fleet's own topics.
+    /// Whether `name` is one of the fleet's own topics: the jobs topic, or one whose name begins with that and a dot.
     pub fn contains(&self, name: &str) -> bool {
-        [&self.jobs, &self.events, &self.dlq, &self.delayed, &self.control, &self.claims]
-            .iter()
-            .any(|topic| *topic == name)
+        name.strip_prefix(self.jobs.as_str()).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
     }
 }
 
@@ -69,6 +70,8 @@ mod tests {
         assert!(
             topics.contains("mcp-jobs.dlq")
                 && topics.contains("mcp-jobs.delayed")
+                && topics.contains("mcp-jobs.pool.berlin")
+                && !topics.contains("mcp-jobs-of-others")
                 && !topics.contains("replies")
         );
     }

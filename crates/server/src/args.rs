@@ -64,7 +64,7 @@ pub struct Args {
     #[arg(long, env = "KAFKA_BROKERS", value_name = "HOSTS")]
     pub kafka_brokers: Option<String>,
     /// The topic for that: compacted, one partition, created where it is missing.
-    #[arg(long, env = "MCP_REGISTRY_TOPIC", default_value = "mcp-servers", value_name = "TOPIC")]
+    #[arg(long, env = "MCP_REGISTRY_TOPIC", default_value = fleet_job::topics::DEFAULT_REGISTRY_TOPIC, value_name = "TOPIC")]
     pub registry_topic: String,
     /// Environment variables, headers and URL parameters of hosted servers that are no secrets, so that their values may
     /// be written to that topic. All others must be references such as `${VAR}`.

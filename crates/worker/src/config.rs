@@ -4,7 +4,7 @@
 use std::{net::IpAddr, num::NonZeroU32, path::PathBuf, time::Duration};
 
 use clap::ValueEnum;
-use fleet_job::topics::{self, Topics};
+use fleet_job::topics::{self, DEFAULT_REGISTRY_TOPIC, Topics};
 use fleet_ops::config::{parse_bytes, parse_duration};
 
 use crate::limits::{JobLimits, ToolLimit};
@@ -132,6 +132,10 @@ pub struct Args {
     #[arg(long, env = "MCP_REPLY_TOPICS", default_value = "mcp-replies*", value_name = "PATTERNS")]
     pub reply_topics: String,
 
+    /// The topic in which servers share what they host; no job may name it in `replyTo`.
+    #[arg(long, env = "MCP_REGISTRY_TOPIC", default_value = DEFAULT_REGISTRY_TOPIC, value_name = "TOPIC")]
+    pub registry_topic: String,
+
     /// Work on a jobs or delayed topic that is compacted. Jobs whose key a later record has are lost before they run.
     #[arg(long, env = "MCP_ALLOW_COMPACTED_TOPIC")]
     pub allow_compacted_topic: bool,
@@ -214,13 +218,25 @@ impl Args {
         Some(self.progress_interval).filter(|interval| !interval.is_zero())
     }
 
-    /// Whether a job may name `topic` in `replyTo`.
+    /// Whether a job may name `topic` in `replyTo`. The topics of the fleet and of Kafka itself are never allowed, however
+    /// wide the patterns are.
     pub(crate) fn may_reply_to(&self, topic: &str) -> bool {
-        !self.topics().contains(topic)
-            && self.reply_topics.split(',').map(str::trim).any(|pattern| match pattern.strip_suffix('*') {
+        let is_listed = self.reply_topics.split(',').map(str::trim).any(|pattern| {
+            match pattern.strip_suffix('*') {
                 Some(start) => topic.starts_with(start),
                 None => topic == pattern,
-            })
+            }
+        });
+        is_listed && !self.is_reserved(topic)
+    }
+
+    /// Whether a topic belongs to the fleet or to Kafka. The default name of the registry is reserved too, since the servers
+    /// may use it although this worker was told another one.
+    fn is_reserved(&self, topic: &str) -> bool {
+        self.topics().contains(topic)
+            || topic == self.registry_topic
+            || topic == DEFAULT_REGISTRY_TOPIC
+            || topic.starts_with("__")
     }
 }
 
@@ -257,6 +273,10 @@ mod tests {
         }
         let wide = args(&["--reply-topics", "orders, *"]);
         assert!(wide.may_reply_to("anything"));
-        assert!(!wide.may_reply_to("mcp-jobs.events"), "the fleet's own topics are never reply topics");
+        for own in ["mcp-jobs.events", "mcp-jobs.pool.x", "mcp-servers", "__consumer_offsets"] {
+            assert!(!wide.may_reply_to(own), "the fleet's own topics are never reply topics: {own}");
+        }
+        let renamed = args(&["--reply-topics", "*", "--registry-topic", "our-servers"]);
+        assert!(!renamed.may_reply_to("our-servers"));
     }
 }

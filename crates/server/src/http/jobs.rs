@@ -13,6 +13,7 @@ use axum::{
     response::{IntoResponse as _, Response},
 };
 use bytes::Bytes;
+use fleet_job::topics::DEFAULT_REGISTRY_TOPIC;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
@@ -46,7 +47,7 @@ struct Api {
 /// The routes. Where there are no jobs, those of jobs say so.
 pub(super) fn router(jobs: Option<Jobs>, config: &ServerConfig, stop: CancellationToken) -> Router {
     let topics = jobs.as_ref().map(|jobs| jobs.topics().clone()).unwrap_or_default();
-    let registry = config.registry.as_ref().map_or(REGISTRY_TOPIC, |registry| registry.topic.as_str());
+    let registry = config.registry.as_ref().map_or(DEFAULT_REGISTRY_TOPIC, |registry| registry.topic.as_str());
     let api = Api {
         // Streams must not keep a server that is told to stop from stopping.
         stop: jobs.as_ref().map_or(stop, Jobs::stopped),
@@ -68,9 +69,6 @@ pub(super) fn router(jobs: Option<Jobs>, config: &ServerConfig, stop: Cancellati
         .layer(DefaultBodyLimit::disable())
         .with_state(api)
 }
-
-/// The topic of the registry where nobody says.
-const REGISTRY_TOPIC: &str = "mcp-servers";
 
 async fn method_not_allowed(method: Method, uri: Uri) -> Response {
     let detail = format!("{} does not take {method}; `Allow` says what it takes", uri.path());
@@ -101,7 +99,7 @@ mod tests {
     #[test]
     fn the_documents_are_those_of_the_code() {
         let directory = concat!(env!("CARGO_MANIFEST_DIR"), "/../../schemas");
-        let asyncapi = asyncapi::document(&Topics::default(), REGISTRY_TOPIC);
+        let asyncapi = asyncapi::document(&Topics::default(), DEFAULT_REGISTRY_TOPIC);
         for (name, document) in [("openapi.json", openapi::document()), ("asyncapi.json", asyncapi)] {
             let path = std::path::Path::new(directory).join(name);
             let expected = text(&document);

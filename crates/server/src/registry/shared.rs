@@ -110,6 +110,11 @@ impl Wanted {
         Some(self.changes)
     }
 
+    /// Whether a record that could be read says that a name should be a server.
+    fn has_readable(&self, name: &str) -> bool {
+        self.by_name.get(name).is_some_and(|wish| matches!(wish.goal, Goal::Hosted(_)))
+    }
+
     /// The wish of a name, where it is still this one.
     fn still(&mut self, name: &str, number: u64) -> Option<&mut Wish> {
         self.by_name.get_mut(name).filter(|wish| wish.number == number)
@@ -322,6 +327,15 @@ impl Shared {
 
         let (name, goal, problem) = match change {
             Change::Put(record) => (record.name, Goal::Hosted(record.entry), None),
+            // Whoever may write to the topic could end a server by a record that means nothing.
+            Change::Unreadable { name, reason } if self.wanted().has_readable(&name) => {
+                tracing::warn!(
+                    server = name,
+                    reason,
+                    "cannot read the newest registry record of this server; keeping the last readable one"
+                );
+                return;
+            }
             Change::Unreadable { name, reason } => (name, Goal::Unreadable, Some(reason)),
             Change::Removed { name, .. } => (name, Goal::Gone, None),
             Change::CaughtUp(number) => {

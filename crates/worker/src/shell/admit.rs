@@ -138,7 +138,9 @@ impl Shell {
 
     fn forbidden(&self, envelope: &Envelope) -> Option<JobError> {
         let topic = envelope.reply_to.as_deref().filter(|topic| !self.args.may_reply_to(topic))?;
-        let message = format!("`replyTo`: topic `{topic}` is not allowed by MCP_REPLY_TOPICS");
+        let message = format!(
+            "`replyTo`: topic `{topic}` is not allowed: it must be listed in MCP_REPLY_TOPICS and not be a topic of the fleet"
+        );
         Some(JobError::new(ErrorKind::InvalidEnvelope, message))
     }
 }

@@ -73,6 +73,24 @@ async fn what_can_not_be_read_is_shown() {
     assert!(shared.refused().is_empty());
 }
 
+#[tokio::test]
+async fn an_unreadable_record_does_not_replace_a_readable_one() {
+    let shared = Shared::new(
+        Fleet::new(CurrentPolicy::new(Policy::default())),
+        Arc::new(MemoryRegistry::default()),
+        Plain::default(),
+    );
+    let stop = CancellationToken::new();
+    shared.apply(Change::Put(Record::new("s", &entry("x"))), &stop);
+    shared.apply(Change::Unreadable { name: "s".to_owned(), reason: "a copy of an event".to_owned() }, &stop);
+
+    let is_hosted = |wish: &Wish| matches!(wish.goal, Goal::Hosted(_));
+    assert!(shared.wanted().wish("s").is_some_and(is_hosted), "the last readable record holds");
+
+    shared.apply(Change::Removed { name: "s".to_owned(), at: None }, &stop);
+    assert!(!shared.wanted().wants("s"), "a removal can be read");
+}
+
 /// A registry that others read too. It is read, answers and takes writes only as far as the test lets it.
 #[derive(Debug, Default)]
 struct Fickle {
