@@ -11,6 +11,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use axum::http::{StatusCode, header};
+use axum::middleware::from_fn_with_state;
 use axum::response::IntoResponse;
 use axum::routing::get;
 use axum::{Json, Router};
@@ -19,8 +20,10 @@ use tokio::net::TcpListener;
 
 use crate::metrics::Metrics;
 
+pub mod guard;
 mod serve;
 
+use guard::Guard;
 pub use serve::{DEFAULT_GRACE, serve, serve_with_grace};
 
 /// What the process says about itself. Cheap to clone; all clones share one state.
@@ -95,11 +98,11 @@ impl Health {
 }
 
 /// `GET /health`, `GET /ready` and `GET /metrics`. Merge it into a larger router or serve it by itself.
-pub fn router(health: Health, metrics: Metrics) -> Router {
-    probes(health).merge(scrape(metrics))
+pub fn router(health: Health, metrics: Metrics, guard: Arc<Guard>) -> Router {
+    probes(health).merge(scrape(metrics, guard))
 }
 
-/// `GET /health` and `GET /ready` alone, for who wants to guard `/metrics`.
+/// `GET /health` and `GET /ready`. They say little, and are asked under whatever name there is.
 pub fn probes(health: Health) -> Router {
     let alive = health.clone();
     Router::new()
@@ -107,12 +110,12 @@ pub fn probes(health: Health) -> Router {
         .route("/ready", get(async move || answer("ready", health.ready())))
 }
 
-/// `GET /metrics` alone.
-pub fn scrape(metrics: Metrics) -> Router {
+/// `GET /metrics`, for the hosts of `guard` and for every address: metrics say which tools are called how often.
+pub fn scrape(metrics: Metrics, guard: Arc<Guard>) -> Router {
     let render = async move || {
         ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], metrics.render())
     };
-    Router::new().route("/metrics", get(render))
+    Router::new().route("/metrics", get(render)).layer(from_fn_with_state(guard, guard::check_scrape))
 }
 
 fn answer(status: &str, state: Result<(), String>) -> impl IntoResponse + use<> {
@@ -205,8 +208,10 @@ mod tests {
     use super::*;
 
     async fn check(health: &Health, path: &str, code: u16, text: &str) {
-        let request = Request::get(path).body(Body::empty()).unwrap();
-        let response = router(health.clone(), crate::metrics::install()).oneshot(request).await.unwrap();
+        let request = Request::get(path).header(header::HOST, "localhost").body(Body::empty()).unwrap();
+        let guard = Arc::new(Guard::new(&[], Vec::new()));
+        let router = router(health.clone(), crate::metrics::install(), guard);
+        let response = router.oneshot(request).await.unwrap();
         assert_eq!(response.status().as_u16(), code, "{path}");
         let body = axum::body::to_bytes(response.into_body(), 1 << 20).await.unwrap();
         let body = String::from_utf8(body.to_vec()).unwrap();
@@ -229,6 +234,21 @@ mod tests {
         check(&health, "/health", 503, "poll thread died").await;
         crate::invariant::declare(&["T2"]);
         check(&health, "/metrics", 200, "fleet_invariant_violations_total").await;
+    }
+
+    #[tokio::test]
+    async fn a_foreign_name_is_told_whether_the_process_is_alive_and_no_metrics() {
+        for (path, host, code) in [
+            ("/metrics", "10.1.2.3:8081", 200),
+            ("/metrics", "worker.internal:8081", 200),
+            ("/metrics", "evil.example", 403),
+            ("/health", "evil.example", 200),
+        ] {
+            let guard = Arc::new(Guard::new(&["worker.internal".to_owned()], Vec::new()));
+            let router = router(Health::new(), crate::metrics::install(), guard);
+            let request = Request::get(path).header(header::HOST, host).body(Body::empty()).unwrap();
+            assert_eq!(router.oneshot(request).await.unwrap().status(), code, "{path} for {host}");
+        }
     }
 
     #[tokio::test]

@@ -7,11 +7,11 @@ use std::{
 };
 
 use fleet_ledger::Retention;
+use fleet_ops::http::guard::Origin;
 
 use crate::{
     args::Args,
     error::ServerError,
-    http::Origin,
     jobs::Owners,
     policy::{
         Policy,

@@ -10,23 +10,28 @@ use axum::{
     response::Response,
     routing::{get, post},
 };
-use fleet_ops::{http::Health, metrics::Metrics};
+use fleet_ops::{
+    http::{
+        Health,
+        guard::{self, Guard},
+    },
+    metrics::Metrics,
+};
 use rmcp::transport::{StreamableHttpServerConfig, StreamableHttpService};
 use tokio_util::sync::CancellationToken;
 
 use crate::{config::ServerConfig, gateway::Gateway, jobs::Jobs};
 
 mod body;
-mod guard;
 mod jobs;
 mod message;
+mod mirrored;
+mod observe;
 mod odd_content;
 mod sessionless;
 mod sessions;
 mod sse;
 mod task_name;
-
-pub use guard::Origin;
 
 /// MCP over Streamable HTTP, in one of its modes.
 type McpService = StreamableHttpService<Gateway, sessions::Sessions>;
@@ -43,7 +48,7 @@ pub fn router(
     metrics: Metrics,
     stop: CancellationToken,
 ) -> Router {
-    let guard = Arc::new(guard::Guard::new(config));
+    let guard = Arc::new(Guard::new(&config.allowed_hosts, config.allowed_origins.clone()));
     let streams = sse::Streams::new(gateway.clone(), stop.clone());
     let posted = message::Receiver { gateway: gateway.clone(), streams: streams.clone() };
     let stateless = mcp_service(gateway.clone(), config, false, stop.clone());
@@ -58,13 +63,15 @@ pub fn router(
         .route("/sse", get(sse::handle).with_state(streams))
         .route("/message", post(message::handle).with_state(posted))
         .layer(from_fn(odd_content::put_back))
+        .layer(from_fn(mirrored::check))
         .merge(jobs::router(jobs, config, stop))
         .layer(from_fn_with_state(body::BODY_TIME, body::read_body))
         .layer(from_fn_with_state(guard.clone(), guard::check))
+        .layer(from_fn(observe::mark_credentials))
         .layer(from_fn(jobs::translate))
-        .layer(from_fn(guard::count));
+        .layer(from_fn(observe::count));
     // Metrics say which tools are called how often. Health says nothing, and is asked by whatever name there is.
-    let scrape = fleet_ops::http::scrape(metrics).layer(from_fn_with_state(guard, guard::check_scrape));
+    let scrape = fleet_ops::http::scrape(metrics, guard);
     guarded.merge(scrape).merge(fleet_ops::http::probes(health))
 }
 
@@ -96,7 +103,7 @@ fn mcp_service(
         .with_max_request_body_bytes(MAX_BODY)
         .with_cancellation_token(stop);
     settings.session_store = Some(Arc::new(sessions.clone()));
-    settings = match guard::host_names(config) {
+    settings = match guard::host_names(&config.allowed_hosts) {
         Some(names) => settings.with_allowed_hosts(names),
         None => settings.disable_allowed_hosts(),
     };

@@ -49,6 +49,11 @@ pub struct Args {
     #[arg(long, env = "PORT", default_value_t = 8081)]
     pub port: u16,
 
+    /// Host names that requests for /metrics may be for, beside loopback ones and addresses: HOST or HOST:PORT; `*` for
+    /// any.
+    #[arg(long, env = "MCP_ALLOWED_HOSTS", value_delimiter = ',', value_name = "HOST")]
+    pub allowed_hosts: Vec<String>,
+
     /// Write `host:port` of the health endpoint to this file once it listens.
     #[arg(long, value_name = "FILE")]
     pub ready_file: Option<PathBuf>,
@@ -221,12 +226,11 @@ impl Args {
     /// Whether a job may name `topic` in `replyTo`. The topics of the fleet and of Kafka itself are never allowed, however
     /// wide the patterns are.
     pub(crate) fn may_reply_to(&self, topic: &str) -> bool {
-        let is_listed = self.reply_topics.split(',').map(str::trim).any(|pattern| {
-            match pattern.strip_suffix('*') {
+        let is_listed =
+            self.reply_topics.split(',').map(str::trim).any(|pattern| match pattern.strip_suffix('*') {
                 Some(start) => topic.starts_with(start),
                 None => topic == pattern,
-            }
-        });
+            });
         is_listed && !self.is_reserved(topic)
     }
 

@@ -10,7 +10,12 @@ use fleet_kafka::{
     settings::Settings,
 };
 use fleet_mcp_client::{ClientConfig, McpClient};
-use fleet_ops::{config::Env, errors, http, invariant, shutdown};
+use fleet_ops::{
+    config::Env,
+    errors,
+    http::{self, guard::Guard},
+    invariant, shutdown,
+};
 use tokio::runtime::{Builder, Runtime};
 use tokio_util::sync::CancellationToken;
 
@@ -85,7 +90,8 @@ pub async fn run(args: Args) -> Result<(), WorkerError> {
         http::write_ready_file(path, address)?;
     }
     let stop_http = CancellationToken::new();
-    let router = http::router(health.clone(), recorder);
+    let guard = Arc::new(Guard::new(&args.allowed_hosts, Vec::new()));
+    let router = http::router(health.clone(), recorder, guard);
     let http = tokio::spawn(http::serve(listener, router, stop_http.clone()));
 
     let topics = args.topics();

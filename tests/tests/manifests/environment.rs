@@ -44,7 +44,9 @@ fn the_tables_are_read() {
     let worker = table("worker");
     assert_eq!(worker.get("PORT").map(String::as_str), Some("8081"));
     assert_eq!(worker.get("MCP_SERVER_URL").map(String::as_str), Some(""));
-    assert!(table("server").contains_key("MCP_ALLOWED_HOSTS") && !worker.contains_key("MCP_ALLOWED_HOSTS"));
+    assert!(
+        table("server").contains_key("MCP_ALLOWED_ORIGINS") && !worker.contains_key("MCP_ALLOWED_ORIGINS")
+    );
 }
 
 #[test]

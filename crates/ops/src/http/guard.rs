@@ -3,17 +3,15 @@
 //! A web page that a person on this machine visits can send requests to `localhost`, by its own name (DNS rebinding)
 //! or across origins. Browsers say so in `Host` and `Origin`, so both are checked by default.
 
-use std::{fmt, net::IpAddr, sync::Arc, time::Instant};
+use std::fmt;
+use std::net::IpAddr;
+use std::sync::Arc;
 
-use axum::{
-    extract::{Request, State},
-    http::{HeaderMap, Method, StatusCode, Uri, header, uri::Authority},
-    middleware::Next,
-    response::{IntoResponse, Response},
-};
+use axum::extract::{Request, State};
+use axum::http::{HeaderMap, HeaderName, StatusCode, Uri, header, uri::Authority};
+use axum::middleware::Next;
+use axum::response::{IntoResponse, Response};
 use url::Url;
-
-use crate::{config::ServerConfig, metrics::HTTP_DURATION, repeat::key::CREDENTIALS};
 
 const LOOPBACK: [&str; 3] = ["localhost", "127.0.0.1", "::1"];
 
@@ -61,25 +59,27 @@ impl fmt::Display for Origin {
     }
 }
 
-/// The hosts that requests may be for, loopback among them; `None` where every host is fine.
-pub(super) fn host_names(config: &ServerConfig) -> Option<Vec<String>> {
-    if config.allowed_hosts.iter().any(|host| host == "*") {
+/// The hosts that requests may be for, loopback among them; `None` if every host is allowed.
+pub fn host_names(allowed: &[String]) -> Option<Vec<String>> {
+    if allowed.iter().any(|host| host == "*") {
         return None;
     }
-    let own = config.allowed_hosts.iter().cloned();
+    let own = allowed.iter().cloned();
     Some(LOOPBACK.iter().map(ToString::to_string).chain(own).collect())
 }
 
-/// The hosts and origins of a server.
-pub(super) struct Guard {
+/// The hosts and origins of a listener.
+#[derive(Debug, Clone)]
+pub struct Guard {
     hosts: Option<Vec<(String, Option<u16>)>>,
     origins: Vec<Origin>,
 }
 
 impl Guard {
-    pub(super) fn new(config: &ServerConfig) -> Self {
-        let hosts = host_names(config).map(|names| names.iter().map(|name| split_host(name)).collect());
-        Self { hosts, origins: config.allowed_origins.clone() }
+    /// A guard that lets requests in for `hosts` (`*` for any) beside loopback ones, and from `origins`.
+    pub fn new(hosts: &[String], origins: Vec<Origin>) -> Self {
+        let hosts = host_names(hosts).map(|names| names.iter().map(|name| split_host(name)).collect());
+        Self { hosts, origins }
     }
 
     fn allows(&self, uri: &Uri, headers: &HeaderMap, any_address: bool) -> Result<(), &'static str> {
@@ -124,73 +124,53 @@ fn split_host(text: &str) -> (String, Option<u16>) {
 }
 
 /// Turns away requests that are not for us.
-pub(super) async fn check(State(guard): State<Arc<Guard>>, mut request: Request, next: Next) -> Response {
-    for name in &CREDENTIALS {
-        if let header::Entry::Occupied(mut entry) = request.headers_mut().entry(name) {
-            // Whoever writes the headers into a log, at whatever level, writes `Sensitive` and not the value.
-            entry.iter_mut().for_each(|value| value.set_sensitive(true));
-        }
-    }
-    match guard.allows(request.uri(), request.headers(), false) {
-        Ok(()) => next.run(request).await,
-        Err(problem) => refused(problem),
-    }
+pub async fn check(State(guard): State<Arc<Guard>>, request: Request, next: Next) -> Response {
+    guard.pass(request, next, false).await
 }
 
 /// The same for `/metrics`, except that every address is a good `Host`. Scrapers ask each replica by its address, and a
 /// web page can't make its own name one: what it rebinds is a name.
-pub(super) async fn check_scrape(State(guard): State<Arc<Guard>>, request: Request, next: Next) -> Response {
-    match guard.allows(request.uri(), request.headers(), true) {
-        Ok(()) => next.run(request).await,
-        Err(problem) => refused(problem),
+pub async fn check_scrape(State(guard): State<Arc<Guard>>, request: Request, next: Next) -> Response {
+    guard.pass(request, next, true).await
+}
+
+impl Guard {
+    async fn pass(&self, request: Request, next: Next, any_address: bool) -> Response {
+        if let Some(name) = repeated(request.headers()) {
+            tracing::warn!(%name, "refused a request that has this header more than once");
+            let problem = format!("Bad request: more than one `{name}` header; send one\n");
+            return (StatusCode::BAD_REQUEST, problem).into_response();
+        }
+
+        if let Err(problem) = self.allows(request.uri(), request.headers(), any_address) {
+            tracing::warn!(problem, "request refused");
+            return (StatusCode::FORBIDDEN, format!("Forbidden: {problem}\n")).into_response();
+        }
+
+        next.run(request).await
     }
 }
 
-fn refused(problem: &'static str) -> Response {
-    tracing::warn!(problem, "request refused");
-    (StatusCode::FORBIDDEN, format!("Forbidden: {problem}\n")).into_response()
-}
-
-/// Measures requests by path and answer.
-pub(super) async fn count(request: Request, next: Next) -> Response {
-    let path = match request.uri().path() {
-        path if path.starts_with("/message") => "/message",
-        path if path.starts_with("/sse") => "/sse",
-        // Labels are bounded: never an id.
-        path => super::jobs::label(path).unwrap_or("/mcp"),
-    };
-    // What is no method of HTTP has one name, whatever it is.
-    let method = match *request.method() {
-        Method::GET => "GET",
-        Method::POST => "POST",
-        Method::DELETE => "DELETE",
-        Method::HEAD => "HEAD",
-        Method::OPTIONS => "OPTIONS",
-        _ => "_OTHER",
-    };
-    let started = Instant::now();
-    let response = next.run(request).await;
-    let labels = [
-        ("http_request_method", method.to_owned()),
-        ("http_route", path.to_owned()),
-        ("http_response_status_code", response.status().as_str().to_owned()),
-    ];
-    metrics::histogram!(HTTP_DURATION.name, &labels).record(started.elapsed());
-    response
+/// A header that decides whether a request is let in, and that the request has more than once: a proxy before us may have
+/// decided by the other value.
+fn repeated(headers: &HeaderMap) -> Option<HeaderName> {
+    [header::HOST, header::ORIGIN].into_iter().find(|name| headers.get_all(name).iter().count() > 1)
 }
 
 #[cfg(test)]
 mod tests {
+    use axum::Router;
+    use axum::body::Body;
     use axum::http::HeaderValue;
+    use axum::middleware::from_fn_with_state;
+    use axum::routing::get;
+    use tower::ServiceExt as _;
 
     use super::*;
 
     fn guard(hosts: &[&str], origins: &[&str]) -> Guard {
-        Guard::new(&ServerConfig {
-            allowed_hosts: hosts.iter().map(ToString::to_string).collect(),
-            allowed_origins: origins.iter().map(|origin| Origin::parse(origin).unwrap()).collect(),
-            ..ServerConfig::default()
-        })
+        let hosts: Vec<_> = hosts.iter().map(ToString::to_string).collect();
+        Guard::new(&hosts, origins.iter().map(|origin| Origin::parse(origin).unwrap()).collect())
     }
 
     fn check(guard: &Guard, host: Option<&'static str>, origin: Option<&'static str>, expected: bool) {
@@ -216,6 +196,27 @@ mod tests {
         check(&own, Some("mcp.example.com:8443"), None, true);
         check(&own, Some("mcp.example.com"), None, false);
         check(&guard(&["*"], &[]), Some("anything"), None, true);
+    }
+
+    #[tokio::test]
+    async fn a_header_that_decides_comes_once() {
+        let guard = Arc::new(guard(&[], &[]));
+        let router = Router::new()
+            .route("/mcp", get(async || "in").layer(from_fn_with_state(guard.clone(), super::check)))
+            .route("/metrics", get(async || "in").layer(from_fn_with_state(guard, check_scrape)));
+        for path in ["/mcp", "/metrics"] {
+            for (headers, status) in [
+                (&[("host", "localhost")][..], 200),
+                (&[("host", "localhost"), ("host", "evil.example")], 400),
+                (&[("host", "localhost"), ("origin", "http://localhost"), ("origin", "http://e")], 400),
+            ] {
+                let request = headers
+                    .iter()
+                    .fold(Request::get(path), |request, (name, value)| request.header(*name, *value));
+                let answer = router.clone().oneshot(request.body(Body::empty()).unwrap()).await.unwrap();
+                assert_eq!(answer.status(), status, "{path} {headers:?}");
+            }
+        }
     }
 
     #[test]

@@ -1,0 +1,189 @@
+//! `Mcp-Method` and `Mcp-Name`, which repeat what a request's body says.
+//!
+//! Proxies route and allow requests by these headers without reading the body, so a header that says something else than
+//! the body could carry a request past them. rmcp checks that for requests of the newest revision only. A header that is
+//! missing misleads nobody and is left to rmcp.
+
+use std::borrow::Cow;
+
+use axum::{
+    body::{Body, to_bytes},
+    extract::Request,
+    http::{HeaderMap, HeaderName, Method, StatusCode},
+    middleware::Next,
+    response::{IntoResponse as _, Response},
+};
+use base64::{Engine as _, prelude::BASE64_STANDARD};
+use fleet_job::size::clipped;
+use rmcp::model::ErrorCode;
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use super::MAX_BODY;
+
+const METHOD: HeaderName = HeaderName::from_static("mcp-method");
+const NAME: HeaderName = HeaderName::from_static("mcp-name");
+/// How much of a value an error repeats.
+const SHOWN: usize = 128;
+
+/// Refuses a request whose headers contradict its body. The body is in memory already.
+pub(super) async fn check(request: Request, next: Next) -> Response {
+    let headers = request.headers();
+    let is_mirrored = headers.contains_key(METHOD) || headers.contains_key(NAME);
+    if request.method() != Method::POST || !is_mirrored {
+        return next.run(request).await;
+    }
+
+    let (parts, body) = request.into_parts();
+    let Ok(body) = to_bytes(body, MAX_BODY).await else {
+        return StatusCode::PAYLOAD_TOO_LARGE.into_response();
+    };
+
+    if let Err(why) = contradiction(&parts.headers, &body) {
+        tracing::warn!(why, "refused a request whose headers contradict its body");
+        let error = json!({ "code": ErrorCode::HEADER_MISMATCH, "message": why });
+        let answer = json!({ "jsonrpc": "2.0", "id": id_of(&body), "error": error });
+        return (StatusCode::BAD_REQUEST, axum::Json(answer)).into_response();
+    }
+
+    next.run(Request::from_parts(parts, Body::from(body))).await
+}
+
+/// What headers can repeat of a message.
+#[derive(Deserialize)]
+struct Message<'a> {
+    #[serde(borrow)]
+    method: Cow<'a, str>,
+    #[serde(borrow, default)]
+    params: Params<'a>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Params<'a> {
+    #[serde(borrow, default)]
+    name: Option<Cow<'a, str>>,
+    #[serde(borrow, default)]
+    uri: Option<Cow<'a, str>>,
+    #[serde(borrow, default)]
+    task_id: Option<Cow<'a, str>>,
+}
+
+impl Message<'_> {
+    /// What `Mcp-Name` stands for, where the method has such a thing.
+    fn name(&self) -> Option<&str> {
+        let Params { name, uri, task_id } = &self.params;
+        match &*self.method {
+            "tools/call" | "prompts/get" => name.as_deref(),
+            "resources/read" | "resources/subscribe" | "resources/unsubscribe" => uri.as_deref(),
+            "tasks/get" | "tasks/update" | "tasks/cancel" => task_id.as_deref(),
+            _ => None,
+        }
+    }
+}
+
+/// Says which header contradicts the body. What is no message with a method is refused by whoever handles it.
+fn contradiction(headers: &HeaderMap, body: &[u8]) -> Result<(), String> {
+    let (method, name) = (only(headers, &METHOD)?, only(headers, &NAME)?);
+    // A key that comes twice counts as it does for those who read the message after this: the last one.
+    let last_keys: Value;
+    let message = match serde_json::from_slice::<Message<'_>>(body) {
+        Ok(message) => message,
+        Err(_) => {
+            last_keys = serde_json::from_slice(body).unwrap_or_default();
+            let Ok(message) = Message::deserialize(&last_keys) else { return Ok(()) };
+            message
+        }
+    };
+
+    if let Some(said) = method
+        && said != message.method
+    {
+        return Err(mismatch(&METHOD, &said, &message.method));
+    }
+    if let (Some(said), Some(name)) = (name, message.name()) {
+        let said = decoded(&said).ok_or_else(|| format!("the {NAME} header is not valid Base64"))?;
+        if said != name {
+            return Err(mismatch(&NAME, &said, name));
+        }
+    }
+    Ok(())
+}
+
+fn mismatch(header: &HeaderName, said: &str, body: &str) -> String {
+    let (said, body) = (clipped(said, SHOWN), clipped(body, SHOWN));
+    format!("the {header} header says `{said}` and the body `{body}`; they must be equal")
+}
+
+/// The value of a header that may come once.
+fn only(headers: &HeaderMap, name: &HeaderName) -> Result<Option<String>, String> {
+    let mut values = headers.get_all(name).iter();
+    let Some(value) = values.next() else { return Ok(None) };
+    if values.next().is_some() {
+        return Err(format!("more than one {name} header; send one"));
+    }
+    let text = value.to_str().map_err(|_| format!("the {name} header has characters that are not ASCII"))?;
+    Ok(Some(text.to_owned()))
+}
+
+/// A value that HTTP does not allow as it is comes as `=?base64?…?=`.
+fn decoded(value: &str) -> Option<String> {
+    match value.strip_prefix("=?base64?").and_then(|value| value.strip_suffix("?=")) {
+        Some(inner) => String::from_utf8(BASE64_STANDARD.decode(inner).ok()?).ok(),
+        None => Some(value.to_owned()),
+    }
+}
+
+/// The id under which a refusal is answered.
+fn id_of(body: &[u8]) -> Value {
+    let message: Value = serde_json::from_slice(body).unwrap_or_default();
+    message.get("id").filter(|id| id.is_string() || id.is_i64()).cloned().unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::{Router, middleware::from_fn, routing::post};
+    use tower::ServiceExt as _;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_header_that_contradicts_the_body_is_refused() {
+        let router = Router::new().route("/message", post(async || "in")).layer(from_fn(check));
+        let call = r#"{"id":7,"method":"tools/call","params":{"name":"deploy"}}"#;
+        let twice = r#"{"id":7,"method":"tools/list","method":"tools/call","params":{"name":"deploy"}}"#;
+        let read = r#"{"id":7,"method":"resources/read","params":{"uri":"größe"}}"#;
+        for (headers, body, status) in [
+            (&[][..], call, 200),
+            (&[("mcp-method", "tools/call"), ("mcp-name", "deploy")], call, 200),
+            (&[("mcp-method", "tools/list")], call, 400),
+            (&[("mcp-name", "status")], call, 400),
+            (&[("mcp-name", "deploy"), ("mcp-name", "deploy")], call, 400),
+            (&[("mcp-method", "tools/list")], twice, 400),
+            (&[("mcp-name", "=?base64?Z3LDtsOfZQ==?=")], read, 200),
+            (&[("mcp-name", "=?base64?%?=")], read, 400),
+            (&[("mcp-name", "x")], r#"{"id":7,"method":"tools/list"}"#, 200),
+            (&[("mcp-method", "tools/call")], "{", 200),
+        ] {
+            let request = headers.iter().fold(http::Request::post("/message"), |request, (name, value)| {
+                request.header(*name, *value)
+            });
+            let request = request.body(Body::from(body)).unwrap();
+            let answer = router.clone().oneshot(request).await.unwrap();
+            assert_eq!(answer.status(), status, "{headers:?} {body}");
+            if status == 400 {
+                let answer = to_bytes(answer.into_body(), 1_000).await.unwrap();
+                let answer: Value = serde_json::from_slice(&answer).unwrap();
+                assert_eq!((&answer["error"]["code"], &answer["id"]), (&json!(-32020), &json!(7)));
+            }
+        }
+    }
+
+    #[test]
+    fn a_refusal_is_short() {
+        let body = json!({"method": "tools/call", "params": {"name": "x".repeat(1 << 20)}}).to_string();
+        let headers = HeaderMap::from_iter([(NAME, "y".repeat(1000).parse().unwrap())]);
+        let why = contradiction(&headers, body.as_bytes()).unwrap_err();
+        assert!(why.len() < 400, "{why}");
+    }
+}
