@@ -216,6 +216,15 @@ pub enum PolicyError {
         /// Where the rule stands in the policy file.
         line: Option<usize>,
     },
+    /// A flag would let configurations set every variable.
+    #[error(
+        "`{entry}` in --allow-env (MCP_ALLOWED_ENV) stands for every variable; name the variables, or how their names begin, \
+         such as LOG_*"
+    )]
+    EveryVariable {
+        /// The entry.
+        entry: String,
+    },
     /// The list of variables stands where it would hold for all rules.
     #[error(
         "`expand` at the top of the policy file: list the variables in the [[command]] or [[remote]] whose \

@@ -68,6 +68,10 @@ impl PolicySource {
             rule.cwd.resolve(|path| path.canonicalize().ok());
             rule.env_files.resolve(|path| path.canonicalize().ok());
         }
+        let is_everything = |entry: &&String| entry.chars().all(|c| matches!(c, '*' | '?'));
+        if let Some(entry) = self.env.iter().find(is_everything) {
+            return Err(PolicyError::EveryVariable { entry: entry.clone() }.into());
+        }
         let dirs = (self.dirs.iter())
             .map(|dir| dir.canonicalize().map_err(|error| ServerError::Dir { path: dir.clone(), error }))
             .collect::<Result<Vec<_>, _>>()?;
@@ -96,4 +100,18 @@ impl PolicySource {
 /// The entries of a list that say something; an empty variable is an empty list.
 pub(crate) fn non_empty(list: &[String]) -> impl Iterator<Item = &str> {
     list.iter().map(|text| text.trim()).filter(|text| !text.is_empty())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn flags_do_not_allow_every_variable() {
+        for (entry, is_allowed) in [("*", false), ("**", false), ("?*", false), ("LOG_*", true), ("A", true)]
+        {
+            let source = PolicySource { env: vec![entry.to_owned()], ..PolicySource::default() };
+            assert_eq!(source.load().is_ok(), is_allowed, "{entry}");
+        }
+    }
 }
