@@ -12,12 +12,13 @@ use serde_json::{Map, Value};
 
 use crate::{
     envelope::{
-        Envelope, JobType, MAX_ATTEMPTS, MAX_BATCH_CALLS, MAX_BATCH_PARALLEL, MAX_ID_BYTES, MAX_PRIORITY,
-        MAX_TIMEOUT_MS, ToolBatch, ToolCall, Work,
+        Envelope, JobType, MAX_ATTEMPTS, MAX_BATCH_CALLS, MAX_BATCH_PARALLEL, MAX_ID_BYTES,
+        MAX_METADATA_BYTES, MAX_PRIORITY, MAX_TIMEOUT_MS, ToolBatch, ToolCall, Work,
     },
     mcp_servers::McpServers,
     outcome::{ErrorKind, JobError},
     record::RawRecord,
+    size::{clipped, json_bytes},
     topics,
     wire::WireEnvelope,
 };
@@ -229,8 +230,11 @@ fn typed_attribute(field: &str, value: Value) -> Value {
 
 // --- Checks ----------------------------------------------------------------------------------------------------------
 
+/// The longest message about an envelope. It may repeat a part of the envelope, however long that is.
+const MAX_MESSAGE: usize = 4096;
+
 fn invalid(message: String) -> JobError {
-    JobError::new(ErrorKind::InvalidEnvelope, message)
+    JobError::new(ErrorKind::InvalidEnvelope, clipped(&message, MAX_MESSAGE))
 }
 
 /// Reads `T` and names the place of what is wrong, below `prefix`.
@@ -260,6 +264,12 @@ fn from_object(mut object: Map<String, Value>) -> Result<Envelope, JobError> {
         if let Some(value) = value {
             check_id(value).map_err(|why| invalid(format!("`{field}` {why}")))?;
         }
+    }
+    let metadata_bytes = json_bytes(&wire.metadata);
+    if metadata_bytes > MAX_METADATA_BYTES {
+        return Err(invalid(format!(
+            "`metadata` has {metadata_bytes} bytes; at most {MAX_METADATA_BYTES} are allowed, since every event repeats it"
+        )));
     }
     if let Some(topic) = &wire.reply_to
         && !topics::is_valid_name(topic)

@@ -11,6 +11,8 @@ use crate::{time::Timestamp, tool_name};
 
 /// The longest job id, idempotency key or tenant, in bytes.
 pub const MAX_ID_BYTES: usize = 256;
+/// The most bytes that `metadata` may have as JSON.
+pub const MAX_METADATA_BYTES: u64 = 64 * 1024;
 /// The highest priority; 0 is the lowest.
 pub const MAX_PRIORITY: u8 = 9;
 /// The priority of a job that names none.

@@ -1,6 +1,6 @@
-//! How large a value is on the wire.
+//! How large a value is on the wire, and how much of a text an error repeats.
 
-use std::io;
+use std::{borrow::Cow, io};
 
 use serde::Serialize;
 
@@ -22,13 +22,29 @@ pub fn json_bytes(value: &impl Serialize) -> u64 {
     serde_json::to_writer(&mut count, value).map_or(u64::MAX, |()| count.0)
 }
 
+/// The start of a text that somebody has sent, as far as an error repeats it: `limit` bytes at most, and `…` if there is
+/// more.
+pub fn clipped(text: &str, limit: usize) -> Cow<'_, str> {
+    match text.len() {
+        length if length <= limit => Cow::Borrowed(text),
+        _ => Cow::Owned(format!("{}…", &text[..text.floor_char_boundary(limit)])),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::collections::HashMap;
 
     use serde_json::json;
 
-    use super::json_bytes;
+    use super::*;
+
+    #[test]
+    fn a_text_is_cut_between_characters() {
+        assert_eq!(clipped("abc", 3), "abc");
+        assert_eq!(clipped("abcd", 3), "abc…");
+        assert_eq!(clipped("aäö", 2), "a…");
+    }
 
     #[test]
     fn it_is_the_length_of_the_text() {

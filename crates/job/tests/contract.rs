@@ -84,6 +84,7 @@ fn refusals_name_the_field_and_the_bound() {
     }
     check_refused(json!({"replyTo": "a b"}), &["`replyTo`", "topic name"]);
     check_refused(json!({"metadata": 1}), &["`metadata`"]);
+    check_refused(json!({"metadata": {"a": "x".repeat(64 * 1024)}}), &["`metadata`", "65536"]);
     check_refused(json!({"jobType": "tool-batch", "payload": {"calls": []}}), &["`payload.calls`", "10000"]);
     check_refused(
         json!({"jobType": "tool-batch", "payload": {"calls": [{"tool": "t"}, {"tool": 1}]}}),

@@ -20,7 +20,7 @@ use fleet_job::{
     topics::Topics,
 };
 use fleet_kafka::{KafkaError, admin, follow::Mailbox, producer::Outgoing};
-use fleet_ledger::{Known, MemoryStore, Query, SqliteStore, Store, retention::Forgotten};
+use fleet_ledger::{Cursor, Known, MemoryStore, Query, SqliteStore, Store, retention::Forgotten};
 use tokio::sync::{Notify, Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 
@@ -282,8 +282,12 @@ impl Jobs {
         self.must_be_read()?;
         query.asker.clone_from(&caller.owner);
         let page = self.inner.store.list(&query).await?;
-        let jobs = page.jobs.into_iter().map(|known| self.view(known)).collect();
-        Ok(JobList { jobs, next_cursor: page.next.map(|cursor| cursor.to_string()) })
+        let listed = page.jobs.into_iter().map(|known| {
+            let cursor = Cursor { submitted_at: known.submitted_at(), job_id: known.event.job_id.clone() };
+            (self.view(known).in_a_list(), cursor)
+        });
+        let (jobs, next) = view::bounded(listed, page.next);
+        Ok(JobList { jobs, next_cursor: next.map(|cursor| cursor.to_string()) })
     }
 
     /// Every state of a job from now on, the present one first.

@@ -1,11 +1,14 @@
 //! A job as people and programs are shown it.
 
+use std::borrow::Cow;
+
 use fleet_job::{
     control::Control,
     event::{JobEvent, RESULT_OMITTED},
+    size::{clipped, json_bytes},
     time::Timestamp,
 };
-use fleet_ledger::Known;
+use fleet_ledger::{Cursor, Known};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -44,6 +47,18 @@ impl JobView {
             error.data = None;
         }
         self
+    }
+
+    /// The same as it stands in a list: without its result, its metadata and the details of its error, and with texts cut
+    /// that have no other bound.
+    #[must_use]
+    pub(crate) fn in_a_list(self) -> Self {
+        let mut view = self.without_result();
+        view.event.metadata.clear();
+        view.event.tool.iter_mut().for_each(shorten);
+        view.event.error.iter_mut().for_each(|error| shorten(&mut error.message));
+        view.event.progress.iter_mut().filter_map(|progress| progress.message.as_mut()).for_each(shorten);
+        view
     }
 
     /// Whether the job has come to its end.
@@ -89,7 +104,36 @@ impl JobView {
     }
 }
 
-/// Many jobs. Results and error details are left out.
+/// The longest text of a job in a list.
+const LISTED_TEXT: usize = 1024;
+
+fn shorten(text: &mut String) {
+    if let Cow::Owned(start) = clipped(text, LISTED_TEXT) {
+        *text = start;
+    }
+}
+
+/// How many bytes the jobs of a page have at most, as JSON, beside its last one.
+const MAX_PAGE_BYTES: u64 = 512 * 1024;
+
+/// The jobs of a page, up to its bound in bytes, and where the next page begins.
+pub(super) fn bounded(
+    listed: impl Iterator<Item = (JobView, Cursor)>,
+    after_all: Option<Cursor>,
+) -> (Vec<JobView>, Option<Cursor>) {
+    let (mut jobs, mut bytes, mut last) = (Vec::new(), 0, None);
+    for (job, cursor) in listed {
+        if bytes > MAX_PAGE_BYTES {
+            return (jobs, last);
+        }
+        bytes += json_bytes(&job);
+        jobs.push(job);
+        last = Some(cursor);
+    }
+    (jobs, after_all)
+}
+
+/// Many jobs. Results, metadata and error details are left out, and long texts are cut.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct JobList {
@@ -149,4 +193,46 @@ pub(crate) fn tool_result(event: &JobEvent) -> Option<&Value> {
         let error = event.error.as_ref().filter(|error| error.kind == fleet_job::outcome::ErrorKind::Tool)?;
         error.data.as_ref().filter(|data| data.get("content").is_some())
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use fleet_job::{
+        event::JobState,
+        outcome::{ErrorKind, JobError},
+    };
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_job_in_a_list_is_small() {
+        let mut event = JobEvent::new("j", JobState::Failed, Timestamp::from_millis_clamped(0));
+        event.metadata.insert("a".to_owned(), "x".repeat(60_000).into());
+        event.result = Some(json!("x".repeat(60_000)));
+        event.tool = Some("t".repeat(60_000));
+        event.error = Some(JobError::new(ErrorKind::Tool, "ä".repeat(60_000)));
+        let view = JobView { event, cancel_requested_at: None };
+        let bytes = serde_json::to_vec(&view.in_a_list()).unwrap().len();
+        assert!(bytes < 4096, "{bytes}");
+    }
+
+    #[test]
+    fn a_page_ends_where_it_is_large_enough() {
+        let cursor = |n: usize| Cursor { submitted_at: Timestamp::default(), job_id: n.to_string() };
+        let page = |jobs: usize| {
+            let listed = (0..jobs).map(|n| {
+                let mut event = JobEvent::new(n.to_string(), JobState::Queued, Timestamp::default());
+                event.tool = Some("t".repeat(1000));
+                (JobView { event, cancel_requested_at: None }, cursor(n))
+            });
+            bounded(listed, Some(cursor(1_000_000)))
+        };
+        let (jobs, next) = page(100);
+        assert_eq!((jobs.len(), next), (100, Some(cursor(1_000_000))));
+
+        let (jobs, next) = page(5000);
+        assert!((400..=525).contains(&jobs.len()), "{}", jobs.len());
+        assert_eq!(next, Some(cursor(jobs.len() - 1)), "the next page goes on behind the last job");
+    }
 }
