@@ -7,6 +7,8 @@
 
 use sha2::{Digest, Sha256};
 
+use crate::size::clipped;
+
 /// The longest name that is offered.
 pub const MAX_EXPOSED: usize = 64;
 /// The longest name a server may have.
@@ -26,7 +28,17 @@ pub enum NameError {
     /// It has `__`, which separates server and tool.
     #[error("a server's name must not contain `__`, as {0:?} does: that separates server and tool")]
     Separator(String),
+    /// It belongs to mcp-fleet's own tools.
+    #[error("server name {0:?} is reserved for the tools of mcp-fleet itself; choose another name")]
+    Reserved(String),
 }
+
+/// Names that hosted servers can't have, in lower case: `server__remove` would pass for the `server_remove` of mcp-fleet
+/// itself. `files` is not among them, since it is the usual name of a hosted server with files.
+const RESERVED: [&str; 6] = ["file", "job", "jobs", "server", "servers", "mcp-fleet"];
+
+/// How much of a refused name is repeated.
+const SHOWN: usize = 2 * MAX_SERVER;
 
 /// Whether a server may have this name.
 ///
@@ -35,13 +47,16 @@ pub enum NameError {
 /// Where it may not.
 pub fn check_server(name: &str) -> Result<(), NameError> {
     if name.is_empty() || name.chars().count() > MAX_SERVER {
-        return Err(NameError::Length(name.to_owned()));
+        return Err(NameError::Length(clipped(name, SHOWN).into_owned()));
     }
     if !name.chars().all(is_plain) {
         return Err(NameError::Characters(name.to_owned()));
     }
     if name.contains(SEPARATOR) {
         return Err(NameError::Separator(name.to_owned()));
+    }
+    if RESERVED.iter().any(|reserved| name.eq_ignore_ascii_case(reserved)) {
+        return Err(NameError::Reserved(name.to_owned()));
     }
     Ok(())
 }
@@ -89,9 +104,13 @@ mod tests {
         for good in ["a", "MariaDB_Server", "x-1", &"a".repeat(MAX_SERVER)] {
             assert_eq!(check_server(good), Ok(()), "{good}");
         }
-        for bad in ["", "a b", "a.b", "ä", "a\nb", "a__b", "../x", &"a".repeat(MAX_SERVER + 1)] {
+        for bad in
+            ["", "a b", "a.b", "ä", "a\nb", "a__b", "../x", &"a".repeat(MAX_SERVER + 1), "server", "Jobs"]
+        {
             assert!(check_server(bad).is_err(), "{bad}");
         }
+        let long = check_server(&"a".repeat(1 << 20)).unwrap_err().to_string();
+        assert!(long.len() < 300, "{long}");
     }
 
     #[test]

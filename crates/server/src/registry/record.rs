@@ -117,10 +117,10 @@ mod tests {
             json!({"url": "https://mcp.example.com/mcp", "headers": {"Authorization": "Bearer ${TOKEN:-}"}}),
             json!({"type": "sse", "url": "https://mcp.example.com/sse"}),
         ] {
-            let record = Record::new("server", &entry(config));
-            assert_eq!(Record::decode("server", &record.encode().unwrap()).unwrap(), record);
+            let record = Record::new("db", &entry(config));
+            assert_eq!(Record::decode("db", &record.encode().unwrap()).unwrap(), record);
         }
-        let record = Record::new("server", &entry(json!({"command": "x", "apiKey": "secret"})));
+        let record = Record::new("db", &entry(json!({"command": "x", "apiKey": "secret"})));
         let text = String::from_utf8(record.encode().unwrap()).unwrap();
         assert!(text.contains("${") || !text.contains("secret"), "what means nothing is not written: {text}");
     }
