@@ -179,7 +179,7 @@ pub(crate) fn somebody_elses_jobs_are_not_there(env: &Env) {
     let theirs = post_with(first.address, "/jobs", &[you], &same_key).expect(202);
     assert_ne!(theirs["jobs"][0]["jobID"], "mine");
     let taken = post_with(second.address, "/jobs", &[you], &job).problem(422, "bad-job");
-    assert!(taken.contains("`mine` is taken"), "{taken}");
+    assert!(taken.contains("`mine` can't be used here"), "{taken}");
 }
 
 /// A server without Kafka has the paths, and says why nothing is there.

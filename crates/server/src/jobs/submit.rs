@@ -176,7 +176,10 @@ impl Jobs {
             let Some(known) = self.inner.store.get(job_id).await? else { continue };
             let event = known.event;
             if event.owner.is_some() && event.owner != caller.owner {
-                return Err(BadRequest(format!("`jobID`: `{job_id}` is taken; choose another one")).into());
+                // Nothing about the other job: not even that there is one.
+                let message =
+                    format!("`jobID`: `{job_id}` can't be used here; choose another one, or leave it out");
+                return Err(BadRequest(message).into());
             }
             if event.state == JobState::Queued && event.source.is_none() {
                 unspoken.insert(job_id.clone(), event.submitted_at.unwrap_or(event.time));
