@@ -176,6 +176,7 @@ impl Engine {
             Input::Record { partition, offset, bytes, admission } => {
                 self.record(now, partition, offset, bytes, admission);
             }
+            Input::Holds(token, bytes) => self.holds(token, bytes),
             Input::Finished(token, attempt) => self.finished(now, token, attempt),
             Input::Written(token) => self.written(now, token),
             Input::NotDeferred(token) => self.not_deferred(now, token),

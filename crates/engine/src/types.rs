@@ -199,6 +199,8 @@ pub enum Input<'a> {
         /// What it is.
         admission: Admission,
     },
+    /// A job has come to hold so many bytes, its record among them.
+    Holds(Token, usize),
     /// An attempt that [`Command::Start`] began has ended.
     Finished(Token, Attempt),
     /// What [`Command::Settle`] asked for has been acknowledged by the broker.

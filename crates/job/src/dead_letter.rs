@@ -117,7 +117,7 @@ impl DeadLetter {
         add(header::EXCEPTION_MESSAGE, shortened(&self.error.message));
         add(header::JOB_ID, self.job_id.clone().into_bytes());
         add(header::ATTEMPTS, self.attempts.to_string().into_bytes());
-        if let Some(first) = self.first_error.as_ref().filter(|first| **first != self.error) {
+        if let Some(first) = self.first_error.as_ref().filter(|first| first.message != self.error.message) {
             add(header::FIRST_ERROR, shortened(&first.message));
         }
         add(header::WORKER, self.worker.clone().into_bytes());

@@ -1,7 +1,6 @@
 //! Making the calls of one attempt. Dropping the future cancels the calls that are under way.
 
 use std::{
-    collections::BTreeMap,
     pin::pin,
     sync::Arc,
     time::{Duration, Instant},
@@ -19,13 +18,17 @@ use fleet_kafka::consumer::GroupContact;
 use fleet_mcp_client::{McpClient, ToolCall};
 use fleet_ops::trace::{Span, SpanKind};
 use futures::{StreamExt as _, future::Either, stream};
-use serde_json::Value;
 use tokio::sync::watch;
 
 use crate::{
     pace::Pace,
     plan::{Call, Plan},
+    results::{Failures, Kept, Results},
 };
+
+/// What is held is told of when it has changed by so many bytes: small enough for a bound of megabytes, and large enough
+/// that most jobs never tell.
+pub(crate) const GRAIN: u64 = 64 << 10;
 
 /// A job with everything that an attempt needs.
 #[derive(Debug, Clone)]
@@ -38,14 +41,24 @@ pub(crate) struct Job {
     pub(crate) progress: Option<Duration>,
     /// The trace that the calls belong to.
     pub(crate) trace: TraceContext,
-    /// What earlier attempts have done already, by index of the call.
-    pub(crate) done: BTreeMap<usize, Value>,
+    /// What earlier attempts have done already.
+    pub(crate) done: Results,
+    /// The largest result that can be written.
+    pub(crate) max_result_bytes: u64,
     /// Whether the job is still ours. No call is made while that is not known.
     pub(crate) contact: GroupContact,
 }
 
-/// Makes attempt number `attempt`, and tells of its progress. Returns the outcome, and what is done now. The outcome is `None`
-/// if contact with the group was lost before the first call: whether the job may still start has to be decided again.
+/// What is told of an attempt while it is under way.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) enum AttemptNews {
+    Progress(Progress),
+    /// How many bytes the results and errors hold that it has so far.
+    Holds(u64),
+}
+
+/// Makes attempt number `attempt`, and tells of it. Returns the outcome, and what is done now. The outcome is `None` if
+/// contact with the group was lost before the first call: whether the job may still start has to be decided again.
 ///
 /// The progress of a job with one call is what the tool says; of a job with several it is how many of them are done, and
 /// for `server-init` how far the start of the next server is, since that can take half a minute.
@@ -53,8 +66,8 @@ pub(crate) async fn attempt(
     client: &McpClient,
     mut job: Job,
     attempt: u32,
-    tell: impl Fn(Progress),
-) -> (Option<Outcome>, BTreeMap<usize, Value>) {
+    tell: impl Fn(AttemptNews),
+) -> (Option<Result<Kept, Failure>>, Results) {
     if job.contact.is_lost() {
         job.contact.regained().await;
         return (None, job.done);
@@ -65,8 +78,10 @@ pub(crate) async fn attempt(
         plan.calls.iter_mut().map(|call| std::mem::take(&mut call.arguments)).collect();
     let plan = plan;
     let mut done = std::mem::take(&mut job.done);
-    let mut failures = BTreeMap::new();
-    let open: Vec<usize> = (0..plan.calls.len()).filter(|index| !done.contains_key(index)).collect();
+    let mut failures = Failures::default();
+    let limit = job.max_result_bytes;
+    let mut told_bytes = done.held_bytes();
+    let open: Vec<usize> = (0..plan.calls.len()).filter(|index| !done.contains(*index)).collect();
     let total = open.len();
     let (news, mut heard) = watch::channel(None);
     let news = job.progress.filter(|_| plan.tells_of_calls()).map(|_| news);
@@ -107,27 +122,30 @@ pub(crate) async fn attempt(
             Ok(()) = heard.changed() => {
                 let news = heard.borrow_and_update().clone();
                 let news = news.map(|news| plan.progress(said(news), &done, &failures));
-                news.and_then(|news| pace.news(Instant::now(), news)).into_iter().for_each(&tell);
+                news.and_then(|news| pace.news(Instant::now(), news)).map(AttemptNews::Progress).into_iter().for_each(&tell);
                 continue;
             }
             () = until(pace.next()) => {
-                pace.due(Instant::now()).into_iter().for_each(&tell);
+                pace.due(Instant::now()).map(AttemptNews::Progress).into_iter().for_each(&tell);
                 continue;
             }
         };
         match next {
             Ok(Some((index, Outcome::Succeeded(result)))) => {
-                done.insert(index, result);
+                done.insert(index, result, limit);
                 // Of the last one the job's end will tell.
                 let wanted = job.progress.is_some() && plan.has_many() && done.len() < plan.calls.len();
                 if let Some(call) = plan.calls.get(index).filter(|_| wanted) {
                     let progress = counted(done.len(), plan.calls.len(), call);
-                    pace.news(Instant::now(), progress).into_iter().for_each(&tell);
+                    pace.news(Instant::now(), progress)
+                        .map(AttemptNews::Progress)
+                        .into_iter()
+                        .for_each(&tell);
                 }
             }
             Ok(Some((index, Outcome::Failed(failure)))) => {
                 let unavailable = !failure.class.spends_attempt();
-                failures.insert(index, failure);
+                failures.insert(index, failure, limit);
                 // Without a server the other calls would only meet the same.
                 if unavailable {
                     break;
@@ -135,14 +153,21 @@ pub(crate) async fn attempt(
             }
             Ok(None) => break,
             Err(_) => {
-                let index = (0..plan.calls.len())
-                    .find(|index| !done.contains_key(index) && !failures.contains_key(index));
-                failures.insert(index.unwrap_or_default(), timed_out(job.timeout, total));
+                let index =
+                    (0..plan.calls.len()).find(|index| !done.contains(*index) && !failures.contains(*index));
+                failures.insert(index.unwrap_or_default(), timed_out(job.timeout, total), limit);
                 break;
             }
         }
+
+        let holds = done.held_bytes() + failures.held_bytes();
+        if holds.abs_diff(told_bytes) >= GRAIN {
+            told_bytes = holds;
+            tell(AttemptNews::Holds(holds));
+        }
     }
-    (Some(plan.combine(&done, failures)), done)
+    let outcome = plan.combine(&mut done, failures, limit);
+    (Some(outcome), done)
 }
 
 /// The span of a call, as OpenTelemetry's conventions for MCP clients name it.

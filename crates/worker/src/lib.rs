@@ -15,6 +15,7 @@ mod pace;
 mod plan;
 mod readiness;
 mod report;
+mod results;
 mod run;
 mod shell;
 

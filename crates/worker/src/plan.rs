@@ -1,16 +1,17 @@
 //! Which calls a job makes, and what their outcomes add up to. Pure: [`execute`](crate::execute) does the calling.
 
-use std::{collections::BTreeMap, time::Duration};
-
 use fleet_job::{
     envelope::{TaskRound, ToolCall, Work},
-    event::Progress,
+    event::{Progress, ResultOmitted},
     mcp_servers,
-    outcome::{Failure, FailureClass, JobError, Outcome},
+    outcome::{Failure, FailureClass, JobError},
+    size::json_bytes,
     tool_name,
 };
 use fleet_mcp_client::Input;
 use serde_json::{Map, Value, json};
+
+use crate::results::{Failures, Kept, Results};
 
 /// The tool that hosts a server.
 const INITIALIZE: &str = "server_initialize";
@@ -89,17 +90,12 @@ impl Plan {
     }
 
     /// How far the job is when the call under way is as far as `of_call`; calls that tell of theirs run one after another.
-    pub(crate) fn progress(
-        &self,
-        of_call: Progress,
-        results: &BTreeMap<usize, Value>,
-        failures: &BTreeMap<usize, Failure>,
-    ) -> Progress {
+    pub(crate) fn progress(&self, of_call: Progress, results: &Results, failures: &Failures) -> Progress {
         if self.calls.len() == 1 {
             return of_call;
         }
 
-        let is_open = |index: &usize| !results.contains_key(index) && !failures.contains_key(index);
+        let is_open = |index: &usize| !results.contains(*index) && !failures.contains(*index);
         let current = (0..self.calls.len()).find(is_open).and_then(|index| self.calls.get(index));
         let label = current.map_or("", |call| &*call.label);
         let message =
@@ -112,66 +108,83 @@ impl Plan {
         Progress { progress, total: Some(self.calls.len() as f64), message: Some(message) }
     }
 
-    /// What the job as a whole came to, given the results so far and this attempt's failures, by index of the call.
+    /// What the job as a whole came to, given the results so far and this attempt's failures. Takes the results if all
+    /// calls have one. A result of more than `limit` bytes is left out, as are an error's details.
     ///
     /// A job with a call that can still succeed is tried again, even if another call has failed for good, so that the
     /// job's end finds everything done that could be done. What is unavailable is nobody's fault, so that goes first.
     pub(crate) fn combine(
         &self,
-        results: &BTreeMap<usize, Value>,
-        failures: BTreeMap<usize, Failure>,
-    ) -> Outcome {
-        if failures.is_empty() {
-            return Outcome::Succeeded(self.result(results));
-        }
-        if self.shape == Shape::Single {
-            return failures
-                .into_values()
-                .next()
-                .map_or_else(|| Outcome::Succeeded(Value::Null), Outcome::Failed);
-        }
+        results: &mut Results,
+        failures: Failures,
+        limit: u64,
+    ) -> Result<Kept, Failure> {
         let rank = |class| match class {
             FailureClass::Unavailable => 0,
             FailureClass::Held(_) => 1,
             FailureClass::Retry => 2,
             FailureClass::Permanent => 3,
         };
-        let retry_after: Option<Duration> = failures.values().filter_map(|failure| failure.retry_after).max();
-        let outline: Vec<Value> = self
-            .calls
-            .iter()
-            .enumerate()
-            .map(|(index, call)| {
-                let mut entry = Map::from_iter([("call".to_owned(), Value::from(&*call.label))]);
-                match (results.get(&index), failures.get(&index)) {
-                    (Some(result), _) => entry.insert("result".to_owned(), result.clone()),
-                    (None, Some(failure)) => entry.insert("error".to_owned(), json!(failure.error)),
-                    (None, None) => entry.insert("error".to_owned(), "not tried".into()),
-                };
-                Value::Object(entry)
-            })
-            .collect();
+        let worst = failures.iter().min_by_key(|(_, failure)| rank(failure.class));
+        let Some((index, worst)) = worst else { return Ok(self.result(std::mem::take(results), limit)) };
+        if !self.has_many() {
+            return Err(worst.clone());
+        }
+
+        let outline = self.outline(results, &failures, limit);
+        let retry_after = failures.iter().filter_map(|(_, failure)| failure.retry_after).max();
         let (total, failed) = (self.calls.len(), self.calls.len() - results.len());
-        // There is a first one, since the map is not empty.
-        let worst = failures.into_iter().min_by_key(|(_, failure)| rank(failure.class));
-        let Some((index, worst)) = worst else { return Outcome::Succeeded(Value::Null) };
+        let worst = worst.clone();
         let label = self.calls.get(index).map_or("", |call| &*call.label);
         let message = format!("{failed} of {total} calls failed; `{label}`: {}", worst.error.message);
-        let error = JobError { message, data: Some(outline.into()), ..worst.error };
-        Outcome::Failed(Failure { class: worst.class, error, retry_after, server: worst.server })
+        let error = JobError { message, data: outline, ..worst.error };
+        Err(Failure { error, retry_after, ..worst })
     }
 
-    fn result(&self, results: &BTreeMap<usize, Value>) -> Value {
-        let result = |index: usize| results.get(&index).cloned().unwrap_or_default();
+    /// What each call came to, for the details of the job's error, unless that is too large to be written.
+    fn outline(&self, results: &Results, failures: &Failures, limit: u64) -> Option<Value> {
+        let is_too_large = results.held_bytes().saturating_add(failures.held_bytes()) > limit;
+        if is_too_large || results.omitted_bytes().is_some() || failures.is_clipped() {
+            return None;
+        }
+
+        let entry = |(index, call): (usize, &Call)| {
+            let mut entry = Map::from_iter([("call".to_owned(), Value::from(&*call.label))]);
+            match (results.get(index), failures.get(index)) {
+                (Some(result), _) => entry.insert("result".to_owned(), result.clone()),
+                (None, Some(failure)) => entry.insert("error".to_owned(), json!(failure.error)),
+                (None, None) => entry.insert("error".to_owned(), "not tried".into()),
+            };
+            Value::Object(entry)
+        };
+        Some(self.calls.iter().enumerate().map(entry).collect::<Vec<_>>().into())
+    }
+
+    /// The result of the job, whose calls all have one.
+    fn result(&self, mut results: Results, limit: u64) -> Kept {
+        let (held, omitted) = (results.held_bytes(), results.omitted_bytes());
+        if self.shape == Shape::Single && omitted.is_none() {
+            return Kept::Whole { result: results.take(0).unwrap_or_default(), bytes: held };
+        }
+
+        let framed = self.frame(|index| results.take(index).unwrap_or_default());
+        let Some(bytes) = omitted else { return Kept::of(framed, limit) };
+
+        // In the frame, `null` stands in the place of each result.
+        let frame = json_bytes(&framed).saturating_sub(4 * results.len() as u64);
+        Kept::Omitted(ResultOmitted { bytes: bytes.saturating_add(frame), limit_bytes: limit })
+    }
+
+    /// The results of the calls in the shape in which the job has them.
+    fn frame(&self, mut result: impl FnMut(usize) -> Value) -> Value {
+        let calls = self.calls.iter().enumerate();
         match self.shape {
             Shape::Single => result(0),
             Shape::Batch => {
-                let calls = self.calls.iter().enumerate();
                 let calls = calls.map(|(index, call)| json!({"tool": call.tool, "result": result(index)}));
                 json!({"calls": calls.collect::<Vec<_>>()})
             }
             Shape::Servers => {
-                let calls = self.calls.iter().enumerate();
                 let servers = calls.map(|(index, call)| (call.label.clone(), result(index)));
                 json!({"servers": servers.collect::<Map<_, _>>()})
             }
@@ -200,6 +213,8 @@ mod tests {
     use fleet_job::{decode, outcome::ErrorKind};
 
     use super::*;
+
+    const LIMIT: u64 = 1 << 20;
 
     fn plan(job_type: &str, payload: Value) -> Plan {
         let text = json!({"jobID": "j", "jobType": job_type, "payload": payload}).to_string();
@@ -233,9 +248,11 @@ mod tests {
             plan("server-init", json!({"mcpServers": {"a": {"command": "x"}, "b": {"url": "http://b"}}}));
         assert!(plan.calls.iter().all(|call| call.tool == "server_initialize"));
         assert_eq!(plan.calls[1].arguments["name"], "b");
-        let results = BTreeMap::from([(0, json!(1)), (1, json!(2))]);
-        let combined = plan.combine(&results, BTreeMap::new());
-        assert_eq!(combined, Outcome::Succeeded(json!({"servers": {"a": 1, "b": 2}})));
+        let mut results = Results::from([(0, json!(1)), (1, json!(2))]);
+        let combined = plan.combine(&mut results, Failures::default(), LIMIT);
+        let Ok(Kept::Whole { result, .. }) = combined else { panic!("{combined:?}") };
+        assert_eq!(result, json!({"servers": {"a": 1, "b": 2}}));
+        assert_eq!(results, Results::default(), "they are not held twice");
     }
 
     #[test]
@@ -244,19 +261,35 @@ mod tests {
             "tool-batch",
             json!({"calls": [{"tool": "a"}, {"tool": "b"}, {"tool": "c"}], "parallel": 2}),
         );
-        let results = BTreeMap::from([(0, json!("done"))]);
-        let mut failures = BTreeMap::from([
+        let mut results = Results::from([(0, json!("done"))]);
+        let mut failures = Failures::from([
             (1, failure(FailureClass::Permanent, "never")),
             (2, failure(FailureClass::Retry, "later")),
         ]);
-        let Outcome::Failed(combined) = plan.combine(&results, failures.clone()) else { panic!() };
+        let combined = plan.combine(&mut results, failures.clone(), LIMIT).unwrap_err();
         assert_eq!(combined.class, FailureClass::Retry);
         assert_eq!(combined.error.message, "2 of 3 calls failed; `c`: later");
         assert_eq!(combined.error.data.unwrap()[0]["result"], "done");
 
-        failures.insert(1, failure(FailureClass::Unavailable, "away"));
-        let Outcome::Failed(combined) = plan.combine(&results, failures) else { panic!() };
+        failures.insert(1, failure(FailureClass::Unavailable, "away"), LIMIT);
+        let combined = plan.combine(&mut results, failures, LIMIT).unwrap_err();
         assert_eq!(combined.class, FailureClass::Unavailable);
+    }
+
+    #[test]
+    fn a_result_that_is_left_out_has_the_size_that_it_would_have() {
+        let batch = plan("tool-batch", json!({"calls": [{"tool": "a"}, {"tool": "b"}]}));
+        let of = |limit: u64| {
+            let mut results = Results::default();
+            results.insert(0, json!({"text": "x".repeat(300)}), limit);
+            results.insert(1, json!("y".repeat(300)), limit);
+            batch.combine(&mut results, Failures::default(), limit).unwrap()
+        };
+        let Kept::Whole { result: whole, .. } = of(LIMIT) else { panic!("it fits") };
+        for limit in [400, 620] {
+            let expected = ResultOmitted { bytes: json_bytes(&whole), limit_bytes: limit };
+            assert_eq!(of(limit), Kept::Omitted(expected), "{limit}");
+        }
     }
 
     #[test]
@@ -265,18 +298,18 @@ mod tests {
         let one = plan("server-init", json!({"mcpServers": {"a": {"command": "x"}}}));
         assert!(one.tells_of_calls());
         assert_eq!(
-            one.progress(at(3.0, Some(30.0)), &BTreeMap::new(), &BTreeMap::new()),
+            one.progress(at(3.0, Some(30.0)), &Results::default(), &Failures::default()),
             at(3.0, Some(30.0))
         );
 
         let two = plan("server-init", json!({"mcpServers": {"a": {"command": "x"}, "b": {"command": "y"}}}));
-        let done = BTreeMap::from([(0, Value::Null)]);
-        let check = |news: Progress, done: &BTreeMap<usize, Value>, expected: f64, message: &str| {
-            let progress = two.progress(news, done, &BTreeMap::new());
+        let done = Results::from([(0, Value::Null)]);
+        let check = |news: Progress, done: &Results, expected: f64, message: &str| {
+            let progress = two.progress(news, done, &Failures::default());
             assert_eq!((progress.progress, progress.total), (expected, Some(2.0)));
             assert_eq!(progress.message.as_deref(), Some(message));
         };
-        check(at(15.0, Some(30.0)), &BTreeMap::new(), 0.5, "a: waiting");
+        check(at(15.0, Some(30.0)), &Results::default(), 0.5, "a: waiting");
         check(at(15.0, Some(30.0)), &done, 1.5, "b: waiting");
         check(at(40.0, Some(30.0)), &done, 1.99, "b: waiting");
         check(at(40.0, None), &done, 1.0, "b: waiting");

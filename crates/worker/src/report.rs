@@ -1,5 +1,9 @@
 //! What is written about a job: events, dead letters and replies, as records ready to send. Pure.
 
+use crate::{
+    delay::{Next, Tiers},
+    results::Kept,
+};
 use fleet_engine::Terminal;
 use fleet_job::{
     dead_letter::DeadLetter,
@@ -14,9 +18,6 @@ use fleet_job::{
     trace::TraceContext,
 };
 use fleet_kafka::producer::Outgoing;
-use serde_json::Value;
-
-use crate::delay::{Next, Tiers};
 
 /// Who reports, and where to.
 #[derive(Debug, Clone)]
@@ -47,13 +48,6 @@ pub(crate) struct Subject<'a> {
     pub(crate) cancel_reason: Option<&'a str>,
     /// The trace in which it is spoken of.
     pub(crate) trace: &'a TraceContext,
-}
-
-/// A result, or what is left of one that is too large to be written. What can't be written need not be held either.
-#[derive(Debug, Clone)]
-pub(crate) enum Kept {
-    Whole(Value),
-    Omitted(ResultOmitted),
 }
 
 /// A record, and a short form of it for a topic that takes no record of that size.
@@ -193,7 +187,7 @@ impl Reporter {
         let mut event = self.event(subject, state, now, attempts);
         event.timings = Some(Timings::new(subject.record.timestamp, subject.started_at, now));
         match subject.result.filter(|_| terminal == Terminal::Succeeded) {
-            Some(Kept::Whole(result)) => event.result = Some(result.clone()),
+            Some(Kept::Whole { result, .. }) => event.result = Some(result.clone()),
             Some(Kept::Omitted(omitted)) => event.omit_result(omitted.clone()),
             None => {}
         }
@@ -259,16 +253,6 @@ impl Reporter {
             headers: record.headers.iter().cloned().chain([header]).collect(),
         };
         Letter { bare: Outgoing { partition: None, headers: record.headers.clone(), ..whole.clone() }, whole }
-    }
-
-    /// The result, if it fits into an event.
-    pub(crate) fn kept(&self, result: Value) -> Kept {
-        let (bytes, limit_bytes) = (json_bytes(&result), self.max_event_bytes as u64);
-        if bytes <= limit_bytes {
-            Kept::Whole(result)
-        } else {
-            Kept::Omitted(ResultOmitted { bytes, limit_bytes })
-        }
     }
 
     /// The event's bytes, without what would make it too large for a record.
@@ -345,17 +329,14 @@ fn cancelled(subject: &Subject<'_>) -> JobError {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
-
-    use fleet_job::{
-        decode,
-        outcome::{Failure, Outcome},
-        record::Position,
-    };
-    use serde_json::json;
+    use fleet_job::{decode, outcome::Failure, record::Position};
+    use serde_json::{Value, json};
 
     use super::*;
-    use crate::plan::Plan;
+    use crate::{
+        plan::Plan,
+        results::{Failures, Results},
+    };
 
     const LIMIT: usize = 900 << 10;
 
@@ -406,12 +387,11 @@ mod tests {
         let envelope = decode::decode(&record, 1 << 20).unwrap();
         let plan = Plan::new(&envelope.work);
         let result = json!({"content": [{"type": "text", "text": "x".repeat(100)}]});
-        let results: BTreeMap<_, _> = (0..plan.calls.len()).map(|index| (index, result.clone())).collect();
+        let mut results = Results::default();
+        (0..plan.calls.len()).for_each(|index| results.insert(index, result.clone(), LIMIT as u64));
+        assert_eq!(results.held_bytes(), 0, "what can't be written is not held");
         let (reporter, now) = (reporter(), Timestamp::default());
-        let Outcome::Succeeded(all) = plan.combine(&results, BTreeMap::new()) else {
-            panic!("it has failed")
-        };
-        let kept = reporter.kept(all);
+        let kept = plan.combine(&mut results, Failures::default(), LIMIT as u64).unwrap();
         let subject = Subject { result: Some(&kept), ..subject(&record, &envelope) };
         let end = event(&reporter.settled(&subject, now, Terminal::Succeeded, 1).unwrap());
         assert_eq!((end.calls, end.result), (Some(10_000), None));
@@ -419,10 +399,9 @@ mod tests {
         assert!(end.result_omitted.is_some_and(|omitted| omitted.bytes > LIMIT as u64));
 
         let failure = Failure::permanent(JobError::new(ErrorKind::Tool, "no").with_data(result));
-        let failures: BTreeMap<_, _> = (0..plan.calls.len()).map(|index| (index, failure.clone())).collect();
-        let Outcome::Failed(failed) = plan.combine(&BTreeMap::new(), failures) else {
-            panic!("it has succeeded")
-        };
+        let mut failures = Failures::default();
+        (0..plan.calls.len()).for_each(|index| failures.insert(index, failure.clone(), LIMIT as u64));
+        let failed = plan.combine(&mut Results::default(), failures, LIMIT as u64).unwrap_err();
         let subject = Subject { last_error: Some(&failed.error), result: None, ..subject };
         let settlement = reporter.settled(&subject, now, Terminal::Failed, 1).unwrap();
         let error = event(&settlement).error.unwrap();

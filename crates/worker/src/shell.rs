@@ -49,6 +49,7 @@ use waits::OutOfReach;
 use crate::{
     config::Args,
     control::{Feed, Requests},
+    execute::AttemptNews,
     limits::JobLimits,
     metrics as names,
     outages::Outages,
@@ -295,7 +296,8 @@ impl Shell {
 
     fn done(&mut self, done: Done) {
         match done {
-            Done::Progress(token, progress) => self.progressed(token, progress),
+            Done::News(token, AttemptNews::Progress(progress)) => self.progressed(token, progress),
+            Done::News(token, AttemptNews::Holds(bytes)) => self.holds(token, bytes),
             Done::Attempt { token, outcome, done, took } => self.attempted(token, outcome, done, took),
             Done::NotMade(token, done) => self.not_made(token, done),
             Done::Written(token, state, event) => {

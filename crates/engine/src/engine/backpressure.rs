@@ -1,7 +1,7 @@
 //! How much is held in memory, and which partitions are fetched.
 
 use super::Engine;
-use crate::types::{Command, Config, Partition, faulty};
+use crate::types::{Command, Config, Partition, Terminal, Token, faulty};
 
 /// So many records that wait to be passed on are read ahead. They come in the order of their times, so more of them would
 /// only fill memory that jobs need.
@@ -33,6 +33,20 @@ impl Engine {
             let share = self.share();
             self.apply_pause(partition, share);
         }
+    }
+
+    /// A job that runs or has run holds more than its record, or less than before. A job that waits to be passed on does
+    /// neither.
+    pub(super) fn holds(&mut self, token: Token, bytes: usize) {
+        let Some(slot) = self.slot(token).filter(|slot| slot.early != Some(Terminal::Relayed)) else {
+            return;
+        };
+        let before = std::mem::replace(&mut slot.bytes, bytes);
+        self.buffered_bytes = self.buffered_bytes - before + bytes;
+        if let Some(state) = self.partitions.get_mut(&token.partition) {
+            state.buffered_bytes = state.buffered_bytes - before + bytes;
+        }
+        self.update_pause(token.partition);
     }
 
     pub(super) fn update_pauses(&mut self) {

@@ -132,6 +132,17 @@ fn fetching_pauses_at_the_limit_and_resumes_at_half_of_it() {
 }
 
 #[test]
+fn what_a_job_holds_beside_its_record_counts() {
+    let mut story = Story::new(Config { max_buffered_bytes: 1000, ..Config::default() }, None);
+    story.record(0, SPEC);
+    assert!(!story.feed(Input::Holds(token(0), 900)).contains(&Command::Pause(P, 1)));
+    assert!(story.feed(Input::Holds(token(0), 1000)).contains(&Command::Pause(P, 1)));
+    assert!(story.feed(Input::Holds(token(0), 500)).contains(&Command::Resume(P, 1)));
+    story.feed(Input::Holds(token(0), 2000));
+    assert!(story.succeeds(0).contains(&Command::Resume(P, 1)), "all of it is free when the job has ended");
+}
+
+#[test]
 fn nothing_runs_ahead_while_kafka_takes_no_records() {
     let mut story = Story::new(Config { max_in_flight: 4, max_buffered: 100_000, ..Config::default() }, None);
     let mut calls = 0;

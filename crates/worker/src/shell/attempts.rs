@@ -1,25 +1,25 @@
 //! Attempts: their start, their progress, and how they ended.
 
-use std::{
-    collections::BTreeMap,
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
 use fleet_engine::{Attempt, Input, Token};
 use fleet_job::{
     event::Progress,
-    outcome::{ErrorKind, Failure, FailureClass, JobError, Outcome},
+    outcome::{ErrorKind, Failure, FailureClass, JobError},
 };
 use fleet_ops::invariant;
 use metrics::{counter, histogram};
-use serde_json::Value;
 use tracing::Instrument as _;
 
-use super::{Shell, give, held::Done};
+use super::{
+    Shell, give,
+    held::{Done, Held},
+};
 use crate::{
-    execute::{self, Job},
+    execute::{self, GRAIN, Job},
     metrics as names,
     outages::Outage,
+    results::{Kept, Results},
 };
 
 impl Shell {
@@ -42,12 +42,13 @@ impl Shell {
             progress: self.args.progress(),
             trace: held.trace().clone(),
             done: std::mem::take(&mut held.done),
+            max_result_bytes: self.args.max_event_bytes,
             contact: self.contact.clone(),
         };
         let log = held.log();
         let running = self.reporter.running(&held.subject(), now, attempt);
         let (client, news) = (self.client.clone(), self.done.clone());
-        let tell = move |progress| give(&news, Done::Progress(token, progress));
+        let tell = move |told| give(&news, Done::News(token, told));
         let task = self.spawn(
             async move {
                 let started = Instant::now();
@@ -63,8 +64,8 @@ impl Shell {
                     ErrorKind::Protocol,
                     "the worker failed while it made the call; its log says more",
                 );
-                let outcome = Outcome::Failed(Failure::retry(error));
-                Done::Attempt { token, outcome, done: BTreeMap::new(), took: Duration::ZERO }
+                let outcome = Err(Failure::retry(error));
+                Done::Attempt { token, outcome, done: Results::default(), took: Duration::ZERO }
             },
         );
         let Some(held) = self.jobs.get_mut(&token) else { return };
@@ -85,8 +86,19 @@ impl Shell {
         self.announce(event);
     }
 
+    /// Counts what a job holds beside its record among the bytes held in memory.
+    pub(super) fn holds(&mut self, token: Token, extra: u64) {
+        let Some(held) = self.jobs.get_mut(&token) else { return };
+        if extra.abs_diff(held.counted_bytes) < GRAIN {
+            return;
+        }
+        held.counted_bytes = extra;
+        let bytes = held.record.size().saturating_add(usize::try_from(extra).unwrap_or(usize::MAX));
+        self.feed(Input::Holds(token, bytes));
+    }
+
     /// Contact with the group was lost before the attempt's first call.
-    pub(super) fn not_made(&mut self, token: Token, done: BTreeMap<usize, Value>) {
+    pub(super) fn not_made(&mut self, token: Token, done: Results) {
         let Some(held) = self.jobs.get_mut(&token) else { return };
         if !std::mem::take(&mut held.running) {
             return;
@@ -100,8 +112,8 @@ impl Shell {
     pub(super) fn attempted(
         &mut self,
         token: Token,
-        outcome: Outcome,
-        done: BTreeMap<usize, Value>,
+        outcome: Result<Kept, Failure>,
+        done: Results,
         took: Duration,
     ) {
         let now = self.clock.now();
@@ -118,15 +130,15 @@ impl Shell {
         held.done = done;
         held.met_outage = false;
         let (attempt, label) = match outcome {
-            Outcome::Succeeded(result) => {
-                held.result = Some(self.reporter.kept(result));
+            Ok(result) => {
+                held.result = Some(result);
                 (Attempt::Succeeded, "succeeded")
             }
             // What an aborted call came to says nothing about job or server.
-            Outcome::Failed(failure) if failure.error.kind == ErrorKind::Cancelled => {
+            Err(failure) if failure.error.kind == ErrorKind::Cancelled => {
                 (Attempt::Failed(failure.class, None), "cancelled")
             }
-            Outcome::Failed(failure) => {
+            Err(failure) => {
                 let label = match failure.class {
                     FailureClass::Unavailable => "unavailable",
                     FailureClass::Held(_) => "held",
@@ -142,7 +154,9 @@ impl Shell {
                     }
                     None => {
                         held.waiting = None;
-                        held.first_error.get_or_insert_with(|| failure.error.clone());
+                        // Of the first error only the message is ever told.
+                        let JobError { kind, message, .. } = &failure.error;
+                        held.first_error.get_or_insert_with(|| JobError::new(*kind, message.clone()));
                         held.last_error = Some(failure.error);
                         (Attempt::Failed(failure.class, failure.retry_after), label)
                     }
@@ -151,6 +165,8 @@ impl Shell {
         };
         counter!(names::ATTEMPTS.name, "outcome" => label).increment(1);
         histogram!(names::DURATION.name, "outcome" => label).record(took.as_secs_f64());
+        let extra = self.jobs.get(&token).map_or(0, Held::extra_bytes);
+        self.holds(token, extra);
         self.feed(Input::Finished(token, attempt));
     }
 }

@@ -1,12 +1,12 @@
 //! How jobs end, or go on as other records.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use fleet_engine::{Terminal, Token};
 use fleet_job::{
     delayed::Delayed,
     event::JobState,
-    outcome::{ErrorKind, Failure, JobError, Outcome},
+    outcome::{ErrorKind, Failure, JobError},
 };
 use fleet_kafka::{KafkaError, producer::Outgoing};
 use fleet_ops::invariant;
@@ -23,6 +23,7 @@ use super::{
 use crate::{
     delay::Next,
     report::{ANY_PARTITION, Settlement},
+    results::Results,
 };
 
 impl Shell {
@@ -34,8 +35,8 @@ impl Shell {
         task.abort();
         let took = held.started_at.map_or(Duration::ZERO, |started| now.since(started));
         let error = JobError::new(ErrorKind::Cancelled, "the job was cancelled while it ran");
-        let outcome = Outcome::Failed(Failure::retry(error));
-        give(&self.done, Done::Attempt { token, outcome, done: BTreeMap::new(), took });
+        let outcome = Err(Failure::retry(error));
+        give(&self.done, Done::Attempt { token, outcome, done: Results::default(), took });
     }
 
     /// Writes the end of a job, the dead letter first: who reads the terminal event must find it.

@@ -1,7 +1,7 @@
 //! What the loop holds: jobs, answers of tasks, partitions to give back, and its clock.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::HashMap,
     sync::{Arc, mpsc as std_mpsc},
     time::{Duration, Instant},
 };
@@ -10,20 +10,24 @@ use fleet_engine::{FinalCommit, Partition, Token};
 use fleet_job::{
     delayed::Delayed,
     envelope::Envelope,
-    event::{JobState, Progress, Waiting},
-    outcome::{JobError, Outcome},
+    event::{JobState, Waiting},
+    outcome::{Failure, JobError},
     record::RawRecord,
+    size::json_bytes,
     time::Timestamp,
     trace::TraceContext,
 };
 use fleet_kafka::{KafkaError, producer::Outgoing};
 use fleet_ops::trace::{Span, SpanKind};
 use foldhash::fast::RandomState;
-use serde_json::Value;
 use tokio::task::AbortHandle;
 
 use super::settled::Settled;
-use crate::report::{Kept, Settlement, Subject};
+use crate::{
+    execute::AttemptNews,
+    report::{Settlement, Subject},
+    results::{Kept, Results},
+};
 
 /// A job in this worker's hands.
 pub(super) struct Held {
@@ -49,7 +53,9 @@ pub(super) struct Held {
     pub(super) last_error: Option<JobError>,
     pub(super) result: Option<Kept>,
     /// Calls of a job with several that have succeeded already.
-    pub(super) done: BTreeMap<usize, Value>,
+    pub(super) done: Results,
+    /// How many bytes the engine knows it to hold beside its record.
+    pub(super) counted_bytes: u64,
     /// What is left to write of its end, after a write that was not acknowledged. The broker may have it all the same, so the
     /// very same bytes are written again: they are the same end then.
     pub(super) unwritten: Option<Box<Settlement>>,
@@ -87,7 +93,8 @@ impl Held {
             first_error: None,
             last_error: None,
             result: None,
-            done: BTreeMap::new(),
+            done: Results::default(),
+            counted_bytes: 0,
             unwritten: None,
             cancel_reason: None,
             recalled: false,
@@ -98,6 +105,13 @@ impl Held {
             waiting: None,
             task: None,
         }
+    }
+
+    /// How many bytes it holds beside its record.
+    pub(super) fn extra_bytes(&self) -> u64 {
+        let result = self.result.as_ref().map_or(0, Kept::held_bytes);
+        let error = self.last_error.as_ref().map_or(0, json_bytes);
+        self.done.held_bytes() + result + error
     }
 
     pub(super) fn subject(&self) -> Subject<'_> {
@@ -229,15 +243,15 @@ impl Jobs {
 /// What comes back from tasks.
 pub(super) enum Done {
     /// Comes before the attempt's own end, since one task sends both.
-    Progress(Token, Progress),
+    News(Token, AttemptNews),
     Attempt {
         token: Token,
-        outcome: Outcome,
-        done: BTreeMap<usize, Value>,
+        outcome: Result<Kept, Failure>,
+        done: Results,
         took: Duration,
     },
     /// Contact with the group was lost before the attempt's first call. With the calls that earlier attempts have done.
-    NotMade(Token, BTreeMap<usize, Value>),
+    NotMade(Token, Results),
     /// With the event that says so.
     Written(Token, JobState, Arc<Outgoing>),
     /// The event that was all there was to write was not written.
