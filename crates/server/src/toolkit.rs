@@ -4,8 +4,9 @@
 //! written by hand and asks this registry first. Schemas are derived from the types, arguments are read into them,
 //! and a tool's failure becomes an error result that says whether trying again can help.
 
-use std::{collections::BTreeMap, pin::Pin, sync::Arc, time::Duration};
+use std::{borrow::Cow, collections::BTreeMap, pin::Pin, sync::Arc, time::Duration};
 
+use fleet_job::size::clipped;
 use rmcp::{
     RoleServer,
     handler::server::common::{schema_for_input, schema_for_output},
@@ -75,12 +76,12 @@ pub struct ToolFailure {
 impl ToolFailure {
     /// The caller's own fault: trying the same again can't help.
     pub fn permanent(message: impl Into<String>) -> Self {
-        Self { message: message.into(), is_final: true, details: None, unreachable: None }
+        Self { message: bounded(message.into()), is_final: true, details: None, unreachable: None }
     }
 
     /// Something that may be otherwise the next time.
     pub fn transient(message: impl Into<String>) -> Self {
-        Self { message: message.into(), is_final: false, details: None, unreachable: None }
+        Self { message: bounded(message.into()), is_final: false, details: None, unreachable: None }
     }
 
     /// Nothing is wrong with what was asked for, but that something can't be reached that `server` needs. A job waits then.
@@ -117,6 +118,16 @@ impl ToolFailure {
         }
         result.meta = (!meta.is_empty()).then_some(meta);
         result
+    }
+}
+
+/// The longest message of a failure. It may repeat a part of the arguments, however long that is.
+const MAX_MESSAGE: usize = 8 * 1024;
+
+fn bounded(message: String) -> String {
+    match clipped(&message, MAX_MESSAGE) {
+        Cow::Borrowed(_) => message,
+        Cow::Owned(start) => start,
     }
 }
 

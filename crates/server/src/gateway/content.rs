@@ -1,6 +1,6 @@
 //! Prompts and resources: this server's own and those of the hosted servers.
 
-use fleet_job::tool_name;
+use fleet_job::{size::clipped, tool_name};
 use rmcp::{
     RoleServer,
     model::{
@@ -12,8 +12,17 @@ use rmcp::{
 };
 use serde_json::json;
 
-use super::Gateway;
+use super::{Gateway, MAX_NAME};
 use crate::call;
+
+/// How much of a URI an error repeats.
+const SHOWN_URI: usize = 2048;
+
+/// The error for a resource that no server has.
+pub(super) fn no_resource(uri: &str) -> ErrorData {
+    let data = json!({ "uri": clipped(uri, SHOWN_URI) });
+    ErrorData::resource_not_found("no server here has this resource", Some(data))
+}
 
 impl Gateway {
     pub(super) fn prompts(&self) -> Vec<Prompt> {
@@ -41,9 +50,16 @@ impl Gateway {
                 return answer.await;
             }
         }
+        let unknown = || {
+            let name = clipped(&params.name, MAX_NAME);
+            ErrorData::invalid_params(format!("unknown prompt `{name}`"), None)
+        };
+        if params.name.len() > MAX_NAME {
+            return Err(unknown());
+        }
         self.learn_of(&params.name).await?;
         let Some(route) = self.inner.fleet.routes().prompt(&params.name).cloned() else {
-            return Err(ErrorData::invalid_params(format!("unknown prompt `{}`", params.name), None));
+            return Err(unknown());
         };
         params.name = route.name;
         params.meta = None;
@@ -72,8 +88,7 @@ impl Gateway {
         }
         let routes = self.inner.fleet.routes();
         let Some((server, uri)) = routes.resource(&params.uri) else {
-            let data = json!({ "uri": params.uri });
-            return Err(ErrorData::resource_not_found("no server here has this resource", Some(data)));
+            return Err(no_resource(&params.uri));
         };
         let server = server.to_owned();
         params.uri = uri.to_owned();

@@ -16,7 +16,7 @@ use rmcp::{
 use tokio::sync::broadcast::{Receiver, error::RecvError};
 use tokio_util::sync::CancellationToken;
 
-use super::Gateway;
+use super::{Gateway, content::no_resource};
 use crate::hosting::{
     changes::{Change, Lists},
     fleet::Watched,
@@ -103,8 +103,7 @@ impl Gateway {
 
     pub(super) fn subscribe_session(&self, uri: String) -> Result<(), ErrorData> {
         if !self.has_resource(&uri) {
-            let data = serde_json::json!({ "uri": uri });
-            return Err(ErrorData::resource_not_found("no server here has this resource", Some(data)));
+            return Err(no_resource(&uri));
         }
         let mut watched = self.session.watched.lock().unwrap_or_else(PoisonError::into_inner);
         if watched.len() >= MAX_WATCHED && !watched.contains_key(&uri) {

@@ -11,6 +11,7 @@ use axum::{
     http::{HeaderMap, StatusCode, Uri, header},
     response::{IntoResponse, Response},
 };
+use fleet_job::size::clipped;
 use rmcp::{
     model::{
         ClientCapabilities, ClientJsonRpcMessage, ClientRequest, ErrorCode, GetExtensions, Implementation,
@@ -71,6 +72,9 @@ pub(super) async fn handle(State(receiver): State<Receiver>, request: Request) -
     }
 }
 
+/// The longest message of a refusal. It may repeat a part of the body, however long that is.
+const MAX_REFUSAL: usize = 1024;
+
 /// A JSON-RPC error that is found before the request is handled.
 struct Refusal {
     code: ErrorCode,
@@ -80,7 +84,11 @@ struct Refusal {
 
 impl Refusal {
     fn new(code: ErrorCode, id: Option<Value>, message: impl Into<String>) -> Self {
-        Self { code, id: id.unwrap_or(Value::Null), message: message.into() }
+        Self {
+            code,
+            id: id.unwrap_or(Value::Null),
+            message: clipped(&message.into(), MAX_REFUSAL).into_owned(),
+        }
     }
 }
 

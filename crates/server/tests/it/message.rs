@@ -88,6 +88,55 @@ async fn what_is_wrong_is_said_in_json_rpc() {
 }
 
 #[tokio::test]
+async fn errors_repeat_little_of_what_was_sent() {
+    let server = Server::start(&[]).await;
+    let long = "x".repeat(1 << 20);
+    for (method, params) in [
+        ("tools/call", json!({"name": long, "arguments": {}})),
+        ("tools/call", json!({"name": format!("a__{long}"), "arguments": {}})),
+        ("tools/call", json!({"name": "server_status", "arguments": {"name": long}})),
+        (
+            "tools/call",
+            json!({"name": "server_initialize", "arguments": {"name": long, "config": {"command": "x"}}}),
+        ),
+        (
+            "tools/call",
+            json!({"name": "server_initialize", "arguments": {"name": "s", "config": {"command": long}}}),
+        ),
+        ("prompts/get", json!({ "name": long })),
+        ("resources/read", json!({ "uri": long })),
+        ("resources/subscribe", json!({ "uri": long })),
+        (&long, json!({})),
+    ] {
+        let answer = server.request(method, params).await.to_string();
+        assert!(answer.len() < 20_000, "{} bytes: {}", answer.len(), &answer[..500]);
+        assert!(answer.contains("error") || answer.contains("isError"), "{answer}");
+    }
+}
+
+#[tokio::test]
+async fn what_contradicts_the_body_is_refused() {
+    let server = Server::start(&[]).await;
+    let send = async |path: &str, headers: &[(&str, &str)]| {
+        let request = server.http.post(server.url(path)).header("content-type", "application/json");
+        let request = request.header("accept", "application/json, text/event-stream");
+        let request = headers.iter().fold(request, |request, (name, value)| request.header(*name, *value));
+        let body = r#"{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"server_list","arguments":{}}}"#;
+        request.body(body).send().await.unwrap().status().as_u16()
+    };
+    for path in ["/message", "/mcp"] {
+        assert_eq!(
+            send(path, &[("mcp-method", "tools/call"), ("mcp-name", "server_list")]).await,
+            200,
+            "{path}"
+        );
+        assert_eq!(send(path, &[("mcp-name", "server_status")]).await, 400, "{path}");
+        assert_eq!(send(path, &[("mcp-method", "tools/list")]).await, 400, "{path}");
+        assert_eq!(send(path, &[("host", "localhost"), ("host", "evil.example")]).await, 400, "{path}");
+    }
+}
+
+#[tokio::test]
 async fn strange_hosts_and_origins_are_turned_away() {
     let args = ["--allowed-hosts", "mcp.internal", "--allowed-origins", "https://app.example.com"];
     let server = Server::start(&args).await;
