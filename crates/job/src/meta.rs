@@ -14,6 +14,8 @@ use crate::{
 /// How many digits of a round's hash are in its key: 64 bits tell the rounds of one job apart.
 const ROUND_DIGITS: usize = 16;
 
+/// Begins every key of ours.
+pub const PREFIX: &str = "io.mcp-fleet/";
 /// In a call: the job's id.
 pub const JOB_ID: &str = "io.mcp-fleet/jobId";
 /// In a call: which attempt it is, counted from 1.

@@ -6,9 +6,10 @@ use fleet_job::outcome::UNREADABLE_ANSWER;
 use rmcp::{
     RoleServer,
     model::{
-        CallToolResponse, CancelledNotificationParam, ClientRequest, CompleteResult, ErrorCode, ErrorData,
-        GetPromptResponse, ProgressNotificationParam, ProgressToken, ReadResourceResponse, RequestMetaObject,
-        ResultType, ServerResult,
+        CallToolResponse, CancelledNotificationParam, ClientCapabilities, ClientRequest, CompleteResult,
+        ErrorCode, ErrorData, GetPromptResponse, GetSkillResult, ListResourcesResult, ListSkillsResult,
+        ProgressNotificationParam, ProgressToken, ReadResourceResponse, RequestMetaObject, ResultType,
+        ServerResult,
     },
     service::{PeerRequestOptions, RequestContext, ServiceError},
 };
@@ -17,7 +18,7 @@ use serde_json::{Value, json};
 use crate::{
     error::chain,
     hosting::{
-        Fleet,
+        Fleet, apps,
         away::{Away, AwayReason},
         calls::TurnedAway,
         fleet::Down,
@@ -133,7 +134,7 @@ async fn send(
     context: &RequestContext<RoleServer>,
     limit: Duration,
 ) -> Result<ServerResult, Failure> {
-    let options = PeerRequestOptions::with_timeout(limit).with_meta(passed_on(context, upstream));
+    let options = PeerRequestOptions::with_timeout(limit).with_meta(passed_on(server, context, upstream));
     let sent = upstream.peer.send_request_with_option(request, options).await;
     let handle = sent.map_err(|error| failed(server, upstream, error, false))?;
     let id = handle.id.clone();
@@ -177,8 +178,14 @@ async fn send(
 pub(crate) fn tool_result(server: &str, result: ServerResult) -> Result<CallToolResponse, ErrorData> {
     let read = tool_results::read(result);
     let mut response = read.map_err(|problem| unreadable(server, &problem))?;
-    if let CallToolResponse::Complete(result) = &mut response {
-        result.result_type = Some(ResultType::COMPLETE);
+    match &mut response {
+        CallToolResponse::Complete(result) => {
+            apps::offer_in_result(server, result);
+            result.result_type = Some(ResultType::COMPLETE);
+        }
+        CallToolResponse::InputRequired(result) => apps::offer_in_meta(server, &mut result.meta),
+        CallToolResponse::Task(result) => apps::offer_in_meta(server, &mut result.meta),
+        _ => {}
     }
     Ok(response)
 }
@@ -187,6 +194,7 @@ pub(crate) fn tool_result(server: &str, result: ServerResult) -> Result<CallTool
 pub(crate) fn prompt(server: &str, result: ServerResult) -> Result<GetPromptResponse, ErrorData> {
     match result {
         ServerResult::GetPromptResult(mut result) => {
+            apps::offer_in_prompt(server, &mut result);
             result.result_type = Some(ResultType::COMPLETE);
             Ok(GetPromptResponse::Complete(result))
         }
@@ -199,6 +207,7 @@ pub(crate) fn prompt(server: &str, result: ServerResult) -> Result<GetPromptResp
 pub(crate) fn resource(server: &str, result: ServerResult) -> Result<ReadResourceResponse, ErrorData> {
     match result {
         ServerResult::ReadResourceResult(mut result) => {
+            apps::offer_in_resource(server, &mut result);
             result.result_type = Some(ResultType::COMPLETE);
             Ok(ReadResourceResponse::Complete(result))
         }
@@ -207,10 +216,47 @@ pub(crate) fn resource(server: &str, result: ServerResult) -> Result<ReadResourc
     }
 }
 
+/// The skills of a server.
+pub(crate) fn skills(server: &str, result: ServerResult) -> Result<ListSkillsResult, ErrorData> {
+    match result {
+        ServerResult::ListSkillsResult(mut result) => {
+            apps::offer_in_meta(server, &mut result.meta);
+            result.result_type = Some(ResultType::COMPLETE);
+            Ok(result)
+        }
+        other => Err(unexpected(server, "list of skills", other)),
+    }
+}
+
+/// One skill.
+pub(crate) fn skill(server: &str, result: ServerResult) -> Result<GetSkillResult, ErrorData> {
+    match result {
+        ServerResult::GetSkillResult(mut result) => {
+            apps::offer_in_meta(server, &mut result.meta);
+            result.result_type = Some(ResultType::COMPLETE);
+            Ok(result)
+        }
+        other => Err(unexpected(server, "skill", other)),
+    }
+}
+
+/// What stands in a directory of resources.
+pub(crate) fn directory(server: &str, result: ServerResult) -> Result<ListResourcesResult, ErrorData> {
+    match result {
+        ServerResult::ListResourcesResult(mut result) => {
+            apps::offer_in_meta(server, &mut result.meta);
+            result.result_type = Some(ResultType::COMPLETE);
+            Ok(result)
+        }
+        other => Err(unexpected(server, "directory", other)),
+    }
+}
+
 /// The completions of an argument.
 pub(crate) fn completions(server: &str, result: ServerResult) -> Result<CompleteResult, ErrorData> {
     match result {
         ServerResult::CompleteResult(mut result) => {
+            apps::offer_in_meta(server, &mut result.meta);
             result.result_type = Some(ResultType::COMPLETE);
             Ok(result)
         }
@@ -230,16 +276,25 @@ fn unreadable(server: &str, why: &str) -> ErrorData {
 }
 
 /// The `_meta` that a hosted server gets to see. What the caller can be asked for in between is said where both speak the
-/// protocol that has rounds.
-fn passed_on(context: &RequestContext<RoleServer>, upstream: &Upstream) -> RequestMetaObject {
+/// protocol that has rounds; which extensions the caller knows is said to every server that hears it per request.
+fn passed_on(server: &str, context: &RequestContext<RoleServer>, upstream: &Upstream) -> RequestMetaObject {
     let mut meta = context.meta.clone();
     for key in HOP_KEYS {
         meta.remove(key);
     }
-    if is_modern(&upstream.info)
-        && let Some(capabilities) = context.meta.client_capabilities()
-    {
-        meta.set_client_capabilities(capabilities);
+    apps::restore_in_object(server, &mut meta);
+
+    if is_modern(&upstream.info) {
+        let of_session = || {
+            let declared = context.client_capabilities()?;
+            let mut capabilities = ClientCapabilities::default();
+            capabilities.extensions = declared.extensions;
+            capabilities.experimental = declared.experimental;
+            Some(capabilities)
+        };
+        if let Some(capabilities) = context.meta.client_capabilities().or_else(of_session) {
+            meta.set_client_capabilities(capabilities);
+        }
     }
     meta
 }
@@ -260,7 +315,7 @@ fn failed(server: &str, upstream: &Upstream, error: ServiceError, heard_of: bool
         ServiceError::McpError(error) if is_unreadable(&error) => {
             unavailable(server, UNREADABLE_ANSWER, &error.message, None)
         }
-        ServiceError::McpError(error) => error,
+        ServiceError::McpError(error) => of_server(server, error),
         ServiceError::Timeout { timeout } => {
             unavailable(server, "timeout", &format!("no answer within {} ms", timeout.as_millis()), None)
         }
@@ -274,6 +329,16 @@ fn failed(server: &str, upstream: &Upstream, error: ServiceError, heard_of: bool
         }
     };
     Failure { error, sign }
+}
+
+/// A server's own error. Workers let jobs wait for the server that an error names, so a server can name none but itself.
+fn of_server(server: &str, mut error: ErrorData) -> ErrorData {
+    if let Some(Value::Object(data)) = &mut error.data
+        && data.contains_key("reason")
+    {
+        data.insert("server".to_owned(), server.into());
+    }
+    error
 }
 
 fn sign_of(error: &ServiceError, heard_of: bool) -> Sign {

@@ -10,19 +10,21 @@ use std::{
     time::{Duration, Instant},
 };
 
-use fleet_job::tool_name;
+use fleet_job::{size::clipped, tool_name};
 use http::request::Parts;
 use rmcp::{
     RoleServer, ServerHandler,
     model::{
         CacheScope, CallToolRequest, CallToolRequestParams, CallToolResponse, CancelTaskParams,
         ClientRequest, CompleteRequestParams, CompleteResult, CustomRequest, CustomResult, ErrorCode,
-        ErrorData, GetPromptRequestParams, GetPromptResponse, GetTaskParams, GetTaskResult, Implementation,
-        InitializeRequestParams, InitializeResult, JsonObject, ListPromptsResult,
-        ListResourceTemplatesResult, ListResourcesResult, ListToolsResult, MetaObject,
-        PaginatedRequestParams, ReadResourceRequestParams, ReadResourceResponse, ServerCapabilities,
-        ServerConfig, SetLevelRequestParams, SubscribeRequestParams, SubscriptionFilter, TASKS_EXTENSION_ID,
-        Tool, UnsubscribeRequestParams, UpdateTaskParams,
+        ErrorData, GetPromptRequestParams, GetPromptResponse, GetSkillRequest, GetSkillRequestParams,
+        GetSkillResult, GetTaskParams, GetTaskResult, Implementation, InitializeRequestParams,
+        InitializeResult, JsonObject, ListPromptsResult, ListResourceTemplatesResult, ListResourcesResult,
+        ListSkillsRequest, ListSkillsResult, ListToolsResult, MetaObject, PaginatedRequestParams,
+        ReadResourceDirectoryRequest, ReadResourceDirectoryRequestParams, ReadResourceRequestParams,
+        ReadResourceResponse, ServerCapabilities, ServerConfig, SetLevelRequestParams,
+        SubscribeRequestParams, SubscriptionFilter, TASKS_EXTENSION_ID, Tool, UnsubscribeRequestParams,
+        UpdateTaskParams,
     },
     service::{RequestContext, SubscriptionContext},
 };
@@ -30,7 +32,7 @@ use tracing::Instrument as _;
 
 use crate::{
     UNAVAILABLE_KEY, call,
-    hosting::{Fleet, follow::MODERN, routes::Route},
+    hosting::{Fleet, apps, follow::MODERN, routes::Route},
     jobs::Tasks,
     metrics::{OPERATION_DURATION, TOOL_CALLS},
     provider::Provider,
@@ -39,6 +41,7 @@ use crate::{
 };
 
 mod content;
+mod extensions;
 mod labels;
 mod listen;
 mod tasks;
@@ -46,24 +49,8 @@ mod traces;
 
 use labels::Labels;
 
-/// Requests of the protocol in every revision. rmcp hands one whose parameters it can't read to the handler for unknown
-/// methods.
-const KNOWN_METHODS: [&str; 8] = [
-    "tools/list",
-    "tools/call",
-    "prompts/list",
-    "prompts/get",
-    "resources/list",
-    "resources/read",
-    "resources/templates/list",
-    "completion/complete",
-];
-/// Requests that revisions before 2026-07-28 have, and no later one.
-const OLD_METHODS: [&str; 5] =
-    ["initialize", "ping", "logging/setLevel", "resources/subscribe", "resources/unsubscribe"];
-/// Requests that revisions from 2026-07-28 on have.
-const NEW_METHODS: [&str; 5] =
-    ["server/discover", "subscriptions/listen", "tasks/get", "tasks/update", "tasks/cancel"];
+/// No tool or prompt has a longer name. What errors repeat of a name is no longer than this.
+const MAX_NAME: usize = 256;
 
 /// The outcome of a call that went well.
 const OK: &str = "ok";
@@ -151,6 +138,9 @@ impl Gateway {
         }
         let fleet = &self.inner.fleet;
         let name = &params.name;
+        if name.len() > MAX_NAME {
+            return Err(unknown(&format!("unknown tool `{}`", clipped(name, MAX_NAME))));
+        }
         let routed =
             |route: &Route<Tool>| (route.server.clone(), route.name.clone(), may_repeat(&route.listed));
         let known = fleet.routes().tool(name).map(routed);
@@ -171,6 +161,7 @@ impl Gateway {
         };
         params.name = tool.into();
         params.meta = None;
+        params.arguments.iter_mut().for_each(|arguments| apps::restore_in_object(&server, arguments));
         let again = may_repeat.then(|| params.clone());
         match (self.call_hosted(&server, params, &context).await, again) {
             // The server died under a call that does no harm twice: it is started again, and asked again, once.
@@ -316,6 +307,7 @@ impl ServerHandler for Gateway {
         if self.inner.providers.iter().any(|provider| provider.logs()) {
             capabilities.logging = Some(Default::default());
         }
+        self.inner.fleet.routes().extensions().put_into(&mut capabilities);
         ServerConfig::new(capabilities).with_server_info(own_info()).with_instructions(
             "A gateway to MCP servers. Tools of hosted servers are named <server>__<tool>; server_initialize hosts \
              another one, server_status says how they are.",
@@ -502,17 +494,49 @@ impl ServerHandler for Gateway {
         self.end_task(&request.task_id, &context).await
     }
 
+    async fn list_skills(
+        &self,
+        request: Option<PaginatedRequestParams>,
+        context: RequestContext<RoleServer>,
+    ) -> Result<ListSkillsResult, ErrorData> {
+        let request =
+            ClientRequest::ListSkillsRequest(ListSkillsRequest::with_param(request.unwrap_or_default()));
+        let (server, result) = self.skills(request, &context).await?;
+        let mut result = call::skills(&server, result)?;
+        identify(&context, &mut result.meta);
+        Ok(result)
+    }
+
+    async fn get_skill(
+        &self,
+        request: GetSkillRequestParams,
+        context: RequestContext<RoleServer>,
+    ) -> Result<GetSkillResult, ErrorData> {
+        let request = ClientRequest::GetSkillRequest(GetSkillRequest::new(request));
+        let (server, result) = self.skills(request, &context).await?;
+        let mut result = call::skill(&server, result)?;
+        identify(&context, &mut result.meta);
+        Ok(result)
+    }
+
+    async fn read_resource_directory(
+        &self,
+        request: ReadResourceDirectoryRequestParams,
+        context: RequestContext<RoleServer>,
+    ) -> Result<ListResourcesResult, ErrorData> {
+        let request = ReadResourceDirectoryRequest::new(request);
+        let request = ClientRequest::ReadResourceDirectoryRequest(request);
+        let (server, result) = self.skills(request, &context).await?;
+        let mut result = call::directory(&server, result)?;
+        identify(&context, &mut result.meta);
+        Ok(result)
+    }
+
     async fn on_custom_request(
         &self,
         request: CustomRequest,
         context: RequestContext<RoleServer>,
     ) -> Result<CustomResult, ErrorData> {
-        let of_revision = if is_modern(&context) { &NEW_METHODS[..] } else { &OLD_METHODS[..] };
-        let method = request.method.as_str();
-        if KNOWN_METHODS.contains(&method) || of_revision.contains(&method) {
-            let message = format!("the parameters of {} are not valid", request.method);
-            return Err(ErrorData::invalid_params(message, None));
-        }
-        Err(ErrorData::new(ErrorCode::METHOD_NOT_FOUND, format!("unknown method `{}`", request.method), None))
+        self.custom(request, context).await
     }
 }

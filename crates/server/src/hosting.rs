@@ -4,6 +4,7 @@
 //! that may be started, [`child`], [`remote`] and [`sse`] make the connections, and [`upstream`] speaks MCP over them. What
 //! a server offers is its [`catalog`]; [`routes`] puts the catalogs together.
 
+pub(crate) mod apps;
 pub(crate) mod attempt;
 pub(crate) mod away;
 mod breaker;
@@ -13,6 +14,7 @@ pub mod changes;
 pub mod child;
 mod enforce;
 pub mod errors;
+pub(crate) mod extensions;
 pub mod fleet;
 pub(crate) mod follow;
 mod handshake;

@@ -30,7 +30,11 @@ const SHOWN: usize = 200;
 /// If it is not a result of a tool: what is wrong with it.
 pub(crate) fn read(result: ServerResult) -> Result<CallToolResponse, String> {
     match result {
-        ServerResult::CallToolResult(result) => return Ok(result.into()),
+        ServerResult::CallToolResult(mut result) => {
+            // No item was kept aside, whatever the server says.
+            result.meta.as_mut().map(|meta| meta.remove(KEPT_ITEMS));
+            return Ok(result.into());
+        }
         ServerResult::InputRequiredResult(result) => return Ok(CallToolResponse::InputRequired(result)),
         ServerResult::CreateTaskResult(result) => return Ok(CallToolResponse::Task(result)),
         // rmcp has thrown away all but the type of a result that it could not read.

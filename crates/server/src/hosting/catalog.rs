@@ -9,6 +9,7 @@ use std::{
 use super::{
     attempt::Attempt,
     changes::Lists,
+    extensions::Declared,
     inbound::raw,
     listed::{HiddenTool, Listed, Page},
 };
@@ -43,6 +44,8 @@ pub struct Catalog {
     pub templates: Arc<Vec<ResourceTemplate>>,
     /// What it lists and can't be offered, by the method of the list.
     pub hidden: BTreeMap<&'static str, Vec<HiddenTool>>,
+    /// What it declares beside them.
+    pub declared: Declared,
 }
 
 impl Catalog {
@@ -66,7 +69,7 @@ impl Catalog {
         info: &ServerPeerInfo,
         attempt: &Attempt,
     ) -> Result<Self, String> {
-        let mut catalog = Self::default();
+        let mut catalog = Self { declared: Declared::of(&info.capabilities), ..Self::default() };
         attempt.waits_for(Tool::AWAITED);
         catalog.read_tools(server, peer, info).await?;
         attempt.waits_for("its lists of prompts and resources");

@@ -9,26 +9,36 @@
     reason = "clients and servers of older revisions still ask for what newer ones have not"
 )]
 
-use std::{collections::BTreeSet, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 use rmcp::{
     ClientHandler, RoleClient,
     model::{
-        ClientCapabilities, ClientConfig, ClientRequest, ErrorCode, Implementation, ProtocolVersion,
-        ResourceUpdatedNotificationParam, ServerNotification, ServerPeerInfo, SubscribeRequest,
-        SubscribeRequestParams, SubscriptionFilter, UnsubscribeRequest, UnsubscribeRequestParams,
+        ClientCapabilities, ClientConfig, ClientRequest, ErrorCode, Implementation, JsonObject,
+        ProtocolVersion, ResourceUpdatedNotificationParam, ServerNotification, ServerPeerInfo,
+        SubscribeRequest, SubscribeRequestParams, SubscriptionFilter, UnsubscribeRequest,
+        UnsubscribeRequestParams,
     },
     service::{NotificationContext, Peer, ServiceError, SubscriptionEnd},
 };
+use serde_json::json;
 use tokio::sync::watch;
 
-use super::changes::{Lists, News};
+use super::{
+    changes::{Lists, News},
+    extensions::APPS_EXTENSION_ID,
+};
 
+/// The media type of an app's page.
+const APP_PAGE: &str = "text/html;profile=mcp-app";
 /// How long to wait before a subscription that ended is made again.
 const AGAIN: Duration = Duration::from_secs(5);
 
-/// What a hosted server sees of us as a client: a name, and no capabilities. What the caller of a single request can do is
-/// said in that request.
+/// What a hosted server sees of us as a client: a name, and that pages of apps are passed on. What else the caller of a
+/// single request can do is said in that request.
 #[derive(Debug, Clone)]
 pub(crate) struct HostedClient {
     news: News,
@@ -44,7 +54,11 @@ impl HostedClient {
 impl ClientHandler for HostedClient {
     fn get_info(&self) -> ClientConfig {
         let own = Implementation::new("mcp-fleet", env!("CARGO_PKG_VERSION"));
-        let mut config = ClientConfig::new(ClientCapabilities::default(), own);
+        // Servers offer pages only to those who say that they show them, and most servers ask once, in the handshake.
+        let apps = JsonObject::from_iter([("mimeTypes".to_owned(), json!([APP_PAGE]))]);
+        let mut capabilities = ClientCapabilities::default();
+        capabilities.extensions = Some(BTreeMap::from([(APPS_EXTENSION_ID.to_owned(), apps)]));
+        let mut config = ClientConfig::new(capabilities, own);
         // What a handshake asks for; the newest revision has none.
         config.protocol_version = ProtocolVersion::LATEST_WITH_INITIALIZE;
         config

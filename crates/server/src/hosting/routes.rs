@@ -8,10 +8,18 @@
 use std::collections::{BTreeMap, btree_map::Entry};
 
 use fleet_job::tool_name;
-use rmcp::model::{Prompt, Resource, ResourceTemplate, Tool};
+use rmcp::model::{Prompt, Resource, ResourceTemplate, SKILLS_EXTENSION_ID, Tool};
 
-use super::{catalog::Catalog, changes::Lists, listed::HiddenTool};
+use super::{
+    apps,
+    catalog::Catalog,
+    changes::Lists,
+    extensions::{Extensions, Owner},
+    listed::HiddenTool,
+};
 
+/// Begins the URI of a skill's file.
+const SKILL: &str = "skill://";
 /// Begins a URI that names its server: `mcp-fleet://<server>/<URI at the server>`.
 const NAMED: &str = "mcp-fleet://";
 
@@ -30,8 +38,8 @@ pub struct Route<T> {
 pub trait Named: Clone {
     /// Its name at its server.
     fn name(&self) -> &str;
-    /// The same under another name.
-    fn renamed(&self, name: String) -> Self;
+    /// The same under another name, as it is offered of a server.
+    fn offered(&self, server: &str, name: String) -> Self;
 }
 
 impl Named for Tool {
@@ -39,9 +47,10 @@ impl Named for Tool {
         &self.name
     }
 
-    fn renamed(&self, name: String) -> Self {
+    fn offered(&self, server: &str, name: String) -> Self {
         let mut tool = self.clone();
         tool.name = name.into();
+        apps::offer_in_meta(server, &mut tool.meta);
         tool
     }
 }
@@ -51,9 +60,10 @@ impl Named for Prompt {
         &self.name
     }
 
-    fn renamed(&self, name: String) -> Self {
+    fn offered(&self, server: &str, name: String) -> Self {
         let mut prompt = self.clone();
         prompt.name = name;
+        apps::offer_in_meta(server, &mut prompt.meta);
         prompt
     }
 }
@@ -66,6 +76,7 @@ pub struct Routes {
     resources: BTreeMap<String, Route<Resource>>,
     /// In the order of the servers: the first that matches a URI has it.
     templates: Vec<Route<ResourceTemplate>>,
+    extensions: Extensions,
     hidden: BTreeMap<String, Vec<HiddenTool>>,
 }
 
@@ -84,6 +95,7 @@ impl Routes {
                 let offered = free(&resource.uri, server, |uri| routes.resources.contains_key(uri));
                 let mut listed = resource.clone();
                 listed.uri.clone_from(&offered);
+                apps::offer_in_meta(server, &mut listed.meta);
                 let route = Route { server: server.to_owned(), name: resource.uri.clone(), listed };
                 routes.resources.insert(offered, route);
             }
@@ -92,9 +104,11 @@ impl Routes {
                 let taken = |uri: &str| routes.templates.iter().any(|route| route.listed.uri_template == uri);
                 let mut listed = template.clone();
                 listed.uri_template = free(own, server, taken);
+                apps::offer_in_meta(server, &mut listed.meta);
                 let route = Route { server: server.to_owned(), name: own.clone(), listed };
                 routes.templates.push(route);
             }
+            routes.extensions.add(server, catalog.declared);
         }
         routes
     }
@@ -143,6 +157,16 @@ impl Routes {
         if let Some(route) = self.resources.get(uri) {
             return Some((&route.server, &route.name));
         }
+        // A page is one server's own. Nobody can tell whose this is.
+        if apps::is_page(uri) {
+            return None;
+        }
+        // Skills need not be in the list.
+        if uri.starts_with(SKILL)
+            && let Owner::One(server) = self.extensions.owner(SKILLS_EXTENSION_ID)
+        {
+            return Some((server, uri));
+        }
         let template = self.templates.iter().find(|route| matches(&route.name, uri));
         template.map(|route| (route.server.as_str(), uri))
     }
@@ -156,9 +180,14 @@ impl Routes {
     /// The URI under which a server's resource is offered here.
     pub fn offered(&self, server: &str, uri: &str) -> String {
         match self.resource(uri) {
-            Some((owner, _)) if owner == server => uri.to_owned(),
+            Some((owner, _)) if owner == server && !apps::is_page(uri) => uri.to_owned(),
             _ => with_name(server, uri),
         }
+    }
+
+    /// What the servers declare beside their lists.
+    pub fn extensions(&self) -> &Extensions {
+        &self.extensions
     }
 
     /// What a server lists and can't be offered.
@@ -193,7 +222,7 @@ fn add_named<T: Named>(
                 format!("`{}` is taken by `{name}` of server `{server}`", taken.key())
             }
             Entry::Vacant(free) => {
-                let listed = item.renamed(free.key().clone());
+                let listed = item.offered(server, free.key().clone());
                 free.insert(Route { server: server.to_owned(), name: item.name().to_owned(), listed });
                 continue;
             }
@@ -204,16 +233,23 @@ fn add_named<T: Named>(
 
 /// The URI itself where nobody has it and it does not pose as one that names a server, or else one that does.
 fn free(uri: &str, server: &str, taken: impl Fn(&str) -> bool) -> String {
-    if uri.starts_with(NAMED) || taken(uri) { with_name(server, uri) } else { uri.to_owned() }
+    if apps::is_page(uri) || uri.starts_with(NAMED) || taken(uri) {
+        with_name(server, uri)
+    } else {
+        uri.to_owned()
+    }
 }
 
 fn with_name(server: &str, uri: &str) -> String {
+    if apps::is_page(uri) {
+        return apps::offered(server, uri);
+    }
     format!("{NAMED}{server}/{uri}")
 }
 
 /// The server that a URI names, and the URI there.
 fn named(uri: &str) -> Option<(&str, &str)> {
-    uri.strip_prefix(NAMED)?.split_once('/')
+    uri.strip_prefix(NAMED).or_else(|| uri.strip_prefix(apps::OFFERED))?.split_once('/')
 }
 
 /// Whether a URI can be made from a template (RFC 6570): its literal parts are there in their order, and whatever stands in
@@ -309,6 +345,28 @@ mod tests {
         }
         assert_eq!(routes.offered("a", "file:///x"), "file:///x");
         assert_eq!(routes.offered("b", "file:///x"), second);
+    }
+
+    #[test]
+    fn two_servers_keep_their_pages_apart() {
+        let page = "ui://widget/x.html";
+        let posing = "ui://mcp-fleet/a/ui://widget/x.html";
+        let routes = Routes::build([
+            ("a", resources(&[page], &["ui://widget/{name}"])),
+            ("b", resources(&[page, posing], &["{+anything}"])),
+        ]);
+        for server in ["a", "b"] {
+            let offered = format!("ui://mcp-fleet/{server}/{page}");
+            assert!(routes.resources().any(|resource| resource.uri == offered), "{offered}");
+            assert_eq!(routes.resource(&offered), Some((server, page)));
+            assert_eq!(routes.offered(server, page), offered);
+        }
+        let template = "ui://mcp-fleet/a/ui://widget/{name}";
+        assert_eq!(routes.template(template), Some(("a", "ui://widget/{name}")));
+        let nested = format!("ui://mcp-fleet/b/{posing}");
+        assert_eq!(routes.resource(&nested), Some(("b", posing)));
+        assert_eq!(routes.resource(page), None, "nobody can tell whose it is");
+        assert_eq!(routes.resources().count(), 3);
     }
 
     #[test]

@@ -47,7 +47,8 @@ struct Api {
 /// The routes. Where there are no jobs, those of jobs say so.
 pub(super) fn router(jobs: Option<Jobs>, config: &ServerConfig, stop: CancellationToken) -> Router {
     let topics = jobs.as_ref().map(|jobs| jobs.topics().clone()).unwrap_or_default();
-    let registry = config.registry.as_ref().map_or(DEFAULT_REGISTRY_TOPIC, |registry| registry.topic.as_str());
+    let registry =
+        config.registry.as_ref().map_or(DEFAULT_REGISTRY_TOPIC, |registry| registry.topic.as_str());
     let api = Api {
         // Streams must not keep a server that is told to stop from stopping.
         stop: jobs.as_ref().map_or(stop, Jobs::stopped),

@@ -2,6 +2,8 @@
 
 // `cfg(test)` tells clippy that helper functions are tests too.
 #[cfg(test)]
+mod apps;
+#[cfg(test)]
 mod check;
 #[cfg(test)]
 mod clients;

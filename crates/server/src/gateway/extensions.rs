@@ -1,0 +1,112 @@
+//! Requests of extensions of the protocol, which go to the hosted server that declares the extension.
+
+use fleet_job::size::clipped;
+use rmcp::{
+    RoleServer,
+    model::{
+        ClientRequest, CustomRequest, CustomResult, ErrorCode, ErrorData, SKILLS_EXTENSION_ID, ServerResult,
+    },
+    service::RequestContext,
+};
+use serde_json::{Value, json};
+
+use super::{Gateway, MAX_NAME, is_modern};
+use crate::{
+    call,
+    hosting::{apps, extensions::Owner},
+};
+
+/// Requests of the protocol in every revision. rmcp hands one whose parameters it can't read to the handler for unknown
+/// methods.
+const KNOWN_METHODS: [&str; 11] = [
+    "tools/list",
+    "tools/call",
+    "prompts/list",
+    "prompts/get",
+    "resources/list",
+    "resources/read",
+    "resources/templates/list",
+    "completion/complete",
+    "skills/list",
+    "skills/get",
+    "resources/directory/read",
+];
+/// Requests that revisions before 2026-07-28 have, and no later one.
+const OLD_METHODS: [&str; 5] =
+    ["initialize", "ping", "logging/setLevel", "resources/subscribe", "resources/unsubscribe"];
+/// Requests that revisions from 2026-07-28 on have.
+const NEW_METHODS: [&str; 5] =
+    ["server/discover", "subscriptions/listen", "tasks/get", "tasks/update", "tasks/cancel"];
+
+impl Gateway {
+    /// Answers a request of a method that rmcp does not know, or whose parameters it can't read.
+    pub(super) async fn custom(
+        &self,
+        request: CustomRequest,
+        context: RequestContext<RoleServer>,
+    ) -> Result<CustomResult, ErrorData> {
+        let of_revision = if is_modern(&context) { &NEW_METHODS[..] } else { &OLD_METHODS[..] };
+        let of_other = if is_modern(&context) { &OLD_METHODS[..] } else { &NEW_METHODS[..] };
+        let method = request.method.as_str();
+        if KNOWN_METHODS.contains(&method) || of_revision.contains(&method) {
+            return Err(ErrorData::invalid_params(format!("the parameters of {method} are not valid"), None));
+        }
+        if of_other.contains(&method) {
+            return Err(unknown_method(method, ""));
+        }
+
+        let routes = self.inner.fleet.routes();
+        let server = match routes.extensions().owner_of_method(method) {
+            Owner::One(server) => server.to_owned(),
+            Owner::Several(servers) => return Err(ambiguous(method, &servers)),
+            Owner::Nobody => {
+                return Err(unknown_method(method, ", and no hosted server declares its extension"));
+            }
+        };
+        drop(routes);
+
+        let mut params = request.params;
+        params.iter_mut().for_each(|params| apps::restore_in_value(&server, params));
+        let request = ClientRequest::CustomRequest(CustomRequest::new(request.method, params));
+        let result = call::forward(&self.inner.fleet, &server, request, &context).await?;
+        let mut result = serde_json::to_value(result)
+            .map_err(|error| ErrorData::internal_error(format!("server `{server}`: {error}"), None))?;
+        apps::offer_in_answer(&server, &mut result);
+        Ok(CustomResult::new(result))
+    }
+
+    /// Passes a request of the skills extension on to the server that has them.
+    pub(super) async fn skills(
+        &self,
+        request: ClientRequest,
+        context: &RequestContext<RoleServer>,
+    ) -> Result<(String, ServerResult), ErrorData> {
+        let routes = self.inner.fleet.routes();
+        let server = match routes.extensions().owner(SKILLS_EXTENSION_ID) {
+            Owner::One(server) => server.to_owned(),
+            Owner::Several(servers) => return Err(ambiguous(request.method(), &servers)),
+            Owner::Nobody => {
+                return Err(unknown_method(request.method(), ", and no hosted server has skills"));
+            }
+        };
+        drop(routes);
+
+        let result = call::forward(&self.inner.fleet, &server, request, context).await?;
+        Ok((server, result))
+    }
+}
+
+fn unknown_method(method: &str, why: &str) -> ErrorData {
+    let message = format!("unknown method `{}`{why}", clipped(method, MAX_NAME));
+    ErrorData::new(ErrorCode::METHOD_NOT_FOUND, message, None)
+}
+
+fn ambiguous(method: &str, servers: &[&str]) -> ErrorData {
+    let method = clipped(method, MAX_NAME);
+    let message = format!(
+        "method `{method}` is not passed on: it can't be told which of these servers is meant: {}",
+        servers.join(", ")
+    );
+    let data: Value = json!({ "reason": "ambiguous-extension", "method": method, "servers": servers });
+    ErrorData::new(ErrorCode::METHOD_NOT_FOUND, message, Some(data))
+}

@@ -1,0 +1,194 @@
+//! What hosted servers declare beside the protocol's core, and which of them a request of an extension is for.
+//!
+//! The front end passes on what one server declares. What two of them declare it can't: a request names no server. The
+//! pages of apps are the exception, since their URIs do.
+
+use std::collections::BTreeMap;
+
+use rmcp::model::{JsonObject, SKILLS_EXTENSION_ID, ServerCapabilities, TASKS_EXTENSION_ID};
+
+/// The extension of MCP Apps.
+pub(crate) const APPS_EXTENSION_ID: &str = "io.modelcontextprotocol/ui";
+
+/// Settings by the name of an extension.
+type Settings = BTreeMap<String, JsonObject>;
+
+/// What one server declares.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Declared {
+    extensions: Settings,
+    experimental: Settings,
+}
+
+impl Declared {
+    /// What stands in these capabilities. Tasks are not passed on: the front end makes its own.
+    pub(super) fn of(capabilities: &ServerCapabilities) -> Self {
+        let mut extensions = capabilities.extensions.clone().unwrap_or_default();
+        extensions.remove(TASKS_EXTENSION_ID);
+        Self { extensions, experimental: capabilities.experimental.clone().unwrap_or_default() }
+    }
+}
+
+/// What all hosted servers declare.
+#[derive(Debug, Default)]
+pub struct Extensions {
+    extensions: Claims,
+    experimental: Claims,
+}
+
+/// Who declares an extension, with which settings.
+type Claims = BTreeMap<String, Vec<(String, JsonObject)>>;
+
+/// Who a request of an extension is for.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Owner<'a> {
+    /// The only server that can be meant.
+    One(&'a str),
+    /// Any of these.
+    Several(Vec<&'a str>),
+    /// No server that is hosted.
+    Nobody,
+}
+
+impl Extensions {
+    pub(super) fn add(&mut self, server: &str, declared: Declared) {
+        let Declared { extensions, experimental } = declared;
+        for (claims, settings) in [(&mut self.extensions, extensions), (&mut self.experimental, experimental)]
+        {
+            for (name, settings) in settings {
+                claims.entry(name).or_default().push((server.to_owned(), settings));
+            }
+        }
+    }
+
+    /// Adds what can be passed on to the front end's own capabilities.
+    pub fn put_into(&self, capabilities: &mut ServerCapabilities) {
+        let targets = [
+            (&self.extensions, &mut capabilities.extensions),
+            (&self.experimental, &mut capabilities.experimental),
+        ];
+        for (claims, target) in targets {
+            for (name, settings) in claims.iter().filter_map(passed_on) {
+                target.get_or_insert_default().entry(name.clone()).or_insert_with(|| settings.clone());
+            }
+        }
+    }
+
+    /// Who declares this extension.
+    pub fn owner(&self, extension: &str) -> Owner<'_> {
+        owner(self.extensions.get(extension).into_iter().flatten())
+    }
+
+    /// Who a method is for that is none of the core protocol: `name/…` and `vendor/name/…` for `vendor/name`. A method
+    /// that resembles no extension is for whoever declares one whose methods are not known here.
+    pub fn owner_of_method(&self, method: &str) -> Owner<'_> {
+        let all = || self.extensions.iter().chain(&self.experimental);
+        let by_name = owner(all().filter(|(name, _)| is_of(method, name)).flat_map(|(_, claims)| claims));
+        if by_name != Owner::Nobody {
+            return by_name;
+        }
+
+        let is_unknown = |name: &str| name != APPS_EXTENSION_ID && name != SKILLS_EXTENSION_ID;
+        owner(all().filter(|(name, _)| is_unknown(name)).flat_map(|(_, claims)| claims))
+    }
+}
+
+/// The settings with which an extension is passed on, if it is.
+fn passed_on<'a>(
+    (name, claims): (&'a String, &'a Vec<(String, JsonObject)>),
+) -> Option<(&'a String, &'a JsonObject)> {
+    match claims.as_slice() {
+        [(_, settings)] => Some((name, settings)),
+        [(_, settings), ..] if name == APPS_EXTENSION_ID => Some((name, settings)),
+        _ => None,
+    }
+}
+
+fn owner<'a>(claims: impl Iterator<Item = &'a (String, JsonObject)>) -> Owner<'a> {
+    let mut servers: Vec<_> = claims.map(|(server, _)| server.as_str()).collect();
+    servers.sort_unstable();
+    servers.dedup();
+    match servers.as_slice() {
+        [] => Owner::Nobody,
+        [server] => Owner::One(server),
+        _ => Owner::Several(servers),
+    }
+}
+
+/// Whether the name of a method is one of an extension's.
+fn is_of(method: &str, extension: &str) -> bool {
+    let short = extension.rsplit('/').next().unwrap_or(extension);
+    [extension, short]
+        .iter()
+        .any(|name| method.strip_prefix(name).is_some_and(|rest| rest.is_empty() || rest.starts_with('/')))
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn declared(capabilities: Value) -> Declared {
+        Declared::of(&serde_json::from_value(capabilities).unwrap())
+    }
+
+    fn of(servers: &[(&str, Value)]) -> Extensions {
+        let mut extensions = Extensions::default();
+        servers.iter().for_each(|(server, capabilities)| {
+            extensions.add(server, declared(capabilities.clone()));
+        });
+        extensions
+    }
+
+    fn offered(extensions: &Extensions) -> Value {
+        let mut capabilities = ServerCapabilities::default();
+        extensions.put_into(&mut capabilities);
+        json!(capabilities)
+    }
+
+    #[test]
+    fn what_one_server_declares_is_passed_on() {
+        let skills = json!({"extensions": {SKILLS_EXTENSION_ID: {"directoryRead": true}}});
+        let apps =
+            json!({"extensions": {APPS_EXTENSION_ID: {}, TASKS_EXTENSION_ID: {}}, "experimental": {"x": {}}});
+        let one = of(&[("a", skills.clone()), ("b", apps.clone()), ("c", json!({"tools": {}}))]);
+        assert_eq!(
+            offered(&one),
+            json!({
+                "extensions": {SKILLS_EXTENSION_ID: {"directoryRead": true}, APPS_EXTENSION_ID: {}},
+                "experimental": {"x": {}},
+            })
+        );
+        assert_eq!(one.owner(SKILLS_EXTENSION_ID), Owner::One("a"));
+
+        let two = of(&[("a", skills.clone()), ("b", skills), ("c", apps.clone()), ("d", apps)]);
+        assert_eq!(
+            offered(&two),
+            json!({"extensions": {APPS_EXTENSION_ID: {}}}),
+            "only pages name their server"
+        );
+        assert_eq!(two.owner(SKILLS_EXTENSION_ID), Owner::Several(vec!["a", "b"]));
+    }
+
+    #[test]
+    fn a_method_is_for_the_server_that_declares_its_extension() {
+        let palette = json!({"extensions": {"com.example/palette": {}}});
+        let clock = json!({"experimental": {"clock": {}}});
+        let apps = json!({"extensions": {APPS_EXTENSION_ID: {}}});
+        let servers = of(&[("a", palette.clone()), ("b", clock), ("c", apps.clone())]);
+        for method in ["palette/mix", "com.example/palette/mix", "palette"] {
+            assert_eq!(servers.owner_of_method(method), Owner::One("a"), "{method}");
+        }
+        assert_eq!(servers.owner_of_method("clock/now"), Owner::One("b"));
+        assert_eq!(servers.owner_of_method("palettes/mix"), Owner::Several(vec!["a", "b"]));
+
+        assert_eq!(
+            of(&[("a", palette.clone()), ("c", apps.clone())]).owner_of_method("mix"),
+            Owner::One("a")
+        );
+        assert_eq!(of(&[("c", apps)]).owner_of_method("mix"), Owner::Nobody);
+        let both = of(&[("a", palette.clone()), ("b", palette)]);
+        assert_eq!(both.owner_of_method("palette/mix"), Owner::Several(vec!["a", "b"]));
+    }
+}

@@ -1,0 +1,146 @@
+//! Two hosted servers with pages of one URI, and with extensions of the protocol: each gets what is its own.
+
+use std::path::Path;
+
+use serde_json::{Value, json};
+
+use crate::common::{Server, script};
+
+const PAGE: &str = "ui://widget/x.html";
+const TEMPLATE: &str = "ui://widget/{name}";
+
+/// A scripted server of the older protocol that declares these capabilities and has one answer to each of these methods. It
+/// writes down what it is asked, in a file beside it.
+fn scripted(dir: &Path, name: &str, capabilities: &Value, answers: &[(&str, Value)]) -> String {
+    let initialized = json!({
+        "protocolVersion": "2025-06-18",
+        "capabilities": capabilities,
+        "serverInfo": {"name": name, "version": "1"},
+    });
+    let answers = answers.iter().cloned().chain([("initialize", initialized)]);
+    let cases: String = answers
+        .map(|(method, result)| format!("    *'\"{method}\"'*) answer '\"result\":{result}' ;;\n"))
+        .collect();
+    let body = format!(
+        r#"answer() {{ printf '{{"jsonrpc":"2.0","id":%s,%s}}\n' "$id" "$1"; }}
+while read -r line; do
+  printf '%s\n' "$line" >> "$0.asked"
+  id=$(printf '%s' "$line" | sed -n 's/.*"id":\([0-9]*\).*/\1/p')
+  case "$line" in
+{cases}    *'"id":'*) answer '"error":{{"code":-32601,"message":"no"}}' ;;
+  esac
+done"#
+    );
+    script(dir, name, &body)
+}
+
+/// A server with a page, a tool that shows it, and results that name it.
+fn with_page(dir: &Path, name: &str) -> String {
+    let capabilities = json!({"tools": {}, "resources": {}});
+    let ui = json!({"ui": {"resourceUri": PAGE}, "io.mcp-fleet/repeated": true});
+    let tool = json!({"name": "show", "inputSchema": {"type": "object"}, "_meta": ui});
+    let link = json!({"type": "resource_link", "uri": PAGE, "name": "x"});
+    let called = json!({"content": [link], "structuredContent": {"page": PAGE}, "_meta": ui});
+    let contents = json!([{"uri": PAGE, "mimeType": "text/html;profile=mcp-app", "text": name}]);
+    scripted(
+        dir,
+        name,
+        &capabilities,
+        &[
+            ("tools/list", json!({"tools": [tool]})),
+            ("tools/call", called),
+            ("resources/list", json!({"resources": [{"uri": PAGE, "name": "x"}]})),
+            (
+                "resources/templates/list",
+                json!({"resourceTemplates": [{"uriTemplate": TEMPLATE, "name": "t"}]}),
+            ),
+            ("resources/read", json!({ "contents": contents })),
+        ],
+    )
+}
+
+async fn host(dir: &Path, names: &[&str], make: impl Fn(&Path, &str) -> String) -> Server {
+    let programs: Vec<_> = names.iter().map(|name| make(dir, name)).collect();
+    let args: Vec<_> = programs.iter().flat_map(|program| ["--allow-command", program.as_str()]).collect();
+    let server = Server::start(&args).await;
+    for (name, program) in names.iter().zip(&programs) {
+        server.initialize(name, json!({ "command": program })).await;
+    }
+    server
+}
+
+#[tokio::test]
+async fn a_tool_shows_the_page_of_its_own_server() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = host(dir.path(), &["a", "b"], with_page).await;
+    let listed =
+        async |method: &str, list: &str| server.request(method, json!({})).await["result"][list].clone();
+    let (tools, resources, templates) = (
+        listed("tools/list", "tools").await,
+        listed("resources/list", "resources").await,
+        listed("resources/templates/list", "resourceTemplates").await,
+    );
+    for name in ["a", "b"] {
+        let offered = format!("ui://mcp-fleet/{name}/{PAGE}");
+        let has = |list: &Value, pointer: &str, value: &str| {
+            list.as_array().unwrap().iter().any(|item| item.pointer(pointer) == Some(&json!(value)))
+        };
+        assert!(has(&resources, "/uri", &offered), "{resources}");
+        assert!(has(&templates, "/uriTemplate", &format!("ui://mcp-fleet/{name}/{TEMPLATE}")), "{templates}");
+        let tool = tools.as_array().unwrap().iter().find(|tool| tool["name"] == format!("{name}__show"));
+        assert_eq!(tool.unwrap()["_meta"], json!({"ui": {"resourceUri": offered}}));
+
+        let read = server.request("resources/read", json!({ "uri": offered })).await;
+        let contents = &read["result"]["contents"][0];
+        assert_eq!((&contents["text"], &contents["uri"]), (&json!(name), &json!(offered)), "{read}");
+
+        let arguments = json!({ "page": offered });
+        let call = json!({"name": format!("{name}__show"), "arguments": arguments});
+        let called = server.request("tools/call", call).await["result"].clone();
+        assert_eq!(called["content"][0]["uri"], offered, "{called}");
+        assert_eq!(called["structuredContent"]["page"], offered, "{called}");
+        assert_eq!(called["_meta"], json!({"ui": {"resourceUri": offered}}), "{called}");
+
+        let asked = std::fs::read_to_string(dir.path().join(format!("{name}.asked"))).unwrap();
+        assert!(asked.contains(&format!(r#""arguments":{{"page":"{PAGE}"}}"#)), "{asked}");
+        assert!(!asked.contains("ui://mcp-fleet/"), "{asked}");
+    }
+    let nobodys = server.request("resources/read", json!({ "uri": PAGE })).await;
+    assert_eq!(nobodys["error"]["data"]["uri"], PAGE, "{nobodys}");
+}
+
+#[tokio::test]
+async fn an_extension_is_passed_on_if_one_server_has_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let skills = json!({"io.modelcontextprotocol/skills": {}});
+    let palette = json!({"com.example/palette": {"colours": 3}});
+    let make = |dir: &Path, name: &str| {
+        let extensions = if name == "skilled" { &skills } else { &palette };
+        let capabilities = json!({"resources": {}, "extensions": extensions});
+        let answers =
+            [("skills/list", json!({"skills": []})), ("palette/mix", json!({"mixed": name, "page": PAGE}))];
+        scripted(dir, name, &capabilities, &answers)
+    };
+    let server = host(dir.path(), &["skilled", "one"], make).await;
+    let declared = async |server: &Server| {
+        let params = json!({"protocolVersion": "2025-06-18", "capabilities": {}, "clientInfo": {"name": "t", "version": "1"}});
+        server.request("initialize", params).await["result"]["capabilities"]["extensions"].clone()
+    };
+    let both = json!({"io.modelcontextprotocol/skills": {}, "com.example/palette": {"colours": 3}});
+    assert_eq!(declared(&server).await, both);
+
+    let page = format!("ui://mcp-fleet/one/{PAGE}");
+    let mixed = server.request("palette/mix", json!({"of": [1, 2], "page": page})).await;
+    assert_eq!(mixed["result"], json!({"mixed": "one", "page": page}), "{mixed}");
+    let asked = std::fs::read_to_string(dir.path().join("one.asked")).unwrap();
+    assert!(asked.contains(r#""of":[1,2]"#) && asked.contains(r#""page":"ui://widget/x.html""#), "{asked}");
+    assert_eq!(server.request("skills/list", json!({})).await["result"]["skills"], json!([]));
+
+    let two = host(dir.path(), &["one", "two"], make).await;
+    assert_eq!(declared(&two).await, Value::Null);
+    let mixed = two.request("palette/mix", json!({})).await;
+    assert_eq!(mixed["error"]["code"], -32601, "{mixed}");
+    assert_eq!(mixed["error"]["data"]["servers"], json!(["one", "two"]), "{mixed}");
+    let skills = two.request("skills/list", json!({})).await;
+    assert_eq!(skills["error"]["code"], -32601, "{skills}");
+}
