@@ -2,7 +2,8 @@
 //!
 //! Three spellings are read: the fleet's own JSON, CloudEvents in Kafka's structured mode (one JSON object that holds
 //! everything) and in its binary mode (attributes as `ce_` headers, the payload as the value); see the CloudEvents Kafka
-//! protocol binding 1.0.2, sections 3.2 and 3.3. All three become one [`WireEnvelope`] and pass one set of checks.
+//! protocol binding 1.0.2, sections 3.2 and 3.3. All three become one [`WireEnvelope`] and pass one set of checks. What
+//! serializers and connectors put around an envelope is taken off first (`wrapping`).
 
 use std::num::NonZeroU32;
 
@@ -21,6 +22,7 @@ use crate::{
     size::{clipped, json_bytes},
     topics,
     wire::WireEnvelope,
+    wrapping::{self, Opened, kind_of},
 };
 
 /// Why a record is not a job. The record itself stays with the caller, byte for byte.
@@ -45,8 +47,16 @@ impl std::error::Error for DecodeError {}
 /// # Errors
 /// A [`DecodeError`] of kind [`ErrorKind::TooLarge`] when the value exceeds `max_bytes`, [`ErrorKind::Undecodable`] when
 /// the bytes are not one JSON object, [`ErrorKind::InvalidEnvelope`] when a field is missing, of the wrong type or out
-/// of bounds.
+/// of bounds, or when there is no envelope in what the value is wrapped in.
 pub fn decode(record: &RawRecord, max_bytes: usize) -> Result<Envelope, DecodeError> {
+    decode_counted(record, max_bytes).map(|(envelope, _)| envelope)
+}
+
+/// As [`decode`], and tells how many bytes the value was unpacked to; 0 if it was not compressed.
+///
+/// # Errors
+/// As [`decode`].
+pub fn decode_counted(record: &RawRecord, max_bytes: usize) -> Result<(Envelope, usize), DecodeError> {
     let value = record.value.as_deref().ok_or_else(|| {
         anonymous(ErrorKind::Undecodable, "the record has no value: a job needs a JSON object".to_owned())
     })?;
@@ -60,16 +70,23 @@ pub fn decode(record: &RawRecord, max_bytes: usize) -> Result<Envelope, DecodeEr
             ),
         ));
     }
-    let object = match cloud_event_headers(record) {
-        Some(attributes) => binary_cloud_event(attributes, value)?,
-        None => match parse_object(value)? {
-            object if is_structured_cloud_event(record, &object) => structured_cloud_event(object)?,
-            object => object,
-        },
+
+    let opened = match cloud_event_headers(record) {
+        Some(attributes) => binary_cloud_event(attributes, value, max_bytes)?,
+        None => {
+            let is_declared = is_declared_cloud_event(record);
+            let opened = open(value, max_bytes, |object| is_declared || is_envelope(object))?;
+            match is_declared || looks_like_cloud_event(&opened.object) {
+                true => structured_cloud_event(opened, max_bytes)?,
+                false => opened,
+            }
+        }
     };
+    let object = opened.object;
     let job_id =
         object.get("jobID").and_then(Value::as_str).filter(|id| check_id(id).is_ok()).map(str::to_owned);
-    from_object(object).map_err(|error| DecodeError { error, job_id })
+    let envelope = from_object(object).map_err(|error| DecodeError { error, job_id })?;
+    Ok((envelope, opened.unpacked))
 }
 
 /// Reads one envelope from JSON text, as `mcp-fleet submit` does before it sends anything.
@@ -77,8 +94,11 @@ pub fn decode(record: &RawRecord, max_bytes: usize) -> Result<Envelope, DecodeEr
 /// # Errors
 /// As [`decode`], without the size limit.
 pub fn from_json(text: &[u8]) -> Result<Envelope, DecodeError> {
-    let object = parse_object(text)?;
-    let object = if looks_like_cloud_event(&object) { structured_cloud_event(object)? } else { object };
+    let opened = open(text, usize::MAX, is_envelope)?;
+    let object = match looks_like_cloud_event(&opened.object) {
+        true => structured_cloud_event(opened, usize::MAX)?.object,
+        false => opened.object,
+    };
     let job_id = object.get("jobID").and_then(Value::as_str).map(str::to_owned);
     from_object(object).map_err(|error| DecodeError { error, job_id })
 }
@@ -95,28 +115,17 @@ fn anonymous(kind: ErrorKind, message: String) -> DecodeError {
     DecodeError { error: JobError::new(kind, message), job_id: None }
 }
 
-fn parse_object(bytes: &[u8]) -> Result<Map<String, Value>, DecodeError> {
-    match serde_json::from_slice(bytes) {
-        Ok(Value::Object(object)) => Ok(object),
-        Ok(other) => Err(anonymous(
-            ErrorKind::Undecodable,
-            format!("the record's value is a JSON {}; a job is an object", kind_of(&other)),
-        )),
-        Err(source) => {
-            Err(anonymous(ErrorKind::Undecodable, format!("the record's value is not JSON: {source}")))
-        }
-    }
+fn open(
+    value: &[u8],
+    limit: usize,
+    is_wanted: impl Fn(&Map<String, Value>) -> bool,
+) -> Result<Opened, DecodeError> {
+    wrapping::open(value, limit, is_wanted).map_err(|error| DecodeError { error, job_id: None })
 }
 
-fn kind_of(value: &Value) -> &'static str {
-    match value {
-        Value::Null => "null",
-        Value::Bool(_) => "boolean",
-        Value::Number(_) => "number",
-        Value::String(_) => "string",
-        Value::Array(_) => "array",
-        Value::Object(_) => "object",
-    }
+/// Whether an object is meant as an envelope, however good a one it is.
+fn is_envelope(object: &Map<String, Value>) -> bool {
+    object.contains_key("jobID") || object.contains_key("jobType") || looks_like_cloud_event(object)
 }
 
 // --- CloudEvents -----------------------------------------------------------------------------------------------------
@@ -154,23 +163,24 @@ fn cloud_event_headers(record: &RawRecord) -> Option<Map<String, Value>> {
 fn binary_cloud_event(
     attributes: Map<String, Value>,
     value: &[u8],
-) -> Result<Map<String, Value>, DecodeError> {
-    let payload = Value::Object(parse_object(value)?);
-    Ok(from_attributes(attributes, Some(payload)))
+    max_bytes: usize,
+) -> Result<Opened, DecodeError> {
+    let opened = open(value, max_bytes, |_| true)?;
+    let payload = Value::Object(opened.object);
+    Ok(Opened { object: from_attributes(attributes, Some(payload)), ..opened })
 }
 
-fn is_structured_cloud_event(record: &RawRecord, object: &Map<String, Value>) -> bool {
-    let declared = record
-        .header("content-type")
-        .is_some_and(|value| value.trim_start().to_ascii_lowercase().starts_with(CE_STRUCTURED));
-    declared || looks_like_cloud_event(object)
+fn is_declared_cloud_event(record: &RawRecord) -> bool {
+    let content_type = record.header("content-type");
+    content_type.is_some_and(|value| value.trim_start().to_ascii_lowercase().starts_with(CE_STRUCTURED))
 }
 
 fn looks_like_cloud_event(object: &Map<String, Value>) -> bool {
     object.contains_key("specversion") && !object.contains_key("jobID")
 }
 
-fn structured_cloud_event(mut object: Map<String, Value>) -> Result<Map<String, Value>, DecodeError> {
+fn structured_cloud_event(opened: Opened, limit: usize) -> Result<Opened, DecodeError> {
+    let Opened { mut object, mut unpacked } = opened;
     let data = match (object.remove("data"), object.remove("data_base64")) {
         (Some(data), _) => Some(data),
         (None, Some(Value::String(text))) => {
@@ -180,11 +190,13 @@ fn structured_cloud_event(mut object: Map<String, Value>) -> Result<Map<String, 
                     format!("the CloudEvent's data_base64 is not base64: {source}"),
                 )
             })?;
-            Some(Value::Object(parse_object(&bytes)?))
+            let data = open(&bytes, limit, |_| true)?;
+            unpacked += data.unpacked;
+            Some(Value::Object(data.object))
         }
         (None, _) => None,
     };
-    Ok(from_attributes(object, data))
+    Ok(Opened { object: from_attributes(object, data), unpacked })
 }
 
 /// One envelope object from a CloudEvent's attributes and data. Attributes that the envelope has no field for are kept
@@ -252,6 +264,13 @@ fn typed<T: DeserializeOwned>(value: Value, prefix: &str) -> Result<T, JobError>
 }
 
 fn from_object(mut object: Map<String, Value>) -> Result<Envelope, JobError> {
+    if !is_envelope(&object)
+        && let Some(member) = wrapping::holder(&object, is_envelope)
+    {
+        return Err(invalid(format!(
+            "`jobID` is missing; there is a job envelope in `{member}`: write that as the record's value"
+        )));
+    }
     // Fields that are not known are kept, for which serde copies the whole object, so what can be large is taken out.
     let payload = object.shift_remove("payload").unwrap_or_default();
     // Null stands for absent in every optional field; the typed read below does not know that for the required ones.
@@ -332,8 +351,7 @@ fn work(job_type: &str, payload: Value) -> Result<Work, JobError> {
         invalid(format!("`jobType`: `{job_type}` is unknown; known are {known}"))
     })?;
     let payload = match payload {
-        Value::String(text) => serde_json::from_str(&text)
-            .map_err(|source| invalid(format!("`payload` is a string and not JSON in it: {source}")))?,
+        Value::String(text) => payload_in(&text)?,
         Value::Null => return Err(invalid(format!("`payload` is missing: a {job_type} job needs one"))),
         other => other,
     };
@@ -357,6 +375,18 @@ fn work(job_type: &str, payload: Value) -> Result<Work, JobError> {
             batch.calls = calls.map(|(call, arguments)| with_arguments(call, arguments)).collect();
             Ok(Work::ToolBatch(batch))
         }
+    }
+}
+
+/// The payload in a string; producers that encode it twice have another string in it.
+fn payload_in(text: &str) -> Result<Value, JobError> {
+    let read = |text: &str| {
+        serde_json::from_str(text)
+            .map_err(|source| invalid(format!("`payload` is a string and not JSON in it: {source}")))
+    };
+    match read(text)? {
+        Value::String(inner) => read(&inner),
+        other => Ok(other),
     }
 }
 

@@ -20,3 +20,4 @@ pub mod tool_name;
 pub mod topics;
 pub mod trace;
 pub mod wire;
+mod wrapping;

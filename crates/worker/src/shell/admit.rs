@@ -30,7 +30,7 @@ impl Shell {
         };
         let bytes = record.size();
         let delayed = Delayed::take(&mut record);
-        let (held, admission) = match partition.topic {
+        let (held, admission, unpacked) = match partition.topic {
             DELAYED => self.relay(token, record, delayed),
             _ => self.admit(token, record, delayed),
         };
@@ -48,11 +48,11 @@ impl Shell {
             None => self.unless_cancelled(&mut held, admission),
         };
         self.jobs.insert(token, held);
-        self.feed(Input::Record { partition, offset, bytes, admission });
+        self.feed(Input::Record { partition, offset, bytes: bytes + unpacked, admission });
     }
 
     /// A record of the delayed topic, which is only passed on. One that says nothing of itself goes on at once.
-    fn relay(&self, token: Token, record: RawRecord, delayed: Option<Delayed>) -> (Held, Admission) {
+    fn relay(&self, token: Token, record: RawRecord, delayed: Option<Delayed>) -> (Held, Admission, usize) {
         let now = self.clock.now();
         let wait = self.reporter.tiers.map_or(Duration::ZERO, |tiers| tiers.wait_of(token.partition.number));
         let recalled = delayed.as_ref().is_some_and(|delayed| self.is_recalled(&record, delayed));
@@ -70,11 +70,16 @@ impl Shell {
             &name,
             record.timestamp,
         );
-        (Held { delayed, recalled, ..Held::new(record, identity, name) }, admission)
+        (Held { delayed, recalled, ..Held::new(record, identity, name) }, admission, 0)
     }
 
-    /// Reads the record, and says what the engine has to know of it.
-    fn admit(&self, token: Token, mut record: RawRecord, delayed: Option<Delayed>) -> (Held, Admission) {
+    /// Reads the record, and says what the engine has to know of it, and how many bytes it was unpacked to.
+    fn admit(
+        &self,
+        token: Token,
+        mut record: RawRecord,
+        delayed: Option<Delayed>,
+    ) -> (Held, Admission, usize) {
         let written = record.timestamp;
         // A job that comes back from the delayed topic goes by the place where it first stood.
         let delayed = delayed.filter(|delayed| delayed.topic == record.position.topic);
@@ -83,12 +88,12 @@ impl Shell {
             record.timestamp = delayed.timestamp;
         }
         let limit = usize::try_from(self.args.max_job_bytes).unwrap_or(usize::MAX);
-        let decoded = decode::decode(&record, limit).map_err(|error| (error.error, error.job_id)).and_then(
-            |envelope| match self.forbidden(&envelope) {
-                Some(error) => Err((error, Some(envelope.job_id))),
-                None => Ok(envelope),
-            },
-        );
+        let decoded = decode::decode_counted(&record, limit).map_err(|error| (error.error, error.job_id));
+        let unpacked = decoded.as_ref().map_or(0, |(_, unpacked)| *unpacked);
+        let decoded = decoded.and_then(|(envelope, _)| match self.forbidden(&envelope) {
+            Some(error) => Err((error, Some(envelope.job_id))),
+            None => Ok(envelope),
+        });
         let job_id = match &decoded {
             Ok(envelope) => envelope.job_id.clone(),
             Err((_, job_id)) => job_id.clone().unwrap_or_else(|| unnamed(&record)),
@@ -129,7 +134,7 @@ impl Shell {
         };
         held.due = delayed.as_ref().map(|delayed| delayed.until);
         held.first_error = delayed.and_then(|delayed| delayed.first_error);
-        (held, admission)
+        (held, admission, unpacked)
     }
 
     fn log_name(&self, partition: Partition) -> LogName {
