@@ -179,6 +179,23 @@ pub fn produce(brokers: &str, topic: &str, records: Vec<Outgoing>) -> Vec<Record
         .collect()
 }
 
+/// Writes values to one partition in a transaction, and commits or aborts that.
+pub fn produce_transaction(brokers: &str, topic: &str, partition: i32, values: &[String], commits: bool) {
+    let id = format!("{topic}-transactions");
+    let producer: BaseProducer =
+        config(brokers).set("transactional.id", id).create().expect("a transactional producer");
+    producer.init_transactions(TIMEOUT).expect("transactions");
+    producer.begin_transaction().expect("a transaction");
+    for value in values {
+        let record = BaseRecord::<(), str>::to(topic).partition(partition).payload(value);
+        producer.send(record).map_err(|(error, _)| error).expect("room in the queue");
+    }
+    producer.flush(wait::LONG).expect("every record acknowledged");
+    let ended =
+        if commits { producer.commit_transaction(TIMEOUT) } else { producer.abort_transaction(TIMEOUT) };
+    ended.expect("the end of a transaction");
+}
+
 /// Everything that is on the topic now, by partition and offset.
 pub fn read(brokers: &str, topic: &str) -> Vec<Record> {
     let consumer: BaseConsumer = config(brokers)

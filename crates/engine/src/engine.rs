@@ -177,6 +177,7 @@ impl Engine {
                 self.record(now, partition, offset, bytes, admission);
             }
             Input::Holds(token, bytes) => self.holds(token, bytes),
+            Input::End(partition, offset) => self.end_of_log(now, partition, offset),
             Input::Finished(token, attempt) => self.finished(now, token, attempt),
             Input::Written(token) => self.written(now, token),
             Input::NotDeferred(token) => self.not_deferred(now, token),

@@ -209,6 +209,19 @@ impl PartitionState {
         Delivery::New(attempts)
     }
 
+    /// Takes note that nothing below `end` will be delivered any more; whether that is news.
+    pub(crate) fn pass_hole(&mut self, end: i64) -> bool {
+        if self.next.is_some_and(|next| next >= end) {
+            return false;
+        }
+        self.next = Some(end);
+        if end >= self.restored.end {
+            self.forget_restored();
+        }
+        self.dirty = true;
+        true
+    }
+
     /// Forgets what the last owner knew.
     pub(crate) fn forget_restored(&mut self) {
         self.restored = Progress::none(self.next.unwrap_or_default());

@@ -201,6 +201,9 @@ pub enum Input<'a> {
     },
     /// A job has come to hold so many bytes, its record among them.
     Holds(Token, usize),
+    /// Everything of a partition's log below this offset has been delivered, as far as there is anything. The log may end in
+    /// transaction markers, or in offsets whose records were compacted or have expired.
+    End(Partition, i64),
     /// An attempt that [`Command::Start`] began has ended.
     Finished(Token, Attempt),
     /// What [`Command::Settle`] asked for has been acknowledged by the broker.

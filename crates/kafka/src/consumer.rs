@@ -18,10 +18,12 @@
 
 mod commits;
 mod context;
+mod ends;
 mod identity;
 mod member;
 mod membership;
 mod poll;
+mod unreadable;
 mod wakeup;
 mod watch;
 
@@ -42,6 +44,7 @@ use crate::{error::KafkaError, settings::Settings};
 pub use identity::LogIdentity;
 use member::{Channel, Member};
 pub use membership::GroupContact;
+pub use unreadable::Stuck;
 
 /// librdkafka's own default of `max.poll.interval.ms`.
 const MAX_POLL_INTERVAL: &str = "300000";
@@ -118,6 +121,8 @@ pub enum Event {
     Assigned(Vec<Assigned>),
     /// A record was read.
     Record(Partition, RawRecord),
+    /// All that there is of a partition below this offset has been read.
+    End(Partition, i64),
     /// The group wants partitions back. The poll thread waits for the commits, until the deadline.
     Revoking(Vec<Partition>, Instant, mpsc::SyncSender<Vec<FinalCommit>>),
     /// These partitions have another log than before: their topic was made again, or a log has lost its end. The poll thread
@@ -131,6 +136,8 @@ pub enum Event {
     Lag(Vec<(Partition, i64)>),
     /// What is in reach of the member that follows the topic of this number, every few seconds.
     Reach(u16, Reach),
+    /// Partitions of the topic of this number can't be read on, or can again. The others go on.
+    Unreadable(u16, Stuck),
     /// The consumer can't go on.
     Failed(KafkaError),
 }

@@ -117,6 +117,14 @@ pub const LAG: Metric = metric(
 /// Partitions.
 pub const PARTITIONS: Metric =
     metric("fleet_partitions_assigned", Kind::Gauge, Unit::Count, &[], "Partitions that this worker reads.");
+/// Partitions that can't be read on.
+pub const UNREADABLE: Metric = metric(
+    "fleet_partitions_unreadable",
+    Kind::Gauge,
+    Unit::Count,
+    &["topic"],
+    "Assigned partitions of the jobs or delayed topic that can't be read on: the broker hands out a batch that can't be decoded, or none. The others go on.",
+);
 /// Rebalances.
 pub const REBALANCES: Metric = metric(
     "fleet_rebalances_total",
@@ -178,6 +186,7 @@ pub const TABLE: &[Metric] = &[
     BUFFERED_BYTES,
     LAG,
     PARTITIONS,
+    UNREADABLE,
     REBALANCES,
     BREAKER,
     COMMITS,

@@ -17,6 +17,8 @@ pub(crate) enum Obstacle {
     NoServer,
     /// Kafka does not take the ends of jobs.
     WritesFail,
+    /// Partitions can't be read on.
+    Unreadable,
 }
 
 /// All that keeps a worker from being ready now, each with a sentence for people.

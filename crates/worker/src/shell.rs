@@ -255,6 +255,7 @@ impl Shell {
                 assigned.into_iter().for_each(|one| self.assigned(one));
             }
             Event::Record(partition, record) => self.record(partition, record),
+            Event::End(partition, offset) => self.feed(Input::End(partition, offset)),
             Event::Revoking(partitions, deadline, reply) => {
                 counter!(names::REBALANCES.name, "kind" => "revoked").increment(1);
                 self.feed(Input::Draining(&partitions));
@@ -289,6 +290,7 @@ impl Shell {
                 }
             }
             Event::Reach(topic, reach) => self.reaches(topic, reach),
+            Event::Unreadable(topic, stuck) => self.unreadable(topic, stuck),
             Event::Failed(error) => return Err(error),
         }
         Ok(())

@@ -25,6 +25,15 @@ impl Engine {
         self.commits.insert((due, partition));
     }
 
+    /// The frontier passes what was never delivered, up to `offset`.
+    pub(super) fn end_of_log(&mut self, now: Timestamp, partition: Partition, offset: i64) {
+        // What was delivered while the partition leaves has been left to its next owner.
+        let state = self.partitions.get_mut(&partition).filter(|state| !state.draining);
+        if state.is_some_and(|state| state.pass_hole(offset)) {
+            self.schedule_commit(now, partition, self.config.commit_interval);
+        }
+    }
+
     pub(super) fn commit(&mut self, now: Timestamp, partition: Partition) {
         let Some(state) = self.partitions.get_mut(&partition) else { return };
         state.commit_due = None;

@@ -465,3 +465,35 @@ fn the_end_of_a_job_that_comes_again_is_written_again_and_then_committed() {
     });
     assert_eq!(commit, Some(1), "{commands:?}");
 }
+
+/// The frontier goes to the end of a log that ends in markers or in a hole, but not past an open job, and never back.
+#[test]
+fn the_frontier_goes_to_the_end_of_the_log() {
+    let committed = |commands: &[Command]| {
+        commands.iter().rev().find_map(|command| match command {
+            Command::Commit(commit) => Some(commit.offset),
+            _ => None,
+        })
+    };
+    let mut story = Story::from_start(Config::default());
+    let accepted = Input::Committed { partition: P, generation: 1, ok: true };
+
+    // Nothing but markers.
+    assert_eq!(committed(&story.feed(Input::End(P, 2))), Some(2));
+    story.feed(accepted);
+    story.record(2, SPEC);
+    assert_eq!(committed(&story.wait(5_000)), None, "the job is open");
+    assert_eq!(committed(&story.feed(Input::End(P, 5))), Some(2), "the job is open");
+    story.feed(Input::Committed { partition: P, generation: 1, ok: true });
+    story.wait(10_000);
+    assert_eq!(committed(&story.succeeds(2)), Some(5));
+    story.feed(Input::Committed { partition: P, generation: 1, ok: true });
+    story.feed(Input::End(P, 4));
+    assert_eq!(committed(&story.wait(20_000)), None, "what is old is no news");
+
+    // What comes while the partition leaves is not delivered to this engine.
+    story.feed(Input::Draining(&[P]));
+    story.record(5, SPEC);
+    story.feed(Input::End(P, 6));
+    assert_eq!(story.engine.release(&[P]), []);
+}

@@ -21,9 +21,11 @@ use rdkafka::{
 
 use super::{
     Assigned, Event, REPLY_MARGIN, Reach,
+    ends::Ends,
     identity::{Commits, LogIdentity},
     member::Channel,
     membership::Membership,
+    unreadable::Unreadable,
     wakeup::Wakeup,
 };
 
@@ -57,6 +59,12 @@ pub(super) struct Context {
     pub(super) has_read: AtomicBool,
     /// The last offset that was read of each partition under its assignment.
     last_read: Mutex<HashMap<Partition, i64>>,
+    /// Where the partitions end that were read to their end.
+    ends: Mutex<Ends>,
+    /// One of those is to be made sure of.
+    pub(super) has_doubtful_end: AtomicBool,
+    /// Which partitions can't be read on.
+    unreadable: Mutex<Unreadable>,
     /// Assignments so far.
     generations: AtomicU64,
     /// Held while commits are under way, so that none overtakes another, and none of a partition follows its last one.
@@ -85,6 +93,9 @@ impl Context {
             remade: AtomicBool::new(false),
             has_read: AtomicBool::new(false),
             last_read: Mutex::default(),
+            ends: Mutex::default(),
+            has_doubtful_end: AtomicBool::new(false),
+            unreadable: Mutex::default(),
             generations: AtomicU64::new(0),
             committing: Mutex::default(),
         }
@@ -105,8 +116,10 @@ impl Context {
     /// Begins an assignment of a partition.
     pub(super) fn own(&self, partition: Partition, committed: Option<(i64, String)>) -> u64 {
         let generation = self.generations.fetch_add(1, Ordering::Relaxed) + 1;
+        self.known_ends().begin(partition, committed.as_ref().map(|(offset, _)| *offset));
         self.membership.own(partition, generation, self.identity().name(), committed);
         self.last_read().remove(&partition);
+        self.unreadable().set_paused(partition, false);
         generation
     }
 
@@ -120,6 +133,28 @@ impl Context {
 
     fn last_read(&self) -> MutexGuard<'_, HashMap<Partition, i64>> {
         self.last_read.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn known_ends(&self) -> MutexGuard<'_, Ends> {
+        self.ends.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn unreadable(&self) -> MutexGuard<'_, Unreadable> {
+        self.unreadable.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Says which of our partitions can't be read on, if that has changed.
+    fn tell_unreadable(&self, statistics: &Statistics) {
+        let Some(topic) = statistics.topics.get(&self.topic) else { return };
+        let owned = self.membership.all_owned();
+        let samples = topic.partitions.values().filter_map(|sample| {
+            let partition = self.partition(&self.topic, sample.partition)?;
+            owned.contains(&partition).then_some((partition, sample))
+        });
+        let stuck = self.unreadable().sampled(samples);
+        if let Some(stuck) = stuck {
+            self.emit(Event::Unreadable(self.number, stuck));
+        }
     }
 
     /// Nothing of a partition has been read under its assignment.
@@ -335,13 +370,20 @@ impl ClientContext for Context {
         if !lag.is_empty() {
             self.emit(Event::Lag(lag));
         }
+        self.sample_ends(&statistics);
+        self.tell_unreadable(&statistics);
         let group = statistics.cgrp.is_some_and(|group| group.state == "up" && group.join_state == "steady");
         let broker = statistics.brokers.values().any(|broker| broker.state == "UP");
         self.emit(Event::Reach(self.number, Reach { broker, group }));
     }
 
     fn error(&self, error: Native, reason: &str) {
-        tracing::warn!(%error, reason, "Kafka");
+        match error.rdkafka_error_code() {
+            Some(RDKafkaErrorCode::PartitionEOF) => {}
+            // Comes again and again, and is told of once, with its partition.
+            Some(code) if Unreadable::is_cause(code) => tracing::debug!(%error, reason, "Kafka"),
+            _ => tracing::warn!(%error, reason, "Kafka"),
+        }
     }
 
     fn generate_oauth_token(&self, _: Option<&str>) -> Result<OAuthToken, Box<dyn std::error::Error>> {

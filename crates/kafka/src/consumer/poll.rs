@@ -52,6 +52,7 @@ impl PollThread {
         loop {
             context.membership.turned();
             let anew = context.begin_what_was_remade(&self.consumer);
+            context.make_sure_of_ends(&self.consumer);
             let is_drained = match anew.and_then(|()| self.poll()) {
                 Ok(is_drained) => is_drained,
                 Err(error) => return context.emit(Event::Failed(error)),
@@ -96,6 +97,7 @@ impl PollThread {
                     }
                     context.has_read.store(true, Ordering::Relaxed);
                     context.membership.delivered(partition, message.offset());
+                    context.known_ends().read(partition, message.offset());
                     let record = convert::to_record(&message);
                     context.channel.queued.fetch_add(weight(&record), Ordering::Relaxed);
                     context.emit(Event::Record(partition, record));
@@ -103,6 +105,11 @@ impl PollThread {
             }
             Some(Err(source @ Native::MessageConsumptionFatal(_))) => {
                 return Err(KafkaError::Request { what: "consuming", source });
+            }
+            Some(Err(Native::PartitionEOF(number))) => context.reached_end(number),
+            // The partition shows in the next statistics.
+            Some(Err(Native::MessageConsumption(code))) if context.unreadable().met(code) => {
+                tracing::debug!(%code, "a partition could not be read on");
             }
             // librdkafka mends everything else by itself and says so in its log.
             Some(Err(error)) => tracing::warn!(%error, "consuming goes on after an error"),
@@ -116,6 +123,10 @@ impl PollThread {
         let context = self.consumer.context();
         if !context.membership.owns(partition, generation) {
             return;
+        }
+        context.unreadable().set_paused(partition, paused);
+        if paused {
+            context.known_ends().paused(partition);
         }
         let list = context.positions([partition]);
         let result = if paused { self.consumer.pause(&list) } else { self.consumer.resume(&list) };

@@ -3,9 +3,11 @@
 use std::{sync::mpsc as std_mpsc, time::Instant};
 
 use fleet_engine::{FinalCommit, Input, Partition, log::Finding};
-use fleet_kafka::consumer::Assigned;
+use fleet_kafka::consumer::{Assigned, Stuck};
+use metrics::gauge;
 
-use super::{Shell, held::Revoke, topic_of};
+use super::{JOBS, Shell, TOPICS, held::Revoke, topic_of};
+use crate::{metrics as names, readiness::Obstacle};
 
 impl Shell {
     /// The group gave us a partition, or its log was replaced.
@@ -44,6 +46,37 @@ impl Shell {
         self.settled.forget(&partitions);
         self.feed(Input::Draining(&partitions));
         self.revokes.push(Revoke { partitions, deadline, reply });
+    }
+}
+
+impl Shell {
+    /// Partitions can't be read on, or can again. Their jobs wait, and nothing of what others do depends on them.
+    pub(super) fn unreadable(&mut self, number: u16, stuck: Stuck) {
+        let topic = TOPICS.get(usize::from(number)).copied().unwrap_or_default();
+        gauge!(names::UNREADABLE.name, "topic" => topic).set(stuck.partitions.len() as f64);
+        if number == JOBS {
+            self.clear_obstacle(Obstacle::Unreadable);
+        }
+        let Some((first, offset)) = stuck.partitions.first() else {
+            tracing::info!(topic, "all partitions can be read on again");
+            return;
+        };
+
+        for (partition, offset) in &stuck.partitions {
+            tracing::error!(
+                topic,
+                partition = partition.number,
+                offset,
+                why = stuck.why,
+                "the batch at this offset can't be read: the partition's jobs wait, other partitions go on"
+            );
+        }
+        if number == JOBS {
+            let (partition, why) = (first.number, &stuck.why);
+            let sentence =
+                format!("partition {partition} of the jobs topic can't be read on at offset {offset}: {why}");
+            self.set_obstacle(Obstacle::Unreadable, sentence);
+        }
     }
 }
 

@@ -193,7 +193,9 @@ impl World {
             return self.notice(number);
         }
         let log = &self.logs[number as usize];
-        let Some((offset, job)) = log.jobs.range(position..).next() else { return };
+        let Some((offset, job)) = log.jobs.range(position..).next() else {
+            return self.reach_end(worker, number);
+        };
         // Who has read of the cancel before the job came knows that it is not to be started.
         let cancelled = job.cancelled.is_some();
         let admission = match (job.relay, job.script) {
@@ -236,6 +238,17 @@ impl World {
             self.job(token).cancelled = Some(token.generation);
         }
         self.feed(worker, Input::Record { partition: partition(number), offset, bytes: 10, admission });
+    }
+
+    /// Everything has been delivered. The log may end in what is no record.
+    fn reach_end(&mut self, worker: usize, number: i32) {
+        let log = &mut self.logs[number as usize];
+        if self.rng.chance(20) {
+            log.next += self.rng.below(3) as i64;
+        }
+        let end = log.next;
+        self.workers[worker].position.insert(number, end);
+        self.feed(worker, Input::End(partition(number), end));
     }
 
     pub(super) fn finish(&mut self) {
