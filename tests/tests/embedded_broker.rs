@@ -75,6 +75,38 @@ fn an_api_that_is_not_served_is_refused() {
     assert!(broker.stop(TIMEOUT).success());
 }
 
+/// What is acknowledged can be read, whatever its codec, and one batch hides no other one.
+#[test]
+fn records_of_every_codec_are_served() {
+    let directory = scratch();
+    let (mut broker, brokers) = start_embedded(&directory, "127.0.0.1:0");
+    topics::create(&brokers, &[("codecs", 1)]);
+    let codecs = ["none", "gzip", "snappy", "lz4", "zstd"];
+    for codec in codecs {
+        let mut config = ClientConfig::new();
+        config.set("bootstrap.servers", &brokers).set("compression.type", codec).set("linger.ms", "50");
+        let producer: FutureProducer = config.create().expect("a producer");
+        // Compressible, or librdkafka would send it as it is.
+        let texts: Vec<_> = (0..3).map(|n| format!("{codec} {n} {}", "x".repeat(1000))).collect();
+        let sent = texts.iter().map(|text| {
+            let record = FutureRecord::<str, str>::to("codecs").payload(text);
+            producer.send(record, TIMEOUT)
+        });
+        for acknowledged in block_on(futures::future::join_all(sent)) {
+            acknowledged.expect("an acknowledgement");
+        }
+    }
+
+    let found = topics::read(&brokers, "codecs");
+    let texts: Vec<_> = found.iter().map(topics::Record::text).collect();
+    for codec in codecs {
+        let of_codec = texts.iter().filter(|text| text.starts_with(codec)).count();
+        assert_eq!(of_codec, 3, "{codec}: {} records in all", texts.len());
+    }
+    assert_still_there(&mut broker);
+    assert!(broker.stop(TIMEOUT).success());
+}
+
 fn assert_still_there(broker: &mut Process) {
     assert!(broker.is_running(), "{}", broker.log());
     assert!(!broker.log().contains("panicked"), "{}", broker.log());

@@ -2,13 +2,15 @@
 //!
 //! Storage, produce, fetch and topic administration are `tansu-broker`'s, on a SQLite file. What the evaluation
 //! (`docs/broker-evaluation.md`) found wanting is answered here, in front of it: consumer groups ([`groups`]), commit
-//! metadata ([`offsets`]), producers that raise their own epoch ([`producers`]) and waiting for records instead of
-//! polling for them ([`router`]).
+//! metadata ([`offsets`]), producers that raise their own epoch ([`producers`]), codecs that it can't serve
+//! ([`batches`]) and waiting for records instead of polling for them ([`router`]).
 //!
 //! This module and its children are the only code of the project that knows which broker is embedded, and nothing of
 //! it is linked into the production binaries. It is a broker for one machine: no replication, no authentication, no
 //! retention (nothing is ever deleted or compacted), and a file that survives `kill -9` but not necessarily a power cut.
 
+mod apart;
+mod batches;
 mod group;
 mod groups;
 mod offsets;

@@ -26,7 +26,7 @@ use tansu_sans_io::{
 use tansu_storage::{Storage as _, TopicId};
 use tokio::sync::Mutex;
 
-use super::storage::Storage;
+use super::{batches, storage::Storage};
 
 const FILE: &str = "producers.jsonl";
 /// Not a producer, or one without an epoch: the protocol's way to say it.
@@ -77,7 +77,10 @@ impl Producers {
             let mut admitted = Vec::new();
             for mut data in topic.partition_data.take().unwrap_or_default() {
                 let outcome = match partitions {
-                    Ok(count) if (0..count).contains(&data.index) => self.relabel(&mut data).await,
+                    Ok(count) if (0..count).contains(&data.index) => match check_batches(&mut data) {
+                        Ok(()) => self.relabel(&mut data).await,
+                        Err(error) => Err(error),
+                    },
                     Ok(_) => Err(ErrorCode::UnknownTopicOrPartition),
                     Err(error) => Err(error),
                 };
@@ -135,6 +138,11 @@ impl Producers {
         labels.write(&line).map_err(|_| ErrorCode::KafkaStorageError)?;
         Ok(made.id)
     }
+}
+
+fn check_batches(data: &mut PartitionProduceData) -> Result<(), ErrorCode> {
+    let mut batches = data.records.iter_mut().flat_map(|records| &mut records.batches);
+    batches.try_for_each(batches::make_servable)
 }
 
 /// Puts what was refused into the answer to the rest.

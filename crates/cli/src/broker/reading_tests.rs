@@ -1,4 +1,5 @@
-//! A reader of the fleet against the broker: where a topic ends is said at once, though fetches wait for records.
+//! A reader of the fleet against the broker: where a topic ends is said at once, though fetches wait for records, and a batch
+//! that can't be handed out hides nothing else.
 
 use std::{
     net::{Ipv4Addr, SocketAddr},
@@ -12,8 +13,15 @@ use fleet_kafka::{
     reader::{From, Reader},
 };
 
+use tansu_sans_io::Compression;
+use tansu_storage::{Storage as _, Topition};
+
 use crate::{
-    broker::{Broker, BrokerConfig},
+    broker::{
+        Broker, BrokerConfig,
+        batches::tests::{batch, raw},
+        storage::Storage,
+    },
     connection,
 };
 
@@ -65,5 +73,49 @@ async fn the_end_of_an_idle_topic_is_found_at_once() {
     let (took, read, at_end) = tokio::task::spawn_blocking(look).await.unwrap();
     assert!(took < SOON, "{took:?}");
     assert!(at_end && read == 24, "{read}");
+    broker.stop().await;
+}
+
+/// Brokers of before kept snappy, which they could not hand out.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_batch_that_can_not_be_handed_out_hides_no_other_partition() {
+    let directory = tempfile::tempdir().unwrap();
+    let listen = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+    let config = || BrokerConfig { listen, data_dir: Some(directory.path().to_path_buf()) };
+    let broker = Broker::start(config()).await.unwrap();
+    let settings = connection::settings(&broker.bootstrap()).unwrap();
+    let spec =
+        admin::TopicSpec { name: "mixed".to_owned(), partitions: 2, replication: 1, properties: Vec::new() };
+    admin::create_topics(&settings, &[spec]).await.unwrap();
+    let record = Outgoing {
+        topic: "mixed".to_owned(),
+        partition: Some(1),
+        value: Some(b"good".to_vec()),
+        ..Outgoing::default()
+    };
+    Producer::new(&settings).unwrap().send(&record).await.unwrap();
+    broker.stop().await;
+
+    let data_dir = config().data_dir;
+    let write = move || {
+        // The engine ends with its runtime.
+        let runtime = tokio::runtime::Runtime::new().unwrap();
+        runtime.block_on(async {
+            let storage = Storage::open(data_dir, listen).await.unwrap();
+            let old = batch(Compression::Snappy, raw);
+            storage.engine.produce(None, &Topition::new("mixed", 0), old).await.unwrap();
+        });
+        runtime.shutdown_timeout(LONG);
+    };
+    tokio::task::spawn_blocking(write).await.unwrap();
+
+    let broker = Broker::start(config()).await.unwrap();
+    let settings = connection::settings(&broker.bootstrap()).unwrap();
+    let read = move || {
+        let mut reader = Reader::open(&settings, "mixed", From::Start, LONG).unwrap();
+        reader.next(SOON).unwrap()
+    };
+    let found = tokio::task::spawn_blocking(read).await.unwrap();
+    assert_eq!(found.and_then(|record| record.value), Some(b"good".to_vec()));
     broker.stop().await;
 }

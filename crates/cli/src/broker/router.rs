@@ -25,7 +25,7 @@ use tokio::{
 use tracing::{Dispatch, dispatcher};
 
 use super::{
-    BrokerError,
+    BrokerError, apart,
     groups::Groups,
     offsets::Offsets,
     producers::{self, Producers},
@@ -275,11 +275,41 @@ impl Shared {
             writes.count()
         };
 
-        let found = self.ask(header.clone(), look.clone().into()).await?;
+        let found = match self.ask(header.clone(), look.clone().into()).await {
+            Ok(found) => found,
+            Err(_) => self.look_apart(header, look).await?,
+        };
         if !has_news(&found) {
             last.keep(asked, before, now, found.clone());
         }
         Ok(found)
+    }
+}
+
+impl Shared {
+    /// What a fetch finds that fails as a whole: one batch that can't be handed out hides no other partition.
+    async fn look_apart(&self, header: &Header, look: &FetchRequest) -> Result<Body, tansu_broker::Error> {
+        let (mut answers, mut failed) = (Vec::new(), None);
+        let (alone, mut readable) = (apart::split(look), 0);
+        for one in &alone {
+            match self.ask(header.clone(), one.clone().into()).await {
+                Ok(Body::FetchResponse(found)) => {
+                    readable += 1;
+                    answers.extend(found.responses.into_iter().flatten());
+                }
+                Ok(_) => {}
+                Err(error) => {
+                    answers.extend(apart::unreadable(one));
+                    failed = Some(error);
+                }
+            }
+        }
+
+        match failed {
+            // The engine has failed, and not a batch.
+            Some(error) if readable == 0 && alone.len() > 1 => Err(error),
+            _ => Ok(apart::join(answers)),
+        }
     }
 }
 
