@@ -147,6 +147,8 @@ impl<'e> Fleet<'e> {
             worker_env: vec![
                 ("MCP_RETRY_BASE".into(), "50ms".into()),
                 ("MCP_RETRY_MAX".into(), "500ms".into()),
+                // What a test's fleet has is the test's decision.
+                ("MCP_CREATE_TOPICS".into(), "false".into()),
                 ("KAFKA_PROPERTY_SESSION_TIMEOUT_MS".into(), "6000".into()),
                 ("KAFKA_PROPERTY_HEARTBEAT_INTERVAL_MS".into(), "1000".into()),
             ],
@@ -168,6 +170,7 @@ impl<'e> Fleet<'e> {
             ("KAFKA_BROKERS", self.env.brokers.clone()),
             ("KAFKA_TOPIC", self.topic.clone()),
             ("MCP_REGISTRY_TOPIC", format!("{}.servers", self.topic)),
+            ("MCP_CONSUMER_GROUP", self.group.clone()),
         ];
         options.env.extend(settings.map(|(name, value)| (name.to_owned(), value)));
         options

@@ -1,11 +1,12 @@
-//! Members of a group: what slow ones do to the others, and the ways to be one that have to be asked for (KIP-848 and
-//! static membership).
+//! Members of a group: what slow ones do to the others, the ways to be one that have to be asked for (KIP-848 and static
+//! membership), how far they commit, and what topics they need.
 
 use std::time::{Duration, Instant};
 
-use fleet_job::event::JobState;
+use fleet_job::{event::JobState, topics::Topics};
 use fleet_tests::{Env, Fleet, http, topics, wait};
 use rdkafka::consumer::Consumer as _;
+use serde_json::json;
 
 /// A fleet on Apache Kafka; the embedded broker has neither.
 fn fleet(name: &str) -> Option<Fleet<'static>> {
@@ -99,4 +100,53 @@ fn a_rebalance_that_takes_long_does_not_stop_the_partitions_that_stay() {
     fleet.workers.push(newcomer.ready());
     let account = fleet.settle(0);
     assert_eq!(account.count(JobState::Succeeded), account.states.len());
+}
+
+/// Markers of transactions, and records of aborted ones, are never delivered. They leave no lag all the same, also in a
+/// partition that has nothing else.
+#[test]
+fn transactions_leave_no_lag() {
+    let Some(mut fleet) = fleet("transactions") else { return };
+    fleet.worker_env("MCP_COMMIT_INTERVAL", "100ms");
+    fleet.worker_env("KAFKA_PROPERTY_STATISTICS_INTERVAL_MS", "300");
+    let (brokers, group, topic) = (fleet.env.brokers.clone(), fleet.group.clone(), fleet.topic.clone());
+    let job = |n: usize| {
+        let payload = json!({"tool": "file_digest", "arguments": {"path": "hello.txt"}});
+        json!({"jobID": format!("job-{n}"), "jobType": "tool-call", "payload": payload}).to_string()
+    };
+    topics::produce_transaction(&brokers, &topic, 0, &[job(0), job(1)], true);
+    topics::produce_transaction(&brokers, &topic, 1, &[job(2)], false);
+    fleet.start_worker();
+    let lag_of = |partition: usize| {
+        let end = topics::ends(&brokers, &topic, 2)[partition];
+        let committed = topics::committed(&brokers, &group, &topic, 2)[partition];
+        (end > 0 && committed == Some(end)).then_some(())
+    };
+    wait::until("no lag behind two jobs and a marker", wait::LONG, || lag_of(0));
+    wait::until("no lag behind an aborted job and a marker", wait::LONG, || lag_of(1));
+
+    // What is written behind the markers runs, and the next markers leave no lag either.
+    topics::produce_transaction(&brokers, &topic, 1, &[job(3)], true);
+    wait::until("no lag behind one more job", wait::LONG, || lag_of(1));
+    let worker = fleet.workers[0].address;
+    let settled = http::metric(worker, "fleet_jobs_settled_total");
+    assert_eq!(settled, Some(3.0), "what was aborted is no job");
+    assert_eq!(http::metric(worker, "fleet_invariant_violations_total"), Some(0.0));
+}
+
+/// A worker that may make topics needs none but the one of jobs.
+#[test]
+fn a_worker_makes_the_topics_that_are_missing() {
+    let Some(mut fleet) = fleet("own-topics") else { return };
+    fleet.topic.push_str("-alone");
+    let (brokers, topics) = (fleet.env.brokers.clone(), Topics::of(&*fleet.topic));
+    topics::create(&brokers, &[(&topics.jobs, 6)]);
+    fleet.worker_env("MCP_CREATE_TOPICS", "true");
+    fleet.start_worker();
+    let partitions = [&topics.events, &topics.dlq, &topics.delayed, &topics.control]
+        .map(|name| topics::partitions(&brokers, name));
+    assert_eq!(partitions, [1, 3, 6, 1]);
+    fleet.submit_digests(20);
+    let account = fleet.settle(0);
+    assert_eq!(account.count(JobState::Succeeded), 20);
 }

@@ -1,7 +1,7 @@
 //! Which Kafka a command talks to. Every command that needs one takes these flags.
 
 use fleet_job::topics::{DEFAULT_JOBS_TOPIC, Topics};
-use fleet_kafka::settings::Settings;
+use fleet_kafka::{compression::Compression, settings::Settings};
 use fleet_ops::config::Env;
 
 use crate::error::CliError;
@@ -16,11 +16,15 @@ pub(crate) struct Connection {
     /// The jobs topic.
     #[arg(long, env = "KAFKA_TOPIC", default_value = DEFAULT_JOBS_TOPIC, value_name = "NAME")]
     pub(crate) topic: String,
+
+    /// How what the command writes is compressed: none, gzip, snappy, lz4 or zstd.
+    #[arg(long, env = "KAFKA_COMPRESSION", default_value_t, hide = true, value_name = "CODEC")]
+    pub(crate) compression: Compression,
 }
 
 impl Connection {
     pub(crate) fn settings(&self) -> Result<Settings, CliError> {
-        settings(&self.brokers)
+        Ok(settings(&self.brokers)?.compressed(self.compression))
     }
 
     pub(crate) fn topics(&self) -> Topics {

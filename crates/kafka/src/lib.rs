@@ -5,6 +5,7 @@
 //! long as a process lives; [`settings`] holds what all of them are configured from.
 
 pub mod admin;
+pub mod compression;
 pub mod consumer;
 mod convert;
 pub mod error;

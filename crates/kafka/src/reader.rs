@@ -282,7 +282,7 @@ pub fn search(
     topic: &str,
     since: Timestamp,
     timeout: Duration,
-    mut found: impl FnMut(&RawRecord) -> bool,
+    found: impl FnMut(&RawRecord) -> bool,
 ) -> Result<bool, KafkaError> {
     let deadline = Instant::now() + timeout;
     let request = |what| move |source| KafkaError::Request { what, source };
@@ -307,17 +307,75 @@ pub fn search(
             open.insert(start.partition());
         }
     }
-    consumer.assign(&assignment).map_err(request("choosing where to look"))?;
+    let bounds = Bounds { deadline, bytes: usize::MAX };
+    look_through(&consumer, &assignment, open, bounds, found)
+}
+
+/// Looks through the records that `group` has not come to yet, until `found` says that there is no need to go on or the end
+/// is reached. Blocks the thread; `false` where the bounds did not suffice.
+///
+/// # Errors
+/// As [`Reader::open`].
+pub fn search_backlog(
+    settings: &Settings,
+    topic: &str,
+    group: &str,
+    timeout: Duration,
+    max_bytes: usize,
+    found: impl FnMut(&RawRecord) -> bool,
+) -> Result<bool, KafkaError> {
+    let deadline = Instant::now() + timeout;
+    let mut assignment = TopicPartitionList::new();
+    let mut open = HashSet::new();
+    for position in admin::group_positions(settings, group, topic, timeout)? {
+        let start = position.committed.unwrap_or_default().max(position.start);
+        if start < position.end {
+            assignment
+                .add_partition_offset(topic, position.partition, Offset::Offset(start))
+                .map_err(|source| KafkaError::Request { what: "choosing where to look", source })?;
+            open.insert(position.partition);
+        }
+    }
+    if open.is_empty() {
+        return Ok(true);
+    }
+
+    let mut config = settings.reader();
+    // Little more than what may be looked at.
+    config.set("queued.max.messages.kbytes", "4096");
+    let consumer: BaseConsumer<Quiet> = config.create_with_context(Quiet).map_err(KafkaError::client)?;
+    look_through(&consumer, &assignment, open, Bounds { deadline, bytes: max_bytes }, found)
+}
+
+/// How much is looked through.
+struct Bounds {
+    deadline: Instant,
+    bytes: usize,
+}
+
+/// Reads from these places on to the end of the partitions that are `open`.
+fn look_through(
+    consumer: &BaseConsumer<Quiet>,
+    assignment: &TopicPartitionList,
+    mut open: HashSet<i32>,
+    mut bounds: Bounds,
+    mut found: impl FnMut(&RawRecord) -> bool,
+) -> Result<bool, KafkaError> {
+    consumer
+        .assign(assignment)
+        .map_err(|source| KafkaError::Request { what: "choosing where to look", source })?;
     while !open.is_empty() {
-        if Instant::now() >= deadline {
+        if Instant::now() >= bounds.deadline {
             return Ok(false);
         }
-        match consumer.poll(whole_millis_until(deadline)) {
+        match consumer.poll(whole_millis_until(bounds.deadline)) {
             Some(Ok(message)) => {
                 let record = convert::to_record(&message);
                 if found(&record) {
                     return Ok(true);
                 }
+                let Some(left) = bounds.bytes.checked_sub(record.size()) else { return Ok(false) };
+                bounds.bytes = left;
             }
             Some(Err(Native::PartitionEOF(partition))) => drop(open.remove(&partition)),
             Some(Err(source @ Native::MessageConsumptionFatal(_))) => {

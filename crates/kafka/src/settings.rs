@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, time::Duration};
 
 use rdkafka::ClientConfig;
 
-use crate::{consumer::Role, error::KafkaError};
+use crate::{compression::Compression, consumer::Role, error::KafkaError};
 
 /// Where the brokers are and how to talk to them.
 #[derive(Debug, Clone, Default)]
@@ -84,8 +84,11 @@ const INSTANCE_ID: &str = "group.instance.id";
 /// Defaults of a member that follows a quiet topic: little is read ahead, and empty fetches are rare.
 const SIDE_DEFAULTS: [(&str, &str); 3] =
     [("queued.min.messages", "100"), ("queued.max.messages.kbytes", "1024"), ("fetch.wait.max.ms", "2000")];
-/// librdkafka's own default of `session.timeout.ms`.
-const SESSION_TIMEOUT_MS: u64 = 45_000;
+/// The default of `session.timeout.ms`. With librdkafka's own 45 s the jobs of a killed worker would wait as long; with the
+/// heartbeats below, other workers have them within 20 s.
+const SESSION_TIMEOUT_MS: u64 = 15_000;
+/// The default of `heartbeat.interval.ms`; others hear of a rebalance by their heartbeats.
+const HEARTBEAT_INTERVAL_MS: &str = "2000";
 /// The longest time between two statistics of a member.
 const STATISTICS_INTERVAL_MS: u64 = 5_000;
 /// How long a record may wait to be written, unless the session is so short that it must be less.
@@ -97,6 +100,29 @@ impl Settings {
     /// Settings for the brokers at `brokers`, with nothing else said.
     pub fn new(brokers: impl Into<String>) -> Self {
         Self { brokers: brokers.into(), properties: BTreeMap::new() }
+    }
+
+    /// The same, with what is written compressed by `codec`, unless a property says otherwise.
+    #[must_use]
+    pub fn compressed(mut self, codec: Compression) -> Self {
+        let is_set = ["compression.type", "compression.codec"];
+        if !is_set.iter().any(|name| self.properties.contains_key(*name)) {
+            self.properties.insert("compression.type".to_owned(), codec.to_string());
+        }
+        self
+    }
+
+    /// What is risky about the properties and can't be refused.
+    pub fn warning(&self) -> Option<&'static str> {
+        self.is_next_generation().then_some(
+            "group.protocol=consumer: with librdkafka 2.12 a rebalance can stall for minutes, and commits can fail with \
+             `member epoch is stale`; leave the property out unless you have to use it",
+        )
+    }
+
+    /// The group protocol of KIP-848.
+    fn is_next_generation(&self) -> bool {
+        self.properties.get("group.protocol").is_some_and(|value| value.eq_ignore_ascii_case("consumer"))
     }
 
     /// Refuses what would break a promise.
@@ -207,14 +233,21 @@ impl Settings {
                 ("topic.metadata.refresh.interval.ms", "5000"),
             ],
         );
-        let next_generation = self.properties.get("group.protocol").is_some_and(|value| value == "consumer");
-        if !next_generation {
-            config = self.with_defaults(config, &[("partition.assignment.strategy", "cooperative-sticky")]);
+        // In the other protocol the broker decides about these.
+        if !self.is_next_generation() {
+            let session_timeout = self.session_timeout_ms().to_string();
+            let defaults = [
+                ("partition.assignment.strategy", "cooperative-sticky"),
+                ("session.timeout.ms", &session_timeout),
+                ("heartbeat.interval.ms", HEARTBEAT_INTERVAL_MS),
+            ];
+            config = self.with_defaults(config, &defaults);
         }
         config
             .set("group.id", group)
             .set("enable.auto.commit", "false")
-            .set("enable.auto.offset.store", "false");
+            .set("enable.auto.offset.store", "false")
+            .set("enable.partition.eof", "true");
         config
     }
 
@@ -253,7 +286,7 @@ impl Settings {
             config,
             &[
                 ("linger.ms", "2"),
-                ("compression.type", "lz4"),
+                ("compression.type", Compression::default().as_str()),
                 ("message.max.bytes", "16777216"),
                 // The partitioner of the Java clients: one key goes to one partition, whoever writes it.
                 ("partitioner", "murmur2_random"),
@@ -261,6 +294,11 @@ impl Settings {
                 ("sticky.partitioning.linger.ms", "0"),
             ],
         );
+        let codec = config.get("compression.type").or_else(|| config.get("compression.codec"));
+        if codec == Some(Compression::Gzip.as_str()) {
+            // The others cost several times as much, and make little difference to records of this size.
+            config = self.with_defaults(config, &[("compression.level", "1")]);
+        }
         config.set("enable.idempotence", "true").set("acks", "all");
         config
     }
@@ -306,7 +344,7 @@ mod tests {
         };
         let session = ("session.timeout.ms", "6000");
         for (properties, expected) in [
-            (&[][..], Some("30000")),
+            (&[][..], Some("10000")),
             (&[session][..], Some("4000")),
             (&[session, ("delivery.timeout.ms", "5000")][..], Some("5000")),
             (&[session, ("message.timeout.ms", "5000")][..], None),
@@ -321,6 +359,42 @@ mod tests {
             let message = settings(&[session, (name, value)]).check().unwrap_err().to_string();
             assert!(message.contains(name) && message.contains("session.timeout.ms"), "{message}");
         }
+    }
+
+    #[test]
+    fn what_is_written_can_be_read_by_every_client() {
+        let settings = Settings::new("b:1");
+        let producer = settings.producer();
+        assert_eq!(producer.get("compression.type"), Some("gzip"));
+        assert_eq!(producer.get("compression.level"), Some("1"));
+        assert_eq!(settings.consumer("g", Role::Main).get("compression.type"), None);
+
+        let producer = settings.clone().compressed(Compression::Lz4).producer();
+        assert_eq!(
+            (producer.get("compression.type"), producer.get("compression.level")),
+            (Some("lz4"), None)
+        );
+        let mut set = settings;
+        set.properties.insert("compression.codec".to_owned(), "none".to_owned());
+        let producer = set.compressed(Compression::Zstd).producer();
+        assert_eq!(
+            (producer.get("compression.codec"), producer.get("compression.type")),
+            (Some("none"), None)
+        );
+    }
+
+    #[test]
+    fn a_session_is_short_where_the_client_decides_about_it() {
+        let mut settings = Settings::new("b:1");
+        let consumer = settings.consumer("g", Role::Main);
+        assert_eq!(consumer.get("session.timeout.ms"), Some("15000"));
+        assert_eq!(consumer.get("heartbeat.interval.ms"), Some("2000"));
+        assert_eq!(settings.warning(), None);
+
+        settings.properties.insert("group.protocol".to_owned(), "consumer".to_owned());
+        let consumer = settings.consumer("g", Role::Main);
+        assert_eq!((consumer.get("session.timeout.ms"), consumer.get("heartbeat.interval.ms")), (None, None));
+        assert!(settings.warning().is_some_and(|warning| warning.contains("2.12")));
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 use std::{net::IpAddr, path::PathBuf, time::Duration};
 
+use fleet_kafka::compression::Compression;
 use fleet_ops::config::{parse_bytes, parse_duration};
 
 /// Flags of the server.
@@ -63,6 +64,9 @@ pub struct Args {
     /// hosts for itself and forgets it at its end.
     #[arg(long, env = "KAFKA_BROKERS", value_name = "HOSTS")]
     pub kafka_brokers: Option<String>,
+    /// How what is written to Kafka is compressed: none, gzip, snappy, lz4 or zstd. Every Kafka client reads the first two.
+    #[arg(long, env = "KAFKA_COMPRESSION", default_value_t, value_name = "CODEC")]
+    pub compression: Compression,
     /// The topic for that: compacted, one partition, created where it is missing.
     #[arg(long, env = "MCP_REGISTRY_TOPIC", default_value = fleet_job::topics::DEFAULT_REGISTRY_TOPIC, value_name = "TOPIC")]
     pub registry_topic: String,
@@ -77,6 +81,9 @@ pub struct Args {
     /// The jobs topic. Events are read from `<topic>.events`; wishes to cancel go to `<topic>.control`.
     #[arg(long, env = "KAFKA_TOPIC", default_value = fleet_job::topics::DEFAULT_JOBS_TOPIC, value_name = "NAME")]
     pub jobs_topic: String,
+    /// The consumer group of the workers: jobs that it has not come to are looked for in the jobs topic.
+    #[arg(long, env = "MCP_CONSUMER_GROUP", default_value = "mcp-workers", value_name = "NAME")]
+    pub consumer_group: String,
     /// The largest job that is taken; as for the workers.
     #[arg(long, env = "MCP_MAX_JOB_BYTES", default_value = "1MiB", value_parser = parse_bytes, value_name = "SIZE")]
     pub max_job_bytes: u64,

@@ -6,6 +6,7 @@ use std::{
     time::Duration,
 };
 
+use fleet_kafka::compression::Compression;
 use fleet_ledger::Retention;
 use fleet_ops::http::guard::Origin;
 
@@ -51,6 +52,8 @@ pub struct ServerConfig {
     pub registry: Option<RegistryConfig>,
     /// The jobs of the fleet; none by default.
     pub jobs: Option<JobsConfig>,
+    /// How what is written to Kafka is compressed.
+    pub compression: Compression,
     /// For how long a job's results are remembered; zero for not at all.
     pub repeat_window: Duration,
     /// How many bytes remembered results may take.
@@ -77,6 +80,8 @@ pub struct JobsConfig {
     pub brokers: String,
     /// The jobs topic.
     pub topic: String,
+    /// The consumer group of the workers.
+    pub group: String,
     /// The largest job, in bytes.
     pub max_job_bytes: usize,
     /// Where the ledger's file is; in memory where there is none.
@@ -110,6 +115,7 @@ impl Default for ServerConfig {
             policy_source: PolicySource::default(),
             registry: None,
             jobs: None,
+            compression: Compression::default(),
             repeat_window: Duration::from_secs(600),
             repeat_max_bytes: 64 * 1024 * 1024,
             drain_timeout: Duration::from_secs(10),
@@ -147,6 +153,7 @@ impl ServerConfig {
             policy_source,
             registry: registry(args),
             jobs: jobs(args)?,
+            compression: args.compression,
             repeat_window: args.repeat_window,
             repeat_max_bytes: args.repeat_max_bytes,
             drain_timeout: args.drain_timeout(),
@@ -166,6 +173,7 @@ fn jobs(args: &Args) -> Result<Option<JobsConfig>, ServerError> {
     Ok(Some(JobsConfig {
         brokers: brokers.to_owned(),
         topic: args.jobs_topic.clone(),
+        group: args.consumer_group.clone(),
         max_job_bytes: usize::try_from(args.max_job_bytes).unwrap_or(usize::MAX),
         data_dir: args.data_dir.clone(),
         retention: Retention {

@@ -17,6 +17,7 @@ use fleet_job::{
     control::{Cancelled, Control},
     event::{JobEvent, JobState},
     outcome::{ErrorKind, JobError},
+    time::Timestamp,
     topics::Topics,
 };
 use fleet_kafka::{KafkaError, admin, follow::Mailbox, producer::Outgoing};
@@ -26,6 +27,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{config::JobsConfig, kafka::Link, metrics};
 
+mod backlog;
 mod caller;
 mod claims;
 mod error;
@@ -68,6 +70,8 @@ pub struct Jobs {
 struct Inner {
     link: Link,
     topics: Topics,
+    /// The consumer group of the workers.
+    group: String,
     max_job_bytes: usize,
     owners: Owners,
     store: Arc<dyn Store>,
@@ -141,6 +145,7 @@ impl Jobs {
         let inner = Arc::new(Inner {
             link,
             topics,
+            group: config.group.clone(),
             max_job_bytes: config.max_job_bytes,
             owners: config.owners.clone(),
             store,
@@ -244,13 +249,13 @@ impl Jobs {
         self.inner.owners.of(headers)
     }
 
-    /// The state of a job that `caller` may see. One that is not known is looked for in the log once more.
+    /// The state of a job that `caller` may see. One that is not known is looked for in the log once more, and then in the
+    /// backlog.
     ///
     /// # Errors
-    /// [`JobsError::NotFound`], or where the ledger can't say.
+    /// [`JobsError::NotFound`] or [`JobsError::NotSearched`], or where the ledger can't say.
     pub async fn get(&self, job_id: &str, caller: &Caller) -> Result<JobView, JobsError> {
-        let known = self.known(job_id, caller).await?;
-        Ok(self.view(known))
+        self.watch(job_id, caller).next().await
     }
 
     /// The job's newest event, where `caller` may see it.
@@ -294,7 +299,7 @@ impl Jobs {
     pub fn watch(&self, job_id: &str, caller: &Caller) -> JobWatch {
         let waiter = self.inner.hub.waiter(job_id);
         let (jobs, caller) = (self.clone(), caller.clone());
-        JobWatch { jobs, caller, job_id: job_id.to_owned(), waiter, heard: None }
+        JobWatch { jobs, caller, job_id: job_id.to_owned(), waiter, heard: None, is_in_backlog: false }
     }
 
     /// Waits until the job has ended, at most for `limit`, and says how it is then.
@@ -325,7 +330,10 @@ impl Jobs {
         reason: Option<&str>,
         limit: Duration,
     ) -> Result<Cancellation, JobsError> {
-        let mut known = self.known(job_id, caller).await?;
+        let mut known = match self.known(job_id, caller).await {
+            Err(JobsError::NotFound(_)) => return self.cancel_unknown(job_id, caller, reason, limit).await,
+            known => known?,
+        };
         if !known.event.is_over() && self.catch_up().await.is_ok() {
             // An end that stands in the log already is not asked to be another one.
             known = self.known(job_id, caller).await?;
@@ -336,8 +344,50 @@ impl Jobs {
         if known.event.asks_for_input() {
             return self.cancel_asking(known.event, caller, reason).await;
         }
-        let now = fleet_ops::clock::now();
-        let control = Control::cancel(job_id, known.event.submitted_at, now, reason);
+        self.tell_workers(job_id, known.event.submitted_at, reason).await?;
+        let job = self.wait(job_id, caller, limit).await?;
+        Ok(Cancellation::of(job))
+    }
+
+    /// Cancels a job that was perhaps written to Kafka directly: no worker has come to it yet, or there is none of that id.
+    /// One that is somebody else's is not touched, and the answer is the same.
+    async fn cancel_unknown(
+        &self,
+        job_id: &str,
+        caller: &Caller,
+        reason: Option<&str>,
+        limit: Duration,
+    ) -> Result<Cancellation, JobsError> {
+        if self.inner.store.get(job_id).await?.is_some() {
+            return Ok(Cancellation::unknown());
+        }
+        let waiter = self.inner.hub.waiter(job_id);
+        self.tell_workers(job_id, None, reason).await?;
+        let deadline = tokio::time::Instant::now() + limit;
+        loop {
+            let news = waiter.news();
+            if self.inner.store.get(job_id).await?.is_some() {
+                break;
+            }
+            if tokio::time::timeout_at(deadline, news).await.is_err() {
+                return Ok(Cancellation::unknown());
+            }
+        }
+        let left = deadline.saturating_duration_since(tokio::time::Instant::now());
+        match self.wait(job_id, caller, left).await {
+            Err(JobsError::NotFound(_) | JobsError::NotSearched(_)) => Ok(Cancellation::unknown()),
+            job => Ok(Cancellation::of(job?)),
+        }
+    }
+
+    /// Tells the workers that a job is not wanted any more.
+    async fn tell_workers(
+        &self,
+        job_id: &str,
+        submitted_at: Option<Timestamp>,
+        reason: Option<&str>,
+    ) -> Result<(), JobsError> {
+        let control = Control::cancel(job_id, submitted_at, fleet_ops::clock::now(), reason);
         let record = Outgoing {
             topic: self.inner.topics.control.clone(),
             key: Some(job_id.as_bytes().to_vec()),
@@ -346,8 +396,7 @@ impl Jobs {
         };
         self.inner.link.producer.send(&record).await?;
         self.inner.cancelled().add(control);
-        let job = self.wait(job_id, caller, limit).await?;
-        Ok(Cancellation::of(job))
+        Ok(())
     }
 
     /// Cancels a task that waits for input. No worker has it, so its end is written here.
@@ -407,6 +456,8 @@ pub struct JobWatch {
     job_id: String,
     waiter: hub::Waiter,
     heard: Option<(i32, i64, bool)>,
+    /// No worker has come to the job yet, as far as is known.
+    is_in_backlog: bool,
 }
 
 impl std::fmt::Debug for JobWatch {
@@ -424,7 +475,18 @@ impl JobWatch {
     pub async fn next(&mut self) -> Result<JobView, JobsError> {
         loop {
             let news = self.waiter.news();
-            let known = self.jobs.known(&self.job_id, &self.caller).await?;
+            let known = match self.jobs.known(&self.job_id, &self.caller).await {
+                Err(JobsError::NotFound(_)) if self.is_in_backlog => {
+                    news.await;
+                    continue;
+                }
+                Err(JobsError::NotFound(_)) if self.heard.is_none() => {
+                    let known = self.jobs.find_in_backlog(&self.job_id, &self.caller).await?;
+                    self.is_in_backlog = true;
+                    known
+                }
+                known => known?,
+            };
             let (partition, offset) = (known.partition, known.offset);
             let job = self.jobs.view(known);
             let place = Some((partition, offset, job.cancel_requested_at.is_some()));
@@ -451,16 +513,5 @@ impl Inner {
     fn cancelled(&self) -> MutexGuard<'_, Cancelled> {
         // Nothing under the lock panics.
         self.cancelled.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl Cancellation {
-    fn of(job: JobView) -> Self {
-        let outcome = match job.event.state {
-            JobState::Cancelled => CancelOutcome::Cancelled,
-            _ if job.is_terminal() => CancelOutcome::TooLate,
-            _ => CancelOutcome::Requested,
-        };
-        Self { outcome, job }
     }
 }

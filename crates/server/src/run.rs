@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use fleet_kafka::settings::Settings;
+use fleet_kafka::{compression::Compression, settings::Settings};
 use fleet_ops::{
     config::Env,
     http::{Health, bind, serve_with_grace, write_ready_file},
@@ -68,7 +68,7 @@ pub async fn run_until(
 ) -> Result<(), ServerError> {
     let fleet = Fleet::new(CurrentPolicy::new(config.policy.clone()));
     reload::follow(&config.policy_source, &fleet, stop.clone())?;
-    let mut links = Links::default();
+    let mut links = Links { links: Vec::new(), compression: config.compression };
     let shared = shared(&config, &fleet, &mut links)?;
     shared.follow(stop.clone());
     let jobs = jobs(&config, &mut links, stop.clone()).await?;
@@ -111,18 +111,21 @@ async fn jobs(
 }
 
 /// The connections to Kafka, one for each cluster.
-#[derive(Default)]
-struct Links(Vec<Link>);
+struct Links {
+    links: Vec<Link>,
+    compression: Compression,
+}
 
 impl Links {
     fn to(&mut self, brokers: &str) -> Result<Link, ServerError> {
-        if let Some(link) = self.0.iter().find(|link| link.brokers() == brokers) {
+        if let Some(link) = self.links.iter().find(|link| link.brokers() == brokers) {
             return Ok(link.clone());
         }
 
         let properties = Env::process().kafka_properties()?;
-        let link = Link::new(Settings { brokers: brokers.to_owned(), properties })?;
-        self.0.push(link.clone());
+        let settings = Settings { brokers: brokers.to_owned(), properties };
+        let link = Link::new(settings.compressed(self.compression))?;
+        self.links.push(link.clone());
         Ok(link)
     }
 }

@@ -5,6 +5,8 @@ use std::{net::IpAddr, num::NonZeroU32, path::PathBuf, time::Duration};
 
 use clap::ValueEnum;
 use fleet_job::topics::{self, DEFAULT_REGISTRY_TOPIC, Topics};
+use fleet_job::topics::{self, Topics};
+use fleet_kafka::compression::Compression;
 use fleet_ops::config::{parse_bytes, parse_duration};
 
 use crate::limits::{JobLimits, ToolLimit};
@@ -28,6 +30,17 @@ pub struct Args {
     /// which jobs are cancelled is read from `<topic>.control`.
     #[arg(long, env = "KAFKA_TOPIC", default_value = topics::DEFAULT_JOBS_TOPIC, value_name = "NAME")]
     pub topic: String,
+
+    /// How events, dead letters and replies are compressed: none, gzip, snappy, lz4 or zstd. Every Kafka client reads the
+    /// first two.
+    #[arg(long, env = "KAFKA_COMPRESSION", default_value_t, value_name = "CODEC")]
+    pub compression: Compression,
+
+    /// Make the topics of events, dead letters, delayed jobs and cancels if the jobs topic is there and they are not;
+    /// `false` waits until somebody else has made those that are needed.
+    #[arg(long, env = "MCP_CREATE_TOPICS", value_parser = clap::builder::BoolishValueParser::new(),
+          num_args = 0..=1, default_value = "true", default_missing_value = "true", require_equals = true)]
+    pub create_topics: bool,
 
     /// The consumer group that the workers share.
     #[arg(long, env = "MCP_CONSUMER_GROUP", default_value = "mcp-workers", value_name = "NAME")]

@@ -18,6 +18,7 @@ mod report;
 mod results;
 mod run;
 mod shell;
+mod topics;
 
 pub use config::Args;
 pub use run::{WorkerError, run, runtime};

@@ -26,12 +26,9 @@ use crate::{
     metrics,
     report::Reporter,
     shell::{Parts, Shell},
+    topics::Expected,
 };
 
-/// How soon to look again for a broker or a topic that is not there.
-const LOOK_AGAIN: Duration = Duration::from_secs(1);
-/// How long a broker may take to answer.
-const METADATA_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long the first reading of the control topic may hold up the start.
 const CATCH_UP: Duration = Duration::from_secs(15);
 
@@ -76,6 +73,7 @@ pub fn runtime(threads: u32) -> std::io::Result<Runtime> {
 pub async fn run(args: Args) -> Result<(), WorkerError> {
     let shutdown = shutdown::signal_token()?;
     let settings = Settings { brokers: args.brokers.clone(), properties: Env::process().kafka_properties()? };
+    let settings = settings.compressed(args.compression);
     settings.check()?;
     let client = McpClient::new(client_config(&args)?)?;
     let producer = Producer::new(&settings)?;
@@ -98,7 +96,11 @@ pub async fn run(args: Args) -> Result<(), WorkerError> {
     let worker = args.worker_name();
     tracing::info!(%worker, brokers = %args.brokers, topic = %args.topic, group = %args.group, health = %address,
         max_in_flight = args.max_in_flight, ordering = ?args.ordering, "starting");
-    let result = if let Some(delayed) = wait_for_topics(&settings, &topics, &health, &shutdown).await {
+    if let Some(warning) = settings.warning() {
+        tracing::warn!("{warning}");
+    }
+    let expected = Expected { settings: &settings, topics: &topics, may_create: args.create_topics };
+    let result = if let Some(delayed) = expected.wait(&health, &shutdown).await {
         if delayed.is_none() {
             tracing::info!(topic = topics.delayed, "there is no such topic: long delays wait in memory");
         }
@@ -186,47 +188,4 @@ fn client_config(args: &Args) -> Result<ClientConfig, fleet_mcp_client::ConfigEr
     config.max_response_bytes = usize::try_from(args.max_response_bytes).unwrap_or(usize::MAX);
     config.bearer_token = args.server_token.clone().map(Into::into);
     Ok(config)
-}
-
-/// Waits until the broker answers and has all topics. Returns how many partitions the delayed topic has, the only one
-/// that need not be there; `None` when the worker is to stop before that.
-async fn wait_for_topics(
-    settings: &Settings,
-    topics: &Topics,
-    health: &http::Health,
-    shutdown: &CancellationToken,
-) -> Option<Option<i32>> {
-    let mut said = String::new();
-    loop {
-        let (settings, topics) = (settings.clone(), topics.clone());
-        let look = tokio::task::spawn_blocking(move || look_for(&settings, &topics));
-        let problem = tokio::select! {
-            found = look => match found {
-                Ok(Ok(delayed)) => return Some(delayed),
-                Ok(Err(error)) => errors::chain(&error),
-                Err(error) => error.to_string(),
-            },
-            () = shutdown.cancelled() => return None,
-        };
-        if problem != said {
-            tracing::warn!("waiting: {problem}");
-            health.set_not_ready(problem.clone());
-            said = problem;
-        }
-        tokio::select! {
-            () = tokio::time::sleep(LOOK_AGAIN) => {}
-            () = shutdown.cancelled() => return None,
-        }
-    }
-}
-
-fn look_for(settings: &Settings, topics: &Topics) -> Result<Option<i32>, KafkaError> {
-    for name in [&topics.jobs, &topics.events, &topics.dlq] {
-        admin::partitions(settings, name, METADATA_TIMEOUT)?;
-    }
-    match admin::partitions(settings, &topics.delayed, METADATA_TIMEOUT) {
-        Ok(partitions) => Ok(Some(partitions)),
-        Err(KafkaError::NoTopic(_)) => Ok(None),
-        Err(error) => Err(error),
-    }
 }

@@ -17,6 +17,7 @@ on_every_broker!(
     many_jobs_are_listed_page_by_page,
     a_repeated_submission_is_one_job_and_one_call,
     a_job_is_cancelled_or_it_is_too_late,
+    a_job_of_a_producer_is_found_and_cancelled,
     a_log_of_many_partitions_is_looked_through_in_time,
     nonsense_and_too_much_are_refused_clearly,
     somebody_elses_jobs_are_not_there,

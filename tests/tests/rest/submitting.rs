@@ -133,7 +133,6 @@ pub(crate) fn a_repeated_submission_is_one_job_and_one_call(env: &Env) {
 
 pub(crate) fn a_job_is_cancelled_or_it_is_too_late(env: &Env) {
     let (mut fleet, server) = start(env, "rest-cancel");
-    delete(server.address, "/jobs/unknown").problem(404, "no-such-job");
     // Nobody works yet, so the job is there for as long as this takes.
     post(server.address, "/jobs", &json!({"jobID": "late", "tool": "file_list"})).expect(202);
     let requested = delete(server.address, "/jobs/late?wait=0&reason=not%20needed").expect(202);
@@ -166,4 +165,22 @@ pub(crate) fn a_log_of_many_partitions_is_looked_through_in_time(env: &Env) {
     let submitted = post_with(server.address, "/jobs", &[("idempotency-key", "k")], &read_file()).expect(202);
     let id = submitted["jobs"][0]["jobID"].as_str().expect("an id");
     assert_eq!(get(server.address, &format!("/jobs/{id}")).expect(200)["state"], "queued");
+}
+
+/// A job that was written to Kafka directly is known by its id before a worker comes to it, and can be cancelled by it.
+pub(crate) fn a_job_of_a_producer_is_found_and_cancelled(env: &Env) {
+    let (mut fleet, server) = start(env, "rest-produced");
+    let job = json!({"jobID": "produced", "jobType": "tool-call", "payload": {"tool": "file_list"}});
+    fleet.submit_job(&job);
+    let found = get(server.address, "/jobs/produced").expect(200);
+    assert_eq!((&found["state"], &found["tool"]), (&json!("queued"), &json!("file_list")), "{found}");
+    get(server.address, "/jobs/nowhere").problem(404, "no-such-job");
+
+    let cancelled = delete(server.address, "/jobs/produced?wait=0&reason=too%20soon").expect(202);
+    assert_eq!(cancelled, json!({"outcome": "requested", "known": false}));
+    let found = get(server.address, "/jobs/produced").expect(200);
+    assert!(found["cancelRequestedAt"].is_string(), "{found}");
+    fleet.start_worker();
+    let ended = get(server.address, "/jobs/produced?wait=60").expect(200);
+    assert_eq!((&ended["state"], &ended["attempts"]), (&json!("cancelled"), &json!(0)), "{ended}");
 }

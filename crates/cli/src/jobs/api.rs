@@ -134,7 +134,9 @@ impl Api {
             // Too late is an answer too: the job came to another end.
             Err(ApiError::Refused(refusal)) if refusal.status == StatusCode::CONFLICT => {
                 match refusal.job.clone().map(serde_json::from_value) {
-                    Some(Ok(job)) => Ok(Cancellation { outcome: CancelOutcome::TooLate, job }),
+                    Some(Ok(job)) => {
+                        Ok(Cancellation { outcome: CancelOutcome::TooLate, known: true, job: Some(job) })
+                    }
                     _ => Err(ApiError::Refused(refusal)),
                 }
             }

@@ -19,8 +19,8 @@ const EXAMPLES: &str = "Examples:
   mcp-fleet jobs cancel job-123 --reason 'wrong arguments'
   mcp-fleet jobs list --state queued --tenant acme --all --json | jq -r .jobID | xargs mcp-fleet jobs cancel
 
-Exit code 0 means that all are cancelled, 1 that one had ended otherwise or does not exist, 3 that one has not ended yet:
-the workers know, and its tool may take its time.";
+Exit code 0 means that all are cancelled, 1 that one had ended otherwise, 3 that one has not ended yet, or that nothing is
+known of one: the workers know, and its tool may take its time.";
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
@@ -63,7 +63,7 @@ pub(crate) async fn run(args: Args) -> Result<ExitCode, CliError> {
 fn say(job_id: &str, answer: Result<Cancellation, ApiError>, as_json: bool) {
     match answer {
         Ok(cancellation) if as_json => output::json(&cancellation),
-        Ok(cancellation) => output::line(&text(&cancellation)),
+        Ok(cancellation) => output::line(&text(job_id, &cancellation)),
         Err(error) => {
             let error = fleet_ops::errors::chain(&error);
             if as_json {
@@ -74,9 +74,13 @@ fn say(job_id: &str, answer: Result<Cancellation, ApiError>, as_json: bool) {
     }
 }
 
-fn text(cancellation: &Cancellation) -> String {
-    let event = &cancellation.job.event;
-    let (job_id, state) = (&event.job_id, event.state.as_str());
+fn text(job_id: &str, cancellation: &Cancellation) -> String {
+    let Some(job) = &cancellation.job else {
+        return format!(
+            "nothing is known of {job_id}; if it waits in Kafka, the workers drop it when they come to it"
+        );
+    };
+    let state = job.event.state.as_str();
     match cancellation.outcome {
         CancelOutcome::Cancelled => format!("{job_id} is cancelled"),
         CancelOutcome::TooLate => format!("{job_id} could not be cancelled: it had {state} before"),
@@ -115,7 +119,8 @@ mod tests {
     #[test]
     fn what_it_came_to_is_said() {
         let check = |outcome, state, expected| {
-            assert_eq!(text(&Cancellation { outcome, job: job("j", state, 0) }), expected);
+            let job = Some(job("j", state, 0));
+            assert_eq!(text("j", &Cancellation { outcome, known: true, job }), expected);
         };
         check(CancelOutcome::Cancelled, JobState::Cancelled, "j is cancelled");
         check(
@@ -128,5 +133,7 @@ mod tests {
             JobState::Running,
             "j is still running; its cancellation was asked for",
         );
+        let unknown = Cancellation { outcome: CancelOutcome::Requested, known: false, job: None };
+        assert!(text("j", &unknown).contains("nothing is known of j"));
     }
 }

@@ -14,6 +14,12 @@ pub enum JobsError {
     /// There is no such job, or it is somebody else's: who may not see it is not told which.
     #[error("there is no job `{0}`, or it was submitted with other credentials")]
     NotFound(String),
+    /// No worker has come to such a job, and the backlog was too long to be looked through.
+    #[error(
+        "there is no job `{0}` that a worker has come to, or it was submitted with other credentials; jobs that were \
+         written to Kafka directly may wait further back than is looked"
+    )]
+    NotSearched(String),
     /// Something in the request is not acceptable.
     #[error("{0}")]
     Bad(#[from] BadRequest),
@@ -60,7 +66,11 @@ impl JobsError {
         match self {
             Self::NotReady(_) | Self::Store(_) => true,
             Self::Kafka(error) => error.is_retryable(),
-            Self::NotFound(_) | Self::Bad(_) | Self::BadJob { .. } | Self::TooLarge { .. } => false,
+            Self::NotFound(_)
+            | Self::NotSearched(_)
+            | Self::Bad(_)
+            | Self::BadJob { .. }
+            | Self::TooLarge { .. } => false,
         }
     }
 }

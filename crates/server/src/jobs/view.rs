@@ -6,6 +6,7 @@ use fleet_job::{
     control::Control,
     event::{JobEvent, RESULT_OMITTED},
     size::{clipped, json_bytes},
+    event::{JobEvent, JobState, RESULT_OMITTED},
     time::Timestamp,
 };
 use fleet_ledger::{Cursor, Known};
@@ -171,8 +172,34 @@ pub struct Submitted {
 pub struct Cancellation {
     /// `cancelled`, `too-late` where the job came to another end first, or `requested` where it has not ended yet.
     pub outcome: CancelOutcome,
-    /// The job as it is now.
-    pub job: JobView,
+    /// Whether anything is known of the job. If not, the workers drop it when they come to it, if it was written to Kafka
+    /// before.
+    #[serde(default = "yes")]
+    pub known: bool,
+    /// The job as it is now, if anything is known of it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub job: Option<JobView>,
+}
+
+fn yes() -> bool {
+    true
+}
+
+impl Cancellation {
+    /// What a job that is known came to.
+    pub(crate) fn of(job: JobView) -> Self {
+        let outcome = match job.event.state {
+            JobState::Cancelled => CancelOutcome::Cancelled,
+            _ if job.is_terminal() => CancelOutcome::TooLate,
+            _ => CancelOutcome::Requested,
+        };
+        Self { outcome, known: true, job: Some(job) }
+    }
+
+    /// Nothing is known of the job.
+    pub(crate) fn unknown() -> Self {
+        Self { outcome: CancelOutcome::Requested, known: false, job: None }
+    }
 }
 
 /// What a cancellation can come to.

@@ -12,7 +12,8 @@ use serde_json::{Map, Value, json};
 use crate::registry::record;
 
 const ABOUT: &str = "The Kafka topics of a fleet. Producers write jobs; workers write what becomes of them; whoever wants to \
-    know reads the events. The names follow the name of the jobs topic.";
+    know reads the events. The names follow the name of the jobs topic. What the fleet writes is compressed with gzip \
+    unless KAFKA_COMPRESSION says otherwise, so that every Kafka client can read it; what producers write may use any codec.";
 const BINDING: &str = "0.5.0";
 /// The name of the schema of what stands in the registry.
 const HOSTED_SERVER: &str = "HostedServer";

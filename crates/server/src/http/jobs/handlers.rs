@@ -105,8 +105,12 @@ pub(super) async fn cancel(
         CancelOutcome::Cancelled => Ok(Json(came_to).into_response()),
         CancelOutcome::Requested => Ok((StatusCode::ACCEPTED, Json(came_to)).into_response()),
         CancelOutcome::TooLate => {
-            let detail = format!("{}; it can't be cancelled any more", came_to.job.summary());
-            Err(Problem::new(Kind::TooLate, detail).with_job(came_to.job))
+            let summary = came_to.job.as_ref().map(JobView::summary).unwrap_or_default();
+            let problem = Problem::new(Kind::TooLate, format!("{summary}; it can't be cancelled any more"));
+            Err(match came_to.job {
+                Some(job) => problem.with_job(job),
+                None => problem,
+            })
         }
     }
 }

@@ -211,7 +211,7 @@ impl From<JobsError> for Problem {
         let detail = error.to_string();
         match error {
             JobsError::NotReady(_) => Self::new(Kind::NotReady, detail),
-            JobsError::NotFound(_) => Self::new(Kind::NoSuchJob, detail),
+            JobsError::NotFound(_) | JobsError::NotSearched(_) => Self::new(Kind::NoSuchJob, detail),
             JobsError::Bad(_) => Self::new(Kind::BadJob, detail),
             JobsError::BadJob { index, .. } => Self::new(Kind::BadJob, detail).with_index(Some(index)),
             JobsError::TooLarge { limit, .. } => Self::new(Kind::TooLarge, detail).with_limit(limit),

@@ -152,7 +152,8 @@ fn show() -> Operation {
     Operation {
         summary: "Ask for a job",
         description: "The job's state, with its result where there is one. With `wait`, the answer comes when the job has \
-                      ended or the time is over.",
+                      ended or the time is over. A job that was written to Kafka directly is `queued` until a worker comes \
+                      to it; it is looked for in the first 32 MiB of the backlog, for 3 s at most.",
         params: params::SHOW,
         answers: vec![
             Answer { headers: ETAG, ..Answer::new(200, "The job.", found) },
@@ -170,12 +171,13 @@ fn cancel() -> Operation {
     let came_to = |outcome: &str, state: &str| {
         let mut job = job();
         job["state"] = state.into();
-        Content::Json(schema::<Cancellation>, json!({"outcome": outcome, "job": job}))
+        Content::Json(schema::<Cancellation>, json!({"outcome": outcome, "known": true, "job": job}))
     };
     Operation {
         summary: "Cancel a job",
         description: "A job that waits never starts; the call of one that runs is cancelled. The answer comes when the job \
-                      has ended or the time is over.",
+                      has ended or the time is over. An id that nothing is known of is answered with 202 and `known: false`: \
+                      if a job of that id was written to Kafka before, the workers drop it when they come to it.",
         params: params::CANCEL,
         answers: vec![
             Answer::new(200, "The job is cancelled.", came_to("cancelled", "cancelled")),
@@ -183,7 +185,6 @@ fn cancel() -> Operation {
         ],
         problems: &[
             Kind::JobsOff,
-            Kind::NoSuchJob,
             Kind::TooLate,
             Kind::KafkaRefused,
             Kind::NotReady,
