@@ -5,7 +5,6 @@ use std::{net::IpAddr, num::NonZeroU32, path::PathBuf, time::Duration};
 
 use clap::ValueEnum;
 use fleet_job::topics::{self, DEFAULT_REGISTRY_TOPIC, Topics};
-use fleet_job::topics::{self, Topics};
 use fleet_kafka::compression::Compression;
 use fleet_ops::config::{parse_bytes, parse_duration};
 

@@ -14,7 +14,7 @@ use fleet_ledger::Known;
 use super::{Caller, Jobs, JobsError};
 
 /// How long somebody may wait for it.
-const SEARCH: Duration = Duration::from_secs(3);
+const SEARCH: Duration = Duration::from_secs(5);
 /// How much of the backlog is looked through.
 const MAX_BYTES: usize = 32 << 20;
 /// More than the workers' limit on jobs is not unpacked.

@@ -4,9 +4,8 @@ use std::borrow::Cow;
 
 use fleet_job::{
     control::Control,
-    event::{JobEvent, RESULT_OMITTED},
-    size::{clipped, json_bytes},
     event::{JobEvent, JobState, RESULT_OMITTED},
+    size::{clipped, json_bytes},
     time::Timestamp,
 };
 use fleet_ledger::{Cursor, Known};

@@ -153,7 +153,7 @@ fn show() -> Operation {
         summary: "Ask for a job",
         description: "The job's state, with its result where there is one. With `wait`, the answer comes when the job has \
                       ended or the time is over. A job that was written to Kafka directly is `queued` until a worker comes \
-                      to it; it is looked for in the first 32 MiB of the backlog, for 3 s at most.",
+                      to it; it is looked for in the first 32 MiB of the backlog, for 5 s at most.",
         params: params::SHOW,
         answers: vec![
             Answer { headers: ETAG, ..Answer::new(200, "The job.", found) },
