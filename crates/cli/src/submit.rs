@@ -12,6 +12,7 @@ use fleet_job::{
     decode,
     envelope::{Envelope, ToolCall, Work},
     event::{JobEvent, JobState, RESULT_OMITTED},
+    mcp_servers,
     time::Timestamp,
     topics::Topics,
 };
@@ -161,9 +162,8 @@ fn jobs(args: &Args) -> Result<Vec<Job>, CliError> {
     let job_id = args.job_id.clone().unwrap_or_else(|| uuid::Uuid::now_v7().to_string());
     let mut object = json!({"jobID": job_id});
     if let Some(path) = &args.server_init {
-        let text = read(path)?;
-        let payload: Value = serde_json::from_str(&text)
-            .map_err(|error| CliError::Usage(format!("`{}` is not JSON: {error}", path.display())))?;
+        let payload = mcp_servers::text::parse(&read(path)?)
+            .map_err(|error| CliError::Usage(format!("`{}`: {error}", path.display())))?;
         object["jobType"] = "server-init".into();
         object["payload"] = payload;
     } else {
@@ -184,7 +184,8 @@ fn jobs(args: &Args) -> Result<Vec<Job>, CliError> {
 }
 
 fn from_file(path: &PathBuf, key: Option<&str>) -> Result<Vec<Job>, CliError> {
-    let text = read(path)?;
+    let text = mcp_servers::text::decode(&read(path)?)
+        .map_err(|error| CliError::Usage(format!("`{}`: {error}", path.display())))?;
     let lines = text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty());
     let jobs = lines.map(|(index, line)| {
         let mut envelope = decode::from_json(line.as_bytes()).map_err(|source| CliError::Line {
@@ -214,14 +215,14 @@ fn from_file(path: &PathBuf, key: Option<&str>) -> Result<Vec<Job>, CliError> {
     Ok(jobs)
 }
 
-fn read(path: &PathBuf) -> Result<String, CliError> {
-    let text = if path.as_os_str() == "-" {
-        let mut text = String::new();
-        std::io::stdin().read_to_string(&mut text).map(|_| text)
+fn read(path: &PathBuf) -> Result<Vec<u8>, CliError> {
+    let bytes = if path.as_os_str() == "-" {
+        let mut bytes = Vec::new();
+        std::io::stdin().read_to_end(&mut bytes).map(|_| bytes)
     } else {
-        std::fs::read_to_string(path)
+        std::fs::read(path)
     };
-    text.map_err(|source| CliError::File { what: "can't read", path: path.clone(), source })
+    bytes.map_err(|source| CliError::File { what: "can't read", path: path.clone(), source })
 }
 
 // --- Writing ---------------------------------------------------------------------------------------------------------

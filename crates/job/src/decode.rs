@@ -16,7 +16,7 @@ use crate::{
         Envelope, JobType, MAX_ATTEMPTS, MAX_BATCH_CALLS, MAX_BATCH_PARALLEL, MAX_ID_BYTES,
         MAX_METADATA_BYTES, MAX_PRIORITY, MAX_TIMEOUT_MS, ToolBatch, ToolCall, Work,
     },
-    mcp_servers::McpServers,
+    mcp_servers::{self, McpServers},
     outcome::{ErrorKind, JobError},
     record::RawRecord,
     size::{clipped, json_bytes},
@@ -351,6 +351,7 @@ fn work(job_type: &str, payload: Value) -> Result<Work, JobError> {
         invalid(format!("`jobType`: `{job_type}` is unknown; known are {known}"))
     })?;
     let payload = match payload {
+        Value::String(text) if kind == JobType::ServerInit => configuration_in(&text)?,
         Value::String(text) => payload_in(&text)?,
         Value::Null => return Err(invalid(format!("`payload` is missing: a {job_type} job needs one"))),
         other => other,
@@ -390,6 +391,17 @@ fn payload_in(text: &str) -> Result<Value, JobError> {
     }
 }
 
+/// The same of a configuration, which may have comments and whatever else people write in theirs.
+fn configuration_in(text: &str) -> Result<Value, JobError> {
+    let read = |text: &str| {
+        mcp_servers::text::parse(text.as_bytes()).map_err(|error| invalid(format!("`payload`: {error}")))
+    };
+    match read(text)? {
+        Value::String(inner) => read(&inner),
+        other => Ok(other),
+    }
+}
+
 /// Takes a call's arguments out, where they are what they must be; the typed read tells of all others.
 fn take_arguments(call: &mut Map<String, Value>) -> Option<Map<String, Value>> {
     call.get("arguments").filter(|arguments| arguments.is_object())?;
@@ -407,6 +419,9 @@ fn server_init(payload: Value) -> Result<Work, JobError> {
     let servers = McpServers::from_value(&payload).map_err(|error| invalid(format!("`payload`: {error}")))?;
     if servers.servers.is_empty() {
         return Err(invalid("`payload.mcpServers` names no server".to_owned()));
+    }
+    if let Some(error) = servers.first_error_of_all() {
+        return Err(invalid(format!("`payload`: {error}")));
     }
     match payload {
         Value::Object(object) => Ok(Work::ServerInit(object)),

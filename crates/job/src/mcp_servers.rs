@@ -1,21 +1,23 @@
 //! The `mcpServers` configuration that desktop clients and editors use, in all the shapes they write it.
 //!
-//! There is no standard for it, only a habit, so parsing is generous in spelling (two roots, `type` or `transport`,
-//! several names for Streamable HTTP) and strict in types: a wrong type is an error that names the field's path.
+//! There is no standard for it, only a habit, so parsing is generous in spelling (several roots, `type` or `transport`,
+//! several names for Streamable HTTP, `command` as a string or an array) and strict in meaning: a type that makes no
+//! sense is an error that names the field's path. One entry that can't be read does not hide the others.
 //! Unknown keys are kept and can be listed as warnings. Nothing here reads a file or an environment: expansion takes
-//! a lookup function, and `.env` files are parsed from text.
+//! a lookup function, and configurations and `.env` files are parsed from text.
 
 use std::collections::BTreeMap;
 
-use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::{Map, Value};
 
 pub mod dotenv;
+mod entry;
 pub mod expand;
 mod fields;
-
-use fields::{Fields, kind_of};
+pub mod roots;
+mod shape;
+pub mod text;
 
 /// The root key that most programs write.
 pub const ROOT: &str = "mcpServers";
@@ -26,7 +28,7 @@ pub const ROOT_VSCODE: &str = "servers";
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct McpServers {
     /// The servers, by the name they are to have.
-    pub servers: BTreeMap<String, ServerEntry>,
+    pub servers: BTreeMap<String, Result<ServerEntry, UnusableEntry>>,
     /// Keys beside the root key that mean nothing to us (`inputs`, for example).
     pub unknown: BTreeMap<String, Value>,
 }
@@ -36,8 +38,17 @@ pub struct McpServers {
 pub struct ServerEntry {
     /// How the server is reached.
     pub transport: Transport,
-    /// Keys of the entry that mean nothing to us (`disabled`, `autoApprove`, …).
+    /// Keys of the entry that mean nothing to us (`autoApprove`, `timeout`, …).
     pub unknown: BTreeMap<String, Value>,
+}
+
+/// An entry that names no server to host: it is switched off, or can't be read.
+#[derive(Debug, Clone, PartialEq)]
+pub struct UnusableEntry {
+    /// Why.
+    pub error: ConfigError,
+    /// The entry as it was written.
+    pub value: Value,
 }
 
 /// How a server is reached.
@@ -126,9 +137,48 @@ pub enum ConfigError {
         /// The entry.
         path: String,
     },
-    /// There is neither `mcpServers` nor `servers`.
+    /// The entry is switched off. Not an error of the person who wrote it, but there is no server to host.
+    #[error("switched off by `{path}`")]
+    Disabled {
+        /// The field that says so.
+        path: String,
+    },
+    /// A key in a place where every key has a meaning.
+    #[error("`{path}` is unknown")]
+    UnknownKey {
+        /// Where the key is.
+        path: String,
+    },
+    /// There is no object of servers.
     #[error("there is no `mcpServers` (or `servers`) object")]
     NoRoot,
+    /// Servers stand in two places.
+    #[error("both `{first}` and `{second}` hold servers; put all of them under `mcpServers`")]
+    TwoRoots {
+        /// The one key.
+        first: &'static str,
+        /// The other key.
+        second: &'static str,
+    },
+    /// The servers are an array.
+    #[error(
+        "`{path}` is an array; write an object with the servers' names as keys: {{\"mcpServers\": {{\"NAME\": {{…}}}}}}"
+    )]
+    List {
+        /// Where the array is.
+        path: String,
+    },
+    /// The configuration is one server's entry.
+    #[error("this is the entry of one server, without a name; write {{\"mcpServers\": {{\"NAME\": {{…}}}}}}")]
+    OneEntry,
+    /// The configuration is what belongs under the root.
+    #[error(
+        "there is no `mcpServers` object around the servers; write {{\"mcpServers\": {{\"{example}\": {{…}}, …}}}}"
+    )]
+    OnlyEntries {
+        /// The first server's name.
+        example: String,
+    },
 }
 
 impl McpServers {
@@ -136,105 +186,55 @@ impl McpServers {
     ///
     /// # Errors
     ///
-    /// Where a root, a required field or a type is wrong; the error names the place.
+    /// If there are no servers, or they stand in two places. An entry that can't be read is an error in its own place.
     pub fn from_value(value: &Value) -> Result<Self, ConfigError> {
-        let Value::Object(object) = value else {
-            return Err(ConfigError::WrongType {
-                path: "the configuration".to_owned(),
-                expected: "an object",
-                found: kind_of(value),
-            });
+        let object = roots::object(value)?;
+        let raw = roots::find(object)?;
+
+        let read = |(name, value): (&String, &Value)| {
+            let entry = ServerEntry::from_value(value, &format!("{}.{name}", raw.path));
+            (name.clone(), entry.map_err(|error| UnusableEntry { error, value: value.clone() }))
         };
-        let root = match (object.contains_key(ROOT), object.contains_key(ROOT_VSCODE)) {
-            (true, true) => {
-                return Err(ConfigError::Conflict {
-                    path: "the configuration".to_owned(),
-                    first: ROOT,
-                    second: ROOT_VSCODE,
-                });
-            }
-            (true, false) => ROOT,
-            (false, true) => ROOT_VSCODE,
-            (false, false) => return Err(ConfigError::NoRoot),
-        };
-        let mut servers = BTreeMap::new();
-        let mut unknown = BTreeMap::new();
-        for (key, value) in object {
-            if key != root {
-                unknown.insert(key.clone(), value.clone());
-                continue;
-            }
-            let Value::Object(entries) = value else {
-                return Err(ConfigError::WrongType {
-                    path: root.to_owned(),
-                    expected: "an object",
-                    found: kind_of(value),
-                });
-            };
-            for (name, entry) in entries {
-                let path = format!("{root}.{name}");
-                servers.insert(name.clone(), ServerEntry::from_value(entry, &path)?);
-            }
-        }
+        let servers = raw.entries.iter().map(read).collect();
+
+        let others = object.iter().filter(|(key, _)| *key != raw.key);
+        let unknown = others.map(|(key, value)| (key.clone(), value.clone())).collect();
         Ok(Self { servers, unknown })
+    }
+
+    /// Why no server of the configuration can be read, if none can and one at least was meant to be.
+    pub fn first_error_of_all(&self) -> Option<&ConfigError> {
+        let is_good = |entry: &Result<_, UnusableEntry>| {
+            entry.as_ref().map_or_else(|entry| matches!(entry.error, ConfigError::Disabled { .. }), |_| true)
+        };
+        if self.servers.values().any(is_good) {
+            return None;
+        }
+        self.servers.values().find_map(|entry| entry.as_ref().err()).map(|entry| &entry.error)
     }
 
     /// The configuration in its canonical spelling. Reading it again gives the same configuration.
     pub fn to_value(&self) -> Value {
         let mut object: Map<String, Value> = self.unknown.clone().into_iter().collect();
-        let servers = self.servers.iter().map(|(name, entry)| (name.clone(), entry.to_value())).collect();
+        let written = |entry: &Result<ServerEntry, UnusableEntry>| match entry {
+            Ok(entry) => entry.to_value(),
+            Err(entry) => entry.value.clone(),
+        };
+        let servers = self.servers.iter().map(|(name, entry)| (name.clone(), written(entry))).collect();
         object.insert(ROOT.to_owned(), Value::Object(servers));
         Value::Object(object)
     }
 
     /// One sentence for every key that is kept and means nothing to us.
     pub fn warnings(&self) -> Vec<String> {
-        let roots = self.unknown.keys().cloned();
-        let entries = self
-            .servers
-            .iter()
-            .flat_map(|(name, entry)| entry.unknown.keys().map(move |key| format!("{ROOT}.{name}.{key}")));
-        roots.chain(entries).map(|path| format!("`{path}` is unknown and has no effect")).collect()
+        let roots = self.unknown.keys().map(|key| format!("`{key}` is unknown and has no effect"));
+        let readable = self.servers.iter().filter_map(|(name, entry)| Some((name, entry.as_ref().ok()?)));
+        let entries = readable.flat_map(|(name, entry)| entry.warnings(&format!("{ROOT}.{name}")));
+        roots.chain(entries).collect()
     }
 }
 
 impl ServerEntry {
-    /// Reads one entry. `path` is where it stands, for errors.
-    ///
-    /// # Errors
-    ///
-    /// Where a required field is missing, a type is wrong, or fields contradict each other.
-    pub fn from_value(value: &Value, path: &str) -> Result<Self, ConfigError> {
-        let mut fields = Fields::new(value, path)?;
-        let named = named_transport(&mut fields)?;
-        let command = fields.string("command")?;
-        let url = fields.string("url")?;
-        let kind = match (named, &command, &url) {
-            (_, Some(_), Some(_)) => return Err(fields.conflict("command", "url")),
-            (Some(TransportKind::Stdio), None, Some(_)) => return Err(fields.conflict("type", "url")),
-            (Some(TransportKind::Url | TransportKind::Http | TransportKind::Sse), Some(_), None) => {
-                return Err(fields.conflict("type", "command"));
-            }
-            (Some(kind), _, _) => kind,
-            (None, Some(_), None) => TransportKind::Stdio,
-            (None, None, Some(_)) => TransportKind::Url,
-            (None, None, None) => return Err(ConfigError::NoEndpoint { path: path.to_owned() }),
-        };
-        let transport = match kind {
-            TransportKind::Stdio => Transport::Stdio(StdioServer {
-                command: fields.required("command", command)?,
-                args: fields.strings("args")?,
-                env: fields.string_map("env")?,
-                env_file: fields.string("envFile")?,
-                cwd: fields.string("cwd")?,
-            }),
-            TransportKind::Url => Transport::Url(remote(&mut fields, url)?),
-            TransportKind::Http => Transport::Http(remote(&mut fields, url)?),
-            TransportKind::Sse => Transport::Sse(remote(&mut fields, url)?),
-        };
-        Ok(Self { transport, unknown: fields.rest() })
-    }
-
     /// The entry in its canonical spelling.
     pub fn to_value(&self) -> Value {
         let mut object: Map<String, Value> = self.unknown.clone().into_iter().collect();
@@ -281,39 +281,6 @@ impl Transport {
     }
 }
 
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum TransportKind {
-    Stdio,
-    Url,
-    Http,
-    Sse,
-}
-
-/// What `type` or `transport` says. Clients write Streamable HTTP in several ways, so case, `-` and `_` are ignored.
-fn named_transport(fields: &mut Fields<'_>) -> Result<Option<TransportKind>, ConfigError> {
-    let mut named = None;
-    for key in ["type", "transport"] {
-        let Some(name) = fields.string(key)? else { continue };
-        let plain: String =
-            name.chars().filter(|c| !matches!(c, '-' | '_')).map(|c| c.to_ascii_lowercase()).collect();
-        let kind = match plain.as_str() {
-            "stdio" => TransportKind::Stdio,
-            "http" | "streamablehttp" => TransportKind::Http,
-            "sse" => TransportKind::Sse,
-            _ => return Err(ConfigError::UnknownTransport { path: fields.place(key), name }),
-        };
-        if named.is_some_and(|earlier| earlier != kind) {
-            return Err(fields.conflict("type", "transport"));
-        }
-        named = Some(kind);
-    }
-    Ok(named)
-}
-
-fn remote(fields: &mut Fields<'_>, url: Option<String>) -> Result<RemoteServer, ConfigError> {
-    Ok(RemoteServer { url: fields.required("url", url)?, headers: fields.string_map("headers")? })
-}
-
 fn string_map(map: &BTreeMap<String, String>) -> Value {
     Value::Object(map.iter().map(|(key, value)| (key.clone(), value.as_str().into())).collect())
 }
@@ -341,63 +308,6 @@ impl<'de> Deserialize<'de> for ServerEntry {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let value = Value::deserialize(deserializer)?;
         Self::from_value(&value, "config").map_err(serde::de::Error::custom)
-    }
-}
-
-/// What the JSON Schema of a configuration is derived from; parsing is by hand because serde can't name paths.
-#[derive(JsonSchema)]
-#[schemars(rename = "McpServers")]
-#[expect(dead_code, reason = "only its schema is used")]
-struct ConfigShape {
-    /// The servers, by the name they are to have. VS Code's `servers` is read too.
-    #[serde(rename = "mcpServers")]
-    servers: BTreeMap<String, ServerEntry>,
-}
-
-/// One server: `command` for a program to start, or `url` for a server to connect to.
-#[derive(JsonSchema)]
-#[schemars(rename = "ServerEntry", rename_all = "camelCase")]
-#[expect(dead_code, reason = "only its schema is used")]
-struct EntryShape {
-    /// `stdio`, `http` (also `streamable-http`) or `sse`; without it, `command` means stdio and `url` means http, or sse if
-    /// that is what the server speaks.
-    #[serde(rename = "type")]
-    kind: Option<String>,
-    /// Another spelling of `type`.
-    transport: Option<String>,
-    /// The program to start.
-    command: Option<String>,
-    /// Its arguments.
-    args: Option<Vec<String>>,
-    /// Environment variables for it.
-    env: Option<BTreeMap<String, String>>,
-    /// A file of `NAME=value` lines with more environment variables; `env` wins.
-    env_file: Option<String>,
-    /// Its working directory.
-    cwd: Option<String>,
-    /// Where a remote server listens.
-    url: Option<String>,
-    /// Headers for every request to a remote server.
-    headers: Option<BTreeMap<String, String>>,
-}
-
-impl JsonSchema for McpServers {
-    fn schema_name() -> std::borrow::Cow<'static, str> {
-        ConfigShape::schema_name()
-    }
-
-    fn json_schema(generator: &mut SchemaGenerator) -> Schema {
-        ConfigShape::json_schema(generator)
-    }
-}
-
-impl JsonSchema for ServerEntry {
-    fn schema_name() -> std::borrow::Cow<'static, str> {
-        EntryShape::schema_name()
-    }
-
-    fn json_schema(generator: &mut SchemaGenerator) -> Schema {
-        EntryShape::json_schema(generator)
     }
 }
 

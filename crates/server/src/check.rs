@@ -9,7 +9,7 @@ use std::{
 };
 
 use fleet_job::{
-    mcp_servers::{ConfigError, McpServers, ServerEntry},
+    mcp_servers::{ConfigError, McpServers, ServerEntry, UnusableEntry, text},
     tool_name,
 };
 use serde::Serialize;
@@ -54,7 +54,7 @@ pub struct CheckArgs {
     /// The policy file.
     #[arg(value_name = "POLICY")]
     pub policy: PathBuf,
-    /// A file with an `mcpServers` (or `servers`) object; `-` for standard input.
+    /// A file with an `mcpServers` (or `servers`) object, comments allowed; `-` for standard input.
     #[arg(value_name = "CONFIG")]
     pub config: PathBuf,
     /// Write JSON for programs.
@@ -70,7 +70,7 @@ enum CheckError {
     #[error("configuration {}", path.display())]
     Read { path: PathBuf, source: io::Error },
     #[error("configuration {}", path.display())]
-    Json { path: PathBuf, source: serde_json::Error },
+    Text { path: PathBuf, source: text::TextError },
     #[error("configuration {}", path.display())]
     Config { path: PathBuf, source: ConfigError },
     #[error("standard output")]
@@ -121,6 +121,8 @@ enum Verdict {
     Refused,
     /// The policy is not in the way, and it would not work.
     Fails,
+    /// The configuration switches it off, so it would not be started.
+    Disabled,
 }
 
 /// The limits that would hold, under the names that they have in a policy file.
@@ -159,21 +161,21 @@ async fn check(args: &CheckArgs) -> Result<ExitCode, CheckError> {
         report.write(&mut out)
     };
     written.map_err(CheckError::Write)?;
-    let good = report.servers.iter().all(|server| server.verdict == Verdict::Allowed);
+    let is_good = |verdict| matches!(verdict, Verdict::Allowed | Verdict::Disabled);
+    let good = report.servers.iter().all(|server| is_good(server.verdict));
     Ok(ExitCode::from(u8::from(!good)))
 }
 
 fn read_config(path: &Path) -> Result<McpServers, CheckError> {
     let path = path.to_owned();
-    let text = if path.as_os_str() == "-" {
-        let mut text = String::new();
-        io::stdin().read_to_string(&mut text).map(|_| text)
+    let bytes = if path.as_os_str() == "-" {
+        let mut bytes = Vec::new();
+        io::stdin().read_to_end(&mut bytes).map(|_| bytes)
     } else {
-        std::fs::read_to_string(&path)
+        std::fs::read(&path)
     };
-    let text = text.map_err(|source| CheckError::Read { path: path.clone(), source })?;
-    let value: Value =
-        serde_json::from_str(&text).map_err(|source| CheckError::Json { path: path.clone(), source })?;
+    let bytes = bytes.map_err(|source| CheckError::Read { path: path.clone(), source })?;
+    let value = text::parse(&bytes).map_err(|source| CheckError::Text { path: path.clone(), source })?;
     McpServers::from_value(&value).map_err(|source| CheckError::Config { path, source })
 }
 
@@ -181,10 +183,14 @@ impl Report {
     async fn of(config: &McpServers, policy: &Policy) -> Self {
         let mut servers = Vec::new();
         for (name, entry) in &config.servers {
-            servers.push(ServerReport::of(name, entry, policy).await);
+            servers.push(match entry {
+                Ok(entry) => ServerReport::of(name, entry, policy).await,
+                Err(entry) => ServerReport::of_unusable(name, entry, policy),
+            });
         }
         let mut warnings = config.warnings();
-        let (count, limit) = (servers.len(), policy.limits.max_servers);
+        let enabled = servers.iter().filter(|server| server.verdict != Verdict::Disabled);
+        let (count, limit) = (enabled.count(), policy.limits.max_servers);
         if count > limit {
             warnings.push(format!("{count} servers, of which {limit} may be hosted at once (`max_servers`)"));
         }
@@ -199,14 +205,15 @@ impl Report {
             writeln!(out, "warning: {warning}")?;
         }
         let allowed = self.servers.iter().filter(|server| server.verdict == Verdict::Allowed).count();
-        writeln!(out, "{allowed} of {} allowed", self.servers.len())
+        let disabled = self.servers.iter().filter(|server| server.verdict == Verdict::Disabled).count();
+        let off = if disabled > 0 { format!(", {disabled} disabled") } else { String::new() };
+        writeln!(out, "{allowed} of {} allowed{off}", self.servers.len())
     }
 }
 
 impl ServerReport {
-    async fn of(name: &str, entry: &ServerEntry, policy: &Policy) -> Self {
-        let limits = LimitsReport::of(&policy.limits, &policy.limits.of_server(name));
-        let mut report = Self {
+    fn new(name: &str, policy: &Policy) -> Self {
+        Self {
             name: name.to_owned(),
             verdict: Verdict::Allowed,
             reason: None,
@@ -214,9 +221,21 @@ impl ServerReport {
             program: None,
             environment: None,
             addresses: Vec::new(),
-            limits,
+            limits: LimitsReport::of(&policy.limits, &policy.limits.of_server(name)),
             warnings: Vec::new(),
+        }
+    }
+
+    fn of_unusable(name: &str, entry: &UnusableEntry, policy: &Policy) -> Self {
+        let verdict = match entry.error {
+            ConfigError::Disabled { .. } => Verdict::Disabled,
+            _ => Verdict::Fails,
         };
+        Self::new(name, policy).not(verdict, entry.error.to_string())
+    }
+
+    async fn of(name: &str, entry: &ServerEntry, policy: &Policy) -> Self {
+        let mut report = Self::new(name, policy);
         if let Err(error) = tool_name::check_server(name) {
             return report.not(Verdict::Fails, error.to_string());
         }
@@ -260,6 +279,7 @@ impl ServerReport {
             Verdict::Allowed => "allowed",
             Verdict::Refused => "refused",
             Verdict::Fails => "would fail",
+            Verdict::Disabled => "disabled",
         };
         writeln!(out, "{}: {verdict}", self.name)?;
         if let Some(reason) = &self.reason {

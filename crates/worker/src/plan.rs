@@ -63,8 +63,8 @@ impl Plan {
                 shape: Shape::Batch,
             },
             Work::ServerInit(payload) => {
-                let roots = [mcp_servers::ROOT, mcp_servers::ROOT_VSCODE];
-                let servers = roots.iter().find_map(|root| payload.get(*root)?.as_object());
+                // Decoding has made sure that there are some.
+                let servers = mcp_servers::roots::find(payload).map(|found| found.entries).ok();
                 let calls = servers.into_iter().flatten().map(|(name, config)| Call {
                     tool: INITIALIZE.to_owned(),
                     arguments: Map::from_iter([
@@ -253,6 +253,17 @@ mod tests {
         let Ok(Kept::Whole { result, .. }) = combined else { panic!("{combined:?}") };
         assert_eq!(result, json!({"servers": {"a": 1, "b": 2}}));
         assert_eq!(results, Results::default(), "they are not held twice");
+    }
+
+    #[test]
+    fn entries_that_can_not_be_read_are_left_to_the_server_and_hide_no_others() {
+        let plan = plan(
+            "server-init",
+            json!({"mcp": {"servers": {"bad": {"command": 7}, "good": {"command": "x"}, "off": {"enabled": false}}}}),
+        );
+        let labels: Vec<_> = plan.calls.iter().map(|call| &*call.label).collect();
+        assert_eq!(labels, ["bad", "good", "off"]);
+        assert_eq!(plan.calls[2].arguments["config"], json!({"enabled": false}));
     }
 
     #[test]

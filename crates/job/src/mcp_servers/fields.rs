@@ -12,12 +12,14 @@ use super::ConfigError;
 pub(super) struct Fields<'a> {
     path: &'a str,
     left: Map<String, Value>,
+    /// The first field that had an empty string, which counts as absent.
+    empty: Option<&'static str>,
 }
 
 impl<'a> Fields<'a> {
     pub(super) fn new(value: &Value, path: &'a str) -> Result<Self, ConfigError> {
         match value {
-            Value::Object(object) => Ok(Self { path, left: object.clone() }),
+            Value::Object(object) => Ok(Self { path, left: object.clone(), empty: None }),
             other => Err(wrong(path.to_owned(), "an object", other)),
         }
     }
@@ -27,47 +29,84 @@ impl<'a> Fields<'a> {
         format!("{}.{key}", self.path)
     }
 
-    /// An optional string; `null` counts as absent.
-    pub(super) fn string(&mut self, key: &str) -> Result<Option<String>, ConfigError> {
-        match self.left.remove(key) {
-            None | Some(Value::Null) => Ok(None),
-            Some(Value::String(text)) if text.is_empty() => Err(ConfigError::Empty { path: self.place(key) }),
+    /// Any value; `null` counts as absent.
+    pub(super) fn take(&mut self, key: &str) -> Option<Value> {
+        self.left.remove(key).filter(|value| !value.is_null())
+    }
+
+    /// An optional string; `null` and an empty string count as absent.
+    pub(super) fn string(&mut self, key: &'static str) -> Result<Option<String>, ConfigError> {
+        match self.take(key) {
+            None => Ok(None),
+            Some(Value::String(text)) if text.is_empty() => {
+                self.note_empty(key);
+                Ok(None)
+            }
             Some(Value::String(text)) => Ok(Some(text)),
             Some(other) => Err(wrong(self.place(key), "a string", &other)),
         }
     }
 
-    pub(super) fn strings(&mut self, key: &str) -> Result<Vec<String>, ConfigError> {
-        match self.left.remove(key) {
-            None | Some(Value::Null) => Ok(Vec::new()),
-            Some(Value::Array(items)) => items
-                .into_iter()
-                .enumerate()
-                .map(|(index, item)| match item {
-                    Value::String(text) => Ok(text),
-                    other => Err(wrong(format!("{}[{index}]", self.place(key)), "a string", &other)),
-                })
-                .collect(),
+    /// Remembers that `key` was there and empty, for the error if it turns out to be needed.
+    pub(super) fn note_empty(&mut self, key: &'static str) {
+        self.empty = self.empty.or(Some(key));
+    }
+
+    pub(super) fn boolean(&mut self, key: &str) -> Result<Option<bool>, ConfigError> {
+        match self.take(key) {
+            None => Ok(None),
+            Some(Value::Bool(value)) => Ok(Some(value)),
+            Some(other) => Err(wrong(self.place(key), "true or false", &other)),
+        }
+    }
+
+    /// An array of strings; numbers and booleans become text.
+    pub(super) fn texts(&mut self, key: &str) -> Result<Vec<String>, ConfigError> {
+        match self.take(key) {
+            None => Ok(Vec::new()),
+            Some(Value::Array(items)) => texts(&self.place(key), items),
             Some(other) => Err(wrong(self.place(key), "an array of strings", &other)),
         }
     }
 
-    pub(super) fn string_map(&mut self, key: &str) -> Result<BTreeMap<String, String>, ConfigError> {
-        match self.left.remove(key) {
-            None | Some(Value::Null) => Ok(BTreeMap::new()),
-            Some(Value::Object(object)) => object
-                .into_iter()
-                .map(|(name, value)| match value {
-                    Value::String(text) => Ok((name, text)),
-                    other => Err(wrong(format!("{}.{name}", self.place(key)), "a string", &other)),
-                })
-                .collect(),
-            Some(other) => Err(wrong(self.place(key), "an object of strings", &other)),
+    /// An object of strings under the first of `keys` that is there; numbers and booleans become text, and `null` means
+    /// that the name is not set.
+    pub(super) fn text_map(
+        &mut self,
+        keys: &[&'static str],
+    ) -> Result<BTreeMap<String, String>, ConfigError> {
+        let mut found = keys.iter().filter_map(|key| Some((*key, self.take(key)?)));
+        let Some((key, value)) = found.next() else { return Ok(BTreeMap::new()) };
+        if let Some((second, _)) = found.next() {
+            return Err(self.conflict(key, second));
         }
+        let Value::Object(object) = value else {
+            return Err(wrong(self.place(key), "an object of strings", &value));
+        };
+
+        let set = object.into_iter().filter(|(_, value)| !value.is_null());
+        set.map(|(name, value)| {
+            let text = text(&format!("{}.{name}", self.place(key)), value)?;
+            Ok((name, text))
+        })
+        .collect()
     }
 
-    pub(super) fn required(&self, key: &str, value: Option<String>) -> Result<String, ConfigError> {
-        value.ok_or_else(|| ConfigError::Missing { path: self.place(key) })
+    pub(super) fn required<T>(&self, key: &'static str, value: Option<T>) -> Result<T, ConfigError> {
+        value.ok_or_else(|| match self.empty {
+            Some(empty) if empty == key => ConfigError::Empty { path: self.place(key) },
+            _ => ConfigError::Missing { path: self.place(key) },
+        })
+    }
+
+    /// The error of an entry that says neither what to start nor what to connect to.
+    pub(super) fn no_endpoint(&self) -> ConfigError {
+        match self.empty {
+            Some(key @ ("command" | "url" | "serverUrl" | "httpUrl")) => {
+                ConfigError::Empty { path: self.place(key) }
+            }
+            _ => ConfigError::NoEndpoint { path: self.path.to_owned() },
+        }
     }
 
     pub(super) fn conflict(&self, first: &'static str, second: &'static str) -> ConfigError {
@@ -76,6 +115,21 @@ impl<'a> Fields<'a> {
 
     pub(super) fn rest(self) -> BTreeMap<String, Value> {
         self.left.into_iter().collect()
+    }
+}
+
+/// An array's items as text.
+pub(super) fn texts(path: &str, items: Vec<Value>) -> Result<Vec<String>, ConfigError> {
+    items.into_iter().enumerate().map(|(index, item)| text(&format!("{path}[{index}]"), item)).collect()
+}
+
+/// A string, or a number or boolean as it is written: what a shell would make of it.
+fn text(path: &str, value: Value) -> Result<String, ConfigError> {
+    match value {
+        Value::String(text) => Ok(text),
+        Value::Number(number) => Ok(number.to_string()),
+        Value::Bool(value) => Ok(value.to_string()),
+        other => Err(wrong(path.to_owned(), "a string", &other)),
     }
 }
 
@@ -91,6 +145,6 @@ pub(super) fn kind_of(value: &Value) -> &'static str {
     }
 }
 
-fn wrong(path: String, expected: &'static str, found: &Value) -> ConfigError {
+pub(super) fn wrong(path: String, expected: &'static str, found: &Value) -> ConfigError {
     ConfigError::WrongType { path, expected, found: kind_of(found) }
 }

@@ -34,7 +34,8 @@ fn the_seed_configuration_is_read() {
     let value = json!({"mcpServers": {"MariaDB_Server": {
         "command": "uv", "args": ["--directory", "path/to/server", "run", "server.py"], "envFile": "path/to/.env"}}});
     let servers = McpServers::from_value(&value).unwrap();
-    let Transport::Stdio(server) = &servers.servers["MariaDB_Server"].transport else { panic!("stdio") };
+    let entry = servers.servers["MariaDB_Server"].as_ref().unwrap();
+    let Transport::Stdio(server) = &entry.transport else { panic!("stdio") };
     assert_eq!(server.command, "uv");
     assert_eq!(server.args.len(), 4);
     assert_eq!(server.env_file.as_deref(), Some("path/to/.env"));
@@ -42,18 +43,130 @@ fn the_seed_configuration_is_read() {
 }
 
 #[test]
-fn both_roots_are_read_and_unknown_keys_are_kept() {
-    let value = json!({"servers": {"a": {"url": "http://h/mcp", "disabled": true}}, "inputs": []});
+fn all_roots_are_read_and_unknown_keys_are_kept() {
+    let value =
+        json!({"servers": {"a": {"url": "http://h/mcp", "timeout": 5, "tools": ["x"]}}, "inputs": []});
     let servers = McpServers::from_value(&value).unwrap();
-    assert_eq!(servers.servers["a"].transport, Transport::Url(http("http://h/mcp")));
-    assert_eq!(servers.servers["a"].unknown["disabled"], json!(true));
+    let entry = servers.servers["a"].as_ref().unwrap();
+    assert_eq!(entry.transport, Transport::Url(http("http://h/mcp")));
+    assert_eq!(entry.unknown["timeout"], json!(5));
     assert_eq!(
         servers.warnings(),
-        ["`inputs` is unknown and has no effect", "`mcpServers.a.disabled` is unknown and has no effect"]
+        [
+            "`inputs` is unknown and has no effect",
+            "`mcpServers.a.timeout` is unknown and has no effect",
+            "`mcpServers.a.tools` has no effect: all tools of the server are offered",
+        ]
     );
-    let both = json!({"servers": {}, "mcpServers": {}});
-    assert!(matches!(McpServers::from_value(&both), Err(ConfigError::Conflict { .. })));
-    assert_eq!(McpServers::from_value(&json!({})), Err(ConfigError::NoRoot));
+
+    let held = json!({"a": {"command": "c"}});
+    for root in ["mcpServers", "servers", "mcp", "mcp.servers", "context_servers", "mcp_servers"] {
+        let servers = McpServers::from_value(&json!({root: held, "x": 1})).unwrap();
+        assert_eq!(servers.servers["a"].as_ref().unwrap().transport, stdio("c", &[]), "{root}");
+        assert_eq!(servers.unknown.len(), 1, "{root}");
+    }
+    for inner in ["servers", "mcpServers"] {
+        let servers = McpServers::from_value(&json!({"mcp": {inner: held, "inputs": []}})).unwrap();
+        assert!(servers.servers["a"].is_ok(), "{inner}");
+    }
+}
+
+#[test]
+fn a_configuration_without_a_root_is_told_what_to_write() {
+    let check = |value: Value, expected: &str| {
+        let error = McpServers::from_value(&value).unwrap_err().to_string();
+        assert!(error.contains(expected), "{value}: {error}");
+    };
+    check(json!({}), "there is no `mcpServers`");
+    check(json!({"servers": {}, "mcpServers": {}}), "put all of them under `mcpServers`");
+    check(json!({"command": "c"}), "one server, without a name");
+    check(json!({"a": {"command": "c"}}), "write {\"mcpServers\": {\"a\": {…}, …}}");
+    check(json!({"mcpServers": [{"name": "a"}]}), "the servers' names as keys");
+    check(json!({"mcpServers": 7}), "`mcpServers` must be an object, not a number");
+    check(json!([]), "must be an object, not an array");
+}
+
+#[test]
+fn files_are_read_as_programs_write_them() {
+    let check = |text: &[u8], expected: Transport| {
+        let value = text::parse(text).unwrap_or_else(|error| panic!("{error}: {text:?}"));
+        let servers = McpServers::from_value(&value).unwrap();
+        let entry = servers.servers["a"].as_ref().unwrap_or_else(|entry| panic!("{}", entry.error));
+        assert_eq!(entry.transport, expected, "{}", String::from_utf8_lossy(text));
+    };
+    let plain = r#"{"mcpServers": {"a": {"command": "c", "args": ["x"]}}}"#;
+    let utf16 = |unit: fn(u16) -> [u8; 2]| {
+        [0xfeff].into_iter().chain(plain.encode_utf16()).flat_map(unit).collect::<Vec<u8>>()
+    };
+    check(format!("\u{feff}{plain}").as_bytes(), stdio("c", &["x"]));
+    check(&utf16(u16::to_le_bytes), stdio("c", &["x"]));
+    check(&utf16(u16::to_be_bytes), stdio("c", &["x"]));
+    check(
+        b"{// mine\n\"mcpServers\": {/* \"b\": {}, */ \"a\": {\"command\": \"c\", \"args\": [\"x\",],},},}\n",
+        stdio("c", &["x"]),
+    );
+
+    let entry = |entry: &str, expected: Transport| {
+        check(format!(r#"{{"mcpServers": {{"a": {entry}}}}}"#).as_bytes(), expected);
+    };
+    let text = |map: &[(&str, &str)]| map.iter().map(|(k, v)| (k.to_string(), v.to_string())).collect();
+    entry(r#"{"command": "c", "args": ["x", 8080, true, ""]}"#, stdio("c", &["x", "8080", "true", ""]));
+    entry(r#"{"command": ["c", "x"], "args": ["y"], "type": "local"}"#, stdio("c", &["x", "y"]));
+    entry(r#"{"type": "stdio", "command": "c", "url": "", "cwd": "", "envFile": null}"#, stdio("c", &[]));
+    entry(r#"{"command": "c", "disabled": false, "enabled": true}"#, stdio("c", &[]));
+    entry(r#"{"serverUrl": "http://h"}"#, Transport::Url(http("http://h")));
+    entry(r#"{"httpUrl": "http://h", "url": "http://h"}"#, Transport::Url(http("http://h")));
+    entry(r#"{"type": "remote", "url": "http://h"}"#, Transport::Url(http("http://h")));
+    let env = text(&[("DEBUG", "true"), ("PORT", "8080"), ("RATE", "0.5"), ("S", "s")]);
+    let with_env = Transport::Stdio(StdioServer { command: "c".to_owned(), env, ..StdioServer::default() });
+    let values = r#"{"PORT": 8080, "DEBUG": true, "RATE": 0.5, "EMPTY": null, "S": "s"}"#;
+    for shape in [
+        r#"{"command": "c", "env": VALUES}"#,
+        r#"{"command": "c", "environment": VALUES}"#,
+        r#"{"command": {"path": "c", "env": VALUES}, "source": "custom"}"#,
+    ] {
+        entry(&shape.replace("VALUES", values), with_env.clone());
+    }
+}
+
+#[test]
+fn texts_that_can_not_be_read_are_explained() {
+    let check = |text: &[u8], expected: &str| {
+        let error = text::parse(text).unwrap_err().to_string();
+        assert!(error.contains(expected), "{}: {error}", String::from_utf8_lossy(text));
+    };
+    check(b"", "the text is empty");
+    check(b"\xff\xfea", "not UTF-8");
+    check(b"{\"a\": \"gr\xf6\"}", "not UTF-8");
+    check(b"{\"a\": 1 \"b\": 2}", "line 1 column");
+    check("{“mcpServers”: {}}".as_bytes(), "typographic quotes");
+    check(br#"{"mcpServers":{"a":{"command":"C:\Program Files\node.exe"}}}"#, "a backslash is written");
+    check(b"# mine\n[mcp_servers.a]\ncommand = \"c\"\n", "TOML");
+    check(b"mcpServers:\n  a:\n    command: c\n", "YAML");
+    check("[".repeat(100_000).as_bytes(), "nesting depth");
+    check(b"{'a': 1}", "not JSON");
+}
+
+#[test]
+fn one_entry_does_not_hide_the_others() {
+    let value = json!({"mcpServers": {
+        "good": {"command": "c"},
+        "bad": {"command": 7},
+        "off": {"command": "c", "disabled": true},
+        "template": {"enabled": false},
+    }});
+    let servers = McpServers::from_value(&value).unwrap();
+    let error = |name: &str| servers.servers[name].as_ref().unwrap_err().error.to_string();
+    assert!(servers.servers["good"].is_ok());
+    assert_eq!(error("bad"), "`mcpServers.bad.command` must be a string, not a number");
+    assert_eq!(error("off"), "switched off by `mcpServers.off.disabled`");
+    assert_eq!(error("template"), "switched off by `mcpServers.template.enabled`");
+    assert_eq!(servers.first_error_of_all(), None);
+
+    let none = |value: Value| McpServers::from_value(&value).unwrap().first_error_of_all().is_some();
+    assert!(none(json!({"mcpServers": {"bad": {}}})));
+    assert!(!none(json!({"mcpServers": {"bad": {}, "off": {"disabled": true}}})));
+    assert!(!none(json!({"mcpServers": {}})));
 }
 
 #[test]
@@ -73,12 +186,30 @@ fn transports_have_many_names() {
 fn errors_name_the_place() {
     assert_eq!(error_of(json!({"command": 1})), "`mcpServers.x.command` must be a string, not a number");
     assert_eq!(
-        error_of(json!({"command": "c", "args": ["a", 2]})),
-        "`mcpServers.x.args[1]` must be a string, not a number"
+        error_of(json!({"command": "c", "args": ["a", []]})),
+        "`mcpServers.x.args[1]` must be a string, not an array"
     );
     assert_eq!(
-        error_of(json!({"command": "c", "env": {"A": true}})),
-        "`mcpServers.x.env.A` must be a string, not a boolean"
+        error_of(json!({"command": "c", "env": {"A": {}}})),
+        "`mcpServers.x.env.A` must be a string, not an object"
+    );
+    assert_eq!(
+        error_of(json!({"command": "c", "env": ["A=1"]})),
+        "`mcpServers.x.env` must be an object of strings, not an array"
+    );
+    assert_eq!(
+        error_of(json!({"command": "c", "disabled": "true"})),
+        "`mcpServers.x.disabled` must be true or false, not a string"
+    );
+    assert_eq!(
+        error_of(json!({"command": "c", "disabled": true, "enabled": true})),
+        "`mcpServers.x`: `disabled` and `enabled` contradict each other"
+    );
+    assert_eq!(error_of(json!({"command": []})), "`mcpServers.x.command` must not be empty");
+    assert_eq!(error_of(json!({"url": ""})), "`mcpServers.x.url` must not be empty");
+    assert_eq!(
+        error_of(json!({"url": "http://a", "serverUrl": "http://b"})),
+        "`mcpServers.x`: `url` and `serverUrl` contradict each other"
     );
     assert_eq!(error_of(json!({"type": "stdio"})), "`mcpServers.x.command` is missing");
     assert_eq!(error_of(json!({"type": "http"})), "`mcpServers.x.url` is missing");
@@ -251,14 +382,15 @@ proptest! {
     #[test]
     fn any_json_gives_a_configuration_or_an_error(value in any_json()) {
         if let Ok(read) = McpServers::from_value(&value) {
-            prop_assert_eq!(McpServers::from_value(&read.to_value()), Ok(read));
+            let again = McpServers::from_value(&read.to_value()).map(|again| again.to_value());
+            prop_assert_eq!(again, Ok(read.to_value()));
         }
         let _read = ServerEntry::from_value(&value, "x");
     }
 
     #[test]
     fn what_is_written_is_read_back(
-        servers in prop::collection::btree_map("[A-Za-z0-9_-]{1,8}", any_entry(), 0..4),
+        servers in prop::collection::btree_map("[A-Za-z0-9_-]{1,8}", any_entry().prop_map(Ok), 0..4),
         unknown in prop::collection::btree_map("x-[a-z]{1,4}", any_json(), 0..2),
     ) {
         let written = McpServers { servers, unknown };

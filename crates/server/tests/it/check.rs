@@ -55,7 +55,7 @@ async fn every_server_gets_a_verdict_and_nothing_is_started() {
     let dir = tempfile::tempdir().unwrap();
     let program = script(dir.path(), "server", "touch \"$(dirname \"$0\")/started\"");
     let policy = policy(dir.path(), &program);
-    let fine = json!({"command": program, "args": ["a"], "env": {"LOG_LEVEL": "x-ray"}, "disabled": true});
+    let fine = json!({"command": program, "args": ["a"], "env": {"LOG_LEVEL": "x-ray"}, "trust": true});
     let good = json!({"mcpServers": {"fine": fine}});
     let config = dir.path().join("mcp.json");
     std::fs::write(&config, good.to_string()).unwrap();
@@ -69,7 +69,7 @@ async fn every_server_gets_a_verdict_and_nothing_is_started() {
         "PATH",
         "call_timeout_ms=1234",
         "max_open_files=99",
-        "warning: `mcpServers.fine.disabled` is unknown",
+        "warning: `mcpServers.fine.trust` is unknown",
         "1 of 1 allowed\n",
     ] {
         assert!(out.contains(expected), "{expected} is missing in\n{out}");
@@ -85,6 +85,8 @@ async fn every_server_gets_a_verdict_and_nothing_is_started() {
         "expand": {"command": program, "args": ["${HOME}"]},
         "bad name": {"command": program},
         "gone": {"command": "other"},
+        "bad": {"command": 7},
+        "off": {"command": program, "args": ["-e"], "enabled": false},
     }});
     let (status, out, _) = check(&[&policy, "-", "--json"], Some(&mixed.to_string())).await;
     assert_eq!(status, 1, "{out}");
@@ -111,6 +113,8 @@ async fn every_server_gets_a_verdict_and_nothing_is_started() {
     verdict("expand", "refused", "`expand`");
     verdict("bad name", "fails", "server's name");
     verdict("gone", "fails", "does not exist");
+    verdict("bad", "fails", "`servers.bad.command` must be a string");
+    verdict("off", "disabled", "switched off by `servers.off.enabled`");
     assert!(!dir.path().join("started").exists());
 }
 
@@ -129,9 +133,13 @@ async fn files_that_can_not_be_read_are_another_matter() {
     failing(&["/no/such/file", "-"], empty, "/no/such/file").await;
     failing(&[bad.to_str().unwrap(), "-"], empty, "in line 2 of the policy file").await;
     failing(&[&good, "/no/such/config"], "", "/no/such/config").await;
-    failing(&[&good, "-"], "{", "EOF").await;
+    failing(&[&good, "-"], "{", "not JSON").await;
     failing(&[&good, "-"], "{}", "mcpServers").await;
+    failing(&[&good, "-"], "[mcp_servers.a]\ncommand = \"x\"\n", "TOML").await;
     failing(&[&good], "", "CONFIG").await;
+    let commented = "\u{feff}{// mine\n\"mcpServers\": {\"off\": {\"disabled\": true},},}";
+    let (status, out, _) = check(&[&good, "-"], Some(commented)).await;
+    assert_eq!((status, out.lines().last()), (0, Some("0 of 1 allowed, 1 disabled")), "{out}");
     assert_eq!(check(&[&good, "-"], Some(empty)).await.0, 0);
     let (status, help, _) = check(&["--help"], None).await;
     assert_eq!(status, 0);

@@ -56,6 +56,25 @@ async fn a_real_server_is_hosted_called_and_removed() {
 }
 
 #[tokio::test]
+async fn a_configuration_that_is_switched_off_starts_nothing() {
+    let tree = tree();
+    let server = Server::start(&["--allow-command", &allow_own()]).await;
+    for (key, value) in [("disabled", true), ("enabled", false)] {
+        let mut config = own(&tree.root);
+        config[key] = json!(value);
+        let answer = server.initialize("files", config).await;
+        assert_eq!((&answer["disabled"], &answer["tools"]), (&json!(true), &json!([])), "{answer}");
+        assert!(answer["warnings"][0].as_str().unwrap().contains(&format!("`config.{key}`")), "{answer}");
+        assert!(!server.tool_names().await.iter().any(|name| name.starts_with("files__")));
+    }
+
+    server.initialize("files", own(&tree.root)).await;
+    let answer = server.initialize("files", json!({"disabled": true})).await;
+    assert!(answer["warnings"][0].as_str().unwrap().contains("server_remove"), "{answer}");
+    assert_eq!(server.status("files").await["state"], "running");
+}
+
+#[tokio::test]
 async fn a_remote_server_is_hosted() {
     let tree = tree();
     let upstream = Server::start(&["--root", tree.root.to_str().unwrap()]).await;

@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use fleet_job::mcp_servers::ServerEntry;
+use fleet_job::mcp_servers::{ConfigError, ServerEntry};
 use rmcp::{RoleServer, model::ProgressNotificationParam, service::RequestContext};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -29,8 +29,8 @@ pub const SPEC: ToolSpec = ToolSpec {
     title: "Host an MCP server",
     description: "Starts or connects to another MCP server and offers its tools here as `<name>__<tool>`. `config` is \
                   one entry of an `mcpServers` object. Doing it again with the same configuration changes nothing; \
-                  with another one, the server is replaced once the new one answers. Policy decides what may be \
-                  started.",
+                  with another one, the server is replaced once the new one answers. With `disabled: true` or \
+                  `enabled: false` in it nothing is started or changed. Policy decides what may be started.",
     effect: Effect::IdempotentChange,
 };
 
@@ -55,6 +55,9 @@ pub struct Args {
 pub struct Initialized {
     /// Its name.
     name: String,
+    /// Set where the configuration switches the server off, so that nothing was started.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    disabled: bool,
     /// What it says about itself.
     #[serde(skip_serializing_if = "Option::is_none")]
     server_info: Option<ServerInfo>,
@@ -85,15 +88,18 @@ pub async fn server_initialize(
     context: RequestContext<RoleServer>,
     args: Args,
 ) -> Result<Initialized, ToolFailure> {
-    let entry = ServerEntry::from_value(&args.config, "config")
-        .map_err(|error| ToolFailure::permanent(format!("invalid configuration: {error}")))?;
-    let warnings =
-        entry.unknown.keys().map(|key| format!("`config.{key}` is unknown and has no effect")).collect();
+    let entry = match ServerEntry::from_value(&args.config, "config") {
+        Ok(entry) => entry,
+        Err(error @ ConfigError::Disabled { .. }) => return Ok(switched_off(&shared, args.name, &error)),
+        Err(error) => return Err(ToolFailure::permanent(format!("invalid configuration: {error}"))),
+    };
+    let warnings = entry.warnings("config");
     let hosted = shared.initialize(&args.name, &entry);
     let status = with_progress(&shared, &args.name, &context, hosted).await;
     let status = status.map_err(|error| failure(&args.name, &error))?;
     Ok(Initialized {
         name: status.name,
+        disabled: false,
         server_info: status.server_info,
         protocol_version: status.protocol_version,
         transport: status.transport,
@@ -101,6 +107,28 @@ pub async fn server_initialize(
         tools: status.tools,
         warnings,
     })
+}
+
+/// The answer to a configuration that switches its server off. A server that is hosted already stays: who removes a
+/// server says so.
+fn switched_off(shared: &Shared, name: String, error: &ConfigError) -> Initialized {
+    let warning = if shared.fleet().is_hosted(&name) {
+        format!(
+            "{error}: nothing was started; {name:?}, which is hosted already, is left as it is (server_remove ends it)"
+        )
+    } else {
+        format!("{error}: nothing was started")
+    };
+    Initialized {
+        name,
+        disabled: true,
+        server_info: None,
+        protocol_version: None,
+        transport: None,
+        pid: None,
+        tools: Vec::new(),
+        warnings: vec![warning],
+    }
 }
 
 /// Waits for a server to be hosted, and tells the caller meanwhile how far that has come.

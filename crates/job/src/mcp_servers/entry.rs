@@ -1,0 +1,206 @@
+//! Reading one server's entry in the spellings of the programs that people copy it from.
+
+use serde_json::{Map, Value};
+
+use super::{
+    ConfigError, RemoteServer, ServerEntry, StdioServer, Transport,
+    fields::{Fields, wrong},
+};
+
+/// Where a remote server listens: everybody's key, Windsurf's and Gemini's.
+const URL_KEYS: [&str; 3] = ["url", "serverUrl", "httpUrl"];
+/// Keys that limit which tools a program offers. We offer all tools of a server.
+const TOOL_FILTERS: [&str; 8] = [
+    "disabledTools",
+    "enabledTools",
+    "excludeTools",
+    "includeTools",
+    "excludedTools",
+    "includedTools",
+    "allowedTools",
+    "tools",
+];
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Stdio,
+    Http,
+    Sse,
+    /// `url` without a type, and OpenCode's and Copilot's `remote`: whichever of the two the server speaks.
+    Remote,
+}
+
+/// Whether a value is probably a server's entry and not something that holds entries.
+pub(super) fn looks_like_entry(value: &Value) -> bool {
+    let keys = URL_KEYS.into_iter().chain(["command"]);
+    value.as_object().is_some_and(|object| {
+        keys.into_iter().any(|key| matches!(object.get(key), Some(Value::String(_) | Value::Array(_))))
+    })
+}
+
+impl ServerEntry {
+    /// Reads one entry. `path` is where it stands, for errors.
+    ///
+    /// # Errors
+    ///
+    /// [`ConfigError::Disabled`] if the entry is switched off, whatever else is in it. Otherwise if a required field is
+    /// missing, a type is wrong, or fields contradict each other.
+    pub fn from_value(value: &Value, path: &str) -> Result<Self, ConfigError> {
+        let mut fields = Fields::new(value, path)?;
+        check_enabled(&mut fields)?;
+
+        let named = named_transport(&mut fields)?;
+        let mut program = program(&mut fields)?;
+        let remote = remote_url(&mut fields)?;
+        let kind = match (named, &program, &remote) {
+            (_, Some(_), Some(_)) => return Err(fields.conflict("command", "url")),
+            (Some(Kind::Stdio), None, Some(_)) => return Err(fields.conflict("type", "url")),
+            (Some(Kind::Http | Kind::Sse | Kind::Remote), Some(_), None) => {
+                return Err(fields.conflict("type", "command"));
+            }
+            (Some(kind), _, _) => kind,
+            (None, Some(_), None) => Kind::Stdio,
+            (None, None, Some(_)) => Kind::Remote,
+            (None, None, None) => return Err(fields.no_endpoint()),
+        };
+
+        let transport = match kind {
+            Kind::Stdio => {
+                read_surroundings(&mut fields, program.as_mut())?;
+                Transport::Stdio(fields.required("command", program)?)
+            }
+            Kind::Http => Transport::Http(remote_server(&mut fields, remote)?),
+            Kind::Remote => Transport::Url(remote_server(&mut fields, remote)?),
+            Kind::Sse => Transport::Sse(remote_server(&mut fields, remote)?),
+        };
+        Ok(Self { transport, unknown: fields.rest() })
+    }
+
+    /// One sentence for every key that is kept and means nothing to us. `path` is where the entry stands.
+    pub fn warnings(&self, path: &str) -> Vec<String> {
+        let of_key = |(key, value): (&String, &Value)| {
+            if TOOL_FILTERS.contains(&&**key) && *value != serde_json::json!(["*"]) {
+                format!("`{path}.{key}` has no effect: all tools of the server are offered")
+            } else {
+                format!("`{path}.{key}` is unknown and has no effect")
+            }
+        };
+        let mut warnings: Vec<_> = self.unknown.iter().map(of_key).collect();
+        if let Transport::Stdio(server) = &self.transport
+            && let Some((program, _)) = server.command.split_once(' ')
+            && server.args.is_empty()
+            && !program.contains(['/', '\\'])
+        {
+            warnings.push(format!(
+                "`{path}.command` is taken as the name of one program, spaces and all; its arguments belong in `args`"
+            ));
+        }
+        warnings
+    }
+}
+
+/// Refuses an entry that says `disabled: true` or `enabled: false`.
+fn check_enabled(fields: &mut Fields<'_>) -> Result<(), ConfigError> {
+    let disabled = fields.boolean("disabled")?;
+    let enabled = fields.boolean("enabled")?;
+    let key = match (disabled, enabled) {
+        (Some(true), Some(true)) | (Some(false), Some(false)) => {
+            return Err(fields.conflict("disabled", "enabled"));
+        }
+        (Some(true), _) => "disabled",
+        (_, Some(false)) => "enabled",
+        _ => return Ok(()),
+    };
+    Err(ConfigError::Disabled { path: fields.place(key) })
+}
+
+/// What `type` or `transport` says. Clients write Streamable HTTP in several ways, so case, `-` and `_` are ignored.
+fn named_transport(fields: &mut Fields<'_>) -> Result<Option<Kind>, ConfigError> {
+    let mut named = None;
+    for key in ["type", "transport"] {
+        let Some(name) = fields.string(key)? else { continue };
+        let plain: String =
+            name.chars().filter(|c| !matches!(c, '-' | '_')).map(|c| c.to_ascii_lowercase()).collect();
+        let kind = match plain.as_str() {
+            "stdio" | "local" => Kind::Stdio,
+            "http" | "streamablehttp" => Kind::Http,
+            "sse" => Kind::Sse,
+            "remote" => Kind::Remote,
+            _ => return Err(ConfigError::UnknownTransport { path: fields.place(key), name }),
+        };
+        if named.is_some_and(|earlier| earlier != kind) {
+            return Err(fields.conflict("type", "transport"));
+        }
+        named = Some(kind);
+    }
+    Ok(named)
+}
+
+/// The program and its arguments: `command` as a string, as an array (OpenCode), or as an object (Zed, until 2025).
+fn program(fields: &mut Fields<'_>) -> Result<Option<StdioServer>, ConfigError> {
+    let mut server = match fields.take("command") {
+        None => return Ok(None),
+        Some(Value::String(command)) if command.is_empty() => {
+            fields.note_empty("command");
+            return Ok(None);
+        }
+        Some(Value::String(command)) => StdioServer { command, ..StdioServer::default() },
+        Some(Value::Array(words)) => command_line(&fields.place("command"), words)?,
+        Some(Value::Object(object)) => command_object(&fields.place("command"), object)?,
+        Some(other) => return Err(wrong(fields.place("command"), "a string", &other)),
+    };
+    server.args.extend(fields.texts("args")?);
+    Ok(Some(server))
+}
+
+fn command_line(path: &str, words: Vec<Value>) -> Result<StdioServer, ConfigError> {
+    let mut words = super::fields::texts(path, words)?.into_iter();
+    let command = words.next().filter(|command| !command.is_empty());
+    let command = command.ok_or_else(|| ConfigError::Empty { path: path.to_owned() })?;
+    Ok(StdioServer { command, args: words.collect(), ..StdioServer::default() })
+}
+
+fn command_object(path: &str, object: Map<String, Value>) -> Result<StdioServer, ConfigError> {
+    let object = Value::Object(object);
+    let mut fields = Fields::new(&object, path)?;
+    let command = fields.string("path")?;
+    let server = StdioServer {
+        command: fields.required("path", command)?,
+        args: fields.texts("args")?,
+        env: fields.text_map(&["env"])?,
+        ..StdioServer::default()
+    };
+    match fields.rest().into_keys().next() {
+        None => Ok(server),
+        Some(key) => Err(ConfigError::UnknownKey { path: format!("{path}.{key}") }),
+    }
+}
+
+/// Environment, file of variables and working directory of a program.
+fn read_surroundings(fields: &mut Fields<'_>, server: Option<&mut StdioServer>) -> Result<(), ConfigError> {
+    let Some(server) = server else { return Ok(()) };
+    server.env.extend(fields.text_map(&["env", "environment"])?);
+    server.env_file = fields.string("envFile")?;
+    server.cwd = fields.string("cwd")?;
+    Ok(())
+}
+
+/// The server's address, under whichever key; several keys may say the same.
+fn remote_url(fields: &mut Fields<'_>) -> Result<Option<String>, ConfigError> {
+    let mut found: Option<(&'static str, String)> = None;
+    for key in URL_KEYS {
+        let Some(url) = fields.string(key)? else { continue };
+        match &found {
+            Some((first, other)) if *other != url => return Err(fields.conflict(first, key)),
+            _ => found = Some((key, url)),
+        }
+    }
+    Ok(found.map(|(_, url)| url))
+}
+
+fn remote_server(fields: &mut Fields<'_>, url: Option<String>) -> Result<RemoteServer, ConfigError> {
+    Ok(RemoteServer {
+        url: fields.required("url", url)?,
+        headers: fields.text_map(&["headers", "http_headers"])?,
+    })
+}

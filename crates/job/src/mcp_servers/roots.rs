@@ -1,0 +1,80 @@
+//! Where the servers stand in a configuration: programs keep them under different keys.
+
+use serde_json::{Map, Value};
+
+use super::{
+    ConfigError, ROOT, ROOT_VSCODE,
+    entry::looks_like_entry,
+    fields::{kind_of, wrong},
+};
+
+/// Keys that hold servers by name: most programs' key, VS Code's in `mcp.json` and in its settings, Zed's, Codex's, Amp's.
+const ROOTS: [&str; 6] =
+    [ROOT, ROOT_VSCODE, "mcp.servers", "context_servers", "mcp_servers", "amp.mcpServers"];
+/// The key under which VS Code's settings hold `servers`, and OpenCode's the servers themselves.
+const NESTED: &str = "mcp";
+
+/// The servers of a configuration, as they stand there.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct RawServers<'a> {
+    /// Where they stand, for messages.
+    pub path: &'static str,
+    /// The key of the configuration that they are under.
+    pub(super) key: &'static str,
+    /// The servers by name, unread.
+    pub entries: &'a Map<String, Value>,
+}
+
+/// Finds the servers of a configuration.
+///
+/// # Errors
+///
+/// If there are none, if they stand in two places, or if what should hold them is not an object.
+pub fn find(object: &Map<String, Value>) -> Result<RawServers<'_>, ConfigError> {
+    let mut present = ROOTS.into_iter().chain([NESTED]).filter(|key| object.contains_key(*key));
+    let Some(key) = present.next() else { return Err(no_root(object)) };
+    if let Some(second) = present.next() {
+        return Err(ConfigError::TwoRoots { first: key, second });
+    }
+
+    let entries = entries_of(key, &object[key])?;
+    if key != NESTED {
+        return Ok(RawServers { path: key, key, entries });
+    }
+    for (inner, path) in [(ROOT_VSCODE, "mcp.servers"), (ROOT, "mcp.mcpServers")] {
+        if let Some(value) = entries.get(inner).filter(|value| !looks_like_entry(value)) {
+            return Ok(RawServers { path, key, entries: entries_of(path, value)? });
+        }
+    }
+    Ok(RawServers { path: NESTED, key, entries })
+}
+
+fn entries_of<'a>(path: &str, value: &'a Value) -> Result<&'a Map<String, Value>, ConfigError> {
+    match value {
+        Value::Object(entries) => Ok(entries),
+        Value::Array(_) => Err(ConfigError::List { path: path.to_owned() }),
+        other => Err(wrong(path.to_owned(), "an object", other)),
+    }
+}
+
+/// Why there is no root: what the object is instead, as far as that can be seen.
+fn no_root(object: &Map<String, Value>) -> ConfigError {
+    if looks_like_entry(&Value::Object(object.clone())) {
+        return ConfigError::OneEntry;
+    }
+    match object.iter().next() {
+        Some((name, _)) if object.values().all(looks_like_entry) => {
+            ConfigError::OnlyEntries { example: name.clone() }
+        }
+        _ => ConfigError::NoRoot,
+    }
+}
+
+/// The whole of a configuration.
+pub(super) fn object(value: &Value) -> Result<&Map<String, Value>, ConfigError> {
+    value.as_object().ok_or_else(|| ConfigError::WrongType {
+        path: "the configuration".to_owned(),
+        expected: "an object",
+        found: kind_of(value),
+    })
+}
