@@ -2,7 +2,6 @@
 
 use std::path::PathBuf;
 
-use fleet_job::decode::DecodeError;
 use fleet_kafka::KafkaError;
 
 /// Why a command failed.
@@ -31,13 +30,8 @@ pub(crate) enum CliError {
     },
     #[error("{0}")]
     Io(&'static str, #[source] std::io::Error),
-    #[error("line {line} of {file} is not a job, and nothing was submitted")]
-    Line {
-        file: String,
-        line: usize,
-        #[source]
-        source: DecodeError,
-    },
+    #[error(transparent)]
+    Lines(#[from] crate::submit::BadLines),
     #[error("the MCP server can't be called")]
     Client(#[from] fleet_mcp_client::ConfigError),
     #[error(transparent)]

@@ -3,7 +3,10 @@
 //! The last line that is printed of a job is its state. So an event that is not the state of its job is left out: one that a
 //! worker wrote behind the end that another worker had written, and an end that is only written again.
 
-use std::{process::ExitCode, time::Duration};
+use std::{
+    process::ExitCode,
+    time::{Duration, Instant},
+};
 
 use fleet_job::{
     event::{JobEvent, RESULT_OMITTED},
@@ -13,7 +16,12 @@ use fleet_job::{
 use fleet_kafka::reader::{From, Reader};
 use fleet_ops::shutdown;
 
-use crate::{connection::Connection, error::CliError, output};
+use crate::{
+    connection::Connection,
+    error::CliError,
+    output,
+    patience::{Outage, Patience},
+};
 
 const OPEN: Duration = Duration::from_secs(10);
 const POLL: Duration = Duration::from_millis(200);
@@ -62,10 +70,17 @@ pub(crate) async fn run(args: Args) -> Result<ExitCode, CliError> {
     let from = if args.from_start || args.no_follow { From::Start } else { From::Now };
     let (settings, topic) = (args.connection.settings()?, args.connection.topics().events);
     let read = tokio::task::spawn_blocking(move || -> Result<(), CliError> {
+        let patience = Patience::for_kafka(&settings);
         let mut reader = Reader::open(&settings, &topic, from, OPEN)?;
-        let mut shown = Shown::new(&args);
+        drop(patience);
+
+        let (mut shown, mut outage) = (Shown::new(&args), Outage::default());
         while !stop.is_cancelled() {
-            match reader.next(POLL)? {
+            let record = reader.next(POLL)?;
+            if outage.observe(reader.is_out_of_reach(), Instant::now()) {
+                output::problem(&Outage::message(&settings));
+            }
+            match record {
                 Some(record) => match shown.line(&record) {
                     Ok(Some(line)) => output::line(&line),
                     Ok(None) => {}

@@ -20,6 +20,7 @@ use crate::{
     dlq::text::{age, table},
     error::CliError,
     output,
+    patience::Patience,
 };
 
 const TIMEOUT: Duration = Duration::from_secs(20);
@@ -96,6 +97,7 @@ pub(crate) async fn run(args: Args) -> Result<ExitCode, CliError> {
     let (settings, topic, group) = (args.connection.settings()?, args.connection.topic, args.group);
     let (asked_topic, asked_group) = (topic.clone(), group.clone());
     let read = move || -> Result<_, CliError> {
+        let _patience = Patience::for_kafka(&settings);
         let positions = admin::group_positions(&settings, &asked_group, &asked_topic, TIMEOUT)?;
         let from: Vec<_> = positions.iter().filter_map(first_open).collect();
         let oldest = reader::first_records(&settings, &asked_topic, &from, TIMEOUT)?;

@@ -21,6 +21,7 @@ mod jobs;
 mod lag;
 mod moment;
 mod output;
+mod patience;
 mod pending;
 mod serve;
 #[cfg(feature = "embedded-broker")]

@@ -1,5 +1,7 @@
 //! `mcp-fleet submit`: putting jobs on the jobs topic, and waiting for them.
 
+mod lines;
+
 use std::{
     collections::{HashMap, VecDeque},
     io::Read as _,
@@ -20,9 +22,12 @@ use fleet_kafka::{
     KafkaError, admin,
     producer::{Delivered, Outgoing, Producer},
     reader::{From, Reader},
+    settings::Settings,
 };
+use fleet_ops::shutdown;
 use indicatif::ProgressBar;
 use serde_json::{Map, Value, json};
+use tokio_util::sync::CancellationToken;
 
 use crate::{
     connection::Connection,
@@ -31,8 +36,11 @@ use crate::{
     events,
     jobs::render,
     output,
+    patience::{Outage, Patience, SILENCE},
     pending::{News, Pending},
 };
+
+pub(crate) use lines::BadLines;
 
 /// How long a broker may take to answer at all.
 const REACH: Duration = Duration::from_secs(5);
@@ -42,6 +50,8 @@ pub(crate) const FAILED: u8 = 1;
 pub(crate) const TIMED_OUT: u8 = 3;
 /// What they end with when all jobs have succeeded, and the result of one was too large to be kept.
 pub(crate) const NO_RESULT: u8 = 4;
+/// What shells report of a process that was interrupted.
+pub(crate) const INTERRUPTED: u8 = 130;
 const OPEN: Duration = Duration::from_secs(10);
 const POLL: Duration = Duration::from_millis(100);
 /// Records handed over to the producer and not acknowledged yet.
@@ -120,6 +130,7 @@ pub(crate) async fn run(args: Args) -> Result<ExitCode, CliError> {
     let jobs = jobs(&args)?;
     let settings = args.connection.settings()?;
     let topics = args.connection.topics();
+    let patience = Patience::for_kafka(&settings);
     // Said at once and in plain words; a producer would take half a minute to say that something is wrong.
     let (look, topic) = (settings.clone(), topics.jobs.clone());
     let found = tokio::task::spawn_blocking(move || admin::partitions(&look, &topic, REACH)).await;
@@ -132,6 +143,7 @@ pub(crate) async fn run(args: Args) -> Result<ExitCode, CliError> {
     } else {
         None
     };
+    drop(patience);
     let producer = Producer::new(&settings)?;
     let bar = progress(jobs.len(), "submitting");
     let places = write(&producer, &topics, &jobs, &bar).await?;
@@ -149,7 +161,9 @@ pub(crate) async fn run(args: Args) -> Result<ExitCode, CliError> {
         return Ok(ExitCode::SUCCESS);
     };
     let (timeout, as_json) = (Duration::from_secs(args.timeout), args.json);
-    let waited = tokio::task::spawn_blocking(move || wait(reader, &topics.jobs, &places, timeout, as_json));
+    let stop = shutdown::signal_token().map_err(|error| CliError::Io("signals can't be handled", error))?;
+    let waiting = Waiting { settings, topic: topics.jobs, places, timeout, as_json, stop };
+    let waited = tokio::task::spawn_blocking(move || waiting.run(reader));
     waited.await.map_err(|error| CliError::Usage(error.to_string()))?
 }
 
@@ -184,33 +198,16 @@ fn jobs(args: &Args) -> Result<Vec<Job>, CliError> {
 }
 
 fn from_file(path: &PathBuf, key: Option<&str>) -> Result<Vec<Job>, CliError> {
+    let file = match path.to_str() {
+        Some("-") => "standard input".to_owned(),
+        _ => format!("`{}`", path.display()),
+    };
     let text = mcp_servers::text::decode(&read(path)?)
-        .map_err(|error| CliError::Usage(format!("`{}`: {error}", path.display())))?;
-    let lines = text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty());
-    let jobs = lines.map(|(index, line)| {
-        let mut envelope = decode::from_json(line.as_bytes()).map_err(|source| CliError::Line {
-            file: if path.as_os_str() == "-" {
-                "standard input".to_owned()
-            } else {
-                path.display().to_string()
-            },
-            line: index + 1,
-            source,
-        })?;
-        // `key` is not a field of the envelope but of the record around it.
-        let own = match envelope.extra.shift_remove("key") {
-            Some(Value::String(own)) => Some(own),
-            Some(other) => {
-                envelope.extra.insert("key".to_owned(), other);
-                None
-            }
-            None => None,
-        };
-        Ok(Job { envelope, key: key.map(str::to_owned).or(own) })
-    });
-    let jobs: Vec<Job> = jobs.collect::<Result<_, CliError>>()?;
+        .map_err(|error| CliError::Usage(format!("{file}: {error}")))?;
+
+    let jobs = lines::parse(&text, &file, key)?;
     if jobs.is_empty() {
-        return Err(CliError::Usage(format!("`{}` holds no jobs", path.display())));
+        return Err(CliError::Usage(format!("{file} holds no jobs")));
     }
     Ok(jobs)
 }
@@ -273,7 +270,7 @@ pub(crate) async fn write_all(
     mut written: impl FnMut(),
 ) -> Result<Vec<Place>, KafkaError> {
     let mut places = Vec::with_capacity(records.len());
-    let mut waiting = VecDeque::new();
+    let (mut waiting, mut is_silent) = (VecDeque::new(), true);
     for index in 0..=records.len() {
         // After the last record everything is waited for.
         let room = match records.get(index) {
@@ -286,12 +283,30 @@ pub(crate) async fn write_all(
         while waiting.len() > room
             && let Some(delivery) = waiting.pop_front()
         {
-            let Delivered { partition, offset } = delivery.await?;
+            let Delivered { partition, offset } = acknowledged(delivery, &mut is_silent).await?;
             places.push((partition, offset));
             written();
         }
     }
     Ok(places)
+}
+
+/// Waits for an acknowledgement. Says so, once per command, if that takes long.
+async fn acknowledged(
+    delivery: impl Future<Output = Result<Delivered, KafkaError>>,
+    is_silent: &mut bool,
+) -> Result<Delivered, KafkaError> {
+    let mut delivery = std::pin::pin!(delivery);
+    if *is_silent {
+        match tokio::time::timeout(SILENCE, &mut delivery).await {
+            Ok(delivered) => return delivered,
+            Err(_) => {
+                *is_silent = false;
+                output::problem("waiting for Kafka to acknowledge what was written");
+            }
+        }
+    }
+    delivery.await
 }
 
 /// A bar on standard error, which hides itself where there is no terminal.
@@ -310,40 +325,57 @@ pub(crate) fn progress(length: usize, what: &'static str) -> ProgressBar {
 
 // --- Waiting ---------------------------------------------------------------------------------------------------------
 
-fn wait(
-    mut reader: Reader,
-    topic: &str,
-    places: &[Place],
+/// What is waited for, and how.
+struct Waiting {
+    settings: Settings,
+    topic: String,
+    places: Vec<Place>,
     timeout: Duration,
     as_json: bool,
-) -> Result<ExitCode, CliError> {
-    let deadline = Instant::now() + timeout;
-    let mut pending = Pending::new(topic, places.iter().copied());
-    let mut waited = Waited { submitted: places.len(), ..Waited::default() };
-    let bar = progress(places.len(), WAITING);
+    stop: CancellationToken,
+}
 
-    while pending.len() > 0 && Instant::now() < deadline {
-        let Some(record) = reader.next(POLL)? else { continue };
-        match pending.take(&record) {
-            Some(News::Progress(progress)) => {
-                bar.set_message(shortened(&render::progress(&progress), NEWS));
+impl Waiting {
+    fn run(&self, mut reader: Reader) -> Result<ExitCode, CliError> {
+        let deadline = Instant::now() + self.timeout;
+        let mut pending = Pending::new(&self.topic, self.places.iter().copied());
+        let mut waited = Waited { submitted: self.places.len(), ..Waited::default() };
+        let mut outage = Outage::default();
+        let bar = progress(self.places.len(), WAITING);
+
+        while pending.len() > 0 && Instant::now() < deadline && !self.stop.is_cancelled() {
+            let record = reader.next(POLL)?;
+            if outage.observe(reader.is_out_of_reach(), Instant::now()) {
+                bar.suspend(|| output::problem(&Outage::message(&self.settings)));
             }
-            Some(News::End(end)) => {
-                waited.ended(&end);
-                bar.set_message(WAITING);
-                bar.inc(1);
-                bar.suspend(|| match as_json {
-                    true => output::json(&end),
-                    false => output::line(&events::describe(&end)),
-                });
+            match record.and_then(|record| pending.take(&record)) {
+                Some(News::Progress(progress)) => {
+                    bar.set_message(shortened(&render::progress(&progress), NEWS));
+                }
+                Some(News::End(end)) => {
+                    waited.ended(&end);
+                    bar.set_message(WAITING);
+                    bar.inc(1);
+                    bar.suspend(|| match self.as_json {
+                        true => output::json(&end),
+                        false => output::line(&events::describe(&end)),
+                    });
+                }
+                None => {}
             }
-            None => {}
         }
-    }
-    bar.finish_and_clear();
+        bar.finish_and_clear();
 
-    waited.say(timeout, as_json);
-    Ok(ExitCode::from(waited.code()))
+        if self.stop.is_cancelled() {
+            let open = pending.len();
+            output::problem(&format!(
+                "interrupted; {open} jobs have not ended and go on without this command"
+            ));
+            return Ok(ExitCode::from(INTERRUPTED));
+        }
+        waited.say(self.timeout, self.as_json);
+        Ok(ExitCode::from(waited.code()))
+    }
 }
 
 /// How the jobs ended that were waited for.

@@ -5,7 +5,7 @@ use std::{process::ExitCode, time::Duration};
 use fleet_kafka::{KafkaError, admin};
 use serde_json::json;
 
-use crate::{connection::Connection, error::CliError, output};
+use crate::{connection::Connection, error::CliError, output, patience::Patience};
 
 /// How long a broker may take to answer at all.
 const REACH: Duration = Duration::from_secs(5);
@@ -62,6 +62,7 @@ pub(crate) async fn run(command: Command) -> Result<ExitCode, CliError> {
         admin::fleet_topics(&args.connection.topics(), args.partitions.unwrap_or(PARTITIONS), replication);
     specs.extend(args.replies.iter().map(|name| admin::reply_topic(name, replication)));
     let settings = args.connection.settings()?;
+    let patience = Patience::for_kafka(&settings);
     // Whether the topic exists is not the question; whether a broker answers is, and this says so quickly.
     let (look, topic) = (settings.clone(), args.connection.topic.clone());
     let found = tokio::task::spawn_blocking(move || admin::partitions(&look, &topic, REACH)).await;
@@ -93,6 +94,7 @@ pub(crate) async fn run(command: Command) -> Result<ExitCode, CliError> {
             }
         }
     }
+    drop(patience);
     if args.json {
         output::json(&json!({ "created": created, "grownTo": grows }));
         return Ok(ExitCode::SUCCESS);

@@ -46,6 +46,7 @@ pub struct Reader {
     ends: Ends,
     /// Whether an end has been looked for since the reader was opened. What librdkafka says about ends may be older.
     looked: bool,
+    is_out_of_reach: bool,
 }
 
 /// Says nothing of the ends of partitions, which librdkafka reports as errors.
@@ -206,7 +207,15 @@ impl Reader {
         }
         consumer.assign(&assignment).map_err(request("choosing what to read"))?;
         let settings = settings.clone();
-        Ok(Self { consumer, settings, asker: None, topic: topic.to_owned(), ends, looked: false })
+        Ok(Self {
+            consumer,
+            settings,
+            asker: None,
+            topic: topic.to_owned(),
+            ends,
+            looked: false,
+            is_out_of_reach: false,
+        })
     }
 
     /// The next record, waiting for it at most `timeout`.
@@ -218,25 +227,37 @@ impl Reader {
         loop {
             match self.consumer.poll(whole_millis_until(deadline)) {
                 Some(Ok(message)) => {
+                    self.is_out_of_reach = false;
                     let record = convert::to_record(&message);
                     let position = &record.position;
                     self.ends.reached(position.partition, position.offset + 1);
                     return Ok(Some(record));
                 }
-                Some(Err(Native::PartitionEOF(partition))) if !self.looked => {
-                    self.ends.reached_end(partition);
+                Some(Err(Native::PartitionEOF(partition))) => {
+                    self.is_out_of_reach = false;
+                    if !self.looked {
+                        self.ends.reached_end(partition);
+                    }
                 }
-                Some(Err(Native::PartitionEOF(_))) => {}
                 Some(Err(source @ Native::MessageConsumptionFatal(_))) => {
                     return Err(KafkaError::Request { what: "reading", source });
                 }
-                Some(Err(error)) => tracing::debug!(%error, "reading goes on after an error"),
+                Some(Err(error)) => {
+                    self.is_out_of_reach |=
+                        error.rdkafka_error_code() == Some(RDKafkaErrorCode::AllBrokersDown);
+                    tracing::debug!(%error, "reading goes on after an error");
+                }
                 None => {}
             }
             if Instant::now() >= deadline || self.at_end() {
                 return Ok(None);
             }
         }
+    }
+
+    /// Whether all connections to brokers were lost, and no broker has answered a fetch since.
+    pub fn is_out_of_reach(&self) -> bool {
+        self.is_out_of_reach
     }
 
     /// The offset to read next, by partition.

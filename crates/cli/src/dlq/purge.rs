@@ -7,7 +7,7 @@ use fleet_ops::clock;
 use serde_json::json;
 
 use super::scan;
-use crate::{connection::Connection, error::CliError, moment::Moment, output};
+use crate::{connection::Connection, error::CliError, moment::Moment, output, patience::Patience};
 
 /// The id of an embedded broker's cluster. It has no way to delete records, so it is not asked, and people are told what to
 /// do instead.
@@ -50,6 +50,7 @@ pub(super) async fn run(args: Args) -> Result<ExitCode, CliError> {
     let before = args.before.map(|before| before.resolve(clock::now()));
     let asked = (settings.clone(), topic.clone());
     let (spans, cluster) = scan::blocking(move || {
+        let _patience = Patience::for_kafka(&asked.0);
         let spans = admin::spans(&asked.0, &asked.1, before, scan::TIMEOUT)?;
         Ok((spans, admin::cluster_id(&asked.0, scan::TIMEOUT)?))
     })

@@ -13,7 +13,11 @@ use fleet_kafka::{
 };
 
 use super::marker::{self, Replayed};
-use crate::error::CliError;
+use crate::{
+    error::CliError,
+    output,
+    patience::{Outage, Patience},
+};
 
 /// How long a request to the brokers may take.
 pub(super) const TIMEOUT: Duration = Duration::from_secs(20);
@@ -34,10 +38,17 @@ pub(super) fn each(
     topic: &str,
     mut with: impl FnMut(RawRecord) -> Result<ControlFlow<()>, CliError>,
 ) -> Result<(), CliError> {
+    let patience = Patience::for_kafka(settings);
     let mut reader = Reader::open(settings, topic, From::Start, TIMEOUT)?;
-    let mut last = Instant::now();
+    drop(patience);
+
+    let (mut last, mut outage) = (Instant::now(), Outage::default());
     while !reader.at_end() {
-        match reader.next(POLL)? {
+        let record = reader.next(POLL)?;
+        if outage.observe(reader.is_out_of_reach(), Instant::now()) {
+            output::problem(&Outage::message(settings));
+        }
+        match record {
             Some(record) => {
                 if with(record)?.is_break() {
                     return Ok(());

@@ -14,7 +14,7 @@ use super::{
     error::{ApiError, Backoff},
     filter::Filter,
 };
-use crate::error::CliError;
+use crate::{error::CliError, patience::Patience};
 
 const CONNECT: Duration = Duration::from_secs(5);
 /// How long the server may take for an answer that needs no waiting.
@@ -91,6 +91,11 @@ impl Api {
     /// The server as it may be shown: without user and password.
     pub(super) fn name(&self) -> String {
         self.base.origin().ascii_serialization()
+    }
+
+    /// Says after a second that the server has not answered.
+    pub(super) fn patience(&self) -> Patience {
+        Patience::new(format!("an answer from mcp-server at {}", self.name()))
     }
 
     /// One page of jobs.
@@ -196,9 +201,16 @@ impl Api {
         limit: Duration,
     ) -> Result<T, ApiError> {
         let (end, mut backoff) = (Instant::now() + PATIENCE, Backoff::new());
+        // Other methods wait for jobs, which takes as long as it takes.
+        let patience = (method == Method::GET).then(|| self.patience());
         loop {
             match self.once(method.clone(), url.clone(), limit).await {
-                Err(error) if error.is_busy() && Instant::now() < end => sleep(backoff.after(&error)).await,
+                Err(error) if error.is_busy() && Instant::now() < end => {
+                    if let Some(patience) = &patience {
+                        patience.wait_for(format!("mcp-server at {}: {error}", self.name()));
+                    }
+                    sleep(backoff.after(&error)).await;
+                }
                 other => return other,
             }
         }

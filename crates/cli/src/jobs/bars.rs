@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
+use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use mcp_server::jobs::JobView;
 
 use super::render;
@@ -31,7 +31,7 @@ pub(super) struct Bars {
 impl Bars {
     pub(super) fn new(jobs: usize) -> Self {
         let all = MultiProgress::new();
-        let total = (jobs > 1).then(|| all.add(total(jobs)));
+        let total = (jobs > 1).then(|| add_total(&all, jobs));
         Self { all, total, own: Mutex::default() }
     }
 
@@ -47,7 +47,7 @@ impl Bars {
             if own.len() >= MAX_BARS {
                 return;
             }
-            own.insert(job_id.clone(), self.all.add(bar(job_id)));
+            own.insert(job_id.clone(), add_bar(&self.all, job_id));
         }
         let Some(bar) = own.get(job_id) else { return };
         let progress = job.event.progress.as_ref();
@@ -79,25 +79,70 @@ impl Bars {
 
     /// Takes all bars away.
     pub(super) fn clear(&self) {
-        if let Some(total) = &self.total {
-            total.finish_and_clear();
+        let own = std::mem::take(&mut *self.own());
+        for bar in own.values().chain(&self.total) {
+            bar.finish_and_clear();
         }
     }
 }
 
-fn total(jobs: usize) -> ProgressBar {
-    styled(ProgressBar::new(jobs as u64), "  waiting [{bar:30}] {pos}/{len} {elapsed}")
+fn add_total(all: &MultiProgress, jobs: usize) -> ProgressBar {
+    add(all, jobs as u64, "  waiting [{bar:30}] {pos}/{len} {elapsed}")
 }
 
-fn bar(job_id: &str) -> ProgressBar {
-    let bar = ProgressBar::new(STEPS).with_prefix(shortened(job_id, ID));
-    styled(bar, "{spinner} {prefix} [{bar:30}] {elapsed} {msg}")
+fn add_bar(all: &MultiProgress, job_id: &str) -> ProgressBar {
+    let bar = add(all, STEPS, "{spinner} {prefix} [{bar:30}] {elapsed} {msg}");
+    bar.with_prefix(shortened(job_id, ID))
 }
 
-fn styled(bar: ProgressBar, template: &str) -> ProgressBar {
-    bar.enable_steady_tick(TICK);
-    match ProgressStyle::with_template(template) {
+/// Adds a bar that draws nothing before it is among the others: what it drew by itself would stay on the screen for good.
+fn add(all: &MultiProgress, length: u64, template: &str) -> ProgressBar {
+    let bar = ProgressBar::with_draw_target(Some(length), ProgressDrawTarget::hidden());
+    let bar = match ProgressStyle::with_template(template) {
         Ok(style) => bar.with_style(style),
         Err(_) => bar,
+    };
+
+    let bar = all.add(bar);
+    bar.enable_steady_tick(TICK);
+    bar
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{env, process::Command};
+
+    use fleet_job::event::JobState;
+
+    use super::{super::render::tests::job, *};
+
+    /// Set for the process that draws.
+    const DRAWS: &str = "MCP_FLEET_TEST_DRAWS_BARS";
+
+    /// Bars show themselves in terminals only, so this runs once more in one.
+    #[test]
+    fn a_bar_is_drawn_among_the_others_and_nowhere_else() {
+        if env::var_os(DRAWS).is_some() {
+            for _ in 0..20 {
+                let bars = Bars::new(2);
+                bars.show(&job("job-1", JobState::Running, 0));
+                bars.end("job-1");
+                bars.clear();
+            }
+            return;
+        }
+
+        let this = "jobs::bars::tests::a_bar_is_drawn_among_the_others_and_nowhere_else";
+        let exe = env::current_exe().expect("this program");
+        let line = format!("stty cols 120; exec '{}' --exact {this} --nocapture", exe.display());
+        let run = Command::new("script").args(["-qec", &line, "/dev/null"]).env(DRAWS, "1").output();
+        let output = match run {
+            Err(_) if env::var_os("FLEET_REQUIRE_TOOLS").is_none() => return,
+            run => run.expect("script of util-linux"),
+        };
+        let drawn = String::from_utf8_lossy(&output.stdout);
+        assert!(output.status.success() && drawn.contains("waiting ["), "{drawn}");
+        let dead: Vec<_> = drawn.split(['\r', '\n']).filter(|line| line.contains('░')).collect();
+        assert!(dead.iter().all(|line| line.contains('[')), "{dead:#?}");
     }
 }

@@ -10,7 +10,7 @@ use super::{
     api::{MAX_WAIT, ServerArgs},
     error::ApiError,
 };
-use crate::{error::CliError, output};
+use crate::{error::CliError, output, patience::Patience};
 
 /// How many are asked for at once.
 const AT_ONCE: usize = 8;
@@ -53,6 +53,7 @@ pub(crate) async fn run(args: Args) -> Result<ExitCode, CliError> {
         .map(|job_id| async move { (job_id, api.cancel(job_id, reason, wait).await) });
     let mut asked = asked.buffered(AT_ONCE);
     let mut outcomes = Vec::new();
+    let _patience = Patience::new(format!("the jobs to end, at mcp-server {}", api.name()));
     while let Some((job_id, answer)) = asked.next().await {
         outcomes.push(answer.as_ref().ok().map(|cancellation| cancellation.outcome));
         say(job_id, answer, args.json);

@@ -22,7 +22,6 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     api::Api,
-    bars::Bars,
     board::Board,
     error::ApiError,
     filter::Filter,
@@ -196,7 +195,7 @@ async fn cancelling_and_being_too_late() {
 async fn wait(answers: Vec<Answer>, timeout: Duration) -> (End, Stub) {
     let (api, stub) = Stub::start(answers).await;
     let deadline = Instant::now() + timeout;
-    let waiting = Waiting { api, deadline, bars: Bars::new(1), troubled: false.into() };
+    let waiting = Waiting::new(api, deadline, 1);
     (waiting.job("j").await, stub)
 }
 

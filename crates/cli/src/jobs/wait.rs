@@ -3,11 +3,15 @@
 use std::{
     collections::HashSet,
     process::ExitCode,
-    sync::atomic::{AtomicBool, Ordering},
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
 use fleet_job::event::JobState;
+use fleet_ops::shutdown;
 use futures::{StreamExt as _, stream};
 use mcp_server::jobs::JobView;
 use serde_json::{Value, json};
@@ -23,7 +27,8 @@ use super::{
 use crate::{
     error::CliError,
     output,
-    submit::{FAILED, NO_RESULT, TIMED_OUT},
+    patience::Patience,
+    submit::{FAILED, INTERRUPTED, NO_RESULT, TIMED_OUT},
 };
 
 /// How many jobs are followed at once, each over a connection of its own.
@@ -75,23 +80,19 @@ pub(crate) async fn run(args: Args) -> Result<ExitCode, CliError> {
     let mut seen = HashSet::new();
     let job_ids: Vec<_> = args.job_ids.iter().filter(|job_id| seen.insert(*job_id)).collect();
     let deadline = Instant::now() + Duration::from_secs(args.timeout.min(u64::from(u32::MAX)));
-    let waiting = Waiting { api, deadline, bars: Bars::new(job_ids.len()), troubled: AtomicBool::new(false) };
-    let mut ends = Vec::with_capacity(job_ids.len());
-    {
-        let waiting = &waiting;
-        let waits = stream::iter(job_ids).map(|job_id| async move { (job_id, waiting.job(job_id).await) });
-        let mut waits = waits.buffer_unordered(AT_ONCE);
-        while let Some((job_id, end)) = waits.next().await {
-            waiting.bars.end(job_id);
-            waiting.bars.aside(|| say(job_id, &end, args.json));
-            // Results can be large, and are of no use any more.
-            ends.push(match end {
-                End::Ended(job) => End::Ended(Box::new(job.without_result())),
-                other => other,
-            });
-        }
-    }
+    let stop = shutdown::signal_token().map_err(|error| CliError::Io("signals can't be handled", error))?;
+    let waiting = Waiting::new(api, deadline, job_ids.len());
+    let all = waiting.all(&job_ids, args.json);
+    let ends = tokio::select! {
+        ends = all => Some(ends),
+        () = stop.cancelled() => None,
+    };
     waiting.bars.clear();
+    let Some(ends) = ends else {
+        output::problem("interrupted; the jobs go on without this command");
+        return Ok(ExitCode::from(INTERRUPTED));
+    };
+
     if args.json {
         output::json(&summary(&ends));
     } else {
@@ -110,10 +111,36 @@ pub(super) struct Waiting {
     pub(super) deadline: Instant,
     pub(super) bars: Bars,
     /// Whether it was said already that the server can't be reached.
-    pub(super) troubled: AtomicBool,
+    troubled: AtomicBool,
+    /// Until the server has answered.
+    contact: Mutex<Option<Patience>>,
 }
 
 impl Waiting {
+    /// To wait for so many jobs.
+    pub(super) fn new(api: Api, deadline: Instant, jobs: usize) -> Self {
+        let contact = Mutex::new(Some(api.patience()));
+        Self { api, deadline, bars: Bars::new(jobs), troubled: AtomicBool::new(false), contact }
+    }
+
+    /// Waits for all these jobs and prints each as it ends.
+    async fn all(&self, job_ids: &[&String], as_json: bool) -> Vec<End> {
+        let waits = stream::iter(job_ids).map(|job_id| async move { (job_id, self.job(job_id).await) });
+        let mut waits = waits.buffer_unordered(AT_ONCE);
+
+        let mut ends = Vec::with_capacity(job_ids.len());
+        while let Some((job_id, end)) = waits.next().await {
+            self.bars.end(job_id);
+            self.bars.aside(|| say(job_id, &end, as_json));
+            // Results can be large, and are of no use any more.
+            ends.push(match end {
+                End::Ended(job) => End::Ended(Box::new(job.without_result())),
+                other => other,
+            });
+        }
+        ends
+    }
+
     /// Waits for one job.
     pub(super) async fn job(&self, job_id: &str) -> End {
         let url = match self.api.events_of(job_id) {
@@ -123,6 +150,7 @@ impl Waiting {
         let mut news = follow(self.api.clone(), url);
         let mut seen = false;
         while let Ok(Some(next)) = timeout_at(self.deadline, news.recv()).await {
+            self.contact.lock().unwrap_or_else(PoisonError::into_inner).take();
             match next {
                 News::Job(job) if job.is_terminal() => return End::Ended(job),
                 News::Job(job) => {

@@ -1,0 +1,85 @@
+//! Jobs from a file, one JSON object a line. Pure.
+
+use std::fmt::Write as _;
+
+use fleet_job::decode::{self, DecodeError};
+use serde_json::Value;
+
+use super::Job;
+
+/// Lines that are not jobs; there is at least one.
+#[derive(Debug, thiserror::Error)]
+#[error("{}", self.describe())]
+pub(crate) struct BadLines {
+    file: String,
+    /// How many lines were looked at.
+    lines: usize,
+    /// Number of the line, from 1, and what is wrong with it.
+    bad: Vec<(usize, DecodeError)>,
+}
+
+impl BadLines {
+    fn describe(&self) -> String {
+        let (bad, lines, file) = (self.bad.len(), self.lines, &self.file);
+        let mut text = format!("{bad} of {lines} lines of {file} are not jobs; nothing was submitted");
+        for (line, error) in &self.bad {
+            // Writing to a string can't fail.
+            let _written = write!(text, "\n  line {line}: {}", fleet_ops::errors::chain(error));
+        }
+        text
+    }
+}
+
+/// Reads the jobs of a text; empty lines are passed over. `key` is the key of all of them, if it is set.
+pub(super) fn parse(text: &str, file: &str, key: Option<&str>) -> Result<Vec<Job>, BadLines> {
+    let (mut jobs, mut bad) = (Vec::new(), Vec::new());
+    for (index, line) in text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()) {
+        match job(line, key) {
+            Ok(job) => jobs.push(job),
+            Err(error) => bad.push((index + 1, error)),
+        }
+    }
+
+    if bad.is_empty() {
+        return Ok(jobs);
+    }
+    Err(BadLines { file: file.to_owned(), lines: jobs.len() + bad.len(), bad })
+}
+
+fn job(line: &str, key: Option<&str>) -> Result<Job, DecodeError> {
+    let mut envelope = decode::from_json(line.as_bytes())?;
+
+    // `key` is not a field of the envelope but of the record around it.
+    let own = match envelope.extra.shift_remove("key") {
+        Some(Value::String(own)) => Some(own),
+        Some(other) => {
+            envelope.extra.insert("key".to_owned(), other);
+            None
+        }
+        None => None,
+    };
+    Ok(Job { envelope, key: key.map(str::to_owned).or(own) })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn all_bad_lines_are_listed() {
+        let good = r#"{"jobID":"a","jobType":"tool-call","payload":{"tool":"t"},"key":"k"}"#;
+        let text =
+            format!("{good}\n\nno job\n{good}\n{{\"jobID\":\"b\",\"jobType\":\"tea\",\"payload\":{{}}}}\n");
+        let error = parse(&text, "jobs.jsonl", None).map(|jobs| jobs.len()).unwrap_err().to_string();
+        let lines: Vec<_> = error.lines().collect();
+        assert_eq!(lines.len(), 3, "{error}");
+        assert_eq!(lines[0], "2 of 4 lines of jobs.jsonl are not jobs; nothing was submitted");
+        assert!(lines[1].starts_with("  line 3: ") && lines[2].starts_with("  line 5: "), "{error}");
+        assert!(lines[2].contains("tea"), "{error}");
+
+        let jobs = parse(&format!("{good}\n\n{good}"), "jobs.jsonl", None).unwrap();
+        let keys: Vec<_> = jobs.iter().map(|job| job.key.as_deref()).collect();
+        assert_eq!(keys, [Some("k"), Some("k")]);
+        assert_eq!(parse(good, "-", Some("x")).unwrap()[0].key.as_deref(), Some("x"));
+    }
+}
