@@ -9,7 +9,7 @@ use fleet_tests::{
     Env, Fleet, bins,
     fleet::ServerOptions,
     on_every_broker,
-    process::Process,
+    process::{self, Process},
     topics::{self, Outgoing, Record},
     wait,
 };
@@ -18,6 +18,7 @@ use serde_json::{Value, json};
 on_every_broker!(
     a_dead_job_is_looked_at_and_replayed,
     a_job_that_dies_each_time_is_parked,
+    a_job_with_two_letters_runs_once,
     max_takes_the_oldest_and_the_next_run_goes_on,
     a_killed_replay_goes_on_and_repeats_one_job_at_most,
     a_letter_without_its_value_is_reported_and_left,
@@ -76,8 +77,10 @@ fn a_dead_job_is_looked_at_and_replayed(env: &Env) {
     let replayed = replays(&fleet);
     let [back] = &replayed[..] else { panic!("one replay: {replayed:?}") };
     assert_eq!(back.content, original.header(header::REPLAY_COUNT, "1"));
-    let again = json_of(&fleet, &["dlq", "replay", "--job", "late", "--json"]);
+    let again = nothing_to_replay(&fleet, &["--job", "late"]);
     assert_eq!((&again["replayed"], &again["alreadyReplayed"]), (&json!(0), &json!(1)), "{again}");
+    let nobody = nothing_to_replay(&fleet, &["--job", "nobody"]);
+    assert_eq!(nobody["toReplay"], 0, "{nobody}");
     assert_eq!(replays(&fleet).len(), 1);
     let list = json_of(&fleet, &["dlq", "list", "--json"]);
     assert_eq!((&list["letters"], &list["replayed"]), (&json!(2), &json!(1)), "{list}");
@@ -101,11 +104,14 @@ fn a_job_that_dies_each_time_is_parked(env: &Env) {
         adopt_replays(&mut fleet);
         fleet.wait_for_all();
     }
-    let done = json_of(&fleet, &replay);
+    let done = nothing_to_replay(&fleet, &["--max-replays", "2"]);
     assert_eq!((&done["replayed"], &done["parked"]), (&json!(0), &json!(1)), "{done}");
     assert_eq!(done["alreadyReplayed"], 2, "{done}");
-    let human = run(&fleet, &["dlq", "replay", "--max-replays", "2"]).success();
-    assert!(human.contains("poison") && human.contains("parked"), "{human}");
+    let human = run(&fleet, &["dlq", "replay", "--max-replays", "2"]);
+    assert!(
+        human.code == 1 && human.stdout.contains("poison") && human.stdout.contains("parked"),
+        "{human:?}"
+    );
     let letters = run(&fleet, &["dlq", "show", "poison", "--json"]).lines();
     let counts: Vec<_> = letters.iter().map(|letter| letter["replayCount"].clone()).collect();
     assert_eq!(counts, [0, 1, 2]);
@@ -128,6 +134,44 @@ fn max_takes_the_oldest_and_the_next_run_goes_on(env: &Env) {
     assert_eq!((&second["replayed"], &second["alreadyReplayed"]), (&json!(3), &json!(2)), "{second}");
     let values: Vec<_> = replays(&fleet).iter().map(Record::text).collect();
     assert_eq!(values, ["no job 0", "no job 1", "no job 2", "no job 3", "no job 4"]);
+}
+
+/// The job's record was submitted twice, say, or its worker was killed between the dead letter and the commit.
+fn a_job_with_two_letters_runs_once(env: &Env) {
+    let mut fleet = fleet(env, "dlq-twice", 1);
+    fleet.start_worker();
+    for _ in 0..2 {
+        fleet.submit(vec![Outgoing::value(read("twice", "../not allowed").to_string())]);
+    }
+    fleet.wait_for_all();
+    fleet.stop_workers();
+
+    let done = json_of(&fleet, &["dlq", "replay", "--json"]);
+    assert_eq!((&done["replayed"], &done["superseded"]), (&json!(1), &json!(1)), "{done}");
+    let again = nothing_to_replay(&fleet, &[]);
+    assert_eq!((&again["alreadyReplayed"], &again["superseded"]), (&json!(1), &json!(1)), "{again}");
+    assert_eq!(replays(&fleet).len(), 1);
+
+    let every = json_of(&fleet, &["dlq", "replay", "--every-letter", "--json"]);
+    assert_eq!((&every["replayed"], &every["superseded"]), (&json!(1), &json!(0)), "{every}");
+    assert_eq!(replays(&fleet).len(), 2);
+}
+
+/// Nobody listens on port 1 of this machine.
+#[test]
+fn a_command_says_what_it_waits_for() {
+    let directory = bins::scratch("patience");
+    process::remove_at_exit(&directory);
+    let submit = &["submit", "--tool", "t"][..];
+    let commands = [submit, &["events"], &["lag"], &["dlq", "list"], &["topics", "create"]].map(|args| {
+        let mut command = std::process::Command::new(bins::bin("mcp-fleet"));
+        command.args(args).args(["--brokers", "127.0.0.1:1"]);
+        Process::start(args[0], &directory, command)
+    });
+    for mut command in commands {
+        command.says("waiting for an answer from Kafka at 127.0.0.1:1", wait::LONG);
+        command.kill();
+    }
 }
 
 /// SIGKILL in the middle: what was replayed and marked is not replayed again.
@@ -183,7 +227,7 @@ fn a_letter_without_its_value_is_reported_and_left(env: &Env) {
         Outgoing::value("somebody else's record"),
     ];
     topics::produce(&env.brokers, &format!("{}.dlq", fleet.topic), letters);
-    let done = json_of(&fleet, &["dlq", "replay", "--json"]);
+    let done = nothing_to_replay(&fleet, &[]);
     let counts = ["replayed", "valueOmitted", "foreign", "parked"].map(|name| done[name].clone());
     assert_eq!(counts, [0, 1, 2, 0].map(Value::from), "{done}");
     let shown = run(&fleet, &["dlq", "show", "large", "--json"]).lines();
@@ -322,6 +366,14 @@ fn environment(fleet: &Fleet<'_>) -> [(&'static str, String); 3] {
 /// The last JSON value that a command prints.
 fn json_of(fleet: &Fleet<'_>, args: &[&str]) -> Value {
     run(fleet, args).lines().pop().unwrap_or_else(|| panic!("{args:?} printed nothing"))
+}
+
+/// The summary of a `dlq replay` that has nothing to do.
+fn nothing_to_replay(fleet: &Fleet<'_>, args: &[&str]) -> Value {
+    let ran = run(fleet, &[&["dlq", "replay", "--json"][..], args].concat());
+    assert_eq!(ran.code, 1, "{ran:?}");
+    let last = ran.stdout.lines().last().unwrap_or_else(|| panic!("{ran:?}"));
+    serde_json::from_str(last).unwrap_or_else(|error| panic!("{error}: {last}"))
 }
 
 /// A fleet whose server reads files, and whose jobs have two attempts.

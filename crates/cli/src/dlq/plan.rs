@@ -1,8 +1,8 @@
 //! What `dlq replay` does with each letter. Pure.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
-use fleet_job::{time::Timestamp, topics::Topics};
+use fleet_job::{record::Position, time::Timestamp, topics::Topics};
 use serde::Serialize;
 
 use super::{letter::Letter, marker::Replayed};
@@ -21,6 +21,8 @@ pub(super) enum Verdict {
     ValueOmitted,
     /// It is no dead letter of this fleet's jobs topic.
     Foreign,
+    /// Another letter of the same job is replayed, or was: replaying both would run the job twice.
+    Superseded,
 }
 
 impl Verdict {
@@ -32,6 +34,7 @@ impl Verdict {
             Self::Parked => "parked: replayed too often (--max-replays)",
             Self::ValueOmitted => "has no value: the original was too large for the dead-letter topic",
             Self::Foreign => "no dead letter of this jobs topic",
+            Self::Superseded => "left out: another letter of the same job counts (--every-letter)",
         }
     }
 }
@@ -55,23 +58,42 @@ pub(super) fn verdict(letter: &Letter, replayed: &Replayed, topics: &Topics, max
 #[derive(Debug, Default)]
 pub(super) struct Planner {
     counts: BTreeMap<Verdict, usize>,
-    candidates: Vec<(Option<Timestamp>, i32, i64)>,
+    candidates: Vec<Candidate>,
     /// The newest time so far of each partition.
     latest: BTreeMap<i32, Option<Timestamp>>,
+    /// The newest letter of each job, whether or not it is replayed.
+    newest: HashMap<String, Age>,
+    /// Records of which a letter was replayed. A record has two letters if its worker was killed after it wrote the first.
+    replayed: HashSet<(String, Option<Position>)>,
 }
+
+/// A letter that may be replayed.
+#[derive(Debug)]
+struct Candidate {
+    /// When it is its turn.
+    turn: (Option<Timestamp>, i32, i64),
+    job_id: String,
+    origin: Option<Position>,
+    age: Age,
+}
+
+/// Orders the letters of one job: how often its record had been replayed, when it died, and where the letter is.
+type Age = (u32, Option<Timestamp>, i32, i64);
 
 /// What a run does.
 #[derive(Debug, Default, PartialEq)]
 pub(super) struct Plan {
     /// Partition and offset of the letters that are replayed.
     pub(super) replay: HashSet<(i32, i64)>,
+    /// Partition and offset of the letters that are left out for another one of the same job.
+    pub(super) superseded: HashSet<(i32, i64)>,
     /// Letters that would be, but for `--max`.
     pub(super) left: usize,
     pub(super) counts: BTreeMap<Verdict, usize>,
 }
 
 impl Planner {
-    /// Takes in a letter and what is to become of it.
+    /// Takes in a letter that the filter lets through, and what is to become of it.
     pub(super) fn add(&mut self, letter: &Letter, verdict: Verdict) {
         *self.counts.entry(verdict).or_default() += 1;
         if verdict == Verdict::Replay {
@@ -80,19 +102,57 @@ impl Planner {
             // counts as older than the one before it.
             let latest = self.latest.entry(partition).or_default();
             *latest = (*latest).max(letter.time);
-            self.candidates.push((*latest, partition, offset));
+            self.candidates.push(Candidate {
+                turn: (*latest, partition, offset),
+                job_id: letter.job_id.clone(),
+                origin: letter.origin.clone(),
+                age: age(letter),
+            });
         }
     }
 
-    /// The oldest `max` letters, or all.
-    pub(super) fn finish(mut self, max: Option<usize>) -> Plan {
-        self.candidates.sort_unstable();
-        let take = max.unwrap_or(usize::MAX).min(self.candidates.len());
-        let left = self.candidates.len() - take;
-        let replay = self.candidates.iter().take(take);
-        let replay = replay.map(|(_, partition, offset)| (*partition, *offset)).collect();
-        Plan { replay, left, counts: self.counts }
+    /// Takes in any letter, so that older ones of the same job are left out. Letters that can't be replayed don't count.
+    pub(super) fn note(&mut self, letter: &Letter, verdict: Verdict) {
+        if matches!(verdict, Verdict::Replay | Verdict::AlreadyReplayed | Verdict::Parked) {
+            let newest = self.newest.entry(letter.job_id.clone()).or_insert_with(|| age(letter));
+            *newest = (*newest).max(age(letter));
+        }
+        if verdict == Verdict::AlreadyReplayed {
+            self.replayed.insert((letter.job_id.clone(), letter.origin.clone()));
+        }
     }
+
+    /// The oldest `max` letters, or all; of each job that was noted, the newest letter only.
+    pub(super) fn finish(mut self, max: Option<usize>) -> Plan {
+        let counts_for_its_job = |candidate: &Candidate| {
+            let is_newest = self.newest.get(&candidate.job_id).is_none_or(|age| *age == candidate.age);
+            is_newest && !self.replayed.contains(&(candidate.job_id.clone(), candidate.origin.clone()))
+        };
+        let (mut candidates, superseded): (Vec<_>, Vec<_>) =
+            self.candidates.into_iter().partition(counts_for_its_job);
+        if !superseded.is_empty() {
+            self.counts.insert(Verdict::Replay, candidates.len());
+            self.counts.insert(Verdict::Superseded, superseded.len());
+        }
+
+        candidates.sort_unstable_by_key(|candidate| candidate.turn);
+        let take = max.unwrap_or(usize::MAX).min(candidates.len());
+        let left = candidates.len() - take;
+        candidates.truncate(take);
+
+        let spot = |candidate: &Candidate| (candidate.turn.1, candidate.turn.2);
+        Plan {
+            replay: candidates.iter().map(spot).collect(),
+            superseded: superseded.iter().map(spot).collect(),
+            left,
+            counts: self.counts,
+        }
+    }
+}
+
+fn age(letter: &Letter) -> Age {
+    let (partition, offset) = letter.spot();
+    (letter.replays, letter.time, partition, offset)
 }
 
 impl Plan {
@@ -147,6 +207,35 @@ mod tests {
         let plan = planner.finish(Some(2));
         assert_eq!(plan.replay, HashSet::from([(1, 7), (0, 1)]));
         assert_eq!((plan.left, plan.count(Verdict::Replay), plan.count(Verdict::Parked)), (2, 4, 1));
+    }
+
+    #[test]
+    fn of_a_jobs_letters_the_newest_is_replayed() {
+        let check = |letters: &[(Letter, Verdict)], replay: &[i64], superseded: usize| {
+            let mut planner = Planner::default();
+            for (letter, verdict) in letters {
+                planner.note(letter, *verdict);
+                planner.add(letter, *verdict);
+            }
+            let plan = planner.finish(None);
+            let expected: HashSet<_> = replay.iter().map(|offset| (0, *offset)).collect();
+            assert_eq!((&plan.replay, plan.superseded.len()), (&expected, superseded), "{letters:?}");
+            assert_eq!(plan.count(Verdict::Superseded), superseded);
+        };
+        let of = |offset, job: &str, replays| letter(offset, job, ErrorKind::Tool, replays);
+        let (first, second) = (of(1, "j", 0), of(2, "j", 0));
+        use Verdict::{AlreadyReplayed, Replay, ValueOmitted};
+        check(&[(first.clone(), Replay), (second.clone(), Replay)], &[2], 1);
+        check(&[(first.clone(), Replay), (of(2, "k", 0), Replay)], &[1, 2], 0);
+        // Once the newest was replayed, a later run does not come back for the others.
+        check(&[(first.clone(), Replay), (second.clone(), AlreadyReplayed)], &[], 1);
+        check(&[(first.clone(), AlreadyReplayed), (of(3, "j", 1), Replay)], &[3], 0);
+        // A letter of the replayed record is newer, whatever the clocks of the workers say.
+        check(&[(of(1, "j", 1), Replay), (second.clone(), Replay)], &[1], 1);
+        check(&[(first.clone(), Replay), (second, ValueOmitted)], &[1], 0);
+        // A second letter of a record that was replayed, written late.
+        let late = Letter { origin: first.origin.clone(), ..of(2, "j", 0) };
+        check(&[(first, AlreadyReplayed), (late, Replay)], &[], 1);
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! `mcp-fleet dlq replay`.
 //!
-//! Two passes over the topic: one to plan, which keeps a few bytes a letter, and one to carry out. One letter after the
+//! Two passes over the topic: one to plan, which keeps the job's id and a few bytes of each letter, and one to carry out. One letter after the
 //! other is written, acknowledged and marked, so that a run that is cut off anywhere repeats one job at most.
 
 use std::{ops::ControlFlow, process::ExitCode};
@@ -23,17 +23,19 @@ use super::{
     plan::{Plan, Planner, Verdict, verdict},
     scan, text,
 };
-use crate::{connection::Connection, error::CliError, output};
+use crate::{connection::Connection, error::CliError, output, patience::Patience};
 
 const EXAMPLES: &str = "What was replayed is remembered on <topic>.dlq.replayed, so a second run goes on where the first one ended.
 A record carries how often it was replayed (mcp-fleet-replay-count); at --max-replays it stays where it is.
+Of several letters of one job only the newest is replayed, so that the job runs once (--every-letter for all).
 
 Examples:
   mcp-fleet dlq replay --dry-run
   mcp-fleet dlq replay --reason timeout --since 1d --max 100
   mcp-fleet dlq replay --job job-123
 
-Exit code 0: everything that could be replayed was. 1: something failed, or the run was interrupted; run it again.";
+Exit code 0: everything that could be replayed was. 1: there was nothing to replay; or something failed or the run was
+interrupted: run it again.";
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
@@ -55,6 +57,10 @@ pub(crate) struct Args {
     /// Park a job that was replayed so often already.
     #[arg(long, default_value_t = 3, value_name = "N")]
     max_replays: u32,
+
+    /// Replay all letters of a job, not only the newest: the job runs once for each.
+    #[arg(long)]
+    every_letter: bool,
 
     /// Only say what would be done.
     #[arg(long)]
@@ -99,10 +105,16 @@ pub(super) async fn run(args: Args) -> Result<ExitCode, CliError> {
 impl Run {
     fn run(&self) -> Result<ExitCode, CliError> {
         let plan = self.plan()?;
-        let done = if plan.replay.is_empty() { Done::default() } else { self.carry_out(&plan)? };
-        let interrupted = done.replayed + done.failed < plan.replay.len() && self.stop.is_cancelled();
+        let work = plan.replay.len() + plan.superseded.len();
+        let done = if work == 0 { Done::default() } else { self.carry_out(&plan)? };
+        let interrupted =
+            self.stop.is_cancelled() && (work == 0 || done.replayed + done.failed < plan.replay.len());
         self.summarise(&plan, &done, interrupted);
-        Ok(if interrupted || done.failed > 0 { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+        Ok(if interrupted || done.failed > 0 || done.replayed == 0 {
+            ExitCode::FAILURE
+        } else {
+            ExitCode::SUCCESS
+        })
     }
 
     fn next(&self) -> ControlFlow<()> {
@@ -115,8 +127,11 @@ impl Run {
         let mut planner = Planner::default();
         scan::each(&self.settings, &self.topics.dlq, |record| {
             let letter = Letter::read(&record);
+            let verdict = verdict(&letter, &replayed, &self.topics, self.args.max_replays);
+            if !self.args.every_letter {
+                planner.note(&letter, verdict);
+            }
             if self.filter.matches(&letter) {
-                let verdict = verdict(&letter, &replayed, &self.topics, self.args.max_replays);
                 planner.add(&letter, verdict);
                 if !matches!(verdict, Verdict::Replay | Verdict::AlreadyReplayed) {
                     self.report(&letter, verdict, None);
@@ -132,10 +147,14 @@ impl Run {
 
     /// The second pass.
     fn carry_out(&self, plan: &Plan) -> Result<Done, CliError> {
-        let producer = if self.args.dry_run { None } else { Some(self.producer()?) };
-        let mut done = Done::default();
+        let writes = !self.args.dry_run && !plan.replay.is_empty();
+        let producer = if writes { Some(self.producer()?) } else { None };
+        let (mut done, mut superseded) = (Done::default(), 0);
         scan::each(&self.settings, &self.topics.dlq, |record| {
-            if plan.replay.contains(&(record.position.partition, record.position.offset)) {
+            if plan.superseded.contains(&(record.position.partition, record.position.offset)) {
+                self.report(&Letter::read(&record), Verdict::Superseded, None);
+                superseded += 1;
+            } else if plan.replay.contains(&(record.position.partition, record.position.offset)) {
                 let letter = Letter::read(&record);
                 match &producer {
                     None => {
@@ -151,7 +170,7 @@ impl Run {
                     },
                 }
             }
-            let all = done.replayed + done.failed >= plan.replay.len();
+            let all = done.replayed + done.failed + superseded >= plan.replay.len() + plan.superseded.len();
             Ok(if all { ControlFlow::Break(()) } else { self.next() })
         })?;
         Ok(done)
@@ -187,6 +206,7 @@ impl Run {
             key: record.key,
             value: record.value,
         };
+        let _patience = Patience::new("Kafka to acknowledge a replayed record".to_owned());
         let delivered = match self.handle.block_on(producer.send(&back)) {
             Ok(delivered) => delivered,
             Err(error) if error.is_too_large() => {
@@ -234,13 +254,14 @@ impl Run {
         let count = |verdict| plan.count(verdict);
         let (already, parked) = (count(Verdict::AlreadyReplayed), count(Verdict::Parked));
         let (omitted, foreign) = (count(Verdict::ValueOmitted), count(Verdict::Foreign));
+        let superseded = count(Verdict::Superseded);
         let (dry, left) = (self.args.dry_run, plan.left);
         if self.args.json {
             output::json(&json!({
                 "topic": self.topics.dlq, "dryRun": dry, "toReplay": plan.replay.len(),
                 "replayed": if dry { 0 } else { done.replayed }, "failed": done.failed,
                 "alreadyReplayed": already, "parked": parked, "valueOmitted": omitted, "foreign": foreign,
-                "left": left, "interrupted": interrupted,
+                "superseded": superseded, "left": left, "interrupted": interrupted,
             }));
             return;
         }
@@ -252,10 +273,14 @@ impl Run {
             (parked, "parked"),
             (omitted, "without a value"),
             (foreign, "not of this fleet"),
+            (superseded, "left out for other letters of their jobs"),
             (left, "left by --max"),
         ];
         parts.extend(others.iter().filter(|(n, _)| *n > 0).map(|(n, what)| format!("{n} {what}")));
         output::line(&format!("{}: {}", self.topics.dlq, parts.join(", ")));
+        if plan.counts.is_empty() && !interrupted {
+            output::problem("there is no such dead letter; `mcp-fleet dlq list` shows what there is");
+        }
         if interrupted {
             output::problem("interrupted; the same command goes on where this one ended");
         }
