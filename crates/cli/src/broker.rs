@@ -63,9 +63,7 @@ pub(crate) struct BrokerConfig {
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum BrokerError {
     /// The address is taken or not ours.
-    #[error(
-        "the embedded broker cannot listen on {address}; choose another port (dev: --broker-port, broker: --listen)"
-    )]
+    #[error("the embedded broker cannot listen on {address}; choose another port with --listen")]
     Listen {
         /// What was asked for.
         address: SocketAddr,

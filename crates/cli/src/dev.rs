@@ -3,6 +3,7 @@
 //!
 //! [`supervisor`] decides, `fleet` carries out, and `role` has the process of a role.
 
+mod advice;
 mod fleet;
 mod role;
 mod supervisor;
@@ -12,11 +13,7 @@ use std::{path::PathBuf, process::ExitCode};
 use fleet_job::topics::DEFAULT_JOBS_TOPIC;
 use fleet_ops::shutdown;
 
-use crate::{
-    error::CliError,
-    output,
-    stack::{FILES, StackConfig},
-};
+use crate::{error::CliError, output, stack::StackConfig};
 use fleet::Fleet;
 
 const EXAMPLES: &str = "Examples:
@@ -80,17 +77,4 @@ pub(crate) async fn run(args: Args) -> Result<ExitCode, CliError> {
     output::line("starting …");
     Fleet::new(config, broker_dir)?.run(stop).await?;
     Ok(ExitCode::SUCCESS)
-}
-
-fn say_commands(brokers: &str, server_url: &str) {
-    // The program as it was called, so that the lines can be copied as they stand.
-    let program = std::env::args().next().unwrap_or_else(|| "mcp-fleet".to_owned());
-    output::line("\nIn another terminal, in this directory:");
-    output::line(&format!("  {program} events --brokers {brokers}"));
-    output::line(&format!(
-        "  {program} submit --brokers {brokers} --server {FILES} --tool file_list --arguments '{{\"path\":\".\"}}' --wait"
-    ));
-    output::line(&format!("  {program} jobs list --server {server_url}"));
-    output::line(&format!("  {program} jobs watch --server {server_url}"));
-    output::line("\nCtrl-C ends everything; jobs under way are finished first.");
 }

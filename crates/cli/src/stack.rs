@@ -19,6 +19,7 @@ use crate::{
     broker::{Broker, BrokerConfig},
     connection,
     error::CliError,
+    patience::Patience,
     supervise::Process,
 };
 
@@ -85,8 +86,10 @@ impl Stack {
         let settings = connection::settings(&brokers)?;
         let topics = Topics::of(config.topic.clone());
         let replication = if broker.is_some() { 1 } else { -1 };
+        let patience = Patience::for_kafka(&settings);
         admin::create_topics(&settings, &admin::fleet_topics(&topics, config.partitions, replication))
             .await?;
+        drop(patience);
 
         let policy = write_policy(&config)?;
         let mut server = start_server(&config, &brokers, &policy, config.server_port)?;
@@ -99,7 +102,7 @@ impl Stack {
     pub(crate) async fn start_workers(&mut self) -> Result<(), CliError> {
         for number in 1..=self.config.workers {
             let (brokers, url) = (&self.settings.brokers, &self.server_url);
-            self.workers.push(start_worker(&self.config, brokers, url, number)?);
+            self.workers.push(start_worker(&self.config, brokers, url, number, 0)?);
         }
         for worker in &mut self.workers {
             worker.ready(READY).await?;
@@ -188,18 +191,19 @@ pub(crate) fn start_broker(config: &StackConfig, data_dir: &Path) -> Result<Proc
     Process::start("broker", &config.run_dir, &args, &[])
 }
 
-/// Starts worker `number` without waiting for it.
+/// Starts worker `number` without waiting for it. Its own port is `port`, or any free one if that is 0.
 pub(crate) fn start_worker(
     config: &StackConfig,
     brokers: &str,
     server_url: &str,
     number: usize,
+    port: u16,
 ) -> Result<Process, CliError> {
     let name = format!("kafka-worker-{number}");
     let args = [
         "worker".to_owned(),
         "--host=127.0.0.1".to_owned(),
-        "--port=0".to_owned(),
+        format!("--port={port}"),
         format!("--brokers={brokers}"),
         format!("--topic={}", config.topic),
         format!("--group={}", config.group),

@@ -144,12 +144,23 @@ pub async fn bind(addr: SocketAddr) -> io::Result<(TcpListener, SocketAddr)> {
 const PATIENCE: Duration = Duration::from_secs(3);
 
 /// Asks the process that listens at `addr` on this machine whether it is alive: what a container's health check runs, where
-/// there is no curl. An address that means all of the machine's is asked on loopback.
+/// there is no curl. An address that means all of the machine's is asked on loopback. Returns what `/ready` says.
 ///
 /// # Errors
 ///
 /// What is wrong, in a sentence: nobody listens, nobody answers in time, or the process is not alive.
-pub fn check_health(addr: SocketAddr) -> io::Result<()> {
+pub fn check_health(addr: SocketAddr) -> io::Result<String> {
+    let (status, body) = ask(addr, "/health")?;
+    if status != "200" {
+        let body = if body.is_empty() { "no answer" } else { &body };
+        return Err(io::Error::other(format!("not alive: {body}")));
+    }
+    // Whether the process can work is another matter, and no reason to call it dead.
+    Ok(ask(addr, "/ready").map_or_else(|error| error.to_string(), |(_, body)| body))
+}
+
+/// Status and last line of an answer.
+fn ask(addr: SocketAddr, path: &str) -> io::Result<(String, String)> {
     let ip = match addr.ip() {
         IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
         IpAddr::V6(ip) if ip.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
@@ -158,23 +169,25 @@ pub fn check_health(addr: SocketAddr) -> io::Result<()> {
     let mut stream = std::net::TcpStream::connect_timeout(&SocketAddr::new(ip, addr.port()), PATIENCE)?;
     stream.set_read_timeout(Some(PATIENCE))?;
     stream.set_write_timeout(Some(PATIENCE))?;
-    stream.write_all(b"GET /health HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")?;
+    let request = format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes())?;
+
     let mut answer = String::new();
     // A healthy answer is short, and nothing else is worth reading to its end.
     stream.take(4096).read_to_string(&mut answer)?;
     let status = answer.split(' ').nth(1).unwrap_or_default();
-    if status == "200" {
-        return Ok(());
-    }
-    Err(io::Error::other(format!("not alive: {}", answer.lines().last().unwrap_or("no answer"))))
+    Ok((status.to_owned(), answer.lines().last().unwrap_or_default().to_owned()))
 }
 
-/// The same as the end of a program: 0 or 1, and on standard error what is wrong.
+/// The same as the end of a program: 0 or 1. What `/ready` says goes to standard output, what is wrong to standard error.
 pub fn health_exit_code(addr: SocketAddr) -> ExitCode {
+    // The streams may be gone; the code says it all the same.
     match check_health(addr) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(readiness) => {
+            _ = writeln!(io::stdout(), "{readiness}");
+            ExitCode::SUCCESS
+        }
         Err(error) => {
-            // Standard error may be gone; the code says it all the same.
             _ = writeln!(io::stderr(), "{addr}: {error}");
             ExitCode::FAILURE
         }
@@ -258,7 +271,8 @@ mod tests {
         let stop = tokio_util::sync::CancellationToken::new();
         let serving = tokio::spawn(serve(listener, probes(health.clone()), stop.clone()));
         let ask = async || tokio::task::spawn_blocking(move || check_health(addr)).await.unwrap();
-        ask().await.unwrap();
+        health.set_not_ready("broker unreachable");
+        assert!(ask().await.unwrap().contains("broker unreachable"));
         health.set_failed("poll thread died");
         let error = ask().await.unwrap_err().to_string();
         assert!(error.contains("poll thread died"), "{error}");

@@ -45,7 +45,7 @@ pub enum ServerError {
     #[error(transparent)]
     Config(#[from] ConfigError),
     /// The address can't be listened on.
-    #[error("{0}; choose another port with PORT")]
+    #[error("{0}; choose another port with --port or PORT")]
     Listen(std::io::Error),
     /// The ready file can't be written.
     #[error("ready file {}", path.display())]

@@ -35,6 +35,7 @@ struct Cli {
     #[command(flatten)]
     args: Args,
     /// Ask the server that listens at this host and port whether it is alive, and exit with 0 or 1: for health checks.
+    /// Prints what /ready says.
     #[arg(long)]
     healthcheck: bool,
     #[command(subcommand)]

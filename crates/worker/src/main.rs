@@ -14,6 +14,7 @@ struct Cli {
     args: kafka_worker::Args,
 
     /// Ask the worker that listens at this host and port whether it is alive, and exit with 0 or 1: for health checks.
+    /// Prints what /ready says.
     #[arg(long)]
     healthcheck: bool,
 }

@@ -1,7 +1,7 @@
 //! The fleet of `dev`: carries out what the supervisor decides, and tells people.
 
 use std::{
-    net::SocketAddr,
+    net::{Ipv4Addr, SocketAddr, TcpListener},
     path::PathBuf,
     time::{Duration, Instant},
 };
@@ -20,6 +20,7 @@ use crate::{
     connection,
     error::CliError,
     output,
+    patience::Patience,
     stack::{self, StackConfig},
 };
 
@@ -96,6 +97,8 @@ pub(super) struct Fleet {
     policy: PathBuf,
     broker_dir: PathBuf,
     brokers: String,
+    /// The server's port, if a certain one was asked for.
+    named_port: Option<u16>,
     members: Vec<Member>,
     supervisor: Supervisor,
     begin: Instant,
@@ -110,6 +113,7 @@ pub(super) struct Fleet {
 impl Fleet {
     /// A fleet of which nothing runs yet. The embedded broker, where there is one, keeps its data in `broker_dir`.
     pub(super) fn new(config: StackConfig, broker_dir: PathBuf) -> Result<Self, CliError> {
+        check_ports(&config)?;
         let file = |what, path, source| CliError::File { what, path, source };
         std::fs::create_dir_all(&config.run_dir)
             .map_err(|source| file("can't make the directory", config.run_dir.clone(), source))?;
@@ -128,6 +132,7 @@ impl Fleet {
             policy,
             broker_dir,
             brokers: config.brokers.clone().unwrap_or_default(),
+            named_port: Some(config.server_port).filter(|port| *port != 0),
             members: members.collect(),
             supervisor,
             begin: Instant::now(),
@@ -144,6 +149,7 @@ impl Fleet {
     pub(super) async fn run(mut self, stop: CancellationToken) -> Result<(), CliError> {
         if self.config.brokers.is_some() {
             let settings = connection::settings(&self.brokers)?;
+            let _patience = Patience::for_kafka(&settings);
             tokio::select! {
                 made = make_topics(&settings, &self.config) => made?,
                 () = stop.cancelled() => return Ok(()),
@@ -210,7 +216,8 @@ impl Fleet {
                 stack::start_server(&self.config, &self.brokers, &self.policy, port)
             }
             Duty::Worker(number) => {
-                stack::start_worker(&self.config, &self.brokers, &self.server_url(), number)
+                let port = self.worker_port(number);
+                stack::start_worker(&self.config, &self.brokers, &self.server_url(), number, port)
             }
         };
         match process {
@@ -224,6 +231,12 @@ impl Fleet {
             }
             Err(error) => self.died(role, &fleet_ops::errors::chain(&error)),
         }
+    }
+
+    /// Where a worker listens: at the ports after the server's, which are 8081, 8082, … by default. 0 stands for any port.
+    fn worker_port(&self, number: usize) -> u16 {
+        let port = u16::try_from(number).ok().and_then(|number| self.named_port?.checked_add(number));
+        port.filter(|port| TcpListener::bind((Ipv4Addr::LOCALHOST, *port)).is_ok()).unwrap_or_default()
     }
 
     // --- What is heard ----------------------------------------------------------------------------------------------
@@ -358,12 +371,16 @@ impl Fleet {
             match member.duty {
                 Duty::Broker => output::line(&format!("broker      {} (pid {pid})", self.brokers)),
                 Duty::Server => output::line(&format!("mcp-server  {url}/mcp (pid {pid})")),
-                Duty::Worker(_) => output::line(&format!("worker      {} (pid {pid})", member.duty.name())),
+                Duty::Worker(_) => {
+                    let address = member.address.map_or_else(String::new, |address| address.to_string());
+                    output::line(&format!("worker      {address} {} (pid {pid})", member.duty.name()));
+                }
             }
         }
         output::line(&format!("jobs        {url}/jobs"));
         output::line(&format!("logs        {}", self.config.run_dir.display()));
-        super::say_commands(&self.brokers, &url);
+        output::line("Each of them answers /ready (able to work, or why not) and /metrics at its address.");
+        super::advice::say(&self.brokers, &url, &self.config.topic);
     }
 }
 
@@ -371,6 +388,19 @@ async fn make_topics(settings: &Settings, config: &StackConfig) -> Result<(), Cl
     let topics = Topics::of(config.topic.clone());
     let replication = if config.brokers.is_none() { 1 } else { -1 };
     admin::create_topics(settings, &admin::fleet_topics(&topics, config.partitions, replication)).await?;
+    Ok(())
+}
+
+/// Fails if something else listens on a port that `dev` needs. The processes themselves would name flags of their own.
+fn check_ports(config: &StackConfig) -> Result<(), CliError> {
+    let broker_port = config.brokers.is_none().then_some((config.broker_port, "--broker-port"));
+    for (port, flag) in broker_port.into_iter().chain([(config.server_port, "--server-port")]) {
+        TcpListener::bind((Ipv4Addr::LOCALHOST, port)).map_err(|error| {
+            CliError::Usage(format!(
+                "can't listen on 127.0.0.1:{port}: {error}; choose another port with {flag}"
+            ))
+        })?;
+    }
     Ok(())
 }
 

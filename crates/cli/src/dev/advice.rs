@@ -1,0 +1,90 @@
+//! What to type next, said once `dev` is up.
+
+use std::borrow::Cow;
+
+use fleet_job::topics::DEFAULT_JOBS_TOPIC;
+
+use crate::{output, stack::FILES};
+
+/// Says what to type next.
+pub(super) fn say(brokers: &str, server_url: &str, topic: &str) {
+    // The program as it was called, so that the lines can be copied as they are.
+    let program = std::env::args().next().unwrap_or_else(|| "mcp-fleet".to_owned());
+    output::line("\nIn another terminal, in this directory:");
+    for command in commands(&program, brokers, server_url, topic) {
+        let words: Vec<_> = command.iter().map(|word| quoted(word)).collect();
+        output::line(&format!("  {}", words.join(" ")));
+    }
+    output::line("\nCtrl-C ends everything; jobs under way are finished first.");
+}
+
+/// Command lines, word by word.
+fn commands<'a>(
+    program: &'a str,
+    brokers: &'a str,
+    server_url: &'a str,
+    topic: &'a str,
+) -> [Vec<&'a str>; 4] {
+    let mut kafka = vec!["--brokers", brokers];
+    if topic != DEFAULT_JOBS_TOPIC {
+        kafka.extend(["--topic", topic]);
+    }
+    let call = ["--server", FILES, "--tool", "file_list", "--arguments", r#"{"path":"."}"#, "--wait"];
+    let server = ["--server", server_url];
+    [
+        [&[program, "events"][..], &kafka].concat(),
+        [&[program, "submit"][..], &kafka, &call].concat(),
+        [&[program, "jobs", "list"][..], &server].concat(),
+        [&[program, "jobs", "watch"][..], &server].concat(),
+    ]
+}
+
+/// A word as a shell reads it.
+fn quoted(word: &str) -> Cow<'_, str> {
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || "-_./:=,@%+".contains(c);
+    if !word.is_empty() && word.chars().all(is_plain) {
+        return word.into();
+    }
+    format!("'{}'", word.replace('\'', r"'\''")).into()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{net::TcpListener, process::Command};
+
+    use clap::Parser as _;
+
+    use super::*;
+
+    #[test]
+    fn every_command_can_be_typed() {
+        for topic in [DEFAULT_JOBS_TOPIC, "it's mine"] {
+            for words in commands("./my fleet", "127.0.0.1:1", "http://127.0.0.1:2", topic) {
+                crate::Cli::try_parse_from(&words).unwrap_or_else(|error| panic!("{words:?}: {error}"));
+
+                let line: Vec<_> = words.iter().map(|word| quoted(word)).collect();
+                let script = format!("printf '%s\\n' {}", line.join(" "));
+                let output = Command::new("sh").args(["-c", &script]).output().unwrap();
+                let read = String::from_utf8(output.stdout).unwrap();
+                assert_eq!(read.lines().collect::<Vec<_>>(), words);
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn a_port_that_is_taken_is_an_error_that_names_a_flag_of_dev() {
+        let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = taken.local_addr().unwrap().port().to_string();
+        for flag in ["--broker-port", "--server-port"] {
+            let command = ["mcp-fleet", "dev", "--broker-port=0", "--server-port=0"];
+            let mut command = command.map(str::to_owned).to_vec();
+            command.retain(|word| !word.starts_with(flag));
+            command.push(format!("{flag}={port}"));
+            let crate::Command::Dev(args) = crate::Cli::parse_from(command).command else { unreachable!() };
+
+            let error = super::super::run(args).await.unwrap_err().to_string();
+            assert!(error.contains(&format!("127.0.0.1:{port}: ")), "{error}");
+            assert!(error.ends_with(&format!("choose another port with {flag}")), "{error}");
+        }
+    }
+}
