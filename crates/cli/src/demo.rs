@@ -1,5 +1,7 @@
 //! `mcp-fleet demo`: the whole fleet at work on the files of the current directory, and an account of every job.
 
+mod account;
+
 use std::{
     path::{Path, PathBuf},
     process::ExitCode,
@@ -9,7 +11,7 @@ use std::{
 use fleet_job::{
     dead_letter,
     envelope::{Envelope, ToolCall, Work},
-    event::{JobEvent, RESULT_OMITTED},
+    event::JobEvent,
     time::Timestamp,
 };
 use fleet_kafka::{
@@ -24,10 +26,11 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     error::CliError,
     output::{self, Talk},
+    patience::Outage,
     pending::{News, Pending},
     stack::{FILES, Stack, StackConfig},
     submit,
-    tally::{Report, Row, Submitted, Tally},
+    tally::{Submitted, Tally},
 };
 
 const OPEN: Duration = Duration::from_secs(10);
@@ -40,8 +43,6 @@ const MAX_FILE_BYTES: u64 = 512 * 1024;
 const MAX_FILES: usize = 2_000;
 /// What shells report of a process that was interrupted.
 const INTERRUPTED: u8 = 130;
-/// The table shows every good job up to so many, and beyond that only what is worth a look.
-const MAX_ROWS: usize = 100;
 
 const EXAMPLES: &str = "Examples:
   mcp-fleet demo --jobs 200 --workers 3
@@ -122,7 +123,7 @@ pub(crate) async fn run(args: Args) -> Result<ExitCode, CliError> {
         talk.say(format!("interrupted; {} of {} jobs have not ended", report.lost, report.submitted));
         return Ok(ExitCode::from(INTERRUPTED));
     }
-    show(&report, talk);
+    talk.say(account::render(&report));
     if args.json {
         output::json(&report);
     }
@@ -167,21 +168,24 @@ async fn work(
     talk.say(format!("hosting {} as MCP server `{FILES}` ({} files)", root.display(), files.len()));
     let producer = Producer::new(&stack.settings)?;
     let (settings, events) = (stack.settings.clone(), stack.topics.events.clone());
-    let mut reader = blocking(move || Ok(Reader::open(&settings, &events, From::Start, OPEN)?)).await?;
+    let open = move || Ok(Reader::open(&settings, &events, From::Start, OPEN)?);
+    let mut reader = blocking(open).await?;
 
     let init = stack.files_job("host-files".to_owned())?;
     let init = Planned::job(&init, format!("host server `{FILES}`"), true, Some(FILES.to_owned()));
     let mut submitted = write(&producer, &stack.topics.jobs, vec![init]).await?;
     let hosted = Pending::new(&stack.topics.jobs, submitted.iter().map(|record| record.place));
-    let (bar, token) = (submit::progress(1, "hosting"), stop.clone());
-    reader = blocking(move || wait(reader, hosted, &bar, &token).map(|(reader, _)| reader)).await?;
+    let (bar, token, settings) = (submit::progress(1, "hosting"), stop.clone(), stack.settings.clone());
+    let wait_for_files = move || wait(reader, hosted, &settings, &bar, &token).map(|(reader, _)| reader);
+    reader = blocking(wait_for_files).await?;
 
     let started = fleet_ops::clock::now();
     let written = write(&producer, &stack.topics.jobs, plan(&files, jobs)).await?;
     let pending = Pending::new(&stack.topics.jobs, written.iter().map(|record| record.place));
     submitted.extend(written);
-    let (bar, token) = (submit::progress(pending.len(), "jobs"), stop.clone());
-    let (_, ended) = blocking(move || wait(reader, pending, &bar, &token)).await?;
+    let bar = submit::progress(pending.len(), "jobs");
+    let (token, settings) = (stop.clone(), stack.settings.clone());
+    let (_, ended) = blocking(move || wait(reader, pending, &settings, &bar, &token)).await?;
     Ok((
         submitted,
         ended.map_or_else(|| fleet_ops::clock::now().since(started), |ended| ended.since(started)),
@@ -268,12 +272,17 @@ async fn write(producer: &Producer, topic: &str, planned: Vec<Planned>) -> Resul
 fn wait(
     mut reader: Reader,
     mut pending: Pending,
+    settings: &Settings,
     bar: &indicatif::ProgressBar,
     stop: &CancellationToken,
 ) -> Result<(Reader, Option<Timestamp>), CliError> {
-    let (mut moved, mut ended) = (Instant::now(), None);
+    let (mut moved, mut ended, mut outage) = (Instant::now(), None, Outage::default());
     while pending.len() > 0 && !stop.is_cancelled() && moved.elapsed() < STALLED {
-        let Some(record) = reader.next(POLL)? else { continue };
+        let record = reader.next(POLL)?;
+        if outage.observe(reader.is_out_of_reach(), Instant::now()) {
+            bar.suspend(|| output::problem(&Outage::message(settings)));
+        }
+        let Some(record) = record else { continue };
         if let Some(News::End(end)) = pending.take(&record) {
             moved = Instant::now();
             ended = ended.max(Some(ended_at(&end)));
@@ -294,7 +303,7 @@ fn read_all(settings: &Settings, events: &str, dlq: &str) -> Result<Tally, CliEr
     let mut reader = Reader::open(settings, dlq, From::Start, OPEN)?;
     while let Some(record) = next(&mut reader)? {
         if let Some(place) = dead_letter::original_place(&record.headers) {
-            tally.dead_letter(place);
+            tally.dead_letter(place, record);
         }
     }
     Ok(tally)
@@ -341,68 +350,6 @@ fn find_files(root: &Path) -> Vec<PathBuf> {
         }
     }
     found
-}
-
-// --- Showing ---------------------------------------------------------------------------------------------------------
-
-fn show(report: &Report, talk: Talk) {
-    let all = report.rows.len() <= MAX_ROWS;
-    let shown: Vec<&Row> =
-        report.rows.iter().filter(|row| all || row.state != "succeeded" || row.attempts > 1).collect();
-    let mut table = comfy_table::Table::new();
-    table.load_preset(comfy_table::presets::NOTHING);
-    table.set_header(["JOB", "WHAT", "STATE", "ATTEMPTS", "MS", "WORKER", "NOTE"]);
-    for row in shown {
-        let ms = row.ms.map_or_else(|| "-".to_owned(), |ms| ms.to_string());
-        table.add_row([
-            shortened(&row.label, 24),
-            shortened(&row.what, 60),
-            row.state.clone(),
-            row.attempts.to_string(),
-            ms,
-            row.worker.clone(),
-            shortened(&row.note, 70),
-        ]);
-    }
-    talk.say(format!("\n{table}"));
-    if !all {
-        talk.say("(jobs that succeeded at the first attempt are not listed)");
-    }
-    talk.say(format!(
-        "\n{} submitted: {} succeeded{}, {} failed, {} dead letters, {} lost, {} repeated; {} ms, {} jobs/s",
-        report.submitted,
-        report.succeeded,
-        without_result(report.result_omitted),
-        report.failed,
-        report.dead_lettered,
-        report.lost,
-        report.repeated,
-        report.elapsed_ms,
-        report.jobs_per_second
-    ));
-    for surprise in &report.surprises {
-        talk.say(format!("unexpected: {surprise}"));
-    }
-    if report.is_perfect() {
-        talk.say("every record has exactly one terminal state, and the one it was meant to have");
-    }
-}
-
-/// What is added to the number of jobs that succeeded.
-fn without_result(omitted: usize) -> String {
-    match omitted {
-        0 => String::new(),
-        omitted => format!(" ({omitted} without a result: {RESULT_OMITTED})"),
-    }
-}
-
-fn shortened(text: &str, length: usize) -> String {
-    let text = text.replace(['\n', '\r'], " ");
-    if text.chars().count() <= length {
-        return text;
-    }
-    let kept: String = text.chars().take(length.saturating_sub(1)).collect();
-    format!("{kept}…")
 }
 
 /// When a terminal event says that its job ended.

@@ -31,7 +31,8 @@ pub(crate) struct Tally {
     standings: Standings<Place>,
     /// How each record ended: first the end that is its state, then those that differ from it.
     ends: HashMap<Place, Vec<JobEvent>>,
-    dead_letters: HashMap<Place, usize>,
+    /// The different dead letters of each record. A worker to which a record comes back writes the same letter again.
+    dead_letters: HashMap<Place, Vec<RawRecord>>,
 }
 
 /// One line of the final table.
@@ -100,8 +101,14 @@ impl Tally {
     }
 
     /// Takes in a dead letter of the record at `place`.
-    pub(crate) fn dead_letter(&mut self, place: Place) {
-        *self.dead_letters.entry(place).or_default() += 1;
+    pub(crate) fn dead_letter(&mut self, place: Place, letter: RawRecord) {
+        let letters = self.dead_letters.entry(place).or_default();
+        let is_same = |known: &RawRecord| {
+            (&known.key, &known.value, &known.headers) == (&letter.key, &letter.value, &letter.headers)
+        };
+        if !letters.iter().any(is_same) {
+            letters.push(letter);
+        }
     }
 
     /// What became of `submitted`, which took `elapsed_ms` in all.
@@ -109,7 +116,7 @@ impl Tally {
         let mut report = Report { submitted: submitted.len(), elapsed_ms, ..Report::default() };
         for record in submitted {
             let events = self.ends.get(&record.place).map_or(&[][..], Vec::as_slice);
-            let letters = self.dead_letters.get(&record.place).copied().unwrap_or_default();
+            let letters = self.dead_letters.get(&record.place).map_or(0, Vec::len);
             report.repeated += usize::from(events.len() > 1);
             report.dead_lettered += usize::from(letters > 0);
             let Some(event) = events.first() else {
@@ -126,7 +133,7 @@ impl Tally {
                 report.surprises.push(format!("{} ended as {}", record.label, event.state.as_str()));
             }
             if (event.state == JobState::Failed) != (letters == 1) {
-                report.surprises.push(format!("{} has {letters} dead letters", record.label));
+                report.surprises.push(format!("{} has {letters} different dead letters", record.label));
             }
             report.result_omitted += usize::from(event.has_lost_its_result());
             report.rows.push(Row::new(record, event, events.len()));
@@ -203,10 +210,17 @@ mod tests {
         RawRecord { position, ..record.clone() }
     }
 
+    fn letter(at: i64, value: &str) -> RawRecord {
+        let position = Position { topic: "dlq".into(), partition: 0, offset: at };
+        RawRecord { position, timestamp: None, key: None, value: Some(value.into()), headers: Vec::new() }
+    }
+
     fn report(records: &[RawRecord], letters: &[Place], submitted: &[Submitted]) -> Report {
         let mut tally = Tally::default();
         records.iter().for_each(|record| tally.event(record));
-        letters.iter().for_each(|place| tally.dead_letter(*place));
+        for (at, place) in (0..).zip(letters) {
+            tally.dead_letter(*place, letter(at, &format!("letter {at}")));
+        }
         tally.report(submitted, 500)
     }
 
@@ -231,6 +245,21 @@ mod tests {
         let report = report(&events, &[], &[submitted(0, true)]);
         assert!(report.is_perfect(), "{report:?}");
         assert_eq!(report.rows[0].note, "");
+    }
+
+    #[test]
+    fn a_dead_letter_that_is_written_again_is_the_same_letter() {
+        let mut tally = Tally::default();
+        tally.event(&event(0, 0, JobState::Failed));
+        for at in 0..3 {
+            tally.dead_letter((0, 0), letter(at, "the same"));
+        }
+        let report = tally.report(&[submitted(0, false)], 500);
+        assert!(report.is_perfect(), "{report:?}");
+
+        tally.dead_letter((0, 0), letter(3, "another"));
+        let report = tally.report(&[submitted(0, false)], 500);
+        assert_eq!(report.surprises, ["job-0 has 2 different dead letters"]);
     }
 
     #[test]
