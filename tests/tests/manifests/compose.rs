@@ -48,6 +48,18 @@ fn the_specification_is_met_and_misspelling_is_found() {
     }
 }
 
+/// docker-compose 1.x replaces variables before anything else, does not know `:+`, and prints the text that has it. Seen
+/// with 1.29.2.
+#[test]
+fn docker_compose_1_prints_what_to_install() {
+    let file = crate::file("docker-compose.yml");
+    let unknown: Vec<_> = file.split("${").filter(|text| text.contains(":+")).collect();
+    assert!(matches!(&unknown[..], [text] if text.contains("install Docker Compose 2.24")), "{unknown:?}");
+
+    let Some(project) = project(&[]) else { return };
+    assert_eq!(project["services"]["kafka"]["labels"]["mcp-fleet.io/needs"], "");
+}
+
 #[test]
 fn the_services_are_those_that_people_are_told_of() {
     let Some(project) = project(&[]) else { return };

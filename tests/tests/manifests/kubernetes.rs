@@ -136,7 +136,8 @@ fn names_are_used_once_and_stand_in_one_namespace() {
 #[test]
 fn every_object_is_one_that_kubernetes_knows() {
     let Some(python) = Python::manifests() else { return };
-    let objects: Vec<_> = renders().iter().flat_map(|render| &render.objects).collect();
+    let all = renders().iter().chain(crate::standalone::files());
+    let objects: Vec<_> = all.flat_map(|render| &render.objects).collect();
     let own = objects.iter().filter(|object| !crate::crds::is_custom(object));
     let distinct: BTreeSet<String> = own.map(|object| object.0.to_string()).collect();
     validate(&python, &distinct).unwrap_or_else(|report| panic!("{report}"));

@@ -13,6 +13,7 @@ mod kubernetes;
 mod objects;
 mod references;
 mod scaling;
+mod standalone;
 
 use serde_json::Value;
 

@@ -7,12 +7,12 @@ use crate::{
     kubernetes::{Render, renders},
     list, none,
     objects::{Object, Variable},
-    text,
+    standalone, text,
 };
 
-/// Checks every render with `check`, which names what is wrong.
+/// Checks every render, and every file that is applied by itself, with `check`, which names what is wrong.
 fn everywhere(check: impl Fn(&Render) -> Vec<String>) {
-    let problems = renders().iter().flat_map(|render| {
+    let problems = renders().iter().chain(standalone::files()).flat_map(|render| {
         let found = check(render);
         found.into_iter().map(move |problem| format!("{}: {problem}", render.name))
     });
@@ -135,6 +135,9 @@ fn ports_are_those_of_the_containers() {
 fn network_policies_are_about_pods_that_are_there() {
     everywhere(|render| {
         let mut problems = vec![];
+        if standalone::files().iter().any(|file| file.name == render.name) {
+            return problems;
+        }
         for policy in render.of_kind("NetworkPolicy") {
             let own: Vec<_> = pods(render)
                 .into_iter()
