@@ -112,7 +112,8 @@ pub const LAG: Metric = metric(
     Kind::Gauge,
     Unit::Count,
     &["topic", "partition"],
-    "Records between the committed offset and the end of an assigned partition, as librdkafka sees it.",
+    "Records between the committed offset and the end of an assigned partition, as librdkafka sees it; where nothing was \
+     committed, all records.",
 );
 /// Partitions.
 pub const PARTITIONS: Metric =

@@ -1,7 +1,7 @@
 //! What librdkafka calls back into, on the poll thread: rebalances, statistics, errors. And how commits are made.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -17,6 +17,7 @@ use rdkafka::{
     client::OAuthToken,
     consumer::{BaseConsumer, CommitMode, Consumer as _, ConsumerContext, Rebalance},
     error::{KafkaError as Native, KafkaResult, RDKafkaErrorCode},
+    statistics,
 };
 
 use super::{
@@ -65,6 +66,8 @@ pub(super) struct Context {
     pub(super) has_doubtful_end: AtomicBool,
     /// Which partitions can't be read on.
     unreadable: Mutex<Unreadable>,
+    /// Partitions of which nothing was committed when they were assigned.
+    without_commit: Mutex<HashSet<Partition>>,
     /// Assignments so far.
     generations: AtomicU64,
     /// Held while commits are under way, so that none overtakes another, and none of a partition follows its last one.
@@ -96,6 +99,7 @@ impl Context {
             ends: Mutex::default(),
             has_doubtful_end: AtomicBool::new(false),
             unreadable: Mutex::default(),
+            without_commit: Mutex::default(),
             generations: AtomicU64::new(0),
             committing: Mutex::default(),
         }
@@ -117,7 +121,14 @@ impl Context {
     pub(super) fn own(&self, partition: Partition, committed: Option<(i64, String)>) -> u64 {
         let generation = self.generations.fetch_add(1, Ordering::Relaxed) + 1;
         self.known_ends().begin(partition, committed.as_ref().map(|(offset, _)| *offset));
+        let has_commit = committed.is_some();
         self.membership.own(partition, generation, self.identity().name(), committed);
+        let mut without_commit = self.without_commit();
+        match has_commit {
+            true => without_commit.remove(&partition),
+            false => without_commit.insert(partition),
+        };
+        drop(without_commit);
         self.last_read().remove(&partition);
         self.unreadable().set_paused(partition, false);
         generation
@@ -129,6 +140,10 @@ impl Context {
 
     pub(super) fn identify(&self, log: LogIdentity) {
         *self.identity.lock().unwrap_or_else(PoisonError::into_inner) = log;
+    }
+
+    fn without_commit(&self) -> MutexGuard<'_, HashSet<Partition>> {
+        self.without_commit.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn last_read(&self) -> MutexGuard<'_, HashMap<Partition, i64>> {
@@ -363,7 +378,8 @@ impl ClientContext for Context {
         let lag = statistics.topics.values().flat_map(|topic| {
             topic.partitions.values().filter_map(|stats| {
                 let partition = self.partition(&topic.topic, stats.partition)?;
-                (stats.consumer_lag >= 0).then_some((partition, stats.consumer_lag))
+                let is_without_commit = self.without_commit().contains(&partition);
+                Some((partition, lag(stats, is_without_commit)?))
             })
         });
         let lag: Vec<_> = lag.collect();
@@ -415,5 +431,45 @@ impl ConsumerContext for Context {
         {
             tracing::warn!(%error, "a new partition could not be resumed");
         }
+    }
+}
+
+/// How far a partition lags behind its end, if that is known. librdkafka does not say it of a partition without a commit: all
+/// of its records are ahead of the group.
+fn lag(stats: &statistics::Partition, is_without_commit: bool) -> Option<i64> {
+    if stats.consumer_lag >= 0 {
+        return Some(stats.consumer_lag);
+    }
+    let lag = stats.hi_offset - stats.lo_offset;
+    let is_known = is_without_commit && stats.committed_offset < 0 && stats.lo_offset >= 0 && lag >= 0;
+    is_known.then_some(lag)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn all_records_of_a_partition_without_a_commit_are_lag() {
+        let check = |committed_offset, (lo_offset, hi_offset), consumer_lag, is_without_commit, expected| {
+            let stats = statistics::Partition {
+                committed_offset,
+                lo_offset,
+                hi_offset,
+                consumer_lag,
+                ..statistics::Partition::default()
+            };
+            assert_eq!(lag(&stats, is_without_commit), expected, "{stats:?}");
+        };
+        const UNKNOWN: i64 = -1001;
+        check(7, (0, 10), 3, false, Some(3));
+        check(7, (0, 10), 3, true, Some(3));
+        check(UNKNOWN, (2, 10), -1, true, Some(8));
+        // The committed offset has not been fetched yet, or the ends have not.
+        check(UNKNOWN, (2, 10), -1, false, None);
+        check(UNKNOWN, (UNKNOWN, 10), -1, true, None);
+        check(UNKNOWN, (0, UNKNOWN), -1, true, None);
+        // The end is older than the commit.
+        check(12, (0, 10), -1, true, None);
     }
 }
