@@ -489,6 +489,9 @@ def tools():
             panel("Time by route", "s", "95 of 100 requests of a route take less, from the request to the beginning of the answer.",
                   (quantile(0.95, http, "http_route"), "{{http_route}}")),
             panel("Sessions", "short", "Sessions of clients that speak older revisions of the protocol.", each("mcp_server_sessions")),
+            panel("Connections", "short", "Open HTTP connections of each server, those of probes and scrapes included. At 768 new "
+                  "ones are turned away.",
+                  each("fleet_http_connections"), steps=[(None, "green"), (700, "red")], alert="FleetConnectionsTurnedAway"),
             panel("Connections turned away", "short", "Requests answered with 503 because too many connections were open.",
                   (increase("fleet_http_busy_total", "instance"), "{{instance}}"), alert="FleetConnectionsTurnedAway", bars=True),
         ),

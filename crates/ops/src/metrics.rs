@@ -42,6 +42,15 @@ pub const HTTP_BUSY: Metric = Metric {
     help: "HTTP requests answered with 503 because too many connections were open.",
 };
 
+/// Connections that are open; written by [`crate::http`].
+pub const HTTP_CONNECTIONS: Metric = Metric {
+    name: "fleet_http_connections",
+    kind: Kind::Gauge,
+    unit: Unit::Count,
+    labels: &[],
+    help: "Open HTTP connections, silent ones and probes included. Of more than 768, those without a seat are turned away.",
+};
+
 /// What runs; written by [`Metrics::identify`].
 pub const BUILD_INFO: Metric = Metric {
     name: "fleet_build_info",
@@ -60,6 +69,7 @@ const fn process(name: &'static str, kind: Kind, unit: Unit, help: &'static str)
 pub const TABLE: &[Metric] = &[
     INVARIANT_VIOLATIONS,
     HTTP_BUSY,
+    HTTP_CONNECTIONS,
     BUILD_INFO,
     process(
         "process_cpu_seconds_total",

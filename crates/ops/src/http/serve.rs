@@ -25,7 +25,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tower::ServiceExt as _;
 
-use crate::metrics::HTTP_BUSY;
+use crate::metrics::{HTTP_BUSY, HTTP_CONNECTIONS};
 
 mod seats;
 
@@ -112,8 +112,12 @@ async fn serve_within(
         loop {
             match listener.accept().await {
                 Ok((stream, peer)) => {
-                    let guest = host.room.enter();
-                    connections.spawn(host.clone().converse(stream, peer, guest));
+                    let (guest, counted) = (host.room.enter(), Counted::new());
+                    let talk = host.clone().converse(stream, peer, guest);
+                    connections.spawn(async move {
+                        talk.await;
+                        drop(counted);
+                    });
                 }
                 // The client gave up before it was its turn.
                 Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
@@ -133,6 +137,22 @@ async fn serve_within(
     connections.close();
     if tokio::time::timeout(grace, connections.wait()).await.is_err() {
         tracing::warn!(?grace, "requests still open after the grace period are left behind");
+    }
+}
+
+/// A connection in the gauge of those that are open.
+struct Counted;
+
+impl Counted {
+    fn new() -> Self {
+        ::metrics::gauge!(HTTP_CONNECTIONS.name).increment(1.0);
+        Self
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        ::metrics::gauge!(HTTP_CONNECTIONS.name).decrement(1.0);
     }
 }
 
@@ -347,6 +367,31 @@ mod tests {
             until(&mut client, "HTTP/1.1 200").await;
         }
         assert_eq!(until_closed(&mut silent[0]).await, "");
+    }
+
+    #[tokio::test]
+    async fn open_connections_are_counted() {
+        let recorder = metrics_exporter_prometheus::PrometheusBuilder::new().build_recorder();
+        let (handle, _local) = (recorder.handle(), ::metrics::set_default_local_recorder(&recorder));
+        let open = async |expected: &str| {
+            let line = format!("{} {expected}\n", HTTP_CONNECTIONS.name);
+            let counted = async {
+                while !handle.render().contains(&line) {
+                    tokio::time::sleep(Duration::from_millis(5)).await;
+                }
+            };
+            tokio::time::timeout(PATIENCE, counted)
+                .await
+                .unwrap_or_else(|_| panic!("{line}{}", handle.render()));
+        };
+
+        let (addr, ..) = start(LIMITS).await;
+        let (first, silent) = (seated(addr).await, TcpStream::connect(addr).await.unwrap());
+        open("2").await;
+        drop(first);
+        open("1").await;
+        drop(silent);
+        open("0").await;
     }
 
     #[tokio::test]
