@@ -242,10 +242,16 @@ fn jobs_of_others_are_not_there(env: &Env) {
     assert!(a["jobID"] != b["jobID"] && b["jobID"] != c["jobID"], "a key is its owner's: {a} {b} {c}");
     end_of(&mine, &a["jobID"]);
     for stranger in [&theirs, &nobody] {
-        for tool in ["job_status", "job_result", "job_wait", "job_cancel"] {
+        for tool in ["job_status", "job_result", "job_wait"] {
             let refusal = stranger.refusal(tool, &json!({"jobID": a["jobID"]}));
             assert!(refusal.contains("there is no job"), "{tool}: {refusal}");
         }
+        let cancelled = stranger.call("job_cancel", &json!({"jobID": a["jobID"]}));
+        assert_eq!(
+            cancelled,
+            json!({"outcome": "requested", "known": false}),
+            "as of a job that nobody knows"
+        );
         let seen = all_jobs(stranger, &json!({})).iter().any(|job| job["jobID"] == a["jobID"]);
         assert!(!seen, "it is in somebody else's list");
     }

@@ -183,6 +183,10 @@ pub(crate) fn a_job_of_a_producer_is_found_and_cancelled(env: &Env) {
     let cancelled = delete(server.address, "/jobs/produced?wait=0&reason=too%20soon").expect(202);
     assert_eq!(cancelled, json!({"outcome": "requested", "known": false}));
     fleet.start_worker();
-    let ended = get(server.address, "/jobs/produced?wait=60").expect(200);
+    // Between its commit and the server's reading of its end it is in neither place.
+    let ended = wait::until("the job's end", wait::LONG, || {
+        Some(get(server.address, "/jobs/produced?wait=60")).filter(|answer| answer.status == 200)
+    });
+    let ended = ended.json();
     assert_eq!((&ended["state"], &ended["attempts"]), (&json!("cancelled"), &json!(0)), "{ended}");
 }
