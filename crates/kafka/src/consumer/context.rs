@@ -335,6 +335,14 @@ impl Context {
         let assigned = starts.map(|(partition, start)| {
             let standing = commits.get(&partition).filter(|_| start.progress.is_some());
             let generation = self.own(partition, standing.cloned());
+            // librdkafka begins at the committed offset, which only we don't know: it is not to be set back to the beginning.
+            let is_known = committed.as_ref().is_some_and(|list| {
+                let asked = list.elements_for_topic(&self.topic);
+                asked.iter().any(|element| element.partition() == partition.number && element.error().is_ok())
+            });
+            if !is_known {
+                self.known_ends().forget(partition);
+            }
             Assigned { partition, generation, log: self.identity(), start }
         });
         self.emit(Event::Assigned(assigned.collect()));

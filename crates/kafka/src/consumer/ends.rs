@@ -44,6 +44,11 @@ impl Ends {
         self.0.insert(partition, Known { position, ..Known::default() });
     }
 
+    /// Nobody can say where an assignment of the partition begins, so its end is not known before a record was read.
+    pub(super) fn forget(&mut self, partition: Partition) {
+        self.0.remove(&partition);
+    }
+
     /// The record at this offset was read.
     pub(super) fn read(&mut self, partition: Partition, offset: i64) {
         self.0.entry(partition).or_default().position = Some(offset + 1);
