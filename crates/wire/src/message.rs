@@ -199,6 +199,11 @@ fn read_one(value: Value) -> Message {
     }
 
     let id = message.get("id").and_then(Id::of);
+    // Programs write logs in JSON, with members like `error` and others that no answer has.
+    let is_of_answer = |key: &String| matches!(key.as_str(), "jsonrpc" | "id" | "result" | "error");
+    if id.is_none() && !message.contains_key("jsonrpc") && !message.keys().all(is_of_answer) {
+        return Message::Noise("it is neither a request nor an answer");
+    }
     if let Some(error) = message.get("error").filter(|error| !error.is_null()) {
         return Message::Reply(id, read_error(error));
     }

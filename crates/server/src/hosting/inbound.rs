@@ -298,6 +298,7 @@ mod tests {
         check(r#"{"result":{}}"#, Some("which request"));
         assert!(inbound(&[7]).read(b"[INFO] ready> {}").is_none());
         assert!(inbound(&[7]).read(br#"{"level":"info"}"#).is_none());
+        assert!(inbound(&[7]).read(br#"{"level":"error","error":"refused","msg":"trying again"}"#).is_none());
     }
 
     #[test]
