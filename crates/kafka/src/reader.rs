@@ -245,7 +245,7 @@ impl Reader {
                 Some(Err(error)) => {
                     self.is_out_of_reach |=
                         error.rdkafka_error_code() == Some(RDKafkaErrorCode::AllBrokersDown);
-                    tracing::debug!(%error, "reading goes on after an error");
+                    tracing::debug!(%error, "reading continues after an error");
                 }
                 None => {}
             }
@@ -402,7 +402,7 @@ fn look_through(
             Some(Err(source @ Native::MessageConsumptionFatal(_))) => {
                 return Err(KafkaError::Request { what: "reading", source });
             }
-            Some(Err(error)) => tracing::debug!(%error, "reading goes on after an error"),
+            Some(Err(error)) => tracing::debug!(%error, "reading continues after an error"),
             None => {}
         }
     }
@@ -451,7 +451,7 @@ pub fn first_records(
                 return Err(KafkaError::Request { what: "reading", source });
             }
             Some(Err(error)) => {
-                tracing::debug!(%error, "reading goes on after an error");
+                tracing::debug!(%error, "reading continues after an error");
                 continue;
             }
             None => continue,

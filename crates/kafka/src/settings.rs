@@ -87,6 +87,8 @@ const SIDE_DEFAULTS: [(&str, &str); 3] =
 /// The default of `session.timeout.ms`. With librdkafka's own 45 s the jobs of a killed worker would wait as long; with the
 /// heartbeats below, other workers have them within 20 s.
 const SESSION_TIMEOUT_MS: u64 = 15_000;
+/// The same where the brokers decide: their default (`group.consumer.session.timeout.ms`, KIP-848).
+const BROKERS_SESSION_TIMEOUT_MS: u64 = 45_000;
 /// The default of `heartbeat.interval.ms`; others hear of a rebalance by their heartbeats.
 const HEARTBEAT_INTERVAL_MS: &str = "2000";
 /// The longest time between two statistics of a member.
@@ -167,7 +169,8 @@ impl Settings {
 
     fn session_timeout_ms(&self) -> u64 {
         let set = self.properties.get("session.timeout.ms").and_then(|value| value.parse().ok());
-        set.unwrap_or(SESSION_TIMEOUT_MS)
+        let default = if self.is_next_generation() { BROKERS_SESSION_TIMEOUT_MS } else { SESSION_TIMEOUT_MS };
+        set.unwrap_or(default)
     }
 
     /// How long the group waits for a sign of life before it gives a member's partitions to others.

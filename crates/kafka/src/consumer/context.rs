@@ -182,6 +182,13 @@ impl Context {
         self.last_read().insert(partition, offset).filter(|last| *last >= offset)
     }
 
+    /// Takes note that nothing below `end` comes any more. What does come all the same shows that the log has lost its end.
+    pub(super) fn passed(&self, partition: Partition, end: i64) {
+        let mut read = self.last_read();
+        let last = read.entry(partition).or_insert(end - 1);
+        *last = (*last).max(end - 1);
+    }
+
     pub(super) fn partition(&self, topic: &str, number: i32) -> Option<Partition> {
         (topic == self.topic).then_some(Partition { topic: self.number, number })
     }

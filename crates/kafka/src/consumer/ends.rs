@@ -104,6 +104,7 @@ impl Context {
         let Some(partition) = self.partition(&self.topic, number) else { return };
         let end = self.known_ends().reached(partition);
         if let Some(end) = end {
+            self.passed(partition, end);
             self.emit(Event::End(partition, end));
         }
     }
@@ -183,6 +184,21 @@ mod tests {
         assert_eq!(ends.reached(P), Some(10));
         assert_eq!(ends.reached(P), None, "known");
         assert!(!ends.sampled(P, 10, 0), "known");
+    }
+
+    /// Or reading would be set back to the first record that there is, and every job that is kept would run again.
+    #[test]
+    fn an_unknown_position_makes_no_end_doubtful() {
+        let mut ends = Ends::default();
+        ends.begin(P, None);
+        ends.forget(P);
+        ends.reached(P);
+        assert!(!ends.sampled(P, 10, 0));
+        assert_eq!(ends.doubtful(), []);
+        ends.read(P, 10);
+        ends.reached(P);
+        assert!(ends.sampled(P, 12, 0));
+        assert_eq!(ends.doubtful(), [(P, Some(11))]);
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! Partitions that can't be read on: the broker's answer can't be decoded, or it refuses to give one.
 //!
-//! librdkafka tries such a partition again and again and goes on with the others. It tells of each failure, but rdkafka 0.39
+//! librdkafka keeps retrying such a partition and continues with the others. It reports each failure, but rdkafka 0.39
 //! does not pass on of which partition. That shows in the statistics: while failures come, it is a partition that has more
 //! to read, and is not paused, and does not move.
 
@@ -126,6 +126,6 @@ mod tests {
         assert_eq!(look(&mut unreadable, 5, 9), None, "known, and the other one is at its end");
         assert!(unreadable.met(Code::BadCompression));
         assert_eq!(look(&mut unreadable, 5, 9), None);
-        assert_eq!(look(&mut unreadable, 6, 9), Some(Vec::new()), "it goes on");
+        assert_eq!(look(&mut unreadable, 6, 9), Some(Vec::new()), "readable again");
     }
 }
