@@ -35,6 +35,7 @@ impl Shell {
             _ => self.admit(token, record, delayed),
         };
         let mut held = Box::new(held);
+        held.record_bytes = bytes + unpacked;
         let admission = match self.settled.get(Instant::now(), &held.identity) {
             Some(end) => {
                 counter!(names::PASSED_OVER.name).increment(1);

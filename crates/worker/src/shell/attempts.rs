@@ -93,7 +93,7 @@ impl Shell {
             return;
         }
         held.counted_bytes = extra;
-        let bytes = held.record.size().saturating_add(usize::try_from(extra).unwrap_or(usize::MAX));
+        let bytes = held.record_bytes.saturating_add(usize::try_from(extra).unwrap_or(usize::MAX));
         self.feed(Input::Holds(token, bytes));
     }
 

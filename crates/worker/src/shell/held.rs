@@ -54,6 +54,8 @@ pub(super) struct Held {
     pub(super) result: Option<Kept>,
     /// Calls of a job with several that have succeeded already.
     pub(super) done: Results,
+    /// How many bytes its record holds, unpacked and with its headers.
+    pub(super) record_bytes: usize,
     /// How many bytes the engine knows it to hold beside its record.
     pub(super) counted_bytes: u64,
     /// What is left to write of its end, after a write that was not acknowledged. The broker may have it all the same, so the
@@ -81,6 +83,7 @@ impl Held {
         Self {
             trace: TraceContext::of_record(&record),
             span: None,
+            record_bytes: record.size(),
             record: Arc::new(record),
             topic_id: None,
             identity,
