@@ -1,6 +1,6 @@
 //! Whether the storage engine can hand out again what a producer sends, decided before the engine acknowledges it.
 //!
-//! The engine keeps each record with its batch's codec and compresses it anew for every fetch. It can't write snappy,
+//! The engine stores each record with its batch's codec and compresses it again for every fetch. It can't write snappy,
 //! and a fetch that meets one such record fails for all partitions that were asked for. It reads snappy of librdkafka,
 //! but of the framing that Java and Python write only batches of a single block. So snappy is decoded here, and its
 //! records are kept uncompressed. A batch that can't be decoded is refused, whatever its codec.

@@ -114,8 +114,13 @@ impl Planner {
     /// Takes in any letter, so that older ones of the same job are left out. Letters that can't be replayed don't count.
     pub(super) fn note(&mut self, letter: &Letter, verdict: Verdict) {
         if matches!(verdict, Verdict::Replay | Verdict::AlreadyReplayed | Verdict::Parked) {
-            let newest = self.newest.entry(letter.job_id.clone()).or_insert_with(|| age(letter));
-            *newest = (*newest).max(age(letter));
+            let mut age = age(letter);
+            // What is dealt with counts by its time only: the job may have been submitted anew since then.
+            if verdict == Verdict::AlreadyReplayed {
+                age.0 = 0;
+            }
+            let newest = self.newest.entry(letter.job_id.clone()).or_insert(age);
+            *newest = (*newest).max(age);
         }
         if verdict == Verdict::AlreadyReplayed {
             self.replayed.insert((letter.job_id.clone(), letter.origin.clone()));
@@ -233,6 +238,10 @@ mod tests {
         // A letter of the replayed record is newer, whatever the clocks of the workers say.
         check(&[(of(1, "j", 1), Replay), (second.clone(), Replay)], &[1], 1);
         check(&[(first.clone(), Replay), (second, ValueOmitted)], &[1], 0);
+        // Submitted anew after all that.
+        let mut anew = of(4, "j", 0);
+        anew.time = Timestamp::from_millis(4_000_000_000_000);
+        check(&[(of(3, "j", 1), AlreadyReplayed), (anew, Replay)], &[4], 0);
         // A second letter of a record that was replayed, written late.
         let late = Letter { origin: first.origin.clone(), ..of(2, "j", 0) };
         check(&[(first, AlreadyReplayed), (late, Replay)], &[], 1);

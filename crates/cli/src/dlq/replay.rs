@@ -279,7 +279,7 @@ impl Run {
         parts.extend(others.iter().filter(|(n, _)| *n > 0).map(|(n, what)| format!("{n} {what}")));
         output::line(&format!("{}: {}", self.topics.dlq, parts.join(", ")));
         if plan.counts.is_empty() && !interrupted {
-            output::problem("there is no such dead letter; `mcp-fleet dlq list` shows what there is");
+            output::problem("no such dead letter; `mcp-fleet dlq list` shows those that exist");
         }
         if interrupted {
             output::problem("interrupted; the same command goes on where this one ended");

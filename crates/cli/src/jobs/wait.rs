@@ -132,7 +132,7 @@ impl Waiting {
         while let Some((job_id, end)) = waits.next().await {
             self.bars.end(job_id);
             self.bars.aside(|| say(job_id, &end, as_json));
-            // Results can be large, and are of no use any more.
+            // Results can be large and are no longer needed.
             ends.push(match end {
                 End::Ended(job) => End::Ended(Box::new(job.without_result())),
                 other => other,
