@@ -4,8 +4,6 @@
 //! the body could carry a request past them. rmcp checks that for requests of the newest revision only. A header that is
 //! missing misleads nobody and is left to rmcp.
 
-use std::borrow::Cow;
-
 use axum::{
     body::{Body, to_bytes},
     extract::Request,
@@ -16,7 +14,6 @@ use axum::{
 use base64::{Engine as _, prelude::BASE64_STANDARD};
 use fleet_job::size::clipped;
 use rmcp::model::ErrorCode;
-use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::MAX_BODY;
@@ -49,62 +46,35 @@ pub(super) async fn check(request: Request, next: Next) -> Response {
     next.run(Request::from_parts(parts, Body::from(body))).await
 }
 
-/// What headers can repeat of a message.
-#[derive(Deserialize)]
-struct Message<'a> {
-    #[serde(borrow)]
-    method: Cow<'a, str>,
-    #[serde(borrow, default)]
-    params: Params<'a>,
-}
-
-#[derive(Default, Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct Params<'a> {
-    #[serde(borrow, default)]
-    name: Option<Cow<'a, str>>,
-    #[serde(borrow, default)]
-    uri: Option<Cow<'a, str>>,
-    #[serde(borrow, default)]
-    task_id: Option<Cow<'a, str>>,
-}
-
-impl Message<'_> {
-    /// What `Mcp-Name` stands for, where the method has such a thing.
-    fn name(&self) -> Option<&str> {
-        let Params { name, uri, task_id } = &self.params;
-        match &*self.method {
-            "tools/call" | "prompts/get" => name.as_deref(),
-            "resources/read" | "resources/subscribe" | "resources/unsubscribe" => uri.as_deref(),
-            "tasks/get" | "tasks/update" | "tasks/cancel" => task_id.as_deref(),
-            _ => None,
-        }
+/// The parameter that `Mcp-Name` repeats, where the method has such a thing.
+fn named_by(method: &str) -> Option<&'static str> {
+    match method {
+        "tools/call" | "prompts/get" => Some("name"),
+        "resources/read" | "resources/subscribe" | "resources/unsubscribe" => Some("uri"),
+        "tasks/get" | "tasks/update" | "tasks/cancel" => Some("taskId"),
+        _ => None,
     }
 }
 
 /// Says which header contradicts the body. What is no message with a method is refused by whoever handles it.
 fn contradiction(headers: &HeaderMap, body: &[u8]) -> Result<(), String> {
     let (method, name) = (only(headers, &METHOD)?, only(headers, &NAME)?);
-    // A key that comes twice counts as it does for those who read the message after this: the last one.
-    let last_keys: Value;
-    let message = match serde_json::from_slice::<Message<'_>>(body) {
-        Ok(message) => message,
-        Err(_) => {
-            last_keys = serde_json::from_slice(body).unwrap_or_default();
-            let Ok(message) = Message::deserialize(&last_keys) else { return Ok(()) };
-            message
-        }
-    };
+    // Read as loosely as by whoever handles the message: of a key that comes twice the last one counts, and no other member
+    // matters, whatever it is.
+    let message: Value = serde_json::from_slice(body).unwrap_or_default();
+    let Some(called) = message["method"].as_str() else { return Ok(()) };
 
     if let Some(said) = method
-        && said != message.method
+        && said != called
     {
-        return Err(mismatch(&METHOD, &said, &message.method));
+        return Err(mismatch(&METHOD, &said, called));
     }
-    if let (Some(said), Some(name)) = (name, message.name()) {
+
+    let named = named_by(called).and_then(|key| message["params"][key].as_str());
+    if let (Some(said), Some(named)) = (name, named) {
         let said = decoded(&said).ok_or_else(|| format!("the {NAME} header is not valid Base64"))?;
-        if said != name {
-            return Err(mismatch(&NAME, &said, name));
+        if said != named {
+            return Err(mismatch(&NAME, &said, named));
         }
     }
     Ok(())
@@ -152,6 +122,7 @@ mod tests {
         let router = Router::new().route("/message", post(async || "in")).layer(from_fn(check));
         let call = r#"{"id":7,"method":"tools/call","params":{"name":"deploy"}}"#;
         let twice = r#"{"id":7,"method":"tools/list","method":"tools/call","params":{"name":"deploy"}}"#;
+        let odd = r#"{"id":7,"method":"tools/call","params":{"name":"deploy","uri":7,"taskId":[]}}"#;
         let read = r#"{"id":7,"method":"resources/read","params":{"uri":"größe"}}"#;
         for (headers, body, status) in [
             (&[][..], call, 200),
@@ -160,6 +131,8 @@ mod tests {
             (&[("mcp-name", "status")], call, 400),
             (&[("mcp-name", "deploy"), ("mcp-name", "deploy")], call, 400),
             (&[("mcp-method", "tools/list")], twice, 400),
+            (&[("mcp-name", "status")], odd, 400),
+            (&[("mcp-method", "tools/list")], r#"{"id":7,"method":"tools/call","params":null}"#, 400),
             (&[("mcp-name", "=?base64?Z3LDtsOfZQ==?=")], read, 200),
             (&[("mcp-name", "=?base64?%?=")], read, 400),
             (&[("mcp-name", "x")], r#"{"id":7,"method":"tools/list"}"#, 200),
