@@ -209,7 +209,7 @@ impl PartitionState {
         Delivery::New(attempts)
     }
 
-    /// Takes note that nothing below `end` will be delivered any more; whether that is news.
+    /// Notes that nothing below `end` will be delivered. Returns whether that was not known before.
     pub(crate) fn pass_hole(&mut self, end: i64) -> bool {
         if self.next.is_some_and(|next| next >= end) {
             return false;

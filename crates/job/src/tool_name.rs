@@ -87,7 +87,7 @@ pub fn server_of(exposed: &str) -> Option<&str> {
 }
 
 /// The name under which a tool is offered that somebody calls by `<server>__<tool>`, written as the server does; `None` if
-/// that is no such name, or the very name that is offered.
+/// it is not such a name, or is already the name that is offered.
 pub fn exposed_of_plain(name: &str) -> Option<String> {
     let (server, tool) = name.split_once(SEPARATOR)?;
     Some(exposed(server, tool)).filter(|exposed| exposed != name)

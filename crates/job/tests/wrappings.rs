@@ -1,4 +1,4 @@
-//! An envelope is found in whatever serializers and connectors put around it, and where there is none the refusal names
+//! An envelope is found inside what serializers and connectors put around it; if there is none, the refusal names
 //! what was around.
 #![expect(clippy::unwrap_used, reason = "test code: a panic is the report")]
 

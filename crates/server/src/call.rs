@@ -26,6 +26,7 @@ use crate::{
         handshake_error::{http_failure, not_taken, transport_error},
         inbound::raw,
         remote::exchange::HttpFailure,
+        routes::Routes,
         unreadable::{is_unreadable, unreadable_answer},
         upstream::Upstream,
     },
@@ -198,7 +199,10 @@ pub(crate) fn prompt(server: &str, result: ServerResult) -> Result<GetPromptResp
             result.result_type = Some(ResultType::COMPLETE);
             Ok(GetPromptResponse::Complete(result))
         }
-        ServerResult::InputRequiredResult(result) => Ok(GetPromptResponse::InputRequired(result)),
+        ServerResult::InputRequiredResult(mut result) => {
+            apps::offer_in_meta(server, &mut result.meta);
+            Ok(GetPromptResponse::InputRequired(result))
+        }
         other => Err(unexpected(server, "prompt", other)),
     }
 }
@@ -211,7 +215,10 @@ pub(crate) fn resource(server: &str, result: ServerResult) -> Result<ReadResourc
             result.result_type = Some(ResultType::COMPLETE);
             Ok(ReadResourceResponse::Complete(result))
         }
-        ServerResult::InputRequiredResult(result) => Ok(ReadResourceResponse::InputRequired(result)),
+        ServerResult::InputRequiredResult(mut result) => {
+            apps::offer_in_meta(server, &mut result.meta);
+            Ok(ReadResourceResponse::InputRequired(result))
+        }
         other => Err(unexpected(server, "resource", other)),
     }
 }
@@ -240,10 +247,18 @@ pub(crate) fn skill(server: &str, result: ServerResult) -> Result<GetSkillResult
     }
 }
 
-/// What stands in a directory of resources.
-pub(crate) fn directory(server: &str, result: ServerResult) -> Result<ListResourcesResult, ErrorData> {
+/// What stands in a directory of resources, under the URIs by which it can be read here.
+pub(crate) fn directory(
+    server: &str,
+    routes: &Routes,
+    result: ServerResult,
+) -> Result<ListResourcesResult, ErrorData> {
     match result {
         ServerResult::ListResourcesResult(mut result) => {
+            for resource in &mut result.resources {
+                resource.uri = routes.offered(server, &resource.uri);
+                apps::offer_in_meta(server, &mut resource.meta);
+            }
             apps::offer_in_meta(server, &mut result.meta);
             result.result_type = Some(ResultType::COMPLETE);
             Ok(result)

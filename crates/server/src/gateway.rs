@@ -527,7 +527,7 @@ impl ServerHandler for Gateway {
         let request = ReadResourceDirectoryRequest::new(request);
         let request = ClientRequest::ReadResourceDirectoryRequest(request);
         let (server, result) = self.skills(request, &context).await?;
-        let mut result = call::directory(&server, result)?;
+        let mut result = call::directory(&server, &self.inner.fleet.routes(), result)?;
         identify(&context, &mut result.meta);
         Ok(result)
     }

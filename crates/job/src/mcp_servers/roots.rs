@@ -29,7 +29,7 @@ pub struct RawServers<'a> {
 ///
 /// # Errors
 ///
-/// If there are none, if they stand in two places, or if what should hold them is not an object.
+/// If there are none, if there are two sets of them, or if the member that should hold them is not an object.
 pub fn find(object: &Map<String, Value>) -> Result<RawServers<'_>, ConfigError> {
     let mut present = ROOTS.into_iter().chain([NESTED]).filter(|key| object.contains_key(*key));
     let Some(key) = present.next() else { return Err(no_root(object)) };

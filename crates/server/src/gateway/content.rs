@@ -13,7 +13,7 @@ use rmcp::{
 use serde_json::json;
 
 use super::{Gateway, MAX_NAME};
-use crate::call;
+use crate::{call, hosting::apps};
 
 /// How much of a URI an error repeats.
 const SHOWN_URI: usize = 2048;
@@ -63,6 +63,7 @@ impl Gateway {
         };
         params.name = route.name;
         params.meta = None;
+        params.arguments.iter_mut().for_each(|arguments| apps::restore_in_object(&route.server, arguments));
         let request = ClientRequest::GetPromptRequest(GetPromptRequest::new(params));
         call::prompt(&route.server, call::forward(&self.inner.fleet, &route.server, request, &context).await?)
     }
@@ -130,6 +131,7 @@ impl Gateway {
             return Ok(CompleteResult::new(CompletionInfo::default()));
         }
         params.meta = None;
+        apps::restore_in_text(&server, &mut params.argument.value);
         let request = ClientRequest::CompleteRequest(CompleteRequest::new(params));
         call::completions(&server, call::forward(&self.inner.fleet, &server, request, &context).await?)
     }

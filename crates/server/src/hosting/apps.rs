@@ -64,7 +64,7 @@ pub(crate) fn offer_in_result(server: &str, result: &mut CallToolResult) {
     let kept = result.meta.as_mut().and_then(|meta| meta.remove(KEPT_ITEMS));
     offer_in_meta(server, &mut result.meta);
     if let Some(mut kept) = kept {
-        offer_in_value(server, &mut kept);
+        offer_in_answer(server, &mut kept);
         result.meta.get_or_insert_default().insert(KEPT_ITEMS.to_owned(), kept);
     }
 }
@@ -113,16 +113,28 @@ fn offer_in_contents(server: &str, contents: &mut ResourceContents) {
     offer_in_meta(server, meta);
 }
 
-/// Offers the pages in an answer to a request of an extension, whose shape is not known here.
+/// Offers the pages in JSON whose shape is not known here: an extension's answer, or content of an unknown kind.
 pub(crate) fn offer_in_answer(server: &str, answer: &mut Value) {
     offer_in_value(server, answer);
-    if let Some(meta) = answer.get_mut("_meta").and_then(Value::as_object_mut) {
-        keep_allowed(meta);
+    clean_in_value(answer);
+}
+
+/// Removes keys of mcp-fleet from every `_meta` in JSON.
+fn clean_in_value(value: &mut Value) {
+    match value {
+        Value::Array(values) => values.iter_mut().for_each(clean_in_value),
+        Value::Object(object) => {
+            if let Some(meta) = object.get_mut("_meta").and_then(Value::as_object_mut) {
+                keep_allowed(meta);
+            }
+            object.values_mut().for_each(clean_in_value);
+        }
+        Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => {}
     }
 }
 
 /// Offers the pages that JSON names: every text that is the URI of one.
-pub(crate) fn offer_in_value(server: &str, value: &mut Value) {
+fn offer_in_value(server: &str, value: &mut Value) {
     each_text(value, &mut |text| offer_in_place(server, text));
 }
 
@@ -134,11 +146,14 @@ fn offer_in_place(server: &str, uri: &mut String) {
 
 /// Puts a server's own URIs in the place of those under which its pages are offered.
 pub(crate) fn restore_in_value(server: &str, value: &mut Value) {
-    each_text(value, &mut |text| {
-        if let Some(own) = own(server, text) {
-            *text = own.to_owned();
-        }
-    });
+    each_text(value, &mut |text| restore_in_text(server, text));
+}
+
+/// The same for one text.
+pub(crate) fn restore_in_text(server: &str, text: &mut String) {
+    if let Some(own) = own(server, text) {
+        *text = own.to_owned();
+    }
 }
 
 /// The same for the arguments of a call, and for `_meta`.
@@ -218,5 +233,9 @@ mod tests {
         check(forged, json!({"io.mcp-fleet/final": true, "own": 1}));
         check(json!({"io.mcp-fleet/unavailable": []}), Value::Null);
         check(json!({}), json!({}));
+
+        let mut unknown = json!([{"type": "video", "_meta": {"io.mcp-fleet/repeated": true, "own": 1}}]);
+        offer_in_answer("a", &mut unknown);
+        assert_eq!(unknown, json!([{"type": "video", "_meta": {"own": 1}}]));
     }
 }

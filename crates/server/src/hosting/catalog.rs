@@ -11,7 +11,7 @@ use super::{
     changes::Lists,
     extensions::Declared,
     inbound::raw,
-    listed::{HiddenTool, Listed, Page},
+    listed::{HiddenTool, Listed, MAX_ITEMS, Page},
 };
 use crate::error::chain;
 use rmcp::{
@@ -23,8 +23,6 @@ use rmcp::{
     service::{Peer, PeerRequestOptions, ServiceError},
 };
 
-/// A list that is longer than this is not a server's but an attack.
-const MAX_ITEMS: usize = 10_000;
 /// How many bytes a list may take as JSON, all pages together. It is kept for as long as the server is hosted, and is part
 /// of every answer to the front end's list, which is one page. Real servers need some tens of kilobytes.
 const MAX_BYTES: usize = 4 * 1024 * 1024;
@@ -119,17 +117,14 @@ impl Catalog {
         patience: Duration,
     ) {
         let has = &info.capabilities;
-        let prompts = async {
-            let wanted = lists.prompts && has.prompts.is_some();
-            if wanted { Some(optional(server, peer, patience).await) } else { None }
-        };
+        let wants_prompts = lists.prompts && has.prompts.is_some();
         let wants_resources = lists.resources && has.resources.is_some();
-        let resources =
-            async { if wants_resources { Some(optional(server, peer, patience).await) } else { None } };
-        let templates =
-            async { if wants_resources { Some(optional(server, peer, patience).await) } else { None } };
 
-        let (prompts, resources, templates) = tokio::join!(prompts, resources, templates);
+        let (prompts, resources, templates) = tokio::join!(
+            optional(server, peer, wants_prompts, patience),
+            optional(server, peer, wants_resources, patience),
+            optional(server, peer, wants_resources, patience),
+        );
         if let Some(found) = prompts {
             self.prompts = self.take(found);
         }
@@ -148,12 +143,22 @@ impl Catalog {
     }
 }
 
-/// Reads a list that a server can do without.
-async fn optional<T: Listed>(server: &str, peer: &Peer<RoleClient>, patience: Duration) -> Found<T> {
-    read_list(server, peer, Some(patience)).await.unwrap_or_else(|error| {
-        tracing::warn!(server, error, "left a list of a hosted server empty that can't be read");
-        Found::default()
-    })
+/// Reads a list that a server can do without; `None` if that is not wanted, or can't be done.
+async fn optional<T: Listed>(
+    server: &str,
+    peer: &Peer<RoleClient>,
+    is_wanted: bool,
+    patience: Duration,
+) -> Option<Found<T>> {
+    if !is_wanted {
+        return None;
+    }
+    read_list(server, peer, Some(patience))
+        .await
+        .inspect_err(|error| {
+            tracing::warn!(server, error, "a list of a hosted server can't be read; it stays as it was");
+        })
+        .ok()
 }
 
 /// All that was found in a list.

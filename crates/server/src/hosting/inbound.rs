@@ -137,6 +137,13 @@ impl Inbound {
     /// An answer that names no request belongs to one of those that are open, and certainly to the last that stays open.
     /// It is passed on as it came, too, for whoever can tell.
     fn nameless(&mut self, reply: Reply) -> Vec<RxJsonRpcMessage<RoleClient>> {
+        // Whoever does not know a method has read the request, and its id. Some servers refuse notifications like this.
+        if let Reply::Error(error) = &reply
+            && error.code == i64::from(ErrorCode::METHOD_NOT_FOUND.0)
+        {
+            return vec![ServerJsonRpcMessage::error(error_data(error.clone()), None)];
+        }
+
         let error = match reply {
             Reply::Result(_) => unreadable_answer("it does not say which request it answers"),
             Reply::Error(error) => error_data(error),
@@ -194,15 +201,15 @@ fn read_result(asked: Asked, mut result: Map<String, Value>) -> Result<ServerRes
     serde_json::from_value(result.into()).map_err(|error| unreadable_answer(&error.to_string()))
 }
 
-/// Fills in what a server should have said of itself and nobody needs.
-fn forgive(result: &mut Map<String, Value>) {
+/// Fills in what the result of a handshake should say of the server, and nobody needs.
+pub(super) fn forgive(result: &mut Map<String, Value>) {
     let info = result.entry("serverInfo").or_insert(Value::Null);
     if !info.is_object() {
         *info = json!({});
     }
-    for key in ["name", "version"] {
+    for (key, stand_in) in [("name", "unnamed"), ("version", "unknown")] {
         if !info[key].is_string() {
-            info[key] = json!(if key == "name" { "unknown" } else { "" });
+            info[key] = json!(stand_in);
         }
     }
     if result.get("capabilities").is_none_or(Value::is_null) {
@@ -312,6 +319,15 @@ mod tests {
         inbound.sent(&ClientJsonRpcMessage::request(ping, NumberOrString::Number(3)));
         let found = ends(inbound.read(br#"{"id":1,"result":{}}"#).unwrap());
         assert_eq!(found, [(1, None), (2, Some("boom".to_owned()))]);
+    }
+
+    #[test]
+    fn the_refusal_of_a_notification_ends_no_call() {
+        let mut inbound = inbound(&[7]);
+        let refusal = br#"{"jsonrpc":"2.0","id":null,"error":{"code":-32601,"message":"Method not found"}}"#;
+        let passed = inbound.read(refusal).unwrap();
+        assert!(matches!(&passed[..], [JsonRpcMessage::Error(error)] if error.id.is_none()), "{passed:?}");
+        assert_eq!(ends(inbound.read(br#"{"id":7,"result":{}}"#).unwrap()), [(7, None)]);
     }
 
     #[test]

@@ -11,6 +11,10 @@ use schemars::JsonSchema;
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::{Map, Value, json};
 
+/// A list that is longer than this is not a server's but an attack.
+pub(super) const MAX_ITEMS: usize = 10_000;
+/// How many oddities of a page are logged.
+const MAX_REMARKS: usize = 20;
 /// How much of what can't be read is quoted.
 const SHOWN: usize = 120;
 
@@ -111,7 +115,7 @@ impl<T: Listed> Page<T> {
     ///
     /// # Errors
     ///
-    /// If there is no list in it.
+    /// If there is no list in it, or one that is too long.
     pub(super) fn read(mut result: Map<String, Value>) -> Result<Self, String> {
         let items = match result.remove(T::FIELD) {
             Some(Value::Array(items)) => items,
@@ -120,11 +124,16 @@ impl<T: Listed> Page<T> {
             None => return Err(format!("the answer has no `{}`: {}", T::FIELD, shown(&result.into()))),
         };
 
+        if items.len() > MAX_ITEMS {
+            return Err(format!("a page of {} items; at most {MAX_ITEMS} are read", items.len()));
+        }
+
         let mut page = Self { items: Vec::new(), hidden: Vec::new(), next: None, remarks: Vec::new() };
         page.next = page.read_cursor(result.remove("nextCursor"));
         for item in items {
             page.add(item);
         }
+        page.remarks.truncate(MAX_REMARKS);
         Ok(page)
     }
 
@@ -172,13 +181,13 @@ fn read_item<T: Listed>(item: Value, remarks: &mut Vec<String>) -> Result<T, Str
     let name = item[T::TEXTS[0]].as_str().unwrap_or_default().to_owned();
     let is_needed = |key: &str| T::TEXTS.contains(&key) || key == "inputSchema";
     let (mut kept, optional): (Map<_, _>, Map<_, _>) = item.into_iter().partition(|(key, _)| is_needed(key));
+    let smallest = smallest::<T>();
     for (key, value) in optional {
-        let with = |value: Value| {
-            let mut item = kept.clone();
-            item.insert(key.clone(), value);
-            item
+        let is_readable = |value: &Value| {
+            let mut item = smallest.clone();
+            item.insert(key.clone(), value.clone());
+            serde_json::from_value::<T>(item.into()).is_ok()
         };
-        let is_readable = |value: &Value| serde_json::from_value::<T>(with(value.clone()).into()).is_ok();
         let Some(found) = readable_part(&value, is_readable) else {
             remarks.push(format!("left {key} of `{name}` out, which can't be read: {}", shown(&value)));
             continue;
@@ -189,9 +198,15 @@ fn read_item<T: Listed>(item: Value, remarks: &mut Vec<String>) -> Result<T, Str
                 shown(&value)
             ));
         }
-        kept = with(found);
+        kept.insert(key, found);
     }
     serde_json::from_value(kept.into()).map_err(|error| error.to_string())
+}
+
+/// An item with nothing but what it must have. Members are tried on it, so that an item costs no more than its size.
+fn smallest<T: Listed>() -> Map<String, Value> {
+    let texts = T::TEXTS.iter().map(|key| ((*key).to_owned(), json!("x")));
+    texts.chain([("inputSchema".to_owned(), json!({}))]).collect()
 }
 
 /// The value, or those of its elements or members that can be read each by itself, if there are any.

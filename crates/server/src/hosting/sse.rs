@@ -7,7 +7,7 @@
 use std::{sync::Arc, time::Duration};
 
 use fleet_wire::{
-    body::{Body, BodyError, drain},
+    body::{Body, BodyError},
     encoding::DecodeError,
     head::{Media, moved},
     sse::Decoder,
@@ -25,7 +25,10 @@ use tokio_util::{
 };
 use url::Url;
 
-use super::{launch::RemoteSpec, remote::messages::messages_in};
+use super::{
+    launch::RemoteSpec,
+    remote::{exchange::discard, messages::messages_in},
+};
 
 /// The largest event that is read.
 const MAX_EVENT: usize = 16 << 20;
@@ -33,8 +36,6 @@ const MAX_EVENT: usize = 16 << 20;
 const QUEUE: usize = 64;
 /// How long a server may take to say that it has a message.
 const POST_TIME: Duration = Duration::from_secs(60);
-/// How much of the answer to a post is read, so that its connection can be used again. It says nothing.
-const MAX_POST_ANSWER: usize = 64 * 1024;
 
 /// The transport to a remote server.
 pub struct SseTransport {
@@ -172,7 +173,7 @@ async fn post(
     let response = sent.map_err(|error| SseError::Post(error.without_url()))?;
 
     let status = response.status();
-    drain(response.bytes_stream(), MAX_POST_ANSWER).await;
+    discard(response).await;
     if status.is_success() { Ok(()) } else { Err(SseError::Status { what: "a message", status }) }
 }
 

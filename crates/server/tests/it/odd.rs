@@ -3,7 +3,7 @@
 use serde_json::json;
 
 use crate::{
-    common::{ANSWER_TEXT, Server, legacy_server, script},
+    common::{ANSWER_TEXT, Server, eventually, legacy_server, script},
     sessions,
 };
 
@@ -121,4 +121,39 @@ async fn what_is_odd_in_a_list_loses_itself_only() {
         let answer = server.call_raw(name, json!({})).await;
         assert_eq!(answer["result"]["content"][0]["text"], "done", "{name}: {answer}");
     }
+}
+
+/// What is known of a list stays when it can't be read anew.
+#[tokio::test]
+async fn a_list_that_can_not_be_read_again_stays() {
+    let dir = tempfile::tempdir().unwrap();
+    let prompts = concat!(
+        "*'\"prompts/list\"'*) if [ -n \"$changed\" ]; then",
+        " printf '{\"jsonrpc\":\"2.0\",\"id\":%s,\"error\":{\"code\":-32603,\"message\":\"busy\"}}\\n' \"$id\"; else",
+        " printf '{\"jsonrpc\":\"2.0\",\"id\":%s,\"result\":{\"prompts\":[{\"name\":\"p\"}]}}\\n' \"$id\"; fi ;;\n"
+    );
+    let says = |what: &str| {
+        format!("printf '{{\"jsonrpc\":\"2.0\",\"method\":\"notifications/{what}/list_changed\"}}\\n'")
+    };
+    // The tools change afterwards, which shows that the prompts were asked for.
+    let change = format!("changed=yes; {}; {}; text=done; {ANSWER_TEXT}", says("prompts"), says("tools"));
+    let body = legacy_server("work", &change)
+        .replace(r#""name":"work""#, r#""name":"work'"$changed"'""#)
+        .replace(
+            r#""capabilities":{"tools":{}}"#,
+            r#""capabilities":{"tools":{"listChanged":true},"prompts":{"listChanged":true}}"#,
+        )
+        .replace("    *'\"tools/call\"'*)", &format!("    {prompts}    *'\"tools/call\"'*)"));
+    let program = script(dir.path(), "server", &body);
+    let server = Server::start(&["--allow-command", &program]).await;
+    server.initialize("q", json!({"command": program})).await;
+    let prompts = async || server.request("prompts/list", json!({})).await.to_string();
+    assert!(prompts().await.contains("q__p"));
+
+    server.call_raw("q__work", json!({})).await;
+    eventually("the tools to change", async || {
+        server.tool_names().await.iter().any(|name| name == "q__workyes").then_some(())
+    })
+    .await;
+    assert!(prompts().await.contains("q__p"), "the list of prompts is empty");
 }

@@ -38,6 +38,8 @@ const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
 pub(super) const MAX_ANSWER: usize = 16 << 20;
 /// How much is read of the body of an error, and of what answers no request.
 const MAX_ERROR_BODY: usize = 64 << 10;
+/// How long the rest of a body that nobody wants may take.
+const DISCARD_TIME: Duration = Duration::from_millis(500);
 /// How much of the other side's text goes into a message.
 const SHOWN: usize = 256;
 
@@ -154,6 +156,12 @@ pub(super) fn request_id(message: &ClientJsonRpcMessage) -> Option<&RequestId> {
     }
 }
 
+/// Reads what nobody wants to know: an unread body would cost the connection. One that does not end is left, and costs it.
+pub(in crate::hosting) async fn discard(response: Response) {
+    let read = drain(response.bytes_stream(), MAX_ERROR_BODY);
+    _ = tokio::time::timeout(DISCARD_TIME, read).await;
+}
+
 /// The way to one server.
 pub(super) struct Line {
     client: reqwest::Client,
@@ -184,7 +192,7 @@ impl Line {
             Some(id) => read_answer(response, id).await,
             None => {
                 // Whatever is said to a notification or an answer.
-                drain(response.bytes_stream(), MAX_ERROR_BODY).await;
+                discard(response).await;
                 Ok(Answer::Accepted)
             }
         }

@@ -8,13 +8,13 @@ use rmcp::model::{ErrorData, NumberOrString, RequestId, ServerJsonRpcMessage};
 use serde_json::{Map, Value};
 
 use crate::hosting::{
-    inbound::{error_data, id_of},
+    inbound::{error_data, forgive, id_of},
     unreadable::unreadable_answer,
 };
 
 /// A result in rmcp's terms.
 pub(super) fn response(id: RequestId, mut result: Map<String, Value>) -> ServerJsonRpcMessage {
-    complete_server_info(&mut result);
+    forgive_handshake(&mut result);
     match serde_json::from_value(Value::Object(result)) {
         Ok(result) => ServerJsonRpcMessage::response(result, id),
         Err(error) => ServerJsonRpcMessage::error(unreadable_answer(&error.to_string()), Some(id)),
@@ -67,7 +67,7 @@ fn malformed(why: &str) -> ErrorData {
 }
 
 fn result_json(id: &RequestId, mut result: Map<String, Value>) -> Value {
-    complete_server_info(&mut result);
+    forgive_handshake(&mut result);
     reply_json(id, "result", Value::Object(result))
 }
 
@@ -86,19 +86,10 @@ fn reply_json(id: &RequestId, member: &str, value: Value) -> Value {
     Value::Object(members.map(|(name, value)| (name.to_owned(), value)).into_iter().collect())
 }
 
-/// Fills in what a handshake's result must say about the server and some leave out. Nobody needs it.
-fn complete_server_info(result: &mut Map<String, Value>) {
-    if !(result.contains_key("protocolVersion") && result.contains_key("capabilities")) {
-        return;
-    }
-    let info = result.entry("serverInfo").or_insert_with(|| Value::Object(Map::new()));
-    if info.is_null() {
-        *info = Value::Object(Map::new());
-    }
-    if let Value::Object(info) = info {
-        for (name, value) in [("name", "unnamed"), ("version", "unknown")] {
-            info.entry(name).or_insert_with(|| value.into());
-        }
+/// Forgives a result that is a handshake's, by its looks.
+fn forgive_handshake(result: &mut Map<String, Value>) {
+    if result.contains_key("protocolVersion") && result.contains_key("capabilities") {
+        forgive(result);
     }
 }
 
