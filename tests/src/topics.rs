@@ -384,6 +384,7 @@ pub fn idle_member(brokers: &str, group: &str, topics: &[&str]) -> BaseConsumer 
     config
         .set("group.id", group)
         .set("partition.assignment.strategy", "cooperative-sticky")
+        .set("session.timeout.ms", "6000")
         .set("enable.auto.commit", "false");
     let member: BaseConsumer = config.create().expect("a client");
     member.subscribe(topics).expect("a subscription");

@@ -5,16 +5,10 @@
 
 #![expect(clippy::expect_used, reason = "a panic is the report of a test")]
 
-use std::{
-    collections::BTreeMap,
-    sync::atomic::{AtomicBool, Ordering},
-    thread,
-    time::Duration,
-};
+use std::{collections::BTreeMap, process::Command};
 
 use fleet_job::{event::JobState, topics::Topics};
-use fleet_tests::{Env, Fleet, on_every_broker, topics, wait};
-use rdkafka::consumer::BaseConsumer;
+use fleet_tests::{Env, Fleet, on_every_broker, process::Process, topics, wait};
 
 on_every_broker!(
     every_worker_has_its_share_of_both_topics,
@@ -48,30 +42,32 @@ fn every_worker_has_its_share_of_both_topics(env: &Env) {
     assert_eq!(account.count(JobState::Succeeded), account.states.len());
 }
 
-/// A rollout: members of the old kind, which follow both topics, leave one after the other as workers come.
+/// A rollout: a member of the old kind, which follows both topics, shares the group with a worker and goes. It assigns the
+/// partitions and may die of that (docs/upgrading.md); nothing is lost and nothing repeats either way.
 fn workers_that_follow_both_topics_with_one_member_can_be_replaced(env: &Env) {
     let mut fleet = fleet(env, "rollout");
     let delayed = Topics::of(&*fleet.topic).delayed;
-    let old: Vec<_> = (0..2)
-        .map(|_| OldMember::start(topics::idle_member(&env.brokers, &fleet.group, &[&fleet.topic, &delayed])))
-        .collect();
-    wait::until("the old members' partitions", wait::LONG, || {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_fixture_member"));
+    command.args([&env.brokers, &fleet.group, &fleet.topic, &delayed]);
+    let mut old = Process::start("old-member", &fleet.directory, command);
+    old.until("the old member's partitions", wait::LONG, || {
         let assigned: usize = topics::assignments(&env.brokers, &fleet.group).iter().map(Vec::len).sum();
         (assigned == (JOBS + DELAYED) as usize).then_some(())
     });
-    for (round, member) in old.into_iter().enumerate() {
-        fleet.start_worker();
-        fleet.submit_digests(40 + round);
-        wait::until("a group of old and new members that has every partition once", wait::LONG, || {
-            let members = topics::assignments(&env.brokers, &fleet.group);
-            let mut all: Vec<_> = members.into_iter().flatten().collect();
-            let assigned = all.len();
-            all.sort();
-            all.dedup();
-            (assigned == (JOBS + DELAYED) as usize && all.len() == assigned).then_some(())
-        });
-        member.stop();
+
+    // It becomes ready when the group has answered it.
+    let worker = fleet.launch_worker();
+    fleet.submit_digests(40);
+    wait::until("a group of old and new members, or the end of the old one", wait::LONG, || {
+        (topics::assignments(&env.brokers, &fleet.group).len() > 1 || !old.is_running()).then_some(())
+    });
+    if old.is_running() {
+        old.kill();
     }
+    fleet.workers.push(worker.ready());
+
+    fleet.start_worker();
+    fleet.submit_digests(41);
     wait_for_shares(&fleet, 2);
     let account = fleet.settle(0);
     assert_eq!(account.count(JobState::Succeeded), account.states.len());
@@ -111,29 +107,4 @@ fn even_shares(partitions: usize, workers: usize) -> Vec<usize> {
     let shares =
         (0..workers).rev().map(|worker| partitions / workers + usize::from(worker < partitions % workers));
     shares.filter(|share| *share > 0).collect()
-}
-
-/// A member that takes part in rebalances and settles nothing, so that what it was assigned is done by its successors.
-struct OldMember {
-    stop: std::sync::Arc<AtomicBool>,
-    thread: thread::JoinHandle<()>,
-}
-
-impl OldMember {
-    fn start(member: BaseConsumer) -> Self {
-        let stop = std::sync::Arc::new(AtomicBool::new(false));
-        let asked = stop.clone();
-        let thread = thread::spawn(move || {
-            while !asked.load(Ordering::Relaxed) {
-                drop(member.poll(Duration::from_millis(50)));
-            }
-        });
-        Self { stop, thread }
-    }
-
-    /// Leaves the group.
-    fn stop(self) {
-        self.stop.store(true, Ordering::Relaxed);
-        self.thread.join().expect("the old member's thread");
-    }
 }

@@ -1,0 +1,24 @@
+//! A member of a consumer group that takes part in rebalances and settles nothing: what it was assigned is done by its
+//! successors. It is a process of its own, since librdkafka can end the process that assigns the partitions of a group whose
+//! members follow different topics.
+//!
+//! usage: `fixture_member BROKERS GROUP TOPIC...`
+
+#![expect(clippy::expect_used, reason = "a panic is the report of a test")]
+
+use std::{env, time::Duration};
+
+use fleet_tests::topics;
+
+const USAGE: &str = "usage: fixture_member BROKERS GROUP TOPIC...";
+
+fn main() {
+    let arguments: Vec<String> = env::args().skip(1).collect();
+    let [brokers, group, topics @ ..] = &arguments[..] else { panic!("{USAGE}") };
+    let topics: Vec<&str> = topics.iter().map(String::as_str).collect();
+    let member = topics::idle_member(brokers, group, &topics);
+    loop {
+        // What comes is of no interest.
+        drop(member.poll(Duration::from_secs(1)));
+    }
+}
