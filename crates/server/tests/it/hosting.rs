@@ -352,7 +352,7 @@ async fn environment_and_directory_are_what_was_asked_for() {
         ("MCP_POLICY_FILE", policy.to_str().unwrap()),
     ];
     let server = Server::start_with(&[], &env).await;
-    let config = json!({"command": program, "cwd": root, "envFile": ".env", "type": "stdio", "disabled": false,
+    let config = json!({"command": program, "cwd": root, "envFile": ".env", "type": "stdio", "disabled": false, "colour": "red",
         "env": {"BOTH": "env", "EXPANDED": "${ALLOWED}-${MISSING_AND_REFUSED:-}"}});
     let (message, is_final) = server.initialize_error("x", config.clone()).await;
     assert!(is_final && message.contains("MISSING_AND_REFUSED") && message.contains("expand"), "{message}");
@@ -360,7 +360,7 @@ async fn environment_and_directory_are_what_was_asked_for() {
     config["env"]["EXPANDED"] = json!("${ALLOWED}");
     let hosted = server.initialize("x", config).await;
     assert_eq!(hosted["protocolVersion"], "2025-06-18", "a legacy server behind the gateway");
-    assert_eq!(hosted["warnings"], json!(["`config.disabled` is unknown and has no effect"]));
+    assert_eq!(hosted["warnings"], json!(["`config.colour` is unknown and has no effect"]));
     let result = server.call("x__report", json!({})).await;
     let expected = format!("file value,env,expanded,passed,,{}", root.display());
     assert_eq!(result["content"][0]["text"], json!(expected));
