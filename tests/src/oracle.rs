@@ -9,6 +9,7 @@
 use std::{
     collections::{BTreeMap, HashMap},
     fmt::Write as _,
+    sync::Arc,
 };
 
 use fleet_job::{
@@ -31,15 +32,15 @@ pub struct Oracle<'a> {
     repeats: usize,
 }
 
-/// What became of the submitted records.
+/// What became of the submitted records. An event is held once, wherever it is named: a long run has millions.
 #[derive(Clone, Debug, Default)]
 pub struct Account {
     /// The event that is the state of every record that has one, by its place on the jobs topic.
-    pub states: BTreeMap<Place, JobEvent>,
+    pub states: BTreeMap<Place, Arc<JobEvent>>,
     /// The newest event of every record that has one: what compaction would keep.
-    pub last: BTreeMap<Place, JobEvent>,
+    pub last: BTreeMap<Place, Arc<JobEvent>>,
     /// Every event of every record, oldest first.
-    pub events: BTreeMap<Place, Vec<JobEvent>>,
+    pub events: BTreeMap<Place, Vec<Arc<JobEvent>>>,
     /// The dead letter of every record that has one.
     pub dead: BTreeMap<Place, Record>,
     /// Ends beyond the first, over all records.
@@ -81,7 +82,7 @@ impl Account {
 
     /// What was said of the record at `place`, by whom and when, in the order in which it stands on the topic.
     fn story(&self, place: Place) -> String {
-        let said = |event: &JobEvent| {
+        let said = |event: &Arc<JobEvent>| {
             let (state, worker) = (event.state.as_str(), event.worker.as_deref().unwrap_or_default());
             format!("{} {state} by {worker} (attempts {})", event.time, event.attempts)
         };
@@ -105,9 +106,10 @@ impl<'a> Oracle<'a> {
     /// What the topics say now.
     pub fn read(&self, brokers: &str) -> Account {
         let topics = Topics::of(self.jobs);
-        let events = topics::read(brokers, &topics.events);
-        let dead = topics::read(brokers, &topics.dlq);
-        let (account, strays) = self.sort(&events, dead);
+        let mut reading = Reading::of(self.jobs);
+        topics::read_each(brokers, &topics.events, |record| reading.event(&record));
+        topics::read_each(brokers, &topics.dlq, |record| reading.dead(record));
+        let (account, strays) = reading.finish();
         assert!(
             strays.is_empty(),
             "records on {} and {} that nobody can place:\n{strays}",
@@ -123,49 +125,6 @@ impl<'a> Oracle<'a> {
         let wrong = self.judge(&account);
         assert!(wrong.is_empty(), "the promises were not kept:\n{}", wrong.join("\n"));
         account
-    }
-
-    fn sort(&self, events: &[Record], dead: Vec<Record>) -> (Account, String) {
-        let mut account = Account::default();
-        let mut standings = Standings::default();
-        let mut strays = String::new();
-        for record in events {
-            let event: Option<JobEvent> = serde_json::from_str(&record.text()).ok();
-            let placed = event.and_then(|event| {
-                let source = event.source.clone().filter(|source| source.topic == self.jobs);
-                let place = match source {
-                    Some(source) => (source.partition, source.offset),
-                    // Written by who submitted it, before it had a place.
-                    None if event.state == JobState::Queued => return Some(()),
-                    None => return None,
-                };
-                if standings.take(place, &entry(record, &event)) == Verdict::State {
-                    account.states.insert(place, event.clone());
-                }
-                account.events.entry(place).or_default().push(event);
-                Some(())
-            });
-            if placed.is_none() {
-                writeln!(strays, "{record:?}").expect("a string");
-            }
-        }
-        for (place, events) in &mut account.events {
-            // The events of one job are on one partition, in order. Those of a killed worker's successor come later.
-            account.repeats += ends(events).count().saturating_sub(1);
-            if let Some(last) = events.last() {
-                account.last.insert(*place, last.clone());
-            }
-        }
-        for record in dead {
-            match origin(&record) {
-                // A repeat may have written it again.
-                Some(place) => {
-                    account.dead_repeats += usize::from(account.dead.insert(place, record).is_some());
-                }
-                None => writeln!(strays, "{record:?}").expect("a string"),
-            }
-        }
-        (account, strays)
     }
 
     /// Everything that is wrong with an account.
@@ -245,9 +204,66 @@ impl<'a> Oracle<'a> {
     }
 }
 
+/// An account that is being made from the records of both topics, those of one partition in order.
+struct Reading<'a> {
+    jobs: &'a str,
+    account: Account,
+    standings: Standings<Place>,
+    /// What nobody can place.
+    strays: String,
+}
+
+impl<'a> Reading<'a> {
+    fn of(jobs: &'a str) -> Self {
+        Self { jobs, account: Account::default(), standings: Standings::default(), strays: String::new() }
+    }
+
+    fn event(&mut self, record: &Record) {
+        let Ok(event) = serde_json::from_str::<JobEvent>(&record.text()) else { return self.stray(record) };
+        let place = match event.source.as_ref().filter(|source| source.topic == self.jobs) {
+            Some(source) => (source.partition, source.offset),
+            // Written by who submitted it, before it had a place.
+            None if event.state == JobState::Queued => return,
+            None => return self.stray(record),
+        };
+        let is_state = self.standings.take(place, &entry(record, &event)) == Verdict::State;
+        let event = Arc::new(event);
+        if is_state {
+            self.account.states.insert(place, Arc::clone(&event));
+        }
+        self.account.events.entry(place).or_default().push(event);
+    }
+
+    fn dead(&mut self, record: Record) {
+        match origin(&record) {
+            // A repeat may have written it again.
+            Some(place) => {
+                self.account.dead_repeats += usize::from(self.account.dead.insert(place, record).is_some());
+            }
+            None => self.stray(&record),
+        }
+    }
+
+    fn stray(&mut self, record: &Record) {
+        writeln!(self.strays, "{record:?}").expect("a string");
+    }
+
+    fn finish(self) -> (Account, String) {
+        let Self { mut account, strays, .. } = self;
+        for (place, events) in &account.events {
+            // The events of one job are on one partition, in order. Those of a killed worker's successor come later.
+            account.repeats += ends(events).count().saturating_sub(1);
+            if let Some(last) = events.last() {
+                account.last.insert(*place, Arc::clone(last));
+            }
+        }
+        (account, strays)
+    }
+}
+
 /// How a job has ended, and ended again. The very same end is no other one: a worker to which a record comes back says what it
 /// has said before, and does not run the job.
-pub fn ends(events: &[JobEvent]) -> impl Iterator<Item = &JobEvent> {
+pub fn ends(events: &[Arc<JobEvent>]) -> impl Iterator<Item = &Arc<JobEvent>> {
     let all = events.iter().enumerate().filter(|(_, event)| event.state.is_terminal());
     all.filter(|(at, event)| !events[..*at].contains(event)).map(|(_, event)| event)
 }
@@ -302,10 +318,17 @@ mod tests {
         Record { partition: 0, offset, timestamp: None, content }
     }
 
+    fn sort(events: &[Record], dead: Vec<Record>) -> (Account, String) {
+        let mut reading = Reading::of("jobs");
+        events.iter().for_each(|record| reading.event(record));
+        dead.into_iter().for_each(|record| reading.dead(record));
+        reading.finish()
+    }
+
     fn check(events: &[Record], dead: Vec<Record>, expected: &[&str]) {
         let submitted = [submitted(0), submitted(1)];
         let oracle = Oracle::new("jobs", &submitted);
-        let (account, strays) = oracle.sort(events, dead);
+        let (account, strays) = sort(events, dead);
         assert_eq!(strays, "");
         let wrong = oracle.judge(&account);
         assert_eq!(wrong.len(), expected.len(), "{wrong:?}");
@@ -339,8 +362,7 @@ mod tests {
     fn what_stands_behind_an_end_does_not_change_it() {
         let events = [event(0, Succeeded, 2), event(0, Running, 3), event(1, Succeeded, 4)];
         check(&events, vec![], &[]);
-        let submitted = [submitted(0)];
-        let (account, _) = Oracle::new("jobs", &submitted).sort(&events[..2], vec![]);
+        let (account, _) = sort(&events[..2], vec![]);
         assert_eq!((account.count(Succeeded), account.ended()), (1, 1));
         assert_eq!(account.last[&(0, 0)].state, Running);
     }

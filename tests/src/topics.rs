@@ -198,6 +198,14 @@ pub fn produce_transaction(brokers: &str, topic: &str, partition: i32, values: &
 
 /// Everything that is on the topic now, by partition and offset.
 pub fn read(brokers: &str, topic: &str) -> Vec<Record> {
+    let mut records = Vec::new();
+    read_each(brokers, topic, |record| records.push(record));
+    records.sort_by_key(|record| (record.partition, record.offset));
+    records
+}
+
+/// Takes every record that is on a topic now, one by one: those of one partition in order.
+pub fn read_each(brokers: &str, topic: &str, mut take: impl FnMut(Record)) {
     let consumer: BaseConsumer = config(brokers)
         .set("group.id", "fleet-tests-reader")
         .set("enable.auto.commit", "false")
@@ -216,12 +224,11 @@ pub fn read(brokers: &str, topic: &str) -> Vec<Record> {
         }
     }
     consumer.assign(&assignment).expect("an assignment");
-    let mut records: Vec<Record> = Vec::new();
     let deadline = Instant::now() + wait::LONG;
     while !ends.is_empty() {
         assert!(Instant::now() < deadline, "{topic} was not read to its end: {ends:?} are missing");
         match consumer.poll(Duration::from_millis(200)) {
-            Some(Ok(message)) => records.push(record(&message)),
+            Some(Ok(message)) => take(record(&message)),
             Some(Err(KafkaError::PartitionEOF(partition))) => ends.retain(|end| *end != partition),
             // librdkafka connects again: a broker that a test has killed may not be back yet.
             Some(Err(error))
@@ -230,8 +237,6 @@ pub fn read(brokers: &str, topic: &str) -> Vec<Record> {
             None => {}
         }
     }
-    records.sort_by_key(|record| (record.partition, record.offset));
-    records
 }
 
 /// Committed offsets of a group by partition; none where nothing was committed.

@@ -2,7 +2,7 @@
 
 #![expect(clippy::expect_used, reason = "a panic is the report of a test")]
 
-use std::{path::PathBuf, time::Duration};
+use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use fleet_job::{
     control::Control,
@@ -376,7 +376,7 @@ impl<'e> Case<'e> {
         let oracle = Oracle::new(&self.fleet.topic, &self.fleet.submitted);
         let place = (record.partition, record.offset);
         wait::until_ok(&format!("{} to be {state:?}", record.text()), wait::LONG, || {
-            let last = oracle.read(&self.fleet.env.brokers).states.remove(&place);
+            let last = oracle.read(&self.fleet.env.brokers).states.remove(&place).map(Arc::unwrap_or_clone);
             last.clone().filter(|event| event.state == state).ok_or_else(|| Box::new(last))
         })
     }

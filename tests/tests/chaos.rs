@@ -14,6 +14,7 @@ use std::{
     io::Write as _,
     num::NonZeroUsize,
     path::PathBuf,
+    sync::Arc,
     time::{Duration, Instant, UNIX_EPOCH},
 };
 
@@ -546,7 +547,7 @@ impl<'e> Chaos<'e> {
         let begin = Instant::now();
         loop {
             let account = oracle.read(&self.cluster.brokers);
-            let stands = |(place, events): (&(i32, i64), &Vec<JobEvent>)| {
+            let stands = |(place, events): (&(i32, i64), &Vec<Arc<JobEvent>>)| {
                 oracle::ends(events).next() == account.last.get(place)
             };
             if account.events.iter().all(stands) || begin.elapsed() > STALLED {
@@ -559,8 +560,8 @@ impl<'e> Chaos<'e> {
     /// What the server says otherwise than the topics: asked of some jobs, and of all with something behind their end.
     fn asked(&self, account: &Account) -> Vec<String> {
         let server = self.fleet.server.as_ref().expect("the server");
-        let first = |events: &Vec<JobEvent>| oracle::ends(events).next().cloned();
-        let is_plain = |events: &Vec<JobEvent>| {
+        let first = |events: &Vec<Arc<JobEvent>>| oracle::ends(events).next().cloned();
+        let is_plain = |events: &Vec<Arc<JobEvent>>| {
             events.iter().position(|event| event.state.is_terminal()) == Some(events.len() - 1)
         };
         let odd = account.events.values().filter(|events| !is_plain(events));
@@ -568,7 +569,7 @@ impl<'e> Chaos<'e> {
         let ends: BTreeMap<_, _> =
             odd.chain(some).filter_map(first).map(|end| (end.job_id.clone(), end)).collect();
 
-        let differs = |(id, end): (&String, &JobEvent)| {
+        let differs = |(id, end): (&String, &Arc<JobEvent>)| {
             let path = format!("/jobs/{}", id.replace('/', "%2F"));
             let (status, body) = http::get(server.address, &path).expect("an answer of the server");
             let job: Value = serde_json::from_str(&body).unwrap_or_default();

@@ -232,6 +232,8 @@ fn what_another_worker_has_begun_meanwhile_has_ended_all_the_same(env: &Env) {
 /// From a job's start to its end.
 fn span(account: &Account, record: &Record) -> (Timestamp, Timestamp) {
     let events = &account.events[&(record.partition, record.offset)];
-    let of = |wanted: fn(&&JobEvent) -> bool| events.iter().find(wanted).expect("such an event").time;
+    let of = |wanted: fn(&JobEvent) -> bool| {
+        events.iter().find(|event| wanted(event)).expect("such an event").time
+    };
     (of(|event| event.state == JobState::Running), of(|event| event.state.is_terminal()))
 }

@@ -12,6 +12,7 @@ use std::{
     collections::BTreeSet,
     env, fs,
     path::PathBuf,
+    sync::Arc,
     thread,
     time::{Duration, Instant},
 };
@@ -352,8 +353,9 @@ impl<'e> Run<'e> {
         fleet.everything_is_committed();
         let oracle = Oracle::new(&fleet.topic, &fleet.submitted);
         let account = oracle.read(&fleet.env.brokers);
-        let is_repeated =
-            |events: &&Vec<JobEvent>| events.iter().filter(|event| event.state.is_terminal()).count() > 1;
+        let is_repeated = |events: &&Vec<Arc<JobEvent>>| {
+            events.iter().filter(|event| event.state.is_terminal()).count() > 1
+        };
         let repeated: Vec<_> = account.events.values().filter(is_repeated).take(5).collect();
         let wrong = oracle.judge(&account);
         assert!(wrong.is_empty(), "{}\nrepeated: {repeated:#?}", wrong.join("\n"));

@@ -197,7 +197,7 @@ impl<'e> Case<'e> {
         let oracle = Oracle::new(&self.fleet.topic, &self.fleet.submitted);
         wait::until_ok("progress", wait::LONG, || {
             let last = oracle.read(&self.fleet.env.brokers).states.remove(&(record.partition, record.offset));
-            let progress = last.and_then(|event| event.progress);
+            let progress = last.and_then(|event| event.progress.clone());
             if progress.as_ref().is_some_and(&wanted) { Ok(()) } else { Err(progress) }
         });
     }
@@ -230,7 +230,7 @@ impl<'e> Case<'e> {
 /// The events of a job that tell of progress.
 fn told(account: &Account, record: &Record) -> Vec<(JobEvent, Progress)> {
     let events = account.events[&(record.partition, record.offset)].iter();
-    events.filter_map(|event| Some((event.clone(), event.progress.clone()?))).collect()
+    events.filter_map(|event| Some((JobEvent::clone(event), event.progress.clone()?))).collect()
 }
 
 fn open(gate: &PathBuf) {

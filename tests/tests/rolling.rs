@@ -72,7 +72,7 @@ fn a_poison_job_ends_after_its_attempts_whoever_is_killed(env: &Env) {
         // Its `retrying` event comes before the commit that makes the attempt durable, and that before the next attempt.
         wait::until_ok("a failed attempt that is durable", wait::LONG, || {
             let account = Oracle::new(&fleet.topic, &fleet.submitted).read(&env.brokers);
-            let spent = account.events.values().flatten().map(retrying).max();
+            let spent = account.events.values().flatten().map(|event| retrying(event)).max();
             let commits = http::metric(worker, "fleet_commits_total").unwrap_or_default();
             if spent >= Some(kill) && commits > 0.0 { Ok(()) } else { Err((spent, commits)) }
         });

@@ -2,6 +2,8 @@
 
 #![expect(clippy::expect_used, reason = "a panic is the report of a test")]
 
+use std::sync::Arc;
+
 use fleet_job::{
     event::{JobEvent, JobState},
     outcome::ErrorKind,
@@ -33,7 +35,7 @@ fn end(fleet: &Fleet<'_>, record: &Record) -> JobEvent {
     let oracle = Oracle::new(&fleet.topic, &fleet.submitted);
     wait::until("the end of a round", wait::LONG, || {
         let last = oracle.read(&fleet.env.brokers).states.remove(&(record.partition, record.offset));
-        last.filter(|event| event.state.is_terminal())
+        last.filter(|event| event.state.is_terminal()).map(Arc::unwrap_or_clone)
     })
 }
 

@@ -4,8 +4,6 @@
 //!
 //! usage: `fixture_member BROKERS GROUP TOPIC...`
 
-#![expect(clippy::expect_used, reason = "a panic is the report of a test")]
-
 use std::{env, time::Duration};
 
 use fleet_tests::topics;

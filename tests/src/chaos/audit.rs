@@ -9,6 +9,7 @@ use std::{
     collections::{BTreeMap, HashSet},
     fmt,
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use fleet_job::{
@@ -189,7 +190,7 @@ impl Audit<'_> {
         report
     }
 
-    fn ends(&self, record: &Record) -> impl Iterator<Item = &JobEvent> {
+    fn ends(&self, record: &Record) -> impl Iterator<Item = &Arc<JobEvent>> {
         let events = self.account.events.get(&(record.partition, record.offset));
         events.into_iter().flat_map(|events| oracle::ends(events))
     }
@@ -330,9 +331,9 @@ mod tests {
 
     fn wrong_by(witnesses: &[Witness], ends: &[JobEvent], calls: &[(u32, usize)]) -> Vec<String> {
         let mut account = Account::default();
-        account.events.insert((0, 0), ends.to_vec());
+        account.events.insert((0, 0), ends.iter().cloned().map(Arc::new).collect());
         // A server writes the first end again when another one stands behind it.
-        account.last.insert((0, 0), ends.first().expect("an end").clone());
+        account.last.insert((0, 0), Arc::new(ends.first().expect("an end").clone()));
         audited(&account, witnesses, calls)
     }
 
@@ -419,8 +420,8 @@ mod tests {
     fn a_newest_event_that_is_not_the_first_end_is_seen() {
         let ends = [end("a", 98_000, 2), end("b", 107_000, 2)];
         let mut account = Account::default();
-        account.last.insert((0, 0), ends[1].clone());
-        account.events.insert((0, 0), ends.to_vec());
+        account.last.insert((0, 0), Arc::new(ends[1].clone()));
+        account.events.insert((0, 0), ends.iter().cloned().map(Arc::new).collect());
 
         let wrong = audited(&account, &[], &CALLS);
 
