@@ -9,6 +9,7 @@ use std::{
 use fleet_kafka::compression::Compression;
 use fleet_ledger::Retention;
 use fleet_ops::http::guard::Origin;
+use url::Url;
 
 use crate::{
     args::Args,
@@ -38,6 +39,8 @@ pub struct ServerConfig {
     pub allowed_hosts: Vec<String>,
     /// Origins that browsers may send requests from.
     pub allowed_origins: Vec<Origin>,
+    /// Where clients reach this server; where they ask for its card, if there is none.
+    pub public_url: Option<Url>,
     /// Whether clients of older revisions get a session.
     pub legacy_sessions: bool,
     /// Directories that the `file_*` tools may read.
@@ -108,6 +111,7 @@ impl Default for ServerConfig {
             conformance: false,
             allowed_hosts: Vec::new(),
             allowed_origins: Vec::new(),
+            public_url: None,
             legacy_sessions: true,
             roots: Vec::new(),
             files_max_read: 1024 * 1024,
@@ -146,6 +150,7 @@ impl ServerConfig {
             conformance: args.conformance,
             allowed_hosts: non_empty(&args.allowed_hosts).map(str::to_owned).collect(),
             allowed_origins: origins.collect::<Result<_, _>>()?,
+            public_url: public_url(args)?,
             legacy_sessions: args.legacy_sessions,
             roots,
             files_max_read: args.files_max_read,
@@ -159,6 +164,21 @@ impl ServerConfig {
             drain_timeout: args.drain_timeout(),
         })
     }
+}
+
+fn public_url(args: &Args) -> Result<Option<Url>, ServerError> {
+    let text = args.public_url.as_deref().map(str::trim).filter(|text| !text.is_empty());
+    let Some(text) = text else { return Ok(None) };
+
+    let is_base = |url: &Url| {
+        matches!(url.scheme(), "http" | "https")
+            && url.username().is_empty()
+            && url.password().is_none()
+            && url.query().is_none()
+            && url.fragment().is_none()
+    };
+    // The text is not repeated: it may hold a password.
+    Url::parse(text).ok().filter(is_base).map(Some).ok_or(ServerError::PublicUrl)
 }
 
 fn jobs(args: &Args) -> Result<Option<JobsConfig>, ServerError> {

@@ -20,6 +20,12 @@ pub enum ServerError {
     /// An entry of a list of origins is none.
     #[error("--allowed-origins: {0:?} is no origin such as https://app.example.com")]
     Origin(String),
+    /// The public URL is not one that documents could name.
+    #[error(
+        "--public-url (MCP_PUBLIC_URL) must be an http or https URL without credentials, query and fragment, such as \
+         https://mcp.example.com"
+    )]
+    PublicUrl,
     /// A directory of `--allow-dir` can't be used.
     #[error("--allow-dir {}", path.display())]
     Dir {

@@ -243,7 +243,7 @@ fn unknown(message: &str) -> ErrorData {
 }
 
 /// This server as clients see it.
-fn own_info() -> Implementation {
+pub(crate) fn own_info() -> Implementation {
     Implementation::new("mcp-fleet", env!("CARGO_PKG_VERSION")).with_title("mcp-fleet server")
 }
 

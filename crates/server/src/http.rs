@@ -1,4 +1,5 @@
-//! The HTTP surface: `/mcp`, `/sse` and `/message`, `/jobs` and `/events`, and what every binary of the fleet has.
+//! The HTTP surface: `/mcp`, `/sse` and `/message`, `/jobs` and `/events`, the server card and the AI catalog, and what
+//! every binary of the fleet has.
 
 use std::sync::Arc;
 
@@ -23,6 +24,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{config::ServerConfig, gateway::Gateway, jobs::Jobs};
 
 mod body;
+mod card;
 mod jobs;
 mod message;
 mod mirrored;
@@ -48,6 +50,7 @@ pub fn router(
     metrics: Metrics,
     stop: CancellationToken,
 ) -> Router {
+    let card = card::router(&gateway, config.public_url.clone());
     let guard = Arc::new(Guard::new(&config.allowed_hosts, config.allowed_origins.clone()));
     let streams = sse::Streams::new(gateway.clone(), stop.clone());
     let posted = message::Receiver { gateway: gateway.clone(), streams: streams.clone() };
@@ -67,6 +70,7 @@ pub fn router(
         .merge(jobs::router(jobs, config, stop))
         .layer(from_fn_with_state(body::BODY_TIME, body::read_body))
         .layer(from_fn_with_state(guard.clone(), guard::check))
+        .merge(card.layer(from_fn_with_state(guard.clone(), guard::check_host)))
         .layer(from_fn(observe::mark_credentials))
         .layer(from_fn(jobs::translate))
         .layer(from_fn(observe::count));

@@ -39,6 +39,7 @@ mod submit;
 pub mod tasks;
 pub mod view;
 
+pub(crate) use caller::hex;
 pub use caller::{Caller, Owners};
 pub(crate) use claims::schema as claim_schema;
 pub use error::JobsError;

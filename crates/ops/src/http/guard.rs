@@ -82,23 +82,21 @@ impl Guard {
         Self { hosts, origins }
     }
 
-    fn allows(&self, uri: &Uri, headers: &HeaderMap, any_address: bool) -> Result<(), &'static str> {
+    fn allows(&self, uri: &Uri, headers: &HeaderMap, check: Check) -> Result<(), &'static str> {
         let mut own = None;
         if let Some(hosts) = &self.hosts {
-            let named = headers.get(header::HOST).and_then(|host| host.to_str().ok());
-            let authority =
-                uri.authority().map(Authority::as_str).or(named).ok_or("a Host header is needed")?;
-            let (host, port) = split_host(authority);
+            let (host, port) = split_host(requested_host(uri, headers).ok_or("a Host header is needed")?);
             let covers = |(own, own_port): &(String, Option<u16>)| {
                 *own == host && (own_port.is_none() || *own_port == port)
             };
-            let is_address = any_address && host.parse::<IpAddr>().is_ok();
+            let is_address = check == Check::Scrape && host.parse::<IpAddr>().is_ok();
             if !is_address && !hosts.iter().any(covers) {
                 return Err("the Host is not allowed (see --allowed-hosts, MCP_ALLOWED_HOSTS)");
             }
             own = Some((host, port));
         }
-        let Some(origin) = headers.get(header::ORIGIN) else { return Ok(()) };
+        let origin = headers.get(header::ORIGIN).filter(|_| check != Check::HostOnly);
+        let Some(origin) = origin else { return Ok(()) };
         let origin = origin.to_str().ok().and_then(Origin::parse);
         match origin {
             Some(origin) if self.origins.contains(&origin) => Ok(()),
@@ -107,6 +105,23 @@ impl Guard {
             _ => Err("the Origin is not allowed (see --allowed-origins, MCP_ALLOWED_ORIGINS)"),
         }
     }
+}
+
+/// What is asked of a request before it is let in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Check {
+    /// A host and an origin that are allowed.
+    Full,
+    /// The same, except that every address is a good host.
+    Scrape,
+    /// A host that is allowed.
+    HostOnly,
+}
+
+/// The host that a request is for, with its port if it names one.
+pub fn requested_host<'a>(uri: &'a Uri, headers: &'a HeaderMap) -> Option<&'a str> {
+    let named = headers.get(header::HOST).and_then(|host| host.to_str().ok());
+    uri.authority().map(Authority::as_str).or(named)
 }
 
 /// `host`, `host:port`, `[v6]:port` or a bare IPv6 address, in lower case.
@@ -125,24 +140,29 @@ fn split_host(text: &str) -> (String, Option<u16>) {
 
 /// Turns away requests that are not for us.
 pub async fn check(State(guard): State<Arc<Guard>>, request: Request, next: Next) -> Response {
-    guard.pass(request, next, false).await
+    guard.pass(request, next, Check::Full).await
 }
 
 /// The same for `/metrics`, except that every address is a good `Host`. Scrapers ask each replica by its address, and a
 /// web page can't make its own name one: what it rebinds is a name.
 pub async fn check_scrape(State(guard): State<Arc<Guard>>, request: Request, next: Next) -> Response {
-    guard.pass(request, next, true).await
+    guard.pass(request, next, Check::Scrape).await
+}
+
+/// The same for public documents, which pages of every origin may read.
+pub async fn check_host(State(guard): State<Arc<Guard>>, request: Request, next: Next) -> Response {
+    guard.pass(request, next, Check::HostOnly).await
 }
 
 impl Guard {
-    async fn pass(&self, request: Request, next: Next, any_address: bool) -> Response {
+    async fn pass(&self, request: Request, next: Next, check: Check) -> Response {
         if let Some(name) = repeated(request.headers()) {
             tracing::warn!(%name, "refused a request that has this header more than once");
             let problem = format!("Bad request: more than one `{name}` header; send one\n");
             return (StatusCode::BAD_REQUEST, problem).into_response();
         }
 
-        if let Err(problem) = self.allows(request.uri(), request.headers(), any_address) {
+        if let Err(problem) = self.allows(request.uri(), request.headers(), check) {
             tracing::warn!(problem, "request refused");
             return (StatusCode::FORBIDDEN, format!("Forbidden: {problem}\n")).into_response();
         }
@@ -177,7 +197,7 @@ mod tests {
         let mut headers = HeaderMap::new();
         headers.extend(host.map(|host| (header::HOST, HeaderValue::from_static(host))));
         headers.extend(origin.map(|origin| (header::ORIGIN, HeaderValue::from_static(origin))));
-        let allowed = guard.allows(&Uri::from_static("/mcp"), &headers, false);
+        let allowed = guard.allows(&Uri::from_static("/mcp"), &headers, Check::Full);
         assert_eq!(allowed.is_ok(), expected, "{host:?} {origin:?}: {allowed:?}");
     }
 
@@ -225,7 +245,8 @@ mod tests {
             let mut headers = HeaderMap::new();
             headers.insert(header::HOST, HeaderValue::from_static(host));
             headers.extend(origin.map(|origin| (header::ORIGIN, HeaderValue::from_static(origin))));
-            guard(&["mcp.internal"], &[]).allows(&Uri::from_static("/metrics"), &headers, true).is_ok()
+            let uri = Uri::from_static("/metrics");
+            guard(&["mcp.internal"], &[]).allows(&uri, &headers, Check::Scrape).is_ok()
         };
         for host in ["10.1.2.3:8080", "[fd00::1]:8080", "localhost:8080", "mcp.internal"] {
             assert!(scrape(host, None), "{host}");

@@ -9,6 +9,7 @@ use axum::{
     response::Response,
 };
 
+use super::card;
 use crate::{metrics::HTTP_DURATION, repeat::key::CREDENTIALS};
 
 /// Marks credentials, so that whoever writes the headers into a log, at whatever level, writes `Sensitive` and not the
@@ -27,6 +28,8 @@ pub(super) async fn count(request: Request, next: Next) -> Response {
     let path = match request.uri().path() {
         path if path.starts_with("/message") => "/message",
         path if path.starts_with("/sse") => "/sse",
+        card::CARD => card::CARD,
+        card::CATALOG => card::CATALOG,
         // Labels are bounded: never an id.
         path => super::jobs::label(path).unwrap_or("/mcp"),
     };
