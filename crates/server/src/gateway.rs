@@ -48,6 +48,7 @@ mod tasks;
 mod traces;
 
 use labels::Labels;
+pub(crate) use tasks::WatchedTasks;
 
 /// No tool or prompt has a longer name. What errors repeat of a name is no longer than this.
 const MAX_NAME: usize = 256;

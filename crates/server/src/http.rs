@@ -34,6 +34,7 @@ mod sessionless;
 mod sessions;
 mod sse;
 mod task_name;
+mod task_streams;
 
 /// MCP over Streamable HTTP, in one of its modes.
 type McpService = StreamableHttpService<Gateway, sessions::Sessions>;
@@ -54,6 +55,7 @@ pub fn router(
     let guard = Arc::new(Guard::new(&config.allowed_hosts, config.allowed_origins.clone()));
     let streams = sse::Streams::new(gateway.clone(), stop.clone());
     let posted = message::Receiver { gateway: gateway.clone(), streams: streams.clone() };
+    let watched = task_streams::TaskStreams::new(gateway.clone());
     let stateless = mcp_service(gateway.clone(), config, false, stop.clone());
     let mcp = match config.legacy_sessions {
         true => Router::new()
@@ -62,6 +64,7 @@ pub fn router(
         false => Router::new().nest_service("/mcp", stateless),
     };
     let mcp = mcp.layer(from_fn(deleted)).layer(from_fn(task_name::fill_in));
+    let mcp = mcp.layer(from_fn_with_state(watched, task_streams::watch));
     let guarded = mcp
         .route("/sse", get(sse::handle).with_state(streams))
         .route("/message", post(message::handle).with_state(posted))

@@ -38,6 +38,8 @@ mod restate;
 mod submit;
 pub mod tasks;
 pub mod view;
+#[cfg(test)]
+mod watched_tasks_tests;
 
 pub(crate) use caller::hex;
 pub use caller::{Caller, Owners};

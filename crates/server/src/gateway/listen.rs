@@ -70,8 +70,15 @@ impl Gateway {
                 }
             }
         };
+        let told_of_tasks = async {
+            if self.tell_of_tasks(context.request_context()).await.is_ok() {
+                // The stream goes on, though no task that it watches does.
+                std::future::pending::<()>().await;
+            }
+        };
         tokio::select! {
             () = told => {}
+            () = told_of_tasks => {}
             () = context.cancelled() => {}
             // The server is about to stop, and says so by ending the stream in order.
             () = self.inner.fleet.closing() => {}

@@ -1,19 +1,79 @@
 //! Calls that take long, as MCP tasks.
 
-use fleet_job::meta;
-use http::request::Parts;
+use std::sync::Arc;
+
+use fleet_job::{meta, trace::TraceContext};
+use futures::{
+    StreamExt as _,
+    future::join_all,
+    stream::{BoxStream, SelectAll},
+};
+use http::{HeaderMap, request::Parts};
 use rmcp::{
     RoleServer,
-    model::{CallToolRequestParams, CallToolResponse, ErrorData, GetTaskResult, UpdateTaskParams},
-    service::RequestContext,
+    model::{
+        CallToolRequestParams, CallToolResponse, DetailedTask, ErrorData, GetTaskResult,
+        NotificationMetaObject, ServerNotification, TaskStatusNotification, TaskStatusNotificationParams,
+        UpdateTaskParams,
+    },
+    service::{RequestContext, ServiceError},
 };
+use tokio::sync::OwnedSemaphorePermit;
 
 use super::Gateway;
-use fleet_job::trace::TraceContext;
 
 use crate::jobs::{Caller, JobsError, LongRunning, Tasks};
 
+/// The tasks whose states a `subscriptions/listen` stream has asked for, in the extensions of its HTTP request.
+#[derive(Debug, Clone)]
+pub(crate) struct WatchedTasks {
+    ids: Arc<[String]>,
+    /// The stream's place among those that watch tasks.
+    _place: Arc<OwnedSemaphorePermit>,
+}
+
+impl WatchedTasks {
+    pub(crate) fn new(ids: Vec<String>, place: OwnedSemaphorePermit) -> Self {
+        Self { ids: ids.into(), _place: Arc::new(place) }
+    }
+}
+
 impl Gateway {
+    /// Whether calls can become tasks.
+    pub(crate) fn has_tasks(&self) -> bool {
+        self.inner.tasks.get().is_some()
+    }
+
+    /// Those of these tasks that the sender of these headers may see.
+    pub(crate) async fn visible_tasks(&self, ids: Vec<String>, headers: &HeaderMap) -> Vec<String> {
+        let Some(tasks) = self.inner.tasks.get() else { return Vec::new() };
+        let caller = tasks.caller(Some(headers));
+        let found = join_all(ids.iter().map(|id| tasks.get(id, &caller))).await;
+        ids.into_iter().zip(found).filter(|(_, found)| found.is_ok()).map(|(id, _)| id).collect()
+    }
+
+    /// Tells a stream of the tasks that it watches: how each is now, and then every change until its end.
+    pub(super) async fn tell_of_tasks(
+        &self,
+        context: &RequestContext<RoleServer>,
+    ) -> Result<(), ServiceError> {
+        let watched =
+            context.extensions.get::<Parts>().and_then(|parts| parts.extensions.get::<WatchedTasks>());
+        let (Some(watched), Some(tasks)) = (watched, self.inner.tasks.get()) else { return Ok(()) };
+        let caller = caller(tasks, context);
+        let mut states: SelectAll<BoxStream<'static, DetailedTask>> =
+            watched.ids.iter().map(|id| tasks.watch(id, &caller).boxed()).collect();
+
+        while let Some(task) = states.next().await {
+            let mut meta = NotificationMetaObject::new();
+            meta.set_subscription_id(context.id.clone());
+            let params = TaskStatusNotificationParams::new(task).with_meta(meta);
+            let notification = TaskStatusNotification::new(params);
+            context.peer.send_notification(ServerNotification::TaskStatusNotification(notification)).await?;
+        }
+        Ok(())
+    }
+
     /// Makes a task of a call, where it is to become one.
     pub(super) async fn as_task(
         &self,

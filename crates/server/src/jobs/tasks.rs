@@ -16,6 +16,7 @@ use fleet_job::{
 };
 use fleet_kafka::reader;
 use fleet_ledger::{Batch, Known, Update};
+use futures::{Stream, stream::unfold};
 use rmcp::model::{
     CallToolRequestParams, ClientCapabilities, CreateTaskResult, DetailedTask, ErrorData, InputRequests,
     InputResponses, MetaObject, Task, TaskPayload, TaskStatus,
@@ -155,11 +156,27 @@ impl Tasks {
     /// How a task is.
     pub(crate) async fn get(&self, task_id: &str, caller: &Caller) -> Result<DetailedTask, JobsError> {
         let known = self.known(task_id, caller).await?;
-        let submitted_at = known.submitted_at();
-        let view = self.jobs.view(known);
-        let mut task = self.task(task_id, TaskStatus::Working, submitted_at, view.event.time);
-        task.status_message = status_message(&view);
-        Ok(DetailedTask::new(task, payload(&view.event)))
+        Ok(self.detailed(task_id, &self.jobs.view(known)))
+    }
+
+    /// How a task is now, and then whenever that changes, until its end. Nothing if it is unknown to the caller.
+    pub(crate) fn watch(&self, task_id: &str, caller: &Caller) -> impl Stream<Item = DetailedTask> + use<> {
+        let watch = self.jobs.watch(&job_id(task_id, caller), caller);
+        let states = Some((self.clone(), task_id.to_owned(), watch));
+        unfold(states, async |states| {
+            let (tasks, task_id, mut watch) = states?;
+            let view = watch.next().await.ok()?;
+            let task = tasks.detailed(&task_id, &view);
+            Some((task, (!view.is_terminal()).then_some((tasks, task_id, watch))))
+        })
+    }
+
+    fn detailed(&self, task_id: &str, view: &JobView) -> DetailedTask {
+        let event = &view.event;
+        let submitted_at = event.submitted_at.unwrap_or(event.time);
+        let mut task = self.task(task_id, TaskStatus::Working, submitted_at, event.time);
+        task.status_message = status_message(view);
+        DetailedTask::new(task, payload(event))
     }
 
     /// Asks for a task to be cancelled. One that has ended is left as it is.
@@ -249,7 +266,7 @@ impl Tasks {
 }
 
 /// The job behind a task.
-fn job_id(task_id: &str, caller: &Caller) -> String {
+pub(super) fn job_id(task_id: &str, caller: &Caller) -> String {
     derived_id("task", &[caller.owner.as_deref().unwrap_or_default(), task_id])
 }
 
