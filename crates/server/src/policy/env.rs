@@ -131,6 +131,12 @@ pub fn is_dangerous(name: &str) -> bool {
     })
 }
 
+/// The first entry of a rule that covers every variable.
+pub(super) fn every_variable(entries: &[String]) -> Option<&str> {
+    let covers_all = |entry: &&str| entry.chars().all(|c| matches!(c, '*' | '?'));
+    entries.iter().map(String::as_str).find(covers_all)
+}
+
 /// The environment variables that a rule lets a message set.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct EnvRule {

@@ -14,7 +14,7 @@ use super::{
     CommandRule, PathRule, Policy, PolicyError,
     argv::ArgvPattern,
     confinement::Confinement,
-    env::EnvRule,
+    env::{EnvRule, every_variable},
     glob::Glob,
     limits::{Limits, ProcessLimits, Said, ServerLimits, ServerRule, ToolRule},
     remote::RemoteRule,
@@ -181,6 +181,9 @@ fn command_rule(line: usize, file: CommandFile) -> Result<CommandRule, PolicyErr
     };
     if let Some((key, path)) = confinement.relative_path() {
         return Err(PolicyError::RelativePath { key, path: path.to_owned(), line: Some(line) });
+    }
+    if let Some(entry) = every_variable(&file.env) {
+        return Err(PolicyError::EveryVariable { entry: entry.to_owned(), line: Some(line) });
     }
     Ok(CommandRule {
         argv,

@@ -216,14 +216,16 @@ pub enum PolicyError {
         /// Where the rule stands in the policy file.
         line: Option<usize>,
     },
-    /// A flag would let configurations set every variable.
+    /// A flag or rule would let configurations set every variable.
     #[error(
-        "`{entry}` in --allow-env (MCP_ALLOWED_ENV) stands for every variable; name the variables, or how their names begin, \
-         such as LOG_*"
+        "`{entry}` in {} stands for every variable; name the variables, or how their names begin, such as LOG_*",
+        env_of(*line)
     )]
     EveryVariable {
         /// The entry.
         entry: String,
+        /// Where the rule stands in the policy file; nothing for a flag.
+        line: Option<usize>,
     },
     /// The list of variables stands where it would hold for all rules.
     #[error(
@@ -244,6 +246,13 @@ pub enum PolicyError {
 
 fn in_line(line: Option<usize>) -> String {
     line.map_or_else(String::new, |line| format!(" in line {line} of the policy file"))
+}
+
+fn env_of(line: Option<usize>) -> String {
+    match line {
+        Some(line) => format!("`env` of the [[command]] in line {line} of the policy file"),
+        None => "--allow-env (MCP_ALLOWED_ENV)".to_owned(),
+    }
 }
 
 impl Policy {

@@ -8,6 +8,7 @@ use std::{
 use super::{
     CommandRule, Policy, PolicyError,
     argv::{ArgvPattern, split_list},
+    env::every_variable,
     remote::RemoteRule,
 };
 use crate::{args::Args, error::ServerError};
@@ -68,9 +69,8 @@ impl PolicySource {
             rule.cwd.resolve(|path| path.canonicalize().ok());
             rule.env_files.resolve(|path| path.canonicalize().ok());
         }
-        let is_everything = |entry: &&String| entry.chars().all(|c| matches!(c, '*' | '?'));
-        if let Some(entry) = self.env.iter().find(is_everything) {
-            return Err(PolicyError::EveryVariable { entry: entry.clone() }.into());
+        if let Some(entry) = every_variable(&self.env) {
+            return Err(PolicyError::EveryVariable { entry: entry.to_owned(), line: None }.into());
         }
         let dirs = (self.dirs.iter())
             .map(|dir| dir.canonicalize().map_err(|error| ServerError::Dir { path: dir.clone(), error }))

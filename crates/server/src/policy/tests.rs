@@ -114,12 +114,17 @@ fn a_file_is_read_and_strict() {
         "expand = [\"TOKEN\"]",
         "[[command]]\nargv = [\"a\"]\nuser = \"root\"",
         "[[command]]\nargv = []",
+        "[[command]]\nargv = [\"a\"]\nenv = [\"LOG_*\", \"*\"]",
+        "[[command]]\nargv = [\"a\"]\nenv = [\"?*\"]",
         "[limits]\nmax = 1",
         "[[remote]]\nhost = \"a b\"",
         "[[remote]]\nport = 1",
     ] {
         assert!(Policy::from_toml(bad).is_err(), "{bad}");
     }
+    let everything = Policy::from_toml("\n[[command]]\nargv = [\"a\"]\nenv = [\"*\"]").unwrap_err();
+    let text = everything.to_string();
+    assert!(text.contains("`*` in `env` of the [[command]] in line 3 of the policy file"), "{text}");
 }
 
 #[test]

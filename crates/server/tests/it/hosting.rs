@@ -341,7 +341,7 @@ async fn environment_and_directory_are_what_was_asked_for() {
     let program = script(&root, "server", &legacy_server("report", &report));
     let policy = root.join("policy.toml");
     let text = format!(
-        "[[command]]\nargv = [{program:?}]\nexpand = [\"ALLOWED\"]\ncwd = [{root:?}]\nenv = [\"*\"]\nenv_files = [{root:?}]\n\
+        "[[command]]\nargv = [{program:?}]\nexpand = [\"ALLOWED\"]\ncwd = [{root:?}]\nenv = [\"BOTH\", \"EXPANDED\", \"FROM_*\"]\nenv_files = [{root:?}]\n\
          env_passthrough = [\"PASSED\"]\n"
     );
     std::fs::write(&policy, text).unwrap();
