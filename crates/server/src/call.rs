@@ -16,6 +16,7 @@ use rmcp::{
 use serde_json::{Value, json};
 
 use crate::{
+    content_results,
     error::chain,
     hosting::{
         Fleet, apps,
@@ -193,34 +194,32 @@ pub(crate) fn tool_result(server: &str, result: ServerResult) -> Result<CallTool
 
 /// The result of a request for a prompt.
 pub(crate) fn prompt(server: &str, result: ServerResult) -> Result<GetPromptResponse, ErrorData> {
-    match result {
-        ServerResult::GetPromptResult(mut result) => {
-            apps::offer_in_prompt(server, &mut result);
+    let read = content_results::read_prompt(result);
+    let mut response = read.map_err(|problem| unreadable(server, &problem))?;
+    match &mut response {
+        GetPromptResponse::Complete(result) => {
+            apps::offer_in_prompt(server, result);
             result.result_type = Some(ResultType::COMPLETE);
-            Ok(GetPromptResponse::Complete(result))
         }
-        ServerResult::InputRequiredResult(mut result) => {
-            apps::offer_in_meta(server, &mut result.meta);
-            Ok(GetPromptResponse::InputRequired(result))
-        }
-        other => Err(unexpected(server, "prompt", other)),
+        GetPromptResponse::InputRequired(result) => apps::offer_in_meta(server, &mut result.meta),
+        _ => {}
     }
+    Ok(response)
 }
 
 /// The content of a resource.
 pub(crate) fn resource(server: &str, result: ServerResult) -> Result<ReadResourceResponse, ErrorData> {
-    match result {
-        ServerResult::ReadResourceResult(mut result) => {
-            apps::offer_in_resource(server, &mut result);
+    let read = content_results::read_resource(result);
+    let mut response = read.map_err(|problem| unreadable(server, &problem))?;
+    match &mut response {
+        ReadResourceResponse::Complete(result) => {
+            apps::offer_in_resource(server, result);
             result.result_type = Some(ResultType::COMPLETE);
-            Ok(ReadResourceResponse::Complete(result))
         }
-        ServerResult::InputRequiredResult(mut result) => {
-            apps::offer_in_meta(server, &mut result.meta);
-            Ok(ReadResourceResponse::InputRequired(result))
-        }
-        other => Err(unexpected(server, "resource", other)),
+        ReadResourceResponse::InputRequired(result) => apps::offer_in_meta(server, &mut result.meta),
+        _ => {}
     }
+    Ok(response)
 }
 
 /// The skills of a server.

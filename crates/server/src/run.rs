@@ -24,11 +24,11 @@ use crate::{
     http,
     jobs::{Jobs, Tasks},
     kafka::Link,
+    kept_items::Restoring,
     policy::current::CurrentPolicy,
     provider::Provider,
     registry::{Shared, kafka::KafkaRegistry, memory::MemoryRegistry, sharing::Plain},
     reload,
-    tool_results::Restoring,
     tools::{
         self,
         files::{self, Files},

@@ -1,24 +1,12 @@
-//! Results of hosted tools on their way to whoever called them.
-//!
-//! rmcp's types have no place for a content item of a kind that is not known to them, or with a member missing, and one such
-//! item would cost the whole result of a tool that has run. So such items travel in the result's `_meta`, under
-//! [`KEPT_ITEMS`], and are put back in their places when the answer is written ([`restore`]).
+//! Results of hosted tools, read so that an item which is not understood costs nothing else ([`crate::kept_items`]).
 
-use rmcp::{
-    RoleServer,
-    model::{
-        CallToolResponse, CallToolResult, ContentBlock, CustomResult, JsonRpcMessage, MetaObject, ResultType,
-        ServerJsonRpcMessage, ServerResult,
-    },
-    service::{RxJsonRpcMessage, TxJsonRpcMessage},
-    transport::Transport,
-};
+use rmcp::model::{CallToolResponse, CallToolResult, MetaObject, ResultType, ServerResult};
 use serde_json::{Map, Value, json};
 
-use crate::hosting::inbound::raw;
-
-/// In a result's `_meta`, on its way through this server: content items that rmcp can't hold, by their positions.
-pub(crate) const KEPT_ITEMS: &str = "io.mcp-fleet/content";
+use crate::{
+    hosting::inbound::raw,
+    kept_items::{disown, keep_odd},
+};
 
 /// How much of a result that can't be read is quoted.
 const SHOWN: usize = 200;
@@ -32,15 +20,11 @@ pub(crate) fn read(result: ServerResult) -> Result<CallToolResponse, String> {
     match result {
         ServerResult::CallToolResult(mut result) => {
             // No item was kept aside, whatever the server says.
-            result.meta.as_mut().map(|meta| meta.remove(KEPT_ITEMS));
+            disown(&mut result.meta);
             return Ok(result.into());
         }
         ServerResult::InputRequiredResult(result) => return Ok(CallToolResponse::InputRequired(result)),
         ServerResult::CreateTaskResult(result) => return Ok(CallToolResponse::Task(result)),
-        // rmcp has thrown away all but the type of a result that it could not read.
-        ServerResult::TaskAckResult(_) => {
-            return Err("its content is of a kind that can't be read".to_owned());
-        }
         _ => {}
     }
 
@@ -79,19 +63,7 @@ fn complete(mut result: Map<String, Value>) -> Result<CallToolResult, String> {
         _ => None,
     };
 
-    let mut kept = Map::new();
-    let mut content = Vec::new();
-    for (position, item) in items.into_iter().enumerate() {
-        match serde_json::from_value::<ContentBlock>(item.clone()) {
-            Ok(block) => content.push(block),
-            Err(_) => _ = kept.insert(position.to_string(), item),
-        }
-    }
-    if kept.is_empty() {
-        meta.as_mut().map(|meta| meta.remove(KEPT_ITEMS));
-    } else {
-        meta.get_or_insert_with(MetaObject::new).insert(KEPT_ITEMS.to_owned(), kept.into());
-    }
+    let content = keep_odd("content", items, &mut meta);
 
     let mut read = CallToolResult::default();
     read.result_type = Some(ResultType::COMPLETE);
@@ -102,100 +74,12 @@ fn complete(mut result: Map<String, Value>) -> Result<CallToolResult, String> {
     Ok(read)
 }
 
-/// Puts the items that were kept aside back into a JSON-RPC message. Whether there were any.
-pub(crate) fn restore(message: &mut Value) -> bool {
-    let Some(result) = message.get_mut("result").and_then(Value::as_object_mut) else { return false };
-    let Some(meta) = result.get_mut("_meta").and_then(Value::as_object_mut) else { return false };
-    let Some(Value::Object(kept)) = meta.remove(KEPT_ITEMS) else { return false };
-    let is_empty = meta.is_empty();
-    if is_empty {
-        result.remove("_meta");
-    }
-
-    let Some(content) = result.get_mut("content").and_then(Value::as_array_mut) else { return true };
-    let mut kept: Vec<_> = kept
-        .into_iter()
-        .filter_map(|(position, item)| Some((position.parse::<usize>().ok()?, item)))
-        .collect();
-    kept.sort_by_key(|(position, _)| *position);
-    for (position, item) in kept {
-        content.insert(position.min(content.len()), item);
-    }
-    true
-}
-
-/// The same for a message to a client of ours.
-pub(crate) fn restored(message: ServerJsonRpcMessage) -> ServerJsonRpcMessage {
-    let JsonRpcMessage::Response(response) = &message else { return message };
-    let ServerResult::CallToolResult(CallToolResult { meta: Some(meta), .. }) = &response.result else {
-        return message;
-    };
-    if !meta.contains_key(KEPT_ITEMS) {
-        return message;
-    }
-
-    let id = response.id.clone();
-    let mut message = json!({ "result": response.result });
-    restore(&mut message);
-    let result = CustomResult(message["result"].take());
-    ServerJsonRpcMessage::response(ServerResult::CustomResult(result), id)
-}
-
-/// A transport whose messages leave with the items that were kept aside.
-pub(crate) struct Restoring<T>(pub(crate) T);
-
-impl<T: Transport<RoleServer>> Transport<RoleServer> for Restoring<T> {
-    type Error = T::Error;
-
-    fn send(
-        &mut self,
-        item: TxJsonRpcMessage<RoleServer>,
-    ) -> impl Future<Output = Result<(), Self::Error>> + Send + 'static {
-        self.0.send(restored(item))
-    }
-
-    fn receive(&mut self) -> impl Future<Output = Option<RxJsonRpcMessage<RoleServer>>> + Send {
-        self.0.receive()
-    }
-
-    fn close(&mut self) -> impl Future<Output = Result<(), Self::Error>> + Send {
-        self.0.close()
-    }
-}
-
-/// The same for a message as text, or as the data of an event. `None` if nothing is to be put back.
-pub(crate) fn restore_text(text: &[u8]) -> Option<String> {
-    let text = std::str::from_utf8(text).ok().filter(|text| text.contains(KEPT_ITEMS))?;
-    let restored = |json: &str| {
-        let mut message = serde_json::from_str(json).ok()?;
-        restore(&mut message).then(|| message.to_string())
-    };
-    if text.trim_start().starts_with('{') {
-        return restored(text);
-    }
-
-    let mut event = String::with_capacity(text.len());
-    let mut is_changed = false;
-    for line in text.split_inclusive('\n') {
-        let data = line.strip_prefix("data:").and_then(restored);
-        match data {
-            Some(data) => {
-                is_changed = true;
-                event.push_str("data: ");
-                event.push_str(&data);
-                event.push('\n');
-            }
-            None => event.push_str(line),
-        }
-    }
-    is_changed.then_some(event)
-}
-
 #[cfg(test)]
 mod tests {
-    use rmcp::model::NumberOrString;
+    use rmcp::model::{CustomResult, NumberOrString, ServerJsonRpcMessage};
 
     use super::*;
+    use crate::kept_items::{KEPT_ITEMS, restore, restore_text, restored};
 
     /// The message that a caller gets for a hosted server's result.
     fn passed_on(result: Value) -> Value {
@@ -246,6 +130,11 @@ mod tests {
         assert_eq!(content(json!({"type": "text", "text": "x"})), json!([{"type": "text", "text": "x"}]));
         assert_eq!(content(Value::Null), json!([]));
         assert_eq!(passed_on(json!({}))["content"], json!([]));
+        // Of a remote server's result without content, rmcp makes another type.
+        let empty = serde_json::from_value(json!({"resultType": "complete", "_meta": {"a": 1}})).unwrap();
+        assert!(matches!(empty, ServerResult::TaskAckResult(_)));
+        let Ok(CallToolResponse::Complete(empty)) = read(empty) else { panic!("not complete") };
+        assert!(empty.content.is_empty() && empty.meta.is_some());
     }
 
     #[test]
@@ -262,7 +151,7 @@ mod tests {
 
     #[test]
     fn a_hosted_server_can_not_pose_as_us() {
-        let posed = json!({"content": [], "_meta": {KEPT_ITEMS: {"0": "x"}}});
+        let posed = json!({"content": [], "_meta": {KEPT_ITEMS: {"content": {"0": "x"}}}});
         let found = passed_on(posed);
         assert_eq!(found["content"], json!([]));
     }

@@ -14,7 +14,7 @@ use rmcp::model::{
 };
 use serde_json::Value;
 
-use crate::tool_results::KEPT_ITEMS;
+use crate::kept_items::KEPT_ITEMS;
 
 const SCHEME: &str = "ui://";
 /// Begins the URI under which a page is offered.
@@ -59,13 +59,16 @@ pub(crate) fn offer_in_result(server: &str, result: &mut CallToolResult) {
         offer_in_content(server, content);
     }
     result.structured_content.iter_mut().for_each(|value| offer_in_value(server, value));
+    offer_in_result_meta(server, &mut result.meta);
+}
 
-    // Content that was kept aside here, and not by the server.
-    let kept = result.meta.as_mut().and_then(|meta| meta.remove(KEPT_ITEMS));
-    offer_in_meta(server, &mut result.meta);
+/// The same as [`offer_in_meta`], for the `_meta` of a result of which items were kept aside here.
+fn offer_in_result_meta(server: &str, meta: &mut Option<MetaObject>) {
+    let kept = meta.as_mut().and_then(|meta| meta.remove(KEPT_ITEMS));
+    offer_in_meta(server, meta);
     if let Some(mut kept) = kept {
         offer_in_answer(server, &mut kept);
-        result.meta.get_or_insert_default().insert(KEPT_ITEMS.to_owned(), kept);
+        meta.get_or_insert_default().insert(KEPT_ITEMS.to_owned(), kept);
     }
 }
 
@@ -74,7 +77,7 @@ pub(crate) fn offer_in_prompt(server: &str, result: &mut GetPromptResult) {
     for message in &mut result.messages {
         offer_in_content(server, &mut message.content);
     }
-    offer_in_meta(server, &mut result.meta);
+    offer_in_result_meta(server, &mut result.meta);
 }
 
 /// Offers the pages in a resource that was read from a server.
@@ -82,7 +85,7 @@ pub(crate) fn offer_in_resource(server: &str, result: &mut ReadResourceResult) {
     for contents in &mut result.contents {
         offer_in_contents(server, contents);
     }
-    offer_in_meta(server, &mut result.meta);
+    offer_in_result_meta(server, &mut result.meta);
 }
 
 fn offer_in_content(server: &str, content: &mut ContentBlock) {

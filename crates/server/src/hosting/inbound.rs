@@ -27,7 +27,7 @@ const SHOWN: usize = 200;
 /// What a request asks for, as far as it matters for reading its answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Asked {
-    /// A call or a list, whose result is read by the gateway.
+    /// A call, a list or content, whose result is read by the gateway.
     Raw,
     /// `initialize`, whose answer is forgiven what does not matter.
     Initialize,
@@ -41,6 +41,8 @@ impl Asked {
     pub(super) fn of(request: &ClientRequest) -> Self {
         match request {
             ClientRequest::CallToolRequest(_)
+            | ClientRequest::GetPromptRequest(_)
+            | ClientRequest::ReadResourceRequest(_)
             | ClientRequest::ListToolsRequest(_)
             | ClientRequest::ListPromptsRequest(_)
             | ClientRequest::ListResourcesRequest(_)

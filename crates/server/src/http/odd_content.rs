@@ -9,7 +9,7 @@ use axum::{
 use http::{HeaderValue, header};
 use http_body_util::BodyExt as _;
 
-use crate::tool_results::restore_text;
+use crate::kept_items::restore_text;
 
 /// The layer over every route that answers calls. An event is one frame of its stream, and other answers are in memory as
 /// a whole.

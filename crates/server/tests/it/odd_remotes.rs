@@ -378,3 +378,61 @@ async fn an_answer_that_can_not_be_read_ends_the_call_over_the_older_transport_t
     server.initialize("old", json!({"url": remote.url})).await;
     ends_at_once(&server, "old", "boom").await;
 }
+
+/// A server of the newest revision whose every result has an item of a kind that nobody knows.
+fn modern(seen: &Seen, as_events: bool) -> Response {
+    let Seen { body, .. } = seen;
+    let mut result = match seen.method() {
+        _ if body["id"].is_null() => return StatusCode::ACCEPTED.into_response(),
+        "server/discover" => {
+            let capabilities = json!({"tools": {}, "prompts": {}, "resources": {}});
+            json!({"supportedVersions": ["2026-07-28"], "capabilities": capabilities, "ttlMs": 0, "cacheScope": "private"})
+        }
+        "tools/list" => json!({"tools": [{"name": "work", "inputSchema": {"type": "object"}}]}),
+        "prompts/list" => json!({"prompts": [{"name": "ask"}]}),
+        "resources/list" => json!({"resources": [{"uri": "odd://1", "name": "one"}]}),
+        "tools/call" => json!({ "content": odd_content() }),
+        "prompts/get" => json!({ "messages": odd_messages() }),
+        "resources/read" => json!({ "contents": odd_contents() }),
+        _ => return axum::Json(seen.error(json!({"code": -32601, "message": "unknown"}))).into_response(),
+    };
+    result["resultType"] = json!("complete");
+    let answer = seen.result(result);
+    match as_events {
+        true => typed("text/event-stream", format!("data: {answer}\n\n")),
+        false => axum::Json(answer).into_response(),
+    }
+}
+
+fn odd_content() -> Value {
+    json!([{"type": "text", "text": "fine"}, {"type": "video", "url": "x"}, {"type": "image", "data": "AAAA"}])
+}
+
+fn odd_messages() -> Value {
+    let fine = json!({"role": "user", "content": {"type": "text", "text": "fine"}});
+    json!([fine, {"role": "user", "content": {"type": "video", "url": "x"}}, fine])
+}
+
+fn odd_contents() -> Value {
+    json!([{"uri": "odd://1", "stream": "x"}, {"uri": "odd://1", "text": "fine"}])
+}
+
+/// All of what a server of the newest revision says arrives, in what it answers at once and in events.
+#[tokio::test]
+async fn items_of_unknown_kinds_pass_from_the_newest_revision_too() {
+    for as_events in [false, true] {
+        let remote = Remote::posted(move |seen| modern(seen, as_events)).await;
+        let server = gateway().await;
+        let hosted = server.initialize("new", json!({"type": "http", "url": remote.url})).await;
+        assert_eq!(hosted["protocolVersion"], "2026-07-28", "{hosted}");
+
+        assert_eq!(server.call("new__work", json!({})).await["content"], odd_content());
+        let prompt = server.request("prompts/get", json!({"name": "new__ask"})).await;
+        assert_eq!(prompt["result"]["messages"], odd_messages(), "{prompt}");
+        let read = server.request("resources/read", json!({"uri": "odd://1"})).await;
+        assert_eq!(read["result"]["contents"], odd_contents(), "{read}");
+        for answer in [prompt, read] {
+            assert!(!answer.to_string().contains("io.mcp-fleet"), "{answer}");
+        }
+    }
+}
