@@ -23,6 +23,7 @@ mod hosted;
 pub(crate) mod inbound;
 pub mod launch;
 pub mod listed;
+pub mod notices;
 pub mod progress;
 pub mod remote;
 pub mod routes;

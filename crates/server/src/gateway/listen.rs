@@ -10,7 +10,10 @@ use std::{
 
 use rmcp::{
     RoleServer,
-    model::{ErrorData, ResourceUpdatedNotificationParam, SubscriptionFilter},
+    model::{
+        ClientCapabilities, CustomNotification, ErrorData, GetMeta as _, ResourceUpdatedNotificationParam,
+        ServerNotification, SubscriptionFilter,
+    },
     service::{Peer, SubscriptionContext, SubscriptionSink},
 };
 use tokio::sync::broadcast::{Receiver, error::RecvError};
@@ -20,6 +23,7 @@ use super::{Gateway, content::no_resource};
 use crate::hosting::{
     changes::{Change, Lists},
     fleet::Watched,
+    notices::Notice,
 };
 
 /// How many resources one session or stream may be subscribed to.
@@ -62,10 +66,17 @@ impl Gateway {
         let mut changes = self.inner.fleet.changes();
         let uris = context.accepted().resource_subscriptions.iter().flatten();
         let watched: Vec<_> = uris.filter_map(|uri| self.inner.fleet.watch_resource(uri)).collect();
-        let sink = context.sink().clone();
+        let request = context.request_context();
+        let (sink, capabilities) = (context.sink().clone(), request.client_capabilities());
         let told = async {
             while let Some(change) = next(&mut changes).await {
-                if tell_sink(&sink, &change).await.is_err() {
+                let told = match &change {
+                    Change::Notice { extension, notice } if declares(capabilities.as_ref(), extension) => {
+                        tell_notice(&request.peer, notice, Some(&sink)).await.is_ok()
+                    }
+                    change => tell_sink(&sink, change).await.is_ok(),
+                };
+                if !told {
                     return;
                 }
             }
@@ -142,6 +153,28 @@ async fn next(changes: &mut Receiver<Change>) -> Option<Change> {
     }
 }
 
+/// Whether a client says that it knows an extension.
+fn declares(capabilities: Option<&ClientCapabilities>, extension: &str) -> bool {
+    let declared = capabilities.map(|known| (&known.extensions, &known.experimental));
+    declared.is_some_and(|(extensions, experimental)| {
+        [extensions, experimental].into_iter().flatten().any(|known| known.contains_key(extension))
+    })
+}
+
+/// Passes a notification of an extension on, to a stream or to a session.
+async fn tell_notice(
+    peer: &Peer<RoleServer>,
+    notice: &Notice,
+    stream: Option<&SubscriptionSink>,
+) -> Result<(), rmcp::service::ServiceError> {
+    let custom = CustomNotification::new(notice.method.clone(), notice.params.clone());
+    let mut notification = ServerNotification::CustomNotification(custom);
+    if let Some(stream) = stream {
+        notification.get_meta_mut().set_subscription_id(stream.id().clone());
+    }
+    peer.send_notification(notification).await
+}
+
 /// Tells a stream what it has asked for.
 async fn tell_sink(
     sink: &SubscriptionSink,
@@ -165,6 +198,8 @@ async fn tell_sink(
                 sink.notify_resource_updated(&**uri).await?;
             }
         }
+        // Nobody can ask for it, but a client that declares the extension.
+        Change::Notice { .. } => {}
     }
     Ok(())
 }
@@ -192,6 +227,7 @@ async fn tell_peer(
                 peer.notify_resource_updated(ResourceUpdatedNotificationParam::new(&**uri)).await?;
             }
         }
+        Change::Notice { notice, .. } => tell_notice(peer, notice, None).await?,
     }
     Ok(())
 }

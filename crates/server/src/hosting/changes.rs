@@ -3,9 +3,12 @@
 use std::{
     collections::BTreeSet,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Instant,
 };
 
 use tokio::sync::{Notify, watch};
+
+use super::notices::{Dropped, Intake, Notice};
 
 /// How many changed resources of one server are kept until somebody looks. Whoever changes more of them meanwhile has some
 /// of the news dropped; a subscriber that missed one hears of the next.
@@ -39,6 +42,13 @@ pub enum Change {
     Lists(Lists),
     /// The resource of this URI, as it is offered here, is another than before.
     Resource(Arc<str>),
+    /// A hosted server has sent a notification of an extension that it declares.
+    Notice {
+        /// The extension's name.
+        extension: Arc<str>,
+        /// The notification, with URIs as they are offered here.
+        notice: Arc<Notice>,
+    },
 }
 
 /// What one server has said has changed. Clones share it. However often a server repeats itself, it is one piece of news.
@@ -50,6 +60,7 @@ pub struct News {
 #[derive(Debug, Default)]
 struct Shared {
     state: Mutex<Unseen>,
+    notices: Mutex<Intake>,
     changed: Notify,
     /// How many sessions there have been after the first one.
     renewals: watch::Sender<u64>,
@@ -62,6 +73,8 @@ pub struct Unseen {
     pub lists: Lists,
     /// Resources, by their server's own URIs.
     pub resources: BTreeSet<String>,
+    /// Notifications of methods that are not known here.
+    pub notices: Vec<Notice>,
 }
 
 impl News {
@@ -79,6 +92,22 @@ impl News {
         self.shared.changed.notify_one();
     }
 
+    /// Takes in a notification of a method that is not known here.
+    pub(super) fn notice(&self, server: &str, notice: Notice) {
+        let added = self.notices().add(notice, Instant::now());
+        match added {
+            Ok(()) => self.shared.changed.notify_one(),
+            Err(dropped) => self.drop_notice(server, &dropped),
+        }
+    }
+
+    /// Notes that a notification is not passed on. The log is told once of each reason.
+    pub(super) fn drop_notice(&self, server: &str, dropped: &Dropped) {
+        if self.notices().is_news(dropped) {
+            tracing::warn!(server, reason = %dropped, "a notification of a hosted server is not passed on");
+        }
+    }
+
     /// The server has forgotten our session, and there is a new one. It may offer something else by now, and knows of no
     /// subscription.
     pub(super) fn renewed(&self) {
@@ -94,12 +123,17 @@ impl News {
     /// Waits until something has changed, and takes it. Nothing is lost where the wait is given up.
     pub(super) async fn next(&self) -> Unseen {
         loop {
-            let unseen = std::mem::take(&mut *self.lock());
+            let mut unseen = std::mem::take(&mut *self.lock());
+            unseen.notices = self.notices().take();
             if unseen != Unseen::default() {
                 return unseen;
             }
             self.shared.changed.notified().await;
         }
+    }
+
+    fn notices(&self) -> MutexGuard<'_, Intake> {
+        self.shared.notices.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn lock(&self) -> MutexGuard<'_, Unseen> {

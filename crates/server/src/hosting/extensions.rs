@@ -10,6 +10,21 @@ use rmcp::model::{JsonObject, SKILLS_EXTENSION_ID, ServerCapabilities, TASKS_EXT
 /// The extension of MCP Apps.
 pub(crate) const APPS_EXTENSION_ID: &str = "io.modelcontextprotocol/ui";
 
+/// What the protocol's own notifications are about: no extension speaks for them.
+const OF_PROTOCOL: [&str; 11] = [
+    "cancelled",
+    "elicitation",
+    "initialized",
+    "message",
+    "progress",
+    "prompts",
+    "resources",
+    "roots",
+    "subscriptions",
+    "tasks",
+    "tools",
+];
+
 /// Settings by the name of an extension.
 type Settings = BTreeMap<String, JsonObject>;
 
@@ -93,6 +108,22 @@ impl Extensions {
     }
 }
 
+impl Extensions {
+    /// The extension that a server's notification belongs to, if this server declares it and no other: `notifications/name/…`
+    /// and `vendor/name/…` for `vendor/name`.
+    pub fn notified(&self, server: &str, method: &str) -> Option<&str> {
+        let rest = method.strip_prefix("notifications/").unwrap_or(method);
+        let topic = rest.split('/').next().unwrap_or(rest);
+        if OF_PROTOCOL.contains(&topic) {
+            return None;
+        }
+
+        let all = self.extensions.iter().chain(&self.experimental);
+        let own = all.filter(|(_, claims)| matches!(claims.as_slice(), [(owner, _)] if owner == server));
+        own.map(|(name, _)| name.as_str()).find(|name| is_of(rest, name))
+    }
+}
+
 /// The settings with which an extension is passed on, if it is.
 fn passed_on<'a>(
     (name, claims): (&'a String, &'a Vec<(String, JsonObject)>),
@@ -169,6 +200,27 @@ mod tests {
             "only pages name their server"
         );
         assert_eq!(two.owner(SKILLS_EXTENSION_ID), Owner::Several(vec!["a", "b"]));
+    }
+
+    #[test]
+    fn a_notification_belongs_to_an_extension_of_its_server() {
+        let declares = json!({"extensions": {"com.example/palette": {}, "com.example/tools": {}}});
+        let clock = json!({"experimental": {"clock": {}}});
+        let servers = of(&[("a", declares.clone()), ("b", clock)]);
+        let check = |server: &str, method: &str, expected: Option<&str>| {
+            assert_eq!(servers.notified(server, method), expected, "{server} {method}");
+        };
+        check("a", "notifications/palette/changed", Some("com.example/palette"));
+        check("a", "notifications/com.example/palette/changed", Some("com.example/palette"));
+        check("a", "com.example/palette/changed", Some("com.example/palette"));
+        check("b", "notifications/clock", Some("clock"));
+        check("b", "notifications/palette/changed", None);
+        check("a", "notifications/clock", None);
+        check("a", "notifications/palettes", None);
+        check("a", "notifications/tools/list_changed", None);
+
+        let both = of(&[("a", declares.clone()), ("b", declares)]);
+        assert_eq!(both.notified("a", "notifications/palette/changed"), None);
     }
 
     #[test]

@@ -9,13 +9,14 @@ use std::{
     time::{Duration, Instant},
 };
 
-use fleet_job::{mcp_servers::ServerEntry, tool_name};
+use fleet_job::{mcp_servers::ServerEntry, size::clipped, tool_name};
 use futures::future::join_all;
 use tokio::sync::broadcast;
 use tokio_util::sync::CancellationToken;
 
 pub use super::errors::{Down, InitError};
 use super::{
+    apps,
     attempt::Attempt,
     away::{AwayReason, SOON},
     calls::Calls,
@@ -23,6 +24,7 @@ use super::{
     changes::{Change, Unseen},
     hosted::{Hosted, Launch, Phase},
     launch,
+    notices::{Dropped, Notice},
     routes::Routes,
     status::{ServerStatus, Unavailable},
     tend::{note_end, tend},
@@ -38,6 +40,8 @@ use crate::{
 const MAX_BEHIND: usize = 256;
 /// What has changed is read at most this often of one server, however often it says so.
 const REFRESH: Duration = Duration::from_millis(200);
+/// How much of the name of a method the log shows.
+const SHOWN_METHOD: usize = 128;
 
 /// When to try again where somebody has to change something first.
 const LATER: Duration = Duration::from_secs(30);
@@ -393,6 +397,9 @@ impl Fleet {
             let offered = self.routes().offered(&hosted.name, uri);
             self.announce(Change::Resource(offered.into()));
         }
+        for notice in unseen.notices {
+            self.take_in_notice(hosted, upstream, notice);
+        }
         if !unseen.lists.any() {
             return;
         }
@@ -406,6 +413,18 @@ impl Fleet {
             Err(_) => tracing::warn!(server = hosted.name, "changed lists were not there in time"),
         }
         tokio::time::sleep(REFRESH).await;
+    }
+
+    /// Passes a notification on that belongs to an extension of its server.
+    fn take_in_notice(&self, hosted: &Hosted, upstream: &Upstream, mut notice: Notice) {
+        let routes = self.routes();
+        let Some(extension) = routes.extensions().notified(&hosted.name, &notice.method) else {
+            let method = clipped(&notice.method, SHOWN_METHOD).into_owned();
+            upstream.drop_notice(&hosted.name, &Dropped::Undeclared(method));
+            return;
+        };
+        notice.params.iter_mut().for_each(|params| apps::offer_in_answer(&hosted.name, params));
+        self.announce(Change::Notice { extension: extension.into(), notice: Arc::new(notice) });
     }
 
     /// Where calls go.

@@ -20,6 +20,8 @@ use tokio::sync::broadcast::{
     error::{RecvError, TryRecvError},
 };
 
+use super::{changes::News, notices::Notice};
+
 /// How many notifications of one call wait to be sent on. Beyond, the oldest are dropped: what counts is how far it has come.
 const WAITING: usize = 64;
 /// How many notifications are kept for calls that are not known yet.
@@ -110,16 +112,18 @@ impl Drop for ProgressStream {
     }
 }
 
-/// A transport whose progress notifications are taken off.
+/// A transport from which notifications of progress and of extensions are taken off.
 pub struct ProgressTap<T> {
     inner: T,
+    server: String,
     routes: ProgressRoutes,
+    news: News,
 }
 
 impl<T> ProgressTap<T> {
-    /// Taps a transport.
-    pub fn new(inner: T, routes: ProgressRoutes) -> Self {
-        Self { inner, routes }
+    /// Taps the transport to a server.
+    pub fn new(inner: T, server: &str, routes: ProgressRoutes, news: News) -> Self {
+        Self { inner, server: server.to_owned(), routes, news }
     }
 }
 
@@ -139,6 +143,11 @@ impl<T: Transport<RoleClient>> Transport<RoleClient> for ProgressTap<T> {
                 JsonRpcMessage::Notification(message) => match message.notification {
                     ServerNotification::ProgressNotification(progress) => {
                         self.routes.deliver(progress.params)
+                    }
+                    // In a stream of changes, rmcp would end the stream for it.
+                    ServerNotification::CustomNotification(custom) => {
+                        let notice = Notice { method: custom.method, params: custom.params };
+                        self.news.notice(&self.server, notice);
                     }
                     notification => {
                         return Some(JsonRpcMessage::notification(notification));

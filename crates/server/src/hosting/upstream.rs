@@ -31,6 +31,7 @@ use super::{
     handshake::{Opening, drive::shake_hands},
     handshake_error::HandshakeError,
     launch::{ChildSpec, LaunchSpec, RemoteSpec},
+    notices::Dropped,
     progress::{ProgressRoutes, ProgressTap},
     remote,
     secrets::Secrets,
@@ -118,6 +119,11 @@ impl Upstream {
         let catalog = self.catalog().read_again(server, &self.peer, &self.info, lists).await?;
         *self.catalog.write().unwrap_or_else(PoisonError::into_inner) = catalog;
         Ok(())
+    }
+
+    /// Notes that a notification is not passed on.
+    pub(super) fn drop_notice(&self, server: &str, dropped: &Dropped) {
+        self.news.drop_notice(server, dropped);
     }
 
     /// What it says has changed, once there is something.
@@ -448,10 +454,10 @@ impl Client {
         let (token, routes) = (stop.clone(), progress.clone());
         let server = server.to_owned();
         let handshake = Box::pin(async move {
-            let client = HostedClient::new(news);
+            let client = HostedClient::new(news.clone());
             let info = shake_hands(&mut transport, &client, opening, attempt.limit, &attempt).await?;
 
-            let tapped = ProgressTap::new(transport, routes);
+            let tapped = ProgressTap::new(transport, &server, routes, news);
             let service = serve_directly_with_ct(client, tapped, Some(info.clone()), token);
             let catalog = Catalog::read(&server, service.peer(), &info, &attempt).await;
             // A session that began with a question of the other era is not one that every server can keep up.
@@ -471,7 +477,7 @@ impl Client {
     ) -> Self {
         let stop = CancellationToken::new();
         let progress = ProgressRoutes::default();
-        let tapped = ProgressTap::new(transport, progress.clone());
+        let tapped = ProgressTap::new(transport, server, progress.clone(), news.clone());
         let token = stop.clone();
         let server = server.to_owned();
         let handshake = Box::pin(async move {

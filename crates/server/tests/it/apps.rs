@@ -2,9 +2,16 @@
 
 use std::path::Path;
 
+use rmcp::{
+    ClientHandler, RoleClient,
+    model::CustomNotification,
+    service::{ClientLifecycleMode, NotificationContext, serve_client_with_lifecycle},
+    transport::StreamableHttpClientTransport,
+};
 use serde_json::{Value, json};
+use tokio::sync::mpsc;
 
-use crate::common::{Server, script};
+use crate::common::{PATIENCE, Server, script};
 
 const PAGE: &str = "ui://widget/x.html";
 const TEMPLATE: &str = "ui://widget/{name}";
@@ -143,4 +150,66 @@ async fn an_extension_is_passed_on_if_one_server_has_it() {
     assert_eq!(mixed["error"]["data"]["servers"], json!(["one", "two"]), "{mixed}");
     let skills = two.request("skills/list", json!({})).await;
     assert_eq!(skills["error"]["code"], -32601, "{skills}");
+}
+
+/// A client of the older protocol that hears of notifications of extensions.
+struct Ears(mpsc::UnboundedSender<CustomNotification>);
+
+impl ClientHandler for Ears {
+    async fn on_custom_notification(
+        &self,
+        notification: CustomNotification,
+        _context: NotificationContext<RoleClient>,
+    ) {
+        _ = self.0.send(notification);
+    }
+}
+
+#[tokio::test]
+async fn a_notification_of_an_extension_reaches_the_clients() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = host(dir.path(), &["one"], |dir, name| {
+        let notify = |method: &str, params: Value| {
+            let notification = json!({"jsonrpc": "2.0", "method": method, "params": params});
+            format!("printf '%s\\n' '{notification}'\n")
+        };
+        let called = [
+            notify("notifications/other/changed", json!({})),
+            notify("notifications/palette/changed", json!({"text": "x".repeat(70_000)})),
+            notify("notifications/palette/changed", json!({"colour": "red", "page": PAGE})),
+        ];
+        let capabilities = json!({"tools": {}, "extensions": {"com.example/palette": {}}});
+        let tool = json!({"name": "mix", "inputSchema": {"type": "object"}});
+        let program = scripted(
+            dir,
+            name,
+            &capabilities,
+            &[("tools/list", json!({"tools": [tool]})), ("tools/call", json!({"content": []}))],
+        );
+        let body = std::fs::read_to_string(&program).unwrap();
+        let call = "*'\"tools/call\"'*) ";
+        std::fs::write(&program, body.replace(call, &format!("{call}{}", called.concat()))).unwrap();
+        program
+    })
+    .await;
+
+    let (sender, mut ears) = mpsc::unbounded_channel();
+    let transport = StreamableHttpClientTransport::from_uri(server.url("/mcp"));
+    let client = serve_client_with_lifecycle(Ears(sender), transport, ClientLifecycleMode::Initialize).await;
+    let _client = client.unwrap();
+    // The session's standing stream is open before anything is called: its first notification shows that.
+    let heard = tokio::time::timeout(PATIENCE, async {
+        loop {
+            server.call("one__mix", json!({})).await;
+            if let Ok(Some(heard)) =
+                tokio::time::timeout(std::time::Duration::from_millis(500), ears.recv()).await
+            {
+                return heard;
+            }
+        }
+    });
+    let heard = heard.await.expect("not heard in time");
+    assert_eq!(heard.method, "notifications/palette/changed");
+    let page = format!("ui://mcp-fleet/one/{PAGE}");
+    assert_eq!(heard.params, Some(json!({"colour": "red", "page": page})));
 }
