@@ -4,7 +4,7 @@ use std::{collections::BTreeSet, thread};
 
 use fleet_tests::{
     Env, Fleet, http, rest,
-    rest::{delete, get, post, post_with},
+    rest::{Events, delete, get, post, post_with},
     topics, wait,
 };
 use serde_json::{Value, json};
@@ -179,6 +179,12 @@ pub(crate) fn a_job_of_a_producer_is_found_and_cancelled(env: &Env) {
     let found = found.json();
     assert_eq!((&found["state"], &found["tool"]), (&json!("queued"), &json!("file_list")), "{found}");
     get(server.address, "/jobs/nowhere").problem(404, "no-such-job");
+    get(server.address, "/jobs/nowhere/events").problem(404, "no-such-job");
+    let mut events = Events::open(server.address, "/jobs/produced/events", &[]).expect("a stream");
+    let queued = events.next(wait::LONG).expect("the present state");
+    assert_eq!((queued.event.as_str(), &queued.json()["jobID"]), ("queued", &json!("produced")));
+    let again = [("last-event-id", queued.id.as_str())];
+    let mut again = Events::open(server.address, "/jobs/produced/events", &again).expect("a stream");
 
     let cancelled = delete(server.address, "/jobs/produced?wait=0&reason=too%20soon").expect(202);
     assert_eq!(cancelled, json!({"outcome": "requested", "known": false}));
@@ -189,4 +195,7 @@ pub(crate) fn a_job_of_a_producer_is_found_and_cancelled(env: &Env) {
     });
     let ended = ended.json();
     assert_eq!((&ended["state"], &ended["attempts"]), (&json!("cancelled"), &json!(0)), "{ended}");
+    for events in [&mut events, &mut again] {
+        assert_eq!(events.next(wait::LONG).expect("the next state").event, "cancelled");
+    }
 }

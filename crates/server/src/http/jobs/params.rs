@@ -175,7 +175,7 @@ pub(super) const WATCH: &[Param] = &[
     header(
         "Last-Event-ID",
         "The `id` of the last event that was heard; browsers send it by themselves.",
-        |_| json_schema!({"type": "string", "pattern": "^[0-9]{1,9}-[0-9]{1,18}$"}),
+        |_| json_schema!({"type": "string", "pattern": "^(waiting-)?[0-9]{1,9}-[0-9]{1,18}$"}),
         "0-17",
     ),
 ];

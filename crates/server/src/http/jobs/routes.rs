@@ -197,7 +197,8 @@ fn cancel() -> Operation {
 
 fn watch() -> Operation {
     let events = "Each event is named after the job's state; its data is the job as `GET /jobs/{id}` has it; its id is \
-                  `<partition>-<offset>`. A silent stream has a comment now and then.";
+                  `<partition>-<offset>`, after `waiting-` if the job waits in the jobs topic and has no event yet. A silent \
+                  stream has a comment now and then.";
     Operation {
         summary: "Follow a job",
         description: "The job's present state, unless `Last-Event-ID` says that it was heard, and every later one. The \

@@ -29,7 +29,7 @@ use super::{
     params::{JobId, Parameters, header_text},
     problem::{Kind, Problem},
 };
-use crate::jobs::{Follower, JobView, JobWatch, Jobs};
+use crate::jobs::{Follower, JobView, JobWatch, Jobs, JobsError};
 
 /// How many streams there may be. Each holds a connection for as long as its client is there, and a process has only so
 /// many of those.
@@ -45,17 +45,22 @@ pub(super) async fn watch(
     JobId(id): JobId,
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
-    let told = last_event_id(&headers, |text| {
-        let (partition, offset) = text.split_once('-')?;
-        Some((number(partition)?, number(offset)?))
-    })?;
-    let mut known = asked.jobs.known(&id, &asked.caller).await?;
+    let told = last_event_id(&headers, read_position)?;
+    let mut watch = asked.jobs.watch(&id, &asked.caller);
+    let mut known = match asked.jobs.known(&id, &asked.caller).await {
+        Err(JobsError::NotFound(_)) => {
+            // It may wait in the jobs topic, where no worker has come to it.
+            let job = watch.next().await?;
+            let first = (told != watch.place()).then_some(job);
+            return stream(&api, watch, first);
+        }
+        known => known?,
+    };
     if told.is_some_and(|(partition, offset)| partition == known.partition && offset > known.offset) {
         // Another replica has heard of more than this one.
         asked.jobs.catch_up().await?;
         known = asked.jobs.known(&id, &asked.caller).await?;
     }
-    let mut watch = asked.jobs.watch(&id, &asked.caller);
     if told == Some((known.partition, known.offset)) {
         if known.event.is_over() {
             // Nothing will ever follow, and this is how a browser is told not to come back.
@@ -63,8 +68,13 @@ pub(super) async fn watch(
         }
         watch.skip((known.partition, known.offset));
     }
+    stream(&api, watch, None)
+}
+
+/// The stream of a job's states; `first` was taken from the watch before.
+fn stream(api: &Api, watch: JobWatch, first: Option<JobView>) -> Result<Response, Problem> {
     let place = place(&api.streams)?;
-    let stream = Watching { watch, stop: api.stop.clone(), ended: false, _place: place };
+    let stream = Watching { watch, first, stop: api.stop.clone(), ended: false, _place: place };
     let keep_alive = KeepAlive::new().interval(KEEP_ALIVE);
     Ok((unbuffered(), Sse::new(unfold(stream, Watching::next)).keep_alive(keep_alive)).into_response())
 }
@@ -72,6 +82,8 @@ pub(super) async fn watch(
 /// The states of one job.
 struct Watching {
     watch: JobWatch,
+    /// A state that was taken from the watch and not sent yet.
+    first: Option<JobView>,
     stop: CancellationToken,
     ended: bool,
     _place: OwnedSemaphorePermit,
@@ -82,9 +94,12 @@ impl Watching {
         if self.ended {
             return None;
         }
-        let job = tokio::select! {
-            next = self.watch.next() => next,
-            () = self.stop.cancelled() => return None,
+        let job = match self.first.take() {
+            Some(job) => Ok(job),
+            None => tokio::select! {
+                next = self.watch.next() => next,
+                () = self.stop.cancelled() => return None,
+            },
         };
         let job = match job {
             Ok(job) => job,
@@ -95,8 +110,8 @@ impl Watching {
             }
         };
         self.ended = job.is_terminal();
-        let (partition, offset) = self.watch.place().unwrap_or_default();
-        Some((Ok(event(&job, &format!("{partition}-{offset}"))), self))
+        let id = position_id(self.watch.place().unwrap_or_default());
+        Some((Ok(event(&job, &id)), self))
     }
 }
 
@@ -240,6 +255,24 @@ fn last_event_id<T>(headers: &HeaderMap, read: impl Fn(&str) -> Option<T>) -> Re
     Ok(Some(read))
 }
 
+/// The id of an event of one job: partition and offset in the events topic. The partition of a job that waits in the jobs
+/// topic is negative, and its id begins with this word.
+const WAITING: &str = "waiting-";
+
+fn position_id((partition, offset): (i32, i64)) -> String {
+    match partition {
+        0.. => format!("{partition}-{offset}"),
+        _ => format!("{WAITING}{}-{offset}", !partition),
+    }
+}
+
+fn read_position(text: &str) -> Option<(i32, i64)> {
+    let waiting = text.strip_prefix(WAITING);
+    let (partition, offset) = waiting.unwrap_or(text).split_once('-')?;
+    let partition: i32 = number(partition)?;
+    Some((if waiting.is_some() { !partition } else { partition }, number(offset)?))
+}
+
 /// `partition:offset`, comma-separated, each partition once.
 fn positions(text: &str) -> Option<Positions> {
     let mut positions = Positions::new();
@@ -270,6 +303,16 @@ mod tests {
             ["", "0", "0:", ":1", "0:1,", "0:-1", "+0:1", "0:1,0:2", "0:1;1:2", "0:99999999999999999999"]
         {
             assert_eq!(positions(bad), None, "{bad}");
+        }
+    }
+
+    #[test]
+    fn positions_of_one_job_are_read_as_they_are_written() {
+        for (position, id) in [((3, 18), "3-18"), ((-1, 7), "waiting-0-7"), ((-4, 0), "waiting-3-0")] {
+            assert_eq!((position_id(position).as_str(), read_position(id)), (id, Some(position)));
+        }
+        for bad in ["", "3", "-1-7", "waiting-0", "waiting--1-7", "0-7-1", "waiting-waiting-0-7"] {
+            assert_eq!(read_position(bad), None, "{bad}");
         }
     }
 
