@@ -52,7 +52,7 @@ fn the_tables_of_metrics_are_those_of_the_code() {
     let tables = [
         ("shared", metrics::markdown(&[metrics::TABLE])),
         ("worker", metrics::markdown(&[kafka_worker::metrics::TABLE])),
-        ("server", metrics::markdown(&[mcp_server::metrics::TABLE])),
+        ("server", metrics::markdown(&mcp_server::metrics::TABLES)),
     ];
     check("docs/metrics.md", &tables);
 }

@@ -5,7 +5,7 @@
 
 use std::{collections::HashMap, process::ExitCode, time::Duration};
 
-use fleet_engine::Progress;
+use fleet_group::Progress;
 use fleet_job::{record::RawRecord, time::Timestamp};
 use fleet_kafka::{
     admin::{self, GroupPosition},
@@ -237,7 +237,7 @@ fn render(rows: &[Row], totals: &Totals) -> String {
 
 #[cfg(test)]
 mod tests {
-    use fleet_engine::log::LogName;
+    use fleet_group::log::LogName;
 
     use super::*;
 

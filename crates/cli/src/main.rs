@@ -105,7 +105,7 @@ enum Command {
 fn main() -> ExitCode {
     fleet_ops::inspection::forbid();
     // The server that runs in this binary starts its children by it.
-    if let Some(code) = mcp_server::launcher::run_if_asked() {
+    if let Some(code) = fleet_launcher::run_if_asked() {
         return code;
     }
     let cli = Cli::parse();

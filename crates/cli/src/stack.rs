@@ -6,9 +6,9 @@ use std::{
     time::Duration,
 };
 
-use fleet_job::outcome::Outcome;
 use fleet_job::{
     envelope::{Envelope, Work},
+    outcome::Outcome,
     topics::Topics,
 };
 use fleet_kafka::{admin, settings::Settings};
@@ -272,7 +272,7 @@ pub(crate) fn write_policy(config: &StackConfig) -> Result<PathBuf, CliError> {
     struct Allowed {
         argv: Vec<String>,
     }
-    let argv = files_argv(&config.root)?.iter().map(|word| mcp_server::policy::escape(word)).collect();
+    let argv = files_argv(&config.root)?.iter().map(|word| fleet_policy::escape(word)).collect();
     let policy = Policy { command: vec![Allowed { argv }] };
     let path = config.run_dir.join("policy.toml");
     let text = toml::to_string(&policy).map_err(|error| CliError::Usage(error.to_string()))?;

@@ -10,7 +10,7 @@
 use std::{hint::black_box, time::Duration};
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
-use fleet_engine::{Progress, log::LogName};
+use fleet_group::{Progress, log::LogName};
 
 const BASE: i64 = 1_000_000;
 const LOG: LogName = LogName { cluster: u64::MAX / 3, topic: u64::MAX / 5 };

@@ -25,10 +25,8 @@ use criterion::{
     BatchSize, BenchmarkGroup, BenchmarkId, Criterion, SamplingMode, Throughput, criterion_group,
     criterion_main, measurement::WallTime,
 };
-use fleet_engine::{
-    Admission, Attempt, Backoff, Command, Config, Engine, Input, JobSpec, Ordering, Partition, Progress,
-    Token, log::LogName,
-};
+use fleet_engine::{Admission, Attempt, Backoff, Command, Config, Engine, Input, JobSpec, Ordering, Token};
+use fleet_group::{Partition, Progress, log::LogName};
 use fleet_job::{outcome::FailureClass, time::Timestamp};
 
 const MICROS_PER_EVENT: i64 = 10;

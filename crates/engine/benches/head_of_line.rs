@@ -12,9 +12,8 @@ use std::{
     collections::{BinaryHeap, HashMap},
 };
 
-use fleet_engine::{
-    Admission, Attempt, Command, Config, Engine, Input, JobSpec, Ordering, Partition, Token, log::LogName,
-};
+use fleet_engine::{Admission, Attempt, Command, Config, Engine, Input, JobSpec, Ordering, Token};
+use fleet_group::{Partition, log::LogName};
 use fleet_job::time::Timestamp;
 
 const JOBS: usize = 100_000;

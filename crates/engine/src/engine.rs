@@ -9,6 +9,7 @@ mod stalls;
 
 use std::collections::{BTreeSet, VecDeque};
 
+use fleet_group::{FinalCommit, Partition};
 use fleet_job::time::Timestamp;
 
 use crate::{
@@ -20,7 +21,7 @@ use crate::{
     partition::{PartitionState, Phase},
     ready::Ready,
     schedule::Timers,
-    types::{Command, Config, FinalCommit, Input, Need, Partition, Token, faulty},
+    types::{Command, Config, Input, Need, Token, faulty},
 };
 
 /// Delivery for one worker. See the crate's documentation for how it is driven.

@@ -2,9 +2,11 @@
 
 use std::collections::{BTreeSet, hash_map::Entry};
 
+use fleet_group::Partition;
+
 use crate::{
     hash::{FastMap, Seed},
-    types::{Ordering, Partition},
+    types::Ordering,
 };
 
 /// What jobs are ordered by: a key within its partition. Kafka keeps a key in one partition, so that is the whole order.

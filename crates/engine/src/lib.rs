@@ -9,15 +9,12 @@
 
 mod backoff;
 mod breaker;
-mod contact;
 mod engine;
 mod hash;
 mod holds;
 mod keys;
-pub mod log;
 mod open;
 mod partition;
-mod progress;
 mod ready;
 mod schedule;
 #[cfg(test)]
@@ -26,10 +23,7 @@ mod types;
 
 pub use backoff::Backoff;
 pub use breaker::BreakerState;
-pub use contact::{Contact, Patience, Sample};
 pub use engine::{Engine, HoldStatus, PartitionStatus, Status};
-pub use progress::{MAX_ENCODED_BYTES, Progress, ProgressError};
 pub use types::{
-    Admission, Attempt, Command, Config, FinalCommit, Input, JobSpec, Limit, Limits, Need, Ordering,
-    Partition, Terminal, Token,
+    Admission, Attempt, Command, Config, Input, JobSpec, Limit, Limits, Need, Ordering, Terminal, Token,
 };

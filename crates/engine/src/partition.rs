@@ -3,14 +3,13 @@
 
 use std::collections::BTreeSet;
 
+use fleet_group::{DENSE_WINDOW, FinalCommit, MAX_ESCAPES, MAX_RAW_BYTES, Partition, Progress, log::LogName};
 use fleet_job::time::Timestamp;
 
 use crate::{
     keys::Lane,
-    log::LogName,
     open::{LARGE_ATTEMPTS, Open},
-    progress::{DENSE_WINDOW, MAX_ESCAPES, MAX_RAW_BYTES, Progress},
-    types::{FinalCommit, JobSpec, Need, Partition, Terminal},
+    types::{JobSpec, Need, Terminal},
 };
 
 /// What a delivered record is to its partition.

@@ -289,10 +289,10 @@ impl Groups for FastMap<u64, Group> {
 mod tests {
     use std::collections::HashMap;
 
+    use fleet_group::Partition;
     use proptest::prelude::*;
 
     use super::*;
-    use crate::types::Partition;
 
     fn token(offset: i64) -> Token {
         Token { partition: Partition { topic: 0, number: 0 }, offset, generation: 0 }

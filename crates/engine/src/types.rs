@@ -1,29 +1,11 @@
 //! What goes into the engine and what comes out of it.
 
-use std::{
-    hash::{Hash, Hasher},
-    time::Duration,
-};
+use std::{hash::Hash, time::Duration};
 
+use fleet_group::{FinalCommit, Partition, Progress, log::LogName};
 use fleet_job::{outcome::FailureClass, time::Timestamp};
 
-use crate::{backoff::Backoff, log::LogName, progress::Progress};
-
-/// One partition of one topic. The shell keeps the table of topics; the engine only tells them apart.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Partition {
-    /// The shell's index of the topic.
-    pub topic: u16,
-    /// Kafka's number of the partition.
-    pub number: i32,
-}
-
-impl Hash for Partition {
-    /// As one number: every event looks partitions up.
-    fn hash<H: Hasher>(&self, state: &mut H) {
-        state.write_u64(u64::from(self.topic) << 32 | u64::from(self.number.cast_unsigned()));
-    }
-}
+use crate::backoff::Backoff;
 
 /// One job in the worker's hands: where its record stood, and under which assignment it was read. The generation fences
 /// off whatever still runs after the partition was taken away.
@@ -177,7 +159,7 @@ impl Terminal {
 /// What happened outside.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Input<'a> {
-    /// The group gave us a partition, or its log has become another one. See [`start`](crate::log::start).
+    /// The group gave us a partition, or its log has become another one. See [`start`](fleet_group::log::start).
     Assigned {
         /// Which.
         partition: Partition,
@@ -262,19 +244,6 @@ pub enum Command {
     Probe,
     /// A promise is broken: count it and shout. The engine goes on.
     Violation(&'static str, Token),
-}
-
-/// An offset to commit, with what is known beyond it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct FinalCommit {
-    /// The partition.
-    pub partition: Partition,
-    /// The generation that it belongs to.
-    pub generation: u64,
-    /// The next offset to read.
-    pub offset: i64,
-    /// The log's name, and the [`Progress`] beyond that offset, encoded.
-    pub metadata: String,
 }
 
 /// In which order jobs may start.

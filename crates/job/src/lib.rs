@@ -19,5 +19,6 @@ pub mod time;
 pub mod tool_name;
 pub mod topics;
 pub mod trace;
+pub mod view;
 pub mod wire;
 mod wrapping;

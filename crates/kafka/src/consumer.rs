@@ -36,7 +36,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use fleet_engine::{FinalCommit, Partition, log::Start};
+use fleet_group::{FinalCommit, Partition, log::Start};
 use fleet_job::record::RawRecord;
 use tokio::sync::{mpsc as events, oneshot};
 

@@ -10,6 +10,7 @@ pub mod consumer;
 mod convert;
 pub mod error;
 pub mod follow;
+pub mod link;
 mod moved;
 pub mod producer;
 pub mod reader;

@@ -3,18 +3,22 @@
 //! Alive and ready are different questions. A process that is not alive is restarted; one that is not ready is left
 //! alone and gets no work. A worker that waits for its server is alive and not ready.
 
-use std::io::{self, Read as _, Write as _};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::path::Path;
-use std::process::ExitCode;
-use std::sync::{Arc, PoisonError, RwLock};
-use std::time::Duration;
+use std::{
+    io::{self, Read as _, Write as _},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    path::Path,
+    process::ExitCode,
+    sync::{Arc, PoisonError, RwLock},
+    time::Duration,
+};
 
-use axum::http::{StatusCode, header};
-use axum::middleware::from_fn_with_state;
-use axum::response::IntoResponse;
-use axum::routing::get;
-use axum::{Json, Router};
+use axum::{
+    Json, Router,
+    http::{HeaderName, StatusCode, header},
+    middleware::from_fn_with_state,
+    response::IntoResponse,
+    routing::get,
+};
 use serde_json::json;
 use tokio::net::TcpListener;
 
@@ -25,6 +29,14 @@ mod serve;
 
 use guard::Guard;
 pub use serve::{DEFAULT_GRACE, serve, serve_with_grace};
+
+/// Headers that carry the credentials of a caller.
+pub const CREDENTIALS: [HeaderName; 4] = [
+    header::AUTHORIZATION,
+    header::PROXY_AUTHORIZATION,
+    header::COOKIE,
+    HeaderName::from_static("x-api-key"),
+];
 
 /// What the process says about itself. Cheap to clone; all clones share one state.
 #[derive(Debug, Clone, Default)]
@@ -214,8 +226,7 @@ pub fn write_ready_file(path: &Path, addr: SocketAddr) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use axum::body::Body;
-    use axum::http::Request;
+    use axum::{body::Body, http::Request};
     use tower::ServiceExt as _;
 
     use super::*;

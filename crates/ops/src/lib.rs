@@ -7,6 +7,7 @@
 pub mod clock;
 pub mod config;
 pub mod errors;
+pub mod hex;
 pub mod http;
 pub mod inspection;
 pub mod invariant;

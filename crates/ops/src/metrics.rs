@@ -4,8 +4,7 @@
 //! ([`Metrics::describe`]) and becomes the documentation ([`markdown`]), so that neither can drift from the code.
 //! Labels are bounded: never a job id, a key or a message.
 
-use std::sync::OnceLock;
-use std::time::Duration;
+use std::{sync::OnceLock, time::Duration};
 
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 use metrics_process::Collector;
@@ -230,6 +229,24 @@ pub fn markdown(tables: &[&[Metric]]) -> String {
         text.push_str(&format!("| {} |\n", row.join(" | ")));
     }
     text
+}
+
+/// Counts one thing in a gauge until it is dropped.
+#[derive(Debug)]
+pub struct Counted(&'static str);
+
+impl Counted {
+    /// Adds one to `gauge`.
+    pub fn new(gauge: &Metric) -> Self {
+        ::metrics::gauge!(gauge.name).increment(1.0);
+        Self(gauge.name)
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        ::metrics::gauge!(self.0).decrement(1.0);
+    }
 }
 
 #[cfg(test)]

@@ -53,7 +53,7 @@ fn main() -> Result<ExitCode, ServerError> {
     // Hosted programs run as the same user and must not read this process's environment.
     fleet_ops::inspection::forbid();
     // A hosted program begins as this one, which sets its limits.
-    if let Some(code) = mcp_server::launcher::run_if_asked() {
+    if let Some(code) = fleet_launcher::run_if_asked() {
         return Ok(code);
     }
     serve(Cli::parse().args)?;

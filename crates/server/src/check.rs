@@ -8,25 +8,20 @@ use std::{
     process::ExitCode,
 };
 
+use fleet_hosting::launch::{self, LaunchSpec, RuleRef};
 use fleet_job::{
     mcp_servers::{ConfigError, McpServers, ServerEntry, UnusableEntry, text},
     tool_name,
 };
+use fleet_ops::errors::chain;
+use fleet_policy::{
+    Policy,
+    limits::{Limits, ServerLimits},
+};
 use serde::Serialize;
 use serde_json::Value;
 
-use crate::{
-    error::{ServerError, chain},
-    hosting::{
-        launch::{self, LaunchSpec, RuleRef},
-        remote,
-    },
-    policy::{
-        Policy,
-        limits::{Limits, ServerLimits},
-        source::PolicySource,
-    },
-};
+use crate::{error::ServerError, policy_source::PolicySource};
 
 /// Shown under `--help`.
 pub const EXAMPLES: &str = "Examples:
@@ -248,9 +243,9 @@ impl ServerReport {
             }
             Ok((LaunchSpec::Url(spec) | LaunchSpec::Remote(spec) | LaunchSpec::Sse(spec), rule)) => {
                 report.rule = Some(rule);
-                match remote::lookup(&spec).await {
+                match fleet_egress::lookup(&spec.url).await {
                     Ok(found) => {
-                        let allowed = remote::allowed(&spec, policy, &found);
+                        let allowed = fleet_egress::allowed(&spec.url, policy, &found);
                         if let Err(refusal) = allowed {
                             return report.not(Verdict::Refused, refusal.to_string());
                         }

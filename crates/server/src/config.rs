@@ -6,21 +6,18 @@ use std::{
     time::Duration,
 };
 
+use fleet_hosting::registry::{RegistryConfig, sharing::Plain};
+use fleet_jobs::{Owners, config::JobsConfig};
 use fleet_kafka::compression::Compression;
 use fleet_ledger::Retention;
 use fleet_ops::http::guard::Origin;
+use fleet_policy::{Policy, glob::Glob};
 use url::Url;
 
 use crate::{
     args::Args,
     error::ServerError,
-    jobs::Owners,
-    policy::{
-        Policy,
-        glob::Glob,
-        source::{PolicySource, non_empty},
-    },
-    registry::sharing::Plain,
+    policy_source::{PolicySource, non_empty},
     tools::files::Files,
 };
 
@@ -63,42 +60,6 @@ pub struct ServerConfig {
     pub repeat_max_bytes: u64,
     /// How long open requests may take to finish at shutdown.
     pub drain_timeout: Duration,
-}
-
-/// Where replicas share what they host.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct RegistryConfig {
-    /// The brokers, `host:port`, comma-separated. More about them is in `KAFKA_PROPERTY_…` of the environment.
-    pub brokers: String,
-    /// The topic.
-    pub topic: String,
-    /// Names of what may be written there as it is.
-    pub plain: Plain,
-}
-
-/// What the server does with jobs.
-#[derive(Debug, Clone, PartialEq)]
-pub struct JobsConfig {
-    /// The brokers, `host:port`, comma-separated. More about them is in `KAFKA_PROPERTY_…` of the environment.
-    pub brokers: String,
-    /// The jobs topic.
-    pub topic: String,
-    /// The consumer group of the workers.
-    pub group: String,
-    /// The largest job, in bytes.
-    pub max_job_bytes: usize,
-    /// Where the ledger's file is; in memory where there is none.
-    pub data_dir: Option<PathBuf>,
-    /// What the ledger keeps.
-    pub retention: Retention,
-    /// How submitters are named.
-    pub owners: Owners,
-    /// Tools that run as tasks, beside those that say so of themselves.
-    pub task_tools: Vec<Glob>,
-    /// For how long a task can be asked for.
-    pub task_ttl: Duration,
-    /// How often clients should ask for a task.
-    pub task_poll_interval: Duration,
 }
 
 impl Default for ServerConfig {

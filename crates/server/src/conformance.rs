@@ -5,6 +5,8 @@
 
 use std::sync::Arc;
 
+use fleet_hosting::Fleet;
+use fleet_jobs::LongRunning;
 use rmcp::{
     RoleServer,
     model::{
@@ -17,11 +19,7 @@ use rmcp::{
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
-use crate::{
-    hosting::Fleet,
-    jobs::LongRunning,
-    provider::{Answer, Provider},
-};
+use crate::provider::{Answer, Provider};
 
 mod content;
 mod dialogue;

@@ -1,11 +1,13 @@
-//! What can go wrong with the server as a whole, and how errors are written out.
+//! What can go wrong with the server as a whole.
 
-use std::{fmt::Write, path::PathBuf};
+use std::path::PathBuf;
 
+use fleet_jobs::JobsError;
 use fleet_kafka::KafkaError;
 use fleet_ops::config::ConfigError;
+use fleet_policy::PolicyError;
 
-use crate::{jobs::JobsError, policy::PolicyError, tools::files::RootError};
+use crate::tools::files::RootError;
 
 /// Why the server can't start or go on.
 #[derive(Debug, thiserror::Error)]
@@ -71,20 +73,4 @@ pub enum ServerError {
     /// The MCP session on standard input and output could not be set up.
     #[error("MCP on standard input and output: {0}")]
     Stdio(String),
-}
-
-/// An error with all its sources, as one line.
-pub fn chain(error: &dyn std::error::Error) -> String {
-    let mut line = error.to_string();
-    let mut source = error.source();
-    while let Some(error) = source {
-        let text = error.to_string();
-        // Some libraries repeat their source in their own text.
-        if !line.ends_with(&text) {
-            // Writing to a string can't fail.
-            _ = write!(line, ": {text}");
-        }
-        source = error.source();
-    }
-    line
 }

@@ -10,7 +10,15 @@ use std::{
     time::{Duration, Instant},
 };
 
+use fleet_hosting::{
+    Fleet, apps,
+    follow::MODERN,
+    forward,
+    registry::{Shared, presence::Presence},
+    routes::Route,
+};
 use fleet_job::{size::clipped, tool_name};
+use fleet_jobs::Tasks;
 use http::request::Parts;
 use rmcp::{
     RoleServer, ServerHandler,
@@ -31,12 +39,9 @@ use rmcp::{
 use tracing::Instrument as _;
 
 use crate::{
-    UNAVAILABLE_KEY, call,
-    hosting::{Fleet, apps, follow::MODERN, routes::Route},
-    jobs::Tasks,
+    UNAVAILABLE_KEY,
     metrics::{OPERATION_DURATION, TOOL_CALLS},
     provider::Provider,
-    registry::{Shared, presence::Presence},
     repeat::{Key, Repeats},
 };
 
@@ -150,9 +155,9 @@ impl Gateway {
             (None, Some(server)) => {
                 // Its tools are known once it runs.
                 if !self.find(server, name).await? {
-                    return Err(call::unknown_server(server, name));
+                    return Err(forward::unknown_server(server, name));
                 }
-                fleet.connection(server).await.map_err(|error| call::down_for(name, &error))?;
+                fleet.connection(server).await.map_err(|error| forward::down_for(name, &error))?;
                 let Some(route) = fleet.routes().tool(name).map(routed) else {
                     return Err(unknown(&format!("server `{server}` has no tool `{name}`")));
                 };
@@ -166,7 +171,7 @@ impl Gateway {
         let again = may_repeat.then(|| params.clone());
         match (self.call_hosted(&server, params, &context).await, again) {
             // The server died under a call that does no harm twice: it is started again, and asked again, once.
-            (Err(error), Some(params)) if call::is_lost(&error) => {
+            (Err(error), Some(params)) if forward::is_lost(&error) => {
                 tracing::info!(server, tool = %params.name, "a call is made again after its server was lost");
                 self.call_hosted(&server, params, &context).await
             }
@@ -187,7 +192,7 @@ impl Gateway {
             Presence::Awaited { reason, retry_after } => {
                 let message =
                     format!("`{what}` can't be called: server `{server}` is not available: {reason}");
-                Err(call::server_unavailable(server, message, retry_after))
+                Err(forward::server_unavailable(server, message, retry_after))
             }
         }
     }
@@ -200,8 +205,8 @@ impl Gateway {
     ) -> Result<CallToolResponse, ErrorData> {
         let (span, context) = traces::passed_on(server, &params.name, context);
         let request = ClientRequest::CallToolRequest(CallToolRequest::new(params));
-        let forwarded = call::forward(&self.inner.fleet, server, request, &context).await;
-        let result = forwarded.and_then(|result| call::tool_result(server, result));
+        let forwarded = forward::forward(&self.inner.fleet, server, request, &context).await;
+        let result = forwarded.and_then(|result| forward::tool_result(server, result));
         traces::answered(&span, outcome(&result), &result);
         result
     }
@@ -503,7 +508,7 @@ impl ServerHandler for Gateway {
         let request =
             ClientRequest::ListSkillsRequest(ListSkillsRequest::with_param(request.unwrap_or_default()));
         let (server, result) = self.skills(request, &context).await?;
-        let mut result = call::skills(&server, result)?;
+        let mut result = forward::skills(&server, result)?;
         identify(&context, &mut result.meta);
         Ok(result)
     }
@@ -515,7 +520,7 @@ impl ServerHandler for Gateway {
     ) -> Result<GetSkillResult, ErrorData> {
         let request = ClientRequest::GetSkillRequest(GetSkillRequest::new(request));
         let (server, result) = self.skills(request, &context).await?;
-        let mut result = call::skill(&server, result)?;
+        let mut result = forward::skill(&server, result)?;
         identify(&context, &mut result.meta);
         Ok(result)
     }
@@ -528,7 +533,7 @@ impl ServerHandler for Gateway {
         let request = ReadResourceDirectoryRequest::new(request);
         let request = ClientRequest::ReadResourceDirectoryRequest(request);
         let (server, result) = self.skills(request, &context).await?;
-        let mut result = call::directory(&server, &self.inner.fleet.routes(), result)?;
+        let mut result = forward::directory(&server, &self.inner.fleet.routes(), result)?;
         identify(&context, &mut result.meta);
         Ok(result)
     }

@@ -11,6 +11,12 @@ use axum::{
     response::Response,
     routing::{get, post},
 };
+use fleet_hosting::registry::record;
+use fleet_job::topics::DEFAULT_REGISTRY_TOPIC;
+use fleet_jobs::{
+    Jobs,
+    rest::{self, RegistryTopic},
+};
 use fleet_ops::{
     http::{
         Health,
@@ -21,11 +27,10 @@ use fleet_ops::{
 use rmcp::transport::{StreamableHttpServerConfig, StreamableHttpService};
 use tokio_util::sync::CancellationToken;
 
-use crate::{config::ServerConfig, gateway::Gateway, jobs::Jobs};
+use crate::{config::ServerConfig, gateway::Gateway};
 
 mod body;
 mod card;
-mod jobs;
 mod message;
 mod mirrored;
 mod observe;
@@ -35,6 +40,8 @@ mod sessions;
 mod sse;
 mod task_name;
 mod task_streams;
+#[cfg(test)]
+mod watched_tasks_tests;
 
 /// MCP over Streamable HTTP, in one of its modes.
 type McpService = StreamableHttpService<Gateway, sessions::Sessions>;
@@ -70,12 +77,12 @@ pub fn router(
         .route("/message", post(message::handle).with_state(posted))
         .layer(from_fn(odd_content::put_back))
         .layer(from_fn(mirrored::check))
-        .merge(jobs::router(jobs, config, stop))
+        .merge(rest::router(jobs, &registry_topic(config), stop))
         .layer(from_fn_with_state(body::BODY_TIME, body::read_body))
         .layer(from_fn_with_state(guard.clone(), guard::check))
         .merge(card.layer(from_fn_with_state(guard.clone(), guard::check_host)))
         .layer(from_fn(observe::mark_credentials))
-        .layer(from_fn(jobs::translate))
+        .layer(from_fn(rest::translate))
         .layer(from_fn(observe::count));
     // Metrics say which tools are called how often. Health says nothing, and is asked by whatever name there is.
     let scrape = fleet_ops::http::scrape(metrics, guard);
@@ -116,4 +123,37 @@ fn mcp_service(
     };
     let factory = move || Ok::<_, std::io::Error>(gateway.for_session());
     StreamableHttpService::new(factory, Arc::new(sessions), settings)
+}
+
+/// The registry topic as this server is configured, for the documents of the REST interface.
+fn registry_topic(config: &ServerConfig) -> RegistryTopic {
+    let name = config.registry.as_ref().map_or(DEFAULT_REGISTRY_TOPIC, |registry| registry.topic.as_str());
+    RegistryTopic { name: name.to_owned(), schema: record::schema() }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use fleet_job::topics::Topics;
+
+    use super::*;
+
+    /// The documents in `schemas/` are those of the code.
+    #[test]
+    fn the_documents_are_those_of_the_code() {
+        let directory = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../../schemas"));
+        let registry = registry_topic(&ServerConfig::default());
+        for (name, expected) in rest::documents(&Topics::default(), &registry) {
+            let path = directory.join(name);
+            if std::env::var_os("UPDATE_SCHEMAS").is_some() {
+                std::fs::write(&path, &expected).unwrap();
+            }
+            let found = std::fs::read_to_string(&path).unwrap_or_default();
+            assert!(
+                found == expected,
+                "schemas/{name} differs from the code: run UPDATE_SCHEMAS=1 cargo test -p mcp-server --lib documents"
+            );
+        }
+    }
 }

@@ -2,30 +2,22 @@
 //!
 //! It speaks MCP over Streamable HTTP (`/mcp`), over plain JSON-RPC (`/message`) and on standard input and output. It
 //! has a few tools of its own, and offers those of the servers it hosts, child processes and remote ones, under one
-//! roof. What may be hosted is decided by [`policy`], which by default allows nothing.
+//! roof. What may be hosted is decided by [`fleet_policy`], which by default allows nothing.
 
 pub mod args;
-mod call;
 pub mod check;
 pub mod config;
 mod conformance;
-mod content_results;
+
 pub mod error;
 pub mod gateway;
-pub mod hosting;
 pub mod http;
-pub mod jobs;
-pub mod kafka;
-mod kept_items;
-pub mod launcher;
 pub mod metrics;
-pub mod policy;
+mod policy_source;
 pub mod provider;
-pub mod registry;
 mod reload;
 mod repeat;
 mod run;
-mod tool_results;
 pub mod toolkit;
 pub mod tools;
 

@@ -3,10 +3,10 @@
 use std::{net::SocketAddr, process::ExitCode, time::Duration};
 
 use clap::{Parser, Subcommand};
+use fleet_ops::errors::chain;
 use mcp_server::{
     Args,
     check::{self, PolicyCommand},
-    error::chain,
 };
 
 const EXAMPLES: &str = "Examples:
@@ -54,7 +54,7 @@ enum Command {
 
 fn main() -> ExitCode {
     fleet_ops::inspection::forbid();
-    if let Some(code) = mcp_server::launcher::run_if_asked() {
+    if let Some(code) = fleet_launcher::run_if_asked() {
         return code;
     }
     let cli = Cli::parse();

@@ -2,6 +2,7 @@
 
 use std::pin::Pin;
 
+use fleet_jobs::LongRunning;
 use rmcp::{
     RoleServer,
     model::{
@@ -11,8 +12,6 @@ use rmcp::{
     },
     service::RequestContext,
 };
-
-use crate::jobs::LongRunning;
 
 /// An answer that is on its way.
 pub type Answer<T> = Pin<Box<dyn Future<Output = Result<T, ErrorData>> + Send>>;

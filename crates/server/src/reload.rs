@@ -7,15 +7,12 @@
 
 use std::{io, os::unix::fs::MetadataExt, path::Path, sync::Arc, time::Duration};
 
+use fleet_hosting::Fleet;
+use fleet_ops::errors::chain;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
-use crate::{
-    error::{ServerError, chain},
-    hosting::Fleet,
-    metrics::POLICY_RELOADS,
-    policy::source::PolicySource,
-};
+use crate::{error::ServerError, metrics::POLICY_RELOADS, policy_source::PolicySource};
 
 /// The time between two looks at the file.
 const INTERVAL: Duration = Duration::from_millis(500);

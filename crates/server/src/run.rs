@@ -2,12 +2,19 @@
 
 use std::sync::Arc;
 
-use fleet_kafka::{compression::Compression, settings::Settings};
+use fleet_hosting::{
+    Fleet,
+    kept_items::Restoring,
+    registry::{Shared, kafka::KafkaRegistry, memory::MemoryRegistry, sharing::Plain},
+};
+use fleet_jobs::{Jobs, Tasks};
+use fleet_kafka::{compression::Compression, link::Link, settings::Settings};
 use fleet_ops::{
     config::Env,
     http::{Health, bind, serve_with_grace, write_ready_file},
     shutdown::signal_token,
 };
+use fleet_policy::current::CurrentPolicy;
 use rmcp::{
     service::ServerInitializeError,
     transport::{async_rw::AsyncRwTransport, stdio_pipes},
@@ -20,14 +27,8 @@ use crate::{
     conformance::Fixtures,
     error::ServerError,
     gateway::Gateway,
-    hosting::Fleet,
     http,
-    jobs::{Jobs, Tasks},
-    kafka::Link,
-    kept_items::Restoring,
-    policy::current::CurrentPolicy,
     provider::Provider,
-    registry::{Shared, kafka::KafkaRegistry, memory::MemoryRegistry, sharing::Plain},
     reload,
     tools::{
         self,
@@ -164,7 +165,7 @@ async fn serve_http(
     stop: CancellationToken,
 ) -> Result<(), ServerError> {
     let metrics = fleet_ops::metrics::install();
-    metrics.describe(crate::metrics::TABLE);
+    crate::metrics::TABLES.iter().for_each(|table| metrics.describe(table));
     crate::metrics::begin();
     metrics.identify("mcp-server", env!("CARGO_PKG_VERSION"));
     let health = Health::new();
@@ -217,6 +218,6 @@ async fn serve_stdio(gateway: Gateway, stop: CancellationToken) -> Result<(), Se
         }
         // Whoever started us changed their mind before saying anything.
         Err(ServerInitializeError::ConnectionClosed(_) | ServerInitializeError::Cancelled) => Ok(()),
-        Err(error) => Err(ServerError::Stdio(crate::error::chain(&error))),
+        Err(error) => Err(ServerError::Stdio(fleet_ops::errors::chain(&error))),
     }
 }

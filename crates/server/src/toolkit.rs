@@ -6,6 +6,7 @@
 
 use std::{borrow::Cow, collections::BTreeMap, pin::Pin, sync::Arc, time::Duration};
 
+use fleet_hosting::forward;
 use fleet_job::size::clipped;
 use rmcp::{
     RoleServer,
@@ -20,10 +21,7 @@ use schemars::JsonSchema;
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::Value;
 
-use crate::{
-    call,
-    provider::{Answer, Provider},
-};
+use crate::provider::{Answer, Provider};
 
 /// What stands in the tool list beside the schemas.
 #[derive(Debug, Clone)]
@@ -100,7 +98,7 @@ impl ToolFailure {
     fn into_answer(self) -> Result<CallToolResult, ErrorData> {
         match &self.unreachable {
             Some((server, retry_after)) => {
-                Err(call::server_unavailable(server, self.message.clone(), *retry_after))
+                Err(forward::server_unavailable(server, self.message.clone(), *retry_after))
             }
             None => Ok(self.into_result()),
         }

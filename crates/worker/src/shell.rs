@@ -25,7 +25,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-use fleet_engine::{BreakerState, Command, Engine, Input, Partition, Token};
+use fleet_engine::{BreakerState, Command, Engine, Input, Token};
+use fleet_group::Partition;
 use fleet_job::envelope::JobType;
 use fleet_kafka::{
     KafkaError,
@@ -36,13 +37,12 @@ use fleet_kafka::{
 use fleet_mcp_client::McpClient;
 use fleet_ops::{http::Health, invariant};
 use futures::FutureExt as _;
-use metrics::{counter, gauge};
-use tokio::{sync::mpsc, task::AbortHandle};
-use tokio_util::sync::CancellationToken;
-
 use held::{Clock, Done, Jobs, Revoke};
+use metrics::{counter, gauge};
 use producers::Producers;
 use settled::Window;
+use tokio::{sync::mpsc, task::AbortHandle};
+use tokio_util::sync::CancellationToken;
 use uncommitted::Uncommitted;
 use waits::OutOfReach;
 

@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
+use fleet_job::view::{CancelOutcome, Cancellation, JobList, JobView};
 use fleet_mcp_client::ClientConfig;
 use http::{HeaderMap, HeaderValue, Method, header};
-use mcp_server::jobs::{CancelOutcome, Cancellation, JobList, JobView};
 use reqwest::{Response, StatusCode};
 use serde::de::DeserializeOwned;
 use tokio::time::{Instant, sleep};

@@ -6,8 +6,8 @@ use std::{
     time::Duration,
 };
 
+use fleet_job::view::JobView;
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
-use mcp_server::jobs::JobView;
 
 use super::render;
 use crate::dlq::text::shortened;

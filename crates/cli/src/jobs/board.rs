@@ -2,8 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use fleet_job::{event::JobState, time::Timestamp};
-use mcp_server::jobs::JobView;
+use fleet_job::{event::JobState, time::Timestamp, view::JobView};
 
 use super::filter::{Filter, STATES};
 

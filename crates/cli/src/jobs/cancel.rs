@@ -2,8 +2,8 @@
 
 use std::process::ExitCode;
 
+use fleet_job::view::{CancelOutcome, Cancellation};
 use futures::{StreamExt as _, stream};
-use mcp_server::jobs::{CancelOutcome, Cancellation};
 use serde_json::json;
 
 use super::{

@@ -1,8 +1,7 @@
 //! Which jobs a command is about. Pure.
 
 use clap::builder::{PossibleValuesParser, TypedValueParser};
-use fleet_job::{envelope::JobType, event::JobState, time::Timestamp};
-use mcp_server::jobs::JobView;
+use fleet_job::{envelope::JobType, event::JobState, time::Timestamp, view::JobView};
 
 use crate::moment::Moment;
 

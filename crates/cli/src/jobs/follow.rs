@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use mcp_server::jobs::JobView;
+use fleet_job::view::JobView;
 use tokio::{sync::mpsc, time::sleep};
 use url::Url;
 

@@ -2,8 +2,8 @@
 
 use std::process::ExitCode;
 
+use fleet_job::view::JobView;
 use fleet_ops::clock;
-use mcp_server::jobs::JobView;
 
 use super::{
     api::{Api, ServerArgs},

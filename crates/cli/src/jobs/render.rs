@@ -6,8 +6,8 @@ use fleet_job::{
     event::{Progress, RESULT_OMITTED},
     outcome::JobError,
     time::Timestamp,
+    view::JobView,
 };
-use mcp_server::jobs::JobView;
 
 use crate::{
     dlq::text::{age, shortened, table, time},

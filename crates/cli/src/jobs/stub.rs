@@ -13,9 +13,11 @@ use axum::{
     http::{HeaderMap, StatusCode},
     response::Response,
 };
-use fleet_job::event::JobState;
+use fleet_job::{
+    event::JobState,
+    view::{CancelOutcome, JobView},
+};
 use futures::{StreamExt as _, stream};
-use mcp_server::jobs::{CancelOutcome, JobView};
 use serde_json::{Value, json};
 use tokio::{net::TcpListener, time::Instant};
 use tokio_util::sync::CancellationToken;

@@ -10,10 +10,9 @@ use std::{
     time::Duration,
 };
 
-use fleet_job::event::JobState;
+use fleet_job::{event::JobState, view::JobView};
 use fleet_ops::shutdown;
 use futures::{StreamExt as _, stream};
-use mcp_server::jobs::JobView;
 use serde_json::{Value, json};
 use tokio::time::{Instant, timeout_at};
 

@@ -2,8 +2,8 @@
 
 use std::{io::IsTerminal as _, process::ExitCode, time::Duration};
 
+use fleet_job::view::JobView;
 use fleet_ops::{clock, config::parse_duration, shutdown};
-use mcp_server::jobs::JobView;
 use tokio::{sync::mpsc, time::MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 

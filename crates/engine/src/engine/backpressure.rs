@@ -1,7 +1,9 @@
 //! How much is held in memory, and which partitions are fetched.
 
+use fleet_group::Partition;
+
 use super::Engine;
-use crate::types::{Command, Config, Partition, Terminal, Token, faulty};
+use crate::types::{Command, Config, Terminal, Token, faulty};
 
 /// So many records that wait to be passed on are read ahead. They come in the order of their times, so more of them would
 /// only fill memory that jobs need.

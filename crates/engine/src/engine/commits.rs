@@ -2,13 +2,13 @@
 
 use std::time::Duration;
 
+use fleet_group::{Partition, Progress};
 use fleet_job::time::Timestamp;
 
 use super::Engine;
 use crate::{
     partition::{Phase, Sayable, Slot},
-    progress::Progress,
-    types::{Command, Partition, Token, faulty},
+    types::{Command, Token, faulty},
 };
 
 impl Engine {

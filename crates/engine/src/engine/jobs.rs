@@ -1,5 +1,6 @@
 //! The life of a job, from its record to the end that is written of it. What its attempts come to is in `attempts`.
 
+use fleet_group::Partition;
 use fleet_job::time::Timestamp;
 
 use super::Engine;
@@ -7,7 +8,7 @@ use crate::{
     keys::{self, Lane},
     partition::{Delivery, Phase, Slot},
     schedule::Alarm,
-    types::{Admission, Command, JobSpec, Ordering, Partition, Terminal, Token, faulty},
+    types::{Admission, Command, JobSpec, Ordering, Terminal, Token, faulty},
 };
 
 /// So many times longer than others a job waits in memory that has come back from the delayed topic.

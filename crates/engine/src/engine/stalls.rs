@@ -2,13 +2,11 @@
 
 use std::time::Duration;
 
+use fleet_group::Partition;
 use fleet_job::time::Timestamp;
 
 use super::{Engine, holding::awaited};
-use crate::{
-    partition::{PartitionState, Phase, Slot},
-    types::Partition,
-};
+use crate::partition::{PartitionState, Phase, Slot};
 
 /// How often to look, while something is unavailable. That costs as much as there are jobs.
 const REVIEW: Duration = Duration::from_secs(1);

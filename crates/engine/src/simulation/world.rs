@@ -11,15 +11,17 @@ use std::{
     time::Duration,
 };
 
+use events::{Events, Word};
+use fleet_group::{
+    Contact, FinalCommit, Partition, Patience, Progress, Sample,
+    log::{self, Found, LogName},
+};
 use fleet_job::{event::JobState, outcome::FailureClass, time::Timestamp};
 
 use crate::{
-    Admission, Attempt, Backoff, Command, Config, Contact, Engine, FinalCommit, Input, JobSpec, Limit,
-    Limits, Need, Partition, Patience, Progress, Sample, Terminal, Token,
-    log::{self, Found, LogName},
-    types::Fault,
+    Admission, Attempt, Backoff, Command, Config, Engine, Input, JobSpec, Limit, Limits, Need, Terminal,
+    Token, types::Fault,
 };
-use events::{Events, Word};
 
 /// Partitions of the jobs topic, by these numbers; the next one is the delayed topic's only one.
 const JOBS: usize = 3;
@@ -284,6 +286,10 @@ impl World {
         // A loop that has stood still knows that it has, whatever its consumer's threads have done meanwhile.
         *has_old_commands |= contact.is_broken(now);
         contact.turned(now);
+        if self.fault == Some(Fault::TurnLiftsGap) {
+            // As if the coordinator had accepted a commit.
+            contact.accepted(now);
+        }
         if broker_up {
             contact.sampled(Sample { at: now, received: Some(now), is_joining: false });
         }

@@ -8,12 +8,11 @@ mod story;
 use std::{collections::BTreeSet, time::Duration};
 
 use fleet_engine::{
-    Admission, Attempt, BreakerState, Command, Config, Input, JobSpec, Limit, MAX_ENCODED_BYTES, Ordering,
-    Progress, Terminal,
+    Admission, Attempt, BreakerState, Command, Config, Input, JobSpec, Limit, Ordering, Terminal,
 };
+use fleet_group::{MAX_ENCODED_BYTES, Progress};
 use fleet_job::outcome::FailureClass;
 use proptest::prelude::*;
-
 use story::{LOG, NONE, P, RETRY, SPEC, Story, UNAVAILABLE, at, started, token};
 
 #[test]

@@ -1,8 +1,7 @@
 //! What is unavailable, and what a worker that was out of contact may still do.
 
-use fleet_engine::{
-    Admission, Attempt, BreakerState, Command, Config, Input, JobSpec, Need, Progress, Terminal,
-};
+use fleet_engine::{Admission, Attempt, BreakerState, Command, Config, Input, JobSpec, Need, Terminal};
+use fleet_group::Progress;
 
 use crate::story::{NONE, P, SPEC, Story, UNAVAILABLE, at, started, token};
 

@@ -1,7 +1,8 @@
 //! One engine, told step by step what happens, and what it wants then.
 
-use fleet_engine::{
-    Admission, Attempt, Command, Config, Engine, Input, JobSpec, Partition, Token,
+use fleet_engine::{Admission, Attempt, Command, Config, Engine, Input, JobSpec, Token};
+use fleet_group::{
+    Partition,
     log::{self, Found, LogName},
 };
 use fleet_job::{outcome::FailureClass, time::Timestamp};

@@ -6,7 +6,7 @@ use std::{
     thread,
 };
 
-use fleet_engine::FinalCommit;
+use fleet_group::FinalCommit;
 use rdkafka::consumer::{BaseConsumer, Consumer as _};
 
 use super::{Event, context::Context};

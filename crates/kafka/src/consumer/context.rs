@@ -11,7 +11,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use fleet_engine::{FinalCommit, Partition};
+use fleet_group::{FinalCommit, Partition};
 use rdkafka::{
     ClientContext, Offset, Statistics, TopicPartitionList,
     client::OAuthToken,

@@ -9,7 +9,7 @@
 
 use std::{collections::HashMap, sync::atomic::Ordering, time::Duration};
 
-use fleet_engine::Partition;
+use fleet_group::Partition;
 use rdkafka::{
     Offset, Statistics, TopicPartitionList,
     consumer::{BaseConsumer, Consumer as _},

@@ -2,11 +2,11 @@
 //! that was committed for the old one; only the topic's id tells the two apart.
 //!
 //! The id is looked up when partitions are assigned, and every few seconds from then on (`watch`). What is to be believed
-//! of a commit is decided by [`fleet_engine::log::start`].
+//! of a commit is decided by [`fleet_group::log::start`].
 
 use std::{collections::HashMap, sync::Arc, thread, time::Duration};
 
-use fleet_engine::{
+use fleet_group::{
     Partition,
     log::{self, Finding, Found, LogName, Start},
 };

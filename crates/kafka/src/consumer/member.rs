@@ -6,7 +6,7 @@ use std::{
     thread,
 };
 
-use fleet_engine::{FinalCommit, Patience};
+use fleet_group::{FinalCommit, Patience};
 use rdkafka::{
     consumer::{BaseConsumer, Consumer as _},
     error::KafkaError as Native,

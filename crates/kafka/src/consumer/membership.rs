@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use fleet_engine::{Contact, FinalCommit, Partition, Patience, Progress, Sample, log::LogName};
+use fleet_group::{Contact, FinalCommit, Partition, Patience, Progress, Sample, log::LogName};
 use rdkafka::{Statistics, error::RDKafkaErrorCode};
 
 /// The poll thread turns at least this often.

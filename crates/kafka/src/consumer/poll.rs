@@ -7,7 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use fleet_engine::{FinalCommit, Partition};
+use fleet_group::{FinalCommit, Partition};
 use rdkafka::{
     Message as _,
     consumer::{BaseConsumer, Consumer as _},

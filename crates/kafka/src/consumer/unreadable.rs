@@ -6,7 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
-use fleet_engine::Partition;
+use fleet_group::Partition;
 use rdkafka::{error::RDKafkaErrorCode as Code, statistics};
 
 /// What keeps a partition from being read on until somebody mends it.

@@ -12,7 +12,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use fleet_engine::{
+use fleet_group::{
     Partition,
     log::{Finding, Start},
 };

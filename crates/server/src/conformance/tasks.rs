@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use fleet_jobs::{LongRunning, tasks::LONG_RUNNING};
 use rmcp::{
     RoleServer,
     model::{
@@ -12,7 +13,6 @@ use rmcp::{
 use serde_json::{Value, json};
 
 use super::rounds::{ask, elicitation, elicited};
-use crate::jobs::{LongRunning, tasks::LONG_RUNNING};
 
 /// The longest that a tool takes here.
 const LONGEST: f64 = 3600.0;

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use fleet_hosting::changes::{Change, Lists};
 use rmcp::{
     RoleServer,
     model::{
@@ -13,7 +14,6 @@ use rmcp::{
 use serde_json::{Value, json};
 
 use super::{Fixtures, PNG, WAV, dialogue, parsed, rounds, tasks};
-use crate::hosting::changes::{Change, Lists};
 
 /// How long the tools that take a while take for each step.
 const STEP: Duration = Duration::from_millis(50);

@@ -1,5 +1,6 @@
 //! Prompts and resources: this server's own and those of the hosted servers.
 
+use fleet_hosting::{apps, forward};
 use fleet_job::{size::clipped, tool_name};
 use rmcp::{
     RoleServer,
@@ -13,7 +14,6 @@ use rmcp::{
 use serde_json::json;
 
 use super::{Gateway, MAX_NAME};
-use crate::{call, hosting::apps};
 
 /// How much of a URI an error repeats.
 const SHOWN_URI: usize = 2048;
@@ -65,7 +65,10 @@ impl Gateway {
         params.meta = None;
         params.arguments.iter_mut().for_each(|arguments| apps::restore_in_object(&route.server, arguments));
         let request = ClientRequest::GetPromptRequest(GetPromptRequest::new(params));
-        call::prompt(&route.server, call::forward(&self.inner.fleet, &route.server, request, &context).await?)
+        forward::prompt(
+            &route.server,
+            forward::forward(&self.inner.fleet, &route.server, request, &context).await?,
+        )
     }
 
     /// Waits a moment for the registry to tell of the server of a prompt that is not known here.
@@ -95,7 +98,7 @@ impl Gateway {
         params.uri = uri.to_owned();
         params.meta = None;
         let request = ClientRequest::ReadResourceRequest(ReadResourceRequest::new(params));
-        call::resource(&server, call::forward(&self.inner.fleet, &server, request, &context).await?)
+        forward::resource(&server, forward::forward(&self.inner.fleet, &server, request, &context).await?)
     }
 
     pub(super) async fn completions(
@@ -126,13 +129,13 @@ impl Gateway {
             let message = "there is no such prompt or resource template to complete an argument of";
             return Err(ErrorData::invalid_params(message, None));
         };
-        let upstream = self.inner.fleet.connection(&server).await.map_err(|error| call::down(&error))?;
+        let upstream = self.inner.fleet.connection(&server).await.map_err(|error| forward::down(&error))?;
         if upstream.info.capabilities.completions.is_none() {
             return Ok(CompleteResult::new(CompletionInfo::default()));
         }
         params.meta = None;
         apps::restore_in_text(&server, &mut params.argument.value);
         let request = ClientRequest::CompleteRequest(CompleteRequest::new(params));
-        call::completions(&server, call::forward(&self.inner.fleet, &server, request, &context).await?)
+        forward::completions(&server, forward::forward(&self.inner.fleet, &server, request, &context).await?)
     }
 }

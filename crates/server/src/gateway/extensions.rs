@@ -1,5 +1,6 @@
 //! Requests of extensions of the protocol, which go to the hosted server that declares the extension.
 
+use fleet_hosting::{apps, extensions::Owner, forward};
 use fleet_job::size::clipped;
 use rmcp::{
     RoleServer,
@@ -11,10 +12,6 @@ use rmcp::{
 use serde_json::{Value, json};
 
 use super::{Gateway, MAX_NAME, is_modern};
-use crate::{
-    call,
-    hosting::{apps, extensions::Owner},
-};
 
 /// Requests of the protocol in every revision. rmcp hands one whose parameters it can't read to the handler for unknown
 /// methods.
@@ -68,7 +65,7 @@ impl Gateway {
         let mut params = request.params;
         params.iter_mut().for_each(|params| apps::restore_in_value(&server, params));
         let request = ClientRequest::CustomRequest(CustomRequest::new(request.method, params));
-        let result = call::forward(&self.inner.fleet, &server, request, &context).await?;
+        let result = forward::forward(&self.inner.fleet, &server, request, &context).await?;
         let mut result = serde_json::to_value(result)
             .map_err(|error| ErrorData::internal_error(format!("server `{server}`: {error}"), None))?;
         apps::offer_in_answer(&server, &mut result);
@@ -91,7 +88,7 @@ impl Gateway {
         };
         drop(routes);
 
-        let result = call::forward(&self.inner.fleet, &server, request, context).await?;
+        let result = forward::forward(&self.inner.fleet, &server, request, context).await?;
         Ok((server, result))
     }
 }

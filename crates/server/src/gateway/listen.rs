@@ -8,6 +8,11 @@ use std::{
     },
 };
 
+use fleet_hosting::{
+    changes::{Change, Lists},
+    fleet::Watched,
+    notices::Notice,
+};
 use rmcp::{
     RoleServer,
     model::{
@@ -20,11 +25,6 @@ use tokio::sync::broadcast::{Receiver, error::RecvError};
 use tokio_util::sync::CancellationToken;
 
 use super::{Gateway, content::no_resource};
-use crate::hosting::{
-    changes::{Change, Lists},
-    fleet::Watched,
-    notices::Notice,
-};
 
 /// How many resources one session or stream may be subscribed to.
 const MAX_WATCHED: usize = 1000;

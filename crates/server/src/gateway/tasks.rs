@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use fleet_job::{meta, trace::TraceContext};
+use fleet_jobs::{Caller, JobsError, LongRunning, Tasks};
 use futures::{
     StreamExt as _,
     future::join_all,
@@ -21,8 +22,6 @@ use rmcp::{
 use tokio::sync::OwnedSemaphorePermit;
 
 use super::Gateway;
-
-use crate::jobs::{Caller, JobsError, LongRunning, Tasks};
 
 /// The tasks whose states a `subscriptions/listen` stream has asked for, in the extensions of its HTTP request.
 #[derive(Debug, Clone)]

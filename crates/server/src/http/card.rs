@@ -12,16 +12,13 @@ use axum::{
     response::{IntoResponse, Response},
     routing::get,
 };
-use fleet_ops::http::guard;
+use fleet_ops::{hex::hex, http::guard};
 use rmcp::{ServerHandler as _, model::ProtocolVersion};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use url::Url;
 
-use crate::{
-    gateway::{Gateway, own_info},
-    jobs::hex,
-};
+use crate::gateway::{Gateway, own_info};
 
 /// The path of the card: the one that MCP reserves below the URL of the endpoint.
 pub(super) const CARD: &str = "/mcp/server-card";
@@ -144,12 +141,13 @@ fn public(mut response: Response) -> Response {
 #[cfg(test)]
 mod tests {
     use axum::{body::Body, middleware::from_fn_with_state};
+    use fleet_hosting::Fleet;
     use fleet_ops::http::guard::Guard;
+    use fleet_policy::{Policy, current::CurrentPolicy};
     use http_body_util::BodyExt as _;
     use tower::ServiceExt as _;
 
     use super::*;
-    use crate::{hosting::Fleet, policy::Policy, policy::current::CurrentPolicy};
 
     const VERSIONS: &[ProtocolVersion] = ProtocolVersion::KNOWN_VERSIONS;
 

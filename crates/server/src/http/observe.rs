@@ -8,9 +8,11 @@ use axum::{
     middleware::Next,
     response::Response,
 };
+use fleet_jobs::rest;
+use fleet_ops::http::CREDENTIALS;
 
 use super::card;
-use crate::{metrics::HTTP_DURATION, repeat::key::CREDENTIALS};
+use crate::metrics::HTTP_DURATION;
 
 /// Marks credentials, so that whoever writes the headers into a log, at whatever level, writes `Sensitive` and not the
 /// value.
@@ -31,7 +33,7 @@ pub(super) async fn count(request: Request, next: Next) -> Response {
         card::CARD => card::CARD,
         card::CATALOG => card::CATALOG,
         // Labels are bounded: never an id.
-        path => super::jobs::label(path).unwrap_or("/mcp"),
+        path => rest::label(path).unwrap_or("/mcp"),
     };
     // What is no method of HTTP has one name, whatever it is.
     let method = match *request.method() {

@@ -6,10 +6,9 @@ use axum::{
     middleware::Next,
     response::Response,
 };
+use fleet_hosting::kept_items::restore_text;
 use http::{HeaderValue, header};
 use http_body_util::BodyExt as _;
-
-use crate::kept_items::restore_text;
 
 /// The layer over every route that answers calls. An event is one frame of its stream, and other answers are in memory as
 /// a whole.

@@ -18,6 +18,7 @@ use std::{
     time::Duration,
 };
 
+use fleet_ops::metrics::Counted;
 use futures::{
     FutureExt, Stream, StreamExt,
     future::{BoxFuture, Shared},
@@ -45,10 +46,7 @@ use rmcp::{
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 
-use crate::{
-    gateway::Gateway,
-    metrics::{self, Counted},
-};
+use crate::{gateway::Gateway, metrics};
 
 mod id;
 
@@ -441,13 +439,11 @@ impl SessionStore for Sessions {
 #[cfg(test)]
 mod tests {
 
+    use fleet_hosting::Fleet;
+    use fleet_policy::{Policy, current::CurrentPolicy};
     use futures::future::join_all;
 
     use super::*;
-    use crate::{
-        hosting::Fleet,
-        policy::{Policy, current::CurrentPolicy},
-    };
 
     fn sessions(limit: usize) -> Sessions {
         let fleet = Fleet::new(CurrentPolicy::new(Policy::default()));

@@ -144,11 +144,10 @@ fn events(
 
 #[cfg(test)]
 mod tests {
+    use fleet_hosting::Fleet;
+    use fleet_policy::{Policy, current::CurrentPolicy};
+
     use super::*;
-    use crate::{
-        hosting::Fleet,
-        policy::{Policy, current::CurrentPolicy},
-    };
 
     #[tokio::test]
     async fn streams_are_bounded_and_end_with_their_clients() {

@@ -1,19 +1,11 @@
 //! By what a repeat is recognised.
 
+use fleet_job::meta::{IDEMPOTENCY_KEY, JOB_ID};
+use fleet_ops::http::CREDENTIALS;
+use http::HeaderMap;
 use rmcp::model::{CallToolRequestParams, JsonObject};
 use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
-
-use fleet_job::meta::{IDEMPOTENCY_KEY, JOB_ID};
-use http::{HeaderMap, HeaderName, header};
-
-/// Headers that say who calls. A result is for whoever could make the call, and for nobody else.
-pub(crate) const CREDENTIALS: [HeaderName; 4] = [
-    header::AUTHORIZATION,
-    header::PROXY_AUTHORIZATION,
-    header::COOKIE,
-    HeaderName::from_static("x-api-key"),
-];
 
 /// A digest over everything that makes a call this call: job id, idempotency key, tool, arguments, and who calls.
 ///
@@ -116,7 +108,7 @@ mod tests {
         let meta = call["meta"].as_object().unwrap();
         let mut headers = HeaderMap::new();
         for (name, value) in call["headers"].as_object().into_iter().flatten() {
-            let name = HeaderName::try_from(name).unwrap();
+            let name = http::HeaderName::try_from(name).unwrap();
             headers.insert(name, HeaderValue::from_str(value.as_str().unwrap()).unwrap());
         }
         Key::of(&params, meta, Some(&headers))

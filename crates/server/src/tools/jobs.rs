@@ -2,13 +2,11 @@
 
 use std::sync::Arc;
 
+use fleet_jobs::{Caller, Jobs, JobsError};
 use http::request::Parts;
 use rmcp::{RoleServer, service::RequestContext};
 
-use crate::{
-    jobs::{Caller, Jobs, JobsError},
-    toolkit::{ToolFailure, Toolkit},
-};
+use crate::toolkit::{ToolFailure, Toolkit};
 
 pub mod cancel;
 pub mod list;

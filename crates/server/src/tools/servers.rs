@@ -2,7 +2,9 @@
 
 use std::sync::Arc;
 
-use crate::{registry::Shared, toolkit::Toolkit};
+use fleet_hosting::registry::Shared;
+
+use crate::toolkit::Toolkit;
 
 pub mod initialize;
 pub mod list;

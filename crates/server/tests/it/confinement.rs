@@ -16,7 +16,7 @@ fn policy(dir: &Path, program: &str, keys: &str) -> String {
 
 /// Whether this kernel keeps children apart. Says so where it does not.
 fn kernel_separates() -> bool {
-    let available = mcp_server::launcher::can_separate_children();
+    let available = fleet_launcher::can_separate_children();
     if !available {
         eprintln!("not tested: this kernel has no Landlock");
     }

@@ -6,7 +6,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-use fleet_engine::{Admission, Input, JobSpec, Partition, Token, log::LogName};
+use fleet_engine::{Admission, Input, JobSpec, Token};
+use fleet_group::{Partition, log::LogName};
 use fleet_job::{
     decode,
     delayed::Delayed,

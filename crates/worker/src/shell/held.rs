@@ -6,7 +6,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-use fleet_engine::{FinalCommit, Partition, Token};
+use fleet_engine::Token;
+use fleet_group::{FinalCommit, Partition};
 use fleet_job::{
     delayed::Delayed,
     envelope::Envelope,
@@ -300,7 +301,7 @@ impl Clock {
 
 #[cfg(test)]
 mod tests {
-    use fleet_engine::{Partition, log::LogName};
+    use fleet_group::{Partition, log::LogName};
     use fleet_job::record::Position;
 
     use super::*;

@@ -5,7 +5,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-use fleet_engine::{FinalCommit, Input, Partition};
+use fleet_engine::Input;
+use fleet_group::{FinalCommit, Partition};
 use fleet_kafka::{
     KafkaError,
     consumer::{Event, Events},

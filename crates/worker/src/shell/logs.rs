@@ -2,7 +2,8 @@
 
 use std::{sync::mpsc as std_mpsc, time::Instant};
 
-use fleet_engine::{FinalCommit, Input, Partition, log::Finding};
+use fleet_engine::Input;
+use fleet_group::{FinalCommit, Partition, log::Finding};
 use fleet_kafka::consumer::{Assigned, Stuck};
 use metrics::gauge;
 

@@ -7,7 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use fleet_engine::{Partition, log::LogName};
+use fleet_group::{Partition, log::LogName};
 use fleet_job::{record::Header, time::Timestamp};
 use fleet_kafka::producer::Outgoing;
 use foldhash::fast::RandomState;

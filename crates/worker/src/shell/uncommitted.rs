@@ -2,7 +2,7 @@
 
 use std::{collections::HashMap, time::Instant};
 
-use fleet_engine::Partition;
+use fleet_group::Partition;
 
 /// What waits in one partition.
 #[derive(Debug, Default)]

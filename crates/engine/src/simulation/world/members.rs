@@ -6,7 +6,6 @@ impl World {
     pub(super) fn join(&mut self) {
         let seed = self.rng.next();
         let mut contact = Contact::new(Patience::new(ms(SESSION), Duration::ZERO));
-        contact.fault = self.fault;
         contact.turned(ms(self.now));
         self.workers.push(Worker {
             engine: engine(seed, self.fault),

@@ -1,6 +1,6 @@
 //! Globs over relative paths: `*` and `?` stay within one name, `**` spans directories.
 
-use crate::policy::glob::Glob;
+use fleet_policy::glob::Glob;
 
 /// A compiled path glob. One without `/` looks at the last name only, so `*.rs` finds Rust files at any depth.
 pub(super) struct PathGlob {

@@ -2,14 +2,13 @@
 
 use std::{sync::Arc, time::Duration};
 
+use fleet_job::view::Cancellation;
+use fleet_jobs::Jobs;
 use rmcp::{RoleServer, service::RequestContext};
 use schemars::JsonSchema;
 use serde::Deserialize;
 
-use crate::{
-    jobs::{Cancellation, Jobs},
-    toolkit::{Effect, ToolFailure, ToolSpec},
-};
+use crate::toolkit::{Effect, ToolFailure, ToolSpec};
 
 /// The tool's place in the list.
 pub const SPEC: ToolSpec = ToolSpec {

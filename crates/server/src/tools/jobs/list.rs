@@ -2,15 +2,13 @@
 
 use std::sync::Arc;
 
-use fleet_job::{event::JobState, time::Timestamp};
+use fleet_job::{event::JobState, time::Timestamp, view::JobList};
+use fleet_jobs::{JobFilter, Jobs};
 use rmcp::{RoleServer, service::RequestContext};
 use schemars::JsonSchema;
 use serde::Deserialize;
 
-use crate::{
-    jobs::{JobFilter, JobList, Jobs},
-    toolkit::{Effect, ToolFailure, ToolSpec},
-};
+use crate::toolkit::{Effect, ToolFailure, ToolSpec};
 
 /// The tool's place in the list.
 pub const SPEC: ToolSpec = ToolSpec {

@@ -2,15 +2,13 @@
 
 use std::sync::Arc;
 
-use fleet_job::trace::TraceContext;
+use fleet_job::{trace::TraceContext, view::SubmittedJobs};
+use fleet_jobs::{JobRequest, Jobs, request::BadRequest};
 use rmcp::{RoleServer, service::RequestContext};
 use schemars::JsonSchema;
 use serde::Deserialize;
 
-use crate::{
-    jobs::{JobRequest, Jobs, SubmittedJobs, request::BadRequest},
-    toolkit::{Effect, ToolFailure, ToolSpec},
-};
+use crate::toolkit::{Effect, ToolFailure, ToolSpec};
 
 /// The tool's place in the list.
 pub const SPEC: ToolSpec = ToolSpec {

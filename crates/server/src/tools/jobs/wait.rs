@@ -2,14 +2,13 @@
 
 use std::{sync::Arc, time::Duration};
 
+use fleet_job::view::JobView;
+use fleet_jobs::{Caller, Jobs, JobsError};
 use rmcp::{RoleServer, model::ProgressNotificationParam, service::RequestContext};
 use schemars::JsonSchema;
 use serde::Deserialize;
 
-use crate::{
-    jobs::{Caller, JobView, Jobs, JobsError},
-    toolkit::{Effect, ToolFailure, ToolSpec},
-};
+use crate::toolkit::{Effect, ToolFailure, ToolSpec};
 
 /// The tool's place in the list.
 pub const SPEC: ToolSpec = ToolSpec {

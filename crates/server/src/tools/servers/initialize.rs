@@ -6,22 +6,20 @@ use std::{
     time::{Duration, Instant},
 };
 
+use fleet_hosting::{
+    fleet::InitError,
+    registry::{Shared, presence::ShareError},
+    status::{OfferedTool, ServerInfo},
+    upstream::ConnectError,
+};
 use fleet_job::mcp_servers::{ConfigError, ServerEntry};
+use fleet_ops::errors::chain;
 use rmcp::{RoleServer, model::ProgressNotificationParam, service::RequestContext};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use crate::{
-    error::chain,
-    hosting::{
-        fleet::InitError,
-        status::{OfferedTool, ServerInfo},
-        upstream::ConnectError,
-    },
-    registry::{Shared, presence::ShareError},
-    toolkit::{Effect, ToolFailure, ToolSpec},
-};
+use crate::toolkit::{Effect, ToolFailure, ToolSpec};
 
 /// The tool's place in the list.
 pub const SPEC: ToolSpec = ToolSpec {

@@ -2,14 +2,12 @@
 
 use std::sync::Arc;
 
+use fleet_hosting::registry::Shared;
 use rmcp::{RoleServer, service::RequestContext};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::{
-    registry::Shared,
-    toolkit::{Effect, ToolFailure, ToolSpec},
-};
+use crate::toolkit::{Effect, ToolFailure, ToolSpec};
 
 /// The tool's place in the list.
 pub const SPEC: ToolSpec = ToolSpec {

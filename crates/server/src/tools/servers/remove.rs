@@ -2,15 +2,13 @@
 
 use std::sync::Arc;
 
+use fleet_hosting::registry::Shared;
+use fleet_ops::errors::chain;
 use rmcp::{RoleServer, service::RequestContext};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::{
-    error::chain,
-    registry::Shared,
-    toolkit::{Effect, ToolFailure, ToolSpec},
-};
+use crate::toolkit::{Effect, ToolFailure, ToolSpec};
 
 /// The tool's place in the list.
 pub const SPEC: ToolSpec = ToolSpec {

@@ -1,0 +1,177 @@
+//! Outgoing HTTP connections, checked against policy where the address is known.
+//!
+//! Checking a name beforehand is not enough: it may resolve to something else a moment later. So the resolver itself
+//! drops the addresses that policy does not allow, redirects are not followed, and no proxy is used, since a proxy would
+//! resolve names in our stead.
+
+use std::{io, net::SocketAddr, sync::Arc, time::Duration};
+
+use fleet_policy::{Policy, Refusal, current::CurrentPolicy};
+use futures::future::BoxFuture;
+use reqwest::dns::{Addrs, Name, Resolve, Resolving};
+use url::{Host, Url};
+
+/// How long name resolution, and making a connection, may each take.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// A client for the host of `url`. It connects only to addresses that the policy of that moment allows.
+///
+/// # Errors
+///
+/// If TLS can't be set up.
+pub fn client(url: &Url, policy: CurrentPolicy) -> Result<reqwest::Client, reqwest::Error> {
+    checked(CheckedResolver { policy, port: port(url), lookup: Arc::new(SystemLookup) })
+}
+
+/// The current addresses of the host of `url`; its own address if the host is one.
+///
+/// # Errors
+///
+/// If the name can't be resolved, or not within ten seconds.
+pub async fn lookup(url: &Url) -> io::Result<Vec<SocketAddr>> {
+    let port = port(url);
+    match url.host() {
+        Some(Host::Domain(name)) => {
+            let found = SystemLookup.lookup(name.to_owned(), port);
+            tokio::time::timeout(CONNECT_TIMEOUT, found).await?
+        }
+        Some(Host::Ipv4(ip)) => Ok(vec![(ip, port).into()]),
+        Some(Host::Ipv6(ip)) => Ok(vec![(ip, port).into()]),
+        None => Ok(Vec::new()),
+    }
+}
+
+/// The addresses among `found` that policy allows for `url`.
+///
+/// New connections don't need this, since [`client`] decides when it connects. It is for connections that exist already,
+/// and for dry runs.
+///
+/// # Errors
+///
+/// If policy allows none of them: the reason.
+pub fn allowed(url: &Url, policy: &Policy, found: &[SocketAddr]) -> Result<Vec<SocketAddr>, Refusal> {
+    allowed_of(policy, url.host_str().unwrap_or_default(), port(url), found)
+}
+
+fn port(url: &Url) -> u16 {
+    url.port_or_known_default().unwrap_or_default()
+}
+
+/// A client whose every address comes from this resolver.
+fn checked(resolver: CheckedResolver) -> Result<reqwest::Client, reqwest::Error> {
+    reqwest::Client::builder()
+        .dns_resolver(Arc::new(resolver))
+        .redirect(reqwest::redirect::Policy::none())
+        .no_proxy()
+        .connect_timeout(CONNECT_TIMEOUT)
+        .tcp_nodelay(true)
+        .build()
+}
+
+/// Resolves names: by the operating system, or by a test.
+trait Lookup: Send + Sync {
+    fn lookup(&self, name: String, port: u16) -> BoxFuture<'static, io::Result<Vec<SocketAddr>>>;
+}
+
+struct SystemLookup;
+
+impl Lookup for SystemLookup {
+    fn lookup(&self, name: String, port: u16) -> BoxFuture<'static, io::Result<Vec<SocketAddr>>> {
+        Box::pin(async move { Ok(tokio::net::lookup_host((name, port)).await?.collect()) })
+    }
+}
+
+/// Resolves names, and drops the addresses that policy does not allow.
+struct CheckedResolver {
+    policy: CurrentPolicy,
+    port: u16,
+    lookup: Arc<dyn Lookup>,
+}
+
+impl Resolve for CheckedResolver {
+    fn resolve(&self, name: Name) -> Resolving {
+        let (policy, port) = (self.policy.clone(), self.port);
+        let name = name.as_str().to_owned();
+        let found = self.lookup.lookup(name.clone(), port);
+        Box::pin(async move {
+            let allowed = allowed_of(&policy.get(), &name, port, &found.await?)?;
+            Ok(Box::new(allowed.into_iter()) as Addrs)
+        })
+    }
+}
+
+fn allowed_of(
+    policy: &Policy,
+    host: &str,
+    port: u16,
+    found: &[SocketAddr],
+) -> Result<Vec<SocketAddr>, Refusal> {
+    let mut refusal = None;
+    let mut allowed = Vec::new();
+    for address in found {
+        match policy.check_address(host, port, address.ip()) {
+            Ok(_) => allowed.push(*address),
+            Err(error) => refusal = Some(error),
+        }
+    }
+    match refusal {
+        Some(refusal) if allowed.is_empty() => Err(refusal),
+        _ => Ok(allowed),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use fleet_ops::errors::chain;
+    use fleet_policy::remote::RemoteRule;
+
+    use super::*;
+
+    #[test]
+    fn only_allowed_addresses_are_used() {
+        let rules = vec![RemoteRule::parse("*.example.com").unwrap()];
+        let policy = Policy { remotes: rules, ..Policy::default() };
+        let public: SocketAddr = "93.184.216.34:443".parse().unwrap();
+        let loopback: SocketAddr = "127.0.0.1:443".parse().unwrap();
+        assert_eq!(allowed_of(&policy, "a.example.com", 443, &[loopback, public]), Ok(vec![public]));
+        assert!(matches!(
+            allowed_of(&policy, "a.example.com", 443, &[loopback]),
+            Err(Refusal::Address { .. })
+        ));
+    }
+
+    /// Answers differently each time, as a name does whose owner means harm.
+    struct Changing(std::sync::Mutex<Vec<&'static str>>);
+
+    impl Lookup for Changing {
+        fn lookup(&self, _: String, port: u16) -> BoxFuture<'static, io::Result<Vec<SocketAddr>>> {
+            let next = self.0.lock().unwrap().remove(0);
+            Box::pin(async move { Ok(vec![SocketAddr::new(next.parse().unwrap(), port)]) })
+        }
+    }
+
+    #[tokio::test]
+    async fn a_name_that_turns_into_a_forbidden_address_is_not_connected_to() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let policy =
+            |host: &str| Policy { remotes: vec![RemoteRule::parse(host).unwrap()], ..Policy::default() };
+        let current = CurrentPolicy::new(policy("rebind.example"));
+        let addresses = ["127.0.0.1", "::1", "169.254.169.254", "::ffff:127.0.0.1", "0.0.0.0", "127.0.0.1"];
+        let lookup = Arc::new(Changing(std::sync::Mutex::new(addresses.to_vec())));
+        let client =
+            checked(CheckedResolver { policy: current.clone(), port, lookup: lookup.clone() }).unwrap();
+        let url = format!("http://rebind.example:{port}/mcp");
+        for _ in 0..5 {
+            let error = chain(&client.get(&url).send().await.unwrap_err());
+            assert!(error.contains("policy refuses to connect to `rebind.example`"), "{error}");
+        }
+        // The policy of the moment counts, without another client.
+        current.replace(policy("other.example"));
+        let error = chain(&client.get(&url).send().await.unwrap_err());
+        assert!(error.contains("no rule covers it"), "{error}");
+        assert!(lookup.0.lock().unwrap().is_empty());
+        // Nobody has been here.
+        assert!(futures::FutureExt::now_or_never(listener.accept()).is_none());
+    }
+}

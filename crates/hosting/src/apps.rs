@@ -1,0 +1,244 @@
+//! MCP Apps: the `ui://` pages of several servers under one roof.
+//!
+//! A page that a tool names runs scripts on behalf of its server, so two servers with one URI must never get each other's
+//! page. Every `ui://` URI of a hosted server is therefore offered as `ui://mcp-fleet/<server>/<URI there>`: in lists, in
+//! `_meta`, in links and embedded resources, and in structured content. What a client sends to a server gets the server's
+//! own URIs back. Text is left as it is.
+//!
+//! The same pass takes out of `_meta` what only mcp-fleet may say.
+
+use fleet_job::meta;
+use rmcp::model::{
+    CallToolResult, ContentBlock, GetPromptResult, JsonObject, MetaObject, ReadResourceResult,
+    ResourceContents,
+};
+use serde_json::Value;
+
+use crate::kept_items::KEPT_ITEMS;
+
+const SCHEME: &str = "ui://";
+/// Begins the URI under which a page is offered.
+pub(super) const OFFERED: &str = "ui://mcp-fleet/";
+
+/// Whether a URI is that of an app's page.
+pub(super) fn is_page(uri: &str) -> bool {
+    uri.get(..SCHEME.len()).is_some_and(|start| start.eq_ignore_ascii_case(SCHEME))
+}
+
+/// The URI under which a server's page is offered.
+pub(super) fn offered(server: &str, uri: &str) -> String {
+    format!("{OFFERED}{server}/{uri}")
+}
+
+/// The URI that a page, which is offered under `uri`, has at its server, if it is a page of this server.
+fn own<'a>(server: &str, uri: &'a str) -> Option<&'a str> {
+    let (owner, own) = uri.strip_prefix(OFFERED)?.split_once('/')?;
+    (owner == server && is_page(own)).then_some(own)
+}
+
+/// Offers the pages that `_meta` names, at whatever depth, and removes keys of mcp-fleet. A server may say that a failure
+/// is final, and nothing else in our name.
+pub fn offer_in_meta(server: &str, meta: &mut Option<MetaObject>) {
+    let Some(known) = meta else { return };
+    let before = known.len();
+    keep_allowed(known);
+    known.values_mut().for_each(|value| offer_in_value(server, value));
+
+    if known.is_empty() && before > 0 {
+        *meta = None;
+    }
+}
+
+fn keep_allowed(meta: &mut JsonObject) {
+    meta.retain(|key, _| !key.starts_with(meta::PREFIX) || key == meta::FINAL);
+}
+
+/// Offers the pages in the result of a server's tool.
+pub fn offer_in_result(server: &str, result: &mut CallToolResult) {
+    for content in &mut result.content {
+        offer_in_content(server, content);
+    }
+    result.structured_content.iter_mut().for_each(|value| offer_in_value(server, value));
+    offer_in_result_meta(server, &mut result.meta);
+}
+
+/// The same as [`offer_in_meta`], for the `_meta` of a result of which items were kept aside here.
+fn offer_in_result_meta(server: &str, meta: &mut Option<MetaObject>) {
+    let kept = meta.as_mut().and_then(|meta| meta.remove(KEPT_ITEMS));
+    offer_in_meta(server, meta);
+    if let Some(mut kept) = kept {
+        offer_in_answer(server, &mut kept);
+        meta.get_or_insert_default().insert(KEPT_ITEMS.to_owned(), kept);
+    }
+}
+
+/// Offers the pages in a prompt of a server.
+pub fn offer_in_prompt(server: &str, result: &mut GetPromptResult) {
+    for message in &mut result.messages {
+        offer_in_content(server, &mut message.content);
+    }
+    offer_in_result_meta(server, &mut result.meta);
+}
+
+/// Offers the pages in a resource that was read from a server.
+pub fn offer_in_resource(server: &str, result: &mut ReadResourceResult) {
+    for contents in &mut result.contents {
+        offer_in_contents(server, contents);
+    }
+    offer_in_result_meta(server, &mut result.meta);
+}
+
+fn offer_in_content(server: &str, content: &mut ContentBlock) {
+    match content {
+        ContentBlock::Text(text) => offer_in_meta(server, &mut text.meta),
+        ContentBlock::Image(image) => offer_in_meta(server, &mut image.meta),
+        ContentBlock::Audio(audio) => offer_in_meta(server, &mut audio.meta),
+        ContentBlock::Resource(embedded) => {
+            offer_in_contents(server, &mut embedded.resource);
+            offer_in_meta(server, &mut embedded.meta);
+        }
+        ContentBlock::ResourceLink(link) => {
+            offer_in_place(server, &mut link.uri);
+            offer_in_meta(server, &mut link.meta);
+        }
+        // A kind that came after this was written names no page that is known here.
+        _ => {}
+    }
+}
+
+fn offer_in_contents(server: &str, contents: &mut ResourceContents) {
+    let (uri, meta) = match contents {
+        ResourceContents::TextResourceContents { uri, meta, .. }
+        | ResourceContents::BlobResourceContents { uri, meta, .. } => (uri, meta),
+        _ => return,
+    };
+    offer_in_place(server, uri);
+    offer_in_meta(server, meta);
+}
+
+/// Offers the pages in JSON whose shape is not known here: an extension's answer, or content of an unknown kind.
+pub fn offer_in_answer(server: &str, answer: &mut Value) {
+    offer_in_value(server, answer);
+    clean_in_value(answer);
+}
+
+/// Removes keys of mcp-fleet from every `_meta` in JSON.
+fn clean_in_value(value: &mut Value) {
+    match value {
+        Value::Array(values) => values.iter_mut().for_each(clean_in_value),
+        Value::Object(object) => {
+            if let Some(meta) = object.get_mut("_meta").and_then(Value::as_object_mut) {
+                keep_allowed(meta);
+            }
+            object.values_mut().for_each(clean_in_value);
+        }
+        Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => {}
+    }
+}
+
+/// Offers the pages that JSON names: every text that is the URI of one.
+fn offer_in_value(server: &str, value: &mut Value) {
+    each_text(value, &mut |text| offer_in_place(server, text));
+}
+
+fn offer_in_place(server: &str, uri: &mut String) {
+    if is_page(uri) {
+        *uri = offered(server, uri);
+    }
+}
+
+/// Puts a server's own URIs in the place of those under which its pages are offered.
+pub fn restore_in_value(server: &str, value: &mut Value) {
+    each_text(value, &mut |text| restore_in_text(server, text));
+}
+
+/// The same for one text.
+pub fn restore_in_text(server: &str, text: &mut String) {
+    if let Some(own) = own(server, text) {
+        *text = own.to_owned();
+    }
+}
+
+/// The same for the arguments of a call, and for `_meta`.
+pub fn restore_in_object(server: &str, object: &mut JsonObject) {
+    object.values_mut().for_each(|value| restore_in_value(server, value));
+}
+
+/// Shows every text in JSON, but not the keys of objects. As deep as JSON that was read can be nested.
+fn each_text(value: &mut Value, change: &mut impl FnMut(&mut String)) {
+    match value {
+        Value::String(text) => change(text),
+        Value::Array(values) => values.iter_mut().for_each(|value| each_text(value, change)),
+        Value::Object(object) => object.values_mut().for_each(|value| each_text(value, change)),
+        Value::Null | Value::Bool(_) | Value::Number(_) => {}
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    const PAGE: &str = "ui://widget/x.html";
+    const OF_A: &str = "ui://mcp-fleet/a/ui://widget/x.html";
+
+    #[test]
+    fn pages_are_named_after_their_server_wherever_they_stand() {
+        let mut result: CallToolResult = serde_json::from_value(json!({
+            "content": [
+                {"type": "text", "text": PAGE, "_meta": {"page": PAGE}},
+                {"type": "resource_link", "uri": PAGE, "name": "x"},
+                {"type": "resource_link", "uri": "file:///x", "name": "x"},
+                {"type": "resource", "resource": {"uri": PAGE, "text": "<p>"}},
+            ],
+            "structuredContent": {"pages": [PAGE, "UI://widget/y.html"], "text": format!("see {PAGE}")},
+            "_meta": {"ui": {"resourceUri": PAGE, "more": [PAGE]}, "openai/outputTemplate": PAGE},
+        }))
+        .unwrap();
+        offer_in_result("a", &mut result);
+
+        let expected = json!({
+            "content": [
+                {"type": "text", "text": PAGE, "_meta": {"page": OF_A}},
+                {"type": "resource_link", "uri": OF_A, "name": "x"},
+                {"type": "resource_link", "uri": "file:///x", "name": "x"},
+                {"type": "resource", "resource": {"uri": OF_A, "text": "<p>"}},
+            ],
+            "structuredContent": {
+                "pages": [OF_A, "ui://mcp-fleet/a/UI://widget/y.html"],
+                "text": format!("see {PAGE}"),
+            },
+            "_meta": {"ui": {"resourceUri": OF_A, "more": [OF_A]}, "openai/outputTemplate": OF_A},
+        });
+        let result = serde_json::to_value(result).unwrap();
+        for part in ["content", "structuredContent", "_meta"] {
+            assert_eq!(result[part], expected[part]);
+        }
+    }
+
+    #[test]
+    fn a_server_gets_its_own_uris_back_and_no_others() {
+        let of_b = "ui://mcp-fleet/b/ui://widget/x.html";
+        let mut arguments = json!({"page": OF_A, "pages": [of_b], "text": format!("see {OF_A}")});
+        restore_in_value("a", &mut arguments);
+        assert_eq!(arguments, json!({"page": PAGE, "pages": [of_b], "text": format!("see {OF_A}")}));
+    }
+
+    #[test]
+    fn a_server_says_nothing_in_our_name() {
+        let check = |meta: Value, expected: Value| {
+            let mut meta = serde_json::from_value(meta).unwrap();
+            offer_in_meta("a", &mut meta);
+            assert_eq!(json!(meta), expected);
+        };
+        let forged = json!({"io.mcp-fleet/repeated": true, "io.mcp-fleet/final": true, "own": 1});
+        check(forged, json!({"io.mcp-fleet/final": true, "own": 1}));
+        check(json!({"io.mcp-fleet/unavailable": []}), Value::Null);
+        check(json!({}), json!({}));
+
+        let mut unknown = json!([{"type": "video", "_meta": {"io.mcp-fleet/repeated": true, "own": 1}}]);
+        offer_in_answer("a", &mut unknown);
+        assert_eq!(unknown, json!([{"type": "video", "_meta": {"own": 1}}]));
+    }
+}

@@ -1,0 +1,300 @@
+//! Leaving a server alone that does not answer.
+//!
+//! Only the transport counts: connections that are refused or lost, and silence. A server that answers with an error is
+//! there and works, however many of its answers are errors. After some failures in a row the breaker opens and calls
+//! fail at once, which is kinder to the callers than the same failure after a timeout, and to the server too. After a
+//! while, longer each time, one call is let through to find out. Pure: time and chance are passed in.
+
+use std::time::{Duration, Instant};
+
+use fleet_policy::limits::BreakerLimits;
+
+/// A probe that has not failed for so long does not keep others from trying: refused connections fail at once, and
+/// work takes its time.
+const TRIAL: Duration = Duration::from_secs(1);
+
+/// The breaker of one server.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Breaker {
+    state: State,
+    /// Counts the changes of state. What a call that was let through before the last change found out is old news.
+    generation: u64,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum State {
+    /// Calls go through. So many in a row have failed.
+    Closed { failures: u32 },
+    /// None does before then. It is open for the nth time in a row.
+    Open { round: u32, until: Instant },
+    /// A probe is under way. Another one may go then.
+    Probing { round: u32, next: Instant },
+}
+
+/// A call that was let through.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Pass {
+    generation: u64,
+}
+
+/// What a call found out about the server.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Finding {
+    /// It is there: it answered, whatever the answer was.
+    Alive,
+    /// It can't be reached, or went away in the middle, or kept silent.
+    Away,
+    /// Nothing: the call was given up, or never sent.
+    Nothing,
+}
+
+/// What a finding changed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Change {
+    /// It is open for so long.
+    Opened(Duration),
+    /// It is closed.
+    Closed,
+}
+
+/// How a breaker stands, for people.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Standing {
+    /// Calls go through; so many in a row have failed.
+    Closed(u32),
+    /// Calls fail at once for so long.
+    Open(Duration),
+    /// The next call finds out, or one is doing so.
+    Probing,
+}
+
+impl Default for Breaker {
+    fn default() -> Self {
+        Self { state: State::Closed { failures: 0 }, generation: 0 }
+    }
+}
+
+impl Breaker {
+    /// How long a call would have to wait; nothing where it may go.
+    pub(super) fn wait(&self, now: Instant) -> Option<Duration> {
+        let until = match self.state {
+            State::Closed { .. } => return None,
+            State::Open { until, .. } => until,
+            State::Probing { next, .. } => next,
+        };
+        Some(until.saturating_duration_since(now)).filter(|wait| !wait.is_zero())
+    }
+
+    /// Lets a call through.
+    ///
+    /// # Errors
+    ///
+    /// How long it should wait, where none may go now.
+    pub(super) fn admit(&mut self, now: Instant) -> Result<Pass, Duration> {
+        if let Some(wait) = self.wait(now) {
+            return Err(wait);
+        }
+        match self.state {
+            State::Closed { .. } => {}
+            State::Open { round, .. } => self.enter(State::Probing { round, next: now + TRIAL }),
+            // The generation stays: the probe before may still be the one that finds the server alive.
+            State::Probing { round, .. } => self.state = State::Probing { round, next: now + TRIAL },
+        }
+        Ok(Pass { generation: self.generation })
+    }
+
+    /// Takes in what a call found out. `chance` is from 0 to 1 and spreads the ends of waits, so that not all replicas
+    /// ask at once.
+    pub(super) fn settle(
+        &mut self,
+        pass: Pass,
+        finding: Finding,
+        limits: &BreakerLimits,
+        now: Instant,
+        chance: f64,
+    ) -> Option<Change> {
+        if pass.generation != self.generation {
+            return None;
+        }
+        match (self.state, finding) {
+            (State::Closed { .. }, Finding::Alive) => {
+                self.state = State::Closed { failures: 0 };
+                None
+            }
+            (State::Closed { failures }, Finding::Away) => {
+                let failures = failures.saturating_add(1);
+                if limits.failures > 0 && failures >= limits.failures {
+                    return Some(self.open(1, limits, now, chance));
+                }
+                self.state = State::Closed { failures };
+                None
+            }
+            (State::Probing { .. }, Finding::Alive) => {
+                self.enter(State::Closed { failures: 0 });
+                Some(Change::Closed)
+            }
+            (State::Probing { round, .. }, Finding::Away) => {
+                Some(self.open(round.saturating_add(1), limits, now, chance))
+            }
+            (State::Probing { round, .. }, Finding::Nothing) => {
+                self.state = State::Probing { round, next: now };
+                None
+            }
+            // No call is let through while it is open, so none has a pass of this generation.
+            (State::Closed { .. }, Finding::Nothing) | (State::Open { .. }, _) => None,
+        }
+    }
+
+    /// Forgets everything: another server stands in its place.
+    pub(super) fn reset(&mut self) {
+        self.enter(State::Closed { failures: 0 });
+    }
+
+    /// How it stands.
+    pub(super) fn standing(&self, now: Instant) -> Standing {
+        match (self.state, self.wait(now)) {
+            (State::Closed { failures }, _) => Standing::Closed(failures),
+            (State::Open { .. }, Some(wait)) => Standing::Open(wait),
+            (State::Open { .. } | State::Probing { .. }, _) => Standing::Probing,
+        }
+    }
+
+    fn open(&mut self, round: u32, limits: &BreakerLimits, now: Instant, chance: f64) -> Change {
+        let doubled = limits.first_wait.saturating_mul(1 << round.saturating_sub(1).min(16));
+        // From half of the wait to all of it.
+        let wait = doubled.min(limits.longest_wait).mul_f64(0.5 + chance.clamp(0.0, 1.0) / 2.0);
+        self.enter(State::Open { round, until: now + wait });
+        Change::Opened(wait)
+    }
+
+    fn enter(&mut self, state: State) {
+        self.state = state;
+        self.generation += 1;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const LIMITS: BreakerLimits = BreakerLimits {
+        failures: 3,
+        first_wait: Duration::from_secs(1),
+        longest_wait: Duration::from_secs(8),
+    };
+
+    /// One call from start to end.
+    fn call(breaker: &mut Breaker, finding: Finding, now: Instant) -> Option<Change> {
+        let pass = breaker.admit(now).expect("a call may go");
+        breaker.settle(pass, finding, &LIMITS, now, 1.0)
+    }
+
+    #[test]
+    fn failures_in_a_row_open_it_longer_and_longer() {
+        let mut breaker = Breaker::default();
+        let mut now = Instant::now();
+        for finding in [Finding::Away, Finding::Away, Finding::Alive, Finding::Away, Finding::Nothing] {
+            assert_eq!(call(&mut breaker, finding, now), None);
+        }
+        assert_eq!(breaker.standing(now), Standing::Closed(1));
+        call(&mut breaker, Finding::Away, now);
+        for seconds in [1, 2, 4, 8, 8] {
+            let wait = Duration::from_secs(seconds);
+            assert_eq!(call(&mut breaker, Finding::Away, now), Some(Change::Opened(wait)));
+            assert_eq!(breaker.admit(now), Err(wait));
+            assert_eq!(breaker.standing(now), Standing::Open(wait));
+            now += wait;
+        }
+        assert_eq!(breaker.standing(now), Standing::Probing);
+        assert_eq!(call(&mut breaker, Finding::Alive, now), Some(Change::Closed));
+        // The next time it begins anew.
+        call(&mut breaker, Finding::Away, now);
+        call(&mut breaker, Finding::Away, now);
+        assert_eq!(call(&mut breaker, Finding::Away, now), Some(Change::Opened(LIMITS.first_wait)));
+    }
+
+    #[test]
+    fn one_probe_at_a_time_unless_it_takes_long() {
+        let mut breaker = Breaker::default();
+        let mut now = Instant::now();
+        let late = breaker.admit(now).unwrap();
+        for _ in 0..3 {
+            call(&mut breaker, Finding::Away, now);
+        }
+        // A call from before tells nothing new, either way.
+        assert_eq!(breaker.settle(late, Finding::Alive, &LIMITS, now, 1.0), None);
+        now += LIMITS.first_wait;
+        let probe = breaker.admit(now).unwrap();
+        assert_eq!(breaker.admit(now), Err(TRIAL));
+        // The caller gave it up: somebody else may.
+        breaker.settle(probe, Finding::Nothing, &LIMITS, now, 1.0);
+        let probe = breaker.admit(now).unwrap();
+        now += TRIAL;
+        let second = breaker.admit(now).unwrap();
+        assert_eq!(breaker.settle(second, Finding::Alive, &LIMITS, now, 1.0), Some(Change::Closed));
+        assert_eq!(breaker.settle(probe, Finding::Away, &LIMITS, now, 1.0), None);
+        assert_eq!(breaker.standing(now), Standing::Closed(0));
+    }
+
+    #[test]
+    fn it_can_be_switched_off() {
+        let mut breaker = Breaker::default();
+        let now = Instant::now();
+        let off = BreakerLimits { failures: 0, ..LIMITS };
+        for _ in 0..100 {
+            let pass = breaker.admit(now).unwrap();
+            assert_eq!(breaker.settle(pass, Finding::Away, &off, now, 0.0), None);
+        }
+    }
+
+    fn finding() -> impl Strategy<Value = Finding> {
+        prop_oneof![Just(Finding::Alive), Just(Finding::Away), Just(Finding::Nothing)]
+    }
+
+    proptest! {
+        #[test]
+        fn a_server_that_is_back_is_found_within_the_longest_wait(
+            steps in prop::collection::vec((finding(), 0_u64..3000, 0.0..1.0_f64, any::<bool>()), 0..60),
+        ) {
+            let mut breaker = Breaker::default();
+            let mut now = Instant::now();
+            let mut out = Vec::new();
+            for (finding, millis, chance, hold) in steps {
+                now += Duration::from_millis(millis);
+                if let Ok(pass) = breaker.admit(now) {
+                    out.push((pass, finding));
+                }
+                if !hold && let Some((pass, finding)) = out.pop() {
+                    breaker.settle(pass, finding, &LIMITS, now, chance);
+                }
+                prop_assert!(breaker.wait(now).is_none_or(|wait| wait <= LIMITS.longest_wait));
+            }
+            // Whatever happened: once the wait is over a call goes, and its success closes the breaker.
+            now += breaker.wait(now).unwrap_or_default();
+            let pass = breaker.admit(now).expect("the wait is over");
+            breaker.settle(pass, Finding::Alive, &LIMITS, now, 0.5);
+            prop_assert_eq!(breaker.standing(now), Standing::Closed(0));
+        }
+
+        #[test]
+        fn answers_never_open_it(findings in prop::collection::vec(finding(), 0..200)) {
+            let mut breaker = Breaker::default();
+            let now = Instant::now();
+            let mut in_a_row = 0;
+            for finding in findings {
+                let change = match breaker.admit(now) {
+                    Ok(pass) => breaker.settle(pass, finding, &LIMITS, now, 0.0),
+                    Err(_) => break,
+                };
+                match finding {
+                    Finding::Alive => in_a_row = 0,
+                    Finding::Away => in_a_row += 1,
+                    Finding::Nothing => {}
+                }
+                prop_assert_eq!(change.is_some(), in_a_row == LIMITS.failures);
+            }
+        }
+    }
+}

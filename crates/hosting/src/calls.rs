@@ -1,0 +1,398 @@
+//! The calls of one hosted server: how many at once, whether any at all, and how many there are.
+//!
+//! A call asks here before it asks for the connection. It is turned away at once while the breaker is open, waits for
+//! slots where the policy gives only so many, and says at its end what it found out about the server.
+
+use std::{
+    collections::BTreeMap,
+    num::NonZeroUsize,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
+};
+
+use fleet_policy::limits::{BreakerLimits, CallLimits};
+use tokio::sync::{OwnedSemaphorePermit, watch};
+
+use super::{
+    away::{AwayReason, SOON},
+    breaker::{Breaker, Change, Finding, Pass, Standing},
+    slots::{NoSlot, Slots},
+};
+use crate::metrics::{BREAKER_CHANGES, CALLS_IN_FLIGHT, CALLS_TURNED_AWAY};
+
+/// The calls of one hosted server, over all its restarts.
+#[derive(Debug, Default)]
+pub(crate) struct Calls {
+    in_flight: watch::Sender<usize>,
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    breaker: Breaker,
+    /// What the last call that found the server away said.
+    last_failure: String,
+    /// What callers are told for it.
+    last_away: AwayReason,
+    /// Whether it is the last word: nothing was answered since.
+    in_trouble: bool,
+    /// When a call ended last that found it there.
+    last_answer: Option<Instant>,
+    /// When the server was needed last.
+    last_used: Option<Instant>,
+    /// Slots of the whole server.
+    server_slots: Option<Arc<Slots>>,
+    /// Slots of the tools that have limits of their own.
+    tool_slots: BTreeMap<String, Arc<Slots>>,
+}
+
+/// One call under way; over when dropped, at the latest.
+#[derive(Debug)]
+pub(crate) struct Ticket {
+    calls: Arc<Calls>,
+    pass: Pass,
+    breaker: BreakerLimits,
+    begun: Instant,
+    finding: Finding,
+    _slots: [Option<OwnedSemaphorePermit>; 2],
+}
+
+/// Why a call can't begin now.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum TurnedAway {
+    /// The server did not answer for some time and is left alone.
+    #[error("calls in a row found no answer, the last one: {last}")]
+    Breaker {
+        /// What the last call found.
+        last: String,
+        /// What callers are told for it.
+        away: AwayReason,
+        /// When one may try.
+        retry_after: Duration,
+    },
+    /// There are too many calls, and too many that wait.
+    #[error("{limit} calls of {what} are under way, which is the limit, and as many wait as may")]
+    QueueFull {
+        /// The limit.
+        limit: usize,
+        /// What it is the limit of.
+        what: &'static str,
+    },
+    /// There are too many calls, for too long.
+    #[error("{limit} calls of {what} are under way, which is the limit, and none ended within {} ms", waited.as_millis())]
+    TimedOut {
+        /// The limit.
+        limit: usize,
+        /// What it is the limit of.
+        what: &'static str,
+        /// For how long the call waited.
+        waited: Duration,
+    },
+}
+
+impl TurnedAway {
+    /// In an error's `data.reason`.
+    pub(crate) fn reason(&self) -> &'static str {
+        match self {
+            Self::Breaker { away, .. } => away.name(),
+            Self::QueueFull { .. } | Self::TimedOut { .. } => AwayReason::Busy.name(),
+        }
+    }
+
+    /// When it may be tried again.
+    pub(crate) fn retry_after(&self) -> Duration {
+        match self {
+            Self::Breaker { retry_after, .. } => *retry_after,
+            Self::QueueFull { .. } | Self::TimedOut { .. } => SOON,
+        }
+    }
+
+    fn label(&self) -> &'static str {
+        match self {
+            Self::Breaker { .. } => "breaker-open",
+            Self::QueueFull { .. } => "queue-full",
+            Self::TimedOut { .. } => "queue-timeout",
+        }
+    }
+}
+
+impl Calls {
+    /// A call of a tool begins, perhaps after a wait.
+    ///
+    /// Asked for before the connection is: whoever wants to end a server for want of calls looks at their number under
+    /// the same lock under which it takes the connection away.
+    ///
+    /// # Errors
+    ///
+    /// Where it can't begin now.
+    pub(crate) async fn begin(
+        self: &Arc<Self>,
+        tool: &str,
+        limits: &CallLimits,
+    ) -> Result<Ticket, TurnedAway> {
+        let begun = self.try_begin(tool, limits).await;
+        if let Err(turned_away) = &begun {
+            metrics::counter!(CALLS_TURNED_AWAY.name, "reason" => turned_away.label()).increment(1);
+        }
+        begun
+    }
+
+    async fn try_begin(self: &Arc<Self>, tool: &str, limits: &CallLimits) -> Result<Ticket, TurnedAway> {
+        // Nobody should queue for a server that is left alone.
+        {
+            let state = self.lock();
+            if let Some(retry_after) = state.breaker.wait(Instant::now()) {
+                return Err(state.turned_away(retry_after));
+            }
+        }
+        // The tool's slot first: whoever waits for that should not hold one of the server's meanwhile.
+        let tool_slots = limits.tool_concurrency.map(|size| self.lock().slots_of(tool, size));
+        let tool_slot = take(tool_slots, "this tool", limits).await?;
+        let server_slots = limits.server.max_concurrency.map(|size| self.lock().slots(size));
+        let server_slot = take(server_slots, "this server", limits).await?;
+        let begun = Instant::now();
+        let mut state = self.lock();
+        let admitted = state.breaker.admit(begun);
+        let pass = admitted.map_err(|retry_after| state.turned_away(retry_after))?;
+        drop(state);
+        self.in_flight.send_modify(|calls| *calls += 1);
+        metrics::gauge!(CALLS_IN_FLIGHT.name).increment(1);
+        Ok(Ticket {
+            calls: self.clone(),
+            pass,
+            breaker: limits.server.breaker,
+            begun,
+            finding: Finding::Nothing,
+            _slots: [tool_slot, server_slot],
+        })
+    }
+
+    /// How many calls are under way.
+    pub(super) fn in_flight(&self) -> usize {
+        *self.in_flight.borrow()
+    }
+
+    /// How many calls wait for a slot.
+    pub(super) fn waiting(&self) -> usize {
+        let state = self.lock();
+        let slots = state.server_slots.iter().chain(state.tool_slots.values());
+        slots.map(|slots| slots.waiting()).sum()
+    }
+
+    /// How the breaker stands, and what the last call that found the server away said.
+    pub(super) fn standing(&self, now: Instant) -> (Standing, String) {
+        let state = self.lock();
+        (state.breaker.standing(now), state.last_failure.clone())
+    }
+
+    /// What the last call said, if it could not get through and none has since.
+    pub(super) fn trouble(&self) -> Option<String> {
+        let state = self.lock();
+        state.in_trouble.then(|| state.last_failure.clone())
+    }
+
+    /// When to try again after a call that the server did not take.
+    pub(crate) fn retry_after(&self) -> Duration {
+        self.lock().breaker.wait(Instant::now()).unwrap_or(SOON)
+    }
+
+    /// The server is needed now.
+    pub(super) fn used(&self) {
+        self.lock().last_used = Some(Instant::now());
+    }
+
+    /// When the server was needed last; now, where it never was.
+    pub(super) fn last_used(&self) -> Instant {
+        *self.lock().last_used.get_or_insert_with(Instant::now)
+    }
+
+    /// Waits until no call is under way.
+    pub(super) async fn none(&self) {
+        // The sender is ours, so it can't be gone.
+        _ = self.in_flight.subscribe().wait_for(|calls| *calls == 0).await;
+    }
+
+    /// Another server stands in the place of the one that calls were lost to.
+    pub(super) fn replaced(&self) {
+        let mut state = self.lock();
+        state.breaker.reset();
+        state.in_trouble = false;
+        state.last_used = Some(Instant::now());
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A slot, where there is a limit.
+async fn take(
+    slots: Option<Arc<Slots>>,
+    what: &'static str,
+    limits: &CallLimits,
+) -> Result<Option<OwnedSemaphorePermit>, TurnedAway> {
+    let Some(slots) = slots else { return Ok(None) };
+    let waited = limits.server.queue_timeout;
+    let taken = slots.take(limits.server.max_queued, waited).await;
+    taken.map(Some).map_err(|error| match error {
+        NoSlot::QueueFull => TurnedAway::QueueFull { limit: slots.size(), what },
+        NoSlot::TimedOut => TurnedAway::TimedOut { limit: slots.size(), what, waited },
+    })
+}
+
+impl State {
+    fn turned_away(&self, retry_after: Duration) -> TurnedAway {
+        TurnedAway::Breaker { last: self.last_failure.clone(), away: self.last_away, retry_after }
+    }
+
+    fn slots(&mut self, size: NonZeroUsize) -> Arc<Slots> {
+        let slots = self.server_slots.get_or_insert_with(|| Arc::new(Slots::new(size.get())));
+        resized(slots, size)
+    }
+
+    fn slots_of(&mut self, tool: &str, size: NonZeroUsize) -> Arc<Slots> {
+        if let Some(slots) = self.tool_slots.get_mut(tool) {
+            return resized(slots, size);
+        }
+        let slots = Arc::new(Slots::new(size.get()));
+        self.tool_slots.insert(tool.to_owned(), slots.clone());
+        slots
+    }
+}
+
+/// The slots, new ones where a new policy has another number. Calls under way keep those that they have, so that there may
+/// be more for a while than the new policy says.
+fn resized(slots: &mut Arc<Slots>, size: NonZeroUsize) -> Arc<Slots> {
+    if slots.size() != size.get() {
+        *slots = Arc::new(Slots::new(size.get()));
+    }
+    slots.clone()
+}
+
+impl Ticket {
+    /// The server answered, with a result or with an error.
+    pub(crate) fn answered(mut self) {
+        self.finding = Finding::Alive;
+        let mut state = self.calls.lock();
+        state.last_answer = Some(Instant::now());
+        state.in_trouble = false;
+    }
+
+    /// The server did not take the call: it can't be reached, or refuses it whatever it is.
+    pub(crate) fn not_taken(self, away: AwayReason, what: &str) {
+        self.calls.lock().in_trouble = true;
+        self.away(away, what);
+    }
+
+    /// The server can't be reached, or went away before it answered.
+    pub(crate) fn lost(self, what: &str) {
+        self.away(AwayReason::Unavailable, what);
+    }
+
+    fn away(mut self, away: AwayReason, what: &str) {
+        self.finding = Finding::Away;
+        let mut state = self.calls.lock();
+        what.clone_into(&mut state.last_failure);
+        state.last_away = away;
+    }
+
+    /// The call took longer than it may. That is the server's failure only where it gave no sign of life meanwhile, to
+    /// this call or to another one; otherwise the tool is slow, and the server is there.
+    pub(crate) fn timed_out(mut self, heard_of: bool, what: &str) {
+        let mut state = self.calls.lock();
+        let others = state.last_answer.is_some_and(|at| at >= self.begun);
+        if heard_of || others {
+            self.finding = Finding::Alive;
+        } else {
+            self.finding = Finding::Away;
+            what.clone_into(&mut state.last_failure);
+            state.last_away = AwayReason::Unavailable;
+        }
+        drop(state);
+    }
+}
+
+impl Drop for Ticket {
+    fn drop(&mut self) {
+        let chance = rand::random();
+        let mut state = self.calls.lock();
+        let now = Instant::now();
+        state.last_used = Some(now);
+        let change = state.breaker.settle(self.pass, self.finding, &self.breaker, now, chance);
+        drop(state);
+        let to = match change {
+            Some(Change::Opened(_)) => Some("open"),
+            Some(Change::Closed) => Some("closed"),
+            None => None,
+        };
+        if let Some(to) = to {
+            metrics::counter!(BREAKER_CHANGES.name, "to" => to).increment(1);
+        }
+        metrics::gauge!(CALLS_IN_FLIGHT.name).decrement(1);
+        self.calls.in_flight.send_modify(|calls| *calls -= 1);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use fleet_policy::limits::ServerLimits;
+
+    use super::*;
+
+    fn limits(failures: u32) -> CallLimits {
+        let mut server = ServerLimits::default();
+        server.breaker.failures = failures;
+        server.max_queued = 0;
+        CallLimits { server, tool_concurrency: None }
+    }
+
+    #[tokio::test]
+    async fn lost_calls_open_the_breaker_and_answers_do_not() {
+        let calls = Arc::new(Calls::default());
+        let limits = limits(2);
+        for _ in 0..10 {
+            calls.begin("t", &limits).await.unwrap().answered();
+        }
+        calls.begin("t", &limits).await.unwrap().lost("gone");
+        drop(calls.begin("t", &limits).await.unwrap());
+        calls.begin("t", &limits).await.unwrap().lost("gone away");
+        let turned_away = calls.begin("t", &limits).await.unwrap_err();
+        assert_eq!(turned_away.reason(), "server-unavailable");
+        assert!(turned_away.to_string().contains("gone away"), "{turned_away}");
+        assert!(turned_away.retry_after() <= limits.server.breaker.first_wait);
+        calls.replaced();
+        calls.begin("t", &limits).await.unwrap().answered();
+        assert_eq!(calls.in_flight(), 0);
+    }
+
+    #[tokio::test]
+    async fn a_slow_tool_is_no_dead_server() {
+        let calls = Arc::new(Calls::default());
+        let limits = limits(1);
+        calls.begin("t", &limits).await.unwrap().timed_out(true, "late");
+        let slow = calls.begin("t", &limits).await.unwrap();
+        calls.begin("other", &limits).await.unwrap().answered();
+        slow.timed_out(false, "late");
+        assert_eq!(calls.standing(Instant::now()).0, Standing::Closed(0));
+        calls.begin("t", &limits).await.unwrap().timed_out(false, "late");
+        assert!(calls.begin("t", &limits).await.is_err());
+    }
+
+    #[tokio::test]
+    async fn servers_and_tools_have_slots_of_their_own() {
+        let calls = Arc::new(Calls::default());
+        let mut limits = limits(0);
+        limits.server.max_concurrency = NonZeroUsize::new(2);
+        let one = CallLimits { tool_concurrency: NonZeroUsize::new(1), ..limits };
+        let first = calls.begin("t", &one).await.unwrap();
+        let busy = calls.begin("t", &one).await.unwrap_err();
+        assert_eq!((busy.reason(), busy.label()), ("server-busy", "queue-full"));
+        assert!(busy.to_string().contains("1 calls of this tool"), "{busy}");
+        let second = calls.begin("other", &limits).await.unwrap();
+        assert!(calls.begin("third", &limits).await.unwrap_err().to_string().contains("this server"));
+        assert_eq!(calls.in_flight(), 2);
+        drop((first, second));
+        calls.begin("t", &one).await.unwrap().answered();
+        calls.none().await;
+    }
+}

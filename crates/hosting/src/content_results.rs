@@ -1,0 +1,174 @@
+//! Prompts and contents of resources that hosted servers send, read so that an item which is not understood costs nothing
+//! else ([`crate::kept_items`]).
+
+use rmcp::model::{
+    GetPromptResponse, GetPromptResult, InputRequiredResult, MetaObject, PromptMessage, ReadResourceResponse,
+    ReadResourceResult, ResourceContents, ServerResult,
+};
+use serde::{Serialize, de::DeserializeOwned};
+use serde_json::{Map, Value};
+
+use crate::{
+    inbound::raw,
+    kept_items::{disown, keep_odd},
+};
+
+/// How much of a result that can't be read is quoted.
+const SHOWN: usize = 200;
+
+/// Reads what a hosted server answered to `prompts/get`.
+///
+/// # Errors
+///
+/// If it is not a prompt: what is wrong with it.
+pub fn read_prompt(result: ServerResult) -> Result<GetPromptResponse, String> {
+    match result {
+        ServerResult::GetPromptResult(mut result) => {
+            disown(&mut result.meta);
+            return Ok(GetPromptResponse::Complete(result));
+        }
+        ServerResult::InputRequiredResult(result) => return Ok(GetPromptResponse::InputRequired(result)),
+        _ => {}
+    }
+
+    let mut result = raw(result);
+    // Nobody needs it, and it must not cost the messages.
+    if result.get("description").is_some_and(|description| !description.is_string()) {
+        result.remove("description");
+    }
+    Ok(match read::<GetPromptResult, PromptMessage>(result, "messages")? {
+        Read::Complete(result) => GetPromptResponse::Complete(result),
+        Read::InputRequired(result) => GetPromptResponse::InputRequired(result),
+    })
+}
+
+/// Reads what a hosted server answered to `resources/read`.
+///
+/// # Errors
+///
+/// If it is not the content of a resource: what is wrong with it.
+pub fn read_resource(result: ServerResult) -> Result<ReadResourceResponse, String> {
+    match result {
+        ServerResult::ReadResourceResult(mut result) => {
+            disown(&mut result.meta);
+            return Ok(ReadResourceResponse::Complete(result));
+        }
+        ServerResult::InputRequiredResult(result) => return Ok(ReadResourceResponse::InputRequired(result)),
+        _ => {}
+    }
+
+    let mut result = raw(result);
+    // They are hints for caches.
+    for (hint, is_one) in [("ttlMs", Value::is_u64 as fn(&Value) -> bool), ("cacheScope", Value::is_string)] {
+        if result.get(hint).is_some_and(|value| !is_one(value)) {
+            result.remove(hint);
+        }
+    }
+    Ok(match read::<ReadResourceResult, ResourceContents>(result, "contents")? {
+        Read::Complete(result) => ReadResourceResponse::Complete(result),
+        Read::InputRequired(result) => ReadResourceResponse::InputRequired(result),
+    })
+}
+
+enum Read<T> {
+    Complete(T),
+    InputRequired(InputRequiredResult),
+}
+
+/// A result `T` whose list `member` has items `I`, however odd some of them are.
+fn read<T: DeserializeOwned, I: DeserializeOwned + Serialize>(
+    mut result: Map<String, Value>,
+    member: &str,
+) -> Result<Read<T>, String> {
+    let shown = fleet_wire::quote(&Value::Object(result.clone()).to_string(), SHOWN);
+    let explained = |problem: serde_json::Error| format!("{problem}: {shown}");
+    match result.get("resultType").unwrap_or(&Value::Null) {
+        Value::Null => {}
+        Value::String(kind) if kind == "complete" => {}
+        Value::String(kind) if kind == "input_required" => {
+            return serde_json::from_value(result.into()).map(Read::InputRequired).map_err(explained);
+        }
+        other => return Err(format!("its resultType {other} is not known: {shown}")),
+    }
+
+    let Some(Value::Array(items)) = result.remove(member) else {
+        return Err(format!("its {member} is not a list: {shown}"));
+    };
+    let mut meta = match result.remove("_meta") {
+        Some(Value::Object(meta)) => Some(MetaObject(meta)),
+        _ => None,
+    };
+    let held: Vec<I> = keep_odd(member, items, &mut meta);
+    result.insert(member.to_owned(), serde_json::to_value(held).map_err(explained)?);
+    if let Some(meta) = meta {
+        result.insert("_meta".to_owned(), meta.0.into());
+    }
+    serde_json::from_value(result.into()).map(Read::Complete).map_err(explained)
+}
+
+#[cfg(test)]
+mod tests {
+    use rmcp::model::CustomResult;
+    use serde_json::json;
+
+    use super::*;
+    use crate::kept_items::restore;
+
+    fn custom(result: Value) -> ServerResult {
+        ServerResult::CustomResult(CustomResult(result))
+    }
+
+    /// The result that a caller gets.
+    fn passed_on(result: impl Serialize) -> Value {
+        let mut message = json!({ "result": result });
+        restore(&mut message);
+        message["result"].take()
+    }
+
+    fn prompt(result: Value) -> Result<Value, String> {
+        match read_prompt(custom(result))? {
+            GetPromptResponse::Complete(result) => Ok(passed_on(result)),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn resource(result: Value) -> Result<Value, String> {
+        match read_resource(custom(result))? {
+            ReadResourceResponse::Complete(result) => Ok(passed_on(result)),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn items_of_any_kind_pass_unchanged_in_their_places() {
+        let fine = json!({"role": "user", "content": {"type": "text", "text": "fine"}});
+        for odd in [
+            json!({"role": "user", "content": {"type": "video", "url": "x"}}),
+            json!({"role": "system", "content": {"type": "text", "text": "x"}}),
+            json!({"role": "user", "content": "just a string"}),
+            Value::Null,
+        ] {
+            let messages = json!([odd, fine, odd]);
+            let found = prompt(json!({"messages": messages, "description": 42, "_meta": {"a": 1}})).unwrap();
+            assert_eq!((&found["messages"], &found["_meta"]), (&messages, &json!({"a": 1})));
+        }
+
+        let fine = json!({"uri": "x://1", "text": "fine"});
+        for odd in [json!({"uri": "x://2", "stream": "y"}), json!({"text": "no URI"}), json!("x")] {
+            let contents = json!([fine, odd, fine]);
+            let found = resource(json!({"resultType": "complete", "contents": contents, "ttlMs": "1h"}));
+            assert_eq!(found.unwrap()["contents"], contents);
+        }
+    }
+
+    #[test]
+    fn what_is_not_the_result_is_quoted() {
+        for result in
+            [json!({"x": 1}), json!({"messages": {}}), json!({"resultType": "novel", "messages": []})]
+        {
+            let problem = prompt(result.clone()).unwrap_err();
+            assert!(problem.contains(&result.to_string()), "{problem}");
+        }
+        assert!(resource(json!({"messages": []})).unwrap_err().contains("its contents is not a list"));
+    }
+}

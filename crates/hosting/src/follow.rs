@@ -1,0 +1,222 @@
+//! Following a hosted server: hearing of changes in what it offers, in the way of its revision of the protocol.
+//!
+//! Servers of older revisions send notifications by themselves, and for resources after `resources/subscribe`. From
+//! 2026-07-28 on there is one request, `subscriptions/listen`, whose stream brings what was asked for; another wish needs
+//! another request.
+
+#![expect(
+    deprecated,
+    reason = "clients and servers of older revisions still ask for what newer ones have not"
+)]
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
+
+use rmcp::{
+    ClientHandler, RoleClient,
+    model::{
+        ClientCapabilities, ClientConfig, ClientRequest, ErrorCode, Implementation, JsonObject,
+        ProtocolVersion, ResourceUpdatedNotificationParam, ServerNotification, ServerPeerInfo,
+        SubscribeRequest, SubscribeRequestParams, SubscriptionFilter, UnsubscribeRequest,
+        UnsubscribeRequestParams,
+    },
+    service::{NotificationContext, Peer, ServiceError, SubscriptionEnd},
+};
+use serde_json::json;
+use tokio::sync::watch;
+
+use super::{
+    changes::{Lists, News},
+    extensions::APPS_EXTENSION_ID,
+};
+
+/// The media type of an app's page.
+const APP_PAGE: &str = "text/html;profile=mcp-app";
+/// How long to wait before a subscription that ended is made again.
+const AGAIN: Duration = Duration::from_secs(5);
+
+/// What a hosted server sees of us as a client: a name, and that pages of apps are passed on. What else the caller of a
+/// single request can do is said in that request.
+#[derive(Debug, Clone)]
+pub(crate) struct HostedClient {
+    news: News,
+}
+
+impl HostedClient {
+    /// A client that notes what it hears here.
+    pub(super) fn new(news: News) -> Self {
+        Self { news }
+    }
+}
+
+impl ClientHandler for HostedClient {
+    fn get_info(&self) -> ClientConfig {
+        let own = Implementation::new("mcp-fleet", env!("CARGO_PKG_VERSION"));
+        // Servers offer pages only to those who say that they show them, and most servers ask once, in the handshake.
+        let apps = JsonObject::from_iter([("mimeTypes".to_owned(), json!([APP_PAGE]))]);
+        let mut capabilities = ClientCapabilities::default();
+        capabilities.extensions = Some(BTreeMap::from([(APPS_EXTENSION_ID.to_owned(), apps)]));
+        let mut config = ClientConfig::new(capabilities, own);
+        // What a handshake asks for; the newest revision has none.
+        config.protocol_version = ProtocolVersion::LATEST_WITH_INITIALIZE;
+        config
+    }
+
+    async fn on_tool_list_changed(&self, _context: NotificationContext<RoleClient>) {
+        self.news.lists(|lists| lists.tools = true);
+    }
+
+    async fn on_prompt_list_changed(&self, _context: NotificationContext<RoleClient>) {
+        self.news.lists(|lists| lists.prompts = true);
+    }
+
+    async fn on_resource_list_changed(&self, _context: NotificationContext<RoleClient>) {
+        self.news.lists(|lists| lists.resources = true);
+    }
+
+    async fn on_resource_updated(
+        &self,
+        params: ResourceUpdatedNotificationParam,
+        _context: NotificationContext<RoleClient>,
+    ) {
+        self.news.resource(params.uri);
+    }
+}
+
+/// The first revision of the protocol without sessions. Revisions are dates, which compare as text.
+pub const MODERN: ProtocolVersion = ProtocolVersion::V_2026_07_28;
+
+/// Whether a server speaks the protocol without sessions.
+pub(crate) fn is_modern(info: &ServerPeerInfo) -> bool {
+    info.protocol_version.as_str() >= MODERN.as_str()
+}
+
+/// Keeps a server's subscriptions as they are `wanted`, until the connection or the wishes end.
+pub(super) async fn follow(
+    server: String,
+    peer: Peer<RoleClient>,
+    info: std::sync::Arc<ServerPeerInfo>,
+    news: News,
+    wanted: watch::Receiver<BTreeSet<String>>,
+) {
+    if is_modern(&info) {
+        listen(&server, &peer, &info, &news, wanted).await;
+    } else if info.capabilities.resources.as_ref().is_some_and(|resources| resources.subscribe == Some(true))
+    {
+        subscribe(&server, &peer, &news, wanted).await;
+    }
+}
+
+/// The way of 2026-07-28.
+async fn listen(
+    server: &str,
+    peer: &Peer<RoleClient>,
+    info: &ServerPeerInfo,
+    news: &News,
+    mut wanted: watch::Receiver<BTreeSet<String>>,
+) {
+    while !peer.is_transport_closed() {
+        let filter = filter(info, &wanted.borrow_and_update());
+        if filter == SubscriptionFilter::default() {
+            if wanted.changed().await.is_err() {
+                return;
+            }
+            continue;
+        }
+        let mut subscription = match peer.listen(filter).await {
+            Ok(subscription) => subscription,
+            Err(ServiceError::McpError(error)) if error.code == ErrorCode::METHOD_NOT_FOUND => return,
+            Err(error) => {
+                tracing::debug!(server, %error, "a hosted server's changes can't be subscribed to");
+                tokio::time::sleep(AGAIN).await;
+                continue;
+            }
+        };
+        // What changed before this was not heard.
+        news.lists(|lists| *lists = Lists::ALL);
+        loop {
+            tokio::select! {
+                next = subscription.next() => match next {
+                    Ok(Some(notification)) => note(news, notification),
+                    Ok(None) | Err(_) => break,
+                },
+                changed = wanted.changed() => {
+                    // Where the connection is gone, so is the subscription.
+                    _ = subscription.cancel().await;
+                    if changed.is_err() {
+                        return;
+                    }
+                    break;
+                }
+            }
+        }
+        if !matches!(subscription.end(), Some(SubscriptionEnd::Cancelled)) {
+            tokio::time::sleep(AGAIN).await;
+        }
+    }
+}
+
+fn filter(info: &ServerPeerInfo, wanted: &BTreeSet<String>) -> SubscriptionFilter {
+    let has = &info.capabilities;
+    let on = |flag: Option<Option<bool>>| flag.flatten().filter(|on| *on);
+    let mut filter = SubscriptionFilter::new();
+    filter.tools_list_changed = on(has.tools.as_ref().map(|tools| tools.list_changed));
+    filter.prompts_list_changed = on(has.prompts.as_ref().map(|prompts| prompts.list_changed));
+    filter.resources_list_changed = on(has.resources.as_ref().map(|resources| resources.list_changed));
+    let can_watch = has.resources.as_ref().is_some_and(|resources| resources.subscribe == Some(true));
+    filter.resource_subscriptions =
+        (can_watch && !wanted.is_empty()).then(|| wanted.iter().cloned().collect());
+    filter
+}
+
+fn note(news: &News, notification: ServerNotification) {
+    match notification {
+        ServerNotification::ToolListChangedNotification(_) => news.lists(|lists| lists.tools = true),
+        ServerNotification::PromptListChangedNotification(_) => news.lists(|lists| lists.prompts = true),
+        ServerNotification::ResourceListChangedNotification(_) => news.lists(|lists| lists.resources = true),
+        ServerNotification::ResourceUpdatedNotification(update) => news.resource(update.params.uri),
+        _ => {}
+    }
+}
+
+/// The way of the older revisions. Their lists need no subscription. A new session begins without any, so everything that
+/// is wanted is subscribed to again.
+async fn subscribe(
+    server: &str,
+    peer: &Peer<RoleClient>,
+    news: &News,
+    mut wanted: watch::Receiver<BTreeSet<String>>,
+) {
+    let mut renewals = news.renewals();
+    let mut subscribed = BTreeSet::new();
+    loop {
+        let now = wanted.borrow_and_update().clone();
+        let added = now.difference(&subscribed).map(|uri| {
+            ClientRequest::SubscribeRequest(SubscribeRequest::new(SubscribeRequestParams::new(uri)))
+        });
+        let removed = subscribed.difference(&now).map(|uri| {
+            ClientRequest::UnsubscribeRequest(UnsubscribeRequest::new(UnsubscribeRequestParams::new(uri)))
+        });
+        for request in added.chain(removed).collect::<Vec<_>>() {
+            if let Err(error) = peer.send_request(request).await {
+                tracing::debug!(server, %error, "a hosted server's resource can't be subscribed to");
+            }
+        }
+        subscribed = now;
+
+        tokio::select! {
+            changed = wanted.changed() => {
+                if changed.is_err() {
+                    return;
+                }
+            }
+            // The news that is listened to here has the sender.
+            _ = renewals.changed() => {
+                // What changed between the sessions was not heard.
+                std::mem::take(&mut subscribed).into_iter().for_each(|uri| news.resource(uri));
+            }
+        }
+    }
+}

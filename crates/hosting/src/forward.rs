@@ -1,0 +1,437 @@
+//! Passing one request on to a hosted server, with its progress, its cancellation and its `_meta`.
+
+use std::{sync::Arc, time::Duration};
+
+use fleet_job::outcome::UNREADABLE_ANSWER;
+use fleet_ops::errors::chain;
+use fleet_policy::limits::CallLimits;
+use rmcp::{
+    RoleServer,
+    model::{
+        CallToolResponse, CancelledNotificationParam, ClientCapabilities, ClientRequest, CompleteResult,
+        ErrorCode, ErrorData, GetPromptResponse, GetSkillResult, ListResourcesResult, ListSkillsResult,
+        ProgressNotificationParam, ProgressToken, ReadResourceResponse, RequestMetaObject, ResultType,
+        ServerResult,
+    },
+    service::{PeerRequestOptions, RequestContext, ServiceError},
+};
+use serde_json::{Value, json};
+
+use crate::{
+    Fleet, apps,
+    away::{Away, AwayReason},
+    calls::TurnedAway,
+    content_results,
+    fleet::Down,
+    follow::is_modern,
+    handshake_error::{http_failure, not_taken, transport_error},
+    inbound::raw,
+    remote::exchange::HttpFailure,
+    routes::Routes,
+    tool_results,
+    unreadable::{is_unreadable, unreadable_answer},
+    upstream::Upstream,
+};
+
+/// `data.reason` of a call whose server was lost.
+const LOST: &str = "connection-lost";
+/// How much of a result that can't be read is quoted.
+const SHOWN: usize = 200;
+/// What belongs to the hop between two neighbours and is not passed on.
+const HOP_KEYS: [&str; 5] = [
+    "progressToken",
+    "io.modelcontextprotocol/protocolVersion",
+    "io.modelcontextprotocol/clientInfo",
+    "io.modelcontextprotocol/clientCapabilities",
+    "io.modelcontextprotocol/logLevel",
+];
+
+/// Passes a request on to a hosted server, which gets to see it under its own names.
+///
+/// # Errors
+///
+/// The server's own JSON-RPC errors as they are; `-32603` with `data.reason` where it can't be reached.
+pub async fn forward(
+    fleet: &Arc<Fleet>,
+    server: &str,
+    request: ClientRequest,
+    context: &RequestContext<RoleServer>,
+) -> Result<ServerResult, ErrorData> {
+    // Limits of a tool are those of its name; other requests have the server's.
+    let (tool, limits) = match &request {
+        ClientRequest::CallToolRequest(call) => {
+            let tool = call.params.name.to_string();
+            let limits = fleet.policy().limits.of_call(server, &tool);
+            (tool, limits)
+        }
+        other => {
+            let server = fleet.policy().limits.of_server(server);
+            (other.method().to_owned(), CallLimits { server, tool_concurrency: None })
+        }
+    };
+    let Some(calls) = fleet.calls(server) else {
+        // Whoever is asked for the connection says why there is none.
+        return Err(fleet
+            .connection(server)
+            .await
+            .err()
+            .map_or_else(|| cancelled(server), |error| down(&error)));
+    };
+    let begun = tokio::select! {
+        begun = calls.begin(&tool, &limits) => begun,
+        () = context.ct.cancelled() => return Err(cancelled(server)),
+    };
+    let ticket = begun.map_err(|error| turned_away(server, &error))?;
+    let upstream = fleet.connection(server).await.map_err(|error| down(&error))?;
+    match send(server, &upstream, request, context, limits.server.call_timeout).await {
+        Ok(result) => {
+            ticket.answered();
+            Ok(result)
+        }
+        Err(Failure { mut error, sign }) => {
+            match sign {
+                Sign::Answer => ticket.answered(),
+                Sign::Lost => ticket.lost(&error.message),
+                Sign::NotTaken(away) if away.reason == AwayReason::Busy => ticket.answered(),
+                Sign::NotTaken(away) => ticket.not_taken(away.reason, &error.message),
+                Sign::Timeout { heard_of } => ticket.timed_out(heard_of, &error.message),
+                Sign::None => drop(ticket),
+            }
+            if let Sign::NotTaken(away) = sign {
+                let retry_after = away.retry_after.unwrap_or_else(|| calls.retry_after());
+                error = turned_down(server, away.reason, error.message.into_owned(), retry_after);
+            }
+            Err(error)
+        }
+    }
+}
+
+/// A call that came to no result.
+struct Failure {
+    error: ErrorData,
+    sign: Sign,
+}
+
+/// What a failure says about the server.
+#[derive(Clone, Copy)]
+enum Sign {
+    /// It answered, if with an error.
+    Answer,
+    /// It went away, perhaps in the middle of the call.
+    Lost,
+    /// It did not take the call, which has not run.
+    NotTaken(Away),
+    /// It did not answer in time. It may have been heard of before that.
+    Timeout { heard_of: bool },
+    /// Nothing.
+    None,
+}
+
+async fn send(
+    server: &str,
+    upstream: &Upstream,
+    request: ClientRequest,
+    context: &RequestContext<RoleServer>,
+    limit: Duration,
+) -> Result<ServerResult, Failure> {
+    let options = PeerRequestOptions::with_timeout(limit).with_meta(passed_on(server, context, upstream));
+    let sent = upstream.peer.send_request_with_option(request, options).await;
+    let handle = sent.map_err(|error| failed(server, upstream, error, false))?;
+    let id = handle.id.clone();
+    let wanted = context.meta.get_progress_token();
+    let mut progress =
+        wanted.map(|wanted| (wanted, upstream.progress.register(handle.progress_token.clone())));
+    let mut response = std::pin::pin!(handle.await_response());
+    let mut heard_of = false;
+    let result = loop {
+        let next = async {
+            match &mut progress {
+                Some((token, stream)) => (token.clone(), stream.next().await),
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            result = &mut response => break result,
+            (token, Some(notification)) = next => {
+                heard_of = true;
+                notify(context, token, notification).await;
+            }
+            () = context.ct.cancelled() => {
+                let reason = Some("the caller cancelled the call".to_owned());
+                let notification = CancelledNotificationParam::new(Some(id), reason);
+                // Where the server is gone, there is nothing to cancel.
+                _ = upstream.peer.notify_cancelled(notification).await;
+                return Err(Failure { error: cancelled(server), sign: Sign::None });
+            }
+        }
+    };
+    // What stood before the result goes out before the result.
+    if let Some((token, stream)) = &mut progress {
+        while let Some(notification) = stream.try_next() {
+            notify(context, token.clone(), notification).await;
+        }
+    }
+    result.map_err(|error| failed(server, upstream, error, heard_of))
+}
+
+/// The result of a tool call.
+pub fn tool_result(server: &str, result: ServerResult) -> Result<CallToolResponse, ErrorData> {
+    let read = tool_results::read(result);
+    let mut response = read.map_err(|problem| unreadable(server, &problem))?;
+    match &mut response {
+        CallToolResponse::Complete(result) => {
+            apps::offer_in_result(server, result);
+            result.result_type = Some(ResultType::COMPLETE);
+        }
+        CallToolResponse::InputRequired(result) => apps::offer_in_meta(server, &mut result.meta),
+        CallToolResponse::Task(result) => apps::offer_in_meta(server, &mut result.meta),
+        _ => {}
+    }
+    Ok(response)
+}
+
+/// The result of a request for a prompt.
+pub fn prompt(server: &str, result: ServerResult) -> Result<GetPromptResponse, ErrorData> {
+    let read = content_results::read_prompt(result);
+    let mut response = read.map_err(|problem| unreadable(server, &problem))?;
+    match &mut response {
+        GetPromptResponse::Complete(result) => {
+            apps::offer_in_prompt(server, result);
+            result.result_type = Some(ResultType::COMPLETE);
+        }
+        GetPromptResponse::InputRequired(result) => apps::offer_in_meta(server, &mut result.meta),
+        _ => {}
+    }
+    Ok(response)
+}
+
+/// The content of a resource.
+pub fn resource(server: &str, result: ServerResult) -> Result<ReadResourceResponse, ErrorData> {
+    let read = content_results::read_resource(result);
+    let mut response = read.map_err(|problem| unreadable(server, &problem))?;
+    match &mut response {
+        ReadResourceResponse::Complete(result) => {
+            apps::offer_in_resource(server, result);
+            result.result_type = Some(ResultType::COMPLETE);
+        }
+        ReadResourceResponse::InputRequired(result) => apps::offer_in_meta(server, &mut result.meta),
+        _ => {}
+    }
+    Ok(response)
+}
+
+/// The skills of a server.
+pub fn skills(server: &str, result: ServerResult) -> Result<ListSkillsResult, ErrorData> {
+    match result {
+        ServerResult::ListSkillsResult(mut result) => {
+            apps::offer_in_meta(server, &mut result.meta);
+            result.result_type = Some(ResultType::COMPLETE);
+            Ok(result)
+        }
+        other => Err(unexpected(server, "list of skills", other)),
+    }
+}
+
+/// One skill.
+pub fn skill(server: &str, result: ServerResult) -> Result<GetSkillResult, ErrorData> {
+    match result {
+        ServerResult::GetSkillResult(mut result) => {
+            apps::offer_in_meta(server, &mut result.meta);
+            result.result_type = Some(ResultType::COMPLETE);
+            Ok(result)
+        }
+        other => Err(unexpected(server, "skill", other)),
+    }
+}
+
+/// What stands in a directory of resources, under the URIs by which it can be read here.
+pub fn directory(
+    server: &str,
+    routes: &Routes,
+    result: ServerResult,
+) -> Result<ListResourcesResult, ErrorData> {
+    match result {
+        ServerResult::ListResourcesResult(mut result) => {
+            for resource in &mut result.resources {
+                resource.uri = routes.offered(server, &resource.uri);
+                apps::offer_in_meta(server, &mut resource.meta);
+            }
+            apps::offer_in_meta(server, &mut result.meta);
+            result.result_type = Some(ResultType::COMPLETE);
+            Ok(result)
+        }
+        other => Err(unexpected(server, "directory", other)),
+    }
+}
+
+/// The completions of an argument.
+pub fn completions(server: &str, result: ServerResult) -> Result<CompleteResult, ErrorData> {
+    match result {
+        ServerResult::CompleteResult(mut result) => {
+            apps::offer_in_meta(server, &mut result.meta);
+            result.result_type = Some(ResultType::COMPLETE);
+            Ok(result)
+        }
+        other => Err(unexpected(server, "completion", other)),
+    }
+}
+
+/// Servers of older revisions leave `resultType` out, and the functions above put it in; the front end leaves it out again
+/// for older callers.
+fn unexpected(server: &str, what: &str, result: ServerResult) -> ErrorData {
+    let shown = fleet_wire::quote(&Value::Object(raw(result)).to_string(), SHOWN);
+    unreadable(server, &format!("it is not a {what}: {shown}"))
+}
+
+fn unreadable(server: &str, why: &str) -> ErrorData {
+    unavailable(server, UNREADABLE_ANSWER, &unreadable_answer(why).message, None)
+}
+
+/// The `_meta` that a hosted server gets to see. What the caller can be asked for in between is said where both speak the
+/// protocol that has rounds; which extensions the caller knows is said to every server that hears it per request.
+fn passed_on(server: &str, context: &RequestContext<RoleServer>, upstream: &Upstream) -> RequestMetaObject {
+    let mut meta = context.meta.clone();
+    for key in HOP_KEYS {
+        meta.remove(key);
+    }
+    apps::restore_in_object(server, &mut meta);
+
+    if is_modern(&upstream.info) {
+        let of_session = || {
+            let declared = context.client_capabilities()?;
+            let mut capabilities = ClientCapabilities::default();
+            capabilities.extensions = declared.extensions;
+            capabilities.experimental = declared.experimental;
+            Some(capabilities)
+        };
+        if let Some(capabilities) = context.meta.client_capabilities().or_else(of_session) {
+            meta.set_client_capabilities(capabilities);
+        }
+    }
+    meta
+}
+
+async fn notify(
+    context: &RequestContext<RoleServer>,
+    token: ProgressToken,
+    mut notification: ProgressNotificationParam,
+) {
+    notification.progress_token = token;
+    // A caller that does not listen any more loses nothing but progress.
+    _ = context.peer.notify_progress(notification).await;
+}
+
+fn failed(server: &str, upstream: &Upstream, error: ServiceError, heard_of: bool) -> Failure {
+    let sign = sign_of(&error, heard_of);
+    let error = match error {
+        ServiceError::McpError(error) if is_unreadable(&error) => {
+            unavailable(server, UNREADABLE_ANSWER, &error.message, None)
+        }
+        ServiceError::McpError(error) => of_server(server, error),
+        ServiceError::Timeout { timeout } => {
+            unavailable(server, "timeout", &format!("no answer within {} ms", timeout.as_millis()), None)
+        }
+        error => {
+            let text = match &error {
+                ServiceError::TransportSend(error) => transport_error(error),
+                error => chain(error),
+            };
+            let stderr = upstream.child.as_ref().map(|child| child.stderr.text(1024));
+            unavailable(server, LOST, &text, stderr.filter(|tail| !tail.is_empty()))
+        }
+    };
+    Failure { error, sign }
+}
+
+/// A server's own error. Workers let jobs wait for the server that an error names, so a server can name none but itself.
+fn of_server(server: &str, mut error: ErrorData) -> ErrorData {
+    if let Some(Value::Object(data)) = &mut error.data
+        && data.contains_key("reason")
+    {
+        data.insert("server".to_owned(), server.into());
+    }
+    error
+}
+
+fn sign_of(error: &ServiceError, heard_of: bool) -> Sign {
+    match error {
+        ServiceError::Timeout { .. } => Sign::Timeout { heard_of },
+        ServiceError::TransportSend(error) => match (not_taken(error), http_failure(error)) {
+            (Some(away), _) => Sign::NotTaken(away),
+            // Something answered that speaks HTTP. Whether the server behind it is there, its status says.
+            (None, Some(failure @ HttpFailure::Rejected(_))) => match failure.status() {
+                Some(502..=504) => Sign::Lost,
+                _ => Sign::Answer,
+            },
+            (None, Some(HttpFailure::Unreadable(_))) => Sign::Answer,
+            (None, _) => Sign::Lost,
+        },
+        ServiceError::TransportClosed | ServiceError::Cancelled { .. } => Sign::Lost,
+        _ => Sign::Answer,
+    }
+}
+
+fn cancelled(server: &str) -> ErrorData {
+    unavailable(server, "cancelled", "the call was cancelled", None)
+}
+
+/// The error for a call that was not made.
+fn turned_away(server: &str, error: &TurnedAway) -> ErrorData {
+    let data =
+        json!({ "reason": error.reason(), "server": server, "retryAfterMs": millis(error.retry_after()) });
+    let message = format!("server `{server}` is not available: {error}");
+    ErrorData::new(ErrorCode::INTERNAL_ERROR, message, Some(data))
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// Whether an error says that the connection to the server was lost in the middle of the call.
+pub fn is_lost(error: &ErrorData) -> bool {
+    let reason = error.data.as_ref().and_then(|data| data.get("reason"));
+    reason.is_some_and(|reason| reason == LOST)
+}
+
+/// The error for a call that a hosted server could not take, or did not answer in a way that can be read.
+fn unavailable(server: &str, reason: &str, message: &str, stderr: Option<String>) -> ErrorData {
+    let mut data = json!({ "reason": reason, "server": server });
+    if let (Some(stderr), Value::Object(data)) = (stderr, &mut data) {
+        data.insert("stderrTail".to_owned(), stderr.into());
+    }
+    ErrorData::new(ErrorCode::INTERNAL_ERROR, format!("server `{server}`: {message}"), Some(data))
+}
+
+/// The same where a tool is asked for that nobody knows as long as its server is down.
+pub fn down_for(tool: &str, error: &Down) -> ErrorData {
+    let mut down = down(error);
+    down.message = format!("tool `{tool}` can't be called: {}", down.message).into();
+    down
+}
+
+/// The error for a call of a server that is down.
+pub fn down(error: &Down) -> ErrorData {
+    turned_down(&error.server, error.away, error.to_string(), error.retry_after)
+}
+
+/// The error for what can't be done while a server, or what is known of it, can't be reached: nothing is wrong with what was
+/// asked for, which may wait.
+pub fn server_unavailable(server: &str, message: String, retry_after: Duration) -> ErrorData {
+    turned_down(server, AwayReason::Unavailable, message, retry_after)
+}
+
+/// The error for a call that a server did not take.
+fn turned_down(server: &str, away: AwayReason, message: String, retry_after: Duration) -> ErrorData {
+    let data = json!({ "reason": away.name(), "server": server, "retryAfterMs": millis(retry_after) });
+    ErrorData::new(ErrorCode::INTERNAL_ERROR, message, Some(data))
+}
+
+/// The error for a call of a server that nobody knows. Asking again does not help.
+pub fn unknown_server(server: &str, tool: &str) -> ErrorData {
+    let message = format!(
+        "tool `{tool}` can't be called: no MCP server named `{server}` is hosted. Host it with a server-init job or \
+         server_initialize, and call its tools once that has succeeded"
+    );
+    let data = json!({ "reason": "unknown-server", "server": server });
+    ErrorData::invalid_params(message, Some(data))
+}

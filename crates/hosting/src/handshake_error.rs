@@ -1,0 +1,139 @@
+//! Why a handshake came to nothing, and whether that is because a remote server can't be reached.
+
+use std::io;
+
+use fleet_ops::errors::chain;
+use fleet_policy::Refusal;
+use rmcp::{
+    service::ClientInitializeError,
+    transport::{DynamicTransportError, streamable_http_client::StreamableHttpError},
+};
+
+use super::{
+    away::{Away, AwayReason},
+    handshake::{drive::Broken, initialized},
+    remote::{exchange::HttpFailure, opening},
+    sse::SseError,
+};
+
+/// Why a handshake came to nothing.
+pub(super) enum HandshakeError {
+    /// The other side has closed the connection.
+    Closed {
+        /// Whether it had answered anything before that.
+        answered: bool,
+    },
+    /// The session was made and is of no use, perhaps because of the question that came before it.
+    Mixed(String),
+    /// The server, a remote one, can't be reached.
+    Unreachable(String),
+    /// The server, a remote one, refuses our credentials.
+    Unauthorized(String),
+    /// Nothing is there that takes `initialize`.
+    Elsewhere(String),
+    Other(String),
+}
+
+impl From<Broken> for HandshakeError {
+    fn from(broken: Broken) -> Self {
+        match broken {
+            Broken::Closed { answered } => Self::Closed { answered },
+            Broken::Refused(reason) => Self::Other(reason),
+        }
+    }
+}
+
+impl From<ClientInitializeError> for HandshakeError {
+    fn from(error: ClientInitializeError) -> Self {
+        match error {
+            ClientInitializeError::ConnectionClosed(_) => Self::Closed { answered: false },
+            ClientInitializeError::TransportError { error, context } => {
+                let broken_pipe = |error: &io::Error| error.kind() == io::ErrorKind::BrokenPipe;
+                if error.error.downcast_ref().is_some_and(broken_pipe) {
+                    return Self::Closed { answered: false };
+                }
+                let text = format!("{context}: {}", transport_error(&error));
+                let away = not_taken(&error).map(|away| away.reason);
+                match away {
+                    Some(AwayReason::Unauthorized) => Self::Unauthorized(text),
+                    _ if is_unreachable(&error) => Self::Unreachable(text),
+                    _ if is_elsewhere(&error) => Self::Elsewhere(text),
+                    _ => Self::Other(text),
+                }
+            }
+            ClientInitializeError::JsonRpcError(error) => {
+                Self::Other(format!("it answered with error {}: {}", error.code.0, error.message))
+            }
+            ClientInitializeError::LegacyFallbackFailed { fallback, .. } => Self::from(*fallback),
+            ClientInitializeError::ExpectedInitResult(Some(result)) => {
+                let problem = initialized(result).err();
+                Self::Other(
+                    problem.unwrap_or_else(|| "its answer is not the one to this question".to_owned()),
+                )
+            }
+            other => Self::Other(chain(&other)),
+        }
+    }
+}
+
+/// Whether a remote server is not there, rather than there and of another opinion, or behind a refusal of policy's.
+fn is_unreachable(error: &DynamicTransportError) -> bool {
+    let mut source: Option<&(dyn std::error::Error + 'static)> = match http_failure(error) {
+        Some(failure) => Some(failure),
+        None => Some(error.error.as_ref()),
+    };
+    while let Some(cause) = source {
+        if cause.is::<Refusal>() {
+            return false;
+        }
+        source = cause.source();
+    }
+
+    match error.error.downcast_ref() {
+        Some(StreamableHttpError::<HttpFailure>::Client(failure)) => match failure {
+            HttpFailure::Connection(_) | HttpFailure::NoSession(_) => true,
+            HttpFailure::Rejected(_) => matches!(failure.status(), Some(429 | 502..=504)),
+            HttpFailure::Unreadable(_) => false,
+        },
+        Some(_) => false,
+        None => match error.error.downcast_ref::<SseError>() {
+            Some(SseError::Status { status, .. }) => matches!(status.as_u16(), 502..=504),
+            Some(error) => matches!(error, SseError::Open(_) | SseError::Post(_) | SseError::Broken(_)),
+            None => false,
+        },
+    }
+}
+
+/// Whether the server has rejected a question in a way that one of the other transport does.
+fn is_elsewhere(error: &DynamicTransportError) -> bool {
+    http_failure(error).and_then(HttpFailure::status).is_some_and(opening::is_elsewhere)
+}
+
+/// What went wrong below rmcp's transport to a remote server.
+pub(crate) fn http_failure(error: &DynamicTransportError) -> Option<&HttpFailure> {
+    match error.error.downcast_ref() {
+        Some(StreamableHttpError::<HttpFailure>::Client(failure)) => Some(failure),
+        _ => None,
+    }
+}
+
+/// Why a remote server did not take a message, if it did not.
+pub(crate) fn not_taken(error: &DynamicTransportError) -> Option<Away> {
+    if let Some(failure) = http_failure(error) {
+        return failure.away();
+    }
+    match error.error.downcast_ref()? {
+        SseError::Post(error) | SseError::Open(error) => error.is_connect().then_some(Away::UNAVAILABLE),
+        SseError::Status { status, .. } => Away::of_status(status.as_u16(), None),
+        _ => None,
+    }
+}
+
+/// What a transport says went wrong. rmcp puts the whole type of the transport into its own text, and leaves out why
+/// an HTTP request failed.
+pub(crate) fn transport_error(error: &DynamicTransportError) -> String {
+    match error.error.downcast_ref() {
+        Some(StreamableHttpError::<HttpFailure>::Client(failure)) => chain(failure),
+        _ => chain(error.error.as_ref()),
+    }
+}

@@ -1,0 +1,245 @@
+//! A fleet that follows a registry that refuses, forgets and delays.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use fleet_policy::{Policy, current::CurrentPolicy};
+use futures::{
+    FutureExt as _,
+    future::{self, BoxFuture},
+    stream::BoxStream,
+};
+use serde_json::json;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::UnboundedReceiverStream;
+
+use super::*;
+use crate::registry::memory::MemoryRegistry;
+
+fn entry(command: &str) -> ServerEntry {
+    ServerEntry::from_value(&json!({ "command": command }), "config").unwrap()
+}
+
+async fn eventually(what: &str, check: impl Fn() -> bool) {
+    let wait = async {
+        while !check() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    timeout(Duration::from_secs(30), wait).await.unwrap_or_else(|_| panic!("not in time: {what}"));
+}
+
+#[tokio::test]
+async fn what_policy_refuses_is_shown_and_goes_with_its_record() {
+    let registry = Arc::new(MemoryRegistry::default());
+    let bad = Record::new("bad", &entry("rm"));
+    registry.put(&bad).await.unwrap();
+    registry.put(&Record::new("gone", &entry("rm"))).await.unwrap();
+    registry.remove("gone").await.unwrap();
+    let fleet = Fleet::new(CurrentPolicy::new(Policy::default()));
+    let shared = Shared::new(fleet, registry.clone(), Plain::default());
+    let stop = CancellationToken::new();
+    shared.follow(stop.clone());
+    shared.ready().await;
+    eventually("the refusal", || !shared.refused().is_empty()).await;
+    let refused = shared.refused();
+    assert_eq!((refused.len(), refused[0].name.as_str(), refused[0].state.as_str()), (1, "bad", "refused"));
+    assert!(refused[0].last_error.as_ref().unwrap().contains("rm"), "{refused:?}");
+
+    assert!(shared.remove("bad").await.unwrap());
+    assert!(shared.refused().is_empty());
+    assert!(!shared.remove("bad").await.unwrap());
+    let error = shared.initialize("x", &entry("rm")).await.unwrap_err();
+    assert!(
+        error.is_permanent() && shared.refused().is_empty(),
+        "what is refused here is not shared: {error}"
+    );
+    stop.cancel();
+}
+
+#[tokio::test]
+async fn what_can_not_be_read_is_shown() {
+    let shared = Shared::new(
+        Fleet::new(CurrentPolicy::new(Policy::default())),
+        Arc::new(MemoryRegistry::default()),
+        Plain::default(),
+    );
+    let stop = CancellationToken::new();
+    let unreadable = Change::Unreadable { name: "odd".to_owned(), reason: "no JSON".to_owned() };
+    shared.apply(unreadable, &stop);
+    assert_eq!(shared.refused()[0].last_error.as_deref(), Some("no JSON"));
+    shared.apply(Change::Removed { name: "odd".to_owned(), at: None }, &stop);
+    assert!(shared.refused().is_empty());
+}
+
+#[tokio::test]
+async fn an_unreadable_record_does_not_replace_a_readable_one() {
+    let shared = Shared::new(
+        Fleet::new(CurrentPolicy::new(Policy::default())),
+        Arc::new(MemoryRegistry::default()),
+        Plain::default(),
+    );
+    let stop = CancellationToken::new();
+    shared.apply(Change::Put(Record::new("s", &entry("x"))), &stop);
+    shared.apply(Change::Unreadable { name: "s".to_owned(), reason: "a copy of an event".to_owned() }, &stop);
+
+    let is_hosted = |wish: &Wish| matches!(wish.goal, Goal::Hosted(_));
+    assert!(shared.wanted().wish("s").is_some_and(is_hosted), "the last readable record holds");
+
+    shared.apply(Change::Removed { name: "s".to_owned(), at: None }, &stop);
+    assert!(!shared.wanted().wants("s"), "a removal can be read");
+}
+
+/// A registry that others read too. It is read, answers and takes writes only as far as the test lets it.
+#[derive(Debug, Default)]
+struct Fickle {
+    watcher: Mutex<Option<mpsc::UnboundedSender<Change>>>,
+    asked: AtomicU64,
+    answers: AtomicBool,
+    takes: AtomicBool,
+    tries: AtomicU64,
+}
+
+impl Fickle {
+    fn tell(&self, change: Change) {
+        let watcher = self.watcher.lock().unwrap();
+        watcher.as_ref().unwrap().send(change).unwrap();
+    }
+
+    fn write(&self, change: Change) -> BoxFuture<'static, Result<(), RegistryError>> {
+        self.tries.fetch_add(1, Ordering::Relaxed);
+        let result = if self.takes.load(Ordering::Relaxed) {
+            self.tell(change);
+            Ok(())
+        } else {
+            Err(RegistryError::NotRead)
+        };
+        future::ready(result).boxed()
+    }
+
+    /// Says that the registry has been read, and answers from now on.
+    fn is_read(&self) {
+        self.answers.store(true, Ordering::Relaxed);
+        self.tell(Change::CaughtUp(self.asked.load(Ordering::Relaxed)));
+    }
+}
+
+impl Registry for Fickle {
+    fn is_shared(&self) -> bool {
+        true
+    }
+
+    fn put<'a>(&'a self, record: &'a Record) -> BoxFuture<'a, Result<(), RegistryError>> {
+        self.write(Change::Put(record.clone()))
+    }
+
+    fn remove<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<(), RegistryError>> {
+        self.write(Change::Removed { name: name.to_owned(), at: Some(fleet_ops::clock::now()) })
+    }
+
+    fn watch(&self) -> BoxStream<'static, Change> {
+        let (sender, receiver) = mpsc::unbounded_channel();
+        *self.watcher.lock().unwrap() = Some(sender);
+        UnboundedReceiverStream::new(receiver).boxed()
+    }
+
+    fn catch_up(&self) -> u64 {
+        let asked = self.asked.fetch_add(1, Ordering::Relaxed) + 1;
+        if self.answers.load(Ordering::Relaxed) {
+            self.tell(Change::CaughtUp(asked));
+        }
+        asked
+    }
+}
+
+/// A fleet that may start nothing, following such a registry with little patience.
+fn fickle() -> (Arc<Fickle>, Arc<Shared>) {
+    let registry = Arc::new(Fickle::default());
+    let fleet = Fleet::new(CurrentPolicy::new(Policy::default()));
+    let wait = Duration::from_millis(100);
+    let patience = Patience { catch_up: wait, write: wait };
+    let shared = Shared::with_patience(fleet, registry.clone(), Plain::default(), patience);
+    let shared = Arc::new(shared);
+    shared.follow(CancellationToken::new());
+    (registry, shared)
+}
+
+async fn is_awaited(shared: &Shared, name: &str, word: &str) {
+    match shared.look_for(name).await {
+        Presence::Awaited { reason, retry_after } => {
+            assert!(reason.contains(word), "{reason}");
+            assert!(!retry_after.is_zero());
+        }
+        other => panic!("{other:?}"),
+    }
+}
+
+#[tokio::test]
+async fn a_server_is_unknown_only_if_the_registry_says_so() {
+    let (registry, shared) = fickle();
+    is_awaited(&shared, "x", "has not been read yet").await;
+    let error = shared.initialize("x", &entry("rm")).await.unwrap_err();
+    assert!(error.retry_after().is_some() && !error.is_permanent(), "{error}");
+
+    registry.is_read();
+    shared.ready().await;
+    assert_eq!(shared.look_for("x").await, Presence::Unknown);
+    // A registry that is away may have been written since.
+    registry.answers.store(false, Ordering::Relaxed);
+    is_awaited(&shared, "x", "does not answer").await;
+    // What is wanted and may not run is known, whatever the registry does.
+    registry.tell(Change::Put(Record::new("x", &entry("rm"))));
+    eventually("the refusal", || !shared.refused().is_empty()).await;
+    is_awaited(&shared, "x", "policy refuses").await;
+
+    registry.is_read();
+    registry.tell(Change::Removed { name: "x".to_owned(), at: None });
+    eventually("the removal", || shared.refused().is_empty()).await;
+    assert_eq!(shared.look_for("x").await, Presence::Unknown);
+}
+
+#[tokio::test]
+async fn a_write_that_the_registry_does_not_take_is_not_forgotten() {
+    let (registry, shared) = fickle();
+    registry.is_read();
+    shared.ready().await;
+    registry.tell(Change::Put(Record::new("x", &entry("rm"))));
+    eventually("the refusal", || !shared.refused().is_empty()).await;
+
+    let error = shared.remove("x").await.unwrap_err();
+    assert!(matches!(error, ShareError::Unwritten { .. }), "{error}");
+    assert!(error.retry_after().is_some() && !error.is_permanent(), "{error}");
+    let sharing = shared.statuses()[0].sharing.clone().unwrap();
+    assert_eq!(sharing.state, "removal-unwritten");
+    assert!(sharing.failures > 0 && sharing.last_error.is_some(), "{sharing:?}");
+
+    // Nobody asks again, and it is written all the same.
+    registry.takes.store(true, Ordering::Relaxed);
+    eventually("the removal", || shared.statuses().is_empty()).await;
+    assert_eq!(shared.writes().len(), 0);
+    let tries = registry.tries.load(Ordering::Relaxed);
+    assert!(tries >= 2, "{tries}");
+}
+
+#[tokio::test]
+async fn what_was_read_late_does_not_undo_what_is_still_to_be_written() {
+    let (registry, shared) = fickle();
+    let old = Record::new("x", &entry("old"));
+    registry.is_read();
+    shared.ready().await;
+
+    let ours =
+        Record { written_at: old.written_at.plus(Duration::from_secs(1)), ..Record::new("x", &entry("new")) };
+    let write = Write::Put(Box::new(ours.clone()));
+    let error = shared.write("x", write).await.unwrap_err();
+    assert!(matches!(error, ShareError::Unwritten { .. }), "{error}");
+    registry.tell(Change::Put(old));
+    registry.tell(Change::Put(Record::new("y", &entry("rm"))));
+    eventually("what was told after it", || !shared.refused().is_empty()).await;
+    assert!(!shared.wanted().wants("x"));
+
+    // Somebody else's word that is newer counts.
+    let newer = Record { written_at: ours.written_at.plus(Duration::from_secs(1)), ..ours };
+    registry.tell(Change::Put(Record { revision: "another".to_owned(), ..newer }));
+    eventually("the newer word", || shared.wanted().wants("x")).await;
+    assert_eq!(shared.writes().len(), 0);
+}

@@ -1,0 +1,336 @@
+//! One message to a remote server over Streamable HTTP, and its answer with all that rmcp's own client leaves out of its
+//! errors: status, `Retry-After`, and whether the request was sent at all.
+
+use std::{
+    fmt,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+use bytes::Bytes;
+use fleet_wire::{
+    Message, Reply, RpcError, answer_in,
+    body::{BodyError, drain},
+    encoding::DecodeError,
+    head::{Media, moved, retry_after},
+    quote,
+};
+use futures::{StreamExt, stream::BoxStream};
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
+use reqwest::{RequestBuilder, Response};
+use rmcp::model::{ClientJsonRpcMessage, ErrorData, JsonRpcMessage, RequestId, ServerJsonRpcMessage};
+use url::Url;
+
+use super::{
+    events::{Events, events, not_decoded},
+    messages::response as response_of,
+};
+use crate::{
+    away::Away,
+    inbound::{error_data, id_of},
+    unreadable::unreadable_answer,
+};
+
+/// The session of a request.
+pub(super) const SESSION_ID: HeaderName = HeaderName::from_static("mcp-session-id");
+const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
+/// The largest answer that is read, and the largest event of a stream.
+pub(super) const MAX_ANSWER: usize = 16 << 20;
+/// How much is read of the body of an error, and of what answers no request.
+const MAX_ERROR_BODY: usize = 64 << 10;
+/// How long the rest of a body that nobody wants may take.
+const DISCARD_TIME: Duration = Duration::from_millis(500);
+/// How much of the other side's text goes into a message.
+const SHOWN: usize = 256;
+
+/// The body of a response.
+pub(super) type Body = fleet_wire::body::Body<BoxStream<'static, reqwest::Result<Bytes>>>;
+
+/// Why a message came to nothing.
+#[derive(Debug, Clone, thiserror::Error)]
+pub(crate) enum HttpFailure {
+    /// The connection failed, before or after the message was sent.
+    #[error(transparent)]
+    Connection(Arc<reqwest::Error>),
+    /// The server rejected the message.
+    #[error("the server answered {0}")]
+    Rejected(Arc<Rejected>),
+    /// The answer can't be read.
+    #[error("{0}")]
+    Unreadable(String),
+    /// The server has forgotten our session, and a new handshake failed. The message has not run.
+    #[error("the server turned our session away, and a new handshake failed")]
+    NoSession(#[source] Box<HttpFailure>),
+}
+
+impl HttpFailure {
+    /// Why the server did not take the message, if it did not.
+    pub(crate) fn away(&self) -> Option<Away> {
+        match self {
+            Self::Connection(error) => error.is_connect().then_some(Away::UNAVAILABLE),
+            Self::Rejected(rejected) => Away::of_status(rejected.status.as_u16(), rejected.retry_after),
+            Self::Unreadable(_) => None,
+            Self::NoSession(cause) => Some(cause.away().unwrap_or(Away::UNAVAILABLE)),
+        }
+    }
+
+    /// The HTTP status of the answer.
+    pub(crate) fn status(&self) -> Option<u16> {
+        match self {
+            Self::Rejected(rejected) => Some(rejected.status.as_u16()),
+            Self::Connection(_) | Self::Unreadable(_) | Self::NoSession(_) => None,
+        }
+    }
+}
+
+impl From<reqwest::Error> for HttpFailure {
+    fn from(error: reqwest::Error) -> Self {
+        // The query of a URL may hold a key.
+        Self::Connection(Arc::new(error.without_url()))
+    }
+}
+
+/// An answer that is no result.
+#[derive(Debug)]
+pub(crate) struct Rejected {
+    pub(super) status: StatusCode,
+    pub(super) retry_after: Option<Duration>,
+    location: Option<String>,
+    text: String,
+    /// The JSON-RPC error in the body.
+    pub(super) error: Option<RpcRefusal>,
+}
+
+/// A JSON-RPC error in answer to a request.
+#[derive(Debug)]
+pub(super) struct RpcRefusal {
+    pub(super) error: ErrorData,
+    /// Whether it names the request's id, as errors of whatever carries requests out do.
+    pub(super) addressed: bool,
+}
+
+impl RpcRefusal {
+    fn new(error: RpcError, addressed: bool) -> Self {
+        Self { error: error_data(error), addressed }
+    }
+}
+
+impl Rejected {
+    /// A rejection of which HTTP says nothing.
+    fn by(refusal: RpcRefusal, status: StatusCode) -> Self {
+        Self { status, retry_after: None, location: None, text: String::new(), error: Some(refusal) }
+    }
+}
+
+impl fmt::Display for Rejected {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "HTTP {}", self.status)?;
+        if let Some(location) = &self.location {
+            write!(f, " to {location:?}")?;
+        }
+        match &self.error {
+            Some(error) => write!(f, ": error {}: {}", error.error.code.0, error.error.message),
+            None if self.text.trim().is_empty() => Ok(()),
+            None => write!(f, ": {}", self.text.trim()),
+        }
+    }
+}
+
+/// What came back.
+pub(super) enum Answer {
+    /// The message was taken; nothing more is said here.
+    Accepted,
+    /// A message, and the session that was handed out with it.
+    Message(Box<ServerJsonRpcMessage>, Option<Arc<str>>),
+    /// A stream of messages, likewise.
+    Stream(Events, Option<Arc<str>>),
+    /// An error of HTTP or JSON-RPC.
+    Rejected(Box<Rejected>),
+}
+
+/// The id of a request.
+pub(super) fn request_id(message: &ClientJsonRpcMessage) -> Option<&RequestId> {
+    match message {
+        JsonRpcMessage::Request(request) => Some(&request.id),
+        _ => None,
+    }
+}
+
+/// Reads what nobody wants to know: an unread body would cost the connection. One that does not end is left, and costs it.
+pub(crate) async fn discard(response: Response) {
+    let read = drain(response.bytes_stream(), MAX_ERROR_BODY);
+    _ = tokio::time::timeout(DISCARD_TIME, read).await;
+}
+
+/// The way to one server.
+pub(super) struct Line {
+    client: reqwest::Client,
+    url: Url,
+}
+
+impl Line {
+    pub(super) fn new(client: reqwest::Client, url: Url) -> Self {
+        Self { client, url }
+    }
+
+    /// Posts a message.
+    pub(super) async fn post(
+        &self,
+        mut headers: HeaderMap,
+        message: &ClientJsonRpcMessage,
+    ) -> Result<Answer, HttpFailure> {
+        const BOTH: HeaderValue = HeaderValue::from_static("application/json, text/event-stream");
+        headers.insert(header::ACCEPT, BOTH);
+        let request = |url| self.client.post(url).headers(headers.clone()).json(message);
+        let response = self.send(request).await?;
+
+        let id = request_id(message);
+        if !response.status().is_success() {
+            return Ok(Answer::Rejected(Box::new(read_rejection(response, id).await)));
+        }
+        match id {
+            Some(id) => read_answer(response, id).await,
+            None => {
+                // Whatever is said to a notification or an answer.
+                discard(response).await;
+                Ok(Answer::Accepted)
+            }
+        }
+    }
+
+    /// Opens a stream of what the server says by itself, or of an answer that broke off.
+    pub(super) async fn get(
+        &self,
+        mut headers: HeaderMap,
+        last_event: Option<&str>,
+    ) -> Result<Events, HttpFailure> {
+        headers.insert(header::ACCEPT, HeaderValue::from_static("text/event-stream"));
+        if let Some(Ok(last_event)) = last_event.map(HeaderValue::try_from) {
+            headers.insert(LAST_EVENT_ID, last_event);
+        }
+        let response = self.send(|url| self.client.get(url).headers(headers.clone())).await?;
+
+        if !response.status().is_success() {
+            return Err(HttpFailure::Rejected(Arc::new(read_rejection(response, None).await)));
+        }
+        match media(&response) {
+            Media::EventStream => Ok(events(body_of(response)?, None)),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// Gives a session back.
+    pub(super) async fn delete(&self, headers: HeaderMap) -> Result<(), HttpFailure> {
+        self.send(|url| self.client.delete(url).headers(headers.clone())).await.map(drop)
+    }
+
+    /// Sends a request, and once more where the server itself redirects it to.
+    async fn send(&self, request: impl Fn(Url) -> RequestBuilder) -> Result<Response, HttpFailure> {
+        let response = request(self.url.clone()).send().await?;
+        match moved(response.status().as_u16(), &self.url, text(&response, header::LOCATION)) {
+            Some(url) => Ok(request(url).send().await?),
+            None => Ok(response),
+        }
+    }
+}
+
+/// Reads the answer to a request.
+async fn read_answer(response: Response, id: &RequestId) -> Result<Answer, HttpFailure> {
+    let (status, media) = (response.status(), media(&response));
+    let session = text(&response, SESSION_ID).map(Arc::from);
+    let mut body = body_of(response)?;
+    if media == Media::EventStream {
+        return Ok(Answer::Stream(events(body, Some(id.clone())), session));
+    }
+
+    let answer = |message| Ok(Answer::Message(Box::new(message), session));
+    let unreadable = |why: &str| ServerJsonRpcMessage::error(unreadable_answer(why), Some(id.clone()));
+    let text = match body.whole().await {
+        Ok(text) => text,
+        Err(BodyError::Lost(error)) => return Err(error.into()),
+        Err(BodyError::Encoding(DecodeError::TooLarge)) => {
+            return answer(unreadable(&format!("it is larger than {MAX_ANSWER} bytes")));
+        }
+        Err(BodyError::Encoding(error)) => return Err(HttpFailure::Unreadable(not_decoded(&error))),
+    };
+    let labelled = media == Media::Json;
+    let is_blank = text.trim_ascii().is_empty();
+    if matches!(status, StatusCode::ACCEPTED | StatusCode::NO_CONTENT) && (is_blank || !labelled) {
+        return Ok(Answer::Accepted);
+    }
+
+    use fleet_wire::Answer as Found;
+    match answer_in(&text, &id_of(id)) {
+        Some(Found::Result(result)) => answer(response_of(id.clone(), result)),
+        Some(Found::Unreadable(why)) => answer(unreadable(&why)),
+        Some(Found::Error { error, addressed }) if labelled || addressed => {
+            Ok(Answer::Rejected(Box::new(Rejected::by(RpcRefusal::new(error, addressed), status))))
+        }
+        // What is not called JSON may be the answer, and is believed only if it says so.
+        _ if !labelled => Err(unexpected(&media)),
+        Some(Found::Malformed(why)) => {
+            let shown = quote(&String::from_utf8_lossy(&text), SHOWN);
+            Err(HttpFailure::Unreadable(format!("the answer is not what MCP allows: {why}: {shown}")))
+        }
+        Some(Found::Error { .. }) | None => match error_in(&text, Some(id)) {
+            // Some servers have an id of their own for errors of their transport.
+            Some(refusal) => Ok(Answer::Rejected(Box::new(Rejected::by(refusal, status)))),
+            None => {
+                let why = "what came back is not the answer to this request";
+                Err(HttpFailure::Unreadable(why.to_owned()))
+            }
+        },
+    }
+}
+
+/// Reads an HTTP error.
+async fn read_rejection(response: Response, id: Option<&RequestId>) -> Rejected {
+    let (status, is_page) = (response.status(), media(&response).is_page());
+    let retry_after =
+        text(&response, header::RETRY_AFTER).and_then(|text| retry_after(text, SystemTime::now()));
+    let location = text(&response, header::LOCATION).map(|location| quote(location, SHOWN));
+    // The status counts, also if the body is encoded in a way that can't be read.
+    let body = match body_of(response) {
+        Ok(mut body) => body.prefix(MAX_ERROR_BODY).await,
+        Err(_) => Vec::new(),
+    };
+
+    let error = error_in(&body, id);
+    let text = if is_page { String::new() } else { quote(&String::from_utf8_lossy(&body), SHOWN) };
+    Rejected { status, retry_after, location, text, error }
+}
+
+/// The JSON-RPC error in a text, whichever request it names.
+fn error_in(text: &[u8], id: Option<&RequestId>) -> Option<RpcRefusal> {
+    fleet_wire::read(text).into_iter().find_map(|message| match message {
+        Message::Reply(found, Reply::Error(error)) => {
+            let addressed = found.zip(id).is_some_and(|(found, id)| found.is(&id_of(id)));
+            Some(RpcRefusal::new(error, addressed))
+        }
+        _ => None,
+    })
+}
+
+fn body_of(response: Response) -> Result<Body, HttpFailure> {
+    let encoding = text(&response, header::CONTENT_ENCODING).map(str::to_owned);
+    let length = response.content_length();
+    Body::new(response.bytes_stream().boxed(), encoding.as_deref(), length, MAX_ANSWER)
+        .map_err(|error| HttpFailure::Unreadable(not_decoded(&error)))
+}
+
+fn media(response: &Response) -> Media {
+    Media::of(text(response, header::CONTENT_TYPE))
+}
+
+fn text(response: &Response, name: HeaderName) -> Option<&str> {
+    response.headers().get(name).and_then(|value| value.to_str().ok())
+}
+
+fn unexpected(media: &Media) -> HttpFailure {
+    let name = match media {
+        Media::Json => "application/json",
+        Media::EventStream => "text/event-stream",
+        Media::Other(name) => name,
+    };
+    HttpFailure::Unreadable(format!("unexpected content type: {:?}", quote(name, SHOWN)))
+}

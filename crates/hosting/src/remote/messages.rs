@@ -1,0 +1,148 @@
+//! What remote servers send, read by `fleet_wire`, in rmcp's terms.
+//!
+//! rmcp drops a message that it can't read, and the call waits for its timeout. So nothing goes to rmcp that it can't
+//! read: an answer that can't be read becomes an error that ends its call.
+
+use fleet_wire::{Answer, Id, Message, Reply, Unreadable};
+use rmcp::model::{ErrorData, NumberOrString, RequestId, ServerJsonRpcMessage};
+use serde_json::{Map, Value};
+
+use crate::{
+    inbound::{error_data, forgive, id_of},
+    unreadable::unreadable_answer,
+};
+
+/// A result in rmcp's terms.
+pub(super) fn response(id: RequestId, mut result: Map<String, Value>) -> ServerJsonRpcMessage {
+    forgive_handshake(&mut result);
+    match serde_json::from_value(Value::Object(result)) {
+        Ok(result) => ServerJsonRpcMessage::response(result, id),
+        Err(error) => ServerJsonRpcMessage::error(unreadable_answer(&error.to_string()), Some(id)),
+    }
+}
+
+/// The messages in the data of an event, as JSON that rmcp reads. If the event stands in the answer to `request`, an
+/// error that names no request is about that one.
+pub(crate) fn messages_in(data: &[u8], request: Option<&RequestId>) -> Vec<Value> {
+    fleet_wire::read(data).into_iter().filter_map(|message| as_json(message, request)).collect()
+}
+
+fn as_json(message: Message, request: Option<&RequestId>) -> Option<Value> {
+    let message = match message {
+        Message::Request(_, message) | Message::Notification(_, message) => return Some(message),
+        Message::Noise(why) => {
+            tracing::debug!(why, "a hosted server sent an event that is no message");
+            return None;
+        }
+        reply @ Message::Reply(..) => reply,
+    };
+    let Some(request) = request else { return foreign(message) };
+    match message.answer_to(&id_of(request)) {
+        Ok(Answer::Result(result)) => Some(result_json(request, result)),
+        Ok(Answer::Error { error, .. }) => Some(error_json(request, &error_data(error))),
+        Ok(Answer::Unreadable(why)) => Some(error_json(request, &unreadable_answer(&why))),
+        Ok(Answer::Malformed(why)) => Some(error_json(request, &malformed(&why))),
+        Err(other) => foreign(other),
+    }
+}
+
+/// An answer to a request that is known by its id only.
+fn foreign(message: Message) -> Option<Value> {
+    let Message::Reply(Some(id), reply) = message else { return None };
+    let id = match id {
+        Id::Number(number) => NumberOrString::Number(number),
+        Id::Text(text) => NumberOrString::String(text.into()),
+    };
+    Some(match reply {
+        Reply::Result(result) => result_json(&id, result),
+        Reply::Error(error) => error_json(&id, &error_data(error)),
+        Reply::Unreadable(Unreadable { why, cut: false }) => error_json(&id, &unreadable_answer(&why)),
+        Reply::Unreadable(Unreadable { why, cut: true }) => error_json(&id, &malformed(&why)),
+    })
+}
+
+/// The error for what may have been the answer and was perhaps spoiled on its way. The call may be made again.
+fn malformed(why: &str) -> ErrorData {
+    ErrorData::internal_error(format!("the answer is not what MCP allows: {why}"), None)
+}
+
+fn result_json(id: &RequestId, mut result: Map<String, Value>) -> Value {
+    forgive_handshake(&mut result);
+    reply_json(id, "result", Value::Object(result))
+}
+
+/// An error in answer to a request.
+pub(super) fn error_json(id: &RequestId, error: &ErrorData) -> Value {
+    // Text, numbers and what was JSON before can always be written.
+    reply_json(id, "error", serde_json::to_value(error).unwrap_or_default())
+}
+
+fn reply_json(id: &RequestId, member: &str, value: Value) -> Value {
+    let id = match id {
+        NumberOrString::Number(number) => Value::from(*number),
+        NumberOrString::String(text) => Value::from(text.as_ref()),
+    };
+    let members = [("jsonrpc", Value::from("2.0")), ("id", id), (member, value)];
+    Value::Object(members.map(|(name, value)| (name.to_owned(), value)).into_iter().collect())
+}
+
+/// Forgives a result that is a handshake's, by its looks.
+fn forgive_handshake(result: &mut Map<String, Value>) {
+    if result.contains_key("protocolVersion") && result.contains_key("capabilities") {
+        forgive(result);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    const SEVEN: RequestId = NumberOrString::Number(7);
+
+    #[test]
+    fn whatever_answers_a_request_ends_it() {
+        let check = |text: &str, expected: Value| {
+            let found = messages_in(text.as_bytes(), Some(&SEVEN));
+            assert_eq!(Value::from(found), expected, "{text}");
+        };
+        let error = |code: i64, message: &str| {
+            let error = json!({"code": code, "message": message});
+            json!([{"jsonrpc": "2.0", "id": 7, "error": error}])
+        };
+        check(
+            r#"{"id":"7","result":{"v":NaN},"error":null}"#,
+            json!([{"jsonrpc": "2.0", "id": 7, "result": {"v": null}}]),
+        );
+        check(r#"{"id":null,"error":{"code":-32000,"message":"m"}}"#, error(-32000, "m"));
+        check(r#"{"id":7,"error":{"code":99999999999,"message":"m"}}"#, error(-32603, "m"));
+        check("ping", json!([]));
+        let request = json!({"jsonrpc": "2.0", "id": 7, "method": "ping"});
+        check(&request.to_string(), json!([request]));
+
+        let unreadable = messages_in(br#"{"id":7,"result":"boom"}"#, Some(&SEVEN));
+        assert_eq!(unreadable[0]["error"]["data"]["reason"], "unreadable-answer", "{unreadable:?}");
+        assert!(unreadable[0].to_string().contains("boom"), "{unreadable:?}");
+    }
+
+    #[test]
+    fn answers_to_other_requests_keep_their_ids() {
+        for request in [Some(&SEVEN), None] {
+            let found = messages_in(br#"[{"id":"a","result":{}},{"id":8,"error":"boom"}]"#, request);
+            assert_eq!(found[0], json!({"jsonrpc": "2.0", "id": "a", "result": {}}));
+            assert_eq!((&found[1]["id"], &found[1]["error"]["code"]), (&json!(8), &json!(-32603)));
+        }
+        assert!(messages_in(br#"{"error":{"code":1,"message":"m"}}"#, None).is_empty());
+    }
+
+    #[test]
+    fn a_server_need_not_say_who_it_is() {
+        for info in [json!(null), json!({}), json!({"name": "s"})] {
+            let result = json!({"protocolVersion": "2025-06-18", "capabilities": {}, "serverInfo": info});
+            let Value::Object(result) = result else { panic!("no object") };
+            let message = response(SEVEN, result);
+            assert!(format!("{message:?}").contains("InitializeResult("), "{message:?}");
+        }
+    }
+}

@@ -1,0 +1,83 @@
+//! How a connection to a remote server begins: what to make of refusals of the first questions. Pure.
+
+use fleet_wire::revision;
+use http::StatusCode;
+use rmcp::model::{
+    ClientJsonRpcMessage, ClientRequest, ErrorCode, ErrorData, JsonRpcMessage, ProtocolVersion,
+    ServerJsonRpcMessage,
+};
+use serde_json::Value;
+
+use super::exchange::{Answer, Rejected, request_id};
+
+/// Whether a message asks a server of the newer revisions what it is.
+pub(super) fn is_discover(message: &ClientJsonRpcMessage) -> bool {
+    matches!(message, JsonRpcMessage::Request(request)
+        if matches!(request.request, ClientRequest::DiscoverRequest(_)))
+}
+
+/// Whether a message begins a session.
+pub(super) fn is_initialize(message: &ClientJsonRpcMessage) -> bool {
+    matches!(message, JsonRpcMessage::Request(request)
+        if matches!(request.request, ClientRequest::InitializeRequest(_)))
+}
+
+/// Whether a status says that nothing that takes `initialize` is there. A server of the transport of 2024 answers so,
+/// which expects a request for a stream there.
+pub(crate) fn is_elsewhere(status: u16) -> bool {
+    matches!(status, 400 | 404 | 405)
+}
+
+/// The answer to `server/discover` that leads rmcp to `initialize`.
+pub(super) fn refusal(message: &ClientJsonRpcMessage, why: String) -> ServerJsonRpcMessage {
+    ServerJsonRpcMessage::error(ErrorData::invalid_request(why, None), request_id(message).cloned())
+}
+
+/// What a server is taken to have said that does not answer `server/discover` as one of the newer revisions does; `None`
+/// if the answer can be passed on. What is locked or broken may be of any revision.
+pub(super) fn not_discovered(
+    message: &ClientJsonRpcMessage,
+    answer: &Answer,
+) -> Option<ServerJsonRpcMessage> {
+    let rejected = match answer {
+        Answer::Accepted => return Some(refusal(message, "server/discover was not answered".to_owned())),
+        Answer::Rejected(rejected) => rejected,
+        Answer::Message(..) | Answer::Stream(..) => return None,
+    };
+    let locked = matches!(rejected.status, StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN);
+    let said = rejected.error.as_ref().map(|refusal| &refusal.error);
+    let error = match said {
+        Some(error) if speaks_older_revisions_only(error) => {
+            return Some(refusal(message, format!("server/discover was answered with {rejected}")));
+        }
+        _ if locked || !rejected.status.is_client_error() => return None,
+        Some(error) => error.clone(),
+        None => return Some(refusal(message, format!("server/discover was answered with {rejected}"))),
+    };
+    Some(ServerJsonRpcMessage::error(error, request_id(message).cloned()))
+}
+
+fn speaks_older_revisions_only(error: &ErrorData) -> bool {
+    let newest = ProtocolVersion::LATEST;
+    let lists_newest = |data: &Value| {
+        let listed = data.get("supported").and_then(Value::as_array);
+        listed.is_some_and(|listed| listed.iter().any(|version| version == newest.as_str()))
+    };
+    error.code == ErrorCode::UNSUPPORTED_PROTOCOL_VERSION && !error.data.as_ref().is_some_and(lists_newest)
+}
+
+/// `initialize` in another revision, if it was rejected with a list of revisions.
+pub(super) fn in_listed_revision(
+    message: &ClientJsonRpcMessage,
+    rejected: &Rejected,
+) -> Option<ClientJsonRpcMessage> {
+    let mut message = message.clone();
+    let JsonRpcMessage::Request(request) = &mut message else { return None };
+    let ClientRequest::InitializeRequest(initialize) = &mut request.request else { return None };
+    let asked = &mut initialize.params.protocol_version;
+
+    let data = rejected.error.as_ref()?.error.data.as_ref();
+    let listed = revision::listed(data, asked.as_str())?;
+    *asked = serde_json::from_value(Value::from(listed)).ok()?;
+    Some(message)
+}

@@ -1,0 +1,453 @@
+//! The client under rmcp's transport to a remote server, which keeps the session.
+//!
+//! rmcp makes a new session after a 404 only, and ends all calls under way for it. So it never learns of a lost session
+//! here: it goes on to name the first one, in whose place the present one is sent. Whether that is lost is decided by
+//! [`fleet_wire::session`], for this client and the worker's alike.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use fleet_wire::session::{Doubt, Keeper, Lease, Pinged, Rejection, Step};
+use futures::{StreamExt, stream::BoxStream};
+use http::{HeaderMap, HeaderName, HeaderValue};
+use rmcp::{
+    model::{
+        ClientJsonRpcMessage, ClientNotification, ClientRequest, InitializedNotification, JsonRpcMessage,
+        PingRequest, RequestId, ServerJsonRpcMessage, ServerResult,
+    },
+    transport::streamable_http_client::{
+        SseError, StreamableHttpClient, StreamableHttpError, StreamableHttpPostResponse,
+    },
+};
+use sse_stream::Sse;
+use tokio_util::sync::{CancellationToken, DropGuard};
+
+use super::{
+    events::Events,
+    exchange::{Answer, HttpFailure, Line, Rejected, SESSION_ID, request_id},
+    opening,
+};
+use crate::changes::News;
+
+/// How long a new handshake may take, and a ping.
+const HANDSHAKE_TIME: Duration = Duration::from_secs(30);
+/// How long a connection is kept that is of no use any more.
+const GRACE: Duration = Duration::from_millis(200);
+const PROTOCOL_VERSION: HeaderName = HeaderName::from_static("mcp-protocol-version");
+
+type Failure = StreamableHttpError<HttpFailure>;
+
+/// See the module's documentation.
+#[derive(Clone)]
+pub(crate) struct SessionClient(Arc<Inner>);
+
+struct Inner {
+    line: Line,
+    /// For how long an answer to `server/discover` is waited for.
+    patience: Duration,
+    state: Mutex<State>,
+    /// The turn of the request that finds out whether the session is lost.
+    inquiry: tokio::sync::Mutex<()>,
+    /// Hears that a server has forgotten us.
+    news: News,
+    /// Cancelled when this connection is of no use any more.
+    over: CancellationToken,
+    _over: DropGuard,
+}
+
+#[derive(Default)]
+struct State {
+    keeper: Keeper,
+    session: Option<Session>,
+    /// The last handshake that failed.
+    failure: Option<HttpFailure>,
+}
+
+/// A session of a server, and what makes another one.
+#[derive(Clone)]
+struct Session {
+    lease: Lease,
+    /// Missing where the server, in its new life, hands out none.
+    id: Option<Arc<str>>,
+    version: HeaderValue,
+    initialize: Arc<ClientJsonRpcMessage>,
+}
+
+impl SessionClient {
+    /// A client for one server, and what tells that the connection should be made anew.
+    pub(super) fn new(line: Line, patience: Duration, news: News) -> (Self, CancellationToken) {
+        let over = CancellationToken::new();
+        let inner = Inner {
+            line,
+            patience,
+            state: Mutex::default(),
+            inquiry: tokio::sync::Mutex::default(),
+            news,
+            _over: over.clone().drop_guard(),
+            over: over.clone(),
+        };
+        (Self(Arc::new(inner)), over)
+    }
+}
+
+impl Inner {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Posts a message outside of any session.
+    async fn post_first(
+        &self,
+        message: ClientJsonRpcMessage,
+        headers: HeaderMap,
+    ) -> Result<StreamableHttpPostResponse, Failure> {
+        if opening::is_discover(&message) {
+            return self.discover(&message, headers).await;
+        }
+        if opening::is_initialize(&message) {
+            return self.begin_session(message, headers).await;
+        }
+        match self.line.post(headers, &message).await.map_err(Failure::Client)? {
+            // Without a session there is no other place where the answer could come.
+            Answer::Accepted if request_id(&message).is_some() => {
+                Err(Failure::Client(HttpFailure::Unreadable("the request was not answered".to_owned())))
+            }
+            answer => passed_on(&message, answer),
+        }
+    }
+
+    /// Asks for what a server of the newer revisions says about itself. The answer of one that does not know the question
+    /// leads rmcp to `initialize`, however it is given; so does silence.
+    async fn discover(
+        &self,
+        message: &ClientJsonRpcMessage,
+        headers: HeaderMap,
+    ) -> Result<StreamableHttpPostResponse, Failure> {
+        let asked = async {
+            match self.line.post(headers, message).await? {
+                Answer::Stream(stream, _) => {
+                    Ok(Answer::Message(Box::new(first_message(stream).await?), None))
+                }
+                answer => Ok(answer),
+            }
+        };
+        let Ok(answer) = tokio::time::timeout(self.patience, asked).await else {
+            let why = format!("server/discover was not answered within {} ms", self.patience.as_millis());
+            return Ok(StreamableHttpPostResponse::Json(opening::refusal(message, why), None));
+        };
+        let answer = answer.map_err(Failure::Client)?;
+        match opening::not_discovered(message, &answer) {
+            Some(refusal) => Ok(StreamableHttpPostResponse::Json(refusal, None)),
+            None => passed_on(message, answer),
+        }
+    }
+
+    /// Posts `initialize`, and keeps the session that it may begin.
+    async fn begin_session(
+        &self,
+        mut message: ClientJsonRpcMessage,
+        headers: HeaderMap,
+    ) -> Result<StreamableHttpPostResponse, Failure> {
+        let mut answer = self.line.post(headers.clone(), &message).await.map_err(Failure::Client)?;
+        if let Answer::Rejected(rejected) = &answer
+            && let Some(other) = opening::in_listed_revision(&message, rejected)
+        {
+            message = other;
+            answer = self.line.post(headers, &message).await.map_err(Failure::Client)?;
+        }
+
+        let (answer, session) = match answer {
+            Answer::Stream(stream, session) => {
+                (first_message(stream).await.map_err(Failure::Client)?, session)
+            }
+            Answer::Message(answer, session) => (*answer, session),
+            other => return passed_on(&message, other),
+        };
+        if let (Some(id), Some(version)) = (&session, version_of(&answer)) {
+            let mut state = self.state();
+            let lease = state.keeper.issue();
+            let initialize = Arc::new(message);
+            state.session = Some(Session { lease, id: Some(id.clone()), version, initialize });
+        }
+        Ok(StreamableHttpPostResponse::Json(answer, session.map(|id| id.to_string())))
+    }
+
+    /// Posts a message in the session, in a new one if the server has forgotten the present one.
+    async fn post_in_session(
+        &self,
+        message: ClientJsonRpcMessage,
+        headers: HeaderMap,
+    ) -> Result<StreamableHttpPostResponse, Failure> {
+        let mut resent = false;
+        loop {
+            let session = self.state().session.clone();
+            let headers_now =
+                session.as_ref().map_or_else(|| headers.clone(), |session| session.headers(&headers));
+            let answer = self.line.post(headers_now, &message).await.map_err(Failure::Client)?;
+            let (Answer::Rejected(rejected), Some(_), Some(session)) =
+                (&answer, request_id(&message), &session)
+            else {
+                return passed_on(&message, answer);
+            };
+
+            let rejection = rejection(rejected);
+            let doubt = self.state().keeper.doubt(session.lease, rejection, resent);
+            let Some(doubt) = doubt else { return passed_on(&message, answer) };
+            match self.inquire(&headers, session, doubt).await {
+                Step::Resend => resent = true,
+                Step::Failed => {
+                    let failure = self.state().failure.clone();
+                    let cause = failure.unwrap_or_else(|| HttpFailure::Unreadable(rejected.to_string()));
+                    return Err(Failure::Client(HttpFailure::NoSession(Box::new(cause))));
+                }
+                Step::Stand | Step::Ping | Step::Renew => return passed_on(&message, answer),
+            }
+        }
+    }
+
+    /// Finds out whether a session is lost, and makes a new one if so. What to do with the request is said then.
+    async fn inquire(&self, headers: &HeaderMap, session: &Session, mut doubt: Doubt) -> Step {
+        let _turn = self.inquiry.lock().await;
+        let mut step = self.state().keeper.next(&doubt);
+        loop {
+            step = match step {
+                Step::Ping => {
+                    let pinged = self.ping(headers, session).await;
+                    self.state().keeper.pinged(&mut doubt, pinged)
+                }
+                Step::Renew => match self.handshake(headers, session).await {
+                    Ok((id, version)) => {
+                        tracing::info!("a remote server had forgotten our session; there is a new one");
+                        let mut state = self.state();
+                        let lease = state.keeper.issue();
+                        let initialize = session.initialize.clone();
+                        state.session = Some(Session { lease, id, version, initialize });
+                        self.news.renewed();
+                        state.keeper.renewed(&doubt)
+                    }
+                    Err(failure) => {
+                        tracing::info!(%failure, "a remote server has forgotten our session, and a new handshake failed");
+                        let mut state = self.state();
+                        let step = state.keeper.not_renewed(&doubt);
+                        if step == Step::Failed && speaks_otherwise(&failure) {
+                            self.give_up();
+                        }
+                        state.failure = Some(failure);
+                        step
+                    }
+                },
+                Step::Stand | Step::Resend | Step::Failed => return step,
+            }
+        }
+    }
+
+    /// Ends the connection, so that the next call makes another one: a server that can't do this handshake any more may
+    /// do a different one.
+    fn give_up(&self) {
+        let over = self.over.clone();
+        tokio::spawn(async move {
+            // Whoever waits for an answer should hear why there is none, and not that the connection has ended.
+            tokio::time::sleep(GRACE).await;
+            over.cancel();
+        });
+    }
+
+    async fn ping(&self, headers: &HeaderMap, session: &Session) -> Pinged {
+        let id = RequestId::String("mcp-fleet/ping".into());
+        let ping = ClientRequest::PingRequest(PingRequest::default());
+        let message = ClientJsonRpcMessage::request(ping, id);
+        let exchange = self.line.post(session.headers(headers), &message);
+        match tokio::time::timeout(HANDSHAKE_TIME, exchange).await {
+            Ok(Ok(Answer::Rejected(rejected))) => Pinged::Rejected(rejection(&rejected)),
+            Ok(Ok(_)) => Pinged::Answered,
+            Ok(Err(_)) | Err(_) => Pinged::Unanswered,
+        }
+    }
+
+    async fn handshake(
+        &self,
+        headers: &HeaderMap,
+        session: &Session,
+    ) -> Result<(Option<Arc<str>>, HeaderValue), HttpFailure> {
+        let handshake = self.initialize(headers, session);
+        let late = || HttpFailure::Unreadable(format!("no handshake within {} s", HANDSHAKE_TIME.as_secs()));
+        tokio::time::timeout(HANDSHAKE_TIME, handshake).await.unwrap_or_else(|_| Err(late()))
+    }
+
+    async fn initialize(
+        &self,
+        headers: &HeaderMap,
+        session: &Session,
+    ) -> Result<(Option<Arc<str>>, HeaderValue), HttpFailure> {
+        let mut first = headers.clone();
+        first.remove(PROTOCOL_VERSION);
+        let (answer, id) = match self.line.post(first, &session.initialize).await? {
+            Answer::Message(answer, id) => (*answer, id),
+            Answer::Stream(stream, id) => (first_message(stream).await?, id),
+            Answer::Rejected(rejected) => return Err(HttpFailure::Rejected(Arc::from(rejected))),
+            Answer::Accepted => {
+                return Err(HttpFailure::Unreadable("initialize was not answered".to_owned()));
+            }
+        };
+        let Some(version) = version_of(&answer) else {
+            return Err(HttpFailure::Unreadable("initialize was answered with no such result".to_owned()));
+        };
+
+        let new = Session { id: id.clone(), version: version.clone(), ..session.clone() };
+        let initialized = ClientNotification::InitializedNotification(InitializedNotification::default());
+        let message = ClientJsonRpcMessage::notification(initialized);
+        match self.line.post(new.headers(headers), &message).await? {
+            Answer::Rejected(rejected) => Err(HttpFailure::Rejected(Arc::from(rejected))),
+            Answer::Accepted | Answer::Message(..) | Answer::Stream(..) => Ok((id, version)),
+        }
+    }
+}
+
+impl Session {
+    /// The headers of a request in this session.
+    fn headers(&self, base: &HeaderMap) -> HeaderMap {
+        let mut headers = base.clone();
+        headers.insert(PROTOCOL_VERSION, self.version.clone());
+        if let Some(Ok(id)) = self.id.as_deref().map(HeaderValue::try_from) {
+            headers.insert(SESSION_ID, id);
+        }
+        headers
+    }
+}
+
+/// The revision that an answer to `initialize` settles on.
+fn version_of(answer: &ServerJsonRpcMessage) -> Option<HeaderValue> {
+    match answer {
+        JsonRpcMessage::Response(response) => match &response.result {
+            ServerResult::InitializeResult(result) => {
+                HeaderValue::try_from(result.protocol_version.as_str()).ok()
+            }
+            _ => None,
+        },
+        _ => None,
+    }
+}
+
+fn rejection(rejected: &Rejected) -> Rejection {
+    Rejection {
+        status: rejected.status.as_u16(),
+        code: rejected.error.as_ref().map(|error| i64::from(error.error.code.0)),
+        addressed: rejected.error.as_ref().is_some_and(|error| error.addressed),
+    }
+}
+
+/// Whether a failed handshake says that the server speaks another revision, or is another server.
+fn speaks_otherwise(failure: &HttpFailure) -> bool {
+    match failure {
+        HttpFailure::Rejected(rejected) => {
+            failure.away().is_none() && (rejected.error.is_some() || rejected.status.is_client_error())
+        }
+        HttpFailure::Connection(_) | HttpFailure::Unreadable(_) | HttpFailure::NoSession(_) => false,
+    }
+}
+
+/// The answer in a stream.
+async fn first_message(mut stream: Events) -> Result<ServerJsonRpcMessage, HttpFailure> {
+    while let Some(event) = stream.next().await {
+        let event = event.map_err(|error| HttpFailure::Unreadable(error.to_string()))?;
+        let data = event.data.unwrap_or_default();
+        match serde_json::from_str(&data) {
+            Ok(message @ (JsonRpcMessage::Response(_) | JsonRpcMessage::Error(_))) => return Ok(message),
+            Ok(_) => {}
+            Err(_) if data.trim().is_empty() => {}
+            Err(error) => return Err(HttpFailure::Unreadable(format!("an event is no JSON-RPC: {error}"))),
+        }
+    }
+    Err(HttpFailure::Unreadable("the stream ended before the answer".to_owned()))
+}
+
+/// An answer in rmcp's terms. An error that names no request is the answer to this one: rmcp would wait for another.
+fn passed_on(message: &ClientJsonRpcMessage, answer: Answer) -> Result<StreamableHttpPostResponse, Failure> {
+    let rejected = match answer {
+        Answer::Accepted => return Ok(StreamableHttpPostResponse::Accepted),
+        Answer::Message(answer, session) => {
+            return Ok(StreamableHttpPostResponse::Json(*answer, session.map(|id| id.to_string())));
+        }
+        Answer::Stream(stream, session) => {
+            return Ok(StreamableHttpPostResponse::Sse(stream, session.map(|id| id.to_string())));
+        }
+        Answer::Rejected(rejected) => rejected,
+    };
+    // Its status says whether another transport may do better.
+    if opening::is_initialize(message) && opening::is_elsewhere(rejected.status.as_u16()) {
+        return Err(Failure::Client(HttpFailure::Rejected(Arc::from(rejected))));
+    }
+    let failure = HttpFailure::Rejected(Arc::from(rejected));
+    let HttpFailure::Rejected(rejected) = &failure else { return Err(Failure::Client(failure)) };
+    match (&rejected.error, request_id(message)) {
+        (Some(error), Some(id)) if failure.away().is_none() => {
+            let error = ServerJsonRpcMessage::error(error.error.clone(), Some(id.clone()));
+            Ok(StreamableHttpPostResponse::Json(error, None))
+        }
+        _ => Err(Failure::Client(failure)),
+    }
+}
+
+/// The headers that rmcp wants sent.
+fn header_map(headers: HashMap<HeaderName, HeaderValue>, auth: Option<String>) -> HeaderMap {
+    let mut map: HeaderMap = headers.into_iter().collect();
+    if let Some(Ok(mut value)) = auth.map(|token| HeaderValue::try_from(format!("Bearer {token}"))) {
+        value.set_sensitive(true);
+        map.insert(http::header::AUTHORIZATION, value);
+    }
+    map
+}
+
+impl StreamableHttpClient for SessionClient {
+    type Error = HttpFailure;
+
+    async fn post_message(
+        &self,
+        _uri: Arc<str>,
+        message: ClientJsonRpcMessage,
+        session_id: Option<Arc<str>>,
+        auth_header: Option<String>,
+        custom_headers: HashMap<HeaderName, HeaderValue>,
+    ) -> Result<StreamableHttpPostResponse, Failure> {
+        let headers = header_map(custom_headers, auth_header);
+        match session_id {
+            None => self.0.post_first(message, headers).await,
+            Some(_) => self.0.post_in_session(message, headers).await,
+        }
+    }
+
+    async fn delete_session(
+        &self,
+        _uri: Arc<str>,
+        _session_id: Arc<str>,
+        auth_header: Option<String>,
+        custom_headers: HashMap<HeaderName, HeaderValue>,
+    ) -> Result<(), Failure> {
+        let Some(session) = self.0.state().session.clone() else { return Ok(()) };
+        let headers = session.headers(&header_map(custom_headers, auth_header));
+        // A server may refuse this, or be gone: either way there is nothing more to do.
+        self.0.line.delete(headers).await.map_err(Failure::Client)
+    }
+
+    async fn get_stream(
+        &self,
+        _uri: Arc<str>,
+        session_id: Option<Arc<str>>,
+        last_event_id: Option<String>,
+        auth_header: Option<String>,
+        custom_headers: HashMap<HeaderName, HeaderValue>,
+    ) -> Result<BoxStream<'static, Result<Sse, SseError>>, Failure> {
+        let headers = header_map(custom_headers, auth_header);
+        let session = session_id.and_then(|_| self.0.state().session.clone());
+        let headers = session.map_or_else(|| headers.clone(), |session| session.headers(&headers));
+        self.0.line.get(headers, last_event_id.as_deref()).await.map_err(|failure| {
+            if failure.status() == Some(405) {
+                return Failure::ServerDoesNotSupportSse;
+            }
+            Failure::Client(failure)
+        })
+    }
+}

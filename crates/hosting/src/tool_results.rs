@@ -1,0 +1,158 @@
+//! Results of hosted tools, read so that an item which is not understood costs nothing else ([`crate::kept_items`]).
+
+use rmcp::model::{CallToolResponse, CallToolResult, MetaObject, ResultType, ServerResult};
+use serde_json::{Map, Value, json};
+
+use crate::{
+    inbound::raw,
+    kept_items::{disown, keep_odd},
+};
+
+/// How much of a result that can't be read is quoted.
+const SHOWN: usize = 200;
+
+/// Reads what a hosted server answered to a call.
+///
+/// # Errors
+///
+/// If it is not a result of a tool: what is wrong with it.
+pub fn read(result: ServerResult) -> Result<CallToolResponse, String> {
+    match result {
+        ServerResult::CallToolResult(mut result) => {
+            // No item was kept aside, whatever the server says.
+            disown(&mut result.meta);
+            return Ok(result.into());
+        }
+        ServerResult::InputRequiredResult(result) => return Ok(CallToolResponse::InputRequired(result)),
+        ServerResult::CreateTaskResult(result) => return Ok(CallToolResponse::Task(result)),
+        _ => {}
+    }
+
+    let result = raw(result);
+    let shown = fleet_wire::quote(&Value::Object(result.clone()).to_string(), SHOWN);
+    let of_kind = |problem: serde_json::Error| format!("{problem}: {shown}");
+    match result.get("resultType").unwrap_or(&Value::Null) {
+        Value::Null => complete(result).map(CallToolResponse::Complete),
+        Value::String(kind) => match kind.as_str() {
+            "complete" => complete(result).map(CallToolResponse::Complete),
+            "input_required" => {
+                serde_json::from_value(result.into()).map(CallToolResponse::InputRequired).map_err(of_kind)
+            }
+            "task" => serde_json::from_value(result.into()).map(CallToolResponse::Task).map_err(of_kind),
+            other => Err(format!("its resultType {other:?} is not known: {shown}")),
+        },
+        other => Err(format!("its resultType is not a text: {other}")),
+    }
+}
+
+/// A complete result, however odd its content is.
+fn complete(mut result: Map<String, Value>) -> Result<CallToolResult, String> {
+    let items = match result.remove("content") {
+        None | Some(Value::Null) => Vec::new(),
+        Some(Value::Array(items)) => items,
+        Some(Value::String(text)) => vec![json!({ "type": "text", "text": text })],
+        Some(item) => vec![item],
+    };
+    let is_error = match result.remove("isError") {
+        None | Some(Value::Null) => None,
+        Some(Value::Bool(is_error)) => Some(is_error),
+        Some(other) => return Err(format!("its isError is neither true nor false: {other}")),
+    };
+    let mut meta = match result.remove("_meta") {
+        Some(Value::Object(meta)) => Some(MetaObject(meta)),
+        _ => None,
+    };
+
+    let content = keep_odd("content", items, &mut meta);
+
+    let mut read = CallToolResult::default();
+    read.result_type = Some(ResultType::COMPLETE);
+    read.content = content;
+    read.structured_content = result.remove("structuredContent").filter(|content| !content.is_null());
+    read.is_error = is_error;
+    read.meta = meta;
+    Ok(read)
+}
+
+#[cfg(test)]
+mod tests {
+    use rmcp::model::{CustomResult, NumberOrString, ServerJsonRpcMessage};
+
+    use super::*;
+    use crate::kept_items::{KEPT_ITEMS, restore, restore_text, restored};
+
+    /// The message that a caller gets for a hosted server's result.
+    fn passed_on(result: Value) -> Value {
+        let CallToolResponse::Complete(result) =
+            read(ServerResult::CustomResult(CustomResult(result))).unwrap()
+        else {
+            panic!("not complete");
+        };
+        let mut message = json!({"id": 7, "result": &result});
+        let text = message.to_string();
+        let is_restored = restore(&mut message);
+        assert_eq!(restore_text(text.as_bytes()), is_restored.then(|| message.to_string()));
+        let event = format!("id: 3\ndata: {text}\n\n");
+        let expected = is_restored.then(|| format!("id: 3\ndata: {message}\n\n"));
+        assert_eq!(restore_text(event.as_bytes()), expected);
+        let typed =
+            ServerJsonRpcMessage::response(ServerResult::CallToolResult(result), NumberOrString::Number(7));
+        assert_eq!(serde_json::to_value(restored(typed)).unwrap()["result"], message["result"]);
+        message["result"].take()
+    }
+
+    #[test]
+    fn items_of_any_kind_pass_unchanged_in_their_places() {
+        let fine = json!({"type": "text", "text": "fine"});
+        for odd in [
+            json!({"type": "video", "url": "x"}),
+            json!({"type": "image", "data": "AAAA"}),
+            json!({"type": "text", "text": 42}),
+            json!({"text": "no type"}),
+            json!("just a string"),
+            Value::Null,
+        ] {
+            let content = json!([odd, fine, odd, odd]);
+            let found = passed_on(json!({"content": content, "structuredContent": {"a": 1}}));
+            let expected =
+                json!({"resultType": "complete", "content": content, "structuredContent": {"a": 1}});
+            assert_eq!(found, expected);
+        }
+        let meta = json!({"trace": 1});
+        let found = passed_on(json!({"content": [{"type": "video"}], "_meta": meta, "isError": true}));
+        assert_eq!((&found["_meta"], &found["isError"]), (&meta, &json!(true)));
+    }
+
+    #[test]
+    fn content_that_is_no_list_becomes_one() {
+        let content = |content: Value| passed_on(json!({ "content": content }))["content"].take();
+        assert_eq!(content(json!("hello")), json!([{"type": "text", "text": "hello"}]));
+        assert_eq!(content(json!({"type": "text", "text": "x"})), json!([{"type": "text", "text": "x"}]));
+        assert_eq!(content(Value::Null), json!([]));
+        assert_eq!(passed_on(json!({}))["content"], json!([]));
+        // Of a remote server's result without content, rmcp makes another type.
+        let empty = serde_json::from_value(json!({"resultType": "complete", "_meta": {"a": 1}})).unwrap();
+        assert!(matches!(empty, ServerResult::TaskAckResult(_)));
+        let Ok(CallToolResponse::Complete(empty)) = read(empty) else { panic!("not complete") };
+        assert!(empty.content.is_empty() && empty.meta.is_some());
+    }
+
+    #[test]
+    fn what_is_no_result_of_a_tool_is_quoted() {
+        let check = |result: Value, expected: &str| {
+            let problem = read(ServerResult::CustomResult(CustomResult(result))).unwrap_err();
+            assert!(problem.contains(expected), "{problem}");
+        };
+        check(json!({"resultType": "novel", "x": 1}), "\"novel\" is not known: {");
+        check(json!({"resultType": 3}), "its resultType is not a text: 3");
+        check(json!({"content": [], "isError": "no"}), "its isError is neither true nor false: \"no\"");
+        check(json!({"resultType": "task"}), "missing field");
+    }
+
+    #[test]
+    fn a_hosted_server_can_not_pose_as_us() {
+        let posed = json!({"content": [], "_meta": {KEPT_ITEMS: {"content": {"0": "x"}}}});
+        let found = passed_on(posed);
+        assert_eq!(found["content"], json!([]));
+    }
+}

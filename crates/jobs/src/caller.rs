@@ -1,0 +1,103 @@
+//! Who asks, as far as their credentials say.
+
+use fleet_ops::{hex::hex, http::CREDENTIALS};
+use http::HeaderMap;
+use sha2::{Digest, Sha256};
+
+/// Whoever sent a request. Somebody without credentials is nobody in particular, and all of those are the same.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Caller {
+    /// An opaque name made from the credentials; it stands in envelopes and events.
+    pub owner: Option<String>,
+}
+
+/// Turns credentials into names.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Owners {
+    key: Vec<u8>,
+}
+
+impl std::fmt::Debug for Owners {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Owners").finish_non_exhaustive()
+    }
+}
+
+impl Owners {
+    /// Names made with this key, which all replicas must share. Without one, who may read the events topic could try
+    /// out weak passwords against the names.
+    pub fn new(key: Option<&str>) -> Self {
+        Self { key: key.unwrap_or_default().as_bytes().to_vec() }
+    }
+
+    /// Who sent a request with these headers.
+    pub fn of(&self, headers: Option<&HeaderMap>) -> Caller {
+        let mut hasher = Sha256::new();
+        let mut any = false;
+        for part in [b"mcp-fleet owner".as_slice(), &self.key] {
+            feed(&mut hasher, part);
+        }
+        for name in &CREDENTIALS {
+            for value in headers.into_iter().flat_map(|headers| headers.get_all(name)) {
+                any = true;
+                feed(&mut hasher, name.as_str().as_bytes());
+                feed(&mut hasher, value.as_bytes());
+            }
+        }
+        // The key once more, so that what went in before can't be gone on with.
+        feed(&mut hasher, &self.key);
+        Caller { owner: any.then(|| hex(&hasher.finalize()[..16])) }
+    }
+}
+
+fn feed(hasher: &mut Sha256, bytes: &[u8]) {
+    hasher.update((bytes.len() as u64).to_be_bytes());
+    hasher.update(bytes);
+}
+
+/// An id that follows from `parts`, and from which nobody can find them.
+pub(crate) fn derived_id(prefix: &str, parts: &[&str]) -> String {
+    let mut hasher = Sha256::new();
+    feed(&mut hasher, prefix.as_bytes());
+    for part in parts {
+        feed(&mut hasher, part.as_bytes());
+    }
+    format!("{prefix}-{}", hex(&hasher.finalize()[..16]))
+}
+
+#[cfg(test)]
+mod tests {
+    use http::HeaderValue;
+
+    use super::*;
+
+    fn headers(pairs: &[(&'static str, &'static str)]) -> HeaderMap {
+        let pairs = pairs
+            .iter()
+            .map(|(name, value)| (http::HeaderName::from_static(name), HeaderValue::from_static(value)));
+        pairs.collect()
+    }
+
+    #[test]
+    fn who_has_the_same_credentials_is_the_same() {
+        let owners = Owners::new(None);
+        let of = |pairs: &[_]| owners.of(Some(&headers(pairs))).owner;
+        let mine = of(&[("authorization", "Bearer a")]);
+        assert!(mine.as_deref().is_some_and(|name| name.len() == 32 && !name.contains("Bearer")));
+        assert_eq!(mine, of(&[("authorization", "Bearer a"), ("accept", "*/*")]));
+        for other in [&[("authorization", "Bearer b")][..], &[("x-api-key", "Bearer a")], &[]] {
+            assert_ne!(mine, of(other), "{other:?}");
+        }
+        assert_eq!(of(&[]), None);
+        assert_eq!(owners.of(None).owner, None);
+        let keyed = Owners::new(Some("k")).of(Some(&headers(&[("authorization", "Bearer a")])));
+        assert_ne!(keyed.owner, mine);
+    }
+
+    #[test]
+    fn ids_follow_from_their_parts_and_from_nothing_else() {
+        assert_eq!(derived_id("key", &["a", "b"]), derived_id("key", &["a", "b"]));
+        assert_ne!(derived_id("key", &["a", "b"]), derived_id("key", &["ab", ""]));
+        assert_ne!(derived_id("key", &["a"]), derived_id("task", &["a"]));
+    }
+}

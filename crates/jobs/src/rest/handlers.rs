@@ -1,0 +1,266 @@
+//! What the operations do: ask [`Jobs`], and say it in HTTP.
+
+use axum::{
+    Json,
+    body::Bytes,
+    extract::{FromRequestParts, State},
+    http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header, request::Parts},
+    response::{IntoResponse, Response},
+};
+use fleet_job::{
+    trace::TraceContext,
+    view::{CancelOutcome, JobView, SubmittedJobs},
+};
+use serde_json::Value;
+
+use super::{
+    Api,
+    params::{CANCEL_WAIT, IDEMPOTENCY_KEY, JobId, Parameters, header_text},
+    problem::{Kind, Problem},
+};
+use crate::{Caller, JobRequest, Jobs, MAX_JOBS};
+
+/// The jobs, and who asks about them.
+pub(super) struct Asked {
+    pub(super) jobs: Jobs,
+    pub(super) caller: Caller,
+}
+
+impl FromRequestParts<Api> for Asked {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, api: &Api) -> Result<Self, Problem> {
+        let jobs = api.jobs.clone();
+        let jobs = jobs.ok_or_else(|| {
+            Problem::new(Kind::JobsOff, "jobs are off: set KAFKA_BROKERS, and not MCP_JOBS=false")
+        })?;
+        let caller = jobs.caller(Some(&parts.headers));
+        Ok(Self { jobs, caller })
+    }
+}
+
+/// `POST /jobs`.
+pub(super) async fn submit(asked: Asked, headers: HeaderMap, body: Bytes) -> Result<Response, Problem> {
+    must_be_json(&headers)?;
+    let mut requests = requests(&body)?;
+    if let Some(key) = header_text(&headers, IDEMPOTENCY_KEY)? {
+        take_key(&mut requests, key)?;
+    }
+    // A trace that can't be read is no reason to refuse a job.
+    let trace = TraceContext::find(|name| header_text(&headers, name).ok()?);
+    let jobs = asked.jobs.submit(requests, &asked.caller, &trace).await?;
+    let all_existed = jobs.iter().all(|job| job.existing);
+    let status = if all_existed { StatusCode::OK } else { StatusCode::ACCEPTED };
+    let location = match jobs.as_slice() {
+        [job] => HeaderValue::try_from(format!("/jobs/{}", encoded(&job.job_id))).ok(),
+        _ => None,
+    };
+    let mut response = (status, Json(SubmittedJobs { jobs })).into_response();
+    if let Some(location) = location {
+        response.headers_mut().insert(header::LOCATION, location);
+    }
+    Ok(response)
+}
+
+/// `GET /jobs`.
+pub(super) async fn list(asked: Asked, parameters: Parameters) -> Result<Response, Problem> {
+    let jobs = asked.jobs.list(parameters.filter()?, &asked.caller).await?;
+    Ok(Json(jobs).into_response())
+}
+
+/// `GET /jobs/{id}`.
+pub(super) async fn show(
+    State(api): State<Api>,
+    asked: Asked,
+    JobId(id): JobId,
+    parameters: Parameters,
+    headers: HeaderMap,
+) -> Result<Response, Problem> {
+    let deadline = tokio::time::Instant::now() + parameters.wait(0)?;
+    let mut watch = asked.jobs.watch(&id, &asked.caller);
+    let mut job = watch.next().await?;
+    while !job.is_terminal() {
+        tokio::select! {
+            next = watch.next() => job = next?,
+            () = tokio::time::sleep_until(deadline) => break,
+            () = api.stop.cancelled() => break,
+        }
+    }
+    let tag = etag(watch.place(), &job);
+    let known = headers.get_all(header::IF_NONE_MATCH).iter().filter_map(|value| value.to_str().ok());
+    let mut known = known.flat_map(|value| value.split(',')).map(str::trim);
+    let headers = [(header::ETAG, tag.clone()), (header::CACHE_CONTROL, "private, no-cache".to_owned())];
+    if known.any(|known| known == "*" || known.trim_start_matches("W/") == tag) {
+        return Ok((StatusCode::NOT_MODIFIED, headers).into_response());
+    }
+    Ok((headers, Json(job)).into_response())
+}
+
+/// `DELETE /jobs/{id}`.
+pub(super) async fn cancel(
+    asked: Asked,
+    JobId(id): JobId,
+    parameters: Parameters,
+) -> Result<Response, Problem> {
+    let (wait, reason) = (parameters.wait(CANCEL_WAIT)?, parameters.reason()?);
+    let came_to = asked.jobs.cancel(&id, &asked.caller, reason.as_deref(), wait).await?;
+    match came_to.outcome {
+        CancelOutcome::Cancelled => Ok(Json(came_to).into_response()),
+        CancelOutcome::Requested => Ok((StatusCode::ACCEPTED, Json(came_to)).into_response()),
+        CancelOutcome::TooLate => {
+            let summary = came_to.job.as_ref().map(JobView::summary).unwrap_or_default();
+            let problem = Problem::new(Kind::TooLate, format!("{summary}; it can't be cancelled any more"));
+            Err(match came_to.job {
+                Some(job) => problem.with_job(job),
+                None => problem,
+            })
+        }
+    }
+}
+
+/// A document that does not change while the server runs.
+pub(super) fn document(text: &Bytes) -> Response {
+    let kind = (header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    let cache = (header::CACHE_CONTROL, HeaderValue::from_static("max-age=300"));
+    // It describes and holds no data, so any page may read it; viewers of such documents are pages.
+    let origin = (HeaderName::from_static("access-control-allow-origin"), HeaderValue::from_static("*"));
+    ([kind, cache, origin], text.clone()).into_response()
+}
+
+fn must_be_json(headers: &HeaderMap) -> Result<(), Problem> {
+    let kind = headers.get(header::CONTENT_TYPE).and_then(|kind| kind.to_str().ok()).unwrap_or_default();
+    let essence = kind.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
+    if essence == "application/json" {
+        return Ok(());
+    }
+    let said =
+        if kind.is_empty() { "there is no Content-Type".to_owned() } else { format!("it is {essence}") };
+    Err(Problem::new(Kind::UnsupportedMediaType, format!("the body must be application/json, and {said}")))
+}
+
+/// The jobs in a body: one, an array of them, or an object with `jobs`.
+fn requests(body: &[u8]) -> Result<Vec<JobRequest>, Problem> {
+    let body: Value = serde_json::from_slice(body)
+        .map_err(|error| Problem::new(Kind::BadRequest, format!("the body is not JSON: {error}")))?;
+    let many = match body {
+        Value::Array(many) => many,
+        Value::Object(mut object) => match object.shift_remove("jobs") {
+            None => return Ok(vec![request(Value::Object(object), None)?]),
+            Some(Value::Array(many)) if object.is_empty() => many,
+            Some(Value::Array(_)) => {
+                let detail = "give either `jobs` or the fields of one job, not both";
+                return Err(Problem::new(Kind::BadJob, detail));
+            }
+            Some(_) => return Err(Problem::new(Kind::BadJob, "`jobs` must be an array of jobs")),
+        },
+        _ => {
+            let detail = "the body must be a job, an array of jobs, or an object with `jobs`";
+            return Err(Problem::new(Kind::BadJob, detail));
+        }
+    };
+    // Before each of them is looked at, because there can be very many.
+    if !(1..=MAX_JOBS).contains(&many.len()) {
+        let detail = format!("a request must have 1 to {MAX_JOBS} jobs, and this one has {}", many.len());
+        return Err(Problem::new(Kind::BadJob, detail).with_limit(MAX_JOBS));
+    }
+    many.into_iter().enumerate().map(|(index, job)| request(job, Some(index))).collect()
+}
+
+fn request(job: Value, index: Option<usize>) -> Result<JobRequest, Problem> {
+    serde_path_to_error::deserialize(job).map_err(|error| {
+        let place = match (index, error.path().to_string().as_str()) {
+            (None, ".") => "the job".to_owned(),
+            (None, path) => format!("`{path}`"),
+            (Some(index), ".") => format!("job {index}"),
+            (Some(index), path) => format!("job {index}, `{path}`"),
+        };
+        Problem::new(Kind::BadJob, format!("{place}: {}", error.into_inner())).with_index(index)
+    })
+}
+
+/// Gives the key of the header to the job that it is meant for.
+fn take_key(requests: &mut [JobRequest], key: &str) -> Result<(), Problem> {
+    if !(1..=fleet_job::envelope::MAX_ID_BYTES).contains(&key.len()) {
+        return Err(Problem::parameter(IDEMPOTENCY_KEY, "must have 1 to 256 bytes"));
+    }
+    match requests {
+        [job] => {
+            job.idempotency_key.get_or_insert_with(|| key.to_owned());
+            Ok(())
+        }
+        // To pass over it would submit all of them again where the request is repeated.
+        _ => {
+            let detail = format!(
+                "`{IDEMPOTENCY_KEY}` goes with one job; give each of several its own `idempotencyKey`"
+            );
+            Err(Problem::new(Kind::BadJob, detail))
+        }
+    }
+}
+
+/// Different for whatever is different about a job.
+fn etag(place: Option<(i32, i64)>, job: &JobView) -> String {
+    let (partition, offset) = place.unwrap_or_default();
+    let cancel = if job.cancel_requested_at.is_some() { "-cancel" } else { "" };
+    format!("\"{partition}-{offset}{cancel}\"")
+}
+
+/// An id as a segment of a path.
+fn encoded(id: &str) -> String {
+    let plain = |byte: &u8| byte.is_ascii_alphanumeric() || b"-._~".contains(byte);
+    id.bytes()
+        .map(|byte| if plain(&byte) { char::from(byte).to_string() } else { format!("%{byte:02X}") })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn check(body: &str, detail: &str) {
+        let problem = serde_json::to_value(requests(body.as_bytes()).expect_err(body)).unwrap();
+        assert!(problem["detail"].as_str().unwrap().contains(detail), "{body}: {problem}");
+    }
+
+    #[test]
+    fn a_body_holds_one_job_or_many() {
+        let count = |body: Value| requests(body.to_string().as_bytes()).unwrap().len();
+        let job = || json!({"tool": "t"});
+        assert_eq!(count(job()), 1);
+        assert_eq!(count(json!([job(), job()])), 2);
+        assert_eq!(count(json!({"jobs": [job(), job(), job()]})), 3);
+    }
+
+    #[test]
+    fn what_is_wrong_with_a_body_names_its_place() {
+        check("{", "not JSON: EOF while parsing an object at line 1 column 1");
+        check("3", "must be a job, an array");
+        check("[]", "1 to 1000 jobs, and this one has 0");
+        check(r#"{"jobs":[{"tool":"t"}],"tool":"t"}"#, "not both");
+        check(r#"{"jobs":3}"#, "`jobs` must be an array");
+        check(r#"{"tool":"t","priority":"high"}"#, "`priority`: invalid type: string");
+        check(
+            r#"[{"tool":"t"},{"calls":[{"tool":"t"},{"tool":7}]}]"#,
+            "job 1, `calls[1].tool`: invalid type",
+        );
+        check(r#"[{"tool":"t"},7]"#, "job 1: invalid type");
+    }
+
+    #[test]
+    fn a_key_goes_with_one_job_and_does_not_replace_its_own() {
+        let mut jobs = requests(br#"[{"tool":"t"}]"#).unwrap();
+        take_key(&mut jobs, "k").unwrap();
+        take_key(&mut jobs, "another").unwrap();
+        assert_eq!(jobs[0].idempotency_key.as_deref(), Some("k"));
+        take_key(&mut jobs, "").unwrap_err();
+        take_key(&mut requests(br#"[{"tool":"t"},{"tool":"t"}]"#).unwrap(), "k").unwrap_err();
+    }
+
+    #[test]
+    fn ids_are_encoded_as_one_segment() {
+        assert_eq!(encoded("mcp-jobs/0/17"), "mcp-jobs%2F0%2F17");
+        assert_eq!(encoded("ä?#%.~"), "%C3%A4%3F%23%25.~");
+    }
+}

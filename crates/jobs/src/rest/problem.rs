@@ -1,0 +1,314 @@
+//! Errors as problem details (RFC 9457): one shape, whatever went wrong and whoever noticed.
+
+use axum::{
+    body::{Body, to_bytes},
+    extract::Request,
+    http::{HeaderValue, StatusCode, header},
+    middleware::Next,
+    response::{IntoResponse, Response},
+};
+use fleet_job::view::JobView;
+use fleet_kafka::KafkaError;
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
+use serde::{Serialize, Serializer};
+
+use super::routes;
+use crate::{JobsError, request::BadRequest};
+
+/// The content type of a problem.
+pub(super) const CONTENT_TYPE: &str = "application/problem+json";
+/// What stands before a kind's name in `type`.
+const PREFIX: &str = "urn:mcp-fleet:problem:";
+/// The longest detail, in bytes.
+const MAX_DETAIL: usize = 2048;
+/// When to ask again what can't be answered yet, in seconds.
+const RETRY_AFTER: u32 = 2;
+
+/// What can go wrong. The set is closed, so that programs can tell problems apart.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kind {
+    BadRequest,
+    Forbidden,
+    NoSuchJob,
+    NoSuchPath,
+    JobsOff,
+    MethodNotAllowed,
+    BodyTimeout,
+    TooLate,
+    TooLarge,
+    UnsupportedMediaType,
+    BadJob,
+    Internal,
+    KafkaRefused,
+    NotReady,
+    KafkaUnavailable,
+    TooManyStreams,
+}
+
+impl Kind {
+    pub(super) const ALL: [Self; 16] = [
+        Self::BadRequest,
+        Self::Forbidden,
+        Self::NoSuchJob,
+        Self::NoSuchPath,
+        Self::JobsOff,
+        Self::MethodNotAllowed,
+        Self::BodyTimeout,
+        Self::TooLate,
+        Self::TooLarge,
+        Self::UnsupportedMediaType,
+        Self::BadJob,
+        Self::Internal,
+        Self::KafkaRefused,
+        Self::NotReady,
+        Self::KafkaUnavailable,
+        Self::TooManyStreams,
+    ];
+
+    /// Name, title and status.
+    fn about(self) -> (&'static str, &'static str, StatusCode) {
+        match self {
+            Self::BadRequest => ("bad-request", "The request can't be read", StatusCode::BAD_REQUEST),
+            Self::Forbidden => ("forbidden", "The request is not for this server", StatusCode::FORBIDDEN),
+            Self::NoSuchJob => ("no-such-job", "There is no such job", StatusCode::NOT_FOUND),
+            Self::NoSuchPath => ("no-such-path", "There is nothing at this path", StatusCode::NOT_FOUND),
+            Self::JobsOff => ("jobs-off", "This server does not take jobs", StatusCode::NOT_FOUND),
+            Self::MethodNotAllowed => {
+                ("method-not-allowed", "The path does not take this method", StatusCode::METHOD_NOT_ALLOWED)
+            }
+            Self::BodyTimeout => ("body-timeout", "The body took too long", StatusCode::REQUEST_TIMEOUT),
+            Self::TooLate => ("too-late", "The job has come to another end", StatusCode::CONFLICT),
+            Self::TooLarge => ("too-large", "This is more than is taken", StatusCode::PAYLOAD_TOO_LARGE),
+            Self::UnsupportedMediaType => {
+                ("unsupported-media-type", "The body must be JSON", StatusCode::UNSUPPORTED_MEDIA_TYPE)
+            }
+            Self::BadJob => ("bad-job", "The job is not acceptable", StatusCode::UNPROCESSABLE_ENTITY),
+            Self::Internal => ("internal", "The server has failed", StatusCode::INTERNAL_SERVER_ERROR),
+            Self::KafkaRefused => ("kafka-refused", "Kafka has refused the job", StatusCode::BAD_GATEWAY),
+            Self::NotReady => ("not-ready", "The server is not ready", StatusCode::SERVICE_UNAVAILABLE),
+            Self::KafkaUnavailable => {
+                ("kafka-unavailable", "Kafka can't be reached", StatusCode::SERVICE_UNAVAILABLE)
+            }
+            Self::TooManyStreams => {
+                ("too-many-streams", "Too many streams are open", StatusCode::SERVICE_UNAVAILABLE)
+            }
+        }
+    }
+
+    pub(super) fn name(self) -> &'static str {
+        self.about().0
+    }
+
+    pub(super) fn status(self) -> StatusCode {
+        self.about().2
+    }
+
+    /// The kind of an error that somebody else has answered with.
+    fn of_status(status: StatusCode) -> Self {
+        match status {
+            StatusCode::FORBIDDEN => Self::Forbidden,
+            StatusCode::NOT_FOUND => Self::NoSuchPath,
+            StatusCode::METHOD_NOT_ALLOWED => Self::MethodNotAllowed,
+            StatusCode::REQUEST_TIMEOUT => Self::BodyTimeout,
+            StatusCode::PAYLOAD_TOO_LARGE => Self::TooLarge,
+            StatusCode::UNSUPPORTED_MEDIA_TYPE => Self::UnsupportedMediaType,
+            status if status.is_client_error() => Self::BadRequest,
+            _ => Self::Internal,
+        }
+    }
+}
+
+impl Serialize for Kind {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(&format_args!("{PREFIX}{}", self.name()))
+    }
+}
+
+impl JsonSchema for Kind {
+    fn schema_name() -> std::borrow::Cow<'static, str> {
+        "ProblemType".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        let names = Self::ALL.map(|kind| format!("{PREFIX}{}", kind.name()));
+        json_schema!({"description": "Which problem it is.", "type": "string", "enum": names})
+    }
+}
+
+/// What is wrong, as RFC 9457 has it.
+#[derive(Debug, Clone, Serialize, JsonSchema)]
+pub(super) struct Problem {
+    /// Which problem it is.
+    #[serde(rename = "type")]
+    kind: Kind,
+    /// The same for people.
+    title: &'static str,
+    /// The answer's status.
+    status: u16,
+    /// What is wrong with this request: which field, and what to do.
+    detail: String,
+    /// Which of several jobs is meant, counted from 0.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    index: Option<usize>,
+    /// The parameter or header that is wrong.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    parameter: Option<String>,
+    /// What is taken at most.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    limit: Option<usize>,
+    /// The job as it is.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    job: Option<Box<JobView>>,
+}
+
+impl Problem {
+    pub(super) fn new(kind: Kind, detail: impl Into<String>) -> Self {
+        let (_, title, status) = kind.about();
+        let mut detail = detail.into();
+        // It may repeat what was sent, however long that was.
+        if detail.len() > MAX_DETAIL {
+            detail.truncate(detail.floor_char_boundary(MAX_DETAIL));
+            detail.push('…');
+        }
+        Self {
+            kind,
+            title,
+            status: status.as_u16(),
+            detail,
+            index: None,
+            parameter: None,
+            limit: None,
+            job: None,
+        }
+    }
+
+    /// A parameter or header that is wrong.
+    pub(super) fn parameter(name: &str, why: impl std::fmt::Display) -> Self {
+        let name: String = name.chars().take(100).collect();
+        Self { parameter: Some(name.clone()), ..Self::new(Kind::BadRequest, format!("`{name}`: {why}")) }
+    }
+
+    pub(super) fn with_index(self, index: Option<usize>) -> Self {
+        Self { index, ..self }
+    }
+
+    pub(super) fn with_limit(self, limit: usize) -> Self {
+        Self { limit: Some(limit), ..self }
+    }
+
+    pub(super) fn with_job(self, job: JobView) -> Self {
+        Self { job: Some(Box::new(job)), ..self }
+    }
+}
+
+impl From<BadRequest> for Problem {
+    fn from(error: BadRequest) -> Self {
+        Self::new(Kind::BadJob, error.to_string())
+    }
+}
+
+impl From<JobsError> for Problem {
+    fn from(error: JobsError) -> Self {
+        let detail = error.to_string();
+        match error {
+            JobsError::NotReady(_) => Self::new(Kind::NotReady, detail),
+            JobsError::NotFound(_) | JobsError::NotSearched(_) => Self::new(Kind::NoSuchJob, detail),
+            JobsError::Bad(_) => Self::new(Kind::BadJob, detail),
+            JobsError::BadJob { index, .. } => Self::new(Kind::BadJob, detail).with_index(Some(index)),
+            JobsError::TooLarge { limit, .. } => Self::new(Kind::TooLarge, detail).with_limit(limit),
+            JobsError::Kafka(KafkaError::NoTopic(_)) => Self::new(Kind::NotReady, detail),
+            JobsError::Kafka(error) if error.is_retryable() => Self::new(Kind::KafkaUnavailable, detail),
+            JobsError::Kafka(_) => Self::new(Kind::KafkaRefused, detail),
+            JobsError::Store(_) => {
+                // What a file's name and state are is nobody's business but the operator's.
+                tracing::error!(error = detail, "the ledger has failed");
+                Self::new(Kind::Internal, "the ledger has failed; the server's log says more")
+            }
+        }
+    }
+}
+
+impl IntoResponse for Problem {
+    fn into_response(self) -> Response {
+        let status = self.kind.status();
+        // A struct of plain fields can't fail to become JSON.
+        let body = serde_json::to_vec(&self).unwrap_or_default();
+        let mut response = (status, [(header::CONTENT_TYPE, CONTENT_TYPE)], body).into_response();
+        if status == StatusCode::SERVICE_UNAVAILABLE {
+            response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(RETRY_AFTER));
+        }
+        response
+    }
+}
+
+/// Makes problems of errors that were answered before a handler was asked: by the router, and by what stands in front of
+/// every path of this server.
+pub async fn translate(request: Request, next: Next) -> Response {
+    if routes::label(request.uri().path()).is_none() {
+        return next.run(request).await;
+    }
+    let response = next.run(request).await;
+    let status = response.status();
+    let is_problem = response
+        .headers()
+        .get(header::CONTENT_TYPE)
+        .is_some_and(|kind| kind.as_bytes() == CONTENT_TYPE.as_bytes());
+    if is_problem || !(status.is_client_error() || status.is_server_error()) {
+        return response;
+    }
+    let (mut parts, body) = response.into_parts();
+    let kind = Kind::of_status(status);
+    // These answers are sentences of our own; one that is longer is not worth its room.
+    let said = to_bytes(body, MAX_DETAIL).await.unwrap_or_default();
+    let said = String::from_utf8_lossy(&said);
+    let detail = match said.trim() {
+        "" => kind.about().1.to_owned(),
+        said => said.to_owned(),
+    };
+    let problem = Problem { status: status.as_u16(), ..Problem::new(kind, detail) };
+    parts.headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(CONTENT_TYPE));
+    parts.headers.remove(header::CONTENT_LENGTH);
+    Response::from_parts(parts, Body::from(serde_json::to_vec(&problem).unwrap_or_default()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_problem_says_what_where_and_when_to_come_back() {
+        let response = Problem::from(JobsError::NotReady("the log is being read".to_owned())).into_response();
+        assert_eq!(response.status(), StatusCode::SERVICE_UNAVAILABLE);
+        assert_eq!(response.headers()[header::CONTENT_TYPE], CONTENT_TYPE);
+        assert_eq!(response.headers()[header::RETRY_AFTER], "2");
+        let body = to_bytes(response.into_body(), 10_000).await.unwrap();
+        let body: serde_json::Value = serde_json::from_slice(&body).unwrap();
+        assert_eq!(body["type"], "urn:mcp-fleet:problem:not-ready");
+        assert_eq!(body["status"], 503);
+        assert!(body["detail"].as_str().unwrap().contains("is being read"), "{body}");
+    }
+
+    #[test]
+    fn what_was_sent_is_not_repeated_at_any_length() {
+        let problem = Problem::parameter("state", "ä".repeat(1_000_000));
+        assert!(problem.detail.len() < MAX_DETAIL + 4 && problem.detail.ends_with('…'));
+    }
+
+    #[test]
+    fn every_error_has_its_status() {
+        let bad = || BadRequest("no".to_owned());
+        let too_large = JobsError::TooLarge { job_id: "j".to_owned(), bytes: 2, limit: 1 };
+        for (error, status) in [
+            (JobsError::NotFound("j".to_owned()), 404),
+            (JobsError::Bad(bad()), 422),
+            (JobsError::BadJob { index: 3, error: bad() }, 422),
+            (too_large, 413),
+            (JobsError::Kafka(KafkaError::NoTopic("t".to_owned())), 503),
+            (JobsError::Kafka(KafkaError::PollThread("gone")), 502),
+            (JobsError::Store(fleet_ledger::StoreError::Worker), 500),
+        ] {
+            let problem = Problem::from(error);
+            assert_eq!(problem.status, status, "{problem:?}");
+        }
+    }
+}

@@ -1,0 +1,348 @@
+//! Streams of job states (server-sent events): of one job until it has ended, or of all jobs that the caller may see.
+//!
+//! The id of an event says how far the log has been read, in the log's own terms: a partition and its offset, or the next
+//! offset of each partition. So a stream that broke goes on where it was, at whichever replica.
+
+use std::{convert::Infallible, sync::Arc, time::Duration};
+
+use axum::{
+    extract::State,
+    http::{HeaderMap, HeaderName, StatusCode, header},
+    response::{
+        IntoResponse, Response,
+        sse::{Event, KeepAlive, Sse},
+    },
+};
+use fleet_job::{event::JobEvent, view::JobView};
+use fleet_ledger::{Known, Query, Update, store::Positions};
+use futures::{Stream, stream::unfold};
+use serde_json::json;
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore},
+    time::{Instant, sleep_until},
+};
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    Api,
+    handlers::Asked,
+    params::{JobId, Parameters, header_text},
+    problem::{Kind, Problem},
+};
+use crate::{Follower, JobWatch, Jobs, JobsError};
+
+/// How many streams there may be. Each holds a connection for as long as its client is there, and a process has only so
+/// many of those.
+pub(super) const MAX_STREAMS: usize = 256;
+/// How often a silent stream says that it is alive.
+const KEEP_ALIVE: Duration = Duration::from_secs(15);
+const LAST_EVENT_ID: &str = "Last-Event-ID";
+
+/// `GET /jobs/{id}/events`.
+pub(super) async fn watch(
+    State(api): State<Api>,
+    asked: Asked,
+    JobId(id): JobId,
+    headers: HeaderMap,
+) -> Result<Response, Problem> {
+    let told = last_event_id(&headers, read_position)?;
+    let mut watch = asked.jobs.watch(&id, &asked.caller);
+    let mut known = match asked.jobs.known(&id, &asked.caller).await {
+        Err(JobsError::NotFound(_)) => {
+            // It may wait in the jobs topic, where no worker has come to it.
+            let job = watch.next().await?;
+            let first = (told != watch.place()).then_some(job);
+            return stream(&api, watch, first);
+        }
+        known => known?,
+    };
+    if told.is_some_and(|(partition, offset)| partition == known.partition && offset > known.offset) {
+        // Another replica has heard of more than this one.
+        asked.jobs.catch_up().await?;
+        known = asked.jobs.known(&id, &asked.caller).await?;
+    }
+    if told == Some((known.partition, known.offset)) {
+        if known.event.is_over() {
+            // Nothing will ever follow, and this is how a browser is told not to come back.
+            return Ok(StatusCode::NO_CONTENT.into_response());
+        }
+        watch.skip((known.partition, known.offset));
+    }
+    stream(&api, watch, None)
+}
+
+/// The stream of a job's states; `first` was taken from the watch before.
+fn stream(api: &Api, watch: JobWatch, first: Option<JobView>) -> Result<Response, Problem> {
+    let place = place(&api.streams)?;
+    let stream = Watching { watch, first, stop: api.stop.clone(), ended: false, _place: place };
+    let keep_alive = KeepAlive::new().interval(KEEP_ALIVE);
+    Ok((unbuffered(), Sse::new(unfold(stream, Watching::next)).keep_alive(keep_alive)).into_response())
+}
+
+/// The states of one job.
+struct Watching {
+    watch: JobWatch,
+    /// A state that was taken from the watch and not sent yet.
+    first: Option<JobView>,
+    stop: CancellationToken,
+    ended: bool,
+    _place: OwnedSemaphorePermit,
+}
+
+impl Watching {
+    async fn next(mut self) -> Option<(Result<Event, Infallible>, Self)> {
+        if self.ended {
+            return None;
+        }
+        let job = match self.first.take() {
+            Some(job) => Ok(job),
+            None => tokio::select! {
+                next = self.watch.next() => next,
+                () = self.stop.cancelled() => return None,
+            },
+        };
+        let job = match job {
+            Ok(job) => job,
+            Err(error) => {
+                // It was forgotten, or the ledger has failed: whoever asks again is told.
+                tracing::debug!(error = fleet_ops::errors::chain(&error), "a stream of a job ends");
+                return None;
+            }
+        };
+        self.ended = job.is_terminal();
+        let id = position_id(self.watch.place().unwrap_or_default());
+        Some((Ok(event(&job, &id)), self))
+    }
+}
+
+/// `GET /events`.
+pub(super) async fn follow(
+    State(api): State<Api>,
+    asked: Asked,
+    parameters: Parameters,
+    headers: HeaderMap,
+) -> Result<Response, Problem> {
+    let query = Query { asker: asked.caller.owner.clone(), ..parameters.filter()? };
+    let from = last_event_id(&headers, positions)?;
+    asked.jobs.must_be_read()?;
+    let place = place(&api.streams)?;
+    let (follower, reset) = match from {
+        None => (live(&asked.jobs)?, None),
+        Some(from) => resume(&asked.jobs, from).await?,
+    };
+    let (jobs, stop) = (asked.jobs, api.stop.clone());
+    // The first thing told is the place, so that nothing is missed however early the stream breaks.
+    let feed = Feed { jobs, query, follower, reset, alive_at: Instant::now(), stop, _place: place };
+    Ok((unbuffered(), Sse::new(feed.events())).into_response())
+}
+
+/// What comes from now on.
+fn live(jobs: &Jobs) -> Result<Follower, Problem> {
+    jobs.follow(None).ok_or_else(|| Problem::new(Kind::NotReady, "the log can't be followed"))
+}
+
+/// What comes from `from` on; where that is not known any more, what comes from now on, and why.
+async fn resume(jobs: &Jobs, from: Positions) -> Result<(Follower, Option<&'static str>), Problem> {
+    let is_ahead = |live: &Follower| {
+        let reached = |(partition, offset): (&i32, &i64)| {
+            live.positions().get(partition).is_some_and(|at| at >= offset)
+        };
+        !from.iter().all(reached)
+    };
+    if is_ahead(&live(jobs)?) {
+        // Another replica has heard of more than this one.
+        jobs.catch_up().await?;
+        let live = live(jobs)?;
+        if is_ahead(&live) {
+            return Ok((live, Some("the log ends before Last-Event-ID: it was made again")));
+        }
+    }
+    match jobs.follow(Some(from)) {
+        Some(follower) => Ok((follower, None)),
+        None => Ok((live(jobs)?, Some("what came after Last-Event-ID is not at hand any more"))),
+    }
+}
+
+/// The states of all jobs that somebody may see.
+struct Feed {
+    jobs: Jobs,
+    query: Query,
+    follower: Follower,
+    /// Why there is a gap that was not told of yet.
+    reset: Option<&'static str>,
+    /// When to say next that the stream is alive.
+    alive_at: Instant,
+    stop: CancellationToken,
+    _place: OwnedSemaphorePermit,
+}
+
+impl Feed {
+    fn events(self) -> impl Stream<Item = Result<Event, Infallible>> {
+        unfold(self, async |mut feed| feed.next().await.map(|event| (Ok(event), feed)))
+    }
+
+    async fn next(&mut self) -> Option<Event> {
+        loop {
+            if let Some(reason) = self.reset.take() {
+                self.alive_at = Instant::now() + KEEP_ALIVE;
+                let data = json!({ "reason": reason }).to_string();
+                return Some(Event::default().event("reset").id(self.id()).data(data));
+            }
+            if self.alive_at <= Instant::now() {
+                self.alive_at = Instant::now() + KEEP_ALIVE;
+                // An id without data is no event and moves the place, however little of what comes is wanted.
+                return Some(Event::default().comment("").id(self.id()));
+            }
+            tokio::select! {
+                biased;
+                () = self.stop.cancelled() => return None,
+                () = sleep_until(self.alive_at) => {}
+                next = self.follower.next() => match next {
+                    Ok(update) => if let Some(event) = self.event(&update) {
+                        return Some(event);
+                    },
+                    Err(_) => {
+                        self.follower = self.jobs.follow(None)?;
+                        self.reset = Some("the stream was read more slowly than events came");
+                    }
+                }
+            }
+        }
+    }
+
+    fn event(&self, update: &Update) -> Option<Event> {
+        let job = update.event().filter(|event| is_wanted(&self.query, event))?;
+        let known = Known { partition: update.partition, offset: update.offset, event: job.clone() };
+        Some(event(&self.jobs.view(known), &self.id()))
+    }
+
+    fn id(&self) -> String {
+        let positions = self.follower.positions().iter();
+        positions.map(|(partition, offset)| format!("{partition}:{offset}")).collect::<Vec<_>>().join(",")
+    }
+}
+
+fn is_wanted(query: &Query, event: &JobEvent) -> bool {
+    let is = |wanted: &Option<String>, given: &Option<String>| wanted.is_none() || wanted == given;
+    query.may_see(event.owner.as_deref())
+        && query.wants_state(event.state)
+        && is(&query.job_type, &event.job_type)
+        && is(&query.tool, &event.tool)
+        && is(&query.tenant, &event.tenant)
+}
+
+fn event(job: &JobView, id: &str) -> Event {
+    // A view of a job is plain data and can't fail to become JSON.
+    let data = serde_json::to_string(job).unwrap_or_default();
+    Event::default().event(job.event.state.as_str()).id(id).data(data)
+}
+
+fn place(streams: &Arc<Semaphore>) -> Result<OwnedSemaphorePermit, Problem> {
+    streams.clone().try_acquire_owned().map_err(|_| {
+        let detail = format!("{MAX_STREAMS} streams are open, which is as many as there may be");
+        Problem::new(Kind::TooManyStreams, detail).with_limit(MAX_STREAMS)
+    })
+}
+
+/// What keeps proxies from holding events back.
+fn unbuffered() -> [(HeaderName, &'static str); 2] {
+    [(HeaderName::from_static("x-accel-buffering"), "no"), (header::CACHE_CONTROL, "no-store")]
+}
+
+fn last_event_id<T>(headers: &HeaderMap, read: impl Fn(&str) -> Option<T>) -> Result<Option<T>, Problem> {
+    let Some(text) = header_text(headers, LAST_EVENT_ID)? else { return Ok(None) };
+    let read = read(text).ok_or_else(|| Problem::parameter(LAST_EVENT_ID, "is none of this stream's"))?;
+    Ok(Some(read))
+}
+
+/// The id of an event of one job: partition and offset in the events topic. The partition of a job that waits in the jobs
+/// topic is negative, and its id begins with this word.
+const WAITING: &str = "waiting-";
+
+fn position_id((partition, offset): (i32, i64)) -> String {
+    match partition {
+        0.. => format!("{partition}-{offset}"),
+        _ => format!("{WAITING}{}-{offset}", !partition),
+    }
+}
+
+fn read_position(text: &str) -> Option<(i32, i64)> {
+    let waiting = text.strip_prefix(WAITING);
+    let (partition, offset) = waiting.unwrap_or(text).split_once('-')?;
+    let partition: i32 = number(partition)?;
+    Some((if waiting.is_some() { !partition } else { partition }, number(offset)?))
+}
+
+/// `partition:offset`, comma-separated, each partition once.
+fn positions(text: &str) -> Option<Positions> {
+    let mut positions = Positions::new();
+    for pair in text.split(',') {
+        let (partition, offset) = pair.split_once(':')?;
+        if positions.insert(number(partition)?, number(offset)?).is_some() {
+            return None;
+        }
+    }
+    Some(positions)
+}
+
+/// A number as this server writes it: digits alone.
+fn number<T: std::str::FromStr>(text: &str) -> Option<T> {
+    text.bytes().all(|byte| byte.is_ascii_digit()).then(|| text.parse().ok()).flatten()
+}
+
+#[cfg(test)]
+mod tests {
+    use fleet_job::{event::JobState, time::Timestamp};
+
+    use super::*;
+
+    #[test]
+    fn places_are_read_and_nonsense_is_not() {
+        assert_eq!(positions("0:18,1:5"), Some([(0, 18), (1, 5)].into()));
+        for bad in
+            ["", "0", "0:", ":1", "0:1,", "0:-1", "+0:1", "0:1,0:2", "0:1;1:2", "0:99999999999999999999"]
+        {
+            assert_eq!(positions(bad), None, "{bad}");
+        }
+    }
+
+    #[test]
+    fn positions_of_one_job_are_read_as_they_are_written() {
+        for (position, id) in [((3, 18), "3-18"), ((-1, 7), "waiting-0-7"), ((-4, 0), "waiting-3-0")] {
+            assert_eq!((position_id(position).as_str(), read_position(id)), (id, Some(position)));
+        }
+        for bad in ["", "3", "-1-7", "waiting-0", "waiting--1-7", "0-7-1", "waiting-waiting-0-7"] {
+            assert_eq!(read_position(bad), None, "{bad}");
+        }
+    }
+
+    #[test]
+    fn places_for_streams_are_bounded_and_come_back() {
+        let streams = Arc::new(Semaphore::new(1));
+        let taken = place(&streams).unwrap();
+        let problem = serde_json::to_value(place(&streams).unwrap_err()).unwrap();
+        assert_eq!(problem["status"], 503, "{problem}");
+        drop(taken);
+        drop(place(&streams).unwrap());
+    }
+
+    #[test]
+    fn only_what_is_wanted_and_may_be_seen_is_told() {
+        let mut event = JobEvent::new("j", JobState::Failed, Timestamp::default());
+        event.tool = Some("t".to_owned());
+        let check = |change: fn(&mut Query), wanted| {
+            let mut query = Query::default();
+            change(&mut query);
+            assert_eq!(is_wanted(&query, &event), wanted, "{query:?}");
+        };
+        check(|_| {}, true);
+        check(|query| query.states = vec![JobState::Failed], true);
+        check(|query| query.states = vec![JobState::Queued], false);
+        check(|query| query.tool = Some("t".to_owned()), true);
+        check(|query| query.tool = Some("u".to_owned()), false);
+        check(|query| query.tenant = Some("x".to_owned()), false);
+        event.owner = Some("me".to_owned());
+        assert!(!is_wanted(&Query::default(), &event), "somebody's job is nobody else's");
+        assert!(is_wanted(&Query { asker: Some("me".to_owned()), ..Query::default() }, &event));
+    }
+}

@@ -1,0 +1,366 @@
+//! Submitting: a `queued` event on the events topic, then the envelope on the jobs topic.
+//!
+//! The event goes first: written after the envelope, it could hide what a quick worker has said already. A job that somebody
+//! else may submit at the same moment is claimed before both (see [`claims`](super::claims)), so that of two submissions
+//! only one writes anything.
+
+use std::{
+    collections::{HashMap, HashSet, VecDeque},
+    time::Duration,
+};
+
+use fleet_job::{
+    decode,
+    envelope::Envelope,
+    event::{JobEvent, JobState},
+    record::Header,
+    state::Restated,
+    time::Timestamp,
+    trace::TraceContext,
+    view::Submitted,
+};
+use fleet_kafka::{
+    KafkaError,
+    producer::{Delivered, Outgoing},
+    reader,
+};
+use fleet_ledger::{Batch, Known, Update};
+use fleet_ops::trace::{Span, SpanKind};
+
+use super::{
+    Caller, JobRequest, Jobs, JobsError,
+    claims::{BOUND, Claim},
+    request::{BadRequest, Prepared},
+};
+use crate::metrics;
+
+/// The most jobs in one request.
+pub const MAX_JOBS: usize = 1_000;
+/// How soon to look again for a job that somebody else submits.
+const LOOK_AGAIN: Duration = Duration::from_millis(200);
+/// How long it may take to look for jobs in the jobs topic.
+const SEARCH: Duration = Duration::from_secs(10);
+/// Records that are handed over to the producer and not acknowledged yet.
+const WINDOW: usize = 1_000;
+
+/// A job on its way to Kafka.
+#[derive(Debug, Clone)]
+pub(crate) struct Submission {
+    pub(crate) envelope: Envelope,
+    /// The record's key.
+    pub(crate) key: Option<String>,
+    /// When it was submitted: now, but for the later rounds of a job.
+    pub(crate) submitted_at: Timestamp,
+    /// Trace context.
+    pub(crate) headers: Vec<Header>,
+    /// What is done to the `queued` event where the envelope can't be written.
+    pub(crate) undo: Undo,
+}
+
+/// What is done to a `queued` event whose envelope could not be written.
+#[derive(Debug, Clone)]
+pub(crate) enum Undo {
+    /// Nothing: whoever submits the job again finishes it.
+    Nothing,
+    /// It is taken back: nobody knows the job's id.
+    Remove,
+    /// What was the state before is put back.
+    Restore(Box<Known>),
+}
+
+impl Jobs {
+    /// Submits jobs. All of them are checked before the first one is written. Where this fails in the middle, the same
+    /// request can be made again: jobs with an id or an idempotency key are not submitted twice. Goes on where the caller
+    /// does not wait any more.
+    ///
+    /// # Errors
+    /// What is wrong with which job; where the ledger can't say what there is; where Kafka does not take them.
+    pub async fn submit(
+        &self,
+        requests: Vec<JobRequest>,
+        caller: &Caller,
+        trace: &TraceContext,
+    ) -> Result<Vec<Submitted>, JobsError> {
+        let jobs = prepare(requests, caller)?;
+        for job in &jobs {
+            self.check_size(&job.envelope)?;
+        }
+        self.must_be_read()?;
+        let (this, caller, span) = (self.clone(), caller.clone(), self.sending(trace, jobs.len()));
+        let submitting = tokio::spawn(async move {
+            let submitted = this.submit_prepared(jobs, &caller, &span.context().headers()).await;
+            if let Err(error) = &submitted {
+                span.fail("submit", &error.to_string());
+            }
+            submitted
+        });
+        let submitted = submitting.await.map_err(|error| JobsError::NotReady(error.to_string()))??;
+        let fresh = submitted.iter().filter(|job| !job.existing).count() as u64;
+        let known = submitted.len() as u64 - fresh;
+        ::metrics::counter!(metrics::JOBS_SUBMITTED.name, "outcome" => "new").increment(fresh);
+        ::metrics::counter!(metrics::JOBS_SUBMITTED.name, "outcome" => "existing").increment(known);
+        Ok(submitted)
+    }
+
+    /// The span of writing jobs, as OpenTelemetry's conventions for messaging name it.
+    pub(super) fn sending(&self, trace: &TraceContext, jobs: usize) -> Span {
+        let topic = &self.inner.topics.jobs;
+        Span::start(SpanKind::Producer, format!("send {topic}"), trace, || {
+            [
+                ("messaging.system", "kafka".into()),
+                ("messaging.operation.type", "send".into()),
+                ("messaging.operation.name", "send".into()),
+                ("messaging.destination.name", topic.clone().into()),
+                ("messaging.batch.message_count", i64::try_from(jobs).unwrap_or(i64::MAX).into()),
+            ]
+        })
+    }
+
+    async fn submit_prepared(
+        &self,
+        jobs: Vec<Prepared>,
+        caller: &Caller,
+        headers: &[Header],
+    ) -> Result<Vec<Submitted>, JobsError> {
+        let contested: HashSet<String> =
+            jobs.iter().filter(|job| job.may_exist).map(|job| job.envelope.job_id.clone()).collect();
+        // What is there already needs no claim, which would only keep others waiting.
+        let mut states = self.existing(&contested, caller).await?;
+        let open = contested.iter().filter(|id| !states.contains_key(*id)).cloned().collect::<HashSet<_>>();
+        let claim = if open.is_empty() { None } else { Some(self.claim(&open).await?) };
+        let mut elsewhere = HashSet::new();
+        if let Some(claim) = &claim {
+            // Somebody may have been quicker between the first look and the claim.
+            states.extend(self.existing(&claim.won, caller).await?);
+            elsewhere.clone_from(&claim.lost);
+        }
+        let is_old = |id: &String| states.contains_key(id) || elsewhere.contains(id);
+        let now = fleet_ops::clock::now();
+        let (mut ids, mut new, mut fresh) = (Vec::with_capacity(jobs.len()), HashSet::new(), Vec::new());
+        for Prepared { envelope, key, may_exist } in jobs {
+            let job_id = envelope.job_id.clone();
+            // A second one of an id in the same request is the same job.
+            let is_new = !is_old(&job_id) && new.insert(job_id.clone());
+            ids.push((job_id, is_new));
+            if is_new {
+                let undo = if may_exist { Undo::Nothing } else { Undo::Remove };
+                let headers = headers.to_vec();
+                fresh.push(Submission { envelope, key, submitted_at: now, headers, undo });
+            }
+        }
+        self.enqueue(fresh, claim.as_ref()).await?;
+        // What others submit is waited for at the end: they may wait for something of ours.
+        states.extend(self.submitted_elsewhere(&elsewhere, caller).await?);
+        let queued = || JobState::Queued.as_str().to_owned();
+        let submitted = ids.into_iter().map(|(job_id, is_new)| {
+            let state = states.get(&job_id).cloned().unwrap_or_else(queued);
+            Submitted { job_id, state, existing: !is_new }
+        });
+        Ok(submitted.collect())
+    }
+
+    /// The states of those jobs that are there. A job that is `queued` and that no worker has spoken of is there if it is in
+    /// the jobs topic: whoever wrote the event may have died before it wrote the job, and told nobody that the job was
+    /// submitted.
+    async fn existing(
+        &self,
+        job_ids: &HashSet<String>,
+        caller: &Caller,
+    ) -> Result<HashMap<String, String>, JobsError> {
+        let mut states = HashMap::new();
+        if job_ids.is_empty() {
+            return Ok(states);
+        }
+        self.catch_up().await?;
+        let mut unspoken = HashMap::new();
+        for job_id in job_ids {
+            let Some(known) = self.inner.store.get(job_id).await? else { continue };
+            let event = known.event;
+            if event.owner.is_some() && event.owner != caller.owner {
+                // Nothing about the other job: not even that there is one.
+                let message =
+                    format!("`jobID`: `{job_id}` can't be used here; choose another one, or leave it out");
+                return Err(BadRequest(message).into());
+            }
+            if event.state == JobState::Queued && event.source.is_none() {
+                unspoken.insert(job_id.clone(), event.submitted_at.unwrap_or(event.time));
+            } else {
+                states.insert(job_id.clone(), event.state.as_str().to_owned());
+            }
+        }
+        for job_id in self.written(unspoken).await? {
+            states.insert(job_id, JobState::Queued.as_str().to_owned());
+        }
+        Ok(states)
+    }
+
+    /// Those of these jobs, with the times of their submission, that are in the jobs topic. Where there was no time to find
+    /// out, they are taken to be.
+    async fn written(&self, jobs: HashMap<String, Timestamp>) -> Result<Vec<String>, JobsError> {
+        let Some(since) = jobs.values().min().copied() else { return Ok(Vec::new()) };
+        // Looking reads the backlog, so not everybody can look at once.
+        let permit = self.inner.searches.clone().acquire_owned().await;
+        let (settings, topic) = (self.inner.link.follower.settings().clone(), self.inner.topics.jobs.clone());
+        let search = move || {
+            let _permit = permit;
+            let mut missing: HashSet<String> = jobs.keys().cloned().collect();
+            let is_done = reader::search(&settings, &topic, since, SEARCH, |record| {
+                if let Ok(envelope) = decode::decode(record, usize::MAX) {
+                    missing.remove(&envelope.job_id);
+                }
+                missing.is_empty()
+            })?;
+            let found = jobs.into_keys().filter(|id| !is_done || !missing.contains(id));
+            Ok::<_, KafkaError>(found.collect())
+        };
+        let found = tokio::task::spawn_blocking(search).await;
+        Ok(found.map_err(|error| JobsError::NotReady(error.to_string()))??)
+    }
+
+    /// Waits for jobs that somebody else submits at this moment.
+    async fn submitted_elsewhere(
+        &self,
+        job_ids: &HashSet<String>,
+        caller: &Caller,
+    ) -> Result<HashMap<String, String>, JobsError> {
+        let deadline = tokio::time::Instant::now() + BOUND;
+        loop {
+            let states = self.existing(job_ids, caller).await?;
+            if states.len() == job_ids.len() {
+                return Ok(states);
+            }
+            if tokio::time::Instant::now() >= deadline {
+                let why = "another request is submitting the same job; try again in a minute";
+                return Err(JobsError::NotReady(why.to_owned()));
+            }
+            tokio::time::sleep(LOOK_AGAIN).await;
+        }
+    }
+
+    /// Refuses what no worker would take.
+    pub(crate) fn check_size(&self, envelope: &Envelope) -> Result<(), JobsError> {
+        let bytes = usize::try_from(fleet_job::size::json_bytes(&envelope.to_json())).unwrap_or(usize::MAX);
+        let limit = self.inner.max_job_bytes;
+        if bytes > limit {
+            return Err(JobsError::TooLarge { job_id: envelope.job_id.clone(), bytes, limit });
+        }
+        Ok(())
+    }
+
+    /// Writes jobs. Ends when none of them can be lost any more, and this replica can tell of all. Nothing is written where
+    /// a claim that is needed for it is too old.
+    pub(crate) async fn enqueue(
+        &self,
+        jobs: Vec<Submission>,
+        claim: Option<&Claim>,
+    ) -> Result<(), JobsError> {
+        let now = fleet_ops::clock::now();
+        let events: Vec<JobEvent> = jobs
+            .iter()
+            .map(|job| JobEvent {
+                submitted_at: Some(job.submitted_at),
+                ..JobEvent::about(&job.envelope, JobState::Queued, now)
+            })
+            .collect();
+        claim.map_or(Ok(()), Claim::check)?;
+        let announced = self.write_events(&events, &jobs).await?;
+        let records = jobs.iter().map(|job| Outgoing {
+            topic: self.inner.topics.jobs.clone(),
+            key: job.key.clone().map(String::into_bytes),
+            value: Some(job.envelope.to_json().to_string().into_bytes()),
+            headers: job.headers.clone(),
+            // Events of the worker's repeat it, so that the job keeps its place in lists.
+            timestamp: Some(job.submitted_at),
+            partition: None,
+        });
+        let written = match claim.map_or(Ok(()), Claim::check) {
+            Ok(()) => self.write_all(records.collect()).await.map(drop).map_err(JobsError::from),
+            Err(error) => Err(error),
+        };
+        if written.is_err() {
+            self.undo(&jobs, &announced).await;
+        }
+        written
+    }
+
+    /// Writes events of jobs that no worker has, and takes them up at once. Says where they stand.
+    async fn write_events(
+        &self,
+        events: &[JobEvent],
+        jobs: &[Submission],
+    ) -> Result<Vec<Delivered>, JobsError> {
+        let records = events.iter().zip(jobs).map(|(event, job)| Outgoing {
+            topic: self.inner.topics.events.clone(),
+            key: Some(event.job_id.clone().into_bytes()),
+            value: Some(event.to_bytes()),
+            headers: job.headers.clone(),
+            ..Outgoing::default()
+        });
+        let delivered = self.write_all(records.collect()).await?;
+        let at = events.iter().zip(&delivered);
+        let updates = at.map(|(event, at)| Update::new(at.partition, at.offset, event.clone()));
+        self.inner.store.apply(Batch { updates: updates.collect(), ..Batch::default() }).await?;
+        Ok(delivered)
+    }
+
+    /// Takes `queued` events back whose envelopes could not be written, as far as Kafka can be reached. An envelope that was
+    /// written all the same is run, and the worker's events say so.
+    async fn undo(&self, jobs: &[Submission], announced: &[Delivered]) {
+        for (job, at) in jobs.iter().zip(announced) {
+            let (value, headers) = match &job.undo {
+                Undo::Nothing => continue,
+                Undo::Remove => (None, Vec::new()),
+                Undo::Restore(known) => {
+                    // It is the state once more, though `queued` stands behind where it first stood.
+                    let restated = Restated { offset: known.offset, known: at.offset };
+                    (Some(known.event.to_bytes()), vec![restated.header()])
+                }
+            };
+            let (topic, key) = (self.inner.topics.events.clone(), job.envelope.job_id.clone().into_bytes());
+            let record = Outgoing { topic, key: Some(key), value, headers, ..Outgoing::default() };
+            if let Err(error) = self.inner.link.producer.send(&record).await {
+                let error = fleet_ops::errors::chain(&error);
+                tracing::warn!(
+                    error,
+                    job_id = job.envelope.job_id,
+                    "stays queued though it was not submitted"
+                );
+                return;
+            }
+        }
+    }
+
+    /// Writes records in order, many at a time, and says where each one stands.
+    pub(super) async fn write_all(&self, records: Vec<Outgoing>) -> Result<Vec<Delivered>, KafkaError> {
+        let mut delivered = Vec::with_capacity(records.len());
+        let mut waiting = VecDeque::new();
+        for record in &records {
+            waiting.push_back(self.inner.link.producer.enqueue_patiently(record).await?);
+            while waiting.len() >= WINDOW
+                && let Some(delivery) = waiting.pop_front()
+            {
+                delivered.push(delivery.await?);
+            }
+        }
+        for delivery in waiting {
+            delivered.push(delivery.await?);
+        }
+        Ok(delivered)
+    }
+}
+
+fn prepare(requests: Vec<JobRequest>, caller: &Caller) -> Result<Vec<Prepared>, JobsError> {
+    let count = requests.len();
+    if !(1..=MAX_JOBS).contains(&count) {
+        let message = format!("a request must have 1 to {MAX_JOBS} jobs, and this one has {count}");
+        return Err(BadRequest(message).into());
+    }
+    let fresh = || uuid::Uuid::now_v7().to_string();
+    let jobs = requests.into_iter().enumerate().map(|(index, request)| {
+        request.prepare(caller, fresh).map_err(|error| match count {
+            1 => error.into(),
+            _ => JobsError::BadJob { index, error },
+        })
+    });
+    jobs.collect()
+}

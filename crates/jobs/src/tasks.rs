@@ -1,0 +1,463 @@
+//! MCP tasks (SEP-2663, `io.modelcontextprotocol/tasks`) over jobs: a call of a tool that takes long becomes a job before
+//! it is answered, and every replica can tell how it is.
+//!
+//! A task's id is random and stands nowhere: the job's id is a digest of it and of the caller's credentials. So nobody finds
+//! a task who was not given its id, and nobody can use an id that was given to somebody else.
+
+use std::{sync::Arc, time::Duration};
+
+use fleet_job::{
+    decode,
+    envelope::{Envelope, MAX_TIMEOUT_MS, TaskRound, ToolCall, Work},
+    event::{JobEvent, JobState, RESULT_OMITTED},
+    outcome::ErrorKind,
+    time::Timestamp,
+    trace::TraceContext,
+    view::{JobView, tool_result},
+};
+use fleet_kafka::reader;
+use fleet_ledger::{Batch, Known, Update};
+use fleet_policy::glob::Glob;
+use futures::{Stream, stream::unfold};
+use rmcp::model::{
+    CallToolRequestParams, ClientCapabilities, CreateTaskResult, DetailedTask, ErrorData, InputRequests,
+    InputResponses, MetaObject, Task, TaskPayload, TaskStatus,
+};
+use serde_json::{Map, Value, json};
+use tokio::sync::Mutex;
+
+use super::{
+    Caller, Jobs, JobsError,
+    caller::derived_id,
+    submit::{Submission, Undo},
+};
+use crate::config::JobsConfig;
+
+/// In a tool's `_meta`: that its calls take long. `true` or `optional` where it can be called without tasks too,
+/// `required` where not, `after-input` where it asks for input at once and takes long after that.
+pub const LONG_RUNNING: &str = "io.mcp-fleet/longRunning";
+/// In the result of a round that asks for input: what has been answered of it so far.
+const ANSWERED: &str = "io.mcp-fleet/inputResponses";
+/// How long the first record of a job may take to be read again.
+const READ: Duration = Duration::from_secs(10);
+
+/// How a tool is to be called that takes long.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LongRunning {
+    /// As a task where the client knows tasks.
+    Optional,
+    /// As a task only.
+    Required,
+    /// As a task once it has been given what it asks for.
+    AfterInput,
+}
+
+impl LongRunning {
+    /// What a tool says of itself.
+    pub fn of(meta: Option<&MetaObject>) -> Option<Self> {
+        match meta?.get(LONG_RUNNING)? {
+            Value::Bool(true) => Some(Self::Optional),
+            Value::String(text) => match text.as_str() {
+                "optional" => Some(Self::Optional),
+                "required" => Some(Self::Required),
+                "after-input" => Some(Self::AfterInput),
+                _ => None,
+            },
+            _ => None,
+        }
+    }
+
+    /// Whether a call is to become a task, made by a client that knows them or not.
+    ///
+    /// # Errors
+    /// Where the tool can be called as a task only.
+    pub fn becomes_task(self, params: &CallToolRequestParams, knows_tasks: bool) -> Result<bool, ErrorData> {
+        match self {
+            Self::Required if !knows_tasks => Err(ErrorData::missing_required_client_capability(
+                ClientCapabilities::builder().enable_tasks().build(),
+            )),
+            Self::AfterInput => Ok(knows_tasks && params.input_responses.is_some()),
+            Self::Required | Self::Optional => Ok(knows_tasks),
+        }
+    }
+}
+
+/// Makes tasks and tells of them.
+#[derive(Debug, Clone)]
+pub struct Tasks {
+    jobs: Jobs,
+    tools: Arc<[Glob]>,
+    ttl: Duration,
+    poll_interval: Duration,
+    /// Answers are taken one after the other, so that two of them don't begin the next round twice.
+    answering: Arc<Mutex<()>>,
+}
+
+impl Tasks {
+    /// Tasks that are jobs of this fleet.
+    pub fn new(jobs: Jobs, config: &JobsConfig) -> Self {
+        Self {
+            jobs,
+            tools: config.task_tools.clone().into(),
+            ttl: config.task_ttl,
+            poll_interval: config.task_poll_interval,
+            answering: Arc::default(),
+        }
+    }
+
+    /// Whose requests those with these headers are.
+    pub fn caller(&self, headers: Option<&http::HeaderMap>) -> Caller {
+        self.jobs.caller(headers)
+    }
+
+    /// Whether the settings say of this tool that it takes long.
+    pub fn is_configured(&self, tool: &str) -> bool {
+        self.tools.iter().any(|pattern| pattern.matches(tool))
+    }
+
+    /// Makes a task of a call. When this ends, the task can be asked for everywhere.
+    pub async fn create(
+        &self,
+        params: CallToolRequestParams,
+        capabilities: Option<ClientCapabilities>,
+        caller: &Caller,
+        trace: &TraceContext,
+    ) -> Result<CreateTaskResult, JobsError> {
+        let now = fleet_ops::clock::now();
+        let task_id = uuid::Uuid::new_v4().simple().to_string();
+        let job_id = job_id(&task_id, caller);
+        let round = TaskRound {
+            client_capabilities: object(&capabilities),
+            input_responses: params.input_responses.into_iter().flatten().collect(),
+            request_state: params.request_state,
+        };
+        let call = ToolCall {
+            arguments: params.arguments.unwrap_or_default(),
+            task: Some(round),
+            ..ToolCall::new(None, params.name.into_owned())
+        };
+        let ttl_ms = u64::try_from(self.ttl.as_millis()).unwrap_or(u64::MAX);
+        let envelope = Envelope {
+            owner: caller.owner.clone(),
+            deadline: Some(now.plus(self.ttl)),
+            timeout_ms: Some(ttl_ms.clamp(1, MAX_TIMEOUT_MS)),
+            ..Envelope::new(job_id.clone(), Work::ToolCall(call))
+        };
+        self.jobs.check_size(&envelope)?;
+        self.jobs.must_be_read()?;
+        let span = self.jobs.sending(trace, 1);
+        let headers = span.context().headers();
+        let job = Submission { envelope, key: None, submitted_at: now, headers, undo: Undo::Remove };
+        self.jobs.enqueue_alone(job).await.inspect_err(|error| span.fail("submit", &error.to_string()))?;
+        let mut meta = MetaObject::new();
+        meta.insert(fleet_job::meta::JOB_ID.to_owned(), job_id.into());
+        Ok(CreateTaskResult::new(self.task(&task_id, TaskStatus::Working, now, now)).with_meta(meta))
+    }
+
+    /// How a task is.
+    pub async fn get(&self, task_id: &str, caller: &Caller) -> Result<DetailedTask, JobsError> {
+        let known = self.known(task_id, caller).await?;
+        Ok(self.detailed(task_id, &self.jobs.view(known)))
+    }
+
+    /// How a task is now, and then whenever that changes, until its end. Nothing if it is unknown to the caller.
+    pub fn watch(&self, task_id: &str, caller: &Caller) -> impl Stream<Item = DetailedTask> + use<> {
+        let watch = self.jobs.watch(&job_id(task_id, caller), caller);
+        let states = Some((self.clone(), task_id.to_owned(), watch));
+        unfold(states, async |states| {
+            let (tasks, task_id, mut watch) = states?;
+            let view = watch.next().await.ok()?;
+            let task = tasks.detailed(&task_id, &view);
+            Some((task, (!view.is_terminal()).then_some((tasks, task_id, watch))))
+        })
+    }
+
+    fn detailed(&self, task_id: &str, view: &JobView) -> DetailedTask {
+        let event = &view.event;
+        let submitted_at = event.submitted_at.unwrap_or(event.time);
+        let mut task = self.task(task_id, TaskStatus::Working, submitted_at, event.time);
+        task.status_message = status_message(view);
+        DetailedTask::new(task, payload(event))
+    }
+
+    /// Asks for a task to be cancelled. One that has ended is left as it is.
+    pub async fn cancel(&self, task_id: &str, caller: &Caller) -> Result<(), JobsError> {
+        let _alone = self.answering.lock().await;
+        let known = self.known(task_id, caller).await?;
+        let reason = Some("tasks/cancel");
+        self.jobs.cancel(&known.event.job_id, caller, reason, Duration::ZERO).await.map(drop)
+    }
+
+    /// Takes answers to what a task asks for. Those that nobody has asked for are passed over.
+    pub async fn update(
+        &self,
+        task_id: &str,
+        responses: InputResponses,
+        caller: &Caller,
+    ) -> Result<(), JobsError> {
+        let _alone = self.answering.lock().await;
+        let known = self.known(task_id, caller).await?;
+        let Some(event) = answered(&known.event, responses) else { return Ok(()) };
+        let is_complete = requests(&event).is_some_and(|requests| requests.is_empty());
+        if is_complete {
+            self.next_round(event, known).await
+        } else {
+            self.jobs.write_event(JobEvent { time: fleet_ops::clock::now(), ..event }).await
+        }
+    }
+
+    /// Enqueues the job once more, with the answers. Where that fails, the task asks again as it did `before`.
+    async fn next_round(&self, event: JobEvent, before: Known) -> Result<(), JobsError> {
+        let gone = || JobsError::NotReady("the task's call is not in the jobs topic any more".to_owned());
+        let source = event.source.clone().ok_or_else(gone)?;
+        let (settings, from) =
+            (self.jobs.inner.link.follower.settings().clone(), [(source.partition, source.offset)]);
+        let found =
+            tokio::task::spawn_blocking(move || reader::first_records(&settings, &source.topic, &from, READ));
+        let mut found = found.await.map_err(|error| JobsError::NotReady(error.to_string()))??;
+        let record = found.remove(&from[0].0).filter(|record| record.position.offset == from[0].1);
+        let record = record.ok_or_else(gone)?;
+        let mut envelope = decode::decode(&record, usize::MAX).map_err(|_| gone())?;
+        let Work::ToolCall(ToolCall { task: Some(round), .. }) = &mut envelope.work else {
+            return Err(gone());
+        };
+        let result = event.result.as_ref();
+        let state = result.and_then(|result| result.get("requestState")?.as_str());
+        round.request_state = state.map(str::to_owned);
+        round.input_responses = answers(result);
+        let key = record.key.and_then(|key| String::from_utf8(key).ok());
+        let submitted_at = event.submitted_at.unwrap_or(event.time);
+        self.jobs.check_size(&envelope)?;
+        let undo = Undo::Restore(Box::new(before));
+        let job = Submission { envelope, key, submitted_at, headers: record.headers, undo };
+        self.jobs.enqueue_alone(job).await
+    }
+
+    async fn known(&self, task_id: &str, caller: &Caller) -> Result<Known, JobsError> {
+        let not_found = || JobsError::NotFound(task_id.chars().take(256).collect());
+        // Nothing else was ever given out, so nobody need look for it.
+        if task_id.len() != 32 || !task_id.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+            return Err(not_found());
+        }
+        let job_id = job_id(task_id, caller);
+        let known = async || {
+            self.jobs.known(&job_id, caller).await.map_err(|error| match error {
+                JobsError::NotFound(_) => not_found(),
+                error => error,
+            })
+        };
+        let mut found = known().await?;
+        if requests(&found.event).is_some() {
+            // It may have been answered on another replica, and nobody should be asked twice.
+            self.jobs.catch_up().await?;
+            found = known().await?;
+        }
+        if found.submitted_at().plus(self.ttl) < fleet_ops::clock::now() {
+            return Err(not_found());
+        }
+        Ok(found)
+    }
+
+    fn task(&self, task_id: &str, status: TaskStatus, created: Timestamp, updated: Timestamp) -> Task {
+        let ms = |duration: Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX).max(1);
+        Task::new(task_id, status, created.to_string(), updated.to_string())
+            .with_ttl_ms(ms(self.ttl))
+            .with_poll_interval_ms(ms(self.poll_interval))
+    }
+}
+
+/// The job behind a task.
+pub(crate) fn job_id(task_id: &str, caller: &Caller) -> String {
+    derived_id("task", &[caller.owner.as_deref().unwrap_or_default(), task_id])
+}
+
+fn object<T: serde::Serialize>(value: &T) -> Map<String, Value> {
+    match serde_json::to_value(value) {
+        Ok(Value::Object(object)) => object,
+        _ => Map::new(),
+    }
+}
+
+fn status_message(view: &JobView) -> Option<String> {
+    if view.is_terminal() { None } else { Some(view.summary()) }
+}
+
+/// What a round that has ended asks for. `None` where it asks for nothing.
+fn requests(event: &JobEvent) -> Option<&Map<String, Value>> {
+    let result = event.result.as_ref().filter(|_| event.asks_for_input())?;
+    result.get("inputRequests").and_then(Value::as_object)
+}
+
+fn answers(result: Option<&Value>) -> Map<String, Value> {
+    let answered = result.and_then(|result| result.get(ANSWERED)?.as_object());
+    answered.cloned().unwrap_or_default()
+}
+
+/// The event after these answers; `None` where none of them was asked for.
+fn answered(event: &JobEvent, responses: InputResponses) -> Option<JobEvent> {
+    let mut open = requests(event)?.clone();
+    let mut answers = answers(event.result.as_ref());
+    let before = open.len();
+    for (key, response) in responses {
+        if open.shift_remove(&key).is_some() {
+            answers.insert(key, response);
+        }
+    }
+    if open.len() == before {
+        return None;
+    }
+    let mut event = event.clone();
+    if let Some(Value::Object(result)) = &mut event.result {
+        result.insert("inputRequests".to_owned(), open.into());
+        result.insert(ANSWERED.to_owned(), answers.into());
+    }
+    Some(event)
+}
+
+/// What goes with a task's status. A tool's own error is a result; only an error of the protocol is a failure.
+fn payload(event: &JobEvent) -> TaskPayload {
+    match event.state {
+        JobState::Queued | JobState::Running | JobState::Retrying => TaskPayload::Working,
+        JobState::Cancelled => TaskPayload::Cancelled,
+        JobState::Succeeded | JobState::Failed | JobState::Expired => {
+            let input: Option<InputRequests> = requests(event)
+                .and_then(|requests| serde_json::from_value(Value::Object(requests.clone())).ok());
+            match (input, tool_result(event)) {
+                (Some(input_requests), _) => TaskPayload::InputRequired { input_requests },
+                (None, Some(Value::Object(result))) => TaskPayload::Completed { result: result.clone() },
+                _ => TaskPayload::Failed { error: error(event) },
+            }
+        }
+    }
+}
+
+/// The JSON-RPC error of a task that has failed.
+fn error(event: &JobEvent) -> Map<String, Value> {
+    let (code, message, data) = match (&event.error, &event.result_omitted) {
+        (Some(error), _) => {
+            let code = error.code.filter(|_| error.kind == ErrorKind::JsonRpc);
+            let data = error.data.clone().unwrap_or_else(|| json!({"kind": error.kind}));
+            (code.unwrap_or(-32603), error.message.clone(), data)
+        }
+        (None, Some(omitted)) => {
+            let message = format!("the result of {} bytes is too large to be kept", omitted.bytes);
+            (-32603, message, json!({"code": RESULT_OMITTED, "limitBytes": omitted.limit_bytes}))
+        }
+        (None, None) => (-32603, "the task has no result".to_owned(), Value::Null),
+    };
+    Map::from_iter([
+        ("code".to_owned(), code.into()),
+        ("message".to_owned(), message.into()),
+        ("data".to_owned(), data),
+    ])
+}
+
+impl Jobs {
+    /// Enqueues a job that nobody else can submit, also where the caller does not wait for it.
+    async fn enqueue_alone(&self, job: Submission) -> Result<(), JobsError> {
+        let this = self.clone();
+        let writing = tokio::spawn(async move { this.enqueue(vec![job], None).await });
+        writing.await.map_err(|error| JobsError::NotReady(error.to_string()))?
+    }
+
+    /// Writes an event of a job that no worker has, and takes it up at once.
+    pub(super) async fn write_event(&self, event: JobEvent) -> Result<(), JobsError> {
+        let record = fleet_kafka::producer::Outgoing {
+            topic: self.inner.topics.events.clone(),
+            key: Some(event.job_id.clone().into_bytes()),
+            value: Some(event.to_bytes()),
+            ..Default::default()
+        };
+        let at = self.inner.link.producer.send(&record).await?;
+        let update = Update::new(at.partition, at.offset, event);
+        self.inner.store.apply(Batch { updates: vec![update], ..Batch::default() }).await?;
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use fleet_job::outcome::JobError;
+
+    use super::*;
+
+    fn event(state: JobState) -> JobEvent {
+        JobEvent::new("j", state, Timestamp::default())
+    }
+
+    fn asking() -> JobEvent {
+        let ask = |message: &str| {
+            let schema = json!({"type": "object", "properties": {"ok": {"type": "boolean"}}});
+            let params = json!({"mode": "form", "message": message, "requestedSchema": schema});
+            json!({"method": "elicitation/create", "params": params})
+        };
+        let requests = json!({"a": ask("A?"), "b": ask("B?")});
+        let result = json!({"resultType": "input_required", "inputRequests": requests, "requestState": "s"});
+        JobEvent { result: Some(result), ..event(JobState::Succeeded) }
+    }
+
+    #[test]
+    fn a_tools_error_is_a_result_and_an_error_of_the_protocol_is_a_failure() {
+        let failed = |error| JobEvent { error: Some(error), ..event(JobState::Failed) };
+        let tool = json!({"isError": true, "content": []});
+        let tool = failed(JobError::new(ErrorKind::Tool, "no").with_data(tool));
+        assert!(matches!(payload(&tool), TaskPayload::Completed { result } if result["isError"] == true));
+        let rpc = failed(JobError::new(ErrorKind::JsonRpc, "bad").with_code(-32602));
+        assert!(matches!(payload(&rpc), TaskPayload::Failed { error } if error["code"] == -32602));
+        let http = failed(JobError::new(ErrorKind::Http, "gone").with_code(503));
+        assert!(matches!(payload(&http), TaskPayload::Failed { error } if error["code"] == -32603));
+        let omitted = fleet_job::event::ResultOmitted { bytes: 5, limit_bytes: 4 };
+        let omitted = JobEvent { result_omitted: Some(omitted), ..event(JobState::Succeeded) };
+        assert!(matches!(payload(&omitted), TaskPayload::Failed { .. }));
+        assert_eq!(payload(&event(JobState::Retrying)), TaskPayload::Working);
+        assert_eq!(payload(&event(JobState::Cancelled)), TaskPayload::Cancelled);
+    }
+
+    #[test]
+    fn answers_are_collected_until_none_is_missing() {
+        let asked = asking();
+        assert!(
+            matches!(payload(&asked), TaskPayload::InputRequired { input_requests } if input_requests.len() == 2)
+        );
+        let answer = |keys: &[&str]| keys.iter().map(|key| ((*key).to_owned(), json!(key))).collect();
+        assert_eq!(answered(&asked, answer(&["x"])), None);
+        let first = answered(&asked, answer(&["b", "x"])).unwrap();
+        assert_eq!(requests(&first).unwrap().keys().collect::<Vec<_>>(), ["a"]);
+        let both = answered(&first, answer(&["a", "b"])).unwrap();
+        assert!(requests(&both).unwrap().is_empty());
+        assert_eq!(Value::from(answers(both.result.as_ref())), json!({"b": "b", "a": "a"}));
+        assert_eq!(answered(&event(JobState::Running), answer(&["a"])), None);
+    }
+
+    #[test]
+    fn the_same_id_is_another_task_for_somebody_else() {
+        let owner = |name: &str| Caller { owner: Some(name.to_owned()) };
+        assert_eq!(job_id("t", &owner("a")), job_id("t", &owner("a")));
+        assert_ne!(job_id("t", &owner("a")), job_id("t", &owner("b")));
+        assert_ne!(job_id("t", &owner("a")), job_id("t", &Caller::default()));
+        assert!(!job_id("secret", &owner("a")).contains("secret"));
+    }
+
+    #[test]
+    fn what_a_tool_says_of_itself_decides_with_what_the_client_knows() {
+        let meta = |value: Value| {
+            let mut meta = MetaObject::new();
+            meta.insert(LONG_RUNNING.to_owned(), value);
+            LongRunning::of(Some(&meta))
+        };
+        assert_eq!(meta(json!(true)), Some(LongRunning::Optional));
+        assert_eq!(meta(json!("required")), Some(LongRunning::Required));
+        for not in [json!(false), json!("no"), json!(1)] {
+            assert_eq!(meta(not), None);
+        }
+        let plain = CallToolRequestParams::new("t");
+        let mut with_input = CallToolRequestParams::new("t");
+        with_input.input_responses = Some(InputResponses::new());
+        let becomes = |kind: LongRunning, params, knows| kind.becomes_task(params, knows).ok();
+        assert_eq!(becomes(LongRunning::Optional, &plain, false), Some(false));
+        assert_eq!(becomes(LongRunning::Optional, &plain, true), Some(true));
+        assert_eq!(becomes(LongRunning::Required, &plain, false), None);
+        assert_eq!(becomes(LongRunning::AfterInput, &plain, true), Some(false));
+        assert_eq!(becomes(LongRunning::AfterInput, &with_input, true), Some(true));
+    }
+}

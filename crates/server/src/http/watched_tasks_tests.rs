@@ -1,0 +1,152 @@
+//! Streams of task states over HTTP, with a ledger that needs no Kafka.
+
+use std::time::Duration;
+
+use axum::{Router, body::Body, response::Response};
+use fleet_hosting::Fleet;
+use fleet_job::event::{JobEvent, JobState};
+use fleet_jobs::{
+    Jobs, Owners, Tasks,
+    config::JobsConfig,
+    testing::{take_up, task_job_id},
+};
+use fleet_kafka::{link::Link, settings::Settings};
+use fleet_ledger::Retention;
+use fleet_ops::http::Health;
+use fleet_policy::{Policy, current::CurrentPolicy};
+use http_body_util::BodyExt as _;
+use serde_json::{Value, json};
+use tokio_util::sync::CancellationToken;
+use tower::ServiceExt as _;
+
+use super::router;
+use crate::{ServerConfig, gateway::Gateway};
+
+/// How long anything may take.
+const PATIENCE: Duration = Duration::from_secs(10);
+const TASK: &str = "00112233445566778899aabbccddeeff";
+
+/// A server whose jobs are those that a test tells of. Nothing listens at its brokers.
+struct Server {
+    jobs: Jobs,
+    router: Router,
+    _stop: tokio_util::sync::DropGuard,
+}
+
+impl Server {
+    async fn start() -> Self {
+        let config = JobsConfig {
+            brokers: "127.0.0.1:1".to_owned(),
+            topic: "mcp-jobs".to_owned(),
+            group: "mcp-workers".to_owned(),
+            max_job_bytes: 1 << 20,
+            data_dir: None,
+            retention: Retention { max_age: Duration::from_secs(3600), max_jobs: 10, max_bytes: 1 << 20 },
+            owners: Owners::new(None),
+            task_tools: Vec::new(),
+            task_ttl: Duration::from_secs(3600),
+            task_poll_interval: Duration::from_secs(1),
+        };
+        let stop = CancellationToken::new();
+        let settings = Settings { brokers: config.brokers.clone(), ..Settings::default() };
+        let jobs = Jobs::start(&config, Link::new(settings).unwrap(), stop.clone()).await.unwrap();
+
+        let fleet = Fleet::new(CurrentPolicy::new(Policy::default()));
+        let gateway = Gateway::new(Vec::new(), fleet, Duration::ZERO, 0, None);
+        let gateway = gateway.with_tasks(Tasks::new(jobs.clone(), &config));
+        let metrics = fleet_ops::metrics::install();
+        let (config, health) = (ServerConfig::default(), Health::new());
+        let router = router(gateway, &config, Some(jobs.clone()), health, metrics, stop.clone());
+        Self { jobs, router, _stop: stop.drop_guard() }
+    }
+
+    /// Takes up the next event of the task, which belongs to the sender of this credential.
+    async fn tell(&self, offset: i64, state: JobState, credential: Option<&str>) {
+        let headers = credential
+            .map(|token| http::HeaderMap::from_iter([(http::header::AUTHORIZATION, token.parse().unwrap())]));
+        let caller = self.jobs.caller(headers.as_ref());
+        let now = fleet_ops::clock::now();
+        let event = JobEvent {
+            owner: caller.owner.clone(),
+            submitted_at: Some(now),
+            result: (state == JobState::Succeeded).then(|| json!({"content": [], "structuredContent": 7})),
+            ..JobEvent::new(task_job_id(TASK, &caller), state, now)
+        };
+        take_up(&self.jobs, offset, event).await.unwrap();
+    }
+
+    async fn listen(&self, task_ids: Value, declares_tasks: bool, credential: Option<&str>) -> Response {
+        let extensions =
+            if declares_tasks { json!({"io.modelcontextprotocol/tasks": {}}) } else { json!({}) };
+        let meta = json!({
+            "io.modelcontextprotocol/protocolVersion": "2026-07-28",
+            "io.modelcontextprotocol/clientInfo": {"name": "test", "version": "1"},
+            "io.modelcontextprotocol/clientCapabilities": {"extensions": extensions},
+        });
+        let notifications = json!({"toolsListChanged": true, "taskIds": task_ids});
+        let params = json!({"_meta": meta, "notifications": notifications});
+        let body = json!({"jsonrpc": "2.0", "id": 5, "method": "subscriptions/listen", "params": params});
+        let mut request = http::Request::post("/mcp")
+            .header("host", "localhost")
+            .header("content-type", "application/json")
+            .header("accept", "application/json, text/event-stream")
+            .header("mcp-protocol-version", "2026-07-28")
+            .header("mcp-method", "subscriptions/listen");
+        if let Some(token) = credential {
+            request = request.header("authorization", token);
+        }
+        self.router.clone().oneshot(request.body(Body::from(body.to_string())).unwrap()).await.unwrap()
+    }
+}
+
+/// The next message of a stream.
+async fn next(body: &mut Body) -> Value {
+    loop {
+        let frame = tokio::time::timeout(PATIENCE, body.frame()).await.expect("no message in time");
+        let data = frame.expect("the stream has ended").unwrap().into_data().unwrap_or_default();
+        let text = String::from_utf8(data.to_vec()).unwrap();
+        let message = text.lines().filter_map(|line| line.strip_prefix("data:")).collect::<String>();
+        if !message.trim().is_empty() {
+            return serde_json::from_str(&message).unwrap();
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_stream_tells_of_the_tasks_that_it_asks_for() {
+    let server = Server::start().await;
+    server.tell(0, JobState::Running, Some("Bearer mine")).await;
+
+    let asked = json!([TASK, "no-task"]);
+    let mut body = server.listen(asked.clone(), true, Some("Bearer mine")).await.into_body();
+    let acknowledged = next(&mut body).await;
+    let expected = json!({"toolsListChanged": true, "taskIds": [TASK]});
+    assert_eq!(acknowledged["params"]["notifications"], expected, "{acknowledged}");
+
+    let now = next(&mut body).await;
+    assert_eq!(now["method"], "notifications/tasks");
+    let params = &now["params"];
+    assert_eq!((&params["taskId"], &params["status"]), (&json!(TASK), &json!("working")), "{now}");
+    assert_eq!(params["_meta"]["io.modelcontextprotocol/subscriptionId"], 5, "{now}");
+
+    server.tell(1, JobState::Succeeded, Some("Bearer mine")).await;
+    let end = next(&mut body).await;
+    assert_eq!(end["params"]["status"], "completed", "{end}");
+    assert_eq!(end["params"]["result"]["structuredContent"], 7, "{end}");
+
+    let mut body = server.listen(asked, true, Some("Bearer another")).await.into_body();
+    let acknowledged = next(&mut body).await;
+    assert_eq!(acknowledged["params"]["notifications"], json!({"toolsListChanged": true}), "somebody else's");
+}
+
+#[tokio::test]
+async fn a_client_that_knows_no_tasks_is_told_what_it_lacks() {
+    let server = Server::start().await;
+    let response = server.listen(json!([TASK]), false, None).await;
+    assert_eq!(response.status(), 400);
+    let answer: Value =
+        serde_json::from_slice(&response.into_body().collect().await.unwrap().to_bytes()).unwrap();
+    assert_eq!((&answer["id"], &answer["error"]["code"]), (&json!(5), &json!(-32021)), "{answer}");
+    let required = &answer["error"]["data"]["requiredCapabilities"]["extensions"];
+    assert_eq!(*required, json!({"io.modelcontextprotocol/tasks": {}}), "{answer}");
+}
