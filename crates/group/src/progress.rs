@@ -21,7 +21,7 @@ pub const MAX_ENCODED_BYTES: usize = 4096;
 pub const MAX_RAW_BYTES: usize = MAX_ENCODED_BYTES / 4 * 3;
 /// The longest window that the dense encoding fits for certain, with room for [`MAX_ESCAPES`] large attempt counts.
 pub const DENSE_WINDOW: i64 = 5_000;
-/// Attempt counts of [`ESCAPE`]` - 1` and more need extra bytes in the dense encoding; there may be so many of them.
+/// Attempt counts of 14 and more need extra bytes in the dense encoding; there may be so many of them.
 pub const MAX_ESCAPES: usize = 200;
 /// The longest window that is believed when reading; a corrupt string must not make a worker allocate without bound.
 const MAX_WINDOW: i64 = 1 << 24;

@@ -2,7 +2,7 @@
 //!
 //! rmcp drops what it can't read, and the call that waits for it waits until its timeout. So messages are read here first,
 //! by the reader of the whole fleet ([`fleet_wire`]), and an answer that can't be read becomes an error of its request. The
-//! results of calls and lists are passed on unread ([`raw`]): one element that is not understood must not cost the rest.
+//! results of calls and lists are passed on unread (`raw`): one element that is not understood must not cost the rest.
 
 use std::collections::{BTreeMap, BTreeSet};
 

@@ -1,6 +1,6 @@
 //! Jobs over plain HTTP, for people without an MCP client.
 //!
-//! [`routes`] is one table of operations. The router and the OpenAPI document are both made from it, so there is no path
+//! `routes` is one table of operations. The router and the OpenAPI document are both made from it, so there is no path
 //! without a description and no description without a path.
 
 use std::sync::Arc;

@@ -63,7 +63,7 @@ pub fn wrap(
 /// Becomes the program that this process was started to become. Nothing where it was started for something else.
 ///
 /// To be called in `main` of every binary that hosts servers, before everything but
-/// [`fleet_ops::inspection::forbid`].
+/// `fleet_ops::inspection::forbid`.
 pub fn run_if_asked() -> Option<ExitCode> {
     let mut arguments = std::env::args_os().skip(1);
     if arguments.next()? != ARGUMENT {

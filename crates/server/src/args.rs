@@ -29,7 +29,7 @@ pub struct Args {
     /// Origins that browsers may send requests from. None by default.
     #[arg(long, env = "MCP_ALLOWED_ORIGINS", value_delimiter = ',', value_name = "ORIGIN")]
     pub allowed_origins: Vec<String>,
-    /// Where clients reach this server, without `/mcp`: https://mcp.example.com, or with the path that a proxy puts before
+    /// Where clients reach this server, without `/mcp`: `https://mcp.example.com`, or with the path that a proxy puts before
     /// it. Stands in the server card and the AI catalog; without it, they name the host that they were asked for at.
     #[arg(long, env = "MCP_PUBLIC_URL", value_name = "URL")]
     pub public_url: Option<String>,
