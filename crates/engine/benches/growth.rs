@@ -25,9 +25,10 @@ use criterion::{
     BatchSize, BenchmarkGroup, BenchmarkId, Criterion, SamplingMode, Throughput, criterion_group,
     criterion_main, measurement::WallTime,
 };
-use fleet_engine::{Admission, Attempt, Backoff, Command, Config, Engine, Input, JobSpec, Ordering, Token};
+use fleet_engine::{Admission, Attempt, Command, Config, Engine, Input, JobSpec, Ordering, Token};
 use fleet_group::{Partition, Progress, log::LogName};
 use fleet_job::{outcome::FailureClass, time::Timestamp};
+use fleet_retry::Backoff;
 
 const MICROS_PER_EVENT: i64 = 10;
 /// How long the broker takes to answer a commit.

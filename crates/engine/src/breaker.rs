@@ -6,8 +6,7 @@
 use std::time::Duration;
 
 use fleet_job::time::Timestamp;
-
-use crate::backoff::{Backoff, Random};
+use fleet_retry::{Backoff, Random};
 
 /// A trial that has not been turned away for so long is taken as accepted: refusals come at once, work takes its time.
 const TRIAL: Duration = Duration::from_secs(1);

@@ -11,9 +11,9 @@ use std::collections::{BTreeSet, VecDeque};
 
 use fleet_group::{FinalCommit, Partition};
 use fleet_job::time::Timestamp;
+use fleet_retry::Random;
 
 use crate::{
-    backoff::Random,
     breaker::{Breaker, BreakerState},
     hash::FastMap,
     holds::Holds,

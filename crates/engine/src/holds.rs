@@ -15,11 +15,9 @@ use std::{
 };
 
 use fleet_job::time::Timestamp;
+use fleet_retry::{Backoff, Random};
 
-use crate::{
-    backoff::{Backoff, Random},
-    types::{Need, Token},
-};
+use crate::types::{Need, Token};
 
 /// How long a scout has the way to itself.
 const TRIAL: Duration = Duration::from_secs(1);

@@ -7,7 +7,6 @@
 //!
 //! The promises I1 to I7 are those of `docs/guarantees.md`.
 
-mod backoff;
 mod breaker;
 mod engine;
 mod hash;
@@ -21,7 +20,6 @@ mod schedule;
 mod simulation;
 mod types;
 
-pub use backoff::Backoff;
 pub use breaker::BreakerState;
 pub use engine::{Engine, HoldStatus, PartitionStatus, Status};
 pub use types::{

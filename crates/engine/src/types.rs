@@ -4,8 +4,7 @@ use std::{hash::Hash, time::Duration};
 
 use fleet_group::{FinalCommit, Partition, Progress, log::LogName};
 use fleet_job::{outcome::FailureClass, time::Timestamp};
-
-use crate::backoff::Backoff;
+use fleet_retry::Backoff;
 
 /// One job in the worker's hands: where its record stood, and under which assignment it was read. The generation fences
 /// off whatever still runs after the partition was taken away.

@@ -8,6 +8,7 @@
 use std::time::{Duration, Instant};
 
 use fleet_policy::limits::BreakerLimits;
+use fleet_retry::Backoff;
 
 /// A probe that has not failed for so long does not keep others from trying: refused connections fail at once, and
 /// work takes its time.
@@ -160,9 +161,9 @@ impl Breaker {
     }
 
     fn open(&mut self, round: u32, limits: &BreakerLimits, now: Instant, chance: f64) -> Change {
-        let doubled = limits.first_wait.saturating_mul(1 << round.saturating_sub(1).min(16));
+        let backoff = Backoff { base: limits.first_wait, max: limits.longest_wait };
         // From half of the wait to all of it.
-        let wait = doubled.min(limits.longest_wait).mul_f64(0.5 + chance.clamp(0.0, 1.0) / 2.0);
+        let wait = backoff.ceiling(round).mul_f64(0.5 + chance.clamp(0.0, 1.0) / 2.0);
         self.enter(State::Open { round, until: now + wait });
         Change::Opened(wait)
     }

@@ -43,14 +43,14 @@ pub struct ChildProcess {
 }
 
 /// The ends of a child's standard input and output that are ours.
-pub type ChildPipes = (ChildStdout, ChildStdin);
+pub(crate) type ChildPipes = (ChildStdout, ChildStdin);
 
 /// Starts a child.
 ///
 /// # Errors
 ///
 /// Where the operating system refuses.
-pub fn spawn(
+pub(crate) fn spawn(
     server: &str,
     spec: &ChildSpec,
     limits: &ProcessLimits,

@@ -21,7 +21,7 @@ const SHOWN: usize = 200;
 /// # Errors
 ///
 /// If it is not a prompt: what is wrong with it.
-pub fn read_prompt(result: ServerResult) -> Result<GetPromptResponse, String> {
+pub(crate) fn read_prompt(result: ServerResult) -> Result<GetPromptResponse, String> {
     match result {
         ServerResult::GetPromptResult(mut result) => {
             disown(&mut result.meta);
@@ -47,7 +47,7 @@ pub fn read_prompt(result: ServerResult) -> Result<GetPromptResponse, String> {
 /// # Errors
 ///
 /// If it is not the content of a resource: what is wrong with it.
-pub fn read_resource(result: ServerResult) -> Result<ReadResourceResponse, String> {
+pub(crate) fn read_resource(result: ServerResult) -> Result<ReadResourceResponse, String> {
     match result {
         ServerResult::ReadResourceResult(mut result) => {
             disown(&mut result.meta);

@@ -7,6 +7,7 @@ use std::{
 };
 
 use fleet_job::mcp_servers::ServerEntry;
+use fleet_retry::{Backoff, Random};
 use tokio::sync::watch;
 
 use super::{
@@ -18,10 +19,8 @@ use super::{
     upstream::{ConnectError, SHOWN_STDERR, Upstream},
 };
 
-/// The wait before the second restart in a row; it doubles from there.
-const FIRST_BACKOFF: Duration = Duration::from_millis(500);
-/// The longest wait before a restart.
-const LONGEST_BACKOFF: Duration = Duration::from_secs(60);
+/// The waits before restarts, from the second one in a row on.
+const RESTARTS: Backoff = Backoff { base: Duration::from_millis(500), max: Duration::from_secs(60) };
 /// A server that ran for this long is healthy again: its failures are forgotten.
 const SUSTAINED: Duration = Duration::from_secs(60);
 
@@ -58,6 +57,7 @@ pub(super) struct State {
     draining: Vec<Arc<Upstream>>,
     failures: u32,
     not_before: Option<Instant>,
+    random: Random,
 }
 
 /// An attempt to start a server, for as long as somebody makes it.
@@ -122,6 +122,7 @@ impl Hosted {
             draining: Vec::new(),
             failures: 0,
             not_before: None,
+            random: Random::new(rand::random()),
         };
         Self {
             name,
@@ -287,13 +288,9 @@ impl State {
 
     /// The first failure may be mended at once, the next ones later and later.
     fn back_off(&mut self, now: Instant) {
-        self.not_before = (self.failures > 0).then(|| now + backoff(self.failures));
+        self.not_before = (self.failures > 0).then(|| now + RESTARTS.spread(self.failures, &mut self.random));
         self.failures = self.failures.saturating_add(1);
     }
-}
-
-fn backoff(failures: u32) -> Duration {
-    FIRST_BACKOFF.saturating_mul(1 << failures.saturating_sub(1).min(16)).min(LONGEST_BACKOFF)
 }
 
 #[cfg(test)]
@@ -306,13 +303,15 @@ mod tests {
         let now = Instant::now();
         let error =
             ConnectError { message: "no".to_owned(), stderr: None, unreachable: false, unauthorized: false };
-        let mut waits = Vec::new();
-        for _ in 0..10 {
+        let is_up_to = |wait: Duration, ceiling: u64| {
+            let ceiling = Duration::from_millis(ceiling);
+            assert!((ceiling / 2..=ceiling).contains(&wait), "{wait:?} is not up to {ceiling:?}");
+        };
+        for ceiling in [0, 500, 1000, 2000, 4000, 8000, 16000, 32000, 60000, 60000] {
             hosted.state_mut().not_started(&error, now);
-            waits.push(hosted.state().wait(now).as_millis());
+            is_up_to(hosted.state().wait(now), ceiling);
         }
-        assert_eq!(waits, [0, 500, 1000, 2000, 4000, 8000, 16000, 32000, 60000, 60000]);
-        assert_eq!(hosted.state().wait(now + LONGEST_BACKOFF), Duration::ZERO);
+        assert_eq!(hosted.state().wait(now + RESTARTS.max), Duration::ZERO);
         assert!(!hosted.ever_ran());
         // A short life changes nothing; a long one is a new beginning.
         let wait_after = |uptime| {
@@ -320,8 +319,8 @@ mod tests {
             hosted.state_mut().not_started(&error, now);
             hosted.state().wait(now)
         };
-        assert_eq!(wait_after(SUSTAINED - Duration::from_millis(1)), LONGEST_BACKOFF);
+        is_up_to(wait_after(SUSTAINED - Duration::from_millis(1)), 60_000);
         assert_eq!(wait_after(SUSTAINED), Duration::ZERO);
-        assert_eq!(wait_after(Duration::ZERO), FIRST_BACKOFF);
+        is_up_to(wait_after(Duration::ZERO), 500);
     }
 }

@@ -113,7 +113,7 @@ impl Drop for ProgressStream {
 }
 
 /// A transport from which notifications of progress and of extensions are taken off.
-pub struct ProgressTap<T> {
+pub(crate) struct ProgressTap<T> {
     inner: T,
     server: String,
     routes: ProgressRoutes,
@@ -122,7 +122,7 @@ pub struct ProgressTap<T> {
 
 impl<T> ProgressTap<T> {
     /// Taps the transport to a server.
-    pub fn new(inner: T, server: &str, routes: ProgressRoutes, news: News) -> Self {
+    pub(crate) fn new(inner: T, server: &str, routes: ProgressRoutes, news: News) -> Self {
         Self { inner, server: server.to_owned(), routes, news }
     }
 }

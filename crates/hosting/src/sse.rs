@@ -38,7 +38,7 @@ const QUEUE: usize = 64;
 const POST_TIME: Duration = Duration::from_secs(60);
 
 /// The transport to a remote server.
-pub struct SseTransport {
+pub(crate) struct SseTransport {
     client: Client,
     spec: RemoteSpec,
     endpoint: watch::Receiver<Endpoint>,
@@ -58,7 +58,7 @@ enum Endpoint {
 
 /// Why a message can't be sent.
 #[derive(Debug, thiserror::Error)]
-pub enum SseError {
+pub(crate) enum SseError {
     /// The server can't be reached.
     #[error("the stream could not be opened")]
     Open(#[source] reqwest::Error),
@@ -98,7 +98,7 @@ pub enum SseError {
 
 impl SseTransport {
     /// A transport over a client that obeys policy. The stream is opened at once, and nothing is waited for.
-    pub fn new(spec: &RemoteSpec, client: Client) -> Self {
+    pub(crate) fn new(spec: &RemoteSpec, client: Client) -> Self {
         let (found, endpoint) = watch::channel(Endpoint::Unknown);
         let (queue, incoming) = mpsc::channel(QUEUE);
         let reading = (spec.clone(), client.clone());

@@ -11,7 +11,7 @@ use tokio::io::{AsyncRead, AsyncReadExt};
 use super::secrets::Secrets;
 
 /// How much is kept.
-pub const KEPT: usize = 64 * 1024;
+pub(crate) const KEPT: usize = 64 * 1024;
 /// How much of one line is logged.
 const LOGGED_LINE: usize = 4 * 1024;
 

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use tokio::io::{AsyncBufReadExt, AsyncRead, BufReader};
 
 /// The longest line that a child may write.
-pub const MAX_LINE: usize = 16 * 1024 * 1024;
+pub(crate) const MAX_LINE: usize = 16 * 1024 * 1024;
 /// How many times longer a line may be before it is taken for one without end. A line that is too long is not kept, and
 /// fails only the call whose answer it is.
 const PATIENCE: usize = 4;

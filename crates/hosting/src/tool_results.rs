@@ -16,7 +16,7 @@ const SHOWN: usize = 200;
 /// # Errors
 ///
 /// If it is not a result of a tool: what is wrong with it.
-pub fn read(result: ServerResult) -> Result<CallToolResponse, String> {
+pub(crate) fn read(result: ServerResult) -> Result<CallToolResponse, String> {
     match result {
         ServerResult::CallToolResult(mut result) => {
             // No item was kept aside, whatever the server says.

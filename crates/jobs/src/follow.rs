@@ -20,6 +20,7 @@ use fleet_kafka::{
 };
 use fleet_ledger::{Batch, LoggedEvent, Update};
 use fleet_ops::errors::chain;
+use fleet_retry::{Backoff, Retry};
 use tokio::runtime::Handle;
 
 use super::{Inner, JobsError, Standing};
@@ -30,9 +31,8 @@ const ASK: Duration = Duration::from_secs(10);
 const LOOK: Duration = Duration::from_secs(5);
 /// How many records are taken up at once.
 const BATCH: usize = 1_000;
-/// The wait after the first failure; it doubles from there.
-const FIRST_PAUSE: Duration = Duration::from_millis(250);
-const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+/// The waits between attempts to read a topic.
+const READING: Backoff = Backoff { base: Duration::from_millis(250), max: Duration::from_secs(5) };
 
 /// Starts the threads. They end when the jobs are dropped.
 pub(super) fn start(jobs: &Arc<Inner>) {
@@ -77,11 +77,11 @@ impl<E: Into<JobsError>> std::convert::From<E> for Stopped {
 
 impl Log {
     fn read(&self) {
-        let mut pause = FIRST_PAUSE;
+        let mut retry = Retry::new(READING, rand::random());
         loop {
             let error = match self.open() {
                 Ok(topic) => {
-                    pause = FIRST_PAUSE;
+                    retry.succeeded();
                     match self.what {
                         What::Events => self.follow_events(topic),
                         What::Control => self.follow_control(topic),
@@ -104,8 +104,7 @@ impl Log {
                 jobs.standing.send_if_modified(|standing| standing.fail(&error));
             }
             drop(jobs);
-            thread::sleep(pause);
-            pause = (pause * 2).min(LONGEST_PAUSE);
+            thread::sleep(retry.failed());
         }
     }
 

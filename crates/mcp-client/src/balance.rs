@@ -7,14 +7,17 @@
 
 use std::time::{Duration, Instant};
 
-const FIRST_PAUSE: Duration = Duration::from_millis(500);
-const LONGEST_PAUSE: Duration = Duration::from_secs(30);
+use fleet_retry::{Backoff, Random};
+
+/// How long an endpoint is put aside.
+const ASIDE: Backoff = Backoff { base: Duration::from_millis(500), max: Duration::from_secs(30) };
 
 /// The state of all endpoints, by index.
 #[derive(Debug)]
 pub(crate) struct Balancer {
     seats: Vec<Seat>,
     turn: usize,
+    random: Random,
 }
 
 #[derive(Debug, Clone, Default)]
@@ -25,8 +28,9 @@ struct Seat {
 }
 
 impl Balancer {
-    pub(crate) fn new(endpoints: usize) -> Self {
-        Self { seats: vec![Seat::default(); endpoints], turn: 0 }
+    /// The times for which endpoints are put aside have jitter from `seed`.
+    pub(crate) fn new(endpoints: usize, seed: u64) -> Self {
+        Self { seats: vec![Seat::default(); endpoints], turn: 0, random: Random::new(seed) }
     }
 
     /// The endpoint for the next request, not counting those in `tried`; `None` when all have been. The request counts
@@ -43,7 +47,7 @@ impl Balancer {
         seat.in_flight += 1;
         if seat.aside_until.is_some_and(|until| until <= now) {
             // This request tries the endpoint out. Until it is back the others stay away.
-            seat.aside_until = Some(now + pause(seat.failures));
+            seat.aside_until = Some(now + ASIDE.spread(seat.failures, &mut self.random));
         }
         Some(chosen)
     }
@@ -66,13 +70,12 @@ impl Balancer {
         if seat.aside_until.is_none_or(|until| until <= now) || wish.is_some() {
             seat.failures = seat.failures.saturating_add(1);
         }
-        let pause = wish.unwrap_or_else(|| pause(seat.failures)).min(LONGEST_PAUSE);
+        let pause = match wish {
+            Some(wish) => wish.min(ASIDE.max),
+            None => ASIDE.spread(seat.failures, &mut self.random),
+        };
         seat.aside_until = Some(seat.aside_until.unwrap_or(now).max(now + pause));
     }
-}
-
-fn pause(failures: u32) -> Duration {
-    FIRST_PAUSE.saturating_mul(1 << failures.saturating_sub(1).min(10)).min(LONGEST_PAUSE)
 }
 
 #[cfg(test)]
@@ -84,7 +87,7 @@ mod tests {
     #[test]
     fn requests_go_where_the_fewest_are() {
         let now = Instant::now();
-        let mut balancer = Balancer::new(3);
+        let mut balancer = Balancer::new(3, 7);
         let picks: Vec<_> = (0..6).map(|_| balancer.pick(now, &[]).unwrap()).collect();
         assert_eq!(picks, [0, 1, 2, 0, 1, 2]);
         balancer.release(1);
@@ -93,13 +96,13 @@ mod tests {
         assert_eq!(balancer.pick(now, &[]), Some(1));
         assert_eq!(balancer.pick(now, &[0, 1]), Some(2));
         assert_eq!(balancer.pick(now, &[0, 1, 2]), None);
-        assert_eq!(Balancer::new(0).pick(now, &[]), None);
+        assert_eq!(Balancer::new(0, 7).pick(now, &[]), None);
     }
 
     #[test]
     fn an_endpoint_that_fails_is_put_aside_and_tried_by_one_request() {
         let now = Instant::now();
-        let mut balancer = Balancer::new(2);
+        let mut balancer = Balancer::new(2, 7);
         balancer.put_aside(0, now, None);
         assert_eq!(balancer.pick(now, &[]), Some(1));
         assert_eq!(balancer.pick(now, &[]), Some(1), "although more are in flight there");
@@ -114,7 +117,7 @@ mod tests {
     #[test]
     fn when_all_are_aside_the_one_that_returns_first_is_tried() {
         let now = Instant::now();
-        let mut balancer = Balancer::new(2);
+        let mut balancer = Balancer::new(2, 7);
         balancer.put_aside(0, now, Some(10 * SECOND));
         balancer.put_aside(1, now, Some(5 * SECOND));
         assert_eq!(balancer.pick(now, &[]), Some(1));
@@ -122,20 +125,9 @@ mod tests {
     }
 
     #[test]
-    fn the_pause_doubles_up_to_a_bound() {
-        let check = |failures: u32, expected: Duration| assert_eq!(pause(failures), expected, "{failures}");
-        check(0, FIRST_PAUSE);
-        check(1, FIRST_PAUSE);
-        check(2, SECOND);
-        check(3, 2 * SECOND);
-        check(20, LONGEST_PAUSE);
-        check(u32::MAX, LONGEST_PAUSE);
-    }
-
-    #[test]
     fn failures_of_one_moment_count_once() {
         let now = Instant::now();
-        let mut balancer = Balancer::new(1);
+        let mut balancer = Balancer::new(1, 7);
         for _ in 0..100 {
             balancer.put_aside(0, now, None);
         }

@@ -4,23 +4,29 @@
 //! it was never sent, or was refused before any tool was looked at (credentials, a forgotten session, a revision, a
 //! missing header). Everything else is the worker's to repeat, because it costs the job an attempt.
 
-use std::collections::HashMap;
-use std::fmt;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::{
+    collections::HashMap,
+    fmt,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, AtomicUsize, Ordering},
+    },
+    time::{Duration, Instant},
+};
 
 use fleet_job::outcome::{ErrorKind, Failure, FailureClass, JobError, Outcome, WaitReason};
 use serde_json::{Map, Value};
 
-use crate::balance::Balancer;
-use crate::body::Sent;
-use crate::classify::{self, Broken};
-use crate::config::{ClientConfig, ConfigError, Era};
-use crate::endpoint::{Dialect, Endpoint};
-use crate::params::{self, ParamHeader};
-use crate::transport::{Answer, Transport};
-use crate::wire::{self, Input, News, Request};
+use crate::{
+    balance::Balancer,
+    body::Sent,
+    classify::{self, Broken},
+    config::{ClientConfig, ConfigError, Era},
+    endpoint::{Dialect, Endpoint},
+    params::{self, ParamHeader},
+    transport::{Answer, Transport},
+    wire::{self, Input, News, Request},
+};
 
 /// The most pages of tools that are read; more is a server that goes in circles.
 const MAX_PAGES: usize = 1000;
@@ -117,7 +123,7 @@ impl McpClient {
         let endpoints: Vec<Endpoint> = config.endpoints.iter().map(endpoint).collect();
         Ok(Self(Arc::new(Inner {
             transport: Transport::new(&config)?,
-            balancer: Mutex::new(Balancer::new(endpoints.len())),
+            balancer: Mutex::new(Balancer::new(endpoints.len(), rand::random())),
             endpoints,
             config,
             annotated: Mutex::default(),

@@ -224,7 +224,7 @@ impl Args {
             max_buffered_bytes: usize::try_from(self.max_buffered_bytes).unwrap_or(usize::MAX),
             commit_interval: self.commit_interval,
             max_park: has_delayed_topic.then_some(self.max_park),
-            retry: fleet_engine::Backoff { base: self.retry_base, max: self.retry_max },
+            retry: fleet_retry::Backoff { base: self.retry_base, max: self.retry_max },
             seed,
             ..fleet_engine::Config::default()
         }

@@ -19,16 +19,15 @@ use fleet_kafka::{
     settings::Settings,
 };
 use fleet_ops::errors;
+use fleet_retry::{Backoff, Retry};
 use tokio::sync::mpsc;
 
 /// How long one question to a broker may take.
 const ASK: Duration = Duration::from_secs(10);
 /// How long the thread waits for a record before it looks whether anybody still listens.
 const LOOK: Duration = Duration::from_secs(5);
-/// The wait after the first failure to open the topic; it doubles from there.
-const FIRST_PAUSE: Duration = Duration::from_millis(500);
-/// The longest wait before the topic is looked for again.
-const LONGEST_PAUSE: Duration = Duration::from_secs(30);
+/// The waits between attempts to read the topic.
+const READING: Backoff = Backoff { base: Duration::from_millis(500), max: Duration::from_secs(30) };
 /// How many requests wait to be taken up by the loop; beyond, reading waits.
 const QUEUE: usize = 256;
 /// How many requests are remembered. Beyond, the oldest are forgotten.
@@ -116,7 +115,7 @@ struct Unheard;
 impl Log {
     /// Reads until nobody listens.
     fn read(&self) {
-        let mut pause = FIRST_PAUSE;
+        let mut retry = Retry::new(READING, rand::random());
         let mut is_missed = false;
         let mailbox = Mailbox::default();
         while !self.news.is_closed() {
@@ -125,7 +124,7 @@ impl Log {
                     if std::mem::take(&mut is_missed) {
                         tracing::info!(topic = self.topic, "the topic is there: jobs can be cancelled");
                     }
-                    pause = FIRST_PAUSE;
+                    retry.succeeded();
                     match self.follow(topic) {
                         Unfollowed::Unheard => return,
                         Unfollowed::Failed(error) => {
@@ -149,8 +148,7 @@ impl Log {
                     tracing::warn!(error, topic = self.topic, "the control topic can't be read");
                 }
             }
-            self.pause(pause);
-            pause = (pause * 2).min(LONGEST_PAUSE);
+            self.pause(retry.failed());
         }
     }
 

@@ -14,13 +14,15 @@
 
 use std::{collections::VecDeque, time::Duration};
 
+use fleet_retry::{Backoff, Random};
+
 /// How long a process may be silent.
 pub(super) const SILENCE: Duration = Duration::from_secs(120);
 /// How many probes in a row it may leave unanswered meanwhile.
 pub(super) const PROBES: u32 = 6;
-/// The upper end of the first delay before a role is started again; it doubles with every death.
-pub(super) const FIRST_DELAY: Duration = Duration::from_millis(500);
-pub(super) const LONGEST_DELAY: Duration = Duration::from_secs(30);
+/// The delays before a role is started again. They grow with every death.
+pub(super) const RESTARTS: Backoff =
+    Backoff { base: Duration::from_millis(500), max: Duration::from_secs(30) };
 /// After this time in service a process counts as healthy, and its next death as its first. Delays slow down processes
 /// that die soon after each start; a process that worked is started again at once.
 pub(super) const WELL: Duration = Duration::from_secs(20);
@@ -92,7 +94,7 @@ struct Supervised {
 pub(super) struct Supervisor {
     roles: Vec<Supervised>,
     is_stopping: bool,
-    random: u64,
+    random: Random,
     orders: VecDeque<Order>,
 }
 
@@ -101,7 +103,8 @@ impl Supervisor {
     pub(super) fn new(tiers: impl IntoIterator<Item = usize>, seed: u64) -> Self {
         let waiting = State::Waiting { at: Duration::ZERO };
         let roles = tiers.into_iter().map(|tier| Supervised { tier, state: waiting, deaths: 0 }).collect();
-        let mut supervisor = Self { roles, is_stopping: false, random: seed, orders: VecDeque::new() };
+        let mut supervisor =
+            Self { roles, is_stopping: false, random: Random::new(seed), orders: VecDeque::new() };
         supervisor.decide(Duration::ZERO);
         supervisor
     }
@@ -194,20 +197,10 @@ impl Supervisor {
 
         supervised.deaths = if lived >= WELL { 1 } else { supervised.deaths.saturating_add(1) };
         let deaths = supervised.deaths;
-        let at = now + self.delay(deaths);
+        let at = now + RESTARTS.spread(deaths, &mut self.random);
         if let Some(supervised) = self.roles.get_mut(role) {
             supervised.state = State::Waiting { at };
         }
-    }
-
-    /// A delay in the upper half of what so many deaths in a row cost: processes that died together come back apart.
-    fn delay(&mut self, deaths: u32) -> Duration {
-        let ceiling = FIRST_DELAY.saturating_mul(1 << deaths.saturating_sub(1).min(16)).min(LONGEST_DELAY);
-        // A step of Knuth's linear congruential generator is random enough for this.
-        self.random =
-            self.random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        let part = u32::try_from(self.random >> 48).unwrap_or_default();
-        ceiling / 2 + ceiling / 2 * part / (1 << 16)
     }
 
     fn stop(&mut self) {

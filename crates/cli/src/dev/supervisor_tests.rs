@@ -54,13 +54,13 @@ fn delays_grow_with_every_death_and_start_again_after_a_long_life() {
     let (mut now, mut last) = (at(1), Duration::ZERO);
     for _ in 0..7 {
         let due = restart(&mut supervisor, SERVER, now);
-        assert!(due - now >= last / 2 && due - now <= LONGEST_DELAY, "{last:?}, then {:?}", due - now);
+        assert!(due - now >= last / 2 && due - now <= RESTARTS.max, "{last:?}, then {:?}", due - now);
         last = due - now;
         now = due + WELL / 2;
     }
-    assert!(last >= LONGEST_DELAY / 2, "{last:?}");
+    assert!(last >= RESTARTS.max / 2, "{last:?}");
     let died = now + WELL;
-    assert!(restart(&mut supervisor, SERVER, died) - died <= FIRST_DELAY);
+    assert!(restart(&mut supervisor, SERVER, died) - died <= RESTARTS.base);
 }
 
 #[test]
@@ -69,7 +69,7 @@ fn a_process_that_served_for_tens_of_seconds_is_back_at_once_however_often_it_di
     let mut now = at(40);
     for _ in 0..20 {
         let due = restart(&mut supervisor, SERVER, now);
-        assert!(due - now <= FIRST_DELAY, "{:?}", due - now);
+        assert!(due - now <= RESTARTS.base, "{:?}", due - now);
         now = due + at(40);
     }
 }
@@ -221,10 +221,10 @@ impl World {
         let was_well = !died.is_told && served >= WELL;
         self.early_deaths[role] = if was_well { 0 } else { self.early_deaths[role] + 1 };
 
-        let grown = |deaths: u32| FIRST_DELAY.saturating_mul(1 << deaths.min(16)).min(LONGEST_DELAY);
+        let grown = |deaths: u32| RESTARTS.ceiling(deaths + 1);
         // The death of one that was well counts too, as the first of a row.
         let (least, most) = match self.early_deaths[role] {
-            0 => (FIRST_DELAY / 2, FIRST_DELAY),
+            0 => (RESTARTS.base / 2, RESTARTS.base),
             row => (grown(row - 1) / 2, grown(row)),
         };
         let delay = due - self.now;

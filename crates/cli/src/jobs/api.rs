@@ -11,7 +11,7 @@ use tokio::time::{Instant, sleep};
 use url::Url;
 
 use super::{
-    error::{ApiError, Backoff},
+    error::{ApiError, Pauses},
     filter::Filter,
 };
 use crate::{error::CliError, patience::Patience};
@@ -200,7 +200,7 @@ impl Api {
         url: Url,
         limit: Duration,
     ) -> Result<T, ApiError> {
-        let (end, mut backoff) = (Instant::now() + PATIENCE, Backoff::new());
+        let (end, mut pauses) = (Instant::now() + PATIENCE, Pauses::new());
         // Other methods wait for jobs, which takes as long as it takes.
         let patience = (method == Method::GET).then(|| self.patience());
         loop {
@@ -209,7 +209,7 @@ impl Api {
                     if let Some(patience) = &patience {
                         patience.wait_for(format!("mcp-server at {}: {error}", self.name()));
                     }
-                    sleep(backoff.after(&error)).await;
+                    sleep(pauses.after(&error)).await;
                 }
                 other => return other,
             }

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use fleet_retry::{Backoff, Retry};
 use reqwest::StatusCode;
 use serde::Deserialize;
 use serde_json::Value;
@@ -119,26 +120,21 @@ impl ApiError {
 
 /// Growing pauses between attempts. A server may ask for longer ones.
 #[derive(Debug)]
-pub(super) struct Backoff {
-    pause: Duration,
-}
+pub(super) struct Pauses(Retry);
 
-impl Backoff {
-    const FIRST: Duration = Duration::from_millis(200);
-    const LONGEST: Duration = Duration::from_secs(5);
+impl Pauses {
+    const BACKOFF: Backoff = Backoff { base: Duration::from_millis(200), max: Duration::from_secs(5) };
     /// However long the server asks us to stay away, we look sooner: there may be another one by then.
     const LONGEST_ASKED: Duration = Duration::from_secs(30);
 
     pub(super) fn new() -> Self {
-        Self { pause: Self::FIRST }
+        Self(Retry::new(Self::BACKOFF, rand::random()))
     }
 
     /// The next pause, after `error`.
     pub(super) fn after(&mut self, error: &ApiError) -> Duration {
         let asked = error.retry_after().unwrap_or_default().min(Self::LONGEST_ASKED);
-        let pause = self.pause.max(asked);
-        self.pause = (self.pause * 2).min(Self::LONGEST);
-        pause
+        self.0.failed().max(asked)
     }
 }
 
@@ -174,9 +170,11 @@ mod tests {
         assert!(!broken.is_busy() && broken.is_passing());
         let no = refusal(404, Some("tomorrow"), "");
         assert!(!no.is_passing() && no.retry_after().is_none());
-        let mut backoff = Backoff::new();
-        let pauses = [&broken, &broken, &busy, &broken, &broken, &broken, &broken];
-        let pauses = pauses.map(|error| backoff.after(error).as_millis());
-        assert_eq!(pauses, [200, 400, 2000, 1600, 3200, 5000, 5000]);
+        let mut pauses = Pauses::new();
+        for (error, ceiling) in [(&broken, 200), (&broken, 400), (&broken, 800), (&broken, 1600)] {
+            let pause = pauses.after(error).as_millis();
+            assert!((ceiling / 2..=ceiling).contains(&pause), "{pause} ms is not up to {ceiling} ms");
+        }
+        assert!(Pauses::new().after(&busy) >= Duration::from_secs(2), "the server asks for two seconds");
     }
 }

@@ -8,7 +8,7 @@ use url::Url;
 
 use super::{
     api::Api,
-    error::{ApiError, Backoff},
+    error::{ApiError, Pauses},
     filter::STATES,
     sse::{Decoder, Event},
 };
@@ -40,7 +40,7 @@ pub(super) fn follow(api: Api, url: Url) -> mpsc::Receiver<News> {
     let (news, receiver) = mpsc::channel(QUEUE);
     tokio::spawn(async move {
         let gone = news.clone();
-        let follow = Follow { api, url, news, last_id: None, backoff: Backoff::new() };
+        let follow = Follow { api, url, news, last_id: None, pauses: Pauses::new() };
         tokio::select! {
             () = follow.run() => {}
             () = gone.closed() => {}
@@ -54,7 +54,7 @@ struct Follow {
     url: Url,
     news: mpsc::Sender<News>,
     last_id: Option<String>,
-    backoff: Backoff,
+    pauses: Pauses,
 }
 
 /// Nobody listens any more.
@@ -64,7 +64,7 @@ impl Follow {
     async fn run(mut self) {
         // Without a listener this is dropped as a whole, so that there is nothing left to be done about it.
         while let Ok(Err(error)) = self.read().await {
-            let (pause, passing) = (self.backoff.after(&error), error.is_passing());
+            let (pause, passing) = (self.pauses.after(&error), error.is_passing());
             let news = if passing { News::Trouble(error) } else { News::Ended(error) };
             if self.tell(news).await.is_err() || !passing {
                 return;
@@ -99,7 +99,7 @@ impl Follow {
                 return Ok(Err(self.api.unreadable(format!("an event has more than {MAX_EVENT} bytes"))));
             }
             for event in events.drain(..) {
-                self.backoff = Backoff::new();
+                self.pauses = Pauses::new();
                 if let Some(id) = &event.id {
                     self.last_id = Some(id.clone()).filter(|id| !id.is_empty());
                 }

@@ -17,10 +17,11 @@ use fleet_group::{
     log::{self, Found, LogName},
 };
 use fleet_job::{event::JobState, outcome::FailureClass, time::Timestamp};
+use fleet_retry::Backoff;
 
 use crate::{
-    Admission, Attempt, Backoff, Command, Config, Engine, Input, JobSpec, Limit, Limits, Need, Terminal,
-    Token, types::Fault,
+    Admission, Attempt, Command, Config, Engine, Input, JobSpec, Limit, Limits, Need, Terminal, Token,
+    types::Fault,
 };
 
 /// Partitions of the jobs topic, by these numbers; the next one is the delayed topic's only one.

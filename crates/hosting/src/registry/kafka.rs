@@ -23,6 +23,7 @@ use fleet_kafka::{
     reader::From,
 };
 use fleet_ops::errors::chain;
+use fleet_retry::{Backoff, Retry};
 use futures::{FutureExt, StreamExt, future::BoxFuture, stream::BoxStream};
 use tokio::{runtime::Handle, sync::mpsc};
 use tokio_stream::wrappers::ReceiverStream;
@@ -35,9 +36,8 @@ const ASK: Duration = Duration::from_secs(10);
 const LOOK: Duration = Duration::from_secs(5);
 /// How many changes wait to be applied.
 const QUEUE: usize = 64;
-/// The wait after the first failure to open the topic; it doubles from there.
-const FIRST_PAUSE: Duration = Duration::from_millis(250);
-const LONGEST_PAUSE: Duration = Duration::from_secs(10);
+/// The waits between attempts to read the topic.
+const READING: Backoff = Backoff { base: Duration::from_millis(250), max: Duration::from_secs(10) };
 
 /// The registry in Kafka.
 pub struct KafkaRegistry {
@@ -117,11 +117,11 @@ struct Unheard;
 impl Log {
     /// Reads until nobody listens.
     fn read(&self) {
-        let mut pause = FIRST_PAUSE;
+        let mut retry = Retry::new(READING, rand::random());
         while !self.changes.is_closed() {
             match self.open() {
                 Ok(topic) => {
-                    pause = FIRST_PAUSE;
+                    retry.succeeded();
                     match self.follow(topic) {
                         Err(Unheard) => return,
                         Ok(error) => tracing::warn!(error = chain(&error), "the registry is read anew"),
@@ -131,8 +131,7 @@ impl Log {
                     tracing::warn!(topic = self.topic, error = chain(&error), "the registry can't be read");
                 }
             }
-            thread::sleep(pause);
-            pause = (pause * 2).min(LONGEST_PAUSE);
+            thread::sleep(retry.failed());
         }
     }
 

@@ -13,6 +13,7 @@ use std::{
 
 use fleet_job::{mcp_servers::ServerEntry, tool_name};
 use fleet_ops::errors::chain;
+use fleet_retry::{Backoff, Retry};
 use futures::StreamExt;
 use tokio::{
     sync::{Semaphore, watch},
@@ -34,9 +35,8 @@ mod writing;
 const STARTS: usize = 8;
 /// How many names are followed. Policy bounds how many run; this bounds what others can make us remember.
 const MAX_NAMES: usize = 1000;
-/// The wait before what could not be done is tried again; it doubles from there.
-const FIRST_RETRY: Duration = Duration::from_secs(5);
-const LONGEST_RETRY: Duration = Duration::from_secs(60);
+/// The waits between attempts to do what the registry asks for.
+const ATTEMPTS: Backoff = Backoff { base: Duration::from_secs(5), max: Duration::from_secs(60) };
 
 /// How long the registry is waited for.
 #[derive(Debug, Clone, Copy)]
@@ -146,7 +146,7 @@ impl Shared {
             plain,
             patience,
             wanted: Mutex::default(),
-            writes: Mutex::default(),
+            writes: Mutex::new(Writes::new(rand::random())),
             caught_up: watch::Sender::new(None),
             attempts: watch::Sender::new(0),
             starts: Semaphore::new(STARTS),
@@ -364,11 +364,10 @@ impl Shared {
     fn meet(self: &Arc<Self>, name: String, number: u64, stop: &CancellationToken) {
         let (this, stop) = (self.clone(), stop.clone());
         tokio::spawn(async move {
-            let mut pause = FIRST_RETRY;
+            let mut retry = Retry::new(ATTEMPTS, rand::random());
             let meet = async {
                 while !this.attempt(&name, number).await {
-                    tokio::time::sleep(pause).await;
-                    pause = (pause * 2).min(LONGEST_RETRY);
+                    tokio::time::sleep(retry.failed()).await;
                 }
             };
             tokio::select! {

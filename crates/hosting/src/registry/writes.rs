@@ -12,12 +12,12 @@ use std::{
 };
 
 use fleet_job::time::Timestamp;
+use fleet_retry::{Backoff, Random};
 
 use super::{Change, Record};
 
-/// The wait after the first failure; it doubles from there.
-const FIRST_RETRY: Duration = Duration::from_millis(500);
-const LONGEST_RETRY: Duration = Duration::from_secs(30);
+/// The waits between tries.
+const RETRIES: Backoff = Backoff { base: Duration::from_millis(500), max: Duration::from_secs(30) };
 /// How many writes are remembered after the registry has taken them, for callers that share one.
 const REMEMBERED: usize = 64;
 
@@ -71,13 +71,14 @@ pub(super) enum Observed {
 }
 
 /// All open writes.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Writes {
     by_name: BTreeMap<String, Pending>,
     /// Counts writes.
     added: u64,
     /// The last ones that the registry has taken, the oldest first.
     taken: VecDeque<u64>,
+    random: Random,
 }
 
 /// A write that is open.
@@ -106,6 +107,11 @@ pub(super) struct Unwritten {
 }
 
 impl Writes {
+    /// No open writes. The waits between tries have jitter from `seed`.
+    pub(super) fn new(seed: u64) -> Self {
+        Self { by_name: BTreeMap::new(), added: 0, taken: VecDeque::new(), random: Random::new(seed) }
+    }
+
     /// Adds a write, in the place of what was open of this name. Who wants the same server as an open write shares that one.
     pub(super) fn add(&mut self, name: &str, write: Write, now: Instant) -> u64 {
         if let Some(open) = self.by_name.get(name).filter(|open| open.write.is_same_server(&write)) {
@@ -153,10 +159,10 @@ impl Writes {
     #[must_use]
     pub(super) fn failed(&mut self, name: &str, number: u64, error: String) -> Duration {
         let Some(pending) = self.still(name, number) else { return Duration::ZERO };
-        let wait = FIRST_RETRY.saturating_mul(1 << pending.failures.min(16)).min(LONGEST_RETRY);
         pending.failures = pending.failures.saturating_add(1);
         pending.last_error = Some(error);
-        wait
+        let failures = pending.failures;
+        RETRIES.spread(failures, &mut self.random)
     }
 
     /// Takes in a change of the registry.
@@ -231,14 +237,13 @@ mod tests {
 
     #[test]
     fn a_write_is_repeated_until_it_is_acknowledged() {
-        let (mut writes, now, ours) = (Writes::default(), Instant::now(), record(1));
+        let (mut writes, now, ours) = (Writes::new(7), Instant::now(), record(1));
         let number = writes.add("s", put(&ours), now);
-        let mut waits = Vec::new();
-        for failure in 1..=9 {
+        for (failure, ceiling) in (1..).zip([500, 1000, 2000, 4000, 8000, 16000, 30000, 30000, 30000]) {
             assert_eq!(writes.standing("s", number), Standing::Open(put(&ours)));
-            waits.push(writes.failed("s", number, format!("failure {failure}")).as_millis());
+            let wait = writes.failed("s", number, format!("failure {failure}")).as_millis();
+            assert!((ceiling / 2..=ceiling).contains(&wait), "{wait} ms is not up to {ceiling} ms");
         }
-        assert_eq!(waits, [500, 1000, 2000, 4000, 8000, 16000, 30000, 30000, 30000]);
         let unwritten = writes.unwritten("s", now + Duration::from_secs(5)).unwrap();
         assert_eq!((unwritten.failures, unwritten.age), (9, Duration::from_secs(5)));
         assert_eq!((unwritten.last_error.as_deref(), writes.len()), (Some("failure 9"), 1));
@@ -248,7 +253,7 @@ mod tests {
 
     #[test]
     fn the_newest_write_of_a_name_counts() {
-        let (mut writes, now) = (Writes::default(), Instant::now());
+        let (mut writes, now) = (Writes::new(7), Instant::now());
         let old = writes.add("s", put(&record(1)), now);
         let new = writes.add("s", Write::Remove { at: at(2) }, now);
         assert_eq!(writes.standing("s", old), Standing::Superseded);
@@ -260,7 +265,7 @@ mod tests {
 
     #[test]
     fn callers_that_want_the_same_server_share_a_write() {
-        let (mut writes, now) = (Writes::default(), Instant::now());
+        let (mut writes, now) = (Writes::new(7), Instant::now());
         let first = writes.add("s", put(&record(1)), now);
         let second = writes.add("s", put(&record(2)), now);
         assert_eq!((first, writes.len()), (second, 1));
@@ -278,7 +283,7 @@ mod tests {
         let removed = |seconds| Change::Removed { name: "s".to_owned(), at: Some(at(seconds)) };
         let check =
             |write: Write, change: Change, observed: Observed, standing: &dyn Fn(Write) -> Standing| {
-                let mut writes = Writes::default();
+                let mut writes = Writes::new(7);
                 let number = writes.add("s", write.clone(), Instant::now());
                 assert_eq!(writes.observe(&change), observed, "{change:?}");
                 assert_eq!(writes.standing("s", number), standing(write), "{change:?}");

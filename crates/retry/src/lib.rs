@@ -1,4 +1,7 @@
-//! Delays that grow, with full jitter, and the small generator behind the jitter.
+//! Exponential backoff with jitter, and the seeded generator behind the jitter. Pure: the caller seeds it and sleeps.
+//!
+//! Jitter matters wherever many processes lose the same broker or server at once: without it they all come back in the
+//! same millisecond.
 
 use std::time::Duration;
 
@@ -19,13 +22,14 @@ impl Backoff {
         self.base.saturating_mul(1 << doublings).min(self.max)
     }
 
-    /// A random delay after `failures` failures in a row.
-    pub(crate) fn jittered(&self, failures: u32, random: &mut Random) -> Duration {
+    /// A random delay between zero and the ceiling, after `failures` failures in a row.
+    pub fn jittered(&self, failures: u32, random: &mut Random) -> Duration {
         random.up_to(self.ceiling(failures))
     }
 
-    /// A random delay in the upper half: for probes, which should neither herd nor hammer.
-    pub(crate) fn spread(&self, failures: u32, random: &mut Random) -> Duration {
+    /// A random delay between half the ceiling and the ceiling, for attempts that must neither come all at once nor
+    /// come at once.
+    pub fn spread(&self, failures: u32, random: &mut Random) -> Duration {
         let half = self.ceiling(failures) / 2;
         half + random.up_to(half)
     }
@@ -33,10 +37,11 @@ impl Backoff {
 
 /// SplitMix64 (Steele, Lea, Flood 2014): small, seedable, and good enough for jitter.
 #[derive(Debug, Clone)]
-pub(crate) struct Random(u64);
+pub struct Random(u64);
 
 impl Random {
-    pub(crate) fn new(seed: u64) -> Self {
+    /// A generator whose numbers follow from `seed`.
+    pub fn new(seed: u64) -> Self {
         Self(seed)
     }
 
@@ -48,9 +53,36 @@ impl Random {
         z ^ (z >> 31)
     }
 
-    pub(crate) fn up_to(&mut self, limit: Duration) -> Duration {
+    /// A random duration from zero to `limit`, in whole milliseconds.
+    pub fn up_to(&mut self, limit: Duration) -> Duration {
         let ms = u64::try_from(limit.as_millis()).unwrap_or(u64::MAX - 1);
         Duration::from_millis(self.next() % (ms + 1))
+    }
+}
+
+/// The pauses of something that is tried until it succeeds.
+#[derive(Debug, Clone)]
+pub struct Retry {
+    backoff: Backoff,
+    failures: u32,
+    random: Random,
+}
+
+impl Retry {
+    /// Pauses by `backoff`, with jitter from `seed`.
+    pub fn new(backoff: Backoff, seed: u64) -> Self {
+        Self { backoff, failures: 0, random: Random::new(seed) }
+    }
+
+    /// The pause after one more failure in a row.
+    pub fn failed(&mut self) -> Duration {
+        self.failures = self.failures.saturating_add(1);
+        self.backoff.spread(self.failures, &mut self.random)
+    }
+
+    /// The last attempt succeeded: the next failure is the first one again.
+    pub fn succeeded(&mut self) {
+        self.failures = 0;
     }
 }
 
@@ -74,5 +106,21 @@ mod tests {
             (0..100).map(|_| backoff.jittered(1, &mut random)).collect();
         assert!(delays.len() > 50 && delays.iter().all(|delay| *delay <= backoff.base));
         assert!((0..100).all(|_| backoff.spread(1, &mut random) >= backoff.base / 2));
+    }
+
+    #[test]
+    fn pauses_grow_until_something_succeeds() {
+        let backoff = Backoff { base: Duration::from_millis(100), max: Duration::from_secs(1) };
+        let mut retry = Retry::new(backoff, 7);
+
+        let check = |pause: Duration, ceiling: u64| {
+            let ceiling = Duration::from_millis(ceiling);
+            assert!((ceiling / 2..=ceiling).contains(&pause), "{pause:?} is not up to {ceiling:?}");
+        };
+        for ceiling in [100, 200, 400, 800, 1000, 1000] {
+            check(retry.failed(), ceiling);
+        }
+        retry.succeeded();
+        check(retry.failed(), 100);
     }
 }
