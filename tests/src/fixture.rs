@@ -10,11 +10,11 @@ use std::{
     fs::{File, OpenOptions},
     io::Write as _,
     path::Path,
-    sync::{Mutex, PoisonError},
     thread,
     time::Duration,
 };
 
+use parking_lot::Mutex;
 use serde_json::{Value, json};
 
 use crate::wait;
@@ -38,14 +38,14 @@ impl CallLog {
 
     /// Writes down that the call of the request `id` was cancelled.
     pub fn cancelled(&self, id: &Value) {
-        let calls = self.calls.lock().unwrap_or_else(PoisonError::into_inner);
+        let calls = self.calls.lock();
         if let Some(call) = calls.get(&id.to_string()) {
             self.note(&format!("c {call}"));
         }
     }
 
     fn began(&self, id: &Value, call: &str) {
-        self.calls.lock().unwrap_or_else(PoisonError::into_inner).insert(id.to_string(), call.to_owned());
+        self.calls.lock().insert(id.to_string(), call.to_owned());
         self.note(&format!("s {call}"));
     }
 

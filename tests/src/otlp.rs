@@ -4,7 +4,7 @@ use std::{
     collections::BTreeMap,
     io::{self, BufRead as _, BufReader, Read as _, Write as _},
     net::{SocketAddr, TcpListener, TcpStream},
-    sync::{Arc, Mutex, PoisonError},
+    sync::Arc,
     thread,
 };
 
@@ -12,6 +12,7 @@ use opentelemetry_proto::tonic::{
     collector::trace::v1::ExportTraceServiceRequest,
     common::v1::{AnyValue, KeyValue, any_value},
 };
+use parking_lot::Mutex;
 use prost::Message as _;
 
 /// A span as far as tests look at it.
@@ -71,7 +72,7 @@ impl Collector {
 
     /// What has come so far.
     pub fn spans(&self) -> Vec<Span> {
-        self.spans.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.spans.lock().clone()
     }
 }
 
@@ -82,7 +83,7 @@ fn serve(stream: TcpStream, kept: &Mutex<Vec<Span>>) {
     while let Ok(Some((path, body))) = request(&mut requests) {
         assert_eq!(path, "/v1/traces", "nothing else is exported");
         let request = ExportTraceServiceRequest::decode(body.as_slice()).expect("OTLP");
-        kept.lock().unwrap_or_else(PoisonError::into_inner).extend(spans(request));
+        kept.lock().extend(spans(request));
         let answer = b"HTTP/1.1 200 OK\r\nContent-Type: application/x-protobuf\r\nContent-Length: 0\r\n\r\n";
         if answers.write_all(answer).is_err() {
             return;

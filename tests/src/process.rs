@@ -11,7 +11,7 @@ use std::{
     panic,
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Stdio},
-    sync::{Mutex, Once, OnceLock, PoisonError},
+    sync::{Once, OnceLock},
     time::Duration,
 };
 
@@ -19,6 +19,7 @@ use nix::{
     sys::signal::{self, Signal},
     unistd::Pid,
 };
+use parking_lot::Mutex;
 
 use crate::{bins, wait};
 
@@ -141,7 +142,7 @@ impl Drop for Process {
 fn eprintln_log(name: &str, log: &Path) {
     eprintln!("--- {name} ({}) ---\n{}", log.display(), tail(log));
     // Whoever sees only the end of all this wants to know what it is about.
-    let why = WHY.lock().unwrap_or_else(PoisonError::into_inner);
+    let why = WHY.lock();
     eprintln!("--- the test had failed before, since: {}", *why);
 }
 
@@ -155,8 +156,7 @@ fn remember_panics() {
     ONCE.call_once(|| {
         let before = panic::take_hook();
         panic::set_hook(Box::new(move |what| {
-            *WHY.lock().unwrap_or_else(PoisonError::into_inner) =
-                what.to_string().chars().take(WHY_LENGTH).collect();
+            *WHY.lock() = what.to_string().chars().take(WHY_LENGTH).collect();
             before(what);
         }));
     });
@@ -193,7 +193,7 @@ fn reaper(line: &str) {
     /// The shell is kept with its pipe: it outlives this process, so nobody can wait for it.
     static SHELL: OnceLock<Mutex<Child>> = OnceLock::new();
     let shell = SHELL.get_or_init(|| Mutex::new(start_reaper()));
-    let mut shell = shell.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut shell = shell.lock();
     let pipe = shell.stdin.as_mut().expect("the shell's stdin");
     writeln!(pipe, "{line}").expect("the shell that cleans up");
 }

@@ -8,10 +8,12 @@ use std::{
     collections::VecDeque,
     io::{Read as _, Write as _},
     net::{Shutdown, SocketAddr, TcpListener, TcpStream},
-    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
+    sync::Arc,
     thread::{self, JoinHandle},
     time::Duration,
 };
+
+use parking_lot::{Condvar, Mutex, MutexGuard};
 
 use crate::wait;
 
@@ -113,7 +115,7 @@ impl Proxy {
         }
         let want = !matches!(network, Network::Refused | Network::Gone);
         while state.listening != want {
-            state = self.shared.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+            self.shared.changed.wait(&mut state);
         }
     }
 }
@@ -129,12 +131,14 @@ impl Drop for Proxy {
 
 impl Shared {
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock()
     }
 
     /// Waits until `holds` and returns the state.
     fn wait(&self, holds: impl Fn(&State) -> bool) -> MutexGuard<'_, State> {
-        self.changed.wait_while(self.lock(), |state| !holds(state)).unwrap_or_else(PoisonError::into_inner)
+        let mut state = self.lock();
+        self.changed.wait_while(&mut state, |state| !holds(state));
+        state
     }
 
     fn listen(self: &Arc<Self>, address: SocketAddr, first: TcpListener) {

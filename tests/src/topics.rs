@@ -1,11 +1,12 @@
 //! Topics as a test sees them: make, write raw records, read everything.
 
 use std::{
-    sync::{Arc, Mutex, PoisonError},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
 use futures::executor::block_on;
+use parking_lot::Mutex;
 use rdkafka::{
     ClientConfig, ClientContext, Message as _, Offset, Timestamp, TopicPartitionList,
     admin::{
@@ -170,7 +171,7 @@ pub fn produce(brokers: &str, topic: &str, records: Vec<Outgoing>) -> Vec<Record
         producer.poll(Duration::ZERO);
     }
     producer.flush(wait::LONG).expect("every record acknowledged");
-    let mut acknowledged = acknowledged.lock().unwrap_or_else(PoisonError::into_inner).clone();
+    let mut acknowledged = acknowledged.lock().clone();
     acknowledged.sort_unstable();
     assert_eq!(acknowledged.len(), records.len(), "the broker did not acknowledge every record");
     let placed = records.into_iter().zip(acknowledged);
@@ -436,7 +437,7 @@ impl ProducerContext for Delivered {
 
     fn delivery(&self, result: &DeliveryResult<'_>, index: usize) {
         if let Ok(message) = result {
-            let mut acknowledged = self.acknowledged.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut acknowledged = self.acknowledged.lock();
             acknowledged.push((index, message.partition(), message.offset()));
         }
     }

@@ -2,7 +2,7 @@
 
 use std::{
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc,
         mpsc::{self, RecvTimeoutError},
     },
     thread,
@@ -10,6 +10,7 @@ use std::{
 };
 
 use fleet_kafka::settings::Settings;
+use parking_lot::Mutex;
 
 use crate::output;
 
@@ -42,7 +43,7 @@ impl Patience {
         let current = Arc::clone(&what);
         thread::spawn(move || {
             if over.recv_timeout(silence) == Err(RecvTimeoutError::Timeout) {
-                say(&current.lock().unwrap_or_else(PoisonError::into_inner));
+                say(&current.lock());
             }
         });
         Self { what, _wait: wait }
@@ -50,7 +51,7 @@ impl Patience {
 
     /// Changes what is waited for. A message that is out already stays.
     pub(crate) fn wait_for(&self, what: String) {
-        *self.what.lock().unwrap_or_else(PoisonError::into_inner) = what;
+        *self.what.lock() = what;
     }
 }
 

@@ -1,11 +1,8 @@
 //! News of changes: what a hosted server says has changed, until somebody looks, and what clients are told.
 
-use std::{
-    collections::BTreeSet,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Instant,
-};
+use std::{collections::BTreeSet, sync::Arc, time::Instant};
 
+use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::{Notify, watch};
 
 use super::notices::{Dropped, Intake, Notice};
@@ -133,11 +130,11 @@ impl News {
     }
 
     fn notices(&self) -> MutexGuard<'_, Intake> {
-        self.shared.notices.lock().unwrap_or_else(PoisonError::into_inner)
+        self.shared.notices.lock()
     }
 
     fn lock(&self) -> MutexGuard<'_, Unseen> {
-        self.shared.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.shared.state.lock()
     }
 }
 

@@ -3,7 +3,7 @@
 use std::{
     collections::{BTreeMap, btree_map::Entry},
     sync::{
-        Arc, Mutex, PoisonError, RwLock, RwLockReadGuard,
+        Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::{Duration, Instant},
@@ -11,6 +11,7 @@ use std::{
 
 use fleet_job::{mcp_servers::ServerEntry, size::clipped, tool_name};
 use futures::future::join_all;
+use parking_lot::{Mutex, RwLock, RwLockReadGuard};
 use tokio::sync::broadcast;
 use tokio_util::sync::CancellationToken;
 
@@ -145,7 +146,7 @@ impl Fleet {
         if std::mem::replace(&mut hosted.state_mut().removed, true) {
             return false;
         }
-        self.servers.write().unwrap_or_else(PoisonError::into_inner).remove(name);
+        self.servers.write().remove(name);
         self.reroute();
         end(&hosted).await;
         tracing::info!(server = name, "hosted server removed");
@@ -309,7 +310,7 @@ impl Fleet {
     pub async fn shutdown(&self) {
         self.closed.store(true, Ordering::Release);
         self.end_subscriptions();
-        let all = std::mem::take(&mut *self.servers.write().unwrap_or_else(PoisonError::into_inner));
+        let all = std::mem::take(&mut *self.servers.write());
         join_all(all.values().map(|hosted| async move {
             hosted.state_mut().removed = true;
             end(hosted).await;
@@ -365,7 +366,7 @@ impl Fleet {
         let (server, own) = routes.resource(uri)?;
         let key = (server.to_owned(), own.to_owned());
         let count = {
-            let mut watched = self.watched.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut watched = self.watched.lock();
             let count = watched.entry(key.clone()).or_default();
             *count += 1;
             *count
@@ -379,7 +380,7 @@ impl Fleet {
     }
 
     fn unwatch(&self, (server, uri): &(String, String)) {
-        let mut watched = self.watched.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut watched = self.watched.lock();
         let Entry::Occupied(mut count) = watched.entry((server.clone(), uri.clone())) else { return };
         *count.get_mut() -= 1;
         if *count.get() == 0 {
@@ -428,7 +429,7 @@ impl Fleet {
 
     /// Where calls go.
     pub fn routes(&self) -> Arc<Routes> {
-        self.routes.read().unwrap_or_else(PoisonError::into_inner).clone()
+        self.routes.read().clone()
     }
 
     /// The servers that a list of tools should warn of.
@@ -442,7 +443,7 @@ impl Fleet {
     }
 
     pub(super) fn servers(&self) -> RwLockReadGuard<'_, BTreeMap<String, Arc<Hosted>>> {
-        self.servers.read().unwrap_or_else(PoisonError::into_inner)
+        self.servers.read()
     }
 
     fn find(&self, name: &str) -> Option<Arc<Hosted>> {
@@ -451,7 +452,7 @@ impl Fleet {
 
     /// The server of this name, made where there is none and room for one.
     fn admit(&self, name: &str) -> Result<Arc<Hosted>, InitError> {
-        let mut servers = self.servers.write().unwrap_or_else(PoisonError::into_inner);
+        let mut servers = self.servers.write();
         // Asked under the lock under which the shutdown takes all servers, so that none comes after it.
         if self.closed.load(Ordering::Acquire) {
             return Err(InitError::Closed);
@@ -489,7 +490,7 @@ impl Fleet {
         let catalogs: Vec<(String, Catalog)> =
             servers.iter().map(|hosted| (hosted.name.clone(), hosted.state().offered())).collect();
         let routes = Routes::build(catalogs.iter().map(|(name, catalog)| (name.as_str(), catalog.clone())));
-        let mut current = self.routes.write().unwrap_or_else(PoisonError::into_inner);
+        let mut current = self.routes.write();
         let differ = routes.differ(&current);
         *current = Arc::new(routes);
         drop(current);

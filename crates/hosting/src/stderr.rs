@@ -1,11 +1,8 @@
 //! What a child writes on its standard error: kept bounded for people who ask why it died, and logged.
 
-use std::{
-    collections::VecDeque,
-    fmt,
-    sync::{Arc, Mutex, PoisonError},
-};
+use std::{collections::VecDeque, fmt, sync::Arc};
 
+use parking_lot::Mutex;
 use tokio::io::{AsyncRead, AsyncReadExt};
 
 use super::secrets::Secrets;
@@ -36,7 +33,7 @@ impl StderrTail {
 
     /// Adds bytes, and forgets the oldest where there are too many.
     pub fn push(&self, chunk: &[u8]) {
-        let mut bytes = self.bytes.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut bytes = self.bytes.lock();
         bytes.extend(&chunk[chunk.len().saturating_sub(KEPT)..]);
         let excess = bytes.len().saturating_sub(KEPT);
         bytes.drain(..excess);
@@ -44,7 +41,7 @@ impl StderrTail {
 
     /// At most the last `max` bytes as text.
     pub fn text(&self, max: usize) -> String {
-        let bytes = self.bytes.lock().unwrap_or_else(PoisonError::into_inner);
+        let bytes = self.bytes.lock();
         // Where bytes were forgotten, the first ones may be the rest of a secret.
         let cut = if bytes.len() < KEPT { 0 } else { self.secrets.longest().saturating_sub(1) };
         let tail: Vec<u8> = bytes.iter().skip(cut).copied().collect();

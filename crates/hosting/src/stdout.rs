@@ -4,8 +4,9 @@
 //! JSON-RPC, so that a failed handshake can say so. A line that is longer than any message may be is not kept, and a line
 //! without end ends the stream.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
+use parking_lot::Mutex;
 use tokio::io::{AsyncBufReadExt, AsyncRead, BufReader};
 
 /// The longest line that a child may write.
@@ -76,8 +77,8 @@ impl StdoutWatch {
         self.lock().broken = Some(format!("it wrote a line of more than {limit} bytes on standard output"));
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, Seen> {
-        self.seen.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> parking_lot::MutexGuard<'_, Seen> {
+        self.seen.lock()
     }
 }
 

@@ -7,12 +7,13 @@
 
 use std::{
     collections::BTreeSet,
-    sync::{Arc, PoisonError, RwLock},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
 use fleet_ops::errors::chain;
 use fleet_policy::current::CurrentPolicy;
+use parking_lot::RwLock;
 use rmcp::{
     RoleClient,
     model::{ProtocolVersion, ServerPeerInfo},
@@ -112,13 +113,13 @@ impl Upstream {
 
     /// What it offers, under its own names.
     pub fn catalog(&self) -> Catalog {
-        self.catalog.read().unwrap_or_else(PoisonError::into_inner).clone()
+        self.catalog.read().clone()
     }
 
     /// Reads lists anew that have changed.
     pub(super) async fn refresh(&self, server: &str, lists: Lists) -> Result<(), String> {
         let catalog = self.catalog().read_again(server, &self.peer, &self.info, lists).await?;
-        *self.catalog.write().unwrap_or_else(PoisonError::into_inner) = catalog;
+        *self.catalog.write() = catalog;
         Ok(())
     }
 

@@ -141,9 +141,8 @@ impl Jobs {
 }
 
 impl Inner {
-    pub(super) fn claims(&self) -> std::sync::MutexGuard<'_, Claims> {
-        // Nothing under the lock panics.
-        self.claims.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    pub(super) fn claims(&self) -> parking_lot::MutexGuard<'_, Claims> {
+        self.claims.lock()
     }
 }
 

@@ -7,7 +7,7 @@
 use std::{
     collections::BTreeMap,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc,
         atomic::{AtomicU64, Ordering},
     },
     time::Duration,
@@ -23,6 +23,7 @@ use fleet_job::{
 };
 use fleet_kafka::{KafkaError, admin, follow::Mailbox, link::Link, producer::Outgoing};
 use fleet_ledger::{Cursor, Known, MemoryStore, Query, SqliteStore, Store, retention::Forgotten};
+use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::{Notify, Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 
@@ -518,7 +519,6 @@ impl JobWatch {
 
 impl Inner {
     fn cancelled(&self) -> MutexGuard<'_, Cancelled> {
-        // Nothing under the lock panics.
-        self.cancelled.lock().unwrap_or_else(PoisonError::into_inner)
+        self.cancelled.lock()
     }
 }

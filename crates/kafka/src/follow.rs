@@ -10,19 +10,20 @@ mod mailbox;
 
 use std::{
     collections::BTreeMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::Arc,
     thread,
     time::{Duration, Instant},
 };
 
 use fleet_job::record::RawRecord;
+use hub::Hub;
+use parking_lot::{Mutex, MutexGuard};
 
 use crate::{
     error::KafkaError,
     reader::{Asker, Ends, From, Reader},
     settings::Settings,
 };
-use hub::Hub;
 pub use mailbox::Mailbox;
 use mailbox::Received;
 
@@ -50,7 +51,7 @@ impl std::fmt::Debug for Follower {
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     // What is under these locks is replaced as a whole.
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+    mutex.lock()
 }
 
 impl Follower {

@@ -2,7 +2,7 @@
 
 use std::{
     sync::{
-        Arc, Mutex,
+        Arc,
         atomic::{AtomicBool, Ordering},
     },
     thread,
@@ -10,6 +10,7 @@ use std::{
 };
 
 use fleet_job::{record::Header, time::Timestamp};
+use parking_lot::Mutex;
 use rdkafka::{
     ClientContext, Message as _,
     error::{KafkaError as Native, RDKafkaErrorCode},
@@ -179,7 +180,7 @@ impl Producer {
 
     fn current(&self) -> Inner {
         // A panic while the lock is held can only come from the clone, which leaves the producer whole.
-        self.current.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone()
+        self.current.lock().clone()
     }
 
     /// Hands `record` over, without waiting, and calls `then` when the broker has acknowledged it, or when librdkafka has
@@ -279,7 +280,7 @@ impl Producer {
 
     /// Puts a new producer in the place of `old`, unless that has been done already: many sends fail at once.
     fn replace(&self, old: Inner) {
-        let mut current = self.current.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut current = self.current.lock();
         if Arc::ptr_eq(&current, &old) {
             match Self::create(&self.settings) {
                 Ok(fresh) => *current = fresh,

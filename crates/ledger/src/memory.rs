@@ -3,7 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     ops::Bound,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::Arc,
 };
 
 use async_trait::async_trait;
@@ -12,6 +12,7 @@ use fleet_job::{
     state::{Standing, Verdict},
     time::Timestamp,
 };
+use parking_lot::{Mutex, MutexGuard};
 
 use crate::{
     query::{Cursor, Page, Query},
@@ -117,7 +118,7 @@ impl MemoryStore {
 
     fn inner(&self) -> MutexGuard<'_, Inner> {
         // What is done under the lock does not panic; if it did, the log would be read again after a restart.
-        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+        self.inner.lock()
     }
 
     /// How many bytes the jobs take, by the store's own reckoning.

@@ -8,13 +8,14 @@ use std::{
     collections::HashMap,
     fmt,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc,
         atomic::{AtomicU64, AtomicUsize, Ordering},
     },
     time::{Duration, Instant},
 };
 
 use fleet_job::outcome::{ErrorKind, Failure, FailureClass, JobError, Outcome, WaitReason};
+use parking_lot::{Mutex, MutexGuard};
 use serde_json::{Map, Value};
 
 use crate::{
@@ -208,11 +209,11 @@ impl McpClient {
 
 impl Inner {
     fn balancer(&self) -> MutexGuard<'_, Balancer> {
-        self.balancer.lock().unwrap_or_else(PoisonError::into_inner)
+        self.balancer.lock()
     }
 
     fn annotated(&self) -> MutexGuard<'_, HashMap<String, Arc<Vec<ParamHeader>>>> {
-        self.annotated.lock().unwrap_or_else(PoisonError::into_inner)
+        self.annotated.lock()
     }
 
     fn seat(&self, tried: &[usize]) -> Option<Seat<'_>> {

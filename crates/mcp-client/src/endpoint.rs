@@ -9,21 +9,28 @@
 //!
 //! Whether a rejected request means that the server has forgotten our session is decided by `fleet_wire::session`.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, SystemTime};
+use std::{
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
 use fleet_job::outcome::{ErrorKind, Failure, FailureClass, JobError};
-use fleet_wire::revision;
-use fleet_wire::session::{Keeper, Lease, Pinged, Step};
+use fleet_wire::{
+    revision,
+    session::{Keeper, Lease, Pinged, Step},
+};
 use http::{HeaderMap, HeaderValue};
+use parking_lot::{Mutex, MutexGuard};
 use serde_json::{Map, Value, json};
 use url::Url;
 
-use crate::body::Sent;
-use crate::classify::{self, Broken};
-use crate::config::{Era, label};
-use crate::transport::{Answer, Post, Reply, Transport};
-use crate::wire::{self, News, Request, SESSION_ID};
+use crate::{
+    body::Sent,
+    classify::{self, Broken},
+    config::{Era, label},
+    transport::{Answer, Post, Reply, Transport},
+    wire::{self, News, Request, SESSION_ID},
+};
 
 /// The id of handshake requests, and of pings that ask about a session. Ids need to be unique within a session only, and
 /// calls count from 1.
@@ -280,7 +287,7 @@ impl Endpoint {
     }
 
     fn lock(&self) -> MutexGuard<'_, Known> {
-        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+        self.known.lock()
     }
 
     async fn ask(&self, transport: &Transport, sent: &Sent) -> Result<Dialect, Failure> {

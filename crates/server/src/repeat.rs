@@ -7,11 +7,12 @@
 //! This is the thin shell around [`memory`]; [`key`] says which calls are the same.
 
 use std::{
-    sync::{Arc, Mutex, PoisonError},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
 use fleet_job::{meta::REPEATED, size::json_bytes};
+use parking_lot::Mutex;
 use rmcp::model::{CallToolResponse, CallToolResult, ErrorData, MetaObject};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -102,7 +103,7 @@ impl Repeats {
     }
 
     fn with_memory<R>(&self, work: impl FnOnce(&mut Memory<Remembered, Waiter>) -> R) -> R {
-        let mut memory = self.memory.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut memory = self.memory.lock();
         let result = work(&mut memory);
         metrics::gauge!(REPEAT_BYTES.name).set(memory.bytes() as f64);
         result

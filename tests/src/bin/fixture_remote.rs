@@ -17,13 +17,14 @@ use std::{
     path::PathBuf,
     process,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc,
         atomic::{AtomicU64, Ordering},
     },
     thread,
 };
 
 use fleet_tests::fixture::{self, CallLog};
+use parking_lot::Mutex;
 use serde_json::{Value, json};
 
 const USAGE: &str = "usage: fixture_remote LEDGER READY FORGOTTEN REFUSE";
@@ -129,12 +130,12 @@ impl Server {
 
     fn session(&self) -> String {
         let id = format!("{}-{}", process::id(), self.made.fetch_add(1, Ordering::Relaxed));
-        self.sessions.lock().unwrap_or_else(PoisonError::into_inner).insert(id.clone());
+        self.sessions.lock().insert(id.clone());
         id
     }
 
     fn knows(&self, session: &str) -> bool {
-        self.sessions.lock().unwrap_or_else(PoisonError::into_inner).contains(session)
+        self.sessions.lock().contains(session)
     }
 
     fn refuse(&self, id: &Value) -> Answer {

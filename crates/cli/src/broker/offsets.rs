@@ -9,9 +9,10 @@ use std::{
     fs::{self, File},
     io::{self, Write as _},
     path::Path,
-    sync::{Arc, Mutex, PoisonError},
+    sync::Arc,
 };
 
+use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use tansu_sans_io::{
     Body, ErrorCode, OffsetCommitRequest, OffsetCommitResponse, OffsetFetchRequest, OffsetFetchResponse,
@@ -99,7 +100,7 @@ impl Offsets {
                 offset: partition.committed_offset,
                 metadata: partition.committed_metadata.clone().unwrap_or_default(),
             };
-            let mut noted = self.noted.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut noted = self.noted.lock();
             if noted.write(line).is_err() {
                 return ErrorCode::KafkaStorageError;
             }
@@ -142,7 +143,7 @@ impl Offsets {
             return response.error_code(failed).topics(Some(Vec::new()));
         };
         let topics = topics.unwrap_or_else(|| by_topic(committed.keys()));
-        let noted = self.noted.lock().unwrap_or_else(PoisonError::into_inner);
+        let noted = self.noted.lock();
         let topics = topics
             .into_iter()
             .map(|(topic, partitions)| {

@@ -1,13 +1,10 @@
 //! Bars on standard error for jobs that somebody waits for. They hide themselves where there is no terminal.
 
-use std::{
-    collections::HashMap,
-    sync::{Mutex, MutexGuard, PoisonError},
-    time::Duration,
-};
+use std::{collections::HashMap, time::Duration};
 
 use fleet_job::view::JobView;
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
+use parking_lot::{Mutex, MutexGuard};
 
 use super::render;
 use crate::dlq::text::shortened;
@@ -36,8 +33,7 @@ impl Bars {
     }
 
     fn own(&self) -> MutexGuard<'_, HashMap<String, ProgressBar>> {
-        // Nothing under the lock panics.
-        self.own.lock().unwrap_or_else(PoisonError::into_inner)
+        self.own.lock()
     }
 
     /// Shows how a job is that has not ended.

@@ -3,16 +3,14 @@
 use std::{
     collections::HashSet,
     process::ExitCode,
-    sync::{
-        Mutex, PoisonError,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::atomic::{AtomicBool, Ordering},
     time::Duration,
 };
 
 use fleet_job::{event::JobState, view::JobView};
 use fleet_ops::shutdown;
 use futures::{StreamExt as _, stream};
+use parking_lot::Mutex;
 use serde_json::{Value, json};
 use tokio::time::{Instant, timeout_at};
 
@@ -149,7 +147,7 @@ impl Waiting {
         let mut news = follow(self.api.clone(), url);
         let mut seen = false;
         while let Ok(Some(next)) = timeout_at(self.deadline, news.recv()).await {
-            self.contact.lock().unwrap_or_else(PoisonError::into_inner).take();
+            self.contact.lock().take();
             match next {
                 News::Job(job) if job.is_terminal() => return End::Ended(job),
                 News::Job(job) => {

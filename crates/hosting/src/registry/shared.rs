@@ -7,7 +7,7 @@
 
 use std::{
     collections::BTreeMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -15,6 +15,7 @@ use fleet_job::{mcp_servers::ServerEntry, tool_name};
 use fleet_ops::errors::chain;
 use fleet_retry::{Backoff, Retry};
 use futures::StreamExt;
+use parking_lot::{Mutex, MutexGuard};
 use tokio::{
     sync::{Semaphore, watch},
     time::timeout,
@@ -311,7 +312,7 @@ impl Shared {
     }
 
     fn wanted(&self) -> MutexGuard<'_, Wanted> {
-        self.wanted.lock().unwrap_or_else(PoisonError::into_inner)
+        self.wanted.lock()
     }
 
     fn is_started(&self) -> bool {

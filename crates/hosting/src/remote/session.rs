@@ -4,15 +4,12 @@
 //! here: it goes on to name the first one, in whose place the present one is sent. Whether that is lost is decided by
 //! [`fleet_wire::session`], for this client and the worker's alike.
 
-use std::{
-    collections::HashMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
-};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use fleet_wire::session::{Doubt, Keeper, Lease, Pinged, Rejection, Step};
 use futures::{StreamExt, stream::BoxStream};
 use http::{HeaderMap, HeaderName, HeaderValue};
+use parking_lot::{Mutex, MutexGuard};
 use rmcp::{
     model::{
         ClientJsonRpcMessage, ClientNotification, ClientRequest, InitializedNotification, JsonRpcMessage,
@@ -95,7 +92,7 @@ impl SessionClient {
 
 impl Inner {
     fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock()
     }
 
     /// Posts a message outside of any session.

@@ -3,7 +3,7 @@
 use std::{
     collections::{HashMap, HashSet},
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
         mpsc,
     },
@@ -12,6 +12,7 @@ use std::{
 };
 
 use fleet_group::{FinalCommit, Partition};
+use parking_lot::{Mutex, MutexGuard};
 use rdkafka::{
     ClientContext, Offset, Statistics, TopicPartitionList,
     client::OAuthToken,
@@ -114,7 +115,7 @@ impl Context {
 
     /// Waits for the commit that is under way, if there is one, and keeps others from beginning.
     pub(super) fn alone(&self) -> MutexGuard<'_, ()> {
-        self.committing.lock().unwrap_or_else(PoisonError::into_inner)
+        self.committing.lock()
     }
 
     /// Begins an assignment of a partition.
@@ -135,27 +136,27 @@ impl Context {
     }
 
     pub(super) fn identity(&self) -> LogIdentity {
-        self.identity.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.identity.lock().clone()
     }
 
     pub(super) fn identify(&self, log: LogIdentity) {
-        *self.identity.lock().unwrap_or_else(PoisonError::into_inner) = log;
+        *self.identity.lock() = log;
     }
 
     fn without_commit(&self) -> MutexGuard<'_, HashSet<Partition>> {
-        self.without_commit.lock().unwrap_or_else(PoisonError::into_inner)
+        self.without_commit.lock()
     }
 
     fn last_read(&self) -> MutexGuard<'_, HashMap<Partition, i64>> {
-        self.last_read.lock().unwrap_or_else(PoisonError::into_inner)
+        self.last_read.lock()
     }
 
     pub(super) fn known_ends(&self) -> MutexGuard<'_, Ends> {
-        self.ends.lock().unwrap_or_else(PoisonError::into_inner)
+        self.ends.lock()
     }
 
     pub(super) fn unreadable(&self) -> MutexGuard<'_, Unreadable> {
-        self.unreadable.lock().unwrap_or_else(PoisonError::into_inner)
+        self.unreadable.lock()
     }
 
     /// Says which of our partitions can't be read on, if that has changed.

@@ -2,11 +2,12 @@
 
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
 use fleet_group::{Contact, FinalCommit, Partition, Patience, Progress, Sample, log::LogName};
+use parking_lot::{Mutex, MutexGuard};
 use rdkafka::{Statistics, error::RDKafkaErrorCode};
 
 /// The poll thread turns at least this often.
@@ -65,7 +66,7 @@ impl Membership {
 
     fn state(&self) -> MutexGuard<'_, State> {
         // No change below leaves the state torn if it panics.
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock()
     }
 
     // --- Partitions -------------------------------------------------------------------------------------------------

@@ -2,11 +2,12 @@
 
 use std::{
     collections::VecDeque,
-    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
+    sync::Arc,
     time::Instant,
 };
 
 use fleet_job::record::RawRecord;
+use parking_lot::{Condvar, Mutex, MutexGuard};
 
 use crate::error::KafkaError;
 
@@ -56,8 +57,7 @@ pub(super) enum Received {
 
 impl Mailbox {
     fn state(&self) -> MutexGuard<'_, State> {
-        // Nothing under the lock panics.
-        self.shared.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.shared.state.lock()
     }
 
     /// Ends the present wait for a record, or the next one if nobody waits.
@@ -124,8 +124,7 @@ impl Mailbox {
             if std::mem::take(&mut state.woken) || left.is_zero() {
                 return Received::Nothing;
             }
-            let waited = self.shared.changed.wait_timeout(state, left);
-            state = waited.unwrap_or_else(PoisonError::into_inner).0;
+            self.shared.changed.wait_for(&mut state, left);
         }
     }
 }

@@ -1,9 +1,8 @@
 //! Which tools have a metric of their own. Callers name tools, so there is an end to it.
 
-use std::{
-    collections::HashSet,
-    sync::{Arc, Mutex, PoisonError},
-};
+use std::{collections::HashSet, sync::Arc};
+
+use parking_lot::Mutex;
 
 /// How many tools are told apart.
 const MOST: usize = 200;
@@ -17,7 +16,7 @@ pub(super) struct Labels(Mutex<HashSet<Arc<str>>>);
 impl Labels {
     /// What a call of `tool` is counted under.
     pub(super) fn of(&self, tool: &str, exists: impl FnOnce() -> bool) -> Arc<str> {
-        let known = || self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = || self.0.lock();
         if let Some(label) = known().get(tool) {
             return label.clone();
         }

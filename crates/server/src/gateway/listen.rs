@@ -3,7 +3,7 @@
 use std::{
     collections::BTreeMap,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc,
         atomic::{AtomicBool, Ordering},
     },
 };
@@ -13,6 +13,7 @@ use fleet_hosting::{
     fleet::Watched,
     notices::Notice,
 };
+use parking_lot::Mutex;
 use rmcp::{
     RoleServer,
     model::{
@@ -46,7 +47,7 @@ impl Drop for Session {
 
 impl Session {
     fn watches(&self, uri: &str) -> bool {
-        self.watched.lock().unwrap_or_else(PoisonError::into_inner).contains_key(uri)
+        self.watched.lock().contains_key(uri)
     }
 }
 
@@ -123,7 +124,7 @@ impl Gateway {
         if !self.has_resource(&uri) {
             return Err(no_resource(&uri));
         }
-        let mut watched = self.session.watched.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut watched = self.session.watched.lock();
         if watched.len() >= MAX_WATCHED && !watched.contains_key(&uri) {
             let message = format!("a session may be subscribed to {MAX_WATCHED} resources at most");
             return Err(ErrorData::invalid_params(message, None));
@@ -134,7 +135,7 @@ impl Gateway {
     }
 
     pub(super) fn unsubscribe_session(&self, uri: &str) {
-        let removed = self.session.watched.lock().unwrap_or_else(PoisonError::into_inner).remove(uri);
+        let removed = self.session.watched.lock().remove(uri);
         drop(removed);
     }
 

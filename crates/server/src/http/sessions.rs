@@ -12,7 +12,7 @@
 use std::{
     collections::HashMap,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc,
         atomic::{AtomicU64, AtomicUsize, Ordering},
     },
     time::Duration,
@@ -24,6 +24,7 @@ use futures::{
     future::{BoxFuture, Shared},
 };
 use http::request::Parts;
+use parking_lot::{Mutex, MutexGuard};
 use rmcp::{
     model::{
         ClientCapabilities, ClientJsonRpcMessage, ClientNotification, ClientRequest, GetExtensions,
@@ -195,7 +196,7 @@ impl Sessions {
 
 impl Inner {
     fn known(&self) -> MutexGuard<'_, HashMap<SessionId, Arc<Session>>> {
-        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+        self.known.lock()
     }
 
     fn tick(&self) -> u64 {

@@ -4,12 +4,7 @@
 //! A stream is a connection to this process, so what belongs to it must be posted to this replica. Behind a balancer
 //! that needs sticky sessions; the newer transports need none.
 
-use std::{
-    collections::HashMap,
-    convert::Infallible,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
-};
+use std::{collections::HashMap, convert::Infallible, sync::Arc, time::Duration};
 
 use axum::{
     extract::State,
@@ -20,6 +15,7 @@ use axum::{
     },
 };
 use futures::{SinkExt, Stream, StreamExt, channel::mpsc};
+use parking_lot::{Mutex, MutexGuard};
 use rmcp::{
     model::{ClientJsonRpcMessage, ServerJsonRpcMessage},
     service::serve_server_with_ct,
@@ -74,7 +70,7 @@ impl Streams {
     }
 
     fn open(&self) -> MutexGuard<'_, HashMap<String, mpsc::Sender<ClientJsonRpcMessage>>> {
-        self.inner.open.lock().unwrap_or_else(PoisonError::into_inner)
+        self.inner.open.lock()
     }
 
     /// Opens a stream and starts its handler. `None` where there are too many.

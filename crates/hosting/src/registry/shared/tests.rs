@@ -101,7 +101,7 @@ struct Fickle {
 
 impl Fickle {
     fn tell(&self, change: Change) {
-        let watcher = self.watcher.lock().unwrap();
+        let watcher = self.watcher.lock();
         watcher.as_ref().unwrap().send(change).unwrap();
     }
 
@@ -138,7 +138,7 @@ impl Registry for Fickle {
 
     fn watch(&self) -> BoxStream<'static, Change> {
         let (sender, receiver) = mpsc::unbounded_channel();
-        *self.watcher.lock().unwrap() = Some(sender);
+        *self.watcher.lock() = Some(sender);
         UnboundedReceiverStream::new(receiver).boxed()
     }
 

@@ -1,11 +1,9 @@
 //! Writing for all replicas, until the registry has taken it.
 
-use std::{
-    sync::{Arc, MutexGuard, PoisonError},
-    time::Instant,
-};
+use std::{sync::Arc, time::Instant};
 
 use fleet_ops::errors::chain;
+use parking_lot::MutexGuard;
 use tokio::time::timeout;
 
 use super::{
@@ -75,7 +73,7 @@ impl Shared {
     }
 
     pub(super) fn writes(&self) -> MutexGuard<'_, Writes> {
-        self.writes.lock().unwrap_or_else(PoisonError::into_inner)
+        self.writes.lock()
     }
 }
 

@@ -7,9 +7,10 @@
 
 use std::{
     collections::{HashSet, VecDeque},
-    sync::{Arc, Mutex, PoisonError},
+    sync::Arc,
 };
 
+use parking_lot::Mutex;
 use rmcp::transport::common::server_side_http::SessionId;
 use sha2::{Digest, Sha256};
 
@@ -50,7 +51,7 @@ impl Deleted {
 
     /// Notes that a session was deleted.
     pub(super) fn insert(&self, id: SessionId) {
-        let mut ids = self.ids.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut ids = self.ids.lock();
         let (order, set) = &mut *ids;
         if set.insert(id.clone()) {
             order.push_back(id);
@@ -64,7 +65,7 @@ impl Deleted {
 
     /// Whether a session was deleted lately.
     pub(super) fn contains(&self, id: &SessionId) -> bool {
-        self.ids.lock().unwrap_or_else(PoisonError::into_inner).1.contains(id)
+        self.ids.lock().1.contains(id)
     }
 }
 
