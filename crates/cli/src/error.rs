@@ -17,8 +17,10 @@ pub(crate) enum CliError {
     #[cfg(feature = "embedded-broker")]
     #[error("the embedded broker died ({0}); what it has confirmed is in its --data-dir, if it has one")]
     BrokerDied(String),
+    #[cfg(feature = "fleet")]
     #[error(transparent)]
     Worker(#[from] kafka_worker::WorkerError),
+    #[cfg(feature = "fleet")]
     #[error(transparent)]
     Server(#[from] mcp_server::ServerError),
     #[error("{what} `{path}`")]

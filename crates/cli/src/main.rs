@@ -1,8 +1,8 @@
 //! The binary `mcp-fleet`: everything on one laptop, and the operator's tool for any Kafka.
 //!
 //! Each command is one module. `server` and `worker` are the production binaries under one roof, so that `demo` and
-//! `dev` need no other file than this one. Without the feature `embedded-broker`, `demo`, `dev` and `broker` are not there;
-//! images for clusters, which have a Kafka, are built so.
+//! `dev` need no other file than this one. Without the feature `embedded-broker`, `demo`, `dev` and `broker` are left
+//! out, and without `fleet` also `server` and `worker`: what is left is the operator's tool, which is what images have.
 
 #[cfg(feature = "embedded-broker")]
 mod broker;
@@ -14,6 +14,7 @@ mod demo;
 mod dev;
 mod dlq;
 #[cfg(test)]
+#[cfg(feature = "fleet")]
 mod docs;
 mod error;
 mod events;
@@ -23,6 +24,7 @@ mod moment;
 mod output;
 mod patience;
 mod pending;
+#[cfg(feature = "fleet")]
 mod serve;
 #[cfg(feature = "embedded-broker")]
 mod stack;
@@ -37,6 +39,11 @@ use std::process::ExitCode;
 
 use clap::{CommandFactory as _, Parser, Subcommand};
 use error::CliError;
+
+/// The allocator of `kafka-worker`, so that `mcp-fleet worker` behaves like it.
+#[cfg(feature = "fleet")]
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 /// Shown below `--help` where the commands are there.
 #[cfg(feature = "embedded-broker")]
@@ -94,8 +101,10 @@ enum Command {
     #[cfg(feature = "embedded-broker")]
     /// Run the embedded broker by itself.
     Broker(serve::BrokerArgs),
+    #[cfg(feature = "fleet")]
     /// Run the MCP server (the binary mcp-server).
     Server(serve::ServerArgs),
+    #[cfg(feature = "fleet")]
     /// Run a worker (the binary kafka-worker).
     Worker(serve::WorkerArgs),
     /// Print what a shell needs to complete commands and flags.
@@ -105,11 +114,13 @@ enum Command {
 fn main() -> ExitCode {
     fleet_ops::inspection::forbid();
     // The server that runs in this binary starts its children by it.
+    #[cfg(feature = "fleet")]
     if let Some(code) = fleet_launcher::run_if_asked() {
         return code;
     }
     let cli = Cli::parse();
     let runtime = match &cli.command {
+        #[cfg(feature = "fleet")]
         Command::Worker(args) => kafka_worker::runtime(args.threads()),
         _ => tokio::runtime::Builder::new_multi_thread().enable_all().build(),
     };
@@ -139,7 +150,9 @@ async fn run(command: Command) -> Result<ExitCode, CliError> {
         Command::Topics { command } => topics::run(command).await,
         #[cfg(feature = "embedded-broker")]
         Command::Broker(args) => serve::broker(args).await,
+        #[cfg(feature = "fleet")]
         Command::Server(args) => serve::server(args).await,
+        #[cfg(feature = "fleet")]
         Command::Worker(args) => serve::worker(args).await,
         Command::Completions(args) => completions::run(&args, &mut Cli::command()),
     }

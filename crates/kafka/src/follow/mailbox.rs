@@ -1,10 +1,6 @@
 //! Where the records of a followed topic wait for whoever takes them.
 
-use std::{
-    collections::VecDeque,
-    sync::Arc,
-    time::Instant,
-};
+use std::{collections::VecDeque, sync::Arc, time::Instant};
 
 use fleet_job::record::RawRecord;
 use parking_lot::{Condvar, Mutex, MutexGuard};
