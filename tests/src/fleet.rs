@@ -324,6 +324,13 @@ impl<'e> Fleet<'e> {
         self.submit(vec![Outgoing::value(envelope.to_string())]).remove(0)
     }
 
+    /// How many of the submitted records the group has not committed yet.
+    pub fn uncommitted(&self) -> usize {
+        let offsets = topics::committed(&self.env.brokers, &self.group, &self.topic, self.partitions);
+        let committed: i64 = offsets.into_iter().flatten().sum();
+        self.submitted.len().saturating_sub(usize::try_from(committed).unwrap_or_default())
+    }
+
     /// Waits until every submitted record has come to an end.
     pub fn wait_for_all(&mut self) {
         let want = self.submitted.len();

@@ -42,7 +42,7 @@ const NOT_HERE: [(&str, &str); 4] = [
     ("mcp_server_policy_reloads_total", "there is no policy file"),
 ];
 
-/// Jobs that last long enough for a worker to join meanwhile.
+/// How many slow jobs are submitted at once.
 const SLOW: usize = 2_000;
 
 fn read(path: &str) -> String {
@@ -220,6 +220,12 @@ fn busy<'e>(env: &'e Env) -> Fleet<'e> {
 
 fn work(id: &str, arguments: &Value) -> Value {
     json!({"jobID": id, "jobType": "tool-call", "payload": {"server": "chaos", "tool": "work", "arguments": arguments}})
+}
+
+/// Jobs that last long enough for a worker to join meanwhile.
+fn slow(batch: usize) -> Vec<Outgoing> {
+    let job = |n| work(&format!("slow {batch} {n}"), &json!({"ms": 100}));
+    (0..SLOW).map(|n| Outgoing::value(job(n).to_string())).collect()
 }
 
 /// Submits everything, and returns when all but the held jobs have ended.
@@ -449,15 +455,19 @@ fn a_real_prometheus_finds_all_that_rules_and_dashboards_speak_of() {
 
     // Partitions move while they have lag, and whoever had them does not report it for ever.
     gate.open();
-    let slow =
-        (0..SLOW).map(|n| Outgoing::value(work(&format!("slow {n}"), &json!({"ms": 100})).to_string()));
-    fleet.submit(slow.collect());
+    fleet.submit(slow(0));
     fleet.start_worker();
     let lag = |query: &str| {
         let samples = prometheus.query(query)?;
         samples.first().map(|sample| sample.1).ok_or_else(|| "no sample".to_owned())
     };
+    let mut batches = 1;
     wait::until_ok("lag, at some time", wait::LONG, || {
+        // There is lag for as long as Prometheus takes to see it.
+        if fleet.uncommitted() < SLOW / 2 {
+            fleet.submit(slow(batches));
+            batches += 1;
+        }
         let most = lag("max_over_time(namespace:fleet_consumer_lag:sum[10m])");
         most.and_then(|lag| if lag > 100.0 { Ok(()) } else { Err(lag.to_string()) })
     });
