@@ -18,7 +18,7 @@ pub struct JobsConfig {
     pub group: String,
     /// The largest job, in bytes.
     pub max_job_bytes: usize,
-    /// Where the ledger's file is; in memory where there is none.
+    /// The directory of the ledger's file; the ledger is kept in memory if there is none.
     pub data_dir: Option<PathBuf>,
     /// What the ledger keeps.
     pub retention: Retention,

@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-/// Exponential backoff with full jitter: the delay is random between zero and `base · 2ⁿ`, capped at `max`. Full jitter
+/// Exponential backoff: the ceiling of a delay is `base · 2ⁿ`, capped at `max`, and the delay is random below it. Full jitter
 /// spreads a herd of retries best (AWS Architecture Blog, "Exponential Backoff And Jitter").
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Backoff {
@@ -27,8 +27,8 @@ impl Backoff {
         random.up_to(self.ceiling(failures))
     }
 
-    /// A random delay between half the ceiling and the ceiling, for attempts that must neither come all at once nor
-    /// come at once.
+    /// A random delay between half the ceiling and the ceiling, for attempts that must neither coincide nor come too
+    /// soon.
     pub fn spread(&self, failures: u32, random: &mut Random) -> Duration {
         let half = self.ceiling(failures) / 2;
         half + random.up_to(half)
