@@ -1,5 +1,5 @@
-//! The two contestants that are no job system: the ceiling, which makes calls without Kafka, and the floor, which makes
-//! one call at a time for each partition.
+//! The two contestants that are no job system: the ceiling, which makes calls without Kafka, and
+//! the floor, which makes one call at a time for each partition.
 
 use std::{
     collections::HashMap,
@@ -59,7 +59,8 @@ async fn call(client: &reqwest::Client, url: &str, body: Vec<u8>) {
 
 /// Works until SIGTERM.
 fn run(work: impl Future<Output = ()>) {
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().expect("a runtime");
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().enable_all().build().expect("a runtime");
     runtime.block_on(async {
         let mut terminate = signal(SignalKind::terminate()).expect("a signal handler");
         tokio::select! {
@@ -89,8 +90,8 @@ pub(crate) fn ceiling(args: &Args) {
     });
 }
 
-/// A consumer as it stands in a tutorial: records of a partition one after the other, offsets stored when done and
-/// committed by librdkafka every five seconds.
+/// A consumer as it stands in a tutorial: records of a partition one after the other, offsets
+/// stored when done and committed by librdkafka every five seconds.
 pub(crate) fn floor(args: &Args) {
     run(consume(args));
 }
@@ -135,7 +136,8 @@ async fn lane(
         let mut done = TopicPartitionList::new();
         let next = rdkafka::Offset::Offset(message.offset() + 1);
         done.add_partition_offset(message.topic(), message.partition(), next).expect("an offset");
-        // A partition that was taken away meanwhile can't be stored; somebody else does its records again.
+        // A partition that was taken away meanwhile can't be stored; somebody else does its records
+        // again.
         drop(consumer.store_offsets(&done));
     }
 }

@@ -1,4 +1,5 @@
-//! The log of calls that the stub keeps: one entry per call that was answered, by the system's clock.
+//! The log of calls that the stub keeps: one entry per call that was answered, by the system's
+//! clock.
 
 use std::time::UNIX_EPOCH;
 
@@ -18,7 +19,8 @@ pub(crate) struct Call {
 /// The length of an encoded call.
 const LENGTH: usize = 24;
 
-/// The system's time in µs since 1970. One machine has one such clock, so processes can be compared.
+/// The system's time in µs since 1970. One machine has one such clock, so processes can be
+/// compared.
 pub(crate) fn now() -> u64 {
     // A clock before 1970 would show in every figure.
     UNIX_EPOCH.elapsed().map_or(0, |since| u64::try_from(since.as_micros()).unwrap_or(u64::MAX))

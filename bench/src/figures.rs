@@ -33,18 +33,20 @@ pub(crate) fn repeats(calls: &[Call]) -> usize {
     calls.len() - jobs.len()
 }
 
-/// Jobs that were committed and never called. `placed` has the jobs of each partition in order; all offsets are there.
+/// Jobs that were committed and never called. `placed` has the jobs of each partition in order; all
+/// offsets are there.
 pub(crate) fn lost(calls: &[Call], placed: &[Vec<u32>], committed: &[Option<i64>]) -> usize {
     let called: HashSet<u32> = calls.iter().map(|call| call.job).collect();
     let of_partition = |(jobs, committed): (&Vec<u32>, &Option<i64>)| {
-        let settled = usize::try_from(committed.unwrap_or_default()).unwrap_or_default().min(jobs.len());
+        let settled =
+            usize::try_from(committed.unwrap_or_default()).unwrap_or_default().min(jobs.len());
         jobs[..settled].iter().filter(|job| !called.contains(job)).count()
     };
     placed.iter().zip(committed).map(of_partition).sum()
 }
 
-/// Pairs of calls of one key that were under way at once, or began in another order than they were written. Only first
-/// calls count: a repeat is another matter.
+/// Pairs of calls of one key that were under way at once, or began in another order than they were
+/// written. Only first calls count: a repeat is another matter.
 pub(crate) fn out_of_order(calls: &[Call], key: impl Fn(u32) -> u32) -> usize {
     let mut first: HashMap<u32, Call> = HashMap::new();
     for call in calls {
@@ -80,7 +82,8 @@ pub(crate) struct Stop {
     pub(crate) moved: usize,
 }
 
-/// Looks at the time from `at` to `to` beside as long a time before. `partition` says where a job is.
+/// Looks at the time from `at` to `to` beside as long a time before. `partition` says where a job
+/// is.
 pub(crate) fn stop(calls: &[Call], at: u64, to: u64, partition: impl Fn(u32) -> i32) -> Stop {
     let before = at - (to - at);
     let owner = |from: u64, to: u64| -> HashMap<i32, u32> {

@@ -48,7 +48,8 @@ impl About {
         }
     }
 
-    /// What profiles and figures say, or what we think where a text says so. A reason has to be looked at again when the worker changes.
+    /// What profiles and figures say, or what we think where a text says so. A reason has to be
+    /// looked at again when the worker changes.
     fn why(self) -> Option<&'static str> {
         Some(match self {
             Self::Ceiling => {
@@ -105,7 +106,14 @@ pub(crate) fn all(summary: &Summary, micro: &[Micro]) -> Vec<Goal> {
             if let (Some(ours), Some(ceiling)) = (ours, ceiling) {
                 let text = format!("jobs/s of the ceiling's at {} ms", service / 1000);
                 let about = About::throughput(order, service);
-                goals.push(goal(about, &text, order, Want::AtLeast(least), "of it", ours / ceiling));
+                goals.push(goal(
+                    about,
+                    &text,
+                    order,
+                    Want::AtLeast(least),
+                    "of it",
+                    ours / ceiling,
+                ));
             }
         }
     }
@@ -118,22 +126,36 @@ pub(crate) fn all(summary: &Summary, micro: &[Micro]) -> Vec<Goal> {
     ] {
         for service in [0, 1_000] {
             let figure = "jobs_per_cpu_s";
-            if let (Some(theirs), Some(our)) = (usual(peer, service, figure), usual(ours, service, figure)) {
-                let text = format!("jobs per CPU second, times those of {peer}, at {} ms", service / 1000);
-                goals.push(goal(About::Cpu, &text, ours, Want::AtLeast(least), "times", our / theirs));
+            if let (Some(theirs), Some(our)) =
+                (usual(peer, service, figure), usual(ours, service, figure))
+            {
+                let text =
+                    format!("jobs per CPU second, times those of {peer}, at {} ms", service / 1000);
+                goals.push(goal(
+                    About::Cpu,
+                    &text,
+                    ours,
+                    Want::AtLeast(least),
+                    "times",
+                    our / theirs,
+                ));
             }
         }
     }
-    let mut of = |about, scenario, contestant: &str, service, figure: &str, text: &str, want, unit| {
-        if let Some(found) = summary.usual(scenario, contestant, service, figure) {
-            goals.push(goal(about, text, contestant, want, unit, found.median));
-        }
-    };
+    let mut of =
+        |about, scenario, contestant: &str, service, figure: &str, text: &str, want, unit| {
+            if let Some(found) = summary.usual(scenario, contestant, service, figure) {
+                goals.push(goal(about, text, contestant, want, unit, found.median));
+            }
+        };
     for service in [10_000, 1_000] {
         for contestant in ["fleet-key", "fleet-unordered"] {
             for (figure, most) in [("p50", 5.0), ("p99", 25.0)] {
                 let name = format!("added_to_terminal_{figure}_ms");
-                let text = format!("added latency to the terminal event, {figure}, at {} ms", service / 1000);
+                let text = format!(
+                    "added latency to the terminal event, {figure}, at {} ms",
+                    service / 1000
+                );
                 of(
                     About::Latency,
                     Scenario::Latency,
@@ -186,23 +208,43 @@ pub(crate) fn all(summary: &Summary, micro: &[Micro]) -> Vec<Goal> {
     goals
 }
 
-/// How much of a difference still counts as flat. The goal does not say, so it is our own limit; timings here differ by a third from run to run.
+/// How much of a difference still counts as flat. The goal does not say, so it is our own limit;
+/// timings here differ by a third from run to run.
 const FLAT: f64 = 2.0;
 
-/// The slowest of all settings that the engine is measured in counts, and how much slower it is than the fastest.
+/// The slowest of all settings that the engine is measured in counts, and how much slower it is
+/// than the fastest.
 fn engine(micro: &[Micro]) -> Vec<Goal> {
     let mut goals = Vec::new();
     for group in ["in flight", "partitions"] {
         for order in ["key", "unordered", "partition"] {
             let prefix = format!("{group}/{order}/");
             let of_order: Vec<_> = micro.iter().filter(|one| one.id.starts_with(&prefix)).collect();
-            let Some(slowest) = of_order.iter().max_by(|a, b| a.ns.total_cmp(&b.ns)) else { continue };
+            let Some(slowest) = of_order.iter().max_by(|a, b| a.ns.total_cmp(&b.ns)) else {
+                continue;
+            };
             let fastest = of_order.iter().map(|one| one.ns).fold(f64::INFINITY, f64::min);
             let at = micro::trailing(slowest.id.rsplit('/').next().unwrap_or_default());
             let text = format!("engine, events/s on one core, slowest by {group} (at {at})");
-            goals.push(goal(About::Engine, &text, order, Want::AtLeast(1e6), "events/s", 1e9 / slowest.ns));
-            let text = format!("engine, cost per event by {group}, slowest to fastest (the limit is ours)");
-            goals.push(goal(About::Engine, &text, order, Want::AtMost(FLAT), "times", slowest.ns / fastest));
+            goals.push(goal(
+                About::Engine,
+                &text,
+                order,
+                Want::AtLeast(1e6),
+                "events/s",
+                1e9 / slowest.ns,
+            ));
+            let text = format!(
+                "engine, cost per event by {group}, slowest to fastest (the limit is ours)"
+            );
+            goals.push(goal(
+                About::Engine,
+                &text,
+                order,
+                Want::AtMost(FLAT),
+                "times",
+                slowest.ns / fastest,
+            ));
         }
     }
     goals
@@ -237,8 +279,9 @@ mod tests {
             run("fleet-key", 1_000, "first_call_ms", 3500.0),
         ];
         let micro = ["in flight/key/1", "in flight/key/100"].into_iter().zip([200.0, 1100.0]);
-        let micro: Vec<_> =
-            micro.map(|(id, ns)| Micro { id: id.to_owned(), ns, low: ns, high: ns, samples: 10 }).collect();
+        let micro: Vec<_> = micro
+            .map(|(id, ns)| Micro { id: id.to_owned(), ns, low: ns, high: ns, samples: 10 })
+            .collect();
         let goals = all(&Summary::of(&runs), &micro);
         let met: Vec<_> = goals.iter().map(|goal| (goal.of.as_str(), goal.is_met)).collect();
         let expected = [
@@ -250,6 +293,9 @@ mod tests {
         ];
         assert_eq!(met, expected);
         assert!((goals[4].measured - 5.5).abs() < 1e-9);
-        assert!(goals.iter().all(|goal| goal.is_met <= goal.why.is_none()), "what is met needs no reason");
+        assert!(
+            goals.iter().all(|goal| goal.is_met <= goal.why.is_none()),
+            "what is met needs no reason"
+        );
     }
 }

@@ -1,5 +1,6 @@
-//! An open loop: jobs are sent when their time has come, whatever has become of those before, and every time is counted
-//! from when a job was meant to be sent. So a contestant that falls behind can't hide it by being sent less.
+//! An open loop: jobs are sent when their time has come, whatever has become of those before, and
+//! every time is counted from when a job was meant to be sent. So a contestant that falls behind
+//! can't hide it by being sent less.
 
 use std::{
     collections::HashMap,
@@ -108,7 +109,11 @@ impl Live {
 
 impl Sent {
     /// Waits until all jobs were called and have ended; when each has, where there are events.
-    pub(crate) fn wait(&mut self, machine: &Machine, goes_on: impl FnMut() -> bool) -> HashMap<u32, u64> {
+    pub(crate) fn wait(
+        &mut self,
+        machine: &Machine,
+        goes_on: impl FnMut() -> bool,
+    ) -> HashMap<u32, u64> {
         machine.wait_for_calls(self.intended.len(), REST, goes_on);
         self.listener.take().map(Listener::stop).unwrap_or_default()
     }
@@ -124,7 +129,8 @@ impl Sent {
         for call in calls {
             first.entry(call.job).or_insert(*call);
         }
-        let (mut answer, mut added, mut terminal, mut added_terminal) = (vec![], vec![], vec![], vec![]);
+        let (mut answer, mut added, mut terminal, mut added_terminal) =
+            (vec![], vec![], vec![], vec![]);
         let mut missing = 0;
         for (n, intended) in self.intended.iter().enumerate().skip(self.counts_from) {
             let n = u32::try_from(n).unwrap_or(u32::MAX);
@@ -153,7 +159,8 @@ impl Sent {
             values.sort_by(f64::total_cmp);
             for (suffix, share) in [("p50", 0.5), ("p99", 0.99), ("p999", 0.999)] {
                 if !values.is_empty() {
-                    figures.insert(format!("{name}_{suffix}_ms"), figures::quantile(&values, share));
+                    figures
+                        .insert(format!("{name}_{suffix}_ms"), figures::quantile(&values, share));
                 }
             }
         }
@@ -171,7 +178,9 @@ impl Listener {
             .expect("a consumer");
         let mut assignment = TopicPartitionList::new();
         for partition in 0..topics::partitions(brokers, &events) {
-            assignment.add_partition_offset(&events, partition, Offset::Beginning).expect("a partition");
+            assignment
+                .add_partition_offset(&events, partition, Offset::Beginning)
+                .expect("a partition");
         }
         consumer.assign(&assignment).expect("an assignment");
         let enough = Arc::new(AtomicBool::new(false));

@@ -63,13 +63,19 @@ impl Machine {
         command.args(["stub", "--ready-file"]).arg(&ready);
         let mut stub = Process::start("stub", &directory, command);
         let port = stub.until("the port", START, || fs::read_to_string(&ready).ok());
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+        let runtime =
+            tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
         let client = reqwest::Client::builder().tls_certs_only([]).build().expect("an HTTP client");
         let url = format!("http://127.0.0.1:{port}");
-        // The broker makes its topic of groups when the first one comes, which would count as somebody's start.
+        // The broker makes its topic of groups when the first one comes, which would count as
+        // somebody's start.
         let settings = Settings::new(&cluster.brokers);
-        let first =
-            [TopicSpec { name: "bench-first".to_owned(), partitions: 1, replication: 1, properties: vec![] }];
+        let first = [TopicSpec {
+            name: "bench-first".to_owned(),
+            partitions: 1,
+            replication: 1,
+            properties: vec![],
+        }];
         runtime.block_on(admin::create_topics(&settings, &first)).expect("a topic");
         wait::until("the topic of groups", START, || {
             let found = admin::group_positions(&settings, "bench-first", "bench-first", START);
@@ -80,7 +86,9 @@ impl Machine {
 
     /// The topic with at least so many jobs; filled when it is first asked for.
     pub(crate) fn topic(&mut self, partitions: i32, bytes: usize, jobs: u32) -> Filled {
-        if let Some(filled) = self.filled.get(&(partitions, bytes)).filter(|filled| filled.jobs >= jobs) {
+        if let Some(filled) =
+            self.filled.get(&(partitions, bytes)).filter(|filled| filled.jobs >= jobs)
+        {
             return filled.clone();
         }
         let topic = bins::unique(&format!("bench-{partitions}p-{bytes}b"));
@@ -156,8 +164,8 @@ pub(crate) fn producer(brokers: &str, linger_ms: &str) -> ThreadedProducer<Defau
     ClientConfig::new()
         .set("bootstrap.servers", brokers)
         .set("linger.ms", linger_ms)
-        // The default of Java's producer, which most topics are filled with. librdkafka's is a million, and whoever reads
-        // one record of a batch is sent all of it.
+        // The default of Java's producer, which most topics are filled with. librdkafka's is a
+        // million, and whoever reads one record of a batch is sent all of it.
         .set("batch.size", "16384")
         .set("enable.idempotence", "true")
         .create()

@@ -1,8 +1,9 @@
 //! What a job costs, beside the ceiling, the floor, and what people would use instead.
 //!
-//! `scripts/bench` sets up what is needed and calls `fleet-bench run`. The driver starts a broker, a stub of an MCP
-//! server and one contestant after the other, and computes every figure from the stub's log of calls, so that all are
-//! measured by the same clock and in the same way. See bench/README.md.
+//! `scripts/bench` sets up what is needed and calls `fleet-bench run`. The driver starts a broker,
+//! a stub of an MCP server and one contestant after the other, and computes every figure from the
+//! stub's log of calls, so that all are measured by the same clock and in the same way. See
+//! bench/README.md.
 
 #![expect(clippy::expect_used, reason = "a panic is the report of a benchmark that can't go on")]
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "the report of a benchmark")]

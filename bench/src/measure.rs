@@ -17,7 +17,8 @@ pub(crate) struct Usage {
 /// Looks at all processes of a group; contestants lead groups of their own.
 pub(crate) fn group(leader: u32) -> Usage {
     let Ok(entries) = fs::read_dir("/proc") else { return Usage::default() };
-    let pids = entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
+    let pids =
+        entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
     let mut usage = Usage::default();
     for pid in pids {
         let Some(stat) = read_stat(pid).filter(|stat| stat.group == leader) else { continue };

@@ -13,7 +13,8 @@ use serde_json::Value;
 pub(crate) struct Micro {
     /// As criterion calls it: group, function, parameter.
     pub(crate) id: String,
-    /// The mean time for one event, one record or one byte count as the benchmark counts them, in ns.
+    /// The mean time for one event, one record or one byte count as the benchmark counts them, in
+    /// ns.
     pub(crate) ns: f64,
     /// The bounds of its 95 % confidence interval.
     pub(crate) low: f64,
@@ -42,7 +43,8 @@ fn walk(directory: &Path, found: &mut Vec<Micro>) {
 }
 
 fn one(directory: &Path) -> Option<Micro> {
-    let read = |name: &str| serde_json::from_slice::<Value>(&fs::read(directory.join(name)).ok()?).ok();
+    let read =
+        |name: &str| serde_json::from_slice::<Value>(&fs::read(directory.join(name)).ok()?).ok();
     parse(&read("benchmark.json")?, &read("estimates.json")?, &read("sample.json")?)
 }
 
@@ -63,7 +65,9 @@ fn parse(benchmark: &Value, estimates: &Value, sample: &Value) -> Option<Micro> 
 /// A name to sort by, in which 9 comes before 10.
 fn natural(id: &str) -> Vec<(String, u64)> {
     id.split('/')
-        .map(|part| (part.trim_end_matches(|c: char| c.is_ascii_digit()).to_owned(), trailing(part)))
+        .map(|part| {
+            (part.trim_end_matches(|c: char| c.is_ascii_digit()).to_owned(), trailing(part))
+        })
         .collect()
 }
 
@@ -85,8 +89,13 @@ mod tests {
         let estimates = json!({"mean": {"point_estimate": 800.0,
             "confidence_interval": {"lower_bound": 400.0, "upper_bound": 1200.0}}});
         let sample = json!({"times": [1.0, 2.0, 3.0]});
-        let expected =
-            Micro { id: "in flight/key/1000".to_owned(), ns: 200.0, low: 100.0, high: 300.0, samples: 3 };
+        let expected = Micro {
+            id: "in flight/key/1000".to_owned(),
+            ns: 200.0,
+            low: 100.0,
+            high: 300.0,
+            samples: 3,
+        };
         assert_eq!(parse(&benchmark, &estimates, &sample), Some(expected));
         assert_eq!(parse(&json!({}), &estimates, &sample), None);
     }

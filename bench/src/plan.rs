@@ -1,6 +1,7 @@
 //! What is measured, in which order.
 //!
-//! All cells are run once before any is run again, so that a slow quarter of an hour of the machine falls on all of them.
+//! All cells are run once before any is run again, so that a slow quarter of an hour of the machine
+//! falls on all of them.
 
 use std::{
     collections::BTreeMap,
@@ -50,8 +51,9 @@ pub(crate) const SERVICES: [u64; 4] = [0, 1_000, 10_000, 100_000];
 /// A slow job takes so long, in µs.
 pub(crate) const SLOW: u64 = 100_000;
 
-/// The longest service time that still tells something of a contestant. With longer ones those that are held back by
-/// their order within partitions, or by what they cost themselves, differ by that and by nothing else.
+/// The longest service time that still tells something of a contestant. With longer ones those that
+/// are held back by their order within partitions, or by what they cost themselves, differ by that
+/// and by nothing else.
 fn longest(contestant: &str) -> u64 {
     match contestant {
         "celery" => 1_000,
@@ -92,7 +94,8 @@ fn cells(contestants: &[Contestant]) -> Vec<(Cell, &Contestant)> {
     for contestant in best.into_iter().chain(["ceiling", "benthos", "bento"]) {
         add(Scenario::Throughput, contestant, &|cell| cell.bytes = 10_000);
     }
-    for contestant in best.into_iter().chain(["fleet-partition", "parallel-consumer-key", "floor"]) {
+    for contestant in best.into_iter().chain(["fleet-partition", "parallel-consumer-key", "floor"])
+    {
         add(Scenario::Throughput, contestant, &|cell| cell.slow_us = SLOW);
     }
     for service_us in [10_000, 1_000] {
@@ -153,7 +156,9 @@ pub(crate) fn run(args: &Args) {
                 "repeats",
                 "lost",
             ];
-            let shown = main.into_iter().filter_map(|name| Some(format!("{name} {:.3}", figures.get(name)?)));
+            let shown = main
+                .into_iter()
+                .filter_map(|name| Some(format!("{name} {:.3}", figures.get(name)?)));
             eprintln!("         {}", shown.collect::<Vec<_>>().join(", "));
             let run = Run { cell: cell.clone(), figures };
             runs::append(&args.directories.runs_file, &run);
@@ -177,7 +182,8 @@ fn measure(
         Scenario::Memory => scenarios::memory(machine, contestant, cell),
         Scenario::Rebalance => scenarios::rebalance(machine, contestant, cell),
         Scenario::Latency => {
-            let rate = half_load(cell, runs).expect("the throughput of the same contestant, measured before");
+            let rate = half_load(cell, runs)
+                .expect("the throughput of the same contestant, measured before");
             scenarios::latency(machine, contestant, cell, rate)
         }
     });
@@ -189,6 +195,7 @@ fn measure(
 fn half_load(cell: &Cell, runs: &[Run]) -> Option<f64> {
     let same = Cell { scenario: Scenario::Throughput, ..cell.clone() };
     let of_same = runs.iter().filter(|run| run.cell == same);
-    let rates: Vec<f64> = of_same.filter_map(|run| run.figures.get("jobs_per_s").copied()).collect();
+    let rates: Vec<f64> =
+        of_same.filter_map(|run| run.figures.get("jobs_per_s").copied()).collect();
     (!rates.is_empty()).then(|| figures::median(&rates) / 2.0)
 }

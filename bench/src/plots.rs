@@ -31,7 +31,8 @@ type Drawn = Result<(), Box<dyn std::error::Error>>;
 pub(crate) fn bars(path: &Path, title: &str, groups: &[String], series: &[Series]) -> Drawn {
     let values = || series.iter().flat_map(|one| one.values.iter().flatten());
     let top = values().map(|(_, _, high)| *high).fold(f64::MIN_POSITIVE, f64::max) * 1.5;
-    let bottom = values().map(|(_, low, _)| *low).filter(|low| *low > 0.0).fold(top, f64::min) / 2.0;
+    let bottom =
+        values().map(|(_, low, _)| *low).filter(|low| *low > 0.0).fold(top, f64::min) / 2.0;
     let root = SVGBackend::new(path, SIZE).into_drawing_area();
     root.fill(&WHITE)?;
     let mut chart = ChartBuilder::on(&root)
@@ -55,7 +56,8 @@ pub(crate) fn bars(path: &Path, title: &str, groups: &[String], series: &[Series
     for (index, one) in series.iter().enumerate() {
         let colour = COLOURS[index % COLOURS.len()];
         let left = |group: usize| group as f64 + 0.05 + index as f64 * width;
-        let present = one.values.iter().enumerate().filter_map(|(group, value)| Some((group, (*value)?)));
+        let present =
+            one.values.iter().enumerate().filter_map(|(group, value)| Some((group, (*value)?)));
         let present: Vec<_> = present.collect();
         chart
             .draw_series(present.iter().map(|(group, (median, ..))| {
@@ -81,7 +83,12 @@ pub(crate) fn bars(path: &Path, title: &str, groups: &[String], series: &[Series
 }
 
 /// Lines over a number that grows tenfold, on logarithmic scales.
-pub(crate) fn lines(path: &Path, title: &str, what: &str, series: &[(String, Vec<(f64, f64)>)]) -> Drawn {
+pub(crate) fn lines(
+    path: &Path,
+    title: &str,
+    what: &str,
+    series: &[(String, Vec<(f64, f64)>)],
+) -> Drawn {
     let points = || series.iter().flat_map(|(_, points)| points.iter());
     let right = points().map(|(x, _)| *x).fold(1.0, f64::max) * 1.2;
     let top = points().map(|(_, y)| *y).fold(1000.0, f64::max) * 2.0;
@@ -98,7 +105,9 @@ pub(crate) fn lines(path: &Path, title: &str, what: &str, series: &[(String, Vec
     for (index, (name, points)) in series.iter().enumerate() {
         let colour = COLOURS[(index + 2) % COLOURS.len()];
         chart
-            .draw_series(LineSeries::new(points.iter().copied(), colour.stroke_width(2)).point_size(3))?
+            .draw_series(
+                LineSeries::new(points.iter().copied(), colour.stroke_width(2)).point_size(3),
+            )?
             .label(name)
             .legend(move |(x, y)| PathElement::new([(x, y), (x + 14, y)], colour.stroke_width(2)));
     }

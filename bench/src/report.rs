@@ -134,7 +134,8 @@ fn page(summary: &Summary, goals: &[Goal], micro: &[Micro], peers: &[Peer]) -> S
     text.push_str(&goals_table(goals));
     text.push_str("\n## A backlog that does not end\n\n![jobs per second](throughput.svg)\n\n![CPU seconds per 1000 jobs](cpu.svg)\n");
     for service in SERVICES {
-        let usual = summary.cells(Scenario::Throughput, |cell| cell.is_usual() && cell.service_us == service);
+        let usual = summary
+            .cells(Scenario::Throughput, |cell| cell.is_usual() && cell.service_us == service);
         let title = format!("A call takes {} ms", service / 1000);
         text.push_str(&table(summary, &title, usual, &THROUGHPUT, true));
     }
@@ -172,7 +173,8 @@ fn unrest(summary: &Summary) -> Option<f64> {
 }
 
 fn goals_table(goals: &[Goal]) -> String {
-    let mut text = String::from("\n## Goals\n\n| goal | of | wanted | measured | |\n|---|---|---|---|---|\n");
+    let mut text =
+        String::from("\n## Goals\n\n| goal | of | wanted | measured | |\n|---|---|---|---|---|\n");
     for goal in goals {
         let verdict = if goal.is_met {
             "met".to_owned()
@@ -182,7 +184,10 @@ fn goals_table(goals: &[Goal]) -> String {
         let (wanted, measured) = (number(goal.wanted, 2), number(goal.measured, 2));
         add(
             &mut text,
-            &format!("| {} | {} | {wanted} {} | {measured} | {verdict} |\n", goal.goal, goal.of, goal.unit),
+            &format!(
+                "| {} | {} | {wanted} {} | {measured} | {verdict} |\n",
+                goal.goal, goal.of, goal.unit
+            ),
         );
     }
     text.push_str(&reasons(goals));
@@ -209,7 +214,8 @@ fn reasons(goals: &[Goal]) -> String {
     text
 }
 
-/// One line per cell. `has_ceiling` adds how much of the ceiling's throughput it is, where that was measured.
+/// One line per cell. `has_ceiling` adds how much of the ceiling's throughput it is, where that was
+/// measured.
 fn table(
     summary: &Summary,
     title: &str,
@@ -237,7 +243,9 @@ fn table(
         row.push(summary.runs(cell).to_string());
         for (_, figure, decimals) in columns {
             row.push(
-                summary.get(cell, figure).map_or_else(|| "–".to_owned(), |spread| shown(spread, *decimals)),
+                summary
+                    .get(cell, figure)
+                    .map_or_else(|| "–".to_owned(), |spread| shown(spread, *decimals)),
             );
         }
         if let (Some(ceiling), Some(rate)) = (ceiling, summary.get(cell, "jobs_per_s")) {
@@ -269,7 +277,11 @@ fn peers_list(peers: &[Peer]) -> String {
         let line = if peer.ready {
             format!("- {} {}\n", peer.name, peer.version)
         } else {
-            format!("- {}: did not take part. {}\n", peer.name, peer.reason.as_deref().unwrap_or_default())
+            format!(
+                "- {}: did not take part. {}\n",
+                peer.name,
+                peer.reason.as_deref().unwrap_or_default()
+            )
         };
         text.push_str(&line);
     }
@@ -277,14 +289,16 @@ fn peers_list(peers: &[Peer]) -> String {
 }
 
 fn shown(spread: Spread, decimals: usize) -> String {
-    let [median, low, high] = [spread.median, spread.low, spread.high].map(|value| number(value, decimals));
+    let [median, low, high] =
+        [spread.median, spread.low, spread.high].map(|value| number(value, decimals));
     if low == high { median } else { format!("{median} ({low}–{high})") }
 }
 
 /// A number with thousands set apart.
 fn number(value: f64, decimals: usize) -> String {
     let text = format!("{value:.decimals$}");
-    let (whole, fraction) = text.split_once('.').map_or((&*text, None), |(whole, rest)| (whole, Some(rest)));
+    let (whole, fraction) =
+        text.split_once('.').map_or((&*text, None), |(whole, rest)| (whole, Some(rest)));
     let mut grouped = String::new();
     for (index, digit) in whole.chars().enumerate() {
         let left = whole.len() - index;
@@ -304,28 +318,45 @@ fn add(text: &mut String, more: &str) {
     write!(text, "{more}").unwrap_or_default();
 }
 
-fn draw(directory: &Path, summary: &Summary, micro: &[Micro]) -> Result<(), Box<dyn std::error::Error>> {
-    let groups: Vec<String> = SERVICES.iter().map(|service| format!("{} ms", service / 1000)).collect();
+fn draw(
+    directory: &Path,
+    summary: &Summary,
+    micro: &[Micro],
+) -> Result<(), Box<dyn std::error::Error>> {
+    let groups: Vec<String> =
+        SERVICES.iter().map(|service| format!("{} ms", service / 1000)).collect();
     let of = |figure: &str| -> Vec<Series> {
         let series = ORDER.iter().map(|name| Series {
             name: (*name).to_owned(),
             values: SERVICES
                 .iter()
-                .map(|service| Some(summary.usual(Scenario::Throughput, name, *service, figure)?.triple()))
+                .map(|service| {
+                    Some(summary.usual(Scenario::Throughput, name, *service, figure)?.triple())
+                })
                 .collect(),
         });
         series.filter(|one| one.values.iter().any(Option::is_some)).collect()
     };
     for (file, title, figure) in [
-        ("throughput.svg", "Jobs per second, by how long a call takes (16 in flight)", "jobs_per_s"),
-        ("cpu.svg", "CPU seconds of the worker per 1000 jobs, by how long a call takes", "cpu_s_per_1000"),
+        (
+            "throughput.svg",
+            "Jobs per second, by how long a call takes (16 in flight)",
+            "jobs_per_s",
+        ),
+        (
+            "cpu.svg",
+            "CPU seconds of the worker per 1000 jobs, by how long a call takes",
+            "cpu_s_per_1000",
+        ),
     ] {
         let series = of(figure);
         if !series.is_empty() {
             plots::bars(&directory.join(file), title, &groups, &series)?;
         }
     }
-    for (file, group) in [("engine-in-flight.svg", "in flight"), ("engine-partitions.svg", "partitions")] {
+    for (file, group) in
+        [("engine-in-flight.svg", "in flight"), ("engine-partitions.svg", "partitions")]
+    {
         let series = ["key", "unordered", "partition"].into_iter().filter_map(|order| {
             let prefix = format!("{group}/{order}/");
             let points = micro.iter().filter_map(|one| {

@@ -1,4 +1,5 @@
-//! What was measured, one line of JSON per run, so that a series that was cut off goes on where it was.
+//! What was measured, one line of JSON per run, so that a series that was cut off goes on where it
+//! was.
 
 use std::{
     collections::BTreeMap,
@@ -18,7 +19,8 @@ use crate::plan;
 pub(crate) enum Scenario {
     /// A backlog that does not end, for some seconds.
     Throughput,
-    /// Arrivals at half of the throughput, measured from the time at which each was meant to be sent.
+    /// Arrivals at half of the throughput, measured from the time at which each was meant to be
+    /// sent.
     Latency,
     /// A backlog from its first job to its last.
     Drain,
@@ -42,11 +44,14 @@ pub(crate) struct Cell {
 }
 
 impl Cell {
-    /// Nothing but the contestant and the service time is varied. Memory is asked for with more in flight.
+    /// Nothing but the contestant and the service time is varied. Memory is asked for with more in
+    /// flight.
     pub(crate) fn is_usual(&self) -> bool {
-        let concurrency = if self.scenario == Scenario::Memory { plan::MANY } else { plan::CONCURRENCY };
+        let concurrency =
+            if self.scenario == Scenario::Memory { plan::MANY } else { plan::CONCURRENCY };
         self.slow_us == 0
-            && (self.bytes, self.partitions, self.concurrency) == (plan::BYTES, plan::PARTITIONS, concurrency)
+            && (self.bytes, self.partitions, self.concurrency)
+                == (plan::BYTES, plan::PARTITIONS, concurrency)
     }
 }
 

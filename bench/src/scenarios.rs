@@ -1,4 +1,5 @@
-//! The scenarios: each starts contestants, lets them work, stops them, and reads the figures off the log of calls.
+//! The scenarios: each starts contestants, lets them work, stops them, and reads the figures off
+//! the log of calls.
 
 use std::{
     collections::BTreeMap,
@@ -96,7 +97,12 @@ impl Running {
     }
 
     /// Ends it, and counts what it has committed without calling and called more than once.
-    fn end(&mut self, machine: &Machine, contestant: &Contestant, figures: &mut Figures) -> Vec<Call> {
+    fn end(
+        &mut self,
+        machine: &Machine,
+        contestant: &Contestant,
+        figures: &mut Figures,
+    ) -> Vec<Call> {
         figures.insert("peak_rss_mib".to_owned(), measure::group(self.process.pid()).peak_rss);
         let begin = Instant::now();
         self.process.stop(END);
@@ -112,7 +118,8 @@ impl Running {
             let Filled { topic, workload, jobs } = &self.filled;
             let placed = workload.placed(*jobs);
             let brokers = &machine.cluster.brokers;
-            let committed = topics::committed(brokers, &self.place.group, topic, workload.partitions);
+            let committed =
+                topics::committed(brokers, &self.place.group, topic, workload.partitions);
             figures.insert("lost".to_owned(), figures::lost(&calls, &placed, &committed) as f64);
             let order = figures::out_of_order(&calls, |job| workload.key(job));
             figures.insert("out_of_order".to_owned(), order as f64);
@@ -196,7 +203,8 @@ pub(crate) fn rebalance(machine: &mut Machine, contestant: &Contestant, cell: &C
     let calls = first.end(machine, contestant, &mut figures);
     let span = u64::try_from(REBALANCE.as_micros()).unwrap_or(u64::MAX);
     let workload = &first.filled.workload;
-    let stop = figures::stop(&calls, joined, joined + span, |job| workload.partition(workload.key(job)));
+    let stop =
+        figures::stop(&calls, joined, joined + span, |job| workload.partition(workload.key(job)));
     figures.insert("rebalance_stop_ms".to_owned(), stop.worker_ms);
     figures.insert("longest_pause_before_ms".to_owned(), stop.before_ms);
     figures.insert("partitions_kept".to_owned(), stop.kept as f64);
@@ -205,7 +213,12 @@ pub(crate) fn rebalance(machine: &mut Machine, contestant: &Contestant, cell: &C
 }
 
 /// Arrivals at `rate` a second.
-pub(crate) fn latency(machine: &mut Machine, contestant: &Contestant, cell: &Cell, rate: f64) -> Figures {
+pub(crate) fn latency(
+    machine: &mut Machine,
+    contestant: &Contestant,
+    cell: &Cell,
+    rate: f64,
+) -> Figures {
     let topic = bins::unique("bench-live");
     machine.create(&topic, cell.partitions);
     let place = place(machine, cell, &topic, 1);
@@ -213,9 +226,12 @@ pub(crate) fn latency(machine: &mut Machine, contestant: &Contestant, cell: &Cel
     let live = Live::new(cell.partitions, cell.bytes, rate);
     let mut figures = Figures::new();
     figures.insert("rate_per_s".to_owned(), rate);
-    let mut process = Process::start(&contestant.name, &machine.directory, contestant.command(&place));
-    // It reads from the beginning, so what is written before it has joined is only late, and before the window.
-    let mut sent = live.send(&place.brokers, &topic, contestant.is_fleet(), || machine.stats().calls > 0);
+    let mut process =
+        Process::start(&contestant.name, &machine.directory, contestant.command(&place));
+    // It reads from the beginning, so what is written before it has joined is only late, and before
+    // the window.
+    let mut sent =
+        live.send(&place.brokers, &topic, contestant.is_fleet(), || machine.stats().calls > 0);
     let ended = sent.wait(machine, || process.is_running());
     figures.insert("peak_rss_mib".to_owned(), measure::group(process.pid()).peak_rss);
     process.stop(END);

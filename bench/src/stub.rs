@@ -1,7 +1,8 @@
 //! The handler that all contestants call: an MCP server with one tool that takes a set time.
 //!
-//! It does as little as it can, since it shares the machine's cores with whoever is measured. A POST to `/w/<n>/mcp`
-//! speaks JSON-RPC; one to `/w/<n>/job` takes a job's envelope as it is. `<n>` says which worker calls.
+//! It does as little as it can, since it shares the machine's cores with whoever is measured. A
+//! POST to `/w/<n>/mcp` speaks JSON-RPC; one to `/w/<n>/job` takes a job's envelope as it is. `<n>`
+//! says which worker calls.
 
 use std::{
     convert::Infallible,
@@ -94,7 +95,8 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 pub(crate) fn run(args: &Args) {
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().expect("a runtime");
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().enable_all().build().expect("a runtime");
     runtime.block_on(async {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("a free port");
         let address: SocketAddr = listener.local_addr().expect("the port's number");
@@ -119,7 +121,10 @@ pub(crate) fn run(args: &Args) {
     });
 }
 
-async fn answer(state: Arc<State>, request: Request<Incoming>) -> Result<Response<Full<Bytes>>, Infallible> {
+async fn answer(
+    state: Arc<State>,
+    request: Request<Incoming>,
+) -> Result<Response<Full<Bytes>>, Infallible> {
     let path = request.uri().path().to_owned();
     let body = match (request.method(), path.as_str()) {
         (&Method::GET, "/stats") => serde_json::to_vec(&stats(&state)).unwrap_or_default(),
@@ -155,8 +160,10 @@ async fn call(state: &State, path: &str, body: &[u8]) -> Vec<u8> {
     let begin = calls::now();
     let id = id_of(body);
     let Some(job) = workload::number_in(body) else { return handshake(id, body) };
-    let worker =
-        path.strip_prefix("/w/").and_then(|rest| rest.split('/').next()?.parse().ok()).unwrap_or_default();
+    let worker = path
+        .strip_prefix("/w/")
+        .and_then(|rest| rest.split('/').next()?.parse().ok())
+        .unwrap_or_default();
     let _present = Present::enter(state);
     let service = lock(&state.service).of(job);
     if !service.is_zero() {
@@ -166,7 +173,8 @@ async fn call(state: &State, path: &str, body: &[u8]) -> Vec<u8> {
     workload::response(id).into_bytes()
 }
 
-/// The id of a JSON-RPC request as it stands there; our own client and the bare one write it second.
+/// The id of a JSON-RPC request as it stands there; our own client and the bare one write it
+/// second.
 fn id_of(body: &[u8]) -> &str {
     const MARK: &[u8] = br#"{"jsonrpc":"2.0","id":"#;
     let rest = body.strip_prefix(MARK).unwrap_or_default();

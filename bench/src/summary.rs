@@ -54,7 +54,13 @@ impl Summary {
 
     /// How often a cell was run.
     pub(crate) fn runs(&self, cell: &Cell) -> usize {
-        self.0.get(cell).into_iter().flatten().map(|(_, spread)| spread.runs).max().unwrap_or_default()
+        self.0
+            .get(cell)
+            .into_iter()
+            .flatten()
+            .map(|(_, spread)| spread.runs)
+            .max()
+            .unwrap_or_default()
     }
 
     pub(crate) fn get(&self, cell: &Cell, figure: &str) -> Option<Spread> {
@@ -74,8 +80,9 @@ impl Summary {
         service_us: u64,
         figure: &str,
     ) -> Option<Spread> {
-        let is_it =
-            |cell: &Cell| cell.contestant == contestant && cell.service_us == service_us && cell.is_usual();
+        let is_it = |cell: &Cell| {
+            cell.contestant == contestant && cell.service_us == service_us && cell.is_usual()
+        };
         self.cells(scenario, is_it).first().and_then(|cell| self.get(cell, figure))
     }
 }

@@ -4,8 +4,9 @@ use serde_json::json;
 
 /// How many keys there are.
 pub(crate) const KEYS: usize = 10_000;
-/// The exponent of Zipf's law. With it the most frequent key has 3.7 % of the jobs: as many as one job at a time can do
-/// beside fifteen others, so that order by key costs something and does not decide everything.
+/// The exponent of Zipf's law. With it the most frequent key has 3.7 % of the jobs: as many as one
+/// job at a time can do beside fifteen others, so that order by key costs something and does not
+/// decide everything.
 const EXPONENT: f64 = 0.8;
 
 /// What a topic is filled with.
@@ -36,13 +37,15 @@ impl Workload {
         u32::try_from(rank.min(KEYS - 1)).unwrap_or_default()
     }
 
-    /// The partition of a key. The ranks are mixed first, so that no partition has all the frequent ones.
+    /// The partition of a key. The ranks are mixed first, so that no partition has all the frequent
+    /// ones.
     pub(crate) fn partition(&self, key: u32) -> i32 {
         let partitions = u64::from(self.partitions.unsigned_abs().max(1));
         i32::try_from(hash(u64::from(key) ^ 0xF1EE7) % partitions).unwrap_or_default()
     }
 
-    /// The arguments of job `n`, as JSON of about [`Workload::bytes`] bytes. The text can't be compressed to nothing.
+    /// The arguments of job `n`, as JSON of about [`Workload::bytes`] bytes. The text can't be
+    /// compressed to nothing.
     pub(crate) fn arguments(&self, n: u32) -> String {
         let head = format!(r#"{{"n":{n},"text":""#);
         let mut text = head;
@@ -74,7 +77,8 @@ impl Workload {
         )
     }
 
-    /// The number of each record, by partition and offset, for the first `jobs` jobs written in order.
+    /// The number of each record, by partition and offset, for the first `jobs` jobs written in
+    /// order.
     pub(crate) fn placed(&self, jobs: u32) -> Vec<Vec<u32>> {
         let mut placed = vec![Vec::new(); usize::try_from(self.partitions).unwrap_or_default()];
         for n in 0..jobs {
@@ -149,7 +153,8 @@ mod tests {
             let workload = Workload::new(12, bytes);
             for n in [0, 7, 999_999] {
                 assert_eq!(workload.arguments(n).len(), bytes);
-                let envelope: serde_json::Value = serde_json::from_str(&workload.envelope(n)).unwrap();
+                let envelope: serde_json::Value =
+                    serde_json::from_str(&workload.envelope(n)).unwrap();
                 assert_eq!(envelope["payload"]["arguments"]["n"], n);
                 assert_eq!(number_in(workload.envelope(n).as_bytes()), Some(n));
                 assert_eq!(number_in(workload.request(n).as_bytes()), Some(n));

@@ -1,8 +1,10 @@
-//! What the gateway adds to a call: the same tool of the same HTTP server, called directly and through the gateway, in turns.
+//! What the gateway adds to a call: the same tool of the same HTTP server, called directly and
+//! through the gateway, in turns.
 //!
-//! `cargo build --release -p mcp-server && cargo bench -p fleet-tests --bench gateway`. Everything runs on loopback on one
-//! machine, so client, gateway and upstream share its cores. Every call has arguments of its own, and nothing is
-//! remembered. The client is the one that workers have; what it costs is in both figures.
+//! `cargo build --release -p mcp-server && cargo bench -p fleet-tests --bench gateway`. Everything
+//! runs on loopback on one machine, so client, gateway and upstream share its cores. Every call has
+//! arguments of its own, and nothing is remembered. The client is the one that workers have; what
+//! it costs is in both figures.
 
 #![expect(clippy::expect_used, reason = "a panic is the report of a benchmark")]
 #![expect(clippy::print_stdout, reason = "the report of a benchmark")]
@@ -44,16 +46,20 @@ fn main() {
     let (_, answer) = http::post(gateway.service.address, "/message", &request).expect("an answer");
     assert!(answer["result"]["isError"].as_bool() != Some(true), "{answer}");
 
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().expect("a runtime");
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().enable_all().build().expect("a runtime");
     let client = |server: &Standalone| {
         let url = format!("http://{}/mcp", server.service.address);
-        McpClient::new(ClientConfig::new(ClientConfig::parse_urls(&url).expect("a URL"))).expect("a client")
+        McpClient::new(ClientConfig::new(ClientConfig::parse_urls(&url).expect("a URL")))
+            .expect("a client")
     };
     let ways = [
         ("direct", client(&upstream), "test_simple_text"),
         ("gateway", client(&gateway), "up__test_simple_text"),
     ];
-    println!("| concurrency | way | calls | p50 µs | p99 µs | calls/s |\n|---|---|---|---|---|---|");
+    println!(
+        "| concurrency | way | calls | p50 µs | p99 µs | calls/s |\n|---|---|---|---|---|---|"
+    );
     for concurrency in [1, 32] {
         let mut times = [Vec::new(), Vec::new()];
         let mut elapsed = [Duration::ZERO; 2];
@@ -63,7 +69,12 @@ fn main() {
         for _ in 0..TURNS {
             for (way, (_, client, tool)) in ways.iter().enumerate() {
                 let begin = Instant::now();
-                times[way].extend(runtime.block_on(turn(client, tool, concurrency, CALLS_PER_TURN)));
+                times[way].extend(runtime.block_on(turn(
+                    client,
+                    tool,
+                    concurrency,
+                    CALLS_PER_TURN,
+                )));
                 elapsed[way] += begin.elapsed();
             }
         }

@@ -1,8 +1,10 @@
-//! A million jobs in the ledger: how long it takes to read them, what they cost in memory, and how long `GET /jobs/{id}`
-//! takes, in memory and in a file, with nothing else going on and with events coming in.
+//! A million jobs in the ledger: how long it takes to read them, what they cost in memory, and how
+//! long `GET /jobs/{id}` takes, in memory and in a file, with nothing else going on and with events
+//! coming in.
 //!
-//! `cargo build --release -p mcp-server && FLEET_BIN_DIR=target/release cargo bench -p fleet-tests --bench ledger`. Broker,
-//! server and clients share one machine. `FLEET_LEDGER_JOBS=100000` makes it that many.
+//! `cargo build --release -p mcp-server && FLEET_BIN_DIR=target/release cargo bench -p fleet-tests
+//! --bench ledger`. Broker, server and clients share one machine. `FLEET_LEDGER_JOBS=100000` makes
+//! it that many.
 
 #![expect(clippy::expect_used, reason = "a panic is the report of a benchmark")]
 #![expect(clippy::print_stdout, reason = "the report of a benchmark")]
@@ -31,7 +33,8 @@ const REQUESTS: usize = 20_000;
 const RATE: usize = 1_000;
 
 fn main() {
-    let jobs = env::var("FLEET_LEDGER_JOBS").map_or(1_000_000, |jobs| jobs.parse().expect("a number"));
+    let jobs =
+        env::var("FLEET_LEDGER_JOBS").map_or(1_000_000, |jobs| jobs.parse().expect("a number"));
     let Some(env) = Env::apache_kafka() else { return };
     let fleet = Fleet::new(env, "ledger-bench", 12);
     let events = format!("{}.events", fleet.topic);
@@ -44,12 +47,16 @@ fn main() {
     println!(
         "| ledger | start s | RSS MiB | events/s coming in | requests/s | p50 ms | p99 ms | max ms |\n|---|---|---|---|---|---|---|---|"
     );
-    let limit =
-        [("MCP_LEDGER_MAX_JOBS", (jobs + 100_000).to_string()), ("MCP_LEDGER_MAX_BYTES", "4GiB".to_owned())];
+    let limit = [
+        ("MCP_LEDGER_MAX_JOBS", (jobs + 100_000).to_string()),
+        ("MCP_LEDGER_MAX_BYTES", "4GiB".to_owned()),
+    ];
     let directory = fleet.directory.join("ledger").display().to_string();
-    for (name, data) in
-        [("memory", None), ("file, first start", Some(&directory)), ("file, again", Some(&directory))]
-    {
+    for (name, data) in [
+        ("memory", None),
+        ("file, first start", Some(&directory)),
+        ("file, again", Some(&directory)),
+    ] {
         let mut env = vec![("RUST_LOG".to_owned(), "warn".to_owned())];
         env.extend(limit.iter().map(|(name, value)| ((*name).to_owned(), value.clone())));
         env.extend(data.map(|directory| ("MCP_DATA_DIR".to_owned(), directory.clone())));
@@ -113,8 +120,9 @@ fn row(
     elapsed: Duration,
 ) {
     times.sort_unstable();
-    let at =
-        |share: f64| times[((times.len() as f64 * share) as usize).min(times.len() - 1)].as_secs_f64() * 1e3;
+    let at = |share: f64| {
+        times[((times.len() as f64 * share) as usize).min(times.len() - 1)].as_secs_f64() * 1e3
+    };
     println!(
         "| {name} | {:.1} | {} | {rate} | {:.0} | {:.2} | {:.2} | {:.1} |",
         start.as_secs_f64(),

@@ -28,7 +28,8 @@ pub fn bin(name: &str) -> PathBuf {
 fn profile_directory() -> PathBuf {
     let test = env::current_exe().expect("the test's own path");
     let deps = test.parent().expect("the directory of the test");
-    let profile = if deps.ends_with("deps") { deps.parent().expect("the profile's directory") } else { deps };
+    let profile =
+        if deps.ends_with("deps") { deps.parent().expect("the profile's directory") } else { deps };
     profile.to_path_buf()
 }
 

@@ -1,7 +1,8 @@
 //! Which Kafka a test runs on.
 //!
-//! `KAFKA_BROKERS` names a cluster to use in place of one that is started here. Without it, Apache Kafka needs Java and
-//! Maven; where they are missing the tests that need it say so loudly and pass, unless `FLEET_REQUIRE_KAFKA=1`.
+//! `KAFKA_BROKERS` names a cluster to use in place of one that is started here. Without it, Apache
+//! Kafka needs Java and Maven; where they are missing the tests that need it say so loudly and
+//! pass, unless `FLEET_REQUIRE_KAFKA=1`.
 
 use std::{fs, path::Path, process::Command, sync::OnceLock, time::Duration};
 
@@ -46,14 +47,22 @@ impl Env {
             }
             let cluster = Cluster::start(1);
             let brokers = cluster.brokers.clone();
-            Some(Self { brokers, name: "Apache Kafka", _running: Running::Cluster { _cluster: cluster } })
+            Some(Self {
+                brokers,
+                name: "Apache Kafka",
+                _running: Running::Cluster { _cluster: cluster },
+            })
         })
         .as_ref()
     }
 
     /// A cluster that a test has started itself and answers for.
     pub fn of(cluster: &Cluster) -> Self {
-        Self { brokers: cluster.brokers.clone(), name: "Apache Kafka", _running: Running::Elsewhere }
+        Self {
+            brokers: cluster.brokers.clone(),
+            name: "Apache Kafka",
+            _running: Running::Elsewhere,
+        }
     }
 
     /// The embedded broker, as a process of its own, started on first use.
@@ -63,12 +72,17 @@ impl Env {
             let directory = bins::scratch("embedded-broker");
             process::remove_at_exit(&directory);
             let (process, brokers) = start_embedded(&directory, "127.0.0.1:0");
-            Self { brokers, name: "the embedded broker", _running: Running::Process { _process: process } }
+            Self {
+                brokers,
+                name: "the embedded broker",
+                _running: Running::Process { _process: process },
+            }
         })
     }
 }
 
-/// Starts an embedded broker that keeps everything below `directory`, and waits until it answers. Returns its address.
+/// Starts an embedded broker that keeps everything below `directory`, and waits until it answers.
+/// Returns its address.
 pub fn start_embedded(directory: &Path, listen: &str) -> (Process, String) {
     let ready = directory.join(bins::unique("ready"));
     let mut command = Command::new(bins::bin("mcp-fleet"));

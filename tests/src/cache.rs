@@ -1,7 +1,8 @@
-//! What is downloaded once and kept in `target/fleet-cache`: jars, node modules, a Python environment.
+//! What is downloaded once and kept in `target/fleet-cache`: jars, node modules, a Python
+//! environment.
 //!
-//! Several test processes may want the same thing at once: one installs, the others wait on a file lock. An entry
-//! appears by a rename, so it is whole or not there.
+//! Several test processes may want the same thing at once: one installs, the others wait on a file
+//! lock. An entry appears by a rename, so it is whole or not there.
 
 use std::{
     fs::{self, File},
@@ -34,7 +35,8 @@ pub fn once(name: &str, install: impl FnOnce(&Path)) -> PathBuf {
 
 /// Runs a command of an installation and shows what it said if it fails.
 pub fn run(command: &mut Command) {
-    let output = command.output().unwrap_or_else(|error| panic!("{command:?} did not start: {error}"));
+    let output =
+        command.output().unwrap_or_else(|error| panic!("{command:?} did not start: {error}"));
     assert!(
         output.status.success(),
         "{command:?} failed with {}\n{}\n{}",

@@ -1,9 +1,10 @@
-//! Chaos from one seed: what is disturbed, when and for how long, and which jobs are there meanwhile. Pure; the test
-//! `tests/chaos.rs` carries it out.
+//! Chaos from one seed: what is disturbed, when and for how long, and which jobs are there
+//! meanwhile. Pure; the test `tests/chaos.rs` carries it out.
 //!
-//! `jobs` are the jobs with the ends that they have to come to, `ledger` is what the tool saw of them, and `audit` holds
-//! both against the topics. That a seed gives the same disturbances at the same points of the work does not mean that
-//! processes meet each other at the same instant again; it narrows down what to look at.
+//! `jobs` are the jobs with the ends that they have to come to, `ledger` is what the tool saw of
+//! them, and `audit` holds both against the topics. That a seed gives the same disturbances at the
+//! same points of the work does not mean that processes meet each other at the same instant again;
+//! it narrows down what to look at.
 
 pub mod audit;
 pub mod hosted;
@@ -26,7 +27,8 @@ pub const BROKERS: usize = 3;
 const SHORT: usize = 10_000;
 /// So many workers at most are disturbed at once; the others go on.
 const MOST_DISTURBED: usize = 2;
-/// Longer than the session timeout of the harness's workers, so that the group gives the partitions to somebody else.
+/// Longer than the session timeout of the harness's workers, so that the group gives the partitions
+/// to somebody else.
 const BEYOND_SESSION_MS: (u64, u64) = (8_000, 11_000);
 /// How long the group has no coordinator when a worker wakes up that was stopped.
 pub const WITHOUT_COORDINATOR_MS: u64 = 10_000;
@@ -75,7 +77,8 @@ pub enum Disturbance {
         /// Which.
         worker: usize,
     },
-    /// SIGSTOP for so long, then SIGCONT: it wakes up as somebody whose work has been given to others.
+    /// SIGSTOP for so long, then SIGCONT: it wakes up as somebody whose work has been given to
+    /// others.
     StopWorker {
         /// Which.
         worker: usize,
@@ -108,15 +111,17 @@ pub enum Disturbance {
         /// How long.
         ms: u64,
     },
-    /// SIGSTOP of a worker for so long, then SIGKILL of the group's coordinator and SIGCONT: the worker wakes up and hears
-    /// nothing of its group. The broker comes back after [`WITHOUT_COORDINATOR_MS`].
+    /// SIGSTOP of a worker for so long, then SIGKILL of the group's coordinator and SIGCONT: the
+    /// worker wakes up and hears nothing of its group. The broker comes back after
+    /// [`WITHOUT_COORDINATOR_MS`].
     WakeWithoutCoordinator {
         /// Which worker.
         worker: usize,
         /// How long it is stopped.
         ms: u64,
     },
-    /// SIGKILL of the hosted remote server; it comes back after so long and has forgotten its sessions.
+    /// SIGKILL of the hosted remote server; it comes back after so long and has forgotten its
+    /// sessions.
     KillHosted {
         /// How long.
         ms: u64,
@@ -179,8 +184,8 @@ impl Disturbance {
         matches!(self, Self::KillHosted { .. } | Self::CutHosted { .. } | Self::RefuseHosted { .. })
     }
 
-    /// Whether it may begin while `active` go on: one broker at a time, one server, one thing that happens to the hosted
-    /// server, and never too many workers.
+    /// Whether it may begin while `active` go on: one broker at a time, one server, one thing that
+    /// happens to the hosted server, and never too many workers.
     pub fn may_join(self, active: &[Self]) -> bool {
         let busy: Vec<usize> = active.iter().flat_map(|other| other.workers()).collect();
         let mine = self.workers();
@@ -189,7 +194,9 @@ impl Disturbance {
         let is_server = |other: &Self| matches!(other, Self::KillServer { .. });
         let is_storm = |other: &Self| matches!(other, Self::Storm { .. });
         let clash = match self {
-            Self::KillBroker { .. } | Self::WakeWithoutCoordinator { .. } => has(is_broker) || has(is_storm),
+            Self::KillBroker { .. } | Self::WakeWithoutCoordinator { .. } => {
+                has(is_broker) || has(is_storm)
+            }
             Self::KillServer { .. } => has(is_server),
             // A worker can't leave in order while the coordinator is away.
             Self::Storm { .. } => has(is_broker) || has(is_storm),
@@ -212,11 +219,16 @@ impl fmt::Display for Disturbance {
             Self::CutWorker { how, ms } => {
                 write!(f, "worker {BEHIND_PROXY} without Kafka ({how:?}) for {ms} ms")
             }
-            Self::Storm { join, leave } => write!(f, "{join} workers join, they and {leave} others leave"),
+            Self::Storm { join, leave } => {
+                write!(f, "{join} workers join, they and {leave} others leave")
+            }
             Self::KillServer { ms } => write!(f, "SIGKILL of the server for {ms} ms"),
             Self::KillBroker { broker, ms } => write!(f, "SIGKILL of broker {broker} for {ms} ms"),
             Self::WakeWithoutCoordinator { worker, ms } => {
-                write!(f, "SIGSTOP of worker {worker} for {ms} ms, SIGKILL of the coordinator as it wakes")
+                write!(
+                    f,
+                    "SIGSTOP of worker {worker} for {ms} ms, SIGKILL of the coordinator as it wakes"
+                )
             }
             Self::KillHosted { ms, forgotten } => {
                 write!(
@@ -224,8 +236,12 @@ impl fmt::Display for Disturbance {
                     "SIGKILL of the hosted server for {ms} ms; it refuses old sessions with {forgotten}"
                 )
             }
-            Self::CutHosted { how, ms } => write!(f, "the hosted server is cut off ({how:?}) for {ms} ms"),
-            Self::RefuseHosted { ms } => write!(f, "the hosted server refuses credentials for {ms} ms"),
+            Self::CutHosted { how, ms } => {
+                write!(f, "the hosted server is cut off ({how:?}) for {ms} ms")
+            }
+            Self::RefuseHosted { ms } => {
+                write!(f, "the hosted server refuses credentials for {ms} ms")
+            }
         }
     }
 }
@@ -251,7 +267,8 @@ pub struct Schedule {
 }
 
 impl Schedule {
-    /// The schedule of a seed: in every round everything happens once, in random order. Longer runs have more rounds.
+    /// The schedule of a seed: in every round everything happens once, in random order. Longer runs
+    /// have more rounds.
     pub fn new(seed: u64, jobs: usize) -> Self {
         let mut random = Random::new(seed);
         let mut all = Vec::new();
@@ -260,7 +277,8 @@ impl Schedule {
             random.shuffle(&mut round);
             all.extend(round);
         }
-        // The first and the last part of the jobs are left alone: something must run before, and something after.
+        // The first and the last part of the jobs are left alone: something must run before, and
+        // something after.
         let part = jobs / (all.len() + 2);
         let steps = (1..).zip(all).map(|(number, what)| {
             let jitter = random.between(0, (part / 2) as u64);
@@ -269,10 +287,15 @@ impl Schedule {
         Self { seed, jobs, steps: steps.collect() }
     }
 
-    /// How many jobs are to be submitted when `begun` steps have begun: always more than the next step waits for, and the
-    /// last ones not before the last step has begun, so that nothing happens to a fleet that has nothing to do.
+    /// How many jobs are to be submitted when `begun` steps have begun: always more than the next
+    /// step waits for, and the last ones not before the last step has begun, so that nothing
+    /// happens to a fleet that has nothing to do.
     pub fn submitted(&self, begun: usize) -> usize {
-        if begun == self.steps.len() { self.jobs } else { self.jobs / (self.steps.len() + 2) * (begun + 2) }
+        if begun == self.steps.len() {
+            self.jobs
+        } else {
+            self.jobs / (self.steps.len() + 2) * (begun + 2)
+        }
     }
 }
 
@@ -326,7 +349,8 @@ mod tests {
 
     use super::*;
 
-    /// Plays the steps as fast as they may begin; each lasts for its own time, and a broker a while longer.
+    /// Plays the steps as fast as they may begin; each lasts for its own time, and a broker a while
+    /// longer.
     fn play(schedule: &Schedule) {
         let mut active: Vec<(u64, Disturbance)> = Vec::new();
         let mut now = 0;
@@ -341,7 +365,8 @@ mod tests {
                     break;
                 }
                 // What may not join now may when something has ended.
-                let next = active.iter().map(|(end, _)| *end).min().expect("something that is in the way");
+                let next =
+                    active.iter().map(|(end, _)| *end).min().expect("something that is in the way");
                 now = next;
                 active.retain(|(end, _)| *end > now);
             }

@@ -1,8 +1,9 @@
-//! `docker-compose.yml` without a container engine: what the file says ([`Compose`]), and the same processes started from it
-//! ([`project`]).
+//! `docker-compose.yml` without a container engine: what the file says ([`Compose`]), and the same
+//! processes started from it ([`project`]).
 //!
-//! The file is read as Compose reads it: YAML's merge keys, then variables, then services. A key that is neither modelled
-//! nor known to be of no consequence here is refused, so that a change of the file that the tests don't follow is seen.
+//! The file is read as Compose reads it: YAML's merge keys, then variables, then services. A key
+//! that is neither modelled nor known to be of no consequence here is refused, so that a change of
+//! the file that the tests don't follow is seen.
 
 pub mod dockerfile;
 mod interpolate;
@@ -101,11 +102,13 @@ impl Compose {
         let mut document: serde_norway::Value =
             serde_norway::from_str(text).map_err(|error| error.to_string())?;
         document.apply_merge().map_err(|error| error.to_string())?;
-        let mut document: Value = serde_norway::from_value(document).map_err(|error| error.to_string())?;
+        let mut document: Value =
+            serde_norway::from_value(document).map_err(|error| error.to_string())?;
         replace(&mut document, variables)?;
         let services = document["services"].as_object().ok_or("no services")?;
         let services = services.iter().map(|(name, value)| {
-            let service = value.as_object().ok_or("no object").map_err(str::to_owned).and_then(service);
+            let service =
+                value.as_object().ok_or("no object").map_err(str::to_owned).and_then(service);
             Ok((name.clone(), service.map_err(|error| format!("service {name}: {error}"))?))
         });
         let compose = Self { services: services.collect::<Result<_, String>>()? };
@@ -116,10 +119,14 @@ impl Compose {
     fn names_are_known(&self) -> Result<(), String> {
         for (name, service) in &self.services {
             for (other, condition) in &service.depends_on {
-                let other_service =
-                    self.services.get(other).ok_or(format!("{name} depends on {other}, which is none"))?;
+                let other_service = self
+                    .services
+                    .get(other)
+                    .ok_or(format!("{name} depends on {other}, which is none"))?;
                 if *condition == Condition::Healthy && other_service.healthcheck.is_none() {
-                    return Err(format!("{name} waits for the health of {other}, which has no check"));
+                    return Err(format!(
+                        "{name} waits for the health of {other}, which has no check"
+                    ));
                 }
             }
         }
@@ -131,8 +138,12 @@ impl Compose {
 fn replace(value: &mut Value, variables: &BTreeMap<String, String>) -> Result<(), String> {
     match value {
         Value::String(text) => *text = interpolate(text, variables)?,
-        Value::Array(values) => values.iter_mut().try_for_each(|value| replace(value, variables))?,
-        Value::Object(object) => object.values_mut().try_for_each(|value| replace(value, variables))?,
+        Value::Array(values) => {
+            values.iter_mut().try_for_each(|value| replace(value, variables))?
+        }
+        Value::Object(object) => {
+            object.values_mut().try_for_each(|value| replace(value, variables))?
+        }
         _ => {}
     }
     Ok(())
@@ -148,12 +159,15 @@ fn service(object: &Map<String, Value>) -> Result<Service, String> {
             "entrypoint" => service.entrypoint = Some(texts(&value)?),
             "command" => service.command = Some(texts(&value)?),
             "environment" => service.environment = environment(&value)?,
-            "env_file" => service.env_files = list(&value)?.iter().map(env_file).collect::<Result<_, _>>()?,
+            "env_file" => {
+                service.env_files = list(&value)?.iter().map(env_file).collect::<Result<_, _>>()?
+            }
             "depends_on" => service.depends_on = depends_on(&value)?,
             "healthcheck" => service.healthcheck = Some(healthcheck(&value)?),
             "stop_grace_period" => service.stop_grace_period = duration(&text(&value)?)?,
             "volumes" => {
-                service.volumes = texts(&value)?.iter().map(|text| volume(text)).collect::<Result<_, _>>()?
+                service.volumes =
+                    texts(&value)?.iter().map(|text| volume(text)).collect::<Result<_, _>>()?
             }
             "tmpfs" => {
                 let path = |text: String| text.split(':').next().unwrap_or_default().to_owned();
@@ -163,7 +177,8 @@ fn service(object: &Map<String, Value>) -> Result<Service, String> {
             "networks" => service.networks = texts(&value)?.into_iter().collect(),
             "deploy" => {
                 let replicas = value.get("replicas").map(text).transpose()?;
-                service.replicas = replicas.map_or(Ok(1), |text| text.parse()).map_err(|_| "replicas")?;
+                service.replicas =
+                    replicas.map_or(Ok(1), |text| text.parse()).map_err(|_| "replicas")?;
             }
             "read_only" => service.read_only = value == true,
             known if CONFINEMENT.contains(&known) => {}
@@ -226,7 +241,8 @@ fn depends_on(value: &Value) -> Result<Vec<(String, Condition)>, String> {
 
 /// Once it has started it is unhealthy after so many failures; what fails before is not counted.
 fn healthcheck(value: &Value) -> Result<Healthcheck, String> {
-    let time = |key: &str, default| value.get(key).map_or(Ok(default), |value| duration(&text(value)?));
+    let time =
+        |key: &str, default| value.get(key).map_or(Ok(default), |value| duration(&text(value)?));
     let second = Duration::from_secs(1);
     let (interval, timeout) = (time("interval", 30 * second)?, time("timeout", 30 * second)?);
     let retries = value
@@ -297,7 +313,8 @@ services:
 "#;
 
     fn parse(text: &str, variables: &[(&str, &str)]) -> Result<Compose, String> {
-        let variables = variables.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
+        let variables =
+            variables.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
         Compose::parse(text, &variables.collect())
     }
 
@@ -313,7 +330,10 @@ services:
             Some("work --partitions 12")
         );
         assert_eq!(worker.depends_on, [("kafka".to_owned(), Condition::Healthy)]);
-        assert_eq!(worker.env_files, [(".env.worker".to_owned(), false), (".env".to_owned(), true)]);
+        assert_eq!(
+            worker.env_files,
+            [(".env.worker".to_owned(), false), (".env".to_owned(), true)]
+        );
         assert_eq!(worker.tmpfs, ["/tmp"]);
         assert_eq!(worker.volumes[1], ("./docs".to_owned(), "/files".to_owned()));
         assert_eq!(worker.stop_grace_period, Duration::from_secs(45));

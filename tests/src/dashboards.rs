@@ -35,12 +35,16 @@ pub fn all() -> Vec<(String, Value)> {
 
 /// Every panel of a dashboard, headings left out.
 pub fn panels(name: &str, dashboard: &Value) -> Vec<Panel> {
-    let panels =
-        dashboard["panels"].as_array().expect("panels").iter().filter(|panel| panel["type"] != "row");
+    let panels = dashboard["panels"]
+        .as_array()
+        .expect("panels")
+        .iter()
+        .filter(|panel| panel["type"] != "row");
     panels
         .map(|panel| {
             let targets = panel["targets"].as_array().expect("queries");
-            let queries = targets.iter().map(|target| substituted(target["expr"].as_str().expect("a query")));
+            let queries =
+                targets.iter().map(|target| substituted(target["expr"].as_str().expect("a query")));
             Panel {
                 name: format!("{name} / {}", panel["title"].as_str().expect("a title")),
                 queries: queries.collect(),
@@ -58,7 +62,8 @@ pub fn variables(dashboard: &Value) -> Vec<(String, String)> {
         .map(|variable| {
             let query = variable["query"]["query"].as_str().expect("a query");
             let inner = query.strip_prefix("label_values(").and_then(|rest| rest.strip_suffix(')'));
-            let (series, label) = inner.and_then(|inner| inner.rsplit_once(',')).expect("label_values");
+            let (series, label) =
+                inner.and_then(|inner| inner.rsplit_once(',')).expect("label_values");
             (substituted(series), label.trim().to_owned())
         })
         .collect()

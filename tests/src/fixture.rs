@@ -1,9 +1,11 @@
-//! The tool that the fixture servers offer: it behaves as its arguments say, and writes down that it was called.
+//! The tool that the fixture servers offer: it behaves as its arguments say, and writes down that
+//! it was called.
 //!
-//! The ledger is what the chaos test believes about calls: lines are written with one `write` each, so their order in
-//! the file is the order of what happened, without any clock. `boot` says that nothing of what an earlier process has
-//! begun goes on; `s` and `e` are the start and the end of a call, with job, attempt and key; `c` says that a call was
-//! cancelled, which it goes on in spite of: what is worse for its callers is better for a test.
+//! The ledger is what the chaos test believes about calls: lines are written with one `write` each,
+//! so their order in the file is the order of what happened, without any clock. `boot` says that
+//! nothing of what an earlier process has begun goes on; `s` and `e` are the start and the end of a
+//! call, with job, attempt and key; `c` says that a call was cancelled, which it goes on in spite
+//! of: what is worse for its callers is better for a test.
 
 use std::{
     collections::HashMap,
@@ -65,8 +67,9 @@ pub fn initialized(params: &Value) -> Value {
     json!({"protocolVersion": params["protocolVersion"], "capabilities": {"tools": {}}, "serverInfo": info})
 }
 
-/// Takes `ms`, and until the file `until` is there; fails the first `failures` attempts, or for good where `final` is
-/// set. Tells of its `progress` to `notify` in so many steps, spread over `ms`.
+/// Takes `ms`, and until the file `until` is there; fails the first `failures` attempts, or for
+/// good where `final` is set. Tells of its `progress` to `notify` in so many steps, spread over
+/// `ms`.
 pub fn work(id: &Value, params: &Value, log: &CallLog, notify: impl Fn(&Value)) -> Value {
     let (meta, arguments) = (&params["_meta"], &params["arguments"]);
     let job = meta["io.mcp-fleet/jobId"].as_str().unwrap_or("-");
@@ -83,7 +86,9 @@ pub fn work(id: &Value, params: &Value, log: &CallLog, notify: impl Fn(&Value)) 
         if let Some(token) = token {
             let params = json!({"progressToken": token, "progress": step, "total": steps,
                 "message": format!("step {step}")});
-            notify(&json!({"jsonrpc": "2.0", "method": "notifications/progress", "params": params}));
+            notify(
+                &json!({"jsonrpc": "2.0", "method": "notifications/progress", "params": params}),
+            );
         }
     }
     if steps == 0 {

@@ -44,8 +44,9 @@ impl Service {
             .arg(&ready)
             .env("RUST_LOG", env::var("FLEET_TEST_LOG").as_deref().unwrap_or("info"));
         let mut process = Process::start(name, directory, command);
-        let address =
-            process.until("the ready file", START, || fs::read_to_string(&ready).ok()?.trim().parse().ok());
+        let address = process.until("the ready file", START, || {
+            fs::read_to_string(&ready).ok()?.trim().parse().ok()
+        });
         Self { process, address }
     }
 
@@ -79,8 +80,9 @@ impl Service {
     #[must_use]
     pub fn ready(mut self) -> Self {
         let address = self.address;
-        self.process
-            .until("GET /ready", START, || (http::get(address, "/ready").ok()?.0 == 200).then_some(()));
+        self.process.until("GET /ready", START, || {
+            (http::get(address, "/ready").ok()?.0 == 200).then_some(())
+        });
         self
     }
 }
@@ -192,30 +194,37 @@ impl<'e> Fleet<'e> {
         self.start_server(&options);
     }
 
-    /// Starts one more server that takes jobs, and has the `file_*` tools. The first one is what the workers call.
+    /// Starts one more server that takes jobs, and has the `file_*` tools. The first one is what
+    /// the workers call.
     pub fn start_job_server(&mut self) -> Service {
-        let server =
-            self.start_replica(ServerOptions { roots: vec![self.files()], ..ServerOptions::default() });
+        let server = self
+            .start_replica(ServerOptions { roots: vec![self.files()], ..ServerOptions::default() });
         if self.server_url.is_empty() {
             self.server_url = format!("http://{}", server.address);
         }
         server
     }
 
-    /// Starts a server that hosts `bin/fixture_tools.rs` as `chaos`: a tool that behaves as its arguments say and writes its
-    /// calls into the ledger. `program` is where it is. A server that `remembers` answers the repeat of a call that has
-    /// succeeded without calling the tool, which hides from the ledger what the workers do.
+    /// Starts a server that hosts `bin/fixture_tools.rs` as `chaos`: a tool that behaves as its
+    /// arguments say and writes its calls into the ledger. `program` is where it is. A server that
+    /// `remembers` answers the repeat of a call that has succeeded without calling the tool, which
+    /// hides from the ledger what the workers do.
     pub fn start_tool_server(&mut self, program: &str, ledger: &Path, remembers: bool) {
         let command = format!("{program} {}", ledger.display());
         let window = if remembers { "10m" } else { "0" };
         let mut env = vec![("MCP_REPEAT_WINDOW".to_owned(), window.to_owned())];
         env.extend(self.server_env.iter().cloned());
-        self.start_server(&ServerOptions { allowed: vec![command], env, ..ServerOptions::default() });
+        self.start_server(&ServerOptions {
+            allowed: vec![command],
+            env,
+            ..ServerOptions::default()
+        });
         let address = self.server.as_ref().expect("the server").address;
         let config = json!({"command": program, "args": [ledger]});
         let request = json!({"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params":
             {"name": "server_initialize", "arguments": {"name": "chaos", "config": config}}});
-        let (status, answer) = http::post(address, "/message", &request).expect("an answer of the server");
+        let (status, answer) =
+            http::post(address, "/message", &request).expect("an answer of the server");
         let hosted = status == 200 && answer["result"]["isError"].as_bool() != Some(true);
         assert!(hosted && answer["error"].is_null(), "the tool is not hosted: {answer}");
     }
@@ -264,8 +273,9 @@ impl<'e> Fleet<'e> {
         placed
     }
 
-    /// Submits jobs for the tool of [`Fleet::start_tool_server`] that go on, once they are called, until the gate is open,
-    /// over fifty keys: whoever has them under way can't have ended them by the time something happens to it.
+    /// Submits jobs for the tool of [`Fleet::start_tool_server`] that go on, once they are called,
+    /// until the gate is open, over fifty keys: whoever has them under way can't have ended them by
+    /// the time something happens to it.
     pub fn submit_held(&mut self, count: usize) -> Gate {
         let name = bins::unique("held");
         let gate = Gate(self.directory.join(&name));
@@ -279,7 +289,8 @@ impl<'e> Fleet<'e> {
         gate
     }
 
-    /// Makes the topic through which jobs are cancelled. A fleet of these tests has none unless it asks for it.
+    /// Makes the topic through which jobs are cancelled. A fleet of these tests has none unless it
+    /// asks for it.
     pub fn create_control_topic(&self) {
         topics::create(&self.env.brokers, &[(&Topics::of(&*self.topic).control, 1)]);
     }
@@ -309,7 +320,8 @@ impl<'e> Fleet<'e> {
         }
     }
 
-    /// Submits jobs that each read [`LARGE_FILE`], over fifty keys: work that takes long enough to be disturbed.
+    /// Submits jobs that each read [`LARGE_FILE`], over fifty keys: work that takes long enough to
+    /// be disturbed.
     pub fn submit_digests(&mut self, count: usize) {
         let jobs = (0..count).map(|n| {
             let job = json!({"jobID": format!("job-{n}-of-{count}"), "jobType": "tool-call",
@@ -326,7 +338,8 @@ impl<'e> Fleet<'e> {
 
     /// How many of the submitted records the group has not committed yet.
     pub fn uncommitted(&self) -> usize {
-        let offsets = topics::committed(&self.env.brokers, &self.group, &self.topic, self.partitions);
+        let offsets =
+            topics::committed(&self.env.brokers, &self.group, &self.topic, self.partitions);
         let committed: i64 = offsets.into_iter().flatten().sum();
         self.submitted.len().saturating_sub(usize::try_from(committed).unwrap_or_default())
     }
@@ -346,7 +359,12 @@ impl<'e> Fleet<'e> {
             let account = oracle.read(brokers);
             let ended = account.ended();
             let open = || {
-                account.states.values().filter(|event| !event.state.is_terminal()).take(3).collect::<Vec<_>>()
+                account
+                    .states
+                    .values()
+                    .filter(|event| !event.state.is_terminal())
+                    .take(3)
+                    .collect::<Vec<_>>()
             };
             if ended >= want {
                 Ok(())
@@ -372,18 +390,24 @@ impl<'e> Fleet<'e> {
     pub fn settle(&mut self, repeats: usize) -> Account {
         self.wait_for_all();
         self.stop_workers();
-        let account = Oracle::new(&self.topic, &self.submitted).repeats(repeats).check(&self.env.brokers);
+        let account =
+            Oracle::new(&self.topic, &self.submitted).repeats(repeats).check(&self.env.brokers);
         self.everything_is_committed();
         account
     }
 
-    /// After an orderly end every partition is committed to its end, which is behind the last record that was submitted or
-    /// has come back from the delayed topic.
+    /// After an orderly end every partition is committed to its end, which is behind the last
+    /// record that was submitted or has come back from the delayed topic.
     pub fn everything_is_committed(&self) {
-        let committed = topics::committed(&self.env.brokers, &self.group, &self.topic, self.partitions);
+        let committed =
+            topics::committed(&self.env.brokers, &self.group, &self.topic, self.partitions);
         let ends = topics::ends(&self.env.brokers, &self.topic, self.partitions);
         for (partition, (committed, end)) in (0..).zip(committed.into_iter().zip(ends)) {
-            assert_eq!(committed.unwrap_or_default(), end, "the committed offset of partition {partition}");
+            assert_eq!(
+                committed.unwrap_or_default(),
+                end,
+                "the committed offset of partition {partition}"
+            );
         }
     }
 }

@@ -17,11 +17,12 @@ pub fn kustomize() -> Option<PathBuf> {
     })
 }
 
-/// The loader of `docker compose` as a program (`tests/go/compose`): it checks a file as the original does, fills in
-/// variables, and prints what comes of it.
+/// The loader of `docker compose` as a program (`tests/go/compose`): it checks a file as the
+/// original does, fills in variables, and prints what comes of it.
 pub fn compose() -> Option<PathBuf> {
     let source = bins::repository().join("tests/go/compose");
-    let (program, sums) = (fingerprint(&source.join("main.go")), fingerprint(&source.join("go.sum")));
+    let (program, sums) =
+        (fingerprint(&source.join("main.go")), fingerprint(&source.join("go.sum")));
     tool(&format!("compose-{program}-{sums}"), "compose", |command| {
         command.current_dir(&source).args(["build", "-mod=readonly", "-o"]);
     })

@@ -15,7 +15,10 @@ const TIMEOUT: Duration = wait::LONG;
 
 /// Status and body of `GET path`.
 pub fn get(address: SocketAddr, path: &str) -> io::Result<(u16, String)> {
-    exchange(address, &format!("GET {path} HTTP/1.1\r\nhost: {address}\r\nconnection: close\r\n\r\n"))
+    exchange(
+        address,
+        &format!("GET {path} HTTP/1.1\r\nhost: {address}\r\nconnection: close\r\n\r\n"),
+    )
 }
 
 /// Status and body of a JSON-RPC request to `POST path`.
@@ -34,7 +37,12 @@ pub fn post_with(
 }
 
 /// The same to a host that goes by another name.
-pub fn post_as(address: SocketAddr, host: &str, path: &str, body: &Value) -> io::Result<(u16, Value)> {
+pub fn post_as(
+    address: SocketAddr,
+    host: &str,
+    path: &str,
+    body: &Value,
+) -> io::Result<(u16, Value)> {
     request(address, host, path, &[], body)
 }
 
@@ -59,9 +67,13 @@ fn request(
 /// The value of a metric, summed over its labels.
 pub fn metric(address: SocketAddr, name: &str) -> Option<f64> {
     let (_, text) = get(address, "/metrics").ok()?;
-    let of_name = |line: &&str| line.strip_prefix(name).is_some_and(|rest| rest.starts_with(['{', ' ']));
-    let values: Vec<f64> =
-        text.lines().filter(of_name).filter_map(|line| line.rsplit(' ').next()?.parse().ok()).collect();
+    let of_name =
+        |line: &&str| line.strip_prefix(name).is_some_and(|rest| rest.starts_with(['{', ' ']));
+    let values: Vec<f64> = text
+        .lines()
+        .filter(of_name)
+        .filter_map(|line| line.rsplit(' ').next()?.parse().ok())
+        .collect();
     (!values.is_empty()).then(|| values.iter().sum())
 }
 

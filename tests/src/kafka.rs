@@ -1,4 +1,5 @@
-//! Real Apache Kafka: KRaft nodes that are broker and controller at once, from the jars that `tests/kafka/pom.xml` names.
+//! Real Apache Kafka: KRaft nodes that are broker and controller at once, from the jars that
+//! `tests/kafka/pom.xml` names.
 
 use std::{
     collections::BTreeMap,
@@ -22,8 +23,7 @@ const HEAP: &str = "-Xmx512m";
 /// Starts sooner and is slower afterwards, which suits tests.
 const SOON: [&str; 2] = ["-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1"];
 /// As Kafka's own start script sets the JVM, with the heap of a broker for two cores.
-const FAST: &str =
-    "-Xms1g -Xmx1g -server -XX:+UseG1GC -XX:MaxGCPauseMillis=20 -XX:InitiatingHeapOccupancyPercent=35";
+const FAST: &str = "-Xms1g -Xmx1g -server -XX:+UseG1GC -XX:MaxGCPauseMillis=20 -XX:InitiatingHeapOccupancyPercent=35";
 /// A cluster id is a base64 UUID; any one will do, since nothing else is in the data directory.
 const CLUSTER_ID: &str = "bWNwLWZsZWV0LXRlc3RzMA";
 
@@ -38,7 +38,8 @@ pub fn missing() -> Option<String> {
     (!missing.is_empty()).then(|| missing.join(" and "))
 }
 
-/// Whether Kafka can be started here. Where it can't, says so loudly; panics if it has to be (`FLEET_REQUIRE_KAFKA`).
+/// Whether Kafka can be started here. Where it can't, says so loudly; panics if it has to be
+/// (`FLEET_REQUIRE_KAFKA`).
 pub fn available() -> bool {
     let Some(missing) = missing() else { return true };
     let message = format!(
@@ -93,10 +94,12 @@ impl Cluster {
             .enumerate()
             .map(|(id, ports)| format!("{id}@127.0.0.1:{}", ports.controller))
             .collect();
-        let brokers: Vec<_> = ports.iter().map(|ports| format!("127.0.0.1:{}", ports.broker)).collect();
+        let brokers: Vec<_> =
+            ports.iter().map(|ports| format!("127.0.0.1:{}", ports.broker)).collect();
         // Clients go where a broker says that it is, so the second listener has to name its proxy.
         let local = |port| SocketAddr::from(([127, 0, 0, 1], port));
-        let proxies: Vec<_> = ports.iter().map(|ports| Proxy::start(Some(local(ports.proxied)))).collect();
+        let proxies: Vec<_> =
+            ports.iter().map(|ports| Proxy::start(Some(local(ports.proxied)))).collect();
         let proxied: Vec<_> = proxies.iter().map(|proxy| proxy.address.to_string()).collect();
         let nodes = ports.iter().enumerate().map(|(id, ports)| {
             let config = directory.join(format!("node-{id}.properties"));
@@ -121,7 +124,9 @@ impl Cluster {
         }
         let brokers = cluster.brokers.clone();
         let first = cluster.nodes[0].process.as_mut().expect("the first node");
-        first.until("cluster metadata", START, || (topics::nodes(&brokers) == Ok(size)).then_some(()));
+        first.until("cluster metadata", START, || {
+            (topics::nodes(&brokers) == Ok(size)).then_some(())
+        });
         cluster
     }
 
@@ -134,7 +139,8 @@ impl Cluster {
             java("kafka.Kafka", &[])
         };
         command.arg(&node.config);
-        node.process = Some(Process::start(&format!("kafka-{}", node.id), &self.directory, command));
+        node.process =
+            Some(Process::start(&format!("kafka-{}", node.id), &self.directory, command));
     }
 
     /// Kills a node with SIGKILL.
@@ -170,7 +176,8 @@ impl Drop for Cluster {
     }
 }
 
-/// The ports of a node. They are free now; that nobody takes them until the node does is likely, not certain.
+/// The ports of a node. They are free now; that nobody takes them until the node does is likely,
+/// not certain.
 #[derive(Debug)]
 struct Ports {
     broker: u16,
@@ -187,7 +194,14 @@ impl Ports {
     }
 }
 
-fn properties(id: usize, ports: &Ports, advertised: &str, voters: &str, data: &Path, size: usize) -> String {
+fn properties(
+    id: usize,
+    ports: &Ports,
+    advertised: &str,
+    voters: &str,
+    data: &Path,
+    size: usize,
+) -> String {
     let (copies, in_sync) = (size.min(3), size.min(2));
     let Ports { broker, proxied, controller } = ports;
     let data = data.display();
@@ -222,8 +236,9 @@ num.recovery.threads.per.data.dir=1
     )
 }
 
-/// Writes the configuration of a node below `directory` and formats its storage, by the program that the image
-/// `apache/kafka` does it with: variables `KAFKA_…` become properties, and `CLUSTER_ID` is the cluster's.
+/// Writes the configuration of a node below `directory` and formats its storage, by the program
+/// that the image `apache/kafka` does it with: variables `KAFKA_…` become properties, and
+/// `CLUSTER_ID` is the cluster's.
 pub(crate) fn set_up_as_image(directory: &Path, env: &BTreeMap<String, String>) {
     fs::create_dir_all(directory).expect("a directory for a node's configuration");
     let nothing = directory.join("nothing");
@@ -243,7 +258,11 @@ pub(crate) fn java_with(heap: &str, class: &str, arguments: &[&str]) -> Command 
     java_as(heap.split_whitespace().chain(SOON), class, arguments)
 }
 
-fn java_as<'a>(options: impl IntoIterator<Item = &'a str>, class: &str, arguments: &[&str]) -> Command {
+fn java_as<'a>(
+    options: impl IntoIterator<Item = &'a str>,
+    class: &str,
+    arguments: &[&str],
+) -> Command {
     let log = bins::repository().join("tests/kafka/log4j2.properties");
     let mut command = Command::new("java");
     command

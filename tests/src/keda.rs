@@ -1,16 +1,18 @@
-//! What KEDA and the Horizontal Pod Autoscaler would do, as a state machine: metrics and the time go in, a number of
-//! replicas comes out.
+//! What KEDA and the Horizontal Pod Autoscaler would do, as a state machine: metrics and the time
+//! go in, a number of replicas comes out.
 //!
-//! Two controllers change the same number. KEDA's scale loop asks the triggers every `pollingInterval` and decides between
-//! none and some: 0 → 1 when a trigger is active, and back to 0 when none has been for `cooldownPeriod`. The HPA, which KEDA
-//! makes, asks them every 15 seconds ([`SYNC`]) and decides how many, from 1 on; see [`hpa`]. Each asking is an observation
-//! of its own, and a trigger that leaves out persistent lag remembers the offsets of the one before: with both controllers
-//! asking, two observations can be so close together that nothing was committed in between. `useCachedMetrics` has the HPA
-//! take what the scale loop has seen; and where KEDA has nothing to decide, because there is always a replica, its loop takes
-//! what the HPA has seen.
+//! Two controllers change the same number. KEDA's scale loop asks the triggers every
+//! `pollingInterval` and decides between none and some: 0 → 1 when a trigger is active, and back to
+//! 0 when none has been for `cooldownPeriod`. The HPA, which KEDA makes, asks them every 15 seconds
+//! ([`SYNC`]) and decides how many, from 1 on; see [`hpa`]. Each asking is an observation of its
+//! own, and a trigger that leaves out persistent lag remembers the offsets of the one before: with
+//! both controllers asking, two observations can be so close together that nothing was committed in
+//! between. `useCachedMetrics` has the HPA take what the scale loop has seen; and where KEDA has
+//! nothing to decide, because there is always a replica, its loop takes what the HPA has seen.
 //!
-//! Modelled on KEDA 2.21 and Kubernetes 1.34. A setting that is not modelled is refused ([`settings`]), so that nobody takes
-//! the answer for that of another controller. Nothing here reads a clock or asks a broker; that is for the test.
+//! Modelled on KEDA 2.21 and Kubernetes 1.34. A setting that is not modelled is refused
+//! ([`settings`]), so that nobody takes the answer for that of another controller. Nothing here
+//! reads a clock or asks a broker; that is for the test.
 
 pub mod hpa;
 pub mod live;
@@ -29,7 +31,8 @@ pub const SYNC: Duration = Duration::from_secs(15);
 
 /// What the triggers are asked about.
 pub trait Source {
-    /// The partitions of a topic, as the consumer group sees them; without a topic, those of all topics of the group.
+    /// The partitions of a topic, as the consumer group sees them; without a topic, those of all
+    /// topics of the group.
     fn partitions(&mut self, topic: Option<&str>) -> Vec<Partition>;
     /// What the query of a `prometheus` trigger returns; none where the result is empty.
     fn query(&mut self, query: &str) -> Option<f64>;
@@ -60,7 +63,9 @@ impl Trigger {
                 let partitions = source.partitions(kafka.topic());
                 kafka.observe(&partitions)
             }
-            TriggerKind::Prometheus(prometheus) => prometheus.observe(source.query(&prometheus.query)),
+            TriggerKind::Prometheus(prometheus) => {
+                prometheus.observe(source.query(&prometheus.query))
+            }
         }
     }
 }
@@ -124,8 +129,14 @@ impl Controller {
         self.next_poll.min(self.next_sync)
     }
 
-    /// Has the controller look whose turn it is, if it is somebody's. Turns that were missed are not made up for.
-    pub fn turn(&mut self, now: Duration, replicas: i32, source: &mut impl Source) -> Option<Decision> {
+    /// Has the controller look whose turn it is, if it is somebody's. Turns that were missed are
+    /// not made up for.
+    pub fn turn(
+        &mut self,
+        now: Duration,
+        replicas: i32,
+        source: &mut impl Source,
+    ) -> Option<Decision> {
         if now < self.next() {
             return None;
         }
@@ -193,7 +204,8 @@ impl Controller {
             seen.push(observation);
         }
         let targets = self.triggers.iter().map(|trigger| trigger.threshold);
-        let metrics: Vec<_> = seen.iter().map(|observation| observation.value).zip(targets).collect();
+        let metrics: Vec<_> =
+            seen.iter().map(|observation| observation.value).zip(targets).collect();
         let replicas = self.hpa.sync(now, replicas, &metrics);
         Decision { replicas, seen, by: By::Hpa }
     }

@@ -1,12 +1,12 @@
-//! The harness of the integration tests: real brokers, real binaries, real third-party MCP servers, and the oracle
-//! that reads the topics afterwards.
+//! The harness of the integration tests: real brokers, real binaries, real third-party MCP servers,
+//! and the oracle that reads the topics afterwards.
 //!
-//! A test is a function of an [`Env`] and runs once per broker ([`on_every_broker!`]): on Apache Kafka and on the
-//! embedded broker. It takes a [`Fleet`] (topics of its own, a server, workers), submits records and asks the
-//! [`oracle`] whether every one of them has come to exactly one end.
+//! A test is a function of an [`Env`] and runs once per broker ([`on_every_broker!`]): on Apache
+//! Kafka and on the embedded broker. It takes a [`Fleet`] (topics of its own, a server, workers),
+//! submits records and asks the [`oracle`] whether every one of them has come to exactly one end.
 //!
-//! Nothing here sleeps to wait for something: [`wait::until`] polls with a deadline. Nothing outlives the test process:
-//! see [`process`].
+//! Nothing here sleeps to wait for something: [`wait::until`] polls with a deadline. Nothing
+//! outlives the test process: see [`process`].
 
 #![expect(clippy::expect_used, reason = "the harness is test code: a panic is the report")]
 
@@ -39,7 +39,8 @@ pub use brokers::Env;
 pub use fleet::Fleet;
 pub use oracle::Oracle;
 
-/// Makes one test per broker of each `fn case(env: &Env)`: `apache_kafka::case` and `embedded_broker::case`.
+/// Makes one test per broker of each `fn case(env: &Env)`: `apache_kafka::case` and
+/// `embedded_broker::case`.
 #[macro_export]
 macro_rules! on_every_broker {
     ($($case:ident),+ $(,)?) => {
@@ -58,7 +59,8 @@ macro_rules! on_every_broker {
     };
 }
 
-/// Says something that must be seen: past the test runner, which keeps the output of tests that pass to itself.
+/// Says something that must be seen: past the test runner, which keeps the output of tests that
+/// pass to itself.
 pub fn loud(message: &str) {
     use std::io::Write as _;
     let text = format!("\n!!! {message}\n\n");

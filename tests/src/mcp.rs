@@ -42,7 +42,8 @@ impl Mcp {
         messages.pop().unwrap_or_else(|| panic!("{method} was not answered"))
     }
 
-    /// Everything that comes back for a request, the answer last: progress, where `params` say who wants it.
+    /// Everything that comes back for a request, the answer last: progress, where `params` say who
+    /// wants it.
     pub fn messages(&self, method: &str, mut params: Value) -> Vec<Value> {
         let meta = json!({
             "io.modelcontextprotocol/protocolVersion": REVISION,
@@ -57,7 +58,8 @@ impl Mcp {
         headers.extend(name.as_deref().map(|name| ("mcp-name", name)));
         headers.extend(self.authorization.as_deref().map(|value| ("authorization", value)));
         let request = json!({"jsonrpc": "2.0", "id": 1, "method": method, "params": params});
-        let (_, answer) = http::post_with(self.address, "/mcp", &headers, &request).expect("an answer");
+        let (_, answer) =
+            http::post_with(self.address, "/mcp", &headers, &request).expect("an answer");
         match answer {
             Value::String(text) => {
                 let data = text.lines().filter_map(|line| line.strip_prefix("data:"));

@@ -1,4 +1,5 @@
-//! Third-party MCP servers and the conformance suite from npm, at the versions that `tests/node/package-lock.json` pins.
+//! Third-party MCP servers and the conformance suite from npm, at the versions that
+//! `tests/node/package-lock.json` pins.
 
 use std::{fs, path::PathBuf, process::Command};
 
@@ -9,11 +10,12 @@ pub fn server_everything() -> Option<PathBuf> {
     Some(modules()?.join("@modelcontextprotocol/server-everything/dist/index.js"))
 }
 
-/// The official conformance suite, to be given its arguments. It needs a newer Node than distributions have, which comes from
-/// npm like everything else.
+/// The official conformance suite, to be given its arguments. It needs a newer Node than
+/// distributions have, which comes from npm like everything else.
 pub fn conformance() -> Option<Command> {
     let modules = modules()?;
-    let node = ["x64", "arm64"].map(|machine| modules.join(format!("node-linux-{machine}/bin/node")));
+    let node =
+        ["x64", "arm64"].map(|machine| modules.join(format!("node-linux-{machine}/bin/node")));
     let Some(node) = node.iter().find(|node| node.is_file()) else {
         return skip("a Node for this machine among those of tests/node/package.json");
     };
@@ -30,7 +32,8 @@ pub fn script(name: &str) -> Option<Command> {
     Some(command)
 }
 
-/// The directory in which `npx` finds the packages of `tests/node/package.json`, and downloads nothing.
+/// The directory in which `npx` finds the packages of `tests/node/package.json`, and downloads
+/// nothing.
 pub fn directory() -> Option<PathBuf> {
     modules()?.parent().map(PathBuf::from)
 }
@@ -40,14 +43,16 @@ fn modules() -> Option<PathBuf> {
         return skip("node and npm (20 or newer)");
     }
     let source = bins::repository().join("tests/node");
-    let entry =
-        cache::once(&format!("node-{}", fingerprint(&source.join("package-lock.json"))), |directory| {
+    let entry = cache::once(
+        &format!("node-{}", fingerprint(&source.join("package-lock.json"))),
+        |directory| {
             for file in ["package.json", "package-lock.json"] {
                 fs::copy(source.join(file), directory.join(file)).expect("a file of tests/node");
             }
             let quiet = ["ci", "--ignore-scripts", "--no-audit", "--no-fund", "--loglevel=error"];
             cache::run(Command::new("npm").args(quiet).current_dir(directory));
-        });
+        },
+    );
     Some(entry.join("node_modules"))
 }
 
@@ -61,7 +66,8 @@ pub(crate) fn skip<T>(missing: &str) -> Option<T> {
     None
 }
 
-/// A short name for the content of a file: FNV-1a, which is enough to tell versions of a lock file apart.
+/// A short name for the content of a file: FNV-1a, which is enough to tell versions of a lock file
+/// apart.
 pub(crate) fn fingerprint(path: &std::path::Path) -> String {
     let content = fs::read(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
     let hash = content.iter().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {

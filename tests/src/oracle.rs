@@ -1,9 +1,10 @@
 //! The oracle: reads the topics after a run and holds them against what was submitted.
 //!
-//! It is what the promises of the project come down to: every acknowledged record has come to exactly one end (I3),
-//! what failed is in the dead letters byte for byte (I2), nothing came to an end that was never submitted, and jobs of
-//! one key started in order and one at a time (I5). A kill may have repeated what was in flight (I4); how much of that
-//! a test allows, it says with [`Oracle::repeats`]. The state of a record is decided by the rule that the fleet itself uses
+//! It is what the promises of the project come down to: every acknowledged record has come to
+//! exactly one end (I3), what failed is in the dead letters byte for byte (I2), nothing came to an
+//! end that was never submitted, and jobs of one key started in order and one at a time (I5). A
+//! kill may have repeated what was in flight (I4); how much of that a test allows, it says with
+//! [`Oracle::repeats`]. The state of a record is decided by the rule that the fleet itself uses
 //! ([`fleet_job::state`]), which has tests of its own.
 
 use std::{
@@ -32,7 +33,8 @@ pub struct Oracle<'a> {
     repeats: usize,
 }
 
-/// What became of the submitted records. An event is held once, wherever it is named: a long run has millions.
+/// What became of the submitted records. An event is held once, wherever it is named: a long run
+/// has millions.
 #[derive(Clone, Debug, Default)]
 pub struct Account {
     /// The event that is the state of every record that has one, by its place on the jobs topic.
@@ -80,10 +82,12 @@ impl Account {
         ends(events).any(|end| end.state == state)
     }
 
-    /// What was said of the record at `place`, by whom and when, in the order in which it stands on the topic.
+    /// What was said of the record at `place`, by whom and when, in the order in which it stands on
+    /// the topic.
     fn story(&self, place: Place) -> String {
         let said = |event: &Arc<JobEvent>| {
-            let (state, worker) = (event.state.as_str(), event.worker.as_deref().unwrap_or_default());
+            let (state, worker) =
+                (event.state.as_str(), event.worker.as_deref().unwrap_or_default());
             format!("{} {state} by {worker} (attempts {})", event.time, event.attempts)
         };
         let events: Vec<_> = self.events.get(&place).into_iter().flatten().map(said).collect();
@@ -130,8 +134,11 @@ impl<'a> Oracle<'a> {
     /// Everything that is wrong with an account.
     pub fn judge(&self, account: &Account) -> Vec<String> {
         let mut wrong = Vec::new();
-        let submitted: HashMap<Place, &Record> =
-            self.submitted.iter().map(|record| ((record.partition, record.offset), record)).collect();
+        let submitted: HashMap<Place, &Record> = self
+            .submitted
+            .iter()
+            .map(|record| ((record.partition, record.offset), record))
+            .collect();
         for (place, record) in &submitted {
             let Some(state) = account.states.get(place) else {
                 wrong.push(format!("{place:?}: LOST, no event at all"));
@@ -143,7 +150,9 @@ impl<'a> Oracle<'a> {
                 wrong.push(format!("{place:?}: LOST, its last state is {name}: {story}"));
             }
             match (is_failed, account.dead.get(place)) {
-                (true, None) => wrong.push(format!("{place:?}: failed, and is not in the dead letters")),
+                (true, None) => {
+                    wrong.push(format!("{place:?}: failed, and is not in the dead letters"))
+                }
                 // A repeat, which is counted, has failed.
                 (false, Some(_)) if account.ended_as(*place, JobState::Failed) => {}
                 (false, Some(_)) => wrong.push(format!("{place:?}: {name} and dead-lettered")),
@@ -161,7 +170,10 @@ impl<'a> Oracle<'a> {
             }
         }
         if account.repeats > self.repeats {
-            wrong.push(format!("{} ends were repeated; at most {} may be", account.repeats, self.repeats));
+            wrong.push(format!(
+                "{} ends were repeated; at most {} may be",
+                account.repeats, self.repeats
+            ));
         }
         wrong.extend(self.out_of_order(account));
         wrong.sort();
@@ -172,8 +184,10 @@ impl<'a> Oracle<'a> {
     fn out_of_order(&self, account: &Account) -> Vec<String> {
         let mut by_key: BTreeMap<&[u8], Vec<&Record>> = BTreeMap::new();
         for record in self.submitted {
-            // What is no job ends whenever it has been written down; nobody behind it waits for that.
-            if let Some(key) = record.content.key.as_ref().filter(|_| !account.was_rejected(record)) {
+            // What is no job ends whenever it has been written down; nobody behind it waits for
+            // that.
+            if let Some(key) = record.content.key.as_ref().filter(|_| !account.was_rejected(record))
+            {
                 by_key.entry(key).or_default().push(record);
             }
         }
@@ -191,8 +205,8 @@ impl<'a> Oracle<'a> {
                 if let (Some(ended), Some(started)) = (ended, started)
                     && started < ended
                 {
-                    let [before, after] =
-                        [before, after].map(|record| account.story((record.partition, record.offset)));
+                    let [before, after] = [before, after]
+                        .map(|record| account.story((record.partition, record.offset)));
                     let key = String::from_utf8_lossy(key);
                     wrong.push(format!(
                         "key {key:?}: one started before the one before it had ended: {before}; {after}"
@@ -215,11 +229,18 @@ struct Reading<'a> {
 
 impl<'a> Reading<'a> {
     fn of(jobs: &'a str) -> Self {
-        Self { jobs, account: Account::default(), standings: Standings::default(), strays: String::new() }
+        Self {
+            jobs,
+            account: Account::default(),
+            standings: Standings::default(),
+            strays: String::new(),
+        }
     }
 
     fn event(&mut self, record: &Record) {
-        let Ok(event) = serde_json::from_str::<JobEvent>(&record.text()) else { return self.stray(record) };
+        let Ok(event) = serde_json::from_str::<JobEvent>(&record.text()) else {
+            return self.stray(record);
+        };
         let place = match event.source.as_ref().filter(|source| source.topic == self.jobs) {
             Some(source) => (source.partition, source.offset),
             // Written by who submitted it, before it had a place.
@@ -238,7 +259,8 @@ impl<'a> Reading<'a> {
         match origin(&record) {
             // A repeat may have written it again.
             Some(place) => {
-                self.account.dead_repeats += usize::from(self.account.dead.insert(place, record).is_some());
+                self.account.dead_repeats +=
+                    usize::from(self.account.dead.insert(place, record).is_some());
             }
             None => self.stray(&record),
         }
@@ -251,7 +273,8 @@ impl<'a> Reading<'a> {
     fn finish(self) -> (Account, String) {
         let Self { mut account, strays, .. } = self;
         for (place, events) in &account.events {
-            // The events of one job are on one partition, in order. Those of a killed worker's successor come later.
+            // The events of one job are on one partition, in order. Those of a killed worker's
+            // successor come later.
             account.repeats += ends(events).count().saturating_sub(1);
             if let Some(last) = events.last() {
                 account.last.insert(*place, Arc::clone(last));
@@ -261,8 +284,8 @@ impl<'a> Reading<'a> {
     }
 }
 
-/// How a job has ended, and ended again. The very same end is no other one: a worker to which a record comes back says what it
-/// has said before, and does not run the job.
+/// How a job has ended, and ended again. The very same end is no other one: a worker to which a
+/// record comes back says what it has said before, and does not run the job.
 pub fn ends(events: &[Arc<JobEvent>]) -> impl Iterator<Item = &Arc<JobEvent>> {
     let all = events.iter().enumerate().filter(|(_, event)| event.state.is_terminal());
     all.filter(|(at, event)| !events[..*at].contains(event)).map(|(_, event)| event)
@@ -304,10 +327,18 @@ mod tests {
     }
 
     fn event(offset: i64, state: JobState, at: i64) -> Record {
-        let mut event =
-            JobEvent::new(format!("job-{offset}"), state, Timestamp::from_millis(at).expect("a time"));
+        let mut event = JobEvent::new(
+            format!("job-{offset}"),
+            state,
+            Timestamp::from_millis(at).expect("a time"),
+        );
         event.source = Some(Source { topic: "jobs".into(), topic_id: None, partition: 0, offset });
-        Record { partition: 0, offset: at, timestamp: None, content: Outgoing::value(event.to_bytes()) }
+        Record {
+            partition: 0,
+            offset: at,
+            timestamp: None,
+            content: Outgoing::value(event.to_bytes()),
+        }
     }
 
     fn dead(offset: i64, value: &str) -> Record {
@@ -341,15 +372,23 @@ mod tests {
 
     #[test]
     fn a_good_run_is_good() {
-        let events =
-            [event(0, Running, 1), event(0, Succeeded, 2), event(1, Running, 3), event(1, Failed, 4)];
+        let events = [
+            event(0, Running, 1),
+            event(0, Succeeded, 2),
+            event(1, Running, 3),
+            event(1, Failed, 4),
+        ];
         check(&events, vec![dead(1, "1")], &[]);
     }
 
     #[test]
     fn a_job_without_an_end_is_lost() {
         check(&[event(0, Succeeded, 2)], vec![], &["(0, 1): LOST, no event"]);
-        check(&[event(0, Succeeded, 2), event(1, Running, 3)], vec![], &["(0, 1): LOST, its last state"]);
+        check(
+            &[event(0, Succeeded, 2), event(1, Running, 3)],
+            vec![],
+            &["(0, 1): LOST, its last state"],
+        );
     }
 
     #[test]
@@ -389,8 +428,12 @@ mod tests {
 
     #[test]
     fn jobs_of_a_key_that_overlap_are_seen() {
-        let events =
-            [event(0, Running, 1), event(1, Running, 2), event(0, Succeeded, 5), event(1, Succeeded, 6)];
+        let events = [
+            event(0, Running, 1),
+            event(1, Running, 2),
+            event(0, Succeeded, 5),
+            event(1, Succeeded, 6),
+        ];
         check(&events, vec![], &["one started before the one before it had ended"]);
     }
 

@@ -76,7 +76,8 @@ impl Collector {
     }
 }
 
-/// Answers the requests of a connection. A client that goes away in the middle of one has exported nothing.
+/// Answers the requests of a connection. A client that goes away in the middle of one has exported
+/// nothing.
 fn serve(stream: TcpStream, kept: &Mutex<Vec<Span>>) {
     let Ok(mut answers) = stream.try_clone() else { return };
     let mut requests = BufReader::new(stream);
@@ -84,7 +85,8 @@ fn serve(stream: TcpStream, kept: &Mutex<Vec<Span>>) {
         assert_eq!(path, "/v1/traces", "nothing else is exported");
         let request = ExportTraceServiceRequest::decode(body.as_slice()).expect("OTLP");
         kept.lock().extend(spans(request));
-        let answer = b"HTTP/1.1 200 OK\r\nContent-Type: application/x-protobuf\r\nContent-Length: 0\r\n\r\n";
+        let answer =
+            b"HTTP/1.1 200 OK\r\nContent-Type: application/x-protobuf\r\nContent-Length: 0\r\n\r\n";
         if answers.write_all(answer).is_err() {
             return;
         }
@@ -117,7 +119,8 @@ fn request(stream: &mut BufReader<TcpStream>) -> io::Result<Option<(String, Vec<
 fn spans(request: ExportTraceServiceRequest) -> Vec<Span> {
     let mut spans = Vec::new();
     for resource in request.resource_spans {
-        let about = resource.resource.map(|resource| texts(resource.attributes)).unwrap_or_default();
+        let about =
+            resource.resource.map(|resource| texts(resource.attributes)).unwrap_or_default();
         let service = about.get("service.name").cloned().unwrap_or_default();
         for span in resource.scope_spans.into_iter().flat_map(|scope| scope.spans) {
             spans.push(Span {

@@ -1,8 +1,8 @@
 //! Child processes: in groups of their own, with their output in files, killed when dropped.
 //!
-//! Drop does not run when a test process is killed, or for the brokers that all tests of a process share. Therefore a
-//! shell waits on a pipe that ends with this process, however it ends, and then kills the groups that are left and
-//! removes the directories they used.
+//! Drop does not run when a test process is killed, or for the brokers that all tests of a process
+//! share. Therefore a shell waits on a pipe that ends with this process, however it ends, and then
+//! kills the groups that are left and removes the directories they used.
 
 use std::{
     fs::{self, File},
@@ -35,7 +35,8 @@ pub struct Process {
 }
 
 impl Process {
-    /// Starts `command` as the leader of a process group. Its output goes to a file below `directory`.
+    /// Starts `command` as the leader of a process group. Its output goes to a file below
+    /// `directory`.
     pub fn start(name: &str, directory: &Path, mut command: Command) -> Self {
         remember_panics();
         let log = directory.join(format!("{}.log", bins::unique(name)));
@@ -67,7 +68,8 @@ impl Process {
             .unwrap_or_else(|error| panic!("{signal} to {}: {error}", self.name));
     }
 
-    /// Kills the process alone with SIGKILL and waits for it. Its own children live on, as they would after a crash.
+    /// Kills the process alone with SIGKILL and waits for it. Its own children live on, as they
+    /// would after a crash.
     pub fn kill(&mut self) {
         self.signal(Signal::SIGKILL);
         self.child.wait().expect("the end of a killed process");
@@ -94,8 +96,14 @@ impl Process {
         matches!(self.child.try_wait(), Ok(None))
     }
 
-    /// Waits until `look` finds something, and fails at once, with the log, if the process ends first.
-    pub fn until<T>(&mut self, what: &str, deadline: Duration, mut look: impl FnMut() -> Option<T>) -> T {
+    /// Waits until `look` finds something, and fails at once, with the log, if the process ends
+    /// first.
+    pub fn until<T>(
+        &mut self,
+        what: &str,
+        deadline: Duration,
+        mut look: impl FnMut() -> Option<T>,
+    ) -> T {
         let what = format!("{what} of {}", self.name);
         wait::until_ok(&what, deadline, || {
             if let Some(found) = look() {
@@ -229,10 +237,17 @@ mod tests {
         drop(pipe);
         assert!(reaper.wait().expect("its end").success());
         for killed in [&mut first, &mut last] {
-            let status = wait::until("its end", Duration::from_secs(10), || killed.try_wait().ok()?);
-            assert_eq!(std::os::unix::process::ExitStatusExt::signal(&status), Some(Signal::SIGKILL as i32));
+            let status =
+                wait::until("its end", Duration::from_secs(10), || killed.try_wait().ok()?);
+            assert_eq!(
+                std::os::unix::process::ExitStatusExt::signal(&status),
+                Some(Signal::SIGKILL as i32)
+            );
         }
-        assert!(spared.try_wait().expect("its state").is_none(), "what is gone is not ours to kill");
+        assert!(
+            spared.try_wait().expect("its state").is_none(),
+            "what is gone is not ours to kill"
+        );
         assert!(!directory.exists());
         spared.kill().expect("its end");
         spared.wait().expect("its end");

@@ -22,7 +22,8 @@ pub fn monitoring() -> PathBuf {
 
 /// Whether the programs are there. Says loudly if not, or fails if they must be.
 pub fn available() -> bool {
-    let there = ["prometheus", "promtool"].iter().all(|program| cache::works(program, &["--version"]));
+    let there =
+        ["prometheus", "promtool"].iter().all(|program| cache::works(program, &["--version"]));
     there || node::skip::<()>("prometheus and promtool (2.42 or newer)").is_some()
 }
 
@@ -31,14 +32,18 @@ pub fn promtool(arguments: &[&str]) -> String {
     let mut command = Command::new("promtool");
     command.args(arguments).current_dir(monitoring().join("prometheus"));
     let output = command.output().expect("promtool");
-    let said =
-        format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    let said = format!(
+        "{}{}",
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr)
+    );
     assert!(output.status.success(), "promtool {arguments:?}: {said}");
     said
 }
 
-/// The committed configuration with every second in place of its intervals, and fixed targets in place of discovered
-/// ones. Every job must have targets, and there must be no targets without a job.
+/// The committed configuration with every second in place of its intervals, and fixed targets in
+/// place of discovered ones. Every job must have targets, and there must be no targets without a
+/// job.
 pub fn with_targets(config: &str, targets: &BTreeMap<&str, Vec<SocketAddr>>) -> String {
     let mut made = String::new();
     let mut jobs = BTreeSet::new();
@@ -57,7 +62,10 @@ pub fn with_targets(config: &str, targets: &BTreeMap<&str, Vec<SocketAddr>>) -> 
         if let Some(job) = line.trim().strip_prefix("- job_name: ") {
             let of_job = targets.get(job).unwrap_or_else(|| panic!("no targets for the job {job}"));
             let list: Vec<_> = of_job.iter().map(|address| format!("'{address}'")).collect();
-            made.push_str(&format!("    static_configs:\n      - targets: [{}]\n", list.join(", ")));
+            made.push_str(&format!(
+                "    static_configs:\n      - targets: [{}]\n",
+                list.join(", ")
+            ));
             jobs.insert(job);
         }
     }
@@ -91,9 +99,12 @@ impl Prometheus {
         let directory = directory.join("prometheus");
         fs::create_dir_all(&directory).expect("a directory");
         let from = monitoring().join("prometheus");
-        let read = |name: &str| fs::read_to_string(from.join(name)).expect("a file of monitoring/prometheus");
+        let read = |name: &str| {
+            fs::read_to_string(from.join(name)).expect("a file of monitoring/prometheus")
+        };
         let config = directory.join("prometheus.yml");
-        fs::write(&config, with_targets(&read("prometheus.yml"), targets)).expect("the configuration");
+        fs::write(&config, with_targets(&read("prometheus.yml"), targets))
+            .expect("the configuration");
         fs::write(directory.join("rules.yml"), hasty(&read("rules.yml"))).expect("the rules");
         let mut command = Command::new("prometheus");
         command
@@ -147,7 +158,10 @@ impl Prometheus {
     pub fn rules(&self) -> Vec<Value> {
         let data = self.get("rules", &[]).expect("the rules");
         let groups = data["groups"].as_array().cloned().unwrap_or_default();
-        groups.iter().flat_map(|group| group["rules"].as_array().cloned().unwrap_or_default()).collect()
+        groups
+            .iter()
+            .flat_map(|group| group["rules"].as_array().cloned().unwrap_or_default())
+            .collect()
     }
 
     /// The alerts that fire, with their labels and annotations.
@@ -170,7 +184,9 @@ impl Prometheus {
 
 fn labels(object: &Value) -> BTreeMap<String, String> {
     let pairs = object.as_object().into_iter().flatten();
-    pairs.map(|(name, value)| (name.clone(), value.as_str().unwrap_or_default().to_owned())).collect()
+    pairs
+        .map(|(name, value)| (name.clone(), value.as_str().unwrap_or_default().to_owned()))
+        .collect()
 }
 
 /// Percent-encoded, everything but letters and digits.
@@ -200,8 +216,7 @@ mod tests {
 
     #[test]
     fn only_the_time_of_alerts_is_shortened() {
-        let rules =
-            "- alert: A\n  expr: a[15m]\n  for: 15m\n  annotations:\n    description: waits for: 5m\n";
+        let rules = "- alert: A\n  expr: a[15m]\n  for: 15m\n  annotations:\n    description: waits for: 5m\n";
         assert_eq!(hasty(rules), rules.replace("  for: 15m", "  for: 1s"));
     }
 

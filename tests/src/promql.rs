@@ -1,4 +1,5 @@
-//! As much of PromQL as tells which metrics and labels a query uses. Prometheus itself judges whether it is right.
+//! As much of PromQL as tells which metrics and labels a query uses. Prometheus itself judges
+//! whether it is right.
 
 use std::collections::BTreeSet;
 
@@ -22,7 +23,8 @@ pub struct Selector {
 
 /// They take a list of labels, and are no metric.
 const LABELS_FOLLOW: [&str; 6] = ["by", "without", "on", "ignoring", "group_left", "group_right"];
-/// An aggregation is the only function whose name can be followed by something other than a parenthesis.
+/// An aggregation is the only function whose name can be followed by something other than a
+/// parenthesis.
 const WORDS: [&str; 21] = [
     "and",
     "or",
@@ -167,7 +169,8 @@ mod tests {
     fn check(query: &str, expected: &str) {
         let uses = uses(query).expect("a query");
         let selectors = uses.selectors.iter().map(|selector| {
-            let matchers: String = selector.matchers.iter().map(|(l, o, v)| format!("{l}{o}{v};")).collect();
+            let matchers: String =
+                selector.matchers.iter().map(|(l, o, v)| format!("{l}{o}{v};")).collect();
             format!("{}[{matchers}]", selector.metric)
         });
         let grouping: Vec<_> = uses.grouping.iter().cloned().collect();
@@ -180,7 +183,10 @@ mod tests {
         check("up", "up[]");
         check("up{job=\"a\"} == 1", "up[job=a;]");
         check("a:b:sum > 100 and deriv(a:b:sum[15m:1m]) > -1.5e3", "a:b:sum[]a:b:sum[]");
-        check("sum by (x, y) (rate(m_total{a=~'b|c', d!=\"\", }[5m] offset 1h))", "m_total[a=~b|c;d!=;] x,y");
+        check(
+            "sum by (x, y) (rate(m_total{a=~'b|c', d!=\"\", }[5m] offset 1h))",
+            "m_total[a=~b|c;d!=;] x,y",
+        );
         check("sum(m) without (z)", "m[] z");
         check("a unless on () absent(b) or ignoring(q) group_left c", "a[]b[]c[] q");
         check("a / on (i) group_right (v) b # { by (no)", "a[]b[] i,v");

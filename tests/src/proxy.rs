@@ -1,8 +1,9 @@
-//! A network that can fail: a TCP proxy that forwards, refuses, or swallows everything without a word.
+//! A network that can fail: a TCP proxy that forwards, refuses, or swallows everything without a
+//! word.
 //!
-//! One stands before every broker's second listener, for the workers that are to be cut off, and one before the server,
-//! as the readiness gate that a server behind a load balancer has. Before several servers it is a balancer that knows
-//! nothing but connections.
+//! One stands before every broker's second listener, for the workers that are to be cut off, and
+//! one before the server, as the readiness gate that a server behind a load balancer has. Before
+//! several servers it is a balancer that knows nothing but connections.
 
 use std::{
     collections::VecDeque,
@@ -18,7 +19,8 @@ use parking_lot::{Condvar, Mutex, MutexGuard};
 use crate::wait;
 
 const BUFFER: usize = 64 << 10;
-/// How long the port of a refusing proxy may be taken by somebody else before it listens there again.
+/// How long the port of a refusing proxy may be taken by somebody else before it listens there
+/// again.
 const REBIND: Duration = Duration::from_secs(30);
 
 /// What the network does.
@@ -28,8 +30,9 @@ pub enum Network {
     Up,
     /// Has closed its connections and refuses new ones.
     Refused,
-    /// Takes everything and delivers nothing. When it is up again it has forgotten the connections from before, as a
-    /// firewall does that was started anew: what they had swallowed is never delivered.
+    /// Takes everything and delivers nothing. When it is up again it has forgotten the connections
+    /// from before, as a firewall does that was started anew: what they had swallowed is never
+    /// delivered.
     Silent,
     /// Gone for good.
     Gone,
@@ -56,7 +59,8 @@ struct State {
     /// Who gets connections, the first one the next.
     upstreams: VecDeque<SocketAddr>,
     listening: bool,
-    /// Counts the failures. A connection forwards only while it is the number under which it was made.
+    /// Counts the failures. A connection forwards only while it is the number under which it was
+    /// made.
     epoch: u64,
     open: Vec<Arc<Connection>>,
 }
@@ -77,7 +81,8 @@ impl Connection {
 }
 
 impl Proxy {
-    /// Listens on a free port. Without an upstream, connections are closed as soon as they are made.
+    /// Listens on a free port. Without an upstream, connections are closed as soon as they are
+    /// made.
     pub fn start(upstream: Option<SocketAddr>) -> Self {
         Self::balance(upstream)
     }
@@ -87,7 +92,8 @@ impl Proxy {
         let upstreams = upstreams.into_iter().collect();
         let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
         let address = listener.local_addr().expect("its number");
-        let state = State { network: Network::Up, upstreams, listening: true, epoch: 0, open: Vec::new() };
+        let state =
+            State { network: Network::Up, upstreams, listening: true, epoch: 0, open: Vec::new() };
         let shared = Arc::new(Shared { state: Mutex::new(state), changed: Condvar::new() });
         let theirs = Arc::clone(&shared);
         let listener = thread::spawn(move || theirs.listen(address, listener));
@@ -171,7 +177,8 @@ impl Shared {
         }
     }
 
-    /// Connects a client through, if the network allows it. In a silence nobody is at the other end.
+    /// Connects a client through, if the network allows it. In a silence nobody is at the other
+    /// end.
     fn connect(self: &Arc<Self>, client: TcpStream) {
         let (network, upstream, epoch) = {
             let mut state = self.lock();
@@ -266,7 +273,10 @@ mod tests {
         let refused = TcpStream::connect(proxy.address).expect_err("a refusal");
         assert_eq!(refused.kind(), ErrorKind::ConnectionRefused);
         proxy.set(Network::Up);
-        assert_eq!(ask(&TcpStream::connect(proxy.address).expect("a connection")).expect("an answer"), 7);
+        assert_eq!(
+            ask(&TcpStream::connect(proxy.address).expect("a connection")).expect("an answer"),
+            7
+        );
     }
 
     #[test]
@@ -283,6 +293,9 @@ mod tests {
         for stream in [&before, &during] {
             assert_ne!(kind(ask(stream)), ErrorKind::WouldBlock, "the connection should be closed");
         }
-        assert_eq!(ask(&TcpStream::connect(proxy.address).expect("a connection")).expect("an answer"), 7);
+        assert_eq!(
+            ask(&TcpStream::connect(proxy.address).expect("a connection")).expect("an answer"),
+            7
+        );
     }
 }

@@ -1,4 +1,5 @@
-//! Third-party MCP software from PyPI: servers and clients, at the versions that `tests/python/requirements*.txt` pin.
+//! Third-party MCP software from PyPI: servers and clients, at the versions that
+//! `tests/python/requirements*.txt` pin.
 
 use std::{
     path::{Path, PathBuf},
@@ -45,7 +46,14 @@ impl Python {
         let name: Vec<_> = lists.iter().map(|list| fingerprint(list)).collect();
         cache::once(&format!("wheels-{}", name.join("-")), |directory| {
             for list in &lists {
-                let pip = ["-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"];
+                let pip = [
+                    "-m",
+                    "pip",
+                    "download",
+                    "--quiet",
+                    "--disable-pip-version-check",
+                    "--no-deps",
+                ];
                 let mut command = Command::new(self.interpreter());
                 cache::run(command.args(pip).arg("--dest").arg(directory).arg("-r").arg(list));
             }
@@ -60,12 +68,22 @@ impl Python {
             return skip("python3 (3.10 or newer, with venv)");
         }
         let requirements = bins::repository().join("tests/python").join(requirements);
-        // An environment can't be moved: its scripts name their interpreter. Hence `python -m`, and no scripts.
-        let directory = cache::once(&format!("python-{}", fingerprint(&requirements)), |directory| {
-            cache::run(Command::new("python3").args(["-m", "venv"]).arg(directory));
-            let pip = ["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps", "-r"];
-            cache::run(Command::new(directory.join("bin/python")).args(pip).arg(&requirements));
-        });
+        // An environment can't be moved: its scripts name their interpreter. Hence `python -m`, and
+        // no scripts.
+        let directory =
+            cache::once(&format!("python-{}", fingerprint(&requirements)), |directory| {
+                cache::run(Command::new("python3").args(["-m", "venv"]).arg(directory));
+                let pip = [
+                    "-m",
+                    "pip",
+                    "install",
+                    "--quiet",
+                    "--disable-pip-version-check",
+                    "--no-deps",
+                    "-r",
+                ];
+                cache::run(Command::new(directory.join("bin/python")).args(pip).arg(&requirements));
+            });
         Some(Self { directory })
     }
 

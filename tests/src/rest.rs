@@ -1,4 +1,5 @@
-//! A client of the server's HTTP API, as strict as the tests need: every status, header and event is theirs to look at.
+//! A client of the server's HTTP API, as strict as the tests need: every status, header and event
+//! is theirs to look at.
 
 use std::{
     collections::BTreeMap,
@@ -90,7 +91,12 @@ pub fn post(address: SocketAddr, path: &str, body: &Value) -> Answer {
 }
 
 /// `POST` of JSON with more headers.
-pub fn post_with(address: SocketAddr, path: &str, headers: &[(&str, &str)], body: &Value) -> Answer {
+pub fn post_with(
+    address: SocketAddr,
+    path: &str,
+    headers: &[(&str, &str)],
+    body: &Value,
+) -> Answer {
     let headers = [&[("content-type", "application/json")], headers].concat();
     request(address, "POST", path, &headers, body.to_string().as_bytes())
 }
@@ -194,7 +200,12 @@ impl Events {
             // A chunk that was begun is there as a whole soon.
             match self.stream.fill_buf() {
                 Ok(_) => break,
-                Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut) => {
+                Err(error)
+                    if matches!(
+                        error.kind(),
+                        io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut
+                    ) =>
+                {
                     if Instant::now() >= end {
                         return Some(false);
                     }

@@ -10,7 +10,8 @@ use parking_lot::Mutex;
 use rdkafka::{
     ClientConfig, ClientContext, Message as _, Offset, Timestamp, TopicPartitionList,
     admin::{
-        AdminClient, AdminOptions, AlterConfig, NewPartitions, NewTopic, ResourceSpecifier, TopicReplication,
+        AdminClient, AdminOptions, AlterConfig, NewPartitions, NewTopic, ResourceSpecifier,
+        TopicReplication,
     },
     client::DefaultClientContext,
     consumer::{BaseConsumer, CommitMode, Consumer as _},
@@ -95,16 +96,21 @@ pub fn nodes(brokers: &str) -> Result<usize, KafkaError> {
 /// Whether every replica of every partition of the cluster is in sync.
 pub fn in_sync(brokers: &str) -> bool {
     let client: Result<BaseConsumer, _> = config(brokers).create();
-    let Ok(metadata) = client.and_then(|client| client.fetch_metadata(None, Duration::from_secs(2))) else {
+    let Ok(metadata) =
+        client.and_then(|client| client.fetch_metadata(None, Duration::from_secs(2)))
+    else {
         return false;
     };
     let mut partitions = metadata.topics().iter().flat_map(|topic| topic.partitions());
-    partitions.all(|partition| partition.leader() >= 0 && partition.isr().len() == partition.replicas().len())
+    partitions.all(|partition| {
+        partition.leader() >= 0 && partition.isr().len() == partition.replicas().len()
+    })
 }
 
 /// Makes topics and waits until their partitions have leaders.
 pub fn create(brokers: &str, topics: &[(&str, i32)]) {
-    let admin: AdminClient<DefaultClientContext> = config(brokers).create().expect("an admin client");
+    let admin: AdminClient<DefaultClientContext> =
+        config(brokers).create().expect("an admin client");
     let copies = i32::try_from(nodes(brokers).unwrap_or(1).min(3)).expect("a small number");
     let new: Vec<_> = topics
         .iter()
@@ -122,8 +128,12 @@ pub fn create(brokers: &str, topics: &[(&str, i32)]) {
     for (name, partitions) in topics {
         wait::until(&format!("leaders of {name}"), TIMEOUT, || {
             let metadata = admin.inner().fetch_metadata(Some(name), TIMEOUT).ok()?;
-            let led =
-                metadata.topics().first()?.partitions().iter().filter(|partition| partition.leader() >= 0);
+            let led = metadata
+                .topics()
+                .first()?
+                .partitions()
+                .iter()
+                .filter(|partition| partition.leader() >= 0);
             (i32::try_from(led.count()) == Ok(*partitions)).then_some(())
         });
     }
@@ -131,10 +141,13 @@ pub fn create(brokers: &str, topics: &[(&str, i32)]) {
 
 /// Sets one property of a topic. All others that were set go back to the broker's defaults.
 pub fn set(brokers: &str, topic: &str, property: &str, value: &str) {
-    let admin: AdminClient<DefaultClientContext> = config(brokers).create().expect("an admin client");
+    let admin: AdminClient<DefaultClientContext> =
+        config(brokers).create().expect("an admin client");
     let change = AlterConfig::new(ResourceSpecifier::Topic(topic)).set(property, value);
     let options = AdminOptions::new().operation_timeout(Some(TIMEOUT));
-    for changed in block_on(admin.alter_configs(&[change], &options)).expect("an answer from the broker") {
+    for changed in
+        block_on(admin.alter_configs(&[change], &options)).expect("an answer from the broker")
+    {
         if let Err((what, error)) = changed {
             panic!("{property} of {what:?} was not set: {error}");
         }
@@ -176,12 +189,23 @@ pub fn produce(brokers: &str, topic: &str, records: Vec<Outgoing>) -> Vec<Record
     assert_eq!(acknowledged.len(), records.len(), "the broker did not acknowledge every record");
     let placed = records.into_iter().zip(acknowledged);
     placed
-        .map(|(content, (_, partition, offset))| Record { partition, offset, timestamp: begin, content })
+        .map(|(content, (_, partition, offset))| Record {
+            partition,
+            offset,
+            timestamp: begin,
+            content,
+        })
         .collect()
 }
 
 /// Writes values to one partition in a transaction, and commits or aborts that.
-pub fn produce_transaction(brokers: &str, topic: &str, partition: i32, values: &[String], commits: bool) {
+pub fn produce_transaction(
+    brokers: &str,
+    topic: &str,
+    partition: i32,
+    values: &[String],
+    commits: bool,
+) {
     let id = format!("{topic}-transactions");
     let producer: BaseProducer =
         config(brokers).set("transactional.id", id).create().expect("a transactional producer");
@@ -192,8 +216,11 @@ pub fn produce_transaction(brokers: &str, topic: &str, partition: i32, values: &
         producer.send(record).map_err(|(error, _)| error).expect("room in the queue");
     }
     producer.flush(wait::LONG).expect("every record acknowledged");
-    let ended =
-        if commits { producer.commit_transaction(TIMEOUT) } else { producer.abort_transaction(TIMEOUT) };
+    let ended = if commits {
+        producer.commit_transaction(TIMEOUT)
+    } else {
+        producer.abort_transaction(TIMEOUT)
+    };
     ended.expect("the end of a transaction");
 }
 
@@ -217,10 +244,13 @@ pub fn read_each(brokers: &str, topic: &str, mut take: impl FnMut(Record)) {
     let mut assignment = TopicPartitionList::new();
     let mut ends = Vec::new();
     for partition in 0..partitions(brokers, topic) {
-        let (low, high) =
-            wait::until_ok("watermarks", wait::LONG, || consumer.fetch_watermarks(topic, partition, TIMEOUT));
+        let (low, high) = wait::until_ok("watermarks", wait::LONG, || {
+            consumer.fetch_watermarks(topic, partition, TIMEOUT)
+        });
         if high > low {
-            assignment.add_partition_offset(topic, partition, Offset::Offset(low)).expect("a partition");
+            assignment
+                .add_partition_offset(topic, partition, Offset::Offset(low))
+                .expect("a partition");
             ends.push(partition);
         }
     }
@@ -237,7 +267,8 @@ pub fn read_each(brokers: &str, topic: &str, mut take: impl FnMut(Record)) {
             Some(Err(KafkaError::PartitionEOF(partition))) => ends.retain(|end| *end != partition),
             // librdkafka connects again: a broker that a test has killed may not be back yet.
             Some(Err(error))
-                if error.rdkafka_error_code() == Some(RDKafkaErrorCode::BrokerTransportFailure) => {}
+                if error.rdkafka_error_code() == Some(RDKafkaErrorCode::BrokerTransportFailure) => {
+            }
             Some(Err(error)) => panic!("reading {topic}: {error}"),
             None => {}
         }
@@ -246,7 +277,8 @@ pub fn read_each(brokers: &str, topic: &str, mut take: impl FnMut(Record)) {
 
 /// Committed offsets of a group by partition; none where nothing was committed.
 pub fn committed(brokers: &str, group: &str, topic: &str, partitions: i32) -> Vec<Option<i64>> {
-    let consumer: BaseConsumer = config(brokers).set("group.id", group).create().expect("a consumer");
+    let consumer: BaseConsumer =
+        config(brokers).set("group.id", group).create().expect("a consumer");
     let mut asked = TopicPartitionList::new();
     asked.add_partition_range(topic, 0, partitions - 1);
     let committed = consumer.committed_offsets(asked, TIMEOUT).expect("committed offsets");
@@ -260,7 +292,8 @@ pub fn committed(brokers: &str, group: &str, topic: &str, partitions: i32) -> Ve
 
 /// What a group has committed for a partition, with the metadata.
 pub fn commit_of(brokers: &str, group: &str, topic: &str, partition: i32) -> Option<(i64, String)> {
-    let consumer: BaseConsumer = config(brokers).set("group.id", group).create().expect("a consumer");
+    let consumer: BaseConsumer =
+        config(brokers).set("group.id", group).create().expect("a consumer");
     let mut asked = TopicPartitionList::new();
     asked.add_partition(topic, partition);
     let committed = consumer.committed_offsets(asked, TIMEOUT).expect("committed offsets");
@@ -272,8 +305,16 @@ pub fn commit_of(brokers: &str, group: &str, topic: &str, partition: i32) -> Opt
 }
 
 /// Commits in a group's name, as an operator's tool does while the group has no members.
-pub fn commit(brokers: &str, group: &str, topic: &str, partition: i32, offset: i64, metadata: &str) {
-    let consumer: BaseConsumer = config(brokers).set("group.id", group).create().expect("a consumer");
+pub fn commit(
+    brokers: &str,
+    group: &str,
+    topic: &str,
+    partition: i32,
+    offset: i64,
+    metadata: &str,
+) {
+    let consumer: BaseConsumer =
+        config(brokers).set("group.id", group).create().expect("a consumer");
     let mut list = TopicPartitionList::new();
     let mut element = list.add_partition(topic, partition);
     element.set_offset(Offset::Offset(offset)).expect("an offset");
@@ -283,9 +324,11 @@ pub fn commit(brokers: &str, group: &str, topic: &str, partition: i32, offset: i
 
 /// Gives a topic more partitions, `partitions` in all.
 pub fn grow(brokers: &str, topic: &str, partitions: usize) {
-    let admin: AdminClient<DefaultClientContext> = config(brokers).create().expect("an admin client");
+    let admin: AdminClient<DefaultClientContext> =
+        config(brokers).create().expect("an admin client");
     let options = AdminOptions::new().operation_timeout(Some(TIMEOUT));
-    let grown = block_on(admin.create_partitions(&[NewPartitions::new(topic, partitions)], &options));
+    let grown =
+        block_on(admin.create_partitions(&[NewPartitions::new(topic, partitions)], &options));
     grown
         .expect("an answer from the broker")
         .into_iter()
@@ -294,9 +337,12 @@ pub fn grow(brokers: &str, topic: &str, partitions: usize) {
 
 /// Deletes a topic and makes it again.
 pub fn make_again(brokers: &str, topic: &str, partitions: i32) {
-    let admin: AdminClient<DefaultClientContext> = config(brokers).create().expect("an admin client");
+    let admin: AdminClient<DefaultClientContext> =
+        config(brokers).create().expect("an admin client");
     let options = AdminOptions::new().operation_timeout(Some(TIMEOUT));
-    for deleted in block_on(admin.delete_topics(&[topic], &options)).expect("an answer from the broker") {
+    for deleted in
+        block_on(admin.delete_topics(&[topic], &options)).expect("an answer from the broker")
+    {
         deleted.expect("a topic that was there");
     }
     wait::until(&format!("{topic} to be gone"), TIMEOUT, || {
@@ -317,7 +363,8 @@ pub fn ends(brokers: &str, topic: &str, partitions: i32) -> Vec<i64> {
 pub fn partitions(brokers: &str, topic: &str) -> i32 {
     let client: BaseConsumer = config(brokers).create().expect("a client");
     let metadata = client.fetch_metadata(Some(topic), TIMEOUT).expect("metadata");
-    let partitions = metadata.topics().first().map(|topic| topic.partitions().len()).unwrap_or_default();
+    let partitions =
+        metadata.topics().first().map(|topic| topic.partitions().len()).unwrap_or_default();
     i32::try_from(partitions).expect("a small number")
 }
 
@@ -325,11 +372,14 @@ pub fn partitions(brokers: &str, topic: &str) -> i32 {
 pub fn members(brokers: &str, group: &str) -> usize {
     let client: BaseConsumer = config(brokers).create().expect("a client");
     let groups = client.fetch_group_list(Some(group), TIMEOUT);
-    groups.ok().and_then(|groups| Some(groups.groups().first()?.members().len())).unwrap_or_default()
+    groups
+        .ok()
+        .and_then(|groups| Some(groups.groups().first()?.members().len()))
+        .unwrap_or_default()
 }
 
-/// What each member of a group was assigned, as the coordinator knows it: topics and partitions. Empty unless the group is
-/// stable.
+/// What each member of a group was assigned, as the coordinator knows it: topics and partitions.
+/// Empty unless the group is stable.
 pub fn assignments(brokers: &str, group: &str) -> Vec<Vec<(String, i32)>> {
     let client: BaseConsumer = config(brokers).create().expect("a client");
     let Ok(groups) = client.fetch_group_list(Some(group), TIMEOUT) else { return Vec::new() };
@@ -338,7 +388,8 @@ pub fn assignments(brokers: &str, group: &str) -> Vec<Vec<(String, i32)>> {
     members.iter().map(|member| assignment(member.assignment().unwrap_or_default())).collect()
 }
 
-/// Reads a member's assignment in the consumer protocol: a version, and topics with their partitions.
+/// Reads a member's assignment in the consumer protocol: a version, and topics with their
+/// partitions.
 fn assignment(mut bytes: &[u8]) -> Vec<(String, i32)> {
     let mut take = |count: usize| {
         let (taken, rest) = bytes.split_at_checked(count)?;
@@ -347,8 +398,9 @@ fn assignment(mut bytes: &[u8]) -> Vec<(String, i32)> {
     };
     let mut all = Vec::new();
     let mut read = || {
-        let number =
-            |bytes: &[u8]| bytes.iter().fold(0usize, |number, byte| number << 8 | usize::from(*byte));
+        let number = |bytes: &[u8]| {
+            bytes.iter().fold(0usize, |number, byte| number << 8 | usize::from(*byte))
+        };
         take(2)?;
         for _ in 0..number(take(4)?) {
             let length = number(take(2)?);
@@ -364,25 +416,32 @@ fn assignment(mut bytes: &[u8]) -> Vec<(String, i32)> {
     all
 }
 
-/// The node that coordinates a group: the one that leads the group's partition of the offsets topic.
+/// The node that coordinates a group: the one that leads the group's partition of the offsets
+/// topic.
 pub fn coordinator(brokers: &str, group: &str) -> usize {
     // Java's `String.hashCode`, by which brokers choose the partition.
-    let hash =
-        group.encode_utf16().fold(0i32, |hash, unit| hash.wrapping_mul(31).wrapping_add(i32::from(unit)));
+    let hash = group
+        .encode_utf16()
+        .fold(0i32, |hash, unit| hash.wrapping_mul(31).wrapping_add(i32::from(unit)));
     let client: BaseConsumer = config(brokers).create().expect("a client");
     let metadata = client.fetch_metadata(Some("__consumer_offsets"), TIMEOUT).expect("metadata");
     let partitions = metadata.topics().first().expect("the offsets topic").partitions();
-    let number =
-        hash.checked_abs().unwrap_or_default() % i32::try_from(partitions.len()).expect("a small number");
-    let partition = partitions.iter().find(|partition| partition.id() == number).expect("the partition");
+    let number = hash.checked_abs().unwrap_or_default()
+        % i32::try_from(partitions.len()).expect("a small number");
+    let partition =
+        partitions.iter().find(|partition| partition.id() == number).expect("the partition");
     usize::try_from(partition.leader()).expect("a leader")
 }
 
-/// What the coordinator says of a group: `Stable`, or `PreparingRebalance` while it waits for members to join again.
+/// What the coordinator says of a group: `Stable`, or `PreparingRebalance` while it waits for
+/// members to join again.
 pub fn group_state(brokers: &str, group: &str) -> String {
     let client: BaseConsumer = config(brokers).create().expect("a client");
     let groups = client.fetch_group_list(Some(group), TIMEOUT);
-    groups.ok().and_then(|groups| Some(groups.groups().first()?.state().to_owned())).unwrap_or_default()
+    groups
+        .ok()
+        .and_then(|groups| Some(groups.groups().first()?.state().to_owned()))
+        .unwrap_or_default()
 }
 
 /// A member of a group that takes part in rebalances only while it is polled. Commits nothing.

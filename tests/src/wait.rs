@@ -18,7 +18,11 @@ pub fn until<T>(what: &str, deadline: Duration, mut look: impl FnMut() -> Option
 }
 
 /// Looks until it is `Ok`, and panics with `what` and the last error after `deadline`.
-pub fn until_ok<T, E: Debug>(what: &str, deadline: Duration, mut look: impl FnMut() -> Result<T, E>) -> T {
+pub fn until_ok<T, E: Debug>(
+    what: &str,
+    deadline: Duration,
+    mut look: impl FnMut() -> Result<T, E>,
+) -> T {
     let end = Instant::now() + deadline;
     loop {
         match look() {

@@ -1,4 +1,5 @@
-//! What the fleet needs of a broker, on every broker: the embedded one has to keep up with Apache Kafka here.
+//! What the fleet needs of a broker, on every broker: the embedded one has to keep up with Apache
+//! Kafka here.
 
 #![expect(clippy::expect_used, reason = "a panic is the report of a test")]
 
@@ -28,7 +29,8 @@ on_every_broker!(
     records_arrive_without_waiting_for_the_poll_interval,
 );
 
-/// The harness's own: who comes through the proxies is sent to brokers that name proxies, so a cut leaves no way around.
+/// The harness's own: who comes through the proxies is sent to brokers that name proxies, so a cut
+/// leaves no way around.
 #[test]
 fn a_cut_leaves_no_way_around() {
     if !kafka::available() {
@@ -54,7 +56,9 @@ fn records_come_back_as_they_went_in(env: &Env) {
         Outgoing::value("v").key("k").header("a", "1").header("a", "2"),
         Outgoing::value(""),
         Outgoing { key: Some(b"tombstone".to_vec()), ..Outgoing::default() },
-        Outgoing::value([0, 255, 254]).key([0xff, 0]).header("bytes", (0..=255).collect::<Vec<u8>>()),
+        Outgoing::value([0, 255, 254])
+            .key([0xff, 0])
+            .header("bytes", (0..=255).collect::<Vec<u8>>()),
         Outgoing::value(vec![b'x'; 3 << 20]).key("large"),
     ];
     records[0].headers.push(("none".into(), None));
@@ -66,14 +70,23 @@ fn records_come_back_as_they_went_in(env: &Env) {
     for (written, read) in written.iter().zip(&read) {
         assert_eq!((written.partition, written.offset), (read.partition, read.offset));
         assert!(written.content == read.content, "{written:?} came back as {read:?}");
-        assert!(read.timestamp >= written.timestamp, "{:?} before {:?}", read.timestamp, written.timestamp);
+        assert!(
+            read.timestamp >= written.timestamp,
+            "{:?} before {:?}",
+            read.timestamp,
+            written.timestamp
+        );
     }
 }
 
 fn commits_keep_offset_and_metadata(env: &Env) {
     let topic = bins::unique("commits");
     topics::create(&env.brokers, &[(&topic, 2)]);
-    topics::produce(&env.brokers, &topic, (0..10).map(|n| Outgoing::value(format!("{n}"))).collect());
+    topics::produce(
+        &env.brokers,
+        &topic,
+        (0..10).map(|n| Outgoing::value(format!("{n}"))).collect(),
+    );
     let consumer = consumer(env, &topic);
     let mut commit = TopicPartitionList::new();
     for (partition, metadata) in [(0, "x".repeat(4096)), (1, "{\"v\":1}".into())] {
@@ -119,8 +132,11 @@ fn members_share_partitions_and_take_over(env: &Env) {
         shared(&members[..count], &mut seen, PARTITIONS);
     }
     assert_eq!(topics::members(&env.brokers, &topic), 3);
-    let first =
-        topics::produce(&env.brokers, &topic, (0..60).map(|n| Outgoing::value(format!("{n}"))).collect());
+    let first = topics::produce(
+        &env.brokers,
+        &topic,
+        (0..60).map(|n| Outgoing::value(format!("{n}"))).collect(),
+    );
     wait::until("60 records", TIMEOUT, || {
         members.iter().for_each(|member| _ = poll(member, &mut seen, 0));
         (seen.len() == first.len()).then_some(())
@@ -129,7 +145,11 @@ fn members_share_partitions_and_take_over(env: &Env) {
     drop(members.remove(0));
     shared(&members, &mut seen, PARTITIONS);
     assert_eq!(topics::members(&env.brokers, &topic), 2);
-    topics::produce(&env.brokers, &topic, (0..60).map(|n| Outgoing::value(format!("{n}"))).collect());
+    topics::produce(
+        &env.brokers,
+        &topic,
+        (0..60).map(|n| Outgoing::value(format!("{n}"))).collect(),
+    );
     wait::until("120 records", TIMEOUT, || {
         members.iter().for_each(|member| _ = poll(member, &mut seen, 0));
         (seen.len() == 120).then_some(())
@@ -141,7 +161,8 @@ fn records_arrive_without_waiting_for_the_poll_interval(env: &Env) {
     let topic = bins::unique("latency");
     topics::create(&env.brokers, &[(&topic, 1)]);
     let mut config = config(env, &topic);
-    let consumer: BaseConsumer = config.set("fetch.wait.max.ms", "5000").create().expect("a consumer");
+    let consumer: BaseConsumer =
+        config.set("fetch.wait.max.ms", "5000").create().expect("a consumer");
     let mut assignment = TopicPartitionList::new();
     assignment.add_partition_offset(&topic, 0, Offset::Beginning).expect("a partition");
     consumer.assign(&assignment).expect("an assignment");
@@ -177,11 +198,17 @@ fn consumer(env: &Env, group: &str) -> BaseConsumer {
 fn poll(consumer: &BaseConsumer, seen: &mut BTreeSet<(i32, i64)>, partitions: usize) -> Option<()> {
     if let Some(message) = consumer.poll(Duration::from_millis(20)) {
         let message = message.expect("no error");
-        assert!(seen.insert((message.partition(), message.offset())), "delivered twice: {message:?}");
+        assert!(
+            seen.insert((message.partition(), message.offset())),
+            "delivered twice: {message:?}"
+        );
         let mut commit = TopicPartitionList::new();
         let next = Offset::Offset(message.offset() + 1);
-        commit.add_partition_offset(message.topic(), message.partition(), next).expect("a partition");
-        // Between two generations a commit is refused; the record is then committed with the next one.
+        commit
+            .add_partition_offset(message.topic(), message.partition(), next)
+            .expect("a partition");
+        // Between two generations a commit is refused; the record is then committed with the next
+        // one.
         consumer.commit(&commit, CommitMode::Async).expect("a commit under way");
     }
     (consumer.assignment().expect("an assignment").count() == partitions).then_some(())

@@ -82,9 +82,14 @@ fn a_running_job_is_cancelled_at_the_tool(env: &Env) {
         let of_id = |record: &&Record| record.text().contains(&format!("\"{id}\""));
         case.fleet.submitted.iter().find(of_id).expect("the job's record").clone()
     };
-    let ends: Vec<_> = running.iter().map(|job| case.ends_as(&by_id(job), JobState::Cancelled)).collect();
-    assert!(ends.iter().all(|end| end.timings.as_ref().is_some_and(|timings| timings.started_at.is_some())));
-    let workers: std::collections::BTreeSet<_> = ends.iter().map(|end| end.worker.clone()).collect();
+    let ends: Vec<_> =
+        running.iter().map(|job| case.ends_as(&by_id(job), JobState::Cancelled)).collect();
+    assert!(
+        ends.iter()
+            .all(|end| end.timings.as_ref().is_some_and(|timings| timings.started_at.is_some()))
+    );
+    let workers: std::collections::BTreeSet<_> =
+        ends.iter().map(|end| end.worker.clone()).collect();
     assert_eq!(workers.len(), 2, "one worker has cancelled them all: {ends:?}");
     wait::until_ok("the tool to hear of it", wait::LONG, || {
         let mut heard = Ledger::read(&case.ledger).cancelled;
@@ -122,10 +127,15 @@ fn a_job_that_waits_ends_at_once(env: &Env) {
     let ends = [&later, &again].map(|record| account.of(record));
     assert!(ends.iter().all(|end| end.state == JobState::Cancelled), "{ends:?}");
     assert_eq!(case.times("later"), 0);
-    assert_eq!(case.times("again"), ends[1].attempts as usize, "an attempt that has failed counts: {ends:?}");
+    assert_eq!(
+        case.times("again"),
+        ends[1].attempts as usize,
+        "an attempt that has failed counts: {ends:?}"
+    );
 }
 
-/// One comes back by itself, the other is an hour away: whoever reads its record after the cancel sends it back at once.
+/// One comes back by itself, the other is an hour away: whoever reads its record after the cancel
+/// sends it back at once.
 fn a_job_in_the_delayed_topic_ends_when_it_comes_back(env: &Env) {
     let mut case = Case::new(env, "delayed", 2);
     let delayed = Topics::of(&*case.fleet.topic).delayed;
@@ -142,13 +152,15 @@ fn a_job_in_the_delayed_topic_ends_when_it_comes_back(env: &Env) {
     let far = submit("far", due.plus(Duration::from_secs(3_600)));
     wait::until("both in the delayed topic", wait::LONG, || {
         let waiting = topics::read(&env.brokers, &delayed);
-        let has = |id: &str| waiting.iter().any(|record| record.text().contains(&format!("\"{id}\"")));
+        let has =
+            |id: &str| waiting.iter().any(|record| record.text().contains(&format!("\"{id}\"")));
         (has("soon") && has("far")).then_some(())
     });
     case.fleet.cancel("soon", None);
     case.fleet.cancel("far", Some("no longer"));
     case.ends_as(&soon, JobState::Cancelled);
-    // Its record was held when the cancel came, and stays where it is; the next worker reads it anew.
+    // Its record was held when the cancel came, and stays where it is; the next worker reads it
+    // anew.
     let mut victim = case.fleet.workers.remove(0);
     victim.process.kill();
     case.fleet.start_worker();
@@ -185,8 +197,9 @@ fn a_cancel_after_the_end_changes_nothing(env: &Env) {
     open(&gate);
 }
 
-/// The record runs again after a crash and meets the cancel then. The first end is the job's end: for the server, for one
-/// that reads the log anew, and for compaction, since the server writes it again.
+/// The record runs again after a crash and meets the cancel then. The first end is the job's end:
+/// for the server, for one that reads the log anew, and for compaction, since the server writes it
+/// again.
 fn a_cancel_between_the_end_and_its_commit_changes_nothing(env: &Env) {
     let mut fleet = Fleet::new(env, "cancel-published", 1);
     let ledger = fleet.directory.join("ledger");
@@ -229,7 +242,8 @@ fn a_cancel_between_the_end_and_its_commit_changes_nothing(env: &Env) {
     case.fleet.stop_workers();
 }
 
-/// How many requests of no interest stand before those of the next test: so many that they are not read in no time.
+/// How many requests of no interest stand before those of the next test: so many that they are not
+/// read in no time.
 const MANY: usize = 10_000;
 
 /// Nothing starts before the worker has read what was asked for.
@@ -239,10 +253,14 @@ fn a_worker_that_comes_after_the_cancel_knows_of_it(env: &Env) {
     let jobs = case.fleet.submit(jobs.collect());
     let others = (0..MANY).map(|n| format!("other-{n}"));
     let even = (0..20).step_by(2).map(|n| format!("job-{n}"));
-    let cancel = |id: String| Outgoing::value(Control::cancel(&*id, None, now(), None).to_bytes()).key(id);
+    let cancel =
+        |id: String| Outgoing::value(Control::cancel(&*id, None, now(), None).to_bytes()).key(id);
     // Records that nobody understands do no harm.
-    let strange =
-        [Outgoing::value("no json").key("job-1"), Outgoing::default().key("job-3"), Outgoing::value("{}")];
+    let strange = [
+        Outgoing::value("no json").key("job-1"),
+        Outgoing::default().key("job-3"),
+        Outgoing::value("{}"),
+    ];
     let records = others.chain(even).map(cancel).chain(strange).collect();
     topics::produce(&env.brokers, &Topics::of(&*case.fleet.topic).control, records);
     let worker = case.fleet.start_worker().address;
@@ -251,8 +269,13 @@ fn a_worker_that_comes_after_the_cancel_knows_of_it(env: &Env) {
     assert_eq!(http::metric(worker, "fleet_invariant_violations_total"), Some(0.0));
     let account = case.fleet.settle(0);
     for (n, job) in jobs.iter().enumerate() {
-        let (state, times) = if n % 2 == 0 { (JobState::Cancelled, 0) } else { (JobState::Succeeded, 1) };
-        assert_eq!((account.of(job).state, case.times(&format!("job-{n}"))), (state, times), "job-{n}");
+        let (state, times) =
+            if n % 2 == 0 { (JobState::Cancelled, 0) } else { (JobState::Succeeded, 1) };
+        assert_eq!(
+            (account.of(job).state, case.times(&format!("job-{n}"))),
+            (state, times),
+            "job-{n}"
+        );
     }
 }
 
@@ -270,12 +293,16 @@ fn a_killed_workers_successor_does_not_run_what_was_cancelled(env: &Env) {
     victim.process.kill();
     case.fleet.start_worker();
     let account = case.fleet.settle(0);
-    assert_eq!((account.of(&job).state, account.of(&next).state), (JobState::Cancelled, JobState::Succeeded));
+    assert_eq!(
+        (account.of(&job).state, account.of(&next).state),
+        (JobState::Cancelled, JobState::Succeeded)
+    );
     assert_eq!((case.times("job"), case.times("next")), (1, 1));
     open(&gate);
 }
 
-/// A fleet from before there was such a topic works as it did, and needs no restart when it gets one.
+/// A fleet from before there was such a topic works as it did, and needs no restart when it gets
+/// one.
 fn without_its_topic_nothing_is_cancelled_until_it_is_made(env: &Env) {
     let mut case = Case::without_topic(env, "absent", 1);
     case.fleet.start_worker();
@@ -290,8 +317,9 @@ fn without_its_topic_nothing_is_cancelled_until_it_is_made(env: &Env) {
     open(&gate);
 }
 
-/// A call that is dropped, which is what a worker does, is cancelled at the tool: in the modern era by the connection that
-/// closes, before that by name. The server in between passes it on to the process that it hosts.
+/// A call that is dropped, which is what a worker does, is cancelled at the tool: in the modern era
+/// by the connection that closes, before that by name. The server in between passes it on to the
+/// process that it hosts.
 #[test]
 fn a_dropped_call_is_cancelled_at_the_tool_in_both_eras() {
     for (era, sessions) in [(Era::Modern, "false"), (Era::Legacy, "true"), (Era::Legacy, "false")] {
@@ -299,14 +327,16 @@ fn a_dropped_call_is_cancelled_at_the_tool_in_both_eras() {
         let ledger = fleet.directory.join("ledger");
         fleet.server_env = vec![("MCP_LEGACY_SESSIONS".into(), sessions.into())];
         fleet.start_tool_server(env!("CARGO_BIN_EXE_fixture_tools"), &ledger, false);
-        let mut config = ClientConfig::new(ClientConfig::parse_urls(&fleet.server_url).expect("a URL"));
+        let mut config =
+            ClientConfig::new(ClientConfig::parse_urls(&fleet.server_url).expect("a URL"));
         config.era = era;
         let client = McpClient::new(config).expect("a client");
         let runtime = tokio::runtime::Runtime::new().expect("a runtime");
         for (id, wants_progress) in [("silent", false), ("told", true)] {
             let gate = fleet.directory.join(bins::unique("gate"));
             let arguments = json!({"until": gate, "ms": 100, "progress": 1});
-            let mut call = ToolCall::new("chaos__work", arguments.as_object().expect("an object").clone());
+            let mut call =
+                ToolCall::new("chaos__work", arguments.as_object().expect("an object").clone());
             call.meta.insert(meta::JOB_ID.to_owned(), id.into());
             let (sender, mut news) = tokio::sync::watch::channel(None);
             call.progress = wants_progress.then_some(sender);
@@ -346,7 +376,8 @@ impl<'e> Case<'e> {
         let ledger = fleet.directory.join("ledger");
         fleet.start_tool_server(env!("CARGO_BIN_EXE_fixture_tools"), &ledger, false);
         fleet.worker_env("MCP_MAX_IN_FLIGHT", &IN_FLIGHT.to_string());
-        // A call that runs into its deadline is cancelled at the tool, too, and would hide that nobody has done it before.
+        // A call that runs into its deadline is cancelled at the tool, too, and would hide that
+        // nobody has done it before.
         fleet.worker_env("MCP_CALL_TIMEOUT", "10m");
         Self { fleet, ledger }
     }
@@ -363,12 +394,18 @@ impl<'e> Case<'e> {
 
     /// Waits until the tool has been called for the job.
     fn called(&self, id: &str) {
-        wait::until(&format!("the call of {id}"), wait::LONG, || (self.times(id) > 0).then_some(()));
+        wait::until(&format!("the call of {id}"), wait::LONG, || {
+            (self.times(id) > 0).then_some(())
+        });
     }
 
     /// How often the tool was called for the job.
     fn times(&self, id: &str) -> usize {
-        Ledger::read(&self.ledger).calls.get(id).map(|attempts| attempts.values().sum()).unwrap_or_default()
+        Ledger::read(&self.ledger)
+            .calls
+            .get(id)
+            .map(|attempts| attempts.values().sum())
+            .unwrap_or_default()
     }
 
     /// Waits until the newest event of the job says so.
@@ -376,7 +413,11 @@ impl<'e> Case<'e> {
         let oracle = Oracle::new(&self.fleet.topic, &self.fleet.submitted);
         let place = (record.partition, record.offset);
         wait::until_ok(&format!("{} to be {state:?}", record.text()), wait::LONG, || {
-            let last = oracle.read(&self.fleet.env.brokers).states.remove(&place).map(Arc::unwrap_or_clone);
+            let last = oracle
+                .read(&self.fleet.env.brokers)
+                .states
+                .remove(&place)
+                .map(Arc::unwrap_or_clone);
             last.clone().filter(|event| event.state == state).ok_or_else(|| Box::new(last))
         })
     }

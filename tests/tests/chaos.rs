@@ -1,8 +1,9 @@
-//! Chaos on three real brokers: workers, servers and brokers are killed, stopped and cut off while jobs run, all from one
-//! seed, and afterwards the oracle and the audit read what became of every job.
+//! Chaos on three real brokers: workers, servers and brokers are killed, stopped and cut off while
+//! jobs run, all from one seed, and afterwards the oracle and the audit read what became of every
+//! job.
 //!
-//! `FLEET_CHAOS_SEED`, `FLEET_CHAOS_JOBS` and `FLEET_CHAOS_IN_FLIGHT` (of each worker) choose another run; `scripts/storm chaos`
-//! makes long ones. With `--nocapture` it tells what it does.
+//! `FLEET_CHAOS_SEED`, `FLEET_CHAOS_JOBS` and `FLEET_CHAOS_IN_FLIGHT` (of each worker) choose
+//! another run; `scripts/storm chaos` makes long ones. With `--nocapture` it tells what it does.
 
 #![expect(clippy::expect_used, reason = "a panic is the report of a test")]
 #![expect(clippy::print_stderr, reason = "shown by the test runner, under the test that failed")]
@@ -49,15 +50,18 @@ const IN_FLIGHT: u64 = 8;
 const DELAYED_PARTITIONS: i32 = 6;
 /// One in so many jobs is cancelled as soon as its end was read, which is too late.
 const CANCELLED: usize = 40;
-/// How many jobs the server is asked about afterwards, beside those with something behind their end.
+/// How many jobs the server is asked about afterwards, beside those with something behind their
+/// end.
 const ASKED: usize = 300;
 /// How often the test looks at what goes on.
 const LOOK: Duration = Duration::from_millis(100);
-/// Nothing takes longer: a session has to run out, a JVM to start, a transaction of the group to be repeated.
+/// Nothing takes longer: a session has to run out, a JVM to start, a transaction of the group to be
+/// repeated.
 const STALLED: Duration = Duration::from_secs(120);
 /// A worker that was out of reach has looked around by then.
 const AWAKE: Duration = Duration::from_secs(3);
-/// One that has not lost its partitions by then has kept them: a new coordinator gives every session its full time again.
+/// One that has not lost its partitions by then has kept them: a new coordinator gives every
+/// session its full time again.
 const KEPT: Duration = Duration::from_secs(15);
 
 #[test]
@@ -88,7 +92,9 @@ fn whatever_is_killed_every_job_comes_to_its_end() {
 
 fn number(name: &str, default: u64) -> u64 {
     let text = env::var(name).ok().filter(|text| !text.is_empty());
-    text.map_or(default, |text| text.parse().unwrap_or_else(|error| panic!("{name}={text}: {error}")))
+    text.map_or(default, |text| {
+        text.parse().unwrap_or_else(|error| panic!("{name}={text}: {error}"))
+    })
 }
 
 fn count(name: &str, default: u64) -> usize {
@@ -101,7 +107,8 @@ fn now_ms() -> i64 {
 
 /// How often a worker has lost its partitions without being asked to give them back.
 fn lost(worker: &Worker) -> f64 {
-    http::metric(worker.service.address, "fleet_rebalances_total{kind=\"lost\"}").unwrap_or_default()
+    http::metric(worker.service.address, "fleet_rebalances_total{kind=\"lost\"}")
+        .unwrap_or_default()
 }
 
 /// A fleet that things happen to.
@@ -166,8 +173,9 @@ impl<'e> Chaos<'e> {
         topics::create(&env.brokers, &[(&Topics::of(&*fleet.topic).delayed, DELAYED_PARTITIONS)]);
         let ledger = fleet.directory.join("ledger");
         let hosted = Hosted::start(env!("CARGO_BIN_EXE_fixture_remote"), &fleet.directory);
-        let notes = [&ledger, &hosted.ledger]
-            .map(|path| OpenOptions::new().create(true).append(true).open(path).expect("the ledger"));
+        let notes = [&ledger, &hosted.ledger].map(|path| {
+            OpenOptions::new().create(true).append(true).open(path).expect("the ledger")
+        });
         let gate = Proxy::start(None);
         fleet.server_url = format!("http://{}", gate.address);
         let mut chaos = Self {
@@ -197,9 +205,10 @@ impl<'e> Chaos<'e> {
         chaos
     }
 
-    // --- What runs ----------------------------------------------------------------------------------------------------
+    // --- What runs ------------------------------------------------------------------------------
 
-    /// Starts a server and lets the workers in as soon as it listens: what it hosts it has to read from its registry.
+    /// Starts a server and lets the workers in as soon as it listens: what it hosts it has to read
+    /// from its registry.
     fn start_server(&mut self) {
         let program = env!("CARGO_BIN_EXE_fixture_tools");
         let env = [
@@ -220,15 +229,18 @@ impl<'e> Chaos<'e> {
         self.fleet.server = Some(server);
     }
 
-    /// Has the server host both tools, which it and those after it read from the registry from then on.
+    /// Has the server host both tools, which it and those after it read from the registry from then
+    /// on.
     fn host(&self) {
         let server = self.fleet.server.as_ref().expect("the server");
         let child = json!({"command": env!("CARGO_BIN_EXE_fixture_tools"), "args": [self.ledger]});
         let remote = json!({"type": "http", "url": self.hosted.url()});
         for (name, config) in [("chaos", child), ("remote", remote)] {
             wait::until_ok(&format!("a server that hosts {name}"), STALLED, || {
-                let answer = server.call("server_initialize", &json!({"name": name, "config": config}));
-                let hosted = answer["error"].is_null() && answer["result"]["isError"] != json!(true);
+                let answer =
+                    server.call("server_initialize", &json!({"name": name, "config": config}));
+                let hosted =
+                    answer["error"].is_null() && answer["result"]["isError"] != json!(true);
                 if hosted { Ok(()) } else { Err(answer) }
             });
         }
@@ -254,9 +266,10 @@ impl<'e> Chaos<'e> {
         self.plans.extend(placed.into_iter().zip(plans));
     }
 
-    // --- What happens -------------------------------------------------------------------------------------------------
+    // --- What happens ---------------------------------------------------------------------------
 
-    /// Carries the schedule out, and returns when every job has come to an end and nothing goes on any more.
+    /// Carries the schedule out, and returns when every job has come to an end and nothing goes on
+    /// any more.
     fn play(&mut self, schedule: &Schedule) {
         let events = Topics::of(self.fleet.topic.clone()).events;
         let mut watch = Watch::new(&self.cluster.brokers, &events, 2);
@@ -286,7 +299,8 @@ impl<'e> Chaos<'e> {
 
     /// Asks for the cancellation of some of the jobs that have ended.
     fn cancel_late(&mut self, ended: &[String]) {
-        let number = |id: &str| id.strip_prefix('c').and_then(|number| number.parse::<usize>().ok());
+        let number =
+            |id: &str| id.strip_prefix('c').and_then(|number| number.parse::<usize>().ok());
         let chosen = |id: &&str| number(id).is_some_and(|number| number.is_multiple_of(CANCELLED));
         let ids: Vec<_> = ended.iter().map(String::as_str).filter(chosen).collect();
         if ids.is_empty() {
@@ -300,7 +314,8 @@ impl<'e> Chaos<'e> {
         if moved.elapsed() < STALLED || ended == schedule.jobs {
             return;
         }
-        let account = Oracle::new(&self.fleet.topic, &self.fleet.submitted).read(&self.cluster.brokers);
+        let account =
+            Oracle::new(&self.fleet.topic, &self.fleet.submitted).read(&self.cluster.brokers);
         let open = self.fleet.submitted.iter().filter(|record| {
             let last = account.states.get(&(record.partition, record.offset));
             last.is_none_or(|event| !event.state.is_terminal())
@@ -323,7 +338,8 @@ impl<'e> Chaos<'e> {
                 self.lost(worker, now_ms());
                 self.workers[worker] = self.launch(worker);
             }
-            Disturbance::StopWorker { worker, .. } | Disturbance::WakeWithoutCoordinator { worker, .. } => {
+            Disturbance::StopWorker { worker, .. }
+            | Disturbance::WakeWithoutCoordinator { worker, .. } => {
                 self.note(ZOMBIES);
                 self.workers[worker].service.process.signal(Signal::SIGSTOP);
             }
@@ -426,7 +442,9 @@ impl<'e> Chaos<'e> {
     fn has_recovered(&mut self, active: &mut Active) -> bool {
         let since = active.until.elapsed();
         let recovered = match active.what {
-            Disturbance::StopWorker { .. } | Disturbance::CutWorker { .. } => self.is_member_again(active),
+            Disturbance::StopWorker { .. } | Disturbance::CutWorker { .. } => {
+                self.is_member_again(active)
+            }
             Disturbance::WakeWithoutCoordinator { .. } => {
                 self.cluster.is_in_sync() && self.is_member_again(active)
             }
@@ -493,7 +511,8 @@ impl<'e> Chaos<'e> {
         }
     }
 
-    /// A worker is gone, or was out of reach since `began`. While a broker is down commits may wait.
+    /// A worker is gone, or was out of reach since `began`. While a broker is down commits may
+    /// wait.
     fn lost(&mut self, worker: usize, began: i64) {
         let from = self.broker_down_since.unwrap_or(began).min(began) - COMMIT_MS;
         self.losses.push(Loss { worker: self.workers[worker].name.clone(), from, until: now_ms() });
@@ -505,12 +524,13 @@ impl<'e> Chaos<'e> {
         }
     }
 
-    // --- What became of it --------------------------------------------------------------------------------------------
+    // --- What became of it ----------------------------------------------------------------------
 
     fn judge(&mut self) -> Report {
         let mut wrong = Vec::new();
         for worker in &self.workers {
-            let violations = http::metric(worker.service.address, "fleet_invariant_violations_total");
+            let violations =
+                http::metric(worker.service.address, "fleet_invariant_violations_total");
             if violations != Some(0.0) {
                 wrong.push(format!("{}: {violations:?} violations of invariants", worker.name));
             }
@@ -541,8 +561,8 @@ impl<'e> Chaos<'e> {
         report
     }
 
-    /// What the topics say when the server has written again every end that something else stood behind, or has had time
-    /// to.
+    /// What the topics say when the server has written again every end that something else stood
+    /// behind, or has had time to.
     fn first_ends_stand(&self, oracle: &Oracle<'_>) -> Account {
         let begin = Instant::now();
         loop {
@@ -557,7 +577,8 @@ impl<'e> Chaos<'e> {
         }
     }
 
-    /// What the server says otherwise than the topics: asked of some jobs, and of all with something behind their end.
+    /// What the server says otherwise than the topics: asked of some jobs, and of all with
+    /// something behind their end.
     fn asked(&self, account: &Account) -> Vec<String> {
         let server = self.fleet.server.as_ref().expect("the server");
         let first = |events: &Vec<Arc<JobEvent>>| oracle::ends(events).next().cloned();
@@ -574,8 +595,9 @@ impl<'e> Chaos<'e> {
             let (status, body) = http::get(server.address, &path).expect("an answer of the server");
             let job: Value = serde_json::from_str(&body).unwrap_or_default();
             let said = job["state"].as_str().unwrap_or_default();
-            (status != 200 || said != end.state.as_str())
-                .then(|| format!("{id}: ended as {}; the server says {status} {body}", end.state.as_str()))
+            (status != 200 || said != end.state.as_str()).then(|| {
+                format!("{id}: ended as {}; the server says {status} {body}", end.state.as_str())
+            })
         };
         ends.iter().filter_map(differs).collect()
     }

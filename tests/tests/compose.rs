@@ -1,7 +1,9 @@
-//! `docker-compose.yml` without a container engine: the same processes with the same commands and environment, in the same
-//! order (`fleet_tests::compose`), then the commands that its header prints, under load.
+//! `docker-compose.yml` without a container engine: the same processes with the same commands and
+//! environment, in the same order (`fleet_tests::compose`), then the commands that its header
+//! prints, under load.
 //!
-//! An engine's own work is not tested: building images, name resolution, and the walls around a process.
+//! An engine's own work is not tested: building images, name resolution, and the walls around a
+//! process.
 
 #![expect(clippy::expect_used, reason = "a panic is the report of a test")]
 
@@ -65,7 +67,11 @@ fn the_compose_file_works_as_printed() {
         let output = project.run("mcp-fleet", command);
         let said = String::from_utf8_lossy(&output.stdout).into_owned();
         let failed = String::from_utf8_lossy(&output.stderr).into_owned();
-        assert!(output.status.success(), "{command:?} ended with {}:\n{said}{failed}", output.status);
+        assert!(
+            output.status.success(),
+            "{command:?} ended with {}:\n{said}{failed}",
+            output.status
+        );
         assert!(said.contains("1 of 1 jobs succeeded"), "{said}");
     }
     // Each that goes has to end with 0 within its grace period, or this fails.
@@ -76,9 +82,11 @@ fn the_compose_file_works_as_printed() {
 
     let on_topic = topics::read(&brokers, &jobs);
     assert_eq!(on_topic.len(), written.len() + submitted, "jobs on the topic");
-    wait::until_ok("the end of every job", wait::LONG, || match on_topic.len() - watch.ended(LOOK) {
-        0 => Ok(()),
-        open => Err(format!("{open} are open")),
+    wait::until_ok("the end of every job", wait::LONG, || {
+        match on_topic.len() - watch.ended(LOOK) {
+            0 => Ok(()),
+            open => Err(format!("{open} are open")),
+        }
     });
     let violations = violations(&mut project);
     assert_eq!(violations, vec![Some(0.0); FEWER as usize], "violations of invariants");
@@ -86,7 +94,8 @@ fn the_compose_file_works_as_printed() {
     project.scale("kafka-worker", 0);
     let account = Oracle::new(&jobs, &on_topic).check(&brokers);
     assert_eq!(account.count(JobState::Succeeded), on_topic.len());
-    let by: BTreeSet<_> = account.states.values().filter_map(|event| event.worker.clone()).collect();
+    let by: BTreeSet<_> =
+        account.states.values().filter_map(|event| event.worker.clone()).collect();
     assert_eq!(by.len(), scaled as usize, "workers that have ended jobs: {by:?}");
     project.down();
     eprintln!(
@@ -97,7 +106,7 @@ fn the_compose_file_works_as_printed() {
     );
 }
 
-// --- What the file prints --------------------------------------------------------------------------------------------
+// --- What the file prints -----------------------------------------------------------------------
 
 /// The commands in the comments at the head of the file.
 struct Commands {
@@ -117,14 +126,16 @@ impl Commands {
 }
 
 fn commands() -> Commands {
-    let text = fs::read_to_string(bins::repository().join("docker-compose.yml")).expect("docker-compose.yml");
+    let text = fs::read_to_string(bins::repository().join("docker-compose.yml"))
+        .expect("docker-compose.yml");
     let lines = text.lines().take_while(|line| line.starts_with('#'));
-    let printed =
-        lines.filter_map(|line| line.trim_start_matches(['#', ' ']).strip_prefix("docker compose "));
+    let printed = lines
+        .filter_map(|line| line.trim_start_matches(['#', ' ']).strip_prefix("docker compose "));
     let printed: Vec<_> = printed.map(words).collect();
     let (ups, runs): (Vec<_>, Vec<_>) = printed.into_iter().partition(|command| command[0] == "up");
     let submits = runs.iter().map(|command| {
-        let service = command.iter().skip(1).position(|word| !word.starts_with('-')).expect("a service") + 1;
+        let service =
+            command.iter().skip(1).position(|word| !word.starts_with('-')).expect("a service") + 1;
         assert_eq!(command[service], "mcp-fleet", "{command:?}");
         command[service + 1..].to_vec()
     });
@@ -133,7 +144,7 @@ fn commands() -> Commands {
     Commands { submits, ups }
 }
 
-// --- What is looked at -----------------------------------------------------------------------------------------------
+// --- What is looked at --------------------------------------------------------------------------
 
 fn workers(project: &Project) -> Vec<u32> {
     project.containers("kafka-worker").map(|(number, _)| number).collect()
@@ -156,8 +167,10 @@ fn every_worker_has_jobs(project: &mut Project) {
     let before = settled(project);
     wait::until_ok("jobs of every worker", wait::LONG, || {
         let now = settled(project);
-        let more =
-            now.iter().zip(&before).all(|(now, before)| now.unwrap_or_default() > before.unwrap_or_default());
+        let more = now
+            .iter()
+            .zip(&before)
+            .all(|(now, before)| now.unwrap_or_default() > before.unwrap_or_default());
         if more { Ok(()) } else { Err(format!("{before:?}, {now:?}")) }
     });
 }
@@ -171,7 +184,7 @@ fn the_server_answers_to_its_name(project: &mut Project) {
     assert_eq!(ask("elsewhere.example"), 403, "a name that is not the server's");
 }
 
-// --- Load ------------------------------------------------------------------------------------------------------------
+// --- Load ---------------------------------------------------------------------------------------
 
 /// Jobs that are submitted all the time.
 struct Load {

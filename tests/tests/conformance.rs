@@ -1,4 +1,5 @@
-//! The official conformance suite against the real server, for both eras of the protocol, with no failure expected.
+//! The official conformance suite against the real server, for both eras of the protocol, with no
+//! failure expected.
 
 use fleet_tests::{
     fleet::{Fleet, ServerOptions, Standalone},
@@ -17,7 +18,8 @@ fn the_server_passes_every_scored_scenario() {
     }
     // With the default configuration: the flag only adds what the scenarios ask for.
     let args = vec!["--conformance".to_owned()];
-    let server = Standalone::start_with("conformance", ServerOptions { args, ..ServerOptions::default() });
+    let server =
+        Standalone::start_with("conformance", ServerOptions { args, ..ServerOptions::default() });
     for revision in REVISIONS {
         let Some(mut suite) = node::conformance() else { return };
         let results = server.directory.join(revision);
@@ -59,13 +61,16 @@ fn tasks_pass_their_scenarios() {
     let Some(env) = fleet_tests::Env::apache_kafka() else { return };
     let mut fleet = Fleet::new(env, "conformance-tasks", 2);
     fleet.create_control_topic();
-    let options = ServerOptions { args: vec!["--conformance".to_owned()], ..ServerOptions::default() };
+    let options =
+        ServerOptions { args: vec!["--conformance".to_owned()], ..ServerOptions::default() };
     fleet.start_server(&fleet.with_jobs(options));
     fleet.start_worker();
     let mut failed = Vec::new();
     for scenario in TASK_SCENARIOS {
         let Some(mut suite) = node::conformance() else { return };
-        suite.args(["server", "--scenario", scenario, "--url"]).arg(format!("{}/mcp", fleet.server_url));
+        suite
+            .args(["server", "--scenario", scenario, "--url"])
+            .arg(format!("{}/mcp", fleet.server_url));
         suite.arg("-o").arg(fleet.directory.join(scenario)).current_dir(&fleet.directory);
         let mut suite = Process::start("conformance", &fleet.directory, suite);
         let status = suite.wait(wait::LONG);
@@ -76,8 +81,8 @@ fn tasks_pass_their_scenarios() {
     assert!(failed.is_empty(), "{}", failed.join("\n"));
 }
 
-/// The scenarios of what a worker does: it calls tools. It does not answer questions, authorise itself in a browser or go on
-/// with a stream that broke.
+/// The scenarios of what a worker does: it calls tools. It does not answer questions, authorise
+/// itself in a browser or go on with a stream that broke.
 const CLIENT_SCENARIOS: [(&str, &str); 8] = [
     ("2025-11-25", "initialize"),
     ("2025-11-25", "tools_call"),
@@ -112,7 +117,8 @@ fn without_the_flag_there_are_no_fixtures() {
     let address = server.service.address;
     let list = |method: &str, field: &str| -> Vec<Value> {
         let request = json!({"jsonrpc": "2.0", "id": 1, "method": method});
-        let (status, answer) = http::post(address, "/message", &request).expect("an answer of the server");
+        let (status, answer) =
+            http::post(address, "/message", &request).expect("an answer of the server");
         assert_eq!(status, 200, "{answer}");
         answer["result"][field].as_array().cloned().expect("a list")
     };

@@ -1,5 +1,5 @@
-//! A worker that loses Kafka and keeps the server, until others have ended everything that it holds. Apache Kafka only: the
-//! cut is made by proxies before a second listener of the broker.
+//! A worker that loses Kafka and keeps the server, until others have ended everything that it
+//! holds. Apache Kafka only: the cut is made by proxies before a second listener of the broker.
 
 use fleet_job::event::JobState;
 use fleet_tests::{
@@ -44,7 +44,8 @@ fn check(name: &str, how: Network) {
     fleet.wait_for_gauge("fleet_jobs_in_flight", 4);
     cluster.network(how);
     gate.open();
-    // The other one can have ended everything only when it has taken over what the worker had under way.
+    // The other one can have ended everything only when it has taken over what the worker had under
+    // way.
     fleet.wait_for_all();
     cluster.network(Network::Up);
     fleet.workers[0].process.says("lost: their jobs will run elsewhere", wait::LONG);

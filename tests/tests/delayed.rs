@@ -1,5 +1,5 @@
-//! Jobs that wait too long for memory, limits per tool and tenant, and what a worker does with a record that it has
-//! settled already.
+//! Jobs that wait too long for memory, limits per tool and tenant, and what a worker does with a
+//! record that it has settled already.
 
 #![expect(clippy::expect_used, reason = "a panic is the report of a test")]
 
@@ -44,8 +44,9 @@ fn call(id: &str, tool: &str, path: &str) -> Value {
 }
 
 fn in_seconds(seconds: u64) -> Timestamp {
-    let now =
-        std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).expect("a clock that is set");
+    let now = std::time::SystemTime::now()
+        .duration_since(std::time::UNIX_EPOCH)
+        .expect("a clock that is set");
     let now = i64::try_from(now.as_millis()).ok().and_then(Timestamp::from_millis).expect("a time");
     now.plus(Duration::from_secs(seconds))
 }
@@ -66,7 +67,8 @@ fn waiting(fleet: &Fleet<'_>) -> Vec<Record> {
     topics::read(&fleet.env.brokers, &Topics::of(&*fleet.topic).delayed)
 }
 
-/// Jobs of later go into the delayed topic, hold up nobody, survive a kill, and end under the place where they first stood.
+/// Jobs of later go into the delayed topic, hold up nobody, survive a kill, and end under the place
+/// where they first stood.
 fn far_jobs_wait_outside_of_memory(env: &Env) {
     let mut fleet = fleet(env, "far");
     fleet.start_worker();
@@ -78,8 +80,8 @@ fn far_jobs_wait_outside_of_memory(env: &Env) {
         if n % 2 == 0 { record } else { record.key(format!("far-{n}")) }
     });
     let far = fleet.submit(far.collect());
-    let near =
-        (0..40).map(|n| Outgoing::value(call(&format!("near-{n}"), "file_read", "hello.txt").to_string()));
+    let near = (0..40)
+        .map(|n| Outgoing::value(call(&format!("near-{n}"), "file_read", "hello.txt").to_string()));
     fleet.submit(near.collect());
     fleet.wait_for(40);
     wait::until("all far jobs in the delayed topic", wait::LONG, || {
@@ -110,10 +112,14 @@ fn far_jobs_wait_outside_of_memory(env: &Env) {
     }
 }
 
-/// A job that fails for ever, with delays that mostly are too long for memory, still has exactly its attempts.
+/// A job that fails for ever, with delays that mostly are too long for memory, still has exactly
+/// its attempts.
 fn a_long_backoff_keeps_its_attempts(env: &Env) {
     let mut fleet = fleet(env, "backoff");
-    fleet.start_server(&ServerOptions { allowed: vec!["false".to_owned()], ..ServerOptions::default() });
+    fleet.start_server(&ServerOptions {
+        allowed: vec!["false".to_owned()],
+        ..ServerOptions::default()
+    });
     fleet.worker_env("MCP_RETRY_BASE", "4s");
     fleet.worker_env("MCP_RETRY_MAX", "4s");
     fleet.worker_env("MCP_MAX_ATTEMPTS", "3");
@@ -122,7 +128,8 @@ fn a_long_backoff_keeps_its_attempts(env: &Env) {
     let jobs = (0..12).map(|n| {
         let arguments = json!({"name": format!("poison-{n}"), "config": {"command": "false"}});
         let payload = json!({"tool": "server_initialize", "arguments": arguments});
-        let job = json!({"jobID": format!("poison-{n}"), "jobType": "tool-call", "payload": payload});
+        let job =
+            json!({"jobID": format!("poison-{n}"), "jobType": "tool-call", "payload": payload});
         Outgoing::value(job.to_string())
     });
     let jobs = fleet.submit(jobs.collect());
@@ -147,7 +154,8 @@ fn limits_hold(env: &Env) {
         job["tenant"] = json!("acme");
         job
     });
-    let jobs = fleet.submit(digests.chain(tenants).map(|job| Outgoing::value(job.to_string())).collect());
+    let jobs =
+        fleet.submit(digests.chain(tenants).map(|job| Outgoing::value(job.to_string())).collect());
     let worker = fleet.start_worker().address;
     fleet.wait_for_all();
     assert_eq!(http::metric(worker, "fleet_invariant_violations_total"), Some(0.0));
@@ -162,8 +170,8 @@ fn limits_hold(env: &Env) {
     }
 }
 
-/// A worker that was frozen loses its partitions, and with them the commit of what it has settled. When they come back to
-/// it, it knows.
+/// A worker that was frozen loses its partitions, and with them the commit of what it has settled.
+/// When they come back to it, it knows.
 fn what_is_settled_is_not_run_again(env: &Env) {
     let mut fleet = fleet(env, "frozen");
     fleet.worker_env("MCP_COMMIT_INTERVAL", "10m");
@@ -175,7 +183,8 @@ fn what_is_settled_is_not_run_again(env: &Env) {
     fleet.submit((30..60).map(job).collect());
     fleet.wait_for_all();
     let committed = || -> i64 {
-        let committed = topics::committed(&env.brokers, &fleet.group, &fleet.topic, fleet.partitions);
+        let committed =
+            topics::committed(&env.brokers, &fleet.group, &fleet.topic, fleet.partitions);
         committed.into_iter().flatten().sum()
     };
     assert!(committed() < 60, "all is committed: the test shows nothing");
@@ -192,8 +201,9 @@ fn what_is_settled_is_not_run_again(env: &Env) {
     assert_eq!(account.count(JobState::Succeeded), 70);
 }
 
-/// While a worker that has settled jobs and not committed that is frozen, another one takes them over, says that they run, and
-/// dies. When they come back to the first, they are not run again, and the last that is said of them is how they ended.
+/// While a worker that has settled jobs and not committed that is frozen, another one takes them
+/// over, says that they run, and dies. When they come back to the first, they are not run again,
+/// and the last that is said of them is how they ended.
 fn what_another_worker_has_begun_meanwhile_has_ended_all_the_same(env: &Env) {
     let mut fleet = fleet(env, "meanwhile");
     fleet.worker_env("MCP_COMMIT_INTERVAL", "10m");
@@ -226,7 +236,10 @@ fn what_another_worker_has_begun_meanwhile_has_ended_all_the_same(env: &Env) {
         let end = events.iter().position(|event| event.state.is_terminal());
         end.is_some_and(|end| events[end..].iter().any(|event| event.state == JobState::Running))
     });
-    assert!(begun_again.count() > 0, "the other worker has begun none of them: the test shows nothing");
+    assert!(
+        begun_again.count() > 0,
+        "the other worker has begun none of them: the test shows nothing"
+    );
 }
 
 /// From a job's start to its end.

@@ -29,8 +29,11 @@ fn the_demo_accounts_for_every_job() {
     let stdout = fs::read_to_string(&output).expect("its output");
     assert!(status.success(), "{status}\n{stdout}\n{}", demo.log());
     let last = stdout.trim_end().lines().last().expect("a last line");
-    let report: Value = serde_json::from_str(last).unwrap_or_else(|error| panic!("{error}: {last}"));
-    let number = |name: &str| report[name].as_f64().unwrap_or_else(|| panic!("no number {name} in {report}"));
+    let report: Value =
+        serde_json::from_str(last).unwrap_or_else(|error| panic!("{error}: {last}"));
+    let number = |name: &str| {
+        report[name].as_f64().unwrap_or_else(|| panic!("no number {name} in {report}"))
+    };
     assert_eq!(number("lost"), 0.0, "{report}");
     assert_eq!(number("submitted"), number("succeeded") + number("failed"), "{report}");
     // One that hosts the files, and the good ones; and the bad ones that are there on purpose.

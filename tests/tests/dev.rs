@@ -1,4 +1,5 @@
-//! `mcp-fleet dev`: whatever is killed in the middle of it, every job comes to its end; and a restart goes on.
+//! `mcp-fleet dev`: whatever is killed in the middle of it, every job comes to its end; and a
+//! restart goes on.
 
 #![expect(clippy::expect_used, reason = "a panic is the report of a test")]
 
@@ -22,7 +23,8 @@ fn nothing_is_lost_when_parts_of_dev_are_killed() {
     let mut dev = start(&directory, &work);
     let brokers = said(&dev, "broker ");
     let jobs = (0..JOBS).map(|n| {
-        let payload = json!({"server": "files", "tool": "file_digest", "arguments": {"path": "a.txt"}});
+        let payload =
+            json!({"server": "files", "tool": "file_digest", "arguments": {"path": "a.txt"}});
         let job = json!({"jobID": format!("job-{n}"), "jobType": "tool-call", "payload": payload});
         Outgoing::value(job.to_string()).key(format!("key-{}", n % 20))
     });
@@ -85,7 +87,8 @@ fn said(dev: &Process, start: &str) -> String {
     line.split_whitespace().next().unwrap_or_default().trim_end_matches(')').to_owned()
 }
 
-/// The process id that dev has named for a part, whose line begins with its name or with what it is.
+/// The process id that dev has named for a part, whose line begins with its name or with what it
+/// is.
 fn pid(dev: &Process, name: &str) -> String {
     let log = dev.log();
     let lines = log.lines().filter(|line| line.contains(name));
@@ -94,6 +97,8 @@ fn pid(dev: &Process, name: &str) -> String {
 }
 
 fn kill(pid: &str) {
-    let pid = nix::unistd::Pid::from_raw(pid.parse().unwrap_or_else(|_| panic!("{pid} is no process id")));
+    let pid = nix::unistd::Pid::from_raw(
+        pid.parse().unwrap_or_else(|_| panic!("{pid} is no process id")),
+    );
     nix::sys::signal::kill(pid, Signal::SIGKILL).expect("a running process");
 }

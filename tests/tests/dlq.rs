@@ -1,4 +1,5 @@
-//! `mcp-fleet dlq` and `mcp-fleet lag` on real dead letters: list, show, replay, the loop guard, resuming, purge.
+//! `mcp-fleet dlq` and `mcp-fleet lag` on real dead letters: list, show, replay, the loop guard,
+//! resuming, purge.
 
 #![expect(clippy::expect_used, reason = "a panic is the report of a test")]
 
@@ -43,7 +44,8 @@ fn a_dead_job_is_looked_at_and_replayed(env: &Env) {
 
     let list = json_of(&fleet, &["dlq", "list", "--json"]);
     assert_eq!((&list["letters"], &list["replayed"]), (&json!(2), &json!(0)), "{list}");
-    let reasons: BTreeMap<_, _> = array(&list["reasons"]).iter().map(|r| (text(&r["kind"]), r)).collect();
+    let reasons: BTreeMap<_, _> =
+        array(&list["reasons"]).iter().map(|r| (text(&r["kind"]), r)).collect();
     assert_eq!(reasons.keys().copied().collect::<Vec<_>>(), ["tool", "undecodable"], "{list}");
     assert_eq!(reasons["tool"]["about"], "file_read", "{list}");
     assert_eq!(array(&list["newestLetters"]).len(), 2, "{list}");
@@ -59,7 +61,8 @@ fn a_dead_job_is_looked_at_and_replayed(env: &Env) {
     assert_eq!(shown["key"]["base64"], "/wA=", "{shown}");
     assert_eq!(shown["origin"]["offset"], late.offset, "{shown}");
     assert_eq!((&shown["attempts"], &shown["replayCount"]), (&json!(1), &json!(0)), "{shown}");
-    let partition = array(&shown["headers"]).iter().find(|h| h["name"] == header::ORIGINAL_PARTITION);
+    let partition =
+        array(&shown["headers"]).iter().find(|h| h["name"] == header::ORIGINAL_PARTITION);
     assert_eq!(partition.expect("the partition's header")["value"], late.partition, "{shown}");
     let by_letter = json_of(&fleet, &["dlq", "show", text(&shown["letter"]), "--json"]);
     let place = format!("{}/{}/{}", fleet.topic, late.partition, late.offset);
@@ -100,7 +103,11 @@ fn a_job_that_dies_each_time_is_parked(env: &Env) {
     let replay = ["dlq", "replay", "--max-replays", "2", "--json"];
     for round in 1..=2 {
         let done = json_of(&fleet, &replay);
-        assert_eq!((&done["replayed"], &done["parked"]), (&json!(1), &json!(0)), "round {round}: {done}");
+        assert_eq!(
+            (&done["replayed"], &done["parked"]),
+            (&json!(1), &json!(0)),
+            "round {round}: {done}"
+        );
         adopt_replays(&mut fleet);
         fleet.wait_for_all();
     }
@@ -131,12 +138,17 @@ fn max_takes_the_oldest_and_the_next_run_goes_on(env: &Env) {
     let first = json_of(&fleet, &["dlq", "replay", "--max", "2", "--json"]);
     assert_eq!((&first["replayed"], &first["left"]), (&json!(2), &json!(3)), "{first}");
     let second = json_of(&fleet, &["dlq", "replay", "--json"]);
-    assert_eq!((&second["replayed"], &second["alreadyReplayed"]), (&json!(3), &json!(2)), "{second}");
+    assert_eq!(
+        (&second["replayed"], &second["alreadyReplayed"]),
+        (&json!(3), &json!(2)),
+        "{second}"
+    );
     let values: Vec<_> = replays(&fleet).iter().map(Record::text).collect();
     assert_eq!(values, ["no job 0", "no job 1", "no job 2", "no job 3", "no job 4"]);
 }
 
-/// The job's record was submitted twice, say, or its worker was killed between the dead letter and the commit.
+/// The job's record was submitted twice, say, or its worker was killed between the dead letter and
+/// the commit.
 fn a_job_with_two_letters_runs_once(env: &Env) {
     let mut fleet = fleet(env, "dlq-twice", 1);
     fleet.start_worker();
@@ -149,7 +161,11 @@ fn a_job_with_two_letters_runs_once(env: &Env) {
     let done = json_of(&fleet, &["dlq", "replay", "--json"]);
     assert_eq!((&done["replayed"], &done["superseded"]), (&json!(1), &json!(1)), "{done}");
     let again = nothing_to_replay(&fleet, &[]);
-    assert_eq!((&again["alreadyReplayed"], &again["superseded"]), (&json!(1), &json!(1)), "{again}");
+    assert_eq!(
+        (&again["alreadyReplayed"], &again["superseded"]),
+        (&json!(1), &json!(1)),
+        "{again}"
+    );
     assert_eq!(replays(&fleet).len(), 1);
 
     let every = json_of(&fleet, &["dlq", "replay", "--every-letter", "--json"]);
@@ -163,11 +179,12 @@ fn a_command_says_what_it_waits_for() {
     let directory = bins::scratch("patience");
     process::remove_at_exit(&directory);
     let submit = &["submit", "--tool", "t"][..];
-    let commands = [submit, &["events"], &["lag"], &["dlq", "list"], &["topics", "create"]].map(|args| {
-        let mut command = std::process::Command::new(bins::bin("mcp-fleet"));
-        command.args(args).args(["--brokers", "127.0.0.1:1"]);
-        Process::start(args[0], &directory, command)
-    });
+    let commands =
+        [submit, &["events"], &["lag"], &["dlq", "list"], &["topics", "create"]].map(|args| {
+            let mut command = std::process::Command::new(bins::bin("mcp-fleet"));
+            command.args(args).args(["--brokers", "127.0.0.1:1"]);
+            Process::start(args[0], &directory, command)
+        });
     for mut command in commands {
         command.says("waiting for an answer from Kafka at 127.0.0.1:1", wait::LONG);
         command.kill();
@@ -235,12 +252,15 @@ fn a_letter_without_its_value_is_reported_and_left(env: &Env) {
     assert_eq!(replays(&fleet), []);
 }
 
-/// A job that waits for its time, one that waits for its next attempt, and ten that are done beyond them.
+/// A job that waits for its time, one that waits for its next attempt, and ten that are done beyond
+/// them.
 fn lag_counts_what_is_not_settled(env: &Env) {
     let mut fleet = Fleet::new(env, "lag", 1);
     let (roots, allowed) = (vec![fleet.files()], vec!["false".to_owned()]);
     fleet.start_server(&ServerOptions { roots, allowed, ..ServerOptions::default() });
-    for (name, value) in [("MCP_RETRY_BASE", "60s"), ("MCP_RETRY_MAX", "60s"), ("MCP_MAX_ATTEMPTS", "100")] {
+    for (name, value) in
+        [("MCP_RETRY_BASE", "60s"), ("MCP_RETRY_MAX", "60s"), ("MCP_MAX_ATTEMPTS", "100")]
+    {
         fleet.worker_env(name, value);
     }
     let mut later = read("later", "hello.txt");
@@ -259,7 +279,8 @@ fn lag_counts_what_is_not_settled(env: &Env) {
     assert!(before["oldestAgeMs"].is_u64(), "{before}");
     fleet.start_worker();
     let numbers = |report: &Value| {
-        ["lag", "done", "remaining", "open", "retried"].map(|name| report[name].as_i64().unwrap_or(-1))
+        ["lag", "done", "remaining", "open", "retried"]
+            .map(|name| report[name].as_i64().unwrap_or(-1))
     };
     wait::until_ok("the lag of two waiting jobs", wait::LONG, || {
         let report = json_of(&fleet, &lag);
@@ -273,7 +294,8 @@ fn lag_counts_what_is_not_settled(env: &Env) {
 /// A burst of jobs without a key gives work to the owner of every partition.
 fn jobs_without_a_key_spread_evenly(env: &Env) {
     let fleet = Fleet::new(env, "spread", 12);
-    let lines: String = (0..1200).map(|n| format!("{}\n", read(&format!("spread-{n}"), "f"))).collect();
+    let lines: String =
+        (0..1200).map(|n| format!("{}\n", read(&format!("spread-{n}"), "f"))).collect();
     typed(&fleet, &["submit", "-"], &lines).success();
 
     let mut counts = BTreeMap::new();
@@ -310,7 +332,7 @@ fn purge_asks_first(env: &Env) {
     assert_eq!((purged.code, letters()), (0, json!(0)), "{purged:?}");
 }
 
-// --- Helpers ---------------------------------------------------------------------------------------------------------
+// --- Helpers ------------------------------------------------------------------------------------
 
 /// What a command came to.
 #[derive(Debug)]
@@ -329,7 +351,9 @@ impl Ran {
     /// One JSON value a line.
     fn lines(self) -> Vec<Value> {
         let text = self.success();
-        let parse = |line: &str| serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line}"));
+        let parse = |line: &str| {
+            serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line}"))
+        };
         text.lines().map(parse).collect()
     }
 }
@@ -352,7 +376,11 @@ fn typed(fleet: &Fleet<'_>, args: &[&str], input: &str) -> Ran {
     child.stdin.take().expect("its input").write_all(input.as_bytes()).ok();
     let output = child.wait_with_output().expect("its output");
     let text = |bytes: Vec<u8>| String::from_utf8(bytes).expect("UTF-8");
-    Ran { code: output.status.code().unwrap_or(-1), stdout: text(output.stdout), stderr: text(output.stderr) }
+    Ran {
+        code: output.status.code().unwrap_or(-1),
+        stdout: text(output.stdout),
+        stderr: text(output.stderr),
+    }
 }
 
 fn environment(fleet: &Fleet<'_>) -> [(&'static str, String); 3] {

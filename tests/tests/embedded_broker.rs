@@ -1,4 +1,5 @@
-//! The embedded broker alone: what clients do to it that the storage engine below it does not survive.
+//! The embedded broker alone: what clients do to it that the storage engine below it does not
+//! survive.
 
 #![expect(clippy::expect_used, reason = "a panic is the report of a test")]
 
@@ -24,7 +25,8 @@ use rdkafka::{
 
 const TIMEOUT: Duration = Duration::from_secs(20);
 
-/// After a record has timed out, librdkafka raises the epoch of its producer without asking the broker.
+/// After a record has timed out, librdkafka raises the epoch of its producer without asking the
+/// broker.
 #[test]
 fn a_producer_goes_on_after_its_records_have_timed_out() {
     let directory = scratch();
@@ -40,7 +42,9 @@ fn a_producer_goes_on_after_its_records_have_timed_out() {
             lost.expect_err("nobody answered").rdkafka_error_code(),
             Some(RDKafkaErrorCode::MessageTimedOut)
         );
-        wait::until_ok("a record after the outage", TIMEOUT, || send(&producer, &format!("after {round}")));
+        wait::until_ok("a record after the outage", TIMEOUT, || {
+            send(&producer, &format!("after {round}"))
+        });
     }
     // What the broker remembers of the producer outlives it.
     broker.kill();
@@ -68,7 +72,8 @@ fn an_api_that_is_not_served_is_refused() {
     offsets.add_partition_offset("kept", 0, Offset::Offset(1)).expect("a partition");
     let options = AdminOptions::new().request_timeout(Some(TIMEOUT));
     let refused = block_on(admin.delete_records(&offsets, &options));
-    let refused = refused.map(|deleted| deleted.elements().iter().all(|element| element.error().is_ok()));
+    let refused =
+        refused.map(|deleted| deleted.elements().iter().all(|element| element.error().is_ok()));
     assert!(!matches!(refused, Ok(true)), "{refused:?}");
     assert_eq!(topics::read(&brokers, "kept").len(), 1);
     assert_still_there(&mut broker);
@@ -84,7 +89,10 @@ fn records_of_every_codec_are_served() {
     let codecs = ["none", "gzip", "snappy", "lz4", "zstd"];
     for codec in codecs {
         let mut config = ClientConfig::new();
-        config.set("bootstrap.servers", &brokers).set("compression.type", codec).set("linger.ms", "50");
+        config
+            .set("bootstrap.servers", &brokers)
+            .set("compression.type", codec)
+            .set("linger.ms", "50");
         let producer: FutureProducer = config.create().expect("a producer");
         // Compressible, or librdkafka would send it as it is.
         let texts: Vec<_> = (0..3).map(|n| format!("{codec} {n} {}", "x".repeat(1000))).collect();

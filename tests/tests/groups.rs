@@ -1,5 +1,5 @@
-//! Members of a group: what slow ones do to the others, the ways to be one that have to be asked for (KIP-848 and static
-//! membership), how far they commit, and what topics they need.
+//! Members of a group: what slow ones do to the others, the ways to be one that have to be asked
+//! for (KIP-848 and static membership), how far they commit, and what topics they need.
 
 use std::time::{Duration, Instant};
 
@@ -16,7 +16,8 @@ fn fleet(name: &str) -> Option<Fleet<'static>> {
     Some(fleet)
 }
 
-/// KIP-848: workers come and go in good order while jobs run, and nothing that has ended runs again.
+/// KIP-848: workers come and go in good order while jobs run, and nothing that has ended runs
+/// again.
 #[test]
 fn the_next_generation_of_groups_repeats_nothing() {
     let Some(mut fleet) = fleet("kip-848") else { return };
@@ -54,8 +55,8 @@ fn a_static_member_comes_back_to_its_partitions() {
     assert_eq!(account.count(JobState::Succeeded), 200);
 }
 
-/// A rebalance that waits for a slow member stops nobody else: what a worker keeps goes on, though no commit is answered
-/// meanwhile.
+/// A rebalance that waits for a slow member stops nobody else: what a worker keeps goes on, though
+/// no commit is answered meanwhile.
 #[test]
 fn a_rebalance_that_takes_long_does_not_stop_the_partitions_that_stay() {
     /// Well above the interval of commits.
@@ -68,7 +69,9 @@ fn a_rebalance_that_takes_long_does_not_stop_the_partitions_that_stay() {
         let name = format!("fleet_rebalances_total{{kind=\"{kind}\"}}");
         http::metric(worker, &name).unwrap_or_default()
     };
-    wait::until("the worker's partitions", wait::LONG, || (rebalances("assigned") > 0.0).then_some(()));
+    wait::until("the worker's partitions", wait::LONG, || {
+        (rebalances("assigned") > 0.0).then_some(())
+    });
     let member = topics::idle_member(&brokers, &group, &[&fleet.topic]);
     wait::until("the slow member's partitions", wait::LONG, || {
         drop(member.poll(Duration::from_millis(100)));
@@ -86,7 +89,9 @@ fn a_rebalance_that_takes_long_does_not_stop_the_partitions_that_stay() {
     for wave in 0.. {
         let before = settled();
         fleet.submit_digests(30 + wave);
-        wait::until("jobs of the partitions that stay", wait::LONG, || (settled() > before).then_some(()));
+        wait::until("jobs of the partitions that stay", wait::LONG, || {
+            (settled() > before).then_some(())
+        });
         if begin.elapsed() > STUCK {
             break;
         }
@@ -102,14 +107,15 @@ fn a_rebalance_that_takes_long_does_not_stop_the_partitions_that_stay() {
     assert_eq!(account.count(JobState::Succeeded), account.states.len());
 }
 
-/// Markers of transactions, and records of aborted ones, are never delivered. They leave no lag all the same, also in a
-/// partition that has nothing else.
+/// Markers of transactions, and records of aborted ones, are never delivered. They leave no lag all
+/// the same, also in a partition that has nothing else.
 #[test]
 fn transactions_leave_no_lag() {
     let Some(mut fleet) = fleet("transactions") else { return };
     fleet.worker_env("MCP_COMMIT_INTERVAL", "100ms");
     fleet.worker_env("KAFKA_PROPERTY_STATISTICS_INTERVAL_MS", "300");
-    let (brokers, group, topic) = (fleet.env.brokers.clone(), fleet.group.clone(), fleet.topic.clone());
+    let (brokers, group, topic) =
+        (fleet.env.brokers.clone(), fleet.group.clone(), fleet.topic.clone());
     let job = |n: usize| {
         let payload = json!({"tool": "file_digest", "arguments": {"path": "hello.txt"}});
         json!({"jobID": format!("job-{n}"), "jobType": "tool-call", "payload": payload}).to_string()

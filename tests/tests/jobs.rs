@@ -1,5 +1,5 @@
-//! Jobs and tasks as clients of the server see them: submitted, watched, found again on another replica after everything
-//! was killed.
+//! Jobs and tasks as clients of the server see them: submitted, watched, found again on another
+//! replica after everything was killed.
 
 #![expect(clippy::expect_used, reason = "a panic is the report of a test")]
 
@@ -58,7 +58,9 @@ fn digest(path: &str) -> Value {
 fn end_of(client: &Mcp, id: &Value) -> Value {
     wait::until("the end of a job", wait::LONG, || {
         let job = client.call("job_wait", &json!({"jobID": id, "timeoutMs": 5_000}));
-        ["succeeded", "failed", "cancelled", "expired"].contains(&job["state"].as_str()?).then_some(job)
+        ["succeeded", "failed", "cancelled", "expired"]
+            .contains(&job["state"].as_str()?)
+            .then_some(job)
     })
 }
 
@@ -80,8 +82,12 @@ fn a_job_is_submitted_waited_for_and_listed(env: &Env) {
     let mut fleet = with_files(env, "submit");
     let client = client(&fleet);
     let mut jobs: Vec<Value> = (0..20).map(|_| digest("hello.txt")).collect();
-    jobs.push(json!({"calls": [digest("hello.txt"), digest("empty")], "parallel": 2, "tenant": "acme"}));
-    jobs.push(json!({"tool": "file_digest", "arguments": {"path": "no such file"}, "maxAttempts": 1}));
+    jobs.push(
+        json!({"calls": [digest("hello.txt"), digest("empty")], "parallel": 2, "tenant": "acme"}),
+    );
+    jobs.push(
+        json!({"tool": "file_digest", "arguments": {"path": "no such file"}, "maxAttempts": 1}),
+    );
     let submitted = client.call("job_submit", &json!({"jobs": jobs}));
     let submitted = submitted["jobs"].as_array().expect("jobs");
     assert_eq!(submitted.len(), 22);
@@ -144,11 +150,17 @@ fn the_same_key_is_one_job_on_all_replicas(env: &Env) {
                     scope.spawn(move || client.call("job_submit", job)["jobs"][0].clone())
                 })
                 .collect();
-            submissions.into_iter().map(|submission| submission.join().expect("an answer")).collect()
+            submissions
+                .into_iter()
+                .map(|submission| submission.join().expect("an answer"))
+                .collect()
         });
         let fresh = answers.iter().filter(|answer| answer["existing"] == json!(false)).count();
         assert_eq!(fresh, 1, "{answers:#?}");
-        assert!(answers.iter().all(|answer| answer["jobID"] == answers[0]["jobID"]), "{answers:#?}");
+        assert!(
+            answers.iter().all(|answer| answer["jobID"] == answers[0]["jobID"]),
+            "{answers:#?}"
+        );
         let ended = end_of(&clients[1], &answers[0]["jobID"]);
         assert_eq!((&ended["state"], &ended["attempts"]), (&json!("succeeded"), &json!(1)));
         let again = clients[0].call("job_submit", &job)["jobs"][0].clone();
@@ -159,8 +171,8 @@ fn the_same_key_is_one_job_on_all_replicas(env: &Env) {
     fleet.stop_workers();
 }
 
-/// Many jobs with names in each request, and no worker that could tell of them: the requests win some of the jobs each, and
-/// none waits for another in vain.
+/// Many jobs with names in each request, and no worker that could tell of them: the requests win
+/// some of the jobs each, and none waits for another in vain.
 fn the_same_batches_at_once_are_submitted_once(env: &Env) {
     let mut fleet = Fleet::new(env, "same-batches", 3);
     let options = ServerOptions { roots: vec![fleet.files()], ..ServerOptions::default() };
@@ -198,8 +210,8 @@ fn the_same_batches_at_once_are_submitted_once(env: &Env) {
     fleet.stop_workers();
 }
 
-/// A `queued` event without a job is what a server leaves behind that dies between the two. It told nobody that the job was
-/// submitted, so whoever asks again gets the job.
+/// A `queued` event without a job is what a server leaves behind that dies between the two. It told
+/// nobody that the job was submitted, so whoever asks again gets the job.
 fn a_job_whose_submitter_died_is_submitted_again(env: &Env) {
     let mut fleet = Fleet::new(env, "half-submitted", 3);
     let options = ServerOptions { roots: vec![fleet.files()], ..ServerOptions::default() };
@@ -216,7 +228,8 @@ fn a_job_whose_submitter_died_is_submitted_again(env: &Env) {
     let now = Timestamp::from_millis_clamped(
         i64::try_from(std::time::UNIX_EPOCH.elapsed().expect("now").as_millis()).expect("now"),
     );
-    let claim = JobEvent { submitted_at: Some(now), ..JobEvent::new("half", JobState::Queued, now) };
+    let claim =
+        JobEvent { submitted_at: Some(now), ..JobEvent::new("half", JobState::Queued, now) };
     let record = Outgoing::value(String::from_utf8(claim.to_bytes()).expect("JSON")).key("half");
     fleet_tests::topics::produce(&env.brokers, &format!("{}.events", fleet.topic), vec![record]);
     assert_eq!(submit("whole"), json!(true));
@@ -239,7 +252,10 @@ fn jobs_of_others_are_not_there(env: &Env) {
     job["idempotencyKey"] = json!("k");
     let of = |client: &Mcp| client.call("job_submit", &job)["jobs"][0].clone();
     let (a, b, c) = (of(&mine), of(&theirs), of(&nobody));
-    assert!(a["jobID"] != b["jobID"] && b["jobID"] != c["jobID"], "a key is its owner's: {a} {b} {c}");
+    assert!(
+        a["jobID"] != b["jobID"] && b["jobID"] != c["jobID"],
+        "a key is its owner's: {a} {b} {c}"
+    );
     end_of(&mine, &a["jobID"]);
     for stranger in [&theirs, &nobody] {
         for tool in ["job_status", "job_result", "job_wait"] {
@@ -262,7 +278,8 @@ fn jobs_of_others_are_not_there(env: &Env) {
     fleet.stop_workers();
 }
 
-/// A ledger in memory, one in a file, one made of the topic afterwards, and a file that is opened again.
+/// A ledger in memory, one in a file, one made of the topic afterwards, and a file that is opened
+/// again.
 fn a_ledger_is_the_same_however_it_is_made(env: &Env) {
     let mut fleet = with_files(env, "ledgers");
     let in_file = |fleet: &Fleet<'_>, directory: &Path| {
@@ -290,7 +307,9 @@ fn a_ledger_is_the_same_however_it_is_made(env: &Env) {
     let dump = |server: &Service| all_jobs(&Mcp::new(server.address), &json!({"limit": 77}));
     let first = all_jobs(&live, &json!({}));
     assert_eq!(first.len(), 100);
-    wait::until("the file to hold what memory holds", wait::LONG, || (dump(&file) == first).then_some(()));
+    wait::until("the file to hold what memory holds", wait::LONG, || {
+        (dump(&file) == first).then_some(())
+    });
     // The file's server is away while more happens.
     file.process.kill();
     submit(100);
@@ -303,7 +322,8 @@ fn a_ledger_is_the_same_however_it_is_made(env: &Env) {
     fleet.stop_workers();
 }
 
-/// The tool has run, and nobody can read what it said: every surface says so, and scripts see it in the exit code.
+/// The tool has run, and nobody can read what it said: every surface says so, and scripts see it in
+/// the exit code.
 fn a_result_that_is_too_large_to_keep_is_no_plain_success(env: &Env) {
     let mut fleet = with_files_and(env, "omitted", &[("MCP_MAX_EVENT_BYTES", "4KiB")]);
     std::fs::write(fleet.files().join("long.txt"), "x".repeat(5_000)).expect("a file");
@@ -316,8 +336,8 @@ fn a_result_that_is_too_large_to_keep_is_no_plain_success(env: &Env) {
             .env("MCP_SERVER_URL", format!("http://{address}"))
             .output()
             .expect("mcp-fleet");
-        let [stdout, stderr] =
-            [output.stdout, output.stderr].map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
+        let [stdout, stderr] = [output.stdout, output.stderr]
+            .map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
         (output.status.code(), format!("{stdout}{stderr}"))
     };
     let read = |path: &str| json!({ "path": path }).to_string();
@@ -330,8 +350,16 @@ fn a_result_that_is_too_large_to_keep_is_no_plain_success(env: &Env) {
     assert_eq!(code, Some(0), "{said}");
 
     let job = rest::get(address, "/jobs/long?wait=30").expect(200);
-    assert_eq!((&job["state"], &job["code"]), (&json!("succeeded"), &json!("result-omitted")), "{job}");
-    assert_eq!((job.get("result"), &job["resultOmitted"]["limitBytes"]), (None, &json!(4096)), "{job}");
+    assert_eq!(
+        (&job["state"], &job["code"]),
+        (&json!("succeeded"), &json!("result-omitted")),
+        "{job}"
+    );
+    assert_eq!(
+        (job.get("result"), &job["resultOmitted"]["limitBytes"]),
+        (None, &json!(4096)),
+        "{job}"
+    );
     let (code, said) = run(&["jobs", "wait", "short", "long"]);
     assert_eq!(code, Some(4), "{said}");
     assert_eq!(run(&["jobs", "wait", "short"]).0, Some(0));
@@ -352,7 +380,8 @@ fn tool_server(ledger: &Path) -> ServerOptions {
     }
 }
 
-/// Progress on its way to who waits, and what a cancellation comes to, through another replica than the job's.
+/// Progress on its way to who waits, and what a cancellation comes to, through another replica than
+/// the job's.
 fn a_job_is_watched_and_cancelled(env: &Env) {
     let mut fleet = Fleet::new(env, "watched", 2);
     fleet.create_control_topic();
@@ -381,7 +410,10 @@ fn a_job_is_watched_and_cancelled(env: &Env) {
     let call = json!({"name": "job_wait", "arguments": {"jobID": "watched", "timeoutMs": 500}, "_meta": {"progressToken": "p"}});
     let told = other.messages("tools/call", call);
     assert!(told.len() == 2 && told[0]["params"]["total"] == json!(20.0), "{told:#?}");
-    assert_eq!(told[1]["result"]["structuredContent"]["state"], "running", "it has not ended: {told:#?}");
+    assert_eq!(
+        told[1]["result"]["structuredContent"]["state"], "running",
+        "it has not ended: {told:#?}"
+    );
     // One waits behind the other's key, one runs; the third has ended.
     let cancel = |id: &str| other.call("job_cancel", &json!({"jobID": id, "reason": "enough"}));
     for id in ["never", "watched"] {
@@ -394,7 +426,10 @@ fn a_job_is_watched_and_cancelled(env: &Env) {
     submit("done", json!({}));
     end_of(&maker, &json!("done"));
     let late = cancel("done");
-    assert_eq!((&late["outcome"], &late["job"]["state"]), (&json!("too-late"), &json!("succeeded")));
+    assert_eq!(
+        (&late["outcome"], &late["job"]["state"]),
+        (&json!("too-late"), &json!("succeeded"))
+    );
     let calls = std::fs::read_to_string(&ledger).expect("the calls");
     assert!(calls.contains("s watched") && !calls.contains("s never"), "{calls}");
     wait::until("the tool to hear that its call was cancelled", wait::LONG, || {
@@ -406,7 +441,8 @@ fn a_job_is_watched_and_cancelled(env: &Env) {
 
 const TASKS: usize = 1_000;
 
-/// A thousand tasks; every server and worker is killed in the middle; others find every one of them and bring it to its end.
+/// A thousand tasks; every server and worker is killed in the middle; others find every one of them
+/// and bring it to its end.
 fn tasks_survive_the_death_of_everything(env: &Env) {
     let mut fleet = Fleet::new(env, "tasks", 6);
     fleet.worker_env("MCP_MAX_IN_FLIGHT", "32");
@@ -421,9 +457,12 @@ fn tasks_survive_the_death_of_everything(env: &Env) {
                 let maker = &maker;
                 scope.spawn(move || {
                     let tasks = (maker_number..TASKS).step_by(8).map(|n| {
-                        let arguments = json!({"ms": 500, "key": n.to_string(), "final": n % 20 == 7});
-                        let task = maker
-                            .result("tools/call", json!({"name": "tools__work", "arguments": arguments}));
+                        let arguments =
+                            json!({"ms": 500, "key": n.to_string(), "final": n % 20 == 7});
+                        let task = maker.result(
+                            "tools/call",
+                            json!({"name": "tools__work", "arguments": arguments}),
+                        );
                         assert_eq!(task["resultType"], "task", "{task}");
                         (n, task["taskId"].as_str().expect("an id").to_owned())
                     });
@@ -431,7 +470,8 @@ fn tasks_survive_the_death_of_everything(env: &Env) {
                 })
             })
             .collect();
-        let mut tasks: Vec<_> = makers.into_iter().flat_map(|maker| maker.join().expect("tasks")).collect();
+        let mut tasks: Vec<_> =
+            makers.into_iter().flat_map(|maker| maker.join().expect("tasks")).collect();
         tasks.sort();
         tasks.into_iter().map(|(_, id)| id).collect()
     });
@@ -439,9 +479,12 @@ fn tasks_survive_the_death_of_everything(env: &Env) {
     let elsewhere = maker.at(other.address);
     fleet.start_worker();
     fleet.start_worker();
-    let status = |client: &Mcp, id: &str| client.result("tasks/get", json!({"taskId": id}))["status"].clone();
+    let status = |client: &Mcp, id: &str| {
+        client.result("tasks/get", json!({"taskId": id}))["status"].clone()
+    };
     let ended = |client: &Mcp| {
-        let page = client.call("job_list", &json!({"states": ["succeeded", "failed"], "limit": 500}));
+        let page =
+            client.call("job_list", &json!({"states": ["succeeded", "failed"], "limit": 500}));
         page["jobs"].as_array().map_or(0, Vec::len)
     };
     wait::until("some tasks to end", wait::LONG, || (ended(&elsewhere) >= 100).then_some(()));

@@ -1,9 +1,11 @@
-//! Scaling by lag, end to end: what KEDA and the Horizontal Pod Autoscaler would do with the project's own ScaledObject
-//! (`fleet_tests::keda`), done to real workers on a real Kafka, over a burst of 50,000 jobs.
+//! Scaling by lag, end to end: what KEDA and the Horizontal Pod Autoscaler would do with the
+//! project's own ScaledObject (`fleet_tests::keda`), done to real workers on a real Kafka, over a
+//! burst of 50,000 jobs.
 //!
-//! Time goes [`SPEED`] times faster for the controllers than for the workers: their windows, periods and intervals are
-//! divided by it, and so is the workers' commit interval, because the controllers see nothing but commits. A worker starts
-//! and drains in its own time. `FLEET_KEDA_JOBS` chooses another burst. With `--nocapture` it tells what happens.
+//! Time goes [`SPEED`] times faster for the controllers than for the workers: their windows,
+//! periods and intervals are divided by it, and so is the workers' commit interval, because the
+//! controllers see nothing but commits. A worker starts and drains in its own time.
+//! `FLEET_KEDA_JOBS` chooses another burst. With `--nocapture` it tells what happens.
 
 #![expect(clippy::expect_used, reason = "a panic is the report of a test")]
 #![expect(clippy::print_stderr, reason = "shown by the test runner, under the test that failed")]
@@ -35,7 +37,8 @@ use serde_json::json;
 /// How much faster time goes for the controllers.
 const SPEED: u32 = 40;
 const JOBS: usize = 50_000;
-/// Jobs behind the one that goes on and on, on its partition: more than enough lag for the most workers.
+/// Jobs behind the one that goes on and on, on its partition: more than enough lag for the most
+/// workers.
 const BEHIND: usize = 1_000;
 const KEYS: usize = 5_000;
 /// The one that goes on and on: its id and its key.
@@ -87,8 +90,8 @@ fn fifty_thousand_jobs_wake_the_fleet_and_let_it_sleep_again() {
     );
 }
 
-/// The project's own object, in the variant for which its comments say what to change: down to no worker at all. With fewer
-/// workers, and for the topics of this test.
+/// The project's own object, in the variant for which its comments say what to change: down to no
+/// worker at all. With fewer workers, and for the topics of this test.
 fn object(topics: &Topics) -> ScaledObject {
     let path = bins::repository().join("k8s/components/keda/kafka-worker-scaledobject.yaml");
     let text = fs::read_to_string(path).expect("the ScaledObject");
@@ -166,15 +169,20 @@ impl<'e> Run<'e> {
     fn new(env: &'e Env) -> Self {
         let mut fleet = Fleet::new(env, "keda", PARTITIONS);
         let topics = Topics::of(fleet.topic.clone());
-        topics::create(&env.brokers, &[(&topics.delayed, DELAYED_PARTITIONS), (&topics.control, 1)]);
+        topics::create(
+            &env.brokers,
+            &[(&topics.delayed, DELAYED_PARTITIONS), (&topics.control, 1)],
+        );
         let ledger = fleet.directory.join("ledger");
         fleet.start_tool_server(env!("CARGO_BIN_EXE_fixture_tools"), &ledger, false);
-        // Nobody is killed here, so nobody has to find out soon: a session outlives the stalls of a busy machine.
+        // Nobody is killed here, so nobody has to find out soon: a session outlives the stalls of a
+        // busy machine.
         fleet.worker_env.retain(|(name, _)| !name.starts_with("KAFKA_PROPERTY_"));
         for (name, value) in [
             ("MCP_COMMIT_INTERVAL", COMMIT_INTERVAL),
             ("MCP_MAX_IN_FLIGHT", "16"),
-            // Less than the long job takes, so that it has to move if its worker is one of those that go.
+            // Less than the long job takes, so that it has to move if its worker is one of those
+            // that go.
             ("MCP_DRAIN_TIMEOUT", "5s"),
         ] {
             fleet.worker_env(name, value);
@@ -204,7 +212,7 @@ impl<'e> Run<'e> {
         }
     }
 
-    // --- What there is to do ------------------------------------------------------------------------------------------
+    // --- What there is to do --------------------------------------------------------------------
 
     /// Submits so many jobs for a tool that costs next to nothing.
     fn submit(&mut self, name: &str, count: usize, key: impl Fn(usize) -> String) {
@@ -216,20 +224,24 @@ impl<'e> Run<'e> {
         self.tell(&format!("{count} jobs more"));
     }
 
-    /// Submits a job that goes on until there is a file, and many behind it on its partition. Returns the file.
+    /// Submits a job that goes on until there is a file, and many behind it on its partition.
+    /// Returns the file.
     fn poison(&mut self) -> PathBuf {
         let gate = self.fleet.directory.join("gate");
         let job = json!({"jobID": LONG, "jobType": "tool-call", "timeoutMs": 600_000,
             "payload": {"server": "chaos", "tool": "work", "arguments": {"until": gate, "key": LONG}}});
         let record = self.fleet.submit(vec![Outgoing::value(job.to_string()).key(LONG)]).remove(0);
-        let others = self.fleet.submitted.iter().filter(|other| other.partition == record.partition);
+        let others =
+            self.fleet.submitted.iter().filter(|other| other.partition == record.partition);
         let keys: BTreeSet<_> = others.filter_map(|other| other.content.key.clone()).collect();
         let keys: Vec<_> = keys.into_iter().filter(|key| key != LONG.as_bytes()).collect();
-        self.submit("behind", BEHIND, |n| String::from_utf8_lossy(&keys[n % keys.len()]).into_owned());
+        self.submit("behind", BEHIND, |n| {
+            String::from_utf8_lossy(&keys[n % keys.len()]).into_owned()
+        });
         gate
     }
 
-    // --- What the controllers do --------------------------------------------------------------------------------------
+    // --- What the controllers do ----------------------------------------------------------------
 
     /// The controllers' time.
     fn now(&self) -> Duration {
@@ -247,7 +259,11 @@ impl<'e> Run<'e> {
     fn until(&mut self, what: &str, mut done: impl FnMut(&Self) -> bool) {
         let deadline = Instant::now() + STALLED;
         while !done(self) {
-            assert!(Instant::now() < deadline, "waited too long for {what}; the lag is {}", self.seen.lag());
+            assert!(
+                Instant::now() < deadline,
+                "waited too long for {what}; the lag is {}",
+                self.seen.lag()
+            );
             self.step();
         }
         self.tell(what);
@@ -261,17 +277,23 @@ impl<'e> Run<'e> {
             thread::sleep(((due - now) / SPEED).min(Duration::from_millis(50)));
             return self.part();
         }
-        let workers = self.fleet.workers.iter().chain(self.leaving.iter().map(|(_, worker)| worker));
+        let workers =
+            self.fleet.workers.iter().chain(self.leaving.iter().map(|(_, worker)| worker));
         self.seen = self.live.look(workers.map(|worker| worker.address));
         self.looks += 1;
-        let queries: Vec<_> = self.object.prometheus_mut().map(|trigger| trigger.query.clone()).collect();
-        self.runnable =
-            queries.iter().filter_map(|query| self.seen.query(query)).fold(0.0, |sum, each| sum + each);
+        let queries: Vec<_> =
+            self.object.prometheus_mut().map(|trigger| trigger.query.clone()).collect();
+        self.runnable = queries
+            .iter()
+            .filter_map(|query| self.seen.query(query))
+            .fold(0.0, |sum, each| sum + each);
         if self.seen.lag() > 0 {
             self.worked_until = self.begin.elapsed();
         }
         let thought = &mut self.without;
-        if let Some(decision) = thought.controller.turn(now, thought.replicas, &mut self.seen.clone()) {
+        if let Some(decision) =
+            thought.controller.turn(now, thought.replicas, &mut self.seen.clone())
+        {
             thought.replicas = decision.replicas;
         }
         let replicas = self.replicas();
@@ -280,7 +302,10 @@ impl<'e> Run<'e> {
         {
             self.changes.push(Change { by: decision.by, to: decision.replicas });
             let seen: Vec<_> = decision.seen.iter().map(|seen| seen.value).collect();
-            self.tell(&format!("{:?}, which sees {seen:?}: {replicas} → {}", decision.by, decision.replicas));
+            self.tell(&format!(
+                "{:?}, which sees {seen:?}: {replicas} → {}",
+                decision.by, decision.replicas
+            ));
             self.scale(decision.replicas);
         }
         if self.begin.elapsed() > self.told + Duration::from_secs(10) {
@@ -297,7 +322,9 @@ impl<'e> Run<'e> {
         }
         while self.replicas() > replicas {
             let worker = self.fleet.workers.pop().expect("a worker");
-            for wrong in ["fleet_invariant_violations_total", "fleet_rebalances_total{kind=\"lost\"}"] {
+            for wrong in
+                ["fleet_invariant_violations_total", "fleet_rebalances_total{kind=\"lost\"}"]
+            {
                 assert_eq!(http::metric(worker.address, wrong).unwrap_or_default(), 0.0, "{wrong}");
             }
             self.tell(&format!("worker {} is asked to end", worker.process.pid()));
@@ -317,7 +344,11 @@ impl<'e> Run<'e> {
             );
             if !runs {
                 let status = worker.process.wait(Duration::ZERO);
-                assert!(status.success(), "a worker ended with {status}:\n{}", worker.process.log());
+                assert!(
+                    status.success(),
+                    "a worker ended with {status}:\n{}",
+                    worker.process.log()
+                );
             }
             runs
         });
@@ -335,19 +366,22 @@ impl<'e> Run<'e> {
         );
     }
 
-    // --- What became of it --------------------------------------------------------------------------------------------
+    // --- What became of it ----------------------------------------------------------------------
 
-    /// How many workers there were, one after the other, since this was asked the last time. There is no flapping: once the
-    /// number has gone down it does not go up again.
+    /// How many workers there were, one after the other, since this was asked the last time. There
+    /// is no flapping: once the number has gone down it does not go up again.
     fn only_up_and_then_down(&mut self) -> Vec<i32> {
-        let counts: Vec<_> = std::mem::take(&mut self.changes).iter().map(|change| change.to).collect();
-        let top = counts.iter().position(|count| Some(count) == counts.iter().max()).unwrap_or_default();
+        let counts: Vec<_> =
+            std::mem::take(&mut self.changes).iter().map(|change| change.to).collect();
+        let top =
+            counts.iter().position(|count| Some(count) == counts.iter().max()).unwrap_or_default();
         let (up, down) = counts.split_at(top);
         assert!(up.is_sorted() && down.iter().rev().is_sorted(), "up and down again: {counts:?}");
         counts
     }
 
-    /// Every job has ended once, by one call each; only the long one may have been called again. Returns the calls.
+    /// Every job has ended once, by one call each; only the long one may have been called again.
+    /// Returns the calls.
     fn judge(self) -> usize {
         let fleet = &self.fleet;
         fleet.everything_is_committed();
@@ -363,11 +397,15 @@ impl<'e> Run<'e> {
         let ledger = Ledger::read(&fleet.directory.join("ledger"));
         let long: usize = ledger.calls[LONG].values().sum();
         // However often its worker has gone.
-        let ended =
-            account.states.values().find(|event| event.job_id == LONG).expect("the end of the long job");
+        let ended = account
+            .states
+            .values()
+            .find(|event| event.job_id == LONG)
+            .expect("the end of the long job");
         assert_eq!(ended.attempts, 1, "a call that was cut off is no attempt: {ended:?}");
         let server = fleet.server.as_ref().expect("the server").address;
-        let calls = http::metric(server, "mcp_server_tool_calls_total").expect("calls") - self.calls;
+        let calls =
+            http::metric(server, "mcp_server_tool_calls_total").expect("calls") - self.calls;
         assert_eq!(calls, (fleet.submitted.len() - 1 + long) as f64, "calls were repeated");
         calls as usize
     }

@@ -33,7 +33,8 @@ fn a_killed_worker_loses_nothing(env: &Env) {
     assert_eq!(account.count(JobState::Succeeded), 300);
 }
 
-/// What one worker had under way, or had settled and not yet committed (I4): at most the jobs that were let through before.
+/// What one worker had under way, or had settled and not yet committed (I4): at most the jobs that
+/// were let through before.
 const REPEATS: usize = 100 + IN_FLIGHT;
 
 /// SIGTERM: no new jobs, the ones under way end, everything is committed, and the group is told.
@@ -49,25 +50,35 @@ fn a_stopped_worker_drains_and_leaves(env: &Env) {
     let status = worker.wait(wait::LONG);
     assert!(status.success(), "the worker ended with {status}:\n{}", worker.log());
     fleet.workers.clear();
-    assert_eq!(topics::members(&env.brokers, &fleet.group), 0, "the worker did not leave its group");
+    assert_eq!(
+        topics::members(&env.brokers, &fleet.group),
+        0,
+        "the worker did not leave its group"
+    );
     let halfway = Oracle::new(&fleet.topic, &fleet.submitted).read(&env.brokers);
     assert_eq!(halfway.count(JobState::Running), 0, "jobs were left without an end");
-    assert_eq!(halfway.ended(), 100 + IN_FLIGHT, "it ends what it has under way, and begins nothing new");
+    assert_eq!(
+        halfway.ended(),
+        100 + IN_FLIGHT,
+        "it ends what it has under way, and begins nothing new"
+    );
     // Not one of the settled ones runs again (I4).
     fleet.start_worker();
     let account = fleet.settle(0);
     assert_eq!(account.count(JobState::Succeeded), 200);
 }
 
-/// SIGSTOP for longer than the session, and SIGCONT when others have ended everything. What the worker still holds, has
-/// under way or was about to say is out of date; the newest event of a job would be wrong for ever.
+/// SIGSTOP for longer than the session, and SIGCONT when others have ended everything. What the
+/// worker still holds, has under way or was about to say is out of date; the newest event of a job
+/// would be wrong for ever.
 fn a_worker_that_wakes_up_says_nothing_out_of_date(env: &Env) {
     let mut fleet = held_fleet(env, "asleep", 2);
     let gate = fleet.submit_held(200);
     fleet.wait_for_gauge(BUSY, IN_FLIGHT);
     fleet.workers[0].process.signal(Signal::SIGSTOP);
     gate.open();
-    // What it has under way can't end without it, so all have ended only when the other one has its partitions.
+    // What it has under way can't end without it, so all have ended only when the other one has its
+    // partitions.
     fleet.wait_for_all();
     let sleeper = &mut fleet.workers[0].process;
     sleeper.signal(Signal::SIGCONT);
@@ -92,14 +103,19 @@ fn a_server_that_is_away_costs_no_attempts(env: &Env) {
     wait::until("the worker's breaker", wait::LONG, || {
         (http::metric(worker, "fleet_breaker_open")? > 0.0).then_some(())
     });
-    // It stays a member and answers for all that time: longer than the session timeout of the harness's workers.
+    // It stays a member and answers for all that time: longer than the session timeout of the
+    // harness's workers.
     let outage = std::time::Instant::now();
     wait::until("an outage longer than a session", wait::LONG, || {
         assert_eq!(http::get(worker, "/health").expect("the worker's health").0, 200);
         (outage.elapsed() > Duration::from_secs(8)).then_some(())
     });
     assert_eq!(topics::members(&env.brokers, &fleet.group), 1);
-    fleet.start_server(&ServerOptions { roots: vec![fleet.files()], port, ..ServerOptions::default() });
+    fleet.start_server(&ServerOptions {
+        roots: vec![fleet.files()],
+        port,
+        ..ServerOptions::default()
+    });
     let account = fleet.settle(0);
     assert_eq!(account.count(JobState::Succeeded), 80);
     let attempts: Vec<_> = account.states.values().filter(|event| event.attempts != 1).collect();
@@ -121,7 +137,8 @@ fn held_fleet<'e>(env: &'e Env, name: &str, workers: usize) -> Fleet<'e> {
     fleet
 }
 
-/// The signal is not ours to name in the test above, but a stopped process is worth a test of the harness itself.
+/// The signal is not ours to name in the test above, but a stopped process is worth a test of the
+/// harness itself.
 #[test]
 fn the_harness_ends_what_it_starts() {
     let directory = fleet_tests::bins::scratch("harness");

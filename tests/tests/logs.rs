@@ -1,5 +1,6 @@
-//! Topics that are made again, groups that are renamed, offsets that an operator moves: a record is known by its log and
-//! its offset, and nothing is passed over because another log had something at that offset.
+//! Topics that are made again, groups that are renamed, offsets that an operator moves: a record is
+//! known by its log and its offset, and nothing is passed over because another log had something at
+//! that offset.
 
 #![expect(clippy::expect_used, reason = "a panic is the report of a test")]
 
@@ -70,8 +71,8 @@ fn wait_for(fleet: &Fleet<'_>, name: &str, count: usize) {
     });
 }
 
-/// Neither the first records of the new topic are taken for those of the old one, nor is it read from where the old one
-/// ended: with fewer records than that, and with more.
+/// Neither the first records of the new topic are taken for those of the old one, nor is it read
+/// from where the old one ended: with fewer records than that, and with more.
 fn a_topic_is_made_again_under_its_worker(env: &Env) {
     let mut fleet = Fleet::new(env, "remade", 1);
     fleet.start_file_server();
@@ -91,7 +92,11 @@ fn a_topic_is_made_again_under_its_worker(env: &Env) {
     assert!(log.contains("made again since the last commit"), "{log}");
     fleet.stop_workers();
     let committed = topics::committed(&env.brokers, &fleet.group, &fleet.topic, 1);
-    assert_eq!(committed, [Some(9)], "the frontier of the old topics is not committed for the new one");
+    assert_eq!(
+        committed,
+        [Some(9)],
+        "the frontier of the old topics is not committed for the new one"
+    );
 }
 
 /// The broker may keep the old topic's offset, or get it back from a worker that has not noticed.
@@ -115,7 +120,8 @@ fn a_topic_is_made_again_while_nobody_works(env: &Env) {
     fleet.stop_workers();
 }
 
-/// Back: what follows runs again. Forward: what lies between does not run. Beyond the end: everything runs. Each is said.
+/// Back: what follows runs again. Forward: what lies between does not run. Beyond the end:
+/// everything runs. Each is said.
 fn offsets_are_moved_by_an_operator(env: &Env) {
     let mut fleet = Fleet::new(env, "moved", 1);
     fleet.start_file_server();
@@ -123,9 +129,11 @@ fn offsets_are_moved_by_an_operator(env: &Env) {
     topics::produce(&env.brokers, &fleet.topic, jobs("job", 10));
     wait_for(&fleet, "job", 10);
     fleet.stop_workers();
-    let (_, metadata) = topics::commit_of(&env.brokers, &fleet.group, &fleet.topic, 0).expect("a commit");
+    let (_, metadata) =
+        topics::commit_of(&env.brokers, &fleet.group, &fleet.topic, 0).expect("a commit");
 
-    // To an offset, with what tools leave as metadata; then which of the jobs run, and what the worker says of it.
+    // To an offset, with what tools leave as metadata; then which of the jobs run, and what the
+    // worker says of it.
     let steps = [
         (7, "", 7..10, "carries no metadata"),
         (4, metadata.as_str(), 4..10, "somebody has moved the committed offset"),
@@ -154,11 +162,14 @@ fn offsets_are_moved_by_an_operator(env: &Env) {
     fleet.start_worker();
     wait_for(&fleet, "last", 1);
     fleet.stop_workers();
-    assert!(!succeeded(&fleet).iter().any(|id| id.starts_with("skipped")), "what was skipped does not run");
+    assert!(
+        !succeeded(&fleet).iter().any(|id| id.starts_with("skipped")),
+        "what was skipped does not run"
+    );
 }
 
-/// Jobs in the delayed topic belong to the group that wrote them; when that has no members they belong to whoever has taken
-/// over its offsets.
+/// Jobs in the delayed topic belong to the group that wrote them; when that has no members they
+/// belong to whoever has taken over its offsets.
 fn a_group_is_renamed_with_its_offsets(env: &Env) {
     let mut fleet = Fleet::new(env, "renamed", 1);
     let delayed = Topics::of(&*fleet.topic).delayed;
@@ -182,7 +193,8 @@ fn a_group_is_renamed_with_its_offsets(env: &Env) {
     let renamed = format!("{}-renamed", fleet.group);
     for (topic, partitions) in [(&fleet.topic, 1), (&delayed, 6)] {
         for partition in 0..partitions {
-            if let Some((offset, metadata)) = topics::commit_of(&env.brokers, &fleet.group, topic, partition)
+            if let Some((offset, metadata)) =
+                topics::commit_of(&env.brokers, &fleet.group, topic, partition)
             {
                 topics::commit(&env.brokers, &renamed, topic, partition, offset, &metadata);
             }
@@ -195,7 +207,8 @@ fn a_group_is_renamed_with_its_offsets(env: &Env) {
     fleet.stop_workers();
 }
 
-/// A compacted topic loses jobs before anybody has read them, so a worker works on it only if told to.
+/// A compacted topic loses jobs before anybody has read them, so a worker works on it only if told
+/// to.
 fn a_compacted_topic_is_refused(env: &Env) {
     let mut fleet = Fleet::new(env, "compacted", 1);
     fleet.start_file_server();
@@ -213,7 +226,8 @@ fn a_compacted_topic_is_refused(env: &Env) {
     fleet.stop_workers();
 }
 
-/// When a topic grows, somebody reads its new partitions within ten seconds (and what a busy machine adds).
+/// When a topic grows, somebody reads its new partitions within ten seconds (and what a busy
+/// machine adds).
 fn new_partitions_are_read_soon(env: &Env) {
     let mut fleet = Fleet::new(env, "grown", 1);
     fleet.start_file_server();

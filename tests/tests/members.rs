@@ -1,7 +1,8 @@
-//! The two members that each worker has where there is a delayed topic: jobs and delayed jobs are balanced apart, whatever
-//! comes and goes, and nothing repeats when partitions move.
+//! The two members that each worker has where there is a delayed topic: jobs and delayed jobs are
+//! balanced apart, whatever comes and goes, and nothing repeats when partitions move.
 //!
-//! `FLEET_MEMBERS_WORKERS` is how many workers there are at most; `scripts/storm members` goes up to twelve.
+//! `FLEET_MEMBERS_WORKERS` is how many workers there are at most; `scripts/storm members` goes up
+//! to twelve.
 
 #![expect(clippy::expect_used, reason = "a panic is the report of a test")]
 
@@ -17,11 +18,12 @@ on_every_broker!(
 
 const JOBS: i32 = 12;
 const DELAYED: i32 = 6;
-/// As many as there are partitions of the delayed topic: with each one more a share of both topics moves.
+/// As many as there are partitions of the delayed topic: with each one more a share of both topics
+/// moves.
 const WORKERS: usize = 6;
 
-/// From one worker to [`WORKERS`] and back, while jobs run: of each topic, no worker has two partitions more than
-/// another one, and nothing that has ended runs again.
+/// From one worker to [`WORKERS`] and back, while jobs run: of each topic, no worker has two
+/// partitions more than another one, and nothing that has ended runs again.
 fn every_worker_has_its_share_of_both_topics(env: &Env) {
     let mut fleet = fleet(env, "shares");
     let most = std::env::var("FLEET_MEMBERS_WORKERS")
@@ -42,8 +44,9 @@ fn every_worker_has_its_share_of_both_topics(env: &Env) {
     assert_eq!(account.count(JobState::Succeeded), account.states.len());
 }
 
-/// A rollout: a member of the old kind, which follows both topics, shares the group with a worker and goes. It assigns the
-/// partitions and may die of that (docs/upgrading.md); nothing is lost and nothing repeats either way.
+/// A rollout: a member of the old kind, which follows both topics, shares the group with a worker
+/// and goes. It assigns the partitions and may die of that (docs/upgrading.md); nothing is lost and
+/// nothing repeats either way.
 fn workers_that_follow_both_topics_with_one_member_can_be_replaced(env: &Env) {
     let mut fleet = fleet(env, "rollout");
     let delayed = Topics::of(&*fleet.topic).delayed;
@@ -51,7 +54,8 @@ fn workers_that_follow_both_topics_with_one_member_can_be_replaced(env: &Env) {
     command.args([&env.brokers, &fleet.group, &fleet.topic, &delayed]);
     let mut old = Process::start("old-member", &fleet.directory, command);
     old.until("the old member's partitions", wait::LONG, || {
-        let assigned: usize = topics::assignments(&env.brokers, &fleet.group).iter().map(Vec::len).sum();
+        let assigned: usize =
+            topics::assignments(&env.brokers, &fleet.group).iter().map(Vec::len).sum();
         (assigned == (JOBS + DELAYED) as usize).then_some(())
     });
 
@@ -59,7 +63,8 @@ fn workers_that_follow_both_topics_with_one_member_can_be_replaced(env: &Env) {
     let worker = fleet.launch_worker();
     fleet.submit_digests(40);
     wait::until("a group of old and new members, or the end of the old one", wait::LONG, || {
-        (topics::assignments(&env.brokers, &fleet.group).len() > 1 || !old.is_running()).then_some(())
+        (topics::assignments(&env.brokers, &fleet.group).len() > 1 || !old.is_running())
+            .then_some(())
     });
     if old.is_running() {
         old.kill();
@@ -88,8 +93,9 @@ fn wait_for_shares(fleet: &Fleet<'_>, workers: usize) {
         let shares: BTreeMap<_, _> = topics
             .iter()
             .map(|(topic, _)| {
-                let of_topic =
-                    members.iter().map(|member| member.iter().filter(|(name, _)| name == topic).count());
+                let of_topic = members
+                    .iter()
+                    .map(|member| member.iter().filter(|(name, _)| name == topic).count());
                 let mut shares: Vec<_> = of_topic.filter(|share| *share > 0).collect();
                 shares.sort_unstable();
                 (topic, shares)
@@ -104,7 +110,8 @@ fn wait_for_shares(fleet: &Fleet<'_>, workers: usize) {
 
 /// How many partitions each worker has that has any, in ascending order.
 fn even_shares(partitions: usize, workers: usize) -> Vec<usize> {
-    let shares =
-        (0..workers).rev().map(|worker| partitions / workers + usize::from(worker < partitions % workers));
+    let shares = (0..workers)
+        .rev()
+        .map(|worker| partitions / workers + usize::from(worker < partitions % workers));
     shares.filter(|share| *share > 0).collect()
 }

@@ -1,13 +1,13 @@
-//! One failure at one chosen moment of a job's life: before its call, during it, between its end and the commit, and while
-//! its end can't be written. What `chaos.rs` meets by chance is here on purpose, so that the documentation's table of
-//! failures has a row for each.
+//! One failure at one chosen moment of a job's life: before its call, during it, between its end
+//! and the commit, and while its end can't be written. What `chaos.rs` meets by chance is here on
+//! purpose, so that the documentation's table of failures has a row for each.
 
 use std::{fs, path::PathBuf};
 
 use fleet_job::event::JobState;
 use fleet_tests::{
-    Env, Fleet, Oracle, chaos::ledger::Ledger, fleet::now, http, on_every_broker, oracle::Account, topics,
-    topics::Record, wait,
+    Env, Fleet, Oracle, chaos::ledger::Ledger, fleet::now, http, on_every_broker, oracle::Account,
+    topics, topics::Record, wait,
 };
 use serde_json::{Value, json};
 
@@ -20,7 +20,8 @@ on_every_broker!(
 /// A job that has not started yet runs once, at its successor.
 fn a_worker_is_killed_before_the_call(env: &Env) {
     let mut case = Case::new(env, "before", &[]);
-    // Nothing of this key starts before the first one has ended, which takes longer than the worker lives.
+    // Nothing of this key starts before the first one has ended, which takes longer than the worker
+    // lives.
     case.submit("first", 2_000);
     case.submit("second", 10);
     case.called("first");
@@ -30,7 +31,8 @@ fn a_worker_is_killed_before_the_call(env: &Env) {
     assert_eq!(times(&ledger, "second"), 1);
 }
 
-/// The call is made again, since nobody knows what became of it. The attempt that was cut off does not count.
+/// The call is made again, since nobody knows what became of it. The attempt that was cut off does
+/// not count.
 fn a_worker_is_killed_during_the_call(env: &Env) {
     let mut case = Case::new(env, "during", &[]);
     let job = case.submit("job", 2_000);
@@ -42,8 +44,8 @@ fn a_worker_is_killed_during_the_call(env: &Env) {
     assert_eq!(times(&ledger, "job"), 2);
 }
 
-/// The one case in which a settled job runs again, and ends again. A server that remembers its result does not call the
-/// tool a second time.
+/// The one case in which a settled job runs again, and ends again. A server that remembers its
+/// result does not call the tool a second time.
 fn a_worker_is_killed_between_the_end_and_its_commit(env: &Env) {
     for (remembers, calls) in [(false, 2), (true, 1)] {
         killed_between_the_end_and_its_commit(env, remembers, calls);
@@ -75,9 +77,10 @@ fn killed_between_the_end_and_its_commit(env: &Env, remembers: bool, calls: usiz
 mod apache_kafka_only {
     use super::*;
 
-    /// I2: the end can't be written for a while, here since the topic finds even its short form too large. The offset is
-    /// held, the worker says so, and when the topic takes records again the end is written and no call is made for it. It is
-    /// the end that was to be written first: had a broker taken that and not said so, both would be the same.
+    /// I2: the end can't be written for a while, here since the topic finds even its short form too
+    /// large. The offset is held, the worker says so, and when the topic takes records again the
+    /// end is written and no call is made for it. It is the end that was to be written first: had a
+    /// broker taken that and not said so, both would be the same.
     #[test]
     fn an_end_that_can_not_be_written_holds_the_offset() {
         let Some(env) = Env::apache_kafka() else { return };

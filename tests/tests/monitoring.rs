@@ -1,5 +1,5 @@
-//! Rules, dashboards and runbook belong together, and a real Prometheus that watches a real fleet finds everything they
-//! speak of.
+//! Rules, dashboards and runbook belong together, and a real Prometheus that watches a real fleet
+//! finds everything they speak of.
 
 #![expect(clippy::expect_used, reason = "a panic is the report of a test")]
 
@@ -30,11 +30,18 @@ const SYNTHETIC: [&str; 2] = ["up", "ALERTS"];
 const OF_KUBERNETES: [&str; 2] = ["namespace", "pod"];
 
 /// Labels whose values come from somewhere else, or are not listed in a metric's description.
-const OF_ANY_VALUE: [&str; 6] =
-    ["instance", "invariant", "kind", "partition", "http_request_method", "http_response_status_code"];
+const OF_ANY_VALUE: [&str; 6] = [
+    "instance",
+    "invariant",
+    "kind",
+    "partition",
+    "http_request_method",
+    "http_response_status_code",
+];
 
-/// Metrics that appear when something goes wrong that does not go wrong here, or that somebody does who is not here. That
-/// they exist, with these labels and values, is then said by docs/metrics.md, which is made from the code.
+/// Metrics that appear when something goes wrong that does not go wrong here, or that somebody does
+/// who is not here. That they exist, with these labels and values, is then said by docs/metrics.md,
+/// which is made from the code.
 const NOT_HERE: [(&str, &str); 4] = [
     ("fleet_write_failures_total", "Kafka takes everything"),
     ("mcp_server_hosted_breaker_changes_total", "the hosted server answers every call"),
@@ -46,7 +53,8 @@ const NOT_HERE: [(&str, &str); 4] = [
 const SLOW: usize = 2_000;
 
 fn read(path: &str) -> String {
-    fs::read_to_string(bins::repository().join(path)).unwrap_or_else(|error| panic!("{path}: {error}"))
+    fs::read_to_string(bins::repository().join(path))
+        .unwrap_or_else(|error| panic!("{path}: {error}"))
 }
 
 #[test]
@@ -133,7 +141,11 @@ fn the_runbook_has_a_paragraph_for_each_alert_and_for_nothing_else() {
         for panel in dashboards::panels(&file, &dashboard) {
             for link in panel.json["links"].as_array().into_iter().flatten() {
                 let anchor = link["url"].as_str().and_then(|url| url.strip_prefix("${runbook}#"));
-                assert!(anchor.is_some_and(|anchor| anchors.contains(anchor)), "{}: {link}", panel.name);
+                assert!(
+                    anchor.is_some_and(|anchor| anchors.contains(anchor)),
+                    "{}: {link}",
+                    panel.name
+                );
             }
         }
     }
@@ -156,7 +168,8 @@ spec:
     let rules = read("monitoring/prometheus/rules.yml");
     let (_, groups) = rules.split_once("\ngroups:\n").expect("groups");
     let lines = groups.lines().filter(|line| !line.trim_start().starts_with('#'));
-    let indented = lines.map(|line| if line.is_empty() { "\n".to_owned() } else { format!("  {line}\n") });
+    let indented =
+        lines.map(|line| if line.is_empty() { "\n".to_owned() } else { format!("  {line}\n") });
     let expected = format!("{HEAD}  groups:\n{}", indented.collect::<String>());
     let path = "k8s/components/monitoring/prometheus-rule.yaml";
     if is_set("UPDATE_DOCS") {
@@ -173,7 +186,10 @@ spec:
 #[test]
 fn dashboards_are_what_their_script_writes() {
     if !cache::works("python3", &["--version"]) {
-        assert!(!is_set("FLEET_REQUIRE_TOOLS"), "FLEET_REQUIRE_TOOLS is set, but there is no python3");
+        assert!(
+            !is_set("FLEET_REQUIRE_TOOLS"),
+            "FLEET_REQUIRE_TOOLS is set, but there is no python3"
+        );
         return loud("python3 not found: whether the dashboards are up to date is NOT TESTED");
     }
     let script = prometheus::monitoring().join("grafana/dashboards.py");
@@ -202,7 +218,8 @@ fn every_panel_has_a_unit_and_a_description() {
     assert_eq!(uids.len(), 3);
 }
 
-/// What the fleet is doing while Prometheus watches: every kind of end, and jobs that go on until the gate is open.
+/// What the fleet is doing while Prometheus watches: every kind of end, and jobs that go on until
+/// the gate is open.
 fn busy<'e>(env: &'e Env) -> Fleet<'e> {
     let mut fleet = Fleet::new(env, "monitoring", 4);
     fleet.create_control_topic();
@@ -238,8 +255,9 @@ fn all_ends(fleet: &mut Fleet<'_>) -> Gate {
     late["deadline"] = json!("2026-01-01T00:00:00Z");
     let mut later = work("waits on the delayed topic", &json!({}));
     later["notBefore"] = json!(in_a_while);
-    let calls: Vec<_> =
-        (0..3).map(|n| json!({"server": "chaos", "tool": "work", "arguments": {"ms": n}})).collect();
+    let calls: Vec<_> = (0..3)
+        .map(|n| json!({"server": "chaos", "tool": "work", "arguments": {"ms": n}}))
+        .collect();
     let batch = json!({"jobID": "batch", "jobType": "tool-batch", "payload": {"calls": calls}});
     let jobs = [
         work("succeeds", &json!({"ms": 5})),
@@ -289,8 +307,11 @@ fn documented() -> BTreeMap<String, (Vec<String>, String)> {
     let row = |line: &str| {
         let cells: Vec<_> = line.split(" | ").collect();
         let name = cells.first()?.strip_prefix("| `")?.strip_suffix('`')?;
-        let labels =
-            cells.get(3)?.split(", ").map(|label| label.trim_matches(['`', ' ']).to_owned()).collect();
+        let labels = cells
+            .get(3)?
+            .split(", ")
+            .map(|label| label.trim_matches(['`', ' ']).to_owned())
+            .collect();
         Some((name.to_owned(), (labels, (*cells.get(4)?).to_owned())))
     };
     text.lines().filter_map(row).collect()
@@ -301,23 +322,27 @@ type Place = (String, Selector);
 /// Where something is grouped, by which label, and the metrics of that query.
 type Grouping = (String, String, Vec<String>);
 
-/// Every selector of rules, dashboards and tests of rules; and every label that something is grouped by, with the metrics
-/// of its query.
+/// Every selector of rules, dashboards and tests of rules; and every label that something is
+/// grouped by, with the metrics of its query.
 fn spoken_of(rules: &[Value], panels: &[Panel]) -> (Vec<Place>, Vec<Grouping>) {
     let mut queries: Vec<(String, String)> = Vec::new();
     for rule in rules {
-        queries.push((rule["name"].to_string(), rule["query"].as_str().expect("a query").to_owned()));
+        queries
+            .push((rule["name"].to_string(), rule["query"].as_str().expect("a query").to_owned()));
     }
     for panel in panels {
         queries.extend(panel.queries.iter().map(|query| (panel.name.clone(), query.clone())));
     }
     for (path, text) in rule_tests() {
-        let series =
-            text.lines().filter_map(|line| line.trim().strip_prefix("- series: '")?.strip_suffix('\''));
+        let series = text
+            .lines()
+            .filter_map(|line| line.trim().strip_prefix("- series: '")?.strip_suffix('\''));
         queries.extend(series.map(|series| (path.clone(), series.to_owned())));
     }
     for (file, dashboard) in dashboards::all() {
-        queries.extend(dashboards::annotations(&dashboard).into_iter().map(|query| (file.clone(), query)));
+        queries.extend(
+            dashboards::annotations(&dashboard).into_iter().map(|query| (file.clone(), query)),
+        );
         for (query, label) in dashboards::variables(&dashboard) {
             queries.push((file.clone(), format!("sum by ({label}) ({query})")));
         }
@@ -325,8 +350,10 @@ fn spoken_of(rules: &[Value], panels: &[Panel]) -> (Vec<Place>, Vec<Grouping>) {
     let (mut selectors, mut groupings) = (Vec::new(), Vec::new());
     for (place, query) in queries {
         let uses = promql::uses(&query).unwrap_or_else(|error| panic!("{place}: {error}"));
-        let metrics: Vec<_> = uses.selectors.iter().map(|selector| selector.metric.clone()).collect();
-        groupings.extend(uses.grouping.into_iter().map(|label| (place.clone(), label, metrics.clone())));
+        let metrics: Vec<_> =
+            uses.selectors.iter().map(|selector| selector.metric.clone()).collect();
+        groupings
+            .extend(uses.grouping.into_iter().map(|label| (place.clone(), label, metrics.clone())));
         selectors.extend(uses.selectors.into_iter().map(|selector| (place.clone(), selector)));
     }
     (selectors, groupings)
@@ -343,11 +370,13 @@ fn missing(prometheus: &Prometheus, rules: &[Value], panels: &[Panel]) -> BTreeS
     }
     let documented = documented();
     let in_documents = |metric: &str| {
-        let base = ["_bucket", "_sum", "_count"].iter().find_map(|suffix| metric.strip_suffix(suffix));
+        let base =
+            ["_bucket", "_sum", "_count"].iter().find_map(|suffix| metric.strip_suffix(suffix));
         documented.get(metric).or_else(|| documented.get(base?))
     };
     let known = |metric: &str| {
-        let elsewhere = NOT_HERE.iter().any(|(name, _)| *name == metric) && in_documents(metric).is_some();
+        let elsewhere =
+            NOT_HERE.iter().any(|(name, _)| *name == metric) && in_documents(metric).is_some();
         elsewhere || SYNTHETIC.contains(&metric) || seen.contains_key(metric)
     };
     let has_label = |metric: &str, label: &str| {
@@ -355,7 +384,8 @@ fn missing(prometheus: &Prometheus, rules: &[Value], panels: &[Panel]) -> BTreeS
             || ["job", "instance"].contains(&label)
             || metric == "ALERTS"
             || seen.get(metric).is_some_and(|labels| labels.contains_key(label))
-            || in_documents(metric).is_some_and(|(labels, _)| labels.iter().any(|name| name == label))
+            || in_documents(metric)
+                .is_some_and(|(labels, _)| labels.iter().any(|name| name == label))
     };
     let has_value = |metric: &str, label: &str, value: &str| {
         OF_KUBERNETES.contains(&label)
@@ -367,7 +397,8 @@ fn missing(prometheus: &Prometheus, rules: &[Value], panels: &[Panel]) -> BTreeS
                 .and_then(|labels| labels.get(label))
                 .is_some_and(|values| values.contains(value))
             || in_documents(metric).is_some_and(|(_, help)| {
-                help.split(|c: char| !c.is_alphanumeric() && c != '-' && c != '_').any(|word| word == value)
+                help.split(|c: char| !c.is_alphanumeric() && c != '-' && c != '_')
+                    .any(|word| word == value)
             })
     };
     let (selectors, groupings) = spoken_of(rules, panels);
@@ -386,7 +417,8 @@ fn missing(prometheus: &Prometheus, rules: &[Value], panels: &[Panel]) -> BTreeS
             let is_list = value.chars().all(|c| c.is_alphanumeric() || "_-|/".contains(c));
             for value in value.split('|').filter(|value| is_list && !value.is_empty()) {
                 if !has_value(&metric, &label, value) {
-                    missing.insert(format!("value {metric}{{{label}{operator}{value:?}}} ({place})"));
+                    missing
+                        .insert(format!("value {metric}{{{label}{operator}{value:?}}} ({place})"));
                 }
             }
         }
@@ -425,8 +457,10 @@ fn a_real_prometheus_finds_all_that_rules_and_dashboards_speak_of() {
     let named: BTreeSet<_> = rules.iter().filter_map(|rule| rule["name"].as_str()).collect();
     assert!(alerts().keys().all(|alert| named.contains(&**alert)), "{named:?}");
 
-    let panels: Vec<Panel> =
-        dashboards::all().iter().flat_map(|(file, dashboard)| dashboards::panels(file, dashboard)).collect();
+    let panels: Vec<Panel> = dashboards::all()
+        .iter()
+        .flat_map(|(file, dashboard)| dashboards::panels(file, dashboard))
+        .collect();
     wait::until_ok("everything that is spoken of", wait::LONG, || {
         let missing = missing(&prometheus, &rules, &panels);
         if missing.is_empty() { Ok(()) } else { Err(missing) }
@@ -436,13 +470,15 @@ fn a_real_prometheus_finds_all_that_rules_and_dashboards_speak_of() {
     wait::until_ok("data for every panel", wait::LONG, || {
         ticks += 1;
         fleet.submit_job(&work(&format!("tick {ticks}"), &json!({})));
-        let empty: BTreeSet<_> = panels.iter().filter_map(|panel| without_data(&prometheus, panel)).collect();
+        let empty: BTreeSet<_> =
+            panels.iter().filter_map(|panel| without_data(&prometheus, panel)).collect();
         if empty.is_empty() { Ok(()) } else { Err(empty) }
     });
 
     // Their counters have appeared with the first letter.
     let arrived = prometheus.fires("FleetDeadLettersArrive");
-    let texts: BTreeSet<_> = arrived.iter().map(|(_, annotations)| &*annotations["description"]).collect();
+    let texts: BTreeSet<_> =
+        arrived.iter().map(|(_, annotations)| &*annotations["description"]).collect();
     let expected = [("2", "tool"), ("1", "undecodable")].map(|(count, kind)| {
         format!("{count} jobs have become dead letters of kind {kind} in the last 15 minutes.")
     });
@@ -503,13 +539,15 @@ fn lag_counts_jobs_of_partitions_without_a_commit() {
 
 /// A panel that fails, or has nothing to show, unless what it shows does not happen here.
 fn without_data(prometheus: &Prometheus, panel: &Panel) -> Option<String> {
-    let answers: Result<Vec<_>, _> = panel.queries.iter().map(|query| prometheus.query(query)).collect();
+    let answers: Result<Vec<_>, _> =
+        panel.queries.iter().map(|query| prometheus.query(query)).collect();
     match answers {
         Err(error) => panic!("{}: {error}", panel.name),
         Ok(answers) if answers.iter().any(Vec::is_empty) => {
             let uses = panel.queries.iter().filter_map(|query| promql::uses(query).ok());
             let mut metrics = uses.flat_map(|uses| uses.selectors).map(|selector| selector.metric);
-            let is_expected = metrics.any(|metric| NOT_HERE.iter().any(|(name, _)| *name == metric));
+            let is_expected =
+                metrics.any(|metric| NOT_HERE.iter().any(|(name, _)| *name == metric));
             (!is_expected).then(|| format!("{}: {:?}", panel.name, panel.queries))
         }
         Ok(_) => None,

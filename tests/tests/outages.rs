@@ -1,6 +1,7 @@
-//! Outages behind the MCP server: a hosted remote server goes away while jobs need it, another one refuses our credentials,
-//! and one that is to be hosted can't be reached yet. No job spends an attempt on that, all say that they wait, and jobs that
-//! do not need those servers go on. A program that ends at once is no outage.
+//! Outages behind the MCP server: a hosted remote server goes away while jobs need it, another one
+//! refuses our credentials, and one that is to be hosted can't be reached yet. No job spends an
+//! attempt on that, all say that they wait, and jobs that do not need those servers go on. A
+//! program that ends at once is no outage.
 
 #![expect(clippy::expect_used, reason = "a panic is the report of a test")]
 
@@ -23,7 +24,8 @@ fn digest(id: &str, tool: &str) -> String {
 }
 
 fn init(id: &str, config: &Value) -> String {
-    json!({"jobID": id, "jobType": "server-init", "payload": {"mcpServers": {id: config}}}).to_string()
+    json!({"jobID": id, "jobType": "server-init", "payload": {"mcpServers": {id: config}}})
+        .to_string()
 }
 
 fn initialize(server: &Service, name: &str, config: &Value) {
@@ -31,13 +33,15 @@ fn initialize(server: &Service, name: &str, config: &Value) {
     assert!(hosted["error"].is_null() && hosted["result"]["isError"] != true, "{hosted}");
 }
 
-/// Waits until the newest event of this job says that it waits for this reason and has spent nothing.
+/// Waits until the newest event of this job says that it waits for this reason and has spent
+/// nothing.
 fn wait_for_reason(fleet: &Fleet<'_>, job_id: &str, reason: &str) {
     wait::until_ok("the job to say that it waits", wait::LONG, || {
         let account = Oracle::new(&fleet.topic, &fleet.submitted).read(&fleet.env.brokers);
         let event = account.last.values().find(|event| event.job_id == job_id);
         let waits = event.is_some_and(|event| {
-            event.attempts == 0 && event.waiting.as_ref().is_some_and(|waiting| waiting.reason == reason)
+            event.attempts == 0
+                && event.waiting.as_ref().is_some_and(|waiting| waiting.reason == reason)
         });
         if waits { Ok(()) } else { Err(format!("{job_id}: {event:?}")) }
     });
@@ -68,9 +72,10 @@ fn a_hosted_server_that_is_away_costs_no_attempts(env: &Env) {
     fleet.wait_for_all();
 
     assert!(remote.process.stop(wait::LONG).success());
-    let with_keys =
-        (0..6).map(|n| Outgoing::value(digest(&format!("away-{n}"), "remote__file_digest")).key("k"));
-    let without = (0..6).map(|n| Outgoing::value(digest(&format!("apart-{n}"), "remote__file_digest")));
+    let with_keys = (0..6)
+        .map(|n| Outgoing::value(digest(&format!("away-{n}"), "remote__file_digest")).key("k"));
+    let without =
+        (0..6).map(|n| Outgoing::value(digest(&format!("apart-{n}"), "remote__file_digest")));
     let needy = fleet.submit(with_keys.chain(without).collect());
     wait::until("jobs that wait for the hosted server", wait::LONG, || {
         (http::metric(worker, "fleet_jobs_waiting")? > 0.0).then_some(())
@@ -80,16 +85,21 @@ fn a_hosted_server_that_is_away_costs_no_attempts(env: &Env) {
     guarded.refuse(true);
     let refused = |n| {
         let payload = json!({"tool": "guarded__work"});
-        let job = json!({"jobID": format!("refused-{n}"), "jobType": "tool-call", "payload": payload});
+        let job =
+            json!({"jobID": format!("refused-{n}"), "jobType": "tool-call", "payload": payload});
         Outgoing::value(job.to_string())
     };
     fleet.submit((0..2).map(refused).collect());
     let command = json!({"command": "false"});
-    fleet.submit(vec![Outgoing::value(init("later", &config)), Outgoing::value(init("broken", &command))]);
+    fleet.submit(vec![
+        Outgoing::value(init("later", &config)),
+        Outgoing::value(init("broken", &command)),
+    ]);
     wait_for_reason(&fleet, "refused-0", "upstream-unauthorized");
     wait_for_reason(&fleet, "later", "server-unavailable");
 
-    // What needs none of them goes on, and the worker stays ready. The program that ends at once has had its attempts.
+    // What needs none of them goes on, and the worker stays ready. The program that ends at once
+    // has had its attempts.
     let others = (0..20).map(|n| Outgoing::value(digest(&format!("other-{n}"), "file_digest")));
     fleet.submit(others.collect());
     fleet.wait_for(22);
@@ -98,15 +108,17 @@ fn a_hosted_server_that_is_away_costs_no_attempts(env: &Env) {
     let halfway = Oracle::new(&fleet.topic, &fleet.submitted).read(&env.brokers);
     let waiting = needy.iter().filter_map(|record| {
         halfway.states.values().find(|event| {
-            event
-                .source
-                .as_ref()
-                .is_some_and(|source| (source.partition, source.offset) == (record.partition, record.offset))
+            event.source.as_ref().is_some_and(|source| {
+                (source.partition, source.offset) == (record.partition, record.offset)
+            })
         })
     });
     let waiting: Vec<_> = waiting.filter_map(|event| event.waiting.as_ref()).collect();
     assert!(!waiting.is_empty(), "no job says that it waits");
-    assert!(waiting.iter().all(|waiting| waiting.server.as_deref() == Some("remote")), "{waiting:?}");
+    assert!(
+        waiting.iter().all(|waiting| waiting.server.as_deref() == Some("remote")),
+        "{waiting:?}"
+    );
 
     guarded.refuse(false);
     let back = ServerOptions { port, ..files };
@@ -118,6 +130,10 @@ fn a_hosted_server_that_is_away_costs_no_attempts(env: &Env) {
     assert_eq!((account.count(JobState::Succeeded), account.count(JobState::Failed)), (36, 1));
     let spent: Vec<_> = account.states.values().filter(|event| event.attempts != 1).collect();
     let spent: Vec<_> = spent.iter().map(|event| (event.job_id.as_str(), event.attempts)).collect();
-    assert_eq!(spent, [("broken", 2)], "attempts that were spent on outages, or were not on what is none");
+    assert_eq!(
+        spent,
+        [("broken", 2)],
+        "attempts that were spent on outages, or were not on what is none"
+    );
     drop(remote);
 }

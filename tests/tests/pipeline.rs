@@ -26,7 +26,8 @@ on_every_broker!(
     many_jobs_on_several_workers_end_once_and_in_order,
 );
 
-/// DESIGN.md's seed envelope with a command that exists: our own server, hosting the `files` toolkit over stdio.
+/// DESIGN.md's seed envelope with a command that exists: our own server, hosting the `files`
+/// toolkit over stdio.
 fn a_server_is_hosted_and_its_tools_are_called(env: &Env) {
     let mut fleet = Fleet::new(env, "seed", 3);
     let files = fleet.files();
@@ -47,8 +48,9 @@ fn a_server_is_hosted_and_its_tools_are_called(env: &Env) {
         "args": ["--stdio", "--root", root.to_string()],
         "envFile": files.join(".env"),
     }}});
-    let init = fleet
-        .submit_job(&json!({"jobID": "job-123", "jobType": "server-init", "payload": config.to_string()}));
+    let init = fleet.submit_job(
+        &json!({"jobID": "job-123", "jobType": "server-init", "payload": config.to_string()}),
+    );
     fleet.wait_for_all();
     let read = fleet.submit_job(&json!({"jobID": "job-124", "jobType": "tool-call", "payload":
         {"server": "Files_Server", "tool": "file_read", "arguments": {"path": "hello.txt"}}}));
@@ -60,7 +62,11 @@ fn a_server_is_hosted_and_its_tools_are_called(env: &Env) {
     let result = text(init);
     assert!(result.contains("Files_Server") && result.contains("file_digest"), "{result}");
     let read = account.of(&read);
-    assert_eq!((read.state, &*read.job_id, read.attempts), (JobState::Succeeded, "job-124", 1), "{read:?}");
+    assert_eq!(
+        (read.state, &*read.job_id, read.attempts),
+        (JobState::Succeeded, "job-124", 1),
+        "{read:?}"
+    );
     assert!(text(read).contains("hello, fleet"), "{read:?}");
     let missing = account.of(&missing);
     assert_eq!(missing.state, JobState::Failed, "{missing:?}");
@@ -73,7 +79,8 @@ fn the_envelope_takes_every_spelling(env: &Env) {
     fleet.start_file_server();
     fleet.start_worker();
     let call = json!({"tool": "file_read", "arguments": {"path": "hello.txt"}});
-    let plain = |id: &str, payload: Value| json!({"jobID": id, "jobType": "tool-call", "payload": payload});
+    let plain =
+        |id: &str, payload: Value| json!({"jobID": id, "jobType": "tool-call", "payload": payload});
     let mut extra = plain("extra", call.clone());
     extra["ourOwnField"] = json!({"kept": true});
     extra["metadata"] = json!({"order": 4711});
@@ -85,7 +92,8 @@ fn the_envelope_takes_every_spelling(env: &Env) {
         Outgoing::value(plain("inline", call.clone()).to_string()).key("a key"),
         Outgoing::value(extra.to_string())
             .header("traceparent", "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"),
-        Outgoing::value(structured.to_string()).header("content-type", "application/cloudevents+json"),
+        Outgoing::value(structured.to_string())
+            .header("content-type", "application/cloudevents+json"),
         Outgoing::value(call.to_string())
             .header("ce_specversion", "1.0")
             .header("ce_id", "ce-2")
@@ -101,7 +109,10 @@ fn the_envelope_takes_every_spelling(env: &Env) {
         assert!(text(event).contains("hello, fleet"), "{event:?}");
     }
     let extra = account.of(&records[2]);
-    assert_eq!((extra.tenant.as_deref(), extra.metadata["order"].as_i64()), (Some("acme"), Some(4711)));
+    assert_eq!(
+        (extra.tenant.as_deref(), extra.metadata["order"].as_i64()),
+        (Some("acme"), Some(4711))
+    );
     assert_eq!(account.of(&records[3]).job_id, "ce-1");
     assert_eq!(account.of(&records[4]).job_id, "ce-2");
 }
@@ -114,10 +125,16 @@ fn batches_collect_their_results(env: &Env) {
     let batch = |id: &str, calls: Vec<Value>| json!({"jobID": id, "jobType": "tool-batch", "payload": {"calls": calls, "parallel": 2}});
     let good = fleet.submit_job(&batch(
         "good",
-        vec![call("file_read", "hello.txt"), call("file_digest", "below/binary"), call("file_list", "below")],
+        vec![
+            call("file_read", "hello.txt"),
+            call("file_digest", "below/binary"),
+            call("file_list", "below"),
+        ],
     ));
-    let half = fleet
-        .submit_job(&batch("half", vec![call("file_read", "hello.txt"), call("file_read", "not there")]));
+    let half = fleet.submit_job(&batch(
+        "half",
+        vec![call("file_read", "hello.txt"), call("file_read", "not there")],
+    ));
     let account = fleet.settle(0);
     let good = account.of(&good);
     assert_eq!(good.state, JobState::Succeeded, "{good:?}");
@@ -135,12 +152,17 @@ fn every_bad_input_has_a_clear_end_and_the_worker_goes_on(env: &Env) {
     let mut fleet = Fleet::new(env, "bad-input", 2);
     fleet.start_file_server();
     fleet.start_worker();
-    let job =
-        |kind: &str, payload: Value| json!({"jobID": "bad", "jobType": kind, "payload": payload}).to_string();
+    let job = |kind: &str, payload: Value| {
+        json!({"jobID": "bad", "jobType": kind, "payload": payload}).to_string()
+    };
     let call = |payload: Value| job("tool-call", payload);
     let large = call(json!({"tool": "file_read", "arguments": {"path": "x".repeat(2 << 20)}}));
     let cases: Vec<(Outgoing, ErrorKind, &str)> = vec![
-        (Outgoing::value([0xff, 0xfe, 0]).key([0, 159]).header("h", [0xff]), ErrorKind::Undecodable, ""),
+        (
+            Outgoing::value([0xff, 0xfe, 0]).key([0, 159]).header("h", [0xff]),
+            ErrorKind::Undecodable,
+            "",
+        ),
         (Outgoing::default(), ErrorKind::Undecodable, "no value"),
         (Outgoing::value(""), ErrorKind::Undecodable, ""),
         (Outgoing::value("[1, 2]"), ErrorKind::Undecodable, ""),
@@ -152,17 +174,31 @@ fn every_bad_input_has_a_clear_end_and_the_worker_goes_on(env: &Env) {
             "jobID",
         ),
         (Outgoing::value(job("make-coffee", json!({}))), ErrorKind::InvalidEnvelope, "make-coffee"),
-        (Outgoing::value(job("tool-call", json!("not json"))), ErrorKind::InvalidEnvelope, "payload"),
+        (
+            Outgoing::value(job("tool-call", json!("not json"))),
+            ErrorKind::InvalidEnvelope,
+            "payload",
+        ),
         (Outgoing::value(call(json!({"arguments": {}}))), ErrorKind::InvalidEnvelope, "tool"),
         (
             Outgoing::value(job("server-init", json!({"mcpServers": {"x": {}}}))),
             ErrorKind::InvalidEnvelope,
             "x",
         ),
-        (Outgoing::value(call(json!({"tool": "no_such_tool"}))), ErrorKind::JsonRpc, "no_such_tool"),
-        (Outgoing::value(call(json!({"server": "nobody", "tool": "t"}))), ErrorKind::JsonRpc, "nobody"),
         (
-            Outgoing::value(call(json!({"tool": "file_read", "arguments": {"path": "../../etc/passwd"}}))),
+            Outgoing::value(call(json!({"tool": "no_such_tool"}))),
+            ErrorKind::JsonRpc,
+            "no_such_tool",
+        ),
+        (
+            Outgoing::value(call(json!({"server": "nobody", "tool": "t"}))),
+            ErrorKind::JsonRpc,
+            "nobody",
+        ),
+        (
+            Outgoing::value(call(
+                json!({"tool": "file_read", "arguments": {"path": "../../etc/passwd"}}),
+            )),
             ErrorKind::Tool,
             "",
         ),
@@ -173,8 +209,9 @@ fn every_bad_input_has_a_clear_end_and_the_worker_goes_on(env: &Env) {
         ),
     ];
     let records = fleet.submit(cases.iter().map(|(record, ..)| record.clone()).collect());
-    let good =
-        fleet.submit_job(&json!({"jobID": "good", "jobType": "tool-call", "payload": {"tool": "file_list"}}));
+    let good = fleet.submit_job(
+        &json!({"jobID": "good", "jobType": "tool-call", "payload": {"tool": "file_list"}}),
+    );
     // That the dead letters hold the very bytes, the oracle checks.
     let account = fleet.settle(0);
     assert_eq!(account.of(&good).state, JobState::Succeeded);
@@ -183,7 +220,8 @@ fn every_bad_input_has_a_clear_end_and_the_worker_goes_on(env: &Env) {
         let event = account.of(record);
         let (found, message) = error(event);
         let dead = &account.dead[&(record.partition, record.offset)];
-        let reason = dead.header(header::EXCEPTION_FQCN).map(String::from_utf8_lossy).unwrap_or_default();
+        let reason =
+            dead.header(header::EXCEPTION_FQCN).map(String::from_utf8_lossy).unwrap_or_default();
         if event.state != JobState::Failed
             || found != *kind
             || !message.contains(part)
@@ -206,7 +244,8 @@ fn a_refused_command_names_the_rule(env: &Env) {
     assert_eq!(account.of(&record).attempts, 1, "a refusal is final");
 }
 
-/// A command that does not exist, one that dies in its handshake, and one that writes garbage on stdout.
+/// A command that does not exist, one that dies in its handshake, and one that writes garbage on
+/// stdout.
 fn children_that_misbehave_are_reported(env: &Env) {
     let mut fleet = Fleet::new(env, "children", 1);
     fleet.start_server(&ServerOptions {
@@ -258,7 +297,12 @@ fn init(name: &str, argv: &[&str]) -> Value {
     json!({"jobID": bins::unique(name), "jobType": "server-init", "payload": config.to_string()})
 }
 
-fn host<'e>(env: &'e Env, name: &str, options: ServerOptions, argv: &[&str]) -> (Fleet<'e>, Record) {
+fn host<'e>(
+    env: &'e Env,
+    name: &str,
+    options: ServerOptions,
+    argv: &[&str],
+) -> (Fleet<'e>, Record) {
     let mut fleet = Fleet::new(env, name, 1);
     fleet.start_server(&options);
     fleet.start_worker();

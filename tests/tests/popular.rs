@@ -1,5 +1,5 @@
-//! Servers that people use, from npm and PyPI, hosted as their own documentation configures them: each is listed and called.
-//! All of them are pinned, and need no account and no network.
+//! Servers that people use, from npm and PyPI, hosted as their own documentation configures them:
+//! each is listed and called. All of them are pinned, and need no account and no network.
 
 #![expect(clippy::expect_used, reason = "a panic is the report of a test")]
 
@@ -59,14 +59,15 @@ fn popular_servers_are_hosted_as_they_are_documented() {
 /// Hosts the server, looks for the tool in the list, and calls it.
 fn host_and_call(gateway: &Standalone, server: &Popular) -> Result<(), String> {
     let Popular { name, config, tool, arguments, expected } = server;
-    let hosted = gateway.service.call("server_initialize", &json!({"name": name, "config": config}));
+    let hosted =
+        gateway.service.call("server_initialize", &json!({"name": name, "config": config}));
     if !hosted["error"].is_null() || hosted["result"]["isError"] == json!(true) {
         return Err(format!("{name} is not hosted: {hosted}"));
     }
 
     let list = json!({"jsonrpc": "2.0", "id": 1, "method": "tools/list"});
-    let (_, list) =
-        http::post(gateway.service.address, "/message", &list).map_err(|error| error.to_string())?;
+    let (_, list) = http::post(gateway.service.address, "/message", &list)
+        .map_err(|error| error.to_string())?;
     let offered = format!("{name}__{tool}");
     let tools = list["result"]["tools"].as_array().into_iter().flatten();
     if !tools.clone().any(|tool| tool["name"] == json!(offered)) {
@@ -97,9 +98,12 @@ impl Place {
         fs::write(directory.join("hello.txt"), "hello, fleet\n").expect("a file");
         let repository = directory.join("repository");
         cache::run(
-            Command::new("git").args(["init", "--quiet", "--initial-branch=harbour"]).arg(&repository),
+            Command::new("git")
+                .args(["init", "--quiet", "--initial-branch=harbour"])
+                .arg(&repository),
         );
-        let programs = python.interpreter().parent().expect("an interpreter is in a directory").to_owned();
+        let programs =
+            python.interpreter().parent().expect("an interpreter is in a directory").to_owned();
         Self { directory, modules, wheels: python.wheels(), programs }
     }
 
@@ -119,7 +123,10 @@ impl Place {
         ];
         let env = variables.map(|(name, value)| (name.to_owned(), value)).to_vec();
         let allowed = vec!["npx **".to_owned(), "uvx **".to_owned()];
-        Standalone::start_with("popular", ServerOptions { allowed, env, ..ServerOptions::default() })
+        Standalone::start_with(
+            "popular",
+            ServerOptions { allowed, env, ..ServerOptions::default() },
+        )
     }
 
     fn path(&self, name: &str) -> String {
@@ -156,7 +163,8 @@ fn popular(place: &Place, upstream: &Standalone) -> Vec<Popular> {
     let tree = place.directory.display().to_string();
     let npx = |package: &str, args: &[&str]| place.npx(package, args, &json!({}));
     let thought = json!({"thought": "count the ships", "thoughtNumber": 1, "totalThoughts": 1, "nextThoughtNeeded": false});
-    let entity = json!({"name": "Rotterdam", "entityType": "harbour", "observations": ["It is large."]});
+    let entity =
+        json!({"name": "Rotterdam", "entityType": "harbour", "observations": ["It is large."]});
     let hours = json!({"source_timezone": "UTC", "time": "12:00", "target_timezone": "Asia/Tokyo"});
     [
         (
@@ -190,7 +198,11 @@ fn popular(place: &Place, upstream: &Standalone) -> Vec<Popular> {
         ),
         (
             "bridge",
-            place.npx("mcp-remote", &[&remote], &json!({"MCP_REMOTE_CONFIG_DIR": place.path("mcp-remote")})),
+            place.npx(
+                "mcp-remote",
+                &[&remote],
+                &json!({"MCP_REMOTE_CONFIG_DIR": place.path("mcp-remote")}),
+            ),
             ("file_read", json!({"path": "hello.txt"}), "hello, fleet"),
         ),
         ("time", place.uvx(&["mcp-server-time"], &[]), ("convert_time", hours, "Asia/Tokyo")),
@@ -206,7 +218,10 @@ fn popular(place: &Place, upstream: &Standalone) -> Vec<Popular> {
         ),
         (
             "sqlite",
-            place.uvx(&["--with", "mcp<2", "mcp-server-sqlite", "--db-path", &place.path("ships.db")], &[]),
+            place.uvx(
+                &["--with", "mcp<2", "mcp-server-sqlite", "--db-path", &place.path("ships.db")],
+                &[],
+            ),
             ("write_query", json!({"query": "CREATE TABLE ships (name TEXT)"}), "affected_rows"),
         ),
         (
@@ -221,7 +236,10 @@ fn popular(place: &Place, upstream: &Standalone) -> Vec<Popular> {
         ),
         (
             "alchemy",
-            place.uvx(&["mcp-alchemy"], &[("DB_URL", format!("sqlite:///{}", place.path("alchemy.db")))]),
+            place.uvx(
+                &["mcp-alchemy"],
+                &[("DB_URL", format!("sqlite:///{}", place.path("alchemy.db")))],
+            ),
             ("execute_query", json!({"query": "SELECT 4700 + 11 AS ships"}), "4711"),
         ),
     ]

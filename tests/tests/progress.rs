@@ -1,5 +1,5 @@
-//! What is told of jobs while they run, and jobs with several calls: how far they are, what a retry repeats of them, and what
-//! is told of them in the end.
+//! What is told of jobs while they run, and jobs with several calls: how far they are, what a retry
+//! repeats of them, and what is told of them in the end.
 
 #![expect(clippy::expect_used, reason = "a panic is the report of a test")]
 
@@ -10,7 +10,8 @@ use fleet_job::{
     outcome::ErrorKind,
 };
 use fleet_tests::{
-    Env, Fleet, Oracle, bins, fleet::ServerOptions, on_every_broker, oracle::Account, topics::Record, wait,
+    Env, Fleet, Oracle, bins, fleet::ServerOptions, on_every_broker, oracle::Account,
+    topics::Record, wait,
 };
 use serde_json::{Value, json};
 
@@ -38,7 +39,11 @@ fn progress_is_told_at_its_pace(env: &Env) {
     assert!(steps.is_sorted_by(|a, b| a < b), "{steps:?}");
     let (first, last) = (told[0].0.time, told[told.len() - 1].0.time);
     let most = last.since(first).as_millis() / 500 + 2;
-    assert!((3..=most as usize).contains(&told.len()), "{} within {first} to {last}: {told:?}", told.len());
+    assert!(
+        (3..=most as usize).contains(&told.len()),
+        "{} within {first} to {last}: {told:?}",
+        told.len()
+    );
     let (_, end) = &told[told.len() - 1];
     assert_eq!((end.total, end.message.as_deref()), (Some(60.0), Some("step 60")));
     let end = account.of(&job);
@@ -68,7 +73,11 @@ fn a_batch_tells_how_many_calls_are_done(env: &Env) {
     open(&gate);
     let account = case.settle();
     let told = told(&account, &job);
-    let one = |done| Progress { progress: done, total: Some(3.0), message: Some("chaos__work".to_owned()) };
+    let one = |done| Progress {
+        progress: done,
+        total: Some(3.0),
+        message: Some("chaos__work".to_owned()),
+    };
     let progress: Vec<_> = told.into_iter().map(|(_, progress)| progress).collect();
     assert_eq!(progress, [one(1.0), one(2.0)]);
 }
@@ -92,9 +101,13 @@ fn a_retry_repeats_only_the_calls_that_have_not_succeeded(env: &Env) {
     let account = case.settle();
     let end = account.of(&job);
     assert_eq!((end.state, end.attempts), (JobState::Succeeded, 3), "{end:?}");
-    let results = end.result.as_ref().expect("a result")["calls"].as_array().expect("results").clone();
+    let results =
+        end.result.as_ref().expect("a result")["calls"].as_array().expect("results").clone();
     assert_eq!(results.len(), 12);
-    assert!(results.iter().all(|call| call["result"]["content"][0]["text"] == "done"), "{results:?}");
+    assert!(
+        results.iter().all(|call| call["result"]["content"][0]["text"] == "done"),
+        "{results:?}"
+    );
     let attempts = case.attempts();
     for n in 0..12 {
         let expected: Vec<u32> = (1..=1 + [0, 0, 1, 2][n % 4]).collect();
@@ -140,8 +153,10 @@ fn a_slow_start_is_told_by_its_job(env: &Env) {
     let (program, gate) = (fleet.directory.join("slow"), fleet.directory.join("gate"));
     let (tools, ledger) = (env!("CARGO_BIN_EXE_fixture_tools"), fleet.directory.join("ledger"));
     let wait = format!("while [ ! -e {} ]; do sleep 0.1; done", gate.display());
-    let text =
-        format!("#!/bin/sh\necho 'resolving packages' >&2\n{wait}\nexec {tools} {}\n", ledger.display());
+    let text = format!(
+        "#!/bin/sh\necho 'resolving packages' >&2\n{wait}\nexec {tools} {}\n",
+        ledger.display()
+    );
     fs::write(&program, text).expect("a program");
     fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).expect("its mode");
 
@@ -151,7 +166,9 @@ fn a_slow_start_is_told_by_its_job(env: &Env) {
     fleet.start_worker();
     let mut case = Case { fleet, ledger };
     let payload = json!({"mcpServers": {"slow": {"command": program}}});
-    let init = case.fleet.submit_job(&json!({"jobID": "init", "jobType": "server-init", "payload": payload}));
+    let init = case
+        .fleet
+        .submit_job(&json!({"jobID": "init", "jobType": "server-init", "payload": payload}));
     case.wait_for_progress(&init, |progress| {
         let message = progress.message.as_deref().unwrap_or_default();
         progress.total == Some(30.0) && message.contains("resolving packages")
@@ -179,7 +196,8 @@ impl<'e> Case<'e> {
     }
 
     fn submit_call(&mut self, id: &str, arguments: &Value) -> Record {
-        self.fleet.submit_job(&json!({"jobID": id, "jobType": "tool-call", "payload": work(arguments)}))
+        self.fleet
+            .submit_job(&json!({"jobID": id, "jobType": "tool-call", "payload": work(arguments)}))
     }
 
     fn submit_batch(&mut self, id: &str, calls: Vec<Value>, parallel: u32) -> Record {
@@ -196,7 +214,10 @@ impl<'e> Case<'e> {
     fn wait_for_progress(&self, record: &Record, wanted: impl Fn(&Progress) -> bool) {
         let oracle = Oracle::new(&self.fleet.topic, &self.fleet.submitted);
         wait::until_ok("progress", wait::LONG, || {
-            let last = oracle.read(&self.fleet.env.brokers).states.remove(&(record.partition, record.offset));
+            let last = oracle
+                .read(&self.fleet.env.brokers)
+                .states
+                .remove(&(record.partition, record.offset));
             let progress = last.and_then(|event| event.progress.clone());
             if progress.as_ref().is_some_and(&wanted) { Ok(()) } else { Err(progress) }
         });
@@ -207,7 +228,8 @@ impl<'e> Case<'e> {
         let account = self.fleet.settle(0);
         for events in account.events.values() {
             for pair in events.windows(2).filter(|pair| pair[1].progress.is_some()) {
-                let goes_on = pair[0].state == JobState::Running && pair[0].attempts == pair[1].attempts;
+                let goes_on =
+                    pair[0].state == JobState::Running && pair[0].attempts == pair[1].attempts;
                 assert!(goes_on && pair[1].state == JobState::Running, "{pair:?}");
             }
         }
@@ -220,7 +242,10 @@ impl<'e> Case<'e> {
         let mut attempts: BTreeMap<String, Vec<u32>> = BTreeMap::new();
         for line in ledger.lines() {
             if let ["s", _, attempt, key] = line.split(' ').collect::<Vec<_>>()[..] {
-                attempts.entry(key.to_owned()).or_default().push(attempt.parse().expect("a number"));
+                attempts
+                    .entry(key.to_owned())
+                    .or_default()
+                    .push(attempt.parse().expect("a number"));
             }
         }
         attempts

@@ -1,4 +1,5 @@
-//! The shared registry: what one replica was told to host, all of them host, and still do after a restart of all.
+//! The shared registry: what one replica was told to host, all of them host, and still do after a
+//! restart of all.
 
 #![expect(clippy::expect_used, reason = "a panic is the report of a test")]
 
@@ -112,7 +113,10 @@ fn what_one_replica_hosts_all_of_them_host(env: &Env) {
         (!is_listed(&again, "files")).then_some(())
     });
     let unknown = read(&again, "files")["error"].clone();
-    assert_eq!((&unknown["code"], &unknown["data"]["reason"]), (&json!(-32602), &json!("unknown-server")));
+    assert_eq!(
+        (&unknown["code"], &unknown["data"]["reason"]),
+        (&json!(-32602), &json!("unknown-server"))
+    );
     let fresh = replicas.start();
     assert!(!is_listed(&fresh, "files") && read(&fresh, "files")["result"].is_null());
 }
@@ -120,7 +124,8 @@ fn what_one_replica_hosts_all_of_them_host(env: &Env) {
 fn secrets_and_strangers_stay_out(env: &Env) {
     let replicas = Replicas::new(env, "registry-secrets");
     let replica = replicas.start();
-    let literal = initialize(&replica, "files", &replicas.config(&replica, &json!({"API_KEY": "hunter2"})));
+    let literal =
+        initialize(&replica, "files", &replicas.config(&replica, &json!({"API_KEY": "hunter2"})));
     let said = literal.to_string();
     assert_eq!(literal["result"]["isError"], json!(true), "{said}");
     assert!(
@@ -128,19 +133,32 @@ fn secrets_and_strangers_stay_out(env: &Env) {
         "{said}"
     );
     assert!(!is_listed(&replica, "files"), "nor is it hosted here alone");
-    succeeds(&initialize(&replica, "files", &replicas.config(&replica, &json!({"API_KEY": "${API_KEY}"}))));
+    succeeds(&initialize(
+        &replica,
+        "files",
+        &replicas.config(&replica, &json!({"API_KEY": "${API_KEY}"})),
+    ));
 
-    // Whoever can write to the topic can't have anything started that policy does not allow, nor stop what is.
+    // Whoever can write to the topic can't have anything started that policy does not allow, nor
+    // stop what is.
     let stranger = |name: &str, value: &str| {
-        topics::produce(&env.brokers, &replicas.topic, vec![topics::Outgoing::value(value).key(name)]);
+        topics::produce(
+            &env.brokers,
+            &replicas.topic,
+            vec![topics::Outgoing::value(value).key(name)],
+        );
     };
-    stranger("evil", r#"{"config":{"command":"touch","args":["/tmp/x"]},"revision":"1","writtenAt":0}"#);
+    stranger(
+        "evil",
+        r#"{"config":{"command":"touch","args":["/tmp/x"]},"revision":"1","writtenAt":0}"#,
+    );
     stranger("odd", "{");
     stranger("../x", "{}");
     for replica in [&replica, &replicas.start()] {
         wait::until_ok("the refusals", wait::LONG, || {
             let status = status(replica);
-            let refused = status.contains("refused") && status.contains("evil") && status.contains("odd");
+            let refused =
+                status.contains("refused") && status.contains("evil") && status.contains("odd");
             if refused { Ok(()) } else { Err(status) }
         });
         succeeds(&read(replica, "files"));
@@ -204,7 +222,8 @@ fn nothing_is_unknown_while_the_registry_is_out_of_reach() {
         refused => Err(refused),
     });
 
-    // It goes again. What is hosted goes on, and what others may have been told meanwhile is not known.
+    // It goes again. What is hosted goes on, and what others may have been told meanwhile is not
+    // known.
     cluster.network(Network::Refused);
     succeeds(&read(&other, "files"));
     let (refused, kind) = submit(&other);

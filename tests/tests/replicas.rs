@@ -1,7 +1,9 @@
-//! Replicas of the server behind a balancer that knows nothing but connections, and the client libraries that people use.
+//! Replicas of the server behind a balancer that knows nothing but connections, and the client
+//! libraries that people use.
 //!
-//! Every request is a connection of its own, so the requests of a session, and of a single call of langchain's, land on
-//! all replicas in turn. Each library makes a few calls; `FLEET_REPLICA_CALLS=10000` makes it that many.
+//! Every request is a connection of its own, so the requests of a session, and of a single call of
+//! langchain's, land on all replicas in turn. Each library makes a few calls;
+//! `FLEET_REPLICA_CALLS=10000` makes it that many.
 
 use std::env;
 
@@ -29,9 +31,9 @@ fn replicas(name: &str) -> (Vec<Standalone>, Proxy) {
 /// Has a library make its calls.
 fn call(name: &str, python: Option<Python>, client: &str, few: u32) {
     let Some(python) = python else { return };
-    let asked = env::var(CALLS)
-        .ok()
-        .map(|calls| calls.parse::<u32>().unwrap_or_else(|error| panic!("{CALLS}={calls}: {error}")));
+    let asked = env::var(CALLS).ok().map(|calls| {
+        calls.parse::<u32>().unwrap_or_else(|error| panic!("{CALLS}={calls}: {error}"))
+    });
     let calls = asked.unwrap_or(few);
     let (servers, proxy) = replicas(name);
     let mut command = python.script("balanced.py");
@@ -40,14 +42,21 @@ fn call(name: &str, python: Option<Python>, client: &str, few: u32) {
     // At least ten calls a second, on whatever machine.
     let status = process.wait(wait::LONG + std::time::Duration::from_secs(u64::from(calls / 10)));
     let said = process.log();
-    assert!(status.success() && said.contains(&format!("answered {calls} ")), "{client}: {status}\n{said}");
+    assert!(
+        status.success() && said.contains(&format!("answered {calls} ")),
+        "{client}: {status}\n{said}"
+    );
     if asked.is_some() {
         fleet_tests::loud(&format!("{client}: {}", said.lines().last().unwrap_or_default()));
     }
     for server in &servers {
-        let share = http::metric(server.service.address, "mcp_server_tool_calls_total").unwrap_or_default();
+        let share =
+            http::metric(server.service.address, "mcp_server_tool_calls_total").unwrap_or_default();
         let fair = f64::from(calls) / 3.0;
-        assert!(share > fair / 3.0, "a replica has answered {share} of {calls} calls: it is no test");
+        assert!(
+            share > fair / 3.0,
+            "a replica has answered {share} of {calls} calls: it is no test"
+        );
     }
 }
 

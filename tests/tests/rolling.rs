@@ -1,20 +1,26 @@
-//! Changes that happen every day: all workers are replaced one after the other, and a job that kills its worker's time
-//! comes to its end however often the worker is killed in between.
+//! Changes that happen every day: all workers are replaced one after the other, and a job that
+//! kills its worker's time comes to its end however often the worker is killed in between.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use fleet_job::event::{JobEvent, JobState};
-use fleet_tests::{Env, Fleet, Oracle, chaos::ledger::Ledger, http, on_every_broker, topics::Outgoing, wait};
+use fleet_tests::{
+    Env, Fleet, Oracle, chaos::ledger::Ledger, http, on_every_broker, topics::Outgoing, wait,
+};
 use serde_json::{Value, json};
 
-on_every_broker!(a_rolling_restart_repeats_nothing, a_poison_job_ends_after_its_attempts_whoever_is_killed);
+on_every_broker!(
+    a_rolling_restart_repeats_nothing,
+    a_poison_job_ends_after_its_attempts_whoever_is_killed
+);
 
 const WORKERS: usize = 3;
-/// Jobs that are submitted while a worker is replaced; many enough to last until its successor has some too.
+/// Jobs that are submitted while a worker is replaced; many enough to last until its successor has
+/// some too.
 const BATCH: usize = 400;
 
-/// SIGTERM of every worker, one after the other, each replaced before it goes, under load: no settled job runs again
-/// (I4), and no key loses its order (I5).
+/// SIGTERM of every worker, one after the other, each replaced before it goes, under load: no
+/// settled job runs again (I4), and no key loses its order (I5).
 fn a_rolling_restart_repeats_nothing(env: &Env) {
     let mut fleet = Fleet::new(env, "rolling", 12);
     let ledger = fleet.directory.join("ledger");
@@ -45,7 +51,8 @@ fn a_rolling_restart_repeats_nothing(env: &Env) {
     }
     let account = fleet.settle(0);
     assert_eq!(account.count(JobState::Succeeded), account.states.len());
-    let workers: BTreeSet<_> = account.states.values().filter_map(|event| event.worker.clone()).collect();
+    let workers: BTreeSet<_> =
+        account.states.values().filter_map(|event| event.worker.clone()).collect();
     assert_eq!(workers.len(), 2 * WORKERS, "not every worker had jobs: {workers:?}");
     let ledger = Ledger::read(&ledger);
     assert_eq!(ledger.repeats(), 0, "calls were repeated");
@@ -62,14 +69,16 @@ fn a_poison_job_ends_after_its_attempts_whoever_is_killed(env: &Env) {
     fleet.worker_env("MCP_RETRY_BASE", "2s");
     fleet.worker_env("MCP_RETRY_MAX", "2s");
     fleet.start_worker();
-    // Delays between attempts are random down to nothing. The attempts themselves take so long that the job can't have come
-    // to its end before the last worker is killed, which would leave the end to be committed by nobody.
+    // Delays between attempts are random down to nothing. The attempts themselves take so long that
+    // the job can't have come to its end before the last worker is killed, which would leave the
+    // end to be committed by nobody.
     let mut poison = call("poison", &json!({"ms": 1_500, "failures": 1_000}));
     poison["maxAttempts"] = json!(ATTEMPTS);
     let poison = fleet.submit_job(&poison);
     for kill in 1..=KILLS {
         let worker = fleet.workers[0].address;
-        // Its `retrying` event comes before the commit that makes the attempt durable, and that before the next attempt.
+        // Its `retrying` event comes before the commit that makes the attempt durable, and that
+        // before the next attempt.
         wait::until_ok("a failed attempt that is durable", wait::LONG, || {
             let account = Oracle::new(&fleet.topic, &fleet.submitted).read(&env.brokers);
             let spent = account.events.values().flatten().map(|event| retrying(event)).max();
@@ -85,7 +94,8 @@ fn a_poison_job_ends_after_its_attempts_whoever_is_killed(env: &Env) {
     assert_eq!(account.dead.len(), 1);
     let calls: BTreeMap<u32, usize> = Ledger::read(&ledger).calls["poison"].clone();
     assert_eq!(calls.keys().copied().collect::<Vec<_>>(), [1, 2, 3, 4], "{calls:?}");
-    // A kill can cut off one call each, which then does not count; none of them was needed to come to the end.
+    // A kill can cut off one call each, which then does not count; none of them was needed to come
+    // to the end.
     let all: usize = calls.values().sum();
     assert!(all <= (ATTEMPTS + KILLS) as usize, "{calls:?}");
 }

@@ -1,4 +1,5 @@
-//! Calls that are rounds of a task: a tool asks, and the answers come as another job of the same id.
+//! Calls that are rounds of a task: a tool asks, and the answers come as another job of the same
+//! id.
 
 #![expect(clippy::expect_used, reason = "a panic is the report of a test")]
 
@@ -8,7 +9,9 @@ use fleet_job::{
     event::{JobEvent, JobState},
     outcome::ErrorKind,
 };
-use fleet_tests::{Env, Fleet, Oracle, fleet::ServerOptions, on_every_broker, topics::Record, wait};
+use fleet_tests::{
+    Env, Fleet, Oracle, fleet::ServerOptions, on_every_broker, topics::Record, wait,
+};
 use serde_json::{Value, json};
 
 on_every_broker!(a_tool_asks_twice_and_is_answered, an_error_of_the_tools_is_final_in_a_task);
@@ -16,7 +19,10 @@ on_every_broker!(a_tool_asks_twice_and_is_answered, an_error_of_the_tools_is_fin
 /// A fleet with tools that ask.
 fn fleet<'e>(env: &'e Env, name: &str) -> Fleet<'e> {
     let mut fleet = Fleet::new(env, name, 1);
-    fleet.start_server(&ServerOptions { args: vec!["--conformance".to_owned()], ..ServerOptions::default() });
+    fleet.start_server(&ServerOptions {
+        args: vec!["--conformance".to_owned()],
+        ..ServerOptions::default()
+    });
     fleet.start_worker();
     fleet
 }
@@ -34,13 +40,15 @@ fn submit(fleet: &mut Fleet<'_>, id: &str, tool: &str, task: Option<Value>) -> R
 fn end(fleet: &Fleet<'_>, record: &Record) -> JobEvent {
     let oracle = Oracle::new(&fleet.topic, &fleet.submitted);
     wait::until("the end of a round", wait::LONG, || {
-        let last = oracle.read(&fleet.env.brokers).states.remove(&(record.partition, record.offset));
+        let last =
+            oracle.read(&fleet.env.brokers).states.remove(&(record.partition, record.offset));
         last.filter(|event| event.state.is_terminal()).map(Arc::unwrap_or_clone)
     })
 }
 
-/// Each round is a job of its own that ends with the tool's question, and the last one with its answer. The server, which
-/// remembers results by job and arguments, does not take a later round for a repeat of the first.
+/// Each round is a job of its own that ends with the tool's question, and the last one with its
+/// answer. The server, which remembers results by job and arguments, does not take a later round
+/// for a repeat of the first.
 fn a_tool_asks_twice_and_is_answered(env: &Env) {
     let mut fleet = fleet(env, "rounds");
     let tool = "test_input_required_result_multi_round";
@@ -54,9 +62,15 @@ fn a_tool_asks_twice_and_is_answered(env: &Env) {
         if result["resultType"] != "input_required" {
             break result["content"][0]["text"].as_str().expect("a text").to_owned();
         }
-        let question =
-            result["inputRequests"].as_object().expect("questions").keys().next().expect("one").clone();
-        let content = if question == "step1" { json!({"name": "Ada"}) } else { json!({"color": "blue"}) };
+        let question = result["inputRequests"]
+            .as_object()
+            .expect("questions")
+            .keys()
+            .next()
+            .expect("one")
+            .clone();
+        let content =
+            if question == "step1" { json!({"name": "Ada"}) } else { json!({"color": "blue"}) };
         task = json!({"requestState": result["requestState"],
             "inputResponses": {question.clone(): {"action": "accept", "content": content}}});
         asked.push(question);
@@ -68,7 +82,8 @@ fn a_tool_asks_twice_and_is_answered(env: &Env) {
     assert_eq!((refused.state, refused.attempts), (JobState::Failed, 1), "{refused:?}");
 }
 
-/// Whoever waits for a task wants to know what the tool has said, and not what it says at the fifth attempt.
+/// Whoever waits for a task wants to know what the tool has said, and not what it says at the fifth
+/// attempt.
 fn an_error_of_the_tools_is_final_in_a_task(env: &Env) {
     let mut fleet = fleet(env, "final");
     let task = submit(&mut fleet, "task", "test_error_handling", Some(json!({})));

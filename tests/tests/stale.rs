@@ -1,8 +1,8 @@
-//! A worker that wakes up while the coordinator is away: it hears neither that it has lost its partitions nor that it has
-//! kept them. Apache Kafka only, three brokers.
+//! A worker that wakes up while the coordinator is away: it hears neither that it has lost its
+//! partitions nor that it has kept them. Apache Kafka only, three brokers.
 //!
-//! What it looks for is a race, so one round does not prove much: `FLEET_STALE_ROUNDS` asks for more, as `scripts/storm stale`
-//! does.
+//! What it looks for is a race, so one round does not prove much: `FLEET_STALE_ROUNDS` asks for
+//! more, as `scripts/storm stale` does.
 
 use std::{
     env,
@@ -53,11 +53,13 @@ fn wake_up_without_a_coordinator(cluster: &mut Cluster) {
 
     fleet.workers[0].process.signal(Signal::SIGSTOP);
     gate.open();
-    // What it has under way can't end without it, so all have ended only when the other one has its partitions.
+    // What it has under way can't end without it, so all have ended only when the other one has its
+    // partitions.
     fleet.wait_for_all();
     // From here on nobody has a reason to say anything more of these jobs.
     wait::until_ok("every record to be committed", wait::LONG, || {
-        let committed = topics::committed(&env.brokers, &fleet.group, &fleet.topic, fleet.partitions);
+        let committed =
+            topics::committed(&env.brokers, &fleet.group, &fleet.topic, fleet.partitions);
         let read: i64 = committed.into_iter().flatten().sum();
         if read == 400 { Ok(()) } else { Err(read) }
     });

@@ -1,5 +1,5 @@
-//! Programs that are not ours: MCP servers from npm and PyPI, hosted by jobs, and the official Python client on our
-//! server.
+//! Programs that are not ours: MCP servers from npm and PyPI, hosted by jobs, and the official
+//! Python client on our server.
 
 use fleet_job::event::JobState;
 use fleet_tests::{
@@ -12,14 +12,19 @@ use fleet_tests::{
 };
 use serde_json::{Value, json};
 
-on_every_broker!(a_server_from_npm_is_hosted, a_server_from_pypi_is_hosted, fastmcp_drives_our_tasks);
+on_every_broker!(
+    a_server_from_npm_is_hosted,
+    a_server_from_pypi_is_hosted,
+    fastmcp_drives_our_tasks
+);
 
 /// fastmcp with its tasks extra, on two replicas.
 fn fastmcp_drives_our_tasks(env: &Env) {
     let Some(python) = Python::get() else { return };
     let mut fleet = Fleet::new(env, "fastmcp-tasks", 2);
     fleet.create_control_topic();
-    let options = ServerOptions { args: vec!["--conformance".to_owned()], ..ServerOptions::default() };
+    let options =
+        ServerOptions { args: vec!["--conformance".to_owned()], ..ServerOptions::default() };
     fleet.start_server(&fleet.with_jobs(options.clone()));
     let other = fleet.start_replica(options);
     fleet.start_worker();
@@ -62,14 +67,17 @@ fn a_server_from_pypi_is_hosted(env: &Env) {
     assert!(results[0].contains("Asia/Tokyo"), "{}", results[0]);
 }
 
-/// Hosts a server by a `server-init` job, calls its tools by `tool-call` jobs, and returns the results as text.
+/// Hosts a server by a `server-init` job, calls its tools by `tool-call` jobs, and returns the
+/// results as text.
 fn host_and_call(env: &Env, name: &str, argv: &[&str], calls: &[Value]) -> Vec<String> {
     let mut fleet = Fleet::new(env, name, 2);
-    fleet.start_server(&ServerOptions { allowed: vec![argv.join(" ")], ..ServerOptions::default() });
+    fleet
+        .start_server(&ServerOptions { allowed: vec![argv.join(" ")], ..ServerOptions::default() });
     fleet.start_worker();
     let config = json!({"mcpServers": {name: {"command": argv[0], "args": argv[1..]}}});
-    let init =
-        fleet.submit_job(&json!({"jobID": "init", "jobType": "server-init", "payload": config.to_string()}));
+    let init = fleet.submit_job(
+        &json!({"jobID": "init", "jobType": "server-init", "payload": config.to_string()}),
+    );
     fleet.wait_for_all();
     let calls: Vec<_> = (0..)
         .zip(calls)
@@ -111,7 +119,8 @@ fn the_python_client_lists_and_calls_our_tools() {
     assert!(server.service.process.is_running());
 }
 
-/// The libraries that people use list and call tools of a hosted program and of a hosted HTTP server, in both eras.
+/// The libraries that people use list and call tools of a hosted program and of a hosted HTTP
+/// server, in both eras.
 #[test]
 fn client_libraries_call_through_the_gateway() {
     let (Some(script), Some(python), Some(langchain)) =
@@ -134,7 +143,8 @@ fn client_libraries_call_through_the_gateway() {
         ("everything", json!({"command": "node", "args": everything[1..]})),
         ("http", json!({"type": "http", "url": format!("http://{remote}/mcp")})),
     ] {
-        let hosted = gateway.service.call("server_initialize", &json!({"name": name, "config": config}));
+        let hosted =
+            gateway.service.call("server_initialize", &json!({"name": name, "config": config}));
         assert_ne!(hosted["result"]["isError"], json!(true), "{hosted}");
     }
     for (client, python) in
@@ -150,7 +160,10 @@ fn client_libraries_call_through_the_gateway() {
             let mut process = Process::start("gateway-client", &gateway.directory, command);
             let status = process.wait(wait::LONG);
             let said = process.log();
-            assert!(status.success() && said.contains("answered 10 "), "{client}, {tool}: {status}\n{said}");
+            assert!(
+                status.success() && said.contains("answered 10 "),
+                "{client}, {tool}: {status}\n{said}"
+            );
         }
     }
 }

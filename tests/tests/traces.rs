@@ -1,5 +1,5 @@
-//! One trace per job, from its producer to the hosted tool, as a collector of OpenTelemetry receives it; and the same ids in
-//! events, dead letters and log lines.
+//! One trace per job, from its producer to the hosted tool, as a collector of OpenTelemetry
+//! receives it; and the same ids in events, dead letters and log lines.
 
 #![expect(clippy::expect_used, reason = "a panic is the report of a test")]
 
@@ -35,7 +35,8 @@ fn call(id: &str, arguments: &Value) -> Value {
 
 /// A trace of its own for each number, and the span in which its producer has written the job.
 fn context(number: u64) -> (String, String, String) {
-    let (trace, span) = (format!("{:032x}", 0xabc_0000 + number), format!("{:016x}", 0xdef_0000 + number));
+    let (trace, span) =
+        (format!("{:032x}", 0xabc_0000 + number), format!("{:016x}", 0xdef_0000 + number));
     let parent = format!("00-{trace}-{span}-01");
     (trace, span, parent)
 }
@@ -56,25 +57,29 @@ fn a_job_is_one_trace_from_its_producer_to_the_tool(env: &Env) {
     fleet.start_worker();
     let mut jobs: Vec<_> =
         (0..JOBS).map(|n| traced(&call(&format!("traced-{n}"), &json!({"key": "-"})), n)).collect();
-    // One that is tried again, one that fails for good, one of several calls, one whose producer knows no traces.
+    // One that is tried again, one that fails for good, one of several calls, one whose producer
+    // knows no traces.
     jobs.push(traced(&call("retried", &json!({"failures": 1})), JOBS));
     jobs.push(traced(&call("failed", &json!({"final": true})), JOBS + 1));
-    let calls: Vec<_> = (0..3).map(|_| json!({"server": "chaos", "tool": "work", "arguments": {}})).collect();
-    let batch =
-        json!({"jobID": "batch", "jobType": "tool-batch", "payload": {"calls": calls, "parallel": 2}});
+    let calls: Vec<_> =
+        (0..3).map(|_| json!({"server": "chaos", "tool": "work", "arguments": {}})).collect();
+    let batch = json!({"jobID": "batch", "jobType": "tool-batch", "payload": {"calls": calls, "parallel": 2}});
     jobs.push(traced(&batch, JOBS + 2));
     jobs.push(Outgoing::value(call("untraced", &json!({})).to_string()));
     jobs.push(traced(&json!({"jobID": "rejected", "jobType": "no such type"}), JOBS + 3));
     fleet.submit(jobs);
     fleet.wait_for_all();
-    let workers = fleet.workers.iter().map(|worker| worker.process.log_path().to_owned()).collect::<Vec<_>>();
+    let workers =
+        fleet.workers.iter().map(|worker| worker.process.log_path().to_owned()).collect::<Vec<_>>();
     // What is left is exported when they end.
     fleet.stop_workers();
     fleet.server.take().expect("the server").process.stop(wait::LONG);
     let account = Oracle::new(&fleet.topic, &fleet.submitted).check(&env.brokers);
     let spans = collector.spans();
     let by_job = |job: &str| -> Vec<&Span> {
-        let trace = spans.iter().find(|span| span.kind == CONSUMER && span.attributes["fleet.job.id"] == job);
+        let trace = spans
+            .iter()
+            .find(|span| span.kind == CONSUMER && span.attributes["fleet.job.id"] == job);
         let trace = &trace.unwrap_or_else(|| panic!("{job} has no trace: {spans:#?}")).trace;
         spans.iter().filter(|span| span.trace == *trace).collect()
     };
@@ -98,15 +103,20 @@ fn a_job_is_one_trace_from_its_producer_to_the_tool(env: &Env) {
         assert_eq!(chain[1].name, "tools/call chaos__work");
         assert_eq!(chain[3].attributes["fleet.upstream"], "chaos");
         // The tool was told the innermost span, and events carry the worker's.
-        let record =
-            fleet.submitted.iter().find(|record| record.text().contains(&format!("\"traced-{number}\"")));
+        let record = fleet
+            .submitted
+            .iter()
+            .find(|record| record.text().contains(&format!("\"traced-{number}\"")));
         let end = account.of(record.expect("its record"));
-        let seen = end.result.as_ref().and_then(|result| result["_meta"]["test/traceparent"].as_str());
+        let seen =
+            end.result.as_ref().and_then(|result| result["_meta"]["test/traceparent"].as_str());
         assert_eq!(seen, Some(&*format!("00-{trace}-{}-01", chain[3].id)), "{:?}", end.result);
     }
     let names = |job: &str| {
         let mut names = BTreeMap::new();
-        by_job(job).iter().for_each(|span| *names.entry((span.service.clone(), span.kind)).or_insert(0) += 1);
+        by_job(job)
+            .iter()
+            .for_each(|span| *names.entry((span.service.clone(), span.kind)).or_insert(0) += 1);
         names.into_values().collect::<Vec<i32>>()
     };
     assert_eq!(names("retried"), [2, 1, 2, 2], "two attempts below one span of processing");
@@ -116,15 +126,18 @@ fn a_job_is_one_trace_from_its_producer_to_the_tool(env: &Env) {
     let failed = by_job("failed");
     assert!(failed.iter().any(|span| span.kind == CONSUMER && span.failed), "{failed:#?}");
     events_and_letters_are_of_the_trace(&fleet, &spans);
-    let logs: String = workers.iter().map(|log| std::fs::read_to_string(log).expect("a log")).collect();
+    let logs: String =
+        workers.iter().map(|log| std::fs::read_to_string(log).expect("a log")).collect();
     for line in logs.lines() {
-        let line: Value = serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line}"));
+        let line: Value =
+            serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line}"));
         assert_eq!(line["service"], "kafka-worker", "{line}");
     }
     let of_failed = logs.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
     let of_failed: Vec<_> = of_failed.filter(|line| line["job_id"] == "failed").collect();
     assert!(
-        !of_failed.is_empty() && of_failed.iter().all(|line| line["trace_id"] == context(JOBS + 1).0),
+        !of_failed.is_empty()
+            && of_failed.iter().all(|line| line["trace_id"] == context(JOBS + 1).0),
         "{of_failed:?}"
     );
 }
@@ -133,15 +146,19 @@ fn a_job_is_one_trace_from_its_producer_to_the_tool(env: &Env) {
 fn what_is_submitted_through_the_server_begins_below_its_caller(env: &Env) {
     let collector = Collector::start();
     let mut fleet = Fleet::new(env, "submitted", 3);
-    let options =
-        ServerOptions { roots: vec![fleet.files()], env: collector.env(), ..ServerOptions::default() };
+    let options = ServerOptions {
+        roots: vec![fleet.files()],
+        env: collector.env(),
+        ..ServerOptions::default()
+    };
     let mut server = fleet.start_replica(options);
     fleet.server_url = format!("http://{}", server.address);
     fleet.worker_env.extend(collector.env());
     fleet.start_worker();
     let job = |id: &str| json!({"jobID": id, "jobType": "tool-call", "payload": {"tool": "file_list", "arguments": {}}});
     let (trace, span, parent) = context(1);
-    rest::post_with(server.address, "/jobs", &[("traceparent", &*parent)], &job("by-http")).expect(202);
+    rest::post_with(server.address, "/jobs", &[("traceparent", &*parent)], &job("by-http"))
+        .expect(202);
     let (tools_trace, tools_span, tools_parent) = context(2);
     let params = json!({"name": "job_submit", "arguments": {"jobs": [job("by-tool")]}, "_meta": {"traceparent": tools_parent}});
     let request = json!({"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": params});
@@ -161,7 +178,11 @@ fn what_is_submitted_through_the_server_begins_below_its_caller(env: &Env) {
         chain(&of, parent).iter().map(|span| span.kind).collect()
     };
     assert_eq!(kinds(&trace, &span), [PRODUCER, CONSUMER, CLIENT, SERVER], "{spans:#?}");
-    assert_eq!(kinds(&tools_trace, &tools_span), [SERVER, PRODUCER, CONSUMER, CLIENT, SERVER], "{spans:#?}");
+    assert_eq!(
+        kinds(&tools_trace, &tools_span),
+        [SERVER, PRODUCER, CONSUMER, CLIENT, SERVER],
+        "{spans:#?}"
+    );
 }
 
 /// The spans from the outermost on, each below the one before, the first below `parent`.
@@ -179,7 +200,8 @@ fn chain<'s>(spans: &[&'s Span], parent: &str) -> Vec<&'s Span> {
 fn events_and_letters_are_of_the_trace(fleet: &Fleet<'_>, spans: &[Span]) {
     let topics = Topics::of(&*fleet.topic);
     let parts = |record: &Record| {
-        let parent = record.header("traceparent").map(|value| String::from_utf8_lossy(value).into_owned());
+        let parent =
+            record.header("traceparent").map(|value| String::from_utf8_lossy(value).into_owned());
         let parent = parent.unwrap_or_else(|| panic!("no trace: {record:?}"));
         let mut parts = parent.split('-').map(str::to_owned);
         (parts.nth(1).expect("a trace"), parts.next().expect("a span"))
@@ -196,11 +218,16 @@ fn events_and_letters_are_of_the_trace(fleet: &Fleet<'_>, spans: &[Span]) {
     assert_eq!(dead.len(), 2);
     for letter in dead {
         let (trace, span) = parts(&letter);
-        assert!([context(JOBS + 1), context(JOBS + 3)].iter().any(|(t, s, _)| (t, s) == (&trace, &span)));
+        assert!(
+            [context(JOBS + 1), context(JOBS + 3)]
+                .iter()
+                .any(|(t, s, _)| (t, s) == (&trace, &span))
+        );
     }
 }
 
-/// Nobody exports anything. What is submitted over HTTP and MCP keeps its caller's trace all the way to the tool.
+/// Nobody exports anything. What is submitted over HTTP and MCP keeps its caller's trace all the
+/// way to the tool.
 fn without_a_collector_the_trace_is_passed_on(env: &Env) {
     let mut fleet = Fleet::new(env, "untraced", 3);
     let ledger = fleet.directory.join("ledger");

@@ -1,13 +1,15 @@
 //! The embedded Kafka-compatible broker, for people and tests that have no Kafka at hand.
 //!
-//! Storage, produce, fetch and topic administration are `tansu-broker`'s, on a SQLite file. What the evaluation
-//! (`docs/broker-evaluation.md`) found wanting is answered here, in front of it: consumer groups ([`groups`]), commit
-//! metadata ([`offsets`]), producers that raise their own epoch ([`producers`]), codecs that it can't serve
-//! ([`batches`]) and waiting for records instead of polling for them ([`router`]).
+//! Storage, produce, fetch and topic administration are `tansu-broker`'s, on a SQLite file. What
+//! the evaluation (`docs/broker-evaluation.md`) found wanting is answered here, in front of it:
+//! consumer groups ([`groups`]), commit metadata ([`offsets`]), producers that raise their own
+//! epoch ([`producers`]), codecs that it can't serve ([`batches`]) and waiting for records instead
+//! of polling for them ([`router`]).
 //!
-//! This module and its children are the only code of the project that knows which broker is embedded, and nothing of
-//! it is linked into the production binaries. It is a broker for one machine: no replication, no authentication, no
-//! retention (nothing is ever deleted or compacted), and a file that survives `kill -9` but not necessarily a power cut.
+//! This module and its children are the only code of the project that knows which broker is
+//! embedded, and nothing of it is linked into the production binaries. It is a broker for one
+//! machine: no replication, no authentication, no retention (nothing is ever deleted or compacted),
+//! and a file that survives `kill -9` but not necessarily a power cut.
 
 mod apart;
 mod batches;
@@ -42,12 +44,13 @@ use quiet::LastFetch;
 use router::{Reply, Router};
 use storage::Storage;
 
-/// How long a broker may take from [`Broker::start`] to its first answer. Opening the file is the slow part.
+/// How long a broker may take from [`Broker::start`] to its first answer. Opening the file is the
+/// slow part.
 const START_DEADLINE: Duration = Duration::from_secs(20);
 /// How long [`Broker::stop`] waits for requests that are being written.
 const STOP_DEADLINE: Duration = Duration::from_secs(3);
-/// Larger requests are refused by closing the connection. A record that the storage could not hand out again (its
-/// responses are capped at 5 MiB) must not be accepted.
+/// Larger requests are refused by closing the connection. A record that the storage could not hand
+/// out again (its responses are capped at 5 MiB) must not be accepted.
 const MAX_REQUEST: usize = 4 * 1024 * 1024 + 64 * 1024;
 
 /// Where the broker listens and keeps its data.
@@ -55,7 +58,8 @@ const MAX_REQUEST: usize = 4 * 1024 * 1024 + 64 * 1024;
 pub(crate) struct BrokerConfig {
     /// The address to bind. Port 0 takes any free port.
     pub(crate) listen: SocketAddr,
-    /// The directory that outlives the broker. Without one, the data goes to a temporary directory and away with it.
+    /// The directory that outlives the broker. Without one, the data goes to a temporary directory
+    /// and away with it.
     pub(crate) data_dir: Option<PathBuf>,
 }
 
@@ -112,7 +116,8 @@ impl From<tansu_storage::Error> for BrokerError {
 /// A running broker. Dropping it stops it without waiting; [`Broker::stop`] waits.
 #[derive(Debug)]
 pub(crate) struct Broker {
-    /// The broker has threads of its own, so that neither its load nor its log lines are its host's.
+    /// The broker has threads of its own, so that neither its load nor its log lines are its
+    /// host's.
     runtime: Option<Runtime>,
     bootstrap: String,
     /// Why the broker died, once it has.
@@ -125,9 +130,11 @@ impl Broker {
     /// Starts a broker and returns once it has answered a client's first two requests.
     pub(crate) async fn start(config: BrokerConfig) -> Result<Self, BrokerError> {
         let address = config.listen;
-        let listener =
-            TcpListener::bind(address).await.map_err(|source| BrokerError::Listen { address, source })?;
-        let bound = listener.local_addr().map_err(|source| BrokerError::Listen { address, source })?;
+        let listener = TcpListener::bind(address)
+            .await
+            .map_err(|source| BrokerError::Listen { address, source })?;
+        let bound =
+            listener.local_addr().map_err(|source| BrokerError::Listen { address, source })?;
         let advertised = advertised(bound);
 
         let runtime = runtime().map_err(BrokerError::Runtime)?;
@@ -152,7 +159,8 @@ impl Broker {
         };
         let Some(runtime) = &broker.runtime else { return Ok(broker) };
         let router = Router::new(Arc::clone(&storage), host_log)?;
-        let listener = listener.into_std().map_err(|source| BrokerError::Listen { address, source })?;
+        let listener =
+            listener.into_std().map_err(|source| BrokerError::Listen { address, source })?;
         runtime.spawn(watch_over(storage, serve(listener, router), report));
         timeout(START_DEADLINE, first_answers(advertised))
             .await
@@ -166,12 +174,13 @@ impl Broker {
         self.bootstrap.clone()
     }
 
-    /// Returns when the broker has died by itself, with the reason. Its address refuses connections by then, and
-    /// stays so: whoever runs a broker should end with it.
+    /// Returns when the broker has died by itself, with the reason. Its address refuses connections
+    /// by then, and stays so: whoever runs a broker should end with it.
     pub(crate) fn failed(&self) -> impl Future<Output = String> + Send + use<> {
         let mut failure = self.failure.clone();
         async move {
-            let reason = failure.wait_for(Option::is_some).await.ok().and_then(|reason| reason.clone());
+            let reason =
+                failure.wait_for(Option::is_some).await.ok().and_then(|reason| reason.clone());
             reason.unwrap_or_else(|| "its threads ended".into())
         }
     }
@@ -179,7 +188,8 @@ impl Broker {
     /// Stops the broker and waits, up to a bound, for what it is writing.
     pub(crate) async fn stop(mut self) {
         if let Some(runtime) = self.runtime.take() {
-            let stopped = tokio::task::spawn_blocking(move || runtime.shutdown_timeout(STOP_DEADLINE)).await;
+            let stopped =
+                tokio::task::spawn_blocking(move || runtime.shutdown_timeout(STOP_DEADLINE)).await;
             if let Err(error) = stopped {
                 tracing::warn!(%error, "the embedded broker did not stop in order");
             }
@@ -195,7 +205,8 @@ impl Drop for Broker {
     }
 }
 
-/// Threads on which nothing logs: the storage reports every refused request at error level, and traces each one.
+/// Threads on which nothing logs: the storage reports every refused request at error level, and
+/// traces each one.
 fn runtime() -> io::Result<Runtime> {
     tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
@@ -214,7 +225,8 @@ fn advertised(bound: SocketAddr) -> SocketAddr {
     }
 }
 
-/// Serves until something breaks, and then closes everything: clients cope better with no broker than with a dead one.
+/// Serves until something breaks, and then closes everything: clients cope better with no broker
+/// than with a dead one.
 async fn watch_over(
     storage: Arc<Storage>,
     serving: impl Future<Output = io::Result<()>> + Send + 'static,
@@ -244,7 +256,8 @@ async fn serve(listener: std::net::TcpListener, router: Router) -> io::Result<()
                     let router = router.clone();
                     connections.spawn(async move { connection(stream, peer, router).await });
                 }
-                // Out of descriptors, or a client that left in between: neither is a reason to stop for good.
+                // Out of descriptors, or a client that left in between: neither is a reason to stop
+                // for good.
                 Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,
             },
             _ = tick.tick() => router.groups().expire(),
@@ -290,8 +303,12 @@ pub(crate) async fn first_answers(address: SocketAddr) -> io::Result<()> {
         (3, 1, MetadataRequest::default().topics(Some(Vec::new())).into()),
     ];
     for (correlation_id, (api_key, api_version, body)) in (1..).zip(asked) {
-        let header =
-            Header::Request { api_key, api_version, correlation_id, client_id: Some("mcp-fleet".into()) };
+        let header = Header::Request {
+            api_key,
+            api_version,
+            correlation_id,
+            client_id: Some("mcp-fleet".into()),
+        };
         let request = Frame::request(header, body).map_err(io::Error::other)?;
         stream.write_all(&request).await?;
         let response = read_frame(&mut stream, usize::MAX).await?;

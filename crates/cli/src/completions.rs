@@ -30,7 +30,8 @@ fn script(shell: Shell, command: &mut clap::Command) -> String {
     clap_complete::generate(shell, command, name, &mut script);
     let script = String::from_utf8_lossy(&script).into_owned();
     match shell {
-        // clap_complete 4.6 spells the hyphen of the program's name in two ways, so bash would know nothing below it.
+        // clap_complete 4.6 spells the hyphen of the program's name in two ways, so bash would know
+        // nothing below it.
         Shell::Bash => script.replace("mcp__subcmd__fleet", "mcp__fleet"),
         _ => script,
     }
@@ -57,7 +58,8 @@ mod tests {
         source $argv[1]
         complete --do-complete "$argv[2..]" | string replace --regex '\t.*' ''
     "#;
-    /// Types the words into a terminal of zsh, then a tab, and prints the command that comes of it, a word a line.
+    /// Types the words into a terminal of zsh, then a tab, and prints the command that comes of it,
+    /// a word a line.
     const IN_ZSH: &str = r#"
         zmodload zsh/zpty
         zpty shell zsh -f -i
@@ -84,12 +86,16 @@ mod tests {
             }
         }
         let bash = script(Shell::Bash, &mut crate::Cli::command());
-        assert!(bash.contains("retrying") && bash.contains("tool-batch"), "values are completed too");
+        assert!(
+            bash.contains("retrying") && bash.contains("tool-batch"),
+            "values are completed too"
+        );
     }
 
     #[test]
     fn live_shells_complete_commands_flags_and_values() {
-        let directory = env::temp_dir().join(format!("mcp-fleet-completions-{}", std::process::id()));
+        let directory =
+            env::temp_dir().join(format!("mcp-fleet-completions-{}", std::process::id()));
         fs::create_dir_all(&directory).expect("a directory");
         for (shell, file, program) in [
             (Shell::Bash, "mcp-fleet.bash", &["bash", "--norc", "-c", IN_BASH, "bash"][..]),
@@ -106,7 +112,10 @@ mod tests {
                 (&["jobs", "list", "--state", "succ"], "succeeded"),
             ] {
                 let Some(offered) = completed(program, &path, words) else { continue };
-                assert!(offered.lines().any(|line| line.trim() == expected), "{shell} {words:?}: {offered}");
+                assert!(
+                    offered.lines().any(|line| line.trim() == expected),
+                    "{shell} {words:?}: {offered}"
+                );
             }
         }
         fs::remove_dir_all(&directory).expect("the directory");

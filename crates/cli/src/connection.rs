@@ -9,7 +9,8 @@ use crate::error::CliError;
 /// Brokers and topic.
 #[derive(Debug, Clone, clap::Args)]
 pub(crate) struct Connection {
-    /// Kafka brokers, host:port, comma-separated. `KAFKA_PROPERTY_<NAME>` sets any librdkafka property.
+    /// Kafka brokers, host:port, comma-separated. `KAFKA_PROPERTY_<NAME>` sets any librdkafka
+    /// property.
     #[arg(long, env = "KAFKA_BROKERS", default_value = "127.0.0.1:9092", value_name = "HOSTS")]
     pub(crate) brokers: String,
 
@@ -34,7 +35,8 @@ impl Connection {
 
 /// Settings for `brokers`, with what the environment says of librdkafka.
 pub(crate) fn settings(brokers: &str) -> Result<Settings, CliError> {
-    let settings = Settings { brokers: brokers.to_owned(), properties: Env::process().kafka_properties()? };
+    let settings =
+        Settings { brokers: brokers.to_owned(), properties: Env::process().kafka_properties()? };
     settings.check()?;
     Ok(settings)
 }

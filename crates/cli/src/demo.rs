@@ -1,4 +1,5 @@
-//! `mcp-fleet demo`: the whole fleet at work on the files of the current directory, and an account of every job.
+//! `mcp-fleet demo`: the whole fleet at work on the files of the current directory, and an account
+//! of every job.
 
 mod account;
 
@@ -71,13 +72,16 @@ pub(crate) struct Args {
 
 pub(crate) async fn run(args: Args) -> Result<ExitCode, CliError> {
     let talk = Talk { json: args.json };
-    let stop = shutdown::signal_token().map_err(|error| CliError::Io("signals can't be handled", error))?;
-    let root =
-        std::env::current_dir().map_err(|error| CliError::Io("there is no current directory", error))?;
+    let stop = shutdown::signal_token()
+        .map_err(|error| CliError::Io("signals can't be handled", error))?;
+    let root = std::env::current_dir()
+        .map_err(|error| CliError::Io("there is no current directory", error))?;
     let run_dir = tempfile::Builder::new().prefix("mcp-fleet-demo-").tempdir();
-    let run_dir = run_dir.map_err(|error| CliError::Io("can't make a temporary directory", error))?;
+    let run_dir =
+        run_dir.map_err(|error| CliError::Io("can't make a temporary directory", error))?;
     let unique = uuid::Uuid::new_v4().simple().to_string();
-    let topic = if args.brokers.is_some() { format!("mcp-demo-{unique}") } else { "mcp-jobs".to_owned() };
+    let topic =
+        if args.brokers.is_some() { format!("mcp-demo-{unique}") } else { "mcp-jobs".to_owned() };
 
     talk.say(format!("starting broker, mcp-server and {} workers …", args.workers));
     let mut stack = tokio::select! {
@@ -105,22 +109,26 @@ pub(crate) async fn run(args: Args) -> Result<ExitCode, CliError> {
         died = died => Err(died),
     };
     patience.cancel();
-    // The account is made when everybody has stopped and nothing can be added to the topics any more.
+    // The account is made when everybody has stopped and nothing can be added to the topics any
+    // more.
     talk.say("stopping the workers …");
     stack.stop_fleet().await;
     let account = match outcome {
         Ok((submitted, elapsed)) => {
             let (settings, topics) = (stack.settings.clone(), stack.topics.clone());
-            blocking(move || read_all(&settings, &topics.events, &topics.dlq))
-                .await
-                .map(|tally| tally.report(&submitted, u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX)))
+            blocking(move || read_all(&settings, &topics.events, &topics.dlq)).await.map(|tally| {
+                tally.report(&submitted, u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX))
+            })
         }
         Err(error) => Err(error),
     };
     stack.stop().await;
     let report = account?;
     if stop.is_cancelled() {
-        talk.say(format!("interrupted; {} of {} jobs have not ended", report.lost, report.submitted));
+        talk.say(format!(
+            "interrupted; {} of {} jobs have not ended",
+            report.lost, report.submitted
+        ));
         return Ok(ExitCode::from(INTERRUPTED));
     }
     talk.say(account::render(&report));
@@ -152,8 +160,8 @@ impl Planned {
     }
 }
 
-/// Hosts the files, submits all jobs, and waits until each has come to its end. Returns what was submitted and how long
-/// the jobs took, from the first one written to the last one ended.
+/// Hosts the files, submits all jobs, and waits until each has come to its end. Returns what was
+/// submitted and how long the jobs took, from the first one written to the last one ended.
 async fn work(
     stack: &Stack,
     root: &Path,
@@ -175,8 +183,10 @@ async fn work(
     let init = Planned::job(&init, format!("host server `{FILES}`"), true, Some(FILES.to_owned()));
     let mut submitted = write(&producer, &stack.topics.jobs, vec![init]).await?;
     let hosted = Pending::new(&stack.topics.jobs, submitted.iter().map(|record| record.place));
-    let (bar, token, settings) = (submit::progress(1, "hosting"), stop.clone(), stack.settings.clone());
-    let wait_for_files = move || wait(reader, hosted, &settings, &bar, &token).map(|(reader, _)| reader);
+    let (bar, token, settings) =
+        (submit::progress(1, "hosting"), stop.clone(), stack.settings.clone());
+    let wait_for_files =
+        move || wait(reader, hosted, &settings, &bar, &token).map(|(reader, _)| reader);
     reader = blocking(wait_for_files).await?;
 
     let started = fleet_ops::clock::now();
@@ -212,7 +222,9 @@ fn plan(files: &[PathBuf], jobs: u32) -> Vec<Planned> {
             let label = format!("job-{:04}", index + 1);
             match files.get(index % files.len().max(1)) {
                 None => call(label, "file_list", json!({"path": "."}), true),
-                Some(path) if index % 3 == 2 => call(label, "file_read", json!({"path": path}), true),
+                Some(path) if index % 3 == 2 => {
+                    call(label, "file_read", json!({"path": path}), true)
+                }
                 Some(path) => call(label, "file_digest", json!({"path": path}), true),
             }
         })
@@ -247,7 +259,11 @@ fn plan(files: &[PathBuf], jobs: u32) -> Vec<Planned> {
     planned
 }
 
-async fn write(producer: &Producer, topic: &str, planned: Vec<Planned>) -> Result<Vec<Submitted>, CliError> {
+async fn write(
+    producer: &Producer,
+    topic: &str,
+    planned: Vec<Planned>,
+) -> Result<Vec<Submitted>, CliError> {
     let (records, about): (Vec<_>, Vec<_>) = planned
         .into_iter()
         .map(|job| {
@@ -265,7 +281,9 @@ async fn write(producer: &Producer, topic: &str, planned: Vec<Planned>) -> Resul
         .unzip();
     let places = submit::write_all(producer, &records, || {}).await?;
     let submitted = about.into_iter().zip(places);
-    Ok(submitted.map(|((label, what, good), place)| Submitted { label, what, good, place }).collect())
+    Ok(submitted
+        .map(|((label, what, good), place)| Submitted { label, what, good, place })
+        .collect())
 }
 
 /// Reads events until every pending record has come to its end; the time of the last end.

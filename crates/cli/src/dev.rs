@@ -1,5 +1,5 @@
-//! `mcp-fleet dev`: the whole fleet, kept running until Ctrl-C. Broker, server and workers are processes of their own; one
-//! that dies is started again.
+//! `mcp-fleet dev`: the whole fleet, kept running until Ctrl-C. Broker, server and workers are
+//! processes of their own; one that dies is started again.
 //!
 //! [`supervisor`] decides, `fleet` carries out, and `role` has the process of a role.
 
@@ -54,12 +54,15 @@ pub(crate) struct Args {
 }
 
 pub(crate) async fn run(args: Args) -> Result<ExitCode, CliError> {
-    let stop = shutdown::signal_token().map_err(|error| CliError::Io("signals can't be handled", error))?;
-    let root =
-        std::env::current_dir().map_err(|error| CliError::Io("there is no current directory", error))?;
+    let stop = shutdown::signal_token()
+        .map_err(|error| CliError::Io("signals can't be handled", error))?;
+    let root = std::env::current_dir()
+        .map_err(|error| CliError::Io("there is no current directory", error))?;
     let temporary = tempfile::Builder::new().prefix("mcp-fleet-dev-").tempdir();
-    let temporary = temporary.map_err(|error| CliError::Io("can't make a temporary directory", error))?;
-    let run_dir = args.data_dir.as_ref().map_or_else(|| temporary.path().to_owned(), |dir| dir.join("run"));
+    let temporary =
+        temporary.map_err(|error| CliError::Io("can't make a temporary directory", error))?;
+    let run_dir =
+        args.data_dir.as_ref().map_or_else(|| temporary.path().to_owned(), |dir| dir.join("run"));
     let broker_dir = args.data_dir.as_deref().unwrap_or(temporary.path()).join("broker");
     let config = StackConfig {
         brokers: args.brokers,

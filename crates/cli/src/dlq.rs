@@ -1,7 +1,8 @@
 //! `mcp-fleet dlq`: looking at dead letters, putting them back to work, deleting them.
 //!
-//! What is decided (filters, histogram, plan, what was replayed before) is in pure modules; [`scan`] and the commands
-//! themselves are the thin rest. docs/dead-letters.md is the page for users.
+//! What is decided (filters, histogram, plan, what was replayed before) is in pure modules;
+//! [`scan`] and the commands themselves are the thin rest. docs/dead-letters.md is the page for
+//! users.
 
 mod bytes;
 mod filter;

@@ -15,7 +15,9 @@ pub(crate) enum CliError {
     #[error(transparent)]
     Broker(#[from] crate::broker::BrokerError),
     #[cfg(feature = "embedded-broker")]
-    #[error("the embedded broker died ({0}); what it has confirmed is in its --data-dir, if it has one")]
+    #[error(
+        "the embedded broker died ({0}); what it has confirmed is in its --data-dir, if it has one"
+    )]
     BrokerDied(String),
     #[cfg(feature = "fleet")]
     #[error(transparent)]

@@ -1,7 +1,8 @@
 //! `mcp-fleet events`: following what happens to jobs.
 //!
-//! The last line that is printed of a job is its state. So an event that is not the state of its job is left out: one that a
-//! worker wrote behind the end that another worker had written, and an end that is only written again.
+//! The last line that is printed of a job is its state. So an event that is not the state of its
+//! job is left out: one that a worker wrote behind the end that another worker had written, and an
+//! end that is only written again.
 
 use std::{
     process::ExitCode,
@@ -43,8 +44,8 @@ pub(crate) struct Args {
     #[command(flatten)]
     connection: Connection,
 
-    /// Begin with the oldest event that is still there; otherwise only new ones are shown. Events of one job come in
-    /// order, those of different jobs partition by partition.
+    /// Begin with the oldest event that is still there; otherwise only new ones are shown. Events
+    /// of one job come in order, those of different jobs partition by partition.
     #[arg(long)]
     from_start: bool,
 
@@ -56,7 +57,8 @@ pub(crate) struct Args {
     #[arg(long, value_name = "ID")]
     job: Option<String>,
 
-    /// Show every event on the topic, also those that are not the state of their job. Without --json they are marked.
+    /// Show every event on the topic, also those that are not the state of their job. Without
+    /// --json they are marked.
     #[arg(long)]
     all: bool,
 
@@ -66,7 +68,8 @@ pub(crate) struct Args {
 }
 
 pub(crate) async fn run(args: Args) -> Result<ExitCode, CliError> {
-    let stop = shutdown::signal_token().map_err(|error| CliError::Io("signals can't be handled", error))?;
+    let stop = shutdown::signal_token()
+        .map_err(|error| CliError::Io("signals can't be handled", error))?;
     let from = if args.from_start || args.no_follow { From::Start } else { From::Now };
     let (settings, topic) = (args.connection.settings()?, args.connection.topics().events);
     let read = tokio::task::spawn_blocking(move || -> Result<(), CliError> {
@@ -181,7 +184,8 @@ mod tests {
     }
 
     fn event(state: JobState, ms: i64) -> Vec<u8> {
-        let source = Source { topic: "mcp-jobs".to_owned(), topic_id: None, partition: 0, offset: 7 };
+        let source =
+            Source { topic: "mcp-jobs".to_owned(), topic_id: None, partition: 0, offset: 7 };
         let event = JobEvent::new("j", state, Timestamp::from_millis_clamped(ms));
         JobEvent { source: Some(source), ..event }.to_bytes()
     }
@@ -193,8 +197,13 @@ mod tests {
         let lines = (0..).zip(values).filter_map(|(offset, value)| {
             let position = Position { topic: "events".to_owned(), partition: 0, offset };
             let key = Some(b"j".to_vec());
-            let record =
-                RawRecord { position, timestamp: None, key, value: value.clone(), headers: Vec::new() };
+            let record = RawRecord {
+                position,
+                timestamp: None,
+                key,
+                value: value.clone(),
+                headers: Vec::new(),
+            };
             shown.line(&record).unwrap()
         });
         lines.collect()

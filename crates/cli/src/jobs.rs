@@ -1,8 +1,8 @@
 //! `mcp-fleet jobs`: looking at jobs, waiting for them, cancelling them.
 //!
-//! All of it goes through the REST interface of a server, so that neither Kafka nor its credentials are needed. What is
-//! decided (filters, rows, exit codes, what is on the board) is in pure modules; [`api`], [`follow`] and the commands
-//! themselves are the thin rest.
+//! All of it goes through the REST interface of a server, so that neither Kafka nor its credentials
+//! are needed. What is decided (filters, rows, exit codes, what is on the board) is in pure
+//! modules; [`api`], [`follow`] and the commands themselves are the thin rest.
 
 mod api;
 mod bars;

@@ -1,7 +1,8 @@
 //! `mcp-fleet lag`: how far the workers have come on each partition.
 //!
-//! A committed offset alone says little, because jobs settle out of order: what is done beyond it stands in the commit's
-//! metadata. Nothing here joins the group, so it may be asked while workers work.
+//! A committed offset alone says little, because jobs settle out of order: what is done beyond it
+//! stands in the commit's metadata. Nothing here joins the group, so it may be asked while workers
+//! work.
 
 use std::{collections::HashMap, process::ExitCode, time::Duration};
 
@@ -69,7 +70,8 @@ struct Row {
     /// Not settled below the last offset that was settled.
     open: i64,
     retried: usize,
-    /// The partition is paused until something that is unavailable is back: jobs that wait for it fill its share of memory.
+    /// The partition is paused until something that is unavailable is back: jobs that wait for it
+    /// fill its share of memory.
     stalled: bool,
     /// When the oldest record that is not settled was written.
     oldest: Option<Timestamp>,
@@ -110,7 +112,9 @@ pub(crate) async fn run(args: Args) -> Result<ExitCode, CliError> {
     let nothing = positions.iter().all(|position| position.committed.is_none());
     if args.json {
         let mut report = json!({ "topic": topic, "group": group, "partitions": rows });
-        if let (Some(report), serde_json::Value::Object(totals)) = (report.as_object_mut(), json!(totals)) {
+        if let (Some(report), serde_json::Value::Object(totals)) =
+            (report.as_object_mut(), json!(totals))
+        {
             report.extend(totals);
         }
         output::json(&report);
@@ -125,7 +129,10 @@ pub(crate) async fn run(args: Args) -> Result<ExitCode, CliError> {
     stalled(&rows).iter().for_each(|text| output::problem(text));
     for row in &rows {
         if let Some(problem) = &row.problem {
-            output::problem(&format!("partition {}: {problem}; DONE and OPEN are not known", row.partition));
+            output::problem(&format!(
+                "partition {}: {problem}; DONE and OPEN are not known",
+                row.partition
+            ));
         }
     }
     Ok(ExitCode::SUCCESS)
@@ -150,7 +157,8 @@ fn first_open(position: &GroupPosition) -> Option<(i32, i64)> {
     (frontier < position.end).then_some((position.partition, frontier))
 }
 
-/// The committed offset, or where a group without one begins. What retention has taken is not there to be done.
+/// The committed offset, or where a group without one begins. What retention has taken is not there
+/// to be done.
 fn frontier(position: &GroupPosition) -> i64 {
     position.committed.unwrap_or(position.start).max(position.start)
 }
@@ -174,7 +182,8 @@ fn row(position: &GroupPosition, oldest: Option<Timestamp>, now: Timestamp) -> R
         Some(Err(error)) => (Progress::none(frontier), Some(error.to_string())),
         None => (Progress::none(frontier), None),
     };
-    let open: i64 = progress.open.iter().map(|(first, end)| (end - (*first).max(frontier)).max(0)).sum();
+    let open: i64 =
+        progress.open.iter().map(|(first, end)| (end - (*first).max(frontier)).max(0)).sum();
     let done = (progress.end.min(position.end) - frontier - open).max(0);
     Row {
         partition: position.partition,
@@ -187,7 +196,8 @@ fn row(position: &GroupPosition, oldest: Option<Timestamp>, now: Timestamp) -> R
         retried: progress.attempts.len(),
         stalled: progress.is_stalled,
         oldest,
-        oldest_age_ms: oldest.map(|oldest| u64::try_from(now.since(oldest).as_millis()).unwrap_or(u64::MAX)),
+        oldest_age_ms: oldest
+            .map(|oldest| u64::try_from(now.since(oldest).as_millis()).unwrap_or(u64::MAX)),
         problem,
     }
 }
@@ -205,9 +215,11 @@ fn totals(rows: &[Row]) -> Totals {
 }
 
 fn render(rows: &[Row], totals: &Totals) -> String {
-    let header = ["PARTITION", "END", "COMMITTED", "LAG", "DONE", "REMAINING", "OPEN", "RETRIED", "OLDEST"];
+    let header =
+        ["PARTITION", "END", "COMMITTED", "LAG", "DONE", "REMAINING", "OPEN", "RETRIED", "OLDEST"];
     let mut table = table(header);
-    let old = |ms: Option<u64>| ms.map_or_else(|| "-".to_owned(), |ms| age(Duration::from_millis(ms)));
+    let old =
+        |ms: Option<u64>| ms.map_or_else(|| "-".to_owned(), |ms| age(Duration::from_millis(ms)));
     for row in rows {
         table.add_row([
             row.partition.to_string(),
@@ -272,8 +284,9 @@ mod tests {
             let progress = Progress { is_stalled, ..Progress::none(10) };
             progress.encode(LogName::UNKNOWN).unwrap()
         };
-        let rows = [true, false]
-            .map(|is_stalled| row(&position(Some(10), metadata(is_stalled)), None, Timestamp::default()));
+        let rows = [true, false].map(|is_stalled| {
+            row(&position(Some(10), metadata(is_stalled)), None, Timestamp::default())
+        });
         assert_eq!((totals(&rows).stalled, rows[0].remaining), (1, 20));
         assert!(stalled(&rows).unwrap().starts_with("paused, partition 1: "));
         assert_eq!(stalled(&rows[1..]), None);

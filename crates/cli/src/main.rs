@@ -1,8 +1,9 @@
 //! The binary `mcp-fleet`: everything on one laptop, and the operator's tool for any Kafka.
 //!
-//! Each command is one module. `server` and `worker` are the production binaries under one roof, so that `demo` and
-//! `dev` need no other file than this one. Without the feature `embedded-broker`, `demo`, `dev` and `broker` are left
-//! out, and without `fleet` also `server` and `worker`: what is left is the operator's tool, which is what images have.
+//! Each command is one module. `server` and `worker` are the production binaries under one roof, so
+//! that `demo` and `dev` need no other file than this one. Without the feature `embedded-broker`,
+//! `demo`, `dev` and `broker` are left out, and without `fleet` also `server` and `worker`: what is
+//! left is the operator's tool, which is what images have.
 
 #[cfg(feature = "embedded-broker")]
 mod broker;
@@ -72,7 +73,8 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     #[cfg(feature = "embedded-broker")]
-    /// Start broker, server and workers, run jobs over the files of this directory, and show what became of each.
+    /// Start broker, server and workers, run jobs over the files of this directory, and show what
+    /// became of each.
     Demo(demo::Args),
     #[cfg(feature = "embedded-broker")]
     /// Start broker, server and workers, and keep them running until Ctrl-C.

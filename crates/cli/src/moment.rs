@@ -18,7 +18,9 @@ impl Moment {
         if let Ok(ago) = parse_duration(text) {
             return Ok(Self::Ago(ago));
         }
-        text.parse().map(Self::At).map_err(|error| format!("{error}, or a duration like 30m, 2h or 7d"))
+        text.parse()
+            .map(Self::At)
+            .map_err(|error| format!("{error}, or a duration like 30m, 2h or 7d"))
     }
 
     /// The point in time, when it is `now`.

@@ -1,5 +1,5 @@
-//! The only place that writes to the terminal. Data goes to standard output, talk to standard error when the output is
-//! meant for programs.
+//! The only place that writes to the terminal. Data goes to standard output, talk to standard error
+//! when the output is meant for programs.
 
 use std::io::{ErrorKind, Write};
 
@@ -88,8 +88,9 @@ impl Screen {
     }
 }
 
-/// `text` with what makes a terminal put it over the last drawing of so many lines, or on an empty screen. It is written at
-/// once and nothing is erased before it is written over, or it would flicker.
+/// `text` with what makes a terminal put it over the last drawing of so many lines, or on an empty
+/// screen. It is written at once and nothing is erased before it is written over, or it would
+/// flicker.
 fn frame(text: &str, width: usize, before: Option<usize>) -> String {
     let mut frame = match before {
         None => "\x1b[2J\x1b[H".to_owned(),

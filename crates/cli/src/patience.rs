@@ -63,7 +63,8 @@ pub(crate) struct Outage {
 }
 
 impl Outage {
-    /// Takes in whether Kafka is out of reach. Returns `true` once per outage, when it is to be reported.
+    /// Takes in whether Kafka is out of reach. Returns `true` once per outage, when it is to be
+    /// reported.
     pub(crate) fn observe(&mut self, is_out_of_reach: bool, now: Instant) -> bool {
         if !is_out_of_reach {
             *self = Self::default();
@@ -98,7 +99,9 @@ mod tests {
         assert_eq!(said.recv_timeout(DEADLINE), Err(RecvTimeoutError::Disconnected));
 
         let (say, said) = mpsc::channel::<String>();
-        drop(Patience::start("c".to_owned(), DEADLINE, move |what| say.send(what.to_owned()).unwrap()));
+        drop(Patience::start("c".to_owned(), DEADLINE, move |what| {
+            say.send(what.to_owned()).unwrap()
+        }));
         assert_eq!(said.recv_timeout(DEADLINE / 2), Err(RecvTimeoutError::Disconnected));
     }
 
@@ -107,8 +110,9 @@ mod tests {
         let begin = Instant::now();
         let at = |millis| begin + Duration::from_millis(millis);
         let mut outage = Outage::default();
-        let observed = [(true, 0), (true, 999), (true, 1000), (true, 5000), (false, 6000), (true, 7000)]
-            .map(|(is_out_of_reach, millis)| outage.observe(is_out_of_reach, at(millis)));
+        let observed =
+            [(true, 0), (true, 999), (true, 1000), (true, 5000), (false, 6000), (true, 7000)]
+                .map(|(is_out_of_reach, millis)| outage.observe(is_out_of_reach, at(millis)));
         assert_eq!(observed, [false, false, true, false, false, false]);
         assert!(outage.observe(true, at(8000)), "the next outage");
     }

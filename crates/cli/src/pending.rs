@@ -1,7 +1,7 @@
 //! The records that `submit --wait` and `demo` wait for. Pure.
 //!
-//! They wait for records, not for jobs: two records may name one job. The end of a record is its first one, by the rule of
-//! [`fleet_job::state`].
+//! They wait for records, not for jobs: two records may name one job. The end of a record is its
+//! first one, by the rule of [`fleet_job::state`].
 
 use std::collections::HashSet;
 
@@ -33,7 +33,11 @@ pub(crate) enum News {
 impl Pending {
     /// The records at `places` of the jobs topic `topic`.
     pub(crate) fn new(topic: &str, places: impl IntoIterator<Item = Place>) -> Self {
-        Self { topic: topic.to_owned(), open: places.into_iter().collect(), standings: Standings::default() }
+        Self {
+            topic: topic.to_owned(),
+            open: places.into_iter().collect(),
+            standings: Standings::default(),
+        }
     }
 
     /// How many are pending.
@@ -81,7 +85,13 @@ mod tests {
 
     fn record(at: i64, event: &JobEvent) -> RawRecord {
         let position = Position { topic: "events".to_owned(), partition: 0, offset: at };
-        RawRecord { position, timestamp: None, key: None, value: Some(event.to_bytes()), headers: Vec::new() }
+        RawRecord {
+            position,
+            timestamp: None,
+            key: None,
+            value: Some(event.to_bytes()),
+            headers: Vec::new(),
+        }
     }
 
     #[test]
@@ -110,7 +120,8 @@ mod tests {
     fn progress_is_told_and_a_round_that_asks_for_input_is_no_end() {
         let mut pending = Pending::new("jobs", [(0, 1)]);
         let progress = Progress { progress: 1.0, total: None, message: None };
-        let running = JobEvent { progress: Some(progress.clone()), ..event("jobs", 1, JobState::Running) };
+        let running =
+            JobEvent { progress: Some(progress.clone()), ..event("jobs", 1, JobState::Running) };
         assert_eq!(pending.take(&record(0, &running)), Some(News::Progress(progress)));
 
         let result = Some(json!({"resultType": "input_required"}));

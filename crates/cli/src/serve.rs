@@ -59,7 +59,8 @@ impl ChildArgs {
                 tokio::time::sleep(WATCH).await;
             }
             tracing::warn!("the parent process is gone");
-            // The handlers of a shutdown signal are in place; a drain is what it would have asked for.
+            // The handlers of a shutdown signal are in place; a drain is what it would have asked
+            // for.
             if nix::sys::signal::raise(nix::sys::signal::Signal::SIGTERM).is_err() {
                 std::process::exit(1);
             }

@@ -25,7 +25,8 @@ use crate::{
 
 /// The name under which the files of the current directory are hosted.
 pub(crate) const FILES: &str = "files";
-/// The end of the name of the topic in which the server of a laptop keeps what it hosts, where the Kafka is not its own.
+/// The end of the name of the topic in which the server of a laptop keeps what it hosts, where the
+/// Kafka is not its own.
 const LOCAL_SERVERS: &str = "local-servers";
 const READY: Duration = Duration::from_secs(30);
 /// How long workers may take to share the partitions.
@@ -78,24 +79,41 @@ impl Stack {
             Some(_) => None,
             None => {
                 let listen = SocketAddr::from((Ipv4Addr::LOCALHOST, config.broker_port));
-                Some(Broker::start(BrokerConfig { listen, data_dir: config.data_dir.clone() }).await?)
+                Some(
+                    Broker::start(BrokerConfig { listen, data_dir: config.data_dir.clone() })
+                        .await?,
+                )
             }
         };
-        let brokers =
-            broker.as_ref().map(Broker::bootstrap).or_else(|| config.brokers.clone()).unwrap_or_default();
+        let brokers = broker
+            .as_ref()
+            .map(Broker::bootstrap)
+            .or_else(|| config.brokers.clone())
+            .unwrap_or_default();
         let settings = connection::settings(&brokers)?;
         let topics = Topics::of(config.topic.clone());
         let replication = if broker.is_some() { 1 } else { -1 };
         let patience = Patience::for_kafka(&settings);
-        admin::create_topics(&settings, &admin::fleet_topics(&topics, config.partitions, replication))
-            .await?;
+        admin::create_topics(
+            &settings,
+            &admin::fleet_topics(&topics, config.partitions, replication),
+        )
+        .await?;
         drop(patience);
 
         let policy = write_policy(&config)?;
         let mut server = start_server(&config, &brokers, &policy, config.server_port)?;
         let address = server.ready(READY).await?;
         let server_url = format!("http://{address}");
-        Ok(Self { broker, settings, topics, server: Some(server), server_url, workers: Vec::new(), config })
+        Ok(Self {
+            broker,
+            settings,
+            topics,
+            server: Some(server),
+            server_url,
+            workers: Vec::new(),
+            config,
+        })
     }
 
     /// Starts the workers and waits until they share the work.
@@ -111,7 +129,8 @@ impl Stack {
         Ok(())
     }
 
-    /// The job that hosts the files of the root directory: this binary again, over standard input and output.
+    /// The job that hosts the files of the root directory: this binary again, over standard input
+    /// and output.
     pub(crate) fn files_job(&self, job_id: String) -> Result<Envelope, CliError> {
         let (command, args) = files_command(&self.config.root)?;
         let payload = json!({"mcpServers": {FILES: {"command": command, "args": args}}});
@@ -151,8 +170,8 @@ impl Stack {
     }
 }
 
-/// Waits until all workers share the partitions, so that each gets its part of the first jobs. It is no error when that
-/// takes longer: whoever is there does the work.
+/// Waits until all workers share the partitions, so that each gets its part of the first jobs. It
+/// is no error when that takes longer: whoever is there does the work.
 pub(crate) async fn wait_for_group(settings: &Settings, group: &str, members: usize) {
     let deadline = tokio::time::Instant::now() + JOIN;
     while tokio::time::Instant::now() < deadline {
@@ -191,7 +210,8 @@ pub(crate) fn start_broker(config: &StackConfig, data_dir: &Path) -> Result<Proc
     Process::start("broker", &config.run_dir, &args, &[])
 }
 
-/// Starts worker `number` without waiting for it. Its own port is `port`, or any free one if that is 0.
+/// Starts worker `number` without waiting for it. Its own port is `port`, or any free one if that
+/// is 0.
 pub(crate) fn start_worker(
     config: &StackConfig,
     brokers: &str,
@@ -211,9 +231,12 @@ pub(crate) fn start_worker(
         format!("--worker-id={name}"),
     ];
     // On one machine a dead worker should be noticed in seconds; a user's own wish goes before.
-    let quick =
-        [("KAFKA_PROPERTY_SESSION_TIMEOUT_MS", "6000"), ("KAFKA_PROPERTY_HEARTBEAT_INTERVAL_MS", "1500")];
-    let env: Vec<_> = quick.into_iter().filter(|(name, _)| std::env::var_os(name).is_none()).collect();
+    let quick = [
+        ("KAFKA_PROPERTY_SESSION_TIMEOUT_MS", "6000"),
+        ("KAFKA_PROPERTY_HEARTBEAT_INTERVAL_MS", "1500"),
+    ];
+    let env: Vec<_> =
+        quick.into_iter().filter(|(name, _)| std::env::var_os(name).is_none()).collect();
     Process::start(&name, &config.run_dir, &args, &env)
 }
 
@@ -234,7 +257,8 @@ pub(crate) fn start_server(
         args.push(format!("--kafka-brokers={brokers}"));
         args.push(format!("--jobs-topic={}", config.topic));
         if config.brokers.is_some() {
-            // What is hosted on a laptop is nothing that the servers of a shared Kafka should hear of.
+            // What is hosted on a laptop is nothing that the servers of a shared Kafka should hear
+            // of.
             args.push(format!("--registry-topic={}.{LOCAL_SERVERS}", config.topic));
         }
     } else {
@@ -253,13 +277,19 @@ fn files_command(root: &Path) -> Result<(String, Vec<String>), CliError> {
 
 /// The command line of the stdio server that offers the files of `root`.
 fn files_argv(root: &Path) -> Result<Vec<String>, CliError> {
-    let exe = std::env::current_exe().map_err(|error| CliError::Io("can't find this program", error))?;
+    let exe =
+        std::env::current_exe().map_err(|error| CliError::Io("can't find this program", error))?;
     let text = |path: &Path| {
-        path.to_str()
-            .map(str::to_owned)
-            .ok_or_else(|| CliError::Usage(format!("`{}` is not UTF-8, which JSON needs", path.display())))
+        path.to_str().map(str::to_owned).ok_or_else(|| {
+            CliError::Usage(format!("`{}` is not UTF-8, which JSON needs", path.display()))
+        })
     };
-    Ok(vec![text(&exe)?, "server".to_owned(), "--stdio".to_owned(), format!("--root={}", text(root)?)])
+    Ok(vec![
+        text(&exe)?,
+        "server".to_owned(),
+        "--stdio".to_owned(),
+        format!("--root={}", text(root)?),
+    ])
 }
 
 /// A policy that allows exactly the one command line that hosts the files.

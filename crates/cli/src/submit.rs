@@ -57,7 +57,8 @@ const POLL: Duration = Duration::from_millis(100);
 /// Records handed over to the producer and not acknowledged yet.
 const WINDOW: usize = 1000;
 
-/// What stands before the bar of jobs that are waited for, while none of them tells of its progress.
+/// What stands before the bar of jobs that are waited for, while none of them tells of its
+/// progress.
 const WAITING: &str = "waiting";
 /// How much of a job's progress stands there instead.
 const NEWS: usize = 100;
@@ -100,11 +101,13 @@ pub(crate) struct Args {
     #[arg(long, conflicts_with = "file", value_name = "ID")]
     job_id: Option<String>,
 
-    /// The ordering key of all jobs; without it a job's own `key` field is used, and without that none.
+    /// The ordering key of all jobs; without it a job's own `key` field is used, and without that
+    /// none.
     #[arg(long, value_name = "KEY")]
     key: Option<String>,
 
-    /// Wait until every job has come to its end; exit with 1 unless all succeeded, with 3 when time is up.
+    /// Wait until every job has come to its end; exit with 1 unless all succeeded, with 3 when time
+    /// is up.
     #[arg(long)]
     wait: bool,
 
@@ -131,7 +134,8 @@ pub(crate) async fn run(args: Args) -> Result<ExitCode, CliError> {
     let settings = args.connection.settings()?;
     let topics = args.connection.topics();
     let patience = Patience::for_kafka(&settings);
-    // Said at once and in plain words; a producer would take half a minute to say that something is wrong.
+    // Said at once and in plain words; a producer would take half a minute to say that something is
+    // wrong.
     let (look, topic) = (settings.clone(), topics.jobs.clone());
     let found = tokio::task::spawn_blocking(move || admin::partitions(&look, &topic, REACH)).await;
     found.map_err(|error| CliError::Usage(error.to_string()))??;
@@ -139,7 +143,11 @@ pub(crate) async fn run(args: Args) -> Result<ExitCode, CliError> {
     let reader = if args.wait {
         let (settings, topic) = (settings.clone(), topics.events.clone());
         let open = move || Reader::open(&settings, &topic, From::Now, OPEN);
-        Some(tokio::task::spawn_blocking(open).await.map_err(|error| CliError::Usage(error.to_string()))??)
+        Some(
+            tokio::task::spawn_blocking(open)
+                .await
+                .map_err(|error| CliError::Usage(error.to_string()))??,
+        )
     } else {
         None
     };
@@ -161,13 +169,14 @@ pub(crate) async fn run(args: Args) -> Result<ExitCode, CliError> {
         return Ok(ExitCode::SUCCESS);
     };
     let (timeout, as_json) = (Duration::from_secs(args.timeout), args.json);
-    let stop = shutdown::signal_token().map_err(|error| CliError::Io("signals can't be handled", error))?;
+    let stop = shutdown::signal_token()
+        .map_err(|error| CliError::Io("signals can't be handled", error))?;
     let waiting = Waiting { settings, topic: topics.jobs, places, timeout, as_json, stop };
     let waited = tokio::task::spawn_blocking(move || waiting.run(reader));
     waited.await.map_err(|error| CliError::Usage(error.to_string()))?
 }
 
-// --- What to submit --------------------------------------------------------------------------------------------------
+// --- What to submit -----------------------------------------------------------------------------
 
 fn jobs(args: &Args) -> Result<Vec<Job>, CliError> {
     if let Some(path) = &args.file {
@@ -181,8 +190,10 @@ fn jobs(args: &Args) -> Result<Vec<Job>, CliError> {
         object["jobType"] = "server-init".into();
         object["payload"] = payload;
     } else {
-        let arguments: Map<String, Value> = serde_json::from_str(&args.arguments)
-            .map_err(|error| CliError::Usage(format!("--arguments is not a JSON object: {error}")))?;
+        let arguments: Map<String, Value> =
+            serde_json::from_str(&args.arguments).map_err(|error| {
+                CliError::Usage(format!("--arguments is not a JSON object: {error}"))
+            })?;
         let call = ToolCall {
             server: args.server.clone(),
             tool: args.tool.clone().unwrap_or_default(),
@@ -222,7 +233,7 @@ fn read(path: &PathBuf) -> Result<Vec<u8>, CliError> {
     bytes.map_err(|source| CliError::File { what: "can't read", path: path.clone(), source })
 }
 
-// --- Writing ---------------------------------------------------------------------------------------------------------
+// --- Writing ------------------------------------------------------------------------------------
 
 /// Writes the jobs in order and says where each one stands.
 async fn write(
@@ -244,7 +255,8 @@ async fn write(
             headers: Vec::new(),
         })
         .collect();
-    // The queued events go first: written after the jobs, they could hide what a quick worker has said already.
+    // The queued events go first: written after the jobs, they could hide what a quick worker has
+    // said already.
     write_all(producer, &queued, || {}).await?;
     Ok(write_all(producer, &records, || bar.inc(1)).await?)
 }
@@ -256,8 +268,11 @@ fn queued(topics: &Topics, envelope: &Envelope, now: Timestamp) -> Outgoing {
         topic: topics.events.clone(),
         key: Some(envelope.job_id.clone().into_bytes()),
         value: Some(
-            JobEvent { submitted_at: Some(now), ..JobEvent::about(envelope, JobState::Queued, now) }
-                .to_bytes(),
+            JobEvent {
+                submitted_at: Some(now),
+                ..JobEvent::about(envelope, JobState::Queued, now)
+            }
+            .to_bytes(),
         ),
         headers: Vec::new(),
     }
@@ -311,7 +326,8 @@ async fn acknowledged(
 
 /// A bar on standard error, which hides itself where there is no terminal.
 pub(crate) fn progress(length: usize, what: &'static str) -> ProgressBar {
-    let style = indicatif::ProgressStyle::with_template("{msg} [{bar:40}] {pos}/{len} {rate} {elapsed}");
+    let style =
+        indicatif::ProgressStyle::with_template("{msg} [{bar:40}] {pos}/{len} {rate} {elapsed}");
     let bar = ProgressBar::new(length as u64).with_message(what);
     let rate = |state: &indicatif::ProgressState, to: &mut dyn std::fmt::Write| {
         // A formatter that fails leaves the bar without a rate, which nobody needs to hear of.
@@ -323,7 +339,7 @@ pub(crate) fn progress(length: usize, what: &'static str) -> ProgressBar {
     }
 }
 
-// --- Waiting ---------------------------------------------------------------------------------------------------------
+// --- Waiting ------------------------------------------------------------------------------------
 
 /// What is waited for, and how.
 struct Waiting {

@@ -1,7 +1,8 @@
-//! Child processes: started in process groups of their own, with their logs in files, ended in order.
+//! Child processes: started in process groups of their own, with their logs in files, ended in
+//! order.
 //!
-//! A group of its own keeps Ctrl-C in the terminal from reaching the children directly: the parent passes it on once, and
-//! a second signal would make them skip the drain.
+//! A group of its own keeps Ctrl-C in the terminal from reaching the children directly: the parent
+//! passes it on once, and a second signal would make them skip the drain.
 
 use std::{
     fs::File,
@@ -42,8 +43,10 @@ impl Process {
         args: &[String],
         env: &[(&str, &str)],
     ) -> Result<Self, CliError> {
-        let file = |what, path: &Path, source| CliError::File { what, path: path.to_owned(), source };
-        let exe = std::env::current_exe().map_err(|error| CliError::Io("can't find this program", error))?;
+        let file =
+            |what, path: &Path, source| CliError::File { what, path: path.to_owned(), source };
+        let exe = std::env::current_exe()
+            .map_err(|error| CliError::Io("can't find this program", error))?;
         let log = directory.join(format!("{name}.log"));
         let ready_file = directory.join(format!("{name}.ready"));
         match std::fs::remove_file(&ready_file) {

@@ -1,7 +1,7 @@
 //! What became of every record that was submitted: the oracle behind `demo`. Pure.
 //!
-//! A record's state is decided by [`fleet_job::state`]: its first end counts. The same end written again, as a worker does to
-//! which the record comes back, is the same end.
+//! A record's state is decided by [`fleet_job::state`]: its first end counts. The same end written
+//! again, as a worker does to which the record comes back, is the same end.
 
 use std::collections::HashMap;
 
@@ -31,7 +31,8 @@ pub(crate) struct Tally {
     standings: Standings<Place>,
     /// How each record ended: first the end that is its state, then those that differ from it.
     ends: HashMap<Place, Vec<JobEvent>>,
-    /// The different dead letters of each record. A worker to which a record comes back writes the same letter again.
+    /// The different dead letters of each record. A worker to which a record comes back writes the
+    /// same letter again.
     dead_letters: HashMap<Place, Vec<RawRecord>>,
 }
 
@@ -79,11 +80,14 @@ impl Report {
 impl Tally {
     /// Takes in a record of the events topic.
     pub(crate) fn event(&mut self, record: &RawRecord) {
-        let Some(event) = record.value.as_deref().and_then(|value| serde_json::from_slice(value).ok()) else {
+        let Some(event) =
+            record.value.as_deref().and_then(|value| serde_json::from_slice(value).ok())
+        else {
             return;
         };
         let event: JobEvent = event;
-        let Some(place) = event.source.as_ref().map(|source| (source.partition, source.offset)) else {
+        let Some(place) = event.source.as_ref().map(|source| (source.partition, source.offset))
+        else {
             return;
         };
 
@@ -104,7 +108,8 @@ impl Tally {
     pub(crate) fn dead_letter(&mut self, place: Place, letter: RawRecord) {
         let letters = self.dead_letters.entry(place).or_default();
         let is_same = |known: &RawRecord| {
-            (&known.key, &known.value, &known.headers) == (&letter.key, &letter.value, &letter.headers)
+            (&known.key, &known.value, &known.headers)
+                == (&letter.key, &letter.value, &letter.headers)
         };
         if !letters.iter().any(is_same) {
             letters.push(letter);
@@ -130,10 +135,16 @@ impl Tally {
             }
             let succeeded = event.state == JobState::Succeeded;
             if succeeded != record.good {
-                report.surprises.push(format!("{} ended as {}", record.label, event.state.as_str()));
+                report.surprises.push(format!(
+                    "{} ended as {}",
+                    record.label,
+                    event.state.as_str()
+                ));
             }
             if (event.state == JobState::Failed) != (letters == 1) {
-                report.surprises.push(format!("{} has {letters} different dead letters", record.label));
+                report
+                    .surprises
+                    .push(format!("{} has {letters} different dead letters", record.label));
             }
             report.result_omitted += usize::from(event.has_lost_its_result());
             report.rows.push(Row::new(record, event, events.len()));
@@ -165,7 +176,8 @@ impl Row {
             None if event.has_lost_its_result() => RESULT_OMITTED.to_owned(),
             None => String::new(),
         };
-        let note = if times > 1 { format!("{times} different terminal states! {note}") } else { note };
+        let note =
+            if times > 1 { format!("{times} different terminal states! {note}") } else { note };
         Self {
             label: record.label.clone(),
             what: record.what.clone(),
@@ -201,7 +213,13 @@ mod tests {
 
     fn record(at: i64, event: &JobEvent) -> RawRecord {
         let position = Position { topic: "events".into(), partition: 0, offset: at };
-        RawRecord { position, timestamp: None, key: None, value: Some(event.to_bytes()), headers: Vec::new() }
+        RawRecord {
+            position,
+            timestamp: None,
+            key: None,
+            value: Some(event.to_bytes()),
+            headers: Vec::new(),
+        }
     }
 
     /// The same event, standing elsewhere.
@@ -212,7 +230,13 @@ mod tests {
 
     fn letter(at: i64, value: &str) -> RawRecord {
         let position = Position { topic: "dlq".into(), partition: 0, offset: at };
-        RawRecord { position, timestamp: None, key: None, value: Some(value.into()), headers: Vec::new() }
+        RawRecord {
+            position,
+            timestamp: None,
+            key: None,
+            value: Some(value.into()),
+            headers: Vec::new(),
+        }
     }
 
     fn report(records: &[RawRecord], letters: &[Place], submitted: &[Submitted]) -> Report {
@@ -226,15 +250,22 @@ mod tests {
 
     #[test]
     fn a_perfect_run() {
-        let events =
-            [event(0, 0, JobState::Succeeded), event(1, 1, JobState::Running), event(2, 1, JobState::Failed)];
+        let events = [
+            event(0, 0, JobState::Succeeded),
+            event(1, 1, JobState::Running),
+            event(2, 1, JobState::Failed),
+        ];
         let report = report(&events, &[(0, 1)], &[submitted(0, true), submitted(1, false)]);
         assert!(report.is_perfect(), "{report:?}");
-        assert_eq!((report.succeeded, report.failed, report.dead_lettered, report.lost), (1, 1, 1, 0));
+        assert_eq!(
+            (report.succeeded, report.failed, report.dead_lettered, report.lost),
+            (1, 1, 1, 0)
+        );
         assert_eq!(report.jobs_per_second, 4.0);
     }
 
-    /// A worker that gets a record back which it has settled writes its end once more, before the commit.
+    /// A worker that gets a record back which it has settled writes its end once more, before the
+    /// commit.
     #[test]
     fn an_end_that_is_written_again_is_the_same_end() {
         let mut events = vec![event(0, 0, JobState::Running), event(1, 0, JobState::Succeeded)];
@@ -265,7 +296,8 @@ mod tests {
     #[test]
     fn the_first_end_counts_and_others_are_counted_once_each() {
         let other = event(2, 0, JobState::Cancelled);
-        let events = [event(1, 0, JobState::Succeeded), other.clone(), again(3, &other), again(4, &other)];
+        let events =
+            [event(1, 0, JobState::Succeeded), other.clone(), again(3, &other), again(4, &other)];
         let report = report(&events, &[], &[submitted(0, true)]);
         assert_eq!((report.succeeded, report.failed, report.repeated), (1, 0, 1));
         assert_eq!(report.rows[0].note, "2 different terminal states! ");
@@ -274,7 +306,8 @@ mod tests {
     #[test]
     fn a_result_that_was_not_kept_is_noted() {
         let mut event: JobEvent =
-            serde_json::from_slice(event(0, 0, JobState::Succeeded).value.as_deref().unwrap()).unwrap();
+            serde_json::from_slice(event(0, 0, JobState::Succeeded).value.as_deref().unwrap())
+                .unwrap();
         event.omit_result(ResultOmitted { bytes: 9, limit_bytes: 5 });
         let report = report(&[record(0, &event)], &[], &[submitted(0, true)]);
         assert_eq!((report.result_omitted, &*report.rows[0].note), (1, "result-omitted"));

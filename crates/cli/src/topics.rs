@@ -14,7 +14,8 @@ const PARTITIONS: i32 = 12;
 
 #[derive(Debug, clap::Subcommand)]
 pub(crate) enum Command {
-    /// Create the jobs topic, its events, dead letters and delayed jobs; those that exist are left as they are.
+    /// Create the jobs topic, its events, dead letters and delayed jobs; those that exist are left
+    /// as they are.
     Create(Create),
 }
 
@@ -28,13 +29,14 @@ pub(crate) struct Create {
     #[command(flatten)]
     connection: Connection,
 
-    /// Partitions of the jobs topic, which are the most workers that can share the work; 12 for a new topic if not set. A
-    /// topic that has more keeps them.
+    /// Partitions of the jobs topic, which are the most workers that can share the work; 12 for a
+    /// new topic if not set. A topic that has more keeps them.
     #[arg(long, value_parser = clap::value_parser!(i32).range(1..))]
     partitions: Option<i32>,
 
-    /// Give a jobs topic that exists more partitions if it has fewer than --partitions. Keys move to other partitions
-    /// then: jobs of one key that wait in both can overtake each other until the old ones have ended.
+    /// Give a jobs topic that exists more partitions if it has fewer than --partitions. Keys move
+    /// to other partitions then: jobs of one key that wait in both can overtake each other until
+    /// the old ones have ended.
     #[arg(long, requires = "partitions")]
     grow: bool,
 
@@ -58,12 +60,16 @@ pub(crate) struct Create {
 pub(crate) async fn run(command: Command) -> Result<ExitCode, CliError> {
     let Command::Create(args) = command;
     let replication = args.replication.unwrap_or(-1);
-    let mut specs =
-        admin::fleet_topics(&args.connection.topics(), args.partitions.unwrap_or(PARTITIONS), replication);
+    let mut specs = admin::fleet_topics(
+        &args.connection.topics(),
+        args.partitions.unwrap_or(PARTITIONS),
+        replication,
+    );
     specs.extend(args.replies.iter().map(|name| admin::reply_topic(name, replication)));
     let settings = args.connection.settings()?;
     let patience = Patience::for_kafka(&settings);
-    // Whether the topic exists is not the question; whether a broker answers is, and this says so quickly.
+    // Whether the topic exists is not the question; whether a broker answers is, and this says so
+    // quickly.
     let (look, topic) = (settings.clone(), args.connection.topic.clone());
     let found = tokio::task::spawn_blocking(move || admin::partitions(&look, &topic, REACH)).await;
     if let Ok(Err(error @ KafkaError::Unreachable { .. })) = found {
@@ -88,7 +94,8 @@ pub(crate) async fn run(command: Command) -> Result<ExitCode, CliError> {
     if !args.allow_compacted_topic {
         let topics = args.connection.topics();
         for topic in [topics.jobs, topics.delayed] {
-            // A broker that does not say is believed to delete, which is what a topic of ours is made with.
+            // A broker that does not say is believed to delete, which is what a topic of ours is
+            // made with.
             if admin::is_compacted(&settings, &topic).await.unwrap_or_default() {
                 return Err(KafkaError::Compacted(topic).into());
             }
@@ -123,8 +130,14 @@ enum Growth {
     HasMore { found: i32, wanted: i32 },
 }
 
-/// What to do about a topic that has `found` partitions, `None` if it does not exist, and should have at least `wanted`.
-fn growth(topic: &str, found: Option<i32>, wanted: Option<i32>, may_grow: bool) -> Result<Growth, CliError> {
+/// What to do about a topic that has `found` partitions, `None` if it does not exist, and should
+/// have at least `wanted`.
+fn growth(
+    topic: &str,
+    found: Option<i32>,
+    wanted: Option<i32>,
+    may_grow: bool,
+) -> Result<Growth, CliError> {
     let (Some(found), Some(wanted)) = (found, wanted) else { return Ok(Growth::None) };
     if wanted == found {
         return Ok(Growth::None);
@@ -148,8 +161,9 @@ mod tests {
 
     #[test]
     fn a_topic_grows_only_when_told_to_and_nothing_is_passed_over_in_silence() {
-        let growth =
-            |found, wanted, grow| growth("t", found, wanted, grow).map_err(|error| error.to_string());
+        let growth = |found, wanted, grow| {
+            growth("t", found, wanted, grow).map_err(|error| error.to_string())
+        };
         assert_eq!(growth(None, Some(20), false), Ok(Growth::None));
         assert_eq!(growth(Some(12), None, false), Ok(Growth::None));
         assert_eq!(growth(Some(12), Some(12), false), Ok(Growth::None));

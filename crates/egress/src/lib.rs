@@ -1,8 +1,8 @@
 //! Outgoing HTTP connections, checked against policy where the address is known.
 //!
-//! Checking a name beforehand is not enough: it may resolve to something else a moment later. So the resolver itself
-//! drops the addresses that policy does not allow, redirects are not followed, and no proxy is used, since a proxy would
-//! resolve names in our stead.
+//! Checking a name beforehand is not enough: it may resolve to something else a moment later. So
+//! the resolver itself drops the addresses that policy does not allow, redirects are not followed,
+//! and no proxy is used, since a proxy would resolve names in our stead.
 
 use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
@@ -14,7 +14,8 @@ use url::{Host, Url};
 /// How long name resolution, and making a connection, may each take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// A client for the host of `url`. It connects only to addresses that the policy of that moment allows.
+/// A client for the host of `url`. It connects only to addresses that the policy of that moment
+/// allows.
 ///
 /// # Errors
 ///
@@ -43,13 +44,17 @@ pub async fn lookup(url: &Url) -> io::Result<Vec<SocketAddr>> {
 
 /// The addresses among `found` that policy allows for `url`.
 ///
-/// New connections don't need this, since [`client`] decides when it connects. It is for connections that exist already,
-/// and for dry runs.
+/// New connections don't need this, since [`client`] decides when it connects. It is for
+/// connections that exist already, and for dry runs.
 ///
 /// # Errors
 ///
 /// If policy allows none of them: the reason.
-pub fn allowed(url: &Url, policy: &Policy, found: &[SocketAddr]) -> Result<Vec<SocketAddr>, Refusal> {
+pub fn allowed(
+    url: &Url,
+    policy: &Policy,
+    found: &[SocketAddr],
+) -> Result<Vec<SocketAddr>, Refusal> {
     allowed_of(policy, url.host_str().unwrap_or_default(), port(url), found)
 }
 
@@ -133,7 +138,10 @@ mod tests {
         let policy = Policy { remotes: rules, ..Policy::default() };
         let public: SocketAddr = "93.184.216.34:443".parse().unwrap();
         let loopback: SocketAddr = "127.0.0.1:443".parse().unwrap();
-        assert_eq!(allowed_of(&policy, "a.example.com", 443, &[loopback, public]), Ok(vec![public]));
+        assert_eq!(
+            allowed_of(&policy, "a.example.com", 443, &[loopback, public]),
+            Ok(vec![public])
+        );
         assert!(matches!(
             allowed_of(&policy, "a.example.com", 443, &[loopback]),
             Err(Refusal::Address { .. })
@@ -154,13 +162,17 @@ mod tests {
     async fn a_name_that_turns_into_a_forbidden_address_is_not_connected_to() {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let port = listener.local_addr().unwrap().port();
-        let policy =
-            |host: &str| Policy { remotes: vec![RemoteRule::parse(host).unwrap()], ..Policy::default() };
+        let policy = |host: &str| Policy {
+            remotes: vec![RemoteRule::parse(host).unwrap()],
+            ..Policy::default()
+        };
         let current = CurrentPolicy::new(policy("rebind.example"));
-        let addresses = ["127.0.0.1", "::1", "169.254.169.254", "::ffff:127.0.0.1", "0.0.0.0", "127.0.0.1"];
+        let addresses =
+            ["127.0.0.1", "::1", "169.254.169.254", "::ffff:127.0.0.1", "0.0.0.0", "127.0.0.1"];
         let lookup = Arc::new(Changing(std::sync::Mutex::new(addresses.to_vec())));
         let client =
-            checked(CheckedResolver { policy: current.clone(), port, lookup: lookup.clone() }).unwrap();
+            checked(CheckedResolver { policy: current.clone(), port, lookup: lookup.clone() })
+                .unwrap();
         let url = format!("http://rebind.example:{port}/mcp");
         for _ in 0..5 {
             let error = chain(&client.get(&url).send().await.unwrap_err());

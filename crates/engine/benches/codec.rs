@@ -1,9 +1,11 @@
-//! What it costs to write and to read the metadata of a commit, by how many offsets are open beyond the frontier.
+//! What it costs to write and to read the metadata of a commit, by how many offsets are open beyond
+//! the frontier.
 //!
-//! `cargo bench -p fleet-engine --bench codec`. `apart`: every other offset is open, so that each is a run of its own,
-//! and one in eight of them has spent an attempt; up to some 1,300 they are written as runs, beyond as four bits an offset.
-//! 2,500 is the most that a window holds. `together`: the same number in one run, as when one slow job holds up many that
-//! have not been started. A commit comes once a second and partition, so this is no part of most events.
+//! `cargo bench -p fleet-engine --bench codec`. `apart`: every other offset is open, so that each
+//! is a run of its own, and one in eight of them has spent an attempt; up to some 1,300 they are
+//! written as runs, beyond as four bits an offset. 2,500 is the most that a window holds.
+//! `together`: the same number in one run, as when one slow job holds up many that have not been
+//! started. A commit comes once a second and partition, so this is no part of most events.
 
 #![expect(clippy::unwrap_used, reason = "a benchmark: a panic is the report")]
 

@@ -1,20 +1,23 @@
 //! What an event costs the engine, and whether that stays so as jobs and partitions get more.
 //!
-//! `cargo bench -p fleet-engine --bench growth`. An *event* is one input, taken in as the worker's loop takes it in:
-//! `handle`, then `poll` until nothing is left, then `next_wakeup` and `breaker`, and `token` where a record comes. One
-//! iteration is one event, so criterion's `elem/s` is events per second on one core, and its time is that of one event.
-//! What the benchmark itself does to choose the next input is in the figures.
+//! `cargo bench -p fleet-engine --bench growth`. An *event* is one input, taken in as the worker's
+//! loop takes it in: `handle`, then `poll` until nothing is left, then `next_wakeup` and `breaker`,
+//! and `token` where a record comes. One iteration is one event, so criterion's `elem/s` is events
+//! per second on one core, and its time is that of one event. What the benchmark itself does to
+//! choose the next input is in the figures.
 //!
-//! Each world is in its steady state: `IN_FLIGHT` jobs run, three times as many wait, and whenever one has ended another
-//! record comes. A job is the inputs `Record`, `Finished` and `Written`; commits come and are answered as the clock
-//! says, which moves 10 µs with each event, so there are ten times as many commits to an event as there would be at a
-//! million events per second. Jobs end out of order: each takes between half of the mean and one and a half.
+//! Each world is in its steady state: `IN_FLIGHT` jobs run, three times as many wait, and whenever
+//! one has ended another record comes. A job is the inputs `Record`, `Finished` and `Written`;
+//! commits come and are answered as the clock says, which moves 10 µs with each event, so there are
+//! ten times as many commits to an event as there would be at a million events per second. Jobs end
+//! out of order: each takes between half of the mean and one and a half.
 //!
-//! - `in flight`: up to 1,000 on 12 partitions, 10,000 on 100 and 100,000 on 1,000. On 12 partitions 100,000 can't run:
-//!   a partition's commit metadata has room for a window of 5,000 offsets, from the frontier on, of which those that are
-//!   done already, and those that wait behind others of their key, take their part.
-//! - `partitions`: from 1 to 10,000 with 1,000 in flight; where partitions are ordered, with as many as there are
-//!   partitions, because each has one.
+//! - `in flight`: up to 1,000 on 12 partitions, 10,000 on 100 and 100,000 on 1,000. On 12
+//!   partitions 100,000 can't run: a partition's commit metadata has room for a window of 5,000
+//!   offsets, from the frontier on, of which those that are done already, and those that wait
+//!   behind others of their key, take their part.
+//! - `partitions`: from 1 to 10,000 with 1,000 in flight; where partitions are ordered, with as
+//!   many as there are partitions, because each has one.
 //! - `retries`: like `in flight`, and one attempt in a hundred fails, so that commits are urgent.
 //! - `backlog`: 100 in flight on 12 partitions and more and more waiting.
 //! - `rebalance`: partitions with ten jobs each come and go; here an event is one partition.
@@ -35,7 +38,8 @@ const MICROS_PER_EVENT: i64 = 10;
 const ANSWER_MICROS: i64 = 5_000;
 /// So many ends are being written at a time, or fewer where few jobs are in flight.
 const WRITING: usize = 16;
-/// A producer does not let more jobs of one key pile up; without a bound, the busiest would come to own the backlog.
+/// A producer does not let more jobs of one key pile up; without a bound, the busiest would come to
+/// own the backlog.
 const OPEN_PER_KEY: u8 = 8;
 const GENERATION: u64 = 1;
 
@@ -67,7 +71,8 @@ struct Setting {
     failures: usize,
 }
 
-/// Running jobs by the time they end, in ended jobs: a wheel, so that the next one is found in constant time.
+/// Running jobs by the time they end, in ended jobs: a wheel, so that the next one is found in
+/// constant time.
 struct Wheel {
     heads: Vec<u32>,
     nodes: Vec<(Token, bool, u32)>,
@@ -139,7 +144,8 @@ struct World {
     commits: VecDeque<(i64, Partition)>,
     open: usize,
     open_by_key: Vec<u8>,
-    /// Keys are drawn by Zipf's law, in octaves: each has the same share, and within it all are alike.
+    /// Keys are drawn by Zipf's law, in octaves: each has the same share, and within it all are
+    /// alike.
     octaves: usize,
     /// The sum of what was in flight, and how often it was looked at.
     seen: (usize, usize),
@@ -167,7 +173,9 @@ impl World {
             random: Random(7),
             micros: 0,
             wakeup: None,
-            logs: (0..partitions).map(|_| Log { next: 0, paused: false, keys: vec![0; kept] }).collect(),
+            logs: (0..partitions)
+                .map(|_| Log { next: 0, paused: false, keys: vec![0; kept] })
+                .collect(),
             running: Wheel::new(in_flight),
             writing: VecDeque::new(),
             commits: VecDeque::new(),
@@ -206,24 +214,30 @@ impl World {
         let now = self.now();
         if self.wakeup.is_some_and(|at| at <= now) {
             self.engine.handle(now, Input::Tick);
-        } else if let Some((_, partition)) = self.commits.pop_front_if(|(at, _)| *at <= self.micros) {
-            self.engine.handle(now, Input::Committed { partition, generation: GENERATION, ok: true });
-        } else if (self.writing.len() > WRITING.min(self.setting.in_flight / 8) || self.running.len == 0)
+        } else if let Some((_, partition)) = self.commits.pop_front_if(|(at, _)| *at <= self.micros)
+        {
+            self.engine
+                .handle(now, Input::Committed { partition, generation: GENERATION, ok: true });
+        } else if (self.writing.len() > WRITING.min(self.setting.in_flight / 8)
+            || self.running.len == 0)
             && let Some(token) = self.writing.pop_front()
         {
             self.engine.handle(now, Input::Written(token));
         } else if self.open < self.setting.backlog
             && let Some((partition, offset, key)) = self.draw()
         {
-            let spec =
-                JobSpec { key: Some(u64::from(key).wrapping_mul(0x9E37_79B9_7F4A_7C15)), ..JobSpec::new(3) };
+            let spec = JobSpec {
+                key: Some(u64::from(key).wrapping_mul(0x9E37_79B9_7F4A_7C15)),
+                ..JobSpec::new(3)
+            };
             black_box(self.engine.token(partition, offset));
             let admission = Admission::Job(spec);
             self.engine.handle(now, Input::Record { partition, offset, bytes: 300, admission });
             self.open += 1;
         } else if let Some((token, is_first)) = self.running.pop() {
             let fails = is_first && self.random.below(1000) < self.setting.failures;
-            let attempt = if fails { Attempt::Failed(FailureClass::Retry, None) } else { Attempt::Succeeded };
+            let attempt =
+                if fails { Attempt::Failed(FailureClass::Retry, None) } else { Attempt::Succeeded };
             self.engine.handle(now, Input::Finished(token, attempt));
         } else {
             self.engine.handle(now, Input::Tick);
@@ -242,7 +256,9 @@ impl World {
             let number = key % self.logs.len();
             let (number, has_room) = match self.setting.ordering {
                 Ordering::Key => (number, self.open_by_key[key] < OPEN_PER_KEY),
-                Ordering::Partition | Ordering::Unordered => (self.random.below(self.logs.len()), true),
+                Ordering::Partition | Ordering::Unordered => {
+                    (self.random.below(self.logs.len()), true)
+                }
             };
             let log = &mut self.logs[number];
             if has_room && !log.paused {
@@ -262,20 +278,27 @@ impl World {
             match command {
                 Command::Start(token, attempt) => {
                     let mean = self.setting.in_flight;
-                    self.running.insert(mean / 2 + self.random.below(mean.max(1)), token, attempt == 1);
+                    self.running.insert(
+                        mean / 2 + self.random.below(mean.max(1)),
+                        token,
+                        attempt == 1,
+                    );
                 }
                 Command::Settle(token, ..) => self.writing.push_back(token),
                 Command::Forget(token) => {
                     self.open -= 1;
                     let log = &self.logs[token.partition.number as usize];
                     let key = log.keys[token.offset as usize & (log.keys.len() - 1)];
-                    self.open_by_key[key as usize] = self.open_by_key[key as usize].saturating_sub(1);
+                    self.open_by_key[key as usize] =
+                        self.open_by_key[key as usize].saturating_sub(1);
                 }
                 Command::Commit(commit) => {
                     self.commits.push_back((self.micros + ANSWER_MICROS, commit.partition));
                 }
                 Command::Pause(partition, _) => self.logs[partition.number as usize].paused = true,
-                Command::Resume(partition, _) => self.logs[partition.number as usize].paused = false,
+                Command::Resume(partition, _) => {
+                    self.logs[partition.number as usize].paused = false
+                }
                 Command::Retrying(..) => {}
                 other => panic!("the worker would have been told {other:?}"),
             }
@@ -324,8 +347,13 @@ fn in_flight(criterion: &mut Criterion) {
                     10_000..100_000 => 100,
                     _ => 1_000,
                 };
-                let setting =
-                    Setting { ordering, in_flight, partitions, backlog: (4 * in_flight).max(256), failures };
+                let setting = Setting {
+                    ordering,
+                    in_flight,
+                    partitions,
+                    backlog: (4 * in_flight).max(256),
+                    failures,
+                };
                 measure(&mut group, BenchmarkId::new(name(ordering), in_flight), setting);
             }
         }
@@ -352,7 +380,8 @@ fn backlog(criterion: &mut Criterion) {
     let mut group = group(criterion, "backlog");
     for ordering in [Ordering::Key, Ordering::Unordered] {
         for backlog in [1_000, 10_000, 100_000] {
-            let setting = Setting { ordering, in_flight: 100, partitions: 12, backlog, failures: 10 };
+            let setting =
+                Setting { ordering, in_flight: 100, partitions: 12, backlog, failures: 10 };
             measure(&mut group, BenchmarkId::new(name(ordering), backlog), setting);
         }
     }

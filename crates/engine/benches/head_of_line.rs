@@ -1,9 +1,11 @@
-//! Head-of-line blocking, in simulated time: how long jobs wait for their start when one in a hundred is slow.
+//! Head-of-line blocking, in simulated time: how long jobs wait for their start when one in a
+//! hundred is slow.
 //!
-//! `cargo bench -p fleet-engine --bench head_of_line`. Jobs of 200 keys, drawn by Zipf, arrive at random (Poisson); each
-//! takes 5 ms, and in the second run one in a hundred takes 5 s. A job counts when its key was free of slow jobs, and of
-//! what had piled up behind them, at its arrival: the others wait by order. The same jobs are compared in both runs. Time
-//! is simulated, so the figures are exact and the same on every machine.
+//! `cargo bench -p fleet-engine --bench head_of_line`. Jobs of 200 keys, drawn by Zipf, arrive at
+//! random (Poisson); each takes 5 ms, and in the second run one in a hundred takes 5 s. A job
+//! counts when its key was free of slow jobs, and of what had piled up behind them, at its arrival:
+//! the others wait by order. The same jobs are compared in both runs. Time is simulated, so the
+//! figures are exact and the same on every machine.
 
 #![expect(clippy::print_stdout, reason = "the report of a benchmark")]
 
@@ -23,7 +25,8 @@ const PARTITIONS: i32 = 12;
 const UNITS_PER_MS: i64 = 100;
 const FAST: i64 = 5 * UNITS_PER_MS;
 const SLOW: i64 = 5_000 * UNITS_PER_MS;
-/// At more than about 100 a second the busiest key alone would get more work than one job at a time can do.
+/// At more than about 100 a second the busiest key alone would get more work than one job at a time
+/// can do.
 const ARRIVALS_PER_SECOND: f64 = 50.0;
 const IN_FLIGHT: usize = 64;
 
@@ -52,7 +55,8 @@ fn arrivals(seed: u64) -> Vec<Arrival> {
     let total: f64 = weights.iter().sum();
     let mut at = 0.0;
     let arrival = |_| {
-        at -= random.next().max(f64::MIN_POSITIVE).ln() * 1000.0 * UNITS_PER_MS as f64 / ARRIVALS_PER_SECOND;
+        at -= random.next().max(f64::MIN_POSITIVE).ln() * 1000.0 * UNITS_PER_MS as f64
+            / ARRIVALS_PER_SECOND;
         let mut left = random.next() * total;
         let key = weights.iter().position(|weight| {
             left -= weight;
@@ -69,7 +73,8 @@ enum Happening {
     Arrive(usize),
 }
 
-/// How long each job waited for its start, and whether its key was held up by a slow one when it came.
+/// How long each job waited for its start, and whether its key was held up by a slow one when it
+/// came.
 struct Run {
     waits: Vec<i64>,
     behind: Vec<bool>,
@@ -77,7 +82,8 @@ struct Run {
 
 fn run(arrivals: &[Arrival], ordering: Ordering, has_slow: bool) -> Run {
     let time = |ms| Timestamp::from_millis(ms).unwrap_or_default();
-    let mut engine = Engine::new(Config { ordering, max_in_flight: IN_FLIGHT, ..Config::default() });
+    let mut engine =
+        Engine::new(Config { ordering, max_in_flight: IN_FLIGHT, ..Config::default() });
     for number in 0..PARTITIONS {
         let partition = Partition { topic: 0, number };
         engine.handle(
@@ -92,7 +98,8 @@ fn run(arrivals: &[Arrival], ordering: Ordering, has_slow: bool) -> Run {
         .collect();
     let mut offsets = vec![0_i64; PARTITIONS as usize];
     let mut jobs: HashMap<Token, usize> = HashMap::new();
-    // Per key: how many jobs are open, and whether a slow one has been among them since it was last idle.
+    // Per key: how many jobs are open, and whether a slow one has been among them since it was last
+    // idle.
     let mut open: HashMap<u64, (usize, bool)> = HashMap::new();
     let mut run = Run { waits: vec![-1; arrivals.len()], behind: vec![false; arrivals.len()] };
     while let Some(next) = agenda
@@ -111,13 +118,19 @@ fn run(arrivals: &[Arrival], ordering: Ordering, has_slow: bool) -> Run {
                 *count += 1;
                 *held_up |= has_slow && arrival.slow;
                 let number = (arrival.key % PARTITIONS as u64) as i32;
-                let (partition, offset) = (Partition { topic: 0, number }, offsets[number as usize]);
+                let (partition, offset) =
+                    (Partition { topic: 0, number }, offsets[number as usize]);
                 offsets[number as usize] += 1;
                 jobs.insert(Token { partition, offset, generation: 1 }, index);
                 let spec = JobSpec { key: Some(arrival.key), ..JobSpec::new(1) };
                 engine.handle(
                     time(next),
-                    Input::Record { partition, offset, bytes: 300, admission: Admission::Job(spec) },
+                    Input::Record {
+                        partition,
+                        offset,
+                        bytes: 300,
+                        admission: Admission::Job(spec),
+                    },
                 );
             }
             Some(Reverse((_, Happening::Finish(token)))) => {
@@ -142,7 +155,9 @@ fn run(arrivals: &[Arrival], ordering: Ordering, has_slow: bool) -> Run {
                     let (partition, generation) = (commit.partition, commit.generation);
                     engine.handle(time(next), Input::Committed { partition, generation, ok: true });
                 }
-                Command::Pause(partition, _) => println!("fetching of partition {} pauses", partition.number),
+                Command::Pause(partition, _) => {
+                    println!("fetching of partition {} pauses", partition.number)
+                }
                 _ => {}
             }
         }
@@ -153,16 +168,21 @@ fn run(arrivals: &[Arrival], ordering: Ordering, has_slow: bool) -> Run {
 /// The wait that so many in a thousand do not exceed.
 fn quantile(waits: &mut [i64], rank: usize) -> i64 {
     waits.sort_unstable();
-    waits.get((waits.len() * rank / 1000).min(waits.len().saturating_sub(1))).copied().unwrap_or_default()
+    waits
+        .get((waits.len() * rank / 1000).min(waits.len().saturating_sub(1)))
+        .copied()
+        .unwrap_or_default()
 }
 
 fn main() {
     println!(
         "{JOBS} jobs, {KEYS} keys (Zipf), {ARRIVALS_PER_SECOND}/s, {IN_FLIGHT} in flight, {PARTITIONS} partitions"
     );
-    for (name, ordering) in
-        [("key", Ordering::Key), ("unordered", Ordering::Unordered), ("partition", Ordering::Partition)]
-    {
+    for (name, ordering) in [
+        ("key", Ordering::Key),
+        ("unordered", Ordering::Unordered),
+        ("partition", Ordering::Partition),
+    ] {
         let arrivals = arrivals(1);
         let with = run(&arrivals, ordering, true);
         let without = run(&arrivals, ordering, false);

@@ -1,14 +1,16 @@
 //! Waiting for a server that is not there (I7).
 //!
-//! An outage is not a job's fault, so jobs wait and spend nothing. A probe, which costs nobody anything, finds out when
-//! the server is back; since a server can answer probes and refuse calls (a 403, say), one trial job goes first.
+//! An outage is not a job's fault, so jobs wait and spend nothing. A probe, which costs nobody
+//! anything, finds out when the server is back; since a server can answer probes and refuse calls
+//! (a 403, say), one trial job goes first.
 
 use std::time::Duration;
 
 use fleet_job::time::Timestamp;
 use fleet_retry::{Backoff, Random};
 
-/// A trial that has not been turned away for so long is taken as accepted: refusals come at once, work takes its time.
+/// A trial that has not been turned away for so long is taken as accepted: refusals come at once,
+/// work takes its time.
 const TRIAL: Duration = Duration::from_secs(1);
 
 /// Whether jobs may start.
@@ -56,7 +58,8 @@ impl Breaker {
         }
     }
 
-    /// A job that was started has made no call after all. If it was the trial, another one may start.
+    /// A job that was started has made no call after all. If it was the trial, another one may
+    /// start.
     pub(crate) fn withdrawn(&mut self) {
         if let BreakerState::Trial(Some(_)) = self.state {
             self.state = BreakerState::Trial(None);
@@ -64,7 +67,12 @@ impl Breaker {
     }
 
     /// A call found no server. Calls that were under way when the breaker opened tell nothing new.
-    pub(crate) fn unavailable(&mut self, now: Timestamp, wish: Option<Duration>, random: &mut Random) {
+    pub(crate) fn unavailable(
+        &mut self,
+        now: Timestamp,
+        wish: Option<Duration>,
+        random: &mut Random,
+    ) {
         if matches!(self.state, BreakerState::Closed | BreakerState::Trial(_)) {
             self.open(now, wish, random);
         }

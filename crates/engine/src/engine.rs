@@ -97,8 +97,8 @@ pub struct PartitionStatus {
     pub held: usize,
     /// Whether fetching is paused.
     pub paused: bool,
-    /// Whether it stays paused until something that is unavailable is back: the jobs that wait for it, and those behind them
-    /// in their keys, fill the partition's share of memory.
+    /// Whether it stays paused until something that is unavailable is back: the jobs that wait for
+    /// it, and those behind them in their keys, fill the partition's share of memory.
     pub is_stalled: bool,
 }
 
@@ -135,11 +135,13 @@ impl Engine {
     /// When [`Input::Tick`] is due, if nothing else happens before.
     pub fn next_wakeup(&self) -> Option<Timestamp> {
         let commit = self.commits.first().map(|(at, _)| *at);
-        let due = [self.timers.next(), self.breaker.next(), self.holds.next(), self.stalls_due, commit];
+        let due =
+            [self.timers.next(), self.breaker.next(), self.holds.next(), self.stalls_due, commit];
         due.into_iter().flatten().min()
     }
 
-    /// The token of the record at `offset`, by which the engine will speak of it; `None` when the partition is not ours.
+    /// The token of the record at `offset`, by which the engine will speak of it; `None` when the
+    /// partition is not ours.
     pub fn token(&self, partition: Partition, offset: i64) -> Option<Token> {
         let generation = self.partitions.get(&partition)?.generation;
         Some(Token { partition, offset, generation })
@@ -152,8 +154,8 @@ impl Engine {
             .all(|partition| self.partitions.get(partition).is_none_or(|state| state.active == 0))
     }
 
-    /// Takes `partitions` away and returns what to commit for them before they go. Whatever still runs is fenced off:
-    /// its outcome will be ignored.
+    /// Takes `partitions` away and returns what to commit for them before they go. Whatever still
+    /// runs is fenced off: its outcome will be ignored.
     pub fn release(&mut self, partitions: &[Partition]) -> Vec<FinalCommit> {
         let mut commits = Vec::new();
         for partition in partitions {
@@ -183,7 +185,9 @@ impl Engine {
             Input::Written(token) => self.written(now, token),
             Input::NotDeferred(token) => self.not_deferred(now, token),
             Input::WriteFailed(token) => self.write_failed(now, token),
-            Input::Committed { partition, generation, ok } => self.committed(now, partition, generation, ok),
+            Input::Committed { partition, generation, ok } => {
+                self.committed(now, partition, generation, ok)
+            }
             Input::Cancel(token) => self.cancel(token),
             Input::Probed(ok) => self.breaker.probed(ok, now, &mut self.random),
             Input::Draining(partitions) => {
@@ -215,7 +219,11 @@ impl Engine {
                 committed: state.committed,
                 frontier: state.frontier(),
                 open: state.open.len(),
-                held: state.open.slots().filter(|slot| matches!(slot.phase, Phase::Held(_))).count(),
+                held: state
+                    .open
+                    .slots()
+                    .filter(|slot| matches!(slot.phase, Phase::Held(_)))
+                    .count(),
                 paused: state.paused,
                 is_stalled: state.is_stalled,
             })
@@ -237,7 +245,7 @@ impl Engine {
         }
     }
 
-    // --- Partitions come and go -------------------------------------------------------------------------------------
+    // --- Partitions come and go -----------------------------------------------------------------
 
     fn assigned(&mut self, partition: Partition, state: PartitionState) {
         self.remove(&[partition]);
@@ -248,7 +256,8 @@ impl Engine {
         }
     }
 
-    /// Lets go of all that is held for `partitions`. What concerns the others too is looked through once for all.
+    /// Lets go of all that is held for `partitions`. What concerns the others too is looked through
+    /// once for all.
     fn remove(&mut self, partitions: &[Partition]) {
         let before = self.partitions.len();
         partitions.iter().for_each(|partition| self.remove_one(*partition));
@@ -283,7 +292,10 @@ impl Engine {
         self.buffered_bytes -= state.buffered_bytes;
         let generation = state.generation;
         self.out.extend(
-            state.open.offsets().map(|offset| Command::Forget(Token { partition, offset, generation })),
+            state
+                .open
+                .offsets()
+                .map(|offset| Command::Forget(Token { partition, offset, generation })),
         );
         if let Some(due) = state.commit_due {
             self.commits.remove(&(due, partition));
@@ -291,7 +303,7 @@ impl Engine {
         state.open.slots().filter_map(|slot| slot.lane).for_each(|lane| self.keys.forget(lane));
     }
 
-    // --- Time -------------------------------------------------------------------------------------------------------
+    // --- Time -----------------------------------------------------------------------------------
 
     fn advance(&mut self, now: Timestamp) {
         while let Some((token, alarm)) = self.timers.pop_due(now) {
@@ -310,20 +322,25 @@ impl Engine {
             self.drop_stale();
         }
         self.review_stalls(now);
-        while let Some((_, partition)) = self.commits.first().copied().filter(|(at, _)| *at <= now) {
+        while let Some((_, partition)) = self.commits.first().copied().filter(|(at, _)| *at <= now)
+        {
             self.commits.pop_first();
             self.commit(now, partition);
         }
     }
 
-    /// Jobs that expire while they wait leave an entry behind; while nothing starts, those would pile up.
+    /// Jobs that expire while they wait leave an entry behind; while nothing starts, those would
+    /// pile up.
     fn drop_stale(&mut self) {
         if self.ready.len() > 2 * self.buffered + 1024 {
             let partitions = &self.partitions;
             self.ready.retain(|token| {
                 partitions.get(&token.partition).is_some_and(|state| {
                     state.generation == token.generation
-                        && state.open.get(token.offset).is_some_and(|slot| slot.phase == Phase::Ready)
+                        && state
+                            .open
+                            .get(token.offset)
+                            .is_some_and(|slot| slot.phase == Phase::Ready)
                 })
             });
         }

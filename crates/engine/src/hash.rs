@@ -1,8 +1,9 @@
 //! Fast hashing for maps whose keys nobody outside chooses, or that are hashes already.
 //!
-//! Every event looks jobs and partitions up several times, so the standard library's SipHash was a good part of its cost.
-//! Partitions and offsets are numbered by the broker. Ordering keys and limits are hashes of what producers choose, so
-//! their maps are seeded: who could guess which of them meet in one bucket could make it slow.
+//! Every event looks jobs and partitions up several times, so the standard library's SipHash was a
+//! good part of its cost. Partitions and offsets are numbered by the broker. Ordering keys and
+//! limits are hashes of what producers choose, so their maps are seeded: who could guess which of
+//! them meet in one bucket could make it slow.
 
 use std::hash::{BuildHasher, Hasher};
 
@@ -27,8 +28,9 @@ impl BuildHasher for Seed {
     }
 }
 
-/// Multiplies each number with an odd constant and folds the upper half of the product into the lower, as wyhash and
-/// foldhash do, so that all bits of the result depend on all bits of the number.
+/// Multiplies each number with an odd constant and folds the upper half of the product into the
+/// lower, as wyhash and foldhash do, so that all bits of the result depend on all bits of the
+/// number.
 #[derive(Debug)]
 pub(crate) struct Folding(u64);
 

@@ -1,12 +1,14 @@
-//! Waiting for what is away behind a server that answers (I7): a hosted server, or room at our own server.
+//! Waiting for what is away behind a server that answers (I7): a hosted server, or room at our own
+//! server.
 //!
-//! One hold per need. While it stands, the jobs that have the need wait here without a slot, and all others go on. At growing
-//! intervals, and never before the time that the server asked for, one job goes first as a *scout*. Any answer of the tool to
-//! a scout lifts the hold. A scout that is neither turned away nor answered within [`TRIAL`] makes room for the next one:
-//! refusals come at once, work takes its time.
+//! One hold per need. While it stands, the jobs that have the need wait here without a slot, and
+//! all others go on. At growing intervals, and never before the time that the server asked for, one
+//! job goes first as a *scout*. Any answer of the tool to a scout lifts the hold. A scout that is
+//! neither turned away nor answered within [`TRIAL`] makes room for the next one: refusals come at
+//! once, work takes its time.
 //!
-//! There are as few holds as servers that are away, so they are looked through one by one. Where there is none, every
-//! question here costs nothing.
+//! There are as few holds as servers that are away, so they are looked through one by one. Where
+//! there is none, every question here costs nothing.
 
 use std::{
     cmp::Reverse,
@@ -80,8 +82,8 @@ impl Holds {
         is_scout
     }
 
-    /// A call was turned away for want of `need`. What was under way when the hold began tells nothing new, but for when
-    /// the server wants to be asked again.
+    /// A call was turned away for want of `need`. What was under way when the hold began tells
+    /// nothing new, but for when the server wants to be asked again.
     pub(crate) fn turned_away(
         &mut self,
         need: Need,

@@ -9,7 +9,8 @@ use crate::{
     types::Ordering,
 };
 
-/// What jobs are ordered by: a key within its partition. Kafka keeps a key in one partition, so that is the whole order.
+/// What jobs are ordered by: a key within its partition. Kafka keeps a key in one partition, so
+/// that is the whole order.
 pub(crate) type Lane = (Partition, u64);
 
 /// The queues behind busy keys. A key without jobs takes no memory.

@@ -1,8 +1,9 @@
 //! The open jobs of a partition: each by its offset, and all of them as runs of neighbours.
 //!
-//! Jobs are looked up several times with every event, and what lies between the frontier and the last one that was
-//! started is written down with every commit. So there is a hash map for the one, and the runs, with what has spent
-//! attempts, for the other: a commit then costs as much as it says, and not as much as is waiting.
+//! Jobs are looked up several times with every event, and what lies between the frontier and the
+//! last one that was started is written down with every commit. So there is a hash map for the one,
+//! and the runs, with what has spent attempts, for the other: a commit then costs as much as it
+//! says, and not as much as is waiting.
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -15,8 +16,9 @@ pub(crate) const LARGE_ATTEMPTS: u32 = 14;
 #[derive(Debug, Default)]
 pub(crate) struct Open {
     slots: FastMap<i64, Slot>,
-    /// Maximal runs of neighbouring offsets, as `(first, one past the last)`, ascending. Jobs settle within the window of
-    /// the metadata, near the front, so splitting a run moves few others.
+    /// Maximal runs of neighbouring offsets, as `(first, one past the last)`, ascending. Jobs
+    /// settle within the window of the metadata, near the front, so splitting a run moves few
+    /// others.
     runs: VecDeque<(i64, i64)>,
     /// The attempts of the jobs that have spent any.
     spent: BTreeMap<i64, u32>,
@@ -56,7 +58,8 @@ impl Open {
                 }
             }
         }
-        if slot.attempts > 0 && self.spent.remove(&offset).is_some_and(|attempts| attempts >= LARGE_ATTEMPTS)
+        if slot.attempts > 0
+            && self.spent.remove(&offset).is_some_and(|attempts| attempts >= LARGE_ATTEMPTS)
         {
             self.escapes -= 1;
         }

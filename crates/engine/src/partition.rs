@@ -1,9 +1,11 @@
-//! One assigned partition: which offsets are open, where the frontier stands, and whether one more job may start without
-//! outgrowing the commit metadata.
+//! One assigned partition: which offsets are open, where the frontier stands, and whether one more
+//! job may start without outgrowing the commit metadata.
 
 use std::collections::BTreeSet;
 
-use fleet_group::{DENSE_WINDOW, FinalCommit, MAX_ESCAPES, MAX_RAW_BYTES, Partition, Progress, log::LogName};
+use fleet_group::{
+    DENSE_WINDOW, FinalCommit, MAX_ESCAPES, MAX_RAW_BYTES, Partition, Progress, log::LogName,
+};
 use fleet_job::time::Timestamp;
 
 use crate::{
@@ -115,7 +117,8 @@ pub(crate) struct PartitionState {
     pub(crate) paused: bool,
     /// It is paused until something that is unavailable is back.
     pub(crate) is_stalled: bool,
-    /// Open jobs by offset. What lies below `next` and is not in here is done, or was never delivered.
+    /// Open jobs by offset. What lies below `next` and is not in here is done, or was never
+    /// delivered.
     pub(crate) open: Open,
     /// One past the last offset that was delivered; `None` until the position is known.
     next: Option<i64>,
@@ -123,7 +126,8 @@ pub(crate) struct PartitionState {
     has_delivered: bool,
     /// What the last owner left for offsets that have not been delivered again yet.
     restored: Progress,
-    /// The highest offset that was ever started or settled; the window to encode ends at or below it.
+    /// The highest offset that was ever started or settled; the window to encode ends at or below
+    /// it.
     touched: i64,
     /// Jobs that were ready but had to wait for the window to move.
     gated: BTreeSet<i64>,
@@ -174,7 +178,8 @@ impl PartitionState {
         }
     }
 
-    /// The offset that may be committed: everything below it is settled or was never delivered (I1).
+    /// The offset that may be committed: everything below it is settled or was never delivered
+    /// (I1).
     pub(crate) fn frontier(&self) -> Option<i64> {
         self.open.first().or(self.next)
     }
@@ -185,8 +190,8 @@ impl PartitionState {
             if self.has_delivered {
                 return Delivery::Repeat;
             }
-            // Reading starts at the committed offset, unless the log does not reach that far any more: then what was
-            // committed says nothing about what comes now.
+            // Reading starts at the committed offset, unless the log does not reach that far any
+            // more: then what was committed says nothing about what comes now.
             *self = Self {
                 paused: self.paused,
                 draining: self.draining,
@@ -245,7 +250,8 @@ impl PartitionState {
         Some(slot)
     }
 
-    /// The record at `offset`, just delivered, is settled already. Said in the next commit, if there is room for it.
+    /// The record at `offset`, just delivered, is settled already. Said in the next commit, if
+    /// there is room for it.
     pub(crate) fn pass_over(&mut self, offset: i64) {
         if self.has_room(offset) {
             self.touched = self.touched.max(offset);
@@ -259,22 +265,25 @@ impl PartitionState {
         self.dirty = true;
     }
 
-    /// Whether the job at `offset` may start: whatever then happens, in whatever order, the progress must fit into the
-    /// metadata. Either the dense encoding holds the whole window, or the worst case of the runs encoding fits: every
-    /// active job splits a run and has attempts to remember. The job at the frontier may always start, or nothing
-    /// would ever move again.
+    /// Whether the job at `offset` may start: whatever then happens, in whatever order, the
+    /// progress must fit into the metadata. Either the dense encoding holds the whole window, or
+    /// the worst case of the runs encoding fits: every active job splits a run and has attempts to
+    /// remember. The job at the frontier may always start, or nothing would ever move again.
     pub(crate) fn has_room(&self, offset: i64) -> bool {
         self.has_room_beside(offset, 0)
     }
 
     /// The same where so many others are about to start.
     fn has_room_beside(&self, offset: i64, others: usize) -> bool {
-        let Some(frontier) = self.frontier().filter(|frontier| *frontier < offset) else { return true };
+        let Some(frontier) = self.frontier().filter(|frontier| *frontier < offset) else {
+            return true;
+        };
         let attempts = self.open.get(offset).map_or(0, |slot| slot.attempts);
         let may_escape = attempts.saturating_add(1) >= LARGE_ATTEMPTS;
         let dense = self.touched.max(offset) - frontier < DENSE_WINDOW
             && self.open.escapes() + usize::from(may_escape) <= MAX_ESCAPES;
-        let restored = self.restored.open.len() * RUN_BYTES + self.restored.attempts.len() * ATTEMPTS_BYTES;
+        let restored =
+            self.restored.open.len() * RUN_BYTES + self.restored.attempts.len() * ATTEMPTS_BYTES;
         let active = self.active + others + 1;
         let runs = self.open.runs().len() + active + 1;
         let runs = runs * RUN_BYTES + (self.open.spent().len() + active) * ATTEMPTS_BYTES;
@@ -292,8 +301,9 @@ impl PartitionState {
         self.gated.insert(offset);
     }
 
-    /// Takes one job out of the gate, if there is room for it now, beside so `others` that were just taken out. If those
-    /// were not counted, all that wait here would leave for room that is enough for one, only to be sent back.
+    /// Takes one job out of the gate, if there is room for it now, beside so `others` that were
+    /// just taken out. If those were not counted, all that wait here would leave for room that is
+    /// enough for one, only to be sent back.
     pub(crate) fn ungate(&mut self, others: usize) -> Option<i64> {
         let first = *self.gated.first()?;
         if !self.has_room_beside(first, others) {
@@ -307,8 +317,8 @@ impl PartitionState {
         let base = self.frontier()?;
         let next = self.next.unwrap_or(base);
         let mut progress = Progress { is_stalled: self.is_stalled, ..Progress::none(base) };
-        // What lies beyond the last job that was ever started is as new as what has not been read: nothing need be said
-        // of it, and its holes cost nothing.
+        // What lies beyond the last job that was ever started is as new as what has not been read:
+        // nothing need be said of it, and its holes cost nothing.
         let known = (self.touched + 1).clamp(base, next.max(base));
         let open = self.open.runs().iter().take_while(|(first, _)| *first < known);
         let open = open.map(|(first, end)| (*first, (*end).min(known)));
@@ -322,14 +332,16 @@ impl PartitionState {
             }
         }
         progress.end = if self.restored.end > next { self.restored.end } else { known };
-        let attempts = self.open.spent().range(..known).map(|(offset, attempts)| (*offset, *attempts));
+        let attempts =
+            self.open.spent().range(..known).map(|(offset, attempts)| (*offset, *attempts));
         let ahead = self.restored.attempts.iter().copied().filter(|(offset, _)| *offset >= next);
         progress.attempts = attempts.chain(ahead).filter(|(_, attempts)| *attempts > 0).collect();
         // Open offsets at the end say nothing that their absence would not say.
         if let Some((first, end)) = progress.open.last().copied()
             && end == progress.end
         {
-            let spent = progress.attempts.last().map_or(first, |(offset, _)| (*offset + 1).max(first));
+            let spent =
+                progress.attempts.last().map_or(first, |(offset, _)| (*offset + 1).max(first));
             progress.end = spent;
             if spent == first {
                 progress.open.pop();
@@ -352,8 +364,8 @@ impl PartitionState {
 }
 
 impl PartitionState {
-    /// The commit before the partition is given away. Where its progress can't be said in full, the frontier alone is
-    /// better than nothing.
+    /// The commit before the partition is given away. Where its progress can't be said in full, the
+    /// frontier alone is better than nothing.
     pub(crate) fn last_commit(&mut self, partition: Partition) -> Option<FinalCommit> {
         self.is_stalled = false;
         match self.commit(partition) {

@@ -1,13 +1,15 @@
 //! What starts next: the most urgent job whose limits leave room.
 //!
-//! Jobs wait in one queue for each combination of limits, and a queue whose limit is reached is set aside as a whole. So
-//! neither a start nor an end ever looks at the jobs behind a full limit one by one.
+//! Jobs wait in one queue for each combination of limits, and a queue whose limit is reached is set
+//! aside as a whole. So neither a start nor an end ever looks at the jobs behind a full limit one
+//! by one.
 //!
-//! Invariant: while a limit has room and queues are set aside for it, one of its queues is in the race. Whoever leaves
-//! the race (empty, or set aside for its other limit) therefore wakes the next one of every limit that has room.
+//! Invariant: while a limit has room and queues are set aside for it, one of its queues is in the
+//! race. Whoever leaves the race (empty, or set aside for its other limit) therefore wakes the next
+//! one of every limit that has room.
 //!
-//! Entries are not searched for when a job changes its mind: each is checked against its job when it comes up, and
-//! dropped when it is stale.
+//! Entries are not searched for when a job changes its mind: each is checked against its job when
+//! it comes up, and dropped when it is stale.
 
 use std::{
     cmp::Reverse,
@@ -42,8 +44,8 @@ struct Queue {
     place: Place,
 }
 
-/// The jobs of a queue. Those of one priority come in the order of their ranks, so each priority is a plain queue; only
-/// those that are put back go by their tokens.
+/// The jobs of a queue. Those of one priority come in the order of their ranks, so each priority is
+/// a plain queue; only those that are put back go by their tokens.
 #[derive(Debug, Default)]
 struct Line {
     /// The most urgent first; there are hardly more than two or three of them.
@@ -130,7 +132,11 @@ impl Ready {
     /// The seed keeps producers, who name tenants, from guessing which of those meet in one bucket.
     pub(crate) fn new(seed: u64) -> Self {
         let seed = Seed::new(seed);
-        Self { queues: FastMap::with_hasher(seed), groups: FastMap::with_hasher(seed), ..Self::default() }
+        Self {
+            queues: FastMap::with_hasher(seed),
+            groups: FastMap::with_hasher(seed),
+            ..Self::default()
+        }
     }
 
     pub(crate) fn push(&mut self, priority: u8, limits: Limits, token: Token) {
@@ -168,7 +174,8 @@ impl Ready {
         }
     }
 
-    /// Takes the job out that is to start next. It must be started, or be stale, or be pushed again.
+    /// Takes the job out that is to start next. It must be started, or be stale, or be pushed
+    /// again.
     pub(crate) fn pop(&mut self) -> Option<Token> {
         loop {
             let (_, class) = self.race.first().copied()?;
@@ -225,7 +232,10 @@ impl Ready {
                 break;
             }
             // Tenants are named by producers; a group that nothing needs must not stay.
-            if self.groups.get(&limit.group).is_some_and(|group| group.running == 0 && group.aside.is_empty())
+            if self
+                .groups
+                .get(&limit.group)
+                .is_some_and(|group| group.running == 0 && group.aside.is_empty())
             {
                 self.groups.remove(&limit.group);
             }
@@ -349,7 +359,8 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever starts, ends and is dropped: nothing runs over a limit, and nothing is left that could run.
+        /// Whatever starts, ends and is dropped: nothing runs over a limit, and nothing is left
+        /// that could run.
         #[test]
         fn limits_hold_and_nobody_is_forgotten(moves in prop::collection::vec((0u8..5, 0u64..3, 0u64..3, 0u8..3), 1..120)) {
             let mut ready = Ready::default();

@@ -1,8 +1,10 @@
-//! Deterministic simulation: random schedules of a whole fleet, and deliberate faults that it must find.
+//! Deterministic simulation: random schedules of a whole fleet, and deliberate faults that it must
+//! find.
 //!
-//! `FLEET_SIM_SEEDS=100000 cargo test --release -p fleet-engine simulation` plays more schedules; `FLEET_SIM_FIRST=n
-//! FLEET_SIM_SEEDS=1 FLEET_SIM_TRACE=1` plays one and prints what happens in it. A schedule that fails is shrunk and
-//! printed as a line for `regressions.txt`, which every test run plays.
+//! `FLEET_SIM_SEEDS=100000 cargo test --release -p fleet-engine simulation` plays more schedules;
+//! `FLEET_SIM_FIRST=n FLEET_SIM_SEEDS=1 FLEET_SIM_TRACE=1` plays one and prints what happens in it.
+//! A schedule that fails is shrunk and printed as a line for `regressions.txt`, which every test
+//! run plays.
 
 mod world;
 
@@ -20,7 +22,8 @@ const MUTANT_SEEDS: u64 = 400;
 /// What once failed: see [`Schedule::line`].
 const REGRESSIONS: &str = include_str!("simulation/regressions.txt");
 
-/// The seed of the world, and one for every move in it. Leaving moves out leaves the others what they are.
+/// The seed of the world, and one for every move in it. Leaving moves out leaves the others what
+/// they are.
 #[derive(Debug, Clone, PartialEq)]
 struct Schedule {
     world: u64,
@@ -44,11 +47,13 @@ impl Schedule {
         });
         catch_unwind(schedule).map_err(|cause| {
             let text = cause.downcast_ref::<String>().cloned();
-            text.or_else(|| cause.downcast_ref::<&str>().map(|text| (*text).to_owned())).unwrap_or_default()
+            text.or_else(|| cause.downcast_ref::<&str>().map(|text| (*text).to_owned()))
+                .unwrap_or_default()
         })
     }
 
-    /// A schedule of fewer moves that still fails: ever smaller parts are left out, for as long as that helps.
+    /// A schedule of fewer moves that still fails: ever smaller parts are left out, for as long as
+    /// that helps.
     fn shrunk(mut self, fault: Option<Fault>) -> Self {
         let mut part = self.moves.len().div_ceil(2);
         while part > 0 {
@@ -67,7 +72,8 @@ impl Schedule {
         self
     }
 
-    /// The schedule as a line of text: what it shows, the world's seed, and the moves, in hexadecimal.
+    /// The schedule as a line of text: what it shows, the world's seed, and the moves, in
+    /// hexadecimal.
     fn line(&self, what: &str) -> String {
         let moves: Vec<_> = self.moves.iter().map(|seed| format!("{seed:x}")).collect();
         format!("{what} {:x} {}", self.world, moves.join(","))
@@ -78,7 +84,8 @@ impl Schedule {
         let mut words = line.split_whitespace();
         let (what, world, moves) = (words.next()?, words.next()?, words.next().unwrap_or_default());
         let hex = |text: &str| u64::from_str_radix(text, 16).ok();
-        let moves = moves.split(',').filter(|seed| !seed.is_empty()).map(hex).collect::<Option<_>>()?;
+        let moves =
+            moves.split(',').filter(|seed| !seed.is_empty()).map(hex).collect::<Option<_>>()?;
         Some((what, Self { world: hex(world)?, moves }))
     }
 }
@@ -112,14 +119,16 @@ fn every_deliberate_fault_is_found() {
     }
 }
 
-/// Each line is a schedule that failed when it was kept: with a fault, which it must still find, or for a bug that is
-/// mended. Without the fault it must pass. `FLEET_SIM_KEEP=1` prints the lines of all faults anew.
+/// Each line is a schedule that failed when it was kept: with a fault, which it must still find, or
+/// for a bug that is mended. Without the fault it must pass. `FLEET_SIM_KEEP=1` prints the lines of
+/// all faults anew.
 #[test]
 fn what_once_failed_is_played_again() {
     if std::env::var_os("FLEET_SIM_KEEP").is_some() {
         for fault in Fault::ALL {
-            let found =
-                (1..=MUTANT_SEEDS).map(Schedule::new).find(|schedule| schedule.play(Some(fault)).is_err());
+            let found = (1..=MUTANT_SEEDS)
+                .map(Schedule::new)
+                .find(|schedule| schedule.play(Some(fault)).is_err());
             println!("{}", found.unwrap().shrunk(Some(fault)).line(&format!("{fault:?}")));
         }
         return;
@@ -130,7 +139,10 @@ fn what_once_failed_is_played_again() {
         schedule.play(None).unwrap_or_else(|broken| panic!("{what}: {broken}"));
         assert_eq!(schedule.line(what), line);
         if let Some(fault) = Fault::ALL.iter().find(|fault| format!("{fault:?}") == what) {
-            assert!(schedule.play(Some(*fault)).is_err(), "the schedule of {what} does not find it any more");
+            assert!(
+                schedule.play(Some(*fault)).is_err(),
+                "the schedule of {what} does not find it any more"
+            );
             faults.push(*fault);
         }
     }

@@ -6,8 +6,8 @@ use fleet_group::{FinalCommit, Partition, Progress, log::LogName};
 use fleet_job::{outcome::FailureClass, time::Timestamp};
 use fleet_retry::Backoff;
 
-/// One job in the worker's hands: where its record stood, and under which assignment it was read. The generation fences
-/// off whatever still runs after the partition was taken away.
+/// One job in the worker's hands: where its record stood, and under which assignment it was read.
+/// The generation fences off whatever still runs after the partition was taken away.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Token {
     /// The record's partition.
@@ -42,7 +42,8 @@ pub enum Need {
 /// What the engine has to know of a job.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct JobSpec {
-    /// A hash of the ordering key; `None` for a job without one. Two keys with one hash only wait for each other.
+    /// A hash of the ordering key; `None` for a job without one. Two keys with one hash only wait
+    /// for each other.
     pub key: Option<u64>,
     /// 0 (last) to 9 (first).
     pub priority: u8,
@@ -52,23 +53,28 @@ pub struct JobSpec {
     pub deadline: Option<Timestamp>,
     /// After so many spent attempts the job has failed; at least 1.
     pub max_attempts: u32,
-    /// Attempts that were spent before the record was written: it comes back from the delayed topic.
+    /// Attempts that were spent before the record was written: it comes back from the delayed
+    /// topic.
     pub spent: u32,
     /// What bounds how many jobs like this one run at once.
     pub limits: Limits,
-    /// It comes back from the delayed topic, so its wait is nearly over. It is deferred again only if it has to wait very
-    /// much longer than others: clocks differ, and it must not go round between workers that see it differently.
+    /// It comes back from the delayed topic, so its wait is nearly over. It is deferred again only
+    /// if it has to wait very much longer than others: clocks differ, and it must not go round
+    /// between workers that see it differently.
     pub returned: bool,
-    /// Its attempts leave something behind that only this worker has, so it is not deferred between them.
+    /// Its attempts leave something behind that only this worker has, so it is not deferred between
+    /// them.
     pub keeps_progress: bool,
     /// The hosted server whose tool it calls, where that is known before it is called.
     pub hosted: Option<u64>,
-    /// Since when it has waited for something that is away, if it has come back from the delayed topic because of that.
+    /// Since when it has waited for something that is away, if it has come back from the delayed
+    /// topic because of that.
     pub held_since: Option<Timestamp>,
 }
 
 impl JobSpec {
-    /// A job of normal priority that has no key, no limits and no dates, and calls no hosted server.
+    /// A job of normal priority that has no key, no limits and no dates, and calls no hosted
+    /// server.
     #[must_use]
     pub const fn new(max_attempts: u32) -> Self {
         Self {
@@ -106,10 +112,12 @@ pub enum Admission {
     },
     /// A job in the delayed topic: to be passed on at this time, and not to be run.
     Relay(Timestamp),
-    /// A record that is known to be settled and of which nothing more is to be said: it is passed over.
+    /// A record that is known to be settled and of which nothing more is to be said: it is passed
+    /// over.
     Settled,
-    /// A job whose end this worker has written, only the commit did not get through. It is not run, and its end is written
-    /// once more: another worker may have had it meanwhile, have said that it runs, and have died.
+    /// A job whose end this worker has written, only the commit did not get through. It is not run,
+    /// and its end is written once more: another worker may have had it meanwhile, have said that
+    /// it runs, and have died.
     Ended,
 }
 
@@ -118,12 +126,14 @@ pub enum Admission {
 pub enum Attempt {
     /// With a result.
     Succeeded,
-    /// With a failure of this class, and perhaps the server's wish for the delay before the next attempt.
+    /// With a failure of this class, and perhaps the server's wish for the delay before the next
+    /// attempt.
     Failed(FailureClass, Option<Duration>),
-    /// It was turned away, because this is away. No attempt is spent. With the server's wish for the delay.
+    /// It was turned away, because this is away. No attempt is spent. With the server's wish for
+    /// the delay.
     Held(Need, Option<Duration>),
-    /// Its call was not made, because contact with the group was lost before. No attempt is spent, and the job starts again
-    /// when it may.
+    /// Its call was not made, because contact with the group was lost before. No attempt is spent,
+    /// and the job starts again when it may.
     NotMade,
 }
 
@@ -158,7 +168,8 @@ impl Terminal {
 /// What happened outside.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Input<'a> {
-    /// The group gave us a partition, or its log has become another one. See [`start`](fleet_group::log::start).
+    /// The group gave us a partition, or its log has become another one. See
+    /// [`start`](fleet_group::log::start).
     Assigned {
         /// Which.
         partition: Partition,
@@ -166,7 +177,8 @@ pub enum Input<'a> {
         generation: u64,
         /// The log that its commits are to name.
         log: LogName,
-        /// What is known of it, from the first offset to read on; `None` where it is read from its beginning.
+        /// What is known of it, from the first offset to read on; `None` where it is read from its
+        /// beginning.
         progress: Option<Progress>,
     },
     /// A record was read. Records of a partition come in ascending order; a repeat is ignored.
@@ -182,8 +194,9 @@ pub enum Input<'a> {
     },
     /// A job has come to hold so many bytes, its record among them.
     Holds(Token, usize),
-    /// Everything of a partition's log below this offset has been delivered, as far as there is anything. The log may end in
-    /// transaction markers, or in offsets whose records were compacted or have expired.
+    /// Everything of a partition's log below this offset has been delivered, as far as there is
+    /// anything. The log may end in transaction markers, or in offsets whose records were compacted
+    /// or have expired.
     End(Partition, i64),
     /// An attempt that [`Command::Start`] began has ended.
     Finished(Token, Attempt),
@@ -202,7 +215,8 @@ pub enum Input<'a> {
         /// Whether the broker has taken it.
         ok: bool,
     },
-    /// The job is not wanted any more. One that runs is aborted; whether that was in time, its end says.
+    /// The job is not wanted any more. One that runs is aborted; whether that was in time, its end
+    /// says.
     Cancel(Token),
     /// The probe that [`Command::Probe`] asked for has ended; `true` when a server answers.
     Probed(bool),
@@ -210,8 +224,8 @@ pub enum Input<'a> {
     Draining(&'a [Partition]),
     /// These partitions were lost without notice: commit nothing, report nothing, drop everything.
     Lost(&'a [Partition]),
-    /// Contact with the group was lost, and commands were not carried out meanwhile. Starts among those that have not been
-    /// polled are decided again.
+    /// Contact with the group was lost, and commands were not carried out meanwhile. Starts among
+    /// those that have not been polled are decided again.
     ContactRegained,
     /// Nothing but the time.
     Tick,
@@ -222,12 +236,14 @@ pub enum Input<'a> {
 pub enum Command {
     /// Begin this attempt (counted from 1) and answer with [`Input::Finished`].
     Start(Token, u32),
-    /// Write the terminal record, and the dead letter where there is one (or what else the end asks for), and answer with
-    /// [`Input::Written`] or [`Input::WriteFailed`]. The number is the attempts spent.
+    /// Write the terminal record, and the dead letter where there is one (or what else the end asks
+    /// for), and answer with [`Input::Written`] or [`Input::WriteFailed`]. The number is the
+    /// attempts spent.
     Settle(Token, Terminal, u32),
     /// Cancel the call that is under way and answer with [`Input::Finished`], whatever it came to.
     Abort(Token),
-    /// Tell the world that the job will be tried again: attempts spent, and the time of the next one.
+    /// Tell the world that the job will be tried again: attempts spent, and the time of the next
+    /// one.
     Retrying(Token, u32, Timestamp),
     /// The job is no longer ours, or is settled: stop what runs of it and drop what is held of it.
     Forget(Token),
@@ -237,7 +253,8 @@ pub enum Command {
     Pause(Partition, u64),
     /// Fetch again, if the partition's assignment is still this one.
     Resume(Partition, u64),
-    /// The log begins anew below the offset that reading was to start from: records were lost. Reading goes on from there.
+    /// The log begins anew below the offset that reading was to start from: records were lost.
+    /// Reading goes on from there.
     LogReset(Partition),
     /// Find out whether a server answers, and report with [`Input::Probed`].
     Probe,
@@ -272,8 +289,9 @@ pub struct Config {
     pub commit_interval: Duration,
     /// The least time between a failed attempt and the commit that makes it durable.
     pub urgent_commit_interval: Duration,
-    /// The longest that a job waits in memory for its time. One that has to wait longer is deferred to the
-    /// delayed topic, unless others of its key have to wait for its next attempt; `None` where there is no such topic.
+    /// The longest that a job waits in memory for its time. One that has to wait longer is deferred
+    /// to the delayed topic, unless others of its key have to wait for its next attempt; `None`
+    /// where there is no such topic.
     pub max_park: Option<Duration>,
     /// The delay between attempts.
     pub retry: Backoff,
@@ -288,14 +306,15 @@ pub struct Config {
     pub(crate) fault: Option<Fault>,
 }
 
-/// A mistake that the engine, or the shell in its place, makes on purpose, so that the simulation can show that it finds
-/// it. Each is one that a consumer somewhere has shipped.
+/// A mistake that the engine, or the shell in its place, makes on purpose, so that the simulation
+/// can show that it finds it. Each is one that a consumer somewhere has shipped.
 #[cfg(test)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Fault {
     /// The committed offset is the next one to read, whatever is open below (I1).
     CommitPastGap,
-    /// A job counts as settled when its end is handed over for writing, not when that is acknowledged (I2).
+    /// A job counts as settled when its end is handed over for writing, not when that is
+    /// acknowledged (I2).
     SettleBeforeWritten,
     /// A failed write counts as done (I2).
     WriteFailureIgnored,
@@ -309,7 +328,8 @@ pub(crate) enum Fault {
     CommitAfterRevoke,
     /// What the last owner knew of offsets that have not been read again is not handed on (I4).
     KnowledgeNotHandedOn,
-    /// The next job of a key starts when the one before has finished, not when its end is written (I5).
+    /// The next job of a key starts when the one before has finished, not when its end is written
+    /// (I5).
     NextBeforeWritten,
     /// Keys are not looked at (I5).
     KeysIgnored,
@@ -345,7 +365,8 @@ pub(crate) enum Fault {
     LogIgnored,
     /// When the topic is made again, reading goes on where it was (I3).
     OldFrontierKept,
-    /// Records of a new log are taken for those that were settled at their offsets in the old one (I3).
+    /// Records of a new log are taken for those that were settled at their offsets in the old one
+    /// (I3).
     SettledInAnyLog,
     /// A hosted server that is away spends attempts (I7).
     HoldSpendsAttempts,
@@ -363,11 +384,13 @@ pub(crate) enum Fault {
     HoldIgnoresDeadline,
     /// Whoever reads events takes the newest end for a job's state, and not the first one.
     NewestEndStands,
-    /// Whoever reads events takes the newest one for a job's state, also where that stands behind its end.
+    /// Whoever reads events takes the newest one for a job's state, also where that stands behind
+    /// its end.
     NewestWordStands,
     /// An end that something stands behind is not written again.
     EndsNotRestated,
-    /// What comes to its end without being run does so before earlier jobs of its key have ended (I5).
+    /// What comes to its end without being run does so before earlier jobs of its key have ended
+    /// (I5).
     EndsOutOfTurn,
 }
 
@@ -416,7 +439,8 @@ impl Fault {
     ];
 }
 
-/// Whether this very mistake is to be made. Never outside the simulation, where the question costs nothing.
+/// Whether this very mistake is to be made. Never outside the simulation, where the question costs
+/// nothing.
 macro_rules! faulty {
     ($config:expr, $fault:ident) => {{
         #[cfg(test)]

@@ -1,12 +1,14 @@
 //! Whether a member of the consumer group can still count on being one. Pure.
 //!
-//! A member that was stopped, or cut off from its coordinator, for long enough may have lost its partitions, and hears of
-//! it late: when the coordinator answers again and the poll thread turns. Until then it must not write about its jobs, call
-//! their tools or commit, because another member may have them.
+//! A member that was stopped, or cut off from its coordinator, for long enough may have lost its
+//! partitions, and hears of it late: when the coordinator answers again and the poll thread turns.
+//! Until then it must not write about its jobs, call their tools or commit, because another member
+//! may have them.
 //!
-//! Membership is *proven* by a commit that the coordinator has accepted, since the coordinator refuses those of strangers.
-//! It *continues* while the coordinator answers at all, heartbeats for instance, without a gap: a member is only expelled
-//! after a whole session of silence, and a gap is much shorter. An answer after a gap proves nothing: it may be a refusal.
+//! Membership is *proven* by a commit that the coordinator has accepted, since the coordinator
+//! refuses those of strangers. It *continues* while the coordinator answers at all, heartbeats for
+//! instance, without a gap: a member is only expelled after a whole session of silence, and a gap
+//! is much shorter. An answer after a gap proves nothing: it may be a refusal.
 //!
 //! All times are durations since the same moment.
 
@@ -15,11 +17,11 @@ use std::time::Duration;
 /// How long silences may be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Patience {
-    /// A longer silence is a gap. A third of the session: a record that was handed to the producer before the gap is written
-    /// within the other two thirds, or never.
+    /// A longer silence is a gap. A third of the session: a record that was handed to the producer
+    /// before the gap is written within the other two thirds, or never.
     pub gap: Duration,
-    /// The coordinator may take so long to answer a request to join, while it waits for other members. It expels nobody
-    /// whom it owes such an answer.
+    /// The coordinator may take so long to answer a request to join, while it waits for other
+    /// members. It expels nobody whom it owes such an answer.
     pub join: Duration,
 }
 
@@ -44,7 +46,8 @@ pub struct Sample {
 
 /// The contact of one member with its group.
 ///
-/// Every input may come late. None may be left out, except samples: without them contact has to be proven more often.
+/// Every input may come late. None may be left out, except samples: without them contact has to be
+/// proven more often.
 #[derive(Debug)]
 pub struct Contact {
     patience: Patience,
@@ -83,7 +86,9 @@ impl Contact {
         match self.state {
             State::Vacant => false,
             State::Broken { .. } => true,
-            State::Unbroken { known } => now.saturating_sub(known) > self.patience.gap || self.is_silent(now),
+            State::Unbroken { known } => {
+                now.saturating_sub(known) > self.patience.gap || self.is_silent(now)
+            }
         }
     }
 
@@ -105,7 +110,8 @@ impl Contact {
         soon || self.is_broken(now)
     }
 
-    /// Whether the poll thread has not turned for so long that it may have missed the loss of partitions.
+    /// Whether the poll thread has not turned for so long that it may have missed the loss of
+    /// partitions.
     fn is_silent(&self, now: Duration) -> bool {
         !self.is_excused && now.saturating_sub(self.turned) > self.patience.gap
     }
@@ -124,8 +130,8 @@ impl Contact {
         self.turned = now;
     }
 
-    /// The group gave the member partitions. It was a member when it heard so, which was not before the poll thread's last
-    /// turn.
+    /// The group gave the member partitions. It was a member when it heard so, which was not before
+    /// the poll thread's last turn.
     pub fn assigned(&mut self) {
         if self.state == State::Vacant {
             self.state = State::Unbroken { known: self.turned };
@@ -158,11 +164,13 @@ impl Contact {
         }
     }
 
-    /// The coordinator has accepted a commit that was handed over at `sent`, so the member was one then, or later.
+    /// The coordinator has accepted a commit that was handed over at `sent`, so the member was one
+    /// then, or later.
     pub fn accepted(&mut self, sent: Duration) {
         self.state = match self.state {
             State::Unbroken { known } => State::Unbroken { known: known.max(sent) },
-            // It was handed over before the gap was noticed, so it may have been accepted before the gap.
+            // It was handed over before the gap was noticed, so it may have been accepted before
+            // the gap.
             State::Broken { noticed } if sent < noticed => State::Broken { noticed },
             State::Broken { .. } => State::Unbroken { known: sent },
             State::Vacant => State::Vacant,
@@ -210,7 +218,10 @@ mod tests {
         live(&mut contact, 0, 100);
         contact.turned(s(109));
         assert!(!contact.is_broken(s(110)));
-        assert!(contact.is_broken(s(111)), "nothing was received for more than a third of the session");
+        assert!(
+            contact.is_broken(s(111)),
+            "nothing was received for more than a third of the session"
+        );
     }
 
     #[test]
@@ -220,7 +231,10 @@ mod tests {
         for second in 50..60 {
             contact.turned(s(second));
             contact.sampled(received(second));
-            assert!(contact.is_broken(s(second)) && contact.wants_proof(s(second)), "second {second}");
+            assert!(
+                contact.is_broken(s(second)) && contact.wants_proof(s(second)),
+                "second {second}"
+            );
         }
         contact.accepted(s(9));
         assert!(contact.is_broken(s(60)), "that commit was handed over before the gap");
@@ -292,8 +306,8 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever is heard meanwhile: after a silence longer than a gap, only a commit handed over after it was noticed
-        /// makes contact whole again.
+        /// Whatever is heard meanwhile: after a silence longer than a gap, only a commit handed
+        /// over after it was noticed makes contact whole again.
         #[test]
         fn only_an_accepted_commit_ends_a_gap(
             inputs in prop::collection::vec((0u8..4, 0u64..10, any::<bool>()), 1..50),

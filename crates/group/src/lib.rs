@@ -1,5 +1,5 @@
-//! What a member of a consumer group knows and writes: partitions, commits and their metadata, the log that a commit is
-//! about, and whether the member is still in contact with its group.
+//! What a member of a consumer group knows and writes: partitions, commits and their metadata, the
+//! log that a commit is about, and whether the member is still in contact with its group.
 //!
 //! Pure: no IO, no clock. The engine decides with it, and the shell on librdkafka carries out.
 
@@ -10,7 +10,9 @@ pub mod log;
 mod progress;
 
 pub use contact::{Contact, Patience, Sample};
-pub use progress::{DENSE_WINDOW, MAX_ENCODED_BYTES, MAX_ESCAPES, MAX_RAW_BYTES, Progress, ProgressError};
+pub use progress::{
+    DENSE_WINDOW, MAX_ENCODED_BYTES, MAX_ESCAPES, MAX_RAW_BYTES, Progress, ProgressError,
+};
 
 /// One partition of one topic. Whoever reads keeps the table of topics.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]

@@ -1,13 +1,14 @@
 //! Which log a commit is about, and where reading starts.
 //!
-//! Kafka knows a group's offset by the *name* of its topic. A topic that is deleted and made again has the same name and
-//! other records; a mirrored topic has the same records at other offsets. So every commit names its log, by a short digest
-//! of the cluster's id and one of the topic's, and [`start`] decides what of a commit is believed.
+//! Kafka knows a group's offset by the *name* of its topic. A topic that is deleted and made again
+//! has the same name and other records; a mirrored topic has the same records at other offsets. So
+//! every commit names its log, by a short digest of the cluster's id and one of the topic's, and
+//! [`start`] decides what of a commit is believed.
 
 use crate::progress::{Progress, ProgressError};
 
-/// The name of a log: short digests of the ids of its cluster and of its topic. 0 where an id is not known, because the
-/// broker has none or could not be asked.
+/// The name of a log: short digests of the ids of its cluster and of its topic. 0 where an id is
+/// not known, because the broker has none or could not be asked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub struct LogName {
     /// Of the cluster's id.
@@ -40,7 +41,8 @@ fn differ(one: u64, other: u64) -> bool {
     one != 0 && other != 0 && one != other
 }
 
-/// FNV-1a. The digests stand in commits, so this may not change; the ids are random, so nothing more is needed.
+/// FNV-1a. The digests stand in commits, so this may not change; the ids are random, so nothing
+/// more is needed.
 fn digest(id: &str) -> u64 {
     let hash = id.bytes().fold(0xCBF2_9CE4_8422_2325_u64, |hash, byte| {
         (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01B3)
@@ -64,11 +66,13 @@ pub struct Found<'a> {
 /// Where a partition is read from, and why.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Start {
-    /// What is known of the offsets from the first one to read on; `None` to read the log from its beginning.
+    /// What is known of the offsets from the first one to read on; `None` to read the log from its
+    /// beginning.
     pub progress: Option<Progress>,
     /// Why.
     pub finding: Finding,
-    /// Offsets below the log's first record that nobody has settled: their records were deleted too early.
+    /// Offsets below the log's first record that nobody has settled: their records were deleted too
+    /// early.
     pub deleted: i64,
 }
 
@@ -79,23 +83,24 @@ pub enum Finding {
     Nothing,
     /// A worker's, about this log: all of it is believed.
     Own,
-    /// No metadata came with it: somebody has set the offset, or the broker keeps no metadata, or a worker of version 1 had
-    /// nothing to add. The offset is believed.
+    /// No metadata came with it: somebody has set the offset, or the broker keeps no metadata, or a
+    /// worker of version 1 had nothing to add. The offset is believed.
     Bare,
-    /// The metadata is about another offset of this log: somebody has moved the offset. The new one is believed.
+    /// The metadata is about another offset of this log: somebody has moved the offset. The new one
+    /// is believed.
     Moved {
         /// Where it stood.
         from: i64,
     },
     /// The metadata can't be read. The offset is believed.
     Unreadable(ProgressError),
-    /// The commit was made on another cluster and mirrored to this one: the offset was translated and is believed, the
-    /// metadata was not.
+    /// The commit was made on another cluster and mirrored to this one: the offset was translated
+    /// and is believed, the metadata was not.
     Mirrored,
     /// The commit is about an earlier topic of this name, and nothing of it is believed.
     Remade,
-    /// The offset lies beyond the end of the log: the topic was made again, or has lost records, or somebody has set an
-    /// impossible offset. Nothing of it is believed.
+    /// The offset lies beyond the end of the log: the topic was made again, or has lost records, or
+    /// somebody has set an impossible offset. Nothing of it is believed.
     BeyondEnd {
         /// The committed offset.
         committed: i64,
@@ -126,7 +131,8 @@ fn judge(found: Found<'_>, offset: i64, metadata: &str) -> Finding {
         Some(Ok((log, _))) => *log,
         _ => LogName::UNKNOWN,
     };
-    // A topic's id is unlike every other one, so it differs after mirroring too; only the cluster tells the two apart.
+    // A topic's id is unlike every other one, so it differs after mirroring too; only the cluster
+    // tells the two apart.
     let is_elsewhere = log.is_elsewhere(found.log);
     if log.is_another_topic(found.log) && !is_elsewhere {
         return Finding::Remade;
@@ -166,7 +172,8 @@ mod tests {
         let unreadable = Finding::Unreadable(ProgressError::Version(9));
         let beyond = |end| Finding::BeyondEnd { committed: 40, end };
         let table = [
-            // log,   committed,                      end, finding,                      starts at, knows more
+            // log,   committed,                      end, finding,                      starts at,
+            // knows more
             (HERE, None, 50, Finding::Nothing, None, false),
             (HERE, Some((40, own.as_str())), 50, Finding::Own, Some(40), true),
             (HERE, Some((40, own.as_str())), 40, Finding::Own, Some(40), true),
@@ -181,7 +188,8 @@ mod tests {
             (REMADE, Some((40, own.as_str())), 3, Finding::Remade, None, false),
             (REMADE, Some((40, own.as_str())), 500, Finding::Remade, None, false),
             (REMADE, Some((20, own.as_str())), 500, Finding::Remade, None, false),
-            // Mirrored: the offset is right, the metadata beside it is not, even where the numbers agree.
+            // Mirrored: the offset is right, the metadata beside it is not, even where the numbers
+            // agree.
             (MIRROR, Some((40, own.as_str())), 50, Finding::Mirrored, Some(40), false),
             (MIRROR, Some((33, own.as_str())), 50, Finding::Mirrored, Some(33), false),
             (MIRROR, Some((40, own.as_str())), 30, beyond(30), None, false),
@@ -195,7 +203,8 @@ mod tests {
             let context = format!("{log:?} {committed:?} {end}");
             assert_eq!(start.finding, finding, "{context}");
             assert_eq!(start.progress.as_ref().map(|progress| progress.base), at, "{context}");
-            let is_known = start.progress.is_some_and(|progress| progress.is_done(progress.base + 1));
+            let is_known =
+                start.progress.is_some_and(|progress| progress.is_done(progress.base + 1));
             assert_eq!(is_known, knows, "{context}");
         }
     }
@@ -213,7 +222,10 @@ mod tests {
         for (first, deleted) in [(0, 0), (40, 0), (41, 1), (42, 1), (43, 2), (50, 9)] {
             let committed = Some((40, own.as_str()));
             let start = start(Found { log: HERE, committed, first: Some(first), end: Some(60) });
-            assert_eq!(start.deleted, deleted, "of 40 and 42 and what follows, when {first} is the first");
+            assert_eq!(
+                start.deleted, deleted,
+                "of 40 and 42 and what follows, when {first} is the first"
+            );
         }
     }
 

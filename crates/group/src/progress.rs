@@ -1,15 +1,17 @@
 //! What is known beyond the committed offset, and how it fits into a commit's metadata string.
 //!
-//! Jobs settle out of order, but Kafka remembers one offset per partition. The metadata string that goes with it (4096
-//! bytes by the broker's default, `offset.metadata.max.bytes`) carries the rest: which offsets beyond the frontier are
-//! not done, and how many attempts those have spent. Losing it costs repeats, never jobs.
+//! Jobs settle out of order, but Kafka remembers one offset per partition. The metadata string that
+//! goes with it (4096 bytes by the broker's default, `offset.metadata.max.bytes`) carries the rest:
+//! which offsets beyond the frontier are not done, and how many attempts those have spent. Losing
+//! it costs repeats, never jobs.
 //!
-//! Two encodings, and the shorter one is written. *Runs*: gaps and lengths of what is not done, then the attempts, all as
-//! LEB128 numbers; small when few jobs are open. *Dense*: four bits an offset; bounded however unlucky the pattern. Both
-//! are URL-safe base64 of `version byte · mode byte · log · base · body`. The log's name (two digests of 8 bytes) ties the
-//! string to its log, the base to its offset, in case the topic is made again or a tool copies the string elsewhere. A bit
-//! of the mode byte says that the partition is stalled.
-//! Version 1 is the same without the log's name; it is read and not written any more.
+//! Two encodings, and the shorter one is written. *Runs*: gaps and lengths of what is not done,
+//! then the attempts, all as LEB128 numbers; small when few jobs are open. *Dense*: four bits an
+//! offset; bounded however unlucky the pattern. Both are URL-safe base64 of `version byte · mode
+//! byte · log · base · body`. The log's name (two digests of 8 bytes) ties the string to its log,
+//! the base to its offset, in case the topic is made again or a tool copies the string elsewhere. A
+//! bit of the mode byte says that the partition is stalled. Version 1 is the same without the log's
+//! name; it is read and not written any more.
 
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 
@@ -19,11 +21,14 @@ use crate::log::LogName;
 pub const MAX_ENCODED_BYTES: usize = 4096;
 /// What fits into that before base64.
 pub const MAX_RAW_BYTES: usize = MAX_ENCODED_BYTES / 4 * 3;
-/// The longest window that the dense encoding fits for certain, with room for [`MAX_ESCAPES`] large attempt counts.
+/// The longest window that the dense encoding fits for certain, with room for [`MAX_ESCAPES`] large
+/// attempt counts.
 pub const DENSE_WINDOW: i64 = 5_000;
-/// Attempt counts of 14 and more need extra bytes in the dense encoding; there may be so many of them.
+/// Attempt counts of 14 and more need extra bytes in the dense encoding; there may be so many of
+/// them.
 pub const MAX_ESCAPES: usize = 200;
-/// The longest window that is believed when reading; a corrupt string must not make a worker allocate without bound.
+/// The longest window that is believed when reading; a corrupt string must not make a worker
+/// allocate without bound.
 const MAX_WINDOW: i64 = 1 << 24;
 
 const VERSION: u8 = 2;
@@ -33,10 +38,12 @@ const MODE_RUNS: u8 = 0;
 const MODE_DENSE: u8 = 1;
 /// The bit of the mode byte that stands for [`Progress::is_stalled`].
 const STALLED: u8 = 0x80;
-/// The dense symbol for "attempts stand in the list behind"; 0 is "done", n is "not done, n - 1 attempts".
+/// The dense symbol for "attempts stand in the list behind"; 0 is "done", n is "not done, n - 1
+/// attempts".
 const ESCAPE: u8 = 15;
 
-/// Why a metadata string could not be read. Whoever meets it goes on without, at the price of repeats.
+/// Why a metadata string could not be read. Whoever meets it goes on without, at the price of
+/// repeats.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ProgressError {
     /// Not URL-safe base64.
@@ -53,19 +60,22 @@ pub enum ProgressError {
     Corrupt,
 }
 
-/// What is known of the offsets from `base` (the committed one) up to `end`; everything from `end` on is new.
+/// What is known of the offsets from `base` (the committed one) up to `end`; everything from `end`
+/// on is new.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Progress {
     /// The committed offset.
     pub base: i64,
     /// One past the last offset that anything is known of.
     pub end: i64,
-    /// What is not done, as `(first, one past the last)`, ascending and apart. Everything else below `end` is done.
+    /// What is not done, as `(first, one past the last)`, ascending and apart. Everything else
+    /// below `end` is done.
     pub open: Vec<(i64, i64)>,
     /// Attempts spent, for open offsets that have spent any, ascending.
     pub attempts: Vec<(i64, u32)>,
-    /// The partition is paused until something that is unavailable is back: the jobs that wait for it, and those behind them
-    /// in their keys, fill its share of memory. News for people; no worker needs it.
+    /// The partition is paused until something that is unavailable is back: the jobs that wait for
+    /// it, and those behind them in their keys, fill its share of memory. News for people; no
+    /// worker needs it.
     pub is_stalled: bool,
 }
 
@@ -86,7 +96,8 @@ impl Progress {
 
     /// How many offsets below `offset` are not done.
     pub(crate) fn open_below(&self, offset: i64) -> i64 {
-        let runs = self.open.iter().map(|(first, end)| (*end).min(offset).saturating_sub(*first).max(0));
+        let runs =
+            self.open.iter().map(|(first, end)| (*end).min(offset).saturating_sub(*first).max(0));
         runs.sum::<i64>() + offset.saturating_sub(self.end).max(0)
     }
 
@@ -95,8 +106,8 @@ impl Progress {
         self.attempts.binary_search_by_key(&offset, |(at, _)| *at).map_or(0, |i| self.attempts[i].1)
     }
 
-    /// The metadata string for a commit about `log`; `None` when it can't be said in [`MAX_ENCODED_BYTES`]. The caller
-    /// keeps windows small enough for that not to happen.
+    /// The metadata string for a commit about `log`; `None` when it can't be said in
+    /// [`MAX_ENCODED_BYTES`]. The caller keeps windows small enough for that not to happen.
     pub fn encode(&self, log: LogName) -> Option<String> {
         let is_bare = self.open == [(self.base, self.end)] && self.attempts.is_empty();
         if is_bare {
@@ -156,7 +167,8 @@ impl Progress {
         }
         let mut bytes = self.header(log, MODE_DENSE);
         put(&mut bytes, length as u64);
-        bytes.extend(symbols.chunks(2).map(|pair| pair[0] << 4 | pair.get(1).copied().unwrap_or(0)));
+        bytes
+            .extend(symbols.chunks(2).map(|pair| pair[0] << 4 | pair.get(1).copied().unwrap_or(0)));
         for attempts in escaped {
             put(&mut bytes, u64::from(attempts));
         }

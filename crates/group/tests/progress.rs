@@ -1,4 +1,5 @@
-//! The commit metadata: what is written is read back, it always fits, and no string breaks the reader.
+//! The commit metadata: what is written is read back, it always fits, and no string breaks the
+//! reader.
 
 use fleet_group::{MAX_ENCODED_BYTES, Progress, ProgressError, log::LogName};
 use proptest::{collection::vec, prelude::*};
@@ -45,15 +46,16 @@ fn a_version_from_the_future_is_named() {
     assert_eq!(Progress::decode(0, "!"), Err(ProgressError::Base64));
 }
 
-/// The bytes as workers of a group write them for each other while a rollout lasts. They may not change under their
-/// number: another form is another version (docs/upgrading.md).
+/// The bytes as workers of a group write them for each other while a rollout lasts. They may not
+/// change under their number: another form is another version (docs/upgrading.md).
 #[test]
 fn the_bytes_of_a_version_stay_as_they_are() {
     let alternating: Vec<u32> = [1, 0, 2].into_iter().cycle().take(3_000).collect();
     let read = |base: i64, symbols: &[u32], log: LogName, text: &str| {
         assert_eq!(Progress::read(text), Ok((log, progress(base, symbols))), "{text}");
     };
-    // Version 1 is only read. Runs: offset 100, two runs of open offsets, one of them with an attempt spent.
+    // Version 1 is only read. Runs: offset 100, two runs of open offsets, one of them with an
+    // attempt spent.
     read(100, &[1, 0, 2, 0], LogName::UNKNOWN, "AQBkAgABAQEBAQIB");
     read(1 << 40, &[1, 1, 0, 0, 0, 3], LogName::UNKNOWN, "AQCAgICAgCACAAIDAQABBQI");
     // Dense: where runs would not fit.

@@ -1,9 +1,10 @@
 //! MCP Apps: the `ui://` pages of several servers under one roof.
 //!
-//! A page that a tool names runs scripts on behalf of its server, so two servers with one URI must never get each other's
-//! page. Every `ui://` URI of a hosted server is therefore offered as `ui://mcp-fleet/<server>/<URI there>`: in lists, in
-//! `_meta`, in links and embedded resources, and in structured content. What a client sends to a server gets the server's
-//! own URIs back. Text is left as it is.
+//! A page that a tool names runs scripts on behalf of its server, so two servers with one URI must
+//! never get each other's page. Every `ui://` URI of a hosted server is therefore offered as
+//! `ui://mcp-fleet/<server>/<URI there>`: in lists, in `_meta`, in links and embedded resources,
+//! and in structured content. What a client sends to a server gets the server's own URIs back. Text
+//! is left as it is.
 //!
 //! The same pass takes out of `_meta` what only mcp-fleet may say.
 
@@ -30,14 +31,15 @@ pub(super) fn offered(server: &str, uri: &str) -> String {
     format!("{OFFERED}{server}/{uri}")
 }
 
-/// The URI that a page, which is offered under `uri`, has at its server, if it is a page of this server.
+/// The URI that a page, which is offered under `uri`, has at its server, if it is a page of this
+/// server.
 fn own<'a>(server: &str, uri: &'a str) -> Option<&'a str> {
     let (owner, own) = uri.strip_prefix(OFFERED)?.split_once('/')?;
     (owner == server && is_page(own)).then_some(own)
 }
 
-/// Offers the pages that `_meta` names, at whatever depth, and removes keys of mcp-fleet. A server may say that a failure
-/// is final, and nothing else in our name.
+/// Offers the pages that `_meta` names, at whatever depth, and removes keys of mcp-fleet. A server
+/// may say that a failure is final, and nothing else in our name.
 pub fn offer_in_meta(server: &str, meta: &mut Option<MetaObject>) {
     let Some(known) = meta else { return };
     let before = known.len();
@@ -116,7 +118,8 @@ fn offer_in_contents(server: &str, contents: &mut ResourceContents) {
     offer_in_meta(server, meta);
 }
 
-/// Offers the pages in JSON whose shape is not known here: an extension's answer, or content of an unknown kind.
+/// Offers the pages in JSON whose shape is not known here: an extension's answer, or content of an
+/// unknown kind.
 pub fn offer_in_answer(server: &str, answer: &mut Value) {
     offer_in_value(server, answer);
     clean_in_value(answer);
@@ -164,7 +167,8 @@ pub fn restore_in_object(server: &str, object: &mut JsonObject) {
     object.values_mut().for_each(|value| restore_in_value(server, value));
 }
 
-/// Shows every text in JSON, but not the keys of objects. As deep as JSON that was read can be nested.
+/// Shows every text in JSON, but not the keys of objects. As deep as JSON that was read can be
+/// nested.
 fn each_text(value: &mut Value, change: &mut impl FnMut(&mut String)) {
     match value {
         Value::String(text) => change(text),
@@ -222,7 +226,10 @@ mod tests {
         let of_b = "ui://mcp-fleet/b/ui://widget/x.html";
         let mut arguments = json!({"page": OF_A, "pages": [of_b], "text": format!("see {OF_A}")});
         restore_in_value("a", &mut arguments);
-        assert_eq!(arguments, json!({"page": PAGE, "pages": [of_b], "text": format!("see {OF_A}")}));
+        assert_eq!(
+            arguments,
+            json!({"page": PAGE, "pages": [of_b], "text": format!("see {OF_A}")})
+        );
     }
 
     #[test]
@@ -237,7 +244,8 @@ mod tests {
         check(json!({"io.mcp-fleet/unavailable": []}), Value::Null);
         check(json!({}), json!({}));
 
-        let mut unknown = json!([{"type": "video", "_meta": {"io.mcp-fleet/repeated": true, "own": 1}}]);
+        let mut unknown =
+            json!([{"type": "video", "_meta": {"io.mcp-fleet/repeated": true, "own": 1}}]);
         offer_in_answer("a", &mut unknown);
         assert_eq!(unknown, json!([{"type": "video", "_meta": {"own": 1}}]));
     }

@@ -42,7 +42,8 @@ impl Attempt {
         self.lock().waits_for = Some(what);
     }
 
-    /// How long a list may take that the server can do without: a small part of the limit, and never all that is left.
+    /// How long a list may take that the server can do without: a small part of the limit, and
+    /// never all that is left.
     pub(super) fn patience_with_options(&self) -> Duration {
         let left = self.limit.saturating_sub(self.since.elapsed());
         (self.limit / 6).min(left / 2)
@@ -63,7 +64,8 @@ impl Attempt {
         self.lock().stderr.as_ref().map(|stderr| stderr.text(max))
     }
 
-    /// How far it has come: what is waited for, and the last line that the child wrote on its standard error.
+    /// How far it has come: what is waited for, and the last line that the child wrote on its
+    /// standard error.
     pub fn describe(&self) -> String {
         let awaited = self.awaited().unwrap_or("its start");
         let tail = self.stderr(LOOKED_AT).unwrap_or_default();

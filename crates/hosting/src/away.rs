@@ -39,9 +39,11 @@ impl AwayReason {
 
 impl Away {
     /// The server can't be reached.
-    pub(crate) const UNAVAILABLE: Self = Self { reason: AwayReason::Unavailable, retry_after: None };
+    pub(crate) const UNAVAILABLE: Self =
+        Self { reason: AwayReason::Unavailable, retry_after: None };
     /// The server refuses our credentials.
-    pub(crate) const UNAUTHORIZED: Self = Self { reason: AwayReason::Unauthorized, retry_after: None };
+    pub(crate) const UNAUTHORIZED: Self =
+        Self { reason: AwayReason::Unauthorized, retry_after: None };
 
     /// What an HTTP status says, if it says that the request was not taken.
     pub(crate) fn of_status(status: u16, retry_after: Option<Duration>) -> Option<Self> {

@@ -1,24 +1,26 @@
 //! Leaving a server alone that does not answer.
 //!
-//! Only the transport counts: connections that are refused or lost, and silence. A server that answers with an error is
-//! there and works, however many of its answers are errors. After some failures in a row the breaker opens and calls
-//! fail at once, which is kinder to the callers than the same failure after a timeout, and to the server too. After a
-//! while, longer each time, one call is let through to find out. Pure: time and chance are passed in.
+//! Only the transport counts: connections that are refused or lost, and silence. A server that
+//! answers with an error is there and works, however many of its answers are errors. After some
+//! failures in a row the breaker opens and calls fail at once, which is kinder to the callers than
+//! the same failure after a timeout, and to the server too. After a while, longer each time, one
+//! call is let through to find out. Pure: time and chance are passed in.
 
 use std::time::{Duration, Instant};
 
 use fleet_policy::limits::BreakerLimits;
 use fleet_retry::Backoff;
 
-/// A probe that has not failed for so long does not keep others from trying: refused connections fail at once, and
-/// work takes its time.
+/// A probe that has not failed for so long does not keep others from trying: refused connections
+/// fail at once, and work takes its time.
 const TRIAL: Duration = Duration::from_secs(1);
 
 /// The breaker of one server.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Breaker {
     state: State,
-    /// Counts the changes of state. What a call that was let through before the last change found out is old news.
+    /// Counts the changes of state. What a call that was let through before the last change found
+    /// out is old news.
     generation: u64,
 }
 
@@ -98,14 +100,17 @@ impl Breaker {
         match self.state {
             State::Closed { .. } => {}
             State::Open { round, .. } => self.enter(State::Probing { round, next: now + TRIAL }),
-            // The generation stays: the probe before may still be the one that finds the server alive.
-            State::Probing { round, .. } => self.state = State::Probing { round, next: now + TRIAL },
+            // The generation stays: the probe before may still be the one that finds the server
+            // alive.
+            State::Probing { round, .. } => {
+                self.state = State::Probing { round, next: now + TRIAL }
+            }
         }
         Ok(Pass { generation: self.generation })
     }
 
-    /// Takes in what a call found out. `chance` is from 0 to 1 and spreads the ends of waits, so that not all replicas
-    /// ask at once.
+    /// Takes in what a call found out. `chance` is from 0 to 1 and spreads the ends of waits, so
+    /// that not all replicas ask at once.
     pub(super) fn settle(
         &mut self,
         pass: Pass,
@@ -196,7 +201,9 @@ mod tests {
     fn failures_in_a_row_open_it_longer_and_longer() {
         let mut breaker = Breaker::default();
         let mut now = Instant::now();
-        for finding in [Finding::Away, Finding::Away, Finding::Alive, Finding::Away, Finding::Nothing] {
+        for finding in
+            [Finding::Away, Finding::Away, Finding::Alive, Finding::Away, Finding::Nothing]
+        {
             assert_eq!(call(&mut breaker, finding, now), None);
         }
         assert_eq!(breaker.standing(now), Standing::Closed(1));
@@ -272,7 +279,8 @@ mod tests {
                 }
                 prop_assert!(breaker.wait(now).is_none_or(|wait| wait <= LIMITS.longest_wait));
             }
-            // Whatever happened: once the wait is over a call goes, and its success closes the breaker.
+            // Whatever happened: once the wait is over a call goes, and its success closes the
+            // breaker.
             now += breaker.wait(now).unwrap_or_default();
             let pass = breaker.admit(now).expect("the wait is over");
             breaker.settle(pass, Finding::Alive, &LIMITS, now, 0.5);

@@ -1,7 +1,8 @@
 //! The calls of one hosted server: how many at once, whether any at all, and how many there are.
 //!
-//! A call asks here before it asks for the connection. It is turned away at once while the breaker is open, waits for
-//! slots where the policy gives only so many, and says at its end what it found out about the server.
+//! A call asks here before it asks for the connection. It is turned away at once while the breaker
+//! is open, waits for slots where the policy gives only so many, and says at its end what it found
+//! out about the server.
 
 use std::{
     collections::BTreeMap,
@@ -120,8 +121,8 @@ impl TurnedAway {
 impl Calls {
     /// A call of a tool begins, perhaps after a wait.
     ///
-    /// Asked for before the connection is: whoever wants to end a server for want of calls looks at their number under
-    /// the same lock under which it takes the connection away.
+    /// Asked for before the connection is: whoever wants to end a server for want of calls looks at
+    /// their number under the same lock under which it takes the connection away.
     ///
     /// # Errors
     ///
@@ -138,7 +139,11 @@ impl Calls {
         begun
     }
 
-    async fn try_begin(self: &Arc<Self>, tool: &str, limits: &CallLimits) -> Result<Ticket, TurnedAway> {
+    async fn try_begin(
+        self: &Arc<Self>,
+        tool: &str,
+        limits: &CallLimits,
+    ) -> Result<Ticket, TurnedAway> {
         // Nobody should queue for a server that is left alone.
         {
             let state = self.lock();
@@ -146,7 +151,8 @@ impl Calls {
                 return Err(state.turned_away(retry_after));
             }
         }
-        // The tool's slot first: whoever waits for that should not hold one of the server's meanwhile.
+        // The tool's slot first: whoever waits for that should not hold one of the server's
+        // meanwhile.
         let tool_slots = limits.tool_concurrency.map(|size| self.lock().slots_of(tool, size));
         let tool_slot = take(tool_slots, "this tool", limits).await?;
         let server_slots = limits.server.max_concurrency.map(|size| self.lock().slots(size));
@@ -261,8 +267,8 @@ impl State {
     }
 }
 
-/// The slots, new ones where a new policy has another number. Calls under way keep those that they have, so that there may
-/// be more for a while than the new policy says.
+/// The slots, new ones where a new policy has another number. Calls under way keep those that they
+/// have, so that there may be more for a while than the new policy says.
 fn resized(slots: &mut Arc<Slots>, size: NonZeroUsize) -> Arc<Slots> {
     if slots.size() != size.get() {
         *slots = Arc::new(Slots::new(size.get()));
@@ -297,8 +303,9 @@ impl Ticket {
         state.last_away = away;
     }
 
-    /// The call took longer than it may. That is the server's failure only where it gave no sign of life meanwhile, to
-    /// this call or to another one; otherwise the tool is slow, and the server is there.
+    /// The call took longer than it may. That is the server's failure only where it gave no sign of
+    /// life meanwhile, to this call or to another one; otherwise the tool is slow, and the server
+    /// is there.
     pub(crate) fn timed_out(mut self, heard_of: bool, what: &str) {
         let mut state = self.calls.lock();
         let others = state.last_answer.is_some_and(|at| at >= self.begun);
@@ -390,7 +397,9 @@ mod tests {
         assert_eq!((busy.reason(), busy.label()), ("server-busy", "queue-full"));
         assert!(busy.to_string().contains("1 calls of this tool"), "{busy}");
         let second = calls.begin("other", &limits).await.unwrap();
-        assert!(calls.begin("third", &limits).await.unwrap_err().to_string().contains("this server"));
+        assert!(
+            calls.begin("third", &limits).await.unwrap_err().to_string().contains("this server")
+        );
         assert_eq!(calls.in_flight(), 2);
         drop((first, second));
         calls.begin("t", &one).await.unwrap().answered();

@@ -1,4 +1,5 @@
-//! What a hosted server offers: its tools, prompts, resources and templates of resources, all pages of them.
+//! What a hosted server offers: its tools, prompts, resources and templates of resources, all pages
+//! of them.
 
 use std::{
     collections::{BTreeMap, HashSet},
@@ -10,8 +11,8 @@ use fleet_ops::errors::chain;
 use rmcp::{
     RoleClient,
     model::{
-        ErrorCode, PaginatedRequestParams, Prompt, Resource, ResourceTemplate, ServerPeerInfo, ServerResult,
-        Tool,
+        ErrorCode, PaginatedRequestParams, Prompt, Resource, ResourceTemplate, ServerPeerInfo,
+        ServerResult, Tool,
     },
     service::{Peer, PeerRequestOptions, ServiceError},
 };
@@ -24,8 +25,9 @@ use super::{
     listed::{HiddenTool, Listed, MAX_ITEMS, Page},
 };
 
-/// How many bytes a list may take as JSON, all pages together. It is kept for as long as the server is hosted, and is part
-/// of every answer to the front end's list, which is one page. Real servers need some tens of kilobytes.
+/// How many bytes a list may take as JSON, all pages together. It is kept for as long as the server
+/// is hosted, and is part of every answer to the front end's list, which is one page. Real servers
+/// need some tens of kilobytes.
 const MAX_BYTES: usize = 4 * 1024 * 1024;
 /// How long a list that a running server can do without may take to be read anew.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -56,12 +58,14 @@ impl Catalog {
             && self.templates.is_empty()
     }
 
-    /// Asks a server for all that it says it has, within the limit of `attempt`, which learns what is waited for.
+    /// Asks a server for all that it says it has, within the limit of `attempt`, which learns what
+    /// is waited for.
     ///
     /// # Errors
     ///
-    /// If the tools can't be read. Other lists that can't be read, or are not answered in time, are left empty with a
-    /// warning: a server that can be called is worth more than one that is refused.
+    /// If the tools can't be read. Other lists that can't be read, or are not answered in time, are
+    /// left empty with a warning: a server that can be called is worth more than one that is
+    /// refused.
     pub(super) async fn read(
         server: &str,
         peer: &Peer<RoleClient>,
@@ -72,7 +76,9 @@ impl Catalog {
         attempt.waits_for(Tool::AWAITED);
         catalog.read_tools(server, peer, info).await?;
         attempt.waits_for("its lists of prompts and resources");
-        catalog.read_optional(server, peer, info, Lists::ALL, attempt.patience_with_options()).await;
+        catalog
+            .read_optional(server, peer, info, Lists::ALL, attempt.patience_with_options())
+            .await;
         Ok(catalog)
     }
 
@@ -108,7 +114,8 @@ impl Catalog {
         Ok(())
     }
 
-    /// Reads prompts and resources side by side, so that a list that is not answered delays none that is.
+    /// Reads prompts and resources side by side, so that a list that is not answered delays none
+    /// that is.
     async fn read_optional(
         &mut self,
         server: &str,
@@ -157,7 +164,11 @@ async fn optional<T: Listed>(
     read_list(server, peer, Some(patience))
         .await
         .inspect_err(|error| {
-            tracing::warn!(server, error, "a list of a hosted server can't be read; it stays as it was");
+            tracing::warn!(
+                server,
+                error,
+                "a list of a hosted server can't be read; it stays as it was"
+            );
         })
         .ok()
 }
@@ -204,7 +215,12 @@ async fn read_list<T: Listed>(
 
         let page = Page::read(raw(result)).map_err(|problem| format!("{method}: {problem}"))?;
         for remark in &page.remarks {
-            tracing::warn!(server, method, remark, "a list of a hosted server has something odd in it");
+            tracing::warn!(
+                server,
+                method,
+                remark,
+                "a list of a hosted server has something odd in it"
+            );
         }
         match list.add(page).map_err(|problem| format!("{method}: {problem}"))? {
             Next::Page => {}
@@ -318,7 +334,8 @@ mod tests {
 
     use super::*;
 
-    /// What comes after each of these pages of tools, until the list ends, and the names of the tools.
+    /// What comes after each of these pages of tools, until the list ends, and the names of the
+    /// tools.
     fn read(pages: &[Value]) -> (Vec<Next>, Vec<String>) {
         let mut list = Pages::<Tool>::default();
         let mut after = Vec::new();
@@ -339,7 +356,10 @@ mod tests {
     fn a_list_ends_when_it_goes_in_a_circle() {
         let check = |pages: &[Value], last: Next, names: &[&str]| {
             let (after, found) = read(pages);
-            assert_eq!((after.last(), found), (Some(&last), names.iter().map(ToString::to_string).collect()));
+            assert_eq!(
+                (after.last(), found),
+                (Some(&last), names.iter().map(ToString::to_string).collect())
+            );
             assert!(after[..after.len() - 1].iter().all(|next| *next == Next::Page), "{after:?}");
         };
         let same = page(&["a", "b"], json!("8"));

@@ -1,4 +1,5 @@
-//! News of changes: what a hosted server says has changed, until somebody looks, and what clients are told.
+//! News of changes: what a hosted server says has changed, until somebody looks, and what clients
+//! are told.
 
 use std::{collections::BTreeSet, sync::Arc, time::Instant};
 
@@ -7,8 +8,8 @@ use tokio::sync::{Notify, watch};
 
 use super::notices::{Dropped, Intake, Notice};
 
-/// How many changed resources of one server are kept until somebody looks. Whoever changes more of them meanwhile has some
-/// of the news dropped; a subscriber that missed one hears of the next.
+/// How many changed resources of one server are kept until somebody looks. Whoever changes more of
+/// them meanwhile has some of the news dropped; a subscriber that missed one hears of the next.
 const MAX_UPDATED: usize = 1000;
 
 /// Which lists of a server are meant.
@@ -48,7 +49,8 @@ pub enum Change {
     },
 }
 
-/// What one server has said has changed. Clones share it. However often a server repeats itself, it is one piece of news.
+/// What one server has said has changed. Clones share it. However often a server repeats itself, it
+/// is one piece of news.
 #[derive(Debug, Clone, Default)]
 pub struct News {
     shared: Arc<Shared>,
@@ -105,8 +107,8 @@ impl News {
         }
     }
 
-    /// The server has forgotten our session, and there is a new one. It may offer something else by now, and knows of no
-    /// subscription.
+    /// The server has forgotten our session, and there is a new one. It may offer something else by
+    /// now, and knows of no subscription.
     pub(super) fn renewed(&self) {
         self.shared.renewals.send_modify(|renewals| *renewals += 1);
         self.lists(|lists| *lists = Lists::ALL);

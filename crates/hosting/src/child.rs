@@ -1,8 +1,9 @@
-//! Child processes: each in a process group of its own, in a clean environment, reaped, and killed as a group.
+//! Child processes: each in a process group of its own, in a clean environment, reaped, and killed
+//! as a group.
 //!
-//! A server is often a launcher (`npx`, `uv run`) with the real one below it. Killing only what was started would
-//! leave the rest behind, so signals go to the whole group, and whatever is left of it when its leader is gone is
-//! killed too.
+//! A server is often a launcher (`npx`, `uv run`) with the real one below it. Killing only what was
+//! started would leave the rest behind, so signals go to the whole group, and whatever is left of
+//! it when its leader is gone is killed too.
 
 use std::{
     io,
@@ -26,10 +27,12 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use super::{launch::ChildSpec, stderr::StderrTail, stdout::StdoutWatch};
 use crate::metrics;
 
-/// How long a child may take to leave by itself once its standard input is closed, and again after SIGTERM.
+/// How long a child may take to leave by itself once its standard input is closed, and again after
+/// SIGTERM.
 const GRACE: Duration = Duration::from_millis(1500);
 
-/// A child that was started. The process is watched by a task of its own; dropping this does not stop it.
+/// A child that was started. The process is watched by a task of its own; dropping this does not
+/// stop it.
 #[derive(Debug, Clone)]
 pub struct ChildProcess {
     /// Its process id, which is its group's too.
@@ -72,7 +75,8 @@ pub(crate) fn spawn(
     let mut child = command.spawn()?;
     let gone = || io::Error::other("the child was gone at once");
     let pid = child.id().ok_or_else(gone)?;
-    let (stdin, stdout) = (child.stdin.take().ok_or_else(gone)?, child.stdout.take().ok_or_else(gone)?);
+    let (stdin, stdout) =
+        (child.stdin.take().ok_or_else(gone)?, child.stdout.take().ok_or_else(gone)?);
     let stderr = StderrTail::hiding(spec.secrets.clone());
     let mut drained = None;
     if let Some(stream) = child.stderr.take() {
@@ -87,7 +91,8 @@ pub(crate) fn spawn(
         let status = supervise(child, pid, stop).await;
         drop(counted);
         if let Some(drained) = drained {
-            // The last words matter most. Somebody outside of the group may hold the pipe, so not for ever.
+            // The last words matter most. Somebody outside of the group may hold the pipe, so not
+            // for ever.
             _ = tokio::time::timeout(GRACE, drained).await;
         }
         // Nobody needs to be listening any more.
@@ -97,8 +102,8 @@ pub(crate) fn spawn(
 }
 
 impl ChildProcess {
-    /// Ends the child, by force where it does not leave by itself, and waits until it is reaped. Its standard input
-    /// should be closed by now.
+    /// Ends the child, by force where it does not leave by itself, and waits until it is reaped.
+    /// Its standard input should be closed by now.
     pub async fn stop(&self) {
         self.stop.cancel();
         self.exited().await;
@@ -119,7 +124,8 @@ impl ChildProcess {
     }
 }
 
-/// Waits for the child's end or for the wish to end it; either way nothing of its group is left afterwards.
+/// Waits for the child's end or for the wish to end it; either way nothing of its group is left
+/// afterwards.
 async fn supervise(mut child: Child, pid: u32, stop: CancellationToken) -> String {
     let status = tokio::select! {
         status = child.wait() => status,
@@ -149,7 +155,9 @@ fn signal_group(pid: u32, signal: Signal) {
     match killpg(Pid::from_raw(group), signal) {
         // There is nobody left, which is what was wanted.
         Ok(()) | Err(Errno::ESRCH) => {}
-        Err(error) => tracing::warn!(pid, %signal, %error, "a process group could not be signalled"),
+        Err(error) => {
+            tracing::warn!(pid, %signal, %error, "a process group could not be signalled")
+        }
     }
 }
 

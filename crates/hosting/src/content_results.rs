@@ -1,9 +1,9 @@
-//! Prompts and contents of resources that hosted servers send, read so that an item which is not understood costs nothing
-//! else ([`crate::kept_items`]).
+//! Prompts and contents of resources that hosted servers send, read so that an item which is not
+//! understood costs nothing else ([`crate::kept_items`]).
 
 use rmcp::model::{
-    GetPromptResponse, GetPromptResult, InputRequiredResult, MetaObject, PromptMessage, ReadResourceResponse,
-    ReadResourceResult, ResourceContents, ServerResult,
+    GetPromptResponse, GetPromptResult, InputRequiredResult, MetaObject, PromptMessage,
+    ReadResourceResponse, ReadResourceResult, ResourceContents, ServerResult,
 };
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::{Map, Value};
@@ -27,7 +27,9 @@ pub(crate) fn read_prompt(result: ServerResult) -> Result<GetPromptResponse, Str
             disown(&mut result.meta);
             return Ok(GetPromptResponse::Complete(result));
         }
-        ServerResult::InputRequiredResult(result) => return Ok(GetPromptResponse::InputRequired(result)),
+        ServerResult::InputRequiredResult(result) => {
+            return Ok(GetPromptResponse::InputRequired(result));
+        }
         _ => {}
     }
 
@@ -53,13 +55,17 @@ pub(crate) fn read_resource(result: ServerResult) -> Result<ReadResourceResponse
             disown(&mut result.meta);
             return Ok(ReadResourceResponse::Complete(result));
         }
-        ServerResult::InputRequiredResult(result) => return Ok(ReadResourceResponse::InputRequired(result)),
+        ServerResult::InputRequiredResult(result) => {
+            return Ok(ReadResourceResponse::InputRequired(result));
+        }
         _ => {}
     }
 
     let mut result = raw(result);
     // They are hints for caches.
-    for (hint, is_one) in [("ttlMs", Value::is_u64 as fn(&Value) -> bool), ("cacheScope", Value::is_string)] {
+    for (hint, is_one) in
+        [("ttlMs", Value::is_u64 as fn(&Value) -> bool), ("cacheScope", Value::is_string)]
+    {
         if result.get(hint).is_some_and(|value| !is_one(value)) {
             result.remove(hint);
         }
@@ -86,7 +92,9 @@ fn read<T: DeserializeOwned, I: DeserializeOwned + Serialize>(
         Value::Null => {}
         Value::String(kind) if kind == "complete" => {}
         Value::String(kind) if kind == "input_required" => {
-            return serde_json::from_value(result.into()).map(Read::InputRequired).map_err(explained);
+            return serde_json::from_value(result.into())
+                .map(Read::InputRequired)
+                .map_err(explained);
         }
         other => return Err(format!("its resultType {other} is not known: {shown}")),
     }
@@ -149,26 +157,32 @@ mod tests {
             Value::Null,
         ] {
             let messages = json!([odd, fine, odd]);
-            let found = prompt(json!({"messages": messages, "description": 42, "_meta": {"a": 1}})).unwrap();
+            let found = prompt(json!({"messages": messages, "description": 42, "_meta": {"a": 1}}))
+                .unwrap();
             assert_eq!((&found["messages"], &found["_meta"]), (&messages, &json!({"a": 1})));
         }
 
         let fine = json!({"uri": "x://1", "text": "fine"});
         for odd in [json!({"uri": "x://2", "stream": "y"}), json!({"text": "no URI"}), json!("x")] {
             let contents = json!([fine, odd, fine]);
-            let found = resource(json!({"resultType": "complete", "contents": contents, "ttlMs": "1h"}));
+            let found =
+                resource(json!({"resultType": "complete", "contents": contents, "ttlMs": "1h"}));
             assert_eq!(found.unwrap()["contents"], contents);
         }
     }
 
     #[test]
     fn what_is_not_the_result_is_quoted() {
-        for result in
-            [json!({"x": 1}), json!({"messages": {}}), json!({"resultType": "novel", "messages": []})]
-        {
+        for result in [
+            json!({"x": 1}),
+            json!({"messages": {}}),
+            json!({"resultType": "novel", "messages": []}),
+        ] {
             let problem = prompt(result.clone()).unwrap_err();
             assert!(problem.contains(&result.to_string()), "{problem}");
         }
-        assert!(resource(json!({"messages": []})).unwrap_err().contains("its contents is not a list"));
+        assert!(
+            resource(json!({"messages": []})).unwrap_err().contains("its contents is not a list")
+        );
     }
 }

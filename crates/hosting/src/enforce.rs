@@ -1,8 +1,9 @@
 //! A new policy, applied to what is hosted already.
 //!
-//! What it allows goes on undisturbed. What it does not allow gets no more calls from that moment, and is ended once
-//! the calls under way are done, or the policy's `drain_timeout_ms` is over. It stays in sight as `refused`, with the rule, and
-//! may be called again when a later policy allows it again.
+//! What it allows goes on undisturbed. What it does not allow gets no more calls from that moment,
+//! and is ended once the calls under way are done, or the policy's `drain_timeout_ms` is over. It
+//! stays in sight as `refused`, with the rule, and may be called again when a later policy allows
+//! it again.
 
 use std::sync::Arc;
 
@@ -24,7 +25,8 @@ impl Fleet {
         self.policy.replace(policy);
         let all: Vec<Arc<Hosted>> = self.servers().values().cloned().collect();
         join_all(all.iter().map(|hosted| async move {
-            // Whoever starts it right now is waited for, since they may have asked the policy before.
+            // Whoever starts it right now is waited for, since they may have asked the policy
+            // before.
             let _gate = hosted.gate.lock().await;
             self.enforce(hosted).await;
         }))
@@ -33,7 +35,9 @@ impl Fleet {
 
     /// Refuses or allows one server as the policy now says. The gate is held.
     pub(super) async fn enforce(self: &Arc<Self>, hosted: &Arc<Hosted>) {
-        let Some(entry) = hosted.state().launch.as_ref().map(|launch| launch.entry.clone()) else { return };
+        let Some(entry) = hosted.state().launch.as_ref().map(|launch| launch.entry.clone()) else {
+            return;
+        };
         let policy = self.policy();
         match refusal(&entry, &policy).await {
             Some(reason) => self.refuse(hosted, &reason, &policy),
@@ -73,15 +77,17 @@ async fn drain(hosted: Arc<Hosted>, upstream: Arc<Upstream>, limit: std::time::D
     hosted.state_mut().drained(&upstream);
 }
 
-/// Why a policy does not allow a configuration, where it does not. Other reasons why it may not start, such as a file
-/// that is gone, are none to end what runs.
+/// Why a policy does not allow a configuration, where it does not. Other reasons why it may not
+/// start, such as a file that is gone, are none to end what runs.
 async fn refusal(entry: &ServerEntry, policy: &Policy) -> Option<String> {
     match launch::resolve(entry, policy).await {
         Ok(LaunchSpec::Child(_)) => None,
         Ok(LaunchSpec::Url(spec) | LaunchSpec::Remote(spec) | LaunchSpec::Sse(spec)) => {
             // What can't be resolved can't be reached, which is not for policy to say.
             let found = fleet_egress::lookup(&spec.url).await.ok()?;
-            fleet_egress::allowed(&spec.url, policy, &found).err().map(|refusal| refusal.to_string())
+            fleet_egress::allowed(&spec.url, policy, &found)
+                .err()
+                .map(|refusal| refusal.to_string())
         }
         Err(error) => error.is_refusal().then(|| chain(&error)),
     }

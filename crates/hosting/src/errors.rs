@@ -39,8 +39,8 @@ impl InitError {
         }
     }
 
-    /// Whether all that is wrong is that something can't be reached now: a remote server, or this one, which is on its way
-    /// out.
+    /// Whether all that is wrong is that something can't be reached now: a remote server, or this
+    /// one, which is on its way out.
     pub fn is_unreachable(&self) -> bool {
         match self {
             Self::Connect(error) => error.unreachable,

@@ -1,7 +1,8 @@
-//! What hosted servers declare beside the protocol's core, and which of them a request of an extension is for.
+//! What hosted servers declare beside the protocol's core, and which of them a request of an
+//! extension is for.
 //!
-//! The front end passes on what one server declares. What two of them declare it can't: a request names no server. The
-//! pages of apps are the exception, since their URIs do.
+//! The front end passes on what one server declares. What two of them declare it can't: a request
+//! names no server. The pages of apps are the exception, since their URIs do.
 
 use std::collections::BTreeMap;
 
@@ -68,7 +69,8 @@ pub enum Owner<'a> {
 impl Extensions {
     pub(super) fn add(&mut self, server: &str, declared: Declared) {
         let Declared { extensions, experimental } = declared;
-        for (claims, settings) in [(&mut self.extensions, extensions), (&mut self.experimental, experimental)]
+        for (claims, settings) in
+            [(&mut self.extensions, extensions), (&mut self.experimental, experimental)]
         {
             for (name, settings) in settings {
                 claims.entry(name).or_default().push((server.to_owned(), settings));
@@ -84,7 +86,10 @@ impl Extensions {
         ];
         for (claims, target) in targets {
             for (name, settings) in claims.iter().filter_map(passed_on) {
-                target.get_or_insert_default().entry(name.clone()).or_insert_with(|| settings.clone());
+                target
+                    .get_or_insert_default()
+                    .entry(name.clone())
+                    .or_insert_with(|| settings.clone());
             }
         }
     }
@@ -94,11 +99,13 @@ impl Extensions {
         owner(self.extensions.get(extension).into_iter().flatten())
     }
 
-    /// Who a method is for that is none of the core protocol: `name/…` and `vendor/name/…` for `vendor/name`. A method
-    /// that resembles no extension is for whoever declares one whose methods are not known here.
+    /// Who a method is for that is none of the core protocol: `name/…` and `vendor/name/…` for
+    /// `vendor/name`. A method that resembles no extension is for whoever declares one whose
+    /// methods are not known here.
     pub fn owner_of_method(&self, method: &str) -> Owner<'_> {
         let all = || self.extensions.iter().chain(&self.experimental);
-        let by_name = owner(all().filter(|(name, _)| is_of(method, name)).flat_map(|(_, claims)| claims));
+        let by_name =
+            owner(all().filter(|(name, _)| is_of(method, name)).flat_map(|(_, claims)| claims));
         if by_name != Owner::Nobody {
             return by_name;
         }
@@ -109,8 +116,8 @@ impl Extensions {
 }
 
 impl Extensions {
-    /// The extension that a server's notification belongs to, if this server declares it and no other: `notifications/name/…`
-    /// and `vendor/name/…` for `vendor/name`.
+    /// The extension that a server's notification belongs to, if this server declares it and no
+    /// other: `notifications/name/…` and `vendor/name/…` for `vendor/name`.
     pub fn notified(&self, server: &str, method: &str) -> Option<&str> {
         let rest = method.strip_prefix("notifications/").unwrap_or(method);
         let topic = rest.split('/').next().unwrap_or(rest);
@@ -119,7 +126,8 @@ impl Extensions {
         }
 
         let all = self.extensions.iter().chain(&self.experimental);
-        let own = all.filter(|(_, claims)| matches!(claims.as_slice(), [(owner, _)] if owner == server));
+        let own =
+            all.filter(|(_, claims)| matches!(claims.as_slice(), [(owner, _)] if owner == server));
         own.map(|(name, _)| name.as_str()).find(|name| is_of(rest, name))
     }
 }
@@ -149,9 +157,9 @@ fn owner<'a>(claims: impl Iterator<Item = &'a (String, JsonObject)>) -> Owner<'a
 /// Whether the name of a method is one of an extension's.
 fn is_of(method: &str, extension: &str) -> bool {
     let short = extension.rsplit('/').next().unwrap_or(extension);
-    [extension, short]
-        .iter()
-        .any(|name| method.strip_prefix(name).is_some_and(|rest| rest.is_empty() || rest.starts_with('/')))
+    [extension, short].iter().any(|name| {
+        method.strip_prefix(name).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+    })
 }
 
 #[cfg(test)]
@@ -181,8 +189,7 @@ mod tests {
     #[test]
     fn what_one_server_declares_is_passed_on() {
         let skills = json!({"extensions": {SKILLS_EXTENSION_ID: {"directoryRead": true}}});
-        let apps =
-            json!({"extensions": {APPS_EXTENSION_ID: {}, TASKS_EXTENSION_ID: {}}, "experimental": {"x": {}}});
+        let apps = json!({"extensions": {APPS_EXTENSION_ID: {}, TASKS_EXTENSION_ID: {}}, "experimental": {"x": {}}});
         let one = of(&[("a", skills.clone()), ("b", apps.clone()), ("c", json!({"tools": {}}))]);
         assert_eq!(
             offered(&one),

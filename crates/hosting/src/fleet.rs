@@ -1,4 +1,5 @@
-//! The hosted servers by name: starting, replacing, removing and reviving them, and saying how they are.
+//! The hosted servers by name: starting, replacing, removing and reviving them, and saying how they
+//! are.
 
 use std::{
     collections::{BTreeMap, btree_map::Entry},
@@ -36,7 +37,8 @@ use super::{
 };
 use crate::metrics::{HOSTED_RESTARTS, HOSTED_SERVERS};
 
-/// How many changes a slow listener may be behind before it is told that everything may have changed.
+/// How many changes a slow listener may be behind before it is told that everything may have
+/// changed.
 const MAX_BEHIND: usize = 256;
 /// What has changed is read at most this often of one server, however often it says so.
 const REFRESH: Duration = Duration::from_millis(200);
@@ -91,8 +93,8 @@ impl Fleet {
         self.policy.get()
     }
 
-    /// Hosts a server under a name. Where it runs already from the same configuration, nothing happens; from another
-    /// one, it is replaced once the new one has done its handshake.
+    /// Hosts a server under a name. Where it runs already from the same configuration, nothing
+    /// happens; from another one, it is replaced once the new one has done its handshake.
     ///
     /// # Errors
     ///
@@ -127,12 +129,14 @@ impl Fleet {
         }
     }
 
-    /// Whether there is a server of this name, in whatever state. While this server shuts down nobody can tell.
+    /// Whether there is a server of this name, in whatever state. While this server shuts down
+    /// nobody can tell.
     pub fn is_hosted(&self, name: &str) -> bool {
         self.find(name).is_some() || self.closed.load(Ordering::Acquire)
     }
 
-    /// Whether a server of this name was last started from this very configuration, successfully or not.
+    /// Whether a server of this name was last started from this very configuration, successfully or
+    /// not.
     pub async fn is_hosted_from(&self, name: &str, entry: &ServerEntry) -> bool {
         let Some(hosted) = self.find(name) else { return false };
         let Ok(spec) = launch::resolve(entry, &self.policy()).await else { return false };
@@ -165,10 +169,12 @@ impl Fleet {
         };
         let Some(hosted) = self.find(name) else {
             let is_closed = self.closed.load(Ordering::Acquire);
-            let reason = if is_closed { "this server is shutting down" } else { "it was removed just now" };
+            let reason =
+                if is_closed { "this server is shutting down" } else { "it was removed just now" };
             return Err(down(reason.to_owned(), SOON));
         };
-        // Before the connection is looked at, so that a server that was just found unused is started again.
+        // Before the connection is looked at, so that a server that was just found unused is
+        // started again.
         hosted.calls.used();
         if let Some(upstream) = hosted.running() {
             return Ok(upstream);
@@ -178,13 +184,15 @@ impl Fleet {
             return Ok(upstream);
         }
         if let Some(upstream) = hosted.ended() {
-            // Whoever looks after it may come to note that after us, and then a death would not count.
+            // Whoever looks after it may come to note that after us, and then a death would not
+            // count.
             let reason = upstream.ended().await;
             note_end(self, &hosted, &upstream, &reason);
         }
         let (launch, wait, reason, failed) = {
             let state = hosted.state();
-            let reason = state.last_error.clone().unwrap_or_else(|| "it was never started".to_owned());
+            let reason =
+                state.last_error.clone().unwrap_or_else(|| "it was never started".to_owned());
             let failed = matches!(state.phase, Phase::Failed);
             (state.launch.clone(), state.wait(Instant::now()), reason, failed)
         };
@@ -244,7 +252,8 @@ impl Fleet {
         launch: &Launch,
     ) -> Result<Arc<Upstream>, InitError> {
         {
-            // Before the attempt, which may be given up in the middle: then the next call makes another one.
+            // Before the attempt, which may be given up in the middle: then the next call makes
+            // another one.
             let mut state = hosted.state_mut();
             if !matches!(state.phase, Phase::Running(_)) {
                 state.launch = Some(launch.clone());
@@ -272,8 +281,9 @@ impl Fleet {
             }
         };
         let taken = {
-            // Whoever removes a server or closes the fleet says so before it looks for what to end, under this lock. So
-            // either it sees what is put in place here, or we see that it has been.
+            // Whoever removes a server or closes the fleet says so before it looks for what to end,
+            // under this lock. So either it sees what is put in place here, or we see that it has
+            // been.
             let mut state = hosted.state_mut();
             if self.closed.load(Ordering::Acquire) {
                 Err(InitError::Closed)
@@ -360,7 +370,8 @@ impl Fleet {
         _ = self.changes.send(change);
     }
 
-    /// Hears of changes of a resource until what is given back is dropped. `None` where no server has it.
+    /// Hears of changes of a resource until what is given back is dropped. `None` where no server
+    /// has it.
     pub fn watch_resource(self: &Arc<Self>, uri: &str) -> Option<Watched> {
         let routes = self.routes();
         let (server, own) = routes.resource(uri)?;
@@ -381,7 +392,9 @@ impl Fleet {
 
     fn unwatch(&self, (server, uri): &(String, String)) {
         let mut watched = self.watched.lock();
-        let Entry::Occupied(mut count) = watched.entry((server.clone(), uri.clone())) else { return };
+        let Entry::Occupied(mut count) = watched.entry((server.clone(), uri.clone())) else {
+            return;
+        };
         *count.get_mut() -= 1;
         if *count.get() == 0 {
             count.remove();
@@ -409,7 +422,9 @@ impl Fleet {
                 hosted.state_mut().refreshed(upstream);
                 self.reroute();
             }
-            Ok(Err(error)) => tracing::warn!(server = hosted.name, %error, "changed lists can't be read"),
+            Ok(Err(error)) => {
+                tracing::warn!(server = hosted.name, %error, "changed lists can't be read")
+            }
             Err(_) => tracing::warn!(server = hosted.name, "changed lists were not there in time"),
         }
         tokio::time::sleep(REFRESH).await;
@@ -453,7 +468,8 @@ impl Fleet {
     /// The server of this name, made where there is none and room for one.
     fn admit(&self, name: &str) -> Result<Arc<Hosted>, InitError> {
         let mut servers = self.servers.write();
-        // Asked under the lock under which the shutdown takes all servers, so that none comes after it.
+        // Asked under the lock under which the shutdown takes all servers, so that none comes after
+        // it.
         if self.closed.load(Ordering::Acquire) {
             return Err(InitError::Closed);
         }
@@ -462,8 +478,9 @@ impl Fleet {
         }
         let limit = self.policy().limits.max_servers;
         if servers.len() >= limit {
-            // What never ran is only kept to be seen, and makes room, unless somebody holds its gate and starts it
-            // right now. One that is `Starting` with nobody at its gate is what a cancelled attempt left behind.
+            // What never ran is only kept to be seen, and makes room, unless somebody holds its
+            // gate and starts it right now. One that is `Starting` with nobody at its gate is what
+            // a cancelled attempt left behind.
             let mut leftovers: Vec<_> =
                 servers.values().filter(|hosted| !hosted.ever_ran()).cloned().collect();
             leftovers.sort_by_key(|hosted| hosted.order);
@@ -489,7 +506,8 @@ impl Fleet {
         servers.sort_by_key(|hosted| hosted.order);
         let catalogs: Vec<(String, Catalog)> =
             servers.iter().map(|hosted| (hosted.name.clone(), hosted.state().offered())).collect();
-        let routes = Routes::build(catalogs.iter().map(|(name, catalog)| (name.as_str(), catalog.clone())));
+        let routes =
+            Routes::build(catalogs.iter().map(|(name, catalog)| (name.as_str(), catalog.clone())));
         let mut current = self.routes.write();
         let differ = routes.differ(&current);
         *current = Arc::new(routes);
@@ -498,7 +516,8 @@ impl Fleet {
             self.announce(Change::Lists(differ));
         }
         for phase in ["starting", "running", "failed", "idle", "refused"] {
-            let count = servers.iter().filter(|hosted| hosted.state().phase.name() == phase).count();
+            let count =
+                servers.iter().filter(|hosted| hosted.state().phase.name() == phase).count();
             metrics::gauge!(HOSTED_SERVERS.name, "state" => phase).set(count as f64);
         }
     }

@@ -1,8 +1,9 @@
-//! Following a hosted server: hearing of changes in what it offers, in the way of its revision of the protocol.
+//! Following a hosted server: hearing of changes in what it offers, in the way of its revision of
+//! the protocol.
 //!
-//! Servers of older revisions send notifications by themselves, and for resources after `resources/subscribe`. From
-//! 2026-07-28 on there is one request, `subscriptions/listen`, whose stream brings what was asked for; another wish needs
-//! another request.
+//! Servers of older revisions send notifications by themselves, and for resources after
+//! `resources/subscribe`. From 2026-07-28 on there is one request, `subscriptions/listen`, whose
+//! stream brings what was asked for; another wish needs another request.
 
 #![expect(
     deprecated,
@@ -37,8 +38,8 @@ const APP_PAGE: &str = "text/html;profile=mcp-app";
 /// How long to wait before a subscription that ended is made again.
 const AGAIN: Duration = Duration::from_secs(5);
 
-/// What a hosted server sees of us as a client: a name, and that pages of apps are passed on. What else the caller of a
-/// single request can do is said in that request.
+/// What a hosted server sees of us as a client: a name, and that pages of apps are passed on. What
+/// else the caller of a single request can do is said in that request.
 #[derive(Debug, Clone)]
 pub(crate) struct HostedClient {
     news: News,
@@ -54,7 +55,8 @@ impl HostedClient {
 impl ClientHandler for HostedClient {
     fn get_info(&self) -> ClientConfig {
         let own = Implementation::new("mcp-fleet", env!("CARGO_PKG_VERSION"));
-        // Servers offer pages only to those who say that they show them, and most servers ask once, in the handshake.
+        // Servers offer pages only to those who say that they show them, and most servers ask once,
+        // in the handshake.
         let apps = JsonObject::from_iter([("mimeTypes".to_owned(), json!([APP_PAGE]))]);
         let mut capabilities = ClientCapabilities::default();
         capabilities.extensions = Some(BTreeMap::from([(APPS_EXTENSION_ID.to_owned(), apps)]));
@@ -103,7 +105,11 @@ pub(super) async fn follow(
 ) {
     if is_modern(&info) {
         listen(&server, &peer, &info, &news, wanted).await;
-    } else if info.capabilities.resources.as_ref().is_some_and(|resources| resources.subscribe == Some(true))
+    } else if info
+        .capabilities
+        .resources
+        .as_ref()
+        .is_some_and(|resources| resources.subscribe == Some(true))
     {
         subscribe(&server, &peer, &news, wanted).await;
     }
@@ -127,7 +133,9 @@ async fn listen(
         }
         let mut subscription = match peer.listen(filter).await {
             Ok(subscription) => subscription,
-            Err(ServiceError::McpError(error)) if error.code == ErrorCode::METHOD_NOT_FOUND => return,
+            Err(ServiceError::McpError(error)) if error.code == ErrorCode::METHOD_NOT_FOUND => {
+                return;
+            }
             Err(error) => {
                 tracing::debug!(server, %error, "a hosted server's changes can't be subscribed to");
                 tokio::time::sleep(AGAIN).await;
@@ -164,8 +172,10 @@ fn filter(info: &ServerPeerInfo, wanted: &BTreeSet<String>) -> SubscriptionFilte
     let mut filter = SubscriptionFilter::new();
     filter.tools_list_changed = on(has.tools.as_ref().map(|tools| tools.list_changed));
     filter.prompts_list_changed = on(has.prompts.as_ref().map(|prompts| prompts.list_changed));
-    filter.resources_list_changed = on(has.resources.as_ref().map(|resources| resources.list_changed));
-    let can_watch = has.resources.as_ref().is_some_and(|resources| resources.subscribe == Some(true));
+    filter.resources_list_changed =
+        on(has.resources.as_ref().map(|resources| resources.list_changed));
+    let can_watch =
+        has.resources.as_ref().is_some_and(|resources| resources.subscribe == Some(true));
     filter.resource_subscriptions =
         (can_watch && !wanted.is_empty()).then(|| wanted.iter().cloned().collect());
     filter
@@ -173,16 +183,22 @@ fn filter(info: &ServerPeerInfo, wanted: &BTreeSet<String>) -> SubscriptionFilte
 
 fn note(news: &News, notification: ServerNotification) {
     match notification {
-        ServerNotification::ToolListChangedNotification(_) => news.lists(|lists| lists.tools = true),
-        ServerNotification::PromptListChangedNotification(_) => news.lists(|lists| lists.prompts = true),
-        ServerNotification::ResourceListChangedNotification(_) => news.lists(|lists| lists.resources = true),
+        ServerNotification::ToolListChangedNotification(_) => {
+            news.lists(|lists| lists.tools = true)
+        }
+        ServerNotification::PromptListChangedNotification(_) => {
+            news.lists(|lists| lists.prompts = true)
+        }
+        ServerNotification::ResourceListChangedNotification(_) => {
+            news.lists(|lists| lists.resources = true)
+        }
         ServerNotification::ResourceUpdatedNotification(update) => news.resource(update.params.uri),
         _ => {}
     }
 }
 
-/// The way of the older revisions. Their lists need no subscription. A new session begins without any, so everything that
-/// is wanted is subscribed to again.
+/// The way of the older revisions. Their lists need no subscription. A new session begins without
+/// any, so everything that is wanted is subscribed to again.
 async fn subscribe(
     server: &str,
     peer: &Peer<RoleClient>,
@@ -197,7 +213,9 @@ async fn subscribe(
             ClientRequest::SubscribeRequest(SubscribeRequest::new(SubscribeRequestParams::new(uri)))
         });
         let removed = subscribed.difference(&now).map(|uri| {
-            ClientRequest::UnsubscribeRequest(UnsubscribeRequest::new(UnsubscribeRequestParams::new(uri)))
+            ClientRequest::UnsubscribeRequest(UnsubscribeRequest::new(
+                UnsubscribeRequestParams::new(uri),
+            ))
         });
         for request in added.chain(removed).collect::<Vec<_>>() {
             if let Err(error) = peer.send_request(request).await {

@@ -8,10 +8,10 @@ use fleet_policy::limits::CallLimits;
 use rmcp::{
     RoleServer,
     model::{
-        CallToolResponse, CancelledNotificationParam, ClientCapabilities, ClientRequest, CompleteResult,
-        ErrorCode, ErrorData, GetPromptResponse, GetSkillResult, ListResourcesResult, ListSkillsResult,
-        ProgressNotificationParam, ProgressToken, ReadResourceResponse, RequestMetaObject, ResultType,
-        ServerResult,
+        CallToolResponse, CancelledNotificationParam, ClientCapabilities, ClientRequest,
+        CompleteResult, ErrorCode, ErrorData, GetPromptResponse, GetSkillResult,
+        ListResourcesResult, ListSkillsResult, ProgressNotificationParam, ProgressToken,
+        ReadResourceResponse, RequestMetaObject, ResultType, ServerResult,
     },
     service::{PeerRequestOptions, RequestContext, ServiceError},
 };
@@ -50,7 +50,8 @@ const HOP_KEYS: [&str; 5] = [
 ///
 /// # Errors
 ///
-/// The server's own JSON-RPC errors as they are; `-32603` with `data.reason` where it can't be reached.
+/// The server's own JSON-RPC errors as they are; `-32603` with `data.reason` where it can't be
+/// reached.
 pub async fn forward(
     fleet: &Arc<Fleet>,
     server: &str,
@@ -134,7 +135,8 @@ async fn send(
     context: &RequestContext<RoleServer>,
     limit: Duration,
 ) -> Result<ServerResult, Failure> {
-    let options = PeerRequestOptions::with_timeout(limit).with_meta(passed_on(server, context, upstream));
+    let options =
+        PeerRequestOptions::with_timeout(limit).with_meta(passed_on(server, context, upstream));
     let sent = upstream.peer.send_request_with_option(request, options).await;
     let handle = sent.map_err(|error| failed(server, upstream, error, false))?;
     let id = handle.id.clone();
@@ -214,7 +216,9 @@ pub fn resource(server: &str, result: ServerResult) -> Result<ReadResourceRespon
             apps::offer_in_resource(server, result);
             result.result_type = Some(ResultType::COMPLETE);
         }
-        ReadResourceResponse::InputRequired(result) => apps::offer_in_meta(server, &mut result.meta),
+        ReadResourceResponse::InputRequired(result) => {
+            apps::offer_in_meta(server, &mut result.meta)
+        }
         _ => {}
     }
     Ok(response)
@@ -276,8 +280,8 @@ pub fn completions(server: &str, result: ServerResult) -> Result<CompleteResult,
     }
 }
 
-/// Servers of older revisions leave `resultType` out, and the functions above put it in; the front end leaves it out again
-/// for older callers.
+/// Servers of older revisions leave `resultType` out, and the functions above put it in; the front
+/// end leaves it out again for older callers.
 fn unexpected(server: &str, what: &str, result: ServerResult) -> ErrorData {
     let shown = fleet_wire::quote(&Value::Object(raw(result)).to_string(), SHOWN);
     unreadable(server, &format!("it is not a {what}: {shown}"))
@@ -287,9 +291,14 @@ fn unreadable(server: &str, why: &str) -> ErrorData {
     unavailable(server, UNREADABLE_ANSWER, &unreadable_answer(why).message, None)
 }
 
-/// The `_meta` that a hosted server gets to see. What the caller can be asked for in between is said where both speak the
-/// protocol that has rounds; which extensions the caller knows is said to every server that hears it per request.
-fn passed_on(server: &str, context: &RequestContext<RoleServer>, upstream: &Upstream) -> RequestMetaObject {
+/// The `_meta` that a hosted server gets to see. What the caller can be asked for in between is
+/// said where both speak the protocol that has rounds; which extensions the caller knows is said to
+/// every server that hears it per request.
+fn passed_on(
+    server: &str,
+    context: &RequestContext<RoleServer>,
+    upstream: &Upstream,
+) -> RequestMetaObject {
     let mut meta = context.meta.clone();
     for key in HOP_KEYS {
         meta.remove(key);
@@ -328,9 +337,12 @@ fn failed(server: &str, upstream: &Upstream, error: ServiceError, heard_of: bool
             unavailable(server, UNREADABLE_ANSWER, &error.message, None)
         }
         ServiceError::McpError(error) => of_server(server, error),
-        ServiceError::Timeout { timeout } => {
-            unavailable(server, "timeout", &format!("no answer within {} ms", timeout.as_millis()), None)
-        }
+        ServiceError::Timeout { timeout } => unavailable(
+            server,
+            "timeout",
+            &format!("no answer within {} ms", timeout.as_millis()),
+            None,
+        ),
         error => {
             let text = match &error {
                 ServiceError::TransportSend(error) => transport_error(error),
@@ -343,7 +355,8 @@ fn failed(server: &str, upstream: &Upstream, error: ServiceError, heard_of: bool
     Failure { error, sign }
 }
 
-/// A server's own error. Workers let jobs wait for the server that an error names, so a server can name none but itself.
+/// A server's own error. Workers let jobs wait for the server that an error names, so a server can
+/// name none but itself.
 fn of_server(server: &str, mut error: ErrorData) -> ErrorData {
     if let Some(Value::Object(data)) = &mut error.data
         && data.contains_key("reason")
@@ -358,7 +371,8 @@ fn sign_of(error: &ServiceError, heard_of: bool) -> Sign {
         ServiceError::Timeout { .. } => Sign::Timeout { heard_of },
         ServiceError::TransportSend(error) => match (not_taken(error), http_failure(error)) {
             (Some(away), _) => Sign::NotTaken(away),
-            // Something answered that speaks HTTP. Whether the server behind it is there, its status says.
+            // Something answered that speaks HTTP. Whether the server behind it is there, its
+            // status says.
             (None, Some(failure @ HttpFailure::Rejected(_))) => match failure.status() {
                 Some(502..=504) => Sign::Lost,
                 _ => Sign::Answer,
@@ -377,8 +391,7 @@ fn cancelled(server: &str) -> ErrorData {
 
 /// The error for a call that was not made.
 fn turned_away(server: &str, error: &TurnedAway) -> ErrorData {
-    let data =
-        json!({ "reason": error.reason(), "server": server, "retryAfterMs": millis(error.retry_after()) });
+    let data = json!({ "reason": error.reason(), "server": server, "retryAfterMs": millis(error.retry_after()) });
     let message = format!("server `{server}` is not available: {error}");
     ErrorData::new(ErrorCode::INTERNAL_ERROR, message, Some(data))
 }
@@ -393,7 +406,8 @@ pub fn is_lost(error: &ErrorData) -> bool {
     reason.is_some_and(|reason| reason == LOST)
 }
 
-/// The error for a call that a hosted server could not take, or did not answer in a way that can be read.
+/// The error for a call that a hosted server could not take, or did not answer in a way that can be
+/// read.
 fn unavailable(server: &str, reason: &str, message: &str, stderr: Option<String>) -> ErrorData {
     let mut data = json!({ "reason": reason, "server": server });
     if let (Some(stderr), Value::Object(data)) = (stderr, &mut data) {
@@ -414,15 +428,21 @@ pub fn down(error: &Down) -> ErrorData {
     turned_down(&error.server, error.away, error.to_string(), error.retry_after)
 }
 
-/// The error for what can't be done while a server, or what is known of it, can't be reached: nothing is wrong with what was
-/// asked for, which may wait.
+/// The error for what can't be done while a server, or what is known of it, can't be reached:
+/// nothing is wrong with what was asked for, which may wait.
 pub fn server_unavailable(server: &str, message: String, retry_after: Duration) -> ErrorData {
     turned_down(server, AwayReason::Unavailable, message, retry_after)
 }
 
 /// The error for a call that a server did not take.
-fn turned_down(server: &str, away: AwayReason, message: String, retry_after: Duration) -> ErrorData {
-    let data = json!({ "reason": away.name(), "server": server, "retryAfterMs": millis(retry_after) });
+fn turned_down(
+    server: &str,
+    away: AwayReason,
+    message: String,
+    retry_after: Duration,
+) -> ErrorData {
+    let data =
+        json!({ "reason": away.name(), "server": server, "retryAfterMs": millis(retry_after) });
     ErrorData::new(ErrorCode::INTERNAL_ERROR, message, Some(data))
 }
 

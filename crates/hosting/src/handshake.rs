@@ -1,20 +1,21 @@
 //! The handshake with a child process, as a state machine that does no IO.
 //!
-//! A child can be of either era of the protocol, and nothing tells how long it takes to start: a package runner may
-//! download half a minute before the server reads its first line. So no question has a limit of its own. `server/discover`
-//! is asked at once. If it is refused, or if there is no answer for a third of the whole limit, `initialize` is asked too,
-//! of the same child, and an answer to `server/discover` still counts. The one limit is that of the start, which the
-//! caller keeps.
+//! A child can be of either era of the protocol, and nothing tells how long it takes to start: a
+//! package runner may download half a minute before the server reads its first line. So no question
+//! has a limit of its own. `server/discover` is asked at once. If it is refused, or if there is no
+//! answer for a third of the whole limit, `initialize` is asked too, of the same child, and an
+//! answer to `server/discover` still counts. The one limit is that of the start, which the caller
+//! keeps.
 //!
 //! The caller
 //! - sends what [`Handshake::next_message`] returns until it returns `None`,
 //! - asks [`Handshake::outcome`], and is done unless that is [`Outcome::Pending`],
-//! - passes in what it reads ([`Handshake::read`]), or the time once [`Handshake::wake_at`] has come
-//!   ([`Handshake::pass_time`]), and starts over.
+//! - passes in what it reads ([`Handshake::read`]), or the time once [`Handshake::wake_at`] has
+//!   come ([`Handshake::pass_time`]), and starts over.
 //!
-//! If both questions were asked, a server that has accepted `initialize` is in a session, whatever it said to
-//! `server/discover`. So an answer to `server/discover` waits, for a third of the limit at most, for what becomes of
-//! `initialize`.
+//! If both questions were asked, a server that has accepted `initialize` is in a session, whatever
+//! it said to `server/discover`. So an answer to `server/discover` waits, for a third of the limit
+//! at most, for what becomes of `initialize`.
 
 use std::{
     collections::VecDeque,
@@ -25,17 +26,18 @@ use rmcp::{
     RoleClient,
     model::{
         ClientConfig, ClientNotification, ClientRequest, ClientResult, DiscoverRequest,
-        DiscoverRequestParams, InitializeRequest, InitializeResult, InitializedNotification, JsonRpcError,
-        JsonRpcMessage, JsonRpcResponse, NumberOrString, ProtocolVersion, RequestId, RequestMetaObject,
-        ServerPeerInfo, ServerRequest, ServerResult,
+        DiscoverRequestParams, InitializeRequest, InitializeResult, InitializedNotification,
+        JsonRpcError, JsonRpcMessage, JsonRpcResponse, NumberOrString, ProtocolVersion, RequestId,
+        RequestMetaObject, ServerPeerInfo, ServerRequest, ServerResult,
     },
     service::{RxJsonRpcMessage, TxJsonRpcMessage},
 };
 
 pub(super) mod drive;
 
-/// Ids of our questions. rmcp counts up from 0 on the same connection later on, and a late answer must not be taken for
-/// one of its own; larger ids would not fit into 32 bits, which some servers have for them.
+/// Ids of our questions. rmcp counts up from 0 on the same connection later on, and a late answer
+/// must not be taken for one of its own; larger ids would not fit into 32 bits, which some servers
+/// have for them.
 const DISCOVER_ID: i64 = 2_000_000_001;
 const INITIALIZE_ID: i64 = 2_000_000_002;
 
@@ -47,7 +49,8 @@ const PATIENCE: u32 = 3;
 pub(super) enum Opening {
     /// `server/discover`, and `initialize` if need be.
     DiscoverFirst,
-    /// `initialize` alone, for a server that ends itself when it hears a method that it does not know.
+    /// `initialize` alone, for a server that ends itself when it hears a method that it does not
+    /// know.
     InitializeOnly,
 }
 
@@ -85,7 +88,12 @@ pub(super) struct Handshake {
 
 impl Handshake {
     /// A handshake that begins now and may take as long as `limit`.
-    pub(super) fn new(client: ClientConfig, opening: Opening, limit: Duration, now: Instant) -> Self {
+    pub(super) fn new(
+        client: ClientConfig,
+        opening: Opening,
+        limit: Duration,
+        now: Instant,
+    ) -> Self {
         let patience = limit / PATIENCE;
         let mut handshake = Self {
             client,
@@ -144,9 +152,11 @@ impl Handshake {
             | (Question::Answered(info), Question::Unasked | Question::Refused(_)) => {
                 Outcome::Agreed(info.clone())
             }
-            (Question::Refused(discover), Question::Refused(initialize)) => Outcome::Refused(format!(
-                "it refused `server/discover` ({discover}) and `initialize` ({initialize})"
-            )),
+            (Question::Refused(discover), Question::Refused(initialize)) => {
+                Outcome::Refused(format!(
+                    "it refused `server/discover` ({discover}) and `initialize` ({initialize})"
+                ))
+            }
             (_, Question::Refused(initialize)) if self.discover == Question::Unasked => {
                 Outcome::Refused(format!("it refused `initialize` ({initialize})"))
             }
@@ -167,16 +177,23 @@ impl Handshake {
                 match id.as_ref().map(number) {
                     Some(Some(DISCOVER_ID)) => self.end_discover(Err(reason), now),
                     Some(Some(INITIALIZE_ID)) => self.end_initialize(Err(reason)),
-                    // A server that can't read a request can't tell which one it was. They are read in order.
+                    // A server that can't read a request can't tell which one it was. They are read
+                    // in order.
                     None if self.discover == Question::Open => self.end_discover(Err(reason), now),
                     None => self.end_initialize(Err(reason)),
-                    Some(_) => tracing::debug!(?id, "a hosted server refused what it was not asked"),
+                    Some(_) => {
+                        tracing::debug!(?id, "a hosted server refused what it was not asked")
+                    }
                 }
             }
-            JsonRpcMessage::Request(request) if matches!(request.request, ServerRequest::PingRequest(_)) => {
-                self.outbox.push_back(JsonRpcMessage::response(ClientResult::empty(()), request.id));
+            JsonRpcMessage::Request(request)
+                if matches!(request.request, ServerRequest::PingRequest(_)) =>
+            {
+                self.outbox
+                    .push_back(JsonRpcMessage::response(ClientResult::empty(()), request.id));
             }
-            // Nothing else may come before the handshake, and nothing that comes is worth giving up for.
+            // Nothing else may come before the handshake, and nothing that comes is worth giving up
+            // for.
             JsonRpcMessage::Request(_) | JsonRpcMessage::Notification(_) => {}
         }
     }
@@ -199,11 +216,16 @@ impl Handshake {
     fn ask_discover(&mut self) {
         let ClientConfig { client_info, capabilities, .. } = self.client.clone();
         let mut request = DiscoverRequest::new(DiscoverRequestParams {});
-        let meta = RequestMetaObject::with_client_context(ProtocolVersion::LATEST, client_info, capabilities);
+        let meta = RequestMetaObject::with_client_context(
+            ProtocolVersion::LATEST,
+            client_info,
+            capabilities,
+        );
         request.extensions.insert(meta);
 
         let request = ClientRequest::DiscoverRequest(request);
-        self.outbox.push_back(JsonRpcMessage::request(request, NumberOrString::Number(DISCOVER_ID)));
+        self.outbox
+            .push_back(JsonRpcMessage::request(request, NumberOrString::Number(DISCOVER_ID)));
         self.discover = Question::Open;
     }
 
@@ -212,7 +234,8 @@ impl Handshake {
         params.protocol_version = ProtocolVersion::LATEST_WITH_INITIALIZE;
 
         let request = ClientRequest::InitializeRequest(InitializeRequest::new(params));
-        self.outbox.push_back(JsonRpcMessage::request(request, NumberOrString::Number(INITIALIZE_ID)));
+        self.outbox
+            .push_back(JsonRpcMessage::request(request, NumberOrString::Number(INITIALIZE_ID)));
         self.initialize = Question::Open;
     }
 

@@ -68,7 +68,8 @@ impl From<ClientInitializeError> for HandshakeError {
             ClientInitializeError::ExpectedInitResult(Some(result)) => {
                 let problem = initialized(result).err();
                 Self::Other(
-                    problem.unwrap_or_else(|| "its answer is not the one to this question".to_owned()),
+                    problem
+                        .unwrap_or_else(|| "its answer is not the one to this question".to_owned()),
                 )
             }
             other => Self::Other(chain(&other)),
@@ -76,7 +77,8 @@ impl From<ClientInitializeError> for HandshakeError {
     }
 }
 
-/// Whether a remote server is not there, rather than there and of another opinion, or behind a refusal of policy's.
+/// Whether a remote server is not there, rather than there and of another opinion, or behind a
+/// refusal of policy's.
 fn is_unreachable(error: &DynamicTransportError) -> bool {
     let mut source: Option<&(dyn std::error::Error + 'static)> = match http_failure(error) {
         Some(failure) => Some(failure),
@@ -98,7 +100,9 @@ fn is_unreachable(error: &DynamicTransportError) -> bool {
         Some(_) => false,
         None => match error.error.downcast_ref::<SseError>() {
             Some(SseError::Status { status, .. }) => matches!(status.as_u16(), 502..=504),
-            Some(error) => matches!(error, SseError::Open(_) | SseError::Post(_) | SseError::Broken(_)),
+            Some(error) => {
+                matches!(error, SseError::Open(_) | SseError::Post(_) | SseError::Broken(_))
+            }
             None => false,
         },
     }
@@ -123,14 +127,16 @@ pub(crate) fn not_taken(error: &DynamicTransportError) -> Option<Away> {
         return failure.away();
     }
     match error.error.downcast_ref()? {
-        SseError::Post(error) | SseError::Open(error) => error.is_connect().then_some(Away::UNAVAILABLE),
+        SseError::Post(error) | SseError::Open(error) => {
+            error.is_connect().then_some(Away::UNAVAILABLE)
+        }
         SseError::Status { status, .. } => Away::of_status(status.as_u16(), None),
         _ => None,
     }
 }
 
-/// What a transport says went wrong. rmcp puts the whole type of the transport into its own text, and leaves out why
-/// an HTTP request failed.
+/// What a transport says went wrong. rmcp puts the whole type of the transport into its own text,
+/// and leaves out why an HTTP request failed.
 pub(crate) fn transport_error(error: &DynamicTransportError) -> String {
     match error.error.downcast_ref() {
         Some(StreamableHttpError::<HttpFailure>::Client(failure)) => chain(failure),

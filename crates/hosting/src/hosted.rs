@@ -1,4 +1,5 @@
-//! One hosted server over its life: what it was started from, whether it runs, why not, and when it may be tried again.
+//! One hosted server over its life: what it was started from, whether it runs, why not, and when it
+//! may be tried again.
 
 use std::{
     collections::BTreeSet,
@@ -21,7 +22,8 @@ use super::{
 };
 
 /// The waits before restarts, from the second one in a row on.
-const RESTARTS: Backoff = Backoff { base: Duration::from_millis(500), max: Duration::from_secs(60) };
+const RESTARTS: Backoff =
+    Backoff { base: Duration::from_millis(500), max: Duration::from_secs(60) };
 /// A server that ran for this long is healthy again: its failures are forgotten.
 const SUSTAINED: Duration = Duration::from_secs(60);
 
@@ -46,7 +48,8 @@ pub(super) struct State {
     pub(super) attempt: Option<Attempt>,
     /// What it was started from last, successfully or not.
     pub(super) launch: Option<Launch>,
-    /// What it offered when it was seen last. It stays offered while the server is down, since a call restarts it.
+    /// What it offered when it was seen last. It stays offered while the server is down, since a
+    /// call restarts it.
     pub(super) catalog: Catalog,
     pub(super) last_error: Option<String>,
     /// What callers are told while it does not run.
@@ -159,8 +162,8 @@ impl Hosted {
         }
     }
 
-    /// An attempt to start it begins; it is over when what is given back is dropped. There is one at a time: the gate is
-    /// held.
+    /// An attempt to start it begins; it is over when what is given back is dropped. There is one
+    /// at a time: the gate is held.
     pub(super) fn attempt(&self, limit: Duration) -> Attempting<'_> {
         let attempt = Attempt::new(limit);
         self.state_mut().attempt = Some(attempt.clone());
@@ -176,7 +179,11 @@ impl Hosted {
 
 impl State {
     /// It runs. Gives back what ran before.
-    pub(super) fn started(&mut self, upstream: Arc<Upstream>, launch: Launch) -> Option<Arc<Upstream>> {
+    pub(super) fn started(
+        &mut self,
+        upstream: Arc<Upstream>,
+        launch: Launch,
+    ) -> Option<Arc<Upstream>> {
         self.catalog = upstream.catalog();
         self.launch = Some(launch);
         self.last_error = None;
@@ -212,7 +219,8 @@ impl State {
 
     /// It is not needed now. Whether it is this connection that makes it run.
     pub(super) fn rests(&mut self, upstream: &Arc<Upstream>) -> bool {
-        let current = matches!(&self.phase, Phase::Running(current) if Arc::ptr_eq(current, upstream));
+        let current =
+            matches!(&self.phase, Phase::Running(current) if Arc::ptr_eq(current, upstream));
         if current {
             self.phase = Phase::Idle;
         }
@@ -237,7 +245,9 @@ impl State {
     pub(super) fn offered(&self) -> Catalog {
         match self.phase {
             Phase::Refused => Catalog::default(),
-            Phase::Starting | Phase::Running(_) | Phase::Failed | Phase::Idle => self.catalog.clone(),
+            Phase::Starting | Phase::Running(_) | Phase::Failed | Phase::Idle => {
+                self.catalog.clone()
+            }
         }
     }
 
@@ -251,7 +261,8 @@ impl State {
     /// An attempt to start it failed. What runs already goes on.
     pub(super) fn not_started(&mut self, error: &ConnectError, now: Instant) {
         self.last_error = Some(error.message.clone());
-        self.away = if error.unauthorized { AwayReason::Unauthorized } else { AwayReason::Unavailable };
+        self.away =
+            if error.unauthorized { AwayReason::Unauthorized } else { AwayReason::Unavailable };
         if !matches!(self.phase, Phase::Running(_)) {
             self.stderr.clone_from(&error.stderr);
             self.phase = Phase::Failed;
@@ -289,7 +300,8 @@ impl State {
 
     /// The first failure may be mended at once, the next ones later and later.
     fn back_off(&mut self, now: Instant) {
-        self.not_before = (self.failures > 0).then(|| now + RESTARTS.spread(self.failures, &mut self.random));
+        self.not_before =
+            (self.failures > 0).then(|| now + RESTARTS.spread(self.failures, &mut self.random));
         self.failures = self.failures.saturating_add(1);
     }
 }
@@ -302,8 +314,12 @@ mod tests {
     fn failures_in_a_row_wait_longer() {
         let hosted = Hosted::new("s".to_owned(), 0);
         let now = Instant::now();
-        let error =
-            ConnectError { message: "no".to_owned(), stderr: None, unreachable: false, unauthorized: false };
+        let error = ConnectError {
+            message: "no".to_owned(),
+            stderr: None,
+            unreachable: false,
+            unauthorized: false,
+        };
         let is_up_to = |wait: Duration, ceiling: u64| {
             let ceiling = Duration::from_millis(ceiling);
             assert!((ceiling / 2..=ceiling).contains(&wait), "{wait:?} is not up to {ceiling:?}");

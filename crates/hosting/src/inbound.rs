@@ -1,8 +1,9 @@
 //! What a hosted server sends, on its way to rmcp.
 //!
-//! rmcp drops what it can't read, and the call that waits for it waits until its timeout. So messages are read here first,
-//! by the reader of the whole fleet ([`fleet_wire`]), and an answer that can't be read becomes an error of its request. The
-//! results of calls and lists are passed on unread (`raw`): one element that is not understood must not cost the rest.
+//! rmcp drops what it can't read, and the call that waits for it waits until its timeout. So
+//! messages are read here first, by the reader of the whole fleet ([`fleet_wire`]), and an answer
+//! that can't be read becomes an error of its request. The results of calls and lists are passed on
+//! unread (`raw`): one element that is not understood must not cost the rest.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -10,8 +11,8 @@ use fleet_wire::{Id, Message, Reply, RpcError, Unreadable, quote};
 use rmcp::{
     RoleClient,
     model::{
-        ClientJsonRpcMessage, ClientNotification, ClientRequest, CustomResult, ErrorCode, ErrorData,
-        JsonRpcMessage, NumberOrString, RequestId, ServerJsonRpcMessage, ServerResult,
+        ClientJsonRpcMessage, ClientNotification, ClientRequest, CustomResult, ErrorCode,
+        ErrorData, JsonRpcMessage, NumberOrString, RequestId, ServerJsonRpcMessage, ServerResult,
     },
     service::RxJsonRpcMessage,
 };
@@ -70,7 +71,8 @@ impl Inbound {
                 self.open.insert(id_of(&request.id), Asked::of(&request.request));
             }
             JsonRpcMessage::Notification(notification) => {
-                if let ClientNotification::CancelledNotification(cancelled) = &notification.notification
+                if let ClientNotification::CancelledNotification(cancelled) =
+                    &notification.notification
                     && let Some(id) = &cancelled.params.request_id
                 {
                     self.open.remove(&id_of(id));
@@ -89,7 +91,9 @@ impl Inbound {
                 Message::Reply(Some(id), reply) => passed.extend(self.answer(id, reply)),
                 Message::Reply(None, reply) => passed.extend(self.nameless(reply)),
                 Message::Request(_, message) | Message::Notification(_, message) => {
-                    passed.extend(serde_json::from_value::<RxJsonRpcMessage<RoleClient>>(message).ok());
+                    passed.extend(
+                        serde_json::from_value::<RxJsonRpcMessage<RoleClient>>(message).ok(),
+                    );
                 }
                 Message::Noise(_) => is_noise = true,
             }
@@ -97,7 +101,8 @@ impl Inbound {
         (!is_noise || !passed.is_empty()).then_some(passed)
     }
 
-    /// Ends the request that a line answers which is too long to be read; `None` if it is not an answer.
+    /// Ends the request that a line answers which is too long to be read; `None` if it is not an
+    /// answer.
     pub(super) fn too_long(
         &mut self,
         head: &[u8],
@@ -112,7 +117,8 @@ impl Inbound {
         if let Some(id) = fleet_wire::id_of_long(head, tail) {
             return Some(self.answer(id, reply));
         }
-        let is_answer = fleet_wire::read(head).iter().any(|message| matches!(message, Message::Reply(..)));
+        let is_answer =
+            fleet_wire::read(head).iter().any(|message| matches!(message, Message::Reply(..)));
         is_answer.then(|| self.nameless(reply))
     }
 
@@ -136,10 +142,11 @@ impl Inbound {
         other.filter(|other| self.open.contains_key(other)).unwrap_or(id)
     }
 
-    /// An answer that names no request belongs to one of those that are open, and certainly to the last that stays open.
-    /// It is passed on as it came, too, for whoever can tell.
+    /// An answer that names no request belongs to one of those that are open, and certainly to the
+    /// last that stays open. It is passed on as it came, too, for whoever can tell.
     fn nameless(&mut self, reply: Reply) -> Vec<RxJsonRpcMessage<RoleClient>> {
-        // Whoever does not know a method has read the request, and its id. Some servers refuse notifications like this.
+        // Whoever does not know a method has read the request, and its id. Some servers refuse
+        // notifications like this.
         if let Reply::Error(error) = &reply
             && error.code == i64::from(ErrorCode::METHOD_NOT_FOUND.0)
         {
@@ -299,7 +306,10 @@ mod tests {
         check(r#"{"id":"7","result":{"content":[{"type":"video"}]}}"#, None);
         check(r#"{"id":7,"result":{"v":NaN}}"#, None);
         check(r#"{"id":7,"error":{"code":-32000,"message":"boom"}}"#, Some("boom"));
-        check(r#"{"id":7,"error":{"code":"E_FAIL","message":"boom"}}"#, Some("its error has no code"));
+        check(
+            r#"{"id":7,"error":{"code":"E_FAIL","message":"boom"}}"#,
+            Some("its error has no code"),
+        );
         check(r#"{"id":7,"error":"boom"}"#, Some("boom"));
         check(r#"{"id":7,"result":"boom"}"#, Some("boom"));
         check(r#"{"id":7,"result":{"cut"#, Some("it is not JSON"));
@@ -307,7 +317,11 @@ mod tests {
         check(r#"{"result":{}}"#, Some("which request"));
         assert!(inbound(&[7]).read(b"[INFO] ready> {}").is_none());
         assert!(inbound(&[7]).read(br#"{"level":"info"}"#).is_none());
-        assert!(inbound(&[7]).read(br#"{"level":"error","error":"refused","msg":"trying again"}"#).is_none());
+        assert!(
+            inbound(&[7])
+                .read(br#"{"level":"error","error":"refused","msg":"trying again"}"#)
+                .is_none()
+        );
     }
 
     #[test]
@@ -315,7 +329,10 @@ mod tests {
         let mut inbound = inbound(&[1, 2]);
         let nameless = br#"{"id":null,"error":{"code":-32603,"message":"boom"}}"#;
         let passed = inbound.read(nameless).unwrap();
-        assert!(matches!(&passed[..], [JsonRpcMessage::Error(error)] if error.id.is_none()), "{passed:?}");
+        assert!(
+            matches!(&passed[..], [JsonRpcMessage::Error(error)] if error.id.is_none()),
+            "{passed:?}"
+        );
         // What is asked later is no suspect.
         let ping = ClientRequest::PingRequest(PingRequest::default());
         inbound.sent(&ClientJsonRpcMessage::request(ping, NumberOrString::Number(3)));
@@ -326,16 +343,21 @@ mod tests {
     #[test]
     fn the_refusal_of_a_notification_ends_no_call() {
         let mut inbound = inbound(&[7]);
-        let refusal = br#"{"jsonrpc":"2.0","id":null,"error":{"code":-32601,"message":"Method not found"}}"#;
+        let refusal =
+            br#"{"jsonrpc":"2.0","id":null,"error":{"code":-32601,"message":"Method not found"}}"#;
         let passed = inbound.read(refusal).unwrap();
-        assert!(matches!(&passed[..], [JsonRpcMessage::Error(error)] if error.id.is_none()), "{passed:?}");
+        assert!(
+            matches!(&passed[..], [JsonRpcMessage::Error(error)] if error.id.is_none()),
+            "{passed:?}"
+        );
         assert_eq!(ends(inbound.read(br#"{"id":7,"result":{}}"#).unwrap()), [(7, None)]);
     }
 
     #[test]
     fn a_line_that_is_too_long_ends_its_call() {
         let check = |head: &str, tail: &str| {
-            let found = ends(inbound(&[7]).too_long(head.as_bytes(), tail.as_bytes(), 100).unwrap());
+            let found =
+                ends(inbound(&[7]).too_long(head.as_bytes(), tail.as_bytes(), 100).unwrap());
             let [(7, Some(error))] = &found[..] else { panic!("{head}: {found:?}") };
             assert!(error.contains("a line of more than 100 bytes"), "{error}");
         };
@@ -347,8 +369,7 @@ mod tests {
 
     #[test]
     fn a_server_need_not_say_its_version() {
-        let result =
-            json!({"protocolVersion": "2025-06-18", "capabilities": null, "serverInfo": {"name": "s"}});
+        let result = json!({"protocolVersion": "2025-06-18", "capabilities": null, "serverInfo": {"name": "s"}});
         let Value::Object(map) = result else { panic!("no object") };
         let found = read_result(Asked::Initialize, map).unwrap();
         assert!(matches!(found, ServerResult::InitializeResult(_)), "{found:?}");

@@ -1,8 +1,9 @@
 //! Items of results that rmcp's types have no place for, on their way to whoever asked.
 //!
-//! A content item of a kind that rmcp does not know, or with a member missing, would cost the whole result of a tool that has
-//! run, of a prompt or of a resource. So such items travel in the result's `_meta`, under [`KEPT_ITEMS`], and are put back in
-//! their places when the answer is written ([`restore`]).
+//! A content item of a kind that rmcp does not know, or with a member missing, would cost the whole
+//! result of a tool that has run, of a prompt or of a resource. So such items travel in the
+//! result's `_meta`, under [`KEPT_ITEMS`], and are put back in their places when the answer is
+//! written ([`restore`]).
 
 use rmcp::{
     RoleServer,
@@ -13,8 +14,8 @@ use rmcp::{
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value, json};
 
-/// In a result's `_meta`, on its way through this server: items that rmcp can't hold, by the member whose list they belong to
-/// and their positions in it.
+/// In a result's `_meta`, on its way through this server: items that rmcp can't hold, by the member
+/// whose list they belong to and their positions in it.
 pub const KEPT_ITEMS: &str = "io.mcp-fleet/content";
 
 /// The items of a result's `member` that rmcp can hold. The others are kept in `_meta`.
@@ -49,7 +50,9 @@ pub fn disown(meta: &mut Option<MetaObject>) {
 
 /// Puts the items that were kept aside back into a JSON-RPC message. Whether there were any.
 pub fn restore(message: &mut Value) -> bool {
-    let Some(result) = message.get_mut("result").and_then(Value::as_object_mut) else { return false };
+    let Some(result) = message.get_mut("result").and_then(Value::as_object_mut) else {
+        return false;
+    };
     let Some(meta) = result.get_mut("_meta").and_then(Value::as_object_mut) else { return false };
     let Some(Value::Object(kept)) = meta.remove(KEPT_ITEMS) else { return false };
     if meta.is_empty() {

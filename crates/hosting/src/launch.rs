@@ -1,8 +1,8 @@
 //! From a configuration to something that may be started: variables, `envFile`, paths, policy.
 //!
-//! Policy is asked about the command line as it was written, before a variable is expanded or anything that the message
-//! names is looked at on the disk. So a refused message learns nothing about either, and which variables may be expanded
-//! is the rule's to say.
+//! Policy is asked about the command line as it was written, before a variable is expanded or
+//! anything that the message names is looked at on the disk. So a refused message learns nothing
+//! about either, and which variables may be expanded is the rule's to say.
 
 use std::{
     cell::RefCell,
@@ -27,7 +27,8 @@ mod child;
 mod named_file;
 mod url_target;
 
-/// Something that may be started. Equal specs start the same thing. Holds secrets, so it has no `Debug`.
+/// Something that may be started. Equal specs start the same thing. Holds secrets, so it has no
+/// `Debug`.
 #[derive(Clone, PartialEq, Eq)]
 pub enum LaunchSpec {
     /// A child process.
@@ -108,7 +109,9 @@ pub enum LaunchError {
         error: DotenvError,
     },
     /// The program is not there.
-    #[error("the command `{0}` does not exist or is not executable (looked for in the server's PATH)")]
+    #[error(
+        "the command `{0}` does not exist or is not executable (looked for in the server's PATH)"
+    )]
     NoProgram(String),
     /// The URL is no HTTP URL.
     #[error("`url` must be an http or https URL without user name or password")]
@@ -157,12 +160,16 @@ pub async fn resolve(entry: &ServerEntry, policy: &Policy) -> Result<LaunchSpec,
 /// # Errors
 ///
 /// As [`resolve`].
-pub async fn examine(entry: &ServerEntry, policy: &Policy) -> Result<(LaunchSpec, RuleRef), LaunchError> {
+pub async fn examine(
+    entry: &ServerEntry,
+    policy: &Policy,
+) -> Result<(LaunchSpec, RuleRef), LaunchError> {
     match &entry.transport {
         Transport::Stdio(server) => {
             let (spec, rule) = child::resolve(server, policy).await?;
             let number = policy.commands.iter().position(|other| std::ptr::eq(other, rule));
-            let (number, line, covers) = (number.unwrap_or_default() + 1, rule.line, rule.argv.to_string());
+            let (number, line, covers) =
+                (number.unwrap_or_default() + 1, rule.line, rule.argv.to_string());
             Ok((LaunchSpec::Child(spec), RuleRef { table: "command", number, line, covers }))
         }
         Transport::Url(server) => {
@@ -205,7 +212,8 @@ impl<'a> Environment<'a> {
     }
 }
 
-/// The error to report of what several rules say: what is allowed and does not work tells more than what is not allowed.
+/// The error to report of what several rules say: what is allowed and does not work tells more than
+/// what is not allowed.
 fn more_telling(first: Option<LaunchError>, second: LaunchError) -> LaunchError {
     match first {
         Some(first) if !first.is_refusal() || second.is_refusal() => first,

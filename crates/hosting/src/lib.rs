@@ -1,8 +1,9 @@
 //! Hosting other MCP servers: child processes and remote ones, with what they offer under one roof.
 //!
-//! [`Fleet`] knows the servers by name and routes calls. Below it, [`launch`] turns a configuration into something
-//! that may be started, `child`, `remote` and `sse` make the connections, and [`upstream`] speaks MCP over them. What
-//! a server offers is its `catalog`; [`routes`] puts the catalogs together.
+//! [`Fleet`] knows the servers by name and routes calls. Below it, [`launch`] turns a configuration
+//! into something that may be started, `child`, `remote` and `sse` make the connections, and
+//! [`upstream`] speaks MCP over them. What a server offers is its `catalog`; [`routes`] puts the
+//! catalogs together.
 
 pub mod apps;
 mod attempt;

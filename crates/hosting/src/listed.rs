@@ -1,11 +1,12 @@
-//! Reading one page of what a server lists, item by item: an item that can't be read loses itself and not the whole list.
+//! Reading one page of what a server lists, item by item: an item that can't be read loses itself
+//! and not the whole list.
 //!
-//! What an item can do without (an icon, a hint, an output schema) is left out if it can't be read. An item whose name or
-//! schema can't be read is hidden, with the reason.
+//! What an item can do without (an icon, a hint, an output schema) is left out if it can't be read.
+//! An item whose name or schema can't be read is hidden, with the reason.
 
 use rmcp::model::{
-    ClientRequest, ListPromptsRequest, ListResourceTemplatesRequest, ListResourcesRequest, ListToolsRequest,
-    PaginatedRequestParams, Prompt, Resource, ResourceTemplate, Tool,
+    ClientRequest, ListPromptsRequest, ListResourceTemplatesRequest, ListResourcesRequest,
+    ListToolsRequest, PaginatedRequestParams, Prompt, Resource, ResourceTemplate, Tool,
 };
 use schemars::JsonSchema;
 use serde::{Serialize, de::DeserializeOwned};
@@ -73,7 +74,14 @@ macro_rules! listed {
 
 listed!(Tool, "tools/list", "tools", &["name"], ListToolsRequest, complete_tool);
 listed!(Prompt, "prompts/list", "prompts", &["name"], ListPromptsRequest, is_complete);
-listed!(Resource, "resources/list", "resources", &["uri", "name"], ListResourcesRequest, is_complete);
+listed!(
+    Resource,
+    "resources/list",
+    "resources",
+    &["uri", "name"],
+    ListResourcesRequest,
+    is_complete
+);
 listed!(
     ResourceTemplate,
     "resources/templates/list",
@@ -121,14 +129,17 @@ impl<T: Listed> Page<T> {
             Some(Value::Array(items)) => items,
             Some(Value::Null) => Vec::new(),
             Some(other) => return Err(format!("`{}` is not a list: {}", T::FIELD, shown(&other))),
-            None => return Err(format!("the answer has no `{}`: {}", T::FIELD, shown(&result.into()))),
+            None => {
+                return Err(format!("the answer has no `{}`: {}", T::FIELD, shown(&result.into())));
+            }
         };
 
         if items.len() > MAX_ITEMS {
             return Err(format!("a page of {} items; at most {MAX_ITEMS} are read", items.len()));
         }
 
-        let mut page = Self { items: Vec::new(), hidden: Vec::new(), next: None, remarks: Vec::new() };
+        let mut page =
+            Self { items: Vec::new(), hidden: Vec::new(), next: None, remarks: Vec::new() };
         page.next = page.read_cursor(result.remove("nextCursor"));
         for item in items {
             page.add(item);
@@ -165,12 +176,16 @@ impl<T: Listed> Page<T> {
 
 /// Reads an item, without those of its members that can't be read.
 fn read_item<T: Listed>(item: Value, remarks: &mut Vec<String>) -> Result<T, String> {
-    let Value::Object(mut item) = item else { return Err(format!("it is not an object: {}", shown(&item))) };
+    let Value::Object(mut item) = item else {
+        return Err(format!("it is not an object: {}", shown(&item)));
+    };
     for key in T::TEXTS {
         match item.get(*key) {
             Some(Value::String(text)) if !text.is_empty() => {}
             None => return Err(format!("it has no {key}: {}", shown(&item.into()))),
-            Some(other) => return Err(format!("its {key} is not a text, or empty: {}", shown(other))),
+            Some(other) => {
+                return Err(format!("its {key} is not a text, or empty: {}", shown(other)));
+            }
         }
     }
     T::complete(&mut item)?;
@@ -180,7 +195,8 @@ fn read_item<T: Listed>(item: Value, remarks: &mut Vec<String>) -> Result<T, Str
 
     let name = item[T::TEXTS[0]].as_str().unwrap_or_default().to_owned();
     let is_needed = |key: &str| T::TEXTS.contains(&key) || key == "inputSchema";
-    let (mut kept, optional): (Map<_, _>, Map<_, _>) = item.into_iter().partition(|(key, _)| is_needed(key));
+    let (mut kept, optional): (Map<_, _>, Map<_, _>) =
+        item.into_iter().partition(|(key, _)| is_needed(key));
     let smallest = smallest::<T>();
     for (key, value) in optional {
         let is_readable = |value: &Value| {
@@ -189,7 +205,10 @@ fn read_item<T: Listed>(item: Value, remarks: &mut Vec<String>) -> Result<T, Str
             serde_json::from_value::<T>(item.into()).is_ok()
         };
         let Some(found) = readable_part(&value, is_readable) else {
-            remarks.push(format!("left {key} of `{name}` out, which can't be read: {}", shown(&value)));
+            remarks.push(format!(
+                "left {key} of `{name}` out, which can't be read: {}",
+                shown(&value)
+            ));
             continue;
         };
         if found != value {
@@ -203,13 +222,15 @@ fn read_item<T: Listed>(item: Value, remarks: &mut Vec<String>) -> Result<T, Str
     serde_json::from_value(kept.into()).map_err(|error| error.to_string())
 }
 
-/// An item with nothing but what it must have. Members are tried on it, so that an item costs no more than its size.
+/// An item with nothing but what it must have. Members are tried on it, so that an item costs no
+/// more than its size.
 fn smallest<T: Listed>() -> Map<String, Value> {
     let texts = T::TEXTS.iter().map(|key| ((*key).to_owned(), json!("x")));
     texts.chain([("inputSchema".to_owned(), json!({}))]).collect()
 }
 
-/// The value, or those of its elements or members that can be read each by itself, if there are any.
+/// The value, or those of its elements or members that can be read each by itself, if there are
+/// any.
 fn readable_part(value: &Value, is_readable: impl Fn(&Value) -> bool) -> Option<Value> {
     if is_readable(value) {
         return Some(value.clone());
@@ -267,9 +288,15 @@ mod tests {
         check(tool("description", json!(7)), plain.clone());
         check(tool("icons", json!([{"url": "x.png"}])), plain.clone());
         check(tool("annotations", json!({"title": 5})), plain);
-        check(tool("icons", json!([{"url": "x"}, {"src": "y"}])), tool("icons", json!([{"src": "y"}])));
         check(
-            tool("annotations", json!({"readOnlyHint": "true", "destructiveHint": false, "title": 5})),
+            tool("icons", json!([{"url": "x"}, {"src": "y"}])),
+            tool("icons", json!([{"src": "y"}])),
+        );
+        check(
+            tool(
+                "annotations",
+                json!({"readOnlyHint": "true", "destructiveHint": false, "title": 5}),
+            ),
             tool("annotations", json!({"destructiveHint": false})),
         );
     }
@@ -282,11 +309,23 @@ mod tests {
             assert_eq!(page.hidden[0].name, name, "{odd}");
             assert!(page.hidden[0].reason.contains(reason), "{odd}: {}", page.hidden[0].reason);
         };
-        check(json!({"description": "x"}), "(without a name)", "it has no name: {\"description\":\"x\"}");
+        check(
+            json!({"description": "x"}),
+            "(without a name)",
+            "it has no name: {\"description\":\"x\"}",
+        );
         check(json!({"name": ""}), "(without a name)", "its name is not a text, or empty: \"\"");
         check(json!({"name": 7}), "(without a name)", "its name is not a text, or empty: 7");
-        check(tool("inputSchema", json!(true)), "odd", "its inputSchema is not a JSON object: true");
-        check(tool("inputSchema", json!("{}")), "odd", "its inputSchema is not a JSON object: \"{}\"");
+        check(
+            tool("inputSchema", json!(true)),
+            "odd",
+            "its inputSchema is not a JSON object: true",
+        );
+        check(
+            tool("inputSchema", json!("{}")),
+            "odd",
+            "its inputSchema is not a JSON object: \"{}\"",
+        );
         check(json!("odd"), "(without a name)", "it is not an object: \"odd\"");
     }
 
@@ -305,7 +344,8 @@ mod tests {
 
     #[test]
     fn what_is_no_list_is_quoted() {
-        let error = |result: Value| Page::<Tool>::read(result.as_object().unwrap().clone()).unwrap_err();
+        let error =
+            |result: Value| Page::<Tool>::read(result.as_object().unwrap().clone()).unwrap_err();
         assert_eq!(error(json!({"tool": []})), "the answer has no `tools`: {\"tool\":[]}");
         assert_eq!(error(json!({"tools": {}})), "`tools` is not a list: {}");
     }

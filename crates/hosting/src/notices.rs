@@ -1,7 +1,8 @@
 //! Notifications of extensions, from a hosted server on their way to clients.
 //!
-//! What they mean is known to the server and its clients alone, so nothing can be left out of them without harm but
-//! whole notifications. They are bounded in size, in number and per second; what is beyond is dropped.
+//! What they mean is known to the server and its clients alone, so nothing can be left out of them
+//! without harm but whole notifications. They are bounded in size, in number and per second; what
+//! is beyond is dropped.
 
 use std::{collections::BTreeSet, time::Instant};
 
@@ -52,7 +53,12 @@ pub(super) struct Intake {
 
 impl Default for Intake {
     fn default() -> Self {
-        Self { waiting: Vec::new(), allowance: MAX_WAITING as f64, counted_at: None, named: BTreeSet::new() }
+        Self {
+            waiting: Vec::new(),
+            allowance: MAX_WAITING as f64,
+            counted_at: None,
+            named: BTreeSet::new(),
+        }
     }
 }
 
@@ -63,7 +69,8 @@ impl Intake {
     ///
     /// Returns an error if it is dropped.
     pub(super) fn add(&mut self, notice: Notice, now: Instant) -> Result<(), Dropped> {
-        let elapsed = self.counted_at.map_or(0.0, |then| now.saturating_duration_since(then).as_secs_f64());
+        let elapsed =
+            self.counted_at.map_or(0.0, |then| now.saturating_duration_since(then).as_secs_f64());
         self.counted_at = Some(now);
         self.allowance = (self.allowance + elapsed * PER_SECOND).min(MAX_WAITING as f64);
         if self.allowance < 1.0 || self.waiting.len() >= MAX_WAITING {

@@ -1,8 +1,8 @@
 //! Progress of hosted tools on its way to whoever called them.
 //!
-//! rmcp hands notifications to tasks of their own, so they could arrive after the result. Here they are taken off the
-//! transport in the order in which they came, before rmcp sees them: every notification that stood before the result
-//! is delivered before it.
+//! rmcp hands notifications to tasks of their own, so they could arrive after the result. Here they
+//! are taken off the transport in the order in which they came, before rmcp sees them: every
+//! notification that stood before the result is delivered before it.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -23,7 +23,8 @@ use tokio::sync::broadcast::{
 
 use super::{changes::News, notices::Notice};
 
-/// How many notifications of one call wait to be sent on. Beyond, the oldest are dropped: what counts is how far it has come.
+/// How many notifications of one call wait to be sent on. Beyond, the oldest are dropped: what
+/// counts is how far it has come.
 const WAITING: usize = 64;
 /// How many notifications are kept for calls that are not known yet.
 const ORPHANS: usize = 64;
@@ -37,7 +38,8 @@ pub struct ProgressRoutes {
 #[derive(Debug, Default)]
 struct State {
     waiting: HashMap<ProgressToken, broadcast::Sender<ProgressNotificationParam>>,
-    /// rmcp makes a call's token while it sends, so the first notifications can come before the token is known here.
+    /// rmcp makes a call's token while it sends, so the first notifications can come before the
+    /// token is known here.
     orphans: VecDeque<ProgressNotificationParam>,
 }
 

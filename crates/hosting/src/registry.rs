@@ -1,8 +1,10 @@
-//! Which servers all replicas should host: what one of them was told, for all of them, and for after a restart.
+//! Which servers all replicas should host: what one of them was told, for all of them, and for
+//! after a restart.
 //!
-//! A [`Registry`] keeps records and tells of changes, in one order for everybody. [`shared`] makes the fleet of this
-//! process follow it. What it tells is no command but a wish of somebody who could write there: every replica asks its
-//! own policy, and a record that it refuses is shown in `server_status`.
+//! A [`Registry`] keeps records and tells of changes, in one order for everybody. [`shared`] makes
+//! the fleet of this process follow it. What it tells is no command but a wish of somebody who
+//! could write there: every replica asks its own policy, and a record that it refuses is shown in
+//! `server_status`.
 
 use std::fmt::Debug;
 
@@ -26,7 +28,8 @@ use sharing::Plain;
 /// Where replicas share what they host.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RegistryConfig {
-    /// The brokers, `host:port`, comma-separated. More about them is in `KAFKA_PROPERTY_…` of the environment.
+    /// The brokers, `host:port`, comma-separated. More about them is in `KAFKA_PROPERTY_…` of the
+    /// environment.
     pub brokers: String,
     /// The topic.
     pub topic: String,
@@ -39,17 +42,19 @@ pub trait Registry: Debug + Send + Sync {
     /// Whether what is put here can be read by others.
     fn is_shared(&self) -> bool;
 
-    /// Puts a record in the place of what there was of its name. Ends when it can't be lost any more.
+    /// Puts a record in the place of what there was of its name. Ends when it can't be lost any
+    /// more.
     fn put<'a>(&'a self, record: &'a Record) -> BoxFuture<'a, Result<(), RegistryError>>;
 
     /// Takes the record of a name out. Ends when that can't be lost any more.
     fn remove<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<(), RegistryError>>;
 
-    /// All records, and from then on all changes, for as long as the stream is there. There is one at a time.
+    /// All records, and from then on all changes, for as long as the stream is there. There is one
+    /// at a time.
     fn watch(&self) -> BoxStream<'static, Change>;
 
-    /// Asks for a [`Change::CaughtUp`] with the number that is given back, or a later one, once the stream has told of
-    /// everything that was there at this moment.
+    /// Asks for a [`Change::CaughtUp`] with the number that is given back, or a later one, once the
+    /// stream has told of everything that was there at this moment.
     fn catch_up(&self) -> u64;
 }
 
@@ -72,8 +77,8 @@ pub enum Change {
         /// What is wrong with it.
         reason: String,
     },
-    /// Everything that was there at a moment has been told; see [`Registry::catch_up`]. The first one, with the number
-    /// 0, comes once everything has been told that was there at the start.
+    /// Everything that was there at a moment has been told; see [`Registry::catch_up`]. The first
+    /// one, with the number 0, comes once everything has been told that was there at the start.
     CaughtUp(u64),
 }
 

@@ -17,14 +17,16 @@ use tokio_util::sync::CancellationToken;
 use self::{exchange::Line, session::SessionClient};
 use super::{changes::News, launch::RemoteSpec};
 
-/// For how long an answer to `server/discover` is waited for before `initialize` is tried; a third of the time for the whole
-/// start, if that is less. rmcp has a limit of 10 s of its own, after which it would not take our word for it any more.
+/// For how long an answer to `server/discover` is waited for before `initialize` is tried; a third
+/// of the time for the whole start, if that is less. rmcp has a limit of 10 s of its own, after
+/// which it would not take our word for it any more.
 const DISCOVER_PATIENCE: Duration = Duration::from_millis(9500);
 /// How many calls may run at once on one remote server.
 const CONCURRENCY: usize = 256;
 
-/// The transport to a remote server that may take as long as `limit` to start, and what is cancelled when it is of no use
-/// any more. Nothing is sent yet. What a server offers in a new session is news.
+/// The transport to a remote server that may take as long as `limit` to start, and what is
+/// cancelled when it is of no use any more. Nothing is sent yet. What a server offers in a new
+/// session is news.
 ///
 /// # Errors
 ///

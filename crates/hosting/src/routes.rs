@@ -1,9 +1,10 @@
 //! Which offered name leads to what of which server.
 //!
-//! Two tools can't have one name. Servers come in the order in which they were initialised, and the first keeps the
-//! name: a newcomer can't take over calls that are meant for another. What can't be offered is kept with the reason,
-//! so that it can be seen. The same holds for prompts. Resources keep their URIs, since results refer to them; where
-//! two servers have the same, that of the later one is offered under a URI that names the server.
+//! Two tools can't have one name. Servers come in the order in which they were initialised, and the
+//! first keeps the name: a newcomer can't take over calls that are meant for another. What can't be
+//! offered is kept with the reason, so that it can be seen. The same holds for prompts. Resources
+//! keep their URIs, since results refer to them; where two servers have the same, that of the later
+//! one is offered under a URI that names the server.
 
 use std::collections::{BTreeMap, btree_map::Entry};
 
@@ -101,7 +102,9 @@ impl Routes {
             }
             for template in catalog.templates.iter() {
                 let own = &template.uri_template;
-                let taken = |uri: &str| routes.templates.iter().any(|route| route.listed.uri_template == uri);
+                let taken = |uri: &str| {
+                    routes.templates.iter().any(|route| route.listed.uri_template == uri)
+                };
                 let mut listed = template.clone();
                 listed.uri_template = free(own, server, taken);
                 apps::offer_in_meta(server, &mut listed.meta);
@@ -113,7 +116,8 @@ impl Routes {
         routes
     }
 
-    /// Where a call of this tool goes: by the name that is offered, or by `<server>__<tool>` with the tool's own name.
+    /// Where a call of this tool goes: by the name that is offered, or by `<server>__<tool>` with
+    /// the tool's own name.
     pub fn tool(&self, name: &str) -> Option<&Route<Tool>> {
         find(&self.tools, name)
     }
@@ -148,8 +152,8 @@ impl Routes {
         self.templates.iter().map(|route| &route.listed)
     }
 
-    /// The server that a resource is asked of, and its URI there: by name, by the lists, or by the first template that it
-    /// can be made from.
+    /// The server that a resource is asked of, and its URI there: by name, by the lists, or by the
+    /// first template that it can be made from.
     pub fn resource<'a>(&'a self, uri: &'a str) -> Option<(&'a str, &'a str)> {
         if let Some(found) = named(uri) {
             return Some(found);
@@ -200,7 +204,8 @@ impl Routes {
         Lists {
             tools: !self.tools().eq(other.tools()),
             prompts: !self.prompts().eq(other.prompts()),
-            resources: !self.resources().eq(other.resources()) || !self.templates().eq(other.templates()),
+            resources: !self.resources().eq(other.resources())
+                || !self.templates().eq(other.templates()),
         }
     }
 }
@@ -223,7 +228,11 @@ fn add_named<T: Named>(
             }
             Entry::Vacant(free) => {
                 let listed = item.offered(server, free.key().clone());
-                free.insert(Route { server: server.to_owned(), name: item.name().to_owned(), listed });
+                free.insert(Route {
+                    server: server.to_owned(),
+                    name: item.name().to_owned(),
+                    listed,
+                });
                 continue;
             }
         };
@@ -231,7 +240,8 @@ fn add_named<T: Named>(
     }
 }
 
-/// The URI itself where nobody has it and it does not pose as one that names a server, or else one that does.
+/// The URI itself where nobody has it and it does not pose as one that names a server, or else one
+/// that does.
 fn free(uri: &str, server: &str, taken: impl Fn(&str) -> bool) -> String {
     if apps::is_page(uri) || uri.starts_with(NAMED) || taken(uri) {
         with_name(server, uri)
@@ -252,12 +262,16 @@ fn named(uri: &str) -> Option<(&str, &str)> {
     uri.strip_prefix(NAMED).or_else(|| uri.strip_prefix(apps::OFFERED))?.split_once('/')
 }
 
-/// Whether a URI can be made from a template (RFC 6570): its literal parts are there in their order, and whatever stands in
-/// place of the expressions. That is looser than the RFC, and only decides who is asked.
+/// Whether a URI can be made from a template (RFC 6570): its literal parts are there in their
+/// order, and whatever stands in place of the expressions. That is looser than the RFC, and only
+/// decides who is asked.
 fn matches(template: &str, uri: &str) -> bool {
     let mut literals = template.split('{');
-    let Some(mut rest) = literals.next().and_then(|first| uri.strip_prefix(first)) else { return false };
-    let mut parts = literals.filter_map(|part| part.split_once('}')).map(|(_, literal)| literal).peekable();
+    let Some(mut rest) = literals.next().and_then(|first| uri.strip_prefix(first)) else {
+        return false;
+    };
+    let mut parts =
+        literals.filter_map(|part| part.split_once('}')).map(|(_, literal)| literal).peekable();
     if parts.peek().is_none() {
         return rest.is_empty();
     }
@@ -287,7 +301,11 @@ mod tests {
     fn resources(uris: &[&str], templates: &[&str]) -> Catalog {
         let resources = uris.iter().map(|uri| Resource::new(*uri, "r")).collect();
         let templates = templates.iter().map(|uri| ResourceTemplate::new(*uri, "t")).collect();
-        Catalog { resources: Arc::new(resources), templates: Arc::new(templates), ..Catalog::default() }
+        Catalog {
+            resources: Arc::new(resources),
+            templates: Arc::new(templates),
+            ..Catalog::default()
+        }
     }
 
     #[test]
@@ -303,13 +321,25 @@ mod tests {
 
     #[test]
     fn every_tool_is_reached_under_its_own_name() {
-        let own = ["work", "a.b", "ns/do-it", "with space", "größe", "工具", "bad\nname", &"x".repeat(100)];
+        let own = [
+            "work",
+            "a.b",
+            "ns/do-it",
+            "with space",
+            "größe",
+            "工具",
+            "bad\nname",
+            &"x".repeat(100),
+        ];
         let routes = Routes::build([("q", tools(&own))]);
         assert_eq!((routes.tools().count(), routes.hidden("q").len()), (own.len(), 0));
         for name in own {
             let offered = tool_name::exposed("q", name);
             assert_eq!(routes.tool(&offered).map(|route| route.name.as_str()), Some(name));
-            assert_eq!(routes.tool(&format!("q__{name}")).map(|route| route.name.as_str()), Some(name));
+            assert_eq!(
+                routes.tool(&format!("q__{name}")).map(|route| route.name.as_str()),
+                Some(name)
+            );
         }
         assert_eq!(routes.tool("q__nope.x"), None);
     }
@@ -317,7 +347,8 @@ mod tests {
     #[test]
     fn nobody_takes_over_a_name() {
         // A server `a_` could pose as tool `_x` of server `a`.
-        let routes = Routes::build([("a", tools(&["_x", "x", "x", "_.y"])), ("a_", tools(&["x", ".y"]))]);
+        let routes =
+            Routes::build([("a", tools(&["_x", "x", "x", "_.y"])), ("a_", tools(&["x", ".y"]))]);
         assert_eq!(routes.tool("a___x").map(|route| route.server.as_str()), Some("a"));
         assert_eq!(routes.tool("a___.y").map(|route| route.server.as_str()), Some("a"));
         assert_eq!(routes.hidden("a").len(), 1);
@@ -386,7 +417,8 @@ mod tests {
 
     #[test]
     fn a_difference_is_seen() {
-        let (before, after) = (Routes::build([("a", tools(&["x"]))]), Routes::build([("a", tools(&["y"]))]));
+        let (before, after) =
+            (Routes::build([("a", tools(&["x"]))]), Routes::build([("a", tools(&["y"]))]));
         assert_eq!(before.differ(&after), Lists { tools: true, ..Lists::default() });
         assert!(!after.differ(&after).any());
     }

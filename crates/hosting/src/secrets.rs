@@ -1,5 +1,5 @@
-//! Values of the server's own environment that went into a configuration. Texts that others may read, such as the end
-//! of a child's standard error, show the name of the variable in their place.
+//! Values of the server's own environment that went into a configuration. Texts that others may
+//! read, such as the end of a child's standard error, show the name of the variable in their place.
 
 use std::{borrow::Cow, cmp::Reverse, collections::BTreeMap, sync::Arc};
 
@@ -46,7 +46,8 @@ mod tests {
     #[test]
     fn values_give_way_to_names() {
         let variables = [("KEY", "hunter2"), ("LONG", "hunter2-more"), ("N", "1")];
-        let secrets = Secrets::new(variables.map(|(name, value)| (name.into(), value.into())).into());
+        let secrets =
+            Secrets::new(variables.map(|(name, value)| (name.into(), value.into())).into());
         assert_eq!(secrets.hide("a hunter2-more, hunter2 1"), "a ${LONG}, ${KEY} 1");
         assert!(matches!(secrets.hide("nothing"), Cow::Borrowed("nothing")));
     }

@@ -1,8 +1,8 @@
-//! Connections to remote servers that know only the transport of 2024: a stream for what they say, and an endpoint,
-//! which its first event names, to post to.
+//! Connections to remote servers that know only the transport of 2024: a stream for what they say,
+//! and an endpoint, which its first event names, to post to.
 //!
-//! The endpoint is the server's own word for where our messages and credentials go, so it must be of the origin that
-//! policy was asked about.
+//! The endpoint is the server's own word for where our messages and credentials go, so it must be
+//! of the origin that policy was asked about.
 
 use std::{sync::Arc, time::Duration};
 
@@ -97,7 +97,8 @@ pub(crate) enum SseError {
 }
 
 impl SseTransport {
-    /// A transport over a client that obeys policy. The stream is opened at once, and nothing is waited for.
+    /// A transport over a client that obeys policy. The stream is opened at once, and nothing is
+    /// waited for.
     pub(crate) fn new(spec: &RemoteSpec, client: Client) -> Self {
         let (found, endpoint) = watch::channel(Endpoint::Unknown);
         let (queue, incoming) = mpsc::channel(QUEUE);
@@ -135,7 +136,8 @@ impl Transport<RoleClient> for SseTransport {
         let closed = self.closed.clone();
         async move {
             let post = async {
-                let known = endpoint.wait_for(|endpoint| !matches!(endpoint, Endpoint::Unknown)).await;
+                let known =
+                    endpoint.wait_for(|endpoint| !matches!(endpoint, Endpoint::Unknown)).await;
                 let endpoint = known.map_err(|_| SseError::Ended)?.clone();
                 match endpoint {
                     Endpoint::Known(url) => post(&client, url, &headers, &item).await,
@@ -180,7 +182,8 @@ async fn post(
 /// Sends a request, and once more where the server itself redirects it to.
 async fn send(url: &Url, request: impl Fn(Url) -> RequestBuilder) -> reqwest::Result<Response> {
     let response = request(url.clone()).send().await?;
-    let location = response.headers().get(header::LOCATION).and_then(|location| location.to_str().ok());
+    let location =
+        response.headers().get(header::LOCATION).and_then(|location| location.to_str().ok());
     match moved(response.status().as_u16(), url, location) {
         Some(url) => request(url).send().await,
         None => Ok(response),
@@ -196,9 +199,12 @@ async fn read(
 ) -> Result<(), SseError> {
     let request = |url| {
         let request = client.get(url).headers(spec.headers.iter().cloned().collect());
-        request.header(header::ACCEPT, "text/event-stream").header(header::CACHE_CONTROL, "no-store")
+        request
+            .header(header::ACCEPT, "text/event-stream")
+            .header(header::CACHE_CONTROL, "no-store")
     };
-    let response = send(&spec.url, request).await.map_err(|error| SseError::Open(error.without_url()))?;
+    let response =
+        send(&spec.url, request).await.map_err(|error| SseError::Open(error.without_url()))?;
     let status = response.status();
     if !status.is_success() {
         return Err(SseError::Status { what: "the request for a stream", status });

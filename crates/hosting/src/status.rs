@@ -20,8 +20,8 @@ use super::{
 pub struct ServerStatus {
     /// Its name.
     pub name: String,
-    /// `starting`, `running`, `failed` (it does not run, or no call gets through to it), `idle` (the next call starts it)
-    /// or `refused`: it may not run here.
+    /// `starting`, `running`, `failed` (it does not run, or no call gets through to it), `idle`
+    /// (the next call starts it) or `refused`: it may not run here.
     pub state: String,
     /// `stdio`, `http` or `sse`.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -57,7 +57,8 @@ pub struct ServerStatus {
     pub calls_waiting: usize,
     /// Whether calls are let through.
     pub breaker: BreakerStatus,
-    /// What the shared registry has not taken yet; nothing if other replicas can know what this one does.
+    /// What the shared registry has not taken yet; nothing if other replicas can know what this one
+    /// does.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub sharing: Option<SharingStatus>,
     /// What went wrong last.
@@ -72,7 +73,8 @@ pub struct ServerStatus {
 #[derive(Debug, Clone, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct SharingStatus {
-    /// `unwritten`: only this replica hosts the server; `removal-unwritten`: it is to be removed and is not yet.
+    /// `unwritten`: only this replica hosts the server; `removal-unwritten`: it is to be removed
+    /// and is not yet.
     pub state: &'static str,
     /// For how long that has been so, in milliseconds.
     pub age_ms: u64,
@@ -148,7 +150,8 @@ pub struct OfferedTool {
 pub struct Unavailable {
     /// Its name.
     pub server: String,
-    /// `starting`, `running` (where some tools can't be offered, or calls are not answered), `failed` or `refused`.
+    /// `starting`, `running` (where some tools can't be offered, or calls are not answered),
+    /// `failed` or `refused`.
     pub state: &'static str,
     /// What is wrong.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -206,8 +209,9 @@ impl ServerStatus {
         let trouble = hosted.calls.trouble();
         let child = running.and_then(|upstream| upstream.child.as_ref());
         let info = running.and_then(|upstream| upstream.info.server_info.as_ref());
-        let millis =
-            |since: Instant| u64::try_from(now.duration_since(since).as_millis()).unwrap_or(u64::MAX);
+        let millis = |since: Instant| {
+            u64::try_from(now.duration_since(since).as_millis()).unwrap_or(u64::MAX)
+        };
         Self {
             name: hosted.name.clone(),
             state: state_of(&state.phase, trouble.is_some()).to_owned(),
@@ -260,7 +264,8 @@ impl Unavailable {
     }
 }
 
-/// The state as people see it: what no call gets through to does not run, whatever its connection says.
+/// The state as people see it: what no call gets through to does not run, whatever its connection
+/// says.
 fn state_of(phase: &Phase, in_trouble: bool) -> &'static str {
     match phase {
         Phase::Running(_) if in_trouble => "failed",

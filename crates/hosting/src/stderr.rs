@@ -1,4 +1,5 @@
-//! What a child writes on its standard error: kept bounded for people who ask why it died, and logged.
+//! What a child writes on its standard error: kept bounded for people who ask why it died, and
+//! logged.
 
 use std::{collections::VecDeque, fmt, sync::Arc};
 
@@ -12,7 +13,8 @@ pub(crate) const KEPT: usize = 64 * 1024;
 /// How much of one line is logged.
 const LOGGED_LINE: usize = 4 * 1024;
 
-/// The last [`KEPT`] bytes of a child's standard error. Clones share it. What it shows holds no secret of the server's.
+/// The last [`KEPT`] bytes of a child's standard error. Clones share it. What it shows holds no
+/// secret of the server's.
 #[derive(Clone, Default)]
 pub struct StderrTail {
     bytes: Arc<Mutex<VecDeque<u8>>>,
@@ -49,7 +51,8 @@ impl StderrTail {
 
         let text = self.secrets.hide(String::from_utf8_lossy(&tail));
         let start = text.len().saturating_sub(max);
-        let start = (start..=text.len()).find(|at| text.is_char_boundary(*at)).unwrap_or(text.len());
+        let start =
+            (start..=text.len()).find(|at| text.is_char_boundary(*at)).unwrap_or(text.len());
         text[start..].trim_end().to_owned()
     }
 
@@ -97,7 +100,8 @@ mod tests {
 
     #[test]
     fn a_secret_is_hidden_also_where_it_was_cut() {
-        let tail = StderrTail::hiding(Secrets::new([("KEY".to_owned(), "hunter2".to_owned())].into()));
+        let tail =
+            StderrTail::hiding(Secrets::new([("KEY".to_owned(), "hunter2".to_owned())].into()));
         tail.push(b"key hunter2 is bad");
         assert_eq!(tail.text(100), "key ${KEY} is bad");
         assert_eq!(tail.text(10), "EY} is bad");

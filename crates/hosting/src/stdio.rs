@@ -57,8 +57,8 @@ where
         self.writer.send(item)
     }
 
-    // rmcp drops the future whenever something is to be sent, so nothing may be lost between two calls: a line that has
-    // begun is kept in `lines`, and messages that were read are in `ready`.
+    // rmcp drops the future whenever something is to be sent, so nothing may be lost between two
+    // calls: a line that has begun is kept in `lines`, and messages that were read are in `ready`.
     async fn receive(&mut self) -> Option<RxJsonRpcMessage<RoleClient>> {
         loop {
             if let Some(message) = self.ready.pop_front() {

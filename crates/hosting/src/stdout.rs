@@ -1,8 +1,8 @@
 //! What a child writes on its standard output, line by line.
 //!
-//! Programs print banners where MCP must stand, and broken ones write without end. The watch counts lines that are not
-//! JSON-RPC, so that a failed handshake can say so. A line that is longer than any message may be is not kept, and a line
-//! without end ends the stream.
+//! Programs print banners where MCP must stand, and broken ones write without end. The watch counts
+//! lines that are not JSON-RPC, so that a failed handshake can say so. A line that is longer than
+//! any message may be is not kept, and a line without end ends the stream.
 
 use std::sync::Arc;
 
@@ -11,8 +11,8 @@ use tokio::io::{AsyncBufReadExt, AsyncRead, BufReader};
 
 /// The longest line that a child may write.
 pub(crate) const MAX_LINE: usize = 16 * 1024 * 1024;
-/// How many times longer a line may be before it is taken for one without end. A line that is too long is not kept, and
-/// fails only the call whose answer it is.
+/// How many times longer a line may be before it is taken for one without end. A line that is too
+/// long is not kept, and fails only the call whose answer it is.
 const PATIENCE: usize = 4;
 /// How much is kept of each end of a line that is too long, to tell whose answer it is.
 const ENDS: usize = 512;
@@ -74,7 +74,8 @@ impl StdoutWatch {
 
     /// Notes that a line does not end.
     pub(super) fn saw_endless(&self, limit: usize) {
-        self.lock().broken = Some(format!("it wrote a line of more than {limit} bytes on standard output"));
+        self.lock().broken =
+            Some(format!("it wrote a line of more than {limit} bytes on standard output"));
     }
 
     fn lock(&self) -> parking_lot::MutexGuard<'_, Seen> {
@@ -183,7 +184,9 @@ mod tests {
             let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
             match lines.next().await {
                 Line::Whole(line) => found.push(text(line)),
-                Line::TooLong { head, tail, .. } => found.push(format!("{}…{}", text(head), text(tail))),
+                Line::TooLong { head, tail, .. } => {
+                    found.push(format!("{}…{}", text(head), text(tail)))
+                }
                 Line::Endless { limit, .. } => {
                     found.push(format!("more than {limit}"));
                     return found;

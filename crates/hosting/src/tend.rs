@@ -1,5 +1,5 @@
-//! Looks after a connection from its first to its last moment: takes in what changes, notes when it dies, and ends a child
-//! that nobody needs.
+//! Looks after a connection from its first to its last moment: takes in what changes, notes when it
+//! dies, and ends a child that nobody needs.
 
 use std::{
     sync::Arc,
@@ -14,7 +14,8 @@ pub(super) async fn tend(fleet: Arc<Fleet>, hosted: Arc<Hosted>, upstream: Arc<U
     let mut watched = hosted.watched.subscribe();
     let reason = loop {
         let limits = policy.borrow_and_update().limits.of_server(&hosted.name);
-        // A remote server costs nothing while it is not used. One that somebody wants to hear of is used.
+        // A remote server costs nothing while it is not used. One that somebody wants to hear of is
+        // used.
         let idle = upstream.child.is_some() && hosted.watched.borrow().is_empty();
         let timeout = limits.idle_timeout.filter(|_| idle);
         tokio::select! {
@@ -27,7 +28,8 @@ pub(super) async fn tend(fleet: Arc<Fleet>, hosted: Arc<Hosted>, upstream: Arc<U
                 }
             }
             unseen = upstream.news() => fleet.take_in(&hosted, &upstream, unseen).await,
-            // The fleet holds the policy, and the server its wishes, so there is somebody to hear from.
+            // The fleet holds the policy, and the server its wishes, so there is somebody to hear
+            // from.
             _ = policy.changed() => {}
             _ = watched.changed() => {}
         }
@@ -59,8 +61,9 @@ async fn unused(calls: &Calls, timeout: Option<Duration>) {
     }
 }
 
-/// Takes the connection away unless there are calls. Whoever calls counts themselves before they ask for the connection,
-/// so either their call is seen here, or they see that the connection is gone and start the server again.
+/// Takes the connection away unless there are calls. Whoever calls counts themselves before they
+/// ask for the connection, so either their call is seen here, or they see that the connection is
+/// gone and start the server again.
 fn rest(hosted: &Hosted, upstream: &Arc<Upstream>) -> bool {
     let mut state = hosted.state_mut();
     hosted.calls.in_flight() == 0 && state.rests(upstream)

@@ -1,4 +1,5 @@
-//! Results of hosted tools, read so that an item which is not understood costs nothing else ([`crate::kept_items`]).
+//! Results of hosted tools, read so that an item which is not understood costs nothing else
+//! ([`crate::kept_items`]).
 
 use rmcp::model::{CallToolResponse, CallToolResult, MetaObject, ResultType, ServerResult};
 use serde_json::{Map, Value, json};
@@ -23,7 +24,9 @@ pub(crate) fn read(result: ServerResult) -> Result<CallToolResponse, String> {
             disown(&mut result.meta);
             return Ok(result.into());
         }
-        ServerResult::InputRequiredResult(result) => return Ok(CallToolResponse::InputRequired(result)),
+        ServerResult::InputRequiredResult(result) => {
+            return Ok(CallToolResponse::InputRequired(result));
+        }
         ServerResult::CreateTaskResult(result) => return Ok(CallToolResponse::Task(result)),
         _ => {}
     }
@@ -35,10 +38,12 @@ pub(crate) fn read(result: ServerResult) -> Result<CallToolResponse, String> {
         Value::Null => complete(result).map(CallToolResponse::Complete),
         Value::String(kind) => match kind.as_str() {
             "complete" => complete(result).map(CallToolResponse::Complete),
-            "input_required" => {
-                serde_json::from_value(result.into()).map(CallToolResponse::InputRequired).map_err(of_kind)
+            "input_required" => serde_json::from_value(result.into())
+                .map(CallToolResponse::InputRequired)
+                .map_err(of_kind),
+            "task" => {
+                serde_json::from_value(result.into()).map(CallToolResponse::Task).map_err(of_kind)
             }
-            "task" => serde_json::from_value(result.into()).map(CallToolResponse::Task).map_err(of_kind),
             other => Err(format!("its resultType {other:?} is not known: {shown}")),
         },
         other => Err(format!("its resultType is not a text: {other}")),
@@ -68,7 +73,8 @@ fn complete(mut result: Map<String, Value>) -> Result<CallToolResult, String> {
     let mut read = CallToolResult::default();
     read.result_type = Some(ResultType::COMPLETE);
     read.content = content;
-    read.structured_content = result.remove("structuredContent").filter(|content| !content.is_null());
+    read.structured_content =
+        result.remove("structuredContent").filter(|content| !content.is_null());
     read.is_error = is_error;
     read.meta = meta;
     Ok(read)
@@ -95,8 +101,10 @@ mod tests {
         let event = format!("id: 3\ndata: {text}\n\n");
         let expected = is_restored.then(|| format!("id: 3\ndata: {message}\n\n"));
         assert_eq!(restore_text(event.as_bytes()), expected);
-        let typed =
-            ServerJsonRpcMessage::response(ServerResult::CallToolResult(result), NumberOrString::Number(7));
+        let typed = ServerJsonRpcMessage::response(
+            ServerResult::CallToolResult(result),
+            NumberOrString::Number(7),
+        );
         assert_eq!(serde_json::to_value(restored(typed)).unwrap()["result"], message["result"]);
         message["result"].take()
     }
@@ -114,12 +122,12 @@ mod tests {
         ] {
             let content = json!([odd, fine, odd, odd]);
             let found = passed_on(json!({"content": content, "structuredContent": {"a": 1}}));
-            let expected =
-                json!({"resultType": "complete", "content": content, "structuredContent": {"a": 1}});
+            let expected = json!({"resultType": "complete", "content": content, "structuredContent": {"a": 1}});
             assert_eq!(found, expected);
         }
         let meta = json!({"trace": 1});
-        let found = passed_on(json!({"content": [{"type": "video"}], "_meta": meta, "isError": true}));
+        let found =
+            passed_on(json!({"content": [{"type": "video"}], "_meta": meta, "isError": true}));
         assert_eq!((&found["_meta"], &found["isError"]), (&meta, &json!(true)));
     }
 
@@ -127,11 +135,15 @@ mod tests {
     fn content_that_is_no_list_becomes_one() {
         let content = |content: Value| passed_on(json!({ "content": content }))["content"].take();
         assert_eq!(content(json!("hello")), json!([{"type": "text", "text": "hello"}]));
-        assert_eq!(content(json!({"type": "text", "text": "x"})), json!([{"type": "text", "text": "x"}]));
+        assert_eq!(
+            content(json!({"type": "text", "text": "x"})),
+            json!([{"type": "text", "text": "x"}])
+        );
         assert_eq!(content(Value::Null), json!([]));
         assert_eq!(passed_on(json!({}))["content"], json!([]));
         // Of a remote server's result without content, rmcp makes another type.
-        let empty = serde_json::from_value(json!({"resultType": "complete", "_meta": {"a": 1}})).unwrap();
+        let empty =
+            serde_json::from_value(json!({"resultType": "complete", "_meta": {"a": 1}})).unwrap();
         assert!(matches!(empty, ServerResult::TaskAckResult(_)));
         let Ok(CallToolResponse::Complete(empty)) = read(empty) else { panic!("not complete") };
         assert!(empty.content.is_empty() && empty.meta.is_some());
@@ -145,7 +157,10 @@ mod tests {
         };
         check(json!({"resultType": "novel", "x": 1}), "\"novel\" is not known: {");
         check(json!({"resultType": 3}), "its resultType is not a text: 3");
-        check(json!({"content": [], "isError": "no"}), "its isError is neither true nor false: \"no\"");
+        check(
+            json!({"content": [], "isError": "no"}),
+            "its isError is neither true nor false: \"no\"",
+        );
         check(json!({"resultType": "task"}), "missing field");
     }
 

@@ -4,8 +4,8 @@ use fleet_job::outcome::UNREADABLE_ANSWER;
 use rmcp::model::ErrorData;
 use serde_json::json;
 
-/// The error that ends a call whose answer has come and can't be read, for the reason `why`, which quotes it. The tool has
-/// run, so the call is not to be made again.
+/// The error that ends a call whose answer has come and can't be read, for the reason `why`, which
+/// quotes it. The tool has run, so the call is not to be made again.
 pub(crate) fn unreadable_answer(why: &str) -> ErrorData {
     let data = json!({ "reason": UNREADABLE_ANSWER });
     ErrorData::internal_error(format!("the answer can't be read: {why}"), Some(data))

@@ -1,9 +1,10 @@
 //! One connection to a hosted server: handshake, tools, calls, end.
 //!
-//! The handshake tries the stateless protocol first and falls back to `initialize`. For a child it is ours
-//! (`handshake`), for a remote server it is rmcp's. Some children end themselves when they hear a
-//! method that they do not know, so one that ends without an answer is started once more for `initialize` alone, as is one whose
-//! session does not work after it has refused `server/discover`; none is started again because it is slow.
+//! The handshake tries the stateless protocol first and falls back to `initialize`. For a child it
+//! is ours (`handshake`), for a remote server it is rmcp's. Some children end themselves when they
+//! hear a method that they do not know, so one that ends without an answer is started once more for
+//! `initialize` alone, as is one whose session does not work after it has refused
+//! `server/discover`; none is started again because it is slow.
 
 use std::{
     collections::BTreeSet,
@@ -18,7 +19,8 @@ use rmcp::{
     RoleClient,
     model::{ProtocolVersion, ServerPeerInfo},
     service::{
-        ClientLifecycleMode, Peer, RunningService, serve_client_with_lifecycle_and_ct, serve_directly_with_ct,
+        ClientLifecycleMode, Peer, RunningService, serve_client_with_lifecycle_and_ct,
+        serve_directly_with_ct,
     },
     transport::Transport,
 };
@@ -74,7 +76,8 @@ pub struct ConnectError {
     pub message: String,
     /// The end of the child's standard error.
     pub stderr: Option<String>,
-    /// Whether it is a remote server that can't be reached, so that nothing is wrong with what was asked for.
+    /// Whether it is a remote server that can't be reached, so that nothing is wrong with what was
+    /// asked for.
     pub unreachable: bool,
     /// Whether it is a remote server that refuses our credentials.
     pub unauthorized: bool,
@@ -88,8 +91,8 @@ impl ConnectError {
 }
 
 impl Upstream {
-    /// Starts or connects to a server, does the handshake and asks for its tools, all within the limit of `attempt`, which
-    /// learns how far that has come.
+    /// Starts or connects to a server, does the handshake and asks for its tools, all within the
+    /// limit of `attempt`, which learns how far that has come.
     ///
     /// # Errors
     ///
@@ -105,7 +108,8 @@ impl Upstream {
             LaunchSpec::Child(spec) => start.child_of_any_revision(spec).await,
             LaunchSpec::Url(spec) => start.url(spec).await,
             LaunchSpec::Remote(spec) => start.remote_of_any_revision(spec).await,
-            // A server of 2024 may not answer at all to what came later, so the older handshake comes first.
+            // A server of 2024 may not answer at all to what came later, so the older handshake
+            // comes first.
             LaunchSpec::Sse(spec) => start.sse(spec).await,
         };
         connected.map_err(|failed| failed.error)
@@ -133,7 +137,8 @@ impl Upstream {
         self.news.next().await
     }
 
-    /// Hears of its changes for as long as it is there, among them those of the resources that are `wanted`.
+    /// Hears of its changes for as long as it is there, among them those of the resources that are
+    /// `wanted`.
     pub(super) fn follow(&self, server: &str, wanted: watch::Receiver<BTreeSet<String>>) {
         let following = follow::follow(
             server.to_owned(),
@@ -243,19 +248,25 @@ impl Start<'_> {
 
     async fn child(&self, spec: &ChildSpec, opening: Opening) -> Result<Upstream, Failed> {
         let limits = self.policy.get().limits.of_server(self.server).process;
-        let (child, (stdout, stdin)) = child::spawn(self.server, spec, &limits).map_err(|error| Failed {
-            error: plain(format!("`{}` could not be started: {error}", spec.program.display())),
-            hope: Hope::None,
-        })?;
+        let (child, (stdout, stdin)) =
+            child::spawn(self.server, spec, &limits).map_err(|error| Failed {
+                error: plain(format!("`{}` could not be started: {error}", spec.program.display())),
+                hope: Hope::None,
+            })?;
         self.attempt.has_child(child.stderr.clone());
 
         let news = News::default();
         let transport = StdioTransport::new(stdout, stdin, child.stdout.clone());
-        let client = Client::of_child(self.server, transport, opening, self.attempt.clone(), news.clone());
+        let client =
+            Client::of_child(self.server, transport, opening, self.attempt.clone(), news.clone());
         self.finish(client, Some(child), news).await
     }
 
-    async fn remote(&self, spec: &RemoteSpec, mode: ClientLifecycleMode) -> Result<Upstream, Failed> {
+    async fn remote(
+        &self,
+        spec: &RemoteSpec,
+        mode: ClientLifecycleMode,
+    ) -> Result<Upstream, Failed> {
         let news = News::default();
         let limit = self.attempt.limit;
         let (transport, over) = remote::transport(spec, self.policy.clone(), limit, news.clone())
@@ -263,7 +274,8 @@ impl Start<'_> {
         let client = Client::new(self.server, transport, mode, self.attempt.clone(), news.clone());
         let upstream = self.finish(client, None, news).await?;
 
-        // Not before the handshake is done: a transport that ends during it says why, and `stop` would come first.
+        // Not before the handshake is done: a transport that ends during it says why, and `stop`
+        // would come first.
         let stop = upstream.stop.clone();
         tokio::spawn(async move {
             // Cancelled at the end of the transport at the latest.
@@ -275,8 +287,8 @@ impl Start<'_> {
 
     async fn sse(&self, spec: &RemoteSpec) -> Result<Upstream, Failed> {
         let news = News::default();
-        let client =
-            fleet_egress::client(&spec.url, self.policy.clone()).map_err(|error| no_client(&error))?;
+        let client = fleet_egress::client(&spec.url, self.policy.clone())
+            .map_err(|error| no_client(&error))?;
         let transport = SseTransport::new(spec, client);
         let mode = ClientLifecycleMode::Initialize;
         let client = Client::new(self.server, transport, mode, self.attempt.clone(), news.clone());
@@ -324,9 +336,10 @@ async fn explain(problem: Problem, child: Option<ChildProcess>, attempt: &Attemp
     let timed_out = matches!(problem, Problem::TimedOut);
     let hope = match (&problem, &child) {
         (Problem::TimedOut, _) => Hope::None,
-        (Problem::Failed(HandshakeError::Closed { answered: false } | HandshakeError::Mixed(_)), Some(_)) => {
-            Hope::Initialize
-        }
+        (
+            Problem::Failed(HandshakeError::Closed { answered: false } | HandshakeError::Mixed(_)),
+            Some(_),
+        ) => Hope::Initialize,
         // One that has refused the question and dies later does so for reasons of its own.
         (Problem::Failed(_), Some(_)) => Hope::None,
         (Problem::Failed(HandshakeError::Elsewhere(_)), None) => Hope::OtherTransport,
@@ -362,8 +375,11 @@ async fn explain(problem: Problem, child: Option<ChildProcess>, attempt: &Attemp
     let mut stderr = None;
     if let Some(child) = child {
         // A child that is on its way out gets the chance to say with which status.
-        let exit =
-            tokio::time::timeout(if timed_out { Duration::ZERO } else { EXIT_WAIT }, child.exited()).await;
+        let exit = tokio::time::timeout(
+            if timed_out { Duration::ZERO } else { EXIT_WAIT },
+            child.exited(),
+        )
+        .await;
         if let Ok(status) = exit {
             message = format!("{message}: {status}");
         }
@@ -392,7 +408,10 @@ fn finish(
 ) -> Upstream {
     let peer = service.peer().clone();
     let info = peer.peer_info().unwrap_or_else(|| {
-        Arc::new(ServerPeerInfo::new(ProtocolVersion::LATEST, rmcp::model::ServerCapabilities::default()))
+        Arc::new(ServerPeerInfo::new(
+            ProtocolVersion::LATEST,
+            rmcp::model::ServerCapabilities::default(),
+        ))
     });
     if let Some(child) = &child {
         child.stdout.handshake_done();
@@ -458,14 +477,18 @@ impl Client {
         let server = server.to_owned();
         let handshake = Box::pin(async move {
             let client = HostedClient::new(news.clone());
-            let info = shake_hands(&mut transport, &client, opening, attempt.limit, &attempt).await?;
+            let info =
+                shake_hands(&mut transport, &client, opening, attempt.limit, &attempt).await?;
 
             let tapped = ProgressTap::new(transport, &server, routes, news);
             let service = serve_directly_with_ct(client, tapped, Some(info.clone()), token);
             let catalog = Catalog::read(&server, service.peer(), &info, &attempt).await;
-            // A session that began with a question of the other era is not one that every server can keep up.
+            // A session that began with a question of the other era is not one that every server
+            // can keep up.
             let mixed = opening == Opening::DiscoverFirst && !follow::is_modern(&info);
-            let failed = |text| if mixed { HandshakeError::Mixed(text) } else { HandshakeError::Other(text) };
+            let failed = |text| {
+                if mixed { HandshakeError::Mixed(text) } else { HandshakeError::Other(text) }
+            };
             Ok((service, catalog.map_err(failed)?))
         });
         Self { handshake, stop, progress }

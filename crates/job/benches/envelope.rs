@@ -1,9 +1,10 @@
 //! What it costs to read a job from its record and to write its events, by size and by spelling.
 //!
-//! `cargo bench -p fleet-job --bench envelope`. The sizes are those of the record's value. Most of a large job is one
-//! string among the tool's arguments, as documents and code come; `nested` is the other extreme, the same size in small
-//! objects. In `string` the payload is JSON in a string, in `object` it is an object of the envelope, `structured` and
-//! `binary` are CloudEvents. The throughput is in bytes, and the cost should grow with them and no faster.
+//! `cargo bench -p fleet-job --bench envelope`. The sizes are those of the record's value. Most of
+//! a large job is one string among the tool's arguments, as documents and code come; `nested` is
+//! the other extreme, the same size in small objects. In `string` the payload is JSON in a string,
+//! in `object` it is an object of the envelope, `structured` and `binary` are CloudEvents. The
+//! throughput is in bytes, and the cost should grow with them and no faster.
 
 #![expect(clippy::unwrap_used, reason = "a benchmark: a panic is the report")]
 
@@ -57,15 +58,20 @@ fn structured(payload: Value) -> (Value, Vec<(&'static str, &'static str)>) {
 }
 
 fn binary(payload: Value) -> (Value, Vec<(&'static str, &'static str)>) {
-    let headers =
-        [("ce_specversion", "1.0"), ("ce_id", "job-123"), ("ce_source", "/orders"), ("ce_type", "tool-call")];
+    let headers = [
+        ("ce_specversion", "1.0"),
+        ("ce_id", "job-123"),
+        ("ce_source", "/orders"),
+        ("ce_type", "tool-call"),
+    ];
     (payload, headers.to_vec())
 }
 
 /// A record with a value of about `size` bytes.
 fn record(spelling: Spelling, arguments: Arguments, size: usize) -> RawRecord {
     let make = |length| {
-        let payload = json!({"server": "files", "tool": "index_document", "arguments": arguments(length)});
+        let payload =
+            json!({"server": "files", "tool": "index_document", "arguments": arguments(length)});
         let (value, headers) = spelling(payload);
         (value.to_string().into_bytes(), headers)
     };
@@ -115,8 +121,12 @@ fn encoding(criterion: &mut Criterion) {
         let mut event = JobEvent::about(&envelope, state, at(250));
         event.attempts = 1;
         event.submitted_at = Some(at(0));
-        event.source =
-            Some(Source { topic: "mcp-jobs".to_owned(), topic_id: None, partition: 3, offset: 1_234_567 });
+        event.source = Some(Source {
+            topic: "mcp-jobs".to_owned(),
+            topic_id: None,
+            partition: 3,
+            offset: 1_234_567,
+        });
         event.worker = Some("worker-7d9f".to_owned());
         event
     };

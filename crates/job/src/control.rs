@@ -1,7 +1,8 @@
-//! What workers are told about jobs that any of them may have: so far, that a job is not wanted any more.
+//! What workers are told about jobs that any of them may have: so far, that a job is not wanted any
+//! more.
 //!
-//! Records stand in the control topic, keyed by job id. Every worker reads all of it, and from its start, because nobody
-//! knows which worker has a job or will have it.
+//! Records stand in the control topic, keyed by job id. Every worker reads all of it, and from its
+//! start, because nobody knows which worker has a job or will have it.
 
 use std::collections::{BTreeSet, HashMap};
 
@@ -23,8 +24,8 @@ pub struct Control {
     pub job_id: String,
     /// What is to be done.
     pub action: Action,
-    /// Meant are records of this id that were written until then. One that is written later is another job, which
-    /// somebody gave the same id.
+    /// Meant are records of this id that were written until then. One that is written later is
+    /// another job, which somebody gave the same id.
     pub until: Timestamp,
     /// When it was asked for.
     pub time: Timestamp,
@@ -49,7 +50,8 @@ impl Control {
         now: Timestamp,
         reason: Option<&str>,
     ) -> Self {
-        let reason = reason.map(|reason| reason[..reason.floor_char_boundary(MAX_REASON_BYTES)].to_owned());
+        let reason =
+            reason.map(|reason| reason[..reason.floor_char_boundary(MAX_REASON_BYTES)].to_owned());
         // Its submitter's clock may be ahead of ours.
         let until = submitted_at.map_or(now, |at| at.max(now));
         Self { job_id: job_id.into(), action: Action::Cancel, until, time: now, reason }
@@ -68,7 +70,8 @@ impl Control {
     }
 }
 
-/// The jobs that are not wanted any more, as far as memory allows: beyond `max`, the oldest are forgotten.
+/// The jobs that are not wanted any more, as far as memory allows: beyond `max`, the oldest are
+/// forgotten.
 #[derive(Debug)]
 pub struct Cancelled {
     max: usize,
@@ -107,7 +110,9 @@ impl Cancelled {
 
     /// What was said about the job of this id whose record was written at `written`.
     pub fn get(&self, job_id: &str, written: Option<Timestamp>) -> Option<&Control> {
-        self.jobs.get(job_id).filter(|control| written.is_none_or(|written| written <= control.until))
+        self.jobs
+            .get(job_id)
+            .filter(|control| written.is_none_or(|written| written <= control.until))
     }
 }
 

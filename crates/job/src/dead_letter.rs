@@ -1,9 +1,9 @@
 //! The headers of a dead letter.
 //!
-//! A dead letter is the original record (key, value and headers byte for byte) plus headers that say why. The standard
-//! ones are those of Spring for Apache Kafka (`kafka_dlt-*`, in its binary encoding: partition as 4 and offset and
-//! timestamp as 8 bytes, big endian), because consoles and consumers exist that read them. What Spring has no header for
-//! is text under `mcp-fleet-*`.
+//! A dead letter is the original record (key, value and headers byte for byte) plus headers that
+//! say why. The standard ones are those of Spring for Apache Kafka (`kafka_dlt-*`, in its binary
+//! encoding: partition as 4 and offset and timestamp as 8 bytes, big endian), because consoles and
+//! consumers exist that read them. What Spring has no header for is text under `mcp-fleet-*`.
 
 use crate::{
     outcome::{ErrorKind, JobError},
@@ -31,17 +31,18 @@ pub mod header {
     pub const JOB_ID: &str = "mcp-fleet-job-id";
     /// Decimal: attempts spent.
     pub const ATTEMPTS: &str = "mcp-fleet-attempts";
-    /// UTF-8: the message of the first attempt's error, where it is known and differs from the last one's.
+    /// UTF-8: the message of the first attempt's error, where it is known and differs from the last
+    /// one's.
     pub const FIRST_ERROR: &str = "mcp-fleet-first-error";
     /// UTF-8: the worker that gave up.
     pub const WORKER: &str = "mcp-fleet-worker";
     /// RFC 3339: when.
     pub const TIME: &str = "mcp-fleet-time";
-    /// Decimal: how many bytes of value the original has, on a dead letter that had to leave value and original headers
-    /// out because the topic takes no record of that size.
+    /// Decimal: how many bytes of value the original has, on a dead letter that had to leave value
+    /// and original headers out because the topic takes no record of that size.
     pub const VALUE_OMITTED: &str = "mcp-fleet-value-omitted";
-    /// Decimal: how often the record was replayed from the dead letters. A job record carries it among its own headers,
-    /// so it is on the next dead letter too. The last one counts.
+    /// Decimal: how often the record was replayed from the dead letters. A job record carries it
+    /// among its own headers, so it is on the next dead letter too. The last one counts.
     pub const REPLAY_COUNT: &str = "mcp-fleet-replay-count";
 
     /// The headers that say why: what a dead letter has and its record has not.
@@ -93,8 +94,8 @@ impl DeadLetter {
         [record.headers.clone(), self.reasons(record)].concat()
     }
 
-    /// The headers of a dead letter that has no room for its record: only the reasons, and what is missing. The original
-    /// is found by its position, as long as its topic keeps it.
+    /// The headers of a dead letter that has no room for its record: only the reasons, and what is
+    /// missing. The original is found by its position, as long as its topic keeps it.
     pub fn headers_without_record(&self, record: &RawRecord) -> Vec<Header> {
         let omitted = record.value.as_ref().map_or(0, Vec::len).to_string().into_bytes();
         let mut headers = self.reasons(record);
@@ -117,7 +118,9 @@ impl DeadLetter {
         add(header::EXCEPTION_MESSAGE, shortened(&self.error.message));
         add(header::JOB_ID, self.job_id.clone().into_bytes());
         add(header::ATTEMPTS, self.attempts.to_string().into_bytes());
-        if let Some(first) = self.first_error.as_ref().filter(|first| first.message != self.error.message) {
+        if let Some(first) =
+            self.first_error.as_ref().filter(|first| first.message != self.error.message)
+        {
             add(header::FIRST_ERROR, shortened(&first.message));
         }
         add(header::WORKER, self.worker.clone().into_bytes());
@@ -126,8 +129,8 @@ impl DeadLetter {
     }
 }
 
-/// Partition and offset of the record that a dead letter was, from its headers. The last headers count: a record that
-/// was replayed and died again carries those of its earlier deaths too.
+/// Partition and offset of the record that a dead letter was, from its headers. The last headers
+/// count: a record that was replayed and died again carries those of its earlier deaths too.
 pub fn original_place(headers: &[Header]) -> Option<(i32, i64)> {
     let last = |name: &str| headers.iter().rev().find(|(header, _)| header == name)?.1.as_deref();
     let partition = last(header::ORIGINAL_PARTITION)?.try_into().ok()?;
@@ -135,8 +138,8 @@ pub fn original_place(headers: &[Header]) -> Option<(i32, i64)> {
     Some((i32::from_be_bytes(partition), i64::from_be_bytes(offset)))
 }
 
-/// What the headers of a dead letter say, read back. Only the origin must be there; another program's dead letters say
-/// less than ours.
+/// What the headers of a dead letter say, read back. Only the origin must be there; another
+/// program's dead letters say less than ours.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Reasons {
     /// Where the record stood.
@@ -164,13 +167,16 @@ pub struct Reasons {
 }
 
 impl Reasons {
-    /// Reads the reasons of the last death; `None` where the headers don't say where the record stood.
+    /// Reads the reasons of the last death; `None` where the headers don't say where the record
+    /// stood.
     pub fn read(headers: &[Header]) -> Option<Self> {
         let block = &headers[reasons_start(headers)?..];
-        let bytes = |name: &str| block.iter().rev().find(|(header, _)| header == name)?.1.as_deref();
+        let bytes =
+            |name: &str| block.iter().rev().find(|(header, _)| header == name)?.1.as_deref();
         let text = |name: &str| Some(String::from_utf8_lossy(bytes(name)?).into_owned());
         let (partition, offset) = original_place(block)?;
-        let timestamp = || bytes(header::ORIGINAL_TIMESTAMP)?.try_into().ok().map(i64::from_be_bytes);
+        let timestamp =
+            || bytes(header::ORIGINAL_TIMESTAMP)?.try_into().ok().map(i64::from_be_bytes);
         Some(Self {
             origin: Position { topic: text(header::ORIGINAL_TOPIC)?, partition, offset },
             origin_timestamp: timestamp().and_then(Timestamp::from_millis),
@@ -188,8 +194,9 @@ impl Reasons {
     }
 }
 
-/// Where the reasons of the last death begin. They stand behind the record's own headers and begin with the topic, so
-/// headers of the same names that a producer has set before are not taken for ours.
+/// Where the reasons of the last death begin. They stand behind the record's own headers and begin
+/// with the topic, so headers of the same names that a producer has set before are not taken for
+/// ours.
 fn reasons_start(headers: &[Header]) -> Option<usize> {
     headers.iter().rposition(|(name, _)| name == header::ORIGINAL_TOPIC)
 }
@@ -204,8 +211,8 @@ pub fn replay_count(headers: &[Header]) -> u32 {
     text.and_then(|text| text.parse().ok()).unwrap_or(0)
 }
 
-/// The headers of a dead letter's record when it goes back to its topic: its own, byte for byte and in order, without
-/// the reasons of its death, and one replay more.
+/// The headers of a dead letter's record when it goes back to its topic: its own, byte for byte and
+/// in order, without the reasons of its death, and one replay more.
 pub fn headers_for_replay(headers: &[Header]) -> Vec<Header> {
     let reasons = reasons_start(headers).unwrap_or(headers.len());
     let is_own = |index: usize, name: &str| {
@@ -215,7 +222,9 @@ pub fn headers_for_replay(headers: &[Header]) -> Vec<Header> {
     };
     let own = headers.iter().enumerate().filter(|(index, (name, _))| is_own(*index, name));
     let count = replay_count(headers).saturating_add(1).to_string().into_bytes();
-    own.map(|(_, header)| header.clone()).chain([(header::REPLAY_COUNT.to_owned(), Some(count))]).collect()
+    own.map(|(_, header)| header.clone())
+        .chain([(header::REPLAY_COUNT.to_owned(), Some(count))])
+        .collect()
 }
 
 /// How an error's kind is written in [`header::EXCEPTION_FQCN`].
@@ -256,11 +265,15 @@ mod tests {
 
     #[test]
     fn what_is_written_is_read_back() {
-        let headers = letter().headers(&record(vec![(header::TIME.into(), Some(b"not ours".to_vec()))]));
+        let headers =
+            letter().headers(&record(vec![(header::TIME.into(), Some(b"not ours".to_vec()))]));
         let reasons = Reasons::read(&headers).unwrap();
         assert_eq!(reasons.origin, record(vec![]).position);
         assert_eq!(reasons.origin_timestamp, Timestamp::from_millis(1));
-        assert_eq!((reasons.kind.as_deref(), reasons.message.as_deref()), (Some("json-rpc"), Some("no")));
+        assert_eq!(
+            (reasons.kind.as_deref(), reasons.message.as_deref()),
+            (Some("json-rpc"), Some("no"))
+        );
         assert_eq!((reasons.attempts, reasons.time), (Some(2), Some(Timestamp::default())));
         assert_eq!((reasons.first_error, reasons.value_omitted), (None, None));
         let bare = Reasons::read(&letter().headers_without_record(&record(vec![]))).unwrap();
@@ -318,7 +331,9 @@ mod tests {
         };
         let headers = letter.headers(&record);
         assert_eq!(headers[..2], record.headers[..]);
-        let get = |name: &str| headers.iter().find(|(n, _)| n == name).and_then(|(_, v)| v.clone()).unwrap();
+        let get = |name: &str| {
+            headers.iter().find(|(n, _)| n == name).and_then(|(_, v)| v.clone()).unwrap()
+        };
         assert_eq!(get(header::ORIGINAL_PARTITION), [0, 0, 0, 3]);
         assert_eq!(get(header::ORIGINAL_OFFSET), [0, 0, 0, 0, 0, 0, 1, 2]);
         assert_eq!(original_place(&headers), Some((3, 258)));
@@ -332,7 +347,8 @@ mod tests {
     #[test]
     fn the_trace_of_a_death_is_not_replayed_and_that_of_the_record_is() {
         let header = |name: &str, value: &str| (name.to_owned(), Some(value.as_bytes().to_vec()));
-        let reasons = || vec![header(header::ORIGINAL_TOPIC, "mcp-jobs"), header(header::JOB_ID, "j")];
+        let reasons =
+            || vec![header(header::ORIGINAL_TOPIC, "mcp-jobs"), header(header::JOB_ID, "j")];
         let count = || header(header::REPLAY_COUNT, "1");
         let own = header("traceparent", "its own");
         let died = [reasons(), vec![header("traceparent", "of the death")]].concat();

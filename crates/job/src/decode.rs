@@ -1,9 +1,10 @@
 //! From a record's bytes to a job, or to an error that names the field and says what to do.
 //!
-//! Three spellings are read: the fleet's own JSON, CloudEvents in Kafka's structured mode (one JSON object that holds
-//! everything) and in its binary mode (attributes as `ce_` headers, the payload as the value); see the CloudEvents Kafka
-//! protocol binding 1.0.2, sections 3.2 and 3.3. All three become one [`WireEnvelope`] and pass one set of checks. What
-//! serializers and connectors put around an envelope is taken off first (`wrapping`).
+//! Three spellings are read: the fleet's own JSON, CloudEvents in Kafka's structured mode (one JSON
+//! object that holds everything) and in its binary mode (attributes as `ce_` headers, the payload
+//! as the value); see the CloudEvents Kafka protocol binding 1.0.2, sections 3.2 and 3.3. All three
+//! become one [`WireEnvelope`] and pass one set of checks. What serializers and connectors put
+//! around an envelope is taken off first (`wrapping`).
 
 use std::num::NonZeroU32;
 
@@ -45,9 +46,10 @@ impl std::error::Error for DecodeError {}
 /// Reads a record as a job.
 ///
 /// # Errors
-/// A [`DecodeError`] of kind [`ErrorKind::TooLarge`] when the value exceeds `max_bytes`, [`ErrorKind::Undecodable`] when
-/// the bytes are not one JSON object, [`ErrorKind::InvalidEnvelope`] when a field is missing, of the wrong type or out
-/// of bounds, or when there is no envelope in what the value is wrapped in.
+/// A [`DecodeError`] of kind [`ErrorKind::TooLarge`] when the value exceeds `max_bytes`,
+/// [`ErrorKind::Undecodable`] when the bytes are not one JSON object,
+/// [`ErrorKind::InvalidEnvelope`] when a field is missing, of the wrong type or out of bounds, or
+/// when there is no envelope in what the value is wrapped in.
 pub fn decode(record: &RawRecord, max_bytes: usize) -> Result<Envelope, DecodeError> {
     decode_counted(record, max_bytes).map(|(envelope, _)| envelope)
 }
@@ -56,9 +58,15 @@ pub fn decode(record: &RawRecord, max_bytes: usize) -> Result<Envelope, DecodeEr
 ///
 /// # Errors
 /// As [`decode`].
-pub fn decode_counted(record: &RawRecord, max_bytes: usize) -> Result<(Envelope, usize), DecodeError> {
+pub fn decode_counted(
+    record: &RawRecord,
+    max_bytes: usize,
+) -> Result<(Envelope, usize), DecodeError> {
     let value = record.value.as_deref().ok_or_else(|| {
-        anonymous(ErrorKind::Undecodable, "the record has no value: a job needs a JSON object".to_owned())
+        anonymous(
+            ErrorKind::Undecodable,
+            "the record has no value: a job needs a JSON object".to_owned(),
+        )
     })?;
     if value.len() > max_bytes {
         return Err(anonymous(
@@ -83,8 +91,11 @@ pub fn decode_counted(record: &RawRecord, max_bytes: usize) -> Result<(Envelope,
         }
     };
     let object = opened.object;
-    let job_id =
-        object.get("jobID").and_then(Value::as_str).filter(|id| check_id(id).is_ok()).map(str::to_owned);
+    let job_id = object
+        .get("jobID")
+        .and_then(Value::as_str)
+        .filter(|id| check_id(id).is_ok())
+        .map(str::to_owned);
     let envelope = from_object(object).map_err(|error| DecodeError { error, job_id })?;
     Ok((envelope, opened.unpacked))
 }
@@ -128,7 +139,7 @@ fn is_envelope(object: &Map<String, Value>) -> bool {
     object.contains_key("jobID") || object.contains_key("jobType") || looks_like_cloud_event(object)
 }
 
-// --- CloudEvents -----------------------------------------------------------------------------------------------------
+// --- CloudEvents --------------------------------------------------------------------------------
 
 /// The prefix of CloudEvents attributes in Kafka headers.
 const CE_PREFIX: &str = "ce_";
@@ -172,7 +183,8 @@ fn binary_cloud_event(
 
 fn is_declared_cloud_event(record: &RawRecord) -> bool {
     let content_type = record.header("content-type");
-    content_type.is_some_and(|value| value.trim_start().to_ascii_lowercase().starts_with(CE_STRUCTURED))
+    content_type
+        .is_some_and(|value| value.trim_start().to_ascii_lowercase().starts_with(CE_STRUCTURED))
 }
 
 fn looks_like_cloud_event(object: &Map<String, Value>) -> bool {
@@ -184,12 +196,13 @@ fn structured_cloud_event(opened: Opened, limit: usize) -> Result<Opened, Decode
     let data = match (object.remove("data"), object.remove("data_base64")) {
         (Some(data), _) => Some(data),
         (None, Some(Value::String(text))) => {
-            let bytes = base64::engine::general_purpose::STANDARD.decode(&text).map_err(|source| {
-                anonymous(
-                    ErrorKind::Undecodable,
-                    format!("the CloudEvent's data_base64 is not base64: {source}"),
-                )
-            })?;
+            let bytes =
+                base64::engine::general_purpose::STANDARD.decode(&text).map_err(|source| {
+                    anonymous(
+                        ErrorKind::Undecodable,
+                        format!("the CloudEvent's data_base64 is not base64: {source}"),
+                    )
+                })?;
             let data = open(&bytes, limit, |_| true)?;
             unpacked += data.unpacked;
             Some(Value::Object(data.object))
@@ -199,8 +212,8 @@ fn structured_cloud_event(opened: Opened, limit: usize) -> Result<Opened, Decode
     Ok(Opened { object: from_attributes(object, data), unpacked })
 }
 
-/// One envelope object from a CloudEvent's attributes and data. Attributes that the envelope has no field for are kept
-/// under their own names.
+/// One envelope object from a CloudEvent's attributes and data. Attributes that the envelope has no
+/// field for are kept under their own names.
 fn from_attributes(mut attributes: Map<String, Value>, data: Option<Value>) -> Map<String, Value> {
     let mut object = Map::new();
     if let Some(id) = attributes.remove("id") {
@@ -240,9 +253,10 @@ fn typed_attribute(field: &str, value: Value) -> Value {
     }
 }
 
-// --- Checks ----------------------------------------------------------------------------------------------------------
+// --- Checks -------------------------------------------------------------------------------------
 
-/// The longest message about an envelope. It may repeat a part of the envelope, however long that is.
+/// The longest message about an envelope. It may repeat a part of the envelope, however long that
+/// is.
 const MAX_MESSAGE: usize = 4096;
 
 fn invalid(message: String) -> JobError {
@@ -271,15 +285,19 @@ fn from_object(mut object: Map<String, Value>) -> Result<Envelope, JobError> {
             "`jobID` is missing; there is a job envelope in `{member}`: write that as the record's value"
         )));
     }
-    // Fields that are not known are kept, for which serde copies the whole object, so what can be large is taken out.
+    // Fields that are not known are kept, for which serde copies the whole object, so what can be
+    // large is taken out.
     let payload = object.shift_remove("payload").unwrap_or_default();
-    // Null stands for absent in every optional field; the typed read below does not know that for the required ones.
+    // Null stands for absent in every optional field; the typed read below does not know that for
+    // the required ones.
     let wire: WireEnvelope = typed(Value::Object(object), "")?;
     check_id(&wire.job_id).map_err(|why| invalid(format!("`jobID` {why}")))?;
     let work = work(&wire.job_type, payload)?;
-    for (field, value) in
-        [("idempotencyKey", &wire.idempotency_key), ("tenant", &wire.tenant), ("owner", &wire.owner)]
-    {
+    for (field, value) in [
+        ("idempotencyKey", &wire.idempotency_key),
+        ("tenant", &wire.tenant),
+        ("owner", &wire.owner),
+    ] {
         if let Some(value) = value {
             check_id(value).map_err(|why| invalid(format!("`{field}` {why}")))?;
         }
@@ -353,11 +371,16 @@ fn work(job_type: &str, payload: Value) -> Result<Work, JobError> {
     let payload = match payload {
         Value::String(text) if kind == JobType::ServerInit => configuration_in(&text)?,
         Value::String(text) => payload_in(&text)?,
-        Value::Null => return Err(invalid(format!("`payload` is missing: a {job_type} job needs one"))),
+        Value::Null => {
+            return Err(invalid(format!("`payload` is missing: a {job_type} job needs one")));
+        }
         other => other,
     };
     let Value::Object(mut object) = payload else {
-        return Err(invalid(format!("`payload` is a JSON {}; it must be an object", kind_of(&payload))));
+        return Err(invalid(format!(
+            "`payload` is a JSON {}; it must be an object",
+            kind_of(&payload)
+        )));
     };
     match kind {
         JobType::ServerInit => server_init(Value::Object(object)),
@@ -369,7 +392,8 @@ fn work(job_type: &str, payload: Value) -> Result<Work, JobError> {
         }
         JobType::ToolBatch => {
             let calls = object.get_mut("calls").and_then(Value::as_array_mut).into_iter().flatten();
-            let arguments: Vec<_> = calls.map(|call| call.as_object_mut().and_then(take_arguments)).collect();
+            let arguments: Vec<_> =
+                calls.map(|call| call.as_object_mut().and_then(take_arguments)).collect();
             let mut batch: ToolBatch = typed(Value::Object(object), "payload")?;
             check_batch(&batch)?;
             let calls = batch.calls.into_iter().zip(arguments);
@@ -382,8 +406,9 @@ fn work(job_type: &str, payload: Value) -> Result<Work, JobError> {
 /// The payload in a string; producers that encode it twice have another string in it.
 fn payload_in(text: &str) -> Result<Value, JobError> {
     let read = |text: &str| {
-        serde_json::from_str(text)
-            .map_err(|source| invalid(format!("`payload` is a string and not JSON in it: {source}")))
+        serde_json::from_str(text).map_err(|source| {
+            invalid(format!("`payload` is a string and not JSON in it: {source}"))
+        })
     };
     match read(text)? {
         Value::String(inner) => read(&inner),
@@ -394,7 +419,8 @@ fn payload_in(text: &str) -> Result<Value, JobError> {
 /// The same of a configuration, which may have comments and whatever else people write in theirs.
 fn configuration_in(text: &str) -> Result<Value, JobError> {
     let read = |text: &str| {
-        mcp_servers::text::parse(text.as_bytes()).map_err(|error| invalid(format!("`payload`: {error}")))
+        mcp_servers::text::parse(text.as_bytes())
+            .map_err(|error| invalid(format!("`payload`: {error}")))
     };
     match read(text)? {
         Value::String(inner) => read(&inner),
@@ -402,7 +428,8 @@ fn configuration_in(text: &str) -> Result<Value, JobError> {
     }
 }
 
-/// Takes a call's arguments out, where they are what they must be; the typed read tells of all others.
+/// Takes a call's arguments out, where they are what they must be; the typed read tells of all
+/// others.
 fn take_arguments(call: &mut Map<String, Value>) -> Option<Map<String, Value>> {
     call.get("arguments").filter(|arguments| arguments.is_object())?;
     match call.shift_remove("arguments") {
@@ -416,7 +443,8 @@ fn with_arguments(call: ToolCall, arguments: Option<Map<String, Value>>) -> Tool
 }
 
 fn server_init(payload: Value) -> Result<Work, JobError> {
-    let servers = McpServers::from_value(&payload).map_err(|error| invalid(format!("`payload`: {error}")))?;
+    let servers =
+        McpServers::from_value(&payload).map_err(|error| invalid(format!("`payload`: {error}")))?;
     if servers.servers.is_empty() {
         return Err(invalid("`payload.mcpServers` names no server".to_owned()));
     }
@@ -435,7 +463,9 @@ fn check_call(call: &ToolCall, place: &str) -> Result<(), JobError> {
         return Err(invalid(format!("`{place}.tool` is empty")));
     }
     if call.server.as_deref() == Some("") {
-        return Err(invalid(format!("`{place}.server` is empty: leave it out for the server's own tools")));
+        return Err(invalid(format!(
+            "`{place}.server` is empty: leave it out for the server's own tools"
+        )));
     }
     Ok(())
 }
@@ -443,7 +473,9 @@ fn check_call(call: &ToolCall, place: &str) -> Result<(), JobError> {
 fn check_batch(batch: &ToolBatch) -> Result<(), JobError> {
     if !(1..=MAX_BATCH_CALLS).contains(&batch.calls.len()) {
         let n = batch.calls.len();
-        return Err(invalid(format!("`payload.calls` has {n} calls; it must have 1 to {MAX_BATCH_CALLS}")));
+        return Err(invalid(format!(
+            "`payload.calls` has {n} calls; it must have 1 to {MAX_BATCH_CALLS}"
+        )));
     }
     bounded("payload.parallel", batch.parallel.map(u64::from), 1, u64::from(MAX_BATCH_PARALLEL))?;
     batch

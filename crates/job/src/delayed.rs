@@ -1,7 +1,8 @@
-//! What goes with a job through the delayed topic and back: where it came from, when it is due, what it has spent.
+//! What goes with a job through the delayed topic and back: where it came from, when it is due,
+//! what it has spent.
 //!
-//! One header of JSON, so that it is whole or not there. Its reader takes it off the record: it says something about
-//! this one journey, and must not go on into dead letters and replays.
+//! One header of JSON, so that it is whole or not there. Its reader takes it off the record: it
+//! says something about this one journey, and must not go on into dead letters and replays.
 
 use serde::{Deserialize, Serialize};
 
@@ -37,8 +38,8 @@ pub struct Delayed {
     pub timestamp: Option<Timestamp>,
     /// The job must not start before.
     pub until: Timestamp,
-    /// When the record in the delayed topic is to be looked at again. All records of one of its partitions wait equally
-    /// long, so no record stands behind one that is due later.
+    /// When the record in the delayed topic is to be looked at again. All records of one of its
+    /// partitions wait equally long, so no record stands behind one that is due later.
     pub look_at: Timestamp,
     /// Attempts spent.
     #[serde(default)]
@@ -112,8 +113,14 @@ mod tests {
         let mut record = record(vec![delayed.header(), own.clone(), delayed.header()]);
         let found = Delayed::take(&mut record).unwrap();
         assert_eq!(record.headers, [own]);
-        assert_eq!(found.first_error.as_ref().map(|error| error.message.len()), Some(MAX_MESSAGE_BYTES));
-        assert_eq!(Delayed { first_error: None, ..found }, Delayed { first_error: None, ..delayed });
+        assert_eq!(
+            found.first_error.as_ref().map(|error| error.message.len()),
+            Some(MAX_MESSAGE_BYTES)
+        );
+        assert_eq!(
+            Delayed { first_error: None, ..found },
+            Delayed { first_error: None, ..delayed }
+        );
     }
 
     #[test]

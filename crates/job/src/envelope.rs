@@ -1,7 +1,7 @@
 //! The job envelope: what a producer asks for.
 //!
-//! [`Envelope`] is the meaning; [`wire`](crate::wire) knows the spelling. Unknown fields are kept at every level and
-//! written back, so that producers and tools can carry their own.
+//! [`Envelope`] is the meaning; [`wire`](crate::wire) knows the spelling. Unknown fields are kept
+//! at every level and written back, so that producers and tools can carry their own.
 
 use std::num::NonZeroU32;
 
@@ -26,7 +26,8 @@ pub const MAX_BATCH_CALLS: usize = 10_000;
 /// The most calls of a batch that may run at once.
 pub const MAX_BATCH_PARALLEL: u32 = 64;
 
-/// A job as its producer asked for it. Made by [`decode`](crate::decode::decode), which checks every bound stated here.
+/// A job as its producer asked for it. Made by [`decode`](crate::decode::decode), which checks
+/// every bound stated here.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Envelope {
     /// The producer's name for the job: 1 to [`MAX_ID_BYTES`] bytes without control characters.
@@ -49,8 +50,8 @@ pub struct Envelope {
     pub reply_to: Option<String>,
     /// Whose job it is.
     pub tenant: Option<String>,
-    /// Who submitted it, as the server that took it knows them: an opaque name, made from their credentials. Nobody else
-    /// gets to see the job there.
+    /// Who submitted it, as the server that took it knows them: an opaque name, made from their
+    /// credentials. Nobody else gets to see the job there.
     pub owner: Option<String>,
     /// The producer's own data, copied into every event.
     pub metadata: Map<String, Value>,
@@ -91,8 +92,9 @@ impl Envelope {
     reason = "a job is read once and then shared; a box would only make it harder to write down"
 )]
 pub enum Work {
-    /// Host the servers of an `mcpServers` configuration: one `server_initialize` call each. The map is the payload as
-    /// it came; decoding has made sure that [`McpServers`](crate::mcp_servers::McpServers) reads it.
+    /// Host the servers of an `mcpServers` configuration: one `server_initialize` call each. The
+    /// map is the payload as it came; decoding has made sure that
+    /// [`McpServers`](crate::mcp_servers::McpServers) reads it.
     ServerInit(Map<String, Value>),
     /// Call one tool.
     ToolCall(ToolCall),
@@ -113,7 +115,15 @@ impl Work {
 
 /// The kinds of job. The set is closed so that it can label metrics.
 #[derive(
-    Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize, schemars::JsonSchema,
+    Debug,
+    Clone,
+    Copy,
+    PartialEq,
+    Eq,
+    Hash,
+    serde::Serialize,
+    serde::Deserialize,
+    schemars::JsonSchema,
 )]
 #[serde(rename_all = "kebab-case")]
 pub enum JobType {
@@ -148,7 +158,8 @@ impl JobType {
 #[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct ToolCall {
-    /// The hosted server whose tool it is; without it, `tool` is the server's own or an already qualified name.
+    /// The hosted server whose tool it is; without it, `tool` is the server's own or an already
+    /// qualified name.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1))]
     pub server: Option<String>,
@@ -185,10 +196,13 @@ impl ToolCall {
     }
 }
 
-/// One round of a call that is an MCP task (`io.modelcontextprotocol/tasks`): what the caller can be asked for, and what it
-/// has answered. A tool that asks for input ends the round; the answers come as another job of the same id. An error of the
-/// tool's is the call's answer, so it is not tried again.
-#[derive(Debug, Clone, Default, PartialEq, serde::Serialize, serde::Deserialize, schemars::JsonSchema)]
+/// One round of a call that is an MCP task (`io.modelcontextprotocol/tasks`): what the caller can
+/// be asked for, and what it has answered. A tool that asks for input ends the round; the answers
+/// come as another job of the same id. An error of the tool's is the call's answer, so it is not
+/// tried again.
+#[derive(
+    Debug, Clone, Default, PartialEq, serde::Serialize, serde::Deserialize, schemars::JsonSchema,
+)]
 #[serde(rename_all = "camelCase")]
 pub struct TaskRound {
     /// The caller's capabilities, as it declared them.
@@ -209,7 +223,8 @@ pub struct ToolBatch {
     /// The calls, 1 to [`MAX_BATCH_CALLS`].
     #[schemars(length(min = 1, max = 10_000))]
     pub calls: Vec<ToolCall>,
-    /// How many of them may run at once, 1 to [`MAX_BATCH_PARALLEL`]; one after the other where absent.
+    /// How many of them may run at once, 1 to [`MAX_BATCH_PARALLEL`]; one after the other where
+    /// absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 64))]
     pub parallel: Option<u32>,

@@ -1,4 +1,5 @@
-//! What a job leaves behind on the events topic: one record per transition, the newest of a job id being its state.
+//! What a job leaves behind on the events topic: one record per transition, the newest of a job id
+//! being its state.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -38,7 +39,8 @@ pub enum JobState {
 }
 
 impl JobState {
-    /// All states, in the order in which jobs go through them. Stores keep places in this list: it only grows at its end.
+    /// All states, in the order in which jobs go through them. Stores keep places in this list: it
+    /// only grows at its end.
     pub const ALL: [Self; 7] = [
         Self::Queued,
         Self::Running,
@@ -73,8 +75,8 @@ impl JobState {
 #[serde(rename_all = "camelCase")]
 #[schemars(title = "mcp-fleet job event")]
 pub struct JobEvent {
-    /// The job's id, which is the record's key too. A record that holds no readable id is reported under
-    /// `topic/partition/offset`.
+    /// The job's id, which is the record's key too. A record that holds no readable id is reported
+    /// under `topic/partition/offset`.
     #[serde(rename = "jobID")]
     pub job_id: String,
     /// The state that the job has entered.
@@ -111,7 +113,8 @@ pub struct JobEvent {
     /// What stands in for a result that is too large for a record.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub result_omitted: Option<ResultOmitted>,
-    /// Why the state is not all that it seems: `result-omitted` if the job has succeeded and its result exists nowhere.
+    /// Why the state is not all that it seems: `result-omitted` if the job has succeeded and its
+    /// result exists nowhere.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub code: Option<String>,
     /// Why, in a `retrying`, `failed`, `cancelled` or `expired` event.
@@ -195,13 +198,14 @@ impl JobEvent {
         self.code = Some(RESULT_OMITTED.to_owned());
     }
 
-    /// Whether the job has succeeded and nobody can read its result, also in an event from before there was a code for it.
+    /// Whether the job has succeeded and nobody can read its result, also in an event from before
+    /// there was a code for it.
     pub fn has_lost_its_result(&self) -> bool {
         self.state == JobState::Succeeded && self.result_omitted.is_some()
     }
 
-    /// Whether the job has come to its end. A task's round that asks for input is a result, and no end: the answers come as
-    /// another record of the same job.
+    /// Whether the job has come to its end. A task's round that asks for input is a result, and no
+    /// end: the answers come as another record of the same job.
     pub fn is_over(&self) -> bool {
         self.state.is_terminal() && !self.asks_for_input()
     }
@@ -229,8 +233,8 @@ impl JobEvent {
 pub struct Source {
     /// The topic.
     pub topic: String,
-    /// The topic's own id, where the broker has told it: a topic that was deleted and made again under its old name has
-    /// another one.
+    /// The topic's own id, where the broker has told it: a topic that was deleted and made again
+    /// under its old name has another one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub topic_id: Option<String>,
     /// The partition.
@@ -256,11 +260,13 @@ impl std::fmt::Display for Source {
     }
 }
 
-/// What a job waits for: something that it needs is unavailable, which spends none of its attempts (I7).
+/// What a job waits for: something that it needs is unavailable, which spends none of its attempts
+/// (I7).
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Waiting {
-    /// Why: `server-unavailable`, `server-busy`, `upstream-unauthorized` and `rate-limited` of what our server hosts,
-    /// `unavailable` and `unauthorized` of our server itself. Others may be added.
+    /// Why: `server-unavailable`, `server-busy`, `upstream-unauthorized` and `rate-limited` of what
+    /// our server hosts, `unavailable` and `unauthorized` of our server itself. Others may be
+    /// added.
     pub reason: String,
     /// The hosted server, where it is one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -323,22 +329,22 @@ pub struct Timings {
 }
 
 impl Timings {
-    /// The timings of a job that was written at `submitted_at`, started at `started_at` and ended at `finished_at`.
+    /// The timings of a job that was written at `submitted_at`, started at `started_at` and ended
+    /// at `finished_at`.
     pub fn new(
         submitted_at: Option<Timestamp>,
         started_at: Option<Timestamp>,
         finished_at: Timestamp,
     ) -> Self {
-        let ms = |later: Timestamp, earlier: Timestamp| later.as_millis().abs_diff(earlier.as_millis());
+        let ms =
+            |later: Timestamp, earlier: Timestamp| later.as_millis().abs_diff(earlier.as_millis());
         Self {
             submitted_at,
             started_at,
             finished_at,
-            waited_ms: started_at.zip(submitted_at).map(
-                |(start, submit)| {
-                    if start > submit { ms(start, submit) } else { 0 }
-                },
-            ),
+            waited_ms: started_at
+                .zip(submitted_at)
+                .map(|(start, submit)| if start > submit { ms(start, submit) } else { 0 }),
             ran_ms: started_at.map(|start| ms(finished_at, start)),
         }
     }

@@ -1,10 +1,12 @@
-//! The `mcpServers` configuration that desktop clients and editors use, in all the shapes they write it.
+//! The `mcpServers` configuration that desktop clients and editors use, in all the shapes they
+//! write it.
 //!
-//! There is no standard for it, only a habit, so parsing is generous in spelling (several roots, `type` or `transport`,
-//! several names for Streamable HTTP, `command` as a string or an array) and strict in meaning: a type that makes no
-//! sense is an error that names the field's path. One entry that can't be read does not hide the others.
-//! Unknown keys are kept and can be listed as warnings. Nothing here reads a file or an environment: expansion takes
-//! a lookup function, and configurations and `.env` files are parsed from text.
+//! There is no standard for it, only a habit, so parsing is generous in spelling (several roots,
+//! `type` or `transport`, several names for Streamable HTTP, `command` as a string or an array) and
+//! strict in meaning: a type that makes no sense is an error that names the field's path. One entry
+//! that can't be read does not hide the others. Unknown keys are kept and can be listed as
+//! warnings. Nothing here reads a file or an environment: expansion takes a lookup function, and
+//! configurations and `.env` files are parsed from text.
 
 use std::collections::BTreeMap;
 
@@ -137,7 +139,8 @@ pub enum ConfigError {
         /// The entry.
         path: String,
     },
-    /// The entry is switched off. Not an error of the person who wrote it, but there is no server to host.
+    /// The entry is switched off. Not an error of the person who wrote it, but there is no server
+    /// to host.
     #[error("switched off by `{path}`")]
     Disabled {
         /// The field that says so.
@@ -169,7 +172,9 @@ pub enum ConfigError {
         path: String,
     },
     /// The configuration is one server's entry.
-    #[error("this is the entry of one server, without a name; write {{\"mcpServers\": {{\"NAME\": {{…}}}}}}")]
+    #[error(
+        "this is the entry of one server, without a name; write {{\"mcpServers\": {{\"NAME\": {{…}}}}}}"
+    )]
     OneEntry,
     /// The configuration is what belongs under the root.
     #[error(
@@ -186,7 +191,8 @@ impl McpServers {
     ///
     /// # Errors
     ///
-    /// If there are no servers, or they stand in two places. An entry that can't be read is an error in its own place.
+    /// If there are no servers, or they stand in two places. An entry that can't be read is an
+    /// error in its own place.
     pub fn from_value(value: &Value) -> Result<Self, ConfigError> {
         let object = roots::object(value)?;
         let raw = roots::find(object)?;
@@ -202,10 +208,13 @@ impl McpServers {
         Ok(Self { servers, unknown })
     }
 
-    /// Why no server of the configuration can be read, if none can and one at least was meant to be.
+    /// Why no server of the configuration can be read, if none can and one at least was meant to
+    /// be.
     pub fn first_error_of_all(&self) -> Option<&ConfigError> {
         let is_good = |entry: &Result<_, UnusableEntry>| {
-            entry.as_ref().map_or_else(|entry| matches!(entry.error, ConfigError::Disabled { .. }), |_| true)
+            entry
+                .as_ref()
+                .map_or_else(|entry| matches!(entry.error, ConfigError::Disabled { .. }), |_| true)
         };
         if self.servers.values().any(is_good) {
             return None;
@@ -220,7 +229,8 @@ impl McpServers {
             Ok(entry) => entry.to_value(),
             Err(entry) => entry.value.clone(),
         };
-        let servers = self.servers.iter().map(|(name, entry)| (name.clone(), written(entry))).collect();
+        let servers =
+            self.servers.iter().map(|(name, entry)| (name.clone(), written(entry))).collect();
         object.insert(ROOT.to_owned(), Value::Object(servers));
         Value::Object(object)
     }
@@ -228,7 +238,8 @@ impl McpServers {
     /// One sentence for every key that is kept and means nothing to us.
     pub fn warnings(&self) -> Vec<String> {
         let roots = self.unknown.keys().map(|key| format!("`{key}` is unknown and has no effect"));
-        let readable = self.servers.iter().filter_map(|(name, entry)| Some((name, entry.as_ref().ok()?)));
+        let readable =
+            self.servers.iter().filter_map(|(name, entry)| Some((name, entry.as_ref().ok()?)));
         let entries = readable.flat_map(|(name, entry)| entry.warnings(&format!("{ROOT}.{name}")));
         roots.chain(entries).collect()
     }

@@ -1,6 +1,8 @@
-//! The vendor keys that calls and results carry in MCP's `_meta`, and the trace context that goes with a record.
+//! The vendor keys that calls and results carry in MCP's `_meta`, and the trace context that goes
+//! with a record.
 //!
-//! MCP reserves unprefixed names and those below `modelcontextprotocol`; ours stand below `io.mcp-fleet`.
+//! MCP reserves unprefixed names and those below `modelcontextprotocol`; ours stand below
+//! `io.mcp-fleet`.
 
 use serde_json::{Map, Value};
 use sha2::{Digest as _, Sha256};
@@ -20,12 +22,13 @@ pub const PREFIX: &str = "io.mcp-fleet/";
 pub const JOB_ID: &str = "io.mcp-fleet/jobId";
 /// In a call: which attempt it is, counted from 1.
 pub const ATTEMPT: &str = "io.mcp-fleet/attempt";
-/// In a call: what a repeat can be recognised by. In a batch every call has its own, with `#index` behind it; in a task
-/// every round has, with `#` and a hash of its answers behind it.
+/// In a call: what a repeat can be recognised by. In a batch every call has its own, with `#index`
+/// behind it; in a task every round has, with `#` and a hash of its answers behind it.
 pub const IDEMPOTENCY_KEY: &str = "io.mcp-fleet/idempotencyKey";
 /// In an error result: `true` when trying again can't help.
 pub const FINAL: &str = "io.mcp-fleet/final";
-/// In a result: `true` when it was remembered from an earlier call of the same job and no tool ran for it.
+/// In a result: `true` when it was remembered from an earlier call of the same job and no tool ran
+/// for it.
 pub const REPEATED: &str = "io.mcp-fleet/repeated";
 
 /// What travels from the record to the call beside the trace's context (W3C Baggage).
@@ -50,13 +53,15 @@ pub fn for_call(
     };
     meta.insert(IDEMPOTENCY_KEY.to_owned(), key.into());
     trace.put_into(&mut meta);
-    if let Some(value) = record.header(BAGGAGE).or_else(|| record.header(&format!("ce_{BAGGAGE}"))) {
+    if let Some(value) = record.header(BAGGAGE).or_else(|| record.header(&format!("ce_{BAGGAGE}")))
+    {
         meta.insert(BAGGAGE.to_owned(), value.into());
     }
     meta
 }
 
-/// What tells a later round of a task from the first one, which has the same job id and the same arguments.
+/// What tells a later round of a task from the first one, which has the same job id and the same
+/// arguments.
 fn round(envelope: &Envelope) -> Option<String> {
     let Work::ToolCall(call) = &envelope.work else { return None };
     let TaskRound { input_responses, request_state, .. } = call.task.as_ref()?;
@@ -82,14 +87,16 @@ mod tests {
             );
             let position = Position { topic: "t".to_owned(), partition: 0, offset: 0 };
             let value = Some(job.into_bytes());
-            let record = RawRecord { position, timestamp: None, key: None, value, headers: Vec::new() };
+            let record =
+                RawRecord { position, timestamp: None, key: None, value, headers: Vec::new() };
             let envelope = crate::decode::decode(&record, 1 << 20).unwrap();
             for_call(&envelope, 1, None, &record, &TraceContext::default())[IDEMPOTENCY_KEY]
                 .as_str()
                 .unwrap()
                 .to_owned()
         };
-        let answered = r#","task":{"inputResponses":{"name":{"action":"accept"}},"requestState":"s"}"#;
+        let answered =
+            r#","task":{"inputResponses":{"name":{"action":"accept"}},"requestState":"s"}"#;
         assert_eq!((key(""), key(r#","task":{}"#)), ("j".to_owned(), "j".to_owned()));
         assert!(key(answered).starts_with("j#") && key(answered).len() == 2 + ROUND_DIGITS);
         assert_eq!(key(answered), key(answered));
@@ -100,14 +107,17 @@ mod tests {
     #[test]
     fn equal_calls_of_one_batch_can_be_told_apart() {
         let call = r#"{"tool":"t","arguments":{}}"#;
-        let job = format!(r#"{{"jobID":"j","jobType":"tool-batch","payload":{{"calls":[{call},{call}]}}}}"#);
+        let job = format!(
+            r#"{{"jobID":"j","jobType":"tool-batch","payload":{{"calls":[{call},{call}]}}}}"#
+        );
         let position = Position { topic: "t".to_owned(), partition: 0, offset: 0 };
         let value = Some(job.into_bytes());
         let record = RawRecord { position, timestamp: None, key: None, value, headers: Vec::new() };
         let envelope = crate::decode::decode(&record, 1 << 20).unwrap();
         let trace = TraceContext::default();
-        let key =
-            |attempt, index| for_call(&envelope, attempt, index, &record, &trace)[IDEMPOTENCY_KEY].clone();
+        let key = |attempt, index| {
+            for_call(&envelope, attempt, index, &record, &trace)[IDEMPOTENCY_KEY].clone()
+        };
         assert_ne!(key(1, Some(0)), key(1, Some(1)));
         assert_eq!(key(1, Some(1)), key(2, Some(1)), "an attempt repeats its calls");
     }

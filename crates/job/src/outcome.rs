@@ -1,7 +1,8 @@
 //! How a call's result is read, and the one error vocabulary of the fleet.
 //!
-//! A call to a tool passes three layers (transport, JSON-RPC, tool), and each fails in its own way. Callers must not
-//! guess from strings whether to try again, so the layer that saw the failure says it once, here.
+//! A call to a tool passes three layers (transport, JSON-RPC, tool), and each fails in its own way.
+//! Callers must not guess from strings whether to try again, so the layer that saw the failure says
+//! it once, here.
 
 use std::time::Duration;
 
@@ -9,8 +10,8 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-/// `data.reason` of an error: a hosted server's answer to this very call can't be read. The tool may have run, so the call
-/// is not to be made again.
+/// `data.reason` of an error: a hosted server's answer to this very call can't be read. The tool
+/// may have run, so the call is not to be made again.
 pub const UNREADABLE_ANSWER: &str = "unreadable-answer";
 
 /// What one attempt at a job came to.
@@ -31,17 +32,19 @@ pub struct Failure {
     pub error: JobError,
     /// The server's own wish for the delay before the next attempt (`Retry-After`, `retryAfterMs`).
     pub retry_after: Option<Duration>,
-    /// The hosted server that a [`FailureClass::Held`] is about; `None` where it is about our server as a whole.
+    /// The hosted server that a [`FailureClass::Held`] is about; `None` where it is about our
+    /// server as a whole.
     pub server: Option<String>,
 }
 
 /// What follows from a failure.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum FailureClass {
-    /// The server can't be reached or refuses us (401, 403). No attempt is spent; the worker waits (I7).
+    /// The server can't be reached or refuses us (401, 403). No attempt is spent; the worker waits
+    /// (I7).
     Unavailable,
-    /// Our server answers, and what the job needs behind it is unavailable, or our server is full. No attempt is spent; the
-    /// jobs that need the same wait, and others go on (I7).
+    /// Our server answers, and what the job needs behind it is unavailable, or our server is full.
+    /// No attempt is spent; the jobs that need the same wait, and others go on (I7).
     Held(WaitReason),
     /// One attempt is spent; the job is tried again after a backoff while it has attempts left.
     Retry,
@@ -61,7 +64,8 @@ impl FailureClass {
     }
 }
 
-/// Why a job waits for something that is not its fault (I7): `waiting.reason` of an event, and a metric label.
+/// Why a job waits for something that is not its fault (I7): `waiting.reason` of an event, and a
+/// metric label.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum WaitReason {
     /// The hosted server can't be reached, or does not run.
@@ -101,8 +105,8 @@ impl WaitReason {
         }
     }
 
-    /// The reason that our server gives in a JSON-RPC error's `data.reason` for a call that was not made; `None` for any
-    /// other text.
+    /// The reason that our server gives in a JSON-RPC error's `data.reason` for a call that was not
+    /// made; `None` for any other text.
     pub fn of_answer(reason: &str) -> Option<Self> {
         let given = &Self::ALL[..4];
         given.iter().copied().find(|known| known.as_str() == reason)

@@ -32,7 +32,8 @@ pub struct RawRecord {
 }
 
 impl RawRecord {
-    /// The last header called `name` (case-insensitive, as HTTP-minded producers expect) as text, where it is UTF-8.
+    /// The last header called `name` (case-insensitive, as HTTP-minded producers expect) as text,
+    /// where it is UTF-8.
     pub fn header(&self, name: &str) -> Option<&str> {
         self.headers
             .iter()
@@ -43,8 +44,11 @@ impl RawRecord {
 
     /// How many bytes of memory the record's contents take.
     pub fn size(&self) -> usize {
-        let headers: usize =
-            self.headers.iter().map(|(name, value)| name.len() + value.as_ref().map_or(0, Vec::len)).sum();
+        let headers: usize = self
+            .headers
+            .iter()
+            .map(|(name, value)| name.len() + value.as_ref().map_or(0, Vec::len))
+            .sum();
         headers + self.key.as_ref().map_or(0, Vec::len) + self.value.as_ref().map_or(0, Vec::len)
     }
 }

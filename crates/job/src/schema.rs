@@ -1,5 +1,5 @@
-//! The JSON Schemas of the contract, made from the types. `schemas/` holds them for people and other languages; a test
-//! fails when the two differ.
+//! The JSON Schemas of the contract, made from the types. `schemas/` holds them for people and
+//! other languages; a test fails when the two differ.
 
 use schemars::{Schema, schema_for};
 

@@ -4,8 +4,8 @@ use std::{borrow::Cow, io};
 
 use serde::Serialize;
 
-/// How many bytes `value` takes as JSON, without writing it anywhere. What can't be written as JSON is larger than any
-/// limit.
+/// How many bytes `value` takes as JSON, without writing it anywhere. What can't be written as JSON
+/// is larger than any limit.
 pub fn json_bytes(value: &impl Serialize) -> u64 {
     struct Count(u64);
     impl io::Write for Count {
@@ -22,8 +22,8 @@ pub fn json_bytes(value: &impl Serialize) -> u64 {
     serde_json::to_writer(&mut count, value).map_or(u64::MAX, |()| count.0)
 }
 
-/// The start of a text that somebody has sent, as far as an error repeats it: `limit` bytes at most, and `…` if there is
-/// more.
+/// The start of a text that somebody has sent, as far as an error repeats it: `limit` bytes at
+/// most, and `…` if there is more.
 pub fn clipped(text: &str, limit: usize) -> Cow<'_, str> {
     match text.len() {
         length if length <= limit => Cow::Borrowed(text),

@@ -2,30 +2,33 @@
 //!
 //! # The rule
 //!
-//! A job's state is the newest event of its newest source, except that an end stands before everything else of the same
-//! source, and the first end before later ones. A source is the record that asked for the job; the newest one is the one
-//! whose first event stands last. So an event that a worker writes behind the end that another worker has written changes
-//! nothing, however late it comes.
+//! A job's state is the newest event of its newest source, except that an end stands before
+//! everything else of the same source, and the first end before later ones. A source is the record
+//! that asked for the job; the newest one is the one whose first event stands last. So an event
+//! that a worker writes behind the end that another worker has written changes nothing, however
+//! late it comes.
 //!
 //! - A tombstone forgets the job: whoever keeps a [`Standing`] drops it.
-//! - `queued` without a source is written before the record that it announces. It begins a new source, whose record is the
-//!   next one that was not known before.
+//! - `queued` without a source is written before the record that it announces. It begins a new
+//!   source, whose record is the next one that was not known before.
 //! - Any other event without a source belongs to the newest one.
-//! - A round that asks for input is no end, but stands before what its own worker may still say of it. What the server adds
-//!   to it (answers, a cancel) replaces it.
-//! - The topic's id tells the records of a topic apart from those of one that was made again under its name. Where one of two
-//!   events has no id, the time of the record does.
+//! - A round that asks for input is no end, but stands before what its own worker may still say of
+//!   it. What the server adds to it (answers, a cancel) replaces it.
+//! - The topic's id tells the records of a topic apart from those of one that was made again under
+//!   its name. Where one of two events has no id, the time of the record does.
 //!
 //! # Following the topic
 //!
-//! Take the events of a job in the order of the topic through [`Standing::take`]. A [`Standing`] is all that has to be kept
-//! beside the event that is the state; what is left of the topic after compaction gives the same states, as long as the
-//! record that stands last is the state. Where it is not, [`Standing::is_overtaken`] says so, and a server writes the state
-//! again: the same bytes, with a header ([`Restated`]) that says where they first stood. Taking a record again, or ahead of
-//! its turn, does no harm.
+//! Take the events of a job in the order of the topic through [`Standing::take`]. A [`Standing`] is
+//! all that has to be kept beside the event that is the state; what is left of the topic after
+//! compaction gives the same states, as long as the record that stands last is the state. Where it
+//! is not, [`Standing::is_overtaken`] says so, and a server writes the state again: the same bytes,
+//! with a header ([`Restated`]) that says where they first stood. Taking a record again, or ahead
+//! of its turn, does no harm.
 //!
-//! [`Standings`] is that for many jobs at once. A reader that waits for single records, rather than for jobs, takes the events
-//! of each record on its own: then the first end of the record is what it finds.
+//! [`Standings`] is that for many jobs at once. A reader that waits for single records, rather than
+//! for jobs, takes the events of each record on its own: then the first end of the record is what
+//! it finds.
 
 use std::{collections::HashMap, hash::Hash};
 
@@ -39,7 +42,8 @@ use crate::{
 
 /// The header of a state that was written again.
 pub const RESTATED: &str = "mcp-fleet-restated";
-/// How many sources before the newest one are remembered. A stale event of an older one would count as a new source.
+/// How many sources before the newest one are remembered. A stale event of an older one would count
+/// as a new source.
 const MAX_OLDER: usize = 8;
 
 /// What one record of the events topic says of its job, as far as the rule needs it.
@@ -54,11 +58,12 @@ pub struct Entry {
 }
 
 impl Entry {
-    /// The entry of `event`, which stands at `offset` as `value`. `restated` is from the record's headers.
+    /// The entry of `event`, which stands at `offset` as `value`. `restated` is from the record's
+    /// headers.
     pub fn new(offset: i64, event: &JobEvent, value: &[u8], restated: Option<Restated>) -> Self {
         // Elsewhere than where it was written, as in a mirrored topic, a place says nothing.
-        let restated =
-            restated.filter(|restated| restated.offset <= restated.known && restated.known < offset);
+        let restated = restated
+            .filter(|restated| restated.offset <= restated.known && restated.known < offset);
         Self {
             offset,
             source: event.source.as_ref().map(|source| SourceKey::new(source, event.submitted_at)),
@@ -81,7 +86,8 @@ impl Entry {
     }
 }
 
-/// Says of a record that it is the state of its job, written again because something stood behind it.
+/// Says of a record that it is the state of its job, written again because something stood behind
+/// it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Restated {
     /// Where it first stood: the offset in the same partition.
@@ -146,8 +152,8 @@ impl Standing {
         }
     }
 
-    /// Takes the next record of the job. After [`Verdict::State`] its event is the state, and before it another one was, or
-    /// the same record was taken before.
+    /// Takes the next record of the job. After [`Verdict::State`] its event is the state, and
+    /// before it another one was, or the same record was taken before.
     pub fn take(&mut self, entry: &Entry) -> Verdict {
         self.seen = self.seen.max(entry.offset);
         if entry.offset == self.offset && entry.digest == self.digest {
@@ -170,11 +176,11 @@ impl Standing {
     }
 
     fn within_the_source(&mut self, entry: &Entry) -> Verdict {
-        // What is known of the record grows: first that there will be one, then which, then in which topic.
-        if entry
-            .source
-            .is_some_and(|source| self.source.is_none_or(|known| known.log.is_none() && source.log.is_some()))
-        {
+        // What is known of the record grows: first that there will be one, then which, then in
+        // which topic.
+        if entry.source.is_some_and(|source| {
+            self.source.is_none_or(|known| known.log.is_none() && source.log.is_some())
+        }) {
             self.source = entry.source;
         }
         if entry.rank != self.rank {
@@ -219,7 +225,9 @@ impl Standing {
     }
 
     fn remember(&mut self, source: Option<SourceKey>) {
-        let Some(source) = source.filter(|source| !self.older.iter().any(|older| older.is(*source))) else {
+        let Some(source) =
+            source.filter(|source| !self.older.iter().any(|older| older.is(*source)))
+        else {
             return;
         };
         if self.older.len() == MAX_OLDER {
@@ -233,7 +241,8 @@ impl Standing {
         self.offset
     }
 
-    /// Forgets the sources before the newest one, for a tombstone that stands before what is known of the job.
+    /// Forgets the sources before the newest one, for a tombstone that stands before what is known
+    /// of the job.
     pub fn forget_older(&mut self) {
         self.older.clear();
     }
@@ -243,20 +252,21 @@ impl Standing {
         self.seen
     }
 
-    /// Whether the state is an end, or a round that asks for input, and something else of the job stands behind it. Compaction
-    /// would leave that in its place.
+    /// Whether the state is an end, or a round that asks for input, and something else of the job
+    /// stands behind it. Compaction would leave that in its place.
     pub fn is_overtaken(&self) -> bool {
         self.rank > Rank::Open && self.seen > self.stands
     }
 
-    /// The header with which the state is written again by a reader that has read its partition up to and including `known`.
+    /// The header with which the state is written again by a reader that has read its partition up
+    /// to and including `known`.
     pub fn restated(&self, known: i64) -> Restated {
         Restated { offset: self.offset, known }
     }
 }
 
-/// The standings of many jobs, for a reader without a ledger. The keys say whose they are: jobs by their ids, or single
-/// records by their places.
+/// The standings of many jobs, for a reader without a ledger. The keys say whose they are: jobs by
+/// their ids, or single records by their places.
 #[derive(Debug)]
 pub struct Standings<K> {
     /// The jobs with the most recent events.
@@ -275,8 +285,8 @@ impl<K> Default for Standings<K> {
 }
 
 impl<K> Standings<K> {
-    /// Remembers at least this many of the jobs with the most recent events, and at most twice as many. The next event of a
-    /// forgotten job counts as its first.
+    /// Remembers at least this many of the jobs with the most recent events, and at most twice as
+    /// many. The next event of a forgotten job counts as its first.
     pub fn of_at_least(most: usize) -> Self {
         Self { young: HashMap::new(), old: HashMap::new(), most }
     }
@@ -376,5 +386,7 @@ impl SourceKey {
 /// FNV-1a: the same in every version, since stores keep it.
 fn digest<const N: usize>(parts: [&[u8]; N]) -> u64 {
     let bytes = parts.iter().flat_map(|part| part.iter());
-    bytes.fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3))
+    bytes.fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
+        (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3)
+    })
 }

@@ -1,15 +1,15 @@
 //! Points in time as the contract writes them: RFC 3339 in UTC with milliseconds.
 //!
-//! Kafka's timestamps are milliseconds since the epoch, so that is the resolution here too. The clock is never read in
-//! this crate.
+//! Kafka's timestamps are milliseconds since the epoch, so that is the resolution here too. The
+//! clock is never read in this crate.
 
 use std::time::Duration;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
-/// Milliseconds since 1970-01-01T00:00:00Z. Written as an RFC 3339 string; read from that or from an integer of
-/// milliseconds.
+/// Milliseconds since 1970-01-01T00:00:00Z. Written as an RFC 3339 string; read from that or from
+/// an integer of milliseconds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct Timestamp(i64);
 
@@ -37,8 +37,8 @@ impl Timestamp {
         self.0
     }
 
-    /// Refuses a point in time that no job can mean: one before the year 2000. A producer that writes seconds where
-    /// milliseconds belong names a day of January 1970.
+    /// Refuses a point in time that no job can mean: one before the year 2000. A producer that
+    /// writes seconds where milliseconds belong names a day of January 1970.
     ///
     /// # Errors
     ///
@@ -95,9 +95,9 @@ impl std::str::FromStr for Timestamp {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let parsed: jiff::Timestamp = text
-            .parse()
-            .map_err(|_| format!("`{text}` is not a time: write RFC 3339, like 2026-11-21T08:00:00Z"))?;
+        let parsed: jiff::Timestamp = text.parse().map_err(|_| {
+            format!("`{text}` is not a time: write RFC 3339, like 2026-11-21T08:00:00Z")
+        })?;
         Self::from_millis(parsed.as_millisecond())
             .ok_or_else(|| format!("`{text}` lies outside the years 1 to 9999"))
     }
@@ -167,7 +167,9 @@ mod tests {
     #[test]
     fn offsets_and_integers_are_read() {
         let expected = Timestamp::from_millis(1_795_248_000_000).unwrap();
-        for text in ["\"2026-11-21T08:00:00Z\"", "\"2026-11-21T09:00:00.000+01:00\"", "1795248000000"] {
+        for text in
+            ["\"2026-11-21T08:00:00Z\"", "\"2026-11-21T09:00:00.000+01:00\"", "1795248000000"]
+        {
             assert_eq!(serde_json::from_str::<Timestamp>(text).unwrap(), expected, "{text}");
         }
         assert_eq!(expected.to_string(), "2026-11-21T08:00:00.000Z");

@@ -1,9 +1,9 @@
-//! The names under which hosted servers' tools are offered: `<server>__<tool>`, 64 characters at most, of letters, digits,
-//! `_` and `-`.
+//! The names under which hosted servers' tools are offered: `<server>__<tool>`, 64 characters at
+//! most, of letters, digits, `_` and `-`.
 //!
-//! Many clients refuse a whole list of tools if one name in it is longer or has other characters. Such a name is offered
-//! with `_` in place of every other character, is cut, and ends in a hash of the whole, so that it is the same in every
-//! replica and after every restart.
+//! Many clients refuse a whole list of tools if one name in it is longer or has other characters.
+//! Such a name is offered with `_` in place of every other character, is cut, and ends in a hash of
+//! the whole, so that it is the same in every replica and after every restart.
 
 use sha2::{Digest, Sha256};
 
@@ -23,7 +23,9 @@ pub enum NameError {
     #[error("a server's name must have 1 to {MAX_SERVER} characters, and {0:?} has not")]
     Length(String),
     /// It has other characters than may be.
-    #[error("a server's name may have letters A-Z and a-z, digits, `_` and `-`, and {0:?} has others")]
+    #[error(
+        "a server's name may have letters A-Z and a-z, digits, `_` and `-`, and {0:?} has others"
+    )]
     Characters(String),
     /// It has `__`, which separates server and tool.
     #[error("a server's name must not contain `__`, as {0:?} does: that separates server and tool")]
@@ -33,8 +35,9 @@ pub enum NameError {
     Reserved(String),
 }
 
-/// Names that hosted servers can't have, in lower case: `server__remove` would pass for the `server_remove` of mcp-fleet
-/// itself. `files` is not among them, since it is the usual name of a hosted server with files.
+/// Names that hosted servers can't have, in lower case: `server__remove` would pass for the
+/// `server_remove` of mcp-fleet itself. `files` is not among them, since it is the usual name of a
+/// hosted server with files.
 const RESERVED: [&str; 6] = ["file", "job", "jobs", "server", "servers", "mcp-fleet"];
 
 /// How much of a refused name is repeated.
@@ -61,8 +64,8 @@ pub fn check_server(name: &str) -> Result<(), NameError> {
     Ok(())
 }
 
-/// The name under which a server's tool is offered, whatever the tool's own name is. `server` has passed
-/// [`check_server`].
+/// The name under which a server's tool is offered, whatever the tool's own name is. `server` has
+/// passed [`check_server`].
 pub fn exposed(server: &str, tool: &str) -> String {
     let full = format!("{server}{SEPARATOR}{tool}");
     if full.len() <= MAX_EXPOSED && full.chars().all(is_plain) {
@@ -86,8 +89,8 @@ pub fn server_of(exposed: &str) -> Option<&str> {
     exposed.split_once(SEPARATOR).map(|(server, _)| server)
 }
 
-/// The name under which a tool is offered that somebody calls by `<server>__<tool>`, written as the server does; `None` if
-/// it is not such a name, or is already the name that is offered.
+/// The name under which a tool is offered that somebody calls by `<server>__<tool>`, written as the
+/// server does; `None` if it is not such a name, or is already the name that is offered.
 pub fn exposed_of_plain(name: &str) -> Option<String> {
     let (server, tool) = name.split_once(SEPARATOR)?;
     Some(exposed(server, tool)).filter(|exposed| exposed != name)
@@ -104,9 +107,18 @@ mod tests {
         for good in ["a", "MariaDB_Server", "x-1", &"a".repeat(MAX_SERVER)] {
             assert_eq!(check_server(good), Ok(()), "{good}");
         }
-        for bad in
-            ["", "a b", "a.b", "ä", "a\nb", "a__b", "../x", &"a".repeat(MAX_SERVER + 1), "server", "Jobs"]
-        {
+        for bad in [
+            "",
+            "a b",
+            "a.b",
+            "ä",
+            "a\nb",
+            "a__b",
+            "../x",
+            &"a".repeat(MAX_SERVER + 1),
+            "server",
+            "Jobs",
+        ] {
             assert!(check_server(bad).is_err(), "{bad}");
         }
         let long = check_server(&"a".repeat(1 << 20)).unwrap_err().to_string();
@@ -127,7 +139,10 @@ mod tests {
         let check = |tool: &str, expected: &str| {
             assert_eq!(exposed("q", tool), expected);
             let by_own_name = exposed_of_plain(&format!("q__{tool}"));
-            assert_eq!(by_own_name.as_deref(), Some(expected).filter(|_| expected != format!("q__{tool}")));
+            assert_eq!(
+                by_own_name.as_deref(),
+                Some(expected).filter(|_| expected != format!("q__{tool}"))
+            );
         };
         check("work", "q__work");
         check("a.b", "q__a_b_15983aa019");

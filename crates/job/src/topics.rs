@@ -19,7 +19,8 @@ pub struct Topics {
     pub delayed: String,
     /// What workers are told about jobs, whoever has them: cancel. A fleet can do without.
     pub control: String,
-    /// Which server submits a job that several could submit at the same moment. Only servers read and write it.
+    /// Which server submits a job that several could submit at the same moment. Only servers read
+    /// and write it.
     pub claims: String,
 }
 
@@ -38,9 +39,11 @@ impl Topics {
         }
     }
 
-    /// Whether `name` is one of the fleet's own topics: the jobs topic, or one whose name begins with that and a dot.
+    /// Whether `name` is one of the fleet's own topics: the jobs topic, or one whose name begins
+    /// with that and a dot.
     pub fn contains(&self, name: &str) -> bool {
-        name.strip_prefix(self.jobs.as_str()).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
+        name.strip_prefix(self.jobs.as_str())
+            .is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
     }
 }
 
@@ -50,7 +53,8 @@ impl Default for Topics {
     }
 }
 
-/// Whether Kafka takes `name` as a topic's name: 1 to 249 of `a-z A-Z 0-9 . _ -`, and not `.` or `..`.
+/// Whether Kafka takes `name` as a topic's name: 1 to 249 of `a-z A-Z 0-9 . _ -`, and not `.` or
+/// `..`.
 pub fn is_valid_name(name: &str) -> bool {
     (1..=249).contains(&name.len())
         && name != "."

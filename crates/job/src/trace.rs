@@ -1,13 +1,14 @@
 //! The W3C Trace Context of a job, as records, requests and MCP's `_meta` carry it.
 //!
-//! It is passed on as it came where this process takes no part in the trace. Nothing here makes spans; that is
-//! `fleet-ops`.
+//! It is passed on as it came where this process takes no part in the trace. Nothing here makes
+//! spans; that is `fleet-ops`.
 
 use serde_json::{Map, Value};
 
 use crate::record::{Header, RawRecord};
 
-/// The longest header that is passed on, in bytes (W3C Trace Context asks for at least 512 of tracestate).
+/// The longest header that is passed on, in bytes (W3C Trace Context asks for at least 512 of
+/// tracestate).
 const MAX_BYTES: usize = 1024;
 const PARENT: &str = "traceparent";
 const STATE: &str = "tracestate";
@@ -33,7 +34,9 @@ impl TraceContext {
 
     /// The context that a record brings along.
     pub fn of_record(record: &RawRecord) -> Self {
-        Self::find(|name| record.header(name).or_else(|| record.header(&format!("{CLOUD_EVENTS}{name}"))))
+        Self::find(|name| {
+            record.header(name).or_else(|| record.header(&format!("{CLOUD_EVENTS}{name}")))
+        })
     }
 
     /// The context in a request's `_meta`.
@@ -49,7 +52,9 @@ impl TraceContext {
 
     /// The headers of a record.
     pub fn headers(&self) -> Vec<Header> {
-        self.pairs().map(|(name, value)| (name.to_owned(), Some(value.as_bytes().to_vec()))).collect()
+        self.pairs()
+            .map(|(name, value)| (name.to_owned(), Some(value.as_bytes().to_vec())))
+            .collect()
     }
 
     /// Puts the context into a call's `_meta`, in the place of one that is there.
@@ -87,7 +92,9 @@ mod tests {
     const PARENT_TEXT: &str = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
 
     fn found(headers: &[(&str, &str)]) -> TraceContext {
-        TraceContext::find(|name| headers.iter().find(|(header, _)| *header == name).map(|(_, value)| *value))
+        TraceContext::find(|name| {
+            headers.iter().find(|(header, _)| *header == name).map(|(_, value)| *value)
+        })
     }
 
     #[test]

@@ -37,15 +37,19 @@ impl JobView {
         self
     }
 
-    /// The same as it stands in a list: without its result, its metadata and the details of its error, and with texts cut
-    /// that have no other bound.
+    /// The same as it stands in a list: without its result, its metadata and the details of its
+    /// error, and with texts cut that have no other bound.
     #[must_use]
     pub fn in_a_list(self) -> Self {
         let mut view = self.without_result();
         view.event.metadata.clear();
         view.event.tool.iter_mut().for_each(shorten);
         view.event.error.iter_mut().for_each(|error| shorten(&mut error.message));
-        view.event.progress.iter_mut().filter_map(|progress| progress.message.as_mut()).for_each(shorten);
+        view.event
+            .progress
+            .iter_mut()
+            .filter_map(|progress| progress.message.as_mut())
+            .for_each(shorten);
         view
     }
 
@@ -73,7 +77,8 @@ impl JobView {
                 text.push_str(&format!(" ({message})"));
             }
         }
-        if let Some(omitted) = event.result_omitted.as_ref().filter(|_| event.has_lost_its_result()) {
+        if let Some(omitted) = event.result_omitted.as_ref().filter(|_| event.has_lost_its_result())
+        {
             let bytes = omitted.bytes;
             text.push_str(&format!(
                 ", but its result of {bytes} bytes was too large to keep ({RESULT_OMITTED})"
@@ -105,7 +110,8 @@ fn shorten(text: &mut String) {
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct JobList {
-    /// The jobs, those that were submitted last first. There can be fewer than were asked for, and more to come.
+    /// The jobs, those that were submitted last first. There can be fewer than were asked for, and
+    /// more to come.
     pub jobs: Vec<JobView>,
     /// What to ask for the next page with; absent after the last one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -137,10 +143,11 @@ pub struct Submitted {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Cancellation {
-    /// `cancelled`, `too-late` where the job came to another end first, or `requested` where it has not ended yet.
+    /// `cancelled`, `too-late` where the job came to another end first, or `requested` where it has
+    /// not ended yet.
     pub outcome: CancelOutcome,
-    /// Whether anything is known of the job. If not, the workers drop it when they come to it, if it was written to Kafka
-    /// before.
+    /// Whether anything is known of the job. If not, the workers drop it when they come to it, if
+    /// it was written to Kafka before.
     #[serde(default = "yes")]
     pub known: bool,
     /// The job as it is now, if anything is known of it.

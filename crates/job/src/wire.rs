@@ -1,7 +1,7 @@
 //! How an envelope is spelled in JSON, and the schema of that spelling.
 //!
-//! The structs here are what serde and schemars see. Bounds are not checked here but in [`decode`](crate::decode), which
-//! can name the field and say what to do.
+//! The structs here are what serde and schemars see. Bounds are not checked here but in
+//! [`decode`](crate::decode), which can name the field and say what to do.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer, Serialize};
@@ -73,7 +73,11 @@ pub struct WireEnvelope {
 /// The payload in either spelling; only the schema needs this type.
 #[derive(JsonSchema)]
 #[serde(untagged)]
-#[expect(dead_code, clippy::large_enum_variant, reason = "the type stands for its schema and is never built")]
+#[expect(
+    dead_code,
+    clippy::large_enum_variant,
+    reason = "the type stands for its schema and is never built"
+)]
 enum WirePayload {
     /// The payload as JSON in a string.
     Text(String),
@@ -149,7 +153,8 @@ fn call_value(call: &ToolCall) -> Value {
 impl Envelope {
     /// The envelope as JSON, in the spelling with an inline payload.
     pub fn to_json(&self) -> Value {
-        // Strings, numbers, maps with string keys: nothing in the struct can fail to become a value.
+        // Strings, numbers, maps with string keys: nothing in the struct can fail to become a
+        // value.
         serde_json::to_value(WireEnvelope::from(self)).unwrap_or_default()
     }
 }

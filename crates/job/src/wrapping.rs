@@ -1,9 +1,11 @@
-//! Finds the object in a record's value, below whatever serializers and connectors have put around it.
+//! Finds the object in a record's value, below whatever serializers and connectors have put around
+//! it.
 //!
-//! Many producers don't write plain JSON: a registry's serializer puts the id of a schema in front, Kafka Connect and
-//! Debezium put the value into a member of an object of theirs, and a serializer that is given text makes a JSON string of
-//! it. Each such layer is recognised by marks that no envelope has, and taken off. What is inside is untrusted, so the number
-//! of layers and the size of what is unpacked are bounded.
+//! Many producers don't write plain JSON: a registry's serializer puts the id of a schema in front,
+//! Kafka Connect and Debezium put the value into a member of an object of theirs, and a serializer
+//! that is given text makes a JSON string of it. Each such layer is recognised by marks that no
+//! envelope has, and taken off. What is inside is untrusted, so the number of layers and the size
+//! of what is unpacked are bounded.
 
 use std::io::Read as _;
 
@@ -26,12 +28,13 @@ pub(crate) struct Opened {
     pub(crate) unpacked: usize,
 }
 
-/// Takes layers off `value` until `is_wanted` says that the object is found. An object that has no known layer is
-/// returned as it is, if it was not wrapped.
+/// Takes layers off `value` until `is_wanted` says that the object is found. An object that has no
+/// known layer is returned as it is, if it was not wrapped.
 ///
 /// # Errors
-/// [`ErrorKind::TooLarge`] if more than `limit` bytes would be unpacked, [`ErrorKind::Undecodable`] if the value is no JSON
-/// object and not wrapped either, [`ErrorKind::InvalidEnvelope`] with the names of the layers if nothing is found in them.
+/// [`ErrorKind::TooLarge`] if more than `limit` bytes would be unpacked, [`ErrorKind::Undecodable`]
+/// if the value is no JSON object and not wrapped either, [`ErrorKind::InvalidEnvelope`] with the
+/// names of the layers if nothing is found in them.
 pub(crate) fn open(
     value: &[u8],
     limit: usize,
@@ -43,21 +46,24 @@ pub(crate) fn open(
     loop {
         found = match found {
             Value::Object(object) if is_wanted(&object) => return Ok(layers.opened(object)),
-            Value::Object(mut object) => match WRAPPINGS.iter().find(|wrapping| wrapping.is(&object)) {
-                Some(wrapping) => {
-                    layers.enter(wrapping.name.to_owned())?;
-                    object.shift_remove(wrapping.inside).unwrap_or_default()
+            Value::Object(mut object) => {
+                match WRAPPINGS.iter().find(|wrapping| wrapping.is(&object)) {
+                    Some(wrapping) => {
+                        layers.enter(wrapping.name.to_owned())?;
+                        object.shift_remove(wrapping.inside).unwrap_or_default()
+                    }
+                    None if layers.names.is_empty() => return Ok(layers.opened(object)),
+                    None => return Err(layers.nothing_inside("an object without `jobID`")),
                 }
-                None if layers.names.is_empty() => return Ok(layers.opened(object)),
-                None => return Err(layers.nothing_inside("an object without `jobID`")),
-            },
+            }
             Value::String(text) => layers.parse_text(&text)?,
             other => return Err(layers.nothing_inside(&format!("a JSON {}", kind_of(&other)))),
         };
     }
 }
 
-/// The name of the member of `object` that holds something that `is_wanted`, as an object or as JSON in a string.
+/// The name of the member of `object` that holds something that `is_wanted`, as an object or as
+/// JSON in a string.
 pub(crate) fn holder(
     object: &Map<String, Value>,
     is_wanted: impl Fn(&Map<String, Value>) -> bool,
@@ -115,7 +121,8 @@ const WRAPPINGS: [Wrapping; 9] = [
     Wrapping::new("a printed record's `value`", &["topic", "offset"], "value"),
 ];
 
-/// What schema registries put in front of a value: the first byte, how long it is all in all, and what it is called.
+/// What schema registries put in front of a value: the first byte, how long it is all in all, and
+/// what it is called.
 const REGISTRY_HEADERS: [(u8, usize, &str); 3] = [
     (0, 5, "Confluent's wire format"),
     (0, 9, "Apicurio's wire format"),
@@ -182,14 +189,16 @@ impl Layers {
         }
 
         serde_json::from_slice(bytes).map_err(|source| match self.names.is_empty() {
-            true => {
-                JobError::new(ErrorKind::Undecodable, format!("the record's value is not JSON: {source}"))
-            }
+            true => JobError::new(
+                ErrorKind::Undecodable,
+                format!("the record's value is not JSON: {source}"),
+            ),
             false => self.nothing_inside(&format!("what is inside is not JSON: {source}")),
         })
     }
 
-    /// The value behind a schema registry's header, which is JSON only if the serializer is one for JSON.
+    /// The value behind a schema registry's header, which is JSON only if the serializer is one for
+    /// JSON.
     fn behind_registry_header(&mut self, bytes: &[u8]) -> Result<Value, JobError> {
         let first = bytes.first();
         let of_this_kind = REGISTRY_HEADERS.iter().filter(|(magic, ..)| Some(magic) == first);
@@ -211,7 +220,8 @@ impl Layers {
                 ))
             }
             _ => {
-                let message = "the record's value is not JSON: it begins with a byte that no text has";
+                let message =
+                    "the record's value is not JSON: it begins with a byte that no text has";
                 Err(JobError::new(ErrorKind::Undecodable, message.to_owned()))
             }
         }
@@ -274,7 +284,10 @@ impl Layers {
 
     fn invalid(&self, rest: &str) -> JobError {
         let layers = self.names.join(", then ");
-        JobError::new(ErrorKind::InvalidEnvelope, format!("the record's value is wrapped in {layers}{rest}"))
+        JobError::new(
+            ErrorKind::InvalidEnvelope,
+            format!("the record's value is wrapped in {layers}{rest}"),
+        )
     }
 }
 

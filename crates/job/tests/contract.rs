@@ -1,5 +1,5 @@
-//! The contract's promises: what is written is read back, whatever bytes come give a job or a typed error, and every
-//! refusal names the field.
+//! The contract's promises: what is written is read back, whatever bytes come give a job or a typed
+//! error, and every refusal names the field.
 #![expect(clippy::unwrap_used, clippy::expect_used, reason = "test code: a panic is the report")]
 
 use std::num::NonZeroU32;
@@ -30,7 +30,8 @@ fn record(value: &[u8], headers: &[(&str, &str)]) -> RawRecord {
 }
 
 fn refused(value: &Value) -> DecodeError {
-    decode(&record(value.to_string().as_bytes(), &[]), MIB).expect_err("the envelope must be refused")
+    decode(&record(value.to_string().as_bytes(), &[]), MIB)
+        .expect_err("the envelope must be refused")
 }
 
 /// `patch` over a good `tool-call` must be refused with a message that holds every one of `words`.
@@ -41,7 +42,11 @@ fn check_refused(patch: Value, words: &[&str]) {
     let refusal = refused(&envelope);
     assert_eq!(refusal.error.kind, ErrorKind::InvalidEnvelope, "{patch}");
     for word in words {
-        assert!(refusal.error.message.contains(word), "{patch}: {} lacks {word}", refusal.error.message);
+        assert!(
+            refusal.error.message.contains(word),
+            "{patch}: {} lacks {word}",
+            refusal.error.message
+        );
     }
 }
 
@@ -79,13 +84,19 @@ fn refusals_name_the_field_and_the_bound() {
     );
     for field in ["deadline", "notBefore"] {
         for wrong in [json!(1_795_248_000), json!(0), json!(-1), json!("1970-01-21T18:40:48Z")] {
-            check_refused(json!({field: wrong}), &[&format!("`{field}`"), "seconds? write milliseconds"]);
+            check_refused(
+                json!({field: wrong}),
+                &[&format!("`{field}`"), "seconds? write milliseconds"],
+            );
         }
     }
     check_refused(json!({"replyTo": "a b"}), &["`replyTo`", "topic name"]);
     check_refused(json!({"metadata": 1}), &["`metadata`"]);
     check_refused(json!({"metadata": {"a": "x".repeat(64 * 1024)}}), &["`metadata`", "65536"]);
-    check_refused(json!({"jobType": "tool-batch", "payload": {"calls": []}}), &["`payload.calls`", "10000"]);
+    check_refused(
+        json!({"jobType": "tool-batch", "payload": {"calls": []}}),
+        &["`payload.calls`", "10000"],
+    );
     check_refused(
         json!({"jobType": "tool-batch", "payload": {"calls": [{"tool": "t"}, {"tool": 1}]}}),
         &["`payload.calls[1].tool`"],
@@ -94,7 +105,10 @@ fn refusals_name_the_field_and_the_bound() {
         json!({"jobType": "tool-batch", "payload": {"calls": [{"tool": "t"}], "parallel": 0}}),
         &["`payload.parallel`"],
     );
-    check_refused(json!({"jobType": "server-init", "payload": {"mcpServers": {}}}), &["mcpServers"]);
+    check_refused(
+        json!({"jobType": "server-init", "payload": {"mcpServers": {}}}),
+        &["mcpServers"],
+    );
     check_refused(json!({"jobType": "server-init", "payload": {"x": {}}}), &["mcpServers"]);
 }
 
@@ -219,13 +233,15 @@ fn the_envelope_schema_accepts_what_the_parser_accepts() {
     let validator = jsonschema::validator_for(&schema).unwrap();
     let good = json!({"jobID": "j", "jobType": "tool-call", "payload": "{\"tool\":\"t\"}", "deadline": 1_795_248_000_000_i64});
     assert!(validator.is_valid(&good));
-    for bad in [json!({"jobType": "tool-call"}), json!({"jobID": "j", "jobType": "nonsense", "payload": {}})]
-    {
+    for bad in [
+        json!({"jobType": "tool-call"}),
+        json!({"jobID": "j", "jobType": "nonsense", "payload": {}}),
+    ] {
         assert!(!validator.is_valid(&bad), "{bad}");
     }
 }
 
-// --- Properties ------------------------------------------------------------------------------------------------------
+// --- Properties ---------------------------------------------------------------------------------
 
 fn json_value() -> impl Strategy<Value = Value> {
     let leaf = prop_oneof![
@@ -235,7 +251,10 @@ fn json_value() -> impl Strategy<Value = Value> {
         ".{0,12}".prop_map(Value::from),
     ];
     leaf.prop_recursive(3, 16, 4, |inner| {
-        prop_oneof![vec(inner.clone(), 0..4).prop_map(Value::from), json_map(inner).prop_map(Value::from)]
+        prop_oneof![
+            vec(inner.clone(), 0..4).prop_map(Value::from),
+            json_map(inner).prop_map(Value::from)
+        ]
     })
 }
 
@@ -246,16 +265,24 @@ fn json_map(values: impl Strategy<Value = Value>) -> impl Strategy<Value = Map<S
 
 fn call() -> impl Strategy<Value = ToolCall> {
     (option::of("[a-z]{1,8}"), "\\PC{1,12}", json_map(json_value()), json_map(json_value()))
-        .prop_map(|(server, tool, arguments, extra)| ToolCall { server, tool, arguments, task: None, extra })
+        .prop_map(|(server, tool, arguments, extra)| ToolCall {
+            server,
+            tool,
+            arguments,
+            task: None,
+            extra,
+        })
 }
 
 fn work() -> impl Strategy<Value = Work> {
     prop_oneof![
         call().prop_map(Work::ToolCall),
-        (vec(call(), 1..4), option::of(1_u32..=64), json_map(json_value()))
-            .prop_map(|(calls, parallel, extra)| Work::ToolBatch(ToolBatch { calls, parallel, extra })),
+        (vec(call(), 1..4), option::of(1_u32..=64), json_map(json_value())).prop_map(
+            |(calls, parallel, extra)| Work::ToolBatch(ToolBatch { calls, parallel, extra })
+        ),
         (vec("[a-z]{1,8}", 1..4), json_map(json_value())).prop_map(|(names, mut payload)| {
-            let servers: Map<_, _> = names.into_iter().map(|name| (name, json!({"command": "c"}))).collect();
+            let servers: Map<_, _> =
+                names.into_iter().map(|name| (name, json!({"command": "c"}))).collect();
             payload.insert("mcpServers".to_owned(), Value::Object(servers));
             Work::ServerInit(payload)
         }),
@@ -267,33 +294,35 @@ fn envelope() -> impl Strategy<Value = Envelope> {
         option::of(946_684_800_000_i64..1_000_000_000_000),
         option::of(1_000_000_000_000_i64..2_000_000_000_000),
     );
-    let names = (option::of("\\PC{1,20}"), option::of("[a-zA-Z0-9_-]{1,20}"), option::of("\\PC{1,20}"));
+    let names =
+        (option::of("\\PC{1,20}"), option::of("[a-zA-Z0-9_-]{1,20}"), option::of("\\PC{1,20}"));
     let bounds = (option::of(0_u8..=9), option::of(1_u64..=86_400_000), option::of(1_u32..=100));
-    ("\\PC{1,40}", work(), times, names, bounds, json_map(json_value()), json_map(json_value())).prop_map(
-        |(
-            job_id,
-            work,
-            (start, end),
-            (key, reply_to, tenant),
-            (priority, timeout_ms, attempts),
-            metadata,
-            extra,
-        )| {
-            Envelope {
-                priority,
-                not_before: start.and_then(Timestamp::from_millis),
-                deadline: end.and_then(Timestamp::from_millis),
-                timeout_ms,
-                max_attempts: attempts.and_then(NonZeroU32::new),
-                idempotency_key: key,
-                reply_to,
-                tenant,
+    ("\\PC{1,40}", work(), times, names, bounds, json_map(json_value()), json_map(json_value()))
+        .prop_map(
+            |(
+                job_id,
+                work,
+                (start, end),
+                (key, reply_to, tenant),
+                (priority, timeout_ms, attempts),
                 metadata,
                 extra,
-                ..Envelope::new(job_id, work)
-            }
-        },
-    )
+            )| {
+                Envelope {
+                    priority,
+                    not_before: start.and_then(Timestamp::from_millis),
+                    deadline: end.and_then(Timestamp::from_millis),
+                    timeout_ms,
+                    max_attempts: attempts.and_then(NonZeroU32::new),
+                    idempotency_key: key,
+                    reply_to,
+                    tenant,
+                    metadata,
+                    extra,
+                    ..Envelope::new(job_id, work)
+                }
+            },
+        )
 }
 
 proptest! {

@@ -1,5 +1,5 @@
-//! The state of a job against a model that looks at the whole log at once, and against what a few servers make of a log that
-//! is compacted under them.
+//! The state of a job against a model that looks at the whole log at once, and against what a few
+//! servers make of a log that is compacted under them.
 
 #![expect(clippy::unwrap_used, reason = "a panic is the report of a test")]
 
@@ -132,7 +132,11 @@ fn check(said: &[Said], state: usize) {
     let log = log(said);
     let found = Reader::of(&log);
     assert_eq!(found.state().map(|(offset, _)| offset), Some(state as i64), "{said:?}");
-    assert_eq!(expected(&log).map(|record| record.offset), Some(state as i64), "{said:?}, by the model");
+    assert_eq!(
+        expected(&log).map(|record| record.offset),
+        Some(state as i64),
+        "{said:?}, by the model"
+    );
 }
 
 #[test]
@@ -148,7 +152,8 @@ fn the_first_end_of_the_newest_source_is_the_state() {
     check(&[(a, Succeeded), (b, Running), (a, Cancelled), (b, Succeeded), (a, Running)], 3);
     check(&[(a, Succeeded), (None, Queued), (a, Running)], 1);
     check(&[(a, Succeeded), (None, Queued), (a, Running), (b, Running)], 3);
-    // A task: its round asks for input, is answered in part, is cancelled, or goes on as another record.
+    // A task: its round asks for input, is answered in part, is cancelled, or goes on as another
+    // record.
     check(&[(a, Running), (a, Asks), (a, Running)], 1);
     check(&[(a, Asks), (a, Asks)], 1);
     check(&[(a, Asks), (a, Cancelled), (a, Asks)], 1);
@@ -160,14 +165,26 @@ fn the_first_end_of_the_newest_source_is_the_state() {
 #[test]
 fn a_topic_that_was_made_again_has_other_records() {
     let at = |id: Option<&str>, submitted: Option<i64>, state| {
-        let source =
-            Source { topic: "t".to_owned(), topic_id: id.map(str::to_owned), partition: 0, offset: 7 };
+        let source = Source {
+            topic: "t".to_owned(),
+            topic_id: id.map(str::to_owned),
+            partition: 0,
+            offset: 7,
+        };
         let submitted_at = submitted.map(Timestamp::from_millis_clamped);
-        JobEvent { source: Some(source), submitted_at, ..JobEvent::new("j", state, Timestamp::default()) }
+        JobEvent {
+            source: Some(source),
+            submitted_at,
+            ..JobEvent::new("j", state, Timestamp::default())
+        }
     };
     let check = |end: JobEvent, later: JobEvent, verdict: Verdict| {
         let mut standing = Standing::new(&Entry::new(1, &end, b"end", None));
-        assert_eq!(standing.take(&Entry::new(2, &later, b"later", None)), verdict, "{end:?} {later:?}");
+        assert_eq!(
+            standing.take(&Entry::new(2, &later, b"later", None)),
+            verdict,
+            "{end:?} {later:?}"
+        );
         assert_eq!(standing.is_overtaken(), verdict == Verdict::Stale);
     };
     use JobState::{Running, Succeeded};
@@ -295,22 +312,28 @@ impl Fleet {
         }
     }
 
-    /// As a server does it: where the state is overtaken, it is written again, and taken ahead of its turn.
+    /// As a server does it: where the state is overtaken, it is written again, and taken ahead of
+    /// its turn.
     fn restate(&mut self, server: usize) -> bool {
         let reader = &self.servers[server];
-        let Some((standing, event)) = reader.job.clone().filter(|(standing, _)| standing.is_overtaken())
+        let Some((standing, event)) =
+            reader.job.clone().filter(|(standing, _)| standing.is_overtaken())
         else {
             return false;
         };
-        let known =
-            reader.next.checked_sub(1).and_then(|last| self.log.get(last)).map(|record| record.offset);
+        let known = reader
+            .next
+            .checked_sub(1)
+            .and_then(|last| self.log.get(last))
+            .map(|record| record.offset);
         let restated = standing.restated(known.unwrap_or(standing.offset()));
         let record = self.write(event, Some(restated));
         self.servers[server].take(&record);
         true
     }
 
-    /// Everybody reads on, in turns, and writes again what is overtaken. How many records that takes.
+    /// Everybody reads on, in turns, and writes again what is overtaken. How many records that
+    /// takes.
     fn settle(&mut self) -> usize {
         let mut written = 0;
         loop {
@@ -365,8 +388,8 @@ proptest! {
         prop_assert_eq!(reader.state(), expected(&log).map(|record| (record.offset, &record.event)));
     }
 
-    /// Servers that write an overtaken state again come to an end with it, agree, and leave a topic of which compaction
-    /// makes the same ledger, whatever was read, forgotten and compacted when.
+    /// Servers that write an overtaken state again come to an end with it, agree, and leave a topic
+    /// of which compaction makes the same ledger, whatever was read, forgotten and compacted when.
     #[test]
     fn what_is_left_after_compaction_makes_the_same_state(moves in prop::collection::vec(moves(), 0..60)) {
         let mut fleet = Fleet::default();

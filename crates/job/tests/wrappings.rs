@@ -1,5 +1,5 @@
-//! An envelope is found inside what serializers and connectors put around it; if there is none, the refusal names
-//! what was around.
+//! An envelope is found inside what serializers and connectors put around it; if there is none, the
+//! refusal names what was around.
 #![expect(clippy::unwrap_used, reason = "test code: a panic is the report")]
 
 use std::io::Write as _;
@@ -56,9 +56,9 @@ fn utf16(value: &Value, mark: [u8; 2], bytes: fn(u16) -> [u8; 2]) -> Vec<u8> {
 fn wrapped(inner: &Value) -> Vec<(&'static str, Vec<u8>)> {
     let plain = text(inner);
     let debezium = json!({"before": null, "after": inner, "source": {"table": "jobs"}, "op": "c"});
-    let notification = json!({"Type": "Notification", "TopicArn": "arn:x", "Message": inner.to_string()});
-    let printed =
-        json!({"topic": "t", "partition": 0, "offset": 3, "key": "k", "payload": inner.to_string()});
+    let notification =
+        json!({"Type": "Notification", "TopicArn": "arn:x", "Message": inner.to_string()});
+    let printed = json!({"topic": "t", "partition": 0, "offset": 3, "key": "k", "payload": inner.to_string()});
     vec![
         ("Confluent", behind(&[0, 0, 0, 0, 7], &plain)),
         ("Apicurio", behind(&[0, 0, 0, 0, 0, 0, 0, 0, 7], &plain)),
@@ -163,9 +163,18 @@ fn what_is_unpacked_is_bounded_and_counted() {
 
 #[test]
 fn what_was_undecodable_still_is() {
-    for bytes in
-        [&b""[..], b"\xff\xfe", b"\xff\xfe\0{", b"{", b"[]", b"7", b"\"text\"", b"{}{}", b"\0", b"\x03ab"]
-    {
+    for bytes in [
+        &b""[..],
+        b"\xff\xfe",
+        b"\xff\xfe\0{",
+        b"{",
+        b"[]",
+        b"7",
+        b"\"text\"",
+        b"{}{}",
+        b"\0",
+        b"\x03ab",
+    ] {
         let refusal = read(bytes.to_vec()).unwrap_err();
         assert_eq!(refusal.kind, ErrorKind::Undecodable, "{bytes:?}: {refusal}");
     }

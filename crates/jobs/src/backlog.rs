@@ -1,5 +1,6 @@
-//! Jobs that were written to Kafka directly and that no worker has come to: nobody has said anything of them, so they stand
-//! in no ledger. Whoever asks for one by its id has the backlog looked through. Nothing follows the jobs topic for it.
+//! Jobs that were written to Kafka directly and that no worker has come to: nobody has said
+//! anything of them, so they stand in no ledger. Whoever asks for one by its id has the backlog
+//! looked through. Nothing follows the jobs topic for it.
 
 use std::time::Duration;
 
@@ -21,24 +22,33 @@ const MAX_BYTES: usize = 32 << 20;
 const MAX_JOB_BYTES: usize = 16 << 20;
 
 impl Jobs {
-    /// The job of this id, if it waits in the jobs topic and `caller` may see it. Its place is none of the events topic.
+    /// The job of this id, if it waits in the jobs topic and `caller` may see it. Its place is none
+    /// of the events topic.
     ///
     /// # Errors
-    /// [`JobsError::NotFound`]; [`JobsError::NotSearched`] where the backlog is too long to be certain.
-    pub(super) async fn find_in_backlog(&self, job_id: &str, caller: &Caller) -> Result<Known, JobsError> {
+    /// [`JobsError::NotFound`]; [`JobsError::NotSearched`] where the backlog is too long to be
+    /// certain.
+    pub(super) async fn find_in_backlog(
+        &self,
+        job_id: &str,
+        caller: &Caller,
+    ) -> Result<Known, JobsError> {
         let not_searched = || JobsError::NotSearched(job_id.chars().take(256).collect());
-        let permit = tokio::time::timeout(SEARCH, self.inner.searches.clone().acquire_owned()).await;
+        let permit =
+            tokio::time::timeout(SEARCH, self.inner.searches.clone().acquire_owned()).await;
         let permit = permit.map_err(|_| not_searched())?;
 
-        let (settings, topic) = (self.inner.link.follower.settings().clone(), self.inner.topics.jobs.clone());
+        let (settings, topic) =
+            (self.inner.link.follower.settings().clone(), self.inner.topics.jobs.clone());
         let (group, wanted) = (self.inner.group.clone(), job_id.to_owned());
         let search = move || {
             let _permit = permit;
             let mut job = None;
-            let is_done = reader::search_backlog(&settings, &topic, &group, SEARCH, MAX_BYTES, |record| {
-                job = waiting(record, &wanted);
-                job.is_some()
-            })?;
+            let is_done =
+                reader::search_backlog(&settings, &topic, &group, SEARCH, MAX_BYTES, |record| {
+                    job = waiting(record, &wanted);
+                    job.is_some()
+                })?;
             Ok::<_, KafkaError>((job, is_done))
         };
         let found = tokio::task::spawn_blocking(search).await;
@@ -54,10 +64,13 @@ impl Jobs {
 
 /// What is shown of the job in a record of the jobs topic, if it is this one.
 fn waiting(record: &RawRecord, job_id: &str) -> Option<Known> {
-    let envelope = decode::decode(record, MAX_JOB_BYTES).ok().filter(|envelope| envelope.job_id == job_id)?;
+    let envelope =
+        decode::decode(record, MAX_JOB_BYTES).ok().filter(|envelope| envelope.job_id == job_id)?;
     let time = record.timestamp.unwrap_or_else(fleet_ops::clock::now);
-    let event =
-        JobEvent { submitted_at: record.timestamp, ..JobEvent::about(&envelope, JobState::Queued, time) };
+    let event = JobEvent {
+        submitted_at: record.timestamp,
+        ..JobEvent::about(&envelope, JobState::Queued, time)
+    };
     // Below all places of events.
     Some(Known { partition: -1 - record.position.partition, offset: record.position.offset, event })
 }
@@ -70,7 +83,8 @@ mod tests {
 
     #[test]
     fn a_job_that_waits_is_shown_as_queued() {
-        let value = br#"{"jobID":"j","jobType":"tool-call","payload":{"tool":"t"},"tenant":"acme"}"#;
+        let value =
+            br#"{"jobID":"j","jobType":"tool-call","payload":{"tool":"t"},"tenant":"acme"}"#;
         let record = RawRecord {
             position: Position { topic: "mcp-jobs".to_owned(), partition: 0, offset: 7 },
             timestamp: Some(Timestamp::from_millis_clamped(5)),

@@ -4,7 +4,8 @@ use fleet_ops::{hex::hex, http::CREDENTIALS};
 use http::HeaderMap;
 use sha2::{Digest, Sha256};
 
-/// Whoever sent a request. Somebody without credentials is nobody in particular, and all of those are the same.
+/// Whoever sent a request. Somebody without credentials is nobody in particular, and all of those
+/// are the same.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Caller {
     /// An opaque name made from the credentials; it stands in envelopes and events.
@@ -24,8 +25,8 @@ impl std::fmt::Debug for Owners {
 }
 
 impl Owners {
-    /// Names made with this key, which all replicas must share. Without one, who may read the events topic could try
-    /// out weak passwords against the names.
+    /// Names made with this key, which all replicas must share. Without one, who may read the
+    /// events topic could try out weak passwords against the names.
     pub fn new(key: Option<&str>) -> Self {
         Self { key: key.unwrap_or_default().as_bytes().to_vec() }
     }
@@ -72,9 +73,9 @@ mod tests {
     use super::*;
 
     fn headers(pairs: &[(&'static str, &'static str)]) -> HeaderMap {
-        let pairs = pairs
-            .iter()
-            .map(|(name, value)| (http::HeaderName::from_static(name), HeaderValue::from_static(value)));
+        let pairs = pairs.iter().map(|(name, value)| {
+            (http::HeaderName::from_static(name), HeaderValue::from_static(value))
+        });
         pairs.collect()
     }
 

@@ -1,8 +1,9 @@
 //! Who may submit a job that several can submit at the same moment.
 //!
-//! Claims stand in a topic of one partition, so all replicas see them in one order: the first claim of a job id holds for
-//! [`HOLDS`], and claims that come meanwhile are lost. Who has won writes the job within [`BOUND`] or not at all. The rest of
-//! the time that a claim holds is for what the producer may still have under way, so that the next one can't meet it.
+//! Claims stand in a topic of one partition, so all replicas see them in one order: the first claim
+//! of a job id holds for [`HOLDS`], and claims that come meanwhile are lost. Who has won writes the
+//! job within [`BOUND`] or not at all. The rest of the time that a claim holds is for what the
+//! producer may still have under way, so that the next one can't meet it.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -19,8 +20,8 @@ use super::{Inner, Jobs, JobsError};
 
 /// How long whoever has won may take until the last record is handed to the producer.
 pub(super) const BOUND: Duration = Duration::from_secs(10);
-/// How long a claim keeps others away: the bound, the producer's delivery timeout (at most 45 s by default, for the last
-/// record), and room for clocks that differ.
+/// How long a claim keeps others away: the bound, the producer's delivery timeout (at most 45 s by
+/// default, for the last record), and room for clocks that differ.
 const HOLDS: Duration = Duration::from_secs(75);
 /// How long the log may take to say who has won.
 const VERDICT: Duration = Duration::from_secs(5);
@@ -73,7 +74,8 @@ pub(super) struct Claims {
 }
 
 impl Claims {
-    /// Takes up a record of the topic. What anybody may have written there and can't be read is passed over.
+    /// Takes up a record of the topic. What anybody may have written there and can't be read is
+    /// passed over.
     pub(super) fn hear(&mut self, record: RawRecord) {
         let job_id = record.key.and_then(|key| String::from_utf8(key).ok());
         let claim = record.value.and_then(|value| serde_json::from_slice::<Record>(&value).ok());
@@ -168,7 +170,11 @@ mod tests {
         assert_eq!(verdict(&mut claims, "a", 1, 0), Some(true));
         assert_eq!(verdict(&mut claims, "b", 2, 0), Some(true));
         assert_eq!(verdict(&mut claims, "a", 3, holds), Some(false));
-        assert_eq!(verdict(&mut claims, "a", 4, holds + 1), Some(true), "whoever lost does not prolong it");
+        assert_eq!(
+            verdict(&mut claims, "a", 4, holds + 1),
+            Some(true),
+            "whoever lost does not prolong it"
+        );
         assert_eq!(verdict(&mut claims, "a", 5, 0), Some(false), "a clock that is behind");
     }
 
@@ -177,8 +183,8 @@ mod tests {
         let log = [("a", 1, 0), ("a", 2, 5), ("b", 3, 1), ("a", 4, 200_000), ("b", 5, 2)];
         let own = |mine: u32| {
             let mut claims = Claims::default();
-            let mut waiting =
-                claims.wait(log.iter().find(|(_, mark, _)| *mark == mine).unwrap().0, &mine.to_string());
+            let mut waiting = claims
+                .wait(log.iter().find(|(_, mark, _)| *mark == mine).unwrap().0, &mine.to_string());
             for (job, mark, time) in log {
                 claims.decide(
                     job.to_owned(),

@@ -10,7 +10,8 @@ use crate::Owners;
 /// What the server does with jobs.
 #[derive(Debug, Clone, PartialEq)]
 pub struct JobsConfig {
-    /// The brokers, `host:port`, comma-separated. More about them is in `KAFKA_PROPERTY_…` of the environment.
+    /// The brokers, `host:port`, comma-separated. More about them is in `KAFKA_PROPERTY_…` of the
+    /// environment.
     pub brokers: String,
     /// The jobs topic.
     pub topic: String,

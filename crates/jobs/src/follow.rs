@@ -1,5 +1,5 @@
-//! Reading the log: events into the ledger, wishes to cancel and claims into memory. Each on a thread of its own, because librdkafka's
-//! polling blocks.
+//! Reading the log: events into the ledger, wishes to cancel and claims into memory. Each on a
+//! thread of its own, because librdkafka's polling blocks.
 
 use std::{
     sync::{Arc, Weak, atomic::Ordering},
@@ -95,9 +95,12 @@ impl Log {
                 Stopped::Unneeded => return,
                 Stopped::Failed(error) => error,
             };
-            // Whoever runs a server beside a Kafka without jobs need not hear of it again and again.
+            // Whoever runs a server beside a Kafka without jobs need not hear of it again and
+            // again.
             match &error {
-                JobsError::Kafka(KafkaError::NoTopic(topic)) => tracing::debug!(topic, "does not exist"),
+                JobsError::Kafka(KafkaError::NoTopic(topic)) => {
+                    tracing::debug!(topic, "does not exist")
+                }
                 error => tracing::warn!(error = error.cause(), "the log of jobs can't be read"),
             }
             if self.what == What::Events {
@@ -135,7 +138,8 @@ impl Log {
         Ok(topic)
     }
 
-    /// The topic of claims is the servers' own, so it is made where there are jobs and it is missing.
+    /// The topic of claims is the servers' own, so it is made where there are jobs and it is
+    /// missing.
     fn open_claims(&self, jobs: &Inner) -> Result<FollowedTopic, Stopped> {
         let (follower, settings) = (&jobs.link.follower, jobs.link.follower.settings());
         let open = || follower.open(&jobs.topics.claims, From::Start, ASK, &self.mailbox);
@@ -194,7 +198,12 @@ impl Log {
         }
     }
 
-    fn take_up(&self, jobs: &Inner, records: Vec<RawRecord>, topic: &FollowedTopic) -> Result<(), Stopped> {
+    fn take_up(
+        &self,
+        jobs: &Inner,
+        records: Vec<RawRecord>,
+        topic: &FollowedTopic,
+    ) -> Result<(), Stopped> {
         let updates: Vec<Update> = records.into_iter().filter_map(update).collect();
         let batch = Batch { updates: updates.clone(), positions: topic.positions() };
         let verdicts = self.runtime.block_on(jobs.store.apply(batch))?;
@@ -203,7 +212,8 @@ impl Log {
         }
 
         // Nobody else has to know the rule: what is not the state of its job is not told.
-        let told = updates.into_iter().zip(verdicts).filter(|(_, verdict)| *verdict == Verdict::State);
+        let told =
+            updates.into_iter().zip(verdicts).filter(|(_, verdict)| *verdict == Verdict::State);
         jobs.hub.tell(told.map(|(update, _)| update).collect());
         Ok(())
     }
@@ -228,7 +238,8 @@ impl Log {
     }
 }
 
-/// What there is to read, after a wait for the first of it. Nothing also where the mailbox was woken.
+/// What there is to read, after a wait for the first of it. Nothing also where the mailbox was
+/// woken.
 fn next_records(topic: &mut FollowedTopic) -> Result<Vec<RawRecord>, KafkaError> {
     let mut records = Vec::new();
     let mut wait = LOOK;
@@ -256,7 +267,11 @@ fn update(record: RawRecord) -> Option<Update> {
             Some(LoggedEvent { event, restated, value: record.value.unwrap_or_default() })
         }
         Some(Ok(_)) => {
-            tracing::warn!(partition, offset, "an event of another job than its key says is passed over");
+            tracing::warn!(
+                partition,
+                offset,
+                "an event of another job than its key says is passed over"
+            );
             return None;
         }
         Some(Err(error)) => {

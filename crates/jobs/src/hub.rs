@@ -104,8 +104,8 @@ impl Hub {
         Waiter { hub: self.clone(), job_id: job_id.to_owned(), notify }
     }
 
-    /// All records from these positions on; `None` where some of them are not known here any more. Without positions, the
-    /// records that come from now on.
+    /// All records from these positions on; `None` where some of them are not known here any more.
+    /// Without positions, the records that come from now on.
     pub(crate) fn follow(self: &Arc<Self>, from: Option<Positions>) -> Option<Follower> {
         let inner = self.inner();
         let (number, from, read) = match from {

@@ -1,8 +1,9 @@
-//! Jobs as this server knows them: submitted to Kafka, run by the fleet's workers, and looked up in a ledger of the events
-//! topic. Every replica can answer for every job.
+//! Jobs as this server knows them: submitted to Kafka, run by the fleet's workers, and looked up in
+//! a ledger of the events topic. Every replica can answer for every job.
 //!
-//! `POST /jobs`, `job_submit` and tasks → [`Jobs::submit`] → `queued` on the events topic, envelope on the jobs topic.
-//! Workers → events topic → `follow` → ledger and `hub` → `GET /jobs`, `job_*`, `tasks/get`, streams.
+//! `POST /jobs`, `job_submit` and tasks → [`Jobs::submit`] → `queued` on the events topic, envelope
+//! on the jobs topic. Workers → events topic → `follow` → ledger and `hub` → `GET /jobs`, `job_*`,
+//! `tasks/get`, streams.
 
 use std::{
     collections::BTreeMap,
@@ -138,7 +139,11 @@ impl Jobs {
     ///
     /// # Errors
     /// Where a setting is not acceptable or the ledger's file can't be used.
-    pub async fn start(config: &JobsConfig, link: Link, stop: CancellationToken) -> Result<Self, JobsError> {
+    pub async fn start(
+        config: &JobsConfig,
+        link: Link,
+        stop: CancellationToken,
+    ) -> Result<Self, JobsError> {
         let topics = Topics::of(&config.topic);
         let store: Arc<dyn Store> = match &config.data_dir {
             Some(directory) => {
@@ -183,26 +188,35 @@ impl Jobs {
             }
             match self.inner.store.forget(fleet_ops::clock::now()).await {
                 Ok(Forgotten { ended, open }) => {
-                    ::metrics::counter!(metrics::LEDGER_FORGOTTEN.name, "what" => "ended").increment(ended);
-                    ::metrics::counter!(metrics::LEDGER_FORGOTTEN.name, "what" => "open").increment(open);
+                    ::metrics::counter!(metrics::LEDGER_FORGOTTEN.name, "what" => "ended")
+                        .increment(ended);
+                    ::metrics::counter!(metrics::LEDGER_FORGOTTEN.name, "what" => "open")
+                        .increment(open);
                     if open > 0 {
-                        tracing::warn!(open, "the ledger is too small for the jobs that are under way");
+                        tracing::warn!(
+                            open,
+                            "the ledger is too small for the jobs that are under way"
+                        );
                     }
                 }
                 Err(error) => {
-                    tracing::warn!(error = fleet_ops::errors::chain(&error), "the ledger can't forget")
+                    tracing::warn!(
+                        error = fleet_ops::errors::chain(&error),
+                        "the ledger can't forget"
+                    )
                 }
             }
             if let Ok(counts) = self.inner.store.counts().await {
                 for (state, count) in counts {
-                    ::metrics::gauge!(metrics::LEDGER_JOBS.name, "state" => state).set(count as f64);
+                    ::metrics::gauge!(metrics::LEDGER_JOBS.name, "state" => state)
+                        .set(count as f64);
                 }
             }
         }
     }
 
-    /// Says how far the ledger is behind, and how many dead letters there are. Where the broker does not answer, what was so
-    /// last is still the best that is known.
+    /// Says how far the ledger is behind, and how many dead letters there are. Where the broker
+    /// does not answer, what was so last is still the best that is known.
     async fn measure(self) {
         let mut turn = tokio::time::interval(MEASURE);
         loop {
@@ -210,7 +224,8 @@ impl Jobs {
                 _ = turn.tick() => {}
                 () = self.inner.stop.cancelled() => return,
             }
-            let (settings, topics) = (self.inner.link.follower.settings().clone(), self.inner.topics.clone());
+            let (settings, topics) =
+                (self.inner.link.follower.settings().clone(), self.inner.topics.clone());
             let (answer, asked) = tokio::sync::oneshot::channel();
             // A thread that nobody waits for at the end, as the runtime would for one of its own.
             std::thread::spawn(move || {
@@ -220,11 +235,14 @@ impl Jobs {
                 found = asked => found,
                 () = self.inner.stop.cancelled() => return,
             };
-            let (Ok(Ok([events, dead])), Ok(positions)) = (found, self.inner.store.positions().await) else {
+            let (Ok(Ok([events, dead])), Ok(positions)) =
+                (found, self.inner.store.positions().await)
+            else {
                 continue;
             };
             let behind = events.iter().map(|span| {
-                let next = positions.get(&span.partition).copied().unwrap_or_default().max(span.start);
+                let next =
+                    positions.get(&span.partition).copied().unwrap_or_default().max(span.start);
                 (span.end - next).max(0)
             });
             ::metrics::gauge!(metrics::LEDGER_BEHIND.name).set(behind.sum::<i64>() as f64);
@@ -257,8 +275,8 @@ impl Jobs {
         self.inner.owners.of(headers)
     }
 
-    /// The state of a job that `caller` may see. One that is not known is looked for in the log once more, and then in the
-    /// backlog.
+    /// The state of a job that `caller` may see. One that is not known is looked for in the log
+    /// once more, and then in the backlog.
     ///
     /// # Errors
     /// [`JobsError::NotFound`] or [`JobsError::NotSearched`], or where the ledger can't say.
@@ -275,7 +293,8 @@ impl Jobs {
                 self.inner.store.get(job_id).await?
             }
         };
-        let known = known.filter(|known| known.event.owner.is_none() || known.event.owner == caller.owner);
+        let known =
+            known.filter(|known| known.event.owner.is_none() || known.event.owner == caller.owner);
         known.ok_or_else(|| JobsError::NotFound(job_id.chars().take(256).collect()))
     }
 
@@ -296,7 +315,8 @@ impl Jobs {
         query.asker.clone_from(&caller.owner);
         let page = self.inner.store.list(&query).await?;
         let listed = page.jobs.into_iter().map(|known| {
-            let cursor = Cursor { submitted_at: known.submitted_at(), job_id: known.event.job_id.clone() };
+            let cursor =
+                Cursor { submitted_at: known.submitted_at(), job_id: known.event.job_id.clone() };
             (self.view(known).in_a_list(), cursor)
         });
         let (jobs, next) = view::bounded(listed, page.next);
@@ -307,14 +327,26 @@ impl Jobs {
     pub fn watch(&self, job_id: &str, caller: &Caller) -> JobWatch {
         let waiter = self.inner.hub.waiter(job_id);
         let (jobs, caller) = (self.clone(), caller.clone());
-        JobWatch { jobs, caller, job_id: job_id.to_owned(), waiter, heard: None, is_in_backlog: false }
+        JobWatch {
+            jobs,
+            caller,
+            job_id: job_id.to_owned(),
+            waiter,
+            heard: None,
+            is_in_backlog: false,
+        }
     }
 
     /// Waits until the job has ended, at most for `limit`, and says how it is then.
     ///
     /// # Errors
     /// As [`Jobs::get`].
-    pub async fn wait(&self, job_id: &str, caller: &Caller, limit: Duration) -> Result<JobView, JobsError> {
+    pub async fn wait(
+        &self,
+        job_id: &str,
+        caller: &Caller,
+        limit: Duration,
+    ) -> Result<JobView, JobsError> {
         let mut watch = self.watch(job_id, caller);
         let mut job = watch.next().await?;
         let deadline = tokio::time::Instant::now() + limit;
@@ -339,7 +371,9 @@ impl Jobs {
         limit: Duration,
     ) -> Result<Cancellation, JobsError> {
         let mut known = match self.known(job_id, caller).await {
-            Err(JobsError::NotFound(_)) => return self.cancel_unknown(job_id, caller, reason, limit).await,
+            Err(JobsError::NotFound(_)) => {
+                return self.cancel_unknown(job_id, caller, reason, limit).await;
+            }
             known => known?,
         };
         if !known.event.is_over() && self.catch_up().await.is_ok() {
@@ -357,8 +391,9 @@ impl Jobs {
         Ok(Cancellation::of(job))
     }
 
-    /// Cancels a job that was perhaps written to Kafka directly: no worker has come to it yet, or there is none of that id.
-    /// One that is somebody else's is not touched, and the answer is the same.
+    /// Cancels a job that was perhaps written to Kafka directly: no worker has come to it yet, or
+    /// there is none of that id. One that is somebody else's is not touched, and the answer is the
+    /// same.
     async fn cancel_unknown(
         &self,
         job_id: &str,
@@ -428,7 +463,8 @@ impl Jobs {
         Ok(Cancellation::of(self.get(&job_id, caller).await?))
     }
 
-    /// News of all jobs, from these positions on or from now on; `None` where those are too long ago.
+    /// News of all jobs, from these positions on or from now on; `None` where those are too long
+    /// ago.
     pub(crate) fn follow(&self, from: Option<BTreeMap<i32, i64>>) -> Option<Follower> {
         self.inner.hub.follow(from)
     }
@@ -439,11 +475,13 @@ impl Jobs {
         let number = self.inner.asked.fetch_add(1, Ordering::AcqRel) + 1;
         self.inner.events.wake();
         let mut standing = self.inner.standing.subscribe();
-        let caught_up =
-            standing.wait_for(|standing| matches!(standing, Standing::CaughtUp(to) if *to >= number));
+        let caught_up = standing
+            .wait_for(|standing| matches!(standing, Standing::CaughtUp(to) if *to >= number));
         match tokio::time::timeout(CATCH_UP, caught_up).await {
             Ok(_) => Ok(()),
-            Err(_) => Err(JobsError::NotReady("the log could not be read to its end in time".to_owned())),
+            Err(_) => {
+                Err(JobsError::NotReady("the log could not be read to its end in time".to_owned()))
+            }
         }
     }
 
@@ -452,7 +490,9 @@ impl Jobs {
         match &*self.inner.standing.borrow() {
             Standing::CaughtUp(_) => Ok(()),
             Standing::Reading => Err(JobsError::NotReady("the log is being read".to_owned())),
-            Standing::Unreadable(why) | Standing::Missing(why) => Err(JobsError::NotReady(why.clone())),
+            Standing::Unreadable(why) | Standing::Missing(why) => {
+                Err(JobsError::NotReady(why.clone()))
+            }
         }
     }
 }
@@ -475,8 +515,8 @@ impl std::fmt::Debug for JobWatch {
 }
 
 impl JobWatch {
-    /// The next state that was not told yet: the job's present one, however many it went through in between. Can be dropped
-    /// without losing any.
+    /// The next state that was not told yet: the job's present one, however many it went through in
+    /// between. Can be dropped without losing any.
     ///
     /// # Errors
     /// As [`Jobs::get`].

@@ -16,16 +16,18 @@ use super::caller::{Caller, derived_id};
 /// The most jobs on a page where nobody says.
 const DEFAULT_LIMIT: usize = 50;
 
-/// A job to submit: either `tool` (with `server` and `arguments`), or `calls` (with `parallel`), or `mcpServers`; or an
-/// envelope's own `jobType` and `payload`.
+/// A job to submit: either `tool` (with `server` and `arguments`), or `calls` (with `parallel`), or
+/// `mcpServers`; or an envelope's own `jobType` and `payload`.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct JobRequest {
-    /// The job's id; made where it is not given. A job of this id that is there already is not submitted again.
+    /// The job's id; made where it is not given. A job of this id that is there already is not
+    /// submitted again.
     #[serde(rename = "jobID", default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 256))]
     pub job_id: Option<String>,
-    /// `tool-call`, `tool-batch` or `server-init`; follows from the other fields where it is not given.
+    /// `tool-call`, `tool-batch` or `server-init`; follows from the other fields where it is not
+    /// given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(with = "Option<JobType>")]
     pub job_type: Option<String>,
@@ -77,8 +79,8 @@ pub struct JobRequest {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 100))]
     pub max_attempts: Option<u64>,
-    /// A job that was submitted with this key by the same caller is not submitted again: its state is the answer. Tools get
-    /// to see it too.
+    /// A job that was submitted with this key by the same caller is not submitted again: its state
+    /// is the answer. Tools get to see it too.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 256))]
     pub idempotency_key: Option<String>,
@@ -146,8 +148,8 @@ impl JobRequest {
         Self { tool: Some(tool.into()), arguments: Some(arguments), ..Self::default() }
     }
 
-    /// The job that is asked for by `caller`. A job without an id gets one that follows from its idempotency key, or is
-    /// `fresh`.
+    /// The job that is asked for by `caller`. A job without an id gets one that follows from its
+    /// idempotency key, or is `fresh`.
     pub(crate) fn prepare(
         self,
         caller: &Caller,
@@ -188,8 +190,12 @@ impl JobRequest {
 
     /// The kind of job and its payload, in whichever way they were given.
     fn work(&self) -> Result<(String, Value), BadRequest> {
-        let ways =
-            [self.payload.is_some(), self.tool.is_some(), self.calls.is_some(), self.mcp_servers.is_some()];
+        let ways = [
+            self.payload.is_some(),
+            self.tool.is_some(),
+            self.calls.is_some(),
+            self.mcp_servers.is_some(),
+        ];
         if ways.iter().filter(|given| **given).count() != 1 {
             let message = "a job needs exactly one of `tool`, `calls`, `mcpServers` and `payload`";
             return Err(BadRequest(message.to_owned()));
@@ -200,13 +206,16 @@ impl JobRequest {
             ("parallel", self.parallel.is_some(), "calls", self.calls.is_some()),
         ] {
             if given && !with_it {
-                return Err(BadRequest(format!("`{field}` goes with `{with}`, which this job has not")));
+                return Err(BadRequest(format!(
+                    "`{field}` goes with `{with}`, which this job has not"
+                )));
             }
         }
         let (job_type, payload) = if let Some(payload) = &self.payload {
             let job_type = self.job_type.clone();
-            let job_type = job_type
-                .ok_or_else(|| BadRequest("`jobType` is missing: `payload` goes with it".to_owned()))?;
+            let job_type = job_type.ok_or_else(|| {
+                BadRequest("`jobType` is missing: `payload` goes with it".to_owned())
+            })?;
             return Ok((job_type, payload.clone()));
         } else if let Some(tool) = &self.tool {
             let mut payload = Map::new();
@@ -223,7 +232,9 @@ impl JobRequest {
         match &self.job_type {
             Some(given) if given != job_type.as_str() => {
                 let follows = job_type.as_str();
-                Err(BadRequest(format!("`jobType` is `{given}`, but the other fields make it a `{follows}`")))
+                Err(BadRequest(format!(
+                    "`jobType` is `{given}`, but the other fields make it a `{follows}`"
+                )))
             }
             _ => Ok((job_type.as_str().to_owned(), payload)),
         }
@@ -282,12 +293,16 @@ impl JobFilter {
             && JobType::from_name(job_type).is_none()
         {
             let known = JobType::ALL.map(JobType::as_str).join(", ");
-            return Err(BadRequest(format!("`jobType`: `{job_type}` is unknown; known are {known}")));
+            return Err(BadRequest(format!(
+                "`jobType`: `{job_type}` is unknown; known are {known}"
+            )));
         }
         let after = match &self.cursor {
             None => None,
             Some(text) => Some(Cursor::parse(text).ok_or_else(|| {
-                BadRequest("`cursor` is none: take `nextCursor` of the page before as it is".to_owned())
+                BadRequest(
+                    "`cursor` is none: take `nextCursor` of the page before as it is".to_owned(),
+                )
             })?),
         };
         Ok(Query {
@@ -315,15 +330,20 @@ mod tests {
 
     #[test]
     fn all_ways_to_ask_become_envelopes() {
-        let call = prepare(json!({"tool": "t", "server": "s", "arguments": {"a": 1}, "key": "k"})).unwrap();
+        let call = prepare(json!({"tool": "t", "server": "s", "arguments": {"a": 1}, "key": "k"}))
+            .unwrap();
         assert_eq!(call.key.as_deref(), Some("k"));
         assert_eq!(call.envelope.job_id, "fresh");
         assert!(!call.may_exist);
         assert_eq!(call.envelope.owner.as_deref(), Some("me"));
-        assert!(matches!(&call.envelope.work, Work::ToolCall(call) if call.exposed_name() == "s__t"));
+        assert!(
+            matches!(&call.envelope.work, Work::ToolCall(call) if call.exposed_name() == "s__t")
+        );
         assert!(call.envelope.extra.is_empty(), "{:?}", call.envelope.extra);
         let batch = prepare(json!({"calls": [{"tool": "t"}], "parallel": 3})).unwrap();
-        assert!(matches!(&batch.envelope.work, Work::ToolBatch(batch) if batch.parallel == Some(3)));
+        assert!(
+            matches!(&batch.envelope.work, Work::ToolBatch(batch) if batch.parallel == Some(3))
+        );
         let init = prepare(json!({"mcpServers": {"a": {"command": "x"}}})).unwrap();
         assert_eq!(init.envelope.work.job_type(), JobType::ServerInit);
         let raw = json!({"jobID": "j", "jobType": "tool-call", "payload": "{\"tool\":\"t\"}", "team": "x"});
@@ -343,7 +363,8 @@ mod tests {
 
     #[test]
     fn nobody_says_who_they_are_or_that_somebody_waits() {
-        let job = json!({"owner": "root", "jobType": "tool-call", "payload": {"tool": "t", "task": {}}});
+        let job =
+            json!({"owner": "root", "jobType": "tool-call", "payload": {"tool": "t", "task": {}}});
         let job = prepare(job).unwrap();
         assert_eq!(job.envelope.owner.as_deref(), Some("me"));
         assert!(matches!(job.envelope.work, Work::ToolCall(ToolCall { task: None, .. })));
@@ -360,7 +381,10 @@ mod tests {
             (json!({"tool": "t", "jobType": "tool-batch"}), "`jobType` is `tool-batch`"),
             (json!({"tool": ""}), "`payload.tool` is empty"),
             (json!({"tool": "t", "key": ""}), "`key`"),
-            (json!({"calls": vec![json!({"tool": "t"}); 10_001]}), "`payload.calls` has 10001 calls"),
+            (
+                json!({"calls": vec![json!({"tool": "t"}); 10_001]}),
+                "`payload.calls` has 10001 calls",
+            ),
             (json!({"tool": "t", "priority": 10}), "`priority` is 10"),
             (json!({"tool": "t", "jobID": "a\nb"}), "`jobID` has control characters"),
         ] {

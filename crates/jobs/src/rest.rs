@@ -1,7 +1,7 @@
 //! Jobs over plain HTTP, for people without an MCP client.
 //!
-//! `routes` is one table of operations. The router and the OpenAPI document are both made from it, so there is no path
-//! without a description and no description without a path.
+//! `routes` is one table of operations. The router and the OpenAPI document are both made from it,
+//! so there is no path without a description and no description without a path.
 
 use std::sync::Arc;
 
@@ -62,7 +62,8 @@ pub fn documents(topics: &Topics, registry: &RegistryTopic) -> [(&'static str, S
     ]
 }
 
-/// The routes of the REST interface. Without jobs, every operation on jobs answers that there are none.
+/// The routes of the REST interface. Without jobs, every operation on jobs answers that there are
+/// none.
 pub fn router(jobs: Option<Jobs>, registry: &RegistryTopic, stop: CancellationToken) -> Router {
     let topics = jobs.as_ref().map(|jobs| jobs.topics().clone()).unwrap_or_default();
     let [openapi, asyncapi] = documents(&topics, registry).map(|(_, text)| text.into());
@@ -77,8 +78,10 @@ pub fn router(jobs: Option<Jobs>, registry: &RegistryTopic, stop: CancellationTo
     let mut router = Router::new();
     for operation in routes::operations() {
         let known = operation.params;
-        router =
-            router.route(operation.path, operation.handler.layer(from_fn_with_state(known, params::check)));
+        router = router.route(
+            operation.path,
+            operation.handler.layer(from_fn_with_state(known, params::check)),
+        );
     }
     router
         .method_not_allowed_fallback(method_not_allowed)

@@ -1,8 +1,10 @@
-//! Writing ends again that something else stands behind, so that what compaction leaves is the state of the job.
+//! Writing ends again that something else stands behind, so that what compaction leaves is the
+//! state of the job.
 //!
-//! Every replica does so. A replica waits for a moment first: often another one has written the end by then, and of many
-//! events that stand behind one end, all but the first few come within it. The record is the one that was written first, byte
-//! for byte, with a header that says where that stood ([`fleet_job::state`]).
+//! Every replica does so. A replica waits for a moment first: often another one has written the end
+//! by then, and of many events that stand behind one end, all but the first few come within it. The
+//! record is the one that was written first, byte for byte, with a header that says where that
+//! stood ([`fleet_job::state`]).
 
 use std::time::Duration;
 
@@ -32,8 +34,10 @@ impl Jobs {
                 () = self.inner.stop.cancelled() => return,
             }
             let jitter = uuid::Uuid::new_v4().as_u128() % JITTER_MS;
-            tokio::time::sleep(PAUSE + Duration::from_millis(u64::try_from(jitter).unwrap_or_default()))
-                .await;
+            tokio::time::sleep(
+                PAUSE + Duration::from_millis(u64::try_from(jitter).unwrap_or_default()),
+            )
+            .await;
 
             match self.restate_some().await {
                 Ok(written) => {
@@ -61,7 +65,8 @@ impl Jobs {
         // Before the jobs: everything up to here is known of them, and perhaps more.
         let positions = self.inner.store.positions().await?;
         let overtaken = self.inner.store.overtaken(AT_ONCE).await?;
-        let ends: Vec<_> = overtaken.into_iter().filter_map(|job| restated(job, &positions)).collect();
+        let ends: Vec<_> =
+            overtaken.into_iter().filter_map(|job| restated(job, &positions)).collect();
         if ends.is_empty() {
             return Ok(0);
         }
@@ -97,6 +102,7 @@ fn restated(job: Overtaken, positions: &Positions) -> Option<(i32, String, Logge
     let next = positions.get(&job.partition).copied().unwrap_or_default();
     let known = (next - 1).max(job.standing.offset());
     let event: JobEvent = serde_json::from_slice(&job.value).ok()?;
-    let logged = LoggedEvent { event, value: job.value, restated: Some(job.standing.restated(known)) };
+    let logged =
+        LoggedEvent { event, value: job.value, restated: Some(job.standing.restated(known)) };
     Some((job.partition, job.job_id, logged))
 }

@@ -1,8 +1,8 @@
 //! Submitting: a `queued` event on the events topic, then the envelope on the jobs topic.
 //!
-//! The event goes first: written after the envelope, it could hide what a quick worker has said already. A job that somebody
-//! else may submit at the same moment is claimed before both (see [`claims`](super::claims)), so that of two submissions
-//! only one writes anything.
+//! The event goes first: written after the envelope, it could hide what a quick worker has said
+//! already. A job that somebody else may submit at the same moment is claimed before both (see
+//! [`claims`](super::claims)), so that of two submissions only one writes anything.
 
 use std::{
     collections::{HashMap, HashSet, VecDeque},
@@ -69,12 +69,13 @@ pub(crate) enum Undo {
 }
 
 impl Jobs {
-    /// Submits jobs. All of them are checked before the first one is written. Where this fails in the middle, the same
-    /// request can be made again: jobs with an id or an idempotency key are not submitted twice. Goes on where the caller
-    /// does not wait any more.
+    /// Submits jobs. All of them are checked before the first one is written. Where this fails in
+    /// the middle, the same request can be made again: jobs with an id or an idempotency key are
+    /// not submitted twice. Goes on where the caller does not wait any more.
     ///
     /// # Errors
-    /// What is wrong with which job; where the ledger can't say what there is; where Kafka does not take them.
+    /// What is wrong with which job; where the ledger can't say what there is; where Kafka does not
+    /// take them.
     pub async fn submit(
         &self,
         requests: Vec<JobRequest>,
@@ -94,7 +95,8 @@ impl Jobs {
             }
             submitted
         });
-        let submitted = submitting.await.map_err(|error| JobsError::NotReady(error.to_string()))??;
+        let submitted =
+            submitting.await.map_err(|error| JobsError::NotReady(error.to_string()))??;
         let fresh = submitted.iter().filter(|job| !job.existing).count() as u64;
         let known = submitted.len() as u64 - fresh;
         ::metrics::counter!(metrics::JOBS_SUBMITTED.name, "outcome" => "new").increment(fresh);
@@ -122,11 +124,18 @@ impl Jobs {
         caller: &Caller,
         headers: &[Header],
     ) -> Result<Vec<Submitted>, JobsError> {
-        let contested: HashSet<String> =
-            jobs.iter().filter(|job| job.may_exist).map(|job| job.envelope.job_id.clone()).collect();
+        let contested: HashSet<String> = jobs
+            .iter()
+            .filter(|job| job.may_exist)
+            .map(|job| job.envelope.job_id.clone())
+            .collect();
         // What is there already needs no claim, which would only keep others waiting.
         let mut states = self.existing(&contested, caller).await?;
-        let open = contested.iter().filter(|id| !states.contains_key(*id)).cloned().collect::<HashSet<_>>();
+        let open = contested
+            .iter()
+            .filter(|id| !states.contains_key(*id))
+            .cloned()
+            .collect::<HashSet<_>>();
         let claim = if open.is_empty() { None } else { Some(self.claim(&open).await?) };
         let mut elsewhere = HashSet::new();
         if let Some(claim) = &claim {
@@ -136,7 +145,8 @@ impl Jobs {
         }
         let is_old = |id: &String| states.contains_key(id) || elsewhere.contains(id);
         let now = fleet_ops::clock::now();
-        let (mut ids, mut new, mut fresh) = (Vec::with_capacity(jobs.len()), HashSet::new(), Vec::new());
+        let (mut ids, mut new, mut fresh) =
+            (Vec::with_capacity(jobs.len()), HashSet::new(), Vec::new());
         for Prepared { envelope, key, may_exist } in jobs {
             let job_id = envelope.job_id.clone();
             // A second one of an id in the same request is the same job.
@@ -159,9 +169,9 @@ impl Jobs {
         Ok(submitted.collect())
     }
 
-    /// The states of those jobs that are there. A job that is `queued` and that no worker has spoken of is there if it is in
-    /// the jobs topic: whoever wrote the event may have died before it wrote the job, and told nobody that the job was
-    /// submitted.
+    /// The states of those jobs that are there. A job that is `queued` and that no worker has
+    /// spoken of is there if it is in the jobs topic: whoever wrote the event may have died before
+    /// it wrote the job, and told nobody that the job was submitted.
     async fn existing(
         &self,
         job_ids: &HashSet<String>,
@@ -178,8 +188,9 @@ impl Jobs {
             let event = known.event;
             if event.owner.is_some() && event.owner != caller.owner {
                 // Nothing about the other job: not even that there is one.
-                let message =
-                    format!("`jobID`: `{job_id}` can't be used here; choose another one, or leave it out");
+                let message = format!(
+                    "`jobID`: `{job_id}` can't be used here; choose another one, or leave it out"
+                );
                 return Err(BadRequest(message).into());
             }
             if event.state == JobState::Queued && event.source.is_none() {
@@ -194,13 +205,14 @@ impl Jobs {
         Ok(states)
     }
 
-    /// Those of these jobs, with the times of their submission, that are in the jobs topic. Where there was no time to find
-    /// out, they are taken to be.
+    /// Those of these jobs, with the times of their submission, that are in the jobs topic. Where
+    /// there was no time to find out, they are taken to be.
     async fn written(&self, jobs: HashMap<String, Timestamp>) -> Result<Vec<String>, JobsError> {
         let Some(since) = jobs.values().min().copied() else { return Ok(Vec::new()) };
         // Looking reads the backlog, so not everybody can look at once.
         let permit = self.inner.searches.clone().acquire_owned().await;
-        let (settings, topic) = (self.inner.link.follower.settings().clone(), self.inner.topics.jobs.clone());
+        let (settings, topic) =
+            (self.inner.link.follower.settings().clone(), self.inner.topics.jobs.clone());
         let search = move || {
             let _permit = permit;
             let mut missing: HashSet<String> = jobs.keys().cloned().collect();
@@ -239,7 +251,8 @@ impl Jobs {
 
     /// Refuses what no worker would take.
     pub(crate) fn check_size(&self, envelope: &Envelope) -> Result<(), JobsError> {
-        let bytes = usize::try_from(fleet_job::size::json_bytes(&envelope.to_json())).unwrap_or(usize::MAX);
+        let bytes =
+            usize::try_from(fleet_job::size::json_bytes(&envelope.to_json())).unwrap_or(usize::MAX);
         let limit = self.inner.max_job_bytes;
         if bytes > limit {
             return Err(JobsError::TooLarge { job_id: envelope.job_id.clone(), bytes, limit });
@@ -247,8 +260,8 @@ impl Jobs {
         Ok(())
     }
 
-    /// Writes jobs. Ends when none of them can be lost any more, and this replica can tell of all. Nothing is written where
-    /// a claim that is needed for it is too old.
+    /// Writes jobs. Ends when none of them can be lost any more, and this replica can tell of all.
+    /// Nothing is written where a claim that is needed for it is too old.
     pub(crate) async fn enqueue(
         &self,
         jobs: Vec<Submission>,
@@ -303,20 +316,22 @@ impl Jobs {
         Ok(delivered)
     }
 
-    /// Takes `queued` events back whose envelopes could not be written, as far as Kafka can be reached. An envelope that was
-    /// written all the same is run, and the worker's events say so.
+    /// Takes `queued` events back whose envelopes could not be written, as far as Kafka can be
+    /// reached. An envelope that was written all the same is run, and the worker's events say so.
     async fn undo(&self, jobs: &[Submission], announced: &[Delivered]) {
         for (job, at) in jobs.iter().zip(announced) {
             let (value, headers) = match &job.undo {
                 Undo::Nothing => continue,
                 Undo::Remove => (None, Vec::new()),
                 Undo::Restore(known) => {
-                    // It is the state once more, though `queued` stands behind where it first stood.
+                    // It is the state once more, though `queued` stands behind where it first
+                    // stood.
                     let restated = Restated { offset: known.offset, known: at.offset };
                     (Some(known.event.to_bytes()), vec![restated.header()])
                 }
             };
-            let (topic, key) = (self.inner.topics.events.clone(), job.envelope.job_id.clone().into_bytes());
+            let (topic, key) =
+                (self.inner.topics.events.clone(), job.envelope.job_id.clone().into_bytes());
             let record = Outgoing { topic, key: Some(key), value, headers, ..Outgoing::default() };
             if let Err(error) = self.inner.link.producer.send(&record).await {
                 let error = fleet_ops::errors::chain(&error);
@@ -331,7 +346,10 @@ impl Jobs {
     }
 
     /// Writes records in order, many at a time, and says where each one stands.
-    pub(super) async fn write_all(&self, records: Vec<Outgoing>) -> Result<Vec<Delivered>, KafkaError> {
+    pub(super) async fn write_all(
+        &self,
+        records: Vec<Outgoing>,
+    ) -> Result<Vec<Delivered>, KafkaError> {
         let mut delivered = Vec::with_capacity(records.len());
         let mut waiting = VecDeque::new();
         for record in &records {

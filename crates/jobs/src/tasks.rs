@@ -1,8 +1,9 @@
-//! MCP tasks (SEP-2663, `io.modelcontextprotocol/tasks`) over jobs: a call of a tool that takes long becomes a job before
-//! it is answered, and every replica can tell how it is.
+//! MCP tasks (SEP-2663, `io.modelcontextprotocol/tasks`) over jobs: a call of a tool that takes
+//! long becomes a job before it is answered, and every replica can tell how it is.
 //!
-//! A task's id is random and stands nowhere: the job's id is a digest of it and of the caller's credentials. So nobody finds
-//! a task who was not given its id, and nobody can use an id that was given to somebody else.
+//! A task's id is random and stands nowhere: the job's id is a digest of it and of the caller's
+//! credentials. So nobody finds a task who was not given its id, and nobody can use an id that was
+//! given to somebody else.
 
 use std::{sync::Arc, time::Duration};
 
@@ -20,8 +21,8 @@ use fleet_ledger::{Batch, Known, Update};
 use fleet_policy::glob::Glob;
 use futures::{Stream, stream::unfold};
 use rmcp::model::{
-    CallToolRequestParams, ClientCapabilities, CreateTaskResult, DetailedTask, ErrorData, InputRequests,
-    InputResponses, MetaObject, Task, TaskPayload, TaskStatus,
+    CallToolRequestParams, ClientCapabilities, CreateTaskResult, DetailedTask, ErrorData,
+    InputRequests, InputResponses, MetaObject, Task, TaskPayload, TaskStatus,
 };
 use serde_json::{Map, Value, json};
 use tokio::sync::Mutex;
@@ -33,8 +34,9 @@ use super::{
 };
 use crate::config::JobsConfig;
 
-/// In a tool's `_meta`: that its calls take long. `true` or `optional` where it can be called without tasks too,
-/// `required` where not, `after-input` where it asks for input at once and takes long after that.
+/// In a tool's `_meta`: that its calls take long. `true` or `optional` where it can be called
+/// without tasks too, `required` where not, `after-input` where it asks for input at once and takes
+/// long after that.
 pub const LONG_RUNNING: &str = "io.mcp-fleet/longRunning";
 /// In the result of a round that asks for input: what has been answered of it so far.
 const ANSWERED: &str = "io.mcp-fleet/inputResponses";
@@ -71,7 +73,11 @@ impl LongRunning {
     ///
     /// # Errors
     /// Where the tool can be called as a task only.
-    pub fn becomes_task(self, params: &CallToolRequestParams, knows_tasks: bool) -> Result<bool, ErrorData> {
+    pub fn becomes_task(
+        self,
+        params: &CallToolRequestParams,
+        knows_tasks: bool,
+    ) -> Result<bool, ErrorData> {
         match self {
             Self::Required if !knows_tasks => Err(ErrorData::missing_required_client_capability(
                 ClientCapabilities::builder().enable_tasks().build(),
@@ -147,11 +153,16 @@ impl Tasks {
         self.jobs.must_be_read()?;
         let span = self.jobs.sending(trace, 1);
         let headers = span.context().headers();
-        let job = Submission { envelope, key: None, submitted_at: now, headers, undo: Undo::Remove };
-        self.jobs.enqueue_alone(job).await.inspect_err(|error| span.fail("submit", &error.to_string()))?;
+        let job =
+            Submission { envelope, key: None, submitted_at: now, headers, undo: Undo::Remove };
+        self.jobs
+            .enqueue_alone(job)
+            .await
+            .inspect_err(|error| span.fail("submit", &error.to_string()))?;
         let mut meta = MetaObject::new();
         meta.insert(fleet_job::meta::JOB_ID.to_owned(), job_id.into());
-        Ok(CreateTaskResult::new(self.task(&task_id, TaskStatus::Working, now, now)).with_meta(meta))
+        Ok(CreateTaskResult::new(self.task(&task_id, TaskStatus::Working, now, now))
+            .with_meta(meta))
     }
 
     /// How a task is.
@@ -160,8 +171,13 @@ impl Tasks {
         Ok(self.detailed(task_id, &self.jobs.view(known)))
     }
 
-    /// How a task is now, and then whenever that changes, until its end. Nothing if it is unknown to the caller.
-    pub fn watch(&self, task_id: &str, caller: &Caller) -> impl Stream<Item = DetailedTask> + use<> {
+    /// How a task is now, and then whenever that changes, until its end. Nothing if it is unknown
+    /// to the caller.
+    pub fn watch(
+        &self,
+        task_id: &str,
+        caller: &Caller,
+    ) -> impl Stream<Item = DetailedTask> + use<> {
         let watch = self.jobs.watch(&job_id(task_id, caller), caller);
         let states = Some((self.clone(), task_id.to_owned(), watch));
         unfold(states, async |states| {
@@ -206,14 +222,17 @@ impl Tasks {
         }
     }
 
-    /// Enqueues the job once more, with the answers. Where that fails, the task asks again as it did `before`.
+    /// Enqueues the job once more, with the answers. Where that fails, the task asks again as it
+    /// did `before`.
     async fn next_round(&self, event: JobEvent, before: Known) -> Result<(), JobsError> {
-        let gone = || JobsError::NotReady("the task's call is not in the jobs topic any more".to_owned());
+        let gone =
+            || JobsError::NotReady("the task's call is not in the jobs topic any more".to_owned());
         let source = event.source.clone().ok_or_else(gone)?;
         let (settings, from) =
             (self.jobs.inner.link.follower.settings().clone(), [(source.partition, source.offset)]);
-        let found =
-            tokio::task::spawn_blocking(move || reader::first_records(&settings, &source.topic, &from, READ));
+        let found = tokio::task::spawn_blocking(move || {
+            reader::first_records(&settings, &source.topic, &from, READ)
+        });
         let mut found = found.await.map_err(|error| JobsError::NotReady(error.to_string()))??;
         let record = found.remove(&from[0].0).filter(|record| record.position.offset == from[0].1);
         let record = record.ok_or_else(gone)?;
@@ -258,8 +277,15 @@ impl Tasks {
         Ok(found)
     }
 
-    fn task(&self, task_id: &str, status: TaskStatus, created: Timestamp, updated: Timestamp) -> Task {
-        let ms = |duration: Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX).max(1);
+    fn task(
+        &self,
+        task_id: &str,
+        status: TaskStatus,
+        created: Timestamp,
+        updated: Timestamp,
+    ) -> Task {
+        let ms =
+            |duration: Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX).max(1);
         Task::new(task_id, status, created.to_string(), updated.to_string())
             .with_ttl_ms(ms(self.ttl))
             .with_poll_interval_ms(ms(self.poll_interval))
@@ -314,7 +340,8 @@ fn answered(event: &JobEvent, responses: InputResponses) -> Option<JobEvent> {
     Some(event)
 }
 
-/// What goes with a task's status. A tool's own error is a result; only an error of the protocol is a failure.
+/// What goes with a task's status. A tool's own error is a result; only an error of the protocol is
+/// a failure.
 fn payload(event: &JobEvent) -> TaskPayload {
     match event.state {
         JobState::Queued | JobState::Running | JobState::Retrying => TaskPayload::Working,
@@ -324,7 +351,9 @@ fn payload(event: &JobEvent) -> TaskPayload {
                 .and_then(|requests| serde_json::from_value(Value::Object(requests.clone())).ok());
             match (input, tool_result(event)) {
                 (Some(input_requests), _) => TaskPayload::InputRequired { input_requests },
-                (None, Some(Value::Object(result))) => TaskPayload::Completed { result: result.clone() },
+                (None, Some(Value::Object(result))) => {
+                    TaskPayload::Completed { result: result.clone() }
+                }
                 _ => TaskPayload::Failed { error: error(event) },
             }
         }
@@ -392,7 +421,8 @@ mod tests {
             json!({"method": "elicitation/create", "params": params})
         };
         let requests = json!({"a": ask("A?"), "b": ask("B?")});
-        let result = json!({"resultType": "input_required", "inputRequests": requests, "requestState": "s"});
+        let result =
+            json!({"resultType": "input_required", "inputRequests": requests, "requestState": "s"});
         JobEvent { result: Some(result), ..event(JobState::Succeeded) }
     }
 
@@ -401,7 +431,9 @@ mod tests {
         let failed = |error| JobEvent { error: Some(error), ..event(JobState::Failed) };
         let tool = json!({"isError": true, "content": []});
         let tool = failed(JobError::new(ErrorKind::Tool, "no").with_data(tool));
-        assert!(matches!(payload(&tool), TaskPayload::Completed { result } if result["isError"] == true));
+        assert!(
+            matches!(payload(&tool), TaskPayload::Completed { result } if result["isError"] == true)
+        );
         let rpc = failed(JobError::new(ErrorKind::JsonRpc, "bad").with_code(-32602));
         assert!(matches!(payload(&rpc), TaskPayload::Failed { error } if error["code"] == -32602));
         let http = failed(JobError::new(ErrorKind::Http, "gone").with_code(503));
@@ -419,7 +451,8 @@ mod tests {
         assert!(
             matches!(payload(&asked), TaskPayload::InputRequired { input_requests } if input_requests.len() == 2)
         );
-        let answer = |keys: &[&str]| keys.iter().map(|key| ((*key).to_owned(), json!(key))).collect();
+        let answer =
+            |keys: &[&str]| keys.iter().map(|key| ((*key).to_owned(), json!(key))).collect();
         assert_eq!(answered(&asked, answer(&["x"])), None);
         let first = answered(&asked, answer(&["b", "x"])).unwrap();
         assert_eq!(requests(&first).unwrap().keys().collect::<Vec<_>>(), ["a"]);

@@ -48,10 +48,12 @@ mod tests {
 
     #[test]
     fn a_page_ends_where_it_is_large_enough() {
-        let cursor = |n: usize| Cursor { submitted_at: Timestamp::default(), job_id: n.to_string() };
+        let cursor =
+            |n: usize| Cursor { submitted_at: Timestamp::default(), job_id: n.to_string() };
         let page = |jobs: usize| {
             let listed = (0..jobs).map(|n| {
-                let mut event = JobEvent::new(n.to_string(), JobState::Queued, Timestamp::default());
+                let mut event =
+                    JobEvent::new(n.to_string(), JobState::Queued, Timestamp::default());
                 event.tool = Some("t".repeat(1000));
                 (JobView { event, cancel_requested_at: None }, cursor(n))
             });

@@ -1,11 +1,14 @@
-//! Making the topics, asking whether they are there and how far a group has come, and deleting records.
+//! Making the topics, asking whether they are there and how far a group has come, and deleting
+//! records.
 
 use std::time::Duration;
 
 use fleet_job::{time::Timestamp, topics::Topics};
 use rdkafka::{
     Offset, TopicPartitionList,
-    admin::{AdminClient, AdminOptions, NewPartitions, NewTopic, ResourceSpecifier, TopicReplication},
+    admin::{
+        AdminClient, AdminOptions, NewPartitions, NewTopic, ResourceSpecifier, TopicReplication,
+    },
     client::DefaultClientContext,
     consumer::{BaseConsumer, Consumer},
     error::{KafkaError as Native, RDKafkaErrorCode},
@@ -33,16 +36,17 @@ pub struct TopicSpec {
 /// How many lengths of waiting the delayed topic has: one for each of its partitions.
 pub const DELAY_TIERS: i32 = 6;
 
-/// How many partitions of jobs there are to one of events. Jobs have as many as there may be workers; events need only what
-/// the brokers need to take them, and every worker writes to all of theirs: the fewer there are, the more events go into one
-/// request.
+/// How many partitions of jobs there are to one of events. Jobs have as many as there may be
+/// workers; events need only what the brokers need to take them, and every worker writes to all of
+/// theirs: the fewer there are, the more events go into one request.
 const JOBS_TO_EVENTS: i32 = 12;
 
-/// The topics of a fleet: jobs with `partitions` partitions, events (compacted), dead letters (kept until somebody
-/// looks), delayed jobs. A record stays in the delayed topic
-/// for days at most before it is written on, so what is older is only what was written on already; a fleet that stands
-/// still for a month loses what waits. Jobs may be larger than a worker takes, so that an oversized one ends as a dead letter that can be looked at
-/// and not as a producer's error; a dead letter needs room for its headers on top.
+/// The topics of a fleet: jobs with `partitions` partitions, events (compacted), dead letters (kept
+/// until somebody looks), delayed jobs. A record stays in the delayed topic for days at most before
+/// it is written on, so what is older is only what was written on already; a fleet that stands
+/// still for a month loses what waits. Jobs may be larger than a worker takes, so that an oversized
+/// one ends as a dead letter that can be looked at and not as a producer's error; a dead letter
+/// needs room for its headers on top.
 pub fn fleet_topics(topics: &Topics, partitions: i32, replication: i32) -> Vec<TopicSpec> {
     let spec = |name: &str, partitions, properties: &[(&'static str, &'static str)]| TopicSpec {
         name: name.to_owned(),
@@ -57,19 +61,29 @@ pub fn fleet_topics(topics: &Topics, partitions: i32, replication: i32) -> Vec<T
             1 + (partitions - 1) / JOBS_TO_EVENTS,
             &[("cleanup.policy", "compact"), ("max.message.bytes", "4194304")],
         ),
-        spec(&topics.dlq, partitions.min(3), &[("retention.ms", "-1"), ("max.message.bytes", "5242880")]),
+        spec(
+            &topics.dlq,
+            partitions.min(3),
+            &[("retention.ms", "-1"), ("max.message.bytes", "5242880")],
+        ),
         spec(
             &topics.delayed,
             DELAY_TIERS,
             &[("retention.ms", "2592000000"), ("max.message.bytes", "5242880")],
         ),
-        // Jobs that were cancelled while they wait must be known for as long as a job can wait in the delayed topic.
-        spec(&topics.control, 1, &[("cleanup.policy", "compact,delete"), ("retention.ms", "2592000000")]),
+        // Jobs that were cancelled while they wait must be known for as long as a job can wait in
+        // the delayed topic.
+        spec(
+            &topics.control,
+            1,
+            &[("cleanup.policy", "compact,delete"), ("retention.ms", "2592000000")],
+        ),
         claims_topic(topics, replication),
     ]
 }
 
-/// The topic of claims: one partition, so that all servers see one order. A claim is of no use after a few minutes.
+/// The topic of claims: one partition, so that all servers see one order. A claim is of no use
+/// after a few minutes.
 pub fn claims_topic(topics: &Topics, replication: i32) -> TopicSpec {
     let properties = vec![("retention.ms", "3600000")];
     TopicSpec { name: topics.claims.clone(), partitions: 1, replication, properties }
@@ -84,21 +98,26 @@ pub fn reply_topic(name: &str, replication: i32) -> TopicSpec {
 /// Creates those of `specs` that do not exist; the names of the ones that were created.
 ///
 /// # Errors
-/// [`KafkaError::CreateTopic`] with the broker's reason, [`KafkaError::Request`] when no broker answers.
-pub async fn create_topics(settings: &Settings, specs: &[TopicSpec]) -> Result<Vec<String>, KafkaError> {
-    let admin: AdminClient<DefaultClientContext> = settings.admin().create().map_err(KafkaError::client)?;
+/// [`KafkaError::CreateTopic`] with the broker's reason, [`KafkaError::Request`] when no broker
+/// answers.
+pub async fn create_topics(
+    settings: &Settings,
+    specs: &[TopicSpec],
+) -> Result<Vec<String>, KafkaError> {
+    let admin: AdminClient<DefaultClientContext> =
+        settings.admin().create().map_err(KafkaError::client)?;
     let new: Vec<_> = specs
         .iter()
         .map(|spec| {
             let replication = TopicReplication::Fixed(spec.replication);
-            spec.properties
-                .iter()
-                .fold(NewTopic::new(&spec.name, spec.partitions, replication), |topic, (name, value)| {
-                    topic.set(name, value)
-                })
+            spec.properties.iter().fold(
+                NewTopic::new(&spec.name, spec.partitions, replication),
+                |topic, (name, value)| topic.set(name, value),
+            )
         })
         .collect();
-    let options = AdminOptions::new().request_timeout(Some(TIMEOUT)).operation_timeout(Some(TIMEOUT));
+    let options =
+        AdminOptions::new().request_timeout(Some(TIMEOUT)).operation_timeout(Some(TIMEOUT));
     let results = admin
         .create_topics(&new, &options)
         .await
@@ -119,33 +138,43 @@ pub async fn create_topics(settings: &Settings, specs: &[TopicSpec]) -> Result<V
 /// Gives `topic` more partitions, `partitions` in all.
 ///
 /// # Errors
-/// [`KafkaError::CreateTopic`] with the broker's reason, [`KafkaError::Unreachable`] when no broker answers.
+/// [`KafkaError::CreateTopic`] with the broker's reason, [`KafkaError::Unreachable`] when no broker
+/// answers.
 pub async fn grow(settings: &Settings, topic: &str, partitions: i32) -> Result<(), KafkaError> {
-    let admin: AdminClient<DefaultClientContext> = settings.admin().create().map_err(KafkaError::client)?;
-    let options = AdminOptions::new().request_timeout(Some(TIMEOUT)).operation_timeout(Some(TIMEOUT));
+    let admin: AdminClient<DefaultClientContext> =
+        settings.admin().create().map_err(KafkaError::client)?;
+    let options =
+        AdminOptions::new().request_timeout(Some(TIMEOUT)).operation_timeout(Some(TIMEOUT));
     let new = NewPartitions::new(topic, usize::try_from(partitions).unwrap_or_default());
     let results = admin
         .create_partitions(&[new], &options)
         .await
         .map_err(|source| KafkaError::Unreachable { brokers: settings.brokers.clone(), source })?;
     for result in results {
-        result.map_err(|(topic, code)| KafkaError::CreateTopic { topic, reason: code.to_string() })?;
+        result
+            .map_err(|(topic, code)| KafkaError::CreateTopic { topic, reason: code.to_string() })?;
     }
     Ok(())
 }
 
-/// Whether `topic` is compacted, if the broker says so. Of a compacted topic the broker keeps the newest record of each key
-/// only, whatever a worker has made of the others.
+/// Whether `topic` is compacted, if the broker says so. Of a compacted topic the broker keeps the
+/// newest record of each key only, whatever a worker has made of the others.
 ///
 /// # Errors
 /// [`KafkaError::Client`] or [`KafkaError::Request`].
 pub async fn is_compacted(settings: &Settings, topic: &str) -> Result<bool, KafkaError> {
     let request = |source| KafkaError::Request { what: "asking for a topic's properties", source };
-    let admin: AdminClient<DefaultClientContext> = settings.admin().create().map_err(KafkaError::client)?;
+    let admin: AdminClient<DefaultClientContext> =
+        settings.admin().create().map_err(KafkaError::client)?;
     let options = AdminOptions::new().request_timeout(Some(DESCRIBE_TIMEOUT));
-    let described =
-        admin.describe_configs(&[ResourceSpecifier::Topic(topic)], &options).await.map_err(request)?;
-    let found = described.into_iter().flatten().find_map(|topic| topic.get("cleanup.policy")?.value.clone());
+    let described = admin
+        .describe_configs(&[ResourceSpecifier::Topic(topic)], &options)
+        .await
+        .map_err(request)?;
+    let found = described
+        .into_iter()
+        .flatten()
+        .find_map(|topic| topic.get("cleanup.policy")?.value.clone());
     Ok(found.is_some_and(|policy| policy.contains("compact")))
 }
 
@@ -153,7 +182,11 @@ pub async fn is_compacted(settings: &Settings, topic: &str) -> Result<bool, Kafk
 ///
 /// # Errors
 /// [`KafkaError::Client`] or [`KafkaError::Unreachable`].
-pub fn has_members(settings: &Settings, group: &str, timeout: Duration) -> Result<bool, KafkaError> {
+pub fn has_members(
+    settings: &Settings,
+    group: &str,
+    timeout: Duration,
+) -> Result<bool, KafkaError> {
     let client: BaseConsumer = settings.admin().create().map_err(KafkaError::client)?;
     let groups = client
         .fetch_group_list(Some(group), timeout)
@@ -183,14 +216,16 @@ pub fn is_stable(
 /// The number of partitions of `topic`. Blocks the thread for at most `timeout`.
 ///
 /// # Errors
-/// [`KafkaError::Unreachable`], [`KafkaError::Request`], or [`KafkaError::NoTopic`] where there is none.
+/// [`KafkaError::Unreachable`], [`KafkaError::Request`], or [`KafkaError::NoTopic`] where there is
+/// none.
 pub fn partitions(settings: &Settings, topic: &str, timeout: Duration) -> Result<i32, KafkaError> {
     let client: BaseConsumer = settings.admin().create().map_err(KafkaError::client)?;
     let metadata = client
         .fetch_metadata(Some(topic), timeout)
         .map_err(|source| KafkaError::Unreachable { brokers: settings.brokers.clone(), source })?;
     let found = metadata.topics().iter().find(|found| found.name() == topic);
-    // Only this one answer says that there is no such topic; in the middle of an election there are others.
+    // Only this one answer says that there is no such topic; in the middle of an election there are
+    // others.
     if let Some(error) = found.and_then(|found| found.error()).map(RDKafkaErrorCode::from)
         && error != RDKafkaErrorCode::UnknownTopicOrPartition
     {
@@ -203,7 +238,8 @@ pub fn partitions(settings: &Settings, topic: &str, timeout: Duration) -> Result
     }
 }
 
-/// How many replicas `topic` has; those of its first partition. Blocks the thread for at most `timeout`.
+/// How many replicas `topic` has; those of its first partition. Blocks the thread for at most
+/// `timeout`.
 ///
 /// # Errors
 /// [`KafkaError::Unreachable`] or [`KafkaError::NoTopic`].
@@ -212,7 +248,8 @@ pub fn replication(settings: &Settings, topic: &str, timeout: Duration) -> Resul
     let metadata = client
         .fetch_metadata(Some(topic), timeout)
         .map_err(|source| KafkaError::Unreachable { brokers: settings.brokers.clone(), source })?;
-    let found = metadata.topics().iter().find(|found| found.name() == topic && found.error().is_none());
+    let found =
+        metadata.topics().iter().find(|found| found.name() == topic && found.error().is_none());
     let first = found.and_then(|found| found.partitions().first());
     let replicas = first.ok_or_else(|| KafkaError::NoTopic(topic.to_owned()))?.replicas().len();
     Ok(i32::try_from(replicas).unwrap_or(i32::MAX))
@@ -233,8 +270,8 @@ pub struct GroupPosition {
     pub metadata: String,
 }
 
-/// How far `group` has come on each partition of `topic`. Does not join the group, so it may be asked while it works.
-/// Blocks the thread, at most `timeout` for each of its requests.
+/// How far `group` has come on each partition of `topic`. Does not join the group, so it may be
+/// asked while it works. Blocks the thread, at most `timeout` for each of its requests.
 ///
 /// # Errors
 /// [`KafkaError::Unreachable`], [`KafkaError::NoTopic`] or [`KafkaError::Request`].
@@ -250,20 +287,23 @@ pub fn group_positions(
         settings.admin().set("group.id", group).create().map_err(KafkaError::client)?;
     let mut asked = TopicPartitionList::new();
     asked.add_partition_range(topic, 0, partitions - 1);
-    let committed = ask_where_it_went(timeout, |timeout| client.committed_offsets(asked.clone(), timeout))
-        .map_err(request("asking for the committed offsets"))?;
+    let committed =
+        ask_where_it_went(timeout, |timeout| client.committed_offsets(asked.clone(), timeout))
+            .map_err(request("asking for the committed offsets"))?;
     let mut positions = Vec::new();
     for partition in 0..partitions {
         // The end is asked for after the commit, or it could lie before it.
-        let (start, end) =
-            ask_where_it_went(timeout, |timeout| client.fetch_watermarks(topic, partition, timeout))
-                .map_err(request("asking for the end of a partition"))?;
+        let (start, end) = ask_where_it_went(timeout, |timeout| {
+            client.fetch_watermarks(topic, partition, timeout)
+        })
+        .map_err(request("asking for the end of a partition"))?;
         let found = committed.find_partition(topic, partition);
         let found = found.and_then(|found| match found.offset() {
             Offset::Offset(offset) if offset >= 0 => Some((offset, found.metadata().to_owned())),
             _ => None,
         });
-        let (committed, metadata) = found.map_or((None, String::new()), |(at, text)| (Some(at), text));
+        let (committed, metadata) =
+            found.map_or((None, String::new()), |(at, text)| (Some(at), text));
         positions.push(GroupPosition { partition, start, end, committed, metadata });
     }
     Ok(positions)
@@ -280,7 +320,8 @@ pub struct Span {
     pub end: i64,
 }
 
-/// All records of these topics, asked of one client. A topic that does not exist has none. Blocks the thread.
+/// All records of these topics, asked of one client. A topic that does not exist has none. Blocks
+/// the thread.
 ///
 /// # Errors
 /// [`KafkaError::Unreachable`] or [`KafkaError::Request`].
@@ -292,25 +333,27 @@ pub fn spans_of<const N: usize>(
     let client: BaseConsumer = settings.admin().create().map_err(KafkaError::client)?;
     let mut all = [const { Vec::new() }; N];
     for (topic, spans) in topics.into_iter().zip(&mut all) {
-        let metadata = client
-            .fetch_metadata(Some(topic), timeout)
-            .map_err(|source| KafkaError::Unreachable { brokers: settings.brokers.clone(), source })?;
+        let metadata = client.fetch_metadata(Some(topic), timeout).map_err(|source| {
+            KafkaError::Unreachable { brokers: settings.brokers.clone(), source }
+        })?;
         let found = metadata.topics().iter().find(|found| found.name() == topic);
         for partition in found.map_or(&[][..], |found| found.partitions()) {
-            let (start, end) =
-                ask_where_it_went(timeout, |timeout| client.fetch_watermarks(topic, partition.id(), timeout))
-                    .map_err(|source| KafkaError::Request {
-                        what: "asking for the end of a partition",
-                        source,
-                    })?;
+            let (start, end) = ask_where_it_went(timeout, |timeout| {
+                client.fetch_watermarks(topic, partition.id(), timeout)
+            })
+            .map_err(|source| KafkaError::Request {
+                what: "asking for the end of a partition",
+                source,
+            })?;
             spans.push(Span { partition: partition.id(), start, end });
         }
     }
     Ok(all)
 }
 
-/// The records of `topic` that were written before `before`, or all that are there. Where timestamps are out of order,
-/// a span ends at the first record that is not older. Blocks the thread.
+/// The records of `topic` that were written before `before`, or all that are there. Where
+/// timestamps are out of order, a span ends at the first record that is not older. Blocks the
+/// thread.
 ///
 /// # Errors
 /// [`KafkaError::Unreachable`], [`KafkaError::NoTopic`] or [`KafkaError::Request`].
@@ -325,9 +368,10 @@ pub fn spans(
     let client: BaseConsumer = settings.admin().create().map_err(KafkaError::client)?;
     let mut spans = Vec::new();
     for partition in 0..partitions {
-        let (start, end) =
-            ask_where_it_went(timeout, |timeout| client.fetch_watermarks(topic, partition, timeout))
-                .map_err(request("asking for the end of a partition"))?;
+        let (start, end) = ask_where_it_went(timeout, |timeout| {
+            client.fetch_watermarks(topic, partition, timeout)
+        })
+        .map_err(request("asking for the end of a partition"))?;
         spans.push(Span { partition, start, end });
     }
     let Some(before) = before else { return Ok(spans) };
@@ -337,11 +381,14 @@ pub fn spans(
             .add_partition_offset(topic, span.partition, Offset::Offset(before.as_millis()))
             .map_err(request("asking for the offsets of a time"))?;
     }
-    let found = ask_where_it_went(timeout, |timeout| client.offsets_for_times(asked.clone(), timeout))
-        .map_err(request("asking for the offsets of a time"))?;
+    let found =
+        ask_where_it_went(timeout, |timeout| client.offsets_for_times(asked.clone(), timeout))
+            .map_err(request("asking for the offsets of a time"))?;
     for span in &mut spans {
         // No record that is as new: the offset is `End`, and the whole partition is older.
-        if let Some(Offset::Offset(first)) = found.find_partition(topic, span.partition).map(|e| e.offset()) {
+        if let Some(Offset::Offset(first)) =
+            found.find_partition(topic, span.partition).map(|e| e.offset())
+        {
             span.end = first.clamp(span.start, span.end);
         }
     }
@@ -360,18 +407,27 @@ pub fn cluster_id(settings: &Settings, timeout: Duration) -> Result<Option<Strin
 /// Deletes the records of `spans` for good.
 ///
 /// # Errors
-/// [`KafkaError::Request`] with the broker's reason; partitions before the one that failed may be done.
-pub async fn delete_records(settings: &Settings, topic: &str, spans: &[Span]) -> Result<(), KafkaError> {
+/// [`KafkaError::Request`] with the broker's reason; partitions before the one that failed may be
+/// done.
+pub async fn delete_records(
+    settings: &Settings,
+    topic: &str,
+    spans: &[Span],
+) -> Result<(), KafkaError> {
     let request = |source| KafkaError::Request { what: "deleting records", source };
-    let admin: AdminClient<DefaultClientContext> = settings.admin().create().map_err(KafkaError::client)?;
+    let admin: AdminClient<DefaultClientContext> =
+        settings.admin().create().map_err(KafkaError::client)?;
     let mut offsets = TopicPartitionList::new();
     for span in spans.iter().filter(|span| span.end > span.start) {
-        offsets.add_partition_offset(topic, span.partition, Offset::Offset(span.end)).map_err(request)?;
+        offsets
+            .add_partition_offset(topic, span.partition, Offset::Offset(span.end))
+            .map_err(request)?;
     }
     if offsets.count() == 0 {
         return Ok(());
     }
-    let options = AdminOptions::new().request_timeout(Some(TIMEOUT)).operation_timeout(Some(TIMEOUT));
+    let options =
+        AdminOptions::new().request_timeout(Some(TIMEOUT)).operation_timeout(Some(TIMEOUT));
     let deleted = admin.delete_records(&offsets, &options).await.map_err(request)?;
     deleted.elements().iter().try_for_each(|element| element.error().map_err(request))
 }

@@ -7,8 +7,9 @@ use std::{fmt, str::FromStr};
 pub enum Compression {
     /// Not at all.
     None,
-    /// Every client in use reads it without further libraries. Its cheapest level is used, which makes JSON about as small
-    /// as lz4 does and costs some 6 µs more a record, on librdkafka's thread.
+    /// Every client in use reads it without further libraries. Its cheapest level is used, which
+    /// makes JSON about as small as lz4 does and costs some 6 µs more a record, on librdkafka's
+    /// thread.
     #[default]
     Gzip,
     /// Node's kafkajs and others need a library for it.
@@ -44,7 +45,8 @@ impl FromStr for Compression {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let found = Self::ALL.into_iter().find(|codec| codec.as_str().eq_ignore_ascii_case(text.trim()));
+        let found =
+            Self::ALL.into_iter().find(|codec| codec.as_str().eq_ignore_ascii_case(text.trim()));
         found.ok_or_else(|| format!("expected one of {}", Self::ALL.map(Self::as_str).join(", ")))
     }
 }

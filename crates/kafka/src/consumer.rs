@@ -1,20 +1,22 @@
-//! Consuming: one OS thread polls, another one commits, and both speak with the engine through channels.
+//! Consuming: one OS thread polls, another one commits, and both speak with the engine through
+//! channels.
 //!
-//! What the threads meet becomes an [`Event`]; what the engine wants becomes an order. `poll` is the first thread,
-//! `commits` the second, `context` what librdkafka calls back into on the first.
+//! What the threads meet becomes an [`Event`]; what the engine wants becomes an order. `poll` is
+//! the first thread, `commits` the second, `context` what librdkafka calls back into on the first.
 //!
-//! Each topic has a member of the group of its own (`member`), with a client and threads of its own. cooperative-sticky
-//! balances how many partitions a member has, whatever their topic: a member that follows two topics can be given
-//! partitions of one of them only.
+//! Each topic has a member of the group of its own (`member`), with a client and threads of its
+//! own. cooperative-sticky balances how many partitions a member has, whatever their topic: a
+//! member that follows two topics can be given partitions of one of them only.
 //!
-//! All commits are synchronous, many partitions at a time, and no two at once: so they can't overtake each other, and none
-//! is sent for a partition that has gone. (rdkafka 0.39 asks for no answer to asynchronous ones, so nobody would learn
-//! what became of them.) They have a thread of their own because the coordinator answers what comes over one connection
-//! in order: a commit that follows a request to join waits until all members have joined, and polling would wait with it.
+//! All commits are synchronous, many partitions at a time, and no two at once: so they can't
+//! overtake each other, and none is sent for a partition that has gone. (rdkafka 0.39 asks for no
+//! answer to asynchronous ones, so nobody would learn what became of them.) They have a thread of
+//! their own because the coordinator answers what comes over one connection in order: a commit that
+//! follows a request to join waits until all members have joined, and polling would wait with it.
 //! Orders name the generation of their assignment; those that come too late are dropped.
 //!
-//! After a gap in contact with the coordinator (`membership`) the thread that commits repeats what stands committed until
-//! that is accepted, and commits nothing else before.
+//! After a gap in contact with the coordinator (`membership`) the thread that commits repeats what
+//! stands committed until that is accepted, and commits nothing else before.
 
 mod commits;
 mod context;
@@ -60,7 +62,8 @@ pub struct ConsumerConfig {
     pub settings: Settings,
     /// The consumer group.
     pub group: String,
-    /// The topics, each followed by a member of its own; a [`Partition`]'s topic is an index into them.
+    /// The topics, each followed by a member of its own; a [`Partition`]'s topic is an index into
+    /// them.
     pub topics: Vec<Followed>,
     /// How long a revoke waits for running jobs. Must be well below `max.poll.interval.ms`.
     pub drain: Duration,
@@ -80,23 +83,30 @@ pub struct Followed {
 pub enum Role {
     /// Follows the topic that carries the load.
     Main,
-    /// Follows a topic of which few records are read ahead, so its fetch buffers are small. As a static member it is
-    /// called `<group.instance.id>-<name>`.
+    /// Follows a topic of which few records are read ahead, so its fetch buffers are small. As a
+    /// static member it is called `<group.instance.id>-<name>`.
     Side(&'static str),
 }
 
 impl ConsumerConfig {
-    /// A drain holds up polling; one that is too long would cost the membership that it is meant to hand over.
+    /// A drain holds up polling; one that is too long would cost the membership that it is meant to
+    /// hand over.
     fn check_drain(&self) -> Result<(), KafkaError> {
         let name = "max.poll.interval.ms";
-        let value =
-            self.settings.properties.get(name).cloned().unwrap_or_else(|| MAX_POLL_INTERVAL.to_owned());
+        let value = self
+            .settings
+            .properties
+            .get(name)
+            .cloned()
+            .unwrap_or_else(|| MAX_POLL_INTERVAL.to_owned());
         let longest = value.parse().map(Duration::from_millis).unwrap_or(Duration::MAX);
         if self.drain + REPLY_MARGIN < longest {
             return Ok(());
         }
-        let reason =
-            format!("it must be longer than MCP_DRAIN_TIMEOUT ({:?}) and {REPLY_MARGIN:?}", self.drain);
+        let reason = format!(
+            "it must be longer than MCP_DRAIN_TIMEOUT ({:?}) and {REPLY_MARGIN:?}",
+            self.drain
+        );
         Err(KafkaError::Property { name: name.to_owned(), value, reason })
     }
 }
@@ -125,8 +135,9 @@ pub enum Event {
     End(Partition, i64),
     /// The group wants partitions back. The poll thread waits for the commits, until the deadline.
     Revoking(Vec<Partition>, Instant, mpsc::SyncSender<Vec<FinalCommit>>),
-    /// These partitions have another log than before: their topic was made again, or a log has lost its end. The poll thread
-    /// waits for the answer, until the deadline, and commits nothing of it. Then they are assigned anew.
+    /// These partitions have another log than before: their topic was made again, or a log has lost
+    /// its end. The poll thread waits for the answer, until the deadline, and commits nothing of
+    /// it. Then they are assigned anew.
     LogReplaced(Vec<Partition>, Instant, mpsc::SyncSender<Vec<FinalCommit>>),
     /// Partitions were lost without notice: another worker may have them already.
     Lost(Vec<Partition>),
@@ -161,8 +172,9 @@ pub struct Events {
 
 /// With records of so much weight handed over and not taken, polling waits for the other side.
 const MAX_QUEUED: usize = 32 << 20;
-/// How many records have that weight, however small they are. What follows them in the channel waits for them: a revoke
-/// that stands behind tens of thousands of small records is heard when the group has gone on without its last commit.
+/// How many records have that weight, however small they are. What follows them in the channel
+/// waits for them: a revoke that stands behind tens of thousands of small records is heard when the
+/// group has gone on without its last commit.
 const MAX_QUEUED_RECORDS: usize = 512;
 
 /// What a record counts in the channel: its bytes, and its share of the number that may be there.
@@ -209,7 +221,8 @@ pub struct Consumer {
 }
 
 impl Consumer {
-    /// Joins the group with one member per topic. What all of them meet comes through the same [`Events`].
+    /// Joins the group with one member per topic. What all of them meet comes through the same
+    /// [`Events`].
     ///
     /// # Errors
     /// [`KafkaError::Property`], [`KafkaError::Client`] or [`KafkaError::Request`].
@@ -221,7 +234,8 @@ impl Consumer {
         let queued = channel.queued.clone();
 
         let numbered = (0..).zip(&config.topics);
-        let members = numbered.map(|(number, followed)| Member::start(&config, number, followed, &channel));
+        let members =
+            numbered.map(|(number, followed)| Member::start(&config, number, followed, &channel));
         // If one can't start, the others leave the group when they are dropped.
         let members = members.collect::<Result<_, _>>()?;
 
@@ -230,7 +244,9 @@ impl Consumer {
 
     /// Whether this process can still count on being in the group.
     pub fn contact(&self) -> GroupContact {
-        GroupContact { members: self.members.iter().map(|member| member.membership.clone()).collect() }
+        GroupContact {
+            members: self.members.iter().map(|member| member.membership.clone()).collect(),
+        }
     }
 
     fn order(&self, partition: Partition, order: Order) {
@@ -241,7 +257,8 @@ impl Consumer {
         }
     }
 
-    /// Commits without waiting; [`Event::Committed`] tells how it went, unless the partition has gone.
+    /// Commits without waiting; [`Event::Committed`] tells how it went, unless the partition has
+    /// gone.
     pub fn commit(&self, commit: FinalCommit) {
         self.order(commit.partition, Order::Commit(commit));
     }
@@ -256,12 +273,13 @@ impl Consumer {
         self.order(partition, Order::Resume(partition, generation));
     }
 
-    /// Commits `commits`, leaves the group with all members and ends their threads. Meanwhile [`Event::Revoking`] must
-    /// still be answered.
+    /// Commits `commits`, leaves the group with all members and ends their threads. Meanwhile
+    /// [`Event::Revoking`] must still be answered.
     ///
     /// # Errors
-    /// The first member's error, if any: [`KafkaError::Request`] when its last commit fails, [`KafkaError::PollThread`] when
-    /// its thread has ended before or does not end in time. The group is left all the same, or will notice.
+    /// The first member's error, if any: [`KafkaError::Request`] when its last commit fails,
+    /// [`KafkaError::PollThread`] when its thread has ended before or does not end in time. The
+    /// group is left all the same, or will notice.
     pub async fn close(self, commits: Vec<FinalCommit>) -> Result<(), KafkaError> {
         let deadline = tokio::time::Instant::now() + CLOSE_TIMEOUT;
         let mut closing = Vec::new();
@@ -287,7 +305,8 @@ mod tests {
     fn a_drain_that_would_cost_the_membership_is_refused() {
         let check = |drain, interval: Option<&str>| {
             let mut settings = Settings::new("b:1");
-            let property = interval.map(|value| ("max.poll.interval.ms".to_owned(), value.to_owned()));
+            let property =
+                interval.map(|value| ("max.poll.interval.ms".to_owned(), value.to_owned()));
             settings.properties.extend(property);
             let drain = Duration::from_secs(drain);
             ConsumerConfig { settings, group: "g".into(), topics: Vec::new(), drain }.check_drain()

@@ -19,7 +19,9 @@ pub enum KafkaError {
     #[error("the Kafka client could not be started")]
     Client(#[source] Native),
     /// No broker answered in time.
-    #[error("no Kafka broker answers at `{brokers}`: check KAFKA_BROKERS, and that the broker is up")]
+    #[error(
+        "no Kafka broker answers at `{brokers}`: check KAFKA_BROKERS, and that the broker is up"
+    )]
     Unreachable {
         /// Where we looked.
         brokers: String,
@@ -78,8 +80,8 @@ pub enum KafkaError {
 }
 
 impl KafkaError {
-    /// A client could not be made. librdkafka's complaint about a property repeats the property's value, which can be a
-    /// secret under a mistyped name.
+    /// A client could not be made. librdkafka's complaint about a property repeats the property's
+    /// value, which can be a secret under a mistyped name.
     pub(crate) fn client(error: Native) -> Self {
         match error {
             Native::ClientConfig(_, reason, name, value) => {
@@ -116,9 +118,10 @@ impl KafkaError {
             | Self::CreateTopic { .. }
             | Self::PollThread(_)
             | Self::Compacted(_) => false,
-            Self::NoTopic(_) | Self::LogReset(_) | Self::Unreachable { .. } | Self::OutOfContact { .. } => {
-                true
-            }
+            Self::NoTopic(_)
+            | Self::LogReset(_)
+            | Self::Unreachable { .. }
+            | Self::OutOfContact { .. } => true,
             Self::Produce { source, .. } | Self::Request { source, .. } => !matches!(
                 source.rdkafka_error_code(),
                 Some(

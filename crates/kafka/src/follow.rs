@@ -1,9 +1,11 @@
-//! Following topics for as long as a process lives: one librdkafka client and one thread for all of them.
+//! Following topics for as long as a process lives: one librdkafka client and one thread for all of
+//! them.
 //!
-//! A [`FollowedTopic`] topic is first read to its end by a [`Reader`] with a client of its own, at full speed and without holding
-//! up other topics, and from there on by the shared client of the [`Follower`]. A follower that falls too far behind goes
-//! back to a reader of its own. Nothing polls: the shared thread sleeps in librdkafka until a record comes, and whoever
-//! waits for records sleeps until its [`Mailbox`] is filled or woken.
+//! A [`FollowedTopic`] topic is first read to its end by a [`Reader`] with a client of its own, at
+//! full speed and without holding up other topics, and from there on by the shared client of the
+//! [`Follower`]. A follower that falls too far behind goes back to a reader of its own. Nothing
+//! polls: the shared thread sleeps in librdkafka until a record comes, and whoever waits for
+//! records sleeps until its [`Mailbox`] is filled or woken.
 
 mod hub;
 mod mailbox;
@@ -30,7 +32,8 @@ use mailbox::Received;
 /// How long a reader is waited for before looking whether the mailbox was woken.
 const STEP: Duration = Duration::from_millis(50);
 
-/// Follows topics of one cluster. Clones share the client, which is made for the first topic and connects then.
+/// Follows topics of one cluster. Clones share the client, which is made for the first topic and
+/// connects then.
 #[derive(Clone)]
 pub struct Follower {
     shared: Arc<Shared>,
@@ -45,7 +48,9 @@ struct Shared {
 impl std::fmt::Debug for Follower {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         // The settings may hold credentials.
-        f.debug_struct("Follower").field("brokers", &self.shared.settings.brokers).finish_non_exhaustive()
+        f.debug_struct("Follower")
+            .field("brokers", &self.shared.settings.brokers)
+            .finish_non_exhaustive()
     }
 }
 
@@ -57,7 +62,9 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 impl Follower {
     /// A follower for these brokers. Nothing is connected yet.
     pub fn new(settings: Settings) -> Self {
-        Self { shared: Arc::new(Shared { settings, hub: Mutex::default(), asker: Mutex::default() }) }
+        Self {
+            shared: Arc::new(Shared { settings, hub: Mutex::default(), asker: Mutex::default() }),
+        }
     }
 
     /// What the client is configured from.
@@ -65,8 +72,8 @@ impl Follower {
         &self.shared.settings
     }
 
-    /// Opens `topic`, whose records will arrive in `mailbox`. A mailbox is for one topic at a time, and a topic can be
-    /// followed once. Blocks the thread.
+    /// Opens `topic`, whose records will arrive in `mailbox`. A mailbox is for one topic at a time,
+    /// and a topic can be followed once. Blocks the thread.
     ///
     /// # Errors
     /// As [`Reader::open`].
@@ -77,10 +84,16 @@ impl Follower {
         timeout: Duration,
         mailbox: &Mailbox,
     ) -> Result<FollowedTopic, KafkaError> {
-        Ok(self.followed(Reader::open(self.settings(), topic, from, timeout)?, topic, timeout, mailbox))
+        Ok(self.followed(
+            Reader::open(self.settings(), topic, from, timeout)?,
+            topic,
+            timeout,
+            mailbox,
+        ))
     }
 
-    /// Opens `topic` at these offsets, and at the start of partitions that have none. Blocks the thread.
+    /// Opens `topic` at these offsets, and at the start of partitions that have none. Blocks the
+    /// thread.
     ///
     /// # Errors
     /// As [`Reader::open_at`].
@@ -91,10 +104,21 @@ impl Follower {
         timeout: Duration,
         mailbox: &Mailbox,
     ) -> Result<FollowedTopic, KafkaError> {
-        Ok(self.followed(Reader::open_at(self.settings(), topic, offsets, timeout)?, topic, timeout, mailbox))
+        Ok(self.followed(
+            Reader::open_at(self.settings(), topic, offsets, timeout)?,
+            topic,
+            timeout,
+            mailbox,
+        ))
     }
 
-    fn followed(&self, reader: Reader, topic: &str, timeout: Duration, mailbox: &Mailbox) -> FollowedTopic {
+    fn followed(
+        &self,
+        reader: Reader,
+        topic: &str,
+        timeout: Duration,
+        mailbox: &Mailbox,
+    ) -> FollowedTopic {
         FollowedTopic {
             follower: self.clone(),
             topic: topic.to_owned(),
@@ -115,9 +139,14 @@ impl Follower {
         Ok(fresh)
     }
 
-    /// Asks where a topic ends, over connections of its own: on those of the shared client the answer would wait behind a
-    /// fetch that the broker holds back.
-    fn look_for_end(&self, topic: &str, ends: &mut Ends, timeout: Duration) -> Result<(), KafkaError> {
+    /// Asks where a topic ends, over connections of its own: on those of the shared client the
+    /// answer would wait behind a fetch that the broker holds back.
+    fn look_for_end(
+        &self,
+        topic: &str,
+        ends: &mut Ends,
+        timeout: Duration,
+    ) -> Result<(), KafkaError> {
         let mut asker = lock(&self.shared.asker);
         let ready = match asker.take() {
             Some(ready) => ready,
@@ -151,7 +180,8 @@ enum Source {
 }
 
 impl FollowedTopic {
-    /// The next record, waiting for it at most `timeout`; `None` after that, or when the mailbox was woken.
+    /// The next record, waiting for it at most `timeout`; `None` after that, or when the mailbox
+    /// was woken.
     ///
     /// # Errors
     /// [`KafkaError`] for what librdkafka can't mend by itself: the topic has to be opened again.
@@ -233,7 +263,9 @@ impl FollowedTopic {
     pub fn look_for_end(&mut self, timeout: Duration) -> Result<(), KafkaError> {
         match &mut self.source {
             Source::Reading(reader) => reader.look_for_end(timeout),
-            Source::Following { ends, .. } => self.follower.look_for_end(&self.topic, ends, timeout),
+            Source::Following { ends, .. } => {
+                self.follower.look_for_end(&self.topic, ends, timeout)
+            }
         }
     }
 }

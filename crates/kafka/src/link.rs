@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use crate::{KafkaError, follow::Follower, producer::Producer, settings::Settings};
 
-/// A client that reads and one that writes, for everything in this process that needs them. Clones share both.
+/// A client that reads and one that writes, for everything in this process that needs them. Clones
+/// share both.
 #[derive(Debug, Clone)]
 pub struct Link {
     /// Follows topics, and knows the settings.

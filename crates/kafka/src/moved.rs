@@ -10,8 +10,8 @@ use rdkafka::error::{KafkaError as Native, RDKafkaErrorCode as Code};
 /// How long to wait before the same question is asked again.
 const PAUSE: Duration = Duration::from_millis(200);
 
-/// Asks, and asks again for at most `timeout` if a partition or a group is moving to another broker. `ask` gets the time that
-/// one answer may take. Blocks the thread.
+/// Asks, and asks again for at most `timeout` if a partition or a group is moving to another
+/// broker. `ask` gets the time that one answer may take. Blocks the thread.
 ///
 /// # Errors
 /// The last error of `ask`.
@@ -22,7 +22,9 @@ pub(crate) fn ask_where_it_went<T>(
     let deadline = Instant::now() + timeout;
     loop {
         match ask(timeout) {
-            Err(error) if is_moving(&error) && Instant::now() + PAUSE < deadline => thread::sleep(PAUSE),
+            Err(error) if is_moving(&error) && Instant::now() + PAUSE < deadline => {
+                thread::sleep(PAUSE)
+            }
             answer => return answer,
         }
     }

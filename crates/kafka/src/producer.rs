@@ -37,7 +37,8 @@ pub struct Outgoing {
     pub value: Option<Vec<u8>>,
     /// The headers, in order.
     pub headers: Vec<Header>,
-    /// The record's time; the producer's clock says where it is not set. A topic may put the broker's in its place.
+    /// The record's time; the producer's clock says where it is not set. A topic may put the
+    /// broker's in its place.
     pub timestamp: Option<Timestamp>,
 }
 
@@ -79,16 +80,19 @@ impl ProducerContext for Deliveries {
 
     fn delivery(&self, result: &DeliveryResult<'_>, mut report: Box<Report>) {
         report.tell(match result {
-            Ok(message) => Ok(Delivered { partition: message.partition(), offset: message.offset() }),
-            Err((source, message)) => {
-                Err(KafkaError::Produce { topic: message.topic().to_owned(), source: source.clone() })
+            Ok(message) => {
+                Ok(Delivered { partition: message.partition(), offset: message.offset() })
             }
+            Err((source, message)) => Err(KafkaError::Produce {
+                topic: message.topic().to_owned(),
+                source: source.clone(),
+            }),
         });
     }
 }
 
-/// How long a poll lasts. It takes reports as they come; rdkafka spins through the last millisecond of each poll, so they
-/// are long. The thread outlives its client by as much.
+/// How long a poll lasts. It takes reports as they come; rdkafka spins through the last millisecond
+/// of each poll, so they are long. The thread outlives its client by as much.
 const POLL: Duration = Duration::from_secs(5);
 
 /// A client and the thread that hears of its writes.
@@ -99,7 +103,8 @@ struct Polled {
 
 impl Polled {
     fn start(settings: &Settings) -> Result<Self, Native> {
-        let client: BaseProducer<Deliveries> = settings.producer().create_with_context(Deliveries)?;
+        let client: BaseProducer<Deliveries> =
+            settings.producer().create_with_context(Deliveries)?;
         let (client, is_dropped) = (Arc::new(client), Arc::new(AtomicBool::new(false)));
         let (polled, end) = (client.clone(), is_dropped.clone());
         thread::Builder::new()
@@ -113,8 +118,8 @@ impl Polled {
         Ok(Self { client, is_dropped })
     }
 
-    /// Gives up everything that is not written yet. Does not wait for the broker's threads, which may wait for a name to be
-    /// resolved.
+    /// Gives up everything that is not written yet. Does not wait for the broker's threads, which
+    /// may wait for a name to be resolved.
     fn give_up(&self) {
         self.client.purge(PurgeConfig::default().queue().inflight().non_blocking());
     }
@@ -129,7 +134,8 @@ impl Drop for Polled {
 
 type Inner = Arc<Polled>;
 
-/// A producer whose writes are acknowledged by all in-sync replicas. Records of one key keep their order.
+/// A producer whose writes are acknowledged by all in-sync replicas. Records of one key keep their
+/// order.
 pub struct Producer {
     settings: Settings,
     /// While this is lost, nothing is handed over.
@@ -158,15 +164,16 @@ impl Producer {
         })
     }
 
-    /// A producer that hands nothing over while `contact` is lost: what a process says of jobs that another one may have
-    /// could stand behind their end for ever.
+    /// A producer that hands nothing over while `contact` is lost: what a process says of jobs that
+    /// another one may have could stand behind their end for ever.
     #[must_use]
     pub fn bound_to(mut self, contact: GroupContact) -> Self {
         self.contact = contact;
         self
     }
 
-    /// Another producer for the same brokers, bound to the same group, so that one can forget what the other one goes on writing.
+    /// Another producer for the same brokers, bound to the same group, so that one can forget what
+    /// the other one goes on writing.
     ///
     /// # Errors
     /// As [`Producer::new`].
@@ -179,16 +186,18 @@ impl Producer {
     }
 
     fn current(&self) -> Inner {
-        // A panic while the lock is held can only come from the clone, which leaves the producer whole.
+        // A panic while the lock is held can only come from the clone, which leaves the producer
+        // whole.
         self.current.lock().clone()
     }
 
-    /// Hands `record` over, without waiting, and calls `then` when the broker has acknowledged it, or when librdkafka has
-    /// given up. In the latter case the record may have been written all the same, where only the acknowledgement was
-    /// lost. Records of one key are written in the order of these calls.
+    /// Hands `record` over, without waiting, and calls `then` when the broker has acknowledged it,
+    /// or when librdkafka has given up. In the latter case the record may have been written all the
+    /// same, where only the acknowledgement was lost. Records of one key are written in the order
+    /// of these calls.
     ///
-    /// `then` runs on the thread that hears of all writes, which must not be held up. It is not called where
-    /// an error is returned.
+    /// `then` runs on the thread that hears of all writes, which must not be held up. It is not
+    /// called where an error is returned.
     ///
     /// # Errors
     /// [`KafkaError::Produce`] at once when librdkafka's queue is full or the record is too large;
@@ -220,7 +229,8 @@ impl Producer {
         })
     }
 
-    /// As [`Producer::enqueue_then`], with a future that ends when it is known whether the record was written.
+    /// As [`Producer::enqueue_then`], with a future that ends when it is known whether the record
+    /// was written.
     ///
     /// # Errors
     /// As [`Producer::enqueue_then`]; from the future after librdkafka's own retries.
@@ -232,9 +242,9 @@ impl Producer {
         // Whoever does not wait any more is not told.
         self.enqueue_then(record, move |result| drop(sender.send(result)))?;
         let topic = record.topic.clone();
-        Ok(
-            async move { receiver.await.unwrap_or(Err(KafkaError::Produce { topic, source: Native::Canceled })) },
-        )
+        Ok(async move {
+            receiver.await.unwrap_or(Err(KafkaError::Produce { topic, source: Native::Canceled }))
+        })
     }
 
     /// As [`Producer::enqueue`], but waits for room where librdkafka's queue is full.
@@ -253,7 +263,8 @@ impl Producer {
         }
     }
 
-    /// Writes `record`, waiting for room where librdkafka's queue is full, and for the acknowledgement.
+    /// Writes `record`, waiting for room where librdkafka's queue is full, and for the
+    /// acknowledgement.
     ///
     /// # Errors
     /// As [`Producer::enqueue`].
@@ -270,15 +281,17 @@ impl Producer {
         self.replace(failed.clone());
     }
 
-    /// Drops everything that was handed over and is not written yet; each of those sends fails. For a member of the group
-    /// that has lost its partitions: whatever it still had to say of their jobs would come after what their new owner says.
+    /// Drops everything that was handed over and is not written yet; each of those sends fails. For
+    /// a member of the group that has lost its partitions: whatever it still had to say of their
+    /// jobs would come after what their new owner says.
     ///
     /// What is on its way to the broker at this moment can't be called back.
     pub fn forget(&self) {
         self.replace(self.current());
     }
 
-    /// Puts a new producer in the place of `old`, unless that has been done already: many sends fail at once.
+    /// Puts a new producer in the place of `old`, unless that has been done already: many sends
+    /// fail at once.
     fn replace(&self, old: Inner) {
         let mut current = self.current.lock();
         if Arc::ptr_eq(&current, &old) {
@@ -292,7 +305,8 @@ impl Producer {
         old.give_up();
     }
 
-    /// Waits until everything handed over is acknowledged or has failed, at most `timeout`. Blocks the thread.
+    /// Waits until everything handed over is acknowledged or has failed, at most `timeout`. Blocks
+    /// the thread.
     ///
     /// # Errors
     /// [`KafkaError::Request`] when the time did not suffice.

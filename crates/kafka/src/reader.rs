@@ -1,5 +1,5 @@
-//! Reading a topic without a group: from the start or from now on, up to the end or on and on. What follows topics for as
-//! long as it lives uses [`crate::follow`].
+//! Reading a topic without a group: from the start or from now on, up to the end or on and on. What
+//! follows topics for as long as it lives uses [`crate::follow`].
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
@@ -19,8 +19,8 @@ use crate::{admin, convert, error::KafkaError, moved::ask_where_it_went, setting
 /// The least that a poll can wait.
 const LEAST_POLL: Duration = Duration::from_millis(1);
 
-/// What is left until `deadline`, rounded up to what librdkafka counts in. rdkafka asks again and again, without waiting,
-/// through a part of a millisecond.
+/// What is left until `deadline`, rounded up to what librdkafka counts in. rdkafka asks again and
+/// again, without waiting, through a part of a millisecond.
 fn whole_millis_until(deadline: Instant) -> Duration {
     let left = deadline.saturating_duration_since(Instant::now());
     let millis = left.as_micros().div_ceil(1000);
@@ -44,7 +44,8 @@ pub struct Reader {
     asker: Option<Asker>,
     topic: String,
     ends: Ends,
-    /// Whether an end has been looked for since the reader was opened. What librdkafka says about ends may be older.
+    /// Whether an end has been looked for since the reader was opened. What librdkafka says about
+    /// ends may be older.
     looked: bool,
     is_out_of_reach: bool,
 }
@@ -62,7 +63,8 @@ impl ClientContext for Quiet {
 }
 
 impl ConsumerContext for Quiet {
-    /// Everything comes through the queue that is polled, so nothing has to interrupt the wait for it.
+    /// Everything comes through the queue that is polled, so nothing has to interrupt the wait for
+    /// it.
     fn main_queue_min_poll_interval(&self) -> Timeout {
         Timeout::Never
     }
@@ -113,8 +115,9 @@ impl Ends {
     }
 }
 
-/// Asks where topics end, over connections of its own. On those of a client that reads, every answer waits behind a fetch,
-/// which a broker holds back while there is nothing to read: half a second for each question.
+/// Asks where topics end, over connections of its own. On those of a client that reads, every
+/// answer waits behind a fetch, which a broker holds back while there is nothing to read: half a
+/// second for each question.
 pub(crate) struct Asker(BaseConsumer<Quiet>);
 
 impl Asker {
@@ -129,8 +132,10 @@ impl Asker {
         ends: &mut Ends,
         timeout: Duration,
     ) -> Result<(), KafkaError> {
-        let request = |source| KafkaError::Request { what: "asking for the end of a topic", source };
-        // All partitions in one question. In place of a time, `End` asks for the offset that comes next.
+        let request =
+            |source| KafkaError::Request { what: "asking for the end of a topic", source };
+        // All partitions in one question. In place of a time, `End` asks for the offset that comes
+        // next.
         let mut question = TopicPartitionList::new();
         for end in &ends.0 {
             question.add_partition_offset(topic, end.partition, Offset::End).map_err(request)?;
@@ -158,28 +163,36 @@ impl Reader {
     ///
     /// # Errors
     /// [`KafkaError::Unreachable`], [`KafkaError::NoTopic`] or [`KafkaError::Request`].
-    pub fn open(settings: &Settings, topic: &str, from: From, timeout: Duration) -> Result<Self, KafkaError> {
+    pub fn open(
+        settings: &Settings,
+        topic: &str,
+        from: From,
+        timeout: Duration,
+    ) -> Result<Self, KafkaError> {
         Self::open_where(settings, topic, timeout, |_, low, high| match from {
             From::Start => Ok((Offset::Beginning, low)),
             From::Now => Ok((Offset::Offset(high), high)),
         })
     }
 
-    /// Opens `topic` where a reader before had stopped: at these offsets, and at the start of partitions that have none.
-    /// What is not there any more is passed over.
+    /// Opens `topic` where a reader before had stopped: at these offsets, and at the start of
+    /// partitions that have none. What is not there any more is passed over.
     ///
     /// # Errors
-    /// As [`Reader::open`], and [`KafkaError::LogReset`] where the topic ends before one of the offsets.
+    /// As [`Reader::open`], and [`KafkaError::LogReset`] where the topic ends before one of the
+    /// offsets.
     pub fn open_at(
         settings: &Settings,
         topic: &str,
         offsets: &BTreeMap<i32, i64>,
         timeout: Duration,
     ) -> Result<Self, KafkaError> {
-        Self::open_where(settings, topic, timeout, |partition, low, high| match offsets.get(&partition) {
-            Some(offset) if *offset > high => Err(KafkaError::LogReset(topic.to_owned())),
-            Some(offset) if *offset > low => Ok((Offset::Offset(*offset), *offset)),
-            _ => Ok((Offset::Beginning, low)),
+        Self::open_where(settings, topic, timeout, |partition, low, high| {
+            match offsets.get(&partition) {
+                Some(offset) if *offset > high => Err(KafkaError::LogReset(topic.to_owned())),
+                Some(offset) if *offset > low => Ok((Offset::Offset(*offset), *offset)),
+                _ => Ok((Offset::Beginning, low)),
+            }
         })
     }
 
@@ -196,9 +209,10 @@ impl Reader {
         let mut ends = Ends::default();
         let request = |what| move |source| KafkaError::Request { what, source };
         for partition in 0..partitions {
-            let (low, high) =
-                ask_where_it_went(timeout, |timeout| consumer.fetch_watermarks(topic, partition, timeout))
-                    .map_err(request("asking for the end of a partition"))?;
+            let (low, high) = ask_where_it_went(timeout, |timeout| {
+                consumer.fetch_watermarks(topic, partition, timeout)
+            })
+            .map_err(request("asking for the end of a partition"))?;
             let (offset, next) = place(partition, low, high)?;
             assignment
                 .add_partition_offset(topic, partition, offset)
@@ -275,8 +289,8 @@ impl Reader {
         self.ends.at_end()
     }
 
-    /// Looks again where the topic ends. A topic that ends in anything but a record (markers of transactions) is then
-    /// never read to its end.
+    /// Looks again where the topic ends. A topic that ends in anything but a record (markers of
+    /// transactions) is then never read to its end.
     ///
     /// # Errors
     /// [`KafkaError::Request`].
@@ -293,8 +307,9 @@ impl Reader {
     }
 }
 
-/// Looks through the records that were written at `since` or later, until `found` says that there is no need to go on or the
-/// end is reached. Blocks the thread; `false` where `timeout` did not suffice.
+/// Looks through the records that were written at `since` or later, until `found` says that there
+/// is no need to go on or the end is reached. Blocks the thread; `false` where `timeout` did not
+/// suffice.
 ///
 /// # Errors
 /// As [`Reader::open`].
@@ -313,9 +328,13 @@ pub fn search(
     let mut times = TopicPartitionList::new();
     for partition in 0..partitions {
         let time = Offset::Offset(since.as_millis());
-        times.add_partition_offset(topic, partition, time).map_err(request("choosing where to look"))?;
+        times
+            .add_partition_offset(topic, partition, time)
+            .map_err(request("choosing where to look"))?;
     }
-    let starts = consumer.offsets_for_times(times, timeout).map_err(request("asking for offsets by time"))?;
+    let starts = consumer
+        .offsets_for_times(times, timeout)
+        .map_err(request("asking for offsets by time"))?;
     let mut assignment = TopicPartitionList::new();
     let mut open = HashSet::new();
     for start in starts.elements() {
@@ -332,8 +351,9 @@ pub fn search(
     look_through(&consumer, &assignment, open, bounds, found)
 }
 
-/// Looks through the records that `group` has not come to yet, until `found` says that there is no need to go on or the end
-/// is reached. Blocks the thread; `false` where the bounds did not suffice.
+/// Looks through the records that `group` has not come to yet, until `found` says that there is no
+/// need to go on or the end is reached. Blocks the thread; `false` where the bounds did not
+/// suffice.
 ///
 /// # Errors
 /// As [`Reader::open`].
@@ -364,7 +384,8 @@ pub fn search_backlog(
     let mut config = settings.reader();
     // Little more than what may be looked at.
     config.set("queued.max.messages.kbytes", "4096");
-    let consumer: BaseConsumer<Quiet> = config.create_with_context(Quiet).map_err(KafkaError::client)?;
+    let consumer: BaseConsumer<Quiet> =
+        config.create_with_context(Quiet).map_err(KafkaError::client)?;
     look_through(&consumer, &assignment, open, Bounds { deadline, bytes: max_bytes }, found)
 }
 
@@ -409,8 +430,8 @@ fn look_through(
     Ok(true)
 }
 
-/// The first record at or after an offset, for each partition of `from` that has one. Blocks the thread for at most
-/// `timeout`; what was not found by then is left out.
+/// The first record at or after an offset, for each partition of `from` that has one. Blocks the
+/// thread for at most `timeout`; what was not found by then is left out.
 ///
 /// # Errors
 /// [`KafkaError::Client`] or [`KafkaError::Request`].
@@ -429,7 +450,8 @@ pub fn first_records(
     let mut config = settings.reader();
     // One record of each partition is wanted, and not what librdkafka would fetch ahead.
     config.set("queued.min.messages", "1");
-    let consumer: BaseConsumer<Quiet> = config.create_with_context(Quiet).map_err(KafkaError::client)?;
+    let consumer: BaseConsumer<Quiet> =
+        config.create_with_context(Quiet).map_err(KafkaError::client)?;
     let mut assignment = TopicPartitionList::new();
     for (partition, offset) in from {
         assignment

@@ -1,5 +1,5 @@
-//! What every client of ours is configured from: brokers, and any librdkafka property but those that would break a
-//! promise.
+//! What every client of ours is configured from: brokers, and any librdkafka property but those
+//! that would break a promise.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -16,12 +16,16 @@ pub struct Settings {
     pub properties: BTreeMap<String, String>,
 }
 
-/// Properties that must keep a value, and why. The worker commits an offset only after its job is settled (I1, I2), and
-/// nothing in librdkafka may do that in its place.
+/// Properties that must keep a value, and why. The worker commits an offset only after its job is
+/// settled (I1, I2), and nothing in librdkafka may do that in its place.
 const FIXED: [(&str, &str, &str); 5] = [
     ("enable.auto.commit", "false", "the worker itself commits, and only what is settled"),
     ("enable.auto.offset.store", "false", "the worker itself commits, and only what is settled"),
-    ("enable.idempotence", "true", "without it a broker's retry can repeat or reorder the events of a job"),
+    (
+        "enable.idempotence",
+        "true",
+        "without it a broker's retry can repeat or reorder the events of a job",
+    ),
     ("acks", "all", "a job is settled when all in-sync replicas have its terminal record"),
     (
         "delivery.report.only.error",
@@ -31,10 +35,13 @@ const FIXED: [(&str, &str, &str); 5] = [
 ];
 
 /// Properties that we set ourselves from elsewhere.
-const OWNED: [(&str, &str); 2] =
-    [("bootstrap.servers", "set KAFKA_BROKERS instead"), ("group.id", "set MCP_CONSUMER_GROUP instead")];
+const OWNED: [(&str, &str); 2] = [
+    ("bootstrap.servers", "set KAFKA_BROKERS instead"),
+    ("group.id", "set MCP_CONSUMER_GROUP instead"),
+];
 
-/// Properties of consumers only; a producer is not given them, since librdkafka would warn at every start.
+/// Properties of consumers only; a producer is not given them, since librdkafka would warn at every
+/// start.
 const CONSUMER_ONLY: [&str; 14] = [
     "group.",
     "partition.assignment.strategy",
@@ -81,11 +88,15 @@ const ALIASES: [(&str, &str); 3] = [
 
 /// The name of a static member.
 const INSTANCE_ID: &str = "group.instance.id";
-/// Defaults of a member that follows a quiet topic: little is read ahead, and empty fetches are rare.
-const SIDE_DEFAULTS: [(&str, &str); 3] =
-    [("queued.min.messages", "100"), ("queued.max.messages.kbytes", "1024"), ("fetch.wait.max.ms", "2000")];
-/// The default of `session.timeout.ms`. With librdkafka's own 45 s the jobs of a killed worker would wait as long; with the
-/// heartbeats below, other workers have them within 20 s.
+/// Defaults of a member that follows a quiet topic: little is read ahead, and empty fetches are
+/// rare.
+const SIDE_DEFAULTS: [(&str, &str); 3] = [
+    ("queued.min.messages", "100"),
+    ("queued.max.messages.kbytes", "1024"),
+    ("fetch.wait.max.ms", "2000"),
+];
+/// The default of `session.timeout.ms`. With librdkafka's own 45 s the jobs of a killed worker
+/// would wait as long; with the heartbeats below, other workers have them within 20 s.
 const SESSION_TIMEOUT_MS: u64 = 15_000;
 /// The same where the brokers decide: their default (`group.consumer.session.timeout.ms`, KIP-848).
 const BROKERS_SESSION_TIMEOUT_MS: u64 = 45_000;
@@ -124,7 +135,9 @@ impl Settings {
 
     /// The group protocol of KIP-848.
     fn is_next_generation(&self) -> bool {
-        self.properties.get("group.protocol").is_some_and(|value| value.eq_ignore_ascii_case("consumer"))
+        self.properties
+            .get("group.protocol")
+            .is_some_and(|value| value.eq_ignore_ascii_case("consumer"))
     }
 
     /// Refuses what would break a promise.
@@ -133,7 +146,11 @@ impl Settings {
     /// [`KafkaError::Property`] with the reason.
     pub fn check(&self) -> Result<(), KafkaError> {
         let refuse = |name: &str, value: &str, reason: &str| {
-            Err(KafkaError::Property { name: name.into(), value: value.into(), reason: reason.into() })
+            Err(KafkaError::Property {
+                name: name.into(),
+                value: value.into(),
+                reason: reason.into(),
+            })
         };
         for (name, value) in &self.properties {
             if let Some((_, reason)) = OWNED.iter().find(|(owned, _)| owned == name) {
@@ -145,17 +162,17 @@ impl Settings {
                 let reason = "jobs written before a partition's first commit would be passed over";
                 return refuse(name, value, reason);
             }
-            let fixed = FIXED
-                .iter()
-                .find(|(fixed, ..)| fixed == name || (*fixed == "acks" && name == "request.required.acks"));
+            let fixed = FIXED.iter().find(|(fixed, ..)| {
+                fixed == name || (*fixed == "acks" && name == "request.required.acks")
+            });
             if let Some((_, only, reason)) = fixed
                 && value != only
                 && !(*only == "all" && value == "-1")
             {
                 return refuse(name, value, reason);
             }
-            // A worker that was stopped or cut off speaks of jobs that others have ended meanwhile, if what it had to say
-            // outlives its session.
+            // A worker that was stopped or cut off speaks of jobs that others have ended meanwhile,
+            // if what it had to say outlives its session.
             if DELIVERY_TIMEOUT.contains(&name.as_str())
                 && value.parse::<u64>().is_ok_and(|ms| ms == 0 || ms >= self.session_timeout_ms())
             {
@@ -169,7 +186,8 @@ impl Settings {
 
     fn session_timeout_ms(&self) -> u64 {
         let set = self.properties.get("session.timeout.ms").and_then(|value| value.parse().ok());
-        let default = if self.is_next_generation() { BROKERS_SESSION_TIMEOUT_MS } else { SESSION_TIMEOUT_MS };
+        let default =
+            if self.is_next_generation() { BROKERS_SESSION_TIMEOUT_MS } else { SESSION_TIMEOUT_MS };
         set.unwrap_or(default)
     }
 
@@ -197,7 +215,11 @@ impl Settings {
                 continue;
             }
             let alias = ALIASES.iter().find(|(ours, _)| ours == name).map(|(_, alias)| alias);
-            if ![Some(name), alias].into_iter().flatten().any(|name| self.properties.contains_key(*name)) {
+            if ![Some(name), alias]
+                .into_iter()
+                .flatten()
+                .any(|name| self.properties.contains_key(*name))
+            {
                 config.set(*name, *value);
             }
         }
@@ -206,7 +228,8 @@ impl Settings {
 
     /// A member of group `group`.
     pub(crate) fn consumer(&self, group: &str, role: Role) -> ClientConfig {
-        let statistics_interval = STATISTICS_INTERVAL_MS.min(self.session_timeout_ms() / 9).to_string();
+        let statistics_interval =
+            STATISTICS_INTERVAL_MS.min(self.session_timeout_ms() / 9).to_string();
         let mut config = self.base(&PRODUCER_ONLY);
         if let Role::Side(name) = role {
             config = self.with_defaults(config, &SIDE_DEFAULTS);
@@ -218,21 +241,26 @@ impl Settings {
             config,
             &[
                 ("auto.offset.reset", "earliest"),
-                // Fetched records wait in librdkafka only briefly: what waits for its turn is bounded by the engine.
+                // Fetched records wait in librdkafka only briefly: what waits for its turn is
+                // bounded by the engine.
                 ("queued.min.messages", "1000"),
                 ("queued.max.messages.kbytes", "4096"),
-                // The largest record of our topics; the embedded broker returns none that is larger than this.
+                // The largest record of our topics; the embedded broker returns none that is larger
+                // than this.
                 ("fetch.max.bytes", "5242880"),
                 ("max.partition.fetch.bytes", "262144"),
-                // How long the broker keeps a request for which there is nothing. A partition that is resumed waits for the
-                // answer, since there is one request at a time; but each answer wakes an idle worker.
+                // How long the broker keeps a request for which there is nothing. A partition that
+                // is resumed waits for the answer, since there is one request at a time; but each
+                // answer wakes an idle worker.
                 ("fetch.wait.max.ms", "400"),
-                // How long a partition is not fetched whose records wait already: a second, if nothing is said, in which
-                // a quick worker runs dry.
+                // How long a partition is not fetched whose records wait already: a second, if
+                // nothing is said, in which a quick worker runs dry.
                 ("fetch.queue.backoff.ms", "20"),
-                // They say when the coordinator was last heard, and a gap is a third of the session.
+                // They say when the coordinator was last heard, and a gap is a third of the
+                // session.
                 ("statistics.interval.ms", &statistics_interval),
-                // A topic that grows is noticed by this: with librdkafka's own 5 minutes nobody reads its new partitions.
+                // A topic that grows is noticed by this: with librdkafka's own 5 minutes nobody
+                // reads its new partitions.
                 ("topic.metadata.refresh.interval.ms", "5000"),
             ],
         );
@@ -257,16 +285,19 @@ impl Settings {
     /// A consumer without a group, for tools that read a topic.
     pub(crate) fn reader(&self) -> ClientConfig {
         let mut config = self.base(&PRODUCER_ONLY);
-        // librdkafka wants a group's name for every consumer; nothing is ever committed under this one.
+        // librdkafka wants a group's name for every consumer; nothing is ever committed under this
+        // one.
         config.set("group.id", "mcp-fleet-reader").set("enable.auto.commit", "false");
         config.set("enable.partition.eof", "true");
-        // What was asked for and is gone (compacted, expired) is no reason to leave out what comes after it.
+        // What was asked for and is gone (compacted, expired) is no reason to leave out what comes
+        // after it.
         config.set("auto.offset.reset", "earliest");
         config
     }
 
-    /// A consumer without a group that follows topics for as long as a process lives. Little is fetched ahead: what is
-    /// read is what has just been written. A topic that is added waits for the answer to the fetch under way.
+    /// A consumer without a group that follows topics for as long as a process lives. Little is
+    /// fetched ahead: what is read is what has just been written. A topic that is added waits for
+    /// the answer to the fetch under way.
     pub(crate) fn follower(&self) -> ClientConfig {
         let defaults = [
             ("queued.min.messages", "1000"),
@@ -280,7 +311,8 @@ impl Settings {
 
     /// A producer that waits for all in-sync replicas.
     pub(crate) fn producer(&self) -> ClientConfig {
-        let delivery_timeout = DELIVERY_TIMEOUT_MS.min(self.session_timeout_ms() * 2 / 3).to_string();
+        let delivery_timeout =
+            DELIVERY_TIMEOUT_MS.min(self.session_timeout_ms() * 2 / 3).to_string();
         let mut config = self.base(&CONSUMER_ONLY);
         if !DELIVERY_TIMEOUT.iter().any(|name| self.properties.contains_key(*name)) {
             config.set("delivery.timeout.ms", delivery_timeout);
@@ -291,15 +323,18 @@ impl Settings {
                 ("linger.ms", "2"),
                 ("compression.type", Compression::default().as_str()),
                 ("message.max.bytes", "16777216"),
-                // The partitioner of the Java clients: one key goes to one partition, whoever writes it.
+                // The partitioner of the Java clients: one key goes to one partition, whoever
+                // writes it.
                 ("partitioner", "murmur2_random"),
-                // Jobs without a key are to keep all workers busy: a sticky partition takes all of a burst.
+                // Jobs without a key are to keep all workers busy: a sticky partition takes all of
+                // a burst.
                 ("sticky.partitioning.linger.ms", "0"),
             ],
         );
         let codec = config.get("compression.type").or_else(|| config.get("compression.codec"));
         if codec == Some(Compression::Gzip.as_str()) {
-            // The others cost several times as much, and make little difference to records of this size.
+            // The others cost several times as much, and make little difference to records of this
+            // size.
             config = self.with_defaults(config, &[("compression.level", "1")]);
         }
         config.set("enable.idempotence", "true").set("acks", "all");
@@ -342,7 +377,8 @@ mod tests {
     #[test]
     fn what_waits_to_be_written_does_not_outlive_the_session() {
         let settings = |properties: &[(&str, &str)]| {
-            let properties = properties.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
+            let properties =
+                properties.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
             Settings { brokers: "b:1".into(), properties: properties.collect() }
         };
         let session = ("session.timeout.ms", "6000");
@@ -356,9 +392,11 @@ mod tests {
             settings.check().unwrap();
             assert_eq!(settings.producer().get("delivery.timeout.ms"), expected, "{properties:?}");
         }
-        for (name, value) in
-            [("delivery.timeout.ms", "6000"), ("message.timeout.ms", "30000"), ("message.timeout.ms", "0")]
-        {
+        for (name, value) in [
+            ("delivery.timeout.ms", "6000"),
+            ("message.timeout.ms", "30000"),
+            ("message.timeout.ms", "0"),
+        ] {
             let message = settings(&[session, (name, value)]).check().unwrap_err().to_string();
             assert!(message.contains(name) && message.contains("session.timeout.ms"), "{message}");
         }
@@ -396,15 +434,21 @@ mod tests {
 
         settings.properties.insert("group.protocol".to_owned(), "consumer".to_owned());
         let consumer = settings.consumer("g", Role::Main);
-        assert_eq!((consumer.get("session.timeout.ms"), consumer.get("heartbeat.interval.ms")), (None, None));
+        assert_eq!(
+            (consumer.get("session.timeout.ms"), consumer.get("heartbeat.interval.ms")),
+            (None, None)
+        );
         assert!(settings.warning().is_some_and(|warning| warning.contains("2.12")));
     }
 
     #[test]
     fn what_agrees_with_the_promises_passes() {
-        for (name, value) in
-            [("acks", "all"), ("acks", "-1"), ("enable.auto.commit", "false"), ("security.protocol", "SSL")]
-        {
+        for (name, value) in [
+            ("acks", "all"),
+            ("acks", "-1"),
+            ("enable.auto.commit", "false"),
+            ("security.protocol", "SSL"),
+        ] {
             check(name, value).unwrap();
         }
     }
@@ -447,7 +491,11 @@ mod tests {
             let config = settings.consumer("g", role);
             assert_eq!(config.get("group.instance.id"), Some(name));
             assert_eq!(config.get("queued.max.messages.kbytes"), Some(kilobytes));
-            assert_eq!(config.get("fetch.wait.max.ms"), Some("50"), "what the user says goes for both");
+            assert_eq!(
+                config.get("fetch.wait.max.ms"),
+                Some("50"),
+                "what the user says goes for both"
+            );
         }
         let dynamic = Settings::new("b:1").consumer("g", Role::Side("delayed"));
         assert_eq!(dynamic.get("group.instance.id"), None);

@@ -1,18 +1,19 @@
 //! The Landlock domain of a child.
 //!
-//! Every child gets a domain of its own. A process in a domain can't trace, and so can't read memory and environment of,
-//! a process outside of it: not the server's and not those of other children. A domain must restrict something. Where
-//! the kernel can, it is signals to processes outside, which no child has a use for; else it is the right to move files
-//! between directories, which is given back for everything. (The kernel lets `CAP_PERFMON` and `CAP_SYS_ADMIN` read all the
-//! same, so this is for servers that do not run as an almighty root.) Both leave the child's files and connections alone, which
-//! are limited only where the policy says so.
+//! Every child gets a domain of its own. A process in a domain can't trace, and so can't read
+//! memory and environment of, a process outside of it: not the server's and not those of other
+//! children. A domain must restrict something. Where the kernel can, it is signals to processes
+//! outside, which no child has a use for; else it is the right to move files between directories,
+//! which is given back for everything. (The kernel lets `CAP_PERFMON` and `CAP_SYS_ADMIN` read all
+//! the same, so this is for servers that do not run as an almighty root.) Both leave the child's
+//! files and connections alone, which are limited only where the policy says so.
 
 use std::{path::Path, sync::Once};
 
 use fleet_policy::confinement::Confinement;
 use landlock::{
-    ABI, Access, AccessFs, AccessNet, BitFlags, CompatLevel, Compatible, NetPort, Ruleset, RulesetAttr,
-    RulesetCreated, RulesetCreatedAttr, RulesetError, Scope, path_beneath_rules,
+    ABI, Access, AccessFs, AccessNet, BitFlags, CompatLevel, Compatible, NetPort, Ruleset,
+    RulesetAttr, RulesetCreated, RulesetCreatedAttr, RulesetError, Scope, path_beneath_rules,
 };
 
 /// The newest rights on files that are limited; the kernel takes of them what it knows.
@@ -48,7 +49,8 @@ const DEVICES: [&str; 5] = ["/dev/null", "/dev/zero", "/dev/full", "/dev/random"
 ///
 /// # Errors
 ///
-/// Returns an error if the kernel refuses. What the kernel does not know is left out without an error.
+/// Returns an error if the kernel refuses. What the kernel does not know is left out without an
+/// error.
 pub(super) fn enter(confinement: &Confinement, program: &Path) -> Result<(), RulesetError> {
     let mut ruleset = Ruleset::default();
     let scopes = kernel_can(|strict| strict.scope(Scope::Signal));
@@ -105,7 +107,8 @@ pub fn is_available() -> bool {
         || kernel_can(|strict| strict.handle_access(AccessFs::Refer))
 }
 
-/// Logs what a child will share or may use although it should not, because the kernel can't prevent it.
+/// Logs what a child will share or may use although it should not, because the kernel can't prevent
+/// it.
 pub fn warn_of_gaps(server: &str, confinement: &Confinement) {
     static TOLD: Once = Once::new();
     if !is_available() {
@@ -118,11 +121,17 @@ pub fn warn_of_gaps(server: &str, confinement: &Confinement) {
     }
 
     if confinement.limits_files() && !kernel_can(|strict| strict.handle_access(AccessFs::Refer)) {
-        tracing::warn!(server, "read_files and write_files are not enforced: the kernel has no Landlock");
+        tracing::warn!(
+            server,
+            "read_files and write_files are not enforced: the kernel has no Landlock"
+        );
     }
     if confinement.connect_ports.is_some()
         && !kernel_can(|strict| strict.handle_access(AccessNet::ConnectTcp))
     {
-        tracing::warn!(server, "connect_ports is not enforced: it takes Landlock of Linux 6.7 or later");
+        tracing::warn!(
+            server,
+            "connect_ports is not enforced: it takes Landlock of Linux 6.7 or later"
+        );
     }
 }

@@ -1,10 +1,11 @@
 //! Sets the limits of a child between its start and its first instruction.
 //!
-//! Limits must hold before the program runs and for whatever it starts itself, and code between fork and exec is
-//! unsafe to write. So the child first is this very binary once more: it lowers its own limits, enters a Landlock domain
-//! and then becomes the program, with the same process id and pipes. Setting them from outside would come too late for a
-//! program that starts another one at once; a shell's `ulimit` would need a shell, which small images do not have, and
-//! would stand between us and the arguments.
+//! Limits must hold before the program runs and for whatever it starts itself, and code between
+//! fork and exec is unsafe to write. So the child first is this very binary once more: it lowers
+//! its own limits, enters a Landlock domain and then becomes the program, with the same process id
+//! and pipes. Setting them from outside would come too late for a program that starts another one
+//! at once; a shell's `ulimit` would need a shell, which small images do not have, and would stand
+//! between us and the arguments.
 
 use std::{
     ffi::OsString,
@@ -45,22 +46,26 @@ struct Launch {
     cwd: Option<PathBuf>,
 }
 
-/// The program to start, and what comes before the arguments of a child, so that it runs under these limits.
+/// The program to start, and what comes before the arguments of a child, so that it runs under
+/// these limits.
 pub fn wrap(
     program: &Path,
     limits: &ProcessLimits,
     confinement: &Confinement,
     cwd: Option<&Path>,
 ) -> (OsString, Vec<OsString>) {
-    let launch = Launch { limits: *limits, confinement: confinement.clone(), cwd: cwd.map(Path::to_owned) };
-    // Paths come from a TOML text or a JSON one, so they are UTF-8, and nothing else of this can fail to become JSON.
+    let launch =
+        Launch { limits: *limits, confinement: confinement.clone(), cwd: cwd.map(Path::to_owned) };
+    // Paths come from a TOML text or a JSON one, so they are UTF-8, and nothing else of this can
+    // fail to become JSON.
     let launch = serde_json::to_string(&launch).unwrap_or_default();
     let arguments = vec![ARGUMENT.into(), launch.into(), program.as_os_str().to_owned()];
     // Not the path that we were started by: another version may be there by now, or nothing.
     ("/proc/self/exe".into(), arguments)
 }
 
-/// Becomes the program that this process was started to become. Nothing where it was started for something else.
+/// Becomes the program that this process was started to become. Nothing where it was started for
+/// something else.
 ///
 /// To be called in `main` of every binary that hosts servers, before everything but
 /// `fleet_ops::inspection::forbid`.
@@ -102,14 +107,17 @@ fn launch(mut arguments: impl Iterator<Item = OsString>) -> io::Error {
     Command::new(program).args(arguments).exec()
 }
 
-/// Goes to a directory, if it is still where it was when policy allowed it: a link in its path may lead elsewhere by now.
+/// Goes to a directory, if it is still where it was when policy allowed it: a link in its path may
+/// lead elsewhere by now.
 fn change_directory(path: &Path) -> io::Result<()> {
     let flags = OFlag::O_PATH | OFlag::O_DIRECTORY;
     let directory = File::options().read(true).custom_flags(flags.bits()).open(path)?;
     let place = std::fs::read_link(format!("/proc/self/fd/{}", directory.as_raw_fd()))?;
     if place != path {
-        let problem =
-            format!("the working directory {} is another one than policy has allowed", path.display());
+        let problem = format!(
+            "the working directory {} is another one than policy has allowed",
+            path.display()
+        );
         return Err(io::Error::other(problem));
     }
     Ok(nix::unistd::fchdir(&directory)?)
@@ -119,11 +127,13 @@ fn change_directory(path: &Path) -> io::Result<()> {
 fn set_limits(limits: &ProcessLimits) -> io::Result<()> {
     let ProcessLimits { memory_mb, cpu_seconds, open_files } = *limits;
 
-    // The data segment and private writable mappings, which is memory in use. Limiting the whole address space would
-    // be wrong: V8 and others reserve hundreds of gigabytes of it and use little.
+    // The data segment and private writable mappings, which is memory in use. Limiting the whole
+    // address space would be wrong: V8 and others reserve hundreds of gigabytes of it and use
+    // little.
     lower(Resource::RLIMIT_DATA, memory_mb.map(|mb| mb.saturating_mul(1024 * 1024)), 0)?;
 
-    // SIGXCPU first, so that the cause can be told from others, then SIGKILL for a program that ignores it.
+    // SIGXCPU first, so that the cause can be told from others, then SIGKILL for a program that
+    // ignores it.
     lower(Resource::RLIMIT_CPU, cpu_seconds, 1)?;
 
     lower(Resource::RLIMIT_NOFILE, open_files, 0)

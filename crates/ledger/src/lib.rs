@@ -1,8 +1,9 @@
 //! The ledger: what has become of every job.
 //!
-//! It is a projection of the events topic and nothing else. A [`Store`] takes up records in the order of the log, keeps the
-//! event that is the state of each job by the rule of [`fleet_job::state`], remembers how far it has come, and forgets what
-//! is old. It is told the time, and does not know Kafka; what reads the topic stands elsewhere.
+//! It is a projection of the events topic and nothing else. A [`Store`] takes up records in the
+//! order of the log, keeps the event that is the state of each job by the rule of
+//! [`fleet_job::state`], remembers how far it has come, and forgets what is old. It is told the
+//! time, and does not know Kafka; what reads the topic stands elsewhere.
 
 pub mod memory;
 pub mod query;

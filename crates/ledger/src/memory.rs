@@ -1,4 +1,5 @@
-//! A ledger in memory: bounded, indexed for what is asked, and read again from the topic after a restart.
+//! A ledger in memory: bounded, indexed for what is asked, and read again from the topic after a
+//! restart.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, HashSet},
@@ -18,8 +19,8 @@ use crate::{
     query::{Cursor, Page, Query},
     retention::{Forgotten, Retention},
     store::{
-        Batch, Known, LoggedEvent, Overtaken, Positions, STATES, Store, StoreError, Update, number, outline,
-        submitted_at,
+        Batch, Known, LoggedEvent, Overtaken, Positions, STATES, Store, StoreError, Update, number,
+        outline, submitted_at,
     },
 };
 
@@ -117,7 +118,8 @@ impl MemoryStore {
     }
 
     fn inner(&self) -> MutexGuard<'_, Inner> {
-        // What is done under the lock does not panic; if it did, the log would be read again after a restart.
+        // What is done under the lock does not panic; if it did, the log would be read again after
+        // a restart.
         self.inner.lock()
     }
 
@@ -175,7 +177,13 @@ impl Inner {
         Verdict::State
     }
 
-    fn insert(&mut self, job_id: Arc<str>, partition: i32, standing: Standing, logged: &LoggedEvent) {
+    fn insert(
+        &mut self,
+        job_id: Arc<str>,
+        partition: i32,
+        standing: Standing,
+        logged: &LoggedEvent,
+    ) {
         let event = &logged.event;
         let state = number(event.state);
         let slot = Slot {
@@ -276,7 +284,8 @@ fn last_place(query: &Query) -> Option<Place> {
     }
 }
 
-/// The place that was looked at before `place`, which is where a page ends that does not hold it any more.
+/// The place that was looked at before `place`, which is where a page ends that does not hold it
+/// any more.
 fn before(index: &BTreeSet<Place>, place: &Place) -> Option<Cursor> {
     let (submitted, job_id) = index.range((Bound::Excluded(place), Bound::Unbounded)).next()?;
     let submitted_at = Timestamp::from_millis_clamped(*submitted);
@@ -310,7 +319,8 @@ impl Store for MemoryStore {
 
     async fn overtaken(&self, limit: usize) -> Result<Vec<Overtaken>, StoreError> {
         let inner = self.inner();
-        let slots = inner.overtaken.iter().filter_map(|id| inner.jobs.get_key_value(id)).take(limit);
+        let slots =
+            inner.overtaken.iter().filter_map(|id| inner.jobs.get_key_value(id)).take(limit);
         let overtaken = slots.map(|(job_id, slot)| Overtaken {
             job_id: job_id.to_string(),
             partition: slot.partition,
@@ -350,7 +360,8 @@ impl Store for MemoryStore {
         loop {
             // Let go in between: there can be many.
             let mut inner = self.inner();
-            let Some(id) = inner.ended.first().filter(|(time, _)| *time < oldest).map(|(_, id)| id.clone())
+            let Some(id) =
+                inner.ended.first().filter(|(time, _)| *time < oldest).map(|(_, id)| id.clone())
             else {
                 return Ok(forgotten);
             };

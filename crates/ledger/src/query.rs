@@ -70,7 +70,8 @@ impl Cursor {
 
 impl std::fmt::Display for Cursor {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let bytes = [&self.submitted_at.as_millis().to_be_bytes()[..], self.job_id.as_bytes()].concat();
+        let bytes =
+            [&self.submitted_at.as_millis().to_be_bytes()[..], self.job_id.as_bytes()].concat();
         f.write_str(&URL_SAFE_NO_PAD.encode(bytes))
     }
 }
@@ -78,7 +79,8 @@ impl std::fmt::Display for Cursor {
 /// Some jobs, the newest first.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Page {
-    /// The jobs. There can be fewer than were asked for, even none, and more to come: a store bounds how many it looks at.
+    /// The jobs. There can be fewer than were asked for, even none, and more to come: a store
+    /// bounds how many it looks at.
     pub jobs: Vec<Known>,
     /// Where the next page begins; absent after the last one.
     pub next: Option<Cursor>,
@@ -90,7 +92,8 @@ mod tests {
 
     #[test]
     fn a_cursor_is_read_back_and_nonsense_is_not() {
-        let cursor = Cursor { submitted_at: Timestamp::from_millis_clamped(-5), job_id: "jöb".to_owned() };
+        let cursor =
+            Cursor { submitted_at: Timestamp::from_millis_clamped(-5), job_id: "jöb".to_owned() };
         assert_eq!(Cursor::parse(&cursor.to_string()), Some(cursor));
         for bad in ["", "x", "AAAA", "!!", "AAAAAAAAAAA", "_____________w"] {
             assert_eq!(Cursor::parse(bad), None, "{bad}");

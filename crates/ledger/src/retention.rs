@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-/// How much is kept. What has ended goes first, the oldest end before others; a job that has not ended goes only where
-/// there is no other way to keep within the bounds.
+/// How much is kept. What has ended goes first, the oldest end before others; a job that has not
+/// ended goes only where there is no other way to keep within the bounds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Retention {
     /// A job that ended longer ago is forgotten.

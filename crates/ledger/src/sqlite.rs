@@ -1,7 +1,7 @@
 //! A ledger in an SQLite file: it survives a restart, and goes on reading where it had stopped.
 //!
-//! The file can be deleted at any time: everything in it can be read again from the topic. So it is kept consistent, and a
-//! write need not be on the disk when it is done.
+//! The file can be deleted at any time: everything in it can be read again from the topic. So it is
+//! kept consistent, and a write need not be on the disk when it is done.
 
 use std::{collections::BTreeMap, path::Path, sync::Arc};
 
@@ -18,8 +18,8 @@ use crate::{
     query::{Cursor, Page, Query},
     retention::{Forgotten, Retention},
     store::{
-        Batch, Known, LoggedEvent, Overtaken, Positions, STATES, Store, StoreError, Update, number, outline,
-        submitted_at,
+        Batch, Known, LoggedEvent, Overtaken, Positions, STATES, Store, StoreError, Update, number,
+        outline, submitted_at,
     },
 };
 
@@ -75,17 +75,23 @@ impl std::fmt::Debug for SqliteStore {
 }
 
 impl SqliteStore {
-    /// Opens the ledger in `directory`, or makes one. `topic` names what it is a projection of; a file that holds
-    /// something else is emptied.
+    /// Opens the ledger in `directory`, or makes one. `topic` names what it is a projection of; a
+    /// file that holds something else is emptied.
     ///
     /// # Errors
     /// Where the directory or the file can't be used.
-    pub async fn open(directory: &Path, topic: &str, retention: Retention) -> Result<Self, StoreError> {
+    pub async fn open(
+        directory: &Path,
+        topic: &str,
+        retention: Retention,
+    ) -> Result<Self, StoreError> {
         std::fs::create_dir_all(directory).map_err(StoreError::Directory)?;
         let database = libsql::Builder::new_local(directory.join(FILE)).build().await?;
         let writer = database.connect()?;
         writer
-            .execute_batch("PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL; PRAGMA cache_size=-32768;")
+            .execute_batch(
+                "PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL; PRAGMA cache_size=-32768;",
+            )
             .await?;
         let layout = first_number(&writer, "PRAGMA user_version").await?;
         if layout != Some(LAYOUT) {
@@ -168,14 +174,20 @@ impl SqliteStore {
         while let Some(row) = rows.next().await? {
             let (job_id, standing): (String, String) = (row.get(0)?, row.get(3)?);
             let standing = read_standing(&job_id, &standing)?;
-            overtaken.push(Overtaken { job_id, partition: row.get(1)?, value: row.get(2)?, standing });
+            overtaken.push(Overtaken {
+                job_id,
+                partition: row.get(1)?,
+                value: row.get(2)?,
+                standing,
+            });
         }
         Ok(overtaken)
     }
 
     async fn find(&self, job_id: &str) -> Result<Option<Known>, StoreError> {
         let reader = self.inner.reader.lock().await;
-        let statement = reader.prepare("SELECT partition, offset, event, id FROM jobs WHERE id = ?1").await?;
+        let statement =
+            reader.prepare("SELECT partition, offset, event, id FROM jobs WHERE id = ?1").await?;
         let mut rows = statement.query([job_id]).await?;
         rows.next().await?.map(|row| read(&row)).transpose()
     }
@@ -261,10 +273,15 @@ async fn read_positions(connection: &Connection) -> Result<Positions, StoreError
 }
 
 /// Takes up one record.
-async fn apply(connection: &Connection, update: &Update, totals: &mut Totals) -> Result<Verdict, StoreError> {
+async fn apply(
+    connection: &Connection,
+    update: &Update,
+    totals: &mut Totals,
+) -> Result<Verdict, StoreError> {
     let id = update.job_id.as_str();
-    let find =
-        connection.prepare("SELECT partition, standing, length(event) FROM jobs WHERE id = ?1").await?;
+    let find = connection
+        .prepare("SELECT partition, standing, length(event) FROM jobs WHERE id = ?1")
+        .await?;
     let known: Option<(i32, String, i64)> = match find.query([id]).await?.next().await? {
         Some(row) => Some((row.get(0)?, row.get(1)?, row.get(2)?)),
         None => None,
@@ -340,11 +357,17 @@ async fn insert(
 }
 
 fn read_standing(job_id: &str, text: &str) -> Result<Standing, StoreError> {
-    serde_json::from_str(text).map_err(|source| StoreError::Event { job_id: job_id.to_owned(), source })
+    serde_json::from_str(text)
+        .map_err(|source| StoreError::Event { job_id: job_id.to_owned(), source })
 }
 
-async fn write_standing(connection: &Connection, id: &str, standing: &Standing) -> Result<(), StoreError> {
-    let change = connection.prepare("UPDATE jobs SET standing = ?2, overtaken = ?3 WHERE id = ?1").await?;
+async fn write_standing(
+    connection: &Connection,
+    id: &str,
+    standing: &Standing,
+) -> Result<(), StoreError> {
+    let change =
+        connection.prepare("UPDATE jobs SET standing = ?2, overtaken = ?3 WHERE id = ?1").await?;
     change.execute(params![id, standing_text(standing), standing.is_overtaken()]).await?;
     Ok(())
 }
@@ -366,8 +389,9 @@ async fn bound(
     while totals.jobs > max_jobs || totals.bytes > max_bytes {
         // Exactly as many as there are too many; by their bytes, one after the other.
         let portion = (totals.jobs - max_jobs).clamp(1, PORTION);
-        let ended =
-            format!("SELECT id FROM jobs WHERE state >= {FIRST_TERMINAL} ORDER BY time, id LIMIT {portion}");
+        let ended = format!(
+            "SELECT id FROM jobs WHERE state >= {FIRST_TERMINAL} ORDER BY time, id LIMIT {portion}"
+        );
         let gone = delete(connection, &ended, totals).await?;
         forgotten.ended += gone;
         if gone == 0 {
@@ -382,7 +406,11 @@ async fn bound(
     Ok(forgotten)
 }
 
-async fn delete(connection: &Connection, which: &str, totals: &mut Totals) -> Result<u64, StoreError> {
+async fn delete(
+    connection: &Connection,
+    which: &str,
+    totals: &mut Totals,
+) -> Result<u64, StoreError> {
     let sql = format!("DELETE FROM jobs WHERE id IN ({which}) RETURNING length(event)");
     let mut rows = connection.query(&sql, ()).await?;
     let mut gone = 0;
@@ -408,7 +436,8 @@ fn read(row: &Row) -> Result<Known, StoreError> {
     Ok(Known { partition: row.get(0)?, offset: row.get(1)?, event })
 }
 
-/// The question to the database. Who may see a job is decided afterwards, in one place for all stores.
+/// The question to the database. Who may see a job is decided afterwards, in one place for all
+/// stores.
 fn sql(query: &Query) -> (String, Vec<Value>) {
     let mut conditions = vec!["1".to_owned()];
     let mut values: Vec<Value> = Vec::new();
@@ -435,7 +464,8 @@ fn sql(query: &Query) -> (String, Vec<Value>) {
         conditions.push(format!("(submitted, id) < (?{}, ?{n})", n - 1));
     }
     if !query.states.is_empty() {
-        let states: Vec<String> = query.states.iter().map(|state| number(*state).to_string()).collect();
+        let states: Vec<String> =
+            query.states.iter().map(|state| number(*state).to_string()).collect();
         conditions.push(match &states[..] {
             [state] => format!("state = {state}"),
             states => format!("state IN ({})", states.join(",")),
@@ -494,11 +524,14 @@ impl Store for SqliteStore {
     async fn counts(&self) -> Result<BTreeMap<&'static str, u64>, StoreError> {
         self.work(|store| async move {
             let reader = store.inner.lister.lock().await;
-            let mut rows = reader.query("SELECT state, count(*) FROM jobs GROUP BY state", ()).await?;
-            let mut counts: BTreeMap<_, _> = STATES.iter().map(|state| (state.as_str(), 0)).collect();
+            let mut rows =
+                reader.query("SELECT state, count(*) FROM jobs GROUP BY state", ()).await?;
+            let mut counts: BTreeMap<_, _> =
+                STATES.iter().map(|state| (state.as_str(), 0)).collect();
             while let Some(row) = rows.next().await? {
                 let (state, count): (u64, u64) = (row.get(0)?, row.get(1)?);
-                if let Some(state) = usize::try_from(state).ok().and_then(|state| STATES.get(state)) {
+                if let Some(state) = usize::try_from(state).ok().and_then(|state| STATES.get(state))
+                {
                     counts.insert(state.as_str(), count);
                 }
             }
@@ -513,7 +546,8 @@ impl Store for SqliteStore {
         let mut forgotten = std::mem::take(&mut *self.inner.evicted.lock().await);
         loop {
             // One portion after the other, so that others come in between.
-            let gone = self.work(move |store| async move { store.forget_ended(oldest).await }).await?;
+            let gone =
+                self.work(move |store| async move { store.forget_ended(oldest).await }).await?;
             forgotten.ended += gone;
             if gone == 0 {
                 return Ok(forgotten);

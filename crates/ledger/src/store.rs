@@ -118,8 +118,8 @@ pub(crate) fn submitted_at(event: &JobEvent) -> Timestamp {
 /// A store of jobs by id.
 #[async_trait]
 pub trait Store: Debug + Send + Sync {
-    /// Takes up records, and says what each is to the state of its job ([`fleet_job::state`]). It does no harm to take up a
-    /// record ahead of the log, or twice.
+    /// Takes up records, and says what each is to the state of its job ([`fleet_job::state`]). It
+    /// does no harm to take up a record ahead of the log, or twice.
     ///
     /// # Errors
     /// Where the store fails. Nothing has been taken up then.
@@ -161,7 +161,8 @@ pub trait Store: Debug + Send + Sync {
     /// Where the store fails.
     async fn counts(&self) -> Result<BTreeMap<&'static str, u64>, StoreError>;
 
-    /// Forgets what is older than it may be, and says what was forgotten since the last call, for want of room too.
+    /// Forgets what is older than it may be, and says what was forgotten since the last call, for
+    /// want of room too.
     ///
     /// # Errors
     /// Where the store fails.

@@ -1,4 +1,5 @@
-//! Both stores against a model that is as simple as the promise: the state of every job by the rule of `fleet_job::state`.
+//! Both stores against a model that is as simple as the promise: the state of every job by the rule
+//! of `fleet_job::state`.
 
 #![expect(clippy::unwrap_used, reason = "a panic is the report of a test")]
 
@@ -10,12 +11,14 @@ use fleet_job::{
     time::Timestamp,
 };
 use fleet_ledger::{
-    Batch, Known, LoggedEvent, MemoryStore, Query, Retention, SqliteStore, Store, Update, query::MAX_LIMIT,
+    Batch, Known, LoggedEvent, MemoryStore, Query, Retention, SqliteStore, Store, Update,
+    query::MAX_LIMIT,
 };
 use proptest::prelude::*;
 use serde_json::json;
 
-const STATES: [JobState; 4] = [JobState::Queued, JobState::Running, JobState::Succeeded, JobState::Failed];
+const STATES: [JobState; 4] =
+    [JobState::Queued, JobState::Running, JobState::Succeeded, JobState::Failed];
 
 fn at(ms: i64) -> Timestamp {
     Timestamp::from_millis_clamped(ms)
@@ -33,14 +36,21 @@ async fn stores(directory: &std::path::Path, retention: Retention) -> Vec<Box<dy
 }
 
 fn run<T>(work: impl Future<Output = T>) -> T {
-    tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap().block_on(work)
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .enable_all()
+        .build()
+        .unwrap()
+        .block_on(work)
 }
 
-/// An event of one of few jobs, so that they meet each other often, each of which has so many sources.
+/// An event of one of few jobs, so that they meet each other often, each of which has so many
+/// sources.
 fn event(sources: i64) -> impl Strategy<Value = (u8, Option<JobEvent>)> {
     (0..8u8, 0..9u8, 0..40i64, 0..3u8, 0..3u8, 0..sources).prop_map(
         move |(job, state, time, tool, who, offset)| {
-            let source = Source { topic: "mcp-jobs".to_owned(), topic_id: None, partition: 0, offset };
+            let source =
+                Source { topic: "mcp-jobs".to_owned(), topic_id: None, partition: 0, offset };
             let event = STATES.get(usize::from(state % 4)).map(|state| JobEvent {
                 job_type: Some("tool-call".to_owned()),
                 tool: (tool > 0).then(|| format!("tool-{tool}")),
@@ -79,8 +89,11 @@ fn model(updates: &[Update]) -> BTreeMap<String, Known> {
             continue;
         };
         let entry = Entry::new(update.offset, &logged.event, &logged.value, logged.restated);
-        let known =
-            || Known { partition: update.partition, offset: update.offset, event: logged.event.clone() };
+        let known = || Known {
+            partition: update.partition,
+            offset: update.offset,
+            event: logged.event.clone(),
+        };
         let fresh = || (Standing::new(&entry), known());
         let (standing, state) = jobs.entry(update.job_id.clone()).or_insert_with(fresh);
         if standing.take(&entry) == Verdict::State {
@@ -187,7 +200,8 @@ proptest! {
         });
     }
 
-    /// Both stores know which ends something stands behind, and that it does not once they are written again.
+    /// Both stores know which ends something stands behind, and that it does not once they are
+    /// written again.
     #[test]
     fn an_end_that_was_overtaken_is_written_again_once(events in prop::collection::vec(event(3), 0..60)) {
         let updates = updates(events);
@@ -211,8 +225,8 @@ proptest! {
     }
 }
 
-/// What a job is, without the offset at which it says so: of two records with the same bytes, compaction keeps the later
-/// one.
+/// What a job is, without the offset at which it says so: of two records with the same bytes,
+/// compaction keeps the later one.
 fn state(known: Option<Known>) -> Option<(i32, JobEvent)> {
     known.map(|known| (known.partition, known.event))
 }
@@ -235,14 +249,16 @@ async fn restate(store: &dyn Store, updates: &mut Vec<Update>) {
 
 /// The newest record of every job.
 fn compacted(updates: &[Update]) -> Vec<Update> {
-    let is_newest =
-        |n: usize, update: &Update| !updates[n + 1..].iter().any(|later| later.job_id == update.job_id);
+    let is_newest = |n: usize, update: &Update| {
+        !updates[n + 1..].iter().any(|later| later.job_id == update.job_id)
+    };
     let newest = updates.iter().enumerate().filter(|(n, update)| is_newest(*n, update));
     newest.map(|(_, update)| update.clone()).collect()
 }
 
 fn ended(n: i64, state: JobState) -> Update {
-    let event = JobEvent { submitted_at: Some(at(n)), ..JobEvent::new(format!("job-{n}"), state, at(n)) };
+    let event =
+        JobEvent { submitted_at: Some(at(n)), ..JobEvent::new(format!("job-{n}"), state, at(n)) };
     Update::new(0, n, event)
 }
 
@@ -251,7 +267,8 @@ fn what_ended_first_is_forgotten_first_and_open_jobs_last() {
     let directory = tempfile::tempdir().unwrap();
     run(async {
         for store in stores(directory.path(), Retention { max_jobs: 3, ..unbounded() }).await {
-            let states = [JobState::Queued, JobState::Succeeded, JobState::Failed, JobState::Running];
+            let states =
+                [JobState::Queued, JobState::Succeeded, JobState::Failed, JobState::Running];
             let mut updates: Vec<_> = (1..).zip(states).map(|(n, state)| ended(n, state)).collect();
             updates.push(ended(5, JobState::Running));
             store.apply(Batch { updates, ..Batch::default() }).await.unwrap();
@@ -272,10 +289,12 @@ fn what_ended_first_is_forgotten_first_and_open_jobs_last() {
 fn bytes_are_bounded() {
     let directory = tempfile::tempdir().unwrap();
     run(async {
-        for store in stores(directory.path(), Retention { max_bytes: 100_000, ..unbounded() }).await {
+        for store in stores(directory.path(), Retention { max_bytes: 100_000, ..unbounded() }).await
+        {
             for n in 0..100 {
                 let event = ended(n, JobState::Succeeded).event.unwrap().event;
-                let update = Update::new(0, n, JobEvent { result: Some("x".repeat(5_000).into()), ..event });
+                let update =
+                    Update::new(0, n, JobEvent { result: Some("x".repeat(5_000).into()), ..event });
                 store.apply(Batch { updates: vec![update], ..Batch::default() }).await.unwrap();
             }
             let left = list(&*store, Query { limit: 500, ..Query::default() }).await;
@@ -291,7 +310,8 @@ fn what_ended_long_ago_is_forgotten_and_open_jobs_are_not() {
     run(async {
         let retention = Retention { max_age: Duration::from_millis(10), ..unbounded() };
         for store in stores(directory.path(), retention).await {
-            let states = [JobState::Succeeded, JobState::Queued, JobState::Expired, JobState::Cancelled];
+            let states =
+                [JobState::Succeeded, JobState::Queued, JobState::Expired, JobState::Cancelled];
             let updates = (1..).zip(states).map(|(n, state)| ended(n, state)).collect();
             store.apply(Batch { updates, ..Batch::default() }).await.unwrap();
             let forgotten = store.forget(at(14)).await.unwrap();

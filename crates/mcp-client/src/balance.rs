@@ -1,9 +1,9 @@
 //! Which endpoint gets the next request. Pure: time is passed in.
 //!
-//! Least requests in flight, turn by turn among equals. An endpoint that could not be reached, or refused us, is put
-//! aside for a while that doubles; when the while is over one request may try it. Putting aside only decides the
-//! order: when every endpoint is aside the one that would return first is tried, so the client never reports an
-//! outage that it has not just seen.
+//! Least requests in flight, turn by turn among equals. An endpoint that could not be reached, or
+//! refused us, is put aside for a while that doubles; when the while is over one request may try
+//! it. Putting aside only decides the order: when every endpoint is aside the one that would return
+//! first is tried, so the client never reports an outage that it has not just seen.
 
 use std::time::{Duration, Instant};
 
@@ -33,11 +33,13 @@ impl Balancer {
         Self { seats: vec![Seat::default(); endpoints], turn: 0, random: Random::new(seed) }
     }
 
-    /// The endpoint for the next request, not counting those in `tried`; `None` when all have been. The request counts
-    /// as in flight until [`Balancer::release`].
+    /// The endpoint for the next request, not counting those in `tried`; `None` when all have been.
+    /// The request counts as in flight until [`Balancer::release`].
     pub(crate) fn pick(&mut self, now: Instant, tried: &[usize]) -> Option<usize> {
         let count = self.seats.len();
-        let order = (0..count).map(|step| (self.turn + step) % count).filter(|index| !tried.contains(index));
+        let order = (0..count)
+            .map(|step| (self.turn + step) % count)
+            .filter(|index| !tried.contains(index));
         let chosen = order.min_by_key(|&index| {
             let seat = &self.seats[index];
             (seat.aside_until.filter(|until| *until > now), seat.in_flight)

@@ -1,9 +1,10 @@
 //! A request body that knows whether it has been taken.
 //!
-//! Whether a failed call may be sent elsewhere hangs on one fact: can the server have seen the request? The HTTP stack
-//! asks for the body only once it has a connection to write it to. Before that nothing has been sent; a server that
-//! never got the body can't have run anything. Error predicates alone can't tell: an overall deadline strikes in any
-//! phase, and a connection may break between being made and being used.
+//! Whether a failed call may be sent elsewhere hangs on one fact: can the server have seen the
+//! request? The HTTP stack asks for the body only once it has a connection to write it to. Before
+//! that nothing has been sent; a server that never got the body can't have run anything. Error
+//! predicates alone can't tell: an overall deadline strikes in any phase, and a connection may
+//! break between being made and being used.
 
 use std::convert::Infallible;
 use std::pin::Pin;

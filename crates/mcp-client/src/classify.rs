@@ -1,7 +1,8 @@
 //! How what came back is read: the table of the design, as pure functions.
 //!
-//! Three layers can fail: the transport, JSON-RPC, the tool. Each has one function here; together they are the only
-//! place where it is decided whether a job waits, is tried again, or has failed for good.
+//! Three layers can fail: the transport, JSON-RPC, the tool. Each has one function here; together
+//! they are the only place where it is decided whether a job waits, is tried again, or has failed
+//! for good.
 
 use std::time::{Duration, SystemTime};
 
@@ -26,7 +27,8 @@ pub(crate) enum Broken {
     TimedOut(Duration),
     /// The answer is larger than the limit.
     TooLarge(usize),
-    /// What came is not MCP, and nothing says that it is the answer to this request: what is wrong with it.
+    /// What came is not MCP, and nothing says that it is the answer to this request: what is wrong
+    /// with it.
     Malformed(String),
     /// It is the answer to this request, and can't be read: what is wrong with it.
     Unreadable(String),
@@ -66,7 +68,8 @@ fn verdict(head: &Head) -> Verdict {
         401 | 403 | 407 => Verdict::Unauthorized,
         300..=399 => Verdict::Redirected,
         429 => Verdict::Full(WaitReason::RateLimited),
-        // A server that says when to come back is there. Without that word, the call may have been lost behind it.
+        // A server that says when to come back is there. Without that word, the call may have been
+        // lost behind it.
         503 if head.retry_after.is_some() => Verdict::Full(WaitReason::ServerBusy),
         // A request that came too early or to the wrong host may be welcome later.
         408 | 421 | 425 | 502..=504 => Verdict::Retry,
@@ -79,12 +82,16 @@ fn verdict(head: &Head) -> Verdict {
 pub(crate) fn broken(broken: &Broken, at: &str) -> Failure {
     let error = |kind, message| JobError::new(kind, message);
     match broken {
-        Broken::NotSent(why) => {
-            Failure::unavailable(error(ErrorKind::Connect, format!("can't connect to {at}: {}", quote(why))))
-        }
+        Broken::NotSent(why) => Failure::unavailable(error(
+            ErrorKind::Connect,
+            format!("can't connect to {at}: {}", quote(why)),
+        )),
         Broken::Lost(why) => Failure::retry(error(
             ErrorKind::ConnectionLost,
-            format!("the connection to {at} was lost after the request had been sent: {}", quote(why)),
+            format!(
+                "the connection to {at} was lost after the request had been sent: {}",
+                quote(why)
+            ),
         )),
         Broken::TimedOut(limit) => Failure::retry(error(
             ErrorKind::Timeout,
@@ -116,7 +123,8 @@ pub(crate) fn broken(broken: &Broken, at: &str) -> Failure {
     }
 }
 
-/// The failure that follows from an HTTP error status, with the JSON-RPC error in its body where there is one.
+/// The failure that follows from an HTTP error status, with the JSON-RPC error in its body where
+/// there is one.
 pub(crate) fn http(head: &Head, error: Option<&RpcError>, now: SystemTime, at: &str) -> Failure {
     let delay = head.retry_after.as_deref().and_then(|text| retry_after(text, now));
     // What our server says of a call goes before what its status says of a request.
@@ -164,7 +172,8 @@ pub(crate) fn gives_reason(error: &JobError) -> bool {
     reason.and_then(WaitReason::of_answer).is_some()
 }
 
-/// What our server gives as the reason why a call was not made, in `data.reason`; `None` where it gives none that is known.
+/// What our server gives as the reason why a call was not made, in `data.reason`; `None` where it
+/// gives none that is known.
 fn by_reason(error: &RpcError, at: &str) -> Option<Failure> {
     let data = error.data.as_ref()?;
     let reason = data.get("reason")?.as_str()?;
@@ -207,31 +216,44 @@ pub(crate) fn rpc(error: &RpcError, at: &str) -> Failure {
 
 fn rpc_error(error: &RpcError, at: &str) -> JobError {
     let message = format!("{at} answered with error {}: {}", error.code, quote(&error.message));
-    JobError { data: error.data.clone(), ..JobError::new(ErrorKind::JsonRpc, message).with_code(error.code) }
+    JobError {
+        data: error.data.clone(),
+        ..JobError::new(ErrorKind::JsonRpc, message).with_code(error.code)
+    }
 }
 
-/// What the result of `tools/call` comes to. Where somebody can be asked, a question is an answer too.
+/// What the result of `tools/call` comes to. Where somebody can be asked, a question is an answer
+/// too.
 pub(crate) fn tool_result(result: Value, may_ask: bool, at: &str) -> Outcome {
-    let protocol =
-        |message: String| Outcome::Failed(Failure::permanent(JobError::new(ErrorKind::Protocol, message)));
+    let protocol = |message: String| {
+        Outcome::Failed(Failure::permanent(JobError::new(ErrorKind::Protocol, message)))
+    };
     match result.get("resultType").map(|kind| kind.as_str().unwrap_or_default()) {
         None | Some("complete") => {}
         Some("input_required") if may_ask => return Outcome::Succeeded(result),
         Some("input_required") => {
-            return protocol(format!("the tool at {at} asks for input, and a job has nobody to ask"));
+            return protocol(format!(
+                "the tool at {at} asks for input, and a job has nobody to ask"
+            ));
         }
         Some("task") => {
-            return protocol(format!("{at} answered with a task, which this client did not offer to follow"));
+            return protocol(format!(
+                "{at} answered with a task, which this client did not offer to follow"
+            ));
         }
         Some(other) => {
-            return protocol(format!("{at} answered with a result of unknown type {:?}", quote(other)));
+            return protocol(format!(
+                "{at} answered with a result of unknown type {:?}",
+                quote(other)
+            ));
         }
     }
     if result.get("isError").and_then(Value::as_bool) != Some(true) {
         return Outcome::Succeeded(result);
     }
     let text = first_text(&result).map(quote).filter(|text| !text.is_empty());
-    let message = text.unwrap_or_else(|| "the tool reported an error without saying which".to_owned());
+    let message =
+        text.unwrap_or_else(|| "the tool reported an error without saying which".to_owned());
     let is_final =
         result.get("_meta").and_then(|meta| meta.get(FINAL)).and_then(Value::as_bool) == Some(true);
     let error = JobError::new(ErrorKind::Tool, message).with_data(result);

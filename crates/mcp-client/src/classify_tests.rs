@@ -3,7 +3,9 @@
 use std::time::UNIX_EPOCH;
 
 use fleet_job::outcome::FailureClass::{self, Held, Permanent, Retry, Unavailable};
-use fleet_job::outcome::WaitReason::{RateLimited, ServerBusy, ServerUnavailable, UpstreamUnauthorized};
+use fleet_job::outcome::WaitReason::{
+    RateLimited, ServerBusy, ServerUnavailable, UpstreamUnauthorized,
+};
 use serde_json::json;
 
 use super::*;
@@ -54,7 +56,8 @@ fn http_statuses() {
 #[test]
 fn json_rpc_errors() {
     let check = |status: u16, code: i64, class: FailureClass| {
-        let error = RpcError { code, message: "why".into(), data: Some(json!({"d": 1})), addressed: true };
+        let error =
+            RpcError { code, message: "why".into(), data: Some(json!({"d": 1})), addressed: true };
         let failure = match status {
             200 => rpc(&error, AT),
             _ => http(&Head { status, ..Head::default() }, Some(&error), now(), AT),
@@ -89,7 +92,8 @@ fn json_rpc_errors() {
 fn the_reason_of_our_server_goes_before_code_and_status() {
     let check = |status: u16, reason: &str, class: FailureClass| {
         let data = json!({"reason": reason, "server": "db", "retryAfterMs": 1500});
-        let error = RpcError { code: -32603, message: "why".into(), data: Some(data), addressed: true };
+        let error =
+            RpcError { code: -32603, message: "why".into(), data: Some(data), addressed: true };
         let failure = match status {
             200 => rpc(&error, AT),
             _ => http(&Head { status, ..Head::default() }, Some(&error), now(), AT),
@@ -134,13 +138,16 @@ fn a_server_that_says_when_to_come_back_is_full_and_not_away() {
 
 #[test]
 fn a_question_is_an_answer_where_somebody_can_be_asked() {
-    let question = json!({"resultType": "input_required", "inputRequests": {}, "requestState": "s"});
+    let question =
+        json!({"resultType": "input_required", "inputRequests": {}, "requestState": "s"});
     assert_eq!(tool_result(question.clone(), true, AT), Outcome::Succeeded(question.clone()));
     assert!(
         matches!(tool_result(question, false, AT), Outcome::Failed(failure) if failure.class == Permanent)
     );
     let task = json!({"resultType": "task", "taskId": "t"});
-    assert!(matches!(tool_result(task, true, AT), Outcome::Failed(failure) if failure.class == Permanent));
+    assert!(
+        matches!(tool_result(task, true, AT), Outcome::Failed(failure) if failure.class == Permanent)
+    );
 }
 
 #[test]
@@ -166,9 +173,18 @@ fn tool_results() {
     check(error(json!({FINAL: false})), Some((Retry, ErrorKind::Tool, "no disk")));
     check(error(json!({FINAL: "true"})), Some((Retry, ErrorKind::Tool, "no disk")));
     check(json!({"isError": true}), Some((Retry, ErrorKind::Tool, "without saying")));
-    check(json!({"resultType": "input_required"}), Some((Permanent, ErrorKind::Protocol, "asks for input")));
-    check(json!({"resultType": "task", "taskId": "1"}), Some((Permanent, ErrorKind::Protocol, "task")));
-    check(json!({"resultType": "new"}), Some((Permanent, ErrorKind::Protocol, "unknown type \"new\"")));
+    check(
+        json!({"resultType": "input_required"}),
+        Some((Permanent, ErrorKind::Protocol, "asks for input")),
+    );
+    check(
+        json!({"resultType": "task", "taskId": "1"}),
+        Some((Permanent, ErrorKind::Protocol, "task")),
+    );
+    check(
+        json!({"resultType": "new"}),
+        Some((Permanent, ErrorKind::Protocol, "unknown type \"new\"")),
+    );
     check(json!({"resultType": 1}), Some((Permanent, ErrorKind::Protocol, "unknown type")));
 }
 
@@ -182,7 +198,8 @@ fn what_others_say_is_bounded() {
 #[test]
 fn an_answer_that_our_server_could_not_read_is_not_asked_for_again() {
     let data = json!({"reason": UNREADABLE_ANSWER, "server": "s"});
-    let error = RpcError { code: -32603, message: "no JSON".to_owned(), data: Some(data), addressed: true };
+    let error =
+        RpcError { code: -32603, message: "no JSON".to_owned(), data: Some(data), addressed: true };
     let failure = rpc(&error, AT);
     assert_eq!((failure.class, failure.error.kind), (Permanent, ErrorKind::Protocol));
     assert_eq!(failure.error.code, Some(-32603));

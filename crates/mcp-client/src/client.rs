@@ -1,8 +1,9 @@
 //! The client: endpoints in turn, one deadline over everything, and what may be sent a second time.
 //!
-//! A request goes to another endpoint, or to the same one again, only where the first can't have been carried out:
-//! it was never sent, or was refused before any tool was looked at (credentials, a forgotten session, a revision, a
-//! missing header). Everything else is the worker's to repeat, because it costs the job an attempt.
+//! A request goes to another endpoint, or to the same one again, only where the first can't have
+//! been carried out: it was never sent, or was refused before any tool was looked at (credentials,
+//! a forgotten session, a revision, a missing header). Everything else is the worker's to repeat,
+//! because it costs the job an attempt.
 
 use std::{
     collections::HashMap,
@@ -42,11 +43,13 @@ pub struct ToolCall {
     pub name: String,
     /// Its arguments.
     pub arguments: Map<String, Value>,
-    /// Keys for `_meta`: job id, attempt, idempotency key, trace context. The protocol's own keys can't be set.
+    /// Keys for `_meta`: job id, attempt, idempotency key, trace context. The protocol's own keys
+    /// can't be set.
     pub meta: Map<String, Value>,
     /// How long the call may take, connecting included; the client's default if not given.
     pub timeout: Option<Duration>,
-    /// Where to put news of the tool's progress. Nobody waits for it to be read: newer news replaces it.
+    /// Where to put news of the tool's progress. Nobody waits for it to be read: newer news
+    /// replaces it.
     pub progress: Option<News>,
     /// What the tool may ask for, where there is somebody to answer, and what was answered.
     pub input: Option<Input>,
@@ -59,7 +62,8 @@ impl ToolCall {
     }
 }
 
-/// Calls MCP servers. Cheap to clone; clones share connections, sessions and what is known of the endpoints.
+/// Calls MCP servers. Cheap to clone; clones share connections, sessions and what is known of the
+/// endpoints.
 #[derive(Clone)]
 pub struct McpClient(Arc<Inner>);
 
@@ -120,7 +124,8 @@ impl McpClient {
         if config.endpoints.is_empty() {
             return Err(ConfigError::NoEndpoint);
         }
-        let endpoint = |url: &url::Url| Endpoint::new(url.clone(), config.era, config.handshake_timeout);
+        let endpoint =
+            |url: &url::Url| Endpoint::new(url.clone(), config.era, config.handshake_timeout);
         let endpoints: Vec<Endpoint> = config.endpoints.iter().map(endpoint).collect();
         Ok(Self(Arc::new(Inner {
             transport: Transport::new(&config)?,
@@ -199,7 +204,8 @@ impl McpClient {
         Err(Failure::permanent(JobError::new(ErrorKind::Protocol, message)))
     }
 
-    /// Gives back the sessions that legacy servers keep for this client. Calls made later open new ones.
+    /// Gives back the sessions that legacy servers keep for this client. Calls made later open new
+    /// ones.
     pub async fn close(&self) {
         for endpoint in &self.0.endpoints {
             endpoint.close(&self.0.transport).await;
@@ -229,7 +235,8 @@ impl Inner {
         progress: Option<&News>,
     ) -> Result<(Value, &Endpoint), Failure> {
         let track = Track::default();
-        let Ok(result) = tokio::time::timeout(limit, self.send(request, progress, &track)).await else {
+        let Ok(result) = tokio::time::timeout(limit, self.send(request, progress, &track)).await
+        else {
             let index = track.endpoint.load(Ordering::Relaxed);
             let broken = if track.sent.get() {
                 Broken::TimedOut(limit)
@@ -277,8 +284,9 @@ impl Inner {
         Err(merge(failures))
     }
 
-    /// Sends the request to one endpoint. It is sent again only after a refusal that a new session, era or header can
-    /// lift, and once for each. What is rare is boxed, so that thousands of calls in flight do not hold room for it.
+    /// Sends the request to one endpoint. It is sent again only after a refusal that a new session,
+    /// era or header can lift, and once for each. What is rare is boxed, so that thousands of calls
+    /// in flight do not hold room for it.
     async fn ask(
         &self,
         endpoint: &Endpoint,
@@ -291,11 +299,13 @@ impl Inner {
         let mut may_annotate = request.method == "tools/call";
         loop {
             sent.reset();
-            let dialect = endpoint.dialect(&self.transport, sent).await.map_err(Refusal::untouched)?;
+            let dialect =
+                endpoint.dialect(&self.transport, sent).await.map_err(Refusal::untouched)?;
             sent.reset();
             self.annotate(request);
             let id = self.next_id.fetch_add(1, Ordering::Relaxed);
-            let reply = endpoint.exchange(&self.transport, &dialect, request, id, progress, sent).await;
+            let reply =
+                endpoint.exchange(&self.transport, &dialect, request, id, progress, sent).await;
             let reply = match reply {
                 Ok(reply) => reply,
                 Err(broken) => {
@@ -303,7 +313,10 @@ impl Inner {
                     if matches!(broken, Broken::ContentType(_)) {
                         Box::pin(self.still_there(endpoint, &dialect)).await?;
                     }
-                    return Err(Refusal { failure, untouched: matches!(broken, Broken::NotSent(_)) });
+                    return Err(Refusal {
+                        failure,
+                        untouched: matches!(broken, Broken::NotSent(_)),
+                    });
                 }
             };
             let code = match &reply.answer {
@@ -314,7 +327,8 @@ impl Inner {
             if let Answer::Result(result) = reply.answer {
                 return Ok(result);
             }
-            let renewal = Box::pin(endpoint.renews_session(&self.transport, &dialect, &reply, resent)).await;
+            let renewal =
+                Box::pin(endpoint.renews_session(&self.transport, &dialect, &reply, resent)).await;
             if renewal.map_err(Refusal::untouched)? {
                 resent = true;
                 continue;
@@ -339,12 +353,15 @@ impl Inner {
         }
     }
 
-    /// Asks again what the endpoint speaks, after an answer that no MCP server gives. Behind a proxy whose route has
-    /// gone every call looks like a permanent failure; then it is the server that is missing.
+    /// Asks again what the endpoint speaks, after an answer that no MCP server gives. Behind a
+    /// proxy whose route has gone every call looks like a permanent failure; then it is the server
+    /// that is missing.
     async fn still_there(&self, endpoint: &Endpoint, dialect: &Dialect) -> Result<(), Refusal> {
         endpoint.forget(dialect);
         match endpoint.dialect(&self.transport, &Sent::default()).await {
-            Err(failure) if failure.class == FailureClass::Unavailable => Err(Refusal::untouched(failure)),
+            Err(failure) if failure.class == FailureClass::Unavailable => {
+                Err(Refusal::untouched(failure))
+            }
             Ok(_) | Err(_) => Ok(()),
         }
     }
@@ -363,11 +380,15 @@ impl Inner {
         match tokio::time::timeout(limit, self.ask(endpoint, &mut request, None, &sent)).await {
             Ok(Ok(_)) => Ok(()),
             // A server that says "unknown method" is there.
-            Ok(Err(refusal)) if refusal.failure.error.kind == ErrorKind::JsonRpc && !refusal.untouched => {
+            Ok(Err(refusal))
+                if refusal.failure.error.kind == ErrorKind::JsonRpc && !refusal.untouched =>
+            {
                 Ok(())
             }
             Ok(Err(refusal)) => Err(refusal.failure),
-            Err(_) if sent.get() => Err(classify::broken(&Broken::TimedOut(limit), &endpoint.label)),
+            Err(_) if sent.get() => {
+                Err(classify::broken(&Broken::TimedOut(limit), &endpoint.label))
+            }
             Err(_) => Err(classify::broken(
                 &Broken::NotSent(format!("no connection within {} ms", limit.as_millis())),
                 &endpoint.label,
@@ -384,7 +405,8 @@ impl Inner {
         }
     }
 
-    /// Notes which headers a tool wants; whether there are any, and `None` where it wants what can't be done.
+    /// Notes which headers a tool wants; whether there are any, and `None` where it wants what
+    /// can't be done.
     fn remember_annotations(&self, tool: &Value) -> Option<bool> {
         let name = tool.get("name").and_then(Value::as_str)?;
         let found = match params::annotations(tool.get("inputSchema").unwrap_or(&Value::Null)) {
@@ -461,23 +483,26 @@ fn is_busy(failure: &Failure) -> bool {
         FailureClass::Retry => {
             failure.retry_after.is_some() || matches!(failure.error.code, Some(429 | 502..=504))
         }
-        // What an endpoint says of a server behind it, or of an allowance, is no reason to leave the endpoint alone.
+        // What an endpoint says of a server behind it, or of an allowance, is no reason to leave
+        // the endpoint alone.
         FailureClass::Held(_) => !classify::gives_reason(&failure.error),
         FailureClass::Unavailable | FailureClass::Permanent => false,
     }
 }
 
-/// Whether the call was turned away before anything was done for it, and another endpoint may take it: this one is away
-/// or full, or what it hosts is away there.
+/// Whether the call was turned away before anything was done for it, and another endpoint may take
+/// it: this one is away or full, or what it hosts is away there.
 fn may_be_taken_elsewhere(failure: &Failure) -> bool {
     is_away(failure)
         || failure.class == FailureClass::Held(WaitReason::ServerUnavailable)
         || (matches!(failure.class, FailureClass::Held(_)) && is_busy(failure))
 }
 
-/// One failure for what all endpoints said. The server counts as unavailable only if each of them is.
+/// One failure for what all endpoints said. The server counts as unavailable only if each of them
+/// is.
 fn merge(failures: Vec<Failure>) -> Failure {
-    let others: Vec<String> = failures.iter().map(|failure| failure.error.message.clone()).collect();
+    let others: Vec<String> =
+        failures.iter().map(|failure| failure.error.message.clone()).collect();
     let chosen = failures.into_iter().reduce(|a, b| match (a.class, b.class) {
         (FailureClass::Unavailable, class) if class != FailureClass::Unavailable => b,
         _ => a,

@@ -29,8 +29,9 @@ pub struct ClientConfig {
     pub max_response_bytes: usize,
     /// How many idle connections to one endpoint are kept.
     pub pool_max_idle_per_host: usize,
-    /// How long an idle connection is kept. Shorter than what load balancers and servers keep, so that it is we who
-    /// close it: a request on a connection that the other side has just closed counts as lost.
+    /// How long an idle connection is kept. Shorter than what load balancers and servers keep, so
+    /// that it is we who close it: a request on a connection that the other side has just closed
+    /// counts as lost.
     pub pool_idle_timeout: Duration,
     /// Which revisions of the protocol to speak.
     pub era: Era,
@@ -145,7 +146,8 @@ impl ClientConfig {
         }
     }
 
-    /// Reads `http://a:8080, http://b:8080/mcp`. A URL without a path means `/mcp`; repeats are dropped.
+    /// Reads `http://a:8080, http://b:8080/mcp`. A URL without a path means `/mcp`; repeats are
+    /// dropped.
     ///
     /// # Errors
     ///
@@ -158,7 +160,8 @@ impl ClientConfig {
                 url: entry.rsplit_once('@').map_or(entry, |(_, rest)| rest).to_owned(),
                 source,
             })?;
-            if !matches!(url.scheme(), "http" | "https") || url.host_str().is_none_or(str::is_empty) {
+            if !matches!(url.scheme(), "http" | "https") || url.host_str().is_none_or(str::is_empty)
+            {
                 return Err(ConfigError::NotHttp { url: label(&url) });
             }
             if matches!(url.path(), "" | "/") {
@@ -178,7 +181,8 @@ impl ClientConfig {
         for (name, value) in &self.headers {
             let bad = || ConfigError::BadHeader { name: name.clone() };
             let header = HeaderName::from_bytes(name.as_bytes()).map_err(|_| bad())?;
-            let reserved = [ACCEPT, CONTENT_TYPE, CONTENT_LENGTH, TRANSFER_ENCODING, HOST].contains(&header)
+            let reserved = [ACCEPT, CONTENT_TYPE, CONTENT_LENGTH, TRANSFER_ENCODING, HOST]
+                .contains(&header)
                 || header.as_str().starts_with("mcp-")
                 || (header == AUTHORIZATION && self.bearer_token.is_some());
             if reserved {
@@ -271,8 +275,13 @@ mod tests {
             ClientConfig::new(ClientConfig::parse_urls("http://u:hunter2@a/?k=hunter2").unwrap());
         config.bearer_token = Some("hunter2".into());
         config.headers = vec![("x-api-key".to_owned(), "hunter2".into())];
-        assert!(!format!("{config:?} {:?}", config.header_map().unwrap()).contains("hunter2"), "{config:?}");
-        for (name, value) in [("x-bad", "hunter2\n"), ("bad name", "hunter2"), ("Mcp-Method", "hunter2")] {
+        assert!(
+            !format!("{config:?} {:?}", config.header_map().unwrap()).contains("hunter2"),
+            "{config:?}"
+        );
+        for (name, value) in
+            [("x-bad", "hunter2\n"), ("bad name", "hunter2"), ("Mcp-Method", "hunter2")]
+        {
             config.headers = vec![(name.to_owned(), value.into())];
             let error = config.header_map().unwrap_err();
             assert!(error.to_string().contains(name), "{error}");

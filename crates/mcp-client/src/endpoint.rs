@@ -1,13 +1,15 @@
 //! One endpoint: which era it speaks, and its session where it has one.
 //!
-//! The first request asks, and the answer is kept until the endpoint's behaviour contradicts it. Only one request
-//! asks at a time; those that waited for it share its answer, also when that is a failure, so that an endpoint that
-//! hangs does not make a thousand calls hang one after another.
+//! The first request asks, and the answer is kept until the endpoint's behaviour contradicts it.
+//! Only one request asks at a time; those that waited for it share its answer, also when that is a
+//! failure, so that an endpoint that hangs does not make a thousand calls hang one after another.
 //!
-//! A handshake that fails is never a job's fault: nothing of the job has been sent. What would be permanent for a call
-//! (a wrong path, say) is therefore an unavailable server here, and jobs wait for it to be put right.
+//! A handshake that fails is never a job's fault: nothing of the job has been sent. What would be
+//! permanent for a call (a wrong path, say) is therefore an unavailable server here, and jobs wait
+//! for it to be put right.
 //!
-//! Whether a rejected request means that the server has forgotten our session is decided by `fleet_wire::session`.
+//! Whether a rejected request means that the server has forgotten our session is decided by
+//! `fleet_wire::session`.
 
 use std::{
     sync::Arc,
@@ -32,12 +34,12 @@ use crate::{
     wire::{self, News, Request, SESSION_ID},
 };
 
-/// The id of handshake requests, and of pings that ask about a session. Ids need to be unique within a session only, and
-/// calls count from 1.
+/// The id of handshake requests, and of pings that ask about a session. Ids need to be unique
+/// within a session only, and calls count from 1.
 const HANDSHAKE_ID: u64 = 0;
 
-/// For how long an answer to `server/discover` is waited for before `initialize` is tried; a third of the time for the
-/// whole handshake, where that is less.
+/// For how long an answer to `server/discover` is waited for before `initialize` is tried; a third
+/// of the time for the whole handshake, where that is less.
 const DISCOVER_PATIENCE: Duration = Duration::from_secs(10);
 
 /// See the module's documentation.
@@ -135,9 +137,13 @@ impl Endpoint {
         self.lock().dialect.clone()
     }
 
-    /// What the endpoint speaks; asks it if that is not known, which is rare: a call should not have to hold the room
-    /// that asking takes.
-    pub(crate) async fn dialect(&self, transport: &Transport, sent: &Sent) -> Result<Dialect, Failure> {
+    /// What the endpoint speaks; asks it if that is not known, which is rare: a call should not
+    /// have to hold the room that asking takes.
+    pub(crate) async fn dialect(
+        &self,
+        transport: &Transport,
+        sent: &Sent,
+    ) -> Result<Dialect, Failure> {
         match self.known() {
             Some(dialect) => Ok(dialect),
             None => Box::pin(self.find_out(transport, sent)).await,
@@ -166,7 +172,10 @@ impl Endpoint {
             let broken = if sent.get() {
                 Broken::TimedOut(self.handshake_timeout)
             } else {
-                Broken::NotSent(format!("no connection within {} ms", self.handshake_timeout.as_millis()))
+                Broken::NotSent(format!(
+                    "no connection within {} ms",
+                    self.handshake_timeout.as_millis()
+                ))
             };
             Err(classify::broken(&broken, &self.label))
         });
@@ -186,8 +195,8 @@ impl Endpoint {
         }
     }
 
-    /// Whether a rejected request should be sent again, because the server had forgotten its session and there is a new
-    /// one now. `resent` if it was sent again already.
+    /// Whether a rejected request should be sent again, because the server had forgotten its
+    /// session and there is a new one now. `resent` if it was sent again already.
     ///
     /// # Errors
     ///
@@ -199,7 +208,9 @@ impl Endpoint {
         reply: &Reply,
         resent: bool,
     ) -> Result<bool, Failure> {
-        let (Some(lease), Some(rejection)) = (dialect.lease(), reply.rejection()) else { return Ok(false) };
+        let (Some(lease), Some(rejection)) = (dialect.lease(), reply.rejection()) else {
+            return Ok(false);
+        };
         let doubt = self.lock().keeper.doubt(lease, rejection, resent);
         let Some(mut doubt) = doubt else { return Ok(false) };
 
@@ -227,7 +238,8 @@ impl Endpoint {
                         Err(_) => keeper.not_renewed(&doubt),
                     }
                 }
-                // The failure is kept until an attempt succeeds; then there is a session to send the request in.
+                // The failure is kept until an attempt succeeds; then there is a session to send
+                // the request in.
                 Step::Failed => return self.lock().failure.clone().map_or(Ok(true), Err),
             }
         }
@@ -254,7 +266,9 @@ impl Endpoint {
         sent: &Sent,
     ) -> Result<Reply, Broken> {
         let (headers, body) = match dialect {
-            Dialect::Modern => (request.modern_headers(), request.modern_body(id, &transport.client_info)),
+            Dialect::Modern => {
+                (request.modern_headers(), request.modern_body(id, &transport.client_info))
+            }
             Dialect::Legacy(session) => (session.headers(), request.legacy_body(id)),
         };
         let mut cancel = match dialect {
@@ -302,20 +316,26 @@ impl Endpoint {
         };
         self.initialize(transport, sent).await.map_err(|mut failure| {
             let message = &failure.error.message;
-            failure.error.message =
-                format!("{message} (legacy handshake, tried because: {})", not_modern.error.message);
+            failure.error.message = format!(
+                "{message} (legacy handshake, tried because: {})",
+                not_modern.error.message
+            );
             failure
         })
     }
 
     async fn discover(&self, transport: &Transport, sent: &Sent) -> Discovered {
         let request = Request::new("server/discover", Map::new());
-        let exchange = self.exchange(transport, &Dialect::Modern, &request, HANDSHAKE_ID, None, sent);
+        let exchange =
+            self.exchange(transport, &Dialect::Modern, &request, HANDSHAKE_ID, None, sent);
         let patience = DISCOVER_PATIENCE.min(self.handshake_timeout / 3);
         let reply = match tokio::time::timeout(patience, exchange).await {
             // Some older servers leave a method that they do not know without an answer.
             Err(_) if sent.get() => {
-                return Discovered::NotModern(classify::broken(&Broken::TimedOut(patience), &self.label));
+                return Discovered::NotModern(classify::broken(
+                    &Broken::TimedOut(patience),
+                    &self.label,
+                ));
             }
             Err(_) => {
                 let why = format!("no connection within {} ms", patience.as_millis());
@@ -339,7 +359,10 @@ impl Endpoint {
                 Discovered::Modern
             } else {
                 let message = format!("{} does not speak revision {}", self.label, wire::MODERN);
-                Discovered::NotModern(Failure::permanent(JobError::new(ErrorKind::Protocol, message)))
+                Discovered::NotModern(Failure::permanent(JobError::new(
+                    ErrorKind::Protocol,
+                    message,
+                )))
             };
         }
         // Whatever it did not like about the question: it says that it speaks what we do.
@@ -393,8 +416,14 @@ impl Endpoint {
             _ => Map::new(),
         };
         let body = Request::new("initialize", params).legacy_body(HANDSHAKE_ID);
-        let post =
-            Post { url: &self.url, headers: HeaderMap::new(), body, id: HANDSHAKE_ID, progress: None, sent };
+        let post = Post {
+            url: &self.url,
+            headers: HeaderMap::new(),
+            body,
+            id: HANDSHAKE_ID,
+            progress: None,
+            sent,
+        };
         transport.post(post).await.map_err(|broken| classify::broken(&broken, &self.label))
     }
 
@@ -430,7 +459,9 @@ impl Endpoint {
             Answer::Error(error) if (200..300).contains(&reply.head.status) => {
                 classify::rpc(error, &self.label)
             }
-            Answer::Error(error) => classify::http(&reply.head, Some(error), SystemTime::now(), &self.label),
+            Answer::Error(error) => {
+                classify::http(&reply.head, Some(error), SystemTime::now(), &self.label)
+            }
             Answer::Nothing | Answer::Result(_) => {
                 classify::http(&reply.head, None, SystemTime::now(), &self.label)
             }
@@ -445,7 +476,8 @@ fn not_the_jobs_fault(mut failure: Failure) -> Failure {
     failure
 }
 
-/// Tells a legacy server that nobody waits for the answer any more: closing the stream does not say so there.
+/// Tells a legacy server that nobody waits for the answer any more: closing the stream does not say
+/// so there.
 struct CancelOnDrop<'a> {
     transport: &'a Transport,
     url: &'a Url,
@@ -462,7 +494,8 @@ impl Drop for CancelOnDrop<'_> {
         }
         // Without a runtime there is no way to say it, and the process is ending anyway.
         if let Ok(runtime) = tokio::runtime::Handle::try_current() {
-            let (transport, url, headers) = (self.transport.clone(), self.url.clone(), self.headers.clone());
+            let (transport, url, headers) =
+                (self.transport.clone(), self.url.clone(), self.headers.clone());
             let params = json!({"requestId": self.id, "reason": "the caller no longer waits"});
             let body = wire::notification("notifications/cancelled", Some(params));
             runtime.spawn(async move { drop(transport.notify(&url, &headers, body).await) });

@@ -1,9 +1,10 @@
 //! Calls the tools of MCP servers over HTTP, and says of every call what it came to.
 //!
-//! The worker needs more than an answer or an error: it must know whether the server may have seen the request, whose
-//! fault a failure is, and what follows from it. So [`McpClient::call_tool`] returns no `Result` but an
-//! [`Outcome`](fleet_job::outcome::Outcome), read by the table in the design. Both eras of the protocol are spoken:
-//! 2026-07-28 (stateless, one POST per request) and the ones before it (handshake and sessions).
+//! The worker needs more than an answer or an error: it must know whether the server may have seen
+//! the request, whose fault a failure is, and what follows from it. So [`McpClient::call_tool`]
+//! returns no `Result` but an [`Outcome`](fleet_job::outcome::Outcome), read by the table in the
+//! design. Both eras of the protocol are spoken: 2026-07-28 (stateless, one POST per request) and
+//! the ones before it (handshake and sessions).
 //!
 //! | module | what |
 //! |---|---|

@@ -1,7 +1,8 @@
 //! Arguments that a tool wants to see as headers too (`x-mcp-header` in its input schema).
 //!
-//! A modern server may refuse a call whose annotated arguments do not stand in `Mcp-Param-*` headers. Few tools are
-//! annotated, so the schema is looked up only when a server has refused a call for its headers.
+//! A modern server may refuse a call whose annotated arguments do not stand in `Mcp-Param-*`
+//! headers. Few tools are annotated, so the schema is looked up only when a server has refused a
+//! call for its headers.
 
 use http::{HeaderMap, HeaderName};
 use serde_json::{Map, Value};
@@ -38,12 +39,15 @@ fn collect(
     path: &mut Vec<String>,
     found: &mut Vec<ParamHeader>,
 ) -> Result<(), BadAnnotation> {
-    let Some(properties) = schema.get("properties").and_then(Value::as_object) else { return Ok(()) };
+    let Some(properties) = schema.get("properties").and_then(Value::as_object) else {
+        return Ok(());
+    };
     for (name, property) in properties {
         path.push(name.clone());
         if let Some(annotation) = property.get("x-mcp-header") {
             let named = annotation.as_str().filter(|header| !header.is_empty());
-            let header = named.and_then(|header| HeaderName::try_from(format!("mcp-param-{header}")).ok());
+            let header =
+                named.and_then(|header| HeaderName::try_from(format!("mcp-param-{header}")).ok());
             let header = header.ok_or_else(|| BadAnnotation::Name(path.join(".")))?;
             if !is_primitive(property.get("type")) {
                 return Err(BadAnnotation::Type(path.join(".")));
@@ -60,19 +64,22 @@ fn collect(
     Ok(())
 }
 
-/// Whether a schema's `type`, if there is one, is of those whose values have one obvious text. Of numbers only integers do.
+/// Whether a schema's `type`, if there is one, is of those whose values have one obvious text. Of
+/// numbers only integers do.
 fn is_primitive(kind: Option<&Value>) -> bool {
     let primitive = |kind: &Value| matches!(kind.as_str(), Some("string" | "integer" | "boolean"));
     match kind {
         None => true,
         Some(Value::Array(kinds)) => {
-            kinds.iter().any(primitive) && kinds.iter().all(|kind| primitive(kind) || kind == "null")
+            kinds.iter().any(primitive)
+                && kinds.iter().all(|kind| primitive(kind) || kind == "null")
         }
         Some(kind) => primitive(kind),
     }
 }
 
-/// The headers for a call with these arguments. Arguments that are absent, null or not primitive have none.
+/// The headers for a call with these arguments. Arguments that are absent, null or not primitive
+/// have none.
 pub(crate) fn headers(annotations: &[ParamHeader], arguments: &Map<String, Value>) -> HeaderMap {
     let mut headers = HeaderMap::new();
     for ParamHeader { path, header } in annotations {
@@ -117,9 +124,14 @@ mod tests {
     fn annotations_that_can_not_be_followed_are_refused() {
         let of = |property: Value| annotations(&json!({"properties": {"a": property}}));
         let name = Err(BadAnnotation::Name("a".to_owned()));
-        for header in
-            [json!(""), json!("My Region"), json!("Region:Primary"), json!("R\t1"), json!("Ré"), json!(1)]
-        {
+        for header in [
+            json!(""),
+            json!("My Region"),
+            json!("Region:Primary"),
+            json!("R\t1"),
+            json!("Ré"),
+            json!(1),
+        ] {
             assert_eq!(of(json!({"type": "string", "x-mcp-header": header})), name, "{header}");
         }
         for kind in ["object", "array", "null", "number"] {

@@ -1,7 +1,8 @@
 //! One POST and its answer: the only place that reads from the network.
 //!
-//! Everything that is read is counted against a limit while it comes in. Dropping the future closes the connection
-//! (HTTP/1.1) or resets the stream (HTTP/2), which is how a call is cancelled in the modern era.
+//! Everything that is read is counted against a limit while it comes in. Dropping the future closes
+//! the connection (HTTP/1.1) or resets the stream (HTTP/2), which is how a call is cancelled in the
+//! modern era.
 
 use std::error::Error;
 use std::time::Duration;
@@ -68,8 +69,8 @@ pub(crate) struct Reply {
 }
 
 impl Reply {
-    /// What this answer says about the session of its request; nothing if it is a result, or stood in an event stream,
-    /// which only a session that is there opens.
+    /// What this answer says about the session of its request; nothing if it is a result, or stood
+    /// in an event stream, which only a session that is there opens.
     pub(crate) fn rejection(&self) -> Option<Rejection> {
         let error = match &self.answer {
             Answer::Result(_) => return None,
@@ -98,8 +99,9 @@ impl Transport {
     pub(crate) fn new(config: &ClientConfig) -> Result<Self, ConfigError> {
         let mut builder = reqwest::Client::builder();
         if config.endpoints.iter().all(|url| url.scheme() == "http") {
-            // The system's root certificates are not needed, and a slim container has none to load: without this the
-            // client could not be made there. No certificate at all is trusted then.
+            // The system's root certificates are not needed, and a slim container has none to load:
+            // without this the client could not be made there. No certificate at all is trusted
+            // then.
             builder = builder.tls_certs_only([]);
         }
         let client = builder
@@ -115,7 +117,8 @@ impl Transport {
             .map_err(ConfigError::Http)?;
         let headers = config.header_map()?;
         let mut message_headers = headers.clone();
-        message_headers.insert(ACCEPT, HeaderValue::from_static("application/json, text/event-stream"));
+        message_headers
+            .insert(ACCEPT, HeaderValue::from_static("application/json, text/event-stream"));
         message_headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
         Ok(Self {
             client,
@@ -162,9 +165,10 @@ impl Transport {
                 let text = body.whole().await.map_err(|error| not_read(error, limit))?;
                 (answer(wire::read(&text, post.id))?, false)
             }
-            Media::EventStream => {
-                (self.read_events(body, post.url, &post.headers, post.id, post.progress).await?, true)
-            }
+            Media::EventStream => (
+                self.read_events(body, post.url, &post.headers, post.id, post.progress).await?,
+                true,
+            ),
             Media::Other(_) if matches!(head.status, 202 | 204) => return Err(Broken::Unanswered),
             Media::Other(name) => {
                 let text = body.whole().await.map_err(|error| not_read(error, limit))?;
@@ -185,11 +189,20 @@ impl Transport {
     }
 
     /// Sends a message that has no answer, and says which HTTP status it met.
-    pub(crate) async fn notify(&self, url: &Url, headers: &HeaderMap, body: Vec<u8>) -> Result<Head, Broken> {
+    pub(crate) async fn notify(
+        &self,
+        url: &Url,
+        headers: &HeaderMap,
+        body: Vec<u8>,
+    ) -> Result<Head, Broken> {
         let send = async |url: &Url, body: Vec<u8>| {
             let sent = self.message(url, headers).body(body).timeout(SIDE_TIMEOUT).send().await;
             sent.map_err(|error| {
-                if error.is_connect() { Broken::NotSent(causes(error)) } else { Broken::Lost(causes(error)) }
+                if error.is_connect() {
+                    Broken::NotSent(causes(error))
+                } else {
+                    Broken::Lost(causes(error))
+                }
             })
         };
         let mut response = send(url, body.clone()).await?;
@@ -217,7 +230,8 @@ impl Transport {
         }
     }
 
-    /// A message to the server, with the headers of all messages and these. (The builder knows of credentials in a URL.)
+    /// A message to the server, with the headers of all messages and these. (The builder knows of
+    /// credentials in a URL.)
     fn message(&self, url: &Url, headers: &HeaderMap) -> reqwest::RequestBuilder {
         let mut all = self.message_headers.clone();
         all.extend(headers.iter().map(|(name, value)| (name.clone(), value.clone())));
@@ -240,12 +254,19 @@ impl Transport {
             let messages = events.drain(..).filter(Event::is_message);
             for message in messages.flat_map(|event| wire::read(&event.data, id)) {
                 match message {
-                    // Progress is news and not a promise: of what a slow listener has not seen, the newest is enough.
-                    Message::Progress(news) => drop(progress.map(|sender| sender.send_replace(Some(news)))),
+                    // Progress is news and not a promise: of what a slow listener has not seen, the
+                    // newest is enough.
+                    Message::Progress(news) => {
+                        drop(progress.map(|sender| sender.send_replace(Some(news))))
+                    }
                     Message::Request { method, id } => {
                         let answer = wire::answer_to_server(&method, &id);
                         if let Err(error) = Box::pin(self.notify(url, headers, answer)).await {
-                            tracing::debug!(?error, method, "the server's own request could not be answered");
+                            tracing::debug!(
+                                ?error,
+                                method,
+                                "the server's own request could not be answered"
+                            );
                         }
                     }
                     Message::Other => {}
@@ -255,7 +276,8 @@ impl Transport {
             decoded.map_err(|_| Broken::TooLarge(limit))?;
         }
 
-        // Some servers leave the last blank line out. What is not whole was cut with its connection.
+        // Some servers leave the last blank line out. What is not whole was cut with its
+        // connection.
         let last = decoder.finish().filter(Event::is_message);
         match last.and_then(|event| one_answer(wire::read(&event.data, id))) {
             Some(Message::Malformed(_)) | None => {
@@ -266,8 +288,8 @@ impl Transport {
     }
 }
 
-/// The answer in a body that is not called JSON and may be all the same. If it is the answer to this request, the tool has
-/// run, and a wrong label is no reason to run it again.
+/// The answer in a body that is not called JSON and may be all the same. If it is the answer to
+/// this request, the tool has run, and a wrong label is no reason to run it again.
 fn unlabelled(text: &[u8], name: String, id: u64) -> Result<Answer, Broken> {
     match one_answer(wire::read(text, id)) {
         Some(
@@ -281,9 +303,9 @@ fn unlabelled(text: &[u8], name: String, id: u64) -> Result<Answer, Broken> {
 
 /// The message that ends the request, among those of an array.
 fn one_answer(messages: Vec<Message>) -> Option<Message> {
-    messages
-        .into_iter()
-        .find(|message| !matches!(message, Message::Progress(_) | Message::Request { .. } | Message::Other))
+    messages.into_iter().find(|message| {
+        !matches!(message, Message::Progress(_) | Message::Request { .. } | Message::Other)
+    })
 }
 
 /// The answer in what came, which must have one.
@@ -300,7 +322,8 @@ fn answer(messages: Vec<Message>) -> Result<Answer, Broken> {
 }
 
 fn body_of(response: Response, limit: usize) -> Result<Body, Broken> {
-    let encoding = response.headers().get(CONTENT_ENCODING).and_then(|encoding| encoding.to_str().ok());
+    let encoding =
+        response.headers().get(CONTENT_ENCODING).and_then(|encoding| encoding.to_str().ok());
     let encoding = encoding.map(str::to_owned);
     let length = response.content_length();
     let chunks = response.bytes_stream().boxed();
@@ -319,7 +342,9 @@ fn not_decoded(error: DecodeError, limit: usize) -> Broken {
         DecodeError::Unknown(name) => {
             Broken::ContentType(format!("encoded as {name}, which was not asked for"))
         }
-        DecodeError::Broken(why) => Broken::Malformed(format!("its Content-Encoding is wrong: {why}")),
+        DecodeError::Broken(why) => {
+            Broken::Malformed(format!("its Content-Encoding is wrong: {why}"))
+        }
         DecodeError::TooLarge => Broken::TooLarge(limit),
     }
 }

@@ -31,7 +31,8 @@ pub(crate) const MISSING_CAPABILITY: i64 = -32021;
 /// JSON-RPC: the revision is not spoken.
 pub(crate) const UNSUPPORTED_VERSION: i64 = fleet_wire::revision::UNSUPPORTED;
 
-/// The extension by which a server may answer a call with a task. It is never declared: nobody here follows tasks.
+/// The extension by which a server may answer a call with a task. It is never declared: nobody here
+/// follows tasks.
 const TASKS: &str = "io.modelcontextprotocol/tasks";
 
 /// Room for most requests, so that they are not moved while they are written.
@@ -40,8 +41,8 @@ const USUAL_BYTES: usize = 1024;
 /// Where news of a call's progress is put. The newest replaces what nobody has looked at yet.
 pub type News = tokio::sync::watch::Sender<Option<Progress>>;
 
-/// What the tool may ask for in a call that somebody waits for who can be asked, and what was answered so far. The legacy
-/// era has no such rounds; nothing of it is said there.
+/// What the tool may ask for in a call that somebody waits for who can be asked, and what was
+/// answered so far. The legacy era has no such rounds; nothing of it is said there.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Input {
     /// The capabilities of the one who can be asked, as they were declared.
@@ -55,7 +56,8 @@ pub struct Input {
 impl Input {
     fn capabilities(&self) -> Map<String, Value> {
         let mut capabilities = self.client_capabilities.clone();
-        if let Some(extensions) = capabilities.get_mut("extensions").and_then(Value::as_object_mut) {
+        if let Some(extensions) = capabilities.get_mut("extensions").and_then(Value::as_object_mut)
+        {
             extensions.remove(TASKS);
         }
         capabilities
@@ -153,7 +155,8 @@ impl Request {
         headers.insert(PROTOCOL_VERSION, HeaderValue::from_static(MODERN));
         headers.insert(METHOD, HeaderValue::from_static(self.method));
         if self.method == "tools/call"
-            && let Some(Ok(name)) = self.params.get("name").and_then(Value::as_str).map(header_value)
+            && let Some(Ok(name)) =
+                self.params.get("name").and_then(Value::as_str).map(header_value)
         {
             headers.insert(NAME, name);
         }
@@ -188,7 +191,8 @@ enum Part<'a> {
 
 impl Serialize for Merged<'_> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let theirs = self.base.iter().filter(|(name, _)| self.own.iter().all(|(own, _)| own != name));
+        let theirs =
+            self.base.iter().filter(|(name, _)| self.own.iter().all(|(own, _)| own != name));
         let mut map = serializer.serialize_map(None)?;
         theirs.into_iter().try_for_each(|(name, value)| map.serialize_entry(name, value))?;
         self.own.iter().try_for_each(|(name, value)| map.serialize_entry(name, value))?;
@@ -215,7 +219,8 @@ pub(crate) fn answer_to_server(method: &str, id: &Value) -> Vec<u8> {
     body.to_string().into_bytes()
 }
 
-/// A value as it stands in `Mcp-Name` and `Mcp-Param-*`: as it is where HTTP allows it, else wrapped in Base64.
+/// A value as it stands in `Mcp-Name` and `Mcp-Param-*`: as it is where HTTP allows it, else
+/// wrapped in Base64.
 pub(crate) fn header_value(value: &str) -> Result<HeaderValue, http::header::InvalidHeaderValue> {
     let blank = |c: Option<char>| matches!(c, Some(' ' | '\t'));
     let wrap = blank(value.chars().next())
@@ -287,7 +292,9 @@ fn of_request(message: fleet_wire::Message, id: u64) -> Message {
         Err(fleet_wire::Message::Request(method, message)) => {
             Message::Request { method, id: message.get("id").cloned().unwrap_or_default() }
         }
-        Err(fleet_wire::Message::Notification(method, message)) if method == "notifications/progress" => {
+        Err(fleet_wire::Message::Notification(method, message))
+            if method == "notifications/progress" =>
+        {
             progress(message.get("params"), id)
         }
         Err(_) => Message::Other,
@@ -327,7 +334,8 @@ mod tests {
 
     #[test]
     fn modern_requests_carry_their_context() {
-        let body: Value = serde_json::from_slice(&call("t").modern_body(7, &json!({"name": "x"}))).unwrap();
+        let body: Value =
+            serde_json::from_slice(&call("t").modern_body(7, &json!({"name": "x"}))).unwrap();
         assert_eq!(
             body,
             json!({"jsonrpc": "2.0", "id": 7, "method": "tools/call", "params": {
@@ -367,20 +375,23 @@ mod tests {
         request.input = Some(Input::default());
         let first: Value = serde_json::from_slice(&request.modern_body(7, &json!({}))).unwrap();
         assert!(
-            first["params"].get("inputResponses").is_none() && first["params"].get("requestState").is_none()
+            first["params"].get("inputResponses").is_none()
+                && first["params"].get("requestState").is_none()
         );
     }
 
     #[test]
     fn legacy_requests_have_no_meta_unless_asked() {
-        let body: Value = serde_json::from_slice(&Request::new("ping", Map::new()).legacy_body(1)).unwrap();
+        let body: Value =
+            serde_json::from_slice(&Request::new("ping", Map::new()).legacy_body(1)).unwrap();
         assert_eq!(body, json!({"jsonrpc": "2.0", "id": 1, "method": "ping", "params": {}}));
     }
 
     #[test]
     fn header_values_are_wrapped_where_http_needs_it() {
-        let check =
-            |value: &str, expected: &str| assert_eq!(header_value(value).unwrap(), expected, "{value:?}");
+        let check = |value: &str, expected: &str| {
+            assert_eq!(header_value(value).unwrap(), expected, "{value:?}")
+        };
         check("", "");
         check("files__file_read", "files__file_read");
         check("a b", "a b");
@@ -393,8 +404,9 @@ mod tests {
 
     #[test]
     fn messages_are_read() {
-        let check =
-            |text: &str, expected: Message| assert_eq!(read(text.as_bytes(), 7), [expected], "{text}");
+        let check = |text: &str, expected: Message| {
+            assert_eq!(read(text.as_bytes(), 7), [expected], "{text}")
+        };
         let error = |code: i64, message: &str, data: Option<Value>| {
             let addressed = code != -32700;
             Message::Error(RpcError { code, message: message.to_owned(), data, addressed })
@@ -413,7 +425,10 @@ mod tests {
             error(-32700, "", Some(json!(1))),
         );
         check(r#"{"id":8,"error":{"code":-32603}}"#, Message::Other);
-        check(r#"{"id":7,"error":{"code":"x"}}"#, unreadable("its error has no code: {\"code\":\"x\"}"));
+        check(
+            r#"{"id":7,"error":{"code":"x"}}"#,
+            unreadable("its error has no code: {\"code\":\"x\"}"),
+        );
         check(
             r#"{"jsonrpc":"2.0","id":7}"#,
             unreadable("it is neither a result nor an error: {\"jsonrpc\":\"2.0\",\"id\":7}"),
@@ -422,8 +437,14 @@ mod tests {
         check("garbage", malformed("it is not JSON"));
         // What breaks off may have been cut by a proxy.
         assert!(matches!(read(br#"{"id":7,"result":{"a"#, 7)[..], [Message::Malformed(_)]));
-        assert!(matches!(read(br#"{"id":7,"result":{"a":1e400}}"#, 7)[..], [Message::Unreadable(_)]));
-        check(r#"{"id":"p","method":"ping"}"#, Message::Request { method: "ping".into(), id: json!("p") });
+        assert!(matches!(
+            read(br#"{"id":7,"result":{"a":1e400}}"#, 7)[..],
+            [Message::Unreadable(_)]
+        ));
+        check(
+            r#"{"id":"p","method":"ping"}"#,
+            Message::Request { method: "ping".into(), id: json!("p") },
+        );
         check(r#"{"method":"notifications/message","params":{}}"#, Message::Other);
         check(
             r#"{"method":"notifications/progress","params":{"progressToken":7,"progress":1,"total":2}}"#,

@@ -1,7 +1,9 @@
-//! The endpoints that every binary has: `/health`, `/ready` and `/metrics`, and what is needed to serve them.
+//! The endpoints that every binary has: `/health`, `/ready` and `/metrics`, and what is needed to
+//! serve them.
 //!
-//! Alive and ready are different questions. A process that is not alive is restarted; one that is not ready is left
-//! alone and gets no work. A worker that waits for its server is alive and not ready.
+//! Alive and ready are different questions. A process that is not alive is restarted; one that is
+//! not ready is left alone and gets no work. A worker that waits for its server is alive and not
+//! ready.
 
 use std::{
     io::{self, Read as _, Write as _},
@@ -63,12 +65,14 @@ impl Health {
         self.set(State::Ready);
     }
 
-    /// The process can't do its work now, and may be able to later. Has no effect after [`Health::set_failed`].
+    /// The process can't do its work now, and may be able to later. Has no effect after
+    /// [`Health::set_failed`].
     pub fn set_not_ready(&self, reason: impl Into<String>) {
         self.set(State::NotReady(reason.into()));
     }
 
-    /// The process will never do its work again and should be restarted: `/health` answers 503 from now on.
+    /// The process will never do its work again and should be restarted: `/health` answers 503 from
+    /// now on.
     pub fn set_failed(&self, reason: impl Into<String>) {
         self.set(State::Failed(reason.into()));
     }
@@ -110,7 +114,8 @@ impl Health {
     }
 }
 
-/// `GET /health`, `GET /ready` and `GET /metrics`. Merge it into a larger router or serve it by itself.
+/// `GET /health`, `GET /ready` and `GET /metrics`. Merge it into a larger router or serve it by
+/// itself.
 pub fn router(health: Health, metrics: Metrics, guard: Arc<Guard>) -> Router {
     probes(health).merge(scrape(metrics, guard))
 }
@@ -123,20 +128,24 @@ pub fn probes(health: Health) -> Router {
         .route("/ready", get(async move || answer("ready", health.ready())))
 }
 
-/// `GET /metrics`, for the hosts of `guard` and for every address: metrics say which tools are called how often.
+/// `GET /metrics`, for the hosts of `guard` and for every address: metrics say which tools are
+/// called how often.
 pub fn scrape(metrics: Metrics, guard: Arc<Guard>) -> Router {
     let render = async move || {
         ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], metrics.render())
     };
-    Router::new().route("/metrics", get(render)).layer(from_fn_with_state(guard, guard::check_scrape))
+    Router::new()
+        .route("/metrics", get(render))
+        .layer(from_fn_with_state(guard, guard::check_scrape))
 }
 
 fn answer(status: &str, state: Result<(), String>) -> impl IntoResponse + use<> {
     let (code, body) = match state {
         Ok(()) => (StatusCode::OK, json!({ "status": status })),
-        Err(reason) => {
-            (StatusCode::SERVICE_UNAVAILABLE, json!({ "status": format!("not {status}"), "reason": reason }))
-        }
+        Err(reason) => (
+            StatusCode::SERVICE_UNAVAILABLE,
+            json!({ "status": format!("not {status}"), "reason": reason }),
+        ),
     };
     (code, [(header::CACHE_CONTROL, "no-store")], Json(body))
 }
@@ -147,7 +156,8 @@ fn answer(status: &str, state: Result<(), String>) -> impl IntoResponse + use<> 
 ///
 /// If the address can't be bound; the error names it.
 pub async fn bind(addr: SocketAddr) -> io::Result<(TcpListener, SocketAddr)> {
-    let named = |error: io::Error| io::Error::new(error.kind(), format!("can't listen on {addr}: {error}"));
+    let named =
+        |error: io::Error| io::Error::new(error.kind(), format!("can't listen on {addr}: {error}"));
     let listener = TcpListener::bind(addr).await.map_err(named)?;
     let bound = listener.local_addr().map_err(named)?;
     Ok((listener, bound))
@@ -156,12 +166,14 @@ pub async fn bind(addr: SocketAddr) -> io::Result<(TcpListener, SocketAddr)> {
 /// How long a process may take to say that it is alive.
 const PATIENCE: Duration = Duration::from_secs(3);
 
-/// Asks the process that listens at `addr` on this machine whether it is alive: what a container's health check runs, where
-/// there is no curl. An address that means all of the machine's is asked on loopback. Returns what `/ready` says.
+/// Asks the process that listens at `addr` on this machine whether it is alive: what a container's
+/// health check runs, where there is no curl. An address that means all of the machine's is asked
+/// on loopback. Returns what `/ready` says.
 ///
 /// # Errors
 ///
-/// What is wrong, in a sentence: nobody listens, nobody answers in time, or the process is not alive.
+/// What is wrong, in a sentence: nobody listens, nobody answers in time, or the process is not
+/// alive.
 pub fn check_health(addr: SocketAddr) -> io::Result<String> {
     let (status, body) = ask(addr, "/health")?;
     if status != "200" {
@@ -179,7 +191,8 @@ fn ask(addr: SocketAddr, path: &str) -> io::Result<(String, String)> {
         IpAddr::V6(ip) if ip.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
         ip => ip,
     };
-    let mut stream = std::net::TcpStream::connect_timeout(&SocketAddr::new(ip, addr.port()), PATIENCE)?;
+    let mut stream =
+        std::net::TcpStream::connect_timeout(&SocketAddr::new(ip, addr.port()), PATIENCE)?;
     stream.set_read_timeout(Some(PATIENCE))?;
     stream.set_write_timeout(Some(PATIENCE))?;
     let request = format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
@@ -192,7 +205,8 @@ fn ask(addr: SocketAddr, path: &str) -> io::Result<(String, String)> {
     Ok((status.to_owned(), answer.lines().last().unwrap_or_default().to_owned()))
 }
 
-/// The same as the end of a program: 0 or 1. What `/ready` says goes to standard output, what is wrong to standard error.
+/// The same as the end of a program: 0 or 1. What `/ready` says goes to standard output, what is
+/// wrong to standard error.
 pub fn health_exit_code(addr: SocketAddr) -> ExitCode {
     // The streams may be gone; the code says it all the same.
     match check_health(addr) {
@@ -207,15 +221,16 @@ pub fn health_exit_code(addr: SocketAddr) -> ExitCode {
     }
 }
 
-/// Writes `addr` to the file at `path`, so that whoever started the process on port 0 learns the port. The file
-/// appears whole or not at all.
+/// Writes `addr` to the file at `path`, so that whoever started the process on port 0 learns the
+/// port. The file appears whole or not at all.
 ///
 /// # Errors
 ///
 /// If the file can't be written.
 pub fn write_ready_file(path: &Path, addr: SocketAddr) -> io::Result<()> {
-    let name =
-        path.file_name().ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "not a file name"))?;
+    let name = path
+        .file_name()
+        .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "not a file name"))?;
     let mut temporary = name.to_owned();
     temporary.push(format!(".{}.tmp", std::process::id()));
     let temporary = path.with_file_name(temporary);
@@ -233,7 +248,8 @@ mod tests {
     use super::*;
 
     async fn check(health: &Health, path: &str, code: u16, text: &str) {
-        let request = Request::get(path).header(header::HOST, "localhost").body(Body::empty()).unwrap();
+        let request =
+            Request::get(path).header(header::HOST, "localhost").body(Body::empty()).unwrap();
         let guard = Arc::new(Guard::new(&[], Vec::new()));
         let router = router(health.clone(), crate::metrics::install(), guard);
         let response = router.oneshot(request).await.unwrap();
@@ -271,7 +287,8 @@ mod tests {
         ] {
             let guard = Arc::new(Guard::new(&["worker.internal".to_owned()], Vec::new()));
             let router = router(Health::new(), crate::metrics::install(), guard);
-            let request = Request::get(path).header(header::HOST, host).body(Body::empty()).unwrap();
+            let request =
+                Request::get(path).header(header::HOST, host).body(Body::empty()).unwrap();
             assert_eq!(router.oneshot(request).await.unwrap().status(), code, "{path} for {host}");
         }
     }

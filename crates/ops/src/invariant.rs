@@ -1,8 +1,9 @@
 //! Named invariants that are checked in production too.
 //!
-//! An invariant that is only tested holds only where the tests have been. A violation is logged and counted, and the
-//! process goes on: stopping a worker because of a bookkeeping error would turn one fault into an outage. Tests that
-//! want to stop at the first violation set `FLEET_INVARIANTS=panic`.
+//! An invariant that is only tested holds only where the tests have been. A violation is logged and
+//! counted, and the process goes on: stopping a worker because of a bookkeeping error would turn
+//! one fault into an outage. Tests that want to stop at the first violation set
+//! `FLEET_INVARIANTS=panic`.
 
 use std::fmt::Display;
 
@@ -10,8 +11,8 @@ use metrics::counter;
 
 use crate::metrics::INVARIANT_VIOLATIONS;
 
-/// Reports that the invariant `name` does not hold. `detail` says what was seen; it goes to the log and never to a
-/// label.
+/// Reports that the invariant `name` does not hold. `detail` says what was seen; it goes to the log
+/// and never to a label.
 ///
 /// # Panics
 ///
@@ -24,7 +25,8 @@ pub fn violated(name: &'static str, detail: impl Display) {
     }
 }
 
-/// Makes the counters of these invariants visible at zero, so that an alert can tell "never" from "not measured".
+/// Makes the counters of these invariants visible at zero, so that an alert can tell "never" from
+/// "not measured".
 pub fn declare(names: &[&'static str]) {
     for name in names {
         counter!(INVARIANT_VIOLATIONS.name, "invariant" => *name).increment(0);

@@ -1,7 +1,8 @@
-//! What every binary of the fleet shares: configuration, logs, metrics, health endpoints, graceful shutdown.
+//! What every binary of the fleet shares: configuration, logs, metrics, health endpoints, graceful
+//! shutdown.
 //!
-//! Nothing here knows jobs, Kafka or MCP. A binary's `main` reads its settings with [`config`], calls
-//! [`telemetry::init`] and [`metrics::install`], serves [`http::router`], and runs until
+//! Nothing here knows jobs, Kafka or MCP. A binary's `main` reads its settings with [`config`],
+//! calls [`telemetry::init`] and [`metrics::install`], serves [`http::router`], and runs until
 //! [`shutdown::signal_token`] is cancelled.
 
 pub mod clock;

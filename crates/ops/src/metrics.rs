@@ -1,8 +1,8 @@
 //! Metrics: one Prometheus recorder per process, and the tables in which metrics are declared.
 //!
-//! Each crate declares its metrics once, in a constant table of [`Metric`]. The table describes them to the recorder
-//! ([`Metrics::describe`]) and becomes the documentation ([`markdown`]), so that neither can drift from the code.
-//! Labels are bounded: never a job id, a key or a message.
+//! Each crate declares its metrics once, in a constant table of [`Metric`]. The table describes
+//! them to the recorder ([`Metrics::describe`]) and becomes the documentation ([`markdown`]), so
+//! that neither can drift from the code. Labels are bounded: never a job id, a key or a message.
 
 use std::{sync::OnceLock, time::Duration};
 
@@ -16,7 +16,8 @@ const UPKEEP: Duration = Duration::from_secs(5);
 
 /// Bounds in seconds, from a local call (milliseconds) to a tool that takes an hour.
 const SECONDS: [f64; 17] = [
-    0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 120.0, 600.0, 3600.0,
+    0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 120.0,
+    600.0, 3600.0,
 ];
 
 /// Bounds in bytes, for histograms whose name ends in `_bytes`.
@@ -63,8 +64,8 @@ const fn process(name: &'static str, kind: Kind, unit: Unit, help: &'static str)
     Metric { name, kind, unit, labels: &[], help }
 }
 
-/// The metrics of this crate. [`install`] has described them already. Those of the process are read when `/metrics` is, and
-/// only on systems that tell.
+/// The metrics of this crate. [`install`] has described them already. Those of the process are read
+/// when `/metrics` is, and only on systems that tell.
 pub const TABLE: &[Metric] = &[
     INVARIANT_VIOLATIONS,
     HTTP_BUSY,
@@ -76,7 +77,12 @@ pub const TABLE: &[Metric] = &[
         Unit::Seconds,
         "Processor time that the process has used, of user and system together.",
     ),
-    process("process_resident_memory_bytes", Kind::Gauge, Unit::Bytes, "Memory that the process holds."),
+    process(
+        "process_resident_memory_bytes",
+        Kind::Gauge,
+        Unit::Bytes,
+        "Memory that the process holds.",
+    ),
     process(
         "process_virtual_memory_bytes",
         Kind::Gauge,
@@ -90,7 +96,12 @@ pub const TABLE: &[Metric] = &[
         "The most address space that the process may reserve.",
     ),
     process("process_open_fds", Kind::Gauge, Unit::Count, "Open file descriptors."),
-    process("process_max_fds", Kind::Gauge, Unit::Count, "The most file descriptors that may be open."),
+    process(
+        "process_max_fds",
+        Kind::Gauge,
+        Unit::Count,
+        "The most file descriptors that may be open.",
+    ),
     process(
         "process_start_time_seconds",
         Kind::Gauge,
@@ -169,8 +180,8 @@ fn builder() -> PrometheusBuilder {
     builder.set_buckets_for_metric(Matcher::Suffix("_bytes".to_owned()), &BYTES).unwrap_or_default()
 }
 
-/// Folds samples into buckets for as long as the process lives. Without it a process that nobody scrapes would keep
-/// every sample.
+/// Folds samples into buckets for as long as the process lives. Without it a process that nobody
+/// scrapes would keep every sample.
 fn keep_up(handle: PrometheusHandle) {
     let spawned = std::thread::Builder::new().name("metrics-upkeep".to_owned()).spawn(move || {
         loop {
@@ -184,7 +195,8 @@ fn keep_up(handle: PrometheusHandle) {
 }
 
 impl Metrics {
-    /// Gives the recorder the help texts and units of `table`, and makes counters without labels visible at zero.
+    /// Gives the recorder the help texts and units of `table`, and makes counters without labels
+    /// visible at zero.
     pub fn describe(&self, table: &[Metric]) {
         for metric in table {
             match metric.kind {
@@ -195,7 +207,9 @@ impl Metrics {
                     }
                 }
                 Kind::Gauge => ::metrics::describe_gauge!(metric.name, metric.unit, metric.help),
-                Kind::Histogram => ::metrics::describe_histogram!(metric.name, metric.unit, metric.help),
+                Kind::Histogram => {
+                    ::metrics::describe_histogram!(metric.name, metric.unit, metric.help)
+                }
             }
         }
     }
@@ -216,7 +230,8 @@ impl Metrics {
 pub fn markdown(tables: &[&[Metric]]) -> String {
     let mut metrics: Vec<&Metric> = tables.iter().flat_map(|table| table.iter()).collect();
     metrics.sort_by_key(|metric| metric.name);
-    let mut text = String::from("| Metric | Kind | Unit | Labels | Meaning |\n|---|---|---|---|---|\n");
+    let mut text =
+        String::from("| Metric | Kind | Unit | Labels | Meaning |\n|---|---|---|---|---|\n");
     for Metric { name, kind, unit, labels, help } in metrics {
         let labels: Vec<String> = labels.iter().map(|label| format!("`{label}`")).collect();
         let row = [

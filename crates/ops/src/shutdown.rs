@@ -1,4 +1,5 @@
-//! Signals become one cancellation token; what is drained, and for how long, is up to whoever holds it.
+//! Signals become one cancellation token; what is drained, and for how long, is up to whoever holds
+//! it.
 
 use std::io;
 
@@ -10,8 +11,9 @@ const TOLD_TWICE: i32 = 130;
 
 /// A token that is cancelled at the first SIGTERM or SIGINT.
 ///
-/// A second signal ends the process at once with code 130: whoever asks twice does not want to wait for the drain.
-/// Both handlers are in place when this returns. May be called more than once; each token follows the same signals.
+/// A second signal ends the process at once with code 130: whoever asks twice does not want to wait
+/// for the drain. Both handlers are in place when this returns. May be called more than once; each
+/// token follows the same signals.
 ///
 /// # Errors
 ///
@@ -26,7 +28,8 @@ pub fn signal_token() -> io::Result<CancellationToken> {
     let token = CancellationToken::new();
     let cancelled = token.clone();
     tokio::spawn(async move {
-        let name = tokio::select! { _ = terminate.recv() => "SIGTERM", _ = interrupt.recv() => "SIGINT" };
+        let name =
+            tokio::select! { _ = terminate.recv() => "SIGTERM", _ = interrupt.recv() => "SIGINT" };
         tracing::info!(signal = name, "shutting down; a second signal exits at once");
         cancelled.cancel();
         tokio::select! { _ = terminate.recv() => {}, _ = interrupt.recv() => {} }

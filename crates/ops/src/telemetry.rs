@@ -1,6 +1,7 @@
 //! Logs: one subscriber per process, written to standard error.
 //!
-//! Standard output belongs to data (`--json` results, MCP over stdio), so no log line ever goes there.
+//! Standard output belongs to data (`--json` results, MCP over stdio), so no log line ever goes
+//! there.
 
 use std::io::IsTerminal as _;
 use std::sync::Once;
@@ -19,10 +20,11 @@ const QUIET: &str = "h2=warn,hyper=warn,hyper_util=warn,librdkafka=warn,opentele
                      opentelemetry_otlp=warn,rdkafka=warn,reqwest=warn,rmcp=warn,\
                      rustls=warn,sqlx=warn,tower=warn,tower_http=warn";
 
-/// What `rmcp` may say at most, by target. Below info it writes whole messages and the headers that came with them
-/// (arguments, results, credentials). Its service warns of every error that is answered, in the words of the tool, and of
-/// messages that it did not expect. Its workers name the URLs that failed, with the keys in them, and say in an error
-/// what the caller is told anyway. A filter that names one of these targets means it and wins.
+/// What `rmcp` may say at most, by target. Below info it writes whole messages and the headers that
+/// came with them (arguments, results, credentials). Its service warns of every error that is
+/// answered, in the words of the tool, and of messages that it did not expect. Its workers name the
+/// URLs that failed, with the keys in them, and say in an error what the caller is told anyway. A
+/// filter that names one of these targets means it and wins.
 const RMCP_AT_MOST: [(&str, LevelFilter); 3] = [
     ("rmcp", LevelFilter::INFO),
     ("rmcp::service", LevelFilter::ERROR),
@@ -31,8 +33,9 @@ const RMCP_AT_MOST: [(&str, LevelFilter); 3] = [
 
 /// Starts logging for this process.
 ///
-/// `RUST_LOG` is a full filter and wins; `LOG_LEVEL` is a level, or a filter that is laid over the quiet defaults.
-/// Neither makes `rmcp` write out messages unless it names `rmcp`. `LOG_FORMAT` is `text` (default) or `json`. Each JSON line carries `service`. A second call does nothing, and
+/// `RUST_LOG` is a full filter and wins; `LOG_LEVEL` is a level, or a filter that is laid over the
+/// quiet defaults. Neither makes `rmcp` write out messages unless it names `rmcp`. `LOG_FORMAT` is
+/// `text` (default) or `json`. Each JSON line carries `service`. A second call does nothing, and
 /// neither does a call in a process that has a subscriber already, so tests may call it freely.
 pub fn init(service: &str) {
     static ONCE: Once = Once::new();
@@ -40,7 +43,8 @@ pub fn init(service: &str) {
         let env = Env::process();
         let (filter, complaint) = filter(&env);
         let json = env.get("LOG_FORMAT").is_some_and(|f| f.eq_ignore_ascii_case("json"));
-        let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+        let builder =
+            tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
         let installed = if json {
             builder
                 .json()
@@ -85,18 +89,20 @@ fn general_level(filter: &str) -> LevelFilter {
     parts.filter_map(|part| part.parse().ok()).next_back().unwrap_or(LevelFilter::OFF)
 }
 
-/// Directives that keep `rmcp` discreet where it would say as much as `level`, to be put before a filter: of two for one
-/// target the later one holds. A more specific one holds wherever it stands, so whoever asks for all of `rmcp` gets none
-/// for its service.
+/// Directives that keep `rmcp` discreet where it would say as much as `level`, to be put before a
+/// filter: of two for one target the later one holds. A more specific one holds wherever it stands,
+/// so whoever asks for all of `rmcp` gets none for its service.
 fn rmcp_caps(filter: &str, level: LevelFilter) -> String {
-    let names_rmcp =
-        filter.split(',').any(|part| part.split('=').next().is_some_and(|name| name.trim() == "rmcp"));
-    let caps = RMCP_AT_MOST.iter().filter(|(target, _)| !(names_rmcp && *target == "rmcp::service"));
+    let names_rmcp = filter
+        .split(',')
+        .any(|part| part.split('=').next().is_some_and(|name| name.trim() == "rmcp"));
+    let caps =
+        RMCP_AT_MOST.iter().filter(|(target, _)| !(names_rmcp && *target == "rmcp::service"));
     caps.map(|(target, at_most)| format!("{target}={},", level.min(*at_most))).collect()
 }
 
-/// JSON lines that begin with the name of the service, so that the logs of several binaries can share one store, and with
-/// what the spans around them say: the ids of trace, span and job.
+/// JSON lines that begin with the name of the service, so that the logs of several binaries can
+/// share one store, and with what the spans around them say: the ids of trace, span and job.
 struct Named {
     service: String,
     inner: Format<Json>,
@@ -137,7 +143,8 @@ where
         write!(writer, "{{\"service\":{service},")?;
         for (name, value) in span_fields(ctx) {
             let name = format!("{}:", serde_json::Value::from(name));
-            // What the line says itself goes before what stands around it. Within a text the quote would be escaped.
+            // What the line says itself goes before what stands around it. Within a text the quote
+            // would be escaped.
             if !rest.contains(&name) {
                 write!(writer, "{name}{value},")?;
             }
@@ -188,6 +195,10 @@ mod tests {
         check(&[("RUST_LOG", "rmcp=trace")], "rmcp::transport::worker=off", false);
         let (all, _) = filter(&Env::of([("RUST_LOG", "rmcp=trace")]));
         assert!(!all.to_string().contains("rmcp::service"), "{all}");
-        check(&[("RUST_LOG", "rmcp::transport::worker=debug")], "rmcp::transport::worker=debug", false);
+        check(
+            &[("RUST_LOG", "rmcp::transport::worker=debug")],
+            "rmcp::transport::worker=debug",
+            false,
+        );
     }
 }

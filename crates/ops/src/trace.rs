@@ -1,8 +1,10 @@
-//! Spans: what this process has done for a job, as a part of the trace that the job's producer began.
+//! Spans: what this process has done for a job, as a part of the trace that the job's producer
+//! began.
 //!
-//! They are exported by OTLP where the standard variables of OpenTelemetry ask for it (`OTEL_EXPORTER_OTLP_ENDPOINT`, or
-//! `OTEL_TRACES_EXPORTER=otlp`). Where they don't, a [`Span`] costs nothing and passes on the context it was given, so
-//! the trace goes on in those who take part in it.
+//! They are exported by OTLP where the standard variables of OpenTelemetry ask for it
+//! (`OTEL_EXPORTER_OTLP_ENDPOINT`, or `OTEL_TRACES_EXPORTER=otlp`). Where they don't, a [`Span`]
+//! costs nothing and passes on the context it was given, so the trace goes on in those who take
+//! part in it.
 
 use std::{
     borrow::Cow,
@@ -50,8 +52,8 @@ impl Drop for Exporting {
     }
 }
 
-/// Begins to export spans, where the environment asks for it. A wrong setting is said in the log and leaves the process
-/// without traces: no job waits for a collector.
+/// Begins to export spans, where the environment asks for it. A wrong setting is said in the log
+/// and leaves the process without traces: no job waits for a collector.
 pub fn init(service: &'static str, version: &'static str) -> Exporting {
     match wanted(|name| env::var(name).ok().filter(|value| !value.is_empty())) {
         Ok(false) => Exporting::default(),
@@ -100,11 +102,12 @@ fn export(service: &'static str, version: &'static str) -> Exporting {
         }
     };
     let said = |name: &str| env::var(name).unwrap_or_default();
-    let named =
-        !said("OTEL_SERVICE_NAME").is_empty() || said("OTEL_RESOURCE_ATTRIBUTES").contains("service.name=");
+    let named = !said("OTEL_SERVICE_NAME").is_empty()
+        || said("OTEL_RESOURCE_ATTRIBUTES").contains("service.name=");
     let resource = Resource::builder().with_attribute(KeyValue::new("service.version", version));
     let resource = if named { resource } else { resource.with_service_name(service) }.build();
-    let provider = SdkTracerProvider::builder().with_batch_exporter(exporter).with_resource(resource).build();
+    let provider =
+        SdkTracerProvider::builder().with_batch_exporter(exporter).with_resource(resource).build();
     if TRACER.set(provider.tracer("mcp-fleet")).is_err() {
         tracing::debug!("traces are exported already");
         return Exporting::default();
@@ -121,7 +124,8 @@ pub struct Span {
 }
 
 impl Span {
-    /// Begins a span below `parent`, or a trace where there is none. `attributes` are asked for only where spans are made.
+    /// Begins a span below `parent`, or a trace where there is none. `attributes` are asked for
+    /// only where spans are made.
     pub fn start<A: IntoIterator<Item = Attribute>>(
         kind: SpanKind,
         name: impl Into<Cow<'static, str>>,
@@ -174,7 +178,8 @@ impl Span {
         own.span().set_status(Status::error(message[..end].to_owned()));
     }
 
-    /// What log lines are put under that belong to it: they carry the trace's id, the span's and the job's.
+    /// What log lines are put under that belong to it: they carry the trace's id, the span's and
+    /// the job's.
     pub fn log(&self, job_id: Option<&str>) -> tracing::Span {
         tracing::info_span!(
             "job",
@@ -231,9 +236,10 @@ mod tests {
 
     #[test]
     fn without_an_exporter_the_context_is_passed_on_as_it_came() {
-        let span = Span::start(SpanKind::Internal, "s", &context("what is this"), || -> [Attribute; 0] {
-            panic!("nobody asks")
-        });
+        let span =
+            Span::start(SpanKind::Internal, "s", &context("what is this"), || -> [Attribute; 0] {
+                panic!("nobody asks")
+            });
         assert_eq!(span.context(), &context("what is this"));
         span.set("key", 1);
         span.fail("kind", "message");
@@ -245,7 +251,13 @@ mod tests {
         let provider = SdkTracerProvider::builder().with_simple_exporter(exporter.clone()).build();
         let tracer = provider.tracer("test");
         let start = |name: &'static str, parent: &TraceContext| {
-            Span::start_with(&tracer, SpanKind::Consumer, name.into(), parent, [("key", "value".into())])
+            Span::start_with(
+                &tracer,
+                SpanKind::Consumer,
+                name.into(),
+                parent,
+                [("key", "value".into())],
+            )
         };
         let outer = start("outer", &context(PARENT));
         assert_eq!(outer.context().trace_id(), Some("0af7651916cd43dd8448eb211c80319c"));
@@ -268,8 +280,9 @@ mod tests {
     #[test]
     fn the_standard_variables_say_whether_and_how() {
         let check = |set: &[(&str, &str)], expected: Result<bool, &str>| {
-            let found =
-                wanted(|name| set.iter().find(|(key, _)| *key == name).map(|(_, value)| (*value).to_owned()));
+            let found = wanted(|name| {
+                set.iter().find(|(key, _)| *key == name).map(|(_, value)| (*value).to_owned())
+            });
             match (&found, expected) {
                 (Err(why), Err(word)) => assert!(why.contains(word), "{why}"),
                 _ => assert_eq!(found.ok(), expected.ok(), "{set:?}"),
@@ -278,7 +291,10 @@ mod tests {
         let endpoint = ("OTEL_EXPORTER_OTLP_ENDPOINT", "http://collector:4318");
         check(&[], Ok(false));
         check(&[endpoint], Ok(true));
-        check(&[("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "http://collector:4318/v1/traces")], Ok(true));
+        check(
+            &[("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "http://collector:4318/v1/traces")],
+            Ok(true),
+        );
         check(&[("OTEL_TRACES_EXPORTER", "otlp")], Ok(true));
         check(&[endpoint, ("OTEL_TRACES_EXPORTER", "none")], Ok(false));
         check(&[endpoint, ("OTEL_SDK_DISABLED", "TRUE")], Ok(false));

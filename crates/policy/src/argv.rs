@@ -1,10 +1,12 @@
 //! Patterns over a whole command line.
 //!
-//! A pattern is a list of elements. Each is a [`Glob`] that matches exactly one element of the argv; a last element
-//! `**` matches any number of further ones. A pattern of only a command allows only that command without arguments:
-//! whoever allows `node` has not allowed `node -e …`. For the same reason an element that *starts* with a wildcard
-//! does not match an option (something that starts with `-`): `node *` is a script, not `--eval=…`. And a wildcard does
-//! not lead elsewhere: it stands for no `/` (`**` does), `@` or `:`, and an argument that climbs with `..` matches none.
+//! A pattern is a list of elements. Each is a [`Glob`] that matches exactly one element of the
+//! argv; a last element `**` matches any number of further ones. A pattern of only a command allows
+//! only that command without arguments: whoever allows `node` has not allowed `node -e …`. For the
+//! same reason an element that *starts* with a wildcard does not match an option (something that
+//! starts with `-`): `node *` is a script, not `--eval=…`. And a wildcard does not lead elsewhere:
+//! it stands for no `/` (`**` does), `@` or `:`, and an argument that climbs with `..` matches
+//! none.
 
 use std::fmt;
 
@@ -51,7 +53,8 @@ impl ArgvPattern {
         Ok(Self { elements, open_ended, source })
     }
 
-    /// A pattern from a line, split into elements as a shell would: blanks separate, quotes and `\` protect.
+    /// A pattern from a line, split into elements as a shell would: blanks separate, quotes and `\`
+    /// protect.
     ///
     /// # Errors
     ///
@@ -60,7 +63,8 @@ impl ArgvPattern {
         Self::new(split_words(line)?)
     }
 
-    /// Whether the pattern allows this command line. `argv[0]` is the command as it was written, not a resolved path.
+    /// Whether the pattern allows this command line. `argv[0]` is the command as it was written,
+    /// not a resolved path.
     pub fn matches(&self, argv: &[String]) -> bool {
         let fits = if self.open_ended {
             argv.len() >= self.elements.len()
@@ -138,10 +142,12 @@ pub fn split_list(list: &str) -> Vec<&str> {
     parts
 }
 
-/// Writes words so that [`split_words`] gives them back; also how command lines are shown to people.
+/// Writes words so that [`split_words`] gives them back; also how command lines are shown to
+/// people.
 pub fn join_words(words: &[String]) -> String {
     let plain = |word: &String| {
-        !word.is_empty() && !word.contains(|c: char| c.is_whitespace() || matches!(c, '\'' | '"' | '\\'))
+        !word.is_empty()
+            && !word.contains(|c: char| c.is_whitespace() || matches!(c, '\'' | '"' | '\\'))
     };
     let quoted = |word: &String| format!("'{}'", word.replace('\'', r"'\''"));
     let words: Vec<_> =
@@ -157,7 +163,11 @@ mod tests {
 
     fn check(pattern: &str, argv: &[&str], expected: bool) {
         let argv: Vec<String> = argv.iter().map(ToString::to_string).collect();
-        assert_eq!(ArgvPattern::parse(pattern).unwrap().matches(&argv), expected, "{pattern} on {argv:?}");
+        assert_eq!(
+            ArgvPattern::parse(pattern).unwrap().matches(&argv),
+            expected,
+            "{pattern} on {argv:?}"
+        );
     }
 
     #[test]

@@ -4,7 +4,8 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-/// What of the machine a child may use. Without a list the child may use whatever the server's user may.
+/// What of the machine a child may use. Without a list the child may use whatever the server's user
+/// may.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Confinement {
     /// Files and directories (with everything below them) that the child may read and run.
@@ -44,7 +45,8 @@ mod tests {
         assert_eq!(confinement.write_files, None);
         assert_eq!(confinement.connect_ports.as_deref(), Some(&[443][..]));
 
-        let error = Policy::from_toml("\n[[command]]\nargv = [\"a\"]\nwrite_files = [\"srv\"]").unwrap_err();
+        let error = Policy::from_toml("\n[[command]]\nargv = [\"a\"]\nwrite_files = [\"srv\"]")
+            .unwrap_err();
         assert_eq!(
             error.to_string(),
             "`write_files` in line 3 of the policy file: \"srv\" is not an absolute path"

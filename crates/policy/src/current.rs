@@ -1,7 +1,8 @@
 //! The policy that holds now.
 //!
-//! The policy file may change while the server runs. Whoever decides something asks here at that moment and keeps what
-//! it got for this one decision, so that a change is seen everywhere at once and no decision is made by two policies.
+//! The policy file may change while the server runs. Whoever decides something asks here at that
+//! moment and keeps what it got for this one decision, so that a change is seen everywhere at once
+//! and no decision is made by two policies.
 
 use std::sync::Arc;
 

@@ -1,13 +1,15 @@
 //! Which environment variables a message may give to a child.
 //!
-//! Some variables make an innocent program run somebody else's code (`LD_PRELOAD`, `NODE_OPTIONS`, `BASH_ENV`), or
-//! change where it finds its code and configuration (`PATH`, `HOME`, `NPM_CONFIG_…`). No list of such names is ever
-//! complete, so nothing is allowed that a rule does not list. The list below is only there against wildcards that reach
-//! further than was meant: what is on it needs to be listed by its exact name.
+//! Some variables make an innocent program run somebody else's code (`LD_PRELOAD`, `NODE_OPTIONS`,
+//! `BASH_ENV`), or change where it finds its code and configuration (`PATH`, `HOME`,
+//! `NPM_CONFIG_…`). No list of such names is ever complete, so nothing is allowed that a rule does
+//! not list. The list below is only there against wildcards that reach further than was meant: what
+//! is on it needs to be listed by its exact name.
 
 use super::glob::Glob;
 
-/// Variables, or prefixes of them where they end in `*`, that are known to decide what code a program runs.
+/// Variables, or prefixes of them where they end in `*`, that are known to decide what code a
+/// program runs.
 const DANGEROUS: &[&str] = &[
     // The dynamic linker and libc.
     "LD_*",
@@ -122,7 +124,8 @@ const DANGEROUS: &[&str] = &[
     "GRPC_PROXY*",
 ];
 
-/// Whether a variable may decide what code a program runs, so that it must be listed by its exact name.
+/// Whether a variable may decide what code a program runs, so that it must be listed by its exact
+/// name.
 pub fn is_dangerous(name: &str) -> bool {
     let name = name.to_ascii_uppercase();
     DANGEROUS.iter().any(|entry| match entry.strip_suffix('*') {

@@ -35,8 +35,8 @@ struct PolicyFile {
     server: Vec<ServerFile>,
 }
 
-/// A table that can say everything about servers, and the fields given beside. serde can't flatten tables and refuse
-/// unknown keys at once, so the fields stand in both.
+/// A table that can say everything about servers, and the fields given beside. serde can't flatten
+/// tables and refuse unknown keys at once, so the fields stand in both.
 macro_rules! server_table {
     ($(#[$attribute:meta])* struct $name:ident { $($(#[$own:meta])* $field:ident: $type:ty,)* }) => {
         $(#[$attribute])*
@@ -140,11 +140,13 @@ impl Policy {
     ///
     /// Where the text is no TOML, has unknown keys, or holds a pattern that is none.
     pub fn from_toml(text: &str) -> Result<Self, PolicyError> {
-        let file: PolicyFile = toml::from_str(text).map_err(|error| PolicyError::Toml(Box::new(error)))?;
+        let file: PolicyFile =
+            toml::from_str(text).map_err(|error| PolicyError::Toml(Box::new(error)))?;
         if file.expand.is_some() {
             return Err(PolicyError::ExpandForAll);
         }
-        let line = |start: usize| 1 + text.bytes().take(start).filter(|byte| *byte == b'\n').count();
+        let line =
+            |start: usize| 1 + text.bytes().take(start).filter(|byte| *byte == b'\n').count();
         let commands = (file.command.into_iter())
             .map(|command| command_rule(line(command.argv.span().start), command))
             .collect::<Result<_, _>>()?;
@@ -160,7 +162,10 @@ impl Policy {
         let millis = Duration::from_millis;
         let limits = Limits {
             max_servers: file.limits.max_servers.unwrap_or(defaults.max_servers),
-            handshake_timeout: file.limits.handshake_timeout_ms.map_or(defaults.handshake_timeout, millis),
+            handshake_timeout: file
+                .limits
+                .handshake_timeout_ms
+                .map_or(defaults.handshake_timeout, millis),
             drain_timeout: file.limits.drain_timeout_ms.map_or(defaults.drain_timeout, millis),
             defaults: file.limits.said().over(ServerLimits::default()),
             servers: file.server.iter().map(server_rule).collect(),
@@ -172,8 +177,11 @@ impl Policy {
 fn command_rule(line: usize, file: CommandFile) -> Result<CommandRule, PolicyError> {
     let words = file.argv.into_inner();
     let pattern = super::argv::join_words(&words);
-    let argv =
-        ArgvPattern::new(words).map_err(|error| PolicyError::Pattern { pattern, line: Some(line), error })?;
+    let argv = ArgvPattern::new(words).map_err(|error| PolicyError::Pattern {
+        pattern,
+        line: Some(line),
+        error,
+    })?;
     let confinement = Confinement {
         read_files: file.read_files,
         write_files: file.write_files,
@@ -203,7 +211,11 @@ fn server_rule(file: &ServerFile) -> ServerRule {
         call_timeout: tool.call_timeout_ms.map(above_zero),
         max_concurrency: tool.max_concurrency,
     };
-    ServerRule { name: Glob::new(&file.name), said: file.said(), tools: file.tool.iter().map(tool).collect() }
+    ServerRule {
+        name: Glob::new(&file.name),
+        said: file.said(),
+        tools: file.tool.iter().map(tool).collect(),
+    }
 }
 
 fn above_zero(millis: NonZeroU64) -> Duration {

@@ -1,8 +1,9 @@
 //! Globs over single strings: one argv element, one environment key, one path.
 //!
-//! `*` stands for any run of characters, `?` for exactly one, `\` takes the next character literally. A pattern
-//! always matches the whole string. Arguments of a command line are matched more narrowly than names, because they may
-//! be paths and package specs; see [`Glob::matches_argument`].
+//! `*` stands for any run of characters, `?` for exactly one, `\` takes the next character
+//! literally. A pattern always matches the whole string. Arguments of a command line are matched
+//! more narrowly than names, because they may be paths and package specs; see
+//! [`Glob::matches_argument`].
 
 /// The pattern that matches `text` and nothing else.
 pub fn escape(text: &str) -> String {
@@ -63,7 +64,8 @@ impl Glob {
         matches!(self.tokens.first(), Some(Token::One | Token::Run | Token::DeepRun))
     }
 
-    /// Whether the whole of `text` matches. Linear in practice: only the last `*` is ever tried again.
+    /// Whether the whole of `text` matches. Linear in practice: only the last `*` is ever tried
+    /// again.
     pub fn matches(&self, text: &str) -> bool {
         let text: Vec<char> = text.chars().collect();
         let (mut at, mut token) = (0, 0);
@@ -88,9 +90,10 @@ impl Glob {
         self.tokens[token..].iter().all(|token| token.is_run())
     }
 
-    /// Whether the whole of an argument matches. Without a wildcard that is equality. A wildcard never stands for `@` or
-    /// `:`, with which a package spec names another source (`x@file:/tmp/evil`), only `**` stands for `/`, and an
-    /// argument with `..` in it as a part of a path does not match at all, wherever that stands.
+    /// Whether the whole of an argument matches. Without a wildcard that is equality. A wildcard
+    /// never stands for `@` or `:`, with which a package spec names another source
+    /// (`x@file:/tmp/evil`), only `**` stands for `/`, and an argument with `..` in it as a part of
+    /// a path does not match at all, wherever that stands.
     pub fn matches_argument(&self, text: &str) -> bool {
         if self.is_literal() {
             return self.matches(text);
@@ -104,7 +107,8 @@ impl Glob {
         self.skip_runs(&mut places);
         for c in text.chars() {
             let mut next = vec![false; places.len()];
-            for (place, token) in self.tokens.iter().enumerate().filter(|(place, _)| places[*place]) {
+            for (place, token) in self.tokens.iter().enumerate().filter(|(place, _)| places[*place])
+            {
                 match token {
                     Token::Char(own) => next[place + 1] |= *own == c,
                     Token::One => next[place + 1] |= !matches!(c, '@' | ':' | '/'),
@@ -134,7 +138,8 @@ impl Token {
     }
 }
 
-/// Whether some part of a path in the argument is `..`. Paths also stand behind `=`, `:` and `,`, as in `--root=..`.
+/// Whether some part of a path in the argument is `..`. Paths also stand behind `=`, `:` and `,`,
+/// as in `--root=..`.
 fn climbs(argument: &str) -> bool {
     argument.split(['/', '\\', '=', ':', ',']).any(|part| part == "..")
 }

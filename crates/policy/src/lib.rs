@@ -1,9 +1,10 @@
-//! What messages may make this server do: which programs may be started, with what around them, and which hosts may
-//! be connected to.
+//! What messages may make this server do: which programs may be started, with what around them, and
+//! which hosts may be connected to.
 //!
-//! `server_initialize` starts programs that are named in a message, so this is what stands between a message and
-//! remote code execution. The default allows nothing. The rules are pure: paths come in resolved and addresses come in
-//! looked up, so that each can be tested without a process or a network.
+//! `server_initialize` starts programs that are named in a message, so this is what stands between
+//! a message and remote code execution. The default allows nothing. The rules are pure: paths come
+//! in resolved and addresses come in looked up, so that each can be tested without a process or a
+//! network.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -43,8 +44,8 @@ pub struct Policy {
 pub struct CommandRule {
     /// The command lines.
     pub argv: ArgvPattern,
-    /// The working directories. Without `cwd` in the configuration the child gets the server's own, which is always
-    /// allowed.
+    /// The working directories. Without `cwd` in the configuration the child gets the server's own,
+    /// which is always allowed.
     pub cwd: PathRule,
     /// The environment variables that the configuration and its `envFile` may set.
     pub env: EnvRule,
@@ -86,8 +87,8 @@ pub struct NamedPath<'a> {
     pub path: &'a Path,
 }
 
-/// Why something is not allowed, and what would allow it. A refusal shows what the message said and no value of a
-/// variable.
+/// Why something is not allowed, and what would allow it. A refusal shows what the message said and
+/// no value of a variable.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Refusal {
     /// No rule covers the command line.
@@ -134,8 +135,8 @@ pub enum Refusal {
         /// What about it.
         why: &'static str,
     },
-    /// An environment variable has a name that none can have, or none should: it would pose as something else where
-    /// environments are written out.
+    /// An environment variable has a name that none can have, or none should: it would pose as
+    /// something else where environments are written out.
     #[error("no environment variable can be called {name:?}")]
     EnvName {
         /// The name.
@@ -255,13 +256,17 @@ fn env_of(line: Option<usize>) -> String {
 }
 
 impl Policy {
-    /// The rules that cover a command line, which is compared as it was written. Asked before anything else of a
-    /// request is looked at, so that a refused request learns nothing about this machine.
+    /// The rules that cover a command line, which is compared as it was written. Asked before
+    /// anything else of a request is looked at, so that a refused request learns nothing about this
+    /// machine.
     ///
     /// # Errors
     ///
     /// Returns an error if the command line can't be one.
-    pub fn rules_for(&self, argv: &[String]) -> Result<impl Iterator<Item = &CommandRule>, Refusal> {
+    pub fn rules_for(
+        &self,
+        argv: &[String],
+    ) -> Result<impl Iterator<Item = &CommandRule>, Refusal> {
         if argv.iter().any(|element| element.contains('\0')) {
             return Err(Refusal::ZeroByte { place: "the command line".to_owned() });
         }
@@ -283,7 +288,12 @@ impl Policy {
     /// # Errors
     ///
     /// Where no rule covers the host, or none that does reaches the address.
-    pub fn check_address(&self, host: &str, port: u16, address: IpAddr) -> Result<&RemoteRule, Refusal> {
+    pub fn check_address(
+        &self,
+        host: &str,
+        port: u16,
+        address: IpAddr,
+    ) -> Result<&RemoteRule, Refusal> {
         let mut covering = self.remotes.iter().filter(|rule| rule.covers(host, port)).peekable();
         let Some(first) = covering.peek() else {
             return Err(Refusal::remote(host, port));
@@ -308,8 +318,8 @@ impl Refusal {
 }
 
 impl CommandRule {
-    /// The rule that `--allow-command` makes: the environment variables that `--allow-env` lists and no others, and
-    /// working directories and `envFile`s where `--allow-dir` says.
+    /// The rule that `--allow-command` makes: the environment variables that `--allow-env` lists
+    /// and no others, and working directories and `envFile`s where `--allow-dir` says.
     pub fn simple(argv: ArgvPattern, dirs: &[PathBuf], env: &[String]) -> Self {
         Self {
             argv,
@@ -357,7 +367,8 @@ impl PathRule {
         Self { paths: paths.into_iter().map(Into::into).collect() }
     }
 
-    /// The same rule with every path resolved by `resolve`; paths that can't be resolved cover nothing but themselves.
+    /// The same rule with every path resolved by `resolve`; paths that can't be resolved cover
+    /// nothing but themselves.
     pub fn resolve(&mut self, resolve: impl Fn(&Path) -> Option<PathBuf>) {
         for path in &mut self.paths {
             if let Some(resolved) = resolve(path) {
@@ -373,12 +384,15 @@ impl PathRule {
 }
 
 fn well_formed(env: &BTreeMap<String, String>) -> Result<(), Refusal> {
-    let nameless = |name: &&String| name.is_empty() || name.contains(|c: char| c == '=' || c.is_control());
+    let nameless =
+        |name: &&String| name.is_empty() || name.contains(|c: char| c == '=' || c.is_control());
     if let Some(name) = env.keys().find(nameless) {
         return Err(Refusal::EnvName { name: name.clone() });
     }
     match env.iter().find(|(_, value)| value.contains('\0')) {
-        Some((name, _)) => Err(Refusal::ZeroByte { place: format!("the environment variable {name:?}") }),
+        Some((name, _)) => {
+            Err(Refusal::ZeroByte { place: format!("the environment variable {name:?}") })
+        }
         None => Ok(()),
     }
 }

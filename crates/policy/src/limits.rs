@@ -1,7 +1,9 @@
-//! How much of what hosted servers may use, and how long things may take: for all, for some servers, for single tools.
+//! How much of what hosted servers may use, and how long things may take: for all, for some
+//! servers, for single tools.
 //!
-//! Every limit has a default that can be changed for all servers in `[limits]`. A `[[server]]` changes it for those whose
-//! name it matches; where several do, the first that says something about a limit counts.
+//! Every limit has a default that can be changed for all servers in `[limits]`. A `[[server]]`
+//! changes it for those whose name it matches; where several do, the first that says something
+//! about a limit counts.
 
 use std::{num::NonZeroUsize, time::Duration};
 
@@ -233,7 +235,10 @@ mod tests {
         assert_eq!(limits.of_server("other").call_timeout, millis(1000));
         assert_eq!(limits.of_server("other").idle_timeout, Some(millis(5000)));
         let db = limits.of_server("db");
-        assert_eq!((db.call_timeout, db.max_concurrency, db.idle_timeout), (millis(2000), some(8), None));
+        assert_eq!(
+            (db.call_timeout, db.max_concurrency, db.idle_timeout),
+            (millis(2000), some(8), None)
+        );
         assert_eq!((db.process.memory_mb, db.breaker.failures), (Some(64), 0));
         assert_eq!(limits.of_server("dx").call_timeout, millis(3000));
         let call = |tool| {

@@ -1,7 +1,8 @@
 //! Which remote servers a message may have us connect to.
 //!
-//! A name is not enough: `evil.example` may resolve to 127.0.0.1 or to a cloud's metadata service. So the addresses
-//! count too, and they are checked where the connection is made (see `hosting::remote`), not only beforehand.
+//! A name is not enough: `evil.example` may resolve to 127.0.0.1 or to a cloud's metadata service.
+//! So the addresses count too, and they are checked where the connection is made (see
+//! `hosting::remote`), not only beforehand.
 
 use std::{
     collections::BTreeSet,
@@ -41,7 +42,8 @@ pub enum AddressClass {
     Private,
     /// This machine.
     Loopback,
-    /// Link-local, the clouds' metadata services wherever they stand, multicast, unspecified and reserved addresses.
+    /// Link-local, the clouds' metadata services wherever they stand, multicast, unspecified and
+    /// reserved addresses.
     Special,
 }
 
@@ -55,7 +57,12 @@ impl RemoteRule {
         let error = || RemoteRuleError(text.to_owned());
         let text = text.trim();
         if let Ok(ip) = text.parse::<IpAddr>() {
-            return Ok(Self { host: HostPattern::Ip(ip), port: None, line: None, expand: BTreeSet::new() });
+            return Ok(Self {
+                host: HostPattern::Ip(ip),
+                port: None,
+                line: None,
+                expand: BTreeSet::new(),
+            });
         }
         let (host, port) = match text.rsplit_once(':') {
             Some((host, port)) => (host, Some(port.parse().map_err(|_| error())?)),
@@ -110,8 +117,9 @@ impl RemoteRule {
 
     /// Whether a host that the rule covers may have this address.
     ///
-    /// Private networks need a literal host, since a wildcard's owner may point any name anywhere. Loopback needs
-    /// `localhost` or the address itself, and special addresses only ever the address itself.
+    /// Private networks need a literal host, since a wildcard's owner may point any name anywhere.
+    /// Loopback needs `localhost` or the address itself, and special addresses only ever the
+    /// address itself.
     pub fn allows_address(&self, address: IpAddr) -> bool {
         match (&self.host, class_of(address)) {
             (HostPattern::Ip(ip), _) => canonical(*ip) == canonical(address),
@@ -177,14 +185,17 @@ pub fn class_of(address: IpAddr) -> AddressClass {
 }
 
 fn class_of_v4(address: Ipv4Addr) -> AddressClass {
-    // Azure's and Alibaba's metadata services stand in ranges that are otherwise ordinary, Oracle's in 192.0.0.0/24.
+    // Azure's and Alibaba's metadata services stand in ranges that are otherwise ordinary, Oracle's
+    // in 192.0.0.0/24.
     if matches!(address.octets(), [168, 63, 129, 16] | [100, 100, 100, 200] | [192, 0, 0, _]) {
         return AddressClass::Special;
     }
     let [a, b, ..] = address.octets();
     match (a, b) {
         (127, _) => AddressClass::Loopback,
-        (10, _) | (172, 16..=31) | (192, 168) | (100, 64..=127) | (198, 18 | 19) => AddressClass::Private,
+        (10, _) | (172, 16..=31) | (192, 168) | (100, 64..=127) | (198, 18 | 19) => {
+            AddressClass::Private
+        }
         (0 | 224.., _) | (169, 254) => AddressClass::Special,
         _ => AddressClass::Public,
     }
@@ -198,7 +209,9 @@ fn class_of_v6(address: Ipv6Addr) -> AddressClass {
         0xfd00 if segments[1] == 0x0ec2 => AddressClass::Special,
         0xfc00..=0xfdff => AddressClass::Private,
         // Addresses that carry an IPv4 one are as harmful as it is: compatible, NAT64 and 6to4.
-        0 if segments[..6].iter().all(|segment| *segment == 0) => class_of_embedded(segments[6], segments[7]),
+        0 if segments[..6].iter().all(|segment| *segment == 0) => {
+            class_of_embedded(segments[6], segments[7])
+        }
         0x64 if segments[1] == 0xff9b => class_of_embedded(segments[6], segments[7]),
         0x2002 => class_of_embedded(segments[1], segments[2]),
         0xfe80..=0xfeff | 0xff00.. | 0 => AddressClass::Special,
@@ -267,7 +280,8 @@ mod tests {
     #[test]
     fn addresses_have_classes() {
         use AddressClass::*;
-        let check = |address: &str, expected| assert_eq!(class_of(ip(address)), expected, "{address}");
+        let check =
+            |address: &str, expected| assert_eq!(class_of(ip(address)), expected, "{address}");
         check("8.8.8.8", Public);
         check("2606:4700::1111", Public);
         check("172.31.255.255", Private);

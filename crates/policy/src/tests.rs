@@ -20,7 +20,12 @@ fn simple(pattern: &str) -> Policy {
     Policy { commands: vec![rule], ..Policy::default() }
 }
 
-fn launch(policy: &Policy, argv: &[String], cwd: Option<&str>, env: &[&str]) -> Result<(), Refusal> {
+fn launch(
+    policy: &Policy,
+    argv: &[String],
+    cwd: Option<&str>,
+    env: &[&str],
+) -> Result<(), Refusal> {
     let env = env.iter().map(|name| (name.to_string(), "x".to_owned())).collect();
     let cwd = cwd.map(|path| NamedPath { written: path, path: Path::new(path) });
     check(policy, argv, LaunchRequest { cwd, env_file: None, env: &env })
@@ -42,7 +47,10 @@ fn check(policy: &Policy, argv: &[String], request: LaunchRequest<'_>) -> Result
 fn the_default_refuses_everything() {
     let refusal = launch(&Policy::default(), &argv(&["true"]), None, &[]).unwrap_err();
     assert!(refusal.to_string().contains("--allow-command"), "{refusal}");
-    assert!(matches!(Policy::default().check_remote("example.com", 443), Err(Refusal::Remote { .. })));
+    assert!(matches!(
+        Policy::default().check_remote("example.com", 443),
+        Err(Refusal::Remote { .. })
+    ));
 }
 
 #[test]
@@ -55,13 +63,19 @@ fn a_simple_rule_bounds_directories_and_variables() {
     assert_eq!(launch(&policy, &line, Some("/srv/mcp/a"), &[]), Ok(()));
     assert!(matches!(launch(&policy, &line, Some("/srv/mcp-evil"), &[]), Err(Refusal::Cwd { .. })));
     assert!(matches!(launch(&policy, &line, None, &["LD_PRELOAD"]), Err(Refusal::Env { .. })));
-    assert!(matches!(launch(&policy, &argv(&["node", "-e"]), None, &[]), Err(Refusal::Command { .. })));
+    assert!(matches!(
+        launch(&policy, &argv(&["node", "-e"]), None, &[]),
+        Err(Refusal::Command { .. })
+    ));
     assert!(matches!(
         launch(&policy, &argv(&["node", "server.js\0"]), None, &[]),
         Err(Refusal::ZeroByte { .. })
     ));
     for name in ["A=B", "", "A\nB", "A\0", "A\u{1b}[0m"] {
-        assert!(matches!(launch(&policy, &line, None, &[name]), Err(Refusal::EnvName { .. })), "{name:?}");
+        assert!(
+            matches!(launch(&policy, &line, None, &[name]), Err(Refusal::EnvName { .. })),
+            "{name:?}"
+        );
     }
     let env = BTreeMap::new();
     let path = "/etc/passwd";
@@ -108,7 +122,10 @@ fn a_file_is_read_and_strict() {
     assert!(policy.check_remote("a.example.com", 443).is_ok());
     assert!(policy.check_remote("a.example.com", 80).is_err());
     let loopback = "127.0.0.1".parse().unwrap();
-    assert!(matches!(policy.check_address("a.example.com", 443, loopback), Err(Refusal::Address { .. })));
+    assert!(matches!(
+        policy.check_address("a.example.com", 443, loopback),
+        Err(Refusal::Address { .. })
+    ));
     for bad in [
         "comand = []",
         "expand = [\"TOKEN\"]",
@@ -124,7 +141,10 @@ fn a_file_is_read_and_strict() {
     }
     let everything = Policy::from_toml("\n[[command]]\nargv = [\"a\"]\nenv = [\"*\"]").unwrap_err();
     let text = everything.to_string();
-    assert!(text.contains("`*` in `env` of the [[command]] in line 3 of the policy file"), "{text}");
+    assert!(
+        text.contains("`*` in `env` of the [[command]] in line 3 of the policy file"),
+        "{text}"
+    );
 }
 
 #[test]
@@ -138,7 +158,10 @@ fn the_documented_policy_is_one() {
     let limits = &policy.limits;
     let tool = limits.of_call("db1", "query_all");
     assert_eq!(tool.server.call_timeout, Duration::from_secs(10));
-    assert_eq!((tool.server.max_concurrency.unwrap().get(), tool.tool_concurrency.unwrap().get()), (8, 2));
+    assert_eq!(
+        (tool.server.max_concurrency.unwrap().get(), tool.tool_concurrency.unwrap().get()),
+        (8, 2)
+    );
     // What is said to be a default is one.
     let defaults = Limits::default();
     assert_eq!(limits.max_servers, defaults.max_servers);
@@ -154,8 +177,14 @@ fn the_documented_policy_is_one() {
 
 #[test]
 fn interpreters_get_no_code_and_no_modules() {
-    let patterns =
-        ["node *", "node /srv/mcp/*.js", "python3 *", "python3 /srv/mcp/*", "sh /srv/mcp/*.sh", "npx -y *"];
+    let patterns = [
+        "node *",
+        "node /srv/mcp/*.js",
+        "python3 *",
+        "python3 /srv/mcp/*",
+        "sh /srv/mcp/*.sh",
+        "npx -y *",
+    ];
     let policy = Policy {
         commands: patterns
             .iter()

@@ -1,12 +1,14 @@
-//! Exponential backoff with jitter, and the seeded generator behind the jitter. Pure: the caller seeds it and sleeps.
+//! Exponential backoff with jitter, and the seeded generator behind the jitter. Pure: the caller
+//! seeds it and sleeps.
 //!
-//! Jitter matters wherever many processes lose the same broker or server at once: without it they all come back in the
-//! same millisecond.
+//! Jitter matters wherever many processes lose the same broker or server at once: without it they
+//! all come back in the same millisecond.
 
 use std::time::Duration;
 
-/// Exponential backoff: the ceiling of a delay is `base · 2ⁿ`, capped at `max`, and the delay is random below it. Full jitter
-/// spreads a herd of retries best (AWS Architecture Blog, "Exponential Backoff And Jitter").
+/// Exponential backoff: the ceiling of a delay is `base · 2ⁿ`, capped at `max`, and the delay is
+/// random below it. Full jitter spreads a herd of retries best (AWS Architecture Blog, "Exponential
+/// Backoff And Jitter").
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Backoff {
     /// The upper end of the first delay.
@@ -27,8 +29,8 @@ impl Backoff {
         random.up_to(self.ceiling(failures))
     }
 
-    /// A random delay between half the ceiling and the ceiling, for attempts that must neither coincide nor come too
-    /// soon.
+    /// A random delay between half the ceiling and the ceiling, for attempts that must neither
+    /// coincide nor come too soon.
     pub fn spread(&self, failures: u32, random: &mut Random) -> Duration {
         let half = self.ceiling(failures) / 2;
         half + random.up_to(half)

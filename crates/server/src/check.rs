@@ -1,6 +1,7 @@
 //! `policy check`: what the server would do with a configuration under a policy, without doing it.
 //!
-//! Asks the very functions that decide when a server is to be started, so that the answer can't differ from what happens.
+//! Asks the very functions that decide when a server is to be started, so that the answer can't
+//! differ from what happens.
 
 use std::{
     io::{self, Read, Write},
@@ -38,7 +39,8 @@ Exit status: 0 everything is allowed; 1 something is refused or could not be sta
 /// What is to be done about policies.
 #[derive(Debug, Clone, clap::Subcommand)]
 pub enum PolicyCommand {
-    /// Say what would happen to each server of a configuration, and why. Starts nothing and connects to nothing.
+    /// Say what would happen to each server of a configuration, and why. Starts nothing and
+    /// connects to nothing.
     #[command(after_help = EXAMPLES)]
     Check(CheckArgs),
 }
@@ -151,7 +153,9 @@ async fn check(args: &CheckArgs) -> Result<ExitCode, CheckError> {
     let report = Report::of(&servers, &policy).await;
     let mut out = io::stdout().lock();
     let written = if args.json {
-        serde_json::to_writer_pretty(&mut out, &report).map_err(io::Error::from).and_then(|()| writeln!(out))
+        serde_json::to_writer_pretty(&mut out, &report)
+            .map_err(io::Error::from)
+            .and_then(|()| writeln!(out))
     } else {
         report.write(&mut out)
     };
@@ -170,7 +174,8 @@ fn read_config(path: &Path) -> Result<McpServers, CheckError> {
         std::fs::read(&path)
     };
     let bytes = bytes.map_err(|source| CheckError::Read { path: path.clone(), source })?;
-    let value = text::parse(&bytes).map_err(|source| CheckError::Text { path: path.clone(), source })?;
+    let value =
+        text::parse(&bytes).map_err(|source| CheckError::Text { path: path.clone(), source })?;
     McpServers::from_value(&value).map_err(|source| CheckError::Config { path, source })
 }
 
@@ -187,7 +192,9 @@ impl Report {
         let enabled = servers.iter().filter(|server| server.verdict != Verdict::Disabled);
         let (count, limit) = (enabled.count(), policy.limits.max_servers);
         if count > limit {
-            warnings.push(format!("{count} servers, of which {limit} may be hosted at once (`max_servers`)"));
+            warnings.push(format!(
+                "{count} servers, of which {limit} may be hosted at once (`max_servers`)"
+            ));
         }
         Self { servers, warnings }
     }
@@ -199,8 +206,10 @@ impl Report {
         for warning in &self.warnings {
             writeln!(out, "warning: {warning}")?;
         }
-        let allowed = self.servers.iter().filter(|server| server.verdict == Verdict::Allowed).count();
-        let disabled = self.servers.iter().filter(|server| server.verdict == Verdict::Disabled).count();
+        let allowed =
+            self.servers.iter().filter(|server| server.verdict == Verdict::Allowed).count();
+        let disabled =
+            self.servers.iter().filter(|server| server.verdict == Verdict::Disabled).count();
         let off = if disabled > 0 { format!(", {disabled} disabled") } else { String::new() };
         writeln!(out, "{allowed} of {} allowed{off}", self.servers.len())
     }
@@ -241,7 +250,10 @@ impl ServerReport {
                 report.environment = Some(spec.env.into_keys().collect());
                 report
             }
-            Ok((LaunchSpec::Url(spec) | LaunchSpec::Remote(spec) | LaunchSpec::Sse(spec), rule)) => {
+            Ok((
+                LaunchSpec::Url(spec) | LaunchSpec::Remote(spec) | LaunchSpec::Sse(spec),
+                rule,
+            )) => {
                 report.rule = Some(rule);
                 match fleet_egress::lookup(&spec.url).await {
                     Ok(found) => {
@@ -253,7 +265,9 @@ impl ServerReport {
                         report.addresses = addresses.collect();
                     }
                     Err(error) => {
-                        report.warnings.push(format!("its address can't be looked up here: {error}"));
+                        report
+                            .warnings
+                            .push(format!("its address can't be looked up here: {error}"));
                     }
                 }
                 report

@@ -63,7 +63,8 @@ pub struct ServerConfig {
 }
 
 impl Default for ServerConfig {
-    /// A server on port 8080 of this machine that offers nothing but the `server_*` tools, which may start nothing.
+    /// A server on port 8080 of this machine that offers nothing but the `server_*` tools, which
+    /// may start nothing.
     fn default() -> Self {
         Self {
             listen: SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 8080),
@@ -143,7 +144,8 @@ fn public_url(args: &Args) -> Result<Option<Url>, ServerError> {
 }
 
 fn jobs(args: &Args) -> Result<Option<JobsConfig>, ServerError> {
-    let brokers = args.kafka_brokers.as_deref().map(str::trim).filter(|brokers| !brokers.is_empty());
+    let brokers =
+        args.kafka_brokers.as_deref().map(str::trim).filter(|brokers| !brokers.is_empty());
     let Some(brokers) = brokers.filter(|_| args.jobs) else { return Ok(None) };
     if args.task_ttl > args.ledger_max_age {
         return Err(ServerError::TaskTtl);
@@ -170,7 +172,8 @@ fn jobs(args: &Args) -> Result<Option<JobsConfig>, ServerError> {
 }
 
 fn registry(args: &Args) -> Option<RegistryConfig> {
-    let brokers = args.kafka_brokers.as_deref().map(str::trim).filter(|brokers| !brokers.is_empty())?;
+    let brokers =
+        args.kafka_brokers.as_deref().map(str::trim).filter(|brokers| !brokers.is_empty())?;
     let plain = Plain::new(non_empty(&args.share_plain));
     Some(RegistryConfig { brokers: brokers.to_owned(), topic: args.registry_topic.clone(), plain })
 }

@@ -1,7 +1,9 @@
-//! What the official conformance suite expects a server to have: tools, prompts and resources of set names.
+//! What the official conformance suite expects a server to have: tools, prompts and resources of
+//! set names.
 //!
-//! They are there with `--conformance` only, and then beside everything else, so that the suite meets the server that
-//! people run. What each does is told by the suite's own scenarios (`@modelcontextprotocol/conformance`).
+//! They are there with `--conformance` only, and then beside everything else, so that the suite
+//! meets the server that people run. What each does is told by the suite's own scenarios
+//! (`@modelcontextprotocol/conformance`).
 
 use std::sync::Arc;
 
@@ -11,8 +13,8 @@ use rmcp::{
     RoleServer,
     model::{
         CallToolRequestParams, CallToolResponse, CompleteRequestParams, CompletionInfo, ErrorData,
-        GetPromptRequestParams, GetPromptResponse, Prompt, ReadResourceRequestParams, ReadResourceResponse,
-        Reference, RequestStateCodec, Resource, ResourceTemplate, Tool,
+        GetPromptRequestParams, GetPromptResponse, Prompt, ReadResourceRequestParams,
+        ReadResourceResponse, Reference, RequestStateCodec, Resource, ResourceTemplate, Tool,
     },
     service::RequestContext,
 };
@@ -43,7 +45,8 @@ pub(crate) struct Fixtures {
 impl Fixtures {
     /// Fixtures that tell the clients of this fleet of changes.
     pub(crate) fn new(fleet: Arc<Fleet>) -> Self {
-        // Two random UUIDs are 32 bytes, of which 244 bits are random. The key lives as long as the process.
+        // Two random UUIDs are 32 bytes, of which 244 bits are random. The key lives as long as the
+        // process.
         let key = [uuid::Uuid::new_v4().into_bytes(), uuid::Uuid::new_v4().into_bytes()].concat();
         let state = RequestStateCodec::try_new(key)
             .unwrap_or_else(|error| unreachable!("32 bytes are enough for a key: {error}"));
@@ -109,9 +112,12 @@ impl Provider for Fixtures {
 
     fn complete(&self, params: &CompleteRequestParams) -> Option<CompletionInfo> {
         match &params.r#ref {
-            Reference::Prompt(prompt) if content::prompts().iter().any(|own| own.name == prompt.name) => {
+            Reference::Prompt(prompt)
+                if content::prompts().iter().any(|own| own.name == prompt.name) =>
+            {
                 let words = ["paris", "park", "party"].map(str::to_owned);
-                let fitting = words.into_iter().filter(|word| word.starts_with(&params.argument.value));
+                let fitting =
+                    words.into_iter().filter(|word| word.starts_with(&params.argument.value));
                 CompletionInfo::new(fitting.collect()).ok()
             }
             _ => None,

@@ -38,7 +38,9 @@ pub enum ServerError {
         error: std::io::Error,
     },
     /// A task would outlive what is known of it.
-    #[error("MCP_TASK_TTL must not be longer than MCP_LEDGER_MAX_AGE: the ledger forgets a task after that")]
+    #[error(
+        "MCP_TASK_TTL must not be longer than MCP_LEDGER_MAX_AGE: the ledger forgets a task after that"
+    )]
     TaskTtl,
     /// The jobs topic can't be one.
     #[error("KAFKA_TOPIC: `{0}` is not a topic name that Kafka allows")]

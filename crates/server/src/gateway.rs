@@ -1,4 +1,5 @@
-//! The MCP server as clients see it: its own tools, prompts and resources and those of the hosted servers, in one list.
+//! The MCP server as clients see it: its own tools, prompts and resources and those of the hosted
+//! servers, in one list.
 
 #![expect(
     deprecated,
@@ -24,15 +25,15 @@ use rmcp::{
     RoleServer, ServerHandler,
     model::{
         CacheScope, CallToolRequest, CallToolRequestParams, CallToolResponse, CancelTaskParams,
-        ClientRequest, CompleteRequestParams, CompleteResult, CustomRequest, CustomResult, ErrorCode,
-        ErrorData, GetPromptRequestParams, GetPromptResponse, GetSkillRequest, GetSkillRequestParams,
-        GetSkillResult, GetTaskParams, GetTaskResult, Implementation, InitializeRequestParams,
-        InitializeResult, JsonObject, ListPromptsResult, ListResourceTemplatesResult, ListResourcesResult,
-        ListSkillsRequest, ListSkillsResult, ListToolsResult, MetaObject, PaginatedRequestParams,
-        ReadResourceDirectoryRequest, ReadResourceDirectoryRequestParams, ReadResourceRequestParams,
-        ReadResourceResponse, ServerCapabilities, ServerConfig, SetLevelRequestParams,
-        SubscribeRequestParams, SubscriptionFilter, TASKS_EXTENSION_ID, Tool, UnsubscribeRequestParams,
-        UpdateTaskParams,
+        ClientRequest, CompleteRequestParams, CompleteResult, CustomRequest, CustomResult,
+        ErrorCode, ErrorData, GetPromptRequestParams, GetPromptResponse, GetSkillRequest,
+        GetSkillRequestParams, GetSkillResult, GetTaskParams, GetTaskResult, Implementation,
+        InitializeRequestParams, InitializeResult, JsonObject, ListPromptsResult,
+        ListResourceTemplatesResult, ListResourcesResult, ListSkillsRequest, ListSkillsResult,
+        ListToolsResult, MetaObject, PaginatedRequestParams, ReadResourceDirectoryRequest,
+        ReadResourceDirectoryRequestParams, ReadResourceRequestParams, ReadResourceResponse,
+        ServerCapabilities, ServerConfig, SetLevelRequestParams, SubscribeRequestParams,
+        SubscriptionFilter, TASKS_EXTENSION_ID, Tool, UnsubscribeRequestParams, UpdateTaskParams,
     },
     service::{RequestContext, SubscriptionContext},
 };
@@ -81,9 +82,9 @@ struct Inner {
 }
 
 impl Gateway {
-    /// A gateway to what these providers and the fleet have, which answers a repeat of a job's call within `window` from
-    /// memory, of which it takes `max_bytes` at most. A window of zero is none. Where there is a registry, it is asked for
-    /// servers that are not hosted here.
+    /// A gateway to what these providers and the fleet have, which answers a repeat of a job's call
+    /// within `window` from memory, of which it takes `max_bytes` at most. A window of zero is
+    /// none. Where there is a registry, it is asked for servers that are not hosted here.
     pub fn new(
         providers: Vec<Box<dyn Provider>>,
         fleet: Arc<Fleet>,
@@ -92,8 +93,14 @@ impl Gateway {
         shared: Option<Arc<Shared>>,
     ) -> Self {
         let repeats = (!window.is_zero()).then(|| Repeats::new(window, max_bytes));
-        let inner =
-            Inner { providers, fleet, repeats, shared, tasks: OnceLock::new(), labels: Labels::default() };
+        let inner = Inner {
+            providers,
+            fleet,
+            repeats,
+            shared,
+            tasks: OnceLock::new(),
+            labels: Labels::default(),
+        };
         Self { inner: Arc::new(inner), session: Arc::default() }
     }
 
@@ -117,7 +124,8 @@ impl Gateway {
         params: CallToolRequestParams,
         context: RequestContext<RoleServer>,
     ) -> Result<CallToolResponse, ErrorData> {
-        let always_runs = self.provider_of(&params.name).is_some_and(|provider| provider.always_runs());
+        let always_runs =
+            self.provider_of(&params.name).is_some_and(|provider| provider.always_runs());
         let Some(repeats) = self.inner.repeats.as_ref().filter(|_| !always_runs) else {
             return self.call(params, context).await;
         };
@@ -147,8 +155,9 @@ impl Gateway {
         if name.len() > MAX_NAME {
             return Err(unknown(&format!("unknown tool `{}`", clipped(name, MAX_NAME))));
         }
-        let routed =
-            |route: &Route<Tool>| (route.server.clone(), route.name.clone(), may_repeat(&route.listed));
+        let routed = |route: &Route<Tool>| {
+            (route.server.clone(), route.name.clone(), may_repeat(&route.listed))
+        };
         let known = fleet.routes().tool(name).map(routed);
         let (server, tool, may_repeat) = match (known, tool_name::server_of(name)) {
             (Some(route), _) => route,
@@ -167,10 +176,14 @@ impl Gateway {
         };
         params.name = tool.into();
         params.meta = None;
-        params.arguments.iter_mut().for_each(|arguments| apps::restore_in_object(&server, arguments));
+        params
+            .arguments
+            .iter_mut()
+            .for_each(|arguments| apps::restore_in_object(&server, arguments));
         let again = may_repeat.then(|| params.clone());
         match (self.call_hosted(&server, params, &context).await, again) {
-            // The server died under a call that does no harm twice: it is started again, and asked again, once.
+            // The server died under a call that does no harm twice: it is started again, and asked
+            // again, once.
             (Err(error), Some(params)) if forward::is_lost(&error) => {
                 tracing::info!(server, tool = %params.name, "a call is made again after its server was lost");
                 self.call_hosted(&server, params, &context).await
@@ -185,13 +198,16 @@ impl Gateway {
     ///
     /// Where it is known and not there, or where nobody can know yet.
     async fn find(&self, server: &str, what: &str) -> Result<bool, ErrorData> {
-        let Some(shared) = &self.inner.shared else { return Ok(self.inner.fleet.is_hosted(server)) };
+        let Some(shared) = &self.inner.shared else {
+            return Ok(self.inner.fleet.is_hosted(server));
+        };
         match shared.look_for(server).await {
             Presence::Hosted => Ok(true),
             Presence::Unknown => Ok(false),
             Presence::Awaited { reason, retry_after } => {
-                let message =
-                    format!("`{what}` can't be called: server `{server}` is not available: {reason}");
+                let message = format!(
+                    "`{what}` can't be called: server `{server}` is not available: {reason}"
+                );
                 Err(forward::server_unavailable(server, message, retry_after))
             }
         }
@@ -231,7 +247,9 @@ impl Gateway {
 /// Whether a tool says of itself that calling it twice is as good as calling it once.
 fn may_repeat(tool: &Tool) -> bool {
     let hints = tool.annotations.as_ref();
-    hints.is_some_and(|hints| hints.read_only_hint == Some(true) || hints.idempotent_hint == Some(true))
+    hints.is_some_and(|hints| {
+        hints.read_only_hint == Some(true) || hints.idempotent_hint == Some(true)
+    })
 }
 
 /// How a call went, as metrics and spans name it.
@@ -253,8 +271,8 @@ pub(crate) fn own_info() -> Implementation {
     Implementation::new("mcp-fleet", env!("CARGO_PKG_VERSION")).with_title("mcp-fleet server")
 }
 
-/// Says in a result who answers, as results should from 2026-07-28 on. To the client that is this server; what a hosted
-/// one says of itself is in its status.
+/// Says in a result who answers, as results should from 2026-07-28 on. To the client that is this
+/// server; what a hosted one says of itself is in its status.
 fn identify(context: &RequestContext<RoleServer>, meta: &mut Option<MetaObject>) {
     if is_modern(context)
         && let Ok(info) = serde_json::to_value(own_info())
@@ -285,7 +303,8 @@ fn first_page(request: Option<PaginatedRequestParams>) -> Result<(), ErrorData> 
 macro_rules! list {
     ($result:ident, $gateway:ident, $context:expr, $request:ident, $items:expr) => {{
         first_page($request)?;
-        let mut result = $result::with_all_items($items).with_ttl_ms(0).with_cache_scope(CacheScope::Private);
+        let mut result =
+            $result::with_all_items($items).with_ttl_ms(0).with_cache_scope(CacheScope::Private);
         result.meta = $gateway.warning();
         identify($context, &mut result.meta);
         Ok(result)
@@ -404,7 +423,10 @@ impl ServerHandler for Gateway {
         Err(ErrorData::new(ErrorCode::METHOD_NOT_FOUND, "no logs are sent here", None))
     }
 
-    fn accepted_subscription_filter(&self, requested: &SubscriptionFilter) -> Option<SubscriptionFilter> {
+    fn accepted_subscription_filter(
+        &self,
+        requested: &SubscriptionFilter,
+    ) -> Option<SubscriptionFilter> {
         Some(self.acceptable(requested))
     }
 
@@ -505,8 +527,9 @@ impl ServerHandler for Gateway {
         request: Option<PaginatedRequestParams>,
         context: RequestContext<RoleServer>,
     ) -> Result<ListSkillsResult, ErrorData> {
-        let request =
-            ClientRequest::ListSkillsRequest(ListSkillsRequest::with_param(request.unwrap_or_default()));
+        let request = ClientRequest::ListSkillsRequest(ListSkillsRequest::with_param(
+            request.unwrap_or_default(),
+        ));
         let (server, result) = self.skills(request, &context).await?;
         let mut result = forward::skills(&server, result)?;
         identify(&context, &mut result.meta);

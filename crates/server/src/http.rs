@@ -1,5 +1,5 @@
-//! The HTTP surface: `/mcp`, `/sse` and `/message`, `/jobs` and `/events`, the server card and the AI catalog, and what
-//! every binary of the fleet has.
+//! The HTTP surface: `/mcp`, `/sse` and `/message`, `/jobs` and `/events`, the server card and the
+//! AI catalog, and what every binary of the fleet has.
 
 use std::sync::Arc;
 
@@ -84,13 +84,14 @@ pub fn router(
         .layer(from_fn(observe::mark_credentials))
         .layer(from_fn(rest::translate))
         .layer(from_fn(observe::count));
-    // Metrics say which tools are called how often. Health says nothing, and is asked by whatever name there is.
+    // Metrics say which tools are called how often. Health says nothing, and is asked by whatever
+    // name there is.
     let scrape = fleet_ops::http::scrape(metrics, guard);
     guarded.merge(scrape).merge(fleet_ops::http::probes(health))
 }
 
-/// rmcp answers 202 where a session is deleted. The official Python client takes anything but 200 and 204 for a failure
-/// and logs a warning each time.
+/// rmcp answers 202 where a session is deleted. The official Python client takes anything but 200
+/// and 204 for a failure and logs a warning each time.
 async fn deleted(request: Request, next: Next) -> Response {
     let is_deletion = request.method() == Method::DELETE;
     let mut response = next.run(request).await;
@@ -106,11 +107,15 @@ fn mcp_service(
     legacy_sessions: bool,
     stop: CancellationToken,
 ) -> McpService {
-    // Host and Origin are checked by the guard, which stands before every route. rmcp checks the Host again; it does not
-    // know that a page of this very server may ask.
+    // Host and Origin are checked by the guard, which stands before every route. rmcp checks the
+    // Host again; it does not know that a page of this very server may ask.
     let longest_call = config.policy.limits.longest_call();
-    let sessions =
-        sessions::Sessions::new(gateway.clone(), sessions::MAX_SESSIONS, longest_call, stop.clone());
+    let sessions = sessions::Sessions::new(
+        gateway.clone(),
+        sessions::MAX_SESSIONS,
+        longest_call,
+        stop.clone(),
+    );
     let mut settings = StreamableHttpServerConfig::default()
         .with_json_response(true)
         .with_legacy_session_mode(legacy_sessions)
@@ -127,7 +132,8 @@ fn mcp_service(
 
 /// The registry topic as this server is configured, for the documents of the REST interface.
 fn registry_topic(config: &ServerConfig) -> RegistryTopic {
-    let name = config.registry.as_ref().map_or(DEFAULT_REGISTRY_TOPIC, |registry| registry.topic.as_str());
+    let name =
+        config.registry.as_ref().map_or(DEFAULT_REGISTRY_TOPIC, |registry| registry.topic.as_str());
     RegistryTopic { name: name.to_owned(), schema: record::schema() }
 }
 

@@ -34,8 +34,8 @@ const EXAMPLES: &str = "Examples:
 struct Cli {
     #[command(flatten)]
     args: Args,
-    /// Ask the server that listens at this host and port whether it is alive, and exit with 0 or 1: for health checks.
-    /// Prints what /ready says.
+    /// Ask the server that listens at this host and port whether it is alive, and exit with 0 or 1:
+    /// for health checks. Prints what /ready says.
     #[arg(long)]
     healthcheck: bool,
     #[command(subcommand)]
@@ -96,10 +96,13 @@ mod tests {
     fn the_examples_are_understood() {
         let mut checked = 0;
         for example in EXAMPLES.lines().filter_map(|line| line.strip_prefix("    mcp-server ")) {
-            let shell =
-                Command::new("sh").arg("-c").arg(format!("printf '%s\\n' mcp-server {example}")).output();
+            let shell = Command::new("sh")
+                .arg("-c")
+                .arg(format!("printf '%s\\n' mcp-server {example}"))
+                .output();
             let words = String::from_utf8(shell.unwrap().stdout).unwrap();
-            let cli = Cli::try_parse_from(words.lines()).unwrap_or_else(|error| panic!("{example}: {error}"));
+            let cli = Cli::try_parse_from(words.lines())
+                .unwrap_or_else(|error| panic!("{example}: {error}"));
             mcp_server::ServerConfig::from_args(&cli.args)
                 .unwrap_or_else(|error| panic!("{example}: {error}"));
             checked += 1;

@@ -69,8 +69,16 @@ pub(crate) fn begin() {
 }
 
 /// The metrics of the server itself.
-const TABLE: &[Metric] =
-    &[HTTP_DURATION, SESSIONS, TOOL_CALLS, OPERATION_DURATION, POLICY_RELOADS, REPEATS, REPEAT_BYTES];
+const TABLE: &[Metric] = &[
+    HTTP_DURATION,
+    SESSIONS,
+    TOOL_CALLS,
+    OPERATION_DURATION,
+    POLICY_RELOADS,
+    REPEATS,
+    REPEAT_BYTES,
+];
 
 /// All metrics of this binary.
-pub const TABLES: [&[Metric]; 3] = [TABLE, fleet_hosting::metrics::TABLE, fleet_jobs::metrics::TABLE];
+pub const TABLES: [&[Metric]; 3] =
+    [TABLE, fleet_hosting::metrics::TABLE, fleet_jobs::metrics::TABLE];

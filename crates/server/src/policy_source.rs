@@ -1,4 +1,5 @@
-//! Where the policy comes from: a file, and flags that add to it. Read at the start, and again when the file changes.
+//! Where the policy comes from: a file, and flags that add to it. Read at the start, and again when
+//! the file changes.
 
 use std::{
     path::{Path, PathBuf},
@@ -33,7 +34,12 @@ impl PolicySource {
         Self {
             file: args.policy_file.clone(),
             commands: args.allow_commands.clone(),
-            dirs: args.allow_dirs.iter().filter(|dir| !dir.as_os_str().is_empty()).cloned().collect(),
+            dirs: args
+                .allow_dirs
+                .iter()
+                .filter(|dir| !dir.as_os_str().is_empty())
+                .cloned()
+                .collect(),
             env: owned(&args.allow_env),
             remotes: owned(&args.allow_remotes),
             expand: owned(&args.expand_env),
@@ -74,7 +80,9 @@ impl PolicySource {
             return Err(PolicyError::EveryVariable { entry: entry.to_owned(), line: None }.into());
         }
         let dirs = (self.dirs.iter())
-            .map(|dir| dir.canonicalize().map_err(|error| ServerError::Dir { path: dir.clone(), error }))
+            .map(|dir| {
+                dir.canonicalize().map_err(|error| ServerError::Dir { path: dir.clone(), error })
+            })
             .collect::<Result<Vec<_>, _>>()?;
         let lines = self.commands.iter().flat_map(|list| split_list(list)).map(str::trim);
         for line in lines.filter(|line| !line.is_empty()) {
@@ -84,11 +92,13 @@ impl PolicySource {
                 error,
             })?;
             let expand = self.expand.iter().cloned().collect();
-            policy.commands.push(CommandRule { expand, ..CommandRule::simple(argv, &dirs, &self.env) });
+            policy
+                .commands
+                .push(CommandRule { expand, ..CommandRule::simple(argv, &dirs, &self.env) });
         }
         for remote in &self.remotes {
-            let rule =
-                RemoteRule::parse(remote).map_err(|error| PolicyError::Remote { line: None, error })?;
+            let rule = RemoteRule::parse(remote)
+                .map_err(|error| PolicyError::Remote { line: None, error })?;
             policy.remotes.push(rule.expanding(self.expand.iter().cloned().collect()));
         }
         if let Some(timeout) = self.handshake_timeout {
@@ -109,7 +119,8 @@ mod tests {
 
     #[test]
     fn flags_do_not_allow_every_variable() {
-        for (entry, is_allowed) in [("*", false), ("**", false), ("?*", false), ("LOG_*", true), ("A", true)]
+        for (entry, is_allowed) in
+            [("*", false), ("**", false), ("?*", false), ("LOG_*", true), ("A", true)]
         {
             let source = PolicySource { env: vec![entry.to_owned()], ..PolicySource::default() };
             assert_eq!(source.load().is_ok(), is_allowed, "{entry}");

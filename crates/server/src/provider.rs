@@ -7,8 +7,8 @@ use rmcp::{
     RoleServer,
     model::{
         CallToolRequestParams, CallToolResponse, CompleteRequestParams, CompletionInfo, ErrorData,
-        GetPromptRequestParams, GetPromptResponse, Prompt, ReadResourceRequestParams, ReadResourceResponse,
-        Resource, ResourceTemplate, Tool,
+        GetPromptRequestParams, GetPromptResponse, Prompt, ReadResourceRequestParams,
+        ReadResourceResponse, Resource, ResourceTemplate, Tool,
     },
     service::RequestContext,
 };
@@ -16,7 +16,8 @@ use rmcp::{
 /// An answer that is on its way.
 pub type Answer<T> = Pin<Box<dyn Future<Output = Result<T, ErrorData>> + Send>>;
 
-/// Tools, and where there are any, prompts and resources. What a provider does not have, it answers with `None`.
+/// Tools, and where there are any, prompts and resources. What a provider does not have, it answers
+/// with `None`.
 pub trait Provider: Send + Sync + 'static {
     /// The tools, by name.
     fn tools(&self) -> Vec<Tool>;

@@ -1,9 +1,10 @@
 //! Takes over a changed policy file without a restart.
 //!
-//! The file is looked at every so often instead of being watched: Kubernetes changes a mounted file by swapping a symbolic
-//! link two directories up, which watches of the file itself do not see, and network file systems have no watches. A
-//! change counts once it has been the same for one more look, because a file that is written in place is empty or cut
-//! off for a moment, and an empty policy is a valid one that allows nothing. SIGHUP means now.
+//! The file is looked at every so often instead of being watched: Kubernetes changes a mounted file
+//! by swapping a symbolic link two directories up, which watches of the file itself do not see, and
+//! network file systems have no watches. A change counts once it has been the same for one more
+//! look, because a file that is written in place is empty or cut off for a moment, and an empty
+//! policy is a valid one that allows nothing. SIGHUP means now.
 
 use std::{io, os::unix::fs::MetadataExt, path::Path, sync::Arc, time::Duration};
 
@@ -17,7 +18,8 @@ use crate::{error::ServerError, metrics::POLICY_RELOADS, policy_source::PolicySo
 /// The time between two looks at the file.
 const INTERVAL: Duration = Duration::from_millis(500);
 
-/// What tells one version of a file from another one. Following links, so a swapped link is another version.
+/// What tells one version of a file from another one. Following links, so a swapped link is another
+/// version.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Version {
     device: u64,
@@ -67,7 +69,8 @@ pub(crate) fn follow(
 
 async fn watch(source: &PolicySource, fleet: &Arc<Fleet>, mut hangup: Signal) {
     let look = || source.file().map(Version::of);
-    // The file may have changed since it was read at the start, so the first look is a change to begin with.
+    // The file may have changed since it was read at the start, so the first look is a change to
+    // begin with.
     let (mut applied, mut last) = (None, look());
     let mut ticks = tokio::time::interval(INTERVAL);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -92,7 +95,11 @@ async fn reload(source: &PolicySource, fleet: &Arc<Fleet>, told: bool) {
         Ok(policy) if policy == *fleet.policy() && !told => {}
         Ok(policy) => {
             metrics::counter!(POLICY_RELOADS.name, "outcome" => "applied").increment(1);
-            tracing::info!(commands = policy.commands.len(), remotes = policy.remotes.len(), "new policy");
+            tracing::info!(
+                commands = policy.commands.len(),
+                remotes = policy.remotes.len(),
+                "new policy"
+            );
             fleet.apply(policy).await;
         }
         Err(error) => {

@@ -1,8 +1,9 @@
 //! Answering the repeat of a job's call from memory.
 //!
-//! Delivery is at least once: after a crash or a lost connection a worker makes a call again that has succeeded
-//! already. Within a window the server still knows the result and gives it back, so that the tool does not run twice.
-//! Only successes are remembered: a retry must run. While a call runs, its repeat waits for it.
+//! Delivery is at least once: after a crash or a lost connection a worker makes a call again that
+//! has succeeded already. Within a window the server still knows the result and gives it back, so
+//! that the tool does not run twice. Only successes are remembered: a retry must run. While a call
+//! runs, its repeat waits for it.
 //!
 //! This is the thin shell around [`memory`]; [`key`] says which calls are the same.
 
@@ -26,7 +27,8 @@ pub(crate) use key::Key;
 use memory::{Begin, Memory};
 
 type Remembered = Arc<CallToolResult>;
-/// Holds the result once the running call has succeeded, and is closed without one where it has not.
+/// Holds the result once the running call has succeeded, and is closed without one where it has
+/// not.
 type Waiter = watch::Receiver<Option<Remembered>>;
 
 /// The results of jobs' calls that are remembered, and those calls that run.
@@ -61,8 +63,8 @@ impl Repeats {
         Self { memory: Mutex::new(Memory::new(window, max_bytes)) }
     }
 
-    /// The remembered result of this call, or that of the same call that runs now, or what `run` gives. Waits for the
-    /// other call for `limit` at most.
+    /// The remembered result of this call, or that of the same call that runs now, or what `run`
+    /// gives. Waits for the other call for `limit` at most.
     pub(crate) async fn answer(
         &self,
         key: Key,
@@ -77,7 +79,8 @@ impl Repeats {
             let mut first = match begin {
                 Begin::Answer(result) => return Ok(Ok(repeated(&result))),
                 Begin::Run => {
-                    // Where this future is dropped, those who wait are told that there will be no result.
+                    // Where this future is dropped, those who wait are told that there will be no
+                    // result.
                     let lead = Lead { repeats: self, key, sender };
                     let result = run.await;
                     if let Ok(CallToolResponse::Complete(result)) = &result
@@ -138,8 +141,9 @@ impl Lead<'_> {
 
 impl Drop for Lead<'_> {
     fn drop(&mut self) {
-        // After a success there is nothing left to end: nobody can run this call while its result is kept, and where it
-        // is not kept, the entry is gone; a later run has an entry of its own, which must stay.
+        // After a success there is nothing left to end: nobody can run this call while its result
+        // is kept, and where it is not kept, the entry is gone; a later run has an entry of its
+        // own, which must stay.
         if self.sender.borrow().is_none() {
             self.repeats.with_memory(|memory| memory.failed(self.key));
         }
@@ -202,8 +206,9 @@ mod tests {
         for repeats in [repeats(1 << 20), repeats(0)] {
             let ct = CancellationToken::new();
             let (finish, finished) = oneshot::channel();
-            let mut first =
-                std::pin::pin!(repeats.answer(key(), LIMIT, &ct, async { finished.await.unwrap() }));
+            let mut first = std::pin::pin!(
+                repeats.answer(key(), LIMIT, &ct, async { finished.await.unwrap() })
+            );
             assert!(matches!(poll!(&mut first), Poll::Pending));
             let mut second = std::pin::pin!(repeats.answer(key(), LIMIT, &ct, never()));
             assert!(matches!(poll!(&mut second), Poll::Pending));
@@ -219,7 +224,8 @@ mod tests {
         let mut first = Box::pin(repeats.answer(key(), LIMIT, &ct, std::future::pending()));
         assert!(matches!(poll!(&mut first), Poll::Pending));
         let (finish, finished) = oneshot::channel();
-        let mut second = Box::pin(repeats.answer(key(), LIMIT, &ct, async { finished.await.unwrap() }));
+        let mut second =
+            Box::pin(repeats.answer(key(), LIMIT, &ct, async { finished.await.unwrap() }));
         assert!(matches!(poll!(&mut second), Poll::Pending));
         let mut third = Box::pin(repeats.answer(key(), LIMIT, &ct, ready(result("third"))));
         assert!(matches!(poll!(&mut third), Poll::Pending));

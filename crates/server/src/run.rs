@@ -76,7 +76,8 @@ pub async fn run_until(
     let mut providers = more;
     providers.extend(toolkits(&config, &fleet, &shared, jobs.as_ref())?);
     let (window, max_bytes) = (config.repeat_window, config.repeat_max_bytes);
-    let mut gateway = Gateway::new(providers, fleet.clone(), window, max_bytes, Some(shared.clone()));
+    let mut gateway =
+        Gateway::new(providers, fleet.clone(), window, max_bytes, Some(shared.clone()));
     if let (Some(jobs), Some(config)) = (&jobs, &config.jobs) {
         gateway = gateway.with_tasks(Tasks::new(jobs.clone(), config));
     }
@@ -91,7 +92,11 @@ pub async fn run_until(
 }
 
 /// The fleet, following the registry that the settings name.
-fn shared(config: &ServerConfig, fleet: &Arc<Fleet>, links: &mut Links) -> Result<Arc<Shared>, ServerError> {
+fn shared(
+    config: &ServerConfig,
+    fleet: &Arc<Fleet>,
+    links: &mut Links,
+) -> Result<Arc<Shared>, ServerError> {
     Ok(match &config.registry {
         Some(kafka) => {
             let registry = KafkaRegistry::new(links.to(&kafka.brokers)?, &kafka.topic);
@@ -170,7 +175,8 @@ async fn serve_http(
     metrics.identify("mcp-server", env!("CARGO_PKG_VERSION"));
     let health = Health::new();
     let streams = CancellationToken::new();
-    let router = http::router(gateway, config, jobs.clone(), health.clone(), metrics, streams.clone());
+    let router =
+        http::router(gateway, config, jobs.clone(), health.clone(), metrics, streams.clone());
     let listened = bind(config.listen).await;
     let (listener, address) = listened.map_err(ServerError::Listen)?;
     tokio::spawn(report_ready(health.clone(), shared.clone(), jobs, stop.clone()));
@@ -191,7 +197,12 @@ async fn serve_http(
 }
 
 /// Says that the server is ready once it knows what it should host, until it ends.
-async fn report_ready(health: Health, shared: Arc<Shared>, jobs: Option<Jobs>, stop: CancellationToken) {
+async fn report_ready(
+    health: Health,
+    shared: Arc<Shared>,
+    jobs: Option<Jobs>,
+    stop: CancellationToken,
+) {
     health.set_not_ready("reading the registry");
     let ready = async {
         shared.ready().await;
@@ -217,7 +228,9 @@ async fn serve_stdio(gateway: Gateway, stop: CancellationToken) -> Result<(), Se
             ended.map(drop).map_err(|error| ServerError::Stdio(error.to_string()))
         }
         // Whoever started us changed their mind before saying anything.
-        Err(ServerInitializeError::ConnectionClosed(_) | ServerInitializeError::Cancelled) => Ok(()),
+        Err(ServerInitializeError::ConnectionClosed(_) | ServerInitializeError::Cancelled) => {
+            Ok(())
+        }
         Err(error) => Err(ServerError::Stdio(fleet_ops::errors::chain(&error))),
     }
 }

@@ -1,8 +1,10 @@
-//! Tools as plain functions: a typed struct for the arguments, one async function, one line of registration.
+//! Tools as plain functions: a typed struct for the arguments, one async function, one line of
+//! registration.
 //!
-//! `rmcp` has macros for that, but a gateway answers for tools that it learns at run time, so its `ServerHandler` is
-//! written by hand and asks this registry first. Schemas are derived from the types, arguments are read into them,
-//! and a tool's failure becomes an error result that says whether trying again can help.
+//! `rmcp` has macros for that, but a gateway answers for tools that it learns at run time, so its
+//! `ServerHandler` is written by hand and asks this registry first. Schemas are derived from the
+//! types, arguments are read into them, and a tool's failure becomes an error result that says
+//! whether trying again can help.
 
 use std::{borrow::Cow, collections::BTreeMap, pin::Pin, sync::Arc, time::Duration};
 
@@ -12,8 +14,8 @@ use rmcp::{
     RoleServer,
     handler::server::common::{schema_for_input, schema_for_output},
     model::{
-        CallToolRequestParams, CallToolResponse, CallToolResult, ContentBlock, ErrorData, JsonObject,
-        MetaObject, Tool, ToolAnnotations,
+        CallToolRequestParams, CallToolResponse, CallToolResult, ContentBlock, ErrorData,
+        JsonObject, MetaObject, Tool, ToolAnnotations,
     },
     service::RequestContext,
 };
@@ -43,7 +45,8 @@ pub enum Effect {
     ReadOnly,
     /// It changes something, and more so when it is done twice. Reaches outside of this server.
     Change,
-    /// It changes something, and doing it twice is the same as doing it once. Reaches outside of this server.
+    /// It changes something, and doing it twice is the same as doing it once. Reaches outside of
+    /// this server.
     IdempotentChange,
     /// It takes something away, and doing it twice is the same as doing it once.
     IdempotentRemoval,
@@ -54,7 +57,9 @@ impl Effect {
         let base = ToolAnnotations::with_title(title).idempotent(true);
         match self {
             Self::ReadOnly => base.read_only(true).destructive(false).open_world(false),
-            Self::Change => base.idempotent(false).read_only(false).destructive(false).open_world(true),
+            Self::Change => {
+                base.idempotent(false).read_only(false).destructive(false).open_world(true)
+            }
             Self::IdempotentChange => base.read_only(false).destructive(false).open_world(true),
             Self::IdempotentRemoval => base.read_only(false).destructive(true).open_world(false),
         }
@@ -82,7 +87,8 @@ impl ToolFailure {
         Self { message: bounded(message.into()), is_final: false, details: None, unreachable: None }
     }
 
-    /// Nothing is wrong with what was asked for, but that something can't be reached that `server` needs. A job waits then.
+    /// Nothing is wrong with what was asked for, but that something can't be reached that `server`
+    /// needs. A job waits then.
     pub fn unavailable(message: impl Into<String>, server: &str, retry_after: Duration) -> Self {
         Self { unreachable: Some((server.to_owned(), retry_after)), ..Self::transient(message) }
     }
@@ -94,7 +100,8 @@ impl ToolFailure {
         self
     }
 
-    /// The failure as the answer to a call: a tool result, or an error that says that the call may wait.
+    /// The failure as the answer to a call: a tool result, or an error that says that the call may
+    /// wait.
     fn into_answer(self) -> Result<CallToolResult, ErrorData> {
         match &self.unreachable {
             Some((server, retry_after)) => {
@@ -131,8 +138,9 @@ fn bounded(message: String) -> String {
 
 type Answered = Result<CallToolResult, ErrorData>;
 type BoxFuture<T> = Pin<Box<dyn Future<Output = T> + Send>>;
-type Handler<S> =
-    Arc<dyn Fn(Arc<S>, RequestContext<RoleServer>, JsonObject) -> BoxFuture<Answered> + Send + Sync>;
+type Handler<S> = Arc<
+    dyn Fn(Arc<S>, RequestContext<RoleServer>, JsonObject) -> BoxFuture<Answered> + Send + Sync,
+>;
 
 /// Tools by name, over a state that they share.
 pub struct Toolkit<S> {
@@ -147,7 +155,8 @@ impl<S: Send + Sync + 'static> Toolkit<S> {
         Self { state, tools: BTreeMap::new(), always_runs: false }
     }
 
-    /// The toolkit as one whose results are never remembered: what its tools do or say depends on how things are now.
+    /// The toolkit as one whose results are never remembered: what its tools do or say depends on
+    /// how things are now.
     #[must_use]
     pub fn always_runs(mut self) -> Self {
         self.always_runs = true;
@@ -198,7 +207,8 @@ fn structured<R: Serialize>(output: &R) -> CallToolResult {
     match serde_json::to_value(output) {
         Ok(value) => CallToolResult::structured(value),
         Err(error) => {
-            ToolFailure::permanent(format!("the result can't be written as JSON: {error}")).into_result()
+            ToolFailure::permanent(format!("the result can't be written as JSON: {error}"))
+                .into_result()
         }
     }
 }

@@ -1,4 +1,5 @@
-//! The tools of the server's own. One file per tool; one line per tool in its group's `toolkit` function.
+//! The tools of the server's own. One file per tool; one line per tool in its group's `toolkit`
+//! function.
 
 pub mod files;
 pub mod jobs;

@@ -1,7 +1,8 @@
 //! The id of a topic, which tells it from an earlier one of the same name.
 //!
-//! librdkafka has a call for it (`DescribeTopics`), rdkafka 0.39 has none. This crate makes that one call, over the
-//! connections of a client that exists, and is the only one of the workspace with `unsafe` in it.
+//! librdkafka has a call for it (`DescribeTopics`), rdkafka 0.39 has none. This crate makes that
+//! one call, over the connections of a client that exists, and is the only one of the workspace
+//! with `unsafe` in it.
 
 use std::{
     ffi::{CStr, CString},
@@ -32,7 +33,8 @@ struct Owned<T> {
 }
 
 impl<T> Owned<T> {
-    /// `None` for a null pointer. The caller hands over `object`, which `free` must be the function to free.
+    /// `None` for a null pointer. The caller hands over `object`, which `free` must be the function
+    /// to free.
     fn new(object: *mut T, free: unsafe extern "C" fn(*mut T)) -> Option<Self> {
         Some(Self { object: NonNull::new(object)?, free })
     }
@@ -44,13 +46,15 @@ impl<T> Owned<T> {
 
 impl<T> Drop for Owned<T> {
     fn drop(&mut self) {
-        // SAFETY: `new` got the object together with its function, nobody else frees it, and this runs once.
+        // SAFETY: `new` got the object together with its function, nobody else frees it, and this
+        // runs once.
         unsafe { (self.free)(self.object.as_ptr()) }
     }
 }
 
-/// Asks for the id of `topic`, over the connections of `client`, as librdkafka prints it (22 characters of base64). `None`
-/// where the brokers give topics no ids. Blocks the thread for little more than `timeout`.
+/// Asks for the id of `topic`, over the connections of `client`, as librdkafka prints it (22
+/// characters of base64). `None` where the brokers give topics no ids. Blocks the thread for little
+/// more than `timeout`.
 ///
 /// # Errors
 /// [`TopicIdError`].
@@ -71,19 +75,27 @@ pub fn topic_id<C: ClientContext>(
     let options = Owned::new(options, native::rd_kafka_AdminOptions_destroy).ok_or_else(failed)?;
     // SAFETY: the options are alive; without a buffer (its size is 0) no error text is written.
     unsafe {
-        native::rd_kafka_AdminOptions_set_request_timeout(options.get(), timeout, ptr::null_mut(), 0);
+        native::rd_kafka_AdminOptions_set_request_timeout(
+            options.get(),
+            timeout,
+            ptr::null_mut(),
+            0,
+        );
     }
-    // SAFETY: one name is said to be there and one is; it ends with a zero byte and is copied by the call.
+    // SAFETY: one name is said to be there and one is; it ends with a zero byte and is copied by
+    // the call.
     let names = unsafe { native::rd_kafka_TopicCollection_of_topic_names(names.as_mut_ptr(), 1) };
     let names = Owned::new(names, native::rd_kafka_TopicCollection_destroy).ok_or_else(failed)?;
     // SAFETY: `rk` is alive, as above.
     let queue = unsafe { native::rd_kafka_queue_new(rk) };
     let queue = Owned::new(queue, native::rd_kafka_queue_destroy).ok_or_else(failed)?;
 
-    // SAFETY: all four are alive. The call copies names and options, and keeps a reference of its own to the queue.
+    // SAFETY: all four are alive. The call copies names and options, and keeps a reference of its
+    // own to the queue.
     unsafe { native::rd_kafka_DescribeTopics(rk, names.get(), options.get(), queue.get()) };
     // SAFETY: the queue is alive, and only this thread reads it. The event is ours to free.
-    let event = unsafe { native::rd_kafka_queue_poll(queue.get(), timeout.saturating_add(MARGIN_MS)) };
+    let event =
+        unsafe { native::rd_kafka_queue_poll(queue.get(), timeout.saturating_add(MARGIN_MS)) };
     let timed_out = TopicIdError::Request(RDKafkaErrorCode::OperationTimedOut);
     let event = Owned::new(event, native::rd_kafka_event_destroy).ok_or(timed_out)?;
 
@@ -100,7 +112,8 @@ fn id_in(event: &Owned<native::rd_kafka_event_t>) -> Result<Option<String>, Topi
         return Err(failed);
     }
     let mut count = 0;
-    // SAFETY: the result is not null and lives as long as the event; `count` is written before the call returns.
+    // SAFETY: the result is not null and lives as long as the event; `count` is written before the
+    // call returns.
     let topics = unsafe { native::rd_kafka_DescribeTopics_result_topics(result, &mut count) };
     if topics.is_null() || count != 1 {
         return Err(failed);
@@ -118,7 +131,8 @@ fn id_in(event: &Owned<native::rd_kafka_event_t>) -> Result<Option<String>, Topi
     if text.is_null() {
         return Err(failed);
     }
-    // SAFETY: not null, ends with a zero byte, and lives as long as the event; it is copied before that is freed.
+    // SAFETY: not null, ends with a zero byte, and lives as long as the event; it is copied before
+    // that is freed.
     let text = unsafe { CStr::from_ptr(text) }.to_string_lossy().into_owned();
     // All zeros is what there is in an answer without ids.
     Ok((!text.bytes().all(|byte| byte == b'A')).then_some(text))

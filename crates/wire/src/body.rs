@@ -1,4 +1,5 @@
-//! The body of a response: decoded and counted as it comes, from whatever stream of chunks the caller has.
+//! The body of a response: decoded and counted as it comes, from whatever stream of chunks the
+//! caller has.
 
 use bytes::Bytes;
 use futures::{Stream, StreamExt as _};
@@ -28,7 +29,8 @@ impl<S, E> Body<S>
 where
     S: Stream<Item = Result<Bytes, E>> + Unpin,
 {
-    /// A body of these chunks, of which at most `limit` bytes are kept, with its `Content-Encoding` and `Content-Length`.
+    /// A body of these chunks, of which at most `limit` bytes are kept, with its `Content-Encoding`
+    /// and `Content-Length`.
     ///
     /// # Errors
     ///
@@ -123,7 +125,8 @@ mod tests {
 
     #[test]
     fn a_body_is_read_up_to_its_limit() {
-        let read = |chunks: &[Chunk], length| body(chunks, None, length).whole().now_or_never().unwrap();
+        let read =
+            |chunks: &[Chunk], length| body(chunks, None, length).whole().now_or_never().unwrap();
         assert_eq!(read(&[chunk(b"12345"), chunk(b"67890")], None).unwrap(), b"1234567890");
         let too_large = |found| matches!(found, Err(BodyError::Encoding(DecodeError::TooLarge)));
         assert!(too_large(read(&[chunk(b"12345"), chunk(b"678901")], None)));
@@ -133,7 +136,8 @@ mod tests {
 
     #[test]
     fn a_prefix_is_what_there_is() {
-        let prefix = |chunks: &[Chunk]| body(chunks, None, Some(11)).prefix(7).now_or_never().unwrap();
+        let prefix =
+            |chunks: &[Chunk]| body(chunks, None, Some(11)).prefix(7).now_or_never().unwrap();
         assert_eq!(prefix(&[chunk(b"12345"), chunk(b"67890")]), b"1234567");
         assert_eq!(prefix(&[chunk(b"12345"), Err("gone")]), b"12345");
     }

@@ -25,9 +25,10 @@ impl Media {
         let name = content_type.unwrap_or_default().split(';').next().unwrap_or_default();
         let name = name.trim().to_ascii_lowercase();
         match name.as_str() {
-            "application/json" | "application/json-rpc" | "application/jsonrequest" | "text/json" => {
-                Self::Json
-            }
+            "application/json"
+            | "application/json-rpc"
+            | "application/jsonrequest"
+            | "text/json" => Self::Json,
             "text/event-stream" => Self::EventStream,
             other if other.ends_with("+json") => Self::Json,
             _ => Self::Other(name),
@@ -54,8 +55,9 @@ pub fn retry_after(text: &str, now: SystemTime) -> Option<Duration> {
     Some(delay.min(MAX_RETRY_AFTER))
 }
 
-/// Where a request is to be sent again as it is: a 307 or 308 that leads to the same scheme, host and port. What leads
-/// elsewhere is never followed, since nobody has allowed that place, and it must not get our credentials.
+/// Where a request is to be sent again as it is: a 307 or 308 that leads to the same scheme, host
+/// and port. What leads elsewhere is never followed, since nobody has allowed that place, and it
+/// must not get our credentials.
 #[must_use]
 pub fn moved(status: u16, from: &Url, location: Option<&str>) -> Option<Url> {
     if !matches!(status, 307 | 308) {
@@ -75,7 +77,8 @@ mod tests {
 
     #[test]
     fn media_types_are_read_without_regard_to_case_and_parameters() {
-        let check = |text: Option<&str>, expected: Media| assert_eq!(Media::of(text), expected, "{text:?}");
+        let check =
+            |text: Option<&str>, expected: Media| assert_eq!(Media::of(text), expected, "{text:?}");
         check(Some("application/json"), Media::Json);
         check(Some("Application/JSON;Charset=UTF-8"), Media::Json);
         check(Some("application/json-rpc; charset=utf-8"), Media::Json);

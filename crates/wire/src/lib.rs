@@ -1,5 +1,6 @@
-//! What MCP servers send, read without IO. Both clients of the workspace read with it: the worker's own
-//! (`fleet-mcp-client`) and the gateway's (`mcp-server`, on top of rmcp), so that neither takes what the other refuses.
+//! What MCP servers send, read without IO. Both clients of the workspace read with it: the worker's
+//! own (`fleet-mcp-client`) and the gateway's (`mcp-server`, on top of rmcp), so that neither takes
+//! what the other refuses.
 
 pub mod body;
 pub mod encoding;
@@ -18,8 +19,11 @@ pub use message::{Answer, Id, Message, Reply, RpcError, Unreadable, answer_in, i
 pub fn quote(text: &str, max: usize) -> String {
     let mut quoted = String::new();
     // Bounded before it is cleaned: the text may be megabytes of blanks.
-    let start = text.char_indices().nth(max.saturating_mul(4)).map_or(text, |(end, _)| &text[..end]);
-    for word in start.split(|c: char| c.is_whitespace() || c.is_control()).filter(|word| !word.is_empty()) {
+    let start =
+        text.char_indices().nth(max.saturating_mul(4)).map_or(text, |(end, _)| &text[..end]);
+    for word in
+        start.split(|c: char| c.is_whitespace() || c.is_control()).filter(|word| !word.is_empty())
+    {
         if !quoted.is_empty() {
             quoted.push(' ');
         }

@@ -1,8 +1,9 @@
 //! Makes JSON of what is almost JSON.
 //!
-//! Some programs write what no strict parser takes: Python's `json.dumps` writes `NaN`, a text that was cut in the
-//! middle of an emoji ends in half a surrogate pair, and a server that prints in Latin-1 sends bytes that are not UTF-8.
-//! The rest of such a message is sound, and a call is waiting for it.
+//! Some programs write what no strict parser takes: Python's `json.dumps` writes `NaN`, a text that
+//! was cut in the middle of an emoji ends in half a surrogate pair, and a server that prints in
+//! Latin-1 sends bytes that are not UTF-8. The rest of such a message is sound, and a call is
+//! waiting for it.
 
 use std::iter::Peekable;
 use std::str::Chars;
@@ -13,7 +14,8 @@ const NOT_FINITE: [&str; 3] = ["NaN", "-Infinity", "Infinity"];
 /// The replacement character, escaped.
 const REPLACEMENT: &str = "\\ufffd";
 
-/// The same text with `null` for numbers that are not finite, and replacement characters for what is not Unicode.
+/// The same text with `null` for numbers that are not finite, and replacement characters for what
+/// is not Unicode.
 pub(crate) fn mend(bytes: &[u8]) -> String {
     let text = String::from_utf8_lossy(bytes);
     let mut mended = String::with_capacity(text.len());

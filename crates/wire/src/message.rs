@@ -1,9 +1,9 @@
 //! Messages of JSON-RPC, read as leniently as their meaning allows.
 //!
-//! A byte order mark, an array around messages, `"error": null` beside a result, an id that comes back as text, and what
-//! [`mend`](crate::mend) replaces are no reason to lose an answer. An answer that can't be read even so is told apart from
-//! what is no answer at all: whoever made the call must hear of it at once, and must not make the call again, since it
-//! has been carried out.
+//! A byte order mark, an array around messages, `"error": null` beside a result, an id that comes
+//! back as text, and what [`mend`](crate::mend) replaces are no reason to lose an answer. An answer
+//! that can't be read even so is told apart from what is no answer at all: whoever made the call
+//! must hear of it at once, and must not make the call again, since it has been carried out.
 
 use serde_json::{Map, Value};
 
@@ -109,7 +109,8 @@ pub enum Answer {
         /// Whether it names the request's id.
         addressed: bool,
     },
-    /// The answer to this request, in a form that can't be read: what is wrong with it. The request has been carried out.
+    /// The answer to this request, in a form that can't be read: what is wrong with it. The request
+    /// has been carried out.
     Unreadable(String),
     /// What may have been the answer, and does not say so: what is wrong with it.
     Malformed(String),
@@ -133,9 +134,13 @@ impl Message {
         }
         Ok(match reply {
             Reply::Result(result) if addressed => Answer::Result(result),
-            Reply::Result(_) => Answer::Malformed("it does not say which request it answers".to_owned()),
+            Reply::Result(_) => {
+                Answer::Malformed("it does not say which request it answers".to_owned())
+            }
             Reply::Error(error) => Answer::Error { error, addressed },
-            Reply::Unreadable(Unreadable { why, cut: false }) if addressed => Answer::Unreadable(why),
+            Reply::Unreadable(Unreadable { why, cut: false }) if addressed => {
+                Answer::Unreadable(why)
+            }
             Reply::Unreadable(Unreadable { why, .. }) => Answer::Malformed(why),
         })
     }
@@ -158,7 +163,8 @@ pub fn read(bytes: &[u8]) -> Vec<Message> {
         return read_value(value);
     }
     let outline = outline(&mended);
-    let is_answer = outline.has_answer && !outline.has_method && mended.trim_start().starts_with('{');
+    let is_answer =
+        outline.has_answer && !outline.has_method && mended.trim_start().starts_with('{');
     if !is_answer {
         return vec![Message::Noise("it is not JSON")];
     }
@@ -172,7 +178,8 @@ pub fn answer_in(bytes: &[u8], id: &Id) -> Option<Answer> {
     read(bytes).into_iter().find_map(|message| message.answer_to(id).ok())
 }
 
-/// The id in the beginning or at the end of an answer that is too long to be kept; `None` if it is no answer.
+/// The id in the beginning or at the end of an answer that is too long to be kept; `None` if it is
+/// no answer.
 #[must_use]
 pub fn id_of_long(head: &[u8], tail: &[u8]) -> Option<Id> {
     let outline = outline(&String::from_utf8_lossy(head));
@@ -190,7 +197,9 @@ fn read_value(value: Value) -> Vec<Message> {
 }
 
 fn read_one(value: Value) -> Message {
-    let Value::Object(mut message) = value else { return Message::Noise("it is not a JSON object") };
+    let Value::Object(mut message) = value else {
+        return Message::Noise("it is not a JSON object");
+    };
     if let Some(method) = message.get("method").and_then(Value::as_str).map(str::to_owned) {
         return match message.contains_key("id") {
             true => Message::Request(method, message.into()),
@@ -240,7 +249,8 @@ fn unreadable(why: &str, what: &Value) -> Reply {
 
 /// A number without a fraction, however it is written.
 fn whole(number: &serde_json::Number) -> Option<i64> {
-    let rounded = |number: f64| (number.fract() == 0.0 && number.abs() < 9e15).then_some(number as i64);
+    let rounded =
+        |number: f64| (number.fract() == 0.0 && number.abs() < 9e15).then_some(number as i64);
     number.as_i64().or_else(|| number.as_f64().and_then(rounded))
 }
 

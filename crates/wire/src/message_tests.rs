@@ -21,7 +21,12 @@ fn seven() -> Option<Id> {
 #[test]
 fn answers_are_read_in_every_spelling() {
     let check = |text: &[u8], expected: Reply| {
-        assert_eq!(read(text), [Message::Reply(seven(), expected)], "{}", String::from_utf8_lossy(text));
+        assert_eq!(
+            read(text),
+            [Message::Reply(seven(), expected)],
+            "{}",
+            String::from_utf8_lossy(text)
+        );
     };
     check(br#"{"jsonrpc":"2.0","id":7,"result":{"a":1}}"#, result(json!({"a": 1})));
     check(b"\xef\xbb\xbf{\"id\":7,\"result\":{}}", result(json!({})));
@@ -38,7 +43,8 @@ fn answers_are_read_in_every_spelling() {
 #[test]
 fn answers_that_can_not_be_read_say_whose_they_are() {
     let check = |text: &str, id: Option<Id>, why: &str, cut: bool| {
-        let [Message::Reply(found, Reply::Unreadable(unreadable))] = &read(text.as_bytes())[..] else {
+        let [Message::Reply(found, Reply::Unreadable(unreadable))] = &read(text.as_bytes())[..]
+        else {
             panic!("{text}: {:?}", read(text.as_bytes()));
         };
         assert_eq!((found, unreadable.cut), (&id, cut), "{text}");
@@ -60,11 +66,16 @@ fn what_is_no_answer_is_told_apart() {
     let noise = |text: &str| {
         assert!(matches!(read(text.as_bytes())[..], [Message::Noise(_)]), "{text}");
     };
-    for text in ["", "ready", "[INFO] ready> {}", "[]", "{not json}", "3", r#"{"level":"info","id":7}"#] {
+    for text in
+        ["", "ready", "[INFO] ready> {}", "[]", "{not json}", "3", r#"{"level":"info","id":7}"#]
+    {
         noise(text);
     }
     let request = json!({"id": "p", "method": "ping"});
-    assert_eq!(read(request.to_string().as_bytes()), [Message::Request("ping".to_owned(), request)]);
+    assert_eq!(
+        read(request.to_string().as_bytes()),
+        [Message::Request("ping".to_owned(), request)]
+    );
     let two = read(br#"[{"method":"a"},{"id":7,"result":{}}]"#);
     assert!(matches!(&two[..], [Message::Notification(..), Message::Reply(..)]), "{two:?}");
     let nameless = read(br#"{"id":null,"error":{"code":-32603,"message":"boom"}}"#);
@@ -81,7 +92,10 @@ fn ids_compare_as_numbers_and_text() {
 fn long_answers_are_known_by_their_ends() {
     let head = br#"{"jsonrpc":"2.0","id":7,"result":{"content":[{"type":"image","data":"AAAA"#;
     assert_eq!(id_of_long(head, b"AAAA"), seven());
-    assert_eq!(id_of_long(b"{\"result\":{\"data\":\"AAA", br#"AA"},"jsonrpc":"2.0","id":7}"#), seven());
+    assert_eq!(
+        id_of_long(b"{\"result\":{\"data\":\"AAA", br#"AA"},"jsonrpc":"2.0","id":7}"#),
+        seven()
+    );
     assert_eq!(id_of_long(b"xxxxxxxx", b"xxxx"), None);
     assert_eq!(id_of_long(br#"{"id":7,"method":"sampling/createMessage","params":"#, b"}"), None);
 }

@@ -16,7 +16,8 @@ pub(crate) struct Outline {
     pub(crate) whole: bool,
 }
 
-/// Follows a text that begins as an object does. Depth costs nothing, and only strings and brackets are looked at.
+/// Follows a text that begins as an object does. Depth costs nothing, and only strings and brackets
+/// are looked at.
 pub(crate) fn outline(text: &str) -> Outline {
     let mut outline = Outline::default();
     let bytes = text.as_bytes();
@@ -84,7 +85,8 @@ fn end_of_string(bytes: &[u8], start: usize) -> usize {
     bytes.len()
 }
 
-/// The id of an object whose end this is, if it is one of its last members, as some writers have it.
+/// The id of an object whose end this is, if it is one of its last members, as some writers have
+/// it.
 pub(crate) fn id_at_end(tail: &str) -> Option<Id> {
     let (_, behind) = tail.rsplit_once("\"id\"")?;
     let value = behind.trim_start().strip_prefix(':')?;

@@ -8,7 +8,8 @@ pub const UNSUPPORTED: i64 = -32022;
 /// All of them, the newest first.
 pub const LEGACY: [&str; 4] = ["2025-11-25", "2025-06-18", "2025-03-26", "2024-11-05"];
 
-/// The newest revision that a server lists in the data of an error, other than `asked`, which it has refused.
+/// The newest revision that a server lists in the data of an error, other than `asked`, which it
+/// has refused.
 #[must_use]
 pub fn listed(data: Option<&Value>, asked: &str) -> Option<&'static str> {
     let listed = data?.get("supported")?.as_array()?;

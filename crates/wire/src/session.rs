@@ -1,31 +1,40 @@
 //! Whether a server still knows our session, and what to do if it does not.
 //!
-//! Before 2026-07-28 a server may hand out a session id, which every later request carries. A server that restarts
-//! forgets its sessions. The specification has it answer 404 then; in the field it is 400, 401, 422 or 503, as plain
-//! text or as a JSON-RPC error with any code. So no single status can be the sign. [`Keeper`] applies one rule to all:
+//! Before 2026-07-28 a server may hand out a session id, which every later request carries. A
+//! server that restarts forgets its sessions. The specification has it answer 404 then; in the
+//! field it is 400, 401, 422 or 503, as plain text or as a JSON-RPC error with any code. So no
+//! single status can be the sign. [`Keeper`] applies one rule to all:
 //!
-//! 1. A request that the server **turned away** in its transport, before anything looked at what was asked, leads to a
-//!    new handshake, and is sent again in the new session. It can't have run. Turned away means: a 4xx status that
-//!    does not name another cause, or a JSON-RPC error that does not name the request's id.
-//! 2. Any **other error** may be about the request (bad arguments), so the session is asked about first: a `ping` is
-//!    sent in it. If the ping is answered, the session stands, and so does the error. If the ping is rejected as well,
-//!    the session is lost and a new handshake follows. The request is sent again only if it can't have run: the ping
-//!    met the same JSON-RPC error, which therefore is not about the request, or the error says that the request is
-//!    not acceptable (-32600, -32602).
-//! 3. -32601, -32603, a result of any kind, 429, and statuses that name another cause are **no sign** at all.
-//! 4. A request is sent again **once**. What it meets then is its answer. A refusal that a new session did not lift is
-//!    not taken for a lost session so easily any more: from then on rule 2 applies to everything.
+//! 1. A request that the server **turned away** in its transport, before anything looked at what
+//!    was asked, leads to a new handshake, and is sent again in the new session. It can't have run.
+//!    Turned away means: a 4xx status that does not name another cause, or a JSON-RPC error that
+//!    does not name the request's id.
+//! 2. Any **other error** may be about the request (bad arguments), so the session is asked about
+//!    first: a `ping` is sent in it. If the ping is answered, the session stands, and so does the
+//!    error. If the ping is rejected as well, the session is lost and a new handshake follows. The
+//!    request is sent again only if it can't have run: the ping met the same JSON-RPC error, which
+//!    therefore is not about the request, or the error says that the request is not acceptable
+//!    (-32600, -32602).
+//! 3. -32601, -32603, a result of any kind, 429, and statuses that name another cause are **no
+//!    sign** at all.
+//! 4. A request is sent again **once**. What it meets then is its answer. A refusal that a new
+//!    session did not lift is not taken for a lost session so easily any more: from then on rule 2
+//!    applies to everything.
 //! 5. All requests that were refused in one session share **one** handshake, and its failure.
 //!
-//! The keeper holds no session and does no IO. The caller keeps one keeper per server, a lock around it that is never
-//! held across an await, and a second, asynchronous lock: the *turn*. In this order:
+//! The keeper holds no session and does no IO. The caller keeps one keeper per server, a lock
+//! around it that is never held across an await, and a second, asynchronous lock: the *turn*. In
+//! this order:
 //!
-//! - [`Keeper::issue`] after every handshake that succeeded. The [`Lease`] goes with each request of that session.
+//! - [`Keeper::issue`] after every handshake that succeeded. The [`Lease`] goes with each request
+//!   of that session.
 //! - [`Keeper::doubt`] when a request was rejected. `None`: the rejection is the answer.
-//! - Otherwise wait for the turn, and ask [`Keeper::next`] what to do. Report a ping with [`Keeper::pinged`], a
-//!   handshake with [`Keeper::renewed`] or [`Keeper::not_renewed`]; each says what is next.
+//! - Otherwise wait for the turn, and ask [`Keeper::next`] what to do. Report a ping with
+//!   [`Keeper::pinged`], a handshake with [`Keeper::renewed`] or [`Keeper::not_renewed`]; each says
+//!   what is next.
 //!
-//! A caller may drop the future that holds the turn at any moment: whoever has the turn next starts over.
+//! A caller may drop the future that holds the turn at any moment: whoever has the turn next starts
+//! over.
 
 /// The request is malformed: it has not run.
 const INVALID_REQUEST: i64 = -32600;
@@ -45,7 +54,8 @@ pub struct Rejection {
     pub status: u16,
     /// The code of the JSON-RPC error in the body, if there is one.
     pub code: Option<i64>,
-    /// Whether that error names the id of the request, as errors of whatever carries requests out do.
+    /// Whether that error names the id of the request, as errors of whatever carries requests out
+    /// do.
     pub addressed: bool,
 }
 
@@ -63,13 +73,18 @@ enum Suspicion {
 impl Rejection {
     fn suspicion(&self) -> Suspicion {
         match (self.status, self.code) {
-            // Parse error, unknown method, internal error; and what only revisions without sessions know.
+            // Parse error, unknown method, internal error; and what only revisions without sessions
+            // know.
             (_, Some(-32700 | METHOD_NOT_FOUND | -32603 | -32022..=-32020)) => Suspicion::No,
-            // Payment, method, media type, time, length, size, host, upgrade, rate: another cause is named.
-            (402 | 405..=408 | 411 | 413..=415 | 417 | 421 | 425 | 426 | 429 | 431 | 451, _) => Suspicion::No,
+            // Payment, method, media type, time, length, size, host, upgrade, rate: another cause
+            // is named.
+            (402 | 405..=408 | 411 | 413..=415 | 417 | 421 | 425 | 426 | 429 | 431 | 451, _) => {
+                Suspicion::No
+            }
             (_, Some(_)) if self.addressed => Suspicion::Unclear,
             (200..=299 | 400..=599, Some(_)) | (400..=499, None) => Suspicion::TurnedAway,
-            // Without a word from the server itself: a proxy may speak for one that has taken the request.
+            // Without a word from the server itself: a proxy may speak for one that has taken the
+            // request.
             (500..=599, None) => Suspicion::Unclear,
             _ => Suspicion::No,
         }
@@ -189,7 +204,14 @@ impl Keeper {
             Suspicion::Unclear => false,
             Suspicion::No => return None,
         };
-        Some(Doubt { lease, rejection, turned_away, begun: self.begun, ended: self.ended, ping: None })
+        Some(Doubt {
+            lease,
+            rejection,
+            turned_away,
+            begun: self.begun,
+            ended: self.ended,
+            ping: None,
+        })
     }
 
     /// The caller has the turn: what to do about the request.
@@ -204,7 +226,9 @@ impl Keeper {
                 return if doubt.may_resend(Some(evidence)) { Step::Failed } else { Step::Stand };
             }
             // A ping from before the rejection does not tell why it was.
-            Some((number, Finding::Alive)) if number > doubt.begun && asks_first => return Step::Stand,
+            Some((number, Finding::Alive)) if number > doubt.begun && asks_first => {
+                return Step::Stand;
+            }
             _ => {}
         }
         self.begun += 1;

@@ -1,4 +1,5 @@
-//! Which rejections cost a session, and that a renewed session is shared. Examples first, then properties.
+//! Which rejections cost a session, and that a renewed session is shared. Examples first, then
+//! properties.
 
 use proptest::prelude::*;
 
@@ -165,8 +166,8 @@ fn way() -> impl Strategy<Value = Rejection> {
 }
 
 proptest! {
-    /// Requests in flight at a restart all get through, by one handshake for each restart; a request with bad arguments
-    /// costs no session; and no request runs twice.
+    /// Requests in flight at a restart all get through, by one handshake for each restart; a
+    /// request with bad arguments costs no session; and no request runs twice.
     #[test]
     fn one_handshake_for_each_restart(
         says in way(),

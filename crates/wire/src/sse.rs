@@ -1,14 +1,15 @@
 //! Server-sent events, decoded from bytes as they come.
 //!
-//! Written here because the limit is the point: an event that grows past it is an error at the byte where it does, so
-//! a server can't fill our memory with one event that never ends. Comments and unknown fields are skipped, as the
-//! standard says.
+//! Written here because the limit is the point: an event that grows past it is an error at the byte
+//! where it does, so a server can't fill our memory with one event that never ends. Comments and
+//! unknown fields are skipped, as the standard says.
 
 /// An event grew past the limit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct EventTooLarge;
 
-/// One event. There is none without data, id or delay: comments keep a connection alive and say nothing.
+/// One event. There is none without data, id or delay: comments keep a connection alive and say
+/// nothing.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Event {
     /// What kind of event it is; empty for a message.
@@ -22,7 +23,8 @@ pub struct Event {
 }
 
 impl Event {
-    /// Whether this is a message, and not an event of another kind or one that only says where the stream is.
+    /// Whether this is a message, and not an event of another kind or one that only says where the
+    /// stream is.
     #[must_use]
     pub fn is_message(&self) -> bool {
         matches!(self.name.as_str(), "" | "message") && !self.data.is_empty()
@@ -82,8 +84,8 @@ impl Decoder {
         self.grow(rest)
     }
 
-    /// The event that lacks nothing but the blank line behind it, at the end of the stream. The standard drops it, since it
-    /// may be cut; the caller takes it only if its data is whole.
+    /// The event that lacks nothing but the blank line behind it, at the end of the stream. The
+    /// standard drops it, since it may be cut; the caller takes it only if its data is whole.
     #[must_use]
     pub fn finish(mut self) -> Option<Event> {
         let mut events = Vec::new();
@@ -177,8 +179,10 @@ mod tests {
         let single: Vec<&[u8]> = bytes.chunks(1).collect();
         for chunks in [vec![bytes], single] {
             let events = decode(&chunks, 100).unwrap();
-            let found: Vec<_> =
-                events.iter().map(|event| (&*event.name, str::from_utf8(&event.data).unwrap())).collect();
+            let found: Vec<_> = events
+                .iter()
+                .map(|event| (&*event.name, str::from_utf8(&event.data).unwrap()))
+                .collect();
             assert_eq!(found, expected, "{text:?}");
         }
     }
@@ -198,7 +202,10 @@ mod tests {
     #[test]
     fn a_stream_can_be_resumed_at_an_event() {
         let events = decode(&[b"id: 7\nretry: 300\ndata:\n\nid: 8\ndata: x\n\n"], 100).unwrap();
-        assert_eq!(events[0], Event { id: Some("7".to_owned()), retry: Some(300), ..Event::default() });
+        assert_eq!(
+            events[0],
+            Event { id: Some("7".to_owned()), retry: Some(300), ..Event::default() }
+        );
         assert!(!events[0].is_message() && events[1].is_message());
     }
 

@@ -1,5 +1,5 @@
-//! Everything that can be set on a worker. Each setting is a flag and an environment variable; the documentation's
-//! table is made from this struct.
+//! Everything that can be set on a worker. Each setting is a flag and an environment variable; the
+//! documentation's table is made from this struct.
 
 use std::{net::IpAddr, num::NonZeroU32, path::PathBuf, time::Duration};
 
@@ -25,18 +25,18 @@ pub struct Args {
     #[arg(long, env = "KAFKA_BROKERS", value_name = "HOSTS")]
     pub brokers: String,
 
-    /// The jobs topic. Events go to `<topic>.events`, dead letters to `<topic>.dlq`, long delays to `<topic>.delayed`;
-    /// which jobs are cancelled is read from `<topic>.control`.
+    /// The jobs topic. Events go to `<topic>.events`, dead letters to `<topic>.dlq`, long delays to
+    /// `<topic>.delayed`; which jobs are cancelled is read from `<topic>.control`.
     #[arg(long, env = "KAFKA_TOPIC", default_value = topics::DEFAULT_JOBS_TOPIC, value_name = "NAME")]
     pub topic: String,
 
-    /// How events, dead letters and replies are compressed: none, gzip, snappy, lz4 or zstd. Every Kafka client reads the
-    /// first two.
+    /// How events, dead letters and replies are compressed: none, gzip, snappy, lz4 or zstd. Every
+    /// Kafka client reads the first two.
     #[arg(long, env = "KAFKA_COMPRESSION", default_value_t, value_name = "CODEC")]
     pub compression: Compression,
 
-    /// Make the topics of events, dead letters, delayed jobs and cancels if the jobs topic is there and they are not;
-    /// `false` waits until somebody else has made those that are needed.
+    /// Make the topics of events, dead letters, delayed jobs and cancels if the jobs topic is there
+    /// and they are not; `false` waits until somebody else has made those that are needed.
     #[arg(long, env = "MCP_CREATE_TOPICS", value_parser = clap::builder::BoolishValueParser::new(),
           num_args = 0..=1, default_value = "true", default_missing_value = "true", require_equals = true)]
     pub create_topics: bool,
@@ -61,8 +61,8 @@ pub struct Args {
     #[arg(long, env = "PORT", default_value_t = 8081)]
     pub port: u16,
 
-    /// Host names that requests for /metrics may be for, beside loopback ones and addresses: HOST or HOST:PORT; `*` for
-    /// any.
+    /// Host names that requests for /metrics may be for, beside loopback ones and addresses: HOST
+    /// or HOST:PORT; `*` for any.
     #[arg(long, env = "MCP_ALLOWED_HOSTS", value_delimiter = ',', value_name = "HOST")]
     pub allowed_hosts: Vec<String>,
 
@@ -78,14 +78,19 @@ pub struct Args {
     #[arg(long, env = "MCP_MAX_IN_FLIGHT", default_value_t = 16, value_parser = clap::value_parser!(u32).range(1..=65_536))]
     pub max_in_flight: u32,
 
-    /// Threads for calls, events and answers. One does the most for its CPU time; more help where answers are large or the
-    /// server speaks TLS, and other workers help as well.
+    /// Threads for calls, events and answers. One does the most for its CPU time; more help where
+    /// answers are large or the server speaks TLS, and other workers help as well.
     #[arg(long, env = "MCP_THREADS", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=256))]
     pub threads: u32,
 
-    /// Jobs of one tool under way at once, TOOL=NUMBER, comma-separated; `files__*=4` is one limit for all tools that
-    /// begin so. The first that fits counts.
-    #[arg(long = "tool-limit", env = "MCP_TOOL_LIMITS", value_delimiter = ',', value_name = "TOOL=NUMBER")]
+    /// Jobs of one tool under way at once, TOOL=NUMBER, comma-separated; `files__*=4` is one limit
+    /// for all tools that begin so. The first that fits counts.
+    #[arg(
+        long = "tool-limit",
+        env = "MCP_TOOL_LIMITS",
+        value_delimiter = ',',
+        value_name = "TOOL=NUMBER"
+    )]
     pub tool_limits: Vec<ToolLimit>,
 
     /// Jobs of each tenant under way at once; no limit where it is not set.
@@ -116,8 +121,8 @@ pub struct Args {
     #[arg(long, env = "MCP_RETRY_MAX", default_value = "60s", value_parser = parse_duration, value_name = "DURATION")]
     pub retry_max: Duration,
 
-    /// The longest that a job waits in memory for its `notBefore` or its next attempt; beyond, it goes through the
-    /// delayed topic, if there is one.
+    /// The longest that a job waits in memory for its `notBefore` or its next attempt; beyond, it
+    /// goes through the delayed topic, if there is one.
     #[arg(long, env = "MCP_MAX_PARK", default_value = "60s", value_parser = parse_park, value_name = "DURATION")]
     pub max_park: Duration,
 
@@ -137,7 +142,8 @@ pub struct Args {
     #[arg(long, env = "MCP_MAX_JOB_BYTES", default_value = "1MiB", value_parser = parse_bytes, value_name = "SIZE")]
     pub max_job_bytes: u64,
 
-    /// The largest event that is written; a result that would make it larger is left out and its size stated.
+    /// The largest event that is written; a result that would make it larger is left out and its
+    /// size stated.
     #[arg(long, env = "MCP_MAX_EVENT_BYTES", default_value = "900KiB", value_parser = parse_bytes, value_name = "SIZE")]
     pub max_event_bytes: u64,
 
@@ -145,7 +151,8 @@ pub struct Args {
     #[arg(long, env = "MCP_MAX_RESPONSE_BYTES", default_value = "8MiB", value_parser = parse_bytes, value_name = "SIZE")]
     pub max_response_bytes: u64,
 
-    /// Topics that a job may name in `replyTo`: a name, or the start of one with `*` behind it; comma-separated.
+    /// Topics that a job may name in `replyTo`: a name, or the start of one with `*` behind it;
+    /// comma-separated.
     #[arg(long, env = "MCP_REPLY_TOPICS", default_value = "mcp-replies*", value_name = "PATTERNS")]
     pub reply_topics: String,
 
@@ -153,7 +160,8 @@ pub struct Args {
     #[arg(long, env = "MCP_REGISTRY_TOPIC", default_value = DEFAULT_REGISTRY_TOPIC, value_name = "TOPIC")]
     pub registry_topic: String,
 
-    /// Work on a jobs or delayed topic that is compacted. Jobs whose key a later record has are lost before they run.
+    /// Work on a jobs or delayed topic that is compacted. Jobs whose key a later record has are
+    /// lost before they run.
     #[arg(long, env = "MCP_ALLOW_COMPACTED_TOPIC")]
     pub allow_compacted_topic: bool,
 
@@ -235,19 +243,20 @@ impl Args {
         Some(self.progress_interval).filter(|interval| !interval.is_zero())
     }
 
-    /// Whether a job may name `topic` in `replyTo`. The topics of the fleet and of Kafka itself are never allowed, however
-    /// wide the patterns are.
+    /// Whether a job may name `topic` in `replyTo`. The topics of the fleet and of Kafka itself are
+    /// never allowed, however wide the patterns are.
     pub(crate) fn may_reply_to(&self, topic: &str) -> bool {
-        let is_listed =
-            self.reply_topics.split(',').map(str::trim).any(|pattern| match pattern.strip_suffix('*') {
+        let is_listed = self.reply_topics.split(',').map(str::trim).any(|pattern| {
+            match pattern.strip_suffix('*') {
                 Some(start) => topic.starts_with(start),
                 None => topic == pattern,
-            });
+            }
+        });
         is_listed && !self.is_reserved(topic)
     }
 
-    /// Whether a topic belongs to the fleet or to Kafka. The default name of the registry is reserved too, since the servers
-    /// may use it although this worker was told another one.
+    /// Whether a topic belongs to the fleet or to Kafka. The default name of the registry is
+    /// reserved too, since the servers may use it although this worker was told another one.
     fn is_reserved(&self, topic: &str) -> bool {
         self.topics().contains(topic)
             || topic == self.registry_topic
@@ -276,7 +285,8 @@ mod tests {
     #[test]
     fn jobs_are_not_sent_round_for_less_than_a_second() {
         assert_eq!(args(&["--max-park", "1s"]).max_park, Duration::from_secs(1));
-        let base = ["kafka-worker", "--brokers", "b:1", "--server-url", "http://s", "--max-park", "0s"];
+        let base =
+            ["kafka-worker", "--brokers", "b:1", "--server-url", "http://s", "--max-park", "0s"];
         assert!(Cli::try_parse_from(base).is_err());
     }
 
@@ -290,7 +300,10 @@ mod tests {
         let wide = args(&["--reply-topics", "orders, *"]);
         assert!(wide.may_reply_to("anything"));
         for own in ["mcp-jobs.events", "mcp-jobs.pool.x", "mcp-servers", "__consumer_offsets"] {
-            assert!(!wide.may_reply_to(own), "the fleet's own topics are never reply topics: {own}");
+            assert!(
+                !wide.may_reply_to(own),
+                "the fleet's own topics are never reply topics: {own}"
+            );
         }
         let renamed = args(&["--reply-topics", "*", "--registry-topic", "our-servers"]);
         assert!(!renamed.may_reply_to("our-servers"));

@@ -1,7 +1,7 @@
 //! Following the control topic: which jobs are not wanted any more.
 //!
-//! A thread of its own reads the topic from its start and goes on reading. A fleet can do without the topic; then nothing
-//! can be cancelled until somebody makes it.
+//! A thread of its own reads the topic from its start and goes on reading. A fleet can do without
+//! the topic; then nothing can be cancelled until somebody makes it.
 
 use std::{
     io, thread,
@@ -32,7 +32,8 @@ const READING: Backoff = Backoff { base: Duration::from_millis(500), max: Durati
 const QUEUE: usize = 256;
 /// How many requests are remembered. Beyond, the oldest are forgotten.
 const MOST: usize = 100_000;
-/// How long a request is remembered: as long as a job can wait in the delayed topic, and the control topic keeps it.
+/// How long a request is remembered: as long as a job can wait in the delayed topic, and the
+/// control topic keeps it.
 const KEPT: Duration = Duration::from_secs(30 * 24 * 3600);
 
 /// What the thread has to tell.
@@ -59,7 +60,8 @@ impl Feed {
         Ok(Self(receiver))
     }
 
-    /// Takes up everything that stood in the topic when it was opened, and returns when that is done or there is no topic.
+    /// Takes up everything that stood in the topic when it was opened, and returns when that is
+    /// done or there is no topic.
     pub(crate) async fn catch_up(&mut self, requests: &mut Requests) {
         while let Some(News::Asked(control)) = self.0.recv().await {
             requests.add(fleet_ops::clock::now(), control);
@@ -87,11 +89,13 @@ impl Requests {
         Self(Cancelled::new(MOST))
     }
 
-    /// Takes up a request; whether it says anything new. A topic that is read anew repeats what was known.
+    /// Takes up a request; whether it says anything new. A topic that is read anew repeats what was
+    /// known.
     pub(crate) fn add(&mut self, now: Timestamp, control: Control) -> bool {
         let is_news = self.0.get(&control.job_id, None) != Some(&control);
         self.0.add(control);
-        let oldest = now.as_millis().saturating_sub(i64::try_from(KEPT.as_millis()).unwrap_or(i64::MAX));
+        let oldest =
+            now.as_millis().saturating_sub(i64::try_from(KEPT.as_millis()).unwrap_or(i64::MAX));
         self.0.forget_before(Timestamp::from_millis_clamped(oldest));
         is_news
     }
@@ -122,13 +126,19 @@ impl Log {
             match self.follower.open(&self.topic, From::Start, ASK, &mailbox) {
                 Ok(topic) => {
                     if std::mem::take(&mut is_missed) {
-                        tracing::info!(topic = self.topic, "the topic is there: jobs can be cancelled");
+                        tracing::info!(
+                            topic = self.topic,
+                            "the topic is there: jobs can be cancelled"
+                        );
                     }
                     retry.succeeded();
                     match self.follow(topic) {
                         Unfollowed::Unheard => return,
                         Unfollowed::Failed(error) => {
-                            tracing::warn!(error = errors::chain(&error), "the control topic is read anew");
+                            tracing::warn!(
+                                error = errors::chain(&error),
+                                "the control topic is read anew"
+                            );
                         }
                     }
                 }
@@ -164,9 +174,13 @@ impl Log {
             }
             match topic.next(LOOK) {
                 Ok(Some(record)) => {
-                    let Some(control) = record.value.as_deref().and_then(Control::from_bytes) else {
+                    let Some(control) = record.value.as_deref().and_then(Control::from_bytes)
+                    else {
                         let offset = record.position.offset;
-                        tracing::debug!(offset, "a control record says nothing that is understood here");
+                        tracing::debug!(
+                            offset,
+                            "a control record says nothing that is understood here"
+                        );
                         continue;
                     };
                     if self.tell(News::Asked(control)).is_err() {
@@ -213,7 +227,10 @@ mod tests {
         assert!(requests.add(at(2_000), control.clone()));
         assert!(!requests.add(at(2_000), control));
         assert!(requests.add(at(3_000), Control::cancel("j", None, at(2_500), None)));
-        assert!(requests.get("j", Some(at(2_500))).is_some() && requests.get("j", Some(at(2_501))).is_none());
+        assert!(
+            requests.get("j", Some(at(2_500))).is_some()
+                && requests.get("j", Some(at(2_501))).is_none()
+        );
         requests.add(at(2_501 + month), Control::cancel("k", None, at(2_501 + month), None));
         assert!(requests.get("j", None).is_none() && requests.get("k", None).is_some());
     }

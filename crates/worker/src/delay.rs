@@ -1,9 +1,10 @@
 //! Where a job waits that has to wait too long for memory. Pure.
 //!
-//! All records of one partition of the delayed topic wait equally long, so they come up in the order in which they were
-//! written and none stands behind one that is due later. A partition's length of waiting is six times that of the one
-//! before; a job takes the longest one that it does not oversleep in, and when it comes up it waits once more, or goes
-//! back to the jobs topic if the rest fits into memory.
+//! All records of one partition of the delayed topic wait equally long, so they come up in the
+//! order in which they were written and none stands behind one that is due later. A partition's
+//! length of waiting is six times that of the one before; a job takes the longest one that it does
+//! not oversleep in, and when it comes up it waits once more, or goes back to the jobs topic if the
+//! rest fits into memory.
 
 use std::time::Duration;
 
@@ -31,7 +32,8 @@ pub(crate) enum Next {
 }
 
 impl Tiers {
-    /// Tiers over so many partitions, for a fleet whose workers keep what waits up to `max_park` in memory.
+    /// Tiers over so many partitions, for a fleet whose workers keep what waits up to `max_park` in
+    /// memory.
     pub(crate) fn new(partitions: i32, max_park: Duration) -> Self {
         Self { partitions: partitions.max(1), max_park }
     }

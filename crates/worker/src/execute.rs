@@ -26,8 +26,8 @@ use crate::{
     results::{Failures, Kept, Results},
 };
 
-/// What is held is told of when it has changed by so many bytes: small enough for a bound of megabytes, and large enough
-/// that most jobs never tell.
+/// What is held is told of when it has changed by so many bytes: small enough for a bound of
+/// megabytes, and large enough that most jobs never tell.
 pub(crate) const GRAIN: u64 = 64 << 10;
 
 /// A job with everything that an attempt needs.
@@ -57,11 +57,13 @@ pub(crate) enum AttemptNews {
     Holds(u64),
 }
 
-/// Makes attempt number `attempt`, and tells of it. Returns the outcome, and what is done now. The outcome is `None` if
-/// contact with the group was lost before the first call: whether the job may still start has to be decided again.
+/// Makes attempt number `attempt`, and tells of it. Returns the outcome, and what is done now. The
+/// outcome is `None` if contact with the group was lost before the first call: whether the job may
+/// still start has to be decided again.
 ///
-/// The progress of a job with one call is what the tool says; of a job with several it is how many of them are done, and
-/// for `server-init` how far the start of the next server is, since that can take half a minute.
+/// The progress of a job with one call is what the tool says; of a job with several it is how many
+/// of them are done, and for `server-init` how far the start of the next server is, since that can
+/// take half a minute.
 pub(crate) async fn attempt(
     client: &McpClient,
     mut job: Job,
@@ -134,7 +136,8 @@ pub(crate) async fn attempt(
             Ok(Some((index, Outcome::Succeeded(result)))) => {
                 done.insert(index, result, limit);
                 // Of the last one the job's end will tell.
-                let wanted = job.progress.is_some() && plan.has_many() && done.len() < plan.calls.len();
+                let wanted =
+                    job.progress.is_some() && plan.has_many() && done.len() < plan.calls.len();
                 if let Some(call) = plan.calls.get(index).filter(|_| wanted) {
                     let progress = counted(done.len(), plan.calls.len(), call);
                     pace.news(Instant::now(), progress)
@@ -153,8 +156,8 @@ pub(crate) async fn attempt(
             }
             Ok(None) => break,
             Err(_) => {
-                let index =
-                    (0..plan.calls.len()).find(|index| !done.contains(*index) && !failures.contains(*index));
+                let index = (0..plan.calls.len())
+                    .find(|index| !done.contains(*index) && !failures.contains(*index));
                 failures.insert(index.unwrap_or_default(), timed_out(job.timeout, total), limit);
                 break;
             }
@@ -183,11 +186,18 @@ fn span(call: &Call, attempt: u32, job: &Job) -> Span {
     })
 }
 
-/// What a call came to. In a task the tool's own error is the answer that somebody waits for, and not one to be tried again.
+/// What a call came to. In a task the tool's own error is the answer that somebody waits for, and
+/// not one to be tried again.
 fn read(call: &Call, outcome: Outcome) -> Outcome {
     match outcome {
-        Outcome::Failed(failure) if call.input.is_some() && failure.error.kind == ErrorKind::Tool => {
-            Outcome::Failed(Failure { class: FailureClass::Permanent, retry_after: None, ..failure })
+        Outcome::Failed(failure)
+            if call.input.is_some() && failure.error.kind == ErrorKind::Tool =>
+        {
+            Outcome::Failed(Failure {
+                class: FailureClass::Permanent,
+                retry_after: None,
+                ..failure
+            })
         }
         other => other,
     }
@@ -225,7 +235,12 @@ mod tests {
 
     #[test]
     fn an_error_of_the_tools_is_the_answer_of_a_task() {
-        let call = |input| Call { tool: "t".into(), arguments: Default::default(), input, label: "t".into() };
+        let call = |input| Call {
+            tool: "t".into(),
+            arguments: Default::default(),
+            input,
+            label: "t".into(),
+        };
         let tools = || Outcome::Failed(Failure::retry(JobError::new(ErrorKind::Tool, "no")));
         let class = |outcome| match outcome {
             Outcome::Failed(failure) => failure.class,
@@ -234,7 +249,8 @@ mod tests {
         assert_eq!(class(read(&call(None), tools())), FailureClass::Retry);
         let task = call(Some(Input::default()));
         assert_eq!(class(read(&task, tools())), FailureClass::Permanent);
-        let lost = Outcome::Failed(Failure::retry(JobError::new(ErrorKind::ConnectionLost, "lost")));
+        let lost =
+            Outcome::Failed(Failure::retry(JobError::new(ErrorKind::ConnectionLost, "lost")));
         assert_eq!(class(read(&task, lost)), FailureClass::Retry, "the tool has not said anything");
     }
 }

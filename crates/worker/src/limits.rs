@@ -37,9 +37,12 @@ impl std::str::FromStr for ToolLimit {
         let pattern = pattern.trim();
         let stem = pattern.strip_suffix('*').unwrap_or(pattern);
         if pattern.is_empty() || stem.contains('*') {
-            return Err(format!("`{pattern}` is no tool's name, and no start of one with `*` behind"));
+            return Err(format!(
+                "`{pattern}` is no tool's name, and no start of one with `*` behind"
+            ));
         }
-        let max = max.trim().parse().map_err(|_| format!("`{}` is no number from 1 on", max.trim()))?;
+        let max =
+            max.trim().parse().map_err(|_| format!("`{}` is no number from 1 on", max.trim()))?;
         Ok(Self { pattern: pattern.to_owned(), max })
     }
 }
@@ -54,7 +57,8 @@ impl ToolLimit {
 }
 
 impl JobLimits {
-    /// What `envelope` is under. A job with several calls is under the narrowest limit of its tools.
+    /// What `envelope` is under. A job with several calls is under the narrowest limit of its
+    /// tools.
     pub(crate) fn of(&self, envelope: &Envelope) -> fleet_engine::Limits {
         [self.of_tools(envelope), self.of_tenant(envelope.tenant.as_deref())]
     }
@@ -64,8 +68,10 @@ impl JobLimits {
             return None;
         }
         let plan = Plan::new(&envelope.work);
-        let fitting =
-            plan.calls.iter().filter_map(|call| self.tools.iter().find(|limit| limit.fits(&call.tool)));
+        let fitting = plan
+            .calls
+            .iter()
+            .filter_map(|call| self.tools.iter().find(|limit| limit.fits(&call.tool)));
         let narrowest = fitting.min_by_key(|limit| limit.max)?;
         Some(Limit { group: group("tool", &narrowest.pattern), max: narrowest.max.get() })
     }
@@ -98,7 +104,13 @@ mod tests {
     }
 
     fn call(tool: &str) -> ToolCall {
-        ToolCall { server: None, tool: tool.to_owned(), arguments: Map::new(), task: None, extra: Map::new() }
+        ToolCall {
+            server: None,
+            tool: tool.to_owned(),
+            arguments: Map::new(),
+            task: None,
+            extra: Map::new(),
+        }
     }
 
     #[test]
@@ -112,7 +124,8 @@ mod tests {
     fn a_pattern_is_one_limit_and_each_tenant_has_its_own() {
         let limits = limits("slow=1,files__*=3", 2);
         let of = |work, tenant: Option<&str>| {
-            let envelope = Envelope { tenant: tenant.map(str::to_owned), ..Envelope::new("j", work) };
+            let envelope =
+                Envelope { tenant: tenant.map(str::to_owned), ..Envelope::new("j", work) };
             limits.of(&envelope)
         };
         let [read, _] = of(Work::ToolCall(call("files__read")), None);

@@ -13,8 +13,8 @@ struct Cli {
     #[command(flatten)]
     args: kafka_worker::Args,
 
-    /// Ask the worker that listens at this host and port whether it is alive, and exit with 0 or 1: for health checks.
-    /// Prints what /ready says.
+    /// Ask the worker that listens at this host and port whether it is alive, and exit with 0 or 1:
+    /// for health checks. Prints what /ready says.
     #[arg(long)]
     healthcheck: bool,
 }
@@ -30,12 +30,13 @@ fn main() -> ExitCode {
         return health_exit_code(SocketAddr::new(cli.args.host, cli.args.port));
     }
     fleet_ops::telemetry::init("kafka-worker");
-    let result = kafka_worker::runtime(cli.args.threads).map_err(WorkerError::from).and_then(|runtime| {
-        runtime.block_on(async {
-            let _exporting = fleet_ops::trace::init("kafka-worker", env!("CARGO_PKG_VERSION"));
-            kafka_worker::run(cli.args).await
-        })
-    });
+    let result =
+        kafka_worker::runtime(cli.args.threads).map_err(WorkerError::from).and_then(|runtime| {
+            runtime.block_on(async {
+                let _exporting = fleet_ops::trace::init("kafka-worker", env!("CARGO_PKG_VERSION"));
+                kafka_worker::run(cli.args).await
+            })
+        });
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

@@ -72,8 +72,13 @@ pub const DURATION: Metric = metric(
 pub const IN_FLIGHT: Metric =
     metric("fleet_jobs_in_flight", Kind::Gauge, Unit::Count, &[], "Attempts under way.");
 /// Jobs in memory.
-pub const BUFFERED: Metric =
-    metric("fleet_jobs_buffered", Kind::Gauge, Unit::Count, &[], "Jobs in memory that are not settled.");
+pub const BUFFERED: Metric = metric(
+    "fleet_jobs_buffered",
+    Kind::Gauge,
+    Unit::Count,
+    &[],
+    "Jobs in memory that are not settled.",
+);
 /// Jobs that wait for their time.
 pub const PARKED: Metric = metric(
     "fleet_jobs_parked",
@@ -116,8 +121,13 @@ pub const LAG: Metric = metric(
      committed, all records.",
 );
 /// Partitions.
-pub const PARTITIONS: Metric =
-    metric("fleet_partitions_assigned", Kind::Gauge, Unit::Count, &[], "Partitions that this worker reads.");
+pub const PARTITIONS: Metric = metric(
+    "fleet_partitions_assigned",
+    Kind::Gauge,
+    Unit::Count,
+    &[],
+    "Partitions that this worker reads.",
+);
 /// Partitions that can't be read on.
 pub const UNREADABLE: Metric = metric(
     "fleet_partitions_unreadable",
@@ -143,8 +153,13 @@ pub const BREAKER: Metric = metric(
     "1 while the MCP server is unavailable and jobs wait, else 0.",
 );
 /// Commits.
-pub const COMMITS: Metric =
-    metric("fleet_commits_total", Kind::Counter, Unit::Count, &["ok"], "Commits answered by the broker.");
+pub const COMMITS: Metric = metric(
+    "fleet_commits_total",
+    Kind::Counter,
+    Unit::Count,
+    &["ok"],
+    "Commits answered by the broker.",
+);
 /// Age of what is not committed.
 pub const COMMIT_AGE: Metric = metric(
     "fleet_commit_age_seconds",

@@ -1,5 +1,5 @@
-//! What is away while our server answers, as this worker has been told: names for the engine's numbers, and what each job
-//! that waits says of it. Pure.
+//! What is away while our server answers, as this worker has been told: names for the engine's
+//! numbers, and what each job that waits says of it. Pure.
 
 use std::{
     collections::{BTreeMap, hash_map::DefaultHasher},
@@ -32,7 +32,8 @@ pub(crate) struct Outage {
 pub(crate) struct Outages(BTreeMap<Option<Need>, Outage>);
 
 impl Outage {
-    /// What a failure that spends no attempt says, and what the job needs; `None` for any other failure.
+    /// What a failure that spends no attempt says, and what the job needs; `None` for any other
+    /// failure.
     pub(crate) fn of(failure: &Failure, now: Timestamp) -> Option<(Option<Need>, Self)> {
         let (need, reason) = match failure.class {
             FailureClass::Unavailable if failure.error.kind == ErrorKind::Unauthorized => {
@@ -55,7 +56,8 @@ impl Outage {
 }
 
 impl Outages {
-    /// Takes note of an outage; `true` if it is new. One that goes on keeps its beginning, whatever its reason is by now.
+    /// Takes note of an outage; `true` if it is new. One that goes on keeps its beginning, whatever
+    /// its reason is by now.
     pub(crate) fn note(&mut self, need: Option<Need>, outage: Outage) -> bool {
         match self.0.get_mut(&need) {
             Some(known) => {
@@ -80,8 +82,8 @@ impl Outages {
     }
 }
 
-/// The hosted server whose tool a job calls, where its record says so. A job with several calls finds out, and what hosts a
-/// server does not need it.
+/// The hosted server whose tool a job calls, where its record says so. A job with several calls
+/// finds out, and what hosts a server does not need it.
 pub(crate) fn hosted(work: &Work) -> Option<&str> {
     let Work::ToolCall(call) = work else { return None };
     let server = call.server.as_deref().or_else(|| Some(call.tool.split_once(SEPARATOR)?.0));
@@ -111,7 +113,11 @@ mod tests {
     fn a_record_says_which_hosted_server_it_needs_if_it_needs_one() {
         let check = |job_type: &str, payload: serde_json::Value, expected: Option<&str>| {
             let text = json!({"jobID": "j", "jobType": job_type, "payload": payload}).to_string();
-            assert_eq!(hosted(&decode::from_json(text.as_bytes()).unwrap().work), expected, "{text}");
+            assert_eq!(
+                hosted(&decode::from_json(text.as_bytes()).unwrap().work),
+                expected,
+                "{text}"
+            );
         };
         check("tool-call", json!({"server": "db", "tool": "q"}), Some("db"));
         check("tool-call", json!({"tool": "db__q__x"}), Some("db"));
@@ -136,7 +142,11 @@ mod tests {
             Some((None, WaitReason::Unauthorized))
         );
         let held = |server: Option<&str>| {
-            Failure::held(WaitReason::ServerBusy, server.map(str::to_owned), error(ErrorKind::JsonRpc))
+            Failure::held(
+                WaitReason::ServerBusy,
+                server.map(str::to_owned),
+                error(ErrorKind::JsonRpc),
+            )
         };
         assert_eq!(of(held(None)), Some((Some(Need::Room), WaitReason::ServerBusy)));
         let hosted = Need::Hosted(number("db"));

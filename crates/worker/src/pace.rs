@@ -7,8 +7,8 @@ use fleet_job::event::Progress;
 /// The longest message that is passed on, in bytes.
 const MAX_MESSAGE_BYTES: usize = 1024;
 
-/// Lets one piece of news through in an interval: the first at once, and the newest of what came meanwhile when the interval
-/// is over. What does not go beyond everything before it is no news.
+/// Lets one piece of news through in an interval: the first at once, and the newest of what came
+/// meanwhile when the interval is over. What does not go beyond everything before it is no news.
 #[derive(Debug)]
 pub(crate) struct Pace {
     interval: Duration,
@@ -75,7 +75,11 @@ mod tests {
         assert_eq!(pace.due(start + SECOND / 2), None);
         assert_eq!(pace.due(start + SECOND), Some(at(3.0)));
         assert_eq!(pace.due(start + 5 * SECOND), None);
-        assert_eq!(pace.news(start + 5 * SECOND, at(4.0)), Some(at(4.0)), "nothing was written for long");
+        assert_eq!(
+            pace.news(start + 5 * SECOND, at(4.0)),
+            Some(at(4.0)),
+            "nothing was written for long"
+        );
         assert_eq!(pace.news(start + 5 * SECOND, at(5.0)), None);
     }
 
@@ -91,7 +95,11 @@ mod tests {
         pace.news(start, at(1.0));
         pace.news(start, at(3.0));
         pace.news(start, at(2.0));
-        assert_eq!(pace.due(start + SECOND), Some(at(3.0)), "what is behind it does not replace it");
+        assert_eq!(
+            pace.due(start + SECOND),
+            Some(at(3.0)),
+            "what is behind it does not replace it"
+        );
     }
 
     #[test]
@@ -102,7 +110,8 @@ mod tests {
     }
 
     proptest::proptest! {
-        /// However often there is news: what is written grows, is an interval apart, and the furthest is written in the end.
+        /// However often there is news: what is written grows, is an interval apart, and the
+        /// furthest is written in the end.
         #[test]
         fn the_pace_is_kept(steps in proptest::collection::vec((0_u64..700, -5_i32..50), 1..200)) {
             let (mut pace, mut now) = (Pace::new(SECOND), Instant::now());

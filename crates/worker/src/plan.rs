@@ -1,4 +1,5 @@
-//! Which calls a job makes, and what their outcomes add up to. Pure: [`execute`](crate::execute) does the calling.
+//! Which calls a job makes, and what their outcomes add up to. Pure: [`execute`](crate::execute)
+//! does the calling.
 
 use fleet_job::{
     envelope::{TaskRound, ToolCall, Work},
@@ -84,13 +85,20 @@ impl Plan {
         self.shape != Shape::Single
     }
 
-    /// Whether the progress of a call is news of the job. Calls of a batch can run side by side, so it is not for those.
+    /// Whether the progress of a call is news of the job. Calls of a batch can run side by side, so
+    /// it is not for those.
     pub(crate) fn tells_of_calls(&self) -> bool {
         matches!(self.shape, Shape::Single | Shape::Servers)
     }
 
-    /// How far the job is when the call under way is as far as `of_call`; calls that tell of theirs run one after another.
-    pub(crate) fn progress(&self, of_call: Progress, results: &Results, failures: &Failures) -> Progress {
+    /// How far the job is when the call under way is as far as `of_call`; calls that tell of theirs
+    /// run one after another.
+    pub(crate) fn progress(
+        &self,
+        of_call: Progress,
+        results: &Results,
+        failures: &Failures,
+    ) -> Progress {
         if self.calls.len() == 1 {
             return of_call;
         }
@@ -98,8 +106,9 @@ impl Plan {
         let is_open = |index: &usize| !results.contains(*index) && !failures.contains(*index);
         let current = (0..self.calls.len()).find(is_open).and_then(|index| self.calls.get(index));
         let label = current.map_or("", |call| &*call.label);
-        let message =
-            of_call.message.map_or_else(|| label.to_owned(), |message| format!("{label}: {message}"));
+        let message = of_call
+            .message
+            .map_or_else(|| label.to_owned(), |message| format!("{label}: {message}"));
 
         // A call that is under way is not done, however far it says it is.
         let total = of_call.total.filter(|total| *total > 0.0);
@@ -108,11 +117,13 @@ impl Plan {
         Progress { progress, total: Some(self.calls.len() as f64), message: Some(message) }
     }
 
-    /// What the job as a whole came to, given the results so far and this attempt's failures. Takes the results if all
-    /// calls have one. A result of more than `limit` bytes is left out, as are an error's details.
+    /// What the job as a whole came to, given the results so far and this attempt's failures. Takes
+    /// the results if all calls have one. A result of more than `limit` bytes is left out, as are
+    /// an error's details.
     ///
-    /// A job with a call that can still succeed is tried again, even if another call has failed for good, so that the
-    /// job's end finds everything done that could be done. What is unavailable is nobody's fault, so that goes first.
+    /// A job with a call that can still succeed is tried again, even if another call has failed for
+    /// good, so that the job's end finds everything done that could be done. What is unavailable is
+    /// nobody's fault, so that goes first.
     pub(crate) fn combine(
         &self,
         results: &mut Results,
@@ -126,7 +137,9 @@ impl Plan {
             FailureClass::Permanent => 3,
         };
         let worst = failures.iter().min_by_key(|(_, failure)| rank(failure.class));
-        let Some((index, worst)) = worst else { return Ok(self.result(std::mem::take(results), limit)) };
+        let Some((index, worst)) = worst else {
+            return Ok(self.result(std::mem::take(results), limit));
+        };
         if !self.has_many() {
             return Err(worst.clone());
         }
@@ -136,12 +149,14 @@ impl Plan {
         let (total, failed) = (self.calls.len(), self.calls.len() - results.len());
         let worst = worst.clone();
         let label = self.calls.get(index).map_or("", |call| &*call.label);
-        let message = format!("{failed} of {total} calls failed; `{label}`: {}", worst.error.message);
+        let message =
+            format!("{failed} of {total} calls failed; `{label}`: {}", worst.error.message);
         let error = JobError { message, data: outline, ..worst.error };
         Err(Failure { error, retry_after, ..worst })
     }
 
-    /// What each call came to, for the details of the job's error, unless that is too large to be written.
+    /// What each call came to, for the details of the job's error, unless that is too large to be
+    /// written.
     fn outline(&self, results: &Results, failures: &Failures, limit: u64) -> Option<Value> {
         let is_too_large = results.held_bytes().saturating_add(failures.held_bytes()) > limit;
         if is_too_large || results.omitted_bytes().is_some() || failures.is_clipped() {
@@ -181,7 +196,8 @@ impl Plan {
         match self.shape {
             Shape::Single => result(0),
             Shape::Batch => {
-                let calls = calls.map(|(index, call)| json!({"tool": call.tool, "result": result(index)}));
+                let calls =
+                    calls.map(|(index, call)| json!({"tool": call.tool, "result": result(index)}));
                 json!({"calls": calls.collect::<Vec<_>>()})
             }
             Shape::Servers => {
@@ -227,25 +243,29 @@ mod tests {
 
     #[test]
     fn a_call_of_a_hosted_server_has_the_offered_name() {
-        let plan = plan("tool-call", json!({"server": "fs", "tool": "read", "arguments": {"p": 1}}));
+        let plan =
+            plan("tool-call", json!({"server": "fs", "tool": "read", "arguments": {"p": 1}}));
         assert_eq!(plan.calls[0].tool, "fs__read");
         assert!(!plan.has_many() && plan.calls[0].input.is_none());
     }
 
     #[test]
     fn only_a_single_call_can_ask() {
-        let call =
-            json!({"tool": "t", "task": {"clientCapabilities": {"elicitation": {}}, "requestState": "s"}});
+        let call = json!({"tool": "t", "task": {"clientCapabilities": {"elicitation": {}}, "requestState": "s"}});
         let input = plan("tool-call", call.clone()).calls[0].input.clone().unwrap();
         assert_eq!(input.request_state.as_deref(), Some("s"));
-        assert!(input.client_capabilities.contains_key("elicitation") && input.responses.is_empty());
+        assert!(
+            input.client_capabilities.contains_key("elicitation") && input.responses.is_empty()
+        );
         assert_eq!(plan("tool-batch", json!({"calls": [call]})).calls[0].input, None);
     }
 
     #[test]
     fn every_server_is_initialised_under_its_name() {
-        let plan =
-            plan("server-init", json!({"mcpServers": {"a": {"command": "x"}, "b": {"url": "http://b"}}}));
+        let plan = plan(
+            "server-init",
+            json!({"mcpServers": {"a": {"command": "x"}, "b": {"url": "http://b"}}}),
+        );
         assert!(plan.calls.iter().all(|call| call.tool == "server_initialize"));
         assert_eq!(plan.calls[1].arguments["name"], "b");
         let mut results = Results::from([(0, json!(1)), (1, json!(2))]);
@@ -305,7 +325,11 @@ mod tests {
 
     #[test]
     fn the_start_of_a_server_is_news_of_its_job() {
-        let at = |progress: f64, total| Progress { progress, total, message: Some("waiting".to_owned()) };
+        let at = |progress: f64, total| Progress {
+            progress,
+            total,
+            message: Some("waiting".to_owned()),
+        };
         let one = plan("server-init", json!({"mcpServers": {"a": {"command": "x"}}}));
         assert!(one.tells_of_calls());
         assert_eq!(
@@ -313,7 +337,10 @@ mod tests {
             at(3.0, Some(30.0))
         );
 
-        let two = plan("server-init", json!({"mcpServers": {"a": {"command": "x"}, "b": {"command": "y"}}}));
+        let two = plan(
+            "server-init",
+            json!({"mcpServers": {"a": {"command": "x"}, "b": {"command": "y"}}}),
+        );
         let done = Results::from([(0, Value::Null)]);
         let check = |news: Progress, done: &Results, expected: f64, message: &str| {
             let progress = two.progress(news, done, &Failures::default());

@@ -1,8 +1,9 @@
-//! Whether this worker is ready, and if not, why. Pure: whoever learns something says so here, and one place tells the
-//! endpoint.
+//! Whether this worker is ready, and if not, why. Pure: whoever learns something says so here, and
+//! one place tells the endpoint.
 //!
-//! Ready means that a job which is written now could be started here: Kafka is in reach, the group has given this worker its
-//! partitions (or has none left for it), the MCP server takes calls, and Kafka takes what the worker writes.
+//! Ready means that a job which is written now could be started here: Kafka is in reach, the group
+//! has given this worker its partitions (or has none left for it), the MCP server takes calls, and
+//! Kafka takes what the worker writes.
 
 /// What keeps a worker from being ready, the most important first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]

@@ -75,7 +75,8 @@ impl Settlement {
 
 /// The trace of a job whose record does not say of which it is.
 fn own_trace(subject: &Subject<'_>) -> Vec<Header> {
-    let has_one = subject.record.headers.iter().any(|(name, _)| name.eq_ignore_ascii_case("traceparent"));
+    let has_one =
+        subject.record.headers.iter().any(|(name, _)| name.eq_ignore_ascii_case("traceparent"));
     if has_one { Vec::new() } else { subject.trace.headers() }
 }
 
@@ -83,7 +84,13 @@ fn own_trace(subject: &Subject<'_>) -> Vec<Header> {
 pub(crate) const ANY_PARTITION: i32 = -1;
 
 impl Reporter {
-    fn event(&self, subject: &Subject<'_>, state: JobState, now: Timestamp, attempts: u32) -> JobEvent {
+    fn event(
+        &self,
+        subject: &Subject<'_>,
+        state: JobState,
+        now: Timestamp,
+        attempts: u32,
+    ) -> JobEvent {
         let bare = match subject.envelope {
             Some(envelope) => JobEvent::about(envelope, state, now),
             None => JobEvent::new(subject.job_id, state, now),
@@ -219,7 +226,8 @@ impl Reporter {
                 topic: self.topics.dlq.clone(),
                 key: subject.record.key.clone(),
                 value: None,
-                headers: [letter.headers_without_record(subject.record), subject.trace.headers()].concat(),
+                headers: [letter.headers_without_record(subject.record), subject.trace.headers()]
+                    .concat(),
             };
             (kind, Letter { whole, bare })
         });
@@ -236,8 +244,9 @@ impl Reporter {
         self.tiers.map_or(Next::Return, |tiers| tiers.next(now, until))
     }
 
-    /// The record that carries a waiting job on: into the delayed topic, or from there back to its own. The short form
-    /// does without what makes it larger than it was, and leaves the partition to the key.
+    /// The record that carries a waiting job on: into the delayed topic, or from there back to its
+    /// own. The short form does without what makes it larger than it was, and leaves the partition
+    /// to the key.
     pub(crate) fn passed_on(&self, record: &RawRecord, delayed: Delayed, next: Next) -> Letter {
         let (topic, partition, look_at) = match next {
             Next::Wait(tier, look_at) => (&self.topics.delayed, tier, look_at),
@@ -252,7 +261,10 @@ impl Reporter {
             value: record.value.clone(),
             headers: record.headers.iter().cloned().chain([header]).collect(),
         };
-        Letter { bare: Outgoing { partition: None, headers: record.headers.clone(), ..whole.clone() }, whole }
+        Letter {
+            bare: Outgoing { partition: None, headers: record.headers.clone(), ..whole.clone() },
+            whole,
+        }
     }
 
     /// The event's bytes, without what would make it too large for a record.
@@ -274,7 +286,8 @@ impl Reporter {
         if bytes.len() <= limit {
             return bytes;
         }
-        // What is left is the producer's own metadata, which the dead letter or the job itself still holds.
+        // What is left is the producer's own metadata, which the dead letter or the job itself
+        // still holds.
         event.metadata.clear();
         event.to_bytes()
     }
@@ -284,8 +297,9 @@ impl Reporter {
 pub(crate) fn bare(event: &Outgoing, state: JobState, now: Timestamp) -> Outgoing {
     // What is nested as deeply as can be written may be nested too deeply to be read again.
     let read = event.value.as_deref().and_then(|bytes| serde_json::from_slice(bytes).ok());
-    let shortest =
-        || JobEvent::new(String::from_utf8_lossy(event.key.as_deref().unwrap_or_default()), state, now);
+    let shortest = || {
+        JobEvent::new(String::from_utf8_lossy(event.key.as_deref().unwrap_or_default()), state, now)
+    };
     let value = Some(read.map_or_else(shortest, shortened).to_bytes());
     Outgoing { value, headers: Vec::new(), ..event.clone() }
 }
@@ -304,7 +318,8 @@ fn shortened(mut event: JobEvent) -> JobEvent {
 
 /// All attempts were spent by workers that died before they could say how.
 fn lost(attempts: u32) -> JobError {
-    let message = format!("all {attempts} attempts were spent before this worker took the job over");
+    let message =
+        format!("all {attempts} attempts were spent before this worker took the job over");
     JobError::new(ErrorKind::ConnectionLost, message)
 }
 
@@ -312,7 +327,9 @@ fn expired(subject: &Subject<'_>) -> JobError {
     let deadline = subject.envelope.and_then(|envelope| envelope.deadline).unwrap_or_default();
     let message = match subject.last_error {
         Some(last) => {
-            format!("the deadline {deadline} leaves no time for another attempt; the last one: {last}")
+            format!(
+                "the deadline {deadline} leaves no time for another attempt; the last one: {last}"
+            )
         }
         None => format!("the deadline {deadline} passed before the job could start"),
     };
@@ -383,7 +400,8 @@ mod tests {
     #[test]
     fn the_end_of_ten_thousand_calls_fits_into_a_record() {
         let calls = vec![json!({"tool": "t"}); fleet_job::envelope::MAX_BATCH_CALLS];
-        let record = record(&json!({"jobID": "j", "jobType": "tool-batch", "payload": {"calls": calls}}));
+        let record =
+            record(&json!({"jobID": "j", "jobType": "tool-batch", "payload": {"calls": calls}}));
         let envelope = decode::decode(&record, 1 << 20).unwrap();
         let plan = Plan::new(&envelope.work);
         let result = json!({"content": [{"type": "text", "text": "x".repeat(100)}]});
@@ -400,21 +418,26 @@ mod tests {
 
         let failure = Failure::permanent(JobError::new(ErrorKind::Tool, "no").with_data(result));
         let mut failures = Failures::default();
-        (0..plan.calls.len()).for_each(|index| failures.insert(index, failure.clone(), LIMIT as u64));
+        (0..plan.calls.len())
+            .for_each(|index| failures.insert(index, failure.clone(), LIMIT as u64));
         let failed = plan.combine(&mut Results::default(), failures, LIMIT as u64).unwrap_err();
         let subject = Subject { last_error: Some(&failed.error), result: None, ..subject };
         let settlement = reporter.settled(&subject, now, Terminal::Failed, 1).unwrap();
         let error = event(&settlement).error.unwrap();
         assert_eq!((&*error.message, error.data), ("10000 of 10000 calls failed; `t`: no", None));
         let letter = settlement.dead_letter.unwrap().1.whole;
-        let headers: usize =
-            letter.headers.iter().map(|(name, value)| name.len() + value.as_ref().map_or(0, Vec::len)).sum();
+        let headers: usize = letter
+            .headers
+            .iter()
+            .map(|(name, value)| name.len() + value.as_ref().map_or(0, Vec::len))
+            .sum();
         assert!(headers < 64 << 10, "{headers} bytes of headers");
     }
 
     #[test]
     fn a_cancelled_job_says_why() {
-        let record = record(&json!({"jobID": "j", "jobType": "tool-call", "payload": {"tool": "t"}}));
+        let record =
+            record(&json!({"jobID": "j", "jobType": "tool-call", "payload": {"tool": "t"}}));
         let envelope = decode::decode(&record, 1 << 20).unwrap();
         let check = |cancel_reason, expected: &str| {
             let subject = Subject { cancel_reason, ..subject(&record, &envelope) };

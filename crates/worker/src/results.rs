@@ -1,7 +1,7 @@
 //! What the calls of one job have come to, as far as the job's events can carry it.
 //!
-//! A job can have ten thousand calls, and each answer can have megabytes. What is too large for an event is only counted:
-//! it could not be written in the end, so it need not be held until then.
+//! A job can have ten thousand calls, and each answer can have megabytes. What is too large for an
+//! event is only counted: it could not be written in the end, so it need not be held until then.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -170,8 +170,8 @@ impl Detail {
 }
 
 impl Failures {
-    /// Adds a failed call. Errors that have more than `limit` bytes together lose their details, and then all but the
-    /// start of their messages.
+    /// Adds a failed call. Errors that have more than `limit` bytes together lose their details,
+    /// and then all but the start of their messages.
     pub(crate) fn insert(&mut self, index: usize, mut failure: Failure, limit: u64) {
         self.detail.apply(&mut failure.error);
         self.bytes = self.bytes.saturating_add(json_bytes(&failure.error));
@@ -241,8 +241,8 @@ mod tests {
     #[test]
     fn errors_that_can_not_be_written_are_cut() {
         let failure = |message: usize, data: usize| {
-            let error =
-                JobError::new(ErrorKind::Tool, "m".repeat(message)).with_data(json!("d".repeat(data)));
+            let error = JobError::new(ErrorKind::Tool, "m".repeat(message))
+                .with_data(json!("d".repeat(data)));
             Failure::retry(error)
         };
         let mut failures = Failures::default();

@@ -49,8 +49,8 @@ pub enum WorkerError {
     Io(#[from] std::io::Error),
 }
 
-/// What a worker runs on, with so many threads. On one, a job's steps follow each other without waking another thread for
-/// each, which would cost more than the steps.
+/// What a worker runs on, with so many threads. On one, a job's steps follow each other without
+/// waking another thread for each, which would cost more than the steps.
 ///
 /// # Errors
 /// When the system gives no thread or no way to wait for the network.
@@ -72,7 +72,8 @@ pub fn runtime(threads: u32) -> std::io::Result<Runtime> {
 /// [`WorkerError`] when it can't start, or Kafka refuses it for good.
 pub async fn run(args: Args) -> Result<(), WorkerError> {
     let shutdown = shutdown::signal_token()?;
-    let settings = Settings { brokers: args.brokers.clone(), properties: Env::process().kafka_properties()? };
+    let settings =
+        Settings { brokers: args.brokers.clone(), properties: Env::process().kafka_properties()? };
     let settings = settings.compressed(args.compression);
     settings.check()?;
     let client = McpClient::new(client_config(&args)?)?;
@@ -99,16 +100,21 @@ pub async fn run(args: Args) -> Result<(), WorkerError> {
     if let Some(warning) = settings.warning() {
         tracing::warn!("{warning}");
     }
-    let expected = Expected { settings: &settings, topics: &topics, may_create: args.create_topics };
+    let expected =
+        Expected { settings: &settings, topics: &topics, may_create: args.create_topics };
     let result = if let Some(delayed) = expected.wait(&health, &shutdown).await {
         if delayed.is_none() {
-            tracing::info!(topic = topics.delayed, "there is no such topic: long delays wait in memory");
+            tracing::info!(
+                topic = topics.delayed,
+                "there is no such topic: long delays wait in memory"
+            );
         }
         refuse_compacted(&settings, &topics, args.allow_compacted_topic).await?;
         let tiers = delayed.map(|partitions| Tiers::new(partitions, args.max_park));
         let mut followed = vec![Followed { topic: topics.jobs.clone(), role: Role::Main }];
-        followed
-            .extend(tiers.map(|_| Followed { topic: topics.delayed.clone(), role: Role::Side("delayed") }));
+        followed.extend(
+            tiers.map(|_| Followed { topic: topics.delayed.clone(), role: Role::Side("delayed") }),
+        );
         let mut control = Feed::start(settings.clone(), topics.control.clone())?;
         let requests = catch_up(&mut control, &health, &shutdown).await;
         let session = settings.session_timeout();
@@ -150,7 +156,11 @@ pub async fn run(args: Args) -> Result<(), WorkerError> {
 }
 
 /// A compacted topic loses jobs before anybody has read them.
-async fn refuse_compacted(settings: &Settings, topics: &Topics, is_allowed: bool) -> Result<(), KafkaError> {
+async fn refuse_compacted(
+    settings: &Settings,
+    topics: &Topics,
+    is_allowed: bool,
+) -> Result<(), KafkaError> {
     for topic in [&topics.jobs, &topics.delayed] {
         match admin::is_compacted(settings, topic).await {
             Ok(true) if is_allowed => tracing::warn!(
@@ -169,7 +179,11 @@ async fn refuse_compacted(settings: &Settings, topics: &Topics, is_allowed: bool
 }
 
 /// Learns which jobs were cancelled before this worker takes any.
-async fn catch_up(control: &mut Feed, health: &http::Health, shutdown: &CancellationToken) -> Requests {
+async fn catch_up(
+    control: &mut Feed,
+    health: &http::Health,
+    shutdown: &CancellationToken,
+) -> Requests {
     health.set_not_ready("reading which jobs were cancelled");
     let mut requests = Requests::new();
     tokio::select! {

@@ -1,8 +1,8 @@
 //! The loop between the engine and the world: feeds it what happens, carries out what it decides.
 //!
-//! Nothing in here waits but the one `select!`: calls and writes come back as [`Done`]. Events are handed to the producer
-//! from this loop, or by a task that it starts where a job's end takes more than one record, so the events of a job are
-//! written in the order in which things happened.
+//! Nothing in here waits but the one `select!`: calls and writes come back as [`Done`]. Events are
+//! handed to the producer from this loop, or by a task that it starts where a job's end takes more
+//! than one record, so the events of a job are written in the order in which things happened.
 
 mod admit;
 mod attempts;
@@ -61,8 +61,8 @@ use crate::{
 const TOPICS: [&str; 2] = ["jobs", "delayed"];
 const JOBS: u16 = 0;
 const DELAYED: u16 = 1;
-/// How often gauges are brought up to date, unless the session is so short that it must be more often: the loop turns at
-/// least as often.
+/// How often gauges are brought up to date, unless the session is so short that it must be more
+/// often: the loop turns at least as often.
 const GAUGES: Duration = Duration::from_secs(2);
 /// How much of what has happened is taken before timers and signals are looked at again.
 const AT_ONCE: usize = 64;
@@ -126,7 +126,8 @@ pub(crate) struct Shell {
 
 impl Shell {
     pub(crate) fn new(args: Args, parts: Parts) -> Self {
-        let Parts { consumer, producer, client, reporter, health, requests, session, settings } = parts;
+        let Parts { consumer, producer, client, reporter, health, requests, session, settings } =
+            parts;
         let (done, inbox) = mpsc::unbounded_channel();
         let engine = Engine::new(args.engine(rand::random(), reporter.tiers.is_some()));
         let contact = consumer.contact();
@@ -209,8 +210,8 @@ impl Shell {
         self.close(events).await
     }
 
-    /// Takes what has happened meanwhile without asking for each whether anything else has, which costs more than most of
-    /// what happens. Not too much of it: timers and signals wait as long.
+    /// Takes what has happened meanwhile without asking for each whether anything else has, which
+    /// costs more than most of what happens. Not too much of it: timers and signals wait as long.
     fn catch_up(
         &mut self,
         inbox: &mut mpsc::UnboundedReceiver<Done>,
@@ -230,7 +231,8 @@ impl Shell {
 
     /// Whether the worker is to stop, and nothing more is to be waited for.
     fn is_stopped(&self) -> bool {
-        self.stop_by.is_some_and(|by| Instant::now() >= by || self.engine.is_drained(&self.partitions))
+        self.stop_by
+            .is_some_and(|by| Instant::now() >= by || self.engine.is_drained(&self.partitions))
     }
 
     fn feed(&mut self, input: Input<'_>) {
@@ -243,7 +245,7 @@ impl Shell {
         revokes.chain(engine).chain(self.stop_by).min()
     }
 
-    // --- What happens ---------------------------------------------------------------------------------------------
+    // --- What happens ---------------------------------------------------------------------------
 
     fn event(&mut self, event: Event) -> Result<(), KafkaError> {
         match event {
@@ -261,23 +263,30 @@ impl Shell {
                 self.feed(Input::Draining(&partitions));
                 self.revokes.push(Revoke { partitions, deadline, reply });
             }
-            Event::LogReplaced(partitions, deadline, reply) => self.log_replaced(partitions, deadline, reply),
+            Event::LogReplaced(partitions, deadline, reply) => {
+                self.log_replaced(partitions, deadline, reply)
+            }
             Event::Lost(partitions) => {
                 counter!(names::REBALANCES.name, "kind" => "lost").increment(1);
                 if partitions.iter().any(|partition| partition.topic == JOBS) {
-                    self.set_obstacle(Obstacle::NoGroup, "the consumer group has taken all partitions away");
+                    self.set_obstacle(
+                        Obstacle::NoGroup,
+                        "the consumer group has taken all partitions away",
+                    );
                 }
                 tracing::warn!(?partitions, "lost: their jobs will run elsewhere");
                 self.partitions.retain(|partition| !partitions.contains(partition));
                 self.gone(&partitions);
                 self.feed(Input::Lost(&partitions));
-                // A member loses all of its partitions together, so nothing about that topic is still ours to say.
+                // A member loses all of its partitions together, so nothing about that topic is
+                // still ours to say.
                 if let Some(lost) = partitions.first() {
                     self.producers.forget(lost.topic);
                 }
             }
             Event::Committed(partition, generation, ok) => {
-                counter!(names::COMMITS.name, "ok" => if ok { "true" } else { "false" }).increment(1);
+                counter!(names::COMMITS.name, "ok" => if ok { "true" } else { "false" })
+                    .increment(1);
                 self.uncommitted.answered(partition, ok);
                 self.feed(Input::Committed { partition, generation, ok });
             }
@@ -300,18 +309,25 @@ impl Shell {
         match done {
             Done::News(token, AttemptNews::Progress(progress)) => self.progressed(token, progress),
             Done::News(token, AttemptNews::Holds(bytes)) => self.holds(token, bytes),
-            Done::Attempt { token, outcome, done, took } => self.attempted(token, outcome, done, took),
+            Done::Attempt { token, outcome, done, took } => {
+                self.attempted(token, outcome, done, took)
+            }
             Done::NotMade(token, done) => self.not_made(token, done),
             Done::Written(token, state, event) => {
                 if let Some(held) = self.jobs.get(&token) {
-                    let kind =
-                        held.envelope.as_ref().map_or("unknown", |e| JobType::as_str(e.work.job_type()));
-                    counter!(names::SETTLED.name, "state" => state.as_str(), "type" => kind).increment(1);
+                    let kind = held
+                        .envelope
+                        .as_ref()
+                        .map_or("unknown", |e| JobType::as_str(e.work.job_type()));
+                    counter!(names::SETTLED.name, "state" => state.as_str(), "type" => kind)
+                        .increment(1);
                     tracing::debug!(job_id = held.job_id, state = state.as_str(), "settled");
                 }
                 self.written(token, Some(event));
             }
-            Done::Undelivered(token, state, event, error) => self.undelivered(token, state, event, error),
+            Done::Undelivered(token, state, event, error) => {
+                self.undelivered(token, state, event, error)
+            }
             Done::WrittenAgain(token) => self.written(token, None),
             Done::PassedOn(token) => {
                 counter!(names::PASSED_ON.name, "topic" => topic_of(token.partition)).increment(1);
@@ -320,12 +336,18 @@ impl Shell {
             Done::LeftToItsGroup(token, group) => {
                 counter!(names::PASSED_OVER.name).increment(1);
                 let partition = token.partition.number;
-                tracing::info!(group, partition, offset = token.offset, "a delayed job is left to its group");
+                tracing::info!(
+                    group,
+                    partition,
+                    offset = token.offset,
+                    "a delayed job is left to its group"
+                );
                 self.written(token, None);
             }
             Done::NotDeferred(token) => self.feed(Input::NotDeferred(token)),
             Done::NotWritten(token, unwritten) => {
-                // Of a job that is no longer ours this says nothing about Kafka: such writes are called off.
+                // Of a job that is no longer ours this says nothing about Kafka: such writes are
+                // called off.
                 let Some(held) = self.jobs.get_mut(&token) else { return };
                 held.unwritten = unwritten;
                 self.set_obstacle(
@@ -354,10 +376,10 @@ impl Shell {
         self.feed(Input::Written(token));
     }
 
-    // --- What the engine wants ------------------------------------------------------------------------------------
+    // --- What the engine wants ------------------------------------------------------------------
 
-    /// The next command that may be carried out. Asks each time whether it is still ours to do so: the process can be stopped
-    /// between any two.
+    /// The next command that may be carried out. Asks each time whether it is still ours to do so:
+    /// the process can be stopped between any two.
     fn next_command(&mut self) -> Option<Command> {
         if self.is_out_of_contact() {
             self.has_old_commands = true;
@@ -373,14 +395,20 @@ impl Shell {
         while let Some(command) = self.next_command() {
             match command {
                 // Decided before the partition was taken away, and not carried out yet.
-                Command::Start(token, _) | Command::Settle(token, ..) | Command::Retrying(token, ..)
+                Command::Start(token, _)
+                | Command::Settle(token, ..)
+                | Command::Retrying(token, ..)
                     if self.engine.token(token.partition, token.offset) != Some(token) => {}
                 Command::Start(token, attempt) => self.start(token, attempt),
-                Command::Settle(token, terminal, attempts) => self.settle(token, terminal, attempts),
+                Command::Settle(token, terminal, attempts) => {
+                    self.settle(token, terminal, attempts)
+                }
                 Command::Retrying(token, attempts, at) => {
                     let now = self.clock.now();
                     let held = self.jobs.get(&token);
-                    self.announce(held.map(|held| self.reporter.waiting(&held.subject(), now, attempts, at)));
+                    self.announce(
+                        held.map(|held| self.reporter.waiting(&held.subject(), now, attempts, at)),
+                    );
                 }
                 Command::Forget(token) => {
                     if let Some(task) = self.jobs.remove(&token).and_then(|held| held.task) {
@@ -393,7 +421,9 @@ impl Shell {
                     self.consumer.commit(commit);
                 }
                 Command::Pause(partition, generation) => self.consumer.pause(partition, generation),
-                Command::Resume(partition, generation) => self.consumer.resume(partition, generation),
+                Command::Resume(partition, generation) => {
+                    self.consumer.resume(partition, generation)
+                }
                 Command::LogReset(partition) => {
                     tracing::error!(
                         topic = topic_of(partition),
@@ -406,14 +436,17 @@ impl Shell {
                     let probe = async move { Done::Probed(client.probe().await.is_ok()) };
                     self.spawn(probe, || Done::Probed(false));
                 }
-                Command::Violation(name, token) => invariant::violated(name, format_args!("{token:?}")),
+                Command::Violation(name, token) => {
+                    invariant::violated(name, format_args!("{token:?}"))
+                }
             }
         }
         self.watch_breaker();
     }
 
-    /// Writes an event that nothing waits for: the terminal one will tell the rest. Where the process was stopped since it was
-    /// made up, it may be out of date, and would be the last word about a job that another worker has ended.
+    /// Writes an event that nothing waits for: the terminal one will tell the rest. Where the
+    /// process was stopped since it was made up, it may be out of date, and would be the last word
+    /// about a job that another worker has ended.
     fn announce(&self, event: Option<Outgoing>) {
         let Some(event) = event.filter(|_| !self.is_out_of_contact()) else { return };
         let missing = |error: KafkaError| {
@@ -424,7 +457,8 @@ impl Shell {
         self.producers.of_jobs().enqueue_then(&event, later).unwrap_or_else(missing);
     }
 
-    /// Runs `work` as a task whose answer comes back to the loop, also where it panics: the engine waits for it.
+    /// Runs `work` as a task whose answer comes back to the loop, also where it panics: the engine
+    /// waits for it.
     fn spawn(
         &self,
         work: impl Future<Output = Done> + Send + 'static,
@@ -460,7 +494,11 @@ impl Shell {
         gauge!(names::COMMIT_AGE.name).set(uncommitted.as_secs_f64());
         gauge!(names::BUFFERED_BYTES.name).set(status.buffered_bytes as f64);
         gauge!(names::PARTITIONS.name).set(status.partitions.len() as f64);
-        gauge!(names::BREAKER.name).set(if status.breaker == BreakerState::Closed { 0.0 } else { 1.0 });
+        gauge!(names::BREAKER.name).set(if status.breaker == BreakerState::Closed {
+            0.0
+        } else {
+            1.0
+        });
         self.tell_what_runs();
         self.watch_outages(&status);
     }

@@ -23,7 +23,8 @@ const LOOKS_PER_ATTEMPT: u32 = 30;
 pub(crate) struct Expected<'a> {
     pub(crate) settings: &'a Settings,
     pub(crate) topics: &'a Topics,
-    /// Whether topics that are missing are made, but for the jobs topic, whose partitions are for people to choose.
+    /// Whether topics that are missing are made, but for the jobs topic, whose partitions are for
+    /// people to choose.
     pub(crate) may_create: bool,
 }
 
@@ -39,8 +40,9 @@ struct Found {
 }
 
 impl Expected<'_> {
-    /// Waits until the broker answers and has all topics. Returns how many partitions the delayed topic has, which a worker
-    /// can do without, as without the control topic; `None` when the worker is to stop before that.
+    /// Waits until the broker answers and has all topics. Returns how many partitions the delayed
+    /// topic has, which a worker can do without, as without the control topic; `None` when the
+    /// worker is to stop before that.
     pub(crate) async fn wait(
         &self,
         health: &http::Health,
@@ -52,13 +54,17 @@ impl Expected<'_> {
                 Err(problem) => problem,
                 Ok(found) if found.missing.is_empty() => return Some(found.delayed),
                 Ok(found) => {
-                    let may_create = self.may_create && u32::is_multiple_of(looks, LOOKS_PER_ATTEMPT);
+                    let may_create =
+                        self.may_create && u32::is_multiple_of(looks, LOOKS_PER_ATTEMPT);
                     looks += 1;
-                    let refused = if may_create { self.create(&found, &mut made).await } else { None };
+                    let refused =
+                        if may_create { self.create(&found, &mut made).await } else { None };
                     // What was made is there in a moment.
                     let awaited = made.iter().any(|name| found.missing.contains(name));
                     match self.first_needed(&found) {
-                        None if !awaited || looks > LOOKS_PER_ATTEMPT => return Some(found.delayed),
+                        None if !awaited || looks > LOOKS_PER_ATTEMPT => {
+                            return Some(found.delayed);
+                        }
                         None => "waiting for the topics that were just made".to_owned(),
                         Some(error) => refused.unwrap_or_else(|| errors::chain(&error)),
                     }
@@ -85,11 +91,13 @@ impl Expected<'_> {
         }
     }
 
-    /// Makes what is missing, with as many replicas as the jobs topic has. What went wrong, if anything.
+    /// Makes what is missing, with as many replicas as the jobs topic has. What went wrong, if
+    /// anything.
     async fn create(&self, found: &Found, made: &mut Vec<String>) -> Option<String> {
         let (settings, jobs) = (self.settings.clone(), self.topics.jobs.clone());
-        let replicas =
-            tokio::task::spawn_blocking(move || admin::replication(&settings, &jobs, METADATA_TIMEOUT));
+        let replicas = tokio::task::spawn_blocking(move || {
+            admin::replication(&settings, &jobs, METADATA_TIMEOUT)
+        });
         let replicas = replicas.await.ok().and_then(Result::ok).unwrap_or(-1);
         let specs = missing_specs(self.topics, found, replicas);
 
@@ -150,7 +158,8 @@ mod tests {
     #[test]
     fn only_what_is_missing_is_made_and_never_the_jobs_topic() {
         let topics = Topics::of("t");
-        let found = Found { jobs: 24, delayed: None, missing: vec!["t.events".into(), "t.delayed".into()] };
+        let found =
+            Found { jobs: 24, delayed: None, missing: vec!["t.events".into(), "t.delayed".into()] };
         let specs = missing_specs(&topics, &found, 3);
         let specs: Vec<_> =
             specs.iter().map(|spec| (&*spec.name, spec.partitions, spec.replication)).collect();

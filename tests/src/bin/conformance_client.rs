@@ -1,5 +1,6 @@
-//! What the conformance suite runs to test the client that workers have: lists the tools of the server whose URL is the last
-//! argument, and calls them as the scenario asks (`MCP_CONFORMANCE_SCENARIO`, `MCP_CONFORMANCE_CONTEXT`).
+//! What the conformance suite runs to test the client that workers have: lists the tools of the
+//! server whose URL is the last argument, and calls them as the scenario asks
+//! (`MCP_CONFORMANCE_SCENARIO`, `MCP_CONFORMANCE_CONTEXT`).
 
 #![expect(clippy::expect_used, reason = "a panic is the report of a test")]
 
@@ -24,8 +25,12 @@ async fn main() {
 /// The calls that the scenario asks for, or else one of each tool.
 fn calls(tools: &[Value]) -> Vec<(String, Map<String, Value>)> {
     let context = env::var("MCP_CONFORMANCE_CONTEXT").ok();
-    let context: Value = context.and_then(|text| serde_json::from_str(&text).ok()).unwrap_or_default();
-    let own = tools.iter().map(|tool| json!({"name": tool["name"], "arguments": arguments(tool)})).collect();
+    let context: Value =
+        context.and_then(|text| serde_json::from_str(&text).ok()).unwrap_or_default();
+    let own = tools
+        .iter()
+        .map(|tool| json!({"name": tool["name"], "arguments": arguments(tool)}))
+        .collect();
     let calls = context["toolCalls"].as_array().cloned().unwrap_or(own);
     let call = |call: &Value| {
         let arguments = call["arguments"].as_object().cloned().unwrap_or_default();
@@ -42,5 +47,9 @@ fn arguments(tool: &Value) -> Value {
         Some("boolean") => json!(true),
         _ => json!("text"),
     };
-    properties.iter().map(|(name, schema)| (name.clone(), value(schema))).collect::<Map<_, _>>().into()
+    properties
+        .iter()
+        .map(|(name, schema)| (name.clone(), value(schema)))
+        .collect::<Map<_, _>>()
+        .into()
 }

@@ -1,6 +1,6 @@
-//! A member of a consumer group that takes part in rebalances and settles nothing: what it was assigned is done by its
-//! successors. It is a process of its own, since librdkafka can end the process that assigns the partitions of a group whose
-//! members follow different topics.
+//! A member of a consumer group that takes part in rebalances and settles nothing: what it was
+//! assigned is done by its successors. It is a process of its own, since librdkafka can end the
+//! process that assigns the partitions of a group whose members follow different topics.
 //!
 //! usage: `fixture_member BROKERS GROUP TOPIC...`
 

@@ -1,10 +1,11 @@
-//! The tool of `fixture_tools` behind Streamable HTTP of revision 2025-11-25, with sessions that live in this process: a
-//! server that is started again has forgotten them.
+//! The tool of `fixture_tools` behind Streamable HTTP of revision 2025-11-25, with sessions that
+//! live in this process: a server that is started again has forgotten them.
 //!
 //! usage: `fixture_remote LEDGER READY FORGOTTEN REFUSE`
 //!
-//! It writes its address into the file `READY`. `FORGOTTEN` is how a session that is not known is refused, as servers in the field do it: `404`, `400-code` (a JSON-RPC
-//! error -32000, as the TypeScript SDK's examples), `400`, `401`, `422` or `503` (text). While the file `REFUSE` exists,
+//! It writes its address into the file `READY`. `FORGOTTEN` is how a session that is not known is
+//! refused, as servers in the field do it: `404`, `400-code` (a JSON-RPC error -32000, as the
+//! TypeScript SDK's examples), `400`, `401`, `422` or `503` (text). While the file `REFUSE` exists,
 //! every request is answered with 401, as when a token has expired.
 
 #![expect(clippy::expect_used, reason = "a panic is the report of a test")]
@@ -112,10 +113,13 @@ impl Server {
 
         let (id, params) = (&request.body["id"], &request.body["params"]);
         match request.body["method"].as_str().unwrap_or_default() {
-            "initialize" => {
-                Answer { session: Some(self.session()), ..Answer::result(id, &fixture::initialized(params)) }
+            "initialize" => Answer {
+                session: Some(self.session()),
+                ..Answer::result(id, &fixture::initialized(params))
+            },
+            _ if request.session.as_ref().is_none_or(|session| !self.knows(session)) => {
+                self.refuse(id)
             }
-            _ if request.session.as_ref().is_none_or(|session| !self.knows(session)) => self.refuse(id),
             "notifications/cancelled" => {
                 self.log.cancelled(&params["requestId"]);
                 Answer::text(202, "")
@@ -140,7 +144,9 @@ impl Server {
 
     fn refuse(&self, id: &Value) -> Answer {
         match self.forgotten.as_str() {
-            "400-code" => Answer::error(400, id, -32000, "Bad Request: no valid session ID provided"),
+            "400-code" => {
+                Answer::error(400, id, -32000, "Bad Request: no valid session ID provided")
+            }
             status => Answer::text(status.parse().expect("a status"), "no such session"),
         }
     }
@@ -173,8 +179,11 @@ fn read(reader: &mut BufReader<&TcpStream>) -> io::Result<Option<Request>> {
 
 fn write(mut stream: &TcpStream, answer: &Answer) -> io::Result<()> {
     let kind = if answer.body.starts_with('{') { "application/json" } else { "text/plain" };
-    let session =
-        answer.session.as_ref().map(|session| format!("mcp-session-id: {session}\r\n")).unwrap_or_default();
+    let session = answer
+        .session
+        .as_ref()
+        .map(|session| format!("mcp-session-id: {session}\r\n"))
+        .unwrap_or_default();
     let (status, length, body) = (answer.status, answer.body.len(), &answer.body);
     let whole = format!(
         "HTTP/1.1 {status} -\r\ncontent-type: {kind}\r\n{session}content-length: {length}\r\n\r\n{body}"

@@ -1,5 +1,5 @@
-//! An MCP server over stdio whose one tool, `work`, behaves as its arguments say, and writes down that it was called
-//! (`fleet_tests::fixture`).
+//! An MCP server over stdio whose one tool, `work`, behaves as its arguments say, and writes down
+//! that it was called (`fleet_tests::fixture`).
 
 #![expect(clippy::expect_used, reason = "a panic is the report of a test")]
 
@@ -19,7 +19,8 @@ fn main() {
     let log = Arc::new(CallLog::open(Path::new(&path)));
 
     for line in io::stdin().lock().lines() {
-        let Ok(request) = line.map_err(drop).and_then(|line| serde_json::from_str(&line).map_err(drop))
+        let Ok(request) =
+            line.map_err(drop).and_then(|line| serde_json::from_str(&line).map_err(drop))
         else {
             continue;
         };
@@ -41,7 +42,9 @@ fn handle(request: Value, log: Arc<CallLog>) {
         "initialize" => answer(&id, fixture::initialized(&params)),
         "ping" => answer(&id, json!({})),
         "tools/list" => answer(&id, fixture::tools()),
-        "tools/call" => drop(thread::spawn(move || answer(&id, fixture::work(&id, &params, &log, say)))),
+        "tools/call" => {
+            drop(thread::spawn(move || answer(&id, fixture::work(&id, &params, &log, say))))
+        }
         method => {
             let error = json!({"code": -32601, "message": format!("no method {method}")});
             say(&json!({"jsonrpc": "2.0", "id": id, "error": error}));

@@ -1,9 +1,10 @@
 //! The last word on a chaos run: topics, plans, ledger and disturbances held against each other.
 //!
-//! That jobs are repeated is allowed after a loss only, and only where the loss explains it: one of the two ends was
-//! written by a worker that was killed, stopped or cut off, not longer before than a commit takes. What leaves in order
-//! repeats nothing. While a broker is down, or answers too late, an acknowledgement can be lost, and then a worker writes
-//! the end of a job again (I2): that is told apart, since the job itself has run once.
+//! That jobs are repeated is allowed after a loss only, and only where the loss explains it: one of
+//! the two ends was written by a worker that was killed, stopped or cut off, not longer before than
+//! a commit takes. What leaves in order repeats nothing. While a broker is down, or answers too
+//! late, an acknowledgement can be lost, and then a worker writes the end of a job again (I2): that
+//! is told apart, since the job itself has run once.
 
 use std::{
     collections::{BTreeMap, HashSet},
@@ -26,10 +27,11 @@ use crate::{
     topics::Record,
 };
 
-/// A settled job is committed within `MCP_COMMIT_INTERVAL` (1 s) and the time that a commit takes on a busy machine.
+/// A settled job is committed within `MCP_COMMIT_INTERVAL` (1 s) and the time that a commit takes
+/// on a busy machine.
 pub const COMMIT_MS: i64 = 4_000;
-/// How far around a worker's own word that it has lost partitions its repeats are explained by that: a session before,
-/// during which it did not know, and the time to write what it held.
+/// How far around a worker's own word that it has lost partitions its repeats are explained by
+/// that: a session before, during which it did not know, and the time to write what it held.
 const NOTICED_MS: i64 = 10_000;
 
 /// A worker has gone, or may have been replaced, without giving its partitions back.
@@ -82,7 +84,8 @@ struct Testimony {
 }
 
 impl Witness {
-    /// The losses that a worker has noticed itself, as after a broker failed; and whether an invariant broke.
+    /// The losses that a worker has noticed itself, as after a broker failed; and whether an
+    /// invariant broke.
     fn testify(&self, wrong: &mut Vec<String>, outages: &[(i64, i64)]) -> Testimony {
         let mut testimony = Testimony::default();
         for line in read(&self.log).lines() {
@@ -97,8 +100,10 @@ impl Witness {
             if ADMISSIONS.iter().any(|words| line.contains(words)) {
                 let (from, until) = (time - NOTICED_MS, time + NOTICED_MS);
                 // While the group's coordinator is down nothing is committed and nobody is told so.
-                let since =
-                    outages.iter().filter(|(down, up)| *down < time && from < *up).map(|(down, _)| *down);
+                let since = outages
+                    .iter()
+                    .filter(|(down, up)| *down < time && from < *up)
+                    .map(|(down, _)| *down);
                 let from = since.chain([from + COMMIT_MS]).min().unwrap_or(from) - COMMIT_MS;
                 testimony.losses.push(Loss { worker: self.worker.clone(), from, until });
             }
@@ -127,7 +132,8 @@ pub struct Audit<'a> {
     pub outages: Vec<(i64, i64)>,
     /// All workers that ever ran.
     pub witnesses: &'a [Witness],
-    /// How often calls under way were cut off: the server was killed, or the hosted one, or its network.
+    /// How often calls under way were cut off: the server was killed, or the hosted one, or its
+    /// network.
     pub cut_calls: u32,
     /// Jobs that somebody wanted to cancel after they had ended.
     pub cancelled_late: &'a HashSet<String>,
@@ -198,13 +204,16 @@ impl Audit<'_> {
     fn ends_are_as_planned(&self, wrong: &mut Vec<String>) {
         for (record, plan) in self.plans {
             wrong.extend(self.ends(record).enumerate().filter_map(|(at, end)| {
-                // The record of a job that had ended can come to another worker, which knows of the cancel only.
+                // The record of a job that had ended can come to another worker, which knows of the
+                // cancel only.
                 let late = at > 0 && end.state == JobState::Cancelled;
                 let is_planned = late && self.cancelled_late.contains(&end.job_id);
                 if is_planned { None } else { plan.differs(end, self.cut_calls) }
             }));
             wrong.extend(self.is_not_its_first_end(record));
-            let Some(last) = self.account.last.get(&(record.partition, record.offset)) else { continue };
+            let Some(last) = self.account.last.get(&(record.partition, record.offset)) else {
+                continue;
+            };
             let none = BTreeMap::new();
             let calls = self.ledger.calls.get(&last.job_id).unwrap_or(&none);
             let most = if *plan == Plan::Hopeless { HOPELESS_ATTEMPTS } else { MAX_ATTEMPTS };
@@ -220,13 +229,19 @@ impl Audit<'_> {
         }
     }
 
-    /// What is wrong with the newest record of a job, which is all that compaction keeps: it must be the first end.
+    /// What is wrong with the newest record of a job, which is all that compaction keeps: it must
+    /// be the first end.
     fn is_not_its_first_end(&self, record: &Record) -> Option<String> {
         let first = self.ends(record).next()?;
         let last = self.account.last.get(&(record.partition, record.offset))?;
         let stands = |event: &JobEvent| format!("{} of {}", event.state.as_str(), event.time);
         (first != last).then(|| {
-            format!("{}: ended as {}, and its newest event is {}", first.job_id, stands(first), stands(last))
+            format!(
+                "{}: ended as {}, and its newest event is {}",
+                first.job_id,
+                stands(first),
+                stands(last)
+            )
         })
     }
 
@@ -246,8 +261,10 @@ impl Audit<'_> {
                     };
                     let (first, second) = (said(pair[0]), said(pair[1]));
                     let id = &pair[0].job_id;
-                    let known =
-                        self.losses.iter().filter(|loss| pair[0].worker.as_ref() == Some(&loss.worker));
+                    let known = self
+                        .losses
+                        .iter()
+                        .filter(|loss| pair[0].worker.as_ref() == Some(&loss.worker));
                     let known: Vec<_> = known.map(Loss::to_string).collect();
                     report.wrong.push(format!(
                         "{id}: ended twice for no reason: {first}, {second}; losses: {known:?}"
@@ -256,10 +273,12 @@ impl Audit<'_> {
             }
         }
         report.repeated_calls = self.ledger.repeats();
-        // Per loss: what was under way, what waited to be written (the engine's own bound), what was not committed yet.
+        // Per loss: what was under way, what waited to be written (the engine's own bound), what
+        // was not committed yet.
         let open = self.in_flight + 4 * self.in_flight + 64;
-        let uncommitted =
-            |loss: &Loss| self.account.events.values().flatten().filter(|event| loss.explains(event)).count();
+        let uncommitted = |loss: &Loss| {
+            self.account.events.values().flatten().filter(|event| loss.explains(event)).count()
+        };
         report.bound = self.losses.iter().map(|loss| open + uncommitted(loss)).sum();
         for (what, repeats) in [
             ("ends", report.repeated_ends),
@@ -267,14 +286,18 @@ impl Audit<'_> {
             ("dead letters", self.account.dead_repeats.saturating_sub(report.rewritten_ends)),
         ] {
             if repeats > report.bound {
-                report.wrong.push(format!("{repeats} {what} were repeated; at most {} may be", report.bound));
+                report.wrong.push(format!(
+                    "{repeats} {what} were repeated; at most {} may be",
+                    report.bound
+                ));
             }
         }
     }
 
-    /// Whether a worker has written one end twice: while a broker was down, or around its own word that it has waited for
-    /// an acknowledgement in vain, before which the job was called once for each attempt. librdkafka gives up on several
-    /// records together, and sends others again that it has sent before.
+    /// Whether a worker has written one end twice: while a broker was down, or around its own word
+    /// that it has waited for an acknowledgement in vain, before which the job was called once for
+    /// each attempt. librdkafka gives up on several records together, and sends others again that
+    /// it has sent before.
     fn is_rewritten(
         &self,
         unwritten: &BTreeMap<&str, Vec<i64>>,
@@ -282,7 +305,8 @@ impl Audit<'_> {
         second: &JobEvent,
     ) -> bool {
         let at = first.time.as_millis();
-        let during_outage = self.outages.iter().any(|(from, to)| (from - COMMIT_MS..=*to).contains(&at));
+        let during_outage =
+            self.outages.iter().any(|(from, to)| (from - COMMIT_MS..=*to).contains(&at));
         let said = first.worker.as_deref().and_then(|worker| unwritten.get(worker));
         let in_vain = said.is_some_and(|times| {
             times.iter().any(|time| (time - NOTICED_MS..=time + COMMIT_MS).contains(&at))
@@ -294,7 +318,8 @@ impl Audit<'_> {
 
     fn calls_are_in_order(&self, report: &mut Report) {
         for (key, jobs) in &self.ledger.order {
-            let number = |job: &String| job.strip_prefix('c').and_then(|rest| rest.parse::<u64>().ok());
+            let number =
+                |job: &String| job.strip_prefix('c').and_then(|rest| rest.parse::<u64>().ok());
             if let Some(pair) = jobs.windows(2).find(|pair| number(&pair[0]) >= number(&pair[1])) {
                 report.wrong.push(format!("key {key}: {} started after {}", pair[1], pair[0]));
             }
@@ -323,8 +348,8 @@ mod tests {
         JobEvent { attempts, worker: Some(worker.into()), source: Some(source), ..bare }
     }
 
-    /// What is wrong with one job that is called in these attempts and comes to these ends, after worker `a` was lost
-    /// at 100,000 and while a broker was down from 200,000 to 210,000.
+    /// What is wrong with one job that is called in these attempts and comes to these ends, after
+    /// worker `a` was lost at 100,000 and while a broker was down from 200,000 to 210,000.
     fn wrong(ends: &[JobEvent], calls: &[(u32, usize)]) -> Vec<String> {
         wrong_by(&[], ends, calls)
     }
@@ -338,8 +363,12 @@ mod tests {
     }
 
     fn audited(account: &Account, witnesses: &[Witness], calls: &[(u32, usize)]) -> Vec<String> {
-        let record =
-            Record { partition: 0, offset: 0, timestamp: None, content: Outgoing::value("a job").key("k") };
+        let record = Record {
+            partition: 0,
+            offset: 0,
+            timestamp: None,
+            content: Outgoing::value("a job").key("k"),
+        };
         let mut ledger = Ledger::default();
         ledger.calls.insert("c0".into(), calls.iter().copied().collect());
         let audit = Audit {
@@ -390,18 +419,28 @@ mod tests {
     #[test]
     fn an_end_is_written_again_by_the_same_worker_and_in_an_outage_only() {
         check(&[end("b", 201_000, 2), end("b", 205_000, 2)], &CALLS, &[]);
-        check(&[end("b", 301_000, 2), end("b", 305_000, 2)], &CALLS, &["ended twice for no reason"]);
-        check(&[end("b", 201_000, 2), end("c", 205_000, 2)], &CALLS, &["ended twice for no reason"]);
+        check(
+            &[end("b", 301_000, 2), end("b", 305_000, 2)],
+            &CALLS,
+            &["ended twice for no reason"],
+        );
+        check(
+            &[end("b", 201_000, 2), end("c", 205_000, 2)],
+            &CALLS,
+            &["ended twice for no reason"],
+        );
     }
 
-    /// A broker that answers too late makes a worker write an end again, which it says; the job itself has run once.
+    /// A broker that answers too late makes a worker write an end again, which it says; the job
+    /// itself has run once.
     #[test]
     fn an_end_is_written_again_where_the_worker_waited_in_vain() {
         let directory = crate::bins::scratch("audit");
         crate::process::remove_at_exit(&directory);
         let at = Timestamp::from_millis(304_000).expect("a time");
         let log = directory.join("log");
-        let line = format!("{at} ERROR shell: {UNWRITTEN}; its offset is held and it is written again\n");
+        let line =
+            format!("{at} ERROR shell: {UNWRITTEN}; its offset is held and it is written again\n");
         std::fs::write(&log, line).expect("a log");
         let said = [Witness { worker: "b".into(), log }];
         let twice = [end("b", 301_000, 2), end("b", 301_001, 2)];
@@ -412,7 +451,10 @@ mod tests {
             (&[end("c", 301_000, 2), end("c", 301_001, 2)], &CALLS),
         ] {
             let wrong = wrong_by(&said, ends, calls);
-            assert!(wrong.iter().any(|wrong| wrong.contains("ended twice for no reason")), "{wrong:?}");
+            assert!(
+                wrong.iter().any(|wrong| wrong.contains("ended twice for no reason")),
+                "{wrong:?}"
+            );
         }
     }
 
@@ -431,7 +473,8 @@ mod tests {
     #[test]
     fn overlaps_and_a_wrong_order_are_seen() {
         let account = Account::default();
-        let overlap = |zombies| Overlap { key: "k".into(), job: "c2".into(), during: "c1".into(), zombies };
+        let overlap =
+            |zombies| Overlap { key: "k".into(), job: "c2".into(), during: "c1".into(), zombies };
         let ledger = Ledger {
             order: BTreeMap::from([(
                 "k".to_owned(),

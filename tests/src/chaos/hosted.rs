@@ -1,5 +1,5 @@
-//! The remote server that the fleet's server hosts in a chaos run, and what happens to it: it is killed, comes back without
-//! its sessions, is cut off, and refuses credentials.
+//! The remote server that the fleet's server hosts in a chaos run, and what happens to it: it is
+//! killed, comes back without its sessions, is cut off, and refuses credentials.
 
 use std::{
     fmt, fs,
@@ -16,7 +16,8 @@ use crate::{
 
 const START: Duration = Duration::from_secs(30);
 
-/// How a server refuses a session that it has forgotten. Each is how some server in the field does it.
+/// How a server refuses a session that it has forgotten. Each is how some server in the field does
+/// it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Forgotten {
     /// 404, as the specification says.
@@ -78,7 +79,8 @@ impl Hosted {
     pub fn start(program: &str, directory: &Path) -> Self {
         let ledger = directory.join("remote-ledger");
         let (program, directory) = (PathBuf::from(program), directory.to_path_buf());
-        let mut hosted = Self { program, directory, ledger, network: Proxy::start(None), process: None };
+        let mut hosted =
+            Self { program, directory, ledger, network: Proxy::start(None), process: None };
         hosted.restart(Forgotten::NotFound);
         hosted
     }
@@ -94,8 +96,9 @@ impl Hosted {
         let mut command = Command::new(&self.program);
         command.arg(&self.ledger).arg(&ready).arg(forgotten.argument()).arg(self.refusing());
         let mut process = Process::start("fixture-remote", &self.directory, command);
-        let address =
-            process.until("the ready file", START, || fs::read_to_string(&ready).ok()?.trim().parse().ok());
+        let address = process.until("the ready file", START, || {
+            fs::read_to_string(&ready).ok()?.trim().parse().ok()
+        });
 
         self.process = Some(process);
         self.network.forward_to(address);

@@ -10,15 +10,16 @@ use crate::topics::Outgoing;
 
 /// How many keys there are.
 const KEYS: usize = 200;
-/// How much more often the first keys are used than the last ones; 1 would be Zipf's own law. A key's jobs run one after
-/// the other, so the first key bounds how short a run can be.
+/// How much more often the first keys are used than the last ones; 1 would be Zipf's own law. A
+/// key's jobs run one after the other, so the first key bounds how short a run can be.
 const SKEW: f64 = 0.6;
 /// Attempts of the jobs that fail for ever.
 pub const HOPELESS_ATTEMPTS: u32 = 3;
-/// Attempts of all others: more than they can need, even if servers are killed and cut off under some of them, which costs
-/// one each time.
+/// Attempts of all others: more than they can need, even if servers are killed and cut off under
+/// some of them, which costs one each time.
 pub const MAX_ATTEMPTS: u32 = 20;
-/// One in so many keys, and of the jobs without one, is for the hosted remote server; the others are for the child.
+/// One in so many keys, and of the jobs without one, is for the hosted remote server; the others
+/// are for the child.
 const REMOTE: u64 = 3;
 
 /// What a job is going to do.
@@ -38,17 +39,20 @@ pub enum Plan {
 }
 
 impl Plan {
-    /// What is wrong with how the job has ended, if anything. `lost` attempts may have been spent on connections that were
-    /// lost, which is what happens to calls that are under way while the server is killed.
+    /// What is wrong with how the job has ended, if anything. `lost` attempts may have been spent
+    /// on connections that were lost, which is what happens to calls that are under way while the
+    /// server is killed.
     pub fn differs(self, end: &JobEvent, lost: u32) -> Option<String> {
         let (state, low, high) = match self {
             Self::Succeeds { failures } => (JobState::Succeeded, failures + 1, failures + 1 + lost),
             Self::Hopeless => (JobState::Failed, HOPELESS_ATTEMPTS, HOPELESS_ATTEMPTS),
-            // The failure can have been committed by a worker that died before it had written the end.
+            // The failure can have been committed by a worker that died before it had written the
+            // end.
             Self::Final => (JobState::Failed, 1, 2 + lost),
             Self::Undecodable => (JobState::Failed, 0, 0),
         };
-        // A lost connection in place of a planned failure is an attempt all the same, so `low` holds in any case.
+        // A lost connection in place of a planned failure is an attempt all the same, so `low`
+        // holds in any case.
         let right = end.state == state && (low..=high).contains(&end.attempts);
         (!right).then(|| {
             let (was, attempts) = (end.state.as_str(), end.attempts);
@@ -114,7 +118,8 @@ impl Jobs {
             [&[0xff][..], &self.random.number().to_le_bytes()].concat()
         } else {
             let attempts = if plan == Plan::Hopeless { HOPELESS_ATTEMPTS } else { MAX_ATTEMPTS };
-            let arguments = json!({"ms": ms, "failures": failures, "final": plan == Plan::Final, "key": key});
+            let arguments =
+                json!({"ms": ms, "failures": failures, "final": plan == Plan::Final, "key": key});
             let job = json!({"jobID": id, "jobType": "tool-call", "maxAttempts": attempts,
                 "payload": {"server": server, "tool": "work", "arguments": arguments}});
             job.to_string().into_bytes()
@@ -158,7 +163,8 @@ mod tests {
             value.contains("\"remote\"")
         });
         assert!((0.25..0.42).contains(&remote), "{remote}");
-        let of_key = |key: &str| share(&|(record, _)| record.key.as_deref() == Some(key.as_bytes()));
+        let of_key =
+            |key: &str| share(&|(record, _)| record.key.as_deref() == Some(key.as_bytes()));
         assert!((0.03..0.08).contains(&of_key("k0")), "{}", of_key("k0"));
         assert!(of_key("k0") > 4.0 * of_key("k199"));
         let without = share(&|(record, _)| record.key.is_none());

@@ -1,4 +1,5 @@
-//! What the tool saw: the ledger that `fixture.rs` writes, and what it says about order and repeats.
+//! What the tool saw: the ledger that `fixture.rs` writes, and what it says about order and
+//! repeats.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -7,8 +8,8 @@ use std::{
     path::Path,
 };
 
-/// A word that the harness itself writes into the ledger: from here on a worker may act that has lost its partitions
-/// and does not know it yet.
+/// A word that the harness itself writes into the ledger: from here on a worker may act that has
+/// lost its partitions and does not know it yet.
 pub const ZOMBIES: &str = "zombies";
 /// The opposite: every worker that acts is a member of its group again.
 pub const SETTLED: &str = "settled";
@@ -117,7 +118,8 @@ mod tests {
 
     #[test]
     fn calls_are_counted_by_attempt() {
-        let ledger = ledger(&["boot", "s a 1 k", "e a 1 k", "s a 2 k", "e a 2 k", "s a 2 k", "s b 1 -"]);
+        let ledger =
+            ledger(&["boot", "s a 1 k", "e a 1 k", "s a 2 k", "e a 2 k", "s a 2 k", "s b 1 -"]);
         assert_eq!(ledger.repeats(), 1);
         assert_eq!(ledger.calls["a"], BTreeMap::from([(1, 1), (2, 2)]));
         assert_eq!(ledger.order["k"], ["a"]);

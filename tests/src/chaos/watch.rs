@@ -1,4 +1,5 @@
-//! How far a run is: reads the events as they come, counts the records that have come to an end, and names their jobs.
+//! How far a run is: reads the events as they come, counts the records that have come to an end,
+//! and names their jobs.
 
 use std::{collections::HashSet, time::Duration};
 
@@ -34,7 +35,8 @@ impl Watch {
         Self { consumer, ended: HashSet::new(), fresh: Vec::new() }
     }
 
-    /// Reads what there is, for `wait` at most if there is nothing, and returns how many records have come to an end.
+    /// Reads what there is, for `wait` at most if there is nothing, and returns how many records
+    /// have come to an end.
     pub fn ended(&mut self, wait: Duration) -> usize {
         let mut patience = wait;
         // Errors are what a broker that is down looks like from here; librdkafka goes on by itself.

@@ -18,8 +18,8 @@ pub struct Image {
 }
 
 impl Image {
-    /// Reads a Dockerfile. Only the exec form (a JSON array) is understood where a program is named: the shell form would
-    /// need a shell, and hide the signal from the program.
+    /// Reads a Dockerfile. Only the exec form (a JSON array) is understood where a program is
+    /// named: the shell form would need a shell, and hide the signal from the program.
     pub fn parse(text: &str) -> Result<Self, String> {
         let mut image = Self::default();
         for (instruction, rest) in instructions(text) {
@@ -31,7 +31,8 @@ impl Image {
                 "STOPSIGNAL" => image.stop_signal = Some(rest),
                 "ENV" => {
                     for pair in rest.split_whitespace() {
-                        let (name, value) = pair.split_once('=').ok_or_else(|| format!("ENV {rest}"))?;
+                        let (name, value) =
+                            pair.split_once('=').ok_or_else(|| format!("ENV {rest}"))?;
                         image.env.insert(name.to_owned(), value.trim_matches('"').to_owned());
                     }
                 }

@@ -1,8 +1,10 @@
-//! Variables in Compose files: `$NAME`, `${NAME}` and what a shell knows of `${NAME…}`, as the Compose specification has it.
+//! Variables in Compose files: `$NAME`, `${NAME}` and what a shell knows of `${NAME…}`, as the
+//! Compose specification has it.
 
 use std::collections::BTreeMap;
 
-/// `text` with its variables replaced. An error where one is demanded and not set, or where the syntax is none.
+/// `text` with its variables replaced. An error where one is demanded and not set, or where the
+/// syntax is none.
 pub fn interpolate(text: &str, variables: &BTreeMap<String, String>) -> Result<String, String> {
     let mut result = String::new();
     let mut rest = text;
@@ -86,7 +88,10 @@ mod tests {
             match expected {
                 Ok(expected) => assert_eq!(result.as_deref(), Ok(expected), "{text}"),
                 Err(why) => {
-                    assert!(result.as_ref().is_err_and(|error| error.contains(why)), "{text}: {result:?}")
+                    assert!(
+                        result.as_ref().is_err_and(|error| error.contains(why)),
+                        "{text}: {result:?}"
+                    )
                 }
             }
         };

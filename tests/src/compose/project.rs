@@ -1,15 +1,17 @@
 //! A Compose project whose containers are processes of this machine.
 //!
-//! What an engine gives a container is replaced as follows; everything else is as the file and the Dockerfiles say.
+//! What an engine gives a container is replaced as follows; everything else is as the file and the
+//! Dockerfiles say.
 //!
-//! - **Program:** the image's entry point is our binary of that name; `apache/kafka` is the harness's Kafka, set up by the
-//!   very program that the image sets it up with.
+//! - **Program:** the image's entry point is our binary of that name; `apache/kafka` is the
+//!   harness's Kafka, set up by the very program that the image sets it up with.
 //! - **Environment:** the image's, the env files' and the service's, and nothing of the test's own.
-//! - **Network:** every container has ports of its own, so that five workers can all have 8081; here each of them stands for
-//!   a free port on loopback. A name with a port in a value (`kafka:9092`) becomes the address that it would be resolved to,
-//!   if the two services share a network; if they don't, the test fails, as the name would. `PORT` is the container's own.
-//! - **Files:** volumes and `tmpfs` are directories of the test, and a value that is a path below one of them is the path
-//!   there. The working directory is empty and has to stay so.
+//! - **Network:** every container has ports of its own, so that five workers can all have 8081;
+//!   here each of them stands for a free port on loopback. A name with a port in a value
+//!   (`kafka:9092`) becomes the address that it would be resolved to, if the two services share a
+//!   network; if they don't, the test fails, as the name would. `PORT` is the container's own.
+//! - **Files:** volumes and `tmpfs` are directories of the test, and a value that is a path below
+//!   one of them is the path there. The working directory is empty and has to stay so.
 //! - **Ends:** `SIGTERM`, and `stop_grace_period` until the test fails where an engine would kill.
 
 use std::{
@@ -57,8 +59,13 @@ pub struct Project {
 
 impl Project {
     /// The project of `docker-compose.yml` in `root`, with the variables that the shell would have.
-    pub fn new(root: &Path, directory: &Path, variables: &BTreeMap<String, String>) -> Result<Self, String> {
-        let text = fs::read_to_string(root.join("docker-compose.yml")).map_err(|error| error.to_string())?;
+    pub fn new(
+        root: &Path,
+        directory: &Path,
+        variables: &BTreeMap<String, String>,
+    ) -> Result<Self, String> {
+        let text = fs::read_to_string(root.join("docker-compose.yml"))
+            .map_err(|error| error.to_string())?;
         for inner in ["empty", "volumes", "logs"] {
             fs::create_dir_all(directory.join(inner)).map_err(|error| error.to_string())?;
         }
@@ -77,17 +84,19 @@ impl Project {
         self.compose.services.get(name).unwrap_or_else(|| panic!("no service {name}"))
     }
 
-    // --- What `docker compose` does -----------------------------------------------------------------------------------
+    // --- What `docker compose` does -------------------------------------------------------------
 
-    /// `up --wait`: every service without a profile, each when what it depends on is as it has to be.
+    /// `up --wait`: every service without a profile, each when what it depends on is as it has to
+    /// be.
     pub fn up(&mut self) {
         let services = &self.compose.services;
-        let names: Vec<_> = services.iter().filter(|(_, service)| service.profiles.is_empty()).collect();
+        let names: Vec<_> =
+            services.iter().filter(|(_, service)| service.profiles.is_empty()).collect();
         let names: Vec<_> = names.into_iter().map(|(name, _)| name.clone()).collect();
         for name in names {
             self.start(&name);
-            let one_shot =
-                services_waited_for(&self.compose, Condition::CompletedSuccessfully).contains(&name);
+            let one_shot = services_waited_for(&self.compose, Condition::CompletedSuccessfully)
+                .contains(&name);
             self.wait_for(
                 &name,
                 if one_shot { Condition::CompletedSuccessfully } else { Condition::Healthy },
@@ -97,7 +106,8 @@ impl Project {
 
     /// `up --scale SERVICE=COUNT`. The newest containers go.
     pub fn scale(&mut self, service: &str, count: u32) {
-        let gone: Vec<_> = self.names(service).into_iter().filter(|(_, number)| *number > count).collect();
+        let gone: Vec<_> =
+            self.names(service).into_iter().filter(|(_, number)| *number > count).collect();
         self.stop(&gone);
         for number in 1..=count {
             self.start_container(service, number);
@@ -127,7 +137,7 @@ impl Project {
         assert!(left.is_empty(), "a container has written to its working directory: {left:?}");
     }
 
-    // --- What a test looks at -----------------------------------------------------------------------------------------
+    // --- What a test looks at -------------------------------------------------------------------
 
     /// The containers of a service, by number.
     pub fn containers(&self, service: &str) -> impl Iterator<Item = (u32, &Container)> {
@@ -141,7 +151,7 @@ impl Project {
         SocketAddr::from(([127, 0, 0, 1], port))
     }
 
-    // --- Containers ---------------------------------------------------------------------------------------------------
+    // --- Containers -----------------------------------------------------------------------------
 
     fn names(&self, service: &str) -> Vec<Name> {
         self.running.keys().filter(|(name, _)| name == service).cloned().collect()
@@ -172,18 +182,27 @@ impl Project {
         let name = (service.to_owned(), number);
         if !self.running.contains_key(&name) {
             let (command, env) = self.command(&name, None);
-            let process =
-                Process::start(&format!("{service}-{number}"), &self.directory.join("logs"), command);
+            let process = Process::start(
+                &format!("{service}-{number}"),
+                &self.directory.join("logs"),
+                command,
+            );
             self.running.insert(name, Container { process, env });
         }
     }
 
     fn wait_for(&mut self, service: &str, condition: Condition) {
-        if condition == Condition::CompletedSuccessfully && self.completed.insert(service.to_owned()) {
+        if condition == Condition::CompletedSuccessfully
+            && self.completed.insert(service.to_owned())
+        {
             for name in self.names(service) {
                 let mut container = self.running.remove(&name).expect("the container");
                 let status = container.process.wait(ONE_SHOT);
-                assert!(status.success(), "{name:?} has ended with {status}:\n{}", container.process.log());
+                assert!(
+                    status.success(),
+                    "{name:?} has ended with {status}:\n{}",
+                    container.process.log()
+                );
             }
         }
         if condition == Condition::Healthy {
@@ -205,7 +224,8 @@ impl Project {
 
     /// Asks all of them to end, and waits for each no longer than its grace period.
     fn stop(&mut self, names: &[Name]) {
-        let gone: Vec<_> = names.iter().filter_map(|name| Some((name, self.running.remove(name)?))).collect();
+        let gone: Vec<_> =
+            names.iter().filter_map(|name| Some((name, self.running.remove(name)?))).collect();
         gone.iter().for_each(|(_, container)| container.process.signal(Signal::SIGTERM));
         for (name, mut container) in gone {
             let service = self.service(&name.0);
@@ -218,10 +238,14 @@ impl Project {
         }
     }
 
-    // --- Commands -----------------------------------------------------------------------------------------------------
+    // --- Commands -------------------------------------------------------------------------------
 
     /// What a container runs, and its environment.
-    fn command(&mut self, name: &Name, arguments: Option<&[String]>) -> (Command, BTreeMap<String, String>) {
+    fn command(
+        &mut self,
+        name: &Name,
+        arguments: Option<&[String]>,
+    ) -> (Command, BTreeMap<String, String>) {
         let service = self.service(&name.0).clone();
         let image = service.dockerfile.as_ref().map_or_else(Image::default, |dockerfile| {
             let text = fs::read_to_string(self.root.join(dockerfile)).expect("a Dockerfile");
@@ -236,20 +260,29 @@ impl Project {
             }
         }
         env.extend(service.environment.clone());
-        let env: BTreeMap<_, _> =
-            env.into_iter().map(|(key, value)| (key.clone(), self.value(name, &key, &value))).collect();
+        let env: BTreeMap<_, _> = env
+            .into_iter()
+            .map(|(key, value)| (key.clone(), self.value(name, &key, &value)))
+            .collect();
         let mut command = match &service.image {
             Some(image) if service.dockerfile.is_none() => self.kafka(image, name, &env),
             _ => {
                 let entrypoint = service.entrypoint.clone().unwrap_or(image.entrypoint);
-                let rest =
-                    arguments.map(<[String]>::to_vec).or(service.command.clone()).unwrap_or(image.command);
+                let rest = arguments
+                    .map(<[String]>::to_vec)
+                    .or(service.command.clone())
+                    .unwrap_or(image.command);
                 let mut command = Command::new(bins::bin(program(&entrypoint[0])));
-                command.args(entrypoint[1..].iter().chain(&rest).map(|part| self.mapped(name, part)));
+                command
+                    .args(entrypoint[1..].iter().chain(&rest).map(|part| self.mapped(name, part)));
                 command
             }
         };
-        command.env_clear().envs(&env).envs(image_path(&service)).current_dir(self.directory.join("empty"));
+        command
+            .env_clear()
+            .envs(&env)
+            .envs(image_path(&service))
+            .current_dir(self.directory.join("empty"));
         if service.tmpfs.iter().any(|path| path == "/tmp") {
             command.env("TMPDIR", self.inside(name, "/tmp").expect("a directory for /tmp"));
         }
@@ -258,7 +291,11 @@ impl Project {
 
     /// Kafka, set up as the image does it.
     fn kafka(&self, image: &str, name: &Name, env: &BTreeMap<String, String>) -> Command {
-        assert_eq!(image, format!("apache/kafka:{}", kafka::version()), "the harness's Kafka is another one");
+        assert_eq!(
+            image,
+            format!("apache/kafka:{}", kafka::version()),
+            "the harness's Kafka is another one"
+        );
         let config = self.directory.join(format!("{}-{}", name.0, name.1));
         kafka::set_up_as_image(&config, env);
         let heap = env.get("KAFKA_HEAP_OPTS").map(String::as_str).unwrap_or_default();
@@ -284,7 +321,11 @@ impl Project {
         let own = ["", "localhost", "127.0.0.1", "0.0.0.0"];
         addresses(value, |host, port| {
             let whose = if known.contains(host) {
-                assert!(self.reaches(&name.0, host), "{} can't reach {host}: no common network", name.0);
+                assert!(
+                    self.reaches(&name.0, host),
+                    "{} can't reach {host}: no common network",
+                    name.0
+                );
                 (host.to_owned(), 1)
             } else if own.contains(&host) {
                 name.clone()
@@ -320,7 +361,8 @@ impl Project {
             (there, target)
         });
         let own = self.directory.join("volumes").join(format!("{}-{}", name.0, name.1));
-        let tmpfs = service.tmpfs.iter().map(|target| (own.join(target.trim_start_matches('/')), target));
+        let tmpfs =
+            service.tmpfs.iter().map(|target| (own.join(target.trim_start_matches('/')), target));
         let (there, rest) = volumes.chain(tmpfs).find_map(|(there, target)| {
             let rest = Path::new(path).strip_prefix(target).ok()?;
             Some((there, rest.to_owned()))
@@ -338,9 +380,11 @@ fn services_waited_for(compose: &Compose, condition: Condition) -> BTreeSet<Stri
     all.filter(|(_, of)| *of == condition).map(|(name, _)| name.clone()).collect()
 }
 
-/// Our binaries end with 0 when they are asked to. A JVM ends by the signal, with 128 and its number.
+/// Our binaries end with 0 when they are asked to. A JVM ends by the signal, with 128 and its
+/// number.
 fn ended_well(service: &Service, status: ExitStatus) -> bool {
-    status.success() || (service.dockerfile.is_none() && status.code() == Some(128 + Signal::SIGTERM as i32))
+    status.success()
+        || (service.dockerfile.is_none() && status.code() == Some(128 + Signal::SIGTERM as i32))
 }
 
 /// Java is found here by the path of this process, and in the image by that of the image.
@@ -357,12 +401,18 @@ fn program(path: &str) -> &str {
 fn is_healthy(test: &[String], env: &BTreeMap<String, String>) -> bool {
     match test {
         [kind, path, arguments @ ..] if kind == "CMD" => {
-            let output =
-                Command::new(bins::bin(program(path))).args(arguments).env_clear().envs(env).output();
+            let output = Command::new(bins::bin(program(path)))
+                .args(arguments)
+                .env_clear()
+                .envs(env)
+                .output();
             output.is_ok_and(|output| output.status.success())
         }
-        // The script that the image asks with is not among the harness's jars; it asks as every client begins.
-        [kind, script] if kind == "CMD-SHELL" && script.contains("/kafka-broker-api-versions.sh ") => {
+        // The script that the image asks with is not among the harness's jars; it asks as every
+        // client begins.
+        [kind, script]
+            if kind == "CMD-SHELL" && script.contains("/kafka-broker-api-versions.sh ") =>
+        {
             let after = script.split_once("--bootstrap-server ").expect("whom it asks").1;
             topics::nodes(after.split_whitespace().next().unwrap_or_default()).is_ok()
         }
@@ -372,21 +422,27 @@ fn is_healthy(test: &[String], env: &BTreeMap<String, String>) -> bool {
 
 /// The lines of an env file.
 fn variables(text: &str) -> BTreeMap<String, String> {
-    let lines = text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#'));
+    let lines =
+        text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#'));
     let pairs = lines.filter_map(|line| line.split_once('='));
     pairs
-        .map(|(name, value)| (name.trim().to_owned(), value.trim().trim_matches(['"', '\'']).to_owned()))
+        .map(|(name, value)| {
+            (name.trim().to_owned(), value.trim().trim_matches(['"', '\'']).to_owned())
+        })
         .collect()
 }
 
-/// `text` with every `host:port` replaced for which there is another. A host may be empty behind two slashes only.
+/// `text` with every `host:port` replaced for which there is another. A host may be empty behind
+/// two slashes only.
 fn addresses(text: &str, mut other: impl FnMut(&str, u16) -> Option<String>) -> String {
     let (mut result, mut done) = (String::new(), 0);
     for (colon, _) in text.match_indices(':') {
         let digits = text[colon + 1..].bytes().take_while(u8::is_ascii_digit).count();
         let end = colon + 1 + digits;
         let ends = text[end..].bytes().next().is_none_or(|byte| !byte.is_ascii_alphanumeric());
-        let Some(port) = text[colon + 1..end].parse::<u16>().ok().filter(|_| ends) else { continue };
+        let Some(port) = text[colon + 1..end].parse::<u16>().ok().filter(|_| ends) else {
+            continue;
+        };
         let before = &text[done..colon];
         let of_host = |byte: &u8| byte.is_ascii_alphanumeric() || b"-._".contains(byte);
         let length = before.bytes().rev().take_while(of_host).count();

@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use super::settings::{PolicyKind, Rules, ScaledObject, Select};
 
-/// A difference between metric and target that is left alone (`--horizontal-pod-autoscaler-tolerance`).
+/// A difference between metric and target that is left alone
+/// (`--horizontal-pod-autoscaler-tolerance`).
 const TOLERANCE: f64 = 0.1;
 
 /// An autoscaler and what it remembers.
@@ -20,7 +21,8 @@ pub struct Hpa {
 }
 
 impl Hpa {
-    /// The autoscaler that KEDA makes for an object. Where the object allows none, the autoscaler's least is one.
+    /// The autoscaler that KEDA makes for an object. Where the object allows none, the autoscaler's
+    /// least is one.
     pub fn new(object: &ScaledObject) -> Self {
         let (up, down) = object.behavior();
         Self {
@@ -40,7 +42,8 @@ impl Hpa {
         }
     }
 
-    /// How many replicas there are to be, by the metrics and their targets, where there are `current` (one at least).
+    /// How many replicas there are to be, by the metrics and their targets, where there are
+    /// `current` (one at least).
     pub fn sync(&mut self, now: Duration, current: i32, metrics: &[(f64, f64)]) -> i32 {
         let desired = if current > self.max {
             self.max
@@ -57,8 +60,8 @@ impl Hpa {
         desired
     }
 
-    /// Not above what was the least for as long as the window of scaling up, not below what was the most for as long as that
-    /// of scaling down.
+    /// Not above what was the least for as long as the window of scaling up, not below what was the
+    /// most for as long as that of scaling down.
     fn stabilized(&mut self, now: Duration, current: i32, wanted: i32) -> i32 {
         let within = |window: Duration| {
             let recent = self.recommendations.iter().filter(move |(at, _)| *at + window > now);
@@ -83,7 +86,8 @@ impl Hpa {
         }
     }
 
-    /// How far it may go in the direction `sign` by the policy that allows most, or least. None where it may not move.
+    /// How far it may go in the direction `sign` by the policy that allows most, or least. None
+    /// where it may not move.
     fn limit(&self, now: Duration, current: i32, rules: &Rules, sign: i32) -> Option<i32> {
         let proposals = rules.policies.iter().map(|policy| {
             let recent = self.changes.iter().filter(|(at, _)| *at + policy.period() > now);
@@ -92,7 +96,8 @@ impl Hpa {
                 PolicyKind::Pods => start + sign * policy.value,
                 PolicyKind::Percent => {
                     let reach = f64::from(start) * (1.0 + f64::from(sign * policy.value) / 100.0);
-                    // Rounded up on the way up and down on the way down, or one replica could never become two, or none.
+                    // Rounded up on the way up and down on the way down, or one replica could never
+                    // become two, or none.
                     (if sign > 0 { reach.ceil() } else { reach.trunc() }) as i32
                 }
             }
@@ -105,8 +110,8 @@ impl Hpa {
     }
 }
 
-/// Enough replicas for each to have the target, or as many as there are where that is near enough. In thousandths, as
-/// Kubernetes has it.
+/// Enough replicas for each to have the target, or as many as there are where that is near enough.
+/// In thousandths, as Kubernetes has it.
 fn proposal(current: i32, usage: f64, target: f64) -> i32 {
     let (usage, target) = ((usage * 1000.0).round(), (target * 1000.0).round());
     let ratio = usage / (target * f64::from(current));

@@ -23,7 +23,8 @@ pub struct Live {
 }
 
 impl Live {
-    /// Looks at the offsets of `group` on these topics of so many partitions. It does not join the group.
+    /// Looks at the offsets of `group` on these topics of so many partitions. It does not join the
+    /// group.
     pub fn new(brokers: &str, group: &str, topics: Vec<(String, i32)>) -> Self {
         let consumer = topics::config(brokers).set("group.id", group).create().expect("a consumer");
         Self { consumer, topics }
@@ -35,9 +36,11 @@ impl Live {
             .topics
             .iter()
             .map(|(topic, partitions)| (topic.clone(), self.partitions(topic, *partitions)));
-        // A process that is about to end answers no more, and then Prometheus knows nothing of it either.
-        let scrape =
-            |address: SocketAddr| Some((address.to_string(), http::get(address, "/metrics").ok()?.1));
+        // A process that is about to end answers no more, and then Prometheus knows nothing of it
+        // either.
+        let scrape = |address: SocketAddr| {
+            Some((address.to_string(), http::get(address, "/metrics").ok()?.1))
+        };
         Snapshot {
             partitions: partitions.collect(),
             scrapes: scraped.into_iter().filter_map(scrape).collect(),
@@ -54,10 +57,11 @@ impl Live {
         let look = |partition| {
             let (earliest, latest) =
                 self.consumer.fetch_watermarks(topic, partition, TIMEOUT).expect("watermarks");
-            let committed = match committed.find_partition(topic, partition).map(|found| found.offset()) {
-                Some(Offset::Offset(offset)) => Some(offset),
-                _ => None,
-            };
+            let committed =
+                match committed.find_partition(topic, partition).map(|found| found.offset()) {
+                    Some(Offset::Offset(offset)) => Some(offset),
+                    _ => None,
+                };
             Partition { partition, committed, earliest, latest }
         };
         (0..count).map(look).collect()
@@ -74,8 +78,9 @@ pub struct Snapshot {
 impl Snapshot {
     /// How many records were not committed, over all partitions of all topics.
     pub fn lag(&self) -> i64 {
-        let lag =
-            |partition: &Partition| partition.latest - partition.committed.unwrap_or(partition.earliest);
+        let lag = |partition: &Partition| {
+            partition.latest - partition.committed.unwrap_or(partition.earliest)
+        };
         self.partitions.values().flatten().map(lag).sum()
     }
 }

@@ -1,5 +1,5 @@
-//! As much PromQL as the query of a trigger needs: arithmetic over instant vectors, and aggregations of all of a vector or by
-//! instance. What is more than that is refused.
+//! As much PromQL as the query of a trigger needs: arithmetic over instant vectors, and
+//! aggregations of all of a vector or by instance. What is more than that is refused.
 
 use std::collections::BTreeMap;
 
@@ -13,7 +13,8 @@ enum Value {
     Vector(BTreeMap<(String, String), f64>),
 }
 
-/// The result of a query: none where it is empty. An error where it is not understood, or has several elements.
+/// The result of a query: none where it is empty. An error where it is not understood, or has
+/// several elements.
 pub fn evaluate(query: &str, scrapes: &Scrapes) -> Result<Option<f64>, String> {
     let mut parser = Parser { rest: query.trim_start(), scrapes };
     let value = parser.sum()?;
@@ -95,12 +96,17 @@ impl<'a> Parser<'a> {
             ["(", "instance", ")"].iter().try_for_each(|token| self.demand(token))?;
         }
         self.demand("(")?;
-        let Value::Vector(vector) = self.sum()? else { return Err("an aggregation of a number".to_owned()) };
+        let Value::Vector(vector) = self.sum()? else {
+            return Err("an aggregation of a number".to_owned());
+        };
         self.demand(")")?;
         let mut groups = BTreeMap::new();
         for ((instance, _), value) in vector {
             let group = (if by_instance { instance } else { String::new() }, String::new());
-            groups.entry(group).and_modify(|so_far| *so_far = fold(*so_far, value)).or_insert(value);
+            groups
+                .entry(group)
+                .and_modify(|so_far| *so_far = fold(*so_far, value))
+                .or_insert(value);
         }
         Ok(Value::Vector(groups))
     }
@@ -115,9 +121,12 @@ impl<'a> Parser<'a> {
                     self.demand("=")?;
                 }
                 let quoted = self.rest.strip_prefix('"').and_then(|rest| rest.split_once('"'));
-                let (value, rest) = quoted.ok_or_else(|| format!("a matcher of {label}: {}", self.rest))?;
+                let (value, rest) =
+                    quoted.ok_or_else(|| format!("a matcher of {label}: {}", self.rest))?;
                 if several
-                    && !value.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"_|-".contains(&byte))
+                    && !value
+                        .bytes()
+                        .all(|byte| byte.is_ascii_alphanumeric() || b"_|-".contains(&byte))
                 {
                     return Err(format!("not understood: {label}=~{value}"));
                 }
@@ -127,10 +136,12 @@ impl<'a> Parser<'a> {
                 self.takes(",");
             }
         }
-        // What a scrape adds, such as a namespace, is not in what a process says, and all processes are of one fleet.
+        // What a scrape adds, such as a namespace, is not in what a process says, and all processes
+        // are of one fleet.
         let matches = |labels: &str| {
             matchers.iter().all(|(label, values)| {
-                let of_label = labels.split(',').find_map(|pair| pair.strip_prefix(label)?.strip_prefix('='));
+                let of_label =
+                    labels.split(',').find_map(|pair| pair.strip_prefix(label)?.strip_prefix('='));
                 of_label.is_none_or(|own| values.contains(&own.trim_matches('"')))
             })
         };
@@ -193,7 +204,10 @@ mod tests {
             Ok(expected) => assert_eq!(evaluate(query, &scrapes), Ok(expected), "{query}"),
             Err(why) => {
                 let result = evaluate(query, &scrapes);
-                assert!(result.as_ref().is_err_and(|error| error.contains(why)), "{query}: {result:?}");
+                assert!(
+                    result.as_ref().is_err_and(|error| error.contains(why)),
+                    "{query}: {result:?}"
+                );
             }
         };
         check("sum(buffered)", Ok(Some(30.0)));

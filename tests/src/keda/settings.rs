@@ -1,4 +1,5 @@
-//! A `ScaledObject` as it is written in YAML, with KEDA's defaults. What the simulation has no model of is refused.
+//! A `ScaledObject` as it is written in YAML, with KEDA's defaults. What the simulation has no
+//! model of is refused.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -246,7 +247,12 @@ impl TryFrom<RawTrigger> for Trigger {
 
 fn kafka(values: &mut Values, kind: &str) -> Result<KafkaSettings, String> {
     // How the broker is reached, and by what name the group goes, is the test's own affair.
-    values.ignore(&["bootstrapServers", "bootstrapServersFromEnv", "consumerGroup", "consumerGroupFromEnv"]);
+    values.ignore(&[
+        "bootstrapServers",
+        "bootstrapServersFromEnv",
+        "consumerGroup",
+        "consumerGroupFromEnv",
+    ]);
     values.ignore(&["version", "tls", "sasl", "unsafeSsl", "fullMetadata"]);
     // Written as a shell would: the value is the scaled container's.
     let of_env = values.take::<String>("topicFromEnv")?.map(|name| format!("${name}"));
@@ -264,15 +270,22 @@ fn kafka(values: &mut Values, kind: &str) -> Result<KafkaSettings, String> {
         exclude_persistent_lag: values.flag("excludePersistentLag")?,
         scale_to_zero_on_invalid_offset: values.flag("scaleToZeroOnInvalidOffset")?,
         limit_to_partitions_with_lag: values.flag("limitToPartitionsWithLag")?,
-        ensure_even_distribution_of_partitions: values.flag("ensureEvenDistributionOfPartitions")?,
+        ensure_even_distribution_of_partitions: values
+            .flag("ensureEvenDistributionOfPartitions")?,
     };
     let limited = settings.limit_to_partitions_with_lag;
     let wrong = [
         (settings.lag_threshold <= 0, "lagThreshold must be positive"),
         (settings.activation_lag_threshold < 0, "activationLagThreshold must not be negative"),
-        (settings.allow_idle_consumers && limited, "allowIdleConsumers excludes limitToPartitionsWithLag"),
+        (
+            settings.allow_idle_consumers && limited,
+            "allowIdleConsumers excludes limitToPartitionsWithLag",
+        ),
         (settings.topic.is_none() && limited, "limitToPartitionsWithLag needs a topic"),
-        (settings.topic.is_none() && kind == "apache-kafka", "apache-kafka without a topic is not modelled"),
+        (
+            settings.topic.is_none() && kind == "apache-kafka",
+            "apache-kafka without a topic is not modelled",
+        ),
     ];
     let wrong = wrong.iter().find(|(is_wrong, _)| *is_wrong);
     wrong.map_or(Ok(settings), |(_, why)| Err((*why).to_owned()))
@@ -289,15 +302,21 @@ fn prometheus(values: &mut Values) -> Result<Prometheus, String> {
 }
 
 impl ScaledObject {
-    /// The `ScaledObject` among the YAML documents of a file; an error where there is none, or it is not modelled.
+    /// The `ScaledObject` among the YAML documents of a file; an error where there is none, or it
+    /// is not modelled.
     pub fn parse(text: &str) -> Result<Self, String> {
         for document in serde_norway::Deserializer::from_str(text) {
-            let mut document = serde_json::Value::deserialize(document).map_err(|error| error.to_string())?;
+            let mut document =
+                serde_json::Value::deserialize(document).map_err(|error| error.to_string())?;
             if document["kind"] == "ScaledObject" {
-                let object: Self =
-                    serde_json::from_value(document["spec"].take()).map_err(|error| error.to_string())?;
+                let object: Self = serde_json::from_value(document["spec"].take())
+                    .map_err(|error| error.to_string())?;
                 // Without any `behavior` the HPA goes by older rules.
-                return if object.advanced.is_some() { Ok(object) } else { Err("no behavior".to_owned()) };
+                return if object.advanced.is_some() {
+                    Ok(object)
+                } else {
+                    Err("no behavior".to_owned())
+                };
             }
         }
         Err("no ScaledObject".to_owned())

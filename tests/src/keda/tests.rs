@@ -1,4 +1,5 @@
-//! The simulation against what KEDA and Kubernetes say of themselves, and against what must hold whatever the load does.
+//! The simulation against what KEDA and Kubernetes say of themselves, and against what must hold
+//! whatever the load does.
 
 use proptest::prelude::*;
 
@@ -68,12 +69,13 @@ fn kafka() -> KafkaSettings {
 }
 
 fn partitions(of_each: &[(Option<i64>, i64, i64)]) -> Vec<Partition> {
-    let partition = |(partition, (committed, earliest, latest)): (i32, &(Option<i64>, i64, i64))| Partition {
-        partition,
-        committed: *committed,
-        earliest: *earliest,
-        latest: *latest,
-    };
+    let partition =
+        |(partition, (committed, earliest, latest)): (i32, &(Option<i64>, i64, i64))| Partition {
+            partition,
+            committed: *committed,
+            earliest: *earliest,
+            latest: *latest,
+        };
     (0..).zip(of_each).map(partition).collect()
 }
 
@@ -95,7 +97,12 @@ impl Source for Load {
     }
 }
 
-fn check_lag(settings: KafkaSettings, of_each: &[(Option<i64>, i64, i64)], value: f64, active: bool) {
+fn check_lag(
+    settings: KafkaSettings,
+    of_each: &[(Option<i64>, i64, i64)],
+    value: f64,
+    active: bool,
+) {
     let seen = Kafka::new(settings.clone()).observe(&partitions(of_each));
     assert_eq!(seen, Observation { value, active }, "{settings:?}, {of_each:?}");
 }
@@ -123,14 +130,20 @@ fn a_group_that_has_never_committed_is_not_seen_by_every_setting() {
     check_lag(kafka(), &never, 100.0, true);
     check_lag(KafkaSettings { offset_reset_policy: Reset::Latest, ..kafka() }, &never, 2.0, true);
     check_lag(KafkaSettings { topic: None, ..kafka() }, &never, 0.0, false);
-    check_lag(KafkaSettings { scale_to_zero_on_invalid_offset: true, ..kafka() }, &never, 0.0, false);
+    check_lag(
+        KafkaSettings { scale_to_zero_on_invalid_offset: true, ..kafka() },
+        &never,
+        0.0,
+        false,
+    );
 }
 
 #[test]
 fn persistent_lag_keeps_something_running_and_asks_for_no_more() {
     let mut trigger = Kafka::new(KafkaSettings { exclude_persistent_lag: true, ..kafka() });
     let mut check = |committed, value, active| {
-        let seen = trigger.observe(&partitions(&[(Some(committed), 0, 1_000), (Some(1_000), 0, 1_000)]));
+        let seen =
+            trigger.observe(&partitions(&[(Some(committed), 0, 1_000), (Some(1_000), 0, 1_000)]));
         assert_eq!(seen, Observation { value, active }, "committed {committed}");
     };
     check(900, 100.0, true);
@@ -156,7 +169,8 @@ fn what_is_not_modelled_is_refused() {
     check("kind: ScaledObject", "kind: ScaledJob", "no ScaledObject");
 }
 
-/// Plays `load` for `seconds`, and returns when the number of replicas was changed, by whom and to what.
+/// Plays `load` for `seconds`, and returns when the number of replicas was changed, by whom and to
+/// what.
 fn play(
     controller: &mut Controller,
     from: u64,
@@ -187,8 +201,8 @@ fn up_as_fast_as_the_policies_allow_and_down_after_the_window_and_the_cooldown()
     assert_eq!(up, [(0, By::Keda, 1), (8, By::Hpa, 3), (38, By::Hpa, 4)]);
     load.lag = 0;
     let down = play(&mut controller, 300, 700, &mut replicas, &mut load);
-    // The HPA's last recommendation of 4 is at 293, by what KEDA's loop saw at 285; its window ends 120 s later. Half go in
-    // a minute. KEDA was active last at 285, too.
+    // The HPA's last recommendation of 4 is at 293, by what KEDA's loop saw at 285; its window ends
+    // 120 s later. Half go in a minute. KEDA was active last at 285, too.
     assert_eq!(down, [(413, By::Hpa, 2), (473, By::Hpa, 1), (600, By::Keda, 0)]);
 }
 
@@ -210,8 +224,8 @@ fn the_greater_trigger_counts_and_a_tenth_does_not() {
 
 #[test]
 fn two_who_ask_see_persistent_lag_where_there_is_none_unless_one_takes_what_the_other_saw() {
-    // Commits come every 20 s, the scale loop asks every 15 s and the HPA 8 s after it: with both asking the trigger, one of
-    // them sees the offset of the other.
+    // Commits come every 20 s, the scale loop asks every 15 s and the HPA 8 s after it: with both
+    // asking the trigger, one of them sees the offset of the other.
     let most = |cached: bool| {
         let text = OBJECT.replace("useCachedMetrics: true", &format!("useCachedMetrics: {cached}"));
         let text = text.replace("pollingInterval: 15", "pollingInterval: 30");
@@ -242,10 +256,12 @@ fn where_there_is_always_one_the_hpa_looks_for_both() {
         .replace("minReplicaCount: 0", "minReplicaCount: 1");
     let mut controller = Controller::new(ScaledObject::parse(&text).expect("an object"));
     let (mut replicas, mut load) = (1, Load { lag: 5_000, ..Load::default() });
-    // The offsets move between two looks of the HPA, and not between its look and the next one of the scale loop.
+    // The offsets move between two looks of the HPA, and not between its look and the next one of
+    // the scale loop.
     for second in 0..300_u64 {
         load.committed = i64::try_from(second / 15).expect("a small number");
-        while let Some(decision) = controller.turn(Duration::from_secs(second), replicas, &mut load) {
+        while let Some(decision) = controller.turn(Duration::from_secs(second), replicas, &mut load)
+        {
             replicas = decision.replicas;
             let excluded = decision.by == By::Hpa && second > 15 && decision.seen[0].value == 0.0;
             assert!(!excluded, "at {second}");
@@ -255,8 +271,9 @@ fn where_there_is_always_one_the_hpa_looks_for_both() {
 }
 
 proptest! {
-    /// Whatever the load does: never above the most, never above the partitions on account of lag, no step down by the HPA
-    /// below what it has wanted within the window, and none to zero within the cooldown.
+    /// Whatever the load does: never above the most, never above the partitions on account of lag,
+    /// no step down by the HPA below what it has wanted within the window, and none to zero within
+    /// the cooldown.
     #[test]
     fn bounds_windows_and_cooldown_hold(loads in prop::collection::vec((0_i64..2_000, 0.0..400.0_f64, any::<bool>()), 1..80)) {
         let object = object();
@@ -282,7 +299,8 @@ proptest! {
                     }
                     By::Hpa if before == 0 => prop_assert_eq!(replicas, 0),
                     By::Hpa => {
-                        // What the metrics ask for, computed in another way than the autoscaler does.
+                        // What the metrics ask for, computed in another way than the autoscaler
+                        // does.
                         let targets = [100.0, 50.0];
                         prop_assert!(decision.seen[0].value / 100.0 < 5.0);
                         let wants = decision.seen.iter().zip(targets).map(|(seen, target)| {

@@ -1,4 +1,5 @@
-//! What a trigger makes of what it is told: a value for the HPA, and whether anything is to run at all.
+//! What a trigger makes of what it is told: a value for the HPA, and whether anything is to run at
+//! all.
 
 use std::collections::BTreeMap;
 
@@ -36,7 +37,8 @@ pub enum Reset {
 /// The settings of a `kafka` or `apache-kafka` trigger.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct KafkaSettings {
-    /// The topic. Without one, KEDA looks at what the group has committed on, and so at nothing if it never has.
+    /// The topic. Without one, KEDA looks at what the group has committed on, and so at nothing if
+    /// it never has.
     pub topic: Option<String>,
     /// Lag for each replica.
     pub lag_threshold: i64,
@@ -74,8 +76,9 @@ impl Kafka {
         self.settings.topic.as_deref()
     }
 
-    /// The total lag, which is what the HPA is told, and whether there is enough of it for anything to run. What does not
-    /// count for the former because it is persistent does count for the latter.
+    /// The total lag, which is what the HPA is told, and whether there is enough of it for anything
+    /// to run. What does not count for the former because it is persistent does count for the
+    /// latter.
     pub fn observe(&mut self, partitions: &[Partition]) -> Observation {
         let (mut total, mut with_persistent, mut count, mut lagging) = (0, 0, 0, 0);
         for partition in partitions {
@@ -121,8 +124,9 @@ impl Kafka {
         }
         let threshold = settings.lag_threshold;
         if even {
-            let enough =
-                |replicas: &i64| partitions % replicas == 0 && replicas.saturating_mul(threshold) >= total;
+            let enough = |replicas: &i64| {
+                partitions % replicas == 0 && replicas.saturating_mul(threshold) >= total
+            };
             total = (1..=partitions).find(enough).unwrap_or(partitions) * threshold;
         }
         let bound = if settings.limit_to_partitions_with_lag { lagging } else { partitions };

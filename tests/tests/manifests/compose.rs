@@ -48,13 +48,16 @@ fn the_specification_is_met_and_misspelling_is_found() {
     }
 }
 
-/// docker-compose 1.x replaces variables before anything else, does not know `:+`, and prints the text that has it. Seen
-/// with 1.29.2.
+/// docker-compose 1.x replaces variables before anything else, does not know `:+`, and prints the
+/// text that has it. Seen with 1.29.2.
 #[test]
 fn docker_compose_1_prints_what_to_install() {
     let file = crate::file("docker-compose.yml");
     let unknown: Vec<_> = file.split("${").filter(|text| text.contains(":+")).collect();
-    assert!(matches!(&unknown[..], [text] if text.contains("install Docker Compose 2.24")), "{unknown:?}");
+    assert!(
+        matches!(&unknown[..], [text] if text.contains("install Docker Compose 2.24")),
+        "{unknown:?}"
+    );
 
     let Some(project) = project(&[]) else { return };
     assert_eq!(project["services"]["kafka"]["labels"]["mcp-fleet.io/needs"], "");
@@ -98,7 +101,11 @@ fn what_is_set_outside_reaches_every_service() {
     ];
     let Some(project) = project(&set) else { return };
     for name in ["topics", "mcp-server", "kafka-worker", "mcp-fleet"] {
-        assert_eq!(text(&project, &format!("/services/{name}/environment/KAFKA_TOPIC")), "other", "{name}");
+        assert_eq!(
+            text(&project, &format!("/services/{name}/environment/KAFKA_TOPIC")),
+            "other",
+            "{name}"
+        );
     }
     for name in ["kafka-worker", "mcp-fleet"] {
         let group = text(&project, &format!("/services/{name}/environment/MCP_CONSUMER_GROUP"));
@@ -128,7 +135,12 @@ fn only_what_must_be_is_reachable() {
         }
     }
     let networks = |name: &str| -> Vec<String> {
-        project["services"][name]["networks"].as_object().expect("networks").keys().cloned().collect()
+        project["services"][name]["networks"]
+            .as_object()
+            .expect("networks")
+            .keys()
+            .cloned()
+            .collect()
     };
     assert_eq!(networks("kafka"), ["backend"]);
     assert_eq!(networks("kafka-worker"), ["backend"]);
@@ -148,13 +160,22 @@ fn containers_have_no_rights_that_they_do_not_need() {
             }
         };
         must(service["cap_drop"] == serde_json::json!(["ALL"]), "capabilities");
-        must(service["security_opt"] == serde_json::json!(["no-new-privileges:true"]), "new privileges");
-        must(service["read_only"] == true || name == "kafka", "a root file system that can be written to");
+        must(
+            service["security_opt"] == serde_json::json!(["no-new-privileges:true"]),
+            "new privileges",
+        );
+        must(
+            service["read_only"] == true || name == "kafka",
+            "a root file system that can be written to",
+        );
         must(service.get("mem_limit").is_some(), "no limit of memory");
         must(service.get("privileged").is_none(), "privileged");
         let image = text(service, "/image");
         let tag = image.rsplit_once(':').map(|(_, tag)| tag);
-        must(tag.is_some_and(|tag| tag != "latest" && tag.contains('.')), "an image without a version");
+        must(
+            tag.is_some_and(|tag| tag != "latest" && tag.contains('.')),
+            "an image without a version",
+        );
         let started_again = service["restart"] == "unless-stopped";
         let ends = ["topics", "mcp-fleet", "grafana"].contains(&name.as_str());
         must(started_again != ends, "restart");
@@ -210,7 +231,10 @@ fn health_checks_give_up_after_their_programs_answer() {
     for name in ["mcp-server", "kafka-worker"] {
         let service = &project["services"][name];
         let program = format!("/usr/local/bin/{name}");
-        assert_eq!(service["healthcheck"]["test"], serde_json::json!(["CMD", program, "--healthcheck"]));
+        assert_eq!(
+            service["healthcheck"]["test"],
+            serde_json::json!(["CMD", program, "--healthcheck"])
+        );
         assert!(seconds(&text(service, "/healthcheck/timeout")) >= 2.0);
     }
 }

@@ -1,5 +1,6 @@
-//! Objects of KEDA and of the Prometheus operator against the definitions that those publish (`tests/schemas`). A cluster
-//! drops properties that it does not know without a word; here they are errors.
+//! Objects of KEDA and of the Prometheus operator against the definitions that those publish
+//! (`tests/schemas`). A cluster drops properties that it does not know without a word; here they
+//! are errors.
 
 use std::collections::BTreeMap;
 
@@ -29,7 +30,8 @@ fn schemas() -> BTreeMap<(String, String), Value> {
         for definition in documents(&file(&format!("tests/schemas/{name}"))) {
             let spec = &definition["spec"];
             for version in crate::list(spec, "/versions") {
-                let api = format!("{}/{}", crate::text(spec, "/group"), crate::text(version, "/name"));
+                let api =
+                    format!("{}/{}", crate::text(spec, "/group"), crate::text(version, "/name"));
                 let schema = strict(&version["schema"]["openAPIV3Schema"]);
                 schemas.insert((api, crate::text(spec, "/names/kind")), schema);
             }
@@ -44,7 +46,8 @@ fn strict(schema: &Value) -> Value {
         Value::Object(object) => {
             let mut object: serde_json::Map<_, _> =
                 object.iter().map(|(key, value)| (key.clone(), strict(value))).collect();
-            let keeps_all = object.get("x-kubernetes-preserve-unknown-fields") == Some(&json!(true));
+            let keeps_all =
+                object.get("x-kubernetes-preserve-unknown-fields") == Some(&json!(true));
             let is_schema = object.get("type") == Some(&json!("object"));
             if is_schema
                 && object.contains_key("properties")
@@ -66,7 +69,10 @@ fn check(schemas: &BTreeMap<(String, String), Value>, object: &Object) -> Vec<St
         return vec!["no definition".to_owned()];
     };
     let validator = Validator::new(schema).expect("a schema");
-    validator.iter_errors(&object.0).map(|error| format!("{}: {error}", error.instance_path())).collect()
+    validator
+        .iter_errors(&object.0)
+        .map(|error| format!("{}: {error}", error.instance_path()))
+        .collect()
 }
 
 #[test]
@@ -76,7 +82,9 @@ fn custom_objects_are_as_they_are_defined() {
     for render in renders() {
         for object in render.objects.iter().filter(|object| is_custom(object)) {
             let found = check(&schemas, object);
-            problems.extend(found.iter().map(|p| format!("{}: {}: {p}", render.name, object.describe())));
+            problems.extend(
+                found.iter().map(|p| format!("{}: {}: {p}", render.name, object.describe())),
+            );
         }
     }
     none(&problems);
@@ -85,7 +93,8 @@ fn custom_objects_are_as_they_are_defined() {
 #[test]
 fn a_misspelt_property_is_found() {
     let schemas = schemas();
-    let Some(production) = renders().iter().find(|render| render.name == "overlays/production") else {
+    let Some(production) = renders().iter().find(|render| render.name == "overlays/production")
+    else {
         return;
     };
     let scaled = production.get("ScaledObject", "kafka-worker");

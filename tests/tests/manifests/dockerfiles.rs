@@ -46,16 +46,21 @@ fn problems(text: &str, program: &str) -> Vec<String> {
         .map(|(_, args)| args.split(" && ").next().unwrap_or_default())
         .collect();
     if builds.len() != 2 || builds[0] != builds[1] {
-        problems.push(format!("the dependencies are built differently than the program: {builds:?}"));
+        problems
+            .push(format!("the dependencies are built differently than the program: {builds:?}"));
     }
     if !builds.iter().all(|build| {
-        build.contains("--release --locked") && build.contains(&format!("-p {program} --bin {program}"))
+        build.contains("--release --locked")
+            && build.contains(&format!("-p {program} --bin {program}"))
     }) {
         problems.push(format!("it builds something else: {builds:?}"));
     }
-    let last = all.iter().rposition(|instruction| instruction.starts_with("FROM ")).expect("a stage");
+    let last =
+        all.iter().rposition(|instruction| instruction.starts_with("FROM ")).expect("a stage");
     let end = &all[last..];
-    let find = |name: &str| end.iter().find_map(|instruction| instruction.strip_prefix(name)).map(str::trim);
+    let find = |name: &str| {
+        end.iter().find_map(|instruction| instruction.strip_prefix(name)).map(str::trim)
+    };
     match find("USER ").and_then(|user| user.split(':').next()?.parse::<u32>().ok()) {
         Some(1..) => {}
         _ => problems.push("the user is root, or has no number".into()),
@@ -80,7 +85,8 @@ fn problems(text: &str, program: &str) -> Vec<String> {
     }
     for word in ["PASSWORD", "SECRET", "TOKEN"] {
         if all.iter().any(|instruction| {
-            (instruction.starts_with("ENV ") || instruction.starts_with("ARG ")) && instruction.contains(word)
+            (instruction.starts_with("ENV ") || instruction.starts_with("ARG "))
+                && instruction.contains(word)
         }) {
             problems.push(format!("{word} in the image"));
         }
@@ -129,7 +135,8 @@ fn hadolint_has_nothing_to_say() {
     let Some(python) = Python::manifests() else { return };
     let lint = |path: &std::path::Path| {
         let mut command = python.program("hadolint");
-        let output = command.args(["--failure-threshold", "style"]).arg(path).output().expect("hadolint");
+        let output =
+            command.args(["--failure-threshold", "style"]).arg(path).output().expect("hadolint");
         (output.status.success(), String::from_utf8_lossy(&output.stdout).into_owned())
     };
     for (name, _) in FILES {
@@ -137,12 +144,16 @@ fn hadolint_has_nothing_to_say() {
         assert!(good && said.is_empty(), "{said}");
     }
     let path = bins::scratch("hadolint").join("Dockerfile");
-    std::fs::write(&path, file("Dockerfile.cli").replace("FROM rust:1.95-bookworm", "FROM rust:latest"))
-        .expect("a file");
+    std::fs::write(
+        &path,
+        file("Dockerfile.cli").replace("FROM rust:1.95-bookworm", "FROM rust:latest"),
+    )
+    .expect("a file");
     assert!(!lint(&path).0, "hadolint takes anything");
 }
 
-/// The commands of the builder that need no network and no container, on what a builder would be given.
+/// The commands of the builder that need no network and no container, on what a builder would be
+/// given.
 #[test]
 fn the_context_holds_all_that_is_built() {
     let context = bins::scratch("context");
@@ -192,8 +203,11 @@ fn the_embedded_broker_is_in_no_image() {
     let linked = |args: &str| {
         let mut command = Command::new(env!("CARGO"));
         command.args(["tree", "--locked", "--offline", "--edges", "normal", "--prefix", "none"]);
-        let output =
-            command.args(args.split(' ')).current_dir(bins::repository()).output().expect("cargo tree");
+        let output = command
+            .args(args.split(' '))
+            .current_dir(bins::repository())
+            .output()
+            .expect("cargo tree");
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         let crates = String::from_utf8(output.stdout).expect("text");
         assert!(crates.contains("rdkafka "), "{crates}");

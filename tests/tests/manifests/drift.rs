@@ -1,4 +1,5 @@
-//! What is said twice: Compose, Kubernetes, Dockerfiles and the README's defaults must say the same.
+//! What is said twice: Compose, Kubernetes, Dockerfiles and the README's defaults must say the
+//! same.
 
 use crate::{
     compose, documents,
@@ -24,9 +25,12 @@ fn images_have_the_version_of_the_workspace() {
                 problems.push(format!("compose: {name} is {image}"));
             }
         }
-        for (service, dockerfile) in
-            [("mcp-server", "server"), ("kafka-worker", "worker"), ("topics", "cli"), ("mcp-fleet", "cli")]
-        {
+        for (service, dockerfile) in [
+            ("mcp-server", "server"),
+            ("kafka-worker", "worker"),
+            ("topics", "cli"),
+            ("mcp-fleet", "cli"),
+        ] {
             let built = text(&project, &format!("/services/{service}/build/dockerfile"));
             assert_eq!(built, format!("Dockerfile.{dockerfile}"), "{service}");
         }
@@ -55,8 +59,11 @@ fn images_have_the_version_of_the_workspace() {
 #[test]
 fn kafka_is_the_one_that_is_tested() {
     let pom = file("tests/kafka/pom.xml");
-    let version =
-        pom.split_once("<kafka.version>").and_then(|(_, rest)| rest.split_once('<')).expect("a version").0;
+    let version = pom
+        .split_once("<kafka.version>")
+        .and_then(|(_, rest)| rest.split_once('<'))
+        .expect("a version")
+        .0;
     let expected = format!("apache/kafka:{version}");
     if let Some(project) = compose::project(&[]) {
         assert_eq!(text(&project, "/services/kafka/image"), expected);
@@ -86,7 +93,12 @@ fn ports_are_the_defaults_everywhere() {
         }
         for render in renders() {
             let deployment = render.get("Deployment", name);
-            assert_eq!(text(&deployment.containers()[0], "/ports/0/containerPort"), port, "{}", render.name);
+            assert_eq!(
+                text(&deployment.containers()[0], "/ports/0/containerPort"),
+                port,
+                "{}",
+                render.name
+            );
             assert_eq!(deployment.variable(render, "PORT"), Some(port.clone()), "{}", render.name);
         }
     }
@@ -95,15 +107,20 @@ fn ports_are_the_defaults_everywhere() {
     if let Some(project) = compose::project(&[]) {
         assert_eq!(text(&project, "/services/kafka-worker/environment/MCP_SERVER_URL"), url);
         assert_eq!(text(&project, "/services/mcp-fleet/environment/MCP_SERVER_URL"), url);
-        assert_eq!(text(&project, "/services/mcp-server/environment/MCP_ALLOWED_HOSTS"), "mcp-server");
+        assert_eq!(
+            text(&project, "/services/mcp-server/environment/MCP_ALLOWED_HOSTS"),
+            "mcp-server"
+        );
     }
     for render in renders() {
         let worker = render.get("Deployment", "kafka-worker");
         assert_eq!(worker.variable(render, "MCP_SERVER_URL"), Some(url.clone()));
         let service = render.get("Service", "mcp-server");
         assert_eq!(text(&service.0, "/spec/ports/0/port"), *port);
-        let hosts =
-            render.get("Deployment", "mcp-server").variable(render, "MCP_ALLOWED_HOSTS").expect("hosts");
+        let hosts = render
+            .get("Deployment", "mcp-server")
+            .variable(render, "MCP_ALLOWED_HOSTS")
+            .expect("hosts");
         assert!(hosts.split(',').any(|host| host == service.name()), "{}: {hosts}", render.name);
         let namespace = service.0.pointer("/metadata/namespace").and_then(|name| name.as_str());
         for host in hosts.split(',').filter(|host| host.contains('.')) {
@@ -120,12 +137,15 @@ fn nobody_is_killed_while_draining() {
         let text = set.unwrap_or_else(|| server_default.clone());
         text.parse::<f64>().expect("milliseconds") / 1000.0
     };
-    let worker_drain = |set: Option<String>| seconds(&set.unwrap_or_else(|| worker_default.clone()));
+    let worker_drain =
+        |set: Option<String>| seconds(&set.unwrap_or_else(|| worker_default.clone()));
     if let Some(project) = compose::project(&[]) {
         let services = &project["services"];
         let grace = |name: &str| seconds(&text(&services[name], "/stop_grace_period"));
         let set = |name: &str, variable: &str| {
-            services[name]["environment"].get(variable).map(|value| value.as_str().expect("text").to_owned())
+            services[name]["environment"]
+                .get(variable)
+                .map(|value| value.as_str().expect("text").to_owned())
         };
         let drain = worker_drain(set("kafka-worker", "MCP_DRAIN_TIMEOUT"));
         assert!(grace("kafka-worker") >= drain + AFTER_DRAIN, "{drain}");
@@ -140,7 +160,8 @@ fn nobody_is_killed_while_draining() {
             let sleep = sleep.and_then(|sleep| sleep.as_f64()).unwrap_or_default();
             grace.parse::<f64>().expect("seconds") - sleep
         };
-        let set = |name: &str, variable: &str| render.get("Deployment", name).variable(render, variable);
+        let set =
+            |name: &str, variable: &str| render.get("Deployment", name).variable(render, variable);
         let drain = worker_drain(set("kafka-worker", "MCP_DRAIN_TIMEOUT"));
         assert!(grace("kafka-worker") >= drain + AFTER_DRAIN, "{}: {drain}", render.name);
         let drain = server_drain(set("mcp-server", "MCP_DRAIN_TIMEOUT_MS"));
@@ -174,12 +195,23 @@ fn topics_groups_and_partitions_are_the_same() {
     for render in renders() {
         let job = render.get("Job", "mcp-fleet-topics");
         assert_eq!(partitions(list(&job.containers()[0], "/args")), default, "{}", render.name);
-        for object in [job, render.get("Deployment", "mcp-server"), render.get("Deployment", "kafka-worker")]
+        for object in
+            [job, render.get("Deployment", "mcp-server"), render.get("Deployment", "kafka-worker")]
         {
-            assert_eq!(object.variable(render, "KAFKA_TOPIC").as_ref(), Some(topic), "{}", render.name);
+            assert_eq!(
+                object.variable(render, "KAFKA_TOPIC").as_ref(),
+                Some(topic),
+                "{}",
+                render.name
+            );
         }
         let worker = render.get("Deployment", "kafka-worker");
-        assert_eq!(worker.variable(render, "MCP_CONSUMER_GROUP").as_ref(), Some(group), "{}", render.name);
+        assert_eq!(
+            worker.variable(render, "MCP_CONSUMER_GROUP").as_ref(),
+            Some(group),
+            "{}",
+            render.name
+        );
     }
 }
 
@@ -189,9 +221,11 @@ fn probes_ask_what_there_is() {
     for render in renders() {
         for name in ["mcp-server", "kafka-worker"] {
             let container = &render.get("Deployment", name).containers()[0];
-            for (probe, path) in
-                [("startupProbe", "/health"), ("livenessProbe", "/health"), ("readinessProbe", "/ready")]
-            {
+            for (probe, path) in [
+                ("startupProbe", "/health"),
+                ("livenessProbe", "/health"),
+                ("readinessProbe", "/ready"),
+            ] {
                 assert_eq!(
                     text(container, &format!("/{probe}/httpGet/path")),
                     path,
@@ -216,16 +250,19 @@ fn probes_ask_what_there_is() {
 fn settings_that_stand_in_both_are_the_same() {
     let Some(project) = compose::project(&[]) else { return };
     let Some(base) = renders().iter().find(|render| render.name == "base") else { return };
-    // Where they are: a path of Compose's mount, and the level that only Compose can change from outside.
+    // Where they are: a path of Compose's mount, and the level that only Compose can change from
+    // outside.
     let different = ["MCP_FILES_ROOTS", "MCP_DATA_DIR"];
     let mut problems = vec![];
     for name in ["mcp-server", "kafka-worker"] {
         let deployment = base.get("Deployment", name);
-        for (variable, value) in project["services"][name]["environment"].as_object().expect("an environment")
+        for (variable, value) in
+            project["services"][name]["environment"].as_object().expect("an environment")
         {
             let there = deployment.variable(base, variable);
             if !different.contains(&variable.as_str()) && there.as_deref() != value.as_str() {
-                problems.push(format!("{name}: {variable} is {value} in compose and {there:?} in k8s"));
+                problems
+                    .push(format!("{name}: {variable} is {value} in compose and {there:?} in k8s"));
             }
         }
     }

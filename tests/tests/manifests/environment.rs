@@ -1,4 +1,5 @@
-//! Variables that are given to containers: each must be one that the program in it reads, by the README's tables.
+//! Variables that are given to containers: each must be one that the program in it reads, by the
+//! README's tables.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -13,16 +14,19 @@ pub(crate) fn table(name: &str) -> BTreeMap<String, String> {
     let readme = file("README.md");
     let (_, rest) = readme.split_once(&format!("<!-- {name} -->\n")).expect("the table's begin");
     let (rows, _) = rest.split_once(&format!("<!-- /{name} -->")).expect("the table's end");
-    let rows = rows.lines().map(|row| row.split('|').map(|cell| cell.trim().trim_matches('`')).collect());
-    let rows = rows.filter_map(|cells: Vec<&str>| Some((*cells.get(1)?, *cells.get(3)?)));
     let rows =
-        rows.filter(|(name, _)| !name.is_empty() && name.chars().all(|c| c.is_ascii_uppercase() || c == '_'));
+        rows.lines().map(|row| row.split('|').map(|cell| cell.trim().trim_matches('`')).collect());
+    let rows = rows.filter_map(|cells: Vec<&str>| Some((*cells.get(1)?, *cells.get(3)?)));
+    let rows = rows.filter(|(name, _)| {
+        !name.is_empty() && name.chars().all(|c| c.is_ascii_uppercase() || c == '_')
+    });
     rows.map(|(name, default)| (name.to_owned(), default.to_owned())).collect()
 }
 
 /// Whether a container of `program` has a use for `variable`.
 fn is_read(program: &str, variable: &str) -> bool {
-    let everywhere = ["KAFKA_PROPERTY_", "OTEL_", "LOG_"].iter().any(|start| variable.starts_with(start));
+    let everywhere =
+        ["KAFKA_PROPERTY_", "OTEL_", "LOG_"].iter().any(|start| variable.starts_with(start));
     everywhere
         || variable == "RUST_LOG"
         || match program {
@@ -45,7 +49,8 @@ fn the_tables_are_read() {
     assert_eq!(worker.get("PORT").map(String::as_str), Some("8081"));
     assert_eq!(worker.get("MCP_SERVER_URL").map(String::as_str), Some(""));
     assert!(
-        table("server").contains_key("MCP_ALLOWED_ORIGINS") && !worker.contains_key("MCP_ALLOWED_ORIGINS")
+        table("server").contains_key("MCP_ALLOWED_ORIGINS")
+            && !worker.contains_key("MCP_ALLOWED_ORIGINS")
     );
 }
 
@@ -54,7 +59,9 @@ fn composes_variables_are_read_by_somebody() {
     let Some(project) = compose::project(&[]) else { return };
     let mut problems = vec![];
     for (name, service) in project["services"].as_object().expect("services") {
-        let Some(program) = program(service["image"].as_str().unwrap_or_default()) else { continue };
+        let Some(program) = program(service["image"].as_str().unwrap_or_default()) else {
+            continue;
+        };
         for variable in service["environment"].as_object().expect("an environment").keys() {
             if !is_read(program, variable) {
                 problems.push(format!("{name}: {program} knows no {variable}"));
@@ -75,7 +82,10 @@ fn pods_variables_are_read_by_somebody_and_given_once() {
                 let mut seen = BTreeSet::new();
                 for (variable, _) in object.variables(render) {
                     if !is_read(program, &variable) {
-                        problems.insert(format!("{}: {program} knows no {variable}", object.describe()));
+                        problems.insert(format!(
+                            "{}: {program} knows no {variable}",
+                            object.describe()
+                        ));
                     }
                     if !seen.insert(variable.clone()) {
                         problems.insert(format!("{}: {variable} twice", object.describe()));
@@ -92,7 +102,10 @@ fn pods_variables_are_read_by_somebody_and_given_once() {
 fn nothing_is_left_out() {
     let required = [
         ("mcp-server", ["MCP_HOST", "PORT", "KAFKA_BROKERS", "KAFKA_TOPIC", "MCP_ALLOWED_HOSTS"]),
-        ("kafka-worker", ["MCP_HOST", "PORT", "KAFKA_BROKERS", "MCP_CONSUMER_GROUP", "MCP_SERVER_URL"]),
+        (
+            "kafka-worker",
+            ["MCP_HOST", "PORT", "KAFKA_BROKERS", "MCP_CONSUMER_GROUP", "MCP_SERVER_URL"],
+        ),
     ];
     let mut problems = vec![];
     for (name, variables) in required {

@@ -1,5 +1,5 @@
-//! The root file system of an image, made by the script that makes it in the Dockerfiles and entered with chroot: what the
-//! program needs to start is in it.
+//! The root file system of an image, made by the script that makes it in the Dockerfiles and
+//! entered with chroot: what the program needs to start is in it.
 
 use std::{os::unix::fs::PermissionsExt as _, process::Command};
 
@@ -17,7 +17,10 @@ fn a_program_runs_in_its_image_and_there_is_nothing_else() {
         script.args(["--", "/var/lib/mcp-fleet"]);
     }
     cache::run(&mut script);
-    assert!(root.join("etc/ssl/certs/ca-certificates.crt").metadata().expect("certificates").len() > 10_000);
+    assert!(
+        root.join("etc/ssl/certs/ca-certificates.crt").metadata().expect("certificates").len()
+            > 10_000
+    );
     assert_eq!(root.join("tmp").metadata().expect("/tmp").permissions().mode() & 0o7777, 0o1777);
     for shell in ["bin/sh", "bin/bash", "usr/bin/sh"] {
         assert!(!root.join(shell).exists(), "{shell}");
@@ -28,7 +31,10 @@ fn a_program_runs_in_its_image_and_there_is_nothing_else() {
     }
     let run = |argument: &str| {
         let mut command = Command::new("chroot");
-        command.arg("--userspec=65532:65532").arg(&root).args(["/usr/local/bin/kafka-worker", argument]);
+        command
+            .arg("--userspec=65532:65532")
+            .arg(&root)
+            .args(["/usr/local/bin/kafka-worker", argument]);
         command.output().expect("chroot")
     };
     let version = run("--version");

@@ -1,4 +1,5 @@
-//! `k8s/` as kustomize renders it: what there is, every combination of components, and the schemas of Kubernetes.
+//! `k8s/` as kustomize renders it: what there is, every combination of components, and the schemas
+//! of Kubernetes.
 
 use std::{
     collections::BTreeSet,
@@ -20,7 +21,10 @@ pub(crate) struct Render {
 }
 
 impl Render {
-    pub(crate) fn of_kind<'s, 'k>(&'s self, kind: &'k str) -> impl Iterator<Item = &'s Object> + use<'s, 'k> {
+    pub(crate) fn of_kind<'s, 'k>(
+        &'s self,
+        kind: &'k str,
+    ) -> impl Iterator<Item = &'s Object> + use<'s, 'k> {
         self.objects.iter().filter(move |object| object.kind() == kind)
     }
 
@@ -38,11 +42,13 @@ const COMPONENTS: [&str; 3] = ["keda", "monitoring", "spot"];
 /// Base, overlays, and both with every combination of components; nothing where there is no Go.
 pub(crate) fn renders() -> &'static [Render] {
     static RENDERS: OnceLock<Vec<Render>> = OnceLock::new();
-    RENDERS.get_or_init(|| go::kustomize().map(|kustomize| render_all(&kustomize)).unwrap_or_default())
+    RENDERS
+        .get_or_init(|| go::kustomize().map(|kustomize| render_all(&kustomize)).unwrap_or_default())
 }
 
 fn render_all(kustomize: &Path) -> Vec<Render> {
-    // A kustomization names others by relative paths only, so those that are made here stand beside copies.
+    // A kustomization names others by relative paths only, so those that are made here stand beside
+    // copies.
     let directory = bins::scratch("k8s");
     cache::run(Command::new("cp").arg("-r").arg(bins::repository().join("k8s")).arg(&directory));
     let k8s = directory.join("k8s");
@@ -61,11 +67,18 @@ fn render_all(kustomize: &Path) -> Vec<Render> {
 }
 
 /// An overlay of `root` with `components`, as people write their own.
-fn combine(kustomize: &Path, k8s: &Path, root: &str, namespace: &str, components: &[&str]) -> Render {
+fn combine(
+    kustomize: &Path,
+    k8s: &Path,
+    root: &str,
+    namespace: &str,
+    components: &[&str],
+) -> Render {
     let name = format!("{root}+{}", components.join("+"));
     let directory = k8s.join("overlays").join(name.replace('/', "-"));
     fs::create_dir_all(&directory).expect("a directory for an overlay");
-    let components: String = components.iter().map(|name| format!("- ../../components/{name}\n")).collect();
+    let components: String =
+        components.iter().map(|name| format!("- ../../components/{name}\n")).collect();
     let text = format!(
         "apiVersion: kustomize.config.k8s.io/v1beta1\nkind: Kustomization\nnamespace: {namespace}\n\
          resources:\n- ../../{root}\ncomponents:\n{components}"
@@ -76,8 +89,10 @@ fn combine(kustomize: &Path, k8s: &Path, root: &str, namespace: &str, components
 
 fn render(kustomize: &Path, name: &str, directory: PathBuf) -> Render {
     let output = Command::new(kustomize).arg("build").arg(&directory).output().expect("kustomize");
-    let (stdout, stderr) =
-        (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr).into_owned());
+    let (stdout, stderr) = (
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr).into_owned(),
+    );
     assert!(output.status.success(), "kustomize build {name}: {stderr}");
     assert_eq!(stderr, "", "kustomize build {name} has something to say");
     Render { name: name.to_owned(), objects: documents(&stdout).into_iter().map(Object).collect() }
@@ -106,7 +121,12 @@ fn everything_that_was_asked_for_is_rendered() {
             ("monitoring", "PrometheusRule", "mcp-fleet"),
         ] {
             let expected = production || render.name.contains(component);
-            assert_eq!(render.find(kind, name).is_some(), expected, "{}: {kind} {name}", render.name);
+            assert_eq!(
+                render.find(kind, name).is_some(),
+                expected,
+                "{}: {kind} {name}",
+                render.name
+            );
         }
         assert_eq!(render.find("HorizontalPodAutoscaler", "mcp-server").is_some(), production);
     }
@@ -132,7 +152,8 @@ fn names_are_used_once_and_stand_in_one_namespace() {
     }
 }
 
-/// The objects of Kubernetes itself, against its own schemas; a property that those do not know is an error.
+/// The objects of Kubernetes itself, against its own schemas; a property that those do not know is
+/// an error.
 #[test]
 fn every_object_is_one_that_kubernetes_knows() {
     let Some(python) = Python::manifests() else { return };
@@ -143,12 +164,14 @@ fn every_object_is_one_that_kubernetes_knows() {
     validate(&python, &distinct).unwrap_or_else(|report| panic!("{report}"));
 
     // The validator itself is seen to refuse.
-    let Some(deployment) = renders().first().map(|render| render.get("Deployment", "kafka-worker")) else {
+    let Some(deployment) = renders().first().map(|render| render.get("Deployment", "kafka-worker"))
+    else {
         return;
     };
     let mut wrong = deployment.0.clone();
     wrong["spec"]["template"]["spec"]["containers"][0]["livenesProbe"] = Value::Null;
-    let report = validate(&python, &BTreeSet::from([wrong.to_string()])).expect_err("a misspelt property");
+    let report =
+        validate(&python, &BTreeSet::from([wrong.to_string()])).expect_err("a misspelt property");
     assert!(report.contains("livenesProbe"), "{report}");
 }
 
@@ -160,10 +183,12 @@ fn validate(python: &Python, objects: &BTreeSet<String>) -> Result<(), String> {
     let mut command = Command::new(python.interpreter());
     command.args(["-m", "kubernetes_validate", "--strict", "-k", "1.37"]).arg(&path);
     let output = command.output().expect("kubernetes-validate");
-    let said =
-        [output.stdout, output.stderr].map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).concat();
+    let said = [output.stdout, output.stderr]
+        .map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
+        .concat();
     // It passes over what it has no schema for, with a word.
-    let passed = said.lines().filter(|line| line.contains("INFO") && line.contains("passed")).count();
+    let passed =
+        said.lines().filter(|line| line.contains("INFO") && line.contains("passed")).count();
     if output.status.success() && passed == objects.len() {
         return Ok(());
     }
@@ -182,7 +207,9 @@ fn the_example_of_the_secrets_holds_none() {
         }
     }
     for render in renders() {
-        problems.extend(render.of_kind("Secret").map(|secret| format!("{}: {}", render.name, secret.name())));
+        problems.extend(
+            render.of_kind("Secret").map(|secret| format!("{}: {}", render.name, secret.name())),
+        );
     }
     none(&problems);
 }

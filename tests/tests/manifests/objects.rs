@@ -23,20 +23,23 @@ impl Object {
 
     /// What the object makes pods of.
     pub(crate) fn pod(&self) -> Option<&Value> {
-        matches!(self.kind(), "Deployment" | "StatefulSet" | "Job").then(|| &self.0["spec"]["template"])
+        matches!(self.kind(), "Deployment" | "StatefulSet" | "Job")
+            .then(|| &self.0["spec"]["template"])
     }
 
     pub(crate) fn containers(&self) -> &[Value] {
         self.pod().map_or(&[], |pod| list(pod, "/spec/containers"))
     }
 
-    /// The variables of its first container with where they come from: a value, or the reference to a Secret or field.
+    /// The variables of its first container with where they come from: a value, or the reference to
+    /// a Secret or field.
     pub(crate) fn variables(&self, render: &Render) -> Vec<(String, Variable)> {
         let Some(container) = self.containers().first() else { return vec![] };
         let mut variables = vec![];
         for source in list(container, "/envFrom") {
             let name = crate::text(source, "/configMapRef/name");
-            let data = render.get("ConfigMap", &name).0["data"].as_object().cloned().unwrap_or_default();
+            let data =
+                render.get("ConfigMap", &name).0["data"].as_object().cloned().unwrap_or_default();
             variables.extend(data.into_iter().map(|(name, value)| (name, Variable::of(&value))));
         }
         for entry in list(container, "/env") {
@@ -59,7 +62,8 @@ impl Object {
         }
     }
 
-    /// Whether `labels`, of a pod or an object, are those that `selector` (a `matchLabels` map) asks for.
+    /// Whether `labels`, of a pod or an object, are those that `selector` (a `matchLabels` map)
+    /// asks for.
     pub(crate) fn selects(selector: &Value, labels: &Value) -> bool {
         let selector = selector.as_object().expect("matchLabels");
         !selector.is_empty() && selector.iter().all(|(key, value)| labels.get(key) == Some(value))

@@ -1,4 +1,5 @@
-//! Names in `k8s/` that refer to something: each must be answered by something that is rendered with it.
+//! Names in `k8s/` that refer to something: each must be answered by something that is rendered
+//! with it.
 
 use serde_json::Value;
 
@@ -10,7 +11,8 @@ use crate::{
     standalone, text,
 };
 
-/// Checks every render, and every file that is applied by itself, with `check`, which names what is wrong.
+/// Checks every render, and every file that is applied by itself, with `check`, which names what is
+/// wrong.
 fn everywhere(check: impl Fn(&Render) -> Vec<String>) {
     let problems = renders().iter().chain(standalone::files()).flat_map(|render| {
         let found = check(render);
@@ -22,7 +24,8 @@ fn everywhere(check: impl Fn(&Render) -> Vec<String>) {
 /// The labels of everything that makes pods.
 fn pods(render: &Render) -> Vec<(&Object, &Value)> {
     let pods = render.objects.iter().filter_map(|object| Some((object, object.pod()?)));
-    pods.map(|(object, pod)| (object, pod.pointer("/metadata/labels").unwrap_or(&Value::Null))).collect()
+    pods.map(|(object, pod)| (object, pod.pointer("/metadata/labels").unwrap_or(&Value::Null)))
+        .collect()
 }
 
 /// The pods that a `matchLabels` map selects.
@@ -56,13 +59,23 @@ fn selectors_select_something() {
                 continue;
             };
             let found = selected(render, selector);
-            if found.len() != 1 || (object.pod().is_some() && found[0].describe() != object.describe()) {
-                problems.push(format!("{} selects {} sorts of pods", object.describe(), found.len()));
+            if found.len() != 1
+                || (object.pod().is_some() && found[0].describe() != object.describe())
+            {
+                problems.push(format!(
+                    "{} selects {} sorts of pods",
+                    object.describe(),
+                    found.len()
+                ));
             }
             if let Some(pod) = object.pod() {
                 for spread in list(pod, "/spec/topologySpreadConstraints") {
-                    if !Object::selects(&spread["labelSelector"]["matchLabels"], &pod["metadata"]["labels"]) {
-                        problems.push(format!("{} spreads other pods than its own", object.describe()));
+                    if !Object::selects(
+                        &spread["labelSelector"]["matchLabels"],
+                        &pod["metadata"]["labels"],
+                    ) {
+                        problems
+                            .push(format!("{} spreads other pods than its own", object.describe()));
                     }
                 }
             }
@@ -111,7 +124,9 @@ fn ports_are_those_of_the_containers() {
             }
             for endpoint in list(&monitor.0, "/spec/endpoints") {
                 let there = |service: &&Object| {
-                    list(&service.0, "/spec/ports").iter().any(|port| port["name"] == endpoint["port"])
+                    list(&service.0, "/spec/ports")
+                        .iter()
+                        .any(|port| port["name"] == endpoint["port"])
                 };
                 if !services.iter().all(there) {
                     problems.push(format!("{}: no port {}", monitor.describe(), endpoint["port"]));
@@ -122,7 +137,11 @@ fn ports_are_those_of_the_containers() {
             for endpoint in list(&monitor.0, "/spec/podMetricsEndpoints") {
                 for pod in selected(render, &monitor.0["spec"]["selector"]["matchLabels"]) {
                     if !has_port(pod, &endpoint["port"]) {
-                        problems.push(format!("{}: no port {}", monitor.describe(), endpoint["port"]));
+                        problems.push(format!(
+                            "{}: no port {}",
+                            monitor.describe(),
+                            endpoint["port"]
+                        ));
                     }
                 }
             }
@@ -159,13 +178,19 @@ fn network_policies_are_about_pods_that_are_there() {
                         if others.is_empty() && !elsewhere {
                             problems.push(format!("{}: nobody is {selector}", policy.describe()));
                         }
-                        for port in list(rule, "/ports").iter().filter(|port| port["port"].is_string()) {
+                        for port in
+                            list(rule, "/ports").iter().filter(|port| port["port"].is_string())
+                        {
                             let open = match peers {
                                 "/from" => own.iter().all(|(pod, _)| has_port(pod, &port["port"])),
                                 _ => others.iter().all(|pod| has_port(pod, &port["port"])),
                             };
                             if !open {
-                                problems.push(format!("{}: no port {}", policy.describe(), port["port"]));
+                                problems.push(format!(
+                                    "{}: no port {}",
+                                    policy.describe(),
+                                    port["port"]
+                                ));
                             }
                         }
                     }
@@ -201,9 +226,9 @@ fn is_about(selector: &Value, labels: &Value) -> bool {
 fn secrets_configmaps_accounts_and_volumes_exist() {
     let example = documents(&file("k8s/secret.example.yaml"));
     let in_example = |name: &str, key: &str| {
-        example
-            .iter()
-            .any(|secret| secret["metadata"]["name"] == name && secret["stringData"].get(key).is_some())
+        example.iter().any(|secret| {
+            secret["metadata"]["name"] == name && secret["stringData"].get(key).is_some()
+        })
     };
     everywhere(|render| {
         let mut problems = vec![];
@@ -233,7 +258,9 @@ fn secrets_configmaps_accounts_and_volumes_exist() {
             let volumes = list(pod, "/spec/volumes").iter().map(|volume| text(volume, "/name"));
             let volumes: Vec<_> =
                 volumes.chain(claims.iter().map(|claim| text(claim, "/metadata/name"))).collect();
-            for mount in object.containers().iter().flat_map(|container| list(container, "/volumeMounts")) {
+            for mount in
+                object.containers().iter().flat_map(|container| list(container, "/volumeMounts"))
+            {
                 if !volumes.contains(&text(mount, "/name")) {
                     problems.push(format!("{}: no volume {}", object.describe(), mount["name"]));
                 }
@@ -275,9 +302,11 @@ fn pods_have_no_rights_that_they_do_not_need() {
                 }
             }
             for container in object.containers() {
-                for pointer in
-                    ["/resources/limits/memory", "/resources/requests/cpu", "/resources/requests/memory"]
-                {
+                for pointer in [
+                    "/resources/limits/memory",
+                    "/resources/requests/cpu",
+                    "/resources/requests/memory",
+                ] {
                     if container.pointer(pointer).is_none() {
                         problems.push(format!("{}: no {pointer}", object.describe()));
                     }

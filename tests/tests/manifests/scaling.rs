@@ -10,7 +10,8 @@ use crate::{
     text,
 };
 
-/// What KEDA 2.21 reads of triggers. It passes over other keys without a word, and the definition of its objects allows them.
+/// What KEDA 2.21 reads of triggers. It passes over other keys without a word, and the definition
+/// of its objects allows them.
 const KEYS: [(&str, &[&str]); 2] = [
     (
         "kafka",
@@ -65,14 +66,21 @@ fn number(value: &Value, pointer: &str) -> f64 {
 fn scaled() -> impl Iterator<Item = (&'static Render, &'static Object, &'static Object)> {
     renders().iter().flat_map(|render| {
         render.of_kind("ScaledObject").map(move |scaled| {
-            (render, scaled, render.get("Deployment", &text(&scaled.0, "/spec/scaleTargetRef/name")))
+            (
+                render,
+                scaled,
+                render.get("Deployment", &text(&scaled.0, "/spec/scaleTargetRef/name")),
+            )
         })
     })
 }
 
 fn trigger<'o>(scaled: &'o Object, name: &str) -> &'o Value {
     let triggers = list(&scaled.0, "/spec/triggers");
-    triggers.iter().find(|trigger| trigger["name"] == name).unwrap_or_else(|| panic!("no trigger {name}"))
+    triggers
+        .iter()
+        .find(|trigger| trigger["name"] == name)
+        .unwrap_or_else(|| panic!("no trigger {name}"))
 }
 
 #[test]
@@ -82,7 +90,8 @@ fn nobody_else_says_how_many_there_are() {
     }
     for render in renders() {
         for scaler in render.of_kind("HorizontalPodAutoscaler") {
-            let deployment = render.get("Deployment", &text(&scaler.0, "/spec/scaleTargetRef/name"));
+            let deployment =
+                render.get("Deployment", &text(&scaler.0, "/spec/scaleTargetRef/name"));
             assert!(deployment.0["spec"].get("replicas").is_none(), "{}", render.name);
             for resource in ["cpu", "memory"] {
                 let requested = &deployment.containers()[0]["resources"]["requests"];
@@ -91,7 +100,10 @@ fn nobody_else_says_how_many_there_are() {
                     "utilization of {resource} is a share of the request"
                 );
                 let metrics = list(&scaler.0, "/spec/metrics");
-                assert!(metrics.iter().any(|metric| metric["resource"]["name"] == resource), "{resource}");
+                assert!(
+                    metrics.iter().any(|metric| metric["resource"]["name"] == resource),
+                    "{resource}"
+                );
             }
         }
     }
@@ -120,7 +132,11 @@ fn scaling_down_never_beats_the_drain() {
     }
     for render in renders() {
         for scaler in render.of_kind("HorizontalPodAutoscaler") {
-            check(render, render.get("Deployment", "mcp-server"), &scaler.0["spec"]["behavior"]["scaleDown"]);
+            check(
+                render,
+                render.get("Deployment", "mcp-server"),
+                &scaler.0["spec"]["behavior"]["scaleDown"],
+            );
         }
     }
 }
@@ -142,9 +158,11 @@ fn kafka_triggers_ask_for_the_workers_topic_and_group() {
             }
             assert_eq!(metadata["bootstrapServersFromEnv"], "KAFKA_BROKERS");
             assert_eq!(metadata["consumerGroupFromEnv"], "MCP_CONSUMER_GROUP");
-            // Kafka 4 answers no client that speaks the protocol of 2.0 or older, and KEDA's default is 1.0.
+            // Kafka 4 answers no client that speaks the protocol of 2.0 or older, and KEDA's
+            // default is 1.0.
             let version = metadata["version"].as_str().expect("a version");
-            let parts: Vec<u32> = version.split('.').map(|part| part.parse().expect("a number")).collect();
+            let parts: Vec<u32> =
+                version.split('.').map(|part| part.parse().expect("a number")).collect();
             assert!(parts >= vec![2, 1, 0], "{version}");
             // As the workers read a partition for which nothing is committed.
             assert_eq!(metadata["offsetResetPolicy"], "earliest");
@@ -196,15 +214,20 @@ fn numbers_fit_what_a_worker_does() {
         let partitions = args.iter().position(|arg| arg == "--partitions").map(|at| &args[at + 1]);
         assert_eq!(partitions, Some(&text(spec, "/maxReplicaCount").into()), "{}", render.name);
 
-        let slots: f64 =
-            deployment.variable(render, "MCP_MAX_IN_FLIGHT").expect("slots").parse().expect("a number");
+        let slots: f64 = deployment
+            .variable(render, "MCP_MAX_IN_FLIGHT")
+            .expect("slots")
+            .parse()
+            .expect("a number");
         let runnable = &trigger(scaled, "runnable")["metadata"];
-        for threshold in
-            [number(trigger(scaled, "jobs"), "/metadata/lagThreshold"), number(runnable, "/threshold")]
-        {
+        for threshold in [
+            number(trigger(scaled, "jobs"), "/metadata/lagThreshold"),
+            number(runnable, "/threshold"),
+        ] {
             assert!(threshold >= slots, "a worker would not be full before there is another");
         }
-        // The trigger that only keeps a worker must not ask for two, however much waits for its time.
+        // The trigger that only keeps a worker must not ask for two, however much waits for its
+        // time.
         assert!(number(trigger(scaled, "delayed"), "/metadata/lagThreshold") >= 1e9);
         let at_zero = number(spec, "/minReplicaCount") == 0.0;
         assert_eq!(runnable["ignoreNullValues"], at_zero.to_string(), "{}", render.name);
@@ -219,7 +242,12 @@ fn the_query_is_about_the_fleet_of_its_namespace() {
         let query = text(trigger(scaled, "runnable"), "/metadata/query");
         let namespace = text(&deployment.0, "/metadata/namespace");
         let metrics = query.matches("fleet_").count();
-        assert_eq!(query.matches(&format!("namespace=\"{namespace}\"")).count(), metrics, "{}", render.name);
+        assert_eq!(
+            query.matches(&format!("namespace=\"{namespace}\"")).count(),
+            metrics,
+            "{}",
+            render.name
+        );
         assert_eq!(query.matches('(').count(), query.matches(')').count(), "{query}");
     }
 }

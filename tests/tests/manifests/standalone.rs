@@ -1,4 +1,5 @@
-//! The files of `k8s/` that are applied without kustomize. Each is complete by itself and says what the base says.
+//! The files of `k8s/` that are applied without kustomize. Each is complete by itself and says what
+//! the base says.
 
 use std::{collections::BTreeSet, sync::OnceLock};
 
@@ -29,7 +30,8 @@ pub(crate) fn files() -> &'static [Render] {
 /// What kustomize makes of the base, with the ConfigMaps' names as they are written.
 fn base() -> Option<Render> {
     let base = renders().iter().find(|render| render.name == "base")?;
-    let mut text = json!(base.objects.iter().map(|object| &object.0).collect::<Vec<_>>()).to_string();
+    let mut text =
+        json!(base.objects.iter().map(|object| &object.0).collect::<Vec<_>>()).to_string();
     for map in base.of_kind("ConfigMap") {
         let (name, _digest) = map.name().rsplit_once('-').expect("a digest of the content");
         text = text.replace(map.name(), name);
@@ -51,9 +53,11 @@ fn a_file_says_what_the_base_says() {
         }
     }
 
-    // NetworkPolicies deny what a namespace without our labels needs, so those who want them use kustomize.
+    // NetworkPolicies deny what a namespace without our labels needs, so those who want them use
+    // kustomize.
     let named = |object: &Object| (object.kind().to_owned(), object.name().to_owned());
-    let there: BTreeSet<_> = files().iter().flat_map(|file| file.objects.iter().map(named)).collect();
+    let there: BTreeSet<_> =
+        files().iter().flat_map(|file| file.objects.iter().map(named)).collect();
     let wanted = base.objects.iter().filter(|object| object.kind() != "NetworkPolicy");
     assert_eq!(there, wanted.map(named).collect());
 }

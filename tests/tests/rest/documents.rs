@@ -1,4 +1,5 @@
-//! The documents: valid by the tools of those who define them, the same as in the repository, and true.
+//! The documents: valid by the tools of those who define them, the same as in the repository, and
+//! true.
 
 use std::{fs, process::Command};
 
@@ -15,7 +16,9 @@ const EXAMPLES: &str = "30";
 fn the_openapi_document_is_valid() {
     let Some(python) = Python::schemathesis() else { return };
     let mut command = Command::new(python.interpreter());
-    command.args(["-m", "openapi_spec_validator"]).arg(bins::repository().join("schemas/openapi.json"));
+    command
+        .args(["-m", "openapi_spec_validator"])
+        .arg(bins::repository().join("schemas/openapi.json"));
     run("openapi-spec-validator", command, "OK");
 }
 
@@ -35,8 +38,8 @@ fn run(name: &str, command: Command, says: &str) {
     assert!(status.success() && said.contains(says), "{status}\n{said}");
 }
 
-/// schemathesis makes requests from the document, good ones and bad ones, and judges the answers; what it is
-/// told beside the document, `tests/python/schemathesis.toml` says.
+/// schemathesis makes requests from the document, good ones and bad ones, and judges the answers;
+/// what it is told beside the document, `tests/python/schemathesis.toml` says.
 #[test]
 fn the_server_does_what_the_openapi_document_says() {
     let Some(env) = Env::apache_kafka() else { return };
@@ -46,14 +49,17 @@ fn the_server_does_what_the_openapi_document_says() {
     fleet.start_worker();
     let repository = bins::repository();
     let served = get(server.address, "/openapi.json");
-    let written = fs::read_to_string(repository.join("schemas/openapi.json")).expect("the document");
+    let written =
+        fs::read_to_string(repository.join("schemas/openapi.json")).expect("the document");
     assert_eq!((served.status, &served.text), (200, &written));
     let mut command = Command::new(python.interpreter());
     command
         .args(["-m", "schemathesis.cli", "--config-file"])
         .arg(repository.join("tests/python/schemathesis.toml"));
     command.arg("run").arg(format!("http://{}/openapi.json", server.address));
-    command.args(["--seed", SEED, "--max-examples", EXAMPLES, "--no-color"]).current_dir(&fleet.directory);
+    command
+        .args(["--seed", SEED, "--max-examples", EXAMPLES, "--no-color"])
+        .current_dir(&fleet.directory);
     let mut process = Process::start("schemathesis", &fleet.directory, command);
     let status = process.wait(wait::LONG * 2);
     let said = process.log();

@@ -1,4 +1,5 @@
-//! Jobs over plain HTTP: real replicas of the server, real workers, and a client that looks at every byte.
+//! Jobs over plain HTTP: real replicas of the server, real workers, and a client that looks at
+//! every byte.
 
 #![expect(clippy::expect_used, reason = "a panic is the report of a test")]
 

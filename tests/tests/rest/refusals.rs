@@ -22,8 +22,17 @@ pub(crate) fn nonsense_and_too_much_are_refused_clearly(env: &Env) {
 }
 
 fn ids(address: SocketAddr) {
-    for id in ["nope", "..%2F..%2Fetc%2Fpasswd", "%27%20OR%201=1", "%F0%9F%A6%80", "mcp-jobs%2F0%2F17", "0"] {
-        for answer in [get(address, &format!("/jobs/{id}")), get(address, &format!("/jobs/{id}/events"))] {
+    for id in [
+        "nope",
+        "..%2F..%2Fetc%2Fpasswd",
+        "%27%20OR%201=1",
+        "%F0%9F%A6%80",
+        "mcp-jobs%2F0%2F17",
+        "0",
+    ] {
+        for answer in
+            [get(address, &format!("/jobs/{id}")), get(address, &format!("/jobs/{id}/events"))]
+        {
             answer.problem(404, "no-such-job");
         }
         let cancelled = delete(address, &format!("/jobs/{id}?wait=0")).expect(202);
@@ -72,13 +81,21 @@ fn bodies(address: SocketAddr) {
     latin.problem(400, "bad-request");
     let deep = "[".repeat(100_000);
     request(address, "POST", "/jobs", &json, deep.as_bytes()).problem(400, "bad-request");
-    for kind in
-        [&[][..], &[("content-type", "text/plain")], &[("content-type", "application/x-www-form-urlencoded")]]
-    {
+    for kind in [
+        &[][..],
+        &[("content-type", "text/plain")],
+        &[("content-type", "application/x-www-form-urlencoded")],
+    ] {
         request(address, "POST", "/jobs", kind, b"{}").problem(415, "unsupported-media-type");
     }
-    request(address, "POST", "/jobs", &[("content-type", "Application/JSON; charset=utf-8")], b"{}")
-        .problem(422, "bad-job");
+    request(
+        address,
+        "POST",
+        "/jobs",
+        &[("content-type", "Application/JSON; charset=utf-8")],
+        b"{}",
+    )
+    .problem(422, "bad-job");
     let check = |body: Value, says: &str, index: Value| {
         let answer = post(address, "/jobs", &body);
         let detail = answer.problem(422, "bad-job");
@@ -95,8 +112,17 @@ fn bodies(address: SocketAddr) {
     check(json!({"tool": "t", "replyTo": "no such topic"}), "`replyTo`", null());
     check(json!({"jobType": "dance", "payload": {}}), "`dance` is unknown", null());
     check(json!([read_file(), {"tool": 7}]), "job 1, `tool`", json!(1));
-    check(json!({"jobs": [read_file(), read_file(), {"tool": ""}]}), "`payload.tool` is empty", json!(2));
-    let many = post_with(address, "/jobs", &[("idempotency-key", "k")], &json!([read_file(), read_file()]));
+    check(
+        json!({"jobs": [read_file(), read_file(), {"tool": ""}]}),
+        "`payload.tool` is empty",
+        json!(2),
+    );
+    let many = post_with(
+        address,
+        "/jobs",
+        &[("idempotency-key", "k")],
+        &json!([read_file(), read_file()]),
+    );
     assert!(many.problem(422, "bad-job").contains("Idempotency-Key"), "{many:?}");
     // Nothing of what was refused was written.
     assert_eq!(get(address, "/jobs").expect(200)["jobs"], json!([]));
@@ -160,7 +186,11 @@ pub(crate) fn somebody_elses_jobs_are_not_there(env: &Env) {
             let unknown = ask("GET", "/jobs/nobodys");
             let (refused, unknown) =
                 (refused.problem(404, "no-such-job"), unknown.problem(404, "no-such-job"));
-            assert_eq!(refused.replace("mine", "nobodys"), unknown, "nobody learns that it is there");
+            assert_eq!(
+                refused.replace("mine", "nobodys"),
+                unknown,
+                "nobody learns that it is there"
+            );
             let (refused, unknown) = (
                 ask("DELETE", "/jobs/mine?wait=0").expect(202),
                 ask("DELETE", "/jobs/nobodys?wait=0").expect(202),

@@ -24,8 +24,9 @@ pub(crate) fn a_job_is_followed_to_its_end(env: &Env) {
     assert_eq!((queued.event.as_str(), &queued.json()["jobID"]), ("queued", &json!("watched")));
     drop(events);
     // Another replica goes on where the stream broke, and does not repeat what was told.
-    let mut events = Events::open(second.address, "/jobs/watched/events", &[("last-event-id", &queued.id)])
-        .expect("a stream");
+    let mut events =
+        Events::open(second.address, "/jobs/watched/events", &[("last-event-id", &queued.id)])
+            .expect("a stream");
     fleet.start_worker();
     let mut states = Vec::new();
     let mut last = None;
@@ -42,9 +43,11 @@ pub(crate) fn a_job_is_followed_to_its_end(env: &Env) {
     assert_eq!(last.json(), get(first.address, "/jobs/watched?wait=60").expect(200));
     // Who has heard the end need not come back; who has not, hears it.
     for server in [&first, &second] {
-        let heard = Events::open(server.address, "/jobs/watched/events", &[("last-event-id", &last.id)]);
+        let heard =
+            Events::open(server.address, "/jobs/watched/events", &[("last-event-id", &last.id)]);
         assert_eq!(heard.expect_err("no stream").status, 204);
-        let mut again = Events::open(server.address, "/jobs/watched/events", &[]).expect("a stream");
+        let mut again =
+            Events::open(server.address, "/jobs/watched/events", &[]).expect("a stream");
         assert_eq!(again.next(wait::LONG), Some(last.clone()));
         assert_eq!(again.next(wait::LONG), None);
     }
@@ -59,7 +62,8 @@ pub(crate) fn all_jobs_are_followed_over_replicas(env: &Env) {
     };
     let mut all = open(first.address, "/events", &[]).placed(wait::LONG);
     let mut own = open(first.address, "/events?state=queued", &mine).placed(wait::LONG);
-    let mut filtered = open(second.address, "/events?tool=file_list&state=succeeded", &[]).placed(wait::LONG);
+    let mut filtered =
+        open(second.address, "/events?tool=file_list&state=succeeded", &[]).placed(wait::LONG);
     let submit = |id: &str, tool: &str, headers: &[(&str, &str)]| {
         let job = json!({"jobID": id, "tool": tool, "arguments": {"path": "."}, "maxAttempts": 1});
         post_with(first.address, "/jobs", headers, &job).expect(202);
@@ -81,17 +85,25 @@ pub(crate) fn all_jobs_are_followed_over_replicas(env: &Env) {
         let job = get(first.address, &format!("/jobs/{id}?wait=60")).expect(200);
         assert_eq!(job["state"], "succeeded", "{job}");
     }
-    let mut resumed = open(second.address, "/events", &[("last-event-id", &event.id)]).placed(wait::LONG);
+    let mut resumed =
+        open(second.address, "/events", &[("last-event-id", &event.id)]).placed(wait::LONG);
     let mut told = Vec::new();
-    while !["open", "later"].iter().all(|id| told.contains(&((*id).to_owned(), "succeeded".to_owned()))) {
+    while !["open", "later"]
+        .iter()
+        .all(|id| told.contains(&((*id).to_owned(), "succeeded".to_owned())))
+    {
         let event = resumed.next(wait::LONG).expect("an event");
         told.push((event.json()["jobID"].as_str().expect("an id").to_owned(), event.event));
     }
     assert!(told.contains(&("later".to_owned(), "queued".to_owned())), "{told:?}");
-    assert!(!told.contains(&("open".to_owned(), "queued".to_owned())), "that was told before: {told:?}");
+    assert!(
+        !told.contains(&("open".to_owned(), "queued".to_owned())),
+        "that was told before: {told:?}"
+    );
     assert!(told.iter().all(|(id, _)| id != "secret"), "{told:?}");
-    let mut succeeded: Vec<_> =
-        (0..2).map(|_| filtered.next(wait::LONG).expect("an event").json()["jobID"].clone()).collect();
+    let mut succeeded: Vec<_> = (0..2)
+        .map(|_| filtered.next(wait::LONG).expect("an event").json()["jobID"].clone())
+        .collect();
     succeeded.sort_by_key(ToString::to_string);
     assert_eq!(succeeded, ["later", "open"]);
     // Places that are nowhere: a hole is said to be one, and then it goes on.
@@ -107,7 +119,8 @@ pub(crate) fn all_jobs_are_followed_over_replicas(env: &Env) {
 pub(crate) fn streams_end_with_the_server(env: &Env) {
     let (_fleet, mut server) = start(env, "rest-stop");
     post(server.address, "/jobs", &json!({"jobID": "queued", "tool": "file_list"})).expect(202);
-    let mut all = Events::open(server.address, "/events", &[]).expect("a stream").placed(wait::LONG);
+    let mut all =
+        Events::open(server.address, "/events", &[]).expect("a stream").placed(wait::LONG);
     let mut one = Events::open(server.address, "/jobs/queued/events", &[]).expect("a stream");
     assert_eq!(one.next(wait::LONG).expect("a state").event, "queued");
     let begin = Instant::now();

@@ -58,22 +58,28 @@ pub(crate) fn many_jobs_are_listed_page_by_page(env: &Env) {
         json!({"jobID": format!("job-{n}"), "tool": tool, "tenant": tenant, "maxAttempts": 1,
             "arguments": {"path": if n < 5 && n > 0 { "hello.txt" } else { path }}})
     };
-    let submitted = post(server.address, "/jobs", &json!({"jobs": (0..12).map(job).collect::<Vec<_>>()}));
+    let submitted =
+        post(server.address, "/jobs", &json!({"jobs": (0..12).map(job).collect::<Vec<_>>()}));
     let submitted = submitted.expect(202);
     let ids: Vec<_> = (0..12).map(|n| json!(format!("job-{n}"))).collect();
-    let answered = submitted["jobs"].as_array().expect("jobs").iter().map(|job| job["jobID"].clone());
+    let answered =
+        submitted["jobs"].as_array().expect("jobs").iter().map(|job| job["jobID"].clone());
     assert_eq!(answered.collect::<Vec<_>>(), ids, "in the order of the request");
     for id in &ids {
         let path = format!("/jobs/{}?wait=60", id.as_str().expect("an id"));
         let job = get(server.address, &path).expect(200);
-        assert!(["succeeded", "failed"].contains(&job["state"].as_str().expect("a state")), "{job}");
+        assert!(
+            ["succeeded", "failed"].contains(&job["state"].as_str().expect("a state")),
+            "{job}"
+        );
     }
     let listed = |query: &str| -> BTreeSet<String> {
         let list = get(server.address, &format!("/jobs?{query}")).expect(200);
         let jobs = list["jobs"].as_array().expect("jobs");
         jobs.iter().map(|job| job["jobID"].as_str().expect("an id").to_owned()).collect()
     };
-    let these = |range: std::ops::Range<usize>| range.map(|n| format!("job-{n}")).collect::<BTreeSet<_>>();
+    let these =
+        |range: std::ops::Range<usize>| range.map(|n| format!("job-{n}")).collect::<BTreeSet<_>>();
     assert_eq!(listed(""), these(0..12));
     assert_eq!(listed("tenant=a"), these(0..5));
     assert_eq!(listed("tool=file_list"), these(5..12));
@@ -117,7 +123,8 @@ pub(crate) fn a_repeated_submission_is_one_job_and_one_call(env: &Env) {
     });
     let ids: BTreeSet<_> = answers.iter().map(|(_, job)| job["jobID"].to_string()).collect();
     assert_eq!(ids.len(), 1, "{answers:?}");
-    let new = answers.iter().filter(|(status, job)| *status == 202 && job["existing"] == false).count();
+    let new =
+        answers.iter().filter(|(status, job)| *status == 202 && job["existing"] == false).count();
     assert_eq!(new, 1, "{answers:?}");
     fleet.start_worker();
     let path = format!("/jobs/{}?wait=60", answers[0].1["jobID"].as_str().expect("an id"));
@@ -136,7 +143,10 @@ pub(crate) fn a_job_is_cancelled_or_it_is_too_late(env: &Env) {
     // Nobody works yet, so the job is there for as long as this takes.
     post(server.address, "/jobs", &json!({"jobID": "late", "tool": "file_list"})).expect(202);
     let requested = delete(server.address, "/jobs/late?wait=0&reason=not%20needed").expect(202);
-    assert_eq!((&requested["outcome"], &requested["job"]["state"]), (&json!("requested"), &json!("queued")));
+    assert_eq!(
+        (&requested["outcome"], &requested["job"]["state"]),
+        (&json!("requested"), &json!("queued"))
+    );
     let job = get(server.address, "/jobs/late").expect(200);
     assert!(job["cancelRequestedAt"].is_string(), "{job}");
     let control = topics::read(&env.brokers, &format!("{}.control", fleet.topic));
@@ -154,7 +164,8 @@ pub(crate) fn a_job_is_cancelled_or_it_is_too_late(env: &Env) {
     assert!(job.get("cancelRequestedAt").is_none(), "it has ended: {job}");
 }
 
-/// The more partitions, the more ends of the log there are to look for, which must not take longer than somebody waits.
+/// The more partitions, the more ends of the log there are to look for, which must not take longer
+/// than somebody waits.
 pub(crate) fn a_log_of_many_partitions_is_looked_through_in_time(env: &Env) {
     let mut fleet = Fleet::new(env, "rest-partitions", 1);
     fleet.topic.push_str("-wide");
@@ -162,29 +173,37 @@ pub(crate) fn a_log_of_many_partitions_is_looked_through_in_time(env: &Env) {
     topics::create(&env.brokers, &[(&fleet.topic, 1), (&events, 24)]);
     let server = fleet.start_job_server();
     get(server.address, "/jobs/unknown").problem(404, "no-such-job");
-    let submitted = post_with(server.address, "/jobs", &[("idempotency-key", "k")], &read_file()).expect(202);
+    let submitted =
+        post_with(server.address, "/jobs", &[("idempotency-key", "k")], &read_file()).expect(202);
     let id = submitted["jobs"][0]["jobID"].as_str().expect("an id");
     assert_eq!(get(server.address, &format!("/jobs/{id}")).expect(200)["state"], "queued");
 }
 
-/// A job that was written to Kafka directly is known by its id before a worker comes to it, and can be cancelled by it.
+/// A job that was written to Kafka directly is known by its id before a worker comes to it, and can
+/// be cancelled by it.
 pub(crate) fn a_job_of_a_producer_is_found_and_cancelled(env: &Env) {
     let (mut fleet, server) = start(env, "rest-produced");
-    let job = json!({"jobID": "produced", "jobType": "tool-call", "payload": {"tool": "file_list"}});
+    let job =
+        json!({"jobID": "produced", "jobType": "tool-call", "payload": {"tool": "file_list"}});
     fleet.submit_job(&job);
     // On a machine that is busy the time for a search can be over first.
     let found = wait::until("the job in the backlog", wait::LONG, || {
         Some(get(server.address, "/jobs/produced")).filter(|answer| answer.status == 200)
     });
     let found = found.json();
-    assert_eq!((&found["state"], &found["tool"]), (&json!("queued"), &json!("file_list")), "{found}");
+    assert_eq!(
+        (&found["state"], &found["tool"]),
+        (&json!("queued"), &json!("file_list")),
+        "{found}"
+    );
     get(server.address, "/jobs/nowhere").problem(404, "no-such-job");
     get(server.address, "/jobs/nowhere/events").problem(404, "no-such-job");
     let mut events = Events::open(server.address, "/jobs/produced/events", &[]).expect("a stream");
     let queued = events.next(wait::LONG).expect("the present state");
     assert_eq!((queued.event.as_str(), &queued.json()["jobID"]), ("queued", &json!("produced")));
     let again = [("last-event-id", queued.id.as_str())];
-    let mut again = Events::open(server.address, "/jobs/produced/events", &again).expect("a stream");
+    let mut again =
+        Events::open(server.address, "/jobs/produced/events", &again).expect("a stream");
 
     let cancelled = delete(server.address, "/jobs/produced?wait=0&reason=too%20soon").expect(202);
     assert_eq!(cancelled, json!({"outcome": "requested", "known": false}));

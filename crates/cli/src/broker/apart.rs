@@ -1,5 +1,6 @@
-//! A fetch of many partitions, one by one. The engine fails as a whole at one batch that it can't hand out, and a file may
-//! hold such batches from before they were refused (see [`batches`](super::batches)).
+//! A fetch of many partitions, one by one. The engine fails as a whole at one batch that it can't
+//! hand out, and a file may hold such batches from before they were refused (see
+//! [`batches`](super::batches)).
 
 use tansu_sans_io::{
     Body, ErrorCode, FetchRequest, FetchResponse,
@@ -46,7 +47,9 @@ pub(super) fn join(answers: Vec<FetchableTopicResponse>) -> Body {
     for answer in answers {
         match topics.last_mut() {
             Some(last) if last.topic == answer.topic && last.topic_id == answer.topic_id => {
-                last.partitions.get_or_insert_default().extend(answer.partitions.into_iter().flatten());
+                last.partitions
+                    .get_or_insert_default()
+                    .extend(answer.partitions.into_iter().flatten());
             }
             _ => topics.push(answer),
         }
@@ -72,7 +75,8 @@ mod tests {
         let topic = |name: &str, partitions| {
             FetchTopic::default().topic(Some(name.to_owned())).partitions(Some(partitions))
         };
-        let topics = vec![topic("a", vec![partition(0), partition(1)]), topic("b", vec![partition(0)])];
+        let topics =
+            vec![topic("a", vec![partition(0), partition(1)]), topic("b", vec![partition(0)])];
         let split = split(&FetchRequest::default().topics(Some(topics)));
         assert_eq!(split.len(), 3);
 
@@ -80,8 +84,14 @@ mod tests {
         let Body::FetchResponse(joined) = join(answers) else { panic!("not a fetch") };
         let found = joined.responses.iter().flatten().map(|topic| {
             let partitions = topic.partitions.iter().flatten();
-            (topic.topic.clone().unwrap(), partitions.map(|found| found.partition_index).collect::<Vec<_>>())
+            (
+                topic.topic.clone().unwrap(),
+                partitions.map(|found| found.partition_index).collect::<Vec<_>>(),
+            )
         });
-        assert_eq!(found.collect::<Vec<_>>(), [("a".to_owned(), vec![0, 1]), ("b".to_owned(), vec![0])]);
+        assert_eq!(
+            found.collect::<Vec<_>>(),
+            [("a".to_owned(), vec![0, 1]), ("b".to_owned(), vec![0])]
+        );
     }
 }

@@ -1,9 +1,11 @@
-//! Whether the storage engine can hand out again what a producer sends, decided before the engine acknowledges it.
+//! Whether the storage engine can hand out again what a producer sends, decided before the engine
+//! acknowledges it.
 //!
-//! The engine stores each record with its batch's codec and compresses it again for every fetch. It can't write snappy,
-//! and a fetch that meets one such record fails for all partitions that were asked for. It reads snappy of librdkafka,
-//! but of the framing that Java and Python write only batches of a single block. So snappy is decoded here, and its
-//! records are kept uncompressed. A batch that can't be decoded is refused, whatever its codec.
+//! The engine stores each record with its batch's codec and compresses it again for every fetch. It
+//! can't write snappy, and a fetch that meets one such record fails for all partitions that were
+//! asked for. It reads snappy of librdkafka, but of the framing that Java and Python write only
+//! batches of a single block. So snappy is decoded here, and its records are kept uncompressed. A
+//! batch that can't be decoded is refused, whatever its codec.
 
 use bytes::Bytes;
 use tansu_sans_io::{
@@ -13,16 +15,18 @@ use tansu_sans_io::{
 
 /// The most that a snappy batch may decode to.
 const MAX_DECODED: usize = 64 * 1024 * 1024;
-/// More records than a request has room for, even tiny ones. The engine reserves memory for as many as a batch claims.
+/// More records than a request has room for, even tiny ones. The engine reserves memory for as many
+/// as a batch claims.
 const MAX_RECORDS: u32 = 1 << 20;
-/// What the framing of snappy-java begins with: a magic number, and two versions that nobody has ever changed.
+/// What the framing of snappy-java begins with: a magic number, and two versions that nobody has
+/// ever changed.
 const XERIAL_MAGIC: &[u8] = b"\x82SNAPPY\0";
 const XERIAL_HEADER: usize = 16;
 
 /// Makes sure that the engine can serve `batch`; rewrites it if it could not otherwise.
 pub(super) fn make_servable(batch: &mut Batch) -> Result<(), ErrorCode> {
-    let attributes =
-        BatchAttribute::try_from(batch.attributes).map_err(|_| ErrorCode::UnsupportedCompressionType)?;
+    let attributes = BatchAttribute::try_from(batch.attributes)
+        .map_err(|_| ErrorCode::UnsupportedCompressionType)?;
     if batch.record_count > MAX_RECORDS {
         return Err(ErrorCode::MessageTooLarge);
     }
@@ -38,14 +42,16 @@ pub(super) fn make_servable(batch: &mut Batch) -> Result<(), ErrorCode> {
         batch.record_data = decoded;
     }
 
-    // The engine would fail at this too, and with it the whole request, of which other partitions may be fine.
+    // The engine would fail at this too, and with it the whole request, of which other partitions
+    // may be fine.
     match Vec::<Record>::try_from(&*batch) {
         Ok(_) => Ok(()),
         Err(_) => Err(ErrorCode::CorruptMessage),
     }
 }
 
-/// Decodes one raw snappy block (librdkafka, Go), or a sequence of them in snappy-java's framing (Java, Python, Node).
+/// Decodes one raw snappy block (librdkafka, Go), or a sequence of them in snappy-java's framing
+/// (Java, Python, Node).
 fn decode_snappy(data: &[u8]) -> Option<Bytes> {
     let mut decoded = Vec::new();
     if !data.starts_with(XERIAL_MAGIC) {
@@ -94,9 +100,17 @@ pub(super) mod tests {
     }
 
     /// A batch of two records under `compression`, with `encode` as the codec.
-    pub(in super::super) fn batch(compression: Compression, encode: impl Fn(&[u8]) -> Vec<u8>) -> Batch {
-        let record = |value: &'static [u8]| Record::builder().value(Some(Bytes::from_static(value)));
-        let plain = inflated::Batch::builder().record(record(b"one")).record(record(b"two")).build().unwrap();
+    pub(in super::super) fn batch(
+        compression: Compression,
+        encode: impl Fn(&[u8]) -> Vec<u8>,
+    ) -> Batch {
+        let record =
+            |value: &'static [u8]| Record::builder().value(Some(Bytes::from_static(value)));
+        let plain = inflated::Batch::builder()
+            .record(record(b"one"))
+            .record(record(b"two"))
+            .build()
+            .unwrap();
         let mut batch = Batch::try_from(plain).unwrap();
         let encoded = encode(&batch.record_data);
         batch.batch_length +=
@@ -124,11 +138,19 @@ pub(super) mod tests {
     #[test]
     fn what_can_not_be_read_is_refused() {
         let cut = |data: &[u8]| data[..data.len() - 1].to_vec();
-        for compression in
-            [Compression::None, Compression::Gzip, Compression::Snappy, Compression::Lz4, Compression::Zstd]
-        {
+        for compression in [
+            Compression::None,
+            Compression::Gzip,
+            Compression::Snappy,
+            Compression::Lz4,
+            Compression::Zstd,
+        ] {
             let mut batch = batch(compression.clone(), cut);
-            assert_eq!(make_servable(&mut batch), Err(ErrorCode::CorruptMessage), "{compression:?}");
+            assert_eq!(
+                make_servable(&mut batch),
+                Err(ErrorCode::CorruptMessage),
+                "{compression:?}"
+            );
         }
         // A length in front that nothing could hold.
         let mut huge = batch(Compression::Snappy, |_| vec![0xff, 0xff, 0xff, 0xff, 0x0f, 0]);

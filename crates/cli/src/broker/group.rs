@@ -1,9 +1,11 @@
-//! One consumer group: the classic membership protocol as a state machine without IO, time passed in.
+//! One consumer group: the classic membership protocol as a state machine without IO, time passed
+//! in.
 //!
-//! A generation is a barrier: everybody known joins ([`Phase::Preparing`]), the leader hands out assignments
-//! ([`Phase::Completing`]), and then all of them run ([`Phase::Stable`]) until somebody comes, goes, falls silent or
-//! wants something else. The storage crate's own coordinator answers joins one by one instead, which converges by
-//! chance: half a minute and more than a hundred generations for five members.
+//! A generation is a barrier: everybody known joins ([`Phase::Preparing`]), the leader hands out
+//! assignments ([`Phase::Completing`]), and then all of them run ([`Phase::Stable`]) until somebody
+//! comes, goes, falls silent or wants something else. The storage crate's own coordinator answers
+//! joins one by one instead, which converges by chance: half a minute and more than a hundred
+//! generations for five members.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -129,7 +131,8 @@ impl Default for Group {
 }
 
 impl Group {
-    /// Gives out an id, so that a client whose connection breaks now does not leave a member behind.
+    /// Gives out an id, so that a client whose connection breaks now does not leave a member
+    /// behind.
     pub(super) fn invite(&mut self, id: String) {
         self.invited.insert(id);
     }
@@ -155,8 +158,9 @@ impl Group {
         }
         if let Some(instance) = &join.instance {
             // The same static member under a new id: the old id is fenced by being unknown.
-            self.members
-                .retain(|id, member| *id == join.member || member.instance.as_ref() != Some(instance));
+            self.members.retain(|id, member| {
+                *id == join.member || member.instance.as_ref() != Some(instance)
+            });
         }
         let assignment = known_assignment(&self.members, &join.member);
         self.members.insert(
@@ -212,7 +216,8 @@ impl Group {
         }
         if let Some(member) = self.members.get_mut(id) {
             // While it waits for the leader it can't send heartbeats.
-            let patience = if self.phase == Phase::Stable { Duration::ZERO } else { member.rebalance };
+            let patience =
+                if self.phase == Phase::Stable { Duration::ZERO } else { member.rebalance };
             member.expires = now + patience + member.session;
         }
         self.await_sync(id, generation)
@@ -230,7 +235,12 @@ impl Group {
     }
 
     /// A sign of life; the answer is how a member learns that it must join again.
-    pub(super) fn heartbeat(&mut self, now: Instant, id: &str, generation: i32) -> Result<(), ErrorCode> {
+    pub(super) fn heartbeat(
+        &mut self,
+        now: Instant,
+        id: &str,
+        generation: i32,
+    ) -> Result<(), ErrorCode> {
         self.member(id, generation)?;
         self.touch(now, id);
         match self.phase {
@@ -253,7 +263,8 @@ impl Group {
         left
     }
 
-    /// Removes who has been silent for too long, and opens a barrier that is overdue. True if anything changed.
+    /// Removes who has been silent for too long, and opens a barrier that is overdue. True if
+    /// anything changed.
     pub(super) fn expire(&mut self, now: Instant) -> bool {
         let before = self.members.len();
         self.members.retain(|_, member| member.waiting || member.expires > now);
@@ -266,8 +277,14 @@ impl Group {
         lost || overdue
     }
 
-    /// Whether a commit may be written: from a member of the current generation, or from outside if there are none.
-    pub(super) fn may_commit(&mut self, now: Instant, id: &str, generation: i32) -> Result<(), ErrorCode> {
+    /// Whether a commit may be written: from a member of the current generation, or from outside if
+    /// there are none.
+    pub(super) fn may_commit(
+        &mut self,
+        now: Instant,
+        id: &str,
+        generation: i32,
+    ) -> Result<(), ErrorCode> {
         if generation < 0 && id.is_empty() {
             return if self.members.is_empty() { Ok(()) } else { Err(ErrorCode::UnknownMemberId) };
         }
@@ -316,7 +333,8 @@ impl Group {
         let patience = self.members.values().map(|member| member.rebalance).max();
         for member in self.members.values_mut() {
             member.waiting = false;
-            // Who waited for the leader is told now that there will be another generation, and can be heard of again.
+            // Who waited for the leader is told now that there will be another generation, and can
+            // be heard of again.
             member.expires = member.expires.min(now + member.session);
         }
         self.phase = Phase::Preparing { deadline: now + patience.unwrap_or_default() };
@@ -360,7 +378,9 @@ impl Group {
             protocol: self.protocol.clone(),
             leader: self.leader.clone(),
             members: members
-                .map(|(id, member)| (id.clone(), member.instance.clone(), member.metadata(&self.protocol)))
+                .map(|(id, member)| {
+                    (id.clone(), member.instance.clone(), member.metadata(&self.protocol))
+                })
                 .collect(),
         }
     }

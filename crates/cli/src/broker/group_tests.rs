@@ -27,10 +27,16 @@ fn join(group: &mut Group, now: Instant, member: &str) -> Result<Answer<Joined>,
 fn pair(now: Instant) -> Group {
     let mut group = Group::default();
     assert!(matches!(join(&mut group, now, "a"), Ok(Answer::Now(_))));
-    assert_eq!(group.sync(now, "a", 1, vec![("a".into(), "all".into())]), Ok(Answer::Now("all".into())));
+    assert_eq!(
+        group.sync(now, "a", 1, vec![("a".into(), "all".into())]),
+        Ok(Answer::Now("all".into()))
+    );
     assert_eq!(join(&mut group, now, "b"), Ok(Answer::Later));
     assert_eq!(group.heartbeat(now, "a", 1), Err(ErrorCode::RebalanceInProgress));
-    assert!(matches!(group.join(now, &ask("a", "t")), Ok(Answer::Now(Joined { generation: 2, .. }))));
+    assert!(matches!(
+        group.join(now, &ask("a", "t")),
+        Ok(Answer::Now(Joined { generation: 2, .. }))
+    ));
     group
 }
 
@@ -63,7 +69,10 @@ fn silence_ends_membership_and_starts_a_generation() {
     assert!(group.expire(too_late));
     assert_eq!(group.heartbeat(too_late, "b", 2), Err(ErrorCode::UnknownMemberId));
     assert_eq!(group.heartbeat(too_late, "a", 2), Err(ErrorCode::RebalanceInProgress));
-    assert!(matches!(group.join(too_late, &ask("a", "t")), Ok(Answer::Now(Joined { generation: 3, .. }))));
+    assert!(matches!(
+        group.join(too_late, &ask("a", "t")),
+        Ok(Answer::Now(Joined { generation: 3, .. }))
+    ));
 }
 
 /// All members are killed while one of them waits for what the leader assigns.
@@ -90,7 +99,9 @@ fn leaving_is_told_to_the_others_at_once() {
     assert!(!group.leave(now, "a", None));
     assert_eq!(group.heartbeat(now, "b", 2), Err(ErrorCode::RebalanceInProgress));
     let joined = group.join(now, &ask("b", "t"));
-    assert!(matches!(joined, Ok(Answer::Now(Joined { generation: 3, leader, .. })) if leader == "b"));
+    assert!(
+        matches!(joined, Ok(Answer::Now(Joined { generation: 3, leader, .. })) if leader == "b")
+    );
     assert!(group.leave(now, "b", None));
     assert_eq!(group.phase, Phase::Empty);
 }
@@ -130,7 +141,10 @@ fn commits_are_fenced_by_generation_and_membership() {
 fn a_join_that_was_answered_is_answered_again() {
     let now = Instant::now();
     let mut group = stable_pair(now);
-    assert!(matches!(group.join(now, &ask("b", "t")), Ok(Answer::Now(Joined { generation: 2, .. }))));
+    assert!(matches!(
+        group.join(now, &ask("b", "t")),
+        Ok(Answer::Now(Joined { generation: 2, .. }))
+    ));
     assert_eq!(group.phase, Phase::Stable);
     // With something new to say, it is a new generation.
     assert_eq!(group.join(now, &ask("b", "t, and gave up 1")), Ok(Answer::Later));

@@ -1,4 +1,5 @@
-//! Consumer groups for clients: finds the group, asks its state machine ([`super::group`]) and waits where it says so.
+//! Consumer groups for clients: finds the group, asks its state machine ([`super::group`]) and
+//! waits where it says so.
 
 use std::{
     collections::HashMap,
@@ -9,9 +10,9 @@ use std::{
 use bytes::Bytes;
 use parking_lot::{Mutex, MutexGuard};
 use tansu_sans_io::{
-    Body, ConsumerGroupDescribeRequest, ConsumerGroupDescribeResponse, DescribeGroupsResponse, ErrorCode,
-    HeartbeatRequest, HeartbeatResponse, JoinGroupRequest, JoinGroupResponse, LeaveGroupRequest,
-    LeaveGroupResponse, SyncGroupRequest, SyncGroupResponse,
+    Body, ConsumerGroupDescribeRequest, ConsumerGroupDescribeResponse, DescribeGroupsResponse,
+    ErrorCode, HeartbeatRequest, HeartbeatResponse, JoinGroupRequest, JoinGroupResponse,
+    LeaveGroupRequest, LeaveGroupResponse, SyncGroupRequest, SyncGroupResponse,
     consumer_group_describe_response::DescribedGroup as NextGenerationGroup,
     describe_groups_response::{DescribedGroup, DescribedGroupMember},
     join_group_response::JoinGroupResponseMember,
@@ -24,8 +25,8 @@ use uuid::Uuid;
 
 use super::group::{Answer, Group, Join, Joined};
 
-/// Every group of the broker. Membership is not kept across restarts: clients find out by their next heartbeat and
-/// join again.
+/// Every group of the broker. Membership is not kept across restarts: clients find out by their
+/// next heartbeat and join again.
 #[derive(Debug)]
 pub(super) struct Groups {
     all: Mutex<HashMap<String, Group>>,
@@ -70,7 +71,11 @@ impl Groups {
                 .collect(),
         };
         let joined = self
-            .wait(&group, |group| group.join(Instant::now(), &join), |group| group.await_join(&member))
+            .wait(
+                &group,
+                |group| group.join(Instant::now(), &join),
+                |group| group.await_join(&member),
+            )
             .await;
         match joined {
             Ok(joined) => accept_join(joined, member),
@@ -81,18 +86,28 @@ impl Groups {
     pub(super) async fn sync(&self, request: SyncGroupRequest) -> Body {
         let (id, generation) = (request.member_id, request.generation_id);
         let assignments = request.assignments.unwrap_or_default();
-        let mut assignments = Some(assignments.into_iter().map(|to| (to.member_id, to.assignment)).collect());
+        let mut assignments =
+            Some(assignments.into_iter().map(|to| (to.member_id, to.assignment)).collect());
         let synced = self
             .wait(
                 &request.group_id,
-                |group| group.sync(Instant::now(), &id, generation, assignments.take().unwrap_or_default()),
+                |group| {
+                    group.sync(
+                        Instant::now(),
+                        &id,
+                        generation,
+                        assignments.take().unwrap_or_default(),
+                    )
+                },
                 |group| group.await_sync(&id, generation),
             )
             .await;
         let (protocol_type, protocol) = {
             let all = self.lock();
             let group = all.get(&request.group_id);
-            group.map(|group| (group.protocol_type.clone(), group.protocol.clone())).unwrap_or_default()
+            group
+                .map(|group| (group.protocol_type.clone(), group.protocol.clone()))
+                .unwrap_or_default()
         };
         let (error, assignment) = match synced {
             Ok(assignment) => (ErrorCode::None, assignment),
@@ -132,11 +147,20 @@ impl Groups {
             .collect();
         self.changed.send_replace(());
         let only = if let [member] = members.as_slice() { member.error_code } else { 0 };
-        LeaveGroupResponse::default().throttle_time_ms(Some(0)).error_code(only).members(Some(members)).into()
+        LeaveGroupResponse::default()
+            .throttle_time_ms(Some(0))
+            .error_code(only)
+            .members(Some(members))
+            .into()
     }
 
     /// Whether this client may commit offsets now; if not, why.
-    pub(super) fn may_commit(&self, group: &str, member: &str, generation: i32) -> Result<(), ErrorCode> {
+    pub(super) fn may_commit(
+        &self,
+        group: &str,
+        member: &str,
+        generation: i32,
+    ) -> Result<(), ErrorCode> {
         self.with(group, |group| group.may_commit(Instant::now(), member, generation))
     }
 
@@ -189,13 +213,17 @@ impl Groups {
                 .members(Some(Vec::new()))
                 .authorized_operations(i32::MIN)
         });
-        ConsumerGroupDescribeResponse::default().throttle_time_ms(0).groups(Some(groups.collect())).into()
+        ConsumerGroupDescribeResponse::default()
+            .throttle_time_ms(0)
+            .groups(Some(groups.collect()))
+            .into()
     }
 
     /// Called a few times a second: nobody else notices silence.
     pub(super) fn expire(&self) {
         let now = Instant::now();
-        let changed = self.lock().values_mut().fold(false, |changed, group| group.expire(now) | changed);
+        let changed =
+            self.lock().values_mut().fold(false, |changed, group| group.expire(now) | changed);
         if changed {
             self.changed.send_replace(());
         }
@@ -250,7 +278,10 @@ fn accept_join(joined: Joined, member: String) -> Body {
         .members
         .into_iter()
         .map(|(id, instance, metadata)| {
-            JoinGroupResponseMember::default().member_id(id).group_instance_id(instance).metadata(metadata)
+            JoinGroupResponseMember::default()
+                .member_id(id)
+                .group_instance_id(instance)
+                .metadata(metadata)
         })
         .collect();
     JoinGroupResponse::default()

@@ -1,8 +1,9 @@
-//! Committed offsets: the storage keeps the offsets, and this file keeps the metadata strings that came with them,
-//! because the storage takes them and never hands them out again.
+//! Committed offsets: the storage keeps the offsets, and this file keeps the metadata strings that
+//! came with them, because the storage takes them and never hands them out again.
 //!
-//! Metadata is an append-only file of JSON lines beside the storage's own, rewritten when it is opened. A string is
-//! handed out only with the very offset it was committed with, so a lost line costs what lost metadata costs: repeats.
+//! Metadata is an append-only file of JSON lines beside the storage's own, rewritten when it is
+//! opened. A string is handed out only with the very offset it was committed with, so a lost line
+//! costs what lost metadata costs: repeats.
 
 use std::{
     collections::HashMap,
@@ -15,7 +16,8 @@ use std::{
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use tansu_sans_io::{
-    Body, ErrorCode, OffsetCommitRequest, OffsetCommitResponse, OffsetFetchRequest, OffsetFetchResponse,
+    Body, ErrorCode, OffsetCommitRequest, OffsetCommitResponse, OffsetFetchRequest,
+    OffsetFetchResponse,
     offset_commit_response::{OffsetCommitResponsePartition, OffsetCommitResponseTopic},
     offset_fetch_response::{
         OffsetFetchResponseGroup, OffsetFetchResponsePartition, OffsetFetchResponsePartitions,
@@ -57,7 +59,11 @@ impl Offsets {
     }
 
     /// Writes what `allowed` lets through. A part that fails says so for itself.
-    pub(super) async fn commit(&self, request: OffsetCommitRequest, allowed: Result<(), ErrorCode>) -> Body {
+    pub(super) async fn commit(
+        &self,
+        request: OffsetCommitRequest,
+        allowed: Result<(), ErrorCode>,
+    ) -> Body {
         let mut topics = Vec::new();
         for topic in request.topics.unwrap_or_default() {
             let mut partitions = Vec::new();
@@ -72,7 +78,9 @@ impl Offsets {
                 let done = OffsetCommitResponsePartition::default().partition_index(index);
                 partitions.push(done.error_code(outcome.into()));
             }
-            topics.push(OffsetCommitResponseTopic::default().name(topic.name).partitions(Some(partitions)));
+            topics.push(
+                OffsetCommitResponseTopic::default().name(topic.name).partitions(Some(partitions)),
+            );
         }
         OffsetCommitResponse::default().throttle_time_ms(Some(0)).topics(Some(topics)).into()
     }
@@ -110,13 +118,15 @@ impl Offsets {
 
     /// Both shapes of the request: one group at the top (up to version 7), or several.
     pub(super) async fn fetch(&self, request: OffsetFetchRequest) -> Body {
-        let response =
-            OffsetFetchResponse::default().throttle_time_ms(Some(0)).error_code(Some(ErrorCode::None.into()));
+        let response = OffsetFetchResponse::default()
+            .throttle_time_ms(Some(0))
+            .error_code(Some(ErrorCode::None.into()));
         if let Some(asked) = request.groups {
             let mut groups = Vec::new();
             for group in asked {
                 let topics = group.topics.map(|topics| {
-                    let named = topics.into_iter().map(|topic| (topic.name, topic.partition_indexes));
+                    let named =
+                        topics.into_iter().map(|topic| (topic.name, topic.partition_indexes));
                     named.collect::<Vec<_>>()
                 });
                 groups.push(self.fetch_group(group.group_id, topics).await);
@@ -214,7 +224,8 @@ impl Noted {
         for line in before.split(|byte| *byte == b'\n') {
             // The last line may be half a line, if the broker was killed.
             if let Ok(line) = serde_json::from_slice::<Line>(line) {
-                newest.insert((line.group, line.topic, line.partition), (line.offset, line.metadata));
+                newest
+                    .insert((line.group, line.topic, line.partition), (line.offset, line.metadata));
             }
         }
         let rewritten = path.with_extension("new");
@@ -230,7 +241,8 @@ impl Noted {
     fn write(&mut self, line: Line) -> io::Result<()> {
         let key = (line.group.clone(), line.topic.clone(), line.partition);
         if line.metadata.is_empty() {
-            // Nothing to hand out, and an older line is silenced by its offset or overwritten in memory.
+            // Nothing to hand out, and an older line is silenced by its offset or overwritten in
+            // memory.
             self.newest.remove(&key);
             return Ok(());
         }

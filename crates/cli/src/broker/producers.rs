@@ -1,12 +1,14 @@
 //! Which producers may write what, decided before the storage engine is asked.
 //!
-//! The engine knows a producer by the epoch it gave out itself, and it does not refuse what it does not know: it
-//! panics, and is gone. But a producer that is not transactional raises its own epoch whenever it lost count, typically
-//! after a record timed out, and tells nobody: the next batch has the new epoch and counts from zero again. Here, such
-//! an epoch gets a producer id of its own from the engine, and its batches are relabelled. The engine then counts
-//! sequence numbers, and finds duplicates, as it does for any producer.
+//! The engine knows a producer by the epoch it gave out itself, and it does not refuse what it does
+//! not know: it panics, and is gone. But a producer that is not transactional raises its own epoch
+//! whenever it lost count, typically after a record timed out, and tells nobody: the next batch has
+//! the new epoch and counts from zero again. Here, such an epoch gets a producer id of its own from
+//! the engine, and its batches are relabelled. The engine then counts sequence numbers, and finds
+//! duplicates, as it does for any producer.
 //!
-//! The labels are lines of JSON in a file beside the engine's own, so that a producer outlives a restart of the broker.
+//! The labels are lines of JSON in a file beside the engine's own, so that a producer outlives a
+//! restart of the broker.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -55,8 +57,9 @@ impl Producers {
         Ok(Self { storage, labels })
     }
 
-    /// What the engine is asked for a new producer: it has an answer to nothing but the most common form. A producer
-    /// that asks for its next epoch gets another id instead, which does the same for it.
+    /// What the engine is asked for a new producer: it has an answer to nothing but the most common
+    /// form. A producer that asks for its next epoch gets another id instead, which does the same
+    /// for it.
     pub(super) fn fresh(
         request: InitProducerIdRequest,
     ) -> Result<InitProducerIdRequest, InitProducerIdResponse> {
@@ -77,7 +80,8 @@ impl Producers {
             let mut admitted = Vec::new();
             for mut data in topic.partition_data.take().unwrap_or_default() {
                 let outcome = match partitions {
-                    Ok(count) if (0..count).contains(&data.index) => match check_batches(&mut data) {
+                    Ok(count) if (0..count).contains(&data.index) => match check_batches(&mut data)
+                    {
                         Ok(()) => self.relabel(&mut data).await,
                         Err(error) => Err(error),
                     },
@@ -97,10 +101,15 @@ impl Producers {
     /// How many partitions the topic has.
     async fn partitions(&self, topic: &str) -> Result<i32, ErrorCode> {
         let asked = [TopicId::Name(topic.to_owned())];
-        let metadata =
-            self.storage.engine.metadata(Some(&asked)).await.map_err(|_| ErrorCode::UnknownServerError)?;
+        let metadata = self
+            .storage
+            .engine
+            .metadata(Some(&asked))
+            .await
+            .map_err(|_| ErrorCode::UnknownServerError)?;
         let found = metadata.topics().first().ok_or(ErrorCode::UnknownTopicOrPartition)?;
-        i32::try_from(found.partitions.iter().flatten().count()).map_err(|_| ErrorCode::UnknownServerError)
+        i32::try_from(found.partitions.iter().flatten().count())
+            .map_err(|_| ErrorCode::UnknownServerError)
     }
 
     async fn relabel(&self, data: &mut PartitionProduceData) -> Result<(), ErrorCode> {

@@ -1,6 +1,6 @@
-//! Which fetches need not ask the storage. An idle client asks the same again and again, and each look costs several
-//! queries of the storage for every partition. A fetch that found nothing finds nothing until one of its partitions
-//! has been written to.
+//! Which fetches need not ask the storage. An idle client asks the same again and again, and each
+//! look costs several queries of the storage for every partition. A fetch that found nothing finds
+//! nothing until one of its partitions has been written to.
 //!
 //! Pure: the router says what was written and what a fetch found, and passes the time in.
 
@@ -55,7 +55,11 @@ impl Writes {
             let Some(name) = &topic.topic else { return self.count };
             let Some(written) = self.partitions.get(name) else { return 0 };
             let partitions = topic.partitions.iter().flatten();
-            partitions.filter_map(|asked| written.get(&asked.partition)).copied().max().unwrap_or_default()
+            partitions
+                .filter_map(|asked| written.get(&asked.partition))
+                .copied()
+                .max()
+                .unwrap_or_default()
         };
         let topics = asked.0.topics.iter().flatten();
         topics.map(last).max().unwrap_or_default().max(self.everywhere)
@@ -77,7 +81,8 @@ impl Written {
     }
 }
 
-/// What a fetch asks, in an order of its own: librdkafka asks for another partition first each time.
+/// What a fetch asks, in an order of its own: librdkafka asks for another partition first each
+/// time.
 #[derive(Debug, PartialEq)]
 pub(super) struct Asked(FetchRequest);
 
@@ -116,7 +121,12 @@ struct Nothing {
 
 impl LastFetch {
     /// The answer to this fetch, if it is known that it finds nothing.
-    pub(super) fn found_nothing(&self, asked: &Asked, writes: &Writes, now: Instant) -> Option<Body> {
+    pub(super) fn found_nothing(
+        &self,
+        asked: &Asked,
+        writes: &Writes,
+        now: Instant,
+    ) -> Option<Body> {
         let last = self.0.as_ref()?;
         let is_quiet = last.asked == *asked
             && writes.last_for(asked) <= last.writes

@@ -19,7 +19,8 @@ fn fetch(partitions: &[(&str, i32, i64)]) -> Asked {
 
 fn written(topic: &str, partition: i32) -> Written {
     let partition = PartitionProduceData::default().index(partition);
-    let topic = TopicProduceData::default().name(topic.to_owned()).partition_data(Some(vec![partition]));
+    let topic =
+        TopicProduceData::default().name(topic.to_owned()).partition_data(Some(vec![partition]));
     Written::of(&ProduceRequest::default().topic_data(Some(vec![topic])))
 }
 
@@ -57,7 +58,9 @@ fn another_question_is_asked_of_the_storage() {
 #[test]
 fn a_write_is_found_by_the_fetches_of_its_partition_only() {
     let now = Instant::now();
-    for (topic, partition, is_asked) in [("a", 1, true), ("b", 0, true), ("b", 1, false), ("c", 0, false)] {
+    for (topic, partition, is_asked) in
+        [("a", 1, true), ("b", 0, true), ("b", 1, false), ("c", 0, false)]
+    {
         let mut writes = Writes::default();
         writes.note(&written("a", 0));
         let last = after_nothing(fetch(&ASKED), &writes, now);

@@ -1,5 +1,5 @@
-//! A reader of the fleet against the broker: where a topic ends is said at once, though fetches wait for records, and a batch
-//! that can't be handed out hides nothing else.
+//! A reader of the fleet against the broker: where a topic ends is said at once, though fetches
+//! wait for records, and a batch that can't be handed out hides nothing else.
 
 use std::{
     net::{Ipv4Addr, SocketAddr},
@@ -84,8 +84,12 @@ async fn a_batch_that_can_not_be_handed_out_hides_no_other_partition() {
     let config = || BrokerConfig { listen, data_dir: Some(directory.path().to_path_buf()) };
     let broker = Broker::start(config()).await.unwrap();
     let settings = connection::settings(&broker.bootstrap()).unwrap();
-    let spec =
-        admin::TopicSpec { name: "mixed".to_owned(), partitions: 2, replication: 1, properties: Vec::new() };
+    let spec = admin::TopicSpec {
+        name: "mixed".to_owned(),
+        partitions: 2,
+        replication: 1,
+        properties: Vec::new(),
+    };
     admin::create_topics(&settings, &[spec]).await.unwrap();
     let record = Outgoing {
         topic: "mixed".to_owned(),

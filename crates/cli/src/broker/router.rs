@@ -1,8 +1,9 @@
-//! Who answers which request: groups and offsets here, everything else the storage crate's services.
+//! Who answers which request: groups and offsets here, everything else the storage crate's
+//! services.
 //!
-//! Fetch is theirs too, but waiting is ours. Their service looks twice in `max_wait_ms` and sleeps in between, found
-//! or not, which makes a record wait a quarter of a second in an idle cluster. It is asked with no wait at all, and
-//! asked again when something was produced.
+//! Fetch is theirs too, but waiting is ours. Their service looks twice in `max_wait_ms` and sleeps
+//! in between, found or not, which makes a record wait a quarter of a second in an idle cluster. It
+//! is asked with no wait at all, and asked again when something was produced.
 
 use std::{fmt, net::SocketAddr, sync::Arc, time::Duration};
 
@@ -13,9 +14,9 @@ use tansu_sans_io::{
     ApiKey as _, ApiVersionsRequest, Body, ConsumerGroupDescribeRequest, CreateTopicsRequest,
     DeleteTopicsRequest, DescribeClusterRequest, DescribeConfigsRequest, DescribeGroupsRequest,
     DescribeTopicPartitionsRequest, ErrorCode, FetchRequest, FindCoordinatorRequest, Frame,
-    GetTelemetrySubscriptionsRequest, Header, HeartbeatRequest, InitProducerIdRequest, JoinGroupRequest,
-    LeaveGroupRequest, ListGroupsRequest, ListOffsetsRequest, MetadataRequest, OffsetCommitRequest,
-    OffsetFetchRequest, ProduceRequest, SyncGroupRequest,
+    GetTelemetrySubscriptionsRequest, Header, HeartbeatRequest, InitProducerIdRequest,
+    JoinGroupRequest, LeaveGroupRequest, ListGroupsRequest, ListOffsetsRequest, MetadataRequest,
+    OffsetCommitRequest, OffsetFetchRequest, ProduceRequest, SyncGroupRequest,
 };
 use tansu_service::FrameRouteService;
 use tokio::{
@@ -33,9 +34,9 @@ use super::{
     storage::Storage,
 };
 
-/// The APIs that are served. The engine has routes for more, but some of them end it for good (it panics at
-/// `DeleteRecords`, at what transactions ask, and at half of `IncrementalAlterConfigs`) and others would contradict the
-/// groups kept here. Those are neither announced nor answered.
+/// The APIs that are served. The engine has routes for more, but some of them end it for good (it
+/// panics at `DeleteRecords`, at what transactions ask, and at half of `IncrementalAlterConfigs`)
+/// and others would contradict the groups kept here. Those are neither announced nor answered.
 const SERVED: &[i16] = &[
     ProduceRequest::KEY,
     FetchRequest::KEY,
@@ -82,7 +83,8 @@ struct Shared {
     groups: Groups,
     offsets: Offsets,
     producers: Producers,
-    /// Whoever deletes topics holds this alone: the engine does not survive a batch for a topic that is gone.
+    /// Whoever deletes topics holds this alone: the engine does not survive a batch for a topic
+    /// that is gone.
     topics: RwLock<()>,
     /// What could change the answer to a fetch.
     writes: watch::Sender<Writes>,
@@ -124,7 +126,12 @@ impl Router {
     }
 
     /// Answers one request of a connection, whose last fetch is `last`.
-    pub(super) async fn answer(&self, request: Bytes, peer: SocketAddr, last: &mut LastFetch) -> Reply {
+    pub(super) async fn answer(
+        &self,
+        request: Bytes,
+        peer: SocketAddr,
+        last: &mut LastFetch,
+    ) -> Reply {
         match self.try_answer(request, peer, last).await {
             Ok(reply) => reply,
             Err(error) => {
@@ -173,13 +180,16 @@ impl Router {
                 }
                 shared.groups.describe(ids)
             }
-            // The protocol of KIP-848. Clients ask it first and fall back when a group is not of that kind.
+            // The protocol of KIP-848. Clients ask it first and fall back when a group is not of
+            // that kind.
             Body::ConsumerGroupDescribeRequest(describe) => Groups::not_next_generation(describe),
             Body::ListGroupsRequest(list) => {
                 let stored = shared.ask(request.header, list.into()).await?;
                 shared.groups.list(stored)
             }
-            body @ Body::ApiVersionsRequest(_) => only_served(shared.ask(request.header, body).await?),
+            body @ Body::ApiVersionsRequest(_) => {
+                only_served(shared.ask(request.header, body).await?)
+            }
             Body::FetchRequest(fetch) => shared.fetch(request.header, fetch, last).await?,
             Body::ProduceRequest(produce) => {
                 let silent = produce.acks == 0;
@@ -287,8 +297,13 @@ impl Shared {
 }
 
 impl Shared {
-    /// What a fetch finds that fails as a whole: one batch that can't be handed out hides no other partition.
-    async fn look_apart(&self, header: &Header, look: &FetchRequest) -> Result<Body, tansu_broker::Error> {
+    /// What a fetch finds that fails as a whole: one batch that can't be handed out hides no other
+    /// partition.
+    async fn look_apart(
+        &self,
+        header: &Header,
+        look: &FetchRequest,
+    ) -> Result<Body, tansu_broker::Error> {
         let (mut answers, mut failed) = (Vec::new(), None);
         let (alone, mut readable) = (apart::split(look), 0);
         for one in &alone {
@@ -316,7 +331,10 @@ impl Shared {
 /// Leaves what is not served out of the list of versions.
 fn only_served(mut versions: Body) -> Body {
     if let Body::ApiVersionsResponse(versions) = &mut versions {
-        versions.api_keys.iter_mut().for_each(|keys| keys.retain(|api| SERVED.contains(&api.api_key)));
+        versions
+            .api_keys
+            .iter_mut()
+            .for_each(|keys| keys.retain(|api| SERVED.contains(&api.api_key)));
     }
     versions
 }

@@ -57,7 +57,8 @@ impl Storage {
 
         let mut url = file_url(&directory);
         if url.is_none() {
-            // The engine takes its path from a URL and does not decode it: such a directory gets a plain name.
+            // The engine takes its path from a URL and does not decode it: such a directory gets a
+            // plain name.
             let made = temporary_directory()?;
             let link = made.path().join("data");
             std::os::unix::fs::symlink(&directory, &link).map_err(failed)?;
@@ -65,8 +66,8 @@ impl Storage {
             temporary.push(made);
         }
         let url = url.ok_or_else(|| failed(io::ErrorKind::InvalidFilename.into()))?;
-        let listener =
-            Url::parse(&format!("tcp://{advertised}")).map_err(|error| failed(io::Error::other(error)))?;
+        let listener = Url::parse(&format!("tcp://{advertised}"))
+            .map_err(|error| failed(io::Error::other(error)))?;
 
         let engine = StorageContainer::builder()
             .cluster_id(CLUSTER)
@@ -87,8 +88,9 @@ impl Storage {
         Ok(Self { engine, directory, _lock: lock, _temporary: temporary })
     }
 
-    /// Returns when the engine has ended, which it does for good when one of its requests panics. It says so to nobody
-    /// and has to be asked. The question is never given up half-way: an engine whose answer nobody takes ends, too.
+    /// Returns when the engine has ended, which it does for good when one of its requests panics.
+    /// It says so to nobody and has to be asked. The question is never given up half-way: an engine
+    /// whose answer nobody takes ends, too.
     pub(super) async fn ended(&self) {
         while self.engine.brokers().await.is_ok() {
             tokio::time::sleep(PROBE).await;
@@ -103,7 +105,8 @@ fn temporary_directory() -> Result<TempDir, BrokerError> {
         .map_err(|source| BrokerError::DataDir { path: std::env::temp_dir(), source })
 }
 
-/// Two brokers on one file would both believe to be alone. The lock goes with the process, however it ends.
+/// Two brokers on one file would both believe to be alone. The lock goes with the process, however
+/// it ends.
 fn lock(directory: &Path) -> Result<File, BrokerError> {
     let path = directory.to_path_buf();
     let file = File::create(directory.join("lock"))
@@ -115,8 +118,9 @@ fn lock(directory: &Path) -> Result<File, BrokerError> {
     }
 }
 
-/// The engine's URL for the file in `directory`, or nothing if the URL would spell the path another way.
-/// The four slashes make the path absolute: with three it would be taken from the working directory.
+/// The engine's URL for the file in `directory`, or nothing if the URL would spell the path another
+/// way. The four slashes make the path absolute: with three it would be taken from the working
+/// directory.
 fn file_url(directory: &Path) -> Option<Url> {
     let path = directory.join(FILE);
     let path = path.to_str()?;

@@ -108,8 +108,10 @@ mod tests {
 
     #[test]
     fn no_line_is_wider_than_a_hundred_columns() {
-        let path = "files__file_read {\"path\":\"a/very/long/path/to/a/file/that/has/a/long/name.txt\"}";
-        let wide = "files__file_read {\"path\":\"工具工具工具工具工具工具工具工具工具工具工具工具.txt\"}";
+        let path =
+            "files__file_read {\"path\":\"a/very/long/path/to/a/file/that/has/a/long/name.txt\"}";
+        let wide =
+            "files__file_read {\"path\":\"工具工具工具工具工具工具工具工具工具工具工具工具.txt\"}";
         let rows = vec![
             row("job-1000000", path, ""),
             row("bad-path", wide, &"a long reason\nin two lines ".repeat(20)),

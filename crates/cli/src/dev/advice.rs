@@ -29,7 +29,8 @@ fn commands<'a>(
     if topic != DEFAULT_JOBS_TOPIC {
         kafka.extend(["--topic", topic]);
     }
-    let call = ["--server", FILES, "--tool", "file_list", "--arguments", r#"{"path":"."}"#, "--wait"];
+    let call =
+        ["--server", FILES, "--tool", "file_list", "--arguments", r#"{"path":"."}"#, "--wait"];
     let server = ["--server", server_url];
     [
         [&[program, "events"][..], &kafka].concat(),
@@ -60,7 +61,8 @@ mod tests {
     fn every_command_can_be_typed() {
         for topic in [DEFAULT_JOBS_TOPIC, "it's mine"] {
             for words in commands("./my fleet", "127.0.0.1:1", "http://127.0.0.1:2", topic) {
-                crate::Cli::try_parse_from(&words).unwrap_or_else(|error| panic!("{words:?}: {error}"));
+                crate::Cli::try_parse_from(&words)
+                    .unwrap_or_else(|error| panic!("{words:?}: {error}"));
 
                 let line: Vec<_> = words.iter().map(|word| quoted(word)).collect();
                 let script = format!("printf '%s\\n' {}", line.join(" "));
@@ -80,7 +82,9 @@ mod tests {
             let mut command = command.map(str::to_owned).to_vec();
             command.retain(|word| !word.starts_with(flag));
             command.push(format!("{flag}={port}"));
-            let crate::Command::Dev(args) = crate::Cli::parse_from(command).command else { unreachable!() };
+            let crate::Command::Dev(args) = crate::Cli::parse_from(command).command else {
+                unreachable!()
+            };
 
             let error = super::super::run(args).await.unwrap_err().to_string();
             assert!(error.contains(&format!("127.0.0.1:{port}: ")), "{error}");

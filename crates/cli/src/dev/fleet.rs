@@ -111,7 +111,8 @@ pub(super) struct Fleet {
 }
 
 impl Fleet {
-    /// A fleet of which nothing runs yet. The embedded broker, where there is one, keeps its data in `broker_dir`.
+    /// A fleet of which nothing runs yet. The embedded broker, where there is one, keeps its data
+    /// in `broker_dir`.
     pub(super) fn new(config: StackConfig, broker_dir: PathBuf) -> Result<Self, CliError> {
         check_ports(&config)?;
         let file = |what, path, source| CliError::File { what, path, source };
@@ -122,10 +123,16 @@ impl Fleet {
         let broker = config.brokers.is_none().then_some(Duty::Broker);
         let workers = (1..=config.workers).map(Duty::Worker);
         let duties: Vec<_> = broker.into_iter().chain([Duty::Server]).chain(workers).collect();
-        let supervisor =
-            Supervisor::new(duties.iter().map(|duty| duty.tier()), uuid::Uuid::new_v4().as_u64_pair().0);
-        let members =
-            duties.into_iter().map(|duty| Member { duty, handle: None, address: None, has_run: false });
+        let supervisor = Supervisor::new(
+            duties.iter().map(|duty| duty.tier()),
+            uuid::Uuid::new_v4().as_u64_pair().0,
+        );
+        let members = duties.into_iter().map(|duty| Member {
+            duty,
+            handle: None,
+            address: None,
+            has_run: false,
+        });
 
         let (news, inbox) = mpsc::unbounded_channel();
         Ok(Self {
@@ -188,14 +195,17 @@ impl Fleet {
         self.tell(Input::Stop);
     }
 
-    // --- What is to be done -----------------------------------------------------------------------------------------
+    // --- What is to be done ---------------------------------------------------------------------
 
     fn carry_out(&mut self, order: Order) {
         match order {
             Order::Start(role) => self.start(role),
             Order::Terminate(role) => self.signal(role, Signal::SIGTERM),
             Order::Kill(role) => {
-                output::line(&format!("{} does not end; killing it", self.members[role].duty.name()));
+                output::line(&format!(
+                    "{} does not end; killing it",
+                    self.members[role].duty.name()
+                ));
                 self.signal(role, Signal::SIGKILL);
             }
         }
@@ -233,20 +243,26 @@ impl Fleet {
         }
     }
 
-    /// Where a worker listens: at the ports after the server's, which are 8081, 8082, … by default. 0 stands for any port.
+    /// Where a worker listens: at the ports after the server's, which are 8081, 8082, … by default.
+    /// 0 stands for any port.
     fn worker_port(&self, number: usize) -> u16 {
-        let port = u16::try_from(number).ok().and_then(|number| self.named_port?.checked_add(number));
-        port.filter(|port| TcpListener::bind((Ipv4Addr::LOCALHOST, *port)).is_ok()).unwrap_or_default()
+        let port =
+            u16::try_from(number).ok().and_then(|number| self.named_port?.checked_add(number));
+        port.filter(|port| TcpListener::bind((Ipv4Addr::LOCALHOST, *port)).is_ok())
+            .unwrap_or_default()
     }
 
-    // --- What is heard ----------------------------------------------------------------------------------------------
+    // --- What is heard --------------------------------------------------------------------------
 
     fn hear(&mut self, role: Role, news: News) {
         match news {
             News::Listens(address) => self.listens(role, address),
             News::Probed(true) => self.tell(Input::Answered(role)),
             News::Probed(false) => {
-                tracing::warn!(role = self.members[role].duty.name(), "no answer to a health probe");
+                tracing::warn!(
+                    role = self.members[role].duty.name(),
+                    "no answer to a health probe"
+                );
                 self.tell(Input::Silent(role));
             }
             News::Exited(how, by_itself) => {
@@ -254,7 +270,8 @@ impl Fleet {
                 // What can't even start for the first time won't do so the next time.
                 if by_itself && !self.progress.is_up && self.failure.is_none() {
                     let name = self.members[role].duty.name();
-                    let log = crate::supervise::tail(&self.config.run_dir.join(format!("{name}.log")));
+                    let log =
+                        crate::supervise::tail(&self.config.run_dir.join(format!("{name}.log")));
                     self.failure = Some(CliError::EarlyEnd { name, log });
                     self.stop();
                 }
@@ -316,7 +333,7 @@ impl Fleet {
         }
     }
 
-    // --- What is done once ------------------------------------------------------------------------------------------
+    // --- What is done once ----------------------------------------------------------------------
 
     fn make_topics(&mut self) {
         let Ok(settings) = connection::settings(&self.brokers) else { return };
@@ -358,7 +375,7 @@ impl Fleet {
         });
     }
 
-    // --- For people -------------------------------------------------------------------------------------------------
+    // --- For people -----------------------------------------------------------------------------
 
     fn server_url(&self) -> String {
         format!("http://127.0.0.1:{}", self.config.server_port)
@@ -372,14 +389,20 @@ impl Fleet {
                 Duty::Broker => output::line(&format!("broker      {} (pid {pid})", self.brokers)),
                 Duty::Server => output::line(&format!("mcp-server  {url}/mcp (pid {pid})")),
                 Duty::Worker(_) => {
-                    let address = member.address.map_or_else(String::new, |address| address.to_string());
-                    output::line(&format!("worker      {address} {} (pid {pid})", member.duty.name()));
+                    let address =
+                        member.address.map_or_else(String::new, |address| address.to_string());
+                    output::line(&format!(
+                        "worker      {address} {} (pid {pid})",
+                        member.duty.name()
+                    ));
                 }
             }
         }
         output::line(&format!("jobs        {url}/jobs"));
         output::line(&format!("logs        {}", self.config.run_dir.display()));
-        output::line("Each of them answers /ready (able to work, or why not) and /metrics at its address.");
+        output::line(
+            "Each of them answers /ready (able to work, or why not) and /metrics at its address.",
+        );
         super::advice::say(&self.brokers, &url, &self.config.topic);
     }
 }
@@ -387,11 +410,13 @@ impl Fleet {
 async fn make_topics(settings: &Settings, config: &StackConfig) -> Result<(), CliError> {
     let topics = Topics::of(config.topic.clone());
     let replication = if config.brokers.is_none() { 1 } else { -1 };
-    admin::create_topics(settings, &admin::fleet_topics(&topics, config.partitions, replication)).await?;
+    admin::create_topics(settings, &admin::fleet_topics(&topics, config.partitions, replication))
+        .await?;
     Ok(())
 }
 
-/// Fails if something else listens on a port that `dev` needs. The processes themselves would name flags of their own.
+/// Fails if something else listens on a port that `dev` needs. The processes themselves would name
+/// flags of their own.
 fn check_ports(config: &StackConfig) -> Result<(), CliError> {
     let broker_port = config.brokers.is_none().then_some((config.broker_port, "--broker-port"));
     for (port, flag) in broker_port.into_iter().chain([(config.server_port, "--server-port")]) {

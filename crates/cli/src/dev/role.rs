@@ -1,5 +1,5 @@
-//! A process of `dev` and the task that owns it: only that task waits for it and signals it, so a signal never reaches
-//! another process that has been given its number.
+//! A process of `dev` and the task that owns it: only that task waits for it and signals it, so a
+//! signal never reaches another process that has been given its number.
 
 use std::{net::SocketAddr, path::Path, time::Duration};
 
@@ -72,7 +72,9 @@ pub(super) fn own(
             }
         };
         let (how, by_itself) = match status {
-            Ok(status) => (supervise::describe(status), status.code().is_some_and(|code| code != 0)),
+            Ok(status) => {
+                (supervise::describe(status), status.code().is_some_and(|code| code != 0))
+            }
             Err(error) => (format!("could not be waited for ({error})"), true),
         };
         news.send((role, News::Exited(how, by_itself))).ok();
@@ -81,7 +83,12 @@ pub(super) fn own(
 }
 
 /// Tells where a process listens and then, again and again, whether it lives. Never ends.
-async fn observe(role: Role, ready_file: &Path, probe: Probe, news: &mpsc::UnboundedSender<(Role, News)>) {
+async fn observe(
+    role: Role,
+    ready_file: &Path,
+    probe: Probe,
+    news: &mpsc::UnboundedSender<(Role, News)>,
+) {
     let address = loop {
         match timeout(PROBE, address(ready_file)).await {
             Ok(address) => break address,

@@ -1,16 +1,19 @@
 //! What is done when about the processes of `dev`: a state machine without IO or clock.
 //!
-//! [`Supervisor::handle`] takes what has happened, [`Supervisor::poll`] gives what is to be done, until it gives nothing,
-//! and [`Supervisor::next_wakeup`] says when to call `handle` with [`Input::Tick`] if nothing happens before. Time is
-//! counted from any moment that stays the same.
+//! [`Supervisor::handle`] takes what has happened, [`Supervisor::poll`] gives what is to be done,
+//! until it gives nothing, and [`Supervisor::next_wakeup`] says when to call `handle` with
+//! [`Input::Tick`] if nothing happens before. Time is counted from any moment that stays the same.
 //!
 //! Three rules hold at every moment:
 //!
-//! - A role has one process at most. It is dead when it has exited, and its successor is not started before that.
-//! - A process that is slow is not dead. Only one that has not answered for [`SILENCE`], and not [`PROBES`] times in a row,
-//!   is stopped, because a loaded machine can take a minute for what an idle one does in a millisecond, and a suspended
-//!   machine lets much time pass between two probes.
-//! - A role starts when all roles of the tiers before it are ready: the broker, then the server, then the workers.
+//! - A role has one process at most. It is dead when it has exited, and its successor is not
+//!   started before that.
+//! - A process that is slow is not dead. Only one that has not answered for [`SILENCE`], and not
+//!   [`PROBES`] times in a row, is stopped, because a loaded machine can take a minute for what an
+//!   idle one does in a millisecond, and a suspended machine lets much time pass between two
+//!   probes.
+//! - A role starts when all roles of the tiers before it are ready: the broker, then the server,
+//!   then the workers.
 
 use std::{collections::VecDeque, time::Duration};
 
@@ -23,8 +26,9 @@ pub(super) const PROBES: u32 = 6;
 /// The delays before a role is started again. They grow with every death.
 pub(super) const RESTARTS: Backoff =
     Backoff { base: Duration::from_millis(500), max: Duration::from_secs(30) };
-/// After this time in service a process counts as healthy, and its next death as its first. Delays slow down processes
-/// that die soon after each start; a process that worked is started again at once.
+/// After this time in service a process counts as healthy, and its next death as its first. Delays
+/// slow down processes that die soon after each start; a process that worked is started again at
+/// once.
 pub(super) const WELL: Duration = Duration::from_secs(20);
 /// How long a process may take to end after it was asked to. Longer than the drain of a worker.
 pub(super) const STOP: Duration = Duration::from_secs(40);
@@ -99,10 +103,12 @@ pub(super) struct Supervisor {
 }
 
 impl Supervisor {
-    /// A supervisor of as many roles as there are tiers named, in ascending order. `seed` is for the jitter of delays.
+    /// A supervisor of as many roles as there are tiers named, in ascending order. `seed` is for
+    /// the jitter of delays.
     pub(super) fn new(tiers: impl IntoIterator<Item = usize>, seed: u64) -> Self {
         let waiting = State::Waiting { at: Duration::ZERO };
-        let roles = tiers.into_iter().map(|tier| Supervised { tier, state: waiting, deaths: 0 }).collect();
+        let roles =
+            tiers.into_iter().map(|tier| Supervised { tier, state: waiting, deaths: 0 }).collect();
         let mut supervisor =
             Self { roles, is_stopping: false, random: Random::new(seed), orders: VecDeque::new() };
         supervisor.decide(Duration::ZERO);
@@ -219,7 +225,8 @@ impl Supervisor {
     /// Whether all tiers before this one are ready.
     fn may_start(&self, tier: usize) -> bool {
         let before = self.roles.iter().filter(|role| role.tier < tier);
-        let is_ready = |role: &Supervised| matches!(role.state, State::Running { ready_since: Some(_), .. });
+        let is_ready =
+            |role: &Supervised| matches!(role.state, State::Running { ready_since: Some(_), .. });
         before.into_iter().all(is_ready)
     }
 

@@ -54,7 +54,11 @@ fn delays_grow_with_every_death_and_start_again_after_a_long_life() {
     let (mut now, mut last) = (at(1), Duration::ZERO);
     for _ in 0..7 {
         let due = restart(&mut supervisor, SERVER, now);
-        assert!(due - now >= last / 2 && due - now <= RESTARTS.max, "{last:?}, then {:?}", due - now);
+        assert!(
+            due - now >= last / 2 && due - now <= RESTARTS.max,
+            "{last:?}, then {:?}",
+            due - now
+        );
         last = due - now;
         now = due + WELL / 2;
     }
@@ -123,10 +127,14 @@ fn everything_ends_in_reverse_and_nothing_starts_any_more() {
     assert_eq!(orders(&mut supervisor), [Order::Terminate(BROKER)]);
     assert!(!supervisor.is_stopped());
     supervisor.handle(at(5), Input::Exited(BROKER));
-    assert!(supervisor.is_stopped() && supervisor.poll().is_none() && supervisor.next_wakeup().is_none());
+    assert!(
+        supervisor.is_stopped()
+            && supervisor.poll().is_none()
+            && supervisor.next_wakeup().is_none()
+    );
 }
 
-// --- Random worlds ---------------------------------------------------------------------------------------------------
+// --- Random worlds ------------------------------------------------------------------------------
 
 /// SplitMix64.
 struct Dice(u64);
@@ -185,16 +193,19 @@ impl World {
                     assert!(self.processes[role].is_none(), "a second process of role {role}");
                     assert!(!self.is_stopping, "a start after the stop");
                     let before = (0..TIERS.len()).filter(|other| TIERS[*other] < TIERS[role]);
-                    let are_ready = before
-                        .into_iter()
-                        .all(|other| self.processes[other].is_some_and(|process| process.is_ready()));
+                    let are_ready = before.into_iter().all(|other| {
+                        self.processes[other].is_some_and(|process| process.is_ready())
+                    });
                     assert!(are_ready, "role {role} starts before what it needs");
                     self.processes[role] = Some(Process::default());
                 }
                 Order::Terminate(role) | Order::Kill(role) => {
                     let process = self.processes[role].as_mut().expect("a process to stop");
                     let hangs = process.hangs_since.is_some();
-                    assert!(self.is_stopping || process.is_told || hangs, "a healthy process is stopped");
+                    assert!(
+                        self.is_stopping || process.is_told || hangs,
+                        "a healthy process is stopped"
+                    );
                     process.is_told = true;
                 }
             }
@@ -213,7 +224,8 @@ impl World {
         }
     }
 
-    /// The delay before a role starts again is short after a life of use, and grows with every early death.
+    /// The delay before a role starts again is short after a life of use, and grows with every
+    /// early death.
     fn check_delay(&mut self, role: Role, died: Process) {
         let Some(due) = self.supervisor.restarts_at(role) else { return };
         let served = died.ready_since.map_or(Duration::ZERO, |since| self.now - since);
@@ -252,7 +264,9 @@ impl World {
                 process.ready_since = Some(self.now);
                 self.tell(Input::Ready(role));
             }
-            _ if process.hangs_since.is_some() || dice.roll(10) == 0 => self.tell(Input::Silent(role)),
+            _ if process.hangs_since.is_some() || dice.roll(10) == 0 => {
+                self.tell(Input::Silent(role))
+            }
             _ => self.tell(Input::Answered(role)),
         }
     }
@@ -260,13 +274,19 @@ impl World {
     /// No more faults: everything must come up, or end.
     fn calm(&mut self) {
         for _ in 0..500 {
-            self.now = self.supervisor.next_wakeup().map_or(self.now + at(5), |wakeup| wakeup.max(self.now));
+            self.now = self
+                .supervisor
+                .next_wakeup()
+                .map_or(self.now + at(5), |wakeup| wakeup.max(self.now));
             self.tell(Input::Tick);
             for role in 0..TIERS.len() {
                 match self.processes[role] {
-                    Some(process) if process.is_told || process.hangs_since.is_some() => self.exit(role),
+                    Some(process) if process.is_told || process.hangs_since.is_some() => {
+                        self.exit(role)
+                    }
                     Some(process) if !process.is_ready() => {
-                        self.processes[role] = Some(Process { ready_since: Some(self.now), ..process });
+                        self.processes[role] =
+                            Some(Process { ready_since: Some(self.now), ..process });
                         self.tell(Input::Ready(role));
                     }
                     _ => {}

@@ -1,4 +1,5 @@
-//! Bytes for people and programs: text where they are text, base64 where they are not, Spring's numbers as numbers.
+//! Bytes for people and programs: text where they are text, base64 where they are not, Spring's
+//! numbers as numbers.
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use fleet_job::{dead_letter::header, record::Header};
@@ -32,14 +33,17 @@ pub(super) fn header_to_json((name, value): &Header) -> Value {
 
 /// A header's value on the terminal.
 pub(super) fn header_to_line((name, value): &Header) -> String {
-    number(name, value.as_deref()).map_or_else(|| to_line(value.as_deref()), |number| number.to_string())
+    number(name, value.as_deref())
+        .map_or_else(|| to_line(value.as_deref()), |number| number.to_string())
 }
 
 fn number(name: &str, value: Option<&[u8]>) -> Option<i64> {
     let value = value?;
     match name {
         header::ORIGINAL_PARTITION => value.try_into().ok().map(i32::from_be_bytes).map(i64::from),
-        header::ORIGINAL_OFFSET | header::ORIGINAL_TIMESTAMP => value.try_into().ok().map(i64::from_be_bytes),
+        header::ORIGINAL_OFFSET | header::ORIGINAL_TIMESTAMP => {
+            value.try_into().ok().map(i64::from_be_bytes)
+        }
         _ => None,
     }
 }
@@ -65,7 +69,8 @@ mod tests {
 
     #[test]
     fn springs_numbers() {
-        let shown = |name: &str, value: &[u8]| header_to_line(&(name.to_owned(), Some(value.to_vec())));
+        let shown =
+            |name: &str, value: &[u8]| header_to_line(&(name.to_owned(), Some(value.to_vec())));
         assert_eq!(shown(header::ORIGINAL_PARTITION, &[0, 0, 1, 0]), "256");
         assert_eq!(shown(header::ORIGINAL_OFFSET, &[0, 0, 0, 0, 0, 0, 1, 2]), "258");
         assert_eq!(shown(header::ORIGINAL_OFFSET, b"12"), "12", "not in Spring's encoding");

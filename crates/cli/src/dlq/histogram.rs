@@ -92,7 +92,8 @@ mod tests {
         }
         histogram.add(letter(8, "k", ErrorKind::Http, 0), false);
         let (buckets, newest) = histogram.finish();
-        let shown: Vec<_> = buckets.iter().map(|b| (&*b.kind, &*b.about, b.count, b.replayed)).collect();
+        let shown: Vec<_> =
+            buckets.iter().map(|b| (&*b.kind, &*b.about, b.count, b.replayed)).collect();
         assert_eq!(shown, [("tool", "s__t", 5, 1), ("http", "s__t", 1, 0)]);
         assert_eq!(buckets[0].oldest, Timestamp::from_millis(1000));
         assert_eq!(buckets[0].newest, Timestamp::from_millis(9000));

@@ -84,7 +84,8 @@ impl Letter {
 
     /// What letters of one kind are told apart by: the tool, or how the message begins.
     pub(super) fn about(&self) -> String {
-        let beginning = || self.message.split([':', '\n', '`']).next().unwrap_or_default().trim().to_owned();
+        let beginning =
+            || self.message.split([':', '\n', '`']).next().unwrap_or_default().trim().to_owned();
         text::shortened(&self.what.clone().unwrap_or_else(beginning), 48)
     }
 
@@ -167,7 +168,11 @@ pub(super) mod tests {
             group: "g".into(),
             time: time.unwrap(),
         };
-        RawRecord { headers: letter.headers(&original), position: position("mcp-jobs.dlq"), ..original }
+        RawRecord {
+            headers: letter.headers(&original),
+            position: position("mcp-jobs.dlq"),
+            ..original
+        }
     }
 
     pub(crate) fn letter(offset: i64, job_id: &str, kind: ErrorKind, replays: u32) -> Letter {
@@ -196,6 +201,9 @@ pub(super) mod tests {
         let mut record = record(1, "j", ErrorKind::Tool, 0);
         record.headers.clear();
         let letter = Letter::read(&record);
-        assert_eq!((&*letter.kind, &*letter.job_id, letter.origin), (FOREIGN, "mcp-jobs.dlq/0/1", None));
+        assert_eq!(
+            (&*letter.kind, &*letter.job_id, letter.origin),
+            (FOREIGN, "mcp-jobs.dlq/0/1", None)
+        );
     }
 }

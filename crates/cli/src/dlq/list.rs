@@ -58,7 +58,8 @@ pub(super) async fn run(args: Args) -> Result<ExitCode, CliError> {
     let oldest = buckets.iter().filter_map(|bucket| bucket.oldest).min();
     let latest = buckets.iter().filter_map(|bucket| bucket.newest).max();
     if args.json {
-        let listed: Vec<_> = newest.iter().map(|(letter, replayed)| letter.summary(*replayed)).collect();
+        let listed: Vec<_> =
+            newest.iter().map(|(letter, replayed)| letter.summary(*replayed)).collect();
         output::json(&json!({
             "topic": dlq, "letters": letters, "replayed": replayed, "oldest": oldest, "newest": latest,
             "reasons": buckets, "newestLetters": listed,
@@ -70,7 +71,9 @@ pub(super) async fn run(args: Args) -> Result<ExitCode, CliError> {
         return Ok(ExitCode::SUCCESS);
     }
     let (oldest, latest) = (text::time(oldest), text::time(latest));
-    output::line(&format!("{dlq}: {letters} letters, {replayed} of them replayed; {oldest} to {latest}\n"));
+    output::line(&format!(
+        "{dlq}: {letters} letters, {replayed} of them replayed; {oldest} to {latest}\n"
+    ));
     output::line(&reasons(&buckets));
     if !newest.is_empty() {
         output::line(&format!("\nThe newest {}:\n{}", newest.len(), table(&newest)));
@@ -94,7 +97,8 @@ fn reasons(buckets: &[Bucket]) -> String {
 }
 
 fn table(letters: &[(Letter, bool)]) -> String {
-    let mut table = text::table(["LETTER", "JOB", "KIND", "ATTEMPTS", "REPLAYS", "STATE", "TIME", "MESSAGE"]);
+    let mut table =
+        text::table(["LETTER", "JOB", "KIND", "ATTEMPTS", "REPLAYS", "STATE", "TIME", "MESSAGE"]);
     for (letter, replayed) in letters {
         table.add_row([
             format!("{}/{}", letter.place.partition, letter.place.offset),

@@ -1,9 +1,11 @@
-//! What remembers that a letter was replayed: one record per letter on `<dead-letter topic>.replayed`, compacted. Pure.
+//! What remembers that a letter was replayed: one record per letter on `<dead-letter
+//! topic>.replayed`, compacted. Pure.
 //!
-//! The dead-letter topic itself stays what it says it is, so that its length is the number of letters and every other
-//! consumer can go on reading it. A marker is written after the replayed record is acknowledged: a run that is cut off in
-//! between repeats that one job, and never loses one. A marker also names the letter's timestamp, so that it says nothing
-//! about the letters of a topic that was deleted and made again.
+//! The dead-letter topic itself stays what it says it is, so that its length is the number of
+//! letters and every other consumer can go on reading it. A marker is written after the replayed
+//! record is acknowledged: a run that is cut off in between repeats that one job, and never loses
+//! one. A marker also names the letter's timestamp, so that it says nothing about the letters of a
+//! topic that was deleted and made again.
 
 use std::collections::HashMap;
 
@@ -54,9 +56,11 @@ impl Marker {
 pub(super) struct Replayed(HashMap<(i32, i64), Option<i64>>);
 
 impl Replayed {
-    /// Takes in a record of the markers' topic; what is no marker of a letter on `dlq` is passed over.
+    /// Takes in a record of the markers' topic; what is no marker of a letter on `dlq` is passed
+    /// over.
     pub(super) fn add(&mut self, dlq: &str, record: &RawRecord) {
-        let marker = record.value.as_deref().and_then(|value| serde_json::from_slice::<Marker>(value).ok());
+        let marker =
+            record.value.as_deref().and_then(|value| serde_json::from_slice::<Marker>(value).ok());
         let Some(marker) = marker else { return };
         if let Some(place) = text::to_place(&marker.letter).filter(|place| place.topic == dlq) {
             self.0.insert((place.partition, place.offset), marker.letter_timestamp);
@@ -65,7 +69,9 @@ impl Replayed {
 
     /// Whether `letter` was replayed.
     pub(super) fn contains(&self, letter: &Letter) -> bool {
-        self.0.get(&letter.spot()).is_some_and(|at| *at == letter.timestamp.map(Timestamp::as_millis))
+        self.0
+            .get(&letter.spot())
+            .is_some_and(|at| *at == letter.timestamp.map(Timestamp::as_millis))
     }
 }
 

@@ -32,7 +32,9 @@ impl Verdict {
             Self::Replay => "to be replayed",
             Self::AlreadyReplayed => "replayed before",
             Self::Parked => "parked: replayed too often (--max-replays)",
-            Self::ValueOmitted => "has no value: the original was too large for the dead-letter topic",
+            Self::ValueOmitted => {
+                "has no value: the original was too large for the dead-letter topic"
+            }
             Self::Foreign => "no dead letter of this jobs topic",
             Self::Superseded => "left out: another letter of the same job counts (--every-letter)",
         }
@@ -40,7 +42,12 @@ impl Verdict {
 }
 
 /// What to do with `letter`.
-pub(super) fn verdict(letter: &Letter, replayed: &Replayed, topics: &Topics, max_replays: u32) -> Verdict {
+pub(super) fn verdict(
+    letter: &Letter,
+    replayed: &Replayed,
+    topics: &Topics,
+    max_replays: u32,
+) -> Verdict {
     if letter.origin.as_ref().is_none_or(|origin| origin.topic != topics.jobs) {
         Verdict::Foreign
     } else if replayed.contains(letter) {
@@ -54,7 +61,8 @@ pub(super) fn verdict(letter: &Letter, replayed: &Replayed, topics: &Topics, max
     }
 }
 
-/// Collects letters, in the order of their offsets in each partition, and then says which are replayed.
+/// Collects letters, in the order of their offsets in each partition, and then says which are
+/// replayed.
 #[derive(Debug, Default)]
 pub(super) struct Planner {
     counts: BTreeMap<Verdict, usize>,
@@ -63,7 +71,8 @@ pub(super) struct Planner {
     latest: BTreeMap<i32, Option<Timestamp>>,
     /// The newest letter of each job, whether or not it is replayed.
     newest: HashMap<String, Age>,
-    /// Records of which a letter was replayed. A record has two letters if its worker was killed after it wrote the first.
+    /// Records of which a letter was replayed. A record has two letters if its worker was killed
+    /// after it wrote the first.
     replayed: HashSet<(String, Option<Position>)>,
 }
 
@@ -77,7 +86,8 @@ struct Candidate {
     age: Age,
 }
 
-/// Orders the letters of one job: how often its record had been replayed, when it died, and where the letter is.
+/// Orders the letters of one job: how often its record had been replayed, when it died, and where
+/// the letter is.
 type Age = (u32, Option<Timestamp>, i32, i64);
 
 /// What a run does.
@@ -98,8 +108,8 @@ impl Planner {
         *self.counts.entry(verdict).or_default() += 1;
         if verdict == Verdict::Replay {
             let (partition, offset) = letter.spot();
-            // Clocks of workers differ, and jobs of one key must go back in their order: within a partition no letter
-            // counts as older than the one before it.
+            // Clocks of workers differ, and jobs of one key must go back in their order: within a
+            // partition no letter counts as older than the one before it.
             let latest = self.latest.entry(partition).or_default();
             *latest = (*latest).max(letter.time);
             self.candidates.push(Candidate {
@@ -111,11 +121,13 @@ impl Planner {
         }
     }
 
-    /// Takes in any letter, so that older ones of the same job are left out. Letters that can't be replayed don't count.
+    /// Takes in any letter, so that older ones of the same job are left out. Letters that can't be
+    /// replayed don't count.
     pub(super) fn note(&mut self, letter: &Letter, verdict: Verdict) {
         if matches!(verdict, Verdict::Replay | Verdict::AlreadyReplayed | Verdict::Parked) {
             let mut age = age(letter);
-            // What is dealt with counts by its time only: the job may have been submitted anew since then.
+            // What is dealt with counts by its time only: the job may have been submitted anew
+            // since then.
             if verdict == Verdict::AlreadyReplayed {
                 age.0 = 0;
             }
@@ -130,8 +142,10 @@ impl Planner {
     /// The oldest `max` letters, or all; of each job that was noted, the newest letter only.
     pub(super) fn finish(mut self, max: Option<usize>) -> Plan {
         let counts_for_its_job = |candidate: &Candidate| {
-            let is_newest = self.newest.get(&candidate.job_id).is_none_or(|age| *age == candidate.age);
-            is_newest && !self.replayed.contains(&(candidate.job_id.clone(), candidate.origin.clone()))
+            let is_newest =
+                self.newest.get(&candidate.job_id).is_none_or(|age| *age == candidate.age);
+            is_newest
+                && !self.replayed.contains(&(candidate.job_id.clone(), candidate.origin.clone()))
         };
         let (mut candidates, superseded): (Vec<_>, Vec<_>) =
             self.candidates.into_iter().partition(counts_for_its_job);
@@ -189,7 +203,12 @@ mod tests {
         check(&letter(1, "j", ErrorKind::Tool, 2), &replayed, 3, Verdict::Replay);
         check(&letter(1, "j", ErrorKind::Tool, 3), &replayed, 3, Verdict::Parked);
         check(&letter(1, "j", ErrorKind::Tool, 4), &replayed, 3, Verdict::Parked);
-        check(&Letter { value_omitted: Some(9), ..fresh.clone() }, &replayed, 3, Verdict::ValueOmitted);
+        check(
+            &Letter { value_omitted: Some(9), ..fresh.clone() },
+            &replayed,
+            3,
+            Verdict::ValueOmitted,
+        );
         check(&Letter { origin: None, ..fresh.clone() }, &replayed, 3, Verdict::Foreign);
         let mut elsewhere = fresh.clone();
         elsewhere.origin.as_mut().unwrap().topic = "other".into();
@@ -201,7 +220,8 @@ mod tests {
     #[test]
     fn max_takes_the_oldest_and_keeps_the_order_within_a_partition() {
         let mut planner = Planner::default();
-        // Partition 0 was written by a worker whose clock went back: offset 2 must not overtake offset 1.
+        // Partition 0 was written by a worker whose clock went back: offset 2 must not overtake
+        // offset 1.
         for (partition, offset, seconds) in [(0, 1, 50), (1, 7, 20), (0, 2, 10), (1, 8, 60)] {
             let mut letter = letter(offset, "j", ErrorKind::Tool, 0);
             letter.place.partition = partition;
@@ -211,7 +231,10 @@ mod tests {
         planner.add(&letter(9, "j", ErrorKind::Tool, 3), Verdict::Parked);
         let plan = planner.finish(Some(2));
         assert_eq!(plan.replay, HashSet::from([(1, 7), (0, 1)]));
-        assert_eq!((plan.left, plan.count(Verdict::Replay), plan.count(Verdict::Parked)), (2, 4, 1));
+        assert_eq!(
+            (plan.left, plan.count(Verdict::Replay), plan.count(Verdict::Parked)),
+            (2, 4, 1)
+        );
     }
 
     #[test]
@@ -224,7 +247,11 @@ mod tests {
             }
             let plan = planner.finish(None);
             let expected: HashSet<_> = replay.iter().map(|offset| (0, *offset)).collect();
-            assert_eq!((&plan.replay, plan.superseded.len()), (&expected, superseded), "{letters:?}");
+            assert_eq!(
+                (&plan.replay, plan.superseded.len()),
+                (&expected, superseded),
+                "{letters:?}"
+            );
             assert_eq!(plan.count(Verdict::Superseded), superseded);
         };
         let of = |offset, job: &str, replays| letter(offset, job, ErrorKind::Tool, replays);

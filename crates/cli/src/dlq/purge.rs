@@ -9,8 +9,8 @@ use serde_json::json;
 use super::scan;
 use crate::{connection::Connection, error::CliError, moment::Moment, output, patience::Patience};
 
-/// The id of an embedded broker's cluster. It has no way to delete records, so it is not asked, and people are told what to
-/// do instead.
+/// The id of an embedded broker's cluster. It has no way to delete records, so it is not asked, and
+/// people are told what to do instead.
 const EMBEDDED: &str = "mcp-fleet";
 
 const EXAMPLES: &str =
@@ -56,7 +56,8 @@ pub(super) async fn run(args: Args) -> Result<ExitCode, CliError> {
     })
     .await?;
     if cluster.as_deref() == Some(EMBEDDED) {
-        let message = "the embedded broker deletes nothing: remove its --data-dir, or use Apache Kafka";
+        let message =
+            "the embedded broker deletes nothing: remove its --data-dir, or use Apache Kafka";
         return Err(CliError::Usage(message.to_owned()));
     }
     let letters: i64 = spans.iter().map(|span| span.end - span.start).sum();

@@ -1,7 +1,8 @@
 //! `mcp-fleet dlq replay`.
 //!
-//! Two passes over the topic: one to plan, which keeps the job's id and a few bytes of each letter, and one to carry out. One letter after the
-//! other is written, acknowledged and marked, so that a run that is cut off anywhere repeats one job at most.
+//! Two passes over the topic: one to plan, which keeps the job's id and a few bytes of each letter,
+//! and one to carry out. One letter after the other is written, acknowledged and marked, so that a
+//! run that is cut off anywhere repeats one job at most.
 
 use std::{ops::ControlFlow, process::ExitCode};
 
@@ -90,7 +91,8 @@ struct Done {
 }
 
 pub(super) async fn run(args: Args) -> Result<ExitCode, CliError> {
-    let stop = shutdown::signal_token().map_err(|error| CliError::Io("signals can't be handled", error))?;
+    let stop = shutdown::signal_token()
+        .map_err(|error| CliError::Io("signals can't be handled", error))?;
     let run = Run {
         settings: args.connection.settings()?,
         topics: args.connection.topics(),
@@ -107,8 +109,8 @@ impl Run {
         let plan = self.plan()?;
         let work = plan.replay.len() + plan.superseded.len();
         let done = if work == 0 { Done::default() } else { self.carry_out(&plan)? };
-        let interrupted =
-            self.stop.is_cancelled() && (work == 0 || done.replayed + done.failed < plan.replay.len());
+        let interrupted = self.stop.is_cancelled()
+            && (work == 0 || done.replayed + done.failed < plan.replay.len());
         self.summarise(&plan, &done, interrupted);
         Ok(if interrupted || done.failed > 0 || done.replayed == 0 {
             ExitCode::FAILURE
@@ -170,7 +172,8 @@ impl Run {
                     },
                 }
             }
-            let all = done.replayed + done.failed + superseded >= plan.replay.len() + plan.superseded.len();
+            let all = done.replayed + done.failed + superseded
+                >= plan.replay.len() + plan.superseded.len();
             Ok(if all { ControlFlow::Break(()) } else { self.next() })
         })?;
         Ok(done)
@@ -191,7 +194,8 @@ impl Run {
         Ok(Producer::new(&settings)?)
     }
 
-    /// Writes the record, then its marker; where to, or `None` if the topic takes no record of that size.
+    /// Writes the record, then its marker; where to, or `None` if the topic takes no record of that
+    /// size.
     fn replay(
         &self,
         producer: &Producer,
@@ -226,7 +230,8 @@ impl Run {
 
     fn marker(&self, letter: &Letter, to: &str, now: Timestamp) -> Result<Outgoing, CliError> {
         let marker = Marker::new(letter, to.to_owned(), now);
-        let value = serde_json::to_vec(&marker).map_err(|error| CliError::Usage(error.to_string()))?;
+        let value =
+            serde_json::to_vec(&marker).map_err(|error| CliError::Usage(error.to_string()))?;
         Ok(Outgoing {
             timestamp: None,
             partition: None,
@@ -245,7 +250,8 @@ impl Run {
                 "replayCount": letter.replays, "replayedTo": to,
             }));
         }
-        let what = to.map_or_else(|| verdict.explain().to_owned(), |to| format!("replayed to {to}"));
+        let what =
+            to.map_or_else(|| verdict.explain().to_owned(), |to| format!("replayed to {to}"));
         let (job, kind) = (text::shortened(&letter.job_id, 60), &letter.kind);
         output::line(&format!("{place}  {job}  {kind}  {what}"));
     }

@@ -1,4 +1,5 @@
-//! Reading the dead letters, and what was replayed before: everything that is there when the reading begins.
+//! Reading the dead letters, and what was replayed before: everything that is there when the
+//! reading begins.
 
 use std::{
     ops::ControlFlow,
@@ -32,7 +33,8 @@ pub(super) async fn blocking<T: Send + 'static>(
     tokio::task::spawn_blocking(work).await.map_err(|error| CliError::Usage(error.to_string()))?
 }
 
-/// Hands every record of `topic` to `with`, until it breaks off. Records of a partition come in order.
+/// Hands every record of `topic` to `with`, until it breaks off. Records of a partition come in
+/// order.
 pub(super) fn each(
     settings: &Settings,
     topic: &str,
@@ -57,7 +59,9 @@ pub(super) fn each(
             }
             None if last.elapsed() > STALLED => {
                 let seconds = STALLED.as_secs();
-                return Err(CliError::Usage(format!("no record of `{topic}` came for {seconds} s")));
+                return Err(CliError::Usage(format!(
+                    "no record of `{topic}` came for {seconds} s"
+                )));
             }
             None => {}
         }

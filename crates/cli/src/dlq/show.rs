@@ -82,7 +82,10 @@ fn to_json(letter: &Letter, record: &RawRecord, replayed: bool) -> Value {
     let mut value = json!(letter.summary(replayed));
     if let Value::Object(object) = &mut value {
         object.insert("origin".into(), json!(origin));
-        object.insert("group".into(), json!(reasons.as_ref().and_then(|reasons| reasons.group.clone())));
+        object.insert(
+            "group".into(),
+            json!(reasons.as_ref().and_then(|reasons| reasons.group.clone())),
+        );
         object.insert("firstError".into(), json!(reasons.and_then(|reasons| reasons.first_error)));
         object.insert("valueOmittedBytes".into(), json!(letter.value_omitted));
         object.insert("headers".into(), record.headers.iter().map(bytes::header_to_json).collect());

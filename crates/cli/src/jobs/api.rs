@@ -30,7 +30,12 @@ pub(super) const MAX_WAIT: u64 = 60;
 #[derive(Debug, Clone, clap::Args)]
 pub(crate) struct ServerArgs {
     /// The mcp-server; of several, comma-separated, the first one. A path in it does not matter.
-    #[arg(long, env = "MCP_SERVER_URL", default_value = "http://127.0.0.1:8080", value_name = "URL")]
+    #[arg(
+        long,
+        env = "MCP_SERVER_URL",
+        default_value = "http://127.0.0.1:8080",
+        value_name = "URL"
+    )]
     server: String,
 
     /// A bearer token for it. Better in the environment: others can see the command line.
@@ -66,14 +71,16 @@ impl Api {
         let mut headers = HeaderMap::new();
         if let Some(token) = token {
             let value = HeaderValue::from_str(&format!("Bearer {token}"));
-            let mut value = value
-                .map_err(|_| ApiError::Usage("the token has characters that HTTP does not allow".into()))?;
+            let mut value = value.map_err(|_| {
+                ApiError::Usage("the token has characters that HTTP does not allow".into())
+            })?;
             value.set_sensitive(true);
             headers.insert(header::AUTHORIZATION, value);
         }
         let mut builder = reqwest::Client::builder();
         if base.scheme() == "http" {
-            // A slim container has no root certificates to load, and without them the client could not be made.
+            // A slim container has no root certificates to load, and without them the client could
+            // not be made.
             builder = builder.tls_certs_only([]);
         }
         let http = builder
@@ -123,7 +130,8 @@ impl Api {
         self.once(Method::GET, self.url(&["jobs", job_id])?, limit).await
     }
 
-    /// Asks for a job to be cancelled, and waits for at most `wait` seconds to see what that comes to.
+    /// Asks for a job to be cancelled, and waits for at most `wait` seconds to see what that comes
+    /// to.
     pub(super) async fn cancel(
         &self,
         job_id: &str,
@@ -139,9 +147,11 @@ impl Api {
             // Too late is an answer too: the job came to another end.
             Err(ApiError::Refused(refusal)) if refusal.status == StatusCode::CONFLICT => {
                 match refusal.job.clone().map(serde_json::from_value) {
-                    Some(Ok(job)) => {
-                        Ok(Cancellation { outcome: CancelOutcome::TooLate, known: true, job: Some(job) })
-                    }
+                    Some(Ok(job)) => Ok(Cancellation {
+                        outcome: CancelOutcome::TooLate,
+                        known: true,
+                        job: Some(job),
+                    }),
                     _ => Err(ApiError::Refused(refusal)),
                 }
             }
@@ -183,7 +193,9 @@ impl Api {
     /// The URL of these path segments, whatever characters they have.
     fn url(&self, segments: &[&str]) -> Result<Url, ApiError> {
         if let Some(id) = segments.iter().find(|segment| matches!(**segment, "" | "." | "..")) {
-            return Err(ApiError::Usage(format!("a job called `{id}` can't be asked for over HTTP")));
+            return Err(ApiError::Usage(format!(
+                "a job called `{id}` can't be asked for over HTTP"
+            )));
         }
         let mut url = self.base.clone();
         // Only URLs without a host have no path.

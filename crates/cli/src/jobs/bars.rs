@@ -1,4 +1,5 @@
-//! Bars on standard error for jobs that somebody waits for. They hide themselves where there is no terminal.
+//! Bars on standard error for jobs that somebody waits for. They hide themselves where there is no
+//! terminal.
 
 use std::{collections::HashMap, time::Duration};
 
@@ -91,7 +92,8 @@ fn add_bar(all: &MultiProgress, job_id: &str) -> ProgressBar {
     bar.with_prefix(shortened(job_id, ID))
 }
 
-/// Adds a bar that draws nothing before it is among the others: what it drew by itself would stay on the screen for good.
+/// Adds a bar that draws nothing before it is among the others: what it drew by itself would stay
+/// on the screen for good.
 fn add(all: &MultiProgress, length: u64, template: &str) -> ProgressBar {
     let bar = ProgressBar::with_draw_target(Some(length), ProgressDrawTarget::hidden());
     let bar = match ProgressStyle::with_template(template) {
@@ -131,7 +133,8 @@ mod tests {
         let this = "jobs::bars::tests::a_bar_is_drawn_among_the_others_and_nowhere_else";
         let exe = env::current_exe().expect("this program");
         let line = format!("stty cols 120; exec '{}' --exact {this} --nocapture", exe.display());
-        let run = Command::new("script").args(["-qec", &line, "/dev/null"]).env(DRAWS, "1").output();
+        let run =
+            Command::new("script").args(["-qec", &line, "/dev/null"]).env(DRAWS, "1").output();
         let output = match run {
             Err(_) if env::var_os("FLEET_REQUIRE_TOOLS").is_none() => return,
             run => run.expect("script of util-linux"),

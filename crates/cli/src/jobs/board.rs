@@ -25,7 +25,8 @@ impl Board {
 
     /// Takes in how a job is now. Says whether that is news, about a job that is meant.
     ///
-    /// News come in the order of the log, so the last one is the present state, whatever its time says: clocks differ.
+    /// News come in the order of the log, so the last one is the present state, whatever its time
+    /// says: clocks differ.
     pub(super) fn take(&mut self, job: &JobView) -> bool {
         let job = job.clone().without_result();
         let job_id = job.event.job_id.clone();
@@ -50,7 +51,8 @@ impl Board {
     pub(super) fn begin<'a>(&mut self, jobs: &'a [JobView]) -> Vec<&'a JobView> {
         let mut before = std::mem::take(&mut self.jobs);
         let places = std::mem::take(&mut self.places);
-        let old = |job: &JobView| places.get(&job.event.job_id).and_then(|place| before.remove(place));
+        let old =
+            |job: &JobView| places.get(&job.event.job_id).and_then(|place| before.remove(place));
         let mut old: HashMap<String, JobView> =
             jobs.iter().filter_map(old).map(|job| (job.event.job_id.clone(), job)).collect();
         jobs.iter()
@@ -68,9 +70,12 @@ impl Board {
 
     /// How many jobs there are, and in which states.
     pub(super) fn counts(&self) -> String {
-        let count = |state: JobState| self.jobs.values().filter(|job| job.event.state == state).count();
-        let states = STATES.into_iter().map(|state| (state, count(state))).filter(|(_, count)| *count > 0);
-        let states: Vec<_> = states.map(|(state, count)| format!("{count} {}", state.as_str())).collect();
+        let count =
+            |state: JobState| self.jobs.values().filter(|job| job.event.state == state).count();
+        let states =
+            STATES.into_iter().map(|state| (state, count(state))).filter(|(_, count)| *count > 0);
+        let states: Vec<_> =
+            states.map(|(state, count)| format!("{count} {}", state.as_str())).collect();
         match self.jobs.len() {
             0 => "no jobs that match".to_owned(),
             all if all >= self.capacity => format!("of the newest {all}: {}", states.join(", ")),
@@ -119,8 +124,10 @@ mod tests {
         let mut board = Board::new(Filter::default(), 10);
         let before = [job("a", JobState::Running, 1), job("b", JobState::Running, 2)];
         assert_eq!(board.begin(&before).len(), 2);
-        let after = [job("c", JobState::Queued, 3), job("b", JobState::Failed, 2), before[0].clone()];
-        let news: Vec<_> = board.begin(&after).into_iter().map(|job| job.event.job_id.as_str()).collect();
+        let after =
+            [job("c", JobState::Queued, 3), job("b", JobState::Failed, 2), before[0].clone()];
+        let news: Vec<_> =
+            board.begin(&after).into_iter().map(|job| job.event.job_id.as_str()).collect();
         assert_eq!(news, ["c", "b"]);
         assert_eq!(ids(&board), ["c", "b", "a"]);
     }

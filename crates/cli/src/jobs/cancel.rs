@@ -85,7 +85,9 @@ fn text(job_id: &str, cancellation: &Cancellation) -> String {
     match cancellation.outcome {
         CancelOutcome::Cancelled => format!("{job_id} is cancelled"),
         CancelOutcome::TooLate => format!("{job_id} could not be cancelled: it had {state} before"),
-        CancelOutcome::Requested => format!("{job_id} is still {state}; its cancellation was asked for"),
+        CancelOutcome::Requested => {
+            format!("{job_id} is still {state}; its cancellation was asked for")
+        }
     }
 }
 

@@ -15,7 +15,8 @@ const MAX_DETAIL: usize = 1_000;
 /// Why the server has not answered the question.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ApiError {
-    /// There is nobody. The reason is the innermost one: the layers around it say nothing to people.
+    /// There is nobody. The reason is the innermost one: the layers around it say nothing to
+    /// people.
     #[error("no mcp-server answers at {url}: {reason}")]
     NoServer { url: String, reason: String },
     /// The connection broke, or the answer took too long.
@@ -58,15 +59,23 @@ struct Problem {
 
 impl ApiError {
     /// The refusal that a response with this status and body is.
-    pub(super) fn refused(url: &str, status: StatusCode, retry_after: Option<&str>, body: &[u8]) -> Self {
+    pub(super) fn refused(
+        url: &str,
+        status: StatusCode,
+        retry_after: Option<&str>,
+        body: &[u8],
+    ) -> Self {
         let problem: Option<Problem> = serde_json::from_slice(body).ok();
-        let retry_after = retry_after.and_then(|text| text.trim().parse().ok()).map(Duration::from_secs);
+        let retry_after =
+            retry_after.and_then(|text| text.trim().parse().ok()).map(Duration::from_secs);
         let text = String::from_utf8_lossy(body);
         let (detail, job) = match problem {
             Some(Problem { detail: Some(detail), job, .. }) => (detail, job),
             Some(Problem { title: Some(title), job, .. }) => (title, job),
             _ if status == StatusCode::NOT_FOUND && text.trim().is_empty() => (
-                format!("{url} knows nothing of jobs: is it an mcp-server that has KAFKA_BROKERS set?"),
+                format!(
+                    "{url} knows nothing of jobs: is it an mcp-server that has KAFKA_BROKERS set?"
+                ),
                 None,
             ),
             Some(Problem { job, .. }) => (String::new(), job),
@@ -92,9 +101,13 @@ impl ApiError {
         }
     }
 
-    /// Whether the server is there and has asked for some patience, while it reads its ledger for one.
+    /// Whether the server is there and has asked for some patience, while it reads its ledger for
+    /// one.
     pub(super) fn is_busy(&self) -> bool {
-        matches!(self.status(), Some(StatusCode::SERVICE_UNAVAILABLE | StatusCode::TOO_MANY_REQUESTS))
+        matches!(
+            self.status(),
+            Some(StatusCode::SERVICE_UNAVAILABLE | StatusCode::TOO_MANY_REQUESTS)
+        )
     }
 
     /// Whether the same question may be answered later, by a server that was started again for one.
@@ -103,7 +116,10 @@ impl ApiError {
             Self::NoServer { .. } | Self::Lost { .. } => true,
             Self::Refused(refusal) => {
                 refusal.status.is_server_error()
-                    || matches!(refusal.status, StatusCode::REQUEST_TIMEOUT | StatusCode::TOO_MANY_REQUESTS)
+                    || matches!(
+                        refusal.status,
+                        StatusCode::REQUEST_TIMEOUT | StatusCode::TOO_MANY_REQUESTS
+                    )
             }
             Self::Unreadable { .. } | Self::Client(_) | Self::Usage(_) => false,
         }
@@ -123,8 +139,10 @@ impl ApiError {
 pub(super) struct Pauses(Retry);
 
 impl Pauses {
-    const BACKOFF: Backoff = Backoff { base: Duration::from_millis(200), max: Duration::from_secs(5) };
-    /// However long the server asks us to stay away, we look sooner: there may be another one by then.
+    const BACKOFF: Backoff =
+        Backoff { base: Duration::from_millis(200), max: Duration::from_secs(5) };
+    /// However long the server asks us to stay away, we look sooner: there may be another one by
+    /// then.
     const LONGEST_ASKED: Duration = Duration::from_secs(30);
 
     pub(super) fn new() -> Self {
@@ -153,7 +171,11 @@ mod tests {
             let text = refusal(status, None, body).to_string();
             assert!(text.contains(expected), "{text}");
         };
-        check(404, r#"{"title":"Not Found","detail":"there is no job `x`"}"#, "there is no job `x`");
+        check(
+            404,
+            r#"{"title":"Not Found","detail":"there is no job `x`"}"#,
+            "there is no job `x`",
+        );
         check(400, r#"{"title":"Bad Request"}"#, "Bad Request");
         check(404, "", "http://a:1 knows nothing of jobs");
         check(502, "", "http://a:1 answered 502");
@@ -173,8 +195,14 @@ mod tests {
         let mut pauses = Pauses::new();
         for (error, ceiling) in [(&broken, 200), (&broken, 400), (&broken, 800), (&broken, 1600)] {
             let pause = pauses.after(error).as_millis();
-            assert!((ceiling / 2..=ceiling).contains(&pause), "{pause} ms is not up to {ceiling} ms");
+            assert!(
+                (ceiling / 2..=ceiling).contains(&pause),
+                "{pause} ms is not up to {ceiling} ms"
+            );
         }
-        assert!(Pauses::new().after(&busy) >= Duration::from_secs(2), "the server asks for two seconds");
+        assert!(
+            Pauses::new().after(&busy) >= Duration::from_secs(2),
+            "the server asks for two seconds"
+        );
     }
 }

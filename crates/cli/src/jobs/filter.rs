@@ -39,7 +39,10 @@ pub(super) struct FilterArgs {
 /// Reads a state; shells complete it.
 fn state_parser() -> impl TypedValueParser<Value = JobState> {
     PossibleValuesParser::new(STATES.map(JobState::as_str)).try_map(|name| {
-        STATES.into_iter().find(|state| state.as_str() == name).ok_or_else(|| format!("`{name}` is no state"))
+        STATES
+            .into_iter()
+            .find(|state| state.as_str() == name)
+            .ok_or_else(|| format!("`{name}` is no state"))
     })
 }
 
@@ -80,8 +83,8 @@ impl Filter {
         pairs
     }
 
-    /// What of it stays true or false of a job for ever. Only this may be asked of a stream of events: one that leaves out
-    /// states does not say when a job leaves the others.
+    /// What of it stays true or false of a job for ever. Only this may be asked of a stream of
+    /// events: one that leaves out states does not say when a job leaves the others.
     pub(super) fn lasting_pairs(&self) -> Vec<(&'static str, String)> {
         [("type", &self.job_type), ("tool", &self.tool), ("tenant", &self.tenant)]
             .into_iter()
@@ -93,7 +96,8 @@ impl Filter {
     pub(super) fn matches(&self, job: &JobView) -> bool {
         let event = &job.event;
         let submitted = event.submitted_at.unwrap_or(event.time);
-        let same = |wanted: &Option<String>, found: &Option<String>| wanted.is_none() || wanted == found;
+        let same =
+            |wanted: &Option<String>, found: &Option<String>| wanted.is_none() || wanted == found;
         (self.states.is_empty() || self.states.contains(&event.state))
             && same(&self.job_type, &event.job_type)
             && same(&self.tool, &event.tool)
@@ -118,8 +122,18 @@ mod tests {
 
     #[test]
     fn flags_become_a_question() {
-        let args = ["--state", "queued,running", "--type", "tool-call", "--tool", "a__b", "--tenant", "t t"];
-        let filter = parse(&[&args[..], &["--since", "1h", "--until", "1970-01-01T02:00:00Z"]].concat());
+        let args = [
+            "--state",
+            "queued,running",
+            "--type",
+            "tool-call",
+            "--tool",
+            "a__b",
+            "--tenant",
+            "t t",
+        ];
+        let filter =
+            parse(&[&args[..], &["--since", "1h", "--until", "1970-01-01T02:00:00Z"]].concat());
         let expected = [
             ("state", "queued,running"),
             ("type", "tool-call"),

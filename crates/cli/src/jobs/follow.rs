@@ -1,4 +1,5 @@
-//! A stream of events that survives cuts: opened again where it ended, for as long as somebody listens.
+//! A stream of events that survives cuts: opened again where it ended, for as long as somebody
+//! listens.
 
 use std::time::Duration;
 
@@ -25,7 +26,8 @@ const SILENCE: Duration = Duration::from_secs(90);
 pub(super) enum News {
     /// It is open.
     Open,
-    /// What was before is not known here: at the beginning, and where the server can't say what was missed.
+    /// What was before is not known here: at the beginning, and where the server can't say what was
+    /// missed.
     Missed,
     /// A job is in a state that it was not in before.
     Job(Box<JobView>),
@@ -62,7 +64,8 @@ struct Unheard;
 
 impl Follow {
     async fn run(mut self) {
-        // Without a listener this is dropped as a whole, so that there is nothing left to be done about it.
+        // Without a listener this is dropped as a whole, so that there is nothing left to be done
+        // about it.
         while let Ok(Err(error)) = self.read().await {
             let (pause, passing) = (self.pauses.after(&error), error.is_passing());
             let news = if passing { News::Trouble(error) } else { News::Ended(error) };
@@ -96,7 +99,9 @@ impl Follow {
                 Err(_) => return Ok(Err(self.api.lost("the server has fallen silent"))),
             };
             if decoder.push(&chunk, &mut events).is_err() {
-                return Ok(Err(self.api.unreadable(format!("an event has more than {MAX_EVENT} bytes"))));
+                return Ok(Err(self
+                    .api
+                    .unreadable(format!("an event has more than {MAX_EVENT} bytes"))));
             }
             for event in events.drain(..) {
                 self.pauses = Pauses::new();

@@ -93,7 +93,8 @@ impl<'a> Pages<'a> {
         if !self.more || self.left == 0 {
             return Ok(None);
         }
-        let mut page = self.api.list(self.filter, self.left.min(PAGE), self.cursor.as_deref()).await?;
+        let mut page =
+            self.api.list(self.filter, self.left.min(PAGE), self.cursor.as_deref()).await?;
         page.jobs.truncate(self.left);
         self.left -= page.jobs.len();
         // A cursor that does not move would be followed for ever.

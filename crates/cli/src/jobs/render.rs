@@ -14,7 +14,8 @@ use crate::{
     events,
 };
 
-/// The longest id in a table. Longer ones are cut, because one of them would push everything else off the screen.
+/// The longest id in a table. Longer ones are cut, because one of them would push everything else
+/// off the screen.
 const ID: usize = 48;
 const TOOL: usize = 40;
 const PROGRESS: usize = 32;
@@ -74,7 +75,9 @@ fn row(job: &JobView, now: Timestamp) -> [String; COLUMNS.len()] {
         or_none(event.job_type.clone()),
         shortened(&or_none(tool), TOOL),
         event.attempts.to_string(),
-        or_none(event.progress.as_ref().map(|progress| shortened(&self::progress(progress), PROGRESS))),
+        or_none(
+            event.progress.as_ref().map(|progress| shortened(&self::progress(progress), PROGRESS)),
+        ),
         age(now.since(event.submitted_at.unwrap_or(event.time))),
         or_none(took.map(age)),
     ]
@@ -148,8 +151,12 @@ fn rows(job: &JobView) -> Vec<(&'static str, Option<String>)> {
         format!("{} bytes, left out: more than {} are too many", omitted.bytes, omitted.limit_bytes)
     });
     // Events from before there was a code have none.
-    let code = event.code.clone().or_else(|| event.has_lost_its_result().then(|| RESULT_OMITTED.to_owned()));
-    let metadata = (!event.metadata.is_empty()).then(|| serde_json::Value::from(event.metadata.clone()));
+    let code = event
+        .code
+        .clone()
+        .or_else(|| event.has_lost_its_result().then(|| RESULT_OMITTED.to_owned()));
+    let metadata =
+        (!event.metadata.is_empty()).then(|| serde_json::Value::from(event.metadata.clone()));
     vec![
         ("state", Some(event.state.as_str().to_owned())),
         ("code", code),
@@ -211,9 +218,15 @@ pub(super) mod tests {
         let check = |job: &JobView, expected: [&str; 8]| assert_eq!(row(job, at(65_000)), expected);
         check(&job, ["j", "running", "tool-call", "t", "1", "-", "1m", "-"]);
         job.cancel_requested_at = Some(at(6_000));
-        job.event.progress =
-            Some(Progress { progress: 3.0, total: Some(10.0), message: Some("copying".to_owned()) });
-        check(&job, ["j", "running (cancelling)", "tool-call", "t", "1", "3 of 10 (copying)", "1m", "-"]);
+        job.event.progress = Some(Progress {
+            progress: 3.0,
+            total: Some(10.0),
+            message: Some("copying".to_owned()),
+        });
+        check(
+            &job,
+            ["j", "running (cancelling)", "tool-call", "t", "1", "3 of 10 (copying)", "1m", "-"],
+        );
         job = self::job("a\nb", JobState::Succeeded, 5_000);
         (job.event.tool, job.event.calls) = (None, Some(7));
         job.event.timings = Some(Timings::new(Some(at(5_000)), Some(at(6_000)), at(8_000)));
@@ -224,7 +237,8 @@ pub(super) mod tests {
     #[test]
     fn a_result_that_was_not_kept_is_said() {
         let mut job = job("j", JobState::Succeeded, 5_000);
-        job.event.result_omitted = Some(fleet_job::event::ResultOmitted { bytes: 9, limit_bytes: 5 });
+        job.event.result_omitted =
+            Some(fleet_job::event::ResultOmitted { bytes: 9, limit_bytes: 5 });
         assert_eq!(row(&job, at(65_000))[1], "succeeded (result-omitted)");
         assert!(rows(&job).contains(&("code", Some("result-omitted".to_owned()))));
     }
@@ -239,7 +253,8 @@ pub(super) mod tests {
     #[test]
     fn a_narrow_table_has_fewer_columns() {
         let jobs = [job("a-rather-long-id", JobState::Running, 5_000)];
-        let header = |width| jobs_within(&jobs, at(65_000), width).lines().next().unwrap().trim().to_owned();
+        let header =
+            |width| jobs_within(&jobs, at(65_000), width).lines().next().unwrap().trim().to_owned();
         assert!(header(200).ends_with("AGE  TOOK") && header(200).contains("TYPE"));
         assert!(!header(70).contains("TYPE") && header(70).contains("ATTEMPTS"), "{}", header(70));
         assert!(header(10).starts_with("JOB") && header(10).ends_with("PROGRESS"));
@@ -252,9 +267,12 @@ pub(super) mod tests {
             "kind": "tool", "message": "it broke\u{1b}[2J", "data": {"why": "so"},
         }))
         .ok();
-        failed.event.result_omitted = Some(fleet_job::event::ResultOmitted { bytes: 9, limit_bytes: 5 });
+        failed.event.result_omitted =
+            Some(fleet_job::event::ResultOmitted { bytes: 9, limit_bytes: 5 });
         let text = super::job(&failed);
-        for part in ["failed", "tool: it broke [2J", "\"why\": \"so\"", "9 bytes, left out", "attempts"] {
+        for part in
+            ["failed", "tool: it broke [2J", "\"why\": \"so\"", "9 bytes, left out", "attempts"]
+        {
             assert!(text.contains(part), "{part}: {text}");
         }
         assert!(!text.contains("tenant"), "{text}");

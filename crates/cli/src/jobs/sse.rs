@@ -1,7 +1,7 @@
 //! Server-sent events, decoded from bytes as they come. Pure.
 //!
-//! Beside the data, what is needed to go on after a cut is kept: the id, which by the standard counts even in a block that
-//! holds nothing else.
+//! Beside the data, what is needed to go on after a cut is kept: the id, which by the standard
+//! counts even in a block that holds nothing else.
 
 /// What a block of the stream says.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -32,11 +32,22 @@ pub(super) struct Decoder {
 impl Decoder {
     /// A decoder that takes events of up to `limit` bytes.
     pub(super) fn new(limit: usize) -> Self {
-        Self { limit, line: Vec::new(), event: Event::default(), bytes: 0, after_cr: false, first_line: true }
+        Self {
+            limit,
+            line: Vec::new(),
+            event: Event::default(),
+            bytes: 0,
+            after_cr: false,
+            first_line: true,
+        }
     }
 
     /// Takes the next bytes and appends every event that they complete.
-    pub(super) fn push(&mut self, chunk: &[u8], events: &mut impl Extend<Event>) -> Result<(), TooLarge> {
+    pub(super) fn push(
+        &mut self,
+        chunk: &[u8],
+        events: &mut impl Extend<Event>,
+    ) -> Result<(), TooLarge> {
         for &byte in chunk {
             // A line ends with CR, LF or both; both can come in two chunks.
             if std::mem::take(&mut self.after_cr) && byte == b'\n' {

@@ -51,8 +51,7 @@ impl Answer {
     }
 
     fn busy() -> Self {
-        let body =
-            json!({"title": "Service Unavailable", "status": 503, "detail": "the ledger is being read"});
+        let body = json!({"title": "Service Unavailable", "status": 503, "detail": "the ledger is being read"});
         Self { headers: vec![("retry-after", "0")], ..Self::json(503, &body) }
     }
 
@@ -95,16 +94,22 @@ impl Stub {
     /// The `Last-Event-ID` of each request.
     fn resumed(&self) -> Vec<Option<String>> {
         let asked = self.asked.lock().unwrap();
-        let id = |headers: &HeaderMap| Some(headers.get("last-event-id")?.to_str().unwrap().to_owned());
+        let id =
+            |headers: &HeaderMap| Some(headers.get("last-event-id")?.to_str().unwrap().to_owned());
         asked.iter().map(|(_, _, headers)| id(headers)).collect()
     }
 }
 
 async fn answer(State(stub): State<Stub>, request: Request) -> Response {
     let path = request.uri().path_and_query().unwrap().to_string();
-    stub.asked.lock().unwrap().push((request.method().to_string(), path, request.headers().clone()));
+    stub.asked.lock().unwrap().push((
+        request.method().to_string(),
+        path,
+        request.headers().clone(),
+    ));
     let answer = stub.answers.lock().unwrap().pop_front();
-    let answer = answer.unwrap_or_else(|| Answer::json(410, &json!({"detail": "no answer is left"})));
+    let answer =
+        answer.unwrap_or_else(|| Answer::json(410, &json!({"detail": "no answer is left"})));
     let mut response = Response::builder().status(StatusCode::from_u16(answer.status).unwrap());
     for (name, value) in answer.headers {
         response = response.header(name, value);
@@ -134,9 +139,9 @@ async fn an_answer_and_what_was_asked_for_it() {
 
 #[tokio::test]
 async fn a_problem_is_told_in_the_servers_words() {
-    let problem =
-        json!({"type": "about:blank", "title": "Not Found", "status": 404, "detail": "there is no job `x`"});
-    let (api, _) = Stub::start([Answer::json(404, &problem), Answer::json(200, &json!({"no": "job"}))]).await;
+    let problem = json!({"type": "about:blank", "title": "Not Found", "status": 404, "detail": "there is no job `x`"});
+    let (api, _) =
+        Stub::start([Answer::json(404, &problem), Answer::json(200, &json!({"no": "job"}))]).await;
     let error = api.get("x").await.unwrap_err();
     assert!(!error.is_passing());
     assert_eq!(error.to_string(), "there is no job `x`");
@@ -157,7 +162,10 @@ async fn nobody_there() {
     let port = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap().port();
     let api = Api::new(format!("http://127.0.0.1:{port}").parse().unwrap(), None).unwrap();
     let error = api.get("x").await.unwrap_err().to_string();
-    assert!(error.starts_with(&format!("no mcp-server answers at http://127.0.0.1:{port}: ")), "{error}");
+    assert!(
+        error.starts_with(&format!("no mcp-server answers at http://127.0.0.1:{port}: ")),
+        "{error}"
+    );
     assert!(error.contains("refused"), "{error}");
 }
 
@@ -167,7 +175,8 @@ async fn pages_are_followed_up_to_the_limit() {
         let jobs: Vec<_> = ids.iter().map(|id| job(id, JobState::Queued, 5)).collect();
         Answer::json(200, &json!({"jobs": jobs, "nextCursor": next}))
     };
-    let pages = [page(&["a", "b"], Some("x y")), page(&[], Some("z")), page(&["c", "d"], Some("z"))];
+    let pages =
+        [page(&["a", "b"], Some("x y")), page(&[], Some("z")), page(&["c", "d"], Some("z"))];
     let (api, stub) = Stub::start(pages).await;
     let filter = Filter { states: vec![JobState::Queued], ..Filter::default() };
     let (mut pages, mut ids) = (Pages::new(&api, &filter, 9), Vec::new());
@@ -222,7 +231,8 @@ async fn waiting_goes_on_where_the_stream_was_cut() {
 
 #[tokio::test]
 async fn waiting_ends_at_once_where_it_is_of_no_use() {
-    let (end, _) = wait(vec![Answer::json(404, &json!({"detail": "there is no job `j`"}))], SOON).await;
+    let (end, _) =
+        wait(vec![Answer::json(404, &json!({"detail": "there is no job `j`"}))], SOON).await;
     assert!(matches!(end, End::Unknown(error) if error.to_string().contains("no job")));
 }
 
@@ -230,21 +240,28 @@ async fn waiting_ends_at_once_where_it_is_of_no_use() {
 async fn a_job_that_nobody_has_looked_at_in_time_is_looked_at_once_more() {
     let done = job("j", JobState::Failed, 5);
     // What comes first is the answer to whichever question is asked first.
-    let (end, _) =
-        wait(vec![Answer::json(200, &json!(done)), Answer::json(200, &json!(done))], Duration::ZERO).await;
+    let (end, _) = wait(
+        vec![Answer::json(200, &json!(done)), Answer::json(200, &json!(done))],
+        Duration::ZERO,
+    )
+    .await;
     assert!(matches!(end, End::Ended(_)));
 }
 
 #[tokio::test]
 async fn a_stream_of_all_jobs_says_when_something_was_missed() {
     let running = job("j", JobState::Running, 5);
-    let first = format!(": hello\n\nid: 0-1,1-4\n\nevent: what?\ndata: x\n\n{}", state("0-2,1-4", &running));
+    let first = format!(
+        ": hello\n\nid: 0-1,1-4\n\nevent: what?\ndata: x\n\n{}",
+        state("0-2,1-4", &running)
+    );
     let second = format!(
         "id: 0-9,1-9\nevent: reset\ndata: {{}}\n\n{}",
         state("0-10,1-9", &running).replace("event: state", "event: running")
     );
     let (api, stub) = Stub::start([Answer::stream(&first).cut(), Answer::stream(&second)]).await;
-    let filter = Filter { tool: Some("t".into()), states: vec![JobState::Failed], ..Filter::default() };
+    let filter =
+        Filter { tool: Some("t".into()), states: vec![JobState::Failed], ..Filter::default() };
     let mut news = follow(api.clone(), api.events(&filter).unwrap());
     let mut heard = Vec::new();
     loop {
@@ -294,6 +311,9 @@ async fn watching_lists_what_was_missed_and_ends_when_told() {
     let show = Box::new(Noted(Arc::clone(&noted), stop.clone()));
     let filter = Filter::default();
     let watch = Watch { api, board: Board::new(filter.clone(), 9), filter, show, stale: false };
-    tokio::time::timeout(SOON, watch.run(news, Duration::from_millis(5), stop)).await.unwrap().unwrap();
+    tokio::time::timeout(SOON, watch.run(news, Duration::from_millis(5), stop))
+        .await
+        .unwrap()
+        .unwrap();
     assert_eq!(*noted.lock().unwrap(), ["a", "begin b"]);
 }

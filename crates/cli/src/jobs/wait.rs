@@ -77,7 +77,8 @@ pub(crate) async fn run(args: Args) -> Result<ExitCode, CliError> {
     let mut seen = HashSet::new();
     let job_ids: Vec<_> = args.job_ids.iter().filter(|job_id| seen.insert(*job_id)).collect();
     let deadline = Instant::now() + Duration::from_secs(args.timeout.min(u64::from(u32::MAX)));
-    let stop = shutdown::signal_token().map_err(|error| CliError::Io("signals can't be handled", error))?;
+    let stop = shutdown::signal_token()
+        .map_err(|error| CliError::Io("signals can't be handled", error))?;
     let waiting = Waiting::new(api, deadline, job_ids.len());
     let all = waiting.all(&job_ids, args.json);
     let ends = tokio::select! {
@@ -93,7 +94,11 @@ pub(crate) async fn run(args: Args) -> Result<ExitCode, CliError> {
     if args.json {
         output::json(&summary(&ends));
     } else {
-        output::line(&format!("{} of {} jobs succeeded", count(&ends, JobState::Succeeded), ends.len()));
+        output::line(&format!(
+            "{} of {} jobs succeeded",
+            count(&ends, JobState::Succeeded),
+            ends.len()
+        ));
     }
     let open = ends.iter().filter(|end| matches!(end, End::Open)).count();
     if open > 0 {
@@ -122,7 +127,8 @@ impl Waiting {
 
     /// Waits for all these jobs and prints each as it ends.
     async fn all(&self, job_ids: &[&String], as_json: bool) -> Vec<End> {
-        let waits = stream::iter(job_ids).map(|job_id| async move { (job_id, self.job(job_id).await) });
+        let waits =
+            stream::iter(job_ids).map(|job_id| async move { (job_id, self.job(job_id).await) });
         let mut waits = waits.buffer_unordered(AT_ONCE);
 
         let mut ends = Vec::with_capacity(job_ids.len());
@@ -178,7 +184,8 @@ impl Waiting {
 
     /// Says once, until it is over, that the server can't be asked.
     fn trouble(&self, error: &ApiError) {
-        // A stream is cut when a server ends in order; only what stands in the way of opening it again is worth a word.
+        // A stream is cut when a server ends in order; only what stands in the way of opening it
+        // again is worth a word.
         if !matches!(error, ApiError::Lost { .. }) && !self.troubled.swap(true, Ordering::Relaxed) {
             let error = fleet_ops::errors::chain(error);
             self.bars.aside(|| output::problem(&format!("{error}; trying again until time is up")));
@@ -203,7 +210,9 @@ fn count(ends: &[End], state: JobState) -> usize {
 
 /// How many have succeeded without a result that somebody could read.
 fn count_omitted(ends: &[End]) -> usize {
-    ends.iter().filter(|end| matches!(end, End::Ended(job) if job.event.has_lost_its_result())).count()
+    ends.iter()
+        .filter(|end| matches!(end, End::Ended(job) if job.event.has_lost_its_result()))
+        .count()
 }
 
 fn summary(ends: &[End]) -> Value {

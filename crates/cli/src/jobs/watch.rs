@@ -23,7 +23,8 @@ use crate::{
 
 /// How many jobs are remembered, and counted by state.
 const REMEMBERED: usize = 500;
-/// Lines of the screen that are not jobs: two above the table, its header, and the one below it for the cursor.
+/// Lines of the screen that are not jobs: two above the table, its header, and the one below it for
+/// the cursor.
 const FRAME: usize = 4;
 
 const EXAMPLES: &str = "On a terminal: a live table of the newest jobs, until Ctrl-C. Elsewhere, and with --json: the events, one a line.
@@ -56,10 +57,13 @@ pub(crate) struct Args {
 }
 
 pub(crate) async fn run(args: Args) -> Result<ExitCode, CliError> {
-    let stop = shutdown::signal_token().map_err(|error| CliError::Io("signals can't be handled", error))?;
+    let stop = shutdown::signal_token()
+        .map_err(|error| CliError::Io("signals can't be handled", error))?;
     let (api, filter) = (args.server.api()?, args.filter.at(clock::now()));
     let show: Box<dyn Show> = match (args.json, std::io::stdout().is_terminal()) {
-        (false, true) => Box::new(Table { server: api.name(), limit: args.limit, ..Table::default() }),
+        (false, true) => {
+            Box::new(Table { server: api.name(), limit: args.limit, ..Table::default() })
+        }
         (json, _) => Box::new(Lines { json, begun: false, troubled: false }),
     };
     let news = follow(api.clone(), api.events(&filter)?);
@@ -116,7 +120,8 @@ impl Watch {
                 },
                 _ = ticks.tick() => {
                     if self.stale {
-                        // News wait meanwhile: they are younger than the list, or say the same once more.
+                        // News wait meanwhile: they are younger than the list, or say the same once
+                        // more.
                         tokio::select! {
                             () = stop.cancelled() => break,
                             listed = list(&self.api, &self.filter) => self.listed(listed)?,
@@ -186,7 +191,8 @@ impl Show for Lines {
     }
 
     fn begin(&mut self, news: &[&JobView]) {
-        // At the beginning nothing has happened yet. After a gap the newest states stand for what was missed.
+        // At the beginning nothing has happened yet. After a gap the newest states stand for what
+        // was missed.
         if std::mem::replace(&mut self.begun, true) {
             output::problem("events were missed; what follows is what the newest jobs came to");
             for job in news.iter().rev() {

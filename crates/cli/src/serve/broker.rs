@@ -22,7 +22,8 @@ pub(crate) struct BrokerArgs {
     #[arg(long, default_value = "127.0.0.1:9092", value_name = "ADDRESS")]
     listen: SocketAddr,
 
-    /// Keep topics and offsets in this directory; without it, in a temporary one that is gone at the end.
+    /// Keep topics and offsets in this directory; without it, in a temporary one that is gone at
+    /// the end.
     #[arg(long, value_name = "DIR")]
     data_dir: Option<PathBuf>,
 
@@ -37,11 +38,14 @@ pub(crate) struct BrokerArgs {
 pub(crate) async fn broker(args: BrokerArgs) -> Result<ExitCode, CliError> {
     telemetry::init("mcp-fleet-broker");
     args.child.watch();
-    let stop = shutdown::signal_token().map_err(|error| CliError::Io("signals can't be handled", error))?;
-    let broker = Broker::start(BrokerConfig { listen: args.listen, data_dir: args.data_dir }).await?;
+    let stop = shutdown::signal_token()
+        .map_err(|error| CliError::Io("signals can't be handled", error))?;
+    let broker =
+        Broker::start(BrokerConfig { listen: args.listen, data_dir: args.data_dir }).await?;
     let bootstrap = broker.bootstrap();
     if let Some(path) = args.ready_file {
-        let address = bootstrap.parse().map_err(|_| CliError::Usage(format!("{bootstrap} is no address")))?;
+        let address =
+            bootstrap.parse().map_err(|_| CliError::Usage(format!("{bootstrap} is no address")))?;
         http::write_ready_file(&path, address).map_err(|source| CliError::File {
             what: "can't write",
             path,

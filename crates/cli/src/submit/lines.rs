@@ -21,7 +21,8 @@ pub(crate) struct BadLines {
 impl BadLines {
     fn describe(&self) -> String {
         let (bad, lines, file) = (self.bad.len(), self.lines, &self.file);
-        let mut text = format!("{bad} of {lines} lines of {file} are not jobs; nothing was submitted");
+        let mut text =
+            format!("{bad} of {lines} lines of {file} are not jobs; nothing was submitted");
         for (line, error) in &self.bad {
             // Writing to a string can't fail.
             let _written = write!(text, "\n  line {line}: {}", fleet_ops::errors::chain(error));
@@ -30,7 +31,8 @@ impl BadLines {
     }
 }
 
-/// Reads the jobs of a text; empty lines are passed over. `key` is the key of all of them, if it is set.
+/// Reads the jobs of a text; empty lines are passed over. `key` is the key of all of them, if it is
+/// set.
 pub(super) fn parse(text: &str, file: &str, key: Option<&str>) -> Result<Vec<Job>, BadLines> {
     let (mut jobs, mut bad) = (Vec::new(), Vec::new());
     for (index, line) in text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()) {
@@ -68,13 +70,18 @@ mod tests {
     #[test]
     fn all_bad_lines_are_listed() {
         let good = r#"{"jobID":"a","jobType":"tool-call","payload":{"tool":"t"},"key":"k"}"#;
-        let text =
-            format!("{good}\n\nno job\n{good}\n{{\"jobID\":\"b\",\"jobType\":\"tea\",\"payload\":{{}}}}\n");
-        let error = parse(&text, "jobs.jsonl", None).map(|jobs| jobs.len()).unwrap_err().to_string();
+        let text = format!(
+            "{good}\n\nno job\n{good}\n{{\"jobID\":\"b\",\"jobType\":\"tea\",\"payload\":{{}}}}\n"
+        );
+        let error =
+            parse(&text, "jobs.jsonl", None).map(|jobs| jobs.len()).unwrap_err().to_string();
         let lines: Vec<_> = error.lines().collect();
         assert_eq!(lines.len(), 3, "{error}");
         assert_eq!(lines[0], "2 of 4 lines of jobs.jsonl are not jobs; nothing was submitted");
-        assert!(lines[1].starts_with("  line 3: ") && lines[2].starts_with("  line 5: "), "{error}");
+        assert!(
+            lines[1].starts_with("  line 3: ") && lines[2].starts_with("  line 5: "),
+            "{error}"
+        );
         assert!(lines[2].contains("tea"), "{error}");
 
         let jobs = parse(&format!("{good}\n\n{good}"), "jobs.jsonl", None).unwrap();

@@ -14,8 +14,9 @@ use crate::{
 /// The longest that a server's `Retry-After` is believed.
 const MAX_RETRY_AFTER: Duration = Duration::from_secs(3600);
 impl Engine {
-    /// How many jobs may wait for their end to be written before nothing more is started: when Kafka takes no records,
-    /// running ahead would only pile up results in memory and calls to repeat.
+    /// How many jobs may wait for their end to be written before nothing more is started: when
+    /// Kafka takes no records, running ahead would only pile up results in memory and calls to
+    /// repeat.
     fn max_unwritten(&self) -> usize {
         self.config.max_in_flight.saturating_mul(4).saturating_add(64)
     }
@@ -47,7 +48,8 @@ impl Engine {
             }
             slot.phase = Phase::Running;
             slot.scouts = self.holds.started(spec.needs(), now);
-            let is_durable = slot.attempts <= slot.durable || faulty!(self.config, RetryBeforeDurable);
+            let is_durable =
+                slot.attempts <= slot.durable || faulty!(self.config, RetryBeforeDurable);
             state.start(token.offset);
             self.in_flight += 1;
             if !faulty!(self.config, LimitsIgnored) {
@@ -65,10 +67,13 @@ impl Engine {
     }
 
     pub(super) fn finished(&mut self, now: Timestamp, token: Token, attempt: Attempt) {
-        let Some(slot) = self.slot(token).filter(|slot| slot.phase == Phase::Running) else { return };
+        let Some(slot) = self.slot(token).filter(|slot| slot.phase == Phase::Running) else {
+            return;
+        };
         let Some(spec) = slot.spec else { return };
         let (spent, cancelled, lane) = (slot.attempts + 1, slot.cancelled, slot.lane);
-        // Between attempts a job is not active; `conclude` counts it again when it has come to its end.
+        // Between attempts a job is not active; `conclude` counts it again when it has come to its
+        // end.
         slot.phase = Phase::Queued;
         self.in_flight -= 1;
         if !faulty!(self.config, LimitLeak) {
@@ -97,7 +102,8 @@ impl Engine {
                     self.leave_lane(now, token, lane);
                 }
             }
-            // The cancel was in time; what the aborted call came to says nothing about server or job.
+            // The cancel was in time; what the aborted call came to says nothing about server or
+            // job.
             Attempt::Failed(..) | Attempt::Held(..) | Attempt::NotMade if cancelled => {
                 self.conclude(token, Terminal::Cancelled, spent - 1);
             }
@@ -149,7 +155,8 @@ impl Engine {
         }
     }
 
-    /// Takes back the starts that nobody has polled yet: deadlines may have passed since they were decided, and holds begun.
+    /// Takes back the starts that nobody has polled yet: deadlines may have passed since they were
+    /// decided, and holds begun.
     pub(super) fn recall_starts(&mut self, now: Timestamp) {
         if faulty!(self.config, StartsNotRecalled) {
             return;

@@ -5,24 +5,25 @@ use fleet_group::Partition;
 use super::Engine;
 use crate::types::{Command, Config, Terminal, Token, faulty};
 
-/// So many records that wait to be passed on are read ahead. They come in the order of their times, so more of them would
-/// only fill memory that jobs need.
+/// So many records that wait to be passed on are read ahead. They come in the order of their times,
+/// so more of them would only fill memory that jobs need.
 const RELAYS_AHEAD: usize = 2;
 
 impl Engine {
-    /// How many open jobs one partition may hold, so that a slow one does not take the memory of all.
+    /// How many open jobs one partition may hold, so that a slow one does not take the memory of
+    /// all.
     pub(super) fn share(&self) -> usize {
         (self.config.max_buffered / self.partitions.len().max(1)).max(2)
     }
 
-    /// Jobs in memory, and their bytes, without those that only wait to be passed on. Few of these are read ahead, and
-    /// what they wait for is no reason to stop everything else.
+    /// Jobs in memory, and their bytes, without those that only wait to be passed on. Few of these
+    /// are read ahead, and what they wait for is no reason to stop everything else.
     fn busy(&self) -> (usize, usize) {
         (self.buffered - self.relays, self.buffered_bytes - self.relay_bytes)
     }
 
-    /// Pauses and resumes after a change in `partition`. Between the two limits nothing changes, because every pause
-    /// throws away what librdkafka has fetched ahead.
+    /// Pauses and resumes after a change in `partition`. Between the two limits nothing changes,
+    /// because every pause throws away what librdkafka has fetched ahead.
     pub(super) fn update_pause(&mut self, partition: Partition) {
         let Config { max_buffered, max_buffered_bytes, .. } = self.config;
         let (jobs, bytes) = self.busy();
@@ -37,10 +38,11 @@ impl Engine {
         }
     }
 
-    /// A job that runs or has run holds more than its record, or less than before. A job that waits to be passed on does
-    /// neither.
+    /// A job that runs or has run holds more than its record, or less than before. A job that waits
+    /// to be passed on does neither.
     pub(super) fn holds(&mut self, token: Token, bytes: usize) {
-        let Some(slot) = self.slot(token).filter(|slot| slot.early != Some(Terminal::Relayed)) else {
+        let Some(slot) = self.slot(token).filter(|slot| slot.early != Some(Terminal::Relayed))
+        else {
             return;
         };
         let before = std::mem::replace(&mut slot.bytes, bytes);
@@ -53,7 +55,10 @@ impl Engine {
 
     pub(super) fn update_pauses(&mut self) {
         let (jobs, bytes) = self.busy();
-        if self.full && jobs <= self.config.max_buffered / 2 && bytes <= self.config.max_buffered_bytes / 2 {
+        if self.full
+            && jobs <= self.config.max_buffered / 2
+            && bytes <= self.config.max_buffered_bytes / 2
+        {
             self.full = false;
         }
         let share = self.share();
@@ -66,8 +71,9 @@ impl Engine {
         let Some(state) = self.partitions.get_mut(&partition) else { return };
         let open = state.open.len();
         let relays = state.waiting_relays;
-        // A partition that holds nothing is not what fills memory; its first record pauses it. Where all partitions are
-        // paused, librdkafka takes up to a second to notice that one is not any more, and it notices with every fetch.
+        // A partition that holds nothing is not what fills memory; its first record pauses it.
+        // Where all partitions are paused, librdkafka takes up to a second to notice that one is
+        // not any more, and it notices with every fetch.
         let pause = (full && open > 0)
             || open >= share
             || relays >= RELAYS_AHEAD

@@ -13,7 +13,12 @@ use crate::{
 
 impl Engine {
     /// Makes sure that `partition` is committed, not sooner than `interval` after the last time.
-    pub(super) fn schedule_commit(&mut self, now: Timestamp, partition: Partition, interval: Duration) {
+    pub(super) fn schedule_commit(
+        &mut self,
+        now: Timestamp,
+        partition: Partition,
+        interval: Duration,
+    ) {
         let Some(state) = self.partitions.get_mut(&partition) else { return };
         let due = state.committed_at.map_or(now, |last| last.plus(interval)).max(now);
         if state.commit_due.is_some_and(|earlier| earlier <= due) {
@@ -37,7 +42,8 @@ impl Engine {
     pub(super) fn commit(&mut self, now: Timestamp, partition: Partition) {
         let Some(state) = self.partitions.get_mut(&partition) else { return };
         state.commit_due = None;
-        // One commit at a time; its answer schedules the next one. The final commit comes from `release`.
+        // One commit at a time; its answer schedules the next one. The final commit comes from
+        // `release`.
         if !state.dirty || state.draining || state.in_commit.is_some() {
             return;
         }
@@ -46,7 +52,8 @@ impl Engine {
             Sayable::Commit(mut commit) => {
                 if faulty!(self.config, CommitPastGap) {
                     commit.offset = state.open.last().map_or(commit.offset, |last| last + 1);
-                    commit.metadata = Progress::none(commit.offset).encode(state.log).unwrap_or_default();
+                    commit.metadata =
+                        Progress::none(commit.offset).encode(state.log).unwrap_or_default();
                 } else if commit.offset > state.frontier().unwrap_or(commit.offset)
                     || state.committed.is_some_and(|committed| commit.offset < committed)
                 {
@@ -57,7 +64,8 @@ impl Engine {
                 self.out.push_back(Command::Commit(commit));
             }
             Sayable::Nothing => {}
-            // What waits for durable attempts must not wait for ever; what is settled meanwhile may repeat.
+            // What waits for durable attempts must not wait for ever; what is settled meanwhile may
+            // repeat.
             Sayable::TooMuch => {
                 let frontier = state.frontier().unwrap_or_default();
                 let token = Token { partition, offset: frontier, generation: state.generation };
@@ -67,8 +75,15 @@ impl Engine {
         }
     }
 
-    pub(super) fn committed(&mut self, now: Timestamp, partition: Partition, generation: u64, ok: bool) {
-        let Some(state) = self.partitions.get_mut(&partition).filter(|state| state.generation == generation)
+    pub(super) fn committed(
+        &mut self,
+        now: Timestamp,
+        partition: Partition,
+        generation: u64,
+        ok: bool,
+    ) {
+        let Some(state) =
+            self.partitions.get_mut(&partition).filter(|state| state.generation == generation)
         else {
             return;
         };
@@ -86,14 +101,21 @@ impl Engine {
         let Some(state) = self.partitions.get(&partition) else { return };
         if state.dirty {
             let waiting = state.open.awaits_commit();
-            let interval =
-                if ok && waiting { self.config.urgent_commit_interval } else { self.config.commit_interval };
+            let interval = if ok && waiting {
+                self.config.urgent_commit_interval
+            } else {
+                self.config.commit_interval
+            };
             self.schedule_commit(now, partition, interval);
         }
     }
 
     /// Sets how many attempts of each job are durable, and makes those ready that waited for it.
-    pub(super) fn release_waiting(&mut self, partition: Partition, durable: impl Fn(i64, &Slot) -> u32) {
+    pub(super) fn release_waiting(
+        &mut self,
+        partition: Partition,
+        durable: impl Fn(i64, &Slot) -> u32,
+    ) {
         let Some(state) = self.partitions.get_mut(&partition) else { return };
         let generation = state.generation;
         let ready = &mut self.ready;

@@ -1,4 +1,5 @@
-//! Jobs that wait for something that is away while the server answers: a hosted server, or room (I7).
+//! Jobs that wait for something that is away while the server answers: a hosted server, or room
+//! (I7).
 
 use std::time::Duration;
 
@@ -11,12 +12,20 @@ use crate::{
     types::{Need, Ordering, Terminal, Token, faulty},
 };
 
-/// The longest that a job is deferred for something that is away, before somebody asks for it again.
+/// The longest that a job is deferred for something that is away, before somebody asks for it
+/// again.
 const LONGEST_RELAY: Duration = Duration::from_secs(600);
 
 impl Engine {
-    /// The call of a job was turned away for want of `need`: the job goes on when that is back, and has spent nothing.
-    pub(super) fn turned_away(&mut self, now: Timestamp, token: Token, need: Need, wish: Option<Duration>) {
+    /// The call of a job was turned away for want of `need`: the job goes on when that is back, and
+    /// has spent nothing.
+    pub(super) fn turned_away(
+        &mut self,
+        now: Timestamp,
+        token: Token,
+        need: Need,
+        wish: Option<Duration>,
+    ) {
         let Some(slot) = self.slot(token) else { return };
         let is_scout = std::mem::take(&mut slot.scouts);
         let Some(spec) = slot.spec.as_mut() else { return };
@@ -56,8 +65,9 @@ impl Engine {
         }
     }
 
-    /// How long the job waits in memory for `need` before it goes to the delayed topic; `None` where it stays. One with a
-    /// key stays in its order, and nothing else could go on where there is no room.
+    /// How long the job waits in memory for `need` before it goes to the delayed topic; `None`
+    /// where it stays. One with a key stays in its order, and nothing else could go on where there
+    /// is no room.
     fn patience_of(&mut self, token: Token, need: Need) -> Option<Duration> {
         let max = self.config.max_park.filter(|_| self.config.ordering != Ordering::Partition)?;
         let defers_keys = faulty!(self.config, HoldDefersKeys);
@@ -115,7 +125,8 @@ impl Engine {
     }
 
     fn make_ready(&mut self, token: Token, is_first: bool) {
-        let Some(slot) = self.slot(token).filter(|slot| matches!(slot.phase, Phase::Held(_))) else {
+        let Some(slot) = self.slot(token).filter(|slot| matches!(slot.phase, Phase::Held(_)))
+        else {
             return self.holds.does_not_scout(token);
         };
         slot.phase = Phase::Ready;
@@ -135,13 +146,15 @@ impl Engine {
         }
     }
 
-    /// The jobs that would start if it were not for something that is away, with what that is (`None` for the server itself)
-    /// and the attempts that they have spent; in no order. Costs as much as there are jobs.
+    /// The jobs that would start if it were not for something that is away, with what that is
+    /// (`None` for the server itself) and the attempts that they have spent; in no order. Costs as
+    /// much as there are jobs.
     pub fn held_jobs(&self) -> impl Iterator<Item = (Token, Option<Need>, u32)> {
         let allows_start = self.breaker.allows_start();
         let wait = move |slot: &Slot| awaited(slot, allows_start);
         self.partitions.iter().flat_map(move |(partition, state)| {
-            let token = |offset| Token { partition: *partition, offset, generation: state.generation };
+            let token =
+                |offset| Token { partition: *partition, offset, generation: state.generation };
             state
                 .open
                 .iter()
@@ -150,8 +163,8 @@ impl Engine {
     }
 }
 
-/// What is away that keeps a job from starting, if anything; `Some(None)` for the server itself, which does not take calls
-/// unless `allows_start`.
+/// What is away that keeps a job from starting, if anything; `Some(None)` for the server itself,
+/// which does not take calls unless `allows_start`.
 pub(super) fn awaited(slot: &Slot, allows_start: bool) -> Option<Option<Need>> {
     match slot.phase {
         Phase::Held(need) => Some(Some(need)),
@@ -160,8 +173,8 @@ pub(super) fn awaited(slot: &Slot, allows_start: bool) -> Option<Option<Need>> {
     }
 }
 
-/// How long a job is deferred that has waited for so long: as long again, but never so short that it would wait in memory
-/// anyway.
+/// How long a job is deferred that has waited for so long: as long again, but never so short that
+/// it would wait in memory anyway.
 fn relay_delay(max_park: Duration, waited: Duration) -> Duration {
     let least = max_park + max_park / 4;
     waited.min(LONGEST_RELAY).max(least)

@@ -1,4 +1,5 @@
-//! The life of a job, from its record to the end that is written of it. What its attempts come to is in `attempts`.
+//! The life of a job, from its record to the end that is written of it. What its attempts come to
+//! is in `attempts`.
 
 use fleet_group::Partition;
 use fleet_job::time::Timestamp;
@@ -11,7 +12,8 @@ use crate::{
     types::{Admission, Command, JobSpec, Ordering, Terminal, Token, faulty},
 };
 
-/// So many times longer than others a job waits in memory that has come back from the delayed topic.
+/// So many times longer than others a job waits in memory that has come back from the delayed
+/// topic.
 const RETURNED: u32 = 10;
 
 impl Engine {
@@ -56,11 +58,16 @@ impl Engine {
             Admission::Job(spec) | Admission::Cancelled(spec) => (Some(spec), Some(spec.key), None),
             Admission::Relay(_) => (None, None, Some(Terminal::Relayed)),
             Admission::Reject { key } => (None, Some(key), Some(Terminal::Rejected)),
-            Admission::Ended if !faulty!(self.config, EndsNotRepeated) => (None, None, Some(Terminal::Again)),
+            Admission::Ended if !faulty!(self.config, EndsNotRepeated) => {
+                (None, None, Some(Terminal::Again))
+            }
             Admission::Settled | Admission::Ended => return self.pass_over(now, token),
         };
-        // What stands in the metadata includes what was spent before, but a broker may have dropped it.
-        let before = spec.filter(|_| !faulty!(self.config, DeferredAttemptsForgotten)).map(|spec| spec.spent);
+        // What stands in the metadata includes what was spent before, but a broker may have dropped
+        // it.
+        let before = spec
+            .filter(|_| !faulty!(self.config, DeferredAttemptsForgotten))
+            .map(|spec| spec.spent);
         let attempts = attempts.max(before.unwrap_or_default());
         let Some(state) = self.partitions.get_mut(&partition) else { return };
         // Whatever it is, it holds its place among those of its key until its end is written.
@@ -69,13 +76,17 @@ impl Engine {
         state.insert(offset, Slot { spec, lane, early, held_since, ..Slot::new(bytes, attempts) });
         self.buffered += 1;
         self.buffered_bytes += bytes;
-        let first = lane.is_none_or(|lane| self.keys.join(lane, offset)) || faulty!(self.config, KeysIgnored);
+        let first = lane.is_none_or(|lane| self.keys.join(lane, offset))
+            || faulty!(self.config, KeysIgnored);
         match admission {
-            // Before anything else: it must not be deferred either, or it would come back again and again.
+            // Before anything else: it must not be deferred either, or it would come back again and
+            // again.
             Admission::Cancelled(_) if !faulty!(self.config, CancelIgnored) => {
                 self.end_as(token, Terminal::Cancelled);
             }
-            Admission::Job(spec) | Admission::Cancelled(spec) => self.admit(now, token, spec, first),
+            Admission::Job(spec) | Admission::Cancelled(spec) => {
+                self.admit(now, token, spec, first)
+            }
             Admission::Reject { .. } => self.end_in_turn(token, Terminal::Rejected, first),
             Admission::Relay(at) if at > now => {
                 self.set_phase(token, Phase::Delayed);
@@ -103,8 +114,9 @@ impl Engine {
 
     fn admit(&mut self, now: Timestamp, token: Token, spec: JobSpec, first: bool) {
         let attempts = self.slot(token).map_or(0, |slot| slot.attempts);
-        if let Some(at) =
-            spec.not_before.filter(|at| attempts < spec.max_attempts && self.is_far(now, *at, &spec))
+        if let Some(at) = spec
+            .not_before
+            .filter(|at| attempts < spec.max_attempts && self.is_far(now, *at, &spec))
         {
             if spec.deadline.is_some_and(|deadline| deadline <= at) {
                 return self.end_in_turn(token, Terminal::Expired, first);
@@ -124,7 +136,9 @@ impl Engine {
 
     /// Whether `at` is too far away to be waited for in memory.
     pub(super) fn is_far(&self, now: Timestamp, at: Timestamp, spec: &JobSpec) -> bool {
-        let Some(max) = self.config.max_park.filter(|_| self.config.ordering != Ordering::Partition) else {
+        let Some(max) =
+            self.config.max_park.filter(|_| self.config.ordering != Ordering::Partition)
+        else {
             return false;
         };
         let max = if spec.returned { max.saturating_mul(RETURNED) } else { max };
@@ -134,7 +148,9 @@ impl Engine {
     /// The delayed topic can't take the job, so it waits here after all.
     pub(super) fn not_deferred(&mut self, now: Timestamp, token: Token) {
         let Some(slot) = self.slot(token) else { return };
-        let (Phase::Settling(Terminal::Deferred(at)), Some(spec)) = (slot.phase, slot.spec) else { return };
+        let (Phase::Settling(Terminal::Deferred(at)), Some(spec)) = (slot.phase, slot.spec) else {
+            return;
+        };
         slot.early = None;
         slot.phase = Phase::Queued;
         slot.stays = true;
@@ -158,8 +174,8 @@ impl Engine {
         }
     }
 
-    /// The record comes to this end without being run, when its key's turn has come, so that the ends of a key are in the
-    /// order of its records.
+    /// The record comes to this end without being run, when its key's turn has come, so that the
+    /// ends of a key are in the order of its records.
     fn end_in_turn(&mut self, token: Token, terminal: Terminal, is_its_turn: bool) {
         if is_its_turn || faulty!(self.config, EndsOutOfTurn) {
             return self.end_as(token, terminal);
@@ -178,7 +194,8 @@ impl Engine {
         self.end_early(token);
     }
 
-    /// Brings what is not to be run here to its end at once, unless even that would outgrow the metadata.
+    /// Brings what is not to be run here to its end at once, unless even that would outgrow the
+    /// metadata.
     fn end_early(&mut self, token: Token) {
         let Some(slot) = self.slot(token) else { return };
         let attempts = slot.attempts;
@@ -186,7 +203,8 @@ impl Engine {
         if terminal == Terminal::Rejected && faulty!(self.config, RejectsDropped) {
             return;
         }
-        let Some(state) = self.partitions.get_mut(&token.partition).filter(|state| !state.draining) else {
+        let Some(state) = self.partitions.get_mut(&token.partition).filter(|state| !state.draining)
+        else {
             return;
         };
         if state.has_room(token.offset) {
@@ -197,8 +215,8 @@ impl Engine {
         }
     }
 
-    /// The job is not wanted any more. One that has not started ends at once, whatever is before it in its key: somebody
-    /// has asked for that.
+    /// The job is not wanted any more. One that has not started ends at once, whatever is before it
+    /// in its key: somebody has asked for that.
     pub(super) fn cancel(&mut self, token: Token) {
         if faulty!(self.config, CancelIgnored) {
             return;
@@ -211,7 +229,11 @@ impl Engine {
             }
             // It has come to another end, which waits for its turn or for room.
             _ if slot.early.is_some_and(Terminal::is_final) => {}
-            Phase::Queued | Phase::Delayed | Phase::AwaitsCommit | Phase::Ready | Phase::Held(_) => {
+            Phase::Queued
+            | Phase::Delayed
+            | Phase::AwaitsCommit
+            | Phase::Ready
+            | Phase::Held(_) => {
                 self.end_as(token, Terminal::Cancelled);
             }
             // Should the delayed topic not take it, it is not wanted here either.
@@ -318,7 +340,8 @@ impl Engine {
             let generation = state.generation;
             let Some(offset) = state.ungate(released) else { return };
             let token = Token { partition, offset, generation };
-            let Some(slot) = state.open.get(offset).filter(|slot| slot.phase == Phase::Ready) else {
+            let Some(slot) = state.open.get(offset).filter(|slot| slot.phase == Phase::Ready)
+            else {
                 continue;
             };
             match (slot.early, slot.spec) {
@@ -360,7 +383,9 @@ impl Engine {
                 self.end_early(token);
                 self.update_pause(token.partition);
             }
-            (Alarm::Eligible, Phase::Delayed) if waits_for_commit && slot.attempts > slot.durable => {
+            (Alarm::Eligible, Phase::Delayed)
+                if waits_for_commit && slot.attempts > slot.durable =>
+            {
                 slot.phase = Phase::AwaitsCommit;
                 self.schedule_commit(now, token.partition, self.config.urgent_commit_interval);
             }
@@ -368,7 +393,11 @@ impl Engine {
             (Alarm::Deadline, Phase::Held(_)) if ignores_deadline => {}
             (
                 Alarm::Deadline,
-                Phase::Queued | Phase::Delayed | Phase::AwaitsCommit | Phase::Ready | Phase::Held(_),
+                Phase::Queued
+                | Phase::Delayed
+                | Phase::AwaitsCommit
+                | Phase::Ready
+                | Phase::Held(_),
             ) if !draining && slot.early.is_none() => {
                 let (lane, offset) = (slot.lane, token.offset);
                 let is_its_turn = lane.is_none_or(|lane| self.keys.is_head(lane, offset));

@@ -50,15 +50,16 @@ impl Engine {
         self.stalls_due = (is_anything_away || is_any_stalled).then(|| now.plus(REVIEW));
     }
 
-    /// The paused partitions that stay paused even when every running job ends: their waiting jobs alone exceed what a
-    /// partition, or this worker, may hold before it is resumed.
+    /// The paused partitions that stay paused even when every running job ends: their waiting jobs
+    /// alone exceed what a partition, or this worker, may hold before it is resumed.
     fn stalled(&self) -> Vec<Partition> {
-        let stuck = self.partitions.iter().map(|(partition, state)| (*partition, state, self.stuck(state)));
+        let stuck =
+            self.partitions.iter().map(|(partition, state)| (*partition, state, self.stuck(state)));
         let stuck: Vec<_> = stuck.filter(|(_, _, stuck)| stuck.jobs > 0).collect();
         let jobs: usize = stuck.iter().map(|(_, _, stuck)| stuck.jobs).sum();
         let bytes: usize = stuck.iter().map(|(_, _, stuck)| stuck.bytes).sum();
-        let fills_memory =
-            self.full && (jobs > self.config.max_buffered / 2 || bytes > self.config.max_buffered_bytes / 2);
+        let fills_memory = self.full
+            && (jobs > self.config.max_buffered / 2 || bytes > self.config.max_buffered_bytes / 2);
 
         let share = self.share();
         let is_stalled = |(_, state, stuck): &(Partition, &PartitionState, Stuck)| {
@@ -78,10 +79,9 @@ impl Engine {
             state.open.get(self.keys.head(lane)?)
         };
         let is_stuck = |slot: &&Slot| waits(slot) || head(slot).is_some_and(waits);
-        state
-            .open
-            .slots()
-            .filter(is_stuck)
-            .fold(Stuck::default(), |sum, slot| Stuck { jobs: sum.jobs + 1, bytes: sum.bytes + slot.bytes })
+        state.open.slots().filter(is_stuck).fold(Stuck::default(), |sum, slot| Stuck {
+            jobs: sum.jobs + 1,
+            bytes: sum.bytes + slot.bytes,
+        })
     }
 }

@@ -1,5 +1,6 @@
-//! The simulated world: a broker with logs and committed offsets, workers with an engine each, a server, a group. Every
-//! move is drawn from a seed of its own. `moves` has the moves, `oracles` what must hold.
+//! The simulated world: a broker with logs and committed offsets, workers with an engine each, a
+//! server, a group. Every move is drawn from a seed of its own. `moves` has the moves, `oracles`
+//! what must hold.
 
 mod events;
 mod members;
@@ -20,8 +21,8 @@ use fleet_job::{event::JobState, outcome::FailureClass, time::Timestamp};
 use fleet_retry::Backoff;
 
 use crate::{
-    Admission, Attempt, Command, Config, Engine, Input, JobSpec, Limit, Limits, Need, Terminal, Token,
-    types::Fault,
+    Admission, Attempt, Command, Config, Engine, Input, JobSpec, Limit, Limits, Need, Terminal,
+    Token, types::Fault,
 };
 
 /// Partitions of the jobs topic, by these numbers; the next one is the delayed topic's only one.
@@ -44,7 +45,8 @@ const HOSTED: u64 = 2;
 /// How long a hosted server that is away wants to be left alone.
 const LEAVE_ALONE: i64 = 250;
 
-/// Ends the schedule: a promise is broken. Unwinding without the panic hook keeps the many schedules of the mutants quiet.
+/// Ends the schedule: a promise is broken. Unwinding without the panic hook keeps the many
+/// schedules of the mutants quiet.
 pub(super) fn broken(message: String) -> ! {
     std::panic::resume_unwind(Box::new(message))
 }
@@ -120,9 +122,11 @@ struct Job {
     /// Attempts that were spent, over all workers.
     ended: u32,
     terminals: Vec<Terminal>,
-    /// It was started after its end was written, and its end was not written again: whoever reads that takes it for running.
+    /// It was started after its end was written, and its end was not written again: whoever reads
+    /// that takes it for running.
     seems_to_run: bool,
-    /// Settled and covered by an acknowledged commit or handed over in good order: must not run again (I4).
+    /// Settled and covered by an acknowledged commit or handed over in good order: must not run
+    /// again (I4).
     must_not_repeat: bool,
 }
 
@@ -131,7 +135,8 @@ struct Job {
 struct Log {
     /// How often its topic was made again.
     remade: u64,
-    /// The jobs of earlier logs that workers had in their hands when the topic was made again, by generation and offset.
+    /// The jobs of earlier logs that workers had in their hands when the topic was made again, by
+    /// generation and offset.
     gone: HashMap<(u64, i64), Job>,
     /// Offsets have holes.
     jobs: BTreeMap<i64, Job>,
@@ -159,7 +164,8 @@ struct Worker {
     late: Vec<(Token, u32)>,
     commits: Vec<FinalCommit>,
     probing: bool,
-    /// When each hosted server that is away wants to be asked again, as it has said here. Before that nobody asks.
+    /// When each hosted server that is away wants to be asked again, as it has said here. Before
+    /// that nobody asks.
     held_until: BTreeMap<u64, i64>,
     /// Its engine may have commands from before contact was lost.
     has_old_commands: bool,
@@ -190,7 +196,8 @@ pub(super) struct World {
     crashes: bool,
     /// Topics are made again under the workers.
     remakes: bool,
-    /// Something has happened after which jobs may repeat: a crash, a lost partition, a last commit that failed.
+    /// Something has happened after which jobs may repeat: a crash, a lost partition, a last commit
+    /// that failed.
     disorder: bool,
     generations: u64,
     /// How many jobs were produced, and which of them have come to their end.
@@ -270,7 +277,8 @@ impl World {
         self.drain(worker);
     }
 
-    /// Lets time pass. Whoever is awake turns meanwhile, and hears the coordinator, which answers strangers too.
+    /// Lets time pass. Whoever is awake turns meanwhile, and hears the coordinator, which answers
+    /// strangers too.
     fn pass(&mut self, time: i64, asleep: Option<usize>) {
         let end = self.now + time;
         while self.now < end {
@@ -284,7 +292,8 @@ impl World {
     fn breathe(&mut self, worker: usize) {
         let (now, broker_up) = (ms(self.now), self.broker_up);
         let Worker { contact, gone, has_old_commands, .. } = &mut self.workers[worker];
-        // A loop that has stood still knows that it has, whatever its consumer's threads have done meanwhile.
+        // A loop that has stood still knows that it has, whatever its consumer's threads have done
+        // meanwhile.
         *has_old_commands |= contact.is_broken(now);
         contact.turned(now);
         if self.fault == Some(Fault::TurnLiftsGap) {
@@ -320,7 +329,7 @@ impl World {
         }
     }
 
-    // --- The end --------------------------------------------------------------------------------------------------
+    // --- The end --------------------------------------------------------------------------------
 
     /// Jobs that have ended, and of which the last that was said is that they run.
     fn seems_to_run(&self) -> Vec<&Job> {
@@ -336,7 +345,8 @@ impl World {
         (0..self.workers.len()).for_each(|worker| self.hear(worker));
         (0..PARTITIONS).for_each(|number| self.notice(number));
         // What has been read by now is looked at afterwards, when it has had time enough.
-        let read: Vec<(usize, i64)> = (0..JOBS).map(|number| (number, self.read_up_to(number))).collect();
+        let read: Vec<(usize, i64)> =
+            (0..JOBS).map(|number| (number, self.read_up_to(number))).collect();
         let deadline = self.now;
         for _ in 0..SIT_OUT {
             self.go_on();
@@ -359,11 +369,13 @@ impl World {
         }
     }
 
-    /// Lets everything come to its end with all servers and the broker up; every record must then have a terminal state (I3).
+    /// Lets everything come to its end with all servers and the broker up; every record must then
+    /// have a terminal state (I3).
     pub(super) fn settle_down(&mut self) {
         self.away.clear();
         for _ in 0..200_000 {
-            let ended = self.logs.iter().all(|log| log.jobs.values().all(|job| !job.terminals.is_empty()));
+            let ended =
+                self.logs.iter().all(|log| log.jobs.values().all(|job| !job.terminals.is_empty()));
             // What was begun once more has to come to its end once more.
             if ended && self.seems_to_run().is_empty() {
                 return;
@@ -377,6 +389,8 @@ impl World {
             .collect();
         let status: Vec<_> = self.workers.iter().map(|worker| worker.engine.status()).collect();
         let seem_to_run = self.seems_to_run();
-        broken(format!("I3: jobs without an end: {left:?}, that seem to run: {seem_to_run:?}\n{status:?}"));
+        broken(format!(
+            "I3: jobs without an end: {left:?}, that seem to run: {seem_to_run:?}\n{status:?}"
+        ));
     }
 }

@@ -1,5 +1,6 @@
-//! Single stories of the engine, each written down step by step. What random schedules have found once stands here too,
-//! since a seed means another schedule as soon as the simulation learns a new move.
+//! Single stories of the engine, each written down step by step. What random schedules have found
+//! once stands here too, since a seed means another schedule as soon as the simulation learns a new
+//! move.
 #![expect(clippy::unwrap_used, reason = "test code: a panic is the report")]
 
 mod outages;
@@ -17,9 +18,10 @@ use story::{LOG, NONE, P, RETRY, SPEC, Story, UNAVAILABLE, at, started, token};
 
 #[test]
 fn a_job_without_attempts_left_holds_its_place_until_its_end_is_written() {
-    let committed = Progress { end: 1, open: vec![(0, 1)], attempts: vec![(0, 3)], ..Progress::none(0) }
-        .encode(LOG)
-        .unwrap();
+    let committed =
+        Progress { end: 1, open: vec![(0, 1)], attempts: vec![(0, 3)], ..Progress::none(0) }
+            .encode(LOG)
+            .unwrap();
     let mut story = Story::new(Config::default(), Some((0, &committed)));
     let keyed = JobSpec { key: Some(1), ..SPEC };
     assert_eq!(story.record(0, keyed), [Command::Settle(token(0), Terminal::Failed, 3)]);
@@ -33,7 +35,8 @@ fn the_next_attempt_waits_until_the_last_one_is_committed() {
     story.record(0, SPEC);
     let commands = [story.ends(0, RETRY), story.wait(10_000)].concat();
     assert_eq!(started(&commands), NONE, "the commit has no answer yet");
-    let commit = commands.into_iter().find_map(|c| if let Command::Commit(c) = c { Some(c) } else { None });
+    let commit =
+        commands.into_iter().find_map(|c| if let Command::Commit(c) = c { Some(c) } else { None });
     let commit = commit.unwrap();
     assert_eq!(Progress::decode(commit.offset, &commit.metadata).unwrap().attempts(0), 1);
     let commands = story.feed(Input::Committed { partition: P, generation: 1, ok: true });
@@ -53,19 +56,26 @@ fn a_poison_job_fails_after_exactly_its_attempts_over_any_number_of_workers() {
         }
         // The worker dies as soon as its commit is through.
         let commands = [commands, story.wait(1_000)].concat();
-        let commit =
-            commands.into_iter().find_map(|c| if let Command::Commit(c) = c { Some(c) } else { None });
+        let commit = commands
+            .into_iter()
+            .find_map(|c| if let Command::Commit(c) = c { Some(c) } else { None });
         metadata = commit.unwrap().metadata;
     }
 }
 
-/// Old and new workers in one group: what a newer one has written beyond the frontier can't be read, so it is done again
-/// from the frontier on. Nothing is passed over, and the commit never goes back.
+/// Old and new workers in one group: what a newer one has written beyond the frontier can't be
+/// read, so it is done again from the frontier on. Nothing is passed over, and the commit never
+/// goes back.
 #[test]
 fn commit_metadata_of_a_newer_version_costs_repeats_and_never_a_job() {
-    // The newer worker has settled 6 and 8 and has 5 and 7 open, and says so in a way that nobody here knows.
-    let mut known =
-        Progress { end: 9, open: vec![(5, 6), (7, 8)], attempts: vec![(7, 2)], ..Progress::none(5) };
+    // The newer worker has settled 6 and 8 and has 5 and 7 open, and says so in a way that nobody
+    // here knows.
+    let mut known = Progress {
+        end: 9,
+        open: vec![(5, 6), (7, 8)],
+        attempts: vec![(7, 2)],
+        ..Progress::none(5)
+    };
     let readable = known.encode(LOG).unwrap();
     let started_with = |metadata: &str| {
         let mut story = Story::new(Config::default(), Some((5, metadata)));
@@ -99,9 +109,17 @@ fn commit_metadata_of_a_newer_version_costs_repeats_and_never_a_job() {
     // "Aw" begins with the byte 3, as "Ag" does with 2.
     assert_eq!(&readable[..2], "Ag");
     let newer = format!("Aw{}", &readable[2..]);
-    assert_eq!(started_with(&newer), [5, 6, 7, 8, 9], "all that is not committed runs, 6 and 8 once more");
+    assert_eq!(
+        started_with(&newer),
+        [5, 6, 7, 8, 9],
+        "all that is not committed runs, 6 and 8 once more"
+    );
     known.base = 4;
-    assert_eq!(started_with(&known.encode(LOG).unwrap()), [5, 6, 7, 8, 9], "so does what belongs elsewhere");
+    assert_eq!(
+        started_with(&known.encode(LOG).unwrap()),
+        [5, 6, 7, 8, 9],
+        "so does what belongs elsewhere"
+    );
 }
 
 #[test]
@@ -119,7 +137,8 @@ fn more_urgent_jobs_go_first_and_equals_in_their_order() {
 
 #[test]
 fn fetching_pauses_at_the_limit_and_resumes_at_half_of_it() {
-    let mut story = Story::new(Config { max_buffered: 10, max_in_flight: 1, ..Config::default() }, None);
+    let mut story =
+        Story::new(Config { max_buffered: 10, max_in_flight: 1, ..Config::default() }, None);
     for offset in 0..9 {
         assert!(!story.record(offset, SPEC).contains(&Command::Pause(P, 1)));
     }
@@ -138,12 +157,16 @@ fn what_a_job_holds_beside_its_record_counts() {
     assert!(story.feed(Input::Holds(token(0), 1000)).contains(&Command::Pause(P, 1)));
     assert!(story.feed(Input::Holds(token(0), 500)).contains(&Command::Resume(P, 1)));
     story.feed(Input::Holds(token(0), 2000));
-    assert!(story.succeeds(0).contains(&Command::Resume(P, 1)), "all of it is free when the job has ended");
+    assert!(
+        story.succeeds(0).contains(&Command::Resume(P, 1)),
+        "all of it is free when the job has ended"
+    );
 }
 
 #[test]
 fn nothing_runs_ahead_while_kafka_takes_no_records() {
-    let mut story = Story::new(Config { max_in_flight: 4, max_buffered: 100_000, ..Config::default() }, None);
+    let mut story =
+        Story::new(Config { max_in_flight: 4, max_buffered: 100_000, ..Config::default() }, None);
     let mut calls = 0;
     for offset in 0..1_000 {
         for started in started(&story.record(offset, SPEC)) {
@@ -160,7 +183,11 @@ fn a_log_that_begins_anew_is_read_and_not_passed_over() {
     assert_eq!(story.record(0, SPEC), [Command::LogReset(P), Command::Start(token(0), 1)]);
     assert_eq!(started(&story.record(1, SPEC)), [1]);
     let commands = [story.succeeds(0), story.succeeds(1)].concat();
-    assert!(commands.iter().any(|command| matches!(command, Command::Commit(commit) if commit.offset <= 2)));
+    assert!(
+        commands
+            .iter()
+            .any(|command| matches!(command, Command::Commit(commit) if commit.offset <= 2))
+    );
 }
 
 #[test]
@@ -172,7 +199,11 @@ fn a_partition_that_leaves_takes_its_jobs_along_and_says_what_is_done() {
     assert_eq!(started(&story.feed(Input::Draining(&[P]))), NONE);
     assert!(!story.engine.is_drained(&[P]));
     assert_eq!(started(&story.succeeds(1)), NONE, "nothing more is started");
-    assert_eq!(story.record(9, SPEC), [Command::Forget(token(9))], "what still comes is the next owner's");
+    assert_eq!(
+        story.record(9, SPEC),
+        [Command::Forget(token(9))],
+        "what still comes is the next owner's"
+    );
     let commits = story.engine.release(&[P]);
     assert_eq!(commits.len(), 1);
     let progress = Progress::decode(commits[0].offset, &commits[0].metadata).unwrap();
@@ -182,10 +213,16 @@ fn a_partition_that_leaves_takes_its_jobs_along_and_says_what_is_done() {
         [false, true, false, false]
     );
     let forgotten: BTreeSet<i64> = std::iter::from_fn(|| story.engine.poll())
-        .filter_map(|command| if let Command::Forget(token) = command { Some(token.offset) } else { None })
+        .filter_map(
+            |command| if let Command::Forget(token) = command { Some(token.offset) } else { None },
+        )
         .collect();
     assert_eq!(forgotten, BTreeSet::from([0, 2, 3]));
-    assert_eq!(story.ends(0, Attempt::Succeeded), [], "what ends after the fence is nobody's business");
+    assert_eq!(
+        story.ends(0, Attempt::Succeeded),
+        [],
+        "what ends after the fence is nobody's business"
+    );
 }
 
 proptest! {
@@ -196,7 +233,8 @@ proptest! {
         ..ProptestConfig::default()
     })]
 
-    /// However jobs end, and however far one slow job holds up the frontier, every commit can be said.
+    /// However jobs end, and however far one slow job holds up the frontier, every commit can be
+    /// said.
     #[test]
     fn commits_always_fit(seed in any::<u64>(), attempts in 1_u32..40, slow in 0_i64..50, failing in 0_u64..4) {
         let config = Config { max_in_flight: 300, max_buffered: 100_000, ..Config::default() };
@@ -279,12 +317,17 @@ fn a_long_backoff_leaves_memory_with_its_attempts_unless_it_holds_a_key() {
     let wish = Attempt::Failed(FailureClass::Retry, Some(Duration::from_secs(600)));
     let mut story = Story::from_start(parking(Duration::from_secs(60)));
     story.record(0, JobSpec { spent: 1, ..SPEC });
-    assert_eq!(story.ends(0, wish), [Command::Settle(token(0), Terminal::Deferred(at(600_000)), 2)]);
+    assert_eq!(
+        story.ends(0, wish),
+        [Command::Settle(token(0), Terminal::Deferred(at(600_000)), 2)]
+    );
     story.record(1, JobSpec { key: Some(1), ..SPEC });
     let commands = story.ends(1, wish);
     assert!(matches!(commands[..], [Command::Retrying(_, 1, _), ..]), "{commands:?}");
-    let mut ordered =
-        Story::from_start(Config { ordering: Ordering::Partition, ..parking(Duration::from_secs(60)) });
+    let mut ordered = Story::from_start(Config {
+        ordering: Ordering::Partition,
+        ..parking(Duration::from_secs(60))
+    });
     assert_eq!(ordered.record(0, JobSpec { not_before: Some(at(90_000)), ..SPEC }), []);
 }
 
@@ -302,8 +345,12 @@ fn what_comes_back_goes_on_with_the_attempts_it_had() {
 #[test]
 fn a_record_of_the_delayed_topic_is_passed_on_when_its_time_has_come() {
     let mut story = Story::from_start(Config::default());
-    let relay =
-        |offset, ms| Input::Record { partition: P, offset, bytes: 10, admission: Admission::Relay(at(ms)) };
+    let relay = |offset, ms| Input::Record {
+        partition: P,
+        offset,
+        bytes: 10,
+        admission: Admission::Relay(at(ms)),
+    };
     assert_eq!(story.feed(relay(0, 5_000)), []);
     assert_eq!(story.feed(relay(1, 0)), [Command::Settle(token(1), Terminal::Relayed, 0)]);
     let mut commands = story.wait(4_999);
@@ -350,7 +397,8 @@ fn a_cancel_ends_what_waits_and_aborts_what_runs() {
     assert_eq!(story.feed(Input::Cancel(token(2))), [], "its end is being written");
 }
 
-/// Whatever it would have waited for, a job that was cancelled before it came ends at once, and those behind it go on.
+/// Whatever it would have waited for, a job that was cancelled before it came ends at once, and
+/// those behind it go on.
 #[test]
 fn a_job_that_was_cancelled_before_it_came_never_starts() {
     let cancelled = |offset, spec| Input::Record {
@@ -421,7 +469,8 @@ fn a_cancel_ends_every_wait() {
 #[test]
 fn what_is_known_to_be_settled_is_passed_over_and_committed() {
     let mut story = Story::from_start(Config::default());
-    let settled = Input::Record { partition: P, offset: 0, bytes: 10, admission: Admission::Settled };
+    let settled =
+        Input::Record { partition: P, offset: 0, bytes: 10, admission: Admission::Settled };
     let commands = story.feed(settled);
     assert!(started(&commands).is_empty());
     assert!(commands.contains(&Command::Forget(token(0))), "{commands:?}");
@@ -465,7 +514,8 @@ fn the_end_of_a_job_that_comes_again_is_written_again_and_then_committed() {
     assert_eq!(commit, Some(1), "{commands:?}");
 }
 
-/// The frontier goes to the end of a log that ends in markers or in a hole, but not past an open job, and never back.
+/// The frontier goes to the end of a log that ends in markers or in a hole, but not past an open
+/// job, and never back.
 #[test]
 fn the_frontier_goes_to_the_end_of_the_log() {
     let committed = |commands: &[Command]| {

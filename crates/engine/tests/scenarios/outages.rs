@@ -1,6 +1,8 @@
 //! What is unavailable, and what a worker that was out of contact may still do.
 
-use fleet_engine::{Admission, Attempt, BreakerState, Command, Config, Input, JobSpec, Need, Terminal};
+use fleet_engine::{
+    Admission, Attempt, BreakerState, Command, Config, Input, JobSpec, Need, Terminal,
+};
 use fleet_group::Progress;
 
 use crate::story::{NONE, P, SPEC, Story, UNAVAILABLE, at, started, token};
@@ -11,15 +13,22 @@ const HELD: Attempt = Attempt::Held(Need::Hosted(7), None);
 #[test]
 fn what_was_to_start_before_contact_was_lost_is_decided_again() {
     let mut story = Story::from_start(Config { max_in_flight: 1, ..Config::default() });
-    let record =
-        |offset, spec| Input::Record { partition: P, offset, bytes: 1, admission: Admission::Job(spec) };
+    let record = |offset, spec| Input::Record {
+        partition: P,
+        offset,
+        bytes: 1,
+        admission: Admission::Job(spec),
+    };
     // Nobody asks the engine what to do meanwhile.
     story.engine.handle(at(0), record(0, JobSpec { deadline: Some(at(100)), ..SPEC }));
     story.engine.handle(at(0), record(1, SPEC));
     story.now = 200;
 
     let commands = story.feed(Input::ContactRegained);
-    assert_eq!(commands, [Command::Settle(token(0), Terminal::Expired, 0), Command::Start(token(1), 1)]);
+    assert_eq!(
+        commands,
+        [Command::Settle(token(0), Terminal::Expired, 0), Command::Start(token(1), 1)]
+    );
     assert_eq!(story.engine.status().in_flight, 1);
 }
 
@@ -83,7 +92,8 @@ fn a_partition_that_is_full_of_waiting_jobs_says_so_in_its_commit() {
 
 #[test]
 fn a_partition_that_is_full_of_other_jobs_is_not_stalled() {
-    let mut story = Story::from_start(Config { max_buffered: 8, max_in_flight: 2, ..Config::default() });
+    let mut story =
+        Story::from_start(Config { max_buffered: 8, max_in_flight: 2, ..Config::default() });
     let held = JobSpec { hosted: Some(7), ..SPEC };
     (0..2).for_each(|offset| drop(story.record(offset, held)));
     (0..2).for_each(|offset| drop(story.ends(offset, HELD)));
@@ -134,11 +144,18 @@ fn an_outage_of_ten_minutes_spends_nothing() {
             }
         }
     }
-    assert!((40..=200).contains(&probes), "{probes} probes in ten minutes neither hammer nor sleep");
+    assert!(
+        (40..=200).contains(&probes),
+        "{probes} probes in ten minutes neither hammer nor sleep"
+    );
     // It is back: one job goes first, and when that has reached it, the others follow.
     let wake = story.now + 20_000;
     assert!(story.wait(wake).contains(&Command::Probe));
-    assert_eq!(story.feed(Input::Probed(true)), [Command::Start(token(0), 1)], "a first attempt, as before");
+    assert_eq!(
+        story.feed(Input::Probed(true)),
+        [Command::Start(token(0), 1)],
+        "a first attempt, as before"
+    );
     assert_eq!(started(&story.succeeds(0)), [1, 2]);
     assert_eq!(story.engine.breaker(), BreakerState::Closed);
 }

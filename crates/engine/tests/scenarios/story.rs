@@ -33,7 +33,10 @@ impl Story {
         let mut story = Self { engine: Engine::new(config), now: 0 };
         let found = Found { log: LOG, committed, first: None, end: None };
         let progress = log::start(found).progress;
-        assert_eq!(story.feed(Input::Assigned { partition: P, generation: 1, log: LOG, progress }), []);
+        assert_eq!(
+            story.feed(Input::Assigned { partition: P, generation: 1, log: LOG, progress }),
+            []
+        );
         story
     }
 
@@ -47,7 +50,12 @@ impl Story {
     }
 
     pub(crate) fn record(&mut self, offset: i64, spec: JobSpec) -> Vec<Command> {
-        self.feed(Input::Record { partition: P, offset, bytes: 10, admission: Admission::Job(spec) })
+        self.feed(Input::Record {
+            partition: P,
+            offset,
+            bytes: 10,
+            admission: Admission::Job(spec),
+        })
     }
 
     /// Lets time pass up to `until`, waking up whenever the engine wants to.
@@ -75,6 +83,10 @@ impl Story {
 pub(crate) fn started(commands: &[Command]) -> Vec<i64> {
     commands
         .iter()
-        .filter_map(|command| if let Command::Start(token, _) = command { Some(token.offset) } else { None })
+        .filter_map(
+            |command| {
+                if let Command::Start(token, _) = command { Some(token.offset) } else { None }
+            },
+        )
         .collect()
 }

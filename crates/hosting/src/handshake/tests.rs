@@ -19,7 +19,8 @@ struct Case {
 impl Case {
     fn new(opening: Opening) -> Self {
         let now = Instant::now();
-        let client = ClientConfig::new(ClientCapabilities::default(), Implementation::new("test", "1"));
+        let client =
+            ClientConfig::new(ClientCapabilities::default(), Implementation::new("test", "1"));
         Self { handshake: Handshake::new(client, opening, LIMIT, now), now }
     }
 
@@ -48,8 +49,10 @@ impl Case {
     }
 
     fn initialized(&mut self) -> &mut Self {
-        self.read(json!({"jsonrpc": "2.0", "id": INITIALIZE_ID, "result": {"protocolVersion": LEGACY,
-            "capabilities": {"tools": {}}, "serverInfo": {"name": "s", "version": "1"}}}))
+        self.read(
+            json!({"jsonrpc": "2.0", "id": INITIALIZE_ID, "result": {"protocolVersion": LEGACY,
+            "capabilities": {"tools": {}}, "serverInfo": {"name": "s", "version": "1"}}}),
+        )
     }
 
     fn refused(&mut self, id: Option<i64>) -> &mut Self {
@@ -72,7 +75,9 @@ impl Case {
 
     fn is_refused(&self, words: &[&str]) {
         match self.handshake.outcome() {
-            Outcome::Refused(why) => words.iter().for_each(|word| assert!(why.contains(word), "{why}")),
+            Outcome::Refused(why) => {
+                words.iter().for_each(|word| assert!(why.contains(word), "{why}"))
+            }
             other => panic!("{other:?}"),
         }
     }
@@ -138,7 +143,8 @@ fn a_late_answer_counts_and_a_session_counts_more() {
     case.discovered().is_pending();
     case.initialized().agrees_on(LEGACY);
     late().initialized().discovered().agrees_on(LEGACY);
-    // One that has nothing to say to `initialize` is waited for no longer than for the first answer.
+    // One that has nothing to say to `initialize` is waited for no longer than for the first
+    // answer.
     let mut case = late();
     case.discovered().wait(PATIENCE - Duration::from_millis(1)).is_pending();
     case.wait(Duration::from_millis(1)).agrees_on(MODERN);
@@ -165,7 +171,10 @@ fn what_can_not_be_understood_is_a_refusal() {
     case.sent();
     case.read(answer(DISCOVER_ID, json!({"odd": true})));
     assert_eq!(case.sent(), ["initialize"]);
-    case.read(answer(INITIALIZE_ID, json!({"protocolVersion": LEGACY, "capabilities": {}, "odd": 1})));
+    case.read(answer(
+        INITIALIZE_ID,
+        json!({"protocolVersion": LEGACY, "capabilities": {}, "odd": 1}),
+    ));
     case.is_refused(&["can't be read", "serverInfo"]);
     // A revision that we do not speak.
     let mut case = Case::new(Opening::DiscoverFirst);

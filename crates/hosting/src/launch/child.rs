@@ -36,7 +36,10 @@ pub(super) async fn resolve<'a>(
 }
 
 /// The child under one rule that covers its command line.
-async fn resolve_under(rule: &CommandRule, written: &StdioServer) -> Result<ChildSpec, LaunchError> {
+async fn resolve_under(
+    rule: &CommandRule,
+    written: &StdioServer,
+) -> Result<ChildSpec, LaunchError> {
     let (server, mut secrets) = {
         let environment = Environment::new(&rule.expand);
         let server = written.expand(&|name| environment.look_up(name))?;
@@ -48,7 +51,8 @@ async fn resolve_under(rule: &CommandRule, written: &StdioServer) -> Result<Chil
         None => None,
     };
     let env_file = match &server.env_file {
-        // As editors do, a relative `envFile` is looked for in the working directory of the server to be.
+        // As editors do, a relative `envFile` is looked for in the working directory of the server
+        // to be.
         Some(path) => {
             let base = cwd.as_ref().map_or(Path::new(""), |cwd| &cwd.path);
             Some(NamedFile::open(base.join(path)).await)
@@ -76,14 +80,16 @@ async fn resolve_under(rule: &CommandRule, written: &StdioServer) -> Result<Chil
     rule.check(LaunchRequest { cwd: cwd_request, env_file: None, env: &wanted })?;
 
     let own = |name: &str| Some((name.to_owned(), std::env::var(name).ok()?));
-    let passed: BTreeMap<String, String> = rule.env_passthrough.iter().filter_map(|name| own(name)).collect();
+    let passed: BTreeMap<String, String> =
+        rule.env_passthrough.iter().filter_map(|name| own(name)).collect();
     secrets.extend(passed.clone());
     let mut env: BTreeMap<String, String> = BASE_ENV.into_iter().filter_map(own).collect();
     env.extend(passed);
     env.extend(wanted);
 
-    let program =
-        find_program(&server.command).await.ok_or_else(|| LaunchError::NoProgram(written.command.clone()))?;
+    let program = find_program(&server.command)
+        .await
+        .ok_or_else(|| LaunchError::NoProgram(written.command.clone()))?;
     Ok(ChildSpec {
         program,
         args: server.args,
@@ -109,7 +115,10 @@ fn is_there(
     }
 }
 
-async fn read_env_file(file: NamedFile, written: &str) -> Result<BTreeMap<String, String>, LaunchError> {
+async fn read_env_file(
+    file: NamedFile,
+    written: &str,
+) -> Result<BTreeMap<String, String>, LaunchError> {
     let text = file.read(MAX_ENV_FILE).await.map_err(|error| LaunchError::Path {
         field: "envFile",
         path: written.to_owned(),
@@ -118,8 +127,8 @@ async fn read_env_file(file: NamedFile, written: &str) -> Result<BTreeMap<String
     dotenv::parse(&text).map_err(|error| LaunchError::EnvFile { path: written.to_owned(), error })
 }
 
-/// Where the program is: a bare name in `PATH`, a path as it stands. Relative ones are relative to the server's own
-/// working directory, never to the child's, which a message may choose.
+/// Where the program is: a bare name in `PATH`, a path as it stands. Relative ones are relative to
+/// the server's own working directory, never to the child's, which a message may choose.
 async fn find_program(command: &str) -> Option<PathBuf> {
     let candidates = if command.contains('/') {
         vec![PathBuf::from(command)]

@@ -1,7 +1,7 @@
 //! A file or directory that a configuration names: opened once, and judged by what was opened.
 //!
-//! A name can mean another file each time it is used. So it is used once, to open the file without reading it; where that
-//! is, what it is and what is in it is asked of the descriptor.
+//! A name can mean another file each time it is used. So it is used once, to open the file without
+//! reading it; where that is, what it is and what is in it is asked of the descriptor.
 
 use std::{
     fs::{File, OpenOptions},
@@ -15,8 +15,8 @@ use nix::fcntl::OFlag;
 /// Something that was named, and where it is.
 #[derive(Debug)]
 pub(super) struct NamedFile {
-    /// Where it is. If it can't be opened, the path as it is written, since whether something exists is told only once
-    /// policy allows the place.
+    /// Where it is. If it can't be opened, the path as it is written, since whether something
+    /// exists is told only once policy allows the place.
     pub(super) path: PathBuf,
     /// The file, opened for nothing but to be asked where and what it is.
     opened: io::Result<File>,
@@ -25,13 +25,15 @@ pub(super) struct NamedFile {
 impl NamedFile {
     /// Opens what a path leads to. Devices and named pipes notice nothing of that.
     pub(super) async fn open(path: PathBuf) -> Self {
-        let open = move || match open_unread(&path).and_then(|file| Ok((whereabouts(&file)?, file))) {
+        let open = move || match open_unread(&path).and_then(|file| Ok((whereabouts(&file)?, file)))
+        {
             Ok((path, file)) => Self { path, opened: Ok(file) },
             Err(error) => Self { path: as_written(&path), opened: Err(error) },
         };
-        tokio::task::spawn_blocking(open)
-            .await
-            .unwrap_or_else(|error| Self { path: PathBuf::from("/"), opened: Err(io::Error::other(error)) })
+        tokio::task::spawn_blocking(open).await.unwrap_or_else(|error| Self {
+            path: PathBuf::from("/"),
+            opened: Err(io::Error::other(error)),
+        })
     }
 
     /// Why it could not be opened.
@@ -43,7 +45,9 @@ impl NamedFile {
     /// What is in it, if it is a regular file of at most `max` bytes.
     pub(super) async fn read(self, max: u64) -> io::Result<String> {
         let file = self.opened?;
-        tokio::task::spawn_blocking(move || read_regular(&file, max)).await.map_err(io::Error::other)?
+        tokio::task::spawn_blocking(move || read_regular(&file, max))
+            .await
+            .map_err(io::Error::other)?
     }
 }
 
@@ -113,7 +117,9 @@ mod tests {
         let pipe = dir.path().join("pipe");
         nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::S_IRWXU).unwrap();
         let read = async { NamedFile::open(pipe).await.read(100).await };
-        let read = tokio::time::timeout(Duration::from_secs(30), read).await.expect("it waits for a writer");
+        let read = tokio::time::timeout(Duration::from_secs(30), read)
+            .await
+            .expect("it waits for a writer");
         assert!(read.unwrap_err().to_string().contains("not a regular file"));
     }
 

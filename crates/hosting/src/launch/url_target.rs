@@ -102,9 +102,9 @@ fn header((name, value): (&String, &String)) -> Result<(HeaderName, HeaderValue)
     Ok((parsed_name, parsed_value))
 }
 
-/// Headers that say where a request goes, where it ends, what is in it, or what it is in the protocol. `Host` could name
-/// a virtual host that policy does not cover; the framing ones could smuggle a second request; those for one hop and for
-/// content are the HTTP client's to set.
+/// Headers that say where a request goes, where it ends, what is in it, or what it is in the
+/// protocol. `Host` could name a virtual host that policy does not cover; the framing ones could
+/// smuggle a second request; those for one hop and for content are the HTTP client's to set.
 fn is_transports_own(name: &HeaderName) -> bool {
     use http::header;
     let own = [
@@ -143,8 +143,10 @@ mod tests {
     fn check(name: &str, allowed: bool) {
         let rules = vec![RemoteRule::parse("mcp.example.com").unwrap()];
         let policy = Policy { remotes: rules, ..Policy::default() };
-        let config = serde_json::json!({"url": "https://mcp.example.com/mcp", "headers": {name: "x"}});
-        let Transport::Url(server) = ServerEntry::from_value(&config, "config").unwrap().transport else {
+        let config =
+            serde_json::json!({"url": "https://mcp.example.com/mcp", "headers": {name: "x"}});
+        let Transport::Url(server) = ServerEntry::from_value(&config, "config").unwrap().transport
+        else {
             panic!("no remote server");
         };
         match resolve(&server, &policy) {

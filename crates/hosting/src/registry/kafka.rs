@@ -1,8 +1,8 @@
-//! The registry in a compacted topic: one partition, so that all replicas see one order, and the newest record of a
-//! name kept for good.
+//! The registry in a compacted topic: one partition, so that all replicas see one order, and the
+//! newest record of a name kept for good.
 //!
-//! A thread of its own reads the topic from its start and goes on reading. Nothing waits for it but whoever asks whether
-//! it has caught up.
+//! A thread of its own reads the topic from its start and goes on reading. Nothing waits for it but
+//! whoever asks whether it has caught up.
 
 use std::{
     sync::{
@@ -55,7 +55,8 @@ impl std::fmt::Debug for KafkaRegistry {
 }
 
 impl KafkaRegistry {
-    /// A registry in `topic`, which is created where it is missing and may be. Nothing is connected yet.
+    /// A registry in `topic`, which is created where it is missing and may be. Nothing is connected
+    /// yet.
     pub fn new(link: Link, topic: &str) -> Self {
         Self { link, topic: topic.to_owned(), asked: Arc::default(), mailbox: Mailbox::default() }
     }
@@ -124,11 +125,17 @@ impl Log {
                     retry.succeeded();
                     match self.follow(topic) {
                         Err(Unheard) => return,
-                        Ok(error) => tracing::warn!(error = chain(&error), "the registry is read anew"),
+                        Ok(error) => {
+                            tracing::warn!(error = chain(&error), "the registry is read anew")
+                        }
                     }
                 }
                 Err(error) => {
-                    tracing::warn!(topic = self.topic, error = chain(&error), "the registry can't be read");
+                    tracing::warn!(
+                        topic = self.topic,
+                        error = chain(&error),
+                        "the registry can't be read"
+                    );
                 }
             }
             thread::sleep(retry.failed());
@@ -160,7 +167,10 @@ impl Log {
                 match topic.look_for_end(ASK) {
                     Ok(()) => asked = wanted,
                     Err(error) => {
-                        tracing::debug!(error = chain(&error), "where the registry ends is not known")
+                        tracing::debug!(
+                            error = chain(&error),
+                            "where the registry ends is not known"
+                        )
                     }
                 }
             }
@@ -197,7 +207,9 @@ fn change(record: RawRecord) -> Option<Change> {
         );
         return None;
     }
-    let Some(value) = record.value else { return Some(Change::Removed { name, at: record.timestamp }) };
+    let Some(value) = record.value else {
+        return Some(Change::Removed { name, at: record.timestamp });
+    };
     Some(match Record::decode(&name, &value) {
         Ok(record) => Change::Put(record),
         Err(error) => Change::Unreadable { name, reason: chain(&error) },
@@ -220,7 +232,10 @@ mod tests {
         assert_eq!(check(None, Some(b"{}")), None);
         assert_eq!(check(Some(b"\xff"), Some(b"{}")), None);
         assert_eq!(check(Some(b"a\nb"), None), None);
-        assert_eq!(check(Some(b"a"), None), Some(Change::Removed { name: "a".to_owned(), at: None }));
+        assert_eq!(
+            check(Some(b"a"), None),
+            Some(Change::Removed { name: "a".to_owned(), at: None })
+        );
         assert!(matches!(check(Some(b"a"), Some(b"{}")), Some(Change::Unreadable { .. })));
         let good = br#"{"config":{"command":"x"},"revision":"1","writtenAt":0}"#;
         assert!(matches!(check(Some(b"a"), Some(good)), Some(Change::Put(_))));

@@ -41,7 +41,9 @@ pub enum ShareError {
     #[error("the shared registry can't be written")]
     Registry(#[from] RegistryError),
     /// The registry has not taken it yet.
-    #[error("the shared registry has not taken it yet; the write is repeated until it does ({why})")]
+    #[error(
+        "the shared registry has not taken it yet; the write is repeated until it does ({why})"
+    )]
     Unwritten {
         /// How the last try came out.
         why: String,
@@ -64,7 +66,9 @@ impl ShareError {
             Self::Init(error) => error.is_permanent(),
             Self::NotShareable(_) => true,
             Self::Registry(RegistryError::Kafka(error)) => !error.is_retryable(),
-            Self::Registry(RegistryError::NotRead) | Self::Unwritten { .. } | Self::Superseded => false,
+            Self::Registry(RegistryError::NotRead) | Self::Unwritten { .. } | Self::Superseded => {
+                false
+            }
             Self::Registry(RegistryError::Record(_)) => true,
         }
     }

@@ -96,7 +96,12 @@ impl Record {
         }
         let wire: Wire = serde_json::from_slice(value)?;
         let entry = ServerEntry::from_value(&wire.config, "config")?;
-        Ok(Self { name: name.to_owned(), entry, revision: wire.revision, written_at: wire.written_at })
+        Ok(Self {
+            name: name.to_owned(),
+            entry,
+            revision: wire.revision,
+            written_at: wire.written_at,
+        })
     }
 }
 
@@ -122,16 +127,21 @@ mod tests {
         }
         let record = Record::new("db", &entry(json!({"command": "x", "apiKey": "secret"})));
         let text = String::from_utf8(record.encode().unwrap()).unwrap();
-        assert!(text.contains("${") || !text.contains("secret"), "what means nothing is not written: {text}");
+        assert!(
+            text.contains("${") || !text.contains("secret"),
+            "what means nothing is not written: {text}"
+        );
     }
 
     #[test]
     fn what_is_no_record_is_refused() {
         let check = |name: &str, value: &str, word: &str| {
-            let error = fleet_ops::errors::chain(&Record::decode(name, value.as_bytes()).unwrap_err());
+            let error =
+                fleet_ops::errors::chain(&Record::decode(name, value.as_bytes()).unwrap_err());
             assert!(error.contains(word), "{value}: {error}");
         };
-        let good = r#"{"config":{"command":"x"},"revision":"1","writtenAt":"2026-01-01T00:00:00Z"}"#;
+        let good =
+            r#"{"config":{"command":"x"},"revision":"1","writtenAt":"2026-01-01T00:00:00Z"}"#;
         Record::decode("good", good.as_bytes()).unwrap();
         check("a__b", good, "__");
         check("s", "", "can't be read");

@@ -1,9 +1,10 @@
 //! The fleet of this process, following the registry.
 //!
-//! What the registry wants is kept by name, the newest only. A wish is met by a task of its own, which stops where a newer
-//! one has come; what could not be done (policy, a server that does not answer) is tried again at growing intervals,
-//! since either may change. A server that is hosted from the wanted configuration already is left alone, so a replica
-//! does not do again what it has just been told itself.
+//! What the registry wants is kept by name, the newest only. A wish is met by a task of its own,
+//! which stops where a newer one has come; what could not be done (policy, a server that does not
+//! answer) is tried again at growing intervals, since either may change. A server that is hosted
+//! from the wanted configuration already is left alone, so a replica does not do again what it has
+//! just been told itself.
 
 use std::{
     collections::BTreeMap,
@@ -34,7 +35,8 @@ mod writing;
 
 /// How many servers are started at once because the registry wants them.
 const STARTS: usize = 8;
-/// How many names are followed. Policy bounds how many run; this bounds what others can make us remember.
+/// How many names are followed. Policy bounds how many run; this bounds what others can make us
+/// remember.
 const MAX_NAMES: usize = 1000;
 /// The waits between attempts to do what the registry asks for.
 const ATTEMPTS: Backoff = Backoff { base: Duration::from_secs(5), max: Duration::from_secs(60) };
@@ -48,7 +50,8 @@ struct Patience {
     write: Duration,
 }
 
-const PATIENCE: Patience = Patience { catch_up: Duration::from_secs(2), write: Duration::from_secs(10) };
+const PATIENCE: Patience =
+    Patience { catch_up: Duration::from_secs(2), write: Duration::from_secs(10) };
 
 /// The fleet and the registry that it follows.
 pub struct Shared {
@@ -130,7 +133,8 @@ impl Wanted {
 }
 
 impl Shared {
-    /// A fleet that follows `registry` from [`Shared::follow`] on. Values of the names in `plain` are no secrets.
+    /// A fleet that follows `registry` from [`Shared::follow`] on. Values of the names in `plain`
+    /// are no secrets.
     pub fn new(fleet: Arc<Fleet>, registry: Arc<dyn Registry>, plain: Plain) -> Arc<Self> {
         Arc::new(Self::with_patience(fleet, registry, plain, PATIENCE))
     }
@@ -187,8 +191,9 @@ impl Shared {
     ///
     /// # Errors
     ///
-    /// Where it may not be shared, can't be hosted here, or the registry does not take it in time. In the last case it is
-    /// hosted here all the same, and by the others once the registry has taken it.
+    /// Where it may not be shared, can't be hosted here, or the registry does not take it in time.
+    /// In the last case it is hosted here all the same, and by the others once the registry has
+    /// taken it.
     pub async fn initialize(
         self: &Arc<Self>,
         name: &str,
@@ -205,7 +210,8 @@ impl Shared {
         let status = self.fleet.initialize(name, entry).await?;
         self.write(name, Write::Put(Box::new(Record::new(name, entry)))).await?;
 
-        // What is older than this has been told by then, and can't undo it after the caller has its answer.
+        // What is older than this has been told by then, and can't undo it after the caller has its
+        // answer.
         self.catch_up().await;
         self.settled(name).await;
         Ok(status)
@@ -215,7 +221,8 @@ impl Shared {
     ///
     /// # Errors
     ///
-    /// Where the registry does not take it in time. The server is removed once the registry has taken it.
+    /// Where the registry does not take it in time. The server is removed once the registry has
+    /// taken it.
     pub async fn remove(self: &Arc<Self>, name: &str) -> Result<bool, ShareError> {
         if tool_name::check_server(name).is_err() {
             return Ok(false);
@@ -234,8 +241,9 @@ impl Shared {
         Ok(was_wanted || was_hosted)
     }
 
-    /// Looks for a server, and waits, where it is not hosted here, for what the registry may know of it: briefly for the
-    /// registry, and as long as a handshake may take for a server that is being started.
+    /// Looks for a server, and waits, where it is not hosted here, for what the registry may know
+    /// of it: briefly for the registry, and as long as a handshake may take for a server that is
+    /// being started.
     pub async fn look_for(&self, name: &str) -> Presence {
         let is_hosted = || self.fleet.is_hosted(name);
         if is_hosted() {
@@ -264,7 +272,8 @@ impl Shared {
         Presence::Unknown
     }
 
-    /// Waits until what the registry wants of a name has been tried, as long as a handshake may take.
+    /// Waits until what the registry wants of a name has been tried, as long as a handshake may
+    /// take.
     async fn settled(&self, name: &str) {
         let mut attempts = self.attempts.subscribe();
         let is_open = || self.wanted().by_name.get(name).is_some_and(|wish| !wish.tried);
@@ -287,7 +296,8 @@ impl Shared {
     /// The servers that others want hosted and that are not, and why.
     pub fn refused(&self) -> Vec<ServerStatus> {
         let wanted = self.wanted();
-        let problems = wanted.by_name.iter().filter_map(|(name, wish)| Some((name, wish.problem.as_ref()?)));
+        let problems =
+            wanted.by_name.iter().filter_map(|(name, wish)| Some((name, wish.problem.as_ref()?)));
         problems
             .filter(|(name, _)| self.fleet.status(name).is_none())
             .map(|(name, problem)| ServerStatus::refused(name, problem))
@@ -380,7 +390,9 @@ impl Shared {
 
     /// Tries to meet a wish: whether nothing is left to be done about it.
     async fn attempt(&self, name: &str, number: u64) -> bool {
-        let Some(gate) = self.wanted().still(name, number).map(|wish| wish.gate.clone()) else { return true };
+        let Some(gate) = self.wanted().still(name, number).map(|wish| wish.gate.clone()) else {
+            return true;
+        };
         let _gate = gate.lock().await;
         let Ok(_permit) = self.starts.acquire().await else { return true };
         let goal = self.wanted().still(name, number).map(|wish| wish.goal.clone());
@@ -401,7 +413,11 @@ impl Shared {
                 wish.tried = true;
                 let problem = result.as_ref().err().map(|error| chain(error));
                 if let Some(problem) = problem.as_ref().filter(|_| problem != wish.problem) {
-                    tracing::warn!(server = name, problem, "a server of the registry is not hosted here");
+                    tracing::warn!(
+                        server = name,
+                        problem,
+                        "a server of the registry is not hosted here"
+                    );
                 }
                 wish.problem = problem;
             }

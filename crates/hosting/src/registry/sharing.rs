@@ -1,9 +1,9 @@
 //! What may be written where others can read it: references to secrets, and no secret.
 //!
-//! Nobody can tell a secret from a harmless value by looking at it. So the values of environment variables and headers,
-//! and of parameters in URLs, must be references (`${VAR}`), which every replica expands from its own environment, or
-//! have a name that the operator has listed as plain. Command lines are written as they are: other users of a machine
-//! see those anyway.
+//! Nobody can tell a secret from a harmless value by looking at it. So the values of environment
+//! variables and headers, and of parameters in URLs, must be references (`${VAR}`), which every
+//! replica expands from its own environment, or have a name that the operator has listed as plain.
+//! Command lines are written as they are: other users of a machine see those anyway.
 
 use std::collections::BTreeSet;
 
@@ -62,7 +62,8 @@ impl Plain {
 
     fn check_remote(&self, server: &RemoteServer) -> Result<(), NotShareable> {
         for (name, value) in &server.headers {
-            let credential = SCHEMES.iter().find_map(|scheme| value.strip_prefix(scheme)).unwrap_or(value);
+            let credential =
+                SCHEMES.iter().find_map(|scheme| value.strip_prefix(scheme)).unwrap_or(value);
             self.check_value("headers", name, credential)?;
         }
         let url = server.url.split('#').next().unwrap_or_default();
@@ -90,9 +91,12 @@ impl Plain {
     }
 }
 
-/// Whether a value is `${VAR}` or `${env:VAR}` and nothing else. A default is a literal; an empty one says nothing.
+/// Whether a value is `${VAR}` or `${env:VAR}` and nothing else. A default is a literal; an empty
+/// one says nothing.
 fn is_reference(value: &str) -> bool {
-    let Some(body) = value.strip_prefix("${").and_then(|value| value.strip_suffix('}')) else { return false };
+    let Some(body) = value.strip_prefix("${").and_then(|value| value.strip_suffix('}')) else {
+        return false;
+    };
     let name = body.strip_prefix("env:").unwrap_or(body);
     is_variable_name(name.strip_suffix(":-").unwrap_or(name))
 }
@@ -139,12 +143,17 @@ mod tests {
             check(&[], env(literal), Some("env.API_KEY"));
         }
         check(&["api_key", "OTHER"], env("hunter2"), None);
-        check(&[], json!({"command": "x", "args": ["--level=3"], "envFile": "/etc/x.env", "cwd": "/"}), None);
+        check(
+            &[],
+            json!({"command": "x", "args": ["--level=3"], "envFile": "/etc/x.env", "cwd": "/"}),
+            None,
+        );
     }
 
     #[test]
     fn headers_and_urls_hold_no_secrets() {
-        let header = |value: &str| json!({"url": "https://h/mcp", "headers": {"Authorization": value}});
+        let header =
+            |value: &str| json!({"url": "https://h/mcp", "headers": {"Authorization": value}});
         check(&[], header("Bearer ${TOKEN}"), None);
         check(&[], header("${TOKEN}"), None);
         check(&[], header("Bearer abc"), Some("headers.Authorization"));

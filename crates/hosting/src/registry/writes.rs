@@ -1,9 +1,10 @@
-//! Writes that the registry has not acknowledged yet: the newest of each name, until it is acknowledged or something newer
-//! has taken its place.
+//! Writes that the registry has not acknowledged yet: the newest of each name, until it is
+//! acknowledged or something newer has taken its place.
 //!
 //! Pure: the caller writes, and says what became of it. A write is known by its number. The caller
-//! - adds a write ([`Writes::add`]) and then, as long as it is [`Standing::Open`] ([`Writes::standing`]), tries it and tells
-//!   of the end of each try ([`Writes::acknowledged`], [`Writes::failed`]),
+//! - adds a write ([`Writes::add`]) and then, as long as it is [`Standing::Open`]
+//!   ([`Writes::standing`]), tries it and tells of the end of each try ([`Writes::acknowledged`],
+//!   [`Writes::failed`]),
 //! - shows every change of the registry to [`Writes::observe`] before it acts on it.
 
 use std::{
@@ -109,18 +110,26 @@ pub(super) struct Unwritten {
 impl Writes {
     /// No open writes. The waits between tries have jitter from `seed`.
     pub(super) fn new(seed: u64) -> Self {
-        Self { by_name: BTreeMap::new(), added: 0, taken: VecDeque::new(), random: Random::new(seed) }
+        Self {
+            by_name: BTreeMap::new(),
+            added: 0,
+            taken: VecDeque::new(),
+            random: Random::new(seed),
+        }
     }
 
-    /// Adds a write, in the place of what was open of this name. Who wants the same server as an open write shares that one.
+    /// Adds a write, in the place of what was open of this name. Who wants the same server as an
+    /// open write shares that one.
     pub(super) fn add(&mut self, name: &str, write: Write, now: Instant) -> u64 {
-        if let Some(open) = self.by_name.get(name).filter(|open| open.write.is_same_server(&write)) {
+        if let Some(open) = self.by_name.get(name).filter(|open| open.write.is_same_server(&write))
+        {
             return open.number;
         }
 
         self.added += 1;
         let number = self.added;
-        let pending = Pending { number, write, seen: false, since: now, failures: 0, last_error: None };
+        let pending =
+            Pending { number, write, seen: false, since: now, failures: 0, last_error: None };
         self.by_name.insert(name.to_owned(), pending);
         number
     }
@@ -177,7 +186,8 @@ impl Writes {
         };
         let Some(pending) = self.by_name.get_mut(name) else { return Observed::Newest };
 
-        let is_ours = matches!(&pending.write, Write::Put(record) if Some(&record.revision) == revision);
+        let is_ours =
+            matches!(&pending.write, Write::Put(record) if Some(&record.revision) == revision);
         if is_ours {
             // The acknowledgement was lost, or is still to come.
             pending.seen = true;
@@ -239,7 +249,9 @@ mod tests {
     fn a_write_is_repeated_until_it_is_acknowledged() {
         let (mut writes, now, ours) = (Writes::new(7), Instant::now(), record(1));
         let number = writes.add("s", put(&ours), now);
-        for (failure, ceiling) in (1..).zip([500, 1000, 2000, 4000, 8000, 16000, 30000, 30000, 30000]) {
+        for (failure, ceiling) in
+            (1..).zip([500, 1000, 2000, 4000, 8000, 16000, 30000, 30000, 30000])
+        {
             assert_eq!(writes.standing("s", number), Standing::Open(put(&ours)));
             let wait = writes.failed("s", number, format!("failure {failure}")).as_millis();
             assert!((ceiling / 2..=ceiling).contains(&wait), "{wait} ms is not up to {ceiling} ms");
@@ -281,20 +293,27 @@ mod tests {
     #[test]
     fn what_others_write_is_weighed_by_its_time() {
         let removed = |seconds| Change::Removed { name: "s".to_owned(), at: Some(at(seconds)) };
-        let check =
-            |write: Write, change: Change, observed: Observed, standing: &dyn Fn(Write) -> Standing| {
-                let mut writes = Writes::new(7);
-                let number = writes.add("s", write.clone(), Instant::now());
-                assert_eq!(writes.observe(&change), observed, "{change:?}");
-                assert_eq!(writes.standing("s", number), standing(write), "{change:?}");
-            };
+        let check = |write: Write,
+                     change: Change,
+                     observed: Observed,
+                     standing: &dyn Fn(Write) -> Standing| {
+            let mut writes = Writes::new(7);
+            let number = writes.add("s", write.clone(), Instant::now());
+            assert_eq!(writes.observe(&change), observed, "{change:?}");
+            assert_eq!(writes.standing("s", number), standing(write), "{change:?}");
+        };
         let ours = record(5);
         check(put(&ours), Change::Put(record(6)), Observed::Newest, &|_| Standing::Superseded);
         check(put(&ours), Change::Put(record(4)), Observed::Outdated, &Standing::Open);
         check(put(&ours), removed(6), Observed::Newest, &|_| Standing::Superseded);
         check(put(&ours), removed(4), Observed::Outdated, &Standing::Open);
         check(put(&ours), Change::Put(ours.clone()), Observed::Newest, &|_| Standing::Written);
-        check(Write::Remove { at: at(5) }, Change::Put(record(4)), Observed::Outdated, &Standing::Open);
+        check(
+            Write::Remove { at: at(5) },
+            Change::Put(record(4)),
+            Observed::Outdated,
+            &Standing::Open,
+        );
         check(Write::Remove { at: at(5) }, Change::Put(record(6)), Observed::Newest, &|_| {
             Standing::Superseded
         });

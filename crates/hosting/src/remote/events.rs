@@ -24,8 +24,9 @@ use crate::unreadable::unreadable_answer;
 /// Events as rmcp takes them.
 pub(super) type Events = BoxStream<'static, Result<Sse, SseError>>;
 
-/// The events of a body, which answers `request` if there is one. If the body can't be read to the answer, an error is the
-/// answer, except when the connection is lost: rmcp may resume the stream then.
+/// The events of a body, which answers `request` if there is one. If the body can't be read to the
+/// answer, an error is the answer, except when the connection is lost: rmcp may resume the stream
+/// then.
 pub(super) fn events(body: Body, request: Option<RequestId>) -> Events {
     let source = Some((body, Decoder::new(MAX_ANSWER)));
     let reader = Reader { source, request, ready: VecDeque::new() };
@@ -63,7 +64,8 @@ impl Reader {
             }
             Ok(None) => {
                 let (_, decoder) = self.source.take()?;
-                // Some servers leave the last blank line out. What is cut may come again when the stream is resumed.
+                // Some servers leave the last blank line out. What is cut may come again when the
+                // stream is resumed.
                 if let Some(event) = decoder.finish().filter(|event| is_whole(&event.data)) {
                     self.take(event);
                 }
@@ -106,7 +108,8 @@ impl Reader {
 
 fn is_whole(data: &[u8]) -> bool {
     !fleet_wire::read(data).iter().any(|message| {
-        let is_cut = |reply: &Reply| matches!(reply, Reply::Unreadable(Unreadable { cut: true, .. }));
+        let is_cut =
+            |reply: &Reply| matches!(reply, Reply::Unreadable(Unreadable { cut: true, .. }));
         match message {
             Message::Noise(_) => true,
             Message::Reply(_, reply) => is_cut(reply),
@@ -123,7 +126,10 @@ fn too_large() -> ErrorData {
 pub(super) fn not_decoded(error: &DecodeError) -> String {
     match error {
         DecodeError::Unknown(name) => {
-            format!("the answer is encoded as {:?}, which was not asked for", fleet_wire::quote(name, 40))
+            format!(
+                "the answer is encoded as {:?}, which was not asked for",
+                fleet_wire::quote(name, 40)
+            )
         }
         DecodeError::Broken(why) => format!("the Content-Encoding of the answer is wrong: {why}"),
         DecodeError::TooLarge => format!("the answer is larger than {MAX_ANSWER} bytes"),

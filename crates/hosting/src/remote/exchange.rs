@@ -1,5 +1,5 @@
-//! One message to a remote server over Streamable HTTP, and its answer with all that rmcp's own client leaves out of its
-//! errors: status, `Retry-After`, and whether the request was sent at all.
+//! One message to a remote server over Streamable HTTP, and its answer with all that rmcp's own
+//! client leaves out of its errors: status, `Retry-After`, and whether the request was sent at all.
 
 use std::{
     fmt,
@@ -18,7 +18,9 @@ use fleet_wire::{
 use futures::{StreamExt, stream::BoxStream};
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use reqwest::{RequestBuilder, Response};
-use rmcp::model::{ClientJsonRpcMessage, ErrorData, JsonRpcMessage, RequestId, ServerJsonRpcMessage};
+use rmcp::model::{
+    ClientJsonRpcMessage, ErrorData, JsonRpcMessage, RequestId, ServerJsonRpcMessage,
+};
 use url::Url;
 
 use super::{
@@ -68,7 +70,9 @@ impl HttpFailure {
     pub(crate) fn away(&self) -> Option<Away> {
         match self {
             Self::Connection(error) => error.is_connect().then_some(Away::UNAVAILABLE),
-            Self::Rejected(rejected) => Away::of_status(rejected.status.as_u16(), rejected.retry_after),
+            Self::Rejected(rejected) => {
+                Away::of_status(rejected.status.as_u16(), rejected.retry_after)
+            }
             Self::Unreadable(_) => None,
             Self::NoSession(cause) => Some(cause.away().unwrap_or(Away::UNAVAILABLE)),
         }
@@ -118,7 +122,13 @@ impl RpcRefusal {
 impl Rejected {
     /// A rejection of which HTTP says nothing.
     fn by(refusal: RpcRefusal, status: StatusCode) -> Self {
-        Self { status, retry_after: None, location: None, text: String::new(), error: Some(refusal) }
+        Self {
+            status,
+            retry_after: None,
+            location: None,
+            text: String::new(),
+            error: Some(refusal),
+        }
     }
 }
 
@@ -156,7 +166,8 @@ pub(super) fn request_id(message: &ClientJsonRpcMessage) -> Option<&RequestId> {
     }
 }
 
-/// Reads what nobody wants to know: an unread body would cost the connection. One that does not end is left, and costs it.
+/// Reads what nobody wants to know: an unread body would cost the connection. One that does not end
+/// is left, and costs it.
 pub(crate) async fn discard(response: Response) {
     let read = drain(response.bytes_stream(), MAX_ERROR_BODY);
     _ = tokio::time::timeout(DISCARD_TIME, read).await;
@@ -244,14 +255,17 @@ async fn read_answer(response: Response, id: &RequestId) -> Result<Answer, HttpF
     }
 
     let answer = |message| Ok(Answer::Message(Box::new(message), session));
-    let unreadable = |why: &str| ServerJsonRpcMessage::error(unreadable_answer(why), Some(id.clone()));
+    let unreadable =
+        |why: &str| ServerJsonRpcMessage::error(unreadable_answer(why), Some(id.clone()));
     let text = match body.whole().await {
         Ok(text) => text,
         Err(BodyError::Lost(error)) => return Err(error.into()),
         Err(BodyError::Encoding(DecodeError::TooLarge)) => {
             return answer(unreadable(&format!("it is larger than {MAX_ANSWER} bytes")));
         }
-        Err(BodyError::Encoding(error)) => return Err(HttpFailure::Unreadable(not_decoded(&error))),
+        Err(BodyError::Encoding(error)) => {
+            return Err(HttpFailure::Unreadable(not_decoded(&error)));
+        }
     };
     let labelled = media == Media::Json;
     let is_blank = text.trim_ascii().is_empty();
@@ -270,7 +284,9 @@ async fn read_answer(response: Response, id: &RequestId) -> Result<Answer, HttpF
         _ if !labelled => Err(unexpected(&media)),
         Some(Found::Malformed(why)) => {
             let shown = quote(&String::from_utf8_lossy(&text), SHOWN);
-            Err(HttpFailure::Unreadable(format!("the answer is not what MCP allows: {why}: {shown}")))
+            Err(HttpFailure::Unreadable(format!(
+                "the answer is not what MCP allows: {why}: {shown}"
+            )))
         }
         Some(Found::Error { .. }) | None => match error_in(&text, Some(id)) {
             // Some servers have an id of their own for errors of their transport.

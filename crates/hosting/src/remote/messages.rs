@@ -1,7 +1,7 @@
 //! What remote servers send, read by `fleet_wire`, in rmcp's terms.
 //!
-//! rmcp drops a message that it can't read, and the call waits for its timeout. So nothing goes to rmcp that it can't
-//! read: an answer that can't be read becomes an error that ends its call.
+//! rmcp drops a message that it can't read, and the call waits for its timeout. So nothing goes to
+//! rmcp that it can't read: an answer that can't be read becomes an error that ends its call.
 
 use fleet_wire::{Answer, Id, Message, Reply, Unreadable};
 use rmcp::model::{ErrorData, NumberOrString, RequestId, ServerJsonRpcMessage};
@@ -21,8 +21,8 @@ pub(super) fn response(id: RequestId, mut result: Map<String, Value>) -> ServerJ
     }
 }
 
-/// The messages in the data of an event, as JSON that rmcp reads. If the event stands in the answer to `request`, an
-/// error that names no request is about that one.
+/// The messages in the data of an event, as JSON that rmcp reads. If the event stands in the answer
+/// to `request`, an error that names no request is about that one.
 pub(crate) fn messages_in(data: &[u8], request: Option<&RequestId>) -> Vec<Value> {
     fleet_wire::read(data).into_iter().filter_map(|message| as_json(message, request)).collect()
 }
@@ -56,12 +56,15 @@ fn foreign(message: Message) -> Option<Value> {
     Some(match reply {
         Reply::Result(result) => result_json(&id, result),
         Reply::Error(error) => error_json(&id, &error_data(error)),
-        Reply::Unreadable(Unreadable { why, cut: false }) => error_json(&id, &unreadable_answer(&why)),
+        Reply::Unreadable(Unreadable { why, cut: false }) => {
+            error_json(&id, &unreadable_answer(&why))
+        }
         Reply::Unreadable(Unreadable { why, cut: true }) => error_json(&id, &malformed(&why)),
     })
 }
 
-/// The error for what may have been the answer and was perhaps spoiled on its way. The call may be made again.
+/// The error for what may have been the answer and was perhaps spoiled on its way. The call may be
+/// made again.
 fn malformed(why: &str) -> ErrorData {
     ErrorData::internal_error(format!("the answer is not what MCP allows: {why}"), None)
 }
@@ -129,7 +132,8 @@ mod tests {
     #[test]
     fn answers_to_other_requests_keep_their_ids() {
         for request in [Some(&SEVEN), None] {
-            let found = messages_in(br#"[{"id":"a","result":{}},{"id":8,"error":"boom"}]"#, request);
+            let found =
+                messages_in(br#"[{"id":"a","result":{}},{"id":8,"error":"boom"}]"#, request);
             assert_eq!(found[0], json!({"jsonrpc": "2.0", "id": "a", "result": {}}));
             assert_eq!((&found[1]["id"], &found[1]["error"]["code"]), (&json!(8), &json!(-32603)));
         }
@@ -139,7 +143,8 @@ mod tests {
     #[test]
     fn a_server_need_not_say_who_it_is() {
         for info in [json!(null), json!({}), json!({"name": "s"})] {
-            let result = json!({"protocolVersion": "2025-06-18", "capabilities": {}, "serverInfo": info});
+            let result =
+                json!({"protocolVersion": "2025-06-18", "capabilities": {}, "serverInfo": info});
             let Value::Object(result) = result else { panic!("no object") };
             let message = response(SEVEN, result);
             assert!(format!("{message:?}").contains("InitializeResult("), "{message:?}");

@@ -1,4 +1,5 @@
-//! How a connection to a remote server begins: what to make of refusals of the first questions. Pure.
+//! How a connection to a remote server begins: what to make of refusals of the first questions.
+//! Pure.
 
 use fleet_wire::revision;
 use http::StatusCode;
@@ -22,8 +23,8 @@ pub(super) fn is_initialize(message: &ClientJsonRpcMessage) -> bool {
         if matches!(request.request, ClientRequest::InitializeRequest(_)))
 }
 
-/// Whether a status says that nothing that takes `initialize` is there. A server of the transport of 2024 answers so,
-/// which expects a request for a stream there.
+/// Whether a status says that nothing that takes `initialize` is there. A server of the transport
+/// of 2024 answers so, which expects a request for a stream there.
 pub(crate) fn is_elsewhere(status: u16) -> bool {
     matches!(status, 400 | 404 | 405)
 }
@@ -33,14 +34,17 @@ pub(super) fn refusal(message: &ClientJsonRpcMessage, why: String) -> ServerJson
     ServerJsonRpcMessage::error(ErrorData::invalid_request(why, None), request_id(message).cloned())
 }
 
-/// What a server is taken to have said that does not answer `server/discover` as one of the newer revisions does; `None`
-/// if the answer can be passed on. What is locked or broken may be of any revision.
+/// What a server is taken to have said that does not answer `server/discover` as one of the newer
+/// revisions does; `None` if the answer can be passed on. What is locked or broken may be of any
+/// revision.
 pub(super) fn not_discovered(
     message: &ClientJsonRpcMessage,
     answer: &Answer,
 ) -> Option<ServerJsonRpcMessage> {
     let rejected = match answer {
-        Answer::Accepted => return Some(refusal(message, "server/discover was not answered".to_owned())),
+        Answer::Accepted => {
+            return Some(refusal(message, "server/discover was not answered".to_owned()));
+        }
         Answer::Rejected(rejected) => rejected,
         Answer::Message(..) | Answer::Stream(..) => return None,
     };
@@ -52,7 +56,9 @@ pub(super) fn not_discovered(
         }
         _ if locked || !rejected.status.is_client_error() => return None,
         Some(error) => error.clone(),
-        None => return Some(refusal(message, format!("server/discover was answered with {rejected}"))),
+        None => {
+            return Some(refusal(message, format!("server/discover was answered with {rejected}")));
+        }
     };
     Some(ServerJsonRpcMessage::error(error, request_id(message).cloned()))
 }
@@ -63,7 +69,8 @@ fn speaks_older_revisions_only(error: &ErrorData) -> bool {
         let listed = data.get("supported").and_then(Value::as_array);
         listed.is_some_and(|listed| listed.iter().any(|version| version == newest.as_str()))
     };
-    error.code == ErrorCode::UNSUPPORTED_PROTOCOL_VERSION && !error.data.as_ref().is_some_and(lists_newest)
+    error.code == ErrorCode::UNSUPPORTED_PROTOCOL_VERSION
+        && !error.data.as_ref().is_some_and(lists_newest)
 }
 
 /// `initialize` in another revision, if it was rejected with a list of revisions.

@@ -1,8 +1,9 @@
 //! The client under rmcp's transport to a remote server, which keeps the session.
 //!
-//! rmcp makes a new session after a 404 only, and ends all calls under way for it. So it never learns of a lost session
-//! here: it goes on to name the first one, in whose place the present one is sent. Whether that is lost is decided by
-//! [`fleet_wire::session`], for this client and the worker's alike.
+//! rmcp makes a new session after a 404 only, and ends all calls under way for it. So it never
+//! learns of a lost session here: it goes on to name the first one, in whose place the present one
+//! is sent. Whether that is lost is decided by [`fleet_wire::session`], for this client and the
+//! worker's alike.
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
@@ -12,8 +13,8 @@ use http::{HeaderMap, HeaderName, HeaderValue};
 use parking_lot::{Mutex, MutexGuard};
 use rmcp::{
     model::{
-        ClientJsonRpcMessage, ClientNotification, ClientRequest, InitializedNotification, JsonRpcMessage,
-        PingRequest, RequestId, ServerJsonRpcMessage, ServerResult,
+        ClientJsonRpcMessage, ClientNotification, ClientRequest, InitializedNotification,
+        JsonRpcMessage, PingRequest, RequestId, ServerJsonRpcMessage, ServerResult,
     },
     transport::streamable_http_client::{
         SseError, StreamableHttpClient, StreamableHttpError, StreamableHttpPostResponse,
@@ -109,15 +110,15 @@ impl Inner {
         }
         match self.line.post(headers, &message).await.map_err(Failure::Client)? {
             // Without a session there is no other place where the answer could come.
-            Answer::Accepted if request_id(&message).is_some() => {
-                Err(Failure::Client(HttpFailure::Unreadable("the request was not answered".to_owned())))
-            }
+            Answer::Accepted if request_id(&message).is_some() => Err(Failure::Client(
+                HttpFailure::Unreadable("the request was not answered".to_owned()),
+            )),
             answer => passed_on(&message, answer),
         }
     }
 
-    /// Asks for what a server of the newer revisions says about itself. The answer of one that does not know the question
-    /// leads rmcp to `initialize`, however it is given; so does silence.
+    /// Asks for what a server of the newer revisions says about itself. The answer of one that does
+    /// not know the question leads rmcp to `initialize`, however it is given; so does silence.
     async fn discover(
         &self,
         message: &ClientJsonRpcMessage,
@@ -132,7 +133,8 @@ impl Inner {
             }
         };
         let Ok(answer) = tokio::time::timeout(self.patience, asked).await else {
-            let why = format!("server/discover was not answered within {} ms", self.patience.as_millis());
+            let why =
+                format!("server/discover was not answered within {} ms", self.patience.as_millis());
             return Ok(StreamableHttpPostResponse::Json(opening::refusal(message, why), None));
         };
         let answer = answer.map_err(Failure::Client)?;
@@ -148,7 +150,8 @@ impl Inner {
         mut message: ClientJsonRpcMessage,
         headers: HeaderMap,
     ) -> Result<StreamableHttpPostResponse, Failure> {
-        let mut answer = self.line.post(headers.clone(), &message).await.map_err(Failure::Client)?;
+        let mut answer =
+            self.line.post(headers.clone(), &message).await.map_err(Failure::Client)?;
         if let Answer::Rejected(rejected) = &answer
             && let Some(other) = opening::in_listed_revision(&message, rejected)
         {
@@ -181,8 +184,9 @@ impl Inner {
         let mut resent = false;
         loop {
             let session = self.state().session.clone();
-            let headers_now =
-                session.as_ref().map_or_else(|| headers.clone(), |session| session.headers(&headers));
+            let headers_now = session
+                .as_ref()
+                .map_or_else(|| headers.clone(), |session| session.headers(&headers));
             let answer = self.line.post(headers_now, &message).await.map_err(Failure::Client)?;
             let (Answer::Rejected(rejected), Some(_), Some(session)) =
                 (&answer, request_id(&message), &session)
@@ -197,7 +201,8 @@ impl Inner {
                 Step::Resend => resent = true,
                 Step::Failed => {
                     let failure = self.state().failure.clone();
-                    let cause = failure.unwrap_or_else(|| HttpFailure::Unreadable(rejected.to_string()));
+                    let cause =
+                        failure.unwrap_or_else(|| HttpFailure::Unreadable(rejected.to_string()));
                     return Err(Failure::Client(HttpFailure::NoSession(Box::new(cause))));
                 }
                 Step::Stand | Step::Ping | Step::Renew => return passed_on(&message, answer),
@@ -205,7 +210,8 @@ impl Inner {
         }
     }
 
-    /// Finds out whether a session is lost, and makes a new one if so. What to do with the request is said then.
+    /// Finds out whether a session is lost, and makes a new one if so. What to do with the request
+    /// is said then.
     async fn inquire(&self, headers: &HeaderMap, session: &Session, mut doubt: Doubt) -> Step {
         let _turn = self.inquiry.lock().await;
         let mut step = self.state().keeper.next(&doubt);
@@ -217,7 +223,9 @@ impl Inner {
                 }
                 Step::Renew => match self.handshake(headers, session).await {
                     Ok((id, version)) => {
-                        tracing::info!("a remote server had forgotten our session; there is a new one");
+                        tracing::info!(
+                            "a remote server had forgotten our session; there is a new one"
+                        );
                         let mut state = self.state();
                         let lease = state.keeper.issue();
                         let initialize = session.initialize.clone();
@@ -241,12 +249,13 @@ impl Inner {
         }
     }
 
-    /// Ends the connection, so that the next call makes another one: a server that can't do this handshake any more may
-    /// do a different one.
+    /// Ends the connection, so that the next call makes another one: a server that can't do this
+    /// handshake any more may do a different one.
     fn give_up(&self) {
         let over = self.over.clone();
         tokio::spawn(async move {
-            // Whoever waits for an answer should hear why there is none, and not that the connection has ended.
+            // Whoever waits for an answer should hear why there is none, and not that the
+            // connection has ended.
             tokio::time::sleep(GRACE).await;
             over.cancel();
         });
@@ -270,7 +279,9 @@ impl Inner {
         session: &Session,
     ) -> Result<(Option<Arc<str>>, HeaderValue), HttpFailure> {
         let handshake = self.initialize(headers, session);
-        let late = || HttpFailure::Unreadable(format!("no handshake within {} s", HANDSHAKE_TIME.as_secs()));
+        let late = || {
+            HttpFailure::Unreadable(format!("no handshake within {} s", HANDSHAKE_TIME.as_secs()))
+        };
         tokio::time::timeout(HANDSHAKE_TIME, handshake).await.unwrap_or_else(|_| Err(late()))
     }
 
@@ -290,11 +301,14 @@ impl Inner {
             }
         };
         let Some(version) = version_of(&answer) else {
-            return Err(HttpFailure::Unreadable("initialize was answered with no such result".to_owned()));
+            return Err(HttpFailure::Unreadable(
+                "initialize was answered with no such result".to_owned(),
+            ));
         };
 
         let new = Session { id: id.clone(), version: version.clone(), ..session.clone() };
-        let initialized = ClientNotification::InitializedNotification(InitializedNotification::default());
+        let initialized =
+            ClientNotification::InitializedNotification(InitializedNotification::default());
         let message = ClientJsonRpcMessage::notification(initialized);
         match self.line.post(new.headers(headers), &message).await? {
             Answer::Rejected(rejected) => Err(HttpFailure::Rejected(Arc::from(rejected))),
@@ -340,9 +354,12 @@ fn rejection(rejected: &Rejected) -> Rejection {
 fn speaks_otherwise(failure: &HttpFailure) -> bool {
     match failure {
         HttpFailure::Rejected(rejected) => {
-            failure.away().is_none() && (rejected.error.is_some() || rejected.status.is_client_error())
+            failure.away().is_none()
+                && (rejected.error.is_some() || rejected.status.is_client_error())
         }
-        HttpFailure::Connection(_) | HttpFailure::Unreadable(_) | HttpFailure::NoSession(_) => false,
+        HttpFailure::Connection(_) | HttpFailure::Unreadable(_) | HttpFailure::NoSession(_) => {
+            false
+        }
     }
 }
 
@@ -352,17 +369,25 @@ async fn first_message(mut stream: Events) -> Result<ServerJsonRpcMessage, HttpF
         let event = event.map_err(|error| HttpFailure::Unreadable(error.to_string()))?;
         let data = event.data.unwrap_or_default();
         match serde_json::from_str(&data) {
-            Ok(message @ (JsonRpcMessage::Response(_) | JsonRpcMessage::Error(_))) => return Ok(message),
+            Ok(message @ (JsonRpcMessage::Response(_) | JsonRpcMessage::Error(_))) => {
+                return Ok(message);
+            }
             Ok(_) => {}
             Err(_) if data.trim().is_empty() => {}
-            Err(error) => return Err(HttpFailure::Unreadable(format!("an event is no JSON-RPC: {error}"))),
+            Err(error) => {
+                return Err(HttpFailure::Unreadable(format!("an event is no JSON-RPC: {error}")));
+            }
         }
     }
     Err(HttpFailure::Unreadable("the stream ended before the answer".to_owned()))
 }
 
-/// An answer in rmcp's terms. An error that names no request is the answer to this one: rmcp would wait for another.
-fn passed_on(message: &ClientJsonRpcMessage, answer: Answer) -> Result<StreamableHttpPostResponse, Failure> {
+/// An answer in rmcp's terms. An error that names no request is the answer to this one: rmcp would
+/// wait for another.
+fn passed_on(
+    message: &ClientJsonRpcMessage,
+    answer: Answer,
+) -> Result<StreamableHttpPostResponse, Failure> {
     let rejected = match answer {
         Answer::Accepted => return Ok(StreamableHttpPostResponse::Accepted),
         Answer::Message(answer, session) => {
@@ -391,7 +416,8 @@ fn passed_on(message: &ClientJsonRpcMessage, answer: Answer) -> Result<Streamabl
 /// The headers that rmcp wants sent.
 fn header_map(headers: HashMap<HeaderName, HeaderValue>, auth: Option<String>) -> HeaderMap {
     let mut map: HeaderMap = headers.into_iter().collect();
-    if let Some(Ok(mut value)) = auth.map(|token| HeaderValue::try_from(format!("Bearer {token}"))) {
+    if let Some(Ok(mut value)) = auth.map(|token| HeaderValue::try_from(format!("Bearer {token}")))
+    {
         value.set_sensitive(true);
         map.insert(http::header::AUTHORIZATION, value);
     }

@@ -1,7 +1,7 @@
 //! `.env` files: `NAME=value` lines, with comments, `export` and quotes.
 //!
-//! Errors name the line and never quote it: the file may hold secrets, or be a file that somebody has no business
-//! reading through our error messages.
+//! Errors name the line and never quote it: the file may hold secrets, or be a file that somebody
+//! has no business reading through our error messages.
 
 use std::collections::BTreeMap;
 
@@ -39,8 +39,8 @@ pub enum DotenvProblem {
 
 /// Parses a file's text. The last line of a name wins.
 ///
-/// Single-quoted values are literal; double-quoted ones know `\n`, `\r`, `\t`, `\"`, `\\` and `\$`; unquoted ones end
-/// at ` #`. Variables in values are not expanded.
+/// Single-quoted values are literal; double-quoted ones know `\n`, `\r`, `\t`, `\"`, `\\` and `\$`;
+/// unquoted ones end at ` #`. Variables in values are not expanded.
 ///
 /// # Errors
 ///

@@ -26,7 +26,8 @@ enum Kind {
     Stdio,
     Http,
     Sse,
-    /// `url` without a type, and OpenCode's and Copilot's `remote`: whichever of the two the server speaks.
+    /// `url` without a type, and OpenCode's and Copilot's `remote`: whichever of the two the server
+    /// speaks.
     Remote,
 }
 
@@ -34,7 +35,8 @@ enum Kind {
 pub(super) fn looks_like_entry(value: &Value) -> bool {
     let keys = URL_KEYS.into_iter().chain(["command"]);
     value.as_object().is_some_and(|object| {
-        keys.into_iter().any(|key| matches!(object.get(key), Some(Value::String(_) | Value::Array(_))))
+        keys.into_iter()
+            .any(|key| matches!(object.get(key), Some(Value::String(_) | Value::Array(_))))
     })
 }
 
@@ -43,8 +45,8 @@ impl ServerEntry {
     ///
     /// # Errors
     ///
-    /// [`ConfigError::Disabled`] if the entry is switched off, whatever else is in it. Otherwise if a required field is
-    /// missing, a type is wrong, or fields contradict each other.
+    /// [`ConfigError::Disabled`] if the entry is switched off, whatever else is in it. Otherwise if
+    /// a required field is missing, a type is wrong, or fields contradict each other.
     pub fn from_value(value: &Value, path: &str) -> Result<Self, ConfigError> {
         let mut fields = Fields::new(value, path)?;
         check_enabled(&mut fields)?;
@@ -76,7 +78,8 @@ impl ServerEntry {
         Ok(Self { transport, unknown: fields.rest() })
     }
 
-    /// One sentence for every key that is kept and means nothing to us. `path` is where the entry stands.
+    /// One sentence for every key that is kept and means nothing to us. `path` is where the entry
+    /// stands.
     pub fn warnings(&self, path: &str) -> Vec<String> {
         let of_key = |(key, value): (&String, &Value)| {
             if TOOL_FILTERS.contains(&&**key) && *value != serde_json::json!(["*"]) {
@@ -114,13 +117,17 @@ fn check_enabled(fields: &mut Fields<'_>) -> Result<(), ConfigError> {
     Err(ConfigError::Disabled { path: fields.place(key) })
 }
 
-/// What `type` or `transport` says. Clients write Streamable HTTP in several ways, so case, `-` and `_` are ignored.
+/// What `type` or `transport` says. Clients write Streamable HTTP in several ways, so case, `-` and
+/// `_` are ignored.
 fn named_transport(fields: &mut Fields<'_>) -> Result<Option<Kind>, ConfigError> {
     let mut named = None;
     for key in ["type", "transport"] {
         let Some(name) = fields.string(key)? else { continue };
-        let plain: String =
-            name.chars().filter(|c| !matches!(c, '-' | '_')).map(|c| c.to_ascii_lowercase()).collect();
+        let plain: String = name
+            .chars()
+            .filter(|c| !matches!(c, '-' | '_'))
+            .map(|c| c.to_ascii_lowercase())
+            .collect();
         let kind = match plain.as_str() {
             "stdio" | "local" => Kind::Stdio,
             "http" | "streamablehttp" => Kind::Http,
@@ -136,7 +143,8 @@ fn named_transport(fields: &mut Fields<'_>) -> Result<Option<Kind>, ConfigError>
     Ok(named)
 }
 
-/// The program and its arguments: `command` as a string, as an array (OpenCode), or as an object (Zed, until 2025).
+/// The program and its arguments: `command` as a string, as an array (OpenCode), or as an object
+/// (Zed, until 2025).
 fn program(fields: &mut Fields<'_>) -> Result<Option<StdioServer>, ConfigError> {
     let mut server = match fields.take("command") {
         None => return Ok(None),
@@ -177,7 +185,10 @@ fn command_object(path: &str, object: Map<String, Value>) -> Result<StdioServer,
 }
 
 /// Environment, file of variables and working directory of a program.
-fn read_surroundings(fields: &mut Fields<'_>, server: Option<&mut StdioServer>) -> Result<(), ConfigError> {
+fn read_surroundings(
+    fields: &mut Fields<'_>,
+    server: Option<&mut StdioServer>,
+) -> Result<(), ConfigError> {
     let Some(server) = server else { return Ok(()) };
     server.env.extend(fields.text_map(&["env", "environment"])?);
     server.env_file = fields.string("envFile")?;
@@ -198,7 +209,10 @@ fn remote_url(fields: &mut Fields<'_>) -> Result<Option<String>, ConfigError> {
     Ok(found.map(|(_, url)| url))
 }
 
-fn remote_server(fields: &mut Fields<'_>, url: Option<String>) -> Result<RemoteServer, ConfigError> {
+fn remote_server(
+    fields: &mut Fields<'_>,
+    url: Option<String>,
+) -> Result<RemoteServer, ConfigError> {
     Ok(RemoteServer {
         url: fields.required("url", url)?,
         headers: fields.text_map(&["headers", "http_headers"])?,

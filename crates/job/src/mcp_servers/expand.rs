@@ -1,8 +1,9 @@
 //! Expansion of `${VAR}`, `${VAR:-default}` and `${env:VAR}` in a configuration.
 //!
-//! Who may expand which variable is policy, and policy is the caller's: it passes a lookup that answers with a value,
-//! with "unset" or with a refusal. What can't be expanded is an error, never an empty string. The result is not
-//! expanded again, so a value that looks like a variable stays as it is.
+//! Who may expand which variable is policy, and policy is the caller's: it passes a lookup that
+//! answers with a value, with "unset" or with a refusal. What can't be expanded is an error, never
+//! an empty string. The result is not expanded again, so a value that looks like a variable stays
+//! as it is.
 
 use std::collections::BTreeMap;
 
@@ -106,11 +107,14 @@ fn variable(body: &str, lookup: &dyn Fn(&str) -> Variable) -> Result<String, Exp
         (Variable::Value(value), _) => Ok(value),
         (Variable::Unset, Some(default)) => Ok(default.to_owned()),
         (Variable::Unset, None) => Err(ExpandError::Unset { name: name.to_owned() }),
-        (Variable::Refused(reason), _) => Err(ExpandError::Refused { name: name.to_owned(), reason }),
+        (Variable::Refused(reason), _) => {
+            Err(ExpandError::Refused { name: name.to_owned(), reason })
+        }
     }
 }
 
-/// Whether `name` can be the name of an environment variable: a letter or `_`, then letters, digits and `_`.
+/// Whether `name` can be the name of an environment variable: a letter or `_`, then letters, digits
+/// and `_`.
 pub fn is_variable_name(name: &str) -> bool {
     let mut chars = name.chars();
     chars.next().is_some_and(|first| first == '_' || first.is_ascii_alphabetic())
@@ -145,7 +149,10 @@ impl RemoteServer {
     /// # Errors
     ///
     /// Returns an error if it can't be expanded.
-    pub fn expand_url(&self, lookup: &dyn Fn(&str) -> Variable) -> Result<String, FieldExpandError> {
+    pub fn expand_url(
+        &self,
+        lookup: &dyn Fn(&str) -> Variable,
+    ) -> Result<String, FieldExpandError> {
         expand_field("url", &self.url, lookup)
     }
 
@@ -155,7 +162,10 @@ impl RemoteServer {
     ///
     /// Returns an error for the first field that can't be expanded.
     pub fn expand(&self, lookup: &dyn Fn(&str) -> Variable) -> Result<Self, FieldExpandError> {
-        Ok(Self { url: self.expand_url(lookup)?, headers: expand_values("headers", &self.headers, lookup)? })
+        Ok(Self {
+            url: self.expand_url(lookup)?,
+            headers: expand_values("headers", &self.headers, lookup)?,
+        })
     }
 }
 
@@ -190,6 +200,8 @@ fn expand_values(
     lookup: &dyn Fn(&str) -> Variable,
 ) -> Result<BTreeMap<String, String>, FieldExpandError> {
     map.iter()
-        .map(|(key, value)| Ok((key.clone(), expand_field(&format!("{path}.{key}"), value, lookup)?)))
+        .map(|(key, value)| {
+            Ok((key.clone(), expand_field(&format!("{path}.{key}"), value, lookup)?))
+        })
         .collect()
 }

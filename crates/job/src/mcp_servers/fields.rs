@@ -1,6 +1,7 @@
 //! Taking typed fields out of a JSON object with the place of each in its error.
 //!
-//! serde's own errors say what is wrong but not where, and a person who wrote ten servers needs the where.
+//! serde's own errors say what is wrong but not where, and a person who wrote ten servers needs the
+//! where.
 
 use std::collections::BTreeMap;
 
@@ -69,8 +70,8 @@ impl<'a> Fields<'a> {
         }
     }
 
-    /// An object of strings under the first of `keys` that is there; numbers and booleans become text, and `null` means
-    /// that the name is not set.
+    /// An object of strings under the first of `keys` that is there; numbers and booleans become
+    /// text, and `null` means that the name is not set.
     pub(super) fn text_map(
         &mut self,
         keys: &[&'static str],
@@ -92,7 +93,11 @@ impl<'a> Fields<'a> {
         .collect()
     }
 
-    pub(super) fn required<T>(&self, key: &'static str, value: Option<T>) -> Result<T, ConfigError> {
+    pub(super) fn required<T>(
+        &self,
+        key: &'static str,
+        value: Option<T>,
+    ) -> Result<T, ConfigError> {
         value.ok_or_else(|| match self.empty {
             Some(empty) if empty == key => ConfigError::Empty { path: self.place(key) },
             _ => ConfigError::Missing { path: self.place(key) },
@@ -120,7 +125,11 @@ impl<'a> Fields<'a> {
 
 /// An array's items as text.
 pub(super) fn texts(path: &str, items: Vec<Value>) -> Result<Vec<String>, ConfigError> {
-    items.into_iter().enumerate().map(|(index, item)| text(&format!("{path}[{index}]"), item)).collect()
+    items
+        .into_iter()
+        .enumerate()
+        .map(|(index, item)| text(&format!("{path}[{index}]"), item))
+        .collect()
 }
 
 /// A string, or a number or boolean as it is written: what a shell would make of it.

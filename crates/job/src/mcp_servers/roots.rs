@@ -8,7 +8,8 @@ use super::{
     fields::{kind_of, wrong},
 };
 
-/// Keys that hold servers by name: most programs' key, VS Code's in `mcp.json` and in its settings, Zed's, Codex's, Amp's.
+/// Keys that hold servers by name: most programs' key, VS Code's in `mcp.json` and in its settings,
+/// Zed's, Codex's, Amp's.
 const ROOTS: [&str; 6] =
     [ROOT, ROOT_VSCODE, "mcp.servers", "context_servers", "mcp_servers", "amp.mcpServers"];
 /// The key under which VS Code's settings hold `servers`, and OpenCode's the servers themselves.
@@ -29,7 +30,8 @@ pub struct RawServers<'a> {
 ///
 /// # Errors
 ///
-/// If there are none, if there are two sets of them, or if the member that should hold them is not an object.
+/// If there are none, if there are two sets of them, or if the member that should hold them is not
+/// an object.
 pub fn find(object: &Map<String, Value>) -> Result<RawServers<'_>, ConfigError> {
     let mut present = ROOTS.into_iter().chain([NESTED]).filter(|key| object.contains_key(*key));
     let Some(key) = present.next() else { return Err(no_root(object)) };

@@ -1,7 +1,7 @@
 //! The JSON Schema of a configuration; parsing is by hand because serde can't name paths.
 //!
-//! The schema tells people how to write a configuration, so it has the usual spelling of each field and not all that are
-//! read.
+//! The schema tells people how to write a configuration, so it has the usual spelling of each field
+//! and not all that are read.
 
 use std::collections::BTreeMap;
 
@@ -9,7 +9,8 @@ use schemars::{JsonSchema, Schema, SchemaGenerator};
 
 use super::{McpServers, ServerEntry};
 
-/// Servers to host, as desktop clients and editors configure them. Other programs' spellings are read too.
+/// Servers to host, as desktop clients and editors configure them. Other programs' spellings are
+/// read too.
 #[derive(JsonSchema)]
 #[schemars(rename = "McpServers")]
 #[expect(dead_code, reason = "only its schema is used")]
@@ -24,8 +25,8 @@ struct ConfigShape {
 #[schemars(rename = "ServerEntry", rename_all = "camelCase")]
 #[expect(dead_code, reason = "only its schema is used")]
 struct EntryShape {
-    /// `stdio`, `http` (also `streamable-http`) or `sse`; without it, `command` means stdio and `url` means http, or sse if
-    /// that is what the server speaks.
+    /// `stdio`, `http` (also `streamable-http`) or `sse`; without it, `command` means stdio and
+    /// `url` means http, or sse if that is what the server speaks.
     #[serde(rename = "type")]
     kind: Option<String>,
     /// Another spelling of `type`.

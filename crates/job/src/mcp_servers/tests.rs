@@ -44,8 +44,7 @@ fn the_seed_configuration_is_read() {
 
 #[test]
 fn all_roots_are_read_and_unknown_keys_are_kept() {
-    let value =
-        json!({"servers": {"a": {"url": "http://h/mcp", "timeout": 5, "tools": ["x"]}}, "inputs": []});
+    let value = json!({"servers": {"a": {"url": "http://h/mcp", "timeout": 5, "tools": ["x"]}}, "inputs": []});
     let servers = McpServers::from_value(&value).unwrap();
     let entry = servers.servers["a"].as_ref().unwrap();
     assert_eq!(entry.transport, Transport::Url(http("http://h/mcp")));
@@ -109,16 +108,24 @@ fn files_are_read_as_programs_write_them() {
     let entry = |entry: &str, expected: Transport| {
         check(format!(r#"{{"mcpServers": {{"a": {entry}}}}}"#).as_bytes(), expected);
     };
-    let text = |map: &[(&str, &str)]| map.iter().map(|(k, v)| (k.to_string(), v.to_string())).collect();
-    entry(r#"{"command": "c", "args": ["x", 8080, true, ""]}"#, stdio("c", &["x", "8080", "true", ""]));
+    let text =
+        |map: &[(&str, &str)]| map.iter().map(|(k, v)| (k.to_string(), v.to_string())).collect();
+    entry(
+        r#"{"command": "c", "args": ["x", 8080, true, ""]}"#,
+        stdio("c", &["x", "8080", "true", ""]),
+    );
     entry(r#"{"command": ["c", "x"], "args": ["y"], "type": "local"}"#, stdio("c", &["x", "y"]));
-    entry(r#"{"type": "stdio", "command": "c", "url": "", "cwd": "", "envFile": null}"#, stdio("c", &[]));
+    entry(
+        r#"{"type": "stdio", "command": "c", "url": "", "cwd": "", "envFile": null}"#,
+        stdio("c", &[]),
+    );
     entry(r#"{"command": "c", "disabled": false, "enabled": true}"#, stdio("c", &[]));
     entry(r#"{"serverUrl": "http://h"}"#, Transport::Url(http("http://h")));
     entry(r#"{"httpUrl": "http://h", "url": "http://h"}"#, Transport::Url(http("http://h")));
     entry(r#"{"type": "remote", "url": "http://h"}"#, Transport::Url(http("http://h")));
     let env = text(&[("DEBUG", "true"), ("PORT", "8080"), ("RATE", "0.5"), ("S", "s")]);
-    let with_env = Transport::Stdio(StdioServer { command: "c".to_owned(), env, ..StdioServer::default() });
+    let with_env =
+        Transport::Stdio(StdioServer { command: "c".to_owned(), env, ..StdioServer::default() });
     let values = r#"{"PORT": 8080, "DEBUG": true, "RATE": 0.5, "EMPTY": null, "S": "s"}"#;
     for shape in [
         r#"{"command": "c", "env": VALUES}"#,
@@ -140,7 +147,10 @@ fn texts_that_can_not_be_read_are_explained() {
     check(b"{\"a\": \"gr\xf6\"}", "not UTF-8");
     check(b"{\"a\": 1 \"b\": 2}", "line 1 column");
     check("{“mcpServers”: {}}".as_bytes(), "typographic quotes");
-    check(br#"{"mcpServers":{"a":{"command":"C:\Program Files\node.exe"}}}"#, "a backslash is written");
+    check(
+        br#"{"mcpServers":{"a":{"command":"C:\Program Files\node.exe"}}}"#,
+        "a backslash is written",
+    );
     check(b"# mine\n[mcp_servers.a]\ncommand = \"c\"\n", "TOML");
     check(b"mcpServers:\n  a:\n    command: c\n", "YAML");
     check("[".repeat(100_000).as_bytes(), "nesting depth");
@@ -163,7 +173,8 @@ fn one_entry_does_not_hide_the_others() {
     assert_eq!(error("template"), "switched off by `mcpServers.template.enabled`");
     assert_eq!(servers.first_error_of_all(), None);
 
-    let none = |value: Value| McpServers::from_value(&value).unwrap().first_error_of_all().is_some();
+    let none =
+        |value: Value| McpServers::from_value(&value).unwrap().first_error_of_all().is_some();
     assert!(none(json!({"mcpServers": {"bad": {}}})));
     assert!(!none(json!({"mcpServers": {"bad": {}, "off": {"disabled": true}}})));
     assert!(!none(json!({"mcpServers": {}})));
@@ -177,14 +188,20 @@ fn transports_have_many_names() {
             assert_eq!(read.transport, Transport::Http(http("http://h")), "{key}={name}");
         }
     }
-    assert_eq!(entry(json!({"type": "sse", "url": "u"})).unwrap().transport, Transport::Sse(http("u")));
+    assert_eq!(
+        entry(json!({"type": "sse", "url": "u"})).unwrap().transport,
+        Transport::Sse(http("u"))
+    );
     assert_eq!(entry(json!({"type": "stdio", "command": "c"})).unwrap().transport, stdio("c", &[]));
     assert_eq!(entry(json!({"command": "c", "args": null})).unwrap().transport, stdio("c", &[]));
 }
 
 #[test]
 fn errors_name_the_place() {
-    assert_eq!(error_of(json!({"command": 1})), "`mcpServers.x.command` must be a string, not a number");
+    assert_eq!(
+        error_of(json!({"command": 1})),
+        "`mcpServers.x.command` must be a string, not a number"
+    );
     assert_eq!(
         error_of(json!({"command": "c", "args": ["a", []]})),
         "`mcpServers.x.args[1]` must be a string, not an array"
@@ -244,8 +261,9 @@ fn lookup(name: &str) -> Variable {
 
 #[test]
 fn variables_are_expanded_once() {
-    let check =
-        |text: &str, expected: &str| assert_eq!(expand(text, &lookup).as_deref(), Ok(expected), "{text}");
+    let check = |text: &str, expected: &str| {
+        assert_eq!(expand(text, &lookup).as_deref(), Ok(expected), "{text}")
+    };
     check("plain $HOME {x}", "plain $HOME {x}");
     check("${HOME}/a", "/home/me/a");
     check("${env:HOME}${HOME}", "/home/me/home/me");
@@ -254,8 +272,9 @@ fn variables_are_expanded_once() {
     check("${HOME:-x}", "/home/me");
     check("${NESTED}", "${HOME}");
     check("$${HOME}", "${HOME}");
-    let fails =
-        |text: &str, expected: ExpandError| assert_eq!(expand(text, &lookup), Err(expected), "{text}");
+    let fails = |text: &str, expected: ExpandError| {
+        assert_eq!(expand(text, &lookup), Err(expected), "{text}")
+    };
     fails("${NOPE}", ExpandError::Unset { name: "NOPE".to_owned() });
     fails(
         "${SECRET:-x}",
@@ -279,7 +298,8 @@ fn every_field_of_an_entry_is_expanded() {
     assert_eq!(server.env_file.as_deref(), Some("/home/me/.env"));
     assert_eq!(server.cwd.as_deref(), Some("/home/me"));
     let remote =
-        entry(json!({"url": "http://${NOPE:-h}/", "headers": {"Authorization": "Bearer ${NOPE}"}})).unwrap();
+        entry(json!({"url": "http://${NOPE:-h}/", "headers": {"Authorization": "Bearer ${NOPE}"}}))
+            .unwrap();
     assert_eq!(remote.expand(&lookup).unwrap_err().path, "headers.Authorization");
 }
 

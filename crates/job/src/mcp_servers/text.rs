@@ -1,4 +1,5 @@
-//! A configuration's text as people keep it: JSON with comments and trailing commas, with or without a byte order mark.
+//! A configuration's text as people keep it: JSON with comments and trailing commas, with or
+//! without a byte order mark.
 
 use jsonc_parser::{ParseOptions, parse_to_serde_value};
 use serde_json::Value;

@@ -1,10 +1,11 @@
 //! The AsyncAPI document of the topics, made from the contract's schemas and names.
 //!
-//! It stands from the outside: what an application that uses the fleet may send, and what it may receive.
+//! It stands from the outside: what an application that uses the fleet may send, and what it may
+//! receive.
 
 use fleet_job::{
-    control::Control, dead_letter::header, delayed, event::JobEvent, mcp_servers::McpServers, schema,
-    topics::Topics, wire::WireEnvelope,
+    control::Control, dead_letter::header, delayed, event::JobEvent, mcp_servers::McpServers,
+    schema, topics::Topics, wire::WireEnvelope,
 };
 use schemars::{JsonSchema, Schema};
 use serde_json::{Map, Value, json};
@@ -221,14 +222,17 @@ fn dead_letter_headers() -> Value {
         (header::VALUE_OMITTED, "How many bytes of value were left out, in decimal."),
         (header::REPLAY_COUNT, "How often the record was replayed, in decimal."),
     ]);
-    all["required"] = json!([header::ORIGINAL_TOPIC, header::ORIGINAL_PARTITION, header::ORIGINAL_OFFSET]);
-    all["description"] = "The record's own headers, and these behind them. The last of a name counts.".into();
+    all["required"] =
+        json!([header::ORIGINAL_TOPIC, header::ORIGINAL_PARTITION, header::ORIGINAL_OFFSET]);
+    all["description"] =
+        "The record's own headers, and these behind them. The last of a name counts.".into();
     all
 }
 
 /// The contract's schemas by name, and those of the server's own topics.
 fn contract(hosted_server: &Schema) -> Vec<(String, Value)> {
-    let names = [name::<WireEnvelope>(), name::<JobEvent>(), name::<Control>(), name::<McpServers>()];
+    let names =
+        [name::<WireEnvelope>(), name::<JobEvent>(), name::<Control>(), name::<McpServers>()];
     let of_files = schema::all().map(|(_, schema)| schema.to_value());
     let own = [(HOSTED_SERVER, hosted_server.clone()), (CLAIM, crate::claim_schema())];
     let own = own.map(|(name, schema)| (name.to_owned(), schema.to_value()));
@@ -300,8 +304,13 @@ mod tests {
         assert_eq!(document["channels"]["registry"]["address"], "hosted");
         let schemas = &document["components"]["schemas"];
         for (name, contract) in contract(&hosted_server) {
-            let names = |of: &Value| of.as_object().map(|of| of.keys().cloned().collect::<Vec<_>>());
-            assert_eq!(names(&schemas[&name]["properties"]), names(&contract["properties"]), "{name}");
+            let names =
+                |of: &Value| of.as_object().map(|of| of.keys().cloned().collect::<Vec<_>>());
+            assert_eq!(
+                names(&schemas[&name]["properties"]),
+                names(&contract["properties"]),
+                "{name}"
+            );
         }
         // Definitions of one name are the same in every schema of the contract.
         let mut seen: Map<String, Value> = Map::new();

@@ -40,7 +40,11 @@ impl FromRequestParts<Api> for Asked {
 }
 
 /// `POST /jobs`.
-pub(super) async fn submit(asked: Asked, headers: HeaderMap, body: Bytes) -> Result<Response, Problem> {
+pub(super) async fn submit(
+    asked: Asked,
+    headers: HeaderMap,
+    body: Bytes,
+) -> Result<Response, Problem> {
     must_be_json(&headers)?;
     let mut requests = requests(&body)?;
     if let Some(key) = header_text(&headers, IDEMPOTENCY_KEY)? {
@@ -87,9 +91,11 @@ pub(super) async fn show(
         }
     }
     let tag = etag(watch.place(), &job);
-    let known = headers.get_all(header::IF_NONE_MATCH).iter().filter_map(|value| value.to_str().ok());
+    let known =
+        headers.get_all(header::IF_NONE_MATCH).iter().filter_map(|value| value.to_str().ok());
     let mut known = known.flat_map(|value| value.split(',')).map(str::trim);
-    let headers = [(header::ETAG, tag.clone()), (header::CACHE_CONTROL, "private, no-cache".to_owned())];
+    let headers =
+        [(header::ETAG, tag.clone()), (header::CACHE_CONTROL, "private, no-cache".to_owned())];
     if known.any(|known| known == "*" || known.trim_start_matches("W/") == tag) {
         return Ok((StatusCode::NOT_MODIFIED, headers).into_response());
     }
@@ -109,7 +115,8 @@ pub(super) async fn cancel(
         CancelOutcome::Requested => Ok((StatusCode::ACCEPTED, Json(came_to)).into_response()),
         CancelOutcome::TooLate => {
             let summary = came_to.job.as_ref().map(JobView::summary).unwrap_or_default();
-            let problem = Problem::new(Kind::TooLate, format!("{summary}; it can't be cancelled any more"));
+            let problem =
+                Problem::new(Kind::TooLate, format!("{summary}; it can't be cancelled any more"));
             Err(match came_to.job {
                 Some(job) => problem.with_job(job),
                 None => problem,
@@ -123,25 +130,34 @@ pub(super) fn document(text: &Bytes) -> Response {
     let kind = (header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
     let cache = (header::CACHE_CONTROL, HeaderValue::from_static("max-age=300"));
     // It describes and holds no data, so any page may read it; viewers of such documents are pages.
-    let origin = (HeaderName::from_static("access-control-allow-origin"), HeaderValue::from_static("*"));
+    let origin =
+        (HeaderName::from_static("access-control-allow-origin"), HeaderValue::from_static("*"));
     ([kind, cache, origin], text.clone()).into_response()
 }
 
 fn must_be_json(headers: &HeaderMap) -> Result<(), Problem> {
-    let kind = headers.get(header::CONTENT_TYPE).and_then(|kind| kind.to_str().ok()).unwrap_or_default();
+    let kind =
+        headers.get(header::CONTENT_TYPE).and_then(|kind| kind.to_str().ok()).unwrap_or_default();
     let essence = kind.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
     if essence == "application/json" {
         return Ok(());
     }
-    let said =
-        if kind.is_empty() { "there is no Content-Type".to_owned() } else { format!("it is {essence}") };
-    Err(Problem::new(Kind::UnsupportedMediaType, format!("the body must be application/json, and {said}")))
+    let said = if kind.is_empty() {
+        "there is no Content-Type".to_owned()
+    } else {
+        format!("it is {essence}")
+    };
+    Err(Problem::new(
+        Kind::UnsupportedMediaType,
+        format!("the body must be application/json, and {said}"),
+    ))
 }
 
 /// The jobs in a body: one, an array of them, or an object with `jobs`.
 fn requests(body: &[u8]) -> Result<Vec<JobRequest>, Problem> {
-    let body: Value = serde_json::from_slice(body)
-        .map_err(|error| Problem::new(Kind::BadRequest, format!("the body is not JSON: {error}")))?;
+    let body: Value = serde_json::from_slice(body).map_err(|error| {
+        Problem::new(Kind::BadRequest, format!("the body is not JSON: {error}"))
+    })?;
     let many = match body {
         Value::Array(many) => many,
         Value::Object(mut object) => match object.shift_remove("jobs") {
@@ -160,7 +176,8 @@ fn requests(body: &[u8]) -> Result<Vec<JobRequest>, Problem> {
     };
     // Before each of them is looked at, because there can be very many.
     if !(1..=MAX_JOBS).contains(&many.len()) {
-        let detail = format!("a request must have 1 to {MAX_JOBS} jobs, and this one has {}", many.len());
+        let detail =
+            format!("a request must have 1 to {MAX_JOBS} jobs, and this one has {}", many.len());
         return Err(Problem::new(Kind::BadJob, detail).with_limit(MAX_JOBS));
     }
     many.into_iter().enumerate().map(|(index, job)| request(job, Some(index))).collect()
@@ -209,7 +226,9 @@ fn etag(place: Option<(i32, i64)>, job: &JobView) -> String {
 fn encoded(id: &str) -> String {
     let plain = |byte: &u8| byte.is_ascii_alphanumeric() || b"-._~".contains(byte);
     id.bytes()
-        .map(|byte| if plain(&byte) { char::from(byte).to_string() } else { format!("%{byte:02X}") })
+        .map(
+            |byte| if plain(&byte) { char::from(byte).to_string() } else { format!("%{byte:02X}") },
+        )
         .collect()
 }
 

@@ -86,7 +86,8 @@ fn describe(operation: &Operation, schemas: &mut SchemaGenerator) -> Value {
         about["parameters"] = parameters.into();
     }
     if let Some((schema, examples)) = &operation.body {
-        let examples = examples.iter().map(|(name, value)| ((*name).to_owned(), json!({ "value": value })));
+        let examples =
+            examples.iter().map(|(name, value)| ((*name).to_owned(), json!({ "value": value })));
         about["requestBody"] = json!({
             "required": true,
             "content": {"application/json": {"schema": schema(schemas), "examples": examples.collect::<Map<_, _>>()}},
@@ -106,10 +107,12 @@ fn describe_answer(answer: &Answer, schemas: &mut SchemaGenerator) -> Value {
     match &answer.content {
         Content::Nothing => {}
         Content::Json(schema, example) => {
-            about["content"] = json!({"application/json": {"schema": schema(schemas), "example": example}});
+            about["content"] =
+                json!({"application/json": {"schema": schema(schemas), "example": example}});
         }
         Content::Events(events, data) => {
-            // As OpenAPI 3.2 describes the events of a stream: each as an object of its fields, and data as text.
+            // As OpenAPI 3.2 describes the events of a stream: each as an object of its fields, and
+            // data as text.
             let data = json!({
                 "type": "string",
                 "contentMediaType": "application/json",
@@ -149,7 +152,8 @@ fn problems(operation: &Operation) -> BTreeMap<String, Value> {
     }
     let describe = |(status, kinds): (u16, Vec<Kind>)| {
         let names: Vec<_> = kinds.iter().map(|kind| format!("`{}`", kind.name())).collect();
-        let mut about = json!({"$ref": "#/components/responses/Problem", "description": names.join(", ")});
+        let mut about =
+            json!({"$ref": "#/components/responses/Problem", "description": names.join(", ")});
         if status == 503 {
             // A reference can't say more than its description.
             about = json!({

@@ -96,9 +96,11 @@ const TYPE: Param = query(
     |schemas| schemas.subschema_for::<fleet_job::envelope::JobType>(),
     "tool-call",
 );
-const TOOL: Param = query("tool", "That call this tool, under its full name.", text, "files__file_digest");
+const TOOL: Param =
+    query("tool", "That call this tool, under its full name.", text, "files__file_digest");
 const TENANT: Param = query("tenant", "Of this tenant.", text, "acme");
-const SINCE: Param = query("since", "Submitted at this time or later.", time, "2026-11-21T08:00:00Z");
+const SINCE: Param =
+    query("since", "Submitted at this time or later.", time, "2026-11-21T08:00:00Z");
 const UNTIL: Param = query("until", "Submitted before this time.", time, "2026-11-22T08:00:00Z");
 const LIMIT: Param = query(
     "limit",
@@ -124,8 +126,12 @@ const TRACEPARENT: Param = header(
     |_| json_schema!({"type": "string"}),
     "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
 );
-const TRACESTATE: Param =
-    header("tracestate", "W3C Trace Context.", |_| json_schema!({"type": "string"}), "congo=t61rcWkgMzE");
+const TRACESTATE: Param = header(
+    "tracestate",
+    "W3C Trace Context.",
+    |_| json_schema!({"type": "string"}),
+    "congo=t61rcWkgMzE",
+);
 /// The header that makes a submission repeatable.
 pub(super) const IDEMPOTENCY_KEY: &str = "Idempotency-Key";
 
@@ -219,14 +225,21 @@ impl Parameters {
         let pairs: Vec<(String, String)> =
             url::form_urlencoded::parse(text.unwrap_or_default().as_bytes()).into_owned().collect();
         for (index, (name, _)) in pairs.iter().enumerate() {
-            let param = known.iter().find(|param| param.place == Place::Query && param.name == name);
+            let param =
+                known.iter().find(|param| param.place == Place::Query && param.name == name);
             let Some(param) = param else {
-                let names = known.iter().filter(|param| param.place == Place::Query).map(|param| param.name);
+                let names = known
+                    .iter()
+                    .filter(|param| param.place == Place::Query)
+                    .map(|param| param.name);
                 let known = match names.collect::<Vec<_>>().join(", ") {
                     none if none.is_empty() => "there are none here".to_owned(),
                     names => format!("known are {names}"),
                 };
-                return Err(Problem::parameter(name, format_args!("is no query parameter; {known}")));
+                return Err(Problem::parameter(
+                    name,
+                    format_args!("is no query parameter; {known}"),
+                ));
             };
             if !param.many && pairs[..index].iter().any(|(before, _)| before == name) {
                 return Err(Problem::parameter(name, "is given twice"));
@@ -261,9 +274,8 @@ impl Parameters {
     fn time(&self, name: &str) -> Result<Option<Timestamp>, Problem> {
         let Some(text) = self.get(name) else { return Ok(None) };
         let read = match text.parse::<i64>() {
-            Ok(ms) => {
-                Timestamp::from_millis(ms).ok_or_else(|| format!("{ms} ms lies outside the years 1 to 9999"))
-            }
+            Ok(ms) => Timestamp::from_millis(ms)
+                .ok_or_else(|| format!("{ms} ms lies outside the years 1 to 9999")),
             Err(_) => text.parse(),
         };
         read.map(Some).map_err(|why| Problem::parameter(name, why))
@@ -290,7 +302,9 @@ impl Parameters {
         for (_, value) in self.0.iter().filter(|(name, _)| name == "state") {
             for name in value.split(',') {
                 let read = serde_json::from_value(name.into());
-                states.push(read.map_err(|error: serde_json::Error| Problem::parameter("state", error))?);
+                states.push(
+                    read.map_err(|error: serde_json::Error| Problem::parameter("state", error))?,
+                );
             }
         }
         let filter = JobFilter {
@@ -303,11 +317,14 @@ impl Parameters {
             limit: self.parse("limit")?,
             cursor: self.get("cursor").map(str::to_owned),
         };
-        filter.query().map_err(|error| Problem::new(super::problem::Kind::BadRequest, error.to_string()))
+        filter
+            .query()
+            .map_err(|error| Problem::new(super::problem::Kind::BadRequest, error.to_string()))
     }
 }
 
-/// Refuses a query with parameters that the operation does not know: a misspelled filter must not list everything.
+/// Refuses a query with parameters that the operation does not know: a misspelled filter must not
+/// list everything.
 pub(super) async fn check(
     State(known): State<&'static [Param]>,
     mut request: Request,
@@ -340,7 +357,8 @@ impl<S: Send + Sync> FromRequestParts<S> for JobId {
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
         let id = Path::<String>::from_request_parts(parts, state).await;
         let Path(id) = id.map_err(|error| Problem::parameter("id", error.body_text()))?;
-        // In characters, as the document counts: of what has more bytes than an id may have, there is no job.
+        // In characters, as the document counts: of what has more bytes than an id may have, there
+        // is no job.
         if !(1..=MAX_ID_BYTES).contains(&id.chars().count()) || id.chars().any(char::is_control) {
             let why = format!("an id has 1 to {MAX_ID_BYTES} characters and no control characters");
             return Err(Problem::parameter("id", why));
@@ -350,7 +368,10 @@ impl<S: Send + Sync> FromRequestParts<S> for JobId {
 }
 
 /// A header's text.
-pub(super) fn header_text<'h>(headers: &'h HeaderMap, name: &str) -> Result<Option<&'h str>, Problem> {
+pub(super) fn header_text<'h>(
+    headers: &'h HeaderMap,
+    name: &str,
+) -> Result<Option<&'h str>, Problem> {
     let Some(value) = headers.get(name) else { return Ok(None) };
     // UTF-8, because that is how clients write what is not ASCII, whatever the standard says.
     let text = std::str::from_utf8(value.as_bytes());

@@ -68,24 +68,46 @@ impl Kind {
     /// Name, title and status.
     fn about(self) -> (&'static str, &'static str, StatusCode) {
         match self {
-            Self::BadRequest => ("bad-request", "The request can't be read", StatusCode::BAD_REQUEST),
-            Self::Forbidden => ("forbidden", "The request is not for this server", StatusCode::FORBIDDEN),
+            Self::BadRequest => {
+                ("bad-request", "The request can't be read", StatusCode::BAD_REQUEST)
+            }
+            Self::Forbidden => {
+                ("forbidden", "The request is not for this server", StatusCode::FORBIDDEN)
+            }
             Self::NoSuchJob => ("no-such-job", "There is no such job", StatusCode::NOT_FOUND),
-            Self::NoSuchPath => ("no-such-path", "There is nothing at this path", StatusCode::NOT_FOUND),
+            Self::NoSuchPath => {
+                ("no-such-path", "There is nothing at this path", StatusCode::NOT_FOUND)
+            }
             Self::JobsOff => ("jobs-off", "This server does not take jobs", StatusCode::NOT_FOUND),
-            Self::MethodNotAllowed => {
-                ("method-not-allowed", "The path does not take this method", StatusCode::METHOD_NOT_ALLOWED)
+            Self::MethodNotAllowed => (
+                "method-not-allowed",
+                "The path does not take this method",
+                StatusCode::METHOD_NOT_ALLOWED,
+            ),
+            Self::BodyTimeout => {
+                ("body-timeout", "The body took too long", StatusCode::REQUEST_TIMEOUT)
             }
-            Self::BodyTimeout => ("body-timeout", "The body took too long", StatusCode::REQUEST_TIMEOUT),
             Self::TooLate => ("too-late", "The job has come to another end", StatusCode::CONFLICT),
-            Self::TooLarge => ("too-large", "This is more than is taken", StatusCode::PAYLOAD_TOO_LARGE),
-            Self::UnsupportedMediaType => {
-                ("unsupported-media-type", "The body must be JSON", StatusCode::UNSUPPORTED_MEDIA_TYPE)
+            Self::TooLarge => {
+                ("too-large", "This is more than is taken", StatusCode::PAYLOAD_TOO_LARGE)
             }
-            Self::BadJob => ("bad-job", "The job is not acceptable", StatusCode::UNPROCESSABLE_ENTITY),
-            Self::Internal => ("internal", "The server has failed", StatusCode::INTERNAL_SERVER_ERROR),
-            Self::KafkaRefused => ("kafka-refused", "Kafka has refused the job", StatusCode::BAD_GATEWAY),
-            Self::NotReady => ("not-ready", "The server is not ready", StatusCode::SERVICE_UNAVAILABLE),
+            Self::UnsupportedMediaType => (
+                "unsupported-media-type",
+                "The body must be JSON",
+                StatusCode::UNSUPPORTED_MEDIA_TYPE,
+            ),
+            Self::BadJob => {
+                ("bad-job", "The job is not acceptable", StatusCode::UNPROCESSABLE_ENTITY)
+            }
+            Self::Internal => {
+                ("internal", "The server has failed", StatusCode::INTERNAL_SERVER_ERROR)
+            }
+            Self::KafkaRefused => {
+                ("kafka-refused", "Kafka has refused the job", StatusCode::BAD_GATEWAY)
+            }
+            Self::NotReady => {
+                ("not-ready", "The server is not ready", StatusCode::SERVICE_UNAVAILABLE)
+            }
             Self::KafkaUnavailable => {
                 ("kafka-unavailable", "Kafka can't be reached", StatusCode::SERVICE_UNAVAILABLE)
             }
@@ -185,7 +207,10 @@ impl Problem {
     /// A parameter or header that is wrong.
     pub(super) fn parameter(name: &str, why: impl std::fmt::Display) -> Self {
         let name: String = name.chars().take(100).collect();
-        Self { parameter: Some(name.clone()), ..Self::new(Kind::BadRequest, format!("`{name}`: {why}")) }
+        Self {
+            parameter: Some(name.clone()),
+            ..Self::new(Kind::BadRequest, format!("`{name}`: {why}"))
+        }
     }
 
     pub(super) fn with_index(self, index: Option<usize>) -> Self {
@@ -212,12 +237,20 @@ impl From<JobsError> for Problem {
         let detail = error.to_string();
         match error {
             JobsError::NotReady(_) => Self::new(Kind::NotReady, detail),
-            JobsError::NotFound(_) | JobsError::NotSearched(_) => Self::new(Kind::NoSuchJob, detail),
+            JobsError::NotFound(_) | JobsError::NotSearched(_) => {
+                Self::new(Kind::NoSuchJob, detail)
+            }
             JobsError::Bad(_) => Self::new(Kind::BadJob, detail),
-            JobsError::BadJob { index, .. } => Self::new(Kind::BadJob, detail).with_index(Some(index)),
-            JobsError::TooLarge { limit, .. } => Self::new(Kind::TooLarge, detail).with_limit(limit),
+            JobsError::BadJob { index, .. } => {
+                Self::new(Kind::BadJob, detail).with_index(Some(index))
+            }
+            JobsError::TooLarge { limit, .. } => {
+                Self::new(Kind::TooLarge, detail).with_limit(limit)
+            }
             JobsError::Kafka(KafkaError::NoTopic(_)) => Self::new(Kind::NotReady, detail),
-            JobsError::Kafka(error) if error.is_retryable() => Self::new(Kind::KafkaUnavailable, detail),
+            JobsError::Kafka(error) if error.is_retryable() => {
+                Self::new(Kind::KafkaUnavailable, detail)
+            }
             JobsError::Kafka(_) => Self::new(Kind::KafkaRefused, detail),
             JobsError::Store(_) => {
                 // What a file's name and state are is nobody's business but the operator's.
@@ -241,8 +274,8 @@ impl IntoResponse for Problem {
     }
 }
 
-/// Makes problems of errors that were answered before a handler was asked: by the router, and by what stands in front of
-/// every path of this server.
+/// Makes problems of errors that were answered before a handler was asked: by the router, and by
+/// what stands in front of every path of this server.
 pub async fn translate(request: Request, next: Next) -> Response {
     if routes::label(request.uri().path()).is_none() {
         return next.run(request).await;
@@ -277,7 +310,8 @@ mod tests {
 
     #[tokio::test]
     async fn a_problem_says_what_where_and_when_to_come_back() {
-        let response = Problem::from(JobsError::NotReady("the log is being read".to_owned())).into_response();
+        let response =
+            Problem::from(JobsError::NotReady("the log is being read".to_owned())).into_response();
         assert_eq!(response.status(), StatusCode::SERVICE_UNAVAILABLE);
         assert_eq!(response.headers()[header::CONTENT_TYPE], CONTENT_TYPE);
         assert_eq!(response.headers()[header::RETRY_AFTER], "2");

@@ -1,4 +1,5 @@
-//! The table of operations: what they are called, what they take, what they can answer, and who answers.
+//! The table of operations: what they are called, what they take, what they can answer, and who
+//! answers.
 
 use axum::{
     extract::State,
@@ -60,8 +61,10 @@ impl Answer {
     }
 }
 
-/// Problems of every operation: those of whoever stands in front, and of queries that can't be read.
-pub(super) const ALWAYS: [Kind; 4] = [Kind::BadRequest, Kind::Forbidden, Kind::BodyTimeout, Kind::TooLarge];
+/// Problems of every operation: those of whoever stands in front, and of queries that can't be
+/// read.
+pub(super) const ALWAYS: [Kind; 4] =
+    [Kind::BadRequest, Kind::Forbidden, Kind::BodyTimeout, Kind::TooLarge];
 const LOCATION: &[(&str, &str)] = &[("Location", "Where the job is, where the body had one.")];
 const ETAG: &[(&str, &str)] = &[("ETag", "Different for whatever is different about the job.")];
 
@@ -99,7 +102,11 @@ fn submit() -> Operation {
     let answer = |status, description, existing| Answer {
         headers: LOCATION,
         leads_to_job: true,
-        ..Answer::new(status, description, Content::Json(schema::<SubmittedJobs>, submitted(existing)))
+        ..Answer::new(
+            status,
+            description,
+            Content::Json(schema::<SubmittedJobs>, submitted(existing)),
+        )
     };
     let call = || json!({"tool": "files__file_digest", "arguments": {"path": "README.md"}});
     let batch = json!({"calls": [call(), call()], "parallel": 2, "timeoutMs": 60_000});
@@ -172,7 +179,10 @@ fn cancel() -> Operation {
     let came_to = |outcome: &str, state: &str| {
         let mut job = job();
         job["state"] = state.into();
-        Content::Json(schema::<Cancellation>, json!({"outcome": outcome, "known": true, "job": job}))
+        Content::Json(
+            schema::<Cancellation>,
+            json!({"outcome": outcome, "known": true, "job": job}),
+        )
     };
     Operation {
         summary: "Cancel a job",
@@ -182,7 +192,11 @@ fn cancel() -> Operation {
         params: params::CANCEL,
         answers: vec![
             Answer::new(200, "The job is cancelled.", came_to("cancelled", "cancelled")),
-            Answer::new(202, "The workers know; the job has not ended yet.", came_to("requested", "running")),
+            Answer::new(
+                202,
+                "The workers know; the job has not ended yet.",
+                came_to("requested", "running"),
+            ),
         ],
         problems: &[
             Kind::JobsOff,
@@ -206,14 +220,24 @@ fn watch() -> Operation {
                       stream ends after the last state.",
         params: params::WATCH,
         answers: vec![
-            Answer::new(200, "The job's states as they come.", Content::Events(events, schema::<JobView>)),
+            Answer::new(
+                200,
+                "The job's states as they come.",
+                Content::Events(events, schema::<JobView>),
+            ),
             Answer::new(
                 204,
                 "The job has ended, and `Last-Event-ID` says that this was heard.",
                 Content::Nothing,
             ),
         ],
-        problems: &[Kind::JobsOff, Kind::NoSuchJob, Kind::NotReady, Kind::TooManyStreams, Kind::Internal],
+        problems: &[
+            Kind::JobsOff,
+            Kind::NoSuchJob,
+            Kind::NotReady,
+            Kind::TooManyStreams,
+            Kind::Internal,
+        ],
         ..Operation::new(Method::GET, "/jobs/{id}/events", "watchJob", sse::watch)
     }
 }
@@ -277,8 +301,7 @@ fn object(_: &mut SchemaGenerator) -> Schema {
 fn submission(schemas: &mut SchemaGenerator) -> Schema {
     let job = schemas.subschema_for::<JobRequest>();
     // What says that it is one way must not be null: then it would be absent.
-    let way =
-        |field: &str, kinds: Value| json!({"required": [field], "properties": {field: {"type": kinds}}});
+    let way = |field: &str, kinds: Value| json!({"required": [field], "properties": {field: {"type": kinds}}});
     let one = json!({
         "allOf": [job],
         "not": {"required": ["jobs"]},
@@ -315,8 +338,8 @@ fn job() -> Value {
     })
 }
 
-/// The path under which a request is counted, where it is one of these operations'; below `/jobs` what there is not counts
-/// as a job's.
+/// The path under which a request is counted, where it is one of these operations'; below `/jobs`
+/// what there is not counts as a job's.
 pub fn label(path: &str) -> Option<&'static str> {
     let mut segments = path.strip_prefix('/')?.split('/');
     match (segments.next()?, segments.next(), segments.next(), segments.next()) {

@@ -1,7 +1,9 @@
-//! Streams of job states (server-sent events): of one job until it has ended, or of all jobs that the caller may see.
+//! Streams of job states (server-sent events): of one job until it has ended, or of all jobs that
+//! the caller may see.
 //!
-//! The id of an event says how far the log has been read, in the log's own terms: a partition and its offset, or the next
-//! offset of each partition. So a stream that broke goes on where it was, at whichever replica.
+//! The id of an event says how far the log has been read, in the log's own terms: a partition and
+//! its offset, or the next offset of each partition. So a stream that broke goes on where it was,
+//! at whichever replica.
 
 use std::{convert::Infallible, sync::Arc, time::Duration};
 
@@ -31,8 +33,8 @@ use super::{
 };
 use crate::{Follower, JobWatch, Jobs, JobsError};
 
-/// How many streams there may be. Each holds a connection for as long as its client is there, and a process has only so
-/// many of those.
+/// How many streams there may be. Each holds a connection for as long as its client is there, and a
+/// process has only so many of those.
 pub(super) const MAX_STREAMS: usize = 256;
 /// How often a silent stream says that it is alive.
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
@@ -56,7 +58,8 @@ pub(super) async fn watch(
         }
         known => known?,
     };
-    if told.is_some_and(|(partition, offset)| partition == known.partition && offset > known.offset) {
+    if told.is_some_and(|(partition, offset)| partition == known.partition && offset > known.offset)
+    {
         // Another replica has heard of more than this one.
         asked.jobs.catch_up().await?;
         known = asked.jobs.known(&id, &asked.caller).await?;
@@ -76,7 +79,8 @@ fn stream(api: &Api, watch: JobWatch, first: Option<JobView>) -> Result<Response
     let place = place(&api.streams)?;
     let stream = Watching { watch, first, stop: api.stop.clone(), ended: false, _place: place };
     let keep_alive = KeepAlive::new().interval(KEEP_ALIVE);
-    Ok((unbuffered(), Sse::new(unfold(stream, Watching::next)).keep_alive(keep_alive)).into_response())
+    Ok((unbuffered(), Sse::new(unfold(stream, Watching::next)).keep_alive(keep_alive))
+        .into_response())
 }
 
 /// The states of one job.
@@ -190,7 +194,8 @@ impl Feed {
             }
             if self.alive_at <= Instant::now() {
                 self.alive_at = Instant::now() + KEEP_ALIVE;
-                // An id without data is no event and moves the place, however little of what comes is wanted.
+                // An id without data is no event and moves the place, however little of what comes
+                // is wanted.
                 return Some(Event::default().comment("").id(self.id()));
             }
             tokio::select! {
@@ -212,13 +217,17 @@ impl Feed {
 
     fn event(&self, update: &Update) -> Option<Event> {
         let job = update.event().filter(|event| is_wanted(&self.query, event))?;
-        let known = Known { partition: update.partition, offset: update.offset, event: job.clone() };
+        let known =
+            Known { partition: update.partition, offset: update.offset, event: job.clone() };
         Some(event(&self.jobs.view(known), &self.id()))
     }
 
     fn id(&self) -> String {
         let positions = self.follower.positions().iter();
-        positions.map(|(partition, offset)| format!("{partition}:{offset}")).collect::<Vec<_>>().join(",")
+        positions
+            .map(|(partition, offset)| format!("{partition}:{offset}"))
+            .collect::<Vec<_>>()
+            .join(",")
     }
 }
 
@@ -249,14 +258,18 @@ fn unbuffered() -> [(HeaderName, &'static str); 2] {
     [(HeaderName::from_static("x-accel-buffering"), "no"), (header::CACHE_CONTROL, "no-store")]
 }
 
-fn last_event_id<T>(headers: &HeaderMap, read: impl Fn(&str) -> Option<T>) -> Result<Option<T>, Problem> {
+fn last_event_id<T>(
+    headers: &HeaderMap,
+    read: impl Fn(&str) -> Option<T>,
+) -> Result<Option<T>, Problem> {
     let Some(text) = header_text(headers, LAST_EVENT_ID)? else { return Ok(None) };
-    let read = read(text).ok_or_else(|| Problem::parameter(LAST_EVENT_ID, "is none of this stream's"))?;
+    let read =
+        read(text).ok_or_else(|| Problem::parameter(LAST_EVENT_ID, "is none of this stream's"))?;
     Ok(Some(read))
 }
 
-/// The id of an event of one job: partition and offset in the events topic. The partition of a job that waits in the jobs
-/// topic is negative, and its id begins with this word.
+/// The id of an event of one job: partition and offset in the events topic. The partition of a job
+/// that waits in the jobs topic is negative, and its id begins with this word.
 const WAITING: &str = "waiting-";
 
 fn position_id((partition, offset): (i32, i64)) -> String {
@@ -299,16 +312,27 @@ mod tests {
     #[test]
     fn places_are_read_and_nonsense_is_not() {
         assert_eq!(positions("0:18,1:5"), Some([(0, 18), (1, 5)].into()));
-        for bad in
-            ["", "0", "0:", ":1", "0:1,", "0:-1", "+0:1", "0:1,0:2", "0:1;1:2", "0:99999999999999999999"]
-        {
+        for bad in [
+            "",
+            "0",
+            "0:",
+            ":1",
+            "0:1,",
+            "0:-1",
+            "+0:1",
+            "0:1,0:2",
+            "0:1;1:2",
+            "0:99999999999999999999",
+        ] {
             assert_eq!(positions(bad), None, "{bad}");
         }
     }
 
     #[test]
     fn positions_of_one_job_are_read_as_they_are_written() {
-        for (position, id) in [((3, 18), "3-18"), ((-1, 7), "waiting-0-7"), ((-4, 0), "waiting-3-0")] {
+        for (position, id) in
+            [((3, 18), "3-18"), ((-1, 7), "waiting-0-7"), ((-4, 0), "waiting-3-0")]
+        {
             assert_eq!((position_id(position).as_str(), read_position(id)), (id, Some(position)));
         }
         for bad in ["", "3", "-1-7", "waiting-0", "waiting--1-7", "0-7-1", "waiting-waiting-0-7"] {

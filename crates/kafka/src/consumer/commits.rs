@@ -1,4 +1,5 @@
-//! The thread that commits while partitions are kept. Their last commits, before they go, are the poll thread's.
+//! The thread that commits while partitions are kept. Their last commits, before they go, are the
+//! poll thread's.
 
 use std::{
     io,
@@ -76,8 +77,8 @@ fn prove(consumer: &BaseConsumer<Context>) {
     }
 }
 
-/// Commits for many partitions at once, and one by one where that fails, so that one that is refused does not hold up the
-/// others.
+/// Commits for many partitions at once, and one by one where that fails, so that one that is
+/// refused does not hold up the others.
 fn commit(consumer: &BaseConsumer<Context>, commits: Vec<FinalCommit>) {
     let context = consumer.context();
     let _alone = context.alone();

@@ -1,4 +1,5 @@
-//! What librdkafka calls back into, on the poll thread: rebalances, statistics, errors. And how commits are made.
+//! What librdkafka calls back into, on the poll thread: rebalances, statistics, errors. And how
+//! commits are made.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -35,8 +36,8 @@ use super::{
 const COMMITTED_TIMEOUT: Duration = Duration::from_secs(10);
 /// How often it is asked before we go on without. Nothing can be fetched meanwhile either.
 const COMMITTED_TRIES: usize = 9;
-/// How often the last commit of a partition is tried, and how long apart: while a group rebalances, the coordinator
-/// refuses commits for a moment.
+/// How often the last commit of a partition is tried, and how long apart: while a group rebalances,
+/// the coordinator refuses commits for a moment.
 pub(super) const LAST_COMMIT_TRIES: usize = 25;
 pub(super) const LAST_COMMIT_PAUSE: Duration = Duration::from_millis(200);
 
@@ -71,7 +72,8 @@ pub(super) struct Context {
     without_commit: Mutex<HashSet<Partition>>,
     /// Assignments so far.
     generations: AtomicU64,
-    /// Held while commits are under way, so that none overtakes another, and none of a partition follows its last one.
+    /// Held while commits are under way, so that none overtakes another, and none of a partition
+    /// follows its last one.
     committing: Mutex<()>,
 }
 
@@ -178,12 +180,14 @@ impl Context {
         !self.last_read().contains_key(&partition)
     }
 
-    /// Takes note of a record that was read. The last offset before it, if this one does not lie behind that.
+    /// Takes note of a record that was read. The last offset before it, if this one does not lie
+    /// behind that.
     pub(super) fn went_back(&self, partition: Partition, offset: i64) -> Option<i64> {
         self.last_read().insert(partition, offset).filter(|last| *last >= offset)
     }
 
-    /// Takes note that nothing below `end` comes any more. What does come all the same shows that the log has lost its end.
+    /// Takes note that nothing below `end` comes any more. What does come all the same shows that
+    /// the log has lost its end.
     pub(super) fn passed(&self, partition: Partition, end: i64) {
         let mut read = self.last_read();
         let last = read.entry(partition).or_insert(end - 1);
@@ -201,7 +205,10 @@ impl Context {
             .collect()
     }
 
-    pub(super) fn positions(&self, partitions: impl IntoIterator<Item = Partition>) -> TopicPartitionList {
+    pub(super) fn positions(
+        &self,
+        partitions: impl IntoIterator<Item = Partition>,
+    ) -> TopicPartitionList {
         let mut list = TopicPartitionList::new();
         for partition in partitions {
             list.add_partition(&self.topic, partition.number);
@@ -256,15 +263,17 @@ impl Context {
         if self.membership.is_out_of_contact() { self.prove(consumer) } else { Ok(()) }
     }
 
-    /// Commits for one partition; without the metadata where the broker does not take so much of it. The offset alone
-    /// costs repeats at worst, and no commit at all would cost more of them.
+    /// Commits for one partition; without the metadata where the broker does not take so much of
+    /// it. The offset alone costs repeats at worst, and no commit at all would cost more of them.
     pub(super) fn commit_alone(
         &self,
         consumer: &BaseConsumer<Self>,
         commit: &FinalCommit,
     ) -> KafkaResult<()> {
         match self.commit_together(consumer, std::slice::from_ref(commit)) {
-            Err(error) if error.rdkafka_error_code() == Some(RDKafkaErrorCode::OffsetMetadataTooLarge) => {
+            Err(error)
+                if error.rdkafka_error_code() == Some(RDKafkaErrorCode::OffsetMetadataTooLarge) =>
+            {
                 tracing::error!(
                     "the broker's offset.metadata.max.bytes is below 4096: attempts are not durable"
                 );
@@ -317,7 +326,9 @@ impl Context {
             return;
         }
         let committed = (1..=COMMITTED_TRIES).find_map(|attempt| {
-            match consumer.committed_offsets(self.positions(partitions.iter().copied()), COMMITTED_TIMEOUT) {
+            match consumer
+                .committed_offsets(self.positions(partitions.iter().copied()), COMMITTED_TIMEOUT)
+            {
                 Ok(committed) => Some(committed),
                 Err(error) => {
                     tracing::warn!(%error, attempt, "the broker does not say what is committed");
@@ -343,10 +354,13 @@ impl Context {
         let assigned = starts.map(|(partition, start)| {
             let standing = commits.get(&partition).filter(|_| start.progress.is_some());
             let generation = self.own(partition, standing.cloned());
-            // librdkafka begins at the committed offset, which only we don't know: it is not to be set back to the beginning.
+            // librdkafka begins at the committed offset, which only we don't know: it is not to be
+            // set back to the beginning.
             let is_known = committed.as_ref().is_some_and(|list| {
                 let asked = list.elements_for_topic(&self.topic);
-                asked.iter().any(|element| element.partition() == partition.number && element.error().is_ok())
+                asked.iter().any(|element| {
+                    element.partition() == partition.number && element.error().is_ok()
+                })
             });
             if !is_known {
                 self.known_ends().forget(partition);
@@ -363,7 +377,8 @@ impl Context {
         }
         if consumer.assignment_lost() {
             self.emit(Event::Lost(partitions.clone()));
-            // A commit that begins after the group was joined again would be taken, over that of the new owner.
+            // A commit that begins after the group was joined again would be taken, over that of
+            // the new owner.
             let _alone = self.alone();
             self.membership.disown(&partitions);
             return;
@@ -379,7 +394,9 @@ impl Context {
                 tracing::warn!(%error, "the commit before giving partitions back failed: their jobs may repeat");
             }
             Err(_) => {
-                tracing::warn!("partitions are given back without a last commit: their jobs may repeat")
+                tracing::warn!(
+                    "partitions are given back without a last commit: their jobs may repeat"
+                )
             }
         }
         // Commits that were ordered before this moment may still wait to be made.
@@ -404,7 +421,9 @@ impl ClientContext for Context {
         }
         self.sample_ends(&statistics);
         self.tell_unreadable(&statistics);
-        let group = statistics.cgrp.is_some_and(|group| group.state == "up" && group.join_state == "steady");
+        let group = statistics
+            .cgrp
+            .is_some_and(|group| group.state == "up" && group.join_state == "steady");
         let broker = statistics.brokers.values().any(|broker| broker.state == "UP");
         self.emit(Event::Reach(self.number, Reach { broker, group }));
     }
@@ -418,7 +437,10 @@ impl ClientContext for Context {
         }
     }
 
-    fn generate_oauth_token(&self, _: Option<&str>) -> Result<OAuthToken, Box<dyn std::error::Error>> {
+    fn generate_oauth_token(
+        &self,
+        _: Option<&str>,
+    ) -> Result<OAuthToken, Box<dyn std::error::Error>> {
         Err("set sasl.oauthbearer.method=oidc and its endpoint: tokens from elsewhere are not supported"
             .into())
     }
@@ -441,7 +463,8 @@ impl ConsumerContext for Context {
     }
 
     fn post_rebalance(&self, consumer: &BaseConsumer<Self>, rebalance: &Rebalance<'_>) {
-        // The engine takes a new partition for one that is fetched, whatever its last owner here had paused.
+        // The engine takes a new partition for one that is fetched, whatever its last owner here
+        // had paused.
         if let Rebalance::Assign(list) = rebalance
             && let Err(error) = consumer.resume(list)
         {
@@ -450,14 +473,15 @@ impl ConsumerContext for Context {
     }
 }
 
-/// How far a partition lags behind its end, if that is known. librdkafka does not say it of a partition without a commit: all
-/// of its records are ahead of the group.
+/// How far a partition lags behind its end, if that is known. librdkafka does not say it of a
+/// partition without a commit: all of its records are ahead of the group.
 fn lag(stats: &statistics::Partition, is_without_commit: bool) -> Option<i64> {
     if stats.consumer_lag >= 0 {
         return Some(stats.consumer_lag);
     }
     let lag = stats.hi_offset - stats.lo_offset;
-    let is_known = is_without_commit && stats.committed_offset < 0 && stats.lo_offset >= 0 && lag >= 0;
+    let is_known =
+        is_without_commit && stats.committed_offset < 0 && stats.lo_offset >= 0 && lag >= 0;
     is_known.then_some(lag)
 }
 
@@ -467,7 +491,11 @@ mod tests {
 
     #[test]
     fn all_records_of_a_partition_without_a_commit_are_lag() {
-        let check = |committed_offset, (lo_offset, hi_offset), consumer_lag, is_without_commit, expected| {
+        let check = |committed_offset,
+                     (lo_offset, hi_offset),
+                     consumer_lag,
+                     is_without_commit,
+                     expected| {
             let stats = statistics::Partition {
                 committed_offset,
                 lo_offset,

@@ -1,11 +1,12 @@
 //! Where logs end that have been read to their end.
 //!
-//! A log can end in offsets that are never delivered: transaction markers, and records that were compacted or have expired.
-//! librdkafka tells when a partition has been read to its end, but rdkafka 0.39 does not pass on the offset. The statistics
-//! have it, but not whether everything below was delivered: what waits in librdkafka's queue is dropped, to be fetched
-//! again, whenever fetching is paused, as it is in every rebalance. So an end that the statistics tell of is only believed
-//! when it is reached once more after reading was set back to the position: what was told of an end before that is dropped
-//! as well, and the log's end does not go back.
+//! A log can end in offsets that are never delivered: transaction markers, and records that were
+//! compacted or have expired. librdkafka tells when a partition has been read to its end, but
+//! rdkafka 0.39 does not pass on the offset. The statistics have it, but not whether everything
+//! below was delivered: what waits in librdkafka's queue is dropped, to be fetched again, whenever
+//! fetching is paused, as it is in every rebalance. So an end that the statistics tell of is only
+//! believed when it is reached once more after reading was set back to the position: what was told
+//! of an end before that is dropped as well, and the log's end does not go back.
 
 use std::{collections::HashMap, sync::atomic::Ordering, time::Duration};
 
@@ -44,7 +45,8 @@ impl Ends {
         self.0.insert(partition, Known { position, ..Known::default() });
     }
 
-    /// Nobody can say where an assignment of the partition begins, so its end is not known before a record was read.
+    /// Nobody can say where an assignment of the partition begins, so its end is not known before a
+    /// record was read.
     pub(super) fn forget(&mut self, partition: Partition) {
         self.0.remove(&partition);
     }
@@ -54,7 +56,8 @@ impl Ends {
         self.0.entry(partition).or_default().position = Some(offset + 1);
     }
 
-    /// Everything that there was of the partition has been read. The end that this makes certain, if any.
+    /// Everything that there was of the partition has been read. The end that this makes certain,
+    /// if any.
     fn reached(&mut self, partition: Partition) -> Option<i64> {
         let known = self.0.get_mut(&partition)?;
         known.is_read = true;
@@ -69,14 +72,16 @@ impl Ends {
         }
     }
 
-    /// librdkafka says that the log ends here, and has so many records waiting. Whether the end has to be made sure of,
-    /// because it lies beyond the position.
+    /// librdkafka says that the log ends here, and has so many records waiting. Whether the end has
+    /// to be made sure of, because it lies beyond the position.
     fn sampled(&mut self, partition: Partition, end: i64, waiting: i64) -> bool {
         // What lies between may be waiting, and would be fetched again.
         if waiting > 0 {
             return false;
         }
-        let Some(known) = self.0.get_mut(&partition).filter(|known| known.is_read) else { return false };
+        let Some(known) = self.0.get_mut(&partition).filter(|known| known.is_read) else {
+            return false;
+        };
         let is_news = end > known.end.max(known.position.unwrap_or_default());
         if is_news {
             known.seen = Some(end);
@@ -122,7 +127,8 @@ impl Context {
         }
     }
 
-    /// On the poll thread: reads what there is from the position to the end once more, where the end is not certain.
+    /// On the poll thread: reads what there is from the position to the end once more, where the
+    /// end is not certain.
     pub(super) fn make_sure_of_ends(&self, consumer: &BaseConsumer<Self>) {
         if !self.has_doubtful_end.swap(false, Ordering::Relaxed) {
             return;
@@ -139,8 +145,10 @@ impl Context {
 
         let found = consumer.seek_partitions(list, SEEK_TIMEOUT);
         for (partition, _) in doubtful {
-            let found =
-                found.as_ref().ok().and_then(|list| list.find_partition(&self.topic, partition.number));
+            let found = found
+                .as_ref()
+                .ok()
+                .and_then(|list| list.find_partition(&self.topic, partition.number));
             let is_set_back = found.is_some_and(|element| element.error().is_ok());
             self.known_ends().set_back(partition, is_set_back);
         }
@@ -186,7 +194,8 @@ mod tests {
         assert!(!ends.sampled(P, 10, 0), "known");
     }
 
-    /// Or reading would be set back to the first record that there is, and every job that is kept would run again.
+    /// Or reading would be set back to the first record that there is, and every job that is kept
+    /// would run again.
     #[test]
     fn an_unknown_position_makes_no_end_doubtful() {
         let mut ends = Ends::default();

@@ -1,8 +1,8 @@
-//! Which logs the topics are. A topic that is deleted and made again keeps its name, and the group may keep the offset
-//! that was committed for the old one; only the topic's id tells the two apart.
+//! Which logs the topics are. A topic that is deleted and made again keeps its name, and the group
+//! may keep the offset that was committed for the old one; only the topic's id tells the two apart.
 //!
-//! The id is looked up when partitions are assigned, and every few seconds from then on (`watch`). What is to be believed
-//! of a commit is decided by [`fleet_group::log::start`].
+//! The id is looked up when partitions are assigned, and every few seconds from then on (`watch`).
+//! What is to be believed of a commit is decided by [`fleet_group::log::start`].
 
 use std::{collections::HashMap, sync::Arc, thread, time::Duration};
 
@@ -22,8 +22,8 @@ use super::context::Context;
 pub(super) const TIMEOUT: Duration = Duration::from_secs(3);
 /// How often an assignment asks for a topic's id before it goes on without.
 const ID_TRIES: usize = 3;
-/// How often the end of a log is asked for that seems to lie below the committed offset, and how long apart: a leader that
-/// was just elected may not know yet how far its log is committed.
+/// How often the end of a log is asked for that seems to lie below the committed offset, and how
+/// long apart: a leader that was just elected may not know yet how far its log is committed.
 const END_TRIES: usize = 5;
 const END_PAUSE: Duration = Duration::from_millis(300);
 
@@ -58,7 +58,10 @@ impl Context {
             Some(Ok(id)) => id.map(Arc::from),
             Some(Err(_)) => before.topic,
             None => {
-                tracing::warn!(topic = self.topic, "the broker does not say which id the topic has");
+                tracing::warn!(
+                    topic = self.topic,
+                    "the broker does not say which id the topic has"
+                );
                 before.topic
             }
         };
@@ -66,7 +69,8 @@ impl Context {
         LogIdentity { cluster, topic }
     }
 
-    /// Where each of the assigned partitions is to be read from. Says so in `list` where librdkafka would do otherwise.
+    /// Where each of the assigned partitions is to be read from. Says so in `list` where librdkafka
+    /// would do otherwise.
     pub(super) fn starts(
         &self,
         consumer: &BaseConsumer<Self>,
@@ -81,7 +85,8 @@ impl Context {
         let mut starts = Vec::new();
         for attempt in 1.. {
             starts = self.judged(consumer, partitions, committed);
-            let is_odd = |(_, start): &(_, Start)| matches!(start.finding, Finding::BeyondEnd { .. });
+            let is_odd =
+                |(_, start): &(_, Start)| matches!(start.finding, Finding::BeyondEnd { .. });
             if attempt >= END_TRIES || !starts.iter().any(is_odd) {
                 break;
             }
@@ -114,7 +119,8 @@ impl Context {
         committed: &Commits,
     ) -> Vec<(Partition, Start)> {
         let log = self.identity().name();
-        let with_commit = || partitions.iter().copied().filter(|partition| committed.contains_key(partition));
+        let with_commit =
+            || partitions.iter().copied().filter(|partition| committed.contains_key(partition));
         let firsts = self.ends(consumer, with_commit(), Offset::Beginning);
         let ends = self.ends(consumer, with_commit(), Offset::End);
         let judge = |partition: &Partition| {
@@ -149,12 +155,13 @@ impl Context {
             }
         };
         let elements = found.elements();
-        let told = elements.iter().filter_map(|element| match (element.error(), element.offset()) {
-            (Ok(()), Offset::Offset(offset)) => {
-                Some((self.partition(element.topic(), element.partition())?, offset))
-            }
-            _ => None,
-        });
+        let told =
+            elements.iter().filter_map(|element| match (element.error(), element.offset()) {
+                (Ok(()), Offset::Offset(offset)) => {
+                    Some((self.partition(element.topic(), element.partition())?, offset))
+                }
+                _ => None,
+            });
         told.collect()
     }
 }

@@ -1,4 +1,5 @@
-//! One member of the group: a client that follows one topic, its poll thread, and the orders for it.
+//! One member of the group: a client that follows one topic, its poll thread, and the orders for
+//! it.
 
 use std::{
     io,
@@ -40,7 +41,8 @@ pub(super) struct Member {
 }
 
 impl Member {
-    /// Subscribes and starts the threads. Dropping the member makes it leave the group without a commit.
+    /// Subscribes and starts the threads. Dropping the member makes it leave the group without a
+    /// commit.
     ///
     /// # Errors
     /// [`KafkaError::Client`] or [`KafkaError::Request`].
@@ -51,12 +53,19 @@ impl Member {
         channel: &Channel,
     ) -> Result<Self, KafkaError> {
         let (orders, inbox) = mpsc::channel();
-        let patience = Patience::new(config.settings.session_timeout(), config.drain + REPLY_MARGIN);
+        let patience =
+            Patience::new(config.settings.session_timeout(), config.drain + REPLY_MARGIN);
         let membership = Arc::new(Membership::new(patience));
         let topic = followed.topic.clone();
         let wakeup = Arc::new(Wakeup::default());
-        let context =
-            Context::new(channel.clone(), membership.clone(), wakeup.clone(), number, topic, config.drain);
+        let context = Context::new(
+            channel.clone(),
+            membership.clone(),
+            wakeup.clone(),
+            number,
+            topic,
+            config.drain,
+        );
         let mut consumer: BaseConsumer<Context> = config
             .settings
             .consumer(&config.group, followed.role)
@@ -64,12 +73,14 @@ impl Member {
             .map_err(KafkaError::client)?;
         let waker = wakeup.clone();
         consumer.set_nonempty_callback(move || waker.wake());
-        consumer
-            .subscribe(&[&followed.topic])
-            .map_err(|source| KafkaError::Request { what: "subscribing to a topic of jobs", source })?;
+        consumer.subscribe(&[&followed.topic]).map_err(|source| KafkaError::Request {
+            what: "subscribing to a topic of jobs",
+            source,
+        })?;
 
         let consumer = Arc::new(consumer);
-        let no_thread = |error: io::Error| KafkaError::Client(Native::ClientCreation(error.to_string()));
+        let no_thread =
+            |error: io::Error| KafkaError::Client(Native::ClientCreation(error.to_string()));
         let commits = CommitThread::start(consumer.clone()).map_err(no_thread)?;
         let watch = WatchThread::start(consumer.clone()).map_err(no_thread)?;
         let thread = thread::Builder::new()
@@ -107,8 +118,8 @@ impl Closing {
     /// Waits until the member has left.
     ///
     /// # Errors
-    /// [`KafkaError::Request`] when the last commit fails, [`KafkaError::PollThread`] when the thread has ended before or
-    /// does not end by `deadline`.
+    /// [`KafkaError::Request`] when the last commit fails, [`KafkaError::PollThread`] when the
+    /// thread has ended before or does not end by `deadline`.
     pub(super) async fn wait(self, deadline: Instant) -> Result<(), KafkaError> {
         let Ok(answer) = tokio::time::timeout_at(deadline, self.receiver).await else {
             return Err(KafkaError::PollThread("it did not leave the group in time"));

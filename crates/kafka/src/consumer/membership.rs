@@ -46,16 +46,21 @@ struct Owned {
     generation: u64,
     /// The log that a commit is to name.
     log: LogName,
-    /// What stands in the group as committed: offset and metadata. Before the first commit, the first record that was
-    /// read, since committing it changes nothing. `None` before that: the partition has nothing for which it could matter.
+    /// What stands in the group as committed: offset and metadata. Before the first commit, the
+    /// first record that was read, since committing it changes nothing. `None` before that: the
+    /// partition has nothing for which it could matter.
     standing: Option<(i64, String)>,
 }
 
 impl Membership {
     /// To be made before the client.
     pub(super) fn new(patience: Patience) -> Self {
-        let state =
-            State { contact: Contact::new(patience), owned: HashMap::new(), has_joined: false, proofs: 0 };
+        let state = State {
+            contact: Contact::new(patience),
+            owned: HashMap::new(),
+            has_joined: false,
+            proofs: 0,
+        };
         Self { begin: Instant::now(), gap: patience.gap, state: Mutex::new(state) }
     }
 
@@ -69,7 +74,7 @@ impl Membership {
         self.state.lock()
     }
 
-    // --- Partitions -------------------------------------------------------------------------------------------------
+    // --- Partitions -----------------------------------------------------------------------------
 
     /// The group has decided what this member gets.
     pub(super) fn joined(&self) {
@@ -96,10 +101,14 @@ impl Membership {
 
     /// The commits of partitions that are still under the same assignment.
     pub(super) fn still_owned(&self, commits: Vec<FinalCommit>) -> Vec<FinalCommit> {
-        commits.into_iter().filter(|commit| self.owns(commit.partition, commit.generation)).collect()
+        commits
+            .into_iter()
+            .filter(|commit| self.owns(commit.partition, commit.generation))
+            .collect()
     }
 
-    /// The partitions stay ours, but what is still to be committed for them must not be: their log is another one.
+    /// The partitions stay ours, but what is still to be committed for them must not be: their log
+    /// is another one.
     pub(super) fn fence(&self, partitions: &[Partition]) {
         let mut state = self.state();
         for partition in partitions {
@@ -134,9 +143,10 @@ impl Membership {
         }
     }
 
-    // --- Contact ----------------------------------------------------------------------------------------------------
+    // --- Contact --------------------------------------------------------------------------------
 
-    /// How long the poll thread may wait when nothing wakes it. A silent thread counts as a gap in contact.
+    /// How long the poll thread may wait when nothing wakes it. A silent thread counts as a gap in
+    /// contact.
     pub(super) fn longest_park(&self) -> Duration {
         LONGEST_PARK.min(self.gap / 2)
     }
@@ -175,8 +185,10 @@ impl Membership {
 
     /// The coordinator has refused a commit.
     pub(super) fn refused(&self, code: Option<RDKafkaErrorCode>) {
-        let is_stranger =
-            matches!(code, Some(RDKafkaErrorCode::UnknownMemberId | RDKafkaErrorCode::FencedInstanceId));
+        let is_stranger = matches!(
+            code,
+            Some(RDKafkaErrorCode::UnknownMemberId | RDKafkaErrorCode::FencedInstanceId)
+        );
         if is_stranger {
             self.suspect();
         }
@@ -199,7 +211,8 @@ impl Membership {
 
     fn holds(&self, judge: impl FnOnce(&Contact, Duration) -> bool) -> bool {
         let state = self.state();
-        judge(&state.contact, self.now()) && state.owned.values().any(|owned| owned.standing.is_some())
+        judge(&state.contact, self.now())
+            && state.owned.values().any(|owned| owned.standing.is_some())
     }
 
     /// A commit that changes nothing, to prove by: what stands, of one partition.
@@ -212,7 +225,12 @@ impl Membership {
             .iter()
             .filter_map(|(partition, owned)| {
                 let (offset, metadata) = owned.standing.clone()?;
-                Some(FinalCommit { partition: *partition, generation: owned.generation, offset, metadata })
+                Some(FinalCommit {
+                    partition: *partition,
+                    generation: owned.generation,
+                    offset,
+                    metadata,
+                })
             })
             .collect();
         standing.sort_unstable_by_key(|commit| commit.partition);
@@ -226,7 +244,8 @@ impl Membership {
     }
 }
 
-/// What the statistics say of the coordinator. Their own clock is used, since they can be read late.
+/// What the statistics say of the coordinator. Their own clock is used, since they can be read
+/// late.
 fn sample(statistics: &Statistics) -> Option<Sample> {
     let micros = |micros: i64| u64::try_from(micros).ok().map(Duration::from_micros);
     let at = micros(statistics.age)?;
@@ -247,7 +266,8 @@ pub struct GroupContact {
 }
 
 impl GroupContact {
-    /// Whether another process may have partitions of ours, so that nothing must be said of their jobs, or done for them.
+    /// Whether another process may have partitions of ours, so that nothing must be said of their
+    /// jobs, or done for them.
     pub fn is_lost(&self) -> bool {
         self.members.iter().any(|member| member.is_out_of_contact())
     }
@@ -258,7 +278,8 @@ impl GroupContact {
         self.members.iter().map(silence).max().unwrap_or_default()
     }
 
-    /// The process may have missed what became of its partitions: the memberships have to be proven.
+    /// The process may have missed what became of its partitions: the memberships have to be
+    /// proven.
     pub fn suspect(&self) {
         self.members.iter().for_each(|member| member.suspect());
     }
@@ -314,8 +335,12 @@ mod tests {
         membership.delivered(partition(1), 3);
         membership.delivered(partition(1), 4);
         assert_eq!(standing(), [(0, 7, "m".into()), (1, 3, named(3))].into());
-        let commit =
-            FinalCommit { partition: partition(0), generation: 1, offset: 9, metadata: String::new() };
+        let commit = FinalCommit {
+            partition: partition(0),
+            generation: 1,
+            offset: 9,
+            metadata: String::new(),
+        };
         membership.accepted(membership.now(), &[commit]);
         assert_eq!(standing(), [(0, 9, String::new()), (1, 3, named(3))].into());
         membership.disown(&[partition(0), partition(1)]);
@@ -354,7 +379,10 @@ mod tests {
             Statistics {
                 age: seconds(100),
                 brokers: [("GroupCoordinator".into(), coordinator), ("b:1/0".into(), node)].into(),
-                cgrp: Some(ConsumerGroup { join_state: join_state.into(), ..ConsumerGroup::default() }),
+                cgrp: Some(ConsumerGroup {
+                    join_state: join_state.into(),
+                    ..ConsumerGroup::default()
+                }),
                 ..Statistics::default()
             }
         };

@@ -1,5 +1,5 @@
-//! The poll thread: polls and carries out orders. It never waits for jobs, so slow ones never cost the membership, and not
-//! for commits before the last ones either.
+//! The poll thread: polls and carries out orders. It never waits for jobs, so slow ones never cost
+//! the membership, and not for commits before the last ones either.
 
 use std::{
     sync::{Arc, atomic::Ordering, mpsc},
@@ -65,8 +65,12 @@ impl PollThread {
                             return context.emit(Event::Failed(error));
                         }
                     }
-                    Ok(Order::Pause(partition, generation)) => self.set_paused(partition, generation, true),
-                    Ok(Order::Resume(partition, generation)) => self.set_paused(partition, generation, false),
+                    Ok(Order::Pause(partition, generation)) => {
+                        self.set_paused(partition, generation, true)
+                    }
+                    Ok(Order::Resume(partition, generation)) => {
+                        self.set_paused(partition, generation, false)
+                    }
                     Err(mpsc::TryRecvError::Empty) => break,
                     // The engine is gone without a close: it panicked. Leave, commit nothing.
                     Err(mpsc::TryRecvError::Disconnected) => return,
@@ -78,8 +82,9 @@ impl PollThread {
         }
     }
 
-    /// Takes one thing that librdkafka has for us; whether there was none. What comes later, and every order, wakes the
-    /// thread. (A poll that waits could be woken by librdkafka only, and spins through the last millisecond of its wait.)
+    /// Takes one thing that librdkafka has for us; whether there was none. What comes later, and
+    /// every order, wakes the thread. (A poll that waits could be woken by librdkafka only, and
+    /// spins through the last millisecond of its wait.)
     fn poll(&self) -> Result<bool, KafkaError> {
         let context = self.consumer.context();
         if context.channel.queued.load(Ordering::Relaxed) >= MAX_QUEUED {
@@ -113,7 +118,8 @@ impl PollThread {
             }
             // librdkafka mends everything else by itself and says so in its log.
             Some(Err(error)) => tracing::warn!(%error, "consuming goes on after an error"),
-            // `None` also stands for what ended in a callback, and more may be behind it, for which nobody wakes us.
+            // `None` also stands for what ended in a callback, and more may be behind it, for which
+            // nobody wakes us.
             None => return Ok(!context.called_back.load(Ordering::Relaxed)),
         }
         Ok(false)
@@ -147,17 +153,19 @@ impl PollThread {
         let consumer = self.consumer;
         consumer.context().closing.store(true, Ordering::Relaxed);
         consumer.unsubscribe();
-        let outcome = result.map_err(|source| KafkaError::Request { what: "the last commit", source });
-        // Dropping the consumer leaves the group, which must have happened before we say that we are done.
+        let outcome =
+            result.map_err(|source| KafkaError::Request { what: "the last commit", source });
+        // Dropping the consumer leaves the group, which must have happened before we say that we
+        // are done.
         drop(consumer);
         if done.send(outcome).is_err() {
             tracing::debug!("nobody waits for the consumer to close");
         }
     }
 
-    /// The last commit of all. When several workers stop at once their group rebalances, and the coordinator refuses
-    /// commits until we have joined its new generation, which takes polling. Partitions that go meanwhile are committed
-    /// as they go.
+    /// The last commit of all. When several workers stop at once their group rebalances, and the
+    /// coordinator refuses commits until we have joined its new generation, which takes polling.
+    /// Partitions that go meanwhile are committed as they go.
     fn commit_last(&self, commits: Vec<FinalCommit>) -> KafkaResult<()> {
         let context = self.consumer.context();
         let mut open = commits;

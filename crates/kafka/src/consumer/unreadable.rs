@@ -1,8 +1,10 @@
-//! Partitions that can't be read on: the broker's answer can't be decoded, or it refuses to give one.
+//! Partitions that can't be read on: the broker's answer can't be decoded, or it refuses to give
+//! one.
 //!
-//! librdkafka keeps retrying such a partition and continues with the others. It reports each failure, but rdkafka 0.39
-//! does not pass on of which partition. That shows in the statistics: while failures come, it is a partition that has more
-//! to read, and is not paused, and does not move.
+//! librdkafka keeps retrying such a partition and continues with the others. It reports each
+//! failure, but rdkafka 0.39 does not pass on of which partition. That shows in the statistics:
+//! while failures come, it is a partition that has more to read, and is not paused, and does not
+//! move.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
@@ -67,7 +69,8 @@ impl Unreadable {
         self.before.remove(&partition);
     }
 
-    /// Compares the partitions that are ours with the last sample. Which can't be read on, if that has changed.
+    /// Compares the partitions that are ours with the last sample. Which can't be read on, if that
+    /// has changed.
     pub(super) fn sampled<'s>(
         &mut self,
         samples: impl Iterator<Item = (Partition, &'s statistics::Partition)>,
@@ -114,7 +117,8 @@ mod tests {
         unreadable.set_paused(PAUSED, true);
         let look = |unreadable: &mut Unreadable, bad: i64, good: i64| {
             let samples = [(BAD, sample(bad, 9)), (GOOD, sample(good, 9)), (PAUSED, sample(3, 9))];
-            let stuck = unreadable.sampled(samples.iter().map(|(partition, sample)| (*partition, sample)));
+            let stuck =
+                unreadable.sampled(samples.iter().map(|(partition, sample)| (*partition, sample)));
             stuck.map(|stuck| stuck.partitions)
         };
         assert!(!unreadable.met(Code::BrokerTransportFailure));

@@ -1,4 +1,5 @@
-//! Waking the poll thread, from the loop that has an order for it and from librdkafka that has something to be polled.
+//! Waking the poll thread, from the loop that has an order for it and from librdkafka that has
+//! something to be polled.
 
 use std::{sync::OnceLock, thread::Thread};
 

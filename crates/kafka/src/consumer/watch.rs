@@ -1,9 +1,11 @@
-//! Noticing that a topic was made again while its partitions are being read, and reading it from its beginning.
+//! Noticing that a topic was made again while its partitions are being read, and reading it from
+//! its beginning.
 //!
-//! librdkafka goes on reading a new topic where it was in the old one and says nothing about it. Two signs show it: the
-//! topic's id, for which a thread asks every few seconds, and offsets that go back, which they do when the new log is
-//! shorter than the old one was (or when a log has lost its end). The poll thread then does what it does when partitions
-//! are given back and given to us again, only that nothing is committed in between.
+//! librdkafka goes on reading a new topic where it was in the old one and says nothing about it.
+//! Two signs show it: the topic's id, for which a thread asks every few seconds, and offsets that
+//! go back, which they do when the new log is shorter than the old one was (or when a log has lost
+//! its end). The poll thread then does what it does when partitions are given back and given to us
+//! again, only that nothing is committed in between.
 
 use std::{
     io,
@@ -25,12 +27,12 @@ use rdkafka::{
 use super::{Assigned, Event, REPLY_MARGIN, context::Context, identity::TIMEOUT};
 use crate::error::KafkaError;
 
-/// How often the ids of the topics are compared with those that are known while records are read. What is run of a new
-/// topic's records before its beginning is read runs twice, so it is not much longer; a request every few seconds is nothing
-/// to the broker.
+/// How often the ids of the topics are compared with those that are known while records are read.
+/// What is run of a new topic's records before its beginning is read runs twice, so it is not much
+/// longer; a request every few seconds is nothing to the broker.
 const PERIOD: Duration = Duration::from_secs(3);
-/// How many periods may pass without a look while no record is read: none of a new topic can run meanwhile, and a worker
-/// that has nothing to do should sleep.
+/// How many periods may pass without a look while no record is read: none of a new topic can run
+/// meanwhile, and a worker that has nothing to do should sleep.
 const IDLE_PERIODS: u32 = 5;
 /// How often moving to the beginning of a log is tried, and how long apart.
 const SEEK_TRIES: usize = 10;
@@ -49,8 +51,9 @@ impl WatchThread {
     /// When the system gives no thread.
     pub(super) fn start(consumer: Arc<BaseConsumer<Context>>) -> io::Result<Self> {
         let (running, inbox) = mpsc::channel();
-        let thread =
-            thread::Builder::new().name("kafka-watch".to_owned()).spawn(move || watch(&consumer, &inbox))?;
+        let thread = thread::Builder::new()
+            .name("kafka-watch".to_owned())
+            .spawn(move || watch(&consumer, &inbox))?;
         Ok(Self { running: Some(running), thread })
     }
 
@@ -78,7 +81,8 @@ fn watch(consumer: &BaseConsumer<Context>, inbox: &mpsc::Receiver<()>) {
 }
 
 impl Context {
-    /// Compares the topic's id with the one that is known. What follows from a change is for the poll thread to do.
+    /// Compares the topic's id with the one that is known. What follows from a change is for the
+    /// poll thread to do.
     fn look_again(&self, consumer: &BaseConsumer<Self>) {
         if self.membership.all_owned().is_empty() {
             return;
@@ -93,7 +97,10 @@ impl Context {
     }
 
     /// On the poll thread: begins the topic anew if it is known to have been made again.
-    pub(super) fn begin_what_was_remade(&self, consumer: &BaseConsumer<Self>) -> Result<(), KafkaError> {
+    pub(super) fn begin_what_was_remade(
+        &self,
+        consumer: &BaseConsumer<Self>,
+    ) -> Result<(), KafkaError> {
         if !self.remade.swap(false, Ordering::Relaxed) {
             return Ok(());
         }
@@ -105,8 +112,8 @@ impl Context {
         self.begin_anew(consumer, self.membership.all_owned(), &Finding::Remade)
     }
 
-    /// On the poll thread: the offsets of a partition have gone back, from `last` to the record that has just been read.
-    /// That record is read again.
+    /// On the poll thread: the offsets of a partition have gone back, from `last` to the record
+    /// that has just been read. That record is read again.
     pub(super) fn begin_what_went_back(
         &self,
         consumer: &BaseConsumer<Self>,
@@ -119,13 +126,14 @@ impl Context {
             return Ok(());
         }
         // The same topic, or one without an id.
-        let end = self.ends(consumer, std::iter::once(partition), Offset::End).get(&partition).copied();
+        let end =
+            self.ends(consumer, std::iter::once(partition), Offset::End).get(&partition).copied();
         let finding = Finding::BeyondEnd { committed: last + 1, end: end.unwrap_or_default() };
         self.begin_anew(consumer, vec![partition], &finding)
     }
 
-    /// Lets what runs come to its end, commits nothing, and reads the partitions from the beginning of their logs under a
-    /// new assignment.
+    /// Lets what runs come to its end, commits nothing, and reads the partitions from the beginning
+    /// of their logs under a new assignment.
     fn begin_anew(
         &self,
         consumer: &BaseConsumer<Self>,
@@ -144,9 +152,8 @@ impl Context {
         }
 
         let there = self.there(consumer, partitions);
-        self.seek_to_beginning(consumer, &there, finding).map_err(|source| KafkaError::Request {
-            what: "reading a replaced log from its beginning",
-            source,
+        self.seek_to_beginning(consumer, &there, finding).map_err(|source| {
+            KafkaError::Request { what: "reading a replaced log from its beginning", source }
         })?;
         let assigned = there.into_iter().map(|partition| Assigned {
             partition,
@@ -158,8 +165,13 @@ impl Context {
         Ok(())
     }
 
-    /// Those of `partitions` that there are. A topic can be made again with fewer; the group takes the others away.
-    fn there(&self, consumer: &BaseConsumer<Self>, mut partitions: Vec<Partition>) -> Vec<Partition> {
+    /// Those of `partitions` that there are. A topic can be made again with fewer; the group takes
+    /// the others away.
+    fn there(
+        &self,
+        consumer: &BaseConsumer<Self>,
+        mut partitions: Vec<Partition>,
+    ) -> Vec<Partition> {
         let given = partitions.clone();
         partitions.retain(|partition| {
             let metadata = consumer.fetch_metadata(Some(&self.topic), TIMEOUT);
@@ -167,7 +179,8 @@ impl Context {
             let mut found = metadata.topics().iter().flat_map(|topic| topic.partitions());
             found.any(|found| found.id() == partition.number)
         });
-        let left: Vec<_> = given.into_iter().filter(|partition| !partitions.contains(partition)).collect();
+        let left: Vec<_> =
+            given.into_iter().filter(|partition| !partitions.contains(partition)).collect();
         self.membership.disown(&left);
         partitions
     }

@@ -20,8 +20,9 @@ use rdkafka::{
 use super::Mailbox;
 use crate::{convert, error::KafkaError, reader::Quiet, settings::Settings};
 
-/// How long a poll lasts that finds nothing, and so how long the thread outlives its last follower. rdkafka spins through
-/// what is left of its timeout below a whole millisecond, which is nothing for whole seconds.
+/// How long a poll lasts that finds nothing, and so how long the thread outlives its last follower.
+/// rdkafka spins through what is left of its timeout below a whole millisecond, which is nothing
+/// for whole seconds.
 const POLL: Duration = Duration::from_secs(5);
 
 pub(super) struct Hub {
@@ -45,7 +46,9 @@ struct Subscription {
 
 impl std::fmt::Debug for Hub {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Hub").field("topics", &self.subscriptions().by_topic.keys()).finish_non_exhaustive()
+        f.debug_struct("Hub")
+            .field("topics", &self.subscriptions().by_topic.keys())
+            .finish_non_exhaustive()
     }
 }
 
@@ -54,8 +57,11 @@ impl Hub {
     pub(super) fn start(settings: &Settings) -> Result<Arc<Self>, KafkaError> {
         let consumer: BaseConsumer<Quiet> =
             settings.follower().create_with_context(Quiet).map_err(KafkaError::client)?;
-        let hub =
-            Arc::new(Self { consumer, subscriptions: Mutex::default(), failed: AtomicBool::new(false) });
+        let hub = Arc::new(Self {
+            consumer,
+            subscriptions: Mutex::default(),
+            failed: AtomicBool::new(false),
+        });
         let weak = Arc::downgrade(&hub);
         thread::Builder::new()
             .name("kafka-follow".to_owned())
@@ -85,7 +91,9 @@ impl Hub {
         let request = |source| KafkaError::Request { what: "following a topic", source };
         let mut partitions = TopicPartitionList::new();
         for (partition, offset) in positions {
-            partitions.add_partition_offset(topic, *partition, Offset::Offset(*offset)).map_err(request)?;
+            partitions
+                .add_partition_offset(topic, *partition, Offset::Offset(*offset))
+                .map_err(request)?;
         }
 
         let mut subscriptions = self.subscriptions();

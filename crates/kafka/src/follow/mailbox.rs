@@ -135,7 +135,13 @@ mod tests {
 
     fn record(offset: i64, size: usize) -> RawRecord {
         let position = Position { topic: "t".to_owned(), partition: 0, offset };
-        RawRecord { position, timestamp: None, key: None, value: Some(vec![0; size]), headers: Vec::new() }
+        RawRecord {
+            position,
+            timestamp: None,
+            key: None,
+            value: Some(vec![0; size]),
+            headers: Vec::new(),
+        }
     }
 
     fn soon() -> Instant {

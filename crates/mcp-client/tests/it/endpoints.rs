@@ -96,7 +96,9 @@ async fn the_one_with_the_fewest_calls_in_flight_is_asked() {
     })
     .await;
     let quick = raw(|mut stream, request| {
-        Box::pin(async move { write_json(&mut stream, &result(&request["id"], text("quick"))).await })
+        Box::pin(
+            async move { write_json(&mut stream, &result(&request["id"], text("quick"))).await },
+        )
     })
     .await;
     let client = client(&[slow, quick], |_| {});

@@ -14,27 +14,30 @@ use serde_json::{Map, json};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use crate::support::{
-    Seen, Server, call, client, discovered, expect, raw, read_request, result, rpc_error, server, succeeds,
-    text, until, write_json,
+    Seen, Server, call, client, discovered, expect, raw, read_request, result, rpc_error, server,
+    succeeds, text, until, write_json,
 };
 
 /// A legacy server that forgets its sessions when `epoch` changes.
 fn answer(seen: &Seen, epoch: usize) -> Response {
     let session = format!("session-{epoch}");
     let known = seen.headers.get("mcp-session-id").is_some_and(|id| *id == session);
-    let version = seen.headers.get("mcp-protocol-version").is_some_and(|version| version == "2025-06-18");
+    let version =
+        seen.headers.get("mcp-protocol-version").is_some_and(|version| version == "2025-06-18");
     match seen.method() {
         "initialize" => {
             assert_eq!(seen.body["params"]["protocolVersion"], "2025-11-25");
-            let answer =
-                json!({"protocolVersion": "2025-06-18", "capabilities": {}, "serverInfo": {"name": "x"}});
+            let answer = json!({"protocolVersion": "2025-06-18", "capabilities": {}, "serverInfo": {"name": "x"}});
             ([("mcp-session-id", session)], Json(result(seen.id(), answer))).into_response()
         }
-        _ if seen.headers.contains_key("mcp-session-id") && !known => StatusCode::NOT_FOUND.into_response(),
-        _ if !known || !version => {
-            (StatusCode::BAD_REQUEST, Json(rpc_error(&json!(null), -32000, "Bad Request: no valid session")))
-                .into_response()
+        _ if seen.headers.contains_key("mcp-session-id") && !known => {
+            StatusCode::NOT_FOUND.into_response()
         }
+        _ if !known || !version => (
+            StatusCode::BAD_REQUEST,
+            Json(rpc_error(&json!(null), -32000, "Bad Request: no valid session")),
+        )
+            .into_response(),
         method if method.starts_with("notifications/") => StatusCode::ACCEPTED.into_response(),
         "tools/call" => {
             assert!(!seen.body["params"].as_object().unwrap().contains_key("_meta"));
@@ -99,7 +102,12 @@ async fn a_forgotten_session_is_renewed() {
 #[tokio::test]
 async fn a_modern_client_does_not_fall_back_when_told_so() {
     let (server, _) = legacy().await;
-    expect(&client([&server.url], |config| config.era = Era::Modern), Unavailable, ErrorKind::JsonRpc).await;
+    expect(
+        &client([&server.url], |config| config.era = Era::Modern),
+        Unavailable,
+        ErrorKind::JsonRpc,
+    )
+    .await;
     assert_eq!(server.methods(), ["server/discover"]);
 }
 
@@ -127,7 +135,8 @@ async fn an_endpoint_that_speaks_neither_is_unavailable() {
 #[tokio::test]
 async fn an_unknown_revision_is_refused() {
     let server = server(|seen| {
-        Json(result(seen.id(), json!({"protocolVersion": "1999-01-01", "capabilities": {}}))).into_response()
+        Json(result(seen.id(), json!({"protocolVersion": "1999-01-01", "capabilities": {}})))
+            .into_response()
     })
     .await;
     let client = client([&server.url], |config| config.era = Era::Legacy);
@@ -141,7 +150,8 @@ async fn a_server_that_is_replaced_by_a_legacy_one_is_asked_again() {
     let flag = downgraded.clone();
     let server = server(move |seen| {
         if flag.load(Ordering::SeqCst) {
-            let modern = seen.headers.get("mcp-protocol-version").is_some_and(|v| v == "2026-07-28");
+            let modern =
+                seen.headers.get("mcp-protocol-version").is_some_and(|v| v == "2026-07-28");
             if modern {
                 let mut error = rpc_error(seen.id(), -32022, "unsupported protocol version");
                 error["error"]["data"] = json!({"supported": ["2025-11-25"]});
@@ -168,9 +178,12 @@ async fn errors_of_a_legacy_server_are_read_like_any() {
         _ => answer(&seen, 0),
     })
     .await;
-    let failure =
-        expect(&client([&server.url], |config| config.era = Era::Legacy), Permanent, ErrorKind::JsonRpc)
-            .await;
+    let failure = expect(
+        &client([&server.url], |config| config.era = Era::Legacy),
+        Permanent,
+        ErrorKind::JsonRpc,
+    )
+    .await;
     assert_eq!(failure.error.code, Some(-32602));
 }
 
@@ -234,8 +247,12 @@ async fn a_ping_in_the_stream_is_answered() {
             return answer(&seen, 0);
         }
         let ping = json!({"jsonrpc": "2.0", "id": "p", "method": "ping"});
-        let sample = json!({"jsonrpc": "2.0", "id": "s", "method": "sampling/createMessage", "params": {}});
-        let body = format!("data: {ping}\n\ndata: {sample}\n\ndata: {}\n\n", result(seen.id(), text("ok")));
+        let sample =
+            json!({"jsonrpc": "2.0", "id": "s", "method": "sampling/createMessage", "params": {}});
+        let body = format!(
+            "data: {ping}\n\ndata: {sample}\n\ndata: {}\n\n",
+            result(seen.id(), text("ok"))
+        );
         ([(header::CONTENT_TYPE, "text/event-stream")], body).into_response()
     })
     .await;

@@ -1,10 +1,13 @@
-//! What the network can do to a call, against real sockets. The question each time: may the tool have run?
+//! What the network can do to a call, against real sockets. The question each time: may the tool
+//! have run?
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use crate::support::{call, client, expect, failure, nobody, raw, result, succeeds, text, until, write_json};
+use crate::support::{
+    call, client, expect, failure, nobody, raw, result, succeeds, text, until, write_json,
+};
 use fleet_job::outcome::ErrorKind;
 use fleet_job::outcome::FailureClass::{Permanent, Retry, Unavailable};
 use fleet_mcp_client::ToolCall;
@@ -66,7 +69,8 @@ async fn closed_before_the_request() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());
     tokio::spawn(async move { while listener.accept().await.is_ok() {} });
-    // Whether the request was handed over before the close was seen is a race; that it is not the job's fault is not.
+    // Whether the request was handed over before the close was seen is a race; that it is not the
+    // job's fault is not.
     let failure = failure(&client(&[url], |_| {})).await;
     assert_ne!(failure.class, Permanent, "{failure:?}");
 }
@@ -90,7 +94,8 @@ async fn stream_ends_before_the_answer() {
     let url = raw(|mut stream, _| {
         Box::pin(async move {
             let body = "data: {\"method\":\"notifications/message\",\"params\":{}}\n\n";
-            let head = "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\nconnection: close\r\n\r\n";
+            let head =
+                "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\nconnection: close\r\n\r\n";
             stream.write_all(format!("{head}{body}").as_bytes()).await.unwrap();
         })
     })
@@ -173,7 +178,8 @@ async fn flood(head: &'static str) -> (String, Arc<AtomicUsize>) {
         Box::pin(async move {
             stream.write_all(head.as_bytes()).await.unwrap();
             let chunk = vec![b'x'; 1 << 16];
-            while count.load(Ordering::SeqCst) < 100 << 20 && stream.write_all(&chunk).await.is_ok() {
+            while count.load(Ordering::SeqCst) < 100 << 20 && stream.write_all(&chunk).await.is_ok()
+            {
                 count.fetch_add(chunk.len(), Ordering::SeqCst);
             }
         })

@@ -39,7 +39,9 @@ fn answer(quirk: &str, seen: &Seen) -> Response {
         "no-type" => typed("", plain.to_string()),
         "text" => typed("text/plain", plain.to_string()),
         "bom" => typed("application/json", format!("\u{feff}{plain}")),
-        "array" => Json(json!([{"jsonrpc": "2.0", "method": "notifications/x"}, plain])).into_response(),
+        "array" => {
+            Json(json!([{"jsonrpc": "2.0", "method": "notifications/x"}, plain])).into_response()
+        }
         "error-null" => {
             let mut message = plain;
             message["error"] = Value::Null;
@@ -47,7 +49,10 @@ fn answer(quirk: &str, seen: &Seen) -> Response {
         }
         "gzip" => {
             let encoded = gzip(plain.to_string().as_bytes());
-            ([(header::CONTENT_TYPE, "application/json"), (header::CONTENT_ENCODING, "gzip")], encoded)
+            (
+                [(header::CONTENT_TYPE, "application/json"), (header::CONTENT_ENCODING, "gzip")],
+                encoded,
+            )
                 .into_response()
         }
         "no-blank-line" => typed("text/event-stream", format!("event: message\ndata: {plain}\n")),
@@ -120,7 +125,8 @@ async fn a_number_that_is_too_large_ends_the_call() {
 async fn an_encoding_that_is_not_known_is_named() {
     let server = modern(|seen| {
         let body = result(seen.id(), text("done")).to_string();
-        ([(header::CONTENT_TYPE, "application/json"), (header::CONTENT_ENCODING, "br")], body).into_response()
+        ([(header::CONTENT_TYPE, "application/json"), (header::CONTENT_ENCODING, "br")], body)
+            .into_response()
     })
     .await;
     let failure = crate::support::failure(&client([&server.url], |_| {})).await;
@@ -139,8 +145,11 @@ async fn a_refusal_counts_however_its_body_is_encoded() {
 
 fn initialized(seen: &Seen, version: &str) -> Response {
     let info = json!({"name": "odd", "version": "1"});
-    Json(result(seen.id(), json!({"protocolVersion": version, "capabilities": {}, "serverInfo": info})))
-        .into_response()
+    Json(result(
+        seen.id(),
+        json!({"protocolVersion": version, "capabilities": {}, "serverInfo": info}),
+    ))
+    .into_response()
 }
 
 /// All of a session goes where the server sends it, its notifications and its end too.

@@ -45,7 +45,8 @@ async fn http_statuses() {
 async fn redirects_are_not_followed() {
     let target = modern(|seen| Json(result(seen.id(), text("followed"))).into_response()).await;
     let location = target.url.clone();
-    let from = modern(move |_| axum::response::Redirect::temporary(&location).into_response()).await;
+    let from =
+        modern(move |_| axum::response::Redirect::temporary(&location).into_response()).await;
     let failure = expect(&client([&from.url], |_| {}), Unavailable, ErrorKind::Http).await;
     assert!(failure.error.message.contains(&target.url), "{failure:?}");
     assert!(target.seen().is_empty());
@@ -66,8 +67,9 @@ async fn json_rpc_errors() {
         (200, -32000, Retry),
         (200, 42, Retry),
     ] {
-        let answer =
-            move |seen: crate::support::Seen| (status(http), Json(rpc_error(seen.id(), code, "the reason")));
+        let answer = move |seen: crate::support::Seen| {
+            (status(http), Json(rpc_error(seen.id(), code, "the reason")))
+        };
         let server = modern(move |seen| answer(seen).into_response()).await;
         let failure = expect(&client([&server.url], |_| {}), class, ErrorKind::JsonRpc).await;
         assert_eq!(failure.error.code, Some(code));
@@ -78,20 +80,27 @@ async fn json_rpc_errors() {
 #[tokio::test]
 async fn retry_after_is_reported() {
     let server = modern(|_| (status(429), [(header::RETRY_AFTER, "7")]).into_response()).await;
-    assert_eq!(failure(&client(&[server.url], |_| {})).await.retry_after, Some(Duration::from_secs(7)));
-    let server =
-        modern(|_| (status(503), [(header::RETRY_AFTER, "Sun, 31 Dec 2400 00:00:00 GMT")]).into_response())
-            .await;
-    assert_eq!(failure(&client(&[server.url], |_| {})).await.retry_after, Some(Duration::from_secs(86400)));
+    assert_eq!(
+        failure(&client(&[server.url], |_| {})).await.retry_after,
+        Some(Duration::from_secs(7))
+    );
+    let server = modern(|_| {
+        (status(503), [(header::RETRY_AFTER, "Sun, 31 Dec 2400 00:00:00 GMT")]).into_response()
+    })
+    .await;
+    assert_eq!(
+        failure(&client(&[server.url], |_| {})).await.retry_after,
+        Some(Duration::from_secs(86400))
+    );
 }
 
 #[tokio::test]
 async fn the_tool_says_it_failed() {
     for (meta, class) in [(json!({}), Retry), (json!({"io.mcp-fleet/final": true}), Permanent)] {
-        let answer =
-            json!({"isError": true, "_meta": meta, "content": [{"type": "text", "text": "disk full"}]});
+        let answer = json!({"isError": true, "_meta": meta, "content": [{"type": "text", "text": "disk full"}]});
         let expected = answer.clone();
-        let server = modern(move |seen| Json(result(seen.id(), answer.clone())).into_response()).await;
+        let server =
+            modern(move |seen| Json(result(seen.id(), answer.clone())).into_response()).await;
         let failure = expect(&client(&[server.url], |_| {}), class, ErrorKind::Tool).await;
         assert_eq!(failure.error.message, "disk full");
         assert_eq!(failure.error.data, Some(expected));
@@ -132,8 +141,10 @@ async fn answers_that_are_not_mcp() {
         expect(&client(&[server.url], |_| {}), Permanent, ErrorKind::Protocol).await;
     }
     for kind in ["input_required", "task", "novel"] {
-        let server =
-            modern(move |seen| Json(result(seen.id(), json!({"resultType": kind}))).into_response()).await;
+        let server = modern(move |seen| {
+            Json(result(seen.id(), json!({"resultType": kind}))).into_response()
+        })
+        .await;
         expect(&client(&[server.url], |_| {}), Permanent, ErrorKind::Protocol).await;
     }
 }
@@ -233,9 +244,12 @@ async fn a_call_that_can_be_asked_gets_the_question() {
     .await;
     let client = client([&server.url], |_| {});
     let mut call = ToolCall::new("t", Map::new());
-    let capabilities = json!({"elicitation": {}, "extensions": {"io.modelcontextprotocol/tasks": {}}});
-    let mut input =
-        Input { client_capabilities: capabilities.as_object().unwrap().clone(), ..Input::default() };
+    let capabilities =
+        json!({"elicitation": {}, "extensions": {"io.modelcontextprotocol/tasks": {}}});
+    let mut input = Input {
+        client_capabilities: capabilities.as_object().unwrap().clone(),
+        ..Input::default()
+    };
     call.input = Some(input.clone());
     let first = client.call_tool(call.clone()).await;
     assert!(
@@ -275,8 +289,10 @@ async fn tools_are_listed_over_all_pages() {
 #[tokio::test]
 async fn pages_that_go_in_circles_end() {
     let server = modern(|seen| {
-        let next = seen.body["params"]["cursor"].as_str().map_or(0, |cursor| cursor.parse().unwrap()) + 1;
-        Json(result(seen.id(), json!({"tools": [], "nextCursor": next.to_string()}))).into_response()
+        let next =
+            seen.body["params"]["cursor"].as_str().map_or(0, |cursor| cursor.parse().unwrap()) + 1;
+        Json(result(seen.id(), json!({"tools": [], "nextCursor": next.to_string()})))
+            .into_response()
     })
     .await;
     let failure = client(&[server.url], |_| {}).list_tools().await.unwrap_err();
@@ -287,13 +303,16 @@ async fn pages_that_go_in_circles_end() {
 async fn headers_for_arguments_are_learned_when_a_server_wants_them() {
     let server = modern(|seen| match seen.method() {
         "tools/list" => {
-            let schema = json!({"properties": {"region": {"type": "string", "x-mcp-header": "Region"}}});
-            Json(result(seen.id(), json!({"tools": [{"name": "t", "inputSchema": schema}]}))).into_response()
+            let schema =
+                json!({"properties": {"region": {"type": "string", "x-mcp-header": "Region"}}});
+            Json(result(seen.id(), json!({"tools": [{"name": "t", "inputSchema": schema}]})))
+                .into_response()
         }
         _ if seen.headers.get("mcp-param-region").is_some_and(|value| value == "eu") => {
             Json(result(seen.id(), text("ok"))).into_response()
         }
-        _ => (status(400), Json(rpc_error(seen.id(), -32020, "missing Mcp-Param-Region"))).into_response(),
+        _ => (status(400), Json(rpc_error(seen.id(), -32020, "missing Mcp-Param-Region")))
+            .into_response(),
     })
     .await;
     let client = client([&server.url], |_| {});
@@ -302,7 +321,10 @@ async fn headers_for_arguments_are_learned_when_a_server_wants_them() {
         let outcome = client.call_tool(ToolCall::new("t", arguments)).await;
         assert!(matches!(outcome, Outcome::Succeeded(_)), "{outcome:?}");
     }
-    assert_eq!(server.methods(), ["server/discover", "tools/call", "tools/list", "tools/call", "tools/call"]);
+    assert_eq!(
+        server.methods(),
+        ["server/discover", "tools/call", "tools/list", "tools/call", "tools/call"]
+    );
 }
 
 #[tokio::test]

@@ -10,8 +10,8 @@ use fleet_job::outcome::Outcome;
 use fleet_mcp_client::{Era, McpClient, ToolCall};
 use rmcp::model::{
     CallToolRequestParams, CallToolResponse, CallToolResult, ContentBlock, ErrorData, JsonObject,
-    ListToolsResult, PaginatedRequestParams, ProgressNotificationParam, ServerCapabilities, ServerConfig,
-    Tool,
+    ListToolsResult, PaginatedRequestParams, ProgressNotificationParam, ServerCapabilities,
+    ServerConfig, Tool,
 };
 use rmcp::service::RequestContext;
 use rmcp::transport::streamable_http_server::session::local::LocalSessionManager;
@@ -129,7 +129,9 @@ async fn check_all(client: &McpClient, tools: &Tools) {
         ["echo", "annotated", "hang"]
     );
     for name in ["echo", "annotated"] {
-        let Outcome::Succeeded(result) = client.call_tool(named(name)).await else { panic!("{name} failed") };
+        let Outcome::Succeeded(result) = client.call_tool(named(name)).await else {
+            panic!("{name} failed")
+        };
         let text = result["content"][0]["text"].as_str().unwrap();
         assert_eq!(
             serde_json::from_str::<serde_json::Value>(text).unwrap(),
@@ -143,7 +145,8 @@ async fn check_all(client: &McpClient, tools: &Tools) {
     assert_eq!(news.borrow().as_ref().unwrap().message.as_deref(), Some("half"));
 
     let check = async |name: &str, class: FailureClass, kind: ErrorKind, code: Option<i64>| {
-        let Outcome::Failed(failure) = client.call_tool(ToolCall::new(name, Map::new())).await else {
+        let Outcome::Failed(failure) = client.call_tool(ToolCall::new(name, Map::new())).await
+        else {
             panic!("{name} succeeded")
         };
         assert_eq!(

@@ -44,7 +44,9 @@ impl Legacy {
                 }
                 _ if named.is_some_and(|named| named != session) => refuse(&seen),
                 _ if named.is_none() => answered(400, "no session"),
-                method if method.starts_with("notifications/") => StatusCode::ACCEPTED.into_response(),
+                method if method.starts_with("notifications/") => {
+                    StatusCode::ACCEPTED.into_response()
+                }
                 "tools/call" => work(&seen),
                 _ => Json(result(seen.id(), json!({}))).into_response(),
             }
@@ -68,20 +70,34 @@ fn works(seen: &Seen) -> Response {
 
 const WAYS: [(&str, Refuse); 12] = [
     ("404", |_| answered(404, "")),
-    ("404 as specified", |_| answered(404, Json(rpc_error(&Value::Null, -32001, "Session not found")))),
+    ("404 as specified", |_| {
+        answered(404, Json(rpc_error(&Value::Null, -32001, "Session not found")))
+    }),
     ("400 of the TypeScript SDK", |_| {
-        answered(400, Json(rpc_error(&Value::Null, -32000, "Bad Request: No valid session ID provided")))
+        answered(
+            400,
+            Json(rpc_error(&Value::Null, -32000, "Bad Request: No valid session ID provided")),
+        )
     }),
     ("400 of the Python SDK", |_| {
-        answered(400, Json(rpc_error(&json!("server-error"), -32600, "Bad Request: No valid session ID")))
+        answered(
+            400,
+            Json(rpc_error(&json!("server-error"), -32600, "Bad Request: No valid session ID")),
+        )
     }),
     ("400 as text", |_| answered(400, "Invalid or missing session ID")),
     ("401 of rmcp before 0.13", |_| answered(401, "Unauthorized: Session not found")),
     ("403", |_| answered(403, "Forbidden")),
     ("422", |_| answered(422, "Unprocessable Entity: Expected initialize request")),
-    ("503 with JSON-RPC", |_| answered(503, Json(rpc_error(&Value::Null, -32001, "unknown session")))),
-    ("400 with -32602", |seen| answered(400, Json(rpc_error(seen.id(), -32602, "Invalid session ID")))),
-    ("200 with -32602", |seen| answered(200, Json(rpc_error(seen.id(), -32602, "Invalid session ID")))),
+    ("503 with JSON-RPC", |_| {
+        answered(503, Json(rpc_error(&Value::Null, -32001, "unknown session")))
+    }),
+    ("400 with -32602", |seen| {
+        answered(400, Json(rpc_error(seen.id(), -32602, "Invalid session ID")))
+    }),
+    ("200 with -32602", |seen| {
+        answered(200, Json(rpc_error(seen.id(), -32602, "Invalid session ID")))
+    }),
     ("200 with -32000", |seen| answered(200, Json(rpc_error(seen.id(), -32000, "No session")))),
 ];
 
@@ -126,8 +142,16 @@ async fn what_may_have_run_is_not_sent_again_and_the_next_call_gets_through() {
 #[tokio::test]
 async fn errors_of_a_live_session_cost_no_session() {
     let works: [(Work, _, _); 3] = [
-        (|seen| Json(rpc_error(seen.id(), -32602, "bad arguments")).into_response(), Permanent, -32602),
-        (|seen| answered(400, Json(rpc_error(seen.id(), -32602, "bad arguments"))), Permanent, -32602),
+        (
+            |seen| Json(rpc_error(seen.id(), -32602, "bad arguments")).into_response(),
+            Permanent,
+            -32602,
+        ),
+        (
+            |seen| answered(400, Json(rpc_error(seen.id(), -32602, "bad arguments"))),
+            Permanent,
+            -32602,
+        ),
         (|seen| Json(rpc_error(seen.id(), -32603, "it broke")).into_response(), Retry, -32603),
     ];
     for (work, class, code) in works {
@@ -147,7 +171,8 @@ async fn a_refusal_that_a_new_session_does_not_lift_is_the_answer() {
     for _ in 0..5 {
         expect(&client, Permanent, ErrorKind::Http).await;
     }
-    // The first call was sent again in a new session. After that the session is asked about before it is given up.
+    // The first call was sent again in a new session. After that the session is asked about before
+    // it is given up.
     assert_eq!((legacy.server.count("initialize"), legacy.server.count("tools/call")), (2, 6));
     assert_eq!(legacy.server.count("ping"), 4);
 }

@@ -130,7 +130,8 @@ where
     silent_server(move |seen| Some(answer(seen))).await
 }
 
-/// A server that answers with what `answer` returns, and leaves a request without an answer if that is `None`.
+/// A server that answers with what `answer` returns, and leaves a request without an answer if that
+/// is `None`.
 pub(crate) async fn silent_server<F>(answer: F) -> Server
 where
     F: Fn(Seen) -> Option<Response> + Clone + Send + Sync + 'static,
@@ -157,7 +158,9 @@ where
             }
         }
     };
-    tokio::spawn(async move { axum::serve(listener, Router::new().fallback(handler)).await.unwrap() });
+    tokio::spawn(
+        async move { axum::serve(listener, Router::new().fallback(handler)).await.unwrap() },
+    );
     Server { url, seen }
 }
 
@@ -200,8 +203,8 @@ pub(crate) async fn write_json(stream: &mut TcpStream, body: &Value) {
     stream.write_all(body.as_bytes()).await.unwrap();
 }
 
-/// A server on bare TCP that answers `server/discover`, and leaves the connection on which another request came to
-/// `behave`.
+/// A server on bare TCP that answers `server/discover`, and leaves the connection on which another
+/// request came to `behave`.
 pub(crate) async fn raw<F>(behave: F) -> String
 where
     F: Fn(TcpStream, Value) -> Boxed<()> + Send + Sync + 'static,

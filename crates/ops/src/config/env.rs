@@ -48,8 +48,8 @@ impl ConfigError {
     }
 }
 
-/// A snapshot of environment variables. A variable that is set to nothing counts as not set: that is what
-/// `NAME=${NAME:-}` in a compose file means.
+/// A snapshot of environment variables. A variable that is set to nothing counts as not set: that
+/// is what `NAME=${NAME:-}` in a compose file means.
 #[derive(Clone, Default, PartialEq, Eq)]
 pub struct Env(BTreeMap<String, String>);
 
@@ -57,7 +57,8 @@ impl Env {
     /// The process's environment. Variables that are not UTF-8 are left out; none of ours can be.
     pub fn process() -> Self {
         Self::of(
-            std::env::vars_os().filter_map(|(k, v)| Some((k.into_string().ok()?, v.into_string().ok()?))),
+            std::env::vars_os()
+                .filter_map(|(k, v)| Some((k.into_string().ok()?, v.into_string().ok()?))),
         )
     }
 
@@ -82,7 +83,8 @@ impl Env {
     ///
     /// If it is not set; `expected` says what it should hold.
     pub fn required(&self, name: &str, expected: &str) -> Result<&str, ConfigError> {
-        let missing = || ConfigError::Missing { name: name.to_owned(), expected: expected.to_owned() };
+        let missing =
+            || ConfigError::Missing { name: name.to_owned(), expected: expected.to_owned() };
         self.get(name).ok_or_else(missing)
     }
 
@@ -186,7 +188,11 @@ mod tests {
             assert_eq!(error.to_string(), text);
         };
         let env = Env::of([("PORT", "eighty"), ("API_TOKEN", "hunter2"), ("ON", "maybe")]);
-        check(env.parse::<u16>("PORT").unwrap_err(), "PORT", "PORT=eighty: invalid digit found in string");
+        check(
+            env.parse::<u16>("PORT").unwrap_err(),
+            "PORT",
+            "PORT=eighty: invalid digit found in string",
+        );
         check(
             env.required("KAFKA_BROKERS", "host:port[,…]").unwrap_err(),
             "KAFKA_BROKERS",

@@ -10,10 +10,11 @@ pub const KAFKA_PREFIX: &str = "KAFKA_PROPERTY_";
 impl Env {
     /// The librdkafka properties that the environment sets.
     ///
-    /// `KAFKA_PROPERTY_SECURITY_PROTOCOL=ssl` becomes `security.protocol=ssl`: the rest of the name in lower case, with
-    /// a dot for each `_`. librdkafka's names are made of letters, digits and dots; the only ones with an underscore
-    /// that take text are `log_level` and `enabled_events`, and for those a double `__` stands for one `_`
-    /// (`KAFKA_PROPERTY_LOG__LEVEL`). Whether a property exists, and whether it may be set, is not decided here.
+    /// `KAFKA_PROPERTY_SECURITY_PROTOCOL=ssl` becomes `security.protocol=ssl`: the rest of the name
+    /// in lower case, with a dot for each `_`. librdkafka's names are made of letters, digits and
+    /// dots; the only ones with an underscore that take text are `log_level` and `enabled_events`,
+    /// and for those a double `__` stands for one `_` (`KAFKA_PROPERTY_LOG__LEVEL`). Whether a
+    /// property exists, and whether it may be set, is not decided here.
     ///
     /// # Errors
     ///

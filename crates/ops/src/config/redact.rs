@@ -1,4 +1,5 @@
-//! What must not be shown. Errs on the side of hiding: a hidden endpoint costs a question, a shown password an incident.
+//! What must not be shown. Errs on the side of hiding: a hidden endpoint costs a question, a shown
+//! password an incident.
 
 use std::borrow::Cow;
 
@@ -11,8 +12,9 @@ const SECRET_PARTS: [&str; 7] =
 /// Under `sasl.` everything is hidden but these, which people need to see when a login fails.
 const SHOWN_SASL: [&str; 2] = ["sasl.mechanism", "sasl.mechanisms"];
 
-/// Whether a setting of this name holds something that must not be shown. Understands environment variables
-/// (`KAFKA_PROPERTY_SASL_PASSWORD`), librdkafka properties (`sasl.password`) and header names (`X-Api-Key`).
+/// Whether a setting of this name holds something that must not be shown. Understands environment
+/// variables (`KAFKA_PROPERTY_SASL_PASSWORD`), librdkafka properties (`sasl.password`) and header
+/// names (`X-Api-Key`).
 pub fn is_secret(name: &str) -> bool {
     let name = name.to_ascii_lowercase().replace(['_', '-'], ".");
     let name = name.strip_prefix("kafka.property.").unwrap_or(&name);
@@ -25,7 +27,8 @@ pub fn is_secret(name: &str) -> bool {
         || name.split('.').any(|segment| segment.ends_with("key") || segment == "cookie")
 }
 
-/// The value as it may be shown: hidden if the name is secret, without user and password if it holds URLs.
+/// The value as it may be shown: hidden if the name is secret, without user and password if it
+/// holds URLs.
 pub fn redact<'a>(name: &str, value: &'a str) -> Cow<'a, str> {
     if is_secret(name) {
         return Cow::Borrowed(HIDDEN);
@@ -72,7 +75,8 @@ mod tests {
 
     #[test]
     fn values_are_hidden_or_stripped() {
-        let check = |name: &str, value: &str, expected: &str| assert_eq!(redact(name, value), expected);
+        let check =
+            |name: &str, value: &str, expected: &str| assert_eq!(redact(name, value), expected);
         check("MCP_TOKEN", "abc", "***");
         check("PORT", "8080", "8080");
         check("MCP_SERVER_URL", "http://a:8080/mcp", "http://a:8080/mcp");

@@ -16,8 +16,8 @@ pub enum UnitError {
     TooLarge,
 }
 
-/// Reads `250ms`, `30s`, `5m`, `2h`, `1d`, or `0`. Whole numbers only. Other numbers without a unit are refused:
-/// whoever writes `30` may mean seconds or milliseconds.
+/// Reads `250ms`, `30s`, `5m`, `2h`, `1d`, or `0`. Whole numbers only. Other numbers without a unit
+/// are refused: whoever writes `30` may mean seconds or milliseconds.
 ///
 /// # Errors
 ///
@@ -37,7 +37,8 @@ pub fn parse_duration(text: &str) -> Result<Duration, UnitError> {
     Ok(Duration::from_millis(total))
 }
 
-/// Reads a number of bytes: `1024`, `64KiB`, `4MiB`, `1GiB`, `10KB`, `10MB`, `1GB`; case does not matter.
+/// Reads a number of bytes: `1024`, `64KiB`, `4MiB`, `1GiB`, `10KB`, `10MB`, `1GB`; case does not
+/// matter.
 ///
 /// # Errors
 ///

@@ -23,7 +23,8 @@ pub fn markdown(vars: &[Var]) -> String {
     text
 }
 
-/// What is in effect, as `NAME=value` in the table's order, redacted, for the one log line at start.
+/// What is in effect, as `NAME=value` in the table's order, redacted, for the one log line at
+/// start.
 pub fn effective(env: &Env, vars: &[Var]) -> Vec<String> {
     let value = |var: &Var| redact(var.name, env.get(var.name).unwrap_or(var.default)).into_owned();
     vars.iter()

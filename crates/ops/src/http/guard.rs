@@ -1,7 +1,9 @@
-//! What a request must be before any of it is looked at: for a host that is ours, from an origin that may.
+//! What a request must be before any of it is looked at: for a host that is ours, from an origin
+//! that may.
 //!
-//! A web page that a person on this machine visits can send requests to `localhost`, by its own name (DNS rebinding)
-//! or across origins. Browsers say so in `Host` and `Origin`, so both are checked by default.
+//! A web page that a person on this machine visits can send requests to `localhost`, by its own
+//! name (DNS rebinding) or across origins. Browsers say so in `Host` and `Origin`, so both are
+//! checked by default.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -41,14 +43,19 @@ impl Origin {
         })
     }
 
-    /// Whether it is that of pages which come from this server itself, under the name that the request is for.
+    /// Whether it is that of pages which come from this server itself, under the name that the
+    /// request is for.
     fn is_of(&self, host: &str, port: Option<u16>) -> bool {
         let default = match self.scheme.as_str() {
             "http" => 80,
             "https" => 443,
             _ => return false,
         };
-        let own = self.host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(&self.host);
+        let own = self
+            .host
+            .strip_prefix('[')
+            .and_then(|host| host.strip_suffix(']'))
+            .unwrap_or(&self.host);
         own == host && self.port == port.unwrap_or(default)
     }
 }
@@ -76,16 +83,19 @@ pub struct Guard {
 }
 
 impl Guard {
-    /// A guard that lets requests in for `hosts` (`*` for any) beside loopback ones, and from `origins`.
+    /// A guard that lets requests in for `hosts` (`*` for any) beside loopback ones, and from
+    /// `origins`.
     pub fn new(hosts: &[String], origins: Vec<Origin>) -> Self {
-        let hosts = host_names(hosts).map(|names| names.iter().map(|name| split_host(name)).collect());
+        let hosts =
+            host_names(hosts).map(|names| names.iter().map(|name| split_host(name)).collect());
         Self { hosts, origins }
     }
 
     fn allows(&self, uri: &Uri, headers: &HeaderMap, check: Check) -> Result<(), &'static str> {
         let mut own = None;
         if let Some(hosts) = &self.hosts {
-            let (host, port) = split_host(requested_host(uri, headers).ok_or("a Host header is needed")?);
+            let (host, port) =
+                split_host(requested_host(uri, headers).ok_or("a Host header is needed")?);
             let covers = |(own, own_port): &(String, Option<u16>)| {
                 *own == host && (own_port.is_none() || *own_port == port)
             };
@@ -143,9 +153,13 @@ pub async fn check(State(guard): State<Arc<Guard>>, request: Request, next: Next
     guard.pass(request, next, Check::Full).await
 }
 
-/// The same for `/metrics`, except that every address is a good `Host`. Scrapers ask each replica by its address, and a
-/// web page can't make its own name one: what it rebinds is a name.
-pub async fn check_scrape(State(guard): State<Arc<Guard>>, request: Request, next: Next) -> Response {
+/// The same for `/metrics`, except that every address is a good `Host`. Scrapers ask each replica
+/// by its address, and a web page can't make its own name one: what it rebinds is a name.
+pub async fn check_scrape(
+    State(guard): State<Arc<Guard>>,
+    request: Request,
+    next: Next,
+) -> Response {
     guard.pass(request, next, Check::Scrape).await
 }
 
@@ -171,8 +185,8 @@ impl Guard {
     }
 }
 
-/// A header that decides whether a request is let in, and that the request has more than once: a proxy before us may have
-/// decided by the other value.
+/// A header that decides whether a request is let in, and that the request has more than once: a
+/// proxy before us may have decided by the other value.
 fn repeated(headers: &HeaderMap) -> Option<HeaderName> {
     [header::HOST, header::ORIGIN].into_iter().find(|name| headers.get_all(name).iter().count() > 1)
 }
@@ -193,7 +207,12 @@ mod tests {
         Guard::new(&hosts, origins.iter().map(|origin| Origin::parse(origin).unwrap()).collect())
     }
 
-    fn check(guard: &Guard, host: Option<&'static str>, origin: Option<&'static str>, expected: bool) {
+    fn check(
+        guard: &Guard,
+        host: Option<&'static str>,
+        origin: Option<&'static str>,
+        expected: bool,
+    ) {
         let mut headers = HeaderMap::new();
         headers.extend(host.map(|host| (header::HOST, HeaderValue::from_static(host))));
         headers.extend(origin.map(|origin| (header::ORIGIN, HeaderValue::from_static(origin))));
@@ -222,18 +241,29 @@ mod tests {
     async fn a_header_that_decides_comes_once() {
         let guard = Arc::new(guard(&[], &[]));
         let router = Router::new()
-            .route("/mcp", get(async || "in").layer(from_fn_with_state(guard.clone(), super::check)))
+            .route(
+                "/mcp",
+                get(async || "in").layer(from_fn_with_state(guard.clone(), super::check)),
+            )
             .route("/metrics", get(async || "in").layer(from_fn_with_state(guard, check_scrape)));
         for path in ["/mcp", "/metrics"] {
             for (headers, status) in [
                 (&[("host", "localhost")][..], 200),
                 (&[("host", "localhost"), ("host", "evil.example")], 400),
-                (&[("host", "localhost"), ("origin", "http://localhost"), ("origin", "http://e")], 400),
+                (
+                    &[
+                        ("host", "localhost"),
+                        ("origin", "http://localhost"),
+                        ("origin", "http://e"),
+                    ],
+                    400,
+                ),
             ] {
-                let request = headers
-                    .iter()
-                    .fold(Request::get(path), |request, (name, value)| request.header(*name, *value));
-                let answer = router.clone().oneshot(request.body(Body::empty()).unwrap()).await.unwrap();
+                let request = headers.iter().fold(Request::get(path), |request, (name, value)| {
+                    request.header(*name, *value)
+                });
+                let answer =
+                    router.clone().oneshot(request.body(Body::empty()).unwrap()).await.unwrap();
                 assert_eq!(answer.status(), status, "{path} {headers:?}");
             }
         }
@@ -260,7 +290,9 @@ mod tests {
     #[test]
     fn origins_are_checked() {
         let default = guard(&[], &[]);
-        for origin in ["http://localhost:3000", "https://evil.example", "ftp://localhost", "null", "x"] {
+        for origin in
+            ["http://localhost:3000", "https://evil.example", "ftp://localhost", "null", "x"]
+        {
             check(&default, Some("localhost"), Some(origin), false);
         }
         for (host, origin) in [

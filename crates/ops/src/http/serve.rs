@@ -1,8 +1,9 @@
 //! Serving connections, each of them bounded in time and all of them in number.
 //!
-//! `axum::serve` takes any number of connections and waits for a request's header for ever, so that a client that opens
-//! connections and says nothing can take them all. Who may keep one open is decided in [`seats`]. The protocol is HTTP/1.1: what the fleet's own clients speak, and
-//! every proxy.
+//! `axum::serve` takes any number of connections and waits for a request's header for ever, so that
+//! a client that opens connections and says nothing can take them all. Who may keep one open is
+//! decided in [`seats`]. The protocol is HTTP/1.1: what the fleet's own clients speak, and every
+//! proxy.
 
 use std::convert::Infallible;
 use std::io;
@@ -31,10 +32,12 @@ mod seats;
 
 use seats::{Guest, Seat, Seats, WaitingRoom};
 
-/// How long open requests may take to finish after the shutdown signal, where the caller has no wish of its own.
+/// How long open requests may take to finish after the shutdown signal, where the caller has no
+/// wish of its own.
 pub const DEFAULT_GRACE: Duration = Duration::from_secs(10);
 
-/// What is answered to a connection without a seat: a process that is crowded is neither dead nor in need of a restart.
+/// What is answered to a connection without a seat: a process that is crowded is neither dead nor
+/// in need of a restart.
 const PROBES: [&str; 3] = ["/health", "/ready", "/metrics"];
 
 /// How long to wait where the system has no more descriptors; without it the loop would spin.
@@ -43,11 +46,13 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
 /// The bounds of a listener.
 #[derive(Debug, Clone, Copy)]
 struct Limits {
-    /// How many connections may stay open for requests. Others get the answer to a probe, or are asked to come back.
+    /// How many connections may stay open for requests. Others get the answer to a probe, or are
+    /// asked to come back.
     connections: usize,
     /// How many of them one peer may have.
     per_peer: usize,
-    /// How many more connections may be open that have not asked yet or have no seat. The oldest silent one goes first.
+    /// How many more connections may be open that have not asked yet or have no seat. The oldest
+    /// silent one goes first.
     waiting: usize,
     /// How long a new connection may take for the header of its first request.
     first_header: Duration,
@@ -55,10 +60,11 @@ struct Limits {
     next_header: Duration,
 }
 
-/// 768 connections and 96 that wait leave a sixth of the usual limit of 1024 open files to everything else (hosted servers
-/// have three pipes each), and are enough for dozens of workers, also if two thirds come from one address. A first header
-/// comes at once from whoever means it. The later ones have more time than clients keep idle connections (30 s for the
-/// fleet's own, 90 s for many others): if the server closed them first, a request could be on its way just then, and
+/// 768 connections and 96 that wait leave a sixth of the usual limit of 1024 open files to
+/// everything else (hosted servers have three pipes each), and are enough for dozens of workers,
+/// also if two thirds come from one address. A first header comes at once from whoever means it.
+/// The later ones have more time than clients keep idle connections (30 s for the fleet's own, 90 s
+/// for many others): if the server closed them first, a request could be on its way just then, and
 /// would be lost.
 const LIMITS: Limits = Limits {
     connections: 768,
@@ -68,17 +74,23 @@ const LIMITS: Limits = Limits {
     next_header: Duration::from_secs(120),
 };
 
-/// Serves `router` until `shutdown` is cancelled and open requests are done, or [`DEFAULT_GRACE`] has passed.
+/// Serves `router` until `shutdown` is cancelled and open requests are done, or [`DEFAULT_GRACE`]
+/// has passed.
 ///
 /// # Errors
 ///
 /// None today: what can't be accepted is logged and tried again.
-pub async fn serve(listener: TcpListener, router: Router, shutdown: CancellationToken) -> io::Result<()> {
+pub async fn serve(
+    listener: TcpListener,
+    router: Router,
+    shutdown: CancellationToken,
+) -> io::Result<()> {
     serve_with_grace(listener, router, shutdown, DEFAULT_GRACE).await
 }
 
-/// Like [`serve`] with a bound of the caller's: requests still open `grace` after the signal are not waited for, and end
-/// with the runtime. Without a bound one client that holds a stream open would hold the process.
+/// Like [`serve`] with a bound of the caller's: requests still open `grace` after the signal are
+/// not waited for, and end with the runtime. Without a bound one client that holds a stream open
+/// would hold the process.
 ///
 /// # Errors
 ///
@@ -222,7 +234,8 @@ impl Host {
     }
 }
 
-/// The answer to a request. Who has no seat gets the answer to a probe and nothing else, and has to leave.
+/// The answer to a request. Who has no seat gets the answer to a probe and nothing else, and has to
+/// leave.
 async fn answer(router: Router, request: Request<Body>, is_seated: bool) -> Response {
     if !is_seated && !PROBES.contains(&request.uri().path()) {
         return busy();
@@ -257,9 +270,11 @@ mod tests {
 
     async fn start(limits: Limits) -> (SocketAddr, JoinHandle<()>) {
         let (listener, addr) = bind(SocketAddr::from(([127, 0, 0, 1], 0))).await.unwrap();
-        let router =
-            Router::new().route("/health", get(async || "fine")).route("/work", get(async || "done"));
-        let server = tokio::spawn(serve_within(limits, listener, router, CancellationToken::new(), SHORT));
+        let router = Router::new()
+            .route("/health", get(async || "fine"))
+            .route("/work", get(async || "done"));
+        let server =
+            tokio::spawn(serve_within(limits, listener, router, CancellationToken::new(), SHORT));
         (addr, server)
     }
 
@@ -271,7 +286,9 @@ mod tests {
     async fn until_closed(client: &mut TcpStream) -> String {
         let mut answer = Vec::new();
         // A reset is a close too.
-        _ = tokio::time::timeout(PATIENCE, client.read_to_end(&mut answer)).await.expect("never closed");
+        _ = tokio::time::timeout(PATIENCE, client.read_to_end(&mut answer))
+            .await
+            .expect("never closed");
         String::from_utf8(answer).unwrap()
     }
 
@@ -279,8 +296,14 @@ mod tests {
         let mut answer = Vec::new();
         while !String::from_utf8_lossy(&answer).contains(expected) {
             let mut chunk = [0; 1024];
-            let read = tokio::time::timeout(PATIENCE, client.read(&mut chunk)).await.unwrap().unwrap();
-            assert_ne!(read, 0, "closed before {expected:?}: {:?}", String::from_utf8_lossy(&answer));
+            let read =
+                tokio::time::timeout(PATIENCE, client.read(&mut chunk)).await.unwrap().unwrap();
+            assert_ne!(
+                read,
+                0,
+                "closed before {expected:?}: {:?}",
+                String::from_utf8_lossy(&answer)
+            );
             answer.extend_from_slice(&chunk[..read]);
         }
     }
@@ -304,7 +327,8 @@ mod tests {
         for _ in 0..2 {
             send(&mut client, WORK).await;
             until(&mut client, "done").await;
-            // The bound of a first header passes, and nothing is to happen: there is no condition to wait for.
+            // The bound of a first header passes, and nothing is to happen: there is no condition
+            // to wait for.
             tokio::time::sleep(MODEST + SHORT).await;
         }
         let (addr, ..) = start(Limits { next_header: MODEST, ..LIMITS }).await;
@@ -332,7 +356,10 @@ mod tests {
         let mut second = TcpStream::connect(addr).await.unwrap();
         send(&mut second, WORK).await;
         let answer = until_closed(&mut second).await;
-        assert!(answer.starts_with("HTTP/1.1 503") && answer.contains("retry-after: 1"), "{answer}");
+        assert!(
+            answer.starts_with("HTTP/1.1 503") && answer.contains("retry-after: 1"),
+            "{answer}"
+        );
         let mut third = TcpStream::connect(addr).await.unwrap();
         send(&mut third, HEALTH).await;
         let answer = until_closed(&mut third).await;
@@ -372,7 +399,8 @@ mod tests {
     #[tokio::test]
     async fn open_connections_are_counted() {
         let recorder = metrics_exporter_prometheus::PrometheusBuilder::new().build_recorder();
-        let (handle, _local) = (recorder.handle(), ::metrics::set_default_local_recorder(&recorder));
+        let (handle, _local) =
+            (recorder.handle(), ::metrics::set_default_local_recorder(&recorder));
         let open = async |expected: &str| {
             let line = format!("{} {expected}\n", HTTP_CONNECTIONS.name);
             let counted = async {
@@ -432,13 +460,17 @@ mod tests {
         let (listener, addr) = bind(SocketAddr::from(([127, 0, 0, 1], 0))).await.unwrap();
         let stop = CancellationToken::new();
         let router = Router::new().route("/work", get(async || "done"));
-        let server = tokio::spawn(serve_within(LIMITS, listener, router, stop.clone(), 10 * PATIENCE));
+        let server =
+            tokio::spawn(serve_within(LIMITS, listener, router, stop.clone(), 10 * PATIENCE));
         let mut silent = TcpStream::connect(addr).await.unwrap();
         let mut idle = TcpStream::connect(addr).await.unwrap();
         send(&mut idle, WORK).await;
         until(&mut idle, "done").await;
         stop.cancel();
-        tokio::time::timeout(PATIENCE, server).await.expect("it waits for the grace period").unwrap();
+        tokio::time::timeout(PATIENCE, server)
+            .await
+            .expect("it waits for the grace period")
+            .unwrap();
         assert_eq!(until_closed(&mut silent).await, "");
         assert_eq!(until_closed(&mut idle).await, "");
     }

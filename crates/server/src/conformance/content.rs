@@ -1,15 +1,16 @@
 //! Prompts and resources.
 
 use rmcp::model::{
-    ErrorData, GetPromptRequestParams, GetPromptResponse, GetPromptResult, Prompt, ReadResourceResponse,
-    ReadResourceResult, Resource, ResourceTemplate,
+    ErrorData, GetPromptRequestParams, GetPromptResponse, GetPromptResult, Prompt,
+    ReadResourceResponse, ReadResourceResult, Resource, ResourceTemplate,
 };
 use serde_json::{Value, json};
 
 use super::{PNG, parsed, rounds};
 
 pub(super) fn prompts() -> Vec<Prompt> {
-    let argument = |name: &str| json!({"name": name, "description": "An argument.", "required": true});
+    let argument =
+        |name: &str| json!({"name": name, "description": "An argument.", "required": true});
     let prompt = |name: &str, arguments: Vec<Value>| json!({"name": name, "description": "A prompt of the conformance suite.", "arguments": arguments});
     let all = json!([
         prompt("test_input_required_result_prompt", vec![]),
@@ -21,7 +22,9 @@ pub(super) fn prompts() -> Vec<Prompt> {
     parsed(all).unwrap_or_default()
 }
 
-pub(super) fn prompt(params: &GetPromptRequestParams) -> Option<Result<GetPromptResponse, ErrorData>> {
+pub(super) fn prompt(
+    params: &GetPromptRequestParams,
+) -> Option<Result<GetPromptResponse, ErrorData>> {
     let argument = |name: &str| {
         let value = params.arguments.as_ref().and_then(|all| all.get(name)?.as_str());
         value.unwrap_or_default().to_owned()
@@ -36,7 +39,8 @@ pub(super) fn prompt(params: &GetPromptRequestParams) -> Option<Result<GetPrompt
         "test_prompt_with_embedded_resource" => {
             let resource = json!({"uri": argument("resourceUri"), "mimeType": "text/plain",
                 "text": "Embedded resource content for testing."});
-            let embedded = json!({"role": "user", "content": {"type": "resource", "resource": resource}});
+            let embedded =
+                json!({"role": "user", "content": {"type": "resource", "resource": resource}});
             json!([embedded, text("Please process the embedded resource above.")])
         }
         "test_prompt_with_image" => {
@@ -46,8 +50,11 @@ pub(super) fn prompt(params: &GetPromptRequestParams) -> Option<Result<GetPrompt
         "test_input_required_result_prompt" => {
             let answers = params.input_responses.as_ref();
             let Some(context) = rounds::elicited(answers, "user_context", "context") else {
-                let ask = rounds::elicitation("What context should the prompt use?", "context", "string");
-                return Some(rounds::ask(json!({"user_context": ask}), None).map(GetPromptResponse::from));
+                let ask =
+                    rounds::elicitation("What context should the prompt use?", "context", "string");
+                return Some(
+                    rounds::ask(json!({"user_context": ask}), None).map(GetPromptResponse::from),
+                );
             };
             json!([text(&format!("A prompt for {context}."))])
         }
@@ -58,8 +65,9 @@ pub(super) fn prompt(params: &GetPromptRequestParams) -> Option<Result<GetPrompt
 }
 
 pub(super) fn resources() -> Vec<Resource> {
-    let resource =
-        |uri: &str, kind: &str| Resource::new(uri, uri).with_description("A resource.").with_mime_type(kind);
+    let resource = |uri: &str, kind: &str| {
+        Resource::new(uri, uri).with_description("A resource.").with_mime_type(kind)
+    };
     vec![
         resource("test://static-binary", "image/png"),
         resource("test://static-text", "text/plain"),
@@ -74,15 +82,19 @@ pub(super) fn templates() -> Vec<ResourceTemplate> {
 
 pub(super) fn read(uri: &str) -> Option<ReadResourceResponse> {
     let content = match uri {
-        "test://static-text" | "test://watched-resource" => json!({"uri": uri, "mimeType": "text/plain",
-            "text": "This is the content of the static text resource."}),
+        "test://static-text" | "test://watched-resource" => {
+            json!({"uri": uri, "mimeType": "text/plain",
+            "text": "This is the content of the static text resource."})
+        }
         "test://static-binary" => json!({"uri": uri, "mimeType": "image/png", "blob": PNG}),
         _ => {
             let id = uri.strip_prefix("test://template/")?.strip_suffix("/data")?;
-            let data = json!({"id": id, "templateTest": true, "data": format!("Data for ID: {id}")});
+            let data =
+                json!({"id": id, "templateTest": true, "data": format!("Data for ID: {id}")});
             json!({"uri": uri, "mimeType": "application/json", "text": data.to_string()})
         }
     };
-    let result: ReadResourceResult = parsed(json!({"resultType": "complete", "contents": [content]})).ok()?;
+    let result: ReadResourceResult =
+        parsed(json!({"resultType": "complete", "contents": [content]})).ok()?;
     Some(result.into())
 }

@@ -1,14 +1,19 @@
-//! Tools that talk to the client of a session while they run: logs, sampling and elicitation of the older revisions.
+//! Tools that talk to the client of a session while they run: logs, sampling and elicitation of the
+//! older revisions.
 
-#![expect(deprecated, reason = "the suite tests the older revisions for what the newer one has not")]
+#![expect(
+    deprecated,
+    reason = "the suite tests the older revisions for what the newer one has not"
+)]
 
 use std::time::Duration;
 
 use rmcp::{
     RoleServer,
     model::{
-        CallToolRequestParams, CallToolResponse, CallToolResult, ClientResult, ContentBlock, ElicitRequest,
-        ElicitRequestParams, ErrorData, LoggingLevel, LoggingMessageNotificationParam, ServerRequest,
+        CallToolRequestParams, CallToolResponse, CallToolResult, ClientResult, ContentBlock,
+        ElicitRequest, ElicitRequestParams, ErrorData, LoggingLevel,
+        LoggingMessageNotificationParam, ServerRequest,
     },
     service::{RequestContext, ServiceError},
 };
@@ -31,7 +36,8 @@ pub(super) async fn call(
             "The messages are sent.".to_owned()
         }
         "test_sampling" => {
-            let message = json!({"role": "user", "content": {"type": "text", "text": argument("prompt")}});
+            let message =
+                json!({"role": "user", "content": {"type": "text", "text": argument("prompt")}});
             let request = parsed(json!({"messages": [message], "maxTokens": 100}))?;
             let sampled = context.peer.create_message(request).await.map_err(failed)?;
             let answer = serde_json::to_value(&sampled.message.content).unwrap_or_default();
@@ -43,7 +49,8 @@ pub(super) async fn call(
             let properties =
                 json!({"username": word("User's response"), "email": word("User's email address")});
             let (action, content) =
-                elicit(context, &argument("message"), properties, json!(["username", "email"])).await?;
+                elicit(context, &argument("message"), properties, json!(["username", "email"]))
+                    .await?;
             format!("User response: action={action}, content={content}")
         }
         "test_elicitation_sep1034_defaults" => {
@@ -70,7 +77,8 @@ pub(super) async fn call(
                 "untitledMulti": {"type": "array", "items": {"type": "string", "enum": options}},
                 "titledMulti": {"type": "array", "items": {"anyOf": titled}},
             });
-            let (action, content) = elicit(context, "Please choose.", properties, json!([])).await?;
+            let (action, content) =
+                elicit(context, "Please choose.", properties, json!([])).await?;
             format!("Elicitation completed: action={action}, content={content}")
         }
         name => return Err(ErrorData::invalid_params(format!("unknown tool `{name}`"), None)),
@@ -80,7 +88,8 @@ pub(super) async fn call(
 
 /// Three messages. From 2026-07-28 on, only for a request that asks for a level.
 async fn log(context: &RequestContext<RoleServer>) {
-    let wanted = !is_modern(context) || context.meta.contains_key("io.modelcontextprotocol/logLevel");
+    let wanted =
+        !is_modern(context) || context.meta.contains_key("io.modelcontextprotocol/logLevel");
     for message in ["Tool execution started", "Tool processing data", "Tool execution completed"] {
         if wanted {
             let message = LoggingMessageNotificationParam::new(LoggingLevel::Info, message.into());

@@ -28,12 +28,19 @@ fn roots() -> Value {
 }
 
 /// A round that asks.
-pub(super) fn ask(requests: Value, state: Option<String>) -> Result<InputRequiredResult, ErrorData> {
+pub(super) fn ask(
+    requests: Value,
+    state: Option<String>,
+) -> Result<InputRequiredResult, ErrorData> {
     Ok(InputRequiredResult::new(Some(parsed(requests)?), state))
 }
 
 /// What the user has put into a field.
-pub(super) fn elicited(answers: Option<&InputResponses>, question: &str, field: &str) -> Option<String> {
+pub(super) fn elicited(
+    answers: Option<&InputResponses>,
+    question: &str,
+    field: &str,
+) -> Option<String> {
     let answer = answers?.get(question)?;
     let value = answer.get("content")?.get(field)?;
     Some(value.as_str().map_or_else(|| value.to_string(), str::to_owned))
@@ -55,9 +62,10 @@ pub(super) fn call(
         "test_input_required_result_elicitation" | "test_streaming_elicitation" => {
             match elicited(answers, "user_name", "name") {
                 Some(name) => Ok(format!("Hello, {name}!")),
-                None => {
-                    Err((json!({"user_name": elicitation("What is your name?", "name", "string")}), None))
-                }
+                None => Err((
+                    json!({"user_name": elicitation("What is your name?", "name", "string")}),
+                    None,
+                )),
             }
         }
         "test_input_required_result_sampling" => {
@@ -71,10 +79,12 @@ pub(super) fn call(
             }
         }
         "test_input_required_result_list_roots" => {
-            let roots_of = |all: &InputResponses| Some(all.get("client_roots")?.get("roots")?.to_string());
+            let roots_of =
+                |all: &InputResponses| Some(all.get("client_roots")?.get("roots")?.to_string());
             answers.and_then(roots_of).ok_or_else(|| (json!({"client_roots": roots()}), None))
         }
-        "test_input_required_result_request_state" | "test_input_required_result_tampered_state" => {
+        "test_input_required_result_request_state"
+        | "test_input_required_result_tampered_state" => {
             if let Some(state) = &params.request_state {
                 opened(fixtures, state, &params.name)?;
             }
@@ -153,7 +163,8 @@ fn rounds(fixtures: &Fixtures, params: &CallToolRequestParams) -> Result<Round, 
 
 /// What a state says that we have made, and that nobody has changed.
 fn opened(fixtures: &Fixtures, state: &str, expected: &str) -> Result<String, ErrorData> {
-    let invalid = || ErrorData::invalid_params("`requestState` is none of ours, or was changed", None);
+    let invalid =
+        || ErrorData::invalid_params("`requestState` is none of ours, or was changed", None);
     let bytes = fixtures.state.open(state).map_err(|_| invalid())?;
     let text = String::from_utf8(bytes).map_err(|_| invalid())?;
     if expected.is_empty() || text == expected { Ok(text) } else { Err(invalid()) }

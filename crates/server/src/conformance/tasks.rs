@@ -6,7 +6,8 @@ use fleet_jobs::{LongRunning, tasks::LONG_RUNNING};
 use rmcp::{
     RoleServer,
     model::{
-        CallToolRequestParams, CallToolResponse, CallToolResult, ContentBlock, ErrorData, InputResponses,
+        CallToolRequestParams, CallToolResponse, CallToolResult, ContentBlock, ErrorData,
+        InputResponses,
     },
     service::RequestContext,
 };
@@ -22,8 +23,7 @@ pub(super) fn list() -> Vec<Value> {
     let text = json!({"type": "string"});
     let tool = |name: &str, properties: Value, long_running: Option<&str>| {
         let schema = json!({"type": "object", "properties": properties});
-        let mut tool =
-            json!({"name": name, "description": "A tool of the conformance suite.", "inputSchema": schema});
+        let mut tool = json!({"name": name, "description": "A tool of the conformance suite.", "inputSchema": schema});
         if let Some(kind) = long_running {
             tool["_meta"] = json!({LONG_RUNNING: kind});
         }
@@ -31,7 +31,11 @@ pub(super) fn list() -> Vec<Value> {
     };
     vec![
         tool("greet", json!({"name": text}), None),
-        tool("slow_compute", json!({"seconds": {"type": "number"}, "label": text}), Some("optional")),
+        tool(
+            "slow_compute",
+            json!({"seconds": {"type": "number"}, "label": text}),
+            Some("optional"),
+        ),
         tool("failing_job", json!({}), Some("required")),
         tool("protocol_error_job", json!({}), Some("optional")),
         tool("confirm_delete", json!({"filename": text}), Some("optional")),
@@ -62,7 +66,8 @@ pub(super) async fn call(
     Some(match &*params.name {
         "greet" => said(format!("Hello, {}!", text("name"))),
         "slow_compute" => {
-            let seconds = argument("seconds").and_then(Value::as_f64).unwrap_or_default().clamp(0.0, LONGEST);
+            let seconds =
+                argument("seconds").and_then(Value::as_f64).unwrap_or_default().clamp(0.0, LONGEST);
             tokio::select! {
                 () = tokio::time::sleep(Duration::from_secs_f64(seconds)) => said(format!("{} is computed", text("label"))),
                 () = context.ct.cancelled() => Err(ErrorData::internal_error("the call was cancelled", None)),
@@ -72,7 +77,9 @@ pub(super) async fn call(
             tokio::time::sleep(Duration::from_millis(500)).await;
             Ok(CallToolResult::error(vec![ContentBlock::text("This job always fails.")]).into())
         }
-        "protocol_error_job" => Err(ErrorData::invalid_request("This job always breaks the protocol.", None)),
+        "protocol_error_job" => {
+            Err(ErrorData::invalid_request("This job always breaks the protocol.", None))
+        }
         "confirm_delete" => match elicited(answers, "confirm", "confirm") {
             Some(confirmed) => said(format!("Deleting {}: {confirmed}", text("filename"))),
             None => asked(json!({"confirm": elicitation("Delete it?", "confirm", "boolean")})),
@@ -90,7 +97,9 @@ pub(super) async fn call(
         }
         "test_tool_with_task" => match elicited(answers, "user_name", "name") {
             Some(name) => said(format!("Hello, {name}!")),
-            None => asked(json!({"user_name": elicitation("What is your name?", "name", "string")})),
+            None => {
+                asked(json!({"user_name": elicitation("What is your name?", "name", "string")}))
+            }
         },
         _ => return None,
     })

@@ -6,8 +6,8 @@ use fleet_hosting::changes::{Change, Lists};
 use rmcp::{
     RoleServer,
     model::{
-        CallToolRequestParams, CallToolResponse, CallToolResult, ClientCapabilities, ContentBlock, ErrorData,
-        ProgressNotificationParam, Tool,
+        CallToolRequestParams, CallToolResponse, CallToolResult, ClientCapabilities, ContentBlock,
+        ErrorData, ProgressNotificationParam, Tool,
     },
     service::RequestContext,
 };
@@ -49,9 +49,9 @@ const PLAIN: [&str; 25] = [
 
 pub(super) fn list() -> Vec<Tool> {
     let tool = |name: &str, schema: Value| json!({"name": name, "description": "A tool of the conformance suite.", "inputSchema": schema});
-    let text =
-        |name: &str| json!({"type": "object", "properties": {name: {"type": "string"}}, "required": [name]});
-    let mut tools: Vec<Value> = PLAIN.iter().map(|name| tool(name, json!({"type": "object"}))).collect();
+    let text = |name: &str| json!({"type": "object", "properties": {name: {"type": "string"}}, "required": [name]});
+    let mut tools: Vec<Value> =
+        PLAIN.iter().map(|name| tool(name, json!({"type": "object"}))).collect();
     tools.push(tool("json_schema_2020_12_tool", json_schema()));
     tools.push(tool("test_custom_header", header_schema()));
     tools.push(tool("test_elicitation", text("message")));
@@ -101,7 +101,9 @@ pub(super) async fn call(
     let content = match &*params.name {
         "test_simple_text" => vec![text("This is a simple text response for testing.")],
         "test_image_content" => vec![image],
-        "test_audio_content" => vec![json!({"type": "audio", "data": WAV, "mimeType": "audio/wav"})],
+        "test_audio_content" => {
+            vec![json!({"type": "audio", "data": WAV, "mimeType": "audio/wav"})]
+        }
         "test_embedded_resource" => {
             let words = "This is an embedded resource content.";
             vec![resource("test://embedded-resource", "text/plain", words)]
@@ -144,7 +146,9 @@ pub(super) async fn call(
         "test_reconnection" | "test_custom_header" | "json_schema_2020_12_tool" => {
             vec![text("The call has come to its end.")]
         }
-        name if name.starts_with("test_input_required_result_") || name == "test_streaming_elicitation" => {
+        name if name.starts_with("test_input_required_result_")
+            || name == "test_streaming_elicitation" =>
+        {
             return rounds::call(fixtures, &params, &context);
         }
         _ => return dialogue::call(&params, &context).await,

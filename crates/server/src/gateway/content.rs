@@ -5,9 +5,10 @@ use fleet_job::{size::clipped, tool_name};
 use rmcp::{
     RoleServer,
     model::{
-        ClientRequest, CompleteRequest, CompleteRequestParams, CompleteResult, CompletionInfo, ErrorData,
-        GetPromptRequest, GetPromptRequestParams, GetPromptResponse, Prompt, ReadResourceRequest,
-        ReadResourceRequestParams, ReadResourceResponse, Reference, Resource, ResourceTemplate,
+        ClientRequest, CompleteRequest, CompleteRequestParams, CompleteResult, CompletionInfo,
+        ErrorData, GetPromptRequest, GetPromptRequestParams, GetPromptResponse, Prompt,
+        ReadResourceRequest, ReadResourceRequestParams, ReadResourceResponse, Reference, Resource,
+        ResourceTemplate,
     },
     service::RequestContext,
 };
@@ -63,7 +64,10 @@ impl Gateway {
         };
         params.name = route.name;
         params.meta = None;
-        params.arguments.iter_mut().for_each(|arguments| apps::restore_in_object(&route.server, arguments));
+        params
+            .arguments
+            .iter_mut()
+            .for_each(|arguments| apps::restore_in_object(&route.server, arguments));
         let request = ClientRequest::GetPromptRequest(GetPromptRequest::new(params));
         forward::prompt(
             &route.server,
@@ -98,7 +102,10 @@ impl Gateway {
         params.uri = uri.to_owned();
         params.meta = None;
         let request = ClientRequest::ReadResourceRequest(ReadResourceRequest::new(params));
-        forward::resource(&server, forward::forward(&self.inner.fleet, &server, request, &context).await?)
+        forward::resource(
+            &server,
+            forward::forward(&self.inner.fleet, &server, request, &context).await?,
+        )
     }
 
     pub(super) async fn completions(
@@ -106,7 +113,9 @@ impl Gateway {
         mut params: CompleteRequestParams,
         context: RequestContext<RoleServer>,
     ) -> Result<CompleteResult, ErrorData> {
-        if let Some(own) = self.inner.providers.iter().find_map(|provider| provider.complete(&params)) {
+        if let Some(own) =
+            self.inner.providers.iter().find_map(|provider| provider.complete(&params))
+        {
             return Ok(CompleteResult::new(own));
         }
         let routes = self.inner.fleet.routes();
@@ -129,13 +138,17 @@ impl Gateway {
             let message = "there is no such prompt or resource template to complete an argument of";
             return Err(ErrorData::invalid_params(message, None));
         };
-        let upstream = self.inner.fleet.connection(&server).await.map_err(|error| forward::down(&error))?;
+        let upstream =
+            self.inner.fleet.connection(&server).await.map_err(|error| forward::down(&error))?;
         if upstream.info.capabilities.completions.is_none() {
             return Ok(CompleteResult::new(CompletionInfo::default()));
         }
         params.meta = None;
         apps::restore_in_text(&server, &mut params.argument.value);
         let request = ClientRequest::CompleteRequest(CompleteRequest::new(params));
-        forward::completions(&server, forward::forward(&self.inner.fleet, &server, request, &context).await?)
+        forward::completions(
+            &server,
+            forward::forward(&self.inner.fleet, &server, request, &context).await?,
+        )
     }
 }

@@ -1,11 +1,13 @@
-//! Requests of extensions of the protocol, which go to the hosted server that declares the extension.
+//! Requests of extensions of the protocol, which go to the hosted server that declares the
+//! extension.
 
 use fleet_hosting::{apps, extensions::Owner, forward};
 use fleet_job::size::clipped;
 use rmcp::{
     RoleServer,
     model::{
-        ClientRequest, CustomRequest, CustomResult, ErrorCode, ErrorData, SKILLS_EXTENSION_ID, ServerResult,
+        ClientRequest, CustomRequest, CustomResult, ErrorCode, ErrorData, SKILLS_EXTENSION_ID,
+        ServerResult,
     },
     service::RequestContext,
 };
@@ -13,8 +15,8 @@ use serde_json::{Value, json};
 
 use super::{Gateway, MAX_NAME, is_modern};
 
-/// Requests of the protocol in every revision. rmcp hands one whose parameters it can't read to the handler for unknown
-/// methods.
+/// Requests of the protocol in every revision. rmcp hands one whose parameters it can't read to the
+/// handler for unknown methods.
 const KNOWN_METHODS: [&str; 11] = [
     "tools/list",
     "tools/call",
@@ -46,7 +48,10 @@ impl Gateway {
         let of_other = if is_modern(&context) { &OLD_METHODS[..] } else { &NEW_METHODS[..] };
         let method = request.method.as_str();
         if KNOWN_METHODS.contains(&method) || of_revision.contains(&method) {
-            return Err(ErrorData::invalid_params(format!("the parameters of {method} are not valid"), None));
+            return Err(ErrorData::invalid_params(
+                format!("the parameters of {method} are not valid"),
+                None,
+            ));
         }
         if of_other.contains(&method) {
             return Err(unknown_method(method, ""));
@@ -57,7 +62,10 @@ impl Gateway {
             Owner::One(server) => server.to_owned(),
             Owner::Several(servers) => return Err(ambiguous(method, &servers)),
             Owner::Nobody => {
-                return Err(unknown_method(method, ", and no hosted server declares its extension"));
+                return Err(unknown_method(
+                    method,
+                    ", and no hosted server declares its extension",
+                ));
             }
         };
         drop(routes);
@@ -66,8 +74,9 @@ impl Gateway {
         params.iter_mut().for_each(|params| apps::restore_in_value(&server, params));
         let request = ClientRequest::CustomRequest(CustomRequest::new(request.method, params));
         let result = forward::forward(&self.inner.fleet, &server, request, &context).await?;
-        let mut result = serde_json::to_value(result)
-            .map_err(|error| ErrorData::internal_error(format!("server `{server}`: {error}"), None))?;
+        let mut result = serde_json::to_value(result).map_err(|error| {
+            ErrorData::internal_error(format!("server `{server}`: {error}"), None)
+        })?;
         apps::offer_in_answer(&server, &mut result);
         Ok(CustomResult::new(result))
     }
@@ -104,6 +113,7 @@ fn ambiguous(method: &str, servers: &[&str]) -> ErrorData {
         "method `{method}` is not passed on: it can't be told which of these servers is meant: {}",
         servers.join(", ")
     );
-    let data: Value = json!({ "reason": "ambiguous-extension", "method": method, "servers": servers });
+    let data: Value =
+        json!({ "reason": "ambiguous-extension", "method": method, "servers": servers });
     ErrorData::new(ErrorCode::METHOD_NOT_FOUND, message, Some(data))
 }

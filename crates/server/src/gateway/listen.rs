@@ -1,4 +1,5 @@
-//! Telling clients of changes: on a `subscriptions/listen` stream (from 2026-07-28 on), or as notifications of a session.
+//! Telling clients of changes: on a `subscriptions/listen` stream (from 2026-07-28 on), or as
+//! notifications of a session.
 
 use std::{
     collections::BTreeMap,
@@ -17,8 +18,8 @@ use parking_lot::Mutex;
 use rmcp::{
     RoleServer,
     model::{
-        ClientCapabilities, CustomNotification, ErrorData, GetMeta as _, ResourceUpdatedNotificationParam,
-        ServerNotification, SubscriptionFilter,
+        ClientCapabilities, CustomNotification, ErrorData, GetMeta as _,
+        ResourceUpdatedNotificationParam, ServerNotification, SubscriptionFilter,
     },
     service::{Peer, SubscriptionContext, SubscriptionSink},
 };
@@ -72,7 +73,9 @@ impl Gateway {
         let told = async {
             while let Some(change) = next(&mut changes).await {
                 let told = match &change {
-                    Change::Notice { extension, notice } if declares(capabilities.as_ref(), extension) => {
+                    Change::Notice { extension, notice }
+                        if declares(capabilities.as_ref(), extension) =>
+                    {
                         tell_notice(&request.peer, notice, Some(&sink)).await.is_ok()
                     }
                     change => tell_sink(&sink, change).await.is_ok(),
@@ -113,7 +116,8 @@ impl Gateway {
                     () = ended.cancelled() => return,
                 };
                 let (Some(change), Some(session)) = (change, session.upgrade()) else { return };
-                if peer.is_transport_closed() || tell_peer(&peer, &session, &change).await.is_err() {
+                if peer.is_transport_closed() || tell_peer(&peer, &session, &change).await.is_err()
+                {
                     return;
                 }
             }

@@ -14,8 +14,8 @@ use rmcp::{
     RoleServer,
     model::{
         CallToolRequestParams, CallToolResponse, DetailedTask, ErrorData, GetTaskResult,
-        NotificationMetaObject, ServerNotification, TaskStatusNotification, TaskStatusNotificationParams,
-        UpdateTaskParams,
+        NotificationMetaObject, ServerNotification, TaskStatusNotification,
+        TaskStatusNotificationParams, UpdateTaskParams,
     },
     service::{RequestContext, ServiceError},
 };
@@ -23,7 +23,8 @@ use tokio::sync::OwnedSemaphorePermit;
 
 use super::Gateway;
 
-/// The tasks whose states a `subscriptions/listen` stream has asked for, in the extensions of its HTTP request.
+/// The tasks whose states a `subscriptions/listen` stream has asked for, in the extensions of its
+/// HTTP request.
 #[derive(Debug, Clone)]
 pub(crate) struct WatchedTasks {
     ids: Arc<[String]>,
@@ -51,13 +52,16 @@ impl Gateway {
         ids.into_iter().zip(found).filter(|(_, found)| found.is_ok()).map(|(id, _)| id).collect()
     }
 
-    /// Tells a stream of the tasks that it watches: how each is now, and then every change until its end.
+    /// Tells a stream of the tasks that it watches: how each is now, and then every change until
+    /// its end.
     pub(super) async fn tell_of_tasks(
         &self,
         context: &RequestContext<RoleServer>,
     ) -> Result<(), ServiceError> {
-        let watched =
-            context.extensions.get::<Parts>().and_then(|parts| parts.extensions.get::<WatchedTasks>());
+        let watched = context
+            .extensions
+            .get::<Parts>()
+            .and_then(|parts| parts.extensions.get::<WatchedTasks>());
         let (Some(watched), Some(tasks)) = (watched, self.inner.tasks.get()) else { return Ok(()) };
         let caller = caller(tasks, context);
         let mut states: SelectAll<BoxStream<'static, DetailedTask>> =
@@ -68,7 +72,10 @@ impl Gateway {
             meta.set_subscription_id(context.id.clone());
             let params = TaskStatusNotificationParams::new(task).with_meta(meta);
             let notification = TaskStatusNotification::new(params);
-            context.peer.send_notification(ServerNotification::TaskStatusNotification(notification)).await?;
+            context
+                .peer
+                .send_notification(ServerNotification::TaskStatusNotification(notification))
+                .await?;
         }
         Ok(())
     }
@@ -91,7 +98,8 @@ impl Gateway {
             return Ok(None);
         }
         let (caller, trace) = (caller(tasks, context), TraceContext::of_meta(&context.meta));
-        let task = tasks.create(params.clone(), capabilities, &caller, &trace).await.map_err(refused)?;
+        let task =
+            tasks.create(params.clone(), capabilities, &caller, &trace).await.map_err(refused)?;
         Ok(Some(CallToolResponse::Task(task)))
     }
 
@@ -139,7 +147,10 @@ impl Gateway {
 
     fn tasks(&self) -> Result<&Tasks, ErrorData> {
         // Without them rmcp answers by itself, because the capability is not there.
-        self.inner.tasks.get().ok_or_else(|| ErrorData::internal_error("there are no tasks here", None))
+        self.inner
+            .tasks
+            .get()
+            .ok_or_else(|| ErrorData::internal_error("there are no tasks here", None))
     }
 }
 

@@ -1,5 +1,5 @@
-//! The spans of tool calls, named by OpenTelemetry's conventions for MCP: one where a call comes in, one below it where it is
-//! passed on to a hosted server.
+//! The spans of tool calls, named by OpenTelemetry's conventions for MCP: one where a call comes
+//! in, one below it where it is passed on to a hosted server.
 
 use fleet_job::{envelope::MAX_ID_BYTES, meta, trace::TraceContext};
 use fleet_ops::trace::{Attribute, Span, SpanKind, Value};
@@ -12,8 +12,8 @@ use rmcp::{
 
 use super::OK;
 
-/// Begins the span of a call that has come in. What the caller says in `_meta` goes before what its HTTP client says in
-/// headers. From here on, whoever looks into `_meta` finds this span.
+/// Begins the span of a call that has come in. What the caller says in `_meta` goes before what its
+/// HTTP client says in headers. From here on, whoever looks into `_meta` finds this span.
 pub(super) fn received(tool: &str, context: &mut RequestContext<RoleServer>) -> Span {
     let mut trace = TraceContext::of_meta(&context.meta);
     if trace.parent.is_none()
@@ -44,16 +44,21 @@ pub(super) fn passed_on(
     tool: &str,
     context: &RequestContext<RoleServer>,
 ) -> (Span, RequestContext<RoleServer>) {
-    let span = Span::start(SpanKind::Client, name(tool), &TraceContext::of_meta(&context.meta), || {
-        attributes(tool).into_iter().chain([("fleet.upstream", server.to_owned().into())])
-    });
+    let span =
+        Span::start(SpanKind::Client, name(tool), &TraceContext::of_meta(&context.meta), || {
+            attributes(tool).into_iter().chain([("fleet.upstream", server.to_owned().into())])
+        });
     let mut context = context.clone();
     span.context().put_into(&mut context.meta);
     (span, context)
 }
 
 /// Says in a span how the call went.
-pub(super) fn answered(span: &Span, outcome: &'static str, result: &Result<CallToolResponse, ErrorData>) {
+pub(super) fn answered(
+    span: &Span,
+    outcome: &'static str,
+    result: &Result<CallToolResponse, ErrorData>,
+) {
     match result {
         // What tools and their servers say is the caller's and may be secret.
         Err(error) => span.fail(outcome, &format!("JSON-RPC error {}", error.code.0)),

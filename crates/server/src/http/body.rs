@@ -13,19 +13,26 @@ use futures::StreamExt;
 
 use super::MAX_BODY;
 
-/// How long a body may take from its request's header to its end. The largest one arrives in this time at 140 KB/s; who
-/// is slower than that holds a connection, and memory for what has come, for no longer.
+/// How long a body may take from its request's header to its end. The largest one arrives in this
+/// time at 140 KB/s; who is slower than that holds a connection, and memory for what has come, for
+/// no longer.
 pub(super) const BODY_TIME: Duration = Duration::from_secs(30);
 /// How much of a body that is too large is read to be polite.
 const MAX_DRAINED: usize = 64 * 1024 * 1024;
 /// How long that may take.
 const DRAIN_TIME: Duration = Duration::from_secs(5);
 
-/// Reads a request's whole body, and turns the request away where that is too large or takes too long. What comes after
-/// this finds the body in memory.
-pub(super) async fn read_body(State(within): State<Duration>, request: Request, next: Next) -> Response {
-    let length =
-        request.headers().get(header::CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse().ok());
+/// Reads a request's whole body, and turns the request away where that is too large or takes too
+/// long. What comes after this finds the body in memory.
+pub(super) async fn read_body(
+    State(within): State<Duration>,
+    request: Request,
+    next: Next,
+) -> Response {
+    let length = request
+        .headers()
+        .get(header::CONTENT_LENGTH)
+        .and_then(|length| length.to_str().ok()?.parse().ok());
     let (parts, body) = request.into_parts();
     let mut body = body.into_data_stream();
     if length.is_some_and(|length: usize| length > MAX_BODY) {
@@ -38,7 +45,9 @@ pub(super) async fn read_body(State(within): State<Duration>, request: Request, 
             drain(body).await;
             too_large()
         }
-        Ok(Err(BodyError::Broken)) => (StatusCode::BAD_REQUEST, "the body broke off\n").into_response(),
+        Ok(Err(BodyError::Broken)) => {
+            (StatusCode::BAD_REQUEST, "the body broke off\n").into_response()
+        }
         Err(_) => {
             // What is left of the body would be read as the next request.
             let problem = format!("the body was not there within {} ms\n", within.as_millis());
@@ -65,8 +74,9 @@ async fn collect(body: &mut BodyDataStream) -> Result<Vec<u8>, BodyError> {
     Ok(whole)
 }
 
-/// Reads a body that is too large and throws it away, up to a bound: a caller that is still sending when the connection
-/// closes sees a lost connection, which it may retry, and not the answer, which says that it need not.
+/// Reads a body that is too large and throws it away, up to a bound: a caller that is still sending
+/// when the connection closes sees a lost connection, which it may retry, and not the answer, which
+/// says that it need not.
 async fn drain(mut body: BodyDataStream) {
     let drain = async {
         let mut drained = 0;
@@ -82,7 +92,8 @@ async fn drain(mut body: BodyDataStream) {
 }
 
 fn too_large() -> Response {
-    (StatusCode::PAYLOAD_TOO_LARGE, format!("the body must not be above {MAX_BODY} bytes\n")).into_response()
+    (StatusCode::PAYLOAD_TOO_LARGE, format!("the body must not be above {MAX_BODY} bytes\n"))
+        .into_response()
 }
 
 #[cfg(test)]
@@ -107,7 +118,8 @@ mod tests {
         tokio::spawn(fleet_ops::http::serve(listener, router, CancellationToken::new()));
         let check = async |head: &str, body: &str, expected: &str| {
             let mut client = TcpStream::connect(address).await.unwrap();
-            let request = format!("POST /x HTTP/1.1\r\nhost: x\r\nconnection: close\r\n{head}\r\n\r\n{body}");
+            let request =
+                format!("POST /x HTTP/1.1\r\nhost: x\r\nconnection: close\r\n{head}\r\n\r\n{body}");
             client.write_all(request.as_bytes()).await.unwrap();
             let mut answer = String::new();
             let read = client.read_to_string(&mut answer);

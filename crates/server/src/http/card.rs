@@ -1,5 +1,6 @@
-//! Public documents for clients that have not connected yet: the MCP server card at `/mcp/server-card` (SEP-2127) says
-//! where and how this server is reached, and the AI catalog at `/.well-known/ai-catalog.json` leads to the card.
+//! Public documents for clients that have not connected yet: the MCP server card at
+//! `/mcp/server-card` (SEP-2127) says where and how this server is reached, and the AI catalog at
+//! `/.well-known/ai-catalog.json` leads to the card.
 //!
 //! Both are the same for everybody and name no tools, so web pages of any origin may read them.
 
@@ -30,7 +31,8 @@ const CATALOG_TYPE: &str = "application/ai-catalog+json";
 const SCHEMA: &str = "https://static.modelcontextprotocol.io/schemas/v1/server-card.schema.json";
 /// The server's name in reverse DNS notation, as cards and registries write names.
 const NAME: &str = "io.mcp-fleet/mcp-fleet";
-/// The headers that the extension demands on both documents, and on the answer to a browser's preflight request.
+/// The headers that the extension demands on both documents, and on the answer to a browser's
+/// preflight request.
 const PUBLIC: [(HeaderName, &str); 4] = [
     (header::ACCESS_CONTROL_ALLOW_ORIGIN, "*"),
     (header::ACCESS_CONTROL_ALLOW_METHODS, "GET"),
@@ -44,8 +46,8 @@ struct About {
     versions: Vec<ProtocolVersion>,
 }
 
-/// The routes of both documents. Clients reach this server at `public_url`; without one, at the host that the request
-/// for the document was sent to.
+/// The routes of both documents. Clients reach this server at `public_url`; without one, at the
+/// host that the request for the document was sent to.
 pub(super) fn router(gateway: &Gateway, public_url: Option<Url>) -> Router {
     let versions = gateway.supported_protocol_versions().into_owned();
     Router::new()
@@ -69,7 +71,8 @@ async fn allow() -> Response {
     public(StatusCode::NO_CONTENT.into_response())
 }
 
-/// The URL under which this server is reached, without a slash at its end. The guard has checked the request's host.
+/// The URL under which this server is reached, without a slash at its end. The guard has checked
+/// the request's host.
 fn base_url(public_url: Option<&Url>, request: &Request) -> String {
     if let Some(url) = public_url {
         return url.as_str().trim_end_matches('/').to_owned();
@@ -161,7 +164,8 @@ mod tests {
 
     async fn ask(routes: Router, method: &str, path: &str, headers: &[(&str, &str)]) -> Response {
         let request = http::Request::builder().method(method).uri(path);
-        let request = headers.iter().fold(request, |request, (name, value)| request.header(*name, *value));
+        let request =
+            headers.iter().fold(request, |request, (name, value)| request.header(*name, *value));
         routes.oneshot(request.body(Body::empty()).unwrap()).await.unwrap()
     }
 
@@ -214,7 +218,10 @@ mod tests {
 
             let preflight = ask(routes(None), "OPTIONS", path, &headers).await;
             assert_eq!(preflight.status(), StatusCode::NO_CONTENT);
-            assert_eq!(preflight.headers()["access-control-allow-headers"], "Content-Type, If-None-Match");
+            assert_eq!(
+                preflight.headers()["access-control-allow-headers"],
+                "Content-Type, If-None-Match"
+            );
 
             let foreign = ask(routes(None), "GET", path, &[("host", "evil.example")]).await;
             assert_eq!(foreign.status(), StatusCode::FORBIDDEN);

@@ -1,9 +1,12 @@
-//! `POST /message`: one JSON-RPC request in, one JSON-RPC response out. No session, no handshake, no stream.
+//! `POST /message`: one JSON-RPC request in, one JSON-RPC response out. No session, no handshake,
+//! no stream.
 //!
-//! This is for callers that want to call a tool and nothing else, `curl` among them. A request that says nothing about
-//! a protocol version is answered as revision 2025-11-25 would; one with the `_meta` of 2026-07-28 as that would.
+//! This is for callers that want to call a tool and nothing else, `curl` among them. A request that
+//! says nothing about a protocol version is answered as revision 2025-11-25 would; one with the
+//! `_meta` of 2026-07-28 as that would.
 //!
-//! With `?sessionId=…` it is the other half of [`sse`](super::sse): what is posted is answered on a stream.
+//! With `?sessionId=…` it is the other half of [`sse`](super::sse): what is posted is answered on a
+//! stream.
 
 use axum::{
     body::to_bytes,
@@ -14,8 +17,8 @@ use axum::{
 use fleet_job::size::clipped;
 use rmcp::{
     model::{
-        ClientCapabilities, ClientJsonRpcMessage, ClientRequest, ErrorCode, GetExtensions, Implementation,
-        InitializeRequestParams, ProtocolVersion, ServerJsonRpcMessage,
+        ClientCapabilities, ClientJsonRpcMessage, ClientRequest, ErrorCode, GetExtensions,
+        Implementation, InitializeRequestParams, ProtocolVersion, ServerJsonRpcMessage,
     },
     service::serve_directly_with_ct,
     transport::OneshotTransport,
@@ -58,12 +61,14 @@ pub(super) async fn handle(State(receiver): State<Receiver>, request: Request) -
     if let Some(stream) = stream {
         return match receiver.streams.post(&stream, message).await {
             true => (StatusCode::ACCEPTED, "Accepted").into_response(),
-            false => (StatusCode::NOT_FOUND, "no stream of this sessionId is open here\n").into_response(),
+            false => (StatusCode::NOT_FOUND, "no stream of this sessionId is open here\n")
+                .into_response(),
         };
     }
     match message {
         ClientJsonRpcMessage::Request(_) => answer(receiver.gateway, message).await,
-        // Nothing here lasts longer than one request, so there is nothing a notification could be about.
+        // Nothing here lasts longer than one request, so there is nothing a notification could be
+        // about.
         ClientJsonRpcMessage::Notification(_) => StatusCode::ACCEPTED.into_response(),
         ClientJsonRpcMessage::Response(_) | ClientJsonRpcMessage::Error(_) => {
             Refusal::new(ErrorCode::INVALID_REQUEST, None, "a response to nothing that was asked")
@@ -118,9 +123,13 @@ fn read(body: &[u8]) -> Result<ClientJsonRpcMessage, Refusal> {
     let value: Value = serde_json::from_slice(body).map_err(|error| {
         Refusal::new(ErrorCode::PARSE_ERROR, None, format!("the body is no JSON: {error}"))
     })?;
-    let invalid = |id: Option<Value>, message: &str| Refusal::new(ErrorCode::INVALID_REQUEST, id, message);
+    let invalid =
+        |id: Option<Value>, message: &str| Refusal::new(ErrorCode::INVALID_REQUEST, id, message);
     let Value::Object(mut object) = value else {
-        return Err(invalid(None, "the body must be one JSON-RPC message (batches are not supported)"));
+        return Err(invalid(
+            None,
+            "the body must be one JSON-RPC message (batches are not supported)",
+        ));
     };
     let id = object.get("id").filter(|id| id.is_string() || id.is_i64()).cloned();
     if object.get("jsonrpc") != Some(&json!("2.0")) {
@@ -144,10 +153,15 @@ fn read(body: &[u8]) -> Result<ClientJsonRpcMessage, Refusal> {
         .map_err(|error| invalid(id, &format!("the body is no JSON-RPC message: {error}")))
 }
 
-/// Discovery belongs to the stateless protocol and needs its `_meta`; whoever only wants to look need not write it.
+/// Discovery belongs to the stateless protocol and needs its `_meta`; whoever only wants to look
+/// need not write it.
 fn complete_discovery(object: &mut Map<String, Value>) {
-    let Some(params) = object.entry("params").or_insert_with(|| json!({})).as_object_mut() else { return };
-    let Some(meta) = params.entry("_meta").or_insert_with(|| json!({})).as_object_mut() else { return };
+    let Some(params) = object.entry("params").or_insert_with(|| json!({})).as_object_mut() else {
+        return;
+    };
+    let Some(meta) = params.entry("_meta").or_insert_with(|| json!({})).as_object_mut() else {
+        return;
+    };
     let version = meta.entry("io.modelcontextprotocol/protocolVersion");
     version.or_insert_with(|| ProtocolVersion::LATEST.as_str().into());
     meta.entry("io.modelcontextprotocol/clientCapabilities").or_insert_with(|| json!({}));
@@ -160,9 +174,11 @@ async fn answer(gateway: Gateway, message: ClientJsonRpcMessage) -> Response {
     {
         version = initialize.params.protocol_version.clone();
     }
-    let caller =
-        InitializeRequestParams::new(ClientCapabilities::default(), Implementation::new("message", "0"))
-            .with_protocol_version(version);
+    let caller = InitializeRequestParams::new(
+        ClientCapabilities::default(),
+        Implementation::new("message", "0"),
+    )
+    .with_protocol_version(version);
     let (transport, mut responses) = OneshotTransport::new(message);
     // A caller that hangs up cancels its request.
     let token = CancellationToken::new();

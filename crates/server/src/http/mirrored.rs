@@ -1,8 +1,8 @@
 //! `Mcp-Method` and `Mcp-Name`, which repeat what a request's body says.
 //!
-//! Proxies route and allow requests by these headers without reading the body, so a header that says something else than
-//! the body could carry a request past them. rmcp checks that for requests of the newest revision only. A header that is
-//! missing misleads nobody and is left to rmcp.
+//! Proxies route and allow requests by these headers without reading the body, so a header that
+//! says something else than the body could carry a request past them. rmcp checks that for requests
+//! of the newest revision only. A header that is missing misleads nobody and is left to rmcp.
 
 use axum::{
     body::{Body, to_bytes},
@@ -56,11 +56,12 @@ fn named_by(method: &str) -> Option<&'static str> {
     }
 }
 
-/// Says which header contradicts the body. What is no message with a method is refused by whoever handles it.
+/// Says which header contradicts the body. What is no message with a method is refused by whoever
+/// handles it.
 fn contradiction(headers: &HeaderMap, body: &[u8]) -> Result<(), String> {
     let (method, name) = (only(headers, &METHOD)?, only(headers, &NAME)?);
-    // Read as loosely as by whoever handles the message: of a key that comes twice the last one counts, and no other member
-    // matters, whatever it is.
+    // Read as loosely as by whoever handles the message: of a key that comes twice the last one
+    // counts, and no other member matters, whatever it is.
     let message: Value = serde_json::from_slice(body).unwrap_or_default();
     let Some(called) = message["method"].as_str() else { return Ok(()) };
 
@@ -72,7 +73,8 @@ fn contradiction(headers: &HeaderMap, body: &[u8]) -> Result<(), String> {
 
     let named = named_by(called).and_then(|key| message["params"][key].as_str());
     if let (Some(said), Some(named)) = (name, named) {
-        let said = decoded(&said).ok_or_else(|| format!("the {NAME} header is not valid Base64"))?;
+        let said =
+            decoded(&said).ok_or_else(|| format!("the {NAME} header is not valid Base64"))?;
         if said != named {
             return Err(mismatch(&NAME, &said, named));
         }
@@ -92,7 +94,9 @@ fn only(headers: &HeaderMap, name: &HeaderName) -> Result<Option<String>, String
     if values.next().is_some() {
         return Err(format!("more than one {name} header; send one"));
     }
-    let text = value.to_str().map_err(|_| format!("the {name} header has characters that are not ASCII"))?;
+    let text = value
+        .to_str()
+        .map_err(|_| format!("the {name} header has characters that are not ASCII"))?;
     Ok(Some(text.to_owned()))
 }
 
@@ -121,8 +125,10 @@ mod tests {
     async fn a_header_that_contradicts_the_body_is_refused() {
         let router = Router::new().route("/message", post(async || "in")).layer(from_fn(check));
         let call = r#"{"id":7,"method":"tools/call","params":{"name":"deploy"}}"#;
-        let twice = r#"{"id":7,"method":"tools/list","method":"tools/call","params":{"name":"deploy"}}"#;
-        let odd = r#"{"id":7,"method":"tools/call","params":{"name":"deploy","uri":7,"taskId":[]}}"#;
+        let twice =
+            r#"{"id":7,"method":"tools/list","method":"tools/call","params":{"name":"deploy"}}"#;
+        let odd =
+            r#"{"id":7,"method":"tools/call","params":{"name":"deploy","uri":7,"taskId":[]}}"#;
         let read = r#"{"id":7,"method":"resources/read","params":{"uri":"größe"}}"#;
         for (headers, body, status) in [
             (&[][..], call, 200),
@@ -132,15 +138,20 @@ mod tests {
             (&[("mcp-name", "deploy"), ("mcp-name", "deploy")], call, 400),
             (&[("mcp-method", "tools/list")], twice, 400),
             (&[("mcp-name", "status")], odd, 400),
-            (&[("mcp-method", "tools/list")], r#"{"id":7,"method":"tools/call","params":null}"#, 400),
+            (
+                &[("mcp-method", "tools/list")],
+                r#"{"id":7,"method":"tools/call","params":null}"#,
+                400,
+            ),
             (&[("mcp-name", "=?base64?Z3LDtsOfZQ==?=")], read, 200),
             (&[("mcp-name", "=?base64?%?=")], read, 400),
             (&[("mcp-name", "x")], r#"{"id":7,"method":"tools/list"}"#, 200),
             (&[("mcp-method", "tools/call")], "{", 200),
         ] {
-            let request = headers.iter().fold(http::Request::post("/message"), |request, (name, value)| {
-                request.header(*name, *value)
-            });
+            let request =
+                headers.iter().fold(http::Request::post("/message"), |request, (name, value)| {
+                    request.header(*name, *value)
+                });
             let request = request.body(Body::from(body)).unwrap();
             let answer = router.clone().oneshot(request).await.unwrap();
             assert_eq!(answer.status(), status, "{headers:?} {body}");
@@ -154,7 +165,8 @@ mod tests {
 
     #[test]
     fn a_refusal_is_short() {
-        let body = json!({"method": "tools/call", "params": {"name": "x".repeat(1 << 20)}}).to_string();
+        let body =
+            json!({"method": "tools/call", "params": {"name": "x".repeat(1 << 20)}}).to_string();
         let headers = HeaderMap::from_iter([(NAME, "y".repeat(1000).parse().unwrap())]);
         let why = contradiction(&headers, body.as_bytes()).unwrap_err();
         assert!(why.len() < 400, "{why}");

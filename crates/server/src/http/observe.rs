@@ -1,4 +1,5 @@
-//! What is done with every request, whatever it asks for: its credentials stay out of logs, and it is counted.
+//! What is done with every request, whatever it asks for: its credentials stay out of logs, and it
+//! is counted.
 
 use std::time::Instant;
 
@@ -14,8 +15,8 @@ use fleet_ops::http::CREDENTIALS;
 use super::card;
 use crate::metrics::HTTP_DURATION;
 
-/// Marks credentials, so that whoever writes the headers into a log, at whatever level, writes `Sensitive` and not the
-/// value.
+/// Marks credentials, so that whoever writes the headers into a log, at whatever level, writes
+/// `Sensitive` and not the value.
 pub(super) async fn mark_credentials(mut request: Request, next: Next) -> Response {
     for name in &CREDENTIALS {
         if let header::Entry::Occupied(mut entry) = request.headers_mut().entry(name) {

@@ -10,12 +10,14 @@ use fleet_hosting::kept_items::restore_text;
 use http::{HeaderValue, header};
 use http_body_util::BodyExt as _;
 
-/// The layer over every route that answers calls. An event is one frame of its stream, and other answers are in memory as
-/// a whole.
+/// The layer over every route that answers calls. An event is one frame of its stream, and other
+/// answers are in memory as a whole.
 pub(super) async fn put_back(request: Request, next: Next) -> Response {
     let response = next.run(request).await;
     match kind(&response) {
-        Kind::Events => response.map(|body| Body::new(body.map_frame(|frame| frame.map_data(restored)))),
+        Kind::Events => {
+            response.map(|body| Body::new(body.map_frame(|frame| frame.map_data(restored))))
+        }
         Kind::Json => whole(response).await,
         Kind::Other => response,
     }
@@ -28,7 +30,8 @@ enum Kind {
 }
 
 fn kind(response: &Response) -> Kind {
-    let content_type = response.headers().get(header::CONTENT_TYPE).map_or(&b""[..], HeaderValue::as_bytes);
+    let content_type =
+        response.headers().get(header::CONTENT_TYPE).map_or(&b""[..], HeaderValue::as_bytes);
     if content_type.starts_with(b"text/event-stream") {
         Kind::Events
     } else if content_type.starts_with(b"application/json") {

@@ -1,8 +1,8 @@
 //! Requests of older revisions that belong to no session.
 //!
-//! A client that wants a session begins with `initialize` and names the session from then on. A script that posts a
-//! single `tools/call` does neither, and rmcp refuses it where clients get sessions. So such requests are served as if
-//! there were no sessions.
+//! A client that wants a session begins with `initialize` and names the session from then on. A
+//! script that posts a single `tools/call` does neither, and rmcp refuses it where clients get
+//! sessions. So such requests are served as if there were no sessions.
 
 use axum::{
     body::{Body, to_bytes},
@@ -24,7 +24,11 @@ struct Message<'a> {
 }
 
 /// Serves what neither begins a session nor names one without any. The body is in memory already.
-pub(super) async fn serve(State(stateless): State<McpService>, request: Request, next: Next) -> Response {
+pub(super) async fn serve(
+    State(stateless): State<McpService>,
+    request: Request,
+    next: Next,
+) -> Response {
     if request.method() != Method::POST || request.headers().contains_key(SESSION_ID) {
         return next.run(request).await;
     }
@@ -35,7 +39,11 @@ pub(super) async fn serve(State(stateless): State<McpService>, request: Request,
     };
     let begins_session = begins_session(&body);
     let request = Request::from_parts(parts, Body::from(body));
-    if begins_session { next.run(request).await } else { stateless.handle(request).await.into_response() }
+    if begins_session {
+        next.run(request).await
+    } else {
+        stateless.handle(request).await.into_response()
+    }
 }
 
 fn begins_session(body: &[u8]) -> bool {
@@ -48,12 +56,16 @@ mod tests {
 
     #[test]
     fn only_initialize_begins_a_session() {
-        let check =
-            |body: &str, expected: bool| assert_eq!(begins_session(body.as_bytes()), expected, "{body}");
+        let check = |body: &str, expected: bool| {
+            assert_eq!(begins_session(body.as_bytes()), expected, "{body}")
+        };
         check(r#"{"jsonrpc":"2.0","id":1,"method":"initialize","params":{}}"#, true);
         check(r#"{"jsonrpc":"2.0","id":1,"method":"init\u0069alize"}"#, true);
         check(r#"{"jsonrpc":"2.0","method":"notifications/initialized"}"#, false);
-        check(r#"{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"initialize"}}"#, false);
+        check(
+            r#"{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"initialize"}}"#,
+            false,
+        );
         check("initialize", false);
     }
 }

@@ -1,13 +1,15 @@
 //! Sessions of clients of the older protocol, bounded in number, which any replica can serve.
 //!
-//! A session is a task and a few queues for what belongs to no single request. Everything else is in the requests, so a
-//! request of a session that is not here (another replica made it, or it was ended to make room, or this process is a
-//! new one) makes it here, as its client's `initialize` would have. No client hears that its session was not found,
-//! except of one that it has deleted and of an id that is none of ours.
+//! A session is a task and a few queues for what belongs to no single request. Everything else is
+//! in the requests, so a request of a session that is not here (another replica made it, or it was
+//! ended to make room, or this process is a new one) makes it here, as its client's `initialize`
+//! would have. No client hears that its session was not found, except of one that it has deleted
+//! and of an id that is none of ours.
 //!
-//! rmcp can restore sessions from a store by itself, but answers 500 where two requests of a session that is not here
-//! come at once and one is late, and where a session is ended between being found and being used. So sessions are made
-//! here, at the moment of their use, under one lock. Only the deletion comes by way of rmcp's store.
+//! rmcp can restore sessions from a store by itself, but answers 500 where two requests of a
+//! session that is not here come at once and one is late, and where a session is ended between
+//! being found and being used. So sessions are made here, at the moment of their use, under one
+//! lock. Only the deletion comes by way of rmcp's store.
 
 use std::{
     collections::HashMap,
@@ -28,8 +30,8 @@ use parking_lot::{Mutex, MutexGuard};
 use rmcp::{
     model::{
         ClientCapabilities, ClientJsonRpcMessage, ClientNotification, ClientRequest, GetExtensions,
-        Implementation, InitializeRequest, InitializeRequestParams, InitializedNotification, NumberOrString,
-        ProtocolVersion, ServerJsonRpcMessage,
+        Implementation, InitializeRequest, InitializeRequestParams, InitializedNotification,
+        NumberOrString, ProtocolVersion, ServerJsonRpcMessage,
     },
     service::serve_server_with_ct,
     transport::{
@@ -55,7 +57,8 @@ mod id;
 pub(super) const MAX_SESSIONS: usize = 1000;
 /// How many deleted sessions are remembered.
 const MAX_DELETED: usize = 10_000;
-/// How much longer than the longest call a session lives without a sign of life. rmcp counts a call that runs as none.
+/// How much longer than the longest call a session lives without a sign of life. rmcp counts a call
+/// that runs as none.
 const IDLE: Duration = Duration::from_secs(300);
 
 /// Sessions in this process, of which there are only so many. Clones share them.
@@ -94,8 +97,9 @@ struct Session {
 enum Maker {
     /// rmcp, for an `initialize`.
     Rmcp,
-    /// We, for a request of a session that was not here. The number is that of its making: a session can be made here
-    /// more than once, and the end of the first is not the end of the second.
+    /// We, for a request of a session that was not here. The number is that of its making: a
+    /// session can be made here more than once, and the end of the first is not the end of the
+    /// second.
     Us(u64),
 }
 
@@ -139,12 +143,13 @@ impl Sessions {
     ) -> Self {
         let mut config = SessionConfig::default();
         config.keep_alive = Some(longest_call.saturating_add(IDLE));
-        let (clock, known, deleted) = (AtomicU64::new(0), Mutex::default(), id::Deleted::new(MAX_DELETED));
+        let (clock, known, deleted) =
+            (AtomicU64::new(0), Mutex::default(), id::Deleted::new(MAX_DELETED));
         Self { inner: Arc::new(Inner { gateway, stop, config, limit, clock, known, deleted }) }
     }
 
-    /// The session of an id, which is made where it is not here, with a request that is open until what is given back is
-    /// dropped.
+    /// The session of an id, which is made where it is not here, with a request that is open until
+    /// what is given back is dropped.
     async fn open(
         &self,
         id: &SessionId,
@@ -170,7 +175,8 @@ impl Sessions {
         match establish(open.0.handle.clone()).await {
             Ok(receiver) => Ok((open, receiver)),
             Err(SessionError::SessionServiceTerminated) => {
-                // It has ended in this moment, having been idle for long, and nobody has said so yet.
+                // It has ended in this moment, having been idle for long, and nobody has said so
+                // yet.
                 self.inner.forget(id, open.0.maker);
                 let open = self.open(id, version).await?;
                 let receiver = establish(open.0.handle.clone()).await?;
@@ -180,15 +186,20 @@ impl Sessions {
         }
     }
 
-    /// A session that is here already. One that is just being made takes nothing before its handshake and would end.
+    /// A session that is here already. One that is just being made takes nothing before its
+    /// handshake and would end.
     async fn here(&self, id: &SessionId) -> Option<Arc<Session>> {
         let session = self.inner.used(id)?;
         session.ready.clone().await.then_some(session)
     }
 
-    async fn standalone(&self, id: &SessionId) -> Result<StreamableHttpMessageReceiver, SessionsError> {
+    async fn standalone(
+        &self,
+        id: &SessionId,
+    ) -> Result<StreamableHttpMessageReceiver, SessionsError> {
         let version = || ProtocolVersion::LATEST_WITH_INITIALIZE;
-        let establish = |handle: LocalSessionHandle| async move { handle.establish_common_channel().await };
+        let establish =
+            |handle: LocalSessionHandle| async move { handle.establish_common_channel().await };
         let (_, receiver) = self.stream(id, version, establish).await?;
         Ok(receiver)
     }
@@ -215,7 +226,8 @@ impl Inner {
         id: &SessionId,
         version: impl FnOnce() -> ProtocolVersion,
     ) -> Result<Found, SessionsError> {
-        // All under the lock, so that a session is not taken for idle between being found and being counted.
+        // All under the lock, so that a session is not taken for idle between being found and being
+        // counted.
         let mut known = self.known();
         let (session, evicted) = match known.get(id) {
             Some(session) => (session.clone(), None),
@@ -225,8 +237,10 @@ impl Inner {
                 let maker = Maker::Us(self.tick());
                 let handshake =
                     Arc::clone(self).restore(id.clone(), maker, handle.clone(), worker, version());
-                // A task, so that the one who waits for it first may give up without harm to the others.
-                let ready = tokio::spawn(handshake).map(|done| matches!(done, Ok(Ok(())))).boxed().shared();
+                // A task, so that the one who waits for it first may give up without harm to the
+                // others.
+                let ready =
+                    tokio::spawn(handshake).map(|done| matches!(done, Ok(Ok(())))).boxed().shared();
                 let session = Arc::new(Session::new(handle, maker, ready));
                 known.insert(id.clone(), session.clone());
                 (session, evicted)
@@ -255,26 +269,42 @@ impl Inner {
             self.forget(&id, maker);
         });
         // What the client can do is not known here, so nothing is asked of it.
-        let client =
-            InitializeRequestParams::new(ClientCapabilities::default(), Implementation::new("session", "0"))
-                .with_protocol_version(version);
+        let client = InitializeRequestParams::new(
+            ClientCapabilities::default(),
+            Implementation::new("session", "0"),
+        )
+        .with_protocol_version(version);
         let initialize = ClientRequest::InitializeRequest(InitializeRequest::new(client));
-        handle.initialize(ClientJsonRpcMessage::request(initialize, NumberOrString::Number(0))).await?;
-        let initialized = ClientNotification::InitializedNotification(InitializedNotification::default());
+        handle
+            .initialize(ClientJsonRpcMessage::request(initialize, NumberOrString::Number(0)))
+            .await?;
+        let initialized =
+            ClientNotification::InitializedNotification(InitializedNotification::default());
         handle.push_message(ClientJsonRpcMessage::notification(initialized), None).await
     }
 
     /// A session that `maker` made has ended, or must.
     fn forget(&self, id: &SessionId, maker: Maker) -> Option<Arc<Session>> {
         let mut known = self.known();
-        if known.get(id).is_some_and(|session| session.maker == maker) { known.remove(id) } else { None }
+        if known.get(id).is_some_and(|session| session.maker == maker) {
+            known.remove(id)
+        } else {
+            None
+        }
     }
 }
 
 impl Session {
     fn new(handle: LocalSessionHandle, maker: Maker, ready: Ready) -> Self {
         let counted = Counted::new(&metrics::SESSIONS);
-        Self { handle, maker, ready, last: AtomicU64::new(0), open: AtomicUsize::new(0), _counted: counted }
+        Self {
+            handle,
+            maker,
+            ready,
+            last: AtomicU64::new(0),
+            open: AtomicUsize::new(0),
+            _counted: counted,
+        }
     }
 }
 
@@ -320,7 +350,8 @@ impl SessionManager for Sessions {
         let id = id::new_id();
         let inner = &self.inner;
         let (handle, worker) = create_local_session(id.clone(), inner.config.clone());
-        let session = Session::new(handle, Maker::Rmcp, futures::future::ready(true).boxed().shared());
+        let session =
+            Session::new(handle, Maker::Rmcp, futures::future::ready(true).boxed().shared());
         session.last.store(inner.tick(), Ordering::Relaxed);
         let evicted = {
             let mut known = inner.known();
@@ -346,8 +377,8 @@ impl SessionManager for Sessions {
         Ok(id::is_ours(id) && !self.inner.deleted.contains(id))
     }
 
-    // rmcp calls this for every session that it has made when that ends, however it does, and at a deletion, of which
-    // the store hears too.
+    // rmcp calls this for every session that it has made when that ends, however it does, and at a
+    // deletion, of which the store hears too.
     async fn close_session(&self, id: &SessionId) -> Result<(), Self::Error> {
         end(self.inner.forget(id, Maker::Rmcp)).await;
         Ok(())
@@ -358,8 +389,9 @@ impl SessionManager for Sessions {
         id: &SessionId,
         message: ClientJsonRpcMessage,
     ) -> Result<impl Stream<Item = ServerSseMessage> + Send + Sync + 'static, Self::Error> {
-        let establish =
-            |handle: LocalSessionHandle| async move { handle.establish_request_wise_channel().await };
+        let establish = |handle: LocalSessionHandle| async move {
+            handle.establish_request_wise_channel().await
+        };
         let (open, receiver) = self.stream(id, || version_of(&message), establish).await?;
         open.0.handle.push_message(message, receiver.http_request_id).await?;
         // The request is open until its stream is gone.
@@ -369,8 +401,13 @@ impl SessionManager for Sessions {
         }))
     }
 
-    async fn accept_message(&self, id: &SessionId, message: ClientJsonRpcMessage) -> Result<(), Self::Error> {
-        // What is no request is about something that goes on in the session. Where that is not here, nothing does.
+    async fn accept_message(
+        &self,
+        id: &SessionId,
+        message: ClientJsonRpcMessage,
+    ) -> Result<(), Self::Error> {
+        // What is no request is about something that goes on in the session. Where that is not
+        // here, nothing does.
         match self.here(id).await {
             Some(session) => match session.handle.push_message(message, None).await {
                 Ok(()) | Err(SessionError::SessionServiceTerminated) => Ok(()),
@@ -380,16 +417,16 @@ impl SessionManager for Sessions {
         }
     }
 
-    // A stream for what the server might say by itself is open for as long as its client is there, used or not. It
-    // does not make a session busy.
+    // A stream for what the server might say by itself is open for as long as its client is there,
+    // used or not. It does not make a session busy.
     async fn create_standalone_stream(
         &self,
         id: &SessionId,
     ) -> Result<impl Stream<Item = ServerSseMessage> + Send + Sync + 'static, Self::Error> {
         let receiver = match self.standalone(id).await {
             Ok(receiver) => receiver.inner,
-            // It was deleted while it was being made here, as by clients that open a stream and end at once. There is
-            // nothing more to say to them.
+            // It was deleted while it was being made here, as by clients that open a stream and end
+            // at once. There is nothing more to say to them.
             Err(_) if self.inner.deleted.contains(id) => tokio::sync::mpsc::channel(1).1,
             Err(error) => return Err(error),
         };
@@ -406,7 +443,8 @@ impl SessionManager for Sessions {
                 let event = last_event_id.parse().map_err(SessionError::from)?;
                 session.handle.resume(event).await?
             }
-            // The answer to a request can only come from where the request is; the rest may come from here from now on.
+            // The answer to a request can only come from where the request is; the rest may come
+            // from here from now on.
             None if last_event_id.contains('/') => return Err(SessionError::InvalidEventId.into()),
             None => self.standalone(id).await?,
         };
@@ -414,8 +452,8 @@ impl SessionManager for Sessions {
     }
 }
 
-/// What rmcp tells of deletions. It asks for a session only where [`Sessions::has_session`] has said no, and then there
-/// is none.
+/// What rmcp tells of deletions. It asks for a session only where [`Sessions::has_session`] has
+/// said no, and then there is none.
 #[async_trait::async_trait]
 impl SessionStore for Sessions {
     async fn load(&self, _id: &str) -> Result<Option<SessionState>, SessionStoreError> {
@@ -460,7 +498,8 @@ mod tests {
     /// The answer to a `ping` through a session.
     async fn ping(sessions: &Sessions, id: &SessionId, request: u32) -> ServerJsonRpcMessage {
         let ping = serde_json::json!({"jsonrpc": "2.0", "id": request, "method": "ping"});
-        let stream = sessions.create_stream(id, serde_json::from_value(ping).unwrap()).await.unwrap();
+        let stream =
+            sessions.create_stream(id, serde_json::from_value(ping).unwrap()).await.unwrap();
         let answers = stream.filter_map(async |event| event.message).collect::<Vec<_>>();
         let answers = tokio::time::timeout(Duration::from_secs(30), answers).await.unwrap();
         (*answers[0]).clone()
@@ -504,7 +543,8 @@ mod tests {
         assert_eq!(other.inner.known().len(), 1);
         // What is no request is taken, wherever it lands.
         let third = sessions(10);
-        let initialized = serde_json::json!({"jsonrpc": "2.0", "method": "notifications/initialized"});
+        let initialized =
+            serde_json::json!({"jsonrpc": "2.0", "method": "notifications/initialized"});
         third.accept_message(&id, serde_json::from_value(initialized).unwrap()).await.unwrap();
         assert!(third.inner.known().is_empty(), "and makes none");
         drop(third.create_standalone_stream(&id).await.unwrap());
@@ -534,7 +574,8 @@ mod tests {
     #[tokio::test]
     async fn a_notification_does_not_disturb_a_session_that_is_being_made() {
         let sessions = sessions(100);
-        let initialized = serde_json::json!({"jsonrpc": "2.0", "method": "notifications/initialized"});
+        let initialized =
+            serde_json::json!({"jsonrpc": "2.0", "method": "notifications/initialized"});
         let initialized: ClientJsonRpcMessage = serde_json::from_value(initialized).unwrap();
         for _ in 0..50 {
             let id = id::new_id();
@@ -552,11 +593,14 @@ mod tests {
         let sessions = sessions(10);
         for _ in 0..20 {
             let id = id::new_id();
-            let (stream, deleted) =
-                futures::join!(sessions.create_standalone_stream(&id), SessionStore::delete(&sessions, &id));
+            let (stream, deleted) = futures::join!(
+                sessions.create_standalone_stream(&id),
+                SessionStore::delete(&sessions, &id)
+            );
             deleted.unwrap();
             let stream = stream.unwrap_or_else(|error| panic!("{error}"));
-            let events = tokio::time::timeout(Duration::from_secs(30), stream.collect::<Vec<_>>()).await;
+            let events =
+                tokio::time::timeout(Duration::from_secs(30), stream.collect::<Vec<_>>()).await;
             assert_eq!(events.expect("the end of the stream").len(), 0);
         }
         assert!(sessions.inner.known().is_empty());

@@ -1,8 +1,8 @@
-//! The transport of 2024, for clients that know no other: `GET /sse` opens a stream whose first event names the path to
-//! post messages to, and what is posted there is answered on the stream.
+//! The transport of 2024, for clients that know no other: `GET /sse` opens a stream whose first
+//! event names the path to post messages to, and what is posted there is answered on the stream.
 //!
-//! A stream is a connection to this process, so what belongs to it must be posted to this replica. Behind a balancer
-//! that needs sticky sessions; the newer transports need none.
+//! A stream is a connection to this process, so what belongs to it must be posted to this replica.
+//! Behind a balancer that needs sticky sessions; the newer transports need none.
 
 use std::{collections::HashMap, convert::Infallible, sync::Arc, time::Duration};
 
@@ -24,8 +24,8 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::gateway::Gateway;
 
-/// How many streams there may be. Each holds a connection for as long as its client is there, and a process has only so
-/// many of those.
+/// How many streams there may be. Each holds a connection for as long as its client is there, and a
+/// process has only so many of those.
 const MAX_STREAMS: usize = 256;
 /// How many messages wait for the handler, and how many for the client, before the sender has to.
 const QUEUE: usize = 16;
@@ -110,8 +110,10 @@ impl Streams {
 /// `GET /sse`.
 pub(super) async fn handle(State(streams): State<Streams>) -> Response {
     let Some((place, answers)) = streams.start() else {
-        let problem = format!("{} streams are open, which is as many as there may be\n", streams.inner.limit);
-        return (StatusCode::SERVICE_UNAVAILABLE, [(header::RETRY_AFTER, "10")], problem).into_response();
+        let problem =
+            format!("{} streams are open, which is as many as there may be\n", streams.inner.limit);
+        return (StatusCode::SERVICE_UNAVAILABLE, [(header::RETRY_AFTER, "10")], problem)
+            .into_response();
     };
     let unbuffered = (HeaderName::from_static("x-accel-buffering"), HeaderValue::from_static("no"));
     let keep_alive = KeepAlive::new().interval(KEEP_ALIVE);
@@ -123,7 +125,8 @@ fn events(
     place: Place,
     answers: mpsc::Receiver<ServerJsonRpcMessage>,
 ) -> impl Stream<Item = Result<Event, Infallible>> {
-    let endpoint = Event::default().event("endpoint").data(format!("/message?sessionId={}", place.id));
+    let endpoint =
+        Event::default().event("endpoint").data(format!("/message?sessionId={}", place.id));
     let answers = answers.filter_map(move |message| {
         _ = &place;
         let event = match serde_json::to_string(&message) {

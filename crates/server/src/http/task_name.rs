@@ -1,8 +1,9 @@
 //! Requests about tasks whose `Mcp-Name` is missing.
 //!
-//! SEP-2663 wants the header to repeat `params.taskId`, for those who route by it. Client libraries leave it out (the
-//! official Python library 2.3.0 with fastmcp's tasks), and nobody can be misled by a header that is not there, so what the
-//! body says is put in. A header that says something else is refused as ever.
+//! SEP-2663 wants the header to repeat `params.taskId`, for those who route by it. Client libraries
+//! leave it out (the official Python library 2.3.0 with fastmcp's tasks), and nobody can be misled
+//! by a header that is not there, so what the body says is put in. A header that says something
+//! else is refused as ever.
 
 use axum::{
     body::{Body, to_bytes},

@@ -1,7 +1,9 @@
-//! `subscriptions/listen` requests that ask for the states of tasks (`notifications.taskIds`, SEP-2663).
+//! `subscriptions/listen` requests that ask for the states of tasks (`notifications.taskIds`,
+//! SEP-2663).
 //!
-//! rmcp's filter has no such member, so it is read here, before rmcp sees the request. What may be watched goes with the
-//! request to the gateway, which sends the notifications, and is put into the acknowledgement on its way out.
+//! rmcp's filter has no such member, so it is read here, before rmcp sees the request. What may be
+//! watched goes with the request to the gateway, which sends the notifications, and is put into the
+//! acknowledgement on its way out.
 
 use std::sync::Arc;
 
@@ -61,7 +63,11 @@ struct Notifications {
 }
 
 /// Lets a stream watch the tasks that it asks for. The body is in memory already.
-pub(super) async fn watch(State(streams): State<TaskStreams>, request: Request, next: Next) -> Response {
+pub(super) async fn watch(
+    State(streams): State<TaskStreams>,
+    request: Request,
+    next: Next,
+) -> Response {
     let method = request.headers().get(METHOD);
     let is_listen = method.is_some_and(|method| method == "subscriptions/listen");
     if !is_listen || !streams.gateway.has_tasks() {
@@ -118,7 +124,8 @@ fn admit(
     places: &Arc<Semaphore>,
 ) -> Result<(Vec<String>, OwnedSemaphorePermit), Refused> {
     let refused = |status, error| Refused { status, error };
-    let capabilities = meta.get("io.modelcontextprotocol/clientCapabilities").cloned().unwrap_or_default();
+    let capabilities =
+        meta.get("io.modelcontextprotocol/clientCapabilities").cloned().unwrap_or_default();
     let declared: Option<ClientCapabilities> = serde_json::from_value(capabilities).ok();
     if !declared.is_some_and(|declared| declared.supports_tasks()) {
         let required = ClientCapabilities::builder().enable_tasks().build();
@@ -127,7 +134,8 @@ fn admit(
     }
 
     let mut ids: Vec<String> = serde_json::from_value(ids).map_err(|_| {
-        let error = ErrorData::invalid_params("notifications.taskIds must be an array of strings", None);
+        let error =
+            ErrorData::invalid_params("notifications.taskIds must be an array of strings", None);
         refused(StatusCode::BAD_REQUEST, error)
     })?;
     ids.sort_unstable();
@@ -144,7 +152,8 @@ fn admit(
     Ok((ids, place))
 }
 
-/// The event that acknowledges the subscription, with these tasks in it; `None` if it is another one.
+/// The event that acknowledges the subscription, with these tasks in it; `None` if it is another
+/// one.
 fn acknowledge(event: &[u8], ids: &[String]) -> Option<String> {
     let text = std::str::from_utf8(event).ok()?;
     if !text.contains("notifications/subscriptions/acknowledged") {
@@ -156,7 +165,10 @@ fn acknowledge(event: &[u8], ids: &[String]) -> Option<String> {
     for line in text.split_inclusive('\n') {
         let mut message: Option<Value> =
             line.strip_prefix("data:").and_then(|data| serde_json::from_str(data).ok());
-        match message.as_mut().and_then(|message| message["params"]["notifications"].as_object_mut()) {
+        match message
+            .as_mut()
+            .and_then(|message| message["params"]["notifications"].as_object_mut())
+        {
             Some(accepted) => {
                 accepted.insert("taskIds".to_owned(), json!(ids));
                 is_changed = true;
@@ -185,7 +197,11 @@ mod tests {
             assert_eq!(found.map_err(|refused| refused.error.code.0), expected);
         };
         check(&declaring(), json!(["a", "b", "a"]), Ok(2));
-        check(&declaring(), json!((0..200).map(|n| n.to_string()).collect::<Vec<_>>()), Ok(MAX_TASKS));
+        check(
+            &declaring(),
+            json!((0..200).map(|n| n.to_string()).collect::<Vec<_>>()),
+            Ok(MAX_TASKS),
+        );
         check(&json!({}), json!(["a"]), Err(-32021));
         check(&declaring(), json!("a"), Err(-32602));
         check(&declaring(), json!([1]), Err(-32602));
@@ -201,11 +217,15 @@ mod tests {
             "method": "notifications/subscriptions/acknowledged",
             "params": {"notifications": {"toolsListChanged": true}},
         });
-        let event = acknowledge(format!("id: 1\ndata: {acknowledged}\n\n").as_bytes(), &["t".to_owned()]);
+        let event =
+            acknowledge(format!("id: 1\ndata: {acknowledged}\n\n").as_bytes(), &["t".to_owned()]);
         let event = event.unwrap();
         let data = event.strip_prefix("id: 1\ndata: ").unwrap().strip_suffix("\n\n").unwrap();
         let message: Value = serde_json::from_str(data).unwrap();
-        assert_eq!(message["params"]["notifications"], json!({"toolsListChanged": true, "taskIds": ["t"]}));
+        assert_eq!(
+            message["params"]["notifications"],
+            json!({"toolsListChanged": true, "taskIds": ["t"]})
+        );
 
         let other = json!({"jsonrpc": "2.0", "method": "notifications/tools/list_changed"});
         assert_eq!(acknowledge(format!("data: {other}\n\n").as_bytes(), &[]), None);

@@ -41,7 +41,11 @@ impl Server {
             group: "mcp-workers".to_owned(),
             max_job_bytes: 1 << 20,
             data_dir: None,
-            retention: Retention { max_age: Duration::from_secs(3600), max_jobs: 10, max_bytes: 1 << 20 },
+            retention: Retention {
+                max_age: Duration::from_secs(3600),
+                max_jobs: 10,
+                max_bytes: 1 << 20,
+            },
             owners: Owners::new(None),
             task_tools: Vec::new(),
             task_ttl: Duration::from_secs(3600),
@@ -62,20 +66,27 @@ impl Server {
 
     /// Takes up the next event of the task, which belongs to the sender of this credential.
     async fn tell(&self, offset: i64, state: JobState, credential: Option<&str>) {
-        let headers = credential
-            .map(|token| http::HeaderMap::from_iter([(http::header::AUTHORIZATION, token.parse().unwrap())]));
+        let headers = credential.map(|token| {
+            http::HeaderMap::from_iter([(http::header::AUTHORIZATION, token.parse().unwrap())])
+        });
         let caller = self.jobs.caller(headers.as_ref());
         let now = fleet_ops::clock::now();
         let event = JobEvent {
             owner: caller.owner.clone(),
             submitted_at: Some(now),
-            result: (state == JobState::Succeeded).then(|| json!({"content": [], "structuredContent": 7})),
+            result: (state == JobState::Succeeded)
+                .then(|| json!({"content": [], "structuredContent": 7})),
             ..JobEvent::new(task_job_id(TASK, &caller), state, now)
         };
         take_up(&self.jobs, offset, event).await.unwrap();
     }
 
-    async fn listen(&self, task_ids: Value, declares_tasks: bool, credential: Option<&str>) -> Response {
+    async fn listen(
+        &self,
+        task_ids: Value,
+        declares_tasks: bool,
+        credential: Option<&str>,
+    ) -> Response {
         let extensions =
             if declares_tasks { json!({"io.modelcontextprotocol/tasks": {}}) } else { json!({}) };
         let meta = json!({
@@ -85,7 +96,8 @@ impl Server {
         });
         let notifications = json!({"toolsListChanged": true, "taskIds": task_ids});
         let params = json!({"_meta": meta, "notifications": notifications});
-        let body = json!({"jsonrpc": "2.0", "id": 5, "method": "subscriptions/listen", "params": params});
+        let body =
+            json!({"jsonrpc": "2.0", "id": 5, "method": "subscriptions/listen", "params": params});
         let mut request = http::Request::post("/mcp")
             .header("host", "localhost")
             .header("content-type", "application/json")
@@ -95,7 +107,11 @@ impl Server {
         if let Some(token) = credential {
             request = request.header("authorization", token);
         }
-        self.router.clone().oneshot(request.body(Body::from(body.to_string())).unwrap()).await.unwrap()
+        self.router
+            .clone()
+            .oneshot(request.body(Body::from(body.to_string())).unwrap())
+            .await
+            .unwrap()
     }
 }
 
@@ -105,7 +121,8 @@ async fn next(body: &mut Body) -> Value {
         let frame = tokio::time::timeout(PATIENCE, body.frame()).await.expect("no message in time");
         let data = frame.expect("the stream has ended").unwrap().into_data().unwrap_or_default();
         let text = String::from_utf8(data.to_vec()).unwrap();
-        let message = text.lines().filter_map(|line| line.strip_prefix("data:")).collect::<String>();
+        let message =
+            text.lines().filter_map(|line| line.strip_prefix("data:")).collect::<String>();
         if !message.trim().is_empty() {
             return serde_json::from_str(&message).unwrap();
         }
@@ -136,7 +153,11 @@ async fn a_stream_tells_of_the_tasks_that_it_asks_for() {
 
     let mut body = server.listen(asked, true, Some("Bearer another")).await.into_body();
     let acknowledged = next(&mut body).await;
-    assert_eq!(acknowledged["params"]["notifications"], json!({"toolsListChanged": true}), "somebody else's");
+    assert_eq!(
+        acknowledged["params"]["notifications"],
+        json!({"toolsListChanged": true}),
+        "somebody else's"
+    );
 }
 
 #[tokio::test]

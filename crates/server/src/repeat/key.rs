@@ -7,15 +7,16 @@ use rmcp::model::{CallToolRequestParams, JsonObject};
 use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
 
-/// A digest over everything that makes a call this call: job id, idempotency key, tool, arguments, and who calls.
+/// A digest over everything that makes a call this call: job id, idempotency key, tool, arguments,
+/// and who calls.
 ///
 /// A digest, because arguments can be large and credentials should not be kept.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) struct Key([u8; 32]);
 
 impl Key {
-    /// The key of a call. `None` where it belongs to no job, or is one round of a longer exchange, which only the tool
-    /// itself can answer.
+    /// The key of a call. `None` where it belongs to no job, or is one round of a longer exchange,
+    /// which only the tool itself can answer.
     pub(crate) fn of(
         params: &CallToolRequestParams,
         meta: &Map<String, Value>,
@@ -32,8 +33,9 @@ impl Key {
         text(&mut hasher, &params.name);
         object(&mut hasher, params.arguments.as_ref().unwrap_or(&JsonObject::new()));
         for name in &CREDENTIALS {
-            let values: Vec<&[u8]> =
-                headers.map_or_else(Vec::new, |all| all.get_all(name).iter().map(|v| v.as_bytes()).collect());
+            let values: Vec<&[u8]> = headers.map_or_else(Vec::new, |all| {
+                all.get_all(name).iter().map(|v| v.as_bytes()).collect()
+            });
             count(&mut hasher, values.len());
             values.iter().for_each(|value| bytes(&mut hasher, value));
         }
@@ -46,8 +48,8 @@ impl Key {
     }
 }
 
-/// Writes a value so that equal values, whatever the order of their members, and no others are written equally: each
-/// begins with its kind, and what has a length with its length.
+/// Writes a value so that equal values, whatever the order of their members, and no others are
+/// written equally: each begins with its kind, and what has a length with its length.
 fn value(hasher: &mut Sha256, value: &Value) {
     match value {
         Value::Null => hasher.update(b"0"),
@@ -149,7 +151,9 @@ mod tests {
     #[test]
     fn fields_do_not_run_into_each_other() {
         let of = |job: &str, idempotency: &str| {
-            key(&json!({"params": {"name": "t"}, "meta": {JOB_ID: job, IDEMPOTENCY_KEY: idempotency}}))
+            key(
+                &json!({"params": {"name": "t"}, "meta": {JOB_ID: job, IDEMPOTENCY_KEY: idempotency}}),
+            )
         };
         assert_ne!(of("ab", "c"), of("a", "bc"));
         let bare = json!({"params": {"name": "t"}, "meta": {JOB_ID: "j"}});

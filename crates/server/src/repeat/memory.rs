@@ -1,8 +1,8 @@
 //! What is remembered: which calls run, and which results are kept for how long.
 //!
-//! Nothing here waits or reads a clock. A call asks with [`Memory::begin`] what it should do; one that runs says with
-//! [`Memory::succeeded`] or [`Memory::failed`] how it ended. `V` is a result, `W` what somebody who waits for a running
-//! call holds on to.
+//! Nothing here waits or reads a clock. A call asks with [`Memory::begin`] what it should do; one
+//! that runs says with [`Memory::succeeded`] or [`Memory::failed`] how it ended. `V` is a result,
+//! `W` what somebody who waits for a running call holds on to.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -11,7 +11,8 @@ use std::{
 
 use super::key::Key;
 
-/// What keeping a result costs beside the result itself. Without it, very many empty results would count as nothing.
+/// What keeping a result costs beside the result itself. Without it, very many empty results would
+/// count as nothing.
 pub(super) const OVERHEAD: u64 = 256;
 
 /// A result above this part of the whole budget is not kept: it would drive out too much else.
@@ -40,7 +41,8 @@ pub(super) struct Memory<V, W> {
     max_bytes: u64,
     running: HashMap<Key, W>,
     kept: HashMap<Key, Kept<V>>,
-    /// The keys of `kept`, oldest first. All are kept for the same time, so the first expires first.
+    /// The keys of `kept`, oldest first. All are kept for the same time, so the first expires
+    /// first.
     order: VecDeque<Key>,
     bytes: u64,
 }
@@ -52,8 +54,14 @@ impl<V: Clone, W: Clone> Memory<V, W> {
         Self { window, max_bytes, running, kept, order, bytes: 0 }
     }
 
-    /// What the call of this key should do. Where it should run, others wait with what `waiter` makes.
-    pub(super) fn begin(&mut self, key: Key, now: Instant, waiter: impl FnOnce() -> W) -> Begin<V, W> {
+    /// What the call of this key should do. Where it should run, others wait with what `waiter`
+    /// makes.
+    pub(super) fn begin(
+        &mut self,
+        key: Key,
+        now: Instant,
+        waiter: impl FnOnce() -> W,
+    ) -> Begin<V, W> {
         self.forget_expired(now);
         if let Some(kept) = self.kept.get(&key) {
             return Begin::Answer(kept.value.clone());
@@ -68,7 +76,8 @@ impl<V: Clone, W: Clone> Memory<V, W> {
     /// The running call of this key succeeded with a result of `size` bytes.
     pub(super) fn succeeded(&mut self, key: Key, value: V, size: u64, now: Instant) {
         self.forget_expired(now);
-        // Only who was told to run can end a run; and while it ran, nobody else could leave a result.
+        // Only who was told to run can end a run; and while it ran, nobody else could leave a
+        // result.
         if self.running.remove(&key).is_none() {
             return;
         }
@@ -86,7 +95,8 @@ impl<V: Clone, W: Clone> Memory<V, W> {
         self.kept.insert(key, Kept { value, cost, until });
     }
 
-    /// The running call of this key ended without success, or nobody knows how. Nothing is remembered.
+    /// The running call of this key ended without success, or nobody knows how. Nothing is
+    /// remembered.
     pub(super) fn failed(&mut self, key: Key) {
         self.running.remove(&key);
     }
@@ -185,8 +195,9 @@ mod tests {
     }
 
     proptest! {
-        /// Against a list in which every success is written down: an answer is always the newest success of its key
-        /// and within the window, the budget holds, and nothing is forgotten for which there was room.
+        /// Against a list in which every success is written down: an answer is always the newest
+        /// success of its key and within the window, the budget holds, and nothing is forgotten for
+        /// which there was room.
         #[test]
         fn it_does_what_a_list_would(steps in steps()) {
             let mut memory: Memory<u32, u8> = Memory::new(WINDOW, BUDGET);

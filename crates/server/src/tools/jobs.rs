@@ -33,5 +33,9 @@ fn caller(jobs: &Jobs, context: &RequestContext<RoleServer>) -> Caller {
 
 fn failure(error: JobsError) -> ToolFailure {
     let message = error.to_string();
-    if error.is_retryable() { ToolFailure::transient(message) } else { ToolFailure::permanent(message) }
+    if error.is_retryable() {
+        ToolFailure::transient(message)
+    } else {
+        ToolFailure::permanent(message)
+    }
 }

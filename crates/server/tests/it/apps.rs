@@ -1,4 +1,5 @@
-//! Two hosted servers with pages of one URI, and with extensions of the protocol: each gets what is its own.
+//! Two hosted servers with pages of one URI, and with extensions of the protocol: each gets what is
+//! its own.
 
 use std::path::Path;
 
@@ -16,8 +17,8 @@ use crate::common::{PATIENCE, Server, script};
 const PAGE: &str = "ui://widget/x.html";
 const TEMPLATE: &str = "ui://widget/{name}";
 
-/// A scripted server of the older protocol that declares these capabilities and has one answer to each of these methods. It
-/// writes down what it is asked, in a file beside it.
+/// A scripted server of the older protocol that declares these capabilities and has one answer to
+/// each of these methods. It writes down what it is asked, in a file beside it.
 fn scripted(dir: &Path, name: &str, capabilities: &Value, answers: &[(&str, Value)]) -> String {
     let initialized = json!({
         "protocolVersion": "2025-06-18",
@@ -68,7 +69,8 @@ fn with_page(dir: &Path, name: &str) -> String {
 
 async fn host(dir: &Path, names: &[&str], make: impl Fn(&Path, &str) -> String) -> Server {
     let programs: Vec<_> = names.iter().map(|name| make(dir, name)).collect();
-    let args: Vec<_> = programs.iter().flat_map(|program| ["--allow-command", program.as_str()]).collect();
+    let args: Vec<_> =
+        programs.iter().flat_map(|program| ["--allow-command", program.as_str()]).collect();
     let server = Server::start(&args).await;
     for (name, program) in names.iter().zip(&programs) {
         server.initialize(name, json!({ "command": program })).await;
@@ -80,8 +82,9 @@ async fn host(dir: &Path, names: &[&str], make: impl Fn(&Path, &str) -> String) 
 async fn a_tool_shows_the_page_of_its_own_server() {
     let dir = tempfile::tempdir().unwrap();
     let server = host(dir.path(), &["a", "b"], with_page).await;
-    let listed =
-        async |method: &str, list: &str| server.request(method, json!({})).await["result"][list].clone();
+    let listed = async |method: &str, list: &str| {
+        server.request(method, json!({})).await["result"][list].clone()
+    };
     let (tools, resources, templates) = (
         listed("tools/list", "tools").await,
         listed("resources/list", "resources").await,
@@ -93,13 +96,21 @@ async fn a_tool_shows_the_page_of_its_own_server() {
             list.as_array().unwrap().iter().any(|item| item.pointer(pointer) == Some(&json!(value)))
         };
         assert!(has(&resources, "/uri", &offered), "{resources}");
-        assert!(has(&templates, "/uriTemplate", &format!("ui://mcp-fleet/{name}/{TEMPLATE}")), "{templates}");
-        let tool = tools.as_array().unwrap().iter().find(|tool| tool["name"] == format!("{name}__show"));
+        assert!(
+            has(&templates, "/uriTemplate", &format!("ui://mcp-fleet/{name}/{TEMPLATE}")),
+            "{templates}"
+        );
+        let tool =
+            tools.as_array().unwrap().iter().find(|tool| tool["name"] == format!("{name}__show"));
         assert_eq!(tool.unwrap()["_meta"], json!({"ui": {"resourceUri": offered}}));
 
         let read = server.request("resources/read", json!({ "uri": offered })).await;
         let contents = &read["result"]["contents"][0];
-        assert_eq!((&contents["text"], &contents["uri"]), (&json!(name), &json!(offered)), "{read}");
+        assert_eq!(
+            (&contents["text"], &contents["uri"]),
+            (&json!(name), &json!(offered)),
+            "{read}"
+        );
 
         let arguments = json!({ "page": offered });
         let call = json!({"name": format!("{name}__show"), "arguments": arguments});
@@ -124,8 +135,10 @@ async fn an_extension_is_passed_on_if_one_server_has_it() {
     let make = |dir: &Path, name: &str| {
         let extensions = if name == "skilled" { &skills } else { &palette };
         let capabilities = json!({"resources": {}, "extensions": extensions});
-        let answers =
-            [("skills/list", json!({"skills": []})), ("palette/mix", json!({"mixed": name, "page": PAGE}))];
+        let answers = [
+            ("skills/list", json!({"skills": []})),
+            ("palette/mix", json!({"mixed": name, "page": PAGE})),
+        ];
         scripted(dir, name, &capabilities, &answers)
     };
     let server = host(dir.path(), &["skilled", "one"], make).await;
@@ -140,7 +153,10 @@ async fn an_extension_is_passed_on_if_one_server_has_it() {
     let mixed = server.request("palette/mix", json!({"of": [1, 2], "page": page})).await;
     assert_eq!(mixed["result"], json!({"mixed": "one", "page": page}), "{mixed}");
     let asked = std::fs::read_to_string(dir.path().join("one.asked")).unwrap();
-    assert!(asked.contains(r#""of":[1,2]"#) && asked.contains(r#""page":"ui://widget/x.html""#), "{asked}");
+    assert!(
+        asked.contains(r#""of":[1,2]"#) && asked.contains(r#""page":"ui://widget/x.html""#),
+        "{asked}"
+    );
     assert_eq!(server.request("skills/list", json!({})).await["result"]["skills"], json!([]));
 
     let two = host(dir.path(), &["one", "two"], make).await;
@@ -188,16 +204,19 @@ async fn a_notification_of_an_extension_reaches_the_clients() {
         );
         let body = std::fs::read_to_string(&program).unwrap();
         let call = "*'\"tools/call\"'*) ";
-        std::fs::write(&program, body.replace(call, &format!("{call}{}", called.concat()))).unwrap();
+        std::fs::write(&program, body.replace(call, &format!("{call}{}", called.concat())))
+            .unwrap();
         program
     })
     .await;
 
     let (sender, mut ears) = mpsc::unbounded_channel();
     let transport = StreamableHttpClientTransport::from_uri(server.url("/mcp"));
-    let client = serve_client_with_lifecycle(Ears(sender), transport, ClientLifecycleMode::Initialize).await;
+    let client =
+        serve_client_with_lifecycle(Ears(sender), transport, ClientLifecycleMode::Initialize).await;
     let _client = client.unwrap();
-    // The session's standing stream is open before anything is called: its first notification shows that.
+    // The session's standing stream is open before anything is called: its first notification shows
+    // that.
     let heard = tokio::time::timeout(PATIENCE, async {
         loop {
             server.call("one__mix", json!({})).await;

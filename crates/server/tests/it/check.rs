@@ -55,7 +55,8 @@ async fn every_server_gets_a_verdict_and_nothing_is_started() {
     let dir = tempfile::tempdir().unwrap();
     let program = script(dir.path(), "server", "touch \"$(dirname \"$0\")/started\"");
     let policy = policy(dir.path(), &program);
-    let fine = json!({"command": program, "args": ["a"], "env": {"LOG_LEVEL": "x-ray"}, "trust": true});
+    let fine =
+        json!({"command": program, "args": ["a"], "env": {"LOG_LEVEL": "x-ray"}, "trust": true});
     let good = json!({"mcpServers": {"fine": fine}});
     let config = dir.path().join("mcp.json");
     std::fs::write(&config, good.to_string()).unwrap();

@@ -4,8 +4,8 @@ use crate::common::{ANSWER_TEXT, Server, command, legacy_server, script, tree};
 use rmcp::{
     ClientHandler, RoleClient,
     model::{
-        CallToolRequest, CallToolRequestParams, ClientRequest, JsonObject, ProgressNotificationParam,
-        ProtocolVersion, ServerResult,
+        CallToolRequest, CallToolRequestParams, ClientRequest, JsonObject,
+        ProgressNotificationParam, ProtocolVersion, ServerResult,
     },
     service::{
         ClientLifecycleMode, NotificationContext, PeerRequestOptions, RunningService,
@@ -35,8 +35,8 @@ async fn exercise<H: rmcp::service::Service<RoleClient>>(
     assert_eq!(client.peer_info().unwrap().protocol_version, version);
     let tools = client.list_all_tools().await.unwrap();
     assert!(tools.iter().any(|tool| tool.name == "file_read"));
-    let call =
-        CallToolRequestParams::new("file_read").with_arguments(arguments(json!({"path": "hello.txt"})));
+    let call = CallToolRequestParams::new("file_read")
+        .with_arguments(arguments(json!({"path": "hello.txt"})));
     let result = client.call_tool_once(call).await.unwrap();
     let rmcp::model::CallToolResponse::Complete(result) = result else { panic!("{result:?}") };
     assert_eq!(result.structured_content.unwrap()["size"], json!(13));
@@ -76,7 +76,8 @@ async fn clients_of_both_eras_are_served_on_stdio() {
         let client = serve_client_with_lifecycle((), pipes, mode).await.unwrap();
         exercise(client, version).await;
         // Its input has ended, so the server does too.
-        let status = tokio::time::timeout(crate::common::PATIENCE, child.wait()).await.unwrap().unwrap();
+        let status =
+            tokio::time::timeout(crate::common::PATIENCE, child.wait()).await.unwrap().unwrap();
         assert!(status.success(), "{status}");
     }
 }
@@ -91,7 +92,8 @@ async fn stdio_ends_on_sigterm() {
     let pipes = (child.stdout.take().unwrap(), child.stdin.take().unwrap());
     let client = serve_client_with_lifecycle((), pipes, legacy()).await.unwrap();
     crate::common::signal(child.id().unwrap(), nix::sys::signal::Signal::SIGTERM);
-    let status = tokio::time::timeout(crate::common::PATIENCE, child.wait()).await.unwrap().unwrap();
+    let status =
+        tokio::time::timeout(crate::common::PATIENCE, child.wait()).await.unwrap().unwrap();
     assert!(status.success(), "{status}");
     drop(client);
 }
@@ -126,8 +128,9 @@ async fn progress_of_a_hosted_tool_reaches_the_caller() {
         let (sender, mut received) = mpsc::unbounded_channel();
         let transport = StreamableHttpClientTransport::from_uri(server.url("/mcp"));
         let client = serve_client_with_lifecycle(Listener(sender), transport, mode).await.unwrap();
-        let request =
-            ClientRequest::CallToolRequest(CallToolRequest::new(CallToolRequestParams::new("x__work")));
+        let request = ClientRequest::CallToolRequest(CallToolRequest::new(
+            CallToolRequestParams::new("x__work"),
+        ));
         let mut meta = rmcp::model::RequestMetaObject::new();
         meta.set_traceparent("00-abc-def-01");
         let options = PeerRequestOptions::no_options().with_meta(meta);
@@ -143,8 +146,10 @@ async fn progress_of_a_hosted_tool_reaches_the_caller() {
         );
         let mut steps = Vec::new();
         while steps.len() < 3 {
-            let progress =
-                tokio::time::timeout(crate::common::PATIENCE, received.recv()).await.unwrap().unwrap();
+            let progress = tokio::time::timeout(crate::common::PATIENCE, received.recv())
+                .await
+                .unwrap()
+                .unwrap();
             assert_eq!(progress.progress_token, token, "the caller's own token");
             steps.push(progress.progress as u32);
         }

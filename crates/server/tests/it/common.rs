@@ -106,8 +106,11 @@ impl Server {
 
     /// Posts a body to `/message` and gives status and body back.
     pub(crate) async fn post(&self, body: impl Into<reqwest::Body>) -> (u16, Value) {
-        let request =
-            self.http.post(self.url("/message")).header("content-type", "application/json").body(body);
+        let request = self
+            .http
+            .post(self.url("/message"))
+            .header("content-type", "application/json")
+            .body(body);
         let response = request.send().await.unwrap();
         let status = response.status().as_u16();
         let text = response.text().await.unwrap();
@@ -176,12 +179,16 @@ impl Server {
     /// Ends the server as an orchestrator does, and waits for it.
     pub(crate) async fn terminate(mut self) -> std::process::ExitStatus {
         signal(self.process.id().unwrap(), nix::sys::signal::Signal::SIGTERM);
-        tokio::time::timeout(PATIENCE, self.process.wait()).await.expect("the server did not end").unwrap()
+        tokio::time::timeout(PATIENCE, self.process.wait())
+            .await
+            .expect("the server did not end")
+            .unwrap()
     }
 }
 
 pub(crate) fn signal(pid: u32, signal: nix::sys::signal::Signal) {
-    nix::sys::signal::kill(nix::unistd::Pid::from_raw(i32::try_from(pid).unwrap()), signal).unwrap();
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(i32::try_from(pid).unwrap()), signal)
+        .unwrap();
 }
 
 /// Whether a process is there and no zombie.
@@ -233,8 +240,8 @@ pub(crate) fn script(dir: &Path, name: &str, body: &str) -> String {
     path.to_str().unwrap().to_owned()
 }
 
-/// The body of a scripted server of the older protocol with one tool, `tool`. Every other line that comes is answered
-/// by `on_call`, a shell fragment in which `$id` is the request's id.
+/// The body of a scripted server of the older protocol with one tool, `tool`. Every other line that
+/// comes is answered by `on_call`, a shell fragment in which `$id` is the request's id.
 pub(crate) fn legacy_server(tool: &str, on_call: &str) -> String {
     format!(
         r#"while read -r line; do
@@ -249,8 +256,8 @@ done"#
     )
 }
 
-/// The body of a scripted server of 2026-07-28 with one tool, `tool`, that refuses `initialize` and answers calls with
-/// `on_call`, as [`legacy_server`] does.
+/// The body of a scripted server of 2026-07-28 with one tool, `tool`, that refuses `initialize` and
+/// answers calls with `on_call`, as [`legacy_server`] does.
 pub(crate) fn modern_server(tool: &str, on_call: &str) -> String {
     let body = legacy_server(tool, on_call);
     let discover = r#"*'"server/discover"'*) printf '{"jsonrpc":"2.0","id":%s,"result":{"resultType":"complete","supportedVersions":["2026-07-28"],"capabilities":{"tools":{}},"ttlMs":0,"cacheScope":"private"}}\n' "$id" ;;"#;
@@ -270,9 +277,9 @@ pub(crate) fn modern_server(tool: &str, on_call: &str) -> String {
 /// A shell fragment that answers a call with a text; `$text` of the shell is the text.
 pub(crate) const ANSWER_TEXT: &str = r#"printf '{"jsonrpc":"2.0","id":%s,"result":{"content":[{"type":"text","text":"%s"}]}}\n' "$id" "$text""#;
 
-/// A scripted server whose calls write `begun` and answer once there is `go`, both beside the script.
+/// A scripted server whose calls write `begun` and answer once there is `go`, both beside the
+/// script.
 pub(crate) fn patient(dir: &Path, name: &str) -> String {
-    let wait =
-        "d=$(dirname \"$0\"); touch \"$d/begun\"; while [ ! -e \"$d/go\" ]; do sleep 0.05; done; text=done";
+    let wait = "d=$(dirname \"$0\"); touch \"$d/begun\"; while [ ! -e \"$d/go\" ]; do sleep 0.05; done; text=done";
     script(dir, name, &legacy_server("work", &format!("{wait}; {ANSWER_TEXT}")))
 }

@@ -9,8 +9,11 @@ use crate::common::{ANSWER_TEXT, Server, legacy_server, open_to_all, ordinary_co
 /// A policy file that allows one program, with these further keys of its rule.
 fn policy(dir: &Path, program: &str, keys: &str) -> String {
     let path = dir.join("policy.toml");
-    std::fs::write(&path, format!("[[command]]\nargv = [{program:?}]\nenv = [\"SECRET\"]\n{keys}\n"))
-        .unwrap();
+    std::fs::write(
+        &path,
+        format!("[[command]]\nargv = [{program:?}]\nenv = [\"SECRET\"]\n{keys}\n"),
+    )
+    .unwrap();
     path.to_str().unwrap().to_owned()
 }
 
@@ -30,9 +33,11 @@ async fn a_child_reads_no_secret_of_the_server_or_a_sibling() {
     }
     let dir = tempfile::tempdir().unwrap();
     open_to_all(dir.path());
-    // What it can read of all processes there are; its own environment shows that it looks at the right place.
+    // What it can read of all processes there are; its own environment shows that it looks at the
+    // right place.
     let look = "text=$(cat /proc/[0-9]*/environ 2>/dev/null | tr '\\0' '\\n' | sed -n 's/^SECRET=//p' | sort -u | tr '\\n' ' ')";
-    let program = script(dir.path(), "server", &legacy_server("look", &format!("{look}; {ANSWER_TEXT}")));
+    let program =
+        script(dir.path(), "server", &legacy_server("look", &format!("{look}; {ANSWER_TEXT}")));
     let file = policy(dir.path(), &program, "");
     let command = ordinary_command(&["--policy", &file]);
     let server = Server::start_command(command, &[("SECRET", "the-servers")]).await;
@@ -82,7 +87,8 @@ async fn a_rule_limits_files_and_connections() {
          for p in {open} {closed}; do bash -c \"exec 3<>/dev/tcp/127.0.0.1/$p\" && echo =$p; done 2>/dev/null); \
          text=$(echo $text)"
     );
-    let program = script(dir.path(), "server", &legacy_server("try", &format!("{attempts}; {ANSWER_TEXT}")));
+    let program =
+        script(dir.path(), "server", &legacy_server("try", &format!("{attempts}; {ANSWER_TEXT}")));
     let keys = format!(
         "read_files = [\"{root}/readable\"]\nwrite_files = [\"{root}/writable\"]\nconnect_ports = [{open}]"
     );

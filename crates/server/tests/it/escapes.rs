@@ -1,5 +1,5 @@
-//! Attempts to get out: of the policy, of a directory, of one's own name, of bounded memory. Those that need no process
-//! are tests of `policy` and of `hosting::remote`.
+//! Attempts to get out: of the policy, of a directory, of one's own name, of bounded memory. Those
+//! that need no process are tests of `policy` and of `hosting::remote`.
 
 use serde_json::{Value, json};
 
@@ -20,7 +20,8 @@ async fn links_lead_out_of_no_directory() {
     let allow = format!("{program}; ./tool");
     let dirs = allowed.to_str().unwrap();
     let server =
-        Server::start(&["--allow-command", &allow, "--allow-dir", dirs, "--allow-env", "LOG,LD_*"]).await;
+        Server::start(&["--allow-command", &allow, "--allow-dir", dirs, "--allow-env", "LOG,LD_*"])
+            .await;
     let refused = async |more: Value, rule: &str| {
         let mut config = json!({ "command": program });
         config.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
@@ -63,14 +64,17 @@ async fn nobody_poses_as_another_ones_tool() {
     let own = server.call_ok("server_list", json!({})).await;
     assert_eq!(own["servers"][0]["name"], "evil", "our own tool is still ours: {own}");
 
-    // `a` with `_work` and `a_` with `work` would have one name: whoever was first keeps it, also over restarts.
+    // `a` with `_work` and `a_` with `work` would have one name: whoever was first keeps it, also
+    // over restarts.
     server.initialize("a", json!({"command": long})).await;
     let second = server.initialize("a_", json!({"command": late})).await;
     assert_eq!(second["tools"], json!([]), "{second}");
     assert_eq!(server.call("a___work", json!({})).await["content"][0]["text"], "long");
     let status = server.status("a_").await;
     assert!(status["hiddenTools"][0]["reason"].as_str().unwrap().contains("taken by"), "{status}");
-    for name in ["evil__server_list\n", "evil\n__server_list", "evil__", "__server_list", "a____work", ""] {
+    for name in
+        ["evil__server_list\n", "evil\n__server_list", "evil__", "__server_list", "a____work", ""]
+    {
         let answer = server.call_raw(name, json!({})).await;
         assert!(answer["error"]["code"].is_i64(), "{name:?}: {answer}");
     }
@@ -107,14 +111,18 @@ async fn redirects_are_not_followed() {
 async fn a_name_for_this_machine_is_not_reached_by_a_rule_for_names() {
     let upstream = Server::start(&[]).await;
     let port = upstream.address.port();
-    // `localhost.` is covered as the same name; a name below it resolves to this machine too, on most systems.
+    // `localhost.` is covered as the same name; a name below it resolves to this machine too, on
+    // most systems.
     let server = Server::start(&["--allow-remote", "*.localhost,localhost.example"]).await;
-    for host in ["localhost", "a.localhost", "127.0.0.1", "[::ffff:127.0.0.1]", "0x7f.1", "2130706433"] {
+    for host in
+        ["localhost", "a.localhost", "127.0.0.1", "[::ffff:127.0.0.1]", "0x7f.1", "2130706433"]
+    {
         let url = format!("http://{host}:{port}/mcp");
         let arguments = json!({"name": "x", "config": {"url": url}});
         let answer = server.call_raw("server_initialize", arguments).await;
         // A name that leads nowhere may lead somewhere later, so that is no result of the tool.
-        let unknown_name = answer["error"]["message"].as_str().is_some_and(|text| text.contains("lookup"));
+        let unknown_name =
+            answer["error"]["message"].as_str().is_some_and(|text| text.contains("lookup"));
         let result = &answer["result"];
         let refused = result["isError"] == true && result.to_string().contains("policy refuses");
         assert!(refused || unknown_name, "{host}: {answer}");

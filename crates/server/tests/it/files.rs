@@ -4,7 +4,12 @@ use crate::common::{Server, tree};
 use serde_json::{Value, json};
 
 fn paths(listing: &Value) -> Vec<&str> {
-    listing["entries"].as_array().unwrap().iter().map(|entry| entry["path"].as_str().unwrap()).collect()
+    listing["entries"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|entry| entry["path"].as_str().unwrap())
+        .collect()
 }
 
 #[tokio::test]
@@ -23,7 +28,8 @@ async fn files_are_listed_read_and_digested() {
     assert_eq!(listing["entries"][3]["size"], json!(13));
     let listing = server.call_ok("file_list", json!({"recursive": true, "glob": "*.rs"})).await;
     assert_eq!(paths(&listing), ["sub/a.rs", "sub/deep/b.rs"]);
-    let listing = server.call_ok("file_list", json!({"path": "sub", "recursive": true, "max": 2})).await;
+    let listing =
+        server.call_ok("file_list", json!({"path": "sub", "recursive": true, "max": 2})).await;
     assert_eq!(
         (paths(&listing).len(), &listing["truncated"], &listing["path"]),
         (2, &json!(true), &json!("sub"))
@@ -32,7 +38,8 @@ async fn files_are_listed_read_and_digested() {
     let text = server.call_ok("file_read", json!({"path": "hello.txt"})).await;
     assert_eq!((&text["encoding"], &text["content"]), (&json!("utf-8"), &json!("hello\nwörld\n")));
     assert_eq!((&text["size"], &text["eof"]), (&json!(13), &json!(true)));
-    let part = server.call_ok("file_read", json!({"path": "inside", "offset": 1, "limit": 3})).await;
+    let part =
+        server.call_ok("file_read", json!({"path": "inside", "offset": 1, "limit": 3})).await;
     assert_eq!((&part["content"], &part["eof"]), (&json!("ell"), &json!(false)));
     let binary = server.call_ok("file_read", json!({"path": "binary.bin"})).await;
     assert_eq!((&binary["encoding"], &binary["content"]), (&json!("base64"), &json!("//4AAQ==")));
@@ -54,7 +61,10 @@ async fn files_are_listed_read_and_digested() {
     let empty = tree.root.join("empty");
     std::fs::write(empty, "").unwrap();
     let digest = server.call_ok("file_digest", json!({"path": "empty"})).await;
-    assert_eq!(digest["sha256"], "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855");
+    assert_eq!(
+        digest["sha256"],
+        "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
+    );
 }
 
 #[tokio::test]
@@ -62,7 +72,8 @@ async fn nothing_outside_of_the_root_is_reached() {
     let tree = tree();
     let server = Server::start(&["--root", tree.root.to_str().unwrap()]).await;
     let secret = tree.dir.path().join("secret.txt");
-    std::os::unix::fs::symlink(tree.dir.path().join("no-such-file"), tree.root.join("dangling")).unwrap();
+    std::os::unix::fs::symlink(tree.dir.path().join("no-such-file"), tree.root.join("dangling"))
+        .unwrap();
     let outside = [
         "../secret.txt",
         "sub/../../secret.txt",
@@ -102,9 +113,14 @@ async fn the_size_limit_is_named() {
     let server = Server::start(&["--root", root, "--files-max-read", "1000"]).await;
     let (message, is_final) = server.call_error("file_read", json!({"path": "big.txt"})).await;
     assert!(is_final && message.contains("limit of 1000 bytes"), "{message}");
-    let part = server.call_ok("file_read", json!({"path": "big.txt", "offset": 2500, "limit": 1000})).await;
+    let part = server
+        .call_ok("file_read", json!({"path": "big.txt", "offset": 2500, "limit": 1000}))
+        .await;
     assert_eq!((&part["length"], &part["eof"]), (&json!(500), &json!(true)));
-    assert_eq!(server.call_ok("file_digest", json!({"path": "big.txt"})).await["size"], json!(3000));
+    assert_eq!(
+        server.call_ok("file_digest", json!({"path": "big.txt"})).await["size"],
+        json!(3000)
+    );
 }
 
 #[tokio::test]
@@ -117,7 +133,10 @@ async fn special_files_are_not_opened() {
     for (path, what) in [("pipe", "a named pipe"), ("socket", "a socket")] {
         for tool in ["file_read", "file_digest"] {
             let (message, is_final) = server.call_error(tool, json!({ "path": path })).await;
-            assert!(is_final && message.contains(what) && message.contains("no regular file"), "{message}");
+            assert!(
+                is_final && message.contains(what) && message.contains("no regular file"),
+                "{message}"
+            );
         }
     }
 }
@@ -127,10 +146,12 @@ async fn without_a_root_there_are_no_file_tools() {
     let server = Server::start(&[]).await;
     assert!(!server.tool_names().await.iter().any(|name| name.starts_with("file_")));
     let tree = tree();
-    let two = format!("{}:{}", tree.root.join("sub").display(), tree.root.join("sub/deep").display());
+    let two =
+        format!("{}:{}", tree.root.join("sub").display(), tree.root.join("sub/deep").display());
     let server = Server::start_with(&[], &[("MCP_FILES_ROOTS", &two)]).await;
     assert_eq!(server.call_ok("file_read", json!({"path": "b.rs"})).await["path"], "deep/b.rs");
-    let output = crate::common::command(&["--port", "0", "--root", "/no/such/dir"]).output().await.unwrap();
+    let output =
+        crate::common::command(&["--port", "0", "--root", "/no/such/dir"]).output().await.unwrap();
     assert!(!output.status.success());
     assert!(String::from_utf8_lossy(&output.stderr).contains("/no/such/dir"));
 }

@@ -1,4 +1,5 @@
-//! Remote servers of older revisions that restart and forget their sessions, lock us out, or are full.
+//! Remote servers of older revisions that restart and forget their sessions, lock us out, or are
+//! full.
 
 use std::sync::{
     Arc, Mutex,
@@ -66,7 +67,8 @@ impl Remote {
         let shared = state.clone();
         let app = Router::new().fallback(move |request: Request| answer(shared.clone(), request));
         let runtime = Runtime::new().unwrap();
-        runtime.spawn(async move { axum::serve(TcpListener::from_std(listener).unwrap(), app).await });
+        runtime
+            .spawn(async move { axum::serve(TcpListener::from_std(listener).unwrap(), app).await });
         Self { url, state, runtime: Some(runtime) }
     }
 
@@ -109,7 +111,9 @@ async fn answer(state: Arc<State>, request: Request) -> Response {
 
     match state.closed.load(Ordering::SeqCst) {
         0 => {}
-        status => return (StatusCode::from_u16(status).unwrap(), [("retry-after", "7")]).into_response(),
+        status => {
+            return (StatusCode::from_u16(status).unwrap(), [("retry-after", "7")]).into_response();
+        }
     }
     let session = format!("session-{}", state.life.load(Ordering::SeqCst));
     let named = parts.headers.get("mcp-session-id").and_then(|id| id.to_str().ok());
@@ -123,7 +127,8 @@ async fn answer(state: Arc<State>, request: Request) -> Response {
         }
         _ if named != Some(&session) => (state.refuse)(id),
         "tools/list" => {
-            result(json!({"tools": [{"name": "work", "inputSchema": {"type": "object"}}]})).into_response()
+            result(json!({"tools": [{"name": "work", "inputSchema": {"type": "object"}}]}))
+                .into_response()
         }
         "resources/list" => {
             result(json!({"resources": [{"uri": "memo://today", "name": "today"}]})).into_response()
@@ -137,7 +142,9 @@ async fn answer(state: Arc<State>, request: Request) -> Response {
         "tools/call" if message["params"]["arguments"]["bad"] == true => {
             rpc_error(id, -32602, "bad").into_response()
         }
-        "tools/call" => result(json!({"content": [{"type": "text", "text": "done"}]})).into_response(),
+        "tools/call" => {
+            result(json!({"content": [{"type": "text", "text": "done"}]})).into_response()
+        }
         _ if id.is_null() => StatusCode::ACCEPTED.into_response(),
         _ => result(json!({})).into_response(),
     }
@@ -145,7 +152,9 @@ async fn answer(state: Arc<State>, request: Request) -> Response {
 
 const WAYS: [(&str, Refuse); 10] = [
     ("404", |_| answered(404, rpc_error(&Value::Null, -32001, "Session not found"))),
-    ("400 of the TypeScript SDK", |_| answered(400, rpc_error(&Value::Null, -32000, "No valid session ID"))),
+    ("400 of the TypeScript SDK", |_| {
+        answered(400, rpc_error(&Value::Null, -32000, "No valid session ID"))
+    }),
     ("400 of the Python SDK", |_| {
         answered(400, rpc_error(&json!("server-error"), -32600, "No valid session ID"))
     }),
@@ -199,7 +208,8 @@ async fn what_clients_watch_is_subscribed_to_again_in_the_new_session() {
         answer
     };
     let listed = ask("resources/list", json!({})).await;
-    let uri = listed.split('"').find(|text| text.contains("memo:")).unwrap_or_else(|| panic!("{listed}"));
+    let uri =
+        listed.split('"').find(|text| text.contains("memo:")).unwrap_or_else(|| panic!("{listed}"));
     let subscribed = ask("resources/subscribe", json!({ "uri": uri })).await;
     assert!(subscribed.contains("result"), "{subscribed}");
 
@@ -222,8 +232,16 @@ async fn a_remote_server_that_refuses_our_credentials_or_is_full_says_so() {
         remote.close(status);
         let answer = server.call_raw("old__work", json!({})).await;
         let data = &answer["error"]["data"];
-        assert_eq!((&answer["error"]["code"], &data["reason"]), (&json!(-32603), &json!(reason)), "{answer}");
-        assert_eq!((&data["server"], &data["retryAfterMs"]), (&json!("old"), &json!(7000)), "{answer}");
+        assert_eq!(
+            (&answer["error"]["code"], &data["reason"]),
+            (&json!(-32603), &json!(reason)),
+            "{answer}"
+        );
+        assert_eq!(
+            (&data["server"], &data["retryAfterMs"]),
+            (&json!("old"), &json!(7000)),
+            "{answer}"
+        );
     };
     refused(429, "server-busy").await;
     refused(503, "server-busy").await;
@@ -263,7 +281,11 @@ async fn a_remote_server_that_is_gone_is_unavailable_at_once() {
     })
     .await;
     let data = &answer["error"]["data"];
-    assert_eq!((&data["reason"], &data["server"]), (&json!("server-unavailable"), &json!("old")), "{answer}");
+    assert_eq!(
+        (&data["reason"], &data["server"]),
+        (&json!("server-unavailable"), &json!("old")),
+        "{answer}"
+    );
     assert!(data["retryAfterMs"].as_u64().is_some_and(|wait| wait > 0), "{answer}");
     let status = server.status("old").await;
     assert_eq!(status["state"], "failed", "{status}");

@@ -1,11 +1,13 @@
-//! What hosted servers of both eras offer, asked for through the gateway by clients of both eras: nothing is changed on the
-//! way, and what changes there is heard here.
+//! What hosted servers of both eras offer, asked for through the gateway by clients of both eras:
+//! nothing is changed on the way, and what changes there is heard here.
 
 use std::path::Path;
 
 use rmcp::{
     ClientHandler, RoleClient,
-    model::{ProtocolVersion, ResourceUpdatedNotificationParam, ServerNotification, SubscriptionFilter},
+    model::{
+        ProtocolVersion, ResourceUpdatedNotificationParam, ServerNotification, SubscriptionFilter,
+    },
     service::{ClientLifecycleMode, NotificationContext, Peer, serve_client_with_lifecycle},
     transport::StreamableHttpClientTransport,
 };
@@ -72,12 +74,14 @@ async fn everything_passes_through_unchanged() {
             let prompt = |prompt: &str| json!({"name": prompt, "arguments": {"arg1": "a", "arg2": "b", "resourceUri": "test://x"}});
             for asked in ["test_prompt_with_arguments", "test_prompt_with_embedded_resource"] {
                 let there = ask(&direct, era, "prompts/get", prompt(asked)).await;
-                let here = ask(&gateway, era, "prompts/get", prompt(&format!("{name}__{asked}"))).await;
+                let here =
+                    ask(&gateway, era, "prompts/get", prompt(&format!("{name}__{asked}"))).await;
                 assert_eq!(here, there, "{era} client, {name} server, {asked}");
             }
             let complete = |prompt: &str| json!({"ref": {"type": "ref/prompt", "name": prompt}, "argument": {"name": "arg1", "value": "par"}});
             let there =
-                ask(&direct, era, "completion/complete", complete("test_prompt_with_arguments")).await;
+                ask(&direct, era, "completion/complete", complete("test_prompt_with_arguments"))
+                    .await;
             let name = format!("{name}__test_prompt_with_arguments");
             assert_eq!(ask(&gateway, era, "completion/complete", complete(&name)).await, there);
         }
@@ -88,17 +92,27 @@ async fn everything_passes_through_unchanged() {
             assert_eq!(ask(&gateway, era, "resources/read", read(uri)).await, there, "{era} {uri}");
             for name in ["modern", "legacy", "http"] {
                 let named = format!("mcp-fleet://{name}/{uri}");
-                assert_eq!(ask(&gateway, era, "resources/read", read(&named)).await, there, "{era} {named}");
+                assert_eq!(
+                    ask(&gateway, era, "resources/read", read(&named)).await,
+                    there,
+                    "{era} {named}"
+                );
             }
         }
-        let unknown = ask(&gateway, era, "resources/read", json!({"uri": "nobody://has-this"})).await;
+        let unknown =
+            ask(&gateway, era, "resources/read", json!({"uri": "nobody://has-this"})).await;
         assert_eq!(unknown["error"]["data"]["uri"], "nobody://has-this", "{unknown}");
     }
     let templates = ask(&gateway, "legacy", "resources/templates/list", json!({})).await;
-    assert_eq!(templates["result"]["resourceTemplates"].as_array().map(Vec::len), Some(3), "{templates}");
+    assert_eq!(
+        templates["result"]["resourceTemplates"].as_array().map(Vec::len),
+        Some(3),
+        "{templates}"
+    );
 }
 
-/// A question in the middle of a call reaches a client that can answer, where both sides speak the protocol with rounds.
+/// A question in the middle of a call reaches a client that can answer, where both sides speak the
+/// protocol with rounds.
 #[tokio::test]
 async fn rounds_pass_through() {
     let dir = tempfile::tempdir().unwrap();
@@ -112,7 +126,8 @@ async fn rounds_pass_through() {
     assert_eq!(question, "Please confirm", "{first}");
     let answers = json!({"confirm": {"action": "accept", "content": {"ok": true}}});
     let state = first["result"]["requestState"].clone();
-    let second = json!({"name": tool, "arguments": {}, "inputResponses": answers, "requestState": state});
+    let second =
+        json!({"name": tool, "arguments": {}, "inputResponses": answers, "requestState": state});
     let last = ask(&gateway, "modern", "tools/call", second).await;
     assert_eq!(last["result"]["content"][0]["text"], "state-ok", "{last}");
 }
@@ -153,14 +168,19 @@ async fn heard(ears: &mut mpsc::UnboundedReceiver<String>, expected: &[&str]) {
 }
 
 /// A server hosted here hosts another one itself, and that changes what this one offers.
-async fn changes_are_heard(era: &str, listen: impl AsyncFn(&Server) -> mpsc::UnboundedReceiver<String>) {
+async fn changes_are_heard(
+    era: &str,
+    listen: impl AsyncFn(&Server) -> mpsc::UnboundedReceiver<String>,
+) {
     let dir = tempfile::tempdir().unwrap();
     let inner = script(dir.path(), "inner", &format!("{} --stdio --conformance", binary()));
     let outer = upstream(dir.path(), era, &format!("--allow-command {inner}"));
     let gateway = Server::start(&["--allow-command", &outer]).await;
     gateway.initialize("out", json!({"command": outer})).await;
     let mut ears = listen(&gateway).await;
-    gateway.call_ok("out__server_initialize", json!({"name": "in", "config": {"command": inner}})).await;
+    gateway
+        .call_ok("out__server_initialize", json!({"name": "in", "config": {"command": inner}}))
+        .await;
     heard(&mut ears, &["tools", "prompts", "resources"]).await;
     let names = gateway.tool_names().await;
     assert!(names.iter().any(|name| name == "out__in__test_simple_text"), "{names:?}");
@@ -176,7 +196,8 @@ async fn changes_are_heard(era: &str, listen: impl AsyncFn(&Server) -> mpsc::Unb
 async fn session(server: &Server) -> mpsc::UnboundedReceiver<String> {
     let (sender, ears) = mpsc::unbounded_channel();
     let transport = StreamableHttpClientTransport::from_uri(server.url("/mcp"));
-    let client = serve_client_with_lifecycle(Ears(sender), transport, ClientLifecycleMode::Initialize).await;
+    let client =
+        serve_client_with_lifecycle(Ears(sender), transport, ClientLifecycleMode::Initialize).await;
     let client = client.unwrap();
     // For as long as the test.
     tokio::spawn(async move { drop(client.waiting().await) });
@@ -184,7 +205,8 @@ async fn session(server: &Server) -> mpsc::UnboundedReceiver<String> {
 }
 
 async fn modern_peer(server: &Server) -> Peer<RoleClient> {
-    let mode = ClientLifecycleMode::Discover { preferred_versions: vec![ProtocolVersion::V_2026_07_28] };
+    let mode =
+        ClientLifecycleMode::Discover { preferred_versions: vec![ProtocolVersion::V_2026_07_28] };
     let transport = StreamableHttpClientTransport::from_uri(server.url("/mcp"));
     let client = serve_client_with_lifecycle((), transport, mode).await.unwrap();
     let peer = client.peer().clone();
@@ -227,7 +249,8 @@ async fn streams_hear_of_changes_at_servers_of_both_eras() {
     }
 }
 
-/// Subscriptions to a resource go to its server, and its updates come back under the URI that it has here.
+/// Subscriptions to a resource go to its server, and its updates come back under the URI that it
+/// has here.
 #[tokio::test]
 async fn resources_of_hosted_servers_can_be_subscribed_to() {
     let dir = tempfile::tempdir().unwrap();
@@ -236,10 +259,14 @@ async fn resources_of_hosted_servers_can_be_subscribed_to() {
         let gateway = Server::start(&["--allow-command", &program]).await;
         gateway.initialize("up", json!({"command": program})).await;
         let watched = "test://watched-resource";
-        let filter =
-            SubscriptionFilter::builder().resource_subscriptions([watched, "nobody://has-this"]).build();
+        let filter = SubscriptionFilter::builder()
+            .resource_subscriptions([watched, "nobody://has-this"])
+            .build();
         let mut subscription = modern_peer(&gateway).await.listen(filter).await.unwrap();
-        assert_eq!(subscription.acknowledged().resource_subscriptions, Some(vec![watched.to_owned()]));
+        assert_eq!(
+            subscription.acknowledged().resource_subscriptions,
+            Some(vec![watched.to_owned()])
+        );
         let (sender, mut ears) = mpsc::unbounded_channel();
         tokio::spawn(async move {
             while let Ok(Some(notification)) = subscription.next().await {

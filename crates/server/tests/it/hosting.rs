@@ -2,7 +2,9 @@
 
 use std::path::Path;
 
-use crate::common::{ANSWER_TEXT, Server, binary, eventually, is_alive, legacy_server, script, tree};
+use crate::common::{
+    ANSWER_TEXT, Server, binary, eventually, is_alive, legacy_server, script, tree,
+};
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
@@ -24,13 +26,18 @@ async fn a_real_server_is_hosted_called_and_removed() {
     assert_eq!(hosted["protocolVersion"], "2026-07-28");
     assert_eq!(hosted["transport"], "stdio");
     let tools = hosted["tools"].as_array().unwrap();
-    assert!(tools.iter().any(|tool| tool["name"] == "file_read" && tool["exposedAs"] == "files__file_read"));
+    assert!(
+        tools
+            .iter()
+            .any(|tool| tool["name"] == "file_read" && tool["exposedAs"] == "files__file_read")
+    );
     assert!(server.tool_names().await.contains(&"files__file_read".to_owned()));
 
     let read = server.call_ok("files__file_read", json!({"path": "hello.txt"})).await;
     assert_eq!(read["content"], "hello\nwörld\n");
     // Structured content, `isError` and `_meta` come through.
-    let (message, is_final) = server.call_error("files__file_read", json!({"path": "../secret.txt"})).await;
+    let (message, is_final) =
+        server.call_error("files__file_read", json!({"path": "../secret.txt"})).await;
     assert!(is_final && message.contains("outside of the allowed roots"), "{message}");
     let unknown = server.call_raw("files__nope", json!({})).await;
     assert_eq!(unknown["error"]["code"], json!(-32602), "{unknown}");
@@ -45,7 +52,10 @@ async fn a_real_server_is_hosted_called_and_removed() {
     let other = server.initialize("files", own(&tree.root.join("sub"))).await;
     assert_ne!(other["pid"].as_u64(), Some(pid), "another configuration replaces it");
     assert!(!is_alive(pid as u32));
-    assert_eq!(server.call_ok("files__file_read", json!({"path": "a.rs"})).await["size"], json!(10));
+    assert_eq!(
+        server.call_ok("files__file_read", json!({"path": "a.rs"})).await["size"],
+        json!(10)
+    );
 
     let removed = server.call_ok("server_remove", json!({"name": "files"})).await;
     assert_eq!(removed["removed"], json!(true));
@@ -64,7 +74,10 @@ async fn a_configuration_that_is_switched_off_starts_nothing() {
         config[key] = json!(value);
         let answer = server.initialize("files", config).await;
         assert_eq!((&answer["disabled"], &answer["tools"]), (&json!(true), &json!([])), "{answer}");
-        assert!(answer["warnings"][0].as_str().unwrap().contains(&format!("`config.{key}`")), "{answer}");
+        assert!(
+            answer["warnings"][0].as_str().unwrap().contains(&format!("`config.{key}`")),
+            "{answer}"
+        );
         assert!(!server.tool_names().await.iter().any(|name| name.starts_with("files__")));
     }
 
@@ -79,10 +92,17 @@ async fn a_remote_server_is_hosted() {
     let tree = tree();
     let upstream = Server::start(&["--root", tree.root.to_str().unwrap()]).await;
     let server = Server::start(&["--allow-remote", "127.0.0.1"]).await;
-    let hosted =
-        server.initialize("up", json!({"type": "streamable-http", "url": upstream.url("/mcp")})).await;
-    assert_eq!((&hosted["transport"], &hosted["protocolVersion"]), (&json!("http"), &json!("2026-07-28")));
-    assert_eq!(server.call_ok("up__file_read", json!({"path": "hello.txt"})).await["size"], json!(13));
+    let hosted = server
+        .initialize("up", json!({"type": "streamable-http", "url": upstream.url("/mcp")}))
+        .await;
+    assert_eq!(
+        (&hosted["transport"], &hosted["protocolVersion"]),
+        (&json!("http"), &json!("2026-07-28"))
+    );
+    assert_eq!(
+        server.call_ok("up__file_read", json!({"path": "hello.txt"})).await["size"],
+        json!(13)
+    );
     // While it is gone, calls get an error that says they may be tried again.
     assert!(upstream.terminate().await.success());
     let lost = server.call_raw("up__file_read", json!({"path": "hello.txt"})).await;
@@ -131,7 +151,11 @@ async fn policy_covers_the_whole_command_line() {
         let (message, is_final) = server.initialize_error("x", config).await;
         assert!(is_final && message.contains(rule), "{message}");
     };
-    check(json!({"command": "sh", "args": ["-c", "exit 4"]}), "no rule covers this whole command line").await;
+    check(
+        json!({"command": "sh", "args": ["-c", "exit 4"]}),
+        "no rule covers this whole command line",
+    )
+    .await;
     check(json!({"command": "sh", "args": ["-c", "exit 3", "x"]}), "no rule covers").await;
     check(json!({"command": "/bin/sh", "args": ["-c", "exit 3"]}), "no rule covers").await;
     check(json!({"command": "sleep", "args": ["--version"]}), "no rule covers").await;
@@ -155,7 +179,8 @@ async fn policy_covers_the_whole_command_line() {
 #[tokio::test]
 async fn broken_children_get_clear_errors() {
     let dir = tempfile::tempdir().unwrap();
-    let banner = script(dir.path(), "banner", "echo '[INFO] Welcome to my server> {}'; exec sleep 60");
+    let banner =
+        script(dir.path(), "banner", "echo '[INFO] Welcome to my server> {}'; exec sleep 60");
     let flood = script(dir.path(), "flood", "exec yes");
     let long = script(dir.path(), "long", "tr '\\0' 'x' </dev/zero");
     let mute = script(dir.path(), "mute", "exec sleep 60");
@@ -173,11 +198,13 @@ async fn broken_children_get_clear_errors() {
     check(&server, json!({"command": dir.path().join("nope")}), &["does not exist"], true).await;
     let exit = json!({"command": "sh", "args": ["-c", "exit 3"]});
     check(&server, exit, &["exited with status 3"], false).await;
-    check(&server, json!({"command": dying}), &["exited with status 7", "database is down"], false).await;
+    check(&server, json!({"command": dying}), &["exited with status 7", "database is down"], false)
+        .await;
     check(&server, json!({"command": flood}), &["not JSON-RPC"], false).await;
     check(&server, json!({"command": long}), &["a line of more than"], false).await;
 
-    let server = Server::start(&["--allow-command", &allow, "--handshake-timeout-ms", "1000"]).await;
+    let server =
+        Server::start(&["--allow-command", &allow, "--handshake-timeout-ms", "1000"]).await;
     let late = "within 1000 ms";
     check(&server, json!({"command": mute}), &[late], false).await;
     let garbage = [late, "not JSON-RPC", "[INFO] Welcome to my server"];
@@ -189,7 +216,11 @@ async fn broken_children_get_clear_errors() {
     assert!(status["lastError"].as_str().unwrap().contains(late), "{status}");
     let listed = server.request("tools/list", json!({})).await;
     let warning = &listed["result"]["_meta"]["io.mcp-fleet/unavailable"][0];
-    assert_eq!((&warning["server"], &warning["state"]), (&json!("x"), &json!("failed")), "{listed}");
+    assert_eq!(
+        (&warning["server"], &warning["state"]),
+        (&json!("x"), &json!("failed")),
+        "{listed}"
+    );
     assert_eq!(server.tool_names().await.len(), 4);
     let call = server.call_raw("x__anything", json!({})).await;
     assert_eq!(
@@ -240,8 +271,13 @@ async fn a_failed_replacement_leaves_the_old_one_running() {
 
 /// Fails at first; once there is `go`, says so in `begun` and answers after a while.
 fn second_attempt_is_slow(dir: &Path) -> String {
-    let wait = "[ -e \"$(dirname \"$0\")/go\" ] || exit 1; touch \"$(dirname \"$0\")/begun\"; sleep 1";
-    script(dir, "slow", &format!("{wait}\n{}", legacy_server("work", &format!("text=done; {ANSWER_TEXT}"))))
+    let wait =
+        "[ -e \"$(dirname \"$0\")/go\" ] || exit 1; touch \"$(dirname \"$0\")/begun\"; sleep 1";
+    script(
+        dir,
+        "slow",
+        &format!("{wait}\n{}", legacy_server("work", &format!("text=done; {ANSWER_TEXT}"))),
+    )
 }
 
 #[tokio::test]
@@ -261,7 +297,8 @@ async fn a_server_that_is_being_started_again_makes_no_room() {
         eventually("the second attempt", async || begun.exists().then_some(())).await;
         server.initialize_error("y", json!({"command": "false"})).await
     };
-    let (_, (message, _)) = tokio::join!(server.initialize("x", json!({"command": slow})), meanwhile);
+    let (_, (message, _)) =
+        tokio::join!(server.initialize("x", json!({"command": slow})), meanwhile);
     assert!(message.contains("1 servers are hosted"), "{message}");
     assert_eq!(server.status("x").await["state"], "running");
     server.call_ok("server_remove", json!({"name": "x"})).await;
@@ -278,8 +315,11 @@ async fn a_server_that_is_being_started_again_makes_no_room() {
 async fn many_initialisations_of_one_name_start_one_server() {
     let tree = tree();
     let server = Server::start(&["--allow-command", &allow_own()]).await;
-    let all = futures::future::join_all((0..8).map(|_| server.initialize("files", own(&tree.root)))).await;
-    let pids: std::collections::BTreeSet<_> = all.iter().map(|hosted| hosted["pid"].as_u64()).collect();
+    let all =
+        futures::future::join_all((0..8).map(|_| server.initialize("files", own(&tree.root))))
+            .await;
+    let pids: std::collections::BTreeSet<_> =
+        all.iter().map(|hosted| hosted["pid"].as_u64()).collect();
     assert_eq!(pids.len(), 1, "{pids:?}");
     assert_eq!(children_of(server.process.id().unwrap()).len(), 1);
 }
@@ -289,10 +329,14 @@ async fn a_server_that_ends_itself_at_unknown_methods_is_hosted() {
     let dir = tempfile::tempdir().unwrap();
     let body = legacy_server("work", &format!("text=done; {ANSWER_TEXT}"));
     let (start, end) = body.split_once('\n').unwrap();
-    let picky = format!("{start}\n  case \"$line\" in *'\"server/discover\"'*) exit 1 ;; esac\n{end}");
+    let picky =
+        format!("{start}\n  case \"$line\" in *'\"server/discover\"'*) exit 1 ;; esac\n{end}");
     let program = script(dir.path(), "server", &picky);
     let server = Server::start(&["--allow-command", &program]).await;
-    assert_eq!(server.initialize("x", json!({"command": program})).await["protocolVersion"], "2025-06-18");
+    assert_eq!(
+        server.initialize("x", json!({"command": program})).await["protocolVersion"],
+        "2025-06-18"
+    );
     assert_eq!(server.call("x__work", json!({})).await["content"][0]["text"], "done");
 }
 
@@ -304,8 +348,14 @@ async fn a_remote_server_that_is_not_there_is_an_error() {
     let config = json!({"url": format!("http://{free}/mcp")});
     let answer = server.call_raw("server_initialize", json!({"name": "x", "config": config})).await;
     let error = &answer["error"];
-    assert_eq!((&error["code"], &error["data"]["reason"]), (&json!(-32603), &json!("server-unavailable")));
-    assert_eq!((&error["data"]["server"], &error["data"]["retryAfterMs"]), (&json!("x"), &json!(5000)));
+    assert_eq!(
+        (&error["code"], &error["data"]["reason"]),
+        (&json!(-32603), &json!("server-unavailable"))
+    );
+    assert_eq!(
+        (&error["data"]["server"], &error["data"]["retryAfterMs"]),
+        (&json!("x"), &json!(5000))
+    );
     assert!(error["message"].as_str().unwrap().contains("refused"), "{answer}");
     // From now on it is known, and so are calls of it.
     let call = server.call_raw("x__work", json!({})).await;
@@ -315,7 +365,9 @@ async fn a_remote_server_that_is_not_there_is_an_error() {
     let stub = server.url("/health");
     let (message, is_final) = server.initialize_error("y", json!({ "url": stub })).await;
     assert!(!is_final && message.contains("handshake failed"), "{message}");
-    for url in ["http://127.0.0.2/", "http://[::1]/", "http://169.254.169.254/", "http://user@127.0.0.1/"] {
+    for url in
+        ["http://127.0.0.2/", "http://[::1]/", "http://169.254.169.254/", "http://user@127.0.0.1/"]
+    {
         let (message, is_final) = server.initialize_error("x", json!({ "url": url })).await;
         assert!(is_final, "{url}: {message}");
     }
@@ -336,8 +388,10 @@ fn children_of(pid: u32) -> Vec<u32> {
 async fn environment_and_directory_are_what_was_asked_for() {
     let dir = tempfile::tempdir().unwrap();
     let root = dir.path().canonicalize().unwrap();
-    std::fs::write(root.join(".env"), "# secrets\nexport FROM_FILE='file value'\nBOTH=file\n").unwrap();
-    let report = format!("text=\"$FROM_FILE,$BOTH,$EXPANDED,$PASSED,$LEAKED,$(pwd)\"; {ANSWER_TEXT}");
+    std::fs::write(root.join(".env"), "# secrets\nexport FROM_FILE='file value'\nBOTH=file\n")
+        .unwrap();
+    let report =
+        format!("text=\"$FROM_FILE,$BOTH,$EXPANDED,$PASSED,$LEAKED,$(pwd)\"; {ANSWER_TEXT}");
     let program = script(&root, "server", &legacy_server("report", &report));
     let policy = root.join("policy.toml");
     let text = format!(
@@ -355,7 +409,10 @@ async fn environment_and_directory_are_what_was_asked_for() {
     let config = json!({"command": program, "cwd": root, "envFile": ".env", "type": "stdio", "disabled": false, "colour": "red",
         "env": {"BOTH": "env", "EXPANDED": "${ALLOWED}-${MISSING_AND_REFUSED:-}"}});
     let (message, is_final) = server.initialize_error("x", config.clone()).await;
-    assert!(is_final && message.contains("MISSING_AND_REFUSED") && message.contains("expand"), "{message}");
+    assert!(
+        is_final && message.contains("MISSING_AND_REFUSED") && message.contains("expand"),
+        "{message}"
+    );
     let mut config = config;
     config["env"]["EXPANDED"] = json!("${ALLOWED}");
     let hosted = server.initialize("x", config).await;
@@ -376,7 +433,8 @@ async fn a_call_that_may_be_repeated_is() {
         count = count.display()
     );
     let body = legacy_server("work", &on_call);
-    let harmless = body.replace(r#""inputSchema""#, r#""annotations":{"idempotentHint":true},"inputSchema""#);
+    let harmless =
+        body.replace(r#""inputSchema""#, r#""annotations":{"idempotentHint":true},"inputSchema""#);
     let program = script(dir.path(), "server", &harmless);
     let server = Server::start(&["--allow-command", &program]).await;
     server.initialize("x", json!({"command": program})).await;
@@ -440,12 +498,16 @@ fn with_helper(dir: &Path) -> (String, std::path::PathBuf) {
         "helper.sh",
         &format!("trap '' TERM; echo $$ > {}; while :; do sleep 1; done", pid_file.display()),
     );
-    let body = format!("{helper} </dev/null >/dev/null 2>&1 &\n{}", legacy_server("work", "exit 0"));
+    let body =
+        format!("{helper} </dev/null >/dev/null 2>&1 &\n{}", legacy_server("work", "exit 0"));
     (script(dir, "server", &body), pid_file)
 }
 
 async fn helper_pid(file: &Path) -> u32 {
-    eventually("the helper to start", async || std::fs::read_to_string(file).ok()?.trim().parse().ok()).await
+    eventually("the helper to start", async || {
+        std::fs::read_to_string(file).ok()?.trim().parse().ok()
+    })
+    .await
 }
 
 #[tokio::test]
@@ -497,8 +559,10 @@ async fn there_are_only_so_many() {
     server.initialize("c", json!({"command": program})).await;
     let bad = dir.path().join("bad.toml");
     std::fs::write(&bad, "[limits]\nmaximum = 2\n").unwrap();
-    let output =
-        crate::common::command(&["--port", "0", "--policy", bad.to_str().unwrap()]).output().await.unwrap();
+    let output = crate::common::command(&["--port", "0", "--policy", bad.to_str().unwrap()])
+        .output()
+        .await
+        .unwrap();
     assert!(!output.status.success());
     assert!(String::from_utf8_lossy(&output.stderr).contains("maximum"));
 }

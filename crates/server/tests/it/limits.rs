@@ -1,4 +1,5 @@
-//! Limits of calls: how many at once, for how long, and none at all to a server that does not answer.
+//! Limits of calls: how many at once, for how long, and none at all to a server that does not
+//! answer.
 
 use std::net::SocketAddr;
 
@@ -45,7 +46,8 @@ impl Line {
 
     async fn mend(&mut self) {
         let listener =
-            eventually("the port to be free", async || TcpListener::bind(self.address).await.ok()).await;
+            eventually("the port to be free", async || TcpListener::bind(self.address).await.ok())
+                .await;
         self.carry(listener);
     }
 }
@@ -57,7 +59,8 @@ async fn a_breaker_counts_lost_calls_and_no_errors() {
     let mut line = Line::new(upstream.address).await;
     let dir = tempfile::tempdir().unwrap();
     let policy = dir.path().join("policy.toml");
-    let text = "[limits]\nbreaker_failures = 3\nbreaker_wait_ms = 300\n[[remote]]\nhost = \"127.0.0.1\"\n";
+    let text =
+        "[limits]\nbreaker_failures = 3\nbreaker_wait_ms = 300\n[[remote]]\nhost = \"127.0.0.1\"\n";
     std::fs::write(&policy, text).unwrap();
     let server = Server::start(&["--policy", policy.to_str().unwrap()]).await;
     server.initialize("up", json!({"url": format!("http://{}/mcp", line.address)})).await;
@@ -86,7 +89,10 @@ async fn a_breaker_counts_lost_calls_and_no_errors() {
     let listed = server.request("tools/list", json!({})).await;
     let warning = &listed["result"]["_meta"]["io.mcp-fleet/unavailable"][0];
     assert!(warning["reason"].as_str().unwrap().contains("not answered"), "{listed}");
-    assert_eq!(server.metric("mcp_server_hosted_breaker_changes_total{to=\"open\"}").await, Some(1.0));
+    assert_eq!(
+        server.metric("mcp_server_hosted_breaker_changes_total{to=\"open\"}").await,
+        Some(1.0)
+    );
     assert!(
         server.metric("mcp_server_hosted_calls_turned_away_total{reason=\"breaker-open\"}").await
             >= Some(1.0)
@@ -119,11 +125,15 @@ async fn calls_wait_for_their_turn_and_not_for_ever() {
     assert_eq!(late["error"]["data"]["reason"], "timeout", "{late}");
     assert!(late["error"]["message"].as_str().unwrap().contains("within 100 ms"), "{late}");
 
-    let text =
-        std::fs::read_to_string(&policy).unwrap().replace("call_timeout_ms = 100", "max_concurrency = 9");
+    let text = std::fs::read_to_string(&policy)
+        .unwrap()
+        .replace("call_timeout_ms = 100", "max_concurrency = 9");
     std::fs::write(&policy, text).unwrap();
     eventually("the new policy to hold", async || {
-        server.metric("mcp_server_policy_reloads_total{outcome=\"applied\"}").await.filter(|n| *n >= 1.0)
+        server
+            .metric("mcp_server_policy_reloads_total{outcome=\"applied\"}")
+            .await
+            .filter(|n| *n >= 1.0)
     })
     .await;
     server.initialize("one", json!({"command": program})).await;
@@ -175,7 +185,8 @@ async fn a_child_that_dies_at_every_call_opens_the_breaker() {
     .await;
     assert!(opened["error"]["data"]["retryAfterMs"].as_u64().unwrap() > 1000, "{opened}");
     // Another server under the same name starts without its history.
-    let other = script(dir.path(), "server", &legacy_server("work", &format!("text=hi; {ANSWER_TEXT}")));
+    let other =
+        script(dir.path(), "server", &legacy_server("work", &format!("text=hi; {ANSWER_TEXT}")));
     server.initialize("x", json!({"command": other})).await;
     assert_eq!(server.call("x__work", json!({})).await["content"][0]["text"], "hi");
 }

@@ -6,7 +6,8 @@ use crate::common::{ANSWER_TEXT, PATIENCE, command, legacy_server, script, tree}
 use serde_json::{Value, json};
 use tokio::io::AsyncReadExt;
 
-/// The log of a server with this filter that has served everything there is, with secrets in all places.
+/// The log of a server with this filter that has served everything there is, with secrets in all
+/// places.
 async fn log_of_a_busy_server(rust_log: Option<&str>) -> String {
     let tree = tree();
     let program = script(
@@ -16,7 +17,14 @@ async fn log_of_a_busy_server(rust_log: Option<&str>) -> String {
     );
     let ready = tree.dir.path().join("ready");
     let mut command = command(&["--port", "0", "--root", tree.root.to_str().unwrap()]);
-    command.args(["--allow-command", &program, "--allow-env", "KEY", "--allow-remote", "127.0.0.1"]);
+    command.args([
+        "--allow-command",
+        &program,
+        "--allow-env",
+        "KEY",
+        "--allow-remote",
+        "127.0.0.1",
+    ]);
     command.arg("--ready-file").arg(&ready).stderr(Stdio::piped());
     match rust_log {
         Some(filter) => command.env("RUST_LOG", filter),
@@ -37,10 +45,12 @@ async fn log_of_a_busy_server(rust_log: Option<&str>) -> String {
     let post = async |path: &str, method: &str, params: Value, version: &str| {
         let name = params["name"].as_str().unwrap_or("none").to_owned();
         let body = json!({"jsonrpc": "2.0", "id": 1, "method": method, "params": params});
-        let request = http.post(format!("http://{address}{path}")).header("content-type", "application/json");
-        let request = request.header("accept", "application/json, text/event-stream");
         let request =
-            request.header("authorization", "Bearer secret-token").header("cookie", "secret-cookie");
+            http.post(format!("http://{address}{path}")).header("content-type", "application/json");
+        let request = request.header("accept", "application/json, text/event-stream");
+        let request = request
+            .header("authorization", "Bearer secret-token")
+            .header("cookie", "secret-cookie");
         let request = request.header("mcp-method", method).header("mcp-name", name);
         let request = request.header("mcp-protocol-version", version).body(body.to_string());
         request.send().await.unwrap().text().await.unwrap()
@@ -50,8 +60,7 @@ async fn log_of_a_busy_server(rust_log: Option<&str>) -> String {
     let hosted = json!({"name": "server_initialize", "arguments": {"name": "x", "config": config}});
     let answer = post("/message", "tools/call", hosted, legacy).await;
     assert!(answer.contains("x__work"), "{answer}");
-    let remote =
-        json!({"url": "http://127.0.0.1:1/mcp?key=secret-query", "headers": {"x-key": "secret-header"}});
+    let remote = json!({"url": "http://127.0.0.1:1/mcp?key=secret-query", "headers": {"x-key": "secret-header"}});
     let remote = json!({"name": "server_initialize", "arguments": {"name": "y", "config": remote}});
     post("/message", "tools/call", remote, legacy).await;
     let modern = json!({"io.modelcontextprotocol/protocolVersion": "2026-07-28", "io.modelcontextprotocol/clientCapabilities": {}});
@@ -64,8 +73,7 @@ async fn log_of_a_busy_server(rust_log: Option<&str>) -> String {
         post("/mcp", "tools/call", params, "2026-07-28").await;
     }
     // A session, and requests that nobody can read.
-    let hello =
-        json!({"protocolVersion": legacy, "capabilities": {}, "clientInfo": {"name": "t", "version": "1"}});
+    let hello = json!({"protocolVersion": legacy, "capabilities": {}, "clientInfo": {"name": "t", "version": "1"}});
     post("/mcp", "initialize", hello, legacy).await;
     post("/message", "tools/call", json!({"name": 1, "arguments": "secret-garbage"}), legacy).await;
     post("/mcp", "tools/call", json!({"name": 1, "arguments": "secret-garbage"}), legacy).await;

@@ -50,9 +50,20 @@ async fn what_is_wrong_is_said_in_json_rpc() {
     check(r#"{"jsonrpc":"2.0","id":{},"method":"ping"}"#, 400, -32600, Value::Null).await;
     check(r#"{"jsonrpc":"2.0","id":1,"method":2}"#, 400, -32600, json!(1)).await;
     check(r#"{"jsonrpc":"2.0","id":1,"result":{}}"#, 400, -32600, Value::Null).await;
-    check(r#"{"jsonrpc":"2.0","id":"a","method":"tools/call","params":[]}"#, 400, -32602, json!("a")).await;
-    check(r#"{"jsonrpc":"2.0","id":"a","method":"tools/call","params":{"name":1}}"#, 200, -32602, json!("a"))
-        .await;
+    check(
+        r#"{"jsonrpc":"2.0","id":"a","method":"tools/call","params":[]}"#,
+        400,
+        -32602,
+        json!("a"),
+    )
+    .await;
+    check(
+        r#"{"jsonrpc":"2.0","id":"a","method":"tools/call","params":{"name":1}}"#,
+        200,
+        -32602,
+        json!("a"),
+    )
+    .await;
     check(
         r#"{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"nope"}}"#,
         200,
@@ -74,11 +85,13 @@ async fn what_is_wrong_is_said_in_json_rpc() {
     let (message, is_final) = server.call_error("server_status", json!({"nam": "x"})).await;
     assert!(is_final && message.contains("nam"), "{message}");
 
-    let (status, body) = server.post(r#"{"jsonrpc":"2.0","method":"notifications/initialized"}"#).await;
+    let (status, body) =
+        server.post(r#"{"jsonrpc":"2.0","method":"notifications/initialized"}"#).await;
     assert_eq!((status, body), (202, json!("")));
     let (status, _) = server.post(vec![b' '; 5 * 1024 * 1024]).await;
     assert_eq!(status, 413);
-    let chunks = futures::stream::iter((0..12).map(|_| Ok::<_, std::io::Error>(vec![b' '; 1024 * 1024])));
+    let chunks =
+        futures::stream::iter((0..12).map(|_| Ok::<_, std::io::Error>(vec![b' '; 1024 * 1024])));
     let (status, _) = server.post(reqwest::Body::wrap_stream(chunks)).await;
     assert_eq!(status, 413, "without a length");
     let plain = server.http.post(server.url("/message")).body("{}").send().await.unwrap();
@@ -120,7 +133,8 @@ async fn what_contradicts_the_body_is_refused() {
     let send = async |path: &str, headers: &[(&str, &str)]| {
         let request = server.http.post(server.url(path)).header("content-type", "application/json");
         let request = request.header("accept", "application/json, text/event-stream");
-        let request = headers.iter().fold(request, |request, (name, value)| request.header(*name, *value));
+        let request =
+            headers.iter().fold(request, |request, (name, value)| request.header(*name, *value));
         let body = r#"{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"server_list","arguments":{}}}"#;
         request.body(body).send().await.unwrap().status().as_u16()
     };
@@ -132,7 +146,11 @@ async fn what_contradicts_the_body_is_refused() {
         );
         assert_eq!(send(path, &[("mcp-name", "server_status")]).await, 400, "{path}");
         assert_eq!(send(path, &[("mcp-method", "tools/list")]).await, 400, "{path}");
-        assert_eq!(send(path, &[("host", "localhost"), ("host", "evil.example")]).await, 400, "{path}");
+        assert_eq!(
+            send(path, &[("host", "localhost"), ("host", "evil.example")]).await,
+            400,
+            "{path}"
+        );
     }
 }
 
@@ -142,9 +160,14 @@ async fn strange_hosts_and_origins_are_turned_away() {
     let server = Server::start(&args).await;
     let check = async |path: &str, header: &str, value: &str, refused: bool| {
         let request = server.http.post(server.url(path)).header("content-type", "application/json");
-        let request = request.header("accept", "application/json, text/event-stream").header(header, value);
-        let status =
-            request.body(r#"{"jsonrpc":"2.0","id":1,"method":"ping"}"#).send().await.unwrap().status();
+        let request =
+            request.header("accept", "application/json, text/event-stream").header(header, value);
+        let status = request
+            .body(r#"{"jsonrpc":"2.0","id":1,"method":"ping"}"#)
+            .send()
+            .await
+            .unwrap()
+            .status();
         assert_eq!(status.as_u16() == 403, refused, "{path} {header}: {value} gave {status}");
     };
     for path in ["/message", "/mcp"] {

@@ -1,4 +1,5 @@
-//! Hosted servers that answer in odd ways: what can be read of it is passed on, and what can't be read is named at once.
+//! Hosted servers that answer in odd ways: what can be read of it is passed on, and what can't be
+//! read is named at once.
 
 use serde_json::json;
 
@@ -15,7 +16,9 @@ fn answers(kind: &str, answer: &str) -> String {
 #[tokio::test]
 async fn an_answer_that_can_not_be_read_ends_its_call_at_once() {
     let dir = tempfile::tempdir().unwrap();
-    let result = |content: &str| format!(r#"{{"jsonrpc":"2.0","id":%s,"result":{{"content":[{content}]}}}}"#);
+    let result = |content: &str| {
+        format!(r#"{{"jsonrpc":"2.0","id":%s,"result":{{"content":[{content}]}}}}"#)
+    };
     let cases = [
         answers("errnull", r#"{"jsonrpc":"2.0","id":%s,"result":{"content":[]},"error":null}"#),
         answers("nan", r#"{"jsonrpc":"2.0","id":%s,"result":{"content":[],"structuredContent":{"v":NaN}}}"#),
@@ -91,19 +94,22 @@ async fn what_is_odd_in_a_list_loses_itself_only() {
         r#"{"name":"ns/do it","inputSchema":{"type":"object"}}"#,
         r#"{"name":"größe","inputSchema":{"type":"object"}}"#,
     ];
-    // The list goes in a circle, prompts are never answered, and the server does not say its version.
+    // The list goes in a circle, prompts are never answered, and the server does not say its
+    // version.
     let body = legacy_server("work", &format!("text=done; {ANSWER_TEXT}"))
         .replace(&format!("[{work}]"), &format!("[{}],\"nextCursor\":\"8\"", tools.join(",")))
         .replace(r#""capabilities":{"tools":{}}"#, r#""capabilities":{"tools":{},"prompts":{}}"#)
         .replace(r#","version":"1""#, "");
     let program = script(dir.path(), "server", &body);
-    let server = Server::start(&["--allow-command", &program, "--handshake-timeout-ms", "6000"]).await;
+    let server =
+        Server::start(&["--allow-command", &program, "--handshake-timeout-ms", "6000"]).await;
     let hosted = server.initialize("q", json!({"command": program})).await;
 
     let mut names = server.tool_names().await;
     names.retain(|name| name.starts_with("q__"));
     let odd = ["q__gr__e_", "q__ns_do_it_"];
-    let odd = odd.map(|start| names.iter().find(|name| name.starts_with(start)).expect(start).clone());
+    let odd =
+        odd.map(|start| names.iter().find(|name| name.starts_with(start)).expect(start).clone());
     let mut expected = vec!["q__work".to_owned(), "q__bare".to_owned(), "q__icons".to_owned()];
     expected.extend(odd.clone());
     expected.sort();
@@ -114,7 +120,11 @@ async fn what_is_odd_in_a_list_loses_itself_only() {
         hidden.as_array().unwrap().iter().map(|tool| (&tool["name"], &tool["reason"])).collect();
     let bool = json!("its inputSchema is not a JSON object: true");
     let nameless = json!("it has no name: {\"description\":\"no name\"}");
-    assert_eq!(reasons, [(&json!("bool"), &bool), (&json!("(without a name)"), &nameless)], "{hidden}");
+    assert_eq!(
+        reasons,
+        [(&json!("bool"), &bool), (&json!("(without a name)"), &nameless)],
+        "{hidden}"
+    );
 
     // A job with a server and a tool, or an older worker, calls by the tool's own name.
     for name in ["q__ns/do it", "q__größe", &odd[0], &odd[1]] {
@@ -133,10 +143,13 @@ async fn a_list_that_can_not_be_read_again_stays() {
         " printf '{\"jsonrpc\":\"2.0\",\"id\":%s,\"result\":{\"prompts\":[{\"name\":\"p\"}]}}\\n' \"$id\"; fi ;;\n"
     );
     let says = |what: &str| {
-        format!("printf '{{\"jsonrpc\":\"2.0\",\"method\":\"notifications/{what}/list_changed\"}}\\n'")
+        format!(
+            "printf '{{\"jsonrpc\":\"2.0\",\"method\":\"notifications/{what}/list_changed\"}}\\n'"
+        )
     };
     // The tools change afterwards, which shows that the prompts were asked for.
-    let change = format!("changed=yes; {}; {}; text=done; {ANSWER_TEXT}", says("prompts"), says("tools"));
+    let change =
+        format!("changed=yes; {}; {}; text=done; {ANSWER_TEXT}", says("prompts"), says("tools"));
     let body = legacy_server("work", &change)
         .replace(r#""name":"work""#, r#""name":"work'"$changed"'""#)
         .replace(

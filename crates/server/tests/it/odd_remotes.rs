@@ -1,4 +1,5 @@
-//! Remote servers that answer in a way of their own. The worker's client reads the same (`fleet-wire`).
+//! Remote servers that answer in a way of their own. The worker's client reads the same
+//! (`fleet-wire`).
 
 use std::{
     io::Write,
@@ -47,8 +48,7 @@ impl Seen {
             _ if self.body["id"].is_null() => return None,
             "initialize" => {
                 let version = &self.body["params"]["protocolVersion"];
-                let result =
-                    json!({"protocolVersion": version, "capabilities": {"tools": {}}, "serverInfo": info});
+                let result = json!({"protocolVersion": version, "capabilities": {"tools": {}}, "serverInfo": info});
                 self.result(result)
             }
             "tools/list" => self.result(json!({ "tools": [tool] })),
@@ -65,8 +65,11 @@ struct Remote {
 }
 
 impl Remote {
-    /// A server that answers with what `answer` returns, and leaves a request without an answer if that is `None`.
-    async fn start(answer: impl Fn(&Seen) -> Option<Response> + Clone + Send + Sync + 'static) -> Self {
+    /// A server that answers with what `answer` returns, and leaves a request without an answer if
+    /// that is `None`.
+    async fn start(
+        answer: impl Fn(&Seen) -> Option<Response> + Clone + Send + Sync + 'static,
+    ) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}/mcp", listener.local_addr().unwrap());
         let heard = Arc::new(Mutex::new(Vec::new()));
@@ -93,7 +96,11 @@ impl Remote {
     /// The same, only for posts.
     async fn posted(answer: impl Fn(&Seen) -> Response + Clone + Send + Sync + 'static) -> Self {
         Self::start(move |seen| {
-            Some(if seen.is_post { answer(seen) } else { StatusCode::METHOD_NOT_ALLOWED.into_response() })
+            Some(if seen.is_post {
+                answer(seen)
+            } else {
+                StatusCode::METHOD_NOT_ALLOWED.into_response()
+            })
         })
         .await
     }
@@ -112,7 +119,8 @@ fn typed(kind: &'static str, body: impl Into<Body>) -> Response {
 }
 
 fn plain(seen: &Seen) -> Response {
-    seen.plain().map_or(StatusCode::ACCEPTED.into_response(), |answer| axum::Json(answer).into_response())
+    seen.plain()
+        .map_or(StatusCode::ACCEPTED.into_response(), |answer| axum::Json(answer).into_response())
 }
 
 fn gzip(text: &str) -> Response {
@@ -170,7 +178,8 @@ fn oddly(quirk: &str, seen: &Seen) -> Response {
             axum::Json(answer).into_response()
         }
         "nan" if seen.method() == "tools/call" => {
-            let result = r#"{"content":[{"type":"text","text":"done"}],"structuredContent":{"v":NaN}}"#;
+            let result =
+                r#"{"content":[{"type":"text","text":"done"}],"structuredContent":{"v":NaN}}"#;
             raw(seen, result)
         }
         "surrogate" if seen.method() == "tools/call" => {
@@ -194,7 +203,11 @@ async fn answers_are_read_as_they_come() {
         let result = server.call(&format!("{quirk}__work"), json!({})).await;
         let text = result["content"][0]["text"].as_str().unwrap();
         assert!(text.starts_with("done"), "{quirk}: {result}");
-        assert_eq!(remote.count("tools/call"), if quirk.starts_with("moved") { 2 } else { 1 }, "{quirk}");
+        assert_eq!(
+            remote.count("tools/call"),
+            if quirk.starts_with("moved") { 2 } else { 1 },
+            "{quirk}"
+        );
     };
     let quirks = [
         "upper",
@@ -253,7 +266,9 @@ async fn an_answer_that_can_not_be_read_ends_the_call_and_is_named() {
         let remote = Remote::posted(move |seen| {
             let message = format!(r#"{{"jsonrpc":"2.0","id":{},{written}}}"#, seen.body["id"]);
             match seen.method() {
-                "tools/call" if streamed => typed("text/event-stream", format!("data: {message}\n\n")),
+                "tools/call" if streamed => {
+                    typed("text/event-stream", format!("data: {message}\n\n"))
+                }
                 "tools/call" => typed("application/json", message),
                 _ => plain(seen),
             }
@@ -273,7 +288,9 @@ async fn an_answer_that_can_not_be_read_ends_the_call_and_is_named() {
 #[tokio::test]
 async fn an_error_without_an_id_ends_the_call() {
     let server = gateway().await;
-    for (name, kind, frame) in [("json", "application/json", ""), ("stream", "text/event-stream", "data: ")] {
+    for (name, kind, frame) in
+        [("json", "application/json", ""), ("stream", "text/event-stream", "data: ")]
+    {
         let remote = Remote::posted(move |seen| match seen.method() {
             "tools/call" => {
                 let error =
@@ -292,8 +309,10 @@ async fn an_error_without_an_id_ends_the_call() {
 /// The handshake's time is short here, and with it the time for which the first question waits.
 #[tokio::test]
 async fn silence_to_discover_is_followed_by_initialize() {
-    let remote = Remote::start(|seen| (seen.method() != "server/discover").then(|| plain(seen))).await;
-    let server = Server::start(&["--allow-remote", "127.0.0.1", "--handshake-timeout-ms", "6000"]).await;
+    let remote =
+        Remote::start(|seen| (seen.method() != "server/discover").then(|| plain(seen))).await;
+    let server =
+        Server::start(&["--allow-remote", "127.0.0.1", "--handshake-timeout-ms", "6000"]).await;
     let hosted = server.initialize("silent", json!({"url": remote.url})).await;
     assert_eq!(hosted["protocolVersion"], "2025-11-25", "{hosted}");
     assert_eq!((remote.count("server/discover"), remote.count("initialize")), (1, 1));
@@ -317,7 +336,8 @@ async fn a_refused_revision_is_asked_for_again_from_the_list() {
     assert_eq!((remote.count("server/discover"), remote.count("initialize")), (1, 2));
 }
 
-/// A server of the transport of 2024, which answers other posts with `status`, and calls with `result`.
+/// A server of the transport of 2024, which answers other posts with `status`, and calls with
+/// `result`.
 async fn over_sse(status: u16, result: &'static str) -> Remote {
     let stream: Arc<Mutex<Option<mpsc::UnboundedSender<String>>>> = Arc::default();
     let status = StatusCode::from_u16(status).unwrap();
@@ -330,7 +350,8 @@ async fn over_sse(status: u16, result: &'static str) -> Remote {
             return Some(typed("text/event-stream; charset=utf-8", Body::from_stream(events)));
         }
         if seen.path != "/post" {
-            let error = json!({"jsonrpc": "2.0", "id": null, "error": {"code": -32000, "message": "no"}});
+            let error =
+                json!({"jsonrpc": "2.0", "id": null, "error": {"code": -32000, "message": "no"}});
             return Some((status, axum::Json(error)).into_response());
         }
         let answer = match seen.method() {
@@ -394,7 +415,10 @@ fn modern(seen: &Seen, as_events: bool) -> Response {
         "tools/call" => json!({ "content": odd_content() }),
         "prompts/get" => json!({ "messages": odd_messages() }),
         "resources/read" => json!({ "contents": odd_contents() }),
-        _ => return axum::Json(seen.error(json!({"code": -32601, "message": "unknown"}))).into_response(),
+        _ => {
+            return axum::Json(seen.error(json!({"code": -32601, "message": "unknown"})))
+                .into_response();
+        }
     };
     result["resultType"] = json!("complete");
     let answer = seen.result(result);
@@ -417,7 +441,8 @@ fn odd_contents() -> Value {
     json!([{"uri": "odd://1", "stream": "x"}, {"uri": "odd://1", "text": "fine"}])
 }
 
-/// All of what a server of the newest revision says arrives, in what it answers at once and in events.
+/// All of what a server of the newest revision says arrives, in what it answers at once and in
+/// events.
 #[tokio::test]
 async fn items_of_unknown_kinds_pass_from_the_newest_revision_too() {
     for as_events in [false, true] {

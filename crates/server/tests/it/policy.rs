@@ -3,7 +3,9 @@
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
-use crate::common::{ANSWER_TEXT, Server, eventually, is_alive, legacy_server, patient, script, signal};
+use crate::common::{
+    ANSWER_TEXT, Server, eventually, is_alive, legacy_server, patient, script, signal,
+};
 
 /// A policy in the way Kubernetes mounts it: a link through a link, which is swapped.
 struct Mounted {
@@ -15,7 +17,8 @@ impl Mounted {
     fn new(text: &str) -> Self {
         let mut mounted = Self { dir: tempfile::tempdir().unwrap(), version: 0 };
         mounted.change(text);
-        std::os::unix::fs::symlink("..data/policy.toml", mounted.dir.path().join("policy.toml")).unwrap();
+        std::os::unix::fs::symlink("..data/policy.toml", mounted.dir.path().join("policy.toml"))
+            .unwrap();
         mounted
     }
 
@@ -49,7 +52,8 @@ async fn until_state(server: &Server, name: &str, state: &str) -> Value {
 #[tokio::test]
 async fn a_new_policy_holds_without_dropping_calls() {
     let dir = tempfile::tempdir().unwrap();
-    let (a, b) = (patient(dir.path(), "a"), script(dir.path(), "b", &legacy_server("work", ANSWER_TEXT)));
+    let (a, b) =
+        (patient(dir.path(), "a"), script(dir.path(), "b", &legacy_server("work", ANSWER_TEXT)));
     let mut policy = Mounted::new(&allow(&[&a, &b]));
     let server = Server::start(&["--policy", &policy.path()]).await;
     let pid = |hosted: Value| u32::try_from(hosted["pid"].as_u64().unwrap()).unwrap();
@@ -62,12 +66,18 @@ async fn a_new_policy_holds_without_dropping_calls() {
         policy.change(&allow(&[&b]));
         let status = until_state(&server, "a", "refused").await;
         let reason = status["lastError"].as_str().unwrap();
-        assert!(reason.contains("policy refuses to start") && reason.contains("[[command]]"), "{reason}");
+        assert!(
+            reason.contains("policy refuses to start") && reason.contains("[[command]]"),
+            "{reason}"
+        );
         assert_eq!(status["toolCount"], 0);
         assert!(is_alive(a_pid), "its call is still under way");
         let refused = server.call_raw("a__work", json!({})).await;
         assert_eq!(refused["error"]["data"]["reason"], "server-unavailable", "{refused}");
-        assert!(refused["error"]["message"].as_str().unwrap().contains("policy refuses"), "{refused}");
+        assert!(
+            refused["error"]["message"].as_str().unwrap().contains("policy refuses"),
+            "{refused}"
+        );
         let (message, is_final) = server.initialize_error("c", json!({"command": a})).await;
         assert!(is_final && message.contains("no rule covers"), "{message}");
         std::fs::write(dir.path().join("go"), "").unwrap();
@@ -76,14 +86,20 @@ async fn a_new_policy_holds_without_dropping_calls() {
     assert_eq!(answer["content"][0]["text"], "done", "the call that was under way is not dropped");
     eventually("the refused child to be gone", async || (!is_alive(a_pid)).then_some(())).await;
     let listed = server.request("tools/list", json!({})).await;
-    assert_eq!(listed["result"]["_meta"]["io.mcp-fleet/unavailable"][0]["state"], "refused", "{listed}");
+    assert_eq!(
+        listed["result"]["_meta"]["io.mcp-fleet/unavailable"][0]["state"], "refused",
+        "{listed}"
+    );
     assert_eq!(pid(server.status("b").await), b_pid, "what is allowed is not disturbed");
     assert_eq!(server.status("a").await["restarts"], 0);
 
     // A mistake changes nothing, and is seen.
     policy.change("[[command]]\nargv = \"sh\"\n");
     eventually("the mistake to be noticed", async || {
-        server.metric("mcp_server_policy_reloads_total{outcome=\"invalid\"}").await.filter(|n| *n >= 1.0)
+        server
+            .metric("mcp_server_policy_reloads_total{outcome=\"invalid\"}")
+            .await
+            .filter(|n| *n >= 1.0)
     })
     .await;
     server.call("b__work", json!({})).await;

@@ -1,4 +1,5 @@
-//! What holds where the shared registry can't be reached. With a broker it is tested in `tests/tests/registry.rs`.
+//! What holds where the shared registry can't be reached. With a broker it is tested in
+//! `tests/tests/registry.rs`.
 
 use serde_json::json;
 
@@ -7,7 +8,8 @@ use crate::common::{ANSWER_TEXT, Server, legacy_server, script};
 #[tokio::test]
 async fn without_its_registry_a_server_is_not_ready_and_shares_nothing() {
     let dir = tempfile::tempdir().unwrap();
-    let program = script(dir.path(), "server", &legacy_server("work", &format!("text=done; {ANSWER_TEXT}")));
+    let program =
+        script(dir.path(), "server", &legacy_server("work", &format!("text=done; {ANSWER_TEXT}")));
     // Nobody listens on port 1.
     let brokers = [("KAFKA_BROKERS", "127.0.0.1:1"), ("RUST_LOG", "error")];
     let args = ["--allow-command", &program, "--allow-env", "API_KEY", "--expand-env", "API_KEY"];
@@ -37,7 +39,10 @@ async fn without_its_registry_a_server_is_not_ready_and_shares_nothing() {
 
     let secret = json!({"command": program, "env": {"API_KEY": "hunter2"}});
     let (message, is_final) = server.initialize_error("x", secret).await;
-    assert!(is_final && message.contains("`env.API_KEY`") && !message.contains("hunter2"), "{message}");
+    assert!(
+        is_final && message.contains("`env.API_KEY`") && !message.contains("hunter2"),
+        "{message}"
+    );
     let remote = json!({"url": "https://mcp.example.com/mcp?key=hunter2"});
     let (message, is_final) = server.initialize_error("x", remote).await;
     assert!(is_final && message.contains("`url.key`") && !message.contains("hunter2"), "{message}");
@@ -49,12 +54,19 @@ async fn without_its_registry_a_server_is_not_ready_and_shares_nothing() {
 #[tokio::test]
 async fn without_kafka_there_is_nothing_to_wait_for() {
     let dir = tempfile::tempdir().unwrap();
-    let program = script(dir.path(), "server", &legacy_server("work", &format!("text=done; {ANSWER_TEXT}")));
+    let program =
+        script(dir.path(), "server", &legacy_server("work", &format!("text=done; {ANSWER_TEXT}")));
     let server = Server::start(&["--allow-command", &program, "--allow-env", "API_KEY"]).await;
     // So what is not hosted is unknown, and asking again would not help.
     let unknown = server.call_raw("x__work", json!({})).await["error"].clone();
-    assert_eq!((&unknown["code"], &unknown["data"]["reason"]), (&json!(-32602), &json!("unknown-server")));
-    assert!(unknown["message"].as_str().unwrap().contains("no MCP server named `x` is hosted"), "{unknown}");
+    assert_eq!(
+        (&unknown["code"], &unknown["data"]["reason"]),
+        (&json!(-32602), &json!("unknown-server"))
+    );
+    assert!(
+        unknown["message"].as_str().unwrap().contains("no MCP server named `x` is hosted"),
+        "{unknown}"
+    );
     // What stays in the process may be written as it is.
     server.initialize("x", json!({"command": program, "env": {"API_KEY": "hunter2"}})).await;
     let pid = server.status("x").await["pid"].clone();

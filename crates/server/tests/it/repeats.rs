@@ -1,9 +1,11 @@
-//! Repeats of a job's call, over every transport, against the real binary with a scripted server behind it.
+//! Repeats of a job's call, over every transport, against the real binary with a scripted server
+//! behind it.
 
 use crate::common::{ANSWER_TEXT, Server, legacy_server, script, tree};
 use serde_json::{Value, json};
 
-/// A hosted tool `x__work` that answers with how often it was called, and how many times it has been.
+/// A hosted tool `x__work` that answers with how often it was called, and how many times it has
+/// been.
 struct Counting {
     server: Server,
     _dir: tempfile::TempDir,
@@ -13,7 +15,8 @@ impl Counting {
     async fn start(args: &[&str]) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let log = dir.path().join("calls");
-        let failure = r#"printf '{"jsonrpc":"2.0","id":%s,"result":{"content":[],"isError":true}}\n' "$id""#;
+        let failure =
+            r#"printf '{"jsonrpc":"2.0","id":%s,"result":{"content":[],"isError":true}}\n' "$id""#;
         let on_call = format!(
             "echo >> {log}; text=$(wc -l < {log}); case \"$line\" in *'\"please\":\"fail\"'*) {failure} ;; *) {ANSWER_TEXT} ;; esac",
             log = log.display()
@@ -27,7 +30,10 @@ impl Counting {
     /// The text of a call, and whether it was remembered.
     async fn call(&self, job: &str, arguments: Value) -> (String, bool) {
         let result = self.post("/message", &request("x__work", job, arguments), &[]).await;
-        (result["content"][0]["text"].as_str().unwrap_or("failed").trim().to_owned(), is_repeated(&result))
+        (
+            result["content"][0]["text"].as_str().unwrap_or("failed").trim().to_owned(),
+            is_repeated(&result),
+        )
     }
 
     async fn post(&self, path: &str, body: &Value, headers: &[(&str, &str)]) -> Value {
@@ -45,8 +51,7 @@ impl Counting {
 }
 
 fn request(tool: &str, job: &str, arguments: Value) -> Value {
-    let meta =
-        json!({"io.mcp-fleet/jobId": job, "io.mcp-fleet/idempotencyKey": job, "io.mcp-fleet/attempt": 1});
+    let meta = json!({"io.mcp-fleet/jobId": job, "io.mcp-fleet/idempotencyKey": job, "io.mcp-fleet/attempt": 1});
     let params = json!({"name": tool, "arguments": arguments, "_meta": meta});
     json!({"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": params})
 }
@@ -75,10 +80,19 @@ async fn a_repeat_is_answered_without_calling_the_tool() {
         let result = tools.server.call("x__work", json!({})).await;
         assert_eq!(result["content"][0]["text"].as_str().unwrap().trim(), count);
     }
-    let metrics =
-        tools.server.http.get(tools.server.url("/metrics")).send().await.unwrap().text().await.unwrap();
+    let metrics = tools
+        .server
+        .http
+        .get(tools.server.url("/metrics"))
+        .send()
+        .await
+        .unwrap()
+        .text()
+        .await
+        .unwrap();
     assert!(metrics.contains("mcp_server_repeats_answered_total 1\n"), "{metrics}");
-    let bytes = metrics.lines().find_map(|line| line.strip_prefix("mcp_server_repeat_memory_bytes "));
+    let bytes =
+        metrics.lines().find_map(|line| line.strip_prefix("mcp_server_repeat_memory_bytes "));
     assert!(bytes.unwrap().parse::<f64>().unwrap() > 4.0 * 256.0, "{metrics}");
 }
 
@@ -95,10 +109,15 @@ async fn every_transport_and_era_shares_one_memory_and_credentials_do_not() {
             meta.insert("io.modelcontextprotocol/clientCapabilities".to_owned(), json!({}));
             body
         };
-        let version =
-            [("mcp-protocol-version", "2026-07-28"), ("mcp-method", "tools/call"), ("mcp-name", "x__work")];
-        let answers =
-            [tools.post("/message", &modern, &[]).await, tools.post("/mcp", &modern, &version).await];
+        let version = [
+            ("mcp-protocol-version", "2026-07-28"),
+            ("mcp-method", "tools/call"),
+            ("mcp-name", "x__work"),
+        ];
+        let answers = [
+            tools.post("/message", &modern, &[]).await,
+            tools.post("/mcp", &modern, &version).await,
+        ];
         for mut answer in answers {
             assert!(is_repeated(&answer), "{answer}");
             assert_eq!(answer["resultType"], "complete");
@@ -106,7 +125,10 @@ async fn every_transport_and_era_shares_one_memory_and_credentials_do_not() {
             assert_eq!(answer["content"], first["content"]);
         }
         let mine = [("authorization", "Bearer mine")];
-        assert!(!is_repeated(&tools.post("/message", &plain, &mine).await), "somebody else's result");
+        assert!(
+            !is_repeated(&tools.post("/message", &plain, &mine).await),
+            "somebody else's result"
+        );
         assert!(is_repeated(&tools.post("/message", &plain, &mine).await));
         let both = [&version[..], &mine].concat();
         assert!(

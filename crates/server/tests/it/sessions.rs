@@ -1,4 +1,5 @@
-//! Sessions of the older protocol: every replica serves those of every other, and none is served once it is deleted.
+//! Sessions of the older protocol: every replica serves those of every other, and none is served
+//! once it is deleted.
 
 use serde_json::{Value, json};
 
@@ -13,18 +14,23 @@ pub(crate) async fn post(
     let mut request = server.http.post(server.url("/mcp")).json(&message);
     request = request.header("accept", "application/json, text/event-stream");
     if let Some(session) = session {
-        request = request.header("mcp-session-id", session).header("mcp-protocol-version", "2025-06-18");
+        request =
+            request.header("mcp-session-id", session).header("mcp-protocol-version", "2025-06-18");
     }
     let response = request.send().await.unwrap();
-    let session = response.headers().get("mcp-session-id").map(|id| id.to_str().unwrap().to_owned());
+    let session =
+        response.headers().get("mcp-session-id").map(|id| id.to_str().unwrap().to_owned());
     (response.status().as_u16(), session, response.text().await.unwrap())
 }
 
 pub(crate) async fn initialize(server: &Server) -> String {
     let params = json!({"protocolVersion": "2025-06-18", "capabilities": {}, "clientInfo": {"name": "t", "version": "1"}});
-    let (status, session, body) =
-        post(server, None, json!({"jsonrpc": "2.0", "id": 0, "method": "initialize", "params": params}))
-            .await;
+    let (status, session, body) = post(
+        server,
+        None,
+        json!({"jsonrpc": "2.0", "id": 0, "method": "initialize", "params": params}),
+    )
+    .await;
     assert_eq!(status, 200, "{body}");
     session.expect("a session")
 }
@@ -66,7 +72,9 @@ async fn deleted_and_foreign_sessions_are_not_found() {
     let delete = server.http.delete(server.url("/mcp")).header("mcp-session-id", &session);
     assert!(delete.send().await.unwrap().status().is_success());
     assert_eq!(post(&server, Some(&session), list(2)).await.0, 404);
-    for foreign in ["x", "5f0f4d5c-9c6e-4c7f-8a43-0a0a8d5f6a11", &session.replace(char::is_numeric, "a")] {
+    for foreign in
+        ["x", "5f0f4d5c-9c6e-4c7f-8a43-0a0a8d5f6a11", &session.replace(char::is_numeric, "a")]
+    {
         assert_eq!(post(&server, Some(foreign), list(3)).await.0, 404, "{foreign}");
     }
 }

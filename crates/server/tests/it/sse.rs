@@ -5,7 +5,9 @@ use std::time::Duration;
 use futures::{Stream, StreamExt};
 use serde_json::{Value, json};
 
-use crate::common::{ANSWER_TEXT, PATIENCE, Server, eventually, is_alive, legacy_server, script, tree};
+use crate::common::{
+    ANSWER_TEXT, PATIENCE, Server, eventually, is_alive, legacy_server, script, tree,
+};
 
 /// An open stream.
 struct Client {
@@ -110,10 +112,12 @@ async fn what_can_not_be_answered_is_refused() {
     let http = &server.http;
     check(http.post(server.url("/message?sessionId=nobody")).json(&ping), 404).await;
     check(http.post(&client.endpoint).body(ping.to_string()), 415).await;
-    check(http.post(&client.endpoint).header("content-type", "application/json").body("{"), 400).await;
+    check(http.post(&client.endpoint).header("content-type", "application/json").body("{"), 400)
+        .await;
     check(http.get(server.url("/sse")).header("host", "evil.example"), 403).await;
     check(http.get(server.url("/sse")).header("origin", "https://evil.example"), 403).await;
-    check(http.post(&client.endpoint).header("origin", "https://evil.example").json(&ping), 403).await;
+    check(http.post(&client.endpoint).header("origin", "https://evil.example").json(&ping), 403)
+        .await;
     let endpoint = client.endpoint.clone();
     drop(client);
     eventually("the end of the stream", || async {
@@ -182,7 +186,10 @@ async fn servers_of_this_transport_are_hosted() {
     let server = Server::start(&["--allow-remote", "127.0.0.1"]).await;
     let config = json!({"type": "sse", "url": upstream.url("/sse")});
     let hosted = server.initialize("old", config.clone()).await;
-    assert_eq!((&hosted["transport"], &hosted["protocolVersion"]), (&json!("sse"), &json!("2025-11-25")));
+    assert_eq!(
+        (&hosted["transport"], &hosted["protocolVersion"]),
+        (&json!("sse"), &json!("2025-11-25"))
+    );
     let calls = (0..20).map(|_| server.call_ok("old__file_read", json!({"path": "hello.txt"})));
     for read in futures::future::join_all(calls).await {
         assert_eq!(read["size"], json!(13));

@@ -1,15 +1,18 @@
-//! Children that take their time to start. The limit is 6 s here, so that `initialize` is asked after 2 s of silence; that
-//! nothing else depends on the length of the limit is shown by the state machine's own tests.
+//! Children that take their time to start. The limit is 6 s here, so that `initialize` is asked
+//! after 2 s of silence; that nothing else depends on the length of the limit is shown by the state
+//! machine's own tests.
 
 use std::path::Path;
 
 use rmcp::{
     ClientHandler, RoleClient,
     model::{
-        CallToolRequest, CallToolRequestParams, ClientRequest, ProgressNotificationParam, ProtocolVersion,
-        ServerResult,
+        CallToolRequest, CallToolRequestParams, ClientRequest, ProgressNotificationParam,
+        ProtocolVersion, ServerResult,
     },
-    service::{ClientLifecycleMode, NotificationContext, PeerRequestOptions, serve_client_with_lifecycle},
+    service::{
+        ClientLifecycleMode, NotificationContext, PeerRequestOptions, serve_client_with_lifecycle,
+    },
     transport::StreamableHttpClientTransport,
 };
 use serde_json::{Value, json};
@@ -47,7 +50,8 @@ fn silent() -> String {
 async fn is_hosted(before: &str, body: &str, version: &str) {
     let dir = tempfile::tempdir().unwrap();
     let program = slow(dir.path(), before, body);
-    let server = Server::start(&["--allow-command", &program, "--handshake-timeout-ms", LIMIT]).await;
+    let server =
+        Server::start(&["--allow-command", &program, "--handshake-timeout-ms", LIMIT]).await;
     let hosted = server.initialize("x", json!({"command": program})).await;
     assert_eq!(hosted["protocolVersion"], version, "{hosted}");
     let called = server.call("x__work", json!({})).await;
@@ -86,23 +90,30 @@ async fn a_server_that_ends_says_why_and_one_that_has_answered_is_not_started_ag
     let dir = tempfile::tempdir().unwrap();
     let body = legacy_server("work", &answer());
     let dies = "*'\"initialize\"'*) echo 'the licence has expired' >&2; exit 7 ;;";
-    let lines = body.lines().map(|line| match line.trim_start().starts_with("*'\"initialize\"'*)") {
-        true => dies,
-        false => line,
-    });
+    let lines =
+        body.lines().map(|line| match line.trim_start().starts_with("*'\"initialize\"'*)") {
+            true => dies,
+            false => line,
+        });
     let program = slow(dir.path(), "sleep 1", &lines.collect::<Vec<_>>().join("\n"));
-    let server = Server::start(&["--allow-command", &program, "--handshake-timeout-ms", LIMIT]).await;
+    let server =
+        Server::start(&["--allow-command", &program, "--handshake-timeout-ms", LIMIT]).await;
     let (message, is_final) = server.initialize_error("x", json!({"command": program})).await;
     assert!(!is_final && message.contains("exited with status 7"), "{message}");
     assert!(message.contains("the licence has expired"), "{message}");
-    assert_eq!(starts(dir.path()), 1, "it has refused `server/discover` and died of something else");
+    assert_eq!(
+        starts(dir.path()),
+        1,
+        "it has refused `server/discover` and died of something else"
+    );
 }
 
 #[tokio::test]
 async fn a_server_that_is_too_slow_is_ended_once_with_what_was_waited_for() {
     let dir = tempfile::tempdir().unwrap();
     let program = slow(dir.path(), "echo 'resolving packages' >&2; sleep 60", "");
-    let server = Server::start(&["--allow-command", &program, "--handshake-timeout-ms", "1500"]).await;
+    let server =
+        Server::start(&["--allow-command", &program, "--handshake-timeout-ms", "1500"]).await;
     let (message, is_final) = server.initialize_error("x", json!({"command": program})).await;
     assert!(!is_final && message.contains("not done within 1500 ms"), "{message}");
     for part in ["an answer to `server/discover` or `initialize`", "resolving packages"] {
@@ -114,7 +125,11 @@ async fn a_server_that_is_too_slow_is_ended_once_with_what_was_waited_for() {
 struct Listener(mpsc::UnboundedSender<ProgressNotificationParam>);
 
 impl ClientHandler for Listener {
-    async fn on_progress(&self, news: ProgressNotificationParam, _context: NotificationContext<RoleClient>) {
+    async fn on_progress(
+        &self,
+        news: ProgressNotificationParam,
+        _context: NotificationContext<RoleClient>,
+    ) {
         self.0.send(news).unwrap();
     }
 }
@@ -123,29 +138,38 @@ impl ClientHandler for Listener {
 #[tokio::test]
 async fn a_slow_start_is_told_with_what_the_child_writes() {
     let dir = tempfile::tempdir().unwrap();
-    let before =
-        "echo 'Downloading 17 packages' >&2; while [ ! -e \"$(dirname \"$0\")/go\" ]; do sleep 0.1; done";
+    let before = "echo 'Downloading 17 packages' >&2; while [ ! -e \"$(dirname \"$0\")/go\" ]; do sleep 0.1; done";
     let program = slow(dir.path(), before, &legacy_server("work", &answer()));
     let server = Server::start(&["--allow-command", &program]).await;
 
     let (sender, mut received) = mpsc::unbounded_channel();
     let transport = StreamableHttpClientTransport::from_uri(server.url("/mcp"));
-    let modern = ClientLifecycleMode::Discover { preferred_versions: vec![ProtocolVersion::V_2026_07_28] };
+    let modern =
+        ClientLifecycleMode::Discover { preferred_versions: vec![ProtocolVersion::V_2026_07_28] };
     let client = serve_client_with_lifecycle(Listener(sender), transport, modern).await.unwrap();
-    let Value::Object(arguments) = json!({"name": "x", "config": {"command": program}}) else { panic!() };
+    let Value::Object(arguments) = json!({"name": "x", "config": {"command": program}}) else {
+        panic!()
+    };
     let call = CallToolRequestParams::new("server_initialize").with_arguments(arguments);
     let request = ClientRequest::CallToolRequest(CallToolRequest::new(call));
-    let handle = client.send_request_with_option(request, PeerRequestOptions::no_options()).await.unwrap();
+    let handle =
+        client.send_request_with_option(request, PeerRequestOptions::no_options()).await.unwrap();
 
     let mut last = 0.0;
     for _ in 0..2 {
-        let news = tokio::time::timeout(crate::common::PATIENCE, received.recv()).await.unwrap().unwrap();
+        let news =
+            tokio::time::timeout(crate::common::PATIENCE, received.recv()).await.unwrap().unwrap();
         let message = news.message.unwrap_or_default();
         assert!(
             message.contains("`server/discover`") && message.contains("Downloading 17 packages"),
             "{message}"
         );
-        assert!(news.progress > last && news.total == Some(30.0), "{} {:?}", news.progress, news.total);
+        assert!(
+            news.progress > last && news.total == Some(30.0),
+            "{} {:?}",
+            news.progress,
+            news.total
+        );
         last = news.progress;
     }
     // Who looks at the server sees it too.
@@ -156,11 +180,14 @@ async fn a_slow_start_is_told_with_what_the_child_writes() {
     );
 
     std::fs::write(dir.path().join("go"), "").unwrap();
-    let ServerResult::CallToolResult(result) = handle.await_response().await.unwrap() else { panic!() };
+    let ServerResult::CallToolResult(result) = handle.await_response().await.unwrap() else {
+        panic!()
+    };
     assert_ne!(result.is_error, Some(true), "{result:?}");
 }
 
-/// Its job was cancelled, say. The server is known, so the calls of it wait, and must not do so for ever.
+/// Its job was cancelled, say. The server is known, so the calls of it wait, and must not do so for
+/// ever.
 #[tokio::test]
 async fn a_start_that_was_given_up_is_made_by_the_next_call() {
     let dir = tempfile::tempdir().unwrap();

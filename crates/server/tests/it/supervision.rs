@@ -1,13 +1,17 @@
-//! Children under limits, children that nobody needs, and children that are started and ended very often.
+//! Children under limits, children that nobody needs, and children that are started and ended very
+//! often.
 
 use nix::sys::signal::Signal;
 use serde_json::json;
 
-use crate::common::{ANSWER_TEXT, Server, eventually, is_alive, legacy_server, patient, script, signal};
+use crate::common::{
+    ANSWER_TEXT, Server, eventually, is_alive, legacy_server, patient, script, signal,
+};
 
 fn policy(dir: &std::path::Path, limits: &str, program: &str) -> String {
     let path = dir.join("policy.toml");
-    std::fs::write(&path, format!("[[command]]\nargv = [{program:?}, \"**\"]\n{limits}\n")).unwrap();
+    std::fs::write(&path, format!("[[command]]\nargv = [{program:?}, \"**\"]\n{limits}\n"))
+        .unwrap();
     path.to_str().unwrap().to_owned()
 }
 
@@ -37,7 +41,8 @@ async fn limits_hold_from_the_first_instruction_for_children_and_theirs() {
 async fn who_takes_too_much_is_ended_and_says_why() {
     let dir = tempfile::tempdir().unwrap();
     let hog = "text=$(dd if=/dev/zero of=/dev/null bs=300M count=1 2>&1 | head -n 1 | tr -d '\"')";
-    let greedy = script(dir.path(), "greedy", &legacy_server("work", &format!("{hog}; {ANSWER_TEXT}")));
+    let greedy =
+        script(dir.path(), "greedy", &legacy_server("work", &format!("{hog}; {ANSWER_TEXT}")));
     let limits = "[limits]\nmax_memory_mb = 64\nmax_cpu_seconds = 1";
     let server = Server::start(&["--policy", &policy(dir.path(), limits, &greedy)]).await;
     server.initialize("greedy", json!({"command": greedy})).await;
@@ -77,12 +82,16 @@ async fn an_unused_child_rests_until_it_is_called() {
     let server = Server::start(&["--policy", &policy(dir.path(), limits, &program)]).await;
     let pid = server.initialize("x", json!({"command": program})).await["pid"].as_u64().unwrap();
     let resting = async || {
-        eventually("the child to rest", async || (server.status("x").await["state"] == "idle").then_some(()))
-            .await;
+        eventually("the child to rest", async || {
+            (server.status("x").await["state"] == "idle").then_some(())
+        })
+        .await;
     };
     resting().await;
-    eventually("its process to be gone", async || (!is_alive(u32::try_from(pid).unwrap())).then_some(()))
-        .await;
+    eventually("its process to be gone", async || {
+        (!is_alive(u32::try_from(pid).unwrap())).then_some(())
+    })
+    .await;
     let listed = server.request("tools/list", json!({})).await;
     assert!(listed["result"]["_meta"].is_null(), "resting is nothing to warn of: {listed}");
     assert!(server.tool_names().await.contains(&"x__work".to_owned()));
@@ -113,7 +122,10 @@ async fn children_notice_that_their_server_was_killed() {
     signal(server.process.id().unwrap(), Signal::SIGKILL);
     server.process.wait().await.unwrap();
     // Nobody could tell it; its standard input has ended.
-    eventually("the child to be gone", async || (!is_alive(u32::try_from(pid).unwrap())).then_some(())).await;
+    eventually("the child to be gone", async || {
+        (!is_alive(u32::try_from(pid).unwrap())).then_some(())
+    })
+    .await;
 }
 
 /// What a process holds: open files and resident memory in KiB.
@@ -133,7 +145,8 @@ fn children_of(pid: u32) -> (usize, usize) {
         let state = fields.next()?.to_owned();
         (fields.next()?.parse::<u32>().ok()? == pid).then_some(state)
     };
-    let states: Vec<String> = std::fs::read_dir("/proc").unwrap().flatten().filter_map(of).collect();
+    let states: Vec<String> =
+        std::fs::read_dir("/proc").unwrap().flatten().filter_map(of).collect();
     (states.len(), states.iter().filter(|state| *state == "Z").count())
 }
 
@@ -141,7 +154,9 @@ fn children_of(pid: u32) -> (usize, usize) {
 #[tokio::test]
 async fn starting_and_ending_children_leaves_nothing_behind() {
     let cycles: u32 = std::env::var("MCP_TEST_CYCLES").map_or(60, |count| count.parse().unwrap());
-    let server = Server::start(&["--allow-command", &format!("'{}' --stdio", crate::common::binary())]).await;
+    let server =
+        Server::start(&["--allow-command", &format!("'{}' --stdio", crate::common::binary())])
+            .await;
     let pid = server.process.id().unwrap();
     let config = json!({"command": crate::common::binary(), "args": ["--stdio"]});
     let cycle = async |round: u32| {

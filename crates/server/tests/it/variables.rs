@@ -1,4 +1,5 @@
-//! `${VAR}` in configurations: which rule allows it, and that no value of a variable comes back to a caller.
+//! `${VAR}` in configurations: which rule allows it, and that no value of a variable comes back to
+//! a caller.
 
 use serde_json::{Value, json};
 
@@ -50,7 +51,8 @@ async fn no_refusal_shows_the_value_of_a_variable() {
         json!({"url": format!("{name}://localhost:1")}),
         json!({"url": "http://localhost:1", "headers": {"X Y": name}}),
     ] {
-        let answer = server.call_raw("server_initialize", json!({"name": "x", "config": config})).await;
+        let answer =
+            server.call_raw("server_initialize", json!({"name": "x", "config": config})).await;
         let failed = answer["error"].is_object() || answer["result"]["isError"] == true;
         assert!(failed, "{config}: {answer}");
         let text = answer.to_string();
@@ -105,7 +107,10 @@ async fn a_child_starts_where_policy_allowed_it_or_not_at_all() {
     };
 
     let started = start("real").await;
-    assert_eq!(String::from_utf8_lossy(&started.stdout).trim(), root.join("real").to_str().unwrap());
+    assert_eq!(
+        String::from_utf8_lossy(&started.stdout).trim(),
+        root.join("real").to_str().unwrap()
+    );
     let refused = start("link").await;
     assert_eq!(refused.status.code(), Some(127));
     assert!(refused.stdout.is_empty(), "it did not start");

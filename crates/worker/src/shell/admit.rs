@@ -25,7 +25,8 @@ impl Shell {
     pub(super) fn record(&mut self, partition: Partition, mut record: RawRecord) {
         counter!(names::CONSUMED.name).increment(1);
         let offset = record.position.offset;
-        let Some(token) = self.engine.token(partition, offset).filter(|token| !self.jobs.contains(token))
+        let Some(token) =
+            self.engine.token(partition, offset).filter(|token| !self.jobs.contains(token))
         else {
             return;
         };
@@ -53,10 +54,19 @@ impl Shell {
         self.feed(Input::Record { partition, offset, bytes: bytes + unpacked, admission });
     }
 
-    /// A record of the delayed topic, which is only passed on. One that says nothing of itself goes on at once.
-    fn relay(&self, token: Token, record: RawRecord, delayed: Option<Delayed>) -> (Held, Admission, usize) {
+    /// A record of the delayed topic, which is only passed on. One that says nothing of itself goes
+    /// on at once.
+    fn relay(
+        &self,
+        token: Token,
+        record: RawRecord,
+        delayed: Option<Delayed>,
+    ) -> (Held, Admission, usize) {
         let now = self.clock.now();
-        let wait = self.reporter.tiers.map_or(Duration::ZERO, |tiers| tiers.wait_of(token.partition.number));
+        let wait = self
+            .reporter
+            .tiers
+            .map_or(Duration::ZERO, |tiers| tiers.wait_of(token.partition.number));
         let recalled = delayed.as_ref().is_some_and(|delayed| self.is_recalled(&record, delayed));
         let admission = match &delayed {
             Some(_) if recalled => Admission::Relay(now),
@@ -75,7 +85,8 @@ impl Shell {
         (Held { delayed, recalled, ..Held::new(record, identity, name) }, admission, 0)
     }
 
-    /// Reads the record, and says what the engine has to know of it, and how many bytes it was unpacked to.
+    /// Reads the record, and says what the engine has to know of it, and how many bytes it was
+    /// unpacked to.
     fn admit(
         &self,
         token: Token,
@@ -90,7 +101,8 @@ impl Shell {
             record.timestamp = delayed.timestamp;
         }
         let limit = usize::try_from(self.args.max_job_bytes).unwrap_or(usize::MAX);
-        let decoded = decode::decode_counted(&record, limit).map_err(|error| (error.error, error.job_id));
+        let decoded =
+            decode::decode_counted(&record, limit).map_err(|error| (error.error, error.job_id));
         let unpacked = decoded.as_ref().map_or(0, |(_, unpacked)| *unpacked);
         let decoded = decoded.and_then(|(envelope, _)| match self.forbidden(&envelope) {
             Some(error) => Err((error, Some(envelope.job_id))),
@@ -100,8 +112,13 @@ impl Shell {
             Ok(envelope) => envelope.job_id.clone(),
             Err((_, job_id)) => job_id.clone().unwrap_or_else(|| unnamed(&record)),
         };
-        let identity =
-            Settled::new(self.log_name(token.partition), token.partition, token.offset, &job_id, written);
+        let identity = Settled::new(
+            self.log_name(token.partition),
+            token.partition,
+            token.offset,
+            &job_id,
+            written,
+        );
         let key = record.key.as_deref().map(hash);
         let mut held = Held::new(record, identity, job_id);
         let admission = match decoded {

@@ -54,7 +54,9 @@ impl Shell {
                 let started = Instant::now();
                 let (outcome, done) = execute::attempt(&client, job, attempt, tell).await;
                 match outcome {
-                    Some(outcome) => Done::Attempt { token, outcome, done, took: started.elapsed() },
+                    Some(outcome) => {
+                        Done::Attempt { token, outcome, done, took: started.elapsed() }
+                    }
                     None => Done::NotMade(token, done),
                 }
             }
@@ -78,11 +80,13 @@ impl Shell {
         }
     }
 
-    /// Writes how far a job has come. After its end, or between two attempts, that would be wrong for ever.
+    /// Writes how far a job has come. After its end, or between two attempts, that would be wrong
+    /// for ever.
     pub(super) fn progressed(&self, token: Token, progress: Progress) {
         let now = self.clock.now();
         let running = self.jobs.get(&token).filter(|held| held.running);
-        let event = running.map(|held| self.reporter.progress(&held.subject(), now, held.attempt, progress));
+        let event = running
+            .map(|held| self.reporter.progress(&held.subject(), now, held.attempt, progress));
         self.announce(event);
     }
 
@@ -119,7 +123,10 @@ impl Shell {
         let now = self.clock.now();
         // A job that is no longer held was fenced off: whoever has the partition now runs it.
         let Some(held) = self.jobs.get_mut(&token) else {
-            tracing::info!(?token, "a call ended after its partition was given away; its outcome is dropped");
+            tracing::info!(
+                ?token,
+                "a call ended after its partition was given away; its outcome is dropped"
+            );
             return;
         };
         // A call that was aborted may have ended just before.
@@ -147,7 +154,8 @@ impl Shell {
                 };
                 tracing::debug!(job_id = held.job_id, error = %failure.error, class = label, "attempt failed");
                 match Outage::of(&failure, now) {
-                    // An outage is not the job's; it must not end up as the reason why the job failed (I7).
+                    // An outage is not the job's; it must not end up as the reason why the job
+                    // failed (I7).
                     Some((need, outage)) => {
                         held.met_outage = true;
                         (self.turned_away(token, &failure, need, outage), label)
@@ -156,7 +164,8 @@ impl Shell {
                         held.waiting = None;
                         // Of the first error only the message is ever told.
                         let JobError { kind, message, .. } = &failure.error;
-                        held.first_error.get_or_insert_with(|| JobError::new(*kind, message.clone()));
+                        held.first_error
+                            .get_or_insert_with(|| JobError::new(*kind, message.clone()));
                         held.last_error = Some(failure.error);
                         (Attempt::Failed(failure.class, failure.retry_after), label)
                     }

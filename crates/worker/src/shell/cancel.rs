@@ -1,4 +1,5 @@
-//! Jobs that are not wanted any more: what a request means for the jobs that are held, and for those that come.
+//! Jobs that are not wanted any more: what a request means for the jobs that are held, and for
+//! those that come.
 
 use fleet_engine::{Admission, Input};
 use fleet_job::{control::Control, decode, delayed::Delayed, record::RawRecord};
@@ -8,9 +9,11 @@ use super::{Shell, held::Held};
 use crate::metrics as names;
 
 impl Shell {
-    /// Cancels the jobs that are meant, as far as they are held. The others are known when they come.
+    /// Cancels the jobs that are meant, as far as they are held. The others are known when they
+    /// come.
     ///
-    /// A record that waits in the delayed topic and is held already goes on waiting: it is known again when the job is back.
+    /// A record that waits in the delayed topic and is held already goes on waiting: it is known
+    /// again when the job is back.
     pub(super) fn cancel(&mut self, control: Control) {
         let job_id = control.job_id.clone();
         if !self.requests.add(self.clock.now(), control) {
@@ -34,15 +37,17 @@ impl Shell {
     /// The admission of a job, unless it was cancelled before it came.
     pub(super) fn unless_cancelled(&self, held: &mut Held, admission: Admission) -> Admission {
         let Admission::Job(spec) = admission else { return admission };
-        let Some(control) = self.requests.get(&held.job_id, held.record.timestamp) else { return admission };
+        let Some(control) = self.requests.get(&held.job_id, held.record.timestamp) else {
+            return admission;
+        };
         held.cancel_reason.clone_from(&control.reason);
         counter!(names::CANCEL_REQUESTS.name, "job" => "arrived").increment(1);
         tracing::info!(job_id = held.job_id, "the job was cancelled before it came");
         Admission::Cancelled(spec)
     }
 
-    /// Whether a record of the delayed topic is a job that was cancelled: there is nothing to wait for then, and it is to
-    /// end as soon as it is back.
+    /// Whether a record of the delayed topic is a job that was cancelled: there is nothing to wait
+    /// for then, and it is to end as soon as it is back.
     pub(super) fn is_recalled(&self, record: &RawRecord, delayed: &Delayed) -> bool {
         let limit = usize::try_from(self.args.max_job_bytes).unwrap_or(usize::MAX);
         let job_id = match decode::decode(record, limit) {

@@ -11,8 +11,8 @@ use super::Shell;
 const LOOK_AGAIN: Duration = Duration::from_millis(50);
 
 impl Shell {
-    /// Waits until the membership is proven after a gap, or the partitions are known to be lost: before that, another worker
-    /// may have our jobs, and may have ended them.
+    /// Waits until the membership is proven after a gap, or the partitions are known to be lost:
+    /// before that, another worker may have our jobs, and may have ended them.
     pub(super) async fn regain_contact(
         &mut self,
         events: &mut Events,
@@ -20,7 +20,8 @@ impl Shell {
     ) -> Result<(), KafkaError> {
         self.has_old_commands = true;
         if self.turned.elapsed() > self.patience {
-            // The threads of the consumer may have gone on meanwhile; what they have met is in the channel.
+            // The threads of the consumer may have gone on meanwhile; what they have met is in the
+            // channel.
             self.contact.suspect();
         }
         let silence = self.turned.elapsed().max(self.contact.silence());
@@ -41,7 +42,8 @@ impl Shell {
             }
             self.settle_revokes();
         }
-        // What has become of the assignment stands in the channel, before anything that was read since.
+        // What has become of the assignment stands in the channel, before anything that was read
+        // since.
         while let Some(event) = events.try_recv() {
             self.event(event)?;
         }

@@ -16,8 +16,8 @@ use super::{
     Shell, give,
     held::{Done, Held},
     write::{
-        Refusal, Remedy, belongs_to_others, not_written, pass_on, remedy, write, write_again, write_bare,
-        write_patiently,
+        Refusal, Remedy, belongs_to_others, not_written, pass_on, remedy, write, write_again,
+        write_bare, write_patiently,
     },
 };
 use crate::{
@@ -87,8 +87,9 @@ impl Shell {
         }
     }
 
-    /// What was refused for its size is written in short, what there was no room for waits; everything else is for the
-    /// engine to try again. A job that is no longer ours is another worker's to speak of.
+    /// What was refused for its size is written in short, what there was no room for waits;
+    /// everything else is for the engine to try again. A job that is no longer ours is another
+    /// worker's to speak of.
     pub(super) fn undelivered(
         &mut self,
         token: Token,
@@ -105,7 +106,10 @@ impl Shell {
                 self.write(token, async move { write_bare(&producer, token, state, &event).await });
             }
             Remedy::Wait => {
-                self.write(token, async move { write_patiently(&producer, token, state, event).await });
+                self.write(
+                    token,
+                    async move { write_patiently(&producer, token, state, event).await },
+                );
             }
             Remedy::TryAgain => {
                 let rest = Settlement::of_event(state, Arc::unwrap_or_clone(event));
@@ -139,11 +143,14 @@ impl Shell {
             (Terminal::Deferred(until), _) => {
                 (fresh(until), Some(self.reporter.waiting(&held.subject(), now, attempts, until)))
             }
-            (_, Some(delayed)) => (Delayed { group: self.reporter.group.clone(), ..delayed.clone() }, None),
+            (_, Some(delayed)) => {
+                (Delayed { group: self.reporter.group.clone(), ..delayed.clone() }, None)
+            }
             // Somebody else has put it into the delayed topic; its key says where it belongs.
             (_, None) => (Delayed { partition: ANY_PARTITION, ..fresh(now) }, None),
         };
-        let next = if held.recalled { Next::Return } else { self.reporter.next(now, delayed.until) };
+        let next =
+            if held.recalled { Next::Return } else { self.reporter.next(now, delayed.until) };
         let letter = self.reporter.passed_on(&held.record, delayed, next);
         let other = held.delayed.as_ref().map(|delayed| &delayed.group);
         let other = other.filter(|group| **group != self.reporter.group).cloned();

@@ -59,8 +59,8 @@ pub(super) struct Held {
     pub(super) record_bytes: usize,
     /// How many bytes the engine knows it to hold beside its record.
     pub(super) counted_bytes: u64,
-    /// What is left to write of its end, after a write that was not acknowledged. The broker may have it all the same, so the
-    /// very same bytes are written again: they are the same end then.
+    /// What is left to write of its end, after a write that was not acknowledged. The broker may
+    /// have it all the same, so the very same bytes are written again: they are the same end then.
     pub(super) unwritten: Option<Box<Settlement>>,
     /// Why it was cancelled, where it was and somebody has said so.
     pub(super) cancel_reason: Option<String>,
@@ -152,11 +152,15 @@ impl Held {
         if state == JobState::Failed && self.task.is_none() {
             // In the words of the tool it stands in the event; a log has other readers.
             let kind = self.last_error.as_ref().map(|error| error.kind.as_str());
-            self.log().in_scope(|| tracing::info!(kind, "the job has failed; it goes to the dead letters"));
+            self.log().in_scope(|| {
+                tracing::info!(kind, "the job has failed; it goes to the dead letters")
+            });
         }
         match (state, &self.last_error) {
             (JobState::Failed, Some(error)) => span.fail(error.kind.as_str(), &error.message),
-            (JobState::Failed | JobState::Expired, _) => span.fail(state.as_str(), "it was never done"),
+            (JobState::Failed | JobState::Expired, _) => {
+                span.fail(state.as_str(), "it was never done")
+            }
             _ => {}
         }
     }
@@ -166,13 +170,16 @@ impl Held {
         self.span.as_ref().map_or_else(tracing::Span::none, |span| span.log(Some(&self.job_id)))
     }
 
-    /// The span of its processing, begun if it is not yet, as OpenTelemetry's conventions for messaging name it.
+    /// The span of its processing, begun if it is not yet, as OpenTelemetry's conventions for
+    /// messaging name it.
     pub(super) fn process(&mut self, group: &str) -> &Span {
         let Self { record, trace, job_id, envelope, .. } = self;
         self.span.get_or_insert_with(|| {
             let topic = &record.position.topic;
             Span::start(SpanKind::Consumer, format!("process {topic}"), trace, || {
-                let kind = envelope.as_ref().map_or("unknown", |envelope| envelope.work.job_type().as_str());
+                let kind = envelope
+                    .as_ref()
+                    .map_or("unknown", |envelope| envelope.work.job_type().as_str());
                 let position = &record.position;
                 [
                     ("messaging.system", "kafka".into()),
@@ -194,7 +201,8 @@ impl Held {
 /// All jobs in this worker's hands, by token and by id. Several records can have one job id.
 #[derive(Default)]
 pub(super) struct Jobs {
-    /// In boxes: a table of large entries is moved whole when it grows, and is half empty most of the time.
+    /// In boxes: a table of large entries is moved whole when it grows, and is half empty most of
+    /// the time.
     held: HashMap<Token, Box<Held>, RandomState>,
     by_id: HashMap<String, Vec<Token>, RandomState>,
 }
@@ -254,7 +262,8 @@ pub(super) enum Done {
         done: Results,
         took: Duration,
     },
-    /// Contact with the group was lost before the attempt's first call. With the calls that earlier attempts have done.
+    /// Contact with the group was lost before the attempt's first call. With the calls that earlier
+    /// attempts have done.
     NotMade(Token, Results),
     /// With the event that says so.
     Written(Token, JobState, Arc<Outgoing>),
@@ -278,7 +287,8 @@ pub(super) struct Revoke {
     pub(super) reply: std_mpsc::SyncSender<Vec<FinalCommit>>,
 }
 
-/// The wall clock, made monotonic: it starts at the system's time and then follows the steady clock.
+/// The wall clock, made monotonic: it starts at the system's time and then follows the steady
+/// clock.
 pub(super) struct Clock {
     base: Timestamp,
     start: Instant,
@@ -293,7 +303,8 @@ impl Clock {
         self.base.plus(self.start.elapsed())
     }
 
-    /// When `at` will be, or when this clock was started. The same for the same `at`, whenever it is asked.
+    /// When `at` will be, or when this clock was started. The same for the same `at`, whenever it
+    /// is asked.
     pub(super) fn instant(&self, at: Timestamp) -> Instant {
         self.start + at.since(self.base)
     }
@@ -312,8 +323,18 @@ mod tests {
         let token = |offset| Token { partition, offset, generation: 1 };
         let held = |id: &str, offset| {
             let position = Position { topic: "t".to_owned(), partition: 0, offset };
-            let record = RawRecord { position, timestamp: None, key: None, value: None, headers: Vec::new() };
-            Held::new(record, Settled::new(LogName::UNKNOWN, partition, offset, id, None), id.to_owned())
+            let record = RawRecord {
+                position,
+                timestamp: None,
+                key: None,
+                value: None,
+                headers: Vec::new(),
+            };
+            Held::new(
+                record,
+                Settled::new(LogName::UNKNOWN, partition, offset, id, None),
+                id.to_owned(),
+            )
         };
         let mut jobs = Jobs::default();
         for (offset, id) in [(0, "a"), (1, "b"), (2, "a")] {

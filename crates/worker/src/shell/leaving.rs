@@ -21,13 +21,16 @@ const FLUSH_TIMEOUT: Duration = Duration::from_secs(5);
 impl Shell {
     pub(super) fn settle_revokes(&mut self) {
         let now = Instant::now();
-        let (ready, waiting): (Vec<_>, Vec<_>) = std::mem::take(&mut self.revokes)
-            .into_iter()
-            .partition(|revoke| now >= revoke.deadline || self.engine.is_drained(&revoke.partitions));
+        let (ready, waiting): (Vec<_>, Vec<_>) =
+            std::mem::take(&mut self.revokes).into_iter().partition(|revoke| {
+                now >= revoke.deadline || self.engine.is_drained(&revoke.partitions)
+            });
         self.revokes = waiting;
         for revoke in ready {
             if !self.engine.is_drained(&revoke.partitions) {
-                tracing::warn!("jobs still run at the end of the drain; they will run again elsewhere");
+                tracing::warn!(
+                    "jobs still run at the end of the drain; they will run again elsewhere"
+                );
             }
             let commits = self.engine.release(&revoke.partitions);
             self.gone(&revoke.partitions);
@@ -37,7 +40,8 @@ impl Shell {
         }
     }
 
-    /// Forgets what was measured of partitions that are somebody else's now. A gauge can't be taken back, only be set to 0.
+    /// Forgets what was measured of partitions that are somebody else's now. A gauge can't be taken
+    /// back, only be set to 0.
     pub(super) fn gone(&mut self, partitions: &[Partition]) {
         self.uncommitted.gone(partitions);
         for partition in partitions {
@@ -67,7 +71,10 @@ impl Shell {
     pub(super) async fn close(mut self, mut events: Events) -> Result<(), KafkaError> {
         let left = self.engine.status().in_flight;
         if left > 0 {
-            tracing::warn!(left, "jobs still run at the end of the drain; they will run again elsewhere");
+            tracing::warn!(
+                left,
+                "jobs still run at the end of the drain; they will run again elsewhere"
+            );
         }
         for revoke in std::mem::take(&mut self.revokes) {
             let commits = self.engine.release(&revoke.partitions);
@@ -107,6 +114,8 @@ impl Shell {
 fn answer(reply: &std_mpsc::SyncSender<Vec<FinalCommit>>, commits: Vec<FinalCommit>) {
     // The poll thread waits a little longer than the drain, so it should be there.
     if reply.send(commits).is_err() {
-        tracing::warn!("the poll thread did not wait for the last commit of partitions that it gives back");
+        tracing::warn!(
+            "the poll thread did not wait for the last commit of partitions that it gives back"
+        );
     }
 }

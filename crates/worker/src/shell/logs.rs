@@ -25,8 +25,9 @@ impl Shell {
         }
     }
 
-    /// A topic was made again under us, or a log has lost its end. What runs comes to its end and is reported; what has not
-    /// started is dropped, since its records are gone. Nothing is committed: it would be about the new log.
+    /// A topic was made again under us, or a log has lost its end. What runs comes to its end and
+    /// is reported; what has not started is dropped, since its records are gone. Nothing is
+    /// committed: it would be about the new log.
     pub(super) fn log_replaced(
         &mut self,
         partitions: Vec<Partition>,
@@ -51,7 +52,8 @@ impl Shell {
 }
 
 impl Shell {
-    /// Partitions can't be read on, or can again. Their jobs wait, and nothing of what others do depends on them.
+    /// Partitions can't be read on, or can again. Their jobs wait, and nothing of what others do
+    /// depends on them.
     pub(super) fn unreadable(&mut self, number: u16, stuck: Stuck) {
         let topic = TOPICS.get(usize::from(number)).copied().unwrap_or_default();
         gauge!(names::UNREADABLE.name, "topic" => topic).set(stuck.partitions.len() as f64);
@@ -74,8 +76,9 @@ impl Shell {
         }
         if number == JOBS {
             let (partition, why) = (first.number, &stuck.why);
-            let sentence =
-                format!("partition {partition} of the jobs topic can't be read on at offset {offset}: {why}");
+            let sentence = format!(
+                "partition {partition} of the jobs topic can't be read on at offset {offset}: {why}"
+            );
             self.set_obstacle(Obstacle::Unreadable, sentence);
         }
     }

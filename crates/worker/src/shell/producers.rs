@@ -1,5 +1,5 @@
-//! A producer for each member of the group. A member that loses its partitions forgets what it still had to write about
-//! their jobs; what the other member has to write goes on.
+//! A producer for each member of the group. A member that loses its partitions forgets what it
+//! still had to write about their jobs; what the other member has to write goes on.
 
 use std::{sync::Arc, time::Duration};
 
@@ -12,8 +12,8 @@ use super::DELAYED;
 pub(super) struct Producers {
     /// Writes everything about jobs.
     jobs: Arc<Producer>,
-    /// Passes on what has waited in the delayed topic. Made when the first record is passed on, since most workers of a
-    /// fleet without delayed jobs never need it.
+    /// Passes on what has waited in the delayed topic. Made when the first record is passed on,
+    /// since most workers of a fleet without delayed jobs never need it.
     relays: Option<Arc<Producer>>,
 }
 

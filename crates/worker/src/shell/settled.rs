@@ -1,4 +1,5 @@
-//! Which records this worker has settled of late, for the case that one comes again because its commit was lost. Pure.
+//! Which records this worker has settled of late, for the case that one comes again because its
+//! commit was lost. Pure.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -16,11 +17,12 @@ use foldhash::fast::RandomState;
 const MOST: usize = 65_536;
 /// How many bytes of memory the events may take that are remembered with them.
 const MOST_BYTES: usize = 8 << 20;
-/// How long one is remembered. A partition that went away with uncommitted ends is back by then, or another worker's.
+/// How long one is remembered. A partition that went away with uncommitted ends is back by then, or
+/// another worker's.
 const WINDOW: Duration = Duration::from_secs(600);
 
-/// A record that was settled. Offsets begin anew when a topic is made again, so the log's name is a part of it; where the
-/// broker gives topics no ids, job id and time tell those records apart.
+/// A record that was settled. Offsets begin anew when a topic is made again, so the log's name is a
+/// part of it; where the broker gives topics no ids, job id and time tell those records apart.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) struct Settled {
     log: LogName,
@@ -43,8 +45,8 @@ impl Settled {
     }
 }
 
-/// The records settled within the window, each with the event that said so; one that was written on as another record has
-/// none.
+/// The records settled within the window, each with the event that said so; one that was written on
+/// as another record has none.
 #[derive(Debug, Default)]
 pub(super) struct Window {
     known: HashMap<Settled, Option<Arc<Outgoing>>, RandomState>,
@@ -80,7 +82,9 @@ impl Window {
 
     fn expire(&mut self, now: Instant) {
         while let Some((at, settled)) = self.order.front()
-            && (self.order.len() > MOST || self.bytes > MOST_BYTES || now.duration_since(*at) > WINDOW)
+            && (self.order.len() > MOST
+                || self.bytes > MOST_BYTES
+                || now.duration_since(*at) > WINDOW)
         {
             let event = self.known.remove(settled).flatten();
             self.bytes -= size(event.as_deref());
@@ -93,8 +97,13 @@ impl Window {
 fn size(event: Option<&Outgoing>) -> usize {
     let Some(Outgoing { topic, key, value, headers, .. }) = event else { return 0 };
     let capacity = |bytes: &Option<Vec<u8>>| bytes.as_ref().map_or(0, Vec::capacity);
-    let headers = headers.iter().map(|(name, value)| size_of::<Header>() + name.capacity() + capacity(value));
-    size_of::<Outgoing>() + topic.capacity() + capacity(key) + capacity(value) + headers.sum::<usize>()
+    let headers =
+        headers.iter().map(|(name, value)| size_of::<Header>() + name.capacity() + capacity(value));
+    size_of::<Outgoing>()
+        + topic.capacity()
+        + capacity(key)
+        + capacity(value)
+        + headers.sum::<usize>()
 }
 
 #[cfg(test)]
@@ -129,7 +138,8 @@ mod tests {
 
     #[test]
     fn what_was_settled_in_a_log_that_is_gone_is_forgotten() {
-        let (mut window, now, q) = (Window::default(), Instant::now(), Partition { topic: 0, number: 1 });
+        let (mut window, now, q) =
+            (Window::default(), Instant::now(), Partition { topic: 0, number: 1 });
         let [gone, kept] = [P, q].map(|partition| Settled::new(LOG, partition, 7, "job", None));
         window.add(now, gone, event(3));
         window.add(now, kept, None);
@@ -142,7 +152,8 @@ mod tests {
     fn memory_is_bounded() {
         let (mut window, now) = (Window::default(), Instant::now());
         let all = MOST as i64 + 10;
-        (0..all).for_each(|offset| window.add(now, Settled::new(LOG, P, offset, "job", None), None));
+        (0..all)
+            .for_each(|offset| window.add(now, Settled::new(LOG, P, offset, "job", None), None));
         assert!(window.order.len() <= MOST && window.known.len() == window.order.len());
         assert!(window.get(now, &Settled::new(LOG, P, all - 1, "job", None)).is_some());
         assert!(window.get(now, &Settled::new(LOG, P, 0, "job", None)).is_none());
@@ -156,6 +167,9 @@ mod tests {
         assert!(window.bytes <= MOST_BYTES, "{}", window.bytes);
         assert_eq!(window.known.len(), 2, "the newest two have room");
         window.add(now, Settled::new(LOG, P, 3, "large", None), event(1));
-        assert_eq!((window.known.len(), window.bytes), (2, MOST_BYTES / 2 + size_of::<Outgoing>() + 1));
+        assert_eq!(
+            (window.known.len(), window.bytes),
+            (2, MOST_BYTES / 2 + size_of::<Outgoing>() + 1)
+        );
     }
 }

@@ -74,7 +74,11 @@ mod tests {
         uncommitted.sent(P);
         uncommitted.settled(P, at(5));
         uncommitted.answered(P, true);
-        assert_eq!(uncommitted.since(), Some(at(4)), "what came later in P is younger than what waits in Q");
+        assert_eq!(
+            uncommitted.since(),
+            Some(at(4)),
+            "what came later in P is younger than what waits in Q"
+        );
         uncommitted.gone(&[Q]);
         assert_eq!(uncommitted.since(), Some(at(5)));
         uncommitted.sent(P);

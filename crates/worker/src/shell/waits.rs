@@ -1,4 +1,5 @@
-//! What is away, which jobs wait for it, and whether this worker is ready: said in events, metrics, the log and `/ready`.
+//! What is away, which jobs wait for it, and whether this worker is ready: said in events, metrics,
+//! the log and `/ready`.
 
 use std::time::{Duration, Instant};
 
@@ -23,7 +24,8 @@ const TELL_AFTER: Duration = Duration::from_secs(5);
 const QUIET: Duration = Duration::from_secs(1);
 /// How many jobs say in one go that they wait.
 const TELL_AT_ONCE: usize = 512;
-/// How long no broker may be in reach before that is taken for an outage, and not for a connection that is made anew.
+/// How long no broker may be in reach before that is taken for an outage, and not for a connection
+/// that is made anew.
 const BROKER_PATIENCE: Duration = Duration::from_secs(4);
 /// How long the group may take to agree on who has which partition.
 const GROUP_PATIENCE: Duration = Duration::from_secs(10);
@@ -36,8 +38,8 @@ pub(super) struct OutOfReach {
 }
 
 impl Shell {
-    /// A call was turned away through no fault of the job's: says so, once for each outage. Returns what that is to the
-    /// engine.
+    /// A call was turned away through no fault of the job's: says so, once for each outage. Returns
+    /// what that is to the engine.
     pub(super) fn turned_away(
         &mut self,
         token: Token,
@@ -51,7 +53,10 @@ impl Shell {
             match need {
                 None => {
                     tracing::warn!(%error, "the MCP server is unavailable: jobs wait, none spends an attempt");
-                    self.set_obstacle(Obstacle::NoServer, format!("the MCP server is unavailable: {error}"));
+                    self.set_obstacle(
+                        Obstacle::NoServer,
+                        format!("the MCP server is unavailable: {error}"),
+                    );
                 }
                 Some(_) => tracing::warn!(
                     %error, server, reason,
@@ -87,11 +92,14 @@ impl Shell {
         true
     }
 
-    /// Says of jobs that have waited that they run, once their calls have not been turned away at once.
+    /// Says of jobs that have waited that they run, once their calls have not been turned away at
+    /// once.
     pub(super) fn tell_what_runs(&mut self) {
         let now = self.clock.now();
         for token in std::mem::take(&mut self.quiet) {
-            let Some(held) = self.jobs.get_mut(&token).filter(|held| held.running) else { continue };
+            let Some(held) = self.jobs.get_mut(&token).filter(|held| held.running) else {
+                continue;
+            };
             let started = held.started_at.unwrap_or(now);
             if now.since(started) < QUIET {
                 self.quiet.push(token);
@@ -103,14 +111,17 @@ impl Shell {
         }
     }
 
-    /// Counts what waits, lets those say so that have not started, and forgets outages that are over.
+    /// Counts what waits, lets those say so that have not started, and forgets outages that are
+    /// over.
     pub(super) fn watch_outages(&mut self, status: &Status) {
         let is_open = status.breaker != BreakerState::Closed;
         let lasts = |need: Option<Need>| match need {
             None => is_open,
             Some(need) => status.holds.iter().any(|hold| hold.need == need),
         };
-        for over in self.outages.forget_unless(lasts).into_iter().filter(|over| over.server.is_some()) {
+        for over in
+            self.outages.forget_unless(lasts).into_iter().filter(|over| over.server.is_some())
+        {
             tracing::info!(
                 server = over.server,
                 reason = over.reason.as_str(),
@@ -144,7 +155,8 @@ impl Shell {
         self.watch_windows(status);
     }
 
-    /// Says of each partition once that it is not read because it is full of jobs that wait, and once that it is read again.
+    /// Says of each partition once that it is not read because it is full of jobs that wait, and
+    /// once that it is read again.
     fn watch_windows(&mut self, status: &Status) {
         for one in &status.partitions {
             if !one.is_stalled {

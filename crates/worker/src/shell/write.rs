@@ -34,16 +34,22 @@ pub(super) async fn write(producer: &Producer, token: Token, mut settlement: Set
     }
 
     let (state, now) = (settlement.state, fleet_ops::clock::now());
-    let short =
-        match write_one(producer, &settlement.event, || report::bare(&settlement.event, state, now)).await {
-            Ok(short) => short,
-            Err(error) => return not_written(token, Some(settlement), "event", &error),
-        };
+    let short = match write_one(producer, &settlement.event, || {
+        report::bare(&settlement.event, state, now)
+    })
+    .await
+    {
+        Ok(short) => short,
+        Err(error) => return not_written(token, Some(settlement), "event", &error),
+    };
     if let Some(reply) = &settlement.reply {
         let sent = tokio::time::timeout(REPLY_TIMEOUT, producer.send(reply)).await;
         if !matches!(sent, Ok(Ok(_))) {
             counter!(names::WRITE_FAILURES.name, "kind" => "reply").increment(1);
-            tracing::error!(topic = reply.topic, "a reply could not be written: does the topic exist?");
+            tracing::error!(
+                topic = reply.topic,
+                "a reply could not be written: does the topic exist?"
+            );
         }
     }
     Done::Written(token, state, Arc::new(short.unwrap_or(settlement.event)))
@@ -80,8 +86,8 @@ pub(super) enum Remedy {
     TryAgain,
 }
 
-/// A worker that may have lost the job (`is_out_of_contact`) writes nothing more before it knows, in short or later: the
-/// engine waits then.
+/// A worker that may have lost the job (`is_out_of_contact`) writes nothing more before it knows,
+/// in short or later: the engine waits then.
 pub(super) fn remedy(refusal: Refusal, is_ours: bool, is_out_of_contact: bool) -> Remedy {
     match refusal {
         _ if !is_ours => Remedy::Drop,
@@ -99,9 +105,14 @@ pub(super) async fn write_again(producer: &Producer, token: Token, event: &Outgo
     }
 }
 
-/// Writes the record that a waiting job goes on as. One that the delayed topic can't take waits in memory; one that has
-/// grown too large for the way back goes without what it has grown by.
-pub(super) async fn pass_on(producer: &Producer, token: Token, letter: Letter, is_deferred: bool) -> Done {
+/// Writes the record that a waiting job goes on as. One that the delayed topic can't take waits in
+/// memory; one that has grown too large for the way back goes without what it has grown by.
+pub(super) async fn pass_on(
+    producer: &Producer,
+    token: Token,
+    letter: Letter,
+    is_deferred: bool,
+) -> Done {
     let Letter { mut whole, bare } = letter;
     let mut written = producer.send(&whole).await;
     if !is_deferred && matches!(&written, Err(error) if error.is_unknown_partition()) {
@@ -123,11 +134,13 @@ pub(super) async fn pass_on(producer: &Producer, token: Token, letter: Letter, i
     }
 }
 
-/// Whether a record of the delayed topic is left to the group that it names. A group with members runs its own jobs. One
-/// without was renamed, or is gone: nobody else would run them, and a repeat is better than a loss.
+/// Whether a record of the delayed topic is left to the group that it names. A group with members
+/// runs its own jobs. One without was renamed, or is gone: nobody else would run them, and a repeat
+/// is better than a loss.
 pub(super) async fn belongs_to_others(settings: Settings, group: &str) -> Result<bool, KafkaError> {
     let group = group.to_owned();
-    let asked = tokio::task::spawn_blocking(move || admin::has_members(&settings, &group, ASK_TIMEOUT));
+    let asked =
+        tokio::task::spawn_blocking(move || admin::has_members(&settings, &group, ASK_TIMEOUT));
     asked.await.unwrap_or(Err(KafkaError::PollThread("asking for a group\'s members panicked")))
 }
 
@@ -145,7 +158,12 @@ pub(super) async fn write_patiently(
 }
 
 /// Writes the short form of a terminal event that was refused for its size.
-pub(super) async fn write_bare(producer: &Producer, token: Token, state: JobState, event: &Outgoing) -> Done {
+pub(super) async fn write_bare(
+    producer: &Producer,
+    token: Token,
+    state: JobState,
+    event: &Outgoing,
+) -> Done {
     warn_of_size(event);
     let bare = report::bare(event, state, fleet_ops::clock::now());
     match producer.send(&bare).await {
@@ -157,8 +175,9 @@ pub(super) async fn write_bare(producer: &Producer, token: Token, state: JobStat
     }
 }
 
-/// Writes a record, or its short form where the topic takes no record of that size: trying the same again could not help
-/// and would hold up the partition for ever. Returns the short form if that was written.
+/// Writes a record, or its short form where the topic takes no record of that size: trying the same
+/// again could not help and would hold up the partition for ever. Returns the short form if that
+/// was written.
 async fn write_one(
     producer: &Producer,
     whole: &Outgoing,
@@ -209,8 +228,16 @@ mod tests {
             (Refusal::Other, true, true, Remedy::TryAgain),
         ];
         for (refusal, is_ours, lost, expected) in cases {
-            assert_eq!(remedy(refusal, is_ours, lost), expected, "{refusal:?}, out of contact: {lost}");
-            assert_eq!(remedy(refusal, false, lost), Remedy::Drop, "{refusal:?}, out of contact: {lost}");
+            assert_eq!(
+                remedy(refusal, is_ours, lost),
+                expected,
+                "{refusal:?}, out of contact: {lost}"
+            );
+            assert_eq!(
+                remedy(refusal, false, lost),
+                Remedy::Drop,
+                "{refusal:?}, out of contact: {lost}"
+            );
         }
     }
 }

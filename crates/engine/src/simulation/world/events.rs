@@ -1,6 +1,7 @@
-//! The events topic, a reader of it, and the server that writes overtaken ends again. The reader follows the one rule
-//! (`fleet_job::state`), and the oracle is that the first end of a job stands, whatever is written behind it: by a worker
-//! that has run the job again, perhaps after it was cancelled, or by the network, which has held a record back.
+//! The events topic, a reader of it, and the server that writes overtaken ends again. The reader
+//! follows the one rule (`fleet_job::state`), and the oracle is that the first end of a job stands,
+//! whatever is written behind it: by a worker that has run the job again, perhaps after it was
+//! cancelled, or by the network, which has held a record back.
 
 use fleet_job::{
     event::{JobEvent, JobState, Source},
@@ -40,7 +41,8 @@ pub(super) struct Events {
 }
 
 impl Word {
-    /// The event that a job has entered a state. No two events have the same bytes: real ones say when they were made.
+    /// The event that a job has entered a state. No two events have the same bytes: real ones say
+    /// when they were made.
     pub(super) fn new(job: u64, state: JobState, number: u64) -> Self {
         Self { job, state, value: format!("{job} {} {number}", state.as_str()).into_bytes() }
     }
@@ -110,13 +112,15 @@ impl Events {
         }
         let known = self.next - 1;
         let overtaken = self.jobs.values().filter(|job| job.standing.is_overtaken());
-        let ends: Vec<_> = overtaken.map(|job| (job.state.clone(), job.standing.restated(known))).collect();
+        let ends: Vec<_> =
+            overtaken.map(|job| (job.state.clone(), job.standing.restated(known))).collect();
         for (end, restated) in ends {
             self.write(end, Some(restated));
         }
     }
 
-    /// When everything has arrived and the server has had time: who reads what compaction has left knows every end, too.
+    /// When everything has arrived and the server has had time: who reads what compaction has left
+    /// knows every end, too.
     pub(super) fn check_what_compaction_leaves(&mut self) {
         while !self.late.is_empty() {
             self.arrive();

@@ -49,7 +49,8 @@ impl World {
         }
     }
 
-    /// Freezes a worker until the group has given its partitions to others. When it continues, it has not been told.
+    /// Freezes a worker until the group has given its partitions to others. When it continues, it
+    /// has not been told.
     pub(super) fn freeze(&mut self) {
         self.disorder = true;
         let worker = self.rng.below(self.workers.len() as u64) as usize;
@@ -66,16 +67,19 @@ impl World {
         self.breathe(worker);
     }
 
-    /// What a worker has handed over for writing about the jobs that it runs is still on its way when it stops.
+    /// What a worker has handed over for writing about the jobs that it runs is still on its way
+    /// when it stops.
     fn hold_back_what_runs(&mut self, worker: usize) {
-        let running: Vec<_> = self.workers[worker].running.iter().map(|(token, _)| *token).collect();
+        let running: Vec<_> =
+            self.workers[worker].running.iter().map(|(token, _)| *token).collect();
         for token in running {
             let word = self.word(token, JobState::Running);
             self.events.hold_back(word);
         }
     }
 
-    /// Stops a worker before it carries out its engine's commands. It continues after a gap in contact, still a member.
+    /// Stops a worker before it carries out its engine's commands. It continues after a gap in
+    /// contact, still a member.
     pub(super) fn doze(&mut self) {
         let worker = self.rng.below(self.workers.len() as u64) as usize;
         self.dozes = Some(worker);
@@ -136,8 +140,10 @@ impl World {
             self.hear(to);
             self.owner[number as usize] = Some(to);
             let log = &self.logs[number as usize];
-            let committed = log.committed.as_ref().map(|(offset, metadata)| (*offset, metadata.as_str()));
-            let name = if self.fault == Some(Fault::LogIgnored) { LogName::UNKNOWN } else { log.name() };
+            let committed =
+                log.committed.as_ref().map(|(offset, metadata)| (*offset, metadata.as_str()));
+            let name =
+                if self.fault == Some(Fault::LogIgnored) { LogName::UNKNOWN } else { log.name() };
             let found = Found { log: name, committed, first: Some(0), end: Some(log.next) };
             let progress = log::start(found).progress;
             self.assign(to, number, progress);
@@ -154,19 +160,25 @@ impl World {
         self.workers[worker].contact.assigned();
         self.generations += 1;
         let generation = self.generations;
-        self.feed(worker, Input::Assigned { partition: partition(number), generation, log, progress });
+        self.feed(
+            worker,
+            Input::Assigned { partition: partition(number), generation, log, progress },
+        );
     }
 
     /// Whether the owner of a partition does not know yet that its topic was made again.
     pub(super) fn is_unnoticed(&self, number: i32) -> bool {
         let log = self.logs[number as usize].name();
-        self.owner[number as usize].is_some_and(|owner| self.workers[owner].logs.get(&number) != Some(&log))
+        self.owner[number as usize]
+            .is_some_and(|owner| self.workers[owner].logs.get(&number) != Some(&log))
     }
 
-    /// The owner of a partition hears that its topic was made again: what runs gets to its end, nothing is committed any
-    /// more, and the new log is read from its beginning.
+    /// The owner of a partition hears that its topic was made again: what runs gets to its end,
+    /// nothing is committed any more, and the new log is read from its beginning.
     pub(super) fn notice(&mut self, number: i32) {
-        let Some(worker) = self.owner[number as usize].filter(|_| self.is_unnoticed(number)) else { return };
+        let Some(worker) = self.owner[number as usize].filter(|_| self.is_unnoticed(number)) else {
+            return;
+        };
         let partitions = [partition(number)];
         self.feed(worker, Input::Draining(&partitions));
         for _ in 0..self.rng.below(30) {

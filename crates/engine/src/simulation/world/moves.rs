@@ -3,7 +3,8 @@
 use super::*;
 
 impl World {
-    /// Makes one move, which `seed` alone decides: leaving out other moves of a schedule leaves this one what it is.
+    /// Makes one move, which `seed` alone decides: leaving out other moves of a schedule leaves
+    /// this one what it is.
     pub(in crate::simulation) fn step(&mut self, seed: u64) {
         self.rng = Rng::new(seed);
         self.rng.next();
@@ -89,8 +90,8 @@ impl World {
         self.append(number, job);
     }
 
-    /// Somebody deletes a topic and makes it again, and the group's committed offset stays. Jobs that had not ended are gone
-    /// with their records, but for those that a worker has under way.
+    /// Somebody deletes a topic and makes it again, and the group's committed offset stays. Jobs
+    /// that had not ended are gone with their records, but for those that a worker has under way.
     fn remake(&mut self) {
         self.disorder = true;
         let number = self.rng.below(PARTITIONS as u64) as i32;
@@ -124,7 +125,8 @@ impl World {
         log.jobs.insert(offset, job);
     }
 
-    /// What is written when a job leaves memory, or comes back to where it was: the same job as a new record.
+    /// What is written when a job leaves memory, or comes back to where it was: the same job as a
+    /// new record.
     fn pass_on(&mut self, token: Token, until: i64, attempts: u32) {
         let (now, from) = (self.now, token.partition.number as usize);
         let job = self.job(token).clone();
@@ -153,10 +155,12 @@ impl World {
         Word::new(self.job(token).id, state, self.words)
     }
 
-    /// Somebody cancels a job that its worker has read: one that it has in memory, or one that has just ended.
+    /// Somebody cancels a job that its worker has read: one that it has in memory, or one that has
+    /// just ended.
     fn cancel(&mut self) {
         let number = self.rng.below(JOBS as u64) as usize;
-        let Some(worker) = self.owner[number].filter(|worker| !self.is_out_of_contact(*worker)) else {
+        let Some(worker) = self.owner[number].filter(|worker| !self.is_out_of_contact(*worker))
+        else {
             return;
         };
         let position = self.workers[worker].position[&(number as i32)];
@@ -170,7 +174,10 @@ impl World {
             return;
         }
         let (_, offset) = those[self.rng.below(those.len() as u64) as usize];
-        let Some(token) = self.workers[worker].engine.token(partition(number as i32), offset) else { return };
+        let Some(token) = self.workers[worker].engine.token(partition(number as i32), offset)
+        else {
+            return;
+        };
         self.job(token).cancelled = Some(token.generation);
         self.feed(worker, Input::Cancel(token));
     }
@@ -221,9 +228,10 @@ impl World {
         let offset = *offset;
         let taken_for = self.workers[worker].logs[&number].topic;
         let known = match self.fault {
-            Some(Fault::SettledInAnyLog) => {
-                self.workers[worker].settled.iter().any(|(of, _, at)| (*of, *at) == (number, offset))
-            }
+            Some(Fault::SettledInAnyLog) => self.workers[worker]
+                .settled
+                .iter()
+                .any(|(of, _, at)| (*of, *at) == (number, offset)),
             _ => self.workers[worker].settled.contains(&(number, taken_for, offset)),
         };
         let has_ended = job.terminals.iter().any(|terminal| terminal.is_final());
@@ -233,11 +241,15 @@ impl World {
             false => admission,
         };
         self.workers[worker].position.insert(number, offset + 1);
-        let token = self.workers[worker].engine.token(partition(number), offset).filter(|_| cancelled);
+        let token =
+            self.workers[worker].engine.token(partition(number), offset).filter(|_| cancelled);
         if let Some(token) = token {
             self.job(token).cancelled = Some(token.generation);
         }
-        self.feed(worker, Input::Record { partition: partition(number), offset, bytes: 10, admission });
+        self.feed(
+            worker,
+            Input::Record { partition: partition(number), offset, bytes: 10, admission },
+        );
     }
 
     /// Everything has been delivered. The log may end in what is no record.
@@ -269,7 +281,8 @@ impl World {
         let up = self.server_up;
         let lost = self.rng.chance(3);
         let hosted = self.job(token).hosted.map(Need::Hosted);
-        let away = [Some(Need::Room), hosted].into_iter().flatten().find(|need| self.away.contains(need));
+        let away =
+            [Some(Need::Room), hosted].into_iter().flatten().find(|need| self.away.contains(need));
         // What an aborted call came to says nothing.
         let is_wanted = self.job(token).cancelled != Some(token.generation);
         if let Some(Need::Hosted(server)) = away.filter(|_| up && is_wanted) {
@@ -290,8 +303,8 @@ impl World {
             }
             _ => Attempt::Succeeded,
         };
-        // Neither an outage nor a cancel spends an attempt; and a success that is not written by the time its partition
-        // goes is not known to the next owner.
+        // Neither an outage nor a cancel spends an attempt; and a success that is not written by
+        // the time its partition goes is not known to the next owner.
         let spent = matches!(outcome, Attempt::Failed(class, _) if class.spends_attempt());
         if spent && job.cancelled != Some(token.generation) {
             job.ended += 1;
@@ -365,7 +378,8 @@ impl World {
             return;
         }
         let commit = self.workers[worker].commits.remove(0);
-        // A commit of a partition that has gone is refused by the broker: another member's generation.
+        // A commit of a partition that has gone is refused by the broker: another member's
+        // generation.
         let ours = self.owner[commit.partition.number as usize] == Some(worker)
             && self.workers[worker].engine.token(commit.partition, 0).map(|token| token.generation)
                 == Some(commit.generation);

@@ -7,12 +7,19 @@ impl World {
         while let Some(command) = self.next_command(worker) {
             match command {
                 // Decided before the partition was taken away, and not carried out yet.
-                Command::Start(token, _) | Command::Settle(token, ..) | Command::Retrying(token, ..)
-                    if self.workers[worker].engine.token(token.partition, token.offset) != Some(token) => {}
-                Command::Start(token, _) | Command::Settle(token, ..) | Command::Retrying(token, ..)
+                Command::Start(token, _)
+                | Command::Settle(token, ..)
+                | Command::Retrying(token, ..)
+                    if self.workers[worker].engine.token(token.partition, token.offset)
+                        != Some(token) => {}
+                Command::Start(token, _)
+                | Command::Settle(token, ..)
+                | Command::Retrying(token, ..)
                     if self.workers[worker].gone.contains(&token.partition.number) =>
                 {
-                    broken(format!("{token:?} is spoken of by a worker that was out of reach: {command:?}"));
+                    broken(format!(
+                        "{token:?} is spoken of by a worker that was out of reach: {command:?}"
+                    ));
                 }
                 Command::Start(token, attempt) => self.started(worker, token, attempt),
                 Command::Settle(token, terminal, attempts) => {
@@ -33,7 +40,10 @@ impl World {
                 }
                 // Carried out late, they can be about an assignment that has ended.
                 Command::Pause(partition, generation) | Command::Resume(partition, generation)
-                    if self.workers[worker].engine.token(partition, 0).map(|token| token.generation)
+                    if self.workers[worker]
+                        .engine
+                        .token(partition, 0)
+                        .map(|token| token.generation)
                         != Some(generation) => {}
                 Command::Pause(partition, _) => {
                     self.workers[worker].paused.insert(partition.number);
@@ -53,7 +63,9 @@ impl World {
                     let word = self.word(token, JobState::Retrying);
                     self.events.write(word, None);
                 }
-                Command::Violation(name, token) => broken(format!("{name} is violated at {token:?}")),
+                Command::Violation(name, token) => {
+                    broken(format!("{name} is violated at {token:?}"))
+                }
             }
         }
     }
@@ -111,12 +123,16 @@ impl World {
     fn check_ownership(&mut self, worker: usize, token: Token, attempt: u32) {
         let number = token.partition.number;
         let owner = self.owner[number as usize];
-        ensure!(owner == Some(worker), "{token:?} starts in a worker that does not have its partition");
+        ensure!(
+            owner == Some(worker),
+            "{token:?} starts in a worker that does not have its partition"
+        );
         // Every attempt before this one is committed, where the broker keeps metadata (I6).
         if attempt > 1 && !self.drops_metadata {
-            let (offset, metadata) = self.logs[number as usize].committed.clone().unwrap_or_default();
-            let durable =
-                Progress::decode(offset, &metadata).map_or(0, |progress| progress.attempts(token.offset));
+            let (offset, metadata) =
+                self.logs[number as usize].committed.clone().unwrap_or_default();
+            let durable = Progress::decode(offset, &metadata)
+                .map_or(0, |progress| progress.attempts(token.offset));
             let durable = durable.max(self.job(token).spent);
             ensure!(
                 durable + 1 >= attempt,
@@ -127,7 +143,8 @@ impl World {
         ensure!(!job.must_not_repeat, "I4: {token:?} runs again");
         let Some(key) = job.key else { return };
         let log = &self.logs[number as usize];
-        for (offset, job) in log.jobs.range(..token.offset).filter(|(_, job)| job.key == Some(key)) {
+        for (offset, job) in log.jobs.range(..token.offset).filter(|(_, job)| job.key == Some(key))
+        {
             ensure!(
                 !job.terminals.is_empty(),
                 "I5: {token:?} starts before offset {offset} of its key is settled,"
@@ -182,7 +199,8 @@ impl World {
         }
     }
 
-    /// What has come to its end, or goes on as another record, has done so in the order of its key (I5).
+    /// What has come to its end, or goes on as another record, has done so in the order of its key
+    /// (I5).
     fn check_order_of_ends(&self, token: Token, terminal: Terminal) {
         let log = &self.logs[token.partition.number as usize];
         // What stood in a topic that was made again has no order any more.
@@ -210,8 +228,8 @@ impl World {
         }
     }
 
-    /// While hosted server 0 is away, everything that does not need it and does not stand behind what does comes to its end,
-    /// and so does what needs it and has a deadline (I7).
+    /// While hosted server 0 is away, everything that does not need it and does not stand behind
+    /// what does comes to its end, and so does what needs it and has a deadline (I7).
     pub(super) fn check_others_went_on(&self, read: &[(usize, i64)], before: i64) {
         for (number, read) in read {
             let mut held_up: BTreeSet<u64> = BTreeSet::new();
@@ -240,7 +258,10 @@ impl World {
         let job = self.job(token);
         let meant = match job.script {
             _ if job.relay.is_some() => {
-                ensure!(job.relay.is_some_and(|(at, _)| at <= now), "{token:?} is passed on too early");
+                ensure!(
+                    job.relay.is_some_and(|(at, _)| at <= now),
+                    "{token:?} is passed on too early"
+                );
                 Terminal::Relayed
             }
             _ if terminal == Terminal::Cancelled && job.cancelled.is_some() => Terminal::Cancelled,
@@ -250,7 +271,11 @@ impl World {
             Script::Permanent | Script::FailsForEver => Terminal::Failed,
             // A lost call can spend the attempt that would have succeeded.
             Script::FailsThenSucceeds(_) if terminal == Terminal::Failed => {
-                ensure!(job.ended >= MAX_ATTEMPTS, "I6: {token:?} gives up after {} attempts", job.ended);
+                ensure!(
+                    job.ended >= MAX_ATTEMPTS,
+                    "I6: {token:?} gives up after {} attempts",
+                    job.ended
+                );
                 Terminal::Failed
             }
             Script::FailsThenSucceeds(_) => Terminal::Succeeded,
@@ -264,10 +289,16 @@ impl World {
         let lost: Vec<_> = (0..self.produced).filter(|id| !self.ended.contains(id)).collect();
         ensure!(lost.is_empty(), "I3: jobs {lost:?} have come to no end");
         for job in self.logs.iter().flat_map(|log| log.jobs.values()) {
-            ensure!(job.terminals.len() == 1 || self.disorder, "I4: a repeat in good order: {job:?}");
+            ensure!(
+                job.terminals.len() == 1 || self.disorder,
+                "I4: a repeat in good order: {job:?}"
+            );
             let failed = job.terminals.contains(&Terminal::Failed);
             if job.script == Script::FailsForEver && failed && !self.disorder {
-                ensure!(job.ended == MAX_ATTEMPTS, "I6: attempts are not exactly {MAX_ATTEMPTS}: {job:?}");
+                ensure!(
+                    job.ended == MAX_ATTEMPTS,
+                    "I6: attempts are not exactly {MAX_ATTEMPTS}: {job:?}"
+                );
             }
         }
     }

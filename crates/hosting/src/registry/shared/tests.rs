@@ -42,7 +42,10 @@ async fn what_policy_refuses_is_shown_and_goes_with_its_record() {
     shared.ready().await;
     eventually("the refusal", || !shared.refused().is_empty()).await;
     let refused = shared.refused();
-    assert_eq!((refused.len(), refused[0].name.as_str(), refused[0].state.as_str()), (1, "bad", "refused"));
+    assert_eq!(
+        (refused.len(), refused[0].name.as_str(), refused[0].state.as_str()),
+        (1, "bad", "refused")
+    );
     assert!(refused[0].last_error.as_ref().unwrap().contains("rm"), "{refused:?}");
 
     assert!(shared.remove("bad").await.unwrap());
@@ -80,7 +83,10 @@ async fn an_unreadable_record_does_not_replace_a_readable_one() {
     );
     let stop = CancellationToken::new();
     shared.apply(Change::Put(Record::new("s", &entry("x"))), &stop);
-    shared.apply(Change::Unreadable { name: "s".to_owned(), reason: "a copy of an event".to_owned() }, &stop);
+    shared.apply(
+        Change::Unreadable { name: "s".to_owned(), reason: "a copy of an event".to_owned() },
+        &stop,
+    );
 
     let is_hosted = |wish: &Wish| matches!(wish.goal, Goal::Hosted(_));
     assert!(shared.wanted().wish("s").is_some_and(is_hosted), "the last readable record holds");
@@ -89,7 +95,8 @@ async fn an_unreadable_record_does_not_replace_a_readable_one() {
     assert!(!shared.wanted().wants("s"), "a removal can be read");
 }
 
-/// A registry that others read too. It is read, answers and takes writes only as far as the test lets it.
+/// A registry that others read too. It is read, answers and takes writes only as far as the test
+/// lets it.
 #[derive(Debug, Default)]
 struct Fickle {
     watcher: Mutex<Option<mpsc::UnboundedSender<Change>>>,
@@ -227,8 +234,10 @@ async fn what_was_read_late_does_not_undo_what_is_still_to_be_written() {
     registry.is_read();
     shared.ready().await;
 
-    let ours =
-        Record { written_at: old.written_at.plus(Duration::from_secs(1)), ..Record::new("x", &entry("new")) };
+    let ours = Record {
+        written_at: old.written_at.plus(Duration::from_secs(1)),
+        ..Record::new("x", &entry("new"))
+    };
     let write = Write::Put(Box::new(ours.clone()));
     let error = shared.write("x", write).await.unwrap_err();
     assert!(matches!(error, ShareError::Unwritten { .. }), "{error}");

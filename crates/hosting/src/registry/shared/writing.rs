@@ -19,8 +19,13 @@ use crate::{
 };
 
 impl Shared {
-    /// Writes something for all replicas: until the registry has it or something newer, however long the caller waits.
-    pub(super) async fn write(self: &Arc<Self>, name: &str, write: Write) -> Result<(), ShareError> {
+    /// Writes something for all replicas: until the registry has it or something newer, however
+    /// long the caller waits.
+    pub(super) async fn write(
+        self: &Arc<Self>,
+        name: &str,
+        write: Write,
+    ) -> Result<(), ShareError> {
         let number = self.writes().add(name, write, Instant::now());
         self.count_writes();
 
@@ -34,7 +39,11 @@ impl Shared {
                 let unwritten = self.writes().unwritten(name, Instant::now());
                 let error = unwritten.and_then(|unwritten| unwritten.last_error);
                 let why = error.unwrap_or_else(|| "no answer yet".to_owned());
-                tracing::warn!(server = name, why, "a write of the registry is not acknowledged yet");
+                tracing::warn!(
+                    server = name,
+                    why,
+                    "a write of the registry is not acknowledged yet"
+                );
                 Err(ShareError::Unwritten { why })
             }
         }
@@ -58,7 +67,11 @@ impl Shared {
             };
             let error = chain(&error);
             metrics::counter!(REGISTRY_WRITE_FAILURES.name).increment(1);
-            tracing::warn!(server = name, error, "the registry has not taken a write, which is repeated");
+            tracing::warn!(
+                server = name,
+                error,
+                "the registry has not taken a write, which is repeated"
+            );
             let wait = self.writes().failed(name, number, error);
             tokio::time::sleep(wait).await;
         };

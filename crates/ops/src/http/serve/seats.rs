@@ -1,9 +1,11 @@
-//! Who may keep a connection open: seats for those who have asked something, and a waiting room for those who have not.
+//! Who may keep a connection open: seats for those who have asked something, and a waiting room for
+//! those who have not.
 //!
-//! Nobody can tell a probe from anything else before its request has come. So every connection waits in the room first,
-//! and none is kept out of it: when the room is full, the oldest connection in it that has said nothing is closed. A
-//! connection gets a seat with its first request, if one is free and its peer does not hold too many. Without a
-//! seat, only probes are answered.
+//! Nobody can tell a probe from anything else before its request has come. So every connection
+//! waits in the room first, and none is kept out of it: when the room is full, the oldest
+//! connection in it that has said nothing is closed. A connection gets a seat with its first
+//! request, if one is free and its peer does not hold too many. Without a seat, only probes are
+//! answered.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -71,7 +73,8 @@ impl Drop for Seat {
     }
 }
 
-/// What counts as one peer: an IPv4 address, or the network of an IPv6 address, whose host part anybody may choose.
+/// What counts as one peer: an IPv4 address, or the network of an IPv6 address, whose host part
+/// anybody may choose.
 fn network(peer: IpAddr) -> IpAddr {
     match peer.to_canonical() {
         IpAddr::V6(address) => Ipv6Addr::from_bits(address.to_bits() & (u128::MAX << 64)).into(),
@@ -172,7 +175,11 @@ mod tests {
         let (asking, silent) = (room.enter(), room.enter());
         assert!(asking.asks() && !asking.asks());
         let third = room.enter();
-        assert!(silent.leave.is_cancelled() && !asking.leave.is_cancelled() && !third.leave.is_cancelled());
+        assert!(
+            silent.leave.is_cancelled()
+                && !asking.leave.is_cancelled()
+                && !third.leave.is_cancelled()
+        );
         third.asks();
         room.enter();
         assert!(asking.leave.is_cancelled(), "if all have asked, the oldest goes");

@@ -1,9 +1,10 @@
 //! The form of a session's id, which every replica recognises, and the memory of what was deleted.
 //!
-//! A session holds no state and no authority: its requests are checked one by one, as those without a session are. So
-//! an id need not be remembered to be served, it only has to be one of ours: 32 hexadecimal digits of chance and 8 that
-//! follow from them. Those are no signature and need no secret. They tell an id of ours from one of another server,
-//! whose client must hear that its session is gone.
+//! A session holds no state and no authority: its requests are checked one by one, as those without
+//! a session are. So an id need not be remembered to be served, it only has to be one of ours: 32
+//! hexadecimal digits of chance and 8 that follow from them. Those are no signature and need no
+//! secret. They tell an id of ours from one of another server, whose client must hear that its
+//! session is gone.
 
 use std::{
     collections::{HashSet, VecDeque},
@@ -78,11 +79,16 @@ mod tests {
         let id = new_id();
         assert!(is_ours(&id) && id != new_id());
         // Not to be changed: replicas of different versions know each other's ids.
-        assert!(is_ours("0000000000000000000000000000000054dd84e9"), "{}", check_of(&"0".repeat(32)));
+        assert!(
+            is_ours("0000000000000000000000000000000054dd84e9"),
+            "{}",
+            check_of(&"0".repeat(32))
+        );
         let other = if id.starts_with('0') { "1" } else { "0" };
         let upper = id.to_uppercase();
         let uuid = uuid::Uuid::new_v4().to_string();
-        for foreign in ["", "x", &uuid, &id[..39], &format!("{other}{}", &id[1..]), &format!("{id}0"), &upper]
+        for foreign in
+            ["", "x", &uuid, &id[..39], &format!("{other}{}", &id[1..]), &format!("{id}0"), &upper]
         {
             assert!(!is_ours(foreign) || foreign == &*id, "{foreign}");
         }

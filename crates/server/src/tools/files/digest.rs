@@ -55,7 +55,11 @@ pub async fn file_digest(
     blocking(move || digest(&files, &args, &|| context.ct.is_cancelled())).await
 }
 
-fn digest(files: &Files, args: &Args, cancelled: &dyn Fn() -> bool) -> Result<FileDigest, ToolFailure> {
+fn digest(
+    files: &Files,
+    args: &Args,
+    cancelled: &dyn Fn() -> bool,
+) -> Result<FileDigest, ToolFailure> {
     let (confined, mut file, _) = files.open(&args.path)?;
     let mut hasher = Sha256::new();
     let mut chunk = vec![0; CHUNK];

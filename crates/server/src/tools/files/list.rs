@@ -43,8 +43,8 @@ pub struct Args {
     /// Whether to list what is in its directories too.
     #[serde(default)]
     recursive: bool,
-    /// Only entries whose path (relative to `path`) matches: `*` and `?` within a name, `**` across directories. A
-    /// pattern without `/` looks at the name only.
+    /// Only entries whose path (relative to `path`) matches: `*` and `?` within a name, `**` across
+    /// directories. A pattern without `/` looks at the name only.
     #[serde(default)]
     glob: Option<String>,
     /// How many entries to give at most (default 1000, at most 10000).
@@ -152,7 +152,12 @@ fn list(files: &Files, args: &Args, cancelled: &dyn Fn() -> bool) -> Result<List
     found.sort();
     found.truncate(max);
     let entries = found.into_iter().filter_map(|path| describe(path, &start)).collect();
-    Ok(Listing { root: start.root.to_string_lossy().into_owned(), path: start.shown(), entries, truncated })
+    Ok(Listing {
+        root: start.root.to_string_lossy().into_owned(),
+        path: start.shown(),
+        entries,
+        truncated,
+    })
 }
 
 fn read_sorted(directory: &PathBuf) -> io::Result<Vec<DirEntry>> {
@@ -170,7 +175,8 @@ fn describe(path: PathBuf, start: &Confined) -> Option<Entry> {
         kind if kind.is_symlink() => Kind::Symlink,
         _ => Kind::Other,
     };
-    let since_epoch = metadata.modified().ok().and_then(|time| time.duration_since(UNIX_EPOCH).ok());
+    let since_epoch =
+        metadata.modified().ok().and_then(|time| time.duration_since(UNIX_EPOCH).ok());
     Some(Entry {
         path: shown(&path, &start.root),
         kind,

@@ -2,7 +2,8 @@
 
 use fleet_policy::glob::Glob;
 
-/// A compiled path glob. One without `/` looks at the last name only, so `*.rs` finds Rust files at any depth.
+/// A compiled path glob. One without `/` looks at the last name only, so `*.rs` finds Rust files at
+/// any depth.
 pub(super) struct PathGlob {
     parts: Vec<Part>,
 }

@@ -32,7 +32,8 @@ pub struct Args {
     #[serde(default)]
     #[schemars(range(max = 9_223_372_036_854_775_807_u64))]
     offset: u64,
-    /// How many bytes to read at most. Without it the rest of the file, which must not be above the size limit.
+    /// How many bytes to read at most. Without it the rest of the file, which must not be above the
+    /// size limit.
     #[serde(default)]
     limit: Option<u64>,
 }
@@ -71,7 +72,8 @@ pub enum Encoding {
 ///
 /// # Errors
 ///
-/// Where the file is outside of the roots, does not exist, or more would be read than the limit allows.
+/// Where the file is outside of the roots, does not exist, or more would be read than the limit
+/// allows.
 pub async fn file_read(
     files: Arc<Files>,
     _context: RequestContext<RoleServer>,
@@ -98,7 +100,8 @@ fn read(files: &Files, args: &Args) -> Result<Content, ToolFailure> {
     }
     let failure = |error| io_failure(&args.path, &error);
     if length > 0 {
-        // Behind the end there is nothing to read, and the file system may not even be able to count that far.
+        // Behind the end there is nothing to read, and the file system may not even be able to
+        // count that far.
         file.seek(SeekFrom::Start(args.offset)).map_err(failure)?;
     }
     let mut bytes = Vec::new();
@@ -111,7 +114,15 @@ fn read(files: &Files, args: &Args) -> Result<Content, ToolFailure> {
         Err(error) => (Encoding::Base64, STANDARD.encode(error.as_bytes())),
     };
     let eof = args.offset.saturating_add(length) >= size;
-    Ok(Content { path: confined.shown(), size, offset: args.offset, length, eof, encoding, content })
+    Ok(Content {
+        path: confined.shown(),
+        size,
+        offset: args.offset,
+        length,
+        eof,
+        encoding,
+        content,
+    })
 }
 
 /// Runs file work where blocking is allowed.
@@ -119,5 +130,7 @@ pub(super) async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, ToolFailure> + Send + 'static,
 ) -> Result<T, ToolFailure> {
     let done = tokio::task::spawn_blocking(work).await;
-    done.unwrap_or_else(|error| Err(ToolFailure::transient(format!("the file work was lost: {error}"))))
+    done.unwrap_or_else(|error| {
+        Err(ToolFailure::transient(format!("the file work was lost: {error}")))
+    })
 }

@@ -1,7 +1,8 @@
 //! Confinement: which path a caller means, and whether it lies below a root.
 //!
-//! A path is followed step by step, `..` and symlinks included, and never to anything outside of the roots; what was
-//! opened is compared with what was found. Whether something exists outside of the roots is not told.
+//! A path is followed step by step, `..` and symlinks included, and never to anything outside of
+//! the roots; what was opened is compared with what was found. Whether something exists outside of
+//! the roots is not told.
 
 use std::{
     fs::{File, FileType, Metadata, OpenOptions},
@@ -126,7 +127,8 @@ impl Files {
     ///
     /// # Errors
     ///
-    /// Where it lies outside of the roots, does not exist, is no regular file, or was swapped in between.
+    /// Where it lies outside of the roots, does not exist, is no regular file, or was swapped in
+    /// between.
     pub fn open(&self, wanted: &str) -> Result<(Confined, File, Metadata), ToolFailure> {
         let confined = self.resolve(wanted)?;
         let failure = |error: io::Error| io_failure(wanted, &error);
@@ -136,7 +138,9 @@ impl Files {
         check_regular(wanted, seen.file_type())?;
         let file = match open_as_is(&confined.path) {
             // It was no symlink a moment ago.
-            Err(error) if error.raw_os_error() == Some(Errno::ELOOP as i32) => return Err(changed()),
+            Err(error) if error.raw_os_error() == Some(Errno::ELOOP as i32) => {
+                return Err(changed());
+            }
             opened => opened.map_err(failure)?,
         };
         let opened = file.metadata().map_err(failure)?;
@@ -156,15 +160,15 @@ impl Files {
     }
 }
 
-/// Opens what is there now, for reading. A named pipe that took a file's place does not make this wait for a writer, and
-/// a symlink is not followed.
+/// Opens what is there now, for reading. A named pipe that took a file's place does not make this
+/// wait for a writer, and a symlink is not followed.
 fn open_as_is(path: &Path) -> io::Result<File> {
     let flags = OFlag::O_NONBLOCK | OFlag::O_NOFOLLOW;
     OpenOptions::new().read(true).custom_flags(flags.bits()).open(path)
 }
 
-/// Whether an open file is the one at a path, as far as the system can say. Unlike a second look at the path this can't be
-/// deceived by a directory that is swapped twice.
+/// Whether an open file is the one at a path, as far as the system can say. Unlike a second look at
+/// the path this can't be deceived by a directory that is swapped twice.
 fn is_at(file: &File, path: &Path) -> bool {
     match std::fs::read_link(format!("/proc/self/fd/{}", file.as_raw_fd())) {
         Ok(place) => place == path,
@@ -185,13 +189,15 @@ fn check_regular(wanted: &str, kind: FileType) -> Result<(), ToolFailure> {
     Err(ToolFailure::permanent(format!("`{wanted}` is {what}")))
 }
 
-/// The failure for an error of the file system. What is not there or not readable now is the caller's fault; other
-/// errors may pass.
+/// The failure for an error of the file system. What is not there or not readable now is the
+/// caller's fault; other errors may pass.
 pub fn io_failure(wanted: &str, error: &io::Error) -> ToolFailure {
     let errno = error.raw_os_error().map_or(Errno::UnknownErrno, Errno::from_raw);
     match errno {
         Errno::ENOENT => ToolFailure::permanent(format!("`{wanted}` does not exist")),
-        Errno::ENXIO | Errno::ENODEV => ToolFailure::permanent(format!("`{wanted}` is no regular file")),
+        Errno::ENXIO | Errno::ENODEV => {
+            ToolFailure::permanent(format!("`{wanted}` is no regular file"))
+        }
         Errno::EACCES | Errno::EPERM | Errno::ENOTDIR | Errno::ELOOP | Errno::ENAMETOOLONG => {
             ToolFailure::permanent(format!("`{wanted}`: {error}"))
         }
@@ -199,7 +205,8 @@ pub fn io_failure(wanted: &str, error: &io::Error) -> ToolFailure {
     }
 }
 
-/// The path with `.` and `..` removed by text alone, so that existence outside of the roots need not be asked for.
+/// The path with `.` and `..` removed by text alone, so that existence outside of the roots need
+/// not be asked for.
 fn lexical(path: &Path) -> PathBuf {
     let mut out = PathBuf::new();
     for component in path.components() {
@@ -229,7 +236,8 @@ mod tests {
         assert_eq!(open_as_is(&link).unwrap_err().raw_os_error(), Some(Errno::ELOOP as i32));
         let (sender, receiver) = mpsc::channel();
         std::thread::spawn(move || sender.send(open_as_is(&pipe).and_then(|file| file.metadata())));
-        let opened = receiver.recv_timeout(Duration::from_secs(30)).expect("it must not wait for a writer");
+        let opened =
+            receiver.recv_timeout(Duration::from_secs(30)).expect("it must not wait for a writer");
         let failure = check_regular("x", opened.unwrap().file_type()).unwrap_err();
         assert_eq!(failure, ToolFailure::permanent("`x` is a named pipe, no regular file"));
     }
@@ -256,7 +264,11 @@ mod tests {
         std::os::unix::fs::symlink("real", base.join("link")).unwrap();
         let files = Files::new(&[base.join("link")], 1).unwrap();
         for path in ["file", "real/file", "link/file"] {
-            let wanted = if path == "file" { path.to_owned() } else { base.join(path).display().to_string() };
+            let wanted = if path == "file" {
+                path.to_owned()
+            } else {
+                base.join(path).display().to_string()
+            };
             assert_eq!(files.resolve(&wanted).unwrap().path, base.join("real/file"), "{wanted}");
         }
     }

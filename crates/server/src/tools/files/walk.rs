@@ -1,8 +1,8 @@
 //! Following a path step by step, without a look at anything outside of the roots.
 //!
-//! `canonicalize` would follow a symlink to wherever it leads and say whether something is there. Here each step is
-//! checked by name before the file system is asked about it, so that the answer for a place outside is the same whether
-//! it exists or not.
+//! `canonicalize` would follow a symlink to wherever it leads and say whether something is there.
+//! Here each step is checked by name before the file system is asked about it, so that the answer
+//! for a place outside is the same whether it exists or not.
 
 use std::{
     collections::VecDeque,
@@ -37,7 +37,8 @@ pub(super) fn walk(path: &Path, roots: &[PathBuf]) -> Result<PathBuf, Stop> {
         }
         let next = current.join(&part);
         if !roots.iter().any(|root| next.starts_with(root)) {
-            // On the way down to a root there are only directories, and no secrets: the root's own path names them.
+            // On the way down to a root there are only directories, and no secrets: the root's own
+            // path names them.
             if roots.iter().any(|root| root.starts_with(&next)) {
                 current = next;
                 continue;
@@ -63,7 +64,11 @@ pub(super) fn walk(path: &Path, roots: &[PathBuf]) -> Result<PathBuf, Stop> {
             return Err(Stop::Failed(Errno::ENOTDIR.into()));
         }
     }
-    if roots.iter().any(|root| current.starts_with(root)) { Ok(current) } else { Err(Stop::Outside) }
+    if roots.iter().any(|root| current.starts_with(root)) {
+        Ok(current)
+    } else {
+        Err(Stop::Outside)
+    }
 }
 
 /// The names in a path, `..` among them.
@@ -112,7 +117,9 @@ mod tests {
             let got = match walk(&root.join(path), &roots) {
                 Ok(path) => path.strip_prefix(&root).unwrap().to_str().unwrap().to_owned(),
                 Err(Stop::Outside) => "outside".to_owned(),
-                Err(Stop::Failed(error)) => format!("{:?}", Errno::from_raw(error.raw_os_error().unwrap())),
+                Err(Stop::Failed(error)) => {
+                    format!("{:?}", Errno::from_raw(error.raw_os_error().unwrap()))
+                }
             };
             assert_eq!(got, expected, "{path}");
         };

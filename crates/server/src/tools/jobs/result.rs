@@ -31,7 +31,10 @@ pub async fn job_result(
     let caller = super::caller(&jobs, &context);
     let job = jobs.get(&args.job_id, &caller).await.map_err(super::failure)?;
     if !job.is_terminal() {
-        return Err(ToolFailure::transient(format!("{}; wait for it with job_wait", job.summary())));
+        return Err(ToolFailure::transient(format!(
+            "{}; wait for it with job_wait",
+            job.summary()
+        )));
     }
     Ok(job)
 }

@@ -46,7 +46,8 @@ pub async fn job_submit(
         None => vec![args.job],
         Some(many) if args.job == JobRequest::default() => many,
         Some(_) => {
-            let both = BadRequest("give either `jobs` or the fields of one job, not both".to_owned());
+            let both =
+                BadRequest("give either `jobs` or the fields of one job, not both".to_owned());
             return Err(super::failure(both.into()));
         }
     };

@@ -49,7 +49,9 @@ pub async fn job_wait(
 ) -> Result<JobView, ToolFailure> {
     let ms = args.timeout_ms.unwrap_or(DEFAULT_WAIT_MS);
     if ms > MAX_WAIT_MS {
-        return Err(ToolFailure::permanent(format!("`timeoutMs` is {ms}; it must be at most {MAX_WAIT_MS}")));
+        return Err(ToolFailure::permanent(format!(
+            "`timeoutMs` is {ms}; it must be at most {MAX_WAIT_MS}"
+        )));
     }
     let caller = super::caller(&jobs, &context);
     let cancelled = context.ct.clone();

@@ -79,8 +79,8 @@ pub struct Initialized {
 ///
 /// # Errors
 ///
-/// Where the configuration is wrong, policy refuses it, the server does not do its handshake, or the other replicas can't be
-/// told.
+/// Where the configuration is wrong, policy refuses it, the server does not do its handshake, or
+/// the other replicas can't be told.
 pub async fn server_initialize(
     shared: Arc<Shared>,
     context: RequestContext<RoleServer>,
@@ -88,8 +88,12 @@ pub async fn server_initialize(
 ) -> Result<Initialized, ToolFailure> {
     let entry = match ServerEntry::from_value(&args.config, "config") {
         Ok(entry) => entry,
-        Err(error @ ConfigError::Disabled { .. }) => return Ok(switched_off(&shared, args.name, &error)),
-        Err(error) => return Err(ToolFailure::permanent(format!("invalid configuration: {error}"))),
+        Err(error @ ConfigError::Disabled { .. }) => {
+            return Ok(switched_off(&shared, args.name, &error));
+        }
+        Err(error) => {
+            return Err(ToolFailure::permanent(format!("invalid configuration: {error}")));
+        }
     };
     let warnings = entry.warnings("config");
     let hosted = shared.initialize(&args.name, &entry);
@@ -107,8 +111,8 @@ pub async fn server_initialize(
     })
 }
 
-/// The answer to a configuration that switches its server off. A server that is hosted already stays: who removes a
-/// server says so.
+/// The answer to a configuration that switches its server off. A server that is hosted already
+/// stays: who removes a server says so.
 fn switched_off(shared: &Shared, name: String, error: &ConfigError) -> Initialized {
     let warning = if shared.fleet().is_hosted(&name) {
         format!(
@@ -169,8 +173,11 @@ fn failure(name: &str, error: &ShareError) -> ToolFailure {
         return ToolFailure::unavailable(message, name, retry_after);
     }
 
-    let failure =
-        if error.is_permanent() { ToolFailure::permanent(message) } else { ToolFailure::transient(message) };
+    let failure = if error.is_permanent() {
+        ToolFailure::permanent(message)
+    } else {
+        ToolFailure::transient(message)
+    };
     match error {
         ShareError::Init(InitError::Connect(ConnectError { stderr: Some(tail), .. })) => {
             failure.with_details(json!({ "server": name, "stderrTail": tail }))

@@ -50,7 +50,11 @@ pub async fn server_remove(
         if let Some(retry_after) = error.retry_after() {
             return ToolFailure::unavailable(message, &args.name, retry_after);
         }
-        if error.is_permanent() { ToolFailure::permanent(message) } else { ToolFailure::transient(message) }
+        if error.is_permanent() {
+            ToolFailure::permanent(message)
+        } else {
+            ToolFailure::transient(message)
+        }
     })?;
     Ok(Removed { name: args.name, removed })
 }
