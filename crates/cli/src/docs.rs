@@ -1,11 +1,11 @@
-//! Tables in the documentation, made from the code: the README's of the configuration, and that of
-//! metrics.
+//! Generated tables in the documentation: the settings in docs/configuration.md and the metrics in
+//! docs/metrics.md.
 
 use clap::{Args as _, Command};
 use fleet_ops::metrics;
 
-/// The rows of every setting that `command` takes, hidden ones left out.
-fn table(command: &Command) -> String {
+/// A table of all settings that `command` takes, except hidden ones.
+fn settings_table(command: &Command) -> String {
     let mut text = String::from("| variable | flag | default | meaning |\n|---|---|---|---|\n");
     for argument in command.get_arguments().filter(|argument| !argument.is_hide_set()) {
         let Some(flag) = argument.get_long() else { continue };
@@ -25,46 +25,49 @@ fn table(command: &Command) -> String {
     text
 }
 
-/// `text` with what stands between the markers called `name` replaced.
-fn replaced(text: &str, name: &str, content: &str) -> Option<String> {
+/// Returns `text` with `content` in place of what is between the markers called `name`, or `None`
+/// if `text` has no such markers.
+fn replace_between_markers(text: &str, name: &str, content: &str) -> Option<String> {
     let (open, close) = (format!("<!-- {name} -->\n"), format!("<!-- /{name} -->"));
     let (before, rest) = text.split_once(&open)?;
     let (_, after) = rest.split_once(&close)?;
     Some(format!("{before}{open}{content}{close}{after}"))
 }
 
-/// What is to be written to a file between markers must be there already, or `UPDATE_DOCS` writes
-/// it.
-fn check(path: &str, tables: &[(&str, String)]) {
+/// Asserts that the file at `path` has these tables between their markers, or writes them there if
+/// `UPDATE_DOCS` is set.
+fn check_tables(path: &str, tables: &[(&str, String)]) {
     let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").join(path);
     let found = std::fs::read_to_string(&path).unwrap();
-    let expected = tables
-        .iter()
-        .fold(found.clone(), |text, (name, table)| replaced(&text, name, table).unwrap());
+    let expected = tables.iter().fold(found.clone(), |text, (name, table)| {
+        replace_between_markers(&text, name, table).unwrap()
+    });
+
     if std::env::var_os("UPDATE_DOCS").is_some() {
         std::fs::write(&path, &expected).unwrap();
         return;
     }
+
     let name = path.display();
     assert!(
         found == expected,
-        "{name}'s tables differ from the code: run UPDATE_DOCS=1 cargo test -p mcp-fleet docs"
+        "the tables in {name} differ from the code: run UPDATE_DOCS=1 cargo test -p mcp-fleet docs"
     );
 }
 
 #[test]
-fn the_tables_of_metrics_are_those_of_the_code() {
+fn metrics_tables_match_the_code() {
     let tables = [
         ("shared", metrics::markdown(&[metrics::TABLE])),
         ("worker", metrics::markdown(&[kafka_worker::metrics::TABLE])),
         ("server", metrics::markdown(&mcp_server::metrics::TABLES)),
     ];
-    check("docs/metrics.md", &tables);
+    check_tables("docs/metrics.md", &tables);
 }
 
 #[test]
-fn the_readmes_tables_are_those_of_the_flags() {
-    let worker = table(&kafka_worker::Args::augment_args(Command::new("kafka-worker")));
-    let server = table(&mcp_server::Args::augment_args(Command::new("mcp-server")));
-    check("README.md", &[("worker", worker), ("server", server)]);
+fn settings_tables_match_the_flags() {
+    let worker = settings_table(&kafka_worker::Args::augment_args(Command::new("kafka-worker")));
+    let server = settings_table(&mcp_server::Args::augment_args(Command::new("mcp-server")));
+    check_tables("docs/configuration.md", &[("worker", worker), ("server", server)]);
 }

@@ -1,5 +1,5 @@
-//! What is said twice: Compose, Kubernetes, Dockerfiles and the README's defaults must say the
-//! same.
+//! Settings that are written down more than once: Compose, Kubernetes, the Dockerfiles and the
+//! defaults in docs/configuration.md must agree.
 
 use crate::{
     compose, documents,

@@ -1,5 +1,5 @@
-//! Variables that are given to containers: each must be one that the program in it reads, by the
-//! README's tables.
+//! Environment variables of containers: the program in the container must read each of them,
+//! according to the tables in docs/configuration.md.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -9,10 +9,10 @@ use crate::{compose, file, kubernetes::renders, none};
 const CLI: [&str; 5] =
     ["KAFKA_BROKERS", "KAFKA_TOPIC", "MCP_CONSUMER_GROUP", "MCP_SERVER_URL", "MCP_SERVER_TOKEN"];
 
-/// The variables of one of the README's tables, with their defaults.
+/// The variables of one of the tables in docs/configuration.md, with their defaults.
 pub(crate) fn table(name: &str) -> BTreeMap<String, String> {
-    let readme = file("README.md");
-    let (_, rest) = readme.split_once(&format!("<!-- {name} -->\n")).expect("the table's begin");
+    let page = file("docs/configuration.md");
+    let (_, rest) = page.split_once(&format!("<!-- {name} -->\n")).expect("the table's begin");
     let (rows, _) = rest.split_once(&format!("<!-- /{name} -->")).expect("the table's end");
     let rows =
         rows.lines().map(|row| row.split('|').map(|cell| cell.trim().trim_matches('`')).collect());

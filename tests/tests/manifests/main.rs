@@ -1,6 +1,6 @@
 //! What people deploy with: `docker-compose.yml`, `k8s/` and the Dockerfiles. They are checked
 //! against the schemas of those who read them, for names that nothing answers to, and against each
-//! other and the README's configuration tables.
+//! other and the tables in docs/configuration.md.
 
 #![expect(clippy::expect_used, reason = "a panic is the report of a test")]
 

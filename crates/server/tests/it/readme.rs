@@ -1,12 +1,12 @@
-//! What the README shows is what is compiled.
+//! The example in the documentation is the code that is compiled.
 
 #[test]
-fn the_tool_in_the_readme_is_the_example() {
-    let readme = include_str!("../../../../README.md");
+fn the_tool_in_the_docs_is_the_example() {
+    let page = include_str!("../../../../docs/tools.md");
     let example = include_str!("../../examples/word_count.rs");
     let shown = format!("```rust\n{example}```\n");
     assert!(
-        readme.contains(&shown),
-        "README.md shows another tool than crates/server/examples/word_count.rs"
+        page.contains(&shown),
+        "docs/tools.md shows a tool other than crates/server/examples/word_count.rs"
     );
 }
