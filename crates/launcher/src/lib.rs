@@ -35,7 +35,7 @@ use fleet_policy::{confinement::Confinement, limits::ProcessLimits};
 /// The first argument of a process that is to become another one.
 const ARGUMENT: &str = "__launch";
 /// What shells exit with where a program can't be started.
-const CAN_NOT_START: u8 = 127;
+const EXIT_CANNOT_START: u8 = 127;
 
 /// What a process is to become, and under which limits: the second argument.
 #[derive(Debug, Serialize, Deserialize)]
@@ -77,7 +77,7 @@ pub fn run_if_asked() -> Option<ExitCode> {
     let error = launch(arguments);
     // Standard error is what is shown of a child that did not do its handshake.
     _ = writeln!(io::stderr(), "the program could not be started: {error}");
-    Some(ExitCode::from(CAN_NOT_START))
+    Some(ExitCode::from(EXIT_CANNOT_START))
 }
 
 /// Comes back only where that fails.

@@ -16,7 +16,7 @@ use super::{
     confinement::Confinement,
     env::{EnvRule, every_variable},
     glob::Glob,
-    limits::{Limits, ProcessLimits, Said, ServerLimits, ServerRule, ToolRule},
+    limits::{Limits, ProcessLimits, ServerLimits, ServerRule, ServerSettings, ToolRule},
     remote::RemoteRule,
 };
 
@@ -58,9 +58,9 @@ macro_rules! server_table {
         }
 
         impl $name {
-            fn said(&self) -> Said {
+            fn server_settings(&self) -> ServerSettings {
                 let millis = Duration::from_millis;
-                Said {
+                ServerSettings {
                     call_timeout: self.call_timeout_ms.map(above_zero),
                     max_concurrency: self.max_concurrency,
                     max_queued: self.max_queued,
@@ -167,7 +167,7 @@ impl Policy {
                 .handshake_timeout_ms
                 .map_or(defaults.handshake_timeout, millis),
             drain_timeout: file.limits.drain_timeout_ms.map_or(defaults.drain_timeout, millis),
-            defaults: file.limits.said().over(ServerLimits::default()),
+            defaults: file.limits.server_settings().over(ServerLimits::default()),
             servers: file.server.iter().map(server_rule).collect(),
         };
         Ok(Self { commands, remotes, limits })
@@ -213,7 +213,7 @@ fn server_rule(file: &ServerFile) -> ServerRule {
     };
     ServerRule {
         name: Glob::new(&file.name),
-        said: file.said(),
+        settings: file.server_settings(),
         tools: file.tool.iter().map(tool).collect(),
     }
 }

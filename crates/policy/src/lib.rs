@@ -219,7 +219,7 @@ pub enum PolicyError {
     /// A flag or rule would let configurations set every variable.
     #[error(
         "`{entry}` in {} stands for every variable; name the variables, or how their names begin, such as LOG_*",
-        env_of(*line)
+        env_setting(*line)
     )]
     EveryVariable {
         /// The entry.
@@ -248,7 +248,7 @@ fn in_line(line: Option<usize>) -> String {
     line.map_or_else(String::new, |line| format!(" in line {line} of the policy file"))
 }
 
-fn env_of(line: Option<usize>) -> String {
+fn env_setting(line: Option<usize>) -> String {
     match line {
         Some(line) => format!("`env` of the [[command]] in line {line} of the policy file"),
         None => "--allow-env (MCP_ALLOWED_ENV)".to_owned(),
@@ -339,7 +339,7 @@ impl CommandRule {
     ///
     /// Returns what is not allowed.
     pub fn check(&self, request: LaunchRequest<'_>) -> Result<(), Refusal> {
-        well_formed(request.env)?;
+        check_env_syntax(request.env)?;
         let rule = || self.argv.to_string();
         if let Some(cwd) = request.cwd.filter(|cwd| !self.cwd.covers(cwd.path)) {
             return Err(Refusal::Cwd { cwd: cwd.written.to_owned(), rule: rule() });
@@ -383,7 +383,7 @@ impl PathRule {
     }
 }
 
-fn well_formed(env: &BTreeMap<String, String>) -> Result<(), Refusal> {
+fn check_env_syntax(env: &BTreeMap<String, String>) -> Result<(), Refusal> {
     let nameless =
         |name: &&String| name.is_empty() || name.contains(|c: char| c == '=' || c.is_control());
     if let Some(name) = env.keys().find(nameless) {

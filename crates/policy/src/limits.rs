@@ -80,13 +80,13 @@ pub struct CallLimits {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ServerRule {
     pub(super) name: Glob,
-    pub(super) said: Said,
+    pub(super) settings: ServerSettings,
     pub(super) tools: Vec<ToolRule>,
 }
 
 /// What is said about a server; nothing where the default or another rule should hold.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub(super) struct Said {
+pub(super) struct ServerSettings {
     pub(super) call_timeout: Option<Duration>,
     pub(super) max_concurrency: Option<NonZeroUsize>,
     pub(super) max_queued: Option<usize>,
@@ -141,7 +141,7 @@ impl Limits {
     /// What holds for a server.
     pub fn of_server(&self, server: &str) -> ServerLimits {
         let rules = self.servers.iter().rev().filter(|rule| rule.name.matches(server));
-        rules.fold(self.defaults, |limits, rule| rule.said.over(limits))
+        rules.fold(self.defaults, |limits, rule| rule.settings.over(limits))
     }
 
     /// What holds for a call of a tool, by the name that it has at its server.
@@ -164,13 +164,13 @@ impl Limits {
         let rules = self.servers.iter();
         let said = rules.flat_map(|rule| {
             let tools = rule.tools.iter().map(|tool| tool.call_timeout);
-            tools.chain([rule.said.call_timeout])
+            tools.chain([rule.settings.call_timeout])
         });
         said.flatten().fold(self.defaults.call_timeout, Duration::max)
     }
 }
 
-impl Said {
+impl ServerSettings {
     /// The limits with what is said put over them.
     pub(super) fn over(&self, limits: ServerLimits) -> ServerLimits {
         let ServerLimits { breaker, process, .. } = limits;
