@@ -1,8 +1,8 @@
-//! Outgoing HTTP connections, checked against policy where the address is known.
+//! Outgoing HTTP connections, checked against policy at the point where the address is known.
 //!
-//! Checking a name beforehand is not enough: it may resolve to something else a moment later. So
-//! the resolver itself drops the addresses that policy does not allow, redirects are not followed,
-//! and no proxy is used, since a proxy would resolve names in our stead.
+//! Checking a name beforehand is not enough, because it may resolve to another address a moment
+//! later. The resolver itself therefore drops the addresses that policy does not allow. Redirects
+//! are not followed, and no proxy is used, since a proxy would resolve names on its own.
 
 use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
@@ -11,24 +11,24 @@ use futures::future::BoxFuture;
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
 use url::{Host, Url};
 
-/// How long name resolution, and making a connection, may each take.
+/// The timeout for name resolution and, separately, for connecting.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// A client for the host of `url`. It connects only to addresses that the policy of that moment
-/// allows.
+/// Returns a client for the host of `url`. It connects only to addresses that policy allows at the
+/// time of the connection.
 ///
 /// # Errors
 ///
-/// If TLS can't be set up.
+/// Returns an error if TLS cannot be set up.
 pub fn client(url: &Url, policy: CurrentPolicy) -> Result<reqwest::Client, reqwest::Error> {
     checked(CheckedResolver { policy, port: port(url), lookup: Arc::new(SystemLookup) })
 }
 
-/// The current addresses of the host of `url`; its own address if the host is one.
+/// Resolves the host of `url`. If the host is an address, that address is the result.
 ///
 /// # Errors
 ///
-/// If the name can't be resolved, or not within ten seconds.
+/// Returns an error if the name cannot be resolved within ten seconds.
 pub async fn lookup(url: &Url) -> io::Result<Vec<SocketAddr>> {
     let port = port(url);
     match url.host() {
@@ -42,14 +42,14 @@ pub async fn lookup(url: &Url) -> io::Result<Vec<SocketAddr>> {
     }
 }
 
-/// The addresses among `found` that policy allows for `url`.
+/// Returns the addresses among `found` that policy allows for `url`.
 ///
-/// New connections don't need this, since [`client`] decides when it connects. It is for
-/// connections that exist already, and for dry runs.
+/// New connections don't need this, since [`client`] decides when it connects. It serves existing
+/// connections and dry runs.
 ///
 /// # Errors
 ///
-/// If policy allows none of them: the reason.
+/// Returns the reason if policy allows none of the addresses.
 pub fn allowed(
     url: &Url,
     policy: &Policy,
@@ -62,7 +62,7 @@ fn port(url: &Url) -> u16 {
     url.port_or_known_default().unwrap_or_default()
 }
 
-/// A client whose every address comes from this resolver.
+/// Builds a client that resolves every name through `resolver`.
 fn checked(resolver: CheckedResolver) -> Result<reqwest::Client, reqwest::Error> {
     reqwest::Client::builder()
         .dns_resolver(Arc::new(resolver))
@@ -73,7 +73,7 @@ fn checked(resolver: CheckedResolver) -> Result<reqwest::Client, reqwest::Error>
         .build()
 }
 
-/// Resolves names: by the operating system, or by a test.
+/// Resolves names. Tests replace the operating system's resolver.
 trait Lookup: Send + Sync {
     fn lookup(&self, name: String, port: u16) -> BoxFuture<'static, io::Result<Vec<SocketAddr>>>;
 }
@@ -86,7 +86,7 @@ impl Lookup for SystemLookup {
     }
 }
 
-/// Resolves names, and drops the addresses that policy does not allow.
+/// Resolves names and drops the addresses that policy does not allow.
 struct CheckedResolver {
     policy: CurrentPolicy,
     port: u16,
@@ -119,6 +119,7 @@ fn allowed_of(
             Err(error) => refusal = Some(error),
         }
     }
+
     match refusal {
         Some(refusal) if allowed.is_empty() => Err(refusal),
         _ => Ok(allowed),
@@ -148,7 +149,7 @@ mod tests {
         ));
     }
 
-    /// Answers differently each time, as a name does whose owner means harm.
+    /// Returns a different address each time, like a malicious name server.
     struct Changing(std::sync::Mutex<Vec<&'static str>>);
 
     impl Lookup for Changing {
@@ -173,17 +174,19 @@ mod tests {
         let client =
             checked(CheckedResolver { policy: current.clone(), port, lookup: lookup.clone() })
                 .unwrap();
+
         let url = format!("http://rebind.example:{port}/mcp");
         for _ in 0..5 {
             let error = chain(&client.get(&url).send().await.unwrap_err());
             assert!(error.contains("policy refuses to connect to `rebind.example`"), "{error}");
         }
-        // The policy of the moment counts, without another client.
+
+        // A policy change applies without a new client.
         current.replace(policy("other.example"));
         let error = chain(&client.get(&url).send().await.unwrap_err());
         assert!(error.contains("no rule covers it"), "{error}");
         assert!(lookup.0.lock().unwrap().is_empty());
-        // Nobody has been here.
+        // No connection was attempted.
         assert!(futures::FutureExt::now_or_never(listener.accept()).is_none());
     }
 }

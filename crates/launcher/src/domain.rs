@@ -1,12 +1,13 @@
 //! The Landlock domain of a child.
 //!
-//! Every child gets a domain of its own. A process in a domain can't trace, and so can't read
-//! memory and environment of, a process outside of it: not the server's and not those of other
-//! children. A domain must restrict something. Where the kernel can, it is signals to processes
-//! outside, which no child has a use for; else it is the right to move files between directories,
-//! which is given back for everything. (The kernel lets `CAP_PERFMON` and `CAP_SYS_ADMIN` read all
-//! the same, so this is for servers that do not run as an almighty root.) Both leave the child's
-//! files and connections alone, which are limited only where the policy says so.
+//! Every child gets a domain of its own. A process in a domain can't trace processes outside it,
+//! and so can't read the memory or environment of the server or of other children. A domain must
+//! restrict something. If the kernel supports it, the domain blocks signals to processes outside,
+//! which no child needs to send; otherwise it handles the right to move files between directories
+//! and grants that right everywhere. Neither affects the child's files and connections, which are
+//! limited only if policy says so. (The kernel lets processes with `CAP_PERFMON` or `CAP_SYS_ADMIN`
+//! read other processes regardless, so this protects servers that do not run as a fully privileged
+//! root.)
 
 use std::{path::Path, sync::Once};
 
@@ -16,9 +17,9 @@ use landlock::{
     RulesetAttr, RulesetCreated, RulesetCreatedAttr, RulesetError, Scope, path_beneath_rules,
 };
 
-/// The newest rights on files that are limited; the kernel takes of them what it knows.
+/// The newest file access rights to restrict; the kernel ignores those that it does not know.
 const FILES: ABI = ABI::V5;
-/// What programs need to run at all: libraries, how names are resolved, who is trusted.
+/// What every program needs in order to run: libraries, name resolution and trusted certificates.
 const SYSTEM: [&str; 21] = [
     "/usr",
     "/bin",
@@ -42,24 +43,24 @@ const SYSTEM: [&str; 21] = [
     "/etc/ssl",
     "/sys/fs/cgroup",
 ];
-/// Devices that hold nothing.
+/// Devices that neither store nor reveal data.
 const DEVICES: [&str; 5] = ["/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom"];
 
-/// Puts this process, and whatever it becomes and starts, into a domain of its own.
+/// Puts this process, and whatever it executes or starts, into a domain of its own.
 ///
 /// # Errors
 ///
-/// Returns an error if the kernel refuses. What the kernel does not know is left out without an
-/// error.
+/// Returns an error if the kernel refuses. Restrictions that the kernel does not support are
+/// skipped without an error.
 pub(super) fn enter(confinement: &Confinement, program: &Path) -> Result<(), RulesetError> {
     let mut ruleset = Ruleset::default();
-    let scopes = kernel_can(|strict| strict.scope(Scope::Signal));
-    if scopes {
+    let can_scope = kernel_can(|strict| strict.scope(Scope::Signal));
+    if can_scope {
         ruleset = ruleset.scope(Scope::Signal)?;
     }
     if confinement.limits_files() {
         ruleset = ruleset.handle_access(AccessFs::from_all(FILES))?;
-    } else if !scopes {
+    } else if !can_scope {
         ruleset = ruleset.handle_access(AccessFs::Refer)?;
     }
     if confinement.connect_ports.is_some() {
@@ -69,15 +70,18 @@ pub(super) fn enter(confinement: &Confinement, program: &Path) -> Result<(), Rul
     let mut created = ruleset.create()?;
     if confinement.limits_files() {
         created = allow_files(created, confinement, program)?;
-    } else if !scopes {
+    } else if !can_scope {
         created = created.add_rules(path_beneath_rules(["/"], AccessFs::Refer))?;
     }
+
     for port in confinement.connect_ports.iter().flatten() {
         created = created.add_rule(NetPort::new(*port, AccessNet::ConnectTcp))?;
     }
+
     created.restrict_self().map(drop)
 }
 
+/// Grants access to the system files that every program needs and to those that policy lists.
 fn allow_files(
     ruleset: RulesetCreated,
     confinement: &Confinement,
@@ -96,26 +100,25 @@ fn allow_files(
         .add_rules(path_beneath_rules(writable, AccessFs::from_all(FILES)))
 }
 
-/// Whether the kernel knows all that is asked for here. Restricts nothing.
-fn kernel_can(ask: impl FnOnce(Ruleset) -> Result<Ruleset, RulesetError>) -> bool {
-    ask(Ruleset::default().set_compatibility(CompatLevel::HardRequirement)).is_ok()
+/// Returns whether the kernel supports everything that `restrict` asks for. Restricts nothing.
+fn kernel_can(restrict: impl FnOnce(Ruleset) -> Result<Ruleset, RulesetError>) -> bool {
+    restrict(Ruleset::default().set_compatibility(CompatLevel::HardRequirement)).is_ok()
 }
 
-/// Whether children of this kernel get a domain of their own.
+/// Returns whether this kernel can put each child into a domain of its own.
 pub fn is_available() -> bool {
     kernel_can(|strict| strict.scope(Scope::Signal))
         || kernel_can(|strict| strict.handle_access(AccessFs::Refer))
 }
 
-/// Logs what a child will share or may use although it should not, because the kernel can't prevent
-/// it.
+/// Logs which restrictions on a child are not enforced because the kernel does not support them.
 pub fn warn_of_gaps(server: &str, confinement: &Confinement) {
-    static TOLD: Once = Once::new();
+    static WARNED: Once = Once::new();
     if !is_available() {
-        TOLD.call_once(|| {
+        WARNED.call_once(|| {
             tracing::warn!(
-                "the kernel has no Landlock (Linux 5.19 or later): hosted servers can read each other's memory and \
-                 environment, as other processes of one user can"
+                "the kernel has no Landlock (needs Linux 5.19 or later): hosted servers can read each other's memory and \
+                 environment, like any processes of one user"
             );
         });
     }
@@ -123,7 +126,7 @@ pub fn warn_of_gaps(server: &str, confinement: &Confinement) {
     if confinement.limits_files() && !kernel_can(|strict| strict.handle_access(AccessFs::Refer)) {
         tracing::warn!(
             server,
-            "read_files and write_files are not enforced: the kernel has no Landlock"
+            "read_files and write_files are not enforced: the kernel has no Landlock (needs Linux 5.19 or later)"
         );
     }
     if confinement.connect_ports.is_some()
@@ -131,7 +134,7 @@ pub fn warn_of_gaps(server: &str, confinement: &Confinement) {
     {
         tracing::warn!(
             server,
-            "connect_ports is not enforced: it takes Landlock of Linux 6.7 or later"
+            "connect_ports is not enforced: the kernel's Landlock does not support it (needs Linux 6.7 or later)"
         );
     }
 }

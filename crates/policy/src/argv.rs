@@ -1,12 +1,12 @@
 //! Patterns over a whole command line.
 //!
 //! A pattern is a list of elements. Each is a [`Glob`] that matches exactly one element of the
-//! argv; a last element `**` matches any number of further ones. A pattern of only a command allows
-//! only that command without arguments: whoever allows `node` has not allowed `node -e …`. For the
-//! same reason an element that *starts* with a wildcard does not match an option (something that
-//! starts with `-`): `node *` is a script, not `--eval=…`. And a wildcard does not lead elsewhere:
-//! it stands for no `/` (`**` does), `@` or `:`, and an argument that climbs with `..` matches
-//! none.
+//! argv; a final `**` matches any number of further elements. A pattern that consists of a command
+//! alone allows that command without arguments, so allowing `node` does not allow `node -e …`. For
+//! the same reason, an element that *starts* with a wildcard does not match an option (anything
+//! that starts with `-`): `node *` allows a script, not `--eval=…`. Wildcards also stay where they
+//! are: `*` and `?` never match `/`, `@` or `:` (`**` matches `/`), and an argument that contains
+//! `..` as a path component matches no wildcard pattern.
 
 use std::fmt;
 
@@ -20,57 +20,60 @@ pub struct ArgvPattern {
     open_ended: bool,
 }
 
-/// Why a pattern is not one.
+/// Why a command pattern is invalid.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum PatternError {
-    /// There is no command in it.
+    /// The pattern is empty.
     #[error("a command pattern must name a command")]
     Empty,
-    /// `**` stands somewhere else than at the end.
+    /// `**` appears somewhere other than at the end.
     #[error("`**` is allowed only as the last element of a command pattern, after the command")]
     MisplacedRest,
     /// A quote is not closed.
-    #[error("a quote is not closed")]
+    #[error("unclosed quote in a command pattern")]
     OpenQuote,
 }
 
 impl ArgvPattern {
-    /// A pattern from its elements.
+    /// Creates a pattern from its elements.
     ///
     /// # Errors
     ///
-    /// Where it names no command or has `**` in the wrong place.
+    /// Returns an error if the pattern names no command or has `**` in the wrong place.
     pub fn new(source: Vec<String>) -> Result<Self, PatternError> {
         let open_ended = source.len() > 1 && source.last().is_some_and(|last| last == "**");
         let fixed = &source[..source.len() - usize::from(open_ended)];
         if fixed.iter().any(|element| element == "**") {
             return Err(PatternError::MisplacedRest);
         }
+
         if fixed.first().is_none_or(String::is_empty) {
             return Err(PatternError::Empty);
         }
+
         let elements = fixed.iter().map(|element| Glob::new(element)).collect();
         Ok(Self { elements, open_ended, source })
     }
 
-    /// A pattern from a line, split into elements as a shell would: blanks separate, quotes and `\`
-    /// protect.
+    /// Creates a pattern from a line, split into elements as a shell would split it: blanks
+    /// separate words, quotes and `\` protect them.
     ///
     /// # Errors
     ///
-    /// As [`ArgvPattern::new`], and where a quote is not closed.
+    /// Returns an error in the same cases as [`ArgvPattern::new`], and if a quote is not closed.
     pub fn parse(line: &str) -> Result<Self, PatternError> {
         Self::new(split_words(line)?)
     }
 
-    /// Whether the pattern allows this command line. `argv[0]` is the command as it was written,
-    /// not a resolved path.
+    /// Returns whether the pattern allows this command line. `argv[0]` is the command as the
+    /// message spelled it, not a resolved path.
     pub fn matches(&self, argv: &[String]) -> bool {
         let fits = if self.open_ended {
             argv.len() >= self.elements.len()
         } else {
             argv.len() == self.elements.len()
         };
+
         fits && self.elements.iter().zip(argv).all(|(glob, element)| {
             glob.matches_argument(element) && !(glob.starts_wild() && element.starts_with('-'))
         })
@@ -83,11 +86,12 @@ impl fmt::Display for ArgvPattern {
     }
 }
 
-/// Splits a line as a shell splits it, without expanding anything.
+/// Splits a line into words as a shell does, without expanding anything.
 pub fn split_words(line: &str) -> Result<Vec<String>, PatternError> {
     let mut words = Vec::new();
     let mut word: Option<String> = None;
     let mut chars = line.chars();
+
     while let Some(c) = chars.next() {
         match c {
             c if c.is_whitespace() => words.extend(word.take()),
@@ -117,14 +121,16 @@ pub fn split_words(line: &str) -> Result<Vec<String>, PatternError> {
             c => word.get_or_insert_default().push(c),
         }
     }
+
     words.extend(word);
     Ok(words)
 }
 
-/// Splits a list of patterns at each `;` that stands outside of quotes.
+/// Splits a list of patterns at each `;` outside quotes.
 pub fn split_list(list: &str) -> Vec<&str> {
     let mut parts = Vec::new();
     let (mut start, mut quote, mut escaped) = (0, None, false);
+
     for (position, c) in list.char_indices() {
         match (quote, c) {
             _ if escaped => escaped = false,
@@ -138,18 +144,20 @@ pub fn split_list(list: &str) -> Vec<&str> {
             _ => {}
         }
     }
+
     parts.push(&list[start..]);
     parts
 }
 
-/// Writes words so that [`split_words`] gives them back; also how command lines are shown to
-/// people.
+/// Joins words so that [`split_words`] returns them unchanged. Command lines are shown to people in
+/// this form.
 pub fn join_words(words: &[String]) -> String {
     let plain = |word: &String| {
         !word.is_empty()
             && !word.contains(|c: char| c.is_whitespace() || matches!(c, '\'' | '"' | '\\'))
     };
     let quoted = |word: &String| format!("'{}'", word.replace('\'', r"'\''"));
+
     let words: Vec<_> =
         words.iter().map(|word| if plain(word) { word.clone() } else { quoted(word) }).collect();
     words.join(" ")

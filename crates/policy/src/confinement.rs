@@ -4,25 +4,25 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-/// What of the machine a child may use. Without a list the child may use whatever the server's user
-/// may.
+/// Which parts of the machine a child may use. If a list is absent, the child may use whatever the
+/// server's own user may use.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Confinement {
-    /// Files and directories (with everything below them) that the child may read and run.
+    /// Files and directories (including everything below them) that the child may read and execute.
     pub read_files: Option<Vec<PathBuf>>,
-    /// Files and directories that the child may read, run and change.
+    /// Files and directories that the child may read, execute and modify.
     pub write_files: Option<Vec<PathBuf>>,
     /// TCP ports that the child may connect to.
     pub connect_ports: Option<Vec<u16>>,
 }
 
 impl Confinement {
-    /// Whether files are limited: either list limits both reading and writing.
+    /// Returns whether file access is limited: either list limits both reading and writing.
     pub fn limits_files(&self) -> bool {
         self.read_files.is_some() || self.write_files.is_some()
     }
 
-    /// The first path that is not absolute, with the key that holds it.
+    /// Returns the first path that is not absolute, with the key that holds it.
     pub(super) fn relative_path(&self) -> Option<(&'static str, &Path)> {
         let lists = [("read_files", &self.read_files), ("write_files", &self.write_files)];
         let mut paths = lists

@@ -1,8 +1,8 @@
-//! The policy that holds now.
+//! The current policy.
 //!
-//! The policy file may change while the server runs. Whoever decides something asks here at that
-//! moment and keeps what it got for this one decision, so that a change is seen everywhere at once
-//! and no decision is made by two policies.
+//! The policy file may change while the server runs. Code that makes a decision takes the current
+//! policy once and uses it for that whole decision. A change therefore takes effect everywhere at
+//! once, and no decision mixes two policies.
 
 use std::sync::Arc;
 
@@ -10,29 +10,29 @@ use tokio::sync::watch;
 
 use super::Policy;
 
-/// The policy that holds now. Clones share it.
+/// The current policy. Clones share it.
 #[derive(Debug, Clone)]
 pub struct CurrentPolicy {
     sender: Arc<watch::Sender<Arc<Policy>>>,
 }
 
 impl CurrentPolicy {
-    /// A holder of this policy.
+    /// Creates a holder of `policy`.
     pub fn new(policy: Policy) -> Self {
         Self { sender: Arc::new(watch::Sender::new(Arc::new(policy))) }
     }
 
-    /// The policy as it is now.
+    /// Returns the current policy.
     pub fn get(&self) -> Arc<Policy> {
         self.sender.borrow().clone()
     }
 
-    /// From now on this policy holds.
+    /// Replaces the policy with immediate effect.
     pub fn replace(&self, policy: Policy) {
         self.sender.send_replace(Arc::new(policy));
     }
 
-    /// Hears of every change.
+    /// Returns a receiver that is notified of every change.
     pub fn subscribe(&self) -> watch::Receiver<Arc<Policy>> {
         self.sender.subscribe()
     }

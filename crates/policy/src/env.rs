@@ -1,15 +1,14 @@
 //! Which environment variables a message may give to a child.
 //!
-//! Some variables make an innocent program run somebody else's code (`LD_PRELOAD`, `NODE_OPTIONS`,
-//! `BASH_ENV`), or change where it finds its code and configuration (`PATH`, `HOME`,
-//! `NPM_CONFIG_…`). No list of such names is ever complete, so nothing is allowed that a rule does
-//! not list. The list below is only there against wildcards that reach further than was meant: what
-//! is on it needs to be listed by its exact name.
+//! Some variables make an innocent program run someone else's code (`LD_PRELOAD`, `NODE_OPTIONS`,
+//! `BASH_ENV`) or change where it finds code and configuration (`PATH`, `HOME`, `NPM_CONFIG_…`). No
+//! list of such names is ever complete, so a variable is allowed only if a rule lists it. The list
+//! below guards only against wildcards that reach further than their author intended: a rule must
+//! list these variables by their exact names.
 
 use super::glob::Glob;
 
-/// Variables, or prefixes of them where they end in `*`, that are known to decide what code a
-/// program runs.
+/// Variables, or prefixes if they end in `*`, that are known to decide what code a program runs.
 const DANGEROUS: &[&str] = &[
     // The dynamic linker and libc.
     "LD_*",
@@ -110,7 +109,7 @@ const DANGEROUS: &[&str] = &[
     "XDG_*",
     "GTK_*",
     "QT_*",
-    // Where traffic goes and whom it trusts.
+    // Where traffic goes and which certificates are trusted.
     "HTTP_PROXY",
     "HTTPS_PROXY",
     "ALL_PROXY",
@@ -124,8 +123,8 @@ const DANGEROUS: &[&str] = &[
     "GRPC_PROXY*",
 ];
 
-/// Whether a variable may decide what code a program runs, so that it must be listed by its exact
-/// name.
+/// Returns whether a variable may decide what code a program runs, in which case a rule must list
+/// it by its exact name.
 pub fn is_dangerous(name: &str) -> bool {
     let name = name.to_ascii_uppercase();
     DANGEROUS.iter().any(|entry| match entry.strip_suffix('*') {
@@ -134,7 +133,7 @@ pub fn is_dangerous(name: &str) -> bool {
     })
 }
 
-/// The first entry of a rule that covers every variable.
+/// Returns the first entry of a rule that matches every variable.
 pub fn every_variable(entries: &[String]) -> Option<&str> {
     let covers_all = |entry: &&str| entry.chars().all(|c| matches!(c, '*' | '?'));
     entries.iter().map(String::as_str).find(covers_all)
@@ -150,14 +149,14 @@ pub struct EnvRule {
 /// Why a variable may not be set.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum EnvRefusal {
-    /// No entry of the rule covers it.
+    /// No entry of the rule matches the variable.
     NotListed,
-    /// It is dangerous, and only wildcards cover it.
+    /// The variable is dangerous, and only wildcards match it.
     Dangerous,
 }
 
 impl EnvRule {
-    /// A rule from names and globs.
+    /// Creates a rule from names and globs.
     pub fn new<'a>(entries: impl IntoIterator<Item = &'a str>) -> Self {
         let mut rule = Self::default();
         for entry in entries {
@@ -171,11 +170,11 @@ impl EnvRule {
         rule
     }
 
-    /// Whether `name` may be set.
+    /// Checks whether `name` may be set.
     ///
     /// # Errors
     ///
-    /// Where it may not; the error says which sort of entry is missing.
+    /// Returns an error if it may not; the error says which kind of entry is missing.
     pub fn check(&self, name: &str) -> Result<(), EnvRefusal> {
         if self.exact.iter().any(|exact| exact == name) {
             return Ok(());

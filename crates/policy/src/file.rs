@@ -1,4 +1,4 @@
-//! The policy file: TOML in which every key is known, or it is refused.
+//! The policy file: TOML in which unknown keys are errors.
 
 use std::{
     collections::BTreeSet,
@@ -23,7 +23,7 @@ use super::{
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct PolicyFile {
-    /// Known so that whoever has it here is told where it belongs.
+    /// Recognised only so that the error can say where this key belongs.
     expand: Option<Vec<String>>,
     #[serde(default)]
     limits: LimitsFile,
@@ -35,8 +35,8 @@ struct PolicyFile {
     server: Vec<ServerFile>,
 }
 
-/// A table that can say everything about servers, and the fields given beside. serde can't flatten
-/// tables and refuse unknown keys at once, so the fields stand in both.
+/// Declares a table that may hold every per-server setting plus the given fields. serde cannot both
+/// flatten tables and refuse unknown keys, so the macro repeats the fields.
 macro_rules! server_table {
     ($(#[$attribute:meta])* struct $name:ident { $($(#[$own:meta])* $field:ident: $type:ty,)* }) => {
         $(#[$attribute])*
@@ -134,22 +134,26 @@ struct RemoteFile {
 }
 
 impl Policy {
-    /// Reads a policy from the text of a policy file.
+    /// Parses a policy from the text of a policy file.
     ///
     /// # Errors
     ///
-    /// Where the text is no TOML, has unknown keys, or holds a pattern that is none.
+    /// Returns an error if the text is not valid TOML, has unknown keys, or contains an invalid
+    /// pattern.
     pub fn from_toml(text: &str) -> Result<Self, PolicyError> {
         let file: PolicyFile =
             toml::from_str(text).map_err(|error| PolicyError::Toml(Box::new(error)))?;
         if file.expand.is_some() {
             return Err(PolicyError::ExpandForAll);
         }
+
         let line =
             |start: usize| 1 + text.bytes().take(start).filter(|byte| *byte == b'\n').count();
+
         let commands = (file.command.into_iter())
             .map(|command| command_rule(line(command.argv.span().start), command))
             .collect::<Result<_, _>>()?;
+
         let remotes = (file.remote.into_iter())
             .map(|remote| {
                 let line = line(remote.host.span().start);
@@ -158,6 +162,7 @@ impl Policy {
                 Ok(rule.with_port(remote.port).expanding(remote.expand).at_line(line))
             })
             .collect::<Result<_, PolicyError>>()?;
+
         let defaults = Limits::default();
         let millis = Duration::from_millis;
         let limits = Limits {
@@ -170,6 +175,7 @@ impl Policy {
             defaults: file.limits.server_settings().over(ServerLimits::default()),
             servers: file.server.iter().map(server_rule).collect(),
         };
+
         Ok(Self { commands, remotes, limits })
     }
 }
@@ -182,17 +188,20 @@ fn command_rule(line: usize, file: CommandFile) -> Result<CommandRule, PolicyErr
         line: Some(line),
         error,
     })?;
+
     let confinement = Confinement {
         read_files: file.read_files,
         write_files: file.write_files,
         connect_ports: file.connect_ports,
     };
+
     if let Some((key, path)) = confinement.relative_path() {
         return Err(PolicyError::RelativePath { key, path: path.to_owned(), line: Some(line) });
     }
     if let Some(entry) = every_variable(&file.env) {
         return Err(PolicyError::EveryVariable { entry: entry.to_owned(), line: Some(line) });
     }
+
     Ok(CommandRule {
         argv,
         cwd: PathRule::new(file.cwd),
@@ -211,6 +220,7 @@ fn server_rule(file: &ServerFile) -> ServerRule {
         call_timeout: tool.call_timeout_ms.map(above_zero),
         max_concurrency: tool.max_concurrency,
     };
+
     ServerRule {
         name: Glob::new(&file.name),
         settings: file.server_settings(),

@@ -1,11 +1,10 @@
 //! Globs over single strings: one argv element, one environment key, one path.
 //!
-//! `*` stands for any run of characters, `?` for exactly one, `\` takes the next character
-//! literally. A pattern always matches the whole string. Arguments of a command line are matched
-//! more narrowly than names, because they may be paths and package specs; see
-//! [`Glob::matches_argument`].
+//! `*` matches any run of characters, `?` matches exactly one, and `\` makes the next character
+//! literal. A pattern always matches the whole string. Command-line arguments are matched more
+//! narrowly than names, because they may be paths or package specs; see [`Glob::matches_argument`].
 
-/// The pattern that matches `text` and nothing else.
+/// Returns a pattern that matches `text` and nothing else.
 pub fn escape(text: &str) -> String {
     let mut pattern = String::with_capacity(text.len());
     for c in text.chars() {
@@ -28,15 +27,16 @@ enum Token {
     Char(char),
     One,
     Run,
-    /// `**`, which is more than `*` only in arguments.
+    /// `**`, which differs from `*` only in arguments.
     DeepRun,
 }
 
 impl Glob {
-    /// Compiles a pattern. Every text is a pattern.
+    /// Compiles a pattern. Every text is a valid pattern.
     pub fn new(pattern: &str) -> Self {
         let mut tokens = Vec::with_capacity(pattern.len());
         let mut chars = pattern.chars();
+
         while let Some(c) = chars.next() {
             let follows_run = matches!(tokens.last(), Some(Token::Run | Token::DeepRun));
             let token = match c {
@@ -54,22 +54,23 @@ impl Glob {
         Self { tokens }
     }
 
-    /// Whether the pattern is a plain text without wildcards.
+    /// Returns whether the pattern has no wildcards.
     pub fn is_literal(&self) -> bool {
         self.tokens.iter().all(|token| matches!(token, Token::Char(_)))
     }
 
-    /// Whether the first thing in the pattern is a wildcard.
+    /// Returns whether the pattern starts with a wildcard.
     pub fn starts_wild(&self) -> bool {
         matches!(self.tokens.first(), Some(Token::One | Token::Run | Token::DeepRun))
     }
 
-    /// Whether the whole of `text` matches. Linear in practice: only the last `*` is ever tried
-    /// again.
+    /// Returns whether the whole of `text` matches. Linear in practice: only the last `*` is ever
+    /// retried.
     pub fn matches(&self, text: &str) -> bool {
         let text: Vec<char> = text.chars().collect();
         let (mut at, mut token) = (0, 0);
         let mut retry: Option<(usize, usize)> = None;
+
         while at < text.len() {
             match self.tokens.get(token) {
                 Some(Token::Run | Token::DeepRun) => {
@@ -87,13 +88,14 @@ impl Glob {
                 },
             }
         }
+
         self.tokens[token..].iter().all(|token| token.is_run())
     }
 
-    /// Whether the whole of an argument matches. Without a wildcard that is equality. A wildcard
-    /// never stands for `@` or `:`, with which a package spec names another source
-    /// (`x@file:/tmp/evil`), only `**` stands for `/`, and an argument with `..` in it as a part of
-    /// a path does not match at all, wherever that stands.
+    /// Returns whether the whole of an argument matches. Without a wildcard this is equality. A
+    /// wildcard never matches `@` or `:`, which a package spec uses to name another source
+    /// (`x@file:/tmp/evil`), and only `**` matches `/`. An argument with `..` as a path component
+    /// never matches.
     pub fn matches_argument(&self, text: &str) -> bool {
         if self.is_literal() {
             return self.matches(text);
@@ -101,32 +103,33 @@ impl Glob {
         if climbs(text) {
             return false;
         }
-        // All places in the pattern that the text so far may have led to.
-        let mut places = vec![false; self.tokens.len() + 1];
-        places[0] = true;
-        self.skip_runs(&mut places);
+        // The positions in the pattern that the text so far can have reached.
+        let mut reached = vec![false; self.tokens.len() + 1];
+        reached[0] = true;
+        self.skip_runs(&mut reached);
+
         for c in text.chars() {
-            let mut next = vec![false; places.len()];
-            for (place, token) in self.tokens.iter().enumerate().filter(|(place, _)| places[*place])
-            {
+            let mut next = vec![false; reached.len()];
+            let active = self.tokens.iter().enumerate().filter(|(position, _)| reached[*position]);
+            for (position, token) in active {
                 match token {
-                    Token::Char(own) => next[place + 1] |= *own == c,
-                    Token::One => next[place + 1] |= !matches!(c, '@' | ':' | '/'),
-                    Token::Run => next[place] |= !matches!(c, '@' | ':' | '/'),
-                    Token::DeepRun => next[place] |= !matches!(c, '@' | ':'),
+                    Token::Char(own) => next[position + 1] |= *own == c,
+                    Token::One => next[position + 1] |= !matches!(c, '@' | ':' | '/'),
+                    Token::Run => next[position] |= !matches!(c, '@' | ':' | '/'),
+                    Token::DeepRun => next[position] |= !matches!(c, '@' | ':'),
                 }
             }
             self.skip_runs(&mut next);
-            places = next;
+            reached = next;
         }
-        places[self.tokens.len()]
-    }
 
-    /// A run may be empty, so whoever stands before one stands behind it too.
-    fn skip_runs(&self, places: &mut [bool]) {
-        for (place, token) in self.tokens.iter().enumerate() {
-            if places[place] && token.is_run() {
-                places[place + 1] = true;
+        reached[self.tokens.len()]
+    }
+    /// Marks the position after each reached run as reached too, since a run may be empty.
+    fn skip_runs(&self, reached: &mut [bool]) {
+        for (position, token) in self.tokens.iter().enumerate() {
+            if reached[position] && token.is_run() {
+                reached[position + 1] = true;
             }
         }
     }
@@ -138,8 +141,8 @@ impl Token {
     }
 }
 
-/// Whether some part of a path in the argument is `..`. Paths also stand behind `=`, `:` and `,`,
-/// as in `--root=..`.
+/// Returns whether any path component in the argument is `..`. A path can also follow `=`, `:` or
+/// `,`, as in `--root=..`.
 fn climbs(argument: &str) -> bool {
     argument.split(['/', '\\', '=', ':', ',']).any(|part| part == "..")
 }
@@ -197,7 +200,7 @@ mod tests {
         check("@scope/server-**", "@scope/server-x@file:/tmp/evil", false);
         check("server-?evil", "server-@evil", false);
         check("@scope/*@1.*", "@scope/x@1.2", true);
-        // Without a wildcard the text is the text.
+        // Without a wildcard, only the exact text matches.
         check("/srv/../x@y:z", "/srv/../x@y:z", true);
         check(r"/a/\*", "/a/*", true);
         check(r"/a/\*", "/a/b", false);

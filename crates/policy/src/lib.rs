@@ -1,10 +1,10 @@
-//! What messages may make this server do: which programs may be started, with what around them, and
-//! which hosts may be connected to.
+//! What messages may make this server do: which programs it may start, in which environment, and
+//! which hosts it may connect to.
 //!
-//! `server_initialize` starts programs that are named in a message, so this is what stands between
-//! a message and remote code execution. The default allows nothing. The rules are pure: paths come
-//! in resolved and addresses come in looked up, so that each can be tested without a process or a
-//! network.
+//! `server_initialize` starts programs that are named in a message, so this crate stands between a
+//! message and remote code execution. The default policy allows nothing. The rules are pure:
+//! callers resolve paths and look up addresses first, so every rule can be tested without a process
+//! or a network.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -28,7 +28,7 @@ use env::{EnvRefusal, EnvRule};
 use limits::Limits;
 use remote::{RemoteRule, RemoteRuleError};
 
-/// Everything that is allowed.
+/// Everything that messages may make the server do.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Policy {
     /// Programs that may be started.
@@ -39,56 +39,56 @@ pub struct Policy {
     pub limits: Limits,
 }
 
-/// One sort of command line that may be started, and what it may be started with.
+/// A kind of command line that may be started, and the conditions under which it may be.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CommandRule {
-    /// The command lines.
+    /// The command lines that the rule covers.
     pub argv: ArgvPattern,
-    /// The working directories. Without `cwd` in the configuration the child gets the server's own,
-    /// which is always allowed.
+    /// The working directories that a configuration may ask for. A configuration without `cwd` gets
+    /// the server's own directory, which is always allowed.
     pub cwd: PathRule,
     /// The environment variables that the configuration and its `envFile` may set.
     pub env: EnvRule,
-    /// Where `envFile` may be.
+    /// Where an `envFile` may be.
     pub env_files: PathRule,
     /// Variables that the child gets from the server's own environment.
     pub env_passthrough: Vec<String>,
-    /// Variables of the server's own environment that `${VAR}` may name.
+    /// Variables of the server's own environment that `${VAR}` may refer to.
     pub expand: BTreeSet<String>,
-    /// What of the machine the child may use.
+    /// Which parts of the machine the child may use.
     pub confinement: Confinement,
-    /// Where it stands in the policy file; nothing for a flag.
+    /// The rule's line in the policy file; `None` if a flag defined it.
     pub line: Option<usize>,
 }
 
-/// Directories (with all that is in them) and files.
+/// A set of files and directories; a directory includes everything in it.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct PathRule {
     paths: Vec<PathBuf>,
 }
 
-/// What somebody wants a program to be started with.
+/// The conditions under which a message asks for a program to be started.
 #[derive(Debug, Clone, Copy)]
 pub struct LaunchRequest<'a> {
-    /// The working directory, where one was asked for.
+    /// The working directory, if the message asks for one.
     pub cwd: Option<NamedPath<'a>>,
-    /// The `envFile`, where one was named.
+    /// The `envFile`, if the message names one.
     pub env_file: Option<NamedPath<'a>>,
-    /// The variables asked for, those of the `envFile` among them.
+    /// The requested variables, including those of the `envFile`.
     pub env: &'a BTreeMap<String, String>,
 }
 
 /// A path that a message names.
 #[derive(Debug, Clone, Copy)]
 pub struct NamedPath<'a> {
-    /// The path as it was written, with variables unexpanded: what a refusal may show.
+    /// The path as written, with variables unexpanded. A refusal may show it.
     pub written: &'a str,
-    /// The canonical path: what is compared with the rules.
+    /// The canonical path, which is compared with the rules.
     pub path: &'a Path,
 }
 
-/// Why something is not allowed, and what would allow it. A refusal shows what the message said and
-/// no value of a variable.
+/// Why something is not allowed, and what would allow it. A refusal repeats what the message said
+/// but never shows the value of a variable.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Refusal {
     /// No rule covers the command line.
@@ -106,18 +106,18 @@ pub enum Refusal {
              or `cwd` in the [[command]] of the policy file"
     )]
     Cwd {
-        /// The directory.
+        /// The requested directory.
         cwd: String,
         /// The rule that covers the command line.
         rule: String,
     },
-    /// The `envFile` is not where one may be.
+    /// The `envFile` is outside the allowed paths.
     #[error(
         "policy refuses the envFile `{path}` for `{rule}`. To allow it, use --allow-dir (MCP_ALLOWED_DIRS) or \
              `env_files` in the [[command]] of the policy file"
     )]
     EnvFile {
-        /// The file.
+        /// The requested file.
         path: String,
         /// The rule that covers the command line.
         rule: String,
@@ -128,24 +128,24 @@ pub enum Refusal {
              (MCP_ALLOWED_ENV) or `env` in the [[command]] of the policy file"
     )]
     Env {
-        /// The variable.
+        /// The name of the variable.
         name: String,
         /// The rule that covers the command line.
         rule: String,
-        /// What about it.
+        /// What is wrong with the variable.
         why: &'static str,
     },
-    /// An environment variable has a name that none can have, or none should: it would pose as
-    /// something else where environments are written out.
-    #[error("no environment variable can be called {name:?}")]
+    /// An environment variable has an invalid name, or one that could pass for something else in a
+    /// listing of the environment.
+    #[error("{name:?} is not a valid environment variable name")]
     EnvName {
-        /// The name.
+        /// The rejected name.
         name: String,
     },
-    /// An argument or a variable holds a zero byte.
-    #[error("a zero byte in {place}")]
+    /// An argument or a variable contains a zero byte.
+    #[error("{place} contains a zero byte; remove it")]
     ZeroByte {
-        /// Where.
+        /// What contains the zero byte.
         place: String,
     },
     /// No rule covers the host.
@@ -157,88 +157,89 @@ pub enum Refusal {
         /// Host and port.
         target: String,
     },
-    /// The host is covered, and its address is not one that the rule may reach.
+    /// A rule covers the host but does not allow the address it resolved to.
     #[error(
-        "policy refuses to connect to `{host}` at {address}: rule `{rule}` does not reach such addresses. Private \
-             ones need the literal host in the rule, loopback ones `localhost` or the address, others the address"
+        "policy refuses to connect to `{host}` at {address}: rule `{rule}` does not allow such addresses. To allow a \
+             private address, the rule must name the host literally; a loopback address needs `localhost` or the \
+             address itself; any other address needs the address itself"
     )]
     Address {
-        /// The host.
+        /// The host name in the URL.
         host: String,
-        /// The address.
+        /// The address it resolved to.
         address: IpAddr,
         /// The rule that covers the host.
         rule: String,
     },
-    /// There are as many servers as there may be.
+    /// The maximum number of hosted servers has been reached.
     #[error(
-        "{limit} servers are hosted, which is the limit (`max_servers` in the policy file); remove one first"
+        "the limit of {limit} hosted servers is reached (`max_servers` in the policy file); remove one first"
     )]
     TooManyServers {
-        /// The limit.
+        /// The value of `max_servers`.
         limit: usize,
     },
 }
 
-/// Why a policy can't be read.
+/// Why a policy is invalid.
 #[derive(Debug, thiserror::Error)]
 pub enum PolicyError {
-    /// The policy file can't be read.
-    #[error("policy file {}", path.display())]
+    /// The policy file could not be read.
+    #[error("could not read policy file {}", path.display())]
     Read {
-        /// The file.
+        /// The policy file.
         path: PathBuf,
-        /// Why not.
+        /// The cause.
         #[source]
         error: std::io::Error,
     },
-    /// It is no TOML, or has unknown keys.
-    #[error("policy file")]
+    /// The file is not valid TOML or has unknown keys.
+    #[error("invalid policy file")]
     Toml(#[source] Box<toml::de::Error>),
-    /// A command pattern is none.
-    #[error("command pattern `{pattern}`{}", in_line(*line))]
+    /// A command pattern is invalid.
+    #[error("invalid command pattern `{pattern}`{}", in_line(*line))]
     Pattern {
-        /// The pattern.
+        /// The pattern as written.
         pattern: String,
-        /// Where it stands in the policy file; nothing for a flag.
+        /// The rule's line in the policy file; `None` if a flag defined it.
         line: Option<usize>,
-        /// Why not.
+        /// What is wrong with the pattern.
         #[source]
         error: PatternError,
     },
-    /// A path of a rule is relative, so that it would depend on where a child is started.
+    /// A rule's path is relative, so its meaning would depend on where a child is started.
     #[error("`{key}`{}: {path:?} is not an absolute path", in_line(*line))]
     RelativePath {
         /// The key in the policy file.
         key: &'static str,
-        /// The path.
+        /// The relative path.
         path: PathBuf,
-        /// Where the rule stands in the policy file.
+        /// The rule's line in the policy file.
         line: Option<usize>,
     },
     /// A flag or rule would let configurations set every variable.
     #[error(
-        "`{entry}` in {} stands for every variable; name the variables, or how their names begin, such as LOG_*",
+        "`{entry}` in {} allows every variable; list variable names or prefixes such as LOG_* instead",
         env_setting(*line)
     )]
     EveryVariable {
-        /// The entry.
+        /// The offending entry.
         entry: String,
-        /// Where the rule stands in the policy file; nothing for a flag.
+        /// The rule's line in the policy file; `None` if a flag defined it.
         line: Option<usize>,
     },
-    /// The list of variables stands where it would hold for all rules.
+    /// `expand` is at the top level, where it would apply to all rules.
     #[error(
-        "`expand` at the top of the policy file: list the variables in the [[command]] or [[remote]] whose \
-         configurations may name them"
+        "`expand` is not allowed at the top of the policy file; put it into each [[command]] or [[remote]] whose \
+         configurations may use these variables"
     )]
     ExpandForAll,
-    /// A remote rule is none.
-    #[error("remote rule{}", in_line(*line))]
+    /// A remote rule is invalid.
+    #[error("invalid remote rule{}", in_line(*line))]
     Remote {
-        /// Where it stands in the policy file; nothing for a flag.
+        /// The rule's line in the policy file; `None` if a flag defined it.
         line: Option<usize>,
-        /// What is wrong with it.
+        /// What is wrong with the rule.
         #[source]
         error: RemoteRuleError,
     },
@@ -248,6 +249,7 @@ fn in_line(line: Option<usize>) -> String {
     line.map_or_else(String::new, |line| format!(" in line {line} of the policy file"))
 }
 
+/// Names the setting that an entry for environment variables came from.
 fn env_setting(line: Option<usize>) -> String {
     match line {
         Some(line) => format!("`env` of the [[command]] in line {line} of the policy file"),
@@ -256,13 +258,13 @@ fn env_setting(line: Option<usize>) -> String {
 }
 
 impl Policy {
-    /// The rules that cover a command line, which is compared as it was written. Asked before
-    /// anything else of a request is looked at, so that a refused request learns nothing about this
+    /// Returns the rules that cover a command line, which is compared as written. Call this before
+    /// looking at anything else in a request, so that a refused request reveals nothing about this
     /// machine.
     ///
     /// # Errors
     ///
-    /// Returns an error if the command line can't be one.
+    /// Returns an error if the command line contains a zero byte.
     pub fn rules_for(
         &self,
         argv: &[String],
@@ -273,21 +275,21 @@ impl Policy {
         Ok(self.commands.iter().filter(move |rule| rule.argv.matches(argv)))
     }
 
-    /// The rule under which a host may be connected to, before its addresses are known.
+    /// Returns the rule that allows connections to a host, before its addresses are known.
     ///
     /// # Errors
     ///
-    /// Where no rule covers it.
+    /// Returns an error if no rule covers the host.
     pub fn check_remote(&self, host: &str, port: u16) -> Result<&RemoteRule, Refusal> {
         let covering = self.remotes.iter().find(|rule| rule.covers(host, port));
         covering.ok_or_else(|| Refusal::remote(host, port))
     }
 
-    /// The rule under which a host may be connected to at this address.
+    /// Returns the rule that allows connections to a host at this address.
     ///
     /// # Errors
     ///
-    /// Where no rule covers the host, or none that does reaches the address.
+    /// Returns an error if no rule covers the host, or if none of those that do allows the address.
     pub fn check_address(
         &self,
         host: &str,
@@ -298,6 +300,7 @@ impl Policy {
         let Some(first) = covering.peek() else {
             return Err(Refusal::remote(host, port));
         };
+
         let rule = first.to_string();
         if let Some(rule) = covering.find(|rule| rule.allows_address(address)) {
             return Ok(rule);
@@ -307,7 +310,7 @@ impl Policy {
 }
 
 impl Refusal {
-    /// No rule covers a command line.
+    /// The refusal of a command line that no rule covers.
     pub fn command(argv: &[String]) -> Self {
         Self::Command { argv: argv::join_words(argv) }
     }
@@ -318,8 +321,9 @@ impl Refusal {
 }
 
 impl CommandRule {
-    /// The rule that `--allow-command` makes: the environment variables that `--allow-env` lists
-    /// and no others, and working directories and `envFile`s where `--allow-dir` says.
+    /// Creates the rule for an `--allow-command` flag: configurations may set the variables that
+    /// `--allow-env` lists, and working directories and `envFile`s must be in a directory given by
+    /// `--allow-dir`.
     pub fn simple(argv: ArgvPattern, dirs: &[PathBuf], env: &[String]) -> Self {
         Self {
             argv,
@@ -333,20 +337,23 @@ impl CommandRule {
         }
     }
 
-    /// Whether what the rule covers may be started with all of this.
+    /// Checks whether a command line that this rule covers may be started as requested.
     ///
     /// # Errors
     ///
-    /// Returns what is not allowed.
+    /// Returns an error that names the first thing that is not allowed.
     pub fn check(&self, request: LaunchRequest<'_>) -> Result<(), Refusal> {
         check_env_syntax(request.env)?;
         let rule = || self.argv.to_string();
+
         if let Some(cwd) = request.cwd.filter(|cwd| !self.cwd.covers(cwd.path)) {
             return Err(Refusal::Cwd { cwd: cwd.written.to_owned(), rule: rule() });
         }
+
         if let Some(file) = request.env_file.filter(|file| !self.env_files.covers(file.path)) {
             return Err(Refusal::EnvFile { path: file.written.to_owned(), rule: rule() });
         }
+
         for name in request.env.keys() {
             let why = match self.env.check(name) {
                 Ok(()) => continue,
@@ -362,13 +369,12 @@ impl CommandRule {
 }
 
 impl PathRule {
-    /// A rule from paths. They should be canonical, as what they are compared with is.
+    /// Creates a rule from paths. They should be canonical, like the paths they are compared with.
     pub fn new<P: Into<PathBuf>>(paths: impl IntoIterator<Item = P>) -> Self {
         Self { paths: paths.into_iter().map(Into::into).collect() }
     }
 
-    /// The same rule with every path resolved by `resolve`; paths that can't be resolved cover
-    /// nothing but themselves.
+    /// Replaces each path by what `resolve` returns. A path that cannot be resolved stays as it is.
     pub fn resolve(&mut self, resolve: impl Fn(&Path) -> Option<PathBuf>) {
         for path in &mut self.paths {
             if let Some(resolved) = resolve(path) {
@@ -377,18 +383,20 @@ impl PathRule {
         }
     }
 
-    /// Whether a canonical path is one of the rule's, or lies in one of them.
+    /// Returns whether a canonical path is one of the rule's paths or lies below one.
     pub fn covers(&self, path: &Path) -> bool {
         self.paths.iter().any(|own| path.starts_with(own))
     }
 }
 
+/// Refuses names that the operating system would not accept or that could mislead a reader.
 fn check_env_syntax(env: &BTreeMap<String, String>) -> Result<(), Refusal> {
-    let nameless =
+    let is_invalid =
         |name: &&String| name.is_empty() || name.contains(|c: char| c == '=' || c.is_control());
-    if let Some(name) = env.keys().find(nameless) {
+    if let Some(name) = env.keys().find(is_invalid) {
         return Err(Refusal::EnvName { name: name.clone() });
     }
+
     match env.iter().find(|(_, value)| value.contains('\0')) {
         Some((name, _)) => {
             Err(Refusal::ZeroByte { place: format!("the environment variable {name:?}") })

@@ -1,9 +1,8 @@
-//! How much of what hosted servers may use, and how long things may take: for all, for some
-//! servers, for single tools.
+//! How much hosted servers may use and how long their operations may take: for all servers, for
+//! some servers, and for single tools.
 //!
-//! Every limit has a default that can be changed for all servers in `[limits]`. A `[[server]]`
-//! changes it for those whose name it matches; where several do, the first that says something
-//! about a limit counts.
+//! Every limit has a default that `[limits]` changes for all servers. A `[[server]]` changes it for
+//! the servers whose name it matches; if several match, the first one that sets a limit wins.
 
 use std::{num::NonZeroUsize, time::Duration};
 
@@ -11,72 +10,72 @@ use serde::{Deserialize, Serialize};
 
 use super::glob::Glob;
 
-/// All limits.
+/// All limits of a policy.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Limits {
-    /// How many servers may be hosted at once.
+    /// The maximum number of hosted servers.
     pub max_servers: usize,
-    /// How long a server may take from its start to the end of its handshake.
+    /// How long a server may take from start to the end of its handshake.
     pub handshake_timeout: Duration,
-    /// How long the calls under way of a server that is not allowed any more may go on.
+    /// How long calls in progress may continue after a server's permission has been withdrawn.
     pub drain_timeout: Duration,
-    /// What holds for a server of which no rule says otherwise.
+    /// The limits of a server that no rule matches.
     pub defaults: ServerLimits,
-    /// What holds for some servers, the first rule before the others.
+    /// Rules for some servers, in order of precedence.
     pub servers: Vec<ServerRule>,
 }
 
-/// What holds for one server.
+/// The limits of one server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ServerLimits {
-    /// How long one call may take, once it is sent.
+    /// How long one call may take after it has been sent.
     pub call_timeout: Duration,
-    /// How many calls may be under way at once.
+    /// The maximum number of calls in progress.
     pub max_concurrency: Option<NonZeroUsize>,
-    /// How many more may wait for that, for each such number.
+    /// How many calls may queue for a free slot, for each such limit.
     pub max_queued: usize,
-    /// How long they may wait.
+    /// How long a call may queue.
     pub queue_timeout: Duration,
-    /// When it is left alone because it does not answer.
+    /// When to stop calling a server that does not respond.
     pub breaker: BreakerLimits,
-    /// After how long without a call a child is ended until the next one.
+    /// How long a child may go without a call before it is stopped until the next one.
     pub idle_timeout: Option<Duration>,
-    /// What each process of a child may use.
+    /// Limits of each process of a child.
     pub process: ProcessLimits,
 }
 
-/// When a breaker opens and for how long.
+/// When a breaker opens, and for how long.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct BreakerLimits {
-    /// How many failures in a row open it; 0 for never.
+    /// The number of consecutive failures that open the breaker; 0 if it never opens.
     pub failures: u32,
-    /// How long it stays open the first time; twice as long each further time.
+    /// How long the breaker stays open the first time; the wait doubles each further time.
     pub first_wait: Duration,
-    /// How long it stays open at most.
+    /// The longest time that the breaker stays open.
     pub longest_wait: Duration,
 }
 
-/// What one process may use. The operating system enforces it.
+/// The resources that one process may use. The operating system enforces these limits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct ProcessLimits {
     /// Memory in MiB.
     pub memory_mb: Option<u64>,
-    /// Processor time in seconds, over its whole life.
+    /// CPU time in seconds over the whole life of the process.
     pub cpu_seconds: Option<u64>,
-    /// Open files.
+    /// Open file descriptors.
     pub open_files: Option<u64>,
 }
 
-/// What holds for one call.
+/// The limits of one call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct CallLimits {
-    /// The server's limits, with the call timeout of the tool.
+    /// The server's limits, with the tool's own call timeout.
     pub server: ServerLimits,
-    /// How many calls of the same tool may be under way at once.
+    /// The maximum number of calls of the same tool in progress.
     pub tool_concurrency: Option<NonZeroUsize>,
 }
 
-/// What a `[[server]]` says.
+/// A `[[server]]` table.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ServerRule {
     pub(super) name: Glob,
@@ -84,7 +83,7 @@ pub struct ServerRule {
     pub(super) tools: Vec<ToolRule>,
 }
 
-/// What is said about a server; nothing where the default or another rule should hold.
+/// Settings for a server; `None` leaves a limit to the next rule or the default.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(super) struct ServerSettings {
     pub(super) call_timeout: Option<Duration>,
@@ -94,12 +93,12 @@ pub(super) struct ServerSettings {
     pub(super) breaker_failures: Option<u32>,
     pub(super) breaker_wait: Option<Duration>,
     pub(super) breaker_max_wait: Option<Duration>,
-    /// Zero for never.
+    /// Zero disables the timeout.
     pub(super) idle_timeout: Option<Duration>,
     pub(super) process: ProcessLimits,
 }
 
-/// What a `[[server.tool]]` says about each tool that it matches.
+/// A `[[server.tool]]` table, which applies to each tool whose name it matches.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct ToolRule {
     pub(super) name: Glob,
@@ -138,40 +137,37 @@ impl Default for ServerLimits {
 }
 
 impl Limits {
-    /// What holds for a server.
+    /// Returns the limits of a server.
     pub fn of_server(&self, server: &str) -> ServerLimits {
         let rules = self.servers.iter().rev().filter(|rule| rule.name.matches(server));
         rules.fold(self.defaults, |limits, rule| rule.settings.over(limits))
     }
 
-    /// What holds for a call of a tool, by the name that it has at its server.
+    /// Returns the limits of a call. `tool` is the tool's name at its own server.
     pub fn of_call(&self, server: &str, tool: &str) -> CallLimits {
         let mut limits = CallLimits { server: self.of_server(server), tool_concurrency: None };
         let rules = self.servers.iter().filter(|rule| rule.name.matches(server));
         let tools = rules.flat_map(|rule| &rule.tools).filter(|rule| rule.name.matches(tool));
-        // Backwards, so that the first has the last word.
+        // In reverse, so that the first rule has the last word.
         for rule in tools.rev() {
             limits.server.call_timeout = rule.call_timeout.unwrap_or(limits.server.call_timeout);
             limits.tool_concurrency = rule.max_concurrency.or(limits.tool_concurrency);
         }
+
         limits
     }
-}
-
-impl Limits {
-    /// The longest time that any call may take.
+    /// Returns the longest timeout that any call may have.
     pub fn longest_call(&self) -> Duration {
-        let rules = self.servers.iter();
-        let said = rules.flat_map(|rule| {
+        let timeouts = self.servers.iter().flat_map(|rule| {
             let tools = rule.tools.iter().map(|tool| tool.call_timeout);
             tools.chain([rule.settings.call_timeout])
         });
-        said.flatten().fold(self.defaults.call_timeout, Duration::max)
+        timeouts.flatten().fold(self.defaults.call_timeout, Duration::max)
     }
 }
 
 impl ServerSettings {
-    /// The limits with what is said put over them.
+    /// Applies these settings on top of `limits`.
     pub(super) fn over(&self, limits: ServerLimits) -> ServerLimits {
         let ServerLimits { breaker, process, .. } = limits;
         ServerLimits {
@@ -232,8 +228,10 @@ mod tests {
         let limits = &policy.limits;
         let millis = Duration::from_millis;
         let some = |n: usize| NonZeroUsize::new(n);
+
         assert_eq!(limits.of_server("other").call_timeout, millis(1000));
         assert_eq!(limits.of_server("other").idle_timeout, Some(millis(5000)));
+
         let db = limits.of_server("db");
         assert_eq!(
             (db.call_timeout, db.max_concurrency, db.idle_timeout),
@@ -241,6 +239,7 @@ mod tests {
         );
         assert_eq!((db.process.memory_mb, db.breaker.failures), (Some(64), 0));
         assert_eq!(limits.of_server("dx").call_timeout, millis(3000));
+
         let call = |tool| {
             let call = limits.of_call("db", tool);
             (call.server.call_timeout, call.tool_concurrency)
@@ -248,6 +247,7 @@ mod tests {
         assert_eq!(call("other"), (millis(2000), None));
         assert_eq!(call("query_fast"), (millis(2000), some(1)));
         assert_eq!(call("query_slow"), (millis(9000), some(1)));
+
         for bad in [
             "[limits]\nmax_concurrency = 0",
             "[limits]\ncall_timeout_ms = 0",

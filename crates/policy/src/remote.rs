@@ -1,8 +1,8 @@
-//! Which remote servers a message may have us connect to.
+//! Which remote servers a message may make us connect to.
 //!
-//! A name is not enough: `evil.example` may resolve to 127.0.0.1 or to a cloud's metadata service.
-//! So the addresses count too, and they are checked where the connection is made (see
-//! `hosting::remote`), not only beforehand.
+//! Checking the name is not enough: `evil.example` may resolve to 127.0.0.1 or to a cloud's
+//! metadata service. Addresses are therefore checked too, and checked again where the connection is
+//! made (see `hosting::remote`).
 
 use std::{
     collections::BTreeSet,
@@ -16,7 +16,7 @@ pub struct RemoteRule {
     host: HostPattern,
     port: Option<u16>,
     line: Option<usize>,
-    /// Variables of the server's own environment that `${VAR}` may name.
+    /// Variables of the server's own environment that `${VAR}` may refer to.
     pub expand: BTreeSet<String>,
 }
 
@@ -24,16 +24,16 @@ pub struct RemoteRule {
 enum HostPattern {
     Ip(IpAddr),
     Name(String),
-    /// `*.example.com`: the names below it, not itself.
+    /// `*.example.com`: all names below the domain, but not the domain itself.
     Below(String),
 }
 
-/// A text that is no remote rule.
+/// The text is not a remote rule.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("`{0}` is not HOST, HOST:PORT, *.DOMAIN or [IPV6]:PORT")]
+#[error("`{0}` is not a remote rule; expected HOST, HOST:PORT, *.DOMAIN or [IPV6]:PORT")]
 pub struct RemoteRuleError(String);
 
-/// What sort of network an address belongs to, from harmless to harmful.
+/// The kind of network an address belongs to, from harmless to harmful.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum AddressClass {
     /// Reachable from anywhere.
@@ -42,20 +42,21 @@ pub enum AddressClass {
     Private,
     /// This machine.
     Loopback,
-    /// Link-local, the clouds' metadata services wherever they stand, multicast, unspecified and
-    /// reserved addresses.
+    /// Link-local, multicast, unspecified and reserved addresses, and the clouds' metadata services
+    /// wherever they are.
     Special,
 }
 
 impl RemoteRule {
-    /// Reads `host`, `host:port`, `*.domain`, `[v6]:port` or an address.
+    /// Parses `host`, `host:port`, `*.domain`, `[v6]:port` or an address.
     ///
     /// # Errors
     ///
-    /// Where the text is none of these.
+    /// Returns an error if the text is none of these.
     pub fn parse(text: &str) -> Result<Self, RemoteRuleError> {
         let error = || RemoteRuleError(text.to_owned());
         let text = text.trim();
+
         if let Ok(ip) = text.parse::<IpAddr>() {
             return Ok(Self {
                 host: HostPattern::Ip(ip),
@@ -64,10 +65,12 @@ impl RemoteRule {
                 expand: BTreeSet::new(),
             });
         }
+
         let (host, port) = match text.rsplit_once(':') {
             Some((host, port)) => (host, Some(port.parse().map_err(|_| error())?)),
             None => (text, None),
         };
+
         Ok(Self {
             host: HostPattern::parse(host).ok_or_else(error)?,
             port,
@@ -76,34 +79,34 @@ impl RemoteRule {
         })
     }
 
-    /// The same rule for one port only.
+    /// Restricts the rule to one port.
     #[must_use]
     pub fn with_port(mut self, port: Option<u16>) -> Self {
         self.port = port.or(self.port);
         self
     }
 
-    /// The same rule for configurations that may name these variables.
+    /// Lets configurations that this rule covers refer to these variables.
     #[must_use]
     pub fn expanding(self, expand: BTreeSet<String>) -> Self {
         Self { expand, ..self }
     }
 
-    /// The same rule as one that stands in this line of the policy file.
+    /// Records the rule's line in the policy file.
     #[must_use]
     pub(super) fn at_line(self, line: usize) -> Self {
         Self { line: Some(line), ..self }
     }
 
-    /// Where it stands in the policy file; nothing for a flag.
+    /// Returns the rule's line in the policy file; `None` if a flag defined it.
     pub fn line(&self) -> Option<usize> {
         self.line
     }
 
-    /// Whether the rule is about this host and port at all. `host` is as it stands in a URL.
+    /// Returns whether the rule applies to this host and port. `host` is written as in a URL.
     pub fn covers(&self, host: &str, port: u16) -> bool {
         let host = unbracketed(host).trim_end_matches('.').to_ascii_lowercase();
-        let names = match &self.host {
+        let covers_host = match &self.host {
             HostPattern::Ip(ip) => {
                 host.parse::<IpAddr>().is_ok_and(|other| canonical(other) == canonical(*ip))
             }
@@ -112,14 +115,15 @@ impl RemoteRule {
                 .strip_suffix(domain.as_str())
                 .is_some_and(|below| below.len() > 1 && below.ends_with('.')),
         };
-        names && self.port.is_none_or(|own| own == port)
+
+        covers_host && self.port.is_none_or(|own| own == port)
     }
 
-    /// Whether a host that the rule covers may have this address.
+    /// Returns whether a host that the rule covers may have this address.
     ///
-    /// Private networks need a literal host, since a wildcard's owner may point any name anywhere.
-    /// Loopback needs `localhost` or the address itself, and special addresses only ever the
-    /// address itself.
+    /// Private networks need a literal host name, since the owner of a wildcard domain can point
+    /// any name anywhere. Loopback needs `localhost` or the address itself; special addresses
+    /// always need the address itself.
     pub fn allows_address(&self, address: IpAddr) -> bool {
         match (&self.host, class_of(address)) {
             (HostPattern::Ip(ip), _) => canonical(*ip) == canonical(address),
@@ -139,6 +143,7 @@ impl HostPattern {
         if let Ok(ip) = unbracketed(host).parse::<IpAddr>() {
             return Some(Self::Ip(ip));
         }
+
         let is_name = |name: &str| {
             let label = |label: &str| {
                 !label.is_empty()
@@ -146,6 +151,7 @@ impl HostPattern {
             };
             name.split('.').all(label)
         };
+
         let lower = host.to_ascii_lowercase();
         match lower.strip_prefix("*.") {
             Some(domain) if is_name(domain) => Some(Self::Below(domain.to_owned())),
@@ -171,12 +177,12 @@ fn unbracketed(host: &str) -> &str {
     host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host)
 }
 
-/// An IPv4 address that is written as an IPv6 one counts as what it is.
+/// Treats an IPv4-mapped IPv6 address as the IPv4 address it stands for.
 fn canonical(address: IpAddr) -> IpAddr {
     address.to_canonical()
 }
 
-/// What sort of network an address belongs to.
+/// Returns the kind of network an address belongs to.
 pub fn class_of(address: IpAddr) -> AddressClass {
     match canonical(address) {
         IpAddr::V4(v4) => class_of_v4(v4),
@@ -185,11 +191,12 @@ pub fn class_of(address: IpAddr) -> AddressClass {
 }
 
 fn class_of_v4(address: Ipv4Addr) -> AddressClass {
-    // Azure's and Alibaba's metadata services stand in ranges that are otherwise ordinary, Oracle's
+    // The metadata services of Azure and Alibaba are in otherwise ordinary ranges, and Oracle's is
     // in 192.0.0.0/24.
     if matches!(address.octets(), [168, 63, 129, 16] | [100, 100, 100, 200] | [192, 0, 0, _]) {
         return AddressClass::Special;
     }
+
     let [a, b, ..] = address.octets();
     match (a, b) {
         (127, _) => AddressClass::Loopback,
@@ -205,10 +212,10 @@ fn class_of_v6(address: Ipv6Addr) -> AddressClass {
     let segments = address.segments();
     match segments[0] {
         _ if address.is_loopback() => AddressClass::Loopback,
-        // The metadata service of AWS stands in the unique local range.
+        // The AWS metadata service is in the unique local range.
         0xfd00 if segments[1] == 0x0ec2 => AddressClass::Special,
         0xfc00..=0xfdff => AddressClass::Private,
-        // Addresses that carry an IPv4 one are as harmful as it is: compatible, NAT64 and 6to4.
+        // IPv4-compatible, NAT64 and 6to4 addresses are as harmful as the IPv4 address they embed.
         0 if segments[..6].iter().all(|segment| *segment == 0) => {
             class_of_embedded(segments[6], segments[7])
         }

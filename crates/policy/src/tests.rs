@@ -31,7 +31,7 @@ fn launch(
     check(policy, argv, LaunchRequest { cwd, env_file: None, env: &env })
 }
 
-/// Where several rules cover the command line, one that allows all is enough.
+/// If several rules cover the command line, one that allows the request is enough.
 fn check(policy: &Policy, argv: &[String], request: LaunchRequest<'_>) -> Result<(), Refusal> {
     let mut refusal = None;
     for rule in policy.rules_for(argv)? {
@@ -57,26 +57,32 @@ fn the_default_refuses_everything() {
 fn a_simple_rule_bounds_directories_and_variables() {
     let policy = simple("node server.js");
     let line = argv(&["node", "server.js"]);
+
     assert_eq!(launch(&policy, &line, None, &["LOG_LEVEL", "NODE_OPTIONS"]), Ok(()));
     let refusal = launch(&policy, &line, None, &["TOKEN"]).unwrap_err().to_string();
     assert!(refusal.contains("`TOKEN`") && refusal.contains("--allow-env"), "{refusal}");
+
     assert_eq!(launch(&policy, &line, Some("/srv/mcp/a"), &[]), Ok(()));
     assert!(matches!(launch(&policy, &line, Some("/srv/mcp-evil"), &[]), Err(Refusal::Cwd { .. })));
     assert!(matches!(launch(&policy, &line, None, &["LD_PRELOAD"]), Err(Refusal::Env { .. })));
+
     assert!(matches!(
         launch(&policy, &argv(&["node", "-e"]), None, &[]),
         Err(Refusal::Command { .. })
     ));
+
     assert!(matches!(
         launch(&policy, &argv(&["node", "server.js\0"]), None, &[]),
         Err(Refusal::ZeroByte { .. })
     ));
+
     for name in ["A=B", "", "A\nB", "A\0", "A\u{1b}[0m"] {
         assert!(
             matches!(launch(&policy, &line, None, &[name]), Err(Refusal::EnvName { .. })),
             "{name:?}"
         );
     }
+
     let env = BTreeMap::new();
     let path = "/etc/passwd";
     let env_file = Some(NamedPath { written: path, path: Path::new(path) });
@@ -108,10 +114,12 @@ fn a_file_is_read_and_strict() {
         "#,
     )
     .unwrap();
+
     assert_eq!(policy.limits.max_servers, 3);
     assert_eq!(policy.limits.handshake_timeout, Duration::from_millis(500));
     assert!(policy.commands[0].expand.contains("TOKEN") && policy.commands[1].expand.is_empty());
     assert!(policy.remotes[0].expand.contains("KEY"));
+
     assert_eq!(launch(&policy, &argv(&["uv", "run", "x"]), Some("/srv/a"), &["LOG_LEVEL"]), Ok(()));
     // The second rule allows what the first does not.
     assert_eq!(launch(&policy, &argv(&["uv", "run", "server.py"]), None, &["PYTHONPATH"]), Ok(()));
@@ -119,6 +127,7 @@ fn a_file_is_read_and_strict() {
         launch(&policy, &argv(&["uv", "run", "x"]), None, &["PYTHONPATH"]),
         Err(Refusal::Env { .. })
     ));
+
     assert!(policy.check_remote("a.example.com", 443).is_ok());
     assert!(policy.check_remote("a.example.com", 80).is_err());
     let loopback = "127.0.0.1".parse().unwrap();
@@ -126,6 +135,7 @@ fn a_file_is_read_and_strict() {
         policy.check_address("a.example.com", 443, loopback),
         Err(Refusal::Address { .. })
     ));
+
     for bad in [
         "comand = []",
         "expand = [\"TOKEN\"]",
@@ -139,6 +149,7 @@ fn a_file_is_read_and_strict() {
     ] {
         assert!(Policy::from_toml(bad).is_err(), "{bad}");
     }
+
     let everything = Policy::from_toml("\n[[command]]\nargv = [\"a\"]\nenv = [\"*\"]").unwrap_err();
     let text = everything.to_string();
     assert!(
@@ -155,6 +166,7 @@ fn the_documented_policy_is_one() {
     let line = argv(&["uv", "--directory", "/srv/mcp/db", "run", "server.py"]);
     assert_eq!(launch(&policy, &line, Some("/srv/mcp/db"), &["LOG_LEVEL", "PYTHONPATH"]), Ok(()));
     assert!(policy.check_remote("mcp.example.com", 443).is_ok());
+
     let limits = &policy.limits;
     let tool = limits.of_call("db1", "query_all");
     assert_eq!(tool.server.call_timeout, Duration::from_secs(10));
@@ -162,17 +174,18 @@ fn the_documented_policy_is_one() {
         (tool.server.max_concurrency.unwrap().get(), tool.tool_concurrency.unwrap().get()),
         (8, 2)
     );
-    // What is said to be a default is one.
+
+    // Every value that the page calls a default is the default.
     let defaults = Limits::default();
     assert_eq!(limits.max_servers, defaults.max_servers);
     assert_eq!(limits.handshake_timeout, defaults.handshake_timeout);
     assert_eq!(limits.drain_timeout, defaults.drain_timeout);
-    let told = ServerLimits {
+    let documented = ServerLimits {
         idle_timeout: limits.defaults.idle_timeout,
         process: limits.defaults.process,
         ..ServerLimits::default()
     };
-    assert_eq!(limits.defaults, told);
+    assert_eq!(limits.defaults, documented);
 }
 
 #[test]
@@ -185,6 +198,7 @@ fn interpreters_get_no_code_and_no_modules() {
         "sh /srv/mcp/*.sh",
         "npx -y *",
     ];
+
     let policy = Policy {
         commands: patterns
             .iter()
@@ -192,6 +206,7 @@ fn interpreters_get_no_code_and_no_modules() {
             .collect(),
         ..Policy::default()
     };
+
     for line in [
         &["node", "-e", "evil"][..],
         &["node", "-eevil"],
@@ -230,6 +245,7 @@ fn interpreters_get_no_code_and_no_modules() {
         let refusal = launch(&policy, &argv(line), None, &[]);
         assert!(matches!(refusal, Err(Refusal::Command { .. })), "{line:?}: {refusal:?}");
     }
+
     assert_eq!(launch(&policy, &argv(&["node", "/srv/mcp/a.js"]), None, &[]), Ok(()));
 }
 

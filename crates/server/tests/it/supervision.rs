@@ -70,7 +70,7 @@ async fn a_program_that_goes_away_is_an_error_of_the_launcher_too() {
     let limits = "[limits]\nmax_open_files = 64";
     let server = Server::start(&["--policy", &policy(dir.path(), limits, &program)]).await;
     let (message, is_final) = server.initialize_error("x", json!({"command": program})).await;
-    assert!(!is_final && message.contains("could not be started"), "{message}");
+    assert!(!is_final && message.contains("could not start the program"), "{message}");
     assert!(message.contains("status 127"), "{message}");
 }
 

@@ -115,5 +115,5 @@ async fn a_child_starts_where_policy_allowed_it_or_not_at_all() {
     assert_eq!(refused.status.code(), Some(127));
     assert!(refused.stdout.is_empty(), "it did not start");
     let why = String::from_utf8_lossy(&refused.stderr);
-    assert!(why.contains("another one than policy has allowed"), "{why}");
+    assert!(why.contains("which policy has not allowed"), "{why}");
 }
