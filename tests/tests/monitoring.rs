@@ -125,14 +125,16 @@ fn every_alert_says_what_it_is_and_is_tested_both_ways() {
 }
 
 #[test]
-fn the_runbook_has_a_paragraph_for_each_alert_and_for_nothing_else() {
+fn the_runbook_has_a_section_for_each_alert_and_for_nothing_else() {
     let runbook = read("docs/runbook.md");
     let sections: BTreeMap<&str, &str> =
         runbook.split("\n### ").skip(1).filter_map(|s| s.split_once('\n')).collect();
     let alerts: BTreeSet<_> = alerts().into_keys().collect();
     assert_eq!(sections.keys().map(|name| (*name).to_owned()).collect::<BTreeSet<_>>(), alerts);
     for (name, text) in sections {
-        for part in ["**Means**", "**Impact:**", "**Look**", "**Do:**", "**Ignore it**"] {
+        for part in
+            ["**Meaning:**", "**Impact:**", "**Diagnosis:**", "**Remedy:**", "**Safe to ignore**"]
+        {
             assert!(text.contains(part), "{name} has no {part}");
         }
     }
@@ -155,7 +157,7 @@ fn the_runbook_has_a_paragraph_for_each_alert_and_for_nothing_else() {
 #[test]
 fn kubernetes_gets_the_same_rules() {
     const HEAD: &str = "\
-# The groups of monitoring/prometheus/rules.yml, where their comments are, for the Prometheus operator.
+# The groups of monitoring/prometheus/rules.yml for the Prometheus operator; the comments are in that file.
 # Written by UPDATE_DOCS=1 cargo test -p fleet-tests --test monitoring; a test fails when the two differ.
 apiVersion: monitoring.coreos.com/v1
 kind: PrometheusRule
@@ -480,7 +482,7 @@ fn a_real_prometheus_finds_all_that_rules_and_dashboards_speak_of() {
     let texts: BTreeSet<_> =
         arrived.iter().map(|(_, annotations)| &*annotations["description"]).collect();
     let expected = [("2", "tool"), ("1", "undecodable")].map(|(count, kind)| {
-        format!("{count} jobs have become dead letters of kind {kind} in the last 15 minutes.")
+        format!("{count} dead letters of kind {kind} were written in the last 15 minutes.")
     });
     assert_eq!(texts, expected.iter().map(String::as_str).collect());
     // The third one fires for want of patience: the workers have just joined.
