@@ -12,8 +12,9 @@ use metrics::{counter, histogram};
 use tracing::Instrument as _;
 
 use super::{
-    Shell, give,
-    held::{Done, Held},
+    Shell,
+    answers::{Done, give},
+    held::Held,
 };
 use crate::{
     execute::{self, GRAIN, Job},

@@ -13,8 +13,9 @@ use fleet_ops::invariant;
 use tracing::Instrument as _;
 
 use super::{
-    Shell, give,
-    held::{Done, Held},
+    Shell,
+    answers::{Done, give},
+    held::Held,
     write::{
         Refusal, Remedy, belongs_to_others, not_written, pass_on, remedy, write, write_again,
         write_bare, write_patiently,

@@ -1,31 +1,23 @@
-//! What the loop holds: jobs, answers of tasks, partitions to give back, and its clock.
+//! A job in this worker's hands.
 
-use std::{
-    collections::HashMap,
-    sync::{Arc, mpsc as std_mpsc},
-    time::{Duration, Instant},
-};
+use std::sync::Arc;
 
-use fleet_engine::Token;
-use fleet_group::{FinalCommit, Partition};
 use fleet_job::{
     delayed::Delayed,
     envelope::Envelope,
     event::{JobState, Waiting},
-    outcome::{Failure, JobError},
+    outcome::JobError,
     record::RawRecord,
     size::json_bytes,
     time::Timestamp,
     trace::TraceContext,
 };
-use fleet_kafka::{KafkaError, producer::Outgoing};
+use fleet_kafka::producer::Outgoing;
 use fleet_ops::trace::{Span, SpanKind};
-use foldhash::fast::RandomState;
 use tokio::task::AbortHandle;
 
 use super::settled::Settled;
 use crate::{
-    execute::AttemptNews,
     report::{Settlement, Subject},
     results::{Kept, Results},
 };
@@ -134,7 +126,7 @@ impl Held {
     }
 
     /// Since when it could have been done: since it was written, or since its time came.
-    fn since(&self) -> Option<Timestamp> {
+    pub(super) fn since(&self) -> Option<Timestamp> {
         let not_before = self.envelope.as_ref().and_then(|envelope| envelope.not_before);
         self.record.timestamp.max(not_before).max(self.due)
     }
@@ -195,156 +187,5 @@ impl Held {
                 ]
             })
         })
-    }
-}
-
-/// All jobs in this worker's hands, by token and by id. Several records can have one job id.
-#[derive(Default)]
-pub(super) struct Jobs {
-    /// In boxes: a table of large entries is moved whole when it grows, and is half empty most of
-    /// the time.
-    held: HashMap<Token, Box<Held>, RandomState>,
-    by_id: HashMap<String, Vec<Token>, RandomState>,
-}
-
-impl Jobs {
-    pub(super) fn insert(&mut self, token: Token, held: Box<Held>) {
-        self.by_id.entry(held.job_id.clone()).or_default().push(token);
-        self.held.insert(token, held);
-    }
-
-    pub(super) fn remove(&mut self, token: &Token) -> Option<Box<Held>> {
-        let held = self.held.remove(token)?;
-        if let Some(tokens) = self.by_id.get_mut(&held.job_id) {
-            tokens.retain(|other| other != token);
-            if tokens.is_empty() {
-                self.by_id.remove(&held.job_id);
-            }
-        }
-        Some(held)
-    }
-
-    pub(super) fn get(&self, token: &Token) -> Option<&Held> {
-        self.held.get(token).map(Box::as_ref)
-    }
-
-    pub(super) fn get_mut(&mut self, token: &Token) -> Option<&mut Held> {
-        self.held.get_mut(token).map(Box::as_mut)
-    }
-
-    pub(super) fn contains(&self, token: &Token) -> bool {
-        self.held.contains_key(token)
-    }
-
-    pub(super) fn len(&self) -> usize {
-        self.held.len()
-    }
-
-    /// Since when the oldest record of a topic in hand could have been done.
-    pub(super) fn oldest(&self, topic: u16) -> Option<Timestamp> {
-        let of_topic = self.held.iter().filter(|(token, _)| token.partition.topic == topic);
-        of_topic.filter_map(|(_, held)| held.since()).min()
-    }
-
-    /// The jobs of this id.
-    pub(super) fn of(&self, job_id: &str) -> Vec<Token> {
-        self.by_id.get(job_id).cloned().unwrap_or_default()
-    }
-}
-
-/// What comes back from tasks.
-pub(super) enum Done {
-    /// Comes before the attempt's own end, since one task sends both.
-    News(Token, AttemptNews),
-    Attempt {
-        token: Token,
-        outcome: Result<Kept, Failure>,
-        done: Results,
-        took: Duration,
-    },
-    /// Contact with the group was lost before the attempt's first call. With the calls that earlier
-    /// attempts have done.
-    NotMade(Token, Results),
-    /// With the event that says so.
-    Written(Token, JobState, Arc<Outgoing>),
-    /// The event that was all there was to write was not written.
-    Undelivered(Token, JobState, Arc<Outgoing>, KafkaError),
-    /// The end of a job that had ended before.
-    WrittenAgain(Token),
-    PassedOn(Token),
-    /// Of the delayed topic; the group that it names has members that run it.
-    LeftToItsGroup(Token, String),
-    NotDeferred(Token),
-    /// With what is left to write, if it is an end.
-    NotWritten(Token, Option<Box<Settlement>>),
-    Probed(bool),
-}
-
-/// Partitions that the poll thread waits to give back.
-pub(super) struct Revoke {
-    pub(super) partitions: Vec<Partition>,
-    pub(super) deadline: Instant,
-    pub(super) reply: std_mpsc::SyncSender<Vec<FinalCommit>>,
-}
-
-/// The wall clock, made monotonic: it starts at the system's time and then follows the steady
-/// clock.
-pub(super) struct Clock {
-    base: Timestamp,
-    start: Instant,
-}
-
-impl Clock {
-    pub(super) fn new() -> Self {
-        Self { base: fleet_ops::clock::now(), start: Instant::now() }
-    }
-
-    pub(super) fn now(&self) -> Timestamp {
-        self.base.plus(self.start.elapsed())
-    }
-
-    /// When `at` will be, or when this clock was started. The same for the same `at`, whenever it
-    /// is asked.
-    pub(super) fn instant(&self, at: Timestamp) -> Instant {
-        self.start + at.since(self.base)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use fleet_group::{Partition, log::LogName};
-    use fleet_job::record::Position;
-
-    use super::*;
-
-    #[test]
-    fn jobs_are_found_by_id_for_as_long_as_they_are_held() {
-        let partition = Partition { topic: 0, number: 0 };
-        let token = |offset| Token { partition, offset, generation: 1 };
-        let held = |id: &str, offset| {
-            let position = Position { topic: "t".to_owned(), partition: 0, offset };
-            let record = RawRecord {
-                position,
-                timestamp: None,
-                key: None,
-                value: None,
-                headers: Vec::new(),
-            };
-            Held::new(
-                record,
-                Settled::new(LogName::UNKNOWN, partition, offset, id, None),
-                id.to_owned(),
-            )
-        };
-        let mut jobs = Jobs::default();
-        for (offset, id) in [(0, "a"), (1, "b"), (2, "a")] {
-            jobs.insert(token(offset), Box::new(held(id, offset)));
-        }
-        assert_eq!(jobs.of("a"), [token(0), token(2)]);
-        assert!(jobs.remove(&token(0)).is_some() && jobs.remove(&token(0)).is_none());
-        assert_eq!(jobs.of("a"), [token(2)]);
-        jobs.remove(&token(2));
-        assert!(jobs.of("a").is_empty() && !jobs.by_id.contains_key("a"));
-        assert_eq!((jobs.len(), jobs.contains(&token(1))), (1, true));
     }
 }

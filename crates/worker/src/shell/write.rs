@@ -11,7 +11,7 @@ use fleet_kafka::{
 };
 use metrics::counter;
 
-use super::held::Done;
+use super::answers::Done;
 use crate::{
     metrics as names,
     report::{self, Letter, Settlement},

@@ -1,60 +1,19 @@
-//! Giving partitions back, and stopping.
+//! Stopping: the drain, the last commits, and leaving the group.
 
-use std::{
-    sync::mpsc as std_mpsc,
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
 use fleet_engine::Input;
-use fleet_group::{FinalCommit, Partition};
 use fleet_kafka::{
     KafkaError,
     consumer::{Event, Events},
 };
-use metrics::gauge;
 
-use super::{Shell, topic_of};
-use crate::{metrics as names, readiness::Obstacle};
+use super::{Shell, group::answer};
+use crate::readiness::Obstacle;
 
 /// How long the producer may take to write what it holds when the worker stops.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(5);
 impl Shell {
-    pub(super) fn settle_revokes(&mut self) {
-        let now = Instant::now();
-        let (ready, waiting): (Vec<_>, Vec<_>) =
-            std::mem::take(&mut self.revokes).into_iter().partition(|revoke| {
-                now >= revoke.deadline || self.engine.is_drained(&revoke.partitions)
-            });
-        self.revokes = waiting;
-        for revoke in ready {
-            if !self.engine.is_drained(&revoke.partitions) {
-                tracing::warn!(
-                    "jobs still run at the end of the drain; they will run again elsewhere"
-                );
-            }
-            let commits = self.engine.release(&revoke.partitions);
-            self.gone(&revoke.partitions);
-            self.partitions.retain(|partition| !revoke.partitions.contains(partition));
-            self.carry_out();
-            answer(&revoke.reply, commits);
-        }
-    }
-
-    /// Forgets what was measured of partitions that are somebody else's now. A gauge can't be taken
-    /// back, only be set to 0.
-    pub(super) fn gone(&mut self, partitions: &[Partition]) {
-        self.uncommitted.gone(partitions);
-        for partition in partitions {
-            self.stalled.remove(partition);
-            self.lag(*partition, 0);
-        }
-    }
-
-    pub(super) fn lag(&self, partition: Partition, lag: i64) {
-        let (topic, number) = (topic_of(partition), partition.number.to_string());
-        gauge!(names::LAG.name, "topic" => topic, "partition" => number).set(lag as f64);
-    }
-
     pub(super) fn stop(&mut self) {
         tracing::info!(in_flight = self.engine.status().in_flight, "draining");
         self.set_obstacle(Obstacle::Draining, "draining");
@@ -108,14 +67,5 @@ impl Shell {
                 }
             }
         }
-    }
-}
-
-fn answer(reply: &std_mpsc::SyncSender<Vec<FinalCommit>>, commits: Vec<FinalCommit>) {
-    // The poll thread waits a little longer than the drain, so it should be there.
-    if reply.send(commits).is_err() {
-        tracing::warn!(
-            "the poll thread did not wait for the last commit of partitions that it gives back"
-        );
     }
 }

@@ -1,0 +1,102 @@
+//! The jobs in this worker's hands, by token and by id.
+
+use std::collections::HashMap;
+
+use fleet_engine::Token;
+use fleet_job::time::Timestamp;
+use foldhash::fast::RandomState;
+
+use super::held::Held;
+
+/// All jobs in this worker's hands, by token and by id. Several records can have one job id.
+#[derive(Default)]
+pub(super) struct Jobs {
+    /// In boxes: a table of large entries is moved whole when it grows, and is half empty most of
+    /// the time.
+    held: HashMap<Token, Box<Held>, RandomState>,
+    by_id: HashMap<String, Vec<Token>, RandomState>,
+}
+
+impl Jobs {
+    pub(super) fn insert(&mut self, token: Token, held: Box<Held>) {
+        self.by_id.entry(held.job_id.clone()).or_default().push(token);
+        self.held.insert(token, held);
+    }
+
+    pub(super) fn remove(&mut self, token: &Token) -> Option<Box<Held>> {
+        let held = self.held.remove(token)?;
+        if let Some(tokens) = self.by_id.get_mut(&held.job_id) {
+            tokens.retain(|other| other != token);
+            if tokens.is_empty() {
+                self.by_id.remove(&held.job_id);
+            }
+        }
+        Some(held)
+    }
+
+    pub(super) fn get(&self, token: &Token) -> Option<&Held> {
+        self.held.get(token).map(Box::as_ref)
+    }
+
+    pub(super) fn get_mut(&mut self, token: &Token) -> Option<&mut Held> {
+        self.held.get_mut(token).map(Box::as_mut)
+    }
+
+    pub(super) fn contains(&self, token: &Token) -> bool {
+        self.held.contains_key(token)
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.held.len()
+    }
+
+    /// Since when the oldest record of a topic in hand could have been done.
+    pub(super) fn oldest(&self, topic: u16) -> Option<Timestamp> {
+        let of_topic = self.held.iter().filter(|(token, _)| token.partition.topic == topic);
+        of_topic.filter_map(|(_, held)| held.since()).min()
+    }
+
+    /// The jobs of this id.
+    pub(super) fn of(&self, job_id: &str) -> Vec<Token> {
+        self.by_id.get(job_id).cloned().unwrap_or_default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use fleet_group::{Partition, log::LogName};
+    use fleet_job::record::{Position, RawRecord};
+
+    use super::{super::settled::Settled, *};
+
+    #[test]
+    fn jobs_are_found_by_id_for_as_long_as_they_are_held() {
+        let partition = Partition { topic: 0, number: 0 };
+        let token = |offset| Token { partition, offset, generation: 1 };
+        let held = |id: &str, offset| {
+            let position = Position { topic: "t".to_owned(), partition: 0, offset };
+            let record = RawRecord {
+                position,
+                timestamp: None,
+                key: None,
+                value: None,
+                headers: Vec::new(),
+            };
+            Held::new(
+                record,
+                Settled::new(LogName::UNKNOWN, partition, offset, id, None),
+                id.to_owned(),
+            )
+        };
+        let mut jobs = Jobs::default();
+        for (offset, id) in [(0, "a"), (1, "b"), (2, "a")] {
+            jobs.insert(token(offset), Box::new(held(id, offset)));
+        }
+        assert_eq!(jobs.of("a"), [token(0), token(2)]);
+        assert!(jobs.remove(&token(0)).is_some() && jobs.remove(&token(0)).is_none());
+        assert_eq!(jobs.of("a"), [token(2)]);
+        jobs.remove(&token(2));
+        assert!(jobs.of("a").is_empty() && !jobs.by_id.contains_key("a"));
+        assert_eq!((jobs.len(), jobs.contains(&token(1))), (1, true));
+    }
+}
