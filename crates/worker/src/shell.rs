@@ -17,13 +17,15 @@ mod ends;
 mod event_loop;
 mod gauges;
 mod group;
-mod held;
+mod held_job;
+mod held_record;
 mod job_table;
 mod producers;
 mod settled;
 mod uncommitted;
 mod waits;
 mod write;
+mod writing;
 
 use std::{
     collections::{BTreeSet, HashMap},

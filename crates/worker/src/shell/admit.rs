@@ -18,7 +18,13 @@ use fleet_job::{
 use fleet_kafka::consumer::LogIdentity;
 use metrics::counter;
 
-use super::{DELAYED, Shell, held::Held, settled::Settled};
+use super::{
+    DELAYED, Shell,
+    held_job::HeldJob,
+    held_record::{Content, HeldRecord, NotRun},
+    settled::Settled,
+    writing::Writing,
+};
 use crate::{metrics as names, outages};
 
 impl Shell {
@@ -45,8 +51,15 @@ impl Shell {
                     job_id = held.job_id,
                     "came again after it was settled here; it is not run again"
                 );
-                held.end = end;
-                if held.end.is_some() { Admission::Ended } else { Admission::Settled }
+                match end {
+                    Some(end) => {
+                        let job_type = held.job_type();
+                        held.content =
+                            Content::NotRun(NotRun::Repeat { end, job_type }, Writing::Due);
+                        Admission::Ended
+                    }
+                    None => Admission::Settled,
+                }
             }
             None => self.unless_cancelled(&mut held, admission),
         };
@@ -61,7 +74,7 @@ impl Shell {
         token: Token,
         record: RawRecord,
         delayed: Option<Delayed>,
-    ) -> (Held, Admission, usize) {
+    ) -> (HeldRecord, Admission, usize) {
         let now = self.clock.now();
         let wait = self
             .reporter
@@ -82,7 +95,12 @@ impl Shell {
             &name,
             record.timestamp,
         );
-        (Held { delayed, recalled, ..Held::new(record, identity, name) }, admission, 0)
+        let not_run = match delayed {
+            Some(header) => NotRun::Relay { header, is_recalled: recalled },
+            None => NotRun::Stray,
+        };
+        let content = Content::NotRun(not_run, Writing::Due);
+        (HeldRecord::new(record, identity, name, content), admission, 0)
     }
 
     /// Reads the record, and says what the engine has to know of it, and how many bytes it was
@@ -92,7 +110,7 @@ impl Shell {
         token: Token,
         mut record: RawRecord,
         delayed: Option<Delayed>,
-    ) -> (Held, Admission, usize) {
+    ) -> (HeldRecord, Admission, usize) {
         let written = record.timestamp;
         // A job that comes back from the delayed topic goes by the place where it first stood.
         let delayed = delayed.filter(|delayed| delayed.topic == record.position.topic);
@@ -120,40 +138,49 @@ impl Shell {
             written,
         );
         let key = record.key.as_deref().map(hash);
-        let mut held = Held::new(record, identity, job_id);
-        let admission = match decoded {
-            Ok(envelope) => {
-                let until = delayed.as_ref().map(|delayed| delayed.until);
-                let waiting = delayed.as_ref().and_then(|delayed| delayed.waiting.clone());
-                let spec = JobSpec {
-                    key,
-                    priority: envelope.priority.unwrap_or(DEFAULT_PRIORITY),
-                    not_before: envelope.not_before.max(until),
-                    deadline: envelope.deadline,
-                    max_attempts: envelope.max_attempts.map_or(self.args.max_attempts, |n| n.get()),
-                    spent: delayed.as_ref().map_or(0, |delayed| delayed.attempts.min(MAX_ATTEMPTS)),
-                    limits: self.limits.of(&envelope),
-                    returned: delayed.is_some(),
-                    keeps_progress: envelope.work.job_type() != JobType::ToolCall,
-                    hosted: outages::hosted(&envelope.work).map(outages::number),
-                    held_since: waiting.as_ref().map(|waiting| waiting.since),
-                };
-                held.waiting = waiting;
-                held.envelope = Some(Arc::new(envelope));
-                Admission::Job(spec)
-            }
-            Err((error, _)) => {
-                held.last_error = Some(error);
-                Admission::Reject { key }
-            }
-        };
-        held.topic_id = match &delayed {
+        let topic_id = match &delayed {
             Some(delayed) => delayed.topic_id.as_deref().map(Arc::from),
             None => self.logs.get(&token.partition).and_then(|log| log.topic.clone()),
         };
-        held.due = delayed.as_ref().map(|delayed| delayed.until);
-        held.first_error = delayed.and_then(|delayed| delayed.first_error);
+        let until = delayed.as_ref().map(|delayed| delayed.until);
+        let mut ready_since = record.timestamp.max(until);
+        let (content, admission) = match decoded {
+            Ok(envelope) => {
+                ready_since = ready_since.max(envelope.not_before);
+                let spec = self.spec_of(&envelope, key, delayed.as_ref());
+                let (first_error, waiting) =
+                    delayed.map_or((None, None), |delayed| (delayed.first_error, delayed.waiting));
+                let job = HeldJob::new(envelope, first_error, waiting);
+                (Content::Job(job), Admission::Job(spec))
+            }
+            Err((error, _)) => {
+                let first_error = delayed.and_then(|delayed| delayed.first_error);
+                let rejected = NotRun::Rejected { error, first_error };
+                (Content::NotRun(rejected, Writing::Due), Admission::Reject { key })
+            }
+        };
+        let mut held = HeldRecord::new(record, identity, job_id, content);
+        held.topic_id = topic_id;
+        held.ready_since = ready_since;
         (held, admission, unpacked)
+    }
+
+    /// What the engine has to know of a job.
+    fn spec_of(&self, envelope: &Envelope, key: Option<u64>, delayed: Option<&Delayed>) -> JobSpec {
+        let waiting = delayed.and_then(|delayed| delayed.waiting.as_ref());
+        JobSpec {
+            key,
+            priority: envelope.priority.unwrap_or(DEFAULT_PRIORITY),
+            not_before: envelope.not_before.max(delayed.map(|delayed| delayed.until)),
+            deadline: envelope.deadline,
+            max_attempts: envelope.max_attempts.map_or(self.args.max_attempts, |n| n.get()),
+            spent: delayed.map_or(0, |delayed| delayed.attempts.min(MAX_ATTEMPTS)),
+            limits: self.limits.of(envelope),
+            returned: delayed.is_some(),
+            keeps_progress: envelope.work.job_type() != JobType::ToolCall,
+            hosted: outages::hosted(&envelope.work).map(outages::number),
+            held_since: waiting.map(|waiting| waiting.since),
+        }
     }
 
     fn log_name(&self, partition: Partition) -> LogName {

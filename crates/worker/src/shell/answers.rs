@@ -59,10 +59,7 @@ impl Shell {
             Done::NotMade(token, done) => self.not_made(token, done),
             Done::Written(token, state, event) => {
                 if let Some(held) = self.jobs.get(&token) {
-                    let kind = held
-                        .envelope
-                        .as_ref()
-                        .map_or("unknown", |e| JobType::as_str(e.work.job_type()));
+                    let kind = held.job_type().map_or("unknown", JobType::as_str);
                     counter!(names::SETTLED.name, "state" => state.as_str(), "type" => kind)
                         .increment(1);
                     tracing::debug!(job_id = held.job_id, state = state.as_str(), "settled");
@@ -88,12 +85,17 @@ impl Shell {
                 );
                 self.written(token, None);
             }
-            Done::NotDeferred(token) => self.feed(Input::NotDeferred(token)),
+            Done::NotDeferred(token) => {
+                if let Some(job) = self.jobs.job_mut(&token) {
+                    job.wait_in_memory();
+                }
+                self.feed(Input::NotDeferred(token));
+            }
             Done::NotWritten(token, unwritten) => {
                 // Of a job that is no longer ours this says nothing about Kafka: such writes are
                 // called off.
                 let Some(held) = self.jobs.get_mut(&token) else { return };
-                held.unwritten = unwritten;
+                held.keep_unacknowledged(unwritten);
                 self.set_obstacle(
                     Obstacle::WritesFail,
                     "Kafka does not take the ends of jobs; nothing is lost, they are written again",
@@ -110,7 +112,7 @@ impl Shell {
         let now = Instant::now();
         if let Some(held) = self.jobs.get(&token) {
             // What is known with its end stays so.
-            if held.end.is_none() {
+            if !held.is_repeat() {
                 self.settled.add(now, held.identity, event);
             }
             if self.partitions.contains(&token.partition) {

@@ -14,7 +14,7 @@ use tracing::Instrument as _;
 use super::{
     Shell,
     answers::{Done, give},
-    held::Held,
+    held_job::{HeldJob, Run},
 };
 use crate::{
     execute::{self, GRAIN, Job},
@@ -28,25 +28,24 @@ impl Shell {
     pub(super) fn start(&mut self, token: Token, attempt: u32) {
         let now = self.clock.now();
         let Some(held) = self.jobs.get_mut(&token) else { return };
-        let Some(envelope) = held.envelope.clone() else { return };
         if self.settled.get(Instant::now(), &held.identity).is_some() {
             invariant::violated("I4", format_args!("{token:?} runs after it was settled"));
         }
-        held.process(&self.reporter.group);
-        held.started_at = Some(now);
-        held.running = true;
-        held.attempt = attempt;
+        held.begin_span(&self.reporter.group);
+        let (record, trace) = (held.record.clone(), held.trace().clone());
+        let Some(job) = held.job_mut() else { return };
+        let Some(done) = job.take_done() else { return };
         let job = Job {
-            timeout: envelope.timeout_ms.map_or(self.args.call_timeout, Duration::from_millis),
-            envelope,
-            record: held.record.clone(),
+            timeout: job.envelope.timeout_ms.map_or(self.args.call_timeout, Duration::from_millis),
+            envelope: job.envelope.clone(),
+            record,
             progress: self.args.progress(),
-            trace: held.trace().clone(),
-            done: std::mem::take(&mut held.done),
+            trace,
+            done,
             max_result_bytes: self.args.max_event_bytes,
             contact: self.contact.clone(),
         };
-        let log = held.log();
+        let log = held.log_span();
         let running = self.reporter.running(&held.subject(), now, attempt);
         let (client, news) = (self.client.clone(), self.done.clone());
         let tell = move |told| give(&news, Done::News(token, told));
@@ -71,9 +70,9 @@ impl Shell {
                 Done::Attempt { token, outcome, done: Results::default(), took: Duration::ZERO }
             },
         );
-        let Some(held) = self.jobs.get_mut(&token) else { return };
-        held.task = Some(task);
-        if held.waiting.is_some() {
+        let Some(job) = self.jobs.job_mut(&token) else { return };
+        job.begin_attempt(Run { attempt, started_at: now, task });
+        if job.waiting.is_some() {
             // Its call may be turned away once more; then its events go on saying that it waits.
             self.quiet.push(token);
         } else {
@@ -85,32 +84,31 @@ impl Shell {
     /// for ever.
     pub(super) fn progressed(&self, token: Token, progress: Progress) {
         let now = self.clock.now();
-        let running = self.jobs.get(&token).filter(|held| held.running);
-        let event = running
-            .map(|held| self.reporter.progress(&held.subject(), now, held.attempt, progress));
-        self.announce(event);
+        let Some(held) = self.jobs.get(&token) else { return };
+        let Some(run) = held.job().and_then(HeldJob::run) else { return };
+        let event = self.reporter.progress(&held.subject(), now, run.attempt, progress);
+        self.announce(Some(event));
     }
 
     /// Counts what a job holds beside its record among the bytes held in memory.
     pub(super) fn holds(&mut self, token: Token, extra: u64) {
         let Some(held) = self.jobs.get_mut(&token) else { return };
-        if extra.abs_diff(held.counted_bytes) < GRAIN {
+        let record_bytes = held.record_bytes;
+        let Some(job) = held.job_mut() else { return };
+        if extra.abs_diff(job.counted_bytes) < GRAIN {
             return;
         }
-        held.counted_bytes = extra;
-        let bytes = held.record_bytes.saturating_add(usize::try_from(extra).unwrap_or(usize::MAX));
+        job.counted_bytes = extra;
+        let bytes = record_bytes.saturating_add(usize::try_from(extra).unwrap_or(usize::MAX));
         self.feed(Input::Holds(token, bytes));
     }
 
     /// Contact with the group was lost before the attempt's first call.
     pub(super) fn not_made(&mut self, token: Token, done: Results) {
-        let Some(held) = self.jobs.get_mut(&token) else { return };
-        if !std::mem::take(&mut held.running) {
-            return;
+        let Some(job) = self.jobs.job_mut(&token) else { return };
+        if job.end_attempt(done).is_some() {
+            self.feed(Input::Finished(token, Attempt::NotMade));
         }
-        held.task = None;
-        held.done = done;
-        self.feed(Input::Finished(token, Attempt::NotMade));
     }
 
     /// Says of an attempt what it came to, and remembers of it what the job's end will tell.
@@ -130,16 +128,13 @@ impl Shell {
             );
             return;
         };
+        let Some(job) = held.job_mut() else { return };
         // A call that was aborted may have ended just before.
-        if !std::mem::take(&mut held.running) {
-            return;
-        }
-        held.task = None;
-        held.done = done;
-        held.met_outage = false;
+        let Some(number) = job.end_attempt(done) else { return };
+        job.was_turned_away = false;
         let (attempt, label) = match outcome {
             Ok(result) => {
-                held.result = Some(result);
+                job.succeed(result);
                 (Attempt::Succeeded, "succeeded")
             }
             // What an aborted call came to says nothing about job or server.
@@ -153,21 +148,17 @@ impl Shell {
                     FailureClass::Retry => "retry",
                     FailureClass::Permanent => "permanent",
                 };
-                tracing::debug!(job_id = held.job_id, error = %failure.error, class = label, "attempt failed");
+                tracing::debug!(job_id = job.envelope.job_id, error = %failure.error, class = label, "attempt failed");
                 match Outage::of(&failure, now) {
                     // An outage is not the job's; it must not end up as the reason why the job
                     // failed (I7).
                     Some((need, outage)) => {
-                        held.met_outage = true;
-                        (self.turned_away(token, &failure, need, outage), label)
+                        job.was_turned_away = true;
+                        (self.turned_away(token, &failure, number, need, outage), label)
                     }
                     None => {
-                        held.waiting = None;
-                        // Of the first error only the message is ever told.
-                        let JobError { kind, message, .. } = &failure.error;
-                        held.first_error
-                            .get_or_insert_with(|| JobError::new(*kind, message.clone()));
-                        held.last_error = Some(failure.error);
+                        job.waiting = None;
+                        job.add_error(failure.error);
                         (Attempt::Failed(failure.class, failure.retry_after), label)
                     }
                 }
@@ -175,7 +166,7 @@ impl Shell {
         };
         counter!(names::ATTEMPTS.name, "outcome" => label).increment(1);
         histogram!(names::DURATION.name, "outcome" => label).record(took.as_secs_f64());
-        let extra = self.jobs.get(&token).map_or(0, Held::extra_bytes);
+        let extra = self.jobs.job_mut(&token).map_or(0, |job| job.extra_bytes());
         self.holds(token, extra);
         self.feed(Input::Finished(token, attempt));
     }

@@ -5,7 +5,7 @@ use fleet_engine::{Admission, Input};
 use fleet_job::{control::Control, decode, delayed::Delayed, record::RawRecord};
 use metrics::counter;
 
-use super::{Shell, held::Held};
+use super::{Shell, held_record::HeldRecord};
 use crate::metrics as names;
 
 impl Shell {
@@ -22,12 +22,10 @@ impl Shell {
         for token in self.jobs.of(&job_id) {
             let Some(held) = self.jobs.get_mut(&token) else { continue };
             let Some(control) = self.requests.get(&job_id, held.record.timestamp) else { continue };
-            held.cancel_reason.clone_from(&control.reason);
-            let found = match (held.running, held.settling) {
-                (true, _) => "running",
-                (false, false) => "waiting",
-                (false, true) => "ending",
-            };
+            if let Some(job) = held.job_mut() {
+                job.cancel_reason.clone_from(&control.reason);
+            }
+            let found = held.activity().as_str();
             counter!(names::CANCEL_REQUESTS.name, "job" => found).increment(1);
             tracing::info!(job_id, found, "the job is to be cancelled");
             self.feed(Input::Cancel(token));
@@ -35,12 +33,18 @@ impl Shell {
     }
 
     /// The admission of a job, unless it was cancelled before it came.
-    pub(super) fn unless_cancelled(&self, held: &mut Held, admission: Admission) -> Admission {
+    pub(super) fn unless_cancelled(
+        &self,
+        held: &mut HeldRecord,
+        admission: Admission,
+    ) -> Admission {
         let Admission::Job(spec) = admission else { return admission };
         let Some(control) = self.requests.get(&held.job_id, held.record.timestamp) else {
             return admission;
         };
-        held.cancel_reason.clone_from(&control.reason);
+        if let Some(job) = held.job_mut() {
+            job.cancel_reason.clone_from(&control.reason);
+        }
         counter!(names::CANCEL_REQUESTS.name, "job" => "arrived").increment(1);
         tracing::info!(job_id = held.job_id, "the job was cancelled before it came");
         Admission::Cancelled(spec)

@@ -50,7 +50,9 @@ impl Shell {
                     );
                 }
                 Command::Forget(token) => {
-                    if let Some(task) = self.jobs.remove(&token).and_then(|held| held.task) {
+                    if let Some(held) = self.jobs.remove(&token)
+                        && let Some(task) = held.task()
+                    {
                         task.abort();
                     }
                 }

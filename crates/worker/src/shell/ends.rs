@@ -1,6 +1,6 @@
 //! How jobs end, or go on as other records.
 
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
 
 use fleet_engine::{Terminal, Token};
 use fleet_job::{
@@ -15,11 +15,13 @@ use tracing::Instrument as _;
 use super::{
     Shell,
     answers::{Done, give},
-    held::Held,
+    held_job::HeldJob,
+    held_record::{Content, HeldRecord, NotRun},
     write::{
         Refusal, Remedy, belongs_to_others, not_written, pass_on, remedy, write, write_again,
         write_bare, write_patiently,
     },
+    writing::Writing,
 };
 use crate::{
     delay::Next,
@@ -31,10 +33,9 @@ impl Shell {
     /// Stops the call that a cancelled job makes.
     pub(super) fn abort(&mut self, token: Token) {
         let now = self.clock.now();
-        let Some(held) = self.jobs.get_mut(&token) else { return };
-        let Some(task) = held.task.take() else { return };
-        task.abort();
-        let took = held.started_at.map_or(Duration::ZERO, |started| now.since(started));
+        let Some(run) = self.jobs.get(&token).and_then(|held| held.job()?.run()) else { return };
+        run.task.abort();
+        let took = now.since(run.started_at);
         let error = JobError::new(ErrorKind::Cancelled, "the job was cancelled while it ran");
         let outcome = Err(Failure::retry(error));
         give(&self.done, Done::Attempt { token, outcome, done: Results::default(), took });
@@ -44,23 +45,25 @@ impl Shell {
     pub(super) fn settle(&mut self, token: Token, terminal: Terminal, attempts: u32) {
         let now = self.clock.now();
         let Some(held) = self.jobs.get_mut(&token) else { return };
-        held.settling = true;
-        held.process(&self.reporter.group).set("fleet.job.attempts", i64::from(attempts));
-        if let (Terminal::Again, Some(end)) = (terminal, held.end.clone()) {
+        held.begin_span(&self.reporter.group).set("fleet.job.attempts", i64::from(attempts));
+        let before = held.begin_writing();
+        if let Content::NotRun(NotRun::Repeat { end, .. }, _) = &held.content {
+            let end = end.clone();
             let producer = self.producers.of_jobs();
             return self.write(token, async move { write_again(&producer, token, &end).await });
         }
-        if terminal == Terminal::Failed && held.met_outage {
+        if terminal == Terminal::Failed && held.job().is_some_and(|job| job.was_turned_away) {
             invariant::violated("I7", format_args!("{token:?} fails because of an outage"));
         }
-        let unwritten = held.unwritten.take().map(|unwritten| *unwritten);
-        let held = &*held;
-        let settlement =
-            unwritten.or_else(|| self.reporter.settled(&held.subject(), now, terminal, attempts));
+        let is_first_try = matches!(before, Writing::Due);
+        let settlement = match before {
+            Writing::Unacknowledged(Some(rest)) => Some(*rest),
+            _ => self.reporter.settled(&held.subject(), now, terminal, attempts),
+        };
         let Some(settlement) = settlement else {
             return self.pass_on(token, terminal, attempts);
         };
-        held.concluded(settlement.state);
+        held.record_end(settlement.state, is_first_try);
         if settlement.dead_letter.is_none() && settlement.reply.is_none() {
             return self.write_event(token, settlement.state, settlement.event);
         }
@@ -99,7 +102,7 @@ impl Shell {
         error: KafkaError,
     ) {
         let is_ours = self.engine.token(token.partition, token.offset) == Some(token);
-        let Some(log) = self.jobs.get(&token).map(Held::log) else { return };
+        let Some(log) = self.jobs.get(&token).map(HeldRecord::log_span) else { return };
         let producer = self.producers.of_jobs();
         match remedy(Refusal::from(&error), is_ours, self.is_out_of_contact()) {
             Remedy::Drop => {}
@@ -125,6 +128,7 @@ impl Shell {
         let now = self.clock.now();
         let Some(held) = self.jobs.get(&token) else { return };
         let position = &held.record.position;
+        let job = held.job();
         let fresh = |until| Delayed {
             group: self.reporter.group.clone(),
             topic: position.topic.clone(),
@@ -135,28 +139,29 @@ impl Shell {
             until,
             look_at: until,
             attempts,
-            first_error: held.first_error.clone(),
-            waiting: held.waiting.clone(),
+            first_error: job.and_then(HeldJob::first_error).cloned(),
+            waiting: job.and_then(|job| job.waiting.clone()),
         };
-        let (delayed, event) = match (terminal, &held.delayed) {
-            // That it waits for something that is away has been said, and is said once.
-            (Terminal::Deferred(until), _) if held.waiting.is_some() => (fresh(until), None),
-            (Terminal::Deferred(until), _) => {
-                (fresh(until), Some(self.reporter.waiting(&held.subject(), now, attempts, until)))
-            }
-            (_, Some(delayed)) => {
-                (Delayed { group: self.reporter.group.clone(), ..delayed.clone() }, None)
+        // With the group whose job it is, if that is another one.
+        let (delayed, is_recalled, other) = match (terminal, &held.content) {
+            (Terminal::Deferred(until), _) => (fresh(until), false, None),
+            (_, Content::NotRun(NotRun::Relay { header, is_recalled }, _)) => {
+                let other = Some(&header.group).filter(|group| **group != self.reporter.group);
+                let delayed = Delayed { group: self.reporter.group.clone(), ..header.clone() };
+                (delayed, *is_recalled, other.cloned())
             }
             // Somebody else has put it into the delayed topic; its key says where it belongs.
-            (_, None) => (Delayed { partition: ANY_PARTITION, ..fresh(now) }, None),
+            _ => (Delayed { partition: ANY_PARTITION, ..fresh(now) }, false, None),
         };
-        let next =
-            if held.recalled { Next::Return } else { self.reporter.next(now, delayed.until) };
+        // That it waits for something that is away has been said, and is said once.
+        let event = match terminal {
+            Terminal::Deferred(until) if delayed.waiting.is_none() => {
+                Some(self.reporter.waiting(&held.subject(), now, attempts, until))
+            }
+            _ => None,
+        };
+        let next = if is_recalled { Next::Return } else { self.reporter.next(now, delayed.until) };
         let letter = self.reporter.passed_on(&held.record, delayed, next);
-        let other = held.delayed.as_ref().map(|delayed| &delayed.group);
-        let other = other.filter(|group| **group != self.reporter.group).cloned();
-        // One that is deferred comes from the jobs topic, and is ours.
-        let other = other.filter(|_| !matches!(terminal, Terminal::Deferred(_)));
         self.announce(event);
         let producer = match self.producers.of(token.partition.topic) {
             Ok(producer) => producer,
@@ -180,10 +185,10 @@ impl Shell {
     }
 
     fn write(&mut self, token: Token, writing: impl Future<Output = Done> + Send + 'static) {
-        let log = self.jobs.get(&token).map_or_else(tracing::Span::none, Held::log);
+        let log = self.jobs.get(&token).map_or_else(tracing::Span::none, HeldRecord::log_span);
         let task = self.spawn(writing.instrument(log), move || Done::NotWritten(token, None));
         if let Some(held) = self.jobs.get_mut(&token) {
-            held.task = Some(task);
+            held.set_writing_task(task);
         }
     }
 }

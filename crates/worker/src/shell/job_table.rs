@@ -6,24 +6,24 @@ use fleet_engine::Token;
 use fleet_job::time::Timestamp;
 use foldhash::fast::RandomState;
 
-use super::held::Held;
+use super::{held_job::HeldJob, held_record::HeldRecord};
 
 /// All jobs in this worker's hands, by token and by id. Several records can have one job id.
 #[derive(Default)]
 pub(super) struct Jobs {
     /// In boxes: a table of large entries is moved whole when it grows, and is half empty most of
     /// the time.
-    held: HashMap<Token, Box<Held>, RandomState>,
+    held: HashMap<Token, Box<HeldRecord>, RandomState>,
     by_id: HashMap<String, Vec<Token>, RandomState>,
 }
 
 impl Jobs {
-    pub(super) fn insert(&mut self, token: Token, held: Box<Held>) {
+    pub(super) fn insert(&mut self, token: Token, held: Box<HeldRecord>) {
         self.by_id.entry(held.job_id.clone()).or_default().push(token);
         self.held.insert(token, held);
     }
 
-    pub(super) fn remove(&mut self, token: &Token) -> Option<Box<Held>> {
+    pub(super) fn remove(&mut self, token: &Token) -> Option<Box<HeldRecord>> {
         let held = self.held.remove(token)?;
         if let Some(tokens) = self.by_id.get_mut(&held.job_id) {
             tokens.retain(|other| other != token);
@@ -34,12 +34,17 @@ impl Jobs {
         Some(held)
     }
 
-    pub(super) fn get(&self, token: &Token) -> Option<&Held> {
+    pub(super) fn get(&self, token: &Token) -> Option<&HeldRecord> {
         self.held.get(token).map(Box::as_ref)
     }
 
-    pub(super) fn get_mut(&mut self, token: &Token) -> Option<&mut Held> {
+    pub(super) fn get_mut(&mut self, token: &Token) -> Option<&mut HeldRecord> {
         self.held.get_mut(token).map(Box::as_mut)
+    }
+
+    /// The job of this token; `None` also for records that are not run.
+    pub(super) fn job_mut(&mut self, token: &Token) -> Option<&mut HeldJob> {
+        self.get_mut(token)?.job_mut()
     }
 
     pub(super) fn contains(&self, token: &Token) -> bool {
@@ -53,7 +58,7 @@ impl Jobs {
     /// Since when the oldest record of a topic in hand could have been done.
     pub(super) fn oldest(&self, topic: u16) -> Option<Timestamp> {
         let of_topic = self.held.iter().filter(|(token, _)| token.partition.topic == topic);
-        of_topic.filter_map(|(_, held)| held.since()).min()
+        of_topic.filter_map(|(_, held)| held.ready_since).min()
     }
 
     /// The jobs of this id.
@@ -67,7 +72,14 @@ mod tests {
     use fleet_group::{Partition, log::LogName};
     use fleet_job::record::{Position, RawRecord};
 
-    use super::{super::settled::Settled, *};
+    use super::{
+        super::{
+            held_record::{Content, NotRun},
+            settled::Settled,
+            writing::Writing,
+        },
+        *,
+    };
 
     #[test]
     fn jobs_are_found_by_id_for_as_long_as_they_are_held() {
@@ -82,10 +94,11 @@ mod tests {
                 value: None,
                 headers: Vec::new(),
             };
-            Held::new(
+            HeldRecord::new(
                 record,
                 Settled::new(LogName::UNKNOWN, partition, offset, id, None),
                 id.to_owned(),
+                Content::NotRun(NotRun::Stray, Writing::Due),
             )
         };
         let mut jobs = Jobs::default();

@@ -44,6 +44,7 @@ impl Shell {
         &mut self,
         token: Token,
         failure: &Failure,
+        attempt: u32,
         need: Option<Need>,
         outage: Outage,
     ) -> Attempt {
@@ -64,8 +65,7 @@ impl Shell {
                 ),
             }
         }
-        let attempts = self.jobs.get(&token).map_or(0, |held| held.attempt.saturating_sub(1));
-        self.tell_that_it_waits(token, need, attempts);
+        self.tell_that_it_waits(token, need, attempt.saturating_sub(1));
         match need {
             None => Attempt::Failed(failure.class, failure.retry_after),
             Some(need) => Attempt::Held(need, failure.retry_after),
@@ -78,15 +78,17 @@ impl Shell {
         let (Some(outage), Some(held)) = (self.outages.get(need), self.jobs.get_mut(&token)) else {
             return false;
         };
-        let since = match &held.waiting {
+        let written_at = held.record.timestamp.unwrap_or_default();
+        let Some(job) = held.job_mut() else { return false };
+        let since = match &job.waiting {
             Some(said) if said.server == outage.server => said.since,
-            _ => outage.since.max(held.record.timestamp.unwrap_or_default()),
+            _ => outage.since.max(written_at),
         };
         let waiting: Waiting = outage.waiting(since);
-        if is_said(held.waiting.as_ref(), &waiting) {
+        if is_said(job.waiting.as_ref(), &waiting) {
             return false;
         }
-        held.waiting = Some(waiting.clone());
+        job.waiting = Some(waiting.clone());
         let event = self.reporter.held(&held.subject(), now, attempts, waiting);
         self.announce(Some(event));
         true
@@ -97,16 +99,16 @@ impl Shell {
     pub(super) fn tell_what_runs(&mut self) {
         let now = self.clock.now();
         for token in std::mem::take(&mut self.quiet) {
-            let Some(held) = self.jobs.get_mut(&token).filter(|held| held.running) else {
-                continue;
-            };
-            let started = held.started_at.unwrap_or(now);
+            let Some(held) = self.jobs.get_mut(&token) else { continue };
+            let Some(job) = held.job_mut() else { continue };
+            let Some(run) = job.run() else { continue };
+            let (started, attempt) = (run.started_at, run.attempt);
             if now.since(started) < QUIET {
                 self.quiet.push(token);
                 continue;
             }
-            held.waiting = None;
-            let event = self.reporter.running(&held.subject(), started, held.attempt);
+            job.waiting = None;
+            let event = self.reporter.running(&held.subject(), started, attempt);
             self.announce(Some(event));
         }
     }
