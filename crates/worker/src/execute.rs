@@ -21,18 +21,18 @@ use futures::{StreamExt as _, future::Either, stream};
 use tokio::sync::watch;
 
 use crate::{
-    pace::Pace,
-    plan::{Call, Plan},
-    results::{Failures, Kept, Results},
+    call_plan::{Call, Plan},
+    call_results::{Failures, KeptResult, Results},
+    progress_pace::ProgressPace,
 };
 
 /// What is held is told of when it has changed by so many bytes: small enough for a bound of
 /// megabytes, and large enough that most jobs never tell.
-pub(crate) const GRAIN: u64 = 64 << 10;
+pub(crate) const REPORTED_CHANGE: u64 = 64 << 10;
 
 /// A job with everything that an attempt needs.
 #[derive(Debug, Clone)]
-pub(crate) struct Job {
+pub(crate) struct AttemptContext {
     pub(crate) envelope: Arc<Envelope>,
     pub(crate) record: Arc<RawRecord>,
     /// How long the attempt may take.
@@ -54,7 +54,7 @@ pub(crate) struct Job {
 pub(crate) enum AttemptNews {
     Progress(Progress),
     /// How many bytes the results and errors hold that it has so far.
-    Holds(u64),
+    HeldBytes(u64),
 }
 
 /// Makes attempt number `attempt`, and tells of it. Returns the outcome, and what is done now. The
@@ -64,12 +64,12 @@ pub(crate) enum AttemptNews {
 /// The progress of a job with one call is what the tool says; of a job with several it is how many
 /// of them are done, and for `server-init` how far the start of the next server is, since that can
 /// take half a minute.
-pub(crate) async fn attempt(
+pub(crate) async fn make_attempt(
     client: &McpClient,
-    mut job: Job,
+    mut job: AttemptContext,
     attempt: u32,
     tell: impl Fn(AttemptNews),
-) -> (Option<Result<Kept, Failure>>, Results) {
+) -> (Option<Result<KeptResult, Failure>>, Results) {
     if job.contact.is_lost() {
         job.contact.regained().await;
         return (None, job.done);
@@ -86,11 +86,11 @@ pub(crate) async fn attempt(
     let open: Vec<usize> = (0..plan.calls.len()).filter(|index| !done.contains(*index)).collect();
     let total = open.len();
     let (news, mut heard) = watch::channel(None);
-    let news = job.progress.filter(|_| plan.tells_of_calls()).map(|_| news);
+    let news = job.progress.filter(|_| plan.reports_calls()).map(|_| news);
     let calls = open.into_iter().filter_map(|index| {
         let call = plan.calls.get(index)?;
         let label = plan.has_many().then_some(index);
-        let span = span(call, attempt, &job);
+        let span = start_call_span(call, attempt, &job);
         let request = ToolCall {
             name: call.tool.clone(),
             arguments: std::mem::take(arguments.get_mut(index)?),
@@ -102,7 +102,7 @@ pub(crate) async fn attempt(
         let contact = job.contact.clone();
         Some(async move {
             contact.regained().await;
-            let outcome = read(call, client.call_tool(request).await);
+            let outcome = read_outcome(call, client.call_tool(request).await);
             if let Outcome::Failed(failure) = &outcome {
                 span.fail(failure.error.kind.as_str(), &failure.error.message);
             }
@@ -115,7 +115,7 @@ pub(crate) async fn attempt(
         parallel => Either::Right(calls.buffer_unordered(parallel)),
     });
     let deadline = tokio::time::Instant::now() + job.timeout;
-    let mut pace = Pace::new(job.progress.unwrap_or_default());
+    let mut pace = ProgressPace::new(job.progress.unwrap_or_default());
     loop {
         let next = tokio::select! {
             // An end goes before news, which it makes superfluous.
@@ -123,12 +123,12 @@ pub(crate) async fn attempt(
             next = tokio::time::timeout_at(deadline, outcomes.next()) => next,
             Ok(()) = heard.changed() => {
                 let news = heard.borrow_and_update().clone();
-                let news = news.map(|news| plan.progress(said(news), &done, &failures));
-                news.and_then(|news| pace.news(Instant::now(), news)).map(AttemptNews::Progress).into_iter().for_each(&tell);
+                let news = news.map(|news| plan.job_progress(to_job_progress(news), &done, &failures));
+                news.and_then(|news| pace.offer(Instant::now(), news)).map(AttemptNews::Progress).into_iter().for_each(&tell);
                 continue;
             }
-            () = until(pace.next()) => {
-                pace.due(Instant::now()).map(AttemptNews::Progress).into_iter().for_each(&tell);
+            () = sleep_until(pace.next_due()) => {
+                pace.take_due(Instant::now()).map(AttemptNews::Progress).into_iter().for_each(&tell);
                 continue;
             }
         };
@@ -139,8 +139,8 @@ pub(crate) async fn attempt(
                 let wanted =
                     job.progress.is_some() && plan.has_many() && done.len() < plan.calls.len();
                 if let Some(call) = plan.calls.get(index).filter(|_| wanted) {
-                    let progress = counted(done.len(), plan.calls.len(), call);
-                    pace.news(Instant::now(), progress)
+                    let progress = calls_progress(done.len(), plan.calls.len(), call);
+                    pace.offer(Instant::now(), progress)
                         .map(AttemptNews::Progress)
                         .into_iter()
                         .for_each(&tell);
@@ -158,23 +158,27 @@ pub(crate) async fn attempt(
             Err(_) => {
                 let index = (0..plan.calls.len())
                     .find(|index| !done.contains(*index) && !failures.contains(*index));
-                failures.insert(index.unwrap_or_default(), timed_out(job.timeout, total), limit);
+                failures.insert(
+                    index.unwrap_or_default(),
+                    timeout_failure(job.timeout, total),
+                    limit,
+                );
                 break;
             }
         }
 
         let holds = done.held_bytes() + failures.held_bytes();
-        if holds.abs_diff(told_bytes) >= GRAIN {
+        if holds.abs_diff(told_bytes) >= REPORTED_CHANGE {
             told_bytes = holds;
-            tell(AttemptNews::Holds(holds));
+            tell(AttemptNews::HeldBytes(holds));
         }
     }
-    let outcome = plan.combine(&mut done, failures, limit);
+    let outcome = plan.combine_outcomes(&mut done, failures, limit);
     (Some(outcome), done)
 }
 
 /// The span of a call, as OpenTelemetry's conventions for MCP clients name it.
-fn span(call: &Call, attempt: u32, job: &Job) -> Span {
+fn start_call_span(call: &Call, attempt: u32, job: &AttemptContext) -> Span {
     Span::start(SpanKind::Client, format!("tools/call {}", call.tool), &job.trace, || {
         [
             ("mcp.method.name", "tools/call".into()),
@@ -188,7 +192,7 @@ fn span(call: &Call, attempt: u32, job: &Job) -> Span {
 
 /// What a call came to. In a task the tool's own error is the answer that somebody waits for, and
 /// not one to be tried again.
-fn read(call: &Call, outcome: Outcome) -> Outcome {
+fn read_outcome(call: &Call, outcome: Outcome) -> Outcome {
     match outcome {
         Outcome::Failed(failure)
             if call.input.is_some() && failure.error.kind == ErrorKind::Tool =>
@@ -203,23 +207,23 @@ fn read(call: &Call, outcome: Outcome) -> Outcome {
     }
 }
 
-fn said(news: fleet_mcp_client::Progress) -> Progress {
+fn to_job_progress(news: fleet_mcp_client::Progress) -> Progress {
     Progress { progress: news.progress, total: news.total, message: news.message }
 }
 
-fn counted(done: usize, total: usize, last: &Call) -> Progress {
+fn calls_progress(done: usize, total: usize, last: &Call) -> Progress {
     Progress { progress: done as f64, total: Some(total as f64), message: Some(last.label.clone()) }
 }
 
 /// Waits until then, or for ever.
-async fn until(at: Option<Instant>) {
+async fn sleep_until(at: Option<Instant>) {
     match at {
         Some(at) => tokio::time::sleep_until(at.into()).await,
         None => std::future::pending().await,
     }
 }
 
-fn timed_out(timeout: Duration, calls: usize) -> Failure {
+fn timeout_failure(timeout: Duration, calls: usize) -> Failure {
     let message = format!(
         "the attempt with its {calls} calls took longer than {} ms: raise timeoutMs or MCP_CALL_TIMEOUT",
         timeout.as_millis()
@@ -246,11 +250,15 @@ mod tests {
             Outcome::Failed(failure) => failure.class,
             Outcome::Succeeded(_) => panic!("it has failed"),
         };
-        assert_eq!(class(read(&call(None), tools())), FailureClass::Retry);
+        assert_eq!(class(read_outcome(&call(None), tools())), FailureClass::Retry);
         let task = call(Some(Input::default()));
-        assert_eq!(class(read(&task, tools())), FailureClass::Permanent);
+        assert_eq!(class(read_outcome(&task, tools())), FailureClass::Permanent);
         let lost =
             Outcome::Failed(Failure::retry(JobError::new(ErrorKind::ConnectionLost, "lost")));
-        assert_eq!(class(read(&task, lost)), FailureClass::Retry, "the tool has not said anything");
+        assert_eq!(
+            class(read_outcome(&task, lost)),
+            FailureClass::Retry,
+            "the tool has not said anything"
+        );
     }
 }

@@ -5,21 +5,21 @@
 //! outcomes add up to; `execute` makes them; `report` builds what is written. [`config`] is
 //! everything that can be set.
 
+mod call_plan;
+mod call_results;
+mod cancel_requests;
 pub mod config;
-mod control;
-mod delay;
+mod delay_tiers;
 mod execute;
 mod limits;
 pub mod metrics;
 mod outages;
-mod pace;
-mod plan;
+mod progress_pace;
 mod readiness;
 mod report;
-mod results;
+mod required_topics;
 mod run;
 mod shell;
-mod topics;
 
 pub use config::Args;
 pub use run::{WorkerError, run, runtime};

@@ -9,7 +9,7 @@ use std::{
 use fleet_engine::Limit;
 use fleet_job::envelope::Envelope;
 
-use crate::plan::Plan;
+use crate::call_plan::Plan;
 
 /// The limits of a worker.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -48,7 +48,7 @@ impl std::str::FromStr for ToolLimit {
 }
 
 impl ToolLimit {
-    fn fits(&self, tool: &str) -> bool {
+    fn matches_tool(&self, tool: &str) -> bool {
         match self.pattern.strip_suffix('*') {
             Some(start) => tool.starts_with(start),
             None => tool == self.pattern,
@@ -59,11 +59,11 @@ impl ToolLimit {
 impl JobLimits {
     /// What `envelope` is under. A job with several calls is under the narrowest limit of its
     /// tools.
-    pub(crate) fn of(&self, envelope: &Envelope) -> fleet_engine::Limits {
-        [self.of_tools(envelope), self.of_tenant(envelope.tenant.as_deref())]
+    pub(crate) fn limits_of(&self, envelope: &Envelope) -> fleet_engine::Limits {
+        [self.tool_limit_of(envelope), self.tenant_limit_of(envelope.tenant.as_deref())]
     }
 
-    fn of_tools(&self, envelope: &Envelope) -> Option<Limit> {
+    fn tool_limit_of(&self, envelope: &Envelope) -> Option<Limit> {
         if self.tools.is_empty() {
             return None;
         }
@@ -71,19 +71,19 @@ impl JobLimits {
         let fitting = plan
             .calls
             .iter()
-            .filter_map(|call| self.tools.iter().find(|limit| limit.fits(&call.tool)));
+            .filter_map(|call| self.tools.iter().find(|limit| limit.matches_tool(&call.tool)));
         let narrowest = fitting.min_by_key(|limit| limit.max)?;
-        Some(Limit { group: group("tool", &narrowest.pattern), max: narrowest.max.get() })
+        Some(Limit { group: limit_group("tool", &narrowest.pattern), max: narrowest.max.get() })
     }
 
-    fn of_tenant(&self, tenant: Option<&str>) -> Option<Limit> {
+    fn tenant_limit_of(&self, tenant: Option<&str>) -> Option<Limit> {
         let (tenant, max) = (tenant?, self.tenant?);
-        Some(Limit { group: group("tenant", tenant), max: max.get() })
+        Some(Limit { group: limit_group("tenant", tenant), max: max.get() })
     }
 }
 
 /// Two names with one hash only share their limit.
-fn group(sort: &str, name: &str) -> u64 {
+fn limit_group(sort: &str, name: &str) -> u64 {
     let mut hasher = DefaultHasher::new();
     (sort, name).hash(&mut hasher);
     hasher.finish()
@@ -126,7 +126,7 @@ mod tests {
         let of = |work, tenant: Option<&str>| {
             let envelope =
                 Envelope { tenant: tenant.map(str::to_owned), ..Envelope::new("j", work) };
-            limits.of(&envelope)
+            limits.limits_of(&envelope)
         };
         let [read, _] = of(Work::ToolCall(call("files__read")), None);
         let [list, _] = of(Work::ToolCall(call("files__list")), None);

@@ -34,14 +34,15 @@ pub(crate) struct Outages(BTreeMap<Option<Need>, Outage>);
 impl Outage {
     /// What a failure that spends no attempt says, and what the job needs; `None` for any other
     /// failure.
-    pub(crate) fn of(failure: &Failure, now: Timestamp) -> Option<(Option<Need>, Self)> {
+    pub(crate) fn from_failure(failure: &Failure, now: Timestamp) -> Option<(Option<Need>, Self)> {
         let (need, reason) = match failure.class {
             FailureClass::Unavailable if failure.error.kind == ErrorKind::Unauthorized => {
                 (None, WaitReason::Unauthorized)
             }
             FailureClass::Unavailable => (None, WaitReason::Unavailable),
             FailureClass::Held(reason) => {
-                let hosted = failure.server.as_deref().map(|server| Need::Hosted(number(server)));
+                let hosted =
+                    failure.server.as_deref().map(|server| Need::Hosted(server_number(server)));
                 (Some(hosted.unwrap_or(Need::Room)), reason)
             }
             FailureClass::Retry | FailureClass::Permanent => return None,
@@ -50,7 +51,7 @@ impl Outage {
     }
 
     /// What an event says of a job that waits for this.
-    pub(crate) fn waiting(&self, since: Timestamp) -> Waiting {
+    pub(crate) fn as_waiting(&self, since: Timestamp) -> Waiting {
         Waiting { reason: self.reason.as_str().to_owned(), server: self.server.clone(), since }
     }
 }
@@ -58,7 +59,7 @@ impl Outage {
 impl Outages {
     /// Takes note of an outage; `true` if it is new. One that goes on keeps its beginning, whatever
     /// its reason is by now.
-    pub(crate) fn note(&mut self, need: Option<Need>, outage: Outage) -> bool {
+    pub(crate) fn note_outage(&mut self, need: Option<Need>, outage: Outage) -> bool {
         match self.0.get_mut(&need) {
             Some(known) => {
                 known.reason = outage.reason;
@@ -76,7 +77,7 @@ impl Outages {
     }
 
     /// Forgets what is over, and returns it.
-    pub(crate) fn forget_unless(&mut self, lasts: impl Fn(Option<Need>) -> bool) -> Vec<Outage> {
+    pub(crate) fn remove_unless(&mut self, lasts: impl Fn(Option<Need>) -> bool) -> Vec<Outage> {
         let over: Vec<_> = self.0.keys().copied().filter(|need| !lasts(*need)).collect();
         over.into_iter().filter_map(|need| self.0.remove(&need)).collect()
     }
@@ -84,21 +85,21 @@ impl Outages {
 
 /// The hosted server whose tool a job calls, where its record says so. A job with several calls
 /// finds out, and what hosts a server does not need it.
-pub(crate) fn hosted(work: &Work) -> Option<&str> {
+pub(crate) fn hosted_server(work: &Work) -> Option<&str> {
     let Work::ToolCall(call) = work else { return None };
     let server = call.server.as_deref().or_else(|| Some(call.tool.split_once(SEPARATOR)?.0));
     server.filter(|server| tool_name::check_server(server).is_ok())
 }
 
 /// The engine's number for a hosted server. Two names with one number only wait for each other.
-pub(crate) fn number(server: &str) -> u64 {
+pub(crate) fn server_number(server: &str) -> u64 {
     let mut hasher = DefaultHasher::new();
     server.hash(&mut hasher);
     hasher.finish()
 }
 
 /// Whether what a job said before still holds: its newest event then need not be written again.
-pub(crate) fn is_said(said: Option<&Waiting>, now: &Waiting) -> bool {
+pub(crate) fn is_published(said: Option<&Waiting>, now: &Waiting) -> bool {
     said.is_some_and(|said| said.reason == now.reason && said.server == now.server)
 }
 
@@ -114,7 +115,7 @@ mod tests {
         let check = |job_type: &str, payload: serde_json::Value, expected: Option<&str>| {
             let text = json!({"jobID": "j", "jobType": job_type, "payload": payload}).to_string();
             assert_eq!(
-                hosted(&decode::from_json(text.as_bytes()).unwrap().work),
+                hosted_server(&decode::from_json(text.as_bytes()).unwrap().work),
                 expected,
                 "{text}"
             );
@@ -131,7 +132,8 @@ mod tests {
     fn failures_are_outages_of_what_they_name() {
         let error = |kind| JobError::new(kind, "x");
         let of = |failure: Failure| {
-            Outage::of(&failure, Timestamp::default()).map(|(need, outage)| (need, outage.reason))
+            Outage::from_failure(&failure, Timestamp::default())
+                .map(|(need, outage)| (need, outage.reason))
         };
         assert_eq!(
             of(Failure::unavailable(error(ErrorKind::Connect))),
@@ -149,7 +151,7 @@ mod tests {
             )
         };
         assert_eq!(of(held(None)), Some((Some(Need::Room), WaitReason::ServerBusy)));
-        let hosted = Need::Hosted(number("db"));
+        let hosted = Need::Hosted(server_number("db"));
         assert_eq!(of(held(Some("db"))), Some((Some(hosted), WaitReason::ServerBusy)));
         assert_eq!(of(Failure::retry(error(ErrorKind::Timeout))), None);
     }
@@ -159,14 +161,14 @@ mod tests {
         let mut outages = Outages::default();
         let at = |ms| Timestamp::from_millis(ms).unwrap();
         let outage = |reason, ms| Outage { reason, server: Some("db".to_owned()), since: at(ms) };
-        assert!(outages.note(None, outage(WaitReason::ServerUnavailable, 1)));
-        let said = outages.get(None).unwrap().waiting(at(1));
-        assert!(is_said(Some(&said), &said) && !is_said(None, &said));
-        assert!(!outages.note(None, outage(WaitReason::UpstreamUnauthorized, 2)));
+        assert!(outages.note_outage(None, outage(WaitReason::ServerUnavailable, 1)));
+        let said = outages.get(None).unwrap().as_waiting(at(1));
+        assert!(is_published(Some(&said), &said) && !is_published(None, &said));
+        assert!(!outages.note_outage(None, outage(WaitReason::UpstreamUnauthorized, 2)));
         let known = outages.get(None).unwrap();
         assert_eq!(known.since, at(1));
-        assert!(!is_said(Some(&said), &known.waiting(at(1))));
-        assert_eq!(outages.forget_unless(|_| false).len(), 1);
+        assert!(!is_published(Some(&said), &known.as_waiting(at(1))));
+        assert_eq!(outages.remove_unless(|_| false).len(), 1);
         assert!(outages.get(None).is_none());
     }
 }

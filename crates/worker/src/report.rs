@@ -1,8 +1,8 @@
 //! What is written about a job: events, dead letters and replies, as records ready to send. Pure.
 
 use crate::{
-    delay::{Next, Tiers},
-    results::Kept,
+    call_results::KeptResult,
+    delay_tiers::{NextStop, Tiers},
 };
 use fleet_engine::Terminal;
 use fleet_job::{
@@ -43,7 +43,7 @@ pub(crate) struct Subject<'a> {
     pub(crate) started_at: Option<Timestamp>,
     pub(crate) first_error: Option<&'a JobError>,
     pub(crate) last_error: Option<&'a JobError>,
-    pub(crate) result: Option<&'a Kept>,
+    pub(crate) result: Option<&'a KeptResult>,
     /// Why it was cancelled, if it was.
     pub(crate) cancel_reason: Option<&'a str>,
     /// The trace in which it is spoken of.
@@ -74,7 +74,7 @@ impl Settlement {
 }
 
 /// The trace of a job whose record does not say of which it is.
-fn own_trace(subject: &Subject<'_>) -> Vec<Header> {
+fn missing_trace_headers(subject: &Subject<'_>) -> Vec<Header> {
     let has_one =
         subject.record.headers.iter().any(|(name, _)| name.eq_ignore_ascii_case("traceparent"));
     if has_one { Vec::new() } else { subject.trace.headers() }
@@ -84,7 +84,7 @@ fn own_trace(subject: &Subject<'_>) -> Vec<Header> {
 pub(crate) const ANY_PARTITION: i32 = -1;
 
 impl Reporter {
-    fn event(
+    fn base_event(
         &self,
         subject: &Subject<'_>,
         state: JobState,
@@ -107,7 +107,7 @@ impl Reporter {
         }
     }
 
-    fn outgoing(&self, subject: &Subject<'_>, topic: &str, value: Vec<u8>) -> Outgoing {
+    fn build_record(&self, subject: &Subject<'_>, topic: &str, value: Vec<u8>) -> Outgoing {
         Outgoing {
             timestamp: None,
             partition: None,
@@ -120,26 +120,31 @@ impl Reporter {
     }
 
     /// The job has been started.
-    pub(crate) fn running(&self, subject: &Subject<'_>, now: Timestamp, attempt: u32) -> Outgoing {
-        let event = self.event(subject, JobState::Running, now, attempt);
-        self.outgoing(subject, &self.topics.events, event.to_bytes())
+    pub(crate) fn running_event(
+        &self,
+        subject: &Subject<'_>,
+        now: Timestamp,
+        attempt: u32,
+    ) -> Outgoing {
+        let event = self.base_event(subject, JobState::Running, now, attempt);
+        self.build_record(subject, &self.topics.events, event.to_bytes())
     }
 
     /// The job goes on, and has come so far.
-    pub(crate) fn progress(
+    pub(crate) fn progress_event(
         &self,
         subject: &Subject<'_>,
         now: Timestamp,
         attempt: u32,
         progress: Progress,
     ) -> Outgoing {
-        let event = self.event(subject, JobState::Running, now, attempt);
+        let event = self.base_event(subject, JobState::Running, now, attempt);
         let event = JobEvent { progress: Some(progress), ..event };
-        self.outgoing(subject, &self.topics.events, event.to_bytes())
+        self.build_record(subject, &self.topics.events, event.to_bytes())
     }
 
     /// The job waits for its next attempt, or for its first one.
-    pub(crate) fn waiting(
+    pub(crate) fn waiting_event(
         &self,
         subject: &Subject<'_>,
         now: Timestamp,
@@ -147,14 +152,14 @@ impl Reporter {
         at: Timestamp,
     ) -> Outgoing {
         let state = if attempts == 0 { JobState::Queued } else { JobState::Retrying };
-        let mut event = self.event(subject, state, now, attempts);
+        let mut event = self.base_event(subject, state, now, attempts);
         event.error = subject.last_error.cloned();
         event.next_attempt_at = Some(at);
-        self.outgoing(subject, &self.topics.events, self.bounded(event))
+        self.build_record(subject, &self.topics.events, self.bounded_bytes(event))
     }
 
     /// The job waits for something that is away, and has spent so many attempts.
-    pub(crate) fn held(
+    pub(crate) fn held_event(
         &self,
         subject: &Subject<'_>,
         now: Timestamp,
@@ -162,14 +167,14 @@ impl Reporter {
         waiting: Waiting,
     ) -> Outgoing {
         let state = if attempts == 0 { JobState::Queued } else { JobState::Retrying };
-        let mut event = self.event(subject, state, now, attempts);
+        let mut event = self.base_event(subject, state, now, attempts);
         event.error = subject.last_error.cloned();
         event.waiting = Some(waiting);
-        self.outgoing(subject, &self.topics.events, self.bounded(event))
+        self.build_record(subject, &self.topics.events, self.bounded_bytes(event))
     }
 
     /// The job has come to its end; `None` where it goes on as another record.
-    pub(crate) fn settled(
+    pub(crate) fn build_settlement(
         &self,
         subject: &Subject<'_>,
         now: Timestamp,
@@ -185,21 +190,21 @@ impl Reporter {
         };
         let error = match terminal {
             Terminal::Failed | Terminal::Rejected => {
-                Some(subject.last_error.cloned().unwrap_or_else(|| lost(attempts)))
+                Some(subject.last_error.cloned().unwrap_or_else(|| lost_error(attempts)))
             }
-            Terminal::Expired => Some(expired(subject)),
-            Terminal::Cancelled => Some(cancelled(subject)),
+            Terminal::Expired => Some(expired_error(subject)),
+            Terminal::Cancelled => Some(cancelled_error(subject)),
             _ => None,
         };
-        let mut event = self.event(subject, state, now, attempts);
+        let mut event = self.base_event(subject, state, now, attempts);
         event.timings = Some(Timings::new(subject.record.timestamp, subject.started_at, now));
         match subject.result.filter(|_| terminal == Terminal::Succeeded) {
-            Some(Kept::Whole { result, .. }) => event.result = Some(result.clone()),
-            Some(Kept::Omitted(omitted)) => event.omit_result(omitted.clone()),
+            Some(KeptResult::Whole { result, .. }) => event.result = Some(result.clone()),
+            Some(KeptResult::Omitted(omitted)) => event.omit_result(omitted.clone()),
             None => {}
         }
         event.error.clone_from(&error);
-        let value = self.bounded(event);
+        let value = self.bounded_bytes(event);
         let reply_to = subject.envelope.and_then(|envelope| envelope.reply_to.as_deref());
         let dead_letter = error.filter(|_| state == JobState::Failed).map(|error| {
             let kind = error.kind;
@@ -218,7 +223,7 @@ impl Reporter {
                 topic: self.topics.dlq.clone(),
                 key: subject.record.key.clone(),
                 value: subject.record.value.clone(),
-                headers: [letter.headers(subject.record), own_trace(subject)].concat(),
+                headers: [letter.headers(subject.record), missing_trace_headers(subject)].concat(),
             };
             let bare = Outgoing {
                 timestamp: None,
@@ -234,23 +239,28 @@ impl Reporter {
         Some(Settlement {
             state,
             dead_letter,
-            reply: reply_to.map(|topic| self.outgoing(subject, topic, value.clone())),
-            event: self.outgoing(subject, &self.topics.events, value),
+            reply: reply_to.map(|topic| self.build_record(subject, topic, value.clone())),
+            event: self.build_record(subject, &self.topics.events, value),
         })
     }
 
     /// Where a job goes on, at `now`, that is due at `until`.
-    pub(crate) fn next(&self, now: Timestamp, until: Timestamp) -> Next {
-        self.tiers.map_or(Next::Return, |tiers| tiers.next(now, until))
+    pub(crate) fn next_stop(&self, now: Timestamp, until: Timestamp) -> NextStop {
+        self.tiers.map_or(NextStop::Return, |tiers| tiers.next_stop(now, until))
     }
 
     /// The record that carries a waiting job on: into the delayed topic, or from there back to its
     /// own. The short form does without what makes it larger than it was, and leaves the partition
     /// to the key.
-    pub(crate) fn passed_on(&self, record: &RawRecord, delayed: Delayed, next: Next) -> Letter {
+    pub(crate) fn passed_on_letter(
+        &self,
+        record: &RawRecord,
+        delayed: Delayed,
+        next: NextStop,
+    ) -> Letter {
         let (topic, partition, look_at) = match next {
-            Next::Wait(tier, look_at) => (&self.topics.delayed, tier, look_at),
-            Next::Return => (&self.topics.jobs, delayed.partition, delayed.until),
+            NextStop::Wait(tier, look_at) => (&self.topics.delayed, tier, look_at),
+            NextStop::Return => (&self.topics.jobs, delayed.partition, delayed.until),
         };
         let header = Delayed { look_at, ..delayed }.header();
         let whole = Outgoing {
@@ -268,7 +278,7 @@ impl Reporter {
     }
 
     /// The event's bytes, without what would make it too large for a record.
-    fn bounded(&self, mut event: JobEvent) -> Vec<u8> {
+    fn bounded_bytes(&self, mut event: JobEvent) -> Vec<u8> {
         let limit = self.max_event_bytes;
         let bytes = event.to_bytes();
         if bytes.len() <= limit {
@@ -294,17 +304,17 @@ impl Reporter {
 }
 
 /// The shortest form of a terminal event that still says how its job ended.
-pub(crate) fn bare(event: &Outgoing, state: JobState, now: Timestamp) -> Outgoing {
+pub(crate) fn shorten_event(event: &Outgoing, state: JobState, now: Timestamp) -> Outgoing {
     // What is nested as deeply as can be written may be nested too deeply to be read again.
     let read = event.value.as_deref().and_then(|bytes| serde_json::from_slice(bytes).ok());
     let shortest = || {
         JobEvent::new(String::from_utf8_lossy(event.key.as_deref().unwrap_or_default()), state, now)
     };
-    let value = Some(read.map_or_else(shortest, shortened).to_bytes());
+    let value = Some(read.map_or_else(shortest, drop_details).to_bytes());
     Outgoing { value, headers: Vec::new(), ..event.clone() }
 }
 
-fn shortened(mut event: JobEvent) -> JobEvent {
+fn drop_details(mut event: JobEvent) -> JobEvent {
     if let Some(result) = event.result.take() {
         event.omit_result(ResultOmitted { bytes: json_bytes(&result), limit_bytes: 0 });
     }
@@ -317,13 +327,13 @@ fn shortened(mut event: JobEvent) -> JobEvent {
 }
 
 /// All attempts were spent by workers that died before they could say how.
-fn lost(attempts: u32) -> JobError {
+fn lost_error(attempts: u32) -> JobError {
     let message =
         format!("all {attempts} attempts were spent before this worker took the job over");
     JobError::new(ErrorKind::ConnectionLost, message)
 }
 
-fn expired(subject: &Subject<'_>) -> JobError {
+fn expired_error(subject: &Subject<'_>) -> JobError {
     let deadline = subject.envelope.and_then(|envelope| envelope.deadline).unwrap_or_default();
     let message = match subject.last_error {
         Some(last) => {
@@ -336,7 +346,7 @@ fn expired(subject: &Subject<'_>) -> JobError {
     JobError::new(ErrorKind::Expired, message)
 }
 
-fn cancelled(subject: &Subject<'_>) -> JobError {
+fn cancelled_error(subject: &Subject<'_>) -> JobError {
     let message = match subject.cancel_reason {
         Some(reason) => format!("cancelled: {reason}"),
         None => "cancelled".to_owned(),
@@ -351,8 +361,8 @@ mod tests {
 
     use super::*;
     use crate::{
-        plan::Plan,
-        results::{Failures, Results},
+        call_plan::Plan,
+        call_results::{Failures, Results},
     };
 
     const LIMIT: usize = 900 << 10;
@@ -409,9 +419,9 @@ mod tests {
         (0..plan.calls.len()).for_each(|index| results.insert(index, result.clone(), LIMIT as u64));
         assert_eq!(results.held_bytes(), 0, "what can't be written is not held");
         let (reporter, now) = (reporter(), Timestamp::default());
-        let kept = plan.combine(&mut results, Failures::default(), LIMIT as u64).unwrap();
+        let kept = plan.combine_outcomes(&mut results, Failures::default(), LIMIT as u64).unwrap();
         let subject = Subject { result: Some(&kept), ..subject(&record, &envelope) };
-        let end = event(&reporter.settled(&subject, now, Terminal::Succeeded, 1).unwrap());
+        let end = event(&reporter.build_settlement(&subject, now, Terminal::Succeeded, 1).unwrap());
         assert_eq!((end.calls, end.result), (Some(10_000), None));
         assert_eq!(end.code.as_deref(), Some("result-omitted"));
         assert!(end.result_omitted.is_some_and(|omitted| omitted.bytes > LIMIT as u64));
@@ -420,9 +430,10 @@ mod tests {
         let mut failures = Failures::default();
         (0..plan.calls.len())
             .for_each(|index| failures.insert(index, failure.clone(), LIMIT as u64));
-        let failed = plan.combine(&mut Results::default(), failures, LIMIT as u64).unwrap_err();
+        let failed =
+            plan.combine_outcomes(&mut Results::default(), failures, LIMIT as u64).unwrap_err();
         let subject = Subject { last_error: Some(&failed.error), result: None, ..subject };
-        let settlement = reporter.settled(&subject, now, Terminal::Failed, 1).unwrap();
+        let settlement = reporter.build_settlement(&subject, now, Terminal::Failed, 1).unwrap();
         let error = event(&settlement).error.unwrap();
         assert_eq!((&*error.message, error.data), ("10000 of 10000 calls failed; `t`: no", None));
         let letter = settlement.dead_letter.unwrap().1.whole;
@@ -441,8 +452,9 @@ mod tests {
         let envelope = decode::decode(&record, 1 << 20).unwrap();
         let check = |cancel_reason, expected: &str| {
             let subject = Subject { cancel_reason, ..subject(&record, &envelope) };
-            let settlement =
-                reporter().settled(&subject, Timestamp::default(), Terminal::Cancelled, 0).unwrap();
+            let settlement = reporter()
+                .build_settlement(&subject, Timestamp::default(), Terminal::Cancelled, 0)
+                .unwrap();
             assert!(settlement.dead_letter.is_none());
             let error = event(&settlement).error.unwrap();
             assert_eq!((error.kind, &*error.message), (ErrorKind::Cancelled, expected));

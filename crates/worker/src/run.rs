@@ -20,13 +20,13 @@ use tokio::runtime::{Builder, Runtime};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
+    cancel_requests::{CancelRequests, ControlFeed},
     config::Args,
-    control::{Feed, Requests},
-    delay::Tiers,
+    delay_tiers::Tiers,
     metrics,
     report::Reporter,
+    required_topics::RequiredTopics,
     shell::{Parts, Shell},
-    topics::Expected,
 };
 
 /// How long the first reading of the control topic may hold up the start.
@@ -100,9 +100,9 @@ pub async fn run(args: Args) -> Result<(), WorkerError> {
     if let Some(warning) = settings.warning() {
         tracing::warn!("{warning}");
     }
-    let expected =
-        Expected { settings: &settings, topics: &topics, may_create: args.create_topics };
-    let result = if let Some(delayed) = expected.wait(&health, &shutdown).await {
+    let required =
+        RequiredTopics { settings: &settings, topics: &topics, may_create: args.create_topics };
+    let result = if let Some(delayed) = required.wait_until_ready(&health, &shutdown).await {
         if delayed.is_none() {
             tracing::info!(
                 topic = topics.delayed,
@@ -115,8 +115,8 @@ pub async fn run(args: Args) -> Result<(), WorkerError> {
         followed.extend(
             tiers.map(|_| Followed { topic: topics.delayed.clone(), role: Role::Side("delayed") }),
         );
-        let mut control = Feed::start(settings.clone(), topics.control.clone())?;
-        let requests = catch_up(&mut control, &health, &shutdown).await;
+        let mut control = ControlFeed::start(settings.clone(), topics.control.clone())?;
+        let cancel_requests = catch_up(&mut control, &health, &shutdown).await;
         let session = settings.session_timeout();
         let (consumer, events) = Consumer::start(ConsumerConfig {
             settings: settings.clone(),
@@ -138,7 +138,7 @@ pub async fn run(args: Args) -> Result<(), WorkerError> {
             client,
             reporter,
             health: health.clone(),
-            requests,
+            cancel_requests,
             session,
             settings,
         };
@@ -180,12 +180,12 @@ async fn refuse_compacted(
 
 /// Learns which jobs were cancelled before this worker takes any.
 async fn catch_up(
-    control: &mut Feed,
+    control: &mut ControlFeed,
     health: &http::Health,
     shutdown: &CancellationToken,
-) -> Requests {
+) -> CancelRequests {
     health.set_not_ready("reading which jobs were cancelled");
-    let mut requests = Requests::new();
+    let mut requests = CancelRequests::new();
     tokio::select! {
         () = control.catch_up(&mut requests) => {}
         () = shutdown.cancelled() => {}

@@ -1,19 +1,19 @@
 //! The loop between the engine and the world: feeds it what happens, carries out what it decides.
 //!
-//! Nothing in here waits but the one `select!`: calls and writes come back as [`Done`]. Events are
+//! Nothing in here waits but the one `select!`: calls and writes come back as [`Answer`]. Events are
 //! handed to the producer from this loop, or by a task that it starts where a job's end takes more
 //! than one record, so the events of a job are written in the order in which things happened.
 
-mod admit;
+mod admission;
 mod answers;
 mod assignment_log;
 mod attempts;
-mod cancel;
+mod cancelling;
 mod clock;
 mod closing;
 mod commands;
 mod contact;
-mod ends;
+mod end_writes;
 mod event_loop;
 mod gauges;
 mod group;
@@ -21,11 +21,11 @@ mod held_job;
 mod held_record;
 mod job_table;
 mod producers;
-mod settled;
+mod recently_settled;
+mod settling;
+mod unavailability;
 mod uncommitted;
-mod waits;
-mod write;
-mod writing;
+mod write_state;
 
 use std::{
     collections::{BTreeSet, HashMap},
@@ -33,7 +33,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use answers::Done;
+use answers::Answer;
 use clock::Clock;
 use fleet_engine::{Engine, Input, Token};
 use fleet_group::Partition;
@@ -45,16 +45,16 @@ use fleet_kafka::{
 use fleet_mcp_client::McpClient;
 use fleet_ops::http::Health;
 use group::Revoke;
-use job_table::Jobs;
+use job_table::JobTable;
 use producers::Producers;
-use settled::Window;
+use recently_settled::RecentlySettled;
 use tokio::sync::mpsc;
+use unavailability::Unreachable;
 use uncommitted::Uncommitted;
-use waits::OutOfReach;
 
 use crate::{
-    config::Args, control::Requests, limits::JobLimits, outages::Outages, readiness::Readiness,
-    report::Reporter,
+    cancel_requests::CancelRequests, config::Args, limits::JobLimits, outages::Outages,
+    readiness::Readiness, report::Reporter,
 };
 
 /// The worker's topics, by the numbers that partitions carry.
@@ -70,7 +70,7 @@ pub(crate) struct Parts {
     pub(crate) reporter: Reporter,
     pub(crate) health: Health,
     /// What is known already of cancelled jobs.
-    pub(crate) requests: Requests,
+    pub(crate) cancel_requests: CancelRequests,
     /// How long the group waits for a member that is not heard of.
     pub(crate) session: Duration,
     /// To ask about other groups.
@@ -89,10 +89,10 @@ pub(crate) struct Shell {
     health: Health,
     clock: Clock,
     limits: JobLimits,
-    jobs: Jobs,
+    jobs: JobTable,
     /// Which jobs are not wanted any more.
-    requests: Requests,
-    settled: Window,
+    cancel_requests: CancelRequests,
+    settled: RecentlySettled,
     uncommitted: Uncommitted,
     revokes: Vec<Revoke>,
     /// Whether this worker can still count on its partitions.
@@ -102,29 +102,37 @@ pub(crate) struct Shell {
     /// The loop may stand still for so long without having missed that partitions were taken away.
     patience: Duration,
     /// When the loop has begun its present turn.
-    turned: Instant,
+    turn_began: Instant,
     /// Set when the worker is to stop: the time by which it has.
     stop_by: Option<Instant>,
     /// What is away while our server answers, or that it is away itself.
     outages: Outages,
     readiness: Readiness,
-    out_of_reach: OutOfReach,
+    unreachable: Unreachable,
     /// Partitions that are paused because jobs in them wait for what is away.
     stalled: BTreeSet<Partition>,
     /// Jobs that have waited and were started, of which it is not said yet that they run.
-    quiet: Vec<Token>,
+    unpublished_runs: Vec<Token>,
     partitions: Vec<Partition>,
     /// The logs that the partitions are parts of.
     logs: HashMap<Partition, LogIdentity>,
-    done: mpsc::UnboundedSender<Done>,
-    inbox: Option<mpsc::UnboundedReceiver<Done>>,
+    answers: mpsc::UnboundedSender<Answer>,
+    inbox: Option<mpsc::UnboundedReceiver<Answer>>,
 }
 
 impl Shell {
     pub(crate) fn new(args: Args, parts: Parts) -> Self {
-        let Parts { consumer, producer, client, reporter, health, requests, session, settings } =
-            parts;
-        let (done, inbox) = mpsc::unbounded_channel();
+        let Parts {
+            consumer,
+            producer,
+            client,
+            reporter,
+            health,
+            cancel_requests,
+            session,
+            settings,
+        } = parts;
+        let (answers, inbox) = mpsc::unbounded_channel();
         let engine = Engine::new(args.engine(rand::random(), reporter.tiers.is_some()));
         let contact = consumer.contact();
         Self {
@@ -137,30 +145,30 @@ impl Shell {
             health,
             clock: Clock::new(),
             limits: args.limits(),
-            jobs: Jobs::default(),
-            requests,
-            settled: Window::default(),
+            jobs: JobTable::default(),
+            cancel_requests,
+            settled: RecentlySettled::default(),
             uncommitted: Uncommitted::default(),
             revokes: Vec::new(),
             contact,
             has_old_commands: false,
             patience: session / 3,
-            turned: Instant::now(),
+            turn_began: Instant::now(),
             stop_by: None,
             outages: Outages::default(),
             readiness: Readiness::joining(),
-            out_of_reach: OutOfReach::default(),
+            unreachable: Unreachable::default(),
             stalled: BTreeSet::new(),
-            quiet: Vec::new(),
+            unpublished_runs: Vec::new(),
             partitions: Vec::new(),
             logs: HashMap::new(),
             args,
-            done,
+            answers,
             inbox: Some(inbox),
         }
     }
 
-    fn feed(&mut self, input: Input<'_>) {
+    fn feed_engine(&mut self, input: Input<'_>) {
         self.engine.handle(self.clock.now(), input);
     }
 }

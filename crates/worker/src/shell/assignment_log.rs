@@ -6,7 +6,7 @@ use fleet_kafka::consumer::Assigned;
 use super::topic_of;
 
 /// Says where a partition is read from, and what follows from it. docs/offsets.md explains each.
-pub(super) fn report(assigned: &Assigned) {
+pub(super) fn log_assignment(assigned: &Assigned) {
     let (topic, partition) = (topic_of(assigned.partition), assigned.partition.number);
     let from = assigned.start.progress.as_ref().map(|progress| progress.base);
     match &assigned.start.finding {

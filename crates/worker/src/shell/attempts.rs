@@ -13,29 +13,29 @@ use tracing::Instrument as _;
 
 use super::{
     Shell,
-    answers::{Done, give},
+    answers::{Answer, send_answer},
     held_job::{HeldJob, Run},
 };
 use crate::{
-    execute::{self, GRAIN, Job},
+    call_results::{KeptResult, Results},
+    execute::{self, AttemptContext, REPORTED_CHANGE},
     metrics as names,
     outages::Outage,
-    results::{Kept, Results},
 };
 
 impl Shell {
     /// Begins an attempt.
-    pub(super) fn start(&mut self, token: Token, attempt: u32) {
+    pub(super) fn start_attempt(&mut self, token: Token, attempt: u32) {
         let now = self.clock.now();
         let Some(held) = self.jobs.get_mut(&token) else { return };
-        if self.settled.get(Instant::now(), &held.identity).is_some() {
+        if self.settled.recall(Instant::now(), &held.identity).is_some() {
             invariant::violated("I4", format_args!("{token:?} runs after it was settled"));
         }
         held.begin_span(&self.reporter.group);
         let (record, trace) = (held.record.clone(), held.trace().clone());
         let Some(job) = held.job_mut() else { return };
         let Some(done) = job.take_done() else { return };
-        let job = Job {
+        let job = AttemptContext {
             timeout: job.envelope.timeout_ms.map_or(self.args.call_timeout, Duration::from_millis),
             envelope: job.envelope.clone(),
             record,
@@ -46,18 +46,18 @@ impl Shell {
             contact: self.contact.clone(),
         };
         let log = held.log_span();
-        let running = self.reporter.running(&held.subject(), now, attempt);
-        let (client, news) = (self.client.clone(), self.done.clone());
-        let tell = move |told| give(&news, Done::News(token, told));
-        let task = self.spawn(
+        let running = self.reporter.running_event(&held.subject(), now, attempt);
+        let (client, news) = (self.client.clone(), self.answers.clone());
+        let tell = move |told| send_answer(&news, Answer::News(token, told));
+        let task = self.spawn_task(
             async move {
                 let started = Instant::now();
-                let (outcome, done) = execute::attempt(&client, job, attempt, tell).await;
+                let (outcome, done) = execute::make_attempt(&client, job, attempt, tell).await;
                 match outcome {
                     Some(outcome) => {
-                        Done::Attempt { token, outcome, done, took: started.elapsed() }
+                        Answer::AttemptEnded { token, outcome, done, took: started.elapsed() }
                     }
-                    None => Done::NotMade(token, done),
+                    None => Answer::AttemptNotMade(token, done),
                 }
             }
             .instrument(log),
@@ -67,55 +67,60 @@ impl Shell {
                     "the worker failed while it made the call; its log says more",
                 );
                 let outcome = Err(Failure::retry(error));
-                Done::Attempt { token, outcome, done: Results::default(), took: Duration::ZERO }
+                Answer::AttemptEnded {
+                    token,
+                    outcome,
+                    done: Results::default(),
+                    took: Duration::ZERO,
+                }
             },
         );
         let Some(job) = self.jobs.job_mut(&token) else { return };
         job.begin_attempt(Run { attempt, started_at: now, task });
         if job.waiting.is_some() {
             // Its call may be turned away once more; then its events go on saying that it waits.
-            self.quiet.push(token);
+            self.unpublished_runs.push(token);
         } else {
-            self.announce(Some(running));
+            self.publish_event(Some(running));
         }
     }
 
     /// Writes how far a job has come. After its end, or between two attempts, that would be wrong
     /// for ever.
-    pub(super) fn progressed(&self, token: Token, progress: Progress) {
+    pub(super) fn publish_progress(&self, token: Token, progress: Progress) {
         let now = self.clock.now();
         let Some(held) = self.jobs.get(&token) else { return };
         let Some(run) = held.job().and_then(HeldJob::run) else { return };
-        let event = self.reporter.progress(&held.subject(), now, run.attempt, progress);
-        self.announce(Some(event));
+        let event = self.reporter.progress_event(&held.subject(), now, run.attempt, progress);
+        self.publish_event(Some(event));
     }
 
     /// Counts what a job holds beside its record among the bytes held in memory.
-    pub(super) fn holds(&mut self, token: Token, extra: u64) {
+    pub(super) fn count_bytes(&mut self, token: Token, extra: u64) {
         let Some(held) = self.jobs.get_mut(&token) else { return };
         let record_bytes = held.record_bytes;
         let Some(job) = held.job_mut() else { return };
-        if extra.abs_diff(job.counted_bytes) < GRAIN {
+        if extra.abs_diff(job.counted_bytes) < REPORTED_CHANGE {
             return;
         }
         job.counted_bytes = extra;
         let bytes = record_bytes.saturating_add(usize::try_from(extra).unwrap_or(usize::MAX));
-        self.feed(Input::Holds(token, bytes));
+        self.feed_engine(Input::Holds(token, bytes));
     }
 
     /// Contact with the group was lost before the attempt's first call.
-    pub(super) fn not_made(&mut self, token: Token, done: Results) {
+    pub(super) fn withdraw_attempt(&mut self, token: Token, done: Results) {
         let Some(job) = self.jobs.job_mut(&token) else { return };
         if job.end_attempt(done).is_some() {
-            self.feed(Input::Finished(token, Attempt::NotMade));
+            self.feed_engine(Input::Finished(token, Attempt::NotMade));
         }
     }
 
     /// Says of an attempt what it came to, and remembers of it what the job's end will tell.
-    pub(super) fn attempted(
+    pub(super) fn finish_attempt(
         &mut self,
         token: Token,
-        outcome: Result<Kept, Failure>,
+        outcome: Result<KeptResult, Failure>,
         done: Results,
         took: Duration,
     ) {
@@ -149,12 +154,12 @@ impl Shell {
                     FailureClass::Permanent => "permanent",
                 };
                 tracing::debug!(job_id = job.envelope.job_id, error = %failure.error, class = label, "attempt failed");
-                match Outage::of(&failure, now) {
+                match Outage::from_failure(&failure, now) {
                     // An outage is not the job's; it must not end up as the reason why the job
                     // failed (I7).
                     Some((need, outage)) => {
                         job.was_turned_away = true;
-                        (self.turned_away(token, &failure, number, need, outage), label)
+                        (self.note_turned_away(token, &failure, number, need, outage), label)
                     }
                     None => {
                         job.waiting = None;
@@ -167,7 +172,7 @@ impl Shell {
         counter!(names::ATTEMPTS.name, "outcome" => label).increment(1);
         histogram!(names::DURATION.name, "outcome" => label).record(took.as_secs_f64());
         let extra = self.jobs.job_mut(&token).map_or(0, |job| job.extra_bytes());
-        self.holds(token, extra);
-        self.feed(Input::Finished(token, attempt));
+        self.count_bytes(token, extra);
+        self.feed_engine(Input::Finished(token, attempt));
     }
 }

@@ -22,7 +22,7 @@ impl Clock {
 
     /// When `at` will be, or when this clock was started. The same for the same `at`, whenever it
     /// is asked.
-    pub(super) fn instant(&self, at: Timestamp) -> Instant {
+    pub(super) fn instant_of(&self, at: Timestamp) -> Instant {
         self.start + at.since(self.base)
     }
 }

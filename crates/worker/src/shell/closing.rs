@@ -8,13 +8,13 @@ use fleet_kafka::{
     consumer::{Event, Events},
 };
 
-use super::{Shell, group::answer};
+use super::{Shell, group::send_final_commits};
 use crate::readiness::Obstacle;
 
 /// How long the producer may take to write what it holds when the worker stops.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(5);
 impl Shell {
-    pub(super) fn stop(&mut self) {
+    pub(super) fn begin_drain(&mut self) {
         tracing::info!(in_flight = self.engine.status().in_flight, "draining");
         self.set_obstacle(Obstacle::Draining, "draining");
         self.stop_by = Some(Instant::now() + self.args.drain_timeout);
@@ -24,10 +24,10 @@ impl Shell {
                 self.consumer.pause(*partition, token.generation);
             }
         }
-        self.feed(Input::Draining(&partitions));
+        self.feed_engine(Input::Draining(&partitions));
     }
 
-    pub(super) async fn close(mut self, mut events: Events) -> Result<(), KafkaError> {
+    pub(super) async fn leave_group(mut self, mut events: Events) -> Result<(), KafkaError> {
         let left = self.engine.status().in_flight;
         if left > 0 {
             tracing::warn!(
@@ -37,13 +37,13 @@ impl Shell {
         }
         for revoke in std::mem::take(&mut self.revokes) {
             let commits = self.engine.release(&revoke.partitions);
-            answer(&revoke.reply, commits);
+            send_final_commits(&revoke.reply, commits);
         }
         let commits = self.engine.release(&std::mem::take(&mut self.partitions));
-        self.carry_out();
+        self.carry_out_commands();
         // What is said of the jobs must be written before somebody else can speak of them.
         let producers = self.producers;
-        let flushed = tokio::task::spawn_blocking(move || producers.flush(FLUSH_TIMEOUT)).await;
+        let flushed = tokio::task::spawn_blocking(move || producers.flush_all(FLUSH_TIMEOUT)).await;
         if !matches!(flushed, Ok(Ok(()))) {
             tracing::warn!("some events may not have been written");
         }
@@ -58,7 +58,7 @@ impl Shell {
                 Some(event) = events.recv() => match event {
                     Event::Revoking(partitions, _, reply) | Event::LogReplaced(partitions, _, reply) => {
                         let theirs = commits.iter().filter(|commit| partitions.contains(&commit.partition));
-                        answer(&reply, theirs.cloned().collect());
+                        send_final_commits(&reply, theirs.cloned().collect());
                     }
                     Event::Lost(partitions) => {
                         tracing::warn!(?partitions, "lost before their last commit: their jobs may run again");

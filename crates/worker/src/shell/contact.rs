@@ -19,12 +19,12 @@ impl Shell {
         shutdown: &CancellationToken,
     ) -> Result<(), KafkaError> {
         self.has_old_commands = true;
-        if self.turned.elapsed() > self.patience {
+        if self.turn_began.elapsed() > self.patience {
             // The threads of the consumer may have gone on meanwhile; what they have met is in the
             // channel.
             self.contact.suspect();
         }
-        let silence = self.turned.elapsed().max(self.contact.silence());
+        let silence = self.turn_began.elapsed().max(self.contact.silence());
         tracing::warn!(
             ?silence,
             "no contact with the consumer group; pausing all jobs until the current assignment is known"
@@ -34,18 +34,18 @@ impl Shell {
         while self.contact.is_lost() && !self.is_stopped() {
             tokio::select! {
                 event = events.recv() => match event {
-                    Some(event) => self.event(event)?,
+                    Some(event) => self.handle_event(event)?,
                     None => return Err(KafkaError::PollThread("it has ended")),
                 },
                 () = tokio::time::sleep(LOOK_AGAIN) => {}
-                () = shutdown.cancelled(), if self.stop_by.is_none() => self.stop(),
+                () = shutdown.cancelled(), if self.stop_by.is_none() => self.begin_drain(),
             }
-            self.settle_revokes();
+            self.answer_revokes();
         }
         // What has become of the assignment stands in the channel, before anything that was read
         // since.
         while let Some(event) = events.try_recv() {
-            self.event(event)?;
+            self.handle_event(event)?;
         }
 
         if !self.contact.is_lost() {
@@ -57,6 +57,6 @@ impl Shell {
 
     /// Whether another worker may have the partitions.
     pub(super) fn is_out_of_contact(&self) -> bool {
-        self.turned.elapsed() > self.patience || self.contact.is_lost()
+        self.turn_began.elapsed() > self.patience || self.contact.is_lost()
     }
 }

@@ -10,7 +10,7 @@ use super::{JOBS, Shell};
 use crate::metrics as names;
 
 impl Shell {
-    pub(super) fn gauges(&mut self) {
+    pub(super) fn update_gauges(&mut self) {
         let status = self.engine.status();
         gauge!(names::IN_FLIGHT.name).set(status.in_flight as f64);
         // Where commands wait to be carried out, the two can't agree yet.
@@ -23,9 +23,11 @@ impl Shell {
         }
         gauge!(names::BUFFERED.name).set(status.buffered as f64);
         gauge!(names::PARKED.name).set(status.parked as f64);
-        let oldest = self.jobs.oldest(JOBS).map_or(Duration::ZERO, |at| self.clock.now().since(at));
+        let oldest =
+            self.jobs.oldest_ready(JOBS).map_or(Duration::ZERO, |at| self.clock.now().since(at));
         gauge!(names::OLDEST.name).set(oldest.as_secs_f64());
-        let uncommitted = self.uncommitted.since().map_or(Duration::ZERO, |since| since.elapsed());
+        let uncommitted =
+            self.uncommitted.oldest_since().map_or(Duration::ZERO, |since| since.elapsed());
         gauge!(names::COMMIT_AGE.name).set(uncommitted.as_secs_f64());
         gauge!(names::BUFFERED_BYTES.name).set(status.buffered_bytes as f64);
         gauge!(names::PARTITIONS.name).set(status.partitions.len() as f64);
@@ -34,7 +36,7 @@ impl Shell {
         } else {
             1.0
         });
-        self.tell_what_runs();
-        self.watch_outages(&status);
+        self.publish_running();
+        self.track_outages(&status);
     }
 }

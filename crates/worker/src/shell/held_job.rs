@@ -15,8 +15,8 @@ use fleet_job::{
 };
 use tokio::task::AbortHandle;
 
-use super::writing::Writing;
-use crate::results::{Kept, Results};
+use super::write_state::WriteState;
+use crate::call_results::{KeptResult, Results};
 
 /// A job in this worker's hands.
 pub(super) struct HeldJob {
@@ -44,7 +44,7 @@ enum Stage {
     Running(Run),
     /// The job's end is written, or the record it goes on as. `result` is what the job succeeded
     /// with.
-    Ending { result: Option<Kept>, writing: Writing },
+    Ending { result: Option<KeptResult>, writing: WriteState },
 }
 
 /// An attempt under way.
@@ -110,7 +110,7 @@ impl HeldJob {
     }
 
     /// The result of a job that has succeeded.
-    pub(super) fn result(&self) -> Option<&Kept> {
+    pub(super) fn result(&self) -> Option<&KeptResult> {
         match &self.stage {
             Stage::Ending { result, .. } => result.as_ref(),
             Stage::Waiting { .. } | Stage::Running(_) => None,
@@ -118,7 +118,7 @@ impl HeldJob {
     }
 
     /// The state of the writes that end the job; `None` before its end.
-    pub(super) fn writing(&self) -> Option<&Writing> {
+    pub(super) fn writing(&self) -> Option<&WriteState> {
         match &self.stage {
             Stage::Ending { writing, .. } => Some(writing),
             Stage::Waiting { .. } | Stage::Running(_) => None,
@@ -126,7 +126,7 @@ impl HeldJob {
     }
 
     /// Like [`writing`](Self::writing), to change it.
-    pub(super) fn writing_mut(&mut self) -> Option<&mut Writing> {
+    pub(super) fn writing_mut(&mut self) -> Option<&mut WriteState> {
         match &mut self.stage {
             Stage::Ending { writing, .. } => Some(writing),
             Stage::Waiting { .. } | Stage::Running(_) => None,
@@ -138,7 +138,7 @@ impl HeldJob {
         let results = match &self.stage {
             Stage::Waiting { done } => done.held_bytes(),
             Stage::Running(_) => 0,
-            Stage::Ending { result, .. } => result.as_ref().map_or(0, Kept::held_bytes),
+            Stage::Ending { result, .. } => result.as_ref().map_or(0, KeptResult::held_bytes),
         };
 
         results + self.last_error().map_or(0, json_bytes)
@@ -173,8 +173,8 @@ impl HeldJob {
     }
 
     /// The attempt that has just ended brought the job's result: nothing but its end is left.
-    pub(super) fn succeed(&mut self, result: Kept) {
-        self.stage = Stage::Ending { result: Some(result), writing: Writing::Due };
+    pub(super) fn succeed(&mut self, result: KeptResult) {
+        self.stage = Stage::Ending { result: Some(result), writing: WriteState::Due };
     }
 
     /// Keeps the error of an attempt that has failed.
@@ -191,13 +191,13 @@ impl HeldJob {
 
     /// The job's end, or the record it goes on as, is about to be written. Returns how far earlier
     /// writes have come.
-    pub(super) fn begin_writing(&mut self) -> Writing {
+    pub(super) fn begin_writing(&mut self) -> WriteState {
         if let Stage::Ending { writing, .. } = &mut self.stage {
-            return std::mem::replace(writing, Writing::HandedOver);
+            return std::mem::replace(writing, WriteState::HandedOver);
         }
 
-        self.stage = Stage::Ending { result: None, writing: Writing::HandedOver };
-        Writing::Due
+        self.stage = Stage::Ending { result: None, writing: WriteState::HandedOver };
+        WriteState::Due
     }
 
     /// The delayed topic can't take the job, so it waits in memory. Only jobs that have no results
@@ -272,7 +272,7 @@ mod tests {
         job.begin_attempt(run(1, at(5)));
         assert!(job.run().is_some() && job.task().is_some());
         assert_eq!(job.end_attempt(Results::default()), Some(1));
-        job.succeed(Kept::of(json!("r"), 100));
+        job.succeed(KeptResult::within(json!("r"), 100));
         assert_eq!(job.end_attempt(Results::default()), None);
         assert!(job.result().is_some(), "what comes late changes nothing");
     }
@@ -291,17 +291,17 @@ mod tests {
     fn a_result_is_kept_until_the_end_is_written() {
         let mut job = job();
         assert!(job.writing().is_none());
-        job.succeed(Kept::of(json!("r"), 100));
-        assert!(matches!(job.begin_writing(), Writing::Due));
-        *job.writing_mut().unwrap() = Writing::Unacknowledged(None);
-        assert!(matches!(job.begin_writing(), Writing::Unacknowledged(None)));
-        assert_eq!(job.result(), Some(&Kept::of(json!("r"), 100)));
+        job.succeed(KeptResult::within(json!("r"), 100));
+        assert!(matches!(job.begin_writing(), WriteState::Due));
+        *job.writing_mut().unwrap() = WriteState::Unacknowledged(None);
+        assert!(matches!(job.begin_writing(), WriteState::Unacknowledged(None)));
+        assert_eq!(job.result(), Some(&KeptResult::within(json!("r"), 100)));
     }
 
     #[test]
     fn a_job_that_can_not_be_deferred_waits_again() {
         let mut job = job();
-        assert!(matches!(job.begin_writing(), Writing::Due));
+        assert!(matches!(job.begin_writing(), WriteState::Due));
         assert!(job.take_done().is_none());
         job.wait_in_memory();
         assert!(job.writing().is_none() && job.take_done().is_some());

@@ -10,7 +10,7 @@ use fleet_kafka::producer::Outgoing;
 use fleet_ops::trace::{Span, SpanKind};
 use tokio::task::AbortHandle;
 
-use super::{held_job::HeldJob, settled::Settled, writing::Writing};
+use super::{held_job::HeldJob, recently_settled::RecordIdentity, write_state::WriteState};
 use crate::report::{Settlement, Subject};
 
 /// A record that this worker has read and that is not settled yet.
@@ -19,7 +19,7 @@ pub(super) struct HeldRecord {
     /// The id of the topic that holds the job's first record, if known.
     pub(super) topic_id: Option<Arc<str>>,
     /// Identifies the record once it is settled.
-    pub(super) identity: Settled,
+    pub(super) identity: RecordIdentity,
     /// The id under which it is reported.
     pub(super) job_id: String,
     /// How many bytes it takes, unpacked and with its headers.
@@ -37,7 +37,7 @@ pub(super) struct HeldRecord {
 pub(super) enum Content {
     Job(HeldJob),
     /// Anything else: no attempt is made, and it only has to be written on.
-    NotRun(NotRun, Writing),
+    NotRun(NotRun, WriteState),
 }
 
 /// A record that is not run here.
@@ -75,7 +75,7 @@ impl Activity {
 impl HeldRecord {
     pub(super) fn new(
         record: RawRecord,
-        identity: Settled,
+        identity: RecordIdentity,
         job_id: String,
         content: Content,
     ) -> Self {
@@ -156,7 +156,7 @@ impl HeldRecord {
         match &self.content {
             Content::Job(job) if job.run().is_some() => Activity::Running,
             Content::Job(job) if job.writing().is_some() => Activity::Ending,
-            Content::Job(_) | Content::NotRun(_, Writing::Due) => Activity::Waiting,
+            Content::Job(_) | Content::NotRun(_, WriteState::Due) => Activity::Waiting,
             Content::NotRun(..) => Activity::Ending,
         }
     }
@@ -165,24 +165,24 @@ impl HeldRecord {
 
     /// The record's end, or the record it goes on as, is about to be written. Returns how far
     /// earlier writes have come.
-    pub(super) fn begin_writing(&mut self) -> Writing {
+    pub(super) fn begin_writing(&mut self) -> WriteState {
         match &mut self.content {
             Content::Job(job) => job.begin_writing(),
-            Content::NotRun(_, writing) => std::mem::replace(writing, Writing::HandedOver),
+            Content::NotRun(_, writing) => std::mem::replace(writing, WriteState::HandedOver),
         }
     }
 
     /// `task` writes the record's end.
     pub(super) fn set_writing_task(&mut self, task: AbortHandle) {
-        self.set_writing(Writing::Task(task));
+        self.set_writing(WriteState::Task(task));
     }
 
     /// A write was not acknowledged; `rest` is left to write.
     pub(super) fn keep_unacknowledged(&mut self, rest: Option<Box<Settlement>>) {
-        self.set_writing(Writing::Unacknowledged(rest));
+        self.set_writing(WriteState::Unacknowledged(rest));
     }
 
-    fn set_writing(&mut self, new: Writing) {
+    fn set_writing(&mut self, new: WriteState) {
         let writing = match &mut self.content {
             Content::Job(job) => job.writing_mut(),
             Content::NotRun(_, writing) => Some(writing),

@@ -10,14 +10,14 @@ use super::{held_job::HeldJob, held_record::HeldRecord};
 
 /// All jobs in this worker's hands, by token and by id. Several records can have one job id.
 #[derive(Default)]
-pub(super) struct Jobs {
+pub(super) struct JobTable {
     /// In boxes: a table of large entries is moved whole when it grows, and is half empty most of
     /// the time.
     held: HashMap<Token, Box<HeldRecord>, RandomState>,
     by_id: HashMap<String, Vec<Token>, RandomState>,
 }
 
-impl Jobs {
+impl JobTable {
     pub(super) fn insert(&mut self, token: Token, held: Box<HeldRecord>) {
         self.by_id.entry(held.job_id.clone()).or_default().push(token);
         self.held.insert(token, held);
@@ -56,13 +56,13 @@ impl Jobs {
     }
 
     /// Since when the oldest record of a topic in hand could have been done.
-    pub(super) fn oldest(&self, topic: u16) -> Option<Timestamp> {
+    pub(super) fn oldest_ready(&self, topic: u16) -> Option<Timestamp> {
         let of_topic = self.held.iter().filter(|(token, _)| token.partition.topic == topic);
         of_topic.filter_map(|(_, held)| held.ready_since).min()
     }
 
     /// The jobs of this id.
-    pub(super) fn of(&self, job_id: &str) -> Vec<Token> {
+    pub(super) fn tokens_of(&self, job_id: &str) -> Vec<Token> {
         self.by_id.get(job_id).cloned().unwrap_or_default()
     }
 }
@@ -75,8 +75,8 @@ mod tests {
     use super::{
         super::{
             held_record::{Content, NotRun},
-            settled::Settled,
-            writing::Writing,
+            recently_settled::RecordIdentity,
+            write_state::WriteState,
         },
         *,
     };
@@ -96,20 +96,20 @@ mod tests {
             };
             HeldRecord::new(
                 record,
-                Settled::new(LogName::UNKNOWN, partition, offset, id, None),
+                RecordIdentity::new(LogName::UNKNOWN, partition, offset, id, None),
                 id.to_owned(),
-                Content::NotRun(NotRun::Stray, Writing::Due),
+                Content::NotRun(NotRun::Stray, WriteState::Due),
             )
         };
-        let mut jobs = Jobs::default();
+        let mut jobs = JobTable::default();
         for (offset, id) in [(0, "a"), (1, "b"), (2, "a")] {
             jobs.insert(token(offset), Box::new(held(id, offset)));
         }
-        assert_eq!(jobs.of("a"), [token(0), token(2)]);
+        assert_eq!(jobs.tokens_of("a"), [token(0), token(2)]);
         assert!(jobs.remove(&token(0)).is_some() && jobs.remove(&token(0)).is_none());
-        assert_eq!(jobs.of("a"), [token(2)]);
+        assert_eq!(jobs.tokens_of("a"), [token(2)]);
         jobs.remove(&token(2));
-        assert!(jobs.of("a").is_empty() && !jobs.by_id.contains_key("a"));
+        assert!(jobs.tokens_of("a").is_empty() && !jobs.by_id.contains_key("a"));
         assert_eq!((jobs.len(), jobs.contains(&token(1))), (1, true));
     }
 }

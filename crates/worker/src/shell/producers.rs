@@ -23,7 +23,7 @@ impl Producers {
     }
 
     /// The producer for what is said of jobs.
-    pub(super) fn of_jobs(&self) -> Arc<Producer> {
+    pub(super) fn for_jobs(&self) -> Arc<Producer> {
         self.jobs.clone()
     }
 
@@ -31,7 +31,7 @@ impl Producers {
     ///
     /// # Errors
     /// [`KafkaError::Client`] when it can't be made.
-    pub(super) fn of(&mut self, topic: u16) -> Result<Arc<Producer>, KafkaError> {
+    pub(super) fn for_topic(&mut self, topic: u16) -> Result<Arc<Producer>, KafkaError> {
         if topic != DELAYED {
             return Ok(self.jobs.clone());
         }
@@ -44,7 +44,7 @@ impl Producers {
     }
 
     /// Drops what is not written yet about records of this topic.
-    pub(super) fn forget(&self, topic: u16) {
+    pub(super) fn forget_topic(&self, topic: u16) {
         let producer = if topic == DELAYED { self.relays.as_ref() } else { Some(&self.jobs) };
         if let Some(producer) = producer {
             producer.forget();
@@ -55,7 +55,7 @@ impl Producers {
     ///
     /// # Errors
     /// [`KafkaError::Request`] when the time did not suffice.
-    pub(super) fn flush(&self, timeout: Duration) -> Result<(), KafkaError> {
+    pub(super) fn flush_all(&self, timeout: Duration) -> Result<(), KafkaError> {
         let relays = self.relays.as_ref().map_or(Ok(()), |relays| relays.flush(timeout));
         self.jobs.flush(timeout).and(relays)
     }

@@ -24,14 +24,14 @@ const WINDOW: Duration = Duration::from_secs(600);
 /// A record that was settled. Offsets begin anew when a topic is made again, so the log's name is a
 /// part of it; where the broker gives topics no ids, job id and time tell those records apart.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(super) struct Settled {
+pub(super) struct RecordIdentity {
     log: LogName,
     partition: Partition,
     offset: i64,
     content: u64,
 }
 
-impl Settled {
+impl RecordIdentity {
     pub(super) fn new(
         log: LogName,
         partition: Partition,
@@ -48,53 +48,62 @@ impl Settled {
 /// The records settled within the window, each with the event that said so; one that was written on
 /// as another record has none.
 #[derive(Debug, Default)]
-pub(super) struct Window {
-    known: HashMap<Settled, Option<Arc<Outgoing>>, RandomState>,
-    order: VecDeque<(Instant, Settled)>,
+pub(super) struct RecentlySettled {
+    known: HashMap<RecordIdentity, Option<Arc<Outgoing>>, RandomState>,
+    order: VecDeque<(Instant, RecordIdentity)>,
     bytes: usize,
 }
 
-impl Window {
-    pub(super) fn add(&mut self, now: Instant, settled: Settled, event: Option<Arc<Outgoing>>) {
-        self.bytes += size(event.as_deref());
+impl RecentlySettled {
+    pub(super) fn remember(
+        &mut self,
+        now: Instant,
+        settled: RecordIdentity,
+        event: Option<Arc<Outgoing>>,
+    ) {
+        self.bytes += memory_size(event.as_deref());
         match self.known.insert(settled, event) {
             // It came again and was run again, since this was forgotten or could not be known.
-            Some(before) => self.bytes -= size(before.as_deref()),
+            Some(before) => self.bytes -= memory_size(before.as_deref()),
             None => self.order.push_back((now, settled)),
         }
-        self.expire(now);
+        self.forget_old(now);
     }
 
     /// The event with which a record was settled, if it is remembered that it was.
-    pub(super) fn get(&mut self, now: Instant, settled: &Settled) -> Option<Option<Arc<Outgoing>>> {
-        self.expire(now);
+    pub(super) fn recall(
+        &mut self,
+        now: Instant,
+        settled: &RecordIdentity,
+    ) -> Option<Option<Arc<Outgoing>>> {
+        self.forget_old(now);
         self.known.get(settled).cloned()
     }
 
     /// Forgets what was settled in these partitions: they have another log now.
-    pub(super) fn forget(&mut self, partitions: &[Partition]) {
-        let is_gone = |settled: &Settled| partitions.contains(&settled.partition);
+    pub(super) fn forget_partitions(&mut self, partitions: &[Partition]) {
+        let is_gone = |settled: &RecordIdentity| partitions.contains(&settled.partition);
         for (_, event) in self.known.extract_if(|settled, _| is_gone(settled)) {
-            self.bytes -= size(event.as_deref());
+            self.bytes -= memory_size(event.as_deref());
         }
         self.order.retain(|(_, settled)| !is_gone(settled));
     }
 
-    fn expire(&mut self, now: Instant) {
+    fn forget_old(&mut self, now: Instant) {
         while let Some((at, settled)) = self.order.front()
             && (self.order.len() > MOST
                 || self.bytes > MOST_BYTES
                 || now.duration_since(*at) > WINDOW)
         {
             let event = self.known.remove(settled).flatten();
-            self.bytes -= size(event.as_deref());
+            self.bytes -= memory_size(event.as_deref());
             self.order.pop_front();
         }
     }
 }
 
 /// What an event takes in memory.
-fn size(event: Option<&Outgoing>) -> usize {
+fn memory_size(event: Option<&Outgoing>) -> usize {
     let Some(Outgoing { topic, key, value, headers, .. }) = event else { return 0 };
     let capacity = |bytes: &Option<Vec<u8>>| bytes.as_ref().map_or(0, Vec::capacity);
     let headers =
@@ -119,54 +128,59 @@ mod tests {
 
     #[test]
     fn a_record_is_known_for_a_while_with_its_end() {
-        let (mut window, now) = (Window::default(), Instant::now());
-        let settled = Settled::new(LOG, P, 7, "job", None);
-        assert!(window.get(now, &settled).is_none());
-        window.add(now, settled, event(3));
-        let end = window.get(now + WINDOW, &settled).unwrap().unwrap();
+        let (mut window, now) = (RecentlySettled::default(), Instant::now());
+        let settled = RecordIdentity::new(LOG, P, 7, "job", None);
+        assert!(window.recall(now, &settled).is_none());
+        window.remember(now, settled, event(3));
+        let end = window.recall(now + WINDOW, &settled).unwrap().unwrap();
         assert_eq!(end.value.as_ref().unwrap().len(), 3);
         assert!(
-            window.get(now, &Settled::new(LOG, P, 7, "another", None)).is_none(),
+            window.recall(now, &RecordIdentity::new(LOG, P, 7, "another", None)).is_none(),
             "made again, without ids"
         );
         let remade = LogName { topic: 3, ..LOG };
-        assert!(window.get(now, &Settled::new(remade, P, 7, "job", None)).is_none(), "made again");
-        assert!(window.get(now, &Settled::new(LOG, P, 8, "job", None)).is_none());
-        assert!(window.get(now + WINDOW + Duration::from_secs(1), &settled).is_none());
+        assert!(
+            window.recall(now, &RecordIdentity::new(remade, P, 7, "job", None)).is_none(),
+            "made again"
+        );
+        assert!(window.recall(now, &RecordIdentity::new(LOG, P, 8, "job", None)).is_none());
+        assert!(window.recall(now + WINDOW + Duration::from_secs(1), &settled).is_none());
         assert_eq!(window.bytes, 0);
     }
 
     #[test]
     fn what_was_settled_in_a_log_that_is_gone_is_forgotten() {
         let (mut window, now, q) =
-            (Window::default(), Instant::now(), Partition { topic: 0, number: 1 });
-        let [gone, kept] = [P, q].map(|partition| Settled::new(LOG, partition, 7, "job", None));
-        window.add(now, gone, event(3));
-        window.add(now, kept, None);
-        window.forget(&[P]);
-        assert!(window.get(now, &gone).is_none() && window.get(now, &kept).is_some());
+            (RecentlySettled::default(), Instant::now(), Partition { topic: 0, number: 1 });
+        let [gone, kept] =
+            [P, q].map(|partition| RecordIdentity::new(LOG, partition, 7, "job", None));
+        window.remember(now, gone, event(3));
+        window.remember(now, kept, None);
+        window.forget_partitions(&[P]);
+        assert!(window.recall(now, &gone).is_none() && window.recall(now, &kept).is_some());
         assert_eq!(window.order.len(), 1);
     }
 
     #[test]
     fn memory_is_bounded() {
-        let (mut window, now) = (Window::default(), Instant::now());
+        let (mut window, now) = (RecentlySettled::default(), Instant::now());
         let all = MOST as i64 + 10;
-        (0..all)
-            .for_each(|offset| window.add(now, Settled::new(LOG, P, offset, "job", None), None));
+        (0..all).for_each(|offset| {
+            window.remember(now, RecordIdentity::new(LOG, P, offset, "job", None), None)
+        });
         assert!(window.order.len() <= MOST && window.known.len() == window.order.len());
-        assert!(window.get(now, &Settled::new(LOG, P, all - 1, "job", None)).is_some());
-        assert!(window.get(now, &Settled::new(LOG, P, 0, "job", None)).is_none());
+        assert!(window.recall(now, &RecordIdentity::new(LOG, P, all - 1, "job", None)).is_some());
+        assert!(window.recall(now, &RecordIdentity::new(LOG, P, 0, "job", None)).is_none());
         for offset in 0..4 {
-            window.add(
+            window.remember(
                 now,
-                Settled::new(LOG, P, offset, "large", None),
+                RecordIdentity::new(LOG, P, offset, "large", None),
                 event(MOST_BYTES / 2 - size_of::<Outgoing>()),
             );
         }
         assert!(window.bytes <= MOST_BYTES, "{}", window.bytes);
         assert_eq!(window.known.len(), 2, "the newest two have room");
-        window.add(now, Settled::new(LOG, P, 3, "large", None), event(1));
+        window.remember(now, RecordIdentity::new(LOG, P, 3, "large", None), event(1));
         assert_eq!(
             (window.known.len(), window.bytes),
             (2, MOST_BYTES / 2 + size_of::<Outgoing>() + 1)

@@ -10,7 +10,7 @@ const MAX_MESSAGE_BYTES: usize = 1024;
 /// Lets one piece of news through in an interval: the first at once, and the newest of what came
 /// meanwhile when the interval is over. What does not go beyond everything before it is no news.
 #[derive(Debug)]
-pub(crate) struct Pace {
+pub(crate) struct ProgressPace {
     interval: Duration,
     /// When something was let through last.
     passed_at: Option<Instant>,
@@ -18,13 +18,13 @@ pub(crate) struct Pace {
     waiting: Option<Progress>,
 }
 
-impl Pace {
+impl ProgressPace {
     pub(crate) fn new(interval: Duration) -> Self {
         Self { interval, passed_at: None, furthest: f64::NEG_INFINITY, waiting: None }
     }
 
     /// Takes news in, and says what is to be written now.
-    pub(crate) fn news(&mut self, now: Instant, mut progress: Progress) -> Option<Progress> {
+    pub(crate) fn offer(&mut self, now: Instant, mut progress: Progress) -> Option<Progress> {
         if !progress.progress.is_finite() || progress.progress <= self.furthest {
             return None;
         }
@@ -33,17 +33,17 @@ impl Pace {
             message.truncate(message.floor_char_boundary(MAX_MESSAGE_BYTES));
         }
         self.waiting = Some(progress);
-        self.due(now)
+        self.take_due(now)
     }
 
     /// When there is something to be written, if nothing newer comes before.
-    pub(crate) fn next(&self) -> Option<Instant> {
+    pub(crate) fn next_due(&self) -> Option<Instant> {
         self.waiting.as_ref()?;
         self.passed_at?.checked_add(self.interval)
     }
 
     /// What is to be written now.
-    pub(crate) fn due(&mut self, now: Instant) -> Option<Progress> {
+    pub(crate) fn take_due(&mut self, now: Instant) -> Option<Progress> {
         if self.passed_at.is_some_and(|at| now.duration_since(at) < self.interval) {
             return None;
         }
@@ -65,38 +65,38 @@ mod tests {
 
     #[test]
     fn one_in_an_interval_and_the_newest_at_its_end() {
-        let (mut pace, start) = (Pace::new(SECOND), Instant::now());
-        assert_eq!((pace.next(), pace.due(start)), (None, None));
-        assert_eq!(pace.news(start, at(1.0)), Some(at(1.0)));
-        assert_eq!(pace.next(), None);
-        assert_eq!(pace.news(start + SECOND / 4, at(2.0)), None);
-        assert_eq!(pace.news(start + SECOND / 2, at(3.0)), None);
-        assert_eq!(pace.next(), Some(start + SECOND));
-        assert_eq!(pace.due(start + SECOND / 2), None);
-        assert_eq!(pace.due(start + SECOND), Some(at(3.0)));
-        assert_eq!(pace.due(start + 5 * SECOND), None);
+        let (mut pace, start) = (ProgressPace::new(SECOND), Instant::now());
+        assert_eq!((pace.next_due(), pace.take_due(start)), (None, None));
+        assert_eq!(pace.offer(start, at(1.0)), Some(at(1.0)));
+        assert_eq!(pace.next_due(), None);
+        assert_eq!(pace.offer(start + SECOND / 4, at(2.0)), None);
+        assert_eq!(pace.offer(start + SECOND / 2, at(3.0)), None);
+        assert_eq!(pace.next_due(), Some(start + SECOND));
+        assert_eq!(pace.take_due(start + SECOND / 2), None);
+        assert_eq!(pace.take_due(start + SECOND), Some(at(3.0)));
+        assert_eq!(pace.take_due(start + 5 * SECOND), None);
         assert_eq!(
-            pace.news(start + 5 * SECOND, at(4.0)),
+            pace.offer(start + 5 * SECOND, at(4.0)),
             Some(at(4.0)),
             "nothing was written for long"
         );
-        assert_eq!(pace.news(start + 5 * SECOND, at(5.0)), None);
+        assert_eq!(pace.offer(start + 5 * SECOND, at(5.0)), None);
     }
 
     #[test]
     fn only_what_grows_is_news() {
-        let (mut pace, start) = (Pace::new(Duration::ZERO), Instant::now());
-        assert_eq!(pace.news(start, at(0.0)), Some(at(0.0)));
+        let (mut pace, start) = (ProgressPace::new(Duration::ZERO), Instant::now());
+        assert_eq!(pace.offer(start, at(0.0)), Some(at(0.0)));
         for old in [0.0, -1.0, f64::NAN, f64::INFINITY] {
-            assert_eq!(pace.news(start, at(old)), None, "{old}");
+            assert_eq!(pace.offer(start, at(old)), None, "{old}");
         }
-        assert_eq!(pace.news(start, at(0.5)), Some(at(0.5)));
-        let mut pace = Pace::new(SECOND);
-        pace.news(start, at(1.0));
-        pace.news(start, at(3.0));
-        pace.news(start, at(2.0));
+        assert_eq!(pace.offer(start, at(0.5)), Some(at(0.5)));
+        let mut pace = ProgressPace::new(SECOND);
+        pace.offer(start, at(1.0));
+        pace.offer(start, at(3.0));
+        pace.offer(start, at(2.0));
         assert_eq!(
-            pace.due(start + SECOND),
+            pace.take_due(start + SECOND),
             Some(at(3.0)),
             "what is behind it does not replace it"
         );
@@ -105,7 +105,7 @@ mod tests {
     #[test]
     fn messages_are_bounded() {
         let long = Progress { message: Some("ä".repeat(1_000)), ..at(1.0) };
-        let passed = Pace::new(SECOND).news(Instant::now(), long).unwrap();
+        let passed = ProgressPace::new(SECOND).offer(Instant::now(), long).unwrap();
         assert_eq!(passed.message.map(|message| message.len()), Some(MAX_MESSAGE_BYTES));
     }
 
@@ -114,20 +114,20 @@ mod tests {
         /// furthest is written in the end.
         #[test]
         fn the_pace_is_kept(steps in proptest::collection::vec((0_u64..700, -5_i32..50), 1..200)) {
-            let (mut pace, mut now) = (Pace::new(SECOND), Instant::now());
+            let (mut pace, mut now) = (ProgressPace::new(SECOND), Instant::now());
             let mut written: Vec<(Instant, f64)> = Vec::new();
             let mut furthest = f64::NEG_INFINITY;
             for (ms, value) in steps {
                 let until = now + Duration::from_millis(ms);
-                if let Some(next) = pace.next().filter(|next| *next <= until) {
-                    written.extend(pace.due(next).map(|progress| (next, progress.progress)));
+                if let Some(next) = pace.next_due().filter(|next| *next <= until) {
+                    written.extend(pace.take_due(next).map(|progress| (next, progress.progress)));
                 }
                 now = until;
                 furthest = furthest.max(f64::from(value));
-                written.extend(pace.news(now, at(f64::from(value))).map(|progress| (now, progress.progress)));
+                written.extend(pace.offer(now, at(f64::from(value))).map(|progress| (now, progress.progress)));
             }
-            if let Some(next) = pace.next() {
-                written.extend(pace.due(next).map(|progress| (next, progress.progress)));
+            if let Some(next) = pace.next_due() {
+                written.extend(pace.take_due(next).map(|progress| (next, progress.progress)));
             }
             for pair in written.windows(2) {
                 proptest::prop_assert!(pair[1].0 - pair[0].0 >= SECOND && pair[1].1 > pair[0].1, "{:?}", written);

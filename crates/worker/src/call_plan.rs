@@ -12,7 +12,7 @@ use fleet_job::{
 use fleet_mcp_client::Input;
 use serde_json::{Map, Value, json};
 
-use crate::results::{Failures, Kept, Results};
+use crate::call_results::{Failures, KeptResult, Results};
 
 /// The tool that hosts a server.
 const INITIALIZE: &str = "server_initialize";
@@ -53,13 +53,13 @@ impl Plan {
     pub(crate) fn new(work: &Work) -> Self {
         match work {
             Work::ToolCall(call) => Self {
-                calls: vec![Call { input: call.task.as_ref().map(input), ..tool_call(call) }],
+                calls: vec![Call { input: call.task.as_ref().map(task_input), ..plan_call(call) }],
                 parallel: 1,
                 shape: Shape::Single,
             },
             // Nobody could tell which of its calls has asked, so those of a batch can't ask.
             Work::ToolBatch(batch) => Self {
-                calls: batch.calls.iter().map(tool_call).collect(),
+                calls: batch.calls.iter().map(plan_call).collect(),
                 parallel: batch.parallel.unwrap_or(1).max(1) as usize,
                 shape: Shape::Batch,
             },
@@ -87,13 +87,13 @@ impl Plan {
 
     /// Whether the progress of a call is news of the job. Calls of a batch can run side by side, so
     /// it is not for those.
-    pub(crate) fn tells_of_calls(&self) -> bool {
+    pub(crate) fn reports_calls(&self) -> bool {
         matches!(self.shape, Shape::Single | Shape::Servers)
     }
 
     /// How far the job is when the call under way is as far as `of_call`; calls that tell of theirs
     /// run one after another.
-    pub(crate) fn progress(
+    pub(crate) fn job_progress(
         &self,
         of_call: Progress,
         results: &Results,
@@ -124,12 +124,12 @@ impl Plan {
     /// A job with a call that can still succeed is tried again, even if another call has failed for
     /// good, so that the job's end finds everything done that could be done. What is unavailable is
     /// nobody's fault, so that goes first.
-    pub(crate) fn combine(
+    pub(crate) fn combine_outcomes(
         &self,
         results: &mut Results,
         failures: Failures,
         limit: u64,
-    ) -> Result<Kept, Failure> {
+    ) -> Result<KeptResult, Failure> {
         let rank = |class| match class {
             FailureClass::Unavailable => 0,
             FailureClass::Held(_) => 1,
@@ -138,13 +138,13 @@ impl Plan {
         };
         let worst = failures.iter().min_by_key(|(_, failure)| rank(failure.class));
         let Some((index, worst)) = worst else {
-            return Ok(self.result(std::mem::take(results), limit));
+            return Ok(self.build_result(std::mem::take(results), limit));
         };
         if !self.has_many() {
             return Err(worst.clone());
         }
 
-        let outline = self.outline(results, &failures, limit);
+        let outline = self.build_outline(results, &failures, limit);
         let retry_after = failures.iter().filter_map(|(_, failure)| failure.retry_after).max();
         let (total, failed) = (self.calls.len(), self.calls.len() - results.len());
         let worst = worst.clone();
@@ -157,7 +157,7 @@ impl Plan {
 
     /// What each call came to, for the details of the job's error, unless that is too large to be
     /// written.
-    fn outline(&self, results: &Results, failures: &Failures, limit: u64) -> Option<Value> {
+    fn build_outline(&self, results: &Results, failures: &Failures, limit: u64) -> Option<Value> {
         let is_too_large = results.held_bytes().saturating_add(failures.held_bytes()) > limit;
         if is_too_large || results.omitted_bytes().is_some() || failures.is_clipped() {
             return None;
@@ -176,22 +176,25 @@ impl Plan {
     }
 
     /// The result of the job, whose calls all have one.
-    fn result(&self, mut results: Results, limit: u64) -> Kept {
+    fn build_result(&self, mut results: Results, limit: u64) -> KeptResult {
         let (held, omitted) = (results.held_bytes(), results.omitted_bytes());
         if self.shape == Shape::Single && omitted.is_none() {
-            return Kept::Whole { result: results.take(0).unwrap_or_default(), bytes: held };
+            return KeptResult::Whole { result: results.take(0).unwrap_or_default(), bytes: held };
         }
 
-        let framed = self.frame(|index| results.take(index).unwrap_or_default());
-        let Some(bytes) = omitted else { return Kept::of(framed, limit) };
+        let framed = self.frame_results(|index| results.take(index).unwrap_or_default());
+        let Some(bytes) = omitted else { return KeptResult::within(framed, limit) };
 
         // In the frame, `null` stands in the place of each result.
         let frame = json_bytes(&framed).saturating_sub(4 * results.len() as u64);
-        Kept::Omitted(ResultOmitted { bytes: bytes.saturating_add(frame), limit_bytes: limit })
+        KeptResult::Omitted(ResultOmitted {
+            bytes: bytes.saturating_add(frame),
+            limit_bytes: limit,
+        })
     }
 
     /// The results of the calls in the shape in which the job has them.
-    fn frame(&self, mut result: impl FnMut(usize) -> Value) -> Value {
+    fn frame_results(&self, mut result: impl FnMut(usize) -> Value) -> Value {
         let calls = self.calls.iter().enumerate();
         match self.shape {
             Shape::Single => result(0),
@@ -208,7 +211,7 @@ impl Plan {
     }
 }
 
-fn tool_call(call: &ToolCall) -> Call {
+fn plan_call(call: &ToolCall) -> Call {
     let tool = match &call.server {
         Some(server) => tool_name::exposed(server, &call.tool),
         None => call.tool.clone(),
@@ -216,7 +219,7 @@ fn tool_call(call: &ToolCall) -> Call {
     Call { label: tool.clone(), tool, arguments: call.arguments.clone(), input: None }
 }
 
-fn input(round: &TaskRound) -> Input {
+fn task_input(round: &TaskRound) -> Input {
     Input {
         client_capabilities: round.client_capabilities.clone(),
         responses: round.input_responses.clone(),
@@ -269,8 +272,8 @@ mod tests {
         assert!(plan.calls.iter().all(|call| call.tool == "server_initialize"));
         assert_eq!(plan.calls[1].arguments["name"], "b");
         let mut results = Results::from([(0, json!(1)), (1, json!(2))]);
-        let combined = plan.combine(&mut results, Failures::default(), LIMIT);
-        let Ok(Kept::Whole { result, .. }) = combined else { panic!("{combined:?}") };
+        let combined = plan.combine_outcomes(&mut results, Failures::default(), LIMIT);
+        let Ok(KeptResult::Whole { result, .. }) = combined else { panic!("{combined:?}") };
         assert_eq!(result, json!({"servers": {"a": 1, "b": 2}}));
         assert_eq!(results, Results::default(), "they are not held twice");
     }
@@ -297,13 +300,13 @@ mod tests {
             (1, failure(FailureClass::Permanent, "never")),
             (2, failure(FailureClass::Retry, "later")),
         ]);
-        let combined = plan.combine(&mut results, failures.clone(), LIMIT).unwrap_err();
+        let combined = plan.combine_outcomes(&mut results, failures.clone(), LIMIT).unwrap_err();
         assert_eq!(combined.class, FailureClass::Retry);
         assert_eq!(combined.error.message, "2 of 3 calls failed; `c`: later");
         assert_eq!(combined.error.data.unwrap()[0]["result"], "done");
 
         failures.insert(1, failure(FailureClass::Unavailable, "away"), LIMIT);
-        let combined = plan.combine(&mut results, failures, LIMIT).unwrap_err();
+        let combined = plan.combine_outcomes(&mut results, failures, LIMIT).unwrap_err();
         assert_eq!(combined.class, FailureClass::Unavailable);
     }
 
@@ -314,12 +317,12 @@ mod tests {
             let mut results = Results::default();
             results.insert(0, json!({"text": "x".repeat(300)}), limit);
             results.insert(1, json!("y".repeat(300)), limit);
-            batch.combine(&mut results, Failures::default(), limit).unwrap()
+            batch.combine_outcomes(&mut results, Failures::default(), limit).unwrap()
         };
-        let Kept::Whole { result: whole, .. } = of(LIMIT) else { panic!("it fits") };
+        let KeptResult::Whole { result: whole, .. } = of(LIMIT) else { panic!("it fits") };
         for limit in [400, 620] {
             let expected = ResultOmitted { bytes: json_bytes(&whole), limit_bytes: limit };
-            assert_eq!(of(limit), Kept::Omitted(expected), "{limit}");
+            assert_eq!(of(limit), KeptResult::Omitted(expected), "{limit}");
         }
     }
 
@@ -331,9 +334,9 @@ mod tests {
             message: Some("waiting".to_owned()),
         };
         let one = plan("server-init", json!({"mcpServers": {"a": {"command": "x"}}}));
-        assert!(one.tells_of_calls());
+        assert!(one.reports_calls());
         assert_eq!(
-            one.progress(at(3.0, Some(30.0)), &Results::default(), &Failures::default()),
+            one.job_progress(at(3.0, Some(30.0)), &Results::default(), &Failures::default()),
             at(3.0, Some(30.0))
         );
 
@@ -343,7 +346,7 @@ mod tests {
         );
         let done = Results::from([(0, Value::Null)]);
         let check = |news: Progress, done: &Results, expected: f64, message: &str| {
-            let progress = two.progress(news, done, &Failures::default());
+            let progress = two.job_progress(news, done, &Failures::default());
             assert_eq!((progress.progress, progress.total), (expected, Some(2.0)));
             assert_eq!(progress.message.as_deref(), Some(message));
         };
@@ -353,6 +356,6 @@ mod tests {
         check(at(40.0, None), &done, 1.0, "b: waiting");
 
         let batch = plan("tool-batch", json!({"calls": [{"tool": "a"}]}));
-        assert!(!batch.tells_of_calls());
+        assert!(!batch.reports_calls());
     }
 }

@@ -11,7 +11,7 @@ use fleet_kafka::{
 };
 use metrics::counter;
 
-use super::answers::Done;
+use super::answers::Answer;
 use crate::{
     metrics as names,
     report::{self, Letter, Settlement},
@@ -23,10 +23,15 @@ const ASK_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a reply may take; after that the job is settled without it.
 const REPLY_TIMEOUT: Duration = Duration::from_secs(10);
 
-pub(super) async fn write(producer: &Producer, token: Token, mut settlement: Settlement) -> Done {
+pub(super) async fn write_settlement(
+    producer: &Producer,
+    token: Token,
+    mut settlement: Settlement,
+) -> Answer {
     if let Some((kind, letter)) = &settlement.dead_letter {
-        if let Err(error) = write_one(producer, &letter.whole, || letter.bare.clone()).await {
-            return not_written(token, Some(settlement), "dead-letter", &error);
+        if let Err(error) = write_or_shorten(producer, &letter.whole, || letter.bare.clone()).await
+        {
+            return report_not_written(token, Some(settlement), "dead-letter", &error);
         }
         counter!(names::DEAD_LETTERS.name, "kind" => kind.as_str()).increment(1);
         // It is not written again if the event is.
@@ -34,13 +39,13 @@ pub(super) async fn write(producer: &Producer, token: Token, mut settlement: Set
     }
 
     let (state, now) = (settlement.state, fleet_ops::clock::now());
-    let short = match write_one(producer, &settlement.event, || {
-        report::bare(&settlement.event, state, now)
+    let short = match write_or_shorten(producer, &settlement.event, || {
+        report::shorten_event(&settlement.event, state, now)
     })
     .await
     {
         Ok(short) => short,
-        Err(error) => return not_written(token, Some(settlement), "event", &error),
+        Err(error) => return report_not_written(token, Some(settlement), "event", &error),
     };
     if let Some(reply) = &settlement.reply {
         let sent = tokio::time::timeout(REPLY_TIMEOUT, producer.send(reply)).await;
@@ -52,7 +57,7 @@ pub(super) async fn write(producer: &Producer, token: Token, mut settlement: Set
             );
         }
     }
-    Done::Written(token, state, Arc::new(short.unwrap_or(settlement.event)))
+    Answer::Written(token, state, Arc::new(short.unwrap_or(settlement.event)))
 }
 
 /// Why the producer has not written an end.
@@ -88,7 +93,7 @@ pub(super) enum Remedy {
 
 /// A worker that may have lost the job (`is_out_of_contact`) writes nothing more before it knows,
 /// in short or later: the engine waits then.
-pub(super) fn remedy(refusal: Refusal, is_ours: bool, is_out_of_contact: bool) -> Remedy {
+pub(super) fn choose_remedy(refusal: Refusal, is_ours: bool, is_out_of_contact: bool) -> Remedy {
     match refusal {
         _ if !is_ours => Remedy::Drop,
         Refusal::TooLarge if !is_out_of_contact => Remedy::Shorten,
@@ -98,21 +103,21 @@ pub(super) fn remedy(refusal: Refusal, is_ours: bool, is_out_of_contact: bool) -
 }
 
 /// Writes the end of a job as it was written before.
-pub(super) async fn write_again(producer: &Producer, token: Token, event: &Outgoing) -> Done {
+pub(super) async fn repeat_end(producer: &Producer, token: Token, event: &Outgoing) -> Answer {
     match producer.send(event).await {
-        Ok(_) => Done::WrittenAgain(token),
-        Err(error) => not_written(token, None, "event", &error),
+        Ok(_) => Answer::EndRepeated(token),
+        Err(error) => report_not_written(token, None, "event", &error),
     }
 }
 
 /// Writes the record that a waiting job goes on as. One that the delayed topic can't take waits in
 /// memory; one that has grown too large for the way back goes without what it has grown by.
-pub(super) async fn pass_on(
+pub(super) async fn write_passed_on(
     producer: &Producer,
     token: Token,
     letter: Letter,
     is_deferred: bool,
-) -> Done {
+) -> Answer {
     let Letter { mut whole, bare } = letter;
     let mut written = producer.send(&whole).await;
     if !is_deferred && matches!(&written, Err(error) if error.is_unknown_partition()) {
@@ -120,24 +125,24 @@ pub(super) async fn pass_on(
         written = producer.send(&whole).await;
     }
     match written {
-        Ok(_) => Done::PassedOn(token),
+        Ok(_) => Answer::PassedOn(token),
         Err(error) if is_deferred && (error.is_too_large() || !error.is_retryable()) => {
             let error = fleet_ops::errors::chain(&error);
             tracing::warn!(%error, topic = whole.topic, "a job can't be deferred and waits in memory");
-            Done::NotDeferred(token)
+            Answer::NotDeferred(token)
         }
         Err(error) if error.is_too_large() => match producer.send(&bare).await {
-            Ok(_) => Done::PassedOn(token),
-            Err(error) => not_written(token, None, "delayed", &error),
+            Ok(_) => Answer::PassedOn(token),
+            Err(error) => report_not_written(token, None, "delayed", &error),
         },
-        Err(error) => not_written(token, None, "delayed", &error),
+        Err(error) => report_not_written(token, None, "delayed", &error),
     }
 }
 
 /// Whether a record of the delayed topic is left to the group that it names. A group with members
 /// runs its own jobs. One without was renamed, or is gone: nobody else would run them, and a repeat
 /// is better than a loss.
-pub(super) async fn belongs_to_others(settings: Settings, group: &str) -> Result<bool, KafkaError> {
+pub(super) async fn group_has_members(settings: Settings, group: &str) -> Result<bool, KafkaError> {
     let group = group.to_owned();
     let asked =
         tokio::task::spawn_blocking(move || admin::has_members(&settings, &group, ASK_TIMEOUT));
@@ -145,32 +150,32 @@ pub(super) async fn belongs_to_others(settings: Settings, group: &str) -> Result
 }
 
 /// Writes a terminal event for which there was no room.
-pub(super) async fn write_patiently(
+pub(super) async fn write_when_room(
     producer: &Producer,
     token: Token,
     state: JobState,
     event: Arc<Outgoing>,
-) -> Done {
+) -> Answer {
     match producer.send(&event).await {
-        Ok(_) => Done::Written(token, state, event),
-        Err(error) => Done::Undelivered(token, state, event, error),
+        Ok(_) => Answer::Written(token, state, event),
+        Err(error) => Answer::EventNotWritten(token, state, event, error),
     }
 }
 
 /// Writes the short form of a terminal event that was refused for its size.
-pub(super) async fn write_bare(
+pub(super) async fn write_short_event(
     producer: &Producer,
     token: Token,
     state: JobState,
     event: &Outgoing,
-) -> Done {
+) -> Answer {
     warn_of_size(event);
-    let bare = report::bare(event, state, fleet_ops::clock::now());
+    let bare = report::shorten_event(event, state, fleet_ops::clock::now());
     match producer.send(&bare).await {
-        Ok(_) => Done::Written(token, state, Arc::new(bare)),
+        Ok(_) => Answer::Written(token, state, Arc::new(bare)),
         Err(error) => {
             let whole = Settlement::of_event(state, event.clone());
-            not_written(token, Some(whole), "event", &error)
+            report_not_written(token, Some(whole), "event", &error)
         }
     }
 }
@@ -178,7 +183,7 @@ pub(super) async fn write_bare(
 /// Writes a record, or its short form where the topic takes no record of that size: trying the same
 /// again could not help and would hold up the partition for ever. Returns the short form if that
 /// was written.
-async fn write_one(
+async fn write_or_shorten(
     producer: &Producer,
     whole: &Outgoing,
     bare: impl FnOnce() -> Outgoing,
@@ -201,16 +206,16 @@ fn warn_of_size(record: &Outgoing) {
 }
 
 /// Says so, and lets the engine try again. `rest` is what is left to write of an end.
-pub(super) fn not_written(
+pub(super) fn report_not_written(
     token: Token,
     rest: Option<Settlement>,
     kind: &'static str,
     error: &KafkaError,
-) -> Done {
+) -> Answer {
     counter!(names::WRITE_FAILURES.name, "kind" => kind).increment(1);
     let error = fleet_ops::errors::chain(error);
     tracing::error!(%error, kind, "the end of a job could not be written; its offset is held and it is written again");
-    Done::NotWritten(token, rest.map(Box::new))
+    Answer::NotWritten(token, rest.map(Box::new))
 }
 
 #[cfg(test)]
@@ -229,12 +234,12 @@ mod tests {
         ];
         for (refusal, is_ours, lost, expected) in cases {
             assert_eq!(
-                remedy(refusal, is_ours, lost),
+                choose_remedy(refusal, is_ours, lost),
                 expected,
                 "{refusal:?}, out of contact: {lost}"
             );
             assert_eq!(
-                remedy(refusal, false, lost),
+                choose_remedy(refusal, false, lost),
                 Remedy::Drop,
                 "{refusal:?}, out of contact: {lost}"
             );

@@ -23,18 +23,19 @@ use fleet_retry::{Backoff, Retry};
 use tokio::sync::mpsc;
 
 /// How long one question to a broker may take.
-const ASK: Duration = Duration::from_secs(10);
+const ASK_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long the thread waits for a record before it looks whether anybody still listens.
-const LOOK: Duration = Duration::from_secs(5);
+const RECORD_TIMEOUT: Duration = Duration::from_secs(5);
 /// The waits between attempts to read the topic.
-const READING: Backoff = Backoff { base: Duration::from_millis(500), max: Duration::from_secs(30) };
+const REOPEN_BACKOFF: Backoff =
+    Backoff { base: Duration::from_millis(500), max: Duration::from_secs(30) };
 /// How many requests wait to be taken up by the loop; beyond, reading waits.
-const QUEUE: usize = 256;
+const QUEUE_CAPACITY: usize = 256;
 /// How many requests are remembered. Beyond, the oldest are forgotten.
-const MOST: usize = 100_000;
+const MAX_REMEMBERED: usize = 100_000;
 /// How long a request is remembered: as long as a job can wait in the delayed topic, and the
 /// control topic keeps it.
-const KEPT: Duration = Duration::from_secs(30 * 24 * 3600);
+const REMEMBERED_FOR: Duration = Duration::from_secs(30 * 24 * 3600);
 
 /// What the thread has to tell.
 #[derive(Debug)]
@@ -49,27 +50,27 @@ enum News {
 
 /// The receiving end of the thread that reads the topic. The thread ends when this is dropped.
 #[derive(Debug)]
-pub(crate) struct Feed(mpsc::Receiver<News>);
+pub(crate) struct ControlFeed(mpsc::Receiver<News>);
 
-impl Feed {
+impl ControlFeed {
     /// Begins to read `topic`.
     pub(crate) fn start(settings: Settings, topic: String) -> io::Result<Self> {
-        let (news, receiver) = mpsc::channel(QUEUE);
-        let log = Log { follower: Follower::new(settings), topic, news };
-        thread::Builder::new().name("control".to_owned()).spawn(move || log.read())?;
+        let (news, receiver) = mpsc::channel(QUEUE_CAPACITY);
+        let reader = ControlReader { follower: Follower::new(settings), topic, news };
+        thread::Builder::new().name("control".to_owned()).spawn(move || reader.read_topic())?;
         Ok(Self(receiver))
     }
 
     /// Takes up everything that stood in the topic when it was opened, and returns when that is
     /// done or there is no topic.
-    pub(crate) async fn catch_up(&mut self, requests: &mut Requests) {
+    pub(crate) async fn catch_up(&mut self, requests: &mut CancelRequests) {
         while let Some(News::Asked(control)) = self.0.recv().await {
             requests.add(fleet_ops::clock::now(), control);
         }
     }
 
     /// The next request. Waits for ever where nothing more can come.
-    pub(crate) async fn next(&mut self) -> Control {
+    pub(crate) async fn next_request(&mut self) -> Control {
         loop {
             match self.0.recv().await {
                 Some(News::Asked(control)) => return control,
@@ -82,11 +83,11 @@ impl Feed {
 
 /// The jobs that are not wanted any more, as far as this worker remembers.
 #[derive(Debug)]
-pub(crate) struct Requests(Cancelled);
+pub(crate) struct CancelRequests(Cancelled);
 
-impl Requests {
+impl CancelRequests {
     pub(crate) fn new() -> Self {
-        Self(Cancelled::new(MOST))
+        Self(Cancelled::new(MAX_REMEMBERED))
     }
 
     /// Takes up a request; whether it says anything new. A topic that is read anew repeats what was
@@ -94,8 +95,9 @@ impl Requests {
     pub(crate) fn add(&mut self, now: Timestamp, control: Control) -> bool {
         let is_news = self.0.get(&control.job_id, None) != Some(&control);
         self.0.add(control);
-        let oldest =
-            now.as_millis().saturating_sub(i64::try_from(KEPT.as_millis()).unwrap_or(i64::MAX));
+        let oldest = now
+            .as_millis()
+            .saturating_sub(i64::try_from(REMEMBERED_FOR.as_millis()).unwrap_or(i64::MAX));
         self.0.forget_before(Timestamp::from_millis_clamped(oldest));
         is_news
     }
@@ -107,34 +109,34 @@ impl Requests {
 }
 
 /// The reading end.
-struct Log {
+struct ControlReader {
     follower: Follower,
     topic: String,
     news: mpsc::Sender<News>,
 }
 
 /// Nobody listens any more.
-struct Unheard;
+struct NobodyListens;
 
-impl Log {
+impl ControlReader {
     /// Reads until nobody listens.
-    fn read(&self) {
-        let mut retry = Retry::new(READING, rand::random());
-        let mut is_missed = false;
+    fn read_topic(&self) {
+        let mut retry = Retry::new(REOPEN_BACKOFF, rand::random());
+        let mut was_missing = false;
         let mailbox = Mailbox::default();
         while !self.news.is_closed() {
-            match self.follower.open(&self.topic, From::Start, ASK, &mailbox) {
+            match self.follower.open(&self.topic, From::Start, ASK_TIMEOUT, &mailbox) {
                 Ok(topic) => {
-                    if std::mem::take(&mut is_missed) {
+                    if std::mem::take(&mut was_missing) {
                         tracing::info!(
                             topic = self.topic,
                             "the topic is there: jobs can be cancelled"
                         );
                     }
                     retry.succeeded();
-                    match self.follow(topic) {
-                        Unfollowed::Unheard => return,
-                        Unfollowed::Failed(error) => {
+                    match self.follow_topic(topic) {
+                        FollowEnd::NobodyListens => return,
+                        FollowEnd::Failed(error) => {
                             tracing::warn!(
                                 error = errors::chain(&error),
                                 "the control topic is read anew"
@@ -143,13 +145,13 @@ impl Log {
                     }
                 }
                 Err(KafkaError::NoTopic(_)) => {
-                    if !std::mem::replace(&mut is_missed, true) {
+                    if !std::mem::replace(&mut was_missing, true) {
                         tracing::info!(
                             topic = self.topic,
                             "there is no such topic: jobs can't be cancelled until it is made"
                         );
                     }
-                    if self.tell(News::NoTopic).is_err() {
+                    if self.send_news(News::NoTopic).is_err() {
                         return;
                     }
                 }
@@ -158,21 +160,21 @@ impl Log {
                     tracing::warn!(error, topic = self.topic, "the control topic can't be read");
                 }
             }
-            self.pause(retry.failed());
+            self.pause_reading(retry.failed());
         }
     }
 
     /// Tells of everything in the topic, until that fails or nobody listens.
-    fn follow(&self, mut topic: FollowedTopic) -> Unfollowed {
+    fn follow_topic(&self, mut topic: FollowedTopic) -> FollowEnd {
         let mut has_caught_up = false;
         while !self.news.is_closed() {
             if topic.at_end()
                 && !std::mem::replace(&mut has_caught_up, true)
-                && self.tell(News::CaughtUp).is_err()
+                && self.send_news(News::CaughtUp).is_err()
             {
-                return Unfollowed::Unheard;
+                return FollowEnd::NobodyListens;
             }
-            match topic.next(LOOK) {
+            match topic.next(RECORD_TIMEOUT) {
                 Ok(Some(record)) => {
                     let Some(control) = record.value.as_deref().and_then(Control::from_bytes)
                     else {
@@ -183,33 +185,33 @@ impl Log {
                         );
                         continue;
                     };
-                    if self.tell(News::Asked(control)).is_err() {
-                        return Unfollowed::Unheard;
+                    if self.send_news(News::Asked(control)).is_err() {
+                        return FollowEnd::NobodyListens;
                     }
                 }
                 Ok(None) => {}
-                Err(error) => return Unfollowed::Failed(error),
+                Err(error) => return FollowEnd::Failed(error),
             }
         }
-        Unfollowed::Unheard
+        FollowEnd::NobodyListens
     }
 
-    fn tell(&self, news: News) -> Result<(), Unheard> {
-        self.news.blocking_send(news).map_err(|_| Unheard)
+    fn send_news(&self, news: News) -> Result<(), NobodyListens> {
+        self.news.blocking_send(news).map_err(|_| NobodyListens)
     }
 
-    fn pause(&self, length: Duration) {
+    fn pause_reading(&self, length: Duration) {
         let end = Instant::now() + length;
         while Instant::now() < end && !self.news.is_closed() {
-            thread::sleep(LOOK.min(length));
+            thread::sleep(RECORD_TIMEOUT.min(length));
         }
     }
 }
 
 /// Why the topic is not followed any more.
-enum Unfollowed {
+enum FollowEnd {
     /// Nobody listens.
-    Unheard,
+    NobodyListens,
     /// It can't be read on.
     Failed(KafkaError),
 }
@@ -221,8 +223,8 @@ mod tests {
     #[test]
     fn what_is_read_anew_is_no_news_and_the_old_is_forgotten() {
         let at = Timestamp::from_millis_clamped;
-        let month = i64::try_from(KEPT.as_millis()).unwrap();
-        let mut requests = Requests::new();
+        let month = i64::try_from(REMEMBERED_FOR.as_millis()).unwrap();
+        let mut requests = CancelRequests::new();
         let control = Control::cancel("j", None, at(1_000), None);
         assert!(requests.add(at(2_000), control.clone()));
         assert!(!requests.add(at(2_000), control));

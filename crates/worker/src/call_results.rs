@@ -17,7 +17,7 @@ const SHORT_MESSAGE: usize = 256;
 
 /// A result, or what is left of one that is too large to be written.
 #[derive(Debug, Clone, PartialEq)]
-pub(crate) enum Kept {
+pub(crate) enum KeptResult {
     Whole {
         result: Value,
         /// How many bytes it has as JSON.
@@ -26,9 +26,9 @@ pub(crate) enum Kept {
     Omitted(ResultOmitted),
 }
 
-impl Kept {
+impl KeptResult {
     /// The result, if it fits into `limit_bytes`.
-    pub(crate) fn of(result: Value, limit_bytes: u64) -> Self {
+    pub(crate) fn within(result: Value, limit_bytes: u64) -> Self {
         match json_bytes(&result) {
             bytes if bytes <= limit_bytes => Self::Whole { result, bytes },
             bytes => Self::Omitted(ResultOmitted { bytes, limit_bytes }),
@@ -151,7 +151,7 @@ enum Detail {
 }
 
 impl Detail {
-    fn less(self) -> Option<Self> {
+    fn reduced(self) -> Option<Self> {
         match self {
             Self::Whole => Some(Self::WithoutData),
             Self::WithoutData => Some(Self::ShortMessage),
@@ -178,7 +178,7 @@ impl Failures {
         self.by_call.insert(index, failure);
 
         while self.bytes > limit
-            && let Some(less) = self.detail.less()
+            && let Some(less) = self.detail.reduced()
         {
             self.detail = less;
             self.by_call.values_mut().for_each(|failure| less.apply(&mut failure.error));

@@ -14,87 +14,94 @@ use tracing::Instrument as _;
 
 use super::{
     Shell,
-    answers::{Done, give},
+    answers::{Answer, send_answer},
+    end_writes::{
+        Refusal, Remedy, choose_remedy, group_has_members, repeat_end, report_not_written,
+        write_passed_on, write_settlement, write_short_event, write_when_room,
+    },
     held_job::HeldJob,
     held_record::{Content, HeldRecord, NotRun},
-    write::{
-        Refusal, Remedy, belongs_to_others, not_written, pass_on, remedy, write, write_again,
-        write_bare, write_patiently,
-    },
-    writing::Writing,
+    write_state::WriteState,
 };
 use crate::{
-    delay::Next,
+    call_results::Results,
+    delay_tiers::NextStop,
     report::{ANY_PARTITION, Settlement},
-    results::Results,
 };
 
 impl Shell {
     /// Stops the call that a cancelled job makes.
-    pub(super) fn abort(&mut self, token: Token) {
+    pub(super) fn abort_attempt(&mut self, token: Token) {
         let now = self.clock.now();
         let Some(run) = self.jobs.get(&token).and_then(|held| held.job()?.run()) else { return };
         run.task.abort();
         let took = now.since(run.started_at);
         let error = JobError::new(ErrorKind::Cancelled, "the job was cancelled while it ran");
         let outcome = Err(Failure::retry(error));
-        give(&self.done, Done::Attempt { token, outcome, done: Results::default(), took });
+        send_answer(
+            &self.answers,
+            Answer::AttemptEnded { token, outcome, done: Results::default(), took },
+        );
     }
 
     /// Writes the end of a job, the dead letter first: who reads the terminal event must find it.
-    pub(super) fn settle(&mut self, token: Token, terminal: Terminal, attempts: u32) {
+    pub(super) fn write_end(&mut self, token: Token, terminal: Terminal, attempts: u32) {
         let now = self.clock.now();
         let Some(held) = self.jobs.get_mut(&token) else { return };
         held.begin_span(&self.reporter.group).set("fleet.job.attempts", i64::from(attempts));
         let before = held.begin_writing();
         if let Content::NotRun(NotRun::Repeat { end, .. }, _) = &held.content {
             let end = end.clone();
-            let producer = self.producers.of_jobs();
-            return self.write(token, async move { write_again(&producer, token, &end).await });
+            let producer = self.producers.for_jobs();
+            return self
+                .spawn_write(token, async move { repeat_end(&producer, token, &end).await });
         }
         if terminal == Terminal::Failed && held.job().is_some_and(|job| job.was_turned_away) {
             invariant::violated("I7", format_args!("{token:?} fails because of an outage"));
         }
-        let is_first_try = matches!(before, Writing::Due);
+        let is_first_try = matches!(before, WriteState::Due);
         let settlement = match before {
-            Writing::Unacknowledged(Some(rest)) => Some(*rest),
-            _ => self.reporter.settled(&held.subject(), now, terminal, attempts),
+            WriteState::Unacknowledged(Some(rest)) => Some(*rest),
+            _ => self.reporter.build_settlement(&held.subject(), now, terminal, attempts),
         };
         let Some(settlement) = settlement else {
-            return self.pass_on(token, terminal, attempts);
+            return self.pass_on_record(token, terminal, attempts);
         };
         held.record_end(settlement.state, is_first_try);
         if settlement.dead_letter.is_none() && settlement.reply.is_none() {
-            return self.write_event(token, settlement.state, settlement.event);
+            return self.enqueue_event(token, settlement.state, settlement.event);
         }
-        let producer = self.producers.of_jobs();
-        self.write(token, async move { write(&producer, token, settlement).await });
+        let producer = self.producers.for_jobs();
+        self.spawn_write(
+            token,
+            async move { write_settlement(&producer, token, settlement).await },
+        );
     }
 
     /// Writes an end that takes one record, without a task: most ends do.
-    fn write_event(&self, token: Token, state: JobState, mut event: Outgoing) {
+    fn enqueue_event(&self, token: Token, state: JobState, mut event: Outgoing) {
         // It is remembered for a while.
         event.value.as_mut().map(Vec::shrink_to_fit);
         let event = Arc::new(event);
-        let (done, kept) = (self.done.clone(), event.clone());
+        let (done, kept) = (self.answers.clone(), event.clone());
         let then = move |result| {
-            give(
+            send_answer(
                 &done,
                 match result {
-                    Ok(_) => Done::Written(token, state, kept),
-                    Err(error) => Done::Undelivered(token, state, kept, error),
+                    Ok(_) => Answer::Written(token, state, kept),
+                    Err(error) => Answer::EventNotWritten(token, state, kept, error),
                 },
             );
         };
-        if let Err(error) = self.producers.of_jobs().enqueue_then(&event, then) {
-            give(&self.done, Done::Undelivered(token, state, event, error));
+        if let Err(error) = self.producers.for_jobs().enqueue_then(&event, then) {
+            send_answer(&self.answers, Answer::EventNotWritten(token, state, event, error));
         }
     }
 
     /// What was refused for its size is written in short, what there was no room for waits;
     /// everything else is for the engine to try again. A job that is no longer ours is another
     /// worker's to speak of.
-    pub(super) fn undelivered(
+    pub(super) fn handle_unwritten_event(
         &mut self,
         token: Token,
         state: JobState,
@@ -103,28 +110,29 @@ impl Shell {
     ) {
         let is_ours = self.engine.token(token.partition, token.offset) == Some(token);
         let Some(log) = self.jobs.get(&token).map(HeldRecord::log_span) else { return };
-        let producer = self.producers.of_jobs();
-        match remedy(Refusal::from(&error), is_ours, self.is_out_of_contact()) {
+        let producer = self.producers.for_jobs();
+        match choose_remedy(Refusal::from(&error), is_ours, self.is_out_of_contact()) {
             Remedy::Drop => {}
             Remedy::Shorten => {
-                self.write(token, async move { write_bare(&producer, token, state, &event).await });
+                self.spawn_write(token, async move {
+                    write_short_event(&producer, token, state, &event).await
+                });
             }
             Remedy::Wait => {
-                self.write(
-                    token,
-                    async move { write_patiently(&producer, token, state, event).await },
-                );
+                self.spawn_write(token, async move {
+                    write_when_room(&producer, token, state, event).await
+                });
             }
             Remedy::TryAgain => {
                 let rest = Settlement::of_event(state, Arc::unwrap_or_clone(event));
-                let done = log.in_scope(|| not_written(token, Some(rest), "event", &error));
-                self.done(done);
+                let done = log.in_scope(|| report_not_written(token, Some(rest), "event", &error));
+                self.handle_answer(done);
             }
         }
     }
 
     /// Writes the record that a job goes on as which has to wait.
-    fn pass_on(&mut self, token: Token, terminal: Terminal, attempts: u32) {
+    fn pass_on_record(&mut self, token: Token, terminal: Terminal, attempts: u32) {
         let now = self.clock.now();
         let Some(held) = self.jobs.get(&token) else { return };
         let position = &held.record.position;
@@ -156,37 +164,51 @@ impl Shell {
         // That it waits for something that is away has been said, and is said once.
         let event = match terminal {
             Terminal::Deferred(until) if delayed.waiting.is_none() => {
-                Some(self.reporter.waiting(&held.subject(), now, attempts, until))
+                Some(self.reporter.waiting_event(&held.subject(), now, attempts, until))
             }
             _ => None,
         };
-        let next = if is_recalled { Next::Return } else { self.reporter.next(now, delayed.until) };
-        let letter = self.reporter.passed_on(&held.record, delayed, next);
-        self.announce(event);
-        let producer = match self.producers.of(token.partition.topic) {
+        let next = if is_recalled {
+            NextStop::Return
+        } else {
+            self.reporter.next_stop(now, delayed.until)
+        };
+        let letter = self.reporter.passed_on_letter(&held.record, delayed, next);
+        self.publish_event(event);
+        let producer = match self.producers.for_topic(token.partition.topic) {
             Ok(producer) => producer,
-            Err(error) => return give(&self.done, not_written(token, None, "delayed", &error)),
+            Err(error) => {
+                return send_answer(
+                    &self.answers,
+                    report_not_written(token, None, "delayed", &error),
+                );
+            }
         };
         let is_deferred = matches!(terminal, Terminal::Deferred(_));
         let settings = self.settings.clone();
-        self.write(token, async move {
+        self.spawn_write(token, async move {
             if let Some(group) = other {
-                match belongs_to_others(settings, &group).await {
-                    Ok(true) => return Done::LeftToItsGroup(token, group),
+                match group_has_members(settings, &group).await {
+                    Ok(true) => return Answer::LeftToOwnGroup(token, group),
                     Ok(false) => tracing::warn!(
                         group,
                         "a delayed job of another group is taken over: that group has no members"
                     ),
-                    Err(error) => return not_written(token, None, "delayed", &error),
+                    Err(error) => return report_not_written(token, None, "delayed", &error),
                 }
             }
-            pass_on(&producer, token, letter, is_deferred).await
+            write_passed_on(&producer, token, letter, is_deferred).await
         });
     }
 
-    fn write(&mut self, token: Token, writing: impl Future<Output = Done> + Send + 'static) {
+    fn spawn_write(
+        &mut self,
+        token: Token,
+        writing: impl Future<Output = Answer> + Send + 'static,
+    ) {
         let log = self.jobs.get(&token).map_or_else(tracing::Span::none, HeldRecord::log_span);
-        let task = self.spawn(writing.instrument(log), move || Done::NotWritten(token, None));
+        let task =
+            self.spawn_task(writing.instrument(log), move || Answer::NotWritten(token, None));
         if let Some(held) = self.jobs.get_mut(&token) {
             held.set_writing_task(task);
         }

@@ -14,7 +14,7 @@ use metrics::gauge;
 use super::{JOBS, Shell, topic_of};
 use crate::{
     metrics as names,
-    outages::{Outage, is_said},
+    outages::{Outage, is_published},
     readiness::Obstacle,
 };
 
@@ -32,7 +32,7 @@ const GROUP_PATIENCE: Duration = Duration::from_secs(10);
 
 /// Since when what Kafka should have in reach is not.
 #[derive(Debug, Default)]
-pub(super) struct OutOfReach {
+pub(super) struct Unreachable {
     broker: Option<Instant>,
     group: Option<Instant>,
 }
@@ -40,7 +40,7 @@ pub(super) struct OutOfReach {
 impl Shell {
     /// A call was turned away through no fault of the job's: says so, once for each outage. Returns
     /// what that is to the engine.
-    pub(super) fn turned_away(
+    pub(super) fn note_turned_away(
         &mut self,
         token: Token,
         failure: &Failure,
@@ -49,7 +49,7 @@ impl Shell {
         outage: Outage,
     ) -> Attempt {
         let (reason, server) = (outage.reason.as_str(), outage.server.clone());
-        if self.outages.note(need, outage) {
+        if self.outages.note_outage(need, outage) {
             let error = &failure.error;
             match need {
                 None => {
@@ -65,7 +65,7 @@ impl Shell {
                 ),
             }
         }
-        self.tell_that_it_waits(token, need, attempt.saturating_sub(1));
+        self.publish_waiting(token, need, attempt.saturating_sub(1));
         match need {
             None => Attempt::Failed(failure.class, failure.retry_after),
             Some(need) => Attempt::Held(need, failure.retry_after),
@@ -73,7 +73,7 @@ impl Shell {
     }
 
     /// Writes that a job waits, unless it has been written for this outage; `true` if it was now.
-    fn tell_that_it_waits(&mut self, token: Token, need: Option<Need>, attempts: u32) -> bool {
+    fn publish_waiting(&mut self, token: Token, need: Option<Need>, attempts: u32) -> bool {
         let now = self.clock.now();
         let (Some(outage), Some(held)) = (self.outages.get(need), self.jobs.get_mut(&token)) else {
             return false;
@@ -84,45 +84,45 @@ impl Shell {
             Some(said) if said.server == outage.server => said.since,
             _ => outage.since.max(written_at),
         };
-        let waiting: Waiting = outage.waiting(since);
-        if is_said(job.waiting.as_ref(), &waiting) {
+        let waiting: Waiting = outage.as_waiting(since);
+        if is_published(job.waiting.as_ref(), &waiting) {
             return false;
         }
         job.waiting = Some(waiting.clone());
-        let event = self.reporter.held(&held.subject(), now, attempts, waiting);
-        self.announce(Some(event));
+        let event = self.reporter.held_event(&held.subject(), now, attempts, waiting);
+        self.publish_event(Some(event));
         true
     }
 
     /// Says of jobs that have waited that they run, once their calls have not been turned away at
     /// once.
-    pub(super) fn tell_what_runs(&mut self) {
+    pub(super) fn publish_running(&mut self) {
         let now = self.clock.now();
-        for token in std::mem::take(&mut self.quiet) {
+        for token in std::mem::take(&mut self.unpublished_runs) {
             let Some(held) = self.jobs.get_mut(&token) else { continue };
             let Some(job) = held.job_mut() else { continue };
             let Some(run) = job.run() else { continue };
             let (started, attempt) = (run.started_at, run.attempt);
             if now.since(started) < QUIET {
-                self.quiet.push(token);
+                self.unpublished_runs.push(token);
                 continue;
             }
             job.waiting = None;
-            let event = self.reporter.running(&held.subject(), started, attempt);
-            self.announce(Some(event));
+            let event = self.reporter.running_event(&held.subject(), started, attempt);
+            self.publish_event(Some(event));
         }
     }
 
     /// Counts what waits, lets those say so that have not started, and forgets outages that are
     /// over.
-    pub(super) fn watch_outages(&mut self, status: &Status) {
+    pub(super) fn track_outages(&mut self, status: &Status) {
         let is_open = status.breaker != BreakerState::Closed;
         let lasts = |need: Option<Need>| match need {
             None => is_open,
             Some(need) => status.holds.iter().any(|hold| hold.need == need),
         };
         for over in
-            self.outages.forget_unless(lasts).into_iter().filter(|over| over.server.is_some())
+            self.outages.remove_unless(lasts).into_iter().filter(|over| over.server.is_some())
         {
             tracing::info!(
                 server = over.server,
@@ -149,17 +149,17 @@ impl Shell {
 
         let mut told = 0;
         for (token, need, attempts) in untold {
-            told += usize::from(self.tell_that_it_waits(token, need, attempts));
+            told += usize::from(self.publish_waiting(token, need, attempts));
             if told == TELL_AT_ONCE {
                 break;
             }
         }
-        self.watch_windows(status);
+        self.track_stalls(status);
     }
 
     /// Says of each partition once that it is not read because it is full of jobs that wait, and
     /// once that it is read again.
-    fn watch_windows(&mut self, status: &Status) {
+    fn track_stalls(&mut self, status: &Status) {
         for one in &status.partitions {
             if !one.is_stalled {
                 if self.stalled.remove(&one.partition) {
@@ -182,7 +182,7 @@ impl Shell {
     }
 
     /// The MCP server takes calls again.
-    pub(super) fn watch_breaker(&mut self) {
+    pub(super) fn track_breaker(&mut self) {
         if self.readiness.has(Obstacle::NoServer) && self.engine.breaker() == BreakerState::Closed {
             tracing::info!("the MCP server answers again");
             self.clear_obstacle(Obstacle::NoServer);
@@ -190,7 +190,7 @@ impl Shell {
     }
 
     /// What librdkafka says is in reach.
-    pub(super) fn reaches(&mut self, topic: u16, reach: Reach) {
+    pub(super) fn track_reach(&mut self, topic: u16, reach: Reach) {
         // Without its share of the delayed topic a worker does all that new jobs need.
         if topic != JOBS {
             return;
@@ -203,8 +203,8 @@ impl Shell {
             }
             now.duration_since(*since.get_or_insert(now)) >= patience
         };
-        let no_broker = lasts(&mut self.out_of_reach.broker, reach.broker, BROKER_PATIENCE);
-        let no_group = lasts(&mut self.out_of_reach.group, reach.group, GROUP_PATIENCE);
+        let no_broker = lasts(&mut self.unreachable.broker, reach.broker, BROKER_PATIENCE);
+        let no_group = lasts(&mut self.unreachable.group, reach.group, GROUP_PATIENCE);
         if no_broker {
             self.set_obstacle(Obstacle::NoBroker, "no Kafka broker is in reach");
         } else if reach.broker {
@@ -222,16 +222,16 @@ impl Shell {
 
     pub(super) fn set_obstacle(&mut self, obstacle: Obstacle, why: impl Into<String>) {
         self.readiness.set(obstacle, why);
-        self.show_readiness();
+        self.publish_readiness();
     }
 
     pub(super) fn clear_obstacle(&mut self, obstacle: Obstacle) {
         if self.readiness.clear(obstacle) {
-            self.show_readiness();
+            self.publish_readiness();
         }
     }
 
-    pub(super) fn show_readiness(&self) {
+    pub(super) fn publish_readiness(&self) {
         match self.readiness.reason() {
             None => self.health.set_ready(),
             Some(reason) => self.health.set_not_ready(reason),

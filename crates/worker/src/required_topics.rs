@@ -20,7 +20,7 @@ const LOOKS_PER_ATTEMPT: u32 = 30;
 
 /// The topics of a worker.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Expected<'a> {
+pub(crate) struct RequiredTopics<'a> {
     pub(crate) settings: &'a Settings,
     pub(crate) topics: &'a Topics,
     /// Whether topics that are missing are made, but for the jobs topic, whose partitions are for
@@ -30,7 +30,7 @@ pub(crate) struct Expected<'a> {
 
 /// What there is.
 #[derive(Debug)]
-struct Found {
+struct FoundTopics {
     /// How many partitions the jobs topic has.
     jobs: i32,
     /// How many the delayed topic has.
@@ -39,29 +39,32 @@ struct Found {
     missing: Vec<String>,
 }
 
-impl Expected<'_> {
+impl RequiredTopics<'_> {
     /// Waits until the broker answers and has all topics. Returns how many partitions the delayed
     /// topic has, which a worker can do without, as without the control topic; `None` when the
     /// worker is to stop before that.
-    pub(crate) async fn wait(
+    pub(crate) async fn wait_until_ready(
         &self,
         health: &http::Health,
         shutdown: &CancellationToken,
     ) -> Option<Option<i32>> {
         let (mut said, mut looks, mut made) = (String::new(), 0, Vec::new());
         loop {
-            let problem = match self.look().await {
+            let problem = match self.look_up().await {
                 Err(problem) => problem,
                 Ok(found) if found.missing.is_empty() => return Some(found.delayed),
                 Ok(found) => {
                     let may_create =
                         self.may_create && u32::is_multiple_of(looks, LOOKS_PER_ATTEMPT);
                     looks += 1;
-                    let refused =
-                        if may_create { self.create(&found, &mut made).await } else { None };
+                    let refused = if may_create {
+                        self.create_missing(&found, &mut made).await
+                    } else {
+                        None
+                    };
                     // What was made is there in a moment.
                     let awaited = made.iter().any(|name| found.missing.contains(name));
-                    match self.first_needed(&found) {
+                    match self.first_required(&found) {
                         None if !awaited || looks > LOOKS_PER_ATTEMPT => {
                             return Some(found.delayed);
                         }
@@ -82,9 +85,9 @@ impl Expected<'_> {
         }
     }
 
-    async fn look(&self) -> Result<Found, String> {
+    async fn look_up(&self) -> Result<FoundTopics, String> {
         let (settings, topics) = (self.settings.clone(), self.topics.clone());
-        let look = tokio::task::spawn_blocking(move || look_for(&settings, &topics));
+        let look = tokio::task::spawn_blocking(move || find_topics(&settings, &topics));
         match look.await {
             Ok(found) => found.map_err(|error| errors::chain(&error)),
             Err(error) => Err(error.to_string()),
@@ -93,7 +96,7 @@ impl Expected<'_> {
 
     /// Makes what is missing, with as many replicas as the jobs topic has. What went wrong, if
     /// anything.
-    async fn create(&self, found: &Found, made: &mut Vec<String>) -> Option<String> {
+    async fn create_missing(&self, found: &FoundTopics, made: &mut Vec<String>) -> Option<String> {
         let (settings, jobs) = (self.settings.clone(), self.topics.jobs.clone());
         let replicas = tokio::task::spawn_blocking(move || {
             admin::replication(&settings, &jobs, METADATA_TIMEOUT)
@@ -118,15 +121,15 @@ impl Expected<'_> {
     }
 
     /// The first topic that is missing and can't be done without.
-    fn first_needed(&self, found: &Found) -> Option<KafkaError> {
+    fn first_required(&self, found: &FoundTopics) -> Option<KafkaError> {
         let needed = [&self.topics.events, &self.topics.dlq];
         let first = needed.into_iter().find(|name| found.missing.contains(name));
         first.map(|name| KafkaError::NoTopic(name.clone()))
     }
 }
 
-fn look_for(settings: &Settings, topics: &Topics) -> Result<Found, KafkaError> {
-    let mut found = Found {
+fn find_topics(settings: &Settings, topics: &Topics) -> Result<FoundTopics, KafkaError> {
+    let mut found = FoundTopics {
         jobs: admin::partitions(settings, &topics.jobs, METADATA_TIMEOUT)?,
         delayed: None,
         missing: Vec::new(),
@@ -145,7 +148,7 @@ fn look_for(settings: &Settings, topics: &Topics) -> Result<Found, KafkaError> {
 }
 
 /// How the topics that are missing are made.
-fn missing_specs(topics: &Topics, found: &Found, replicas: i32) -> Vec<TopicSpec> {
+fn missing_specs(topics: &Topics, found: &FoundTopics, replicas: i32) -> Vec<TopicSpec> {
     let mut specs = admin::fleet_topics(topics, found.jobs, replicas);
     specs.retain(|spec| found.missing.contains(&spec.name));
     specs
@@ -158,8 +161,11 @@ mod tests {
     #[test]
     fn only_what_is_missing_is_made_and_never_the_jobs_topic() {
         let topics = Topics::of("t");
-        let found =
-            Found { jobs: 24, delayed: None, missing: vec!["t.events".into(), "t.delayed".into()] };
+        let found = FoundTopics {
+            jobs: 24,
+            delayed: None,
+            missing: vec!["t.events".into(), "t.delayed".into()],
+        };
         let specs = missing_specs(&topics, &found, 3);
         let specs: Vec<_> =
             specs.iter().map(|spec| (&*spec.name, spec.partitions, spec.replication)).collect();

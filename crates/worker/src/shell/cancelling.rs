@@ -14,32 +14,30 @@ impl Shell {
     ///
     /// A record that waits in the delayed topic and is held already goes on waiting: it is known
     /// again when the job is back.
-    pub(super) fn cancel(&mut self, control: Control) {
+    pub(super) fn cancel_jobs(&mut self, control: Control) {
         let job_id = control.job_id.clone();
-        if !self.requests.add(self.clock.now(), control) {
+        if !self.cancel_requests.add(self.clock.now(), control) {
             return;
         }
-        for token in self.jobs.of(&job_id) {
+        for token in self.jobs.tokens_of(&job_id) {
             let Some(held) = self.jobs.get_mut(&token) else { continue };
-            let Some(control) = self.requests.get(&job_id, held.record.timestamp) else { continue };
+            let Some(control) = self.cancel_requests.get(&job_id, held.record.timestamp) else {
+                continue;
+            };
             if let Some(job) = held.job_mut() {
                 job.cancel_reason.clone_from(&control.reason);
             }
             let found = held.activity().as_str();
             counter!(names::CANCEL_REQUESTS.name, "job" => found).increment(1);
             tracing::info!(job_id, found, "the job is to be cancelled");
-            self.feed(Input::Cancel(token));
+            self.feed_engine(Input::Cancel(token));
         }
     }
 
     /// The admission of a job, unless it was cancelled before it came.
-    pub(super) fn unless_cancelled(
-        &self,
-        held: &mut HeldRecord,
-        admission: Admission,
-    ) -> Admission {
+    pub(super) fn check_cancelled(&self, held: &mut HeldRecord, admission: Admission) -> Admission {
         let Admission::Job(spec) = admission else { return admission };
-        let Some(control) = self.requests.get(&held.job_id, held.record.timestamp) else {
+        let Some(control) = self.cancel_requests.get(&held.job_id, held.record.timestamp) else {
             return admission;
         };
         if let Some(job) = held.job_mut() {
@@ -58,6 +56,6 @@ impl Shell {
             Ok(envelope) => Some(envelope.job_id),
             Err(error) => error.job_id,
         };
-        job_id.is_some_and(|job_id| self.requests.get(&job_id, delayed.timestamp).is_some())
+        job_id.is_some_and(|job_id| self.cancel_requests.get(&job_id, delayed.timestamp).is_some())
     }
 }

@@ -22,13 +22,13 @@ use super::{
     DELAYED, Shell,
     held_job::HeldJob,
     held_record::{Content, HeldRecord, NotRun},
-    settled::Settled,
-    writing::Writing,
+    recently_settled::RecordIdentity,
+    write_state::WriteState,
 };
 use crate::{metrics as names, outages};
 
 impl Shell {
-    pub(super) fn record(&mut self, partition: Partition, mut record: RawRecord) {
+    pub(super) fn admit_record(&mut self, partition: Partition, mut record: RawRecord) {
         counter!(names::CONSUMED.name).increment(1);
         let offset = record.position.offset;
         let Some(token) =
@@ -39,12 +39,12 @@ impl Shell {
         let bytes = record.size();
         let delayed = Delayed::take(&mut record);
         let (held, admission, unpacked) = match partition.topic {
-            DELAYED => self.relay(token, record, delayed),
-            _ => self.admit(token, record, delayed),
+            DELAYED => self.read_relay(token, record, delayed),
+            _ => self.read_job(token, record, delayed),
         };
         let mut held = Box::new(held);
         held.record_bytes = bytes + unpacked;
-        let admission = match self.settled.get(Instant::now(), &held.identity) {
+        let admission = match self.settled.recall(Instant::now(), &held.identity) {
             Some(end) => {
                 counter!(names::PASSED_OVER.name).increment(1);
                 tracing::info!(
@@ -55,21 +55,21 @@ impl Shell {
                     Some(end) => {
                         let job_type = held.job_type();
                         held.content =
-                            Content::NotRun(NotRun::Repeat { end, job_type }, Writing::Due);
+                            Content::NotRun(NotRun::Repeat { end, job_type }, WriteState::Due);
                         Admission::Ended
                     }
                     None => Admission::Settled,
                 }
             }
-            None => self.unless_cancelled(&mut held, admission),
+            None => self.check_cancelled(&mut held, admission),
         };
         self.jobs.insert(token, held);
-        self.feed(Input::Record { partition, offset, bytes: bytes + unpacked, admission });
+        self.feed_engine(Input::Record { partition, offset, bytes: bytes + unpacked, admission });
     }
 
     /// A record of the delayed topic, which is only passed on. One that says nothing of itself goes
     /// on at once.
-    fn relay(
+    fn read_relay(
         &self,
         token: Token,
         record: RawRecord,
@@ -79,7 +79,7 @@ impl Shell {
         let wait = self
             .reporter
             .tiers
-            .map_or(Duration::ZERO, |tiers| tiers.wait_of(token.partition.number));
+            .map_or(Duration::ZERO, |tiers| tiers.wait_in(token.partition.number));
         let recalled = delayed.as_ref().is_some_and(|delayed| self.is_recalled(&record, delayed));
         let admission = match &delayed {
             Some(_) if recalled => Admission::Relay(now),
@@ -87,9 +87,9 @@ impl Shell {
             Some(delayed) => Admission::Relay(delayed.look_at.min(now.plus(wait))),
             None => Admission::Relay(now),
         };
-        let name = unnamed(&record);
-        let identity = Settled::new(
-            self.log_name(token.partition),
+        let name = position_name(&record);
+        let identity = RecordIdentity::new(
+            self.log_name_of(token.partition),
             token.partition,
             token.offset,
             &name,
@@ -99,13 +99,13 @@ impl Shell {
             Some(header) => NotRun::Relay { header, is_recalled: recalled },
             None => NotRun::Stray,
         };
-        let content = Content::NotRun(not_run, Writing::Due);
+        let content = Content::NotRun(not_run, WriteState::Due);
         (HeldRecord::new(record, identity, name, content), admission, 0)
     }
 
     /// Reads the record, and says what the engine has to know of it, and how many bytes it was
     /// unpacked to.
-    fn admit(
+    fn read_job(
         &self,
         token: Token,
         mut record: RawRecord,
@@ -122,22 +122,22 @@ impl Shell {
         let decoded =
             decode::decode_counted(&record, limit).map_err(|error| (error.error, error.job_id));
         let unpacked = decoded.as_ref().map_or(0, |(_, unpacked)| *unpacked);
-        let decoded = decoded.and_then(|(envelope, _)| match self.forbidden(&envelope) {
+        let decoded = decoded.and_then(|(envelope, _)| match self.check_reply_topic(&envelope) {
             Some(error) => Err((error, Some(envelope.job_id))),
             None => Ok(envelope),
         });
         let job_id = match &decoded {
             Ok(envelope) => envelope.job_id.clone(),
-            Err((_, job_id)) => job_id.clone().unwrap_or_else(|| unnamed(&record)),
+            Err((_, job_id)) => job_id.clone().unwrap_or_else(|| position_name(&record)),
         };
-        let identity = Settled::new(
-            self.log_name(token.partition),
+        let identity = RecordIdentity::new(
+            self.log_name_of(token.partition),
             token.partition,
             token.offset,
             &job_id,
             written,
         );
-        let key = record.key.as_deref().map(hash);
+        let key = record.key.as_deref().map(hash_key);
         let topic_id = match &delayed {
             Some(delayed) => delayed.topic_id.as_deref().map(Arc::from),
             None => self.logs.get(&token.partition).and_then(|log| log.topic.clone()),
@@ -156,7 +156,7 @@ impl Shell {
             Err((error, _)) => {
                 let first_error = delayed.and_then(|delayed| delayed.first_error);
                 let rejected = NotRun::Rejected { error, first_error };
-                (Content::NotRun(rejected, Writing::Due), Admission::Reject { key })
+                (Content::NotRun(rejected, WriteState::Due), Admission::Reject { key })
             }
         };
         let mut held = HeldRecord::new(record, identity, job_id, content);
@@ -175,19 +175,19 @@ impl Shell {
             deadline: envelope.deadline,
             max_attempts: envelope.max_attempts.map_or(self.args.max_attempts, |n| n.get()),
             spent: delayed.map_or(0, |delayed| delayed.attempts.min(MAX_ATTEMPTS)),
-            limits: self.limits.of(envelope),
+            limits: self.limits.limits_of(envelope),
             returned: delayed.is_some(),
             keeps_progress: envelope.work.job_type() != JobType::ToolCall,
-            hosted: outages::hosted(&envelope.work).map(outages::number),
+            hosted: outages::hosted_server(&envelope.work).map(outages::server_number),
             held_since: waiting.map(|waiting| waiting.since),
         }
     }
 
-    fn log_name(&self, partition: Partition) -> LogName {
+    fn log_name_of(&self, partition: Partition) -> LogName {
         self.logs.get(&partition).map_or(LogName::UNKNOWN, LogIdentity::name)
     }
 
-    fn forbidden(&self, envelope: &Envelope) -> Option<JobError> {
+    fn check_reply_topic(&self, envelope: &Envelope) -> Option<JobError> {
         let topic = envelope.reply_to.as_deref().filter(|topic| !self.args.may_reply_to(topic))?;
         let message = format!(
             "`replyTo`: topic `{topic}` is not allowed: it must be listed in MCP_REPLY_TOPICS and not be a topic of the fleet"
@@ -197,14 +197,14 @@ impl Shell {
 }
 
 /// Keys and seed are the same in every process; nothing is stored by this hash.
-fn hash(key: &[u8]) -> u64 {
+fn hash_key(key: &[u8]) -> u64 {
     let mut hasher = DefaultHasher::new();
     key.hash(&mut hasher);
     hasher.finish()
 }
 
 /// What a record goes by that names no job.
-fn unnamed(record: &RawRecord) -> String {
+fn position_name(record: &RawRecord) -> String {
     let position = &record.position;
     format!("{}/{}/{}", position.topic, position.partition, position.offset)
 }

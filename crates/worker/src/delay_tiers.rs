@@ -24,7 +24,7 @@ pub(crate) struct Tiers {
 
 /// What is next for a job that waits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Next {
+pub(crate) enum NextStop {
     /// It waits in this partition of the delayed topic, and is looked at again then.
     Wait(i32, Timestamp),
     /// It goes (back) to the jobs topic; the rest of the time it waits in memory.
@@ -39,20 +39,20 @@ impl Tiers {
     }
 
     /// How long records wait in this partition of the delayed topic.
-    pub(crate) fn wait_of(&self, partition: i32) -> Duration {
+    pub(crate) fn wait_in(&self, partition: i32) -> Duration {
         (0..partition.clamp(0, MOST)).fold(self.max_park / 2, |wait, _| wait.saturating_mul(FACTOR))
     }
 
     /// What is next, at `now`, for a job that is due at `until`.
-    pub(crate) fn next(&self, now: Timestamp, until: Timestamp) -> Next {
+    pub(crate) fn next_stop(&self, now: Timestamp, until: Timestamp) -> NextStop {
         let left = until.since(now);
         if left <= self.max_park {
-            return Next::Return;
+            return NextStop::Return;
         }
         // The first one is shorter than `max_park`, so it always fits.
-        let fits = |tier: &i32| self.wait_of(*tier) <= left;
+        let fits = |tier: &i32| self.wait_in(*tier) <= left;
         let tier = (1..self.partitions.min(MOST)).take_while(fits).last().unwrap_or(0);
-        Next::Wait(tier, now.plus(self.wait_of(tier)))
+        NextStop::Wait(tier, now.plus(self.wait_in(tier)))
     }
 }
 
@@ -71,12 +71,12 @@ mod tests {
     #[test]
     fn a_job_takes_the_longest_wait_that_it_does_not_oversleep_in() {
         let tiers = Tiers::new(6, MINUTE);
-        assert_eq!(tiers.next(at(0), at(60)), Next::Return);
-        assert_eq!(tiers.next(at(0), at(61)), Next::Wait(0, at(30)));
-        assert_eq!(tiers.next(at(0), at(180)), Next::Wait(1, at(180)));
-        assert_eq!(tiers.next(at(0), at(7 * 86_400)), Next::Wait(5, at(30 * 7776)));
-        assert_eq!(Tiers::new(1, MINUTE).next(at(0), at(86_400)), Next::Wait(0, at(30)));
-        assert_eq!(tiers.next(at(100), at(0)), Next::Return);
+        assert_eq!(tiers.next_stop(at(0), at(60)), NextStop::Return);
+        assert_eq!(tiers.next_stop(at(0), at(61)), NextStop::Wait(0, at(30)));
+        assert_eq!(tiers.next_stop(at(0), at(180)), NextStop::Wait(1, at(180)));
+        assert_eq!(tiers.next_stop(at(0), at(7 * 86_400)), NextStop::Wait(5, at(30 * 7776)));
+        assert_eq!(Tiers::new(1, MINUTE).next_stop(at(0), at(86_400)), NextStop::Wait(0, at(30)));
+        assert_eq!(tiers.next_stop(at(100), at(0)), NextStop::Return);
     }
 
     proptest! {
@@ -85,7 +85,7 @@ mod tests {
         fn nobody_oversleeps(until in 0i64..10_000_000, partitions in 1i32..8) {
             let tiers = Tiers::new(partitions, MINUTE);
             let (mut now, mut waits) = (at(0), 0);
-            while let Next::Wait(partition, look_at) = tiers.next(now, at(until)) {
+            while let NextStop::Wait(partition, look_at) = tiers.next_stop(now, at(until)) {
                 prop_assert!((0..partitions).contains(&partition));
                 prop_assert!(now < look_at && look_at <= at(until));
                 now = look_at;

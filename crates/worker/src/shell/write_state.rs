@@ -5,7 +5,7 @@ use tokio::task::AbortHandle;
 use crate::report::Settlement;
 
 /// The end of a record, or the record it goes on as, on its way to Kafka.
-pub(super) enum Writing {
+pub(super) enum WriteState {
     /// The engine has not asked for it yet.
     Due,
     /// The producer has it, and answers the loop.
@@ -18,7 +18,7 @@ pub(super) enum Writing {
     Unacknowledged(Option<Box<Settlement>>),
 }
 
-impl Writing {
+impl WriteState {
     /// The task that writes, if any.
     pub(super) fn task(&self) -> Option<&AbortHandle> {
         match self {
