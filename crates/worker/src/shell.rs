@@ -21,6 +21,7 @@ mod held_job;
 mod held_record;
 mod job_table;
 mod producers;
+mod reachability;
 mod recently_settled;
 mod settling;
 mod unavailability;
@@ -47,9 +48,9 @@ use fleet_ops::http::Health;
 use group::Revoke;
 use job_table::JobTable;
 use producers::Producers;
+use reachability::Unreachable;
 use recently_settled::RecentlySettled;
 use tokio::sync::mpsc;
-use unavailability::Unreachable;
 use uncommitted::Uncommitted;
 
 use crate::{

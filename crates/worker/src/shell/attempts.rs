@@ -116,6 +116,20 @@ impl Shell {
         }
     }
 
+    /// Stops the call that a cancelled job makes.
+    pub(super) fn abort_attempt(&mut self, token: Token) {
+        let now = self.clock.now();
+        let Some(run) = self.jobs.get(&token).and_then(|held| held.job()?.run()) else { return };
+        run.task.abort();
+        let took = now.since(run.started_at);
+        let error = JobError::new(ErrorKind::Cancelled, "the job was cancelled while it ran");
+        let outcome = Err(Failure::retry(error));
+        send_answer(
+            &self.answers,
+            Answer::AttemptEnded { token, outcome, done: Results::default(), took },
+        );
+    }
+
     /// Says of an attempt what it came to, and remembers of it what the job's end will tell.
     pub(super) fn finish_attempt(
         &mut self,

@@ -3,11 +3,7 @@
 use std::sync::Arc;
 
 use fleet_engine::{Terminal, Token};
-use fleet_job::{
-    delayed::Delayed,
-    event::JobState,
-    outcome::{ErrorKind, Failure, JobError},
-};
+use fleet_job::{delayed::Delayed, event::JobState};
 use fleet_kafka::{KafkaError, producer::Outgoing};
 use fleet_ops::invariant;
 use tracing::Instrument as _;
@@ -24,26 +20,11 @@ use super::{
     write_state::WriteState,
 };
 use crate::{
-    call_results::Results,
     delay_tiers::NextStop,
     report::{ANY_PARTITION, Settlement},
 };
 
 impl Shell {
-    /// Stops the call that a cancelled job makes.
-    pub(super) fn abort_attempt(&mut self, token: Token) {
-        let now = self.clock.now();
-        let Some(run) = self.jobs.get(&token).and_then(|held| held.job()?.run()) else { return };
-        run.task.abort();
-        let took = now.since(run.started_at);
-        let error = JobError::new(ErrorKind::Cancelled, "the job was cancelled while it ran");
-        let outcome = Err(Failure::retry(error));
-        send_answer(
-            &self.answers,
-            Answer::AttemptEnded { token, outcome, done: Results::default(), took },
-        );
-    }
-
     /// Writes the end of a job, the dead letter first: who reads the terminal event must find it.
     pub(super) fn write_end(&mut self, token: Token, terminal: Terminal, attempts: u32) {
         let now = self.clock.now();

@@ -1,17 +1,15 @@
-//! What is away, which jobs wait for it, and whether this worker is ready: said in events, metrics,
-//! the log and `/ready`.
+//! What is away, and which jobs wait for it: said in events, metrics and the log.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use fleet_engine::{Attempt, BreakerState, Need, Status, Token};
 use fleet_job::{
     event::Waiting,
     outcome::{Failure, WaitReason},
 };
-use fleet_kafka::consumer::Reach;
 use metrics::gauge;
 
-use super::{JOBS, Shell, topic_of};
+use super::{Shell, topic_of};
 use crate::{
     metrics as names,
     outages::{Outage, is_published},
@@ -24,19 +22,6 @@ const TELL_AFTER: Duration = Duration::from_secs(5);
 const QUIET: Duration = Duration::from_secs(1);
 /// How many jobs say in one go that they wait.
 const TELL_AT_ONCE: usize = 512;
-/// How long no broker may be in reach before that is taken for an outage, and not for a connection
-/// that is made anew.
-const BROKER_PATIENCE: Duration = Duration::from_secs(4);
-/// How long the group may take to agree on who has which partition.
-const GROUP_PATIENCE: Duration = Duration::from_secs(10);
-
-/// Since when what Kafka should have in reach is not.
-#[derive(Debug, Default)]
-pub(super) struct Unreachable {
-    broker: Option<Instant>,
-    group: Option<Instant>,
-}
-
 impl Shell {
     /// A call was turned away through no fault of the job's: says so, once for each outage. Returns
     /// what that is to the engine.
@@ -178,63 +163,6 @@ impl Shell {
                     "a partition is paused: its window is full of jobs that wait for what is unavailable, or stand behind them"
                 );
             }
-        }
-    }
-
-    /// The MCP server takes calls again.
-    pub(super) fn track_breaker(&mut self) {
-        if self.readiness.has(Obstacle::NoServer) && self.engine.breaker() == BreakerState::Closed {
-            tracing::info!("the MCP server answers again");
-            self.clear_obstacle(Obstacle::NoServer);
-        }
-    }
-
-    /// What librdkafka says is in reach.
-    pub(super) fn track_reach(&mut self, topic: u16, reach: Reach) {
-        // Without its share of the delayed topic a worker does all that new jobs need.
-        if topic != JOBS {
-            return;
-        }
-        let now = Instant::now();
-        let lasts = |since: &mut Option<Instant>, is_there: bool, patience: Duration| {
-            if is_there {
-                *since = None;
-                return false;
-            }
-            now.duration_since(*since.get_or_insert(now)) >= patience
-        };
-        let no_broker = lasts(&mut self.unreachable.broker, reach.broker, BROKER_PATIENCE);
-        let no_group = lasts(&mut self.unreachable.group, reach.group, GROUP_PATIENCE);
-        if no_broker {
-            self.set_obstacle(Obstacle::NoBroker, "no Kafka broker is in reach");
-        } else if reach.broker {
-            self.clear_obstacle(Obstacle::NoBroker);
-        }
-        if no_group {
-            self.set_obstacle(
-                Obstacle::NoGroup,
-                "the consumer group has not agreed on who has which partition",
-            );
-        } else if reach.group && reach.broker {
-            self.clear_obstacle(Obstacle::NoGroup);
-        }
-    }
-
-    pub(super) fn set_obstacle(&mut self, obstacle: Obstacle, why: impl Into<String>) {
-        self.readiness.set(obstacle, why);
-        self.publish_readiness();
-    }
-
-    pub(super) fn clear_obstacle(&mut self, obstacle: Obstacle) {
-        if self.readiness.clear(obstacle) {
-            self.publish_readiness();
-        }
-    }
-
-    pub(super) fn publish_readiness(&self) {
-        match self.readiness.reason() {
-            None => self.health.set_ready(),
-            Some(reason) => self.health.set_not_ready(reason),
         }
     }
 }
