@@ -1,5 +1,5 @@
 //! Which calls a job makes, and what their outcomes add up to. Pure: [`execute`](crate::execute)
-//! does the calling.
+//! makes the calls.
 
 use fleet_job::{
     envelope::{TaskRound, ToolCall, Work},
@@ -14,7 +14,7 @@ use serde_json::{Map, Value, json};
 
 use crate::call_results::{Failures, KeptResult, Results};
 
-/// The tool that hosts a server.
+/// The tool that starts a hosted server.
 const INITIALIZE: &str = "server_initialize";
 
 /// One call to make.
@@ -23,9 +23,9 @@ pub(crate) struct Call {
     /// The tool's full name.
     pub(crate) tool: String,
     pub(crate) arguments: Map<String, Value>,
-    /// What the tool may ask for, where somebody waits for the call who can be asked.
+    /// What the tool may ask for, if somebody who can answer waits for the call.
     pub(crate) input: Option<Input>,
-    /// What the call is called in a result that has several: the server's name, or the tool's.
+    /// The name of the call in a result with several: that of the server or of the tool.
     pub(crate) label: String,
 }
 
@@ -57,14 +57,14 @@ impl Plan {
                 parallel: 1,
                 shape: Shape::Single,
             },
-            // Nobody could tell which of its calls has asked, so those of a batch can't ask.
+            // The calls of a batch can't ask for input: nobody could tell which of them has asked.
             Work::ToolBatch(batch) => Self {
                 calls: batch.calls.iter().map(plan_call).collect(),
                 parallel: batch.parallel.unwrap_or(1).max(1) as usize,
                 shape: Shape::Batch,
             },
             Work::ServerInit(payload) => {
-                // Decoding has made sure that there are some.
+                // Decoding makes sure that there are servers.
                 let servers = mcp_servers::roots::find(payload).map(|found| found.entries).ok();
                 let calls = servers.into_iter().flatten().map(|(name, config)| Call {
                     tool: INITIALIZE.to_owned(),
@@ -80,19 +80,19 @@ impl Plan {
         }
     }
 
-    /// Whether the calls must be told apart (in idempotency keys, for one).
+    /// Whether the calls have to be told apart, for example in idempotency keys.
     pub(crate) fn has_many(&self) -> bool {
         self.shape != Shape::Single
     }
 
-    /// Whether the progress of a call is news of the job. Calls of a batch can run side by side, so
-    /// it is not for those.
+    /// Whether the progress of a call is progress of the job. In a batch it is not, because its
+    /// calls may run in parallel.
     pub(crate) fn reports_calls(&self) -> bool {
         matches!(self.shape, Shape::Single | Shape::Servers)
     }
 
-    /// How far the job is when the call under way is as far as `of_call`; calls that tell of theirs
-    /// run one after another.
+    /// The progress of the job if the current call has come as far as `of_call`. Calls that report
+    /// progress run one after another.
     pub(crate) fn job_progress(
         &self,
         of_call: Progress,
@@ -110,20 +110,20 @@ impl Plan {
             .message
             .map_or_else(|| label.to_owned(), |message| format!("{label}: {message}"));
 
-        // A call that is under way is not done, however far it says it is.
+        // A call that is still running is not done, whatever it reports.
         let total = of_call.total.filter(|total| *total > 0.0);
         let part = total.map_or(0.0, |total| (of_call.progress / total).clamp(0.0, 0.99));
         let progress = results.len() as f64 + part;
         Progress { progress, total: Some(self.calls.len() as f64), message: Some(message) }
     }
 
-    /// What the job as a whole came to, given the results so far and this attempt's failures. Takes
-    /// the results if all calls have one. A result of more than `limit` bytes is left out, as are
-    /// an error's details.
+    /// The outcome of the attempt, given the results so far and this attempt's failures. Takes the
+    /// results if all calls have one. A result of more than `limit` bytes is left out, and so are
+    /// the details of an error.
     ///
-    /// A job with a call that can still succeed is tried again, even if another call has failed for
-    /// good, so that the job's end finds everything done that could be done. What is unavailable is
-    /// nobody's fault, so that goes first.
+    /// A job is tried again as long as any of its calls can still succeed, even if another call has
+    /// failed for good, so that everything that can be done is done. An outage, which is nobody's
+    /// fault, goes first.
     pub(crate) fn combine_outcomes(
         &self,
         results: &mut Results,
@@ -155,7 +155,7 @@ impl Plan {
         Err(Failure { error, retry_after, ..worst })
     }
 
-    /// What each call came to, for the details of the job's error, unless that is too large to be
+    /// The outcome of each call, for the details of the job's error, unless it is too large to be
     /// written.
     fn build_outline(&self, results: &Results, failures: &Failures, limit: u64) -> Option<Value> {
         let is_too_large = results.held_bytes().saturating_add(failures.held_bytes()) > limit;
@@ -175,7 +175,7 @@ impl Plan {
         Some(self.calls.iter().enumerate().map(entry).collect::<Vec<_>>().into())
     }
 
-    /// The result of the job, whose calls all have one.
+    /// The result of a job whose calls have all succeeded.
     fn build_result(&self, mut results: Results, limit: u64) -> KeptResult {
         let (held, omitted) = (results.held_bytes(), results.omitted_bytes());
         if self.shape == Shape::Single && omitted.is_none() {
@@ -185,7 +185,7 @@ impl Plan {
         let framed = self.frame_results(|index| results.take(index).unwrap_or_default());
         let Some(bytes) = omitted else { return KeptResult::within(framed, limit) };
 
-        // In the frame, `null` stands in the place of each result.
+        // The frame has `null` in the place of each result.
         let frame = json_bytes(&framed).saturating_sub(4 * results.len() as u64);
         KeptResult::Omitted(ResultOmitted {
             bytes: bytes.saturating_add(frame),
@@ -193,7 +193,7 @@ impl Plan {
         })
     }
 
-    /// The results of the calls in the shape in which the job has them.
+    /// The results of the calls, in the shape of the job's result.
     fn frame_results(&self, mut result: impl FnMut(usize) -> Value) -> Value {
         let calls = self.calls.iter().enumerate();
         match self.shape {
@@ -256,6 +256,7 @@ mod tests {
     fn only_a_single_call_can_ask() {
         let call = json!({"tool": "t", "task": {"clientCapabilities": {"elicitation": {}}, "requestState": "s"}});
         let input = plan("tool-call", call.clone()).calls[0].input.clone().unwrap();
+
         assert_eq!(input.request_state.as_deref(), Some("s"));
         assert!(
             input.client_capabilities.contains_key("elicitation") && input.responses.is_empty()
@@ -271,6 +272,7 @@ mod tests {
         );
         assert!(plan.calls.iter().all(|call| call.tool == "server_initialize"));
         assert_eq!(plan.calls[1].arguments["name"], "b");
+
         let mut results = Results::from([(0, json!(1)), (1, json!(2))]);
         let combined = plan.combine_outcomes(&mut results, Failures::default(), LIMIT);
         let Ok(KeptResult::Whole { result, .. }) = combined else { panic!("{combined:?}") };
@@ -284,6 +286,7 @@ mod tests {
             "server-init",
             json!({"mcp": {"servers": {"bad": {"command": 7}, "good": {"command": "x"}, "off": {"enabled": false}}}}),
         );
+
         let labels: Vec<_> = plan.calls.iter().map(|call| &*call.label).collect();
         assert_eq!(labels, ["bad", "good", "off"]);
         assert_eq!(plan.calls[2].arguments["config"], json!({"enabled": false}));
@@ -300,6 +303,7 @@ mod tests {
             (1, failure(FailureClass::Permanent, "never")),
             (2, failure(FailureClass::Retry, "later")),
         ]);
+
         let combined = plan.combine_outcomes(&mut results, failures.clone(), LIMIT).unwrap_err();
         assert_eq!(combined.class, FailureClass::Retry);
         assert_eq!(combined.error.message, "2 of 3 calls failed; `c`: later");
@@ -320,6 +324,7 @@ mod tests {
             batch.combine_outcomes(&mut results, Failures::default(), limit).unwrap()
         };
         let KeptResult::Whole { result: whole, .. } = of(LIMIT) else { panic!("it fits") };
+
         for limit in [400, 620] {
             let expected = ResultOmitted { bytes: json_bytes(&whole), limit_bytes: limit };
             assert_eq!(of(limit), KeptResult::Omitted(expected), "{limit}");
@@ -344,12 +349,14 @@ mod tests {
             "server-init",
             json!({"mcpServers": {"a": {"command": "x"}, "b": {"command": "y"}}}),
         );
+
         let done = Results::from([(0, Value::Null)]);
         let check = |news: Progress, done: &Results, expected: f64, message: &str| {
             let progress = two.job_progress(news, done, &Failures::default());
             assert_eq!((progress.progress, progress.total), (expected, Some(2.0)));
             assert_eq!(progress.message.as_deref(), Some(message));
         };
+
         check(at(15.0, Some(30.0)), &Results::default(), 0.5, "a: waiting");
         check(at(15.0, Some(30.0)), &done, 1.5, "b: waiting");
         check(at(40.0, Some(30.0)), &done, 1.99, "b: waiting");

@@ -1,7 +1,7 @@
-//! What the calls of one job have come to, as far as the job's events can carry it.
+//! The outcomes of a job's calls, as far as the job's events can carry them.
 //!
 //! A job can have ten thousand calls, and each answer can have megabytes. What is too large for an
-//! event is only counted: it could not be written in the end, so it need not be held until then.
+//! event is only counted: it could not be written in the end, so it is not held until then.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -12,22 +12,22 @@ use fleet_job::{
 };
 use serde_json::Value;
 
-/// How much of an error's message is kept once the errors of a job are too large for an event.
+/// How many bytes of an error's message are kept once a job's errors are too large for an event.
 const SHORT_MESSAGE: usize = 256;
 
-/// A result, or what is left of one that is too large to be written.
+/// A result, or only its size if it is too large to be written.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) enum KeptResult {
     Whole {
         result: Value,
-        /// How many bytes it has as JSON.
+        /// Its size as JSON.
         bytes: u64,
     },
     Omitted(ResultOmitted),
 }
 
 impl KeptResult {
-    /// The result, if it fits into `limit_bytes`.
+    /// Keeps a result that fits into `limit_bytes`, or its size.
     pub(crate) fn within(result: Value, limit_bytes: u64) -> Self {
         match json_bytes(&result) {
             bytes if bytes <= limit_bytes => Self::Whole { result, bytes },
@@ -35,7 +35,7 @@ impl KeptResult {
         }
     }
 
-    /// How many bytes it holds.
+    /// How many bytes are held.
     pub(crate) fn held_bytes(&self) -> u64 {
         match self {
             Self::Whole { bytes, .. } => *bytes,
@@ -44,18 +44,18 @@ impl KeptResult {
     }
 }
 
-/// The results of the calls that have succeeded, by index, over all attempts.
+/// The results of the calls that have succeeded in any attempt, by index.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub(crate) struct Results {
     stored: Stored,
-    /// How many bytes they have, held or not.
+    /// The size of all results, whether held or not.
     bytes: u64,
 }
 
 #[derive(Debug, Clone, PartialEq)]
 enum Stored {
     All(BTreeMap<usize, Value>),
-    /// Together they are too large; which calls are done is all that is known.
+    /// Together they are too large. Only the indices of the finished calls are held.
     Counted(BTreeSet<usize>),
 }
 
@@ -66,7 +66,7 @@ impl Default for Stored {
 }
 
 impl Results {
-    /// Adds the result of a call. Results that have more than `limit` bytes together are let go of.
+    /// Adds the result of a call. If all results together exceed `limit` bytes, none is held.
     pub(crate) fn insert(&mut self, index: usize, result: Value, limit: u64) {
         self.bytes = self.bytes.saturating_add(json_bytes(&result));
         match &mut self.stored {
@@ -93,7 +93,7 @@ impl Results {
         }
     }
 
-    /// The result of a call, if it is done and its result is held.
+    /// The result of a call, if it is held.
     pub(crate) fn get(&self, index: usize) -> Option<&Value> {
         match &self.stored {
             Stored::All(results) => results.get(&index),
@@ -101,7 +101,7 @@ impl Results {
         }
     }
 
-    /// Takes the result of a call out, if it is held.
+    /// Takes out the result of a call, if it is held.
     pub(crate) fn take(&mut self, index: usize) -> Option<Value> {
         match &mut self.stored {
             Stored::All(results) => results.remove(&index),
@@ -109,7 +109,7 @@ impl Results {
         }
     }
 
-    /// How many bytes all results have, if they are too large to be held.
+    /// The size of all results, if they are too large to be held.
     pub(crate) fn omitted_bytes(&self) -> Option<u64> {
         matches!(self.stored, Stored::Counted(_)).then_some(self.bytes)
     }
@@ -132,16 +132,16 @@ impl<const N: usize> From<[(usize, Value); N]> for Results {
     }
 }
 
-/// The calls that have failed in one attempt, by index.
+/// The calls that have failed in the current attempt, by index.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub(crate) struct Failures {
     by_call: BTreeMap<usize, Failure>,
     detail: Detail,
-    /// How many bytes their errors hold.
+    /// The size of their errors.
     bytes: u64,
 }
 
-/// How much of the errors is held.
+/// How much of each error is held.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 enum Detail {
     #[default]
@@ -170,8 +170,8 @@ impl Detail {
 }
 
 impl Failures {
-    /// Adds a failed call. Errors that have more than `limit` bytes together lose their details,
-    /// and then all but the start of their messages.
+    /// Adds a failed call. If all errors together exceed `limit` bytes, they lose their data, and
+    /// then all but the beginning of their messages.
     pub(crate) fn insert(&mut self, index: usize, mut failure: Failure, limit: u64) {
         self.detail.apply(&mut failure.error);
         self.bytes = self.bytes.saturating_add(json_bytes(&failure.error));
@@ -198,7 +198,7 @@ impl Failures {
         self.by_call.iter().map(|(index, failure)| (*index, failure))
     }
 
-    /// Whether errors have lost their details.
+    /// Whether errors have lost data.
     pub(crate) fn is_clipped(&self) -> bool {
         self.detail != Detail::Whole
     }
@@ -245,6 +245,7 @@ mod tests {
                 .with_data(json!("d".repeat(data)));
             Failure::retry(error)
         };
+
         let mut failures = Failures::default();
         failures.insert(0, failure(100, 100), 4000);
         assert!(failures.get(0).unwrap().error.data.is_some() && !failures.is_clipped());

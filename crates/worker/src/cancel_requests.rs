@@ -1,7 +1,7 @@
-//! Following the control topic: which jobs are not wanted any more.
+//! Cancel requests: a thread follows the control topic, and the loop remembers what was requested.
 //!
-//! A thread of its own reads the topic from its start and goes on reading. A fleet can do without
-//! the topic; then nothing can be cancelled until somebody makes it.
+//! The thread reads the topic from its beginning and goes on reading. A fleet can do without the
+//! topic; jobs can't be cancelled then until it is created.
 
 use std::{
     io, thread,
@@ -22,38 +22,38 @@ use fleet_ops::errors;
 use fleet_retry::{Backoff, Retry};
 use tokio::sync::mpsc;
 
-/// How long one question to a broker may take.
+/// How long a broker may take to answer.
 const ASK_TIMEOUT: Duration = Duration::from_secs(10);
-/// How long the thread waits for a record before it looks whether anybody still listens.
+/// How long the thread waits for a record before it checks whether anybody still listens.
 const RECORD_TIMEOUT: Duration = Duration::from_secs(5);
 /// The waits between attempts to read the topic.
 const REOPEN_BACKOFF: Backoff =
     Backoff { base: Duration::from_millis(500), max: Duration::from_secs(30) };
-/// How many requests wait to be taken up by the loop; beyond, reading waits.
+/// How many requests may wait for the loop. Beyond that, reading pauses.
 const QUEUE_CAPACITY: usize = 256;
-/// How many requests are remembered. Beyond, the oldest are forgotten.
+/// How many requests are remembered. Beyond that, the oldest are forgotten.
 const MAX_REMEMBERED: usize = 100_000;
-/// How long a request is remembered: as long as a job can wait in the delayed topic, and the
-/// control topic keeps it.
+/// How long a request is remembered: as long as a job can wait in the delayed topic, and as the
+/// control topic keeps its records.
 const REMEMBERED_FOR: Duration = Duration::from_secs(30 * 24 * 3600);
 
-/// What the thread has to tell.
+/// What the thread sends.
 #[derive(Debug)]
 enum News {
-    /// Somebody has asked for this.
+    /// Somebody has requested this.
     Asked(Control),
-    /// Everything was told that stood in the topic when it was opened.
+    /// Everything that was in the topic when it was opened has been sent.
     CaughtUp,
     /// There is no such topic.
     NoTopic,
 }
 
-/// The receiving end of the thread that reads the topic. The thread ends when this is dropped.
+/// Receives what the thread reads. The thread ends when this is dropped.
 #[derive(Debug)]
 pub(crate) struct ControlFeed(mpsc::Receiver<News>);
 
 impl ControlFeed {
-    /// Begins to read `topic`.
+    /// Starts to read `topic`.
     pub(crate) fn start(settings: Settings, topic: String) -> io::Result<Self> {
         let (news, receiver) = mpsc::channel(QUEUE_CAPACITY);
         let reader = ControlReader { follower: Follower::new(settings), topic, news };
@@ -61,15 +61,15 @@ impl ControlFeed {
         Ok(Self(receiver))
     }
 
-    /// Takes up everything that stood in the topic when it was opened, and returns when that is
-    /// done or there is no topic.
+    /// Takes up everything that was in the topic when it was opened. Returns once that is done, or
+    /// if there is no topic.
     pub(crate) async fn catch_up(&mut self, requests: &mut CancelRequests) {
         while let Some(News::Asked(control)) = self.0.recv().await {
             requests.add(fleet_ops::clock::now(), control);
         }
     }
 
-    /// The next request. Waits for ever where nothing more can come.
+    /// The next request. Waits for ever if no more can come.
     pub(crate) async fn next_request(&mut self) -> Control {
         loop {
             match self.0.recv().await {
@@ -81,7 +81,7 @@ impl ControlFeed {
     }
 }
 
-/// The jobs that are not wanted any more, as far as this worker remembers.
+/// The cancel requests that this worker remembers.
 #[derive(Debug)]
 pub(crate) struct CancelRequests(Cancelled);
 
@@ -90,11 +90,12 @@ impl CancelRequests {
         Self(Cancelled::new(MAX_REMEMBERED))
     }
 
-    /// Takes up a request; whether it says anything new. A topic that is read anew repeats what was
-    /// known.
+    /// Takes up a request. Returns `false` if it was known: a topic that is opened again is read
+    /// from its beginning.
     pub(crate) fn add(&mut self, now: Timestamp, control: Control) -> bool {
         let is_news = self.0.get(&control.job_id, None) != Some(&control);
         self.0.add(control);
+
         let oldest = now
             .as_millis()
             .saturating_sub(i64::try_from(REMEMBERED_FOR.as_millis()).unwrap_or(i64::MAX));
@@ -102,20 +103,20 @@ impl CancelRequests {
         is_news
     }
 
-    /// What was asked for about the job of this id whose record was written at `written`.
+    /// The request for the job with this id whose record was written at `written`.
     pub(crate) fn get(&self, job_id: &str, written: Option<Timestamp>) -> Option<&Control> {
         self.0.get(job_id, written)
     }
 }
 
-/// The reading end.
+/// The thread that reads the control topic.
 struct ControlReader {
     follower: Follower,
     topic: String,
     news: mpsc::Sender<News>,
 }
 
-/// Nobody listens any more.
+/// The [`ControlFeed`] was dropped.
 struct NobodyListens;
 
 impl ControlReader {
@@ -124,23 +125,22 @@ impl ControlReader {
         let mut retry = Retry::new(REOPEN_BACKOFF, rand::random());
         let mut was_missing = false;
         let mailbox = Mailbox::default();
+
         while !self.news.is_closed() {
             match self.follower.open(&self.topic, From::Start, ASK_TIMEOUT, &mailbox) {
                 Ok(topic) => {
                     if std::mem::take(&mut was_missing) {
                         tracing::info!(
                             topic = self.topic,
-                            "the topic is there: jobs can be cancelled"
+                            "the control topic exists now: jobs can be cancelled"
                         );
                     }
                     retry.succeeded();
                     match self.follow_topic(topic) {
                         FollowEnd::NobodyListens => return,
                         FollowEnd::Failed(error) => {
-                            tracing::warn!(
-                                error = errors::chain(&error),
-                                "the control topic is read anew"
-                            );
+                            let error = errors::chain(&error);
+                            tracing::warn!(error, "lost the control topic; opening it again");
                         }
                     }
                 }
@@ -157,14 +157,15 @@ impl ControlReader {
                 }
                 Err(error) => {
                     let error = errors::chain(&error);
-                    tracing::warn!(error, topic = self.topic, "the control topic can't be read");
+                    tracing::warn!(error, topic = self.topic, "could not open the control topic");
                 }
             }
+
             self.pause_reading(retry.failed());
         }
     }
 
-    /// Tells of everything in the topic, until that fails or nobody listens.
+    /// Sends everything in the topic, until that fails or nobody listens.
     fn follow_topic(&self, mut topic: FollowedTopic) -> FollowEnd {
         let mut has_caught_up = false;
         while !self.news.is_closed() {
@@ -174,6 +175,7 @@ impl ControlReader {
             {
                 return FollowEnd::NobodyListens;
             }
+
             match topic.next(RECORD_TIMEOUT) {
                 Ok(Some(record)) => {
                     let Some(control) = record.value.as_deref().and_then(Control::from_bytes)
@@ -181,7 +183,7 @@ impl ControlReader {
                         let offset = record.position.offset;
                         tracing::debug!(
                             offset,
-                            "a control record says nothing that is understood here"
+                            "ignored a control record that this version does not understand"
                         );
                         continue;
                     };
@@ -208,11 +210,9 @@ impl ControlReader {
     }
 }
 
-/// Why the topic is not followed any more.
+/// Why following the topic has ended.
 enum FollowEnd {
-    /// Nobody listens.
     NobodyListens,
-    /// It can't be read on.
     Failed(KafkaError),
 }
 
@@ -225,14 +225,17 @@ mod tests {
         let at = Timestamp::from_millis_clamped;
         let month = i64::try_from(REMEMBERED_FOR.as_millis()).unwrap();
         let mut requests = CancelRequests::new();
+
         let control = Control::cancel("j", None, at(1_000), None);
         assert!(requests.add(at(2_000), control.clone()));
         assert!(!requests.add(at(2_000), control));
+
         assert!(requests.add(at(3_000), Control::cancel("j", None, at(2_500), None)));
         assert!(
             requests.get("j", Some(at(2_500))).is_some()
                 && requests.get("j", Some(at(2_501))).is_none()
         );
+
         requests.add(at(2_501 + month), Control::cancel("k", None, at(2_501 + month), None));
         assert!(requests.get("j", None).is_none() && requests.get("k", None).is_some());
     }

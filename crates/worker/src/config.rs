@@ -1,5 +1,5 @@
-//! Everything that can be set on a worker. Each setting is a flag and an environment variable; the
-//! documentation's table is made from this struct.
+//! The worker's settings. Each is a flag and an environment variable, and the table in
+//! docs/configuration.md is generated from them.
 
 use std::{net::IpAddr, num::NonZeroU32, path::PathBuf, time::Duration};
 
@@ -10,183 +10,357 @@ use fleet_ops::config::{parse_bytes, parse_duration};
 
 use crate::limits::{JobLimits, ToolLimit};
 
+// The groups of `--help`.
+const KAFKA: &str = "Kafka";
+const SERVER: &str = "MCP server";
+const HEALTH: &str = "Health and metrics";
+const CONCURRENCY: &str = "Concurrency and order";
+const ATTEMPTS: &str = "Attempts and delays";
+const SIZES: &str = "Memory and sizes";
+const REPORTS: &str = "Events and replies";
+
 /// Shown below `--help`.
 pub const EXAMPLES: &str = "Examples:
   KAFKA_BROKERS=localhost:9092 MCP_SERVER_URL=http://localhost:8080 kafka-worker
   kafka-worker --brokers a:9092,b:9092 --server-url http://mcp-1:8080,http://mcp-2:8080 --max-in-flight 64
   KAFKA_PROPERTY_SECURITY_PROTOCOL=SASL_SSL KAFKA_PROPERTY_SASL_MECHANISM=SCRAM-SHA-512 kafka-worker
 
-Any librdkafka property can be set by KAFKA_PROPERTY_<NAME>, with `_` for `.`.";
+Any librdkafka property can be set as KAFKA_PROPERTY_<NAME>, with `_` for `.`.";
 
 /// The worker's settings.
 #[derive(Debug, Clone, clap::Args)]
 pub struct Args {
-    /// Kafka brokers, host:port, comma-separated.
-    #[arg(long, env = "KAFKA_BROKERS", value_name = "HOSTS")]
+    /// Kafka brokers: host:port, comma-separated.
+    #[arg(long, env = "KAFKA_BROKERS", value_name = "HOSTS", help_heading = KAFKA)]
     pub brokers: String,
 
     /// The jobs topic. Events go to `<topic>.events`, dead letters to `<topic>.dlq`, long delays to
-    /// `<topic>.delayed`; which jobs are cancelled is read from `<topic>.control`.
-    #[arg(long, env = "KAFKA_TOPIC", default_value = topics::DEFAULT_JOBS_TOPIC, value_name = "NAME")]
+    /// `<topic>.delayed`; cancel requests are read from `<topic>.control`.
+    #[arg(
+        long,
+        env = "KAFKA_TOPIC",
+        default_value = topics::DEFAULT_JOBS_TOPIC,
+        value_name = "NAME",
+        help_heading = KAFKA
+    )]
     pub topic: String,
 
-    /// How events, dead letters and replies are compressed: none, gzip, snappy, lz4 or zstd. Every
-    /// Kafka client reads the first two.
-    #[arg(long, env = "KAFKA_COMPRESSION", default_value_t, value_name = "CODEC")]
+    /// The compression of events, dead letters and replies: none, gzip, snappy, lz4 or zstd. All
+    /// Kafka clients can read the first two.
+    #[arg(
+        long,
+        env = "KAFKA_COMPRESSION",
+        default_value_t,
+        value_name = "CODEC",
+        help_heading = KAFKA
+    )]
     pub compression: Compression,
 
-    /// Make the topics of events, dead letters, delayed jobs and cancels if the jobs topic is there
-    /// and they are not; `false` waits until somebody else has made those that are needed.
-    #[arg(long, env = "MCP_CREATE_TOPICS", value_parser = clap::builder::BoolishValueParser::new(),
-          num_args = 0..=1, default_value = "true", default_missing_value = "true", require_equals = true)]
+    /// Create missing topics for events, dead letters, delayed jobs and cancel requests, if the
+    /// jobs topic exists; with `false`, wait until somebody else creates those that are required.
+    #[arg(
+        long,
+        env = "MCP_CREATE_TOPICS",
+        value_parser = clap::builder::BoolishValueParser::new(),
+        num_args = 0..=1,
+        default_value = "true",
+        default_missing_value = "true",
+        require_equals = true,
+        help_heading = KAFKA
+    )]
     pub create_topics: bool,
 
     /// The consumer group that the workers share.
-    #[arg(long, env = "MCP_CONSUMER_GROUP", default_value = "mcp-workers", value_name = "NAME")]
+    #[arg(
+        long,
+        env = "MCP_CONSUMER_GROUP",
+        default_value = "mcp-workers",
+        value_name = "NAME",
+        help_heading = KAFKA
+    )]
     pub group: String,
 
-    /// The MCP server: one URL, or several, comma-separated. Without a path, `/mcp` is meant.
-    #[arg(long, env = "MCP_SERVER_URL", value_name = "URLS")]
+    /// The MCP server: one or several URLs, comma-separated. The path defaults to `/mcp`.
+    #[arg(long, env = "MCP_SERVER_URL", value_name = "URLS", help_heading = SERVER)]
     pub server_url: String,
 
     /// A bearer token for the MCP server.
-    #[arg(long, env = "MCP_SERVER_TOKEN", hide_env_values = true, value_name = "TOKEN")]
+    #[arg(
+        long,
+        env = "MCP_SERVER_TOKEN",
+        hide_env_values = true,
+        value_name = "TOKEN",
+        help_heading = SERVER
+    )]
     pub server_token: Option<String>,
 
-    /// Where /health, /ready and /metrics listen.
-    #[arg(long, env = "MCP_HOST", default_value = "127.0.0.1", value_name = "ADDRESS")]
+    /// The address on which /health, /ready and /metrics are served.
+    #[arg(
+        long,
+        env = "MCP_HOST",
+        default_value = "127.0.0.1",
+        value_name = "ADDRESS",
+        help_heading = HEALTH
+    )]
     pub host: IpAddr,
 
-    /// The port of /health, /ready and /metrics; 0 takes any free one.
-    #[arg(long, env = "PORT", default_value_t = 8081)]
+    /// The port of /health, /ready and /metrics; 0 for any free port.
+    #[arg(long, env = "PORT", default_value_t = 8081, help_heading = HEALTH)]
     pub port: u16,
 
-    /// Host names that requests for /metrics may be for, beside loopback ones and addresses: HOST
-    /// or HOST:PORT; `*` for any.
-    #[arg(long, env = "MCP_ALLOWED_HOSTS", value_delimiter = ',', value_name = "HOST")]
+    /// Host names that requests for /metrics may use, in addition to addresses and loopback names:
+    /// HOST or HOST:PORT; `*` for any.
+    #[arg(
+        long,
+        env = "MCP_ALLOWED_HOSTS",
+        value_delimiter = ',',
+        value_name = "HOST",
+        help_heading = HEALTH
+    )]
     pub allowed_hosts: Vec<String>,
 
-    /// Write `host:port` of the health endpoint to this file once it listens.
-    #[arg(long, value_name = "FILE")]
+    /// Write the `host:port` of the health endpoint to this file once it listens.
+    #[arg(long, value_name = "FILE", help_heading = HEALTH)]
     pub ready_file: Option<PathBuf>,
 
-    /// This worker's name in events; host and process id where it is not set.
-    #[arg(long, env = "WORKER_ID", value_name = "NAME")]
+    /// The worker's name in events; host name and process id by default.
+    #[arg(long, env = "WORKER_ID", value_name = "NAME", help_heading = REPORTS)]
     pub worker_id: Option<String>,
 
-    /// Jobs under way at once.
-    #[arg(long, env = "MCP_MAX_IN_FLIGHT", default_value_t = 16, value_parser = clap::value_parser!(u32).range(1..=65_536))]
+    /// How many jobs may run at once.
+    #[arg(
+        long,
+        env = "MCP_MAX_IN_FLIGHT",
+        default_value_t = 16,
+        value_parser = clap::value_parser!(u32).range(1..=65_536),
+        help_heading = CONCURRENCY
+    )]
     pub max_in_flight: u32,
 
-    /// Threads for calls, events and answers. One does the most for its CPU time; more help where
-    /// answers are large or the server speaks TLS, and other workers help as well.
-    #[arg(long, env = "MCP_THREADS", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=256))]
+    /// Threads for calls, events and answers. One thread makes the best use of its CPU time. More
+    /// threads help if answers are large or the server uses TLS; so do more workers.
+    #[arg(
+        long,
+        env = "MCP_THREADS",
+        default_value_t = 1,
+        value_parser = clap::value_parser!(u32).range(1..=256),
+        help_heading = CONCURRENCY
+    )]
     pub threads: u32,
 
-    /// Jobs of one tool under way at once, TOOL=NUMBER, comma-separated; `files__*=4` is one limit
-    /// for all tools that begin so. The first that fits counts.
+    /// How many jobs of a tool may run at once: TOOL=NUMBER, comma-separated; `files__*=4` is one
+    /// limit for all tools with this prefix. The first match applies.
     #[arg(
         long = "tool-limit",
         env = "MCP_TOOL_LIMITS",
         value_delimiter = ',',
-        value_name = "TOOL=NUMBER"
+        value_name = "TOOL=NUMBER",
+        help_heading = CONCURRENCY
     )]
     pub tool_limits: Vec<ToolLimit>,
 
-    /// Jobs of each tenant under way at once; no limit where it is not set.
-    #[arg(long, env = "MCP_TENANT_LIMIT", value_name = "NUMBER")]
+    /// How many jobs of each tenant may run at once; unlimited by default.
+    #[arg(long, env = "MCP_TENANT_LIMIT", value_name = "NUMBER", help_heading = CONCURRENCY)]
     pub tenant_limit: Option<NonZeroU32>,
 
-    /// In which order jobs may start.
-    #[arg(long, env = "MCP_ORDERING", value_enum, default_value_t = Ordering::Key)]
+    /// The order in which jobs may start.
+    #[arg(
+        long,
+        env = "MCP_ORDERING",
+        value_enum,
+        default_value_t = Ordering::Key,
+        help_heading = CONCURRENCY
+    )]
     pub ordering: Ordering,
 
-    /// Attempts for jobs that do not name a number.
-    #[arg(long, env = "MCP_MAX_ATTEMPTS", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=100))]
+    /// How many attempts a job has, unless it says otherwise.
+    #[arg(
+        long,
+        env = "MCP_MAX_ATTEMPTS",
+        default_value_t = 5,
+        value_parser = clap::value_parser!(u32).range(1..=100),
+        help_heading = ATTEMPTS
+    )]
     pub max_attempts: u32,
 
-    /// How long one attempt may take, for jobs that do not say.
-    #[arg(long, env = "MCP_CALL_TIMEOUT", default_value = "60s", value_parser = parse_duration, value_name = "DURATION")]
+    /// How long an attempt may take, unless the job says otherwise.
+    #[arg(
+        long,
+        env = "MCP_CALL_TIMEOUT",
+        default_value = "60s",
+        value_parser = parse_duration,
+        value_name = "DURATION",
+        help_heading = SERVER
+    )]
     pub call_timeout: Duration,
 
-    /// The least time between two events with a running job's progress; 0 asks the tools for none.
-    #[arg(long, env = "MCP_PROGRESS_INTERVAL", default_value = "1s", value_parser = parse_duration, value_name = "DURATION")]
+    /// The least time between two progress events of a running job; 0 asks tools for no progress.
+    #[arg(
+        long,
+        env = "MCP_PROGRESS_INTERVAL",
+        default_value = "1s",
+        value_parser = parse_duration,
+        value_name = "DURATION",
+        help_heading = ATTEMPTS
+    )]
     pub progress_interval: Duration,
 
-    /// The upper end of the first delay between attempts; it doubles each time, with full jitter.
-    #[arg(long, env = "MCP_RETRY_BASE", default_value = "500ms", value_parser = parse_duration, value_name = "DURATION")]
+    /// The upper limit of the first delay between attempts, which doubles each time; delays have
+    /// full jitter.
+    #[arg(
+        long,
+        env = "MCP_RETRY_BASE",
+        default_value = "500ms",
+        value_parser = parse_duration,
+        value_name = "DURATION",
+        help_heading = ATTEMPTS
+    )]
     pub retry_base: Duration,
 
-    /// The upper end of every delay between attempts.
-    #[arg(long, env = "MCP_RETRY_MAX", default_value = "60s", value_parser = parse_duration, value_name = "DURATION")]
+    /// The upper limit of all delays between attempts.
+    #[arg(
+        long,
+        env = "MCP_RETRY_MAX",
+        default_value = "60s",
+        value_parser = parse_duration,
+        value_name = "DURATION",
+        help_heading = ATTEMPTS
+    )]
     pub retry_max: Duration,
 
-    /// The longest that a job waits in memory for its `notBefore` or its next attempt; beyond, it
-    /// goes through the delayed topic, if there is one.
-    #[arg(long, env = "MCP_MAX_PARK", default_value = "60s", value_parser = parse_park, value_name = "DURATION")]
+    /// The longest time that a job parks in memory for its `notBefore` or its next attempt; longer
+    /// delays go through the delayed topic, if there is one.
+    #[arg(
+        long,
+        env = "MCP_MAX_PARK",
+        default_value = "60s",
+        value_parser = parse_park,
+        value_name = "DURATION",
+        help_heading = ATTEMPTS
+    )]
     pub max_park: Duration,
 
-    /// How long running jobs may take to finish when the worker stops or gives partitions back.
-    #[arg(long, env = "MCP_DRAIN_TIMEOUT", default_value = "25s", value_parser = parse_duration, value_name = "DURATION")]
+    /// How long running jobs may take to finish when the worker stops or gives back partitions.
+    #[arg(
+        long,
+        env = "MCP_DRAIN_TIMEOUT",
+        default_value = "25s",
+        value_parser = parse_duration,
+        value_name = "DURATION",
+        help_heading = ATTEMPTS
+    )]
     pub drain_timeout: Duration,
 
     /// Jobs held in memory before fetching pauses.
-    #[arg(long, env = "MCP_MAX_BUFFERED", default_value_t = 5_000, value_parser = clap::value_parser!(u32).range(2..))]
+    #[arg(
+        long,
+        env = "MCP_MAX_BUFFERED",
+        default_value_t = 5_000,
+        value_parser = clap::value_parser!(u32).range(2..),
+        help_heading = SIZES
+    )]
     pub max_buffered: u32,
 
     /// Bytes of jobs held in memory before fetching pauses.
-    #[arg(long, env = "MCP_MAX_BUFFERED_BYTES", default_value = "64MiB", value_parser = parse_bytes, value_name = "SIZE")]
+    #[arg(
+        long,
+        env = "MCP_MAX_BUFFERED_BYTES",
+        default_value = "64MiB",
+        value_parser = parse_bytes,
+        value_name = "SIZE",
+        help_heading = SIZES
+    )]
     pub max_buffered_bytes: u64,
 
-    /// The largest job that is taken; a larger one becomes a dead letter.
-    #[arg(long, env = "MCP_MAX_JOB_BYTES", default_value = "1MiB", value_parser = parse_bytes, value_name = "SIZE")]
+    /// The largest job that is accepted; larger ones become dead letters.
+    #[arg(
+        long,
+        env = "MCP_MAX_JOB_BYTES",
+        default_value = "1MiB",
+        value_parser = parse_bytes,
+        value_name = "SIZE",
+        help_heading = SIZES
+    )]
     pub max_job_bytes: u64,
 
-    /// The largest event that is written; a result that would make it larger is left out and its
-    /// size stated.
-    #[arg(long, env = "MCP_MAX_EVENT_BYTES", default_value = "900KiB", value_parser = parse_bytes, value_name = "SIZE")]
+    /// The largest event that is written; a result that does not fit is left out, and its size is
+    /// reported instead.
+    #[arg(
+        long,
+        env = "MCP_MAX_EVENT_BYTES",
+        default_value = "900KiB",
+        value_parser = parse_bytes,
+        value_name = "SIZE",
+        help_heading = SIZES
+    )]
     pub max_event_bytes: u64,
 
-    /// The largest answer that is read from the MCP server.
-    #[arg(long, env = "MCP_MAX_RESPONSE_BYTES", default_value = "8MiB", value_parser = parse_bytes, value_name = "SIZE")]
+    /// The largest answer that is accepted from the MCP server.
+    #[arg(
+        long,
+        env = "MCP_MAX_RESPONSE_BYTES",
+        default_value = "8MiB",
+        value_parser = parse_bytes,
+        value_name = "SIZE",
+        help_heading = SERVER
+    )]
     pub max_response_bytes: u64,
 
-    /// Topics that a job may name in `replyTo`: a name, or the start of one with `*` behind it;
+    /// Topics that a job may name in `replyTo`: names, or prefixes followed by `*`,
     /// comma-separated.
-    #[arg(long, env = "MCP_REPLY_TOPICS", default_value = "mcp-replies*", value_name = "PATTERNS")]
+    #[arg(
+        long,
+        env = "MCP_REPLY_TOPICS",
+        default_value = "mcp-replies*",
+        value_name = "PATTERNS",
+        help_heading = REPORTS
+    )]
     pub reply_topics: String,
 
-    /// The topic in which servers share what they host; no job may name it in `replyTo`.
-    #[arg(long, env = "MCP_REGISTRY_TOPIC", default_value = DEFAULT_REGISTRY_TOPIC, value_name = "TOPIC")]
+    /// The topic in which servers share what they host. Jobs may not name it in `replyTo`.
+    #[arg(
+        long,
+        env = "MCP_REGISTRY_TOPIC",
+        default_value = DEFAULT_REGISTRY_TOPIC,
+        value_name = "TOPIC",
+        help_heading = REPORTS
+    )]
     pub registry_topic: String,
 
-    /// Work on a jobs or delayed topic that is compacted. Jobs whose key a later record has are
-    /// lost before they run.
-    #[arg(long, env = "MCP_ALLOW_COMPACTED_TOPIC")]
+    /// Accept a jobs or delayed topic that is compacted. A job is lost before it runs if a later
+    /// record has its key.
+    #[arg(long, env = "MCP_ALLOW_COMPACTED_TOPIC", help_heading = KAFKA)]
     pub allow_compacted_topic: bool,
 
     /// The least time between two commits of a partition.
-    #[arg(long, env = "MCP_COMMIT_INTERVAL", default_value = "1s", value_parser = parse_duration, value_name = "DURATION")]
+    #[arg(
+        long,
+        env = "MCP_COMMIT_INTERVAL",
+        default_value = "1s",
+        value_parser = parse_duration,
+        value_name = "DURATION",
+        help_heading = KAFKA
+    )]
     pub commit_interval: Duration,
 }
 
-/// Less than a second would only send jobs round and round.
+/// With less than a second, jobs would only be passed to and fro.
 fn parse_park(text: &str) -> Result<Duration, String> {
     let park = parse_duration(text).map_err(|error| error.to_string())?;
     if park < Duration::from_secs(1) {
-        return Err("it must be at least 1s".to_owned());
+        return Err("must be at least 1s".to_owned());
     }
     Ok(park)
 }
 
-/// In which order jobs may start.
+/// The order in which jobs may start.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Ordering {
-    /// Jobs of one record key one after the other.
+    /// Jobs with the same record key run one after the other.
     Key,
-    /// Jobs of one partition one after the other.
+    /// Jobs in the same partition run one after the other.
     Partition,
-    /// Any order.
+    /// Jobs run in any order.
     Unordered,
 }
 
@@ -201,12 +375,12 @@ impl From<Ordering> for fleet_engine::Ordering {
 }
 
 impl Args {
-    /// The topics that go with the jobs topic.
+    /// The topics that belong to the jobs topic.
     pub(crate) fn topics(&self) -> Topics {
         Topics::of(self.topic.clone())
     }
 
-    /// The name that this worker signs with.
+    /// The worker's name in events.
     pub(crate) fn worker_name(&self) -> String {
         self.worker_id.clone().unwrap_or_else(|| {
             let host = std::env::var("HOSTNAME").ok().or_else(|| {
@@ -218,12 +392,12 @@ impl Args {
         })
     }
 
-    /// How many jobs of a sort may run at once.
+    /// The limits per tool and tenant.
     pub(crate) fn limits(&self) -> JobLimits {
         JobLimits { tools: self.tool_limits.clone(), tenant: self.tenant_limit }
     }
 
-    /// How the engine is to work. Without a delayed topic all waiting is done in memory.
+    /// The engine's configuration. Without a delayed topic, all jobs wait in memory.
     pub(crate) fn engine(&self, seed: u64, has_delayed_topic: bool) -> fleet_engine::Config {
         fleet_engine::Config {
             ordering: self.ordering.into(),
@@ -238,7 +412,7 @@ impl Args {
         }
     }
 
-    /// How often a running job's progress is told, if at all.
+    /// How often a running job's progress is published, if at all.
     pub(crate) fn progress(&self) -> Option<Duration> {
         Some(self.progress_interval).filter(|interval| !interval.is_zero())
     }
@@ -255,8 +429,8 @@ impl Args {
         is_listed && !self.is_reserved(topic)
     }
 
-    /// Whether a topic belongs to the fleet or to Kafka. The default name of the registry is
-    /// reserved too, since the servers may use it although this worker was told another one.
+    /// Whether a topic belongs to the fleet or to Kafka. The registry's default name is reserved
+    /// too: servers may use it even if this worker was configured with another one.
     fn is_reserved(&self, topic: &str) -> bool {
         self.topics().contains(topic)
             || topic == self.registry_topic
@@ -297,6 +471,7 @@ mod tests {
         for denied in ["orders", "mcp-jobs", "mcp-jobs.dlq"] {
             assert!(!default.may_reply_to(denied), "{denied}");
         }
+
         let wide = args(&["--reply-topics", "orders, *"]);
         assert!(wide.may_reply_to("anything"));
         for own in ["mcp-jobs.events", "mcp-jobs.pool.x", "mcp-servers", "__consumer_offsets"] {
@@ -305,6 +480,7 @@ mod tests {
                 "the fleet's own topics are never reply topics: {own}"
             );
         }
+
         let renamed = args(&["--reply-topics", "*", "--registry-topic", "our-servers"]);
         assert!(!renamed.may_reply_to("our-servers"));
     }

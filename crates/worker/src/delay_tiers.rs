@@ -1,57 +1,59 @@
-//! Where a job waits that has to wait too long for memory. Pure.
+//! Where a job waits if its delay is too long for memory. Pure.
 //!
-//! All records of one partition of the delayed topic wait equally long, so they come up in the
-//! order in which they were written and none stands behind one that is due later. A partition's
-//! length of waiting is six times that of the one before; a job takes the longest one that it does
-//! not oversleep in, and when it comes up it waits once more, or goes back to the jobs topic if the
-//! rest fits into memory.
+//! All records in one partition of the delayed topic wait equally long, so they are due in the
+//! order in which they were written, and no record stands behind one that is due later. Each
+//! partition waits six times as long as the one before. A job takes the longest wait that does not
+//! exceed its delay. When that wait is over, the job waits again, or returns to the jobs topic if
+//! the rest of its delay fits into memory.
 
 use std::time::Duration;
 
 use fleet_job::time::Timestamp;
 
-/// How much longer the next partition waits.
+/// How many times longer each partition waits than the one before.
 const FACTOR: u32 = 6;
-/// More partitions than this would be for longer waits than anybody has time for.
-const MOST: i32 = 12;
+/// How many partitions are used. More would wait longer than anybody needs.
+const MAX_TIERS: i32 = 12;
 
-/// The partitions of the delayed topic, as one fleet uses them.
+/// The partitions of the delayed topic, and how long their records wait.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Tiers {
     partitions: i32,
     max_park: Duration,
 }
 
-/// What is next for a job that waits.
+/// Where a waiting job goes next.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum NextStop {
-    /// It waits in this partition of the delayed topic, and is looked at again then.
+    /// To this partition of the delayed topic, until this time.
     Wait(i32, Timestamp),
-    /// It goes (back) to the jobs topic; the rest of the time it waits in memory.
+    /// To the jobs topic; it waits in memory for the rest of its delay.
     Return,
 }
 
 impl Tiers {
-    /// Tiers over so many partitions, for a fleet whose workers keep what waits up to `max_park` in
-    /// memory.
+    /// Tiers for a delayed topic with this number of partitions, and workers that park jobs in
+    /// memory for up to `max_park`.
     pub(crate) fn new(partitions: i32, max_park: Duration) -> Self {
         Self { partitions: partitions.max(1), max_park }
     }
 
-    /// How long records wait in this partition of the delayed topic.
+    /// How long records wait in a partition of the delayed topic.
     pub(crate) fn wait_in(&self, partition: i32) -> Duration {
-        (0..partition.clamp(0, MOST)).fold(self.max_park / 2, |wait, _| wait.saturating_mul(FACTOR))
+        (0..partition.clamp(0, MAX_TIERS))
+            .fold(self.max_park / 2, |wait, _| wait.saturating_mul(FACTOR))
     }
 
-    /// What is next, at `now`, for a job that is due at `until`.
+    /// Where a job that is due at `until` goes at `now`.
     pub(crate) fn next_stop(&self, now: Timestamp, until: Timestamp) -> NextStop {
         let left = until.since(now);
         if left <= self.max_park {
             return NextStop::Return;
         }
-        // The first one is shorter than `max_park`, so it always fits.
+
+        // The first wait is shorter than `max_park`, so it always fits.
         let fits = |tier: &i32| self.wait_in(*tier) <= left;
-        let tier = (1..self.partitions.min(MOST)).take_while(fits).last().unwrap_or(0);
+        let tier = (1..self.partitions.min(MAX_TIERS)).take_while(fits).last().unwrap_or(0);
         NextStop::Wait(tier, now.plus(self.wait_in(tier)))
     }
 }

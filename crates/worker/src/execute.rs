@@ -1,4 +1,4 @@
-//! Making the calls of one attempt. Dropping the future cancels the calls that are under way.
+//! Making the calls of an attempt. Dropping the future cancels the calls under way.
 
 use std::{
     pin::pin,
@@ -18,6 +18,7 @@ use fleet_kafka::consumer::GroupContact;
 use fleet_mcp_client::{McpClient, ToolCall};
 use fleet_ops::trace::{Span, SpanKind};
 use futures::{StreamExt as _, future::Either, stream};
+use serde_json::Value;
 use tokio::sync::watch;
 
 use crate::{
@@ -26,172 +27,247 @@ use crate::{
     progress_pace::ProgressPace,
 };
 
-/// What is held is told of when it has changed by so many bytes: small enough for a bound of
-/// megabytes, and large enough that most jobs never tell.
+/// How much the bytes held by an attempt have to change before that is reported: little for a bound
+/// of megabytes, and so much that most jobs never report.
 pub(crate) const REPORTED_CHANGE: u64 = 64 << 10;
 
-/// A job with everything that an attempt needs.
+/// Everything that an attempt needs.
 #[derive(Debug, Clone)]
 pub(crate) struct AttemptContext {
     pub(crate) envelope: Arc<Envelope>,
     pub(crate) record: Arc<RawRecord>,
     /// How long the attempt may take.
     pub(crate) timeout: Duration,
-    /// The least time between two notices of progress; `None` where nobody wants any.
+    /// The least time between two notices of progress; `None` if nobody wants any.
     pub(crate) progress: Option<Duration>,
     /// The trace that the calls belong to.
     pub(crate) trace: TraceContext,
-    /// What earlier attempts have done already.
+    /// The results of calls that earlier attempts have finished.
     pub(crate) done: Results,
     /// The largest result that can be written.
     pub(crate) max_result_bytes: u64,
-    /// Whether the job is still ours. No call is made while that is not known.
+    /// Whether the job is still ours. While that is not known, no call is made.
     pub(crate) contact: GroupContact,
 }
 
-/// What is told of an attempt while it is under way.
+/// What is reported of an attempt under way.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) enum AttemptNews {
     Progress(Progress),
-    /// How many bytes the results and errors hold that it has so far.
+    /// How many bytes its results and errors hold so far.
     HeldBytes(u64),
 }
 
-/// Makes attempt number `attempt`, and tells of it. Returns the outcome, and what is done now. The
-/// outcome is `None` if contact with the group was lost before the first call: whether the job may
-/// still start has to be decided again.
+/// Makes attempt number `attempt`, and reports its news to `tell`. Returns the outcome, and the
+/// results so far. The outcome is `None` if contact with the group was lost before the first call:
+/// whether the job may still start has to be decided again.
 ///
-/// The progress of a job with one call is what the tool says; of a job with several it is how many
-/// of them are done, and for `server-init` how far the start of the next server is, since that can
-/// take half a minute.
+/// The progress of a job with one call is what the tool reports. For a job with several calls it is
+/// the number of finished calls; for `server-init`, how far the current server has started counts
+/// as well, because that can take half a minute.
 pub(crate) async fn make_attempt(
     client: &McpClient,
-    mut job: AttemptContext,
+    mut context: AttemptContext,
     attempt: u32,
     tell: impl Fn(AttemptNews),
 ) -> (Option<Result<KeptResult, Failure>>, Results) {
-    if job.contact.is_lost() {
-        job.contact.regained().await;
-        return (None, job.done);
+    if context.contact.is_lost() {
+        context.contact.regained().await;
+        return (None, context.done);
     }
-    let mut plan = Plan::new(&job.envelope.work);
-    // Each call is made once, and its arguments can be large.
+
+    let mut plan = Plan::new(&context.envelope.work);
+    // Arguments can be large and each call is made once, so they are moved and not copied.
     let mut arguments: Vec<_> =
         plan.calls.iter_mut().map(|call| std::mem::take(&mut call.arguments)).collect();
     let plan = plan;
-    let mut done = std::mem::take(&mut job.done);
-    let mut failures = Failures::default();
-    let limit = job.max_result_bytes;
-    let mut told_bytes = done.held_bytes();
+    let done = std::mem::take(&mut context.done);
     let open: Vec<usize> = (0..plan.calls.len()).filter(|index| !done.contains(*index)).collect();
-    let total = open.len();
+    let open_calls = open.len();
     let (news, mut heard) = watch::channel(None);
-    let news = job.progress.filter(|_| plan.reports_calls()).map(|_| news);
+    let news = context.progress.filter(|_| plan.reports_calls()).map(|_| news);
+
     let calls = open.into_iter().filter_map(|index| {
         let call = plan.calls.get(index)?;
         let label = plan.has_many().then_some(index);
-        let span = start_call_span(call, attempt, &job);
+        let span = start_call_span(call, attempt, &context);
         let request = ToolCall {
             name: call.tool.clone(),
             arguments: std::mem::take(arguments.get_mut(index)?),
-            meta: meta::for_call(&job.envelope, attempt, label, &job.record, span.context()),
-            timeout: Some(job.timeout),
+            meta: meta::for_call(
+                &context.envelope,
+                attempt,
+                label,
+                &context.record,
+                span.context(),
+            ),
+            timeout: Some(context.timeout),
             progress: news.clone(),
             input: call.input.clone(),
         };
-        let contact = job.contact.clone();
-        Some(async move {
-            contact.regained().await;
-            let outcome = read_outcome(call, client.call_tool(request).await);
-            if let Outcome::Failed(failure) = &outcome {
-                span.fail(failure.error.kind.as_str(), &failure.error.message);
-            }
-            (index, outcome)
-        })
+        let contact = context.contact.clone();
+        Some(async move { (index, make_call(client, call, request, contact, span).await) })
     });
     let calls = stream::iter(calls);
     let mut outcomes = pin!(match plan.parallel {
         1 => Either::Left(calls.then(|call| call)),
         parallel => Either::Right(calls.buffer_unordered(parallel)),
     });
-    let deadline = tokio::time::Instant::now() + job.timeout;
-    let mut pace = ProgressPace::new(job.progress.unwrap_or_default());
+
+    let deadline = tokio::time::Instant::now() + context.timeout;
+    let mut tally = Tally::new(&plan, done, &context, tell);
     loop {
         let next = tokio::select! {
-            // An end goes before news, which it makes superfluous.
+            // The end of a call makes news about it superfluous.
             biased;
             next = tokio::time::timeout_at(deadline, outcomes.next()) => next,
             Ok(()) = heard.changed() => {
                 let news = heard.borrow_and_update().clone();
-                let news = news.map(|news| plan.job_progress(to_job_progress(news), &done, &failures));
-                news.and_then(|news| pace.offer(Instant::now(), news)).map(AttemptNews::Progress).into_iter().for_each(&tell);
+                tally.report_call(news);
                 continue;
             }
-            () = sleep_until(pace.next_due()) => {
-                pace.take_due(Instant::now()).map(AttemptNews::Progress).into_iter().for_each(&tell);
+            () = sleep_until(tally.pace.next_due()) => {
+                tally.report_due();
                 continue;
             }
         };
-        match next {
-            Ok(Some((index, Outcome::Succeeded(result)))) => {
-                done.insert(index, result, limit);
-                // Of the last one the job's end will tell.
-                let wanted =
-                    job.progress.is_some() && plan.has_many() && done.len() < plan.calls.len();
-                if let Some(call) = plan.calls.get(index).filter(|_| wanted) {
-                    let progress = calls_progress(done.len(), plan.calls.len(), call);
-                    pace.offer(Instant::now(), progress)
-                        .map(AttemptNews::Progress)
-                        .into_iter()
-                        .for_each(&tell);
-                }
-            }
-            Ok(Some((index, Outcome::Failed(failure)))) => {
-                let unavailable = !failure.class.spends_attempt();
-                failures.insert(index, failure, limit);
-                // Without a server the other calls would only meet the same.
-                if unavailable {
-                    break;
-                }
-            }
-            Ok(None) => break,
-            Err(_) => {
-                let index = (0..plan.calls.len())
-                    .find(|index| !done.contains(*index) && !failures.contains(*index));
-                failures.insert(
-                    index.unwrap_or_default(),
-                    timeout_failure(job.timeout, total),
-                    limit,
-                );
-                break;
-            }
-        }
 
-        let holds = done.held_bytes() + failures.held_bytes();
-        if holds.abs_diff(told_bytes) >= REPORTED_CHANGE {
-            told_bytes = holds;
-            tell(AttemptNews::HeldBytes(holds));
+        let goes_on = match next {
+            Ok(Some((index, Outcome::Succeeded(result)))) => tally.add_result(index, result),
+            Ok(Some((index, Outcome::Failed(failure)))) => tally.add_failure(index, failure),
+            Ok(None) => false,
+            Err(_) => tally.add_timeout(context.timeout, open_calls),
+        };
+        if !goes_on {
+            break;
         }
+        tally.report_bytes();
     }
+
+    let Tally { mut done, failures, limit, .. } = tally;
     let outcome = plan.combine_outcomes(&mut done, failures, limit);
     (Some(outcome), done)
 }
 
+/// Makes a call, once the job is known to be ours.
+async fn make_call(
+    client: &McpClient,
+    call: &Call,
+    request: ToolCall,
+    contact: GroupContact,
+    span: Span,
+) -> Outcome {
+    contact.regained().await;
+    let outcome = read_outcome(call, client.call_tool(request).await);
+
+    if let Outcome::Failed(failure) = &outcome {
+        span.fail(failure.error.kind.as_str(), &failure.error.message);
+    }
+    outcome
+}
+
+/// What an attempt has come to so far, and how much of that is reported.
+struct Tally<'a, T> {
+    plan: &'a Plan,
+    done: Results,
+    failures: Failures,
+    /// The largest result that can be written.
+    limit: u64,
+    wants_progress: bool,
+    pace: ProgressPace,
+    reported_bytes: u64,
+    tell: T,
+}
+
+impl<'a, T: Fn(AttemptNews)> Tally<'a, T> {
+    fn new(plan: &'a Plan, done: Results, context: &AttemptContext, tell: T) -> Self {
+        Self {
+            plan,
+            reported_bytes: done.held_bytes(),
+            done,
+            failures: Failures::default(),
+            limit: context.max_result_bytes,
+            wants_progress: context.progress.is_some(),
+            pace: ProgressPace::new(context.progress.unwrap_or_default()),
+            tell,
+        }
+    }
+
+    /// Adds the result of a call. Returns whether the attempt goes on.
+    fn add_result(&mut self, index: usize, result: Value) -> bool {
+        self.done.insert(index, result, self.limit);
+
+        // The last call is reported by the end of the job.
+        let (done, total) = (self.done.len(), self.plan.calls.len());
+        let is_reported = self.wants_progress && self.plan.has_many() && done < total;
+        if let Some(call) = self.plan.calls.get(index).filter(|_| is_reported) {
+            self.report(calls_progress(done, total, call));
+        }
+        true
+    }
+
+    /// Adds the failure of a call. Returns whether the attempt goes on: while the server is
+    /// unavailable, the other calls would only fail in the same way.
+    fn add_failure(&mut self, index: usize, failure: Failure) -> bool {
+        let goes_on = failure.class.spends_attempt();
+        self.failures.insert(index, failure, self.limit);
+        goes_on
+    }
+
+    /// The attempt has taken too long. Returns that it does not go on.
+    fn add_timeout(&mut self, timeout: Duration, open_calls: usize) -> bool {
+        let is_open =
+            |index: &usize| !self.done.contains(*index) && !self.failures.contains(*index);
+        let index = (0..self.plan.calls.len()).find(is_open).unwrap_or_default();
+        self.failures.insert(index, timeout_failure(timeout, open_calls), self.limit);
+        false
+    }
+
+    /// Takes up the progress of the current call.
+    fn report_call(&mut self, news: Option<fleet_mcp_client::Progress>) {
+        let Some(news) = news else { return };
+        let progress = self.plan.job_progress(to_job_progress(news), &self.done, &self.failures);
+        self.report(progress);
+    }
+
+    fn report(&mut self, progress: Progress) {
+        if let Some(progress) = self.pace.offer(Instant::now(), progress) {
+            (self.tell)(AttemptNews::Progress(progress));
+        }
+    }
+
+    /// Reports the progress that has waited for its interval.
+    fn report_due(&mut self) {
+        if let Some(progress) = self.pace.take_due(Instant::now()) {
+            (self.tell)(AttemptNews::Progress(progress));
+        }
+    }
+
+    /// Reports how many bytes are held, if that has changed enough.
+    fn report_bytes(&mut self) {
+        let bytes = self.done.held_bytes() + self.failures.held_bytes();
+        if bytes.abs_diff(self.reported_bytes) >= REPORTED_CHANGE {
+            self.reported_bytes = bytes;
+            (self.tell)(AttemptNews::HeldBytes(bytes));
+        }
+    }
+}
+
 /// The span of a call, as OpenTelemetry's conventions for MCP clients name it.
-fn start_call_span(call: &Call, attempt: u32, job: &AttemptContext) -> Span {
-    Span::start(SpanKind::Client, format!("tools/call {}", call.tool), &job.trace, || {
+fn start_call_span(call: &Call, attempt: u32, context: &AttemptContext) -> Span {
+    Span::start(SpanKind::Client, format!("tools/call {}", call.tool), &context.trace, || {
         [
             ("mcp.method.name", "tools/call".into()),
             ("gen_ai.operation.name", "execute_tool".into()),
             ("gen_ai.tool.name", call.tool.clone().into()),
-            ("fleet.job.id", job.envelope.job_id.clone().into()),
+            ("fleet.job.id", context.envelope.job_id.clone().into()),
             ("fleet.job.attempt", i64::from(attempt).into()),
         ]
     })
 }
 
-/// What a call came to. In a task the tool's own error is the answer that somebody waits for, and
-/// not one to be tried again.
+/// The outcome of a call. In a task, the tool's own error is the answer that somebody waits for, so
+/// it is final.
 fn read_outcome(call: &Call, outcome: Outcome) -> Outcome {
     match outcome {
         Outcome::Failed(failure)
@@ -215,7 +291,7 @@ fn calls_progress(done: usize, total: usize, last: &Call) -> Progress {
     Progress { progress: done as f64, total: Some(total as f64), message: Some(last.label.clone()) }
 }
 
-/// Waits until then, or for ever.
+/// Waits until `at`, or for ever.
 async fn sleep_until(at: Option<Instant>) {
     match at {
         Some(at) => tokio::time::sleep_until(at.into()).await,
@@ -225,7 +301,7 @@ async fn sleep_until(at: Option<Instant>) {
 
 fn timeout_failure(timeout: Duration, calls: usize) -> Failure {
     let message = format!(
-        "the attempt with its {calls} calls took longer than {} ms: raise timeoutMs or MCP_CALL_TIMEOUT",
+        "the attempt with its {calls} calls took longer than {} ms; raise timeoutMs or MCP_CALL_TIMEOUT",
         timeout.as_millis()
     );
     Failure::retry(JobError::new(ErrorKind::Timeout, message))
@@ -246,13 +322,16 @@ mod tests {
             label: "t".into(),
         };
         let tools = || Outcome::Failed(Failure::retry(JobError::new(ErrorKind::Tool, "no")));
+
         let class = |outcome| match outcome {
             Outcome::Failed(failure) => failure.class,
             Outcome::Succeeded(_) => panic!("it has failed"),
         };
+
         assert_eq!(class(read_outcome(&call(None), tools())), FailureClass::Retry);
         let task = call(Some(Input::default()));
         assert_eq!(class(read_outcome(&task, tools())), FailureClass::Permanent);
+
         let lost =
             Outcome::Failed(Failure::retry(JobError::new(ErrorKind::ConnectionLost, "lost")));
         assert_eq!(

@@ -1,9 +1,9 @@
-//! The worker: takes jobs from Kafka, calls the tools of an MCP server, writes down what became of
-//! them, and only then commits.
+//! The worker: reads jobs from Kafka, calls the tools of an MCP server, writes how each job ended,
+//! and only then commits.
 //!
-//! `shell` carries out what the engine decides; `plan` says which calls a job makes and what their
-//! outcomes add up to; `execute` makes them; `report` builds what is written. [`config`] is
-//! everything that can be set.
+//! `shell` carries out what the engine decides, `call_plan` knows which calls a job makes and what
+//! their outcomes add up to, `execute` makes the calls, and `report` builds what is written.
+//! [`config`] has all settings.
 
 mod call_plan;
 mod call_results;

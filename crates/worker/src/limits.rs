@@ -1,4 +1,4 @@
-//! How many jobs of one tool or one tenant may run at once in a worker. Pure.
+//! How many jobs of a tool or a tenant may run at once in a worker. Pure.
 
 use std::{
     collections::hash_map::DefaultHasher,
@@ -14,18 +14,18 @@ use crate::call_plan::Plan;
 /// The limits of a worker.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct JobLimits {
-    /// In the order in which they were written; the first one that fits a tool counts.
+    /// In the order of the setting. For each tool, the first that matches applies.
     pub(crate) tools: Vec<ToolLimit>,
-    /// For each tenant.
+    /// The limit of each tenant.
     pub(crate) tenant: Option<NonZeroU32>,
 }
 
-/// One limit, shared by all tools that its pattern fits.
+/// A limit that all tools matching its pattern share.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ToolLimit {
-    /// A tool's full name, or the start of it with `*` behind.
+    /// The full name of a tool, or its beginning followed by `*`.
     pub pattern: String,
-    /// The most jobs at once.
+    /// How many jobs may run at once.
     pub max: NonZeroU32,
 }
 
@@ -33,16 +33,20 @@ impl std::str::FromStr for ToolLimit {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let (pattern, max) = text.split_once('=').ok_or("write TOOL=NUMBER, such as files__*=4")?;
+        let (pattern, max) =
+            text.split_once('=').ok_or("expected TOOL=NUMBER, such as files__*=4")?;
         let pattern = pattern.trim();
         let stem = pattern.strip_suffix('*').unwrap_or(pattern);
         if pattern.is_empty() || stem.contains('*') {
             return Err(format!(
-                "`{pattern}` is no tool's name, and no start of one with `*` behind"
+                "`{pattern}` is neither the name of a tool nor the beginning of one followed by `*`"
             ));
         }
-        let max =
-            max.trim().parse().map_err(|_| format!("`{}` is no number from 1 on", max.trim()))?;
+
+        let max = max
+            .trim()
+            .parse()
+            .map_err(|_| format!("`{}` is not a positive integer", max.trim()))?;
         Ok(Self { pattern: pattern.to_owned(), max })
     }
 }
@@ -57,8 +61,7 @@ impl ToolLimit {
 }
 
 impl JobLimits {
-    /// What `envelope` is under. A job with several calls is under the narrowest limit of its
-    /// tools.
+    /// The limits of a job. For a job with several calls, the narrowest limit of its tools applies.
     pub(crate) fn limits_of(&self, envelope: &Envelope) -> fleet_engine::Limits {
         [self.tool_limit_of(envelope), self.tenant_limit_of(envelope.tenant.as_deref())]
     }
@@ -82,7 +85,7 @@ impl JobLimits {
     }
 }
 
-/// Two names with one hash only share their limit.
+/// The engine's number for a limit. Two names with one number share a limit, which does no harm.
 fn limit_group(sort: &str, name: &str) -> u64 {
     let mut hasher = DefaultHasher::new();
     (sort, name).hash(&mut hasher);
@@ -128,14 +131,17 @@ mod tests {
                 Envelope { tenant: tenant.map(str::to_owned), ..Envelope::new("j", work) };
             limits.limits_of(&envelope)
         };
+
         let [read, _] = of(Work::ToolCall(call("files__read")), None);
         let [list, _] = of(Work::ToolCall(call("files__list")), None);
         assert_eq!(read, list);
         assert_eq!(read.map(|limit| limit.max), Some(3));
         assert_eq!(of(Work::ToolCall(call("other")), None), [None, None]);
+
         let [_, acme] = of(Work::ToolCall(call("other")), Some("acme"));
         let [_, corp] = of(Work::ToolCall(call("other")), Some("corp"));
         assert!(acme.is_some() && acme != corp);
+
         let calls = vec![call("files__read"), call("slow")];
         let batch = ToolBatch { calls, parallel: None, extra: Map::new() };
         let [narrowest, _] = of(Work::ToolBatch(batch), None);

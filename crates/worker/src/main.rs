@@ -1,4 +1,4 @@
-//! The binary `kafka-worker`: reads its configuration, runs until a signal, drains.
+//! The binary `kafka-worker`: reads its configuration, runs until a signal, and drains.
 
 use std::{net::SocketAddr, process::ExitCode};
 
@@ -6,20 +6,22 @@ use clap::Parser as _;
 use fleet_ops::http::health_exit_code;
 use kafka_worker::WorkerError;
 
-/// Takes MCP jobs from Kafka, calls the tools, and commits only what is settled.
+/// Runs MCP jobs from Kafka: calls their tools, and commits an offset only after its job is
+/// settled.
 #[derive(Debug, clap::Parser)]
 #[command(name = "kafka-worker", version, after_help = kafka_worker::config::EXAMPLES)]
 struct Cli {
     #[command(flatten)]
     args: kafka_worker::Args,
 
-    /// Ask the worker that listens at this host and port whether it is alive, and exit with 0 or 1:
-    /// for health checks. Prints what /ready says.
+    /// Ask the worker at this host and port whether it is alive, and exit with 0 or 1: for health
+    /// checks. Prints the answer of /ready.
     #[arg(long)]
     healthcheck: bool,
 }
 
-/// A job is many small allocations, made on one thread and freed on another.
+/// A job makes many small allocations on one thread that are freed on another. `mcp-fleet worker`
+/// has the same allocator.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
@@ -29,6 +31,7 @@ fn main() -> ExitCode {
     if cli.healthcheck {
         return health_exit_code(SocketAddr::new(cli.args.host, cli.args.port));
     }
+
     fleet_ops::telemetry::init("kafka-worker");
     let result =
         kafka_worker::runtime(cli.args.threads).map_err(WorkerError::from).and_then(|runtime| {
@@ -37,6 +40,7 @@ fn main() -> ExitCode {
                 kafka_worker::run(cli.args).await
             })
         });
+
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

@@ -1,4 +1,5 @@
-//! The worker's metrics, declared once.
+//! The worker's metrics. Each is declared once: code, `/metrics` and docs/metrics.md use this
+//! table.
 
 use fleet_ops::metrics::{Kind, Metric, Unit};
 
@@ -12,180 +13,180 @@ const fn metric(
     Metric { name, kind, unit, labels, help }
 }
 
-/// Records read.
-pub const CONSUMED: Metric = metric(
+pub(crate) const CONSUMED: Metric = metric(
     "messaging_client_consumed_messages_total",
     Kind::Counter,
     Unit::Count,
     &[],
-    "Records read from the jobs topic, repeats included.",
+    "Records read from the jobs and delayed topics, including repeats.",
 );
-/// Jobs settled.
-pub const SETTLED: Metric = metric(
+
+pub(crate) const SETTLED: Metric = metric(
     "fleet_jobs_settled_total",
     Kind::Counter,
     Unit::Count,
     &["state", "type"],
-    "Jobs whose terminal record is acknowledged, by terminal state and job type.",
+    "Settled jobs, by terminal state and job type.",
 );
-/// Jobs passed on.
-pub const PASSED_ON: Metric = metric(
+
+pub(crate) const PASSED_ON: Metric = metric(
     "fleet_jobs_passed_on_total",
     Kind::Counter,
     Unit::Count,
     &["topic"],
-    "Jobs written on because they have to wait: from which of the topics, jobs or delayed.",
+    "Jobs passed on as new records because they have to wait, by the topic that they came from: \
+     jobs or delayed.",
 );
-/// Repeats passed over.
-pub const PASSED_OVER: Metric = metric(
+
+pub(crate) const PASSED_OVER: Metric = metric(
     "fleet_jobs_passed_over_total",
     Kind::Counter,
     Unit::Count,
     &[],
-    "Records that came again after this worker had settled them; they were not run again.",
+    "Records that were read again after this worker had settled them, and were not run again.",
 );
-/// Cancel requests.
-pub const CANCEL_REQUESTS: Metric = metric(
+
+pub(crate) const CANCEL_REQUESTS: Metric = metric(
     "fleet_cancel_requests_total",
     Kind::Counter,
     Unit::Count,
     &["job"],
-    "Requests to cancel that met a job of this worker: running, waiting, ending (too late), arrived (after the request).",
+    "Cancel requests for jobs of this worker, by what the job was doing: running, waiting, ending \
+     (too late), or arrived (after the request).",
 );
-/// Attempts ended.
-pub const ATTEMPTS: Metric = metric(
+
+pub(crate) const ATTEMPTS: Metric = metric(
     "fleet_attempts_total",
     Kind::Counter,
     Unit::Count,
     &["outcome"],
-    "Attempts ended: succeeded, retry, permanent, unavailable, held, cancelled.",
+    "Attempts that have ended, by outcome: succeeded, retry, permanent, unavailable, held, \
+     cancelled.",
 );
-/// Time of an attempt.
-pub const DURATION: Metric = metric(
+
+pub(crate) const DURATION: Metric = metric(
     "messaging_process_duration_seconds",
     Kind::Histogram,
     Unit::Seconds,
     &["outcome"],
-    "How long attempts took.",
+    "Duration of attempts.",
 );
-/// Attempts under way.
-pub const IN_FLIGHT: Metric =
-    metric("fleet_jobs_in_flight", Kind::Gauge, Unit::Count, &[], "Attempts under way.");
-/// Jobs in memory.
-pub const BUFFERED: Metric = metric(
-    "fleet_jobs_buffered",
-    Kind::Gauge,
-    Unit::Count,
-    &[],
-    "Jobs in memory that are not settled.",
-);
-/// Jobs that wait for their time.
-pub const PARKED: Metric = metric(
+
+pub(crate) const IN_FLIGHT: Metric =
+    metric("fleet_jobs_in_flight", Kind::Gauge, Unit::Count, &[], "Running attempts.");
+
+pub(crate) const BUFFERED: Metric =
+    metric("fleet_jobs_buffered", Kind::Gauge, Unit::Count, &[], "Unsettled jobs in memory.");
+
+pub(crate) const PARKED: Metric = metric(
     "fleet_jobs_parked",
     Kind::Gauge,
     Unit::Count,
     &[],
     "Jobs in memory that wait for their `notBefore` or their next attempt.",
 );
-/// Jobs that wait for what is away.
-pub const WAITING: Metric = metric(
+
+pub(crate) const WAITING: Metric = metric(
     "fleet_jobs_waiting",
     Kind::Gauge,
     Unit::Count,
     &["reason"],
-    "Jobs in memory that would start if what they need were there, by why it is not: server-unavailable, server-busy, upstream-unauthorized and rate-limited behind the MCP server, unavailable and unauthorized of the MCP server itself.",
+    "Jobs in memory that wait for something unavailable, by reason: server-unavailable, \
+     server-busy, upstream-unauthorized and rate-limited for what is behind the MCP server; \
+     unavailable and unauthorized for the MCP server itself.",
 );
-/// Age of the oldest job.
-pub const OLDEST: Metric = metric(
+
+pub(crate) const OLDEST: Metric = metric(
     "fleet_oldest_job_age_seconds",
     Kind::Gauge,
     Unit::Seconds,
     &[],
-    "Age of the oldest record of the jobs topic in memory that is not settled; 0 where there is none.",
+    "Age of the oldest unsettled record of the jobs topic in memory; 0 if there is none.",
 );
-/// Bytes in memory.
-pub const BUFFERED_BYTES: Metric = metric(
+
+pub(crate) const BUFFERED_BYTES: Metric = metric(
     "fleet_jobs_buffered_bytes",
     Kind::Gauge,
     Unit::Bytes,
     &[],
-    "Bytes of jobs in memory that are not settled.",
+    "Bytes of unsettled jobs in memory.",
 );
-/// Lag.
-pub const LAG: Metric = metric(
+
+pub(crate) const LAG: Metric = metric(
     "fleet_consumer_lag",
     Kind::Gauge,
     Unit::Count,
     &["topic", "partition"],
-    "Records between the committed offset and the end of an assigned partition, as librdkafka sees it; where nothing was \
-     committed, all records.",
+    "Records between the committed offset and the end of an assigned partition, as librdkafka \
+     sees it; all records if nothing was committed.",
 );
-/// Partitions.
-pub const PARTITIONS: Metric = metric(
+
+pub(crate) const PARTITIONS: Metric = metric(
     "fleet_partitions_assigned",
     Kind::Gauge,
     Unit::Count,
     &[],
-    "Partitions that this worker reads.",
+    "Partitions assigned to this worker.",
 );
-/// Partitions that can't be read on.
-pub const UNREADABLE: Metric = metric(
+
+pub(crate) const UNREADABLE: Metric = metric(
     "fleet_partitions_unreadable",
     Kind::Gauge,
     Unit::Count,
     &["topic"],
-    "Assigned partitions of the jobs or delayed topic that can't be read on: the broker hands out a batch that can't be decoded, or none. The others go on.",
+    "Assigned partitions of the jobs or delayed topic that can't be read further, because the \
+     broker returns a batch that can't be decoded, or none. Other partitions go on.",
 );
-/// Rebalances.
-pub const REBALANCES: Metric = metric(
+
+pub(crate) const REBALANCES: Metric = metric(
     "fleet_rebalances_total",
     Kind::Counter,
     Unit::Count,
     &["kind"],
-    "Changes of the assignment: assigned, revoked, lost.",
+    "Changes of the partition assignment: assigned, revoked, lost.",
 );
-/// Breaker.
-pub const BREAKER: Metric = metric(
+
+pub(crate) const BREAKER: Metric = metric(
     "fleet_breaker_open",
     Kind::Gauge,
     Unit::Count,
     &[],
-    "1 while the MCP server is unavailable and jobs wait, else 0.",
+    "1 while the MCP server is unavailable and jobs wait for it, else 0.",
 );
-/// Commits.
-pub const COMMITS: Metric = metric(
+
+pub(crate) const COMMITS: Metric = metric(
     "fleet_commits_total",
     Kind::Counter,
     Unit::Count,
     &["ok"],
-    "Commits answered by the broker.",
+    "Commits that the broker has answered, by success.",
 );
-/// Age of what is not committed.
-pub const COMMIT_AGE: Metric = metric(
+
+pub(crate) const COMMIT_AGE: Metric = metric(
     "fleet_commit_age_seconds",
     Kind::Gauge,
     Unit::Seconds,
     &[],
-    "For how long the oldest settled job has waited for the commit that says so; 0 where none waits.",
+    "How long the oldest settled job has waited for a commit that covers it; 0 if none waits.",
 );
-/// Dead letters.
-pub const DEAD_LETTERS: Metric = metric(
+
+pub(crate) const DEAD_LETTERS: Metric = metric(
     "fleet_dead_letters_total",
     Kind::Counter,
     Unit::Count,
     &["kind"],
-    "Dead letters written, by the kind of error.",
+    "Dead letters written, by kind of error.",
 );
-/// Failed writes.
-pub const WRITE_FAILURES: Metric = metric(
+
+pub(crate) const WRITE_FAILURES: Metric = metric(
     "fleet_write_failures_total",
     Kind::Counter,
     Unit::Count,
     &["kind"],
-    "Events, dead letters and replies that could not be written; the first two are written again.",
+    "Failed writes of events, dead letters and replies. Events and dead letters are written again.",
 );
 
-/// All of them.
+/// All metrics of the worker.
 pub const TABLE: &[Metric] = &[
     CONSUMED,
     SETTLED,

@@ -1,5 +1,5 @@
-//! What is away while our server answers, as this worker has been told: names for the engine's
-//! numbers, and what each job that waits says of it. Pure.
+//! What this worker knows to be unavailable: the MCP server, or something behind it. Maps names to
+//! the engine's numbers, and says what a waiting job reports. Pure.
 
 use std::{
     collections::{BTreeMap, hash_map::DefaultHasher},
@@ -15,25 +15,25 @@ use fleet_job::{
     tool_name,
 };
 
-/// What separates server and tool in the name of a hosted tool.
+/// Separates server and tool in the name of a hosted tool.
 const SEPARATOR: &str = "__";
 
-/// One thing that is away.
+/// One thing that is unavailable.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Outage {
     pub(crate) reason: WaitReason,
-    /// The hosted server, where it is one.
+    /// The hosted server, if it is one.
     pub(crate) server: Option<String>,
     pub(crate) since: Timestamp,
 }
 
-/// All that is known to be away; the server itself under `None`.
+/// Everything that is known to be unavailable; the MCP server itself is under `None`.
 #[derive(Debug, Default)]
 pub(crate) struct Outages(BTreeMap<Option<Need>, Outage>);
 
 impl Outage {
-    /// What a failure that spends no attempt says, and what the job needs; `None` for any other
-    /// failure.
+    /// What a failure says to be unavailable, and what the job needs; `None` for failures that
+    /// spend an attempt.
     pub(crate) fn from_failure(failure: &Failure, now: Timestamp) -> Option<(Option<Need>, Self)> {
         let (need, reason) = match failure.class {
             FailureClass::Unavailable if failure.error.kind == ErrorKind::Unauthorized => {
@@ -50,15 +50,15 @@ impl Outage {
         Some((need, Self { reason, server: failure.server.clone(), since: now }))
     }
 
-    /// What an event says of a job that waits for this.
+    /// What the event of a job that waits for this says.
     pub(crate) fn as_waiting(&self, since: Timestamp) -> Waiting {
         Waiting { reason: self.reason.as_str().to_owned(), server: self.server.clone(), since }
     }
 }
 
 impl Outages {
-    /// Takes note of an outage; `true` if it is new. One that goes on keeps its beginning, whatever
-    /// its reason is by now.
+    /// Takes note of an outage. Returns `true` if it is new. An outage that goes on keeps its
+    /// beginning, even if its reason changes.
     pub(crate) fn note_outage(&mut self, need: Option<Need>, outage: Outage) -> bool {
         match self.0.get_mut(&need) {
             Some(known) => {
@@ -76,31 +76,32 @@ impl Outages {
         self.0.get(&need)
     }
 
-    /// Forgets what is over, and returns it.
+    /// Removes and returns the outages that are over.
     pub(crate) fn remove_unless(&mut self, lasts: impl Fn(Option<Need>) -> bool) -> Vec<Outage> {
         let over: Vec<_> = self.0.keys().copied().filter(|need| !lasts(*need)).collect();
         over.into_iter().filter_map(|need| self.0.remove(&need)).collect()
     }
 }
 
-/// The hosted server whose tool a job calls, where its record says so. A job with several calls
-/// finds out, and what hosts a server does not need it.
+/// The hosted server whose tool a job calls, if the record says so. A job with several calls finds
+/// out when it makes them, and a job that starts a server does not need it.
 pub(crate) fn hosted_server(work: &Work) -> Option<&str> {
     let Work::ToolCall(call) = work else { return None };
     let server = call.server.as_deref().or_else(|| Some(call.tool.split_once(SEPARATOR)?.0));
     server.filter(|server| tool_name::check_server(server).is_ok())
 }
 
-/// The engine's number for a hosted server. Two names with one number only wait for each other.
+/// The engine's number for a hosted server. If two names have one number, their jobs wait for each
+/// other, which does no harm.
 pub(crate) fn server_number(server: &str) -> u64 {
     let mut hasher = DefaultHasher::new();
     server.hash(&mut hasher);
     hasher.finish()
 }
 
-/// Whether what a job said before still holds: its newest event then need not be written again.
-pub(crate) fn is_published(said: Option<&Waiting>, now: &Waiting) -> bool {
-    said.is_some_and(|said| said.reason == now.reason && said.server == now.server)
+/// Whether a job's newest event says already what `now` says.
+pub(crate) fn is_published(before: Option<&Waiting>, now: &Waiting) -> bool {
+    before.is_some_and(|before| before.reason == now.reason && before.server == now.server)
 }
 
 #[cfg(test)]
@@ -120,6 +121,7 @@ mod tests {
                 "{text}"
             );
         };
+
         check("tool-call", json!({"server": "db", "tool": "q"}), Some("db"));
         check("tool-call", json!({"tool": "db__q__x"}), Some("db"));
         check("tool-call", json!({"tool": "file_read"}), None);
@@ -143,6 +145,7 @@ mod tests {
             of(Failure::unavailable(error(ErrorKind::Unauthorized))),
             Some((None, WaitReason::Unauthorized))
         );
+
         let held = |server: Option<&str>| {
             Failure::held(
                 WaitReason::ServerBusy,
@@ -150,6 +153,7 @@ mod tests {
                 error(ErrorKind::JsonRpc),
             )
         };
+
         assert_eq!(of(held(None)), Some((Some(Need::Room), WaitReason::ServerBusy)));
         let hosted = Need::Hosted(server_number("db"));
         assert_eq!(of(held(Some("db"))), Some((Some(hosted), WaitReason::ServerBusy)));
@@ -161,13 +165,16 @@ mod tests {
         let mut outages = Outages::default();
         let at = |ms| Timestamp::from_millis(ms).unwrap();
         let outage = |reason, ms| Outage { reason, server: Some("db".to_owned()), since: at(ms) };
+
         assert!(outages.note_outage(None, outage(WaitReason::ServerUnavailable, 1)));
         let said = outages.get(None).unwrap().as_waiting(at(1));
         assert!(is_published(Some(&said), &said) && !is_published(None, &said));
+
         assert!(!outages.note_outage(None, outage(WaitReason::UpstreamUnauthorized, 2)));
         let known = outages.get(None).unwrap();
         assert_eq!(known.since, at(1));
         assert!(!is_published(Some(&said), &known.as_waiting(at(1))));
+
         assert_eq!(outages.remove_unless(|_| false).len(), 1);
         assert!(outages.get(None).is_none());
     }

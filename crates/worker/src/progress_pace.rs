@@ -1,18 +1,18 @@
-//! Which news of a job's progress are written, and when. Pure.
+//! How often a job's progress is published. Pure.
 
 use std::time::{Duration, Instant};
 
 use fleet_job::event::Progress;
 
-/// The longest message that is passed on, in bytes.
+/// The longest message that is published, in bytes.
 const MAX_MESSAGE_BYTES: usize = 1024;
 
-/// Lets one piece of news through in an interval: the first at once, and the newest of what came
-/// meanwhile when the interval is over. What does not go beyond everything before it is no news.
+/// Lets one notice through per interval: the first at once, and the newest of the others when the
+/// interval is over. A notice that is not ahead of all earlier ones is ignored.
 #[derive(Debug)]
 pub(crate) struct ProgressPace {
     interval: Duration,
-    /// When something was let through last.
+    /// When the last notice was let through.
     passed_at: Option<Instant>,
     furthest: f64,
     waiting: Option<Progress>,
@@ -23,12 +23,13 @@ impl ProgressPace {
         Self { interval, passed_at: None, furthest: f64::NEG_INFINITY, waiting: None }
     }
 
-    /// Takes news in, and says what is to be written now.
+    /// Takes a notice, and returns the one to publish now, if any.
     pub(crate) fn offer(&mut self, now: Instant, mut progress: Progress) -> Option<Progress> {
         if !progress.progress.is_finite() || progress.progress <= self.furthest {
             return None;
         }
         self.furthest = progress.progress;
+
         if let Some(message) = &mut progress.message {
             message.truncate(message.floor_char_boundary(MAX_MESSAGE_BYTES));
         }
@@ -36,13 +37,13 @@ impl ProgressPace {
         self.take_due(now)
     }
 
-    /// When there is something to be written, if nothing newer comes before.
+    /// When a notice is due, if no newer one arrives before.
     pub(crate) fn next_due(&self) -> Option<Instant> {
         self.waiting.as_ref()?;
         self.passed_at?.checked_add(self.interval)
     }
 
-    /// What is to be written now.
+    /// The notice to publish now, if one is due.
     pub(crate) fn take_due(&mut self, now: Instant) -> Option<Progress> {
         if self.passed_at.is_some_and(|at| now.duration_since(at) < self.interval) {
             return None;
@@ -69,12 +70,15 @@ mod tests {
         assert_eq!((pace.next_due(), pace.take_due(start)), (None, None));
         assert_eq!(pace.offer(start, at(1.0)), Some(at(1.0)));
         assert_eq!(pace.next_due(), None);
+
         assert_eq!(pace.offer(start + SECOND / 4, at(2.0)), None);
         assert_eq!(pace.offer(start + SECOND / 2, at(3.0)), None);
         assert_eq!(pace.next_due(), Some(start + SECOND));
+
         assert_eq!(pace.take_due(start + SECOND / 2), None);
         assert_eq!(pace.take_due(start + SECOND), Some(at(3.0)));
         assert_eq!(pace.take_due(start + 5 * SECOND), None);
+
         assert_eq!(
             pace.offer(start + 5 * SECOND, at(4.0)),
             Some(at(4.0)),
@@ -91,6 +95,7 @@ mod tests {
             assert_eq!(pace.offer(start, at(old)), None, "{old}");
         }
         assert_eq!(pace.offer(start, at(0.5)), Some(at(0.5)));
+
         let mut pace = ProgressPace::new(SECOND);
         pace.offer(start, at(1.0));
         pace.offer(start, at(3.0));
@@ -117,6 +122,7 @@ mod tests {
             let (mut pace, mut now) = (ProgressPace::new(SECOND), Instant::now());
             let mut written: Vec<(Instant, f64)> = Vec::new();
             let mut furthest = f64::NEG_INFINITY;
+
             for (ms, value) in steps {
                 let until = now + Duration::from_millis(ms);
                 if let Some(next) = pace.next_due().filter(|next| *next <= until) {
@@ -126,9 +132,11 @@ mod tests {
                 furthest = furthest.max(f64::from(value));
                 written.extend(pace.offer(now, at(f64::from(value))).map(|progress| (now, progress.progress)));
             }
+
             if let Some(next) = pace.next_due() {
                 written.extend(pace.take_due(next).map(|progress| (next, progress.progress)));
             }
+
             for pair in written.windows(2) {
                 proptest::prop_assert!(pair[1].0 - pair[0].0 >= SECOND && pair[1].1 > pair[0].1, "{:?}", written);
             }

@@ -1,4 +1,4 @@
-//! What is written about a job: events, dead letters and replies, as records ready to send. Pure.
+//! The records that are written about a job, ready to send: events, dead letters and replies. Pure.
 
 use crate::{
     call_results::KeptResult,
@@ -19,24 +19,24 @@ use fleet_job::{
 };
 use fleet_kafka::producer::Outgoing;
 
-/// Who reports, and where to.
+/// Who reports, and to which topics.
 #[derive(Debug, Clone)]
 pub(crate) struct Reporter {
     pub(crate) topics: Topics,
-    /// The delayed topic, where there is one.
+    /// The tiers of the delayed topic, if there is one.
     pub(crate) tiers: Option<Tiers>,
     pub(crate) worker: String,
     pub(crate) group: String,
     pub(crate) max_event_bytes: usize,
 }
 
-/// A job as far as reports need it.
+/// What reports say about a job.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Subject<'a> {
     pub(crate) record: &'a RawRecord,
-    /// The id of the record's topic, where it is known.
+    /// The id of the record's topic, if known.
     pub(crate) topic_id: Option<&'a str>,
-    /// Absent when the record could not be read as a job.
+    /// Absent if the record is not a valid job.
     pub(crate) envelope: Option<&'a Envelope>,
     /// The id under which the job is reported.
     pub(crate) job_id: &'a str,
@@ -44,20 +44,20 @@ pub(crate) struct Subject<'a> {
     pub(crate) first_error: Option<&'a JobError>,
     pub(crate) last_error: Option<&'a JobError>,
     pub(crate) result: Option<&'a KeptResult>,
-    /// Why it was cancelled, if it was.
+    /// The reason that came with the cancel request.
     pub(crate) cancel_reason: Option<&'a str>,
-    /// The trace in which it is spoken of.
+    /// The trace in which it is reported.
     pub(crate) trace: &'a TraceContext,
 }
 
-/// A record, and a short form of it for a topic that takes no record of that size.
+/// A record, and its short form for a topic that does not take records of that size.
 #[derive(Debug, Clone)]
 pub(crate) struct Letter {
     pub(crate) whole: Outgoing,
     pub(crate) bare: Outgoing,
 }
 
-/// What has to be acknowledged before a job is settled.
+/// The records that have to be acknowledged before a job is settled.
 #[derive(Debug, Clone)]
 pub(crate) struct Settlement {
     pub(crate) state: JobState,
@@ -67,20 +67,20 @@ pub(crate) struct Settlement {
 }
 
 impl Settlement {
-    /// An event, and nothing else.
+    /// An end that takes only an event.
     pub(crate) fn of_event(state: JobState, event: Outgoing) -> Self {
         Self { state, dead_letter: None, event, reply: None }
     }
 }
 
-/// The trace of a job whose record does not say of which it is.
+/// The headers of a job's trace, if its record does not have them.
 fn missing_trace_headers(subject: &Subject<'_>) -> Vec<Header> {
     let has_one =
         subject.record.headers.iter().any(|(name, _)| name.eq_ignore_ascii_case("traceparent"));
     if has_one { Vec::new() } else { subject.trace.headers() }
 }
 
-/// Where the key decides on the partition.
+/// Leaves the choice of the partition to the key.
 pub(crate) const ANY_PARTITION: i32 = -1;
 
 impl Reporter {
@@ -95,6 +95,7 @@ impl Reporter {
             Some(envelope) => JobEvent::about(envelope, state, now),
             None => JobEvent::new(subject.job_id, state, now),
         };
+
         JobEvent {
             attempts,
             source: Some(Source {
@@ -114,12 +115,12 @@ impl Reporter {
             topic: topic.to_owned(),
             key: Some(subject.job_id.as_bytes().to_vec()),
             value: Some(value),
-            // The trace goes on in whoever reads the event.
+            // Readers of the event go on with the trace.
             headers: subject.trace.headers(),
         }
     }
 
-    /// The job has been started.
+    /// The event of a job that has started.
     pub(crate) fn running_event(
         &self,
         subject: &Subject<'_>,
@@ -130,7 +131,7 @@ impl Reporter {
         self.build_record(subject, &self.topics.events, event.to_bytes())
     }
 
-    /// The job goes on, and has come so far.
+    /// The event of a running job that has come this far.
     pub(crate) fn progress_event(
         &self,
         subject: &Subject<'_>,
@@ -143,7 +144,7 @@ impl Reporter {
         self.build_record(subject, &self.topics.events, event.to_bytes())
     }
 
-    /// The job waits for its next attempt, or for its first one.
+    /// The event of a job that waits for its next attempt until `at`.
     pub(crate) fn waiting_event(
         &self,
         subject: &Subject<'_>,
@@ -158,7 +159,7 @@ impl Reporter {
         self.build_record(subject, &self.topics.events, self.bounded_bytes(event))
     }
 
-    /// The job waits for something that is away, and has spent so many attempts.
+    /// The event of a job that waits for something unavailable.
     pub(crate) fn held_event(
         &self,
         subject: &Subject<'_>,
@@ -173,7 +174,7 @@ impl Reporter {
         self.build_record(subject, &self.topics.events, self.bounded_bytes(event))
     }
 
-    /// The job has come to its end; `None` where it goes on as another record.
+    /// The end of a job; `None` if the job goes on as another record.
     pub(crate) fn build_settlement(
         &self,
         subject: &Subject<'_>,
@@ -196,6 +197,7 @@ impl Reporter {
             Terminal::Cancelled => Some(cancelled_error(subject)),
             _ => None,
         };
+
         let mut event = self.base_event(subject, state, now, attempts);
         event.timings = Some(Timings::new(subject.record.timestamp, subject.started_at, now));
         match subject.result.filter(|_| terminal == Terminal::Succeeded) {
@@ -205,53 +207,65 @@ impl Reporter {
         }
         event.error.clone_from(&error);
         let value = self.bounded_bytes(event);
+
         let reply_to = subject.envelope.and_then(|envelope| envelope.reply_to.as_deref());
-        let dead_letter = error.filter(|_| state == JobState::Failed).map(|error| {
-            let kind = error.kind;
-            let letter = DeadLetter {
-                job_id: subject.job_id.to_owned(),
-                error,
-                first_error: subject.first_error.cloned(),
-                attempts,
-                worker: self.worker.clone(),
-                group: self.group.clone(),
-                time: now,
-            };
-            let whole = Outgoing {
-                timestamp: None,
-                partition: None,
-                topic: self.topics.dlq.clone(),
-                key: subject.record.key.clone(),
-                value: subject.record.value.clone(),
-                headers: [letter.headers(subject.record), missing_trace_headers(subject)].concat(),
-            };
-            let bare = Outgoing {
-                timestamp: None,
-                partition: None,
-                topic: self.topics.dlq.clone(),
-                key: subject.record.key.clone(),
-                value: None,
-                headers: [letter.headers_without_record(subject.record), subject.trace.headers()]
-                    .concat(),
-            };
-            (kind, Letter { whole, bare })
-        });
+        let reply = reply_to.map(|topic| self.build_record(subject, topic, value.clone()));
+        let dead_letter = error
+            .filter(|_| state == JobState::Failed)
+            .map(|error| (error.kind, self.dead_letter(subject, now, error, attempts)));
         Some(Settlement {
             state,
             dead_letter,
-            reply: reply_to.map(|topic| self.build_record(subject, topic, value.clone())),
+            reply,
             event: self.build_record(subject, &self.topics.events, value),
         })
     }
 
-    /// Where a job goes on, at `now`, that is due at `until`.
+    /// The dead letter of a job that has failed. The short form has no value.
+    fn dead_letter(
+        &self,
+        subject: &Subject<'_>,
+        now: Timestamp,
+        error: JobError,
+        attempts: u32,
+    ) -> Letter {
+        let letter = DeadLetter {
+            job_id: subject.job_id.to_owned(),
+            error,
+            first_error: subject.first_error.cloned(),
+            attempts,
+            worker: self.worker.clone(),
+            group: self.group.clone(),
+            time: now,
+        };
+
+        let whole = Outgoing {
+            timestamp: None,
+            partition: None,
+            topic: self.topics.dlq.clone(),
+            key: subject.record.key.clone(),
+            value: subject.record.value.clone(),
+            headers: [letter.headers(subject.record), missing_trace_headers(subject)].concat(),
+        };
+        let short_headers = letter.headers_without_record(subject.record);
+        let bare = Outgoing {
+            timestamp: None,
+            partition: None,
+            topic: self.topics.dlq.clone(),
+            key: subject.record.key.clone(),
+            value: None,
+            headers: [short_headers, subject.trace.headers()].concat(),
+        };
+        Letter { whole, bare }
+    }
+
+    /// Where a job that is due at `until` goes at `now`.
     pub(crate) fn next_stop(&self, now: Timestamp, until: Timestamp) -> NextStop {
         self.tiers.map_or(NextStop::Return, |tiers| tiers.next_stop(now, until))
     }
 
-    /// The record that carries a waiting job on: into the delayed topic, or from there back to its
-    /// own. The short form does without what makes it larger than it was, and leaves the partition
-    /// to the key.
+    /// The record as which a waiting job goes on: into the delayed topic, or from there back to its
+    /// own. The short form has no added header, and leaves the partition to the key.
     pub(crate) fn passed_on_letter(
         &self,
         record: &RawRecord,
@@ -263,6 +277,7 @@ impl Reporter {
             NextStop::Return => (&self.topics.jobs, delayed.partition, delayed.until),
         };
         let header = Delayed { look_at, ..delayed }.header();
+
         let whole = Outgoing {
             timestamp: None,
             topic: topic.clone(),
@@ -277,13 +292,14 @@ impl Reporter {
         }
     }
 
-    /// The event's bytes, without what would make it too large for a record.
+    /// The bytes of an event, without whatever would make it too large for a record.
     fn bounded_bytes(&self, mut event: JobEvent) -> Vec<u8> {
         let limit = self.max_event_bytes;
         let bytes = event.to_bytes();
         if bytes.len() <= limit {
             return bytes;
         }
+
         if let Some(result) = event.result.take() {
             let bytes = json_bytes(&result);
             event.omit_result(ResultOmitted { bytes, limit_bytes: limit as u64 });
@@ -296,16 +312,17 @@ impl Reporter {
         if bytes.len() <= limit {
             return bytes;
         }
-        // What is left is the producer's own metadata, which the dead letter or the job itself
-        // still holds.
+
+        // What is left is the producer's own metadata, which the dead letter or the job's record
+        // still has.
         event.metadata.clear();
         event.to_bytes()
     }
 }
 
-/// The shortest form of a terminal event that still says how its job ended.
+/// The shortest form of a terminal event that still says how the job ended.
 pub(crate) fn shorten_event(event: &Outgoing, state: JobState, now: Timestamp) -> Outgoing {
-    // What is nested as deeply as can be written may be nested too deeply to be read again.
+    // JSON that can just be written may be nested too deeply to be read again.
     let read = event.value.as_deref().and_then(|bytes| serde_json::from_slice(bytes).ok());
     let shortest = || {
         JobEvent::new(String::from_utf8_lossy(event.key.as_deref().unwrap_or_default()), state, now)
@@ -326,7 +343,7 @@ fn drop_details(mut event: JobEvent) -> JobEvent {
     event
 }
 
-/// All attempts were spent by workers that died before they could say how.
+/// The error of a job whose attempts were all spent by workers that died before reporting.
 fn lost_error(attempts: u32) -> JobError {
     let message =
         format!("all {attempts} attempts were spent before this worker took the job over");
@@ -418,8 +435,10 @@ mod tests {
         let mut results = Results::default();
         (0..plan.calls.len()).for_each(|index| results.insert(index, result.clone(), LIMIT as u64));
         assert_eq!(results.held_bytes(), 0, "what can't be written is not held");
+
         let (reporter, now) = (reporter(), Timestamp::default());
         let kept = plan.combine_outcomes(&mut results, Failures::default(), LIMIT as u64).unwrap();
+
         let subject = Subject { result: Some(&kept), ..subject(&record, &envelope) };
         let end = event(&reporter.build_settlement(&subject, now, Terminal::Succeeded, 1).unwrap());
         assert_eq!((end.calls, end.result), (Some(10_000), None));
@@ -436,6 +455,7 @@ mod tests {
         let settlement = reporter.build_settlement(&subject, now, Terminal::Failed, 1).unwrap();
         let error = event(&settlement).error.unwrap();
         assert_eq!((&*error.message, error.data), ("10000 of 10000 calls failed; `t`: no", None));
+
         let letter = settlement.dead_letter.unwrap().1.whole;
         let headers: usize = letter
             .headers
@@ -450,6 +470,7 @@ mod tests {
         let record =
             record(&json!({"jobID": "j", "jobType": "tool-call", "payload": {"tool": "t"}}));
         let envelope = decode::decode(&record, 1 << 20).unwrap();
+
         let check = |cancel_reason, expected: &str| {
             let subject = Subject { cancel_reason, ..subject(&record, &envelope) };
             let settlement = reporter()
@@ -459,6 +480,7 @@ mod tests {
             let error = event(&settlement).error.unwrap();
             assert_eq!((error.kind, &*error.message), (ErrorKind::Cancelled, expected));
         };
+
         check(None, "cancelled");
         check(Some("not needed"), "cancelled: not needed");
     }

@@ -1,4 +1,4 @@
-//! Waiting for the topics that a worker needs, and making those that it may make.
+//! Waiting for the topics that a worker needs, and creating those that it may create.
 
 use std::time::Duration;
 
@@ -11,75 +11,75 @@ use fleet_kafka::{
 use fleet_ops::{errors, http};
 use tokio_util::sync::CancellationToken;
 
-/// How soon to look again for a broker or a topic that is not there.
-const LOOK_AGAIN: Duration = Duration::from_secs(1);
+/// How often to check for a broker or a topic that is not there.
+const CHECK_INTERVAL: Duration = Duration::from_secs(1);
 /// How long a broker may take to answer.
 const METADATA_TIMEOUT: Duration = Duration::from_secs(5);
-/// How many looks lie between two attempts to make what is missing.
-const LOOKS_PER_ATTEMPT: u32 = 30;
+/// How many checks lie between two attempts to create what is missing.
+const CHECKS_PER_ATTEMPT: u32 = 30;
 
-/// The topics of a worker.
+/// The topics that a worker needs.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct RequiredTopics<'a> {
     pub(crate) settings: &'a Settings,
     pub(crate) topics: &'a Topics,
-    /// Whether topics that are missing are made, but for the jobs topic, whose partitions are for
-    /// people to choose.
+    /// Whether missing topics may be created. The jobs topic never is: people have to choose the
+    /// number of its partitions.
     pub(crate) may_create: bool,
 }
 
-/// What there is.
+/// The topics that exist.
 #[derive(Debug)]
 struct FoundTopics {
-    /// How many partitions the jobs topic has.
+    /// The number of partitions of the jobs topic.
     jobs: i32,
-    /// How many the delayed topic has.
+    /// The number of partitions of the delayed topic.
     delayed: Option<i32>,
-    /// The topics that are not there.
+    /// The topics that don't exist.
     missing: Vec<String>,
 }
 
 impl RequiredTopics<'_> {
-    /// Waits until the broker answers and has all topics. Returns how many partitions the delayed
-    /// topic has, which a worker can do without, as without the control topic; `None` when the
-    /// worker is to stop before that.
+    /// Waits until the broker answers and has all required topics. Returns the number of partitions
+    /// of the delayed topic, which is optional, as is the control topic; `None` if the worker is to
+    /// stop before that.
     pub(crate) async fn wait_until_ready(
         &self,
         health: &http::Health,
         shutdown: &CancellationToken,
     ) -> Option<Option<i32>> {
-        let (mut said, mut looks, mut made) = (String::new(), 0, Vec::new());
+        let (mut reported, mut checks, mut created) = (String::new(), 0, Vec::new());
         loop {
             let problem = match self.look_up().await {
                 Err(problem) => problem,
                 Ok(found) if found.missing.is_empty() => return Some(found.delayed),
                 Ok(found) => {
-                    let may_create =
-                        self.may_create && u32::is_multiple_of(looks, LOOKS_PER_ATTEMPT);
-                    looks += 1;
-                    let refused = if may_create {
-                        self.create_missing(&found, &mut made).await
-                    } else {
-                        None
+                    let is_due = self.may_create && u32::is_multiple_of(checks, CHECKS_PER_ATTEMPT);
+                    checks += 1;
+                    let refusal = match is_due {
+                        true => self.create_missing(&found, &mut created).await,
+                        false => None,
                     };
-                    // What was made is there in a moment.
-                    let awaited = made.iter().any(|name| found.missing.contains(name));
+
+                    // Topics that were just created take a moment to appear.
+                    let is_awaited = created.iter().any(|name| found.missing.contains(name));
                     match self.first_required(&found) {
-                        None if !awaited || looks > LOOKS_PER_ATTEMPT => {
+                        None if !is_awaited || checks > CHECKS_PER_ATTEMPT => {
                             return Some(found.delayed);
                         }
-                        None => "waiting for the topics that were just made".to_owned(),
-                        Some(error) => refused.unwrap_or_else(|| errors::chain(&error)),
+                        None => "waiting for the topics that were just created".to_owned(),
+                        Some(error) => refusal.unwrap_or_else(|| errors::chain(&error)),
                     }
                 }
             };
-            if problem != said {
+
+            if problem != reported {
                 tracing::warn!("waiting: {problem}");
                 health.set_not_ready(problem.clone());
-                said = problem;
+                reported = problem;
             }
             tokio::select! {
-                () = tokio::time::sleep(LOOK_AGAIN) => {}
+                () = tokio::time::sleep(CHECK_INTERVAL) => {}
                 () = shutdown.cancelled() => return None,
             }
         }
@@ -94,9 +94,13 @@ impl RequiredTopics<'_> {
         }
     }
 
-    /// Makes what is missing, with as many replicas as the jobs topic has. What went wrong, if
-    /// anything.
-    async fn create_missing(&self, found: &FoundTopics, made: &mut Vec<String>) -> Option<String> {
+    /// Creates the missing topics, with as many replicas as the jobs topic has. Returns what went
+    /// wrong, if anything.
+    async fn create_missing(
+        &self,
+        found: &FoundTopics,
+        created: &mut Vec<String>,
+    ) -> Option<String> {
         let (settings, jobs) = (self.settings.clone(), self.topics.jobs.clone());
         let replicas = tokio::task::spawn_blocking(move || {
             admin::replication(&settings, &jobs, METADATA_TIMEOUT)
@@ -104,23 +108,23 @@ impl RequiredTopics<'_> {
         let replicas = replicas.await.ok().and_then(Result::ok).unwrap_or(-1);
         let specs = missing_specs(self.topics, found, replicas);
 
-        let created = admin::create_topics(self.settings, &specs).await;
-        made.extend(specs.into_iter().map(|spec| spec.name));
-        match created {
-            Ok(created) => {
-                tracing::info!(?created, "made topics that were missing");
+        let result = admin::create_topics(self.settings, &specs).await;
+        created.extend(specs.into_iter().map(|spec| spec.name));
+        match result {
+            Ok(names) => {
+                tracing::info!(created = ?names, "created missing topics");
                 None
             }
             Err(error) => {
                 let error = errors::chain(&error);
-                tracing::warn!(missing = ?found.missing, error, "missing topics could not be made");
-                made.clear();
+                tracing::warn!(missing = ?found.missing, error, "could not create missing topics");
+                created.clear();
                 Some(format!("{error}; create it with `mcp-fleet topics create`"))
             }
         }
     }
 
-    /// The first topic that is missing and can't be done without.
+    /// The first missing topic that the worker can't do without.
     fn first_required(&self, found: &FoundTopics) -> Option<KafkaError> {
         let needed = [&self.topics.events, &self.topics.dlq];
         let first = needed.into_iter().find(|name| found.missing.contains(name));
@@ -134,12 +138,13 @@ fn find_topics(settings: &Settings, topics: &Topics) -> Result<FoundTopics, Kafk
         delayed: None,
         missing: Vec::new(),
     };
+
     for name in [&topics.events, &topics.dlq, &topics.delayed, &topics.control] {
         match admin::partitions(settings, name, METADATA_TIMEOUT) {
             Ok(partitions) if *name == topics.delayed => found.delayed = Some(partitions),
             Ok(_) => {}
             Err(KafkaError::NoTopic(_)) => found.missing.push(name.clone()),
-            // A worker that may not see it goes without cancels, which its feed warns of.
+            // A worker that may not read it can't cancel jobs; its feed warns about that.
             Err(KafkaError::Request { .. }) if *name == topics.control => {}
             Err(error) => return Err(error),
         }
@@ -147,7 +152,7 @@ fn find_topics(settings: &Settings, topics: &Topics) -> Result<FoundTopics, Kafk
     Ok(found)
 }
 
-/// How the topics that are missing are made.
+/// How the missing topics are to be created.
 fn missing_specs(topics: &Topics, found: &FoundTopics, replicas: i32) -> Vec<TopicSpec> {
     let mut specs = admin::fleet_topics(topics, found.jobs, replicas);
     specs.retain(|spec| found.missing.contains(&spec.name));

@@ -1,4 +1,4 @@
-//! Putting a worker together: health endpoint first, then Kafka, then the loop.
+//! Putting a worker together: first the health endpoint, then Kafka, then the loop.
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
@@ -16,7 +16,10 @@ use fleet_ops::{
     http::{self, guard::Guard},
     invariant, shutdown,
 };
-use tokio::runtime::{Builder, Runtime};
+use tokio::{
+    runtime::{Builder, Runtime},
+    task::JoinHandle,
+};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -29,19 +32,19 @@ use crate::{
     shell::{Parts, Shell},
 };
 
-/// How long the first reading of the control topic may hold up the start.
-const CATCH_UP: Duration = Duration::from_secs(15);
+/// How long reading the control topic may delay the start.
+const CATCH_UP_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// Why a worker could not start or go on.
 #[derive(Debug, thiserror::Error)]
 pub enum WorkerError {
-    /// A setting can't be used.
+    /// A setting is invalid.
     #[error("the configuration can't be used")]
     Config(#[from] fleet_ops::config::ConfigError),
-    /// `MCP_SERVER_URL` and what belongs to it can't be used.
+    /// `MCP_SERVER_URL` or a setting that belongs to it is invalid.
     #[error("the MCP server can't be called")]
     Client(#[from] fleet_mcp_client::ConfigError),
-    /// Kafka refuses us or can't be used.
+    /// Kafka refuses the worker, or can't be used.
     #[error(transparent)]
     Kafka(#[from] KafkaError),
     /// The health endpoint or the signal handlers could not be set up.
@@ -49,11 +52,11 @@ pub enum WorkerError {
     Io(#[from] std::io::Error),
 }
 
-/// What a worker runs on, with so many threads. On one, a job's steps follow each other without
-/// waking another thread for each, which would cost more than the steps.
+/// The runtime for a worker with this number of threads. With one thread, the steps of a job follow
+/// each other without waking a thread for each, which would cost more than the steps.
 ///
 /// # Errors
-/// When the system gives no thread or no way to wait for the network.
+/// Returns an error if the system provides no thread, or no way to wait for the network.
 pub fn runtime(threads: u32) -> std::io::Result<Runtime> {
     let mut builder = match usize::try_from(threads) {
         Ok(threads @ 2..) => {
@@ -66,10 +69,10 @@ pub fn runtime(threads: u32) -> std::io::Result<Runtime> {
     builder.enable_all().build()
 }
 
-/// Runs a worker until SIGTERM or SIGINT, and then drains it.
+/// Runs a worker until SIGTERM or SIGINT, then drains it.
 ///
 /// # Errors
-/// [`WorkerError`] when it can't start, or Kafka refuses it for good.
+/// Returns [`WorkerError`] if the worker can't start, or if Kafka refuses it for good.
 pub async fn run(args: Args) -> Result<(), WorkerError> {
     let shutdown = shutdown::signal_token()?;
     let settings =
@@ -79,83 +82,117 @@ pub async fn run(args: Args) -> Result<(), WorkerError> {
     let client = McpClient::new(client_config(&args)?)?;
     let producer = Producer::new(&settings)?;
 
-    let recorder = fleet_ops::metrics::install();
-    recorder.describe(metrics::TABLE);
-    recorder.identify("kafka-worker", env!("CARGO_PKG_VERSION"));
-    invariant::declare(&["I1", "I2", "I3", "I4", "I5", "I6", "I7", "metadata-overflow"]);
-    let health = http::Health::new();
-    let (listener, address) = http::bind(SocketAddr::new(args.host, args.port)).await?;
-    if let Some(path) = &args.ready_file {
-        http::write_ready_file(path, address)?;
-    }
-    let stop_http = CancellationToken::new();
-    let guard = Arc::new(Guard::new(&args.allowed_hosts, Vec::new()));
-    let router = http::router(health.clone(), recorder, guard);
-    let http = tokio::spawn(http::serve(listener, router, stop_http.clone()));
+    let endpoint = Endpoint::start(&args).await?;
+    log_start(&args, &settings, endpoint.address);
+    let result = work(args, settings, client, producer, endpoint.health.clone(), shutdown).await;
 
-    let topics = args.topics();
+    endpoint.stop().await;
+    result
+}
+
+/// The HTTP endpoint for health checks and metrics.
+struct Endpoint {
+    health: http::Health,
+    address: SocketAddr,
+    stop: CancellationToken,
+    serving: JoinHandle<std::io::Result<()>>,
+}
+
+impl Endpoint {
+    async fn start(args: &Args) -> std::io::Result<Self> {
+        let recorder = fleet_ops::metrics::install();
+        recorder.describe(metrics::TABLE);
+        recorder.identify("kafka-worker", env!("CARGO_PKG_VERSION"));
+        invariant::declare(&["I1", "I2", "I3", "I4", "I5", "I6", "I7", "metadata-overflow"]);
+
+        let health = http::Health::new();
+        let (listener, address) = http::bind(SocketAddr::new(args.host, args.port)).await?;
+        if let Some(path) = &args.ready_file {
+            http::write_ready_file(path, address)?;
+        }
+
+        let stop = CancellationToken::new();
+        let guard = Arc::new(Guard::new(&args.allowed_hosts, Vec::new()));
+        let router = http::router(health.clone(), recorder, guard);
+        let serving = tokio::spawn(http::serve(listener, router, stop.clone()));
+        Ok(Self { health, address, stop, serving })
+    }
+
+    async fn stop(self) {
+        self.health.set_not_ready("stopping");
+        self.stop.cancel();
+        if !matches!(self.serving.await, Ok(Ok(()))) {
+            tracing::warn!("the health endpoint did not stop cleanly");
+        }
+    }
+}
+
+fn log_start(args: &Args, settings: &Settings, address: SocketAddr) {
     let worker = args.worker_name();
-    tracing::info!(%worker, brokers = %args.brokers, topic = %args.topic, group = %args.group, health = %address,
-        max_in_flight = args.max_in_flight, ordering = ?args.ordering, "starting");
+    tracing::info!(
+        %worker,
+        brokers = %args.brokers,
+        topic = %args.topic,
+        group = %args.group,
+        health = %address,
+        max_in_flight = args.max_in_flight,
+        ordering = ?args.ordering,
+        "starting"
+    );
+
     if let Some(warning) = settings.warning() {
         tracing::warn!("{warning}");
     }
-    let required =
-        RequiredTopics { settings: &settings, topics: &topics, may_create: args.create_topics };
-    let result = if let Some(delayed) = required.wait_until_ready(&health, &shutdown).await {
-        if delayed.is_none() {
-            tracing::info!(
-                topic = topics.delayed,
-                "there is no such topic: long delays wait in memory"
-            );
-        }
-        refuse_compacted(&settings, &topics, args.allow_compacted_topic).await?;
-        let tiers = delayed.map(|partitions| Tiers::new(partitions, args.max_park));
-        let mut followed = vec![Followed { topic: topics.jobs.clone(), role: Role::Main }];
-        followed.extend(
-            tiers.map(|_| Followed { topic: topics.delayed.clone(), role: Role::Side("delayed") }),
-        );
-        let mut control = ControlFeed::start(settings.clone(), topics.control.clone())?;
-        let cancel_requests = catch_up(&mut control, &health, &shutdown).await;
-        let session = settings.session_timeout();
-        let (consumer, events) = Consumer::start(ConsumerConfig {
-            settings: settings.clone(),
-            group: args.group.clone(),
-            topics: followed,
-            drain: args.drain_timeout,
-        })?;
-        let reporter = Reporter {
-            topics,
-            tiers,
-            worker,
-            group: args.group.clone(),
-            max_event_bytes: usize::try_from(args.max_event_bytes).unwrap_or(usize::MAX),
-        };
-        let producer = Arc::new(producer.bound_to(consumer.contact()));
-        let parts = Parts {
-            consumer,
-            producer,
-            client,
-            reporter,
-            health: health.clone(),
-            cancel_requests,
-            session,
-            settings,
-        };
-        let shell = Shell::new(args, parts);
-        shell.run(events, control, shutdown).await
-    } else {
-        Ok(())
-    };
-    health.set_not_ready("stopping");
-    stop_http.cancel();
-    if !matches!(http.await, Ok(Ok(()))) {
-        tracing::warn!("the health endpoint did not end in order");
-    }
-    Ok(result?)
 }
 
-/// A compacted topic loses jobs before anybody has read them.
+/// Waits for the topics, joins the group, and runs the loop until `shutdown`.
+async fn work(
+    args: Args,
+    settings: Settings,
+    client: McpClient,
+    producer: Producer,
+    health: http::Health,
+    shutdown: CancellationToken,
+) -> Result<(), WorkerError> {
+    let topics = args.topics();
+    let required =
+        RequiredTopics { settings: &settings, topics: &topics, may_create: args.create_topics };
+    let Some(delayed) = required.wait_until_ready(&health, &shutdown).await else { return Ok(()) };
+    if delayed.is_none() {
+        tracing::info!(topic = topics.delayed, "no such topic: long delays wait in memory");
+    }
+    refuse_compacted(&settings, &topics, args.allow_compacted_topic).await?;
+
+    let mut control = ControlFeed::start(settings.clone(), topics.control.clone())?;
+    let cancel_requests = catch_up(&mut control, &health, &shutdown).await;
+
+    let tiers = delayed.map(|partitions| Tiers::new(partitions, args.max_park));
+    let mut followed = vec![Followed { topic: topics.jobs.clone(), role: Role::Main }];
+    followed.extend(
+        tiers.map(|_| Followed { topic: topics.delayed.clone(), role: Role::Side("delayed") }),
+    );
+    let session = settings.session_timeout();
+    let (consumer, events) = Consumer::start(ConsumerConfig {
+        settings: settings.clone(),
+        group: args.group.clone(),
+        topics: followed,
+        drain: args.drain_timeout,
+    })?;
+
+    let reporter = Reporter {
+        topics,
+        tiers,
+        worker: args.worker_name(),
+        group: args.group.clone(),
+        max_event_bytes: usize::try_from(args.max_event_bytes).unwrap_or(usize::MAX),
+    };
+    let producer = Arc::new(producer.bound_to(consumer.contact()));
+    let parts =
+        Parts { consumer, producer, client, reporter, health, cancel_requests, session, settings };
+    Ok(Shell::new(args, parts).run(events, control, shutdown).await?)
+}
+
+/// Refuses a compacted topic: it loses jobs before anybody has read them.
 async fn refuse_compacted(
     settings: &Settings,
     topics: &Topics,
@@ -165,7 +202,8 @@ async fn refuse_compacted(
         match admin::is_compacted(settings, topic).await {
             Ok(true) if is_allowed => tracing::warn!(
                 topic,
-                "the topic is compacted: of jobs with one key only the newest is certain to run"
+                "the topic is compacted: of several jobs with one key, only the newest is certain \
+                 to run"
             ),
             Ok(true) => return Err(KafkaError::Compacted(topic.clone())),
             Ok(false) => {}
@@ -178,19 +216,22 @@ async fn refuse_compacted(
     Ok(())
 }
 
-/// Learns which jobs were cancelled before this worker takes any.
+/// Learns which jobs were cancelled, before this worker takes any.
 async fn catch_up(
     control: &mut ControlFeed,
     health: &http::Health,
     shutdown: &CancellationToken,
 ) -> CancelRequests {
-    health.set_not_ready("reading which jobs were cancelled");
+    health.set_not_ready("reading cancel requests");
     let mut requests = CancelRequests::new();
+
     tokio::select! {
         () = control.catch_up(&mut requests) => {}
         () = shutdown.cancelled() => {}
-        () = tokio::time::sleep(CATCH_UP) => {
-            tracing::warn!("the control topic can't be read to its end for now: jobs may start that were cancelled");
+        () = tokio::time::sleep(CATCH_UP_TIMEOUT) => {
+            tracing::warn!(
+                "could not read the control topic to its end yet; cancelled jobs may start"
+            );
         }
     }
     requests
@@ -198,6 +239,7 @@ async fn catch_up(
 
 fn client_config(args: &Args) -> Result<ClientConfig, fleet_mcp_client::ConfigError> {
     let mut config = ClientConfig::new(ClientConfig::parse_urls(&args.server_url)?);
+
     config.default_timeout = args.call_timeout;
     config.max_response_bytes = usize::try_from(args.max_response_bytes).unwrap_or(usize::MAX);
     config.bearer_token = args.server_token.clone().map(Into::into);

@@ -1,8 +1,9 @@
-//! The loop between the engine and the world: feeds it what happens, carries out what it decides.
+//! The shell around the engine: tells it what happens, and carries out what it decides.
 //!
-//! Nothing in here waits but the one `select!`: calls and writes come back as [`Answer`]. Events are
-//! handed to the producer from this loop, or by a task that it starts where a job's end takes more
-//! than one record, so the events of a job are written in the order in which things happened.
+//! Nothing in here waits but the one `select!` of [`event_loop`]: calls and writes come back as
+//! [`Answer`]s. Events are handed to the producer from the loop, or by a task that it starts if the
+//! end of a job takes more than one record. So the events of a job are written in the order in
+//! which things happened.
 
 mod admission;
 mod answers;
@@ -58,27 +59,27 @@ use crate::{
     readiness::Readiness, report::Reporter,
 };
 
-/// The worker's topics, by the numbers that partitions carry.
+/// The worker's topics. A partition's topic is an index into them.
 const TOPICS: [&str; 2] = ["jobs", "delayed"];
 const JOBS: u16 = 0;
 const DELAYED: u16 = 1;
 
-/// What a worker is made of.
+/// What a shell is made from.
 pub(crate) struct Parts {
     pub(crate) consumer: Consumer,
     pub(crate) producer: Arc<Producer>,
     pub(crate) client: McpClient,
     pub(crate) reporter: Reporter,
     pub(crate) health: Health,
-    /// What is known already of cancelled jobs.
+    /// The cancel requests that are known already.
     pub(crate) cancel_requests: CancelRequests,
-    /// How long the group waits for a member that is not heard of.
+    /// How long the group waits for a silent member.
     pub(crate) session: Duration,
-    /// To ask about other groups.
+    /// For questions about other groups.
     pub(crate) settings: Settings,
 }
 
-/// One worker at work.
+/// A worker at work.
 pub(crate) struct Shell {
     args: Args,
     engine: Engine,
@@ -91,31 +92,30 @@ pub(crate) struct Shell {
     clock: Clock,
     limits: JobLimits,
     jobs: JobTable,
-    /// Which jobs are not wanted any more.
     cancel_requests: CancelRequests,
     settled: RecentlySettled,
     uncommitted: Uncommitted,
     revokes: Vec<Revoke>,
-    /// Whether this worker can still count on its partitions.
+    /// Whether this worker can count on its partitions.
     contact: GroupContact,
-    /// The engine may have commands from before contact was lost.
+    /// The engine may have commands that it decided before contact was lost.
     has_old_commands: bool,
-    /// The loop may stand still for so long without having missed that partitions were taken away.
+    /// How long the loop may stand still without missing that its partitions were taken away.
     patience: Duration,
-    /// When the loop has begun its present turn.
+    /// When the current turn of the loop began.
     turn_began: Instant,
-    /// Set when the worker is to stop: the time by which it has.
+    /// By when the worker has to stop, once it was told to.
     stop_by: Option<Instant>,
-    /// What is away while our server answers, or that it is away itself.
+    /// What is unavailable: the MCP server, or something behind it.
     outages: Outages,
     readiness: Readiness,
     unreachable: Unreachable,
-    /// Partitions that are paused because jobs in them wait for what is away.
+    /// Partitions that are paused because they are full of jobs that wait.
     stalled: BTreeSet<Partition>,
-    /// Jobs that have waited and were started, of which it is not said yet that they run.
+    /// Jobs that have waited and now run, which their events don't say yet.
     unpublished_runs: Vec<Token>,
     partitions: Vec<Partition>,
-    /// The logs that the partitions are parts of.
+    /// The logs of these partitions.
     logs: HashMap<Partition, LogIdentity>,
     answers: mpsc::UnboundedSender<Answer>,
     inbox: Option<mpsc::UnboundedReceiver<Answer>>,
@@ -136,6 +136,7 @@ impl Shell {
         let (answers, inbox) = mpsc::unbounded_channel();
         let engine = Engine::new(args.engine(rand::random(), reporter.tiers.is_some()));
         let contact = consumer.contact();
+
         Self {
             engine,
             consumer,
@@ -174,7 +175,7 @@ impl Shell {
     }
 }
 
-/// Which of the worker's topics a partition is of.
+/// The name of a partition's topic, as metrics and log lines have it.
 fn topic_of(partition: Partition) -> &'static str {
     TOPICS.get(usize::from(partition.topic)).copied().unwrap_or_default()
 }

@@ -1,4 +1,5 @@
-//! What comes back from calls and writes.
+//! What tasks and the producer answer: attempts that have ended, writes that have or have not been
+//! acknowledged.
 
 use std::{
     sync::Arc,
@@ -20,9 +21,9 @@ use crate::{
     report::Settlement,
 };
 
-/// What comes back from tasks.
+/// What comes back to the loop.
 pub(super) enum Answer {
-    /// Comes before the attempt's own end, since one task sends both.
+    /// An attempt goes on. Arrives before the end of the attempt, because one task sends both.
     News(Token, AttemptNews),
     AttemptEnded {
         token: Token,
@@ -30,27 +31,28 @@ pub(super) enum Answer {
         done: Results,
         took: Duration,
     },
-    /// Contact with the group was lost before the attempt's first call. With the calls that earlier
-    /// attempts have done.
+    /// Contact with the group was lost before the attempt's first call. Carries the results of
+    /// earlier attempts back.
     AttemptNotMade(Token, Results),
-    /// With the event that says so.
+    /// The job is settled, with this event.
     Written(Token, JobState, Arc<Outgoing>),
-    /// The event that was all there was to write was not written.
+    /// The event, which was all there was to write, was not acknowledged.
     EventNotWritten(Token, JobState, Arc<Outgoing>, KafkaError),
-    /// The end of a job that had ended before.
+    /// The end of a job that this worker had settled before is written once more.
     EndRepeated(Token),
     PassedOn(Token),
-    /// Of the delayed topic; the group that it names has members that run it.
+    /// A record of the delayed topic names another group, which has members to run its job.
     LeftToOwnGroup(Token, String),
+    /// The delayed topic can't take the job.
     NotDeferred(Token),
-    /// With what is left to write, if it is an end.
+    /// A write was not acknowledged. Carries what is left to write, if it is an end.
     NotWritten(Token, Option<Box<Settlement>>),
     Probed(bool),
 }
 
 impl Shell {
-    pub(super) fn handle_answer(&mut self, done: Answer) {
-        match done {
+    pub(super) fn handle_answer(&mut self, answer: Answer) {
+        match answer {
             Answer::News(token, AttemptNews::Progress(progress)) => {
                 self.publish_progress(token, progress)
             }
@@ -59,13 +61,9 @@ impl Shell {
                 self.finish_attempt(token, outcome, done, took)
             }
             Answer::AttemptNotMade(token, done) => self.withdraw_attempt(token, done),
+
             Answer::Written(token, state, event) => {
-                if let Some(held) = self.jobs.get(&token) {
-                    let kind = held.job_type().map_or("unknown", JobType::as_str);
-                    counter!(names::SETTLED.name, "state" => state.as_str(), "type" => kind)
-                        .increment(1);
-                    tracing::debug!(job_id = held.job_id, state = state.as_str(), "settled");
-                }
+                self.count_settled(token, state);
                 self.finish_record(token, Some(event));
             }
             Answer::EventNotWritten(token, state, event, error) => {
@@ -78,12 +76,11 @@ impl Shell {
             }
             Answer::LeftToOwnGroup(token, group) => {
                 counter!(names::PASSED_OVER.name).increment(1);
-                let partition = token.partition.number;
                 tracing::info!(
                     group,
-                    partition,
+                    partition = token.partition.number,
                     offset = token.offset,
-                    "a delayed job is left to its group"
+                    "left a delayed job to its own consumer group"
                 );
                 self.finish_record(token, None);
             }
@@ -93,27 +90,28 @@ impl Shell {
                 }
                 self.feed_engine(Input::NotDeferred(token));
             }
-            Answer::NotWritten(token, unwritten) => {
-                // Of a job that is no longer ours this says nothing about Kafka: such writes are
-                // called off.
-                let Some(held) = self.jobs.get_mut(&token) else { return };
-                held.keep_unacknowledged(unwritten);
-                self.set_obstacle(
-                    Obstacle::WritesFail,
-                    "Kafka does not take the ends of jobs; nothing is lost, they are written again",
-                );
-                self.feed_engine(Input::WriteFailed(token));
-            }
+            Answer::NotWritten(token, rest) => self.handle_failed_write(token, rest),
+
             Answer::Probed(ok) => self.feed_engine(Input::Probed(ok)),
         }
     }
 
-    /// A record is settled: by this event, by another record, or as it was before.
+    fn count_settled(&self, token: Token, state: JobState) {
+        let Some(held) = self.jobs.get(&token) else { return };
+        let job_type = held.job_type().map_or("unknown", JobType::as_str);
+
+        counter!(names::SETTLED.name, "state" => state.as_str(), "type" => job_type).increment(1);
+        tracing::debug!(job_id = held.job_id, state = state.as_str(), "settled");
+    }
+
+    /// Lets go of a settled record. `event` is the terminal event, if this worker has just written
+    /// it.
     fn finish_record(&mut self, token: Token, event: Option<Arc<Outgoing>>) {
         self.clear_obstacle(Obstacle::WritesFail);
+
         let now = Instant::now();
         if let Some(held) = self.jobs.get(&token) {
-            // What is known with its end stays so.
+            // A repeat is remembered already, with its event.
             if !held.is_repeat() {
                 self.settled.remember(now, held.identity, event);
             }
@@ -121,13 +119,26 @@ impl Shell {
                 self.uncommitted.note_settled(token.partition, now);
             }
         }
+
         self.feed_engine(Input::Written(token));
+    }
+
+    fn handle_failed_write(&mut self, token: Token, rest: Option<Box<Settlement>>) {
+        // If the job is no longer ours, its writes were called off, which says nothing about Kafka.
+        let Some(held) = self.jobs.get_mut(&token) else { return };
+        held.keep_unacknowledged(rest);
+
+        self.set_obstacle(
+            Obstacle::WritesFail,
+            "Kafka does not accept the ends of jobs; nothing is lost, they will be written again",
+        );
+        self.feed_engine(Input::WriteFailed(token));
     }
 }
 
-pub(super) fn send_answer(done: &mpsc::UnboundedSender<Answer>, what: Answer) {
-    // The shell outlives its tasks but at the very end, when nothing is waited for.
-    if done.send(what).is_err() {
+pub(super) fn send_answer(answers: &mpsc::UnboundedSender<Answer>, answer: Answer) {
+    // The loop outlives its tasks until the very end, when nothing waits for an answer.
+    if answers.send(answer).is_err() {
         tracing::debug!("a task ended after its worker");
     }
 }

@@ -1,11 +1,10 @@
-//! The clock of the loop.
+//! The clock of the worker's loop.
 
 use std::time::Instant;
 
 use fleet_job::time::Timestamp;
 
-/// The wall clock, made monotonic: it starts at the system's time and then follows the steady
-/// clock.
+/// A monotonic wall clock: it starts at the system's time and then follows the steady clock.
 pub(super) struct Clock {
     base: Timestamp,
     start: Instant,
@@ -20,8 +19,8 @@ impl Clock {
         self.base.plus(self.start.elapsed())
     }
 
-    /// When `at` will be, or when this clock was started. The same for the same `at`, whenever it
-    /// is asked.
+    /// The instant of `at`, but not before this clock was started. Always the same for the same
+    /// `at`.
     pub(super) fn instant_of(&self, at: Timestamp) -> Instant {
         self.start + at.since(self.base)
     }

@@ -1,4 +1,5 @@
-//! Writing the end of a job: the dead letter first, then the terminal event, then the reply.
+//! Writing the ends of jobs to Kafka: first the dead letter, so that whoever reads the terminal
+//! event finds it, then the event, then the reply.
 
 use std::{sync::Arc, time::Duration};
 
@@ -17,10 +18,10 @@ use crate::{
     report::{self, Letter, Settlement},
 };
 
-/// How long a broker may take to say who is in a group.
+/// How long a broker may take to list the members of a group.
 const ASK_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// How long a reply may take; after that the job is settled without it.
+/// How long a reply may take. After that, the job is settled without it.
 const REPLY_TIMEOUT: Duration = Duration::from_secs(10);
 
 pub(super) async fn write_settlement(
@@ -34,30 +35,31 @@ pub(super) async fn write_settlement(
             return report_not_written(token, Some(settlement), "dead-letter", &error);
         }
         counter!(names::DEAD_LETTERS.name, "kind" => kind.as_str()).increment(1);
-        // It is not written again if the event is.
+        // If the event has to be written again, the dead letter has not.
         settlement.dead_letter = None;
     }
 
     let (state, now) = (settlement.state, fleet_ops::clock::now());
-    let short = match write_or_shorten(producer, &settlement.event, || {
-        report::shorten_event(&settlement.event, state, now)
-    })
-    .await
-    {
+    let shorten = || report::shorten_event(&settlement.event, state, now);
+    let short = match write_or_shorten(producer, &settlement.event, shorten).await {
         Ok(short) => short,
         Err(error) => return report_not_written(token, Some(settlement), "event", &error),
     };
+
     if let Some(reply) = &settlement.reply {
-        let sent = tokio::time::timeout(REPLY_TIMEOUT, producer.send(reply)).await;
-        if !matches!(sent, Ok(Ok(_))) {
-            counter!(names::WRITE_FAILURES.name, "kind" => "reply").increment(1);
-            tracing::error!(
-                topic = reply.topic,
-                "a reply could not be written: does the topic exist?"
-            );
-        }
+        send_reply(producer, reply).await;
     }
     Answer::Written(token, state, Arc::new(short.unwrap_or(settlement.event)))
+}
+
+/// Sends a copy of the terminal event to the topic that the job names. A job does not wait for ever
+/// for that.
+async fn send_reply(producer: &Producer, reply: &Outgoing) {
+    let sent = tokio::time::timeout(REPLY_TIMEOUT, producer.send(reply)).await;
+    if !matches!(sent, Ok(Ok(_))) {
+        counter!(names::WRITE_FAILURES.name, "kind" => "reply").increment(1);
+        tracing::error!(topic = reply.topic, "could not write a reply; does the topic exist?");
+    }
 }
 
 /// Why the producer has not written an end.
@@ -78,21 +80,21 @@ impl From<&KafkaError> for Refusal {
     }
 }
 
-/// What is done about an end that was not written.
+/// What to do about an end that was not written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Remedy {
-    /// Nothing: it is another worker's to speak of the job.
+    /// Nothing: the job is another worker's to report.
     Drop,
-    /// It is written in short.
+    /// Write its short form.
     Shorten,
-    /// It waits for room.
+    /// Wait for room.
     Wait,
-    /// The engine tries it again.
+    /// Let the engine try again.
     TryAgain,
 }
 
-/// A worker that may have lost the job (`is_out_of_contact`) writes nothing more before it knows,
-/// in short or later: the engine waits then.
+/// A worker that may have lost the job (`is_out_of_contact`) must not write anything, in short or
+/// later, before it knows. The engine waits until then.
 pub(super) fn choose_remedy(refusal: Refusal, is_ours: bool, is_out_of_contact: bool) -> Remedy {
     match refusal {
         _ if !is_ours => Remedy::Drop,
@@ -102,7 +104,7 @@ pub(super) fn choose_remedy(refusal: Refusal, is_ours: bool, is_out_of_contact: 
     }
 }
 
-/// Writes the end of a job as it was written before.
+/// Writes the end of a job exactly as it was written before.
 pub(super) async fn repeat_end(producer: &Producer, token: Token, event: &Outgoing) -> Answer {
     match producer.send(event).await {
         Ok(_) => Answer::EndRepeated(token),
@@ -110,8 +112,9 @@ pub(super) async fn repeat_end(producer: &Producer, token: Token, event: &Outgoi
     }
 }
 
-/// Writes the record that a waiting job goes on as. One that the delayed topic can't take waits in
-/// memory; one that has grown too large for the way back goes without what it has grown by.
+/// Writes the record as which a waiting job goes on. If the delayed topic can't take a deferred
+/// job, the job waits in memory. A record that has grown too large for the way back is written in
+/// its short form.
 pub(super) async fn write_passed_on(
     producer: &Producer,
     token: Token,
@@ -124,11 +127,12 @@ pub(super) async fn write_passed_on(
         whole.partition = None;
         written = producer.send(&whole).await;
     }
+
     match written {
         Ok(_) => Answer::PassedOn(token),
         Err(error) if is_deferred && (error.is_too_large() || !error.is_retryable()) => {
             let error = fleet_ops::errors::chain(&error);
-            tracing::warn!(%error, topic = whole.topic, "a job can't be deferred and waits in memory");
+            tracing::warn!(%error, topic = whole.topic, "could not defer a job; it waits in memory");
             Answer::NotDeferred(token)
         }
         Err(error) if error.is_too_large() => match producer.send(&bare).await {
@@ -139,17 +143,17 @@ pub(super) async fn write_passed_on(
     }
 }
 
-/// Whether a record of the delayed topic is left to the group that it names. A group with members
-/// runs its own jobs. One without was renamed, or is gone: nobody else would run them, and a repeat
-/// is better than a loss.
+/// Whether the group that a delayed job names has members. Such a group runs its own jobs. One
+/// without members was renamed or is gone: nobody else would run them, and a repeat is better than
+/// a loss.
 pub(super) async fn group_has_members(settings: Settings, group: &str) -> Result<bool, KafkaError> {
     let group = group.to_owned();
     let asked =
         tokio::task::spawn_blocking(move || admin::has_members(&settings, &group, ASK_TIMEOUT));
-    asked.await.unwrap_or(Err(KafkaError::PollThread("asking for a group\'s members panicked")))
+    asked.await.unwrap_or(Err(KafkaError::PollThread("asking for a group's members panicked")))
 }
 
-/// Writes a terminal event for which there was no room.
+/// Writes a terminal event for which the producer had no room.
 pub(super) async fn write_when_room(
     producer: &Producer,
     token: Token,
@@ -162,7 +166,7 @@ pub(super) async fn write_when_room(
     }
 }
 
-/// Writes the short form of a terminal event that was refused for its size.
+/// Writes the short form of a terminal event that was too large.
 pub(super) async fn write_short_event(
     producer: &Producer,
     token: Token,
@@ -170,6 +174,7 @@ pub(super) async fn write_short_event(
     event: &Outgoing,
 ) -> Answer {
     warn_of_size(event);
+
     let bare = report::shorten_event(event, state, fleet_ops::clock::now());
     match producer.send(&bare).await {
         Ok(_) => Answer::Written(token, state, Arc::new(bare)),
@@ -180,9 +185,9 @@ pub(super) async fn write_short_event(
     }
 }
 
-/// Writes a record, or its short form where the topic takes no record of that size: trying the same
-/// again could not help and would hold up the partition for ever. Returns the short form if that
-/// was written.
+/// Writes a record, or its short form if the topic does not take records of that size: trying the
+/// same again could not help, and would hold up the partition for ever. Returns the short form if
+/// that was written.
 async fn write_or_shorten(
     producer: &Producer,
     whole: &Outgoing,
@@ -201,11 +206,12 @@ async fn write_or_shorten(
 fn warn_of_size(record: &Outgoing) {
     tracing::error!(
         topic = record.topic,
-        "a record is too large for its topic and is written in short: raise max.message.bytes"
+        "a record is too large for its topic; writing a short form instead. Raise max.message.bytes"
     );
 }
 
-/// Says so, and lets the engine try again. `rest` is what is left to write of an end.
+/// Counts and logs a failed write, and lets the engine try again. `rest` is what is left to write
+/// of an end.
 pub(super) fn report_not_written(
     token: Token,
     rest: Option<Settlement>,
@@ -214,7 +220,11 @@ pub(super) fn report_not_written(
 ) -> Answer {
     counter!(names::WRITE_FAILURES.name, "kind" => kind).increment(1);
     let error = fleet_ops::errors::chain(error);
-    tracing::error!(%error, kind, "the end of a job could not be written; its offset is held and it is written again");
+    tracing::error!(
+        %error,
+        kind,
+        "the end of a job could not be written; its offset is held and the write will be repeated"
+    );
     Answer::NotWritten(token, rest.map(Box::new))
 }
 
@@ -223,7 +233,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_end_is_written_otherwise_only_by_who_surely_has_the_job() {
+    fn only_the_certain_owner_of_a_job_writes_its_end_in_another_way() {
         let cases = [
             (Refusal::TooLarge, true, false, Remedy::Shorten),
             (Refusal::NoRoom, true, false, Remedy::Wait),
@@ -232,6 +242,7 @@ mod tests {
             (Refusal::NoRoom, true, true, Remedy::TryAgain),
             (Refusal::Other, true, true, Remedy::TryAgain),
         ];
+
         for (refusal, is_ours, lost, expected) in cases {
             assert_eq!(
                 choose_remedy(refusal, is_ours, lost),

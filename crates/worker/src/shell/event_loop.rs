@@ -1,4 +1,4 @@
-//! The loop: waits for whatever happens next, and hands it on.
+//! The worker's loop: waits for whatever happens next, and hands it on.
 
 use std::time::{Duration, Instant};
 
@@ -10,11 +10,11 @@ use tokio_util::sync::CancellationToken;
 use super::{Shell, answers::Answer};
 use crate::cancel_requests::ControlFeed;
 
-/// How often gauges are brought up to date, unless the session is so short that it must be more
-/// often: the loop turns at least as often.
-const GAUGES: Duration = Duration::from_secs(2);
-/// How much of what has happened is taken before timers and signals are looked at again.
-const AT_ONCE: usize = 64;
+/// How often gauges are updated. If half the loop's patience is shorter, they are updated that
+/// often, so that the loop never stands still for longer.
+const GAUGE_INTERVAL: Duration = Duration::from_secs(2);
+/// How many events and answers to take before timers and signals are looked at again.
+const BACKLOG_LIMIT: usize = 64;
 
 impl Shell {
     /// Works until `shutdown`, then drains, commits and leaves the group.
@@ -26,14 +26,16 @@ impl Shell {
     ) -> Result<(), KafkaError> {
         // Taken once, here: nothing else reads it.
         let Some(mut inbox) = self.inbox.take() else { return Ok(()) };
-        self.publish_readiness();
-        let mut gauges = tokio::time::interval(GAUGES.min(self.patience / 2));
+        let mut gauges = tokio::time::interval(GAUGE_INTERVAL.min(self.patience / 2));
         let alarm = tokio::time::sleep(Duration::ZERO);
         tokio::pin!(alarm);
+        self.publish_readiness();
+
         loop {
             if self.is_out_of_contact() {
                 self.regain_contact(&mut events, &shutdown).await?;
             }
+
             self.turn_began = Instant::now();
             self.carry_out_commands();
             self.answer_revokes();
@@ -43,12 +45,14 @@ impl Shell {
             if self.is_out_of_contact() {
                 continue;
             }
+
             let wake = self.next_wakeup().map(tokio::time::Instant::from_std);
             if let Some(wake) = wake.filter(|wake| *wake != alarm.deadline()) {
                 alarm.as_mut().reset(wake);
             }
+
             tokio::select! {
-                Some(done) = inbox.recv() => self.handle_answer(done),
+                Some(answer) = inbox.recv() => self.handle_answer(answer),
                 event = events.recv() => match event {
                     Some(event) => self.handle_event(event)?,
                     None => return Err(KafkaError::PollThread("it has ended")),
@@ -60,29 +64,36 @@ impl Shell {
             }
             self.take_backlog(&mut inbox, &mut events)?;
         }
+
         self.leave_group(events).await
     }
 
-    /// Takes what has happened meanwhile without asking for each whether anything else has, which
-    /// costs more than most of what happens. Not too much of it: timers and signals wait as long.
+    /// Takes what has arrived meanwhile without another `select!` for each item, which would cost
+    /// more than handling most of them. The number is limited, because timers and signals have to
+    /// wait.
     fn take_backlog(
         &mut self,
         inbox: &mut mpsc::UnboundedReceiver<Answer>,
         events: &mut Events,
     ) -> Result<(), KafkaError> {
-        for _ in 0..AT_ONCE {
-            let (done, event) = (inbox.try_recv().ok(), events.try_recv());
-            if done.is_none() && event.is_none() {
+        for _ in 0..BACKLOG_LIMIT {
+            let (answer, event) = (inbox.try_recv().ok(), events.try_recv());
+            if answer.is_none() && event.is_none() {
                 break;
             }
-            done.into_iter().for_each(|done| self.handle_answer(done));
-            event.map_or(Ok(()), |event| self.handle_event(event))?;
+
+            if let Some(answer) = answer {
+                self.handle_answer(answer);
+            }
+            if let Some(event) = event {
+                self.handle_event(event)?;
+            }
             self.carry_out_commands();
         }
         Ok(())
     }
 
-    /// Whether the worker is to stop, and nothing more is to be waited for.
+    /// Whether the worker is stopping and has nothing left to wait for.
     pub(super) fn is_stopped(&self) -> bool {
         self.stop_by
             .is_some_and(|by| Instant::now() >= by || self.engine.is_drained(&self.partitions))
@@ -91,6 +102,7 @@ impl Shell {
     fn next_wakeup(&self) -> Option<Instant> {
         let engine = self.engine.next_wakeup().map(|at| self.clock.instant_of(at));
         let revokes = self.revokes.iter().map(|revoke| revoke.deadline);
+
         revokes.chain(engine).chain(self.stop_by).min()
     }
 }

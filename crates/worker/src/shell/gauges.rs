@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use fleet_engine::BreakerState;
+use fleet_engine::{BreakerState, Status};
 use fleet_ops::invariant;
 use metrics::gauge;
 
@@ -10,33 +10,39 @@ use super::{JOBS, Shell};
 use crate::metrics as names;
 
 impl Shell {
+    /// Brings the gauges up to date, and publishes what waits for the same interval.
     pub(super) fn update_gauges(&mut self) {
         let status = self.engine.status();
+        self.check_job_count(&status);
+
         gauge!(names::IN_FLIGHT.name).set(status.in_flight as f64);
-        // Where commands wait to be carried out, the two can't agree yet.
-        if status.buffered != self.jobs.len() && !self.is_out_of_contact() {
-            let (engine, shell) = (status.buffered, self.jobs.len());
-            invariant::violated(
-                "I3",
-                format_args!("{engine} jobs in the engine's hands, {shell} in the shell's"),
-            );
-        }
         gauge!(names::BUFFERED.name).set(status.buffered as f64);
         gauge!(names::PARKED.name).set(status.parked as f64);
-        let oldest =
-            self.jobs.oldest_ready(JOBS).map_or(Duration::ZERO, |at| self.clock.now().since(at));
-        gauge!(names::OLDEST.name).set(oldest.as_secs_f64());
+        gauge!(names::BUFFERED_BYTES.name).set(status.buffered_bytes as f64);
+        gauge!(names::PARTITIONS.name).set(status.partitions.len() as f64);
+        let is_open = status.breaker != BreakerState::Closed;
+        gauge!(names::BREAKER.name).set(if is_open { 1.0 } else { 0.0 });
+
+        let now = self.clock.now();
+        let oldest_job = self.jobs.oldest_ready(JOBS).map_or(Duration::ZERO, |at| now.since(at));
+        gauge!(names::OLDEST.name).set(oldest_job.as_secs_f64());
         let uncommitted =
             self.uncommitted.oldest_since().map_or(Duration::ZERO, |since| since.elapsed());
         gauge!(names::COMMIT_AGE.name).set(uncommitted.as_secs_f64());
-        gauge!(names::BUFFERED_BYTES.name).set(status.buffered_bytes as f64);
-        gauge!(names::PARTITIONS.name).set(status.partitions.len() as f64);
-        gauge!(names::BREAKER.name).set(if status.breaker == BreakerState::Closed {
-            0.0
-        } else {
-            1.0
-        });
+
         self.publish_running();
         self.track_outages(&status);
+    }
+
+    /// Engine and shell must hold the same jobs (I3). Before pending commands are carried out they
+    /// can't.
+    fn check_job_count(&self, status: &Status) {
+        let (engine, shell) = (status.buffered, self.jobs.len());
+        if engine != shell && !self.is_out_of_contact() {
+            invariant::violated(
+                "I3",
+                format_args!("the engine holds {engine} jobs, the shell holds {shell}"),
+            );
+        }
     }
 }

@@ -247,6 +247,7 @@ mod tests {
     async fn results_and_errors_outlast_the_attempts_that_brought_them() {
         let mut job = job();
         assert_eq!(job.take_done(), Some(Results::default()));
+
         job.begin_attempt(run(1, at(5)));
         assert_eq!((job.started_at(), job.take_done()), (Some(at(5)), None));
 
@@ -272,6 +273,7 @@ mod tests {
         job.begin_attempt(run(1, at(5)));
         assert!(job.run().is_some() && job.task().is_some());
         assert_eq!(job.end_attempt(Results::default()), Some(1));
+
         job.succeed(KeptResult::within(json!("r"), 100));
         assert_eq!(job.end_attempt(Results::default()), None);
         assert!(job.result().is_some(), "what comes late changes nothing");
@@ -282,6 +284,7 @@ mod tests {
         let envelope = job().envelope.as_ref().clone();
         let mut job = HeldJob::new(envelope, Some(error("elsewhere")), None);
         assert_eq!((job.first_error(), job.last_error()), (Some(&error("elsewhere")), None));
+
         job.add_error(error("here"));
         assert_eq!(job.first_error(), Some(&error("elsewhere")));
         assert_eq!(job.last_error(), Some(&error("here")));
@@ -293,6 +296,7 @@ mod tests {
         assert!(job.writing().is_none());
         job.succeed(KeptResult::within(json!("r"), 100));
         assert!(matches!(job.begin_writing(), WriteState::Due));
+
         *job.writing_mut().unwrap() = WriteState::Unacknowledged(None);
         assert!(matches!(job.begin_writing(), WriteState::Unacknowledged(None)));
         assert_eq!(job.result(), Some(&KeptResult::within(json!("r"), 100)));
@@ -303,6 +307,7 @@ mod tests {
         let mut job = job();
         assert!(matches!(job.begin_writing(), WriteState::Due));
         assert!(job.take_done().is_none());
+
         job.wait_in_memory();
         assert!(job.writing().is_none() && job.take_done().is_some());
     }

@@ -101,13 +101,16 @@ mod tests {
                 Content::NotRun(NotRun::Stray, WriteState::Due),
             )
         };
+
         let mut jobs = JobTable::default();
         for (offset, id) in [(0, "a"), (1, "b"), (2, "a")] {
             jobs.insert(token(offset), Box::new(held(id, offset)));
         }
+
         assert_eq!(jobs.tokens_of("a"), [token(0), token(2)]);
         assert!(jobs.remove(&token(0)).is_some() && jobs.remove(&token(0)).is_none());
         assert_eq!(jobs.tokens_of("a"), [token(2)]);
+
         jobs.remove(&token(2));
         assert!(jobs.tokens_of("a").is_empty() && !jobs.by_id.contains_key("a"));
         assert_eq!((jobs.len(), jobs.contains(&token(1))), (1, true));

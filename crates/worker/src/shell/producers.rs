@@ -1,5 +1,5 @@
-//! A producer for each member of the group. A member that loses its partitions forgets what it
-//! still had to write about their jobs; what the other member has to write goes on.
+//! One producer for each member of the group. When a member loses its partitions, its unwritten
+//! records about their jobs are dropped, and those of the other member are not.
 
 use std::{sync::Arc, time::Duration};
 
@@ -12,8 +12,8 @@ use super::DELAYED;
 pub(super) struct Producers {
     /// Writes everything about jobs.
     jobs: Arc<Producer>,
-    /// Passes on what has waited in the delayed topic. Made when the first record is passed on,
-    /// since most workers of a fleet without delayed jobs never need it.
+    /// Passes on records of the delayed topic. Made for the first such record: without delayed jobs
+    /// it is never needed.
     relays: Option<Arc<Producer>>,
 }
 
@@ -22,7 +22,7 @@ impl Producers {
         Self { jobs, relays: None }
     }
 
-    /// The producer for what is said of jobs.
+    /// The producer for events and dead letters.
     pub(super) fn for_jobs(&self) -> Arc<Producer> {
         self.jobs.clone()
     }
@@ -30,7 +30,7 @@ impl Producers {
     /// The producer for records of this topic.
     ///
     /// # Errors
-    /// [`KafkaError::Client`] when it can't be made.
+    /// [`KafkaError::Client`] if it can't be made.
     pub(super) fn for_topic(&mut self, topic: u16) -> Result<Arc<Producer>, KafkaError> {
         if topic != DELAYED {
             return Ok(self.jobs.clone());
@@ -43,7 +43,7 @@ impl Producers {
         Ok(self.relays.insert(relays).clone())
     }
 
-    /// Drops what is not written yet about records of this topic.
+    /// Drops unwritten records about this topic.
     pub(super) fn forget_topic(&self, topic: u16) {
         let producer = if topic == DELAYED { self.relays.as_ref() } else { Some(&self.jobs) };
         if let Some(producer) = producer {
@@ -51,10 +51,10 @@ impl Producers {
         }
     }
 
-    /// Waits until everything is written, at most so long for each producer. Blocks the thread.
+    /// Waits until everything is written, at most `timeout` for each producer. Blocks the thread.
     ///
     /// # Errors
-    /// [`KafkaError::Request`] when the time did not suffice.
+    /// [`KafkaError::Request`] if that takes longer.
     pub(super) fn flush_all(&self, timeout: Duration) -> Result<(), KafkaError> {
         let relays = self.relays.as_ref().map_or(Ok(()), |relays| relays.flush(timeout));
         self.jobs.flush(timeout).and(relays)

@@ -1,4 +1,4 @@
-//! Whether Kafka and the MCP server can be reached, as far as that decides whether the worker is ready.
+//! Whether Kafka and the MCP server can be reached, and what that means for the worker's readiness.
 
 use std::time::{Duration, Instant};
 
@@ -8,13 +8,12 @@ use fleet_kafka::consumer::Reach;
 use super::{JOBS, Shell};
 use crate::readiness::Obstacle;
 
-/// How long no broker may be in reach before that is taken for an outage, and not for a connection
-/// that is made anew.
+/// How long brokers may be out of reach before that is an outage and not just a reconnect.
 const BROKER_PATIENCE: Duration = Duration::from_secs(4);
-/// How long the group may take to agree on who has which partition.
+/// How long the group may take to agree on an assignment.
 const GROUP_PATIENCE: Duration = Duration::from_secs(10);
 
-/// Since when what Kafka should have in reach is not.
+/// Since when brokers and the group have been out of reach.
 #[derive(Debug, Default)]
 pub(super) struct Unreachable {
     broker: Option<Instant>,
@@ -22,7 +21,7 @@ pub(super) struct Unreachable {
 }
 
 impl Shell {
-    /// The MCP server takes calls again.
+    /// Takes note when the MCP server accepts calls again.
     pub(super) fn track_breaker(&mut self) {
         if self.readiness.has(Obstacle::NoServer) && self.engine.breaker() == BreakerState::Closed {
             tracing::info!("the MCP server answers again");
@@ -30,31 +29,34 @@ impl Shell {
         }
     }
 
-    /// What librdkafka says is in reach.
+    /// Takes note of what librdkafka can reach.
     pub(super) fn track_reach(&mut self, topic: u16, reach: Reach) {
-        // Without its share of the delayed topic a worker does all that new jobs need.
+        // New jobs don't need this worker's share of the delayed topic.
         if topic != JOBS {
             return;
         }
+
         let now = Instant::now();
-        let lasts = |since: &mut Option<Instant>, is_there: bool, patience: Duration| {
-            if is_there {
+        let is_overdue = |since: &mut Option<Instant>, is_reached: bool, patience: Duration| {
+            if is_reached {
                 *since = None;
                 return false;
             }
             now.duration_since(*since.get_or_insert(now)) >= patience
         };
-        let no_broker = lasts(&mut self.unreachable.broker, reach.broker, BROKER_PATIENCE);
-        let no_group = lasts(&mut self.unreachable.group, reach.group, GROUP_PATIENCE);
+        let no_broker = is_overdue(&mut self.unreachable.broker, reach.broker, BROKER_PATIENCE);
+        let no_group = is_overdue(&mut self.unreachable.group, reach.group, GROUP_PATIENCE);
+
         if no_broker {
-            self.set_obstacle(Obstacle::NoBroker, "no Kafka broker is in reach");
+            self.set_obstacle(Obstacle::NoBroker, "no Kafka broker can be reached");
         } else if reach.broker {
             self.clear_obstacle(Obstacle::NoBroker);
         }
+
         if no_group {
             self.set_obstacle(
                 Obstacle::NoGroup,
-                "the consumer group has not agreed on who has which partition",
+                "the consumer group has not agreed on an assignment",
             );
         } else if reach.group && reach.broker {
             self.clear_obstacle(Obstacle::NoGroup);

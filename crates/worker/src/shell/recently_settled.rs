@@ -1,5 +1,5 @@
-//! Which records this worker has settled of late, for the case that one comes again because its
-//! commit was lost. Pure.
+//! The records that this worker has settled recently. If a commit is lost, they are read again and
+//! must not be run again. Pure.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -14,15 +14,16 @@ use fleet_kafka::producer::Outgoing;
 use foldhash::fast::RandomState;
 
 /// How many records are remembered.
-const MOST: usize = 65_536;
-/// How many bytes of memory the events may take that are remembered with them.
-const MOST_BYTES: usize = 8 << 20;
-/// How long one is remembered. A partition that went away with uncommitted ends is back by then, or
-/// another worker's.
+const MAX_RECORDS: usize = 65_536;
+/// How many bytes of memory the remembered events may take.
+const MAX_BYTES: usize = 8 << 20;
+/// How long a record is remembered. By then, a partition that left with uncommitted ends is back or
+/// belongs to another worker.
 const WINDOW: Duration = Duration::from_secs(600);
 
-/// A record that was settled. Offsets begin anew when a topic is made again, so the log's name is a
-/// part of it; where the broker gives topics no ids, job id and time tell those records apart.
+/// Identifies a record. Offsets start again when a topic is deleted and made again, so the name of
+/// the log is part of the identity. If the broker has no topic ids, job id and timestamp tell such
+/// records apart.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) struct RecordIdentity {
     log: LogName,
@@ -45,8 +46,8 @@ impl RecordIdentity {
     }
 }
 
-/// The records settled within the window, each with the event that said so; one that was written on
-/// as another record has none.
+/// Records settled within the last [`WINDOW`], with their terminal events. A record that was passed
+/// on has no event.
 #[derive(Debug, Default)]
 pub(super) struct RecentlySettled {
     known: HashMap<RecordIdentity, Option<Arc<Outgoing>>, RandomState>,
@@ -63,14 +64,14 @@ impl RecentlySettled {
     ) {
         self.bytes += memory_size(event.as_deref());
         match self.known.insert(settled, event) {
-            // It came again and was run again, since this was forgotten or could not be known.
+            // It was read and run again, because it had been forgotten or could not be known.
             Some(before) => self.bytes -= memory_size(before.as_deref()),
             None => self.order.push_back((now, settled)),
         }
         self.forget_old(now);
     }
 
-    /// The event with which a record was settled, if it is remembered that it was.
+    /// The terminal event of a record, if the record is remembered.
     pub(super) fn recall(
         &mut self,
         now: Instant,
@@ -80,7 +81,7 @@ impl RecentlySettled {
         self.known.get(settled).cloned()
     }
 
-    /// Forgets what was settled in these partitions: they have another log now.
+    /// Forgets the records of partitions whose log was replaced.
     pub(super) fn forget_partitions(&mut self, partitions: &[Partition]) {
         let is_gone = |settled: &RecordIdentity| partitions.contains(&settled.partition);
         for (_, event) in self.known.extract_if(|settled, _| is_gone(settled)) {
@@ -91,8 +92,8 @@ impl RecentlySettled {
 
     fn forget_old(&mut self, now: Instant) {
         while let Some((at, settled)) = self.order.front()
-            && (self.order.len() > MOST
-                || self.bytes > MOST_BYTES
+            && (self.order.len() > MAX_RECORDS
+                || self.bytes > MAX_BYTES
                 || now.duration_since(*at) > WINDOW)
         {
             let event = self.known.remove(settled).flatten();
@@ -102,7 +103,7 @@ impl RecentlySettled {
     }
 }
 
-/// What an event takes in memory.
+/// How many bytes an event takes in memory.
 fn memory_size(event: Option<&Outgoing>) -> usize {
     let Some(Outgoing { topic, key, value, headers, .. }) = event else { return 0 };
     let capacity = |bytes: &Option<Vec<u8>>| bytes.as_ref().map_or(0, Vec::capacity);
@@ -131,6 +132,7 @@ mod tests {
         let (mut window, now) = (RecentlySettled::default(), Instant::now());
         let settled = RecordIdentity::new(LOG, P, 7, "job", None);
         assert!(window.recall(now, &settled).is_none());
+
         window.remember(now, settled, event(3));
         let end = window.recall(now + WINDOW, &settled).unwrap().unwrap();
         assert_eq!(end.value.as_ref().unwrap().len(), 3);
@@ -138,12 +140,14 @@ mod tests {
             window.recall(now, &RecordIdentity::new(LOG, P, 7, "another", None)).is_none(),
             "made again, without ids"
         );
+
         let remade = LogName { topic: 3, ..LOG };
         assert!(
             window.recall(now, &RecordIdentity::new(remade, P, 7, "job", None)).is_none(),
             "made again"
         );
         assert!(window.recall(now, &RecordIdentity::new(LOG, P, 8, "job", None)).is_none());
+
         assert!(window.recall(now + WINDOW + Duration::from_secs(1), &settled).is_none());
         assert_eq!(window.bytes, 0);
     }
@@ -156,6 +160,7 @@ mod tests {
             [P, q].map(|partition| RecordIdentity::new(LOG, partition, 7, "job", None));
         window.remember(now, gone, event(3));
         window.remember(now, kept, None);
+
         window.forget_partitions(&[P]);
         assert!(window.recall(now, &gone).is_none() && window.recall(now, &kept).is_some());
         assert_eq!(window.order.len(), 1);
@@ -164,26 +169,31 @@ mod tests {
     #[test]
     fn memory_is_bounded() {
         let (mut window, now) = (RecentlySettled::default(), Instant::now());
-        let all = MOST as i64 + 10;
+
+        let all = MAX_RECORDS as i64 + 10;
         (0..all).for_each(|offset| {
             window.remember(now, RecordIdentity::new(LOG, P, offset, "job", None), None)
         });
-        assert!(window.order.len() <= MOST && window.known.len() == window.order.len());
+
+        assert!(window.order.len() <= MAX_RECORDS && window.known.len() == window.order.len());
         assert!(window.recall(now, &RecordIdentity::new(LOG, P, all - 1, "job", None)).is_some());
         assert!(window.recall(now, &RecordIdentity::new(LOG, P, 0, "job", None)).is_none());
+
         for offset in 0..4 {
             window.remember(
                 now,
                 RecordIdentity::new(LOG, P, offset, "large", None),
-                event(MOST_BYTES / 2 - size_of::<Outgoing>()),
+                event(MAX_BYTES / 2 - size_of::<Outgoing>()),
             );
         }
-        assert!(window.bytes <= MOST_BYTES, "{}", window.bytes);
+
+        assert!(window.bytes <= MAX_BYTES, "{}", window.bytes);
         assert_eq!(window.known.len(), 2, "the newest two have room");
+
         window.remember(now, RecordIdentity::new(LOG, P, 3, "large", None), event(1));
         assert_eq!(
             (window.known.len(), window.bytes),
-            (2, MOST_BYTES / 2 + size_of::<Outgoing>() + 1)
+            (2, MAX_BYTES / 2 + size_of::<Outgoing>() + 1)
         );
     }
 }

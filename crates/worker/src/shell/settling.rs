@@ -1,4 +1,4 @@
-//! How jobs end, or go on as other records.
+//! How records come to their end, or go on as other records.
 
 use std::sync::Arc;
 
@@ -21,16 +21,26 @@ use super::{
 };
 use crate::{
     delay_tiers::NextStop,
-    report::{ANY_PARTITION, Settlement},
+    report::{ANY_PARTITION, Letter, Settlement},
 };
 
+/// How a record is passed on.
+struct Passage {
+    letter: Letter,
+    /// The event that reports it, if one is needed.
+    event: Option<Outgoing>,
+    /// The group whose job it is, if that is another one.
+    other_group: Option<String>,
+}
+
 impl Shell {
-    /// Writes the end of a job, the dead letter first: who reads the terminal event must find it.
+    /// Writes the end of a record, or the record it goes on as.
     pub(super) fn write_end(&mut self, token: Token, terminal: Terminal, attempts: u32) {
         let now = self.clock.now();
         let Some(held) = self.jobs.get_mut(&token) else { return };
         held.begin_span(&self.reporter.group).set("fleet.job.attempts", i64::from(attempts));
         let before = held.begin_writing();
+
         if let Content::NotRun(NotRun::Repeat { end, .. }, _) = &held.content {
             let end = end.clone();
             let producer = self.producers.for_jobs();
@@ -40,6 +50,7 @@ impl Shell {
         if terminal == Terminal::Failed && held.job().is_some_and(|job| job.was_turned_away) {
             invariant::violated("I7", format_args!("{token:?} fails because of an outage"));
         }
+
         let is_first_try = matches!(before, WriteState::Due);
         let settlement = match before {
             WriteState::Unacknowledged(Some(rest)) => Some(*rest),
@@ -48,6 +59,7 @@ impl Shell {
         let Some(settlement) = settlement else {
             return self.pass_on_record(token, terminal, attempts);
         };
+
         held.record_end(settlement.state, is_first_try);
         if settlement.dead_letter.is_none() && settlement.reply.is_none() {
             return self.enqueue_event(token, settlement.state, settlement.event);
@@ -59,29 +71,26 @@ impl Shell {
         );
     }
 
-    /// Writes an end that takes one record, without a task: most ends do.
+    /// Writes an end that takes one record, as most ends do, without a task.
     fn enqueue_event(&self, token: Token, state: JobState, mut event: Outgoing) {
         // It is remembered for a while.
         event.value.as_mut().map(Vec::shrink_to_fit);
         let event = Arc::new(event);
-        let (done, kept) = (self.answers.clone(), event.clone());
-        let then = move |result| {
-            send_answer(
-                &done,
-                match result {
-                    Ok(_) => Answer::Written(token, state, kept),
-                    Err(error) => Answer::EventNotWritten(token, state, kept, error),
-                },
-            );
+
+        let (answers, kept) = (self.answers.clone(), event.clone());
+        let after = move |result| {
+            let answer = match result {
+                Ok(_) => Answer::Written(token, state, kept),
+                Err(error) => Answer::EventNotWritten(token, state, kept, error),
+            };
+            send_answer(&answers, answer);
         };
-        if let Err(error) = self.producers.for_jobs().enqueue_then(&event, then) {
+        if let Err(error) = self.producers.for_jobs().enqueue_then(&event, after) {
             send_answer(&self.answers, Answer::EventNotWritten(token, state, event, error));
         }
     }
 
-    /// What was refused for its size is written in short, what there was no room for waits;
-    /// everything else is for the engine to try again. A job that is no longer ours is another
-    /// worker's to speak of.
+    /// Deals with a terminal event that the producer has not written.
     pub(super) fn handle_unwritten_event(
         &mut self,
         token: Token,
@@ -92,6 +101,7 @@ impl Shell {
         let is_ours = self.engine.token(token.partition, token.offset) == Some(token);
         let Some(log) = self.jobs.get(&token).map(HeldRecord::log_span) else { return };
         let producer = self.producers.for_jobs();
+
         match choose_remedy(Refusal::from(&error), is_ours, self.is_out_of_contact()) {
             Remedy::Drop => {}
             Remedy::Shorten => {
@@ -106,69 +116,32 @@ impl Shell {
             }
             Remedy::TryAgain => {
                 let rest = Settlement::of_event(state, Arc::unwrap_or_clone(event));
-                let done = log.in_scope(|| report_not_written(token, Some(rest), "event", &error));
-                self.handle_answer(done);
+                let answer =
+                    log.in_scope(|| report_not_written(token, Some(rest), "event", &error));
+                self.handle_answer(answer);
             }
         }
     }
 
-    /// Writes the record that a job goes on as which has to wait.
+    /// Writes the record as which a job goes on that has to wait.
     fn pass_on_record(&mut self, token: Token, terminal: Terminal, attempts: u32) {
-        let now = self.clock.now();
         let Some(held) = self.jobs.get(&token) else { return };
-        let position = &held.record.position;
-        let job = held.job();
-        let fresh = |until| Delayed {
-            group: self.reporter.group.clone(),
-            topic: position.topic.clone(),
-            topic_id: held.topic_id.as_deref().map(str::to_owned),
-            partition: position.partition,
-            offset: position.offset,
-            timestamp: held.record.timestamp,
-            until,
-            look_at: until,
-            attempts,
-            first_error: job.and_then(HeldJob::first_error).cloned(),
-            waiting: job.and_then(|job| job.waiting.clone()),
-        };
-        // With the group whose job it is, if that is another one.
-        let (delayed, is_recalled, other) = match (terminal, &held.content) {
-            (Terminal::Deferred(until), _) => (fresh(until), false, None),
-            (_, Content::NotRun(NotRun::Relay { header, is_recalled }, _)) => {
-                let other = Some(&header.group).filter(|group| **group != self.reporter.group);
-                let delayed = Delayed { group: self.reporter.group.clone(), ..header.clone() };
-                (delayed, *is_recalled, other.cloned())
-            }
-            // Somebody else has put it into the delayed topic; its key says where it belongs.
-            _ => (Delayed { partition: ANY_PARTITION, ..fresh(now) }, false, None),
-        };
-        // That it waits for something that is away has been said, and is said once.
-        let event = match terminal {
-            Terminal::Deferred(until) if delayed.waiting.is_none() => {
-                Some(self.reporter.waiting_event(&held.subject(), now, attempts, until))
-            }
-            _ => None,
-        };
-        let next = if is_recalled {
-            NextStop::Return
-        } else {
-            self.reporter.next_stop(now, delayed.until)
-        };
-        let letter = self.reporter.passed_on_letter(&held.record, delayed, next);
-        self.publish_event(event);
+        let Passage { letter, event, other_group } = self.plan_passage(held, terminal, attempts);
+        if let Some(event) = event {
+            self.publish_event(event);
+        }
+
         let producer = match self.producers.for_topic(token.partition.topic) {
             Ok(producer) => producer,
             Err(error) => {
-                return send_answer(
-                    &self.answers,
-                    report_not_written(token, None, "delayed", &error),
-                );
+                let answer = report_not_written(token, None, "delayed", &error);
+                return send_answer(&self.answers, answer);
             }
         };
         let is_deferred = matches!(terminal, Terminal::Deferred(_));
         let settings = self.settings.clone();
         self.spawn_write(token, async move {
-            if let Some(group) = other {
+            if let Some(group) = other_group {
                 match group_has_members(settings, &group).await {
                     Ok(true) => return Answer::LeftToOwnGroup(token, group),
                     Ok(false) => tracing::warn!(
@@ -182,14 +155,62 @@ impl Shell {
         });
     }
 
+    fn plan_passage(&self, held: &HeldRecord, terminal: Terminal, attempts: u32) -> Passage {
+        let now = self.clock.now();
+        let own_group = &self.reporter.group;
+        let position = &held.record.position;
+        let job = held.job();
+        let new_header = |until| Delayed {
+            group: own_group.clone(),
+            topic: position.topic.clone(),
+            topic_id: held.topic_id.as_deref().map(str::to_owned),
+            partition: position.partition,
+            offset: position.offset,
+            timestamp: held.record.timestamp,
+            until,
+            look_at: until,
+            attempts,
+            first_error: job.and_then(HeldJob::first_error).cloned(),
+            waiting: job.and_then(|job| job.waiting.clone()),
+        };
+
+        let (header, is_recalled, other_group) = match (terminal, &held.content) {
+            (Terminal::Deferred(until), _) => (new_header(until), false, None),
+            (_, Content::NotRun(NotRun::Relay { header, is_recalled }, _)) => {
+                let other = Some(&header.group).filter(|group| *group != own_group);
+                let header = Delayed { group: own_group.clone(), ..header.clone() };
+                (header, *is_recalled, other.cloned())
+            }
+            // Somebody else put it into the delayed topic; its key decides where it belongs.
+            _ => (Delayed { partition: ANY_PARTITION, ..new_header(now) }, false, None),
+        };
+
+        // An event that says what the job waits for has been published already.
+        let event = match terminal {
+            Terminal::Deferred(until) if header.waiting.is_none() => {
+                Some(self.reporter.waiting_event(&held.subject(), now, attempts, until))
+            }
+            _ => None,
+        };
+
+        let next = match is_recalled {
+            true => NextStop::Return,
+            false => self.reporter.next_stop(now, header.until),
+        };
+        let letter = self.reporter.passed_on_letter(&held.record, header, next);
+        Passage { letter, event, other_group }
+    }
+
+    /// Writes in a task.
     fn spawn_write(
         &mut self,
         token: Token,
         writing: impl Future<Output = Answer> + Send + 'static,
     ) {
         let log = self.jobs.get(&token).map_or_else(tracing::Span::none, HeldRecord::log_span);
-        let task =
-            self.spawn_task(writing.instrument(log), move || Answer::NotWritten(token, None));
+        let after_panic = move || Answer::NotWritten(token, None);
+        let task = self.spawn_task(writing.instrument(log), after_panic);
+
         if let Some(held) = self.jobs.get_mut(&token) {
             held.set_writing_task(task);
         }
