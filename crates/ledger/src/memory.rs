@@ -19,13 +19,13 @@ use crate::{
     query::{Cursor, Page, Query},
     retention::{Forgotten, Retention},
     store::{
-        Batch, Known, LoggedEvent, Overtaken, Positions, STATES, Store, StoreError, Update, number,
-        outline, submitted_at,
+        Batch, Known, LoggedEvent, Overtaken, Positions, STATES, Store, StoreError, Update,
+        state_number, strip_details, submitted_at,
     },
 };
 
 /// How many jobs one page may cost to look at.
-const SCAN: usize = 20_000;
+const MAX_SCANNED: usize = 20_000;
 /// What a job needs beside its event: names, places in indexes. Measured with a million jobs.
 const OVERHEAD: u64 = 660;
 
@@ -43,10 +43,10 @@ struct Inner {
     positions: Positions,
     bytes: u64,
     /// By the time of submission.
-    all: BTreeSet<Place>,
-    by_state: [BTreeSet<Place>; STATES.len()],
+    all: BTreeSet<IndexKey>,
+    by_state: [BTreeSet<IndexKey>; STATES.len()],
     /// Those that have ended, by the time of their end.
-    ended: BTreeSet<Place>,
+    ended: BTreeSet<IndexKey>,
     /// Those whose end something else stands behind.
     overtaken: BTreeSet<Arc<str>>,
     names: Names,
@@ -54,7 +54,7 @@ struct Inner {
     evicted: Forgotten,
 }
 
-type Place = (i64, Arc<str>);
+type IndexKey = (i64, Arc<str>);
 
 #[derive(Debug)]
 struct Slot {
@@ -91,7 +91,7 @@ impl Slot {
 struct Names(HashSet<Arc<str>>);
 
 impl Names {
-    fn take(&mut self, name: Option<&str>) -> Option<Arc<str>> {
+    fn intern(&mut self, name: Option<&str>) -> Option<Arc<str>> {
         let name = name?;
         if let Some(known) = self.0.get(name) {
             return Some(known.clone());
@@ -101,7 +101,7 @@ impl Names {
         Some(fresh)
     }
 
-    fn give_back(&mut self, name: Option<Arc<str>>) {
+    fn release(&mut self, name: Option<Arc<str>>) {
         // One is held by the set and one by the caller.
         if let Some(name) = name
             && Arc::strong_count(&name) == 2
@@ -131,7 +131,7 @@ impl MemoryStore {
 
 impl Inner {
     fn apply(&mut self, update: &Update) -> Verdict {
-        if update.was_taken(&self.positions) {
+        if update.was_applied(&self.positions) {
             return Verdict::Again;
         }
         // The index shares the key, so it is kept where there is one.
@@ -139,7 +139,7 @@ impl Inner {
         let known = known.filter(|(_, slot)| slot.partition == update.partition);
         let known = known.map(|(id, slot)| (id.clone(), slot.standing.clone()));
         let Some(logged) = &update.event else {
-            return self.take_tombstone(update, known);
+            return self.apply_tombstone(update, known);
         };
 
         let entry = update.entry(logged);
@@ -165,7 +165,7 @@ impl Inner {
     }
 
     /// Forgets the job, unless the tombstone stands before what is known of it.
-    fn take_tombstone(&mut self, update: &Update, known: Option<(Arc<str>, Standing)>) -> Verdict {
+    fn apply_tombstone(&mut self, update: &Update, known: Option<(Arc<str>, Standing)>) -> Verdict {
         let newer = known.filter(|(_, standing)| standing.seen() >= update.offset);
         if let Some((job_id, _)) = newer {
             if let Some(slot) = self.jobs.get_mut(&job_id) {
@@ -185,7 +185,7 @@ impl Inner {
         logged: &LoggedEvent,
     ) {
         let event = &logged.event;
-        let state = number(event.state);
+        let state = state_number(event.state);
         let slot = Slot {
             event: logged.value.clone().into_boxed_slice(),
             partition,
@@ -194,10 +194,10 @@ impl Inner {
             time: event.time.as_millis(),
             // There are seven of them.
             state: state as u8,
-            job_type: self.names.take(event.job_type.as_deref()),
-            tool: self.names.take(event.tool.as_deref()),
-            tenant: self.names.take(event.tenant.as_deref()),
-            owner: self.names.take(event.owner.as_deref()),
+            job_type: self.names.intern(event.job_type.as_deref()),
+            tool: self.names.intern(event.tool.as_deref()),
+            tenant: self.names.intern(event.tenant.as_deref()),
+            owner: self.names.intern(event.owner.as_deref()),
         };
         self.bytes += slot.size();
         self.all.insert((slot.submitted, job_id.clone()));
@@ -225,13 +225,13 @@ impl Inner {
         self.ended.remove(&(slot.time, place.1));
         self.bytes = self.bytes.saturating_sub(size);
         for name in [slot.job_type, slot.tool, slot.tenant, slot.owner] {
-            self.names.give_back(name);
+            self.names.release(name);
         }
         Some(was_terminal)
     }
 
     /// Forgets until the bounds are kept.
-    fn bound(&mut self, retention: &Retention) {
+    fn enforce_bounds(&mut self, retention: &Retention) {
         while self.jobs.len() > retention.max_jobs || self.bytes > retention.max_bytes {
             let oldest = self.ended.first().or_else(|| self.all.first()).map(|(_, id)| id.clone());
             match oldest.and_then(|id| self.remove(&id)) {
@@ -244,12 +244,12 @@ impl Inner {
 
     fn list(&self, query: &Query) -> Result<Page, StoreError> {
         let index = match query.states[..] {
-            [state] => self.by_state.get(number(state)).unwrap_or(&self.all),
+            [state] => self.by_state.get(state_number(state)).unwrap_or(&self.all),
             _ => &self.all,
         };
         let limit = query.bounded_limit();
-        let last = last_place(query);
-        let range: (Bound<&Place>, Bound<&Place>) =
+        let last = upper_bound(query);
+        let range: (Bound<&IndexKey>, Bound<&IndexKey>) =
             (Bound::Unbounded, last.as_ref().map_or(Bound::Unbounded, Bound::Excluded));
         let mut page = Page::default();
         for (looked, place) in index.range(range).rev().enumerate() {
@@ -257,14 +257,14 @@ impl Inner {
             if query.since.is_some_and(|since| *submitted < since.as_millis()) {
                 return Ok(page);
             }
-            if page.jobs.len() == limit || looked == SCAN {
-                page.next = page.next.or_else(|| before(index, place));
+            if page.jobs.len() == limit || looked == MAX_SCANNED {
+                page.next = page.next.or_else(|| cursor_before(index, place));
                 return Ok(page);
             }
             let Some(slot) = self.jobs.get(id) else { continue };
-            if fits(query, slot) {
+            if matches_query(query, slot) {
                 let known = slot.read(id)?;
-                page.jobs.push(Known { event: outline(known.event), ..known });
+                page.jobs.push(Known { event: strip_details(known.event), ..known });
             }
         }
         Ok(page)
@@ -272,7 +272,7 @@ impl Inner {
 }
 
 /// The first place that is not wanted any more, from the top.
-fn last_place(query: &Query) -> Option<Place> {
+fn upper_bound(query: &Query) -> Option<IndexKey> {
     let cursor = query.after.as_ref().map(|cursor| {
         let id: Arc<str> = cursor.job_id.as_str().into();
         (cursor.submitted_at.as_millis(), id)
@@ -286,13 +286,13 @@ fn last_place(query: &Query) -> Option<Place> {
 
 /// The place that was looked at before `place`, which is where a page ends that does not hold it
 /// any more.
-fn before(index: &BTreeSet<Place>, place: &Place) -> Option<Cursor> {
+fn cursor_before(index: &BTreeSet<IndexKey>, place: &IndexKey) -> Option<Cursor> {
     let (submitted, job_id) = index.range((Bound::Excluded(place), Bound::Unbounded)).next()?;
     let submitted_at = Timestamp::from_millis_clamped(*submitted);
     Some(Cursor { submitted_at, job_id: job_id.to_string() })
 }
 
-fn fits(query: &Query, slot: &Slot) -> bool {
+fn matches_query(query: &Query, slot: &Slot) -> bool {
     let is = |wanted: &Option<String>, name: &Option<Arc<str>>| {
         wanted.is_none() || wanted.as_deref() == name.as_deref()
     };
@@ -309,7 +309,7 @@ impl Store for MemoryStore {
         let take = |update: &Update| {
             let mut inner = self.inner();
             let verdict = inner.apply(update);
-            inner.bound(&self.retention);
+            inner.enforce_bounds(&self.retention);
             verdict
         };
         let verdicts = batch.updates.iter().map(take).collect();

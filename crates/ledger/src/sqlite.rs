@@ -18,23 +18,23 @@ use crate::{
     query::{Cursor, Page, Query},
     retention::{Forgotten, Retention},
     store::{
-        Batch, Known, LoggedEvent, Overtaken, Positions, STATES, Store, StoreError, Update, number,
-        outline, submitted_at,
+        Batch, Known, LoggedEvent, Overtaken, Positions, STATES, Store, StoreError, Update,
+        state_number, strip_details, submitted_at,
     },
 };
 
 /// The file's name.
-pub const FILE: &str = "ledger.sqlite";
-/// The layout of the file. One of another layout is made anew.
-const LAYOUT: i64 = 2;
+pub const FILE_NAME: &str = "ledger.sqlite";
+/// The version of the file. One of another version is made anew.
+const SCHEMA_VERSION: i64 = 2;
 /// What a job needs beside its event, names and places in indexes included.
 const OVERHEAD: i64 = 650;
 /// The number of the first state that is terminal.
 const FIRST_TERMINAL: usize = 3;
 /// How many jobs are forgotten at once.
-const PORTION: i64 = 1_000;
+const DELETE_BATCH: i64 = 1_000;
 /// How many jobs one page may cost to look at.
-const SCAN: usize = 20_000;
+const MAX_SCANNED: usize = 20_000;
 
 const TABLES: &str = "
     CREATE TABLE IF NOT EXISTS positions (partition INTEGER PRIMARY KEY, next INTEGER NOT NULL);
@@ -86,22 +86,22 @@ impl SqliteStore {
         retention: Retention,
     ) -> Result<Self, StoreError> {
         std::fs::create_dir_all(directory).map_err(StoreError::Directory)?;
-        let database = libsql::Builder::new_local(directory.join(FILE)).build().await?;
+        let database = libsql::Builder::new_local(directory.join(FILE_NAME)).build().await?;
         let writer = database.connect()?;
         writer
             .execute_batch(
                 "PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL; PRAGMA cache_size=-32768;",
             )
             .await?;
-        let layout = first_number(&writer, "PRAGMA user_version").await?;
-        if layout != Some(LAYOUT) {
+        let version = first_number(&writer, "PRAGMA user_version").await?;
+        if version != Some(SCHEMA_VERSION) {
             writer
                 .execute_batch(
                     "DROP TABLE IF EXISTS jobs; DROP TABLE IF EXISTS positions; DROP TABLE IF EXISTS totals;
                      DROP TABLE IF EXISTS topic;",
                 )
                 .await?;
-            writer.execute_batch(&format!("PRAGMA user_version={LAYOUT};")).await?;
+            writer.execute_batch(&format!("PRAGMA user_version={SCHEMA_VERSION};")).await?;
         }
         writer.execute_batch(TABLES).await?;
         writer.execute_batch("CREATE TABLE IF NOT EXISTS topic (name TEXT NOT NULL);").await?;
@@ -129,7 +129,7 @@ impl SqliteStore {
     }
 
     /// Does work that blocks, on a thread for that.
-    async fn work<T, F, W>(&self, work: W) -> Result<T, StoreError>
+    async fn run_blocking<T, F, W>(&self, work: W) -> Result<T, StoreError>
     where
         T: Send + 'static,
         F: Future<Output = Result<T, StoreError>>,
@@ -141,25 +141,25 @@ impl SqliteStore {
         worker.await.map_err(|_| StoreError::Worker)?
     }
 
-    async fn take_up(&self, batch: Batch) -> Result<Vec<Verdict>, StoreError> {
+    async fn apply_batch(&self, batch: Batch) -> Result<Vec<Verdict>, StoreError> {
         let writer = self.inner.writer.lock().await;
         let transaction = writer.transaction().await?;
         let mut totals = Totals::read(&transaction).await?;
         let mut verdicts = Vec::with_capacity(batch.updates.len());
         let positions = read_positions(&transaction).await?;
         for update in &batch.updates {
-            if update.was_taken(&positions) {
+            if update.was_applied(&positions) {
                 verdicts.push(Verdict::Again);
                 continue;
             }
-            verdicts.push(apply(&transaction, update, &mut totals).await?);
+            verdicts.push(apply_update(&transaction, update, &mut totals).await?);
         }
         for (partition, next) in &batch.positions {
             transaction
                 .execute("INSERT OR REPLACE INTO positions VALUES (?1, ?2)", (*partition, *next))
                 .await?;
         }
-        let forgotten = bound(&transaction, &self.retention, &mut totals).await?;
+        let forgotten = enforce_bounds(&transaction, &self.retention, &mut totals).await?;
         totals.write(&transaction).await?;
         transaction.commit().await?;
         *self.inner.evicted.lock().await += forgotten;
@@ -184,16 +184,16 @@ impl SqliteStore {
         Ok(overtaken)
     }
 
-    async fn find(&self, job_id: &str) -> Result<Option<Known>, StoreError> {
+    async fn find_job(&self, job_id: &str) -> Result<Option<Known>, StoreError> {
         let reader = self.inner.reader.lock().await;
         let statement =
             reader.prepare("SELECT partition, offset, event, id FROM jobs WHERE id = ?1").await?;
         let mut rows = statement.query([job_id]).await?;
-        rows.next().await?.map(|row| read(&row)).transpose()
+        rows.next().await?.map(|row| read_job(&row)).transpose()
     }
 
-    async fn page(&self, query: &Query) -> Result<Page, StoreError> {
-        let (sql, values) = sql(query);
+    async fn read_page(&self, query: &Query) -> Result<Page, StoreError> {
+        let (sql, values) = build_list_query(query);
         let limit = query.bounded_limit();
         let reader = self.inner.lister.lock().await;
         let mut rows = reader.query(&sql, params_from_iter(values)).await?;
@@ -201,7 +201,7 @@ impl SqliteStore {
         let mut looked = 0;
         let mut last = None;
         while let Some(row) = rows.next().await? {
-            if page.jobs.len() == limit || looked == SCAN {
+            if page.jobs.len() == limit || looked == MAX_SCANNED {
                 page.next = last;
                 break;
             }
@@ -210,8 +210,8 @@ impl SqliteStore {
             let submitted_at = Timestamp::from_millis_clamped(submitted);
             let owner: Option<String> = row.get(5)?;
             if query.may_see(owner.as_deref()) {
-                let known = read(&row)?;
-                page.jobs.push(Known { event: outline(known.event), ..known });
+                let known = read_job(&row)?;
+                page.jobs.push(Known { event: strip_details(known.event), ..known });
             }
             last = Some(Cursor { submitted_at, job_id });
         }
@@ -223,9 +223,9 @@ impl SqliteStore {
         let transaction = writer.transaction().await?;
         let mut totals = Totals::read(&transaction).await?;
         let which = format!(
-            "SELECT id FROM jobs WHERE state >= {FIRST_TERMINAL} AND time < {oldest} ORDER BY time LIMIT {PORTION}"
+            "SELECT id FROM jobs WHERE state >= {FIRST_TERMINAL} AND time < {oldest} ORDER BY time LIMIT {DELETE_BATCH}"
         );
-        let forgotten = delete(&transaction, &which, &mut totals).await?;
+        let forgotten = delete_jobs(&transaction, &which, &mut totals).await?;
         totals.write(&transaction).await?;
         transaction.commit().await?;
         Ok(forgotten)
@@ -273,7 +273,7 @@ async fn read_positions(connection: &Connection) -> Result<Positions, StoreError
 }
 
 /// Takes up one record.
-async fn apply(
+async fn apply_update(
     connection: &Connection,
     update: &Update,
     totals: &mut Totals,
@@ -312,14 +312,14 @@ async fn apply(
     };
     if verdict == Verdict::State {
         totals.remove(bytes);
-        insert(connection, update, logged, &standing, totals).await?;
+        insert_job(connection, update, logged, &standing, totals).await?;
     } else {
         write_standing(connection, id, &standing).await?;
     }
     Ok(verdict)
 }
 
-async fn insert(
+async fn insert_job(
     connection: &Connection,
     update: &Update,
     logged: &LoggedEvent,
@@ -335,7 +335,7 @@ async fn insert(
         )
         .await?;
     // There are seven states.
-    let state = number(event.state) as i64;
+    let state = state_number(event.state) as i64;
     insert
         .execute(params![
             update.job_id.as_str(),
@@ -378,7 +378,7 @@ fn standing_text(standing: &Standing) -> String {
 }
 
 /// Forgets until the bounds are kept.
-async fn bound(
+async fn enforce_bounds(
     connection: &Connection,
     retention: &Retention,
     totals: &mut Totals,
@@ -388,15 +388,15 @@ async fn bound(
     let mut forgotten = Forgotten::default();
     while totals.jobs > max_jobs || totals.bytes > max_bytes {
         // Exactly as many as there are too many; by their bytes, one after the other.
-        let portion = (totals.jobs - max_jobs).clamp(1, PORTION);
+        let portion = (totals.jobs - max_jobs).clamp(1, DELETE_BATCH);
         let ended = format!(
             "SELECT id FROM jobs WHERE state >= {FIRST_TERMINAL} ORDER BY time, id LIMIT {portion}"
         );
-        let gone = delete(connection, &ended, totals).await?;
+        let gone = delete_jobs(connection, &ended, totals).await?;
         forgotten.ended += gone;
         if gone == 0 {
             let open = format!("SELECT id FROM jobs ORDER BY submitted, id LIMIT {portion}");
-            let gone = delete(connection, &open, totals).await?;
+            let gone = delete_jobs(connection, &open, totals).await?;
             forgotten.open += gone;
             if gone == 0 {
                 break;
@@ -406,7 +406,7 @@ async fn bound(
     Ok(forgotten)
 }
 
-async fn delete(
+async fn delete_jobs(
     connection: &Connection,
     which: &str,
     totals: &mut Totals,
@@ -427,7 +427,7 @@ async fn first_number(connection: &Connection, sql: &str) -> Result<Option<i64>,
     Ok(rows.next().await?.map(|row| row.get(0)).transpose()?)
 }
 
-fn read(row: &Row) -> Result<Known, StoreError> {
+fn read_job(row: &Row) -> Result<Known, StoreError> {
     let bytes: Vec<u8> = row.get(2)?;
     let event: JobEvent = match serde_json::from_slice(&bytes) {
         Ok(event) => event,
@@ -438,7 +438,7 @@ fn read(row: &Row) -> Result<Known, StoreError> {
 
 /// The question to the database. Who may see a job is decided afterwards, in one place for all
 /// stores.
-fn sql(query: &Query) -> (String, Vec<Value>) {
+fn build_list_query(query: &Query) -> (String, Vec<Value>) {
     let mut conditions = vec!["1".to_owned()];
     let mut values: Vec<Value> = Vec::new();
     let mut with = |condition: &str, value: Value| {
@@ -465,13 +465,13 @@ fn sql(query: &Query) -> (String, Vec<Value>) {
     }
     if !query.states.is_empty() {
         let states: Vec<String> =
-            query.states.iter().map(|state| number(*state).to_string()).collect();
+            query.states.iter().map(|state| state_number(*state).to_string()).collect();
         conditions.push(match &states[..] {
             [state] => format!("state = {state}"),
             states => format!("state IN ({})", states.join(",")),
         });
     }
-    let limit = SCAN + 1;
+    let limit = MAX_SCANNED + 1;
     let sql = format!(
         "SELECT partition, offset, event, id, submitted, owner FROM jobs WHERE {} \
          ORDER BY submitted DESC, id DESC LIMIT {limit}",
@@ -483,15 +483,15 @@ fn sql(query: &Query) -> (String, Vec<Value>) {
 #[async_trait]
 impl Store for SqliteStore {
     async fn apply(&self, batch: Batch) -> Result<Vec<Verdict>, StoreError> {
-        self.work(move |store| async move { store.take_up(batch).await }).await
+        self.run_blocking(move |store| async move { store.apply_batch(batch).await }).await
     }
 
     async fn overtaken(&self, limit: usize) -> Result<Vec<Overtaken>, StoreError> {
-        self.work(move |store| async move { store.find_overtaken(limit).await }).await
+        self.run_blocking(move |store| async move { store.find_overtaken(limit).await }).await
     }
 
     async fn positions(&self) -> Result<Positions, StoreError> {
-        self.work(|store| async move {
+        self.run_blocking(|store| async move {
             let reader = store.inner.reader.lock().await;
             read_positions(&reader).await
         })
@@ -499,7 +499,7 @@ impl Store for SqliteStore {
     }
 
     async fn reset(&self) -> Result<(), StoreError> {
-        self.work(|store| async move {
+        self.run_blocking(|store| async move {
             let writer = store.inner.writer.lock().await;
             writer
                 .execute_batch(
@@ -513,16 +513,16 @@ impl Store for SqliteStore {
 
     async fn get(&self, job_id: &str) -> Result<Option<Known>, StoreError> {
         let job_id = job_id.to_owned();
-        self.work(move |store| async move { store.find(&job_id).await }).await
+        self.run_blocking(move |store| async move { store.find_job(&job_id).await }).await
     }
 
     async fn list(&self, query: &Query) -> Result<Page, StoreError> {
         let query = query.clone();
-        self.work(move |store| async move { store.page(&query).await }).await
+        self.run_blocking(move |store| async move { store.read_page(&query).await }).await
     }
 
     async fn counts(&self) -> Result<BTreeMap<&'static str, u64>, StoreError> {
-        self.work(|store| async move {
+        self.run_blocking(|store| async move {
             let reader = store.inner.lister.lock().await;
             let mut rows =
                 reader.query("SELECT state, count(*) FROM jobs GROUP BY state", ()).await?;
@@ -546,8 +546,9 @@ impl Store for SqliteStore {
         let mut forgotten = std::mem::take(&mut *self.inner.evicted.lock().await);
         loop {
             // One portion after the other, so that others come in between.
-            let gone =
-                self.work(move |store| async move { store.forget_ended(oldest).await }).await?;
+            let gone = self
+                .run_blocking(move |store| async move { store.forget_ended(oldest).await })
+                .await?;
             forgotten.ended += gone;
             if gone == 0 {
                 return Ok(forgotten);

@@ -60,7 +60,7 @@ impl Update {
     }
 
     /// Whether the log was read past it already. Before a tombstone it would count once more.
-    pub(crate) fn was_taken(&self, positions: &Positions) -> bool {
+    pub(crate) fn was_applied(&self, positions: &Positions) -> bool {
         positions.get(&self.partition).is_some_and(|next| self.offset < *next)
     }
 
@@ -170,7 +170,7 @@ pub trait Store: Debug + Send + Sync {
 }
 
 /// The event without what a list leaves out.
-pub(crate) fn outline(mut event: JobEvent) -> JobEvent {
+pub(crate) fn strip_details(mut event: JobEvent) -> JobEvent {
     event.result = None;
     if let Some(error) = &mut event.error {
         error.data = None;
@@ -182,7 +182,7 @@ pub(crate) fn outline(mut event: JobEvent) -> JobEvent {
 pub(crate) const STATES: [JobState; 7] = JobState::ALL;
 
 /// A state's number in stores.
-pub(crate) fn number(state: JobState) -> usize {
+pub(crate) fn state_number(state: JobState) -> usize {
     // All states are in the list, so there is no other case.
     STATES.iter().position(|known| *known == state).unwrap_or_default()
 }
