@@ -124,8 +124,8 @@ pub fn router(health: Health, metrics: Metrics, guard: Arc<Guard>) -> Router {
 pub fn probes(health: Health) -> Router {
     let alive = health.clone();
     Router::new()
-        .route("/health", get(async move || answer("alive", alive.alive())))
-        .route("/ready", get(async move || answer("ready", health.ready())))
+        .route("/health", get(async move || probe_response("alive", alive.alive())))
+        .route("/ready", get(async move || probe_response("ready", health.ready())))
 }
 
 /// `GET /metrics`, for the hosts of `guard` and for every address: metrics say which tools are
@@ -139,7 +139,7 @@ pub fn scrape(metrics: Metrics, guard: Arc<Guard>) -> Router {
         .layer(from_fn_with_state(guard, guard::check_scrape))
 }
 
-fn answer(status: &str, state: Result<(), String>) -> impl IntoResponse + use<> {
+fn probe_response(status: &str, state: Result<(), String>) -> impl IntoResponse + use<> {
     let (code, body) = match state {
         Ok(()) => (StatusCode::OK, json!({ "status": status })),
         Err(reason) => (
@@ -164,7 +164,7 @@ pub async fn bind(addr: SocketAddr) -> io::Result<(TcpListener, SocketAddr)> {
 }
 
 /// How long a process may take to say that it is alive.
-const PATIENCE: Duration = Duration::from_secs(3);
+const HEALTH_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// Asks the process that listens at `addr` on this machine whether it is alive: what a container's
 /// health check runs, where there is no curl. An address that means all of the machine's is asked
@@ -175,26 +175,26 @@ const PATIENCE: Duration = Duration::from_secs(3);
 /// What is wrong, in a sentence: nobody listens, nobody answers in time, or the process is not
 /// alive.
 pub fn check_health(addr: SocketAddr) -> io::Result<String> {
-    let (status, body) = ask(addr, "/health")?;
+    let (status, body) = fetch_status(addr, "/health")?;
     if status != "200" {
         let body = if body.is_empty() { "no answer" } else { &body };
         return Err(io::Error::other(format!("not alive: {body}")));
     }
     // Whether the process can work is another matter, and no reason to call it dead.
-    Ok(ask(addr, "/ready").map_or_else(|error| error.to_string(), |(_, body)| body))
+    Ok(fetch_status(addr, "/ready").map_or_else(|error| error.to_string(), |(_, body)| body))
 }
 
 /// Status and last line of an answer.
-fn ask(addr: SocketAddr, path: &str) -> io::Result<(String, String)> {
+fn fetch_status(addr: SocketAddr, path: &str) -> io::Result<(String, String)> {
     let ip = match addr.ip() {
         IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
         IpAddr::V6(ip) if ip.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
         ip => ip,
     };
     let mut stream =
-        std::net::TcpStream::connect_timeout(&SocketAddr::new(ip, addr.port()), PATIENCE)?;
-    stream.set_read_timeout(Some(PATIENCE))?;
-    stream.set_write_timeout(Some(PATIENCE))?;
+        std::net::TcpStream::connect_timeout(&SocketAddr::new(ip, addr.port()), HEALTH_TIMEOUT)?;
+    stream.set_read_timeout(Some(HEALTH_TIMEOUT))?;
+    stream.set_write_timeout(Some(HEALTH_TIMEOUT))?;
     let request = format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
     stream.write_all(request.as_bytes())?;
 

@@ -1,4 +1,4 @@
-//! Named invariants that are checked in production too.
+//! ServiceFormat invariants that are checked in production too.
 //!
 //! An invariant that is only tested holds only where the tests have been. A violation is logged and
 //! counted, and the process goes on: stopping a worker because of a bookkeeping error would turn

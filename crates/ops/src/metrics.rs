@@ -60,7 +60,7 @@ pub const BUILD_INFO: Metric = Metric {
     help: "Always 1: which program this is, and its version.",
 };
 
-const fn process(name: &'static str, kind: Kind, unit: Unit, help: &'static str) -> Metric {
+const fn process_metric(name: &'static str, kind: Kind, unit: Unit, help: &'static str) -> Metric {
     Metric { name, kind, unit, labels: &[], help }
 }
 
@@ -71,44 +71,44 @@ pub const TABLE: &[Metric] = &[
     HTTP_BUSY,
     HTTP_CONNECTIONS,
     BUILD_INFO,
-    process(
+    process_metric(
         "process_cpu_seconds_total",
         Kind::Counter,
         Unit::Seconds,
         "Processor time that the process has used, of user and system together.",
     ),
-    process(
+    process_metric(
         "process_resident_memory_bytes",
         Kind::Gauge,
         Unit::Bytes,
         "Memory that the process holds.",
     ),
-    process(
+    process_metric(
         "process_virtual_memory_bytes",
         Kind::Gauge,
         Unit::Bytes,
         "Address space that the process has reserved.",
     ),
-    process(
+    process_metric(
         "process_virtual_memory_max_bytes",
         Kind::Gauge,
         Unit::Bytes,
         "The most address space that the process may reserve.",
     ),
-    process("process_open_fds", Kind::Gauge, Unit::Count, "Open file descriptors."),
-    process(
+    process_metric("process_open_fds", Kind::Gauge, Unit::Count, "Open file descriptors."),
+    process_metric(
         "process_max_fds",
         Kind::Gauge,
         Unit::Count,
         "The most file descriptors that may be open.",
     ),
-    process(
+    process_metric(
         "process_start_time_seconds",
         Kind::Gauge,
         Unit::Seconds,
         "When the process started, in Unix time.",
     ),
-    process("process_threads", Kind::Gauge, Unit::Count, "Threads of the process."),
+    process_metric("process_threads", Kind::Gauge, Unit::Count, "Threads of the process."),
 ];
 
 /// The declaration of one metric.
@@ -160,7 +160,7 @@ pub fn install() -> Metrics {
     static METRICS: OnceLock<Metrics> = OnceLock::new();
     METRICS
         .get_or_init(|| {
-            let recorder = builder().build_recorder();
+            let recorder = recorder_builder().build_recorder();
             let metrics = Metrics { handle: recorder.handle() };
             if ::metrics::set_global_recorder(recorder).is_err() {
                 tracing::warn!("another metrics recorder is installed: /metrics will be empty");
@@ -168,13 +168,13 @@ pub fn install() -> Metrics {
             // The process's own are described by who reads them.
             metrics.describe(&[INVARIANT_VIOLATIONS, HTTP_BUSY, BUILD_INFO]);
             Collector::default().describe();
-            keep_up(metrics.handle.clone());
+            start_upkeep(metrics.handle.clone());
             metrics
         })
         .clone()
 }
 
-fn builder() -> PrometheusBuilder {
+fn recorder_builder() -> PrometheusBuilder {
     // Both calls fail only for an empty list of bounds, and both lists are constants above.
     let builder = PrometheusBuilder::new().set_buckets(&SECONDS).unwrap_or_default();
     builder.set_buckets_for_metric(Matcher::Suffix("_bytes".to_owned()), &BYTES).unwrap_or_default()
@@ -182,7 +182,7 @@ fn builder() -> PrometheusBuilder {
 
 /// Folds samples into buckets for as long as the process lives. Without it a process that nobody
 /// scrapes would keep every sample.
-fn keep_up(handle: PrometheusHandle) {
+fn start_upkeep(handle: PrometheusHandle) {
     let spawned = std::thread::Builder::new().name("metrics-upkeep".to_owned()).spawn(move || {
         loop {
             std::thread::sleep(UPKEEP);

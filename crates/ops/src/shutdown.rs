@@ -7,7 +7,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
 /// The exit code of a process that was told twice: 128 + SIGINT, as shells report it.
-const TOLD_TWICE: i32 = 130;
+const EXIT_SECOND_SIGNAL: i32 = 130;
 
 /// A token that is cancelled at the first SIGTERM or SIGINT.
 ///
@@ -34,7 +34,7 @@ pub fn signal_token() -> io::Result<CancellationToken> {
         cancelled.cancel();
         tokio::select! { _ = terminate.recv() => {}, _ = interrupt.recv() => {} }
         tracing::warn!("second signal: exiting without finishing the drain");
-        std::process::exit(TOLD_TWICE);
+        std::process::exit(EXIT_SECOND_SIGNAL);
     });
     Ok(token)
 }

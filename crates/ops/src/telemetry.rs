@@ -52,7 +52,7 @@ pub fn init(service: &str) {
                 // What spans say stands at the top of the line, where a log store looks for it.
                 .with_current_span(false)
                 .with_span_list(false)
-                .map_event_format(|inner| Named { service: service.to_owned(), inner })
+                .map_event_format(|inner| ServiceFormat { service: service.to_owned(), inner })
                 .try_init()
         } else {
             builder.with_ansi(std::io::stderr().is_terminal()).try_init()
@@ -103,7 +103,7 @@ fn rmcp_caps(filter: &str, level: LevelFilter) -> String {
 
 /// JSON lines that begin with the name of the service, so that the logs of several binaries can
 /// share one store, and with what the spans around them say: the ids of trace, span and job.
-struct Named {
+struct ServiceFormat {
     service: String,
     inner: Format<Json>,
 }
@@ -125,7 +125,7 @@ where
     fields
 }
 
-impl<S> FormatEvent<S, JsonFields> for Named
+impl<S> FormatEvent<S, JsonFields> for ServiceFormat
 where
     S: Subscriber + for<'lookup> LookupSpan<'lookup>,
     JsonFields: for<'writer> FormatFields<'writer>,

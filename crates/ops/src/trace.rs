@@ -55,9 +55,9 @@ impl Drop for Exporting {
 /// Begins to export spans, where the environment asks for it. A wrong setting is said in the log
 /// and leaves the process without traces: no job waits for a collector.
 pub fn init(service: &'static str, version: &'static str) -> Exporting {
-    match wanted(|name| env::var(name).ok().filter(|value| !value.is_empty())) {
+    match is_export_requested(|name| env::var(name).ok().filter(|value| !value.is_empty())) {
         Ok(false) => Exporting::default(),
-        Ok(true) => export(service, version),
+        Ok(true) => start_export(service, version),
         Err(why) => {
             tracing::warn!("no traces are exported: {why}");
             Exporting::default()
@@ -66,7 +66,7 @@ pub fn init(service: &'static str, version: &'static str) -> Exporting {
 }
 
 /// Whether spans are to be exported (OpenTelemetry Environment Variable Specification).
-fn wanted(variable: impl Fn(&str) -> Option<String>) -> Result<bool, String> {
+fn is_export_requested(variable: impl Fn(&str) -> Option<String>) -> Result<bool, String> {
     if variable("OTEL_SDK_DISABLED").is_some_and(|value| value.eq_ignore_ascii_case("true")) {
         return Ok(false);
     }
@@ -93,7 +93,7 @@ fn wanted(variable: impl Fn(&str) -> Option<String>) -> Result<bool, String> {
     Ok(true)
 }
 
-fn export(service: &'static str, version: &'static str) -> Exporting {
+fn start_export(service: &'static str, version: &'static str) -> Exporting {
     let exporter = match opentelemetry_otlp::SpanExporter::builder().with_http().build() {
         Ok(exporter) => exporter,
         Err(error) => {
@@ -101,9 +101,9 @@ fn export(service: &'static str, version: &'static str) -> Exporting {
             return Exporting::default();
         }
     };
-    let said = |name: &str| env::var(name).unwrap_or_default();
-    let named = !said("OTEL_SERVICE_NAME").is_empty()
-        || said("OTEL_RESOURCE_ATTRIBUTES").contains("service.name=");
+    let variable = |name: &str| env::var(name).unwrap_or_default();
+    let named = !variable("OTEL_SERVICE_NAME").is_empty()
+        || variable("OTEL_RESOURCE_ATTRIBUTES").contains("service.name=");
     let resource = Resource::builder().with_attribute(KeyValue::new("service.version", version));
     let resource = if named { resource } else { resource.with_service_name(service) }.build();
     let provider =
@@ -280,7 +280,7 @@ mod tests {
     #[test]
     fn the_standard_variables_say_whether_and_how() {
         let check = |set: &[(&str, &str)], expected: Result<bool, &str>| {
-            let found = wanted(|name| {
+            let found = is_export_requested(|name| {
                 set.iter().find(|(key, _)| *key == name).map(|(_, value)| (*value).to_owned())
             });
             match (&found, expected) {

@@ -36,11 +36,11 @@ pub fn redact<'a>(name: &str, value: &'a str) -> Cow<'a, str> {
     if !value.contains("://") || !value.contains('@') {
         return Cow::Borrowed(value);
     }
-    let urls: Vec<Cow<'_, str>> = value.split(',').map(without_userinfo).collect();
+    let urls: Vec<Cow<'_, str>> = value.split(',').map(strip_userinfo).collect();
     Cow::Owned(urls.join(","))
 }
 
-fn without_userinfo(url: &str) -> Cow<'_, str> {
+fn strip_userinfo(url: &str) -> Cow<'_, str> {
     let Some((scheme, rest)) = url.split_once("://") else { return Cow::Borrowed(url) };
     let authority = rest.find(['/', '?', '#']).unwrap_or(rest.len());
     match rest[..authority].rfind('@') {

@@ -23,7 +23,7 @@ pub enum UnitError {
 ///
 /// If the text is something else or the number is too large.
 pub fn parse_duration(text: &str) -> Result<Duration, UnitError> {
-    let (number, unit) = split(text).ok_or(UnitError::Duration)?;
+    let (number, unit) = split_unit(text).ok_or(UnitError::Duration)?;
     let millis: u64 = match unit {
         "ms" => 1,
         "s" => 1000,
@@ -44,7 +44,7 @@ pub fn parse_duration(text: &str) -> Result<Duration, UnitError> {
 ///
 /// If the text is something else or the number is too large.
 pub fn parse_bytes(text: &str) -> Result<u64, UnitError> {
-    let (number, unit) = split(text).ok_or(UnitError::Size)?;
+    let (number, unit) = split_unit(text).ok_or(UnitError::Size)?;
     let factor = match unit.to_ascii_lowercase().as_str() {
         "" | "b" => 1,
         "kib" => 1 << 10,
@@ -59,7 +59,7 @@ pub fn parse_bytes(text: &str) -> Result<u64, UnitError> {
 }
 
 /// A leading whole number (`None` inside if it does not fit) and the unit behind it.
-fn split(text: &str) -> Option<(Option<u64>, &str)> {
+fn split_unit(text: &str) -> Option<(Option<u64>, &str)> {
     let text = text.trim();
     let end = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
     let (digits, unit) = text.split_at(end);

@@ -170,7 +170,7 @@ pub async fn check_host(State(guard): State<Arc<Guard>>, request: Request, next:
 
 impl Guard {
     async fn pass(&self, request: Request, next: Next, check: Check) -> Response {
-        if let Some(name) = repeated(request.headers()) {
+        if let Some(name) = repeated_header(request.headers()) {
             tracing::warn!(%name, "refused a request that has this header more than once");
             let problem = format!("Bad request: more than one `{name}` header; send one\n");
             return (StatusCode::BAD_REQUEST, problem).into_response();
@@ -187,7 +187,7 @@ impl Guard {
 
 /// A header that decides whether a request is let in, and that the request has more than once: a
 /// proxy before us may have decided by the other value.
-fn repeated(headers: &HeaderMap) -> Option<HeaderName> {
+fn repeated_header(headers: &HeaderMap) -> Option<HeaderName> {
     [header::HOST, header::ORIGIN].into_iter().find(|name| headers.get_all(name).iter().count() > 1)
 }
 

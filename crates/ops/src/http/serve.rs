@@ -45,7 +45,7 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
 
 /// The bounds of a listener.
 #[derive(Debug, Clone, Copy)]
-struct Limits {
+struct ConnectionLimits {
     /// How many connections may stay open for requests. Others get the answer to a probe, or are
     /// asked to come back.
     connections: usize,
@@ -66,7 +66,7 @@ struct Limits {
 /// The later ones have more time than clients keep idle connections (30 s for the fleet's own, 90 s
 /// for many others): if the server closed them first, a request could be on its way just then, and
 /// would be lost.
-const LIMITS: Limits = Limits {
+const LIMITS: ConnectionLimits = ConnectionLimits {
     connections: 768,
     per_peer: 512,
     waiting: 96,
@@ -106,13 +106,13 @@ pub async fn serve_with_grace(
 }
 
 async fn serve_within(
-    limits: Limits,
+    limits: ConnectionLimits,
     listener: TcpListener,
     router: Router,
     shutdown: CancellationToken,
     grace: Duration,
 ) {
-    let host = Arc::new(Host {
+    let shared = Arc::new(Connections {
         limits,
         router,
         seats: Arc::new(Seats::new(limits.connections, limits.per_peer)),
@@ -124,10 +124,10 @@ async fn serve_within(
         loop {
             match listener.accept().await {
                 Ok((stream, peer)) => {
-                    let (guest, counted) = (host.room.enter(), Counted::new());
-                    let talk = host.clone().converse(stream, peer, guest);
+                    let (guest, counted) = (shared.room.enter(), Counted::new());
+                    let served = shared.clone().serve_connection(stream, peer, guest);
                     connections.spawn(async move {
-                        talk.await;
+                        served.await;
                         drop(counted);
                     });
                 }
@@ -135,7 +135,7 @@ async fn serve_within(
                 Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
                 Err(error) => {
                     tracing::warn!(%error, "can't accept a connection");
-                    host.room.make_room();
+                    shared.room.make_room();
                     tokio::time::sleep(ACCEPT_PAUSE).await;
                 }
             }
@@ -169,35 +169,45 @@ impl Drop for Counted {
 }
 
 /// What all connections of a listener share.
-struct Host {
-    limits: Limits,
+struct Connections {
+    limits: ConnectionLimits,
     router: Router,
     seats: Arc<Seats>,
     room: WaitingRoom,
     shutdown: CancellationToken,
 }
 
-impl Host {
+impl Connections {
     /// Serves one connection to its end.
-    async fn converse(self: Arc<Self>, stream: TcpStream, peer: SocketAddr, guest: Arc<Guest>) {
-        self.talk(stream, peer, &guest).await;
-        self.room.left(&guest);
+    async fn serve_connection(
+        self: Arc<Self>,
+        stream: TcpStream,
+        peer: SocketAddr,
+        guest: Arc<Guest>,
+    ) {
+        self.serve_requests(stream, peer, &guest).await;
+        self.room.remove(&guest);
     }
 
-    async fn talk(self: &Arc<Self>, stream: TcpStream, peer: SocketAddr, guest: &Arc<Guest>) {
+    async fn serve_requests(
+        self: &Arc<Self>,
+        stream: TcpStream,
+        peer: SocketAddr,
+        guest: &Arc<Guest>,
+    ) {
         let seat: Arc<OnceLock<Seat>> = Arc::default();
         let service = service_fn(|request: Request<Incoming>| {
-            if guest.asks()
+            if guest.mark_asked()
                 && let Some(taken) = self.seats.take(peer.ip())
             {
-                self.room.left(guest);
+                self.room.remove(guest);
                 _ = seat.set(taken);
             }
 
             let (router, is_seated) = (self.router.clone(), seat.get().is_some());
             let mut request = request.map(Body::new);
             request.extensions_mut().insert(ConnectInfo(peer));
-            async move { Ok::<_, Infallible>(answer(router, request, is_seated).await) }
+            async move { Ok::<_, Infallible>(respond(router, request, is_seated).await) }
         });
 
         let mut builder = http1::Builder::new();
@@ -213,7 +223,7 @@ impl Host {
                     }
                     return;
                 }
-                () = guest.sent_out() => return,
+                () = guest.evicted() => return,
                 () = &mut first_header, if is_new => {
                     is_new = false;
                     // Without a seat it was to be short.
@@ -236,9 +246,9 @@ impl Host {
 
 /// The answer to a request. Who has no seat gets the answer to a probe and nothing else, and has to
 /// leave.
-async fn answer(router: Router, request: Request<Body>, is_seated: bool) -> Response {
+async fn respond(router: Router, request: Request<Body>, is_seated: bool) -> Response {
     if !is_seated && !PROBES.contains(&request.uri().path()) {
-        return busy();
+        return busy_response();
     }
 
     let mut response = router.oneshot(request).await.unwrap_or_else(|never| match never {});
@@ -248,7 +258,7 @@ async fn answer(router: Router, request: Request<Body>, is_seated: bool) -> Resp
     response
 }
 
-fn busy() -> Response {
+fn busy_response() -> Response {
     ::metrics::counter!(HTTP_BUSY.name).increment(1);
     let headers = [(header::RETRY_AFTER, "1"), (header::CONNECTION, "close")];
     (StatusCode::SERVICE_UNAVAILABLE, headers, "too many connections\n").into_response()
@@ -268,7 +278,7 @@ mod tests {
     /// Enough for a request on a busy machine.
     const MODEST: Duration = Duration::from_millis(500);
 
-    async fn start(limits: Limits) -> (SocketAddr, JoinHandle<()>) {
+    async fn start(limits: ConnectionLimits) -> (SocketAddr, JoinHandle<()>) {
         let (listener, addr) = bind(SocketAddr::from(([127, 0, 0, 1], 0))).await.unwrap();
         let router = Router::new()
             .route("/health", get(async || "fine"))
@@ -283,7 +293,7 @@ mod tests {
     }
 
     /// What comes until the server closes the connection.
-    async fn until_closed(client: &mut TcpStream) -> String {
+    async fn read_until_closed(client: &mut TcpStream) -> String {
         let mut answer = Vec::new();
         // A reset is a close too.
         _ = tokio::time::timeout(PATIENCE, client.read_to_end(&mut answer))
@@ -292,7 +302,7 @@ mod tests {
         String::from_utf8(answer).unwrap()
     }
 
-    async fn until(client: &mut TcpStream, expected: &str) {
+    async fn read_until(client: &mut TcpStream, expected: &str) {
         let mut answer = Vec::new();
         while !String::from_utf8_lossy(&answer).contains(expected) {
             let mut chunk = [0; 1024];
@@ -312,31 +322,31 @@ mod tests {
 
     #[tokio::test]
     async fn slow_headers_end_a_connection() {
-        let (addr, ..) = start(Limits { first_header: SHORT, ..LIMITS }).await;
+        let (addr, ..) = start(ConnectionLimits { first_header: SHORT, ..LIMITS }).await;
         for text in ["", "GET / HT", "GET / HTTP/1.1\r\nhost: x\r\nslow: "] {
             let mut client = TcpStream::connect(addr).await.unwrap();
             send(&mut client, text).await;
-            assert_eq!(until_closed(&mut client).await, "", "{text:?}");
+            assert_eq!(read_until_closed(&mut client).await, "", "{text:?}");
         }
     }
 
     #[tokio::test]
     async fn who_has_asked_once_has_more_time() {
-        let (addr, ..) = start(Limits { first_header: MODEST, ..LIMITS }).await;
+        let (addr, ..) = start(ConnectionLimits { first_header: MODEST, ..LIMITS }).await;
         let mut client = TcpStream::connect(addr).await.unwrap();
         for _ in 0..2 {
             send(&mut client, WORK).await;
-            until(&mut client, "done").await;
+            read_until(&mut client, "done").await;
             // The bound of a first header passes, and nothing is to happen: there is no condition
             // to wait for.
             tokio::time::sleep(MODEST + SHORT).await;
         }
-        let (addr, ..) = start(Limits { next_header: MODEST, ..LIMITS }).await;
+        let (addr, ..) = start(ConnectionLimits { next_header: MODEST, ..LIMITS }).await;
         let mut client = TcpStream::connect(addr).await.unwrap();
         send(&mut client, WORK).await;
-        until(&mut client, "done").await;
+        read_until(&mut client, "done").await;
         send(&mut client, "GET /work HTTP/1.1\r\nslow: ").await;
-        until_closed(&mut client).await;
+        read_until_closed(&mut client).await;
     }
 
     const HEALTH: &str = "GET /health HTTP/1.1\r\nhost: x\r\n\r\n";
@@ -345,33 +355,33 @@ mod tests {
     async fn seated(addr: SocketAddr) -> TcpStream {
         let mut client = TcpStream::connect(addr).await.unwrap();
         send(&mut client, WORK).await;
-        until(&mut client, "done").await;
+        read_until(&mut client, "done").await;
         client
     }
 
     #[tokio::test]
     async fn there_are_only_so_many_connections() {
-        let (addr, ..) = start(Limits { connections: 1, ..LIMITS }).await;
+        let (addr, ..) = start(ConnectionLimits { connections: 1, ..LIMITS }).await;
         let mut first = seated(addr).await;
         let mut second = TcpStream::connect(addr).await.unwrap();
         send(&mut second, WORK).await;
-        let answer = until_closed(&mut second).await;
+        let answer = read_until_closed(&mut second).await;
         assert!(
             answer.starts_with("HTTP/1.1 503") && answer.contains("retry-after: 1"),
             "{answer}"
         );
         let mut third = TcpStream::connect(addr).await.unwrap();
         send(&mut third, HEALTH).await;
-        let answer = until_closed(&mut third).await;
+        let answer = read_until_closed(&mut third).await;
         assert!(answer.starts_with("HTTP/1.1 200") && answer.contains("fine"), "{answer}");
         send(&mut first, WORK).await;
-        until(&mut first, "done").await;
+        read_until(&mut first, "done").await;
         drop(first);
         let deadline = tokio::time::Instant::now() + PATIENCE;
         loop {
             let mut client = TcpStream::connect(addr).await.unwrap();
             send(&mut client, "GET /work HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").await;
-            if until_closed(&mut client).await.contains("done") {
+            if read_until_closed(&mut client).await.contains("done") {
                 break;
             }
             assert!(tokio::time::Instant::now() < deadline, "the seat is not free again");
@@ -380,8 +390,9 @@ mod tests {
 
     #[tokio::test]
     async fn silent_connections_keep_nobody_out() {
-        let patient = Limits { first_header: 10 * PATIENCE, next_header: 10 * PATIENCE, ..LIMITS };
-        let (addr, ..) = start(Limits { connections: 4, waiting: 3, ..patient }).await;
+        let patient =
+            ConnectionLimits { first_header: 10 * PATIENCE, next_header: 10 * PATIENCE, ..LIMITS };
+        let (addr, ..) = start(ConnectionLimits { connections: 4, waiting: 3, ..patient }).await;
         let mut silent = Vec::new();
         for n in 0..30 {
             let mut client = TcpStream::connect(addr).await.unwrap();
@@ -391,9 +402,9 @@ mod tests {
         for request in [HEALTH, WORK] {
             let mut client = TcpStream::connect(addr).await.unwrap();
             send(&mut client, request).await;
-            until(&mut client, "HTTP/1.1 200").await;
+            read_until(&mut client, "HTTP/1.1 200").await;
         }
-        assert_eq!(until_closed(&mut silent[0]).await, "");
+        assert_eq!(read_until_closed(&mut silent[0]).await, "");
     }
 
     #[tokio::test]
@@ -424,17 +435,17 @@ mod tests {
 
     #[tokio::test]
     async fn one_address_does_not_take_all_seats() {
-        let (addr, ..) = start(Limits { connections: 2, per_peer: 1, ..LIMITS }).await;
+        let (addr, ..) = start(ConnectionLimits { connections: 2, per_peer: 1, ..LIMITS }).await;
         let _first = seated(addr).await;
         let mut second = TcpStream::connect(addr).await.unwrap();
         send(&mut second, WORK).await;
-        assert!(until_closed(&mut second).await.starts_with("HTTP/1.1 503"));
+        assert!(read_until_closed(&mut second).await.starts_with("HTTP/1.1 503"));
 
         let socket = tokio::net::TcpSocket::new_v4().unwrap();
         socket.bind(SocketAddr::from(([127, 0, 0, 2], 0))).unwrap();
         let mut other = socket.connect(addr).await.unwrap();
         send(&mut other, WORK).await;
-        until(&mut other, "done").await;
+        read_until(&mut other, "done").await;
     }
 
     #[tokio::test]
@@ -465,13 +476,13 @@ mod tests {
         let mut silent = TcpStream::connect(addr).await.unwrap();
         let mut idle = TcpStream::connect(addr).await.unwrap();
         send(&mut idle, WORK).await;
-        until(&mut idle, "done").await;
+        read_until(&mut idle, "done").await;
         stop.cancel();
         tokio::time::timeout(PATIENCE, server)
             .await
             .expect("it waits for the grace period")
             .unwrap();
-        assert_eq!(until_closed(&mut silent).await, "");
-        assert_eq!(until_closed(&mut idle).await, "");
+        assert_eq!(read_until_closed(&mut silent).await, "");
+        assert_eq!(read_until_closed(&mut idle).await, "");
     }
 }

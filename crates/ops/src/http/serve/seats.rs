@@ -42,7 +42,7 @@ impl Seats {
 
     /// A seat for a peer, if there is one.
     pub(super) fn take(self: &Arc<Self>, peer: IpAddr) -> Option<Seat> {
-        let peer = network(peer);
+        let peer = peer_network(peer);
         let mut taken = lock(&self.taken);
         let all: usize = taken.values().sum();
         let own = taken.get(&peer).copied().unwrap_or_default();
@@ -75,7 +75,7 @@ impl Drop for Seat {
 
 /// What counts as one peer: an IPv4 address, or the network of an IPv6 address, whose host part
 /// anybody may choose.
-fn network(peer: IpAddr) -> IpAddr {
+fn peer_network(peer: IpAddr) -> IpAddr {
     match peer.to_canonical() {
         IpAddr::V6(address) => Ipv6Addr::from_bits(address.to_bits() & (u128::MAX << 64)).into(),
         address @ IpAddr::V4(_) => address,
@@ -106,7 +106,7 @@ impl WaitingRoom {
         let guest = Arc::<Guest>::default();
         let mut guests = lock(&self.guests);
         if guests.len() >= self.places {
-            send_one_out(&mut guests);
+            evict_one(&mut guests);
         }
         guests.push_back(guest.clone());
         guest
@@ -114,18 +114,18 @@ impl WaitingRoom {
 
     /// Sends one connection out, because something else needs its descriptor.
     pub(super) fn make_room(&self) {
-        send_one_out(&mut lock(&self.guests));
+        evict_one(&mut lock(&self.guests));
     }
 
     /// A connection has left, or has got a seat.
-    pub(super) fn left(&self, guest: &Arc<Guest>) {
+    pub(super) fn remove(&self, guest: &Arc<Guest>) {
         lock(&self.guests).retain(|other| !Arc::ptr_eq(other, guest));
     }
 }
 
 impl Guest {
     /// Notes that its first request has come. Says whether it is the first.
-    pub(super) fn asks(&self) -> bool {
+    pub(super) fn mark_asked(&self) -> bool {
         !self.asked.swap(true, Ordering::Relaxed)
     }
 
@@ -134,13 +134,13 @@ impl Guest {
     }
 
     /// Waits until this connection has to go.
-    pub(super) async fn sent_out(&self) {
+    pub(super) async fn evicted(&self) {
         self.leave.cancelled().await;
     }
 }
 
 /// The oldest that has said nothing; if all have, the oldest.
-fn send_one_out(guests: &mut VecDeque<Arc<Guest>>) {
+fn evict_one(guests: &mut VecDeque<Arc<Guest>>) {
     let silent = guests.iter().position(|guest| !guest.has_asked()).unwrap_or(0);
     if let Some(guest) = guests.remove(silent) {
         guest.leave.cancel();
@@ -173,14 +173,14 @@ mod tests {
     fn the_oldest_silent_connection_goes_first() {
         let room = WaitingRoom::new(2);
         let (asking, silent) = (room.enter(), room.enter());
-        assert!(asking.asks() && !asking.asks());
+        assert!(asking.mark_asked() && !asking.mark_asked());
         let third = room.enter();
         assert!(
             silent.leave.is_cancelled()
                 && !asking.leave.is_cancelled()
                 && !third.leave.is_cancelled()
         );
-        third.asks();
+        third.mark_asked();
         room.enter();
         assert!(asking.leave.is_cancelled(), "if all have asked, the oldest goes");
     }
