@@ -1,9 +1,9 @@
-//! The ledger: what has become of every job.
+//! The ledger: the state of every job as one server knows it.
 //!
-//! It is a projection of the events topic and nothing else. A [`Store`] takes up records in the
-//! order of the log, keeps the event that is the state of each job by the rule of
-//! [`fleet_job::state`], remembers how far it has come, and forgets what is old. It is told the
-//! time, and does not know Kafka; what reads the topic stands elsewhere.
+//! The ledger is a projection of the events topic and nothing else. A [`Store`] applies records in
+//! log order, keeps the event that is each job's state by the rule of [`fleet_job::state`],
+//! remembers its position in the log, and forgets old jobs. Callers pass in the time. The store
+//! knows nothing about Kafka; the code that reads the topic is elsewhere.
 
 pub mod memory;
 pub mod query;

@@ -1,5 +1,5 @@
-//! A ledger in memory: bounded, indexed for what is asked, and read again from the topic after a
-//! restart.
+//! A ledger in memory: bounded, indexed for the supported queries, and rebuilt from the topic after
+//! a restart.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, HashSet},
@@ -24,16 +24,17 @@ use crate::{
     },
 };
 
-/// How many jobs one page may cost to look at.
+/// The most jobs that one page may examine.
 const MAX_SCANNED: usize = 20_000;
-/// What a job needs beside its event: names, places in indexes. Measured with a million jobs.
+/// The bytes that a job needs besides its event, for names and index entries. Measured with a
+/// million jobs.
 const OVERHEAD: u64 = 660;
 
 /// A ledger in memory.
 #[derive(Debug)]
 pub struct MemoryStore {
     retention: Retention,
-    // Held for microseconds at a time: a batch is taken up record by record.
+    // Held for microseconds at a time, since a batch is applied record by record.
     inner: Mutex<Inner>,
 }
 
@@ -42,15 +43,15 @@ struct Inner {
     jobs: HashMap<Arc<str>, Slot>,
     positions: Positions,
     bytes: u64,
-    /// By the time of submission.
+    /// Indexed by submission time.
     all: BTreeSet<IndexKey>,
     by_state: [BTreeSet<IndexKey>; STATES.len()],
-    /// Those that have ended, by the time of their end.
+    /// Jobs in a terminal state, indexed by the time they ended.
     ended: BTreeSet<IndexKey>,
-    /// Those whose end something else stands behind.
+    /// Jobs whose terminal event has been overtaken in the log.
     overtaken: BTreeSet<Arc<str>>,
     names: Names,
-    /// What had to go for want of room, since somebody asked.
+    /// Jobs evicted for lack of space since the last report.
     evicted: Forgotten,
 }
 
@@ -86,7 +87,7 @@ impl Slot {
     }
 }
 
-/// Names that many jobs share, kept once.
+/// Interns names that many jobs share.
 #[derive(Debug, Default)]
 struct Names(HashSet<Arc<str>>);
 
@@ -102,7 +103,7 @@ impl Names {
     }
 
     fn release(&mut self, name: Option<Arc<str>>) {
-        // One is held by the set and one by the caller.
+        // The set holds one reference and the caller the other.
         if let Some(name) = name
             && Arc::strong_count(&name) == 2
         {
@@ -112,18 +113,18 @@ impl Names {
 }
 
 impl MemoryStore {
-    /// An empty ledger that keeps as much as `retention` says.
+    /// Creates an empty ledger bounded by `retention`.
     pub fn new(retention: Retention) -> Self {
         Self { retention, inner: Mutex::default() }
     }
 
     fn inner(&self) -> MutexGuard<'_, Inner> {
-        // What is done under the lock does not panic; if it did, the log would be read again after
-        // a restart.
+        // The lock is held only around code that does not panic. If it did, a restart would read
+        // the log again.
         self.inner.lock()
     }
 
-    /// How many bytes the jobs take, by the store's own reckoning.
+    /// Returns how many bytes the jobs occupy, by the store's own estimate.
     pub fn bytes(&self) -> u64 {
         self.inner().bytes
     }
@@ -134,7 +135,8 @@ impl Inner {
         if update.was_applied(&self.positions) {
             return Verdict::Again;
         }
-        // The index shares the key, so it is kept where there is one.
+
+        // The index shares its key with the map, so reuse an existing one.
         let known = self.jobs.get_key_value(update.job_id.as_str());
         let known = known.filter(|(_, slot)| slot.partition == update.partition);
         let known = known.map(|(id, slot)| (id.clone(), slot.standing.clone()));
@@ -149,6 +151,7 @@ impl Inner {
             self.insert(job_id, update.partition, Standing::new(&entry), logged);
             return Verdict::State;
         };
+
         let verdict = standing.take(&entry);
         if verdict == Verdict::State {
             self.remove(&job_id);
@@ -164,7 +167,7 @@ impl Inner {
         verdict
     }
 
-    /// Forgets the job, unless the tombstone stands before what is known of it.
+    /// Removes the job, unless the tombstone is older than the job's newest known record.
     fn apply_tombstone(&mut self, update: &Update, known: Option<(Arc<str>, Standing)>) -> Verdict {
         let newer = known.filter(|(_, standing)| standing.seen() >= update.offset);
         if let Some((job_id, _)) = newer {
@@ -173,6 +176,7 @@ impl Inner {
             }
             return Verdict::Stale;
         }
+
         self.remove(&update.job_id.as_str().into());
         Verdict::State
     }
@@ -192,13 +196,14 @@ impl Inner {
             standing,
             submitted: submitted_at(event).as_millis(),
             time: event.time.as_millis(),
-            // There are seven of them.
+            // There are seven states.
             state: state as u8,
             job_type: self.names.intern(event.job_type.as_deref()),
             tool: self.names.intern(event.tool.as_deref()),
             tenant: self.names.intern(event.tenant.as_deref()),
             owner: self.names.intern(event.owner.as_deref()),
         };
+
         self.bytes += slot.size();
         self.all.insert((slot.submitted, job_id.clone()));
         if let Some(index) = self.by_state.get_mut(state) {
@@ -210,27 +215,32 @@ impl Inner {
         if slot.standing.is_overtaken() {
             self.overtaken.insert(job_id.clone());
         }
+
         self.jobs.insert(job_id, slot);
     }
 
     fn remove(&mut self, job_id: &Arc<str>) -> Option<bool> {
         let slot = self.jobs.remove(job_id)?;
+
         let (was_terminal, size) = (slot.is_terminal(), slot.size());
-        let place = (slot.submitted, job_id.clone());
-        self.all.remove(&place);
+
+        let key = (slot.submitted, job_id.clone());
+        self.all.remove(&key);
         if let Some(index) = self.by_state.get_mut(usize::from(slot.state)) {
-            index.remove(&place);
+            index.remove(&key);
         }
         self.overtaken.remove(job_id);
-        self.ended.remove(&(slot.time, place.1));
+        self.ended.remove(&(slot.time, key.1));
         self.bytes = self.bytes.saturating_sub(size);
+
         for name in [slot.job_type, slot.tool, slot.tenant, slot.owner] {
             self.names.release(name);
         }
+
         Some(was_terminal)
     }
 
-    /// Forgets until the bounds are kept.
+    /// Evicts jobs until the store is within its bounds, ended jobs first.
     fn enforce_bounds(&mut self, retention: &Retention) {
         while self.jobs.len() > retention.max_jobs || self.bytes > retention.max_bytes {
             let oldest = self.ended.first().or_else(|| self.all.first()).map(|(_, id)| id.clone());
@@ -247,18 +257,20 @@ impl Inner {
             [state] => self.by_state.get(state_number(state)).unwrap_or(&self.all),
             _ => &self.all,
         };
+
         let limit = query.bounded_limit();
         let last = upper_bound(query);
         let range: (Bound<&IndexKey>, Bound<&IndexKey>) =
             (Bound::Unbounded, last.as_ref().map_or(Bound::Unbounded, Bound::Excluded));
+
         let mut page = Page::default();
-        for (looked, place) in index.range(range).rev().enumerate() {
-            let (submitted, id) = place;
+        for (examined, key) in index.range(range).rev().enumerate() {
+            let (submitted, id) = key;
             if query.since.is_some_and(|since| *submitted < since.as_millis()) {
                 return Ok(page);
             }
-            if page.jobs.len() == limit || looked == MAX_SCANNED {
-                page.next = page.next.or_else(|| cursor_before(index, place));
+            if page.jobs.len() == limit || examined == MAX_SCANNED {
+                page.next = page.next.or_else(|| cursor_before(index, key));
                 return Ok(page);
             }
             let Some(slot) = self.jobs.get(id) else { continue };
@@ -271,12 +283,13 @@ impl Inner {
     }
 }
 
-/// The first place that is not wanted any more, from the top.
+/// Returns the exclusive upper bound of a query's index range.
 fn upper_bound(query: &Query) -> Option<IndexKey> {
     let cursor = query.after.as_ref().map(|cursor| {
         let id: Arc<str> = cursor.job_id.as_str().into();
         (cursor.submitted_at.as_millis(), id)
     });
+
     let until = query.until.map(|until| (until.as_millis(), Arc::from("")));
     match (cursor, until) {
         (Some(cursor), Some(until)) => Some(cursor.min(until)),
@@ -284,10 +297,10 @@ fn upper_bound(query: &Query) -> Option<IndexKey> {
     }
 }
 
-/// The place that was looked at before `place`, which is where a page ends that does not hold it
-/// any more.
-fn cursor_before(index: &BTreeSet<IndexKey>, place: &IndexKey) -> Option<Cursor> {
-    let (submitted, job_id) = index.range((Bound::Excluded(place), Bound::Unbounded)).next()?;
+/// Returns the cursor for the entry that was examined just before `key`, where a page ends that
+/// does not include `key`.
+fn cursor_before(index: &BTreeSet<IndexKey>, key: &IndexKey) -> Option<Cursor> {
+    let (submitted, job_id) = index.range((Bound::Excluded(key), Bound::Unbounded)).next()?;
     let submitted_at = Timestamp::from_millis_clamped(*submitted);
     Some(Cursor { submitted_at, job_id: job_id.to_string() })
 }
@@ -319,6 +332,7 @@ impl Store for MemoryStore {
 
     async fn overtaken(&self, limit: usize) -> Result<Vec<Overtaken>, StoreError> {
         let inner = self.inner();
+
         let slots =
             inner.overtaken.iter().filter_map(|id| inner.jobs.get_key_value(id)).take(limit);
         let overtaken = slots.map(|(job_id, slot)| Overtaken {
@@ -358,7 +372,7 @@ impl Store for MemoryStore {
         let oldest = now.as_millis().saturating_sub(age);
         let mut forgotten = std::mem::take(&mut self.inner().evicted);
         loop {
-            // Let go in between: there can be many.
+            // Release the lock between jobs, since there can be many.
             let mut inner = self.inner();
             let Some(id) =
                 inner.ended.first().filter(|(time, _)| *time < oldest).map(|(_, id)| id.clone())

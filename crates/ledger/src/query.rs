@@ -1,4 +1,4 @@
-//! Asking for many jobs: filters, pages, and where a page goes on.
+//! Listing jobs: filters, pages, and cursors.
 
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use fleet_job::{envelope::MAX_ID_BYTES, event::JobState, time::Timestamp};
@@ -8,57 +8,58 @@ use crate::store::Known;
 /// The most jobs on one page.
 pub const MAX_LIMIT: usize = 500;
 
-/// Which jobs are wanted. All conditions must hold; an absent one always does.
+/// Filters for a list of jobs. All conditions must hold; an absent condition always holds.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Query {
-    /// In one of these states; in any where there is none.
+    /// Only jobs in one of these states; all states if empty.
     pub states: Vec<JobState>,
-    /// Of this type.
+    /// Only jobs of this type.
     pub job_type: Option<String>,
-    /// That call this tool.
+    /// Only jobs that call this tool.
     pub tool: Option<String>,
-    /// Of this tenant.
+    /// Only jobs of this tenant.
     pub tenant: Option<String>,
-    /// Submitted at this time or later.
+    /// Only jobs submitted at this time or later.
     pub since: Option<Timestamp>,
-    /// Submitted before this time.
+    /// Only jobs submitted before this time.
     pub until: Option<Timestamp>,
-    /// Who asks. Jobs that have an owner are for that owner alone.
+    /// The owner on whose behalf the query is made. A job that has an owner is visible to that
+    /// owner alone.
     pub asker: Option<String>,
-    /// The most jobs to list, 1 to [`MAX_LIMIT`].
+    /// The maximum number of jobs on the page, from 1 to [`MAX_LIMIT`].
     pub limit: usize,
-    /// Where the page before ended.
+    /// The cursor at which the previous page ended.
     pub after: Option<Cursor>,
 }
 
 impl Query {
-    /// Whether the state is wanted.
+    /// Returns whether jobs in this state match.
     pub fn wants_state(&self, state: JobState) -> bool {
         self.states.is_empty() || self.states.contains(&state)
     }
 
-    /// Whether whoever asks may see a job of this owner.
+    /// Returns whether the asker may see a job of this owner.
     pub fn may_see(&self, owner: Option<&str>) -> bool {
         owner.is_none_or(|owner| self.asker.as_deref() == Some(owner))
     }
 
-    /// The most jobs to list, within its bounds.
+    /// Returns the limit, clamped to its valid range.
     pub(crate) fn bounded_limit(&self) -> usize {
         self.limit.clamp(1, MAX_LIMIT)
     }
 }
 
-/// A place in the list of jobs, the newest first. Opaque to callers.
+/// A position in the list of jobs, newest first. Opaque to callers.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Cursor {
-    /// When the last job of the page was submitted.
+    /// The submission time of the page's last job.
     pub submitted_at: Timestamp,
-    /// Its id.
+    /// The id of the page's last job.
     pub job_id: String,
 }
 
 impl Cursor {
-    /// Reads what [`Display`](std::fmt::Display) writes.
+    /// Parses the output of [`Display`](std::fmt::Display).
     pub fn parse(text: &str) -> Option<Self> {
         let bytes = URL_SAFE_NO_PAD.decode(text).ok()?;
         let (time, job_id) = bytes.split_first_chunk::<8>()?;
@@ -76,13 +77,13 @@ impl std::fmt::Display for Cursor {
     }
 }
 
-/// Some jobs, the newest first.
+/// One page of a list of jobs, newest first.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Page {
-    /// The jobs. There can be fewer than were asked for, even none, and more to come: a store
-    /// bounds how many it looks at.
+    /// The jobs. There can be fewer than the limit, or none, although more pages follow: a store
+    /// bounds how many jobs it examines.
     pub jobs: Vec<Known>,
-    /// Where the next page begins; absent after the last one.
+    /// The cursor of the next page; `None` on the last page.
     pub next: Option<Cursor>,
 }
 

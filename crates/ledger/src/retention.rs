@@ -1,16 +1,16 @@
-//! What a store may forget.
+//! How much a store keeps.
 
 use std::time::Duration;
 
-/// How much is kept. What has ended goes first, the oldest end before others; a job that has not
-/// ended goes only where there is no other way to keep within the bounds.
+/// How much a store keeps. Ended jobs are forgotten first, in the order in which they ended. A job
+/// that has not ended is forgotten only if the store cannot stay within its bounds otherwise.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Retention {
-    /// A job that ended longer ago is forgotten.
+    /// The age beyond which an ended job is forgotten.
     pub max_age: Duration,
-    /// The most jobs.
+    /// The maximum number of jobs.
     pub max_jobs: usize,
-    /// The most bytes of their newest events, with what the store needs beside them.
+    /// The maximum size in bytes of all newest events, including the store's overhead for each job.
     pub max_bytes: u64,
 }
 
@@ -20,12 +20,12 @@ impl Default for Retention {
     }
 }
 
-/// What was forgotten, and how much of it had not ended.
+/// How many jobs were forgotten.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Forgotten {
     /// Jobs that had ended.
     pub ended: u64,
-    /// Jobs that had not.
+    /// Jobs that had not ended.
     pub open: u64,
 }
 

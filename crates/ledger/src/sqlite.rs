@@ -1,7 +1,7 @@
-//! A ledger in an SQLite file: it survives a restart, and goes on reading where it had stopped.
+//! A ledger in an SQLite file, which survives a restart and resumes reading where it stopped.
 //!
-//! The file can be deleted at any time: everything in it can be read again from the topic. So it is
-//! kept consistent, and a write need not be on the disk when it is done.
+//! The file can be deleted at any time, because the topic still holds everything in it. Writes are
+//! therefore consistent but need not be durable when they return.
 
 use std::{collections::BTreeMap, path::Path, sync::Arc};
 
@@ -23,17 +23,17 @@ use crate::{
     },
 };
 
-/// The file's name.
+/// The name of the ledger file.
 pub const FILE_NAME: &str = "ledger.sqlite";
-/// The version of the file. One of another version is made anew.
+/// The version of the file's schema. A file with another version is recreated.
 const SCHEMA_VERSION: i64 = 2;
-/// What a job needs beside its event, names and places in indexes included.
+/// The bytes that a job needs besides its event, for names and index entries.
 const OVERHEAD: i64 = 650;
-/// The number of the first state that is terminal.
+/// The number of the first terminal state.
 const FIRST_TERMINAL: usize = 3;
-/// How many jobs are forgotten at once.
+/// How many jobs to delete in one transaction.
 const DELETE_BATCH: i64 = 1_000;
-/// How many jobs one page may cost to look at.
+/// The most jobs that one page may examine.
 const MAX_SCANNED: usize = 20_000;
 
 const TABLES: &str = "
@@ -52,7 +52,7 @@ const TABLES: &str = "
     CREATE INDEX IF NOT EXISTS by_end ON jobs (time) WHERE state >= 3;
     CREATE INDEX IF NOT EXISTS by_overtaken ON jobs (id) WHERE overtaken = 1;";
 
-/// A ledger in a file.
+/// A ledger in an SQLite file.
 #[derive(Clone)]
 pub struct SqliteStore {
     retention: Retention,
@@ -62,9 +62,9 @@ pub struct SqliteStore {
 struct Inner {
     writer: Mutex<Connection>,
     reader: Mutex<Connection>,
-    /// Lists and counts can take long; nobody who asks for one job should wait for them.
+    /// Lists and counts can be slow; requests for a single job should not wait for them.
     lister: Mutex<Connection>,
-    /// What had to go for want of room, since somebody asked.
+    /// Jobs evicted for lack of space since the last report.
     evicted: Mutex<Forgotten>,
 }
 
@@ -75,11 +75,11 @@ impl std::fmt::Debug for SqliteStore {
 }
 
 impl SqliteStore {
-    /// Opens the ledger in `directory`, or makes one. `topic` names what it is a projection of; a
-    /// file that holds something else is emptied.
+    /// Opens the ledger in `directory`, or creates one. `topic` identifies the events topic; a file
+    /// that belongs to another topic is emptied.
     ///
     /// # Errors
-    /// Where the directory or the file can't be used.
+    /// Returns an error if the directory or the file cannot be used.
     pub async fn open(
         directory: &Path,
         topic: &str,
@@ -87,12 +87,14 @@ impl SqliteStore {
     ) -> Result<Self, StoreError> {
         std::fs::create_dir_all(directory).map_err(StoreError::Directory)?;
         let database = libsql::Builder::new_local(directory.join(FILE_NAME)).build().await?;
+
         let writer = database.connect()?;
         writer
             .execute_batch(
                 "PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL; PRAGMA cache_size=-32768;",
             )
             .await?;
+
         let version = first_number(&writer, "PRAGMA user_version").await?;
         if version != Some(SCHEMA_VERSION) {
             writer
@@ -103,15 +105,18 @@ impl SqliteStore {
                 .await?;
             writer.execute_batch(&format!("PRAGMA user_version={SCHEMA_VERSION};")).await?;
         }
+
         writer.execute_batch(TABLES).await?;
         writer.execute_batch("CREATE TABLE IF NOT EXISTS topic (name TEXT NOT NULL);").await?;
         let mut rows = writer.query("SELECT name FROM topic", ()).await?;
         let known: Option<String> = rows.next().await?.map(|row| row.get(0)).transpose()?;
         drop(rows);
+
         let reader = database.connect()?;
         reader.execute_batch("PRAGMA query_only=1; PRAGMA cache_size=-32768;").await?;
         let lister = database.connect()?;
         lister.execute_batch("PRAGMA query_only=1; PRAGMA cache_size=-8192;").await?;
+
         let inner = Inner {
             writer: Mutex::new(writer),
             reader: Mutex::new(reader),
@@ -119,6 +124,7 @@ impl SqliteStore {
             evicted: Mutex::default(),
         };
         let store = Self { retention, inner: Arc::new(inner) };
+
         if known.as_deref() != Some(topic) {
             store.reset().await?;
             let writer = store.inner.writer.lock().await;
@@ -128,7 +134,7 @@ impl SqliteStore {
         Ok(store)
     }
 
-    /// Does work that blocks, on a thread for that.
+    /// Runs blocking work on a thread of the blocking pool.
     async fn run_blocking<T, F, W>(&self, work: W) -> Result<T, StoreError>
     where
         T: Send + 'static,
@@ -136,6 +142,7 @@ impl SqliteStore {
         W: FnOnce(Self) -> F + Send + 'static,
     {
         let store = self.clone();
+
         let runtime = Handle::current();
         let worker = tokio::task::spawn_blocking(move || runtime.block_on(work(store)));
         worker.await.map_err(|_| StoreError::Worker)?
@@ -144,9 +151,11 @@ impl SqliteStore {
     async fn apply_batch(&self, batch: Batch) -> Result<Vec<Verdict>, StoreError> {
         let writer = self.inner.writer.lock().await;
         let transaction = writer.transaction().await?;
+
         let mut totals = Totals::read(&transaction).await?;
         let mut verdicts = Vec::with_capacity(batch.updates.len());
         let positions = read_positions(&transaction).await?;
+
         for update in &batch.updates {
             if update.was_applied(&positions) {
                 verdicts.push(Verdict::Again);
@@ -154,11 +163,13 @@ impl SqliteStore {
             }
             verdicts.push(apply_update(&transaction, update, &mut totals).await?);
         }
+
         for (partition, next) in &batch.positions {
             transaction
                 .execute("INSERT OR REPLACE INTO positions VALUES (?1, ?2)", (*partition, *next))
                 .await?;
         }
+
         let forgotten = enforce_bounds(&transaction, &self.retention, &mut totals).await?;
         totals.write(&transaction).await?;
         transaction.commit().await?;
@@ -169,8 +180,10 @@ impl SqliteStore {
     async fn find_overtaken(&self, limit: usize) -> Result<Vec<Overtaken>, StoreError> {
         let reader = self.inner.reader.lock().await;
         let sql = "SELECT id, partition, event, standing FROM jobs WHERE overtaken = 1 LIMIT ?1";
+
         let mut rows = reader.query(sql, [i64::try_from(limit).unwrap_or(i64::MAX)]).await?;
         let mut overtaken = Vec::new();
+
         while let Some(row) = rows.next().await? {
             let (job_id, standing): (String, String) = (row.get(0)?, row.get(3)?);
             let standing = read_standing(&job_id, &standing)?;
@@ -186,6 +199,7 @@ impl SqliteStore {
 
     async fn find_job(&self, job_id: &str) -> Result<Option<Known>, StoreError> {
         let reader = self.inner.reader.lock().await;
+
         let statement =
             reader.prepare("SELECT partition, offset, event, id FROM jobs WHERE id = ?1").await?;
         let mut rows = statement.query([job_id]).await?;
@@ -195,17 +209,19 @@ impl SqliteStore {
     async fn read_page(&self, query: &Query) -> Result<Page, StoreError> {
         let (sql, values) = build_list_query(query);
         let limit = query.bounded_limit();
+
         let reader = self.inner.lister.lock().await;
         let mut rows = reader.query(&sql, params_from_iter(values)).await?;
         let mut page = Page::default();
-        let mut looked = 0;
+        let mut examined = 0;
         let mut last = None;
+
         while let Some(row) = rows.next().await? {
-            if page.jobs.len() == limit || looked == MAX_SCANNED {
+            if page.jobs.len() == limit || examined == MAX_SCANNED {
                 page.next = last;
                 break;
             }
-            looked += 1;
+            examined += 1;
             let (job_id, submitted): (String, i64) = (row.get(3)?, row.get(4)?);
             let submitted_at = Timestamp::from_millis_clamped(submitted);
             let owner: Option<String> = row.get(5)?;
@@ -225,6 +241,7 @@ impl SqliteStore {
         let which = format!(
             "SELECT id FROM jobs WHERE state >= {FIRST_TERMINAL} AND time < {oldest} ORDER BY time LIMIT {DELETE_BATCH}"
         );
+
         let forgotten = delete_jobs(&transaction, &which, &mut totals).await?;
         totals.write(&transaction).await?;
         transaction.commit().await?;
@@ -232,7 +249,7 @@ impl SqliteStore {
     }
 }
 
-/// How many jobs there are and how large they are, kept so that nobody has to count.
+/// The number and total size of all jobs, maintained incrementally to avoid counting.
 #[derive(Clone, Copy)]
 struct Totals {
     jobs: i64,
@@ -240,7 +257,7 @@ struct Totals {
 }
 
 impl Totals {
-    /// Takes a job out again whose event has so many bytes, if there is one.
+    /// Subtracts a job whose event has this size, if there is one.
     fn remove(&mut self, bytes: Option<i64>) {
         if let Some(bytes) = bytes {
             self.jobs -= 1;
@@ -272,13 +289,14 @@ async fn read_positions(connection: &Connection) -> Result<Positions, StoreError
     Ok(positions)
 }
 
-/// Takes up one record.
+/// Applies one record.
 async fn apply_update(
     connection: &Connection,
     update: &Update,
     totals: &mut Totals,
 ) -> Result<Verdict, StoreError> {
     let id = update.job_id.as_str();
+
     let find = connection
         .prepare("SELECT partition, standing, length(event) FROM jobs WHERE id = ?1")
         .await?;
@@ -302,6 +320,7 @@ async fn apply_update(
         connection.execute("DELETE FROM jobs WHERE id = ?1", [id]).await?;
         return Ok(Verdict::State);
     };
+
     let entry = update.entry(logged);
     let (standing, verdict) = match standing {
         Some(mut standing) => {
@@ -310,6 +329,7 @@ async fn apply_update(
         }
         None => (Standing::new(&entry), Verdict::State),
     };
+
     if verdict == Verdict::State {
         totals.remove(bytes);
         insert_job(connection, update, logged, &standing, totals).await?;
@@ -329,6 +349,7 @@ async fn insert_job(
     let (event, bytes) = (&logged.event, &logged.value);
     totals.jobs += 1;
     totals.bytes += i64::try_from(bytes.len()).unwrap_or(i64::MAX) + OVERHEAD;
+
     let insert = connection
         .prepare(
             "INSERT OR REPLACE INTO jobs VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13)",
@@ -377,7 +398,7 @@ fn standing_text(standing: &Standing) -> String {
     serde_json::to_string(standing).unwrap_or_default()
 }
 
-/// Forgets until the bounds are kept.
+/// Deletes jobs until the store is within its bounds, ended jobs first.
 async fn enforce_bounds(
     connection: &Connection,
     retention: &Retention,
@@ -387,18 +408,18 @@ async fn enforce_bounds(
     let max_bytes = i64::try_from(retention.max_bytes).unwrap_or(i64::MAX);
     let mut forgotten = Forgotten::default();
     while totals.jobs > max_jobs || totals.bytes > max_bytes {
-        // Exactly as many as there are too many; by their bytes, one after the other.
+        // Delete exactly the excess jobs; if only bytes exceed the bound, one job at a time.
         let portion = (totals.jobs - max_jobs).clamp(1, DELETE_BATCH);
         let ended = format!(
             "SELECT id FROM jobs WHERE state >= {FIRST_TERMINAL} ORDER BY time, id LIMIT {portion}"
         );
-        let gone = delete_jobs(connection, &ended, totals).await?;
-        forgotten.ended += gone;
-        if gone == 0 {
+        let deleted = delete_jobs(connection, &ended, totals).await?;
+        forgotten.ended += deleted;
+        if deleted == 0 {
             let open = format!("SELECT id FROM jobs ORDER BY submitted, id LIMIT {portion}");
-            let gone = delete_jobs(connection, &open, totals).await?;
-            forgotten.open += gone;
-            if gone == 0 {
+            let deleted = delete_jobs(connection, &open, totals).await?;
+            forgotten.open += deleted;
+            if deleted == 0 {
                 break;
             }
         }
@@ -413,13 +434,14 @@ async fn delete_jobs(
 ) -> Result<u64, StoreError> {
     let sql = format!("DELETE FROM jobs WHERE id IN ({which}) RETURNING length(event)");
     let mut rows = connection.query(&sql, ()).await?;
-    let mut gone = 0;
+
+    let mut deleted = 0;
     while let Some(row) = rows.next().await? {
         totals.jobs -= 1;
         totals.bytes -= row.get::<i64>(0)? + OVERHEAD;
-        gone += 1;
+        deleted += 1;
     }
-    Ok(gone)
+    Ok(deleted)
 }
 
 async fn first_number(connection: &Connection, sql: &str) -> Result<Option<i64>, StoreError> {
@@ -429,6 +451,7 @@ async fn first_number(connection: &Connection, sql: &str) -> Result<Option<i64>,
 
 fn read_job(row: &Row) -> Result<Known, StoreError> {
     let bytes: Vec<u8> = row.get(2)?;
+
     let event: JobEvent = match serde_json::from_slice(&bytes) {
         Ok(event) => event,
         Err(source) => return Err(StoreError::Event { job_id: row.get(3)?, source }),
@@ -436,8 +459,7 @@ fn read_job(row: &Row) -> Result<Known, StoreError> {
     Ok(Known { partition: row.get(0)?, offset: row.get(1)?, event })
 }
 
-/// The question to the database. Who may see a job is decided afterwards, in one place for all
-/// stores.
+/// Builds the SQL for a list query. Ownership is checked afterwards, in one place for all stores.
 fn build_list_query(query: &Query) -> (String, Vec<Value>) {
     let mut conditions = vec!["1".to_owned()];
     let mut values: Vec<Value> = Vec::new();
@@ -445,24 +467,28 @@ fn build_list_query(query: &Query) -> (String, Vec<Value>) {
         values.push(value);
         conditions.push(format!("{condition} ?{}", values.len()));
     };
+
     let texts = [("type =", &query.job_type), ("tool =", &query.tool), ("tenant =", &query.tenant)];
     for (condition, value) in texts {
         if let Some(value) = value {
             with(condition, value.clone().into());
         }
     }
+
     if let Some(since) = query.since {
         with("submitted >=", since.as_millis().into());
     }
     if let Some(until) = query.until {
         with("submitted <", until.as_millis().into());
     }
+
     if let Some(cursor) = &query.after {
         values.push(cursor.submitted_at.as_millis().into());
         values.push(cursor.job_id.clone().into());
         let n = values.len();
         conditions.push(format!("(submitted, id) < (?{}, ?{n})", n - 1));
     }
+
     if !query.states.is_empty() {
         let states: Vec<String> =
             query.states.iter().map(|state| state_number(*state).to_string()).collect();
@@ -471,6 +497,7 @@ fn build_list_query(query: &Query) -> (String, Vec<Value>) {
             states => format!("state IN ({})", states.join(",")),
         });
     }
+
     let limit = MAX_SCANNED + 1;
     let sql = format!(
         "SELECT partition, offset, event, id, submitted, owner FROM jobs WHERE {} \
@@ -524,10 +551,12 @@ impl Store for SqliteStore {
     async fn counts(&self) -> Result<BTreeMap<&'static str, u64>, StoreError> {
         self.run_blocking(|store| async move {
             let reader = store.inner.lister.lock().await;
+
             let mut rows =
                 reader.query("SELECT state, count(*) FROM jobs GROUP BY state", ()).await?;
             let mut counts: BTreeMap<_, _> =
                 STATES.iter().map(|state| (state.as_str(), 0)).collect();
+
             while let Some(row) = rows.next().await? {
                 let (state, count): (u64, u64) = (row.get(0)?, row.get(1)?);
                 if let Some(state) = usize::try_from(state).ok().and_then(|state| STATES.get(state))
@@ -543,14 +572,15 @@ impl Store for SqliteStore {
     async fn forget(&self, now: Timestamp) -> Result<Forgotten, StoreError> {
         let age = i64::try_from(self.retention.max_age.as_millis()).unwrap_or(i64::MAX);
         let oldest = now.as_millis().saturating_sub(age);
+
         let mut forgotten = std::mem::take(&mut *self.inner.evicted.lock().await);
         loop {
-            // One portion after the other, so that others come in between.
-            let gone = self
+            // One batch at a time, so that other work can run in between.
+            let deleted = self
                 .run_blocking(move |store| async move { store.forget_ended(oldest).await })
                 .await?;
-            forgotten.ended += gone;
-            if gone == 0 {
+            forgotten.ended += deleted;
+            if deleted == 0 {
                 return Ok(forgotten);
             }
         }

@@ -1,4 +1,4 @@
-//! What a store of jobs does, whatever it is made of.
+//! The interface of a job store, independent of its implementation.
 
 use std::{collections::BTreeMap, fmt::Debug};
 
@@ -14,30 +14,30 @@ use crate::{
     retention::Forgotten,
 };
 
-/// How far the log has been read: the offset to read next, by partition.
+/// Positions in the log: for each partition, the offset of the next record to read.
 pub type Positions = BTreeMap<i32, i64>;
 
 /// One record of the events topic.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Update {
-    /// Its partition. All records of a job are in one.
+    /// The record's partition. All records of a job are in the same one.
     pub partition: i32,
-    /// Its offset.
+    /// The record's offset.
     pub offset: i64,
-    /// Its key.
+    /// The record's key.
     pub job_id: String,
-    /// Its value; absent in a tombstone, after which there is no such job.
+    /// The record's value; `None` for a tombstone, which removes the job.
     pub event: Option<LoggedEvent>,
 }
 
 /// An event as the log holds it.
 #[derive(Debug, Clone, PartialEq)]
 pub struct LoggedEvent {
-    /// The event.
+    /// The decoded event.
     pub event: JobEvent,
-    /// The record's value, byte for byte: a newer worker may say more than is understood here.
+    /// The record's value, byte for byte: a newer worker may write fields unknown to this version.
     pub value: Vec<u8>,
-    /// Where the event first stood, if a server has written it again.
+    /// The event's original position, if a server has restated the event.
     pub restated: Option<Restated>,
 }
 
@@ -48,69 +48,70 @@ impl From<JobEvent> for LoggedEvent {
 }
 
 impl Update {
-    /// An event that stands at this offset.
+    /// Creates an update for an event at this offset.
     pub fn new(partition: i32, offset: i64, event: impl Into<LoggedEvent>) -> Self {
         let event = event.into();
         Self { partition, offset, job_id: event.event.job_id.clone(), event: Some(event) }
     }
 
-    /// The event; absent in a tombstone.
+    /// Returns the event; `None` for a tombstone.
     pub fn event(&self) -> Option<&JobEvent> {
         self.event.as_ref().map(|logged| &logged.event)
     }
 
-    /// Whether the log was read past it already. Before a tombstone it would count once more.
+    /// Returns whether the log has already been read past this record. Applying a record again that
+    /// precedes a tombstone would bring the job back.
     pub(crate) fn was_applied(&self, positions: &Positions) -> bool {
         positions.get(&self.partition).is_some_and(|next| self.offset < *next)
     }
 
-    /// What the rule for the state of a job has to know of it.
+    /// Returns the record in the form that the rule for a job's state needs.
     pub(crate) fn entry(&self, logged: &LoggedEvent) -> Entry {
         Entry::new(self.offset, &logged.event, &logged.value, logged.restated)
     }
 }
 
-/// A job whose end something else stands behind in the log.
+/// A job whose terminal event has been overtaken in the log by a stale event.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Overtaken {
-    /// The job.
+    /// The id of the job.
     pub job_id: String,
-    /// The partition of its records.
+    /// The partition of the job's records.
     pub partition: i32,
-    /// The value of the record that is its state.
+    /// The value of the record that is the job's state.
     pub value: Vec<u8>,
-    /// What its state goes by.
+    /// The data by which the job's state is decided.
     pub standing: Standing,
 }
 
-/// Records, in the order of the log within each partition.
+/// Records to apply, in log order within each partition.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Batch {
-    /// The records.
+    /// The records to apply.
     pub updates: Vec<Update>,
-    /// How far the log has been read with them. Empty where a record is taken up ahead of the log.
+    /// The positions in the log after these records. Empty if a record is applied ahead of the log.
     pub positions: Positions,
 }
 
 /// A job as the store knows it.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Known {
-    /// Where the event first stood that is its state.
+    /// The partition in which the event that is the job's state was first written.
     pub partition: i32,
-    /// The offset there.
+    /// The event's offset in that partition.
     pub offset: i64,
-    /// The event that is its state.
+    /// The event that is the job's state.
     pub event: JobEvent,
 }
 
 impl Known {
-    /// When the job was submitted, as far as that is known.
+    /// Returns when the job was submitted, as far as that is known.
     pub fn submitted_at(&self) -> Timestamp {
         submitted_at(&self.event)
     }
 }
 
-/// By what jobs are put in order. A job's first event comes when it is submitted.
+/// Returns the time by which jobs are sorted. A job's first event is written on submission.
 pub(crate) fn submitted_at(event: &JobEvent) -> Timestamp {
     event.submitted_at.unwrap_or(event.time)
 }
@@ -118,58 +119,58 @@ pub(crate) fn submitted_at(event: &JobEvent) -> Timestamp {
 /// A store of jobs by id.
 #[async_trait]
 pub trait Store: Debug + Send + Sync {
-    /// Takes up records, and says what each is to the state of its job ([`fleet_job::state`]). It
-    /// does no harm to take up a record ahead of the log, or twice.
+    /// Applies records and returns what each one means for its job's state ([`fleet_job::state`]).
+    /// Applying a record ahead of the log, or twice, is harmless.
     ///
     /// # Errors
-    /// Where the store fails. Nothing has been taken up then.
+    /// Returns an error if the store fails, in which case nothing has been applied.
     async fn apply(&self, batch: Batch) -> Result<Vec<Verdict>, StoreError>;
 
-    /// Jobs whose end something else stands behind in the log, at most `limit` of them.
+    /// Returns up to `limit` jobs whose terminal event has been overtaken in the log.
     ///
     /// # Errors
-    /// Where the store fails.
+    /// Returns an error if the store fails.
     async fn overtaken(&self, limit: usize) -> Result<Vec<Overtaken>, StoreError>;
 
-    /// How far the log had been read with the last batch that has been kept.
+    /// Returns the positions in the log as of the last stored batch.
     ///
     /// # Errors
-    /// Where the store fails.
+    /// Returns an error if the store fails.
     async fn positions(&self) -> Result<Positions, StoreError>;
 
-    /// Forgets everything, positions included.
+    /// Forgets everything, including the positions.
     ///
     /// # Errors
-    /// Where the store fails.
+    /// Returns an error if the store fails.
     async fn reset(&self) -> Result<(), StoreError>;
 
-    /// One job.
+    /// Returns one job.
     ///
     /// # Errors
-    /// Where the store fails.
+    /// Returns an error if the store fails.
     async fn get(&self, job_id: &str) -> Result<Option<Known>, StoreError>;
 
-    /// Many jobs, those that were submitted last first. Results and error details are left out.
+    /// Returns one page of jobs, newest first, without results and error details.
     ///
     /// # Errors
-    /// Where the store fails.
+    /// Returns an error if the store fails.
     async fn list(&self, query: &Query) -> Result<Page, StoreError>;
 
-    /// How many jobs there are in each state.
+    /// Returns the number of jobs in each state.
     ///
     /// # Errors
-    /// Where the store fails.
+    /// Returns an error if the store fails.
     async fn counts(&self) -> Result<BTreeMap<&'static str, u64>, StoreError>;
 
-    /// Forgets what is older than it may be, and says what was forgotten since the last call, for
-    /// want of room too.
+    /// Forgets jobs beyond the retention period. Returns how many jobs have been forgotten since
+    /// the last call, including those evicted for lack of space.
     ///
     /// # Errors
-    /// Where the store fails.
+    /// Returns an error if the store fails.
     async fn forget(&self, now: Timestamp) -> Result<Forgotten, StoreError>;
 }
 
-/// The event without what a list leaves out.
+/// Removes from an event what a list omits.
 pub(crate) fn strip_details(mut event: JobEvent) -> JobEvent {
     event.result = None;
     if let Some(error) = &mut event.error {
@@ -181,30 +182,30 @@ pub(crate) fn strip_details(mut event: JobEvent) -> JobEvent {
 /// All states, in the order of their numbers in stores.
 pub(crate) const STATES: [JobState; 7] = JobState::ALL;
 
-/// A state's number in stores.
+/// Returns a state's number in stores.
 pub(crate) fn state_number(state: JobState) -> usize {
-    // All states are in the list, so there is no other case.
+    // The list holds all states, so the default is never used.
     STATES.iter().position(|known| *known == state).unwrap_or_default()
 }
 
 /// Why a store failed.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
-    /// The file can't be used.
-    #[error("the ledger's file can't be used: {0}")]
+    /// The ledger file cannot be used.
+    #[error("could not use the ledger file: {0}")]
     File(#[from] libsql::Error),
-    /// The directory can't be made.
-    #[error("the ledger's directory can't be made")]
+    /// The ledger directory could not be created.
+    #[error("could not create the ledger directory")]
     Directory(#[source] std::io::Error),
-    /// What it holds can't be read.
-    #[error("the ledger holds an event of job `{job_id}` that can't be read")]
+    /// The ledger holds an event that cannot be decoded.
+    #[error("the ledger holds an unreadable event of job `{job_id}`")]
     Event {
-        /// The job.
+        /// The job of the unreadable event.
         job_id: String,
-        /// What is wrong with it.
+        /// Why the event cannot be decoded.
         source: serde_json::Error,
     },
-    /// The thread that works for the store has failed.
-    #[error("the ledger's work was not finished")]
+    /// The thread that worked for the store panicked or was cancelled.
+    #[error("a ledger operation was interrupted")]
     Worker,
 }

@@ -1,5 +1,5 @@
-//! Both stores against a model that is as simple as the promise: the state of every job by the rule
-//! of `fleet_job::state`.
+//! Tests both stores against a model that states the contract directly: every job has the state
+//! that the rule of `fleet_job::state` gives it.
 
 #![expect(clippy::unwrap_used, reason = "a panic is the report of a test")]
 
@@ -44,8 +44,8 @@ fn run<T>(work: impl Future<Output = T>) -> T {
         .block_on(work)
 }
 
-/// An event of one of few jobs, so that they meet each other often, each of which has so many
-/// sources.
+/// An event of one of a few jobs, so that events of the same job collide often. Each job has events
+/// of up to `sources` sources.
 fn event(sources: i64) -> impl Strategy<Value = (u8, Option<JobEvent>)> {
     (0..8u8, 0..9u8, 0..40i64, 0..3u8, 0..3u8, 0..sources).prop_map(
         move |(job, state, time, tool, who, offset)| {
@@ -59,7 +59,7 @@ fn event(sources: i64) -> impl Strategy<Value = (u8, Option<JobEvent>)> {
                 // A job keeps the time of its submission.
                 submitted_at: Some(at(i64::from(job) * 10 % 30)),
                 result: state.is_terminal().then(|| json!({"content": [time]})),
-                // Jobs of several sources are announced before their records are known.
+                // Jobs with several sources are announced before their records are known.
                 source: (sources == 1 || *state != JobState::Queued).then_some(source),
                 ..JobEvent::new(format!("job-{job}"), *state, at(time))
             });
@@ -80,7 +80,7 @@ fn updates(events: Vec<(u8, Option<JobEvent>)>) -> Vec<Update> {
     events.into_iter().map(place).collect()
 }
 
-/// What every job should be.
+/// Computes the expected state of every job.
 fn model(updates: &[Update]) -> BTreeMap<String, Known> {
     let mut jobs: BTreeMap<String, (Standing, Known)> = BTreeMap::new();
     for update in updates {
@@ -88,12 +88,14 @@ fn model(updates: &[Update]) -> BTreeMap<String, Known> {
             jobs.remove(&update.job_id);
             continue;
         };
+
         let entry = Entry::new(update.offset, &logged.event, &logged.value, logged.restated);
         let known = || Known {
             partition: update.partition,
             offset: update.offset,
             event: logged.event.clone(),
         };
+
         let fresh = || (Standing::new(&entry), known());
         let (standing, state) = jobs.entry(update.job_id.clone()).or_insert_with(fresh);
         if standing.take(&entry) == Verdict::State {
@@ -103,7 +105,7 @@ fn model(updates: &[Update]) -> BTreeMap<String, Known> {
     jobs.into_iter().map(|(id, (_, known))| (id, known)).collect()
 }
 
-/// All pages.
+/// Lists the ids on all pages.
 async fn list(store: &dyn Store, mut query: Query) -> Vec<String> {
     let mut ids = Vec::new();
     loop {
@@ -162,18 +164,21 @@ proptest! {
         let directory = tempfile::tempdir().unwrap();
         run(async {
             for store in stores(directory.path(), unbounded()).await {
-                // In two batches, the second of which says again what the first one said.
+                // In two batches, the second of which repeats the first.
                 let cut = cut.min(updates.len());
                 for part in [&updates[..cut], &updates[..]] {
                     let positions = part.iter().map(|update| (update.partition, update.offset + 1)).collect();
                     store.apply(Batch { updates: part.to_vec(), positions }).await.unwrap();
                 }
+
                 for id in (0..8).map(|n| format!("job-{n}")) {
                     assert_eq!(store.get(&id).await.unwrap().as_ref(), jobs.get(&id), "{store:?} {id}");
                 }
+
                 for query in queries() {
                     assert_eq!(list(&*store, query.clone()).await, expected(&jobs, &query), "{store:?} {query:?}");
                 }
+
                 let counts = store.counts().await.unwrap();
                 for state in STATES {
                     let count = jobs.values().filter(|known| known.event.state == state).count() as u64;
@@ -183,7 +188,7 @@ proptest! {
         });
     }
 
-    /// What is left of the log after compaction makes the same ledger.
+    /// The compacted log produces the same ledger as the whole log.
     #[test]
     fn a_ledger_from_the_compacted_log_is_the_same(events in prop::collection::vec(event(1), 0..60)) {
         let mut updates = updates(events);
@@ -192,6 +197,7 @@ proptest! {
             whole.apply(Batch { updates: updates.clone(), ..Batch::default() }).await.unwrap();
             restate(&whole, &mut updates).await;
             rebuilt.apply(Batch { updates: compacted(&updates), ..Batch::default() }).await.unwrap();
+
             for id in (0..8).map(|n| format!("job-{n}")) {
                 let states = [whole.get(&id).await.unwrap(), rebuilt.get(&id).await.unwrap()].map(state);
                 assert_eq!(states[0], states[1]);
@@ -200,8 +206,8 @@ proptest! {
         });
     }
 
-    /// Both stores know which ends something stands behind, and that it does not once they are
-    /// written again.
+    /// Both stores know which terminal events have been overtaken, and stop reporting them once
+    /// they have been restated.
     #[test]
     fn an_end_that_was_overtaken_is_written_again_once(events in prop::collection::vec(event(3), 0..60)) {
         let updates = updates(events);
@@ -212,8 +218,10 @@ proptest! {
                 store.apply(Batch { updates: updates.clone(), ..Batch::default() }).await.unwrap();
                 restate(&*store, &mut updates).await;
                 assert_eq!(store.overtaken(100).await.unwrap(), []);
+
                 let rebuilt = MemoryStore::new(unbounded());
                 rebuilt.apply(Batch { updates: compacted(&updates), ..Batch::default() }).await.unwrap();
+
                 for id in (0..8).map(|n| format!("job-{n}")) {
                     let known = store.get(&id).await.unwrap();
                     if known.as_ref().is_some_and(|known| known.event.is_over()) {
@@ -225,13 +233,12 @@ proptest! {
     }
 }
 
-/// What a job is, without the offset at which it says so: of two records with the same bytes,
-/// compaction keeps the later one.
+/// The state of a job without its offset: compaction keeps the later of two identical records.
 fn state(known: Option<Known>) -> Option<(i32, JobEvent)> {
     known.map(|known| (known.partition, known.event))
 }
 
-/// Writes ends again that something stands behind, as a server does.
+/// Restates overtaken terminal events, as a server does.
 async fn restate(store: &dyn Store, updates: &mut Vec<Update>) {
     for overtaken in store.overtaken(100).await.unwrap() {
         let of_partition = updates.iter().filter(|update| update.partition == overtaken.partition);
@@ -239,15 +246,17 @@ async fn restate(store: &dyn Store, updates: &mut Vec<Update>) {
         let event = serde_json::from_slice(&overtaken.value).unwrap();
         let restated = Some(overtaken.standing.restated(known));
         let logged = LoggedEvent { event, value: overtaken.value, restated };
+
         let update = Update::new(overtaken.partition, known + 1, logged);
         let verdicts =
             store.apply(Batch { updates: vec![update.clone()], ..Batch::default() }).await.unwrap();
         assert_eq!(verdicts, [Verdict::Again]);
+
         updates.push(update);
     }
 }
 
-/// The newest record of every job.
+/// Keeps only the newest record of every job.
 fn compacted(updates: &[Update]) -> Vec<Update> {
     let is_newest = |n: usize, update: &Update| {
         !updates[n + 1..].iter().any(|later| later.job_id == update.job_id)
@@ -272,15 +281,18 @@ fn what_ended_first_is_forgotten_first_and_open_jobs_last() {
             let mut updates: Vec<_> = (1..).zip(states).map(|(n, state)| ended(n, state)).collect();
             updates.push(ended(5, JobState::Running));
             store.apply(Batch { updates, ..Batch::default() }).await.unwrap();
+
             let all = Query { limit: 10, ..Query::default() };
             assert_eq!(list(&*store, all.clone()).await, ["job-5", "job-4", "job-1"]);
-            // Only open ones are left: the one that was submitted first has to go.
+
+            // Only open jobs are left, so the one submitted first is evicted.
             let batch = Batch { updates: vec![ended(6, JobState::Queued)], ..Batch::default() };
             store.apply(batch).await.unwrap();
             assert_eq!(list(&*store, all).await, ["job-6", "job-5", "job-4"]);
+
             let forgotten = store.forget(at(0)).await.unwrap();
             assert_eq!((forgotten.ended, forgotten.open), (2, 1));
-            assert_eq!(store.forget(at(0)).await.unwrap().ended, 0, "it was told already");
+            assert_eq!(store.forget(at(0)).await.unwrap().ended, 0, "evictions are reported once");
         }
     });
 }
@@ -297,6 +309,7 @@ fn bytes_are_bounded() {
                     Update::new(0, n, JobEvent { result: Some("x".repeat(5_000).into()), ..event });
                 store.apply(Batch { updates: vec![update], ..Batch::default() }).await.unwrap();
             }
+
             let left = list(&*store, Query { limit: 500, ..Query::default() }).await;
             assert!((15..=20).contains(&left.len()), "{}", left.len());
             assert_eq!(left[0], "job-99");
@@ -312,10 +325,13 @@ fn what_ended_long_ago_is_forgotten_and_open_jobs_are_not() {
         for store in stores(directory.path(), retention).await {
             let states =
                 [JobState::Succeeded, JobState::Queued, JobState::Expired, JobState::Cancelled];
+
             let updates = (1..).zip(states).map(|(n, state)| ended(n, state)).collect();
             store.apply(Batch { updates, ..Batch::default() }).await.unwrap();
+
             let forgotten = store.forget(at(14)).await.unwrap();
             assert_eq!((forgotten.ended, forgotten.open), (2, 0));
+
             let all = Query { limit: 10, ..Query::default() };
             assert_eq!(list(&*store, all).await, ["job-4", "job-2"]);
         }
@@ -328,14 +344,17 @@ fn a_file_is_found_again_and_one_of_another_topic_is_emptied() {
     run(async {
         let open = |topic: &'static str| SqliteStore::open(directory.path(), topic, unbounded());
         let store = open("t").await.unwrap();
+
         let positions: BTreeMap<i32, i64> = [(0, 2), (1, 7)].into();
         let updates = vec![ended(1, JobState::Succeeded)];
         store.apply(Batch { updates, positions: positions.clone() }).await.unwrap();
         drop(store);
+
         let store = open("t").await.unwrap();
         assert_eq!(store.positions().await.unwrap(), positions);
         assert!(store.get("job-1").await.unwrap().is_some());
         drop(store);
+
         let store = open("u").await.unwrap();
         assert!(store.positions().await.unwrap().is_empty());
         assert_eq!(store.get("job-1").await.unwrap(), None);

@@ -1,11 +1,12 @@
-//! Errors in one line, for people: the error and what caused it, without a stack trace.
+//! Errors on one line for people: the error and its causes, without a stack trace.
 
 use std::error::Error;
 
-/// The error and its causes, joined by `: `.
+/// Joins the error and its causes with `: `.
 pub fn chain(error: &dyn Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();
+
     while let Some(cause) = source {
         let cause_text = cause.to_string();
         // Some libraries repeat the cause in their own message.

@@ -1,9 +1,9 @@
-//! The endpoints that every binary has: `/health`, `/ready` and `/metrics`, and what is needed to
-//! serve them.
+//! The HTTP endpoints that every binary has, `/health`, `/ready` and `/metrics`, and the code that
+//! serves them.
 //!
-//! Alive and ready are different questions. A process that is not alive is restarted; one that is
-//! not ready is left alone and gets no work. A worker that waits for its server is alive and not
-//! ready.
+//! Being alive and being ready are different. A process that is not alive is restarted; a process
+//! that is not ready keeps running but receives no work. A worker that waits for its server is
+//! alive and not ready.
 
 use std::{
     io::{self, Read as _, Write as _},
@@ -33,7 +33,7 @@ mod serve;
 use guard::Guard;
 pub use serve::{DEFAULT_GRACE, serve, serve_with_grace};
 
-/// Headers that carry the credentials of a caller.
+/// Headers that carry a caller's credentials.
 pub const CREDENTIALS: [HeaderName; 4] = [
     header::AUTHORIZATION,
     header::PROXY_AUTHORIZATION,
@@ -41,7 +41,7 @@ pub const CREDENTIALS: [HeaderName; 4] = [
     HeaderName::from_static("x-api-key"),
 ];
 
-/// What the process says about itself. Cheap to clone; all clones share one state.
+/// The health of this process. Cheap to clone; all clones share one state.
 #[derive(Debug, Clone, Default)]
 pub struct Health(Arc<RwLock<State>>);
 
@@ -55,33 +55,33 @@ enum State {
 }
 
 impl Health {
-    /// Alive and not ready yet: "starting".
+    /// Creates a state that is alive but not ready, with the reason "starting".
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// The process can do its work. Has no effect after [`Health::set_failed`].
+    /// Reports that the process can work. Has no effect after [`Health::set_failed`].
     pub fn set_ready(&self) {
         self.set(State::Ready);
     }
 
-    /// The process can't do its work now, and may be able to later. Has no effect after
+    /// Reports that the process cannot work now but may be able to later. Has no effect after
     /// [`Health::set_failed`].
     pub fn set_not_ready(&self, reason: impl Into<String>) {
         self.set(State::NotReady(reason.into()));
     }
 
-    /// The process will never do its work again and should be restarted: `/health` answers 503 from
-    /// now on.
+    /// Reports that the process will never work again and should be restarted: `/health` returns
+    /// 503 from now on.
     pub fn set_failed(&self, reason: impl Into<String>) {
         self.set(State::Failed(reason.into()));
     }
 
-    /// Whether the process can do its work, or why not.
+    /// Returns whether the process can work.
     ///
     /// # Errors
     ///
-    /// The reason for which it can't.
+    /// Returns the reason why it cannot.
     pub fn ready(&self) -> Result<(), String> {
         match self.get() {
             State::Ready => Ok(()),
@@ -90,11 +90,11 @@ impl Health {
         }
     }
 
-    /// Whether the process works at all, or why it should be restarted.
+    /// Returns whether the process is alive.
     ///
     /// # Errors
     ///
-    /// The reason for which it should be restarted.
+    /// Returns the reason why the process should be restarted.
     pub fn alive(&self) -> Result<(), String> {
         match self.get() {
             State::Failed(reason) => Err(reason),
@@ -114,13 +114,14 @@ impl Health {
     }
 }
 
-/// `GET /health`, `GET /ready` and `GET /metrics`. Merge it into a larger router or serve it by
-/// itself.
+/// Serves `GET /health`, `GET /ready` and `GET /metrics`. Merge the router into a larger one or
+/// serve it alone.
 pub fn router(health: Health, metrics: Metrics, guard: Arc<Guard>) -> Router {
     probes(health).merge(scrape(metrics, guard))
 }
 
-/// `GET /health` and `GET /ready`. They say little, and are asked under whatever name there is.
+/// Serves `GET /health` and `GET /ready`. They reveal little, so they are not restricted to certain
+/// host names.
 pub fn probes(health: Health) -> Router {
     let alive = health.clone();
     Router::new()
@@ -128,17 +129,19 @@ pub fn probes(health: Health) -> Router {
         .route("/ready", get(async move || probe_response("ready", health.ready())))
 }
 
-/// `GET /metrics`, for the hosts of `guard` and for every address: metrics say which tools are
-/// called how often.
+/// Serves `GET /metrics` for the hosts of `guard` and for requests addressed by IP. Metrics reveal
+/// which tools are called and how often.
 pub fn scrape(metrics: Metrics, guard: Arc<Guard>) -> Router {
     let render = async move || {
         ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], metrics.render())
     };
+
     Router::new()
         .route("/metrics", get(render))
         .layer(from_fn_with_state(guard, guard::check_scrape))
 }
 
+/// Builds the response of a probe.
 fn probe_response(status: &str, state: Result<(), String>) -> impl IntoResponse + use<> {
     let (code, body) = match state {
         Ok(()) => (StatusCode::OK, json!({ "status": status })),
@@ -150,65 +153,70 @@ fn probe_response(status: &str, state: Result<(), String>) -> impl IntoResponse 
     (code, [(header::CACHE_CONTROL, "no-store")], Json(body))
 }
 
-/// Binds a listener and says where: port 0 becomes the port that was given.
+/// Binds a listener and returns its address, which has the actual port if `addr` has port 0.
 ///
 /// # Errors
 ///
-/// If the address can't be bound; the error names it.
+/// Returns an error that names the address if it cannot be bound.
 pub async fn bind(addr: SocketAddr) -> io::Result<(TcpListener, SocketAddr)> {
-    let named =
-        |error: io::Error| io::Error::new(error.kind(), format!("can't listen on {addr}: {error}"));
+    let named = |error: io::Error| {
+        io::Error::new(error.kind(), format!("could not listen on {addr}: {error}"))
+    };
     let listener = TcpListener::bind(addr).await.map_err(named)?;
     let bound = listener.local_addr().map_err(named)?;
     Ok((listener, bound))
 }
 
-/// How long a process may take to say that it is alive.
+/// How long a process may take to answer a health check.
 const HEALTH_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// Asks the process that listens at `addr` on this machine whether it is alive: what a container's
-/// health check runs, where there is no curl. An address that means all of the machine's is asked
-/// on loopback. Returns what `/ready` says.
+/// Checks whether the process that listens at `addr` on this machine is alive. Containers without
+/// curl use this as their health check. If `addr` is unspecified (`0.0.0.0` or `::`), loopback is
+/// used. Returns the response of `/ready`.
 ///
 /// # Errors
 ///
-/// What is wrong, in a sentence: nobody listens, nobody answers in time, or the process is not
-/// alive.
+/// Returns an error that says what is wrong: nothing listens, nothing answers in time, or the
+/// process is not alive.
 pub fn check_health(addr: SocketAddr) -> io::Result<String> {
     let (status, body) = fetch_status(addr, "/health")?;
+
     if status != "200" {
-        let body = if body.is_empty() { "no answer" } else { &body };
+        let body = if body.is_empty() { "empty response" } else { &body };
         return Err(io::Error::other(format!("not alive: {body}")));
     }
-    // Whether the process can work is another matter, and no reason to call it dead.
+    // A process that is not ready is still alive.
     Ok(fetch_status(addr, "/ready").map_or_else(|error| error.to_string(), |(_, body)| body))
 }
 
-/// Status and last line of an answer.
+/// Sends a GET request and returns the status and the last line of the response.
 fn fetch_status(addr: SocketAddr, path: &str) -> io::Result<(String, String)> {
     let ip = match addr.ip() {
         IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
         IpAddr::V6(ip) if ip.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
         ip => ip,
     };
+
     let mut stream =
         std::net::TcpStream::connect_timeout(&SocketAddr::new(ip, addr.port()), HEALTH_TIMEOUT)?;
     stream.set_read_timeout(Some(HEALTH_TIMEOUT))?;
     stream.set_write_timeout(Some(HEALTH_TIMEOUT))?;
+
     let request = format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
     stream.write_all(request.as_bytes())?;
 
     let mut answer = String::new();
-    // A healthy answer is short, and nothing else is worth reading to its end.
+    // The response of a probe is short; ignore the rest of anything longer.
     stream.take(4096).read_to_string(&mut answer)?;
+
     let status = answer.split(' ').nth(1).unwrap_or_default();
     Ok((status.to_owned(), answer.lines().last().unwrap_or_default().to_owned()))
 }
 
-/// The same as the end of a program: 0 or 1. What `/ready` says goes to standard output, what is
-/// wrong to standard error.
+/// Runs [`check_health`] and returns the exit code of the process: 0 if alive, 1 if not. The
+/// response of `/ready` goes to standard output, an error to standard error.
 pub fn health_exit_code(addr: SocketAddr) -> ExitCode {
-    // The streams may be gone; the code says it all the same.
+    // If a stream is closed, the exit code still reports the result.
     match check_health(addr) {
         Ok(readiness) => {
             _ = writeln!(io::stdout(), "{readiness}");
@@ -221,19 +229,21 @@ pub fn health_exit_code(addr: SocketAddr) -> ExitCode {
     }
 }
 
-/// Writes `addr` to the file at `path`, so that whoever started the process on port 0 learns the
-/// port. The file appears whole or not at all.
+/// Writes `addr` to the file at `path`, so that the program that started this process on port 0
+/// learns the port. The file appears atomically.
 ///
 /// # Errors
 ///
-/// If the file can't be written.
+/// Returns an error if the file cannot be written.
 pub fn write_ready_file(path: &Path, addr: SocketAddr) -> io::Result<()> {
     let name = path
         .file_name()
-        .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "not a file name"))?;
+        .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "the path has no file name"))?;
+
     let mut temporary = name.to_owned();
     temporary.push(format!(".{}.tmp", std::process::id()));
     let temporary = path.with_file_name(temporary);
+
     let mut file = std::fs::File::create(&temporary)?;
     writeln!(file, "{addr}")?;
     file.sync_all()?;
@@ -253,6 +263,7 @@ mod tests {
         let guard = Arc::new(Guard::new(&[], Vec::new()));
         let router = router(health.clone(), crate::metrics::install(), guard);
         let response = router.oneshot(request).await.unwrap();
+
         assert_eq!(response.status().as_u16(), code, "{path}");
         let body = axum::body::to_bytes(response.into_body(), 1 << 20).await.unwrap();
         let body = String::from_utf8(body.to_vec()).unwrap();
@@ -264,15 +275,19 @@ mod tests {
         let health = Health::new();
         check(&health, "/health", 200, r#"{"status":"alive"}"#).await;
         check(&health, "/ready", 503, r#""reason":"starting""#).await;
+
         health.set_ready();
         check(&health, "/ready", 200, r#"{"status":"ready"}"#).await;
+
         health.set_not_ready("broker unreachable");
         check(&health, "/ready", 503, r#""reason":"broker unreachable""#).await;
         check(&health, "/health", 200, "alive").await;
+
         health.set_failed("poll thread died");
         health.set_ready();
         check(&health, "/ready", 503, "poll thread died").await;
         check(&health, "/health", 503, "poll thread died").await;
+
         crate::invariant::declare(&["T2"]);
         check(&health, "/metrics", 200, "fleet_invariant_violations_total").await;
     }
@@ -300,11 +315,14 @@ mod tests {
         let stop = tokio_util::sync::CancellationToken::new();
         let serving = tokio::spawn(serve(listener, probes(health.clone()), stop.clone()));
         let ask = async || tokio::task::spawn_blocking(move || check_health(addr)).await.unwrap();
+
         health.set_not_ready("broker unreachable");
         assert!(ask().await.unwrap().contains("broker unreachable"));
+
         health.set_failed("poll thread died");
         let error = ask().await.unwrap_err().to_string();
         assert!(error.contains("poll thread died"), "{error}");
+
         stop.cancel();
         serving.await.unwrap().unwrap();
         assert!(ask().await.is_err());

@@ -1,13 +1,12 @@
-//! Keeps the secrets of this process from other processes of the same user.
+//! Protects the secrets of this process from other processes of the same user.
 
-/// Makes the memory and the environment of this process unreadable for other processes of the same
-/// user (`/proc/<pid>/environ`, `/proc/<pid>/mem`, ptrace), and turns core dumps off.
+/// Makes this process's memory and environment unreadable for other processes of the same user
+/// (`/proc/<pid>/environ`, `/proc/<pid>/mem`, ptrace), and disables core dumps.
 ///
-/// To be called first in `main` of every binary: what a program that we start could read until
-/// then, it keeps. A process with `CAP_SYS_PTRACE`, root's for example, can read us all the same.
+/// Call this first in `main` of every binary: a program that we start keeps whatever it could read
+/// before. A process with `CAP_SYS_PTRACE`, such as one of root, can still read us.
 pub fn forbid() {
-    // Fails only for a value that the kernel does not know, and nobody could be told: logs are not
-    // set up yet.
+    // This fails only for a value that the kernel does not know, and logging is not set up yet.
     _ = nix::sys::prctl::set_dumpable(false);
 }
 

@@ -1,9 +1,9 @@
-//! ServiceFormat invariants that are checked in production too.
+//! ServiceFormat invariants that are also checked in production.
 //!
-//! An invariant that is only tested holds only where the tests have been. A violation is logged and
-//! counted, and the process goes on: stopping a worker because of a bookkeeping error would turn
-//! one fault into an outage. Tests that want to stop at the first violation set
-//! `FLEET_INVARIANTS=panic`.
+//! An invariant that is checked only by tests is known to hold only where tests have been. A
+//! violation is logged and counted, and the process continues: stopping a worker because of a
+//! bookkeeping error would turn one fault into an outage. Tests that should stop at the first
+//! violation set `FLEET_INVARIANTS=panic`.
 
 use std::fmt::Display;
 
@@ -11,12 +11,12 @@ use metrics::counter;
 
 use crate::metrics::INVARIANT_VIOLATIONS;
 
-/// Reports that the invariant `name` does not hold. `detail` says what was seen; it goes to the log
-/// and never to a label.
+/// Reports that the invariant `name` is violated. `detail` says what was observed; it goes to the
+/// log and never into a label.
 ///
 /// # Panics
 ///
-/// In debug builds, if `FLEET_INVARIANTS` is `panic`.
+/// Panics in debug builds if `FLEET_INVARIANTS` is `panic`.
 pub fn violated(name: &'static str, detail: impl Display) {
     counter!(INVARIANT_VIOLATIONS.name, "invariant" => name).increment(1);
     tracing::error!(invariant = name, %detail, "invariant violated");
@@ -25,8 +25,8 @@ pub fn violated(name: &'static str, detail: impl Display) {
     }
 }
 
-/// Makes the counters of these invariants visible at zero, so that an alert can tell "never" from
-/// "not measured".
+/// Exposes the counters of these invariants at zero, so that an alert can tell "never violated"
+/// from "not measured".
 pub fn declare(names: &[&'static str]) {
     for name in names {
         counter!(INVARIANT_VIOLATIONS.name, "invariant" => *name).increment(0);

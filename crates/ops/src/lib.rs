@@ -1,5 +1,5 @@
-//! What every binary of the fleet shares: configuration, logs, metrics, health endpoints, graceful
-//! shutdown.
+//! The parts that all binaries of the fleet share: configuration, logs, metrics, health endpoints
+//! and graceful shutdown.
 //!
 //! Nothing here knows jobs, Kafka or MCP. A binary's `main` reads its settings with [`config`],
 //! calls [`telemetry::init`] and [`metrics::install`], serves [`http::router`], and runs until

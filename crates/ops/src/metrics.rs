@@ -1,8 +1,8 @@
-//! Metrics: one Prometheus recorder per process, and the tables in which metrics are declared.
+//! Metrics: one Prometheus recorder per process, and the tables that declare metrics.
 //!
-//! Each crate declares its metrics once, in a constant table of [`Metric`]. The table describes
-//! them to the recorder ([`Metrics::describe`]) and becomes the documentation ([`markdown`]), so
-//! that neither can drift from the code. Labels are bounded: never a job id, a key or a message.
+//! Each crate declares its metrics once, in a constant table of [`Metric`]. The table supplies the
+//! recorder's descriptions ([`Metrics::describe`]) and the documentation ([`markdown`]), so neither
+//! can drift from the code. Labels are bounded: never a job id, a key or a message.
 
 use std::{sync::OnceLock, time::Duration};
 
@@ -11,29 +11,29 @@ use metrics_process::Collector;
 
 pub use ::metrics::Unit;
 
-/// How often histogram samples are folded into their buckets when nobody scrapes.
+/// How often histogram samples are folded into buckets if nothing scrapes the process.
 const UPKEEP: Duration = Duration::from_secs(5);
 
-/// Bounds in seconds, from a local call (milliseconds) to a tool that takes an hour.
+/// Bucket bounds in seconds, from a local call (milliseconds) to a tool that takes an hour.
 const SECONDS: [f64; 17] = [
     0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 120.0,
     600.0, 3600.0,
 ];
 
-/// Bounds in bytes, for histograms whose name ends in `_bytes`.
+/// Bucket bounds in bytes, for histograms whose name ends in `_bytes`.
 const BYTES: [f64; 9] =
     [256.0, 1024.0, 4096.0, 16384.0, 65536.0, 262_144.0, 1_048_576.0, 4_194_304.0, 16_777_216.0];
 
-/// Violations of named invariants; written by [`crate::invariant`].
+/// Violations of named invariants; recorded by [`crate::invariant`].
 pub const INVARIANT_VIOLATIONS: Metric = Metric {
     name: "fleet_invariant_violations_total",
     kind: Kind::Counter,
     unit: Unit::Count,
     labels: &["invariant"],
-    help: "How often a named invariant was found broken. Anything but 0 is a bug.",
+    help: "How often a named invariant was violated. Anything but 0 is a bug.",
 };
 
-/// Requests turned away for want of a connection; written by [`crate::http`].
+/// Requests rejected because too many connections were open; recorded by [`crate::http`].
 pub const HTTP_BUSY: Metric = Metric {
     name: "fleet_http_busy_total",
     kind: Kind::Counter,
@@ -42,30 +42,30 @@ pub const HTTP_BUSY: Metric = Metric {
     help: "HTTP requests answered with 503 because too many connections were open.",
 };
 
-/// Connections that are open; written by [`crate::http`].
+/// Open connections; recorded by [`crate::http`].
 pub const HTTP_CONNECTIONS: Metric = Metric {
     name: "fleet_http_connections",
     kind: Kind::Gauge,
     unit: Unit::Count,
     labels: &[],
-    help: "Open HTTP connections, silent ones and probes included. Of more than 768, those without a seat are turned away.",
+    help: "Open HTTP connections, including silent ones and probes. Beyond 768, requests other than probes get 503.",
 };
 
-/// What runs; written by [`Metrics::identify`].
+/// The running program; recorded by [`Metrics::identify`].
 pub const BUILD_INFO: Metric = Metric {
     name: "fleet_build_info",
     kind: Kind::Gauge,
     unit: Unit::Count,
     labels: &["service", "version"],
-    help: "Always 1: which program this is, and its version.",
+    help: "Always 1; the labels name the program and its version.",
 };
 
 const fn process_metric(name: &'static str, kind: Kind, unit: Unit, help: &'static str) -> Metric {
     Metric { name, kind, unit, labels: &[], help }
 }
 
-/// The metrics of this crate. [`install`] has described them already. Those of the process are read
-/// when `/metrics` is, and only on systems that tell.
+/// The metrics of this crate, already described by [`install`]. Those of the process are collected
+/// when `/metrics` is read, and only on systems that provide them.
 pub const TABLE: &[Metric] = &[
     INVARIANT_VIOLATIONS,
     HTTP_BUSY,
@@ -75,32 +75,32 @@ pub const TABLE: &[Metric] = &[
         "process_cpu_seconds_total",
         Kind::Counter,
         Unit::Seconds,
-        "Processor time that the process has used, of user and system together.",
+        "CPU time used by the process, user and system together.",
     ),
     process_metric(
         "process_resident_memory_bytes",
         Kind::Gauge,
         Unit::Bytes,
-        "Memory that the process holds.",
+        "Resident memory of the process.",
     ),
     process_metric(
         "process_virtual_memory_bytes",
         Kind::Gauge,
         Unit::Bytes,
-        "Address space that the process has reserved.",
+        "Address space reserved by the process.",
     ),
     process_metric(
         "process_virtual_memory_max_bytes",
         Kind::Gauge,
         Unit::Bytes,
-        "The most address space that the process may reserve.",
+        "The maximum address space that the process may reserve.",
     ),
     process_metric("process_open_fds", Kind::Gauge, Unit::Count, "Open file descriptors."),
     process_metric(
         "process_max_fds",
         Kind::Gauge,
         Unit::Count,
-        "The most file descriptors that may be open.",
+        "The maximum number of open file descriptors.",
     ),
     process_metric(
         "process_start_time_seconds",
@@ -114,24 +114,24 @@ pub const TABLE: &[Metric] = &[
 /// The declaration of one metric.
 #[derive(Debug, Clone, Copy)]
 pub struct Metric {
-    /// The name as it is scraped: snake case, unit as suffix, `_total` for counters.
+    /// The name as scraped: snake case, with the unit as suffix and `_total` for counters.
     pub name: &'static str,
-    /// Counter, gauge or histogram.
+    /// Whether it is a counter, gauge or histogram.
     pub kind: Kind,
-    /// What one unit of the value is.
+    /// The unit of the value.
     pub unit: Unit,
-    /// The labels it carries, each with a bounded set of values.
+    /// The labels, each with a bounded set of values.
     pub labels: &'static [&'static str],
-    /// One sentence: what is measured, and what a bad value looks like where that is known.
+    /// What is measured, in one sentence, and what a bad value looks like if that is known.
     pub help: &'static str,
 }
 
 /// The three kinds of metric.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
-    /// Only ever goes up.
+    /// A value that only increases.
     Counter,
-    /// Goes up and down.
+    /// A value that increases and decreases.
     Gauge,
     /// A distribution in buckets: seconds by default, bytes if the name ends in `_bytes`.
     Histogram,
@@ -147,15 +147,15 @@ impl Kind {
     }
 }
 
-/// The process's metrics. Cheap to clone.
+/// The metrics of this process. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Metrics {
     handle: PrometheusHandle,
 }
 
-/// Installs the recorder for this process, or returns the one that is installed.
+/// Installs the recorder for this process, or returns the one that is already installed.
 ///
-/// If another library has installed a recorder of its own, ours stays empty and a warning says so.
+/// If another library has installed its own recorder, ours stays empty and a warning is logged.
 pub fn install() -> Metrics {
     static METRICS: OnceLock<Metrics> = OnceLock::new();
     METRICS
@@ -163,9 +163,12 @@ pub fn install() -> Metrics {
             let recorder = recorder_builder().build_recorder();
             let metrics = Metrics { handle: recorder.handle() };
             if ::metrics::set_global_recorder(recorder).is_err() {
-                tracing::warn!("another metrics recorder is installed: /metrics will be empty");
+                tracing::warn!(
+                    "another metrics recorder is already installed; /metrics will be empty"
+                );
             }
-            // The process's own are described by who reads them.
+
+            // The process metrics are described by their collector.
             metrics.describe(&[INVARIANT_VIOLATIONS, HTTP_BUSY, BUILD_INFO]);
             Collector::default().describe();
             start_upkeep(metrics.handle.clone());
@@ -175,12 +178,12 @@ pub fn install() -> Metrics {
 }
 
 fn recorder_builder() -> PrometheusBuilder {
-    // Both calls fail only for an empty list of bounds, and both lists are constants above.
+    // Both calls fail only for an empty list of bounds, and both lists are constants.
     let builder = PrometheusBuilder::new().set_buckets(&SECONDS).unwrap_or_default();
     builder.set_buckets_for_metric(Matcher::Suffix("_bytes".to_owned()), &BYTES).unwrap_or_default()
 }
 
-/// Folds samples into buckets for as long as the process lives. Without it a process that nobody
+/// Folds samples into buckets for the life of the process. Without it, a process that nothing
 /// scrapes would keep every sample.
 fn start_upkeep(handle: PrometheusHandle) {
     let spawned = std::thread::Builder::new().name("metrics-upkeep".to_owned()).spawn(move || {
@@ -189,14 +192,15 @@ fn start_upkeep(handle: PrometheusHandle) {
             handle.run_upkeep();
         }
     });
+
     if let Err(error) = spawned {
-        tracing::warn!(%error, "no metrics upkeep: samples are folded only when /metrics is read");
+        tracing::warn!(%error, "could not start metrics upkeep; samples are folded only when /metrics is read");
     }
 }
 
 impl Metrics {
-    /// Gives the recorder the help texts and units of `table`, and makes counters without labels
-    /// visible at zero.
+    /// Gives the recorder the help texts and units of `table`, and exposes counters without labels
+    /// at zero.
     pub fn describe(&self, table: &[Metric]) {
         for metric in table {
             match metric.kind {
@@ -214,24 +218,26 @@ impl Metrics {
         }
     }
 
-    /// Says which program this is.
+    /// Records the name and version of this program.
     pub fn identify(&self, service: &'static str, version: &'static str) {
         ::metrics::gauge!(BUILD_INFO.name, "service" => service, "version" => version).set(1.0);
     }
 
-    /// Everything measured so far, in Prometheus' text format.
+    /// Renders all metrics in the Prometheus text format.
     pub fn render(&self) -> String {
         Collector::default().collect();
         self.handle.render()
     }
 }
 
-/// The tables as one Markdown table, sorted by name, for the documentation.
+/// Renders the declarations as one Markdown table, sorted by name, for the documentation.
 pub fn markdown(tables: &[&[Metric]]) -> String {
     let mut metrics: Vec<&Metric> = tables.iter().flat_map(|table| table.iter()).collect();
     metrics.sort_by_key(|metric| metric.name);
+
     let mut text =
         String::from("| Metric | Kind | Unit | Labels | Meaning |\n|---|---|---|---|---|\n");
+
     for Metric { name, kind, unit, labels, help } in metrics {
         let labels: Vec<String> = labels.iter().map(|label| format!("`{label}`")).collect();
         let row = [
@@ -246,12 +252,12 @@ pub fn markdown(tables: &[&[Metric]]) -> String {
     text
 }
 
-/// Counts one thing in a gauge until it is dropped.
+/// Counts one thing in a gauge until dropped.
 #[derive(Debug)]
 pub struct Counted(&'static str);
 
 impl Counted {
-    /// Adds one to `gauge`.
+    /// Increments `gauge`.
     pub fn new(gauge: &Metric) -> Self {
         ::metrics::gauge!(gauge.name).increment(1.0);
         Self(gauge.name)
@@ -293,10 +299,13 @@ mod tests {
     #[test]
     fn what_is_measured_is_rendered_with_the_right_buckets() {
         let metrics = install();
+
         install().describe(&[CALLS, TIME, SIZE]);
         assert!(metrics.render().contains("test_calls_total 0"), "{}", metrics.render());
+
         ::metrics::histogram!(TIME.name, "tool" => "x").record(0.3);
         ::metrics::histogram!(SIZE.name).record(2000.0);
+
         let text = metrics.render();
         for line in [
             "# HELP test_calls_total Calls.",

@@ -1,6 +1,6 @@
-//! Logs: one subscriber per process, written to standard error.
+//! Logging: one subscriber per process, which writes to standard error.
 //!
-//! Standard output belongs to data (`--json` results, MCP over stdio), so no log line ever goes
+//! Standard output is reserved for data (`--json` results, MCP over stdio), so log lines never go
 //! there.
 
 use std::io::IsTerminal as _;
@@ -15,16 +15,16 @@ use tracing_subscriber::registry::LookupSpan;
 
 use crate::config::Env;
 
-/// What dependencies say below warning is about their own insides and would drown ours.
+/// Dependencies whose messages below warning are internal details and would drown ours.
 const QUIET: &str = "h2=warn,hyper=warn,hyper_util=warn,librdkafka=warn,opentelemetry=warn,opentelemetry_sdk=warn,\
                      opentelemetry_otlp=warn,rdkafka=warn,reqwest=warn,rmcp=warn,\
                      rustls=warn,sqlx=warn,tower=warn,tower_http=warn";
 
-/// What `rmcp` may say at most, by target. Below info it writes whole messages and the headers that
-/// came with them (arguments, results, credentials). Its service warns of every error that is
-/// answered, in the words of the tool, and of messages that it did not expect. Its workers name the
-/// URLs that failed, with the keys in them, and say in an error what the caller is told anyway. A
-/// filter that names one of these targets means it and wins.
+/// The maximum level of `rmcp`, by target. Below info, `rmcp` logs whole messages and their
+/// headers, which contain arguments, results and credentials. Its service logs a warning for every
+/// error response, in the tool's own words, and for every unexpected message. Its workers log URLs
+/// that failed, including keys in them, and errors that the caller is told anyway. A filter that
+/// names one of these targets overrides its limit.
 const RMCP_AT_MOST: [(&str, LevelFilter); 3] = [
     ("rmcp", LevelFilter::INFO),
     ("rmcp::service", LevelFilter::ERROR),
@@ -33,23 +33,26 @@ const RMCP_AT_MOST: [(&str, LevelFilter); 3] = [
 
 /// Starts logging for this process.
 ///
-/// `RUST_LOG` is a full filter and wins; `LOG_LEVEL` is a level, or a filter that is laid over the
-/// quiet defaults. Neither makes `rmcp` write out messages unless it names `rmcp`. `LOG_FORMAT` is
-/// `text` (default) or `json`. Each JSON line carries `service`. A second call does nothing, and
-/// neither does a call in a process that has a subscriber already, so tests may call it freely.
+/// `RUST_LOG` is a complete filter and takes precedence. `LOG_LEVEL` is a level, or a filter that
+/// is added to the quiet defaults. Neither makes `rmcp` log whole messages unless it names `rmcp`.
+/// `LOG_FORMAT` is `text` (default) or `json`. Each JSON line carries `service`. A second call has
+/// no effect, nor does a call in a process that already has a subscriber, so tests may call this
+/// freely.
 pub fn init(service: &str) {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
         let env = Env::process();
         let (filter, complaint) = filter(&env);
+
         let json = env.get("LOG_FORMAT").is_some_and(|f| f.eq_ignore_ascii_case("json"));
         let builder =
             tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+
         let installed = if json {
             builder
                 .json()
                 .flatten_event(true)
-                // What spans say stands at the top of the line, where a log store looks for it.
+                // Put span fields at the top level of the line, where log stores look for them.
                 .with_current_span(false)
                 .with_span_list(false)
                 .map_event_format(|inner| ServiceFormat { service: service.to_owned(), inner })
@@ -57,6 +60,7 @@ pub fn init(service: &str) {
         } else {
             builder.with_ansi(std::io::stderr().is_terminal()).try_init()
         };
+
         if installed.is_ok()
             && let Some(complaint) = complaint
         {
@@ -65,7 +69,7 @@ pub fn init(service: &str) {
     });
 }
 
-/// The filter that the environment asks for, and what is wrong with it where it is not understood.
+/// Returns the filter that the environment asks for, and a complaint if it could not be parsed.
 fn filter(env: &Env) -> (EnvFilter, Option<String>) {
     let (name, text) = match (env.get("RUST_LOG"), env.get("LOG_LEVEL")) {
         (Some(own), _) => ("RUST_LOG", format!("{}{own}", rmcp_caps(own, general_level(own)))),
@@ -74,24 +78,28 @@ fn filter(env: &Env) -> (EnvFilter, Option<String>) {
             ("LOG_LEVEL", format!("{}{QUIET},{own}", rmcp_caps(own, LevelFilter::WARN)))
         }
     };
+
     match EnvFilter::builder().parse(&text) {
         Ok(filter) => (filter, None),
         Err(error) => {
             let fallback = format!("{}{QUIET},info", rmcp_caps("", LevelFilter::WARN));
-            (EnvFilter::new(fallback), Some(format!("{name} is ignored: {error}")))
+            (
+                EnvFilter::new(fallback),
+                Some(format!("ignoring the invalid log filter in {name}: {error}")),
+            )
         }
     }
 }
 
-/// The level of a filter for everything that it does not name.
+/// Returns the level of a filter for targets that it does not name.
 fn general_level(filter: &str) -> LevelFilter {
     let parts = filter.split(',').map(str::trim).filter(|part| !part.is_empty());
     parts.filter_map(|part| part.parse().ok()).next_back().unwrap_or(LevelFilter::OFF)
 }
 
-/// Directives that keep `rmcp` discreet where it would say as much as `level`, to be put before a
-/// filter: of two for one target the later one holds. A more specific one holds wherever it stands,
-/// so whoever asks for all of `rmcp` gets none for its service.
+/// Returns directives that limit `rmcp` where a filter would let it log at `level`. They go before
+/// the filter, since the later of two directives for one target wins. A more specific directive
+/// wins at any position, so a filter that names all of `rmcp` gets no directive for its service.
 fn rmcp_caps(filter: &str, level: LevelFilter) -> String {
     let names_rmcp = filter
         .split(',')
@@ -101,19 +109,21 @@ fn rmcp_caps(filter: &str, level: LevelFilter) -> String {
     caps.map(|(target, at_most)| format!("{target}={},", level.min(*at_most))).collect()
 }
 
-/// JSON lines that begin with the name of the service, so that the logs of several binaries can
-/// share one store, and with what the spans around them say: the ids of trace, span and job.
+/// Formats JSON lines that start with the service name, so that several binaries can share a log
+/// store, and that include span fields: the ids of trace, span and job.
 struct ServiceFormat {
     service: String,
     inner: Format<Json>,
 }
 
-/// The fields of the spans around an event, the innermost of each name.
+/// Returns the fields of the spans around an event. If several spans have a field, the innermost
+/// wins.
 fn span_fields<S>(ctx: &FmtContext<'_, S, JsonFields>) -> serde_json::Map<String, serde_json::Value>
 where
     S: Subscriber + for<'lookup> LookupSpan<'lookup>,
 {
     let mut fields = serde_json::Map::new();
+
     for span in ctx.event_scope().into_iter().flat_map(|scope| scope.from_root()) {
         let extensions = span.extensions();
         let text = extensions.get::<FormattedFields<JsonFields>>();
@@ -122,6 +132,7 @@ where
             fields.extend(own);
         }
     }
+
     fields
 }
 
@@ -138,17 +149,20 @@ where
     ) -> std::fmt::Result {
         let mut line = String::new();
         self.inner.format_event(ctx, Writer::new(&mut line), event)?;
+
         let service = serde_json::Value::from(self.service.as_str());
         let Some(rest) = line.strip_prefix('{') else { return writer.write_str(&line) };
         write!(writer, "{{\"service\":{service},")?;
+
         for (name, value) in span_fields(ctx) {
             let name = format!("{}:", serde_json::Value::from(name));
-            // What the line says itself goes before what stands around it. Within a text the quote
-            // would be escaped.
+            // The event's own fields take precedence over span fields. Inside a string value, the
+            // quotes would be escaped, so this matches only field names.
             if !rest.contains(&name) {
                 write!(writer, "{name}{value},")?;
             }
         }
+
         writer.write_str(rest)
     }
 }

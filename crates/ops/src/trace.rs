@@ -1,10 +1,8 @@
-//! Spans: what this process has done for a job, as a part of the trace that the job's producer
-//! began.
+//! Spans: what this process does for a job, as part of the trace that the job's producer began.
 //!
-//! They are exported by OTLP where the standard variables of OpenTelemetry ask for it
-//! (`OTEL_EXPORTER_OTLP_ENDPOINT`, or `OTEL_TRACES_EXPORTER=otlp`). Where they don't, a [`Span`]
-//! costs nothing and passes on the context it was given, so the trace goes on in those who take
-//! part in it.
+//! Spans are exported through OTLP if the standard OpenTelemetry variables ask for it
+//! (`OTEL_EXPORTER_OTLP_ENDPOINT`, or `OTEL_TRACES_EXPORTER=otlp`). Otherwise a [`Span`] costs
+//! nothing and passes its parent's context on unchanged, so the trace continues in other processes.
 
 use std::{
     borrow::Cow,
@@ -27,19 +25,19 @@ use opentelemetry_sdk::{
 
 pub use opentelemetry::{Value, trace::SpanKind};
 
-/// How long the last spans may take to be exported when the process ends.
+/// How long the export of the last spans may take when the process ends.
 const SHUTDOWN: Duration = Duration::from_secs(5);
-/// The longest text of an error in a span, in bytes.
+/// The maximum length in bytes of an error message in a span.
 const MAX_MESSAGE: usize = 1024;
 
 static TRACER: OnceLock<SdkTracer> = OnceLock::new();
 
-/// An attribute of a span.
+/// An attribute of a span: key and value.
 pub type Attribute = (&'static str, Value);
 
-/// Exports what is left when it is dropped. To be kept until the process ends.
+/// Exports the remaining spans when dropped. Keep it until the process ends.
 #[derive(Debug, Default)]
-#[must_use = "the last spans are exported when this is dropped"]
+#[must_use = "dropping this exports the last spans and ends the export"]
 pub struct Exporting(Option<SdkTracerProvider>);
 
 impl Drop for Exporting {
@@ -47,85 +45,96 @@ impl Drop for Exporting {
         if let Some(provider) = self.0.take()
             && let Err(error) = provider.shutdown_with_timeout(SHUTDOWN)
         {
-            tracing::warn!(%error, "the last spans could not be exported");
+            tracing::warn!(%error, "could not export the last spans");
         }
     }
 }
 
-/// Begins to export spans, where the environment asks for it. A wrong setting is said in the log
-/// and leaves the process without traces: no job waits for a collector.
+/// Starts exporting spans if the environment asks for it. An invalid setting is logged and disables
+/// traces: jobs never depend on a trace collector.
 pub fn init(service: &'static str, version: &'static str) -> Exporting {
     match is_export_requested(|name| env::var(name).ok().filter(|value| !value.is_empty())) {
         Ok(false) => Exporting::default(),
         Ok(true) => start_export(service, version),
         Err(why) => {
-            tracing::warn!("no traces are exported: {why}");
+            tracing::warn!("traces are disabled: {why}");
             Exporting::default()
         }
     }
 }
 
-/// Whether spans are to be exported (OpenTelemetry Environment Variable Specification).
+/// Returns whether spans should be exported, by the OpenTelemetry Environment Variable
+/// Specification.
 fn is_export_requested(variable: impl Fn(&str) -> Option<String>) -> Result<bool, String> {
     if variable("OTEL_SDK_DISABLED").is_some_and(|value| value.eq_ignore_ascii_case("true")) {
         return Ok(false);
     }
+
     let endpoint = ["OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT"];
+
     match variable("OTEL_TRACES_EXPORTER").as_deref() {
         Some("none") => return Ok(false),
         Some("otlp") => {}
         Some(other) => {
-            return Err(format!("OTEL_TRACES_EXPORTER={other} is not supported: set otlp or none"));
+            return Err(format!("OTEL_TRACES_EXPORTER={other} is not supported; set otlp or none"));
         }
         None if endpoint.iter().all(|name| variable(name).is_none()) => return Ok(false),
         None => {}
     }
+
     for name in ["OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL"] {
         if let Some(protocol) = variable(name) {
             return match protocol.as_str() {
                 "http/protobuf" => Ok(true),
                 other => Err(format!(
-                    "{name}={other} is not supported: set http/protobuf, which collectors take on port 4318"
+                    "{name}={other} is not supported; set http/protobuf, which collectors accept on port 4318"
                 )),
             };
         }
     }
+
     Ok(true)
 }
 
+/// Starts the exporter and installs the process's tracer.
 fn start_export(service: &'static str, version: &'static str) -> Exporting {
     let exporter = match opentelemetry_otlp::SpanExporter::builder().with_http().build() {
         Ok(exporter) => exporter,
         Err(error) => {
-            tracing::warn!(%error, "no traces are exported");
+            tracing::warn!(%error, "could not start the trace exporter; traces are disabled");
             return Exporting::default();
         }
     };
+
     let variable = |name: &str| env::var(name).unwrap_or_default();
     let named = !variable("OTEL_SERVICE_NAME").is_empty()
         || variable("OTEL_RESOURCE_ATTRIBUTES").contains("service.name=");
+
     let resource = Resource::builder().with_attribute(KeyValue::new("service.version", version));
     let resource = if named { resource } else { resource.with_service_name(service) }.build();
+
     let provider =
         SdkTracerProvider::builder().with_batch_exporter(exporter).with_resource(resource).build();
+
     if TRACER.set(provider.tracer("mcp-fleet")).is_err() {
-        tracing::debug!("traces are exported already");
+        tracing::debug!("the trace exporter is already running");
         return Exporting::default();
     }
+
     Exporting(Some(provider))
 }
 
-/// Something that this process does, from now until this is dropped.
+/// A span in a trace: something that this process does from now until the value is dropped.
 #[derive(Debug)]
 pub struct Span {
     context: TraceContext,
-    /// Nothing where no spans are made.
+    /// `None` if spans are not exported.
     own: Option<Context>,
 }
 
 impl Span {
-    /// Begins a span below `parent`, or a trace where there is none. `attributes` are asked for
-    /// only where spans are made.
+    /// Starts a span below `parent`, or a new trace if `parent` is empty. `attributes` is called
+    /// only if spans are exported.
     pub fn start<A: IntoIterator<Item = Attribute>>(
         kind: SpanKind,
         name: impl Into<Cow<'static, str>>,
@@ -147,39 +156,43 @@ impl Span {
     ) -> Self {
         let propagator = TraceContextPropagator::new();
         let parent = propagator.extract_with_context(&Context::new(), &Carrier(parent.clone()));
+
         let attributes = attributes.into_iter().map(|(key, value)| KeyValue::new(key, value));
         let builder = SpanBuilder::from_name(name)
             .with_kind(kind)
             .with_start_time(SystemTime::now())
             .with_attributes(attributes);
+
         let own = parent.with_span(builder.start_with_context(tracer, &parent));
+
         let mut carrier = Carrier::default();
         propagator.inject_context(&own, &mut carrier);
+
         Self { context: carrier.0, own: Some(own) }
     }
 
-    /// What those are given who go on in this span.
+    /// Returns the context to pass on to whatever continues the trace inside this span.
     pub fn context(&self) -> &TraceContext {
         &self.context
     }
 
-    /// Says something more about it.
+    /// Sets an attribute.
     pub fn set(&self, key: &'static str, value: impl Into<Value>) {
         if let Some(own) = &self.own {
             own.span().set_attribute(KeyValue::new(key, value.into()));
         }
     }
 
-    /// It has failed: with an error of this kind (`error.type`), in these words.
+    /// Marks the span as failed, with the kind of error (`error.type`) and a message.
     pub fn fail(&self, kind: &'static str, message: &str) {
         let Some(own) = &self.own else { return };
         own.span().set_attribute(KeyValue::new("error.type", kind));
+
         let end = message.floor_char_boundary(MAX_MESSAGE);
         own.span().set_status(Status::error(message[..end].to_owned()));
     }
 
-    /// What log lines are put under that belong to it: they carry the trace's id, the span's and
-    /// the job's.
+    /// Returns a log span whose lines carry the ids of the trace, this span and the job.
     pub fn log(&self, job_id: Option<&str>) -> tracing::Span {
         tracing::info_span!(
             "job",
@@ -198,7 +211,7 @@ impl Drop for Span {
     }
 }
 
-/// A context as the propagator reads and writes it.
+/// Adapts a context to the propagator's interface.
 #[derive(Default)]
 struct Carrier(TraceContext);
 
@@ -238,7 +251,7 @@ mod tests {
     fn without_an_exporter_the_context_is_passed_on_as_it_came() {
         let span =
             Span::start(SpanKind::Internal, "s", &context("what is this"), || -> [Attribute; 0] {
-                panic!("nobody asks")
+                panic!("attributes are not evaluated")
             });
         assert_eq!(span.context(), &context("what is this"));
         span.set("key", 1);
@@ -259,17 +272,22 @@ mod tests {
                 [("key", "value".into())],
             )
         };
+
         let outer = start("outer", &context(PARENT));
         assert_eq!(outer.context().trace_id(), Some("0af7651916cd43dd8448eb211c80319c"));
         assert_ne!(outer.context().span_id(), Some("b7ad6b7169203331"));
         assert_eq!(outer.context().state.as_deref(), Some("a=b"));
+
         let inner = start("inner", outer.context());
         inner.fail("timeout", &"é".repeat(MAX_MESSAGE));
         drop(inner);
         drop(outer);
+
         drop(start("root", &TraceContext::default()));
+
         let spans = exporter.get_finished_spans().unwrap();
         let [inner, outer, root] = spans.as_slice() else { panic!("{spans:?}") };
+
         assert_eq!(outer.parent_span_id.to_string(), "b7ad6b7169203331");
         assert_eq!(inner.parent_span_id, outer.span_context.span_id());
         assert!(matches!(inner.status, Status::Error { .. }));

@@ -1,4 +1,5 @@
-//! The first signal cancels the token, the second ends the process with code 130.
+//! Checks that the first signal cancels the token and that the second ends the process with code
+//! 130.
 //!
 //! The test runs itself as a child, because a signal goes to a whole process.
 
@@ -36,6 +37,7 @@ fn two_signals() {
     let kill = |name: &str, id: u32| {
         assert!(Command::new("kill").args([name, &id.to_string()]).status().unwrap().success());
     };
+
     let mut lines = BufReader::new(child.stderr.take().unwrap()).lines().map(Result::unwrap);
     assert!(lines.any(|line| line == "armed"));
     kill("-TERM", child.id());

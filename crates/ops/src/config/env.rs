@@ -7,31 +7,31 @@ use std::time::Duration;
 
 use super::{parse_bytes, parse_duration, redact};
 
-/// A setting that can't be used as it stands.
+/// A setting whose value cannot be used.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ConfigError {
-    /// A variable that must be set is not.
+    /// A required variable is not set.
     #[error("{name} is not set: {expected}")]
     Missing {
-        /// The variable.
+        /// The name of the variable.
         name: String,
-        /// What it should hold.
+        /// What the variable should hold.
         expected: String,
     },
-    /// A variable's value is not what it should be.
+    /// The value of a variable is invalid.
     #[error("{name}={value}: {problem}")]
     Invalid {
-        /// The variable.
+        /// The name of the variable.
         name: String,
-        /// Its value, redacted where the name looks secret.
+        /// The value, redacted if the name looks secret.
         value: String,
-        /// What is wrong and what would be right.
+        /// What is wrong with the value and what was expected.
         problem: String,
     },
 }
 
 impl ConfigError {
-    /// An error about the value of `name`; the value is redacted where the name looks secret.
+    /// Creates an error about the value of `name`. The value is redacted if the name looks secret.
     pub fn invalid(name: &str, value: &str, problem: impl Display) -> Self {
         Self::Invalid {
             name: name.to_owned(),
@@ -40,7 +40,7 @@ impl ConfigError {
         }
     }
 
-    /// The variable that the error is about.
+    /// Returns the variable that the error is about.
     pub fn variable(&self) -> &str {
         match self {
             Self::Missing { name, .. } | Self::Invalid { name, .. } => name,
@@ -48,13 +48,14 @@ impl ConfigError {
     }
 }
 
-/// A snapshot of environment variables. A variable that is set to nothing counts as not set: that
-/// is what `NAME=${NAME:-}` in a compose file means.
+/// A snapshot of environment variables. An empty variable counts as unset, since `NAME=${NAME:-}`
+/// in a compose file produces one.
 #[derive(Clone, Default, PartialEq, Eq)]
 pub struct Env(BTreeMap<String, String>);
 
 impl Env {
-    /// The process's environment. Variables that are not UTF-8 are left out; none of ours can be.
+    /// Takes a snapshot of the process's environment. Variables that are not valid UTF-8 are
+    /// skipped; no setting of ours can be one of them.
     pub fn process() -> Self {
         Self::of(
             std::env::vars_os()
@@ -62,37 +63,37 @@ impl Env {
         )
     }
 
-    /// These variables and no others.
+    /// Creates an environment that consists of these variables only.
     pub fn of<K: Into<String>, V: Into<String>>(vars: impl IntoIterator<Item = (K, V)>) -> Self {
         Self(vars.into_iter().map(|(k, v)| (k.into(), v.into())).collect())
     }
 
-    /// The variable's value, trimmed, if it is set and not empty.
+    /// Returns the variable's value, trimmed, if it is set and not empty.
     pub fn get(&self, name: &str) -> Option<&str> {
         self.0.get(name).map(|value| value.trim()).filter(|value| !value.is_empty())
     }
 
-    /// All variables that are set and not empty, by name.
+    /// Returns all variables that are set and not empty, sorted by name.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &str)> {
         self.0.keys().filter_map(|name| Some((name.as_str(), self.get(name)?)))
     }
 
-    /// The variable's value.
+    /// Returns the value of a required variable.
     ///
     /// # Errors
     ///
-    /// If it is not set; `expected` says what it should hold.
+    /// Returns an error if the variable is not set; `expected` says what it should hold.
     pub fn required(&self, name: &str, expected: &str) -> Result<&str, ConfigError> {
         let missing =
             || ConfigError::Missing { name: name.to_owned(), expected: expected.to_owned() };
         self.get(name).ok_or_else(missing)
     }
 
-    /// The variable read by `parse`, whose error says what is wrong.
+    /// Reads a variable with `parse`, whose error says what is wrong.
     ///
     /// # Errors
     ///
-    /// If it is set and `parse` refuses it.
+    /// Returns an error if the variable is set and `parse` rejects its value.
     pub fn parse_with<T, E: Display>(
         &self,
         name: &str,
@@ -103,38 +104,38 @@ impl Env {
             .transpose()
     }
 
-    /// The variable as a number, an address or anything else that can be read from text.
+    /// Reads a variable as a number, an address, or any other type that parses from text.
     ///
     /// # Errors
     ///
-    /// If it is set and can't be read.
+    /// Returns an error if the variable is set and does not parse.
     pub fn parse<T: FromStr<Err: Display>>(&self, name: &str) -> Result<Option<T>, ConfigError> {
         self.parse_with(name, str::parse)
     }
 
-    /// The variable as a duration: see [`parse_duration`].
+    /// Reads a variable as a duration; see [`parse_duration`].
     ///
     /// # Errors
     ///
-    /// If it is set and not a duration.
+    /// Returns an error if the variable is set and is not a duration.
     pub fn duration(&self, name: &str) -> Result<Option<Duration>, ConfigError> {
         self.parse_with(name, parse_duration)
     }
 
-    /// The variable as a number of bytes: see [`parse_bytes`].
+    /// Reads a variable as a number of bytes; see [`parse_bytes`].
     ///
     /// # Errors
     ///
-    /// If it is set and not a size.
+    /// Returns an error if the variable is set and is not a size.
     pub fn bytes(&self, name: &str) -> Result<Option<u64>, ConfigError> {
         self.parse_with(name, parse_bytes)
     }
 
-    /// The variable as a switch: `true`/`1`/`yes`/`on` or `false`/`0`/`no`/`off`.
+    /// Reads a variable as a boolean: `true`/`1`/`yes`/`on` or `false`/`0`/`no`/`off`.
     ///
     /// # Errors
     ///
-    /// If it is set and neither.
+    /// Returns an error if the variable is set to anything else.
     pub fn bool(&self, name: &str) -> Result<Option<bool>, ConfigError> {
         self.parse_with(name, |value| match value.to_ascii_lowercase().as_str() {
             "true" | "1" | "yes" | "on" => Ok(true),
@@ -143,7 +144,7 @@ impl Env {
         })
     }
 
-    /// The variable as a comma-separated list; entries are trimmed and empty ones dropped.
+    /// Reads a variable as a comma-separated list. Entries are trimmed and empty ones dropped.
     pub fn list(&self, name: &str) -> Vec<String> {
         let entries = self.get(name).unwrap_or_default().split(',');
         entries.map(str::trim).filter(|entry| !entry.is_empty()).map(str::to_owned).collect()
@@ -188,17 +189,21 @@ mod tests {
             assert_eq!(error.to_string(), text);
         };
         let env = Env::of([("PORT", "eighty"), ("API_TOKEN", "hunter2"), ("ON", "maybe")]);
+
         check(
             env.parse::<u16>("PORT").unwrap_err(),
             "PORT",
             "PORT=eighty: invalid digit found in string",
         );
+
         check(
             env.required("KAFKA_BROKERS", "host:port[,…]").unwrap_err(),
             "KAFKA_BROKERS",
             "KAFKA_BROKERS is not set: host:port[,…]",
         );
+
         check(env.bool("ON").unwrap_err(), "ON", "ON=maybe: expected true or false");
+
         let secret = env.parse::<u16>("API_TOKEN").unwrap_err();
         assert!(!secret.to_string().contains("hunter2"), "{secret}");
         assert!(!format!("{env:?}").contains("hunter2"));

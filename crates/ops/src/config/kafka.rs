@@ -1,24 +1,24 @@
-//! librdkafka's own settings, passed through from the environment.
+//! librdkafka properties that are passed through from the environment.
 
 use std::collections::BTreeMap;
 
 use super::{ConfigError, Env};
 
-/// What the names of passed-through variables begin with.
+/// The prefix of variables that are passed through to librdkafka.
 pub const KAFKA_PREFIX: &str = "KAFKA_PROPERTY_";
 
 impl Env {
-    /// The librdkafka properties that the environment sets.
+    /// Returns the librdkafka properties that the environment sets.
     ///
     /// `KAFKA_PROPERTY_SECURITY_PROTOCOL=ssl` becomes `security.protocol=ssl`: the rest of the name
-    /// in lower case, with a dot for each `_`. librdkafka's names are made of letters, digits and
-    /// dots; the only ones with an underscore that take text are `log_level` and `enabled_events`,
-    /// and for those a double `__` stands for one `_` (`KAFKA_PROPERTY_LOG__LEVEL`). Whether a
-    /// property exists, and whether it may be set, is not decided here.
+    /// in lower case, with a dot for each `_`. librdkafka's property names consist of letters,
+    /// digits and dots. The only text properties with an underscore are `log_level` and
+    /// `enabled_events`; for those, write `__` for `_` (`KAFKA_PROPERTY_LOG__LEVEL`). This function
+    /// does not check whether a property exists or may be set.
     ///
     /// # Errors
     ///
-    /// If a name is empty or malformed, or two variables name the same property.
+    /// Returns an error if a name is empty or malformed, or if two variables set the same property.
     pub fn kafka_properties(&self) -> Result<BTreeMap<String, String>, ConfigError> {
         let mut properties = BTreeMap::new();
         for (variable, value) in self.iter() {
@@ -27,11 +27,12 @@ impl Env {
                 ConfigError::invalid(
                     variable,
                     value,
-                    "the name after KAFKA_PROPERTY_ is not a property's name",
+                    "the part after KAFKA_PROPERTY_ is not a property name; expected for example SECURITY_PROTOCOL",
                 )
             })?;
+
             if properties.insert(property.clone(), value.to_owned()).is_some() {
-                let problem = format!("another variable sets {property} too");
+                let problem = format!("another variable also sets {property}; remove one of them");
                 return Err(ConfigError::invalid(variable, value, problem));
             }
         }

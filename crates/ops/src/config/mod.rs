@@ -1,8 +1,7 @@
-//! Reading settings: a snapshot of the environment, typed readers, and errors that name the
-//! variable.
+//! Settings: a snapshot of the environment, typed readers, and errors that name the variable.
 //!
-//! The environment is a value ([`Env`]), read once at start. Tests make their own and never touch
-//! the process's, which other threads may be reading.
+//! The environment is a value ([`Env`]) that is read once at start. Tests create their own and
+//! never touch the process's environment, which other threads may be reading.
 
 mod env;
 mod kafka;

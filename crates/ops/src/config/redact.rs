@@ -1,38 +1,41 @@
-//! What must not be shown. Errs on the side of hiding: a hidden endpoint costs a question, a shown
-//! password an incident.
+//! Redaction of secrets in what we show. When in doubt, a value is hidden: a hidden endpoint costs
+//! a question, a leaked password an incident.
 
 use std::borrow::Cow;
 
 const HIDDEN: &str = "***";
 
-/// Parts of a name that make it secret wherever they stand.
+/// Parts of a name that mark it as secret, at any position.
 const SECRET_PARTS: [&str; 7] =
     ["password", "passwd", "passphrase", "secret", "token", "credential", "authorization"];
 
-/// Under `sasl.` everything is hidden but these, which people need to see when a login fails.
+/// Everything under `sasl.` is hidden except these names, which people need when a login fails.
 const SHOWN_SASL: [&str; 2] = ["sasl.mechanism", "sasl.mechanisms"];
 
-/// Whether a setting of this name holds something that must not be shown. Understands environment
-/// variables (`KAFKA_PROPERTY_SASL_PASSWORD`), librdkafka properties (`sasl.password`) and header
-/// names (`X-Api-Key`).
+/// Returns whether a setting with this name holds a secret. Understands environment variables
+/// (`KAFKA_PROPERTY_SASL_PASSWORD`), librdkafka properties (`sasl.password`) and header names
+/// (`X-Api-Key`).
 pub fn is_secret(name: &str) -> bool {
     let name = name.to_ascii_lowercase().replace(['_', '-'], ".");
     let name = name.strip_prefix("kafka.property.").unwrap_or(&name);
+
     if SHOWN_SASL.contains(&name) {
         return false;
     }
+
     SECRET_PARTS.iter().any(|part| name.contains(part))
         || name.starts_with("sasl.")
         || name.starts_with("ssl.key.")
         || name.split('.').any(|segment| segment.ends_with("key") || segment == "cookie")
 }
 
-/// The value as it may be shown: hidden if the name is secret, without user and password if it
-/// holds URLs.
+/// Returns the value in a form that may be shown: hidden if the name is secret, and with user and
+/// password removed from URLs.
 pub fn redact<'a>(name: &str, value: &'a str) -> Cow<'a, str> {
     if is_secret(name) {
         return Cow::Borrowed(HIDDEN);
     }
+
     if !value.contains("://") || !value.contains('@') {
         return Cow::Borrowed(value);
     }

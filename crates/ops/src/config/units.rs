@@ -1,27 +1,27 @@
-//! Durations and sizes as people write them.
+//! Durations and sizes in human-readable form.
 
 use std::time::Duration;
 
-/// A text that is not a duration or a size.
+/// The text is not a duration or a size.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum UnitError {
-    /// Not a duration.
+    /// The text is not a duration.
     #[error("expected a duration with a unit, such as 250ms, 30s, 5m, 2h or 1d")]
     Duration,
-    /// Not a size.
+    /// The text is not a size.
     #[error("expected a size such as 1024, 64KiB, 4MiB, 1GiB (or KB, MB, GB for powers of 1000)")]
     Size,
-    /// A number that does not fit.
-    #[error("the number is too large")]
+    /// The number does not fit.
+    #[error("the number is too large; use a smaller one or a larger unit")]
     TooLarge,
 }
 
-/// Reads `250ms`, `30s`, `5m`, `2h`, `1d`, or `0`. Whole numbers only. Other numbers without a unit
-/// are refused: whoever writes `30` may mean seconds or milliseconds.
+/// Parses `250ms`, `30s`, `5m`, `2h`, `1d` or `0`. Only whole numbers are accepted. A unit is
+/// required except for `0`, since `30` could mean seconds or milliseconds.
 ///
 /// # Errors
 ///
-/// If the text is something else or the number is too large.
+/// Returns an error if the text is anything else or the number is too large.
 pub fn parse_duration(text: &str) -> Result<Duration, UnitError> {
     let (number, unit) = split_unit(text).ok_or(UnitError::Duration)?;
     let millis: u64 = match unit {
@@ -33,16 +33,17 @@ pub fn parse_duration(text: &str) -> Result<Duration, UnitError> {
         "" if number == Some(0) => 0,
         _ => return Err(UnitError::Duration),
     };
+
     let total = number.and_then(|number| number.checked_mul(millis)).ok_or(UnitError::TooLarge)?;
     Ok(Duration::from_millis(total))
 }
 
-/// Reads a number of bytes: `1024`, `64KiB`, `4MiB`, `1GiB`, `10KB`, `10MB`, `1GB`; case does not
-/// matter.
+/// Parses a number of bytes: `1024`, `64KiB`, `4MiB`, `1GiB`, `10KB`, `10MB`, `1GB`; case is
+/// ignored.
 ///
 /// # Errors
 ///
-/// If the text is something else or the number is too large.
+/// Returns an error if the text is anything else or the number is too large.
 pub fn parse_bytes(text: &str) -> Result<u64, UnitError> {
     let (number, unit) = split_unit(text).ok_or(UnitError::Size)?;
     let factor = match unit.to_ascii_lowercase().as_str() {
@@ -55,10 +56,11 @@ pub fn parse_bytes(text: &str) -> Result<u64, UnitError> {
         "gb" => 1_000_000_000,
         _ => return Err(UnitError::Size),
     };
+
     number.and_then(|number| number.checked_mul(factor)).ok_or(UnitError::TooLarge)
 }
 
-/// A leading whole number (`None` inside if it does not fit) and the unit behind it.
+/// Splits a text into its leading whole number (`None` inside if it does not fit) and the unit.
 fn split_unit(text: &str) -> Option<(Option<u64>, &str)> {
     let text = text.trim();
     let end = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());

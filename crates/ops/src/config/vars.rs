@@ -1,19 +1,21 @@
-//! The declaration of a variable, from which the documentation and the start-up log line are made.
+//! Declarations of environment variables, from which the documentation and the startup log line are
+//! generated.
 
 use super::{Env, redact};
 
-/// One environment variable of a binary. Declare them in a constant table, once.
+/// One environment variable of a binary. Each binary declares its variables once, in a constant
+/// table.
 #[derive(Debug, Clone, Copy)]
 pub struct Var {
-    /// The variable's name.
+    /// The name of the variable.
     pub name: &'static str,
-    /// What holds when it is not set, as one would write it; empty where there is nothing.
+    /// The default, in the form that a user would write; empty if there is none.
     pub default: &'static str,
-    /// One sentence: what it does.
+    /// What the variable does, in one sentence.
     pub help: &'static str,
 }
 
-/// The tables as one Markdown table, in the order given, for the documentation.
+/// Renders the declarations as one Markdown table, in the given order, for the documentation.
 pub fn markdown(vars: &[Var]) -> String {
     let mut text = String::from("| Variable | Default | Meaning |\n|---|---|---|\n");
     for Var { name, default, help } in vars {
@@ -23,8 +25,8 @@ pub fn markdown(vars: &[Var]) -> String {
     text
 }
 
-/// What is in effect, as `NAME=value` in the table's order, redacted, for the one log line at
-/// start.
+/// Returns the effective settings as `NAME=value`, redacted and in table order, for the log line at
+/// startup.
 pub fn effective(env: &Env, vars: &[Var]) -> Vec<String> {
     let value = |var: &Var| redact(var.name, env.get(var.name).unwrap_or(var.default)).into_owned();
     vars.iter()

@@ -1,9 +1,9 @@
-//! What a request must be before any of it is looked at: for a host that is ours, from an origin
-//! that may.
+//! Checks that a request is addressed to an allowed host and comes from an allowed origin, before
+//! anything else in it is read.
 //!
-//! A web page that a person on this machine visits can send requests to `localhost`, by its own
-//! name (DNS rebinding) or across origins. Browsers say so in `Host` and `Origin`, so both are
-//! checked by default.
+//! A web page that a person on this machine visits can send requests to `localhost`, either under
+//! its own name (DNS rebinding) or across origins. Browsers reveal this in `Host` and `Origin`, so
+//! both are checked by default.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -17,7 +17,7 @@ use url::Url;
 
 const LOOPBACK: [&str; 3] = ["localhost", "127.0.0.1", "::1"];
 
-/// An origin that browsers may send requests from.
+/// An origin from which browsers may send requests.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Origin {
     scheme: String,
@@ -26,7 +26,7 @@ pub struct Origin {
 }
 
 impl Origin {
-    /// Reads an origin. `None` where the text is none, as with `null`.
+    /// Parses an origin. Returns `None` if the text is not one, such as `null`.
     pub fn parse(text: &str) -> Option<Self> {
         let url = Url::parse(text).ok()?;
         let bare = url.path() == "/"
@@ -36,6 +36,7 @@ impl Origin {
         if !bare || text.ends_with('/') {
             return None;
         }
+
         Some(Self {
             scheme: url.scheme().to_owned(),
             host: url.host_str()?.to_ascii_lowercase(),
@@ -43,19 +44,21 @@ impl Origin {
         })
     }
 
-    /// Whether it is that of pages which come from this server itself, under the name that the
-    /// request is for.
+    /// Returns whether this is the origin of pages served by this server under the name in the
+    /// request.
     fn is_of(&self, host: &str, port: Option<u16>) -> bool {
         let default = match self.scheme.as_str() {
             "http" => 80,
             "https" => 443,
             _ => return false,
         };
+
         let own = self
             .host
             .strip_prefix('[')
             .and_then(|host| host.strip_suffix(']'))
             .unwrap_or(&self.host);
+
         own == host && self.port == port.unwrap_or(default)
     }
 }
@@ -66,7 +69,7 @@ impl fmt::Display for Origin {
     }
 }
 
-/// The hosts that requests may be for, loopback among them; `None` if every host is allowed.
+/// Returns the allowed hosts, including loopback; `None` if every host is allowed.
 pub fn host_names(allowed: &[String]) -> Option<Vec<String>> {
     if allowed.iter().any(|host| host == "*") {
         return None;
@@ -75,7 +78,7 @@ pub fn host_names(allowed: &[String]) -> Option<Vec<String>> {
     Some(LOOPBACK.iter().map(ToString::to_string).chain(own).collect())
 }
 
-/// The hosts and origins of a listener.
+/// The hosts and origins that a listener accepts.
 #[derive(Debug, Clone)]
 pub struct Guard {
     hosts: Option<Vec<(String, Option<u16>)>>,
@@ -83,7 +86,7 @@ pub struct Guard {
 }
 
 impl Guard {
-    /// A guard that lets requests in for `hosts` (`*` for any) beside loopback ones, and from
+    /// Creates a guard that accepts requests for loopback and `hosts` (`*` for any host), and from
     /// `origins`.
     pub fn new(hosts: &[String], origins: Vec<Origin>) -> Self {
         let hosts =
@@ -92,69 +95,77 @@ impl Guard {
     }
 
     fn allows(&self, uri: &Uri, headers: &HeaderMap, check: Check) -> Result<(), &'static str> {
-        let mut own = None;
+        let mut requested = None;
+
         if let Some(hosts) = &self.hosts {
             let (host, port) =
-                split_host(requested_host(uri, headers).ok_or("a Host header is needed")?);
-            let covers = |(own, own_port): &(String, Option<u16>)| {
-                *own == host && (own_port.is_none() || *own_port == port)
+                split_host(requested_host(uri, headers).ok_or("a Host header is required")?);
+            let covers = |(name, name_port): &(String, Option<u16>)| {
+                *name == host && (name_port.is_none() || *name_port == port)
             };
+
             let is_address = check == Check::Scrape && host.parse::<IpAddr>().is_ok();
             if !is_address && !hosts.iter().any(covers) {
                 return Err("the Host is not allowed (see --allowed-hosts, MCP_ALLOWED_HOSTS)");
             }
-            own = Some((host, port));
+            requested = Some((host, port));
         }
+
         let origin = headers.get(header::ORIGIN).filter(|_| check != Check::HostOnly);
         let Some(origin) = origin else { return Ok(()) };
         let origin = origin.to_str().ok().and_then(Origin::parse);
+
         match origin {
             Some(origin) if self.origins.contains(&origin) => Ok(()),
-            // Where every Host is fine, its name says nothing about whose page it is.
-            Some(origin) if own.is_some_and(|(host, port)| origin.is_of(&host, port)) => Ok(()),
+            // If every Host is allowed, the requested name says nothing about whose page this is.
+            Some(origin) if requested.is_some_and(|(host, port)| origin.is_of(&host, port)) => {
+                Ok(())
+            }
             _ => Err("the Origin is not allowed (see --allowed-origins, MCP_ALLOWED_ORIGINS)"),
         }
     }
 }
 
-/// What is asked of a request before it is let in.
+/// Which parts of a request are checked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Check {
-    /// A host and an origin that are allowed.
+    /// The host and the origin.
     Full,
-    /// The same, except that every address is a good host.
+    /// The host and the origin, but any IP address is accepted as host.
     Scrape,
-    /// A host that is allowed.
+    /// The host only.
     HostOnly,
 }
 
-/// The host that a request is for, with its port if it names one.
+/// Returns the host that a request is addressed to, with its port if there is one.
 pub fn requested_host<'a>(uri: &'a Uri, headers: &'a HeaderMap) -> Option<&'a str> {
     let named = headers.get(header::HOST).and_then(|host| host.to_str().ok());
     uri.authority().map(Authority::as_str).or(named)
 }
 
-/// `host`, `host:port`, `[v6]:port` or a bare IPv6 address, in lower case.
+/// Splits `host`, `host:port`, `[v6]:port` or a bare IPv6 address, in lower case.
 fn split_host(text: &str) -> (String, Option<u16>) {
     let text = text.to_ascii_lowercase();
     if text.parse::<IpAddr>().is_ok() {
         return (text, None);
     }
+
     let (host, port) = match text.rsplit_once(':') {
         Some((host, port)) if port.parse::<u16>().is_ok() => (host, port.parse().ok()),
         _ => (text.as_str(), None),
     };
+
     let host = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
     (host.to_owned(), port)
 }
 
-/// Turns away requests that are not for us.
+/// Rejects requests with a disallowed host or origin.
 pub async fn check(State(guard): State<Arc<Guard>>, request: Request, next: Next) -> Response {
     guard.pass(request, next, Check::Full).await
 }
 
-/// The same for `/metrics`, except that every address is a good `Host`. Scrapers ask each replica
-/// by its address, and a web page can't make its own name one: what it rebinds is a name.
+/// Like [`check`], but accepts any IP address as `Host`, for `/metrics`: scrapers request each
+/// replica by its address, whereas a DNS-rebinding page always uses a name.
 pub async fn check_scrape(
     State(guard): State<Arc<Guard>>,
     request: Request,
@@ -163,7 +174,7 @@ pub async fn check_scrape(
     guard.pass(request, next, Check::Scrape).await
 }
 
-/// The same for public documents, which pages of every origin may read.
+/// Like [`check`] but without the origin, for public documents that pages of every origin may read.
 pub async fn check_host(State(guard): State<Arc<Guard>>, request: Request, next: Next) -> Response {
     guard.pass(request, next, Check::HostOnly).await
 }
@@ -171,13 +182,13 @@ pub async fn check_host(State(guard): State<Arc<Guard>>, request: Request, next:
 impl Guard {
     async fn pass(&self, request: Request, next: Next, check: Check) -> Response {
         if let Some(name) = repeated_header(request.headers()) {
-            tracing::warn!(%name, "refused a request that has this header more than once");
-            let problem = format!("Bad request: more than one `{name}` header; send one\n");
+            tracing::warn!(%name, "rejected an HTTP request with a repeated header");
+            let problem = format!("Bad request: more than one `{name}` header; send only one\n");
             return (StatusCode::BAD_REQUEST, problem).into_response();
         }
 
         if let Err(problem) = self.allows(request.uri(), request.headers(), check) {
-            tracing::warn!(problem, "request refused");
+            tracing::warn!(problem, "rejected an HTTP request");
             return (StatusCode::FORBIDDEN, format!("Forbidden: {problem}\n")).into_response();
         }
 
@@ -185,8 +196,8 @@ impl Guard {
     }
 }
 
-/// A header that decides whether a request is let in, and that the request has more than once: a
-/// proxy before us may have decided by the other value.
+/// Returns a header that decides about access and that the request repeats. A proxy in front of us
+/// may have decided by the other value.
 fn repeated_header(headers: &HeaderMap) -> Option<HeaderName> {
     [header::HOST, header::ORIGIN].into_iter().find(|name| headers.get_all(name).iter().count() > 1)
 }
@@ -223,17 +234,21 @@ mod tests {
     #[test]
     fn hosts_are_checked() {
         let default = guard(&[], &[]);
+
         for host in ["localhost", "LOCALHOST:8080", "127.0.0.1:1", "[::1]:80", "[::1]"] {
             check(&default, Some(host), None, true);
         }
         for host in ["evil.example", "localhost.evil.example", "127.0.0.1.evil:80", ""] {
             check(&default, Some(host), None, false);
         }
+
         check(&default, None, None, false);
+
         let own = guard(&["mcp.internal", "mcp.example.com:8443"], &[]);
         check(&own, Some("mcp.internal:8080"), None, true);
         check(&own, Some("mcp.example.com:8443"), None, true);
         check(&own, Some("mcp.example.com"), None, false);
+
         check(&guard(&["*"], &[]), Some("anything"), None, true);
     }
 
@@ -302,9 +317,11 @@ mod tests {
         ] {
             check(&default, Some(host), Some(origin), true);
         }
+
         check(&default, Some("127.0.0.1:8080"), Some("http://localhost:8080"), false);
-        // Rebinding makes a foreign page's host and origin the same.
+        // DNS rebinding makes host and origin of a foreign page equal.
         check(&guard(&["*"], &[]), Some("evil.example"), Some("http://evil.example"), false);
+
         let own = guard(&[], &["https://app.example.com", "http://localhost:3000"]);
         check(&own, Some("localhost"), Some("https://app.example.com"), true);
         check(&own, Some("localhost"), Some("https://APP.example.com:443"), true);

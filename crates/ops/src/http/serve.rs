@@ -1,9 +1,9 @@
-//! Serving connections, each of them bounded in time and all of them in number.
+//! Serves HTTP connections with limits on their number and duration.
 //!
-//! `axum::serve` takes any number of connections and waits for a request's header for ever, so that
-//! a client that opens connections and says nothing can take them all. Who may keep one open is
-//! decided in [`seats`]. The protocol is HTTP/1.1: what the fleet's own clients speak, and every
-//! proxy.
+//! `axum::serve` accepts any number of connections and waits indefinitely for a request's header,
+//! so a client could exhaust the process with silent connections. [`seats`] decides which
+//! connections may stay open. The protocol is HTTP/1.1, which the fleet's own clients and all
+//! proxies speak.
 
 use std::convert::Infallible;
 use std::io;
@@ -26,46 +26,48 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tower::ServiceExt as _;
 
-use crate::metrics::{HTTP_BUSY, HTTP_CONNECTIONS};
+use crate::metrics::{Counted, HTTP_BUSY, HTTP_CONNECTIONS};
 
 mod seats;
 
 use seats::{Guest, Seat, Seats, WaitingRoom};
 
-/// How long open requests may take to finish after the shutdown signal, where the caller has no
-/// wish of its own.
+/// How long open requests may take to finish after the shutdown signal, unless the caller chooses a
+/// time.
 pub const DEFAULT_GRACE: Duration = Duration::from_secs(10);
 
-/// What is answered to a connection without a seat: a process that is crowded is neither dead nor
-/// in need of a restart.
+/// Paths that are served even without a seat: a crowded process is neither dead nor in need of a
+/// restart.
 const PROBES: [&str; 3] = ["/health", "/ready", "/metrics"];
 
-/// How long to wait where the system has no more descriptors; without it the loop would spin.
+/// How long to wait after a failed accept, for example when the system is out of file descriptors;
+/// without a pause, the loop would spin.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
 
-/// The bounds of a listener.
+/// The connection limits of a listener.
 #[derive(Debug, Clone, Copy)]
 struct ConnectionLimits {
-    /// How many connections may stay open for requests. Others get the answer to a probe, or are
-    /// asked to come back.
+    /// The number of connections that may stay open for requests. Others get a response only to a
+    /// probe, or 503.
     connections: usize,
-    /// How many of them one peer may have.
+    /// The number of these connections that one peer may have.
     per_peer: usize,
-    /// How many more connections may be open that have not asked yet or have no seat. The oldest
-    /// silent one goes first.
+    /// The number of further connections that may be open, either before their first request or
+    /// without a seat. When the room is full, the oldest silent connection is closed.
     waiting: usize,
-    /// How long a new connection may take for the header of its first request.
+    /// How long a new connection may take to send the header of its first request.
     first_header: Duration,
-    /// How long a connection may be idle between requests and take for the next header.
+    /// How long a connection may be idle between requests, including the time to send the next
+    /// header.
     next_header: Duration,
 }
 
-/// 768 connections and 96 that wait leave a sixth of the usual limit of 1024 open files to
-/// everything else (hosted servers have three pipes each), and are enough for dozens of workers,
-/// also if two thirds come from one address. A first header comes at once from whoever means it.
-/// The later ones have more time than clients keep idle connections (30 s for the fleet's own, 90 s
-/// for many others): if the server closed them first, a request could be on its way just then, and
-/// would be lost.
+/// 768 connections and 96 waiting ones leave a sixth of the usual limit of 1024 open files to
+/// everything else (each hosted server has three pipes). They suffice for dozens of workers, even
+/// if two thirds of the connections come from one address. A genuine client sends its first header
+/// at once. Later headers get more time than clients keep idle connections (30 s for the fleet's
+/// own clients, 90 s for many others): if the server closed such a connection first, it could lose
+/// a request that is on its way.
 const LIMITS: ConnectionLimits = ConnectionLimits {
     connections: 768,
     per_peer: 512,
@@ -74,12 +76,12 @@ const LIMITS: ConnectionLimits = ConnectionLimits {
     next_header: Duration::from_secs(120),
 };
 
-/// Serves `router` until `shutdown` is cancelled and open requests are done, or [`DEFAULT_GRACE`]
-/// has passed.
+/// Serves `router` until `shutdown` is cancelled and then until open requests have finished, but no
+/// longer than [`DEFAULT_GRACE`].
 ///
 /// # Errors
 ///
-/// None today: what can't be accepted is logged and tried again.
+/// Currently none: a failed accept is logged and retried.
 pub async fn serve(
     listener: TcpListener,
     router: Router,
@@ -88,13 +90,13 @@ pub async fn serve(
     serve_with_grace(listener, router, shutdown, DEFAULT_GRACE).await
 }
 
-/// Like [`serve`] with a bound of the caller's: requests still open `grace` after the signal are
-/// not waited for, and end with the runtime. Without a bound one client that holds a stream open
-/// would hold the process.
+/// Like [`serve`], with the caller's grace period: requests still open `grace` after the signal are
+/// abandoned and end with the runtime. Without a limit, a client that holds a stream open would
+/// keep the process from ending.
 ///
 /// # Errors
 ///
-/// As [`serve`].
+/// The same as [`serve`].
 pub async fn serve_with_grace(
     listener: TcpListener,
     router: Router,
@@ -119,56 +121,47 @@ async fn serve_within(
         room: WaitingRoom::new(limits.waiting),
         shutdown: shutdown.clone(),
     });
+
     let connections = TaskTracker::new();
+
     let accept = async {
         loop {
             match listener.accept().await {
                 Ok((stream, peer)) => {
-                    let (guest, counted) = (shared.room.enter(), Counted::new());
+                    let (guest, counted) = (shared.room.enter(), Counted::new(&HTTP_CONNECTIONS));
                     let served = shared.clone().serve_connection(stream, peer, guest);
                     connections.spawn(async move {
                         served.await;
                         drop(counted);
                     });
                 }
-                // The client gave up before it was its turn.
+                // The client gave up before its connection was accepted.
                 Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
                 Err(error) => {
-                    tracing::warn!(%error, "can't accept a connection");
+                    tracing::warn!(%error, "could not accept an HTTP connection; trying again shortly");
                     shared.room.make_room();
                     tokio::time::sleep(ACCEPT_PAUSE).await;
                 }
             }
         }
     };
+
     tokio::select! {
         () = accept => {}
         () = shutdown.cancelled() => {}
     }
+
     drop(listener);
     connections.close();
     if tokio::time::timeout(grace, connections.wait()).await.is_err() {
-        tracing::warn!(?grace, "requests still open after the grace period are left behind");
+        tracing::warn!(
+            ?grace,
+            "abandoning HTTP requests that are still open after the grace period"
+        );
     }
 }
 
-/// A connection in the gauge of those that are open.
-struct Counted;
-
-impl Counted {
-    fn new() -> Self {
-        ::metrics::gauge!(HTTP_CONNECTIONS.name).increment(1.0);
-        Self
-    }
-}
-
-impl Drop for Counted {
-    fn drop(&mut self) {
-        ::metrics::gauge!(HTTP_CONNECTIONS.name).decrement(1.0);
-    }
-}
-
-/// What all connections of a listener share.
+/// The state that all connections of a listener share.
 struct Connections {
     limits: ConnectionLimits,
     router: Router,
@@ -178,7 +171,7 @@ struct Connections {
 }
 
 impl Connections {
-    /// Serves one connection to its end.
+    /// Serves one connection until it ends, then frees its place.
     async fn serve_connection(
         self: Arc<Self>,
         stream: TcpStream,
@@ -226,14 +219,14 @@ impl Connections {
                 () = guest.evicted() => return,
                 () = &mut first_header, if is_new => {
                     is_new = false;
-                    // Without a seat it was to be short.
+                    // Without a seat, a connection gets only a short time.
                     if seat.get().is_none() {
                         return;
                     }
                 }
                 () = self.shutdown.cancelled(), if is_open => {
                     is_open = false;
-                    // Nobody waits for an answer here.
+                    // Nobody waits for a response on this connection.
                     if !guest.has_asked() {
                         return;
                     }
@@ -244,8 +237,8 @@ impl Connections {
     }
 }
 
-/// The answer to a request. Who has no seat gets the answer to a probe and nothing else, and has to
-/// leave.
+/// Returns the response to a request. Without a seat, only probes are answered, and the connection
+/// is closed.
 async fn respond(router: Router, request: Request<Body>, is_seated: bool) -> Response {
     if !is_seated && !PROBES.contains(&request.uri().path()) {
         return busy_response();
@@ -275,7 +268,7 @@ mod tests {
 
     const PATIENCE: Duration = Duration::from_secs(30);
     const SHORT: Duration = Duration::from_millis(30);
-    /// Enough for a request on a busy machine.
+    /// Long enough for a request on a busy machine.
     const MODEST: Duration = Duration::from_millis(500);
 
     async fn start(limits: ConnectionLimits) -> (SocketAddr, JoinHandle<()>) {
@@ -292,10 +285,10 @@ mod tests {
         client.write_all(text.as_bytes()).await.unwrap();
     }
 
-    /// What comes until the server closes the connection.
+    /// Reads until the server closes the connection.
     async fn read_until_closed(client: &mut TcpStream) -> String {
         let mut answer = Vec::new();
-        // A reset is a close too.
+        // A reset also counts as closing.
         _ = tokio::time::timeout(PATIENCE, client.read_to_end(&mut answer))
             .await
             .expect("never closed");
@@ -337,8 +330,8 @@ mod tests {
         for _ in 0..2 {
             send(&mut client, WORK).await;
             read_until(&mut client, "done").await;
-            // The bound of a first header passes, and nothing is to happen: there is no condition
-            // to wait for.
+            // Let the limit for the first header pass; nothing observable happens then, so there is
+            // no condition to poll.
             tokio::time::sleep(MODEST + SHORT).await;
         }
         let (addr, ..) = start(ConnectionLimits { next_header: MODEST, ..LIMITS }).await;
@@ -351,7 +344,7 @@ mod tests {
 
     const HEALTH: &str = "GET /health HTTP/1.1\r\nhost: x\r\n\r\n";
 
-    /// A connection that holds a seat.
+    /// Opens a connection that holds a seat.
     async fn seated(addr: SocketAddr) -> TcpStream {
         let mut client = TcpStream::connect(addr).await.unwrap();
         send(&mut client, WORK).await;
@@ -363,6 +356,7 @@ mod tests {
     async fn there_are_only_so_many_connections() {
         let (addr, ..) = start(ConnectionLimits { connections: 1, ..LIMITS }).await;
         let mut first = seated(addr).await;
+
         let mut second = TcpStream::connect(addr).await.unwrap();
         send(&mut second, WORK).await;
         let answer = read_until_closed(&mut second).await;
@@ -370,13 +364,16 @@ mod tests {
             answer.starts_with("HTTP/1.1 503") && answer.contains("retry-after: 1"),
             "{answer}"
         );
+
         let mut third = TcpStream::connect(addr).await.unwrap();
         send(&mut third, HEALTH).await;
         let answer = read_until_closed(&mut third).await;
         assert!(answer.starts_with("HTTP/1.1 200") && answer.contains("fine"), "{answer}");
+
         send(&mut first, WORK).await;
         read_until(&mut first, "done").await;
         drop(first);
+
         let deadline = tokio::time::Instant::now() + PATIENCE;
         loop {
             let mut client = TcpStream::connect(addr).await.unwrap();
@@ -384,7 +381,7 @@ mod tests {
             if read_until_closed(&mut client).await.contains("done") {
                 break;
             }
-            assert!(tokio::time::Instant::now() < deadline, "the seat is not free again");
+            assert!(tokio::time::Instant::now() < deadline, "the seat was not freed");
         }
     }
 
@@ -393,12 +390,14 @@ mod tests {
         let patient =
             ConnectionLimits { first_header: 10 * PATIENCE, next_header: 10 * PATIENCE, ..LIMITS };
         let (addr, ..) = start(ConnectionLimits { connections: 4, waiting: 3, ..patient }).await;
+
         let mut silent = Vec::new();
         for n in 0..30 {
             let mut client = TcpStream::connect(addr).await.unwrap();
             send(&mut client, if n % 2 == 0 { "" } else { "GET /health HTTP/1.1\r\nslow: " }).await;
             silent.push(client);
         }
+
         for request in [HEALTH, WORK] {
             let mut client = TcpStream::connect(addr).await.unwrap();
             send(&mut client, request).await;
@@ -437,6 +436,7 @@ mod tests {
     async fn one_address_does_not_take_all_seats() {
         let (addr, ..) = start(ConnectionLimits { connections: 2, per_peer: 1, ..LIMITS }).await;
         let _first = seated(addr).await;
+
         let mut second = TcpStream::connect(addr).await.unwrap();
         send(&mut second, WORK).await;
         assert!(read_until_closed(&mut second).await.starts_with("HTTP/1.1 503"));
@@ -459,9 +459,11 @@ mod tests {
         };
         let router = Router::new().route("/hang", get(hang));
         let server = tokio::spawn(serve_with_grace(listener, router, stop.clone(), SHORT));
+
         let mut client = TcpStream::connect(addr).await.unwrap();
         send(&mut client, "GET /hang HTTP/1.1\r\nhost: x\r\n\r\n").await;
         reached.cancelled().await;
+
         stop.cancel();
         tokio::time::timeout(PATIENCE, server).await.unwrap().unwrap().unwrap();
     }
@@ -473,14 +475,16 @@ mod tests {
         let router = Router::new().route("/work", get(async || "done"));
         let server =
             tokio::spawn(serve_within(LIMITS, listener, router, stop.clone(), 10 * PATIENCE));
+
         let mut silent = TcpStream::connect(addr).await.unwrap();
         let mut idle = TcpStream::connect(addr).await.unwrap();
         send(&mut idle, WORK).await;
         read_until(&mut idle, "done").await;
+
         stop.cancel();
         tokio::time::timeout(PATIENCE, server)
             .await
-            .expect("it waits for the grace period")
+            .expect("it waited for the whole grace period")
             .unwrap();
         assert_eq!(read_until_closed(&mut silent).await, "");
         assert_eq!(read_until_closed(&mut idle).await, "");

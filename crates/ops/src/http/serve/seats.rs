@@ -1,11 +1,10 @@
-//! Who may keep a connection open: seats for those who have asked something, and a waiting room for
-//! those who have not.
+//! Decides which connections may stay open. Connections that have sent a request get a seat; all
+//! others wait in a waiting room.
 //!
-//! Nobody can tell a probe from anything else before its request has come. So every connection
-//! waits in the room first, and none is kept out of it: when the room is full, the oldest
-//! connection in it that has said nothing is closed. A connection gets a seat with its first
-//! request, if one is free and its peer does not hold too many. Without a seat, only probes are
-//! answered.
+//! Whether a connection is a probe is unknown until its first request arrives. Every new connection
+//! therefore enters the waiting room. If the room is full, the oldest connection in it that has not
+//! sent a request is closed. With its first request, a connection gets a seat if one is free and
+//! its peer does not hold too many. Without a seat, only probes are answered.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -16,7 +15,7 @@ use std::{
     },
 };
 
-use parking_lot::{Mutex, MutexGuard};
+use parking_lot::Mutex;
 use tokio_util::sync::CancellationToken;
 
 /// All seats of a listener, and how many of them each peer holds.
@@ -28,7 +27,7 @@ pub(super) struct Seats {
     crowded: AtomicBool,
 }
 
-/// The right to keep a connection open. Given back when it is dropped.
+/// The right to keep a connection open, returned when dropped.
 #[derive(Debug)]
 pub(super) struct Seat {
     seats: Arc<Seats>,
@@ -40,10 +39,10 @@ impl Seats {
         Self { total, per_peer, taken: Mutex::default(), crowded: AtomicBool::new(false) }
     }
 
-    /// A seat for a peer, if there is one.
+    /// Returns a seat for a peer if one is free.
     pub(super) fn take(self: &Arc<Self>, peer: IpAddr) -> Option<Seat> {
         let peer = peer_network(peer);
-        let mut taken = lock(&self.taken);
+        let mut taken = self.taken.lock();
         let all: usize = taken.values().sum();
         let own = taken.get(&peer).copied().unwrap_or_default();
         let free = all < self.total && own < self.per_peer;
@@ -55,15 +54,16 @@ impl Seats {
         if free {
             self.crowded.store(false, Ordering::Relaxed);
         } else if !self.crowded.swap(true, Ordering::Relaxed) {
-            tracing::warn!(%peer, "too many HTTP connections: new ones are asked to come back later");
+            tracing::warn!(%peer, "too many HTTP connections; answering new ones with 503");
         }
+
         free.then(|| Seat { seats: self.clone(), peer })
     }
 }
 
 impl Drop for Seat {
     fn drop(&mut self) {
-        let mut taken = lock(&self.seats.taken);
+        let mut taken = self.seats.taken.lock();
         if let Some(count) = taken.get_mut(&self.peer) {
             *count -= 1;
             if *count == 0 {
@@ -73,8 +73,8 @@ impl Drop for Seat {
     }
 }
 
-/// What counts as one peer: an IPv4 address, or the network of an IPv6 address, whose host part
-/// anybody may choose.
+/// Returns what counts as one peer: an IPv4 address, or the /64 network of an IPv6 address, since a
+/// client may choose the rest of it freely.
 fn peer_network(peer: IpAddr) -> IpAddr {
     match peer.to_canonical() {
         IpAddr::V6(address) => Ipv6Addr::from_bits(address.to_bits() & (u128::MAX << 64)).into(),
@@ -82,14 +82,14 @@ fn peer_network(peer: IpAddr) -> IpAddr {
     }
 }
 
-/// The connections without a seat.
+/// Connections without a seat.
 #[derive(Debug)]
 pub(super) struct WaitingRoom {
     places: usize,
     guests: Mutex<VecDeque<Arc<Guest>>>,
 }
 
-/// A connection that waits in the room.
+/// A connection in the waiting room.
 #[derive(Debug, Default)]
 pub(super) struct Guest {
     asked: AtomicBool,
@@ -101,10 +101,10 @@ impl WaitingRoom {
         Self { places, guests: Mutex::default() }
     }
 
-    /// Lets a connection in, and sends another one out if there is no place left.
+    /// Admits a connection and evicts another one if the room is full.
     pub(super) fn enter(&self) -> Arc<Guest> {
         let guest = Arc::<Guest>::default();
-        let mut guests = lock(&self.guests);
+        let mut guests = self.guests.lock();
         if guests.len() >= self.places {
             evict_one(&mut guests);
         }
@@ -112,19 +112,19 @@ impl WaitingRoom {
         guest
     }
 
-    /// Sends one connection out, because something else needs its descriptor.
+    /// Evicts one connection, because something else needs its file descriptor.
     pub(super) fn make_room(&self) {
-        evict_one(&mut lock(&self.guests));
+        evict_one(&mut self.guests.lock());
     }
 
-    /// A connection has left, or has got a seat.
+    /// Removes a connection that has ended or got a seat.
     pub(super) fn remove(&self, guest: &Arc<Guest>) {
-        lock(&self.guests).retain(|other| !Arc::ptr_eq(other, guest));
+        self.guests.lock().retain(|other| !Arc::ptr_eq(other, guest));
     }
 }
 
 impl Guest {
-    /// Notes that its first request has come. Says whether it is the first.
+    /// Records a request. Returns whether it is the connection's first.
     pub(super) fn mark_asked(&self) -> bool {
         !self.asked.swap(true, Ordering::Relaxed)
     }
@@ -133,22 +133,18 @@ impl Guest {
         self.asked.load(Ordering::Relaxed)
     }
 
-    /// Waits until this connection has to go.
+    /// Waits until this connection is evicted.
     pub(super) async fn evicted(&self) {
         self.leave.cancelled().await;
     }
 }
 
-/// The oldest that has said nothing; if all have, the oldest.
+/// Evicts the oldest connection that has not sent a request, or the oldest of all if every one has.
 fn evict_one(guests: &mut VecDeque<Arc<Guest>>) {
     let silent = guests.iter().position(|guest| !guest.has_asked()).unwrap_or(0);
     if let Some(guest) = guests.remove(silent) {
         guest.leave.cancel();
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock()
 }
 
 #[cfg(test)]
@@ -161,10 +157,10 @@ mod tests {
         let take = |peer: &str| seats.take(peer.parse().unwrap());
         let held = [take("fd00::1"), take("fd00::2")];
         assert!(held.iter().all(Option::is_some));
-        assert!(take("fd00::3").is_none(), "the network has its two");
+        assert!(take("fd00::3").is_none(), "the network holds its two seats");
         let other = take("10.0.0.1");
         assert!(other.is_some());
-        assert!(take("10.0.0.2").is_none(), "all three are taken");
+        assert!(take("10.0.0.2").is_none(), "all three seats are taken");
         drop(other);
         assert!(take("::ffff:10.0.0.2").is_some());
     }
@@ -182,6 +178,6 @@ mod tests {
         );
         third.mark_asked();
         room.enter();
-        assert!(asking.leave.is_cancelled(), "if all have asked, the oldest goes");
+        assert!(asking.leave.is_cancelled(), "if all have sent a request, the oldest is evicted");
     }
 }
