@@ -1,6 +1,7 @@
-//! `policy check`: what the server would do with a configuration under a policy, without doing it.
+//! `policy check`: shows what the server would do with a configuration under a policy, without
+//! doing it.
 //!
-//! Asks the very functions that decide when a server is to be started, so that the answer can't
+//! It calls the very functions that decide when a server is to be started, so its answer cannot
 //! differ from what happens.
 
 use std::{
@@ -24,37 +25,42 @@ use serde_json::Value;
 
 use crate::{error::ServerError, policy_source::PolicySource};
 
-/// Shown under `--help`.
+/// Shown below `--help`.
 pub const EXAMPLES: &str = "Examples:
-  What would happen to the servers of an editor's configuration:
+  Show what would happen to the servers of an editor's configuration:
     mcp-server policy check policy.toml ~/.cursor/mcp.json
 
-  For a script, from standard input:
+  In a script, from standard input:
     mcp-server policy check policy.toml - --json < mcp.json
 
-Programs, files, ${VAR} and names are looked up as this process sees them; run it where the server runs.
+Programs, files, ${VAR} and host names are looked up from this process, so run it where the server
+runs.
 
-Exit status: 0 everything is allowed; 1 something is refused or could not be started; 2 a file can't be read.";
+Exit codes:
+  0  everything is allowed
+  1  something is refused or could not be started
+  2  a file cannot be read";
 
-/// What is to be done about policies.
+/// Commands about policies.
 #[derive(Debug, Clone, clap::Subcommand)]
 pub enum PolicyCommand {
-    /// Say what would happen to each server of a configuration, and why. Starts nothing and
-    /// connects to nothing.
+    /// Show what would happen to each server of a configuration, and why
+    ///
+    /// Starts nothing and connects to nothing.
     #[command(after_help = EXAMPLES)]
     Check(CheckArgs),
 }
 
-/// Flags of `policy check`.
+/// The flags of `policy check`.
 #[derive(Debug, Clone, clap::Args)]
 pub struct CheckArgs {
-    /// The policy file.
+    /// The policy file
     #[arg(value_name = "POLICY")]
     pub policy: PathBuf,
-    /// A file with an `mcpServers` (or `servers`) object, comments allowed; `-` for standard input.
+    /// A JSON file with an `mcpServers` or `servers` object, comments allowed; `-` for standard input
     #[arg(value_name = "CONFIG")]
     pub config: PathBuf,
-    /// Write JSON for programs.
+    /// Print JSON
     #[arg(long)]
     pub json: bool,
 }

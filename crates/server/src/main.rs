@@ -1,4 +1,4 @@
-//! The binary `mcp-server`: reads its settings, runs until a signal, drains.
+//! The binary `mcp-server`: reads its settings, runs until a signal, and drains.
 
 use std::{net::SocketAddr, process::ExitCode, time::Duration};
 
@@ -15,16 +15,16 @@ const EXAMPLES: &str = "Examples:
     curl -s localhost:8080/message -H 'content-type: application/json' -d \\
       '{\"jsonrpc\":\"2.0\",\"id\":1,\"method\":\"tools/call\",\"params\":{\"name\":\"file_list\"}}'
 
-  Let jobs host one program, exactly as it is written (`server_initialize` starts it):
+  Let jobs host exactly this command line (`server_initialize` starts it):
     mcp-server --allow-command 'mcp-server --stdio --root /tmp'
 
-  Be the server of a desktop client, which starts this by itself:
+  Serve a desktop client that starts the server itself:
     mcp-server --stdio --root .
 
-  Listen for other machines, by one name:
+  Accept requests from other machines under one host name:
     mcp-server --host 0.0.0.0 --allowed-hosts mcp.internal --repeat-window 1h
 
-  Ask what a policy file would make of a configuration (see `mcp-server policy check --help`):
+  Show what a policy file allows of a configuration (see `mcp-server policy check --help`):
     mcp-server policy check policy.toml mcp.json";
 
 /// An MCP server that hosts other MCP servers.
@@ -34,18 +34,19 @@ const EXAMPLES: &str = "Examples:
 struct Cli {
     #[command(flatten)]
     args: Args,
-    /// Ask the server that listens at this host and port whether it is alive, and exit with 0 or 1:
-    /// for health checks. Prints what /ready says.
+    /// Check whether the server at this host and port is alive, and exit with 0 or 1
+    ///
+    /// For health checks of containers. Prints the response of /ready.
     #[arg(long)]
     healthcheck: bool,
     #[command(subcommand)]
     command: Option<Command>,
 }
 
-/// What to do instead of serving.
+/// Commands other than serving.
 #[derive(Subcommand)]
 enum Command {
-    /// Look at policies.
+    /// Inspect policies
     Policy {
         #[command(subcommand)]
         command: PolicyCommand,
@@ -66,7 +67,7 @@ fn main() -> ExitCode {
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
-            tracing::error!(%error, "no runtime");
+            tracing::error!(%error, "could not start the async runtime");
             return ExitCode::FAILURE;
         }
     };
@@ -74,7 +75,7 @@ fn main() -> ExitCode {
         return runtime.block_on(check::run(command));
     }
     let result = runtime.block_on(mcp_server::run(cli.args));
-    // A read of standard input can't be interrupted, so the runtime is not waited for.
+    // A read of standard input cannot be interrupted, so do not wait for the runtime.
     runtime.shutdown_timeout(Duration::from_millis(100));
     drop(exporting);
     match result {

@@ -144,5 +144,5 @@ async fn files_that_can_not_be_read_are_another_matter() {
     assert_eq!(check(&[&good, "-"], Some(empty)).await.0, 0);
     let (status, help, _) = check(&["--help"], None).await;
     assert_eq!(status, 0);
-    assert!(help.contains("Examples:") && help.contains("Exit status"), "{help}");
+    assert!(help.contains("Examples:") && help.contains("Exit codes"), "{help}");
 }
