@@ -18,9 +18,10 @@ use crate::{
     hash::FastMap,
     holds::Holds,
     keys::Keys,
-    partition::{PartitionState, Phase},
+    partition::PartitionState,
     ready::Ready,
     schedule::Timers,
+    slot::Phase,
     types::{Command, Config, Input, Need, Token, faulty},
 };
 

@@ -19,6 +19,7 @@ mod ready;
 mod schedule;
 #[cfg(test)]
 mod simulation;
+mod slot;
 mod types;
 
 pub use breaker::BreakerState;

@@ -7,7 +7,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
-use crate::{hash::FastMap, partition::Slot};
+use crate::{hash::FastMap, slot::Slot};
 
 /// From here on an attempt count needs an escape in the dense encoding.
 pub(crate) const LARGE_ATTEMPTS: u32 = 14;

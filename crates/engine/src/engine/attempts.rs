@@ -6,8 +6,8 @@ use fleet_job::{outcome::FailureClass, time::Timestamp};
 
 use super::Engine;
 use crate::{
-    partition::{Phase, Slot},
     schedule::Alarm,
+    slot::{Phase, Slot},
     types::{Attempt, Command, Need, Terminal, Token, faulty},
 };
 

@@ -7,7 +7,8 @@ use fleet_job::time::Timestamp;
 
 use super::Engine;
 use crate::{
-    partition::{Phase, Sayable, Slot},
+    partition::Sayable,
+    slot::{Phase, Slot},
     types::{Command, Token, faulty},
 };
 

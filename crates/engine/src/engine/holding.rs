@@ -7,8 +7,8 @@ use fleet_job::time::Timestamp;
 
 use super::Engine;
 use crate::{
-    partition::{Phase, Slot},
     schedule::Alarm,
+    slot::{Phase, Slot},
     types::{Need, Ordering, Terminal, Token, faulty},
 };
 

@@ -7,8 +7,9 @@ use fleet_job::time::Timestamp;
 use super::Engine;
 use crate::{
     keys::{self, Lane},
-    partition::{Delivery, Phase, Slot},
+    partition::Delivery,
     schedule::Alarm,
+    slot::{Phase, Slot},
     types::{Admission, Command, JobSpec, Ordering, Terminal, Token, faulty},
 };
 

@@ -6,7 +6,10 @@ use fleet_group::Partition;
 use fleet_job::time::Timestamp;
 
 use super::{Engine, holding::awaited};
-use crate::partition::{PartitionState, Phase, Slot};
+use crate::{
+    partition::PartitionState,
+    slot::{Phase, Slot},
+};
 
 /// How often to look, while something is unavailable. That costs as much as there are jobs.
 const REVIEW: Duration = Duration::from_secs(1);
