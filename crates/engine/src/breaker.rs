@@ -1,16 +1,16 @@
-//! Waiting for a server that is not there (I7).
+//! Waiting for a server that is unavailable (I7).
 //!
-//! An outage is not a job's fault, so jobs wait and spend nothing. A probe, which costs nobody
-//! anything, finds out when the server is back; since a server can answer probes and refuse calls
-//! (a 403, say), one trial job goes first.
+//! An outage is not a job's fault, so jobs wait and spend nothing. Probes, which cost nobody
+//! anything, find out when the server is back. A server can answer probes and still refuse calls,
+//! with a 403 for example, so one trial job goes first.
 
 use std::time::Duration;
 
 use fleet_job::time::Timestamp;
 use fleet_retry::{Backoff, Random};
 
-/// A trial that has not been turned away for so long is taken as accepted: refusals come at once,
-/// work takes its time.
+/// A trial that has not been turned away for this long counts as accepted: refusals come at once,
+/// and work takes time.
 const TRIAL: Duration = Duration::from_secs(1);
 
 /// Whether jobs may start.
@@ -18,11 +18,12 @@ const TRIAL: Duration = Duration::from_secs(1);
 pub enum BreakerState {
     /// The server answers.
     Closed,
-    /// It does not; the next probe is due at this time.
+    /// The server does not answer; the next probe is due at this time.
     Open(Timestamp),
     /// A probe is under way.
     Probing,
-    /// It answers again; one job may start, and when that has run until the given time, all may.
+    /// The server answers again. One job may start; if it is still running at the given time, all
+    /// jobs may start.
     Trial(Option<Timestamp>),
 }
 
@@ -30,7 +31,7 @@ pub enum BreakerState {
 #[derive(Debug)]
 pub(crate) struct Breaker {
     state: BreakerState,
-    /// Times in a row that the server was found away.
+    /// How many times in a row the server was found unavailable.
     failures: u32,
     backoff: Backoff,
 }
@@ -52,21 +53,21 @@ impl Breaker {
         }
     }
 
+    /// A job has started. In a trial it is the one that goes first.
     pub(crate) fn started(&mut self, now: Timestamp) {
         if self.state == BreakerState::Trial(None) {
             self.state = BreakerState::Trial(Some(now.plus(TRIAL)));
         }
     }
 
-    /// A job that was started has made no call after all. If it was the trial, another one may
-    /// start.
+    /// A job that was started made no call after all. If it was the trial, another one may start.
     pub(crate) fn withdrawn(&mut self) {
         if let BreakerState::Trial(Some(_)) = self.state {
             self.state = BreakerState::Trial(None);
         }
     }
 
-    /// A call found no server. Calls that were under way when the breaker opened tell nothing new.
+    /// A call found no server. Calls that were under way when the breaker opened are no news.
     pub(crate) fn unavailable(
         &mut self,
         now: Timestamp,
@@ -78,7 +79,7 @@ impl Breaker {
         }
     }
 
-    /// A call reached the server, whatever came of it.
+    /// A call reached the server, whatever its outcome.
     pub(crate) fn reached(&mut self) {
         if matches!(self.state, BreakerState::Closed | BreakerState::Trial(_)) {
             self.state = BreakerState::Closed;
@@ -86,10 +87,12 @@ impl Breaker {
         }
     }
 
+    /// A probe has ended.
     pub(crate) fn probed(&mut self, ok: bool, now: Timestamp, random: &mut Random) {
         if self.state != BreakerState::Probing {
             return;
         }
+
         if ok {
             self.state = BreakerState::Trial(None);
         } else {
@@ -101,10 +104,11 @@ impl Breaker {
         self.failures = self.failures.saturating_add(1);
         let delay = self.backoff.spread(self.failures, random);
         let wish = wish.unwrap_or_default().min(self.backoff.max);
+
         self.state = BreakerState::Open(now.plus(delay.max(wish)));
     }
 
-    /// Moves on with the time; `true` when a probe is due.
+    /// Does what is due at `now`; `true` if a probe has to be sent.
     pub(crate) fn tick(&mut self, now: Timestamp) -> bool {
         match self.state {
             BreakerState::Open(at) if now >= at => {
@@ -119,6 +123,7 @@ impl Breaker {
         }
     }
 
+    /// When `tick` has something to do.
     pub(crate) fn next(&self) -> Option<Timestamp> {
         match self.state {
             BreakerState::Open(at) | BreakerState::Trial(Some(at)) => Some(at),

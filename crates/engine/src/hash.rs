@@ -1,16 +1,16 @@
-//! Fast hashing for maps whose keys nobody outside chooses, or that are hashes already.
+//! Fast hashing for maps whose keys nobody outside can choose, or whose keys are hashes already.
 //!
-//! Every event looks jobs and partitions up several times, so the standard library's SipHash was a
-//! good part of its cost. Partitions and offsets are numbered by the broker. Ordering keys and
-//! limits are hashes of what producers choose, so their maps are seeded: who could guess which of
-//! them meet in one bucket could make it slow.
+//! Every event looks records and partitions up several times, and the standard library's SipHash
+//! would be a good part of the cost. Partitions and offsets are numbered by the broker. Ordering
+//! keys and limits are hashes of what producers choose, so their maps are seeded: a producer that
+//! could guess which keys share a bucket could make that bucket slow.
 
 use std::hash::{BuildHasher, Hasher};
 
 /// A map from numbers.
 pub(crate) type FastMap<K, V> = std::collections::HashMap<K, V, Seed>;
 
-/// What hashers start with.
+/// The value that hashers start with.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Seed(u64);
 
@@ -28,8 +28,8 @@ impl BuildHasher for Seed {
     }
 }
 
-/// Multiplies each number with an odd constant and folds the upper half of the product into the
-/// lower, as wyhash and foldhash do, so that all bits of the result depend on all bits of the
+/// Multiplies each number by an odd constant and folds the upper half of the product into the lower
+/// one, as wyhash and foldhash do, so that every bit of the result depends on every bit of the
 /// number.
 #[derive(Debug)]
 pub(crate) struct Folding(u64);

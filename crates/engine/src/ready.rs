@@ -1,15 +1,15 @@
 //! What starts next: the most urgent job whose limits leave room.
 //!
-//! Jobs wait in one queue for each combination of limits, and a queue whose limit is reached is set
-//! aside as a whole. So neither a start nor an end ever looks at the jobs behind a full limit one
-//! by one.
+//! There is one queue of jobs for each combination of limits, and a queue whose limit is reached is
+//! set aside as a whole. So neither a start nor an end ever looks at the jobs behind a full limit
+//! one by one.
 //!
 //! Invariant: while a limit has room and queues are set aside for it, one of its queues is in the
-//! race. Whoever leaves the race (empty, or set aside for its other limit) therefore wakes the next
-//! one of every limit that has room.
+//! race. A queue that leaves the race, because it is empty or set aside for its other limit,
+//! therefore wakes the next queue of every limit that has room.
 //!
-//! Entries are not searched for when a job changes its mind: each is checked against its job when
-//! it comes up, and dropped when it is stale.
+//! When a job stops waiting for its start, its entry stays. Each entry is checked against its job
+//! when its turn comes, and dropped if it is stale.
 
 use std::{
     cmp::Reverse,
@@ -21,16 +21,16 @@ use crate::{
     types::{Limit, Limits, Token},
 };
 
-/// Which limits the jobs of a queue are under.
+/// The groups whose limits apply to the jobs of a queue.
 type Class = [Option<u64>; 2];
-/// The place of a job in the race: the most urgent first, and among equals the oldest first.
+/// The rank of a job in the race: the most urgent first, and the oldest first among equals.
 type Rank = (Reverse<u8>, u64);
 
 /// Jobs that may start.
 #[derive(Debug, Default)]
 pub(crate) struct Ready {
     queues: FastMap<Class, Queue>,
-    /// The queues that may have something to start, by the rank of their head.
+    /// The queues that may have a job to start, by the rank of their head.
     race: BTreeSet<(Rank, Class)>,
     groups: FastMap<u64, Group>,
     entries: usize,
@@ -41,14 +41,14 @@ pub(crate) struct Ready {
 struct Queue {
     line: Line,
     limits: Limits,
-    place: Place,
+    standing: Standing,
 }
 
-/// The jobs of a queue. Those of one priority come in the order of their ranks, so each priority is
-/// a plain queue; only those that are put back go by their tokens.
+/// The jobs of a queue. Jobs of one priority arrive in the order of their ranks, so each priority
+/// is a plain queue; only jobs that are put back are ordered by their tokens.
 #[derive(Debug, Default)]
 struct Line {
-    /// The most urgent first; there are hardly more than two or three of them.
+    /// The most urgent first; there are rarely more than two or three levels.
     levels: Vec<Level>,
 }
 
@@ -60,7 +60,7 @@ struct Level {
 }
 
 impl Line {
-    /// Rank 0 is for those that are put back; the others must come in ascending order.
+    /// Arrival 0 is for jobs that are put back; others must arrive in ascending order.
     fn push(&mut self, (priority, arrival): Rank, token: Token) {
         let at = self.levels.partition_point(|level| level.priority < priority);
         if self.levels.get(at).is_none_or(|level| level.priority != priority) {
@@ -81,7 +81,7 @@ impl Line {
         }
     }
 
-    /// The rank of the job that is to start next.
+    /// The rank of the job that starts next.
     fn head(&self) -> Option<Rank> {
         let level = self.levels.iter().find(|level| !level.is_empty())?;
         let arrival = if level.again.is_empty() { level.jobs.front()?.0 } else { 0 };
@@ -106,14 +106,15 @@ impl Level {
     }
 }
 
-/// Where a queue is.
+/// What a queue is doing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Place {
-    /// In the race, under this rank.
-    Race(Rank),
-    /// Set aside, until a job of a limit ends.
-    Aside,
-    /// Empty. Only the queue of the jobs without limits is kept like that: it is soon needed again.
+enum Standing {
+    /// It is in the race, under this rank.
+    Racing(Rank),
+    /// It is set aside until a job of a limit ends.
+    SetAside,
+    /// It is empty. Only the queue of the jobs without limits is kept like that: it is soon needed
+    /// again.
     Idle,
 }
 
@@ -124,12 +125,12 @@ struct Group {
     aside: VecDeque<Class>,
 }
 
-fn class(limits: &Limits) -> Class {
+fn class_of(limits: &Limits) -> Class {
     limits.map(|limit| limit.map(|limit| limit.group))
 }
 
 impl Ready {
-    /// The seed keeps producers, who name tenants, from guessing which of those meet in one bucket.
+    /// The seed keeps producers, who name tenants, from guessing which of them share a bucket.
     pub(crate) fn new(seed: u64) -> Self {
         let seed = Seed::new(seed);
         Self {
@@ -139,43 +140,46 @@ impl Ready {
         }
     }
 
+    /// Puts a job behind the others of its priority.
     pub(crate) fn push(&mut self, priority: u8, limits: Limits, token: Token) {
         self.arrivals += 1;
         self.insert((Reverse(priority), self.arrivals), limits, token);
     }
 
-    /// Puts a job back to the front of its priority: it was started and the server was not there.
+    /// Puts a job before the others of its priority, because it was started before and could not
+    /// make its call, or because it is a scout.
     pub(crate) fn push_front(&mut self, priority: u8, limits: Limits, token: Token) {
         self.insert((Reverse(priority), 0), limits, token);
     }
 
     fn insert(&mut self, rank: Rank, limits: Limits, token: Token) {
         self.entries += 1;
-        let class = class(&limits);
+        let class = class_of(&limits);
+
         match self.queues.get_mut(&class) {
             Some(queue) => {
                 queue.line.push(rank, token);
-                match queue.place {
-                    Place::Race(before) if rank < before => {
+                match queue.standing {
+                    Standing::Racing(before) if rank < before => {
                         self.race.remove(&(before, class));
                     }
-                    Place::Idle => {}
-                    Place::Race(_) | Place::Aside => return,
+                    Standing::Idle => {}
+                    Standing::Racing(_) | Standing::SetAside => return,
                 }
-                queue.place = Place::Race(rank);
+                queue.standing = Standing::Racing(rank);
                 self.race.insert((rank, class));
             }
             None => {
                 let mut line = Line::default();
                 line.push(rank, token);
-                self.queues.insert(class, Queue { line, limits, place: Place::Race(rank) });
+                self.queues.insert(class, Queue { line, limits, standing: Standing::Racing(rank) });
                 self.race.insert((rank, class));
             }
         }
     }
 
-    /// Takes the job out that is to start next. It must be started, or be stale, or be pushed
-    /// again.
+    /// Takes out the job that starts next. Unless it is stale, the caller has to start it or to
+    /// push it again.
     pub(crate) fn pop(&mut self) -> Option<Token> {
         loop {
             let (_, class) = self.race.first().copied()?;
@@ -185,19 +189,20 @@ impl Ready {
             };
             if let Some(full) = self.groups.full(&queue.limits) {
                 self.race.pop_first();
-                queue.place = Place::Aside;
+                queue.standing = Standing::SetAside;
                 let limits = queue.limits;
                 self.groups.entry(full).or_default().aside.push_back(class);
                 self.wake(&limits);
                 continue;
             }
+
             let token = queue.line.pop();
             self.entries -= usize::from(token.is_some());
             let head = queue.line.head();
             self.race.pop_first();
             match head {
                 Some(rank) => {
-                    queue.place = Place::Race(rank);
+                    queue.standing = Standing::Racing(rank);
                     self.race.insert((rank, class));
                 }
                 None => self.drop_queue(class),
@@ -211,14 +216,14 @@ impl Ready {
     fn drop_queue(&mut self, class: Class) {
         if class == [None; 2] {
             if let Some(queue) = self.queues.get_mut(&class) {
-                queue.place = Place::Idle;
+                queue.standing = Standing::Idle;
             }
         } else if let Some(queue) = self.queues.remove(&class) {
             self.wake(&queue.limits);
         }
     }
 
-    /// Brings one queue of every limit that has room back into the race.
+    /// Brings back into the race one queue of every limit that has room.
     fn wake(&mut self, limits: &Limits) {
         for limit in limits.iter().flatten() {
             while let Some(class) = self.groups.next_aside(limit) {
@@ -227,11 +232,11 @@ impl Ready {
                     self.queues.remove(&class);
                     continue;
                 };
-                queue.place = Place::Race(rank);
+                queue.standing = Standing::Racing(rank);
                 self.race.insert((rank, class));
                 break;
             }
-            // Tenants are named by producers; a group that nothing needs must not stay.
+            // Producers name tenants, so a group that nothing needs must not stay.
             if self
                 .groups
                 .get(&limit.group)
@@ -259,7 +264,7 @@ impl Ready {
         self.wake(limits);
     }
 
-    /// How many entries there are, stale ones included.
+    /// The number of entries, stale ones included.
     pub(crate) fn len(&self) -> usize {
         self.entries
     }
@@ -277,9 +282,9 @@ impl Ready {
 }
 
 trait Groups {
-    /// A limit of these that is reached.
+    /// A group among these whose limit is reached.
     fn full(&self, limits: &Limits) -> Option<u64>;
-    /// The next queue that is set aside for a limit, if that has room.
+    /// The next queue that was set aside for a limit, if the limit has room.
     fn next_aside(&mut self, limit: &Limit) -> Option<Class>;
 }
 
@@ -393,7 +398,7 @@ mod tests {
                         running.push((limits, token.offset));
                     }
                 }
-                let count = |group| running.iter().filter(|(limits, _)| class(limits).contains(&Some(group))).count() as u32;
+                let count = |group| running.iter().filter(|(limits, _)| class_of(limits).contains(&Some(group))).count() as u32;
                 let room = |limits: &Limits| limits.iter().flatten().all(|limit| count(limit.group) < limit.max);
                 for limit in running.iter().flat_map(|(limits, _)| limits.iter().flatten()) {
                     prop_assert!(count(limit.group) <= limit.max);

@@ -1,4 +1,4 @@
-//! What waits for which time.
+//! The alarms of jobs: when to look at which job again, and why.
 
 use std::collections::BTreeSet;
 
@@ -6,7 +6,7 @@ use fleet_job::time::Timestamp;
 
 use crate::types::Token;
 
-/// Why a job is looked at when a time comes.
+/// Why to look at a record when its time comes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Alarm {
     /// Its `notBefore` or its backoff is over.
@@ -15,11 +15,11 @@ pub(crate) enum Alarm {
     Rewrite,
     /// Its deadline has passed.
     Deadline,
-    /// It has waited in memory for something that is away for as long as it may.
+    /// It has waited in memory for something that is away, and may do so no longer.
     Relay,
 }
 
-/// Times and what is due at them.
+/// All alarms that are set, by their time.
 #[derive(Debug, Default)]
 pub(crate) struct Timers {
     set: BTreeSet<(Timestamp, Token, Alarm)>,
@@ -33,12 +33,15 @@ impl Timers {
     /// Takes the first alarm that is due at `now`.
     pub(crate) fn pop_due(&mut self, now: Timestamp) -> Option<(Token, Alarm)> {
         let (at, ..) = self.set.first()?;
+
         if *at > now {
             return None;
         }
+
         self.set.pop_first().map(|(_, token, alarm)| (token, alarm))
     }
 
+    /// The time of the first alarm.
     pub(crate) fn next(&self) -> Option<Timestamp> {
         self.set.first().map(|(at, ..)| *at)
     }
