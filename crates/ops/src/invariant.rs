@@ -9,7 +9,7 @@ use std::fmt::Display;
 
 use metrics::counter;
 
-use crate::metrics::INVARIANT_VIOLATIONS;
+use crate::metrics::{INVARIANT_CHECKS, INVARIANT_VIOLATIONS};
 
 /// Reports that the invariant `name` is violated. `detail` says what was observed; it goes to the
 /// log and never into a label.
@@ -23,6 +23,24 @@ pub fn violated(name: &'static str, detail: impl Display) {
     if cfg!(debug_assertions) && std::env::var("FLEET_INVARIANTS").is_ok_and(|v| v == "panic") {
         panic!("invariant {name} violated: {detail}");
     }
+}
+
+/// Checks an invariant once, and reports it if it does not hold.
+///
+/// # Panics
+///
+/// Like [`violated`].
+pub fn check(name: &'static str, holds: bool, detail: impl Display) {
+    counter!(INVARIANT_CHECKS.name, "invariant" => name).increment(1);
+    if !holds {
+        violated(name, detail);
+    }
+}
+
+/// Reports how often an invariant has been checked since the process started, if the caller counts
+/// that.
+pub fn report_checks(name: &'static str, times: u64) {
+    counter!(INVARIANT_CHECKS.name, "invariant" => name).absolute(times);
 }
 
 /// Exposes the counters of these invariants at zero, so that an alert can tell "never violated"
@@ -42,9 +60,13 @@ mod tests {
         let metrics = crate::metrics::install();
         declare(&["T0"]);
         violated("T1", "seen by a test");
-        violated("T1", "and again");
+        check("T1", false, "and again");
+        check("T1", true, "and now it holds");
+        report_checks("T2", 5);
         let text = metrics.render();
         assert!(text.contains("fleet_invariant_violations_total{invariant=\"T0\"} 0"), "{text}");
         assert!(text.contains("fleet_invariant_violations_total{invariant=\"T1\"} 2"), "{text}");
+        assert!(text.contains("fleet_invariant_checks_total{invariant=\"T1\"} 2"), "{text}");
+        assert!(text.contains("fleet_invariant_checks_total{invariant=\"T2\"} 5"), "{text}");
     }
 }

@@ -24,6 +24,15 @@ const SECONDS: [f64; 17] = [
 const BYTES: [f64; 9] =
     [256.0, 1024.0, 4096.0, 16384.0, 65536.0, 262_144.0, 1_048_576.0, 4_194_304.0, 16_777_216.0];
 
+/// Checks of named invariants; recorded by [`crate::invariant`].
+pub const INVARIANT_CHECKS: Metric = Metric {
+    name: "fleet_invariant_checks_total",
+    kind: Kind::Counter,
+    unit: Unit::Count,
+    labels: &["invariant"],
+    help: "How often a named invariant was checked while the process ran, whether it held or not.",
+};
+
 /// Violations of named invariants; recorded by [`crate::invariant`].
 pub const INVARIANT_VIOLATIONS: Metric = Metric {
     name: "fleet_invariant_violations_total",
@@ -67,6 +76,7 @@ const fn process_metric(name: &'static str, kind: Kind, unit: Unit, help: &'stat
 /// The metrics of this crate, already described by [`install`]. Those of the process are collected
 /// when `/metrics` is read, and only on systems that provide them.
 pub const TABLE: &[Metric] = &[
+    INVARIANT_CHECKS,
     INVARIANT_VIOLATIONS,
     HTTP_BUSY,
     HTTP_CONNECTIONS,
@@ -169,7 +179,7 @@ pub fn install() -> Metrics {
             }
 
             // The process metrics are described by their collector.
-            metrics.describe(&[INVARIANT_VIOLATIONS, HTTP_BUSY, BUILD_INFO]);
+            metrics.describe(&[INVARIANT_CHECKS, INVARIANT_VIOLATIONS, HTTP_BUSY, BUILD_INFO]);
             Collector::default().describe();
             start_upkeep(metrics.handle.clone());
             metrics
