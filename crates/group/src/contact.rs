@@ -1,76 +1,79 @@
 //! Whether a member of the consumer group can still count on being one. Pure.
 //!
-//! A member that was stopped, or cut off from its coordinator, for long enough may have lost its
-//! partitions, and hears of it late: when the coordinator answers again and the poll thread turns.
-//! Until then it must not write about its jobs, call their tools or commit, because another member
-//! may have them.
+//! A member that was stopped or cut off from its coordinator for long enough may have lost its
+//! partitions, and learns of that late: when the coordinator answers again and the poll thread
+//! turns. Until then it must not publish anything about its jobs, call their tools or commit,
+//! because another member may own them.
 //!
-//! Membership is *proven* by a commit that the coordinator has accepted, since the coordinator
-//! refuses those of strangers. It *continues* while the coordinator answers at all, heartbeats for
-//! instance, without a gap: a member is only expelled after a whole session of silence, and a gap
-//! is much shorter. An answer after a gap proves nothing: it may be a refusal.
+//! Membership is *proven* by a commit that the coordinator has accepted, because the coordinator
+//! refuses commits of strangers. It *continues* while the coordinator answers anything, for example
+//! heartbeats, without a gap: a member is expelled only after a whole session of silence, and a gap
+//! is much shorter. An answer after a gap proves nothing, because it may be a refusal.
 //!
-//! All times are durations since the same moment.
+//! All times are durations since one moment, which the caller chooses.
 
 use std::time::Duration;
 
-/// How long silences may be.
+/// How long the coordinator may be silent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Patience {
-    /// A longer silence is a gap. A third of the session: a record that was handed to the producer
-    /// before the gap is written within the other two thirds, or never.
+    /// A longer silence is a gap. This is a third of the session: a record that was handed to the
+    /// producer before the gap is written within the other two thirds, or never.
     pub gap: Duration,
-    /// The coordinator may take so long to answer a request to join, while it waits for other
-    /// members. It expels nobody whom it owes such an answer.
+    /// The coordinator may take this long to answer a request to join, because it waits for other
+    /// members. It expels no member to which it owes such an answer.
     pub join: Duration,
 }
 
 impl Patience {
-    /// For a session of this length, and members that take up to `drain` to give partitions back.
+    /// The patience for a session of this length, with members that take up to `drain` to give
+    /// partitions back.
+    #[must_use]
     pub fn new(session: Duration, drain: Duration) -> Self {
         let gap = session / 3;
         Self { gap, join: drain.max(gap) }
     }
 }
 
-/// What is known about the connection to the coordinator at some moment.
+/// What the client knows about its connection to the coordinator at some moment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Sample {
-    /// The moment.
+    /// When the sample was taken.
     pub at: Duration,
-    /// When something was last received over the present connection.
+    /// When anything was last received over the present connection.
     pub received: Option<Duration>,
-    /// The connection stands, and the coordinator owes the answer to a request to join.
+    /// Whether the connection is up and the coordinator owes the answer to a request to join.
     pub is_joining: bool,
 }
 
 /// The contact of one member with its group.
 ///
-/// Every input may come late. None may be left out, except samples: without them contact has to be
-/// proven more often.
+/// Every input may arrive late. None may be left out except samples, without which contact has to
+/// be proven more often.
 #[derive(Debug)]
 pub struct Contact {
     patience: Patience,
     state: State,
-    /// When the poll thread last turned. The loss of partitions is heard by that thread only.
+    /// When the poll thread last turned. Only that thread learns that partitions are lost.
     turned: Duration,
-    /// The poll thread waits for the engine, so its silence means nothing.
+    /// Whether the poll thread waits for the engine, so that its silence means nothing.
     is_excused: bool,
     joining_since: Option<Duration>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum State {
-    /// The member has no partitions, so there is nothing that it could do wrong.
+    /// The member has no partitions, so it can do nothing wrong.
     Vacant,
-    /// It was a member at least until then.
+    /// It was a member at least until this time.
     Unbroken { known: Duration },
-    /// There was a gap, noticed at this moment.
+    /// There may have been a gap, which was noticed at this time.
     Broken { noticed: Duration },
 }
 
 impl Contact {
     /// The contact of a member without partitions.
+    #[must_use]
     pub fn new(patience: Patience) -> Self {
         Self {
             patience,
@@ -82,6 +85,7 @@ impl Contact {
     }
 
     /// Whether there may have been a gap in contact that no accepted commit has ended.
+    #[must_use]
     pub fn is_broken(&self, now: Duration) -> bool {
         match self.state {
             State::Vacant => false,
@@ -92,7 +96,8 @@ impl Contact {
         }
     }
 
-    /// For how long nothing is known about the membership.
+    /// For how long nothing has been known about the membership.
+    #[must_use]
     pub fn silence(&self, now: Duration) -> Duration {
         match self.state {
             State::Vacant => Duration::ZERO,
@@ -101,7 +106,8 @@ impl Contact {
         }
     }
 
-    /// Whether it is time to prove the membership by a commit: contact is broken, or would be soon.
+    /// Whether it is time to prove the membership by a commit: contact is broken, or will be soon.
+    #[must_use]
     pub fn wants_proof(&self, now: Duration) -> bool {
         let soon = match self.state {
             State::Unbroken { known } => now.saturating_sub(known) > self.patience.gap * 2 / 3,
@@ -121,17 +127,18 @@ impl Contact {
         if self.is_silent(now) {
             self.suspect(now);
         }
+
         self.turned = now;
     }
 
-    /// The poll thread begins, or stops, to wait for the engine.
+    /// The poll thread begins or stops waiting for the engine.
     pub fn excuse(&mut self, is_excused: bool, now: Duration) {
         self.is_excused = is_excused;
         self.turned = now;
     }
 
-    /// The group gave the member partitions. It was a member when it heard so, which was not before
-    /// the poll thread's last turn.
+    /// The group has assigned partitions to the member. It was a member when it learned that, which
+    /// was not before the poll thread's last turn.
     pub fn assigned(&mut self) {
         if self.state == State::Vacant {
             self.state = State::Unbroken { known: self.turned };
@@ -150,7 +157,7 @@ impl Contact {
         }
     }
 
-    /// What the client says of its connection.
+    /// The client has looked at its connection.
     pub fn sampled(&mut self, sample: Sample) {
         self.joining_since = sample.is_joining.then(|| self.joining_since.unwrap_or(sample.at));
         let waits = self.joining_since.is_some_and(|since| sample.at - since <= self.patience.join);
@@ -164,13 +171,13 @@ impl Contact {
         }
     }
 
-    /// The coordinator has accepted a commit that was handed over at `sent`, so the member was one
-    /// then, or later.
+    /// The coordinator has accepted a commit that was handed over at `sent`, so the member still
+    /// belonged to the group then.
     pub fn accepted(&mut self, sent: Duration) {
         self.state = match self.state {
             State::Unbroken { known } => State::Unbroken { known: known.max(sent) },
-            // It was handed over before the gap was noticed, so it may have been accepted before
-            // the gap.
+            // A commit that was handed over before the gap was noticed may have been accepted
+            // before the gap.
             State::Broken { noticed } if sent < noticed => State::Broken { noticed },
             State::Broken { .. } => State::Unbroken { known: sent },
             State::Vacant => State::Vacant,

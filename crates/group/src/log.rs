@@ -1,27 +1,28 @@
 //! Which log a commit is about, and where reading starts.
 //!
-//! Kafka knows a group's offset by the *name* of its topic. A topic that is deleted and made again
-//! has the same name and other records; a mirrored topic has the same records at other offsets. So
-//! every commit names its log, by a short digest of the cluster's id and one of the topic's, and
-//! [`start`] decides what of a commit is believed.
+//! Kafka stores a group's offset under the *name* of its topic. A topic that is deleted and
+//! recreated has the same name and other records; a mirrored topic has the same records at other
+//! offsets. So every commit names its log, by short digests of the ids of its cluster and its
+//! topic, and [`start`] decides which parts of a commit are believed.
 
 use crate::progress::{Progress, ProgressError};
 
-/// The name of a log: short digests of the ids of its cluster and of its topic. 0 where an id is
-/// not known, because the broker has none or could not be asked.
+/// The name of a log: short digests of the ids of its cluster and of its topic. A digest is 0 if
+/// the id is not known, because the broker has none or could not be asked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub struct LogName {
-    /// Of the cluster's id.
+    /// The digest of the cluster's id.
     pub cluster: u64,
-    /// Of the topic's id.
+    /// The digest of the topic's id.
     pub topic: u64,
 }
 
 impl LogName {
-    /// Nothing is known of the log.
+    /// The name of a log about which nothing is known.
     pub const UNKNOWN: Self = Self { cluster: 0, topic: 0 };
 
     /// The name of the log with these ids.
+    #[must_use]
     pub fn of(cluster: Option<&str>, topic: Option<&str>) -> Self {
         Self { cluster: cluster.map_or(0, digest), topic: topic.map_or(0, digest) }
     }
@@ -32,6 +33,7 @@ impl LogName {
     }
 
     /// Whether the two can't be the same topic.
+    #[must_use]
     pub fn is_another_topic(self, other: Self) -> bool {
         differ(self.topic, other.topic)
     }
@@ -41,8 +43,8 @@ fn differ(one: u64, other: u64) -> bool {
     one != 0 && other != 0 && one != other
 }
 
-/// FNV-1a. The digests stand in commits, so this may not change; the ids are random, so nothing
-/// more is needed.
+/// FNV-1a. Commits contain the digests, so they must never change. The ids are random, so nothing
+/// stronger is needed.
 fn digest(id: &str) -> u64 {
     let hash = id.bytes().fold(0xCBF2_9CE4_8422_2325_u64, |hash, byte| {
         (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01B3)
@@ -50,57 +52,57 @@ fn digest(id: &str) -> u64 {
     hash.max(1)
 }
 
-/// What an assignment finds.
+/// What the consumer finds when a partition is assigned to it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Found<'a> {
     /// The partition's log.
     pub log: LogName,
-    /// The committed offset and its metadata; `None` where the group has committed nothing.
+    /// The committed offset and its metadata; `None` if the group has committed nothing.
     pub committed: Option<(i64, &'a str)>,
-    /// The first offset that is still there, if the broker has said so.
+    /// The first offset that still exists, if the broker has told.
     pub first: Option<i64>,
-    /// One past the last record, if the broker has said so.
+    /// One past the last record, if the broker has told.
     pub end: Option<i64>,
 }
 
-/// Where a partition is read from, and why.
+/// Where reading starts in a partition, and why.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Start {
-    /// What is known of the offsets from the first one to read on; `None` to read the log from its
-    /// beginning.
+    /// What is known about the log, starting at the first offset to read; `None` if it is read from
+    /// its beginning.
     pub progress: Option<Progress>,
-    /// Why.
+    /// What the committed offset turned out to be.
     pub finding: Finding,
-    /// Offsets below the log's first record that nobody has settled: their records were deleted too
-    /// early.
+    /// The number of offsets below the log's first record that nobody has settled: their records
+    /// were deleted too early.
     pub deleted: i64,
 }
 
 /// What a committed offset turned out to be.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Finding {
-    /// There is none.
+    /// There is no committed offset.
     Nothing,
-    /// A worker's, about this log: all of it is believed.
+    /// A worker has committed it for this log: all of it is believed.
     Own,
-    /// No metadata came with it: somebody has set the offset, or the broker keeps no metadata, or a
-    /// worker of version 1 had nothing to add. The offset is believed.
+    /// It has no metadata: somebody has set the offset, the broker keeps no metadata, or a worker
+    /// of version 1 had nothing to add. The offset is believed.
     Bare,
-    /// The metadata is about another offset of this log: somebody has moved the offset. The new one
-    /// is believed.
+    /// The metadata is about another offset of this log: somebody has moved the offset. The new
+    /// offset is believed.
     Moved {
-        /// Where it stood.
+        /// The offset that the metadata is about.
         from: i64,
     },
     /// The metadata can't be read. The offset is believed.
     Unreadable(ProgressError),
-    /// The commit was made on another cluster and mirrored to this one: the offset was translated
-    /// and is believed, the metadata was not.
+    /// The commit was made on another cluster and mirrored to this one. The offset was translated
+    /// and is believed; the metadata was not.
     Mirrored,
-    /// The commit is about an earlier topic of this name, and nothing of it is believed.
+    /// The commit is about an earlier topic of this name. Nothing of it is believed.
     Remade,
-    /// The offset lies beyond the end of the log: the topic was made again, or has lost records, or
-    /// somebody has set an impossible offset. Nothing of it is believed.
+    /// The offset lies beyond the end of the log: the topic was recreated or has lost records, or
+    /// somebody has set an impossible offset. Nothing of the commit is believed.
     BeyondEnd {
         /// The committed offset.
         committed: i64,
@@ -109,30 +111,34 @@ pub enum Finding {
     },
 }
 
-/// Decides what of a commit is believed, and so where reading starts.
+/// Decides which parts of a commit are believed, and so where reading starts.
+#[must_use]
 pub fn start(found: Found<'_>) -> Start {
     let Some((offset, metadata)) = found.committed else {
         return Start { progress: None, finding: Finding::Nothing, deleted: 0 };
     };
-    let finding = judge(found, offset, metadata);
+
+    let finding = judge_commit(found, offset, metadata);
     let progress = match finding {
         Finding::Nothing | Finding::Remade | Finding::BeyondEnd { .. } => None,
         Finding::Own => Progress::decode(offset, metadata).ok(),
         _ => Some(Progress::none(offset)),
     };
+
     let first = found.first.unwrap_or(offset);
     let deleted = progress.as_ref().map_or(0, |progress| progress.open_below(first));
     Start { progress, finding, deleted }
 }
 
-fn judge(found: Found<'_>, offset: i64, metadata: &str) -> Finding {
+fn judge_commit(found: Found<'_>, offset: i64, metadata: &str) -> Finding {
     let read = (!metadata.is_empty()).then(|| Progress::read(metadata));
     let log = match &read {
         Some(Ok((log, _))) => *log,
         _ => LogName::UNKNOWN,
     };
-    // A topic's id is unlike every other one, so it differs after mirroring too; only the cluster
-    // tells the two apart.
+
+    // Every topic has an id of its own, so a mirrored topic has another one, too. Only the cluster
+    // tells a mirrored topic from a recreated one.
     let is_elsewhere = log.is_elsewhere(found.log);
     if log.is_another_topic(found.log) && !is_elsewhere {
         return Finding::Remade;
@@ -140,6 +146,7 @@ fn judge(found: Found<'_>, offset: i64, metadata: &str) -> Finding {
     if let Some(end) = found.end.filter(|end| offset > *end) {
         return Finding::BeyondEnd { committed: offset, end };
     }
+
     match read {
         _ if is_elsewhere => Finding::Mirrored,
         None => Finding::Bare,
@@ -229,7 +236,7 @@ mod tests {
         }
     }
 
-    /// They stand in commits, so they are fixed like the commits' own bytes.
+    /// Commits contain the digests, so these are fixed like the commits' own bytes.
     #[test]
     fn digests_stay_as_they_are() {
         let name = LogName::of(Some("bWNwLWZsZWV0LXRlc3RzMA"), Some("AAAAAAAAAAAAAAAAAAAAAQ"));

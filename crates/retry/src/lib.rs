@@ -1,8 +1,8 @@
 //! Exponential backoff with jitter, and the seeded generator behind the jitter. Pure: the caller
-//! seeds it and sleeps.
+//! chooses the seed and does the sleeping.
 //!
-//! Jitter matters wherever many processes lose the same broker or server at once: without it they
-//! all come back in the same millisecond.
+//! Jitter matters when many processes lose the same broker or server at once: without jitter, they
+//! all return in the same millisecond.
 
 use std::time::Duration;
 
@@ -11,26 +11,29 @@ use std::time::Duration;
 /// Backoff And Jitter").
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Backoff {
-    /// The upper end of the first delay.
+    /// The ceiling of the first delay.
     pub base: Duration,
-    /// The upper end of every delay.
+    /// The ceiling of all delays.
     pub max: Duration,
 }
 
 impl Backoff {
-    /// The upper end of the delay after `failures` failures in a row (at least 1).
+    /// The ceiling of the delay after this many failures in a row (at least 1).
+    #[must_use]
     pub fn ceiling(&self, failures: u32) -> Duration {
         let doublings = failures.saturating_sub(1).min(31);
         self.base.saturating_mul(1 << doublings).min(self.max)
     }
 
-    /// A random delay between zero and the ceiling, after `failures` failures in a row.
+    /// A random delay between zero and the ceiling, after this many failures in a row.
+    #[must_use]
     pub fn jittered(&self, failures: u32, random: &mut Random) -> Duration {
         random.up_to(self.ceiling(failures))
     }
 
     /// A random delay between half the ceiling and the ceiling, for attempts that must neither
     /// coincide nor come too soon.
+    #[must_use]
     pub fn spread(&self, failures: u32, random: &mut Random) -> Duration {
         let half = self.ceiling(failures) / 2;
         half + random.up_to(half)
@@ -43,12 +46,14 @@ pub struct Random(u64);
 
 impl Random {
     /// A generator whose numbers follow from `seed`.
+    #[must_use]
     pub fn new(seed: u64) -> Self {
         Self(seed)
     }
 
     fn next(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
+
         let mut z = self.0;
         z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
         z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
@@ -72,17 +77,19 @@ pub struct Retry {
 
 impl Retry {
     /// Pauses by `backoff`, with jitter from `seed`.
+    #[must_use]
     pub fn new(backoff: Backoff, seed: u64) -> Self {
         Self { backoff, failures: 0, random: Random::new(seed) }
     }
 
-    /// The pause after one more failure in a row.
+    /// Counts one more failure in a row, and returns the pause after it.
+    #[must_use]
     pub fn failed(&mut self) -> Duration {
         self.failures = self.failures.saturating_add(1);
         self.backoff.spread(self.failures, &mut self.random)
     }
 
-    /// The last attempt succeeded: the next failure is the first one again.
+    /// Starts counting anew after an attempt that has succeeded.
     pub fn succeeded(&mut self) {
         self.failures = 0;
     }
