@@ -1,11 +1,17 @@
-//! The state machine itself: one match over the inputs, and the life of a job.
+//! The state machine itself: its methods, and the match over the inputs.
 
+mod assignment;
 mod attempts;
 mod backpressure;
+mod checks;
 mod commits;
+mod endings;
 mod holding;
 mod jobs;
+#[cfg(test)]
+mod mutants;
 mod stalls;
+mod status;
 
 use std::collections::{BTreeSet, VecDeque};
 
@@ -15,99 +21,124 @@ use fleet_retry::Random;
 
 use crate::{
     breaker::{Breaker, BreakerState},
-    hash::FastMap,
     holds::Holds,
+    invariant::Checks,
     keys::Keys,
     partition::PartitionState,
+    partitions::{Occupancy, Partitions},
     ready::Ready,
     schedule::Timers,
-    slot::Phase,
-    types::{Command, Config, Input, Need, Token, faulty},
+    slot::{Slot, Wait},
+    types::{Command, Config, Input, Token},
 };
 
-/// Delivery for one worker. See the crate's documentation for how it is driven.
+#[cfg(test)]
+pub(crate) use mutants::Mutant;
+pub use status::{HoldStatus, PartitionStatus, Status};
+
+/// Delivery for one worker: a state machine that does no IO.
+///
+/// The engine is driven by its caller, the *shell*, which owns the consumer, the producer, the
+/// calls and the clock. The engine has these kinds of methods:
+///
+/// - [`handle`](Self::handle) tells the engine what has happened. It is the only method that takes
+///   the time, and together with [`release`](Self::release) the only one that changes the state of
+///   jobs.
+/// - [`poll`](Self::poll) returns what the shell has to do next. Commands are never repeated: a
+///   command that the shell drops is lost, and its job waits for ever.
+/// - [`next_wakeup`](Self::next_wakeup) says when the engine has to be called again if nothing
+///   happens before.
+/// - [`is_drained`](Self::is_drained) and [`release`](Self::release) give partitions back.
+/// - [`token`](Self::token), [`breaker`](Self::breaker), [`status`](Self::status),
+///   [`held_jobs`](Self::held_jobs) and [`checks`](Self::checks) only look. Those that cost more
+///   than a look-up say so.
+///
+/// # Order of calls
+///
+/// After each call of `handle` or `release`, the shell:
+///
+/// 1. calls `poll` until it returns `None`, and carries the commands out in that order;
+/// 2. calls `next_wakeup`, and sets its timer to that time, or clears it;
+/// 3. waits for the timer, for something to happen, or for both, and calls `handle`: with
+///    [`Input::Tick`] if only time has passed.
+///
+/// The shell may leave commands in the engine, for example while it has no contact with the
+/// consumer group. Before it polls again, it then feeds [`Input::ContactRegained`], which takes
+/// back the attempts whose start is no longer up to date.
+///
+/// Within a partition, records come in ascending order of their offsets, after the
+/// [`Input::Assigned`] of that partition. Each of these commands is answered once: `Start` by
+/// [`Input::Finished`]; `Settle` by [`Input::Written`], [`Input::WriteFailed`] or
+/// [`Input::NotDeferred`]; `Commit` by [`Input::Committed`]; `Probe` by [`Input::Probed`]. `Abort`
+/// has no answer of its own: the call that it cancels still ends with `Finished`. `Forget` ends the
+/// engine's interest in a job: no answer about it is needed any more, and one that comes is
+/// ignored. So is every answer with the generation of an earlier assignment.
+///
+/// To give partitions back, the shell feeds [`Input::Draining`], waits until
+/// [`is_drained`](Self::is_drained) or until its patience ends, calls [`release`](Self::release),
+/// and commits synchronously what that returns. Partitions that were lost without notice go by
+/// [`Input::Lost`]; nothing is committed for them.
+///
+/// # Time
+///
+/// The `now` of a call must not be before that of an earlier call. Any call of `handle` or
+/// `release` may move the next wake-up in both directions: a record with a date, a failed attempt,
+/// a commit that becomes due, an outage or its end. `poll` and the methods that only look never
+/// move it. A call that comes late does no harm but the delay; a call that comes early does
+/// nothing.
+///
+/// # Example
+///
+/// ```
+/// use fleet_engine::{Admission, Attempt, Command, Config, Engine, Input, JobSpec};
+/// use fleet_group::{Partition, log::LogName};
+/// use fleet_job::time::Timestamp;
+///
+/// let now = Timestamp::default();
+/// let partition = Partition { topic: 0, number: 0 };
+/// let mut engine = Engine::new(Config::default());
+///
+/// let log = LogName::UNKNOWN;
+/// engine.handle(now, Input::Assigned { partition, generation: 1, log, progress: None });
+///
+/// let admission = Admission::Job(JobSpec::new(3));
+/// engine.handle(now, Input::Record { partition, offset: 0, bytes: 100, admission });
+/// let Some(Command::Start(token, 1)) = engine.poll() else { panic!("the job starts") };
+///
+/// engine.handle(now, Input::Finished(token, Attempt::Succeeded));
+/// assert!(matches!(engine.poll(), Some(Command::Settle(..))));
+///
+/// engine.handle(now, Input::Written(token));
+/// assert_eq!(engine.poll(), Some(Command::Forget(token)));
+/// let Some(Command::Commit(commit)) = engine.poll() else { panic!("the offset is committed") };
+/// assert_eq!(commit.offset, 1);
+/// ```
 #[derive(Debug)]
 pub struct Engine {
     config: Config,
-    partitions: FastMap<Partition, PartitionState>,
+    partitions: Partitions,
     keys: Keys,
     ready: Ready,
     timers: Timers,
-    /// Partitions that have something to commit, by the time it is due.
+    /// Partitions that have something to commit, by the time at which the commit is due.
     commits: BTreeSet<(Timestamp, Partition)>,
     breaker: Breaker,
     holds: Holds,
     random: Random,
     out: VecDeque<Command>,
-    in_flight: usize,
-    /// Jobs whose end is being written or waits to be written again.
-    unwritten: usize,
-    buffered: usize,
-    buffered_bytes: usize,
-    /// Those of them that wait to be passed on, which says nothing about how busy this worker is.
-    relays: usize,
-    relay_bytes: usize,
     /// All partitions are paused because memory is full.
-    full: bool,
-    /// When to look again at which partitions are stalled.
+    is_full: bool,
+    /// When to look again for stalled partitions.
     stalls_due: Option<Timestamp>,
-}
-
-/// What the engine holds, for metrics and people.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Status {
-    /// Attempts under way.
-    pub in_flight: usize,
-    /// Jobs in memory that are not settled.
-    pub buffered: usize,
-    /// Those of them that wait for their time: `notBefore`, or the next attempt.
-    pub parked: usize,
-    /// The bytes that they hold.
-    pub buffered_bytes: usize,
-    /// Whether the server is there.
-    pub breaker: BreakerState,
-    /// What is away while the server answers.
-    pub holds: Vec<HoldStatus>,
-    /// Assigned partitions, in order.
-    pub partitions: Vec<PartitionStatus>,
-}
-
-/// What the engine knows of something that is away while the server answers.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct HoldStatus {
-    /// What.
-    pub need: Need,
-    /// Since when.
-    pub since: Timestamp,
-    /// Jobs that wait for it and for nothing else.
-    pub waiting: usize,
-}
-
-/// What the engine knows of a partition.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct PartitionStatus {
-    /// Which.
-    pub partition: Partition,
-    /// The last offset that the broker has taken.
-    pub committed: Option<i64>,
-    /// The offset that may be committed.
-    pub frontier: Option<i64>,
-    /// Jobs that are not settled.
-    pub open: usize,
-    /// Those of them that wait for something that is away, without what waits behind them.
-    pub held: usize,
-    /// Whether fetching is paused.
-    pub paused: bool,
-    /// Whether it stays paused until something that is unavailable is back: the jobs that wait for
-    /// it, and those behind them in their keys, fill the partition's share of memory.
-    pub is_stalled: bool,
+    checks: Checks,
 }
 
 impl Engine {
     /// An engine without partitions.
+    #[must_use]
     pub fn new(config: Config) -> Self {
         Self {
-            partitions: FastMap::default(),
+            partitions: Partitions::default(),
             keys: Keys::new(config.seed),
             ready: Ready::new(config.seed),
             timers: Timers::default(),
@@ -116,234 +147,163 @@ impl Engine {
             holds: Holds::new(config.probe),
             random: Random::new(config.seed),
             out: VecDeque::new(),
-            in_flight: 0,
-            unwritten: 0,
-            buffered: 0,
-            buffered_bytes: 0,
-            relays: 0,
-            relay_bytes: 0,
-            full: false,
+            is_full: false,
             stalls_due: None,
+            checks: Checks::default(),
             config,
         }
     }
 
-    /// The next thing to do, if any. Call until it returns `None`.
+    /// Takes in what happened at `now`, and decides what follows.
+    ///
+    /// Afterwards the shell has to [`poll`](Self::poll) until nothing is left, and to ask for the
+    /// [next wake-up](Self::next_wakeup), which any input may have moved.
+    pub fn handle(&mut self, now: Timestamp, input: Input<'_>) {
+        match input {
+            Input::Assigned { partition, generation, log, progress } => {
+                self.assign(partition, PartitionState::new(generation, log, progress));
+            }
+            Input::Record { partition, offset, bytes, admission } => {
+                self.take_record(now, partition, offset, bytes, admission);
+            }
+            Input::Holds(token, bytes) => self.resize_job(token, bytes),
+            Input::End(partition, offset) => self.reach_end_of_log(now, partition, offset),
+            Input::Finished(token, attempt) => self.finish_attempt(now, token, attempt),
+            Input::Written(token) => self.settle(now, token),
+            Input::NotDeferred(token) => self.keep_undeferred(now, token),
+            Input::WriteFailed(token) => self.schedule_rewrite(now, token),
+            Input::Committed { partition, generation, ok } => {
+                self.take_commit_answer(now, partition, generation, ok);
+            }
+            Input::Cancel(token) => self.cancel(token),
+            Input::Probed(ok) => self.breaker.probed(ok, now, &mut self.random),
+            Input::Draining(partitions) => self.drain(partitions),
+            Input::Lost(partitions) => self.remove(partitions),
+            Input::ContactRegained => self.recall_starts(now),
+            Input::Tick => {}
+        }
+
+        self.advance(now);
+    }
+
+    /// The next thing to do. Call it after every [`handle`](Self::handle) and
+    /// [`release`](Self::release) until it returns `None`.
+    #[must_use = "a command that is dropped is not repeated"]
     pub fn poll(&mut self) -> Option<Command> {
         self.out.pop_front()
     }
 
-    /// When [`Input::Tick`] is due, if nothing else happens before.
+    /// When [`Input::Tick`] is due if nothing else happens before; `None` if the engine waits for
+    /// nothing but events.
+    ///
+    /// Any call of [`handle`](Self::handle) or [`release`](Self::release) may change the answer.
+    #[must_use = "the engine relies on being called at this time"]
     pub fn next_wakeup(&self) -> Option<Timestamp> {
         let commit = self.commits.first().map(|(at, _)| *at);
         let due =
             [self.timers.next(), self.breaker.next(), self.holds.next(), self.stalls_due, commit];
+
         due.into_iter().flatten().min()
     }
 
-    /// The token of the record at `offset`, by which the engine will speak of it; `None` when the
-    /// partition is not ours.
-    pub fn token(&self, partition: Partition, offset: i64) -> Option<Token> {
-        let generation = self.partitions.get(&partition)?.generation;
-        Some(Token { partition, offset, generation })
-    }
-
-    /// Whether nothing of `partitions` is under way or being written any more.
+    /// Whether nothing of `partitions` runs or is being written any more, so that they can be
+    /// [released](Self::release) without a repeat.
+    #[must_use]
     pub fn is_drained(&self, partitions: &[Partition]) -> bool {
-        partitions
-            .iter()
-            .all(|partition| self.partitions.get(partition).is_none_or(|state| state.active == 0))
+        let is_idle = |state: &PartitionState| state.sums().active() == 0;
+        partitions.iter().all(|partition| self.partitions.get(*partition).is_none_or(is_idle))
     }
 
-    /// Takes `partitions` away and returns what to commit for them before they go. Whatever still
-    /// runs is fenced off: its outcome will be ignored.
+    /// Takes `partitions` away and returns what to commit for them before they go.
+    ///
+    /// Whatever still runs is fenced off: its outcome will be ignored. The commands that follow
+    /// tell the shell to forget the jobs of these partitions.
+    #[must_use = "what is not committed is done again by the next owner"]
     pub fn release(&mut self, partitions: &[Partition]) -> Vec<FinalCommit> {
         let mut commits = Vec::new();
         for partition in partitions {
-            if let Some(state) = self.partitions.get_mut(partition)
-                && (state.dirty || state.is_stalled || state.in_commit.is_some())
+            if let Some(state) = self.partitions.get_mut(*partition)
+                && state.needs_last_commit()
                 && let Some(commit) = state.last_commit(*partition)
             {
                 commits.push(commit);
             }
         }
+
         self.remove(partitions);
         commits
     }
 
-    /// Takes in what happened at `now`, and does what follows from it.
-    pub fn handle(&mut self, now: Timestamp, input: Input<'_>) {
-        match input {
-            Input::Assigned { partition, generation, log, progress } => {
-                self.assigned(partition, PartitionState::new(generation, log, progress));
-            }
-            Input::Record { partition, offset, bytes, admission } => {
-                self.record(now, partition, offset, bytes, admission);
-            }
-            Input::Holds(token, bytes) => self.holds(token, bytes),
-            Input::End(partition, offset) => self.end_of_log(now, partition, offset),
-            Input::Finished(token, attempt) => self.finished(now, token, attempt),
-            Input::Written(token) => self.written(now, token),
-            Input::NotDeferred(token) => self.not_deferred(now, token),
-            Input::WriteFailed(token) => self.write_failed(now, token),
-            Input::Committed { partition, generation, ok } => {
-                self.committed(now, partition, generation, ok)
-            }
-            Input::Cancel(token) => self.cancel(token),
-            Input::Probed(ok) => self.breaker.probed(ok, now, &mut self.random),
-            Input::Draining(partitions) => {
-                for partition in partitions {
-                    if let Some(state) = self.partitions.get_mut(partition) {
-                        state.draining = true;
-                    }
-                }
-            }
-            Input::Lost(partitions) => self.remove(partitions),
-            Input::ContactRegained => self.recall_starts(now),
-            Input::Tick => {}
-        }
-        self.advance(now);
+    /// The token of the record at `offset`, by which commands and inputs refer to it; `None` if the
+    /// partition is not assigned.
+    #[must_use]
+    pub fn token(&self, partition: Partition, offset: i64) -> Option<Token> {
+        self.partitions.token(partition, offset)
     }
 
-    /// Whether the server is there.
+    /// Whether the server is available.
+    #[must_use]
     pub fn breaker(&self) -> BreakerState {
         self.breaker.state()
     }
 
-    /// What the engine holds.
-    pub fn status(&self) -> Status {
-        let mut partitions: Vec<_> = self
-            .partitions
-            .iter()
-            .map(|(partition, state)| PartitionStatus {
-                partition: *partition,
-                committed: state.committed,
-                frontier: state.frontier(),
-                open: state.open.len(),
-                held: state
-                    .open
-                    .slots()
-                    .filter(|slot| matches!(slot.phase, Phase::Held(_)))
-                    .count(),
-                paused: state.paused,
-                is_stalled: state.is_stalled,
-            })
-            .collect();
-        partitions.sort_unstable_by_key(|status| status.partition);
-        let open = self.partitions.values().flat_map(|state| state.open.slots());
-        Status {
-            in_flight: self.in_flight,
-            buffered: self.buffered,
-            parked: open.filter(|slot| slot.spec.is_some() && slot.is_parked()).count(),
-            buffered_bytes: self.buffered_bytes,
-            breaker: self.breaker.state(),
-            holds: self
-                .holds
-                .all()
-                .map(|(need, since, waiting)| HoldStatus { need, since, waiting })
-                .collect(),
-            partitions,
+    // --- What every part of the engine uses -----------------------------------------------------
+
+    /// Changes a record. Every change of a record's state goes through here, so that all sums over
+    /// states, and the number of jobs that run under each limit, follow from the states. Does
+    /// nothing if the record is not open, or belongs to an earlier assignment.
+    fn transition(&mut self, token: Token, change: impl FnOnce(&mut Slot)) {
+        match self.partitions.transition(token, change) {
+            Some(Occupancy::Started(limits)) => self.ready.started(&limits),
+            Some(Occupancy::Ended(limits)) => self.ready.ended(&limits),
+            Some(Occupancy::Same) | None => {}
         }
     }
 
-    // --- Partitions come and go -----------------------------------------------------------------
-
-    fn assigned(&mut self, partition: Partition, state: PartitionState) {
-        self.remove(&[partition]);
-        self.partitions.insert(partition, state);
-        if self.full {
-            let share = self.share();
-            self.apply_pause(partition, share);
-        }
+    fn slot(&self, token: Token) -> Option<&Slot> {
+        self.partitions.slot(token)
     }
 
-    /// Lets go of all that is held for `partitions`. What concerns the others too is looked through
-    /// once for all.
-    fn remove(&mut self, partitions: &[Partition]) {
-        let before = self.partitions.len();
-        partitions.iter().for_each(|partition| self.remove_one(*partition));
-        if self.partitions.len() == before {
-            return;
-        }
-        let left = &self.partitions;
-        self.ready.retain(|token| left.contains_key(&token.partition));
-        self.timers.retain(|token| left.contains_key(&token.partition));
-        self.holds.retain(|token| left.contains_key(&token.partition));
-        self.update_pauses();
+    /// Whether nothing of the record's key comes before it.
+    fn is_first_of_key(&self, token: Token) -> bool {
+        let lane = self.slot(token).and_then(Slot::lane);
+        lane.is_none_or(|lane| self.keys.is_head(lane, token.offset))
     }
 
-    fn remove_one(&mut self, partition: Partition) {
-        let Some(state) = self.partitions.remove(&partition) else { return };
-        for slot in state.open.slots().filter(|slot| slot.phase == Phase::Running) {
-            self.in_flight -= 1;
-            if let Some(spec) = slot.spec {
-                self.ready.ended(&spec.limits);
-            }
-        }
-        self.unwritten -= state
-            .open
-            .slots()
-            .filter(
-                |slot| matches!(slot.phase, Phase::Settling(end) | Phase::Unwritten(end) if end.is_final()),
-            )
-            .count();
-        self.relays -= state.waiting_relays;
-        self.relay_bytes -= state.waiting_relay_bytes;
-        self.buffered -= state.open.len();
-        self.buffered_bytes -= state.buffered_bytes;
-        let generation = state.generation;
-        self.out.extend(
-            state
-                .open
-                .offsets()
-                .map(|offset| Command::Forget(Token { partition, offset, generation })),
-        );
-        if let Some(due) = state.commit_due {
-            self.commits.remove(&(due, partition));
-        }
-        state.open.slots().filter_map(|slot| slot.lane).for_each(|lane| self.keys.forget(lane));
-    }
-
-    // --- Time -----------------------------------------------------------------------------------
-
+    /// Does everything that is due at `now`.
     fn advance(&mut self, now: Timestamp) {
         while let Some((token, alarm)) = self.timers.pop_due(now) {
-            self.alarm(now, token, alarm);
+            self.handle_alarm(now, token, alarm);
         }
-        if self.breaker.tick(now) && !faulty!(self.config, NeverProbes) {
+
+        if self.breaker.tick(now) {
             self.out.push_back(Command::Probe);
         }
+
         self.send_scouts(now);
         if !self.ready.is_empty() {
             self.start_ready(now);
-            // A scout can turn out to be kept by something else; then it is another one's turn.
+            // Something else may keep a scout from starting; then the next one has its turn.
             while self.send_scouts(now) {
                 self.start_ready(now);
             }
             self.drop_stale();
         }
+
         self.review_stalls(now);
-        while let Some((_, partition)) = self.commits.first().copied().filter(|(at, _)| *at <= now)
-        {
-            self.commits.pop_first();
-            self.commit(now, partition);
-        }
+        self.send_due_commits(now);
     }
 
-    /// Jobs that expire while they wait leave an entry behind; while nothing starts, those would
-    /// pile up.
+    /// Drops the queue entries of jobs that do not wait for their start any more. Jobs that expire
+    /// leave one behind, and while nothing starts, these entries would pile up.
     fn drop_stale(&mut self) {
-        if self.ready.len() > 2 * self.buffered + 1024 {
-            let partitions = &self.partitions;
-            self.ready.retain(|token| {
-                partitions.get(&token.partition).is_some_and(|state| {
-                    state.generation == token.generation
-                        && state
-                            .open
-                            .get(token.offset)
-                            .is_some_and(|slot| slot.phase == Phase::Ready)
-                })
-            });
+        if self.ready.len() <= 2 * self.partitions.sums().open + 1024 {
+            return;
         }
+
+        let partitions = &self.partitions;
+        self.ready.retain(|token| {
+            partitions.slot(*token).is_some_and(|slot| slot.wait() == Some(Wait::Start))
+        });
     }
 }

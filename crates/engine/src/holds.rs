@@ -1,13 +1,13 @@
-//! Waiting for what is away behind a server that answers (I7): a hosted server, or room at our own
-//! server.
+//! Waiting for something that is away behind a server that answers (I7): a hosted server, or room
+//! at our own server.
 //!
-//! One hold per need. While it stands, the jobs that have the need wait here without a slot, and
-//! all others go on. At growing intervals, and never before the time that the server asked for, one
-//! job goes first as a *scout*. Any answer of the tool to a scout lifts the hold. A scout that is
-//! neither turned away nor answered within [`TRIAL`] makes room for the next one: refusals come at
-//! once, work takes its time.
+//! There is one *hold* per need. While a hold lasts, the jobs with that need wait here without a
+//! slot, and all others go on. At growing intervals, and never before the time that the server
+//! asked for, one job goes first as a *scout*. Any answer of the tool to a scout lifts the hold. A
+//! scout that is neither turned away nor answered within [`TRIAL`] makes room for the next one:
+//! refusals come at once, and work takes time.
 //!
-//! There are as few holds as servers that are away, so they are looked through one by one. Where
+//! There are no more holds than servers that are away, so they are looked through one by one. While
 //! there is none, every question here costs nothing.
 
 use std::{
@@ -21,11 +21,11 @@ use fleet_retry::{Backoff, Random};
 
 use crate::types::{Need, Token};
 
-/// How long a scout has the way to itself.
+/// How long no second scout is sent after one.
 const TRIAL: Duration = Duration::from_secs(1);
-/// The longest that a wish for a delay is believed.
+/// The longest delay that a server may ask for; longer ones are cut.
 const MAX_WISH: Duration = Duration::from_secs(600);
-/// A hold that nobody has asked for so long is forgotten.
+/// A hold that no job has asked about for this long is forgotten.
 const KEPT: Duration = Duration::from_secs(600);
 
 /// All holds of one worker.
@@ -51,7 +51,7 @@ enum Stage {
     Until(Timestamp),
     /// A scout may go, since this time.
     Due(Timestamp),
-    /// This job is to go next.
+    /// This job goes next.
     Scouting(Token),
 }
 
@@ -60,7 +60,7 @@ impl Holds {
         Self { held: BTreeMap::new(), backoff }
     }
 
-    /// The first of these needs that keeps the job from starting now.
+    /// The first of these needs that keeps the job from starting now, if any.
     pub(crate) fn obstacle(&self, needs: [Option<Need>; 2], token: Token) -> Option<Need> {
         let blocks = |need: &Need| match self.held.get(need).map(|hold| hold.stage) {
             None | Some(Stage::Due(_)) => false,
@@ -70,7 +70,7 @@ impl Holds {
         needs.into_iter().flatten().find(blocks)
     }
 
-    /// Takes note that the job, which nothing keeps, has started; `true` if it is a scout.
+    /// Takes note that a job without an obstacle has started; `true` if it is a scout.
     pub(crate) fn started(&mut self, needs: [Option<Need>; 2], now: Timestamp) -> bool {
         let mut is_scout = false;
         for need in needs.into_iter().flatten() {
@@ -82,8 +82,8 @@ impl Holds {
         is_scout
     }
 
-    /// A call was turned away for want of `need`. What was under way when the hold began tells
-    /// nothing new, but for when the server wants to be asked again.
+    /// A call was turned away for want of `need`. Calls that were under way when the hold began are
+    /// no news, except for the time at which the server wants to be asked again.
     pub(crate) fn turned_away(
         &mut self,
         need: Need,
@@ -96,12 +96,14 @@ impl Holds {
         if is_new {
             self.forget_unused(now);
         }
+
         let hold = self.held.entry(need).or_insert_with(|| Hold {
             stage: Stage::Due(now),
             since: now,
             failures: 0,
             waiting: BTreeSet::new(),
         });
+
         let wished = now.plus(wish.unwrap_or_default().min(MAX_WISH));
         if is_new || is_scout {
             hold.failures = hold.failures.saturating_add(1);
@@ -113,7 +115,7 @@ impl Holds {
         }
     }
 
-    /// A scout was answered: whoever waited for this may start.
+    /// A scout was answered, so the hold ends. Returns the jobs that have waited for it.
     pub(crate) fn lift(&mut self, need: Need) -> Vec<Token> {
         let hold = self.held.remove(&need);
         hold.into_iter().flat_map(|hold| hold.waiting).map(|(_, token)| token).collect()
@@ -133,14 +135,14 @@ impl Holds {
         }
     }
 
-    /// Whether the job is the one that will scout next; somebody has to stay for that.
+    /// Whether the job is the next scout; one job has to stay for that.
     pub(crate) fn is_next(&self, need: Need, token: Token) -> bool {
         let first = self.held.get(&need).and_then(|hold| hold.waiting.first());
         first.is_some_and(|(_, first)| *first == token)
     }
 
-    /// The job does not go as a scout after all.
-    pub(crate) fn does_not_scout(&mut self, token: Token) {
+    /// The job does not go as a scout after all; another one may.
+    pub(crate) fn withdraw_scout(&mut self, token: Token) {
         for hold in self.held.values_mut().filter(|hold| hold.stage == Stage::Scouting(token)) {
             hold.stage = Stage::Due(hold.since);
         }
@@ -164,7 +166,7 @@ impl Holds {
         None
     }
 
-    /// When a scout is due.
+    /// When the next scout is due.
     pub(crate) fn next(&self) -> Option<Timestamp> {
         let due = self.held.values().filter_map(|hold| match hold.stage {
             Stage::Until(at) => Some(at),
@@ -173,12 +175,12 @@ impl Holds {
         due.min()
     }
 
-    /// Whether a job waits for anything.
+    /// Whether any job waits.
     pub(crate) fn has_waiting(&self) -> bool {
         self.held.values().any(|hold| !hold.waiting.is_empty())
     }
 
-    /// What stands, since when, and how many jobs wait for it.
+    /// What is away, since when, and how many jobs wait for it.
     pub(crate) fn all(&self) -> impl Iterator<Item = (Need, Timestamp, usize)> {
         self.held.iter().map(|(need, hold)| (*need, hold.since, hold.waiting.len()))
     }
@@ -189,13 +191,13 @@ impl Holds {
             if let Stage::Scouting(token) = hold.stage
                 && !keep(&token)
             {
-                // Since when only matters where nobody waits, and then the hold is soon forgotten.
+                // The time only matters if no job waits, and then the hold is soon forgotten.
                 hold.stage = Stage::Due(hold.since);
             }
         }
     }
 
-    /// Whose jobs have all gone elsewhere, nobody will ever ask for again.
+    /// Forgets holds whose jobs have all gone elsewhere: nobody will ever lift them.
     fn forget_unused(&mut self, now: Timestamp) {
         self.held.retain(|_, hold| match hold.stage {
             Stage::Due(since) => !hold.waiting.is_empty() || now < since.plus(KEPT),

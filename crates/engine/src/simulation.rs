@@ -1,22 +1,22 @@
 //! Deterministic simulation: random schedules of a whole fleet, and deliberate faults that it must
 //! find.
 //!
-//! `FLEET_SIM_SEEDS=100000 cargo test --release -p fleet-engine simulation` plays more schedules;
-//! `FLEET_SIM_FIRST=n FLEET_SIM_SEEDS=1 FLEET_SIM_TRACE=1` plays one and prints what happens in it.
-//! A schedule that fails is shrunk and printed as a line for `regressions.txt`, which every test
-//! run plays.
+//! `FLEET_SIM_SEEDS=100000 cargo test --release -p fleet-engine simulation` plays more schedules.
+//! `cargo run -p fleet-engine --example step -- SEED` steps through one of them;
+//! `FLEET_SIM_FIRST=SEED FLEET_SIM_SEEDS=1 FLEET_SIM_TRACE=1` plays one as a test and prints what
+//! happens in it. A schedule that fails is shrunk and printed as a line for `regressions.txt`,
+//! whose schedules every test run plays.
 
 mod world;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use crate::types::Fault;
-use world::World;
+use crate::engine::Mutant;
+pub(crate) use world::{Fault, Subject};
+use world::{Listener, World};
 
 /// How many schedules the normal test run plays.
 const SEEDS: u64 = 2_000;
-/// Moves of a schedule, before everything is let come to its end.
-const STEPS: u64 = 600;
 /// So many schedules are enough to find every fault.
 const MUTANT_SEEDS: u64 = 400;
 /// What once failed: see [`Schedule::line`].
@@ -32,14 +32,13 @@ struct Schedule {
 
 impl Schedule {
     fn new(seed: u64) -> Self {
-        let first = seed.wrapping_mul(0x1_0000_0000);
-        Self { world: seed, moves: (first..first + STEPS).collect() }
+        Self { world: seed, moves: world::moves_of(seed).collect() }
     }
 
     /// Plays the schedule; what it breaks, if anything.
     fn play(&self, fault: Option<Fault>) -> Result<(), String> {
         let schedule = AssertUnwindSafe(|| {
-            let mut world = World::new(self.world, fault);
+            let mut world: World<Mutant> = World::new(self.world, fault, listener());
             self.moves.iter().for_each(|seed| world.step(*seed));
             world.sit_out();
             world.settle_down();
@@ -88,6 +87,11 @@ impl Schedule {
             moves.split(',').filter(|seed| !seed.is_empty()).map(hex).collect::<Option<_>>()?;
         Some((what, Self { world: hex(world)?, moves }))
     }
+}
+
+/// Prints what happens, if that is wanted.
+fn listener() -> Option<Listener> {
+    std::env::var_os("FLEET_SIM_TRACE").map(|_| (|line: &str| eprintln!("{line}")) as Listener)
 }
 
 fn from_environment(name: &str, default: u64) -> u64 {

@@ -1,17 +1,15 @@
-//! Which partitions are not read on before something that is unavailable is back (I7).
+//! Which partitions are not read on until something that is unavailable is back (I7).
 
 use std::time::Duration;
 
 use fleet_group::Partition;
 use fleet_job::time::Timestamp;
 
-use super::{Engine, holding::awaited};
-use crate::{
-    partition::PartitionState,
-    slot::{Phase, Slot},
-};
+use super::{Engine, holding::missing_need};
+use crate::{partition::PartitionState, slot::Slot};
 
-/// How often to look, while something is unavailable. That costs as much as there are jobs.
+/// How often to look for stalled partitions while something is unavailable. A look goes through all
+/// jobs in memory.
 const REVIEW: Duration = Duration::from_secs(1);
 
 /// What is held in memory by jobs that can't go on.
@@ -35,33 +33,39 @@ impl Engine {
             return;
         }
 
-        let stalled = self.stalled();
-        let is_any_stalled = !stalled.is_empty();
-        let changed: Vec<_> = self
-            .partitions
-            .iter_mut()
-            .filter_map(|(partition, state)| {
-                let is_stalled = stalled.contains(partition);
-                let is_new = std::mem::replace(&mut state.is_stalled, is_stalled) != is_stalled;
-                state.dirty |= is_new;
-                is_new.then_some(*partition)
-            })
-            .collect();
-        for partition in changed {
+        let stalled = self.stalled_partitions();
+        for partition in self.mark_stalled(&stalled) {
             self.schedule_commit(now, partition, self.config.commit_interval);
         }
-        self.stalls_due = (is_anything_away || is_any_stalled).then(|| now.plus(REVIEW));
+
+        let reviews_again = is_anything_away || !stalled.is_empty();
+        self.stalls_due = reviews_again.then(|| now.plus(REVIEW));
     }
 
-    /// The paused partitions that stay paused even when every running job ends: their waiting jobs
+    /// Marks these partitions as stalled and all others as not. Returns those that have changed.
+    fn mark_stalled(&mut self, stalled: &[Partition]) -> Vec<Partition> {
+        let changed = self.partitions.iter_mut().filter_map(|(partition, state)| {
+            let is_stalled = stalled.contains(&partition);
+            let has_changed = std::mem::replace(&mut state.is_stalled, is_stalled) != is_stalled;
+            state.dirty |= has_changed;
+            has_changed.then_some(partition)
+        });
+
+        changed.collect()
+    }
+
+    /// The paused partitions that stay paused even if every running job ends: their waiting jobs
     /// alone exceed what a partition, or this worker, may hold before it is resumed.
-    fn stalled(&self) -> Vec<Partition> {
-        let stuck =
-            self.partitions.iter().map(|(partition, state)| (*partition, state, self.stuck(state)));
+    fn stalled_partitions(&self) -> Vec<Partition> {
+        let stuck = self
+            .partitions
+            .iter()
+            .map(|(partition, state)| (partition, state, self.stuck_jobs(state)));
         let stuck: Vec<_> = stuck.filter(|(_, _, stuck)| stuck.jobs > 0).collect();
+
         let jobs: usize = stuck.iter().map(|(_, _, stuck)| stuck.jobs).sum();
         let bytes: usize = stuck.iter().map(|(_, _, stuck)| stuck.bytes).sum();
-        let fills_memory = self.full
+        let fills_memory = self.is_full
             && (jobs > self.config.max_buffered / 2 || bytes > self.config.max_buffered_bytes / 2);
 
         let share = self.share();
@@ -71,20 +75,21 @@ impl Engine {
         stuck.into_iter().filter(is_stalled).map(|(partition, ..)| partition).collect()
     }
 
-    /// What waits in a partition for something that is away, or stands behind that in its key.
-    fn stuck(&self, state: &PartitionState) -> Stuck {
+    /// The jobs of a partition that wait for something that is away, or behind such a job in their
+    /// key.
+    fn stuck_jobs(&self, state: &PartitionState) -> Stuck {
         let allows_start = self.breaker.allows_start();
         // A scout waits, too, until it is answered.
-        let scouts = |slot: &Slot| slot.scouts && slot.phase == Phase::Running;
-        let waits = |slot: &Slot| scouts(slot) || awaited(slot, allows_start).is_some();
-        let head = |slot: &Slot| {
-            let lane = slot.lane.filter(|_| slot.phase == Phase::Queued)?;
-            state.open.get(self.keys.head(lane)?)
+        let waits = |slot: &Slot| slot.is_scouting() || missing_need(slot, allows_start).is_some();
+        let head_of_key = |slot: &Slot| {
+            let lane = slot.lane().filter(|_| slot.is_behind_others())?;
+            state.slot(self.keys.head(lane)?)
         };
-        let is_stuck = |slot: &&Slot| waits(slot) || head(slot).is_some_and(waits);
-        state.open.slots().filter(is_stuck).fold(Stuck::default(), |sum, slot| Stuck {
+        let is_stuck = |slot: &&Slot| waits(slot) || head_of_key(slot).is_some_and(waits);
+
+        state.open().slots().filter(is_stuck).fold(Stuck::default(), |sum, slot| Stuck {
             jobs: sum.jobs + 1,
-            bytes: sum.bytes + slot.bytes,
+            bytes: sum.bytes + slot.bytes(),
         })
     }
 }

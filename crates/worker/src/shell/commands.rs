@@ -52,8 +52,8 @@ impl Shell {
                 }
 
                 Command::Probe => self.probe_server(),
-                Command::Violation(name, token) => {
-                    invariant::violated(name, format_args!("{token:?}"))
+                Command::Violation(broken, token) => {
+                    invariant::violated(broken.name(), format_args!("{token:?}"))
                 }
             }
         }

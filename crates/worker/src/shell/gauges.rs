@@ -14,6 +14,9 @@ impl Shell {
     pub(super) fn update_gauges(&mut self) {
         let status = self.engine.status();
         self.check_job_count(&status);
+        for (checked, times) in self.engine.checks() {
+            invariant::report_checks(checked.name(), times);
+        }
 
         gauge!(names::IN_FLIGHT.name).set(status.in_flight as f64);
         gauge!(names::BUFFERED.name).set(status.buffered as f64);
@@ -37,12 +40,12 @@ impl Shell {
     /// Engine and shell must hold the same jobs (I3). Before pending commands are carried out they
     /// can't.
     fn check_job_count(&self, status: &Status) {
-        let (engine, shell) = (status.buffered, self.jobs.len());
-        if engine != shell && !self.is_out_of_contact() {
-            invariant::violated(
-                "I3",
-                format_args!("the engine holds {engine} jobs, the shell holds {shell}"),
-            );
+        if self.is_out_of_contact() {
+            return;
         }
+
+        let (engine, shell) = (status.buffered, self.jobs.len());
+        let detail = format_args!("the engine holds {engine} jobs, the shell holds {shell}");
+        invariant::check("I3", engine == shell, detail);
     }
 }

@@ -47,8 +47,10 @@ impl Shell {
             return self
                 .spawn_write(token, async move { repeat_end(&producer, token, &end).await });
         }
-        if terminal == Terminal::Failed && held.job().is_some_and(|job| job.was_turned_away) {
-            invariant::violated("I7", format_args!("{token:?} fails because of an outage"));
+        if terminal == Terminal::Failed {
+            let is_outage = held.job().is_some_and(|job| job.was_turned_away);
+            let detail = format_args!("{token:?} fails because of an outage");
+            invariant::check("I7", !is_outage, detail);
         }
 
         let is_first_try = matches!(before, WriteState::Due);

@@ -12,7 +12,7 @@ use super::*;
 
 /// One record of the topic.
 #[derive(Debug, Clone)]
-pub(super) struct Word {
+pub(crate) struct Word {
     job: u64,
     state: JobState,
     value: Vec<u8>,
@@ -32,7 +32,7 @@ struct Known {
 
 /// The topic, as far as it matters.
 #[derive(Debug, Default)]
-pub(super) struct Events {
+pub(crate) struct Events {
     next: i64,
     jobs: BTreeMap<u64, Known>,
     /// What the network holds back.
@@ -43,7 +43,7 @@ pub(super) struct Events {
 impl Word {
     /// The event that a job has entered a state. No two events have the same bytes: real ones say
     /// when they were made.
-    pub(super) fn new(job: u64, state: JobState, number: u64) -> Self {
+    pub(crate) fn new(job: u64, state: JobState, number: u64) -> Self {
         Self { job, state, value: format!("{job} {} {number}", state.as_str()).into_bytes() }
     }
 
@@ -61,24 +61,24 @@ impl Word {
 }
 
 impl Events {
-    pub(super) fn new(fault: Option<Fault>) -> Self {
+    pub(crate) fn new(fault: Option<Fault>) -> Self {
         Self { fault, ..Self::default() }
     }
 
     /// A record that the network holds back.
-    pub(super) fn hold_back(&mut self, word: Word) {
+    pub(crate) fn hold_back(&mut self, word: Word) {
         self.late.push(word);
     }
 
     /// One of the records that the network holds back arrives.
-    pub(super) fn arrive(&mut self) {
+    pub(crate) fn arrive(&mut self) {
         if let Some(word) = self.late.pop() {
             self.write(word, None);
         }
     }
 
     /// Writes a record, which the reader takes at once.
-    pub(super) fn write(&mut self, word: Word, restated: Option<Restated>) {
+    pub(crate) fn write(&mut self, word: Word, restated: Option<Restated>) {
         let (id, offset) = (word.job, self.next);
         self.next += 1;
         let entry = word.entry(offset, restated);
@@ -106,7 +106,7 @@ impl Events {
     }
 
     /// The server writes the ends again that something stands behind.
-    pub(super) fn restate(&mut self) {
+    pub(crate) fn restate(&mut self) {
         if self.fault == Some(Fault::EndsNotRestated) {
             return;
         }
@@ -121,7 +121,7 @@ impl Events {
 
     /// When everything has arrived and the server has had time: who reads what compaction has left
     /// knows every end, too.
-    pub(super) fn check_what_compaction_leaves(&mut self) {
+    pub(crate) fn check_what_compaction_leaves(&mut self) {
         while !self.late.is_empty() {
             self.arrive();
         }

@@ -2,8 +2,8 @@
 
 use super::*;
 
-impl World {
-    pub(super) fn join(&mut self) {
+impl<E: Subject> World<E> {
+    pub(crate) fn join(&mut self) {
         let seed = self.rng.next();
         let mut contact = Contact::new(Patience::new(ms(SESSION), Duration::ZERO));
         contact.turned(ms(self.now));
@@ -23,12 +23,13 @@ impl World {
             ends: HashMap::new(),
             logs: HashMap::new(),
             gone: Vec::new(),
+            told: None,
         });
         self.rebalance();
     }
 
     /// A worker stops in good order: it gives everything back first.
-    pub(super) fn leave(&mut self) {
+    pub(crate) fn leave(&mut self) {
         let worker = self.rng.below(self.workers.len() as u64) as usize;
         for number in 0..PARTITIONS {
             if self.owner[number as usize] == Some(worker) {
@@ -39,7 +40,7 @@ impl World {
     }
 
     /// A worker dies: its partitions move without a word from it.
-    pub(super) fn crash(&mut self) {
+    pub(crate) fn crash(&mut self) {
         self.disorder = true;
         let worker = self.rng.below(self.workers.len() as u64) as usize;
         self.hold_back_what_runs(worker);
@@ -51,7 +52,7 @@ impl World {
 
     /// Freezes a worker until the group has given its partitions to others. When it continues, it
     /// has not been told.
-    pub(super) fn freeze(&mut self) {
+    pub(crate) fn freeze(&mut self) {
         self.disorder = true;
         let worker = self.rng.below(self.workers.len() as u64) as usize;
         self.hold_back_what_runs(worker);
@@ -80,7 +81,7 @@ impl World {
 
     /// Stops a worker before it carries out its engine's commands. It continues after a gap in
     /// contact, still a member.
-    pub(super) fn doze(&mut self) {
+    pub(crate) fn doze(&mut self) {
         let worker = self.rng.below(self.workers.len() as u64) as usize;
         self.dozes = Some(worker);
         for _ in 0..self.rng.below(10) {
@@ -98,12 +99,12 @@ impl World {
     }
 
     /// A worker that was frozen hears what it has lost.
-    pub(super) fn thaw(&mut self) {
+    pub(crate) fn thaw(&mut self) {
         let worker = self.rng.below(self.workers.len() as u64) as usize;
         self.hear(worker);
     }
 
-    pub(super) fn hear(&mut self, worker: usize) {
+    pub(crate) fn hear(&mut self, worker: usize) {
         let gone: Vec<_> =
             std::mem::take(&mut self.workers[worker].gone).into_iter().map(partition).collect();
         if !gone.is_empty() {
@@ -167,7 +168,7 @@ impl World {
     }
 
     /// Whether the owner of a partition does not know yet that its topic was made again.
-    pub(super) fn is_unnoticed(&self, number: i32) -> bool {
+    pub(crate) fn is_unnoticed(&self, number: i32) -> bool {
         let log = self.logs[number as usize].name();
         self.owner[number as usize]
             .is_some_and(|owner| self.workers[owner].logs.get(&number) != Some(&log))
@@ -175,7 +176,7 @@ impl World {
 
     /// The owner of a partition hears that its topic was made again: what runs gets to its end,
     /// nothing is committed any more, and the new log is read from its beginning.
-    pub(super) fn notice(&mut self, number: i32) {
+    pub(crate) fn notice(&mut self, number: i32) {
         let Some(worker) = self.owner[number as usize].filter(|_| self.is_unnoticed(number)) else {
             return;
         };

@@ -2,24 +2,94 @@
 
 use super::*;
 
-impl World {
-    /// Makes one move, which `seed` alone decides: leaving out other moves of a schedule leaves
-    /// this one what it is.
-    pub(in crate::simulation) fn step(&mut self, seed: u64) {
+/// What happens next in a schedule.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Move {
+    /// Somebody submits a job.
+    Produce,
+    /// The broker hands a record to a worker.
+    Deliver,
+    /// A call ends, or a probe is answered.
+    Finish,
+    /// The broker answers a write.
+    Write,
+    /// The broker answers a commit.
+    AnswerCommit,
+    /// Time passes.
+    Pass,
+    /// Somebody cancels a job.
+    Cancel,
+    /// The server, its room for calls, or a hosted server goes away or comes back.
+    ToggleServer,
+    /// The broker goes away or comes back.
+    ToggleBroker,
+    /// A worker joins the group.
+    Join,
+    /// A worker stops gracefully.
+    Leave,
+    /// A worker dies.
+    Crash,
+    /// A worker stops for so long that the group expels it.
+    Freeze,
+    /// A worker learns what it has lost.
+    Thaw,
+    /// A topic is deleted and made again.
+    Remake,
+    /// A worker learns that a topic was made again.
+    Notice,
+    /// A worker stops for a while and stays a member.
+    Doze,
+    /// Some milliseconds pass, and all workers look at the clock.
+    Tick,
+}
+
+impl<E: Subject> World<E> {
+    /// Makes one move, which `seed` alone decides: if other moves of a schedule are left out, this
+    /// one stays what it is.
+    pub(crate) fn step(&mut self, seed: u64) {
         self.rng = Rng::new(seed);
         self.rng.next();
+        let next = self.draw_move();
+        self.tell_move(next);
+        self.make_move(next);
+    }
+
+    fn draw_move(&mut self) -> Move {
         match self.rng.below(100) {
-            0..=14 => self.produce(),
-            15..=44 => self.deliver(),
-            45..=63 => self.finish(),
-            64..=78 => self.write(),
-            79..=86 => self.answer_commit(),
-            87..=88 => {
+            0..=14 => Move::Produce,
+            15..=44 => Move::Deliver,
+            45..=63 => Move::Finish,
+            64..=78 => Move::Write,
+            79..=86 => Move::AnswerCommit,
+            87..=88 => Move::Pass,
+            89 => Move::Cancel,
+            90 => Move::ToggleServer,
+            91 => Move::ToggleBroker,
+            92 if self.workers.len() < 3 => Move::Join,
+            93 if self.workers.len() > 1 => Move::Leave,
+            94 if self.crashes => Move::Crash,
+            95 if self.crashes => Move::Freeze,
+            96 => Move::Thaw,
+            97 if self.remakes => Move::Remake,
+            98 if self.remakes => Move::Notice,
+            99 => Move::Doze,
+            _ => Move::Tick,
+        }
+    }
+
+    fn make_move(&mut self, next: Move) {
+        match next {
+            Move::Produce => self.produce(),
+            Move::Deliver => self.deliver(),
+            Move::Finish => self.finish(),
+            Move::Write => self.write(),
+            Move::AnswerCommit => self.answer_commit(),
+            Move::Pass => {
                 let time = self.rng.below(500) as i64;
                 self.pass(time, None);
             }
-            89 => self.cancel(),
-            90 => match self.rng.below(4) {
+            Move::Cancel => self.cancel(),
+            Move::ToggleServer => match self.rng.below(4) {
                 0 => self.server_up = !self.server_up,
                 1 => self.toggle(Need::Room),
                 _ => {
@@ -27,19 +97,19 @@ impl World {
                     self.toggle(Need::Hosted(hosted));
                 }
             },
-            91 => self.broker_up = !self.broker_up,
-            92 if self.workers.len() < 3 => self.join(),
-            93 if self.workers.len() > 1 => self.leave(),
-            94 if self.crashes => self.crash(),
-            95 if self.crashes => self.freeze(),
-            96 => self.thaw(),
-            97 if self.remakes => self.remake(),
-            98 if self.remakes => {
+            Move::ToggleBroker => self.broker_up = !self.broker_up,
+            Move::Join => self.join(),
+            Move::Leave => self.leave(),
+            Move::Crash => self.crash(),
+            Move::Freeze => self.freeze(),
+            Move::Thaw => self.thaw(),
+            Move::Remake => self.remake(),
+            Move::Notice => {
                 let number = self.rng.below(PARTITIONS as u64) as i32;
                 self.notice(number);
             }
-            99 => self.doze(),
-            _ => self.tick(),
+            Move::Doze => self.doze(),
+            Move::Tick => self.tick(),
         }
     }
 
@@ -150,7 +220,7 @@ impl World {
     }
 
     /// What its worker, whichever that is, says of a job.
-    pub(super) fn word(&mut self, token: Token, state: JobState) -> Word {
+    pub(crate) fn word(&mut self, token: Token, state: JobState) -> Word {
         self.words += 1;
         Word::new(self.job(token).id, state, self.words)
     }
@@ -188,7 +258,7 @@ impl World {
         self.rng.chance(percent).then_some(at)
     }
 
-    pub(super) fn deliver(&mut self) {
+    pub(crate) fn deliver(&mut self) {
         let number = self.rng.below(PARTITIONS as u64) as i32;
         let Some(worker) = self.owner[number as usize].filter(|_| self.broker_up) else { return };
         if self.workers[worker].paused.contains(&number) || self.is_out_of_contact(worker) {
@@ -263,7 +333,7 @@ impl World {
         self.feed(worker, Input::End(partition(number), end));
     }
 
-    pub(super) fn finish(&mut self) {
+    pub(crate) fn finish(&mut self) {
         let worker = self.rng.below(self.workers.len() as u64) as usize;
         if self.is_out_of_contact(worker) {
             return;
@@ -319,7 +389,7 @@ impl World {
         }
     }
 
-    pub(super) fn write(&mut self) {
+    pub(crate) fn write(&mut self) {
         let worker = self.rng.below(self.workers.len() as u64) as usize;
         if self.is_out_of_contact(worker) {
             return;
@@ -369,7 +439,7 @@ impl World {
         self.feed(worker, Input::Written(token));
     }
 
-    pub(super) fn answer_commit(&mut self) {
+    pub(crate) fn answer_commit(&mut self) {
         let worker = self.rng.below(self.workers.len() as u64) as usize;
         if self.is_out_of_contact(worker) {
             return;
@@ -392,7 +462,7 @@ impl World {
         self.feed(worker, Input::Committed { partition, generation, ok });
     }
 
-    pub(super) fn tick(&mut self) {
+    pub(crate) fn tick(&mut self) {
         let time = 1 + self.rng.below(60) as i64;
         self.pass(time, None);
         if self.rng.chance(20) {

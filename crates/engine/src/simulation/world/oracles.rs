@@ -2,9 +2,10 @@
 
 use super::*;
 
-impl World {
-    pub(super) fn drain(&mut self, worker: usize) {
+impl<E: Subject> World<E> {
+    pub(crate) fn drain(&mut self, worker: usize) {
         while let Some(command) = self.next_command(worker) {
+            self.tell_command(worker, &command);
             match command {
                 // Decided before the partition was taken away, and not carried out yet.
                 Command::Start(token, _)
@@ -63,8 +64,8 @@ impl World {
                     let word = self.word(token, JobState::Retrying);
                     self.events.write(word, None);
                 }
-                Command::Violation(name, token) => {
-                    broken(format!("{name} is violated at {token:?}"))
+                Command::Violation(invariant, token) => {
+                    broken(format!("{} is violated at {token:?}", invariant.name()))
                 }
             }
         }
@@ -171,7 +172,7 @@ impl World {
         }
     }
 
-    pub(super) fn commit(&mut self, commit: &FinalCommit) {
+    pub(crate) fn commit(&mut self, commit: &FinalCommit) {
         let drops = self.drops_metadata;
         let log = &mut self.logs[commit.partition.number as usize];
         let (about, _) = Progress::read(&commit.metadata).unwrap();
@@ -230,7 +231,7 @@ impl World {
 
     /// While hosted server 0 is away, everything that does not need it and does not stand behind
     /// what does comes to its end, and so does what needs it and has a deadline (I7).
-    pub(super) fn check_others_went_on(&self, read: &[(usize, i64)], before: i64) {
+    pub(crate) fn check_others_went_on(&self, read: &[(usize, i64)], before: i64) {
         for (number, read) in read {
             let mut held_up: BTreeSet<u64> = BTreeSet::new();
             for (offset, job) in self.logs[*number].jobs.range(..*read) {
@@ -250,7 +251,7 @@ impl World {
         }
     }
 
-    pub(super) fn check_terminal(&mut self, worker: usize, token: Token, terminal: Terminal) {
+    pub(crate) fn check_terminal(&mut self, worker: usize, token: Token, terminal: Terminal) {
         let now = self.now;
         if !self.workers[worker].gone.contains(&token.partition.number) {
             self.check_order_of_ends(token, terminal);
@@ -284,7 +285,7 @@ impl World {
     }
 
     /// What must hold when everything has come to its end.
-    pub(in crate::simulation) fn check_end(&mut self) {
+    pub(crate) fn check_end(&mut self) {
         self.events.check_what_compaction_leaves();
         let lost: Vec<_> = (0..self.produced).filter(|id| !self.ended.contains(id)).collect();
         ensure!(lost.is_empty(), "I3: jobs {lost:?} have come to no end");

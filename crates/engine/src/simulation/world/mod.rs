@@ -1,11 +1,14 @@
 //! The simulated world: a broker with logs and committed offsets, workers with an engine each, a
-//! server, a group. Every move is drawn from a seed of its own. `moves` has the moves, `oracles`
-//! what must hold.
+//! server and a consumer group. Every move is drawn from a seed of its own. The module `moves` has
+//! the moves, and `oracles` checks the promises.
 
 mod events;
+mod fault;
 mod members;
 mod moves;
+mod narration;
 mod oracles;
+mod subject;
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -13,18 +16,23 @@ use std::{
 };
 
 use events::{Events, Word};
+pub(crate) use fault::Fault;
 use fleet_group::{
     Contact, FinalCommit, Partition, Patience, Progress, Sample,
     log::{self, Found, LogName},
 };
 use fleet_job::{event::JobState, outcome::FailureClass, time::Timestamp};
 use fleet_retry::Backoff;
+pub(crate) use narration::Listener;
+pub(crate) use subject::Subject;
 
 use crate::{
-    Admission, Attempt, Command, Config, Engine, Input, JobSpec, Limit, Limits, Need, Terminal,
-    Token, types::Fault,
+    Admission, Attempt, Command, Config, Input, JobSpec, Limit, Limits, Need, Status, Terminal,
+    Token,
 };
 
+/// Moves of a schedule, before everything is left to come to its end.
+const STEPS: u64 = 600;
 /// Partitions of the jobs topic, by these numbers; the next one is the delayed topic's only one.
 const JOBS: usize = 3;
 const DELAYED: usize = JOBS;
@@ -32,22 +40,22 @@ const PARTITIONS: i32 = JOBS as i32 + 1;
 const MAX_ATTEMPTS: u32 = 4;
 /// A job that has to wait longer goes on in the delayed topic.
 const MAX_PARK: i64 = 800;
-/// A worker that is not heard of for so long loses its partitions.
+/// A worker that has been silent for this long loses its partitions.
 const SESSION: i64 = 1_200;
-/// The clock does not move further at once, so that those who are awake are heard in time.
+/// The clock moves by no more than this at once, so that workers that are awake are heard in time.
 const BREATH: i64 = SESSION / 6;
-/// How long a record of the delayed topic waits there at most.
+/// The longest time that a record waits in the delayed topic.
 const TIER: i64 = 600;
-/// So many moves are enough for all jobs that a hosted server's absence does not concern.
+/// The number of moves in which all jobs end that do not need a hosted server that is away.
 const SIT_OUT: usize = 3_000;
-/// Hosted servers, by these numbers.
+/// The number of hosted servers; they are numbered from 0.
 const HOSTED: u64 = 2;
 /// How long a hosted server that is away wants to be left alone.
 const LEAVE_ALONE: i64 = 250;
 
-/// Ends the schedule: a promise is broken. Unwinding without the panic hook keeps the many
+/// Ends the schedule because a promise is broken. Unwinding without the panic hook keeps the many
 /// schedules of the mutants quiet.
-pub(super) fn broken(message: String) -> ! {
+pub(crate) fn broken(message: String) -> ! {
     std::panic::resume_unwind(Box::new(message))
 }
 
@@ -84,10 +92,10 @@ impl Rng {
     }
 }
 
-/// What a job's calls come to, whoever makes them.
+/// The outcome of a job's calls, whichever worker makes them.
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum Script {
-    /// Fails so many times and then succeeds.
+    /// The calls fail this many times and then succeed.
     FailsThenSucceeds(u32),
     FailsForEver,
     Permanent,
@@ -96,22 +104,24 @@ enum Script {
 
 #[derive(Debug, Clone)]
 struct Job {
-    /// The same in every record that this job ever is.
+    /// The same in every record of this job.
     id: u64,
-    /// For a record of the delayed topic: when it is to be looked at, and where the job came from.
+    /// For a record of the delayed topic: when it is relayed, and which partition the job came
+    /// from.
     relay: Option<(i64, usize)>,
     /// Attempts that were spent before this record was written.
     spent: u32,
-    /// It was written on from another record.
+    /// The record continues another one.
     passed_on: bool,
     limits: Limits,
-    /// The hosted server that it calls, where it calls one.
+    /// The hosted server that the job calls, if it calls one.
     hosted: Option<u64>,
-    /// Its record says so; of some it shows only in the call.
+    /// Whether the record names that server; for some jobs only the call shows it.
     is_known: bool,
-    /// Since when it has waited for that, where it went to the delayed topic because of it.
+    /// Since when the job has waited for that server, if it went to the delayed topic because of
+    /// it.
     held_since: Option<i64>,
-    /// The assignment under which it was cancelled.
+    /// The generation of the assignment under which the job was cancelled.
     cancelled: Option<u64>,
     key: Option<u64>,
     script: Script,
@@ -122,8 +132,8 @@ struct Job {
     /// Attempts that were spent, over all workers.
     ended: u32,
     terminals: Vec<Terminal>,
-    /// It was started after its end was written, and its end was not written again: whoever reads
-    /// that takes it for running.
+    /// The job was started after its end was written, and its end was not written again: readers
+    /// take it for running.
     seems_to_run: bool,
     /// Settled and covered by an acknowledged commit or handed over in good order: must not run
     /// again (I4).
@@ -133,10 +143,10 @@ struct Job {
 /// One partition's log, and what the group has committed.
 #[derive(Debug, Default)]
 struct Log {
-    /// How often its topic was made again.
+    /// How often the topic was recreated.
     remade: u64,
-    /// The jobs of earlier logs that workers had in their hands when the topic was made again, by
-    /// generation and offset.
+    /// The jobs of earlier logs that workers held when the topic was recreated, by generation and
+    /// offset.
     gone: HashMap<(u64, i64), Job>,
     /// Offsets have holes.
     jobs: BTreeMap<i64, Job>,
@@ -150,10 +160,10 @@ impl Log {
     }
 }
 
-struct Worker {
-    engine: Engine,
+struct Worker<E> {
+    engine: E,
     contact: Contact,
-    /// The log that it takes each of its partitions for.
+    /// The log that the worker believes each of its partitions to be.
     logs: HashMap<i32, LogName>,
     /// The next offset to deliver, per partition.
     position: HashMap<i32, i64>,
@@ -164,47 +174,57 @@ struct Worker {
     late: Vec<(Token, u32)>,
     commits: Vec<FinalCommit>,
     probing: bool,
-    /// When each hosted server that is away wants to be asked again, as it has said here. Before
-    /// that nobody asks.
+    /// The time that each hosted server that is away has asked this worker to wait for. No job
+    /// calls the server earlier.
     held_until: BTreeMap<u64, i64>,
     /// Its engine may have commands from before contact was lost.
     has_old_commands: bool,
-    /// What it knows to be settled, because it has written that.
+    /// The records that the worker knows to be settled, because it has written their ends.
     settled: BTreeSet<(i32, u64, i64)>,
-    /// The events that it has written of jobs that have ended, by the jobs' ids.
+    /// The terminal events that the worker has written, by the jobs' ids.
     ends: HashMap<u64, Word>,
-    /// Partitions that the group has taken away while this worker was frozen; it does not know yet.
+    /// Partitions that the group has taken away while the worker was frozen, which does not know it
+    /// yet.
     gone: Vec<i32>,
+    /// Its engine's status when the listener was last told.
+    told: Option<Status>,
 }
 
-pub(super) struct World {
+pub(crate) struct World<E> {
     rng: Rng,
     now: i64,
     logs: Vec<Log>,
     events: Events,
     /// How many events were made.
     words: u64,
-    workers: Vec<Worker>,
+    workers: Vec<Worker<E>>,
     owner: Vec<Option<usize>>,
-    /// This worker has stopped before it could do what its engine wants.
+    /// The worker that has stopped before it could carry out its engine's commands.
     dozes: Option<usize>,
     server_up: bool,
-    /// The hosted servers, and the server's room for calls, as far as they are away.
+    /// Which hosted servers are away, and whether the server has no room for calls.
     away: BTreeSet<Need>,
     broker_up: bool,
     drops_metadata: bool,
     crashes: bool,
     /// Topics are made again under the workers.
     remakes: bool,
-    /// Something has happened after which jobs may repeat: a crash, a lost partition, a last commit
-    /// that failed.
+    /// Whether anything has happened after which jobs may repeat: a crash, a lost partition, a last
+    /// commit that failed.
     disorder: bool,
     generations: u64,
-    /// How many jobs were produced, and which of them have come to their end.
+    /// How many jobs were produced, and which of them have ended.
     produced: u64,
     ended: BTreeSet<u64>,
     fault: Option<Fault>,
-    trace: bool,
+    /// Hears what happens.
+    pub(crate) listener: Option<Listener>,
+}
+
+/// The seeds of the moves in the schedule of this seed. No two schedules share one.
+pub(crate) fn moves_of(seed: u64) -> std::ops::Range<u64> {
+    let first = seed.wrapping_mul(0x1_0000_0000);
+    first..first + STEPS
 }
 
 fn partition(number: i32) -> Partition {
@@ -215,9 +235,9 @@ fn ms(time: i64) -> Duration {
     Duration::from_millis(time.unsigned_abs())
 }
 
-fn engine(seed: u64, fault: Option<Fault>) -> Engine {
+fn engine<E: Subject>(seed: u64, fault: Option<Fault>) -> E {
     let ms = Duration::from_millis;
-    Engine::new(Config {
+    let config = Config {
         max_in_flight: 4,
         max_buffered: 24,
         commit_interval: ms(200),
@@ -228,13 +248,13 @@ fn engine(seed: u64, fault: Option<Fault>) -> Engine {
         probe: Backoff { base: ms(100), max: ms(500) },
         rewrite: Backoff { base: ms(20), max: ms(100) },
         seed,
-        fault,
         ..Config::default()
-    })
+    };
+    E::new(config, fault)
 }
 
-impl World {
-    pub(super) fn new(seed: u64, fault: Option<Fault>) -> Self {
+impl<E: Subject> World<E> {
+    pub(crate) fn new(seed: u64, fault: Option<Fault>, listener: Option<Listener>) -> Self {
         let mut rng = Rng::new(seed);
         let (drops_metadata, crashes) = (rng.chance(20), rng.chance(50));
         let mut world = Self {
@@ -258,7 +278,7 @@ impl World {
             produced: 0,
             ended: BTreeSet::new(),
             fault,
-            trace: std::env::var_os("FLEET_SIM_TRACE").is_some(),
+            listener,
         };
         world.join();
         world
@@ -269,12 +289,11 @@ impl World {
     }
 
     fn feed(&mut self, worker: usize, input: Input<'_>) {
-        if self.trace {
-            eprintln!("{} worker {worker}: {input:?}", self.now);
-        }
+        self.tell_input(worker, &input);
         let now = self.time();
         self.workers[worker].engine.handle(now, input);
         self.drain(worker);
+        self.tell_changes(worker);
     }
 
     /// Lets time pass. Whoever is awake turns meanwhile, and hears the coordinator, which answers
@@ -337,7 +356,7 @@ impl World {
     }
 
     /// Lets everything go on for a while with server and broker up, and one hosted server away.
-    pub(super) fn sit_out(&mut self) {
+    pub(crate) fn sit_out(&mut self) {
         self.server_up = true;
         self.broker_up = true;
         self.away = BTreeSet::from([Need::Hosted(0)]);
@@ -371,7 +390,7 @@ impl World {
 
     /// Lets everything come to its end with all servers and the broker up; every record must then
     /// have a terminal state (I3).
-    pub(super) fn settle_down(&mut self) {
+    pub(crate) fn settle_down(&mut self) {
         self.away.clear();
         for _ in 0..200_000 {
             let ended =
