@@ -279,7 +279,7 @@ mod tests {
     }
 
     #[test]
-    fn who_waits_to_join_is_a_member_for_as_long_as_others_may_drain() {
+    fn a_member_that_waits_to_join_stays_one_while_others_may_drain() {
         let mut contact = member();
         for second in 1..=26 {
             contact.turned(s(second));
@@ -294,7 +294,7 @@ mod tests {
     }
 
     #[test]
-    fn who_has_nothing_can_do_nothing_wrong() {
+    fn a_member_without_partitions_is_never_out_of_contact() {
         let mut contact = member();
         contact.suspect(s(1));
         contact.vacated();

@@ -172,7 +172,7 @@ mod tests {
     }
 
     #[test]
-    fn what_of_a_commit_is_believed() {
+    fn only_what_is_about_this_log_is_believed() {
         let own = commit_of(HERE);
         // A worker of version 1 had the same to say, and named no log.
         let version_1 = "AQAoAgABAQEBAQIC";

@@ -98,7 +98,7 @@ fn the_worst_patterns_of_a_full_window_fit() {
 }
 
 #[test]
-fn what_does_not_fit_is_refused_and_not_cut() {
+fn progress_that_does_not_fit_is_refused_and_not_cut() {
     let symbols: Vec<u32> = [1, 0].into_iter().cycle().take(50_000).collect();
     assert_eq!(progress(0, &symbols).encode(LOG), None);
 }

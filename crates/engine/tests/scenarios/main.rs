@@ -150,7 +150,7 @@ fn fetching_pauses_at_the_limit_and_resumes_at_half_of_it() {
 }
 
 #[test]
-fn what_a_job_holds_beside_its_record_counts() {
+fn memory_of_a_job_beyond_its_record_counts() {
     let mut story = Story::new(Config { max_buffered_bytes: 1000, ..Config::default() }, None);
     story.record(0, SPEC);
     assert!(!story.feed(Input::Holds(token(0), 900)).contains(&Command::Pause(P, 1)));
@@ -178,7 +178,7 @@ fn nothing_runs_ahead_while_kafka_takes_no_records() {
 }
 
 #[test]
-fn a_log_that_begins_anew_is_read_and_not_passed_over() {
+fn a_log_that_begins_anew_is_read_and_not_skipped() {
     let mut story = Story::new(Config::default(), Some((1_000, "")));
     assert_eq!(story.record(0, SPEC), [Command::LogReset(P), Command::Start(token(0), 1)]);
     assert_eq!(started(&story.record(1, SPEC)), [1]);
@@ -191,7 +191,7 @@ fn a_log_that_begins_anew_is_read_and_not_passed_over() {
 }
 
 #[test]
-fn a_partition_that_leaves_takes_its_jobs_along_and_says_what_is_done() {
+fn a_released_partition_forgets_its_jobs_and_commits_what_is_done() {
     let mut story = Story::new(Config { max_in_flight: 2, ..Config::default() }, None);
     for offset in 0..4 {
         story.record(offset, SPEC);
@@ -291,7 +291,7 @@ fn parking(max: Duration) -> Config {
 }
 
 #[test]
-fn a_job_of_next_week_leaves_memory_and_holds_up_nobody() {
+fn a_job_for_next_week_leaves_memory_and_delays_no_other_job() {
     let mut story = Story::from_start(parking(Duration::from_secs(60)));
     let week = at(7 * 24 * 3_600_000);
     let keyed = JobSpec { key: Some(1), ..SPEC };
@@ -332,7 +332,7 @@ fn a_long_backoff_leaves_memory_with_its_attempts_unless_it_holds_a_key() {
 }
 
 #[test]
-fn what_comes_back_goes_on_with_the_attempts_it_had() {
+fn a_returned_job_keeps_its_attempts() {
     let mut story = Story::from_start(Config::default());
     assert_eq!(story.record(0, JobSpec { spent: 2, ..SPEC }), [Command::Start(token(0), 3)]);
     assert_eq!(story.ends(0, RETRY), [Command::Settle(token(0), Terminal::Failed, 3)]);
@@ -343,7 +343,7 @@ fn what_comes_back_goes_on_with_the_attempts_it_had() {
 }
 
 #[test]
-fn a_record_of_the_delayed_topic_is_passed_on_when_its_time_has_come() {
+fn a_record_of_the_delayed_topic_is_relayed_when_its_time_has_come() {
     let mut story = Story::from_start(Config::default());
     let relay = |offset, ms| Input::Record {
         partition: P,
@@ -364,7 +364,7 @@ fn a_record_of_the_delayed_topic_is_passed_on_when_its_time_has_come() {
 }
 
 #[test]
-fn a_full_tool_holds_up_only_itself() {
+fn a_tool_at_its_limit_delays_only_its_own_jobs() {
     let slow = JobSpec { limits: [Some(Limit { group: 1, max: 1 }), None], ..SPEC };
     let mut story = Story::from_start(Config { max_in_flight: 8, ..Config::default() });
     assert_eq!(started(&story.record(0, slow)), [0]);
@@ -374,7 +374,7 @@ fn a_full_tool_holds_up_only_itself() {
 }
 
 #[test]
-fn a_cancel_ends_what_waits_and_aborts_what_runs() {
+fn a_cancel_ends_a_waiting_job_and_aborts_a_running_one() {
     let mut story = Story::from_start(Config { max_in_flight: 1, ..Config::default() });
     story.record(0, SPEC);
     story.record(1, SPEC);
@@ -467,7 +467,7 @@ fn a_cancel_ends_every_wait() {
 }
 
 #[test]
-fn what_is_known_to_be_settled_is_passed_over_and_committed() {
+fn a_record_that_is_known_to_be_settled_is_skipped_and_committed() {
     let mut story = Story::from_start(Config::default());
     let settled =
         Input::Record { partition: P, offset: 0, bytes: 10, admission: Admission::Settled };
@@ -498,7 +498,7 @@ fn the_delayed_topic_is_not_read_far_ahead() {
 }
 
 #[test]
-fn the_end_of_a_job_that_comes_again_is_written_again_and_then_committed() {
+fn the_end_of_a_job_that_is_read_again_is_written_again_and_then_committed() {
     let mut story = Story::from_start(Config::default());
     let again = Input::Record { partition: P, offset: 0, bytes: 10, admission: Admission::Ended };
     let commands = story.feed(again);

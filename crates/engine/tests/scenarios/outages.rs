@@ -11,7 +11,7 @@ use crate::story::{NONE, P, SPEC, Story, UNAVAILABLE, at, started, token};
 const HELD: Attempt = Attempt::Held(Need::Hosted(7), None);
 
 #[test]
-fn what_was_to_start_before_contact_was_lost_is_decided_again() {
+fn starts_from_before_contact_was_lost_are_decided_again() {
     let mut story = Story::from_start(Config { max_in_flight: 1, ..Config::default() });
     let record = |offset, spec| Input::Record {
         partition: P,
