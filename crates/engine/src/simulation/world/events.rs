@@ -1,7 +1,7 @@
 //! The events topic, a reader of it, and the server that writes overtaken ends again. The reader
-//! follows the one rule (`fleet_job::state`), and the oracle is that the first end of a job stands,
-//! whatever is written behind it: by a worker that has run the job again, perhaps after it was
-//! cancelled, or by the network, which has held a record back.
+//! follows the rule in `fleet_job::state`. The oracle is that the first end of a job stays its end,
+//! whatever is written after it: by a worker that has run the job again, perhaps after it was
+//! cancelled, or by the network, which has delayed a record.
 
 use fleet_job::{
     event::{JobEvent, JobState, Source},
@@ -18,11 +18,11 @@ pub(crate) struct Word {
     value: Vec<u8>,
 }
 
-/// What the reader knows of a job.
+/// What the reader knows about a job.
 #[derive(Debug)]
 struct Known {
     standing: Standing,
-    /// What it takes for the job's state.
+    /// The event that the reader takes for the job's state.
     state: Word,
     /// The end that was written first.
     first_end: Option<Vec<u8>>,
@@ -35,14 +35,14 @@ struct Known {
 pub(crate) struct Events {
     next: i64,
     jobs: BTreeMap<u64, Known>,
-    /// What the network holds back.
+    /// The records that the network delays.
     late: Vec<Word>,
     fault: Option<Fault>,
 }
 
 impl Word {
-    /// The event that a job has entered a state. No two events have the same bytes: real ones say
-    /// when they were made.
+    /// The event that a job has entered a state. No two events have the same bytes, because real
+    /// ones say when they were made.
     pub(crate) fn new(job: u64, state: JobState, number: u64) -> Self {
         Self { job, state, value: format!("{job} {} {number}", state.as_str()).into_bytes() }
     }
@@ -65,12 +65,12 @@ impl Events {
         Self { fault, ..Self::default() }
     }
 
-    /// A record that the network holds back.
+    /// The network delays a record.
     pub(crate) fn hold_back(&mut self, word: Word) {
         self.late.push(word);
     }
 
-    /// One of the records that the network holds back arrives.
+    /// One of the delayed records arrives.
     pub(crate) fn arrive(&mut self) {
         if let Some(word) = self.late.pop() {
             self.write(word, None);
@@ -105,7 +105,7 @@ impl Events {
         known.check();
     }
 
-    /// The server writes the ends again that something stands behind.
+    /// The server writes the ends again that other events follow.
     pub(crate) fn restate(&mut self) {
         if self.fault == Some(Fault::EndsNotRestated) {
             return;
@@ -119,8 +119,8 @@ impl Events {
         }
     }
 
-    /// When everything has arrived and the server has had time: who reads what compaction has left
-    /// knows every end, too.
+    /// Checks that, when everything has arrived and the server has had time, a reader of what
+    /// compaction leaves knows every end, too.
     pub(crate) fn check_what_compaction_leaves(&mut self) {
         while !self.late.is_empty() {
             self.arrive();

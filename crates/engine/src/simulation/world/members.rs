@@ -1,4 +1,4 @@
-//! Workers come and go, lose their partitions without hearing of it, and are given new ones.
+//! Workers join, leave and die, lose their partitions without learning of it, and get new ones.
 
 use super::*;
 
@@ -28,7 +28,7 @@ impl<E: Subject> World<E> {
         self.rebalance();
     }
 
-    /// A worker stops in good order: it gives everything back first.
+    /// A worker stops gracefully: it gives all its partitions back first.
     pub(crate) fn leave(&mut self) {
         let worker = self.rng.below(self.workers.len() as u64) as usize;
         for number in 0..PARTITIONS {
@@ -39,7 +39,7 @@ impl<E: Subject> World<E> {
         self.remove(worker);
     }
 
-    /// A worker dies: its partitions move without a word from it.
+    /// A worker dies: its partitions move, and it commits nothing.
     pub(crate) fn crash(&mut self) {
         self.disorder = true;
         let worker = self.rng.below(self.workers.len() as u64) as usize;
@@ -51,7 +51,7 @@ impl<E: Subject> World<E> {
     }
 
     /// Freezes a worker until the group has given its partitions to others. When it continues, it
-    /// has not been told.
+    /// does not know that yet.
     pub(crate) fn freeze(&mut self) {
         self.disorder = true;
         let worker = self.rng.below(self.workers.len() as u64) as usize;
@@ -64,12 +64,12 @@ impl<E: Subject> World<E> {
             }
         }
         self.rebalance();
-        // Awake again, it hears the coordinator, and what it hears is a refusal.
+        // Awake again, it gets an answer from the coordinator, which is a refusal.
         self.breathe(worker);
     }
 
-    /// What a worker has handed over for writing about the jobs that it runs is still on its way
-    /// when it stops.
+    /// The events that a worker has handed over about its running jobs are still on their way when
+    /// it stops.
     fn hold_back_what_runs(&mut self, worker: usize) {
         let running: Vec<_> =
             self.workers[worker].running.iter().map(|(token, _)| *token).collect();
@@ -98,7 +98,7 @@ impl<E: Subject> World<E> {
         self.breathe(worker);
     }
 
-    /// A worker that was frozen hears what it has lost.
+    /// A worker that was frozen learns what it has lost.
     pub(crate) fn thaw(&mut self) {
         let worker = self.rng.below(self.workers.len() as u64) as usize;
         self.hear(worker);
@@ -137,7 +137,7 @@ impl<E: Subject> World<E> {
                 Some(_) => continue,
                 None => {}
             }
-            // It joins again only when it has heard what it has lost.
+            // It joins again only after it has learned what it has lost.
             self.hear(to);
             self.owner[number as usize] = Some(to);
             let log = &self.logs[number as usize];
@@ -167,15 +167,15 @@ impl<E: Subject> World<E> {
         );
     }
 
-    /// Whether the owner of a partition does not know yet that its topic was made again.
+    /// Whether the owner of a partition does not know yet that its topic was recreated.
     pub(crate) fn is_unnoticed(&self, number: i32) -> bool {
         let log = self.logs[number as usize].name();
         self.owner[number as usize]
             .is_some_and(|owner| self.workers[owner].logs.get(&number) != Some(&log))
     }
 
-    /// The owner of a partition hears that its topic was made again: what runs gets to its end,
-    /// nothing is committed any more, and the new log is read from its beginning.
+    /// The owner of a partition learns that its topic was recreated: running calls get to their
+    /// ends, nothing more is committed, and the new log is read from its beginning.
     pub(crate) fn notice(&mut self, number: i32) {
         let Some(worker) = self.owner[number as usize].filter(|_| self.is_unnoticed(number)) else {
             return;
@@ -199,7 +199,7 @@ impl<E: Subject> World<E> {
             self.feed(worker, Input::Lost(&partitions));
         } else {
             self.feed(worker, Input::Draining(&partitions));
-            // Some of what runs gets to its end within the drain.
+            // Some running calls get to their ends within the drain.
             for _ in 0..self.rng.below(30) {
                 if self.rng.chance(50) { self.finish() } else { self.write() }
             }

@@ -1,4 +1,4 @@
-//! The moves of a schedule: what producers, broker, server and time do next.
+//! The moves of a schedule: what producers, the broker, the server and the clock do next.
 
 use super::*;
 
@@ -160,8 +160,8 @@ impl<E: Subject> World<E> {
         self.append(number, job);
     }
 
-    /// Somebody deletes a topic and makes it again, and the group's committed offset stays. Jobs
-    /// that had not ended are gone with their records, but for those that a worker has under way.
+    /// Somebody deletes a topic and recreates it, and the group's committed offset stays. Jobs that
+    /// have not ended are gone with their records, except those that a worker has under way.
     fn remake(&mut self) {
         self.disorder = true;
         let number = self.rng.below(PARTITIONS as u64) as i32;
@@ -177,7 +177,7 @@ impl<E: Subject> World<E> {
         }
         let open = jobs.values().filter(|job| job.terminals.is_empty());
         self.ended.extend(open.map(|job| job.id));
-        // What the new log has by the time that somebody looks at it.
+        // The records that the new log has by the time that somebody reads it.
         for _ in 0..self.rng.below(30) {
             self.produce_to(number as usize % JOBS);
         }
@@ -195,8 +195,7 @@ impl<E: Subject> World<E> {
         log.jobs.insert(offset, job);
     }
 
-    /// What is written when a job leaves memory, or comes back to where it was: the same job as a
-    /// new record.
+    /// Writes the same job as a new record, because it leaves memory, or returns to where it was.
     fn pass_on(&mut self, token: Token, until: i64, attempts: u32) {
         let (now, from) = (self.now, token.partition.number as usize);
         let job = self.job(token).clone();
@@ -219,14 +218,14 @@ impl<E: Subject> World<E> {
         self.append(if far { DELAYED } else { origin }, record);
     }
 
-    /// What its worker, whichever that is, says of a job.
+    /// The event that a job has entered a state.
     pub(crate) fn word(&mut self, token: Token, state: JobState) -> Word {
         self.words += 1;
         Word::new(self.job(token).id, state, self.words)
     }
 
-    /// Somebody cancels a job that its worker has read: one that it has in memory, or one that has
-    /// just ended.
+    /// Somebody cancels a job that its worker has read: one that is in memory, or one that has just
+    /// ended.
     fn cancel(&mut self) {
         let number = self.rng.below(JOBS as u64) as usize;
         let Some(worker) = self.owner[number].filter(|worker| !self.is_out_of_contact(*worker))
@@ -252,7 +251,7 @@ impl<E: Subject> World<E> {
         self.feed(worker, Input::Cancel(token));
     }
 
-    /// In so many percent of all cases a time within the next milliseconds.
+    /// With this probability in percent, a time within the next milliseconds.
     fn time_within(&mut self, percent: u64, ms: u64) -> Option<i64> {
         let at = self.now + self.rng.below(ms) as i64;
         self.rng.chance(percent).then_some(at)
@@ -265,7 +264,7 @@ impl<E: Subject> World<E> {
             return;
         }
         let position = self.workers[worker].position[&number];
-        // Reading beyond the end starts over at the beginning, which shows what has happened.
+        // Reading beyond the end starts over at the beginning, which shows that the topic is new.
         if position > self.logs[number as usize].next {
             return self.notice(number);
         }
@@ -273,7 +272,7 @@ impl<E: Subject> World<E> {
         let Some((offset, job)) = log.jobs.range(position..).next() else {
             return self.reach_end(worker, number);
         };
-        // Who has read of the cancel before the job came knows that it is not to be started.
+        // A worker that has read the cancel request before the job knows that it must not start.
         let cancelled = job.cancelled.is_some();
         let admission = match (job.relay, job.script) {
             (Some((at, _)), _) => Admission::Relay(Timestamp::from_millis(at).unwrap()),
@@ -322,7 +321,7 @@ impl<E: Subject> World<E> {
         );
     }
 
-    /// Everything has been delivered. The log may end in what is no record.
+    /// Everything has been delivered. The log may end in offsets without records.
     fn reach_end(&mut self, worker: usize, number: i32) {
         let log = &mut self.logs[number as usize];
         if self.rng.chance(20) {
@@ -353,7 +352,7 @@ impl<E: Subject> World<E> {
         let hosted = self.job(token).hosted.map(Need::Hosted);
         let away =
             [Some(Need::Room), hosted].into_iter().flatten().find(|need| self.away.contains(need));
-        // What an aborted call came to says nothing.
+        // The outcome of an aborted call says nothing.
         let is_wanted = self.job(token).cancelled != Some(token.generation);
         if let Some(Need::Hosted(server)) = away.filter(|_| up && is_wanted) {
             let until = self.now + LEAVE_ALONE;
@@ -373,8 +372,8 @@ impl<E: Subject> World<E> {
             }
             _ => Attempt::Succeeded,
         };
-        // Neither an outage nor a cancel spends an attempt; and a success that is not written by
-        // the time its partition goes is not known to the next owner.
+        // Neither an outage nor a cancel spends an attempt, and the next owner does not know about
+        // a success that is not written when the partition moves.
         let spent = matches!(outcome, Attempt::Failed(class, _) if class.spends_attempt());
         if spent && job.cancelled != Some(token.generation) {
             job.ended += 1;
@@ -448,7 +447,7 @@ impl<E: Subject> World<E> {
             return;
         }
         let commit = self.workers[worker].commits.remove(0);
-        // A commit of a partition that has gone is refused by the broker: another member's
+        // The broker refuses a commit for a partition that has moved, because it is of another
         // generation.
         let ours = self.owner[commit.partition.number as usize] == Some(worker)
             && self.workers[worker].engine.token(commit.partition, 0).map(|token| token.generation)
@@ -479,7 +478,7 @@ impl<E: Subject> World<E> {
     }
 }
 
-/// The state that an end is told as.
+/// The state that a terminal event reports for an end.
 fn state_of(terminal: Terminal) -> JobState {
     match terminal {
         Terminal::Failed | Terminal::Rejected => JobState::Failed,

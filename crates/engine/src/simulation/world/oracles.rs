@@ -1,4 +1,4 @@
-//! Carrying out commands, and the oracles for I1 and I3 to I7 that look at every one of them.
+//! Carrying out commands, and the oracles for I1 and I3 to I7 that check every one of them.
 
 use super::*;
 
@@ -7,7 +7,7 @@ impl<E: Subject> World<E> {
         while let Some(command) = self.next_command(worker) {
             self.tell_command(worker, &command);
             match command {
-                // Decided before the partition was taken away, and not carried out yet.
+                // It was decided before the partition was taken away, and not carried out.
                 Command::Start(token, _)
                 | Command::Settle(token, ..)
                 | Command::Retrying(token, ..)
@@ -19,7 +19,7 @@ impl<E: Subject> World<E> {
                     if self.workers[worker].gone.contains(&token.partition.number) =>
                 {
                     broken(format!(
-                        "{token:?} is spoken of by a worker that was out of reach: {command:?}"
+                        "a worker that was out of reach acts on {token:?}: {command:?}"
                     ));
                 }
                 Command::Start(token, attempt) => self.started(worker, token, attempt),
@@ -32,14 +32,14 @@ impl<E: Subject> World<E> {
                 }
                 Command::Commit(commit) => self.workers[worker].commits.push(commit),
                 Command::Forget(token) => {
-                    // What has ended already may still be on its way to the engine.
+                    // The outcome of a call that has ended may still be on its way to the engine.
                     let worker = &mut self.workers[worker];
                     let late = worker.running.iter().filter(|(running, _)| *running == token);
                     worker.late.extend(late);
                     worker.running.retain(|(running, _)| *running != token);
                     worker.writing.retain(|(writing, ..)| *writing != token);
                 }
-                // Carried out late, they can be about an assignment that has ended.
+                // A command that is carried out late can be about an assignment that has ended.
                 Command::Pause(partition, generation) | Command::Resume(partition, generation)
                     if self.workers[worker]
                         .engine
@@ -120,7 +120,7 @@ impl<E: Subject> World<E> {
         );
     }
 
-    /// What holds for whoever has a partition by the group's leave.
+    /// Checks what holds for the worker to which the group has assigned the partition.
     fn check_ownership(&mut self, worker: usize, token: Token, attempt: u32) {
         let number = token.partition.number;
         let owner = self.owner[number as usize];
@@ -185,7 +185,7 @@ impl<E: Subject> World<E> {
         }
         let metadata = if drops { String::new() } else { commit.metadata.clone() };
         log.committed = Some((commit.offset, metadata));
-        // A crash from here on must respect what the commit says; so must a handover.
+        // Whoever reads the partition after a crash or a handover must respect the commit.
         for (_, job) in log.jobs.range_mut(..commit.offset) {
             job.must_not_repeat = true;
         }
@@ -200,24 +200,23 @@ impl<E: Subject> World<E> {
         }
     }
 
-    /// What has come to its end, or goes on as another record, has done so in the order of its key
-    /// (I5).
+    /// Checks that a record ends, or goes on as another record, in the order of its key (I5).
     fn check_order_of_ends(&self, token: Token, terminal: Terminal) {
         let log = &self.logs[token.partition.number as usize];
-        // What stood in a topic that was made again has no order any more.
+        // Records of a topic that was recreated have no order any more.
         let is_gone = self.is_unnoticed(token.partition.number)
             || log.gone.contains_key(&(token.generation, token.offset));
         let Some(job) = log.jobs.get(&token.offset).filter(|_| !is_gone) else { return };
         let Some(key) = job.key.filter(|_| job.relay.is_none()) else { return };
         if let Terminal::Deferred(until) = terminal {
-            // A job of later leaves its key's order; one that only waits for a server does not.
+            // A job for later leaves its key's order; one that only waits for a server does not.
             ensure!(
                 job.not_before == Some(until.as_millis()),
                 "I5: {token:?} has a key and is deferred for an outage"
             );
             return;
         }
-        // Somebody wants a cancel now.
+        // A cancel takes effect at once.
         if terminal == Terminal::Cancelled {
             return;
         }
@@ -229,8 +228,8 @@ impl<E: Subject> World<E> {
         }
     }
 
-    /// While hosted server 0 is away, everything that does not need it and does not stand behind
-    /// what does comes to its end, and so does what needs it and has a deadline (I7).
+    /// Checks that, while hosted server 0 is away, every job has ended that neither needs it nor is
+    /// behind such a job in its key, and so have the jobs that need it and have a deadline (I7).
     pub(crate) fn check_others_went_on(&self, read: &[(usize, i64)], before: i64) {
         for (number, read) in read {
             let mut held_up: BTreeSet<u64> = BTreeSet::new();
@@ -243,7 +242,7 @@ impl<E: Subject> World<E> {
                     is_over || is_behind || may_wait,
                     "I7: offset {offset} of partition {number} waits for a server that it does not need: {job:?}"
                 );
-                // What has ended before can be under way once more.
+                // A job that has ended before can be under way again.
                 if !is_over || (self.disorder && job.hosted == Some(0)) {
                     held_up.extend(job.key);
                 }
@@ -284,7 +283,7 @@ impl<E: Subject> World<E> {
         ensure!(terminal == meant, "{token:?} ends as {terminal:?} and not as {meant:?}");
     }
 
-    /// What must hold when everything has come to its end.
+    /// Checks what must hold when every job has ended.
     pub(crate) fn check_end(&mut self) {
         self.events.check_what_compaction_leaves();
         let lost: Vec<_> = (0..self.produced).filter(|id| !self.ended.contains(id)).collect();
