@@ -38,7 +38,7 @@ fn nothing_is_lost_when_parts_of_dev_are_killed() {
     ended(&mut dev, 20);
     for (name, end) in [("kafka-worker-1", 60), ("mcp-server", 120), ("broker", JOBS)] {
         kill(&pid(&dev, name));
-        dev.says(&format!("{name} started again"), DEADLINE);
+        dev.says(&format!("{name} restarted (pid"), DEADLINE);
         dev.until("the broker to listen", DEADLINE, || TcpStream::connect(&brokers).ok());
         ended(&mut dev, end);
     }
@@ -48,8 +48,8 @@ fn nothing_is_lost_when_parts_of_dev_are_killed() {
     assert!(attempts <= Some(2), "a job came to attempt {attempts:?}");
     // Nothing but what was killed here has died, and each death had one successor.
     let log = dev.log();
-    let deaths: Vec<_> = log.lines().filter(|line| line.contains("starting it again in")).collect();
-    let starts = log.lines().filter(|line| line.contains(" started again (pid ")).count();
+    let deaths: Vec<_> = log.lines().filter(|line| line.contains("restarting it in")).collect();
+    let starts = log.lines().filter(|line| line.contains(" restarted (pid ")).count();
     assert!(deaths.len() == 3 && deaths.iter().all(|line| line.contains("SIGKILL")), "{log}");
     assert_eq!(starts, 3, "{log}");
     dev.signal(Signal::SIGINT);
@@ -72,7 +72,7 @@ fn start(directory: &Path, work: &Path) -> Process {
         .env_remove("KAFKA_BROKERS")
         .env_remove("KAFKA_TOPIC");
     let mut dev = Process::start("dev", directory, command);
-    dev.says("Ctrl-C ends everything", DEADLINE);
+    dev.says("Press Ctrl-C to stop everything", DEADLINE);
     dev
 }
 

@@ -186,7 +186,7 @@ fn a_command_says_what_it_waits_for() {
             Process::start(args[0], &directory, command)
         });
     for mut command in commands {
-        command.says("waiting for an answer from Kafka at 127.0.0.1:1", wait::LONG);
+        command.says("waiting for a response from Kafka at 127.0.0.1:1", wait::LONG);
         command.kill();
     }
 }

@@ -1,15 +1,15 @@
-//! The embedded Kafka-compatible broker, for people and tests that have no Kafka at hand.
+//! The embedded Kafka-compatible broker, for people and tests without a Kafka.
 //!
-//! Storage, produce, fetch and topic administration are `tansu-broker`'s, on a SQLite file. What
-//! the evaluation (`docs/broker-evaluation.md`) found wanting is answered here, in front of it:
-//! consumer groups ([`groups`]), commit metadata ([`offsets`]), producers that raise their own
-//! epoch ([`producers`]), codecs that it can't serve ([`batches`]) and waiting for records instead
-//! of polling for them ([`router`]).
+//! `tansu-broker` provides storage, produce, fetch and topic administration on an SQLite file. This
+//! module fills the gaps that the evaluation (`docs/broker-evaluation.md`) found: consumer groups
+//! ([`groups`]), commit metadata ([`offsets`]), producers that raise their own epoch
+//! ([`producers`]), codecs that the storage cannot serve ([`batches`]), and waiting for records
+//! instead of polling ([`router`]).
 //!
-//! This module and its children are the only code of the project that knows which broker is
-//! embedded, and nothing of it is linked into the production binaries. It is a broker for one
-//! machine: no replication, no authentication, no retention (nothing is ever deleted or compacted),
-//! and a file that survives `kill -9` but not necessarily a power cut.
+//! This module and its children are the only code in the project that knows which broker is
+//! embedded, and the production binaries contain nothing of it. The broker is meant for one
+//! machine: it has no replication, no authentication and no retention (nothing is ever deleted or
+//! compacted), and its file survives `kill -9` but not necessarily a power failure.
 
 mod apart;
 mod batches;
@@ -44,60 +44,60 @@ use quiet::LastFetch;
 use router::{Reply, Router};
 use storage::Storage;
 
-/// How long a broker may take from [`Broker::start`] to its first answer. Opening the file is the
+/// How long a broker may take from [`Broker::start`] to its first response. Opening the file is the
 /// slow part.
 const START_DEADLINE: Duration = Duration::from_secs(20);
-/// How long [`Broker::stop`] waits for requests that are being written.
+/// How long [`Broker::stop`] waits for pending writes.
 const STOP_DEADLINE: Duration = Duration::from_secs(3);
-/// Larger requests are refused by closing the connection. A record that the storage could not hand
-/// out again (its responses are capped at 5 MiB) must not be accepted.
+/// A larger request closes the connection. A record that the storage could not serve later (its
+/// responses are limited to 5 MiB) must not be accepted.
 const MAX_REQUEST: usize = 4 * 1024 * 1024 + 64 * 1024;
 
-/// Where the broker listens and keeps its data.
+/// The broker's address and data directory.
 #[derive(Clone, Debug)]
 pub(crate) struct BrokerConfig {
     /// The address to bind. Port 0 takes any free port.
     pub(crate) listen: SocketAddr,
-    /// The directory that outlives the broker. Without one, the data goes to a temporary directory
-    /// and away with it.
+    /// The directory that outlives the broker; `None` uses a temporary directory, which is deleted
+    /// at the end.
     pub(crate) data_dir: Option<PathBuf>,
 }
 
 /// Why the broker could not start.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum BrokerError {
-    /// The address is taken or not ours.
+    /// The address is in use or not local.
     #[error("the embedded broker cannot listen on {address}; choose another port with --listen")]
     Listen {
-        /// What was asked for.
+        /// The requested address.
         address: SocketAddr,
-        /// What the system said.
+        /// The error from the operating system.
         #[source]
         source: io::Error,
     },
-    /// The directory cannot be made, written or locked.
+    /// The directory cannot be created, written or locked.
     #[error("the embedded broker cannot use the directory {}", path.display())]
     DataDir {
-        /// What was asked for.
+        /// The requested directory.
         path: PathBuf,
-        /// What the system said.
+        /// The error from the operating system.
         #[source]
         source: io::Error,
     },
-    /// Another broker holds the directory.
+    /// Another broker has locked the directory.
     #[error("another embedded broker is using the directory {}", path.display())]
     InUse {
-        /// What was asked for.
+        /// The requested directory.
         path: PathBuf,
     },
-    /// The storage engine refused.
-    #[error("the embedded broker's storage did not open")]
+    /// The storage engine failed to open.
+    #[error("could not open the storage of the embedded broker")]
     Storage(#[source] Box<tansu_broker::Error>),
-    /// Its threads could not be started.
-    #[error("the embedded broker's runtime did not start")]
+    /// The broker's threads could not be started.
+    #[error("could not start the runtime of the embedded broker")]
     Runtime(#[source] io::Error),
-    /// It listens but does not answer.
-    #[error("the embedded broker did not answer within {} s", START_DEADLINE.as_secs())]
+    /// The broker listens but does not respond.
+    #[error("the embedded broker did not respond within {} s", START_DEADLINE.as_secs())]
     NotReady(#[source] io::Error),
 }
 
@@ -116,11 +116,11 @@ impl From<tansu_storage::Error> for BrokerError {
 /// A running broker. Dropping it stops it without waiting; [`Broker::stop`] waits.
 #[derive(Debug)]
 pub(crate) struct Broker {
-    /// The broker has threads of its own, so that neither its load nor its log lines are its
-    /// host's.
+    /// The broker's own threads, which keep its load and log lines apart from the rest of the
+    /// process.
     runtime: Option<Runtime>,
     bootstrap: String,
-    /// Why the broker died, once it has.
+    /// Why the broker failed, once it has.
     failure: watch::Receiver<Option<String>>,
     /// Declared last: a temporary directory must outlive the threads that write to it.
     _storage: Arc<Storage>,
@@ -149,8 +149,10 @@ impl Broker {
                 return Err(error);
             }
         };
+
         let host_log = tracing::dispatcher::get_default(Dispatch::clone);
         let (report, failure) = watch::channel(None);
+
         let broker = Self {
             failure,
             bootstrap: advertised.to_string(),
@@ -158,10 +160,12 @@ impl Broker {
             runtime: Some(runtime),
         };
         let Some(runtime) = &broker.runtime else { return Ok(broker) };
+
         let router = Router::new(Arc::clone(&storage), host_log)?;
         let listener =
             listener.into_std().map_err(|source| BrokerError::Listen { address, source })?;
         runtime.spawn(watch_over(storage, serve(listener, router), report));
+
         timeout(START_DEADLINE, first_answers(advertised))
             .await
             .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
@@ -169,29 +173,29 @@ impl Broker {
         Ok(broker)
     }
 
-    /// What clients put into `bootstrap.servers`.
+    /// Returns the value for clients' `bootstrap.servers`.
     pub(crate) fn bootstrap(&self) -> String {
         self.bootstrap.clone()
     }
 
-    /// Returns when the broker has died by itself, with the reason. Its address refuses connections
-    /// by then, and stays so: whoever runs a broker should end with it.
+    /// Returns when the broker has failed on its own, with the reason. Its address then refuses
+    /// connections for good, so the process that runs it should exit.
     pub(crate) fn failed(&self) -> impl Future<Output = String> + Send + use<> {
         let mut failure = self.failure.clone();
         async move {
             let reason =
                 failure.wait_for(Option::is_some).await.ok().and_then(|reason| reason.clone());
-            reason.unwrap_or_else(|| "its threads ended".into())
+            reason.unwrap_or_else(|| "its threads have ended".into())
         }
     }
 
-    /// Stops the broker and waits, up to a bound, for what it is writing.
+    /// Stops the broker and waits, within a limit, for pending writes.
     pub(crate) async fn stop(mut self) {
         if let Some(runtime) = self.runtime.take() {
             let stopped =
                 tokio::task::spawn_blocking(move || runtime.shutdown_timeout(STOP_DEADLINE)).await;
             if let Err(error) = stopped {
-                tracing::warn!(%error, "the embedded broker did not stop in order");
+                tracing::warn!(%error, "the embedded broker did not shut down cleanly");
             }
         }
     }
@@ -205,8 +209,8 @@ impl Drop for Broker {
     }
 }
 
-/// Threads on which nothing logs: the storage reports every refused request at error level, and
-/// traces each one.
+/// Creates a runtime whose threads do not log: the storage traces every request and reports each
+/// rejected one as an error.
 fn runtime() -> io::Result<Runtime> {
     tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
@@ -216,7 +220,8 @@ fn runtime() -> io::Result<Runtime> {
         .build()
 }
 
-/// Clients can't connect to "every address", so they are told the loopback one.
+/// Returns the address that clients are told: loopback if the broker listens on all addresses,
+/// since clients cannot connect to an unspecified one.
 fn advertised(bound: SocketAddr) -> SocketAddr {
     if bound.ip().is_unspecified() {
         SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), bound.port())
@@ -225,8 +230,8 @@ fn advertised(bound: SocketAddr) -> SocketAddr {
     }
 }
 
-/// Serves until something breaks, and then closes everything: clients cope better with no broker
-/// than with a dead one.
+/// Serves until something fails, then closes everything: clients cope better with no broker than
+/// with one that does not respond.
 async fn watch_over(
     storage: Arc<Storage>,
     serving: impl Future<Output = io::Result<()>> + Send + 'static,
@@ -245,6 +250,7 @@ async fn watch_over(
     report.send_replace(Some(reason));
 }
 
+/// Accepts connections and expires silent group members. Never returns without an error.
 async fn serve(listener: std::net::TcpListener, router: Router) -> io::Result<()> {
     let listener = TcpListener::from_std(listener)?;
     let mut connections = JoinSet::new();
@@ -256,8 +262,8 @@ async fn serve(listener: std::net::TcpListener, router: Router) -> io::Result<()
                     let router = router.clone();
                     connections.spawn(async move { connection(stream, peer, router).await });
                 }
-                // Out of descriptors, or a client that left in between: neither is a reason to stop
-                // for good.
+                // Out of file descriptors, or a client that has already left: neither is a reason
+                // to stop for good.
                 Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,
             },
             _ = tick.tick() => router.groups().expire(),
@@ -266,7 +272,7 @@ async fn serve(listener: std::net::TcpListener, router: Router) -> io::Result<()
     }
 }
 
-/// One client: requests are answered in the order in which they came, as the protocol wants it.
+/// Serves one client. The protocol requires responses in the order of the requests.
 async fn connection(mut stream: TcpStream, peer: SocketAddr, router: Router) -> io::Result<()> {
     stream.set_nodelay(true)?;
     let mut last = LastFetch::default();
@@ -280,24 +286,27 @@ async fn connection(mut stream: TcpStream, peer: SocketAddr, router: Router) -> 
     }
 }
 
-/// Reads a frame with its length in front, which is how the codec wants it.
+/// Reads a frame including its length prefix, which the codec expects.
 async fn read_frame(stream: &mut TcpStream, limit: usize) -> io::Result<bytes::Bytes> {
     let mut size = [0; 4];
     stream.read_exact(&mut size).await?;
     let length = usize::try_from(i32::from_be_bytes(size)).map_err(io::Error::other)?;
+
     if length > limit {
         return Err(io::ErrorKind::InvalidData.into());
     }
+
     let mut frame = vec![0; length + size.len()];
     frame[..size.len()].copy_from_slice(&size);
     stream.read_exact(&mut frame[size.len()..]).await?;
+
     Ok(frame.into())
 }
 
-/// Asks what every client asks first: which versions, and which brokers.
+/// Sends the first two requests of every client: the supported versions, and the brokers.
 pub(crate) async fn first_answers(address: SocketAddr) -> io::Result<()> {
     let mut stream = TcpStream::connect(address).await?;
-    // The oldest versions have the fewest fields to get wrong.
+    // The oldest versions have the fewest fields.
     let asked: [(i16, i16, Body); 2] = [
         (18, 0, ApiVersionsRequest::default().into()),
         (3, 1, MetadataRequest::default().topics(Some(Vec::new())).into()),

@@ -1,4 +1,4 @@
-//! `mcp-fleet completions`: what shells need to complete commands, flags and values.
+//! `mcp-fleet completions`: scripts with which shells complete commands, flags and values.
 
 use std::process::ExitCode;
 
@@ -14,12 +14,12 @@ const EXAMPLES: &str = "Install:
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct Args {
-    /// Which shell.
+    /// The shell to print the script for
     #[arg(value_name = "SHELL")]
     shell: Shell,
 }
 
-/// Writes the script for `command`, the whole command line.
+/// Prints the script for `command`, which is the whole command line.
 pub(crate) fn run(args: &Args, command: &mut clap::Command) -> Result<ExitCode, CliError> {
     output::line(script(args.shell, command).trim_end());
     Ok(ExitCode::SUCCESS)
@@ -30,8 +30,8 @@ fn script(shell: Shell, command: &mut clap::Command) -> String {
     clap_complete::generate(shell, command, name, &mut script);
     let script = String::from_utf8_lossy(&script).into_owned();
     match shell {
-        // clap_complete 4.6 spells the hyphen of the program's name in two ways, so bash would know
-        // nothing below it.
+        // clap_complete 4.6 spells the hyphen in the program's name in two ways, so bash would
+        // complete nothing after it.
         Shell::Bash => script.replace("mcp__subcmd__fleet", "mcp__fleet"),
         _ => script,
     }
@@ -45,7 +45,7 @@ mod tests {
 
     use super::*;
 
-    /// Prints what bash offers for the last of the words.
+    /// Prints what bash offers for the last word.
     const IN_BASH: &str = r#"
         source "$1"; shift
         complete -p mcp-fleet >/dev/null || exit 1
@@ -58,8 +58,8 @@ mod tests {
         source $argv[1]
         complete --do-complete "$argv[2..]" | string replace --regex '\t.*' ''
     "#;
-    /// Types the words into a terminal of zsh, then a tab, and prints the command that comes of it,
-    /// a word a line.
+    /// Types the words and a tab into a zsh terminal and prints the resulting command, one word per
+    /// line.
     const IN_ZSH: &str = r#"
         zmodload zsh/zpty
         zpty shell zsh -f -i
@@ -121,7 +121,7 @@ mod tests {
         fs::remove_dir_all(&directory).expect("the directory");
     }
 
-    /// What a shell makes of the words; `None` if it is not installed and need not be.
+    /// Completes the words in a shell; `None` if the shell is not installed and not required.
     fn completed(shell: &[&str], script: &Path, words: &[&str]) -> Option<String> {
         const NOT_FOUND: i32 = 127;
         let words = iter::once("mcp-fleet").chain(words.iter().copied());

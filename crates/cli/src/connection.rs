@@ -1,4 +1,4 @@
-//! Which Kafka a command talks to. Every command that needs one takes these flags.
+//! The Kafka connection flags of all commands that need one.
 
 use fleet_job::topics::{DEFAULT_JOBS_TOPIC, Topics};
 use fleet_kafka::{compression::Compression, settings::Settings};
@@ -6,20 +6,40 @@ use fleet_ops::config::Env;
 
 use crate::error::CliError;
 
-/// Brokers and topic.
+/// The brokers and the jobs topic.
 #[derive(Debug, Clone, clap::Args)]
 pub(crate) struct Connection {
-    /// Kafka brokers, host:port, comma-separated. `KAFKA_PROPERTY_<NAME>` sets any librdkafka
-    /// property.
-    #[arg(long, env = "KAFKA_BROKERS", default_value = "127.0.0.1:9092", value_name = "HOSTS")]
+    /// Kafka brokers as comma-separated host:port
+    ///
+    /// `KAFKA_PROPERTY_<NAME>` sets any librdkafka property.
+    #[arg(
+        help_heading = "Kafka",
+        long,
+        env = "KAFKA_BROKERS",
+        default_value = "127.0.0.1:9092",
+        value_name = "HOSTS"
+    )]
     pub(crate) brokers: String,
 
-    /// The jobs topic.
-    #[arg(long, env = "KAFKA_TOPIC", default_value = DEFAULT_JOBS_TOPIC, value_name = "NAME")]
+    /// The jobs topic
+    #[arg(
+        help_heading = "Kafka",
+        long,
+        env = "KAFKA_TOPIC",
+        default_value = DEFAULT_JOBS_TOPIC,
+        value_name = "NAME",
+    )]
     pub(crate) topic: String,
 
-    /// How what the command writes is compressed: none, gzip, snappy, lz4 or zstd.
-    #[arg(long, env = "KAFKA_COMPRESSION", default_value_t, hide = true, value_name = "CODEC")]
+    /// Compression of written records: none, gzip, snappy, lz4 or zstd
+    #[arg(
+        help_heading = "Kafka",
+        long,
+        env = "KAFKA_COMPRESSION",
+        default_value_t,
+        hide = true,
+        value_name = "CODEC"
+    )]
     pub(crate) compression: Compression,
 }
 
@@ -33,7 +53,7 @@ impl Connection {
     }
 }
 
-/// Settings for `brokers`, with what the environment says of librdkafka.
+/// Returns the settings for `brokers`, with the librdkafka properties from the environment.
 pub(crate) fn settings(brokers: &str) -> Result<Settings, CliError> {
     let settings =
         Settings { brokers: brokers.to_owned(), properties: Env::process().kafka_properties()? };

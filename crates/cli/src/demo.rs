@@ -1,5 +1,5 @@
-//! `mcp-fleet demo`: the whole fleet at work on the files of the current directory, and an account
-//! of every job.
+//! `mcp-fleet demo`: runs a whole fleet on the files of the current directory and reports on every
+//! job.
 
 mod account;
 
@@ -36,13 +36,13 @@ use crate::{
 
 const OPEN: Duration = Duration::from_secs(10);
 const POLL: Duration = Duration::from_millis(100);
-/// Without any job ending for so long, the demo gives up and shows what there is.
+/// The demo gives up and reports what it has if no job ends for this long.
 const STALLED: Duration = Duration::from_secs(90);
-/// Larger files are left out: the file tools have a limit of their own.
+/// Larger files are skipped, since the file tools have a limit of their own.
 const MAX_FILE_BYTES: u64 = 512 * 1024;
-/// Enough files for every job to have its own, without walking a whole disk.
+/// Enough files for variety, without walking a whole disk.
 const MAX_FILES: usize = 2_000;
-/// What shells report of a process that was interrupted.
+/// The exit code that shells report for an interrupted process.
 const INTERRUPTED: u8 = 130;
 
 const EXAMPLES: &str = "Examples:
@@ -53,32 +53,45 @@ const EXAMPLES: &str = "Examples:
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct Args {
-    /// How many jobs to submit, besides the one that hosts the files and the bad ones.
-    #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    /// How many jobs to submit, besides the one that hosts the files and four bad ones
+    #[arg(
+        help_heading = "Fleet",
+        long,
+        default_value_t = 50,
+        value_parser = clap::value_parser!(u32).range(1..=1_000_000),
+    )]
     jobs: u32,
 
-    /// How many workers to start.
-    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u16).range(1..=64))]
+    /// How many workers to start
+    #[arg(
+        help_heading = "Fleet",
+        long,
+        default_value_t = 3,
+        value_parser = clap::value_parser!(u16).range(1..=64),
+    )]
     workers: u16,
 
-    /// Use this Kafka instead of the embedded broker; the demo makes topics of its own there.
-    #[arg(long, value_name = "HOSTS")]
+    /// Use this Kafka instead of the embedded broker; the demo creates its own topics there
+    #[arg(help_heading = "Fleet", long, value_name = "HOSTS")]
     brokers: Option<String>,
 
-    /// Print one JSON object last on standard output, and talk on standard error.
-    #[arg(long)]
+    /// Print the report as one JSON object on stdout, and messages on stderr
+    #[arg(help_heading = "Output", long)]
     json: bool,
 }
 
 pub(crate) async fn run(args: Args) -> Result<ExitCode, CliError> {
     let talk = Talk { json: args.json };
     let stop = shutdown::signal_token()
-        .map_err(|error| CliError::Io("signals can't be handled", error))?;
+        .map_err(|error| CliError::Io("could not install signal handlers", error))?;
+
     let root = std::env::current_dir()
-        .map_err(|error| CliError::Io("there is no current directory", error))?;
+        .map_err(|error| CliError::Io("could not determine the current directory", error))?;
+
     let run_dir = tempfile::Builder::new().prefix("mcp-fleet-demo-").tempdir();
     let run_dir =
-        run_dir.map_err(|error| CliError::Io("can't make a temporary directory", error))?;
+        run_dir.map_err(|error| CliError::Io("could not create a temporary directory", error))?;
+
     let unique = uuid::Uuid::new_v4().simple().to_string();
     let topic =
         if args.brokers.is_some() { format!("mcp-demo-{unique}") } else { "mcp-jobs".to_owned() };
@@ -96,23 +109,25 @@ pub(crate) async fn run(args: Args) -> Result<ExitCode, CliError> {
             topic,
             partitions: i32::from(args.workers).max(4) * 2,
             workers: usize::from(args.workers),
-            // The account at the end is made from the topics themselves.
+            // The report is built from the topics themselves.
             jobs: false,
         }) => stack?,
         () = stop.cancelled() => return Ok(ExitCode::from(INTERRUPTED)),
     };
     stack.start_workers().await?;
     talk.say(format!("broker {}   mcp-server {}", stack.settings.brokers, stack.server_url));
+
     let (patience, died) = (stop.child_token(), stack.broker_died());
     let outcome = tokio::select! {
         outcome = work(&stack, &root, args.jobs, talk, &patience) => outcome,
         died = died => Err(died),
     };
+
     patience.cancel();
-    // The account is made when everybody has stopped and nothing can be added to the topics any
-    // more.
+    // Read the topics after everything has stopped, when nothing can be added to them.
     talk.say("stopping the workers …");
     stack.stop_fleet().await;
+
     let account = match outcome {
         Ok((submitted, elapsed)) => {
             let (settings, topics) = (stack.settings.clone(), stack.topics.clone());
@@ -122,8 +137,10 @@ pub(crate) async fn run(args: Args) -> Result<ExitCode, CliError> {
         }
         Err(error) => Err(error),
     };
+
     stack.stop().await;
     let report = account?;
+
     if stop.is_cancelled() {
         talk.say(format!(
             "interrupted; {} of {} jobs have not ended",
@@ -131,6 +148,7 @@ pub(crate) async fn run(args: Args) -> Result<ExitCode, CliError> {
         ));
         return Ok(ExitCode::from(INTERRUPTED));
     }
+
     talk.say(account::render(&report));
     if args.json {
         output::json(&report);
@@ -144,7 +162,7 @@ async fn blocking<T: Send + 'static>(
     tokio::task::spawn_blocking(work).await.map_err(|error| CliError::Usage(error.to_string()))?
 }
 
-/// A record to submit, and what is expected of it.
+/// A record to submit, and its expected outcome.
 struct Planned {
     label: String,
     what: String,
@@ -160,8 +178,8 @@ impl Planned {
     }
 }
 
-/// Hosts the files, submits all jobs, and waits until each has come to its end. Returns what was
-/// submitted and how long the jobs took, from the first one written to the last one ended.
+/// Hosts the files, submits all jobs, and waits until each has ended. Returns the submitted records
+/// and how long the jobs took, from the first write to the last end.
 async fn work(
     stack: &Stack,
     root: &Path,
@@ -174,6 +192,7 @@ async fn work(
         blocking(move || Ok(find_files(&root))).await?
     };
     talk.say(format!("hosting {} as MCP server `{FILES}` ({} files)", root.display(), files.len()));
+
     let producer = Producer::new(&stack.settings)?;
     let (settings, events) = (stack.settings.clone(), stack.topics.events.clone());
     let open = move || Ok(Reader::open(&settings, &events, From::Start, OPEN)?);
@@ -181,8 +200,10 @@ async fn work(
 
     let init = stack.files_job("host-files".to_owned())?;
     let init = Planned::job(&init, format!("host server `{FILES}`"), true, Some(FILES.to_owned()));
+
     let mut submitted = write(&producer, &stack.topics.jobs, vec![init]).await?;
     let hosted = Pending::new(&stack.topics.jobs, submitted.iter().map(|record| record.place));
+
     let (bar, token, settings) =
         (submit::progress(1, "hosting"), stop.clone(), stack.settings.clone());
     let wait_for_files =
@@ -196,13 +217,14 @@ async fn work(
     let bar = submit::progress(pending.len(), "jobs");
     let (token, settings) = (stop.clone(), stack.settings.clone());
     let (_, ended) = blocking(move || wait(reader, pending, &settings, &bar, &token)).await?;
+
     Ok((
         submitted,
         ended.map_or_else(|| fleet_ops::clock::now().since(started), |ended| ended.since(started)),
     ))
 }
 
-/// The jobs over `files`, and a few that can't succeed.
+/// Plans the jobs over `files`, and a few that cannot succeed.
 fn plan(files: &[PathBuf], jobs: u32) -> Vec<Planned> {
     let call = |label: String, tool: &str, arguments: Value, good: bool| {
         let what = format!("{FILES}__{tool} {arguments}");
@@ -217,6 +239,7 @@ fn plan(files: &[PathBuf], jobs: u32) -> Vec<Planned> {
         };
         Planned::job(&Envelope::new(label, Work::ToolCall(call)), what, good, key)
     };
+
     let mut planned: Vec<Planned> = (0..jobs as usize)
         .map(|index| {
             let label = format!("job-{:04}", index + 1);
@@ -229,6 +252,7 @@ fn plan(files: &[PathBuf], jobs: u32) -> Vec<Planned> {
             }
         })
         .collect();
+
     let middle = planned.len() / 2;
     planned.insert(middle, call("bad-tool".to_owned(), "no_such_tool", json!({}), false));
     planned.insert(
@@ -239,12 +263,13 @@ fn plan(files: &[PathBuf], jobs: u32) -> Vec<Planned> {
         middle,
         Planned {
             label: "bad-bytes".to_owned(),
-            what: "bytes that are no JSON".to_owned(),
+            what: "bytes that are not JSON".to_owned(),
             good: false,
             key: None,
             value: vec![0xff, 0xfe, 0x00, b'{'],
         },
     );
+
     let unknown = json!({"jobID": "bad-type", "jobType": "make-coffee", "payload": {}});
     planned.insert(
         middle,
@@ -256,6 +281,7 @@ fn plan(files: &[PathBuf], jobs: u32) -> Vec<Planned> {
             value: unknown.to_string().into_bytes(),
         },
     );
+
     planned
 }
 
@@ -279,6 +305,7 @@ async fn write(
             (record, (job.label, job.what, job.good))
         })
         .unzip();
+
     let places = submit::write_all(producer, &records, || {}).await?;
     let submitted = about.into_iter().zip(places);
     Ok(submitted
@@ -286,7 +313,7 @@ async fn write(
         .collect())
 }
 
-/// Reads events until every pending record has come to its end; the time of the last end.
+/// Reads events until every pending record has ended. Also returns the time of the last end.
 fn wait(
     mut reader: Reader,
     mut pending: Pending,
@@ -311,23 +338,25 @@ fn wait(
     Ok((reader, ended))
 }
 
-/// Everything that stands on the events and dead-letter topics.
+/// Reads all records of the events and dead-letter topics.
 fn read_all(settings: &Settings, events: &str, dlq: &str) -> Result<Tally, CliError> {
     let mut tally = Tally::default();
     let mut reader = Reader::open(settings, events, From::Start, OPEN)?;
     while let Some(record) = next(&mut reader)? {
         tally.event(&record);
     }
+
     let mut reader = Reader::open(settings, dlq, From::Start, OPEN)?;
     while let Some(record) = next(&mut reader)? {
         if let Some(place) = dead_letter::original_place(&record.headers) {
             tally.dead_letter(place, record);
         }
     }
+
     Ok(tally)
 }
 
-/// The next record before the end of the topic.
+/// Returns the next record before the end of the topic.
 fn next(reader: &mut Reader) -> Result<Option<fleet_job::record::RawRecord>, CliError> {
     let patience = Instant::now() + OPEN;
     while !reader.at_end() && Instant::now() < patience {
@@ -338,7 +367,8 @@ fn next(reader: &mut Reader) -> Result<Option<fleet_job::record::RawRecord>, Cli
     Ok(None)
 }
 
-/// Files below `root` that the demo can work on: no hidden ones, no build output, not too large.
+/// Finds the files below `root` that the demo can work on: not hidden, not build output, and not
+/// too large.
 fn find_files(root: &Path) -> Vec<PathBuf> {
     let skip = |name: &str| name.starts_with('.') || name == "target" || name == "node_modules";
     let (mut found, mut open) = (Vec::new(), vec![root.to_owned()]);
@@ -350,9 +380,11 @@ fn find_files(root: &Path) -> Vec<PathBuf> {
             let Ok(name) = entry.file_name().into_string() else { continue };
             let Ok(kind) = entry.file_type() else { continue };
             let path = entry.path();
+
             if skip(&name) {
                 continue;
             }
+
             if kind.is_dir() {
                 open.push(path);
             } else if kind.is_file()
@@ -362,6 +394,7 @@ fn find_files(root: &Path) -> Vec<PathBuf> {
             {
                 found.push(relative.to_owned());
             }
+
             if found.len() >= MAX_FILES {
                 return found;
             }
@@ -370,7 +403,7 @@ fn find_files(root: &Path) -> Vec<PathBuf> {
     found
 }
 
-/// When a terminal event says that its job ended.
+/// Returns when the job ended, as its terminal event reports it.
 fn ended_at(event: &JobEvent) -> Timestamp {
     event.timings.as_ref().map_or(event.time, |timings| timings.finished_at)
 }

@@ -1,7 +1,8 @@
-//! `mcp-fleet dev`: the whole fleet, kept running until Ctrl-C. Broker, server and workers are
-//! processes of their own; one that dies is started again.
+//! `mcp-fleet dev`: runs a whole fleet until Ctrl-C. Broker, server and workers are separate
+//! processes; one that dies is restarted.
 //!
-//! [`supervisor`] decides, `fleet` carries out, and `role` has the process of a role.
+//! [`supervisor`] decides, `fleet` carries out the decisions, and `role` owns the process of a
+//! role.
 
 mod advice;
 mod fleet;
@@ -24,46 +25,66 @@ const EXAMPLES: &str = "Examples:
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct Args {
-    /// How many workers to start.
-    #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u16).range(1..=64))]
+    /// How many workers to start
+    #[arg(
+        help_heading = "Fleet",
+        long,
+        default_value_t = 2,
+        value_parser = clap::value_parser!(u16).range(1..=64),
+    )]
     workers: u16,
 
-    /// Keep topics, offsets and logs in this directory; without it everything is gone at the end.
-    #[arg(long, value_name = "DIR")]
+    /// Keep topics, offsets and logs in this directory; by default, they are deleted at exit
+    #[arg(help_heading = "Fleet", long, value_name = "DIR")]
     data_dir: Option<PathBuf>,
 
-    /// Use this Kafka instead of the embedded broker.
-    #[arg(long, value_name = "HOSTS")]
+    /// Use this Kafka instead of the embedded broker
+    #[arg(help_heading = "Kafka", long, value_name = "HOSTS")]
     brokers: Option<String>,
 
-    /// The port of the embedded broker.
-    #[arg(long, default_value_t = 9092)]
+    /// The port of the embedded broker; 0 for any free port
+    #[arg(help_heading = "Kafka", long, default_value_t = 9092)]
     broker_port: u16,
 
-    /// The port of the MCP server.
-    #[arg(long, default_value_t = 8080)]
+    /// The port of the MCP server; 0 for any free port
+    #[arg(help_heading = "Fleet", long, default_value_t = 8080)]
     server_port: u16,
 
-    /// The jobs topic.
-    #[arg(long, env = "KAFKA_TOPIC", default_value = DEFAULT_JOBS_TOPIC, value_name = "NAME")]
+    /// The jobs topic
+    #[arg(
+        help_heading = "Kafka",
+        long,
+        env = "KAFKA_TOPIC",
+        default_value = DEFAULT_JOBS_TOPIC,
+        value_name = "NAME",
+    )]
     topic: String,
 
-    /// Partitions of the jobs topic, if it has to be made.
-    #[arg(long, default_value_t = 12, value_parser = clap::value_parser!(i32).range(1..))]
+    /// Partitions of the jobs topic, if it has to be created
+    #[arg(
+        help_heading = "Kafka",
+        long,
+        default_value_t = 12,
+        value_parser = clap::value_parser!(i32).range(1..),
+    )]
     partitions: i32,
 }
 
 pub(crate) async fn run(args: Args) -> Result<ExitCode, CliError> {
     let stop = shutdown::signal_token()
-        .map_err(|error| CliError::Io("signals can't be handled", error))?;
+        .map_err(|error| CliError::Io("could not install signal handlers", error))?;
+
     let root = std::env::current_dir()
-        .map_err(|error| CliError::Io("there is no current directory", error))?;
+        .map_err(|error| CliError::Io("could not determine the current directory", error))?;
+
     let temporary = tempfile::Builder::new().prefix("mcp-fleet-dev-").tempdir();
     let temporary =
-        temporary.map_err(|error| CliError::Io("can't make a temporary directory", error))?;
+        temporary.map_err(|error| CliError::Io("could not create a temporary directory", error))?;
+
     let run_dir =
         args.data_dir.as_ref().map_or_else(|| temporary.path().to_owned(), |dir| dir.join("run"));
     let broker_dir = args.data_dir.as_deref().unwrap_or(temporary.path()).join("broker");
+
     let config = StackConfig {
         brokers: args.brokers,
         broker_port: args.broker_port,
@@ -77,6 +98,7 @@ pub(crate) async fn run(args: Args) -> Result<ExitCode, CliError> {
         workers: usize::from(args.workers),
         jobs: true,
     };
+
     output::line("starting …");
     Fleet::new(config, broker_dir)?.run(stop).await?;
     Ok(ExitCode::SUCCESS)

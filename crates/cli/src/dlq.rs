@@ -1,8 +1,7 @@
-//! `mcp-fleet dlq`: looking at dead letters, putting them back to work, deleting them.
+//! `mcp-fleet dlq`: lists, shows, replays and purges dead letters.
 //!
-//! What is decided (filters, histogram, plan, what was replayed before) is in pure modules;
-//! [`scan`] and the commands themselves are the thin rest. docs/dead-letters.md is the page for
-//! users.
+//! Decisions (filters, histogram, plan, replay history) are in pure modules; [`scan`] and the
+//! commands themselves are a thin layer around them. docs/dead-letters.md documents this for users.
 
 mod bytes;
 mod filter;
@@ -23,13 +22,13 @@ use crate::error::CliError;
 
 #[derive(Debug, clap::Subcommand)]
 pub(crate) enum Command {
-    /// Count the dead letters by reason, and list the newest.
+    /// Count dead letters by reason and list the newest
     List(list::Args),
-    /// Show everything about a job's dead letters.
+    /// Show everything about a job's dead letters
     Show(show::Args),
-    /// Put the original records back on the jobs topic.
+    /// Write the original records back to the jobs topic
     Replay(replay::Args),
-    /// Delete dead letters for good.
+    /// Delete dead letters permanently
     Purge(purge::Args),
 }
 

@@ -1,4 +1,4 @@
-//! What can go wrong in a command, for people.
+//! The errors of commands, for people.
 
 use std::path::PathBuf;
 
@@ -9,14 +9,14 @@ use fleet_kafka::KafkaError;
 pub(crate) enum CliError {
     #[error(transparent)]
     Kafka(#[from] KafkaError),
-    #[error("the configuration can't be used")]
+    #[error("invalid configuration")]
     Config(#[from] fleet_ops::config::ConfigError),
     #[cfg(feature = "embedded-broker")]
     #[error(transparent)]
     Broker(#[from] crate::broker::BrokerError),
     #[cfg(feature = "embedded-broker")]
     #[error(
-        "the embedded broker died ({0}); what it has confirmed is in its --data-dir, if it has one"
+        "the embedded broker failed ({0}); if it has a --data-dir, everything it acknowledged is there"
     )]
     BrokerDied(String),
     #[cfg(feature = "fleet")]
@@ -36,14 +36,14 @@ pub(crate) enum CliError {
     Io(&'static str, #[source] std::io::Error),
     #[error(transparent)]
     Lines(#[from] crate::submit::BadLines),
-    #[error("the MCP server can't be called")]
+    #[error("invalid server URL")]
     Client(#[from] fleet_mcp_client::ConfigError),
     #[error(transparent)]
     Api(#[from] crate::jobs::ApiError),
     #[error("{0}")]
     Usage(String),
     #[cfg(feature = "embedded-broker")]
-    #[error("{name} ended before it was ready; the end of its log:\n{log}")]
+    #[error("{name} exited before it was ready; the end of its log:\n{log}")]
     EarlyEnd { name: String, log: String },
     #[cfg(feature = "embedded-broker")]
     #[error("{name} was not ready within {seconds} s; the end of its log:\n{log}")]

@@ -1,8 +1,8 @@
-//! `mcp-fleet events`: following what happens to jobs.
+//! `mcp-fleet events`: prints job events as they happen.
 //!
-//! The last line that is printed of a job is its state. So an event that is not the state of its
-//! job is left out: one that a worker wrote behind the end that another worker had written, and an
-//! end that is only written again.
+//! The last line printed for a job is its state. Events that are not their job's state are
+//! therefore omitted: events written after the terminal event by another worker, and repeated
+//! terminal events.
 
 use std::{
     process::ExitCode,
@@ -26,7 +26,7 @@ use crate::{
 
 const OPEN: Duration = Duration::from_secs(10);
 const POLL: Duration = Duration::from_millis(200);
-/// How many jobs are remembered, to tell a stale event from a new one. Each takes about 200 bytes.
+/// How many jobs are remembered in order to recognise stale events. Each takes about 200 bytes.
 const REMEMBERED: usize = 100_000;
 
 const EXAMPLES: &str = "Examples:
@@ -34,9 +34,9 @@ const EXAMPLES: &str = "Examples:
   mcp-fleet events --from-start --no-follow --job job-1
   mcp-fleet events --from-start --json | jq -r .state
 
-The last event that is shown of a job is its state. An event that stands on the topic behind the end of its job, and an end
-that was written again, are left out unless --all is given. Without --from-start, an end that was written before the command
-started is not known, so what stands behind it is shown.";
+The last event shown for a job is its state. Events that follow the end of their job, and repeated
+terminal events, are omitted unless --all is given. Without --from-start, the command does not know
+which jobs ended before it started, so it shows events that follow such an end.";
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
@@ -44,34 +44,38 @@ pub(crate) struct Args {
     #[command(flatten)]
     connection: Connection,
 
-    /// Begin with the oldest event that is still there; otherwise only new ones are shown. Events
-    /// of one job come in order, those of different jobs partition by partition.
+    /// Start with the oldest event that still exists, instead of only new ones
+    ///
+    /// Events of one job are shown in order; events of different jobs, partition by partition.
     #[arg(long)]
     from_start: bool,
 
-    /// Show what is there from the start, and end.
+    /// Print the existing events from the start, then exit
     #[arg(long)]
     no_follow: bool,
 
-    /// Only the events of this job.
-    #[arg(long, value_name = "ID")]
+    /// Only events of this job
+    #[arg(help_heading = "Filters", long, value_name = "ID")]
     job: Option<String>,
 
-    /// Show every event on the topic, also those that are not the state of their job. Without
-    /// --json they are marked.
-    #[arg(long)]
+    /// Show every event on the topic, including those that are not their job's state
+    ///
+    /// Without --json, such events are marked.
+    #[arg(help_heading = "Filters", long)]
     all: bool,
 
-    /// Print the events as they are, one JSON object a line.
-    #[arg(long)]
+    /// Print the events unchanged, one JSON object per line
+    #[arg(help_heading = "Output", long)]
     json: bool,
 }
 
 pub(crate) async fn run(args: Args) -> Result<ExitCode, CliError> {
     let stop = shutdown::signal_token()
-        .map_err(|error| CliError::Io("signals can't be handled", error))?;
+        .map_err(|error| CliError::Io("could not install signal handlers", error))?;
+
     let from = if args.from_start || args.no_follow { From::Start } else { From::Now };
     let (settings, topic) = (args.connection.settings()?, args.connection.topics().events);
+
     let read = tokio::task::spawn_blocking(move || -> Result<(), CliError> {
         let patience = Patience::for_kafka(&settings);
         let mut reader = Reader::open(&settings, &topic, from, OPEN)?;
@@ -88,7 +92,7 @@ pub(crate) async fn run(args: Args) -> Result<ExitCode, CliError> {
                     Ok(Some(line)) => output::line(&line),
                     Ok(None) => {}
                     Err(error) => output::problem(&format!(
-                        "{}/{}/{} is not a job event: {error}",
+                        "{}/{}/{} is not a valid job event: {error}",
                         record.position.topic, record.position.partition, record.position.offset
                     )),
                 },
@@ -98,11 +102,12 @@ pub(crate) async fn run(args: Args) -> Result<ExitCode, CliError> {
         }
         Ok(())
     });
+
     read.await.map_err(|error| CliError::Usage(error.to_string()))??;
     Ok(ExitCode::SUCCESS)
 }
 
-/// What is shown of the records of the topic.
+/// Selects and formats the records to show.
 struct Shown<'a> {
     args: &'a Args,
     standings: Standings<String>,
@@ -113,13 +118,14 @@ impl<'a> Shown<'a> {
         Self { args, standings: Standings::of_at_least(REMEMBERED) }
     }
 
-    /// The line for a record, if there is one.
+    /// Returns the line for a record, if it should be shown.
     fn line(&mut self, record: &RawRecord) -> Result<Option<String>, serde_json::Error> {
         let Some(value) = &record.value else {
             self.forget(record);
             return Ok(None);
         };
         let event: JobEvent = serde_json::from_slice(value)?;
+
         if self.args.job.as_ref().is_some_and(|job| *job != event.job_id) {
             return Ok(None);
         }
@@ -128,13 +134,14 @@ impl<'a> Shown<'a> {
         if verdict != Verdict::State && !self.args.all {
             return Ok(None);
         }
+
         if self.args.json {
             return Ok(Some(String::from_utf8_lossy(value).into_owned()));
         }
         Ok(Some(format!("{}{}", describe(&event), mark(verdict))))
     }
 
-    /// Forgets a job at its tombstone: its next event counts as its first.
+    /// Forgets a job at its tombstone, so that its next event counts as its first.
     fn forget(&mut self, record: &RawRecord) {
         let key = record.key.as_deref().map(String::from_utf8_lossy);
         if let Some(job_id) = key {
@@ -143,16 +150,16 @@ impl<'a> Shown<'a> {
     }
 }
 
-/// What is added to an event that is not the state of its job.
+/// Returns the suffix of an event that is not its job's state.
 fn mark(verdict: Verdict) -> &'static str {
     match verdict {
         Verdict::State => "",
-        Verdict::Again => "  (written again)",
+        Verdict::Again => "  (repeated)",
         Verdict::Stale => "  (stale: not the state of its job)",
     }
 }
 
-/// An event on one line.
+/// Formats an event on one line.
 pub(crate) fn describe(event: &JobEvent) -> String {
     let worker = event.worker.as_deref().unwrap_or("-");
     let note = match &event.error {
@@ -162,6 +169,7 @@ pub(crate) fn describe(event: &JobEvent) -> String {
         }
         None => String::new(),
     };
+
     let (time, state, job) = (event.time, event.state.as_str(), &event.job_id);
     format!("{time}  {state:9}  {job}  attempt {}  {worker}{note}", event.attempts)
 }
@@ -190,7 +198,7 @@ mod tests {
         JobEvent { source: Some(source), ..event }.to_bytes()
     }
 
-    /// Everything that is shown of these values, which stand on the topic one after the other.
+    /// Returns the lines for these values, which follow each other on the topic.
     fn shown(args: &[&str], values: &[Option<Vec<u8>>]) -> Vec<String> {
         let command = Command::parse_from(["events", "--brokers=b"].iter().chain(args));
         let mut shown = Shown::new(&command.args);
@@ -227,7 +235,7 @@ mod tests {
         assert!(shown(&["--job", "another"], &log).is_empty());
 
         let all = shown(&["--all"], &log);
-        let marks = ["attempt 0  -", "attempt 0  -", "(stale", "(stale", "(written again)"];
+        let marks = ["attempt 0  -", "attempt 0  -", "(stale", "(stale", "(repeated)"];
         assert_eq!(all.len(), marks.len());
         for (line, mark) in all.iter().zip(marks) {
             assert!(line.contains(mark), "{mark}: {line}");

@@ -1,8 +1,8 @@
-//! `mcp-fleet jobs`: looking at jobs, waiting for them, cancelling them.
+//! `mcp-fleet jobs`: lists, shows, watches, waits for and cancels jobs.
 //!
-//! All of it goes through the REST interface of a server, so that neither Kafka nor its credentials
-//! are needed. What is decided (filters, rows, exit codes, what is on the board) is in pure
-//! modules; [`api`], [`follow`] and the commands themselves are the thin rest.
+//! Everything goes through a server's REST interface, so neither Kafka nor its credentials are
+//! needed. Decisions (filters, rows, exit codes, the contents of the board) are in pure modules;
+//! [`api`], [`follow`] and the commands themselves are a thin layer around them.
 
 mod api;
 mod bars;
@@ -28,15 +28,15 @@ use crate::error::CliError;
 
 #[derive(Debug, clap::Subcommand)]
 pub(crate) enum Command {
-    /// List jobs, those that were submitted last first.
+    /// List jobs, newest first
     List(list::Args),
-    /// Show everything about a job, its result included.
+    /// Show everything about a job, including its result
     Show(show::Args),
-    /// Wait until jobs have come to their end.
+    /// Wait until jobs have ended
     Wait(wait::Args),
-    /// Cancel jobs.
+    /// Cancel jobs
     Cancel(cancel::Args),
-    /// Follow what happens to jobs: a live table, or lines where the output is no terminal.
+    /// Follow jobs: a live table on a terminal, otherwise one line per event
     Watch(watch::Args),
 }
 

@@ -1,8 +1,8 @@
 //! `mcp-fleet lag`: how far the workers have come on each partition.
 //!
-//! A committed offset alone says little, because jobs settle out of order: what is done beyond it
-//! stands in the commit's metadata. Nothing here joins the group, so it may be asked while workers
-//! work.
+//! A committed offset alone says little, because jobs settle out of order: the commit's metadata
+//! holds what is settled beyond it. This command does not join the group, so it can run while
+//! workers work.
 
 use std::{collections::HashMap, process::ExitCode, time::Duration};
 
@@ -26,14 +26,17 @@ use crate::{
 
 const TIMEOUT: Duration = Duration::from_secs(20);
 
-const EXAMPLES: &str = "LAG        records from the committed offset on
-DONE       of these, settled already, out of order
-REMAINING  LAG without DONE: jobs that are not settled
-OPEN       not settled, but passed by others: in flight, or waiting for a retry, a time or their key's turn
-RETRIED    jobs that have spent attempts
-OLDEST     the age of the record at the committed offset, the oldest that is not settled
-What lies beyond the committed offset is as of the group's last commit (MCP_COMMIT_INTERVAL).
-A partition that is paused because jobs in it wait for something unavailable is named below the table.
+const EXAMPLES: &str = "Columns:
+  LAG        records from the committed offset to the end
+  DONE       those of LAG that are already settled, out of order
+  REMAINING  LAG minus DONE: jobs that are not settled
+  OPEN       jobs before a settled one that are not settled themselves: running, or waiting for a
+             retry, a start time, or their key's turn
+  RETRIED    jobs that have spent attempts
+  OLDEST     age of the record at the committed offset, the oldest that is not settled
+
+DONE, OPEN and RETRIED are as of the group's last commit (MCP_COMMIT_INTERVAL). A partition that is
+paused because its jobs wait for something unavailable is named below the table.
 
 Examples:
   mcp-fleet lag
@@ -46,34 +49,40 @@ pub(crate) struct Args {
     connection: Connection,
 
     /// The consumer group of the workers.
-    #[arg(long, env = "MCP_CONSUMER_GROUP", default_value = "mcp-workers", value_name = "NAME")]
+    #[arg(
+        help_heading = "Kafka",
+        long,
+        env = "MCP_CONSUMER_GROUP",
+        default_value = "mcp-workers",
+        value_name = "NAME"
+    )]
     group: String,
 
-    /// Print one JSON object.
-    #[arg(long)]
+    /// Print one JSON object instead of a table.
+    #[arg(help_heading = "Output", long)]
     json: bool,
 }
 
-/// One partition.
+/// The progress of one partition.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 struct Row {
     partition: i32,
-    /// One past the last record.
+    /// The offset after the last record.
     end: i64,
-    /// The committed offset; null where nothing was committed.
+    /// The committed offset; null if nothing has been committed.
     committed: Option<i64>,
     lag: i64,
-    /// Settled beyond the committed offset.
+    /// Jobs settled beyond the committed offset.
     done: i64,
     remaining: i64,
-    /// Not settled below the last offset that was settled.
+    /// Jobs that are not settled, before the last settled one.
     open: i64,
     retried: usize,
-    /// The partition is paused until something that is unavailable is back: jobs that wait for it
-    /// fill its share of memory.
+    /// Whether the partition is paused because jobs that wait for something unavailable fill its
+    /// window.
     stalled: bool,
-    /// When the oldest record that is not settled was written.
+    /// The timestamp of the oldest record that is not settled.
     oldest: Option<Timestamp>,
     oldest_age_ms: Option<u64>,
     /// Why the commit's metadata could not be read.
@@ -81,7 +90,7 @@ struct Row {
     problem: Option<String>,
 }
 
-/// All partitions together.
+/// Sums over all partitions.
 #[derive(Debug, Default, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 struct Totals {
@@ -90,13 +99,14 @@ struct Totals {
     remaining: i64,
     open: i64,
     retried: usize,
-    /// Partitions that are stalled.
+    /// The number of stalled partitions.
     stalled: usize,
     oldest_age_ms: Option<u64>,
 }
 
 pub(crate) async fn run(args: Args) -> Result<ExitCode, CliError> {
     let (settings, topic, group) = (args.connection.settings()?, args.connection.topic, args.group);
+
     let (asked_topic, asked_group) = (topic.clone(), group.clone());
     let read = move || -> Result<_, CliError> {
         let _patience = Patience::for_kafka(&settings);
@@ -105,11 +115,14 @@ pub(crate) async fn run(args: Args) -> Result<ExitCode, CliError> {
         let oldest = reader::first_records(&settings, &asked_topic, &from, TIMEOUT)?;
         Ok((positions, oldest))
     };
+
     let read = tokio::task::spawn_blocking(read).await;
     let (positions, oldest) = read.map_err(|error| CliError::Usage(error.to_string()))??;
+
     let rows = rows(&positions, &oldest, clock::now());
     let totals = totals(&rows);
-    let nothing = positions.iter().all(|position| position.committed.is_none());
+    let has_no_commit = positions.iter().all(|position| position.committed.is_none());
+
     if args.json {
         let mut report = json!({ "topic": topic, "group": group, "partitions": rows });
         if let (Some(report), serde_json::Value::Object(totals)) =
@@ -120,45 +133,50 @@ pub(crate) async fn run(args: Args) -> Result<ExitCode, CliError> {
         output::json(&report);
         return Ok(ExitCode::SUCCESS);
     }
+
     output::line(&render(&rows, &totals));
-    if nothing {
+    if has_no_commit {
         output::problem(&format!(
-            "group {group} has committed nothing on {topic}: it will begin with the oldest"
+            "group {group} has no committed offset on {topic}; it will start with the oldest record"
         ));
     }
+
     stalled(&rows).iter().for_each(|text| output::problem(text));
+
     for row in &rows {
         if let Some(problem) = &row.problem {
             output::problem(&format!(
-                "partition {}: {problem}; DONE and OPEN are not known",
+                "partition {}: cannot read the commit metadata, so DONE and OPEN are unknown: {problem}",
                 row.partition
             ));
         }
     }
+
     Ok(ExitCode::SUCCESS)
 }
 
-/// Which partitions are stalled, in words; `None` if none is.
+/// Describes the stalled partitions; `None` if there are none.
 fn stalled(rows: &[Row]) -> Option<String> {
     let numbers: Vec<_> =
         rows.iter().filter(|row| row.stalled).map(|row| row.partition.to_string()).collect();
+
     (!numbers.is_empty()).then(|| {
         format!(
-            "paused, partition {}: jobs that wait for something unavailable, and jobs behind them in their keys, fill the \
-             window; `mcp-fleet jobs list` says what they wait for",
+            "paused partitions: {}. Jobs that wait for something unavailable, and jobs of the same keys behind them, \
+             fill the window; run `mcp-fleet jobs list` to see what they wait for",
             numbers.join(", ")
         )
     })
 }
 
-/// Where a partition's first record that is not settled is to be looked for.
+/// Returns where to look for a partition's first unsettled record.
 fn first_open(position: &GroupPosition) -> Option<(i32, i64)> {
     let frontier = frontier(position);
     (frontier < position.end).then_some((position.partition, frontier))
 }
 
-/// The committed offset, or where a group without one begins. What retention has taken is not there
-/// to be done.
+/// Returns the committed offset, or the start of the partition if there is none. Records deleted by
+/// retention do not count as remaining.
 fn frontier(position: &GroupPosition) -> i64 {
     position.committed.unwrap_or(position.start).max(position.start)
 }
@@ -176,15 +194,19 @@ fn rows(positions: &[GroupPosition], oldest: &HashMap<i32, RawRecord>, now: Time
 fn row(position: &GroupPosition, oldest: Option<Timestamp>, now: Timestamp) -> Row {
     let frontier = frontier(position);
     let lag = (position.end - frontier).max(0);
+
     let read = position.committed.map(|committed| Progress::decode(committed, &position.metadata));
+
     let (progress, problem) = match read {
         Some(Ok(progress)) => (progress, None),
         Some(Err(error)) => (Progress::none(frontier), Some(error.to_string())),
         None => (Progress::none(frontier), None),
     };
+
     let open: i64 =
         progress.open.iter().map(|(first, end)| (end - (*first).max(frontier)).max(0)).sum();
     let done = (progress.end.min(position.end) - frontier - open).max(0);
+
     Row {
         partition: position.partition,
         end: position.end,
@@ -220,6 +242,7 @@ fn render(rows: &[Row], totals: &Totals) -> String {
     let mut table = table(header);
     let old =
         |ms: Option<u64>| ms.map_or_else(|| "-".to_owned(), |ms| age(Duration::from_millis(ms)));
+
     for row in rows {
         table.add_row([
             row.partition.to_string(),
@@ -233,6 +256,7 @@ fn render(rows: &[Row], totals: &Totals) -> String {
             old(row.oldest_age_ms),
         ]);
     }
+
     table.add_row([
         "total".to_owned(),
         String::new(),
@@ -272,8 +296,10 @@ mod tests {
         );
         assert_eq!((row.lag, row.done, row.remaining, row.open, row.retried), (20, 7, 13, 3, 1));
         assert_eq!(row.oldest_age_ms, Some(2500));
+
         let totals = totals(&[row.clone(), row.clone()]);
         assert_eq!((totals.lag, totals.remaining, totals.oldest_age_ms), (40, 26, Some(2500)));
+
         let text = render(&[row], &totals);
         assert!(text.contains("total") && text.contains("2s"), "{text}");
     }
@@ -288,7 +314,7 @@ mod tests {
             row(&position(Some(10), metadata(is_stalled)), None, Timestamp::default())
         });
         assert_eq!((totals(&rows).stalled, rows[0].remaining), (1, 20));
-        assert!(stalled(&rows).unwrap().starts_with("paused, partition 1: "));
+        assert!(stalled(&rows).unwrap().starts_with("paused partitions: 1. "));
         assert_eq!(stalled(&rows[1..]), None);
     }
 

@@ -1,9 +1,9 @@
-//! The binary `mcp-fleet`: everything on one laptop, and the operator's tool for any Kafka.
+//! The binary `mcp-fleet`: a whole fleet on one laptop, and the operator's tool for any Kafka.
 //!
-//! Each command is one module. `server` and `worker` are the production binaries under one roof, so
-//! that `demo` and `dev` need no other file than this one. Without the feature `embedded-broker`,
-//! `demo`, `dev` and `broker` are left out, and without `fleet` also `server` and `worker`: what is
-//! left is the operator's tool, which is what images have.
+//! Each command is one module. `server` and `worker` are the production binaries, included so that
+//! `demo` and `dev` need only this one file. Without the feature `embedded-broker`, the commands
+//! `demo`, `dev` and `broker` are absent; without `fleet`, `server` and `worker` are absent too.
+//! What remains is the operator's tool that container images contain.
 
 #[cfg(feature = "embedded-broker")]
 mod broker;
@@ -41,12 +41,12 @@ use std::process::ExitCode;
 use clap::{CommandFactory as _, Parser, Subcommand};
 use error::CliError;
 
-/// The allocator of `kafka-worker`, so that `mcp-fleet worker` behaves like it.
+/// The same allocator as in `kafka-worker`, so that `mcp-fleet worker` behaves like it.
 #[cfg(feature = "fleet")]
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
-/// Shown below `--help` where the commands are there.
+/// Examples for commands that only some builds have.
 #[cfg(feature = "embedded-broker")]
 const LAPTOP_EXAMPLES: &str = "
   mcp-fleet demo --jobs 200 --workers 3
@@ -62,7 +62,9 @@ const EXAMPLES: &str = "
   mcp-fleet events --from-start --json
   mcp-fleet topics create --brokers kafka:9092 --partitions 12";
 
-/// A Kafka-driven fleet of job workers for MCP tools.
+/// Runs MCP tool calls as durable jobs on Kafka.
+///
+/// A whole fleet on one laptop, and the operator's tool for any Kafka.
 #[derive(Debug, Parser)]
 #[command(name = "mcp-fleet", version, after_help = format!("Examples:{LAPTOP_EXAMPLES}{EXAMPLES}"))]
 struct Cli {
@@ -73,62 +75,65 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     #[cfg(feature = "embedded-broker")]
-    /// Start broker, server and workers, run jobs over the files of this directory, and show what
-    /// became of each.
+    /// Run a whole fleet and some jobs over the files of this directory, and report on each job
     Demo(demo::Args),
     #[cfg(feature = "embedded-broker")]
-    /// Start broker, server and workers, and keep them running until Ctrl-C.
+    /// Run a whole fleet (broker, server and workers) until Ctrl-C
     Dev(dev::Args),
-    /// Put jobs on the jobs topic.
+    /// Submit jobs to the jobs topic
     Submit(submit::Args),
-    /// Follow what happens to jobs.
+    /// Print job events as they happen
     Events(events::Args),
-    /// Look at jobs, wait for them, cancel them, through a server.
+    /// List, show, watch, wait for and cancel jobs through a server
     Jobs {
         #[command(subcommand)]
         command: jobs::Command,
     },
-    /// Look at dead letters, put them back to work, delete them.
+    /// List, show, replay and purge dead letters
     Dlq {
         #[command(subcommand)]
         command: dlq::Command,
     },
-    /// How far the workers have come, and how old the oldest open job is.
+    /// Show how far the workers have come on each partition
     Lag(lag::Args),
-    /// Make the topics that a fleet needs.
+    /// Create the topics that a fleet needs
     Topics {
         #[command(subcommand)]
         command: topics::Command,
     },
     #[cfg(feature = "embedded-broker")]
-    /// Run the embedded broker by itself.
+    /// Run only the embedded broker
     Broker(serve::BrokerArgs),
     #[cfg(feature = "fleet")]
-    /// Run the MCP server (the binary mcp-server).
+    /// Run the MCP server (the same as the binary mcp-server)
     Server(serve::ServerArgs),
     #[cfg(feature = "fleet")]
-    /// Run a worker (the binary kafka-worker).
+    /// Run a worker (the same as the binary kafka-worker)
     Worker(serve::WorkerArgs),
-    /// Print what a shell needs to complete commands and flags.
+    /// Print a shell completion script
     Completions(completions::Args),
 }
 
 fn main() -> ExitCode {
     fleet_ops::inspection::forbid();
-    // The server that runs in this binary starts its children by it.
+    // The server in this binary starts its children through the binary itself.
     #[cfg(feature = "fleet")]
     if let Some(code) = fleet_launcher::run_if_asked() {
         return code;
     }
+
     let cli = Cli::parse();
+
     let runtime = match &cli.command {
         #[cfg(feature = "fleet")]
         Command::Worker(args) => kafka_worker::runtime(args.threads()),
         _ => tokio::runtime::Builder::new_multi_thread().enable_all().build(),
     };
+
     let result = runtime
-        .map_err(|error| CliError::Io("the program could not start", error))
+        .map_err(|error| CliError::Io("could not start the async runtime", error))
         .and_then(|runtime| runtime.block_on(run(cli.command)));
+
     match result {
         Ok(code) => code,
         Err(error) => {

@@ -1,11 +1,11 @@
-//! Points in time as they are given on the command line. Pure.
+//! Points in time on the command line. Pure.
 
 use std::time::Duration;
 
 use fleet_job::time::Timestamp;
 use fleet_ops::config::parse_duration;
 
-/// A point in time as people say it: `2026-11-21T08:00:00Z`, or `2h` for two hours ago.
+/// A point in time as a user writes it: `2026-11-21T08:00:00Z`, or `2h` for two hours ago.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Moment {
     At(Timestamp),
@@ -13,17 +13,17 @@ pub(crate) enum Moment {
 }
 
 impl Moment {
-    /// Reads what stands on the command line.
+    /// Parses a command-line value.
     pub(crate) fn parse(text: &str) -> Result<Self, String> {
         if let Ok(ago) = parse_duration(text) {
             return Ok(Self::Ago(ago));
         }
         text.parse()
             .map(Self::At)
-            .map_err(|error| format!("{error}, or a duration like 30m, 2h or 7d"))
+            .map_err(|error| format!("{error}, or a duration such as 30m, 2h or 7d"))
     }
 
-    /// The point in time, when it is `now`.
+    /// Converts to a timestamp, relative to `now`.
     pub(crate) fn resolve(self, now: Timestamp) -> Timestamp {
         match self {
             Self::At(time) => time,

@@ -1,20 +1,21 @@
-//! The only place that writes to the terminal. Data goes to standard output, talk to standard error
-//! when the output is meant for programs.
+//! The only module that writes to the terminal. Data goes to standard output. Messages go to
+//! standard error if standard output is meant for programs.
 
 use std::io::{ErrorKind, Write};
 
 use serde::Serialize;
 
-/// Writes a line. Whoever closes the pipe (`head`, for one) has seen enough, which is no error.
+/// Writes a line. A closed pipe is not an error: the reader (such as `head`) has seen enough.
 fn write_line(mut to: impl Write, text: impl std::fmt::Display) {
     match writeln!(to, "{text}") {
         Err(error) if error.kind() == ErrorKind::BrokenPipe => std::process::exit(0),
-        // Without a place to write to there is none to complain at either.
+        // If writing fails, there is nowhere to report it.
         _ => {}
     }
 }
 
-/// Talk for people: on standard output, or on standard error when `json` has that for itself.
+/// Prints messages for people: on standard output, or on standard error if `json` reserves standard
+/// output for data.
 #[cfg(feature = "embedded-broker")]
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Talk {
@@ -32,7 +33,7 @@ impl Talk {
     }
 }
 
-/// One JSON value on one line of standard output.
+/// Prints one JSON value on one line of standard output.
 pub(crate) fn json(value: &impl Serialize) {
     match serde_json::to_string(value) {
         Ok(text) => line(&text),
@@ -40,46 +41,49 @@ pub(crate) fn json(value: &impl Serialize) {
     }
 }
 
-/// A line of data.
+/// Prints a line of data.
 pub(crate) fn line(text: &str) {
     write_line(std::io::stdout(), text);
 }
 
-/// Something went wrong.
+/// Prints a problem on standard error.
 pub(crate) fn problem(text: &str) {
     write_line(std::io::stderr(), format_args!("mcp-fleet: {text}"));
 }
 
-/// What is drawn again and again at one place of the terminal that standard output is.
+/// A drawing on standard output that is repeatedly redrawn in place.
 #[derive(Debug, Default)]
 pub(crate) struct Screen {
-    /// Lines that were drawn the last time, and the terminal's size then.
+    /// The number of lines of the last drawing, and the terminal's size at that time.
     drawn: usize,
     size: (u16, u16),
 }
 
 impl Screen {
-    /// How many lines there is room for.
+    /// Returns the number of lines of the terminal.
     pub(crate) fn height(&self) -> usize {
         let (rows, _) = console::Term::stdout().size();
         usize::from(rows)
     }
 
-    /// How long a line can be.
+    /// Returns the number of columns of the terminal.
     pub(crate) fn width(&self) -> usize {
         let (_, columns) = console::Term::stdout().size();
         usize::from(columns)
     }
 
-    /// Draws `text` over what was drawn before.
+    /// Draws `text` over the previous drawing.
     pub(crate) fn draw(&mut self, text: &str) {
         let size = console::Term::stdout().size();
-        // Another size breaks lines anew, so that nobody knows where the last drawing is.
+        // A resize rewraps lines, so the position of the last drawing is no longer known.
         let resized = self.drawn > 0 && self.size != size;
         self.size = size;
+
         let before = if resized { None } else { Some(self.drawn) };
         self.drawn = text.lines().count();
+
         let frame = frame(text, usize::from(size.1), before);
+
         let mut stdout = std::io::stdout().lock();
         match stdout.write_all(frame.as_bytes()).and_then(|()| stdout.flush()) {
             Err(error) if error.kind() == ErrorKind::BrokenPipe => std::process::exit(0),
@@ -88,19 +92,21 @@ impl Screen {
     }
 }
 
-/// `text` with what makes a terminal put it over the last drawing of so many lines, or on an empty
-/// screen. It is written at once and nothing is erased before it is written over, or it would
-/// flicker.
+/// Returns `text` with the escape sequences that put it over a previous drawing of `before` lines,
+/// or on an empty screen. Everything is written at once, and nothing is erased before it is
+/// overwritten, to avoid flicker.
 fn frame(text: &str, width: usize, before: Option<usize>) -> String {
     let mut frame = match before {
         None => "\x1b[2J\x1b[H".to_owned(),
         Some(0) => String::new(),
         Some(lines) => format!("\x1b[{lines}A\r"),
     };
+
     for line in text.lines() {
         frame.push_str(&console::truncate_str(line, width, "…"));
         frame.push_str("\x1b[K\n");
     }
+
     frame.push_str("\x1b[J");
     frame
 }

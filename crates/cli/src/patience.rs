@@ -1,4 +1,4 @@
-//! Says on standard error what a command waits for, once the wait has lasted a second.
+//! Tells the user on standard error what a command waits for, once the wait has lasted a second.
 
 use std::{
     sync::{
@@ -14,10 +14,10 @@ use parking_lot::Mutex;
 
 use crate::output;
 
-/// How long a command may be silent.
+/// How long a command may wait without a message.
 pub(crate) const SILENCE: Duration = Duration::from_secs(1);
 
-/// A wait that is under way. Dropping it ends the wait.
+/// A wait in progress. Dropping it ends the wait.
 #[derive(Debug)]
 pub(crate) struct Patience {
     what: Arc<Mutex<String>>,
@@ -25,17 +25,17 @@ pub(crate) struct Patience {
 }
 
 impl Patience {
-    /// Waits for `what`, which follows "waiting for" in the message.
+    /// Starts a wait. `what` follows "waiting for" in the message.
     pub(crate) fn new(what: String) -> Self {
         Self::start(what, SILENCE, |what| output::problem(&format!("waiting for {what}")))
     }
 
-    /// Waits for an answer from a broker.
+    /// Starts a wait for a response from a broker.
     pub(crate) fn for_kafka(settings: &Settings) -> Self {
-        Self::new(format!("an answer from Kafka at {}", settings.brokers))
+        Self::new(format!("a response from Kafka at {}", settings.brokers))
     }
 
-    /// A thread of its own says it, because what waits may block its thread.
+    /// Starts a wait with a thread of its own, because the waiting thread may be blocked.
     fn start(what: String, silence: Duration, say: impl FnOnce(&str) + Send + 'static) -> Self {
         let what = Arc::new(Mutex::new(what));
         let (wait, over) = mpsc::channel::<()>();
@@ -49,13 +49,13 @@ impl Patience {
         Self { what, _wait: wait }
     }
 
-    /// Changes what is waited for. A message that is out already stays.
+    /// Changes what the wait is for. A message that has been printed stays.
     pub(crate) fn wait_for(&self, what: String) {
         *self.what.lock() = what;
     }
 }
 
-/// Notices in a loop that Kafka has been out of reach for too long to be silent about. Pure.
+/// Detects in a loop that Kafka has been unreachable for too long. Pure.
 #[derive(Debug, Default)]
 pub(crate) struct Outage {
     since: Option<Instant>,
@@ -63,22 +63,24 @@ pub(crate) struct Outage {
 }
 
 impl Outage {
-    /// Takes in whether Kafka is out of reach. Returns `true` once per outage, when it is to be
+    /// Records whether Kafka is unreachable. Returns `true` once per outage, when it should be
     /// reported.
     pub(crate) fn observe(&mut self, is_out_of_reach: bool, now: Instant) -> bool {
         if !is_out_of_reach {
             *self = Self::default();
             return false;
         }
+
         let since = *self.since.get_or_insert(now);
         let is_due = !self.is_reported && now.duration_since(since) >= SILENCE;
         self.is_reported |= is_due;
+
         is_due
     }
 
-    /// The message of an outage in the middle of a command.
+    /// Returns the message about an outage in the middle of a command.
     pub(crate) fn message(settings: &Settings) -> String {
-        format!("no contact with Kafka at {}; waiting for it to come back", settings.brokers)
+        format!("lost contact with Kafka at {}; waiting for it to return", settings.brokers)
     }
 }
 
@@ -114,6 +116,6 @@ mod tests {
             [(true, 0), (true, 999), (true, 1000), (true, 5000), (false, 6000), (true, 7000)]
                 .map(|(is_out_of_reach, millis)| outage.observe(is_out_of_reach, at(millis)));
         assert_eq!(observed, [false, false, true, false, false, false]);
-        assert!(outage.observe(true, at(8000)), "the next outage");
+        assert!(outage.observe(true, at(8000)), "the next outage is reported too");
     }
 }

@@ -1,7 +1,7 @@
 //! The records that `submit --wait` and `demo` wait for. Pure.
 //!
-//! They wait for records, not for jobs: two records may name one job. The end of a record is its
-//! first one, by the rule of [`fleet_job::state`].
+//! The unit is the record, not the job, since two records may have one job id. A record's end is
+//! its first terminal event, by the rule of [`fleet_job::state`].
 
 use std::collections::HashSet;
 
@@ -13,7 +13,7 @@ use fleet_job::{
 
 use crate::submit::Place;
 
-/// The records of one jobs topic that have not come to their end.
+/// Records of one jobs topic that have not ended yet.
 #[derive(Debug)]
 pub(crate) struct Pending {
     topic: String,
@@ -21,17 +21,17 @@ pub(crate) struct Pending {
     standings: Standings<Place>,
 }
 
-/// What a record of the events topic says of a pending one.
+/// What an event says about a pending record.
 #[derive(Debug, PartialEq)]
 pub(crate) enum News {
-    /// How far its job has come.
+    /// The progress of the record's job.
     Progress(Progress),
-    /// The job has ended and is no longer waited for.
+    /// The job has ended and is no longer pending.
     End(Box<JobEvent>),
 }
 
 impl Pending {
-    /// The records at `places` of the jobs topic `topic`.
+    /// Creates the set of records at `places` in the jobs topic `topic`.
     pub(crate) fn new(topic: &str, places: impl IntoIterator<Item = Place>) -> Self {
         Self {
             topic: topic.to_owned(),
@@ -40,12 +40,12 @@ impl Pending {
         }
     }
 
-    /// How many are pending.
+    /// Returns the number of pending records.
     pub(crate) fn len(&self) -> usize {
         self.open.len()
     }
 
-    /// Takes the next record of the events topic.
+    /// Processes the next record of the events topic.
     pub(crate) fn take(&mut self, record: &RawRecord) -> Option<News> {
         let event: JobEvent = serde_json::from_slice(record.value.as_deref()?).ok()?;
         let source = event.source.as_ref().filter(|source| source.topic == self.topic)?;
@@ -127,7 +127,7 @@ mod tests {
         let result = Some(json!({"resultType": "input_required"}));
         let asks = JobEvent { result, ..event("jobs", 1, JobState::Succeeded) };
         assert_eq!(pending.take(&record(1, &asks)), None);
-        assert_eq!(pending.take(&record(2, &running)), None, "the round is over");
+        assert_eq!(pending.take(&record(2, &running)), None, "the round has ended");
         assert_eq!(pending.len(), 1);
     }
 }

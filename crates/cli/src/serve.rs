@@ -1,4 +1,4 @@
-//! The parts of a fleet, each run by itself: `mcp-fleet broker`, `server` and `worker`.
+//! The parts of a fleet, each run on its own: `mcp-fleet broker`, `server` and `worker`.
 
 use std::{os::unix::process::parent_id, process::ExitCode, time::Duration};
 
@@ -12,7 +12,7 @@ mod broker;
 #[cfg(feature = "embedded-broker")]
 pub(crate) use broker::{BrokerArgs, broker};
 
-/// How often a child looks whether its parent is still there.
+/// How often a child checks that its parent still exists.
 const WATCH: Duration = Duration::from_millis(500);
 
 #[derive(Debug, clap::Args)]
@@ -33,34 +33,35 @@ pub(crate) struct WorkerArgs {
 }
 
 impl WorkerArgs {
-    /// How many threads it asks for.
+    /// Returns the number of threads that the arguments ask for.
     pub(crate) fn threads(&self) -> u32 {
         self.worker.threads
     }
 }
 
-/// How a part behaves as a child of `demo` or `dev`.
+/// How a part behaves as a child process of `demo` or `dev`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct ChildArgs {
-    /// End when the process that started this one ends, however it does.
+    /// End when the parent process ends, for whatever reason.
     #[arg(long, hide = true)]
     exit_with_parent: bool,
 }
 
 impl ChildArgs {
-    /// Without this a killed `dev` would leave its workers behind.
+    /// Shuts this process down when its parent ends. Otherwise a killed `dev` would leave its
+    /// workers running.
     fn watch(&self) {
         if !self.exit_with_parent {
             return;
         }
+
         let parent = parent_id();
         tokio::spawn(async move {
             while parent_id() == parent {
                 tokio::time::sleep(WATCH).await;
             }
-            tracing::warn!("the parent process is gone");
-            // The handlers of a shutdown signal are in place; a drain is what it would have asked
-            // for.
+            tracing::warn!("the parent process has ended; shutting down");
+            // The signal handlers are in place, so this starts the usual drain.
             if nix::sys::signal::raise(nix::sys::signal::Signal::SIGTERM).is_err() {
                 std::process::exit(1);
             }

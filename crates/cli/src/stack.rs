@@ -1,4 +1,4 @@
-//! A whole fleet on one machine: broker, topics, server, workers.
+//! A whole fleet on one machine: broker, topics, server and workers.
 
 use std::{
     net::{Ipv4Addr, SocketAddr},
@@ -23,27 +23,26 @@ use crate::{
     supervise::Process,
 };
 
-/// The name under which the files of the current directory are hosted.
+/// The server name under which the files of the current directory are hosted.
 pub(crate) const FILES: &str = "files";
-/// The end of the name of the topic in which the server of a laptop keeps what it hosts, where the
-/// Kafka is not its own.
+/// The suffix of the registry topic of a local server whose Kafka is shared with others.
 const LOCAL_SERVERS: &str = "local-servers";
 const READY: Duration = Duration::from_secs(30);
-/// How long workers may take to share the partitions.
+/// How long workers may take to join the group and divide the partitions.
 const JOIN: Duration = Duration::from_secs(10);
 const LOOK: Duration = Duration::from_millis(100);
-/// Longer than the drain of a worker.
+/// The time for a process to stop. Longer than a worker's drain.
 const STOP: Duration = Duration::from_secs(40);
 
-/// What to start.
+/// What to start, and where.
 #[derive(Debug, Clone)]
 pub(crate) struct StackConfig {
-    /// A Kafka that is there already; without it the embedded broker is started.
+    /// An existing Kafka; `None` starts the embedded broker.
     pub(crate) brokers: Option<String>,
     pub(crate) broker_port: u16,
     pub(crate) server_port: u16,
     pub(crate) data_dir: Option<PathBuf>,
-    /// Where logs and the policy go.
+    /// The directory for logs and the policy file.
     pub(crate) run_dir: PathBuf,
     /// The directory whose files are hosted.
     pub(crate) root: PathBuf,
@@ -51,7 +50,7 @@ pub(crate) struct StackConfig {
     pub(crate) group: String,
     pub(crate) partitions: i32,
     pub(crate) workers: usize,
-    /// Whether the server takes jobs and tells of them, for which it needs the broker.
+    /// Whether the server accepts jobs and reports on them, which needs the broker.
     pub(crate) jobs: bool,
 }
 
@@ -68,13 +67,14 @@ pub(crate) struct Stack {
 }
 
 impl Stack {
-    /// Starts everything but the workers, and waits until it answers.
+    /// Starts everything except the workers, and waits until it is ready.
     pub(crate) async fn start(config: StackConfig) -> Result<Self, CliError> {
         std::fs::create_dir_all(&config.run_dir).map_err(|source| CliError::File {
-            what: "can't make the directory",
+            what: "could not create the directory",
             path: config.run_dir.clone(),
             source,
         })?;
+
         let broker = match &config.brokers {
             Some(_) => None,
             None => {
@@ -85,6 +85,7 @@ impl Stack {
                 )
             }
         };
+
         let brokers = broker
             .as_ref()
             .map(Broker::bootstrap)
@@ -93,6 +94,7 @@ impl Stack {
         let settings = connection::settings(&brokers)?;
         let topics = Topics::of(config.topic.clone());
         let replication = if broker.is_some() { 1 } else { -1 };
+
         let patience = Patience::for_kafka(&settings);
         admin::create_topics(
             &settings,
@@ -116,7 +118,7 @@ impl Stack {
         })
     }
 
-    /// Starts the workers and waits until they share the work.
+    /// Starts the workers and waits until they have divided the partitions.
     pub(crate) async fn start_workers(&mut self) -> Result<(), CliError> {
         for number in 1..=self.config.workers {
             let (brokers, url) = (&self.settings.brokers, &self.server_url);
@@ -129,8 +131,8 @@ impl Stack {
         Ok(())
     }
 
-    /// The job that hosts the files of the root directory: this binary again, over standard input
-    /// and output.
+    /// Returns the job that hosts the files of the root directory, by running this binary over
+    /// standard input and output.
     pub(crate) fn files_job(&self, job_id: String) -> Result<Envelope, CliError> {
         let (command, args) = files_command(&self.config.root)?;
         let payload = json!({"mcpServers": {FILES: {"command": command, "args": args}}});
@@ -138,7 +140,7 @@ impl Stack {
         Ok(Envelope::new(job_id, Work::ServerInit(payload)))
     }
 
-    /// Returns when the embedded broker has died by itself; never without one.
+    /// Returns once the embedded broker has failed; never returns if there is none.
     pub(crate) fn broker_died(&self) -> impl Future<Output = CliError> + Send + use<> {
         let failed = self.broker.as_ref().map(Broker::failed);
         async move {
@@ -149,7 +151,7 @@ impl Stack {
         }
     }
 
-    /// Ends workers and server; the workers drain first. The broker stays.
+    /// Stops the workers, which drain first, and then the server. The broker keeps running.
     pub(crate) async fn stop_fleet(&mut self) {
         self.workers.iter().for_each(Process::terminate);
         for worker in self.workers.drain(..) {
@@ -161,7 +163,7 @@ impl Stack {
         }
     }
 
-    /// Ends everything.
+    /// Stops everything.
     pub(crate) async fn stop(mut self) {
         self.stop_fleet().await;
         if let Some(broker) = self.broker {
@@ -170,8 +172,8 @@ impl Stack {
     }
 }
 
-/// Waits until all workers share the partitions, so that each gets its part of the first jobs. It
-/// is no error when that takes longer: whoever is there does the work.
+/// Waits until all workers have joined the group, so that each gets its share of the first jobs. A
+/// timeout is not an error: the workers that have joined do the work.
 pub(crate) async fn wait_for_group(settings: &Settings, group: &str, members: usize) {
     let deadline = tokio::time::Instant::now() + JOIN;
     while tokio::time::Instant::now() < deadline {
@@ -182,25 +184,27 @@ pub(crate) async fn wait_for_group(settings: &Settings, group: &str, members: us
         }
         tokio::time::sleep(LOOK).await;
     }
-    tracing::warn!("not all workers have joined the group yet");
+    tracing::warn!("some workers have not joined the consumer group yet; continuing without them");
 }
 
-/// Hosts the files by a call of the server itself, which is done when this returns.
+/// Hosts the files with a call to the server, which has finished when this returns.
 pub(crate) async fn host_files(server_url: &str, root: &Path) -> Result<(), CliError> {
     let (command, args) = files_command(root)?;
     let arguments = json!({"name": FILES, "config": {"command": command, "args": args}});
     let urls = ClientConfig::parse_urls(server_url)?;
+
     let arguments = arguments.as_object().cloned().unwrap_or_else(Map::new);
     let call = ToolCall { timeout: Some(READY), ..ToolCall::new("server_initialize", arguments) };
+
     match McpClient::new(ClientConfig::new(urls))?.call_tool(call).await {
         Outcome::Succeeded(_) => Ok(()),
         Outcome::Failed(failure) => {
-            Err(CliError::Usage(format!("the files can't be hosted: {}", failure.error)))
+            Err(CliError::Usage(format!("could not host the files: {}", failure.error)))
         }
     }
 }
 
-/// Starts an embedded broker as a process of its own, which keeps its data in `data_dir`.
+/// Starts an embedded broker as a separate process with its data in `data_dir`.
 pub(crate) fn start_broker(config: &StackConfig, data_dir: &Path) -> Result<Process, CliError> {
     let args = [
         "broker".to_owned(),
@@ -210,7 +214,7 @@ pub(crate) fn start_broker(config: &StackConfig, data_dir: &Path) -> Result<Proc
     Process::start("broker", &config.run_dir, &args, &[])
 }
 
-/// Starts worker `number` without waiting for it. Its own port is `port`, or any free one if that
+/// Starts worker `number` without waiting for it. It listens on `port`, or on any free port if that
 /// is 0.
 pub(crate) fn start_worker(
     config: &StackConfig,
@@ -230,7 +234,8 @@ pub(crate) fn start_worker(
         format!("--server-url={server_url}"),
         format!("--worker-id={name}"),
     ];
-    // On one machine a dead worker should be noticed in seconds; a user's own wish goes before.
+    // On one machine, a dead worker should be noticed in seconds. Values that the user sets take
+    // precedence.
     let quick = [
         ("KAFKA_PROPERTY_SESSION_TIMEOUT_MS", "6000"),
         ("KAFKA_PROPERTY_HEARTBEAT_INTERVAL_MS", "1500"),
@@ -257,33 +262,34 @@ pub(crate) fn start_server(
         args.push(format!("--kafka-brokers={brokers}"));
         args.push(format!("--jobs-topic={}", config.topic));
         if config.brokers.is_some() {
-            // What is hosted on a laptop is nothing that the servers of a shared Kafka should hear
-            // of.
+            // Servers of a shared Kafka must not learn what is hosted on this laptop.
             args.push(format!("--registry-topic={}.{LOCAL_SERVERS}", config.topic));
         }
     } else {
-        // The only one, so there is nobody to share with, whatever the environment says.
+        // This is the only server, so it shares its registry with nobody, whatever the environment
+        // says.
         args.push("--kafka-brokers=".to_owned());
     }
     Process::start("mcp-server", &config.run_dir, &args, &[])
 }
 
-/// The same as command and arguments.
+/// Returns the command and the arguments that host the files of `root`.
 fn files_command(root: &Path) -> Result<(String, Vec<String>), CliError> {
     let mut argv = files_argv(root)?;
     let args = argv.split_off(1);
     Ok((argv.remove(0), args))
 }
 
-/// The command line of the stdio server that offers the files of `root`.
+/// Returns the command line of the stdio server that offers the files of `root`.
 fn files_argv(root: &Path) -> Result<Vec<String>, CliError> {
-    let exe =
-        std::env::current_exe().map_err(|error| CliError::Io("can't find this program", error))?;
+    let exe = std::env::current_exe()
+        .map_err(|error| CliError::Io("could not find this program", error))?;
     let text = |path: &Path| {
         path.to_str().map(str::to_owned).ok_or_else(|| {
-            CliError::Usage(format!("`{}` is not UTF-8, which JSON needs", path.display()))
+            CliError::Usage(format!("the path `{}` is not valid UTF-8; rename it", path.display()))
         })
     };
+
     Ok(vec![
         text(&exe)?,
         "server".to_owned(),
@@ -292,7 +298,7 @@ fn files_argv(root: &Path) -> Result<Vec<String>, CliError> {
     ])
 }
 
-/// A policy that allows exactly the one command line that hosts the files.
+/// Writes a policy that allows exactly the command line that hosts the files.
 pub(crate) fn write_policy(config: &StackConfig) -> Result<PathBuf, CliError> {
     #[derive(serde::Serialize)]
     struct Policy {
@@ -302,12 +308,14 @@ pub(crate) fn write_policy(config: &StackConfig) -> Result<PathBuf, CliError> {
     struct Allowed {
         argv: Vec<String>,
     }
+
     let argv = files_argv(&config.root)?.iter().map(|word| fleet_policy::escape(word)).collect();
     let policy = Policy { command: vec![Allowed { argv }] };
+
     let path = config.run_dir.join("policy.toml");
     let text = toml::to_string(&policy).map_err(|error| CliError::Usage(error.to_string()))?;
     std::fs::write(&path, text).map_err(|source| CliError::File {
-        what: "can't write",
+        what: "could not write",
         path: path.clone(),
         source,
     })?;

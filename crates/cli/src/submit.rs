@@ -1,4 +1,4 @@
-//! `mcp-fleet submit`: putting jobs on the jobs topic, and waiting for them.
+//! `mcp-fleet submit`: submits jobs and optionally waits for them.
 
 mod lines;
 
@@ -42,25 +42,24 @@ use crate::{
 
 pub(crate) use lines::BadLines;
 
-/// How long a broker may take to answer at all.
+/// How long a broker may take to respond at all.
 const REACH: Duration = Duration::from_secs(5);
-/// What `submit --wait` and `jobs wait` end with when a job has not succeeded.
+/// The exit code of `submit --wait` and `jobs wait` if a job has not succeeded.
 pub(crate) const FAILED: u8 = 1;
-/// What they end with when time is up.
+/// The exit code on a timeout.
 pub(crate) const TIMED_OUT: u8 = 3;
-/// What they end with when all jobs have succeeded, and the result of one was too large to be kept.
+/// The exit code if all jobs have succeeded but a result was too large to keep.
 pub(crate) const NO_RESULT: u8 = 4;
-/// What shells report of a process that was interrupted.
+/// The exit code that shells report for an interrupted process.
 pub(crate) const INTERRUPTED: u8 = 130;
 const OPEN: Duration = Duration::from_secs(10);
 const POLL: Duration = Duration::from_millis(100);
-/// Records handed over to the producer and not acknowledged yet.
+/// The maximum number of records that wait for acknowledgement.
 const WINDOW: usize = 1000;
 
-/// What stands before the bar of jobs that are waited for, while none of them tells of its
-/// progress.
+/// The message before the progress bar while no job reports its progress.
 const WAITING: &str = "waiting";
-/// How much of a job's progress stands there instead.
+/// The maximum length of a job's progress message in that place.
 const NEWS: usize = 100;
 
 const EXAMPLES: &str = "Examples:
@@ -68,8 +67,12 @@ const EXAMPLES: &str = "Examples:
   mcp-fleet submit --server-init .mcp.json --wait
   mcp-fleet submit jobs.jsonl --brokers kafka:9092 --wait --json
 
-With --wait, exit code 0 means that all jobs have succeeded, 1 that one has not, 3 that time was up before all had ended,
-4 that all have succeeded and the result of at least one was too large to be kept (result-omitted).";
+Exit codes with --wait:
+  0    all jobs succeeded
+  1    a job did not succeed
+  3    the timeout expired before all jobs had ended
+  4    all jobs succeeded, but a result was too large to keep (result-omitted)
+  130  interrupted";
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
@@ -77,53 +80,68 @@ pub(crate) struct Args {
     #[command(flatten)]
     connection: Connection,
 
-    /// Envelopes, one JSON object a line; `-` for standard input.
-    #[arg(value_name = "FILE", conflicts_with_all = ["tool", "server_init"], required_unless_present_any = ["tool", "server_init"])]
+    /// Submit the jobs in this file, one JSON object per line; `-` for standard input
+    #[arg(
+        help_heading = "Jobs",
+        value_name = "FILE",
+        conflicts_with_all = ["tool", "server_init"],
+        required_unless_present_any = ["tool", "server_init"],
+    )]
     file: Option<PathBuf>,
 
-    /// Submit one call of this tool.
-    #[arg(long, value_name = "NAME")]
+    /// Submit one call of this tool
+    #[arg(help_heading = "Jobs", long, value_name = "NAME")]
     tool: Option<String>,
 
-    /// The hosted server whose tool it is.
-    #[arg(long, requires = "tool", value_name = "NAME")]
+    /// The hosted server that the tool belongs to
+    #[arg(help_heading = "Jobs", long, requires = "tool", value_name = "NAME")]
     server: Option<String>,
 
-    /// The tool's arguments, a JSON object.
-    #[arg(long, requires = "tool", default_value = "{}", value_name = "JSON")]
+    /// The tool's arguments as a JSON object
+    #[arg(
+        help_heading = "Jobs",
+        long,
+        requires = "tool",
+        default_value = "{}",
+        value_name = "JSON"
+    )]
     arguments: String,
 
-    /// Submit one job that hosts the servers of this mcpServers file.
-    #[arg(long, conflicts_with = "tool", value_name = "FILE")]
+    /// Submit one job that hosts the servers in this mcpServers file
+    #[arg(help_heading = "Jobs", long, conflicts_with = "tool", value_name = "FILE")]
     server_init: Option<PathBuf>,
 
-    /// The job's id; a new UUID where it is not set.
-    #[arg(long, conflicts_with = "file", value_name = "ID")]
+    /// The job's id; by default a new UUID
+    #[arg(help_heading = "Jobs", long, conflicts_with = "file", value_name = "ID")]
     job_id: Option<String>,
 
-    /// The ordering key of all jobs; without it a job's own `key` field is used, and without that
-    /// none.
-    #[arg(long, value_name = "KEY")]
+    /// The ordering key of all jobs; by default, each job's own `key` field, if it has one
+    #[arg(help_heading = "Jobs", long, value_name = "KEY")]
     key: Option<String>,
 
-    /// Wait until every job has come to its end; exit with 1 unless all succeeded, with 3 when time
-    /// is up.
-    #[arg(long)]
+    /// Wait until every job has ended; see the exit codes below
+    #[arg(help_heading = "Waiting", long)]
     wait: bool,
 
-    /// How long to wait, in seconds.
-    #[arg(long, requires = "wait", default_value_t = 600, value_name = "SECONDS")]
+    /// How long to wait, in seconds
+    #[arg(
+        help_heading = "Waiting",
+        long,
+        requires = "wait",
+        default_value_t = 600,
+        value_name = "SECONDS"
+    )]
     timeout: u64,
 
-    /// Print JSON: the terminal events, one a line, then a summary.
-    #[arg(long)]
+    /// Print JSON: with --wait each terminal event on one line, then a summary
+    #[arg(help_heading = "Output", long)]
     json: bool,
 }
 
-/// Where a record was written: partition and offset of the jobs topic.
+/// Where a record was written: its partition and offset in the jobs topic.
 pub(crate) type Place = (i32, i64);
 
-/// A job with the key it is to be written under.
+/// A job and the key of its record.
 struct Job {
     envelope: Envelope,
     key: Option<String>,
@@ -131,15 +149,18 @@ struct Job {
 
 pub(crate) async fn run(args: Args) -> Result<ExitCode, CliError> {
     let jobs = jobs(&args)?;
+
     let settings = args.connection.settings()?;
     let topics = args.connection.topics();
     let patience = Patience::for_kafka(&settings);
-    // Said at once and in plain words; a producer would take half a minute to say that something is
-    // wrong.
+
+    // Fail quickly and clearly if Kafka is unreachable; a producer would take half a minute to
+    // fail.
     let (look, topic) = (settings.clone(), topics.jobs.clone());
     let found = tokio::task::spawn_blocking(move || admin::partitions(&look, &topic, REACH)).await;
     found.map_err(|error| CliError::Usage(error.to_string()))??;
-    // Opened before the first job is written, or its end could be missed.
+
+    // Open the reader before writing the first job, or it could miss the job's end.
     let reader = if args.wait {
         let (settings, topic) = (settings.clone(), topics.events.clone());
         let open = move || Reader::open(&settings, &topic, From::Now, OPEN);
@@ -151,11 +172,14 @@ pub(crate) async fn run(args: Args) -> Result<ExitCode, CliError> {
     } else {
         None
     };
+
     drop(patience);
     let producer = Producer::new(&settings)?;
+
     let bar = progress(jobs.len(), "submitting");
     let places = write(&producer, &topics, &jobs, &bar).await?;
     bar.finish_and_clear();
+
     let Some(reader) = reader else {
         let ids: Vec<_> = jobs.iter().map(|job| &job.envelope.job_id).collect();
         if args.json {
@@ -168,9 +192,10 @@ pub(crate) async fn run(args: Args) -> Result<ExitCode, CliError> {
         }
         return Ok(ExitCode::SUCCESS);
     };
+
     let (timeout, as_json) = (Duration::from_secs(args.timeout), args.json);
     let stop = shutdown::signal_token()
-        .map_err(|error| CliError::Io("signals can't be handled", error))?;
+        .map_err(|error| CliError::Io("could not install signal handlers", error))?;
     let waiting = Waiting { settings, topic: topics.jobs, places, timeout, as_json, stop };
     let waited = tokio::task::spawn_blocking(move || waiting.run(reader));
     waited.await.map_err(|error| CliError::Usage(error.to_string()))?
@@ -182,7 +207,9 @@ fn jobs(args: &Args) -> Result<Vec<Job>, CliError> {
     if let Some(path) = &args.file {
         return from_file(path, args.key.as_deref());
     }
+
     let job_id = args.job_id.clone().unwrap_or_else(|| uuid::Uuid::now_v7().to_string());
+
     let mut object = json!({"jobID": job_id});
     if let Some(path) = &args.server_init {
         let payload = mcp_servers::text::parse(&read(path)?)
@@ -203,8 +230,9 @@ fn jobs(args: &Args) -> Result<Vec<Job>, CliError> {
         };
         object = Envelope::new(job_id, Work::ToolCall(call)).to_json();
     }
+
     let envelope = decode::from_json(object.to_string().as_bytes())
-        .map_err(|error| CliError::Usage(format!("this is not a job: {error}")))?;
+        .map_err(|error| CliError::Usage(format!("invalid job: {error}")))?;
     Ok(vec![Job { envelope, key: args.key.clone() }])
 }
 
@@ -218,7 +246,9 @@ fn from_file(path: &PathBuf, key: Option<&str>) -> Result<Vec<Job>, CliError> {
 
     let jobs = lines::parse(&text, &file, key)?;
     if jobs.is_empty() {
-        return Err(CliError::Usage(format!("{file} holds no jobs")));
+        return Err(CliError::Usage(format!(
+            "{file} contains no jobs; expected one JSON object per line"
+        )));
     }
     Ok(jobs)
 }
@@ -230,12 +260,12 @@ fn read(path: &PathBuf) -> Result<Vec<u8>, CliError> {
     } else {
         std::fs::read(path)
     };
-    bytes.map_err(|source| CliError::File { what: "can't read", path: path.clone(), source })
+    bytes.map_err(|source| CliError::File { what: "could not read", path: path.clone(), source })
 }
 
 // --- Writing ------------------------------------------------------------------------------------
 
-/// Writes the jobs in order and says where each one stands.
+/// Writes the jobs in order and returns where each one was written.
 async fn write(
     producer: &Producer,
     topics: &Topics,
@@ -244,6 +274,7 @@ async fn write(
 ) -> Result<Vec<Place>, CliError> {
     let now = fleet_ops::clock::now();
     let queued: Vec<_> = jobs.iter().map(|job| queued(topics, &job.envelope, now)).collect();
+
     let records: Vec<_> = jobs
         .iter()
         .map(|job| Outgoing {
@@ -255,8 +286,8 @@ async fn write(
             headers: Vec::new(),
         })
         .collect();
-    // The queued events go first: written after the jobs, they could hide what a quick worker has
-    // said already.
+
+    // Write the queued events first: after the jobs, they could hide events of a fast worker.
     write_all(producer, &queued, || {}).await?;
     Ok(write_all(producer, &records, || bar.inc(1)).await?)
 }
@@ -278,7 +309,7 @@ fn queued(topics: &Topics, envelope: &Envelope, now: Timestamp) -> Outgoing {
     }
 }
 
-/// Writes `records` in order, many at a time, and says where each one stands.
+/// Writes `records` in order, several at a time, and returns where each one was written.
 pub(crate) async fn write_all(
     producer: &Producer,
     records: &[Outgoing],
@@ -286,8 +317,9 @@ pub(crate) async fn write_all(
 ) -> Result<Vec<Place>, KafkaError> {
     let mut places = Vec::with_capacity(records.len());
     let (mut waiting, mut is_silent) = (VecDeque::new(), true);
+
     for index in 0..=records.len() {
-        // After the last record everything is waited for.
+        // After the last record, wait for all acknowledgements.
         let room = match records.get(index) {
             Some(record) => {
                 waiting.push_back(producer.enqueue_patiently(record).await?);
@@ -295,6 +327,7 @@ pub(crate) async fn write_all(
             }
             None => 0,
         };
+
         while waiting.len() > room
             && let Some(delivery) = waiting.pop_front()
         {
@@ -306,7 +339,7 @@ pub(crate) async fn write_all(
     Ok(places)
 }
 
-/// Waits for an acknowledgement. Says so, once per command, if that takes long.
+/// Waits for an acknowledgement. If that takes long, tells the user, once per command.
 async fn acknowledged(
     delivery: impl Future<Output = Result<Delivered, KafkaError>>,
     is_silent: &mut bool,
@@ -317,22 +350,23 @@ async fn acknowledged(
             Ok(delivered) => return delivered,
             Err(_) => {
                 *is_silent = false;
-                output::problem("waiting for Kafka to acknowledge what was written");
+                output::problem("waiting for Kafka to acknowledge the written records");
             }
         }
     }
     delivery.await
 }
 
-/// A bar on standard error, which hides itself where there is no terminal.
+/// Creates a progress bar on standard error, which is hidden if that is not a terminal.
 pub(crate) fn progress(length: usize, what: &'static str) -> ProgressBar {
     let style =
         indicatif::ProgressStyle::with_template("{msg} [{bar:40}] {pos}/{len} {rate} {elapsed}");
     let bar = ProgressBar::new(length as u64).with_message(what);
     let rate = |state: &indicatif::ProgressState, to: &mut dyn std::fmt::Write| {
-        // A formatter that fails leaves the bar without a rate, which nobody needs to hear of.
+        // If formatting fails, the bar just shows no rate.
         let _written = write!(to, "{:.0}/s", state.per_sec());
     };
+
     match style {
         Ok(style) => bar.with_style(style.with_key("rate", rate)),
         Err(_) => bar,
@@ -341,7 +375,7 @@ pub(crate) fn progress(length: usize, what: &'static str) -> ProgressBar {
 
 // --- Waiting ------------------------------------------------------------------------------------
 
-/// What is waited for, and how.
+/// A wait for submitted jobs.
 struct Waiting {
     settings: Settings,
     topic: String,
@@ -385,7 +419,7 @@ impl Waiting {
         if self.stop.is_cancelled() {
             let open = pending.len();
             output::problem(&format!(
-                "interrupted; {open} jobs have not ended and go on without this command"
+                "interrupted; {open} jobs have not ended and continue without this command"
             ));
             return Ok(ExitCode::from(INTERRUPTED));
         }
@@ -394,12 +428,12 @@ impl Waiting {
     }
 }
 
-/// How the jobs ended that were waited for.
+/// How the awaited jobs have ended.
 #[derive(Debug, Default)]
 struct Waited {
     submitted: usize,
     states: HashMap<&'static str, usize>,
-    /// Succeeded, with a result that was too large to keep.
+    /// Jobs that succeeded with a result that was too large to keep.
     omitted: usize,
 }
 
@@ -413,7 +447,7 @@ impl Waited {
         self.states.get(state.as_str()).copied().unwrap_or_default()
     }
 
-    /// How many have not ended.
+    /// Returns the number of jobs that have not ended.
     fn open(&self) -> usize {
         self.submitted - self.states.values().sum::<usize>()
     }
@@ -437,19 +471,23 @@ impl Waited {
             let succeeded = self.count(JobState::Succeeded);
             output::line(&format!("{succeeded} of {} jobs succeeded", self.submitted));
         }
+
         if self.omitted > 0 {
             let omitted = self.omitted;
             output::problem(&format!(
                 "the results of {omitted} jobs were too large to keep ({RESULT_OMITTED})"
             ));
         }
+
         if self.open() > 0 {
             let (open, seconds) = (self.open(), timeout.as_secs());
-            output::problem(&format!("{open} jobs have not ended within {seconds} s"));
+            output::problem(&format!(
+                "{open} jobs have not ended within {seconds} s; they continue to run"
+            ));
         }
     }
 
-    /// What the command ends with.
+    /// Returns the exit code of the command.
     fn code(&self) -> u8 {
         match () {
             () if self.open() > 0 => TIMED_OUT,

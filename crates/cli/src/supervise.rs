@@ -1,8 +1,7 @@
-//! Child processes: started in process groups of their own, with their logs in files, ended in
-//! order.
+//! Child processes: started in their own process groups, with logs in files, and stopped in order.
 //!
-//! A group of its own keeps Ctrl-C in the terminal from reaching the children directly: the parent
-//! passes it on once, and a second signal would make them skip the drain.
+//! With its own process group, a child does not receive the terminal's Ctrl-C directly. The parent
+//! forwards it once; a second signal would make the child skip its drain.
 
 use std::{
     fs::File,
@@ -21,9 +20,9 @@ use tokio::process::{Child, Command};
 
 use crate::error::CliError;
 
-/// How often a condition outside is looked at.
+/// How often external conditions are polled.
 const LOOK: Duration = Duration::from_millis(25);
-/// How much of a log is shown when its process fails.
+/// The number of log lines to show if a process fails.
 const TAIL_LINES: usize = 15;
 
 /// A child process.
@@ -36,7 +35,8 @@ pub(crate) struct Process {
 }
 
 impl Process {
-    /// Starts this very binary with `args`. It must take `--ready-file` and `--exit-with-parent`.
+    /// Starts this very binary with `args`. The command must accept `--ready-file` and
+    /// `--exit-with-parent`.
     pub(crate) fn start(
         name: &str,
         directory: &Path,
@@ -45,19 +45,23 @@ impl Process {
     ) -> Result<Self, CliError> {
         let file =
             |what, path: &Path, source| CliError::File { what, path: path.to_owned(), source };
+
         let exe = std::env::current_exe()
-            .map_err(|error| CliError::Io("can't find this program", error))?;
+            .map_err(|error| CliError::Io("could not find this program", error))?;
         let log = directory.join(format!("{name}.log"));
         let ready_file = directory.join(format!("{name}.ready"));
+
         match std::fs::remove_file(&ready_file) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                return Err(file("can't remove", &ready_file, error));
+                return Err(file("could not remove", &ready_file, error));
             }
             _ => {}
         }
+
         let output = File::options().create(true).append(true).open(&log);
-        let output = output.map_err(|error| file("can't write", &log, error))?;
-        let errors = output.try_clone().map_err(|error| file("can't write", &log, error))?;
+        let output = output.map_err(|error| file("could not write", &log, error))?;
+        let errors = output.try_clone().map_err(|error| file("could not write", &log, error))?;
+
         let child = Command::new(&exe)
             .args(args)
             .arg("--exit-with-parent")
@@ -70,11 +74,12 @@ impl Process {
             .process_group(0)
             .kill_on_drop(true)
             .spawn()
-            .map_err(|error| file("can't start", &exe, error))?;
+            .map_err(|error| file("could not start", &exe, error))?;
+
         Ok(Self { name: name.to_owned(), child, log, ready_file })
     }
 
-    /// Waits until the process says where it listens.
+    /// Waits until the process reports the address it listens on.
     pub(crate) async fn ready(&mut self, within: Duration) -> Result<SocketAddr, CliError> {
         let deadline = Instant::now() + within;
         loop {
@@ -92,41 +97,41 @@ impl Process {
         }
     }
 
-    /// How the process ended, if it has.
+    /// Returns how the process ended, if it has.
     pub(crate) fn exited(&mut self) -> Option<ExitStatus> {
         self.child.try_wait().ok().flatten()
     }
 
-    /// Waits for the end of the process. Can be dropped and called again.
+    /// Waits for the process to end. The future can be dropped and the method called again.
     pub(crate) async fn wait(&mut self) -> std::io::Result<ExitStatus> {
         self.child.wait().await
     }
 
-    /// Where the process writes its address once it listens.
+    /// Returns the file to which the process writes its address once it listens.
     pub(crate) fn ready_file(&self) -> &Path {
         &self.ready_file
     }
 
-    /// Asks the process to end, without waiting.
+    /// Asks the process to stop, without waiting.
     pub(crate) fn terminate(&self) {
         self.signal(Signal::SIGTERM);
     }
 
-    /// Sends a signal, if the process has not been waited for.
+    /// Sends a signal, unless the process has already been waited for.
     pub(crate) fn signal(&self, signal: Signal) {
         if let Some(pid) = self.child.id().and_then(|id| i32::try_from(id).ok())
             && let Err(error) = kill(Pid::from_raw(pid), signal)
         {
-            tracing::debug!(%error, name = self.name, "the process is gone already");
+            tracing::debug!(%error, name = self.name, "could not signal the process; it has already ended");
         }
     }
 
-    /// Waits for the end that was asked for, and forces it when it takes too long.
+    /// Waits for a process that was asked to stop, and kills it after `within`.
     pub(crate) async fn stopped(mut self, within: Duration) {
         if tokio::time::timeout(within, self.child.wait()).await.is_err()
             && let Err(error) = self.child.kill().await
         {
-            tracing::debug!(%error, name = self.name, "the process is gone already");
+            tracing::debug!(%error, name = self.name, "could not kill the process; it has already ended");
         }
     }
 
@@ -134,13 +139,13 @@ impl Process {
         self.child.id()
     }
 
-    /// The last lines of the log.
+    /// Returns the last lines of the log.
     pub(crate) fn tail(&self) -> String {
         tail(&self.log)
     }
 }
 
-/// The last lines of a log.
+/// Returns the last lines of a log file.
 pub(crate) fn tail(log: &Path) -> String {
     let text = std::fs::read(log).unwrap_or_default();
     let text = String::from_utf8_lossy(&text);
@@ -148,12 +153,12 @@ pub(crate) fn tail(log: &Path) -> String {
     lines[lines.len().saturating_sub(TAIL_LINES)..].join("\n")
 }
 
-/// The address in a ready file, once it has been written.
+/// Returns the address in a ready file, once it has been written.
 pub(crate) async fn read_address(ready_file: &Path) -> Option<SocketAddr> {
     tokio::fs::read_to_string(ready_file).await.ok()?.trim().parse().ok()
 }
 
-/// How a process ended, for people.
+/// Describes for people how a process ended.
 pub(crate) fn describe(status: ExitStatus) -> String {
     match (status.code(), status.signal()) {
         (Some(code), _) => format!("exited with code {code}"),

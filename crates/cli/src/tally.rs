@@ -1,7 +1,8 @@
-//! What became of every record that was submitted: the oracle behind `demo`. Pure.
+//! The fate of every submitted record, which `demo` reports. Pure.
 //!
-//! A record's state is decided by [`fleet_job::state`]: its first end counts. The same end written
-//! again, as a worker does to which the record comes back, is the same end.
+//! [`fleet_job::state`] decides a record's state: its first terminal event counts. A worker that
+//! receives a settled record again may write the same terminal event again, which is not a second
+//! end.
 
 use std::collections::HashMap;
 
@@ -14,25 +15,25 @@ use serde::Serialize;
 
 use crate::submit::Place;
 
-/// A record that was submitted.
+/// A submitted record.
 #[derive(Debug, Clone)]
 pub(crate) struct Submitted {
     pub(crate) label: String,
-    /// What it asks for, for people.
+    /// A description of the request for people.
     pub(crate) what: String,
-    /// Whether it is meant to succeed.
+    /// Whether the job should succeed.
     pub(crate) good: bool,
     pub(crate) place: Place,
 }
 
-/// What was seen on the events and dead-letter topics.
+/// The records seen on the events and dead-letter topics.
 #[derive(Debug, Default)]
 pub(crate) struct Tally {
     standings: Standings<Place>,
-    /// How each record ended: first the end that is its state, then those that differ from it.
+    /// How each record ended: first the terminal event that is its state, then those that differ.
     ends: HashMap<Place, Vec<JobEvent>>,
-    /// The different dead letters of each record. A worker to which a record comes back writes the
-    /// same letter again.
+    /// The distinct dead letters of each record. A worker that receives a record again may write
+    /// the same letter again.
     dead_letters: HashMap<Place, Vec<RawRecord>>,
 }
 
@@ -48,7 +49,7 @@ pub(crate) struct Row {
     pub(crate) note: String,
 }
 
-/// What it all adds up to.
+/// The overall result of a demo.
 #[derive(Debug, Default, Serialize)]
 pub(crate) struct Report {
     pub(crate) submitted: usize,
@@ -57,13 +58,14 @@ pub(crate) struct Report {
     pub(crate) dead_lettered: usize,
     /// Records without a terminal state.
     pub(crate) lost: usize,
-    /// Records with several that differ.
+    /// Records with several different terminal states.
     pub(crate) repeated: usize,
-    /// Records that succeeded and whose result was too large to keep.
+    /// Records that succeeded with a result that was too large to keep.
     pub(crate) result_omitted: usize,
     pub(crate) elapsed_ms: u64,
     pub(crate) jobs_per_second: f64,
-    /// Good jobs that did not succeed, bad ones that did, failed ones without a dead letter.
+    /// Good jobs that did not succeed, bad jobs that did, and failed jobs without exactly one dead
+    /// letter.
     #[serde(skip)]
     pub(crate) surprises: Vec<String>,
     #[serde(skip)]
@@ -71,14 +73,14 @@ pub(crate) struct Report {
 }
 
 impl Report {
-    /// Whether every record has exactly one terminal state, and the one it was meant to have.
+    /// Returns whether every record has exactly one terminal state, which is the expected one.
     pub(crate) fn is_perfect(&self) -> bool {
         self.lost == 0 && self.repeated == 0 && self.surprises.is_empty()
     }
 }
 
 impl Tally {
-    /// Takes in a record of the events topic.
+    /// Records an event.
     pub(crate) fn event(&mut self, record: &RawRecord) {
         let Some(event) =
             record.value.as_deref().and_then(|value| serde_json::from_slice(value).ok())
@@ -95,6 +97,7 @@ impl Tally {
         if !event.is_over() {
             return;
         }
+
         let ends = self.ends.entry(place).or_default();
         match verdict {
             Verdict::State => ends.insert(0, event),
@@ -104,7 +107,7 @@ impl Tally {
         }
     }
 
-    /// Takes in a dead letter of the record at `place`.
+    /// Records a dead letter of the record at `place`.
     pub(crate) fn dead_letter(&mut self, place: Place, letter: RawRecord) {
         let letters = self.dead_letters.entry(place).or_default();
         let is_same = |known: &RawRecord| {
@@ -116,23 +119,27 @@ impl Tally {
         }
     }
 
-    /// What became of `submitted`, which took `elapsed_ms` in all.
+    /// Builds the report on `submitted`, which took `elapsed_ms` in total.
     pub(crate) fn report(&self, submitted: &[Submitted], elapsed_ms: u64) -> Report {
         let mut report = Report { submitted: submitted.len(), elapsed_ms, ..Report::default() };
+
         for record in submitted {
             let events = self.ends.get(&record.place).map_or(&[][..], Vec::as_slice);
             let letters = self.dead_letters.get(&record.place).map_or(0, Vec::len);
             report.repeated += usize::from(events.len() > 1);
             report.dead_lettered += usize::from(letters > 0);
+
             let Some(event) = events.first() else {
                 report.lost += 1;
                 report.rows.push(Row::lost(record));
                 continue;
             };
+
             match event.state {
                 JobState::Succeeded => report.succeeded += 1,
                 _ => report.failed += 1,
             }
+
             let succeeded = event.state == JobState::Succeeded;
             if succeeded != record.good {
                 report.surprises.push(format!(
@@ -141,18 +148,22 @@ impl Tally {
                     event.state.as_str()
                 ));
             }
+
             if (event.state == JobState::Failed) != (letters == 1) {
                 report
                     .surprises
                     .push(format!("{} has {letters} different dead letters", record.label));
             }
+
             report.result_omitted += usize::from(event.has_lost_its_result());
             report.rows.push(Row::new(record, event, events.len()));
         }
+
         if elapsed_ms > 0 {
             let rate = report.submitted as f64 * 1000.0 / elapsed_ms as f64;
             report.jobs_per_second = (rate * 10.0).round() / 10.0;
         }
+
         report
     }
 }
@@ -176,8 +187,10 @@ impl Row {
             None if event.has_lost_its_result() => RESULT_OMITTED.to_owned(),
             None => String::new(),
         };
+
         let note =
             if times > 1 { format!("{times} different terminal states! {note}") } else { note };
+
         Self {
             label: record.label.clone(),
             what: record.what.clone(),
@@ -204,7 +217,7 @@ mod tests {
         Submitted { label: format!("job-{offset}"), what: String::new(), good, place: (0, offset) }
     }
 
-    /// Event number `at` of the topic, about the record at `offset`.
+    /// An event at offset `at` about the record at `offset`.
     fn event(at: i64, offset: i64, state: JobState) -> RawRecord {
         let source = Source { topic: "mcp-jobs".into(), topic_id: None, partition: 0, offset };
         let event = JobEvent::new("j", state, Timestamp::from_millis_clamped(at));
@@ -222,7 +235,7 @@ mod tests {
         }
     }
 
-    /// The same event, standing elsewhere.
+    /// The same record at another offset.
     fn again(at: i64, record: &RawRecord) -> RawRecord {
         let position = Position { offset: at, ..record.position.clone() };
         RawRecord { position, ..record.clone() }
@@ -264,8 +277,8 @@ mod tests {
         assert_eq!(report.jobs_per_second, 4.0);
     }
 
-    /// A worker that gets a record back which it has settled writes its end once more, before the
-    /// commit.
+    /// A worker that receives a settled record again before the commit writes its terminal event
+    /// again.
     #[test]
     fn an_end_that_is_written_again_is_the_same_end() {
         let mut events = vec![event(0, 0, JobState::Running), event(1, 0, JobState::Succeeded)];

@@ -1,4 +1,4 @@
-//! `mcp-fleet topics`: making the topics.
+//! `mcp-fleet topics`: creates the topics of a fleet.
 
 use std::{process::ExitCode, time::Duration};
 
@@ -7,21 +7,21 @@ use serde_json::json;
 
 use crate::{connection::Connection, error::CliError, output, patience::Patience};
 
-/// How long a broker may take to answer at all.
+/// How long a broker may take to respond at all.
 const REACH: Duration = Duration::from_secs(5);
-/// How many partitions a new jobs topic has.
+/// The number of partitions of a new jobs topic.
 const PARTITIONS: i32 = 12;
 
 #[derive(Debug, clap::Subcommand)]
 pub(crate) enum Command {
-    /// Create the jobs topic, its events, dead letters and delayed jobs; those that exist are left
-    /// as they are.
+    /// Create the jobs topic and its companions; existing topics are left unchanged
     Create(Create),
 }
 
 const EXAMPLES: &str = "Examples:
   mcp-fleet topics create
-  mcp-fleet topics create --brokers kafka:9092 --partitions 48 --replication 3 --replies mcp-replies";
+  mcp-fleet topics create --brokers kafka:9092 --partitions 48 --replication 3
+  mcp-fleet topics create --replies mcp-replies";
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
@@ -29,36 +29,49 @@ pub(crate) struct Create {
     #[command(flatten)]
     connection: Connection,
 
-    /// Partitions of the jobs topic, which are the most workers that can share the work; 12 for a
-    /// new topic if not set. A topic that has more keeps them.
-    #[arg(long, value_parser = clap::value_parser!(i32).range(1..))]
+    /// Partitions of the jobs topic, which limit how many workers can share it; 12 for a new topic
+    ///
+    /// An existing topic with more partitions keeps them.
+    #[arg(
+        help_heading = "Topics",
+        long,
+        value_name = "N",
+        value_parser = clap::value_parser!(i32).range(1..),
+    )]
     partitions: Option<i32>,
 
-    /// Give a jobs topic that exists more partitions if it has fewer than --partitions. Keys move
-    /// to other partitions then: jobs of one key that wait in both can overtake each other until
-    /// the old ones have ended.
-    #[arg(long, requires = "partitions")]
+    /// Add partitions to an existing jobs topic that has fewer than --partitions
+    ///
+    /// Keys then move to other partitions: until the jobs that wait now have ended, jobs of one key
+    /// can overtake each other.
+    #[arg(help_heading = "Topics", long, requires = "partitions")]
     grow: bool,
 
-    /// Accept a jobs or delayed topic that is compacted, and so loses jobs.
-    #[arg(long)]
+    /// Accept a jobs or delayed topic that is compacted, although compaction loses jobs
+    #[arg(help_heading = "Topics", long)]
     allow_compacted_topic: bool,
 
-    /// Replicas; the broker's default where it is not set.
-    #[arg(long, value_parser = clap::value_parser!(i32).range(1..))]
+    /// Replicas of new topics; by default, whatever the broker is configured for
+    #[arg(
+        help_heading = "Topics",
+        long,
+        value_name = "N",
+        value_parser = clap::value_parser!(i32).range(1..),
+    )]
     replication: Option<i32>,
 
-    /// Create this topic too, for jobs that name it in `replyTo`; may be repeated.
-    #[arg(long, value_name = "NAME")]
+    /// Also create this topic, for jobs that name it in `replyTo`; may be repeated
+    #[arg(help_heading = "Topics", long, value_name = "NAME")]
     replies: Vec<String>,
 
-    /// Print one JSON object.
-    #[arg(long)]
+    /// Print one JSON object
+    #[arg(help_heading = "Output", long)]
     json: bool,
 }
 
 pub(crate) async fn run(command: Command) -> Result<ExitCode, CliError> {
     let Command::Create(args) = command;
+
     let replication = args.replication.unwrap_or(-1);
     let mut specs = admin::fleet_topics(
         &args.connection.topics(),
@@ -66,15 +79,18 @@ pub(crate) async fn run(command: Command) -> Result<ExitCode, CliError> {
         replication,
     );
     specs.extend(args.replies.iter().map(|name| admin::reply_topic(name, replication)));
+
     let settings = args.connection.settings()?;
     let patience = Patience::for_kafka(&settings);
-    // Whether the topic exists is not the question; whether a broker answers is, and this says so
-    // quickly.
+
+    // This checks only that a broker responds, and fails quickly if not. Whether the topic exists
+    // does not matter here.
     let (look, topic) = (settings.clone(), args.connection.topic.clone());
     let found = tokio::task::spawn_blocking(move || admin::partitions(&look, &topic, REACH)).await;
     if let Ok(Err(error @ KafkaError::Unreachable { .. })) = found {
         return Err(error.into());
     }
+
     let found = found.ok().and_then(Result::ok);
     let grows = match growth(&args.connection.topic, found, args.partitions, args.grow)? {
         Growth::None => None,
@@ -82,35 +98,40 @@ pub(crate) async fn run(command: Command) -> Result<ExitCode, CliError> {
         Growth::HasMore { found, wanted } => {
             let topic = &args.connection.topic;
             output::problem(&format!(
-                "topic `{topic}` has {found} partitions, more than the {wanted} asked for; it keeps them"
+                "topic `{topic}` has {found} partitions, more than the requested {wanted}; it keeps them"
             ));
             None
         }
     };
+
     let created = admin::create_topics(&settings, &specs).await?;
     if let Some(partitions) = grows {
         admin::grow(&settings, &args.connection.topic, partitions).await?;
     }
+
     if !args.allow_compacted_topic {
         let topics = args.connection.topics();
         for topic in [topics.jobs, topics.delayed] {
-            // A broker that does not say is believed to delete, which is what a topic of ours is
-            // made with.
+            // If the broker does not say, assume that the topic is not compacted, which is how we
+            // create it.
             if admin::is_compacted(&settings, &topic).await.unwrap_or_default() {
                 return Err(KafkaError::Compacted(topic).into());
             }
         }
     }
+
     drop(patience);
     if args.json {
         output::json(&json!({ "created": created, "grownTo": grows }));
         return Ok(ExitCode::SUCCESS);
     }
+
     if let Some(partitions) = grows {
         output::line(&format!("grown    {} ({partitions} partitions)", args.connection.topic));
     }
+
     for spec in &specs {
-        // What is there already has as many as it was made with.
+        // An existing topic keeps its number of partitions.
         output::line(&match created.contains(&spec.name) {
             true => format!("created  {} ({} partitions)", spec.name, spec.partitions),
             false => format!("exists   {}", spec.name),
@@ -119,19 +140,20 @@ pub(crate) async fn run(command: Command) -> Result<ExitCode, CliError> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// What is done about the number of partitions of a topic.
+/// What to do about the number of partitions of a topic.
 #[derive(Debug, PartialEq)]
 enum Growth {
-    /// Nothing: it is new, or has as many as it should.
+    /// Nothing: the topic is new or has the requested number.
     None,
-    /// It gets more, so many in all.
+    /// Increase the number to this total.
     To(i32),
-    /// Nothing: it has more than it needs to, as after somebody has grown it by hand.
+    /// Nothing: the topic has more than requested, for example because someone added partitions by
+    /// hand.
     HasMore { found: i32, wanted: i32 },
 }
 
-/// What to do about a topic that has `found` partitions, `None` if it does not exist, and should
-/// have at least `wanted`.
+/// Decides what to do about a topic that has `found` partitions (`None` if it does not exist) and
+/// should have at least `wanted`.
 fn growth(
     topic: &str,
     found: Option<i32>,
@@ -147,8 +169,8 @@ fn growth(
     }
     if !may_grow {
         let message = format!(
-            "topic `{topic}` has {found} partitions, not {wanted}. --grow gives it more; keys move to other partitions \
-             then, so jobs of one key can overtake each other until those that wait now have ended"
+            "topic `{topic}` has {found} partitions, not {wanted}. To add partitions, use --grow; keys then move to \
+             other partitions, so jobs of one key can overtake each other until the jobs that wait now have ended"
         );
         return Err(CliError::Usage(message));
     }
@@ -173,7 +195,7 @@ mod tests {
         assert_eq!(
             growth(Some(20), Some(12), false).as_ref(),
             Ok(&more),
-            "a job that makes topics runs again"
+            "a job that creates topics may run again"
         );
         assert_eq!(growth(Some(20), Some(12), true), Ok(more));
     }

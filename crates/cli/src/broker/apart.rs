@@ -1,5 +1,5 @@
-//! A fetch of many partitions, one by one. The engine fails as a whole at one batch that it can't
-//! hand out, and a file may hold such batches from before they were refused (see
+//! Splits a fetch into one fetch per partition. The engine fails the whole fetch if it cannot serve
+//! one batch, and a file may contain such batches from before they were rejected (see
 //! [`batches`](super::batches)).
 
 use tansu_sans_io::{
@@ -8,7 +8,7 @@ use tansu_sans_io::{
     fetch_response::{FetchableTopicResponse, PartitionData},
 };
 
-/// The same fetch for each of its partitions alone.
+/// Returns one fetch per partition.
 pub(super) fn split(fetch: &FetchRequest) -> Vec<FetchRequest> {
     let topics = fetch.topics.iter().flatten();
     let alone = |topic: &FetchTopic, partition| topic.clone().partitions(Some(vec![partition]));
@@ -18,7 +18,7 @@ pub(super) fn split(fetch: &FetchRequest) -> Vec<FetchRequest> {
     each.map(|topic| fetch.clone().topics(Some(vec![topic]))).collect()
 }
 
-/// What stands in place of the answer to a fetch of one partition that can't be handed out.
+/// Returns the response to a fetch of one partition that cannot be served.
 pub(super) fn unreadable(alone: &FetchRequest) -> Vec<FetchableTopicResponse> {
     let topics = alone.topics.iter().flatten();
     let answer = topics.map(|topic| {
@@ -41,7 +41,7 @@ pub(super) fn unreadable(alone: &FetchRequest) -> Vec<FetchableTopicResponse> {
     answer.collect()
 }
 
-/// The answers to the fetches of single partitions as the answer to the whole one.
+/// Joins the responses to single-partition fetches into the response to the whole fetch.
 pub(super) fn join(answers: Vec<FetchableTopicResponse>) -> Body {
     let mut topics: Vec<FetchableTopicResponse> = Vec::new();
     for answer in answers {

@@ -1,11 +1,11 @@
-//! Whether the storage engine can hand out again what a producer sends, decided before the engine
-//! acknowledges it.
+//! Checks that the storage engine can serve what a producer sends, before the engine acknowledges
+//! it.
 //!
 //! The engine stores each record with its batch's codec and compresses it again for every fetch. It
-//! can't write snappy, and a fetch that meets one such record fails for all partitions that were
-//! asked for. It reads snappy of librdkafka, but of the framing that Java and Python write only
-//! batches of a single block. So snappy is decoded here, and its records are kept uncompressed. A
-//! batch that can't be decoded is refused, whatever its codec.
+//! cannot write snappy, and a fetch that reads one such record fails for all requested partitions.
+//! It can read snappy from librdkafka, but in the framing of Java and Python clients only batches
+//! of a single block. This module therefore decodes snappy and stores the records uncompressed. A
+//! batch that cannot be decoded is rejected, whatever its codec.
 
 use bytes::Bytes;
 use tansu_sans_io::{
@@ -13,17 +13,17 @@ use tansu_sans_io::{
     record::{Record, deflated::Batch},
 };
 
-/// The most that a snappy batch may decode to.
+/// The maximum decoded size of a snappy batch.
 const MAX_DECODED: usize = 64 * 1024 * 1024;
-/// More records than a request has room for, even tiny ones. The engine reserves memory for as many
-/// as a batch claims.
+/// More records than fit into a request, even tiny ones. The engine reserves memory for as many
+/// records as a batch claims to have.
 const MAX_RECORDS: u32 = 1 << 20;
-/// What the framing of snappy-java begins with: a magic number, and two versions that nobody has
-/// ever changed.
+/// The start of snappy-java's framing: a magic number, which is followed by two version numbers
+/// that have never changed.
 const XERIAL_MAGIC: &[u8] = b"\x82SNAPPY\0";
 const XERIAL_HEADER: usize = 16;
 
-/// Makes sure that the engine can serve `batch`; rewrites it if it could not otherwise.
+/// Checks that the engine can serve `batch`, and rewrites the batch if it could not otherwise.
 pub(super) fn make_servable(batch: &mut Batch) -> Result<(), ErrorCode> {
     let attributes = BatchAttribute::try_from(batch.attributes)
         .map_err(|_| ErrorCode::UnsupportedCompressionType)?;
@@ -42,15 +42,15 @@ pub(super) fn make_servable(batch: &mut Batch) -> Result<(), ErrorCode> {
         batch.record_data = decoded;
     }
 
-    // The engine would fail at this too, and with it the whole request, of which other partitions
-    // may be fine.
+    // The engine would also fail here, and with it the whole request, whose other partitions may be
+    // fine.
     match Vec::<Record>::try_from(&*batch) {
         Ok(_) => Ok(()),
         Err(_) => Err(ErrorCode::CorruptMessage),
     }
 }
 
-/// Decodes one raw snappy block (librdkafka, Go), or a sequence of them in snappy-java's framing
+/// Decodes one raw snappy block (librdkafka, Go), or a sequence of blocks in snappy-java's framing
 /// (Java, Python, Node).
 fn decode_snappy(data: &[u8]) -> Option<Bytes> {
     let mut decoded = Vec::new();
@@ -99,7 +99,7 @@ pub(super) mod tests {
         framed
     }
 
-    /// A batch of two records under `compression`, with `encode` as the codec.
+    /// A batch of two records with `compression`, encoded by `encode`.
     pub(in super::super) fn batch(
         compression: Compression,
         encode: impl Fn(&[u8]) -> Vec<u8>,
@@ -152,12 +152,14 @@ pub(super) mod tests {
                 "{compression:?}"
             );
         }
-        // A length in front that nothing could hold.
+        // A length prefix that nothing could hold.
         let mut huge = batch(Compression::Snappy, |_| vec![0xff, 0xff, 0xff, 0xff, 0x0f, 0]);
         assert_eq!(make_servable(&mut huge), Err(ErrorCode::CorruptMessage));
+
         let mut many = batch(Compression::None, <[u8]>::to_vec);
         many.record_count = u32::MAX;
         assert_eq!(make_servable(&mut many), Err(ErrorCode::MessageTooLarge));
+
         let mut unknown = batch(Compression::None, <[u8]>::to_vec);
         unknown.attributes = 7;
         assert_eq!(make_servable(&mut unknown), Err(ErrorCode::UnsupportedCompressionType));

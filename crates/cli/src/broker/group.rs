@@ -1,11 +1,11 @@
-//! One consumer group: the classic membership protocol as a state machine without IO, time passed
-//! in.
+//! One consumer group: the classic membership protocol as a state machine without IO. The time is
+//! passed in.
 //!
-//! A generation is a barrier: everybody known joins ([`Phase::Preparing`]), the leader hands out
-//! assignments ([`Phase::Completing`]), and then all of them run ([`Phase::Stable`]) until somebody
-//! comes, goes, falls silent or wants something else. The storage crate's own coordinator answers
-//! joins one by one instead, which converges by chance: half a minute and more than a hundred
-//! generations for five members.
+//! A generation begins with a barrier: all known members join ([`Phase::Preparing`]), the leader
+//! distributes assignments ([`Phase::Completing`]), and then all members run ([`Phase::Stable`])
+//! until a member joins, leaves, falls silent or changes its subscription. The storage crate's own
+//! coordinator instead answers joins one by one, which converges only by chance: five members took
+//! half a minute and more than a hundred generations.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -15,24 +15,24 @@ use std::{
 use bytes::Bytes;
 use tansu_sans_io::ErrorCode;
 
-/// Where a group is between two generations.
+/// The phase of a group.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) enum Phase {
-    /// Nobody is a member.
+    /// The group has no members.
     Empty,
-    /// Members are asked to join again; who has not by the deadline is out.
+    /// Members are asked to rejoin; those that have not by the deadline are removed.
     Preparing {
-        /// When the barrier opens without the missing ones.
+        /// When the barrier opens without the missing members.
         deadline: Instant,
     },
-    /// A generation has begun, and its leader has not said yet who gets what.
+    /// A generation has begun, and its leader has not yet distributed the assignments.
     Completing,
-    /// Everybody has an assignment.
+    /// All members have an assignment.
     Stable,
 }
 
 impl Phase {
-    /// The protocol's word for it.
+    /// Returns the protocol's name for the phase.
     pub(super) fn name(self) -> &'static str {
         match self {
             Self::Empty => "Empty",
@@ -54,12 +54,12 @@ pub(super) struct Member {
     rebalance: Duration,
     protocols: Vec<(String, Bytes)>,
     expires: Instant,
-    /// It has joined the generation that is being prepared and waits for the answer.
+    /// Whether the member has joined the generation in preparation and waits for the response.
     waiting: bool,
 }
 
 impl Member {
-    /// What it said about itself under `protocol`: its subscription, and what it owns.
+    /// Returns the member's metadata for `protocol`: its subscription and the partitions it owns.
     pub(super) fn metadata(&self, protocol: &str) -> Bytes {
         let known = self.protocols.iter().find(|(name, _)| name == protocol);
         known.map(|(_, metadata)| metadata.clone()).unwrap_or_default()
@@ -70,7 +70,7 @@ impl Member {
     }
 }
 
-/// A request to become or stay a member.
+/// A request to become or remain a member.
 #[derive(Clone, Debug)]
 pub(super) struct Join {
     pub(super) member: String,
@@ -83,23 +83,23 @@ pub(super) struct Join {
     pub(super) protocols: Vec<(String, Bytes)>,
 }
 
-/// What a member is told about the generation it is in.
+/// A member's view of its generation.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub(super) struct Joined {
     pub(super) generation: i32,
     pub(super) protocol_type: String,
     pub(super) protocol: String,
     pub(super) leader: String,
-    /// For the leader only: everybody's id, instance and subscription.
+    /// For the leader only: the id, instance and subscription of every member.
     pub(super) members: Vec<(String, Option<String>, Bytes)>,
 }
 
-/// An answer, or that there is none yet.
+/// A response, or the information that there is none yet.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub(super) enum Answer<T> {
-    /// Tell the client.
+    /// Send this response.
     Now(T),
-    /// Ask again when the group has changed.
+    /// Try again once the group has changed.
     Later,
 }
 
@@ -112,7 +112,7 @@ pub(super) struct Group {
     pub(super) protocol: String,
     pub(super) members: BTreeMap<String, Member>,
     leader: String,
-    /// Ids that were given out and not used yet.
+    /// Ids that have been issued but not used yet.
     invited: BTreeSet<String>,
 }
 
@@ -131,37 +131,42 @@ impl Default for Group {
 }
 
 impl Group {
-    /// Gives out an id, so that a client whose connection breaks now does not leave a member
-    /// behind.
+    /// Issues an id, so that a client whose connection breaks now leaves no member behind.
     pub(super) fn invite(&mut self, id: String) {
         self.invited.insert(id);
     }
 
-    /// A member joins, or joins again.
+    /// Handles a request to join or rejoin.
     pub(super) fn join(&mut self, now: Instant, join: &Join) -> Result<Answer<Joined>, ErrorCode> {
         if join.protocols.is_empty() || !self.speaks(join) {
             return Err(ErrorCode::InconsistentGroupProtocol);
         }
+
         let known = self.members.get(&join.member);
         if known.is_none() && !self.invited.remove(&join.member) && join.instance.is_none() {
             return Err(ErrorCode::UnknownMemberId);
         }
+
         let unchanged = known.is_some_and(|member| member.protocols == join.protocols);
         let repeats = match self.phase {
             Phase::Completing => unchanged,
             Phase::Stable => unchanged && self.leader != join.member,
             Phase::Empty | Phase::Preparing { .. } => false,
         };
+
         if repeats {
             self.touch(now, &join.member);
             return Ok(Answer::Now(self.joined(&join.member)));
         }
+
         if let Some(instance) = &join.instance {
-            // The same static member under a new id: the old id is fenced by being unknown.
+            // A static member with a new id replaces the old id, which is fenced by becoming
+            // unknown.
             self.members.retain(|id, member| {
                 *id == join.member || member.instance.as_ref() != Some(instance)
             });
         }
+
         let assignment = known_assignment(&self.members, &join.member);
         self.members.insert(
             join.member.clone(),
@@ -177,24 +182,27 @@ impl Group {
                 waiting: false,
             },
         );
+
         self.protocol_type.clone_from(&join.protocol_type);
         if !matches!(self.phase, Phase::Preparing { .. }) {
             self.prepare(now);
         }
+
         if let Some(member) = self.members.get_mut(&join.member) {
             member.waiting = true;
         }
+
         self.open(now);
         self.await_join(&join.member)
     }
 
-    /// What became of a join that was told to wait.
+    /// Returns the response to a join that had to wait.
     pub(super) fn await_join(&self, id: &str) -> Result<Answer<Joined>, ErrorCode> {
         let member = self.members.get(id).ok_or(ErrorCode::UnknownMemberId)?;
         Ok(if member.waiting { Answer::Later } else { Answer::Now(self.joined(id)) })
     }
 
-    /// The leader brings the assignments, everybody fetches theirs.
+    /// Handles a sync: the leader sends the assignments, and every member fetches its own.
     pub(super) fn sync(
         &mut self,
         now: Instant,
@@ -203,6 +211,7 @@ impl Group {
         assignments: Vec<(String, Bytes)>,
     ) -> Result<Answer<Bytes>, ErrorCode> {
         self.member(id, generation)?;
+
         if self.phase == Phase::Completing && self.leader == id {
             for (id, assignment) in assignments {
                 if let Some(member) = self.members.get_mut(&id) {
@@ -214,16 +223,18 @@ impl Group {
                 member.seen(now);
             }
         }
+
         if let Some(member) = self.members.get_mut(id) {
-            // While it waits for the leader it can't send heartbeats.
+            // A member that waits for the leader cannot send heartbeats.
             let patience =
                 if self.phase == Phase::Stable { Duration::ZERO } else { member.rebalance };
             member.expires = now + patience + member.session;
         }
+
         self.await_sync(id, generation)
     }
 
-    /// What became of a sync that was told to wait.
+    /// Returns the response to a sync that had to wait.
     pub(super) fn await_sync(&self, id: &str, generation: i32) -> Result<Answer<Bytes>, ErrorCode> {
         let member = self.members.get(id).ok_or(ErrorCode::UnknownMemberId)?;
         match self.phase {
@@ -234,7 +245,7 @@ impl Group {
         }
     }
 
-    /// A sign of life; the answer is how a member learns that it must join again.
+    /// Handles a heartbeat, whose response tells a member to rejoin.
     pub(super) fn heartbeat(
         &mut self,
         now: Instant,
@@ -243,28 +254,31 @@ impl Group {
     ) -> Result<(), ErrorCode> {
         self.member(id, generation)?;
         self.touch(now, id);
+
         match self.phase {
             Phase::Preparing { .. } => Err(ErrorCode::RebalanceInProgress),
             Phase::Empty | Phase::Completing | Phase::Stable => Ok(()),
         }
     }
 
-    /// A member goes. True if there was one.
+    /// Removes a member. Returns whether it existed.
     pub(super) fn leave(&mut self, now: Instant, id: &str, instance: Option<&str>) -> bool {
         let before = self.members.len();
         self.invited.remove(id);
         self.members.retain(|known, member| {
             known != id && (instance.is_none() || member.instance.as_deref() != instance)
         });
+
         let left = self.members.len() < before;
         if left {
             self.lost(now);
         }
+
         left
     }
 
-    /// Removes who has been silent for too long, and opens a barrier that is overdue. True if
-    /// anything changed.
+    /// Removes members that have been silent for too long, and opens an overdue barrier. Returns
+    /// whether anything changed.
     pub(super) fn expire(&mut self, now: Instant) -> bool {
         let before = self.members.len();
         self.members.retain(|_, member| member.waiting || member.expires > now);
@@ -272,13 +286,14 @@ impl Group {
         if lost {
             self.lost(now);
         }
+
         let overdue = matches!(self.phase, Phase::Preparing { deadline } if deadline <= now);
         self.open(now);
         lost || overdue
     }
 
-    /// Whether a commit may be written: from a member of the current generation, or from outside if
-    /// there are none.
+    /// Checks whether a commit may be written: by a member of the current generation, or by anyone
+    /// if the group has no members.
     pub(super) fn may_commit(
         &mut self,
         now: Instant,
@@ -288,6 +303,7 @@ impl Group {
         if generation < 0 && id.is_empty() {
             return if self.members.is_empty() { Ok(()) } else { Err(ErrorCode::UnknownMemberId) };
         }
+
         self.member(id, generation)?;
         self.touch(now, id);
         if self.phase == Phase::Completing {
@@ -312,7 +328,7 @@ impl Group {
         }
     }
 
-    /// Whether a joiner has a protocol in common with everybody else.
+    /// Returns whether a joiner shares a protocol with all other members.
     fn speaks(&self, join: &Join) -> bool {
         let others = || self.members.iter().filter(|(id, _)| **id != join.member);
         let same_type = others().next().is_none() || self.protocol_type == join.protocol_type;
@@ -333,39 +349,44 @@ impl Group {
         let patience = self.members.values().map(|member| member.rebalance).max();
         for member in self.members.values_mut() {
             member.waiting = false;
-            // Who waited for the leader is told now that there will be another generation, and can
-            // be heard of again.
+            // A member that waits for the leader is now told about the new generation, so it can
+            // send heartbeats again.
             member.expires = member.expires.min(now + member.session);
         }
         self.phase = Phase::Preparing { deadline: now + patience.unwrap_or_default() };
     }
 
-    /// Begins the next generation if everybody is here, or if it is too late for the rest.
+    /// Begins the next generation if all members have joined or the deadline has passed.
     fn open(&mut self, now: Instant) {
         let Phase::Preparing { deadline } = self.phase else { return };
         if deadline > now && !self.members.values().all(|member| member.waiting) {
             return;
         }
+
         self.members.retain(|_, member| member.waiting);
         self.generation += 1;
         if !self.members.contains_key(&self.leader) {
             self.leader = self.members.keys().next().cloned().unwrap_or_default();
         }
+
         let Some(leader) = self.members.get(&self.leader) else {
             self.phase = Phase::Empty;
             self.protocol.clear();
             return;
         };
+
         let common = leader.protocols.iter().map(|(name, _)| name).find(|name| {
             let speaks = |member: &Member| member.protocols.iter().any(|(known, _)| known == *name);
             self.members.values().all(speaks)
         });
+
         self.protocol = common.cloned().unwrap_or_default();
         self.phase = Phase::Completing;
         for member in self.members.values_mut() {
             member.waiting = false;
             member.assignment = Bytes::new();
-            // From the answer to its sync the leader may take its time; it is no sign of death.
+            // The leader may take its time between this response and its sync; that is not a sign
+            // of death.
             member.expires = now + member.session;
         }
     }

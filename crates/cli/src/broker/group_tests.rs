@@ -1,4 +1,4 @@
-//! The group protocol, step by step: each test is a conversation with one group.
+//! Tests the group protocol step by step; each test is a conversation with one group.
 
 use super::*;
 
@@ -23,7 +23,7 @@ fn join(group: &mut Group, now: Instant, member: &str) -> Result<Answer<Joined>,
     group.join(now, &ask(member, "t"))
 }
 
-/// A group of two that has begun its second generation: `a` leads.
+/// A group of two that has begun its second generation; `a` is the leader.
 fn pair(now: Instant) -> Group {
     let mut group = Group::default();
     assert!(matches!(join(&mut group, now, "a"), Ok(Answer::Now(_))));
@@ -31,6 +31,7 @@ fn pair(now: Instant) -> Group {
         group.sync(now, "a", 1, vec![("a".into(), "all".into())]),
         Ok(Answer::Now("all".into()))
     );
+
     assert_eq!(join(&mut group, now, "b"), Ok(Answer::Later));
     assert_eq!(group.heartbeat(now, "a", 1), Err(ErrorCode::RebalanceInProgress));
     assert!(matches!(
@@ -62,9 +63,11 @@ fn the_leader_and_only_the_leader_sees_everybody() {
 fn silence_ends_membership_and_starts_a_generation() {
     let now = Instant::now();
     let mut group = stable_pair(now);
+
     let later = now + SESSION / 2;
     group.heartbeat(later, "a", 2).unwrap();
     assert!(!group.expire(later));
+
     let too_late = now + SESSION + Duration::from_millis(1);
     assert!(group.expire(too_late));
     assert_eq!(group.heartbeat(too_late, "b", 2), Err(ErrorCode::UnknownMemberId));
@@ -75,19 +78,25 @@ fn silence_ends_membership_and_starts_a_generation() {
     ));
 }
 
-/// All members are killed while one of them waits for what the leader assigns.
+/// All members are killed while one of them waits for the leader's assignments.
 #[test]
 fn who_dies_waiting_for_the_leader_is_not_waited_for() {
     let now = Instant::now();
     let mut group = pair(now);
     assert_eq!(group.sync(now, "b", 2, Vec::new()), Ok(Answer::Later));
     assert_eq!(join(&mut group, now, "c"), Ok(Answer::Later));
+
     let mut when = now;
     while matches!(group.await_join("c"), Ok(Answer::Later)) {
         when += SESSION / 2;
         group.expire(when);
-        assert!(when <= now + 3 * SESSION, "the dead are waited for: {:?}", group.members.keys());
+        assert!(
+            when <= now + 3 * SESSION,
+            "the group waits for dead members: {:?}",
+            group.members.keys()
+        );
     }
+
     assert!(group.members.keys().eq(["c"]));
 }
 
@@ -98,10 +107,12 @@ fn leaving_is_told_to_the_others_at_once() {
     assert!(group.leave(now, "a", None));
     assert!(!group.leave(now, "a", None));
     assert_eq!(group.heartbeat(now, "b", 2), Err(ErrorCode::RebalanceInProgress));
+
     let joined = group.join(now, &ask("b", "t"));
     assert!(
         matches!(joined, Ok(Answer::Now(Joined { generation: 3, leader, .. })) if leader == "b")
     );
+
     assert!(group.leave(now, "b", None));
     assert_eq!(group.phase, Phase::Empty);
 }
@@ -111,13 +122,15 @@ fn a_member_that_does_not_join_again_is_left_behind() {
     let now = Instant::now();
     let mut group = stable_pair(now);
     assert_eq!(join(&mut group, now, "c"), Ok(Answer::Later));
+
     let mut when = now;
     while when < now + REBALANCE {
         when += SESSION / 2;
-        // It is alive, and busy with what it has to give up.
+        // The member is alive, and busy giving up partitions.
         group.heartbeat(when, "a", 2).ok();
         group.expire(when);
     }
+
     assert!(group.members.keys().eq(["c"]), "{:?}", group.members.keys());
     assert!(matches!(group.await_join("c"), Ok(Answer::Now(Joined { generation: 3, .. }))));
 }
@@ -126,13 +139,15 @@ fn a_member_that_does_not_join_again_is_left_behind() {
 fn commits_are_fenced_by_generation_and_membership() {
     let now = Instant::now();
     let mut group = Group::default();
-    assert_eq!(group.may_commit(now, "", -1), Ok(()), "an empty group is open to tools");
+    assert_eq!(group.may_commit(now, "", -1), Ok(()), "tools may commit to an empty group");
+
     group = stable_pair(now);
     assert_eq!(group.may_commit(now, "a", 2), Ok(()));
     assert_eq!(group.may_commit(now, "a", 1), Err(ErrorCode::IllegalGeneration));
     assert_eq!(group.may_commit(now, "gone", 2), Err(ErrorCode::UnknownMemberId));
     assert_eq!(group.may_commit(now, "", -1), Err(ErrorCode::UnknownMemberId));
-    // While the next generation is prepared, what this one has done may still be committed.
+
+    // While the next generation is prepared, results of this one may still be committed.
     assert_eq!(join(&mut group, now, "c"), Ok(Answer::Later));
     assert_eq!(group.may_commit(now, "a", 2), Ok(()));
 }
@@ -146,7 +161,8 @@ fn a_join_that_was_answered_is_answered_again() {
         Ok(Answer::Now(Joined { generation: 2, .. }))
     ));
     assert_eq!(group.phase, Phase::Stable);
-    // With something new to say, it is a new generation.
+
+    // A changed subscription starts a new generation.
     assert_eq!(group.join(now, &ask("b", "t, and gave up 1")), Ok(Answer::Later));
 }
 
@@ -155,6 +171,7 @@ fn strangers_are_refused() {
     let now = Instant::now();
     let mut group = stable_pair(now);
     assert_eq!(group.join(now, &ask("never invited", "t")), Err(ErrorCode::UnknownMemberId));
+
     let mut other = ask("c", "t");
     other.protocols = vec![("range".into(), Bytes::new())];
     group.invite("c".into());

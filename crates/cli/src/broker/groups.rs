@@ -1,5 +1,5 @@
-//! Consumer groups for clients: finds the group, asks its state machine ([`super::group`]) and
-//! waits where it says so.
+//! Consumer groups for clients: finds the group, passes the request to its state machine
+//! ([`super::group`]), and waits if necessary.
 
 use std::{
     collections::HashMap,
@@ -25,8 +25,8 @@ use uuid::Uuid;
 
 use super::group::{Answer, Group, Join, Joined};
 
-/// Every group of the broker. Membership is not kept across restarts: clients find out by their
-/// next heartbeat and join again.
+/// All groups of the broker. Membership does not survive restarts: clients notice with their next
+/// heartbeat and rejoin.
 #[derive(Debug)]
 pub(super) struct Groups {
     all: Mutex<HashMap<String, Group>>,
@@ -50,11 +50,12 @@ impl Groups {
         if member.is_empty() {
             member = format!("{client_id}-{}", Uuid::new_v4());
             self.lock().entry(group.clone()).or_default().invite(member.clone());
-            // Version 4 brought the second round trip that makes sure the client knows its id.
+            // Version 4 added a second round trip, which ensures that the client knows its id.
             if version >= 4 && request.group_instance_id.is_none() {
                 return refuse_join(ErrorCode::MemberIdRequired, member);
             }
         }
+
         let join = Join {
             member: member.clone(),
             instance: request.group_instance_id,
@@ -70,6 +71,7 @@ impl Groups {
                 .map(|protocol| (protocol.name, protocol.metadata))
                 .collect(),
         };
+
         let joined = self
             .wait(
                 &group,
@@ -77,6 +79,7 @@ impl Groups {
                 |group| group.await_join(&member),
             )
             .await;
+
         match joined {
             Ok(joined) => accept_join(joined, member),
             Err(error) => refuse_join(error, member),
@@ -88,6 +91,7 @@ impl Groups {
         let assignments = request.assignments.unwrap_or_default();
         let mut assignments =
             Some(assignments.into_iter().map(|to| (to.member_id, to.assignment)).collect());
+
         let synced = self
             .wait(
                 &request.group_id,
@@ -102,6 +106,7 @@ impl Groups {
                 |group| group.await_sync(&id, generation),
             )
             .await;
+
         let (protocol_type, protocol) = {
             let all = self.lock();
             let group = all.get(&request.group_id);
@@ -109,10 +114,12 @@ impl Groups {
                 .map(|group| (group.protocol_type.clone(), group.protocol.clone()))
                 .unwrap_or_default()
         };
+
         let (error, assignment) = match synced {
             Ok(assignment) => (ErrorCode::None, assignment),
             Err(error) => (error, Bytes::new()),
         };
+
         SyncGroupResponse::default()
             .throttle_time_ms(Some(0))
             .error_code(error.into())
@@ -145,8 +152,10 @@ impl Groups {
                     .group_instance_id(member.group_instance_id)
             })
             .collect();
+
         self.changed.send_replace(());
         let only = if let [member] = members.as_slice() { member.error_code } else { 0 };
+
         LeaveGroupResponse::default()
             .throttle_time_ms(Some(0))
             .error_code(only)
@@ -154,7 +163,7 @@ impl Groups {
             .into()
     }
 
-    /// Whether this client may commit offsets now; if not, why.
+    /// Checks whether this client may commit offsets now.
     pub(super) fn may_commit(
         &self,
         group: &str,
@@ -164,7 +173,8 @@ impl Groups {
         self.with(group, |group| group.may_commit(Instant::now(), member, generation))
     }
 
-    /// `has_offsets` tells a group that is only asleep from one that never was.
+    /// Describes groups. `has_offsets` distinguishes a group that is only idle from one that never
+    /// existed.
     pub(super) fn describe(&self, ids: Vec<(String, bool)>) -> Body {
         let all = self.lock();
         let groups = ids
@@ -182,7 +192,7 @@ impl Groups {
         DescribeGroupsResponse::default().throttle_time_ms(Some(0)).groups(Some(groups)).into()
     }
 
-    /// Adds to the groups that have stored something the ones that only have members.
+    /// Adds the groups that only have members to those that have stored something.
     pub(super) fn list(&self, stored: Body) -> Body {
         let Body::ListGroupsResponse(mut stored) = stored else { return stored };
         let listed = stored.groups.get_or_insert_default();
@@ -201,12 +211,12 @@ impl Groups {
         stored.into()
     }
 
-    /// All groups here are of the classic kind.
+    /// Responds that a group is not of the KIP-848 kind: all groups here are classic.
     pub(super) fn not_next_generation(request: ConsumerGroupDescribeRequest) -> Body {
         let groups = request.group_ids.unwrap_or_default().into_iter().map(|id| {
             NextGenerationGroup::default()
                 .error_code(ErrorCode::GroupIdNotFound.into())
-                .error_message(Some(format!("group {id} is not a consumer group of KIP-848")))
+                .error_message(Some(format!("group {id} is not a KIP-848 consumer group")))
                 .group_id(id)
                 .group_epoch(-1)
                 .assignment_epoch(-1)
@@ -219,7 +229,7 @@ impl Groups {
             .into()
     }
 
-    /// Called a few times a second: nobody else notices silence.
+    /// Removes silent members. Called several times a second, since nothing else detects silence.
     pub(super) fn expire(&self) {
         let now = Instant::now();
         let changed =
@@ -241,7 +251,7 @@ impl Groups {
         act(self.lock().entry(id.to_owned()).or_default())
     }
 
-    /// Asks once, and again after every change until there is an answer.
+    /// Tries `first`, and then `again` after every change until there is a response.
     async fn wait<T>(
         &self,
         id: &str,

@@ -1,9 +1,9 @@
-//! Committed offsets: the storage keeps the offsets, and this file keeps the metadata strings that
-//! came with them, because the storage takes them and never hands them out again.
+//! Committed offsets: the storage engine keeps the offsets, and this module keeps their metadata
+//! strings, which the engine accepts but never returns.
 //!
-//! Metadata is an append-only file of JSON lines beside the storage's own, rewritten when it is
-//! opened. A string is handed out only with the very offset it was committed with, so a lost line
-//! costs what lost metadata costs: repeats.
+//! Metadata is an append-only file of JSON lines beside the engine's file, compacted when it is
+//! opened. A string is returned only with the exact offset it was committed with, so a lost line
+//! costs no more than lost metadata does: repeats.
 
 use std::{
     collections::HashMap,
@@ -29,9 +29,9 @@ use tansu_storage::{Storage as _, Topition};
 use super::storage::Storage;
 
 const FILE: &str = "commit-metadata.jsonl";
-/// What Kafka allows by default.
+/// Kafka's default limit.
 const MAX_METADATA: usize = 4096;
-/// No commit: the protocol's way to say it.
+/// The protocol's value for "no commit".
 const NONE: i64 = -1;
 
 type Key = (String, String, i32);
@@ -58,7 +58,7 @@ impl Offsets {
         Ok(Self { storage, noted })
     }
 
-    /// Writes what `allowed` lets through. A part that fails says so for itself.
+    /// Commits offsets if `allowed`. Each partition reports its own failure.
     pub(super) async fn commit(
         &self,
         request: OffsetCommitRequest,
@@ -95,11 +95,13 @@ impl Offsets {
         let Ok(offset) = tansu_storage::OffsetCommitRequest::try_from(partition) else {
             return ErrorCode::InvalidRequest;
         };
+
         let written = self.storage.engine.offset_commit(group, None, &[(at, offset)]).await;
         let outcome = match written.as_deref() {
             Ok([(_, outcome)]) => *outcome,
             Ok(_) | Err(_) => ErrorCode::UnknownServerError,
         };
+
         if outcome == ErrorCode::None {
             let line = Line {
                 group: group.to_owned(),
@@ -116,11 +118,13 @@ impl Offsets {
         outcome
     }
 
-    /// Both shapes of the request: one group at the top (up to version 7), or several.
+    /// Fetches offsets. A request has one group at the top level (up to version 7) or several
+    /// groups.
     pub(super) async fn fetch(&self, request: OffsetFetchRequest) -> Body {
         let response = OffsetFetchResponse::default()
             .throttle_time_ms(Some(0))
             .error_code(Some(ErrorCode::None.into()));
+
         if let Some(asked) = request.groups {
             let mut groups = Vec::new();
             for group in asked {
@@ -133,10 +137,12 @@ impl Offsets {
             }
             return response.groups(Some(groups)).topics(None).into();
         }
+
         let topics = request.topics.map(|topics| {
             let named = topics.into_iter().map(|topic| (topic.name, topic.partition_indexes));
             named.collect::<Vec<_>>()
         });
+
         let group = self.fetch_group(request.group_id.unwrap_or_default(), topics).await;
         let topics = group.topics.unwrap_or_default().into_iter().map(single).collect();
         response.error_code(Some(group.error_code)).topics(Some(topics)).groups(None).into()
@@ -152,6 +158,7 @@ impl Offsets {
             let failed = ErrorCode::CoordinatorNotAvailable.into();
             return response.error_code(failed).topics(Some(Vec::new()));
         };
+
         let topics = topics.unwrap_or_else(|| by_topic(committed.keys()));
         let noted = self.noted.lock();
         let topics = topics
@@ -172,10 +179,11 @@ impl Offsets {
                 OffsetFetchResponseTopics::default().name(topic.clone()).partitions(partitions)
             })
             .collect();
+
         response.error_code(ErrorCode::None.into()).topics(Some(topics))
     }
 
-    /// Whether the group has ever committed anything.
+    /// Returns whether the group has ever committed anything.
     pub(super) async fn any(&self, group: &str) -> bool {
         let committed = self.storage.engine.committed_offset_topitions(group).await;
         committed.is_ok_and(|committed| !committed.is_empty())
@@ -222,17 +230,19 @@ impl Noted {
             Err(error) => return Err(error),
         };
         for line in before.split(|byte| *byte == b'\n') {
-            // The last line may be half a line, if the broker was killed.
+            // The last line may be incomplete if the broker was killed.
             if let Ok(line) = serde_json::from_slice::<Line>(line) {
                 newest
                     .insert((line.group, line.topic, line.partition), (line.offset, line.metadata));
             }
         }
+
         let rewritten = path.with_extension("new");
         let mut noted = Self { newest: HashMap::new(), file: File::create(&rewritten)? };
         for ((group, topic, partition), (offset, metadata)) in newest {
             noted.write(Line { group, topic, partition, offset, metadata })?;
         }
+
         noted.file.sync_all()?;
         fs::rename(&rewritten, path)?;
         Ok(noted)
@@ -241,11 +251,12 @@ impl Noted {
     fn write(&mut self, line: Line) -> io::Result<()> {
         let key = (line.group.clone(), line.topic.clone(), line.partition);
         if line.metadata.is_empty() {
-            // Nothing to hand out, and an older line is silenced by its offset or overwritten in
-            // memory.
+            // There is nothing to return. An older line is ignored because of its offset, or
+            // replaced in memory.
             self.newest.remove(&key);
             return Ok(());
         }
+
         let mut text = serde_json::to_vec(&line)?;
         text.push(b'\n');
         self.file.write_all(&text)?;

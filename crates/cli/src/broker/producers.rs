@@ -1,13 +1,13 @@
-//! Which producers may write what, decided before the storage engine is asked.
+//! Decides which producers may write what, before the storage engine sees the request.
 //!
-//! The engine knows a producer by the epoch it gave out itself, and it does not refuse what it does
-//! not know: it panics, and is gone. But a producer that is not transactional raises its own epoch
-//! whenever it lost count, typically after a record timed out, and tells nobody: the next batch has
-//! the new epoch and counts from zero again. Here, such an epoch gets a producer id of its own from
-//! the engine, and its batches are relabelled. The engine then counts sequence numbers, and finds
-//! duplicates, as it does for any producer.
+//! The engine knows a producer only by the epoch that it issued itself. It does not reject an
+//! unknown epoch: it panics, and ends. But a non-transactional producer raises its own epoch
+//! whenever it loses count, typically after a record has timed out, and tells nobody: the next
+//! batch has the new epoch and counts from zero. This module obtains a separate producer id from
+//! the engine for each such epoch and relabels its batches. The engine then checks sequence numbers
+//! and finds duplicates as for any producer.
 //!
-//! The labels are lines of JSON in a file beside the engine's own, so that a producer outlives a
+//! The labels are JSON lines in a file beside the engine's file, so that producers survive a
 //! restart of the broker.
 
 use std::{
@@ -31,7 +31,7 @@ use tokio::sync::Mutex;
 use super::{batches, storage::Storage};
 
 const FILE: &str = "producers.jsonl";
-/// Not a producer, or one without an epoch: the protocol's way to say it.
+/// The protocol's value for "no producer" or "no epoch".
 const NONE: i64 = -1;
 
 #[derive(Debug, Deserialize, Serialize)]
@@ -41,14 +41,14 @@ struct Line {
     label: i64,
 }
 
-/// Relabels and refuses batches.
+/// Relabels and rejects batches.
 #[derive(Debug)]
 pub(super) struct Producers {
     storage: Arc<Storage>,
     labels: Mutex<Labels>,
 }
 
-/// What was refused of a request, by topic and partition.
+/// The rejected parts of a request, by topic and partition.
 pub(super) type Refused = Vec<(String, i32, ErrorCode)>;
 
 impl Producers {
@@ -57,9 +57,9 @@ impl Producers {
         Ok(Self { storage, labels })
     }
 
-    /// What the engine is asked for a new producer: it has an answer to nothing but the most common
-    /// form. A producer that asks for its next epoch gets another id instead, which does the same
-    /// for it.
+    /// Returns the request for a new producer that the engine supports, which is only the most
+    /// common form. A producer that asks for its next epoch gets a new id instead, which serves the
+    /// same purpose.
     pub(super) fn fresh(
         request: InitProducerIdRequest,
     ) -> Result<InitProducerIdRequest, InitProducerIdResponse> {
@@ -72,7 +72,7 @@ impl Producers {
         Ok(request.producer_id(Some(NONE)).producer_epoch(Some(-1)))
     }
 
-    /// Takes out of the request what the engine must not see, and relabels the rest.
+    /// Removes from the request what the engine must not see, and relabels the rest.
     pub(super) async fn admit(&self, request: &mut ProduceRequest) -> Refused {
         let mut refused = Vec::new();
         for topic in request.topic_data.iter_mut().flatten() {
@@ -98,7 +98,7 @@ impl Producers {
         refused
     }
 
-    /// How many partitions the topic has.
+    /// Returns the number of partitions of a topic.
     async fn partitions(&self, topic: &str) -> Result<i32, ErrorCode> {
         let asked = [TopicId::Name(topic.to_owned())];
         let metadata = self
@@ -107,6 +107,7 @@ impl Producers {
             .metadata(Some(&asked))
             .await
             .map_err(|_| ErrorCode::UnknownServerError)?;
+
         let found = metadata.topics().first().ok_or(ErrorCode::UnknownTopicOrPartition)?;
         i32::try_from(found.partitions.iter().flatten().count())
             .map_err(|_| ErrorCode::UnknownServerError)
@@ -123,10 +124,11 @@ impl Producers {
         Ok(())
     }
 
-    /// The engine's name for the producer of a batch.
+    /// Returns the engine's id for the producer of a batch.
     async fn label(&self, batch: &Batch) -> Result<i64, ErrorCode> {
         let (producer, epoch) = (batch.producer_id, batch.producer_epoch);
         let mut labels = self.labels.lock().await;
+
         let newest = labels.newest(producer);
         if epoch < newest {
             return Err(ErrorCode::InvalidProducerEpoch);
@@ -134,15 +136,18 @@ impl Producers {
         if epoch == newest {
             return Ok(labels.label(producer, epoch));
         }
+
         if batch.base_sequence != 0 {
-            // The middle of something whose beginning is not known.
+            // A sequence whose start is unknown.
             return Err(ErrorCode::UnknownProducerId);
         }
+
         let made = self.storage.engine.init_producer(None, 0, Some(NONE), Some(-1)).await;
         let made = made.map_err(|_| ErrorCode::UnknownServerError)?;
         if made.error != ErrorCode::None {
             return Err(made.error);
         }
+
         let line = Line { producer, epoch, label: made.id };
         labels.write(&line).map_err(|_| ErrorCode::KafkaStorageError)?;
         Ok(made.id)
@@ -154,7 +159,7 @@ fn check_batches(data: &mut PartitionProduceData) -> Result<(), ErrorCode> {
     batches.try_for_each(batches::make_servable)
 }
 
-/// Puts what was refused into the answer to the rest.
+/// Adds the rejected parts to the response to the rest.
 pub(super) fn complete(response: &mut ProduceResponse, refused: Refused) {
     let topics = response.responses.get_or_insert_default();
     for (name, index, error) in refused {
@@ -175,7 +180,7 @@ pub(super) fn complete(response: &mut ProduceResponse, refused: Refused) {
     }
 }
 
-/// The producers that have raised their epoch, with every epoch they wrote in.
+/// The producers that have raised their epoch, with every epoch in which they wrote.
 #[derive(Debug)]
 struct Labels {
     known: HashMap<i64, BTreeMap<i16, i64>>,
@@ -186,16 +191,21 @@ impl Labels {
     fn open(path: &Path) -> io::Result<Self> {
         let mut file = File::options().create(true).append(true).open(path)?;
         let before = fs::read(path)?;
+
         if !before.is_empty() && !before.ends_with(b"\n") {
-            // Half a line, of a broker that was killed: it must not spoil the next one.
+            // Terminate an incomplete line left by a broker that was killed, so that it does not
+            // spoil the next one.
             file.write_all(b"\n")?;
         }
+
         let mut labels = Self { known: HashMap::new(), file };
+
         for line in before.split(|byte| *byte == b'\n') {
             if let Ok(line) = serde_json::from_slice::<Line>(line) {
                 labels.insert(&line);
             }
         }
+
         Ok(labels)
     }
 
@@ -204,7 +214,8 @@ impl Labels {
         epochs.and_then(|epochs| epochs.last_key_value()).map_or(0, |(epoch, _)| *epoch)
     }
 
-    /// A producer in the epoch that the engine gave it goes by the engine's own name.
+    /// Returns the engine's id for a producer; in the epoch that the engine issued, that is the
+    /// producer's own id.
     fn label(&self, producer: i64, epoch: i16) -> i64 {
         let epochs = self.known.get(&producer);
         epochs.and_then(|epochs| epochs.get(&epoch)).copied().unwrap_or(producer)

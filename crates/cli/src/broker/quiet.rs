@@ -1,8 +1,8 @@
-//! Which fetches need not ask the storage. An idle client asks the same again and again, and each
-//! look costs several queries of the storage for every partition. A fetch that found nothing finds
+//! Decides which fetches need not query the storage. An idle client repeats the same fetch, and
+//! each one costs several storage queries per partition. A fetch that found nothing keeps finding
 //! nothing until one of its partitions has been written to.
 //!
-//! Pure: the router says what was written and what a fetch found, and passes the time in.
+//! Pure: the router reports what was written and what a fetch found, and passes the time in.
 
 use std::{
     collections::HashMap,
@@ -11,32 +11,32 @@ use std::{
 
 use tansu_sans_io::{Body, FetchRequest, ProduceRequest, fetch_request::FetchTopic};
 
-/// How long it is believed that a fetch still finds nothing, in case a write went unnoticed.
+/// How long an empty result is reused, in case a write went unnoticed.
 pub(super) const LONGEST_QUIET: Duration = Duration::from_secs(30);
 
-/// Counts the writes, and knows the last one of each partition.
+/// Counts writes and records the last one to each partition.
 #[derive(Debug, Default)]
 pub(super) struct Writes {
     count: u64,
-    /// The last change that may concern any partition: topics were created or deleted.
+    /// The last change that may affect any partition, such as a new or deleted topic.
     everywhere: u64,
     partitions: HashMap<String, HashMap<i32, u64>>,
 }
 
 impl Writes {
-    /// How many there were.
+    /// Returns the number of writes so far.
     pub(super) fn count(&self) -> u64 {
         self.count
     }
 
-    /// Any fetch may find something else from now on.
+    /// Records a change after which any fetch may have a different result.
     pub(super) fn note_everywhere(&mut self) {
         self.count += 1;
         self.everywhere = self.count;
         self.partitions.clear();
     }
 
-    /// These partitions were written to.
+    /// Records a write to these partitions.
     pub(super) fn note(&mut self, written: &Written) {
         self.count += 1;
         for (topic, partition) in &written.0 {
@@ -48,10 +48,10 @@ impl Writes {
         }
     }
 
-    /// The last write that a fetch could find.
+    /// Returns the last write that a fetch could find.
     fn last_for(&self, asked: &Asked) -> u64 {
         let last = |topic: &FetchTopic| {
-            // Without a name the topic is known by its id only, and any write may be to it.
+            // A topic without a name is known only by its id, so any write may be to it.
             let Some(name) = &topic.topic else { return self.count };
             let Some(written) = self.partitions.get(name) else { return 0 };
             let partitions = topic.partitions.iter().flatten();
@@ -81,8 +81,7 @@ impl Written {
     }
 }
 
-/// What a fetch asks, in an order of its own: librdkafka asks for another partition first each
-/// time.
+/// A fetch request in canonical order, since librdkafka starts with another partition each time.
 #[derive(Debug, PartialEq)]
 pub(super) struct Asked(FetchRequest);
 
@@ -99,28 +98,28 @@ impl Asked {
     }
 }
 
-/// Orders topics of one partition each.
+/// The sort key of topics with one partition each.
 fn order(topic: &FetchTopic) -> (Option<&str>, Option<[u8; 16]>, Option<i32>) {
     let partition = topic.partitions.iter().flatten().next().map(|partition| partition.partition);
     (topic.topic.as_deref(), topic.topic_id, partition)
 }
 
-/// The last fetch of a connection that found nothing.
+/// The last fetch of a connection, if it found nothing.
 #[derive(Debug, Default)]
 pub(super) struct LastFetch(Option<Nothing>);
 
-/// A fetch, and how nothing was said.
+/// A fetch and its empty response.
 #[derive(Debug)]
 struct Nothing {
     asked: Asked,
-    /// How many writes there had been before the storage was asked, and when that was.
+    /// The number of writes before the storage was queried, and the time of the query.
     writes: u64,
     at: Instant,
     answer: Body,
 }
 
 impl LastFetch {
-    /// The answer to this fetch, if it is known that it finds nothing.
+    /// Returns the response to this fetch if it is known to find nothing.
     pub(super) fn found_nothing(
         &self,
         asked: &Asked,
@@ -134,7 +133,7 @@ impl LastFetch {
         is_quiet.then(|| last.answer.clone())
     }
 
-    /// The storage found nothing for this fetch, asked after `writes` writes, at `at`.
+    /// Records that the storage found nothing for this fetch at `at`, after `writes` writes.
     pub(super) fn keep(&mut self, asked: Asked, writes: u64, at: Instant, answer: Body) {
         self.0 = Some(Nothing { asked, writes, at, answer });
     }

@@ -1,4 +1,4 @@
-//! When an idle fetch is answered from memory, and what makes the broker ask its storage again.
+//! Tests when an idle fetch is answered from memory, and what makes the broker query its storage.
 
 use tansu_sans_io::{
     FetchResponse,
@@ -8,7 +8,7 @@ use tansu_sans_io::{
 
 use super::*;
 
-/// A fetch of these partitions, each from its offset, in this order.
+/// A fetch of these partitions and offsets, in this order.
 fn fetch(partitions: &[(&str, i32, i64)]) -> Asked {
     let topics = partitions.iter().map(|(topic, partition, offset)| {
         let partition = FetchPartition::default().partition(*partition).fetch_offset(*offset);

@@ -1,5 +1,5 @@
-//! A reader of the fleet against the broker: where a topic ends is said at once, though fetches
-//! wait for records, and a batch that can't be handed out hides nothing else.
+//! Tests the fleet's reader against the broker: the end of a topic is found at once although
+//! fetches wait for records, and an unreadable batch does not hide other partitions.
 
 use std::{
     net::{Ipv4Addr, SocketAddr},
@@ -26,7 +26,7 @@ use crate::{
 };
 
 const LONG: Duration = Duration::from_secs(20);
-/// Less than a fetch is held back for each of the partitions.
+/// Less time than the broker holds a fetch of a partition back.
 const SOON: Duration = Duration::from_secs(3);
 const POLL: Duration = Duration::from_millis(50);
 
@@ -37,10 +37,11 @@ async fn the_end_of_an_idle_topic_is_found_at_once() {
     let settings = connection::settings(&broker.bootstrap()).unwrap();
     let topics = Topics::of("idle");
     admin::create_topics(&settings, &admin::fleet_topics(&topics, 12, 1)).await.unwrap();
+
     let (reader, topic) = (settings.clone(), topics.events.clone());
     let open = move || Reader::open(&reader, &topic, From::Start, LONG).unwrap();
     let mut reader = tokio::task::spawn_blocking(open).await.unwrap();
-    // Once: by now fetches are under way, and nothing answers them.
+    // The first search leaves fetches in progress that nothing answers.
     let mut reader = tokio::task::spawn_blocking(move || {
         reader.next(POLL).unwrap();
         reader.look_for_end(LONG).unwrap();
@@ -56,10 +57,12 @@ async fn the_end_of_an_idle_topic_is_found_at_once() {
         value: Some(vec![n]),
         ..Outgoing::default()
     };
+
     let producer = Producer::new(&settings).unwrap();
     for n in 0..24 {
         producer.send(&record(n)).await.unwrap();
     }
+
     let look = move || {
         let start = Instant::now();
         reader.look_for_end(LONG).unwrap();
@@ -70,13 +73,14 @@ async fn the_end_of_an_idle_topic_is_found_at_once() {
         }
         (took, read, reader.at_end())
     };
+
     let (took, read, at_end) = tokio::task::spawn_blocking(look).await.unwrap();
     assert!(took < SOON, "{took:?}");
     assert!(at_end && read == 24, "{read}");
     broker.stop().await;
 }
 
-/// Brokers of before kept snappy, which they could not hand out.
+/// Older brokers stored snappy batches, which they could not serve.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_batch_that_can_not_be_handed_out_hides_no_other_partition() {
     let directory = tempfile::tempdir().unwrap();
@@ -84,13 +88,16 @@ async fn a_batch_that_can_not_be_handed_out_hides_no_other_partition() {
     let config = || BrokerConfig { listen, data_dir: Some(directory.path().to_path_buf()) };
     let broker = Broker::start(config()).await.unwrap();
     let settings = connection::settings(&broker.bootstrap()).unwrap();
+
     let spec = admin::TopicSpec {
         name: "mixed".to_owned(),
         partitions: 2,
         replication: 1,
         properties: Vec::new(),
     };
+
     admin::create_topics(&settings, &[spec]).await.unwrap();
+
     let record = Outgoing {
         topic: "mixed".to_owned(),
         partition: Some(1),
@@ -102,7 +109,7 @@ async fn a_batch_that_can_not_be_handed_out_hides_no_other_partition() {
 
     let data_dir = config().data_dir;
     let write = move || {
-        // The engine ends with its runtime.
+        // The storage engine ends with its runtime.
         let runtime = tokio::runtime::Runtime::new().unwrap();
         runtime.block_on(async {
             let storage = Storage::open(data_dir, listen).await.unwrap();

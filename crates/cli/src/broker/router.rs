@@ -1,9 +1,9 @@
-//! Who answers which request: groups and offsets here, everything else the storage crate's
+//! Routes requests: groups and offsets are handled here, everything else by the storage crate's
 //! services.
 //!
-//! Fetch is theirs too, but waiting is ours. Their service looks twice in `max_wait_ms` and sleeps
-//! in between, found or not, which makes a record wait a quarter of a second in an idle cluster. It
-//! is asked with no wait at all, and asked again when something was produced.
+//! Those services also handle fetches, but the waiting is ours. Their fetch checks twice in
+//! `max_wait_ms` and always sleeps in between, which delays a record by a quarter of a second in an
+//! idle cluster. We call it without a wait, and again after something has been produced.
 
 use std::{fmt, net::SocketAddr, sync::Arc, time::Duration};
 
@@ -34,9 +34,9 @@ use super::{
     storage::Storage,
 };
 
-/// The APIs that are served. The engine has routes for more, but some of them end it for good (it
-/// panics at `DeleteRecords`, at what transactions ask, and at half of `IncrementalAlterConfigs`)
-/// and others would contradict the groups kept here. Those are neither announced nor answered.
+/// The APIs that are served. The engine has routes for more, but some of them make it panic and end
+/// (`DeleteRecords`, transaction requests, and half of `IncrementalAlterConfigs`), and others would
+/// contradict the groups kept here. Those are neither announced nor answered.
 const SERVED: &[i16] = &[
     ProduceRequest::KEY,
     FetchRequest::KEY,
@@ -62,17 +62,17 @@ const SERVED: &[i16] = &[
     DescribeTopicPartitionsRequest::KEY,
 ];
 
-/// What to do with the connection a request came from.
+/// What to do with the connection that a request came from.
 pub(super) enum Reply {
-    /// Send this.
+    /// Send this response.
     Bytes(Bytes),
-    /// The client does not want to hear (produce with `acks=0`).
+    /// Send nothing (produce with `acks=0`).
     Nothing,
-    /// The request made no sense, and the stream can't be trusted any more.
+    /// Close the connection: the request was malformed, so the stream can no longer be trusted.
     Close,
 }
 
-/// Answers requests. Clones share everything.
+/// Answers requests. Clones share all state.
 #[derive(Clone)]
 pub(super) struct Router {
     shared: Arc<Shared>,
@@ -83,12 +83,12 @@ struct Shared {
     groups: Groups,
     offsets: Offsets,
     producers: Producers,
-    /// Whoever deletes topics holds this alone: the engine does not survive a batch for a topic
-    /// that is gone.
+    /// Deleting topics takes this lock exclusively: the engine does not survive a batch for a
+    /// deleted topic.
     topics: RwLock<()>,
-    /// What could change the answer to a fetch.
+    /// Writes that could change the result of a fetch.
     writes: watch::Sender<Writes>,
-    /// Where the host of the broker logs; the broker's own threads log nowhere.
+    /// The logger of the process; the broker's own threads do not log.
     log: Dispatch,
 }
 
@@ -102,12 +102,14 @@ impl Router {
     pub(super) fn new(storage: Arc<Storage>, log: Dispatch) -> Result<Self, BrokerError> {
         let engine = storage.engine.clone();
         let routes = service::storage::services(FrameRouteService::builder(), engine.clone())?;
-        // Never reached: they are there for the list of versions, which is made from the routes.
+        // These routes are never reached. The list of API versions is built from the routes.
         let routes = service::coordinator::services(routes, Controller::with_storage(engine)?)?;
         let inner = routes.build().map_err(tansu_broker::Error::from)?;
+
         let failed = |source| BrokerError::DataDir { path: storage.directory.clone(), source };
         let offsets = Offsets::open(Arc::clone(&storage)).map_err(failed)?;
         let producers = Producers::open(Arc::clone(&storage)).map_err(failed)?;
+
         Ok(Self {
             shared: Arc::new(Shared {
                 inner,
@@ -125,7 +127,7 @@ impl Router {
         &self.shared.groups
     }
 
-    /// Answers one request of a connection, whose last fetch is `last`.
+    /// Answers one request of a connection. `last` is the connection's last fetch.
     pub(super) async fn answer(
         &self,
         request: Bytes,
@@ -136,7 +138,7 @@ impl Router {
             Ok(reply) => reply,
             Err(error) => {
                 dispatcher::with_default(&self.shared.log, || {
-                    tracing::warn!(%peer, error = ?error, "the embedded broker refused a request");
+                    tracing::warn!(%peer, error = ?error, "the embedded broker rejected a request and closes the connection");
                 });
                 Reply::Close
             }
@@ -153,13 +155,16 @@ impl Router {
         let (key, version) = (request.api_key()?, request.api_version()?);
         let correlation_id = request.correlation_id()?;
         let client = request.client_id()?.unwrap_or("client").to_owned();
+
         let shared = &*self.shared;
+
         if !SERVED.contains(&key) {
             dispatcher::with_default(&shared.log, || {
-                tracing::warn!(%peer, api = key, "the embedded broker does not have this Kafka API");
+                tracing::warn!(%peer, api = key, "the embedded broker does not support this Kafka API");
             });
             return Ok(Reply::Close);
         }
+
         let body = match request.body {
             Body::JoinGroupRequest(join) => shared.groups.join(join, &client, peer, version).await,
             Body::SyncGroupRequest(sync) => shared.groups.sync(sync).await,
@@ -180,8 +185,8 @@ impl Router {
                 }
                 shared.groups.describe(ids)
             }
-            // The protocol of KIP-848. Clients ask it first and fall back when a group is not of
-            // that kind.
+            // The KIP-848 protocol. Clients try it first and fall back if the group is of another
+            // kind.
             Body::ConsumerGroupDescribeRequest(describe) => Groups::not_next_generation(describe),
             Body::ListGroupsRequest(list) => {
                 let stored = shared.ask(request.header, list.into()).await?;
@@ -216,6 +221,7 @@ impl Router {
             }
             body => shared.ask(request.header, body).await?,
         };
+
         let response = Frame::response(Header::Response { correlation_id }, body, key, version)?;
         Ok(Reply::Bytes(response))
     }
@@ -234,15 +240,19 @@ impl Shared {
         mut produce: ProduceRequest,
     ) -> Result<Body, tansu_broker::Error> {
         let _topics = self.topics.read().await;
+
         let written = Written::of(&produce);
         let refused = self.producers.admit(&mut produce).await;
+
         let asked = self.ask(header, produce.into()).await;
-        // Of a request that failed nobody knows what was written.
+        // After a failed request, it is unknown what was written.
         self.writes.send_modify(|writes| writes.note(&written));
+
         let mut body = asked?;
         if let Body::ProduceResponse(response) = &mut body {
             producers::complete(response, refused);
         }
+
         Ok(body)
     }
 
@@ -256,7 +266,9 @@ impl Shared {
         let deadline = Instant::now() + wait.min(LONGEST_QUIET);
         let wanted = fetch.min_bytes > 0;
         let look = fetch.max_wait_ms(0);
+
         let mut writes = self.writes.subscribe();
+
         loop {
             let found = self.look(&header, &look, last, &mut writes).await?;
             if has_news(&found) || !wanted || Instant::now() >= deadline {
@@ -268,7 +280,7 @@ impl Shared {
         }
     }
 
-    /// What a fetch finds now.
+    /// Returns what a fetch finds now.
     async fn look(
         &self,
         header: &Header,
@@ -297,8 +309,8 @@ impl Shared {
 }
 
 impl Shared {
-    /// What a fetch finds that fails as a whole: one batch that can't be handed out hides no other
-    /// partition.
+    /// Returns what a fetch finds that fails as a whole, so that one unreadable batch does not hide
+    /// other partitions.
     async fn look_apart(
         &self,
         header: &Header,
@@ -321,14 +333,14 @@ impl Shared {
         }
 
         match failed {
-            // The engine has failed, and not a batch.
+            // The engine itself has failed, not a single batch.
             Some(error) if readable == 0 && alone.len() > 1 => Err(error),
             _ => Ok(apart::join(answers)),
         }
     }
 }
 
-/// Leaves what is not served out of the list of versions.
+/// Removes unserved APIs from the list of versions.
 fn only_served(mut versions: Body) -> Body {
     if let Body::ApiVersionsResponse(versions) = &mut versions {
         versions
@@ -339,7 +351,7 @@ fn only_served(mut versions: Body) -> Body {
     versions
 }
 
-/// Whether a fetch found a record, or something the client must hear about.
+/// Returns whether a fetch found a record or something else that the client must know.
 fn has_news(found: &Body) -> bool {
     let Body::FetchResponse(found) = found else { return true };
     let failed = |code: i16| code != i16::from(ErrorCode::None);

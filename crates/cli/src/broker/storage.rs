@@ -1,4 +1,4 @@
-//! Opening the storage engine on a directory: who may, under which name, and for how long.
+//! Opens the storage engine on a directory.
 
 use std::{
     fs::{self, File, TryLockError},
@@ -15,20 +15,20 @@ use uuid::Uuid;
 
 use super::BrokerError;
 
-/// The only node of the cluster.
+/// The id of the cluster's only node.
 pub(super) const NODE: i32 = 1;
-/// The cluster's name. Data is filed under it, so it never changes.
+/// The name of the cluster. Data is stored under it, so it must never change.
 const CLUSTER: &str = "mcp-fleet";
 const FILE: &str = "broker.db";
-/// How long an engine that has ended can go unnoticed.
+/// How long the end of an engine can go unnoticed.
 const PROBE: Duration = Duration::from_millis(500);
 
-/// The open engine and what has to live as long as it does.
+/// The open engine, and everything that must live as long as it does.
 #[derive(Debug)]
 pub(super) struct Storage {
-    /// The engine.
+    /// The storage engine.
     pub(super) engine: StorageContainer,
-    /// Where commit metadata is kept, beside the engine's file.
+    /// The directory of the engine's file and of commit metadata.
     pub(super) directory: PathBuf,
     _lock: File,
     _temporary: Vec<TempDir>,
@@ -57,8 +57,8 @@ impl Storage {
 
         let mut url = file_url(&directory);
         if url.is_none() {
-            // The engine takes its path from a URL and does not decode it: such a directory gets a
-            // plain name.
+            // The engine takes its path from a URL without decoding it, so a directory that needs
+            // encoding gets a plain name through a symlink.
             let made = temporary_directory()?;
             let link = made.path().join("data");
             std::os::unix::fs::symlink(&directory, &link).map_err(failed)?;
@@ -88,9 +88,9 @@ impl Storage {
         Ok(Self { engine, directory, _lock: lock, _temporary: temporary })
     }
 
-    /// Returns when the engine has ended, which it does for good when one of its requests panics.
-    /// It says so to nobody and has to be asked. The question is never given up half-way: an engine
-    /// whose answer nobody takes ends, too.
+    /// Returns when the engine has ended, which happens if one of its requests panics. The engine
+    /// does not report its end, so it has to be polled. The poll is never cancelled half-way: an
+    /// engine whose response is not received ends, too.
     pub(super) async fn ended(&self) {
         while self.engine.brokers().await.is_ok() {
             tokio::time::sleep(PROBE).await;
@@ -105,8 +105,8 @@ fn temporary_directory() -> Result<TempDir, BrokerError> {
         .map_err(|source| BrokerError::DataDir { path: std::env::temp_dir(), source })
 }
 
-/// Two brokers on one file would both believe to be alone. The lock goes with the process, however
-/// it ends.
+/// Locks the directory, since two brokers on one file would each assume that they are alone. The
+/// operating system releases the lock when the process ends.
 fn lock(directory: &Path) -> Result<File, BrokerError> {
     let path = directory.to_path_buf();
     let file = File::create(directory.join("lock"))
@@ -118,8 +118,8 @@ fn lock(directory: &Path) -> Result<File, BrokerError> {
     }
 }
 
-/// The engine's URL for the file in `directory`, or nothing if the URL would spell the path another
-/// way. The four slashes make the path absolute: with three it would be taken from the working
+/// Returns the engine's URL for the file in `directory`, or `None` if a URL would change the path.
+/// The four slashes make the path absolute; with three, it would be relative to the working
 /// directory.
 fn file_url(directory: &Path) -> Option<Url> {
     let path = directory.join(FILE);

@@ -1,4 +1,4 @@
-//! The account of a demo, for people: at most 100 columns wide.
+//! The report of a demo for people, at most 100 columns wide.
 
 use std::fmt::Write as _;
 
@@ -11,14 +11,14 @@ use crate::{
 };
 
 const WIDTH: usize = 100;
-/// The table shows every good job up to so many, and beyond that only what is worth a look.
+/// If there are more rows than this, the table omits jobs that succeeded at the first attempt.
 const MAX_ROWS: usize = 100;
-/// Columns for the name of a job, for what it asks for, and for its worker.
+/// The widths of the columns for a job's name, its request, and its worker.
 const LABEL: usize = 12;
 const WHAT: usize = 36;
 const WORKER: usize = 15;
 
-/// The whole account.
+/// Renders the whole report.
 pub(super) fn render(report: &Report) -> String {
     let is_complete = report.rows.len() <= MAX_ROWS;
     let is_shown = |row: &&Row| is_complete || row.state != "succeeded" || row.attempts > 1;
@@ -26,12 +26,14 @@ pub(super) fn render(report: &Report) -> String {
 
     let mut account = table(&shown);
     if !is_complete {
-        account.push_str("\n(jobs that succeeded at the first attempt are not listed)");
+        account.push_str("\n(jobs that succeeded at the first attempt are omitted)");
     }
+
     let noted: Vec<_> = shown.iter().filter(|row| !row.note.is_empty()).collect();
     if !noted.is_empty() {
         account.push('\n');
     }
+
     for row in noted {
         let line = format!("{}: {}", row.label, row.note).replace(['\n', '\r'], " ");
         push_line(&mut account, &line);
@@ -68,7 +70,7 @@ fn table(rows: &[&Row]) -> String {
 fn totals(report: &Report) -> String {
     let omitted = match report.result_omitted {
         0 => String::new(),
-        omitted => format!("; the results of {omitted} were too large to keep ({RESULT_OMITTED})"),
+        omitted => format!("; {omitted} results were too large to keep ({RESULT_OMITTED})"),
     };
     format!(
         "\n\n{} submitted: {} succeeded, {} failed, {} dead letters, {} lost, {} repeated\n{} ms, {} jobs/s{omitted}",
@@ -84,7 +86,7 @@ fn totals(report: &Report) -> String {
 }
 
 fn push_line(account: &mut String, line: &str) {
-    // Writing to a string can't fail.
+    // Writing to a string cannot fail.
     let _written = write!(account, "\n{}", truncate_str(line, WIDTH, "…"));
 }
 

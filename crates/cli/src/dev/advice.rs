@@ -1,4 +1,4 @@
-//! What to type next, said once `dev` is up.
+//! Suggests what to type next, once `dev` is up.
 
 use std::borrow::Cow;
 
@@ -6,19 +6,21 @@ use fleet_job::topics::DEFAULT_JOBS_TOPIC;
 
 use crate::{output, stack::FILES};
 
-/// Says what to type next.
+/// Prints what to type next.
 pub(super) fn say(brokers: &str, server_url: &str, topic: &str) {
-    // The program as it was called, so that the lines can be copied as they are.
+    // Use the program name as it was typed, so that the lines can be copied.
     let program = std::env::args().next().unwrap_or_else(|| "mcp-fleet".to_owned());
+
     output::line("\nIn another terminal, in this directory:");
     for command in commands(&program, brokers, server_url, topic) {
         let words: Vec<_> = command.iter().map(|word| quoted(word)).collect();
         output::line(&format!("  {}", words.join(" ")));
     }
-    output::line("\nCtrl-C ends everything; jobs under way are finished first.");
+
+    output::line("\nPress Ctrl-C to stop everything; jobs in progress finish first.");
 }
 
-/// Command lines, word by word.
+/// Returns the suggested command lines, word by word.
 fn commands<'a>(
     program: &'a str,
     brokers: &'a str,
@@ -29,9 +31,11 @@ fn commands<'a>(
     if topic != DEFAULT_JOBS_TOPIC {
         kafka.extend(["--topic", topic]);
     }
+
     let call =
         ["--server", FILES, "--tool", "file_list", "--arguments", r#"{"path":"."}"#, "--wait"];
     let server = ["--server", server_url];
+
     [
         [&[program, "events"][..], &kafka].concat(),
         [&[program, "submit"][..], &kafka, &call].concat(),
@@ -40,7 +44,7 @@ fn commands<'a>(
     ]
 }
 
-/// A word as a shell reads it.
+/// Quotes a word for a shell, if necessary.
 fn quoted(word: &str) -> Cow<'_, str> {
     let is_plain = |c: char| c.is_ascii_alphanumeric() || "-_./:=,@%+".contains(c);
     if !word.is_empty() && word.chars().all(is_plain) {

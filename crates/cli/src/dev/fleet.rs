@@ -1,4 +1,4 @@
-//! The fleet of `dev`: carries out what the supervisor decides, and tells people.
+//! The fleet of `dev`: carries out the supervisor's decisions and informs the user.
 
 use std::{
     net::{Ipv4Addr, SocketAddr, TcpListener},
@@ -24,10 +24,10 @@ use crate::{
     stack::{self, StackConfig},
 };
 
-/// How soon to try again what has failed at the start.
+/// How long to wait before retrying a startup task.
 const AGAIN: Duration = Duration::from_secs(1);
 
-/// What a role does.
+/// What the process of a role does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Duty {
     Broker,
@@ -60,18 +60,18 @@ impl Duty {
     }
 }
 
-/// What is done once, at the start.
+/// A startup task that has finished.
 #[derive(Debug)]
 enum Done {
-    /// The topics are there.
+    /// The topics exist.
     Topics,
     /// The files are hosted.
     Files,
-    /// The workers share the partitions.
+    /// All workers have joined the consumer group.
     Group,
 }
 
-/// How far the start has come.
+/// How far the startup has come.
 #[derive(Debug, Default)]
 struct Progress {
     has_topics: bool,
@@ -80,24 +80,24 @@ struct Progress {
     is_up: bool,
 }
 
-/// A role and its present process.
+/// A role and its current process.
 #[derive(Debug)]
 struct Member {
     duty: Duty,
     handle: Option<Handle>,
-    /// Where its process listens.
+    /// The address that its process listens on.
     address: Option<SocketAddr>,
     has_run: bool,
 }
 
-/// Everything that `dev` runs.
+/// All processes of `dev`.
 #[derive(Debug)]
 pub(super) struct Fleet {
     config: StackConfig,
     policy: PathBuf,
     broker_dir: PathBuf,
     brokers: String,
-    /// The server's port, if a certain one was asked for.
+    /// The server's port, if the user chose one.
     named_port: Option<u16>,
     members: Vec<Member>,
     supervisor: Supervisor,
@@ -106,18 +106,19 @@ pub(super) struct Fleet {
     news: mpsc::UnboundedSender<(Role, News)>,
     inbox: mpsc::UnboundedReceiver<(Role, News)>,
     chores: JoinSet<Done>,
-    /// Why everything ends, if not because somebody wants it to.
+    /// Why everything stops, unless the user asked for it.
     failure: Option<CliError>,
 }
 
 impl Fleet {
-    /// A fleet of which nothing runs yet. The embedded broker, where there is one, keeps its data
-    /// in `broker_dir`.
+    /// Creates a fleet without starting anything. The embedded broker, if used, keeps its data in
+    /// `broker_dir`.
     pub(super) fn new(config: StackConfig, broker_dir: PathBuf) -> Result<Self, CliError> {
         check_ports(&config)?;
         let file = |what, path, source| CliError::File { what, path, source };
-        std::fs::create_dir_all(&config.run_dir)
-            .map_err(|source| file("can't make the directory", config.run_dir.clone(), source))?;
+        std::fs::create_dir_all(&config.run_dir).map_err(|source| {
+            file("could not create the directory", config.run_dir.clone(), source)
+        })?;
         let policy = stack::write_policy(&config)?;
 
         let broker = config.brokers.is_none().then_some(Duty::Broker);
@@ -152,7 +153,7 @@ impl Fleet {
         })
     }
 
-    /// Runs everything until `stop`, and ends it in order.
+    /// Runs everything until `stop` is cancelled, then stops it in order.
     pub(super) async fn run(mut self, stop: CancellationToken) -> Result<(), CliError> {
         if self.config.brokers.is_some() {
             let settings = connection::settings(&self.brokers)?;
@@ -169,17 +170,20 @@ impl Fleet {
             while let Some(order) = self.supervisor.poll() {
                 self.carry_out(order);
             }
+
             if self.supervisor.is_stopped() {
                 return self.failure.map_or(Ok(()), Err);
             }
+
             let wakeup = self.supervisor.next_wakeup().map(|at| self.begin + at);
+
             tokio::select! {
                 Some((role, news)) = self.inbox.recv() => self.hear(role, news),
                 Some(done) = self.chores.join_next() => self.done(done.ok()),
                 () = sleep_until(wakeup) => self.tell(Input::Tick),
                 () = stop.cancelled(), if !is_stopping => {
                     is_stopping = true;
-                    output::line("stopping: workers drain, then the server, then the broker …");
+                    output::line("stopping the workers (which drain), then the server, then the broker …");
                     self.stop();
                 }
             }
@@ -195,7 +199,7 @@ impl Fleet {
         self.tell(Input::Stop);
     }
 
-    // --- What is to be done ---------------------------------------------------------------------
+    // --- Orders ---------------------------------------------------------------------------------
 
     fn carry_out(&mut self, order: Order) {
         match order {
@@ -203,7 +207,7 @@ impl Fleet {
             Order::Terminate(role) => self.signal(role, Signal::SIGTERM),
             Order::Kill(role) => {
                 output::line(&format!(
-                    "{} does not end; killing it",
+                    "{} does not stop; killing it",
                     self.members[role].duty.name()
                 ));
                 self.signal(role, Signal::SIGKILL);
@@ -230,12 +234,13 @@ impl Fleet {
                 stack::start_worker(&self.config, &self.brokers, &self.server_url(), number, port)
             }
         };
+
         match process {
             Ok(process) => {
                 let handle = role::own(role, process, duty.probe(), self.news.clone());
                 let member = &mut self.members[role];
                 if std::mem::replace(&mut member.has_run, true) {
-                    output::line(&format!("{} started again (pid {})", duty.name(), handle.pid));
+                    output::line(&format!("{} restarted (pid {})", duty.name(), handle.pid));
                 }
                 member.handle = Some(handle);
             }
@@ -243,8 +248,8 @@ impl Fleet {
         }
     }
 
-    /// Where a worker listens: at the ports after the server's, which are 8081, 8082, … by default.
-    /// 0 stands for any port.
+    /// Returns the port of a worker: the ports after the server's, which are 8081, 8082, … by
+    /// default. 0 means any free port.
     fn worker_port(&self, number: usize) -> u16 {
         let port =
             u16::try_from(number).ok().and_then(|number| self.named_port?.checked_add(number));
@@ -252,7 +257,7 @@ impl Fleet {
             .unwrap_or_default()
     }
 
-    // --- What is heard --------------------------------------------------------------------------
+    // --- Reports --------------------------------------------------------------------------------
 
     fn hear(&mut self, role: Role, news: News) {
         match news {
@@ -261,13 +266,13 @@ impl Fleet {
             News::Probed(false) => {
                 tracing::warn!(
                     role = self.members[role].duty.name(),
-                    "no answer to a health probe"
+                    "a process did not answer its health probe"
                 );
                 self.tell(Input::Silent(role));
             }
             News::Exited(how, by_itself) => {
                 self.members[role].handle = None;
-                // What can't even start for the first time won't do so the next time.
+                // A process that fails on its first start would fail again.
                 if by_itself && !self.progress.is_up && self.failure.is_none() {
                     let name = self.members[role].duty.name();
                     let log =
@@ -280,17 +285,17 @@ impl Fleet {
         }
     }
 
-    /// The process of a role has gone.
+    /// Handles the end of a role's process.
     fn died(&mut self, role: Role, how: &str) {
         self.tell(Input::Exited(role));
         if let Some(at) = self.supervisor.restarts_at(role) {
             let delay = at.saturating_sub(self.begin.elapsed());
             let name = self.members[role].duty.name();
-            output::line(&format!("{name} {how}; starting it again in {delay:.1?}"));
+            output::line(&format!("{name} {how}; restarting it in {delay:.1?}"));
         }
     }
 
-    /// A process listens, from now on always at the same address.
+    /// Handles a process that has started to listen. Its successors will use the same address.
     fn listens(&mut self, role: Role, address: SocketAddr) {
         self.members[role].address = Some(address);
         match self.members[role].duty {
@@ -298,7 +303,7 @@ impl Fleet {
                 self.config.broker_port = address.port();
                 self.brokers = address.to_string();
                 if !self.progress.has_topics {
-                    // Nothing else starts before the topics are there.
+                    // Nothing else starts before the topics exist.
                     return self.make_topics();
                 }
             }
@@ -310,6 +315,7 @@ impl Fleet {
             }
             Duty::Worker(_) => {}
         }
+
         self.tell(Input::Ready(role));
         self.wait_for_group();
     }
@@ -328,12 +334,12 @@ impl Fleet {
                 self.progress.is_up = true;
                 self.say_what_is_next();
             }
-            // Everything ends.
+            // The task was aborted because everything stops.
             None => {}
         }
     }
 
-    // --- What is done once ----------------------------------------------------------------------
+    // --- Startup tasks --------------------------------------------------------------------------
 
     fn make_topics(&mut self) {
         let Ok(settings) = connection::settings(&self.brokers) else { return };
@@ -341,7 +347,7 @@ impl Fleet {
         self.chores.spawn(async move {
             while let Err(error) = make_topics(&settings, &config).await {
                 let error = fleet_ops::errors::chain(&error);
-                tracing::warn!(error, "the topics can't be made yet");
+                tracing::warn!(error, "could not create the topics; retrying");
                 tokio::time::sleep(AGAIN).await;
             }
             Done::Topics
@@ -353,7 +359,7 @@ impl Fleet {
         self.chores.spawn(async move {
             while let Err(error) = stack::host_files(&url, &root).await {
                 let error = fleet_ops::errors::chain(&error);
-                tracing::warn!(error, "the files can't be hosted yet");
+                tracing::warn!(error, "could not host the files; retrying");
                 tokio::time::sleep(AGAIN).await;
             }
             Done::Files
@@ -367,6 +373,7 @@ impl Fleet {
         }
 
         let Ok(settings) = connection::settings(&self.brokers) else { return };
+
         self.progress.waits_for_group = true;
         let (group, workers) = (self.config.group.clone(), self.config.workers);
         self.chores.spawn(async move {
@@ -375,7 +382,7 @@ impl Fleet {
         });
     }
 
-    // --- For people -----------------------------------------------------------------------------
+    // --- Messages -------------------------------------------------------------------------------
 
     fn server_url(&self) -> String {
         format!("http://127.0.0.1:{}", self.config.server_port)
@@ -398,10 +405,11 @@ impl Fleet {
                 }
             }
         }
+
         output::line(&format!("jobs        {url}/jobs"));
         output::line(&format!("logs        {}", self.config.run_dir.display()));
         output::line(
-            "Each of them answers /ready (able to work, or why not) and /metrics at its address.",
+            "Each process serves /ready (whether it can work, or why not) and /metrics at its address.",
         );
         super::advice::say(&self.brokers, &url, &self.config.topic);
     }
@@ -415,21 +423,21 @@ async fn make_topics(settings: &Settings, config: &StackConfig) -> Result<(), Cl
     Ok(())
 }
 
-/// Fails if something else listens on a port that `dev` needs. The processes themselves would name
-/// flags of their own.
+/// Checks that the ports that `dev` needs are free. The processes themselves would suggest flags
+/// that `dev` does not have.
 fn check_ports(config: &StackConfig) -> Result<(), CliError> {
     let broker_port = config.brokers.is_none().then_some((config.broker_port, "--broker-port"));
     for (port, flag) in broker_port.into_iter().chain([(config.server_port, "--server-port")]) {
         TcpListener::bind((Ipv4Addr::LOCALHOST, port)).map_err(|error| {
             CliError::Usage(format!(
-                "can't listen on 127.0.0.1:{port}: {error}; choose another port with {flag}"
+                "could not listen on 127.0.0.1:{port}: {error}; choose another port with {flag}"
             ))
         })?;
     }
     Ok(())
 }
 
-/// Ends at `at`, or never.
+/// Sleeps until `at`; without a time, forever.
 async fn sleep_until(at: Option<Instant>) {
     match at {
         Some(at) => tokio::time::sleep_until(at.into()).await,

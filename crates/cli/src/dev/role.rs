@@ -1,5 +1,5 @@
-//! A process of `dev` and the task that owns it: only that task waits for it and signals it, so a
-//! signal never reaches another process that has been given its number.
+//! A process of `dev` and the task that owns it. Only that task waits for the process and signals
+//! it, so a signal never reaches another process that has been given the same id.
 
 use std::{net::SocketAddr, path::Path, time::Duration};
 
@@ -12,32 +12,32 @@ use crate::{
     supervise::{self, Process},
 };
 
-/// How often a process is asked whether it lives, and how long it may take to answer.
+/// How often a process is probed, and how long it may take to respond.
 const PROBE: Duration = Duration::from_secs(10);
-/// How often to look whether a process listens.
+/// How often to check whether a process listens yet.
 const LOOK: Duration = Duration::from_millis(50);
 
-/// What a role reports.
+/// A report on the process of a role.
 #[derive(Debug)]
 pub(super) enum News {
-    /// Its process listens here.
+    /// The process listens on this address.
     Listens(SocketAddr),
-    /// It has answered a probe, or has not.
+    /// The process has responded to a probe, or has not.
     Probed(bool),
-    /// It has ended, in these words; `true` where it ended by itself, with an error.
+    /// The process has ended, as the text describes; `true` if it failed on its own.
     Exited(String, bool),
 }
 
-/// How a process is asked whether it lives.
+/// How to probe whether a process is alive.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Probe {
-    /// By its `/health`.
+    /// Request its `/health`.
     Http,
-    /// By the first requests of a Kafka client.
+    /// Send the first requests of a Kafka client.
     Kafka,
 }
 
-/// The way to a process.
+/// A handle to a process that a task owns.
 #[derive(Debug)]
 pub(super) struct Handle {
     pub(super) pid: u32,
@@ -46,12 +46,12 @@ pub(super) struct Handle {
 
 impl Handle {
     pub(super) fn signal(&self, signal: Signal) {
-        // A receiver that is gone has exited.
+        // If the receiver is gone, the process has exited.
         self.signals.send(signal).ok();
     }
 }
 
-/// Owns `process` until it exits, and reports what happens to it.
+/// Starts a task that owns `process` until it exits and reports what happens to it.
 pub(super) fn own(
     role: Role,
     mut process: Process,
@@ -60,6 +60,7 @@ pub(super) fn own(
 ) -> Handle {
     let (signals, mut inbox) = mpsc::unbounded_channel();
     let handle = Handle { pid: process.id().unwrap_or_default(), signals };
+
     tokio::spawn(async move {
         let ready_file = process.ready_file().to_owned();
         let observing = observe(role, &ready_file, probe, &news);
@@ -71,6 +72,7 @@ pub(super) fn own(
                 () = &mut observing => {}
             }
         };
+
         let (how, by_itself) = match status {
             Ok(status) => {
                 (supervise::describe(status), status.code().is_some_and(|code| code != 0))
@@ -82,7 +84,7 @@ pub(super) fn own(
     handle
 }
 
-/// Tells where a process listens and then, again and again, whether it lives. Never ends.
+/// Reports where a process listens, and then repeatedly whether it is alive. Never returns.
 async fn observe(
     role: Role,
     ready_file: &Path,
@@ -104,7 +106,7 @@ async fn observe(
     }
 }
 
-/// Where a process listens, once it does.
+/// Waits until a process listens and returns its address.
 async fn address(ready_file: &Path) -> SocketAddr {
     loop {
         if let Some(address) = supervise::read_address(ready_file).await {
@@ -114,6 +116,7 @@ async fn address(ready_file: &Path) -> SocketAddr {
     }
 }
 
+/// Returns whether a process responds to a probe.
 async fn answers(address: SocketAddr, probe: Probe) -> bool {
     match probe {
         Probe::Kafka => broker::first_answers(address).await.is_ok(),

@@ -1,18 +1,18 @@
-//! What is done when about the processes of `dev`: a state machine without IO or clock.
+//! Decides when the processes of `dev` are started and stopped: a state machine without IO or
+//! clock.
 //!
-//! [`Supervisor::handle`] takes what has happened, [`Supervisor::poll`] gives what is to be done,
-//! until it gives nothing, and [`Supervisor::next_wakeup`] says when to call `handle` with
-//! [`Input::Tick`] if nothing happens before. Time is counted from any moment that stays the same.
+//! [`Supervisor::handle`] takes an input, [`Supervisor::poll`] returns the orders to carry out
+//! until there are none, and [`Supervisor::next_wakeup`] says when to call `handle` with
+//! [`Input::Tick`] if nothing else happens first. Times are measured from any fixed moment.
 //!
-//! Three rules hold at every moment:
+//! Three rules always hold:
 //!
-//! - A role has one process at most. It is dead when it has exited, and its successor is not
-//!   started before that.
-//! - A process that is slow is not dead. Only one that has not answered for [`SILENCE`], and not
-//!   [`PROBES`] times in a row, is stopped, because a loaded machine can take a minute for what an
-//!   idle one does in a millisecond, and a suspended machine lets much time pass between two
-//!   probes.
-//! - A role starts when all roles of the tiers before it are ready: the broker, then the server,
+//! - A role has at most one process. A process is dead once it has exited; its successor does not
+//!   start earlier.
+//! - A slow process is not dead. A process is stopped only if it has not responded for [`SILENCE`]
+//!   and to [`PROBES`] probes in a row. A loaded machine can take a minute for what an idle one
+//!   does in a millisecond, and on a suspended machine much time passes between two probes.
+//! - A role starts once all roles of the tiers before it are ready: the broker, then the server,
 //!   then the workers.
 
 use std::{collections::VecDeque, time::Duration};
@@ -21,46 +21,46 @@ use fleet_retry::{Backoff, Random};
 
 /// How long a process may be silent.
 pub(super) const SILENCE: Duration = Duration::from_secs(120);
-/// How many probes in a row it may leave unanswered meanwhile.
+/// How many probes in a row it may leave unanswered in that time.
 pub(super) const PROBES: u32 = 6;
-/// The delays before a role is started again. They grow with every death.
+/// The delays before a role is restarted. They grow with every death.
 pub(super) const RESTARTS: Backoff =
     Backoff { base: Duration::from_millis(500), max: Duration::from_secs(30) };
-/// After this time in service a process counts as healthy, and its next death as its first. Delays
-/// slow down processes that die soon after each start; a process that worked is started again at
+/// After this time in service, a process counts as healthy, and its next death as the first. Delays
+/// are meant for processes that die soon after each start; a process that worked is restarted at
 /// once.
 pub(super) const WELL: Duration = Duration::from_secs(20);
-/// How long a process may take to end after it was asked to. Longer than the drain of a worker.
+/// How long a process may take to stop. Longer than a worker's drain.
 pub(super) const STOP: Duration = Duration::from_secs(40);
 
-/// Which process: an index into the roles, which are sorted by tier.
+/// A process, as an index into the roles, which are sorted by tier.
 pub(super) type Role = usize;
 
-/// What has happened.
+/// An input to the supervisor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Input {
     /// The process of a role serves for the first time.
     Ready(Role),
-    /// It has answered a probe.
+    /// The process has responded to a probe.
     Answered(Role),
-    /// It has left a probe unanswered.
+    /// The process has not responded to a probe.
     Silent(Role),
-    /// It has exited, or could not be started.
+    /// The process has exited, or could not be started.
     Exited(Role),
     /// Time has passed.
     Tick,
-    /// Everything is to end.
+    /// Everything should stop.
     Stop,
 }
 
-/// What is to be done.
+/// An order from the supervisor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Order {
     /// Start the process of a role.
     Start(Role),
-    /// Ask it to end.
+    /// Ask the process to stop.
     Terminate(Role),
-    /// End it.
+    /// Kill the process.
     Kill(Role),
 }
 
@@ -68,17 +68,17 @@ pub(super) enum Order {
 enum State {
     /// There is no process. It is started at this time or later.
     Waiting { at: Duration },
-    /// There is one, and it is wanted.
+    /// The process runs and should keep running.
     Running { ready_since: Option<Duration>, silence: Option<Silence> },
-    /// It was asked to end.
+    /// The process was asked to stop.
     Ending { kill_at: Duration },
-    /// It was killed and has not exited yet.
+    /// The process was killed and has not exited yet.
     Killed,
-    /// It has exited and will not be started again.
+    /// The process has exited and will not be restarted.
     Stopped,
 }
 
-/// Probes left unanswered in a row.
+/// Consecutive probes without a response.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Silence {
     since: Duration,
@@ -89,11 +89,11 @@ struct Silence {
 struct Supervised {
     tier: usize,
     state: State,
-    /// Deaths in a row.
+    /// The number of deaths in a row.
     deaths: u32,
 }
 
-/// Supervises a fleet.
+/// Supervises the processes of a fleet.
 #[derive(Debug)]
 pub(super) struct Supervisor {
     roles: Vec<Supervised>,
@@ -103,19 +103,20 @@ pub(super) struct Supervisor {
 }
 
 impl Supervisor {
-    /// A supervisor of as many roles as there are tiers named, in ascending order. `seed` is for
-    /// the jitter of delays.
+    /// Creates a supervisor with one role per tier in `tiers`, which are in ascending order. `seed`
+    /// determines the jitter of delays.
     pub(super) fn new(tiers: impl IntoIterator<Item = usize>, seed: u64) -> Self {
         let waiting = State::Waiting { at: Duration::ZERO };
         let roles =
             tiers.into_iter().map(|tier| Supervised { tier, state: waiting, deaths: 0 }).collect();
         let mut supervisor =
             Self { roles, is_stopping: false, random: Random::new(seed), orders: VecDeque::new() };
+
         supervisor.decide(Duration::ZERO);
         supervisor
     }
 
-    /// Takes up what has happened at `now`. Inputs about a role without a process mean nothing.
+    /// Processes an input at time `now`. Inputs about a role without a process are ignored.
     pub(super) fn handle(&mut self, now: Duration, input: Input) {
         match input {
             Input::Ready(role) => self.ready(now, role),
@@ -128,13 +129,13 @@ impl Supervisor {
         self.decide(now);
     }
 
-    /// The next thing to be done.
+    /// Returns the next order.
     #[must_use]
     pub(super) fn poll(&mut self) -> Option<Order> {
         self.orders.pop_front()
     }
 
-    /// When time alone changes something, at the latest.
+    /// Returns the latest time at which the passing of time alone changes something.
     #[must_use]
     pub(super) fn next_wakeup(&self) -> Option<Duration> {
         let wakeups = self.roles.iter().filter_map(|role| match role.state {
@@ -145,12 +146,13 @@ impl Supervisor {
         wakeups.min()
     }
 
-    /// Whether every process has ended as it was meant to.
+    /// Returns whether every process has been stopped.
     pub(super) fn is_stopped(&self) -> bool {
         self.roles.iter().all(|role| role.state == State::Stopped)
     }
 
-    /// When the next process of a role that has died is started, if everything before it is ready.
+    /// Returns when the next process of a dead role starts, provided that everything before it is
+    /// ready.
     pub(super) fn restarts_at(&self, role: Role) -> Option<Duration> {
         match self.roles.get(role)?.state {
             State::Waiting { at } => Some(at),
@@ -175,6 +177,7 @@ impl Supervisor {
         let Some(State::Running { silence, .. }) = self.state(role) else { return };
         let silence = silence.get_or_insert(Silence { since: now, probes: 0 });
         silence.probes += 1;
+
         if silence.probes >= PROBES && now.saturating_sub(silence.since) >= SILENCE {
             self.terminate(now, role);
         }
@@ -190,12 +193,14 @@ impl Supervisor {
     fn exited(&mut self, now: Duration, role: Role) {
         let is_stopping = self.is_stopping;
         let Some(supervised) = self.roles.get_mut(role) else { return };
+
         let lived = match supervised.state {
             State::Running { ready_since: Some(since), .. } => now.saturating_sub(since),
             State::Running { ready_since: None, .. } => Duration::ZERO,
             State::Ending { .. } | State::Killed => Duration::ZERO,
             State::Waiting { .. } | State::Stopped => return,
         };
+
         if is_stopping {
             supervised.state = State::Stopped;
             return;
@@ -222,7 +227,7 @@ impl Supervisor {
         self.roles.get_mut(role).map(|role| &mut role.state)
     }
 
-    /// Whether all tiers before this one are ready.
+    /// Returns whether all tiers before this one are ready.
     fn may_start(&self, tier: usize) -> bool {
         let before = self.roles.iter().filter(|role| role.tier < tier);
         let is_ready =
@@ -230,13 +235,13 @@ impl Supervisor {
         before.into_iter().all(is_ready)
     }
 
-    /// Whether everything after this tier has ended.
+    /// Returns whether everything after this tier has stopped.
     fn may_end(&self, tier: usize) -> bool {
         let after = self.roles.iter().filter(|role| role.tier > tier);
         after.into_iter().all(|role| role.state == State::Stopped)
     }
 
-    /// Does what is due.
+    /// Issues the orders that are due.
     fn decide(&mut self, now: Duration) {
         for role in 0..self.roles.len() {
             let Supervised { tier, state, .. } = self.roles[role];

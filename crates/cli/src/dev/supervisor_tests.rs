@@ -1,4 +1,5 @@
-//! Single cases, and random worlds in which processes start slowly, answer late, die and hang.
+//! Tests single cases, and random worlds in which processes start slowly, answer late, die and
+//! hang.
 
 use super::*;
 
@@ -15,7 +16,7 @@ fn orders(supervisor: &mut Supervisor) -> Vec<Order> {
     std::iter::from_fn(|| supervisor.poll()).collect()
 }
 
-/// A fleet of which every process is ready.
+/// A supervisor whose processes are all ready.
 fn running() -> Supervisor {
     let mut supervisor = Supervisor::new(TIERS, 7);
     for role in 0..TIERS.len() {
@@ -25,7 +26,7 @@ fn running() -> Supervisor {
     supervisor
 }
 
-/// When `role` is started again after it has died at `now`.
+/// Lets `role` die at `now` and returns when it is restarted.
 fn restart(supervisor: &mut Supervisor, role: Role, now: Duration) -> Duration {
     supervisor.handle(now, Input::Exited(role));
     assert_eq!(orders(supervisor), []);
@@ -41,9 +42,11 @@ fn the_broker_starts_first_then_the_server_then_the_workers() {
     let mut supervisor = Supervisor::new(TIERS, 7);
     assert_eq!(orders(&mut supervisor), [Order::Start(BROKER)]);
     supervisor.handle(at(100), Input::Tick);
-    assert_eq!(orders(&mut supervisor), [], "a slow start is no failure");
+    assert_eq!(orders(&mut supervisor), [], "a slow start is not a failure");
+
     supervisor.handle(at(200), Input::Ready(BROKER));
     assert_eq!(orders(&mut supervisor), [Order::Start(SERVER)]);
+
     supervisor.handle(at(300), Input::Ready(SERVER));
     assert_eq!(orders(&mut supervisor), [Order::Start(WORKER), Order::Start(3)]);
 }
@@ -62,7 +65,9 @@ fn delays_grow_with_every_death_and_start_again_after_a_long_life() {
         last = due - now;
         now = due + WELL / 2;
     }
+
     assert!(last >= RESTARTS.max / 2, "{last:?}");
+
     let died = now + WELL;
     assert!(restart(&mut supervisor, SERVER, died) - died <= RESTARTS.base);
 }
@@ -85,19 +90,23 @@ fn a_silent_process_is_stopped_only_after_many_probes_and_much_time() {
         supervisor.handle(at(1 + probe), Input::Silent(SERVER));
     }
     assert_eq!(orders(&mut supervisor), [], "many probes in a short time");
+
     supervisor.handle(at(10), Input::Answered(SERVER));
     supervisor.handle(at(20), Input::Silent(SERVER));
     // The machine was suspended.
     supervisor.handle(at(10_000), Input::Silent(SERVER));
     assert_eq!(orders(&mut supervisor), [], "much time and two probes");
+
     for probe in 0..u64::from(PROBES) {
         supervisor.handle(at(10_001 + probe), Input::Silent(SERVER));
     }
     assert_eq!(orders(&mut supervisor), [Order::Terminate(SERVER)]);
+
     supervisor.handle(at(10_010) + STOP, Input::Tick);
     assert_eq!(orders(&mut supervisor), [Order::Kill(SERVER)]);
+
     supervisor.handle(at(20_000), Input::Tick);
-    assert_eq!(orders(&mut supervisor), [], "no successor before it has exited");
+    assert_eq!(orders(&mut supervisor), [], "no successor before the process has exited");
     restart(&mut supervisor, SERVER, at(20_001));
 }
 
@@ -107,10 +116,13 @@ fn what_needs_the_server_waits_for_it() {
     supervisor.handle(at(1), Input::Exited(SERVER));
     supervisor.handle(at(1), Input::Exited(WORKER));
     let due = supervisor.restarts_at(SERVER).unwrap();
+
     supervisor.handle(due.max(at(5)), Input::Tick);
     assert_eq!(orders(&mut supervisor), [Order::Start(SERVER)]);
+
     supervisor.handle(at(60), Input::Tick);
     assert_eq!(orders(&mut supervisor), []);
+
     supervisor.handle(at(90), Input::Ready(SERVER));
     assert_eq!(orders(&mut supervisor), [Order::Start(WORKER)]);
 }
@@ -119,13 +131,17 @@ fn what_needs_the_server_waits_for_it() {
 fn everything_ends_in_reverse_and_nothing_starts_any_more() {
     let mut supervisor = running();
     supervisor.handle(at(1), Input::Exited(3));
+
     supervisor.handle(at(2), Input::Stop);
     assert_eq!(orders(&mut supervisor), [Order::Terminate(WORKER)]);
+
     supervisor.handle(at(3), Input::Exited(WORKER));
     assert_eq!(orders(&mut supervisor), [Order::Terminate(SERVER)]);
+
     supervisor.handle(at(4), Input::Exited(SERVER));
     assert_eq!(orders(&mut supervisor), [Order::Terminate(BROKER)]);
     assert!(!supervisor.is_stopped());
+
     supervisor.handle(at(5), Input::Exited(BROKER));
     assert!(
         supervisor.is_stopped()
@@ -136,7 +152,7 @@ fn everything_ends_in_reverse_and_nothing_starts_any_more() {
 
 // --- Random worlds ------------------------------------------------------------------------------
 
-/// SplitMix64.
+/// A SplitMix64 generator.
 struct Dice(u64);
 
 impl Dice {
@@ -153,7 +169,7 @@ impl Dice {
 #[derive(Clone, Copy, Default)]
 struct Process {
     ready_since: Option<Duration>,
-    /// Answers nothing since then.
+    /// Since when the process has not responded.
     hangs_since: Option<Duration>,
     is_told: bool,
 }
@@ -167,7 +183,7 @@ impl Process {
 struct World {
     supervisor: Supervisor,
     processes: [Option<Process>; TIERS.len()],
-    /// By role, deaths in a row of processes that had not served for long.
+    /// For each role, consecutive deaths of processes that had not served for long.
     early_deaths: [u32; TIERS.len()],
     now: Duration,
     is_stopping: bool,
@@ -185,7 +201,7 @@ impl World {
         }
     }
 
-    /// Does what the supervisor wants, and checks that it may.
+    /// Carries out the supervisor's orders and checks that they are allowed.
     fn obey(&mut self) {
         while let Some(order) = self.supervisor.poll() {
             match order {
@@ -196,7 +212,7 @@ impl World {
                     let are_ready = before.into_iter().all(|other| {
                         self.processes[other].is_some_and(|process| process.is_ready())
                     });
-                    assert!(are_ready, "role {role} starts before what it needs");
+                    assert!(are_ready, "role {role} starts before its dependencies");
                     self.processes[role] = Some(Process::default());
                 }
                 Order::Terminate(role) | Order::Kill(role) => {
@@ -224,17 +240,17 @@ impl World {
         }
     }
 
-    /// The delay before a role starts again is short after a life of use, and grows with every
-    /// early death.
+    /// Checks that the restart delay is short after a long service and grows with every early
+    /// death.
     fn check_delay(&mut self, role: Role, died: Process) {
         let Some(due) = self.supervisor.restarts_at(role) else { return };
         let served = died.ready_since.map_or(Duration::ZERO, |since| self.now - since);
-        // A process that was told to end had not answered for long.
+        // A process that was told to stop had not responded for long.
         let was_well = !died.is_told && served >= WELL;
         self.early_deaths[role] = if was_well { 0 } else { self.early_deaths[role] + 1 };
 
         let grown = |deaths: u32| RESTARTS.ceiling(deaths + 1);
-        // The death of one that was well counts too, as the first of a row.
+        // The death of a healthy process counts too, as the first of a row.
         let (least, most) = match self.early_deaths[role] {
             0 => (RESTARTS.base / 2, RESTARTS.base),
             row => (grown(row - 1) / 2, grown(row)),
@@ -247,7 +263,7 @@ impl World {
         );
     }
 
-    /// Something happens to some process.
+    /// Lets a random event happen to a random process.
     fn step(&mut self, dice: &mut Dice) {
         self.now += Duration::from_millis(dice.roll(20_000));
         if dice.roll(200) == 0 {
@@ -271,7 +287,7 @@ impl World {
         }
     }
 
-    /// No more faults: everything must come up, or end.
+    /// Runs without further faults: everything must come up, or stop.
     fn calm(&mut self) {
         for _ in 0..500 {
             self.now = self

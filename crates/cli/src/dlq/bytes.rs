@@ -1,11 +1,11 @@
-//! Bytes for people and programs: text where they are text, base64 where they are not, Spring's
+//! Formats bytes for people and programs: text as text, other bytes as base64, and Spring's binary
 //! numbers as numbers.
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use fleet_job::{dead_letter::header, record::Header};
 use serde_json::{Value, json};
 
-/// Bytes in JSON: `{"text": …}`, `{"base64": …}` or null.
+/// Returns bytes as JSON: `{"text": …}`, `{"base64": …}` or null.
 pub(super) fn to_json(bytes: Option<&[u8]>) -> Value {
     match (bytes, bytes.and_then(as_text)) {
         (None, _) => Value::Null,
@@ -14,7 +14,7 @@ pub(super) fn to_json(bytes: Option<&[u8]>) -> Value {
     }
 }
 
-/// Bytes on the terminal.
+/// Returns bytes for the terminal.
 pub(super) fn to_line(bytes: Option<&[u8]>) -> String {
     match (bytes, bytes.and_then(as_text)) {
         (None, _) => "(none)".to_owned(),
@@ -23,7 +23,7 @@ pub(super) fn to_line(bytes: Option<&[u8]>) -> String {
     }
 }
 
-/// A header in JSON; the binary numbers of Spring's headers as numbers.
+/// Returns a header as JSON, with the binary numbers of Spring's headers as numbers.
 pub(super) fn header_to_json((name, value): &Header) -> Value {
     match number(name, value.as_deref()) {
         Some(number) => json!({ "name": name, "value": number }),
@@ -31,7 +31,7 @@ pub(super) fn header_to_json((name, value): &Header) -> Value {
     }
 }
 
-/// A header's value on the terminal.
+/// Returns a header's value for the terminal.
 pub(super) fn header_to_line((name, value): &Header) -> String {
     number(name, value.as_deref())
         .map_or_else(|| to_line(value.as_deref()), |number| number.to_string())
@@ -48,7 +48,7 @@ fn number(name: &str, value: Option<&[u8]>) -> Option<i64> {
     }
 }
 
-/// UTF-8 that does nothing to a terminal.
+/// Returns bytes as text if they are UTF-8 without control characters that affect a terminal.
 fn as_text(bytes: &[u8]) -> Option<&str> {
     let harmless = |c: char| !c.is_control() || matches!(c, '\n' | '\r' | '\t');
     std::str::from_utf8(bytes).ok().filter(|text| text.chars().all(harmless))

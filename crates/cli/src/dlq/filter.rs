@@ -1,24 +1,29 @@
-//! Which letters a command is about. Pure.
+//! Selects dead letters. Pure.
 
 use fleet_job::time::Timestamp;
 
 use super::letter::Letter;
 use crate::moment::Moment;
 
-/// What letters must be to be meant.
+/// Command-line conditions on dead letters.
 #[derive(Debug, Clone, Default, clap::Args)]
 pub(super) struct FilterArgs {
-    /// Only what died since then: RFC 3339, or how long ago (30m, 2h, 7d).
-    #[arg(long, value_name = "TIME|DURATION", value_parser = Moment::parse)]
+    /// Only jobs that died at or after this time: RFC 3339, or an age (30m, 2h, 7d)
+    #[arg(
+        help_heading = "Filters",
+        long,
+        value_name = "TIME|DURATION",
+        value_parser = Moment::parse,
+    )]
     since: Option<Moment>,
 
-    /// Only letters of this kind of error, as `dlq list` shows it.
-    #[arg(long, value_name = "KIND")]
+    /// Only this kind of error, as in `dlq list`
+    #[arg(help_heading = "Filters", long, value_name = "KIND")]
     reason: Option<String>,
 }
 
 impl FilterArgs {
-    /// The filter, when it is `now`.
+    /// Returns the filter, with ages relative to `now`.
     pub(super) fn at(&self, now: Timestamp, job: Option<&str>) -> Filter {
         Filter {
             since: self.since.map(|since| since.resolve(now)),
@@ -28,7 +33,7 @@ impl FilterArgs {
     }
 }
 
-/// All that is set must hold.
+/// Conditions on dead letters. All conditions that are set must hold.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Filter {
     pub(super) since: Option<Timestamp>,
@@ -37,7 +42,7 @@ pub(super) struct Filter {
 }
 
 impl Filter {
-    /// Whether `letter` is meant. A letter without any time is as old as can be.
+    /// Returns whether `letter` matches. A letter without a time counts as infinitely old.
     pub(super) fn matches(&self, letter: &Letter) -> bool {
         self.since.is_none_or(|since| letter.time.is_some_and(|time| time >= since))
             && self.reason.as_ref().is_none_or(|reason| *reason == letter.kind)

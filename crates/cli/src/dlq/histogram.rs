@@ -1,4 +1,4 @@
-//! Dead letters counted by reason, and the newest of them. Pure.
+//! Counts dead letters by reason and collects the newest. Pure.
 
 use std::{cmp::Reverse, collections::BTreeMap};
 
@@ -7,21 +7,21 @@ use serde::Serialize;
 
 use super::letter::Letter;
 
-/// Letters of one reason.
+/// The dead letters of one reason.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct Bucket {
     pub(super) kind: String,
-    /// The tool, or how the message begins.
+    /// The tool, or the start of the message.
     pub(super) about: String,
     pub(super) count: usize,
-    /// How many of them were put back on the jobs topic.
+    /// How many of them have been replayed.
     pub(super) replayed: usize,
     pub(super) oldest: Option<Timestamp>,
     pub(super) newest: Option<Timestamp>,
 }
 
-/// What a run over the topic collects, in memory that does not grow with the topic.
+/// The result of a scan of the topic, in memory that does not grow with the topic.
 #[derive(Debug, Default)]
 pub(super) struct Histogram {
     buckets: BTreeMap<(String, String), Bucket>,
@@ -29,23 +29,24 @@ pub(super) struct Histogram {
     keep: usize,
 }
 
-/// More different reasons than this fall into one bucket of their kind.
+/// If there are more reasons than this, the rest fall into one bucket per kind.
 const MAX_BUCKETS: usize = 500;
-/// What that bucket is about.
+/// The subject of that bucket.
 const OTHERS: &str = "(others)";
 
 impl Histogram {
-    /// Keeps the newest `keep` letters.
+    /// Creates a histogram that keeps the newest `keep` letters.
     pub(super) fn new(keep: usize) -> Self {
         Self { keep, ..Self::default() }
     }
 
-    /// Takes in a letter, which was replayed or was not.
+    /// Adds a letter, which has been replayed or has not.
     pub(super) fn add(&mut self, letter: Letter, replayed: bool) {
         let mut key = (letter.kind.clone(), letter.about());
         if self.buckets.len() >= MAX_BUCKETS && !self.buckets.contains_key(&key) {
             key.1 = OTHERS.to_owned();
         }
+
         let bucket = self.buckets.entry(key).or_insert_with_key(|(kind, about)| Bucket {
             kind: kind.clone(),
             about: about.clone(),
@@ -54,10 +55,12 @@ impl Histogram {
             oldest: letter.time,
             newest: letter.time,
         });
+
         bucket.count += 1;
         bucket.replayed += usize::from(replayed);
         bucket.oldest = bucket.oldest.min(letter.time);
         bucket.newest = bucket.newest.max(letter.time);
+
         self.newest.push((letter, replayed));
         if self.newest.len() > self.keep.saturating_mul(2) {
             self.shrink();
@@ -69,7 +72,7 @@ impl Histogram {
         self.newest.truncate(self.keep);
     }
 
-    /// The buckets, largest first, and the newest letters, newest first.
+    /// Returns the buckets, largest first, and the newest letters, newest first.
     pub(super) fn finish(mut self) -> (Vec<Bucket>, Vec<(Letter, bool)>) {
         self.shrink();
         let mut buckets: Vec<_> = self.buckets.into_values().collect();

@@ -11,17 +11,17 @@ use serde::Serialize;
 
 use super::text;
 
-/// The kind of what is on the topic and no dead letter of ours.
+/// The kind of records on the topic that are not our dead letters.
 pub(super) const FOREIGN: &str = "foreign";
 
-/// What is known of a dead letter.
+/// A dead letter.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Letter {
-    /// Where it stands.
+    /// The letter's position in the dead-letter topic.
     pub(super) place: Position,
     /// The record's timestamp.
     pub(super) timestamp: Option<Timestamp>,
-    /// Where the job's record stood; `None` on a record that is no dead letter of ours.
+    /// The position of the job's record; `None` if the record is not one of our dead letters.
     pub(super) origin: Option<Position>,
     pub(super) job_id: String,
     pub(super) kind: String,
@@ -30,11 +30,11 @@ pub(super) struct Letter {
     pub(super) worker: Option<String>,
     /// When the worker gave up.
     pub(super) time: Option<Timestamp>,
-    /// What the job asks for, where that can be read.
+    /// What the job asks for, if that can be decoded.
     pub(super) what: Option<String>,
-    /// How often it had been replayed before it died.
+    /// How often the job had been replayed before it died.
     pub(super) replays: u32,
-    /// How large its value was, on a letter without it.
+    /// The size of the record's value, if the letter omits the value.
     pub(super) value_omitted: Option<u64>,
 }
 
@@ -44,7 +44,9 @@ impl Letter {
         let reasons = Reasons::read(&record.headers);
         let what = decode::decode(record, usize::MAX).ok().map(|envelope| what(&envelope.work));
         let replays = dead_letter::replay_count(&record.headers);
+
         let (place, timestamp) = (record.position.clone(), record.timestamp);
+
         let Some(reasons) = reasons else {
             return Self {
                 job_id: text::place(&place),
@@ -52,7 +54,7 @@ impl Letter {
                 timestamp,
                 origin: None,
                 kind: FOREIGN.to_owned(),
-                message: "no dead letter of mcp-fleet".to_owned(),
+                message: "not a dead letter of mcp-fleet".to_owned(),
                 attempts: 0,
                 worker: None,
                 time: timestamp,
@@ -61,6 +63,7 @@ impl Letter {
                 value_omitted: None,
             };
         };
+
         Self {
             place,
             timestamp,
@@ -77,19 +80,19 @@ impl Letter {
         }
     }
 
-    /// Partition and offset.
+    /// Returns the partition and offset of the letter.
     pub(super) fn spot(&self) -> (i32, i64) {
         (self.place.partition, self.place.offset)
     }
 
-    /// What letters of one kind are told apart by: the tool, or how the message begins.
+    /// Returns what distinguishes letters of one kind: the tool, or the start of the message.
     pub(super) fn about(&self) -> String {
         let beginning =
             || self.message.split([':', '\n', '`']).next().unwrap_or_default().trim().to_owned();
         text::shortened(&self.what.clone().unwrap_or_else(beginning), 48)
     }
 
-    /// For `--json`.
+    /// Returns the letter in the form of `--json`.
     pub(super) fn summary(&self, replayed: bool) -> Summary<'_> {
         Summary {
             letter: text::place(&self.place),
@@ -106,7 +109,7 @@ impl Letter {
     }
 }
 
-/// A letter in JSON.
+/// A dead letter as JSON.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct Summary<'a> {
@@ -122,11 +125,11 @@ pub(super) struct Summary<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     worker: Option<&'a str>,
     replay_count: u32,
-    /// Whether this very letter has been put back on the jobs topic.
+    /// Whether this letter has been replayed.
     replayed: bool,
 }
 
-/// What a job asks for: its tool, or its type where there is more than one.
+/// Returns the tool of a job, or its type if the job has several calls or none.
 fn what(work: &Work) -> String {
     match work {
         Work::ToolCall(ToolCall { server: Some(server), tool, .. }) => format!("{server}__{tool}"),
@@ -144,7 +147,7 @@ pub(super) mod tests {
 
     use super::*;
 
-    /// The record of a letter at `0/offset` that died at `offset` seconds.
+    /// The record of a letter at `0/offset` whose job died at `offset` seconds.
     pub(crate) fn record(offset: i64, job_id: &str, kind: ErrorKind, replays: u32) -> RawRecord {
         let call = r#"{"jobID":"j","jobType":"tool-call","payload":{"server":"s","tool":"t"}}"#;
         let position = |topic: &str| Position { topic: topic.into(), partition: 0, offset };

@@ -1,4 +1,4 @@
-//! `mcp-fleet dlq list`.
+//! `mcp-fleet dlq list`: counts and lists dead letters.
 
 use std::{ops::ControlFlow, process::ExitCode};
 
@@ -27,12 +27,12 @@ pub(crate) struct Args {
     #[command(flatten)]
     filter: FilterArgs,
 
-    /// How many of the newest letters are listed.
-    #[arg(long, default_value_t = 20, value_name = "N")]
+    /// How many of the newest letters to list
+    #[arg(help_heading = "Output", long, default_value_t = 20, value_name = "N")]
     max: usize,
 
-    /// Print one JSON object.
-    #[arg(long)]
+    /// Print one JSON object instead of tables
+    #[arg(help_heading = "Output", long)]
     json: bool,
 }
 
@@ -53,10 +53,12 @@ pub(super) async fn run(args: Args) -> Result<ExitCode, CliError> {
         Ok(histogram.finish())
     })
     .await?;
+
     let letters: usize = buckets.iter().map(|bucket| bucket.count).sum();
     let replayed: usize = buckets.iter().map(|bucket| bucket.replayed).sum();
     let oldest = buckets.iter().filter_map(|bucket| bucket.oldest).min();
     let latest = buckets.iter().filter_map(|bucket| bucket.newest).max();
+
     if args.json {
         let listed: Vec<_> =
             newest.iter().map(|(letter, replayed)| letter.summary(*replayed)).collect();
@@ -66,10 +68,12 @@ pub(super) async fn run(args: Args) -> Result<ExitCode, CliError> {
         }));
         return Ok(ExitCode::SUCCESS);
     }
+
     if letters == 0 {
-        output::line(&format!("{dlq}: no dead letters that match"));
+        output::line(&format!("{dlq}: no matching dead letters"));
         return Ok(ExitCode::SUCCESS);
     }
+
     let (oldest, latest) = (text::time(oldest), text::time(latest));
     output::line(&format!(
         "{dlq}: {letters} letters, {replayed} of them replayed; {oldest} to {latest}\n"

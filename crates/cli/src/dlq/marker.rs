@@ -1,11 +1,11 @@
-//! What remembers that a letter was replayed: one record per letter on `<dead-letter
-//! topic>.replayed`, compacted. Pure.
+//! Replay markers: one record per replayed letter on `<dead-letter topic>.replayed`, compacted.
+//! Pure.
 //!
-//! The dead-letter topic itself stays what it says it is, so that its length is the number of
-//! letters and every other consumer can go on reading it. A marker is written after the replayed
-//! record is acknowledged: a run that is cut off in between repeats that one job, and never loses
-//! one. A marker also names the letter's timestamp, so that it says nothing about the letters of a
-//! topic that was deleted and made again.
+//! Replaying leaves the dead-letter topic unchanged, so its length stays the number of letters, and
+//! other consumers can continue to read it. A marker is written after the replayed record has been
+//! acknowledged: an interrupted run may repeat that one job, but never loses one. A marker also
+//! holds the letter's timestamp, so it does not apply to the letters of a topic that was deleted
+//! and created again.
 
 use std::collections::HashMap;
 
@@ -14,12 +14,12 @@ use serde::{Deserialize, Serialize};
 
 use super::{letter::Letter, text};
 
-/// The topic of the markers.
+/// Returns the topic of the markers.
 pub(super) fn topic(topics: &Topics) -> String {
     format!("{}.replayed", topics.dlq)
 }
 
-/// The value of a marker; its key is the letter's place.
+/// The value of a marker. Its key is the letter's position.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct Marker {
@@ -29,16 +29,16 @@ pub(super) struct Marker {
     pub(super) letter_timestamp: Option<i64>,
     #[serde(rename = "jobID")]
     pub(super) job_id: String,
-    /// `topic/partition/offset` of the record that was written.
+    /// `topic/partition/offset` of the written record.
     pub(super) replayed_to: String,
-    /// The count that it carries.
+    /// The replay count of the written record.
     pub(super) replay_count: u32,
-    /// When.
+    /// When the letter was replayed.
     pub(super) time: Timestamp,
 }
 
 impl Marker {
-    /// The marker of `letter`, which was written to `to` at `time`.
+    /// Creates the marker of `letter`, which was written to `to` at `time`.
     pub(super) fn new(letter: &Letter, to: String, time: Timestamp) -> Self {
         Self {
             letter: text::place(&letter.place),
@@ -51,13 +51,13 @@ impl Marker {
     }
 }
 
-/// Which letters were replayed.
+/// The letters that have been replayed.
 #[derive(Debug, Default)]
 pub(super) struct Replayed(HashMap<(i32, i64), Option<i64>>);
 
 impl Replayed {
-    /// Takes in a record of the markers' topic; what is no marker of a letter on `dlq` is passed
-    /// over.
+    /// Adds a record of the markers' topic. Records that are not markers of letters on `dlq` are
+    /// ignored.
     pub(super) fn add(&mut self, dlq: &str, record: &RawRecord) {
         let marker =
             record.value.as_deref().and_then(|value| serde_json::from_slice::<Marker>(value).ok());
@@ -67,7 +67,7 @@ impl Replayed {
         }
     }
 
-    /// Whether `letter` was replayed.
+    /// Returns whether `letter` has been replayed.
     pub(super) fn contains(&self, letter: &Letter) -> bool {
         self.0
             .get(&letter.spot())

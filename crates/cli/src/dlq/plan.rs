@@ -1,4 +1,4 @@
-//! What `dlq replay` does with each letter. Pure.
+//! Decides what `dlq replay` does with each letter. Pure.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
@@ -7,26 +7,26 @@ use serde::Serialize;
 
 use super::{letter::Letter, marker::Replayed};
 
-/// What becomes of a letter that the filter lets through.
+/// What `dlq replay` does with a letter that the filter selects.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub(super) enum Verdict {
-    /// Its record goes back to the jobs topic.
+    /// The letter's record goes back to the jobs topic.
     Replay,
-    /// That has been done, by an earlier run.
+    /// An earlier run has replayed the letter.
     AlreadyReplayed,
-    /// Its job has been replayed as often as is allowed, and dies each time.
+    /// The job has been replayed as often as allowed, and died each time.
     Parked,
-    /// It has no value to replay: the record was too large for the topic.
+    /// The letter has no value to replay: the record was too large for the topic.
     ValueOmitted,
-    /// It is no dead letter of this fleet's jobs topic.
+    /// The letter is not a dead letter of this fleet's jobs topic.
     Foreign,
-    /// Another letter of the same job is replayed, or was: replaying both would run the job twice.
+    /// Another letter of the same job is or was replayed; replaying both would run the job twice.
     Superseded,
 }
 
 impl Verdict {
-    /// In a sentence, for people.
+    /// Explains the verdict to people.
     pub(super) fn explain(self) -> &'static str {
         match self {
             Self::Replay => "to be replayed",
@@ -35,13 +35,15 @@ impl Verdict {
             Self::ValueOmitted => {
                 "has no value: the original was too large for the dead-letter topic"
             }
-            Self::Foreign => "no dead letter of this jobs topic",
-            Self::Superseded => "left out: another letter of the same job counts (--every-letter)",
+            Self::Foreign => "not a dead letter of this jobs topic",
+            Self::Superseded => {
+                "skipped in favour of another letter of the same job (--every-letter)"
+            }
         }
     }
 }
 
-/// What to do with `letter`.
+/// Decides what to do with `letter`.
 pub(super) fn verdict(
     letter: &Letter,
     replayed: &Replayed,
@@ -61,55 +63,54 @@ pub(super) fn verdict(
     }
 }
 
-/// Collects letters, in the order of their offsets in each partition, and then says which are
-/// replayed.
+/// Collects letters, in offset order within each partition, and then decides which to replay.
 #[derive(Debug, Default)]
 pub(super) struct Planner {
     counts: BTreeMap<Verdict, usize>,
     candidates: Vec<Candidate>,
-    /// The newest time so far of each partition.
+    /// The newest time so far in each partition.
     latest: BTreeMap<i32, Option<Timestamp>>,
     /// The newest letter of each job, whether or not it is replayed.
     newest: HashMap<String, Age>,
-    /// Records of which a letter was replayed. A record has two letters if its worker was killed
-    /// after it wrote the first.
+    /// Records with a replayed letter. A record has two letters if its worker was killed after
+    /// writing the first.
     replayed: HashSet<(String, Option<Position>)>,
 }
 
 /// A letter that may be replayed.
 #[derive(Debug)]
 struct Candidate {
-    /// When it is its turn.
+    /// The sort key for the order of replaying.
     turn: (Option<Timestamp>, i32, i64),
     job_id: String,
     origin: Option<Position>,
     age: Age,
 }
 
-/// Orders the letters of one job: how often its record had been replayed, when it died, and where
-/// the letter is.
+/// Orders the letters of one job: by how often its record had been replayed, by time of death, and
+/// by position.
 type Age = (u32, Option<Timestamp>, i32, i64);
 
-/// What a run does.
+/// The plan of a run.
 #[derive(Debug, Default, PartialEq)]
 pub(super) struct Plan {
-    /// Partition and offset of the letters that are replayed.
+    /// The letters to replay, by partition and offset.
     pub(super) replay: HashSet<(i32, i64)>,
-    /// Partition and offset of the letters that are left out for another one of the same job.
+    /// The letters skipped in favour of another one of the same job, by partition and offset.
     pub(super) superseded: HashSet<(i32, i64)>,
-    /// Letters that would be, but for `--max`.
+    /// The number of letters excluded only by `--max`.
     pub(super) left: usize,
     pub(super) counts: BTreeMap<Verdict, usize>,
 }
 
 impl Planner {
-    /// Takes in a letter that the filter lets through, and what is to become of it.
+    /// Adds a letter that the filter selects, with its verdict.
     pub(super) fn add(&mut self, letter: &Letter, verdict: Verdict) {
         *self.counts.entry(verdict).or_default() += 1;
         if verdict == Verdict::Replay {
             let (partition, offset) = letter.spot();
-            // Clocks of workers differ, and jobs of one key must go back in their order: within a
-            // partition no letter counts as older than the one before it.
+            // Workers' clocks differ, and jobs of one key must keep their order: within a
+            // partition, no letter counts as older than its predecessor.
             let latest = self.latest.entry(partition).or_default();
             *latest = (*latest).max(letter.time);
             self.candidates.push(Candidate {
@@ -121,13 +122,13 @@ impl Planner {
         }
     }
 
-    /// Takes in any letter, so that older ones of the same job are left out. Letters that can't be
+    /// Records any letter, so that older ones of the same job are skipped. Letters that cannot be
     /// replayed don't count.
     pub(super) fn note(&mut self, letter: &Letter, verdict: Verdict) {
         if matches!(verdict, Verdict::Replay | Verdict::AlreadyReplayed | Verdict::Parked) {
             let mut age = age(letter);
-            // What is dealt with counts by its time only: the job may have been submitted anew
-            // since then.
+            // A replayed letter counts only by its time, since the job may have been submitted
+            // again afterwards.
             if verdict == Verdict::AlreadyReplayed {
                 age.0 = 0;
             }
@@ -139,7 +140,8 @@ impl Planner {
         }
     }
 
-    /// The oldest `max` letters, or all; of each job that was noted, the newest letter only.
+    /// Plans the oldest `max` letters, or all. Of each recorded job, only the newest letter is
+    /// replayed.
     pub(super) fn finish(mut self, max: Option<usize>) -> Plan {
         let counts_for_its_job = |candidate: &Candidate| {
             let is_newest =
@@ -149,6 +151,7 @@ impl Planner {
         };
         let (mut candidates, superseded): (Vec<_>, Vec<_>) =
             self.candidates.into_iter().partition(counts_for_its_job);
+
         if !superseded.is_empty() {
             self.counts.insert(Verdict::Replay, candidates.len());
             self.counts.insert(Verdict::Superseded, superseded.len());
@@ -175,7 +178,7 @@ fn age(letter: &Letter) -> Age {
 }
 
 impl Plan {
-    /// How many letters came to `verdict`.
+    /// Returns the number of letters with this verdict.
     pub(super) fn count(&self, verdict: Verdict) -> usize {
         self.counts.get(&verdict).copied().unwrap_or_default()
     }
@@ -198,21 +201,26 @@ mod tests {
         let check = |letter: &Letter, replayed: &Replayed, max, expected| {
             assert_eq!(verdict(letter, replayed, &topics, max), expected, "{letter:?}");
         };
+
         check(&fresh, &replayed, 3, Verdict::Replay);
         check(&fresh, &replayed, 0, Verdict::Parked);
         check(&letter(1, "j", ErrorKind::Tool, 2), &replayed, 3, Verdict::Replay);
         check(&letter(1, "j", ErrorKind::Tool, 3), &replayed, 3, Verdict::Parked);
         check(&letter(1, "j", ErrorKind::Tool, 4), &replayed, 3, Verdict::Parked);
+
         check(
             &Letter { value_omitted: Some(9), ..fresh.clone() },
             &replayed,
             3,
             Verdict::ValueOmitted,
         );
+
         check(&Letter { origin: None, ..fresh.clone() }, &replayed, 3, Verdict::Foreign);
+
         let mut elsewhere = fresh.clone();
         elsewhere.origin.as_mut().unwrap().topic = "other".into();
         check(&elsewhere, &replayed, 3, Verdict::Foreign);
+
         replayed.add("mcp-jobs.dlq", &marker_of(&fresh));
         check(&fresh, &replayed, 3, Verdict::AlreadyReplayed);
     }
@@ -229,6 +237,7 @@ mod tests {
             planner.add(&letter, Verdict::Replay);
         }
         planner.add(&letter(9, "j", ErrorKind::Tool, 3), Verdict::Parked);
+
         let plan = planner.finish(Some(2));
         assert_eq!(plan.replay, HashSet::from([(1, 7), (0, 1)]));
         assert_eq!(
@@ -259,17 +268,17 @@ mod tests {
         use Verdict::{AlreadyReplayed, Replay, ValueOmitted};
         check(&[(first.clone(), Replay), (second.clone(), Replay)], &[2], 1);
         check(&[(first.clone(), Replay), (of(2, "k", 0), Replay)], &[1, 2], 0);
-        // Once the newest was replayed, a later run does not come back for the others.
+        // Once the newest has been replayed, a later run does not return to the others.
         check(&[(first.clone(), Replay), (second.clone(), AlreadyReplayed)], &[], 1);
         check(&[(first.clone(), AlreadyReplayed), (of(3, "j", 1), Replay)], &[3], 0);
-        // A letter of the replayed record is newer, whatever the clocks of the workers say.
+        // A letter of the replayed record is newer, whatever the workers' clocks say.
         check(&[(of(1, "j", 1), Replay), (second.clone(), Replay)], &[1], 1);
         check(&[(first.clone(), Replay), (second, ValueOmitted)], &[1], 0);
-        // Submitted anew after all that.
+        // The job is submitted again after all that.
         let mut anew = of(4, "j", 0);
         anew.time = Timestamp::from_millis(4_000_000_000_000);
         check(&[(of(3, "j", 1), AlreadyReplayed), (anew, Replay)], &[4], 0);
-        // A second letter of a record that was replayed, written late.
+        // A late second letter of a replayed record.
         let late = Letter { origin: first.origin.clone(), ..of(2, "j", 0) };
         check(&[(first, AlreadyReplayed), (late, Replay)], &[], 1);
     }

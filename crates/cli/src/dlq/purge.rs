@@ -1,4 +1,4 @@
-//! `mcp-fleet dlq purge`.
+//! `mcp-fleet dlq purge`: deletes dead letters permanently.
 
 use std::{io, process::ExitCode};
 
@@ -9,13 +9,13 @@ use serde_json::json;
 use super::scan;
 use crate::{connection::Connection, error::CliError, moment::Moment, output, patience::Patience};
 
-/// The id of an embedded broker's cluster. It has no way to delete records, so it is not asked, and
-/// people are told what to do instead.
+/// The cluster id of the embedded broker, which cannot delete records. The command then fails with
+/// advice instead of trying.
 const EMBEDDED: &str = "mcp-fleet";
 
-const EXAMPLES: &str =
-    "Deletes from the oldest letter on; Kafka can't delete from the middle, so there is no filter by reason.
-Asks for the topic's name first, unless --yes says that this is meant.
+const EXAMPLES: &str = "\
+Deletes from the oldest letter on. Kafka cannot delete records from the middle of a partition, so
+there is no filter by reason. Asks you to type the topic's name first, unless --yes is given.
 
 Examples:
   mcp-fleet dlq purge --before 30d
@@ -28,26 +28,33 @@ pub(crate) struct Args {
     #[command(flatten)]
     connection: Connection,
 
-    /// Letters that were written before then: RFC 3339, or how long ago (30m, 2h, 7d).
-    #[arg(long, value_name = "TIME|DURATION", value_parser = Moment::parse, required_unless_present = "all")]
+    /// Delete letters written before this time: RFC 3339, or an age (30m, 2h, 7d)
+    #[arg(
+        help_heading = "Letters to delete",
+        long,
+        value_name = "TIME|DURATION",
+        value_parser = Moment::parse,
+        required_unless_present = "all",
+    )]
     before: Option<Moment>,
 
-    /// All letters.
-    #[arg(long, conflicts_with = "before")]
+    /// Delete all letters
+    #[arg(help_heading = "Letters to delete", long, conflicts_with = "before")]
     all: bool,
 
-    /// Don't ask.
+    /// Do not ask for confirmation
     #[arg(long)]
     yes: bool,
 
-    /// Print one JSON object.
-    #[arg(long)]
+    /// Print one JSON object
+    #[arg(help_heading = "Output", long)]
     json: bool,
 }
 
 pub(super) async fn run(args: Args) -> Result<ExitCode, CliError> {
     let (settings, topic) = (args.connection.settings()?, args.connection.topics().dlq);
     let before = args.before.map(|before| before.resolve(clock::now()));
+
     let asked = (settings.clone(), topic.clone());
     let (spans, cluster) = scan::blocking(move || {
         let _patience = Patience::for_kafka(&asked.0);
@@ -55,35 +62,43 @@ pub(super) async fn run(args: Args) -> Result<ExitCode, CliError> {
         Ok((spans, admin::cluster_id(&asked.0, scan::TIMEOUT)?))
     })
     .await?;
+
     if cluster.as_deref() == Some(EMBEDDED) {
         let message =
-            "the embedded broker deletes nothing: remove its --data-dir, or use Apache Kafka";
+            "the embedded broker cannot delete records; delete its --data-dir, or use Apache Kafka";
         return Err(CliError::Usage(message.to_owned()));
     }
+
     let letters: i64 = spans.iter().map(|span| span.end - span.start).sum();
     if letters > 0 && !args.yes && !confirmed(&topic, letters).await? {
         output::problem("nothing was deleted");
         return Ok(ExitCode::FAILURE);
     }
+
     admin::delete_records(&settings, &topic, &spans).await?;
+
     if args.json {
         output::json(&json!({ "topic": topic, "deleted": letters }));
     } else {
-        output::line(&format!("{topic}: {letters} letters deleted"));
+        output::line(&format!("{topic}: deleted {letters} letters"));
     }
     Ok(ExitCode::SUCCESS)
 }
 
-/// Whether somebody types the topic's name.
+/// Returns whether the user confirms by typing the topic's name.
 async fn confirmed(topic: &str, letters: i64) -> Result<bool, CliError> {
     output::problem(&format!(
-        "this deletes {letters} letters of {topic} for good. Type the topic's name to go on:"
+        "this permanently deletes {letters} letters of {topic}. Type the topic's name to continue:"
     ));
+
     let line = scan::blocking(|| {
         let mut line = String::new();
-        io::stdin().read_line(&mut line).map_err(|error| CliError::Io("standard input", error))?;
+        io::stdin()
+            .read_line(&mut line)
+            .map_err(|error| CliError::Io("could not read standard input", error))?;
         Ok(line)
     })
     .await?;
+
     Ok(line.trim() == topic)
 }

@@ -1,8 +1,8 @@
-//! `mcp-fleet dlq replay`.
+//! `mcp-fleet dlq replay`: writes the original records back to the jobs topic.
 //!
-//! Two passes over the topic: one to plan, which keeps the job's id and a few bytes of each letter,
-//! and one to carry out. One letter after the other is written, acknowledged and marked, so that a
-//! run that is cut off anywhere repeats one job at most.
+//! Two passes over the topic: the first plans, and keeps a job id and a few bytes per letter; the
+//! second carries out the plan. Each letter is written, acknowledged and marked before the next, so
+//! an interrupted run repeats at most one job.
 
 use std::{ops::ControlFlow, process::ExitCode};
 
@@ -26,17 +26,20 @@ use super::{
 };
 use crate::{connection::Connection, error::CliError, output, patience::Patience};
 
-const EXAMPLES: &str = "What was replayed is remembered on <topic>.dlq.replayed, so a second run goes on where the first one ended.
-A record carries how often it was replayed (mcp-fleet-replay-count); at --max-replays it stays where it is.
-Of several letters of one job only the newest is replayed, so that the job runs once (--every-letter for all).
+const EXAMPLES: &str = "\
+Replayed letters are recorded on <topic>.dlq.replayed, so a second run continues where the first
+one ended. Each record carries its number of replays (mcp-fleet-replay-count); at --max-replays it
+is left alone. If a job has several letters, only the newest is replayed, so that the job runs once
+(--every-letter replays all).
 
 Examples:
   mcp-fleet dlq replay --dry-run
   mcp-fleet dlq replay --reason timeout --since 1d --max 100
   mcp-fleet dlq replay --job job-123
 
-Exit code 0: everything that could be replayed was. 1: there was nothing to replay; or something failed or the run was
-interrupted: run it again.";
+Exit codes:
+  0  everything that could be replayed was replayed
+  1  there was nothing to replay, something failed, or the run was interrupted; run it again";
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
@@ -47,32 +50,32 @@ pub(crate) struct Args {
     #[command(flatten)]
     filter: FilterArgs,
 
-    /// Only letters of this job.
-    #[arg(long, value_name = "ID")]
+    /// Only letters of this job
+    #[arg(help_heading = "Filters", long, value_name = "ID")]
     job: Option<String>,
 
-    /// Replay at most so many, the oldest first.
-    #[arg(long, value_name = "N")]
+    /// Replay at most this many letters, oldest first
+    #[arg(help_heading = "Limits", long, value_name = "N")]
     max: Option<usize>,
 
-    /// Park a job that was replayed so often already.
-    #[arg(long, default_value_t = 3, value_name = "N")]
+    /// Leave letters alone that have already been replayed this many times
+    #[arg(help_heading = "Limits", long, default_value_t = 3, value_name = "N")]
     max_replays: u32,
 
-    /// Replay all letters of a job, not only the newest: the job runs once for each.
-    #[arg(long)]
+    /// Replay all letters of a job, not only the newest: the job runs once for each
+    #[arg(help_heading = "Limits", long)]
     every_letter: bool,
 
-    /// Only say what would be done.
+    /// Only print what would be done
     #[arg(long)]
     dry_run: bool,
 
-    /// Print JSON: one object a letter, then a summary.
-    #[arg(long)]
+    /// Print JSON: one object per letter, then a summary
+    #[arg(help_heading = "Output", long)]
     json: bool,
 }
 
-/// What a run needs on its thread.
+/// The state of a run on its thread.
 struct Run {
     settings: Settings,
     topics: Topics,
@@ -82,17 +85,18 @@ struct Run {
     handle: Handle,
 }
 
-/// What it came to.
+/// The result of a run.
 #[derive(Debug, Default)]
 struct Done {
-    /// Written, or in a dry run: would be.
+    /// Letters that were replayed, or would be in a dry run.
     replayed: usize,
     failed: usize,
 }
 
 pub(super) async fn run(args: Args) -> Result<ExitCode, CliError> {
     let stop = shutdown::signal_token()
-        .map_err(|error| CliError::Io("signals can't be handled", error))?;
+        .map_err(|error| CliError::Io("could not install signal handlers", error))?;
+
     let run = Run {
         settings: args.connection.settings()?,
         topics: args.connection.topics(),
@@ -101,17 +105,22 @@ pub(super) async fn run(args: Args) -> Result<ExitCode, CliError> {
         stop,
         handle: Handle::current(),
     };
+
     scan::blocking(move || run.run()).await
 }
 
 impl Run {
     fn run(&self) -> Result<ExitCode, CliError> {
         let plan = self.plan()?;
+
         let work = plan.replay.len() + plan.superseded.len();
         let done = if work == 0 { Done::default() } else { self.carry_out(&plan)? };
+
         let interrupted = self.stop.is_cancelled()
             && (work == 0 || done.replayed + done.failed < plan.replay.len());
+
         self.summarise(&plan, &done, interrupted);
+
         Ok(if interrupted || done.failed > 0 || done.replayed == 0 {
             ExitCode::FAILURE
         } else {
@@ -123,10 +132,11 @@ impl Run {
         if self.stop.is_cancelled() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     }
 
-    /// The first pass: what is to be done, and what can't be.
+    /// The first pass: decides what to do with each letter and reports what cannot be replayed.
     fn plan(&self) -> Result<Plan, CliError> {
         let replayed = scan::replayed(&self.settings, &self.topics)?;
         let mut planner = Planner::default();
+
         scan::each(&self.settings, &self.topics.dlq, |record| {
             let letter = Letter::read(&record);
             let verdict = verdict(&letter, &replayed, &self.topics, self.args.max_replays);
@@ -141,17 +151,20 @@ impl Run {
             }
             Ok(self.next())
         })?;
+
         if self.stop.is_cancelled() {
             return Ok(Plan::default());
         }
         Ok(planner.finish(self.args.max))
     }
 
-    /// The second pass.
+    /// The second pass: replays the planned letters.
     fn carry_out(&self, plan: &Plan) -> Result<Done, CliError> {
         let writes = !self.args.dry_run && !plan.replay.is_empty();
         let producer = if writes { Some(self.producer()?) } else { None };
+
         let (mut done, mut superseded) = (Done::default(), 0);
+
         scan::each(&self.settings, &self.topics.dlq, |record| {
             if plan.superseded.contains(&(record.position.partition, record.position.offset)) {
                 self.report(&Letter::read(&record), Verdict::Superseded, None);
@@ -183,19 +196,20 @@ impl Run {
         let marker = TopicSpec {
             name: marker::topic(&self.topics),
             partitions: 1,
-            // As safe as the letters themselves.
+            // As many replicas as the letters themselves have.
             replication: admin::replication(&self.settings, &self.topics.dlq, scan::TIMEOUT)?,
             properties: vec![("cleanup.policy", "compact")],
         };
         self.handle.block_on(admin::create_topics(&self.settings, &[marker]))?;
+
         let mut settings = self.settings.clone();
-        // Every record is waited for: nothing is gained by gathering some.
+        // Every record is acknowledged before the next, so batching would only add delay.
         settings.properties.entry("linger.ms".to_owned()).or_insert_with(|| "0".to_owned());
         Ok(Producer::new(&settings)?)
     }
 
-    /// Writes the record, then its marker; where to, or `None` if the topic takes no record of that
-    /// size.
+    /// Writes the record and then its marker. Returns where the record went, or `None` if the topic
+    /// does not accept a record of that size.
     fn replay(
         &self,
         producer: &Producer,
@@ -210,6 +224,7 @@ impl Run {
             key: record.key,
             value: record.value,
         };
+
         let _patience = Patience::new("Kafka to acknowledge a replayed record".to_owned());
         let delivered = match self.handle.block_on(producer.send(&back)) {
             Ok(delivered) => delivered,
@@ -223,13 +238,16 @@ impl Run {
             }
             Err(error) => return Err(error.into()),
         };
+
         let to = format!("{}/{}/{}", self.topics.jobs, delivered.partition, delivered.offset);
         self.handle.block_on(producer.send(&self.marker(letter, &to, clock::now())?))?;
+
         Ok(Some(to))
     }
 
     fn marker(&self, letter: &Letter, to: &str, now: Timestamp) -> Result<Outgoing, CliError> {
         let marker = Marker::new(letter, to.to_owned(), now);
+
         let value =
             serde_json::to_vec(&marker).map_err(|error| CliError::Usage(error.to_string()))?;
         Ok(Outgoing {
@@ -250,6 +268,7 @@ impl Run {
                 "replayCount": letter.replays, "replayedTo": to,
             }));
         }
+
         let what =
             to.map_or_else(|| verdict.explain().to_owned(), |to| format!("replayed to {to}"));
         let (job, kind) = (text::shortened(&letter.job_id, 60), &letter.kind);
@@ -262,6 +281,7 @@ impl Run {
         let (omitted, foreign) = (count(Verdict::ValueOmitted), count(Verdict::Foreign));
         let superseded = count(Verdict::Superseded);
         let (dry, left) = (self.args.dry_run, plan.left);
+
         if self.args.json {
             output::json(&json!({
                 "topic": self.topics.dlq, "dryRun": dry, "toReplay": plan.replay.len(),
@@ -271,24 +291,28 @@ impl Run {
             }));
             return;
         }
+
         let verb = if dry { "would be replayed" } else { "replayed" };
         let mut parts = vec![format!("{} {verb}", done.replayed)];
         let others = [
             (done.failed, "failed"),
-            (already, "replayed before"),
+            (already, "already replayed"),
             (parked, "parked"),
             (omitted, "without a value"),
             (foreign, "not of this fleet"),
-            (superseded, "left out for other letters of their jobs"),
-            (left, "left by --max"),
+            (superseded, "skipped in favour of other letters of their jobs"),
+            (left, "excluded by --max"),
         ];
         parts.extend(others.iter().filter(|(n, _)| *n > 0).map(|(n, what)| format!("{n} {what}")));
+
         output::line(&format!("{}: {}", self.topics.dlq, parts.join(", ")));
         if plan.counts.is_empty() && !interrupted {
-            output::problem("no such dead letter; `mcp-fleet dlq list` shows those that exist");
+            output::problem(
+                "no matching dead letter; run `mcp-fleet dlq list` to see those that exist",
+            );
         }
         if interrupted {
-            output::problem("interrupted; the same command goes on where this one ended");
+            output::problem("interrupted; run the same command again to continue");
         }
     }
 }

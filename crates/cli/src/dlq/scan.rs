@@ -1,5 +1,4 @@
-//! Reading the dead letters, and what was replayed before: everything that is there when the
-//! reading begins.
+//! Reads the dead letters and replay markers that exist when reading begins.
 
 use std::{
     ops::ControlFlow,
@@ -23,17 +22,18 @@ use crate::{
 /// How long a request to the brokers may take.
 pub(super) const TIMEOUT: Duration = Duration::from_secs(20);
 const POLL: Duration = Duration::from_millis(200);
-/// After so long without a record, and without the end, something is wrong with the brokers.
+/// If neither a record nor the end of the topic arrives for this long, something is wrong with the
+/// brokers.
 const STALLED: Duration = Duration::from_secs(30);
 
-/// Runs what blocks on a thread that may.
+/// Runs blocking work on a thread of the blocking pool.
 pub(super) async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, CliError> + Send + 'static,
 ) -> Result<T, CliError> {
     tokio::task::spawn_blocking(work).await.map_err(|error| CliError::Usage(error.to_string()))?
 }
 
-/// Hands every record of `topic` to `with`, until it breaks off. Records of a partition come in
+/// Passes every record of `topic` to `with` until it breaks off. Records of a partition come in
 /// order.
 pub(super) fn each(
     settings: &Settings,
@@ -60,7 +60,7 @@ pub(super) fn each(
             None if last.elapsed() > STALLED => {
                 let seconds = STALLED.as_secs();
                 return Err(CliError::Usage(format!(
-                    "no record of `{topic}` came for {seconds} s"
+                    "no record of `{topic}` arrived for {seconds} s; check the brokers and try again"
                 )));
             }
             None => {}
@@ -69,7 +69,7 @@ pub(super) fn each(
     Ok(())
 }
 
-/// What was replayed before.
+/// Returns which letters have been replayed.
 pub(super) fn replayed(settings: &Settings, topics: &Topics) -> Result<Replayed, CliError> {
     let mut replayed = Replayed::default();
     let read = each(settings, &marker::topic(topics), |record| {
@@ -77,7 +77,7 @@ pub(super) fn replayed(settings: &Settings, topics: &Topics) -> Result<Replayed,
         Ok(ControlFlow::Continue(()))
     });
     match read {
-        // Nothing was ever replayed.
+        // Without the topic, nothing has ever been replayed.
         Err(CliError::Kafka(KafkaError::NoTopic(_))) => Ok(Replayed::default()),
         Err(error) => Err(error),
         Ok(()) => Ok(replayed),

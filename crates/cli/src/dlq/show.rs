@@ -1,4 +1,4 @@
-//! `mcp-fleet dlq show`.
+//! `mcp-fleet dlq show`: shows everything about a job's dead letters.
 
 use std::{ops::ControlFlow, process::ExitCode};
 
@@ -8,15 +8,15 @@ use serde_json::{Value, json};
 use super::{bytes, letter::Letter, scan, text};
 use crate::{connection::Connection, error::CliError, output};
 
-const EXAMPLES: &str =
-    "A job that was replayed and died again has several letters; all are shown, oldest first.
+const EXAMPLES: &str = "\
+A job that was replayed and died again has several letters; all are shown, oldest first.
 
 Examples:
   mcp-fleet dlq show job-123
   mcp-fleet dlq show mcp-jobs.dlq/0/17
   mcp-fleet dlq show job-123 --json | jq -r .value.text
 
-Exit code 1 means that there is no such letter.";
+The exit code is 1 if there is no such letter.";
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
@@ -24,12 +24,12 @@ pub(crate) struct Args {
     #[command(flatten)]
     connection: Connection,
 
-    /// A job id, or `topic/partition/offset` of the letter or of the job's record.
+    /// A job id, or `topic/partition/offset` of the letter or of the job's record
     #[arg(value_name = "JOB_ID|POSITION")]
     which: String,
 
-    /// Print one JSON object a letter.
-    #[arg(long)]
+    /// Print one JSON object per letter
+    #[arg(help_heading = "Output", long)]
     json: bool,
 }
 
@@ -51,10 +51,12 @@ pub(super) async fn run(args: Args) -> Result<ExitCode, CliError> {
         Ok(found)
     })
     .await?;
+
     if found.is_empty() {
-        output::problem(&format!("no dead letter of `{}` on {dlq}", args.which));
+        output::problem(&format!("{dlq} has no dead letter of `{}`", args.which));
         return Ok(ExitCode::FAILURE);
     }
+
     for (letter, record, replayed) in &found {
         if args.json {
             output::json(&to_json(letter, record, *replayed));
@@ -62,6 +64,7 @@ pub(super) async fn run(args: Args) -> Result<ExitCode, CliError> {
             output::line(&to_text(letter, record, *replayed));
         }
     }
+
     Ok(ExitCode::SUCCESS)
 }
 
@@ -73,12 +76,14 @@ fn is_meant(letter: &Letter, which: &str) -> bool {
 
 fn to_json(letter: &Letter, record: &RawRecord, replayed: bool) -> Value {
     let reasons = Reasons::read(&record.headers);
+
     let origin = reasons.as_ref().map(|reasons| {
         json!({
             "topic": reasons.origin.topic, "partition": reasons.origin.partition,
             "offset": reasons.origin.offset, "timestamp": reasons.origin_timestamp,
         })
     });
+
     let mut value = json!(letter.summary(replayed));
     if let Value::Object(object) = &mut value {
         object.insert("origin".into(), json!(origin));
@@ -92,6 +97,7 @@ fn to_json(letter: &Letter, record: &RawRecord, replayed: bool) -> Value {
         object.insert("key".into(), bytes::to_json(record.key.as_deref()));
         object.insert("value".into(), bytes::to_json(record.value.as_deref()));
     }
+
     value
 }
 
@@ -99,6 +105,7 @@ fn to_text(letter: &Letter, record: &RawRecord, replayed: bool) -> String {
     let mut table = text::table(["LETTER", &text::place(&letter.place)]);
     let origin = letter.origin.as_ref().map_or_else(|| "-".to_owned(), text::place);
     let state = if replayed { "replayed" } else { "open" };
+
     let rows = [
         ("job", letter.job_id.clone()),
         ("what", letter.what.clone().unwrap_or_else(|| "-".to_owned())),
@@ -109,20 +116,24 @@ fn to_text(letter: &Letter, record: &RawRecord, replayed: bool) -> String {
         ("attempts", letter.attempts.to_string()),
         ("state", format!("{state}, {} replays before this death", letter.replays)),
     ];
+
     for (name, value) in rows {
         table.add_row([name, &text::shortened(&value, 2048)]);
     }
+
     for header in &record.headers {
         table.add_row([
             &text::shortened(&header.0, 60),
             &text::shortened(&bytes::header_to_line(header), 2048),
         ]);
     }
+
     table.add_row(["key", &bytes::to_line(record.key.as_deref())]);
     let value = match letter.value_omitted {
-        Some(size) => format!("({size} bytes, left out: too large for this topic)"),
+        Some(size) => format!("({size} bytes, omitted: too large for this topic)"),
         None => bytes::to_line(record.value.as_deref()),
     };
+
     format!("{table}\n{value}\n")
 }
 
@@ -153,6 +164,7 @@ mod tests {
         let offset = json["headers"].as_array().unwrap().iter();
         let offset: Vec<_> = offset.filter(|h| h["name"] == "kafka_dlt-original-offset").collect();
         assert_eq!(offset, [&json!({"name": "kafka_dlt-original-offset", "value": 258})]);
+
         let text = to_text(&letter, &record, false);
         assert!(text.contains("open, 1 replays") && text.contains("it broke: badly"), "{text}");
     }

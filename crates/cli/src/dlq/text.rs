@@ -1,11 +1,11 @@
-//! How things are written in tables.
+//! Formats values for tables.
 
 use std::time::Duration;
 
 use comfy_table::{Table, presets};
 use fleet_job::{record::Position, time::Timestamp};
 
-/// A table in the look of all our tables.
+/// Creates a table in our common style.
 pub(crate) fn table<const N: usize>(header: [&str; N]) -> Table {
     let mut table = Table::new();
     table.load_preset(presets::NOTHING);
@@ -13,12 +13,12 @@ pub(crate) fn table<const N: usize>(header: [&str; N]) -> Table {
     table
 }
 
-/// `topic/partition/offset`.
+/// Formats a position as `topic/partition/offset`.
 pub(crate) fn place(position: &Position) -> String {
     format!("{}/{}/{}", position.topic, position.partition, position.offset)
 }
 
-/// The other way round; topics have no `/` in their names.
+/// Parses the output of [`place`]. Topic names contain no `/`.
 pub(crate) fn to_place(text: &str) -> Option<Position> {
     let mut parts = text.split('/');
     let (topic, partition, offset) =
@@ -26,28 +26,31 @@ pub(crate) fn to_place(text: &str) -> Option<Position> {
     parts.next().is_none().then(|| Position { topic: topic.to_owned(), partition, offset })
 }
 
-/// One line of at most `length` characters.
+/// Returns one line of at most `length` characters.
 pub(crate) fn shortened(text: &str, length: usize) -> String {
     let text = text.replace(|c: char| c.is_control(), " ");
+
     if text.chars().count() <= length {
         return text;
     }
+
     let kept: String = text.chars().take(length.saturating_sub(1)).collect();
     format!("{kept}…")
 }
 
-/// A time, or that there is none.
+/// Formats a time, or `-` if there is none.
 pub(crate) fn time(time: Option<Timestamp>) -> String {
     time.map_or_else(|| "-".to_owned(), |time| time.to_string())
 }
 
-/// A duration in its two largest units, as `3d 4h`, `12m 5s` or `250ms`.
+/// Formats a duration in its two largest units, such as `3d 4h`, `12m 5s` or `250ms`.
 pub(crate) fn age(age: Duration) -> String {
     let seconds = age.as_secs();
     let pair = |large: u64, unit: &str, rest: u64, small: &str| match rest {
         0 => format!("{large}{unit}"),
         rest => format!("{large}{unit} {rest}{small}"),
     };
+
     match seconds {
         0 => format!("{}ms", age.as_millis()),
         1..60 => format!("{seconds}s"),

@@ -1,4 +1,4 @@
-//! The server's REST interface for jobs, as a client sees it.
+//! A client of the server's REST interface for jobs.
 
 use std::time::Duration;
 
@@ -17,20 +17,22 @@ use super::{
 use crate::{error::CliError, patience::Patience};
 
 const CONNECT: Duration = Duration::from_secs(5);
-/// How long the server may take for an answer that needs no waiting.
+/// How long the server may take for a response that involves no waiting.
 const ANSWER: Duration = Duration::from_secs(30);
-/// How long a server that reads its ledger is asked again.
+/// How long to retry while a server reads its ledger.
 const PATIENCE: Duration = Duration::from_secs(15);
-/// The largest answer that is read: a page of jobs, or a job with its result.
+/// The largest response to read: a page of jobs, or a job with its result.
 const MAX_BODY: usize = 64 << 20;
-/// The longest wait that the server takes part in.
+/// The longest wait that the server accepts, in seconds.
 pub(super) const MAX_WAIT: u64 = 60;
 
-/// Which server a command talks to.
+/// The server that a command talks to.
 #[derive(Debug, Clone, clap::Args)]
 pub(crate) struct ServerArgs {
-    /// The mcp-server; of several, comma-separated, the first one. A path in it does not matter.
+    /// The mcp-server's URL; of several, comma-separated, the first is used, and any path is
+    /// ignored
     #[arg(
+        help_heading = "Server",
         long,
         env = "MCP_SERVER_URL",
         default_value = "http://127.0.0.1:8080",
@@ -38,8 +40,14 @@ pub(crate) struct ServerArgs {
     )]
     server: String,
 
-    /// A bearer token for it. Better in the environment: others can see the command line.
-    #[arg(long, env = "MCP_SERVER_TOKEN", hide_env_values = true, value_name = "TOKEN")]
+    /// A bearer token for the server; prefer the variable, since others can see the command line
+    #[arg(
+        help_heading = "Server",
+        long,
+        env = "MCP_SERVER_TOKEN",
+        hide_env_values = true,
+        value_name = "TOKEN"
+    )]
     token: Option<String>,
 }
 
@@ -52,15 +60,16 @@ pub(super) struct Api {
 
 impl ServerArgs {
     pub(super) fn api(&self) -> Result<Api, CliError> {
-        // A variable that is set to nothing is as good as none.
+        // An empty variable counts as unset.
         let token = self.token.as_deref().filter(|token| !token.is_empty());
         Ok(Api::new(base(&self.server)?, token)?)
     }
 }
 
-/// Scheme, host and port of the first of these URLs.
+/// Returns scheme, host and port of the first of these URLs.
 fn base(urls: &str) -> Result<Url, CliError> {
     let mut base = ClientConfig::parse_urls(urls)?.swap_remove(0);
+
     base.set_path("");
     base.set_query(None);
     Ok(base)
@@ -72,17 +81,20 @@ impl Api {
         if let Some(token) = token {
             let value = HeaderValue::from_str(&format!("Bearer {token}"));
             let mut value = value.map_err(|_| {
-                ApiError::Usage("the token has characters that HTTP does not allow".into())
+                ApiError::Usage(
+                    "the token contains characters that HTTP headers do not allow".into(),
+                )
             })?;
             value.set_sensitive(true);
             headers.insert(header::AUTHORIZATION, value);
         }
+
         let mut builder = reqwest::Client::builder();
         if base.scheme() == "http" {
-            // A slim container has no root certificates to load, and without them the client could
-            // not be made.
+            // A slim container has no root certificates, without which building a TLS client fails.
             builder = builder.tls_certs_only([]);
         }
+
         let http = builder
             .user_agent(concat!("mcp-fleet/", env!("CARGO_PKG_VERSION")))
             .default_headers(headers)
@@ -95,17 +107,17 @@ impl Api {
         Ok(Self { http, base })
     }
 
-    /// The server as it may be shown: without user and password.
+    /// Returns the server in a form that may be shown: without user and password.
     pub(super) fn name(&self) -> String {
         self.base.origin().ascii_serialization()
     }
 
-    /// Says after a second that the server has not answered.
+    /// Tells the user after a second that the server has not responded.
     pub(super) fn patience(&self) -> Patience {
-        Patience::new(format!("an answer from mcp-server at {}", self.name()))
+        Patience::new(format!("a response from mcp-server at {}", self.name()))
     }
 
-    /// One page of jobs.
+    /// Returns one page of jobs.
     pub(super) async fn list(
         &self,
         filter: &Filter,
@@ -117,21 +129,21 @@ impl Api {
             .extend_pairs(filter.pairs())
             .append_pair("limit", &limit.to_string())
             .extend_pairs(cursor.map(|cursor| ("cursor", cursor)));
+
         self.patiently(Method::GET, url, ANSWER).await
     }
 
-    /// A job with its result.
+    /// Returns a job with its result.
     pub(super) async fn get(&self, job_id: &str) -> Result<JobView, ApiError> {
         self.patiently(Method::GET, self.url(&["jobs", job_id])?, ANSWER).await
     }
 
-    /// The same, asked once and with little time.
+    /// Like `get`, but tries only once and within `limit`.
     pub(super) async fn glance(&self, job_id: &str, limit: Duration) -> Result<JobView, ApiError> {
         self.once(Method::GET, self.url(&["jobs", job_id])?, limit).await
     }
 
-    /// Asks for a job to be cancelled, and waits for at most `wait` seconds to see what that comes
-    /// to.
+    /// Requests the cancellation of a job, and waits for at most `wait` seconds for the outcome.
     pub(super) async fn cancel(
         &self,
         job_id: &str,
@@ -142,9 +154,11 @@ impl Api {
         url.query_pairs_mut()
             .append_pair("wait", &wait.to_string())
             .extend_pairs(reason.map(|reason| ("reason", reason)));
+
         let limit = ANSWER + Duration::from_secs(wait);
+
         match self.patiently(Method::DELETE, url, limit).await {
-            // Too late is an answer too: the job came to another end.
+            // A conflict is an outcome too: the job has already ended.
             Err(ApiError::Refused(refusal)) if refusal.status == StatusCode::CONFLICT => {
                 match refusal.job.clone().map(serde_json::from_value) {
                     Some(Ok(job)) => Ok(Cancellation {
@@ -159,12 +173,12 @@ impl Api {
         }
     }
 
-    /// Where the events of one job come from.
+    /// Returns the URL of one job's events.
     pub(super) fn events_of(&self, job_id: &str) -> Result<Url, ApiError> {
         self.url(&["jobs", job_id, "events"])
     }
 
-    /// Where the events of all jobs come from.
+    /// Returns the URL of the events of all jobs.
     pub(super) fn events(&self, filter: &Filter) -> Result<Url, ApiError> {
         let (mut url, pairs) = (self.url(&["events"])?, filter.lasting_pairs());
         if !pairs.is_empty() {
@@ -173,39 +187,43 @@ impl Api {
         Ok(url)
     }
 
-    /// Opens a stream of events, which goes on after the event with this id.
+    /// Opens an event stream that continues after the event with this id.
     pub(super) async fn open(&self, url: Url, last_id: Option<&str>) -> Result<Response, ApiError> {
         let mut request = self.http.get(url).header(header::ACCEPT, "text/event-stream");
         if let Some(id) = last_id {
             request = request.header("last-event-id", id);
         }
+
         let opened = tokio::time::timeout(ANSWER, request.send()).await;
-        let response = opened.map_err(|_| self.lost("it did not answer in time"))?;
+        let response = opened.map_err(|_| self.lost("it did not respond in time"))?;
         let response = response.map_err(|error| self.failed(&error))?;
+
         if response.status().is_success() {
             return Ok(response);
         }
+
         let (status, retry_after) = (response.status(), retry_after(&response));
         let body = self.body(response).await?;
         Err(ApiError::refused(&self.name(), status, retry_after.as_deref(), &body))
     }
 
-    /// The URL of these path segments, whatever characters they have.
+    /// Returns the URL with these path segments, percent-encoded as needed.
     fn url(&self, segments: &[&str]) -> Result<Url, ApiError> {
         if let Some(id) = segments.iter().find(|segment| matches!(**segment, "" | "." | "..")) {
             return Err(ApiError::Usage(format!(
-                "a job called `{id}` can't be asked for over HTTP"
+                "the job id `{id}` cannot be used in a URL; choose another id"
             )));
         }
+
         let mut url = self.base.clone();
-        // Only URLs without a host have no path.
+        // This fails only for URLs without a host.
         if let Ok(mut path) = url.path_segments_mut() {
             path.clear().extend(segments);
         }
         Ok(url)
     }
 
-    /// Asks until the server has read its ledger, but not for ever.
+    /// Retries while the server reads its ledger, for a limited time.
     async fn patiently<T: DeserializeOwned>(
         &self,
         method: Method,
@@ -213,8 +231,9 @@ impl Api {
         limit: Duration,
     ) -> Result<T, ApiError> {
         let (end, mut pauses) = (Instant::now() + PATIENCE, Pauses::new());
-        // Other methods wait for jobs, which takes as long as it takes.
+        // Other methods may wait for jobs, so silence is normal there.
         let patience = (method == Method::GET).then(|| self.patience());
+
         loop {
             match self.once(method.clone(), url.clone(), limit).await {
                 Err(error) if error.is_busy() && Instant::now() < end => {
@@ -237,10 +256,13 @@ impl Api {
         let request = self.http.request(method, url).timeout(limit);
         let response = request.send().await.map_err(|error| self.failed(&error))?;
         let (status, retry_after) = (response.status(), retry_after(&response));
+
         let body = self.body(response).await?;
+
         if !status.is_success() {
             return Err(ApiError::refused(&self.name(), status, retry_after.as_deref(), &body));
         }
+
         serde_json::from_slice(&body).map_err(|error| self.unreadable(error))
     }
 

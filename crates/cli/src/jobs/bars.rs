@@ -1,4 +1,4 @@
-//! Bars on standard error for jobs that somebody waits for. They hide themselves where there is no
+//! Progress bars on standard error for awaited jobs. They are hidden if standard error is not a
 //! terminal.
 
 use std::{collections::HashMap, time::Duration};
@@ -10,15 +10,15 @@ use parking_lot::{Mutex, MutexGuard};
 use super::render;
 use crate::dlq::text::shortened;
 
-/// The most jobs that have a bar of their own at one time.
+/// The maximum number of jobs with their own bar at one time.
 const MAX_BARS: usize = 8;
-/// A bar's length in steps; a job's own numbers can be fractions.
+/// The length of a bar in steps, since a job's own numbers can be fractions.
 const STEPS: u64 = 1_000;
 const ID: usize = 40;
 const MESSAGE: usize = 60;
 const TICK: Duration = Duration::from_millis(200);
 
-/// One bar for each of some jobs, and one over all where there are several.
+/// One bar per job, and one for the total if there are several jobs.
 #[derive(Debug)]
 pub(super) struct Bars {
     all: MultiProgress,
@@ -37,7 +37,7 @@ impl Bars {
         self.own.lock()
     }
 
-    /// Shows how a job is that has not ended.
+    /// Shows the progress of a job that has not ended.
     pub(super) fn show(&self, job: &JobView) {
         let (mut own, job_id) = (self.own(), &job.event.job_id);
         if !own.contains_key(job_id) {
@@ -46,19 +46,24 @@ impl Bars {
             }
             own.insert(job_id.clone(), add_bar(&self.all, job_id));
         }
+
         let Some(bar) = own.get(job_id) else { return };
+
         let progress = job.event.progress.as_ref();
         let fraction = progress.and_then(render::fraction).unwrap_or_default();
+
         // A fraction of 1,000 steps is between 0 and 1,000.
         bar.set_position((fraction * STEPS as f64) as u64);
+
         let mut message = job.event.state.as_str().to_owned();
         if let Some(progress) = progress {
             message = format!("{message}, {}", render::progress(progress));
         }
+
         bar.set_message(shortened(&message, MESSAGE));
     }
 
-    /// A job has ended, or nobody waits for it any more.
+    /// Removes the bar of a job that has ended or is no longer awaited.
     pub(super) fn end(&self, job_id: &str) {
         if let Some(bar) = self.own().remove(job_id) {
             bar.finish_and_clear();
@@ -69,12 +74,12 @@ impl Bars {
         }
     }
 
-    /// Writes something without the bars in between.
+    /// Hides the bars while `write` prints something.
     pub(super) fn aside(&self, write: impl FnOnce()) {
         self.all.suspend(write);
     }
 
-    /// Takes all bars away.
+    /// Removes all bars.
     pub(super) fn clear(&self) {
         let own = std::mem::take(&mut *self.own());
         for bar in own.values().chain(&self.total) {
@@ -92,8 +97,8 @@ fn add_bar(all: &MultiProgress, job_id: &str) -> ProgressBar {
     bar.with_prefix(shortened(job_id, ID))
 }
 
-/// Adds a bar that draws nothing before it is among the others: what it drew by itself would stay
-/// on the screen for good.
+/// Adds a bar. It draws nothing before it has joined the others, since what a bar draws on its own
+/// would stay on the screen.
 fn add(all: &MultiProgress, length: u64, template: &str) -> ProgressBar {
     let bar = ProgressBar::with_draw_target(Some(length), ProgressDrawTarget::hidden());
     let bar = match ProgressStyle::with_template(template) {
@@ -114,10 +119,10 @@ mod tests {
 
     use super::{super::render::tests::job, *};
 
-    /// Set for the process that draws.
+    /// Set in the environment of the process that draws.
     const DRAWS: &str = "MCP_FLEET_TEST_DRAWS_BARS";
 
-    /// Bars show themselves in terminals only, so this runs once more in one.
+    /// Bars are visible only on a terminal, so the test runs itself again in one.
     #[test]
     fn a_bar_is_drawn_among_the_others_and_nowhere_else() {
         if env::var_os(DRAWS).is_some() {

@@ -1,4 +1,4 @@
-//! The jobs that `jobs watch` shows: the newest ones, in their present state. Pure.
+//! The jobs that `jobs watch` shows: the newest ones in their current state. Pure.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -6,7 +6,7 @@ use fleet_job::{event::JobState, time::Timestamp, view::JobView};
 
 use super::filter::{Filter, STATES};
 
-/// Newer jobs have greater places.
+/// Orders jobs by submission; newer jobs have greater keys.
 type Place = (Timestamp, String);
 
 /// The newest jobs that match a filter.
@@ -23,31 +23,36 @@ impl Board {
         Self { filter, capacity, jobs: BTreeMap::new(), places: HashMap::new() }
     }
 
-    /// Takes in how a job is now. Says whether that is news, about a job that is meant.
+    /// Updates the board with the current state of a job. Returns whether the job matches the
+    /// filter and has changed.
     ///
-    /// News come in the order of the log, so the last one is the present state, whatever its time
-    /// says: clocks differ.
+    /// Updates arrive in log order, so the last one is the current state. Its timestamp does not
+    /// matter, since clocks differ.
     pub(super) fn take(&mut self, job: &JobView) -> bool {
         let job = job.clone().without_result();
         let job_id = job.event.job_id.clone();
         let before = self.places.remove(&job_id).and_then(|place| self.jobs.remove(&place));
+
         if !self.filter.matches(&job) {
             return false;
         }
+
         let news = before.as_ref() != Some(&job);
         let submitted = job.event.submitted_at.unwrap_or(job.event.time);
         let place = (submitted, job_id.clone());
         self.places.insert(job_id, place.clone());
         self.jobs.insert(place, job);
+
         if self.jobs.len() > self.capacity
             && let Some(((_, oldest), _)) = self.jobs.pop_first()
         {
             self.places.remove(&oldest);
         }
+
         news
     }
 
-    /// Begins anew with these jobs, and says which of them are news.
+    /// Starts over with these jobs and returns those that have changed.
     pub(super) fn begin<'a>(&mut self, jobs: &'a [JobView]) -> Vec<&'a JobView> {
         let mut before = std::mem::take(&mut self.jobs);
         let places = std::mem::take(&mut self.places);
@@ -55,6 +60,7 @@ impl Board {
             |job: &JobView| places.get(&job.event.job_id).and_then(|place| before.remove(place));
         let mut old: HashMap<String, JobView> =
             jobs.iter().filter_map(old).map(|job| (job.event.job_id.clone(), job)).collect();
+
         jobs.iter()
             .filter(|job| {
                 let known = old.remove(&job.event.job_id);
@@ -63,21 +69,23 @@ impl Board {
             .collect()
     }
 
-    /// The newest ones first.
+    /// Returns up to `count` jobs, newest first.
     pub(super) fn newest(&self, count: usize) -> impl Iterator<Item = &JobView> {
         self.jobs.values().rev().take(count)
     }
 
-    /// How many jobs there are, and in which states.
+    /// Summarises how many jobs there are, by state.
     pub(super) fn counts(&self) -> String {
         let count =
             |state: JobState| self.jobs.values().filter(|job| job.event.state == state).count();
         let states =
             STATES.into_iter().map(|state| (state, count(state))).filter(|(_, count)| *count > 0);
+
         let states: Vec<_> =
             states.map(|(state, count)| format!("{count} {}", state.as_str())).collect();
+
         match self.jobs.len() {
-            0 => "no jobs that match".to_owned(),
+            0 => "no matching jobs".to_owned(),
             all if all >= self.capacity => format!("of the newest {all}: {}", states.join(", ")),
             1 => format!("1 job: {}", states.join(", ")),
             all => format!("{all} jobs: {}", states.join(", ")),
@@ -96,13 +104,13 @@ mod tests {
     #[test]
     fn the_newest_stay_and_are_counted() {
         let mut board = Board::new(Filter::default(), 3);
-        assert_eq!(board.counts(), "no jobs that match");
+        assert_eq!(board.counts(), "no matching jobs");
         for (id, ms) in [("a", 1), ("c", 3), ("b", 2)] {
             assert!(board.take(&job(id, JobState::Queued, ms)));
         }
         assert_eq!(ids(&board), ["c", "b", "a"]);
         assert!(board.take(&job("b", JobState::Running, 2)));
-        assert!(!board.take(&job("b", JobState::Running, 2)), "that was known");
+        assert!(!board.take(&job("b", JobState::Running, 2)), "that state was known");
         assert_eq!(board.counts(), "of the newest 3: 2 queued, 1 running");
         board.take(&job("d", JobState::Failed, 4));
         assert_eq!(ids(&board), ["d", "c", "b"]);

@@ -1,4 +1,4 @@
-//! `mcp-fleet jobs cancel`.
+//! `mcp-fleet jobs cancel`: cancels jobs.
 
 use std::process::ExitCode;
 
@@ -12,15 +12,19 @@ use super::{
 };
 use crate::{error::CliError, output, patience::Patience};
 
-/// How many are asked for at once.
+/// The number of concurrent requests.
 const AT_ONCE: usize = 8;
 
 const EXAMPLES: &str = "Examples:
   mcp-fleet jobs cancel job-123 --reason 'wrong arguments'
-  mcp-fleet jobs list --state queued --tenant acme --all --json | jq -r .jobID | xargs mcp-fleet jobs cancel
+  mcp-fleet jobs list --state queued --tenant acme --all --json \\
+    | jq -r .jobID | xargs mcp-fleet jobs cancel
 
-Exit code 0 means that all are cancelled, 1 that one had ended otherwise, 3 that one has not ended yet, or that nothing is
-known of one: the workers know, and its tool may take its time.";
+Exit codes:
+  0  all jobs are cancelled
+  1  a job had already ended otherwise, or a request failed
+  3  a job has not ended yet or is unknown to the server: the workers have been asked to cancel it,
+     and its tool may take a while to stop";
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
@@ -28,20 +32,25 @@ pub(crate) struct Args {
     #[command(flatten)]
     server: ServerArgs,
 
-    /// The jobs' ids.
+    /// The ids of the jobs
     #[arg(value_name = "JOB_ID", required = true)]
     job_ids: Vec<String>,
 
-    /// Why, for whoever looks at the jobs later.
+    /// The reason, which is shown with the jobs
     #[arg(long, value_name = "TEXT")]
     reason: Option<String>,
 
-    /// How long to wait for each to end, in seconds.
-    #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u64).range(..=MAX_WAIT), value_name = "SECONDS")]
+    /// How long to wait for each job to end, in seconds
+    #[arg(
+        long,
+        default_value_t = 10,
+        value_parser = clap::value_parser!(u64).range(..=MAX_WAIT),
+        value_name = "SECONDS",
+    )]
     wait: u64,
 
-    /// Print one JSON object a job.
-    #[arg(long)]
+    /// Print one JSON object per job
+    #[arg(help_heading = "Output", long)]
     json: bool,
 }
 
@@ -49,15 +58,18 @@ pub(crate) async fn run(args: Args) -> Result<ExitCode, CliError> {
     let api = args.server.api()?;
     let (reason, wait) = (args.reason.as_deref(), args.wait);
     let api = &api;
+
     let asked = stream::iter(&args.job_ids)
         .map(|job_id| async move { (job_id, api.cancel(job_id, reason, wait).await) });
     let mut asked = asked.buffered(AT_ONCE);
     let mut outcomes = Vec::new();
     let _patience = Patience::new(format!("the jobs to end, at mcp-server {}", api.name()));
+
     while let Some((job_id, answer)) = asked.next().await {
         outcomes.push(answer.as_ref().ok().map(|cancellation| cancellation.outcome));
         say(job_id, answer, args.json);
     }
+
     Ok(ExitCode::from(code(&outcomes)))
 }
 
@@ -78,20 +90,23 @@ fn say(job_id: &str, answer: Result<Cancellation, ApiError>, as_json: bool) {
 fn text(job_id: &str, cancellation: &Cancellation) -> String {
     let Some(job) = &cancellation.job else {
         return format!(
-            "nothing is known of {job_id}; if it waits in Kafka, the workers drop it when they come to it"
+            "{job_id} is unknown to the server; if it waits in Kafka, the workers will drop it when they reach it"
         );
     };
+
     let state = job.event.state.as_str();
     match cancellation.outcome {
         CancelOutcome::Cancelled => format!("{job_id} is cancelled"),
-        CancelOutcome::TooLate => format!("{job_id} could not be cancelled: it had {state} before"),
+        CancelOutcome::TooLate => {
+            format!("{job_id} could not be cancelled: it had already {state}")
+        }
         CancelOutcome::Requested => {
-            format!("{job_id} is still {state}; its cancellation was asked for")
+            format!("{job_id} is still {state}; its cancellation has been requested")
         }
     }
 }
 
-/// What the command ends with; `None` stands for a job about which nothing was learned.
+/// Returns the exit code of the command; `None` stands for a failed request.
 fn code(outcomes: &[Option<CancelOutcome>]) -> u8 {
     let any = |wanted| outcomes.contains(&wanted);
     match () {
@@ -129,14 +144,14 @@ mod tests {
         check(
             CancelOutcome::TooLate,
             JobState::Succeeded,
-            "j could not be cancelled: it had succeeded before",
+            "j could not be cancelled: it had already succeeded",
         );
         check(
             CancelOutcome::Requested,
             JobState::Running,
-            "j is still running; its cancellation was asked for",
+            "j is still running; its cancellation has been requested",
         );
         let unknown = Cancellation { outcome: CancelOutcome::Requested, known: false, job: None };
-        assert!(text("j", &unknown).contains("nothing is known of j"));
+        assert!(text("j", &unknown).contains("j is unknown to the server"));
     }
 }

@@ -1,4 +1,4 @@
-//! What a question to the server's REST interface can come to, besides its answer.
+//! Errors of requests to the server's REST interface.
 
 use std::time::Duration;
 
@@ -9,46 +9,46 @@ use serde_json::Value;
 
 use crate::dlq::text::shortened;
 
-/// The longest text of a server that is repeated to people.
+/// The maximum length of a server's text that is shown to people.
 const MAX_DETAIL: usize = 1_000;
 
-/// Why the server has not answered the question.
+/// Why a request failed.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ApiError {
-    /// There is nobody. The reason is the innermost one: the layers around it say nothing to
-    /// people.
-    #[error("no mcp-server answers at {url}: {reason}")]
+    /// Nothing listens there. The reason is the innermost error; the layers around it mean nothing
+    /// to people.
+    #[error("no mcp-server responds at {url}: {reason}")]
     NoServer { url: String, reason: String },
-    /// The connection broke, or the answer took too long.
+    /// The connection broke, or the response took too long.
     #[error("the connection to {url} was lost: {reason}")]
     Lost { url: String, reason: String },
-    /// The server says no.
+    /// The server rejected the request.
     #[error(transparent)]
     Refused(Box<Refusal>),
-    /// The answer is none that we know.
-    #[error("what {url} answers is not what an mcp-server answers about jobs: {reason}")]
+    /// The response could not be understood.
+    #[error("{url} does not respond like an mcp-server: {reason}")]
     Unreadable { url: String, reason: String },
-    /// The HTTP client can't be made.
-    #[error("the HTTP client can't be set up")]
+    /// The HTTP client could not be created.
+    #[error("could not set up the HTTP client")]
     Client(#[source] reqwest::Error),
-    /// What was asked for can't be asked.
+    /// The request itself is invalid.
     #[error("{0}")]
     Usage(String),
 }
 
-/// A refusal, as the server words it.
+/// A rejection, in the server's own words.
 #[derive(Debug, thiserror::Error)]
 #[error("{detail}")]
 pub(crate) struct Refusal {
     pub(crate) status: StatusCode,
     pub(crate) detail: String,
-    /// When the server wants to be asked again.
+    /// How long the server asks the client to wait before retrying.
     pub(crate) retry_after: Option<Duration>,
-    /// The job it is about, where that came along.
+    /// The job that the rejection is about, if the server sent it.
     pub(crate) job: Option<Value>,
 }
 
-/// The parts of an `application/problem+json` that are of use.
+/// The useful parts of an `application/problem+json` document.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 struct Problem {
@@ -58,7 +58,7 @@ struct Problem {
 }
 
 impl ApiError {
-    /// The refusal that a response with this status and body is.
+    /// Creates the rejection for a response with this status and body.
     pub(super) fn refused(
         url: &str,
         status: StatusCode,
@@ -68,29 +68,31 @@ impl ApiError {
         let problem: Option<Problem> = serde_json::from_slice(body).ok();
         let retry_after =
             retry_after.and_then(|text| text.trim().parse().ok()).map(Duration::from_secs);
+
         let text = String::from_utf8_lossy(body);
         let (detail, job) = match problem {
             Some(Problem { detail: Some(detail), job, .. }) => (detail, job),
             Some(Problem { title: Some(title), job, .. }) => (title, job),
             _ if status == StatusCode::NOT_FOUND && text.trim().is_empty() => (
-                format!(
-                    "{url} knows nothing of jobs: is it an mcp-server that has KAFKA_BROKERS set?"
-                ),
+                format!("{url} does not serve jobs: is it an mcp-server with KAFKA_BROKERS set?"),
                 None,
             ),
             Some(Problem { job, .. }) => (String::new(), job),
             None => (text.trim().to_owned(), None),
         };
+
         let detail = match detail.is_empty() {
-            true => format!("{url} answered {status}"),
+            true => format!("{url} responded with {status}"),
             false => shortened(&detail, MAX_DETAIL),
         };
+
         let detail = match status {
             StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {
-                format!("{detail} ({status}; --token or MCP_SERVER_TOKEN says who asks)")
+                format!("{detail} ({status}; set --token or MCP_SERVER_TOKEN)")
             }
             _ => detail,
         };
+
         Self::Refused(Box::new(Refusal { status, detail, retry_after, job }))
     }
 
@@ -101,8 +103,8 @@ impl ApiError {
         }
     }
 
-    /// Whether the server is there and has asked for some patience, while it reads its ledger for
-    /// one.
+    /// Returns whether the server is up but asks the client to wait, for example while it reads its
+    /// ledger.
     pub(super) fn is_busy(&self) -> bool {
         matches!(
             self.status(),
@@ -110,7 +112,8 @@ impl ApiError {
         )
     }
 
-    /// Whether the same question may be answered later, by a server that was started again for one.
+    /// Returns whether the same request may succeed later, for example after a restart of the
+    /// server.
     pub(super) fn is_passing(&self) -> bool {
         match self {
             Self::NoServer { .. } | Self::Lost { .. } => true,
@@ -125,7 +128,7 @@ impl ApiError {
         }
     }
 
-    /// When the server wants to be asked again.
+    /// Returns how long the server asks the client to wait before retrying.
     pub(super) fn retry_after(&self) -> Option<Duration> {
         match self {
             Self::Refused(refusal) => refusal.retry_after,
@@ -141,7 +144,7 @@ pub(super) struct Pauses(Retry);
 impl Pauses {
     const BACKOFF: Backoff =
         Backoff { base: Duration::from_millis(200), max: Duration::from_secs(5) };
-    /// However long the server asks us to stay away, we look sooner: there may be another one by
+    /// The longest pause that a server can ask for, since another server may have taken over by
     /// then.
     const LONGEST_ASKED: Duration = Duration::from_secs(30);
 
@@ -149,7 +152,7 @@ impl Pauses {
         Self(Retry::new(Self::BACKOFF, rand::random()))
     }
 
-    /// The next pause, after `error`.
+    /// Returns the next pause, after `error`.
     pub(super) fn after(&mut self, error: &ApiError) -> Duration {
         let asked = error.retry_after().unwrap_or_default().min(Self::LONGEST_ASKED);
         self.0.failed().max(asked)
@@ -177,11 +180,11 @@ mod tests {
             "there is no job `x`",
         );
         check(400, r#"{"title":"Bad Request"}"#, "Bad Request");
-        check(404, "", "http://a:1 knows nothing of jobs");
-        check(502, "", "http://a:1 answered 502");
-        check(502, "{}", "http://a:1 answered 502");
+        check(404, "", "http://a:1 does not serve jobs");
+        check(502, "", "http://a:1 responded with 502");
+        check(502, "{}", "http://a:1 responded with 502");
         check(502, "<html>\u{1b}[2Jbad gateway", "<html> [2Jbad gateway");
-        check(401, r#"{"detail":"who are you"}"#, "who are you (401 Unauthorized; --token");
+        check(401, r#"{"detail":"who are you"}"#, "who are you (401 Unauthorized; set --token");
     }
 
     #[test]

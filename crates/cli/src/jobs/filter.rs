@@ -1,53 +1,74 @@
-//! Which jobs a command is about. Pure.
+//! Selects jobs. Pure.
 
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use fleet_job::{envelope::JobType, event::JobState, time::Timestamp, view::JobView};
 
 use crate::moment::Moment;
 
-/// The states, in the order in which jobs go through them.
+/// All states, in the order in which jobs go through them.
 pub(super) const STATES: [JobState; 7] = JobState::ALL;
 
-/// Flags that say which jobs are meant; all that are given must hold.
+/// Command-line conditions on jobs; all that are given must hold.
 #[derive(Debug, Clone, Default, clap::Args)]
 pub(super) struct FilterArgs {
-    /// Only jobs in these states, comma-separated.
-    #[arg(long, value_name = "STATE", value_delimiter = ',', value_parser = state_parser())]
+    /// Only jobs in these states, comma-separated
+    #[arg(
+        help_heading = "Filters",
+        long,
+        value_name = "STATE",
+        value_delimiter = ',',
+        value_parser = state_parser(),
+    )]
     state: Vec<JobState>,
 
-    /// Only jobs of this type.
-    #[arg(long = "type", value_name = "TYPE", value_parser = PossibleValuesParser::new(JobType::ALL.map(JobType::as_str)))]
+    /// Only jobs of this type
+    #[arg(
+        help_heading = "Filters",
+        long = "type",
+        value_name = "TYPE",
+        value_parser = PossibleValuesParser::new(JobType::ALL.map(JobType::as_str)),
+    )]
     job_type: Option<String>,
 
-    /// Only calls of this tool, under the name that the server offers it by.
-    #[arg(long, value_name = "NAME")]
+    /// Only calls of this tool, by the name under which the server offers it
+    #[arg(help_heading = "Filters", long, value_name = "NAME")]
     tool: Option<String>,
 
-    /// Only jobs of this tenant.
-    #[arg(long, value_name = "NAME")]
+    /// Only jobs of this tenant
+    #[arg(help_heading = "Filters", long, value_name = "NAME")]
     tenant: Option<String>,
 
-    /// Only jobs submitted since then: RFC 3339, or how long ago (30m, 2h, 7d).
-    #[arg(long, value_name = "TIME|DURATION", value_parser = Moment::parse)]
+    /// Only jobs submitted at or after this time: RFC 3339, or an age (30m, 2h, 7d)
+    #[arg(
+        help_heading = "Filters",
+        long,
+        value_name = "TIME|DURATION",
+        value_parser = Moment::parse,
+    )]
     since: Option<Moment>,
 
-    /// Only jobs submitted before then.
-    #[arg(long, value_name = "TIME|DURATION", value_parser = Moment::parse)]
+    /// Only jobs submitted before this time
+    #[arg(
+        help_heading = "Filters",
+        long,
+        value_name = "TIME|DURATION",
+        value_parser = Moment::parse,
+    )]
     until: Option<Moment>,
 }
 
-/// Reads a state; shells complete it.
+/// Parses a state. Shells complete the possible values.
 fn state_parser() -> impl TypedValueParser<Value = JobState> {
     PossibleValuesParser::new(STATES.map(JobState::as_str)).try_map(|name| {
         STATES
             .into_iter()
             .find(|state| state.as_str() == name)
-            .ok_or_else(|| format!("`{name}` is no state"))
+            .ok_or_else(|| format!("`{name}` is not a state"))
     })
 }
 
 impl FilterArgs {
-    /// The filter, when it is `now`.
+    /// Returns the filter, with ages relative to `now`.
     pub(super) fn at(self, now: Timestamp) -> Filter {
         Filter {
             states: self.state,
@@ -60,7 +81,7 @@ impl FilterArgs {
     }
 }
 
-/// All that is set must hold.
+/// Conditions on jobs. All conditions that are set must hold.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub(super) struct Filter {
     pub(super) states: Vec<JobState>,
@@ -72,7 +93,7 @@ pub(super) struct Filter {
 }
 
 impl Filter {
-    /// The question in a URL for a list of jobs.
+    /// Returns the query parameters for a list of jobs.
     pub(super) fn pairs(&self) -> Vec<(&'static str, String)> {
         let states: Vec<_> = self.states.iter().map(|state| state.as_str()).collect();
         let states = (!states.is_empty()).then(|| ("state", states.join(",")));
@@ -83,8 +104,9 @@ impl Filter {
         pairs
     }
 
-    /// What of it stays true or false of a job for ever. Only this may be asked of a stream of
-    /// events: one that leaves out states does not say when a job leaves the others.
+    /// Returns the query parameters for conditions that never change for a job. Only these may be
+    /// used for an event stream: a stream restricted to some states would not report when a job
+    /// leaves them.
     pub(super) fn lasting_pairs(&self) -> Vec<(&'static str, String)> {
         [("type", &self.job_type), ("tool", &self.tool), ("tenant", &self.tenant)]
             .into_iter()
@@ -92,12 +114,13 @@ impl Filter {
             .collect()
     }
 
-    /// Whether this job is meant.
+    /// Returns whether the job matches.
     pub(super) fn matches(&self, job: &JobView) -> bool {
         let event = &job.event;
         let submitted = event.submitted_at.unwrap_or(event.time);
         let same =
             |wanted: &Option<String>, found: &Option<String>| wanted.is_none() || wanted == found;
+
         (self.states.is_empty() || self.states.contains(&event.state))
             && same(&self.job_type, &event.job_type)
             && same(&self.tool, &event.tool)
@@ -142,6 +165,7 @@ mod tests {
             ("since", "1970-01-01T01:00:00.000Z"),
             ("until", "1970-01-01T02:00:00.000Z"),
         ];
+
         let filter = filter.unwrap();
         assert_eq!(filter.pairs(), expected.map(|(name, value)| (name, value.to_owned())));
         assert_eq!(filter.lasting_pairs().len(), 3);
@@ -153,7 +177,7 @@ mod tests {
 
     #[test]
     fn all_conditions_must_hold() {
-        // Submitted at 5 s, running, `tool-call` of `t`.
+        // Submitted at 5 s, running, a `tool-call` of `t`.
         let job = job("j", JobState::Running, 5_000);
         let check = |args: &[&str], expected| {
             assert_eq!(parse(args).unwrap().matches(&job), expected, "{args:?}");

@@ -1,5 +1,5 @@
-//! A stream of events that survives cuts: opened again where it ended, for as long as somebody
-//! listens.
+//! An event stream that survives interruptions: it is reopened where it ended, for as long as there
+//! is a listener.
 
 use std::time::Duration;
 
@@ -14,26 +14,27 @@ use super::{
     sse::{Decoder, Event},
 };
 
-/// News that nobody has taken yet. The server is read no further meanwhile.
+/// The number of updates that may wait for the listener. If it is reached, reading from the server
+/// pauses.
 const QUEUE: usize = 256;
-/// The largest event that is read.
+/// The maximum size of an event.
 const MAX_EVENT: usize = 16 << 20;
-/// A server sends something every few seconds, if only a comment; after such a silence it is gone.
+/// A server sends something every few seconds, even if only a comment; after this much silence, it
+/// is considered gone.
 const SILENCE: Duration = Duration::from_secs(90);
 
-/// What comes from a stream.
+/// An update from an event stream.
 #[derive(Debug)]
 pub(super) enum News {
-    /// It is open.
+    /// The stream is open.
     Open,
-    /// What was before is not known here: at the beginning, and where the server can't say what was
-    /// missed.
+    /// Earlier events are unknown: at the start, and if the server cannot tell what was missed.
     Missed,
-    /// A job is in a state that it was not in before.
+    /// A job has entered a new state.
     Job(Box<JobView>),
-    /// It is not open, and will be tried again.
+    /// The stream is not open; it will be retried.
     Trouble(ApiError),
-    /// It can't be read; this is the last that is heard.
+    /// The stream cannot be read; this is the last update.
     Ended(ApiError),
 }
 
@@ -59,13 +60,12 @@ struct Follow {
     pauses: Pauses,
 }
 
-/// Nobody listens any more.
+/// The listener is gone.
 struct Unheard;
 
 impl Follow {
     async fn run(mut self) {
-        // Without a listener this is dropped as a whole, so that there is nothing left to be done
-        // about it.
+        // Without a listener, this future is dropped as a whole, so there is nothing to clean up.
         while let Ok(Err(error)) = self.read().await {
             let (pause, passing) = (self.pauses.after(&error), error.is_passing());
             let news = if passing { News::Trouble(error) } else { News::Ended(error) };
@@ -94,14 +94,12 @@ impl Follow {
         loop {
             let chunk = match tokio::time::timeout(SILENCE, response.chunk()).await {
                 Ok(Ok(Some(chunk))) => chunk,
-                Ok(Ok(None)) => return Ok(Err(self.api.lost("the server has closed it"))),
+                Ok(Ok(None)) => return Ok(Err(self.api.lost("the server closed the stream"))),
                 Ok(Err(error)) => return Ok(Err(self.api.failed(&error))),
-                Err(_) => return Ok(Err(self.api.lost("the server has fallen silent"))),
+                Err(_) => return Ok(Err(self.api.lost("the server stopped sending"))),
             };
             if decoder.push(&chunk, &mut events).is_err() {
-                return Ok(Err(self
-                    .api
-                    .unreadable(format!("an event has more than {MAX_EVENT} bytes"))));
+                return Ok(Err(self.api.unreadable(format!("an event exceeds {MAX_EVENT} bytes"))));
             }
             for event in events.drain(..) {
                 self.pauses = Pauses::new();
@@ -111,7 +109,7 @@ impl Follow {
                 match read(&event) {
                     Ok(Some(news)) => {
                         if matches!(news, News::Missed) && event.id.is_none() {
-                            // What could not be continued from once, can't be again.
+                            // An id that could not be resumed from will not work later either.
                             self.last_id = None;
                         }
                         self.news.send(news).await.map_err(|_| Unheard)?;
@@ -124,12 +122,12 @@ impl Follow {
     }
 }
 
-/// What an event says; nothing where it is of a kind that is not known here.
+/// Converts an event to an update; `None` if this client does not know its kind.
 fn read(event: &Event) -> Result<Option<News>, serde_json::Error> {
     let name = event.name.as_str();
     match &event.data {
         _ if name == "reset" => Ok(Some(News::Missed)),
-        // Events of a job are called after the state that it has entered, or all alike.
+        // Events of a job are named after the state that it has entered, or all alike.
         Some(data) if name == "state" || STATES.iter().any(|state| state.as_str() == name) => {
             Ok(Some(News::Job(Box::new(serde_json::from_str(data)?))))
         }

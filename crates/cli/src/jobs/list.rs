@@ -1,4 +1,4 @@
-//! `mcp-fleet jobs list`.
+//! `mcp-fleet jobs list`: lists jobs.
 
 use std::process::ExitCode;
 
@@ -13,11 +13,12 @@ use super::{
 };
 use crate::{error::CliError, output};
 
-/// The most jobs that the server puts on a page.
+/// The maximum number of jobs that the server puts on a page.
 const PAGE: usize = 500;
 
-const EXAMPLES: &str = "AGE   since the job was submitted
-TOOK  the last attempt, of a job that has ended
+const EXAMPLES: &str = "Columns:
+  AGE   time since the job was submitted
+  TOOK  duration of the last attempt, if the job has ended
 
 Examples:
   mcp-fleet jobs list
@@ -33,16 +34,16 @@ pub(crate) struct Args {
     #[command(flatten)]
     filter: FilterArgs,
 
-    /// How many jobs are listed at most.
-    #[arg(long, default_value_t = 50, value_name = "N")]
+    /// The maximum number of jobs to list
+    #[arg(help_heading = "Output", long, default_value_t = 50, value_name = "N")]
     limit: usize,
 
-    /// List all of them.
-    #[arg(long, conflicts_with = "limit")]
+    /// List all matching jobs
+    #[arg(help_heading = "Output", long, conflicts_with = "limit")]
     all: bool,
 
-    /// Print one JSON object a line.
-    #[arg(long)]
+    /// Print one JSON object per line
+    #[arg(help_heading = "Output", long)]
     json: bool,
 }
 
@@ -50,6 +51,7 @@ pub(crate) async fn run(args: Args) -> Result<ExitCode, CliError> {
     let (api, filter) = (args.server.api()?, args.filter.at(clock::now()));
     let limit = if args.all { usize::MAX } else { args.limit };
     let mut pages = Pages::new(&api, &filter, limit);
+
     let mut jobs = Vec::new();
     while let Some(page) = pages.next().await? {
         if args.json {
@@ -58,28 +60,33 @@ pub(crate) async fn run(args: Args) -> Result<ExitCode, CliError> {
             jobs.extend(page);
         }
     }
+
     if args.json {
         return Ok(ExitCode::SUCCESS);
     }
+
     if jobs.is_empty() {
-        output::line("no jobs that match");
+        output::line("no matching jobs");
         return Ok(ExitCode::SUCCESS);
     }
+
     output::line(&render::jobs(&jobs, clock::now()));
     if pages.more {
         let count = jobs.len();
-        output::problem(&format!("these are the newest {count}; --limit N or --all lists more"));
+        output::problem(&format!(
+            "only the newest {count} are listed; use --limit N or --all for more"
+        ));
     }
     Ok(ExitCode::SUCCESS)
 }
 
-/// Jobs, page by page, until there are no more or enough.
+/// Fetches jobs page by page, until there are no more or the limit is reached.
 pub(super) struct Pages<'a> {
     api: &'a Api,
     filter: &'a Filter,
     left: usize,
     cursor: Option<String>,
-    /// Whether the server has more of them.
+    /// Whether the server has more jobs.
     more: bool,
 }
 
@@ -88,16 +95,18 @@ impl<'a> Pages<'a> {
         Self { api, filter, left: limit, cursor: None, more: true }
     }
 
-    /// The next page, which can be empty though more follow.
+    /// Fetches the next page, which can be empty even if more follow.
     pub(super) async fn next(&mut self) -> Result<Option<Vec<JobView>>, ApiError> {
         if !self.more || self.left == 0 {
             return Ok(None);
         }
+
         let mut page =
             self.api.list(self.filter, self.left.min(PAGE), self.cursor.as_deref()).await?;
+
         page.jobs.truncate(self.left);
         self.left -= page.jobs.len();
-        // A cursor that does not move would be followed for ever.
+        // Stop at a cursor that does not move, which would be an endless loop.
         self.more = page.next_cursor.is_some() && page.next_cursor != self.cursor;
         self.cursor = page.next_cursor;
         Ok(Some(page.jobs))

@@ -1,4 +1,4 @@
-//! How jobs are shown to people. Pure.
+//! Formats jobs for people. Pure.
 
 use std::time::Duration;
 
@@ -14,25 +14,24 @@ use crate::{
     events,
 };
 
-/// The longest id in a table. Longer ones are cut, because one of them would push everything else
-/// off the screen.
+/// The maximum width of an id in a table. A longer one would push everything else off the screen.
 const ID: usize = 48;
 const TOOL: usize = 40;
 const PROGRESS: usize = 32;
-/// The longest text in `show`.
+/// The maximum length of a text in `show`.
 const TEXT: usize = 4_096;
 
 const COLUMNS: [&str; 8] = ["JOB", "STATE", "TYPE", "TOOL", "ATTEMPTS", "PROGRESS", "AGE", "TOOK"];
-/// What is left out, in this order, where there is not enough room for everything.
+/// The columns to drop, in this order, if the table is too wide.
 const EXPENDABLE: [&str; 5] = ["TYPE", "ATTEMPTS", "TOOK", "TOOL", "AGE"];
 
-/// Jobs as a table.
+/// Formats jobs as a table.
 pub(super) fn jobs<'a>(jobs: impl IntoIterator<Item = &'a JobView>, now: Timestamp) -> String {
     let rows: Vec<_> = jobs.into_iter().map(|job| row(job, now)).collect();
     without(&rows, &[])
 }
 
-/// The same in lines of at most `width`, where leaving out columns can do that.
+/// Like [`jobs`], but drops columns to fit `width` as far as possible.
 pub(super) fn jobs_within<'a>(
     jobs: impl IntoIterator<Item = &'a JobView>,
     now: Timestamp,
@@ -40,6 +39,7 @@ pub(super) fn jobs_within<'a>(
 ) -> String {
     let rows: Vec<_> = jobs.into_iter().map(|job| row(job, now)).collect();
     let tables = (0..=EXPENDABLE.len()).map(|count| without(&rows, &EXPENDABLE[..count]));
+
     let mut narrowest = String::new();
     for table in tables {
         narrowest = table;
@@ -50,12 +50,13 @@ pub(super) fn jobs_within<'a>(
     narrowest
 }
 
-/// The table without these columns.
+/// Formats the table without the hidden columns.
 fn without(rows: &[[String; COLUMNS.len()]], hidden: &[&str]) -> String {
     let shown = |cells: &[String]| -> Vec<String> {
         let cells = COLUMNS.iter().zip(cells).filter(|(column, _)| !hidden.contains(column));
         cells.map(|(_, cell)| cell.clone()).collect()
     };
+
     let mut table = table([""]);
     table.set_header(shown(&COLUMNS.map(str::to_owned)));
     for row in rows {
@@ -83,7 +84,7 @@ fn row(job: &JobView, now: Timestamp) -> [String; COLUMNS.len()] {
     ]
 }
 
-/// The state, and whether it is about to be another one or not all that it seems.
+/// Formats the state, and marks it if it is about to change or hides something.
 fn state(job: &JobView) -> String {
     let state = job.event.state.as_str();
     if job.event.has_lost_its_result() {
@@ -96,7 +97,7 @@ fn state(job: &JobView) -> String {
     }
 }
 
-/// How far a job has come: `3 of 10 (copying)`.
+/// Formats the progress of a job, such as `3 of 10 (copying)`.
 pub(crate) fn progress(progress: &Progress) -> String {
     let mut text = match progress.total {
         Some(total) => format!("{} of {total}", progress.progress),
@@ -108,13 +109,13 @@ pub(crate) fn progress(progress: &Progress) -> String {
     text
 }
 
-/// What part of a job is done, from 0 to 1, where it says so.
+/// Returns the completed fraction of a job, from 0 to 1, if the job reports it.
 pub(super) fn fraction(progress: &Progress) -> Option<f64> {
     let total = progress.total.filter(|total| *total > 0.0)?;
     Some((progress.progress / total).clamp(0.0, 1.0))
 }
 
-/// What has happened to a job, on one line.
+/// Formats the last event of a job on one line.
 pub(super) fn line(job: &JobView) -> String {
     let mut line = events::describe(&job.event);
     if let Some(progress) = &job.event.progress {
@@ -123,7 +124,7 @@ pub(super) fn line(job: &JobView) -> String {
     shortened(&line, TEXT)
 }
 
-/// Everything about a job.
+/// Formats everything about a job.
 pub(super) fn job(job: &JobView) -> String {
     let event = &job.event;
     let mut table = table(["JOB", &event.job_id]);
@@ -132,13 +133,16 @@ pub(super) fn job(job: &JobView) -> String {
             table.add_row([name, &shortened(&value, TEXT)]);
         }
     }
+
     let mut text = table.trim_fmt();
     let details = event.error.as_ref().and_then(|error| error.data.as_ref());
+
     for (name, value) in [("Result:", event.result.as_ref()), ("Details of the error:", details)] {
         if let Some(value) = value {
             text.push_str(&format!("\n\n{name}\n{value:#}"));
         }
     }
+
     text
 }
 
@@ -148,20 +152,23 @@ fn rows(job: &JobView) -> Vec<(&'static str, Option<String>)> {
     let took = |ms: Option<u64>| ms.map(|ms| age(Duration::from_millis(ms)));
     let timings = event.timings.as_ref();
     let omitted = event.result_omitted.as_ref().map(|omitted| {
-        format!("{} bytes, left out: more than {} are too many", omitted.bytes, omitted.limit_bytes)
+        format!("{} bytes, omitted because the limit is {}", omitted.bytes, omitted.limit_bytes)
     });
-    // Events from before there was a code have none.
+
+    // Events of older versions have no code.
     let code = event
         .code
         .clone()
         .or_else(|| event.has_lost_its_result().then(|| RESULT_OMITTED.to_owned()));
+
     let metadata =
         (!event.metadata.is_empty()).then(|| serde_json::Value::from(event.metadata.clone()));
+
     vec![
         ("state", Some(event.state.as_str().to_owned())),
         ("code", code),
         ("since", some_time(Some(event.time))),
-        ("cancel asked", some_time(job.cancel_requested_at)),
+        ("cancel requested", some_time(job.cancel_requested_at)),
         ("type", event.job_type.clone()),
         ("tool", event.tool.clone()),
         ("calls", event.calls.map(|calls| calls.to_string())),
@@ -183,7 +190,7 @@ fn rows(job: &JobView) -> Vec<(&'static str, Option<String>)> {
     ]
 }
 
-/// The kind of an error and its message, which may begin with the kind already.
+/// Formats the kind and the message of an error. The message may already start with the kind.
 fn error(error: &JobError) -> String {
     let (kind, message) = (error.kind.as_str(), &error.message);
     if message.starts_with(kind) { message.clone() } else { format!("{kind}: {message}") }
@@ -217,20 +224,24 @@ pub(super) mod tests {
         let mut job = job("j", JobState::Running, 5_000);
         let check = |job: &JobView, expected: [&str; 8]| assert_eq!(row(job, at(65_000)), expected);
         check(&job, ["j", "running", "tool-call", "t", "1", "-", "1m", "-"]);
+
         job.cancel_requested_at = Some(at(6_000));
         job.event.progress = Some(Progress {
             progress: 3.0,
             total: Some(10.0),
             message: Some("copying".to_owned()),
         });
+
         check(
             &job,
             ["j", "running (cancelling)", "tool-call", "t", "1", "3 of 10 (copying)", "1m", "-"],
         );
+
         job = self::job("a\nb", JobState::Succeeded, 5_000);
         (job.event.tool, job.event.calls) = (None, Some(7));
         job.event.timings = Some(Timings::new(Some(at(5_000)), Some(at(6_000)), at(8_000)));
         check(&job, ["a b", "succeeded", "tool-call", "7 calls", "1", "-", "1m", "2s"]);
+
         assert!(jobs([&job], at(65_000)).contains("a b"));
     }
 
@@ -245,9 +256,12 @@ pub(super) mod tests {
 
     #[test]
     fn the_kind_of_an_error_is_said_once() {
-        let said = |kind, message| error(&JobError::new(kind, message));
-        assert_eq!(said(ErrorKind::Cancelled, "cancelled: not needed"), "cancelled: not needed");
-        assert_eq!(said(ErrorKind::Tool, "it broke"), "tool: it broke");
+        let describe = |kind, message| error(&JobError::new(kind, message));
+        assert_eq!(
+            describe(ErrorKind::Cancelled, "cancelled: not needed"),
+            "cancelled: not needed"
+        );
+        assert_eq!(describe(ErrorKind::Tool, "it broke"), "tool: it broke");
     }
 
     #[test]
@@ -271,7 +285,7 @@ pub(super) mod tests {
             Some(fleet_job::event::ResultOmitted { bytes: 9, limit_bytes: 5 });
         let text = super::job(&failed);
         for part in
-            ["failed", "tool: it broke [2J", "\"why\": \"so\"", "9 bytes, left out", "attempts"]
+            ["failed", "tool: it broke [2J", "\"why\": \"so\"", "9 bytes, omitted", "attempts"]
         {
             assert!(text.contains(part), "{part}: {text}");
         }

@@ -1,4 +1,4 @@
-//! `mcp-fleet jobs show`.
+//! `mcp-fleet jobs show`: shows everything about a job.
 
 use std::process::ExitCode;
 
@@ -9,7 +9,7 @@ const EXAMPLES: &str = "Examples:
   mcp-fleet jobs show job-123
   mcp-fleet jobs show job-123 --json | jq .result
 
-Exit code 1 means that there is no such job.";
+The exit code is 1 if there is no such job.";
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
@@ -17,12 +17,12 @@ pub(crate) struct Args {
     #[command(flatten)]
     server: ServerArgs,
 
-    /// The job's id.
+    /// The id of the job
     #[arg(value_name = "JOB_ID")]
     job_id: String,
 
-    /// Print one JSON object.
-    #[arg(long)]
+    /// Print one JSON object
+    #[arg(help_heading = "Output", long)]
     json: bool,
 }
 

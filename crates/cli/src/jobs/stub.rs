@@ -1,4 +1,4 @@
-//! A server that answers what the tests tell it to, and the tests of the client against it.
+//! A stub server with scripted responses, and tests of the client against it.
 
 use std::{
     collections::VecDeque,
@@ -36,12 +36,12 @@ use super::{
 
 const SOON: Duration = Duration::from_secs(10);
 
-/// What the stub does with a request.
+/// A scripted response.
 struct Answer {
     status: u16,
     headers: Vec<(&'static str, &'static str)>,
     body: String,
-    /// Whether the connection is lost after the body instead of ended.
+    /// Whether the connection breaks after the body instead of ending properly.
     cut: bool,
 }
 
@@ -65,7 +65,7 @@ impl Answer {
     }
 }
 
-/// What the stub was asked: method, path with query, and headers.
+/// A request that the stub received: method, path with query, and headers.
 type Asked = (String, String, HeaderMap);
 
 #[derive(Clone)]
@@ -75,7 +75,7 @@ struct Stub {
 }
 
 impl Stub {
-    /// A server that gives these answers, one after the other, and then 410.
+    /// Starts a server that gives these responses, one after the other, and then 410.
     async fn start(answers: impl IntoIterator<Item = Answer>) -> (Api, Self) {
         let answers = Arc::new(Mutex::new(answers.into_iter().collect()));
         let stub = Self { answers, asked: Arc::default() };
@@ -110,13 +110,16 @@ async fn answer(State(stub): State<Stub>, request: Request) -> Response {
     let answer = stub.answers.lock().unwrap().pop_front();
     let answer =
         answer.unwrap_or_else(|| Answer::json(410, &json!({"detail": "no answer is left"})));
+
     let mut response = Response::builder().status(StatusCode::from_u16(answer.status).unwrap());
     for (name, value) in answer.headers {
         response = response.header(name, value);
     }
+
     let body = stream::once(async { Ok::<Bytes, &str>(answer.body.into()) });
     let cut = stream::iter(answer.cut.then_some(()));
-    // What was written goes out before the connection is lost.
+
+    // Let the body go out before the connection breaks.
     let cut = cut.then(|()| async {
         tokio::task::yield_now().await;
         Err("cut")
@@ -158,12 +161,12 @@ async fn a_server_that_reads_its_ledger_is_asked_again() {
 
 #[tokio::test]
 async fn nobody_there() {
-    // Bound and let go, so that nobody else has it.
+    // The port was bound and released, so nothing listens on it.
     let port = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap().port();
     let api = Api::new(format!("http://127.0.0.1:{port}").parse().unwrap(), None).unwrap();
     let error = api.get("x").await.unwrap_err().to_string();
     assert!(
-        error.starts_with(&format!("no mcp-server answers at http://127.0.0.1:{port}: ")),
+        error.starts_with(&format!("no mcp-server responds at http://127.0.0.1:{port}: ")),
         "{error}"
     );
     assert!(error.contains("refused"), "{error}");
@@ -183,7 +186,7 @@ async fn pages_are_followed_up_to_the_limit() {
     while let Some(page) = pages.next().await.unwrap() {
         ids.extend(page.into_iter().map(|job| job.event.job_id));
     }
-    assert_eq!(ids, ["a", "b", "c", "d"], "and a cursor that does not move is not followed");
+    assert_eq!(ids, ["a", "b", "c", "d"], "a cursor that does not move is not followed");
     assert_eq!(stub.asked()[1], "GET /jobs?state=queued&limit=7&cursor=x+y");
 }
 
@@ -214,7 +217,7 @@ async fn wait(answers: Vec<Answer>, timeout: Duration) -> (End, Stub) {
 async fn waiting_goes_on_where_the_stream_was_cut() {
     let (running, done) = (job("j", JobState::Running, 5), job("j", JobState::Succeeded, 5));
     let text = format!("{}{}", state("0-1", &running), state("0-7", &running));
-    // In the middle of an event: what is not complete has not been heard.
+    // The stream breaks in the middle of an event, which is then ignored.
     let half = format!("{text}{}", &state("0-9", &done)[..40]);
     let answers = vec![
         Answer::busy(),
@@ -239,7 +242,7 @@ async fn waiting_ends_at_once_where_it_is_of_no_use() {
 #[tokio::test]
 async fn a_job_that_nobody_has_looked_at_in_time_is_looked_at_once_more() {
     let done = job("j", JobState::Failed, 5);
-    // What comes first is the answer to whichever question is asked first.
+    // Either of the two requests may get the first response.
     let (end, _) = wait(
         vec![Answer::json(200, &json!(done)), Answer::json(200, &json!(done))],
         Duration::ZERO,
@@ -264,6 +267,7 @@ async fn a_stream_of_all_jobs_says_when_something_was_missed() {
         Filter { tool: Some("t".into()), states: vec![JobState::Failed], ..Filter::default() };
     let mut news = follow(api.clone(), api.events(&filter).unwrap());
     let mut heard = Vec::new();
+
     loop {
         match tokio::time::timeout(SOON, news.recv()).await.unwrap() {
             Some(News::Open) => heard.push("open"),
@@ -273,6 +277,7 @@ async fn a_stream_of_all_jobs_says_when_something_was_missed() {
             Some(News::Ended(_)) | None => break,
         }
     }
+
     let expected = ["open", "missed", "job", "trouble", "open", "missed", "job", "trouble"];
     assert_eq!(heard, expected);
     let resumed = [None, Some("0-2,1-4".to_owned()), Some("0-10,1-9".to_owned())];
@@ -280,7 +285,7 @@ async fn a_stream_of_all_jobs_says_when_something_was_missed() {
     assert_eq!(stub.asked()[0], "GET /events?tool=t");
 }
 
-/// Writes down what it is shown.
+/// Records what it is shown.
 struct Noted(Arc<Mutex<Vec<String>>>, CancellationToken);
 
 impl Show for Noted {
@@ -307,6 +312,7 @@ async fn watching_lists_what_was_missed_and_ends_when_told() {
     for next in [News::Open, News::Job(Box::new(job("a", JobState::Failed, 5))), News::Missed] {
         sender.send(next).await.unwrap();
     }
+
     let (noted, stop) = (Arc::default(), CancellationToken::new());
     let show = Box::new(Noted(Arc::clone(&noted), stop.clone()));
     let filter = Filter::default();

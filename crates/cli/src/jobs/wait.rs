@@ -1,4 +1,4 @@
-//! `mcp-fleet jobs wait`.
+//! `mcp-fleet jobs wait`: waits until jobs have ended.
 
 use std::{
     collections::HashSet,
@@ -28,9 +28,9 @@ use crate::{
     submit::{FAILED, INTERRUPTED, NO_RESULT, TIMED_OUT},
 };
 
-/// How many jobs are followed at once, each over a connection of its own.
+/// How many jobs are followed at once, each on its own connection.
 const AT_ONCE: usize = 32;
-/// How long a job may take to be looked at that nobody has looked at when time is up.
+/// The timeout for one last request about a job whose state is unknown when time is up.
 const LAST_LOOK: Duration = Duration::from_secs(5);
 
 const EXAMPLES: &str = "Examples:
@@ -38,9 +38,14 @@ const EXAMPLES: &str = "Examples:
   mcp-fleet jobs wait job-1 job-2 job-3 --timeout 3600 --json
   mcp-fleet jobs wait job-123 --timeout 0 && echo 'it has succeeded'
 
-Exit code 0 means that all have succeeded, 1 that one has not or does not exist, 3 that time was up before all had ended,
-4 that all have succeeded and the result of at least one was too large to be kept (result-omitted).
-A server that is not there, or is being started again, is waited for too.";
+Exit codes:
+  0    all jobs succeeded
+  1    a job did not succeed or does not exist
+  3    the timeout expired before all jobs had ended
+  4    all jobs succeeded, but a result was too large to keep (result-omitted)
+  130  interrupted
+
+If the server is unreachable or restarting, the command keeps trying until the timeout.";
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
@@ -48,46 +53,50 @@ pub(crate) struct Args {
     #[command(flatten)]
     server: ServerArgs,
 
-    /// The jobs' ids.
+    /// The ids of the jobs
     #[arg(value_name = "JOB_ID", required = true)]
     job_ids: Vec<String>,
 
-    /// How long to wait, in seconds.
+    /// How long to wait, in seconds
     #[arg(long, default_value_t = 600, value_name = "SECONDS")]
     timeout: u64,
 
-    /// Print JSON: the jobs as they ended, one a line, then a summary.
-    #[arg(long)]
+    /// Print JSON: each job on one line as it ends, then a summary
+    #[arg(help_heading = "Output", long)]
     json: bool,
 }
 
-/// How waiting for one job came out.
+/// The result of waiting for one job.
 #[derive(Debug)]
 pub(super) enum End {
-    /// The job has come to its end.
+    /// The job has ended.
     Ended(Box<JobView>),
-    /// It has not, and time is up.
+    /// The job has not ended in time.
     Open,
-    /// It can't be waited for.
+    /// The job cannot be waited for.
     Unknown(ApiError),
 }
 
 pub(crate) async fn run(args: Args) -> Result<ExitCode, CliError> {
     let api = args.server.api()?;
+
     let mut seen = HashSet::new();
     let job_ids: Vec<_> = args.job_ids.iter().filter(|job_id| seen.insert(*job_id)).collect();
     let deadline = Instant::now() + Duration::from_secs(args.timeout.min(u64::from(u32::MAX)));
+
     let stop = shutdown::signal_token()
-        .map_err(|error| CliError::Io("signals can't be handled", error))?;
+        .map_err(|error| CliError::Io("could not install signal handlers", error))?;
     let waiting = Waiting::new(api, deadline, job_ids.len());
+
     let all = waiting.all(&job_ids, args.json);
     let ends = tokio::select! {
         ends = all => Some(ends),
         () = stop.cancelled() => None,
     };
+
     waiting.bars.clear();
     let Some(ends) = ends else {
-        output::problem("interrupted; the jobs go on without this command");
+        output::problem("interrupted; the jobs continue without this command");
         return Ok(ExitCode::from(INTERRUPTED));
     };
 
@@ -100,26 +109,31 @@ pub(crate) async fn run(args: Args) -> Result<ExitCode, CliError> {
             ends.len()
         ));
     }
+
     let open = ends.iter().filter(|end| matches!(end, End::Open)).count();
     if open > 0 {
-        output::problem(&format!("{open} jobs have not ended within {} s", args.timeout));
+        output::problem(&format!(
+            "{open} jobs have not ended within {} s; they continue to run",
+            args.timeout
+        ));
     }
+
     Ok(ExitCode::from(code(&ends)))
 }
 
-/// What all waits share.
+/// The state that all waits share.
 pub(super) struct Waiting {
     pub(super) api: Api,
     pub(super) deadline: Instant,
     pub(super) bars: Bars,
-    /// Whether it was said already that the server can't be reached.
+    /// Whether the user has been told that the server is unreachable.
     troubled: AtomicBool,
-    /// Until the server has answered.
+    /// Tells the user what the command waits for, until the server has responded.
     contact: Mutex<Option<Patience>>,
 }
 
 impl Waiting {
-    /// To wait for so many jobs.
+    /// Creates a wait for this number of jobs.
     pub(super) fn new(api: Api, deadline: Instant, jobs: usize) -> Self {
         let contact = Mutex::new(Some(api.patience()));
         Self { api, deadline, bars: Bars::new(jobs), troubled: AtomicBool::new(false), contact }
@@ -135,7 +149,7 @@ impl Waiting {
         while let Some((job_id, end)) = waits.next().await {
             self.bars.end(job_id);
             self.bars.aside(|| say(job_id, &end, as_json));
-            // Results can be large and are no longer needed.
+            // Drop results, which can be large and are no longer needed.
             ends.push(match end {
                 End::Ended(job) => End::Ended(Box::new(job.without_result())),
                 other => other,
@@ -150,6 +164,7 @@ impl Waiting {
             Ok(url) => url,
             Err(error) => return End::Unknown(error),
         };
+
         let mut news = follow(self.api.clone(), url);
         let mut seen = false;
         while let Ok(Some(next)) = timeout_at(self.deadline, news.recv()).await {
@@ -169,10 +184,11 @@ impl Waiting {
                 News::Ended(error) => return End::Unknown(error),
             }
         }
+
         if seen { End::Open } else { self.last_look(job_id).await }
     }
 
-    /// Looks at a job that was not heard of: it may have ended long ago.
+    /// Requests the state of a job that sent no events: it may have ended long ago.
     async fn last_look(&self, job_id: &str) -> End {
         match self.api.glance(job_id, LAST_LOOK).await {
             Ok(job) if job.is_terminal() => End::Ended(Box::new(job)),
@@ -182,13 +198,13 @@ impl Waiting {
         }
     }
 
-    /// Says once, until it is over, that the server can't be asked.
+    /// Tells the user, once per outage, that the server is unreachable.
     fn trouble(&self, error: &ApiError) {
-        // A stream is cut when a server ends in order; only what stands in the way of opening it
-        // again is worth a word.
+        // A server that shuts down properly also cuts its streams. Only a failure to reopen the
+        // stream is worth a message.
         if !matches!(error, ApiError::Lost { .. }) && !self.troubled.swap(true, Ordering::Relaxed) {
             let error = fleet_ops::errors::chain(error);
-            self.bars.aside(|| output::problem(&format!("{error}; trying again until time is up")));
+            self.bars.aside(|| output::problem(&format!("{error}; retrying until the timeout")));
         }
     }
 }
@@ -208,7 +224,7 @@ fn count(ends: &[End], state: JobState) -> usize {
     ends.iter().filter(|end| matches!(end, End::Ended(job) if job.event.state == state)).count()
 }
 
-/// How many have succeeded without a result that somebody could read.
+/// Returns the number of jobs that succeeded with a result that was too large to keep.
 fn count_omitted(ends: &[End]) -> usize {
     ends.iter()
         .filter(|end| matches!(end, End::Ended(job) if job.event.has_lost_its_result()))
@@ -228,7 +244,7 @@ fn summary(ends: &[End]) -> Value {
     })
 }
 
-/// What the command ends with.
+/// Returns the exit code of the command.
 pub(super) fn code(ends: &[End]) -> u8 {
     match () {
         () if ends.iter().any(|end| matches!(end, End::Open)) => TIMED_OUT,
@@ -250,12 +266,14 @@ mod tests {
         check(vec![ended(JobState::Succeeded), ended(JobState::Succeeded)], 0);
         check(vec![ended(JobState::Succeeded), ended(JobState::Cancelled)], 1);
         check(vec![ended(JobState::Succeeded), unknown()], 1);
+
         let mut omitted = job("j", JobState::Succeeded, 0);
         omitted.event.omit_result(fleet_job::event::ResultOmitted { bytes: 9, limit_bytes: 5 });
         let omitted = || End::Ended(Box::new(omitted.clone()));
         check(vec![ended(JobState::Succeeded), omitted()], 4);
         check(vec![ended(JobState::Failed), omitted()], 1);
         check(vec![ended(JobState::Failed), unknown(), End::Open], 3);
+
         let summary = summary(&[ended(JobState::Failed), unknown(), End::Open]);
         assert_eq!(
             summary,

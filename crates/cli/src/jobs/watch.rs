@@ -1,4 +1,4 @@
-//! `mcp-fleet jobs watch`.
+//! `mcp-fleet jobs watch`: follows jobs.
 
 use std::{io::IsTerminal as _, process::ExitCode, time::Duration};
 
@@ -21,13 +21,15 @@ use crate::{
     output::{self, Screen},
 };
 
-/// How many jobs are remembered, and counted by state.
+/// How many jobs are remembered and counted by state.
 const REMEMBERED: usize = 500;
-/// Lines of the screen that are not jobs: two above the table, its header, and the one below it for
-/// the cursor.
+/// Lines of the screen that are not jobs: two above the table, its header, and one below it for the
+/// cursor.
 const FRAME: usize = 4;
 
-const EXAMPLES: &str = "On a terminal: a live table of the newest jobs, until Ctrl-C. Elsewhere, and with --json: the events, one a line.
+const EXAMPLES: &str = "\
+On a terminal, shows a live table of the newest jobs until Ctrl-C. Otherwise, and with --json,
+prints one line per event.
 
 Examples:
   mcp-fleet jobs watch
@@ -43,56 +45,65 @@ pub(crate) struct Args {
     #[command(flatten)]
     filter: FilterArgs,
 
-    /// How many jobs the table has at most; fewer where the terminal is small.
-    #[arg(long, default_value_t = 50, value_name = "N")]
+    /// The maximum number of jobs in the table; a small terminal shows fewer
+    #[arg(help_heading = "Output", long, default_value_t = 50, value_name = "N")]
     limit: usize,
 
-    /// How often the table is drawn.
-    #[arg(long, default_value = "500ms", value_parser = parse_duration, value_name = "DURATION")]
+    /// How often to redraw the table
+    #[arg(
+        help_heading = "Output",
+        long,
+        default_value = "500ms",
+        value_parser = parse_duration,
+        value_name = "DURATION",
+    )]
     interval: Duration,
 
-    /// Print the events, one JSON object a line.
-    #[arg(long)]
+    /// Print the events, one JSON object per line
+    #[arg(help_heading = "Output", long)]
     json: bool,
 }
 
 pub(crate) async fn run(args: Args) -> Result<ExitCode, CliError> {
     let stop = shutdown::signal_token()
-        .map_err(|error| CliError::Io("signals can't be handled", error))?;
+        .map_err(|error| CliError::Io("could not install signal handlers", error))?;
+
     let (api, filter) = (args.server.api()?, args.filter.at(clock::now()));
+
     let show: Box<dyn Show> = match (args.json, std::io::stdout().is_terminal()) {
         (false, true) => {
             Box::new(Table { server: api.name(), limit: args.limit, ..Table::default() })
         }
         (json, _) => Box::new(Lines { json, begun: false, troubled: false }),
     };
+
     let news = follow(api.clone(), api.events(&filter)?);
     let board = Board::new(filter.clone(), REMEMBERED);
     let watch = Watch { api, filter, board, show, stale: false };
-    // Shorter than this, a terminal does nothing else.
+    // A shorter interval would keep the terminal busy with nothing else.
     watch.run(news, args.interval.max(Duration::from_millis(20)), stop).await?;
     Ok(ExitCode::SUCCESS)
 }
 
-/// How it is shown what happens.
+/// Presents updates to the user.
 pub(super) trait Show {
-    /// A job that is meant is in another state than before.
+    /// A matching job has entered another state.
     fn job(&mut self, job: &JobView);
-    /// The jobs were listed, at the beginning or after a gap; these were not known like that.
+    /// The jobs have been listed, at the start or after a gap; `news` are those that have changed.
     fn begin(&mut self, news: &[&JobView]);
-    /// The server can or can't be followed.
+    /// The connection to the server has been established, or has failed.
     fn connection(&mut self, trouble: Option<&ApiError>);
     /// Time has passed.
     fn tick(&mut self, board: &Board);
 }
 
-/// The board and what keeps it up to date.
+/// The board, and what keeps it up to date.
 pub(super) struct Watch {
     pub(super) api: Api,
     pub(super) filter: Filter,
     pub(super) board: Board,
     pub(super) show: Box<dyn Show>,
-    /// Whether events were missed, so that the jobs must be listed.
+    /// Whether events have been missed, so that the jobs must be listed.
     pub(super) stale: bool,
 }
 
@@ -105,6 +116,7 @@ impl Watch {
     ) -> Result<(), ApiError> {
         let mut ticks = tokio::time::interval(interval);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+
         loop {
             tokio::select! {
                 () = stop.cancelled() => break,
@@ -120,8 +132,7 @@ impl Watch {
                 },
                 _ = ticks.tick() => {
                     if self.stale {
-                        // News wait meanwhile: they are younger than the list, or say the same once
-                        // more.
+                        // Updates wait in the meantime: they are newer than the list, or repeat it.
                         tokio::select! {
                             () = stop.cancelled() => break,
                             listed = list(&self.api, &self.filter) => self.listed(listed)?,
@@ -131,6 +142,7 @@ impl Watch {
                 }
             }
         }
+
         self.show.tick(&self.board);
         Ok(())
     }
@@ -145,7 +157,7 @@ impl Watch {
                     self.show.job(&job);
                 }
             }
-            // The caller's.
+            // The caller handles this.
             News::Ended(_) => {}
         }
     }
@@ -156,7 +168,7 @@ impl Watch {
                 self.stale = false;
                 self.show.begin(&self.board.begin(&jobs));
             }
-            // The next tick tries again.
+            // The next tick retries.
             Err(error) if error.is_passing() => self.show.connection(Some(&error)),
             Err(error) => return Err(error),
         }
@@ -164,7 +176,7 @@ impl Watch {
     }
 }
 
-/// The newest jobs as the server knows them.
+/// Lists the newest jobs that the server knows.
 async fn list(api: &Api, filter: &Filter) -> Result<Vec<JobView>, ApiError> {
     let mut pages = Pages::new(api, filter, REMEMBERED);
     let mut jobs = Vec::new();
@@ -174,7 +186,7 @@ async fn list(api: &Api, filter: &Filter) -> Result<Vec<JobView>, ApiError> {
     Ok(jobs)
 }
 
-/// Lines of text or JSON.
+/// Prints lines of text or JSON.
 struct Lines {
     json: bool,
     begun: bool,
@@ -191,10 +203,12 @@ impl Show for Lines {
     }
 
     fn begin(&mut self, news: &[&JobView]) {
-        // At the beginning nothing has happened yet. After a gap the newest states stand for what
-        // was missed.
+        // At the start, nothing has happened yet. After a gap, the current states replace the
+        // missed events.
         if std::mem::replace(&mut self.begun, true) {
-            output::problem("events were missed; what follows is what the newest jobs came to");
+            output::problem(
+                "some events were missed; showing the current states of the newest jobs",
+            );
             for job in news.iter().rev() {
                 self.job(job);
             }
@@ -204,20 +218,20 @@ impl Show for Lines {
     fn connection(&mut self, trouble: Option<&ApiError>) {
         let troubled = std::mem::replace(&mut self.troubled, trouble.is_some());
         if let Some(error) = trouble.filter(|_| !troubled) {
-            output::problem(&format!("{}; trying again", fleet_ops::errors::chain(error)));
+            output::problem(&format!("{}; retrying", fleet_ops::errors::chain(error)));
         }
     }
 
     fn tick(&mut self, _: &Board) {}
 }
 
-/// A table that is drawn again and again.
+/// Draws a table repeatedly.
 #[derive(Debug, Default)]
 struct Table {
     server: String,
     limit: usize,
     screen: Screen,
-    /// Whether the jobs were listed.
+    /// Whether the jobs have been listed.
     begun: bool,
     trouble: Option<String>,
 }
@@ -237,9 +251,10 @@ impl Show for Table {
         let now = clock::now();
         let connection = match &self.trouble {
             None if !self.begun => return,
-            None => format!("{}   {now}   Ctrl-C ends", self.server),
-            Some(trouble) => format!("{trouble}; trying again"),
+            None => format!("{}   {now}   press Ctrl-C to stop", self.server),
+            Some(trouble) => format!("{trouble}; retrying"),
         };
+
         let rows = self.limit.min(self.screen.height().saturating_sub(FRAME)).max(1);
         let jobs = render::jobs_within(board.newest(rows), now, self.screen.width());
         self.screen.draw(&format!("{connection}\n{}\n{jobs}", board.counts()));

@@ -1,4 +1,4 @@
-//! Jobs from a file, one JSON object a line. Pure.
+//! Parses jobs from a file with one JSON object per line. Pure.
 
 use std::fmt::Write as _;
 
@@ -7,14 +7,14 @@ use serde_json::Value;
 
 use super::Job;
 
-/// Lines that are not jobs; there is at least one.
+/// The lines of a file that are not valid jobs; there is at least one.
 #[derive(Debug, thiserror::Error)]
 #[error("{}", self.describe())]
 pub(crate) struct BadLines {
     file: String,
-    /// How many lines were looked at.
+    /// The number of non-empty lines.
     lines: usize,
-    /// Number of the line, from 1, and what is wrong with it.
+    /// The line number, starting at 1, and the error.
     bad: Vec<(usize, DecodeError)>,
 }
 
@@ -22,17 +22,16 @@ impl BadLines {
     fn describe(&self) -> String {
         let (bad, lines, file) = (self.bad.len(), self.lines, &self.file);
         let mut text =
-            format!("{bad} of {lines} lines of {file} are not jobs; nothing was submitted");
+            format!("{bad} of {lines} lines of {file} are not valid jobs; nothing was submitted");
         for (line, error) in &self.bad {
-            // Writing to a string can't fail.
+            // Writing to a string cannot fail.
             let _written = write!(text, "\n  line {line}: {}", fleet_ops::errors::chain(error));
         }
         text
     }
 }
 
-/// Reads the jobs of a text; empty lines are passed over. `key` is the key of all of them, if it is
-/// set.
+/// Parses the jobs in a text and skips empty lines. `key` overrides the key of every job.
 pub(super) fn parse(text: &str, file: &str, key: Option<&str>) -> Result<Vec<Job>, BadLines> {
     let (mut jobs, mut bad) = (Vec::new(), Vec::new());
     for (index, line) in text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()) {
@@ -51,7 +50,7 @@ pub(super) fn parse(text: &str, file: &str, key: Option<&str>) -> Result<Vec<Job
 fn job(line: &str, key: Option<&str>) -> Result<Job, DecodeError> {
     let mut envelope = decode::from_json(line.as_bytes())?;
 
-    // `key` is not a field of the envelope but of the record around it.
+    // `key` is not a field of the envelope but the key of its record.
     let own = match envelope.extra.shift_remove("key") {
         Some(Value::String(own)) => Some(own),
         Some(other) => {
@@ -77,7 +76,10 @@ mod tests {
             parse(&text, "jobs.jsonl", None).map(|jobs| jobs.len()).unwrap_err().to_string();
         let lines: Vec<_> = error.lines().collect();
         assert_eq!(lines.len(), 3, "{error}");
-        assert_eq!(lines[0], "2 of 4 lines of jobs.jsonl are not jobs; nothing was submitted");
+        assert_eq!(
+            lines[0],
+            "2 of 4 lines of jobs.jsonl are not valid jobs; nothing was submitted"
+        );
         assert!(
             lines[1].starts_with("  line 3: ") && lines[2].starts_with("  line 5: "),
             "{error}"
