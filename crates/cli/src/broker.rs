@@ -135,9 +135,9 @@ impl Broker {
             .map_err(|source| BrokerError::Listen { address, source })?;
         let bound =
             listener.local_addr().map_err(|source| BrokerError::Listen { address, source })?;
-        let advertised = advertised(bound);
+        let advertised = advertised_address(bound);
 
-        let runtime = runtime().map_err(BrokerError::Runtime)?;
+        let runtime = build_runtime().map_err(BrokerError::Runtime)?;
         let opened = runtime
             .spawn(Storage::open(config.data_dir, advertised))
             .await
@@ -166,7 +166,7 @@ impl Broker {
             listener.into_std().map_err(|source| BrokerError::Listen { address, source })?;
         runtime.spawn(watch_over(storage, serve(listener, router), report));
 
-        timeout(START_DEADLINE, first_answers(advertised))
+        timeout(START_DEADLINE, send_first_requests(advertised))
             .await
             .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
             .map_err(BrokerError::NotReady)?;
@@ -211,7 +211,7 @@ impl Drop for Broker {
 
 /// Creates a runtime whose threads do not log: the storage traces every request and reports each
 /// rejected one as an error.
-fn runtime() -> io::Result<Runtime> {
+fn build_runtime() -> io::Result<Runtime> {
     tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .thread_name("broker")
@@ -222,7 +222,7 @@ fn runtime() -> io::Result<Runtime> {
 
 /// Returns the address that clients are told: loopback if the broker listens on all addresses,
 /// since clients cannot connect to an unspecified one.
-fn advertised(bound: SocketAddr) -> SocketAddr {
+fn advertised_address(bound: SocketAddr) -> SocketAddr {
     if bound.ip().is_unspecified() {
         SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), bound.port())
     } else {
@@ -260,7 +260,7 @@ async fn serve(listener: std::net::TcpListener, router: Router) -> io::Result<()
             accepted = listener.accept() => match accepted {
                 Ok((stream, peer)) => {
                     let router = router.clone();
-                    connections.spawn(async move { connection(stream, peer, router).await });
+                    connections.spawn(async move { serve_connection(stream, peer, router).await });
                 }
                 // Out of file descriptors, or a client that has already left: neither is a reason
                 // to stop for good.
@@ -273,7 +273,11 @@ async fn serve(listener: std::net::TcpListener, router: Router) -> io::Result<()
 }
 
 /// Serves one client. The protocol requires responses in the order of the requests.
-async fn connection(mut stream: TcpStream, peer: SocketAddr, router: Router) -> io::Result<()> {
+async fn serve_connection(
+    mut stream: TcpStream,
+    peer: SocketAddr,
+    router: Router,
+) -> io::Result<()> {
     stream.set_nodelay(true)?;
     let mut last = LastFetch::default();
     loop {
@@ -304,7 +308,7 @@ async fn read_frame(stream: &mut TcpStream, limit: usize) -> io::Result<bytes::B
 }
 
 /// Sends the first two requests of every client: the supported versions, and the brokers.
-pub(crate) async fn first_answers(address: SocketAddr) -> io::Result<()> {
+pub(crate) async fn send_first_requests(address: SocketAddr) -> io::Result<()> {
     let mut stream = TcpStream::connect(address).await?;
     // The oldest versions have the fewest fields.
     let asked: [(i16, i16, Body); 2] = [

@@ -26,12 +26,12 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     error::CliError,
-    output::{self, Talk},
-    patience::Outage,
-    pending::{News, Pending},
+    output::{self, Messages},
+    pending::{Pending, RecordUpdate},
     stack::{FILES, Stack, StackConfig},
     submit,
     tally::{Submitted, Tally},
+    wait_notice::Outage,
 };
 
 const OPEN: Duration = Duration::from_secs(10);
@@ -81,7 +81,7 @@ pub(crate) struct Args {
 }
 
 pub(crate) async fn run(args: Args) -> Result<ExitCode, CliError> {
-    let talk = Talk { json: args.json };
+    let messages = Messages { json: args.json };
     let stop = shutdown::signal_token()
         .map_err(|error| CliError::Io("could not install signal handlers", error))?;
 
@@ -96,7 +96,7 @@ pub(crate) async fn run(args: Args) -> Result<ExitCode, CliError> {
     let topic =
         if args.brokers.is_some() { format!("mcp-demo-{unique}") } else { "mcp-jobs".to_owned() };
 
-    talk.say(format!("starting broker, mcp-server and {} workers …", args.workers));
+    messages.print(format!("starting broker, mcp-server and {} workers …", args.workers));
     let mut stack = tokio::select! {
         stack = Stack::start(StackConfig {
             brokers: args.brokers.clone(),
@@ -115,17 +115,17 @@ pub(crate) async fn run(args: Args) -> Result<ExitCode, CliError> {
         () = stop.cancelled() => return Ok(ExitCode::from(INTERRUPTED)),
     };
     stack.start_workers().await?;
-    talk.say(format!("broker {}   mcp-server {}", stack.settings.brokers, stack.server_url));
+    messages.print(format!("broker {}   mcp-server {}", stack.settings.brokers, stack.server_url));
 
-    let (patience, died) = (stop.child_token(), stack.broker_died());
+    let (work_stop, died) = (stop.child_token(), stack.broker_died());
     let outcome = tokio::select! {
-        outcome = work(&stack, &root, args.jobs, talk, &patience) => outcome,
+        outcome = run_jobs(&stack, &root, args.jobs, messages, &work_stop) => outcome,
         died = died => Err(died),
     };
 
-    patience.cancel();
+    work_stop.cancel();
     // Read the topics after everything has stopped, when nothing can be added to them.
-    talk.say("stopping the workers …");
+    messages.print("stopping the workers …");
     stack.stop_fleet().await;
 
     let account = match outcome {
@@ -142,14 +142,14 @@ pub(crate) async fn run(args: Args) -> Result<ExitCode, CliError> {
     let report = account?;
 
     if stop.is_cancelled() {
-        talk.say(format!(
+        messages.print(format!(
             "interrupted; {} of {} jobs have not ended",
             report.lost, report.submitted
         ));
         return Ok(ExitCode::from(INTERRUPTED));
     }
 
-    talk.say(account::render(&report));
+    messages.print(account::render(&report));
     if args.json {
         output::json(&report);
     }
@@ -180,18 +180,22 @@ impl Planned {
 
 /// Hosts the files, submits all jobs, and waits until each has ended. Returns the submitted records
 /// and how long the jobs took, from the first write to the last end.
-async fn work(
+async fn run_jobs(
     stack: &Stack,
     root: &Path,
     jobs: u32,
-    talk: Talk,
+    messages: Messages,
     stop: &CancellationToken,
 ) -> Result<(Vec<Submitted>, Duration), CliError> {
     let files = {
         let root = root.to_owned();
         blocking(move || Ok(find_files(&root))).await?
     };
-    talk.say(format!("hosting {} as MCP server `{FILES}` ({} files)", root.display(), files.len()));
+    messages.print(format!(
+        "hosting {} as MCP server `{FILES}` ({} files)",
+        root.display(),
+        files.len()
+    ));
 
     let producer = Producer::new(&stack.settings)?;
     let (settings, events) = (stack.settings.clone(), stack.topics.events.clone());
@@ -201,22 +205,23 @@ async fn work(
     let init = stack.files_job("host-files".to_owned())?;
     let init = Planned::job(&init, format!("host server `{FILES}`"), true, Some(FILES.to_owned()));
 
-    let mut submitted = write(&producer, &stack.topics.jobs, vec![init]).await?;
+    let mut submitted = write_jobs(&producer, &stack.topics.jobs, vec![init]).await?;
     let hosted = Pending::new(&stack.topics.jobs, submitted.iter().map(|record| record.place));
 
     let (bar, token, settings) =
-        (submit::progress(1, "hosting"), stop.clone(), stack.settings.clone());
+        (submit::progress_bar(1, "hosting"), stop.clone(), stack.settings.clone());
     let wait_for_files =
-        move || wait(reader, hosted, &settings, &bar, &token).map(|(reader, _)| reader);
+        move || wait_for_ends(reader, hosted, &settings, &bar, &token).map(|(reader, _)| reader);
     reader = blocking(wait_for_files).await?;
 
     let started = fleet_ops::clock::now();
-    let written = write(&producer, &stack.topics.jobs, plan(&files, jobs)).await?;
+    let written = write_jobs(&producer, &stack.topics.jobs, plan_jobs(&files, jobs)).await?;
     let pending = Pending::new(&stack.topics.jobs, written.iter().map(|record| record.place));
     submitted.extend(written);
-    let bar = submit::progress(pending.len(), "jobs");
+    let bar = submit::progress_bar(pending.len(), "jobs");
     let (token, settings) = (stop.clone(), stack.settings.clone());
-    let (_, ended) = blocking(move || wait(reader, pending, &settings, &bar, &token)).await?;
+    let (_, ended) =
+        blocking(move || wait_for_ends(reader, pending, &settings, &bar, &token)).await?;
 
     Ok((
         submitted,
@@ -225,7 +230,7 @@ async fn work(
 }
 
 /// Plans the jobs over `files`, and a few that cannot succeed.
-fn plan(files: &[PathBuf], jobs: u32) -> Vec<Planned> {
+fn plan_jobs(files: &[PathBuf], jobs: u32) -> Vec<Planned> {
     let call = |label: String, tool: &str, arguments: Value, good: bool| {
         let what = format!("{FILES}__{tool} {arguments}");
         let key = arguments["path"].as_str().map(str::to_owned);
@@ -285,7 +290,7 @@ fn plan(files: &[PathBuf], jobs: u32) -> Vec<Planned> {
     planned
 }
 
-async fn write(
+async fn write_jobs(
     producer: &Producer,
     topic: &str,
     planned: Vec<Planned>,
@@ -314,7 +319,7 @@ async fn write(
 }
 
 /// Reads events until every pending record has ended. Also returns the time of the last end.
-fn wait(
+fn wait_for_ends(
     mut reader: Reader,
     mut pending: Pending,
     settings: &Settings,
@@ -328,7 +333,7 @@ fn wait(
             bar.suspend(|| output::problem(&Outage::message(settings)));
         }
         let Some(record) = record else { continue };
-        if let Some(News::End(end)) = pending.take(&record) {
+        if let Some(RecordUpdate::End(end)) = pending.take(&record) {
             moved = Instant::now();
             ended = ended.max(Some(ended_at(&end)));
             bar.inc(1);
@@ -342,14 +347,14 @@ fn wait(
 fn read_all(settings: &Settings, events: &str, dlq: &str) -> Result<Tally, CliError> {
     let mut tally = Tally::default();
     let mut reader = Reader::open(settings, events, From::Start, OPEN)?;
-    while let Some(record) = next(&mut reader)? {
-        tally.event(&record);
+    while let Some(record) = next_record(&mut reader)? {
+        tally.add_event(&record);
     }
 
     let mut reader = Reader::open(settings, dlq, From::Start, OPEN)?;
-    while let Some(record) = next(&mut reader)? {
+    while let Some(record) = next_record(&mut reader)? {
         if let Some(place) = dead_letter::original_place(&record.headers) {
-            tally.dead_letter(place, record);
+            tally.add_dead_letter(place, record);
         }
     }
 
@@ -357,9 +362,9 @@ fn read_all(settings: &Settings, events: &str, dlq: &str) -> Result<Tally, CliEr
 }
 
 /// Returns the next record before the end of the topic.
-fn next(reader: &mut Reader) -> Result<Option<fleet_job::record::RawRecord>, CliError> {
-    let patience = Instant::now() + OPEN;
-    while !reader.at_end() && Instant::now() < patience {
+fn next_record(reader: &mut Reader) -> Result<Option<fleet_job::record::RawRecord>, CliError> {
+    let deadline = Instant::now() + OPEN;
+    while !reader.at_end() && Instant::now() < deadline {
         if let Some(record) = reader.next(POLL)? {
             return Ok(Some(record));
         }

@@ -21,7 +21,7 @@ use crate::{
     connection::Connection,
     error::CliError,
     output,
-    patience::{Outage, Patience},
+    wait_notice::{Outage, WaitNotice},
 };
 
 const OPEN: Duration = Duration::from_secs(10);
@@ -77,9 +77,9 @@ pub(crate) async fn run(args: Args) -> Result<ExitCode, CliError> {
     let (settings, topic) = (args.connection.settings()?, args.connection.topics().events);
 
     let read = tokio::task::spawn_blocking(move || -> Result<(), CliError> {
-        let patience = Patience::for_kafka(&settings);
+        let notice = WaitNotice::for_kafka(&settings);
         let mut reader = Reader::open(&settings, &topic, from, OPEN)?;
-        drop(patience);
+        drop(notice);
 
         let (mut shown, mut outage) = (Shown::new(&args), Outage::default());
         while !stop.is_cancelled() {
@@ -243,7 +243,7 @@ mod tests {
     }
 
     #[test]
-    fn a_tombstone_begins_a_job_anew() {
+    fn a_job_starts_over_after_a_tombstone() {
         let log = [
             Some(event(JobState::Succeeded, 1)),
             Some(event(JobState::Running, 2)),

@@ -18,10 +18,10 @@ use serde_json::json;
 
 use crate::{
     connection::Connection,
-    dlq::text::{age, table},
+    dlq::text::{format_age, new_table},
     error::CliError,
     output,
-    patience::Patience,
+    wait_notice::WaitNotice,
 };
 
 const TIMEOUT: Duration = Duration::from_secs(20);
@@ -66,7 +66,7 @@ pub(crate) struct Args {
 /// The progress of one partition.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
-struct Row {
+struct PartitionRow {
     partition: i32,
     /// The offset after the last record.
     end: i64,
@@ -93,7 +93,7 @@ struct Row {
 /// Sums over all partitions.
 #[derive(Debug, Default, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
-struct Totals {
+struct LagTotals {
     lag: i64,
     done: i64,
     remaining: i64,
@@ -109,7 +109,7 @@ pub(crate) async fn run(args: Args) -> Result<ExitCode, CliError> {
 
     let (asked_topic, asked_group) = (topic.clone(), group.clone());
     let read = move || -> Result<_, CliError> {
-        let _patience = Patience::for_kafka(&settings);
+        let _notice = WaitNotice::for_kafka(&settings);
         let positions = admin::group_positions(&settings, &asked_group, &asked_topic, TIMEOUT)?;
         let from: Vec<_> = positions.iter().filter_map(first_open).collect();
         let oldest = reader::first_records(&settings, &asked_topic, &from, TIMEOUT)?;
@@ -119,8 +119,8 @@ pub(crate) async fn run(args: Args) -> Result<ExitCode, CliError> {
     let read = tokio::task::spawn_blocking(read).await;
     let (positions, oldest) = read.map_err(|error| CliError::Usage(error.to_string()))??;
 
-    let rows = rows(&positions, &oldest, clock::now());
-    let totals = totals(&rows);
+    let rows = partition_rows(&positions, &oldest, clock::now());
+    let totals = sum_rows(&rows);
     let has_no_commit = positions.iter().all(|position| position.committed.is_none());
 
     if args.json {
@@ -134,14 +134,14 @@ pub(crate) async fn run(args: Args) -> Result<ExitCode, CliError> {
         return Ok(ExitCode::SUCCESS);
     }
 
-    output::line(&render(&rows, &totals));
+    output::line(&render_table(&rows, &totals));
     if has_no_commit {
         output::problem(&format!(
             "group {group} has no committed offset on {topic}; it will start with the oldest record"
         ));
     }
 
-    stalled(&rows).iter().for_each(|text| output::problem(text));
+    describe_stalled(&rows).iter().for_each(|text| output::problem(text));
 
     for row in &rows {
         if let Some(problem) = &row.problem {
@@ -156,7 +156,7 @@ pub(crate) async fn run(args: Args) -> Result<ExitCode, CliError> {
 }
 
 /// Describes the stalled partitions; `None` if there are none.
-fn stalled(rows: &[Row]) -> Option<String> {
+fn describe_stalled(rows: &[PartitionRow]) -> Option<String> {
     let numbers: Vec<_> =
         rows.iter().filter(|row| row.stalled).map(|row| row.partition.to_string()).collect();
 
@@ -181,17 +181,25 @@ fn frontier(position: &GroupPosition) -> i64 {
     position.committed.unwrap_or(position.start).max(position.start)
 }
 
-fn rows(positions: &[GroupPosition], oldest: &HashMap<i32, RawRecord>, now: Timestamp) -> Vec<Row> {
+fn partition_rows(
+    positions: &[GroupPosition],
+    oldest: &HashMap<i32, RawRecord>,
+    now: Timestamp,
+) -> Vec<PartitionRow> {
     positions
         .iter()
         .map(|position| {
             let oldest = oldest.get(&position.partition).and_then(|record| record.timestamp);
-            row(position, oldest, now)
+            partition_row(position, oldest, now)
         })
         .collect()
 }
 
-fn row(position: &GroupPosition, oldest: Option<Timestamp>, now: Timestamp) -> Row {
+fn partition_row(
+    position: &GroupPosition,
+    oldest: Option<Timestamp>,
+    now: Timestamp,
+) -> PartitionRow {
     let frontier = frontier(position);
     let lag = (position.end - frontier).max(0);
 
@@ -207,7 +215,7 @@ fn row(position: &GroupPosition, oldest: Option<Timestamp>, now: Timestamp) -> R
         progress.open.iter().map(|(first, end)| (end - (*first).max(frontier)).max(0)).sum();
     let done = (progress.end.min(position.end) - frontier - open).max(0);
 
-    Row {
+    PartitionRow {
         partition: position.partition,
         end: position.end,
         committed: position.committed,
@@ -224,8 +232,8 @@ fn row(position: &GroupPosition, oldest: Option<Timestamp>, now: Timestamp) -> R
     }
 }
 
-fn totals(rows: &[Row]) -> Totals {
-    rows.iter().fold(Totals::default(), |sum, row| Totals {
+fn sum_rows(rows: &[PartitionRow]) -> LagTotals {
+    rows.iter().fold(LagTotals::default(), |sum, row| LagTotals {
         lag: sum.lag + row.lag,
         done: sum.done + row.done,
         remaining: sum.remaining + row.remaining,
@@ -236,12 +244,13 @@ fn totals(rows: &[Row]) -> Totals {
     })
 }
 
-fn render(rows: &[Row], totals: &Totals) -> String {
+fn render_table(rows: &[PartitionRow], totals: &LagTotals) -> String {
     let header =
         ["PARTITION", "END", "COMMITTED", "LAG", "DONE", "REMAINING", "OPEN", "RETRIED", "OLDEST"];
-    let mut table = table(header);
-    let old =
-        |ms: Option<u64>| ms.map_or_else(|| "-".to_owned(), |ms| age(Duration::from_millis(ms)));
+    let mut table = new_table(header);
+    let old = |ms: Option<u64>| {
+        ms.map_or_else(|| "-".to_owned(), |ms| format_age(Duration::from_millis(ms)))
+    };
 
     for row in rows {
         table.add_row([
@@ -282,14 +291,14 @@ mod tests {
     }
 
     #[test]
-    fn what_is_done_beyond_the_frontier_is_not_remaining() {
+    fn jobs_settled_beyond_the_frontier_do_not_remain() {
         let progress = Progress {
             end: 20,
             open: vec![(10, 12), (15, 16)],
             attempts: vec![(15, 2)],
             ..Progress::none(10)
         };
-        let row = row(
+        let row = partition_row(
             &position(Some(10), progress.encode(LogName::UNKNOWN).unwrap()),
             Timestamp::from_millis(1000),
             Timestamp::from_millis(3500).unwrap(),
@@ -297,10 +306,10 @@ mod tests {
         assert_eq!((row.lag, row.done, row.remaining, row.open, row.retried), (20, 7, 13, 3, 1));
         assert_eq!(row.oldest_age_ms, Some(2500));
 
-        let totals = totals(&[row.clone(), row.clone()]);
+        let totals = sum_rows(&[row.clone(), row.clone()]);
         assert_eq!((totals.lag, totals.remaining, totals.oldest_age_ms), (40, 26, Some(2500)));
 
-        let text = render(&[row], &totals);
+        let text = render_table(&[row], &totals);
         assert!(text.contains("total") && text.contains("2s"), "{text}");
     }
 
@@ -311,36 +320,40 @@ mod tests {
             progress.encode(LogName::UNKNOWN).unwrap()
         };
         let rows = [true, false].map(|is_stalled| {
-            row(&position(Some(10), metadata(is_stalled)), None, Timestamp::default())
+            partition_row(&position(Some(10), metadata(is_stalled)), None, Timestamp::default())
         });
-        assert_eq!((totals(&rows).stalled, rows[0].remaining), (1, 20));
-        assert!(stalled(&rows).unwrap().starts_with("paused partitions: 1. "));
-        assert_eq!(stalled(&rows[1..]), None);
+        assert_eq!((sum_rows(&rows).stalled, rows[0].remaining), (1, 20));
+        assert!(describe_stalled(&rows).unwrap().starts_with("paused partitions: 1. "));
+        assert_eq!(describe_stalled(&rows[1..]), None);
     }
 
     #[test]
-    fn without_a_commit_everything_that_is_there_remains() {
-        let row = row(&position(None, String::new()), None, Timestamp::default());
+    fn without_a_commit_all_records_remain() {
+        let row = partition_row(&position(None, String::new()), None, Timestamp::default());
         assert_eq!((row.committed, row.lag, row.remaining, row.done), (None, 25, 25, 0));
         assert_eq!(first_open(&position(None, String::new())), Some((1, 5)));
     }
 
     #[test]
-    fn what_retention_took_does_not_remain() {
+    fn deleted_records_do_not_remain() {
         let position = position(Some(2), String::new());
-        assert_eq!(row(&position, None, Timestamp::default()).remaining, 25);
+        assert_eq!(partition_row(&position, None, Timestamp::default()).remaining, 25);
         assert_eq!(first_open(&position), Some((1, 5)));
     }
 
     #[test]
-    fn a_partition_at_its_end_has_nothing_to_look_for() {
+    fn a_finished_partition_has_no_open_record() {
         assert_eq!(first_open(&position(Some(30), String::new())), None);
-        assert_eq!(row(&position(Some(30), String::new()), None, Timestamp::default()).lag, 0);
+        assert_eq!(
+            partition_row(&position(Some(30), String::new()), None, Timestamp::default()).lag,
+            0
+        );
     }
 
     #[test]
-    fn metadata_of_somebody_else_is_a_problem_and_no_error() {
-        let row = row(&position(Some(10), "not ours!".into()), None, Timestamp::default());
+    fn foreign_metadata_is_reported_without_failing() {
+        let row =
+            partition_row(&position(Some(10), "not ours!".into()), None, Timestamp::default());
         assert_eq!((row.remaining, row.done), (20, 0));
         assert!(row.problem.unwrap().contains("base64"));
     }

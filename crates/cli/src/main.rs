@@ -23,7 +23,6 @@ mod jobs;
 mod lag;
 mod moment;
 mod output;
-mod patience;
 mod pending;
 #[cfg(feature = "fleet")]
 mod serve;
@@ -35,6 +34,7 @@ mod supervise;
 #[cfg(feature = "embedded-broker")]
 mod tally;
 mod topics;
+mod wait_notice;
 
 use std::process::ExitCode;
 

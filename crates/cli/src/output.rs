@@ -18,13 +18,13 @@ fn write_line(mut to: impl Write, text: impl std::fmt::Display) {
 /// output for data.
 #[cfg(feature = "embedded-broker")]
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Talk {
+pub(crate) struct Messages {
     pub(crate) json: bool,
 }
 
 #[cfg(feature = "embedded-broker")]
-impl Talk {
-    pub(crate) fn say(self, text: impl std::fmt::Display) {
+impl Messages {
+    pub(crate) fn print(self, text: impl std::fmt::Display) {
         if self.json {
             write_line(std::io::stderr(), text);
         } else {
@@ -116,7 +116,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_drawing_covers_the_one_before() {
+    fn a_drawing_covers_the_previous_one() {
         assert_eq!(frame("abcdef\ng", 4, Some(0)), "abc…\x1b[K\ng\x1b[K\n\x1b[J");
         assert_eq!(frame("a", 4, Some(2)), "\x1b[2A\ra\x1b[K\n\x1b[J");
         assert!(frame("a", 4, None).starts_with("\x1b[2J\x1b[H"));

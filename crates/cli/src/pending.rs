@@ -11,19 +11,19 @@ use fleet_job::{
     state::{Entry, Standings, Verdict},
 };
 
-use crate::submit::Place;
+use crate::submit::PartitionOffset;
 
 /// Records of one jobs topic that have not ended yet.
 #[derive(Debug)]
 pub(crate) struct Pending {
     topic: String,
-    open: HashSet<Place>,
-    standings: Standings<Place>,
+    open: HashSet<PartitionOffset>,
+    standings: Standings<PartitionOffset>,
 }
 
 /// What an event says about a pending record.
 #[derive(Debug, PartialEq)]
-pub(crate) enum News {
+pub(crate) enum RecordUpdate {
     /// The progress of the record's job.
     Progress(Progress),
     /// The job has ended and is no longer pending.
@@ -32,7 +32,7 @@ pub(crate) enum News {
 
 impl Pending {
     /// Creates the set of records at `places` in the jobs topic `topic`.
-    pub(crate) fn new(topic: &str, places: impl IntoIterator<Item = Place>) -> Self {
+    pub(crate) fn new(topic: &str, places: impl IntoIterator<Item = PartitionOffset>) -> Self {
         Self {
             topic: topic.to_owned(),
             open: places.into_iter().collect(),
@@ -46,7 +46,7 @@ impl Pending {
     }
 
     /// Processes the next record of the events topic.
-    pub(crate) fn take(&mut self, record: &RawRecord) -> Option<News> {
+    pub(crate) fn take(&mut self, record: &RawRecord) -> Option<RecordUpdate> {
         let event: JobEvent = serde_json::from_slice(record.value.as_deref()?).ok()?;
         let source = event.source.as_ref().filter(|source| source.topic == self.topic)?;
         let place = (source.partition, source.offset);
@@ -61,9 +61,9 @@ impl Pending {
         if event.is_over() {
             self.open.remove(&place);
             self.standings.forget(&place);
-            return Some(News::End(Box::new(event)));
+            return Some(RecordUpdate::End(Box::new(event)));
         }
-        event.progress.map(News::Progress)
+        event.progress.map(RecordUpdate::Progress)
     }
 }
 
@@ -108,7 +108,7 @@ mod tests {
             event("jobs", 2, JobState::Succeeded),
         ];
         for (at, event) in (0..).zip(&log) {
-            if let Some(News::End(end)) = pending.take(&record(at, event)) {
+            if let Some(RecordUpdate::End(end)) = pending.take(&record(at, event)) {
                 said.push((end.source.unwrap().offset, end.state));
             }
         }
@@ -117,12 +117,12 @@ mod tests {
     }
 
     #[test]
-    fn progress_is_told_and_a_round_that_asks_for_input_is_no_end() {
+    fn progress_is_reported_and_a_round_that_asks_for_input_is_not_an_end() {
         let mut pending = Pending::new("jobs", [(0, 1)]);
         let progress = Progress { progress: 1.0, total: None, message: None };
         let running =
             JobEvent { progress: Some(progress.clone()), ..event("jobs", 1, JobState::Running) };
-        assert_eq!(pending.take(&record(0, &running)), Some(News::Progress(progress)));
+        assert_eq!(pending.take(&record(0, &running)), Some(RecordUpdate::Progress(progress)));
 
         let result = Some(json!({"resultType": "input_required"}));
         let asks = JobEvent { result, ..event("jobs", 1, JobState::Succeeded) };

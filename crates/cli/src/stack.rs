@@ -19,8 +19,8 @@ use crate::{
     broker::{Broker, BrokerConfig},
     connection,
     error::CliError,
-    patience::Patience,
     supervise::Process,
+    wait_notice::WaitNotice,
 };
 
 /// The server name under which the files of the current directory are hosted.
@@ -95,13 +95,13 @@ impl Stack {
         let topics = Topics::of(config.topic.clone());
         let replication = if broker.is_some() { 1 } else { -1 };
 
-        let patience = Patience::for_kafka(&settings);
+        let notice = WaitNotice::for_kafka(&settings);
         admin::create_topics(
             &settings,
             &admin::fleet_topics(&topics, config.partitions, replication),
         )
         .await?;
-        drop(patience);
+        drop(notice);
 
         let policy = write_policy(&config)?;
         let mut server = start_server(&config, &brokers, &policy, config.server_port)?;

@@ -31,13 +31,13 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     connection::Connection,
-    dlq::text::shortened,
+    dlq::text::shorten,
     error::CliError,
     events,
     jobs::render,
     output,
-    patience::{Outage, Patience, SILENCE},
-    pending::{News, Pending},
+    pending::{Pending, RecordUpdate},
+    wait_notice::{Outage, SILENCE, WaitNotice},
 };
 
 pub(crate) use lines::BadLines;
@@ -60,7 +60,7 @@ const WINDOW: usize = 1000;
 /// The message before the progress bar while no job reports its progress.
 const WAITING: &str = "waiting";
 /// The maximum length of a job's progress message in that place.
-const NEWS: usize = 100;
+const MAX_PROGRESS: usize = 100;
 
 const EXAMPLES: &str = "Examples:
   mcp-fleet submit --server files --tool file_list --arguments '{\"path\":\".\"}' --wait
@@ -120,12 +120,12 @@ pub(crate) struct Args {
     key: Option<String>,
 
     /// Wait until every job has ended; see the exit codes below
-    #[arg(help_heading = "Waiting", long)]
+    #[arg(help_heading = "JobWait", long)]
     wait: bool,
 
     /// How long to wait, in seconds
     #[arg(
-        help_heading = "Waiting",
+        help_heading = "JobWait",
         long,
         requires = "wait",
         default_value_t = 600,
@@ -139,7 +139,7 @@ pub(crate) struct Args {
 }
 
 /// Where a record was written: its partition and offset in the jobs topic.
-pub(crate) type Place = (i32, i64);
+pub(crate) type PartitionOffset = (i32, i64);
 
 /// A job and the key of its record.
 struct Job {
@@ -148,11 +148,11 @@ struct Job {
 }
 
 pub(crate) async fn run(args: Args) -> Result<ExitCode, CliError> {
-    let jobs = jobs(&args)?;
+    let jobs = read_jobs(&args)?;
 
     let settings = args.connection.settings()?;
     let topics = args.connection.topics();
-    let patience = Patience::for_kafka(&settings);
+    let notice = WaitNotice::for_kafka(&settings);
 
     // Fail quickly and clearly if Kafka is unreachable; a producer would take half a minute to
     // fail.
@@ -173,11 +173,11 @@ pub(crate) async fn run(args: Args) -> Result<ExitCode, CliError> {
         None
     };
 
-    drop(patience);
+    drop(notice);
     let producer = Producer::new(&settings)?;
 
-    let bar = progress(jobs.len(), "submitting");
-    let places = write(&producer, &topics, &jobs, &bar).await?;
+    let bar = progress_bar(jobs.len(), "submitting");
+    let places = write_jobs(&producer, &topics, &jobs, &bar).await?;
     bar.finish_and_clear();
 
     let Some(reader) = reader else {
@@ -196,23 +196,23 @@ pub(crate) async fn run(args: Args) -> Result<ExitCode, CliError> {
     let (timeout, as_json) = (Duration::from_secs(args.timeout), args.json);
     let stop = shutdown::signal_token()
         .map_err(|error| CliError::Io("could not install signal handlers", error))?;
-    let waiting = Waiting { settings, topic: topics.jobs, places, timeout, as_json, stop };
+    let waiting = JobWait { settings, topic: topics.jobs, places, timeout, as_json, stop };
     let waited = tokio::task::spawn_blocking(move || waiting.run(reader));
     waited.await.map_err(|error| CliError::Usage(error.to_string()))?
 }
 
 // --- What to submit -----------------------------------------------------------------------------
 
-fn jobs(args: &Args) -> Result<Vec<Job>, CliError> {
+fn read_jobs(args: &Args) -> Result<Vec<Job>, CliError> {
     if let Some(path) = &args.file {
-        return from_file(path, args.key.as_deref());
+        return read_jobs_file(path, args.key.as_deref());
     }
 
     let job_id = args.job_id.clone().unwrap_or_else(|| uuid::Uuid::now_v7().to_string());
 
     let mut object = json!({"jobID": job_id});
     if let Some(path) = &args.server_init {
-        let payload = mcp_servers::text::parse(&read(path)?)
+        let payload = mcp_servers::text::parse(&read_input(path)?)
             .map_err(|error| CliError::Usage(format!("`{}`: {error}", path.display())))?;
         object["jobType"] = "server-init".into();
         object["payload"] = payload;
@@ -236,12 +236,12 @@ fn jobs(args: &Args) -> Result<Vec<Job>, CliError> {
     Ok(vec![Job { envelope, key: args.key.clone() }])
 }
 
-fn from_file(path: &PathBuf, key: Option<&str>) -> Result<Vec<Job>, CliError> {
+fn read_jobs_file(path: &PathBuf, key: Option<&str>) -> Result<Vec<Job>, CliError> {
     let file = match path.to_str() {
         Some("-") => "standard input".to_owned(),
         _ => format!("`{}`", path.display()),
     };
-    let text = mcp_servers::text::decode(&read(path)?)
+    let text = mcp_servers::text::decode(&read_input(path)?)
         .map_err(|error| CliError::Usage(format!("{file}: {error}")))?;
 
     let jobs = lines::parse(&text, &file, key)?;
@@ -253,7 +253,7 @@ fn from_file(path: &PathBuf, key: Option<&str>) -> Result<Vec<Job>, CliError> {
     Ok(jobs)
 }
 
-fn read(path: &PathBuf) -> Result<Vec<u8>, CliError> {
+fn read_input(path: &PathBuf) -> Result<Vec<u8>, CliError> {
     let bytes = if path.as_os_str() == "-" {
         let mut bytes = Vec::new();
         std::io::stdin().read_to_end(&mut bytes).map(|_| bytes)
@@ -266,14 +266,14 @@ fn read(path: &PathBuf) -> Result<Vec<u8>, CliError> {
 // --- Writing ------------------------------------------------------------------------------------
 
 /// Writes the jobs in order and returns where each one was written.
-async fn write(
+async fn write_jobs(
     producer: &Producer,
     topics: &Topics,
     jobs: &[Job],
     bar: &ProgressBar,
-) -> Result<Vec<Place>, CliError> {
+) -> Result<Vec<PartitionOffset>, CliError> {
     let now = fleet_ops::clock::now();
-    let queued: Vec<_> = jobs.iter().map(|job| queued(topics, &job.envelope, now)).collect();
+    let queued: Vec<_> = jobs.iter().map(|job| queued_event(topics, &job.envelope, now)).collect();
 
     let records: Vec<_> = jobs
         .iter()
@@ -292,7 +292,7 @@ async fn write(
     Ok(write_all(producer, &records, || bar.inc(1)).await?)
 }
 
-fn queued(topics: &Topics, envelope: &Envelope, now: Timestamp) -> Outgoing {
+fn queued_event(topics: &Topics, envelope: &Envelope, now: Timestamp) -> Outgoing {
     Outgoing {
         timestamp: Some(now),
         partition: None,
@@ -314,7 +314,7 @@ pub(crate) async fn write_all(
     producer: &Producer,
     records: &[Outgoing],
     mut written: impl FnMut(),
-) -> Result<Vec<Place>, KafkaError> {
+) -> Result<Vec<PartitionOffset>, KafkaError> {
     let mut places = Vec::with_capacity(records.len());
     let (mut waiting, mut is_silent) = (VecDeque::new(), true);
 
@@ -331,7 +331,8 @@ pub(crate) async fn write_all(
         while waiting.len() > room
             && let Some(delivery) = waiting.pop_front()
         {
-            let Delivered { partition, offset } = acknowledged(delivery, &mut is_silent).await?;
+            let Delivered { partition, offset } =
+                await_acknowledgement(delivery, &mut is_silent).await?;
             places.push((partition, offset));
             written();
         }
@@ -340,7 +341,7 @@ pub(crate) async fn write_all(
 }
 
 /// Waits for an acknowledgement. If that takes long, tells the user, once per command.
-async fn acknowledged(
+async fn await_acknowledgement(
     delivery: impl Future<Output = Result<Delivered, KafkaError>>,
     is_silent: &mut bool,
 ) -> Result<Delivered, KafkaError> {
@@ -358,7 +359,7 @@ async fn acknowledged(
 }
 
 /// Creates a progress bar on standard error, which is hidden if that is not a terminal.
-pub(crate) fn progress(length: usize, what: &'static str) -> ProgressBar {
+pub(crate) fn progress_bar(length: usize, what: &'static str) -> ProgressBar {
     let style =
         indicatif::ProgressStyle::with_template("{msg} [{bar:40}] {pos}/{len} {rate} {elapsed}");
     let bar = ProgressBar::new(length as u64).with_message(what);
@@ -373,25 +374,25 @@ pub(crate) fn progress(length: usize, what: &'static str) -> ProgressBar {
     }
 }
 
-// --- Waiting ------------------------------------------------------------------------------------
+// --- JobWait ------------------------------------------------------------------------------------
 
 /// A wait for submitted jobs.
-struct Waiting {
+struct JobWait {
     settings: Settings,
     topic: String,
-    places: Vec<Place>,
+    places: Vec<PartitionOffset>,
     timeout: Duration,
     as_json: bool,
     stop: CancellationToken,
 }
 
-impl Waiting {
+impl JobWait {
     fn run(&self, mut reader: Reader) -> Result<ExitCode, CliError> {
         let deadline = Instant::now() + self.timeout;
         let mut pending = Pending::new(&self.topic, self.places.iter().copied());
-        let mut waited = Waited { submitted: self.places.len(), ..Waited::default() };
+        let mut waited = WaitResult { submitted: self.places.len(), ..WaitResult::default() };
         let mut outage = Outage::default();
-        let bar = progress(self.places.len(), WAITING);
+        let bar = progress_bar(self.places.len(), WAITING);
 
         while pending.len() > 0 && Instant::now() < deadline && !self.stop.is_cancelled() {
             let record = reader.next(POLL)?;
@@ -399,11 +400,11 @@ impl Waiting {
                 bar.suspend(|| output::problem(&Outage::message(&self.settings)));
             }
             match record.and_then(|record| pending.take(&record)) {
-                Some(News::Progress(progress)) => {
-                    bar.set_message(shortened(&render::progress(&progress), NEWS));
+                Some(RecordUpdate::Progress(progress)) => {
+                    bar.set_message(shorten(&render::describe_progress(&progress), MAX_PROGRESS));
                 }
-                Some(News::End(end)) => {
-                    waited.ended(&end);
+                Some(RecordUpdate::End(end)) => {
+                    waited.add_end(&end);
                     bar.set_message(WAITING);
                     bar.inc(1);
                     bar.suspend(|| match self.as_json {
@@ -423,22 +424,22 @@ impl Waiting {
             ));
             return Ok(ExitCode::from(INTERRUPTED));
         }
-        waited.say(self.timeout, self.as_json);
-        Ok(ExitCode::from(waited.code()))
+        waited.print(self.timeout, self.as_json);
+        Ok(ExitCode::from(waited.exit_code()))
     }
 }
 
 /// How the awaited jobs have ended.
 #[derive(Debug, Default)]
-struct Waited {
+struct WaitResult {
     submitted: usize,
     states: HashMap<&'static str, usize>,
     /// Jobs that succeeded with a result that was too large to keep.
     omitted: usize,
 }
 
-impl Waited {
-    fn ended(&mut self, end: &JobEvent) {
+impl WaitResult {
+    fn add_end(&mut self, end: &JobEvent) {
         *self.states.entry(end.state.as_str()).or_default() += 1;
         self.omitted += usize::from(end.has_lost_its_result());
     }
@@ -464,7 +465,7 @@ impl Waited {
         })
     }
 
-    fn say(&self, timeout: Duration, as_json: bool) {
+    fn print(&self, timeout: Duration, as_json: bool) {
         if as_json {
             output::json(&self.summary());
         } else {
@@ -488,7 +489,7 @@ impl Waited {
     }
 
     /// Returns the exit code of the command.
-    fn code(&self) -> u8 {
+    fn exit_code(&self) -> u8 {
         match () {
             () if self.open() > 0 => TIMED_OUT,
             () if self.count(JobState::Succeeded) < self.submitted => FAILED,
@@ -507,15 +508,15 @@ mod tests {
     #[test]
     fn exit_codes() {
         let check = |submitted, states: &[JobState], omitted: bool, expected| {
-            let mut waited = Waited { submitted, ..Waited::default() };
+            let mut waited = WaitResult { submitted, ..WaitResult::default() };
             for state in states {
                 let mut end = JobEvent::new("j", *state, Timestamp::default());
                 if omitted && *state == JobState::Succeeded {
                     end.omit_result(ResultOmitted { bytes: 9, limit_bytes: 5 });
                 }
-                waited.ended(&end);
+                waited.add_end(&end);
             }
-            assert_eq!(waited.code(), expected, "{waited:?}");
+            assert_eq!(waited.exit_code(), expected, "{waited:?}");
         };
         let (good, bad) = (JobState::Succeeded, JobState::Failed);
         check(2, &[good, good], false, 0);

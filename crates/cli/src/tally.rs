@@ -13,7 +13,7 @@ use fleet_job::{
 };
 use serde::Serialize;
 
-use crate::submit::Place;
+use crate::submit::PartitionOffset;
 
 /// A submitted record.
 #[derive(Debug, Clone)]
@@ -23,23 +23,23 @@ pub(crate) struct Submitted {
     pub(crate) what: String,
     /// Whether the job should succeed.
     pub(crate) good: bool,
-    pub(crate) place: Place,
+    pub(crate) place: PartitionOffset,
 }
 
 /// The records seen on the events and dead-letter topics.
 #[derive(Debug, Default)]
 pub(crate) struct Tally {
-    standings: Standings<Place>,
+    standings: Standings<PartitionOffset>,
     /// How each record ended: first the terminal event that is its state, then those that differ.
-    ends: HashMap<Place, Vec<JobEvent>>,
+    ends: HashMap<PartitionOffset, Vec<JobEvent>>,
     /// The distinct dead letters of each record. A worker that receives a record again may write
     /// the same letter again.
-    dead_letters: HashMap<Place, Vec<RawRecord>>,
+    dead_letters: HashMap<PartitionOffset, Vec<RawRecord>>,
 }
 
 /// One line of the final table.
 #[derive(Debug, Clone, PartialEq)]
-pub(crate) struct Row {
+pub(crate) struct ReportRow {
     pub(crate) label: String,
     pub(crate) what: String,
     pub(crate) state: String,
@@ -69,7 +69,7 @@ pub(crate) struct Report {
     #[serde(skip)]
     pub(crate) surprises: Vec<String>,
     #[serde(skip)]
-    pub(crate) rows: Vec<Row>,
+    pub(crate) rows: Vec<ReportRow>,
 }
 
 impl Report {
@@ -81,7 +81,7 @@ impl Report {
 
 impl Tally {
     /// Records an event.
-    pub(crate) fn event(&mut self, record: &RawRecord) {
+    pub(crate) fn add_event(&mut self, record: &RawRecord) {
         let Some(event) =
             record.value.as_deref().and_then(|value| serde_json::from_slice(value).ok())
         else {
@@ -108,7 +108,7 @@ impl Tally {
     }
 
     /// Records a dead letter of the record at `place`.
-    pub(crate) fn dead_letter(&mut self, place: Place, letter: RawRecord) {
+    pub(crate) fn add_dead_letter(&mut self, place: PartitionOffset, letter: RawRecord) {
         let letters = self.dead_letters.entry(place).or_default();
         let is_same = |known: &RawRecord| {
             (&known.key, &known.value, &known.headers)
@@ -131,7 +131,7 @@ impl Tally {
 
             let Some(event) = events.first() else {
                 report.lost += 1;
-                report.rows.push(Row::lost(record));
+                report.rows.push(ReportRow::lost(record));
                 continue;
             };
 
@@ -156,7 +156,7 @@ impl Tally {
             }
 
             report.result_omitted += usize::from(event.has_lost_its_result());
-            report.rows.push(Row::new(record, event, events.len()));
+            report.rows.push(ReportRow::new(record, event, events.len()));
         }
 
         if elapsed_ms > 0 {
@@ -168,7 +168,7 @@ impl Tally {
     }
 }
 
-impl Row {
+impl ReportRow {
     fn lost(record: &Submitted) -> Self {
         Self {
             label: record.label.clone(),
@@ -252,11 +252,15 @@ mod tests {
         }
     }
 
-    fn report(records: &[RawRecord], letters: &[Place], submitted: &[Submitted]) -> Report {
+    fn report(
+        records: &[RawRecord],
+        letters: &[PartitionOffset],
+        submitted: &[Submitted],
+    ) -> Report {
         let mut tally = Tally::default();
-        records.iter().for_each(|record| tally.event(record));
+        records.iter().for_each(|record| tally.add_event(record));
         for (at, place) in (0..).zip(letters) {
-            tally.dead_letter(*place, letter(at, &format!("letter {at}")));
+            tally.add_dead_letter(*place, letter(at, &format!("letter {at}")));
         }
         tally.report(submitted, 500)
     }
@@ -280,7 +284,7 @@ mod tests {
     /// A worker that receives a settled record again before the commit writes its terminal event
     /// again.
     #[test]
-    fn an_end_that_is_written_again_is_the_same_end() {
+    fn repeated_terminal_events_count_once() {
         let mut events = vec![event(0, 0, JobState::Running), event(1, 0, JobState::Succeeded)];
         let stale = event(2, 0, JobState::Running);
         let copies: Vec<_> = (3..10).map(|at| again(at, &events[1])).collect();
@@ -292,22 +296,22 @@ mod tests {
     }
 
     #[test]
-    fn a_dead_letter_that_is_written_again_is_the_same_letter() {
+    fn repeated_dead_letters_count_once() {
         let mut tally = Tally::default();
-        tally.event(&event(0, 0, JobState::Failed));
+        tally.add_event(&event(0, 0, JobState::Failed));
         for at in 0..3 {
-            tally.dead_letter((0, 0), letter(at, "the same"));
+            tally.add_dead_letter((0, 0), letter(at, "the same"));
         }
         let report = tally.report(&[submitted(0, false)], 500);
         assert!(report.is_perfect(), "{report:?}");
 
-        tally.dead_letter((0, 0), letter(3, "another"));
+        tally.add_dead_letter((0, 0), letter(3, "another"));
         let report = tally.report(&[submitted(0, false)], 500);
         assert_eq!(report.surprises, ["job-0 has 2 different dead letters"]);
     }
 
     #[test]
-    fn the_first_end_counts_and_others_are_counted_once_each() {
+    fn the_first_end_counts_and_differing_ones_are_reported_once() {
         let other = event(2, 0, JobState::Cancelled);
         let events =
             [event(1, 0, JobState::Succeeded), other.clone(), again(3, &other), again(4, &other)];
@@ -317,7 +321,7 @@ mod tests {
     }
 
     #[test]
-    fn a_result_that_was_not_kept_is_noted() {
+    fn an_omitted_result_is_noted() {
         let mut event: JobEvent =
             serde_json::from_slice(event(0, 0, JobState::Succeeded).value.as_deref().unwrap())
                 .unwrap();
@@ -327,8 +331,8 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wrong_is_found() {
-        let check = |events: &[RawRecord], letters: &[Place], good| {
+    fn every_fault_is_found() {
+        let check = |events: &[RawRecord], letters: &[PartitionOffset], good| {
             let report = report(events, letters, &[submitted(0, good)]);
             assert!(!report.is_perfect(), "{events:?} {letters:?}");
         };

@@ -5,7 +5,7 @@ use std::{process::ExitCode, time::Duration};
 use fleet_kafka::{KafkaError, admin};
 use serde_json::json;
 
-use crate::{connection::Connection, error::CliError, output, patience::Patience};
+use crate::{connection::Connection, error::CliError, output, wait_notice::WaitNotice};
 
 /// How long a broker may take to respond at all.
 const REACH: Duration = Duration::from_secs(5);
@@ -81,7 +81,7 @@ pub(crate) async fn run(command: Command) -> Result<ExitCode, CliError> {
     specs.extend(args.replies.iter().map(|name| admin::reply_topic(name, replication)));
 
     let settings = args.connection.settings()?;
-    let patience = Patience::for_kafka(&settings);
+    let notice = WaitNotice::for_kafka(&settings);
 
     // This checks only that a broker responds, and fails quickly if not. Whether the topic exists
     // does not matter here.
@@ -92,7 +92,7 @@ pub(crate) async fn run(command: Command) -> Result<ExitCode, CliError> {
     }
 
     let found = found.ok().and_then(Result::ok);
-    let grows = match growth(&args.connection.topic, found, args.partitions, args.grow)? {
+    let grows = match decide_growth(&args.connection.topic, found, args.partitions, args.grow)? {
         Growth::None => None,
         Growth::To(partitions) => Some(partitions),
         Growth::HasMore { found, wanted } => {
@@ -120,7 +120,7 @@ pub(crate) async fn run(command: Command) -> Result<ExitCode, CliError> {
         }
     }
 
-    drop(patience);
+    drop(notice);
     if args.json {
         output::json(&json!({ "created": created, "grownTo": grows }));
         return Ok(ExitCode::SUCCESS);
@@ -154,7 +154,7 @@ enum Growth {
 
 /// Decides what to do about a topic that has `found` partitions (`None` if it does not exist) and
 /// should have at least `wanted`.
-fn growth(
+fn decide_growth(
     topic: &str,
     found: Option<i32>,
     wanted: Option<i32>,
@@ -182,9 +182,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_topic_grows_only_when_told_to_and_nothing_is_passed_over_in_silence() {
+    fn a_topic_grows_only_on_request_and_every_difference_is_reported() {
         let growth = |found, wanted, grow| {
-            growth("t", found, wanted, grow).map_err(|error| error.to_string())
+            decide_growth("t", found, wanted, grow).map_err(|error| error.to_string())
         };
         assert_eq!(growth(None, Some(20), false), Ok(Growth::None));
         assert_eq!(growth(Some(12), None, false), Ok(Growth::None));

@@ -160,7 +160,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_name_that_turns_into_a_forbidden_address_is_not_connected_to() {
+    async fn a_rebound_name_never_reaches_a_forbidden_address() {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let port = listener.local_addr().unwrap().port();
         let policy = |host: &str| Policy {

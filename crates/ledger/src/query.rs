@@ -92,7 +92,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_cursor_is_read_back_and_nonsense_is_not() {
+    fn cursors_round_trip_and_invalid_ones_are_rejected() {
         let cursor =
             Cursor { submitted_at: Timestamp::from_millis_clamped(-5), job_id: "jöb".to_owned() };
         assert_eq!(Cursor::parse(&cursor.to_string()), Some(cursor));

@@ -158,7 +158,7 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 48, ..ProptestConfig::default() })]
 
     #[test]
-    fn both_stores_say_what_the_log_says(events in prop::collection::vec(event(3), 0..60), cut in 0..60usize) {
+    fn both_stores_agree_with_the_model(events in prop::collection::vec(event(3), 0..60), cut in 0..60usize) {
         let updates = updates(events);
         let jobs = model(&updates);
         let directory = tempfile::tempdir().unwrap();
@@ -209,7 +209,7 @@ proptest! {
     /// Both stores know which terminal events have been overtaken, and stop reporting them once
     /// they have been restated.
     #[test]
-    fn an_end_that_was_overtaken_is_written_again_once(events in prop::collection::vec(event(3), 0..60)) {
+    fn an_overtaken_end_is_restated_once(events in prop::collection::vec(event(3), 0..60)) {
         let updates = updates(events);
         let directory = tempfile::tempdir().unwrap();
         run(async {
@@ -272,7 +272,7 @@ fn ended(n: i64, state: JobState) -> Update {
 }
 
 #[test]
-fn what_ended_first_is_forgotten_first_and_open_jobs_last() {
+fn jobs_that_ended_first_are_forgotten_first_and_open_jobs_last() {
     let directory = tempfile::tempdir().unwrap();
     run(async {
         for store in stores(directory.path(), Retention { max_jobs: 3, ..unbounded() }).await {
@@ -318,7 +318,7 @@ fn bytes_are_bounded() {
 }
 
 #[test]
-fn what_ended_long_ago_is_forgotten_and_open_jobs_are_not() {
+fn old_ended_jobs_are_forgotten_and_open_jobs_are_kept() {
     let directory = tempfile::tempdir().unwrap();
     run(async {
         let retention = Retention { max_age: Duration::from_millis(10), ..unbounded() };
@@ -339,7 +339,7 @@ fn what_ended_long_ago_is_forgotten_and_open_jobs_are_not() {
 }
 
 #[test]
-fn a_file_is_found_again_and_one_of_another_topic_is_emptied() {
+fn a_file_is_reopened_and_emptied_if_the_topic_differs() {
     let directory = tempfile::tempdir().unwrap();
     run(async {
         let open = |topic: &'static str| SqliteStore::open(directory.path(), topic, unbounded());

@@ -271,7 +271,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_endpoints_say_what_is_so() {
+    async fn the_endpoints_report_the_state() {
         let health = Health::new();
         check(&health, "/health", 200, r#"{"status":"alive"}"#).await;
         check(&health, "/ready", 503, r#""reason":"starting""#).await;
@@ -293,7 +293,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_foreign_name_is_told_whether_the_process_is_alive_and_no_metrics() {
+    async fn a_foreign_host_name_may_read_health_but_not_metrics() {
         for (path, host, code) in [
             ("/metrics", "10.1.2.3:8081", 200),
             ("/metrics", "worker.internal:8081", 200),
@@ -309,7 +309,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_process_can_be_asked_for_its_health() {
+    async fn the_health_check_reports_readiness_and_failure() {
         let health = Health::new();
         let (listener, addr) = bind(SocketAddr::from(([0, 0, 0, 0], 0))).await.unwrap();
         let stop = tokio_util::sync::CancellationToken::new();
@@ -329,7 +329,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn an_address_that_is_taken_is_named() {
+    async fn the_error_names_an_address_in_use() {
         let (taken, addr) = bind(SocketAddr::from(([127, 0, 0, 1], 0))).await.unwrap();
         assert_ne!(addr.port(), 0);
         let error = bind(addr).await.unwrap_err();

@@ -13,7 +13,7 @@ pub fn forbid() {
 #[cfg(test)]
 mod tests {
     #[test]
-    fn a_process_can_be_closed_to_others() {
+    fn a_process_can_be_made_unreadable() {
         super::forbid();
         assert_eq!(nix::sys::prctl::get_dumpable(), Ok(false));
     }

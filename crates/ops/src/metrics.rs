@@ -307,7 +307,7 @@ mod tests {
     };
 
     #[test]
-    fn what_is_measured_is_rendered_with_the_right_buckets() {
+    fn metrics_are_rendered_with_the_right_buckets() {
         let metrics = install();
 
         install().describe(&[CALLS, TIME, SIZE]);

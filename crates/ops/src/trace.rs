@@ -248,7 +248,7 @@ mod tests {
     const PARENT: &str = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
 
     #[test]
-    fn without_an_exporter_the_context_is_passed_on_as_it_came() {
+    fn without_an_exporter_the_context_passes_unchanged() {
         let span =
             Span::start(SpanKind::Internal, "s", &context("what is this"), || -> [Attribute; 0] {
                 panic!("attributes are not evaluated")
@@ -259,7 +259,7 @@ mod tests {
     }
 
     #[test]
-    fn spans_stand_below_what_began_them() {
+    fn spans_are_nested() {
         let exporter = InMemorySpanExporter::default();
         let provider = SdkTracerProvider::builder().with_simple_exporter(exporter.clone()).build();
         let tracer = provider.tracer("test");
@@ -296,7 +296,7 @@ mod tests {
     }
 
     #[test]
-    fn the_standard_variables_say_whether_and_how() {
+    fn the_standard_variables_control_the_export() {
         let check = |set: &[(&str, &str)], expected: Result<bool, &str>| {
             let found = is_export_requested(|name| {
                 set.iter().find(|(key, _)| *key == name).map(|(_, value)| (*value).to_owned())

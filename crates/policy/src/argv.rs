@@ -196,7 +196,7 @@ mod tests {
     }
 
     #[test]
-    fn a_leading_wildcard_is_no_option() {
+    fn a_leading_wildcard_matches_no_option() {
         check("node *", &["node", "server.js"], true);
         check("node *", &["node", "--eval=evil"], false);
         check("node ?*", &["node", "-p"], false);

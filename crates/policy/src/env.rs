@@ -192,7 +192,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn dangerous_names_need_their_exact_name() {
+    fn dangerous_variables_need_their_exact_name() {
         let any = EnvRule::new(["*"]);
         for name in [
             "LD_PRELOAD",

@@ -220,7 +220,7 @@ mod tests {
         }
 
         #[test]
-        fn a_star_matches_what_stands_between(a in "[a-c]{0,4}", middle in ".{0,6}", b in "[a-c]{0,4}") {
+        fn a_star_matches_everything_in_between(a in "[a-c]{0,4}", middle in ".{0,6}", b in "[a-c]{0,4}") {
             let pattern = format!("{a}*{b}");
             let text = format!("{a}{middle}{b}");
             prop_assert!(Glob::new(&pattern).matches(&text));

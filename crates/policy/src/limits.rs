@@ -199,7 +199,7 @@ mod tests {
     use crate::Policy;
 
     #[test]
-    fn the_first_rule_that_says_something_counts() {
+    fn the_first_rule_that_sets_a_limit_wins() {
         let policy = Policy::from_toml(
             r#"
             [limits]

@@ -267,7 +267,7 @@ mod tests {
     }
 
     #[test]
-    fn addresses_are_allowed_by_how_literal_the_rule_is() {
+    fn literal_rules_allow_more_addresses() {
         let check = |text: &str, address: &str, expected| {
             assert_eq!(rule(text).allows_address(ip(address)), expected, "{text} at {address}");
         };

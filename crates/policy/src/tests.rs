@@ -91,7 +91,7 @@ fn a_simple_rule_bounds_directories_and_variables() {
 }
 
 #[test]
-fn a_file_is_read_and_strict() {
+fn a_policy_file_is_parsed_strictly() {
     let policy = Policy::from_toml(
         r#"
         [limits]
@@ -159,7 +159,7 @@ fn a_file_is_read_and_strict() {
 }
 
 #[test]
-fn the_documented_policy_is_one() {
+fn the_documented_policy_is_valid() {
     let page = include_str!("../../../docs/hosting.md");
     let example = page.split("```toml").nth(1).and_then(|rest| rest.split("```").next()).unwrap();
     let policy = Policy::from_toml(example).unwrap();
@@ -189,7 +189,7 @@ fn the_documented_policy_is_one() {
 }
 
 #[test]
-fn interpreters_get_no_code_and_no_modules() {
+fn interpreters_cannot_be_given_code_or_modules() {
     let patterns = [
         "node *",
         "node /srv/mcp/*.js",

@@ -70,7 +70,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_partition_gets_an_answer_of_its_own() {
+    fn every_partition_gets_its_own_response() {
         let partition = |number| FetchPartition::default().partition(number);
         let topic = |name: &str, partitions| {
             FetchTopic::default().topic(Some(name.to_owned())).partitions(Some(partitions))

@@ -136,7 +136,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn what_can_not_be_read_is_refused() {
+    fn undecodable_batches_are_rejected() {
         let cut = |data: &[u8]| data[..data.len() - 1].to_vec();
         for compression in [
             Compression::None,

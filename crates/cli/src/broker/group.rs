@@ -65,7 +65,7 @@ impl Member {
         known.map(|(_, metadata)| metadata.clone()).unwrap_or_default()
     }
 
-    fn seen(&mut self, now: Instant) {
+    fn mark_seen(&mut self, now: Instant) {
         self.expires = now + self.session;
     }
 }
@@ -138,7 +138,7 @@ impl Group {
 
     /// Handles a request to join or rejoin.
     pub(super) fn join(&mut self, now: Instant, join: &Join) -> Result<Answer<Joined>, ErrorCode> {
-        if join.protocols.is_empty() || !self.speaks(join) {
+        if join.protocols.is_empty() || !self.shares_protocol(join) {
             return Err(ErrorCode::InconsistentGroupProtocol);
         }
 
@@ -185,14 +185,14 @@ impl Group {
 
         self.protocol_type.clone_from(&join.protocol_type);
         if !matches!(self.phase, Phase::Preparing { .. }) {
-            self.prepare(now);
+            self.prepare_generation(now);
         }
 
         if let Some(member) = self.members.get_mut(&join.member) {
             member.waiting = true;
         }
 
-        self.open(now);
+        self.open_barrier(now);
         self.await_join(&join.member)
     }
 
@@ -210,7 +210,7 @@ impl Group {
         generation: i32,
         assignments: Vec<(String, Bytes)>,
     ) -> Result<Answer<Bytes>, ErrorCode> {
-        self.member(id, generation)?;
+        self.check_member(id, generation)?;
 
         if self.phase == Phase::Completing && self.leader == id {
             for (id, assignment) in assignments {
@@ -220,7 +220,7 @@ impl Group {
             }
             self.phase = Phase::Stable;
             for member in self.members.values_mut() {
-                member.seen(now);
+                member.mark_seen(now);
             }
         }
 
@@ -252,7 +252,7 @@ impl Group {
         id: &str,
         generation: i32,
     ) -> Result<(), ErrorCode> {
-        self.member(id, generation)?;
+        self.check_member(id, generation)?;
         self.touch(now, id);
 
         match self.phase {
@@ -271,7 +271,7 @@ impl Group {
 
         let left = self.members.len() < before;
         if left {
-            self.lost(now);
+            self.handle_loss(now);
         }
 
         left
@@ -284,11 +284,11 @@ impl Group {
         self.members.retain(|_, member| member.waiting || member.expires > now);
         let lost = self.members.len() < before;
         if lost {
-            self.lost(now);
+            self.handle_loss(now);
         }
 
         let overdue = matches!(self.phase, Phase::Preparing { deadline } if deadline <= now);
-        self.open(now);
+        self.open_barrier(now);
         lost || overdue
     }
 
@@ -304,7 +304,7 @@ impl Group {
             return if self.members.is_empty() { Ok(()) } else { Err(ErrorCode::UnknownMemberId) };
         }
 
-        self.member(id, generation)?;
+        self.check_member(id, generation)?;
         self.touch(now, id);
         if self.phase == Phase::Completing {
             return Err(ErrorCode::RebalanceInProgress);
@@ -312,7 +312,7 @@ impl Group {
         Ok(())
     }
 
-    fn member(&self, id: &str, generation: i32) -> Result<(), ErrorCode> {
+    fn check_member(&self, id: &str, generation: i32) -> Result<(), ErrorCode> {
         if !self.members.contains_key(id) {
             return Err(ErrorCode::UnknownMemberId);
         }
@@ -324,12 +324,12 @@ impl Group {
 
     fn touch(&mut self, now: Instant, id: &str) {
         if let Some(member) = self.members.get_mut(id) {
-            member.seen(now);
+            member.mark_seen(now);
         }
     }
 
     /// Returns whether a joiner shares a protocol with all other members.
-    fn speaks(&self, join: &Join) -> bool {
+    fn shares_protocol(&self, join: &Join) -> bool {
         let others = || self.members.iter().filter(|(id, _)| **id != join.member);
         let same_type = others().next().is_none() || self.protocol_type == join.protocol_type;
         same_type
@@ -338,14 +338,14 @@ impl Group {
             })
     }
 
-    fn lost(&mut self, now: Instant) {
+    fn handle_loss(&mut self, now: Instant) {
         if matches!(self.phase, Phase::Completing | Phase::Stable) {
-            self.prepare(now);
+            self.prepare_generation(now);
         }
-        self.open(now);
+        self.open_barrier(now);
     }
 
-    fn prepare(&mut self, now: Instant) {
+    fn prepare_generation(&mut self, now: Instant) {
         let patience = self.members.values().map(|member| member.rebalance).max();
         for member in self.members.values_mut() {
             member.waiting = false;
@@ -357,7 +357,7 @@ impl Group {
     }
 
     /// Begins the next generation if all members have joined or the deadline has passed.
-    fn open(&mut self, now: Instant) {
+    fn open_barrier(&mut self, now: Instant) {
         let Phase::Preparing { deadline } = self.phase else { return };
         if deadline > now && !self.members.values().all(|member| member.waiting) {
             return;

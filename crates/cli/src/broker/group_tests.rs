@@ -80,7 +80,7 @@ fn silence_ends_membership_and_starts_a_generation() {
 
 /// All members are killed while one of them waits for the leader's assignments.
 #[test]
-fn who_dies_waiting_for_the_leader_is_not_waited_for() {
+fn the_group_does_not_wait_for_a_dead_member() {
     let now = Instant::now();
     let mut group = pair(now);
     assert_eq!(group.sync(now, "b", 2, Vec::new()), Ok(Answer::Later));
@@ -101,7 +101,7 @@ fn who_dies_waiting_for_the_leader_is_not_waited_for() {
 }
 
 #[test]
-fn leaving_is_told_to_the_others_at_once() {
+fn the_others_learn_at_once_that_a_member_left() {
     let now = Instant::now();
     let mut group = stable_pair(now);
     assert!(group.leave(now, "a", None));
@@ -153,7 +153,7 @@ fn commits_are_fenced_by_generation_and_membership() {
 }
 
 #[test]
-fn a_join_that_was_answered_is_answered_again() {
+fn a_repeated_join_gets_the_same_response() {
     let now = Instant::now();
     let mut group = stable_pair(now);
     assert!(matches!(

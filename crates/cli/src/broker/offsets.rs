@@ -49,12 +49,12 @@ struct Line {
 #[derive(Debug)]
 pub(super) struct Offsets {
     storage: Arc<Storage>,
-    noted: Mutex<Noted>,
+    noted: Mutex<MetadataFile>,
 }
 
 impl Offsets {
     pub(super) fn open(storage: Arc<Storage>) -> io::Result<Self> {
-        let noted = Mutex::new(Noted::open(&storage.directory.join(FILE))?);
+        let noted = Mutex::new(MetadataFile::open(&storage.directory.join(FILE))?);
         Ok(Self { storage, noted })
     }
 
@@ -144,7 +144,8 @@ impl Offsets {
         });
 
         let group = self.fetch_group(request.group_id.unwrap_or_default(), topics).await;
-        let topics = group.topics.unwrap_or_default().into_iter().map(single).collect();
+        let topics =
+            group.topics.unwrap_or_default().into_iter().map(to_single_group_topic).collect();
         response.error_code(Some(group.error_code)).topics(Some(topics)).groups(None).into()
     }
 
@@ -159,7 +160,7 @@ impl Offsets {
             return response.error_code(failed).topics(Some(Vec::new()));
         };
 
-        let topics = topics.unwrap_or_else(|| by_topic(committed.keys()));
+        let topics = topics.unwrap_or_else(|| group_by_topic(committed.keys()));
         let noted = self.noted.lock();
         let topics = topics
             .into_iter()
@@ -184,13 +185,13 @@ impl Offsets {
     }
 
     /// Returns whether the group has ever committed anything.
-    pub(super) async fn any(&self, group: &str) -> bool {
+    pub(super) async fn has_commits(&self, group: &str) -> bool {
         let committed = self.storage.engine.committed_offset_topitions(group).await;
         committed.is_ok_and(|committed| !committed.is_empty())
     }
 }
 
-fn by_topic<'a>(all: impl Iterator<Item = &'a Topition>) -> Vec<(String, Option<Vec<i32>>)> {
+fn group_by_topic<'a>(all: impl Iterator<Item = &'a Topition>) -> Vec<(String, Option<Vec<i32>>)> {
     let mut topics: Vec<(String, Option<Vec<i32>>)> = Vec::new();
     for at in all {
         match topics.iter_mut().find(|(topic, _)| topic == at.topic()) {
@@ -201,7 +202,7 @@ fn by_topic<'a>(all: impl Iterator<Item = &'a Topition>) -> Vec<(String, Option<
     topics
 }
 
-fn single(topic: OffsetFetchResponseTopics) -> OffsetFetchResponseTopic {
+fn to_single_group_topic(topic: OffsetFetchResponseTopics) -> OffsetFetchResponseTopic {
     let partitions = topic.partitions.unwrap_or_default().into_iter().map(|partition| {
         OffsetFetchResponsePartition::default()
             .partition_index(partition.partition_index)
@@ -216,12 +217,12 @@ fn single(topic: OffsetFetchResponseTopics) -> OffsetFetchResponseTopic {
 
 /// The newest metadata of every group and partition, in memory and on disk.
 #[derive(Debug)]
-struct Noted {
+struct MetadataFile {
     newest: HashMap<Key, (i64, String)>,
     file: File,
 }
 
-impl Noted {
+impl MetadataFile {
     fn open(path: &Path) -> io::Result<Self> {
         let mut newest = HashMap::new();
         let before = match fs::read(path) {

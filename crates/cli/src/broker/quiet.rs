@@ -93,24 +93,24 @@ impl Asked {
                 single.push(topic.clone().partitions(Some(vec![partition.clone()])));
             }
         }
-        single.sort_by(|left, right| order(left).cmp(&order(right)));
+        single.sort_by(|left, right| sort_key(left).cmp(&sort_key(right)));
         Self(fetch.clone().topics(Some(single)))
     }
 }
 
 /// The sort key of topics with one partition each.
-fn order(topic: &FetchTopic) -> (Option<&str>, Option<[u8; 16]>, Option<i32>) {
+fn sort_key(topic: &FetchTopic) -> (Option<&str>, Option<[u8; 16]>, Option<i32>) {
     let partition = topic.partitions.iter().flatten().next().map(|partition| partition.partition);
     (topic.topic.as_deref(), topic.topic_id, partition)
 }
 
 /// The last fetch of a connection, if it found nothing.
 #[derive(Debug, Default)]
-pub(super) struct LastFetch(Option<Nothing>);
+pub(super) struct LastFetch(Option<EmptyFetch>);
 
 /// A fetch and its empty response.
 #[derive(Debug)]
-struct Nothing {
+struct EmptyFetch {
     asked: Asked,
     /// The number of writes before the storage was queried, and the time of the query.
     writes: u64,
@@ -135,7 +135,7 @@ impl LastFetch {
 
     /// Records that the storage found nothing for this fetch at `at`, after `writes` writes.
     pub(super) fn keep(&mut self, asked: Asked, writes: u64, at: Instant, answer: Body) {
-        self.0 = Some(Nothing { asked, writes, at, answer });
+        self.0 = Some(EmptyFetch { asked, writes, at, answer });
     }
 }
 

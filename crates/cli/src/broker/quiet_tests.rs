@@ -44,7 +44,7 @@ fn the_order_of_the_partitions_makes_no_difference() {
 }
 
 #[test]
-fn another_question_is_asked_of_the_storage() {
+fn a_different_fetch_queries_the_storage() {
     let (writes, now) = (Writes::default(), Instant::now());
     let last = after_nothing(fetch(&ASKED), &writes, now);
     let moved = [("a", 0, 8), ("a", 1, 9), ("b", 0, 3)];
@@ -71,7 +71,7 @@ fn a_write_is_found_by_the_fetches_of_its_partition_only() {
 }
 
 #[test]
-fn topics_that_come_and_go_concern_every_fetch() {
+fn new_and_deleted_topics_affect_every_fetch() {
     let (mut writes, now) = (Writes::default(), Instant::now());
     writes.note(&written("a", 0));
     let last = after_nothing(fetch(&ASKED), &writes, now);
@@ -80,7 +80,7 @@ fn topics_that_come_and_go_concern_every_fetch() {
 }
 
 #[test]
-fn a_topic_without_a_name_may_be_any() {
+fn a_topic_without_a_name_matches_any_write() {
     let (mut writes, now) = (Writes::default(), Instant::now());
     let topic = FetchTopic::default().partitions(Some(vec![FetchPartition::default()]));
     let asked = || Asked::of(&FetchRequest::default().topics(Some(vec![topic.clone()])));
@@ -91,7 +91,7 @@ fn a_topic_without_a_name_may_be_any() {
 }
 
 #[test]
-fn nothing_is_believed_for_ever() {
+fn an_empty_result_expires() {
     let (writes, now) = (Writes::default(), Instant::now());
     let last = after_nothing(fetch(&ASKED), &writes, now);
     assert!(last.found_nothing(&fetch(&ASKED), &writes, now + LONGEST_QUIET).is_none());

@@ -82,7 +82,7 @@ async fn the_end_of_an_idle_topic_is_found_at_once() {
 
 /// Older brokers stored snappy batches, which they could not serve.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_batch_that_can_not_be_handed_out_hides_no_other_partition() {
+async fn an_unreadable_batch_hides_no_other_partition() {
     let directory = tempfile::tempdir().unwrap();
     let listen = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
     let config = || BrokerConfig { listen, data_dir: Some(directory.path().to_path_buf()) };

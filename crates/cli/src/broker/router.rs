@@ -180,7 +180,7 @@ impl Router {
             Body::DescribeGroupsRequest(describe) => {
                 let mut ids = Vec::new();
                 for id in describe.groups.unwrap_or_default() {
-                    let any = shared.offsets.any(&id).await;
+                    let any = shared.offsets.has_commits(&id).await;
                     ids.push((id, any));
                 }
                 shared.groups.describe(ids)
@@ -189,11 +189,11 @@ impl Router {
             // kind.
             Body::ConsumerGroupDescribeRequest(describe) => Groups::not_next_generation(describe),
             Body::ListGroupsRequest(list) => {
-                let stored = shared.ask(request.header, list.into()).await?;
+                let stored = shared.serve_by_engine(request.header, list.into()).await?;
                 shared.groups.list(stored)
             }
             body @ Body::ApiVersionsRequest(_) => {
-                only_served(shared.ask(request.header, body).await?)
+                only_served(shared.serve_by_engine(request.header, body).await?)
             }
             Body::FetchRequest(fetch) => shared.fetch(request.header, fetch, last).await?,
             Body::ProduceRequest(produce) => {
@@ -205,21 +205,21 @@ impl Router {
                 body
             }
             Body::InitProducerIdRequest(init) => match Producers::fresh(init) {
-                Ok(fresh) => shared.ask(request.header, fresh.into()).await?,
+                Ok(fresh) => shared.serve_by_engine(request.header, fresh.into()).await?,
                 Err(refused) => refused.into(),
             },
             Body::DeleteTopicsRequest(delete) => {
                 let _alone = shared.topics.write().await;
-                let body = shared.ask(request.header, delete.into()).await?;
+                let body = shared.serve_by_engine(request.header, delete.into()).await?;
                 shared.writes.send_modify(Writes::note_everywhere);
                 body
             }
             Body::CreateTopicsRequest(create) => {
-                let body = shared.ask(request.header, create.into()).await?;
+                let body = shared.serve_by_engine(request.header, create.into()).await?;
                 shared.writes.send_modify(Writes::note_everywhere);
                 body
             }
-            body => shared.ask(request.header, body).await?,
+            body => shared.serve_by_engine(request.header, body).await?,
         };
 
         let response = Frame::response(Header::Response { correlation_id }, body, key, version)?;
@@ -228,7 +228,11 @@ impl Router {
 }
 
 impl Shared {
-    async fn ask(&self, header: Header, body: Body) -> Result<Body, tansu_broker::Error> {
+    async fn serve_by_engine(
+        &self,
+        header: Header,
+        body: Body,
+    ) -> Result<Body, tansu_broker::Error> {
         let frame = Frame { size: 0, header, body };
         let answered = self.inner.serve(Context::default(), frame).await?;
         Ok(answered.body)
@@ -244,7 +248,7 @@ impl Shared {
         let written = Written::of(&produce);
         let refused = self.producers.admit(&mut produce).await;
 
-        let asked = self.ask(header, produce.into()).await;
+        let asked = self.serve_by_engine(header, produce.into()).await;
         // After a failed request, it is unknown what was written.
         self.writes.send_modify(|writes| writes.note(&written));
 
@@ -297,7 +301,7 @@ impl Shared {
             writes.count()
         };
 
-        let found = match self.ask(header.clone(), look.clone().into()).await {
+        let found = match self.serve_by_engine(header.clone(), look.clone().into()).await {
             Ok(found) => found,
             Err(_) => self.look_apart(header, look).await?,
         };
@@ -319,7 +323,7 @@ impl Shared {
         let (mut answers, mut failed) = (Vec::new(), None);
         let (alone, mut readable) = (apart::split(look), 0);
         for one in &alone {
-            match self.ask(header.clone(), one.clone().into()).await {
+            match self.serve_by_engine(header.clone(), one.clone().into()).await {
                 Ok(Body::FetchResponse(found)) => {
                     readable += 1;
                     answers.extend(found.responses.into_iter().flatten());

@@ -133,13 +133,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn plain_paths_are_spelled_as_they_are() {
+    fn plain_paths_are_kept() {
         let url = file_url(Path::new("/var/lib/fleet")).map(|url| url.to_string());
         assert_eq!(url.as_deref(), Some("sqlite:////var/lib/fleet/broker.db"));
     }
 
     #[test]
-    fn paths_that_a_url_would_change_are_not() {
+    fn paths_that_a_url_would_change_are_rejected() {
         for path in ["/with space", "/question?mark", "/ha#sh", "/ümlaut"] {
             assert_eq!(file_url(Path::new(path)), None, "{path}");
         }

@@ -7,7 +7,7 @@ use fleet_job::event::RESULT_OMITTED;
 
 use crate::{
     dlq::text,
-    tally::{Report, Row},
+    tally::{Report, ReportRow},
 };
 
 const WIDTH: usize = 100;
@@ -21,8 +21,8 @@ const WORKER: usize = 15;
 /// Renders the whole report.
 pub(super) fn render(report: &Report) -> String {
     let is_complete = report.rows.len() <= MAX_ROWS;
-    let is_shown = |row: &&Row| is_complete || row.state != "succeeded" || row.attempts > 1;
-    let shown: Vec<&Row> = report.rows.iter().filter(is_shown).collect();
+    let is_shown = |row: &&ReportRow| is_complete || row.state != "succeeded" || row.attempts > 1;
+    let shown: Vec<&ReportRow> = report.rows.iter().filter(is_shown).collect();
 
     let mut account = table(&shown);
     if !is_complete {
@@ -52,8 +52,8 @@ pub(super) fn render(report: &Report) -> String {
     account
 }
 
-fn table(rows: &[&Row]) -> String {
-    let mut table = text::table(["JOB", "WHAT", "STATE", "ATTEMPTS", "MS", "WORKER"]);
+fn table(rows: &[&ReportRow]) -> String {
+    let mut table = text::new_table(["JOB", "WHAT", "STATE", "ATTEMPTS", "MS", "WORKER"]);
     for row in rows {
         table.add_row([
             truncate_str(&row.label, LABEL, "…").into_owned(),
@@ -96,8 +96,8 @@ mod tests {
 
     use super::*;
 
-    fn row(label: &str, what: &str, note: &str) -> Row {
-        Row {
+    fn row(label: &str, what: &str, note: &str) -> ReportRow {
+        ReportRow {
             label: label.to_owned(),
             what: what.to_owned(),
             state: "succeeded".to_owned(),

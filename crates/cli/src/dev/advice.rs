@@ -7,7 +7,7 @@ use fleet_job::topics::DEFAULT_JOBS_TOPIC;
 use crate::{output, stack::FILES};
 
 /// Prints what to type next.
-pub(super) fn say(brokers: &str, server_url: &str, topic: &str) {
+pub(super) fn print(brokers: &str, server_url: &str, topic: &str) {
     // Use the program name as it was typed, so that the lines can be copied.
     let program = std::env::args().next().unwrap_or_else(|| "mcp-fleet".to_owned());
 
@@ -78,7 +78,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_port_that_is_taken_is_an_error_that_names_a_flag_of_dev() {
+    async fn the_error_about_a_taken_port_names_a_flag_of_dev() {
         let taken = TcpListener::bind("127.0.0.1:0").unwrap();
         let port = taken.local_addr().unwrap().port().to_string();
         for flag in ["--broker-port", "--server-port"] {

@@ -13,19 +13,19 @@ use tokio::{sync::mpsc, task::JoinSet};
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    role::{self, Handle, News, Probe},
+    role::{self, Handle, Probe, Report},
     supervisor::{Input, Order, Role, Supervisor},
 };
 use crate::{
     connection,
     error::CliError,
     output,
-    patience::Patience,
     stack::{self, StackConfig},
+    wait_notice::WaitNotice,
 };
 
 /// How long to wait before retrying a startup task.
-const AGAIN: Duration = Duration::from_secs(1);
+const RETRY_PAUSE: Duration = Duration::from_secs(1);
 
 /// What the process of a role does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -62,7 +62,7 @@ impl Duty {
 
 /// A startup task that has finished.
 #[derive(Debug)]
-enum Done {
+enum FinishedTask {
     /// The topics exist.
     Topics,
     /// The files are hosted.
@@ -73,7 +73,7 @@ enum Done {
 
 /// How far the startup has come.
 #[derive(Debug, Default)]
-struct Progress {
+struct StartupState {
     has_topics: bool,
     has_files: bool,
     waits_for_group: bool,
@@ -102,10 +102,10 @@ pub(super) struct Fleet {
     members: Vec<Member>,
     supervisor: Supervisor,
     begin: Instant,
-    progress: Progress,
-    news: mpsc::UnboundedSender<(Role, News)>,
-    inbox: mpsc::UnboundedReceiver<(Role, News)>,
-    chores: JoinSet<Done>,
+    startup: StartupState,
+    reports: mpsc::UnboundedSender<(Role, Report)>,
+    inbox: mpsc::UnboundedReceiver<(Role, Report)>,
+    chores: JoinSet<FinishedTask>,
     /// Why everything stops, unless the user asked for it.
     failure: Option<CliError>,
 }
@@ -135,7 +135,7 @@ impl Fleet {
             has_run: false,
         });
 
-        let (news, inbox) = mpsc::unbounded_channel();
+        let (reports, inbox) = mpsc::unbounded_channel();
         Ok(Self {
             policy,
             broker_dir,
@@ -144,8 +144,8 @@ impl Fleet {
             members: members.collect(),
             supervisor,
             begin: Instant::now(),
-            progress: Progress::default(),
-            news,
+            startup: StartupState::default(),
+            reports,
             inbox,
             chores: JoinSet::new(),
             failure: None,
@@ -157,12 +157,12 @@ impl Fleet {
     pub(super) async fn run(mut self, stop: CancellationToken) -> Result<(), CliError> {
         if self.config.brokers.is_some() {
             let settings = connection::settings(&self.brokers)?;
-            let _patience = Patience::for_kafka(&settings);
+            let _notice = WaitNotice::for_kafka(&settings);
             tokio::select! {
-                made = make_topics(&settings, &self.config) => made?,
+                made = create_topics(&settings, &self.config) => made?,
                 () = stop.cancelled() => return Ok(()),
             }
-            self.progress.has_topics = true;
+            self.startup.has_topics = true;
         }
 
         let mut is_stopping = false;
@@ -178,9 +178,9 @@ impl Fleet {
             let wakeup = self.supervisor.next_wakeup().map(|at| self.begin + at);
 
             tokio::select! {
-                Some((role, news)) = self.inbox.recv() => self.hear(role, news),
-                Some(done) = self.chores.join_next() => self.done(done.ok()),
-                () = sleep_until(wakeup) => self.tell(Input::Tick),
+                Some((role, report)) = self.inbox.recv() => self.handle_report(role, report),
+                Some(done) = self.chores.join_next() => self.finish_task(done.ok()),
+                () = sleep_until(wakeup) => self.inform_supervisor(Input::Tick),
                 () = stop.cancelled(), if !is_stopping => {
                     is_stopping = true;
                     output::line("stopping the workers (which drain), then the server, then the broker …");
@@ -190,13 +190,13 @@ impl Fleet {
         }
     }
 
-    fn tell(&mut self, input: Input) {
+    fn inform_supervisor(&mut self, input: Input) {
         self.supervisor.handle(self.begin.elapsed(), input);
     }
 
     fn stop(&mut self) {
         self.chores.abort_all();
-        self.tell(Input::Stop);
+        self.inform_supervisor(Input::Stop);
     }
 
     // --- Orders ---------------------------------------------------------------------------------
@@ -237,14 +237,14 @@ impl Fleet {
 
         match process {
             Ok(process) => {
-                let handle = role::own(role, process, duty.probe(), self.news.clone());
+                let handle = role::spawn_owner(role, process, duty.probe(), self.reports.clone());
                 let member = &mut self.members[role];
                 if std::mem::replace(&mut member.has_run, true) {
                     output::line(&format!("{} restarted (pid {})", duty.name(), handle.pid));
                 }
                 member.handle = Some(handle);
             }
-            Err(error) => self.died(role, &fleet_ops::errors::chain(&error)),
+            Err(error) => self.handle_exit(role, &fleet_ops::errors::chain(&error)),
         }
     }
 
@@ -259,35 +259,35 @@ impl Fleet {
 
     // --- Reports --------------------------------------------------------------------------------
 
-    fn hear(&mut self, role: Role, news: News) {
-        match news {
-            News::Listens(address) => self.listens(role, address),
-            News::Probed(true) => self.tell(Input::Answered(role)),
-            News::Probed(false) => {
+    fn handle_report(&mut self, role: Role, report: Report) {
+        match report {
+            Report::Listens(address) => self.handle_listening(role, address),
+            Report::Probed(true) => self.inform_supervisor(Input::Answered(role)),
+            Report::Probed(false) => {
                 tracing::warn!(
                     role = self.members[role].duty.name(),
                     "a process did not answer its health probe"
                 );
-                self.tell(Input::Silent(role));
+                self.inform_supervisor(Input::Silent(role));
             }
-            News::Exited(how, by_itself) => {
+            Report::Exited(how, by_itself) => {
                 self.members[role].handle = None;
                 // A process that fails on its first start would fail again.
-                if by_itself && !self.progress.is_up && self.failure.is_none() {
+                if by_itself && !self.startup.is_up && self.failure.is_none() {
                     let name = self.members[role].duty.name();
                     let log =
                         crate::supervise::tail(&self.config.run_dir.join(format!("{name}.log")));
                     self.failure = Some(CliError::EarlyEnd { name, log });
                     self.stop();
                 }
-                self.died(role, &how);
+                self.handle_exit(role, &how);
             }
         }
     }
 
     /// Handles the end of a role's process.
-    fn died(&mut self, role: Role, how: &str) {
-        self.tell(Input::Exited(role));
+    fn handle_exit(&mut self, role: Role, how: &str) {
+        self.inform_supervisor(Input::Exited(role));
         if let Some(at) = self.supervisor.restarts_at(role) {
             let delay = at.saturating_sub(self.begin.elapsed());
             let name = self.members[role].duty.name();
@@ -296,43 +296,43 @@ impl Fleet {
     }
 
     /// Handles a process that has started to listen. Its successors will use the same address.
-    fn listens(&mut self, role: Role, address: SocketAddr) {
+    fn handle_listening(&mut self, role: Role, address: SocketAddr) {
         self.members[role].address = Some(address);
         match self.members[role].duty {
             Duty::Broker => {
                 self.config.broker_port = address.port();
                 self.brokers = address.to_string();
-                if !self.progress.has_topics {
+                if !self.startup.has_topics {
                     // Nothing else starts before the topics exist.
-                    return self.make_topics();
+                    return self.create_topics();
                 }
             }
             Duty::Server => {
                 self.config.server_port = address.port();
-                if !self.progress.has_files {
+                if !self.startup.has_files {
                     self.host_files();
                 }
             }
             Duty::Worker(_) => {}
         }
 
-        self.tell(Input::Ready(role));
+        self.inform_supervisor(Input::Ready(role));
         self.wait_for_group();
     }
 
-    fn done(&mut self, done: Option<Done>) {
+    fn finish_task(&mut self, done: Option<FinishedTask>) {
         match done {
-            Some(Done::Topics) => {
-                self.progress.has_topics = true;
-                self.tell(Input::Ready(0));
+            Some(FinishedTask::Topics) => {
+                self.startup.has_topics = true;
+                self.inform_supervisor(Input::Ready(0));
             }
-            Some(Done::Files) => {
-                self.progress.has_files = true;
+            Some(FinishedTask::Files) => {
+                self.startup.has_files = true;
                 self.wait_for_group();
             }
-            Some(Done::Group) => {
-                self.progress.is_up = true;
-                self.say_what_is_next();
+            Some(FinishedTask::Group) => {
+                self.startup.is_up = true;
+                self.print_summary();
             }
             // The task was aborted because everything stops.
             None => {}
@@ -341,16 +341,16 @@ impl Fleet {
 
     // --- Startup tasks --------------------------------------------------------------------------
 
-    fn make_topics(&mut self) {
+    fn create_topics(&mut self) {
         let Ok(settings) = connection::settings(&self.brokers) else { return };
         let config = self.config.clone();
         self.chores.spawn(async move {
-            while let Err(error) = make_topics(&settings, &config).await {
+            while let Err(error) = create_topics(&settings, &config).await {
                 let error = fleet_ops::errors::chain(&error);
                 tracing::warn!(error, "could not create the topics; retrying");
-                tokio::time::sleep(AGAIN).await;
+                tokio::time::sleep(RETRY_PAUSE).await;
             }
-            Done::Topics
+            FinishedTask::Topics
         });
     }
 
@@ -360,25 +360,25 @@ impl Fleet {
             while let Err(error) = stack::host_files(&url, &root).await {
                 let error = fleet_ops::errors::chain(&error);
                 tracing::warn!(error, "could not host the files; retrying");
-                tokio::time::sleep(AGAIN).await;
+                tokio::time::sleep(RETRY_PAUSE).await;
             }
-            Done::Files
+            FinishedTask::Files
         });
     }
 
     fn wait_for_group(&mut self) {
         let is_there = self.members.iter().all(|member| member.address.is_some());
-        if !is_there || !self.progress.has_files || self.progress.waits_for_group {
+        if !is_there || !self.startup.has_files || self.startup.waits_for_group {
             return;
         }
 
         let Ok(settings) = connection::settings(&self.brokers) else { return };
 
-        self.progress.waits_for_group = true;
+        self.startup.waits_for_group = true;
         let (group, workers) = (self.config.group.clone(), self.config.workers);
         self.chores.spawn(async move {
             stack::wait_for_group(&settings, &group, workers).await;
-            Done::Group
+            FinishedTask::Group
         });
     }
 
@@ -388,7 +388,7 @@ impl Fleet {
         format!("http://127.0.0.1:{}", self.config.server_port)
     }
 
-    fn say_what_is_next(&self) {
+    fn print_summary(&self) {
         let url = self.server_url();
         for member in &self.members {
             let pid = member.handle.as_ref().map_or(0, |handle| handle.pid);
@@ -411,11 +411,11 @@ impl Fleet {
         output::line(
             "Each process serves /ready (whether it can work, or why not) and /metrics at its address.",
         );
-        super::advice::say(&self.brokers, &url, &self.config.topic);
+        super::advice::print(&self.brokers, &url, &self.config.topic);
     }
 }
 
-async fn make_topics(settings: &Settings, config: &StackConfig) -> Result<(), CliError> {
+async fn create_topics(settings: &Settings, config: &StackConfig) -> Result<(), CliError> {
     let topics = Topics::of(config.topic.clone());
     let replication = if config.brokers.is_none() { 1 } else { -1 };
     admin::create_topics(settings, &admin::fleet_topics(&topics, config.partitions, replication))

@@ -19,7 +19,7 @@ const LOOK: Duration = Duration::from_millis(50);
 
 /// A report on the process of a role.
 #[derive(Debug)]
-pub(super) enum News {
+pub(super) enum Report {
     /// The process listens on this address.
     Listens(SocketAddr),
     /// The process has responded to a probe, or has not.
@@ -52,18 +52,18 @@ impl Handle {
 }
 
 /// Starts a task that owns `process` until it exits and reports what happens to it.
-pub(super) fn own(
+pub(super) fn spawn_owner(
     role: Role,
     mut process: Process,
     probe: Probe,
-    news: mpsc::UnboundedSender<(Role, News)>,
+    reports: mpsc::UnboundedSender<(Role, Report)>,
 ) -> Handle {
     let (signals, mut inbox) = mpsc::unbounded_channel();
     let handle = Handle { pid: process.id().unwrap_or_default(), signals };
 
     tokio::spawn(async move {
         let ready_file = process.ready_file().to_owned();
-        let observing = observe(role, &ready_file, probe, &news);
+        let observing = observe_process(role, &ready_file, probe, &reports);
         tokio::pin!(observing);
         let status = loop {
             tokio::select! {
@@ -79,35 +79,35 @@ pub(super) fn own(
             }
             Err(error) => (format!("could not be waited for ({error})"), true),
         };
-        news.send((role, News::Exited(how, by_itself))).ok();
+        reports.send((role, Report::Exited(how, by_itself))).ok();
     });
     handle
 }
 
 /// Reports where a process listens, and then repeatedly whether it is alive. Never returns.
-async fn observe(
+async fn observe_process(
     role: Role,
     ready_file: &Path,
     probe: Probe,
-    news: &mpsc::UnboundedSender<(Role, News)>,
+    reports: &mpsc::UnboundedSender<(Role, Report)>,
 ) {
     let address = loop {
-        match timeout(PROBE, address(ready_file)).await {
+        match timeout(PROBE, wait_for_address(ready_file)).await {
             Ok(address) => break address,
-            Err(_) => news.send((role, News::Probed(false))).ok(),
+            Err(_) => reports.send((role, Report::Probed(false))).ok(),
         };
     };
-    news.send((role, News::Listens(address))).ok();
+    reports.send((role, Report::Listens(address))).ok();
 
     loop {
         tokio::time::sleep(PROBE).await;
-        let answered = timeout(PROBE, answers(address, probe)).await.unwrap_or(false);
-        news.send((role, News::Probed(answered))).ok();
+        let answered = timeout(PROBE, probe_process(address, probe)).await.unwrap_or(false);
+        reports.send((role, Report::Probed(answered))).ok();
     }
 }
 
 /// Waits until a process listens and returns its address.
-async fn address(ready_file: &Path) -> SocketAddr {
+async fn wait_for_address(ready_file: &Path) -> SocketAddr {
     loop {
         if let Some(address) = supervise::read_address(ready_file).await {
             return address;
@@ -117,9 +117,9 @@ async fn address(ready_file: &Path) -> SocketAddr {
 }
 
 /// Returns whether a process responds to a probe.
-async fn answers(address: SocketAddr, probe: Probe) -> bool {
+async fn probe_process(address: SocketAddr, probe: Probe) -> bool {
     match probe {
-        Probe::Kafka => broker::first_answers(address).await.is_ok(),
+        Probe::Kafka => broker::send_first_requests(address).await.is_ok(),
         Probe::Http => {
             let Ok(client) = reqwest::Client::builder().no_proxy().build() else { return false };
             let answer = client.get(format!("http://{address}/health")).send().await;

@@ -73,7 +73,7 @@ fn delays_grow_with_every_death_and_start_again_after_a_long_life() {
 }
 
 #[test]
-fn a_process_that_served_for_tens_of_seconds_is_back_at_once_however_often_it_dies() {
+fn a_process_that_served_for_a_while_restarts_at_once() {
     let mut supervisor = running();
     let mut now = at(40);
     for _ in 0..20 {
@@ -111,7 +111,7 @@ fn a_silent_process_is_stopped_only_after_many_probes_and_much_time() {
 }
 
 #[test]
-fn what_needs_the_server_waits_for_it() {
+fn workers_wait_for_the_server() {
     let mut supervisor = running();
     supervisor.handle(at(1), Input::Exited(SERVER));
     supervisor.handle(at(1), Input::Exited(WORKER));
@@ -128,7 +128,7 @@ fn what_needs_the_server_waits_for_it() {
 }
 
 #[test]
-fn everything_ends_in_reverse_and_nothing_starts_any_more() {
+fn everything_stops_in_reverse_order_and_nothing_restarts() {
     let mut supervisor = running();
     supervisor.handle(at(1), Input::Exited(3));
 

@@ -68,7 +68,7 @@ impl Histogram {
     }
 
     fn shrink(&mut self) {
-        self.newest.sort_by_key(|(letter, _)| Reverse((letter.time, letter.spot())));
+        self.newest.sort_by_key(|(letter, _)| Reverse((letter.time, letter.partition_offset())));
         self.newest.truncate(self.keep);
     }
 
@@ -100,7 +100,10 @@ mod tests {
         assert_eq!(shown, [("tool", "s__t", 5, 1), ("http", "s__t", 1, 0)]);
         assert_eq!(buckets[0].oldest, Timestamp::from_millis(1000));
         assert_eq!(buckets[0].newest, Timestamp::from_millis(9000));
-        assert_eq!(newest.iter().map(|(letter, _)| letter.spot().1).collect::<Vec<_>>(), [9, 8]);
+        assert_eq!(
+            newest.iter().map(|(letter, _)| letter.partition_offset().1).collect::<Vec<_>>(),
+            [9, 8]
+        );
     }
 
     #[test]

@@ -42,14 +42,15 @@ impl Letter {
     /// Reads a record of the dead-letter topic.
     pub(super) fn read(record: &RawRecord) -> Self {
         let reasons = Reasons::read(&record.headers);
-        let what = decode::decode(record, usize::MAX).ok().map(|envelope| what(&envelope.work));
+        let what =
+            decode::decode(record, usize::MAX).ok().map(|envelope| describe_work(&envelope.work));
         let replays = dead_letter::replay_count(&record.headers);
 
         let (place, timestamp) = (record.position.clone(), record.timestamp);
 
         let Some(reasons) = reasons else {
             return Self {
-                job_id: text::place(&place),
+                job_id: text::format_position(&place),
                 place,
                 timestamp,
                 origin: None,
@@ -67,7 +68,7 @@ impl Letter {
         Self {
             place,
             timestamp,
-            job_id: reasons.job_id.unwrap_or_else(|| text::place(&reasons.origin)),
+            job_id: reasons.job_id.unwrap_or_else(|| text::format_position(&reasons.origin)),
             kind: reasons.kind.unwrap_or_else(|| "unknown".to_owned()),
             message: reasons.message.unwrap_or_default(),
             attempts: reasons.attempts.unwrap_or(0),
@@ -81,7 +82,7 @@ impl Letter {
     }
 
     /// Returns the partition and offset of the letter.
-    pub(super) fn spot(&self) -> (i32, i64) {
+    pub(super) fn partition_offset(&self) -> (i32, i64) {
         (self.place.partition, self.place.offset)
     }
 
@@ -89,13 +90,13 @@ impl Letter {
     pub(super) fn about(&self) -> String {
         let beginning =
             || self.message.split([':', '\n', '`']).next().unwrap_or_default().trim().to_owned();
-        text::shortened(&self.what.clone().unwrap_or_else(beginning), 48)
+        text::shorten(&self.what.clone().unwrap_or_else(beginning), 48)
     }
 
     /// Returns the letter in the form of `--json`.
     pub(super) fn summary(&self, replayed: bool) -> Summary<'_> {
         Summary {
-            letter: text::place(&self.place),
+            letter: text::format_position(&self.place),
             job_id: &self.job_id,
             kind: &self.kind,
             message: &self.message,
@@ -130,7 +131,7 @@ pub(super) struct Summary<'a> {
 }
 
 /// Returns the tool of a job, or its type if the job has several calls or none.
-fn what(work: &Work) -> String {
+fn describe_work(work: &Work) -> String {
     match work {
         Work::ToolCall(ToolCall { server: Some(server), tool, .. }) => format!("{server}__{tool}"),
         Work::ToolCall(call) => call.tool.clone(),
@@ -186,21 +187,21 @@ pub(super) mod tests {
     fn a_letter_is_read() {
         let letter = letter(7, "job-7", ErrorKind::Tool, 2);
         assert_eq!((&*letter.job_id, &*letter.kind, letter.attempts), ("job-7", "tool", 3));
-        assert_eq!((letter.replays, letter.spot()), (2, (0, 7)));
+        assert_eq!((letter.replays, letter.partition_offset()), (2, (0, 7)));
         assert_eq!(letter.about(), "s__t");
         assert_eq!(letter.time, Timestamp::from_millis(7000));
         assert_eq!(letter.origin.unwrap().topic, "mcp-jobs");
     }
 
     #[test]
-    fn without_a_tool_the_message_says_what_it_is_about() {
+    fn without_a_tool_the_message_is_the_subject() {
         let mut record = record(1, "j", ErrorKind::Undecodable, 0);
         record.value = Some(b"no job".to_vec());
         assert_eq!(Letter::read(&record).about(), "it broke");
     }
 
     #[test]
-    fn a_record_of_somebody_else() {
+    fn a_foreign_record_is_recognised() {
         let mut record = record(1, "j", ErrorKind::Tool, 0);
         record.headers.clear();
         let letter = Letter::read(&record);

@@ -40,9 +40,9 @@ pub(super) async fn run(args: Args) -> Result<ExitCode, CliError> {
     let (settings, topics) = (args.connection.settings()?, args.connection.topics());
     let (filter, max, dlq) = (args.filter.at(clock::now(), None), args.max, topics.dlq.clone());
     let (buckets, newest) = scan::blocking(move || {
-        let replayed = scan::replayed(&settings, &topics)?;
+        let replayed = scan::read_replayed(&settings, &topics)?;
         let mut histogram = Histogram::new(max);
-        scan::each(&settings, &topics.dlq, |record| {
+        scan::for_each_record(&settings, &topics.dlq, |record| {
             let letter = Letter::read(&record);
             if filter.matches(&letter) {
                 let before = replayed.contains(&letter);
@@ -74,7 +74,7 @@ pub(super) async fn run(args: Args) -> Result<ExitCode, CliError> {
         return Ok(ExitCode::SUCCESS);
     }
 
-    let (oldest, latest) = (text::time(oldest), text::time(latest));
+    let (oldest, latest) = (text::format_time(oldest), text::format_time(latest));
     output::line(&format!(
         "{dlq}: {letters} letters, {replayed} of them replayed; {oldest} to {latest}\n"
     ));
@@ -86,33 +86,34 @@ pub(super) async fn run(args: Args) -> Result<ExitCode, CliError> {
 }
 
 fn reasons(buckets: &[Bucket]) -> String {
-    let mut table = text::table(["LETTERS", "REPLAYED", "KIND", "ABOUT", "OLDEST", "NEWEST"]);
+    let mut table = text::new_table(["LETTERS", "REPLAYED", "KIND", "ABOUT", "OLDEST", "NEWEST"]);
     for bucket in buckets {
         table.add_row([
             bucket.count.to_string(),
             bucket.replayed.to_string(),
-            text::shortened(&bucket.kind, 40),
+            text::shorten(&bucket.kind, 40),
             bucket.about.clone(),
-            text::time(bucket.oldest),
-            text::time(bucket.newest),
+            text::format_time(bucket.oldest),
+            text::format_time(bucket.newest),
         ]);
     }
     table.to_string()
 }
 
 fn table(letters: &[(Letter, bool)]) -> String {
-    let mut table =
-        text::table(["LETTER", "JOB", "KIND", "ATTEMPTS", "REPLAYS", "STATE", "TIME", "MESSAGE"]);
+    let mut table = text::new_table([
+        "LETTER", "JOB", "KIND", "ATTEMPTS", "REPLAYS", "STATE", "TIME", "MESSAGE",
+    ]);
     for (letter, replayed) in letters {
         table.add_row([
             format!("{}/{}", letter.place.partition, letter.place.offset),
-            text::shortened(&letter.job_id, 40),
-            text::shortened(&letter.kind, 20),
+            text::shorten(&letter.job_id, 40),
+            text::shorten(&letter.kind, 20),
             letter.attempts.to_string(),
             letter.replays.to_string(),
             (if *replayed { "replayed" } else { "open" }).to_owned(),
-            text::time(letter.time),
-            text::shortened(&letter.message, 70),
+            text::format_time(letter.time),
+            text::shorten(&letter.message, 70),
         ]);
     }
     table.to_string()

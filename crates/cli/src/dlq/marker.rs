@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use super::{letter::Letter, text};
 
 /// Returns the topic of the markers.
-pub(super) fn topic(topics: &Topics) -> String {
+pub(super) fn marker_topic(topics: &Topics) -> String {
     format!("{}.replayed", topics.dlq)
 }
 
@@ -41,7 +41,7 @@ impl Marker {
     /// Creates the marker of `letter`, which was written to `to` at `time`.
     pub(super) fn new(letter: &Letter, to: String, time: Timestamp) -> Self {
         Self {
-            letter: text::place(&letter.place),
+            letter: text::format_position(&letter.place),
             letter_timestamp: letter.timestamp.map(Timestamp::as_millis),
             job_id: letter.job_id.clone(),
             replayed_to: to,
@@ -62,7 +62,8 @@ impl Replayed {
         let marker =
             record.value.as_deref().and_then(|value| serde_json::from_slice::<Marker>(value).ok());
         let Some(marker) = marker else { return };
-        if let Some(place) = text::to_place(&marker.letter).filter(|place| place.topic == dlq) {
+        if let Some(place) = text::parse_position(&marker.letter).filter(|place| place.topic == dlq)
+        {
             self.0.insert((place.partition, place.offset), marker.letter_timestamp);
         }
     }
@@ -70,7 +71,7 @@ impl Replayed {
     /// Returns whether `letter` has been replayed.
     pub(super) fn contains(&self, letter: &Letter) -> bool {
         self.0
-            .get(&letter.spot())
+            .get(&letter.partition_offset())
             .is_some_and(|at| *at == letter.timestamp.map(Timestamp::as_millis))
     }
 }
@@ -105,7 +106,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn what_is_no_marker_is_passed_over() {
+    fn records_that_are_not_markers_are_ignored() {
         let one = letter(5, "j", ErrorKind::Tool, 0);
         let mut replayed = Replayed::default();
         replayed.add("other.dlq", &marker_of(&one));

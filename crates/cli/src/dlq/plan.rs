@@ -44,7 +44,7 @@ impl Verdict {
 }
 
 /// Decides what to do with `letter`.
-pub(super) fn verdict(
+pub(super) fn decide_verdict(
     letter: &Letter,
     replayed: &Replayed,
     topics: &Topics,
@@ -108,7 +108,7 @@ impl Planner {
     pub(super) fn add(&mut self, letter: &Letter, verdict: Verdict) {
         *self.counts.entry(verdict).or_default() += 1;
         if verdict == Verdict::Replay {
-            let (partition, offset) = letter.spot();
+            let (partition, offset) = letter.partition_offset();
             // Workers' clocks differ, and jobs of one key must keep their order: within a
             // partition, no letter counts as older than its predecessor.
             let latest = self.latest.entry(partition).or_default();
@@ -124,7 +124,7 @@ impl Planner {
 
     /// Records any letter, so that older ones of the same job are skipped. Letters that cannot be
     /// replayed don't count.
-    pub(super) fn note(&mut self, letter: &Letter, verdict: Verdict) {
+    pub(super) fn record_letter(&mut self, letter: &Letter, verdict: Verdict) {
         if matches!(verdict, Verdict::Replay | Verdict::AlreadyReplayed | Verdict::Parked) {
             let mut age = age(letter);
             // A replayed letter counts only by its time, since the job may have been submitted
@@ -173,7 +173,7 @@ impl Planner {
 }
 
 fn age(letter: &Letter) -> Age {
-    let (partition, offset) = letter.spot();
+    let (partition, offset) = letter.partition_offset();
     (letter.replays, letter.time, partition, offset)
 }
 
@@ -199,7 +199,7 @@ mod tests {
         let fresh = letter(1, "j", ErrorKind::Tool, 0);
         let mut replayed = Replayed::default();
         let check = |letter: &Letter, replayed: &Replayed, max, expected| {
-            assert_eq!(verdict(letter, replayed, &topics, max), expected, "{letter:?}");
+            assert_eq!(decide_verdict(letter, replayed, &topics, max), expected, "{letter:?}");
         };
 
         check(&fresh, &replayed, 3, Verdict::Replay);
@@ -247,11 +247,11 @@ mod tests {
     }
 
     #[test]
-    fn of_a_jobs_letters_the_newest_is_replayed() {
+    fn only_the_newest_letter_of_a_job_is_replayed() {
         let check = |letters: &[(Letter, Verdict)], replay: &[i64], superseded: usize| {
             let mut planner = Planner::default();
             for (letter, verdict) in letters {
-                planner.note(letter, *verdict);
+                planner.record_letter(letter, *verdict);
                 planner.add(letter, *verdict);
             }
             let plan = planner.finish(None);

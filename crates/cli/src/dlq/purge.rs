@@ -7,7 +7,9 @@ use fleet_ops::clock;
 use serde_json::json;
 
 use super::scan;
-use crate::{connection::Connection, error::CliError, moment::Moment, output, patience::Patience};
+use crate::{
+    connection::Connection, error::CliError, moment::Moment, output, wait_notice::WaitNotice,
+};
 
 /// The cluster id of the embedded broker, which cannot delete records. The command then fails with
 /// advice instead of trying.
@@ -57,7 +59,7 @@ pub(super) async fn run(args: Args) -> Result<ExitCode, CliError> {
 
     let asked = (settings.clone(), topic.clone());
     let (spans, cluster) = scan::blocking(move || {
-        let _patience = Patience::for_kafka(&asked.0);
+        let _notice = WaitNotice::for_kafka(&asked.0);
         let spans = admin::spans(&asked.0, &asked.1, before, scan::TIMEOUT)?;
         Ok((spans, admin::cluster_id(&asked.0, scan::TIMEOUT)?))
     })
@@ -70,7 +72,7 @@ pub(super) async fn run(args: Args) -> Result<ExitCode, CliError> {
     }
 
     let letters: i64 = spans.iter().map(|span| span.end - span.start).sum();
-    if letters > 0 && !args.yes && !confirmed(&topic, letters).await? {
+    if letters > 0 && !args.yes && !confirm_deletion(&topic, letters).await? {
         output::problem("nothing was deleted");
         return Ok(ExitCode::FAILURE);
     }
@@ -86,7 +88,7 @@ pub(super) async fn run(args: Args) -> Result<ExitCode, CliError> {
 }
 
 /// Returns whether the user confirms by typing the topic's name.
-async fn confirmed(topic: &str, letters: i64) -> Result<bool, CliError> {
+async fn confirm_deletion(topic: &str, letters: i64) -> Result<bool, CliError> {
     output::problem(&format!(
         "this permanently deletes {letters} letters of {topic}. Type the topic's name to continue:"
     ));

@@ -21,10 +21,10 @@ use super::{
     filter::{Filter, FilterArgs},
     letter::Letter,
     marker::{self, Marker},
-    plan::{Plan, Planner, Verdict, verdict},
+    plan::{Plan, Planner, Verdict, decide_verdict},
     scan, text,
 };
-use crate::{connection::Connection, error::CliError, output, patience::Patience};
+use crate::{connection::Connection, error::CliError, output, wait_notice::WaitNotice};
 
 const EXAMPLES: &str = "\
 Replayed letters are recorded on <topic>.dlq.replayed, so a second run continues where the first
@@ -87,7 +87,7 @@ struct Run {
 
 /// The result of a run.
 #[derive(Debug, Default)]
-struct Done {
+struct RunResult {
     /// Letters that were replayed, or would be in a dry run.
     replayed: usize,
     failed: usize,
@@ -114,12 +114,12 @@ impl Run {
         let plan = self.plan()?;
 
         let work = plan.replay.len() + plan.superseded.len();
-        let done = if work == 0 { Done::default() } else { self.carry_out(&plan)? };
+        let done = if work == 0 { RunResult::default() } else { self.carry_out(&plan)? };
 
         let interrupted = self.stop.is_cancelled()
             && (work == 0 || done.replayed + done.failed < plan.replay.len());
 
-        self.summarise(&plan, &done, interrupted);
+        self.print_summary(&plan, &done, interrupted);
 
         Ok(if interrupted || done.failed > 0 || done.replayed == 0 {
             ExitCode::FAILURE
@@ -128,20 +128,20 @@ impl Run {
         })
     }
 
-    fn next(&self) -> ControlFlow<()> {
+    fn control_flow(&self) -> ControlFlow<()> {
         if self.stop.is_cancelled() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     }
 
     /// The first pass: decides what to do with each letter and reports what cannot be replayed.
     fn plan(&self) -> Result<Plan, CliError> {
-        let replayed = scan::replayed(&self.settings, &self.topics)?;
+        let replayed = scan::read_replayed(&self.settings, &self.topics)?;
         let mut planner = Planner::default();
 
-        scan::each(&self.settings, &self.topics.dlq, |record| {
+        scan::for_each_record(&self.settings, &self.topics.dlq, |record| {
             let letter = Letter::read(&record);
-            let verdict = verdict(&letter, &replayed, &self.topics, self.args.max_replays);
+            let verdict = decide_verdict(&letter, &replayed, &self.topics, self.args.max_replays);
             if !self.args.every_letter {
-                planner.note(&letter, verdict);
+                planner.record_letter(&letter, verdict);
             }
             if self.filter.matches(&letter) {
                 planner.add(&letter, verdict);
@@ -149,7 +149,7 @@ impl Run {
                     self.report(&letter, verdict, None);
                 }
             }
-            Ok(self.next())
+            Ok(self.control_flow())
         })?;
 
         if self.stop.is_cancelled() {
@@ -159,13 +159,13 @@ impl Run {
     }
 
     /// The second pass: replays the planned letters.
-    fn carry_out(&self, plan: &Plan) -> Result<Done, CliError> {
+    fn carry_out(&self, plan: &Plan) -> Result<RunResult, CliError> {
         let writes = !self.args.dry_run && !plan.replay.is_empty();
         let producer = if writes { Some(self.producer()?) } else { None };
 
-        let (mut done, mut superseded) = (Done::default(), 0);
+        let (mut done, mut superseded) = (RunResult::default(), 0);
 
-        scan::each(&self.settings, &self.topics.dlq, |record| {
+        scan::for_each_record(&self.settings, &self.topics.dlq, |record| {
             if plan.superseded.contains(&(record.position.partition, record.position.offset)) {
                 self.report(&Letter::read(&record), Verdict::Superseded, None);
                 superseded += 1;
@@ -187,14 +187,14 @@ impl Run {
             }
             let all = done.replayed + done.failed + superseded
                 >= plan.replay.len() + plan.superseded.len();
-            Ok(if all { ControlFlow::Break(()) } else { self.next() })
+            Ok(if all { ControlFlow::Break(()) } else { self.control_flow() })
         })?;
         Ok(done)
     }
 
     fn producer(&self) -> Result<Producer, CliError> {
         let marker = TopicSpec {
-            name: marker::topic(&self.topics),
+            name: marker::marker_topic(&self.topics),
             partitions: 1,
             // As many replicas as the letters themselves have.
             replication: admin::replication(&self.settings, &self.topics.dlq, scan::TIMEOUT)?,
@@ -225,13 +225,13 @@ impl Run {
             value: record.value,
         };
 
-        let _patience = Patience::new("Kafka to acknowledge a replayed record".to_owned());
+        let _notice = WaitNotice::new("Kafka to acknowledge a replayed record".to_owned());
         let delivered = match self.handle.block_on(producer.send(&back)) {
             Ok(delivered) => delivered,
             Err(error) if error.is_too_large() => {
                 output::problem(&format!(
                     "{}: {}",
-                    text::place(&letter.place),
+                    text::format_position(&letter.place),
                     fleet_ops::errors::chain(&error)
                 ));
                 return Ok(None);
@@ -253,7 +253,7 @@ impl Run {
         Ok(Outgoing {
             timestamp: None,
             partition: None,
-            topic: marker::topic(&self.topics),
+            topic: marker::marker_topic(&self.topics),
             key: Some(marker.letter.into_bytes()),
             value: Some(value),
             headers: Vec::new(),
@@ -261,7 +261,7 @@ impl Run {
     }
 
     fn report(&self, letter: &Letter, verdict: Verdict, to: Option<&str>) {
-        let place = text::place(&letter.place);
+        let place = text::format_position(&letter.place);
         if self.args.json {
             return output::json(&json!({
                 "letter": place, "jobID": letter.job_id, "kind": letter.kind, "verdict": verdict,
@@ -271,11 +271,11 @@ impl Run {
 
         let what =
             to.map_or_else(|| verdict.explain().to_owned(), |to| format!("replayed to {to}"));
-        let (job, kind) = (text::shortened(&letter.job_id, 60), &letter.kind);
+        let (job, kind) = (text::shorten(&letter.job_id, 60), &letter.kind);
         output::line(&format!("{place}  {job}  {kind}  {what}"));
     }
 
-    fn summarise(&self, plan: &Plan, done: &Done, interrupted: bool) {
+    fn print_summary(&self, plan: &Plan, done: &RunResult, interrupted: bool) {
         let count = |verdict| plan.count(verdict);
         let (already, parked) = (count(Verdict::AlreadyReplayed), count(Verdict::Parked));
         let (omitted, foreign) = (count(Verdict::ValueOmitted), count(Verdict::Foreign));

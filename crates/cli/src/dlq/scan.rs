@@ -16,7 +16,7 @@ use super::marker::{self, Replayed};
 use crate::{
     error::CliError,
     output,
-    patience::{Outage, Patience},
+    wait_notice::{Outage, WaitNotice},
 };
 
 /// How long a request to the brokers may take.
@@ -35,14 +35,14 @@ pub(super) async fn blocking<T: Send + 'static>(
 
 /// Passes every record of `topic` to `with` until it breaks off. Records of a partition come in
 /// order.
-pub(super) fn each(
+pub(super) fn for_each_record(
     settings: &Settings,
     topic: &str,
     mut with: impl FnMut(RawRecord) -> Result<ControlFlow<()>, CliError>,
 ) -> Result<(), CliError> {
-    let patience = Patience::for_kafka(settings);
+    let notice = WaitNotice::for_kafka(settings);
     let mut reader = Reader::open(settings, topic, From::Start, TIMEOUT)?;
-    drop(patience);
+    drop(notice);
 
     let (mut last, mut outage) = (Instant::now(), Outage::default());
     while !reader.at_end() {
@@ -70,9 +70,9 @@ pub(super) fn each(
 }
 
 /// Returns which letters have been replayed.
-pub(super) fn replayed(settings: &Settings, topics: &Topics) -> Result<Replayed, CliError> {
+pub(super) fn read_replayed(settings: &Settings, topics: &Topics) -> Result<Replayed, CliError> {
     let mut replayed = Replayed::default();
-    let read = each(settings, &marker::topic(topics), |record| {
+    let read = for_each_record(settings, &marker::marker_topic(topics), |record| {
         replayed.add(&topics.dlq, &record);
         Ok(ControlFlow::Continue(()))
     });

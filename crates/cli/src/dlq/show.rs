@@ -37,17 +37,17 @@ pub(super) async fn run(args: Args) -> Result<ExitCode, CliError> {
     let (settings, topics) = (args.connection.settings()?, args.connection.topics());
     let (which, dlq) = (args.which.clone(), topics.dlq.clone());
     let found = scan::blocking(move || {
-        let replayed = scan::replayed(&settings, &topics)?;
+        let replayed = scan::read_replayed(&settings, &topics)?;
         let mut found = Vec::new();
-        scan::each(&settings, &topics.dlq, |record| {
+        scan::for_each_record(&settings, &topics.dlq, |record| {
             let letter = Letter::read(&record);
-            if is_meant(&letter, &which) {
+            if is_selected(&letter, &which) {
                 let before = replayed.contains(&letter);
                 found.push((letter, record, before));
             }
             Ok(ControlFlow::Continue(()))
         })?;
-        found.sort_by_key(|(letter, ..)| (letter.time, letter.spot()));
+        found.sort_by_key(|(letter, ..)| (letter.time, letter.partition_offset()));
         Ok(found)
     })
     .await?;
@@ -68,10 +68,10 @@ pub(super) async fn run(args: Args) -> Result<ExitCode, CliError> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn is_meant(letter: &Letter, which: &str) -> bool {
+fn is_selected(letter: &Letter, which: &str) -> bool {
     letter.job_id == which
-        || text::place(&letter.place) == which
-        || letter.origin.as_ref().is_some_and(|origin| text::place(origin) == which)
+        || text::format_position(&letter.place) == which
+        || letter.origin.as_ref().is_some_and(|origin| text::format_position(origin) == which)
 }
 
 fn to_json(letter: &Letter, record: &RawRecord, replayed: bool) -> Value {
@@ -102,15 +102,15 @@ fn to_json(letter: &Letter, record: &RawRecord, replayed: bool) -> Value {
 }
 
 fn to_text(letter: &Letter, record: &RawRecord, replayed: bool) -> String {
-    let mut table = text::table(["LETTER", &text::place(&letter.place)]);
-    let origin = letter.origin.as_ref().map_or_else(|| "-".to_owned(), text::place);
+    let mut table = text::new_table(["LETTER", &text::format_position(&letter.place)]);
+    let origin = letter.origin.as_ref().map_or_else(|| "-".to_owned(), text::format_position);
     let state = if replayed { "replayed" } else { "open" };
 
     let rows = [
         ("job", letter.job_id.clone()),
         ("what", letter.what.clone().unwrap_or_else(|| "-".to_owned())),
         ("record", origin),
-        ("died", text::time(letter.time)),
+        ("died", text::format_time(letter.time)),
         ("kind", letter.kind.clone()),
         ("message", letter.message.clone()),
         ("attempts", letter.attempts.to_string()),
@@ -118,13 +118,13 @@ fn to_text(letter: &Letter, record: &RawRecord, replayed: bool) -> String {
     ];
 
     for (name, value) in rows {
-        table.add_row([name, &text::shortened(&value, 2048)]);
+        table.add_row([name, &text::shorten(&value, 2048)]);
     }
 
     for header in &record.headers {
         table.add_row([
-            &text::shortened(&header.0, 60),
-            &text::shortened(&bytes::header_to_line(header), 2048),
+            &text::shorten(&header.0, 60),
+            &text::shorten(&bytes::header_to_line(header), 2048),
         ]);
     }
 
@@ -144,12 +144,12 @@ mod tests {
     use super::{super::letter::tests::record, *};
 
     #[test]
-    fn a_letter_is_found_by_job_and_by_both_places() {
+    fn a_letter_is_found_by_job_and_by_both_positions() {
         let letter = Letter::read(&record(4, "job-4", ErrorKind::Tool, 0));
         for which in ["job-4", "mcp-jobs.dlq/0/4", "mcp-jobs/0/4"] {
-            assert!(is_meant(&letter, which), "{which}");
+            assert!(is_selected(&letter, which), "{which}");
         }
-        assert!(!is_meant(&letter, "mcp-jobs/0/5"));
+        assert!(!is_selected(&letter, "mcp-jobs/0/5"));
     }
 
     #[test]

@@ -6,7 +6,7 @@ use comfy_table::{Table, presets};
 use fleet_job::{record::Position, time::Timestamp};
 
 /// Creates a table in our common style.
-pub(crate) fn table<const N: usize>(header: [&str; N]) -> Table {
+pub(crate) fn new_table<const N: usize>(header: [&str; N]) -> Table {
     let mut table = Table::new();
     table.load_preset(presets::NOTHING);
     table.set_header(header);
@@ -14,12 +14,12 @@ pub(crate) fn table<const N: usize>(header: [&str; N]) -> Table {
 }
 
 /// Formats a position as `topic/partition/offset`.
-pub(crate) fn place(position: &Position) -> String {
+pub(crate) fn format_position(position: &Position) -> String {
     format!("{}/{}/{}", position.topic, position.partition, position.offset)
 }
 
-/// Parses the output of [`place`]. Topic names contain no `/`.
-pub(crate) fn to_place(text: &str) -> Option<Position> {
+/// Parses the output of [`format_position`]. Topic names contain no `/`.
+pub(crate) fn parse_position(text: &str) -> Option<Position> {
     let mut parts = text.split('/');
     let (topic, partition, offset) =
         (parts.next()?, parts.next()?.parse().ok()?, parts.next()?.parse().ok()?);
@@ -27,7 +27,7 @@ pub(crate) fn to_place(text: &str) -> Option<Position> {
 }
 
 /// Returns one line of at most `length` characters.
-pub(crate) fn shortened(text: &str, length: usize) -> String {
+pub(crate) fn shorten(text: &str, length: usize) -> String {
     let text = text.replace(|c: char| c.is_control(), " ");
 
     if text.chars().count() <= length {
@@ -39,12 +39,12 @@ pub(crate) fn shortened(text: &str, length: usize) -> String {
 }
 
 /// Formats a time, or `-` if there is none.
-pub(crate) fn time(time: Option<Timestamp>) -> String {
+pub(crate) fn format_time(time: Option<Timestamp>) -> String {
     time.map_or_else(|| "-".to_owned(), |time| time.to_string())
 }
 
 /// Formats a duration in its two largest units, such as `3d 4h`, `12m 5s` or `250ms`.
-pub(crate) fn age(age: Duration) -> String {
+pub(crate) fn format_age(age: Duration) -> String {
     let seconds = age.as_secs();
     let pair = |large: u64, unit: &str, rest: u64, small: &str| match rest {
         0 => format!("{large}{unit}"),
@@ -75,23 +75,23 @@ mod tests {
             (3_600_000, "1h"),
             (90_000_000, "1d 1h"),
         ] {
-            assert_eq!(age(Duration::from_millis(ms)), expected);
+            assert_eq!(format_age(Duration::from_millis(ms)), expected);
         }
     }
 
     #[test]
     fn places() {
         let position = Position { topic: "a.dlq".into(), partition: 1, offset: 22 };
-        assert_eq!(to_place("a.dlq/1/22").as_ref(), Some(&position));
-        assert_eq!(place(&position), "a.dlq/1/22");
+        assert_eq!(parse_position("a.dlq/1/22").as_ref(), Some(&position));
+        assert_eq!(format_position(&position), "a.dlq/1/22");
         for no in ["", "job-1", "a/b/c", "a/1", "a/1/2/3", "a/1/x"] {
-            assert_eq!(to_place(no), None, "{no}");
+            assert_eq!(parse_position(no), None, "{no}");
         }
     }
 
     #[test]
     fn long_texts_and_control_characters() {
-        assert_eq!(shortened("a\nb\u{1b}", 10), "a b ");
-        assert_eq!(shortened("ääää", 3), "ää…");
+        assert_eq!(shorten("a\nb\u{1b}", 10), "a b ");
+        assert_eq!(shorten("ääää", 3), "ää…");
     }
 }

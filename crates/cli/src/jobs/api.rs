@@ -14,7 +14,7 @@ use super::{
     error::{ApiError, Pauses},
     filter::Filter,
 };
-use crate::{error::CliError, patience::Patience};
+use crate::{error::CliError, wait_notice::WaitNotice};
 
 const CONNECT: Duration = Duration::from_secs(5);
 /// How long the server may take for a response that involves no waiting.
@@ -62,12 +62,12 @@ impl ServerArgs {
     pub(super) fn api(&self) -> Result<Api, CliError> {
         // An empty variable counts as unset.
         let token = self.token.as_deref().filter(|token| !token.is_empty());
-        Ok(Api::new(base(&self.server)?, token)?)
+        Ok(Api::new(base_url(&self.server)?, token)?)
     }
 }
 
 /// Returns scheme, host and port of the first of these URLs.
-fn base(urls: &str) -> Result<Url, CliError> {
+fn base_url(urls: &str) -> Result<Url, CliError> {
     let mut base = ClientConfig::parse_urls(urls)?.swap_remove(0);
 
     base.set_path("");
@@ -113,8 +113,8 @@ impl Api {
     }
 
     /// Tells the user after a second that the server has not responded.
-    pub(super) fn patience(&self) -> Patience {
-        Patience::new(format!("a response from mcp-server at {}", self.name()))
+    pub(super) fn wait_notice(&self) -> WaitNotice {
+        WaitNotice::new(format!("a response from mcp-server at {}", self.name()))
     }
 
     /// Returns one page of jobs.
@@ -130,17 +130,21 @@ impl Api {
             .append_pair("limit", &limit.to_string())
             .extend_pairs(cursor.map(|cursor| ("cursor", cursor)));
 
-        self.patiently(Method::GET, url, ANSWER).await
+        self.request_with_retries(Method::GET, url, ANSWER).await
     }
 
     /// Returns a job with its result.
     pub(super) async fn get(&self, job_id: &str) -> Result<JobView, ApiError> {
-        self.patiently(Method::GET, self.url(&["jobs", job_id])?, ANSWER).await
+        self.request_with_retries(Method::GET, self.url(&["jobs", job_id])?, ANSWER).await
     }
 
     /// Like `get`, but tries only once and within `limit`.
-    pub(super) async fn glance(&self, job_id: &str, limit: Duration) -> Result<JobView, ApiError> {
-        self.once(Method::GET, self.url(&["jobs", job_id])?, limit).await
+    pub(super) async fn get_within(
+        &self,
+        job_id: &str,
+        limit: Duration,
+    ) -> Result<JobView, ApiError> {
+        self.request_once(Method::GET, self.url(&["jobs", job_id])?, limit).await
     }
 
     /// Requests the cancellation of a job, and waits for at most `wait` seconds for the outcome.
@@ -157,7 +161,7 @@ impl Api {
 
         let limit = ANSWER + Duration::from_secs(wait);
 
-        match self.patiently(Method::DELETE, url, limit).await {
+        match self.request_with_retries(Method::DELETE, url, limit).await {
             // A conflict is an outcome too: the job has already ended.
             Err(ApiError::Refused(refusal)) if refusal.status == StatusCode::CONFLICT => {
                 match refusal.job.clone().map(serde_json::from_value) {
@@ -203,7 +207,7 @@ impl Api {
         }
 
         let (status, retry_after) = (response.status(), retry_after(&response));
-        let body = self.body(response).await?;
+        let body = self.read_body(response).await?;
         Err(ApiError::refused(&self.name(), status, retry_after.as_deref(), &body))
     }
 
@@ -224,7 +228,7 @@ impl Api {
     }
 
     /// Retries while the server reads its ledger, for a limited time.
-    async fn patiently<T: DeserializeOwned>(
+    async fn request_with_retries<T: DeserializeOwned>(
         &self,
         method: Method,
         url: Url,
@@ -232,13 +236,13 @@ impl Api {
     ) -> Result<T, ApiError> {
         let (end, mut pauses) = (Instant::now() + PATIENCE, Pauses::new());
         // Other methods may wait for jobs, so silence is normal there.
-        let patience = (method == Method::GET).then(|| self.patience());
+        let notice = (method == Method::GET).then(|| self.wait_notice());
 
         loop {
-            match self.once(method.clone(), url.clone(), limit).await {
+            match self.request_once(method.clone(), url.clone(), limit).await {
                 Err(error) if error.is_busy() && Instant::now() < end => {
-                    if let Some(patience) = &patience {
-                        patience.wait_for(format!("mcp-server at {}: {error}", self.name()));
+                    if let Some(notice) = &notice {
+                        notice.wait_for(format!("mcp-server at {}: {error}", self.name()));
                     }
                     sleep(pauses.after(&error)).await;
                 }
@@ -247,7 +251,7 @@ impl Api {
         }
     }
 
-    async fn once<T: DeserializeOwned>(
+    async fn request_once<T: DeserializeOwned>(
         &self,
         method: Method,
         url: Url,
@@ -257,7 +261,7 @@ impl Api {
         let response = request.send().await.map_err(|error| self.failed(&error))?;
         let (status, retry_after) = (response.status(), retry_after(&response));
 
-        let body = self.body(response).await?;
+        let body = self.read_body(response).await?;
 
         if !status.is_success() {
             return Err(ApiError::refused(&self.name(), status, retry_after.as_deref(), &body));
@@ -266,7 +270,7 @@ impl Api {
         serde_json::from_slice(&body).map_err(|error| self.unreadable(error))
     }
 
-    async fn body(&self, mut response: Response) -> Result<Vec<u8>, ApiError> {
+    async fn read_body(&self, mut response: Response) -> Result<Vec<u8>, ApiError> {
         let mut body = Vec::new();
         while let Some(chunk) = response.chunk().await.map_err(|error| self.failed(&error))? {
             if body.len() + chunk.len() > MAX_BODY {
@@ -314,23 +318,23 @@ mod tests {
     use super::*;
 
     #[test]
-    fn of_the_servers_url_only_scheme_host_and_port_count() {
+    fn only_scheme_host_and_port_of_the_servers_url_count() {
         for (urls, expected) in [
             ("http://a:8080/mcp", "http://a:8080"),
             ("https://u:hunter2@a/x?y=1,http://b", "https://a"),
             ("http://[::1]:1,http://b", "http://[::1]:1"),
         ] {
-            assert_eq!(Api::new(base(urls).unwrap(), None).unwrap().name(), expected, "{urls}");
+            assert_eq!(Api::new(base_url(urls).unwrap(), None).unwrap().name(), expected, "{urls}");
         }
-        assert!(base("a:b").is_err() && base("").is_err());
+        assert!(base_url("a:b").is_err() && base_url("").is_err());
     }
 
     #[test]
     fn ids_of_any_characters_are_one_segment() {
-        let api = Api::new(base("http://a").unwrap(), Some("t")).unwrap();
+        let api = Api::new(base_url("http://a").unwrap(), Some("t")).unwrap();
         let url = api.events_of("a/b c?d#e%").unwrap();
         assert_eq!(url.as_str(), "http://a/jobs/a%2Fb%20c%3Fd%23e%25/events");
         assert!(api.events_of("..").is_err());
-        assert!(Api::new(base("http://a").unwrap(), Some("a\nb")).is_err());
+        assert!(Api::new(base_url("http://a").unwrap(), Some("a\nb")).is_err());
     }
 }

@@ -8,7 +8,7 @@ use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use parking_lot::{Mutex, MutexGuard};
 
 use super::render;
-use crate::dlq::text::shortened;
+use crate::dlq::text::shorten;
 
 /// The maximum number of jobs with their own bar at one time.
 const MAX_BARS: usize = 8;
@@ -50,17 +50,17 @@ impl Bars {
         let Some(bar) = own.get(job_id) else { return };
 
         let progress = job.event.progress.as_ref();
-        let fraction = progress.and_then(render::fraction).unwrap_or_default();
+        let fraction = progress.and_then(render::completed_fraction).unwrap_or_default();
 
         // A fraction of 1,000 steps is between 0 and 1,000.
         bar.set_position((fraction * STEPS as f64) as u64);
 
         let mut message = job.event.state.as_str().to_owned();
         if let Some(progress) = progress {
-            message = format!("{message}, {}", render::progress(progress));
+            message = format!("{message}, {}", render::describe_progress(progress));
         }
 
-        bar.set_message(shortened(&message, MESSAGE));
+        bar.set_message(shorten(&message, MESSAGE));
     }
 
     /// Removes the bar of a job that has ended or is no longer awaited.
@@ -94,7 +94,7 @@ fn add_total(all: &MultiProgress, jobs: usize) -> ProgressBar {
 
 fn add_bar(all: &MultiProgress, job_id: &str) -> ProgressBar {
     let bar = add(all, STEPS, "{spinner} {prefix} [{bar:30}] {elapsed} {msg}");
-    bar.with_prefix(shortened(job_id, ID))
+    bar.with_prefix(shorten(job_id, ID))
 }
 
 /// Adds a bar. It draws nothing before it has joined the others, since what a bar draws on its own
@@ -124,7 +124,7 @@ mod tests {
 
     /// Bars are visible only on a terminal, so the test runs itself again in one.
     #[test]
-    fn a_bar_is_drawn_among_the_others_and_nowhere_else() {
+    fn a_bar_draws_nothing_before_it_joins_the_others() {
         if env::var_os(DRAWS).is_some() {
             for _ in 0..20 {
                 let bars = Bars::new(2);
@@ -135,7 +135,7 @@ mod tests {
             return;
         }
 
-        let this = "jobs::bars::tests::a_bar_is_drawn_among_the_others_and_nowhere_else";
+        let this = "jobs::bars::tests::a_bar_draws_nothing_before_it_joins_the_others";
         let exe = env::current_exe().expect("this program");
         let line = format!("stty cols 120; exec '{}' --exact {this} --nocapture", exe.display());
         let run =

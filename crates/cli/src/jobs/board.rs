@@ -7,15 +7,15 @@ use fleet_job::{event::JobState, time::Timestamp, view::JobView};
 use super::filter::{Filter, STATES};
 
 /// Orders jobs by submission; newer jobs have greater keys.
-type Place = (Timestamp, String);
+type SubmissionKey = (Timestamp, String);
 
 /// The newest jobs that match a filter.
 #[derive(Debug)]
 pub(super) struct Board {
     filter: Filter,
     capacity: usize,
-    jobs: BTreeMap<Place, JobView>,
-    places: HashMap<String, Place>,
+    jobs: BTreeMap<SubmissionKey, JobView>,
+    places: HashMap<String, SubmissionKey>,
 }
 
 impl Board {
@@ -28,7 +28,7 @@ impl Board {
     ///
     /// Updates arrive in log order, so the last one is the current state. Its timestamp does not
     /// matter, since clocks differ.
-    pub(super) fn take(&mut self, job: &JobView) -> bool {
+    pub(super) fn update(&mut self, job: &JobView) -> bool {
         let job = job.clone().without_result();
         let job_id = job.event.job_id.clone();
         let before = self.places.remove(&job_id).and_then(|place| self.jobs.remove(&place));
@@ -53,7 +53,7 @@ impl Board {
     }
 
     /// Starts over with these jobs and returns those that have changed.
-    pub(super) fn begin<'a>(&mut self, jobs: &'a [JobView]) -> Vec<&'a JobView> {
+    pub(super) fn restart<'a>(&mut self, jobs: &'a [JobView]) -> Vec<&'a JobView> {
         let mut before = std::mem::take(&mut self.jobs);
         let places = std::mem::take(&mut self.places);
         let old =
@@ -64,7 +64,7 @@ impl Board {
         jobs.iter()
             .filter(|job| {
                 let known = old.remove(&job.event.job_id);
-                self.take(job) && known != Some((*job).clone().without_result())
+                self.update(job) && known != Some((*job).clone().without_result())
             })
             .collect()
     }
@@ -102,28 +102,28 @@ mod tests {
     }
 
     #[test]
-    fn the_newest_stay_and_are_counted() {
+    fn the_newest_jobs_stay_and_are_counted() {
         let mut board = Board::new(Filter::default(), 3);
         assert_eq!(board.counts(), "no matching jobs");
         for (id, ms) in [("a", 1), ("c", 3), ("b", 2)] {
-            assert!(board.take(&job(id, JobState::Queued, ms)));
+            assert!(board.update(&job(id, JobState::Queued, ms)));
         }
         assert_eq!(ids(&board), ["c", "b", "a"]);
-        assert!(board.take(&job("b", JobState::Running, 2)));
-        assert!(!board.take(&job("b", JobState::Running, 2)), "that state was known");
+        assert!(board.update(&job("b", JobState::Running, 2)));
+        assert!(!board.update(&job("b", JobState::Running, 2)), "that state was known");
         assert_eq!(board.counts(), "of the newest 3: 2 queued, 1 running");
-        board.take(&job("d", JobState::Failed, 4));
+        board.update(&job("d", JobState::Failed, 4));
         assert_eq!(ids(&board), ["d", "c", "b"]);
     }
 
     #[test]
-    fn what_does_not_match_any_more_leaves() {
+    fn jobs_that_no_longer_match_leave_the_board() {
         let filter = Filter { states: vec![JobState::Running], ..Filter::default() };
         let mut board = Board::new(filter, 10);
-        assert!(!board.take(&job("a", JobState::Queued, 1)));
-        assert!(board.take(&job("a", JobState::Running, 1)));
+        assert!(!board.update(&job("a", JobState::Queued, 1)));
+        assert!(board.update(&job("a", JobState::Running, 1)));
         assert_eq!(board.counts(), "1 job: 1 running");
-        assert!(!board.take(&job("a", JobState::Succeeded, 1)));
+        assert!(!board.update(&job("a", JobState::Succeeded, 1)));
         assert!(ids(&board).is_empty());
     }
 
@@ -131,11 +131,11 @@ mod tests {
     fn after_a_gap_only_what_is_different_is_news() {
         let mut board = Board::new(Filter::default(), 10);
         let before = [job("a", JobState::Running, 1), job("b", JobState::Running, 2)];
-        assert_eq!(board.begin(&before).len(), 2);
+        assert_eq!(board.restart(&before).len(), 2);
         let after =
             [job("c", JobState::Queued, 3), job("b", JobState::Failed, 2), before[0].clone()];
         let news: Vec<_> =
-            board.begin(&after).into_iter().map(|job| job.event.job_id.as_str()).collect();
+            board.restart(&after).into_iter().map(|job| job.event.job_id.as_str()).collect();
         assert_eq!(news, ["c", "b"]);
         assert_eq!(ids(&board), ["c", "b", "a"]);
     }

@@ -10,7 +10,7 @@ use super::{
     api::{MAX_WAIT, ServerArgs},
     error::ApiError,
 };
-use crate::{error::CliError, output, patience::Patience};
+use crate::{error::CliError, output, wait_notice::WaitNotice};
 
 /// The number of concurrent requests.
 const AT_ONCE: usize = 8;
@@ -63,20 +63,20 @@ pub(crate) async fn run(args: Args) -> Result<ExitCode, CliError> {
         .map(|job_id| async move { (job_id, api.cancel(job_id, reason, wait).await) });
     let mut asked = asked.buffered(AT_ONCE);
     let mut outcomes = Vec::new();
-    let _patience = Patience::new(format!("the jobs to end, at mcp-server {}", api.name()));
+    let _notice = WaitNotice::new(format!("the jobs to end, at mcp-server {}", api.name()));
 
     while let Some((job_id, answer)) = asked.next().await {
         outcomes.push(answer.as_ref().ok().map(|cancellation| cancellation.outcome));
-        say(job_id, answer, args.json);
+        print_outcome(job_id, answer, args.json);
     }
 
-    Ok(ExitCode::from(code(&outcomes)))
+    Ok(ExitCode::from(exit_code(&outcomes)))
 }
 
-fn say(job_id: &str, answer: Result<Cancellation, ApiError>, as_json: bool) {
+fn print_outcome(job_id: &str, answer: Result<Cancellation, ApiError>, as_json: bool) {
     match answer {
         Ok(cancellation) if as_json => output::json(&cancellation),
-        Ok(cancellation) => output::line(&text(job_id, &cancellation)),
+        Ok(cancellation) => output::line(&describe_outcome(job_id, &cancellation)),
         Err(error) => {
             let error = fleet_ops::errors::chain(&error);
             if as_json {
@@ -87,7 +87,7 @@ fn say(job_id: &str, answer: Result<Cancellation, ApiError>, as_json: bool) {
     }
 }
 
-fn text(job_id: &str, cancellation: &Cancellation) -> String {
+fn describe_outcome(job_id: &str, cancellation: &Cancellation) -> String {
     let Some(job) = &cancellation.job else {
         return format!(
             "{job_id} is unknown to the server; if it waits in Kafka, the workers will drop it when they reach it"
@@ -107,7 +107,7 @@ fn text(job_id: &str, cancellation: &Cancellation) -> String {
 }
 
 /// Returns the exit code of the command; `None` stands for a failed request.
-fn code(outcomes: &[Option<CancelOutcome>]) -> u8 {
+fn exit_code(outcomes: &[Option<CancelOutcome>]) -> u8 {
     let any = |wanted| outcomes.contains(&wanted);
     match () {
         () if any(None) || any(Some(CancelOutcome::TooLate)) => 1,
@@ -126,7 +126,7 @@ mod tests {
     fn the_worst_outcome_is_the_exit_code() {
         use CancelOutcome::{Cancelled, Requested, TooLate};
         let check = |outcomes: &[Option<CancelOutcome>], expected| {
-            assert_eq!(code(outcomes), expected, "{outcomes:?}");
+            assert_eq!(exit_code(outcomes), expected, "{outcomes:?}");
         };
         check(&[Some(Cancelled), Some(Cancelled)], 0);
         check(&[Some(Cancelled), Some(Requested)], 3);
@@ -135,10 +135,13 @@ mod tests {
     }
 
     #[test]
-    fn what_it_came_to_is_said() {
+    fn outcomes_are_described() {
         let check = |outcome, state, expected| {
             let job = Some(job("j", state, 0));
-            assert_eq!(text("j", &Cancellation { outcome, known: true, job }), expected);
+            assert_eq!(
+                describe_outcome("j", &Cancellation { outcome, known: true, job }),
+                expected
+            );
         };
         check(CancelOutcome::Cancelled, JobState::Cancelled, "j is cancelled");
         check(
@@ -152,6 +155,6 @@ mod tests {
             "j is still running; its cancellation has been requested",
         );
         let unknown = Cancellation { outcome: CancelOutcome::Requested, known: false, job: None };
-        assert!(text("j", &unknown).contains("j is unknown to the server"));
+        assert!(describe_outcome("j", &unknown).contains("j is unknown to the server"));
     }
 }

@@ -7,7 +7,7 @@ use reqwest::StatusCode;
 use serde::Deserialize;
 use serde_json::Value;
 
-use crate::dlq::text::shortened;
+use crate::dlq::text::shorten;
 
 /// The maximum length of a server's text that is shown to people.
 const MAX_DETAIL: usize = 1_000;
@@ -83,7 +83,7 @@ impl ApiError {
 
         let detail = match detail.is_empty() {
             true => format!("{url} responded with {status}"),
-            false => shortened(&detail, MAX_DETAIL),
+            false => shorten(&detail, MAX_DETAIL),
         };
 
         let detail = match status {
@@ -169,7 +169,7 @@ mod tests {
     }
 
     #[test]
-    fn refusals_are_worded_by_the_server_where_it_says_something() {
+    fn rejections_use_the_servers_words_if_there_are_any() {
         let check = |status, body, expected: &str| {
             let text = refusal(status, None, body).to_string();
             assert!(text.contains(expected), "{text}");
@@ -188,7 +188,7 @@ mod tests {
     }
 
     #[test]
-    fn what_passes_and_how_long_to_wait() {
+    fn transient_errors_and_pauses() {
         let busy = refusal(503, Some("2"), "{}");
         assert!(busy.is_busy() && busy.is_passing());
         let broken = refusal(500, None, "");

@@ -144,7 +144,7 @@ mod tests {
     }
 
     #[test]
-    fn flags_become_a_question() {
+    fn flags_become_query_parameters() {
         let args = [
             "--state",
             "queued,running",

@@ -25,7 +25,7 @@ const SILENCE: Duration = Duration::from_secs(90);
 
 /// An update from an event stream.
 #[derive(Debug)]
-pub(super) enum News {
+pub(super) enum StreamUpdate {
     /// The stream is open.
     Open,
     /// Earlier events are unknown: at the start, and if the server cannot tell what was missed.
@@ -39,7 +39,7 @@ pub(super) enum News {
 }
 
 /// Follows the events at `url` until the receiver is dropped.
-pub(super) fn follow(api: Api, url: Url) -> mpsc::Receiver<News> {
+pub(super) fn follow(api: Api, url: Url) -> mpsc::Receiver<StreamUpdate> {
     let (news, receiver) = mpsc::channel(QUEUE);
     tokio::spawn(async move {
         let gone = news.clone();
@@ -55,40 +55,41 @@ pub(super) fn follow(api: Api, url: Url) -> mpsc::Receiver<News> {
 struct Follow {
     api: Api,
     url: Url,
-    news: mpsc::Sender<News>,
+    news: mpsc::Sender<StreamUpdate>,
     last_id: Option<String>,
     pauses: Pauses,
 }
 
 /// The listener is gone.
-struct Unheard;
+struct ListenerGone;
 
 impl Follow {
     async fn run(mut self) {
         // Without a listener, this future is dropped as a whole, so there is nothing to clean up.
         while let Ok(Err(error)) = self.read().await {
             let (pause, passing) = (self.pauses.after(&error), error.is_passing());
-            let news = if passing { News::Trouble(error) } else { News::Ended(error) };
-            if self.tell(news).await.is_err() || !passing {
+            let news =
+                if passing { StreamUpdate::Trouble(error) } else { StreamUpdate::Ended(error) };
+            if self.send(news).await.is_err() || !passing {
                 return;
             }
             sleep(pause).await;
         }
     }
 
-    async fn tell(&self, news: News) -> Result<(), Unheard> {
-        self.news.send(news).await.map_err(|_| Unheard)
+    async fn send(&self, news: StreamUpdate) -> Result<(), ListenerGone> {
+        self.news.send(news).await.map_err(|_| ListenerGone)
     }
 
     /// Reads until the stream ends, which is an error of its own kind.
-    async fn read(&mut self) -> Result<Result<(), ApiError>, Unheard> {
+    async fn read(&mut self) -> Result<Result<(), ApiError>, ListenerGone> {
         let mut response = match self.api.open(self.url.clone(), self.last_id.as_deref()).await {
             Ok(response) => response,
             Err(error) => return Ok(Err(error)),
         };
-        self.tell(News::Open).await?;
+        self.send(StreamUpdate::Open).await?;
         if self.last_id.is_none() {
-            self.tell(News::Missed).await?;
+            self.send(StreamUpdate::Missed).await?;
         }
         let (mut decoder, mut events) = (Decoder::new(MAX_EVENT), Vec::new());
         loop {
@@ -106,13 +107,13 @@ impl Follow {
                 if let Some(id) = &event.id {
                     self.last_id = Some(id.clone()).filter(|id| !id.is_empty());
                 }
-                match read(&event) {
+                match parse_update(&event) {
                     Ok(Some(news)) => {
-                        if matches!(news, News::Missed) && event.id.is_none() {
+                        if matches!(news, StreamUpdate::Missed) && event.id.is_none() {
                             // An id that could not be resumed from will not work later either.
                             self.last_id = None;
                         }
-                        self.news.send(news).await.map_err(|_| Unheard)?;
+                        self.news.send(news).await.map_err(|_| ListenerGone)?;
                     }
                     Ok(None) => {}
                     Err(error) => return Ok(Err(self.api.unreadable(error))),
@@ -123,13 +124,13 @@ impl Follow {
 }
 
 /// Converts an event to an update; `None` if this client does not know its kind.
-fn read(event: &Event) -> Result<Option<News>, serde_json::Error> {
+fn parse_update(event: &Event) -> Result<Option<StreamUpdate>, serde_json::Error> {
     let name = event.name.as_str();
     match &event.data {
-        _ if name == "reset" => Ok(Some(News::Missed)),
+        _ if name == "reset" => Ok(Some(StreamUpdate::Missed)),
         // Events of a job are named after the state that it has entered, or all alike.
         Some(data) if name == "state" || STATES.iter().any(|state| state.as_str() == name) => {
-            Ok(Some(News::Job(Box::new(serde_json::from_str(data)?))))
+            Ok(Some(StreamUpdate::Job(Box::new(serde_json::from_str(data)?))))
         }
         _ => Ok(None),
     }

@@ -70,7 +70,7 @@ pub(crate) async fn run(args: Args) -> Result<ExitCode, CliError> {
         return Ok(ExitCode::SUCCESS);
     }
 
-    output::line(&render::jobs(&jobs, clock::now()));
+    output::line(&render::jobs_table(&jobs, clock::now()));
     if pages.more {
         let count = jobs.len();
         output::problem(&format!(

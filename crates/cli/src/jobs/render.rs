@@ -10,7 +10,7 @@ use fleet_job::{
 };
 
 use crate::{
-    dlq::text::{age, shortened, table, time},
+    dlq::text::{format_age, format_time, new_table, shorten},
     events,
 };
 
@@ -26,19 +26,22 @@ const COLUMNS: [&str; 8] = ["JOB", "STATE", "TYPE", "TOOL", "ATTEMPTS", "PROGRES
 const EXPENDABLE: [&str; 5] = ["TYPE", "ATTEMPTS", "TOOK", "TOOL", "AGE"];
 
 /// Formats jobs as a table.
-pub(super) fn jobs<'a>(jobs: impl IntoIterator<Item = &'a JobView>, now: Timestamp) -> String {
-    let rows: Vec<_> = jobs.into_iter().map(|job| row(job, now)).collect();
-    without(&rows, &[])
+pub(super) fn jobs_table<'a>(
+    jobs: impl IntoIterator<Item = &'a JobView>,
+    now: Timestamp,
+) -> String {
+    let rows: Vec<_> = jobs.into_iter().map(|job| job_row(job, now)).collect();
+    table_without(&rows, &[])
 }
 
-/// Like [`jobs`], but drops columns to fit `width` as far as possible.
+/// Like [`jobs_table`], but drops columns to fit `width` as far as possible.
 pub(super) fn jobs_within<'a>(
     jobs: impl IntoIterator<Item = &'a JobView>,
     now: Timestamp,
     width: usize,
 ) -> String {
-    let rows: Vec<_> = jobs.into_iter().map(|job| row(job, now)).collect();
-    let tables = (0..=EXPENDABLE.len()).map(|count| without(&rows, &EXPENDABLE[..count]));
+    let rows: Vec<_> = jobs.into_iter().map(|job| job_row(job, now)).collect();
+    let tables = (0..=EXPENDABLE.len()).map(|count| table_without(&rows, &EXPENDABLE[..count]));
 
     let mut narrowest = String::new();
     for table in tables {
@@ -51,13 +54,13 @@ pub(super) fn jobs_within<'a>(
 }
 
 /// Formats the table without the hidden columns.
-fn without(rows: &[[String; COLUMNS.len()]], hidden: &[&str]) -> String {
+fn table_without(rows: &[[String; COLUMNS.len()]], hidden: &[&str]) -> String {
     let shown = |cells: &[String]| -> Vec<String> {
         let cells = COLUMNS.iter().zip(cells).filter(|(column, _)| !hidden.contains(column));
         cells.map(|(_, cell)| cell.clone()).collect()
     };
 
-    let mut table = table([""]);
+    let mut table = new_table([""]);
     table.set_header(shown(&COLUMNS.map(str::to_owned)));
     for row in rows {
         table.add_row(shown(row));
@@ -65,27 +68,27 @@ fn without(rows: &[[String; COLUMNS.len()]], hidden: &[&str]) -> String {
     table.trim_fmt()
 }
 
-fn row(job: &JobView, now: Timestamp) -> [String; COLUMNS.len()] {
+fn job_row(job: &JobView, now: Timestamp) -> [String; COLUMNS.len()] {
     let event = &job.event;
     let or_none = |text: Option<String>| text.unwrap_or_else(|| "-".to_owned());
     let tool = event.tool.clone().or_else(|| event.calls.map(|calls| format!("{calls} calls")));
     let took = event.timings.as_ref().and_then(|timings| timings.ran_ms).map(Duration::from_millis);
     [
-        shortened(&event.job_id, ID),
-        state(job),
+        shorten(&event.job_id, ID),
+        describe_state(job),
         or_none(event.job_type.clone()),
-        shortened(&or_none(tool), TOOL),
+        shorten(&or_none(tool), TOOL),
         event.attempts.to_string(),
         or_none(
-            event.progress.as_ref().map(|progress| shortened(&self::progress(progress), PROGRESS)),
+            event.progress.as_ref().map(|progress| shorten(&describe_progress(progress), PROGRESS)),
         ),
-        age(now.since(event.submitted_at.unwrap_or(event.time))),
-        or_none(took.map(age)),
+        format_age(now.since(event.submitted_at.unwrap_or(event.time))),
+        or_none(took.map(format_age)),
     ]
 }
 
 /// Formats the state, and marks it if it is about to change or hides something.
-fn state(job: &JobView) -> String {
+fn describe_state(job: &JobView) -> String {
     let state = job.event.state.as_str();
     if job.event.has_lost_its_result() {
         return format!("{state} ({RESULT_OMITTED})");
@@ -98,7 +101,7 @@ fn state(job: &JobView) -> String {
 }
 
 /// Formats the progress of a job, such as `3 of 10 (copying)`.
-pub(crate) fn progress(progress: &Progress) -> String {
+pub(crate) fn describe_progress(progress: &Progress) -> String {
     let mut text = match progress.total {
         Some(total) => format!("{} of {total}", progress.progress),
         None => progress.progress.to_string(),
@@ -110,27 +113,27 @@ pub(crate) fn progress(progress: &Progress) -> String {
 }
 
 /// Returns the completed fraction of a job, from 0 to 1, if the job reports it.
-pub(super) fn fraction(progress: &Progress) -> Option<f64> {
+pub(super) fn completed_fraction(progress: &Progress) -> Option<f64> {
     let total = progress.total.filter(|total| *total > 0.0)?;
     Some((progress.progress / total).clamp(0.0, 1.0))
 }
 
 /// Formats the last event of a job on one line.
-pub(super) fn line(job: &JobView) -> String {
+pub(super) fn event_line(job: &JobView) -> String {
     let mut line = events::describe(&job.event);
     if let Some(progress) = &job.event.progress {
-        line.push_str(&format!("  {}", self::progress(progress)));
+        line.push_str(&format!("  {}", describe_progress(progress)));
     }
-    shortened(&line, TEXT)
+    shorten(&line, TEXT)
 }
 
 /// Formats everything about a job.
-pub(super) fn job(job: &JobView) -> String {
+pub(super) fn job_details(job: &JobView) -> String {
     let event = &job.event;
-    let mut table = table(["JOB", &event.job_id]);
-    for (name, value) in rows(job) {
+    let mut table = new_table(["JOB", &event.job_id]);
+    for (name, value) in detail_rows(job) {
         if let Some(value) = value {
-            table.add_row([name, &shortened(&value, TEXT)]);
+            table.add_row([name, &shorten(&value, TEXT)]);
         }
     }
 
@@ -146,10 +149,10 @@ pub(super) fn job(job: &JobView) -> String {
     text
 }
 
-fn rows(job: &JobView) -> Vec<(&'static str, Option<String>)> {
+fn detail_rows(job: &JobView) -> Vec<(&'static str, Option<String>)> {
     let event = &job.event;
-    let some_time = |at: Option<Timestamp>| at.map(|at| time(Some(at)));
-    let took = |ms: Option<u64>| ms.map(|ms| age(Duration::from_millis(ms)));
+    let some_time = |at: Option<Timestamp>| at.map(|at| format_time(Some(at)));
+    let took = |ms: Option<u64>| ms.map(|ms| format_age(Duration::from_millis(ms)));
     let timings = event.timings.as_ref();
     let omitted = event.result_omitted.as_ref().map(|omitted| {
         format!("{} bytes, omitted because the limit is {}", omitted.bytes, omitted.limit_bytes)
@@ -175,7 +178,7 @@ fn rows(job: &JobView) -> Vec<(&'static str, Option<String>)> {
         ("tenant", event.tenant.clone()),
         ("attempts", Some(event.attempts.to_string())),
         ("next attempt", some_time(event.next_attempt_at)),
-        ("progress", event.progress.as_ref().map(progress)),
+        ("progress", event.progress.as_ref().map(describe_progress)),
         ("worker", event.worker.clone()),
         ("record", event.source.as_ref().map(ToString::to_string)),
         ("submitted", some_time(event.submitted_at)),
@@ -183,7 +186,7 @@ fn rows(job: &JobView) -> Vec<(&'static str, Option<String>)> {
         ("finished", some_time(timings.map(|timings| timings.finished_at))),
         ("waited", took(timings.and_then(|timings| timings.waited_ms))),
         ("took", took(timings.and_then(|timings| timings.ran_ms))),
-        ("error", event.error.as_ref().map(error)),
+        ("error", event.error.as_ref().map(describe_error)),
         ("result", omitted),
         ("idempotency key", event.idempotency_key.clone()),
         ("metadata", metadata.map(|metadata| metadata.to_string())),
@@ -191,7 +194,7 @@ fn rows(job: &JobView) -> Vec<(&'static str, Option<String>)> {
 }
 
 /// Formats the kind and the message of an error. The message may already start with the kind.
-fn error(error: &JobError) -> String {
+fn describe_error(error: &JobError) -> String {
     let (kind, message) = (error.kind.as_str(), &error.message);
     if message.starts_with(kind) { message.clone() } else { format!("{kind}: {message}") }
 }
@@ -220,9 +223,10 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn a_row_says_what_there_is() {
+    fn a_row_shows_the_known_fields() {
         let mut job = job("j", JobState::Running, 5_000);
-        let check = |job: &JobView, expected: [&str; 8]| assert_eq!(row(job, at(65_000)), expected);
+        let check =
+            |job: &JobView, expected: [&str; 8]| assert_eq!(job_row(job, at(65_000)), expected);
         check(&job, ["j", "running", "tool-call", "t", "1", "-", "1m", "-"]);
 
         job.cancel_requested_at = Some(at(6_000));
@@ -242,21 +246,21 @@ pub(super) mod tests {
         job.event.timings = Some(Timings::new(Some(at(5_000)), Some(at(6_000)), at(8_000)));
         check(&job, ["a b", "succeeded", "tool-call", "7 calls", "1", "-", "1m", "2s"]);
 
-        assert!(jobs([&job], at(65_000)).contains("a b"));
+        assert!(jobs_table([&job], at(65_000)).contains("a b"));
     }
 
     #[test]
-    fn a_result_that_was_not_kept_is_said() {
+    fn an_omitted_result_is_shown() {
         let mut job = job("j", JobState::Succeeded, 5_000);
         job.event.result_omitted =
             Some(fleet_job::event::ResultOmitted { bytes: 9, limit_bytes: 5 });
-        assert_eq!(row(&job, at(65_000))[1], "succeeded (result-omitted)");
-        assert!(rows(&job).contains(&("code", Some("result-omitted".to_owned()))));
+        assert_eq!(job_row(&job, at(65_000))[1], "succeeded (result-omitted)");
+        assert!(detail_rows(&job).contains(&("code", Some("result-omitted".to_owned()))));
     }
 
     #[test]
-    fn the_kind_of_an_error_is_said_once() {
-        let describe = |kind, message| error(&JobError::new(kind, message));
+    fn the_kind_of_an_error_appears_once() {
+        let describe = |kind, message| describe_error(&JobError::new(kind, message));
         assert_eq!(
             describe(ErrorKind::Cancelled, "cancelled: not needed"),
             "cancelled: not needed"
@@ -283,20 +287,20 @@ pub(super) mod tests {
         .ok();
         failed.event.result_omitted =
             Some(fleet_job::event::ResultOmitted { bytes: 9, limit_bytes: 5 });
-        let text = super::job(&failed);
+        let text = job_details(&failed);
         for part in
             ["failed", "tool: it broke [2J", "\"why\": \"so\"", "9 bytes, omitted", "attempts"]
         {
             assert!(text.contains(part), "{part}: {text}");
         }
         assert!(!text.contains("tenant"), "{text}");
-        assert!(line(&failed).contains("it broke"));
+        assert!(event_line(&failed).contains("it broke"));
     }
 
     #[test]
     fn fractions() {
         let check = |progress: f64, total: Option<f64>, expected: Option<f64>| {
-            assert_eq!(fraction(&Progress { progress, total, message: None }), expected);
+            assert_eq!(completed_fraction(&Progress { progress, total, message: None }), expected);
         };
         check(3.0, None, None);
         check(3.0, Some(0.0), None);

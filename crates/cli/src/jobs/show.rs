@@ -31,7 +31,7 @@ pub(crate) async fn run(args: Args) -> Result<ExitCode, CliError> {
     if args.json {
         output::json(&job);
     } else {
-        output::line(&render::job(&job));
+        output::line(&render::job_details(&job));
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -129,7 +129,7 @@ mod tests {
     }
 
     #[test]
-    fn events_come_out() {
+    fn events_are_decoded() {
         check("id: 3-17\nevent: state\ndata: {}\n\n", &[(Some("3-17"), "state", Some("{}"))]);
         check(
             "data:a\r\n\r\ndata: b\r\rdata\n\n",

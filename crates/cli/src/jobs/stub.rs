@@ -27,10 +27,10 @@ use super::{
     board::Board,
     error::ApiError,
     filter::Filter,
-    follow::{News, follow},
+    follow::{StreamUpdate, follow},
     list::Pages,
     render::tests::job,
-    wait::{End, Waiting},
+    wait::{JobWaits, WaitEnd},
     watch::{Show, Watch},
 };
 
@@ -132,7 +132,7 @@ fn state(id: &str, job: &JobView) -> String {
 }
 
 #[tokio::test]
-async fn an_answer_and_what_was_asked_for_it() {
+async fn a_job_is_fetched_with_the_token() {
     let done = job("a/b", JobState::Succeeded, 5);
     let (api, stub) = Stub::start([Answer::json(200, &json!(done))]).await;
     assert_eq!(api.get("a/b").await.unwrap(), done);
@@ -141,7 +141,7 @@ async fn an_answer_and_what_was_asked_for_it() {
 }
 
 #[tokio::test]
-async fn a_problem_is_told_in_the_servers_words() {
+async fn a_problem_is_shown_in_the_servers_words() {
     let problem = json!({"type": "about:blank", "title": "Not Found", "status": 404, "detail": "there is no job `x`"});
     let (api, _) =
         Stub::start([Answer::json(404, &problem), Answer::json(200, &json!({"no": "job"}))]).await;
@@ -152,7 +152,7 @@ async fn a_problem_is_told_in_the_servers_words() {
 }
 
 #[tokio::test]
-async fn a_server_that_reads_its_ledger_is_asked_again() {
+async fn requests_are_retried_while_the_server_reads_its_ledger() {
     let list = json!({"jobs": [job("j", JobState::Queued, 5)]});
     let (api, stub) = Stub::start([Answer::busy(), Answer::json(200, &list)]).await;
     assert_eq!(api.list(&Filter::default(), 7, None).await.unwrap().jobs.len(), 1);
@@ -160,7 +160,7 @@ async fn a_server_that_reads_its_ledger_is_asked_again() {
 }
 
 #[tokio::test]
-async fn nobody_there() {
+async fn an_unreachable_server_is_named() {
     // The port was bound and released, so nothing listens on it.
     let port = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap().port();
     let api = Api::new(format!("http://127.0.0.1:{port}").parse().unwrap(), None).unwrap();
@@ -191,7 +191,7 @@ async fn pages_are_followed_up_to_the_limit() {
 }
 
 #[tokio::test]
-async fn cancelling_and_being_too_late() {
+async fn cancellation_outcomes() {
     let (gone, done) = (job("j", JobState::Cancelled, 5), job("j", JobState::Succeeded, 5));
     let problem = json!({"title": "Conflict", "status": 409, "detail": "too late", "job": done});
     let answers = [
@@ -206,15 +206,15 @@ async fn cancelling_and_being_too_late() {
     assert_eq!(stub.asked()[0], "DELETE /jobs/j?wait=3&reason=a+b");
 }
 
-async fn wait(answers: Vec<Answer>, timeout: Duration) -> (End, Stub) {
+async fn wait(answers: Vec<Answer>, timeout: Duration) -> (WaitEnd, Stub) {
     let (api, stub) = Stub::start(answers).await;
     let deadline = Instant::now() + timeout;
-    let waiting = Waiting::new(api, deadline, 1);
-    (waiting.job("j").await, stub)
+    let waiting = JobWaits::new(api, deadline, 1);
+    (waiting.wait_for_job("j").await, stub)
 }
 
 #[tokio::test]
-async fn waiting_goes_on_where_the_stream_was_cut() {
+async fn waiting_resumes_after_a_broken_stream() {
     let (running, done) = (job("j", JobState::Running, 5), job("j", JobState::Succeeded, 5));
     let text = format!("{}{}", state("0-1", &running), state("0-7", &running));
     // The stream breaks in the middle of an event, which is then ignored.
@@ -226,21 +226,21 @@ async fn waiting_goes_on_where_the_stream_was_cut() {
         Answer::stream(&state("0-9", &done)),
     ];
     let (end, stub) = wait(answers, SOON).await;
-    assert!(matches!(end, End::Ended(job) if *job == done));
+    assert!(matches!(end, WaitEnd::Ended(job) if *job == done));
     let id = Some("0-7".to_owned());
     assert_eq!(stub.resumed(), [None, None, id.clone(), id]);
     assert_eq!(stub.asked()[3], "GET /jobs/j/events");
 }
 
 #[tokio::test]
-async fn waiting_ends_at_once_where_it_is_of_no_use() {
+async fn waiting_for_an_unknown_job_ends_at_once() {
     let (end, _) =
         wait(vec![Answer::json(404, &json!({"detail": "there is no job `j`"}))], SOON).await;
-    assert!(matches!(end, End::Unknown(error) if error.to_string().contains("no job")));
+    assert!(matches!(end, WaitEnd::Unknown(error) if error.to_string().contains("no job")));
 }
 
 #[tokio::test]
-async fn a_job_that_nobody_has_looked_at_in_time_is_looked_at_once_more() {
+async fn a_job_without_events_is_checked_once_more_at_the_timeout() {
     let done = job("j", JobState::Failed, 5);
     // Either of the two requests may get the first response.
     let (end, _) = wait(
@@ -248,11 +248,11 @@ async fn a_job_that_nobody_has_looked_at_in_time_is_looked_at_once_more() {
         Duration::ZERO,
     )
     .await;
-    assert!(matches!(end, End::Ended(_)));
+    assert!(matches!(end, WaitEnd::Ended(_)));
 }
 
 #[tokio::test]
-async fn a_stream_of_all_jobs_says_when_something_was_missed() {
+async fn a_stream_of_all_jobs_reports_gaps() {
     let running = job("j", JobState::Running, 5);
     let first = format!(
         ": hello\n\nid: 0-1,1-4\n\nevent: what?\ndata: x\n\n{}",
@@ -270,11 +270,11 @@ async fn a_stream_of_all_jobs_says_when_something_was_missed() {
 
     loop {
         match tokio::time::timeout(SOON, news.recv()).await.unwrap() {
-            Some(News::Open) => heard.push("open"),
-            Some(News::Missed) => heard.push("missed"),
-            Some(News::Job(_)) => heard.push("job"),
-            Some(News::Trouble(_)) => heard.push("trouble"),
-            Some(News::Ended(_)) | None => break,
+            Some(StreamUpdate::Open) => heard.push("open"),
+            Some(StreamUpdate::Missed) => heard.push("missed"),
+            Some(StreamUpdate::Job(_)) => heard.push("job"),
+            Some(StreamUpdate::Trouble(_)) => heard.push("trouble"),
+            Some(StreamUpdate::Ended(_)) | None => break,
         }
     }
 
@@ -305,11 +305,15 @@ impl Show for Noted {
 }
 
 #[tokio::test]
-async fn watching_lists_what_was_missed_and_ends_when_told() {
+async fn watching_lists_missed_jobs_and_stops_on_request() {
     let list = json!({"jobs": [job("b", JobState::Queued, 6), job("a", JobState::Failed, 5)]});
     let (api, _) = Stub::start([Answer::json(200, &list)]).await;
     let (sender, news) = tokio::sync::mpsc::channel(8);
-    for next in [News::Open, News::Job(Box::new(job("a", JobState::Failed, 5))), News::Missed] {
+    for next in [
+        StreamUpdate::Open,
+        StreamUpdate::Job(Box::new(job("a", JobState::Failed, 5))),
+        StreamUpdate::Missed,
+    ] {
         sender.send(next).await.unwrap();
     }
 

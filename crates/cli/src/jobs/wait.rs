@@ -18,20 +18,20 @@ use super::{
     api::{Api, ServerArgs},
     bars::Bars,
     error::ApiError,
-    follow::{News, follow},
+    follow::{StreamUpdate, follow},
     render,
 };
 use crate::{
     error::CliError,
     output,
-    patience::Patience,
     submit::{FAILED, INTERRUPTED, NO_RESULT, TIMED_OUT},
+    wait_notice::WaitNotice,
 };
 
 /// How many jobs are followed at once, each on its own connection.
 const AT_ONCE: usize = 32;
 /// The timeout for one last request about a job whose state is unknown when time is up.
-const LAST_LOOK: Duration = Duration::from_secs(5);
+const LAST_CHECK: Duration = Duration::from_secs(5);
 
 const EXAMPLES: &str = "Examples:
   mcp-fleet jobs wait job-123
@@ -68,7 +68,7 @@ pub(crate) struct Args {
 
 /// The result of waiting for one job.
 #[derive(Debug)]
-pub(super) enum End {
+pub(super) enum WaitEnd {
     /// The job has ended.
     Ended(Box<JobView>),
     /// The job has not ended in time.
@@ -86,9 +86,9 @@ pub(crate) async fn run(args: Args) -> Result<ExitCode, CliError> {
 
     let stop = shutdown::signal_token()
         .map_err(|error| CliError::Io("could not install signal handlers", error))?;
-    let waiting = Waiting::new(api, deadline, job_ids.len());
+    let waiting = JobWaits::new(api, deadline, job_ids.len());
 
-    let all = waiting.all(&job_ids, args.json);
+    let all = waiting.wait_for_all(&job_ids, args.json);
     let ends = tokio::select! {
         ends = all => Some(ends),
         () = stop.cancelled() => None,
@@ -110,7 +110,7 @@ pub(crate) async fn run(args: Args) -> Result<ExitCode, CliError> {
         ));
     }
 
-    let open = ends.iter().filter(|end| matches!(end, End::Open)).count();
+    let open = ends.iter().filter(|end| matches!(end, WaitEnd::Open)).count();
     if open > 0 {
         output::problem(&format!(
             "{open} jobs have not ended within {} s; they continue to run",
@@ -118,40 +118,40 @@ pub(crate) async fn run(args: Args) -> Result<ExitCode, CliError> {
         ));
     }
 
-    Ok(ExitCode::from(code(&ends)))
+    Ok(ExitCode::from(exit_code(&ends)))
 }
 
 /// The state that all waits share.
-pub(super) struct Waiting {
+pub(super) struct JobWaits {
     pub(super) api: Api,
     pub(super) deadline: Instant,
     pub(super) bars: Bars,
     /// Whether the user has been told that the server is unreachable.
     troubled: AtomicBool,
     /// Tells the user what the command waits for, until the server has responded.
-    contact: Mutex<Option<Patience>>,
+    contact: Mutex<Option<WaitNotice>>,
 }
 
-impl Waiting {
+impl JobWaits {
     /// Creates a wait for this number of jobs.
     pub(super) fn new(api: Api, deadline: Instant, jobs: usize) -> Self {
-        let contact = Mutex::new(Some(api.patience()));
+        let contact = Mutex::new(Some(api.wait_notice()));
         Self { api, deadline, bars: Bars::new(jobs), troubled: AtomicBool::new(false), contact }
     }
 
     /// Waits for all these jobs and prints each as it ends.
-    async fn all(&self, job_ids: &[&String], as_json: bool) -> Vec<End> {
-        let waits =
-            stream::iter(job_ids).map(|job_id| async move { (job_id, self.job(job_id).await) });
+    async fn wait_for_all(&self, job_ids: &[&String], as_json: bool) -> Vec<WaitEnd> {
+        let waits = stream::iter(job_ids)
+            .map(|job_id| async move { (job_id, self.wait_for_job(job_id).await) });
         let mut waits = waits.buffer_unordered(AT_ONCE);
 
         let mut ends = Vec::with_capacity(job_ids.len());
         while let Some((job_id, end)) = waits.next().await {
             self.bars.end(job_id);
-            self.bars.aside(|| say(job_id, &end, as_json));
+            self.bars.aside(|| print_end(job_id, &end, as_json));
             // Drop results, which can be large and are no longer needed.
             ends.push(match end {
-                End::Ended(job) => End::Ended(Box::new(job.without_result())),
+                WaitEnd::Ended(job) => WaitEnd::Ended(Box::new(job.without_result())),
                 other => other,
             });
         }
@@ -159,10 +159,10 @@ impl Waiting {
     }
 
     /// Waits for one job.
-    pub(super) async fn job(&self, job_id: &str) -> End {
+    pub(super) async fn wait_for_job(&self, job_id: &str) -> WaitEnd {
         let url = match self.api.events_of(job_id) {
             Ok(url) => url,
-            Err(error) => return End::Unknown(error),
+            Err(error) => return WaitEnd::Unknown(error),
         };
 
         let mut news = follow(self.api.clone(), url);
@@ -170,36 +170,36 @@ impl Waiting {
         while let Ok(Some(next)) = timeout_at(self.deadline, news.recv()).await {
             self.contact.lock().take();
             match next {
-                News::Job(job) if job.is_terminal() => return End::Ended(job),
-                News::Job(job) => {
+                StreamUpdate::Job(job) if job.is_terminal() => return WaitEnd::Ended(job),
+                StreamUpdate::Job(job) => {
                     seen = true;
                     self.bars.show(&job);
                 }
-                News::Open => self.troubled.store(false, Ordering::Relaxed),
-                News::Missed => {}
-                News::Trouble(error) => {
+                StreamUpdate::Open => self.troubled.store(false, Ordering::Relaxed),
+                StreamUpdate::Missed => {}
+                StreamUpdate::Trouble(error) => {
                     seen = false;
-                    self.trouble(&error);
+                    self.report_trouble(&error);
                 }
-                News::Ended(error) => return End::Unknown(error),
+                StreamUpdate::Ended(error) => return WaitEnd::Unknown(error),
             }
         }
 
-        if seen { End::Open } else { self.last_look(job_id).await }
+        if seen { WaitEnd::Open } else { self.check_once_more(job_id).await }
     }
 
     /// Requests the state of a job that sent no events: it may have ended long ago.
-    async fn last_look(&self, job_id: &str) -> End {
-        match self.api.glance(job_id, LAST_LOOK).await {
-            Ok(job) if job.is_terminal() => End::Ended(Box::new(job)),
-            Ok(_) => End::Open,
-            Err(error) if error.is_passing() => End::Open,
-            Err(error) => End::Unknown(error),
+    async fn check_once_more(&self, job_id: &str) -> WaitEnd {
+        match self.api.get_within(job_id, LAST_CHECK).await {
+            Ok(job) if job.is_terminal() => WaitEnd::Ended(Box::new(job)),
+            Ok(_) => WaitEnd::Open,
+            Err(error) if error.is_passing() => WaitEnd::Open,
+            Err(error) => WaitEnd::Unknown(error),
         }
     }
 
     /// Tells the user, once per outage, that the server is unreachable.
-    fn trouble(&self, error: &ApiError) {
+    fn report_trouble(&self, error: &ApiError) {
         // A server that shuts down properly also cuts its streams. Only a failure to reopen the
         // stream is worth a message.
         if !matches!(error, ApiError::Lost { .. }) && !self.troubled.swap(true, Ordering::Relaxed) {
@@ -209,29 +209,29 @@ impl Waiting {
     }
 }
 
-fn say(job_id: &str, end: &End, as_json: bool) {
+fn print_end(job_id: &str, end: &WaitEnd, as_json: bool) {
     match end {
-        End::Ended(job) if as_json => output::json(job),
-        End::Ended(job) => output::line(&render::line(job)),
-        End::Open => {}
-        End::Unknown(error) => {
+        WaitEnd::Ended(job) if as_json => output::json(job),
+        WaitEnd::Ended(job) => output::line(&render::event_line(job)),
+        WaitEnd::Open => {}
+        WaitEnd::Unknown(error) => {
             output::problem(&format!("{job_id}: {}", fleet_ops::errors::chain(error)));
         }
     }
 }
 
-fn count(ends: &[End], state: JobState) -> usize {
-    ends.iter().filter(|end| matches!(end, End::Ended(job) if job.event.state == state)).count()
+fn count(ends: &[WaitEnd], state: JobState) -> usize {
+    ends.iter().filter(|end| matches!(end, WaitEnd::Ended(job) if job.event.state == state)).count()
 }
 
 /// Returns the number of jobs that succeeded with a result that was too large to keep.
-fn count_omitted(ends: &[End]) -> usize {
+fn count_omitted(ends: &[WaitEnd]) -> usize {
     ends.iter()
-        .filter(|end| matches!(end, End::Ended(job) if job.event.has_lost_its_result()))
+        .filter(|end| matches!(end, WaitEnd::Ended(job) if job.event.has_lost_its_result()))
         .count()
 }
 
-fn summary(ends: &[End]) -> Value {
+fn summary(ends: &[WaitEnd]) -> Value {
     json!({
         "jobs": ends.len(),
         "succeeded": count(ends, JobState::Succeeded),
@@ -239,15 +239,15 @@ fn summary(ends: &[End]) -> Value {
         "expired": count(ends, JobState::Expired),
         "cancelled": count(ends, JobState::Cancelled),
         "resultOmitted": count_omitted(ends),
-        "waiting": ends.iter().filter(|end| matches!(end, End::Open)).count(),
-        "unknown": ends.iter().filter(|end| matches!(end, End::Unknown(_))).count(),
+        "waiting": ends.iter().filter(|end| matches!(end, WaitEnd::Open)).count(),
+        "unknown": ends.iter().filter(|end| matches!(end, WaitEnd::Unknown(_))).count(),
     })
 }
 
 /// Returns the exit code of the command.
-pub(super) fn code(ends: &[End]) -> u8 {
+pub(super) fn exit_code(ends: &[WaitEnd]) -> u8 {
     match () {
-        () if ends.iter().any(|end| matches!(end, End::Open)) => TIMED_OUT,
+        () if ends.iter().any(|end| matches!(end, WaitEnd::Open)) => TIMED_OUT,
         () if count(ends, JobState::Succeeded) < ends.len() => FAILED,
         () if count_omitted(ends) > 0 => NO_RESULT,
         () => 0,
@@ -260,21 +260,22 @@ mod tests {
 
     #[test]
     fn exit_codes_and_summary() {
-        let ended = |state| End::Ended(Box::new(job("j", state, 0)));
-        let unknown = || End::Unknown(ApiError::Usage("no such job".to_owned()));
-        let check = |ends: Vec<End>, expected| assert_eq!(code(&ends), expected, "{ends:?}");
+        let ended = |state| WaitEnd::Ended(Box::new(job("j", state, 0)));
+        let unknown = || WaitEnd::Unknown(ApiError::Usage("no such job".to_owned()));
+        let check =
+            |ends: Vec<WaitEnd>, expected| assert_eq!(exit_code(&ends), expected, "{ends:?}");
         check(vec![ended(JobState::Succeeded), ended(JobState::Succeeded)], 0);
         check(vec![ended(JobState::Succeeded), ended(JobState::Cancelled)], 1);
         check(vec![ended(JobState::Succeeded), unknown()], 1);
 
         let mut omitted = job("j", JobState::Succeeded, 0);
         omitted.event.omit_result(fleet_job::event::ResultOmitted { bytes: 9, limit_bytes: 5 });
-        let omitted = || End::Ended(Box::new(omitted.clone()));
+        let omitted = || WaitEnd::Ended(Box::new(omitted.clone()));
         check(vec![ended(JobState::Succeeded), omitted()], 4);
         check(vec![ended(JobState::Failed), omitted()], 1);
-        check(vec![ended(JobState::Failed), unknown(), End::Open], 3);
+        check(vec![ended(JobState::Failed), unknown(), WaitEnd::Open], 3);
 
-        let summary = summary(&[ended(JobState::Failed), unknown(), End::Open]);
+        let summary = summary(&[ended(JobState::Failed), unknown(), WaitEnd::Open]);
         assert_eq!(
             summary,
             json!({"jobs": 3, "succeeded": 0, "failed": 1, "expired": 0, "cancelled": 0, "resultOmitted": 0, "waiting": 1, "unknown": 1})

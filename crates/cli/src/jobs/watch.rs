@@ -12,7 +12,7 @@ use super::{
     board::Board,
     error::ApiError,
     filter::{Filter, FilterArgs},
-    follow::{News, follow},
+    follow::{StreamUpdate, follow},
     list::Pages,
     render,
 };
@@ -110,7 +110,7 @@ pub(super) struct Watch {
 impl Watch {
     pub(super) async fn run(
         mut self,
-        mut news: mpsc::Receiver<News>,
+        mut news: mpsc::Receiver<StreamUpdate>,
         interval: Duration,
         stop: CancellationToken,
     ) -> Result<(), ApiError> {
@@ -121,12 +121,12 @@ impl Watch {
             tokio::select! {
                 () = stop.cancelled() => break,
                 next = news.recv() => match next {
-                    Some(News::Ended(error)) => return Err(error),
+                    Some(StreamUpdate::Ended(error)) => return Err(error),
                     Some(next) => {
-                        if matches!(next, News::Missed) {
+                        if matches!(next, StreamUpdate::Missed) {
                             ticks.reset_immediately();
                         }
-                        self.take(next);
+                        self.handle_update(next);
                     }
                     None => break,
                 },
@@ -135,7 +135,7 @@ impl Watch {
                         // Updates wait in the meantime: they are newer than the list, or repeat it.
                         tokio::select! {
                             () = stop.cancelled() => break,
-                            listed = list(&self.api, &self.filter) => self.listed(listed)?,
+                            listed = list(&self.api, &self.filter) => self.handle_list(listed)?,
                         }
                     }
                     self.show.tick(&self.board);
@@ -147,26 +147,26 @@ impl Watch {
         Ok(())
     }
 
-    fn take(&mut self, news: News) {
+    fn handle_update(&mut self, news: StreamUpdate) {
         match news {
-            News::Open => self.show.connection(None),
-            News::Missed => self.stale = true,
-            News::Trouble(error) => self.show.connection(Some(&error)),
-            News::Job(job) => {
-                if self.board.take(&job) {
+            StreamUpdate::Open => self.show.connection(None),
+            StreamUpdate::Missed => self.stale = true,
+            StreamUpdate::Trouble(error) => self.show.connection(Some(&error)),
+            StreamUpdate::Job(job) => {
+                if self.board.update(&job) {
                     self.show.job(&job);
                 }
             }
             // The caller handles this.
-            News::Ended(_) => {}
+            StreamUpdate::Ended(_) => {}
         }
     }
 
-    fn listed(&mut self, listed: Result<Vec<JobView>, ApiError>) -> Result<(), ApiError> {
+    fn handle_list(&mut self, listed: Result<Vec<JobView>, ApiError>) -> Result<(), ApiError> {
         match listed {
             Ok(jobs) => {
                 self.stale = false;
-                self.show.begin(&self.board.begin(&jobs));
+                self.show.begin(&self.board.restart(&jobs));
             }
             // The next tick retries.
             Err(error) if error.is_passing() => self.show.connection(Some(&error)),
@@ -198,7 +198,7 @@ impl Show for Lines {
         if self.json {
             output::json(job);
         } else {
-            output::line(&render::line(job));
+            output::line(&render::event_line(job));
         }
     }
 

@@ -78,7 +78,7 @@ mod tests {
     }
 
     #[test]
-    fn empty_values_are_left_out_and_twins_refused() {
+    fn empty_values_are_skipped_and_duplicates_rejected() {
         let env = Env::of([("KAFKA_PROPERTY_SASL_PASSWORD", "")]);
         assert!(env.kafka_properties().unwrap().is_empty());
         let twins = Env::of([("KAFKA_PROPERTY_CLIENT_ID", "a"), ("KAFKA_PROPERTY_client_id", "b")]);

@@ -253,7 +253,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_header_that_decides_comes_once() {
+    async fn a_repeated_host_or_origin_is_rejected() {
         let guard = Arc::new(guard(&[], &[]));
         let router = Router::new()
             .route(
@@ -285,7 +285,7 @@ mod tests {
     }
 
     #[test]
-    fn scrapers_may_use_addresses_and_web_pages_may_not_ask() {
+    fn scrapers_may_use_addresses_but_web_pages_are_rejected() {
         let scrape = |host: &'static str, origin: Option<&'static str>| {
             let mut headers = HeaderMap::new();
             headers.insert(header::HOST, HeaderValue::from_static(host));

@@ -324,7 +324,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn who_has_asked_once_has_more_time() {
+    async fn later_headers_have_more_time() {
         let (addr, ..) = start(ConnectionLimits { first_header: MODEST, ..LIMITS }).await;
         let mut client = TcpStream::connect(addr).await.unwrap();
         for _ in 0..2 {
@@ -353,7 +353,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn there_are_only_so_many_connections() {
+    async fn the_number_of_connections_is_limited() {
         let (addr, ..) = start(ConnectionLimits { connections: 1, ..LIMITS }).await;
         let mut first = seated(addr).await;
 
@@ -386,7 +386,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn silent_connections_keep_nobody_out() {
+    async fn silent_connections_do_not_block_others() {
         let patient =
             ConnectionLimits { first_header: 10 * PATIENCE, next_header: 10 * PATIENCE, ..LIMITS };
         let (addr, ..) = start(ConnectionLimits { connections: 4, waiting: 3, ..patient }).await;
@@ -449,7 +449,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_stream_that_never_ends_does_not_hold_the_process() {
+    async fn an_endless_stream_does_not_block_shutdown() {
         let (listener, addr) = bind(SocketAddr::from(([127, 0, 0, 1], 0))).await.unwrap();
         let (stop, reached) = (CancellationToken::new(), CancellationToken::new());
         let handler = reached.clone();
@@ -469,7 +469,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn connections_that_say_nothing_are_not_waited_for() {
+    async fn shutdown_does_not_wait_for_silent_connections() {
         let (listener, addr) = bind(SocketAddr::from(([127, 0, 0, 1], 0))).await.unwrap();
         let stop = CancellationToken::new();
         let router = Router::new().route("/work", get(async || "done"));

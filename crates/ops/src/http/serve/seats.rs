@@ -152,7 +152,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_peer_has_a_bound_and_a_v6_network_is_one_peer() {
+    fn seats_per_peer_are_limited_and_a_v6_network_is_one_peer() {
         let seats = Arc::new(Seats::new(3, 2));
         let take = |peer: &str| seats.take(peer.parse().unwrap());
         let held = [take("fd00::1"), take("fd00::2")];
@@ -166,7 +166,7 @@ mod tests {
     }
 
     #[test]
-    fn the_oldest_silent_connection_goes_first() {
+    fn the_oldest_silent_connection_is_evicted_first() {
         let room = WaitingRoom::new(2);
         let (asking, silent) = (room.enter(), room.enter());
         assert!(asking.mark_asked() && !asking.mark_asked());

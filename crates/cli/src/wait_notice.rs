@@ -19,12 +19,12 @@ pub(crate) const SILENCE: Duration = Duration::from_secs(1);
 
 /// A wait in progress. Dropping it ends the wait.
 #[derive(Debug)]
-pub(crate) struct Patience {
+pub(crate) struct WaitNotice {
     what: Arc<Mutex<String>>,
     _wait: mpsc::Sender<()>,
 }
 
-impl Patience {
+impl WaitNotice {
     /// Starts a wait. `what` follows "waiting for" in the message.
     pub(crate) fn new(what: String) -> Self {
         Self::start(what, SILENCE, |what| output::problem(&format!("waiting for {what}")))
@@ -91,17 +91,17 @@ mod tests {
     const DEADLINE: Duration = Duration::from_secs(10);
 
     #[test]
-    fn a_long_wait_is_named_once_and_a_short_one_never() {
+    fn a_long_wait_is_reported_once_and_a_short_one_never() {
         let (say, said) = mpsc::channel();
-        let patience = Patience::start("a".to_owned(), Duration::from_millis(200), move |what| {
+        let notice = WaitNotice::start("a".to_owned(), Duration::from_millis(200), move |what| {
             say.send(what.to_owned()).unwrap();
         });
-        patience.wait_for("b".to_owned());
+        notice.wait_for("b".to_owned());
         assert_eq!(said.recv_timeout(DEADLINE), Ok("b".to_owned()));
         assert_eq!(said.recv_timeout(DEADLINE), Err(RecvTimeoutError::Disconnected));
 
         let (say, said) = mpsc::channel::<String>();
-        drop(Patience::start("c".to_owned(), DEADLINE, move |what| {
+        drop(WaitNotice::start("c".to_owned(), DEADLINE, move |what| {
             say.send(what.to_owned()).unwrap()
         }));
         assert_eq!(said.recv_timeout(DEADLINE / 2), Err(RecvTimeoutError::Disconnected));
