@@ -234,6 +234,7 @@ pub(crate) fn start_worker(
         format!("--server-url={server_url}"),
         format!("--worker-id={name}"),
     ];
+
     // On one machine, a dead worker should be noticed in seconds. Values that the user sets take
     // precedence.
     let quick = [
@@ -258,6 +259,7 @@ pub(crate) fn start_server(
         format!("--port={port}"),
         format!("--policy={}", policy.display()),
     ];
+
     if config.jobs {
         args.push(format!("--kafka-brokers={brokers}"));
         args.push(format!("--jobs-topic={}", config.topic));
@@ -270,6 +272,7 @@ pub(crate) fn start_server(
         // says.
         args.push("--kafka-brokers=".to_owned());
     }
+
     Process::start("mcp-server", &config.run_dir, &args, &[])
 }
 

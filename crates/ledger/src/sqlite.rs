@@ -355,6 +355,7 @@ async fn insert_job(
             "INSERT OR REPLACE INTO jobs VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13)",
         )
         .await?;
+
     // There are seven states.
     let state = state_number(event.state) as i64;
     insert
