@@ -69,7 +69,7 @@ pub fn initialized(params: &Value) -> Value {
 
 /// Takes `ms`, and until the file `until` is there; fails the first `failures` attempts, or for
 /// good where `final` is set. Tells of its `progress` to `notify` in so many steps, spread over
-/// `ms`.
+/// `ms`. Gives `echo` back, as structured content and as an unknown member of its text.
 pub fn work(id: &Value, params: &Value, log: &CallLog, notify: impl Fn(&Value)) -> Value {
     let (meta, arguments) = (&params["_meta"], &params["arguments"]);
     let job = meta["io.mcp-fleet/jobId"].as_str().unwrap_or("-");
@@ -103,6 +103,11 @@ pub fn work(id: &Value, params: &Value, log: &CallLog, notify: impl Fn(&Value)) 
     let is_final = arguments["final"].as_bool().unwrap_or_default();
     let fails = is_final || attempt <= arguments["failures"].as_u64().unwrap_or_default();
     let text = if fails { "as it was asked to, it fails" } else { "done" };
-    json!({"content": [{"type": "text", "text": text}], "isError": fails,
-        "_meta": {"io.mcp-fleet/final": is_final, "test/traceparent": meta["traceparent"]}})
+    let mut result = json!({"content": [{"type": "text", "text": text}], "isError": fails,
+        "_meta": {"io.mcp-fleet/final": is_final, "test/traceparent": meta["traceparent"]}});
+    if let Some(echo) = arguments.get("echo") {
+        result["content"][0]["echo"] = echo.clone();
+        result["structuredContent"] = json!({ "echo": echo });
+    }
+    result
 }

@@ -12,7 +12,7 @@ use fleet_tests::{
     fleet::ServerOptions,
     on_every_broker,
     oracle::Account,
-    topics::{Outgoing, Record},
+    topics::{self, Outgoing, Record},
 };
 use serde_json::{Value, json};
 
@@ -20,6 +20,7 @@ on_every_broker!(
     a_server_is_hosted_and_its_tools_are_called,
     the_envelope_takes_every_spelling,
     batches_collect_their_results,
+    numbers_and_unknown_members_pass_as_they_were_written,
     every_bad_input_has_a_clear_end_and_the_worker_goes_on,
     a_refused_command_names_the_rule,
     children_that_misbehave_are_reported,
@@ -146,6 +147,30 @@ fn batches_collect_their_results(env: &Env) {
     assert_eq!(half.state, JobState::Failed, "{half:?}");
     let (_, message) = error(half);
     assert!(message.contains("1 of 2"), "{message}");
+}
+
+/// From the envelope through worker, gateway and child, and back into the event and the reply.
+fn numbers_and_unknown_members_pass_as_they_were_written(env: &Env) {
+    const ECHO: &str = r#"{"z":[1e+400,12345678901234567890123,1.10,1e+2,-0],"a":0.00001}"#;
+    let mut fleet = Fleet::new(env, "numbers", 1);
+    let calls = fleet.directory.join("calls");
+    fleet.start_tool_server(env!("CARGO_BIN_EXE_fixture_tools"), &calls, false);
+    let replies = format!("mcp-replies.{}", fleet.topic);
+    topics::create(&env.brokers, &[(&replies, 1)]);
+    fleet.start_worker();
+
+    let payload = format!(r#"{{"tool":"chaos__work","arguments":{{"echo":{ECHO}}}}}"#);
+    let text = format!(
+        r#"{{"jobID":"n","jobType":"tool-call","payload":{payload},"metadata":{ECHO},"replyTo":"{replies}"}}"#
+    );
+    fleet.submit(vec![Outgoing::value(text)]);
+    fleet.settle(0);
+    for topic in [format!("{}.events", fleet.topic), replies] {
+        let records = topics::read(&env.brokers, &topic);
+        let end = records.iter().map(Record::text).find(|text| text.contains(r#""succeeded""#));
+        let end = end.expect("an end");
+        assert_eq!(end.matches(ECHO).count(), 3, "{topic}: {end}");
+    }
 }
 
 fn every_bad_input_has_a_clear_end_and_the_worker_goes_on(env: &Env) {

@@ -15,7 +15,7 @@ use rmcp::model::{
 };
 use serde_json::Value;
 
-use crate::kept_items::KEPT_ITEMS;
+use crate::kept_items::{KEPT_ITEMS, each_kept};
 
 const SCHEME: &str = "ui://";
 /// Begins the URI under which a page is offered.
@@ -66,10 +66,10 @@ pub fn offer_in_result(server: &str, result: &mut CallToolResult) {
 
 /// The same as [`offer_in_meta`], for the `_meta` of a result of which items were kept aside here.
 fn offer_in_result_meta(server: &str, meta: &mut Option<MetaObject>) {
-    let kept = meta.as_mut().and_then(|meta| meta.remove(KEPT_ITEMS));
+    let kept = meta.as_mut().and_then(|meta| meta.shift_remove(KEPT_ITEMS));
     offer_in_meta(server, meta);
     if let Some(mut kept) = kept {
-        offer_in_answer(server, &mut kept);
+        each_kept(&mut kept, |part| offer_in_kept(server, part));
         meta.get_or_insert_default().insert(KEPT_ITEMS.to_owned(), kept);
     }
 }
@@ -116,6 +116,22 @@ fn offer_in_contents(server: &str, contents: &mut ResourceContents) {
     };
     offer_in_place(server, uri);
     offer_in_meta(server, meta);
+}
+
+/// Offers the pages in an item or member that rmcp can't hold. The text of an item is left as it
+/// is.
+fn offer_in_kept(server: &str, part: &mut Value) {
+    let texts =
+        ["/text", "/resource/text", "/content/text", "/content/resource/text"].map(|place| {
+            (place, part.pointer_mut(place).filter(|text| text.is_string()).map(Value::take))
+        });
+    offer_in_answer(server, part);
+
+    for (place, text) in texts {
+        if let (Some(place), Some(text)) = (part.pointer_mut(place), text) {
+            *place = text;
+        }
+    }
 }
 
 /// Offers the pages in JSON whose shape is not known here: an extension's answer, or content of an
@@ -243,6 +259,10 @@ mod tests {
         check(forged, json!({"io.mcp-fleet/final": true, "own": 1}));
         check(json!({"io.mcp-fleet/unavailable": []}), Value::Null);
         check(json!({}), json!({}));
+
+        let mut kept = json!({"type": "text", "text": PAGE, "z": PAGE, "_meta": {"io.mcp-fleet/repeated": true}});
+        offer_in_kept("a", &mut kept);
+        assert_eq!(kept, json!({"type": "text", "text": PAGE, "z": OF_A, "_meta": {}}));
 
         let mut unknown =
             json!([{"type": "video", "_meta": {"io.mcp-fleet/repeated": true, "own": 1}}]);

@@ -1,6 +1,7 @@
 //! Prompts and contents of resources that hosted servers send, read so that an item which is not
 //! understood costs nothing else ([`crate::kept_items`]).
 
+use fleet_job::number;
 use rmcp::model::{
     GetPromptResponse, GetPromptResult, InputRequiredResult, MetaObject, PromptMessage,
     ReadResourceResponse, ReadResourceResult, ResourceContents, ServerResult,
@@ -92,17 +93,15 @@ fn read<T: DeserializeOwned, I: DeserializeOwned + Serialize>(
         Value::Null => {}
         Value::String(kind) if kind == "complete" => {}
         Value::String(kind) if kind == "input_required" => {
-            return serde_json::from_value(result.into())
-                .map(Read::InputRequired)
-                .map_err(explained);
+            return number::read(result.into()).map(Read::InputRequired).map_err(explained);
         }
         other => return Err(format!("its resultType {other} is not known: {shown}")),
     }
 
-    let Some(Value::Array(items)) = result.remove(member) else {
+    let Some(Value::Array(items)) = result.shift_remove(member) else {
         return Err(format!("its {member} is not a list: {shown}"));
     };
-    let mut meta = match result.remove("_meta") {
+    let mut meta = match result.shift_remove("_meta") {
         Some(Value::Object(meta)) => Some(MetaObject(meta)),
         _ => None,
     };
@@ -111,7 +110,7 @@ fn read<T: DeserializeOwned, I: DeserializeOwned + Serialize>(
     if let Some(meta) = meta {
         result.insert("_meta".to_owned(), meta.0.into());
     }
-    serde_json::from_value(result.into()).map(Read::Complete).map_err(explained)
+    number::read(result.into()).map(Read::Complete).map_err(explained)
 }
 
 #[cfg(test)]

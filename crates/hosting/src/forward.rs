@@ -280,6 +280,13 @@ pub fn completions(server: &str, result: ServerResult) -> Result<CompleteResult,
     }
 }
 
+/// The result of a method that only the server knows, with its pages under their offered URIs.
+pub fn custom(server: &str, result: ServerResult) -> Value {
+    let mut result = Value::Object(raw(result));
+    apps::offer_in_answer(server, &mut result);
+    result
+}
+
 /// Servers of older revisions leave `resultType` out, and the functions above put it in; the front
 /// end leaves it out again for older callers.
 fn unexpected(server: &str, what: &str, result: ServerResult) -> ErrorData {
@@ -301,7 +308,7 @@ fn passed_on(
 ) -> RequestMetaObject {
     let mut meta = context.meta.clone();
     for key in HOP_KEYS {
-        meta.remove(key);
+        meta.shift_remove(key);
     }
     apps::restore_in_object(server, &mut meta);
 

@@ -22,6 +22,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use fleet_job::number;
 use rmcp::{
     RoleClient,
     model::{
@@ -296,7 +297,7 @@ pub(super) fn initialized(result: ServerResult) -> Result<ServerPeerInfo, String
         ServerResult::InitializeResult(result) => result,
         // What rmcp could not read is read once more, to say what is wrong with it.
         other => serde_json::to_value(other)
-            .and_then(serde_json::from_value::<InitializeResult>)
+            .and_then(number::read::<InitializeResult>)
             .map_err(|error| format!("its answer can't be read: {error}"))?,
     };
     Ok(result.into())

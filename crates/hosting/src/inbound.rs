@@ -7,6 +7,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use fleet_job::number;
 use fleet_wire::{Id, Message, Reply, RpcError, Unreadable, quote};
 use rmcp::{
     RoleClient,
@@ -91,9 +92,7 @@ impl Inbound {
                 Message::Reply(Some(id), reply) => passed.extend(self.answer(id, reply)),
                 Message::Reply(None, reply) => passed.extend(self.nameless(reply)),
                 Message::Request(_, message) | Message::Notification(_, message) => {
-                    passed.extend(
-                        serde_json::from_value::<RxJsonRpcMessage<RoleClient>>(message).ok(),
-                    );
+                    passed.extend(number::read::<RxJsonRpcMessage<RoleClient>>(message).ok());
                 }
                 Message::Noise(_) => is_noise = true,
             }
@@ -207,7 +206,7 @@ fn read_result(asked: Asked, mut result: Map<String, Value>) -> Result<ServerRes
         Asked::Initialize => forgive(&mut result),
         Asked::Stream | Asked::Other => {}
     }
-    serde_json::from_value(result.into()).map_err(|error| unreadable_answer(&error.to_string()))
+    number::read(result.into()).map_err(|error| unreadable_answer(&error.to_string()))
 }
 
 /// Fills in what the result of a handshake should say of the server, and nobody needs.
@@ -226,16 +225,34 @@ pub(super) fn forgive(result: &mut Map<String, Value>) {
     }
 }
 
+/// Begins the names of a result's members on their way through rmcp, so that it knows none of them
+/// and reads none.
+const UNREAD: &str = "io.mcp-fleet/unread/";
+
+/// A result of a tool, a prompt or the contents of a resource, known by its looks, in a form that
+/// rmcp does not read; other results as they are.
+pub(super) fn unread(result: Map<String, Value>) -> Map<String, Value> {
+    let lists = ["content", "structuredContent", "isError", "messages", "contents"];
+    match lists.iter().any(|key| result.contains_key(*key)) {
+        true => {
+            result.into_iter().map(|(name, member)| (format!("{UNREAD}{name}"), member)).collect()
+        }
+        false => result,
+    }
+}
+
 /// A result as the server wrote it, as far as rmcp has not read it.
 pub(crate) fn raw(result: ServerResult) -> Map<String, Value> {
     let value = match result {
         ServerResult::CustomResult(CustomResult(value)) => value,
         other => serde_json::to_value(other).unwrap_or_default(),
     };
-    match value {
-        Value::Object(result) => result,
-        _ => Map::new(),
+    let Value::Object(result) = value else { return Map::new() };
+    if !result.keys().any(|name| name.starts_with(UNREAD)) {
+        return result;
     }
+    let own_name = |name: String| name.strip_prefix(UNREAD).map(str::to_owned).unwrap_or(name);
+    result.into_iter().map(|(name, member)| (own_name(name), member)).collect()
 }
 
 /// An error in rmcp's terms. A code that does not fit is none that anybody knows.

@@ -1,25 +1,29 @@
-//! Items of results that rmcp's types have no place for, on their way to whoever asked.
+//! Items and members of results that rmcp's types have no place for, on their way to whoever asked.
 //!
 //! A content item of a kind that rmcp does not know, or with a member missing, would cost the whole
-//! result of a tool that has run, of a prompt or of a resource. So such items travel in the
-//! result's `_meta`, under [`KEPT_ITEMS`], and are put back in their places when the answer is
-//! written ([`restore`]).
+//! result of a tool that has run, of a prompt or of a resource, and members that rmcp does not know
+//! would be lost. So they travel in the result's `_meta`, under [`KEPT_ITEMS`], and are put back in
+//! their places when the answer is written ([`restore`]).
 
+use fleet_job::number;
 use rmcp::{
     RoleServer,
     model::{CustomResult, JsonRpcMessage, MetaObject, ServerJsonRpcMessage, ServerResult},
     service::{RxJsonRpcMessage, TxJsonRpcMessage},
     transport::Transport,
 };
-use serde::de::DeserializeOwned;
+use serde::{Serialize, de::DeserializeOwned};
 use serde_json::{Map, Value, json};
 
 /// In a result's `_meta`, on its way through this server: items that rmcp can't hold, by the member
 /// whose list they belong to and their positions in it.
 pub const KEPT_ITEMS: &str = "io.mcp-fleet/content";
 
-/// The items of a result's `member` that rmcp can hold. The others are kept in `_meta`.
-pub fn keep_odd<T: DeserializeOwned>(
+/// Beside those lists: members of the result itself.
+const MEMBERS: &str = "io.mcp-fleet/members";
+
+/// The items of a result's `member` that rmcp can hold as a whole. The others are kept in `_meta`.
+pub fn keep_odd<T: DeserializeOwned + Serialize>(
     member: &str,
     items: Vec<Value>,
     meta: &mut Option<MetaObject>,
@@ -27,9 +31,9 @@ pub fn keep_odd<T: DeserializeOwned>(
     let mut kept = Map::new();
     let mut held = Vec::new();
     for (position, item) in items.into_iter().enumerate() {
-        match serde_json::from_value(item.clone()) {
-            Ok(item) => held.push(item),
-            Err(_) => _ = kept.insert(position.to_string(), item),
+        match whole(&item) {
+            Some(item) => held.push(item),
+            None => _ = kept.insert(position.to_string(), item),
         }
     }
 
@@ -41,25 +45,66 @@ pub fn keep_odd<T: DeserializeOwned>(
     held
 }
 
-/// Removes what a hosted server says was kept here.
-pub fn disown(meta: &mut Option<MetaObject>) {
-    if let Some(meta) = meta {
-        meta.remove(KEPT_ITEMS);
+/// An item in rmcp's terms, if rmcp writes it as the server did.
+fn whole<T: DeserializeOwned + Serialize>(item: &Value) -> Option<T> {
+    let held: T = number::read(item.clone()).ok()?;
+    let is_written_alike =
+        || Some(serde_json::to_vec(&held).ok()? == serde_json::to_vec(item).ok()?);
+    let is_whole = has_usual_members(item) || is_written_alike().unwrap_or_default();
+    is_whole.then_some(held)
+}
+
+/// Whether an item that rmcp can read has nothing but what all such items have. Most do, and need
+/// not be written to see it.
+fn has_usual_members(item: &Value) -> bool {
+    item.as_object().is_some_and(|item| {
+        item.keys().eq(["type", "text"]) || item.keys().eq(["type", "data", "mimeType"])
+    })
+}
+
+/// Keeps members of a result in `_meta`, after the items of its lists.
+pub fn keep_members(members: Map<String, Value>, meta: &mut Option<MetaObject>) {
+    if members.is_empty() {
+        return;
+    }
+    let kept =
+        meta.get_or_insert_with(MetaObject::new).entry(KEPT_ITEMS).or_insert_with(|| json!({}));
+    if let Value::Object(kept) = kept {
+        kept.insert(MEMBERS.to_owned(), members.into());
     }
 }
 
-/// Puts the items that were kept aside back into a JSON-RPC message. Whether there were any.
+/// Shows every item and member in what was kept.
+pub fn each_kept(kept: &mut Value, show: impl FnMut(&mut Value)) {
+    let parts = kept.as_object_mut().into_iter().flat_map(Map::values_mut);
+    parts.filter_map(Value::as_object_mut).flat_map(Map::values_mut).for_each(show);
+}
+
+/// Removes what a hosted server says was kept here.
+pub fn disown(meta: &mut Option<MetaObject>) {
+    if let Some(meta) = meta {
+        meta.shift_remove(KEPT_ITEMS);
+    }
+}
+
+/// Puts what was kept aside back into a JSON-RPC message. Whether there was anything.
 pub fn restore(message: &mut Value) -> bool {
     let Some(result) = message.get_mut("result").and_then(Value::as_object_mut) else {
         return false;
     };
     let Some(meta) = result.get_mut("_meta").and_then(Value::as_object_mut) else { return false };
-    let Some(Value::Object(kept)) = meta.remove(KEPT_ITEMS) else { return false };
+    let Some(Value::Object(kept)) = meta.shift_remove(KEPT_ITEMS) else { return false };
     if meta.is_empty() {
-        result.remove("_meta");
+        result.shift_remove("_meta");
     }
 
     for (member, items) in kept {
+        if let (MEMBERS, Value::Object(members)) = (&*member, &items) {
+            members.iter().for_each(|(name, member)| {
+                result.entry(name).or_insert_with(|| member.clone());
+            });
+            continue;
+        }
         let list = result.get_mut(&member).and_then(Value::as_array_mut);
         if let (Some(list), Value::Object(items)) = (list, items) {
             put_back(list, items);

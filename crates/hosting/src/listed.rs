@@ -4,6 +4,7 @@
 //! What an item can do without (an icon, a hint, an output schema) is left out if it can't be read.
 //! An item whose name or schema can't be read is hidden, with the reason.
 
+use fleet_job::number;
 use rmcp::model::{
     ClientRequest, ListPromptsRequest, ListResourceTemplatesRequest, ListResourcesRequest,
     ListToolsRequest, PaginatedRequestParams, Prompt, Resource, ResourceTemplate, Tool,
@@ -189,7 +190,7 @@ fn read_item<T: Listed>(item: Value, remarks: &mut Vec<String>) -> Result<T, Str
         }
     }
     T::complete(&mut item)?;
-    if let Ok(item) = serde_json::from_value(Value::Object(item.clone())) {
+    if let Ok(item) = number::read(Value::Object(item.clone())) {
         return Ok(item);
     }
 
@@ -202,7 +203,7 @@ fn read_item<T: Listed>(item: Value, remarks: &mut Vec<String>) -> Result<T, Str
         let is_readable = |value: &Value| {
             let mut item = smallest.clone();
             item.insert(key.clone(), value.clone());
-            serde_json::from_value::<T>(item.into()).is_ok()
+            number::read::<T>(item.into()).is_ok()
         };
         let Some(found) = readable_part(&value, is_readable) else {
             remarks.push(format!(
@@ -219,7 +220,7 @@ fn read_item<T: Listed>(item: Value, remarks: &mut Vec<String>) -> Result<T, Str
         }
         kept.insert(key, found);
     }
-    serde_json::from_value(kept.into()).map_err(|error| error.to_string())
+    number::read(kept.into()).map_err(|error| error.to_string())
 }
 
 /// An item with nothing but what it must have. Members are tried on it, so that an item costs no

@@ -6,6 +6,7 @@
 
 use std::{sync::Arc, time::Duration};
 
+use fleet_job::number;
 use fleet_wire::{
     body::{Body, BodyError},
     encoding::DecodeError,
@@ -232,7 +233,7 @@ async fn read(
             } else if event.is_message() {
                 // What rmcp does not know even so is nothing that is waited for.
                 let messages = messages_in(&event.data, None).into_iter();
-                for message in messages.filter_map(|message| serde_json::from_value(message).ok()) {
+                for message in messages.filter_map(|message| number::read(message).ok()) {
                     if queue.send(message).await.is_err() {
                         return Ok(());
                     }

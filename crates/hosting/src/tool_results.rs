@@ -1,12 +1,13 @@
 //! Results of hosted tools, read so that an item which is not understood costs nothing else
 //! ([`crate::kept_items`]).
 
+use fleet_job::number;
 use rmcp::model::{CallToolResponse, CallToolResult, MetaObject, ResultType, ServerResult};
 use serde_json::{Map, Value, json};
 
 use crate::{
     inbound::raw,
-    kept_items::{disown, keep_odd},
+    kept_items::{disown, keep_members, keep_odd},
 };
 
 /// How much of a result that can't be read is quoted.
@@ -38,12 +39,10 @@ pub(crate) fn read(result: ServerResult) -> Result<CallToolResponse, String> {
         Value::Null => complete(result).map(CallToolResponse::Complete),
         Value::String(kind) => match kind.as_str() {
             "complete" => complete(result).map(CallToolResponse::Complete),
-            "input_required" => serde_json::from_value(result.into())
-                .map(CallToolResponse::InputRequired)
-                .map_err(of_kind),
-            "task" => {
-                serde_json::from_value(result.into()).map(CallToolResponse::Task).map_err(of_kind)
+            "input_required" => {
+                number::read(result.into()).map(CallToolResponse::InputRequired).map_err(of_kind)
             }
+            "task" => number::read(result.into()).map(CallToolResponse::Task).map_err(of_kind),
             other => Err(format!("its resultType {other:?} is not known: {shown}")),
         },
         other => Err(format!("its resultType is not a text: {other}")),
@@ -52,29 +51,32 @@ pub(crate) fn read(result: ServerResult) -> Result<CallToolResponse, String> {
 
 /// A complete result, however odd its content is.
 fn complete(mut result: Map<String, Value>) -> Result<CallToolResult, String> {
-    let items = match result.remove("content") {
+    let items = match result.shift_remove("content") {
         None | Some(Value::Null) => Vec::new(),
         Some(Value::Array(items)) => items,
         Some(Value::String(text)) => vec![json!({ "type": "text", "text": text })],
         Some(item) => vec![item],
     };
-    let is_error = match result.remove("isError") {
+    let is_error = match result.shift_remove("isError") {
         None | Some(Value::Null) => None,
         Some(Value::Bool(is_error)) => Some(is_error),
         Some(other) => return Err(format!("its isError is neither true nor false: {other}")),
     };
-    let mut meta = match result.remove("_meta") {
+    let structured = result.shift_remove("structuredContent").filter(|content| !content.is_null());
+    let mut meta = match result.shift_remove("_meta") {
         Some(Value::Object(meta)) => Some(MetaObject(meta)),
         _ => None,
     };
 
+    result.shift_remove("resultType");
+
     let content = keep_odd("content", items, &mut meta);
+    keep_members(result, &mut meta);
 
     let mut read = CallToolResult::default();
     read.result_type = Some(ResultType::COMPLETE);
     read.content = content;
-    read.structured_content =
-        result.remove("structuredContent").filter(|content| !content.is_null());
+    read.structured_content = structured;
     read.is_error = is_error;
     read.meta = meta;
     Ok(read)
@@ -166,8 +168,37 @@ mod tests {
 
     #[test]
     fn a_hosted_server_can_not_pose_as_us() {
-        let posed = json!({"content": [], "_meta": {KEPT_ITEMS: {"content": {"0": "x"}}}});
+        let posed = json!({"content": [], "_meta": {KEPT_ITEMS: {"content": {"0": "x"}, "io.mcp-fleet/members": {"x": 1}}}});
         let found = passed_on(posed);
-        assert_eq!(found["content"], json!([]));
+        assert_eq!((&found["content"], found.get("x")), (&json!([]), None));
+    }
+
+    /// Numbers and members as a server wrote them, in every part of a result.
+    #[test]
+    fn what_rmcp_does_not_know_passes_as_it_was_written() {
+        let numbers = "[1e+400,12345678901234567890123,1.10,1e+2,0.1000000000000000055,-0,0.00001]";
+        let same = |written: String| {
+            let found = passed_on(serde_json::from_str(&written).unwrap()).to_string();
+            assert_eq!(found, written.replacen('{', r#"{"resultType":"complete","#, 1));
+        };
+        same(format!(
+            r#"{{"content":[],"structuredContent":{numbers},"_meta":{{"z":{numbers},"a":1}}}}"#
+        ));
+        same(format!(r#"{{"content":[],"z":{numbers},"a":{{"y":1,"b":2}}}}"#));
+        for item in [
+            format!(r#"{{"type":"text","text":"x","z":{numbers},"a":{{"y":1,"b":2}}}}"#),
+            format!(r#"{{"type":"text","text":"x","_meta":{{"z":{numbers},"a":1}}}}"#),
+            r#"{"type":"text","text":"x","annotations":{"priority":0.50,"novel":1}}"#.to_owned(),
+            r#"{"type":"text","text":"x","annotations":{"priority":0.123456789012}}"#.to_owned(),
+            r#"{"text":"x","type":"text"}"#.to_owned(),
+            format!(r#"{{"type":"image","data":"AA","mimeType":"image/png","width":{numbers}}}"#),
+            format!(
+                r#"{{"type":"resource_link","uri":"x:y","name":"n","size":1.0,"z":{numbers}}}"#
+            ),
+            format!(r#"{{"type":"resource","resource":{{"uri":"x:y","text":"t","z":{numbers}}}}}"#),
+            format!(r#"{{"type":"video","z":{numbers}}}"#),
+        ] {
+            same(format!(r#"{{"content":[{{"type":"text","text":"fine"}},{item}]}}"#));
+        }
     }
 }

@@ -18,6 +18,7 @@ use crate::{
         MAX_METADATA_BYTES, MAX_PRIORITY, MAX_TIMEOUT_MS, ToolBatch, ToolCall, Work,
     },
     mcp_servers::{self, McpServers},
+    number,
     outcome::{ErrorKind, JobError},
     record::RawRecord,
     size::{clipped, json_bytes},
@@ -193,7 +194,7 @@ fn looks_like_cloud_event(object: &Map<String, Value>) -> bool {
 
 fn structured_cloud_event(opened: Opened, limit: usize) -> Result<Opened, DecodeError> {
     let Opened { mut object, mut unpacked } = opened;
-    let data = match (object.remove("data"), object.remove("data_base64")) {
+    let data = match (object.shift_remove("data"), object.shift_remove("data_base64")) {
         (Some(data), _) => Some(data),
         (None, Some(Value::String(text))) => {
             let bytes =
@@ -216,10 +217,10 @@ fn structured_cloud_event(opened: Opened, limit: usize) -> Result<Opened, Decode
 /// field for are kept under their own names.
 fn from_attributes(mut attributes: Map<String, Value>, data: Option<Value>) -> Map<String, Value> {
     let mut object = Map::new();
-    if let Some(id) = attributes.remove("id") {
+    if let Some(id) = attributes.shift_remove("id") {
         object.insert("jobID".to_owned(), id);
     }
-    if let Some(kind) = attributes.remove("type") {
+    if let Some(kind) = attributes.shift_remove("type") {
         object.insert("jobType".to_owned(), without_namespace(kind));
     }
     if let Some(data) = data {
@@ -265,7 +266,12 @@ fn invalid(message: String) -> JobError {
 
 /// Reads `T` and names the place of what is wrong, below `prefix`.
 fn typed<T: DeserializeOwned>(value: Value, prefix: &str) -> Result<T, JobError> {
-    serde_path_to_error::deserialize(value).map_err(|error| {
+    let read = match number::has_plain_numbers(&value) {
+        true => serde_path_to_error::deserialize(value),
+        false => serde_json::from_str(&value.to_string())
+            .or_else(|_| serde_path_to_error::deserialize(value)),
+    };
+    read.map_err(|error| {
         let path = error.path().to_string();
         let place = match (prefix, path.as_str()) {
             ("", ".") => "the envelope".to_owned(),

@@ -225,7 +225,11 @@ pub struct ToolBatch {
     pub calls: Vec<ToolCall>,
     /// How many of them may run at once, 1 to [`MAX_BATCH_PARALLEL`]; one after the other where
     /// absent.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(
+        default,
+        skip_serializing_if = "Option::is_none",
+        deserialize_with = "crate::number::option_whole"
+    )]
     #[schemars(range(min = 1, max = 64))]
     pub parallel: Option<u32>,
     /// Fields that this version does not know, kept as they came.

@@ -289,9 +289,14 @@ impl std::fmt::Display for Waiting {
 #[serde(rename_all = "camelCase")]
 pub struct Progress {
     /// Grows from one notice to the next. In a batch: the calls that are done.
+    #[serde(deserialize_with = "crate::number::f64")]
     pub progress: f64,
     /// What `progress` will be at the end, where that is known.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(
+        default,
+        skip_serializing_if = "Option::is_none",
+        deserialize_with = "crate::number::option_f64"
+    )]
     pub total: Option<f64>,
     /// What the tool says about it, for people.
     #[serde(default, skip_serializing_if = "Option::is_none")]

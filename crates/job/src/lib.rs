@@ -11,6 +11,7 @@ pub mod envelope;
 pub mod event;
 pub mod mcp_servers;
 pub mod meta;
+pub mod number;
 pub mod outcome;
 pub mod record;
 pub mod schema;

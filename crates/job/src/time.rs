@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+use serde_json::Number;
 
 /// Milliseconds since 1970-01-01T00:00:00Z. Written as an RFC 3339 string; read from that or from
 /// an integer of milliseconds.
@@ -112,7 +113,7 @@ impl Serialize for Timestamp {
 impl<'de> Deserialize<'de> for Timestamp {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         struct Visitor;
-        impl de::Visitor<'_> for Visitor {
+        impl<'de> de::Visitor<'de> for Visitor {
             type Value = Timestamp;
 
             fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -120,11 +121,7 @@ impl<'de> Deserialize<'de> for Timestamp {
             }
 
             fn visit_i64<E: de::Error>(self, ms: i64) -> Result<Timestamp, E> {
-                Timestamp::from_millis(ms).ok_or_else(|| {
-                    E::custom(format!(
-                        "{ms} ms lies outside the years 1 to 9999; microseconds or nanoseconds? write milliseconds"
-                    ))
-                })
+                Timestamp::from_millis(ms).ok_or_else(|| out_of_range(ms))
             }
 
             fn visit_u64<E: de::Error>(self, ms: u64) -> Result<Timestamp, E> {
@@ -132,9 +129,17 @@ impl<'de> Deserialize<'de> for Timestamp {
             }
 
             fn visit_f64<E: de::Error>(self, number: f64) -> Result<Timestamp, E> {
-                Err(E::custom(format!(
-                    "{number} is not a whole number; seconds with a fraction? write milliseconds, or RFC 3339"
-                )))
+                Err(not_whole(number))
+            }
+
+            /// serde_json's form of a number whose spelling would not survive in 64 bits.
+            fn visit_map<A: de::MapAccess<'de>>(self, map: A) -> Result<Timestamp, A::Error> {
+                let number = Number::deserialize(de::value::MapAccessDeserializer::new(map))
+                    .map_err(|_| de::Error::invalid_type(de::Unexpected::Map, &self))?;
+                Err(match number.as_str().contains(['.', 'e']) {
+                    true => not_whole(number),
+                    false => out_of_range(number),
+                })
             }
 
             fn visit_str<E: de::Error>(self, text: &str) -> Result<Timestamp, E> {
@@ -143,6 +148,18 @@ impl<'de> Deserialize<'de> for Timestamp {
         }
         deserializer.deserialize_any(Visitor)
     }
+}
+
+fn out_of_range<E: de::Error>(ms: impl std::fmt::Display) -> E {
+    E::custom(format_args!(
+        "{ms} ms lies outside the years 1 to 9999; microseconds or nanoseconds? write milliseconds"
+    ))
+}
+
+fn not_whole<E: de::Error>(number: impl std::fmt::Display) -> E {
+    E::custom(format_args!(
+        "{number} is not a whole number; seconds with a fraction? write milliseconds, or RFC 3339"
+    ))
 }
 
 impl JsonSchema for Timestamp {
@@ -188,9 +205,14 @@ mod tests {
         check(253_402_300_799, "1978-01-11");
         let now = Timestamp::from_millis(1_795_248_000_000).unwrap();
         assert_eq!(now.check_plausible(), Ok(now));
-        for (text, unit) in
-            [("1795248000000000", "microseconds"), ("1795248000.5", "seconds with a fraction")]
-        {
+        for (text, unit) in [
+            ("1795248000000000", "microseconds"),
+            ("1795248000000000000000", "nanoseconds"),
+            ("-1795248000000000000000000000000000000000000", "nanoseconds"),
+            ("1795248000.5", "seconds with a fraction"),
+            ("1795248000.50", "1795248000.50 is not a whole number"),
+            ("1e400", "1e+400 is not a whole number"),
+        ] {
             let error = serde_json::from_str::<Timestamp>(text).unwrap_err().to_string();
             assert!(error.contains(unit), "{error}");
         }

@@ -62,7 +62,7 @@ impl TraceContext {
         if self.parent.is_none() {
             return;
         }
-        meta.remove(STATE);
+        meta.shift_remove(STATE);
         for (name, value) in self.pairs() {
             meta.insert(name.to_owned(), value.into());
         }

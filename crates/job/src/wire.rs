@@ -29,7 +29,11 @@ pub struct WireEnvelope {
     #[schemars(with = "WirePayload")]
     pub payload: Value,
     /// 0 (last) to 9 (first); 4 where absent.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(
+        default,
+        skip_serializing_if = "Option::is_none",
+        deserialize_with = "crate::number::option_whole"
+    )]
     #[schemars(range(min = 0, max = 9))]
     pub priority: Option<u64>,
     /// The job must not start before.
@@ -39,11 +43,19 @@ pub struct WireEnvelope {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub deadline: Option<Timestamp>,
     /// How long one attempt may take, in milliseconds.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(
+        default,
+        skip_serializing_if = "Option::is_none",
+        deserialize_with = "crate::number::option_whole"
+    )]
     #[schemars(range(min = 1, max = 86_400_000))]
     pub timeout_ms: Option<u64>,
     /// After so many spent attempts the job has failed.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(
+        default,
+        skip_serializing_if = "Option::is_none",
+        deserialize_with = "crate::number::option_whole"
+    )]
     #[schemars(range(min = 1, max = 100))]
     pub max_attempts: Option<u64>,
     /// What a tool can recognise a repeat by; the job id serves where it is absent.

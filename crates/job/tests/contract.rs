@@ -76,7 +76,8 @@ fn refusals_name_the_field_and_the_bound() {
     check_refused(json!({"priority": 10}), &["`priority`", "0 to 9"]);
     check_refused(json!({"priority": "high"}), &["`priority`"]);
     check_refused(json!({"maxAttempts": 0}), &["`maxAttempts`", "1 to 100"]);
-    check_refused(json!({"timeoutMs": -1}), &["`timeoutMs`"]);
+    check_refused(json!({"timeoutMs": -1}), &["`timeoutMs`", "-1 is not a whole number"]);
+    check_refused(json!({"maxAttempts": 1.5}), &["`maxAttempts`", "1.5 is not a whole number"]);
     check_refused(json!({"deadline": "soon"}), &["`deadline`", "RFC 3339"]);
     check_refused(
         json!({"notBefore": 1_795_248_002_000_i64, "deadline": 1_795_248_001_000_i64}),
@@ -106,10 +107,64 @@ fn refusals_name_the_field_and_the_bound() {
         &["`payload.parallel`"],
     );
     check_refused(
+        json!({"jobType": "tool-batch", "payload": {"calls": [{"tool": "t"}], "parallel": 5_000_000_000_u64}}),
+        &["`payload.parallel`", "5000000000"],
+    );
+    check_refused(
         json!({"jobType": "server-init", "payload": {"mcpServers": {}}}),
         &["mcpServers"],
     );
     check_refused(json!({"jobType": "server-init", "payload": {"x": {}}}), &["mcpServers"]);
+}
+
+/// Numbers are the producer's and the tool's: only an exponent is rewritten, to `e+2`.
+#[test]
+fn numbers_pass_as_they_were_written() {
+    let numbers = "[1e+400,12345678901234567890123,18446744073709551616,1.0,1,1.10,1e+2,-0,0.1000000000000000055,0.00001]";
+    for written in [numbers.to_owned(), numbers.replace("e+", "E")] {
+        let call = format!(r#"{{"tool":"t","own":{written},"arguments":{{"n":{written}}}}}"#);
+        let batch = format!(r#"{{"own":{written},"calls":[{call}]}}"#);
+        for (kind, payload, count) in [("tool-call", call, 4), ("tool-batch", batch, 5)] {
+            for payload in [payload.clone(), json!(payload).to_string()] {
+                let text = format!(
+                    r#"{{"jobID":"j","jobType":"{kind}","payload":{payload},"ours":{written},"metadata":{{"n":{written}}}}}"#
+                );
+                let envelope = decode(&record(text.as_bytes(), &[]), MIB).unwrap();
+                let found = envelope.to_json().to_string();
+                assert_eq!(found.matches(numbers).count(), count, "{found}");
+                assert_eq!(from_json(found.as_bytes()).unwrap(), envelope);
+            }
+        }
+    }
+}
+
+#[test]
+fn unknown_members_keep_their_order() {
+    let text = r#"{"jobID":"j","jobType":"tool-call","payload":{"z":1,"tool":"t","a":{"y":1,"b":2},"arguments":{"z":1,"y":{"d":1,"c":2}}},"zz":1,"metadata":{"z":1,"a":2},"aa":{"z":1,"a":2}}"#;
+    let found = decode(&record(text.as_bytes(), &[]), MIB).unwrap().to_json().to_string();
+    for part in [
+        r#""z":1,"a":{"y":1,"b":2}"#,
+        r#""arguments":{"z":1,"y":{"d":1,"c":2}}"#,
+        r#""metadata":{"z":1,"a":2}"#,
+        r#""zz":1,"aa":{"z":1,"a":2}"#,
+    ] {
+        assert!(found.contains(part), "{found} lacks {part}");
+    }
+}
+
+/// Events are read where they are buffered, too.
+#[test]
+fn events_are_read_in_flattened_types() {
+    #[derive(serde::Deserialize, serde::Serialize)]
+    struct View {
+        #[serde(flatten)]
+        event: fleet_job::event::JobEvent,
+    }
+    let text = r#"{"jobID":"j","state":"running","time":1795248002000,"attempts":1,"progress":{"progress":0.50,"total":2.5},"result":{"n":[1.10,1e+400,-0]}}"#;
+    let view: View = serde_json::from_str(text).unwrap();
+    let progress = view.event.progress.as_ref().unwrap();
+    assert_eq!((progress.progress, progress.total), (0.5, Some(2.5)));
+    assert!(json!(view).to_string().contains(r#""n":[1.10,1e+400,-0]"#));
 }
 
 #[test]

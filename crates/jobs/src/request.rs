@@ -51,7 +51,11 @@ pub struct JobRequest {
     #[schemars(length(min = 1, max = 10_000))]
     pub calls: Option<Vec<CallRequest>>,
     /// How many of `calls` may run at once, 1 to 64; one after the other where it is not given.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(
+        default,
+        skip_serializing_if = "Option::is_none",
+        deserialize_with = "fleet_job::number::option_whole"
+    )]
     #[schemars(range(min = 1, max = 64))]
     pub parallel: Option<u64>,
     /// Servers to host, by name.
@@ -62,7 +66,11 @@ pub struct JobRequest {
     #[schemars(length(min = 1, max = 256))]
     pub key: Option<String>,
     /// 0 (last) to 9 (first); 4 where it is not given.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(
+        default,
+        skip_serializing_if = "Option::is_none",
+        deserialize_with = "fleet_job::number::option_whole"
+    )]
     #[schemars(range(min = 0, max = 9))]
     pub priority: Option<u64>,
     /// The job must not start before.
@@ -72,11 +80,19 @@ pub struct JobRequest {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub deadline: Option<Timestamp>,
     /// How long one attempt may take, in milliseconds.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(
+        default,
+        skip_serializing_if = "Option::is_none",
+        deserialize_with = "fleet_job::number::option_whole"
+    )]
     #[schemars(range(min = 1, max = 86_400_000))]
     pub timeout_ms: Option<u64>,
     /// After so many spent attempts the job has failed.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(
+        default,
+        skip_serializing_if = "Option::is_none",
+        deserialize_with = "fleet_job::number::option_whole"
+    )]
     #[schemars(range(min = 1, max = 100))]
     pub max_attempts: Option<u64>,
     /// A job that was submitted with this key by the same caller is not submitted again: its state
@@ -114,6 +130,9 @@ pub struct CallRequest {
     /// The tool's arguments.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub arguments: Option<Map<String, Value>>,
+    /// Other fields are kept in the envelope.
+    #[serde(flatten)]
+    pub extra: Map<String, Value>,
 }
 
 /// The payload in either spelling; only the schema needs this type.
@@ -343,6 +362,12 @@ mod tests {
         let batch = prepare(json!({"calls": [{"tool": "t"}], "parallel": 3})).unwrap();
         assert!(
             matches!(&batch.envelope.work, Work::ToolBatch(batch) if batch.parallel == Some(3))
+        );
+        let odd = prepare(json!({"calls": [{"tool": "t", "note": {"z": 1, "a": 2}}]})).unwrap();
+        let Work::ToolBatch(odd) = odd.envelope.work else { panic!("not a batch") };
+        assert_eq!(
+            Value::from(odd.calls[0].extra.clone()).to_string(),
+            r#"{"note":{"z":1,"a":2}}"#
         );
         let init = prepare(json!({"mcpServers": {"a": {"command": "x"}}})).unwrap();
         assert_eq!(init.envelope.work.job_type(), JobType::ServerInit);

@@ -11,6 +11,7 @@ use fleet_job::{
     decode,
     envelope::{Envelope, MAX_TIMEOUT_MS, TaskRound, ToolCall, Work},
     event::{JobEvent, JobState, RESULT_OMITTED},
+    number,
     outcome::ErrorKind,
     time::Timestamp,
     trace::TraceContext,
@@ -348,7 +349,7 @@ fn payload(event: &JobEvent) -> TaskPayload {
         JobState::Cancelled => TaskPayload::Cancelled,
         JobState::Succeeded | JobState::Failed | JobState::Expired => {
             let input: Option<InputRequests> = requests(event)
-                .and_then(|requests| serde_json::from_value(Value::Object(requests.clone())).ok());
+                .and_then(|requests| number::read(Value::Object(requests.clone())).ok());
             match (input, tool_result(event)) {
                 (Some(input_requests), _) => TaskPayload::InputRequired { input_requests },
                 (None, Some(Value::Object(result))) => {

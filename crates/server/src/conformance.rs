@@ -8,6 +8,7 @@
 use std::sync::Arc;
 
 use fleet_hosting::Fleet;
+use fleet_job::number;
 use fleet_jobs::LongRunning;
 use rmcp::{
     RoleServer,
@@ -135,6 +136,6 @@ impl Provider for Fixtures {
 
 /// A value of the protocol, written as it is on the wire.
 fn parsed<T: DeserializeOwned>(value: Value) -> Result<T, ErrorData> {
-    serde_json::from_value(value)
+    number::read(value)
         .map_err(|error| ErrorData::internal_error(format!("a fixture is wrong: {error}"), None))
 }

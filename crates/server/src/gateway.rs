@@ -279,7 +279,7 @@ fn identify(context: &RequestContext<RoleServer>, meta: &mut Option<MetaObject>)
     {
         meta.get_or_insert_with(MetaObject::new).insert(SERVER_INFO.to_owned(), info);
     } else if let Some(known) = meta {
-        known.remove(SERVER_INFO);
+        known.shift_remove(SERVER_INFO);
         if known.is_empty() {
             *meta = None;
         }

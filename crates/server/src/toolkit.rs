@@ -9,7 +9,7 @@
 use std::{borrow::Cow, collections::BTreeMap, pin::Pin, sync::Arc, time::Duration};
 
 use fleet_hosting::forward;
-use fleet_job::size::clipped;
+use fleet_job::{number, size::clipped};
 use rmcp::{
     RoleServer,
     handler::server::common::{schema_for_input, schema_for_output},
@@ -185,7 +185,7 @@ impl<S: Send + Sync + 'static> Toolkit<S> {
         let handler: Handler<S> = Arc::new(move |state, context, arguments| {
             let function = function.clone();
             Box::pin(async move {
-                let arguments = match serde_json::from_value::<A>(Value::Object(arguments)) {
+                let arguments = match number::read::<A>(Value::Object(arguments)) {
                     Ok(arguments) => arguments,
                     Err(error) => {
                         let message = format!("invalid arguments of `{name}`: {error}");

@@ -164,7 +164,7 @@ impl Api {
         match self.request_with_retries(Method::DELETE, url, limit).await {
             // A conflict is an outcome too: the job has already ended.
             Err(ApiError::Refused(refusal)) if refusal.status == StatusCode::CONFLICT => {
-                match refusal.job.clone().map(serde_json::from_value) {
+                match refusal.job.clone().map(fleet_job::number::read) {
                     Some(Ok(job)) => Ok(Cancellation {
                         outcome: CancelOutcome::TooLate,
                         known: true,

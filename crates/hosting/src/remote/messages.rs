@@ -3,19 +3,20 @@
 //! rmcp drops a message that it can't read, and the call waits for its timeout. So nothing goes to
 //! rmcp that it can't read: an answer that can't be read becomes an error that ends its call.
 
+use fleet_job::number;
 use fleet_wire::{Answer, Id, Message, Reply, Unreadable};
 use rmcp::model::{ErrorData, NumberOrString, RequestId, ServerJsonRpcMessage};
 use serde_json::{Map, Value};
 
 use crate::{
-    inbound::{error_data, forgive, id_of},
+    inbound::{error_data, forgive, id_of, unread},
     unreadable::unreadable_answer,
 };
 
 /// A result in rmcp's terms.
 pub(super) fn response(id: RequestId, mut result: Map<String, Value>) -> ServerJsonRpcMessage {
     forgive_handshake(&mut result);
-    match serde_json::from_value(Value::Object(result)) {
+    match number::read(Value::Object(unread(result))) {
         Ok(result) => ServerJsonRpcMessage::response(result, id),
         Err(error) => ServerJsonRpcMessage::error(unreadable_answer(&error.to_string()), Some(id)),
     }
@@ -71,7 +72,7 @@ fn malformed(why: &str) -> ErrorData {
 
 fn result_json(id: &RequestId, mut result: Map<String, Value>) -> Value {
     forgive_handshake(&mut result);
-    reply_json(id, "result", Value::Object(result))
+    reply_json(id, "result", Value::Object(unread(result)))
 }
 
 /// An error in answer to a request.
@@ -101,6 +102,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+    use crate::inbound::raw;
 
     const SEVEN: RequestId = NumberOrString::Number(7);
 
@@ -138,6 +140,41 @@ mod tests {
             assert_eq!((&found[1]["id"], &found[1]["error"]["code"]), (&json!(8), &json!(-32603)));
         }
         assert!(messages_in(br#"{"error":{"code":1,"message":"m"}}"#, None).is_empty());
+    }
+
+    #[test]
+    fn results_of_tools_pass_rmcp_as_they_were_written() {
+        let check = |result: &str| {
+            let text = format!(r#"{{"jsonrpc":"2.0","id":7,"result":{result}}}"#);
+            let read = |message: ServerJsonRpcMessage| match message {
+                ServerJsonRpcMessage::Response(response) => {
+                    Value::Object(raw(response.result)).to_string()
+                }
+                other => panic!("{other:?}"),
+            };
+            // In the data of an event, and as the whole body.
+            let event = messages_in(text.as_bytes(), Some(&SEVEN)).remove(0).to_string();
+            assert_eq!(read(serde_json::from_str(&event).unwrap()), result);
+            assert_eq!(
+                read(number::read(messages_in(text.as_bytes(), None).remove(0)).unwrap()),
+                result
+            );
+            let Some(Answer::Result(answer)) =
+                fleet_wire::answer_in(text.as_bytes(), &Id::Number(7))
+            else {
+                panic!("{text}")
+            };
+            assert_eq!(read(response(SEVEN, answer)), result);
+        };
+        let numbers = "[1e+400,12345678901234567890123,1.10,-0,0.00001]";
+        check(&format!(
+            r#"{{"resultType":"complete","z":{numbers},"content":[{{"type":"text","text":"x","a":{numbers}}}]}}"#
+        ));
+        check(&format!(
+            r#"{{"content":[{{"type":"video","z":1}}],"structuredContent":{{"n":{numbers}}}}}"#
+        ));
+        check(&format!(r#"{{"isError":false,"_meta":{{"z":{numbers},"a":1}}}}"#));
+        check(&format!(r#"{{"novel":{numbers},"z":{{"y":1,"a":2}}}}"#));
     }
 
     #[test]

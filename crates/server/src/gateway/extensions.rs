@@ -74,11 +74,7 @@ impl Gateway {
         params.iter_mut().for_each(|params| apps::restore_in_value(&server, params));
         let request = ClientRequest::CustomRequest(CustomRequest::new(request.method, params));
         let result = forward::forward(&self.inner.fleet, &server, request, &context).await?;
-        let mut result = serde_json::to_value(result).map_err(|error| {
-            ErrorData::internal_error(format!("server `{server}`: {error}"), None)
-        })?;
-        apps::offer_in_answer(&server, &mut result);
-        Ok(CustomResult::new(result))
+        Ok(CustomResult::new(forward::custom(&server, result)))
     }
 
     /// Passes a request of the skills extension on to the server that has them.

@@ -14,7 +14,7 @@ use axum::{
     http::{HeaderMap, StatusCode, Uri, header},
     response::{IntoResponse, Response},
 };
-use fleet_job::size::clipped;
+use fleet_job::{number, size::clipped};
 use rmcp::{
     model::{
         ClientCapabilities, ClientJsonRpcMessage, ClientRequest, ErrorCode, GetExtensions,
@@ -149,7 +149,7 @@ fn read(body: &[u8]) -> Result<ClientJsonRpcMessage, Refusal> {
             complete_discovery(&mut object);
         }
     }
-    serde_json::from_value(Value::Object(object))
+    number::read(Value::Object(object))
         .map_err(|error| invalid(id, &format!("the body is no JSON-RPC message: {error}")))
 }
 
