@@ -8,59 +8,51 @@
 
 use std::{
     sync::{Arc, OnceLock},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use fleet_hosting::{
-    Fleet, apps,
+    Fleet,
     follow::MODERN,
     forward,
     registry::{Shared, presence::Presence},
-    routes::Route,
 };
-use fleet_job::{size::clipped, tool_name};
 use fleet_jobs::Tasks;
-use http::request::Parts;
 use rmcp::{
     RoleServer, ServerHandler,
     model::{
-        CacheScope, CallToolRequest, CallToolRequestParams, CallToolResponse, CancelTaskParams,
-        ClientRequest, CompleteRequestParams, CompleteResult, CustomRequest, CustomResult,
-        ErrorCode, ErrorData, GetPromptRequestParams, GetPromptResponse, GetSkillRequest,
-        GetSkillRequestParams, GetSkillResult, GetTaskParams, GetTaskResult, Implementation,
-        InitializeRequestParams, InitializeResult, JsonObject, ListPromptsResult,
-        ListResourceTemplatesResult, ListResourcesResult, ListSkillsRequest, ListSkillsResult,
-        ListToolsResult, MetaObject, PaginatedRequestParams, ReadResourceDirectoryRequest,
-        ReadResourceDirectoryRequestParams, ReadResourceRequestParams, ReadResourceResponse,
-        ServerCapabilities, ServerConfig, SetLevelRequestParams, SubscribeRequestParams,
-        SubscriptionFilter, TASKS_EXTENSION_ID, Tool, UnsubscribeRequestParams, UpdateTaskParams,
+        CacheScope, CallToolRequestParams, CallToolResponse, CancelTaskParams, ClientRequest,
+        CompleteRequestParams, CompleteResult, CustomRequest, CustomResult, ErrorCode, ErrorData,
+        GetPromptRequestParams, GetPromptResponse, GetSkillRequest, GetSkillRequestParams,
+        GetSkillResult, GetTaskParams, GetTaskResult, Implementation, InitializeRequestParams,
+        InitializeResult, JsonObject, ListPromptsResult, ListResourceTemplatesResult,
+        ListResourcesResult, ListSkillsRequest, ListSkillsResult, ListToolsResult, MetaObject,
+        PaginatedRequestParams, ReadResourceDirectoryRequest, ReadResourceDirectoryRequestParams,
+        ReadResourceRequestParams, ReadResourceResponse, ServerCapabilities, ServerConfig,
+        SetLevelRequestParams, SubscribeRequestParams, SubscriptionFilter, TASKS_EXTENSION_ID,
+        Tool, UnsubscribeRequestParams, UpdateTaskParams,
     },
     service::{RequestContext, SubscriptionContext},
 };
 use tracing::Instrument as _;
 
-use crate::{
-    UNAVAILABLE_KEY,
-    metrics::{OPERATION_DURATION, TOOL_CALLS},
-    provider::Provider,
-    repeat::{Key, Repeats},
-};
+use crate::{UNAVAILABLE_KEY, provider::Provider, repeat::Repeats};
 
 mod content;
 mod extensions;
+mod invocation;
 mod labels;
 mod listen;
 mod tasks;
 mod traces;
 
+use invocation::Invocation;
 use labels::Labels;
 pub(crate) use tasks::WatchedTasks;
 
 /// No tool or prompt has a longer name. What errors repeat of a name is no longer than this.
 const MAX_NAME: usize = 256;
 
-/// The outcome of a call that went well.
-const OK: &str = "ok";
 /// In a result's `_meta`: who answers.
 const SERVER_INFO: &str = "io.modelcontextprotocol/serverInfo";
 
@@ -118,80 +110,6 @@ impl Gateway {
         Self { inner: self.inner.clone(), session: Arc::default() }
     }
 
-    /// Answers a call from memory where it is a repeat, and makes it where it is not.
-    async fn call_once(
-        &self,
-        params: CallToolRequestParams,
-        context: RequestContext<RoleServer>,
-    ) -> Result<CallToolResponse, ErrorData> {
-        let always_runs =
-            self.provider_of(&params.name).is_some_and(|provider| provider.always_runs());
-        let Some(repeats) = self.inner.repeats.as_ref().filter(|_| !always_runs) else {
-            return self.call(params, context).await;
-        };
-        let headers = context.extensions.get::<Parts>().map(|parts| &parts.headers);
-        let Some(key) = Key::of(&params, &context.meta, headers) else {
-            return self.call(params, context).await;
-        };
-        let cancelled = context.ct.clone();
-        let limit = self.inner.fleet.longest_call(&params.name);
-        let answer = repeats.answer(key, limit, &cancelled, self.call(params, context)).await;
-        answer.unwrap_or_else(|error| {
-            let data = serde_json::json!({ "reason": error.reason() });
-            Err(ErrorData::internal_error(error.to_string(), Some(data)))
-        })
-    }
-
-    async fn call(
-        &self,
-        mut params: CallToolRequestParams,
-        context: RequestContext<RoleServer>,
-    ) -> Result<CallToolResponse, ErrorData> {
-        if let Some(provider) = self.provider_of(&params.name) {
-            return provider.call_tool(params, context).await;
-        }
-        let fleet = &self.inner.fleet;
-        let name = &params.name;
-        if name.len() > MAX_NAME {
-            return Err(unknown(&format!("unknown tool `{}`", clipped(name, MAX_NAME))));
-        }
-        let routed = |route: &Route<Tool>| {
-            (route.server.clone(), route.name.clone(), may_repeat(&route.listed))
-        };
-        let known = fleet.routes().tool(name).map(routed);
-        let (server, tool, may_repeat) = match (known, tool_name::server_of(name)) {
-            (Some(route), _) => route,
-            (None, Some(server)) => {
-                // Its tools are known once it runs.
-                if !self.find(server, name).await? {
-                    return Err(forward::unknown_server(server, name));
-                }
-                fleet.connection(server).await.map_err(|error| forward::down_for(name, &error))?;
-                let Some(route) = fleet.routes().tool(name).map(routed) else {
-                    return Err(unknown(&format!("server `{server}` has no tool `{name}`")));
-                };
-                route
-            }
-            (None, None) => return Err(unknown(&format!("unknown tool `{name}`"))),
-        };
-        params.name = tool.into();
-        params.meta = None;
-        params
-            .arguments
-            .iter_mut()
-            .for_each(|arguments| apps::restore_in_object(&server, arguments));
-        let again = may_repeat.then(|| params.clone());
-        match (self.call_hosted(&server, params, &context).await, again) {
-            // The server died under a call that does no harm twice: it is started again, and asked
-            // again, once.
-            (Err(error), Some(params)) if forward::is_lost(&error) => {
-                tracing::info!(server, tool = %params.name, "a call is made again after its server was lost");
-                self.call_hosted(&server, params, &context).await
-            }
-            (result, _) => result,
-        }
-    }
-
     /// Looks for a server whose tools or prompts are not known here: whether there is such a one.
     ///
     /// # Errors
@@ -213,20 +131,6 @@ impl Gateway {
         }
     }
 
-    async fn call_hosted(
-        &self,
-        server: &str,
-        params: CallToolRequestParams,
-        context: &RequestContext<RoleServer>,
-    ) -> Result<CallToolResponse, ErrorData> {
-        let (span, context) = traces::passed_on(server, &params.name, context);
-        let request = ClientRequest::CallToolRequest(CallToolRequest::new(params));
-        let forwarded = forward::forward(&self.inner.fleet, server, request, &context).await;
-        let result = forwarded.and_then(|result| forward::tool_result(server, result));
-        traces::answered(&span, outcome(&result), &result);
-        result
-    }
-
     /// The provider that has a tool.
     fn provider_of(&self, tool: &str) -> Option<&dyn Provider> {
         self.inner.providers.iter().find(|provider| provider.has_tool(tool)).map(AsRef::as_ref)
@@ -242,28 +146,6 @@ impl Gateway {
         meta.insert(UNAVAILABLE_KEY.to_owned(), serde_json::to_value(&unavailable).ok()?);
         Some(meta)
     }
-}
-
-/// Whether a tool says of itself that calling it twice is as good as calling it once.
-fn may_repeat(tool: &Tool) -> bool {
-    let hints = tool.annotations.as_ref();
-    hints.is_some_and(|hints| {
-        hints.read_only_hint == Some(true) || hints.idempotent_hint == Some(true)
-    })
-}
-
-/// How a call went, as metrics and spans name it.
-fn outcome(result: &Result<CallToolResponse, ErrorData>) -> &'static str {
-    match result {
-        Ok(CallToolResponse::Complete(result)) if result.is_error == Some(true) => "tool-error",
-        Ok(_) => OK,
-        Err(error) if error.code == ErrorCode::INVALID_PARAMS => "invalid",
-        Err(_) => "error",
-    }
-}
-
-fn unknown(message: &str) -> ErrorData {
-    ErrorData::invalid_params(message.to_owned(), None)
 }
 
 /// This server as clients see it.
@@ -466,34 +348,12 @@ impl ServerHandler for Gateway {
     async fn call_tool(
         &self,
         request: CallToolRequestParams,
-        mut context: RequestContext<RoleServer>,
+        context: RequestContext<RoleServer>,
     ) -> Result<CallToolResponse, ErrorData> {
-        let span = traces::received(&request.name, &mut context);
-        let tool = self.inner.labels.of(&request.name, || self.get_tool(&request.name).is_some());
-        let kind = if self.provider_of(&request.name).is_some() { "own" } else { "hosted" };
-        let started = Instant::now();
-        let log = span.log(traces::job_id(&context));
-        let calling = async {
-            match self.as_task(&request, &context).await {
-                Ok(Some(task)) => Ok(task),
-                Ok(None) => self.call_once(request, context.clone()).await,
-                Err(error) => Err(error),
-            }
-        };
-        let mut result = calling.instrument(log).await;
-        if let Ok(CallToolResponse::Complete(result)) = &mut result {
-            identify(&context, &mut result.meta);
-        }
-        let outcome = outcome(&result);
-        traces::answered(&span, outcome, &result);
-        metrics::counter!(TOOL_CALLS.name, "kind" => kind, "outcome" => outcome).increment(1);
-        let labels = [
-            ("mcp_method_name", "tools/call".to_owned()),
-            ("gen_ai_tool_name", tool.to_string()),
-            ("error_type", if outcome == OK { String::new() } else { outcome.to_owned() }),
-        ];
-        metrics::histogram!(OPERATION_DURATION.name, &labels).record(started.elapsed());
-        result
+        let (invocation, record) = Invocation::receive(self, request, context);
+        let result = self.invoke(invocation).instrument(record.log_span()).await;
+
+        record.finish(result)
     }
 
     async fn get_task(

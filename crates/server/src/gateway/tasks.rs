@@ -13,15 +13,14 @@ use http::{HeaderMap, request::Parts};
 use rmcp::{
     RoleServer,
     model::{
-        CallToolRequestParams, CallToolResponse, DetailedTask, ErrorData, GetTaskResult,
-        NotificationMetaObject, ServerNotification, TaskStatusNotification,
-        TaskStatusNotificationParams, UpdateTaskParams,
+        CallToolResponse, DetailedTask, ErrorData, GetTaskResult, NotificationMetaObject,
+        ServerNotification, TaskStatusNotification, TaskStatusNotificationParams, UpdateTaskParams,
     },
     service::{RequestContext, ServiceError},
 };
 use tokio::sync::OwnedSemaphorePermit;
 
-use super::Gateway;
+use super::{Gateway, invocation::Invocation};
 
 /// The tasks whose states a `subscriptions/listen` stream has asked for, in the extensions of its
 /// HTTP request.
@@ -80,41 +79,41 @@ impl Gateway {
         Ok(())
     }
 
-    /// Makes a task of a call, where it is to become one.
-    pub(super) async fn as_task(
+    /// Starts a task for a call that is to become one; `None` if the call is to run at once.
+    pub(super) async fn start_task(
         &self,
-        params: &CallToolRequestParams,
-        context: &RequestContext<RoleServer>,
+        invocation: &Invocation<'_>,
     ) -> Result<Option<CallToolResponse>, ErrorData> {
+        let Invocation { params, context, .. } = invocation;
         let Some(tasks) = self.inner.tasks.get() else { return Ok(None) };
-        // A worker does what a task is for.
+        // A worker's call is the work of a job already.
         if context.meta.contains_key(meta::JOB_ID) {
             return Ok(None);
         }
-        let Some(long_running) = self.long_running(tasks, &params.name) else { return Ok(None) };
+        let Some(long_running) = self.long_running(tasks, invocation) else { return Ok(None) };
         let capabilities = context.client_capabilities();
         let knows_tasks = capabilities.as_ref().is_some_and(|known| known.supports_tasks());
         if !long_running.becomes_task(params, knows_tasks)? {
             return Ok(None);
         }
+
         let (caller, trace) = (caller(tasks, context), TraceContext::of_meta(&context.meta));
         let task =
             tasks.create(params.clone(), capabilities, &caller, &trace).await.map_err(refused)?;
         Ok(Some(CallToolResponse::Task(task)))
     }
 
-    /// Whether a tool takes long. What the settings say goes first.
-    fn long_running(&self, tasks: &Tasks, tool: &str) -> Option<LongRunning> {
+    /// Whether the called tool takes long. The settings take precedence over the tool's own word.
+    fn long_running(&self, tasks: &Tasks, invocation: &Invocation<'_>) -> Option<LongRunning> {
+        let tool = &invocation.params.name;
         if tasks.is_configured(tool) {
             return Some(LongRunning::Optional);
         }
-        match self.provider_of(tool) {
-            Some(provider) => provider.long_running(tool),
-            None => {
-                let routes = self.inner.fleet.routes();
-                LongRunning::of(routes.tool(tool)?.listed.meta.as_ref())
-            }
+        if let Some(provider) = invocation.provider {
+            return provider.long_running(tool);
         }
+        let routes = self.inner.fleet.routes();
+        LongRunning::of(routes.tool(tool)?.listed.meta.as_ref())
     }
 
     pub(super) async fn task(

@@ -4,13 +4,7 @@
 use fleet_job::{envelope::MAX_ID_BYTES, meta, trace::TraceContext};
 use fleet_ops::trace::{Attribute, Span, SpanKind, Value};
 use http::request::Parts;
-use rmcp::{
-    RoleServer,
-    model::{CallToolResponse, ErrorData},
-    service::RequestContext,
-};
-
-use super::OK;
+use rmcp::{RoleServer, service::RequestContext};
 
 /// Begins the span of a call that has come in. What the caller says in `_meta` goes before what its
 /// HTTP client says in headers. From here on, whoever looks into `_meta` finds this span.
@@ -51,20 +45,6 @@ pub(super) fn passed_on(
     let mut context = context.clone();
     span.context().put_into(&mut context.meta);
     (span, context)
-}
-
-/// Says in a span how the call went.
-pub(super) fn answered(
-    span: &Span,
-    outcome: &'static str,
-    result: &Result<CallToolResponse, ErrorData>,
-) {
-    match result {
-        // What tools and their servers say is the caller's and may be secret.
-        Err(error) => span.fail(outcome, &format!("JSON-RPC error {}", error.code.0)),
-        Ok(_) if outcome != OK => span.fail(outcome, "the tool reports an error"),
-        Ok(_) => {}
-    }
 }
 
 /// The job for which a call is made, if it says so. It is the caller's word.

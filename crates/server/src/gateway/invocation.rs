@@ -1,0 +1,247 @@
+//! A tool call on its way through the gateway: received once, then run as a task, answered from
+//! memory, given to a provider or forwarded to a hosted server, and recorded when it has ended.
+
+use std::{sync::Arc, time::Instant};
+
+use fleet_hosting::{apps, forward, routes::Route};
+use fleet_job::{size::clipped, tool_name};
+use fleet_ops::trace::Span;
+use http::request::Parts;
+use rmcp::{
+    RoleServer,
+    model::{
+        CallToolRequest, CallToolRequestParams, CallToolResponse, ClientRequest, ErrorCode,
+        ErrorData, Tool,
+    },
+    service::RequestContext,
+};
+
+use super::{Gateway, MAX_NAME, identify, traces};
+use crate::{
+    metrics::{OPERATION_DURATION, TOOL_CALLS},
+    provider::Provider,
+    repeat::Key,
+};
+
+/// The outcome of a call that succeeded.
+const OK: &str = "ok";
+
+/// A call of a tool.
+pub(super) struct Invocation<'g> {
+    pub(super) params: CallToolRequestParams,
+    /// `_meta` names the span of this call as the parent of whatever the call leads to.
+    pub(super) context: RequestContext<RoleServer>,
+    /// The provider that has the tool; `None` if the tool is a hosted server's, or does not exist.
+    pub(super) provider: Option<&'g dyn Provider>,
+}
+
+/// What is recorded about a call: its span, its metrics, and who answered it.
+pub(super) struct CallRecord {
+    span: Span,
+    log_span: tracing::Span,
+    /// The tool's name as metrics have it.
+    tool: Arc<str>,
+    kind: &'static str,
+    started: Instant,
+    /// The request context of the answer, for [`identify`].
+    context: RequestContext<RoleServer>,
+}
+
+/// Where a hosted server's tool is.
+struct HostedTool {
+    server: String,
+    /// The name that the server itself gives the tool.
+    name: String,
+    /// Whether the tool declares that calling it twice does no harm.
+    is_repeatable: bool,
+}
+
+impl<'g> Invocation<'g> {
+    /// Takes a call in and begins its record.
+    pub(super) fn receive(
+        gateway: &'g Gateway,
+        params: CallToolRequestParams,
+        mut context: RequestContext<RoleServer>,
+    ) -> (Self, CallRecord) {
+        let span = traces::received(&params.name, &mut context);
+        let provider = gateway.provider_of(&params.name);
+        let exists =
+            || provider.is_some() || gateway.inner.fleet.routes().tool(&params.name).is_some();
+
+        let record = CallRecord {
+            log_span: span.log(traces::job_id(&context)),
+            span,
+            tool: gateway.inner.labels.of(&params.name, exists),
+            kind: if provider.is_some() { "own" } else { "hosted" },
+            started: Instant::now(),
+            context: context.clone(),
+        };
+        (Self { params, context, provider }, record)
+    }
+
+    /// The key under which the result may be remembered; `None` if the call must always run.
+    fn repeat_key(&self) -> Option<Key> {
+        if self.provider.is_some_and(Provider::always_runs) {
+            return None;
+        }
+        let headers = self.context.extensions.get::<Parts>().map(|parts| &parts.headers);
+        Key::of(&self.params, &self.context.meta, headers)
+    }
+}
+
+impl CallRecord {
+    /// The span of the call's log lines.
+    pub(super) fn log_span(&self) -> tracing::Span {
+        self.log_span.clone()
+    }
+
+    /// Completes the result, and records how the call ended in its span and in the metrics.
+    pub(super) fn finish(
+        self,
+        mut result: Result<CallToolResponse, ErrorData>,
+    ) -> Result<CallToolResponse, ErrorData> {
+        if let Ok(CallToolResponse::Complete(result)) = &mut result {
+            identify(&self.context, &mut result.meta);
+        }
+
+        let outcome = outcome(&result);
+        record_outcome(&self.span, outcome, &result);
+        metrics::counter!(TOOL_CALLS.name, "kind" => self.kind, "outcome" => outcome).increment(1);
+
+        let labels = [
+            ("mcp_method_name", "tools/call".to_owned()),
+            ("gen_ai_tool_name", self.tool.to_string()),
+            ("error_type", if outcome == OK { String::new() } else { outcome.to_owned() }),
+        ];
+        metrics::histogram!(OPERATION_DURATION.name, &labels).record(self.started.elapsed());
+        result
+    }
+}
+
+impl Gateway {
+    /// Runs a call: as a task if it is to become one, else at once.
+    pub(super) async fn invoke(
+        &self,
+        invocation: Invocation<'_>,
+    ) -> Result<CallToolResponse, ErrorData> {
+        if let Some(task) = self.start_task(&invocation).await? {
+            return Ok(task);
+        }
+        let repeats = self.inner.repeats.as_ref();
+        let Some((repeats, key)) = repeats.zip(invocation.repeat_key()) else {
+            return self.run(invocation).await;
+        };
+
+        let cancelled = invocation.context.ct.clone();
+        let limit = self.inner.fleet.longest_call(&invocation.params.name);
+        let answer = repeats.answer(key, limit, &cancelled, self.run(invocation)).await;
+        answer.unwrap_or_else(|error| {
+            let data = serde_json::json!({ "reason": error.reason() });
+            Err(ErrorData::internal_error(error.to_string(), Some(data)))
+        })
+    }
+
+    /// Gives a call to the provider or to the hosted server that has the tool.
+    async fn run(&self, invocation: Invocation<'_>) -> Result<CallToolResponse, ErrorData> {
+        let Invocation { mut params, context, provider } = invocation;
+        if let Some(provider) = provider {
+            return provider.call_tool(params, context).await;
+        }
+
+        let tool = self.locate_tool(&params.name).await?;
+        params.name = tool.name.into();
+        params.meta = None;
+        if let Some(arguments) = &mut params.arguments {
+            apps::restore_in_object(&tool.server, arguments);
+        }
+
+        let again = tool.is_repeatable.then(|| params.clone());
+        match (self.forward_call(&tool.server, params, &context).await, again) {
+            (Err(error), Some(params)) if forward::is_lost(&error) => {
+                tracing::info!(
+                    server = tool.server,
+                    tool = %params.name,
+                    "the server was lost during a call that may be repeated; calling once more"
+                );
+                self.forward_call(&tool.server, params, &context).await
+            }
+            (result, _) => result,
+        }
+    }
+
+    /// Finds a hosted server's tool by the name that clients see. Starts the server if its tools
+    /// are not known yet.
+    async fn locate_tool(&self, name: &str) -> Result<HostedTool, ErrorData> {
+        if name.len() > MAX_NAME {
+            return Err(unknown_tool(name));
+        }
+        let fleet = &self.inner.fleet;
+        if let Some(tool) = fleet.routes().tool(name).map(HostedTool::of) {
+            return Ok(tool);
+        }
+        let Some(server) = tool_name::server_of(name) else { return Err(unknown_tool(name)) };
+        if !self.find(server, name).await? {
+            return Err(forward::unknown_server(server, name));
+        }
+
+        fleet.connection(server).await.map_err(|error| forward::down_for(name, &error))?;
+        let tool = fleet.routes().tool(name).map(HostedTool::of);
+        tool.ok_or_else(|| {
+            ErrorData::invalid_params(format!("server `{server}` has no tool `{name}`"), None)
+        })
+    }
+
+    /// Forwards a call to a hosted server, in a span of its own.
+    async fn forward_call(
+        &self,
+        server: &str,
+        params: CallToolRequestParams,
+        context: &RequestContext<RoleServer>,
+    ) -> Result<CallToolResponse, ErrorData> {
+        let (span, context) = traces::passed_on(server, &params.name, context);
+        let request = ClientRequest::CallToolRequest(CallToolRequest::new(params));
+        let forwarded = forward::forward(&self.inner.fleet, server, request, &context).await;
+
+        let result = forwarded.and_then(|result| forward::tool_result(server, result));
+        record_outcome(&span, outcome(&result), &result);
+        result
+    }
+}
+
+impl HostedTool {
+    fn of(route: &Route<Tool>) -> Self {
+        let hints = route.listed.annotations.as_ref();
+        let is_repeatable = hints.is_some_and(|hints| {
+            hints.read_only_hint == Some(true) || hints.idempotent_hint == Some(true)
+        });
+        Self { server: route.server.clone(), name: route.name.clone(), is_repeatable }
+    }
+}
+
+/// How a call ended, as metrics and spans name it.
+fn outcome(result: &Result<CallToolResponse, ErrorData>) -> &'static str {
+    match result {
+        Ok(CallToolResponse::Complete(result)) if result.is_error == Some(true) => "tool-error",
+        Ok(_) => OK,
+        Err(error) if error.code == ErrorCode::INVALID_PARAMS => "invalid",
+        Err(_) => "error",
+    }
+}
+
+/// Records in a span how a call ended. What the tool or its server said stays out of the span: it
+/// is the caller's and may be secret.
+fn record_outcome(
+    span: &Span,
+    outcome: &'static str,
+    result: &Result<CallToolResponse, ErrorData>,
+) {
+    match result {
+        Err(error) => span.fail(outcome, &format!("JSON-RPC error {}", error.code.0)),
+        Ok(_) if outcome != OK => span.fail(outcome, "the tool reported an error"),
+        Ok(_) => {}
+    }
+}
+
+fn unknown_tool(name: &str) -> ErrorData {
+    ErrorData::invalid_params(format!("unknown tool `{}`", clipped(name, MAX_NAME)), None)
+}
