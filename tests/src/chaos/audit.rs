@@ -34,6 +34,13 @@ pub const COMMIT_MS: i64 = 4_000;
 /// that: a session before, during which it did not know, and the time to write what it held.
 const NOTICED_MS: i64 = 10_000;
 
+/// How long after writing an end a worker may say that the end was not acknowledged: librdkafka
+/// gives a record up after `delivery.timeout.ms` (10 s here), looks for such records once a second,
+/// and is late on a busy machine.
+const GIVEN_UP_MS: i64 = 11_000 + COMMIT_MS;
+/// How many unexplained repeats are shown with what their worker logged around them.
+const SHOWN_WITH_LOG: usize = 5;
+
 /// A worker has gone, or may have been replaced, without giving its partitions back.
 #[derive(Clone, Debug)]
 pub struct Loss {
@@ -246,6 +253,7 @@ impl Audit<'_> {
     }
 
     fn repeats_are_explained(&self, unwritten: &BTreeMap<&str, Vec<i64>>, report: &mut Report) {
+        let mut unexplained = 0;
         for (record, _) in self.plans {
             let ends: Vec<_> = self.ends(record).collect();
             for pair in ends.windows(2) {
@@ -266,9 +274,14 @@ impl Audit<'_> {
                         .iter()
                         .filter(|loss| pair[0].worker.as_ref() == Some(&loss.worker));
                     let known: Vec<_> = known.map(Loss::to_string).collect();
-                    report.wrong.push(format!(
+                    let mut text = format!(
                         "{id}: ended twice for no reason: {first}, {second}; losses: {known:?}"
-                    ));
+                    );
+                    if unexplained < SHOWN_WITH_LOG {
+                        text.push_str(&self.logged_around(pair[0]));
+                    }
+                    unexplained += 1;
+                    report.wrong.push(text);
                 }
             }
         }
@@ -295,6 +308,29 @@ impl Audit<'_> {
                 ));
             }
         }
+    }
+
+    /// How often a job was called, and what the worker that wrote this end logged around it.
+    fn logged_around(&self, end: &JobEvent) -> String {
+        let at = end.time.as_millis();
+        let calls = self.ledger.calls.get(&end.job_id);
+        let near = |line: &&str| {
+            let time = line.split(' ').next().and_then(|word| word.parse::<Timestamp>().ok());
+            time.is_some_and(|time| {
+                (at - COMMIT_MS..=at + 2 * GIVEN_UP_MS).contains(&time.as_millis())
+            })
+        };
+
+        let mut text = format!("; calls: {calls:?}");
+        let theirs =
+            self.witnesses.iter().filter(|witness| Some(&witness.worker) == end.worker.as_ref());
+        for log in theirs.map(|witness| read(&witness.log)) {
+            for line in log.lines().filter(near).take(20) {
+                text.push_str("\n    ");
+                text.push_str(line);
+            }
+        }
+        text
     }
 
     /// When each worker wrote its events, in milliseconds and in order. A long run has hundreds of
@@ -326,7 +362,7 @@ impl Audit<'_> {
             self.outages.iter().any(|(from, to)| (from - COMMIT_MS..=*to).contains(&at));
         let said = first.worker.as_deref().and_then(|worker| unwritten.get(worker));
         let in_vain = said.is_some_and(|times| {
-            times.iter().any(|time| (time - NOTICED_MS..=time + COMMIT_MS).contains(&at))
+            times.iter().any(|time| (time - GIVEN_UP_MS..=time + COMMIT_MS).contains(&at))
         });
         let called = self.ledger.calls.get(&first.job_id);
         let called_once = called.is_none_or(|calls| calls.values().all(|count| *count == 1));
