@@ -67,7 +67,10 @@ pub(crate) struct BrokerConfig {
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum BrokerError {
     /// The address is in use or not local.
-    #[error("the embedded broker cannot listen on {address}; choose another port with --listen")]
+    #[error(
+        "the embedded broker cannot listen on {address}; choose another port with --listen [{code}]",
+        code = fleet_codes::LISTEN
+    )]
     Listen {
         /// The requested address.
         address: SocketAddr,

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use fleet_codes::{self as codes, Code};
+
 /// When to try again if nobody knows.
 pub(crate) const SOON: Duration = Duration::from_secs(1);
 
@@ -33,6 +35,15 @@ impl AwayReason {
             Self::Unavailable => "server-unavailable",
             Self::Unauthorized => "upstream-unauthorized",
             Self::Busy => "server-busy",
+        }
+    }
+
+    /// In `data.code`.
+    pub(crate) fn code(self) -> Code {
+        match self {
+            Self::Unavailable => codes::SERVER_UNAVAILABLE,
+            Self::Unauthorized => codes::UPSTREAM_UNAUTHORIZED,
+            Self::Busy => codes::SERVER_BUSY,
         }
     }
 }

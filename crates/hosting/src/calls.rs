@@ -93,11 +93,11 @@ pub(crate) enum TurnedAway {
 }
 
 impl TurnedAway {
-    /// In an error's `data.reason`.
-    pub(crate) fn reason(&self) -> &'static str {
+    /// Why the server can't take the call.
+    pub(crate) fn reason(&self) -> AwayReason {
         match self {
-            Self::Breaker { away, .. } => away.name(),
-            Self::QueueFull { .. } | Self::TimedOut { .. } => AwayReason::Busy.name(),
+            Self::Breaker { away, .. } => *away,
+            Self::QueueFull { .. } | Self::TimedOut { .. } => AwayReason::Busy,
         }
     }
 
@@ -365,7 +365,7 @@ mod tests {
         drop(calls.begin("t", &limits).await.unwrap());
         calls.begin("t", &limits).await.unwrap().lost("gone away");
         let turned_away = calls.begin("t", &limits).await.unwrap_err();
-        assert_eq!(turned_away.reason(), "server-unavailable");
+        assert_eq!(turned_away.reason(), AwayReason::Unavailable);
         assert!(turned_away.to_string().contains("gone away"), "{turned_away}");
         assert!(turned_away.retry_after() <= limits.server.breaker.first_wait);
         calls.replaced();
@@ -394,7 +394,7 @@ mod tests {
         let one = CallLimits { tool_concurrency: NonZeroUsize::new(1), ..limits };
         let first = calls.begin("t", &one).await.unwrap();
         let busy = calls.begin("t", &one).await.unwrap_err();
-        assert_eq!((busy.reason(), busy.label()), ("server-busy", "queue-full"));
+        assert_eq!((busy.reason(), busy.label()), (AwayReason::Busy, "queue-full"));
         assert!(busy.to_string().contains("1 calls of this tool"), "{busy}");
         let second = calls.begin("other", &limits).await.unwrap();
         assert!(

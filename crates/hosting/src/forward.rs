@@ -2,6 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
+use fleet_codes::{self as codes, Code};
 use fleet_job::outcome::UNREADABLE_ANSWER;
 use fleet_ops::errors::chain;
 use fleet_policy::limits::CallLimits;
@@ -33,8 +34,20 @@ use crate::{
     upstream::Upstream,
 };
 
-/// `data.reason` of a call whose server was lost.
-const LOST: &str = "connection-lost";
+/// Why a call came to no result, in an error's `data`.
+#[derive(Clone, Copy)]
+struct Reason {
+    /// In `data.reason`.
+    name: &'static str,
+    /// In `data.code`.
+    code: Code,
+}
+
+const UNREADABLE: Reason = Reason { name: UNREADABLE_ANSWER, code: codes::UNREADABLE_ANSWER };
+const TIMED_OUT: Reason = Reason { name: "timeout", code: codes::HOSTED_TIMEOUT };
+const CANCELLED: Reason = Reason { name: "cancelled", code: codes::CANCELLED };
+/// The connection to the server was lost during the call.
+const LOST: Reason = Reason { name: "connection-lost", code: codes::HOSTED_CONNECTION_LOST };
 /// How much of a result that can't be read is quoted.
 const SHOWN: usize = 200;
 /// What belongs to the hop between two neighbours and is not passed on.
@@ -295,7 +308,7 @@ fn unexpected(server: &str, what: &str, result: ServerResult) -> ErrorData {
 }
 
 fn unreadable(server: &str, why: &str) -> ErrorData {
-    unavailable(server, UNREADABLE_ANSWER, &unreadable_answer(why).message, None)
+    unavailable(server, UNREADABLE, &unreadable_answer(why).message, None)
 }
 
 /// The `_meta` that a hosted server gets to see. What the caller can be asked for in between is
@@ -341,12 +354,12 @@ fn failed(server: &str, upstream: &Upstream, error: ServiceError, heard_of: bool
     let sign = sign_of(&error, heard_of);
     let error = match error {
         ServiceError::McpError(error) if is_unreadable(&error) => {
-            unavailable(server, UNREADABLE_ANSWER, &error.message, None)
+            unavailable(server, UNREADABLE, &error.message, None)
         }
         ServiceError::McpError(error) => of_server(server, error),
         ServiceError::Timeout { timeout } => unavailable(
             server,
-            "timeout",
+            TIMED_OUT,
             &format!("no answer within {} ms", timeout.as_millis()),
             None,
         ),
@@ -393,14 +406,13 @@ fn sign_of(error: &ServiceError, heard_of: bool) -> Sign {
 }
 
 fn cancelled(server: &str) -> ErrorData {
-    unavailable(server, "cancelled", "the call was cancelled", None)
+    unavailable(server, CANCELLED, "the call was cancelled", None)
 }
 
 /// The error for a call that was not made.
 fn turned_away(server: &str, error: &TurnedAway) -> ErrorData {
-    let data = json!({ "reason": error.reason(), "server": server, "retryAfterMs": millis(error.retry_after()) });
     let message = format!("server `{server}` is not available: {error}");
-    ErrorData::new(ErrorCode::INTERNAL_ERROR, message, Some(data))
+    turned_down(server, error.reason(), message, error.retry_after())
 }
 
 fn millis(duration: Duration) -> u64 {
@@ -410,13 +422,14 @@ fn millis(duration: Duration) -> u64 {
 /// Whether an error says that the connection to the server was lost in the middle of the call.
 pub fn is_lost(error: &ErrorData) -> bool {
     let reason = error.data.as_ref().and_then(|data| data.get("reason"));
-    reason.is_some_and(|reason| reason == LOST)
+    reason.is_some_and(|reason| reason == LOST.name)
 }
 
 /// The error for a call that a hosted server could not take, or did not answer in a way that can be
 /// read.
-fn unavailable(server: &str, reason: &str, message: &str, stderr: Option<String>) -> ErrorData {
-    let mut data = json!({ "reason": reason, "server": server });
+fn unavailable(server: &str, reason: Reason, message: &str, stderr: Option<String>) -> ErrorData {
+    let Reason { name, code } = reason;
+    let mut data = json!({ "reason": name, "code": code.as_str(), "server": server });
     if let (Some(stderr), Value::Object(data)) = (stderr, &mut data) {
         data.insert("stderrTail".to_owned(), stderr.into());
     }
@@ -448,8 +461,12 @@ fn turned_down(
     message: String,
     retry_after: Duration,
 ) -> ErrorData {
-    let data =
-        json!({ "reason": away.name(), "server": server, "retryAfterMs": millis(retry_after) });
+    let data = json!({
+        "reason": away.name(),
+        "code": away.code().as_str(),
+        "server": server,
+        "retryAfterMs": millis(retry_after),
+    });
     ErrorData::new(ErrorCode::INTERNAL_ERROR, message, Some(data))
 }
 
@@ -459,6 +476,7 @@ pub fn unknown_server(server: &str, tool: &str) -> ErrorData {
         "tool `{tool}` can't be called: no MCP server named `{server}` is hosted. Host it with a server-init job or \
          server_initialize, and call its tools once that has succeeded"
     );
-    let data = json!({ "reason": "unknown-server", "server": server });
+    let code = codes::UNKNOWN_SERVER.as_str();
+    let data = json!({ "reason": "unknown-server", "code": code, "server": server });
     ErrorData::invalid_params(message, Some(data))
 }

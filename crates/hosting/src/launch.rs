@@ -11,6 +11,7 @@ use std::{
     path::PathBuf,
 };
 
+use fleet_codes as codes;
 use fleet_job::mcp_servers::{
     ServerEntry, Transport,
     dotenv::DotenvError,
@@ -83,13 +84,13 @@ impl LaunchSpec {
 #[derive(Debug, thiserror::Error)]
 pub enum LaunchError {
     /// A variable can't be expanded.
-    #[error("the configuration can't be expanded")]
+    #[error("the configuration can't be expanded [{code}]", code = codes::SERVER_CONFIG)]
     Expand(#[from] FieldExpandError),
     /// Policy refuses it.
     #[error(transparent)]
     Refused(#[from] Refusal),
     /// A path of the configuration can't be used.
-    #[error("`{field}` {path:?}")]
+    #[error("`{field}` {path:?} [{code}]", code = codes::SERVER_CONFIG)]
     Path {
         /// The field.
         field: &'static str,
@@ -100,7 +101,7 @@ pub enum LaunchError {
         error: io::Error,
     },
     /// The `envFile` is no `.env` file.
-    #[error("`envFile` {path:?}")]
+    #[error("`envFile` {path:?} [{code}]", code = codes::SERVER_CONFIG)]
     EnvFile {
         /// The file.
         path: String,
@@ -110,17 +111,24 @@ pub enum LaunchError {
     },
     /// The program is not there.
     #[error(
-        "the command `{0}` does not exist or is not executable (looked for in the server's PATH)"
+        "the command `{0}` does not exist or is not executable (looked for in the server's PATH) [{code}]",
+        code = codes::SERVER_CONFIG
     )]
     NoProgram(String),
     /// The URL is no HTTP URL.
-    #[error("`url` must be an http or https URL without user name or password")]
+    #[error(
+        "`url` must be an http or https URL without user name or password [{code}]",
+        code = codes::SERVER_CONFIG
+    )]
     Url,
     /// A header can't be sent.
-    #[error("the header {0:?} can't be sent")]
+    #[error("the header {0:?} can't be sent [{code}]", code = codes::SERVER_CONFIG)]
     Header(String),
     /// A header that is the transport's own.
-    #[error("the header {0:?} is set by the transport and can't be configured")]
+    #[error(
+        "the header {0:?} is set by the transport and can't be configured [{code}]",
+        code = codes::SERVER_CONFIG
+    )]
     OwnHeader(String),
 }
 

@@ -12,6 +12,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use fleet_codes::{self as codes, Code};
 use fleet_ops::errors::chain;
 use fleet_policy::current::CurrentPolicy;
 use parking_lot::RwLock;
@@ -70,7 +71,7 @@ pub struct Upstream {
 
 /// Why a server could not be connected to.
 #[derive(Debug, Clone, thiserror::Error)]
-#[error("{message}")]
+#[error("{message} [{code}]", code = self.code())]
 pub struct ConnectError {
     /// What went wrong, with all that is known about why.
     pub message: String,
@@ -84,6 +85,15 @@ pub struct ConnectError {
 }
 
 impl ConnectError {
+    /// The stable code of the error.
+    pub fn code(&self) -> Code {
+        match (self.unauthorized, self.unreachable) {
+            (true, _) => codes::UPSTREAM_UNAUTHORIZED,
+            (false, true) => codes::SERVER_UNAVAILABLE,
+            (false, false) => codes::SERVER_START,
+        }
+    }
+
     /// The same without these.
     pub(super) fn hiding(self, secrets: &Secrets) -> Self {
         Self { message: secrets.hide(self.message).into_owned(), ..self }

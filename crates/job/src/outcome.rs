@@ -6,6 +6,7 @@
 
 use std::time::Duration;
 
+use fleet_codes::{self as codes, Code};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -105,6 +106,18 @@ impl WaitReason {
         }
     }
 
+    /// The stable code of the reason.
+    pub fn code(self) -> Code {
+        match self {
+            Self::ServerUnavailable => codes::SERVER_UNAVAILABLE,
+            Self::ServerBusy => codes::SERVER_BUSY,
+            Self::UpstreamUnauthorized => codes::UPSTREAM_UNAUTHORIZED,
+            Self::RateLimited => codes::RATE_LIMITED,
+            Self::Unavailable => codes::CONNECT,
+            Self::Unauthorized => codes::UNAUTHORIZED,
+        }
+    }
+
     /// The reason that our server gives in a JSON-RPC error's `data.reason` for a call that was not
     /// made; `None` for any other text.
     pub fn of_answer(reason: &str) -> Option<Self> {
@@ -124,6 +137,9 @@ impl WaitReason {
 pub struct JobError {
     /// The bounded vocabulary to filter and count by.
     pub kind: ErrorKind,
+    /// The stable code that `docs/errors.md` explains, such as `FLEET-TIMEOUT`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error_code: Option<String>,
     /// One sentence for people: what failed, and what to do where that is known.
     pub message: String,
     /// The code of the layer that failed: an HTTP status or a JSON-RPC error code.
@@ -186,12 +202,39 @@ impl ErrorKind {
             Self::Cancelled => "cancelled",
         }
     }
+
+    /// The stable code of the kind.
+    pub fn code(self) -> Code {
+        match self {
+            Self::Undecodable => codes::UNDECODABLE,
+            Self::InvalidEnvelope => codes::INVALID_ENVELOPE,
+            Self::TooLarge => codes::TOO_LARGE,
+            Self::Connect => codes::CONNECT,
+            Self::Unauthorized => codes::UNAUTHORIZED,
+            Self::ConnectionLost => codes::CONNECTION_LOST,
+            Self::Timeout => codes::TIMEOUT,
+            Self::Http => codes::HTTP,
+            Self::JsonRpc => codes::JSON_RPC,
+            Self::Protocol => codes::PROTOCOL,
+            Self::Tool => codes::TOOL,
+            Self::Expired => codes::EXPIRED,
+            Self::Cancelled => codes::CANCELLED,
+        }
+    }
 }
 
 impl JobError {
     /// An error of `kind` with a sentence for people.
     pub fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
-        Self { kind, message: message.into(), code: None, data: None }
+        let error_code = Some(kind.code().to_string());
+        Self { kind, error_code, message: message.into(), code: None, data: None }
+    }
+
+    /// The same error under a more specific code than that of its kind.
+    #[must_use]
+    pub fn with_error_code(mut self, code: Code) -> Self {
+        self.error_code = Some(code.to_string());
+        self
     }
 
     /// The same error with the code of the layer that failed.

@@ -5,6 +5,7 @@
 //! Such a name is offered with `_` in place of every other character, is cut, and ends in a hash of
 //! the whole, so that it is the same in every replica and after every restart.
 
+use fleet_codes as codes;
 use sha2::{Digest, Sha256};
 
 use crate::size::clipped;
@@ -20,18 +21,28 @@ const HASH_DIGITS: usize = 10;
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum NameError {
     /// It is empty or too long.
-    #[error("a server's name must have 1 to {MAX_SERVER} characters, and {0:?} has not")]
+    #[error(
+        "server name {0:?} must be 1 to {MAX_SERVER} characters long [{code}]",
+        code = codes::SERVER_NAME
+    )]
     Length(String),
     /// It has other characters than may be.
     #[error(
-        "a server's name may have letters A-Z and a-z, digits, `_` and `-`, and {0:?} has others"
+        "server name {0:?} may contain only letters A-Z and a-z, digits, `_` and `-` [{code}]",
+        code = codes::SERVER_NAME
     )]
     Characters(String),
     /// It has `__`, which separates server and tool.
-    #[error("a server's name must not contain `__`, as {0:?} does: that separates server and tool")]
+    #[error(
+        "server name {0:?} must not contain `__`, which separates server and tool [{code}]",
+        code = codes::SERVER_NAME
+    )]
     Separator(String),
     /// It belongs to mcp-fleet's own tools.
-    #[error("server name {0:?} is reserved for the tools of mcp-fleet itself; choose another name")]
+    #[error(
+        "server name {0:?} is reserved for the tools of mcp-fleet itself; choose another name [{code}]",
+        code = codes::SERVER_NAME
+    )]
     Reserved(String),
 }
 

@@ -1,12 +1,16 @@
 //! What can go wrong with Kafka, in words for people.
 
+use fleet_codes as codes;
 use rdkafka::error::{KafkaError as Native, RDKafkaErrorCode};
 
 /// An error from Kafka or from the way we were told to talk to it.
 #[derive(Debug, thiserror::Error)]
 pub enum KafkaError {
     /// A property that would break a promise, or that librdkafka does not know.
-    #[error("Kafka property `{name}` can't be set to `{value}`: {reason}")]
+    #[error(
+        "Kafka property `{name}` can't be set to `{value}`: {reason} [{code}]",
+        code = codes::KAFKA_PROPERTY
+    )]
     Property {
         /// The property.
         name: String,
@@ -20,7 +24,8 @@ pub enum KafkaError {
     Client(#[source] Native),
     /// No broker answered in time.
     #[error(
-        "no Kafka broker answers at `{brokers}`: check KAFKA_BROKERS, and that the broker is up"
+        "no Kafka broker answers at `{brokers}`: check KAFKA_BROKERS, and that the broker is up [{code}]",
+        code = codes::KAFKA_UNREACHABLE
     )]
     Unreachable {
         /// Where we looked.
@@ -30,20 +35,30 @@ pub enum KafkaError {
         source: Native,
     },
     /// A topic does not exist.
-    #[error("topic `{0}` does not exist: create it with `mcp-fleet topics create`")]
+    #[error(
+        "topic `{0}` does not exist: create it with `mcp-fleet topics create` [{code}]",
+        code = codes::NO_TOPIC
+    )]
     NoTopic(String),
     /// Records are to be compacted away before their jobs have ended.
     #[error(
         "topic `{0}` is compacted (cleanup.policy): of jobs with one key the broker keeps only the newest, so the others \
          are lost before they run; set cleanup.policy=delete, or allow it with MCP_ALLOW_COMPACTED_TOPIC=true \
-         (--allow-compacted-topic)"
+         (--allow-compacted-topic) [{code}]",
+        code = codes::COMPACTED_TOPIC
     )]
     Compacted(String),
     /// A topic ends before a place that it had been read to: it was made again.
-    #[error("topic `{0}` ends before the place that it had been read to: it was made again")]
+    #[error(
+        "topic `{0}` ends before the place that it had been read to: it was made again [{code}]",
+        code = codes::LOG_RESET
+    )]
     LogReset(String),
     /// A topic could not be created.
-    #[error("topic `{topic}` could not be created: {reason}")]
+    #[error(
+        "topic `{topic}` could not be created: {reason} [{code}]",
+        code = codes::TOPIC_NOT_CREATED
+    )]
     CreateTopic {
         /// Its name.
         topic: String,
@@ -51,7 +66,10 @@ pub enum KafkaError {
         reason: String,
     },
     /// A record could not be written.
-    #[error("a record for topic `{topic}` could not be written")]
+    #[error(
+        "a record for topic `{topic}` could not be written [{code}]",
+        code = codes::KAFKA_REFUSED
+    )]
     Produce {
         /// Where it should have gone.
         topic: String,
@@ -60,7 +78,10 @@ pub enum KafkaError {
         source: Native,
     },
     /// A record was not handed over, because there is no contact with the consumer group.
-    #[error("no contact with the consumer group: the record for topic `{topic}` is held back")]
+    #[error(
+        "no contact with the consumer group: the record for topic `{topic}` is held back [{code}]",
+        code = codes::NO_CONTACT
+    )]
     OutOfContact {
         /// Where it should have gone.
         topic: String,
@@ -69,7 +90,7 @@ pub enum KafkaError {
     #[error("the Kafka poll thread can't be used: {0}")]
     PollThread(&'static str),
     /// Anything else that was asked of a broker.
-    #[error("{what} failed")]
+    #[error("{what} failed [{code}]", code = codes::KAFKA_REFUSED)]
     Request {
         /// What we wanted.
         what: &'static str,

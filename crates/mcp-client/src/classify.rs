@@ -6,6 +6,7 @@
 
 use std::time::{Duration, SystemTime};
 
+use fleet_codes as codes;
 use fleet_job::meta::FINAL;
 use fleet_job::outcome::{ErrorKind, Failure, JobError, Outcome, UNREADABLE_ANSWER, WaitReason};
 use fleet_wire::head::{MAX_RETRY_AFTER, retry_after};
@@ -183,7 +184,7 @@ fn by_reason(error: &RpcError, at: &str) -> Option<Failure> {
         // The tool behind our server has run, and its answer would be the same again.
         UNREADABLE_ANSWER => {
             let error = JobError { kind: ErrorKind::Protocol, ..rpc_error(error, at) };
-            return Some(Failure::permanent(error));
+            return Some(Failure::permanent(error.with_error_code(codes::UNREADABLE_ANSWER)));
         }
         _ => {}
     }
@@ -216,9 +217,15 @@ pub(crate) fn rpc(error: &RpcError, at: &str) -> Failure {
 
 fn rpc_error(error: &RpcError, at: &str) -> JobError {
     let message = format!("{at} answered with error {}: {}", error.code, quote(&error.message));
-    JobError {
+    let told = JobError {
         data: error.data.clone(),
         ..JobError::new(ErrorKind::JsonRpc, message).with_code(error.code)
+    };
+    // Our server says more precisely what was wrong.
+    let code = error.data.as_ref().and_then(|data| codes::find(data.get("code")?.as_str()?));
+    match code {
+        Some(code) => told.with_error_code(code),
+        None => told,
     }
 }
 

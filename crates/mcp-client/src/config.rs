@@ -3,6 +3,7 @@
 use std::fmt;
 use std::time::Duration;
 
+use fleet_codes as codes;
 use http::header::{ACCEPT, AUTHORIZATION, CONTENT_LENGTH, CONTENT_TYPE, HOST, TRANSFER_ENCODING};
 use http::{HeaderMap, HeaderName, HeaderValue};
 use url::Url;
@@ -92,11 +93,12 @@ impl From<&str> for Secret {
 pub enum ConfigError {
     /// The list of endpoints is empty.
     #[error(
-        "no endpoint is given: expected a URL such as http://mcp-server:8080, or several, separated by commas"
+        "no endpoint is given: expected a URL such as http://mcp-server:8080, or several, separated by commas [{code}]",
+        code = codes::SERVER_URL
     )]
     NoEndpoint,
     /// An endpoint is not a URL.
-    #[error("{url:?} is not a URL")]
+    #[error("{url:?} is not a URL [{code}]", code = codes::SERVER_URL)]
     NotAUrl {
         /// What was given.
         url: String,
@@ -105,19 +107,25 @@ pub enum ConfigError {
         source: url::ParseError,
     },
     /// An endpoint is a URL that can't be called.
-    #[error("{url} can't be called: expected http:// or https:// and a host")]
+    #[error(
+        "{url} can't be called: expected http:// or https:// and a host [{code}]",
+        code = codes::SERVER_URL
+    )]
     NotHttp {
         /// What was given, without user and password.
         url: String,
     },
     /// A header's name or value is not allowed in HTTP.
-    #[error("the header {name:?} is not valid in HTTP")]
+    #[error("the header {name:?} is not valid in HTTP [{code}]", code = codes::SERVER_URL)]
     BadHeader {
         /// The header's name.
         name: String,
     },
     /// A header that the protocol sets itself.
-    #[error("the header {name:?} is set by the client and can't be configured")]
+    #[error(
+        "the header {name:?} is set by the client and can't be configured [{code}]",
+        code = codes::SERVER_URL
+    )]
     ReservedHeader {
         /// The header's name.
         name: String,

@@ -25,6 +25,7 @@ pub mod remote;
 use argv::{ArgvPattern, PatternError};
 use confinement::Confinement;
 use env::{EnvRefusal, EnvRule};
+use fleet_codes as codes;
 use limits::Limits;
 use remote::{RemoteRule, RemoteRuleError};
 
@@ -94,7 +95,8 @@ pub enum Refusal {
     /// No rule covers the command line.
     #[error(
         "policy refuses to start `{argv}`: no rule covers this whole command line. To allow it, start the server \
-             with --allow-command (MCP_ALLOWED_COMMANDS) or add a [[command]] with this argv to the policy file"
+             with --allow-command (MCP_ALLOWED_COMMANDS) or add a [[command]] with this argv to the policy file [{code}]",
+        code = codes::POLICY_COMMAND
     )]
     Command {
         /// The command line.
@@ -103,7 +105,8 @@ pub enum Refusal {
     /// The working directory is not allowed.
     #[error(
         "policy refuses the working directory `{cwd}` for `{rule}`. To allow it, use --allow-dir (MCP_ALLOWED_DIRS) \
-             or `cwd` in the [[command]] of the policy file"
+             or `cwd` in the [[command]] of the policy file [{code}]",
+        code = codes::POLICY_DIRECTORY
     )]
     Cwd {
         /// The requested directory.
@@ -114,7 +117,8 @@ pub enum Refusal {
     /// The `envFile` is outside the allowed paths.
     #[error(
         "policy refuses the envFile `{path}` for `{rule}`. To allow it, use --allow-dir (MCP_ALLOWED_DIRS) or \
-             `env_files` in the [[command]] of the policy file"
+             `env_files` in the [[command]] of the policy file [{code}]",
+        code = codes::POLICY_ENV_FILE
     )]
     EnvFile {
         /// The requested file.
@@ -125,7 +129,8 @@ pub enum Refusal {
     /// An environment variable is not allowed.
     #[error(
         "policy refuses the environment variable `{name}` for `{rule}`: {why}. To allow it, use --allow-env \
-             (MCP_ALLOWED_ENV) or `env` in the [[command]] of the policy file"
+             (MCP_ALLOWED_ENV) or `env` in the [[command]] of the policy file [{code}]",
+        code = codes::POLICY_ENV
     )]
     Env {
         /// The name of the variable.
@@ -137,13 +142,13 @@ pub enum Refusal {
     },
     /// An environment variable has an invalid name, or one that could pass for something else in a
     /// listing of the environment.
-    #[error("{name:?} is not a valid environment variable name")]
+    #[error("{name:?} is not a valid environment variable name [{code}]", code = codes::POLICY_ENV)]
     EnvName {
         /// The rejected name.
         name: String,
     },
     /// An argument or a variable contains a zero byte.
-    #[error("{place} contains a zero byte; remove it")]
+    #[error("{place} contains a zero byte; remove it [{code}]", code = codes::SERVER_CONFIG)]
     ZeroByte {
         /// What contains the zero byte.
         place: String,
@@ -151,7 +156,8 @@ pub enum Refusal {
     /// No rule covers the host.
     #[error(
         "policy refuses to connect to `{target}`: no rule covers it. To allow it, start the server with \
-             --allow-remote (MCP_ALLOWED_REMOTES) or add a [[remote]] to the policy file"
+             --allow-remote (MCP_ALLOWED_REMOTES) or add a [[remote]] to the policy file [{code}]",
+        code = codes::POLICY_REMOTE
     )]
     Remote {
         /// Host and port.
@@ -161,7 +167,8 @@ pub enum Refusal {
     #[error(
         "policy refuses to connect to `{host}` at {address}: rule `{rule}` does not allow such addresses. To allow a \
              private address, the rule must name the host literally; a loopback address needs `localhost` or the \
-             address itself; any other address needs the address itself"
+             address itself; any other address needs the address itself [{code}]",
+        code = codes::POLICY_REMOTE
     )]
     Address {
         /// The host name in the URL.
@@ -173,7 +180,8 @@ pub enum Refusal {
     },
     /// The maximum number of hosted servers has been reached.
     #[error(
-        "the limit of {limit} hosted servers is reached (`max_servers` in the policy file); remove one first"
+        "the limit of {limit} hosted servers is reached (`max_servers` in the policy file); remove one first [{code}]",
+        code = codes::POLICY_LIMIT
     )]
     TooManyServers {
         /// The value of `max_servers`.
@@ -185,7 +193,7 @@ pub enum Refusal {
 #[derive(Debug, thiserror::Error)]
 pub enum PolicyError {
     /// The policy file could not be read.
-    #[error("could not read policy file {}", path.display())]
+    #[error("could not read policy file {} [{code}]", path.display(), code = codes::POLICY_FILE)]
     Read {
         /// The policy file.
         path: PathBuf,
@@ -194,10 +202,13 @@ pub enum PolicyError {
         error: std::io::Error,
     },
     /// The file is not valid TOML or has unknown keys.
-    #[error("invalid policy file")]
+    #[error("invalid policy file [{code}]", code = codes::POLICY_FILE)]
     Toml(#[source] Box<toml::de::Error>),
     /// A command pattern is invalid.
-    #[error("invalid command pattern `{pattern}`{}", in_line(*line))]
+    #[error(
+        "invalid command pattern `{pattern}`{} [{code}]",
+        in_line(*line), code = codes::POLICY_FILE
+    )]
     Pattern {
         /// The pattern as written.
         pattern: String,
@@ -208,7 +219,10 @@ pub enum PolicyError {
         error: PatternError,
     },
     /// A rule's path is relative, so its meaning would depend on where a child is started.
-    #[error("`{key}`{}: {path:?} is not an absolute path", in_line(*line))]
+    #[error(
+        "`{key}`{}: {path:?} is not an absolute path [{code}]",
+        in_line(*line), code = codes::POLICY_FILE
+    )]
     RelativePath {
         /// The key in the policy file.
         key: &'static str,
@@ -219,8 +233,8 @@ pub enum PolicyError {
     },
     /// A flag or rule would let configurations set every variable.
     #[error(
-        "`{entry}` in {} allows every variable; list variable names or prefixes such as LOG_* instead",
-        env_setting(*line)
+        "`{entry}` in {} allows every variable; list variable names or prefixes such as LOG_* instead [{code}]",
+        env_setting(*line), code = codes::POLICY_FILE
     )]
     EveryVariable {
         /// The offending entry.
@@ -231,11 +245,12 @@ pub enum PolicyError {
     /// `expand` is at the top level, where it would apply to all rules.
     #[error(
         "`expand` is not allowed at the top of the policy file; put it into each [[command]] or [[remote]] whose \
-         configurations may use these variables"
+         configurations may use these variables [{code}]",
+        code = codes::POLICY_FILE
     )]
     ExpandForAll,
     /// A remote rule is invalid.
-    #[error("invalid remote rule{}", in_line(*line))]
+    #[error("invalid remote rule{} [{code}]", in_line(*line), code = codes::POLICY_FILE)]
     Remote {
         /// The rule's line in the policy file; `None` if a flag defined it.
         line: Option<usize>,

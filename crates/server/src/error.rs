@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use fleet_codes as codes;
 use fleet_jobs::JobsError;
 use fleet_kafka::KafkaError;
 use fleet_ops::config::ConfigError;
@@ -20,16 +21,20 @@ pub enum ServerError {
     #[error(transparent)]
     Root(#[from] RootError),
     /// An entry of a list of origins is none.
-    #[error("--allowed-origins: {0:?} is no origin such as https://app.example.com")]
+    #[error(
+        "--allowed-origins: {0:?} is no origin such as https://app.example.com [{code}]",
+        code = codes::SETTING
+    )]
     Origin(String),
     /// The public URL is not one that documents could name.
     #[error(
         "--public-url (MCP_PUBLIC_URL) must be an http or https URL without credentials, query and fragment, such as \
-         https://mcp.example.com"
+         https://mcp.example.com [{code}]",
+        code = codes::SETTING
     )]
     PublicUrl,
     /// A directory of `--allow-dir` can't be used.
-    #[error("--allow-dir {}", path.display())]
+    #[error("--allow-dir {} [{code}]", path.display(), code = codes::SETTING)]
     Dir {
         /// The directory.
         path: PathBuf,
@@ -39,11 +44,15 @@ pub enum ServerError {
     },
     /// A task would outlive what is known of it.
     #[error(
-        "MCP_TASK_TTL must not be longer than MCP_LEDGER_MAX_AGE: the ledger forgets a task after that"
+        "MCP_TASK_TTL must not be longer than MCP_LEDGER_MAX_AGE: the ledger forgets a task after that [{code}]",
+        code = codes::SETTING
     )]
     TaskTtl,
     /// The jobs topic can't be one.
-    #[error("KAFKA_TOPIC: `{0}` is not a topic name that Kafka allows")]
+    #[error(
+        "KAFKA_TOPIC: `{0}` is not a topic name that Kafka allows [{code}]",
+        code = codes::SETTING
+    )]
     JobsTopic(String),
     /// The jobs can't be followed.
     #[error(transparent)]
@@ -55,7 +64,7 @@ pub enum ServerError {
     #[error(transparent)]
     Config(#[from] ConfigError),
     /// The address can't be listened on.
-    #[error("{0}; choose another port with --port or PORT")]
+    #[error("{0}; choose another port with --port or PORT [{code}]", code = codes::LISTEN)]
     Listen(std::io::Error),
     /// The ready file can't be written.
     #[error("ready file {}", path.display())]

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use fleet_codes as codes;
 use fleet_retry::{Backoff, Retry};
 use reqwest::StatusCode;
 use serde::Deserialize;
@@ -17,7 +18,7 @@ const MAX_DETAIL: usize = 1_000;
 pub(crate) enum ApiError {
     /// Nothing listens there. The reason is the innermost error; the layers around it mean nothing
     /// to people.
-    #[error("no mcp-server responds at {url}: {reason}")]
+    #[error("no mcp-server responds at {url}: {reason} [{code}]", code = codes::NO_SERVER)]
     NoServer { url: String, reason: String },
     /// The connection broke, or the response took too long.
     #[error("the connection to {url} was lost: {reason}")]
@@ -53,6 +54,7 @@ pub(crate) struct Refusal {
 #[serde(default)]
 struct Problem {
     title: Option<String>,
+    code: Option<String>,
     detail: Option<String>,
     job: Option<Value>,
 }
@@ -69,6 +71,7 @@ impl ApiError {
         let retry_after =
             retry_after.and_then(|text| text.trim().parse().ok()).map(Duration::from_secs);
 
+        let code = problem.as_ref().and_then(|problem| codes::find(problem.code.as_deref()?));
         let text = String::from_utf8_lossy(body);
         let (detail, job) = match problem {
             Some(Problem { detail: Some(detail), job, .. }) => (detail, job),
@@ -90,6 +93,12 @@ impl ApiError {
             StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {
                 format!("{detail} ({status}; set --token or MCP_SERVER_TOKEN)")
             }
+            _ => detail,
+        };
+
+        let detail = match code {
+            // An error of a library that the server quotes brings its own code.
+            Some(code) if !detail.contains("[FLEET-") => format!("{detail} [{code}]"),
             _ => detail,
         };
 

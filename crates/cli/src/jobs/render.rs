@@ -155,7 +155,12 @@ fn detail_rows(job: &JobView) -> Vec<(&'static str, Option<String>)> {
     let took = |ms: Option<u64>| ms.map(|ms| format_age(Duration::from_millis(ms)));
     let timings = event.timings.as_ref();
     let omitted = event.result_omitted.as_ref().map(|omitted| {
-        format!("{} bytes, omitted because the limit is {}", omitted.bytes, omitted.limit_bytes)
+        format!(
+            "{} bytes, omitted because the limit is {} [{}]",
+            omitted.bytes,
+            omitted.limit_bytes,
+            fleet_codes::RESULT_OMITTED
+        )
     });
 
     // Events of older versions have no code.
@@ -196,7 +201,12 @@ fn detail_rows(job: &JobView) -> Vec<(&'static str, Option<String>)> {
 /// Formats the kind and the message of an error. The message may already start with the kind.
 fn describe_error(error: &JobError) -> String {
     let (kind, message) = (error.kind.as_str(), &error.message);
-    if message.starts_with(kind) { message.clone() } else { format!("{kind}: {message}") }
+    let text =
+        if message.starts_with(kind) { message.clone() } else { format!("{kind}: {message}") };
+    match &error.error_code {
+        Some(code) => format!("{text} [{code}]"),
+        None => text,
+    }
 }
 
 #[cfg(test)]

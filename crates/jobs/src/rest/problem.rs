@@ -7,6 +7,7 @@ use axum::{
     middleware::Next,
     response::{IntoResponse, Response},
 };
+use fleet_codes::{self as codes, Code};
 use fleet_job::view::JobView;
 use fleet_kafka::KafkaError;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
@@ -121,6 +122,28 @@ impl Kind {
         self.about().0
     }
 
+    /// The stable code that `docs/errors.md` explains.
+    pub(super) fn code(self) -> Code {
+        match self {
+            Self::BadRequest => codes::BAD_REQUEST,
+            Self::Forbidden => codes::FORBIDDEN,
+            Self::NoSuchJob => codes::NO_SUCH_JOB,
+            Self::NoSuchPath => codes::NO_SUCH_PATH,
+            Self::JobsOff => codes::JOBS_OFF,
+            Self::MethodNotAllowed => codes::METHOD_NOT_ALLOWED,
+            Self::BodyTimeout => codes::BODY_TIMEOUT,
+            Self::TooLate => codes::TOO_LATE,
+            Self::TooLarge => codes::TOO_LARGE,
+            Self::UnsupportedMediaType => codes::UNSUPPORTED_MEDIA_TYPE,
+            Self::BadJob => codes::BAD_JOB,
+            Self::Internal => codes::INTERNAL,
+            Self::KafkaRefused => codes::KAFKA_REFUSED,
+            Self::NotReady => codes::NOT_READY,
+            Self::KafkaUnavailable => codes::KAFKA_UNAVAILABLE,
+            Self::TooManyStreams => codes::TOO_MANY_STREAMS,
+        }
+    }
+
     pub(super) fn status(self) -> StatusCode {
         self.about().2
     }
@@ -163,6 +186,8 @@ pub(super) struct Problem {
     /// Which problem it is.
     #[serde(rename = "type")]
     kind: Kind,
+    /// The stable code of the problem, which `docs/errors.md` explains.
+    code: &'static str,
     /// The same for people.
     title: &'static str,
     /// The answer's status.
@@ -194,6 +219,7 @@ impl Problem {
         }
         Self {
             kind,
+            code: kind.code().as_str(),
             title,
             status: status.as_u16(),
             detail,

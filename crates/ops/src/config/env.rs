@@ -5,13 +5,15 @@ use std::fmt::Display;
 use std::str::FromStr;
 use std::time::Duration;
 
+use fleet_codes as codes;
+
 use super::{parse_bytes, parse_duration, redact};
 
 /// A setting whose value cannot be used.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ConfigError {
     /// A required variable is not set.
-    #[error("{name} is not set: {expected}")]
+    #[error("{name} is not set: {expected} [{code}]", code = codes::SETTING)]
     Missing {
         /// The name of the variable.
         name: String,
@@ -19,7 +21,7 @@ pub enum ConfigError {
         expected: String,
     },
     /// The value of a variable is invalid.
-    #[error("{name}={value}: {problem}")]
+    #[error("{name}={value}: {problem} [{code}]", code = codes::SETTING)]
     Invalid {
         /// The name of the variable.
         name: String,
@@ -186,7 +188,7 @@ mod tests {
     fn errors_name_the_variable_and_keep_secrets() {
         let check = |error: ConfigError, name: &str, text: &str| {
             assert_eq!(error.variable(), name);
-            assert_eq!(error.to_string(), text);
+            assert_eq!(error.to_string(), format!("{text} [FLEET-SETTING]"));
         };
         let env = Env::of([("PORT", "eighty"), ("API_TOKEN", "hunter2"), ("ON", "maybe")]);
 

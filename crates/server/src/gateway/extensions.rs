@@ -11,7 +11,7 @@ use rmcp::{
     },
     service::RequestContext,
 };
-use serde_json::{Value, json};
+use serde_json::json;
 
 use super::{Gateway, MAX_NAME, is_modern};
 
@@ -109,7 +109,11 @@ fn ambiguous(method: &str, servers: &[&str]) -> ErrorData {
         "method `{method}` is not passed on: it can't be told which of these servers is meant: {}",
         servers.join(", ")
     );
-    let data: Value =
-        json!({ "reason": "ambiguous-extension", "method": method, "servers": servers });
+    let data = json!({
+        "reason": "ambiguous-extension",
+        "code": fleet_codes::AMBIGUOUS_EXTENSION.as_str(),
+        "method": method,
+        "servers": servers,
+    });
     ErrorData::new(ErrorCode::METHOD_NOT_FOUND, message, Some(data))
 }

@@ -146,7 +146,8 @@ fn admit(
         let message = format!(
             "{MAX_STREAMS} streams watch tasks, which is as many as there may be; poll with tasks/get, or try again"
         );
-        let data = json!({ "reason": "too-many-streams", "limit": MAX_STREAMS });
+        let code = fleet_codes::TOO_MANY_STREAMS.as_str();
+        let data = json!({ "reason": "too-many-streams", "code": code, "limit": MAX_STREAMS });
         refused(StatusCode::SERVICE_UNAVAILABLE, ErrorData::internal_error(message, Some(data)))
     })?;
     Ok((ids, place))

@@ -92,7 +92,10 @@ pub async fn server_initialize(
             return Ok(switched_off(&shared, args.name, &error));
         }
         Err(error) => {
-            return Err(ToolFailure::permanent(format!("invalid configuration: {error}")));
+            return Err(ToolFailure::permanent(format!(
+                "invalid configuration: {error} [{}]",
+                fleet_codes::SERVER_CONFIG
+            )));
         }
     };
     let warnings = entry.warnings("config");

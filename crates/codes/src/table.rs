@@ -1,0 +1,281 @@
+//! The table of all codes.
+
+use super::{Code, Entry, Section};
+
+/// Declares the codes of each area, and the table of them.
+macro_rules! table {
+    ($($title:literal {
+        $($name:ident = $code:literal: $meaning:literal, $cause:literal, $remedy:literal;)*
+    })*) => {
+        $($(
+            #[doc = $meaning]
+            pub const $name: Code = Code($code);
+        )*)*
+
+        /// Every code, by area.
+        pub const TABLE: &[Section] = &[$(
+            Section {
+                title: $title,
+                entries: &[$(
+                    Entry {
+                        code: $name,
+                        meaning: $meaning,
+                        cause: $cause,
+                        remedy: $remedy,
+                    },
+                )*],
+            },
+        )*];
+    };
+}
+
+table! {
+    "Jobs" {
+        UNDECODABLE = "FLEET-UNDECODABLE":
+            "The record on the jobs topic is not JSON that could be an envelope.",
+            "The producer wrote something else to the topic, or serialized the envelope in a way that workers do not read.",
+            "Look at the original bytes with `mcp-fleet dlq show`, then correct the producer; see docs/jobs.md for what an envelope looks like.";
+        INVALID_ENVELOPE = "FLEET-INVALID-ENVELOPE":
+            "The record is JSON, but a field of the envelope is missing, has the wrong type, or is out of range.",
+            "The producer's envelope does not follow `schemas/envelope.schema.json`.",
+            "Correct the field that the message names, and submit the job again.";
+        TOO_LARGE = "FLEET-TOO-LARGE":
+            "The job, or something that belongs to it, is larger than the limit.",
+            "The envelope exceeds `MCP_MAX_JOB_BYTES`, or a value exceeds the limit that the message names.",
+            "Pass large data by reference, or raise the limit on every worker and server.";
+        CONNECT = "FLEET-CONNECT":
+            "The worker could not connect to mcp-server.",
+            "The server is down or restarting, `MCP_SERVER_URL` is wrong, or DNS or TLS fails.",
+            "Nothing if the server comes back: the job waits without spending an attempt. Otherwise check `MCP_SERVER_URL` from the worker's host.";
+        UNAUTHORIZED = "FLEET-UNAUTHORIZED":
+            "mcp-server refused the worker's credentials (HTTP 401 or 403).",
+            "The token is missing, has expired, or belongs to another server; or a proxy in front of the server refuses the worker.",
+            "Correct `MCP_SERVER_TOKEN` or the configured headers of the workers; the jobs wait meanwhile.";
+        CONNECTION_LOST = "FLEET-CONNECTION-LOST":
+            "The connection was lost after the request had been sent, so the tool may have run.",
+            "mcp-server or a proxy was restarted or cut off during the call.",
+            "Nothing while attempts remain: the job is retried. Make the tool idempotent, or submit with `maxAttempts: 1` if it must not run twice.";
+        TIMEOUT = "FLEET-TIMEOUT":
+            "The call took longer than its timeout.",
+            "The tool is slow or hangs, or the timeout is too short for it.",
+            "Raise the job's `timeoutMs` or the tool's limit, or let the tool report progress.";
+        HTTP = "FLEET-HTTP":
+            "The server answered the call with an HTTP error status.",
+            "mcp-server or a proxy in front of it failed; the status is in `error.code`.",
+            "Look at the server's log at the time of the event.";
+        JSON_RPC = "FLEET-JSON-RPC":
+            "The server answered the call with a JSON-RPC error.",
+            "The tool does not exist, its arguments are invalid, or the server failed; the code is in `error.code`.",
+            "Read the message and `error.data`; `tools/list` shows the tool's name and arguments.";
+        PROTOCOL = "FLEET-PROTOCOL":
+            "The answer is not what the protocol allows, so it could not be read. The tool may have run.",
+            "The server, or a proxy in front of it, is broken or is not an MCP server.",
+            "Call the tool by hand and look at the answer; correct or update that server.";
+        TOOL = "FLEET-TOOL":
+            "The tool itself reported that it failed (`isError: true`).",
+            "It depends on the tool; its own message is in `error.data`.",
+            "Correct the arguments or what the tool depends on, then `mcp-fleet dlq replay` the job.";
+        EXPIRED = "FLEET-EXPIRED":
+            "The job's deadline passed before the job was done.",
+            "The backlog was longer, or an outage lasted longer, than the `deadline` of the envelope allows.",
+            "Scale the workers, or submit with a later deadline.";
+        CANCELLED = "FLEET-CANCELLED":
+            "The job was cancelled.",
+            "Someone called `DELETE /jobs/{id}`, `mcp-fleet jobs cancel` or `tasks/cancel`; the event carries the reason that was given.",
+            "Submit the job again under another id if it is still wanted.";
+        RESULT_OMITTED = "FLEET-RESULT-OMITTED":
+            "The job succeeded, but its result was too large for an event and is stored nowhere.",
+            "The result exceeds `MCP_MAX_EVENT_BYTES`.",
+            "Let the tool return less or store its output itself, or raise `MCP_MAX_EVENT_BYTES` and the topic's `max.message.bytes`.";
+    }
+    "Calls and hosted servers" {
+        SERVER_UNAVAILABLE = "FLEET-SERVER-UNAVAILABLE":
+            "The hosted server cannot be reached or is not running; jobs for it wait.",
+            "A remote server is down, or the child process died and is being restarted.",
+            "`server_status` says why. Jobs go on by themselves when the server answers again.";
+        SERVER_BUSY = "FLEET-SERVER-BUSY":
+            "The hosted server, or mcp-server, has as many calls in progress as it may have.",
+            "More calls arrive than the server completes.",
+            "Raise the server's call limit if it can take more; jobs wait meanwhile.";
+        UPSTREAM_UNAUTHORIZED = "FLEET-UPSTREAM-UNAUTHORIZED":
+            "The hosted server refused the credentials that mcp-server is configured with.",
+            "The token in the server's `headers` or `env` is missing, wrong or expired.",
+            "Host the server again with valid credentials; jobs wait meanwhile.";
+        RATE_LIMITED = "FLEET-RATE-LIMITED":
+            "The caller has used up its allowance of calls.",
+            "More calls were made than the limit allows.",
+            "Wait for `retryAfterMs`, or have the limit raised.";
+        UNKNOWN_SERVER = "FLEET-UNKNOWN-SERVER":
+            "No MCP server of that name is hosted.",
+            "The name is misspelled, or the server was never hosted or has been removed.",
+            "Host it with a `server-init` job or `server_initialize`; `server_status` lists the hosted servers.";
+        UNREADABLE_ANSWER = "FLEET-UNREADABLE-ANSWER":
+            "The hosted server answered the call, but the answer could not be read. The tool may have run.",
+            "The hosted server violates the protocol.",
+            "Update or correct that server; the message says what was wrong with the answer.";
+        HOSTED_TIMEOUT = "FLEET-HOSTED-TIMEOUT":
+            "The hosted server did not answer the call in time.",
+            "The tool is slow or hangs.",
+            "Raise the call timeout, or let the tool report progress.";
+        HOSTED_CONNECTION_LOST = "FLEET-HOSTED-CONNECTION-LOST":
+            "The connection to the hosted server was lost during the call.",
+            "The child process died or the remote server was cut off; `stderrTail` has the child's last words.",
+            "See the server's own log. Calls that may be repeated are repeated once.";
+        SERVER_NAME = "FLEET-SERVER-NAME":
+            "The hosted server cannot have this name.",
+            "Names have 1 to 40 characters of a limited set, contain no `__`, and may not be those of built-in tools.",
+            "Choose another name.";
+        SERVER_CONFIG = "FLEET-SERVER-CONFIG":
+            "The configuration of a hosted server (an entry of `mcpServers`) cannot be used.",
+            "A field has the wrong type, contradicts another one, or names something that does not exist.",
+            "Correct the field that the message names; docs/hosting.md describes them all.";
+        SERVER_START = "FLEET-SERVER-START":
+            "The hosted server was started, but did not complete the MCP handshake.",
+            "The program exited, is not an MCP server, or took longer than the start timeout; the message has the end of its stderr.",
+            "Run the command by hand and correct what it complains about.";
+        AMBIGUOUS_EXTENSION = "FLEET-AMBIGUOUS-EXTENSION":
+            "Several hosted servers declare the extension that the method belongs to.",
+            "The gateway cannot tell which of them is meant.",
+            "Host only one server with this extension behind this gateway.";
+        TOO_MANY_STREAMS = "FLEET-TOO-MANY-STREAMS":
+            "Too many event streams are open.",
+            "Clients hold more streams than the server serves at once.",
+            "Close streams that are not needed, and connect again later.";
+    }
+    "Policy" {
+        POLICY_COMMAND = "FLEET-POLICY-COMMAND":
+            "Policy does not allow this command to be started.",
+            "No rule covers the whole command line.",
+            "Start the server with `--allow-command`, or add a `[[command]]` to the policy file; `mcp-server policy check` shows what a rule covers.";
+        POLICY_DIRECTORY = "FLEET-POLICY-DIRECTORY":
+            "Policy does not allow this working directory.",
+            "`cwd` is outside the allowed directories once symbolic links are resolved.",
+            "Use `--allow-dir`, or `cwd` in the `[[command]]`.";
+        POLICY_ENV_FILE = "FLEET-POLICY-ENV-FILE":
+            "Policy does not allow this `envFile`.",
+            "The file is outside the allowed directories once symbolic links are resolved.",
+            "Use `--allow-dir`, or `env_files` in the `[[command]]`.";
+        POLICY_ENV = "FLEET-POLICY-ENV":
+            "Policy does not allow this environment variable to be set or expanded.",
+            "The variable is not in the rule's list, or it is one that changes which program runs.",
+            "Use `--allow-env`, or `env` or `expand` in the `[[command]]` or `[[remote]]`.";
+        POLICY_REMOTE = "FLEET-POLICY-REMOTE":
+            "Policy does not allow a connection to this remote server.",
+            "No rule covers its host, or the rule does not reach addresses of this kind.",
+            "Use `--allow-remote`, or add a `[[remote]]` to the policy file.";
+        POLICY_LIMIT = "FLEET-POLICY-LIMIT":
+            "As many servers are hosted as the policy allows.",
+            "`max_servers` is reached.",
+            "Remove a server that is no longer needed, or raise `max_servers`.";
+        POLICY_FILE = "FLEET-POLICY-FILE":
+            "The policy file cannot be used.",
+            "It cannot be read, is not valid TOML, has unknown keys, or contains an invalid pattern.",
+            "Correct the line that the message names; `mcp-server policy check` tests a file without a server.";
+    }
+    "Kafka" {
+        KAFKA_UNREACHABLE = "FLEET-KAFKA-UNREACHABLE":
+            "No Kafka broker answers.",
+            "`KAFKA_BROKERS` is wrong, the brokers are down, or a firewall or TLS setting is in the way.",
+            "Check that the address is reachable from this host and that the broker advertises one that is.";
+        KAFKA_PROPERTY = "FLEET-KAFKA-PROPERTY":
+            "A Kafka property cannot be set to this value.",
+            "The property is unknown to librdkafka, or it would break a delivery guarantee.",
+            "Remove or correct the `KAFKA_PROPERTY_…` variable that the message names.";
+        NO_TOPIC = "FLEET-NO-TOPIC":
+            "The topic does not exist.",
+            "It was never created, its name is misspelled, or this client may not see it.",
+            "Create the topics with `mcp-fleet topics create`.";
+        COMPACTED_TOPIC = "FLEET-COMPACTED-TOPIC":
+            "The jobs topic is compacted, so Kafka would delete jobs that have not run.",
+            "`cleanup.policy` of the topic contains `compact`.",
+            "Set `cleanup.policy=delete`; `MCP_ALLOW_COMPACTED_TOPIC=true` accepts the loss.";
+        TOPIC_NOT_CREATED = "FLEET-TOPIC-NOT-CREATED":
+            "A topic could not be created or enlarged.",
+            "The broker refused; the message has its reason.",
+            "Grant the permission, correct the number of partitions or replicas, or create the topic yourself.";
+        LOG_RESET = "FLEET-LOG-RESET":
+            "A topic ends before the position that had been read: it was deleted and created again.",
+            "Someone recreated the topic, or the cluster lost data.",
+            "Nothing: reading starts from the beginning of the new topic. See docs/offsets.md.";
+        NO_CONTACT = "FLEET-NO-CONTACT":
+            "There is no contact with the consumer group, so nothing is written or committed.",
+            "The group coordinator is down, or this process was suspended for longer than a third of the session timeout.",
+            "Nothing if the coordinator returns. If it lasts, see the runbook's entry on lost contact.";
+        KAFKA_REFUSED = "FLEET-KAFKA-REFUSED":
+            "Kafka refused a request or a record.",
+            "The client has no permission, or the record is larger than the topic's `max.message.bytes`.",
+            "Grant the permission or raise the limit that the message names.";
+    }
+    "Settings" {
+        SETTING = "FLEET-SETTING":
+            "A setting is missing or cannot be used.",
+            "An environment variable or flag has a value that is not of the expected form, or contradicts another one.",
+            "Correct the setting that the message names; docs/configuration.md lists them all.";
+        SERVER_URL = "FLEET-SERVER-URL":
+            "`MCP_SERVER_URL`, or a header configured for it, cannot be used.",
+            "It is not an http or https URL with a host, or the header is not valid.",
+            "Correct the value that the message names.";
+        LISTEN = "FLEET-LISTEN":
+            "The address cannot be listened on.",
+            "Another process uses the port, or this one has no permission for it.",
+            "Choose another port with `--port` or `PORT`, or stop the other process.";
+    }
+    "API" {
+        NO_SERVER = "FLEET-NO-SERVER":
+            "No mcp-server responds at the URL.",
+            "The server is not running, or `--server` or `MCP_SERVER_URL` is wrong.",
+            "Start mcp-server, or correct the URL.";
+        BAD_REQUEST = "FLEET-BAD-REQUEST":
+            "The request could not be read.",
+            "A parameter, header or part of the body is not valid.",
+            "Correct what the detail names; `GET /openapi.json` describes every request.";
+        FORBIDDEN = "FLEET-FORBIDDEN":
+            "The request is not meant for this server.",
+            "Its `Host` or `Origin` is not one that the server serves.",
+            "Use `--allowed-hosts` or `--allowed-origins` to add the name.";
+        NO_SUCH_JOB = "FLEET-NO-SUCH-JOB":
+            "No job of this id is known, or it was submitted with other credentials.",
+            "The id is misspelled, the job is older than what the ledger keeps, or it is someone else's.",
+            "Check the id and the credentials; a job written directly to Kafka is known once a worker has reached it.";
+        NO_SUCH_PATH = "FLEET-NO-SUCH-PATH":
+            "There is nothing at this path.",
+            "The path is misspelled.",
+            "`GET /openapi.json` lists the paths.";
+        JOBS_OFF = "FLEET-JOBS-OFF":
+            "This server does not accept jobs.",
+            "`KAFKA_BROKERS` is not set.",
+            "Start mcp-server with `KAFKA_BROKERS`.";
+        METHOD_NOT_ALLOWED = "FLEET-METHOD-NOT-ALLOWED":
+            "The path does not support this HTTP method.",
+            "The request uses the wrong method.",
+            "Use one of the methods in the answer's `Allow` header.";
+        BODY_TIMEOUT = "FLEET-BODY-TIMEOUT":
+            "The body of the request did not arrive in time.",
+            "The client or the network is too slow.",
+            "Send the request again.";
+        TOO_LATE = "FLEET-TOO-LATE":
+            "The job has already ended in another way.",
+            "It was cancelled after its end.",
+            "Nothing: the answer carries the job as it is.";
+        UNSUPPORTED_MEDIA_TYPE = "FLEET-UNSUPPORTED-MEDIA-TYPE":
+            "The body must be JSON.",
+            "The request has another `Content-Type`.",
+            "Send `Content-Type: application/json`.";
+        BAD_JOB = "FLEET-BAD-JOB":
+            "The job in the request is not acceptable.",
+            "A field is missing, unknown or out of range.",
+            "Correct the field that the detail names.";
+        INTERNAL = "FLEET-INTERNAL":
+            "The server failed to answer.",
+            "A fault of the server or of its ledger; the server's log has the details.",
+            "Try again; if the error persists, report it together with the log.";
+        NOT_READY = "FLEET-NOT-READY":
+            "The server is not ready to answer about jobs.",
+            "It is still reading the events topic, or a topic does not exist yet.",
+            "Ask again after the time in `Retry-After`.";
+        KAFKA_UNAVAILABLE = "FLEET-KAFKA-UNAVAILABLE":
+            "The server cannot reach Kafka, so the job was not accepted.",
+            "The brokers are down or unreachable.",
+            "Submit again later: nothing was written.";
+    }
+}
