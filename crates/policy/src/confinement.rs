@@ -49,7 +49,8 @@ mod tests {
             .unwrap_err();
         assert_eq!(
             error.to_string(),
-            "`write_files` in line 3 of the policy file: \"srv\" is not an absolute path"
+            "`write_files` in line 3 of the policy file: \"srv\" is not an absolute path \
+             [FLEET-POLICY-FILE]"
         );
     }
 }

@@ -273,9 +273,9 @@ pub(super) mod tests {
         let describe = |kind, message| describe_error(&JobError::new(kind, message));
         assert_eq!(
             describe(ErrorKind::Cancelled, "cancelled: not needed"),
-            "cancelled: not needed"
+            "cancelled: not needed [FLEET-CANCELLED]"
         );
-        assert_eq!(describe(ErrorKind::Tool, "it broke"), "tool: it broke");
+        assert_eq!(describe(ErrorKind::Tool, "it broke"), "tool: it broke [FLEET-TOOL]");
     }
 
     #[test]
