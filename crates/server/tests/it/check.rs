@@ -112,7 +112,7 @@ async fn every_server_gets_a_verdict_and_nothing_is_started() {
         (&json!(["127.0.0.1"]), &json!(11))
     );
     verdict("expand", "refused", "`expand`");
-    verdict("bad name", "fails", "server's name");
+    verdict("bad name", "fails", "server name");
     verdict("gone", "fails", "does not exist");
     verdict("bad", "fails", "`servers.bad.command` must be a string");
     verdict("off", "disabled", "switched off by `servers.off.enabled`");

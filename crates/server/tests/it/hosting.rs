@@ -127,7 +127,7 @@ async fn by_default_nothing_may_be_started() {
     check(json!({"type": "sse", "url": "http://example.com"}), "--allow-remote").await;
     for name in ["", "a b", "a__b", "a\nb", &"x".repeat(41)] {
         let (message, is_final) = server.initialize_error(name, json!({"command": "true"})).await;
-        assert!(is_final && message.contains("server's name"), "{name:?}: {message}");
+        assert!(is_final && message.contains("server name"), "{name:?}: {message}");
     }
     assert_eq!(server.call_ok("server_list", json!({})).await, json!({"servers": []}));
 }
@@ -299,7 +299,7 @@ async fn a_server_that_is_being_started_again_makes_no_room() {
     };
     let (_, (message, _)) =
         tokio::join!(server.initialize("x", json!({"command": slow})), meanwhile);
-    assert!(message.contains("1 servers are hosted"), "{message}");
+    assert!(message.contains("the limit of 1 hosted servers"), "{message}");
     assert_eq!(server.status("x").await["state"], "running");
     server.call_ok("server_remove", json!({"name": "x"})).await;
     eventually("no child is left", async || {
@@ -554,7 +554,7 @@ async fn there_are_only_so_many() {
         server.initialize(name, json!({"command": program})).await;
     }
     let (message, is_final) = server.initialize_error("c", json!({"command": program})).await;
-    assert!(!is_final && message.contains("2 servers"), "{message}");
+    assert!(!is_final && message.contains("the limit of 2 hosted servers"), "{message}");
     server.call_ok("server_remove", json!({"name": "a"})).await;
     server.initialize("c", json!({"command": program})).await;
     let bad = dir.path().join("bad.toml");

@@ -82,7 +82,12 @@ async fn an_answer_that_can_not_be_read_ends_its_call_at_once() {
         let error = call(kind).await["error"].take();
         let message = error["message"].as_str().unwrap_or_default();
         assert!(message.contains(problem) && message.len() < 500, "{kind}: {error}");
-        assert_eq!(error["data"], json!({"reason": "unreadable-answer", "server": "x"}), "{kind}");
+        let expected = json!({
+            "reason": "unreadable-answer",
+            "code": "FLEET-UNREADABLE-ANSWER",
+            "server": "x",
+        });
+        assert_eq!(error["data"], expected, "{kind}");
     }
     assert_eq!(call("nobody").await["error"]["message"], "boom");
     assert_eq!(server.status("x").await["restarts"], 0);
