@@ -34,10 +34,9 @@ pub const COMMIT_MS: i64 = 4_000;
 /// that: a session before, during which it did not know, and the time to write what it held.
 const NOTICED_MS: i64 = 10_000;
 
-/// How long after writing an end a worker may say that the end was not acknowledged: librdkafka
-/// gives a record up after `delivery.timeout.ms` (10 s here), looks for such records once a second,
-/// and is late on a busy machine.
-const GIVEN_UP_MS: i64 = 11_000 + COMMIT_MS;
+/// How long after an unexplained repeat its worker's log is shown: three times
+/// `delivery.timeout.ms`, after which librdkafka gives a record up.
+const LOG_SHOWN_MS: i64 = 30_000;
 /// How many unexplained repeats are shown with what their worker logged around them.
 const SHOWN_WITH_LOG: usize = 5;
 
@@ -317,7 +316,7 @@ impl Audit<'_> {
         let near = |line: &&str| {
             let time = line.split(' ').next().and_then(|word| word.parse::<Timestamp>().ok());
             time.is_some_and(|time| {
-                (at - COMMIT_MS..=at + 2 * GIVEN_UP_MS).contains(&time.as_millis())
+                (at - COMMIT_MS..=at + LOG_SHOWN_MS).contains(&time.as_millis())
             })
         };
 
@@ -362,7 +361,7 @@ impl Audit<'_> {
             self.outages.iter().any(|(from, to)| (from - COMMIT_MS..=*to).contains(&at));
         let said = first.worker.as_deref().and_then(|worker| unwritten.get(worker));
         let in_vain = said.is_some_and(|times| {
-            times.iter().any(|time| (time - GIVEN_UP_MS..=time + COMMIT_MS).contains(&at))
+            times.iter().any(|time| (time - NOTICED_MS..=time + COMMIT_MS).contains(&at))
         });
         let called = self.ledger.calls.get(&first.job_id);
         let called_once = called.is_none_or(|calls| calls.values().all(|count| *count == 1));
