@@ -27,6 +27,7 @@ on_every_broker!(
     a_long_backoff_keeps_its_attempts,
     limits_hold,
     what_is_settled_is_not_run_again,
+    a_job_that_was_deferred_twice_runs_once,
     what_another_worker_has_begun_meanwhile_has_ended_all_the_same
 );
 
@@ -199,6 +200,32 @@ fn what_is_settled_is_not_run_again(env: &Env) {
     assert_eq!(http::metric(worker, "fleet_invariant_violations_total"), Some(0.0));
     let account = account(&mut fleet, 0);
     assert_eq!(account.count(JobState::Succeeded), 70);
+}
+
+/// A producer whose acknowledgement was lost writes a deferred job again. The copies come back while
+/// the job runs, or after it has ended, and are not run.
+fn a_job_that_was_deferred_twice_runs_once(env: &Env) {
+    let mut fleet = fleet(env, "twice");
+    let worker = fleet.start_worker().address;
+    let due = in_seconds(6);
+    let job = |n| at(call(&format!("job-{n}"), "file_read", "hello.txt"), due);
+    fleet.submit((0..30).map(|n| Outgoing::value(job(n).to_string())).collect());
+    let deferred = wait::until("all jobs in the delayed topic", wait::LONG, || {
+        Some(waiting(&fleet)).filter(|records| records.len() >= 30)
+    });
+    let copies = || deferred.iter().map(|record| record.content.clone()).collect();
+    let delayed = Topics::of(&*fleet.topic).delayed;
+    topics::produce(&env.brokers, &delayed, copies());
+    fleet.wait_for_all();
+
+    topics::produce(&env.brokers, &delayed, copies());
+    let passed_over = || http::metric(worker, "fleet_jobs_passed_over_total");
+    wait::until("all copies to come back", wait::LONG, || (passed_over()? >= 60.0).then_some(()));
+
+    assert_eq!(passed_over(), Some(60.0));
+    assert_eq!(http::metric(worker, "fleet_invariant_violations_total"), Some(0.0));
+    let account = account(&mut fleet, 0);
+    assert_eq!(account.count(JobState::Succeeded), 30);
 }
 
 /// While a worker that has settled jobs and not committed that is frozen, another one takes them

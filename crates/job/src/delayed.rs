@@ -33,6 +33,12 @@ pub struct Delayed {
     pub partition: i32,
     /// Its offset.
     pub offset: i64,
+    /// The offset, in that partition, of the record that was deferred: the first record, or one as
+    /// which the job had come back before. If the broker's acknowledgement is lost, a record is
+    /// passed on twice, and this is how its copies are known. Absent if a worker of an older
+    /// version passed it on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub continues: Option<i64>,
     /// Its timestamp.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub timestamp: Option<Timestamp>,
@@ -98,6 +104,7 @@ mod tests {
             topic_id: Some("id".into()),
             partition: 3,
             offset: 77,
+            continues: Some(80),
             timestamp: Timestamp::from_millis(5),
             until: Timestamp::from_millis(9_000).unwrap(),
             look_at: Timestamp::from_millis(8_000).unwrap(),

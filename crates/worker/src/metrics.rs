@@ -43,7 +43,7 @@ pub(crate) const PASSED_OVER: Metric = metric(
     Kind::Counter,
     Unit::Count,
     &[],
-    "Records that were read again after this worker had settled them, and were not run again.",
+    "Records that were not run again: this worker had settled them, or had another copy of them.",
 );
 
 pub(crate) const CANCEL_REQUESTS: Metric = metric(

@@ -16,14 +16,14 @@ use fleet_job::{
     record::RawRecord,
     time::Timestamp,
 };
-use fleet_kafka::{consumer::LogIdentity, producer::Outgoing};
+use fleet_kafka::consumer::LogIdentity;
 use metrics::counter;
 
 use super::{
     DELAYED, Shell,
     held_job::HeldJob,
     held_record::{Content, HeldRecord, NotRun},
-    recently_settled::RecordIdentity,
+    recently_settled::{Recalled, RecordIdentity},
     write_state::WriteState,
 };
 use crate::{metrics as names, outages};
@@ -56,12 +56,24 @@ impl Shell {
         let bytes = record_bytes + reading.unpacked_bytes;
         let mut held = Box::new(reading.held);
         held.record_bytes = bytes;
-        let admission = match self.settled.recall(Instant::now(), &held.identity) {
-            Some(end) => admit_repeat(&mut held, end),
+        let recalled = match self.is_copy_of_held(&held) {
+            true => Some(Recalled::Copy),
+            false => self.settled.recall(Instant::now(), &held.identity, offset),
+        };
+        let admission = match recalled {
+            Some(recalled) => admit_repeat(&mut held, recalled),
             None => self.check_cancelled(&mut held, reading.admission),
         };
         self.jobs.insert(token, held);
         self.feed_engine(Input::Record { partition, offset, bytes, admission });
+    }
+
+    /// Whether another copy of this record is in hand. It is before this one in its partition, so
+    /// whoever takes the partition over reads it again.
+    fn is_copy_of_held(&self, held: &HeldRecord) -> bool {
+        let of_job = self.jobs.tokens_of(&held.job_id);
+        let mut others = of_job.iter().filter_map(|token| self.jobs.get(token));
+        others.any(|other| other.identity == held.identity)
     }
 
     /// Reads a record of the delayed topic, which is only passed on. If it has no header of ours,
@@ -112,7 +124,13 @@ impl Shell {
             Err((_, job_id)) => job_id.clone().unwrap_or_else(|| position_name(&record)),
         };
 
-        let identity = self.identify(token, &job_id, written_at);
+        let identity = header
+            .as_ref()
+            .and_then(|header| {
+                let log = self.log_name(token.partition);
+                RecordIdentity::of_returned(log, token.partition, &job_id, header)
+            })
+            .unwrap_or_else(|| self.identify(token, &job_id, written_at));
         let topic_id = match &header {
             Some(header) => header.topic_id.as_deref().map(Arc::from),
             None => self.logs.get(&token.partition).and_then(|log| log.topic.clone()),
@@ -161,8 +179,12 @@ impl Shell {
     }
 
     fn identify(&self, token: Token, name: &str, written_at: Option<Timestamp>) -> RecordIdentity {
-        let log = self.logs.get(&token.partition).map_or(LogName::UNKNOWN, LogIdentity::name);
+        let log = self.log_name(token.partition);
         RecordIdentity::new(log, token.partition, token.offset, name, written_at)
+    }
+
+    fn log_name(&self, partition: Partition) -> LogName {
+        self.logs.get(&partition).map_or(LogName::UNKNOWN, LogIdentity::name)
     }
 
     /// Why the envelope's `replyTo` is not allowed, if it is not.
@@ -176,15 +198,27 @@ impl Shell {
     }
 }
 
-/// Admits a record that this worker has settled before. `end` is its terminal event, if it had one.
-fn admit_repeat(held: &mut HeldRecord, end: Option<Arc<Outgoing>>) -> Admission {
+/// Admits a record that this worker has settled before, or the copy of one that it has or had in
+/// hand.
+fn admit_repeat(held: &mut HeldRecord, recalled: Recalled) -> Admission {
     counter!(names::PASSED_OVER.name).increment(1);
-    tracing::info!(job_id = held.job_id, "read again after it was settled here; not run again");
-
-    let Some(end) = end else { return Admission::Settled };
-    let job_type = held.job_type();
-    held.content = Content::NotRun(NotRun::Repeat { end, job_type }, WriteState::Due);
-    Admission::Ended
+    let job_id = &held.job_id;
+    match recalled {
+        Recalled::Copy => {
+            tracing::info!(job_id, "a second copy of a job that came back; not run again");
+            Admission::Settled
+        }
+        Recalled::PassedOn => {
+            tracing::info!(job_id, "read again after it was passed on here; not passed on again");
+            Admission::Settled
+        }
+        Recalled::Ended(end) => {
+            tracing::info!(job_id, "read again after it was settled here; not run again");
+            let job_type = held.job_type();
+            held.content = Content::NotRun(NotRun::Repeat { end, job_type }, WriteState::Due);
+            Admission::Ended
+        }
+    }
 }
 
 /// Stays within this process: keys and seed are the same in every process, and nothing is stored

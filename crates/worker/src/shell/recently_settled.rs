@@ -9,7 +9,7 @@ use std::{
 };
 
 use fleet_group::{Partition, log::LogName};
-use fleet_job::{record::Header, time::Timestamp};
+use fleet_job::{delayed::Delayed, record::Header, time::Timestamp};
 use fleet_kafka::producer::Outgoing;
 use foldhash::fast::RandomState;
 
@@ -24,6 +24,9 @@ const WINDOW: Duration = Duration::from_secs(600);
 /// Identifies a record. Offsets start again when a topic is deleted and made again, so the name of
 /// the log is part of the identity. If the broker has no topic ids, job id and timestamp tell such
 /// records apart.
+///
+/// A record that came back from the delayed topic is identified by the record that it continues,
+/// because it can stand in the log twice: a producer whose acknowledgement was lost writes it again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) struct RecordIdentity {
     log: LogName,
@@ -44,48 +47,91 @@ impl RecordIdentity {
         (job_id, timestamp).hash(&mut hasher);
         Self { log, partition, offset, content: hasher.finish() }
     }
+
+    /// Identifies a job's record that came back with `header`, and all its copies; `None` if the
+    /// header does not say which record it continues.
+    pub(super) fn of_returned(
+        log: LogName,
+        partition: Partition,
+        job_id: &str,
+        header: &Delayed,
+    ) -> Option<Self> {
+        let offset = header.continues?;
+        let first = (&header.topic_id, header.partition, header.offset, header.timestamp);
+        let mut hasher = DefaultHasher::new();
+        ("returned", job_id, first).hash(&mut hasher);
+        Some(Self { log, partition, offset, content: hasher.finish() })
+    }
 }
 
-/// Records settled within the last [`WINDOW`], with their terminal events. A record that was passed
-/// on has no event.
+/// What is remembered of a settled record.
+#[derive(Debug, Clone)]
+struct Settled {
+    /// Its offset, which tells it from its copies.
+    offset: i64,
+    /// Its terminal event; `None` if it was passed on.
+    end: Option<Arc<Outgoing>>,
+}
+
+/// How a record has been settled here before.
+#[derive(Debug, Clone)]
+pub(super) enum Recalled {
+    /// By this terminal event.
+    Ended(Arc<Outgoing>),
+    /// It was passed on.
+    PassedOn,
+    /// It is the copy of a record that was settled.
+    Copy,
+}
+
+/// Records settled within the last [`WINDOW`].
 #[derive(Debug, Default)]
 pub(super) struct RecentlySettled {
-    known: HashMap<RecordIdentity, Option<Arc<Outgoing>>, RandomState>,
+    known: HashMap<RecordIdentity, Settled, RandomState>,
     order: VecDeque<(Instant, RecordIdentity)>,
     bytes: usize,
 }
 
 impl RecentlySettled {
+    /// Remembers the record at `offset`, with its terminal event if it was not passed on.
     pub(super) fn remember(
         &mut self,
         now: Instant,
         settled: RecordIdentity,
-        event: Option<Arc<Outgoing>>,
+        offset: i64,
+        end: Option<Arc<Outgoing>>,
     ) {
-        self.bytes += memory_size(event.as_deref());
-        match self.known.insert(settled, event) {
+        self.bytes += memory_size(end.as_deref());
+        match self.known.insert(settled, Settled { offset, end }) {
             // It was read and run again, because it had been forgotten or could not be known.
-            Some(before) => self.bytes -= memory_size(before.as_deref()),
+            Some(before) => self.bytes -= memory_size(before.end.as_deref()),
             None => self.order.push_back((now, settled)),
         }
         self.forget_old(now);
     }
 
-    /// The terminal event of a record, if the record is remembered.
+    /// How the record at `offset` was settled, if it is remembered.
     pub(super) fn recall(
         &mut self,
         now: Instant,
         settled: &RecordIdentity,
-    ) -> Option<Option<Arc<Outgoing>>> {
+        offset: i64,
+    ) -> Option<Recalled> {
         self.forget_old(now);
-        self.known.get(settled).cloned()
+
+        let known = self.known.get(settled)?;
+        Some(match &known.end {
+            _ if known.offset != offset => Recalled::Copy,
+            Some(end) => Recalled::Ended(end.clone()),
+            None => Recalled::PassedOn,
+        })
     }
 
     /// Forgets the records of partitions whose log was replaced.
     pub(super) fn forget_partitions(&mut self, partitions: &[Partition]) {
         let is_gone = |settled: &RecordIdentity| partitions.contains(&settled.partition);
-        for (_, event) in self.known.extract_if(|settled, _| is_gone(settled)) {
-            self.bytes -= memory_size(event.as_deref());
+        for (_, known) in self.known.extract_if(|settled, _| is_gone(settled)) {
+            self.bytes -= memory_size(known.end.as_deref());
         }
         self.order.retain(|(_, settled)| !is_gone(settled));
     }
@@ -96,8 +142,8 @@ impl RecentlySettled {
                 || self.bytes > MAX_BYTES
                 || now.duration_since(*at) > WINDOW)
         {
-            let event = self.known.remove(settled).flatten();
-            self.bytes -= memory_size(event.as_deref());
+            let known = self.known.remove(settled);
+            self.bytes -= memory_size(known.and_then(|known| known.end).as_deref());
             self.order.pop_front();
         }
     }
@@ -131,25 +177,64 @@ mod tests {
     fn a_record_is_known_for_a_while_with_its_end() {
         let (mut window, now) = (RecentlySettled::default(), Instant::now());
         let settled = RecordIdentity::new(LOG, P, 7, "job", None);
-        assert!(window.recall(now, &settled).is_none());
+        assert!(window.recall(now, &settled, 7).is_none());
 
-        window.remember(now, settled, event(3));
-        let end = window.recall(now + WINDOW, &settled).unwrap().unwrap();
+        window.remember(now, settled, 7, event(3));
+        let Some(Recalled::Ended(end)) = window.recall(now + WINDOW, &settled, 7) else {
+            panic!("its end is not known")
+        };
         assert_eq!(end.value.as_ref().unwrap().len(), 3);
-        assert!(
-            window.recall(now, &RecordIdentity::new(LOG, P, 7, "another", None)).is_none(),
-            "made again, without ids"
-        );
 
         let remade = LogName { topic: 3, ..LOG };
-        assert!(
-            window.recall(now, &RecordIdentity::new(remade, P, 7, "job", None)).is_none(),
-            "made again"
-        );
-        assert!(window.recall(now, &RecordIdentity::new(LOG, P, 8, "job", None)).is_none());
+        for (other, why) in [
+            (RecordIdentity::new(LOG, P, 7, "another", None), "made again, without ids"),
+            (RecordIdentity::new(remade, P, 7, "job", None), "made again"),
+            (RecordIdentity::new(LOG, P, 8, "job", None), "another record"),
+        ] {
+            assert!(window.recall(now, &other, 7).is_none(), "{why}");
+        }
 
-        assert!(window.recall(now + WINDOW + Duration::from_secs(1), &settled).is_none());
+        let later = now + WINDOW + Duration::from_secs(1);
+        assert!(window.recall(later, &settled, 7).is_none());
         assert_eq!(window.bytes, 0);
+    }
+
+    /// The header of a job that comes back for the record at `continues`.
+    fn header(continues: Option<i64>) -> Delayed {
+        Delayed {
+            group: "workers".to_owned(),
+            topic: "jobs".to_owned(),
+            topic_id: None,
+            partition: 0,
+            offset: 5,
+            continues,
+            timestamp: None,
+            until: Timestamp::MIN,
+            look_at: Timestamp::MIN,
+            attempts: 0,
+            first_error: None,
+            waiting: None,
+        }
+    }
+
+    #[test]
+    fn a_copy_is_told_from_the_record_and_from_the_next_return_of_its_job() {
+        let (mut window, now) = (RecentlySettled::default(), Instant::now());
+        let returned = |continues| {
+            RecordIdentity::of_returned(LOG, P, "job", &header(Some(continues))).unwrap()
+        };
+        window.remember(now, returned(5), 20, event(3));
+        window.remember(now, returned(20), 30, None);
+
+        assert!(matches!(window.recall(now, &returned(5), 20), Some(Recalled::Ended(_))));
+        assert!(matches!(window.recall(now, &returned(5), 21), Some(Recalled::Copy)));
+        assert!(matches!(window.recall(now, &returned(20), 30), Some(Recalled::PassedOn)));
+        assert!(matches!(window.recall(now, &returned(20), 31), Some(Recalled::Copy)));
+        assert!(window.recall(now, &returned(30), 40).is_none());
+
+        let first = RecordIdentity::new(LOG, P, 5, "job", None);
+        assert_ne!(first, returned(5), "the record that was deferred is none of its returns");
+        assert_eq!(RecordIdentity::of_returned(LOG, P, "job", &header(None)), None);
     }
 
     #[test]
@@ -158,11 +243,11 @@ mod tests {
             (RecentlySettled::default(), Instant::now(), Partition { topic: 0, number: 1 });
         let [gone, kept] =
             [P, q].map(|partition| RecordIdentity::new(LOG, partition, 7, "job", None));
-        window.remember(now, gone, event(3));
-        window.remember(now, kept, None);
+        window.remember(now, gone, 7, event(3));
+        window.remember(now, kept, 7, None);
 
         window.forget_partitions(&[P]);
-        assert!(window.recall(now, &gone).is_none() && window.recall(now, &kept).is_some());
+        assert!(window.recall(now, &gone, 7).is_none() && window.recall(now, &kept, 7).is_some());
         assert_eq!(window.order.len(), 1);
     }
 
@@ -172,17 +257,21 @@ mod tests {
 
         let all = MAX_RECORDS as i64 + 10;
         (0..all).for_each(|offset| {
-            window.remember(now, RecordIdentity::new(LOG, P, offset, "job", None), None)
+            window.remember(now, RecordIdentity::new(LOG, P, offset, "job", None), offset, None)
         });
 
         assert!(window.order.len() <= MAX_RECORDS && window.known.len() == window.order.len());
-        assert!(window.recall(now, &RecordIdentity::new(LOG, P, all - 1, "job", None)).is_some());
-        assert!(window.recall(now, &RecordIdentity::new(LOG, P, 0, "job", None)).is_none());
+        let mut is_known = |offset| {
+            let settled = RecordIdentity::new(LOG, P, offset, "job", None);
+            window.recall(now, &settled, offset).is_some()
+        };
+        assert!(is_known(all - 1) && !is_known(0));
 
         for offset in 0..4 {
             window.remember(
                 now,
                 RecordIdentity::new(LOG, P, offset, "large", None),
+                offset,
                 event(MAX_BYTES / 2 - size_of::<Outgoing>()),
             );
         }
@@ -190,7 +279,7 @@ mod tests {
         assert!(window.bytes <= MAX_BYTES, "{}", window.bytes);
         assert_eq!(window.known.len(), 2, "the newest two have room");
 
-        window.remember(now, RecordIdentity::new(LOG, P, 3, "large", None), event(1));
+        window.remember(now, RecordIdentity::new(LOG, P, 3, "large", None), 3, event(1));
         assert_eq!(
             (window.known.len(), window.bytes),
             (2, MAX_BYTES / 2 + size_of::<Outgoing>() + 1)

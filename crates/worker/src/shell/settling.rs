@@ -128,7 +128,8 @@ impl Shell {
     /// Writes the record as which a job goes on that has to wait.
     fn pass_on_record(&mut self, token: Token, terminal: Terminal, attempts: u32) {
         let Some(held) = self.jobs.get(&token) else { return };
-        let Passage { letter, event, other_group } = self.plan_passage(held, terminal, attempts);
+        let passage = self.plan_passage(token, held, terminal, attempts);
+        let Passage { letter, event, other_group } = passage;
         if let Some(event) = event {
             self.publish_event(event);
         }
@@ -157,7 +158,13 @@ impl Shell {
         });
     }
 
-    fn plan_passage(&self, held: &HeldRecord, terminal: Terminal, attempts: u32) -> Passage {
+    fn plan_passage(
+        &self,
+        token: Token,
+        held: &HeldRecord,
+        terminal: Terminal,
+        attempts: u32,
+    ) -> Passage {
         let now = self.clock.now();
         let own_group = &self.reporter.group;
         let position = &held.record.position;
@@ -168,6 +175,7 @@ impl Shell {
             topic_id: held.topic_id.as_deref().map(str::to_owned),
             partition: position.partition,
             offset: position.offset,
+            continues: Some(token.offset),
             timestamp: held.record.timestamp,
             until,
             look_at: until,
@@ -184,7 +192,11 @@ impl Shell {
                 (header, *is_recalled, other.cloned())
             }
             // Somebody else put it into the delayed topic; its key decides where it belongs.
-            _ => (Delayed { partition: ANY_PARTITION, ..new_header(now) }, false, None),
+            _ => {
+                let header =
+                    Delayed { partition: ANY_PARTITION, continues: None, ..new_header(now) };
+                (header, false, None)
+            }
         };
 
         // An event that says what the job waits for has been published already.
