@@ -13,6 +13,8 @@ use url::{Host, Url};
 
 /// The timeout for name resolution and, separately, for connecting.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// How many headers an answer may have; gateways add dozens.
+const MAX_HEADERS: usize = 1000;
 
 /// Returns a client for the host of `url`. It connects only to addresses that policy allows at the
 /// time of the connection.
@@ -69,6 +71,7 @@ fn checked(resolver: CheckedResolver) -> Result<reqwest::Client, reqwest::Error>
         .redirect(reqwest::redirect::Policy::none())
         .no_proxy()
         .connect_timeout(CONNECT_TIMEOUT)
+        .http1_max_headers(MAX_HEADERS)
         .tcp_nodelay(true)
         .build()
 }

@@ -7,7 +7,6 @@ use std::{
     time::{Duration, Instant},
 };
 
-use fleet_ops::errors::chain;
 use rmcp::{
     RoleClient,
     model::{
@@ -21,6 +20,7 @@ use super::{
     attempt::Attempt,
     changes::Lists,
     extensions::Declared,
+    handshake_error::service_error,
     inbound::raw,
     listed::{HiddenTool, Listed, MAX_ITEMS, Page},
 };
@@ -210,7 +210,7 @@ async fn read_list<T: Listed>(
             Err(ServiceError::Timeout { .. }) => {
                 return Err(format!("{method}: it was not answered in time"));
             }
-            Err(error) => return Err(format!("{method}: {}", chain(&error))),
+            Err(error) => return Err(format!("{method}: {}", service_error(&error))),
         };
 
         let page = Page::read(raw(result)).map_err(|problem| format!("{method}: {problem}"))?;

@@ -31,6 +31,9 @@ use crate::metrics;
 /// SIGTERM.
 const GRACE: Duration = Duration::from_millis(1500);
 
+/// How a child has ended that found nothing wrong.
+pub(crate) const ENDED_WELL: &str = "the process exited with status 0";
+
 /// A child that was started. The process is watched by a task of its own; dropping this does not
 /// stop it.
 #[derive(Debug, Clone)]
@@ -164,6 +167,7 @@ fn signal_group(pid: u32, signal: Signal) {
 fn describe(status: ExitStatus) -> String {
     use std::os::unix::process::ExitStatusExt;
     match (status.code(), status.signal()) {
+        (Some(0), _) => ENDED_WELL.to_owned(),
         (Some(code), _) => format!("the process exited with status {code}"),
         (None, Some(signal)) => match Signal::try_from(signal) {
             Ok(name) => format!("the process was killed by signal {signal} ({name})"),

@@ -4,7 +4,6 @@ use std::{sync::Arc, time::Duration};
 
 use fleet_codes::{self as codes, Code};
 use fleet_job::outcome::UNREADABLE_ANSWER;
-use fleet_ops::errors::chain;
 use fleet_policy::limits::CallLimits;
 use rmcp::{
     RoleServer,
@@ -25,7 +24,7 @@ use crate::{
     content_results,
     fleet::Down,
     follow::is_modern,
-    handshake_error::{http_failure, not_taken, transport_error},
+    handshake_error::{http_failure, not_taken, service_error},
     inbound::raw,
     remote::exchange::HttpFailure,
     routes::Routes,
@@ -352,6 +351,9 @@ async fn notify(
 
 fn failed(server: &str, upstream: &Upstream, error: ServiceError, heard_of: bool) -> Failure {
     let sign = sign_of(&error, heard_of);
+    if let Some(why) = unread_answer(&error) {
+        return Failure { error: unreadable(server, &why), sign };
+    }
     let error = match error {
         ServiceError::McpError(error) if is_unreadable(&error) => {
             unavailable(server, UNREADABLE, &error.message, None)
@@ -364,15 +366,20 @@ fn failed(server: &str, upstream: &Upstream, error: ServiceError, heard_of: bool
             None,
         ),
         error => {
-            let text = match &error {
-                ServiceError::TransportSend(error) => transport_error(error),
-                error => chain(error),
-            };
+            let text = service_error(&error);
             let stderr = upstream.child.as_ref().map(|child| child.stderr.text(1024));
             unavailable(server, LOST, &text, stderr.filter(|tail| !tail.is_empty()))
         }
     };
     Failure { error, sign }
+}
+
+/// What is wrong with an answer that rmcp never got to see, because it can't be read.
+fn unread_answer(error: &ServiceError) -> Option<String> {
+    match error {
+        ServiceError::TransportSend(error) => http_failure(error)?.unreadable(),
+        _ => None,
+    }
 }
 
 /// A server's own error. Workers let jobs wait for the server that an error names, so a server can
@@ -397,7 +404,7 @@ fn sign_of(error: &ServiceError, heard_of: bool) -> Sign {
                 Some(502..=504) => Sign::Lost,
                 _ => Sign::Answer,
             },
-            (None, Some(HttpFailure::Unreadable(_))) => Sign::Answer,
+            (None, Some(failure)) if failure.unreadable().is_some() => Sign::Answer,
             (None, _) => Sign::Lost,
         },
         ServiceError::TransportClosed | ServiceError::Cancelled { .. } => Sign::Lost,

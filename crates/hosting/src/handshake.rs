@@ -26,13 +26,15 @@ use fleet_job::number;
 use rmcp::{
     RoleClient,
     model::{
-        ClientConfig, ClientNotification, ClientRequest, ClientResult, DiscoverRequest,
-        DiscoverRequestParams, InitializeRequest, InitializeResult, InitializedNotification,
-        JsonRpcError, JsonRpcMessage, JsonRpcResponse, NumberOrString, ProtocolVersion, RequestId,
-        RequestMetaObject, ServerPeerInfo, ServerRequest, ServerResult,
+        ClientConfig, ClientNotification, ClientRequest, ClientResult, CustomResult,
+        DiscoverRequest, DiscoverRequestParams, ErrorCode, ErrorData, InitializeRequest,
+        InitializeResult, InitializedNotification, JsonRpcError, JsonRpcMessage, JsonRpcRequest,
+        JsonRpcResponse, NumberOrString, ProtocolVersion, RequestId, RequestMetaObject,
+        ServerPeerInfo, ServerRequest, ServerResult,
     },
     service::{RxJsonRpcMessage, TxJsonRpcMessage},
 };
+use serde_json::json;
 
 pub(super) mod drive;
 
@@ -41,6 +43,9 @@ pub(super) mod drive;
 /// have for them.
 const DISCOVER_ID: i64 = 2_000_000_001;
 const INITIALIZE_ID: i64 = 2_000_000_002;
+
+/// How much of an answer that can't be read is quoted.
+const SHOWN: usize = 200;
 
 /// The part of the limit after which silence is no answer any more.
 const PATIENCE: u32 = 3;
@@ -187,15 +192,10 @@ impl Handshake {
                     }
                 }
             }
-            JsonRpcMessage::Request(request)
-                if matches!(request.request, ServerRequest::PingRequest(_)) =>
-            {
-                self.outbox
-                    .push_back(JsonRpcMessage::response(ClientResult::empty(()), request.id));
-            }
-            // Nothing else may come before the handshake, and nothing that comes is worth giving up
-            // for.
-            JsonRpcMessage::Request(_) | JsonRpcMessage::Notification(_) => {}
+            // A server may wait for this before it answers.
+            JsonRpcMessage::Request(request) => self.outbox.push_back(answer_to(request)),
+            // None may come before the handshake, and none that comes is worth giving up for.
+            JsonRpcMessage::Notification(_) => {}
         }
     }
 
@@ -266,6 +266,23 @@ impl Handshake {
     }
 }
 
+/// What the server is told that asks something itself: the same as after the handshake.
+fn answer_to(
+    JsonRpcRequest { id, request, .. }: JsonRpcRequest<ServerRequest>,
+) -> TxJsonRpcMessage<RoleClient> {
+    let result = match request {
+        ServerRequest::PingRequest(_) => ClientResult::empty(()),
+        ServerRequest::ListRootsRequest(_) => CustomResult(json!({ "roots": [] })).into(),
+        other => {
+            let why = "this request is not answered during the handshake";
+            tracing::debug!(request = ?other, "a hosted server asks before the handshake is done");
+            let error = ErrorData::new(ErrorCode::METHOD_NOT_FOUND, why, None);
+            return JsonRpcMessage::error(error, Some(id));
+        }
+    };
+    JsonRpcMessage::response(result, id)
+}
+
 fn question(answer: Result<ServerPeerInfo, String>) -> Question {
     match answer {
         Ok(info) => Question::Answered(Box::new(info)),
@@ -295,10 +312,18 @@ fn discovered(result: ServerResult) -> Result<ServerPeerInfo, String> {
 pub(super) fn initialized(result: ServerResult) -> Result<ServerPeerInfo, String> {
     let result = match result {
         ServerResult::InitializeResult(result) => result,
-        // What rmcp could not read is read once more, to say what is wrong with it.
-        other => serde_json::to_value(other)
-            .and_then(number::read::<InitializeResult>)
-            .map_err(|error| format!("its answer can't be read: {error}"))?,
+        // What rmcp has taken for something else is read once more.
+        other => {
+            let written = serde_json::to_value(other).unwrap_or_default();
+            let shown = fleet_wire::quote(&written.to_string(), SHOWN);
+            let missing = ["protocolVersion", "capabilities", "serverInfo"]
+                .into_iter()
+                .find(|member| written.get(*member).is_none())
+                .map_or(String::new(), |member| format!("it has no `{member}`: "));
+            number::read::<InitializeResult>(written).map_err(|_| {
+                format!("its answer to `initialize` can't be read: {missing}{shown}")
+            })?
+        }
     };
     Ok(result.into())
 }

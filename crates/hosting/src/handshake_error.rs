@@ -5,7 +5,7 @@ use std::io;
 use fleet_ops::errors::chain;
 use fleet_policy::Refusal;
 use rmcp::{
-    service::ClientInitializeError,
+    service::{ClientInitializeError, ServiceError},
     transport::{DynamicTransportError, streamable_http_client::StreamableHttpError},
 };
 
@@ -93,7 +93,7 @@ fn is_unreachable(error: &DynamicTransportError) -> bool {
 
     match error.error.downcast_ref() {
         Some(StreamableHttpError::<HttpFailure>::Client(failure)) => match failure {
-            HttpFailure::Connection(_) | HttpFailure::NoSession(_) => true,
+            HttpFailure::Connection(_) | HttpFailure::Cut | HttpFailure::NoSession(_) => true,
             HttpFailure::Rejected(_) => matches!(failure.status(), Some(429 | 502..=504)),
             HttpFailure::Unreadable(_) => false,
         },
@@ -132,6 +132,18 @@ pub(crate) fn not_taken(error: &DynamicTransportError) -> Option<Away> {
         }
         SseError::Status { status, .. } => Away::of_status(status.as_u16(), None),
         _ => None,
+    }
+}
+
+/// Why a request got no result, in words for people.
+pub(crate) fn service_error(error: &ServiceError) -> String {
+    match error {
+        ServiceError::McpError(error) => {
+            format!("it answered with error {}: {}", error.code.0, error.message)
+        }
+        ServiceError::TransportClosed => "the connection ended before the answer came".to_owned(),
+        ServiceError::TransportSend(error) => transport_error(error),
+        other => chain(other),
     }
 }
 

@@ -17,14 +17,14 @@ use rmcp::{
     },
     service::RxJsonRpcMessage,
 };
-use serde_json::{Map, Value, json};
+use serde_json::{Map, Value};
 
-use super::unreadable::unreadable_answer;
+use super::{forgiven::forgive, unreadable::unreadable_answer};
 
 /// How many answers without an id are kept for requests that they may belong to.
 const MAX_NAMELESS: usize = 16;
-/// How much of a line that is too long is quoted.
-const SHOWN: usize = 200;
+/// How much of what can't be read is quoted.
+pub(super) const SHOWN: usize = 200;
 
 /// What a request asks for, as far as it matters for reading its answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -89,7 +89,10 @@ impl Inbound {
         let mut is_noise = false;
         for message in fleet_wire::read(bytes) {
             match message {
-                Message::Reply(Some(id), reply) => passed.extend(self.answer(id, reply)),
+                Message::Reply(Some(id), reply) => {
+                    let (id, reply) = self.as_open(id, reply, bytes);
+                    passed.extend(self.answer(id, reply));
+                }
                 Message::Reply(None, reply) => passed.extend(self.nameless(reply)),
                 Message::Request(_, message) | Message::Notification(_, message) => {
                     passed.extend(number::read::<RxJsonRpcMessage<RoleClient>>(message).ok());
@@ -127,6 +130,23 @@ impl Inbound {
         let mut passed = vec![answer(request_id(&id), asked, reply)];
         passed.extend(self.attribute());
         passed
+    }
+
+    /// An answer that names a second request, which is not open, is the answer to the open one, and
+    /// nobody can tell what else it has twice.
+    fn as_open(&self, id: Id, reply: Reply, written: &[u8]) -> (Id, Reply) {
+        if self.open.contains_key(&self.as_asked(id.clone())) {
+            return (id, reply);
+        }
+        let others = fleet_wire::ids_in(written).into_iter().map(|other| self.as_asked(other));
+        match others.into_iter().find(|other| self.open.contains_key(other)) {
+            Some(open) => {
+                let shown = quote(&String::from_utf8_lossy(written), SHOWN);
+                let why = format!("it has two ids: {shown}");
+                (open, Reply::Unreadable(Unreadable { why, cut: false }))
+            }
+            None => (id, reply),
+        }
     }
 
     /// Some servers send an id back as text, or text as a number.
@@ -206,23 +226,13 @@ fn read_result(asked: Asked, mut result: Map<String, Value>) -> Result<ServerRes
         Asked::Initialize => forgive(&mut result),
         Asked::Stream | Asked::Other => {}
     }
-    number::read(result.into()).map_err(|error| unreadable_answer(&error.to_string()))
+    let shown = quote(&Value::from(result.clone()).to_string(), SHOWN);
+    number::read(result.into()).map_err(|_| not_a_result(&shown))
 }
 
-/// Fills in what the result of a handshake should say of the server, and nobody needs.
-pub(super) fn forgive(result: &mut Map<String, Value>) {
-    let info = result.entry("serverInfo").or_insert(Value::Null);
-    if !info.is_object() {
-        *info = json!({});
-    }
-    for (key, stand_in) in [("name", "unnamed"), ("version", "unknown")] {
-        if !info[key].is_string() {
-            info[key] = json!(stand_in);
-        }
-    }
-    if result.get("capabilities").is_none_or(Value::is_null) {
-        result.insert("capabilities".to_owned(), json!({}));
-    }
+/// The error for a result that is not one of its request.
+pub(super) fn not_a_result(shown: &str) -> ErrorData {
+    unreadable_answer(&format!("it is not a result of this request: {shown}"))
 }
 
 /// Begins the names of a result's members on their way through rmcp, so that it knows none of them
@@ -279,6 +289,7 @@ fn request_id(id: &Id) -> RequestId {
 #[cfg(test)]
 mod tests {
     use rmcp::model::{CallToolRequest, CallToolRequestParams, PingRequest};
+    use serde_json::json;
 
     use super::*;
 
@@ -305,7 +316,10 @@ mod tests {
             }
             other => panic!("{other:?}"),
         };
-        messages.iter().map(end).collect()
+        let answers = messages.iter().filter(|message| {
+            matches!(message, JsonRpcMessage::Response(_) | JsonRpcMessage::Error(_))
+        });
+        answers.map(end).collect()
     }
 
     #[test]
@@ -332,6 +346,11 @@ mod tests {
         check(r#"{"id":7,"result":{"cut"#, Some("it is not JSON"));
         check(r#"{"id":null,"error":{"code":-32603,"message":"boom"}}"#, Some("boom"));
         check(r#"{"result":{}}"#, Some("which request"));
+        check(r#"{"method":"notifications/x"} {"id":7,"result":{"content":[]}}"#, None);
+        check(r#"INFO called {"jsonrpc":"2.0","id":7,"result":{"content":[]}}"#, None);
+        check(r#""{\"id\":7,\"result\":{}}""#, None);
+        check(r"{'jsonrpc': '2.0', 'id': 7, 'result': {}}", Some("it is not JSON"));
+        check(r#"{"id":7,"result":{},"id":99}"#, Some("it has two ids"));
         assert!(inbound(&[7]).read(b"[INFO] ready> {}").is_none());
         assert!(inbound(&[7]).read(br#"{"level":"info"}"#).is_none());
         assert!(

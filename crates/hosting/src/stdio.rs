@@ -11,6 +11,7 @@ use tokio::io::{AsyncRead, AsyncWrite, Empty};
 
 use super::{
     inbound::Inbound,
+    spread::{Spread, Step},
     stdout::{Line, Lines, StdoutWatch},
 };
 
@@ -20,6 +21,8 @@ pub(super) struct StdioTransport<R, W: AsyncWrite> {
     lines: Lines<R>,
     watch: StdoutWatch,
     inbound: Inbound,
+    /// The message that is being printed over several lines.
+    spread: Spread,
     /// Messages that were read and not passed on yet.
     ready: VecDeque<RxJsonRpcMessage<RoleClient>>,
     is_over: bool,
@@ -36,6 +39,7 @@ where
             lines: Lines::new(stdout),
             watch,
             inbound: Inbound::default(),
+            spread: Spread::default(),
             ready: VecDeque::new(),
             is_over: false,
         }
@@ -69,7 +73,9 @@ where
             }
 
             let line = self.lines.next().await;
-            self.is_over = !take_in(line, &mut self.inbound, &self.watch, &mut self.ready);
+            let mut reading =
+                Reading { inbound: &mut self.inbound, watch: &self.watch, ready: &mut self.ready };
+            self.is_over = !reading.take_in(line, &mut self.spread);
         }
     }
 
@@ -78,34 +84,57 @@ where
     }
 }
 
-/// Takes in what the child wrote. Whether it may go on.
-fn take_in(
-    line: Line<'_>,
-    inbound: &mut Inbound,
-    watch: &StdoutWatch,
-    ready: &mut VecDeque<RxJsonRpcMessage<RoleClient>>,
-) -> bool {
-    match line {
-        Line::Whole(line) if line.trim_ascii().is_empty() => true,
-        Line::Whole(line) => match inbound.read(line) {
-            Some(messages) => {
-                ready.extend(messages);
-                true
+/// What becomes of what the child writes.
+struct Reading<'a> {
+    inbound: &'a mut Inbound,
+    watch: &'a StdoutWatch,
+    ready: &'a mut VecDeque<RxJsonRpcMessage<RoleClient>>,
+}
+
+impl Reading<'_> {
+    /// Takes in what the child wrote. Whether it may go on.
+    fn take_in(&mut self, line: Line<'_>, spread: &mut Spread) -> bool {
+        match line {
+            Line::Whole(line) => match spread.take(line) {
+                Step::Held => true,
+                Step::Whole(message) => self.read(&message),
+                Step::Alone { abandoned } => {
+                    abandoned.is_none_or(|text| self.read(&text)) && self.read(line)
+                }
+            },
+            Line::TooLong { head, tail, limit } => {
+                let passed = self.inbound.too_long(head, tail, limit);
+                self.pass_on(passed, head)
             }
-            None => watch.saw_garbage(line),
-        },
-        Line::TooLong { head, tail, limit } => match inbound.too_long(head, tail, limit) {
-            Some(messages) => {
-                ready.extend(messages);
-                true
+            Line::Endless { head, limit } => {
+                self.ready.extend(self.inbound.too_long(head, &[], limit).unwrap_or_default());
+                self.watch.saw_endless(limit);
+                false
             }
-            None => watch.saw_garbage(head),
-        },
-        Line::Endless { head, limit } => {
-            ready.extend(inbound.too_long(head, &[], limit).unwrap_or_default());
-            watch.saw_endless(limit);
-            false
+            Line::End => false,
         }
-        Line::End => false,
+    }
+
+    fn read(&mut self, text: &[u8]) -> bool {
+        if text.trim_ascii().is_empty() {
+            return true;
+        }
+        let passed = self.inbound.read(text);
+        self.pass_on(passed, text)
+    }
+
+    /// Passes messages on; a text without any is garbage.
+    fn pass_on(
+        &mut self,
+        messages: Option<Vec<RxJsonRpcMessage<RoleClient>>>,
+        text: &[u8],
+    ) -> bool {
+        match messages {
+            Some(messages) => {
+                self.ready.extend(messages);
+                true
+            }
+            None => self.watch.saw_garbage(text),
+        }
     }
 }

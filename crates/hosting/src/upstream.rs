@@ -49,6 +49,9 @@ use super::{
 pub const SHOWN_STDERR: usize = 4 * 1024;
 /// How long to wait for the exit status of a child whose pipe has closed.
 const EXIT_WAIT: Duration = Duration::from_secs(2);
+/// How long a child whose pipe has closed may take to end by itself before it is ended.
+const OWN_EXIT_WAIT: Duration = Duration::from_millis(200);
+
 /// A server that has done its handshake.
 pub struct Upstream {
     /// Where requests go.
@@ -363,6 +366,7 @@ async fn explain(problem: Problem, child: Option<ChildProcess>, attempt: &Attemp
             }
         };
     let unauthorized = matches!(problem, Problem::Failed(HandshakeError::Unauthorized(_)));
+    let was_closed = matches!(problem, Problem::Failed(HandshakeError::Closed { .. }));
     let mut message = match problem {
         Problem::TimedOut => {
             let awaited = attempt.awaited().map(|what| format!(": still waiting for {what}"));
@@ -390,7 +394,10 @@ async fn explain(problem: Problem, child: Option<ChildProcess>, attempt: &Attemp
             child.exited(),
         )
         .await;
-        if let Ok(status) = exit {
+        // A child whose pipes are closed here ends well, which says nothing.
+        if let Ok(status) = exit
+            && (was_closed || status != child::ENDED_WELL)
+        {
             message = format!("{message}: {status}");
         }
         child.stop().await;
@@ -436,10 +443,14 @@ fn finish(
         let reason = match watched {
             Some(child) => {
                 let broken = child.stdout.broken();
+                // A child that is on its way out gets the chance to say with which status.
+                let exit = tokio::time::timeout(OWN_EXIT_WAIT, child.exited()).await;
                 // Without its pipes the child is of no use, whether it knows or not.
                 child.stop().await;
-                let status = child.exited().await;
-                broken.map_or(status.clone(), |broken| format!("{broken}; {status}"))
+                let status = exit.unwrap_or_else(|_| {
+                    "its standard output was closed, and it was ended".to_owned()
+                });
+                broken.map_or(status.clone(), |broken| format!("{broken}; it was ended"))
             }
             None => reason,
         };

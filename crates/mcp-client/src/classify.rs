@@ -10,7 +10,7 @@ use fleet_codes as codes;
 use fleet_job::meta::FINAL;
 use fleet_job::outcome::{ErrorKind, Failure, JobError, Outcome, UNREADABLE_ANSWER, WaitReason};
 use fleet_wire::head::{MAX_RETRY_AFTER, retry_after};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::wire::{HEADER_MISMATCH, MISSING_CAPABILITY, RpcError, UNSUPPORTED_VERSION};
 
@@ -28,12 +28,9 @@ pub(crate) enum Broken {
     TimedOut(Duration),
     /// The answer is larger than the limit.
     TooLarge(usize),
-    /// What came is not MCP, and nothing says that it is the answer to this request: what is wrong
-    /// with it.
-    Malformed(String),
-    /// It is the answer to this request, and can't be read: what is wrong with it.
+    /// The answer has come whole, and can't be read: what is wrong with it.
     Unreadable(String),
-    /// The answer is neither JSON nor an event stream.
+    /// The answer has come whole, and is neither JSON nor an event stream.
     ContentType(String),
     /// The request was accepted without an answer.
     Unanswered,
@@ -103,25 +100,23 @@ pub(crate) fn broken(broken: &Broken, at: &str) -> Failure {
             ErrorKind::Protocol,
             format!("the answer of {at} is larger than the limit of {limit} bytes"),
         )),
-        // The tool may have run, and would give the same answer again.
-        Broken::Unreadable(why) => Failure::permanent(error(
-            ErrorKind::Protocol,
-            format!("the answer of {at} can't be read: {}", quote(why)),
+        Broken::Unreadable(why) => {
+            unreadable(format!("the answer of {at} can't be read: {}", quote(why)))
+        }
+        Broken::ContentType(found) => unreadable(format!(
+            "the answer of {at} is neither JSON nor an event stream but {}",
+            quote(found)
         )),
-        // A proxy in between may have cut or replaced the answer; that passes.
-        Broken::Malformed(why) => Failure::retry(error(
-            ErrorKind::Protocol,
-            format!("the answer of {at} is not what MCP allows: {}", quote(why)),
-        )),
-        Broken::ContentType(found) => Failure::retry(error(
-            ErrorKind::Protocol,
-            format!("the answer of {at} is neither JSON nor an event stream but {}", quote(found)),
-        )),
-        Broken::Unanswered => Failure::retry(error(
-            ErrorKind::Protocol,
-            format!("{at} accepted the request without answering it"),
-        )),
+        Broken::Unanswered => unreadable(format!("{at} accepted the request without answering it")),
     }
+}
+
+/// The failure of a call whose answer has come. The tool may have run, and would give the same
+/// answer again.
+fn unreadable(message: String) -> Failure {
+    let data = json!({ "reason": UNREADABLE_ANSWER });
+    let error = JobError::new(ErrorKind::Protocol, message).with_data(data);
+    Failure::permanent(error.with_error_code(codes::UNREADABLE_ANSWER))
 }
 
 /// The failure that follows from an HTTP error status, with the JSON-RPC error in its body where

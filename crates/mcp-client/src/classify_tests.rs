@@ -30,9 +30,8 @@ fn transport() {
     check(Broken::TimedOut(Duration::from_secs(2)), Retry, ErrorKind::Timeout, "2000 ms");
     check(Broken::TooLarge(8), Permanent, ErrorKind::Protocol, "8 bytes");
     check(Broken::Unreadable("y".into()), Permanent, ErrorKind::Protocol, "y");
-    check(Broken::Malformed("x".into()), Retry, ErrorKind::Protocol, "x");
-    check(Broken::ContentType("text/html".into()), Retry, ErrorKind::Protocol, "text/html");
-    check(Broken::Unanswered, Retry, ErrorKind::Protocol, "without answering");
+    check(Broken::ContentType("text/html".into()), Permanent, ErrorKind::Protocol, "text/html");
+    check(Broken::Unanswered, Permanent, ErrorKind::Protocol, "without answering");
 }
 
 #[test]

@@ -11,12 +11,17 @@ use bytes::Bytes;
 use fleet_wire::body::{BodyError, drain};
 use fleet_wire::encoding::DecodeError;
 use fleet_wire::head::Media;
+use fleet_wire::is_cut;
 use fleet_wire::session::Rejection;
 use fleet_wire::sse::{Decoder, Event};
+use fleet_wire::stream::{self, Odd, Start};
 use futures::StreamExt as _;
 use futures::stream::BoxStream;
-use http::header::{ACCEPT, CONTENT_ENCODING, CONTENT_TYPE, LOCATION, RETRY_AFTER};
-use http::{HeaderMap, HeaderValue};
+use http::header::{
+    ACCEPT, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, LOCATION, RETRY_AFTER,
+    TRANSFER_ENCODING,
+};
+use http::{HeaderMap, HeaderValue, Version};
 use reqwest::Response;
 use serde_json::{Value, json};
 use url::Url;
@@ -28,6 +33,9 @@ use crate::wire::{self, Message, News, RpcError, SESSION_ID};
 
 /// How much of an error page is read; the message quotes less.
 const MAX_ERROR_BODY: usize = 64 << 10;
+
+/// How many headers an answer may have; gateways add dozens.
+const MAX_HEADERS: usize = 1000;
 
 /// How long side messages (answers to a server's ping, cancellations) may take.
 const SIDE_TIMEOUT: Duration = Duration::from_secs(5);
@@ -111,6 +119,7 @@ impl Transport {
             .pool_idle_timeout(config.pool_idle_timeout)
             .redirect(reqwest::redirect::Policy::none())
             .referer(false)
+            .http1_max_headers(MAX_HEADERS)
             .tcp_nodelay(true)
             .tcp_keepalive(Duration::from_secs(30))
             .build()
@@ -141,15 +150,19 @@ impl Transport {
         let mut head = head(&response);
         let session = response.headers().get(&SESSION_ID).cloned();
         let kind = media(&response);
+        let is_framed = is_framed(&response);
         let limit = self.max_response_bytes;
         let body = body_of(response, limit);
         if !(200..300).contains(&head.status) {
-            // The status counts, also if the body is encoded in a way that can't be read.
+            // The status counts, also if the body is encoded in a way that can't be read. A result
+            // of the request counts more: the request has been carried out.
+            let max = if kind == Media::Json { limit } else { MAX_ERROR_BODY };
             let text = match body {
-                Ok(mut body) => body.prefix(MAX_ERROR_BODY).await,
+                Ok(mut body) => body.prefix(max).await,
                 Err(_) => Vec::new(),
             };
             let answer = match one_answer(wire::read(&text, post.id)) {
+                Some(Message::Result(result)) => Answer::Result(result),
                 Some(Message::Error(error)) => Answer::Error(error),
                 _ => Answer::Nothing,
             };
@@ -162,7 +175,7 @@ impl Transport {
         let mut body = body?;
         let (answer, streamed) = match kind {
             Media::Json => {
-                let text = body.whole().await.map_err(|error| not_read(error, limit))?;
+                let text = whole(&mut body, is_framed, limit).await?;
                 (answer(wire::read(&text, post.id))?, false)
             }
             Media::EventStream => (
@@ -171,7 +184,7 @@ impl Transport {
             ),
             Media::Other(_) if matches!(head.status, 202 | 204) => return Err(Broken::Unanswered),
             Media::Other(name) => {
-                let text = body.whole().await.map_err(|error| not_read(error, limit))?;
+                let text = whole(&mut body, is_framed, limit).await?;
                 (unlabelled(&text, name, post.id)?, false)
             }
         };
@@ -183,8 +196,13 @@ impl Transport {
         let request = self.message(url, &post.headers).body(body);
         request.send().await.map_err(|error| {
             let not_sent = error.is_connect() || !post.sent.get();
+            let is_answered = has_too_large_head(&error);
             let why = causes(error);
-            if not_sent { Broken::NotSent(why) } else { Broken::Lost(why) }
+            match (not_sent, is_answered) {
+                (true, _) => Broken::NotSent(why),
+                (false, true) => Broken::Unreadable(why),
+                (false, false) => Broken::Lost(why),
+            }
         })
     }
 
@@ -248,43 +266,101 @@ impl Transport {
     ) -> Result<Answer, Broken> {
         let limit = self.max_response_bytes;
         let mut decoder = Decoder::new(limit);
+        let mut start = Start::default();
         let mut events = Vec::new();
+        let mut odd = None;
         while let Some(chunk) = body.chunk().await.map_err(|error| not_read(error, limit))? {
+            match start.take(&chunk) {
+                0 => {}
+                length if length > limit => return Err(Broken::TooLarge(limit)),
+                _ => continue,
+            }
             let decoded = decoder.push(&chunk, &mut events);
-            let messages = events.drain(..).filter(Event::is_message);
-            for message in messages.flat_map(|event| wire::read(&event.data, id)) {
-                match message {
-                    // Progress is news and not a promise: of what a slow listener has not seen, the
-                    // newest is enough.
-                    Message::Progress(news) => {
-                        drop(progress.map(|sender| sender.send_replace(Some(news))))
-                    }
-                    Message::Request { method, id } => {
-                        let answer = wire::answer_to_server(&method, &id);
-                        if let Err(error) = Box::pin(self.notify(url, headers, answer)).await {
-                            tracing::debug!(
-                                ?error,
-                                method,
-                                "the server's own request could not be answered"
-                            );
-                        }
-                    }
-                    Message::Other => {}
-                    message => return answer(vec![message]),
+            for event in events.drain(..) {
+                match self.take_event(&event, url, headers, id, progress).await {
+                    Taken::Answer(message) => return answer(vec![message]),
+                    Taken::Odd(Odd { why, is_end: true }) => return Err(Broken::Unreadable(why)),
+                    Taken::Odd(Odd { why, is_end: false }) => odd = Some(why),
+                    Taken::Aside => {}
                 }
             }
             decoded.map_err(|_| Broken::TooLarge(limit))?;
         }
 
+        if let Start::Text(text) = start {
+            return answer(wire::read(&text, id));
+        }
         // Some servers leave the last blank line out. What is not whole was cut with its
         // connection.
-        let last = decoder.finish().filter(Event::is_message);
+        let last = decoder.finish().filter(|event| event.is_message() && !is_cut(&event.data));
         match last.and_then(|event| one_answer(wire::read(&event.data, id))) {
-            Some(Message::Malformed(_)) | None => {
-                Err(Broken::Lost("the event stream ended before the answer".to_owned()))
-            }
-            Some(message) => answer(vec![message]),
+            Some(message) if !matches!(message, Message::Malformed(_)) => answer(vec![message]),
+            _ => Err(odd.map_or_else(
+                || Broken::Lost("the event stream ended before the answer".to_owned()),
+                Broken::Unreadable,
+            )),
         }
+    }
+
+    async fn take_event(
+        &self,
+        event: &Event,
+        url: &Url,
+        headers: &HeaderMap,
+        id: u64,
+        progress: Option<&News>,
+    ) -> Taken {
+        let mut taken = stream::odd(event).map_or(Taken::Aside, Taken::Odd);
+        for message in wire::read(&event.data, id) {
+            match message {
+                message if is_answer(&message) => return Taken::Answer(message),
+                // An event of another kind can hold the answer, and nothing else.
+                _ if !event.is_message() => continue,
+                Message::Malformed(_) => continue,
+                message @ Message::Error(_) => return Taken::Answer(message),
+                Message::Foreign => {
+                    let why = "it is the answer to another request".to_owned();
+                    taken = Taken::Odd(Odd { why, is_end: false });
+                    continue;
+                }
+                // Progress is news and not a promise: of what a slow listener has not seen, the
+                // newest is enough.
+                Message::Progress(news) => {
+                    drop(progress.map(|sender| sender.send_replace(Some(news))))
+                }
+                Message::Request { method, id } => {
+                    let answer = wire::answer_to_server(&method, &id);
+                    if let Err(error) = Box::pin(self.notify(url, headers, answer)).await {
+                        tracing::debug!(
+                            ?error,
+                            method,
+                            "the server's own request could not be answered"
+                        );
+                    }
+                }
+                Message::Other | Message::Result(_) | Message::Unreadable(_) => {}
+            }
+            taken = Taken::Aside;
+        }
+        taken
+    }
+}
+
+/// What an event has come to.
+enum Taken {
+    Answer(Message),
+    /// Something in the place of an answer.
+    Odd(Odd),
+    /// Something beside the answer, which has been dealt with.
+    Aside,
+}
+
+/// Whether a message says that it is the answer to the request.
+fn is_answer(message: &Message) -> bool {
+    match message {
+        Message::Result(_) | Message::Unreadable(_) => true,
+        Message::Error(error) => error.addressed,
+        _ => false,
     }
 }
 
@@ -301,11 +377,45 @@ fn unlabelled(text: &[u8], name: String, id: u64) -> Result<Answer, Broken> {
     }
 }
 
-/// The message that ends the request, among those of an array.
+/// The message that ends the request, among several. What says that it is the answer goes before
+/// what may be.
 fn one_answer(messages: Vec<Message>) -> Option<Message> {
-    messages.into_iter().find(|message| {
-        !matches!(message, Message::Progress(_) | Message::Request { .. } | Message::Other)
+    let (malformed, others): (Vec<_>, Vec<_>) =
+        messages.into_iter().partition(|message| matches!(message, Message::Malformed(_)));
+    let mut candidates = others.into_iter().chain(malformed);
+    candidates.find(|message| {
+        !matches!(
+            message,
+            Message::Progress(_) | Message::Request { .. } | Message::Foreign | Message::Other
+        )
     })
+}
+
+/// All of a body. If nothing but the end of the connection ends it, what breaks off was cut.
+async fn whole(body: &mut Body, is_framed: bool, limit: usize) -> Result<Vec<u8>, Broken> {
+    let text = body.whole().await.map_err(|error| not_read(error, limit))?;
+    if !is_framed && is_cut(&text) {
+        return Err(Broken::Lost("the connection ended in the middle of the answer".to_owned()));
+    }
+    Ok(text)
+}
+
+/// Whether the end of the body is told from the end of the connection.
+fn is_framed(response: &Response) -> bool {
+    let has = |name| response.headers().contains_key(name);
+    response.version() >= Version::HTTP_2 || has(CONTENT_LENGTH) || has(TRANSFER_ENCODING)
+}
+
+/// Whether an answer has come whose head is too large to be read.
+fn has_too_large_head(error: &reqwest::Error) -> bool {
+    let mut source = error.source();
+    while let Some(cause) = source {
+        if cause.downcast_ref().is_some_and(hyper::Error::is_parse_too_large) {
+            return true;
+        }
+        source = cause.source();
+    }
+    false
 }
 
 /// The answer in what came, which must have one.
@@ -313,11 +423,11 @@ fn answer(messages: Vec<Message>) -> Result<Answer, Broken> {
     match one_answer(messages) {
         Some(Message::Result(result)) => Ok(Answer::Result(result)),
         Some(Message::Error(error)) => Ok(Answer::Error(error)),
-        Some(Message::Unreadable(why)) => Err(Broken::Unreadable(why)),
-        Some(Message::Malformed(why)) => Err(Broken::Malformed(why)),
-        Some(Message::Progress(_) | Message::Request { .. } | Message::Other) | None => {
-            Err(Broken::Malformed("it is not the answer to this request".to_owned()))
-        }
+        Some(Message::Unreadable(why) | Message::Malformed(why)) => Err(Broken::Unreadable(why)),
+        Some(
+            Message::Progress(_) | Message::Request { .. } | Message::Foreign | Message::Other,
+        )
+        | None => Err(Broken::Unreadable("it is not the answer to this request".to_owned())),
     }
 }
 
@@ -343,7 +453,7 @@ fn not_decoded(error: DecodeError, limit: usize) -> Broken {
             Broken::ContentType(format!("encoded as {name}, which was not asked for"))
         }
         DecodeError::Broken(why) => {
-            Broken::Malformed(format!("its Content-Encoding is wrong: {why}"))
+            Broken::Unreadable(format!("its Content-Encoding is wrong: {why}"))
         }
         DecodeError::TooLarge => Broken::TooLarge(limit),
     }

@@ -255,9 +255,11 @@ pub(crate) enum Message {
     Progress(Progress),
     /// A request of the server's own.
     Request { method: String, id: Value },
-    /// Another notification, or the answer to another request: of no interest to this one.
+    /// The answer to another request.
+    Foreign,
+    /// Another notification.
     Other,
-    /// Not JSON-RPC.
+    /// Not JSON-RPC, or an answer that does not say to which request.
     Malformed(String),
     /// The answer to this request, in a form that can't be read.
     Unreadable(String),
@@ -297,6 +299,7 @@ fn of_request(message: fleet_wire::Message, id: u64) -> Message {
         {
             progress(message.get("params"), id)
         }
+        Err(fleet_wire::Message::Reply(..)) => Message::Foreign,
         Err(_) => Message::Other,
     }
 }
@@ -415,7 +418,7 @@ mod tests {
         check(r#"{"id":"7","result":{}}"#, Message::Result(json!({})));
         let unreadable = |why: &str| Message::Unreadable(why.to_owned());
         let malformed = |why: &str| Message::Malformed(why.to_owned());
-        check(r#"{"id":8,"result":{}}"#, Message::Other);
+        check(r#"{"id":8,"result":{}}"#, Message::Foreign);
         check(r#"{"id":7,"result":{},"error":null}"#, Message::Result(json!({})));
         check(r#"[{"id":7,"result":{}}]"#, Message::Result(json!({})));
         check(r#"{"id":7,"result":3}"#, unreadable("its result is not an object: 3"));
@@ -424,7 +427,7 @@ mod tests {
             r#"{"id":null,"error":{"code":-32700,"message":"","data":1}}"#,
             error(-32700, "", Some(json!(1))),
         );
-        check(r#"{"id":8,"error":{"code":-32603}}"#, Message::Other);
+        check(r#"{"id":8,"error":{"code":-32603}}"#, Message::Foreign);
         check(
             r#"{"id":7,"error":{"code":"x"}}"#,
             unreadable("its error has no code: {\"code\":\"x\"}"),
@@ -435,8 +438,7 @@ mod tests {
         );
         check("[]", malformed("it is not a JSON object"));
         check("garbage", malformed("it is not JSON"));
-        // What breaks off may have been cut by a proxy.
-        assert!(matches!(read(br#"{"id":7,"result":{"a"#, 7)[..], [Message::Malformed(_)]));
+        assert!(matches!(read(br#"{"id":7,"result":{"a"#, 7)[..], [Message::Unreadable(_)]));
         let numbers = r#"{"a":[1e+400,12345678901234567890123,1.10,-0,0.00001],"z":{"y":1,"b":2}}"#;
         let text = format!(r#"{{"id":7,"result":{numbers}}}"#);
         let [Message::Result(found)] = &read(text.as_bytes(), 7)[..] else { panic!("{text}") };

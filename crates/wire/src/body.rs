@@ -6,6 +6,9 @@ use futures::{Stream, StreamExt as _};
 
 use crate::encoding::{DecodeError, Decoding};
 
+/// What a body in gzip begins with.
+const GZIP: &[u8] = &[0x1f, 0x8b, 8];
+
 /// Why a body can't be read.
 #[derive(Debug)]
 pub enum BodyError<E> {
@@ -59,7 +62,7 @@ where
         Ok(Some(Bytes::from(decoded)))
     }
 
-    /// All of it.
+    /// All of it, decoded also if it is gzip and its header does not say so.
     ///
     /// # Errors
     ///
@@ -77,7 +80,11 @@ where
             }
             body.extend_from_slice(&chunk);
         }
-        Ok(body)
+        if !body.starts_with(GZIP) {
+            return Ok(body);
+        }
+        let decoded = Decoding::of(Some("gzip"), self.limit).and_then(|mut gzip| gzip.push(&body));
+        decoded.map_err(BodyError::Encoding)
     }
 
     /// The beginning. What breaks or is too long is cut off: the status has said what matters.
@@ -149,6 +156,9 @@ mod tests {
         let encoded = Bytes::from(encoder.finish().unwrap());
         let mut found = body(&[Ok(encoded.slice(..8)), Ok(encoded.slice(8..))], Some("gzip"), None);
         assert_eq!(found.whole().now_or_never().unwrap().unwrap(), b"plain");
+        let mut unlabelled = body(&[Ok(encoded)], None, None);
+        unlabelled.limit = 100;
+        assert_eq!(unlabelled.whole().now_or_never().unwrap().unwrap(), b"plain");
         let unknown = Body::new(stream::iter([chunk(b"")]), Some("br"), None, 10).err();
         assert_eq!(unknown, Some(DecodeError::Unknown("br".to_owned())));
     }

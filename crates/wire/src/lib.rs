@@ -11,8 +11,12 @@ mod outline;
 pub mod revision;
 pub mod session;
 pub mod sse;
+pub mod stream;
+mod surround;
 
-pub use message::{Answer, Id, Message, Reply, RpcError, Unreadable, answer_in, id_of_long, read};
+pub use message::{
+    Answer, Id, Message, Reply, RpcError, Unreadable, answer_in, id_of_long, ids_in, is_cut, read,
+};
 
 /// The text of the other side, on one line and of at most `max` characters.
 #[must_use]

@@ -5,7 +5,6 @@
 //! Latin-1 sends bytes that are not UTF-8. The rest of such a message is sound, and a call is
 //! waiting for it.
 
-use std::iter::Peekable;
 use std::str::Chars;
 
 /// Not a number, in the spellings of common JSON writers. JSON has `null` for it.
@@ -22,11 +21,10 @@ pub(crate) fn mend(bytes: &[u8]) -> String {
     let mut rest: &str = &text;
     while let Some(c) = rest.chars().next() {
         if c == '"' {
-            let mut chars = rest[1..].chars().peekable();
+            let mut chars = rest[1..].chars();
             mended.push('"');
             copy_string(&mut chars, &mut mended);
-            let left: usize = chars.map(char::len_utf8).sum();
-            rest = &rest[rest.len() - left..];
+            rest = chars.as_str();
             continue;
         }
         if let Some(found) = NOT_FINITE.into_iter().find(|name| rest.starts_with(name)) {
@@ -41,7 +39,7 @@ pub(crate) fn mend(bytes: &[u8]) -> String {
 }
 
 /// Copies a string from behind its opening quote to its closing one.
-fn copy_string(chars: &mut Peekable<Chars<'_>>, mended: &mut String) {
+fn copy_string(chars: &mut Chars<'_>, mended: &mut String) {
     while let Some(c) = chars.next() {
         match c {
             '"' => {
@@ -55,7 +53,7 @@ fn copy_string(chars: &mut Peekable<Chars<'_>>, mended: &mut String) {
     }
 }
 
-fn copy_escape(chars: &mut Peekable<Chars<'_>>, mended: &mut String) {
+fn copy_escape(chars: &mut Chars<'_>, mended: &mut String) {
     let Some(kind) = chars.next() else { return };
     if kind != 'u' {
         mended.push('\\');
@@ -100,7 +98,7 @@ fn copy_escape(chars: &mut Peekable<Chars<'_>>, mended: &mut String) {
 }
 
 /// The four digits behind `\u`. Takes nothing if they are not there.
-fn take_unit(chars: &mut Peekable<Chars<'_>>) -> Option<u32> {
+fn take_unit(chars: &mut Chars<'_>) -> Option<u32> {
     let mut ahead = chars.clone();
     let mut unit = 0;
     for _ in 0..4 {

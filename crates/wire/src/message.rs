@@ -1,9 +1,10 @@
 //! Messages of JSON-RPC, read as leniently as their meaning allows.
 //!
-//! A byte order mark, an array around messages, `"error": null` beside a result, an id that comes
-//! back as text, and what [`mend`](crate::mend) replaces are no reason to lose an answer. An answer
-//! that can't be read even so is told apart from what is no answer at all: whoever made the call
-//! must hear of it at once, and must not make the call again, since it has been carried out.
+//! A byte order mark, UTF-16, an array or a string around messages, several messages in a row, text
+//! around an answer, `"error": null` beside a result, an id that comes back as text, and what
+//! [`mend`](crate::mend) replaces are no reason to lose an answer. An answer that can't be read even
+//! so is told apart from what is no answer at all: whoever made the call must hear of it at once,
+//! and must not make the call again, since it has been carried out.
 
 use serde_json::{Map, Value};
 
@@ -11,6 +12,7 @@ use crate::{
     mend::mend,
     outline::{id_at_end, outline},
     quote,
+    surround::{answers_within, as_utf8, values_in_a_row},
 };
 
 /// How much of a message that can't be read is quoted.
@@ -69,7 +71,7 @@ pub struct RpcError {
 pub struct Unreadable {
     /// What is wrong with it, with its beginning.
     pub why: String,
-    /// It breaks off, so it may have been cut on its way.
+    /// It breaks off, so it was cut, by its writer or on its way.
     pub cut: bool,
 }
 
@@ -138,44 +140,85 @@ impl Message {
                 Answer::Malformed("it does not say which request it answers".to_owned())
             }
             Reply::Error(error) => Answer::Error { error, addressed },
-            Reply::Unreadable(Unreadable { why, cut: false }) if addressed => {
-                Answer::Unreadable(why)
-            }
+            Reply::Unreadable(Unreadable { why, .. }) if addressed => Answer::Unreadable(why),
             Reply::Unreadable(Unreadable { why, .. }) => Answer::Malformed(why),
         })
     }
 }
 
-/// The messages in a text: one, or those of an array.
+/// The messages in a text: one, those of an array, or several in a row. Of a text that is not JSON
+/// but has answers in it, as a line of a log may, the answers.
 #[must_use]
 pub fn read(bytes: &[u8]) -> Vec<Message> {
-    let bytes = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes);
+    let bytes = &*as_utf8(bytes);
     let problem = match serde_json::from_slice::<Value>(bytes) {
         Ok(value) => return read_value(value),
-        Err(_) if !matches!(bytes.trim_ascii_start().first(), Some(b'{' | b'[')) => {
-            return vec![Message::Noise("it is not JSON")];
-        }
         Err(problem) => problem,
     };
 
     let mended = mend(bytes);
+    if !mended.trim_start().starts_with(['{', '[']) {
+        return or_noise(answers_within(&mended));
+    }
     if let Ok(value) = serde_json::from_str(&mended) {
         return read_value(value);
     }
-    let outline = outline(&mended);
-    let is_answer =
-        outline.has_answer && !outline.has_method && mended.trim_start().starts_with('{');
-    if !is_answer {
-        return vec![Message::Noise("it is not JSON")];
+    let (values, rest) = values_in_a_row(&mended);
+    if !values.is_empty() {
+        let mut messages: Vec<_> = values.into_iter().flat_map(read_value).collect();
+        messages.extend(answers_within(rest));
+        return messages;
     }
-    let why = format!("it is not JSON: {problem}: {}", quote(&mended, SHOWN));
-    vec![Message::Reply(outline.id, Reply::Unreadable(Unreadable { why, cut: !outline.whole }))]
+    or_noise(read_broken(&mended, &problem))
 }
 
-/// The answer to request `id` in a text, if there is one.
+/// The answer that a text would be if it were JSON.
+pub(crate) fn read_broken(text: &str, problem: &serde_json::Error) -> Vec<Message> {
+    let outline = outline(text);
+    let is_answer = outline.has_answer && !outline.has_method && text.trim_start().starts_with('{');
+    if !is_answer {
+        return Vec::new();
+    }
+    let why = format!("it is not JSON: {problem}: {}", quote(text, SHOWN));
+    let id = outline.id().cloned();
+    vec![Message::Reply(id, Reply::Unreadable(Unreadable { why, cut: !outline.whole }))]
+}
+
+fn or_noise(messages: Vec<Message>) -> Vec<Message> {
+    if messages.is_empty() { vec![Message::Noise("it is not JSON")] } else { messages }
+}
+
+/// Whether a text breaks off: there is nothing, or a message without its end.
+#[must_use]
+pub fn is_cut(bytes: &[u8]) -> bool {
+    let text = String::from_utf8_lossy(bytes);
+    let text = text.trim_start_matches(['\u{feff}', ' ', '\t', '\r', '\n']);
+    match text.chars().next() {
+        None => true,
+        Some('{' | '[') => !outline(text).whole,
+        Some(_) => false,
+    }
+}
+
+/// The answer to request `id` in a text, if there is one. What says that it is the answer goes
+/// before what may be.
 #[must_use]
 pub fn answer_in(bytes: &[u8], id: &Id) -> Option<Answer> {
-    read(bytes).into_iter().find_map(|message| message.answer_to(id).ok())
+    let mut malformed = None;
+    for message in read(bytes) {
+        match message.answer_to(id) {
+            Ok(answer @ Answer::Malformed(_)) => _ = malformed.get_or_insert(answer),
+            Ok(answer) => return Some(answer),
+            Err(_) => {}
+        }
+    }
+    malformed
+}
+
+/// The ids that the top level of an answer names: more than one if it has the member twice.
+#[must_use]
+pub fn ids_in(bytes: &[u8]) -> Vec<Id> {
+    outline(&String::from_utf8_lossy(&as_utf8(bytes))).ids
 }
 
 /// The id in the beginning or at the end of an answer that is too long to be kept; `None` if it is
@@ -186,12 +229,21 @@ pub fn id_of_long(head: &[u8], tail: &[u8]) -> Option<Id> {
     if outline.has_method {
         return None;
     }
-    outline.id.or_else(|| id_at_end(&String::from_utf8_lossy(tail)))
+    outline.id().cloned().or_else(|| id_at_end(&String::from_utf8_lossy(tail)))
 }
 
-fn read_value(value: Value) -> Vec<Message> {
-    match value {
-        Value::Array(values) if !values.is_empty() => values.into_iter().map(read_one).collect(),
+/// The messages in a value: itself, or those of an array, or of the JSON that a text holds.
+pub(crate) fn read_value(value: Value) -> Vec<Message> {
+    let inner = match &value {
+        Value::String(text) if text.trim_start().starts_with(['{', '[']) => {
+            serde_json::from_str(text).ok()
+        }
+        _ => None,
+    };
+    match inner.unwrap_or(value) {
+        Value::Array(values) if !values.is_empty() => {
+            values.into_iter().flat_map(read_value).collect()
+        }
         value => vec![read_one(value)],
     }
 }

@@ -130,6 +130,30 @@ fn an_answer_is_told_from_what_is_none() {
     check(&seven, r#"{"id":7,"result":"x"}"#, Some(Answer::Unreadable(unreadable.clone())));
     check(&seven, r#"{"result":"x"}"#, Some(Answer::Malformed(unreadable)));
     let cut = read(br#"{"id":7,"result":{"a":[[1"#).remove(0).answer_to(&seven);
-    assert!(matches!(cut, Ok(Answer::Malformed(_))), "{cut:?}");
+    assert!(matches!(cut, Ok(Answer::Unreadable(_))), "{cut:?}");
     check(&seven, "<html>", Some(Answer::Malformed("it is not JSON".to_owned())));
+}
+
+#[test]
+fn the_answer_goes_before_what_may_be_one() {
+    let text = br#"[3,{"method":"a"},{"id":7,"result":{}}]"#;
+    assert_eq!(answer_in(text, &Id::Number(7)), Some(Answer::Result(Map::new())));
+    assert!(matches!(answer_in(b"[3]", &Id::Number(7)), Some(Answer::Malformed(_))));
+    assert_eq!(answer_in(br#"{"id":8,"result":{}}"#, &Id::Number(7)), None);
+}
+
+#[test]
+fn a_text_that_breaks_off_is_known() {
+    for cut in ["", " \n", "{", r#"{"id":7,"result":{"t":"}"#, "\u{feff}[{}"] {
+        assert!(is_cut(cut.as_bytes()), "{cut}");
+    }
+    for whole in [r#"{"id":7,"result":{}}"#, "[]", "overloaded", "{'id': 7, 'result': '{'}"] {
+        assert!(!is_cut(whole.as_bytes()), "{whole}");
+    }
+}
+
+#[test]
+fn an_answer_can_name_two_requests() {
+    let ids = ids_in(br#"{"jsonrpc":"2.0","id":7,"result":{"id":3},"id":99}"#);
+    assert_eq!(ids, [Id::Number(7), Id::Number(99)]);
 }

@@ -7,7 +7,8 @@ use crate::message::Id;
 /// The top level of a JSON object, as far as it could be followed.
 #[derive(Debug, Default, PartialEq)]
 pub(crate) struct Outline {
-    pub(crate) id: Option<Id>,
+    /// The ids that it names; more than one if it has the member twice.
+    pub(crate) ids: Vec<Id>,
     /// It has a `method`, so it is no answer.
     pub(crate) has_method: bool,
     /// It has a `result` or an `error`.
@@ -34,8 +35,9 @@ pub(crate) fn outline(text: &str) -> Outline {
                     return outline;
                 }
             }
-            b'"' => {
-                let end = end_of_string(bytes, at);
+            // Python writes its own strings in single quotes.
+            quote @ (b'"' | b'\'') => {
+                let end = end_of_string(bytes, at, *quote);
                 let string = text.get(at..end).unwrap_or_default();
                 if depth == 1 && key.is_none() {
                     key = Some(string);
@@ -47,7 +49,7 @@ pub(crate) fn outline(text: &str) -> Outline {
             }
             b':' if depth == 1 => {
                 let value = text.get(at + 1..).unwrap_or_default();
-                let end = value.find([',', '}', ']', '{', '[', '"']).unwrap_or(value.len());
+                let end = value.find([',', '}', ']', '{', '[', '"', '\'']).unwrap_or(value.len());
                 outline.note(key, value.get(..end).unwrap_or_default());
             }
             b',' if depth == 1 => key = None,
@@ -59,26 +61,38 @@ pub(crate) fn outline(text: &str) -> Outline {
 }
 
 impl Outline {
+    /// The id that it names last, as a JSON parser has it.
+    pub(crate) fn id(&self) -> Option<&Id> {
+        self.ids.last()
+    }
+
     fn note(&mut self, key: Option<&str>, value: &str) {
-        match key {
-            Some("\"id\"") => {
-                let found = serde_json::from_str::<Value>(value.trim()).ok();
-                self.id = found.as_ref().and_then(Id::of).or(self.id.take());
-            }
-            Some("\"method\"") => self.has_method = true,
-            Some("\"result\"" | "\"error\"") => self.has_answer = true,
+        let quotes = ['"', '\''];
+        match key.map(|key| key.trim_matches(quotes)) {
+            Some("id") => self.ids.extend(id_in(value)),
+            Some("method") => self.has_method = true,
+            Some("result" | "error") => self.has_answer = true,
             _ => {}
         }
     }
 }
 
+/// The id that is written so, in JSON or in Python.
+fn id_in(written: &str) -> Option<Id> {
+    let written = written.trim();
+    match written.strip_prefix('\'') {
+        Some(text) => Some(Id::Text(text.trim_end_matches('\'').to_owned())),
+        None => Id::of(&serde_json::from_str::<Value>(written).ok()?),
+    }
+}
+
 /// The position behind the closing quote of the string that begins here.
-fn end_of_string(bytes: &[u8], start: usize) -> usize {
+fn end_of_string(bytes: &[u8], start: usize, quote: u8) -> usize {
     let mut at = start + 1;
     while let Some(byte) = bytes.get(at) {
         match byte {
             b'\\' => at += 2,
-            b'"' => return at + 1,
+            byte if *byte == quote => return at + 1,
             _ => at += 1,
         }
     }
@@ -110,7 +124,7 @@ mod tests {
     fn ids_are_found_in_what_is_not_json() {
         let check = |text: &str, id: Option<Id>, whole: bool| {
             let found = outline(text);
-            assert_eq!((found.id, found.whole), (id, whole), "{text}");
+            assert_eq!((found.id().cloned(), found.whole), (id, whole), "{text}");
         };
         check(r#"{"jsonrpc":"2.0","id":7,"result":{"a":1e400,"id":9}}"#, number(7), true);
         check(r#"{"result":{"id":9,"t":"\"id\":3,"},"id" : 7 }"#, number(7), true);
@@ -118,6 +132,9 @@ mod tests {
         check(r#"{"id":null,"error":{}}"#, None, true);
         check(r#"{"result":[[[{"id":1}]]]}"#, None, true);
         check(r#"{"id":"#, None, false);
+        check(r#"{'id': 7, 'result': {"it's": 'a "b" {'}}"#, number(7), true);
+        check(r#"{'id': 'a', 'result': {}}"#, Some(Id::Text("a".to_owned())), true);
+        check(r#"{"id":7,"result":{},"id":99}"#, number(99), true);
         check(&format!("{{\"id\":7,\"result\":{}", "[".repeat(100_000)), number(7), false);
         assert!(outline(r#"{"id":7,"method":"x""#).has_method);
         assert!(outline(r#"{"id":7,"error":"#).has_answer);

@@ -205,3 +205,18 @@ fn what_was_not_asked_changes_nothing() {
     // A second answer, of whatever kind, neither.
     case.refused(Some(DISCOVER_ID)).agrees_on(MODERN);
 }
+
+#[test]
+fn a_server_that_asks_before_it_answers_is_answered() {
+    let mut case = Case::new(Opening::InitializeOnly);
+    assert_eq!(case.sent(), ["initialize"]);
+    for (method, member) in
+        [("roots/list", "/result/roots"), ("ping", "/result"), ("novel/ask", "/error/code")]
+    {
+        case.read(json!({"jsonrpc": "2.0", "id": 1, "method": method, "params": {}}));
+        let answer = serde_json::to_value(case.handshake.next_message()).unwrap();
+        assert_eq!(answer["id"], 1, "{method}: {answer}");
+        assert!(answer.pointer(member).is_some(), "{method}: {answer}");
+    }
+    case.initialized().agrees_on(LEGACY);
+}

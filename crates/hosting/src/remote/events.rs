@@ -3,21 +3,24 @@
 use std::collections::VecDeque;
 
 use fleet_wire::{
-    Message, Reply, Unreadable,
+    Message,
     body::BodyError,
     encoding::DecodeError,
+    is_cut, quote,
     sse::{Decoder, Event},
+    stream::{Odd, Start, odd},
 };
 use futures::stream::{self, BoxStream, StreamExt};
 use rmcp::{
     model::{ErrorData, RequestId},
     transport::streamable_http_client::SseError,
 };
+use serde_json::Value;
 use sse_stream::Sse;
 
 use super::{
-    exchange::{Body, MAX_ANSWER},
-    messages::{error_json, messages_in},
+    exchange::{Body, MAX_ANSWER, SHOWN},
+    messages::{answer_elsewhere, error_json, messages_in},
 };
 use crate::unreadable::unreadable_answer;
 
@@ -25,11 +28,19 @@ use crate::unreadable::unreadable_answer;
 pub(super) type Events = BoxStream<'static, Result<Sse, SseError>>;
 
 /// The events of a body, which answers `request` if there is one. If the body can't be read to the
-/// answer, an error is the answer, except when the connection is lost: rmcp may resume the stream
-/// then.
+/// answer, or ends with something else in its place, an error is the answer, except when the
+/// connection is lost: rmcp may resume the stream then.
 pub(super) fn events(body: Body, request: Option<RequestId>) -> Events {
     let source = Some((body, Decoder::new(MAX_ANSWER)));
-    let reader = Reader { source, request, ready: VecDeque::new() };
+    let reader = Reader {
+        source,
+        request,
+        ready: VecDeque::new(),
+        start: Start::default(),
+        is_answered: false,
+        odd: None,
+        is_resumable: false,
+    };
     stream::unfold(reader, async |mut reader| Some((reader.next().await?, reader))).boxed()
 }
 
@@ -38,6 +49,12 @@ struct Reader {
     source: Option<(Body, Decoder)>,
     request: Option<RequestId>,
     ready: VecDeque<Result<Sse, SseError>>,
+    start: Start,
+    is_answered: bool,
+    /// What has come in the place of an answer, as long as an answer may still come.
+    odd: Option<String>,
+    /// rmcp resumes a stream that has named a place, so its end is not that of the answer.
+    is_resumable: bool,
 }
 
 impl Reader {
@@ -55,6 +72,14 @@ impl Reader {
         let (body, decoder) = self.source.as_mut()?;
         match body.chunk().await {
             Ok(Some(chunk)) => {
+                let text = if self.request.is_some() { self.start.take(&chunk) } else { 0 };
+                if text > MAX_ANSWER {
+                    self.end_with(too_large());
+                    return Some(());
+                }
+                if text > 0 {
+                    return Some(());
+                }
                 let mut events = Vec::new();
                 let decoded = decoder.push(&chunk, &mut events);
                 events.into_iter().for_each(|event| self.take(event));
@@ -69,6 +94,7 @@ impl Reader {
                 if let Some(event) = decoder.finish().filter(|event| is_whole(&event.data)) {
                     self.take(event);
                 }
+                self.end();
             }
             Err(BodyError::Lost(error)) => {
                 self.source = None;
@@ -76,24 +102,72 @@ impl Reader {
             }
             Err(BodyError::Encoding(DecodeError::TooLarge)) => self.end_with(too_large()),
             Err(BodyError::Encoding(error)) => {
-                self.end_with(ErrorData::internal_error(not_decoded(&error), None));
+                self.end_with(unreadable_answer(&not_decoded(&error)));
             }
         }
         Some(())
     }
 
     fn take(&mut self, event: Event) {
+        let request = self.request.as_ref();
         let messages = match event.is_message() {
-            true => messages_in(&event.data, self.request.as_ref()),
-            false => Vec::new(),
+            true => messages_in(&event.data, request),
+            false => request.and_then(|id| answer_elsewhere(&event.data, id)).into_iter().collect(),
         };
-        let messages = messages.into_iter().map(|message| Sse::default().data(message.to_string()));
-        self.ready.extend(messages.map(Ok));
+        if messages.is_empty() && !event.data.is_empty() {
+            self.note_odd(&event);
+        }
+        self.pass_on(messages);
 
         // The place to resume the stream at is behind all of them.
         if event.id.is_some() || event.retry.is_some() {
+            self.is_resumable |= event.id.is_some();
             let place = Sse { id: event.id, retry: event.retry, ..Sse::default() };
             self.ready.push_back(Ok(place));
+        }
+    }
+
+    /// Passes messages on, but not the answers to other requests: rmcp takes any answer for the end
+    /// of the stream.
+    fn pass_on(&mut self, messages: Vec<Value>) {
+        for message in messages {
+            if let Some(request) = &self.request
+                && message.get("method").is_none()
+            {
+                let is_own = message.get("id") == serde_json::to_value(request).ok().as_ref();
+                self.is_answered |= is_own;
+                if !is_own {
+                    self.odd = Some("it is the answer to another request".to_owned());
+                    continue;
+                }
+            }
+            self.ready.push_back(Ok(Sse::default().data(message.to_string())));
+        }
+    }
+
+    /// Notes an event that is no message. One that can only be meant as the answer ends the call.
+    fn note_odd(&mut self, event: &Event) {
+        if self.request.is_none() || self.is_answered {
+            return;
+        }
+        match odd(event) {
+            Some(Odd { why, is_end: true }) => self.end_with(unreadable_answer(&why)),
+            Some(Odd { why, is_end: false }) => self.odd = Some(why),
+            None => {}
+        }
+    }
+
+    /// Ends the call at the end of a body that had something else in the place of an answer.
+    fn end(&mut self) {
+        let Some(request) = self.request.clone() else { return };
+        if let Start::Text(text) = std::mem::replace(&mut self.start, Start::Events) {
+            self.pass_on(messages_in(&text, Some(&request)));
+            let shown = quote(&String::from_utf8_lossy(&text), SHOWN);
+            self.odd.get_or_insert(format!("it is not the answer to this request: {shown}"));
+        }
+        let is_open = !self.is_answered && !self.is_resumable;
+        if let Some(why) = self.odd.take().filter(|_| is_open) {
+            self.end_with(unreadable_answer(&why));
         }
     }
 
@@ -106,16 +180,10 @@ impl Reader {
     }
 }
 
+/// Whether the data of the last event, which lacks its end, is all there.
 fn is_whole(data: &[u8]) -> bool {
-    !fleet_wire::read(data).iter().any(|message| {
-        let is_cut =
-            |reply: &Reply| matches!(reply, Reply::Unreadable(Unreadable { cut: true, .. }));
-        match message {
-            Message::Noise(_) => true,
-            Message::Reply(_, reply) => is_cut(reply),
-            Message::Request(..) | Message::Notification(..) => false,
-        }
-    })
+    let is_noise = |message: &Message| matches!(message, Message::Noise(_));
+    !is_cut(data) && !fleet_wire::read(data).iter().any(is_noise)
 }
 
 fn too_large() -> ErrorData {
@@ -126,10 +194,7 @@ fn too_large() -> ErrorData {
 pub(super) fn not_decoded(error: &DecodeError) -> String {
     match error {
         DecodeError::Unknown(name) => {
-            format!(
-                "the answer is encoded as {:?}, which was not asked for",
-                fleet_wire::quote(name, 40)
-            )
+            format!("the answer is encoded as {:?}, which was not asked for", quote(name, 40))
         }
         DecodeError::Broken(why) => format!("the Content-Encoding of the answer is wrong: {why}"),
         DecodeError::TooLarge => format!("the answer is larger than {MAX_ANSWER} bytes"),
@@ -178,5 +243,49 @@ mod tests {
         assert_eq!(message(&found[0])["error"]["data"]["reason"], "unreadable-answer", "{found:?}");
         let found = read(&[b"this is no gzip at all"], Some("gzip")).await;
         assert!(message(&found[0])["error"].to_string().contains("Content-Encoding"), "{found:?}");
+    }
+
+    #[tokio::test]
+    async fn what_comes_in_the_place_of_an_answer_ends_the_call() {
+        let check = async |text: &str, shown: &str| {
+            let found = read(&[text.as_bytes()], None).await;
+            let found = found.last().unwrap();
+            let error = &message(found)["error"];
+            assert_eq!(error["data"]["reason"], "unreadable-answer", "{text}: {error}");
+            assert!(error["message"].as_str().unwrap().contains(shown), "{text}: {error}");
+        };
+        check("data: {broken\n\n", "{broken").await;
+        check("event: error\ndata: overloaded\n\n", "overloaded").await;
+        check("data: Internal Server Error\n\n: bye\n\n", "Internal Server Error").await;
+        check("data: {\"jsonrpc\":\"2.0\",\"result\":{}}\n\n", "which request").await;
+        check("data: {\"id\":8,\"result\":{}}\n\n", "another request").await;
+        check("<html>login</html>", "<html>").await;
+        check(r#"{"jsonrpc":"2.0","id":7,"resul"#, "resul").await;
+    }
+
+    #[tokio::test]
+    async fn an_answer_is_read_wherever_it_stands() {
+        let answer = r#"{"jsonrpc":"2.0","id":7,"result":{}}"#;
+        for text in [
+            answer.to_owned(),
+            format!("\n{answer}\n"),
+            format!("event: result\ndata: {answer}\n\n"),
+            format!("data: ping\n\ndata: {answer}\n\n"),
+            format!("data: {{\"id\":8,\"result\":{{}}}}\n\ndata: {answer}\n\n"),
+            format!("event: ping\ndata: {{broken\n\ndata: {answer}\n\n"),
+            format!("data: {answer}\n\ndata: {{broken\n\n"),
+        ] {
+            let found = read(&[text.as_bytes()], None).await;
+            let [found] = &found[..] else { panic!("{text}: {found:?}") };
+            assert_eq!(message(found)["result"], json!({}), "{text}");
+        }
+    }
+
+    #[tokio::test]
+    async fn an_end_without_an_answer_is_rmcps() {
+        for text in [": hi\n\n", "", "event: ping\ndata: 1\n\n", "id: 1\ndata: soon\n\n"] {
+            let found = read(&[text.as_bytes()], None).await;
+            assert!(found.iter().all(|event| event.as_ref().unwrap().data.is_none()), "{found:?}");
+        }
     }
 }

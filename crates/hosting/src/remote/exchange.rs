@@ -2,21 +2,23 @@
 //! client leaves out of its errors: status, `Retry-After`, and whether the request was sent at all.
 
 use std::{
+    error::Error as _,
     fmt,
     sync::Arc,
     time::{Duration, SystemTime},
 };
 
 use bytes::Bytes;
+use fleet_ops::errors::chain;
 use fleet_wire::{
-    Message, Reply, RpcError, answer_in,
+    Answer as Found, Message, Reply, RpcError, answer_in,
     body::{BodyError, drain},
     encoding::DecodeError,
     head::{Media, moved, retry_after},
-    quote,
+    is_cut, quote,
 };
 use futures::{StreamExt, stream::BoxStream};
-use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, Version, header};
 use reqwest::{RequestBuilder, Response};
 use rmcp::model::{
     ClientJsonRpcMessage, ErrorData, JsonRpcMessage, RequestId, ServerJsonRpcMessage,
@@ -43,7 +45,7 @@ const MAX_ERROR_BODY: usize = 64 << 10;
 /// How long the rest of a body that nobody wants may take.
 const DISCARD_TIME: Duration = Duration::from_millis(500);
 /// How much of the other side's text goes into a message.
-const SHOWN: usize = 256;
+pub(super) const SHOWN: usize = 256;
 
 /// The body of a response.
 pub(super) type Body = fleet_wire::body::Body<BoxStream<'static, reqwest::Result<Bytes>>>;
@@ -57,9 +59,12 @@ pub(crate) enum HttpFailure {
     /// The server rejected the message.
     #[error("the server answered {0}")]
     Rejected(Arc<Rejected>),
-    /// The answer can't be read.
+    /// The answer has come whole, and can't be read.
     #[error("{0}")]
     Unreadable(String),
+    /// The connection ended in the middle of the answer, for all that can be told.
+    #[error("the connection ended in the middle of the answer")]
+    Cut,
     /// The server has forgotten our session, and a new handshake failed. The message has not run.
     #[error("the server turned our session away, and a new handshake failed")]
     NoSession(#[source] Box<HttpFailure>),
@@ -73,7 +78,7 @@ impl HttpFailure {
             Self::Rejected(rejected) => {
                 Away::of_status(rejected.status.as_u16(), rejected.retry_after)
             }
-            Self::Unreadable(_) => None,
+            Self::Unreadable(_) | Self::Cut => None,
             Self::NoSession(cause) => Some(cause.away().unwrap_or(Away::UNAVAILABLE)),
         }
     }
@@ -82,9 +87,30 @@ impl HttpFailure {
     pub(crate) fn status(&self) -> Option<u16> {
         match self {
             Self::Rejected(rejected) => Some(rejected.status.as_u16()),
-            Self::Connection(_) | Self::Unreadable(_) | Self::NoSession(_) => None,
+            Self::Connection(_) | Self::Unreadable(_) | Self::Cut | Self::NoSession(_) => None,
         }
     }
+
+    /// What is wrong with an answer that has come, and can't be read.
+    pub(crate) fn unreadable(&self) -> Option<String> {
+        match self {
+            Self::Unreadable(why) => Some(why.clone()),
+            Self::Connection(error) if has_too_large_head(error) => Some(chain(error)),
+            Self::Connection(_) | Self::Rejected(_) | Self::Cut | Self::NoSession(_) => None,
+        }
+    }
+}
+
+/// Whether an answer has come whose head is too large to be read.
+fn has_too_large_head(error: &reqwest::Error) -> bool {
+    let mut source = error.source();
+    while let Some(cause) = source {
+        if cause.downcast_ref().is_some_and(hyper::Error::is_parse_too_large) {
+            return true;
+        }
+        source = cause.source();
+    }
+    false
 }
 
 impl From<reqwest::Error> for HttpFailure {
@@ -148,8 +174,8 @@ impl fmt::Display for Rejected {
 
 /// What came back.
 pub(super) enum Answer {
-    /// The message was taken; nothing more is said here.
-    Accepted,
+    /// The message was taken, with this status; nothing more is said here.
+    Accepted(StatusCode),
     /// A message, and the session that was handed out with it.
     Message(Box<ServerJsonRpcMessage>, Option<Arc<str>>),
     /// A stream of messages, likewise.
@@ -197,14 +223,18 @@ impl Line {
 
         let id = request_id(message);
         if !response.status().is_success() {
-            return Ok(Answer::Rejected(Box::new(read_rejection(response, id).await)));
+            return Ok(read_rejection(response, id).await.map_or_else(
+                |result| Answer::Message(result, None),
+                |rejected| Answer::Rejected(Box::new(rejected)),
+            ));
         }
         match id {
             Some(id) => read_answer(response, id).await,
             None => {
                 // Whatever is said to a notification or an answer.
+                let status = response.status();
                 discard(response).await;
-                Ok(Answer::Accepted)
+                Ok(Answer::Accepted(status))
             }
         }
     }
@@ -222,7 +252,10 @@ impl Line {
         let response = self.send(|url| self.client.get(url).headers(headers.clone())).await?;
 
         if !response.status().is_success() {
-            return Err(HttpFailure::Rejected(Arc::new(read_rejection(response, None).await)));
+            return match read_rejection(response, None).await {
+                Ok(rejected) => Err(HttpFailure::Rejected(Arc::new(rejected))),
+                Err(_) => Err(HttpFailure::Unreadable("it is not an event stream".to_owned())),
+            };
         }
         match media(&response) {
             Media::EventStream => Ok(events(body_of(response)?, None)),
@@ -247,7 +280,7 @@ impl Line {
 
 /// Reads the answer to a request.
 async fn read_answer(response: Response, id: &RequestId) -> Result<Answer, HttpFailure> {
-    let (status, media) = (response.status(), media(&response));
+    let (status, media, is_framed) = (response.status(), media(&response), is_framed(&response));
     let session = text(&response, SESSION_ID).map(Arc::from);
     let mut body = body_of(response)?;
     if media == Media::EventStream {
@@ -270,10 +303,13 @@ async fn read_answer(response: Response, id: &RequestId) -> Result<Answer, HttpF
     let labelled = media == Media::Json;
     let is_blank = text.trim_ascii().is_empty();
     if matches!(status, StatusCode::ACCEPTED | StatusCode::NO_CONTENT) && (is_blank || !labelled) {
-        return Ok(Answer::Accepted);
+        return Ok(Answer::Accepted(status));
+    }
+    if !is_framed && is_cut(&text) {
+        return Err(HttpFailure::Cut);
     }
 
-    use fleet_wire::Answer as Found;
+    let shown = || quote(&String::from_utf8_lossy(&text), SHOWN);
     match answer_in(&text, &id_of(id)) {
         Some(Found::Result(result)) => answer(response_of(id.clone(), result)),
         Some(Found::Unreadable(why)) => answer(unreadable(&why)),
@@ -281,39 +317,60 @@ async fn read_answer(response: Response, id: &RequestId) -> Result<Answer, HttpF
             Ok(Answer::Rejected(Box::new(Rejected::by(RpcRefusal::new(error, addressed), status))))
         }
         // What is not called JSON may be the answer, and is believed only if it says so.
-        _ if !labelled => Err(unexpected(&media)),
-        Some(Found::Malformed(why)) => {
-            let shown = quote(&String::from_utf8_lossy(&text), SHOWN);
-            Err(HttpFailure::Unreadable(format!(
-                "the answer is not what MCP allows: {why}: {shown}"
-            )))
-        }
+        _ if !labelled && media.is_page() => Err(unexpected(&media)),
+        _ if !labelled => Err(HttpFailure::Unreadable(format!("it is not JSON: {}", shown()))),
+        Some(Found::Malformed(why)) => Err(HttpFailure::Unreadable(format!("{why}: {}", shown()))),
         Some(Found::Error { .. }) | None => match error_in(&text, Some(id)) {
             // Some servers have an id of their own for errors of their transport.
             Some(refusal) => Ok(Answer::Rejected(Box::new(Rejected::by(refusal, status)))),
             None => {
-                let why = "what came back is not the answer to this request";
-                Err(HttpFailure::Unreadable(why.to_owned()))
+                let why = format!("it is not the answer to this request: {}", shown());
+                Err(HttpFailure::Unreadable(why))
             }
         },
     }
 }
 
 /// Reads an HTTP error.
-async fn read_rejection(response: Response, id: Option<&RequestId>) -> Rejected {
-    let (status, is_page) = (response.status(), media(&response).is_page());
+///
+/// # Errors
+///
+/// If the result of the request stands in it, the result: the request has been carried out, whatever
+/// the status says.
+async fn read_rejection(
+    response: Response,
+    id: Option<&RequestId>,
+) -> Result<Rejected, Box<ServerJsonRpcMessage>> {
+    let (status, media) = (response.status(), media(&response));
+    let max = if media == Media::Json { MAX_ANSWER } else { MAX_ERROR_BODY };
     let retry_after =
         text(&response, header::RETRY_AFTER).and_then(|text| retry_after(text, SystemTime::now()));
     let location = text(&response, header::LOCATION).map(|location| quote(location, SHOWN));
     // The status counts, also if the body is encoded in a way that can't be read.
     let body = match body_of(response) {
-        Ok(mut body) => body.prefix(MAX_ERROR_BODY).await,
+        Ok(mut body) => body.prefix(max).await,
         Err(_) => Vec::new(),
     };
 
+    if let Some(id) = id
+        && let Some(Found::Result(result)) = answer_in(&body, &id_of(id))
+    {
+        return Err(Box::new(response_of(id.clone(), result)));
+    }
     let error = error_in(&body, id);
-    let text = if is_page { String::new() } else { quote(&String::from_utf8_lossy(&body), SHOWN) };
-    Rejected { status, retry_after, location, text, error }
+    let text = match media.is_page() {
+        true => String::new(),
+        false => quote(&String::from_utf8_lossy(&body), SHOWN),
+    };
+    Ok(Rejected { status, retry_after, location, text, error })
+}
+
+/// Whether the end of the body is told from the end of the connection.
+fn is_framed(response: &Response) -> bool {
+    let has = |name| response.headers().contains_key(name);
+    response.version() >= Version::HTTP_2
+        || has(header::CONTENT_LENGTH)
+        || has(header::TRANSFER_ENCODING)
 }
 
 /// The JSON-RPC error in a text, whichever request it names.
@@ -348,5 +405,5 @@ fn unexpected(media: &Media) -> HttpFailure {
         Media::EventStream => "text/event-stream",
         Media::Other(name) => name,
     };
-    HttpFailure::Unreadable(format!("unexpected content type: {:?}", quote(name, SHOWN)))
+    HttpFailure::Unreadable(format!("its content type is {:?}", quote(name, SHOWN)))
 }

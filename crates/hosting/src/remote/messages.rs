@@ -4,21 +4,35 @@
 //! rmcp that it can't read: an answer that can't be read becomes an error that ends its call.
 
 use fleet_job::number;
-use fleet_wire::{Answer, Id, Message, Reply, Unreadable};
+use fleet_wire::{Answer, Id, Message, Reply, Unreadable, quote};
 use rmcp::model::{ErrorData, NumberOrString, RequestId, ServerJsonRpcMessage};
 use serde_json::{Map, Value};
 
 use crate::{
-    inbound::{error_data, forgive, id_of, unread},
+    forgiven::forgive_handshake,
+    inbound::{SHOWN, error_data, id_of, not_a_result, unread},
     unreadable::unreadable_answer,
 };
 
 /// A result in rmcp's terms.
 pub(super) fn response(id: RequestId, mut result: Map<String, Value>) -> ServerJsonRpcMessage {
     forgive_handshake(&mut result);
-    match number::read(Value::Object(unread(result))) {
+    let result = Value::Object(unread(result));
+    let shown = quote(&result.to_string(), SHOWN);
+    match number::read(result) {
         Ok(result) => ServerJsonRpcMessage::response(result, id),
-        Err(error) => ServerJsonRpcMessage::error(unreadable_answer(&error.to_string()), Some(id)),
+        Err(_) => ServerJsonRpcMessage::error(not_a_result(&shown), Some(id)),
+    }
+}
+
+/// The answer to `request` that stands in an event which is not called a message, as JSON that rmcp
+/// reads.
+pub(super) fn answer_elsewhere(data: &[u8], request: &RequestId) -> Option<Value> {
+    match fleet_wire::answer_in(data, &id_of(request))? {
+        Answer::Result(result) => Some(result_json(request, result)),
+        Answer::Error { error, addressed: true } => Some(error_json(request, &error_data(error))),
+        Answer::Unreadable(why) => Some(error_json(request, &unreadable_answer(&why))),
+        Answer::Error { .. } | Answer::Malformed(_) => None,
     }
 }
 
@@ -41,8 +55,9 @@ fn as_json(message: Message, request: Option<&RequestId>) -> Option<Value> {
     match message.answer_to(&id_of(request)) {
         Ok(Answer::Result(result)) => Some(result_json(request, result)),
         Ok(Answer::Error { error, .. }) => Some(error_json(request, &error_data(error))),
-        Ok(Answer::Unreadable(why)) => Some(error_json(request, &unreadable_answer(&why))),
-        Ok(Answer::Malformed(why)) => Some(error_json(request, &malformed(&why))),
+        Ok(Answer::Unreadable(why) | Answer::Malformed(why)) => {
+            Some(error_json(request, &unreadable_answer(&why)))
+        }
         Err(other) => foreign(other),
     }
 }
@@ -57,17 +72,8 @@ fn foreign(message: Message) -> Option<Value> {
     Some(match reply {
         Reply::Result(result) => result_json(&id, result),
         Reply::Error(error) => error_json(&id, &error_data(error)),
-        Reply::Unreadable(Unreadable { why, cut: false }) => {
-            error_json(&id, &unreadable_answer(&why))
-        }
-        Reply::Unreadable(Unreadable { why, cut: true }) => error_json(&id, &malformed(&why)),
+        Reply::Unreadable(Unreadable { why, .. }) => error_json(&id, &unreadable_answer(&why)),
     })
-}
-
-/// The error for what may have been the answer and was perhaps spoiled on its way. The call may be
-/// made again.
-fn malformed(why: &str) -> ErrorData {
-    ErrorData::internal_error(format!("the answer is not what MCP allows: {why}"), None)
 }
 
 fn result_json(id: &RequestId, mut result: Map<String, Value>) -> Value {
@@ -88,13 +94,6 @@ fn reply_json(id: &RequestId, member: &str, value: Value) -> Value {
     };
     let members = [("jsonrpc", Value::from("2.0")), ("id", id), (member, value)];
     Value::Object(members.map(|(name, value)| (name.to_owned(), value)).into_iter().collect())
-}
-
-/// Forgives a result that is a handshake's, by its looks.
-fn forgive_handshake(result: &mut Map<String, Value>) {
-    if result.contains_key("protocolVersion") && result.contains_key("capabilities") {
-        forgive(result);
-    }
 }
 
 #[cfg(test)]

@@ -42,7 +42,7 @@ pub(super) fn not_discovered(
     answer: &Answer,
 ) -> Option<ServerJsonRpcMessage> {
     let rejected = match answer {
-        Answer::Accepted => {
+        Answer::Accepted(_) => {
             return Some(refusal(message, "server/discover was not answered".to_owned()));
         }
         Answer::Rejected(rejected) => rejected,

@@ -9,7 +9,7 @@ use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use fleet_wire::session::{Doubt, Keeper, Lease, Pinged, Rejection, Step};
 use futures::{StreamExt, stream::BoxStream};
-use http::{HeaderMap, HeaderName, HeaderValue};
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use parking_lot::{Mutex, MutexGuard};
 use rmcp::{
     model::{
@@ -110,9 +110,9 @@ impl Inner {
         }
         match self.line.post(headers, &message).await.map_err(Failure::Client)? {
             // Without a session there is no other place where the answer could come.
-            Answer::Accepted if request_id(&message).is_some() => Err(Failure::Client(
-                HttpFailure::Unreadable("the request was not answered".to_owned()),
-            )),
+            Answer::Accepted(status) if request_id(&message).is_some() => {
+                Err(Failure::Client(unanswered(status)))
+            }
             answer => passed_on(&message, answer),
         }
     }
@@ -296,7 +296,7 @@ impl Inner {
             Answer::Message(answer, id) => (*answer, id),
             Answer::Stream(stream, id) => (first_message(stream).await?, id),
             Answer::Rejected(rejected) => return Err(HttpFailure::Rejected(Arc::from(rejected))),
-            Answer::Accepted => {
+            Answer::Accepted(_) => {
                 return Err(HttpFailure::Unreadable("initialize was not answered".to_owned()));
             }
         };
@@ -312,7 +312,7 @@ impl Inner {
         let message = ClientJsonRpcMessage::notification(initialized);
         match self.line.post(new.headers(headers), &message).await? {
             Answer::Rejected(rejected) => Err(HttpFailure::Rejected(Arc::from(rejected))),
-            Answer::Accepted | Answer::Message(..) | Answer::Stream(..) => Ok((id, version)),
+            Answer::Accepted(_) | Answer::Message(..) | Answer::Stream(..) => Ok((id, version)),
         }
     }
 }
@@ -357,9 +357,10 @@ fn speaks_otherwise(failure: &HttpFailure) -> bool {
             failure.away().is_none()
                 && (rejected.error.is_some() || rejected.status.is_client_error())
         }
-        HttpFailure::Connection(_) | HttpFailure::Unreadable(_) | HttpFailure::NoSession(_) => {
-            false
-        }
+        HttpFailure::Connection(_)
+        | HttpFailure::Unreadable(_)
+        | HttpFailure::Cut
+        | HttpFailure::NoSession(_) => false,
     }
 }
 
@@ -382,6 +383,10 @@ async fn first_message(mut stream: Events) -> Result<ServerJsonRpcMessage, HttpF
     Err(HttpFailure::Unreadable("the stream ended before the answer".to_owned()))
 }
 
+fn unanswered(status: StatusCode) -> HttpFailure {
+    HttpFailure::Unreadable(format!("the server answered HTTP {status} and nothing else"))
+}
+
 /// An answer in rmcp's terms. An error that names no request is the answer to this one: rmcp would
 /// wait for another.
 fn passed_on(
@@ -389,7 +394,12 @@ fn passed_on(
     answer: Answer,
 ) -> Result<StreamableHttpPostResponse, Failure> {
     let rejected = match answer {
-        Answer::Accepted => return Ok(StreamableHttpPostResponse::Accepted),
+        // An answer may come on another stream of the session, unless the server says that there is
+        // none.
+        Answer::Accepted(status @ StatusCode::NO_CONTENT) if request_id(message).is_some() => {
+            return Err(Failure::Client(unanswered(status)));
+        }
+        Answer::Accepted(_) => return Ok(StreamableHttpPostResponse::Accepted),
         Answer::Message(answer, session) => {
             return Ok(StreamableHttpPostResponse::Json(*answer, session.map(|id| id.to_string())));
         }

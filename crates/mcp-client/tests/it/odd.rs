@@ -55,6 +55,31 @@ fn answer(quirk: &str, seen: &Seen) -> Response {
             )
                 .into_response()
         }
+        "nested" => Json(json!([[plain]])).into_response(),
+        "string" => Json(json!(plain.to_string())).into_response(),
+        "lines" => {
+            let note = json!({"jsonrpc": "2.0", "method": "notifications/x"});
+            typed("application/x-ndjson", format!("{note}\n{plain}\n"))
+        }
+        "utf-16" => {
+            let units: Vec<u8> =
+                plain.to_string().encode_utf16().flat_map(u16::to_le_bytes).collect();
+            typed("application/json; charset=utf-16", [b"\xff\xfe".as_slice(), &units].concat())
+        }
+        "unlabelled-gzip" => typed("application/json", gzip(plain.to_string().as_bytes())),
+        "event-named" => typed("text/event-stream", format!("event: result\ndata: {plain}\n\n")),
+        "json-as-events" => typed("text/event-stream", plain.to_string()),
+        "events-as-json" => typed("application/json", format!("data: {plain}\n\n")),
+        "status-500" => (StatusCode::INTERNAL_SERVER_ERROR, Json(plain)).into_response(),
+        "status-400" => (StatusCode::BAD_REQUEST, Json(plain)).into_response(),
+        "many-headers" => {
+            let mut response = Json(plain).into_response();
+            for number in 0..150 {
+                let name = header::HeaderName::try_from(format!("x-{number}")).unwrap();
+                response.headers_mut().insert(name, header::HeaderValue::from_static("v"));
+            }
+            response
+        }
         "no-blank-line" => typed("text/event-stream", format!("event: message\ndata: {plain}\n")),
         "moved" if seen.path != "/mcp/" => {
             (StatusCode::TEMPORARY_REDIRECT, [(header::LOCATION, "/mcp/")]).into_response()
@@ -87,6 +112,17 @@ async fn answers_are_read_as_they_come() {
         "moved",
         "nan",
         "surrogate",
+        "nested",
+        "string",
+        "lines",
+        "utf-16",
+        "unlabelled-gzip",
+        "event-named",
+        "json-as-events",
+        "events-as-json",
+        "status-500",
+        "status-400",
+        "many-headers",
     ] {
         let server = modern(move |seen| answer(quirk, &seen)).await;
         let found = succeeds(&client([&server.url], |_| {})).await;

@@ -116,21 +116,36 @@ async fn answers_that_are_not_mcp() {
         ([(header::CONTENT_TYPE, "text/event-stream")], text).into_response()
     }
     type Answer = fn() -> Response;
-    let rows: [(Answer, FailureClass); 9] = [
-        (|| json_text("garbage"), Retry),
-        (|| json_text(r#"{"jsonrpc":"2.0","id":999,"result":{}}"#), Retry),
-        (|| json_text(r#"[{"jsonrpc":"2.0"}]"#), Retry),
-        (|| json_text(""), Retry),
-        (|| events("data: garbage\n\n"), Retry),
-        (|| axum::response::Html("<h1>Welcome</h1>").into_response(), Retry),
-        (|| StatusCode::ACCEPTED.into_response(), Retry),
-        (|| StatusCode::NO_CONTENT.into_response(), Retry),
-        (|| StatusCode::OK.into_response(), Retry),
+    // Each came whole, so the tool may have run, and would answer the same again.
+    let rows: [Answer; 17] = [
+        || json_text("garbage"),
+        || json_text(r#"{"jsonrpc":"2.0","id":999,"result":{}}"#),
+        || json_text(r#"{"jsonrpc":"2.0","result":{}}"#),
+        || json_text(r#"[{"jsonrpc":"2.0"}]"#),
+        || json_text(r#"{"jsonrpc":"2.0","id":"#),
+        || json_text(""),
+        || events("data: garbage\n\n"),
+        || events("data: {broken\n\n"),
+        || events("event: error\ndata: overloaded\n\n"),
+        || events("data: {\"jsonrpc\":\"2.0\",\"id\":999,\"result\":{}}\n\n"),
+        || events("<h1>Welcome</h1>"),
+        || ([(header::CONTENT_ENCODING, "br")], "x").into_response(),
+        || ([(header::CONTENT_ENCODING, "gzip")], "x").into_response(),
+        || axum::response::Html("<h1>Welcome</h1>").into_response(),
+        || StatusCode::ACCEPTED.into_response(),
+        || StatusCode::NO_CONTENT.into_response(),
+        || StatusCode::OK.into_response(),
     ];
-    for (answer, class) in rows {
+    for answer in rows {
         let server = modern(move |_| answer()).await;
-        expect(&client(&[server.url], |_| {}), class, ErrorKind::Protocol).await;
+        let client = client([&server.url], |_| {});
+        let failure = expect(&client, Permanent, ErrorKind::Protocol).await;
+        assert_eq!(failure.error.data, Some(json!({"reason": "unreadable-answer"})), "{failure:?}");
+        assert_eq!(server.count("tools/call"), 1, "{failure:?}");
     }
+    // A stream that has an end and no answer is like a connection that was lost.
+    let server = modern(|_| events(": hi\n\n")).await;
+    expect(&client(&[server.url], |_| {}), Retry, ErrorKind::ConnectionLost).await;
     // Answers to the very call: the tool may have run.
     for answer in [r#""result":3"#, r#""error":{"code":"x"}"#, r#""outcome":1"#] {
         let server = modern(move |seen| {

@@ -31,6 +31,13 @@ async fn an_answer_that_can_not_be_read_ends_its_call_at_once() {
             "huge",
             r#"{"jsonrpc":"2.0","id":%s,"result":{"content":[{"type":"text","text":"x","w":1.10}],"structuredContent":{"v":1e400},"z":-0}}"#,
         ),
+        answers(
+            "glued",
+            r#"{"jsonrpc":"2.0","method":"notifications/message","params":{"level":"info","data":"x"}}{"jsonrpc":"2.0","id":%s,"result":{"content":[]}}"#,
+        ),
+        answers("pretty", r#"{\n  "jsonrpc": "2.0",\n  "id": %s,\n  "result": {\n    "content": []\n  }\n}"#),
+        answers("logged", r#"2026-11-27 INFO called {"jsonrpc":"2.0","id":%s,"result":{"content":[]}}"#),
+        answers("python", r"{\047jsonrpc\047: \0472.0\047, \047id\047: %s, \047result\047: {}}"),
         answers("bare", r#"{"jsonrpc":"2.0","id":%s,"result":"done"}"#),
         answers("nobody", r#"{"jsonrpc":"2.0","id":null,"error":{"code":-32603,"message":"boom"}}"#),
         concat!(
@@ -49,6 +56,9 @@ async fn an_answer_that_can_not_be_read_ends_its_call_at_once() {
     let read = [
         ("errnull", json!([])),
         ("nan", json!([])),
+        ("glued", json!([])),
+        ("pretty", json!([])),
+        ("logged", json!([])),
         ("latin1", text("caf\u{fffd}")),
         ("surrogate", text("cut \u{fffd}")),
         ("video", json!([{"type": "text", "text": "fine"}, {"type": "video", "url": "x"}])),
@@ -76,6 +86,7 @@ async fn an_answer_that_can_not_be_read_ends_its_call_at_once() {
         ("errstr", "its error has no code: \"boom\""),
         ("errcode", "\"E_FAIL\""),
         ("bare", "its result is not an object: \"done\""),
+        ("python", "it is not JSON"),
         ("long", "it is a line of more than 16777216 bytes: {\"jsonrpc\""),
     ];
     for (kind, problem) in unreadable {

@@ -182,6 +182,28 @@ fn oddly(quirk: &str, seen: &Seen) -> Response {
                 r#"{"content":[{"type":"text","text":"done"}],"structuredContent":{"v":NaN}}"#;
             raw(seen, result)
         }
+        "result-in-500" if seen.method() == "tools/call" => {
+            (StatusCode::INTERNAL_SERVER_ERROR, axum::Json(answer)).into_response()
+        }
+        "result-in-400" if seen.method() == "tools/call" => {
+            (StatusCode::BAD_REQUEST, axum::Json(answer)).into_response()
+        }
+        "nested" => axum::Json(json!([[answer]])).into_response(),
+        "in-a-string" => axum::Json(json!(text)).into_response(),
+        "lines" => {
+            let note = json!({"jsonrpc": "2.0", "method": "notifications/x"});
+            typed("application/x-ndjson", format!("{note}\n{text}\n"))
+        }
+        "event-named" => typed("text/event-stream", format!("event: result\ndata: {text}\n\n")),
+        "json-as-events" => typed("text/event-stream", text),
+        "many-headers" => {
+            let mut response = axum::Json(answer).into_response();
+            for number in 0..150 {
+                let name = header::HeaderName::try_from(format!("x-{number}")).unwrap();
+                response.headers_mut().insert(name, header::HeaderValue::from_static("v"));
+            }
+            response
+        }
         "surrogate" if seen.method() == "tools/call" => {
             raw(seen, r#"{"content":[{"type":"text","text":"done\ud83d"}]}"#)
         }
@@ -229,6 +251,14 @@ async fn answers_are_read_as_they_come() {
         "moved-absolute",
         "nan",
         "surrogate",
+        "result-in-500",
+        "result-in-400",
+        "nested",
+        "in-a-string",
+        "lines",
+        "event-named",
+        "json-as-events",
+        "many-headers",
     ];
     futures::future::join_all(quirks.map(check)).await;
 }
@@ -311,6 +341,46 @@ async fn what_a_remote_tool_answers_passes_as_it_was_written() {
         assert!(answer.contains(WRITTEN), "{answer}");
         assert!(answer.contains(r#""seen":{"z":1.10,"a":[1e+400,0.00001,-0]}"#), "{answer}");
     }
+}
+
+/// A body that comes whole in the place of an answer, its type, and what of it is quoted.
+const ELSE: [(&str, &str, &str); 13] = [
+    ("application/json", r#"{"jsonrpc":"2.0","id":ID,"resul"#, "resul"),
+    ("application/json", r#"{"jsonrpc":"2.0","id":99999,"result":{}}"#, "not the answer"),
+    ("application/json", r#"{"jsonrpc":"2.0","id":null,"result":{}}"#, "which request"),
+    ("application/json", r#"{"jsonrpc":"2.0","result":{}}"#, "which request"),
+    ("application/json", "", "not JSON"),
+    ("application/json", "\u{1f}\u{8b}", "not JSON"),
+    ("text/html", "<html>login</html>", "text/html"),
+    ("text/plain", "Internal Server Error", "Internal Server Error"),
+    ("text/event-stream", "event: message\ndata: {broken\n\n", "{broken"),
+    ("text/event-stream", "event: error\ndata: overloaded\n\n", "overloaded"),
+    ("text/event-stream", "data: {\"id\":99999,\"result\":{}}\n\n", "another request"),
+    ("204", "", "204"),
+    ("br", "x", "\"br\""),
+];
+
+#[tokio::test]
+async fn whatever_comes_in_the_place_of_an_answer_ends_the_call() {
+    let server = gateway().await;
+    let check = async |number: usize, kind: &'static str, body: &'static str, quoted: &str| {
+        let name = format!("e{number}");
+        let remote = Remote::posted(move |seen| match (seen.method(), kind) {
+            ("tools/call", "204") => StatusCode::NO_CONTENT.into_response(),
+            ("tools/call", "br") => ([(header::CONTENT_ENCODING, "br")], body).into_response(),
+            ("tools/call", _) => typed(kind, body.replace("ID", &seen.body["id"].to_string())),
+            _ => plain(seen),
+        })
+        .await;
+        server.initialize(&name, json!({"url": remote.url})).await;
+        ends_at_once(&server, &name, quoted).await;
+        assert_eq!(remote.count("tools/call"), 1, "{name}");
+    };
+    let all = ELSE
+        .iter()
+        .enumerate()
+        .map(|(number, (kind, body, quoted))| check(number, kind, body, quoted));
+    futures::future::join_all(all).await;
 }
 
 /// An error that names no request can only be about the one whose answer it stands in.

@@ -1,0 +1,225 @@
+//! What a server says about itself in answer to `initialize`, without what can't be read: one odd
+//! member must not cost the whole server.
+
+use fleet_job::number;
+use fleet_wire::quote;
+use rmcp::model::{Implementation, InitializeResult, ProtocolVersion, ServerCapabilities};
+use serde::de::DeserializeOwned;
+use serde_json::{Map, Value, json};
+
+/// How much of a member that can't be read is quoted.
+const SHOWN: usize = 80;
+
+/// Fills in what the result of a handshake should say of the server and nobody needs, and removes
+/// what can't be read. The log says what was removed.
+pub(crate) fn forgive(result: &mut Map<String, Value>) {
+    let mut remarks = Vec::new();
+    forgive_version(result, &mut remarks);
+    forgive_capabilities(result, &mut remarks);
+    forgive_info(result, &mut remarks);
+    forgive_instructions(result);
+    remove_unreadable::<InitializeResult>(result, &MINIMUM, "", &mut remarks);
+
+    if !remarks.is_empty() {
+        let named = result["serverInfo"]["name"].as_str().unwrap_or_default();
+        let remarks = remarks.join("; ");
+        tracing::warn!(
+            named,
+            remarks,
+            "a hosted server's answer to `initialize` has something odd in it"
+        );
+    }
+}
+
+/// Forgives a result that is a handshake's, by its looks.
+pub(crate) fn forgive_handshake(result: &mut Map<String, Value>) {
+    let has = |key: &str| result.contains_key(key);
+    let is_handshake = has("serverInfo") || has("protocolVersion") && has("capabilities");
+    if is_handshake && !has("supportedVersions") {
+        forgive(result);
+    }
+}
+
+/// What a result of `initialize` must have.
+const MINIMUM: [&str; 3] = ["protocolVersion", "capabilities", "serverInfo"];
+
+/// A server that does not say which revision it speaks has been asked in this one.
+fn forgive_version(result: &mut Map<String, Value>, remarks: &mut Vec<String>) {
+    let version = result.entry("protocolVersion").or_insert(Value::Null);
+    if version.is_string() {
+        return;
+    }
+    let asked = ProtocolVersion::LATEST_WITH_INITIALIZE;
+    remarks.push(match *version {
+        Value::Null => format!("it names no protocolVersion; it is taken to speak {asked}"),
+        ref other => {
+            format!("its protocolVersion is {}; it is taken to speak {asked}", shown(other))
+        }
+    });
+    *version = json!(asked);
+}
+
+/// Capabilities may come as a list of names, and each as a yes or no.
+fn forgive_capabilities(result: &mut Map<String, Value>, remarks: &mut Vec<String>) {
+    let written = result.remove("capabilities").unwrap_or_default();
+    let mut capabilities = match written {
+        Value::Object(capabilities) => capabilities,
+        Value::Null => Map::new(),
+        Value::Array(names) if names.iter().all(Value::is_string) => {
+            let name = |name: &Value| name.as_str().map(str::to_owned);
+            names.iter().filter_map(name).map(|name| (name, json!({}))).collect()
+        }
+        other => {
+            remarks.push(format!("its capabilities are {}", shown(&other)));
+            Map::new()
+        }
+    };
+
+    capabilities.retain(|_, value| !matches!(value, Value::Null | Value::Bool(false)));
+    for (name, value) in &mut capabilities {
+        let is_readable = |value: &Value| is_readable::<ServerCapabilities>(json!({name: value}));
+        if is_readable(value) {
+            continue;
+        }
+        if *value != Value::Bool(true) {
+            remarks.push(format!("`capabilities.{name}` is {}", shown(value)));
+        }
+        *value = json!({});
+    }
+    capabilities.retain(|name, value| is_readable::<ServerCapabilities>(json!({name: value})));
+    result.insert("capabilities".to_owned(), capabilities.into());
+}
+
+fn forgive_info(result: &mut Map<String, Value>, remarks: &mut Vec<String>) {
+    let info = result.entry("serverInfo").or_insert(Value::Null);
+    let name = info.as_str().map(str::to_owned);
+    if !info.is_object() {
+        *info = json!({});
+    }
+    let Value::Object(info) = info else { return };
+    if let Some(name) = name {
+        info.insert("name".to_owned(), name.into());
+    }
+    for (key, stand_in) in [("name", "unnamed"), ("version", "unknown")] {
+        let found = match info.get(key) {
+            Some(Value::String(_)) => continue,
+            Some(Value::Number(number)) => number.to_string(),
+            _ => stand_in.to_owned(),
+        };
+        info.insert(key.to_owned(), found.into());
+    }
+    remove_unreadable::<Implementation>(info, &["name", "version"], "serverInfo.", remarks);
+}
+
+/// Some servers write their instructions as a list of lines.
+fn forgive_instructions(result: &mut Map<String, Value>) {
+    if let Some(Value::Array(lines)) = result.get("instructions")
+        && lines.iter().all(Value::is_string)
+    {
+        let lines: Vec<&str> = lines.iter().filter_map(Value::as_str).collect();
+        let text = lines.join("\n");
+        result.insert("instructions".to_owned(), text.into());
+    }
+}
+
+/// Removes the members beside those of `needed` with which a `T` can't be read.
+fn remove_unreadable<T: DeserializeOwned>(
+    members: &mut Map<String, Value>,
+    needed: &[&str],
+    path: &str,
+    remarks: &mut Vec<String>,
+) {
+    let least: Map<String, Value> =
+        needed.iter().filter_map(|key| members.get_key_value(*key)).map(own).collect();
+    members.retain(|key, value| {
+        let mut tried = least.clone();
+        tried.insert(key.clone(), value.clone());
+        let is_readable = is_readable::<T>(tried.into());
+        if !is_readable {
+            remarks.push(format!("`{path}{key}` is {}", shown(value)));
+        }
+        is_readable
+    });
+}
+
+fn own((key, value): (&String, &Value)) -> (String, Value) {
+    (key.clone(), value.clone())
+}
+
+fn is_readable<T: DeserializeOwned>(value: Value) -> bool {
+    number::read::<T>(value).is_ok()
+}
+
+fn shown(value: &Value) -> String {
+    quote(&value.to_string(), SHOWN)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn forgiven(changes: &Value) -> Value {
+        let mut result = json!({"protocolVersion": "2025-06-18", "capabilities": {"tools": {}}, "serverInfo": {"name": "s", "version": "1"}});
+        for (key, value) in changes.as_object().unwrap() {
+            match value {
+                Value::String(text) if text == "remove" => {
+                    result.as_object_mut().unwrap().shift_remove(key);
+                }
+                value => result[key] = value.clone(),
+            }
+        }
+        let Value::Object(mut result) = result else { panic!("no object") };
+        forgive(&mut result);
+        let found = number::read::<InitializeResult>(result.clone().into());
+        assert!(found.is_ok(), "{result:?}: {found:?}");
+        result.into()
+    }
+
+    #[test]
+    fn one_odd_member_does_not_cost_the_server() {
+        let check = |changes: Value, pointer: &str, expected: Value| {
+            let found = forgiven(&changes);
+            assert_eq!(found.pointer(pointer).unwrap_or(&Value::Null), &expected, "{changes}");
+        };
+        let newest = json!(ProtocolVersion::LATEST_WITH_INITIALIZE);
+        check(json!({"protocolVersion": 2025}), "/protocolVersion", newest.clone());
+        check(json!({"protocolVersion": "remove"}), "/protocolVersion", newest);
+        check(json!({"protocolVersion": "1.0"}), "/protocolVersion", json!("1.0"));
+        let tools = json!({"tools": {}});
+        check(
+            json!({"capabilities": {"tools": true, "prompts": false, "resources": null}}),
+            "/capabilities",
+            tools.clone(),
+        );
+        check(json!({"capabilities": ["tools"]}), "/capabilities", tools.clone());
+        check(
+            json!({"capabilities": {"tools": {"listChanged": "yes"}}}),
+            "/capabilities",
+            tools.clone(),
+        );
+        for odd in [json!(null), json!("remove"), json!(true), json!([3])] {
+            check(json!({"capabilities": odd}), "/capabilities", json!({}));
+        }
+        check(json!({"instructions": ["be", "nice"]}), "/instructions", json!("be\nnice"));
+        check(json!({"instructions": {"a": 1}}), "/instructions", Value::Null);
+        let icons = json!({"serverInfo": {"name": "s", "icons": "x", "title": "t"}});
+        check(icons, "/serverInfo", json!({"name": "s", "title": "t", "version": "unknown"}));
+        check(json!({"serverInfo": "odd 1.0"}), "/serverInfo/name", json!("odd 1.0"));
+        check(json!({"serverInfo": {"name": 7}}), "/serverInfo/name", json!("7"));
+        check(json!({"_meta": "x"}), "/_meta", Value::Null);
+        check(json!({"novel": [1]}), "/novel", json!([1]));
+    }
+
+    #[test]
+    fn only_a_handshake_is_forgiven() {
+        let check = |result: Value, is_changed: bool| {
+            let Value::Object(mut found) = result.clone() else { panic!("no object") };
+            forgive_handshake(&mut found);
+            assert_eq!(result != Value::Object(found), is_changed, "{result}");
+        };
+        check(json!({"serverInfo": {"name": "s"}}), true);
+        check(json!({"protocolVersion": "2025-06-18", "capabilities": null}), true);
+        check(json!({"supportedVersions": [], "capabilities": {}, "serverInfo": {}}), false);
+        check(json!({"content": [], "capabilities": null}), false);
+    }
+}

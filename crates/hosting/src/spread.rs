@@ -1,0 +1,115 @@
+//! Messages that a child prints over several lines, as `json.dumps(…, indent=2)` writes them.
+//!
+//! Such a message begins with a line that is nothing but a bracket. Its lines are kept until every
+//! bracket is closed, or until a line comes that can't be one of them. Does no IO.
+
+use super::stdout::MAX_LINE;
+
+/// What a line makes of the message that is being read.
+#[derive(Debug, PartialEq)]
+pub(super) enum Step {
+    /// It does not belong to one: it is to be read by itself, after so many lines before it have
+    /// come to nothing.
+    Alone {
+        /// The beginning of a message that came to nothing.
+        abandoned: Option<Vec<u8>>,
+    },
+    /// It belongs to one that goes on.
+    Held,
+    /// It ends one.
+    Whole(Vec<u8>),
+}
+
+/// Puts messages together.
+#[derive(Debug, Default)]
+pub(super) struct Spread {
+    text: Vec<u8>,
+    /// How many brackets are open; 0 if no message has begun.
+    depth: usize,
+}
+
+impl Spread {
+    /// Takes in the next line.
+    pub(super) fn take(&mut self, line: &[u8]) -> Step {
+        // A message by itself is not indented.
+        let is_message = line.starts_with(b"{\"");
+        let trimmed = line.trim_ascii();
+        if self.depth == 0 {
+            if !matches!(trimmed, b"{" | b"[") {
+                return Step::Alone { abandoned: None };
+            }
+        } else if is_message || !may_go_on(trimmed) || self.text.len() + line.len() > MAX_LINE {
+            self.depth = 0;
+            return Step::Alone { abandoned: Some(std::mem::take(&mut self.text)) };
+        }
+
+        self.text.extend_from_slice(line);
+        self.text.push(b'\n');
+        self.depth = depth_after(trimmed, self.depth);
+        match self.depth {
+            0 => Step::Whole(std::mem::take(&mut self.text)),
+            _ => Step::Held,
+        }
+    }
+}
+
+/// Whether a line can be one within a value: it begins as a key, a value or a bracket does.
+fn may_go_on(line: &[u8]) -> bool {
+    match line {
+        [] | [b'"' | b'{' | b'}' | b'[' | b']' | b',' | b'-' | b'0'..=b'9', ..] => true,
+        other => [b"true".as_slice(), b"false", b"null"].iter().any(|word| {
+            other.strip_prefix(*word).is_some_and(|rest| matches!(rest.trim_ascii(), b"" | b","))
+        }),
+    }
+}
+
+/// How many brackets are open behind a line. No string goes on behind its line.
+fn depth_after(line: &[u8], mut depth: usize) -> usize {
+    let mut is_in_string = false;
+    let mut bytes = line.iter();
+    while let Some(byte) = bytes.next() {
+        match byte {
+            b'\\' if is_in_string => _ = bytes.next(),
+            b'"' => is_in_string = !is_in_string,
+            b'{' | b'[' if !is_in_string => depth += 1,
+            b'}' | b']' if !is_in_string => depth = depth.saturating_sub(1),
+            _ => {}
+        }
+    }
+    depth
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    #[test]
+    fn a_message_over_several_lines_is_put_together() {
+        let message = json!({"jsonrpc": "2.0", "id": 7, "result": {"content": [{"text": "}\"]{", "n": [-1, true, null, {}]}]}});
+        let mut spread = Spread::default();
+        for written in [&message, &json!([message])] {
+            let text = serde_json::to_string_pretty(written).unwrap();
+            let mut steps: Vec<_> = text.lines().map(|line| spread.take(line.as_bytes())).collect();
+            let Some(Step::Whole(whole)) = steps.pop() else { panic!("{steps:?}") };
+            assert_eq!(serde_json::from_slice::<Value>(&whole).unwrap(), *written);
+            assert!(steps.iter().all(|step| *step == Step::Held), "{steps:?}");
+        }
+        assert_eq!(spread.take(b"{}"), Step::Alone { abandoned: None });
+    }
+
+    #[test]
+    fn a_bracket_that_begins_nothing_costs_no_message() {
+        let answer = br#"{"id":7,"result":{},"jsonrpc":"2.0"}"#.as_slice();
+        for line in [b"[INFO] ready".as_slice(), b"ready {", b"trueish", answer] {
+            let mut spread = Spread::default();
+            assert_eq!(spread.take(b" { \r"), Step::Held);
+            let is_given_up = matches!(spread.take(line), Step::Alone { abandoned: Some(_) });
+            // What looks like a list is one as long as nothing says otherwise.
+            assert_eq!(is_given_up, line != b"[INFO] ready", "{line:?}");
+            let next = spread.take(answer);
+            assert!(matches!(next, Step::Alone { .. }), "an answer behind it is read: {next:?}");
+        }
+    }
+}

@@ -1,0 +1,105 @@
+//! What stands in a stream of events in the place of an answer. Pure.
+
+use crate::{outline::outline, quote, sse::Event};
+
+/// How much of what is not an answer is quoted.
+const SHOWN: usize = 256;
+
+/// What a body that is called an event stream is.
+#[derive(Debug, Default)]
+pub enum Start {
+    /// Nothing has come.
+    #[default]
+    Unknown,
+    /// A stream of events.
+    Events,
+    /// Something else: the text, as far as it has come.
+    Text(Vec<u8>),
+}
+
+impl Start {
+    /// Takes in a chunk, and returns how long the text is; 0 if events come. The names of fields
+    /// begin with letters, and comments with a colon.
+    pub fn take(&mut self, chunk: &[u8]) -> usize {
+        match self {
+            Self::Unknown => {
+                let text = chunk.strip_prefix(b"\xef\xbb\xbf").unwrap_or(chunk);
+                *self = match text.trim_ascii_start().first() {
+                    None => return 0,
+                    Some(b'{' | b'[' | b'<' | b'"') => Self::Text(chunk.to_vec()),
+                    Some(_) => Self::Events,
+                };
+            }
+            Self::Events => {}
+            Self::Text(text) => text.extend_from_slice(chunk),
+        }
+        if let Self::Text(text) = self { text.len() } else { 0 }
+    }
+}
+
+/// An event that is no message, where an answer is waited for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Odd {
+    /// What has come.
+    pub why: String,
+    /// Nothing else will come: this can only be meant as the answer.
+    pub is_end: bool,
+}
+
+/// What an event without a message means to a call; `None` if it is of no interest, as events of
+/// other kinds are.
+#[must_use]
+pub fn odd(event: &Event) -> Option<Odd> {
+    let is_error = event.name == "error" && !event.data.is_empty();
+    if !is_error && !event.is_message() {
+        return None;
+    }
+
+    let text = String::from_utf8_lossy(&event.data);
+    let kind = if is_error { "an event `error`" } else { "an event that is no message" };
+    let why = format!("the server sent {kind}: {}", quote(&text, SHOWN));
+    let is_broken = text.trim_start().starts_with(['{', '['])
+        && serde_json::from_str::<serde_json::Value>(&text).is_err()
+        && !outline(&text).has_method;
+    Some(Odd { why, is_end: is_error || is_broken })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_event_in_the_place_of_an_answer_is_told_from_others() {
+        let check = |name: &str, data: &str, expected: Option<bool>| {
+            let event = Event { name: name.to_owned(), data: data.into(), ..Event::default() };
+            let found = odd(&event);
+            assert_eq!(found.as_ref().map(|odd| odd.is_end), expected, "{name}: {data}");
+            assert!(found.is_none_or(|odd| odd.why.contains(data)), "{data}");
+        };
+        check("error", "overloaded", Some(true));
+        check("", "{broken", Some(true));
+        check("message", "Internal Server Error", Some(false));
+        check("", r#"{"level":"info"}"#, Some(false));
+        check("", r#"{"method":"x","params":{broken"#, Some(false));
+        check("ping", "1", None);
+        check("error", "", None);
+    }
+
+    #[test]
+    fn a_body_that_is_no_stream_is_kept() {
+        let check = |chunks: &[&str], expected: Option<&str>| {
+            let mut start = Start::default();
+            chunks.iter().for_each(|chunk| _ = start.take(chunk.as_bytes()));
+            let text = match &start {
+                Start::Text(text) => str::from_utf8(text).ok(),
+                Start::Unknown | Start::Events => None,
+            };
+            assert_eq!(text, expected, "{chunks:?}");
+        };
+        check(&["\n", "{\"a\":", "1}"], Some("{\"a\":1}"));
+        check(&["<html>"], Some("<html>"));
+        check(&["data: {}\n\n", "{"], None);
+        check(&[": hi\n"], None);
+        check(&[" \n"], None);
+    }
+}

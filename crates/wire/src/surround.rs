@@ -1,0 +1,183 @@
+//! Messages in what is more than a message: another encoding, other messages before and behind, or
+//! the text of a log around an answer.
+
+use std::borrow::Cow;
+
+use serde_json::{Deserializer, Value};
+
+use crate::message::{Message, read_broken, read_value};
+
+/// At how many places of a text an answer is looked for.
+const MAX_STARTS: usize = 16;
+
+/// The text without a byte order mark, in UTF-8 if it was UTF-16 by its looks.
+pub(crate) fn as_utf8(bytes: &[u8]) -> Cow<'_, [u8]> {
+    if let Some(rest) = bytes.strip_prefix(b"\xef\xbb\xbf") {
+        return Cow::Borrowed(rest);
+    }
+    // The newline of the line before ends with this byte, if lines are cut at the other one.
+    let whole = match bytes {
+        [0, 0xff, 0xfe, ..] | [0, b'{' | b'[', 0, ..] => &bytes[1..],
+        _ => bytes,
+    };
+    let (units, is_little) = match whole {
+        [0xff, 0xfe, rest @ ..] => (rest, true),
+        [0xfe, 0xff, rest @ ..] => (rest, false),
+        [b'{' | b'[', 0, ..] => (whole, true),
+        [0, b'{' | b'[', ..] => (whole, false),
+        _ => return Cow::Borrowed(bytes),
+    };
+    // Half a unit at the end is half of a line's end, unless the first half was cut off above.
+    let units: Vec<u16> = units
+        .chunks(2)
+        .filter_map(|pair| match *pair {
+            [first, second] if is_little => Some(u16::from_le_bytes([first, second])),
+            [first, second] => Some(u16::from_be_bytes([first, second])),
+            [half] => Some(u16::from(half)).filter(|half| *half != 0),
+            _ => None,
+        })
+        .collect();
+    Cow::Owned(String::from_utf16_lossy(&units).into_bytes())
+}
+
+/// The JSON values that a text begins with, one behind the other, and the rest.
+pub(crate) fn values_in_a_row(text: &str) -> (Vec<Value>, &str) {
+    let mut values = Vec::new();
+    let mut row = Deserializer::from_str(text).into_iter();
+    let mut end = 0;
+    while let Some(Ok(value)) = row.next() {
+        values.push(value);
+        end = row.byte_offset();
+    }
+    (values, text.get(end..).unwrap_or_default())
+}
+
+/// The answers in a text that is not JSON. Nothing else of it is a message: a log quotes requests,
+/// too. An answer must say that it is JSON-RPC here.
+pub(crate) fn answers_within(text: &str) -> Vec<Message> {
+    let mut rest = text;
+    for _ in 0..MAX_STARTS {
+        let Some(start) = start_of_object(rest) else { break };
+        rest = &rest[start..];
+
+        let mut row = Deserializer::from_str(rest).into_iter::<Value>();
+        let (found, passed) = match row.next() {
+            Some(Ok(value)) if value.get("jsonrpc").is_some() => {
+                (read_value(value), row.byte_offset())
+            }
+            Some(Ok(_)) => (Vec::new(), row.byte_offset()),
+            Some(Err(problem)) if rest.contains("jsonrpc") => (read_broken(rest, &problem), 1),
+            Some(Err(_)) | None => (Vec::new(), 1),
+        };
+        let answers: Vec<_> = found.into_iter().filter(names_its_request).collect();
+        if !answers.is_empty() {
+            return answers;
+        }
+        rest = rest.get(passed..).unwrap_or_default();
+    }
+    Vec::new()
+}
+
+fn names_its_request(message: &Message) -> bool {
+    matches!(message, Message::Reply(Some(_), _))
+}
+
+fn start_of_object(text: &str) -> Option<usize> {
+    text.match_indices('{').map(|(at, _)| at).find(|at| {
+        text.get(at + 1..).is_some_and(|behind| behind.trim_start().starts_with(['"', '\'']))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Map, json};
+
+    use super::*;
+    use crate::{
+        message::{Id, Reply, Unreadable, read},
+        quote,
+    };
+
+    const ANSWER: &str = r#"{"jsonrpc":"2.0","id":7,"result":{}}"#;
+
+    fn answer() -> Message {
+        Message::Reply(Some(Id::Number(7)), Reply::Result(Map::new()))
+    }
+
+    #[test]
+    fn an_answer_is_found_in_what_surrounds_it() {
+        let check = |text: &str| {
+            let found = read(text.as_bytes());
+            let replies: Vec<_> =
+                found.into_iter().filter(|found| matches!(found, Message::Reply(..))).collect();
+            assert_eq!(replies, [answer()], "{text}");
+        };
+        let note = r#"{"jsonrpc":"2.0","method":"notifications/message","params":{}}"#;
+        check(&format!("{note}{ANSWER}"));
+        check(&format!("{note}\n{ANSWER}\n"));
+        check(&format!("{ANSWER}{note}"));
+        check(&format!("2026-11-27 INFO called {{work}} {ANSWER}"));
+        check(&format!("\u{1b}[32m{ANSWER}\u{1b}[0m"));
+        check(&format!("data: {ANSWER}"));
+        check(&format!("event: message\ndata: {ANSWER}\n\n"));
+        check(&format!("{ANSWER} # done"));
+        check(&format!("{ANSWER};"));
+        check(&json!(ANSWER).to_string());
+        check(&format!("[[{ANSWER}]]"));
+    }
+
+    #[test]
+    fn messages_in_a_row_are_all_read() {
+        let found = read(format!(r#"{{"method":"a"}}{ANSWER}{{"method":"b"}}"#).as_bytes());
+        assert!(
+            matches!(&found[..], [Message::Notification(a, _), _, Message::Notification(b, _)] if a == "a" && b == "b"),
+            "{found:?}"
+        );
+    }
+
+    #[test]
+    fn utf_16_is_read() {
+        let little: Vec<u8> = ANSWER.encode_utf16().flat_map(u16::to_le_bytes).collect();
+        let big: Vec<u8> = ANSWER.encode_utf16().flat_map(u16::to_be_bytes).collect();
+        for text in [
+            little.clone(),
+            big.clone(),
+            [b"\xff\xfe".as_slice(), &little].concat(),
+            [b"\0\xff\xfe".as_slice(), &little].concat(),
+            [b"\0".as_slice(), &little].concat(),
+            [b"\xfe\xff".as_slice(), &big, b"\0"].concat(),
+        ] {
+            assert_eq!(read(&text), [answer()], "{text:?}");
+        }
+    }
+
+    #[test]
+    fn what_can_not_be_read_in_it_says_whose_it_is() {
+        let check = |text: &str| {
+            let found = read(text.as_bytes());
+            let unreadable = |message: &Message| {
+                matches!(
+                    message,
+                    Message::Reply(Some(Id::Number(7)), Reply::Unreadable(Unreadable { .. }))
+                )
+            };
+            assert!(found.iter().any(unreadable), "{}: {found:?}", quote(text, 100));
+        };
+        check(r"{'jsonrpc': '2.0', 'id': 7, 'result': {'content': [], 'isError': False}}");
+        check(r#"INFO called {"jsonrpc":"2.0","id":7,"result":{"cut"#);
+        check(r#"{"method":"a"}{"jsonrpc":"2.0","id":7,"result":{"cut"#);
+    }
+
+    #[test]
+    fn a_log_is_no_message() {
+        let check = |text: &str| {
+            let found = read(text.as_bytes());
+            assert!(matches!(found[..], [Message::Noise(_)]), "{text}: {found:?}");
+        };
+        check(r#"got {"jsonrpc":"2.0","id":7,"method":"tools/call","params":{}}"#);
+        check(r#"refused {"id":7,"error":"x"}"#);
+        check(r#"answered {"jsonrpc":"2.0","result":{}}"#);
+        check("[INFO] ready> {}");
+        check(&"{\"".repeat(100_000));
+    }
+}
