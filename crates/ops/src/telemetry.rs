@@ -45,8 +45,12 @@ pub fn init(service: &str) {
         let (filter, complaint) = filter(&env);
 
         let json = env.get("LOG_FORMAT").is_some_and(|f| f.eq_ignore_ascii_case("json"));
-        let builder =
-            tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+        let builder = tracing_subscriber::fmt()
+            .with_env_filter(filter)
+            .with_writer(std::io::stderr)
+            // Errors in writing a line are reported with `eprintln!`, which panics if the reader
+            // of stderr is gone.
+            .log_internal_errors(false);
 
         let installed = if json {
             builder
