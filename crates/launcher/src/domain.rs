@@ -5,9 +5,8 @@
 //! restrict something. If the kernel supports it, the domain blocks signals to processes outside,
 //! which no child needs to send; otherwise it handles the right to move files between directories
 //! and grants that right everywhere. Neither affects the child's files and connections, which are
-//! limited only if policy says so. (The kernel lets processes with `CAP_PERFMON` or `CAP_SYS_ADMIN`
-//! read other processes regardless, so this protects servers that do not run as a fully privileged
-//! root.)
+//! limited only if policy says so. The kernel lets processes with some capabilities read other
+//! processes regardless, so a child gives those up first (`privileges`).
 
 use std::{path::Path, sync::Once};
 

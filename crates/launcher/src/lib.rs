@@ -1,9 +1,9 @@
 //! Applies a child's limits between its start and its first instruction.
 //!
 //! Limits must hold before the program runs and for everything that it starts, and code between
-//! fork and exec is unsafe to write. The child therefore starts as this very binary: it lowers its
-//! own limits, enters a Landlock domain, and then executes the program under the same process id
-//! and with the same pipes. Setting limits from outside would be too late for a program that
+//! fork and exec is unsafe to write. The child therefore starts as this very binary: it closes what
+//! it has inherited, lowers its own limits and privileges, enters a Landlock domain, and then
+//! executes the program under the same process id and with the same pipes. Setting limits from outside would be too late for a program that
 //! immediately starts another one. A shell's `ulimit` would need a shell, which small images lack,
 //! and the arguments would have to pass through it.
 
@@ -26,6 +26,7 @@ use nix::{
 use serde::{Deserialize, Serialize};
 
 mod domain;
+mod privileges;
 
 pub use domain::is_available as can_separate_children;
 pub use domain::warn_of_gaps;
@@ -86,6 +87,11 @@ fn launch(mut arguments: impl Iterator<Item = OsString>) -> io::Error {
         return io::ErrorKind::InvalidInput.into();
     };
 
+    // First, while this process has opened nothing itself.
+    if let Err(error) = privileges::close_inherited_files() {
+        return error;
+    }
+
     let launch: Launch = match serde_json::from_slice(launch.as_encoded_bytes()) {
         Ok(launch) => launch,
         Err(error) => return error.into(),
@@ -98,6 +104,10 @@ fn launch(mut arguments: impl Iterator<Item = OsString>) -> io::Error {
     if let Some(cwd) = &launch.cwd
         && let Err(error) = change_directory(cwd)
     {
+        return error;
+    }
+
+    if let Err(error) = privileges::drop_dangerous() {
         return error;
     }
 

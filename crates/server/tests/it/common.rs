@@ -53,7 +53,8 @@ pub(crate) fn ordinary_command(args: &[&str]) -> Command {
     quiet(command, args)
 }
 
-fn quiet(mut command: Command, args: &[&str]) -> Command {
+/// Takes what the binary would listen to out of the environment of `command`.
+pub(crate) fn quiet(mut command: Command, args: &[&str]) -> Command {
     for (name, _) in std::env::vars() {
         if name.starts_with("MCP_")
             || name.starts_with("KAFKA_")

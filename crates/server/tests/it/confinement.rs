@@ -4,7 +4,10 @@ use std::{net::TcpListener, path::Path};
 
 use serde_json::json;
 
-use crate::common::{ANSWER_TEXT, Server, legacy_server, open_to_all, ordinary_command, script};
+use crate::common::{
+    ANSWER_TEXT, Server, binary, command, legacy_server, open_to_all, ordinary_command, quiet,
+    script,
+};
 
 /// A policy file that allows one program, with these further keys of its rule.
 fn policy(dir: &Path, program: &str, keys: &str) -> String {
@@ -39,17 +42,42 @@ async fn a_child_reads_no_secret_of_the_server_or_a_sibling() {
     let program =
         script(dir.path(), "server", &legacy_server("look", &format!("{look}; {ANSWER_TEXT}")));
     let file = policy(dir.path(), &program, "");
-    let command = ordinary_command(&["--policy", &file]);
-    let server = Server::start_command(command, &[("SECRET", "the-servers")]).await;
+    let arguments = ["--policy", &file];
 
-    let config = |secret: &str| json!({"command": program, "env": {"SECRET": secret}});
-    server.initialize("first", config("the-firsts")).await;
-    server.initialize("second", config("the-seconds")).await;
+    // As root, too, where the tests run as root.
+    for command in [ordinary_command(&arguments), command(&arguments)] {
+        let server = Server::start_command(command, &[("SECRET", "the-servers")]).await;
+        let config = |secret: &str| json!({"command": program, "env": {"SECRET": secret}});
+        server.initialize("first", config("the-firsts")).await;
+        server.initialize("second", config("the-seconds")).await;
 
-    for (name, own) in [("first", "the-firsts"), ("second", "the-seconds")] {
-        let seen = server.call(&format!("{name}__look"), json!({})).await;
-        assert_eq!(seen["content"][0]["text"], format!("{own} "), "{name}");
+        for (name, own) in [("first", "the-firsts"), ("second", "the-seconds")] {
+            let seen = server.call(&format!("{name}__look"), json!({})).await;
+            let seen = seen["content"][0]["text"].as_str().unwrap();
+            // Other tests on this machine have secrets of the same name.
+            let of_this_test = seen.split(' ').filter(|secret| secret.starts_with("the-"));
+            assert_eq!(of_this_test.collect::<Vec<_>>(), [own], "{name}: {seen}");
+        }
     }
+}
+
+/// Whoever starts the server may have files open that are none of a child's business.
+#[tokio::test]
+async fn a_child_has_no_file_that_the_server_inherited() {
+    let dir = tempfile::tempdir().unwrap();
+    let secret = dir.path().join("secret");
+    std::fs::write(&secret, "hidden").unwrap();
+    let body = format!("text=$(cat <&9 2>/dev/null || echo none); {ANSWER_TEXT}");
+    let program = script(dir.path(), "server", &legacy_server("read", &body));
+    let file = policy(dir.path(), &program, "");
+
+    let mut shell = tokio::process::Command::new("sh");
+    shell.args(["-c", "exec 9<\"$0\"; exec \"$@\""]).arg(&secret).arg(binary());
+    let server = Server::start_command(quiet(shell, &["--policy", &file]), &[]).await;
+    server.initialize("x", json!({"command": program})).await;
+
+    let answer = server.call("x__read", json!({})).await;
+    assert_eq!(answer["content"][0]["text"], "none");
 }
 
 #[tokio::test]
