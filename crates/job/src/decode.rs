@@ -291,14 +291,16 @@ fn from_object(mut object: Map<String, Value>) -> Result<Envelope, JobError> {
             "`jobID` is missing; there is a job envelope in `{member}`: write that as the record's value"
         )));
     }
+    let hint = spelling_hint(&object);
+    let with_hint = |error: JobError| invalid(format!("{}{hint}", error.message));
     // Fields that are not known are kept, for which serde copies the whole object, so what can be
     // large is taken out.
     let payload = object.shift_remove("payload").unwrap_or_default();
     // Null stands for absent in every optional field; the typed read below does not know that for
     // the required ones.
-    let wire: WireEnvelope = typed(Value::Object(object), "")?;
+    let wire: WireEnvelope = typed(Value::Object(object), "").map_err(with_hint)?;
     check_id(&wire.job_id).map_err(|why| invalid(format!("`jobID` {why}")))?;
-    let work = work(&wire.job_type, payload)?;
+    let work = work(&wire.job_type, payload).map_err(with_hint)?;
     for (field, value) in [
         ("idempotencyKey", &wire.idempotency_key),
         ("tenant", &wire.tenant),
@@ -345,6 +347,36 @@ fn from_object(mut object: Map<String, Value>) -> Result<Envelope, JobError> {
         metadata: wire.metadata,
         extra: wire.extra,
     })
+}
+
+/// The fields of an envelope that people spell in other ways.
+const FIELDS: [&str; 12] = [
+    "jobID",
+    "jobType",
+    "payload",
+    "priority",
+    "notBefore",
+    "deadline",
+    "timeoutMs",
+    "maxAttempts",
+    "idempotencyKey",
+    "replyTo",
+    "tenant",
+    "metadata",
+];
+
+/// Says how fields of `object` are spelled that differ from known ones only by case, `_` and `-`.
+/// By themselves they are no error: unknown fields are kept.
+fn spelling_hint(object: &Map<String, Value>) -> String {
+    let folded = |name: &str| name.replace(['_', '-'], "").to_ascii_lowercase();
+    let meant = |name: &str| FIELDS.into_iter().find(|field| folded(field) == folded(name));
+    let hints = object.keys().filter_map(|name| {
+        let field = meant(name).filter(|field| !object.contains_key(*field))?;
+        Some(format!("`{name}` is spelled `{field}`"))
+    });
+
+    let hints: Vec<_> = hints.collect();
+    if hints.is_empty() { String::new() } else { format!(" ({})", hints.join(", ")) }
 }
 
 fn bounded(field: &str, value: Option<u64>, min: u64, max: u64) -> Result<Option<u64>, JobError> {

@@ -9,11 +9,18 @@
 
 use std::io::Read as _;
 
-use base64::{Engine as _, engine::general_purpose::STANDARD};
-use flate2::read::MultiGzDecoder;
+use flate2::read::{MultiGzDecoder, ZlibDecoder};
 use serde_json::{Map, Value};
 
 use crate::outcome::{ErrorKind, JobError};
+
+use self::{
+    bytes::{Compression, GLUE_ZLIB, REGISTRY_HEADERS},
+    objects::ObjectWrapping,
+};
+
+mod bytes;
+mod objects;
 
 /// More layers than any chain of connectors makes.
 const MAX_LAYERS: usize = 8;
@@ -46,15 +53,17 @@ pub(crate) fn open(
     loop {
         found = match found {
             Value::Object(object) if is_wanted(&object) => return Ok(layers.opened(object)),
-            Value::Object(mut object) => {
-                match WRAPPINGS.iter().find(|wrapping| wrapping.is(&object)) {
-                    Some(wrapping) => {
-                        layers.enter(wrapping.name.to_owned())?;
-                        object.shift_remove(wrapping.inside).unwrap_or_default()
-                    }
-                    None if layers.names.is_empty() => return Ok(layers.opened(object)),
-                    None => return Err(layers.nothing_inside("an object without `jobID`")),
+            Value::Object(object) => match ObjectWrapping::find(&object) {
+                Some(wrapping) => {
+                    layers.enter(wrapping.name)?;
+                    wrapping.take_inside(object).map_err(|count| layers.not_one(count))?
                 }
+                None if layers.names.is_empty() => return Ok(layers.opened(object)),
+                None => return Err(layers.nothing_inside("an object without `jobID`")),
+            },
+            Value::Array(items) if items.iter().any(Value::is_object) => {
+                layers.enter("an array")?;
+                objects::only_of(Value::Array(items)).map_err(|count| layers.not_one(count))?
             }
             Value::String(text) => layers.parse_text(&text)?,
             other => return Err(layers.nothing_inside(&format!("a JSON {}", kind_of(&other)))),
@@ -90,55 +99,6 @@ pub(crate) fn kind_of(value: &Value) -> &'static str {
     }
 }
 
-/// A JSON object that a tool makes around the value.
-struct Wrapping {
-    name: &'static str,
-    /// The members by which it is known.
-    marks: &'static [&'static str],
-    /// The member that holds the value.
-    inside: &'static str,
-}
-
-impl Wrapping {
-    const fn new(name: &'static str, marks: &'static [&'static str], inside: &'static str) -> Self {
-        Self { name, marks, inside }
-    }
-
-    fn is(&self, object: &Map<String, Value>) -> bool {
-        object.contains_key(self.inside) && self.marks.iter().all(|mark| object.contains_key(*mark))
-    }
-}
-
-const WRAPPINGS: [Wrapping; 9] = [
-    Wrapping::new("Kafka Connect's `schema` and `payload`", &["schema"], "payload"),
-    Wrapping::new("Debezium's `after`", &["op"], "after"),
-    Wrapping::new("Debezium's `after`", &["before"], "after"),
-    Wrapping::new("Debezium's `after`", &["source"], "after"),
-    Wrapping::new("Maxwell's `data`", &["database", "table"], "data"),
-    Wrapping::new("an SNS notification's `Message`", &["TopicArn"], "Message"),
-    Wrapping::new("an EventBridge event's `detail`", &["detail-type"], "detail"),
-    Wrapping::new("a printed record's `payload`", &["topic", "offset"], "payload"),
-    Wrapping::new("a printed record's `value`", &["topic", "offset"], "value"),
-];
-
-/// What schema registries put in front of a value: the first byte, how long it is all in all, and
-/// what it is called.
-const REGISTRY_HEADERS: [(u8, usize, &str); 3] = [
-    (0, 5, "Confluent's wire format"),
-    (0, 9, "Apicurio's wire format"),
-    (3, 18, "the wire format of AWS Glue's schema registry"),
-];
-
-/// The first bytes of what is not read, and its name.
-const NOT_READ: [(&[u8], &str); 5] = [
-    (b"\x28\xb5\x2f\xfd", "zstd"),
-    (b"\x04\x22\x4d\x18", "lz4"),
-    (b"\xff\x06\x00\x00sNaPpY", "snappy"),
-    (b"\x82SNAPPY\0", "snappy"),
-    (b"\xac\xed\x00\x05", "Java's object serialization"),
-];
-
-const GZIP: &[u8] = b"\x1f\x8b";
 const UTF8_MARK: &[u8] = b"\xef\xbb\xbf";
 
 /// The layers that were taken off so far, outermost first.
@@ -153,11 +113,11 @@ impl Layers {
         Opened { object, unpacked: self.unpacked }
     }
 
-    fn enter(&mut self, name: String) -> Result<(), JobError> {
+    fn enter(&mut self, name: &str) -> Result<(), JobError> {
         if self.names.len() >= MAX_LAYERS {
             return Err(self.invalid(&format!("; more than {MAX_LAYERS} layers are not read")));
         }
-        self.names.push(name);
+        self.names.push(name.to_owned());
         Ok(())
     }
 
@@ -166,19 +126,17 @@ impl Layers {
         if let Some(plain) = bytes.strip_prefix(UTF8_MARK) {
             return self.parse(plain);
         }
-        if bytes.starts_with(GZIP) {
-            self.enter("gzip".to_owned())?;
-            let plain = self.gunzip(bytes)?;
+        if let Some(compression) = Compression::of(bytes) {
+            self.enter(compression.name())?;
+            let plain = self.unpack(compression, bytes)?;
             return self.parse(&plain);
         }
-        if let Some(text) = utf16(bytes)
-            && text.trim_start().starts_with(['{', '"'])
-        {
-            self.enter("UTF-16".to_owned())?;
+        if let Some((text, name)) = bytes::decode_wide_text(bytes) {
+            self.enter(name)?;
             return self.parse(text.as_bytes());
         }
-        if let Some((_, name)) = NOT_READ.iter().find(|(magic, _)| bytes.starts_with(magic)) {
-            self.enter((*name).to_owned())?;
+        if let Some(name) = bytes::name_unread_format(bytes) {
+            self.enter(name)?;
             return Err(self.invalid(
                 ", which is not read; write the envelope as plain JSON, and leave compression to the producer \
                  (`compression.type`)",
@@ -188,13 +146,34 @@ impl Layers {
             return self.behind_registry_header(bytes);
         }
 
-        serde_json::from_slice(bytes).map_err(|source| match self.names.is_empty() {
-            true => JobError::new(
-                ErrorKind::Undecodable,
-                format!("the record's value is not JSON: {source}"),
-            ),
-            false => self.nothing_inside(&format!("what is inside is not JSON: {source}")),
-        })
+        // C programs send the end of their string along.
+        let text = bytes.trim_ascii_end();
+        let text = text.iter().rposition(|byte| *byte != 0).map_or(text, |last| &text[..=last]);
+        match serde_json::from_slice(text) {
+            Ok(found) => Ok(found),
+            Err(source) => match self.parse_base64(text, "base64")? {
+                Some(found) => Ok(found),
+                None => Err(self.not_json(&source)),
+            },
+        }
+    }
+
+    /// What is in base64. Returns `None` if `text` is not base64 of anything that is known.
+    fn parse_base64(&mut self, text: &[u8], name: &str) -> Result<Option<Value>, JobError> {
+        let Some(bytes) = bytes::decode_base64(text) else { return Ok(None) };
+        let mut inner = Self { names: self.names.clone(), ..*self };
+        inner.enter(name)?;
+        let layers = inner.names.len();
+
+        match inner.parse(&bytes) {
+            Ok(found) => {
+                *self = inner;
+                Ok(Some(found))
+            }
+            // Something was recognised inside, so it was base64.
+            Err(error) if inner.names.len() > layers => Err(error),
+            Err(_) => Ok(None),
+        }
     }
 
     /// The value behind a schema registry's header, which is JSON only if the serializer is one for
@@ -205,15 +184,16 @@ impl Layers {
         for (_, length, name) in of_this_kind.clone() {
             let Some(rest) = bytes.get(*length..) else { continue };
             let text = rest.strip_prefix(UTF8_MARK).unwrap_or(rest).trim_ascii_start();
-            if matches!(text.first(), Some(b'{' | b'"')) {
-                self.enter((*name).to_owned())?;
+            let is_packed = first == Some(&3) && bytes.get(1) == Some(&GLUE_ZLIB);
+            if is_packed || matches!(text.first(), Some(b'{' | b'"')) {
+                self.enter(name)?;
                 return self.parse(text);
             }
         }
 
         match of_this_kind.clone().next() {
             Some((_, length, name)) if bytes.len() > *length => {
-                self.enter((*name).to_owned())?;
+                self.enter(name)?;
                 Err(self.invalid(
                     ", and what follows is not JSON; Avro and Protobuf are not read: use the serializer for JSON Schema, \
                      or write plain JSON",
@@ -231,18 +211,11 @@ impl Layers {
     fn parse_text(&mut self, text: &str) -> Result<Value, JobError> {
         let is_first = self.names.is_empty();
         if let Ok(found) = serde_json::from_str(text.trim_start_matches('\u{feff}')) {
-            self.enter("JSON in a JSON string".to_owned())?;
+            self.enter("JSON in a JSON string")?;
             return Ok(found);
         }
-        if let Ok(bytes) = STANDARD.decode(text.trim())
-            && !bytes.is_empty()
-        {
-            let mut inner = Self { names: self.names.clone(), ..*self };
-            inner.enter("base64 in a JSON string".to_owned())?;
-            if let Ok(found) = inner.parse(&bytes) {
-                *self = inner;
-                return Ok(found);
-            }
+        if let Some(found) = self.parse_base64(text.as_bytes(), "base64 in a JSON string")? {
+            return Ok(found);
         }
 
         match is_first {
@@ -254,22 +227,44 @@ impl Layers {
         }
     }
 
-    fn gunzip(&mut self, bytes: &[u8]) -> Result<Vec<u8>, JobError> {
+    fn unpack(&mut self, compression: Compression, bytes: &[u8]) -> Result<Vec<u8>, JobError> {
         let room = self.limit.saturating_sub(self.unpacked);
         let mut plain = Vec::new();
         // One byte more than there may be shows that there is more.
-        let read = MultiGzDecoder::new(bytes).take(room as u64 + 1).read_to_end(&mut plain);
+        let most = room as u64 + 1;
+        let read = match compression {
+            Compression::Gzip => MultiGzDecoder::new(bytes).take(most).read_to_end(&mut plain),
+            Compression::Zlib => ZlibDecoder::new(bytes).take(most).read_to_end(&mut plain),
+        };
         if plain.len() > room {
             let limit = self.limit;
             let message = format!(
-                "the record's value unpacks (gzip) to more than the {limit} bytes that the worker takes: \
-                 pass large data by reference, or raise MCP_MAX_JOB_BYTES"
+                "the record's value unpacks ({}) to more than the {limit} bytes that the worker takes: \
+                 pass large data by reference, or raise MCP_MAX_JOB_BYTES",
+                compression.name()
             );
             return Err(JobError::new(ErrorKind::TooLarge, message));
         }
         read.map_err(|source| self.invalid(&format!(" that can't be unpacked: {source}")))?;
         self.unpacked += plain.len();
         Ok(plain)
+    }
+
+    fn not_json(&self, source: &serde_json::Error) -> JobError {
+        match self.names.is_empty() {
+            true => JobError::new(
+                ErrorKind::Undecodable,
+                format!("the record's value is not JSON: {source}"),
+            ),
+            false => self.nothing_inside(&format!("what is inside is not JSON: {source}")),
+        }
+    }
+
+    /// A list is not one job.
+    fn not_one(&self, count: usize) -> JobError {
+        self.invalid(&format!(
+            ", which holds {count} values instead of one; write each job as a record of its own"
+        ))
     }
 
     fn nothing_inside(&self, found: &str) -> JobError {
@@ -289,18 +284,4 @@ impl Layers {
             format!("the record's value is wrapped in {layers}{rest}"),
         )
     }
-}
-
-/// The text behind a byte order mark of UTF-16.
-fn utf16(bytes: &[u8]) -> Option<String> {
-    let unit: fn([u8; 2]) -> u16 = match bytes.get(..2)? {
-        b"\xff\xfe" => u16::from_le_bytes,
-        b"\xfe\xff" => u16::from_be_bytes,
-        _ => return None,
-    };
-    let (pairs, rest) = bytes.get(2..)?.as_chunks::<2>();
-    if pairs.is_empty() || !rest.is_empty() {
-        return None;
-    }
-    char::decode_utf16(pairs.iter().copied().map(unit)).collect::<Result<_, _>>().ok()
 }

@@ -60,6 +60,27 @@ fn the_seed_envelope_is_accepted_as_it_stands() {
 }
 
 #[test]
+fn a_refusal_names_the_right_spelling_of_fields() {
+    for (envelope, hint) in [
+        (json!({"jobId": "j", "jobType": "tool-call"}), "`jobId` is spelled `jobID`"),
+        (json!({"job_id": "j", "job_type": "tool-call"}), "`job_id` is spelled `jobID`"),
+        (json!({"job_id": "j", "job_type": "tool-call"}), "`job_type` is spelled `jobType`"),
+        (json!({"jobID": "j", "jobtype": "tool-call"}), "`jobtype` is spelled `jobType`"),
+        (json!({"jobID": "j", "jobType": "tool-call", "Payload": {}}), "spelled `payload`"),
+        (json!({"jobId": "j", "jobType": "tool-call", "not_before": 1}), "spelled `notBefore`"),
+    ] {
+        let message = refused(&envelope).error.message;
+        assert!(message.contains(hint), "{envelope}: {message}");
+    }
+
+    // A good envelope may have fields of such names.
+    let extra = json!({"jobID": "j", "jobId": "k", "not_before": 1, "jobType": "tool-call",
+        "payload": {"tool": "t"}});
+    let envelope = decode(&record(extra.to_string().as_bytes(), &[]), MIB).unwrap();
+    assert_eq!(envelope.extra["not_before"], 1);
+}
+
+#[test]
 fn refusals_name_the_field_and_the_bound() {
     check_refused(json!({"jobID": ""}), &["`jobID`", "empty"]);
     check_refused(json!({"jobID": "x".repeat(257)}), &["`jobID`", "256"]);

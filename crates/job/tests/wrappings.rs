@@ -4,8 +4,14 @@
 
 use std::io::Write as _;
 
-use base64::{Engine as _, engine::general_purpose::STANDARD};
-use flate2::{Compression, write::GzEncoder};
+use base64::{
+    Engine as _,
+    engine::general_purpose::{STANDARD, STANDARD_NO_PAD, URL_SAFE},
+};
+use flate2::{
+    Compression,
+    write::{GzEncoder, ZlibEncoder},
+};
 use fleet_job::{
     decode::{decode, decode_counted},
     envelope::Envelope,
@@ -35,6 +41,18 @@ fn gzip(bytes: &[u8]) -> Vec<u8> {
     encoder.finish().unwrap()
 }
 
+fn zlib(bytes: &[u8]) -> Vec<u8> {
+    let mut encoder = ZlibEncoder::new(Vec::new(), Compression::fast());
+    encoder.write_all(bytes).unwrap();
+    encoder.finish().unwrap()
+}
+
+/// Base64 as mail and `base64` write it, in lines.
+fn base64_lines(bytes: &[u8]) -> Vec<u8> {
+    let text = STANDARD.encode(bytes);
+    text.as_bytes().chunks(20).flat_map(|line| [line, b"\r\n"].concat()).collect()
+}
+
 fn text(value: &Value) -> Vec<u8> {
     value.to_string().into_bytes()
 }
@@ -49,7 +67,15 @@ fn behind(header: &[u8], bytes: &[u8]) -> Vec<u8> {
 }
 
 fn utf16(value: &Value, mark: [u8; 2], bytes: fn(u16) -> [u8; 2]) -> Vec<u8> {
-    mark.into_iter().chain(value.to_string().encode_utf16().flat_map(bytes)).collect()
+    behind(&mark, &unmarked_utf16(value, bytes))
+}
+
+fn unmarked_utf16(value: &Value, bytes: fn(u16) -> [u8; 2]) -> Vec<u8> {
+    value.to_string().encode_utf16().flat_map(bytes).collect()
+}
+
+fn utf32(value: &Value, bytes: fn(u32) -> [u8; 4]) -> Vec<u8> {
+    value.to_string().chars().map(u32::from).flat_map(bytes).collect()
 }
 
 /// Everything that is known, around `inner`.
@@ -58,6 +84,9 @@ fn wrapped(inner: &Value) -> Vec<(&'static str, Vec<u8>)> {
     let debezium = json!({"before": null, "after": inner, "source": {"table": "jobs"}, "op": "c"});
     let notification =
         json!({"Type": "Notification", "TopicArn": "arn:x", "Message": inner.to_string()});
+    // With the two characters in which the alphabets of base64 differ.
+    let mut marked = inner.clone();
+    marked["pad"] = json!("\u{ff}\u{fe}??>>~~");
     let printed = json!({"topic": "t", "partition": 0, "offset": 3, "key": "k", "payload": inner.to_string()});
     vec![
         ("Confluent", behind(&[0, 0, 0, 0, 7], &plain)),
@@ -81,6 +110,27 @@ fn wrapped(inner: &Value) -> Vec<(&'static str, Vec<u8>)> {
         ("gzip", gzip(&behind(&[0, 0, 0, 0, 7], &text(&quoted(inner))))),
         ("UTF-16", utf16(inner, [0xff, 0xfe], u16::to_le_bytes)),
         ("UTF-16", utf16(inner, [0xfe, 0xff], u16::to_be_bytes)),
+        ("UTF-16", unmarked_utf16(inner, u16::to_le_bytes)),
+        ("UTF-16", unmarked_utf16(inner, u16::to_be_bytes)),
+        ("UTF-32", utf32(inner, u32::to_le_bytes)),
+        ("UTF-32", utf32(inner, u32::to_be_bytes)),
+        ("UTF-32", behind(&[0xff, 0xfe, 0, 0], &utf32(inner, u32::to_le_bytes))),
+        ("UTF-32", behind(&[0, 0, 0xfe, 0xff], &utf32(inner, u32::to_be_bytes))),
+        ("zlib", zlib(&plain)),
+        ("Glue", behind(&[3, 5], &behind(&[7; 16], &zlib(&plain)))),
+        ("base64", STANDARD.encode(&plain).into_bytes()),
+        ("base64", STANDARD_NO_PAD.encode(&plain).into_bytes()),
+        ("base64", URL_SAFE.encode(text(&marked)).into_bytes()),
+        ("base64", base64_lines(&plain)),
+        ("gzip", STANDARD.encode(gzip(&plain)).into_bytes()),
+        ("array", text(&json!([inner]))),
+        ("Canal", text(&json!({"database": "d", "table": "t", "data": [inner]}))),
+        ("Event Grid", text(&json!([{"id": "1", "eventType": "x", "data": inner}]))),
+        ("Pub/Sub", text(&json!({"message": {"data": STANDARD.encode(&plain)}}))),
+        ("SQS", text(&json!({"Records": [{"body": inner.to_string()}]}))),
+        ("Kinesis", text(&json!({"Records": [{"kinesis": {"data": STANDARD.encode(&plain)}}]}))),
+        ("SNS", text(&json!({"Records": [{"Sns": {"Message": inner.to_string()}}]}))),
+        ("REST Proxy", text(&json!({"records": [{"value": inner}]}))),
     ]
 }
 
@@ -88,8 +138,11 @@ fn wrapped(inner: &Value) -> Vec<(&'static str, Vec<u8>)> {
 fn an_envelope_is_read_whatever_it_is_wrapped_in() {
     let expected = read(text(&envelope())).unwrap();
     for (name, value) in wrapped(&envelope()) {
-        assert_eq!(read(value).as_ref(), Ok(&expected), "{name}");
+        let mut envelope = read(value).unwrap_or_else(|error| panic!("{name}: {error}"));
+        envelope.extra.remove("pad");
+        assert_eq!(envelope, expected, "{name}");
     }
+    assert_eq!(read(behind(&text(&envelope()), b"\0\0\0")), Ok(expected.clone()));
     assert_eq!(read(behind(b"\xef\xbb\xbf", &text(&envelope()))), Ok(expected.clone()));
     assert_eq!(read(behind(b"\xef\xbb\xbf", &gzip(&text(&envelope())))), Ok(expected.clone()));
 
@@ -115,6 +168,16 @@ fn a_wrapping_without_an_envelope_is_named() {
         ("snappy", behind(b"\x82SNAPPY\0", b"xyz")),
         ("Java", behind(b"\xac\xed\x00\x05", b"xyz")),
         ("gzip", behind(b"\x1f\x8b", b"xyz")),
+        ("zlib", behind(b"\x78\x9c", b"xyz")),
+        ("bzip2", behind(b"BZh9", b"xyz")),
+        ("MessagePack", behind(b"\x83\xa5", b"jobID\xa1x")),
+        ("CBOR", behind(b"\xa3\x65", b"jobID\x61x")),
+        ("Avro", behind(b"Obj\x01", b"\x04\x14avro.codec")),
+        ("pickle", behind(b"\x80\x04", b"\x95xyz")),
+        ("zstd", STANDARD.encode(behind(b"\x28\xb5\x2f\xfd", &[7; 20])).into_bytes()),
+        ("2 values", text(&json!([envelope(), envelope()]))),
+        ("2 values", text(&json!({"Records": [{"body": "1"}, {"body": "2"}]}))),
+        ("2 values", text(&json!({"database": "d", "table": "t", "data": [envelope(), {}]}))),
         ("Debezium", text(&json!({"before": envelope(), "after": null, "op": "d"}))),
         ("`message`", text(&json!({"message": envelope(), "level": "info"}))),
         ("`message`", text(&json!({"message": envelope().to_string()}))),
