@@ -20,6 +20,7 @@ mod producers;
 mod quiet;
 mod router;
 mod storage;
+mod topic_names;
 
 use std::{
     io,

@@ -33,8 +33,29 @@ fn script(shell: Shell, command: &mut clap::Command) -> String {
         // clap_complete 4.6 spells the hyphen in the program's name in two ways, so bash would
         // complete nothing after it.
         Shell::Bash => script.replace("mcp__subcmd__fleet", "mcp__fleet"),
+        Shell::Fish => format!("{script}{}", fish_values(command)),
         _ => script,
     }
+}
+
+/// The values of arguments without a flag, which clap_complete 4.6 leaves out for fish. Only
+/// commands of the first level have such arguments.
+fn fish_values(command: &clap::Command) -> String {
+    let mut lines = String::new();
+    for subcommand in command.get_subcommands() {
+        for argument in subcommand.get_positionals() {
+            let values = argument.get_possible_values();
+            let names: Vec<_> = values.iter().map(|value| value.get_name()).collect();
+            if !names.is_empty() {
+                lines.push_str(&format!(
+                    "complete -c mcp-fleet -n \"__fish_mcp_fleet_using_subcommand {}\" -f -a \"{}\"\n",
+                    subcommand.get_name(),
+                    names.join(" ")
+                ));
+            }
+        }
+    }
+    lines
 }
 
 #[cfg(test)]
@@ -110,6 +131,7 @@ mod tests {
                 (&["dlq", "repl"], "replay"),
                 (&["dlq", "replay", "--dry"], "--dry-run"),
                 (&["jobs", "list", "--state", "succ"], "succeeded"),
+                (&["completions", "fi"], "fish"),
             ] {
                 let Some(offered) = completed(program, &path, words) else { continue };
                 assert!(

@@ -1,6 +1,6 @@
 //! The Kafka connection flags of all commands that need one.
 
-use fleet_job::topics::{DEFAULT_JOBS_TOPIC, Topics};
+use fleet_job::topics::{DEFAULT_JOBS_TOPIC, Topics, parse_jobs_topic};
 use fleet_kafka::{compression::Compression, settings::Settings};
 use fleet_ops::config::Env;
 
@@ -28,6 +28,7 @@ pub(crate) struct Connection {
         env = "KAFKA_TOPIC",
         default_value = DEFAULT_JOBS_TOPIC,
         value_name = "NAME",
+        value_parser = parse_jobs_topic,
     )]
     pub(crate) topic: String,
 

@@ -46,9 +46,9 @@ pub(crate) fn line(text: &str) {
     write_line(std::io::stdout(), text);
 }
 
-/// Prints a problem on standard error.
+/// Prints a problem on standard error. If nobody reads it, the exit code still tells of it.
 pub(crate) fn problem(text: &str) {
-    write_line(std::io::stderr(), format_args!("mcp-fleet: {text}"));
+    _ = writeln!(std::io::stderr(), "mcp-fleet: {text}");
 }
 
 /// A drawing on standard output that is repeatedly redrawn in place.

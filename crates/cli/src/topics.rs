@@ -61,7 +61,7 @@ pub(crate) struct Create {
     replication: Option<i32>,
 
     /// Also create this topic, for jobs that name it in `replyTo`; may be repeated
-    #[arg(help_heading = "Topics", long, value_name = "NAME")]
+    #[arg(help_heading = "Topics", long, value_name = "NAME", value_parser = fleet_job::topics::parse_name)]
     replies: Vec<String>,
 
     /// Print one JSON object

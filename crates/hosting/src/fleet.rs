@@ -31,6 +31,7 @@ use super::{
     launch,
     notices::{Dropped, Notice},
     routes::Routes,
+    secrets::Secrets,
     status::{ServerStatus, Unavailable},
     tend::{note_end, tend},
     upstream::Upstream,
@@ -440,6 +441,11 @@ impl Fleet {
         };
         notice.params.iter_mut().for_each(|params| apps::offer_in_answer(&hosted.name, params));
         self.announce(Change::Notice { extension: extension.into(), notice: Arc::new(notice) });
+    }
+
+    /// The values to hide in what is said about a server.
+    pub(crate) fn secrets(&self, name: &str) -> Secrets {
+        self.servers().get(name).map(|hosted| hosted.state().secrets()).unwrap_or_default()
     }
 
     /// Where calls go.

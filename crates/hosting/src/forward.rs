@@ -102,6 +102,9 @@ pub async fn forward(
             Ok(result)
         }
         Err(Failure { mut error, sign }) => {
+            if !matches!(sign, Sign::Answer) || is_unreadable(&error) {
+                error = hide_values(fleet, server, error);
+            }
             match sign {
                 Sign::Answer => ticket.answered(),
                 Sign::Lost => ticket.lost(&error.message),
@@ -117,6 +120,13 @@ pub async fn forward(
             Err(error)
         }
     }
+}
+
+/// Puts names in the place of the values that the server was configured with. For errors of ours,
+/// which may quote what the server sent.
+pub fn hide_values(fleet: &Fleet, server: &str, error: ErrorData) -> ErrorData {
+    let message = fleet.secrets(server).hide(error.message);
+    ErrorData { message, ..error }
 }
 
 /// A call that came to no result.

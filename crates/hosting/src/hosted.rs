@@ -18,6 +18,7 @@ use super::{
     calls::Calls,
     catalog::Catalog,
     launch::LaunchSpec,
+    secrets::Secrets,
     upstream::{ConnectError, SHOWN_STDERR, Upstream},
 };
 
@@ -178,6 +179,11 @@ impl Hosted {
 }
 
 impl State {
+    /// The values that went into its configuration.
+    pub(super) fn secrets(&self) -> Secrets {
+        self.launch.as_ref().map(|launch| launch.spec.secrets().clone()).unwrap_or_default()
+    }
+
     /// It runs. Gives back what ran before.
     pub(super) fn started(
         &mut self,

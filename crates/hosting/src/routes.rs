@@ -132,6 +132,12 @@ impl Routes {
         self.tools.values().filter(move |route| route.server == server)
     }
 
+    /// The offered names of the first few tools that are called `name` at their servers.
+    pub fn tools_called<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a str> {
+        let routes = self.tools.values().filter(move |route| route.name == name);
+        routes.map(|route| &*route.listed.name).take(5)
+    }
+
     /// Where a request for this prompt goes.
     pub fn prompt(&self, name: &str) -> Option<&Route<Prompt>> {
         find(&self.prompts, name)

@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use super::{
     breaker::Standing,
-    hosted::{Hosted, Phase},
+    hosted::{Hosted, Phase, State},
     launch::LaunchSpec,
     listed::HiddenTool,
     routes::Routes,
@@ -229,7 +229,7 @@ impl ServerStatus {
             uptime_ms: running.map(|upstream| millis(upstream.since)),
             tool_count: tools.len(),
             tools,
-            hidden_tools: routes.hidden(&hosted.name).to_vec(),
+            hidden_tools: hidden_tools(hosted, &state, routes),
             prompt_count: state.catalog.prompts.len(),
             resource_count: state.catalog.resources.len() + state.catalog.templates.len(),
             restarts: state.restarts,
@@ -251,7 +251,7 @@ impl Unavailable {
     /// The warning for a server, where there is something to warn of.
     pub(super) fn of(hosted: &Hosted, routes: &Routes) -> Option<Self> {
         let state = hosted.state();
-        let hidden_tools = routes.hidden(&hosted.name).to_vec();
+        let hidden_tools = hidden_tools(hosted, &state, routes);
         let breaker = BreakerStatus::of(hosted, Instant::now());
         let runs = matches!(state.phase, Phase::Running(_) | Phase::Idle);
         let trouble = hosted.calls.trouble().is_some();
@@ -266,6 +266,15 @@ impl Unavailable {
 
 /// The state as people see it: what no call gets through to does not run, whatever its connection
 /// says.
+/// The tools of a server that are not offered. Their names are the server's and may hold values of
+/// variables, like everything it sends.
+fn hidden_tools(hosted: &Hosted, state: &State, routes: &Routes) -> Vec<HiddenTool> {
+    let secrets = state.secrets();
+    let hide = |text: &str| secrets.hide(text).into_owned();
+    let hidden = routes.hidden(&hosted.name).iter();
+    hidden.map(|tool| HiddenTool { name: hide(&tool.name), reason: hide(&tool.reason) }).collect()
+}
+
 fn state_of(phase: &Phase, in_trouble: bool) -> &'static str {
     match phase {
         Phase::Running(_) if in_trouble => "failed",

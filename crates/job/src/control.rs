@@ -86,8 +86,15 @@ impl Cancelled {
     }
 
     /// Takes up a record of the control topic.
-    pub fn add(&mut self, control: Control) {
+    ///
+    /// A reason stays if the same cancellation is asked for again without one.
+    pub fn add(&mut self, mut control: Control) {
         let key = (control.time, control.job_id.clone());
+        if control.reason.is_none()
+            && let Some(before) = self.jobs.get(&control.job_id)
+        {
+            control.reason.clone_from(&before.reason);
+        }
         if let Some(before) = self.jobs.insert(control.job_id.clone(), control) {
             self.by_time.remove(&(before.time, before.job_id));
         }
@@ -132,6 +139,18 @@ mod tests {
         assert!(cancelled.get("j", None).is_some());
         assert!(cancelled.get("j", Some(at(101))).is_none());
         assert!(cancelled.get("k", None).is_none());
+    }
+
+    #[test]
+    fn a_reason_stays_until_there_is_another() {
+        let mut cancelled = Cancelled::new(10);
+        for (time, reason, expected) in
+            [(1, Some("first"), "first"), (2, None, "first"), (3, Some("other"), "other")]
+        {
+            cancelled.add(Control::cancel("j", None, at(time), reason));
+            let control = cancelled.get("j", None).unwrap();
+            assert_eq!(control.reason.as_deref(), Some(expected));
+        }
     }
 
     #[test]

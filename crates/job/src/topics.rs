@@ -39,6 +39,16 @@ impl Topics {
         }
     }
 
+    /// Whether `name` belongs to the fleet, to its registry or to Kafka itself, so that no job may
+    /// have it as `replyTo`. The registry's default name is reserved too, since others of the fleet
+    /// may use that although `registry` is another one.
+    pub fn is_reserved(&self, registry: &str, name: &str) -> bool {
+        self.contains(name)
+            || name == registry
+            || name == DEFAULT_REGISTRY_TOPIC
+            || name.starts_with("__")
+    }
+
     /// Whether `name` is one of the fleet's own topics: the jobs topic, or one whose name begins
     /// with that and a dot.
     pub fn contains(&self, name: &str) -> bool {
@@ -62,9 +72,44 @@ pub fn is_valid_name(name: &str) -> bool {
         && name.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-'))
 }
 
+/// Reads the name of a topic, as a flag takes it.
+///
+/// # Errors
+/// What is wrong with the name, and what it may be.
+pub fn parse_name(name: &str) -> Result<String, String> {
+    if is_valid_name(name) {
+        return Ok(name.to_owned());
+    }
+    Err("not a topic name that Kafka allows: 1 to 249 letters, digits, `.`, `_` and `-`, and neither `.` nor `..`".to_owned())
+}
+
+/// Reads the name of a jobs topic, from which the names of the fleet's other topics follow.
+///
+/// # Errors
+/// As [`parse_name`], and if the names of the other topics would be too long.
+pub fn parse_jobs_topic(name: &str) -> Result<String, String> {
+    let name = parse_name(name)?;
+    if !is_valid_name(&Topics::of(&*name).delayed) {
+        return Err("too long: the names of the fleet's other topics, such as `….delayed`, may have 249 bytes".to_owned());
+    }
+    Ok(name)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn names_are_checked_as_kafka_does() {
+        for good in ["mcp-jobs", "a", "A.b_c-9"] {
+            assert_eq!(parse_jobs_topic(good).as_deref(), Ok(good));
+        }
+        for bad in ["", ".", "..", "bad/name", "bad name", "ü"] {
+            assert!(parse_jobs_topic(bad).unwrap_err().contains("letters, digits"), "{bad}");
+        }
+        assert!(parse_name(&"a".repeat(249)).is_ok());
+        assert!(parse_jobs_topic(&"a".repeat(249)).unwrap_err().contains("too long"));
+    }
 
     #[test]
     fn names_follow_the_jobs_topic() {

@@ -15,6 +15,8 @@ pub struct JobsConfig {
     pub brokers: String,
     /// The jobs topic.
     pub topic: String,
+    /// The topic in which servers share what they host; no job may name it in `replyTo`.
+    pub registry_topic: String,
     /// The consumer group of the workers.
     pub group: String,
     /// The largest job, in bytes.

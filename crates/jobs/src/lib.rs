@@ -77,6 +77,7 @@ pub struct Jobs {
 struct Inner {
     link: Link,
     topics: Topics,
+    registry_topic: String,
     /// The consumer group of the workers.
     group: String,
     max_job_bytes: usize,
@@ -156,6 +157,7 @@ impl Jobs {
         let inner = Arc::new(Inner {
             link,
             topics,
+            registry_topic: config.registry_topic.clone(),
             group: config.group.clone(),
             max_job_bytes: config.max_job_bytes,
             owners: config.owners.clone(),
@@ -430,6 +432,9 @@ impl Jobs {
         submitted_at: Option<Timestamp>,
         reason: Option<&str>,
     ) -> Result<(), JobsError> {
+        // The topic is compacted, so a second record must say what the first one said.
+        let before = self.inner.cancelled().get(job_id, None).and_then(|told| told.reason.clone());
+        let reason = reason.or(before.as_deref());
         let control = Control::cancel(job_id, submitted_at, fleet_ops::clock::now(), reason);
         let record = Outgoing {
             topic: self.inner.topics.control.clone(),

@@ -83,7 +83,11 @@ impl Jobs {
         trace: &TraceContext,
     ) -> Result<Vec<Submitted>, JobsError> {
         let jobs = prepare(requests, caller)?;
-        for job in &jobs {
+        for (index, job) in jobs.iter().enumerate() {
+            self.check_reply_topic(&job.envelope).map_err(|error| match jobs.len() {
+                1 => JobsError::Bad(error),
+                _ => JobsError::BadJob { index, error },
+            })?;
             self.check_size(&job.envelope)?;
         }
         self.must_be_read()?;
@@ -246,6 +250,20 @@ impl Jobs {
                 return Err(JobsError::NotReady(why.to_owned()));
             }
             tokio::time::sleep(LOOK_AGAIN).await;
+        }
+    }
+
+    /// Refuses a job whose reply would go where no worker writes one.
+    fn check_reply_topic(&self, envelope: &Envelope) -> Result<(), BadRequest> {
+        let inner = &self.inner;
+        match &envelope.reply_to {
+            Some(topic) if inner.topics.is_reserved(&inner.registry_topic, topic) => {
+                Err(BadRequest(format!(
+                    "`replyTo`: `{topic}` is a topic of the fleet or of Kafka; name one of your own, which MCP_REPLY_TOPICS of \
+                 the workers allows"
+                )))
+            }
+            _ => Ok(()),
         }
     }
 

@@ -19,6 +19,12 @@ pub enum KafkaError {
         /// Why.
         reason: String,
     },
+    /// This is not the address of a broker.
+    #[error(
+        "KAFKA_BROKERS: `{0}` is not the address of a broker; expected host:port, such as kafka:9092 [{code}]",
+        code = codes::SETTING
+    )]
+    Brokers(String),
     /// The client could not be made from its properties.
     #[error("the Kafka client could not be started")]
     Client(#[source] Native),
@@ -135,6 +141,7 @@ impl KafkaError {
     pub fn is_retryable(&self) -> bool {
         match self {
             Self::Property { .. }
+            | Self::Brokers(_)
             | Self::Client(_)
             | Self::CreateTopic { .. }
             | Self::PollThread(_)

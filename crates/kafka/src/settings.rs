@@ -152,6 +152,10 @@ impl Settings {
                 reason: reason.into(),
             })
         };
+        let mut brokers = self.brokers.split(',').map(str::trim);
+        if let Some(wrong) = brokers.find(|broker| !is_broker(broker)) {
+            return Err(KafkaError::Brokers(wrong.to_owned()));
+        }
         for (name, value) in &self.properties {
             if let Some((_, reason)) = OWNED.iter().find(|(owned, _)| owned == name) {
                 return refuse(name, value, reason);
@@ -347,9 +351,35 @@ impl Settings {
     }
 }
 
+/// Whether librdkafka takes this for the address of a broker: host and port, perhaps with a
+/// security protocol as the scheme.
+fn is_broker(text: &str) -> bool {
+    const SCHEMES: [&str; 4] = ["plaintext", "ssl", "sasl_plaintext", "sasl_ssl"];
+    let address = match text.split_once("://") {
+        Some((scheme, rest)) if SCHEMES.iter().any(|own| own.eq_ignore_ascii_case(scheme)) => rest,
+        Some(_) => return false,
+        None => text,
+    };
+    !address.contains(['/', '@', '?', '#'])
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_no_address_of_a_broker_is_refused() {
+        for good in ["kafka:9092", "a:1, b:2", "kafka", "[::1]:9092", "SASL_SSL://k:1"] {
+            Settings::new(good).check().unwrap();
+        }
+        for bad in ["http://kafka:9092", "a:1,https://b:2", "kafka:9092/topic", "tcp://k:1"] {
+            let message = Settings::new(bad).check().unwrap_err().to_string();
+            assert!(
+                message.contains("KAFKA_BROKERS") && message.contains("host:port"),
+                "{message}"
+            );
+        }
+    }
 
     fn check(name: &str, value: &str) -> Result<(), KafkaError> {
         let properties = BTreeMap::from([(name.to_owned(), value.to_owned())]);

@@ -43,8 +43,8 @@ pub fn init(service: &str) {
     ONCE.call_once(|| {
         let env = Env::process();
         let (filter, complaint) = filter(&env);
+        let (json, complaint_of_format) = parse_format(&env);
 
-        let json = env.get("LOG_FORMAT").is_some_and(|f| f.eq_ignore_ascii_case("json"));
         let builder = tracing_subscriber::fmt()
             .with_env_filter(filter)
             .with_writer(std::io::stderr)
@@ -65,12 +65,33 @@ pub fn init(service: &str) {
             builder.with_ansi(std::io::stderr().is_terminal()).try_init()
         };
 
-        if installed.is_ok()
-            && let Some(complaint) = complaint
-        {
-            tracing::warn!("{complaint}");
+        if installed.is_ok() {
+            for complaint in [complaint, complaint_of_format].into_iter().flatten() {
+                tracing::warn!("{complaint}");
+            }
         }
     });
+}
+
+/// Returns whether lines are JSON, and a complaint if `LOG_FORMAT` is not a format.
+fn parse_format(env: &Env) -> (bool, Option<String>) {
+    match env.get("LOG_FORMAT") {
+        None => (false, None),
+        Some(format) if format.eq_ignore_ascii_case("text") => (false, None),
+        Some(format) if format.eq_ignore_ascii_case("json") => (true, None),
+        Some(format) => {
+            let complaint = format!("ignoring LOG_FORMAT: `{format}` is not text or json");
+            (false, Some(complaint))
+        }
+    }
+}
+
+/// Returns a part of `LOG_LEVEL` that is meant as a level and is not one. The filter would take it
+/// for the name of a crate and silence everything else.
+fn find_unknown_level(filter: &str) -> Option<&str> {
+    let parts = filter.split(',').map(str::trim).filter(|part| !part.is_empty());
+    let mut words = parts.filter(|part| !part.contains(['=', ':', '[']));
+    words.find(|word| word.parse::<LevelFilter>().is_err())
 }
 
 /// Returns the filter that the environment asks for, and a complaint if it could not be parsed.
@@ -83,13 +104,21 @@ fn filter(env: &Env) -> (EnvFilter, Option<String>) {
         }
     };
 
-    match EnvFilter::builder().parse(&text) {
+    let unknown_level =
+        env.get("LOG_LEVEL").filter(|_| name == "LOG_LEVEL").and_then(find_unknown_level);
+    let parsed = match unknown_level {
+        Some(word) => Err(format!(
+            "`{word}` is not off, error, warn, info, debug, trace, or a filter such as info,fleet_engine=trace"
+        )),
+        None => EnvFilter::builder().parse(&text).map_err(|error| error.to_string()),
+    };
+    match parsed {
         Ok(filter) => (filter, None),
-        Err(error) => {
+        Err(why) => {
             let fallback = format!("{}{QUIET},info", rmcp_caps("", LevelFilter::WARN));
             (
                 EnvFilter::new(fallback),
-                Some(format!("ignoring the invalid log filter in {name}: {error}")),
+                Some(format!("ignoring the invalid log filter in {name}: {why}")),
             )
         }
     }
@@ -182,6 +211,19 @@ mod tests {
     }
 
     #[test]
+    fn what_is_not_understood_is_named_with_the_choices() {
+        let (_, complaint) = filter(&Env::of([("LOG_LEVEL", "loud")]));
+        let complaint = complaint.expect("a complaint");
+        assert!(complaint.contains("LOG_LEVEL") && complaint.contains("debug"), "{complaint}");
+
+        let format = |value: &str| parse_format(&Env::of([("LOG_FORMAT", value)]));
+        assert_eq!((format("JSON"), format("text")), ((true, None), (false, None)));
+        let (json, complaint) = format("xml");
+        let complaint = complaint.expect("a complaint");
+        assert!(!json && complaint.contains("LOG_FORMAT") && complaint.contains("text or json"));
+    }
+
+    #[test]
     fn the_filter_comes_from_the_environment() {
         let check = |env: &[(&str, &str)], expected: &str, complains: bool| {
             let (filter, complaint) = filter(&Env::of(env.iter().copied()));
@@ -195,6 +237,8 @@ mod tests {
         check(&[("LOG_LEVEL", "info,fleet_engine=trace")], "fleet_engine=trace", false);
         check(&[("LOG_LEVEL", "debug"), ("RUST_LOG", "trace")], "trace", false);
         check(&[("RUST_LOG", "=/=nonsense=")], "info", true);
+        check(&[("LOG_LEVEL", "loud")], "info", true);
+        check(&[("LOG_LEVEL", "WARN,hyper=debug")], "warn", false);
         for (own, rmcp) in [
             ("trace", "rmcp=info"),
             ("debug", "rmcp=info"),

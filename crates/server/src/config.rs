@@ -156,6 +156,7 @@ fn jobs(args: &Args) -> Result<Option<JobsConfig>, ServerError> {
     Ok(Some(JobsConfig {
         brokers: brokers.to_owned(),
         topic: args.jobs_topic.clone(),
+        registry_topic: args.registry_topic.clone(),
         group: args.consumer_group.clone(),
         max_job_bytes: usize::try_from(args.max_job_bytes).unwrap_or(usize::MAX),
         data_dir: args.data_dir.clone(),

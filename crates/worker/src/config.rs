@@ -426,16 +426,7 @@ impl Args {
                 None => topic == pattern,
             }
         });
-        is_listed && !self.is_reserved(topic)
-    }
-
-    /// Whether a topic belongs to the fleet or to Kafka. The registry's default name is reserved
-    /// too: servers may use it even if this worker was configured with another one.
-    fn is_reserved(&self, topic: &str) -> bool {
-        self.topics().contains(topic)
-            || topic == self.registry_topic
-            || topic == DEFAULT_REGISTRY_TOPIC
-            || topic.starts_with("__")
+        is_listed && !self.topics().is_reserved(&self.registry_topic, topic)
     }
 }
 

@@ -47,7 +47,10 @@ pub enum WorkerError {
     /// Kafka refuses the worker, or can't be used.
     #[error(transparent)]
     Kafka(#[from] KafkaError),
-    /// The health endpoint or the signal handlers could not be set up.
+    /// The worker can't listen at the address of its health endpoint.
+    #[error("{0}; choose another port with --port or PORT")]
+    Listen(std::io::Error),
+    /// The ready file or the signal handlers could not be set up.
     #[error("the worker could not start")]
     Io(#[from] std::io::Error),
 }
@@ -99,14 +102,15 @@ struct Endpoint {
 }
 
 impl Endpoint {
-    async fn start(args: &Args) -> std::io::Result<Self> {
+    async fn start(args: &Args) -> Result<Self, WorkerError> {
         let recorder = fleet_ops::metrics::install();
         recorder.describe(metrics::TABLE);
         recorder.identify("kafka-worker", env!("CARGO_PKG_VERSION"));
         invariant::declare(&["I1", "I2", "I3", "I4", "I5", "I6", "I7", "metadata-overflow"]);
 
         let health = http::Health::new();
-        let (listener, address) = http::bind(SocketAddr::new(args.host, args.port)).await?;
+        let (listener, address) =
+            http::bind(SocketAddr::new(args.host, args.port)).await.map_err(WorkerError::Listen)?;
         if let Some(path) = &args.ready_file {
             http::write_ready_file(path, address)?;
         }

@@ -96,6 +96,9 @@ fn bodies(address: SocketAddr) {
         b"{}",
     )
     .problem(422, "bad-job");
+    let packed = [json[0], ("content-encoding", "gzip")];
+    request(address, "POST", "/jobs", &packed, br#"{"tool":"t"}"#)
+        .problem(415, "unsupported-media-type");
     let check = |body: Value, says: &str, index: Value| {
         let answer = post(address, "/jobs", &body);
         let detail = answer.problem(422, "bad-job");
@@ -110,6 +113,10 @@ fn bodies(address: SocketAddr) {
     check(json!({"tool": "t", "jobID": ""}), "`jobID` is empty", null());
     check(json!({"tool": "t", "notBefore": "tomorrow"}), "RFC 3339", null());
     check(json!({"tool": "t", "replyTo": "no such topic"}), "`replyTo`", null());
+    for topic in ["mcp-servers", "__consumer_offsets"] {
+        check(json!({"tool": "t", "replyTo": topic}), "is a topic of the fleet", null());
+        check(json!([read_file(), {"tool": "t", "replyTo": topic}]), "of the fleet", json!(1));
+    }
     check(json!({"jobType": "dance", "payload": {}}), "`dance` is unknown", null());
     check(json!([read_file(), {"tool": 7}]), "job 1, `tool`", json!(1));
     check(

@@ -32,6 +32,7 @@ use super::{
     producers::{self, Producers},
     quiet::{Asked, LONGEST_QUIET, LastFetch, Writes, Written},
     storage::Storage,
+    topic_names,
 };
 
 /// The APIs that are served. The engine has routes for more, but some of them make it panic and end
@@ -214,8 +215,12 @@ impl Router {
                 shared.writes.send_modify(Writes::note_everywhere);
                 body
             }
-            Body::CreateTopicsRequest(create) => {
-                let body = shared.serve_by_engine(request.header, create.into()).await?;
+            Body::CreateTopicsRequest(mut create) => {
+                let refused = topic_names::refuse_invalid(&mut create);
+                let mut body = shared.serve_by_engine(request.header, create.into()).await?;
+                if let Body::CreateTopicsResponse(response) = &mut body {
+                    response.topics.get_or_insert_default().extend(refused);
+                }
                 shared.writes.send_modify(Writes::note_everywhere);
                 body
             }

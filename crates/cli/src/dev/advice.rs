@@ -63,8 +63,9 @@ mod tests {
 
     #[test]
     fn every_command_can_be_typed() {
-        for topic in [DEFAULT_JOBS_TOPIC, "it's mine"] {
-            for words in commands("./my fleet", "127.0.0.1:1", "http://127.0.0.1:2", topic) {
+        for (program, topic) in [("./my fleet", DEFAULT_JOBS_TOPIC), ("./it's mine", "other.jobs")]
+        {
+            for words in commands(program, "127.0.0.1:1", "http://127.0.0.1:2", topic) {
                 crate::Cli::try_parse_from(&words)
                     .unwrap_or_else(|error| panic!("{words:?}: {error}"));
 

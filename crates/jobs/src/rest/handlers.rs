@@ -46,6 +46,7 @@ pub(super) async fn submit(
     body: Bytes,
 ) -> Result<Response, Problem> {
     must_be_json(&headers)?;
+    must_be_plain(&headers)?;
     let mut requests = requests(&body)?;
     if let Some(key) = header_text(&headers, IDEMPOTENCY_KEY)? {
         take_key(&mut requests, key)?;
@@ -151,6 +152,24 @@ fn must_be_json(headers: &HeaderMap) -> Result<(), Problem> {
         Kind::UnsupportedMediaType,
         format!("the body must be application/json, and {said}"),
     ))
+}
+
+/// A body that is said to be compressed is not read, whatever it is.
+fn must_be_plain(headers: &HeaderMap) -> Result<(), Problem> {
+    let encodings = headers.get_all(header::CONTENT_ENCODING);
+    let is_plain = |value: &HeaderValue| {
+        value.to_str().is_ok_and(|value| value.trim().eq_ignore_ascii_case("identity"))
+    };
+    match encodings.iter().find(|value| !is_plain(value)) {
+        None => Ok(()),
+        Some(encoding) => Err(Problem::new(
+            Kind::UnsupportedMediaType,
+            format!(
+                "the body must not be compressed, and its Content-Encoding is {}",
+                String::from_utf8_lossy(encoding.as_bytes())
+            ),
+        )),
+    }
 }
 
 /// The jobs in a body: one, an array of them, or an object with `jobs`.

@@ -69,10 +69,9 @@ impl Gateway {
             .iter_mut()
             .for_each(|arguments| apps::restore_in_object(&route.server, arguments));
         let request = ClientRequest::GetPromptRequest(GetPromptRequest::new(params));
-        forward::prompt(
-            &route.server,
-            forward::forward(&self.inner.fleet, &route.server, request, &context).await?,
-        )
+        let result = forward::forward(&self.inner.fleet, &route.server, request, &context).await?;
+        forward::prompt(&route.server, result)
+            .map_err(|error| forward::hide_values(&self.inner.fleet, &route.server, error))
     }
 
     /// Waits a moment for the registry to tell of the server of a prompt that is not known here.
@@ -102,10 +101,9 @@ impl Gateway {
         params.uri = uri.to_owned();
         params.meta = None;
         let request = ClientRequest::ReadResourceRequest(ReadResourceRequest::new(params));
-        forward::resource(
-            &server,
-            forward::forward(&self.inner.fleet, &server, request, &context).await?,
-        )
+        let result = forward::forward(&self.inner.fleet, &server, request, &context).await?;
+        forward::resource(&server, result)
+            .map_err(|error| forward::hide_values(&self.inner.fleet, &server, error))
     }
 
     pub(super) async fn completions(
@@ -146,9 +144,8 @@ impl Gateway {
         params.meta = None;
         apps::restore_in_text(&server, &mut params.argument.value);
         let request = ClientRequest::CompleteRequest(CompleteRequest::new(params));
-        forward::completions(
-            &server,
-            forward::forward(&self.inner.fleet, &server, request, &context).await?,
-        )
+        let result = forward::forward(&self.inner.fleet, &server, request, &context).await?;
+        forward::completions(&server, result)
+            .map_err(|error| forward::hide_values(&self.inner.fleet, &server, error))
     }
 }

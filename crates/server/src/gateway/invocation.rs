@@ -3,7 +3,10 @@
 
 use std::{sync::Arc, time::Instant};
 
-use fleet_hosting::{apps, forward, routes::Route};
+use fleet_hosting::{
+    apps, forward,
+    routes::{Route, Routes},
+};
 use fleet_job::{size::clipped, tool_name};
 use fleet_ops::trace::Span;
 use http::request::Parts;
@@ -179,7 +182,9 @@ impl Gateway {
         if let Some(tool) = fleet.routes().tool(name).map(HostedTool::of) {
             return Ok(tool);
         }
-        let Some(server) = tool_name::server_of(name) else { return Err(unknown_tool(name)) };
+        let Some(server) = tool_name::server_of(name) else {
+            return Err(unknown_tool_with_hint(name, &fleet.routes()));
+        };
         if !self.find(server, name).await? {
             return Err(forward::unknown_server(server, name));
         }
@@ -202,7 +207,10 @@ impl Gateway {
         let request = ClientRequest::CallToolRequest(CallToolRequest::new(params));
         let forwarded = forward::forward(&self.inner.fleet, server, request, &context).await;
 
-        let result = forwarded.and_then(|result| forward::tool_result(server, result));
+        let result = forwarded.and_then(|result| {
+            let result = forward::tool_result(server, result);
+            result.map_err(|error| forward::hide_values(&self.inner.fleet, server, error))
+        });
         record_outcome(&span, outcome(&result), &result);
         result
     }
@@ -244,4 +252,15 @@ fn record_outcome(
 
 fn unknown_tool(name: &str) -> ErrorData {
     ErrorData::invalid_params(format!("unknown tool `{}`", clipped(name, MAX_NAME)), None)
+}
+
+/// The error for an unknown tool that names hosted servers' tools of this name.
+fn unknown_tool_with_hint(name: &str, routes: &Routes) -> ErrorData {
+    let mut error = unknown_tool(name);
+    let offered: Vec<_> = routes.tools_called(name).map(|name| format!("`{name}`")).collect();
+    if !offered.is_empty() {
+        error.message =
+            format!("{}; hosted servers offer {}", error.message, offered.join(", ")).into();
+    }
+    error
 }

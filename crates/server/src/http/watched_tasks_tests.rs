@@ -38,6 +38,7 @@ impl Server {
         let config = JobsConfig {
             brokers: "127.0.0.1:1".to_owned(),
             topic: "mcp-jobs".to_owned(),
+            registry_topic: "mcp-servers".to_owned(),
             group: "mcp-workers".to_owned(),
             max_job_bytes: 1 << 20,
             data_dir: None,

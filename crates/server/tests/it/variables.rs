@@ -67,6 +67,39 @@ async fn no_refusal_shows_the_value_of_a_variable() {
     assert!(answer.to_string().contains("key ${K}, x"), "{answer}");
 }
 
+/// What a server sends may hold the value, and so may our words about it.
+#[tokio::test]
+async fn no_quotation_of_a_server_shows_the_value_of_a_variable() {
+    let dir = tempfile::tempdir().unwrap();
+    let garbage = r#"printf '{"jsonrpc":"2.0","id":%s,"result":{"%s"\n' "$id" "$KEY""#;
+    let odd = r#"printf '{"jsonrpc":"2.0","id":%s,"result":"%s"}\n' "$id" "$KEY""#;
+    let named = legacy_server("work", ANSWER_TEXT)
+        .replace(r#""tools":["#, r#""tools":[{"name":"'"$KEY"'","inputSchema":5},"#);
+    let programs = [
+        ("garbage", legacy_server("work", garbage)),
+        ("odd", legacy_server("work", odd)),
+        ("named", named),
+    ]
+    .map(|(name, body)| (name, script(dir.path(), name, &body)));
+
+    let commands = programs.each_ref().map(|(_, program)| program.as_str()).join(";");
+    let allow = ["--allow-command", &commands, "--allow-env", "KEY", "--expand-env", "K"];
+    let server = Server::start_with(&allow, &[("K", VALUE)]).await;
+    for (name, program) in &programs {
+        let config = json!({"command": program, "env": {"KEY": "${K}"}});
+        server.initialize(name, config).await;
+    }
+
+    for name in ["garbage", "odd"] {
+        let answer = server.call_raw(&format!("{name}__work"), json!({})).await.to_string();
+        assert!(answer.contains("unreadable-answer") && answer.contains("${K}"), "{answer}");
+        assert!(!answer.contains(VALUE), "{answer}");
+    }
+    let status = server.call_ok("server_status", json!({})).await.to_string();
+    assert!(status.contains("hiddenTools") && status.contains("${K}"), "{status}");
+    assert!(!status.contains(VALUE), "{status}");
+}
+
 #[tokio::test]
 async fn a_variable_belongs_to_a_rule() {
     let dir = tempfile::tempdir().unwrap();
