@@ -1,9 +1,8 @@
-//! Reading the log: events into the ledger, wishes to cancel and claims into memory. Each on a
-//! thread of its own, because librdkafka's polling blocks.
+//! Reading the log: events into the ledger, wishes to cancel and claims into memory. A thread
+//! follows each topic, because librdkafka's polling blocks.
 
 use std::{
-    sync::{Arc, Weak, atomic::Ordering},
-    thread,
+    sync::{Arc, Weak},
     time::Duration,
 };
 
@@ -15,198 +14,100 @@ use fleet_job::{
 };
 use fleet_kafka::{
     KafkaError, admin,
-    follow::{FollowedTopic, Mailbox},
-    reader::From,
+    follow::{FollowGuard, FollowedTopic, Following, Interrupted, Listener, Opener, Unneeded},
 };
 use fleet_ledger::{Batch, LoggedEvent, Update};
 use fleet_ops::errors::chain;
-use fleet_retry::{Backoff, Retry};
 use tokio::runtime::Handle;
 
 use super::{Inner, JobsError, Standing};
 
-/// How long one question to a broker may take.
+/// How long the broker may take to say whether there are jobs.
 const ASK: Duration = Duration::from_secs(10);
-/// How long to wait for a record before looking whether anybody still needs it.
-const LOOK: Duration = Duration::from_secs(5);
-/// How many records are taken up at once.
-const BATCH: usize = 1_000;
-/// The waits between attempts to read a topic.
-const READING: Backoff = Backoff { base: Duration::from_millis(250), max: Duration::from_secs(5) };
 
-/// Starts the threads. They end when the jobs are dropped.
-pub(super) fn start(jobs: &Arc<Inner>) {
-    let runtime = Handle::current();
-    for what in [What::Events, What::Control, What::Claims] {
-        let mailbox = match what {
-            What::Events => jobs.events.clone(),
-            What::Control | What::Claims => Mailbox::default(),
-        };
-        let log = Log { jobs: Arc::downgrade(jobs), runtime: runtime.clone(), mailbox, what };
-        thread::spawn(move || log.read());
+/// Starts the threads, which end with their guards. Questions reach the one that follows the events
+/// by [`Inner::events`].
+pub(super) fn start(jobs: &Arc<Inner>) -> Result<[FollowGuard; 3], KafkaError> {
+    let follower = || jobs.link.follower.clone();
+    let service = Service { jobs: Arc::downgrade(jobs), runtime: Handle::current() };
+    Ok([
+        jobs.events.start("events", follower(), EventsLog(service.clone()))?,
+        Following::default().start("control", follower(), ControlLog(service.clone()))?,
+        Following::default().start("claims", follower(), ClaimsLog(service))?,
+    ])
+}
+
+/// Why the log is not read on.
+type Stopped = Interrupted<JobsError>;
+
+/// What can fail with another error than ours.
+trait OrStopped<T> {
+    /// The same, as the listeners report it.
+    fn or_stopped(self) -> Result<T, Stopped>;
+}
+
+impl<T, E: Into<JobsError>> OrStopped<T> for Result<T, E> {
+    fn or_stopped(self) -> Result<T, Stopped> {
+        self.map_err(|error| Interrupted::Failed(error.into()))
     }
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum What {
-    Events,
-    Control,
-    Claims,
-}
-
-struct Log {
+/// The service of jobs, which the threads don't keep alive: nothing holds it while there is nothing
+/// to read.
+#[derive(Clone)]
+struct Service {
     jobs: Weak<Inner>,
     runtime: Handle,
-    mailbox: Mailbox,
-    what: What,
 }
 
-/// Why reading has stopped.
-enum Stopped {
-    /// Nobody needs it any more.
-    Unneeded,
-    /// It has failed, and is begun anew.
-    Failed(JobsError),
-}
-
-impl<E: Into<JobsError>> std::convert::From<E> for Stopped {
-    fn from(error: E) -> Self {
-        Self::Failed(error.into())
-    }
-}
-
-impl Log {
-    fn read(&self) {
-        let mut retry = Retry::new(READING, rand::random());
-        loop {
-            let error = match self.open() {
-                Ok(topic) => {
-                    retry.succeeded();
-                    match self.what {
-                        What::Events => self.follow_events(topic),
-                        What::Control => self.follow_control(topic),
-                        What::Claims => self.follow_claims(topic),
-                    }
-                }
-                Err(stopped) => stopped,
-            };
-            let Some(jobs) = self.jobs.upgrade() else { return };
-            let error = match error {
-                Stopped::Unneeded => return,
-                Stopped::Failed(error) => error,
-            };
-            // Whoever runs a server beside a Kafka without jobs need not hear of it again and
-            // again.
-            match &error {
-                JobsError::Kafka(KafkaError::NoTopic(topic)) => {
-                    tracing::debug!(topic, "does not exist")
-                }
-                error => tracing::warn!(error = error.cause(), "the log of jobs can't be read"),
-            }
-            if self.what == What::Events {
-                jobs.standing.send_if_modified(|standing| standing.fail(&error));
-            }
-            drop(jobs);
-            thread::sleep(retry.failed());
-        }
-    }
-
+impl Service {
+    /// The service, if it is still needed.
     fn jobs(&self) -> Result<Arc<Inner>, Stopped> {
-        self.jobs.upgrade().filter(|jobs| !jobs.stop.is_cancelled()).ok_or(Stopped::Unneeded)
+        self.jobs.upgrade().filter(|jobs| !jobs.stop.is_cancelled()).ok_or(Interrupted::Unneeded)
     }
 
-    fn open(&self) -> Result<FollowedTopic, Stopped> {
-        let jobs = self.jobs()?;
-        let follower = &jobs.link.follower;
-        match self.what {
-            What::Events => {}
-            What::Control => {
-                return Ok(follower.open(&jobs.topics.control, From::Start, ASK, &self.mailbox)?);
-            }
-            What::Claims => return self.open_claims(&jobs),
-        }
-        let positions = self.runtime.block_on(jobs.store.positions())?;
-        let topic = match follower.open_at(&jobs.topics.events, &positions, ASK, &self.mailbox) {
+    fn is_needed(&self) -> bool {
+        self.jobs().is_ok()
+    }
+}
+
+/// Logs why the log can't be read. A server beside a Kafka without jobs should not hear of it again
+/// and again.
+fn log_failure(error: &JobsError) {
+    match error {
+        JobsError::Kafka(KafkaError::NoTopic(topic)) => tracing::debug!(topic, "does not exist"),
+        error => tracing::warn!(error = error.cause(), "the log of jobs can't be read"),
+    }
+}
+
+/// Takes events into the ledger.
+struct EventsLog(Service);
+
+impl Listener for EventsLog {
+    type Error = JobsError;
+
+    fn open(&mut self, opener: &Opener<'_>) -> Result<FollowedTopic, Stopped> {
+        let jobs = self.0.jobs()?;
+        let positions = self.0.runtime.block_on(jobs.store.positions()).or_stopped()?;
+
+        let opened = match opener.open_at(&jobs.topics.events, &positions) {
             Err(KafkaError::LogReset(topic)) => {
                 tracing::warn!(topic, "was made again: the ledger is made again too");
-                self.runtime.block_on(jobs.store.reset())?;
-                follower.open(&topic, From::Start, ASK, &self.mailbox)?
+                self.0.runtime.block_on(jobs.store.reset()).or_stopped()?;
+                opener.open(&topic)
             }
-            other => other?,
+            other => other,
         };
+        let topic = opened.or_stopped()?;
         jobs.hub.begin(topic.positions());
         Ok(topic)
     }
 
-    /// The topic of claims is the servers' own, so it is made where there are jobs and it is
-    /// missing.
-    fn open_claims(&self, jobs: &Inner) -> Result<FollowedTopic, Stopped> {
-        let (follower, settings) = (&jobs.link.follower, jobs.link.follower.settings());
-        let open = || follower.open(&jobs.topics.claims, From::Start, ASK, &self.mailbox);
-        match open() {
-            Err(KafkaError::NoTopic(_)) => {
-                admin::partitions(settings, &jobs.topics.events, ASK)?;
-                let topic = admin::claims_topic(&jobs.topics, -1);
-                self.runtime.block_on(admin::create_topics(settings, &[topic]))?;
-                Ok(open()?)
-            }
-            other => Ok(other?),
-        }
-    }
-
-    fn follow_claims(&self, mut topic: FollowedTopic) -> Stopped {
-        loop {
-            let step = next_records(&mut topic).map_err(Stopped::from).and_then(|records| {
-                let jobs = self.jobs()?;
-                records.into_iter().for_each(|record| jobs.claims().hear(record));
-                Ok(())
-            });
-            if let Err(stopped) = step {
-                return stopped;
-            }
-        }
-    }
-
-    /// Takes up events until that fails.
-    fn follow_events(&self, mut topic: FollowedTopic) -> Stopped {
-        let (mut asked, mut told) = (0, None);
-        loop {
-            let step = self.jobs().and_then(|jobs| {
-                let wanted = jobs.asked.load(Ordering::Acquire);
-                if told.is_some() && wanted > asked {
-                    topic.look_for_end(ASK)?;
-                    asked = wanted;
-                }
-                if topic.at_end() && told != Some(asked) {
-                    told = Some(asked);
-                    jobs.standing.send_replace(Standing::CaughtUp(asked));
-                }
-                Ok(())
-            });
-            // The jobs are not held while there is nothing to read, so that they can be dropped.
-            let step = step.and_then(|()| {
-                let records = next_records(&mut topic)?;
-                if records.is_empty() {
-                    return Ok(());
-                }
-                let jobs = self.jobs()?;
-                self.take_up(&jobs, records, &topic)
-            });
-            if let Err(stopped) = step {
-                return stopped;
-            }
-        }
-    }
-
-    fn take_up(
-        &self,
-        jobs: &Inner,
-        records: Vec<RawRecord>,
-        topic: &FollowedTopic,
-    ) -> Result<(), Stopped> {
+    fn take(&mut self, records: Vec<RawRecord>, topic: &FollowedTopic) -> Result<(), Stopped> {
+        let jobs = self.0.jobs()?;
         let updates: Vec<Update> = records.into_iter().filter_map(update).collect();
         let batch = Batch { updates: updates.clone(), positions: topic.positions() };
-        let verdicts = self.runtime.block_on(jobs.store.apply(batch))?;
+        let verdicts = self.0.runtime.block_on(jobs.store.apply(batch)).or_stopped()?;
         if verdicts.contains(&Verdict::Stale) {
             jobs.overtaken.notify_one();
         }
@@ -218,38 +119,92 @@ impl Log {
         Ok(())
     }
 
-    fn follow_control(&self, mut topic: FollowedTopic) -> Stopped {
-        loop {
-            let step = next_records(&mut topic).map_err(Stopped::from).and_then(|records| {
-                let jobs = self.jobs()?;
-                for record in records {
-                    if let Some(control) = record.value.as_deref().and_then(Control::from_bytes) {
-                        let job_id = control.job_id.clone();
-                        jobs.cancelled().add(control);
-                        jobs.hub.nudge(&job_id);
-                    }
-                }
-                Ok(())
-            });
-            if let Err(stopped) = step {
-                return stopped;
-            }
+    fn caught_up(&mut self, number: u64) -> Result<(), Stopped> {
+        self.0.jobs()?.standing.send_replace(Standing::CaughtUp(number));
+        Ok(())
+    }
+
+    fn failed(&mut self, error: JobsError) -> Result<(), Unneeded> {
+        log_failure(&error);
+        if let Some(jobs) = self.0.jobs.upgrade() {
+            jobs.standing.send_if_modified(|standing| standing.fail(&error));
         }
+        Ok(())
+    }
+
+    fn is_needed(&self) -> bool {
+        self.0.is_needed()
     }
 }
 
-/// What there is to read, after a wait for the first of it. Nothing also where the mailbox was
-/// woken.
-fn next_records(topic: &mut FollowedTopic) -> Result<Vec<RawRecord>, KafkaError> {
-    let mut records = Vec::new();
-    let mut wait = LOOK;
-    while records.len() < BATCH
-        && let Some(record) = topic.next(wait)?
-    {
-        records.push(record);
-        wait = Duration::ZERO;
+/// Takes wishes to cancel into memory.
+struct ControlLog(Service);
+
+impl Listener for ControlLog {
+    type Error = JobsError;
+
+    fn open(&mut self, opener: &Opener<'_>) -> Result<FollowedTopic, Stopped> {
+        opener.open(&self.0.jobs()?.topics.control).or_stopped()
     }
-    Ok(records)
+
+    fn take(&mut self, records: Vec<RawRecord>, _: &FollowedTopic) -> Result<(), Stopped> {
+        let jobs = self.0.jobs()?;
+        let read = |record: RawRecord| record.value.as_deref().and_then(Control::from_bytes);
+        for control in records.into_iter().filter_map(read) {
+            let job_id = control.job_id.clone();
+            jobs.cancelled().add(control);
+            jobs.hub.nudge(&job_id);
+        }
+        Ok(())
+    }
+
+    fn failed(&mut self, error: JobsError) -> Result<(), Unneeded> {
+        log_failure(&error);
+        Ok(())
+    }
+
+    fn is_needed(&self) -> bool {
+        self.0.is_needed()
+    }
+}
+
+/// Takes claims into memory.
+struct ClaimsLog(Service);
+
+impl Listener for ClaimsLog {
+    type Error = JobsError;
+
+    /// The topic of claims is the servers' own, so it is made where there are jobs and it is
+    /// missing.
+    fn open(&mut self, opener: &Opener<'_>) -> Result<FollowedTopic, Stopped> {
+        let jobs = self.0.jobs()?;
+        let topics = &jobs.topics;
+        match opener.open(&topics.claims) {
+            Err(KafkaError::NoTopic(_)) => {}
+            other => return other.or_stopped(),
+        }
+
+        admin::partitions(opener.settings(), &topics.events, ASK).or_stopped()?;
+        let topic = [admin::claims_topic(topics, -1)];
+        let created = admin::create_topics(opener.settings(), &topic);
+        self.0.runtime.block_on(created).or_stopped()?;
+        opener.open(&topics.claims).or_stopped()
+    }
+
+    fn take(&mut self, records: Vec<RawRecord>, _: &FollowedTopic) -> Result<(), Stopped> {
+        let jobs = self.0.jobs()?;
+        records.into_iter().for_each(|record| jobs.claims().hear(record));
+        Ok(())
+    }
+
+    fn failed(&mut self, error: JobsError) -> Result<(), Unneeded> {
+        log_failure(&error);
+        Ok(())
+    }
+
+    fn is_needed(&self) -> bool {
+        self.0.is_needed()
+    }
 }
 
 /// What a record of the events topic says. Anybody who may write there may have written it.

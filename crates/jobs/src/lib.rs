@@ -7,10 +7,7 @@
 
 use std::{
     collections::BTreeMap,
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
+    sync::{Arc, OnceLock},
     time::Duration,
 };
 
@@ -22,7 +19,12 @@ use fleet_job::{
     topics::Topics,
     view::{Cancellation, JobList, JobView},
 };
-use fleet_kafka::{KafkaError, admin, follow::Mailbox, link::Link, producer::Outgoing};
+use fleet_kafka::{
+    KafkaError, admin,
+    follow::{FollowGuard, Following},
+    link::Link,
+    producer::Outgoing,
+};
 use fleet_ledger::{Cursor, Known, MemoryStore, Query, SqliteStore, Store, retention::Forgotten};
 use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::{Notify, Semaphore, watch};
@@ -85,10 +87,10 @@ struct Inner {
     store: Arc<dyn Store>,
     hub: Arc<hub::Hub>,
     cancelled: Mutex<Cancelled>,
-    /// How often somebody has asked for the ledger to catch up.
-    asked: AtomicU64,
-    /// Where the events arrive; woken when somebody has asked.
-    events: Mailbox,
+    /// Asks the thread that follows the events how far it has come.
+    events: Following,
+    /// The threads that follow topics.
+    threads: OnceLock<[FollowGuard; 3]>,
     standing: watch::Sender<Standing>,
     /// That something stands behind the end of a job.
     overtaken: Notify,
@@ -164,15 +166,16 @@ impl Jobs {
             store,
             hub: Arc::new(hub::Hub::new()),
             cancelled: Mutex::new(Cancelled::new(MAX_CANCELLED)),
-            asked: AtomicU64::new(0),
-            events: Mailbox::default(),
+            events: Following::default(),
+            threads: OnceLock::new(),
             standing: watch::Sender::new(Standing::Reading),
             overtaken: Notify::new(),
             claims: Mutex::default(),
             searches: Arc::new(Semaphore::new(SEARCHES)),
             stop,
         });
-        follow::start(&inner);
+        _ = inner.threads.set(follow::start(&inner)?);
+
         let jobs = Self { inner };
         tokio::spawn(jobs.clone().tend());
         tokio::spawn(jobs.clone().measure());
@@ -477,8 +480,7 @@ impl Jobs {
     /// Waits until the ledger holds everything that the log held when this was called.
     pub(crate) async fn catch_up(&self) -> Result<(), JobsError> {
         self.must_be_read()?;
-        let number = self.inner.asked.fetch_add(1, Ordering::AcqRel) + 1;
-        self.inner.events.wake();
+        let number = self.inner.events.ask();
         let mut standing = self.inner.standing.subscribe();
         let caught_up = standing
             .wait_for(|standing| matches!(standing, Standing::CaughtUp(to) if *to >= number));

@@ -1,13 +1,15 @@
 //! Following topics for as long as a process lives: one librdkafka client and one thread for all of
 //! them.
 //!
-//! A [`FollowedTopic`] topic is first read to its end by a [`Reader`] with a client of its own, at
-//! full speed and without holding up other topics, and from there on by the shared client of the
-//! [`Follower`]. A follower that falls too far behind goes back to a reader of its own. Nothing
-//! polls: the shared thread sleeps in librdkafka until a record comes, and whoever waits for
-//! records sleeps until its [`Mailbox`] is filled or woken.
+//! A [`Listener`] says what is done with the records of a topic, and [`Following`] starts the thread
+//! that tells it of them. The topic is first read to its end by a [`Reader`] with a client of its
+//! own, at full speed and without holding up other topics, and from there on by the shared client
+//! of the [`Follower`]. A thread that falls too far behind goes back to a reader of its own. Nothing
+//! polls: the shared thread sleeps in librdkafka until a record comes, and the thread of a topic
+//! sleeps until its mailbox is filled or woken.
 
 mod hub;
+mod listen;
 mod mailbox;
 
 use std::{
@@ -26,8 +28,8 @@ use crate::{
     reader::{Asker, Ends, From, Reader},
     settings::Settings,
 };
-pub use mailbox::Mailbox;
-use mailbox::Received;
+pub use listen::{FollowGuard, Following, Interrupted, Listener, Opener, Unneeded};
+use mailbox::{Mailbox, Received};
 
 /// How long a reader is waited for before looking whether the mailbox was woken.
 const STEP: Duration = Duration::from_millis(50);
@@ -77,7 +79,7 @@ impl Follower {
     ///
     /// # Errors
     /// As [`Reader::open`].
-    pub fn open(
+    fn open(
         &self,
         topic: &str,
         from: From,
@@ -97,7 +99,7 @@ impl Follower {
     ///
     /// # Errors
     /// As [`Reader::open_at`].
-    pub fn open_at(
+    fn open_at(
         &self,
         topic: &str,
         offsets: &BTreeMap<i32, i64>,
@@ -185,7 +187,7 @@ impl FollowedTopic {
     ///
     /// # Errors
     /// [`KafkaError`] for what librdkafka can't mend by itself: the topic has to be opened again.
-    pub fn next(&mut self, timeout: Duration) -> Result<Option<RawRecord>, KafkaError> {
+    fn next(&mut self, timeout: Duration) -> Result<Option<RawRecord>, KafkaError> {
         let deadline = Instant::now() + timeout;
         loop {
             self.follow_at_end()?;
@@ -249,7 +251,7 @@ impl FollowedTopic {
 
     /// Whether everything has been read that was there when the topic was opened, or at the last
     /// [`FollowedTopic::look_for_end`].
-    pub fn at_end(&self) -> bool {
+    fn at_end(&self) -> bool {
         match &self.source {
             Source::Reading(reader) => reader.at_end(),
             Source::Following { ends, .. } => ends.at_end(),
@@ -260,7 +262,7 @@ impl FollowedTopic {
     ///
     /// # Errors
     /// [`KafkaError::Request`].
-    pub fn look_for_end(&mut self, timeout: Duration) -> Result<(), KafkaError> {
+    fn look_for_end(&mut self, timeout: Duration) -> Result<(), KafkaError> {
         match &mut self.source {
             Source::Reading(reader) => reader.look_for_end(timeout),
             Source::Following { ends, .. } => {

@@ -3,32 +3,23 @@
 //! The thread reads the topic from its beginning and goes on reading. A fleet can do without the
 //! topic; jobs can't be cancelled then until it is created.
 
-use std::{
-    io, thread,
-    time::{Duration, Instant},
-};
+use std::time::Duration;
 
 use fleet_job::{
     control::{Cancelled, Control},
+    record::RawRecord,
     time::Timestamp,
 };
 use fleet_kafka::{
     KafkaError,
-    follow::{FollowedTopic, Follower, Mailbox},
-    reader::From,
+    follow::{
+        FollowGuard, FollowedTopic, Follower, Following, Interrupted, Listener, Opener, Unneeded,
+    },
     settings::Settings,
 };
 use fleet_ops::errors;
-use fleet_retry::{Backoff, Retry};
 use tokio::sync::mpsc;
 
-/// How long a broker may take to answer.
-const ASK_TIMEOUT: Duration = Duration::from_secs(10);
-/// How long the thread waits for a record before it checks whether anybody still listens.
-const RECORD_TIMEOUT: Duration = Duration::from_secs(5);
-/// The waits between attempts to read the topic.
-const REOPEN_BACKOFF: Backoff =
-    Backoff { base: Duration::from_millis(500), max: Duration::from_secs(30) };
 /// How many requests may wait for the loop. Beyond that, reading pauses.
 const QUEUE_CAPACITY: usize = 256;
 /// How many requests are remembered. Beyond that, the oldest are forgotten.
@@ -50,21 +41,24 @@ enum News {
 
 /// Receives what the thread reads. The thread ends when this is dropped.
 #[derive(Debug)]
-pub(crate) struct ControlFeed(mpsc::Receiver<News>);
+pub(crate) struct ControlFeed {
+    news: mpsc::Receiver<News>,
+    _guard: FollowGuard,
+}
 
 impl ControlFeed {
     /// Starts to read `topic`.
-    pub(crate) fn start(settings: Settings, topic: String) -> io::Result<Self> {
-        let (news, receiver) = mpsc::channel(QUEUE_CAPACITY);
-        let reader = ControlReader { follower: Follower::new(settings), topic, news };
-        thread::Builder::new().name("control".to_owned()).spawn(move || reader.read_topic())?;
-        Ok(Self(receiver))
+    pub(crate) fn start(settings: Settings, topic: String) -> Result<Self, KafkaError> {
+        let (sender, news) = mpsc::channel(QUEUE_CAPACITY);
+        let reader = ControlReader { topic, news: sender, was_missing: false };
+        let guard = Following::default().start("control", Follower::new(settings), reader)?;
+        Ok(Self { news, _guard: guard })
     }
 
     /// Takes up everything that was in the topic when it was opened. Returns once that is done, or
     /// if there is no topic.
     pub(crate) async fn catch_up(&mut self, requests: &mut CancelRequests) {
-        while let Some(News::Asked(control)) = self.0.recv().await {
+        while let Some(News::Asked(control)) = self.news.recv().await {
             requests.add(fleet_ops::clock::now(), control);
         }
     }
@@ -72,7 +66,7 @@ impl ControlFeed {
     /// The next request. Waits for ever if no more can come.
     pub(crate) async fn next_request(&mut self) -> Control {
         loop {
-            match self.0.recv().await {
+            match self.news.recv().await {
                 Some(News::Asked(control)) => return control,
                 Some(News::CaughtUp | News::NoTopic) => {}
                 None => std::future::pending().await,
@@ -109,111 +103,73 @@ impl CancelRequests {
     }
 }
 
-/// The thread that reads the control topic.
+/// Turns the records of the control topic into news.
 struct ControlReader {
-    follower: Follower,
     topic: String,
     news: mpsc::Sender<News>,
+    /// Whether the topic did not exist when it was last looked for.
+    was_missing: bool,
 }
 
-/// The [`ControlFeed`] was dropped.
-struct NobodyListens;
+impl Listener for ControlReader {
+    type Error = KafkaError;
+
+    fn open(&mut self, opener: &Opener<'_>) -> Result<FollowedTopic, Interrupted<KafkaError>> {
+        let opened = opener.open(&self.topic)?;
+        if std::mem::take(&mut self.was_missing) {
+            tracing::info!(
+                topic = self.topic,
+                "the control topic exists now: jobs can be cancelled"
+            );
+        }
+        Ok(opened)
+    }
+
+    fn take(
+        &mut self,
+        records: Vec<RawRecord>,
+        _: &FollowedTopic,
+    ) -> Result<(), Interrupted<KafkaError>> {
+        for record in records {
+            let Some(control) = record.value.as_deref().and_then(Control::from_bytes) else {
+                let offset = record.position.offset;
+                tracing::debug!(
+                    offset,
+                    "ignored a control record that this version does not understand"
+                );
+                continue;
+            };
+            self.send_news(News::Asked(control)).map_err(|Unneeded| Interrupted::Unneeded)?;
+        }
+        Ok(())
+    }
+
+    fn caught_up(&mut self, _: u64) -> Result<(), Interrupted<KafkaError>> {
+        self.send_news(News::CaughtUp).map_err(|Unneeded| Interrupted::Unneeded)
+    }
+
+    fn failed(&mut self, error: KafkaError) -> Result<(), Unneeded> {
+        let topic = &self.topic;
+        if !matches!(error, KafkaError::NoTopic(_)) {
+            let error = errors::chain(&error);
+            tracing::warn!(error, topic, "could not read the control topic; opening it again");
+            return Ok(());
+        }
+
+        if !std::mem::replace(&mut self.was_missing, true) {
+            tracing::info!(
+                topic,
+                "there is no such topic: jobs can't be cancelled until it is made"
+            );
+        }
+        self.send_news(News::NoTopic)
+    }
+}
 
 impl ControlReader {
-    /// Reads until nobody listens.
-    fn read_topic(&self) {
-        let mut retry = Retry::new(REOPEN_BACKOFF, rand::random());
-        let mut was_missing = false;
-        let mailbox = Mailbox::default();
-
-        while !self.news.is_closed() {
-            match self.follower.open(&self.topic, From::Start, ASK_TIMEOUT, &mailbox) {
-                Ok(topic) => {
-                    if std::mem::take(&mut was_missing) {
-                        tracing::info!(
-                            topic = self.topic,
-                            "the control topic exists now: jobs can be cancelled"
-                        );
-                    }
-                    retry.succeeded();
-                    match self.follow_topic(topic) {
-                        FollowEnd::NobodyListens => return,
-                        FollowEnd::Failed(error) => {
-                            let error = errors::chain(&error);
-                            tracing::warn!(error, "lost the control topic; opening it again");
-                        }
-                    }
-                }
-                Err(KafkaError::NoTopic(_)) => {
-                    if !std::mem::replace(&mut was_missing, true) {
-                        tracing::info!(
-                            topic = self.topic,
-                            "there is no such topic: jobs can't be cancelled until it is made"
-                        );
-                    }
-                    if self.send_news(News::NoTopic).is_err() {
-                        return;
-                    }
-                }
-                Err(error) => {
-                    let error = errors::chain(&error);
-                    tracing::warn!(error, topic = self.topic, "could not open the control topic");
-                }
-            }
-
-            self.pause_reading(retry.failed());
-        }
+    fn send_news(&self, news: News) -> Result<(), Unneeded> {
+        self.news.blocking_send(news).map_err(|_| Unneeded)
     }
-
-    /// Sends everything in the topic, until that fails or nobody listens.
-    fn follow_topic(&self, mut topic: FollowedTopic) -> FollowEnd {
-        let mut has_caught_up = false;
-        while !self.news.is_closed() {
-            if topic.at_end()
-                && !std::mem::replace(&mut has_caught_up, true)
-                && self.send_news(News::CaughtUp).is_err()
-            {
-                return FollowEnd::NobodyListens;
-            }
-
-            match topic.next(RECORD_TIMEOUT) {
-                Ok(Some(record)) => {
-                    let Some(control) = record.value.as_deref().and_then(Control::from_bytes)
-                    else {
-                        let offset = record.position.offset;
-                        tracing::debug!(
-                            offset,
-                            "ignored a control record that this version does not understand"
-                        );
-                        continue;
-                    };
-                    if self.send_news(News::Asked(control)).is_err() {
-                        return FollowEnd::NobodyListens;
-                    }
-                }
-                Ok(None) => {}
-                Err(error) => return FollowEnd::Failed(error),
-            }
-        }
-        FollowEnd::NobodyListens
-    }
-
-    fn send_news(&self, news: News) -> Result<(), NobodyListens> {
-        self.news.blocking_send(news).map_err(|_| NobodyListens)
-    }
-
-    fn pause_reading(&self, length: Duration) {
-        let end = Instant::now() + length;
-        while Instant::now() < end && !self.news.is_closed() {
-            thread::sleep(RECORD_TIMEOUT.min(length));
-        }
-    }
-}
-
-/// Why following the topic has ended.
-enum FollowEnd {
-    NobodyListens,
-    Failed(KafkaError),
 }
 
 #[cfg(test)]

@@ -1,51 +1,34 @@
 //! The registry in a compacted topic: one partition, so that all replicas see one order, and the
 //! newest record of a name kept for good.
 //!
-//! A thread of its own reads the topic from its start and goes on reading. Nothing waits for it but
-//! whoever asks whether it has caught up.
+//! A thread of its own follows the topic from its start. Nothing waits for the thread but callers
+//! who ask whether it has caught up.
 
-use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
-    thread,
-    time::Duration,
-};
+use std::sync::Arc;
 
 use fleet_job::record::RawRecord;
 use fleet_kafka::{
     KafkaError,
     admin::{self, TopicSpec},
-    follow::{FollowedTopic, Mailbox},
+    follow::{FollowGuard, FollowedTopic, Following, Interrupted, Listener, Opener, Unneeded},
     link::Link,
     producer::Outgoing,
-    reader::From,
 };
 use fleet_ops::errors::chain;
-use fleet_retry::{Backoff, Retry};
 use futures::{FutureExt, StreamExt, future::BoxFuture, stream::BoxStream};
 use tokio::{runtime::Handle, sync::mpsc};
 use tokio_stream::wrappers::ReceiverStream;
 
 use super::{Change, Record, Registry, RegistryError};
 
-/// How long one question to a broker may take.
-const ASK: Duration = Duration::from_secs(10);
-/// How long the thread waits for a record before it looks whether anybody still listens.
-const LOOK: Duration = Duration::from_secs(5);
 /// How many changes wait to be applied.
 const QUEUE: usize = 64;
-/// The waits between attempts to read the topic.
-const READING: Backoff = Backoff { base: Duration::from_millis(250), max: Duration::from_secs(10) };
 
 /// The registry in Kafka.
 pub struct KafkaRegistry {
     link: Link,
-    topic: String,
-    asked: Arc<AtomicU64>,
-    /// Woken when somebody has asked how far the reading has come.
-    mailbox: Mailbox,
+    topic: Arc<str>,
+    following: Following,
 }
 
 impl std::fmt::Debug for KafkaRegistry {
@@ -58,13 +41,20 @@ impl KafkaRegistry {
     /// A registry in `topic`, which is created where it is missing and may be. Nothing is connected
     /// yet.
     pub fn new(link: Link, topic: &str) -> Self {
-        Self { link, topic: topic.to_owned(), asked: Arc::default(), mailbox: Mailbox::default() }
+        Self { link, topic: topic.into(), following: Following::default() }
     }
 
     async fn write(&self, name: &str, value: Option<Vec<u8>>) -> Result<(), RegistryError> {
-        let (topic, key) = (self.topic.clone(), Some(name.as_bytes().to_vec()));
+        let (topic, key) = (self.topic.to_string(), Some(name.as_bytes().to_vec()));
         self.link.producer.send(&Outgoing { topic, key, value, ..Outgoing::default() }).await?;
         Ok(())
+    }
+
+    /// Follows the topic until the guard is dropped.
+    fn follow(&self, changes: mpsc::Sender<Change>) -> Result<FollowGuard, KafkaError> {
+        let listener =
+            RegistryLog { topic: self.topic.clone(), changes, runtime: Handle::current() };
+        self.following.start("registry", self.link.follower.clone(), listener)
     }
 }
 
@@ -82,118 +72,70 @@ impl Registry for KafkaRegistry {
     }
 
     fn watch(&self) -> BoxStream<'static, Change> {
-        let (changes, receiver) = mpsc::channel(QUEUE);
-        let log = Log {
-            link: self.link.clone(),
-            topic: self.topic.clone(),
-            asked: self.asked.clone(),
-            mailbox: self.mailbox.clone(),
-            changes,
-            runtime: Handle::current(),
-        };
-        thread::spawn(move || log.read());
-        ReceiverStream::new(receiver).boxed()
+        let (sender, receiver) = mpsc::channel(QUEUE);
+        let guard = self.follow(sender).inspect_err(|error| {
+            tracing::error!(
+                error = chain(error),
+                "could not start the thread that reads the registry"
+            );
+        });
+        // The guard lives as long as the stream.
+        ReceiverStream::new(receiver).inspect(move |_| _ = &guard).boxed()
     }
 
     fn catch_up(&self) -> u64 {
-        let number = self.asked.fetch_add(1, Ordering::AcqRel) + 1;
-        self.mailbox.wake();
-        number
+        self.following.ask()
     }
 }
 
-/// The reading end.
-struct Log {
-    link: Link,
-    topic: String,
-    asked: Arc<AtomicU64>,
-    mailbox: Mailbox,
+/// Turns the records of the topic into changes.
+struct RegistryLog {
+    topic: Arc<str>,
     changes: mpsc::Sender<Change>,
     runtime: Handle,
 }
 
-/// Nobody listens any more.
-struct Unheard;
+impl Listener for RegistryLog {
+    type Error = KafkaError;
 
-impl Log {
-    /// Reads until nobody listens.
-    fn read(&self) {
-        let mut retry = Retry::new(READING, rand::random());
-        while !self.changes.is_closed() {
-            match self.open() {
-                Ok(topic) => {
-                    retry.succeeded();
-                    match self.follow(topic) {
-                        Err(Unheard) => return,
-                        Ok(error) => {
-                            tracing::warn!(error = chain(&error), "the registry is read anew")
-                        }
-                    }
-                }
-                Err(error) => {
-                    tracing::warn!(
-                        topic = self.topic,
-                        error = chain(&error),
-                        "the registry can't be read"
-                    );
-                }
-            }
-            thread::sleep(retry.failed());
-        }
-    }
-
-    fn open(&self) -> Result<FollowedTopic, KafkaError> {
-        let open = || self.link.follower.open(&self.topic, From::Start, ASK, &self.mailbox);
-        match open() {
+    fn open(&mut self, opener: &Opener<'_>) -> Result<FollowedTopic, Interrupted<KafkaError>> {
+        match opener.open(&self.topic) {
             Err(KafkaError::NoTopic(_)) => {}
-            other => return other,
+            other => return Ok(other?),
         }
+
         let topic = TopicSpec {
-            name: self.topic.clone(),
+            name: self.topic.to_string(),
             partitions: 1,
             replication: -1,
             properties: vec![("cleanup.policy", "compact")],
         };
-        self.runtime.block_on(admin::create_topics(self.link.follower.settings(), &[topic]))?;
-        open()
+        self.runtime.block_on(admin::create_topics(opener.settings(), &[topic]))?;
+        Ok(opener.open(&self.topic)?)
     }
 
-    /// Tells of everything in the topic, until that fails.
-    fn follow(&self, mut topic: FollowedTopic) -> Result<KafkaError, Unheard> {
-        let (mut asked, mut told) = (0, None);
-        loop {
-            let wanted = self.asked.load(Ordering::Acquire);
-            if told.is_some() && wanted > asked {
-                match topic.look_for_end(ASK) {
-                    Ok(()) => asked = wanted,
-                    Err(error) => {
-                        tracing::debug!(
-                            error = chain(&error),
-                            "where the registry ends is not known"
-                        )
-                    }
-                }
-            }
-            // Before the wait for a record: there may be none for long.
-            if topic.at_end() && told != Some(asked) {
-                self.tell(Some(Change::CaughtUp(asked)))?;
-                told = Some(asked);
-            }
-
-            match topic.next(LOOK) {
-                Ok(Some(record)) => self.tell(change(record))?,
-                Ok(None) if self.changes.is_closed() => return Err(Unheard),
-                Ok(None) => {}
-                Err(error) => return Ok(error),
-            }
-        }
+    fn take(
+        &mut self,
+        records: Vec<RawRecord>,
+        _: &FollowedTopic,
+    ) -> Result<(), Interrupted<KafkaError>> {
+        records.into_iter().filter_map(change).try_for_each(|change| self.tell(change))
     }
 
-    fn tell(&self, change: Option<Change>) -> Result<(), Unheard> {
-        match change {
-            Some(change) => self.changes.blocking_send(change).map_err(|_| Unheard),
-            None => Ok(()),
-        }
+    fn caught_up(&mut self, number: u64) -> Result<(), Interrupted<KafkaError>> {
+        self.tell(Change::CaughtUp(number))
+    }
+
+    fn failed(&mut self, error: KafkaError) -> Result<(), Unneeded> {
+        let (topic, error) = (&self.topic, chain(&error));
+        tracing::warn!(%topic, error, "can't read the registry; trying again");
+        Ok(())
+    }
+}
+
+impl RegistryLog {
+    fn tell(&self, change: Change) -> Result<(), Interrupted<KafkaError>> {
+        self.changes.blocking_send(change).map_err(|_| Interrupted::Unneeded)
     }
 }
 

@@ -17,7 +17,7 @@ use rdkafka::{
     error::KafkaError as Native,
 };
 
-use super::Mailbox;
+use super::mailbox::Mailbox;
 use crate::{convert, error::KafkaError, reader::Quiet, settings::Settings};
 
 /// How long a poll lasts that finds nothing, and so how long the thread outlives its last follower.

@@ -1,6 +1,13 @@
 //! Where the records of a followed topic wait for whoever takes them.
 
-use std::{collections::VecDeque, sync::Arc, time::Instant};
+use std::{
+    collections::VecDeque,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Instant,
+};
 
 use fleet_job::record::RawRecord;
 use parking_lot::{Condvar, Mutex, MutexGuard};
@@ -13,7 +20,7 @@ const MOST_BYTES: usize = 32 << 20;
 
 /// Where the records of a followed topic arrive. Clones are the same mailbox.
 #[derive(Debug, Clone, Default)]
-pub struct Mailbox {
+pub(super) struct Mailbox {
     shared: Arc<Shared>,
 }
 
@@ -57,7 +64,7 @@ impl Mailbox {
     }
 
     /// Ends the present wait for a record, or the next one if nobody waits.
-    pub fn wake(&self) {
+    pub(super) fn wake(&self) {
         self.state().woken = true;
         self.shared.changed.notify_all();
     }
@@ -65,6 +72,19 @@ impl Mailbox {
     /// Whether the mailbox was woken since that was last found out.
     pub(super) fn was_woken(&self) -> bool {
         std::mem::take(&mut self.state().woken)
+    }
+
+    /// Waits until `deadline`, or until `stopped` is set and the mailbox woken. A wake without that
+    /// is left to the next wait for a record.
+    pub(super) fn pause(&self, deadline: Instant, stopped: &AtomicBool) {
+        let mut state = self.state();
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if stopped.load(Ordering::Acquire) || left.is_zero() {
+                return;
+            }
+            self.shared.changed.wait_for(&mut state, left);
+        }
     }
 
     /// Empties the mailbox for the records of `subscription`.
@@ -192,5 +212,26 @@ mod tests {
         assert!(matches!(mailbox.receive(soon()), Received::Nothing));
         assert!(begin.elapsed() < Duration::from_secs(20));
         thread.join().unwrap();
+    }
+
+    #[test]
+    fn a_pause_ends_early_when_it_is_stopped_and_not_when_it_is_woken() {
+        let (mailbox, stopped) = (Mailbox::default(), AtomicBool::new(false));
+        let length = Duration::from_millis(50);
+        mailbox.wake();
+        let begin = Instant::now();
+        mailbox.pause(begin + length, &stopped);
+        assert!(begin.elapsed() >= length);
+        assert!(matches!(mailbox.receive(soon()), Received::Nothing), "the wake is not lost");
+
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                stopped.store(true, Ordering::Release);
+                mailbox.wake();
+            });
+            let begin = Instant::now();
+            mailbox.pause(soon(), &stopped);
+            assert!(begin.elapsed() < Duration::from_secs(20));
+        });
     }
 }
