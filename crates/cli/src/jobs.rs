@@ -14,7 +14,6 @@ mod follow;
 mod list;
 pub(crate) mod render;
 mod show;
-mod sse;
 #[cfg(test)]
 mod stub;
 mod wait;

@@ -11,7 +11,7 @@ use fleet_wire::{
     body::{Body, BodyError},
     encoding::DecodeError,
     head::{Media, moved},
-    sse::Decoder,
+    sse::{Decoder, Event, EventTooLarge, MAX_EVENT},
 };
 use reqwest::{Client, RequestBuilder, Response, StatusCode, header};
 use rmcp::{
@@ -31,8 +31,6 @@ use super::{
     remote::{exchange::discard, messages::messages_in},
 };
 
-/// The largest event that is read.
-const MAX_EVENT: usize = 16 << 20;
 /// How many messages wait for us before the server has to.
 const QUEUE: usize = 64;
 /// How long a server may take to say that it has a message.
@@ -222,27 +220,46 @@ async fn read(
     let body = Body::new(response.bytes_stream(), encoding.as_deref(), None, MAX_EVENT);
     let mut body = body.map_err(|_| SseError::Encoding)?;
     let mut decoder = Decoder::new(MAX_EVENT);
-    while let Some(chunk) = body.chunk().await.map_err(broken)? {
-        let mut events = Vec::new();
-        let decoded = decoder.push(&chunk, &mut events);
-        for event in events {
-            if event.name == "endpoint" && matches!(*endpoint.borrow(), Endpoint::Unknown) {
-                let named = String::from_utf8_lossy(&event.data);
-                let url = own_endpoint(&spec.url, &named).ok_or(SseError::ForeignEndpoint)?;
-                endpoint.send_replace(Endpoint::Known(url));
-            } else if event.is_message() {
-                // What rmcp does not know even so is nothing that is waited for.
-                let messages = messages_in(&event.data, None).into_iter();
-                for message in messages.filter_map(|message| number::read(message).ok()) {
-                    if queue.send(message).await.is_err() {
-                        return Ok(());
-                    }
-                }
+    while let Some(mut chunk) = body.chunk().await.map_err(broken)? {
+        while let Some(event) =
+            decoder.next_event(&mut chunk).map_err(|EventTooLarge| SseError::TooLarge)?
+        {
+            if take_event(&event, spec, endpoint, queue).await? == Listener::Gone {
+                return Ok(());
             }
         }
-        decoded.map_err(|_| SseError::TooLarge)?;
     }
     Ok(())
+}
+
+/// Whether anybody takes the messages.
+#[derive(PartialEq)]
+enum Listener {
+    Here,
+    Gone,
+}
+
+/// Takes the endpoint that an event names, or passes its messages on.
+async fn take_event(
+    event: &Event,
+    spec: &RemoteSpec,
+    endpoint: &watch::Sender<Endpoint>,
+    queue: &mpsc::Sender<RxJsonRpcMessage<RoleClient>>,
+) -> Result<Listener, SseError> {
+    if event.name == "endpoint" && matches!(*endpoint.borrow(), Endpoint::Unknown) {
+        let named = String::from_utf8_lossy(&event.data);
+        let url = own_endpoint(&spec.url, &named).ok_or(SseError::ForeignEndpoint)?;
+        endpoint.send_replace(Endpoint::Known(url));
+    } else if event.is_message() {
+        // What rmcp does not know even so is nothing that is waited for.
+        let messages = messages_in(&event.data, None).into_iter();
+        for message in messages.filter_map(|message| number::read(message).ok()) {
+            if queue.send(message).await.is_err() {
+                return Ok(Listener::Gone);
+            }
+        }
+    }
+    Ok(Listener::Here)
 }
 
 fn broken(error: BodyError<reqwest::Error>) -> SseError {

@@ -13,7 +13,7 @@ use fleet_wire::encoding::DecodeError;
 use fleet_wire::head::Media;
 use fleet_wire::is_cut;
 use fleet_wire::session::Rejection;
-use fleet_wire::sse::{Decoder, Event};
+use fleet_wire::sse::{Decoder, Event, EventTooLarge};
 use fleet_wire::stream::{self, Odd, Start};
 use futures::StreamExt as _;
 use futures::stream::BoxStream;
@@ -256,6 +256,14 @@ impl Transport {
         self.client.post(url.clone()).headers(all)
     }
 
+    /// Answers a request of the server's own. A failure is the server's loss.
+    async fn answer_server(&self, url: &Url, headers: &HeaderMap, method: &str, id: &Value) {
+        let answer = wire::answer_to_server(method, id);
+        if let Err(error) = Box::pin(self.notify(url, headers, answer)).await {
+            tracing::debug!(?error, method, "the server's own request could not be answered");
+        }
+    }
+
     async fn read_events(
         &self,
         mut body: Body,
@@ -267,16 +275,16 @@ impl Transport {
         let limit = self.max_response_bytes;
         let mut decoder = Decoder::new(limit);
         let mut start = Start::default();
-        let mut events = Vec::new();
         let mut odd = None;
-        while let Some(chunk) = body.chunk().await.map_err(|error| not_read(error, limit))? {
+        while let Some(mut chunk) = body.chunk().await.map_err(|error| not_read(error, limit))? {
             match start.take(&chunk) {
                 0 => {}
                 length if length > limit => return Err(Broken::TooLarge(limit)),
                 _ => continue,
             }
-            let decoded = decoder.push(&chunk, &mut events);
-            for event in events.drain(..) {
+            while let Some(event) =
+                decoder.next_event(&mut chunk).map_err(|EventTooLarge| Broken::TooLarge(limit))?
+            {
                 match self.take_event(&event, url, headers, id, progress).await {
                     Taken::Answer(message) => return answer(vec![message]),
                     Taken::Odd(Odd { why, is_end: true }) => return Err(Broken::Unreadable(why)),
@@ -284,7 +292,6 @@ impl Transport {
                     Taken::Aside => {}
                 }
             }
-            decoded.map_err(|_| Broken::TooLarge(limit))?;
         }
 
         if let Start::Text(text) = start {
@@ -329,14 +336,7 @@ impl Transport {
                     drop(progress.map(|sender| sender.send_replace(Some(news))))
                 }
                 Message::Request { method, id } => {
-                    let answer = wire::answer_to_server(&method, &id);
-                    if let Err(error) = Box::pin(self.notify(url, headers, answer)).await {
-                        tracing::debug!(
-                            ?error,
-                            method,
-                            "the server's own request could not be answered"
-                        );
-                    }
+                    self.answer_server(url, headers, &method, &id).await
                 }
                 Message::Other | Message::Result(_) | Message::Unreadable(_) => {}
             }

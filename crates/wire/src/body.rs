@@ -9,6 +9,10 @@ use crate::encoding::{DecodeError, Decoding};
 /// What a body in gzip begins with.
 const GZIP: &[u8] = &[0x1f, 0x8b, 8];
 
+/// How many encoded bytes are decoded at a time. Deflate makes at most 1032 bytes of one, so there
+/// is never much more than a mebibyte that nobody has read yet.
+const PIECE: usize = 1 << 10;
+
 /// Why a body can't be read.
 #[derive(Debug)]
 pub enum BodyError<E> {
@@ -22,6 +26,8 @@ pub enum BodyError<E> {
 #[derive(Debug)]
 pub struct Body<S> {
     chunks: S,
+    /// What came and is still to be decoded.
+    rest: Bytes,
     decoding: Decoding,
     /// How many bytes are to come, if the response says so.
     length: Option<u64>,
@@ -44,7 +50,8 @@ where
         length: Option<u64>,
         limit: usize,
     ) -> Result<Self, DecodeError> {
-        Ok(Self { chunks, decoding: Decoding::of(encoding, limit)?, length, limit })
+        let decoding = Decoding::of(encoding, limit)?;
+        Ok(Self { chunks, rest: Bytes::new(), decoding, length, limit })
     }
 
     /// The next bytes. There may be none in them; the end is `None`.
@@ -53,12 +60,16 @@ where
     ///
     /// If the stream breaks off, or its bytes are not what the header said.
     pub async fn chunk(&mut self) -> Result<Option<Bytes>, BodyError<E>> {
-        let Some(chunk) = self.chunks.next().await else { return Ok(None) };
-        let chunk = chunk.map_err(BodyError::Lost)?;
-        if self.decoding.is_identity() {
-            return Ok(Some(chunk));
+        if self.rest.is_empty() {
+            let Some(chunk) = self.chunks.next().await else { return Ok(None) };
+            self.rest = chunk.map_err(BodyError::Lost)?;
         }
-        let decoded = self.decoding.push(&chunk).map_err(BodyError::Encoding)?;
+        if self.decoding.is_identity() {
+            return Ok(Some(std::mem::take(&mut self.rest)));
+        }
+
+        let piece = self.rest.split_to(self.rest.len().min(PIECE));
+        let decoded = self.decoding.push(&piece).map_err(BodyError::Encoding)?;
         Ok(Some(Bytes::from(decoded)))
     }
 
@@ -161,5 +172,23 @@ mod tests {
         assert_eq!(unlabelled.whole().now_or_never().unwrap().unwrap(), b"plain");
         let unknown = Body::new(stream::iter([chunk(b"")]), Some("br"), None, 10).err();
         assert_eq!(unknown, Some(DecodeError::Unknown("br".to_owned())));
+    }
+
+    #[test]
+    fn a_chunk_that_decodes_to_very_much_comes_in_pieces() {
+        const SIZE: usize = 16 << 20;
+        let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::best());
+        encoder.write_all(&b"id\n\n".repeat(SIZE / 4)).unwrap();
+        let encoded: Chunk = Ok(Bytes::from(encoder.finish().unwrap()));
+        assert!(encoded.as_ref().unwrap().len() < SIZE / 500);
+
+        let mut found = Body::new(stream::iter([encoded]), Some("gzip"), None, SIZE).unwrap();
+        let (mut total, mut largest) = (0, 0);
+        while let Some(chunk) = found.chunk().now_or_never().unwrap().unwrap() {
+            total += chunk.len();
+            largest = largest.max(chunk.len());
+        }
+        assert_eq!(total, SIZE);
+        assert!(largest < 2 << 20, "{largest}");
     }
 }

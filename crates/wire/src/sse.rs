@@ -1,8 +1,14 @@
 //! Server-sent events, decoded from bytes as they come.
 //!
-//! Written here because the limit is the point: an event that grows past it is an error at the byte
-//! where it does, so a server can't fill our memory with one event that never ends. Comments and
-//! unknown fields are skipped, as the standard says.
+//! Written here because the limits are the point. An event that grows past its limit is an error at
+//! the byte where it does, so one event that never ends can't fill our memory. Events come out one
+//! at a time, so a chunk that holds very many of them can't either: the caller deals with each
+//! before the next is decoded. Comments and unknown fields are skipped, as the standard says.
+
+use bytes::{Buf as _, Bytes};
+
+/// The largest event that is read from a server, where no setting says otherwise.
+pub const MAX_EVENT: usize = 16 << 20;
 
 /// An event grew past the limit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -28,6 +34,11 @@ impl Event {
     #[must_use]
     pub fn is_message(&self) -> bool {
         matches!(self.name.as_str(), "" | "message") && !self.data.is_empty()
+    }
+
+    /// How many bytes it holds.
+    fn size(&self) -> usize {
+        self.name.len() + self.data.len() + self.id.as_ref().map_or(0, String::len)
     }
 }
 
@@ -56,45 +67,43 @@ impl Decoder {
         }
     }
 
-    /// Takes the next bytes and appends every event that they complete.
+    /// Reads `input` up to the end of the next event, and removes what it has read. `None` means
+    /// that all of `input` was read and the event goes on in the next chunk.
     ///
     /// # Errors
     ///
-    /// If the event that is being read is too large. Events before it are in `events`.
-    pub fn push(&mut self, chunk: &[u8], events: &mut Vec<Event>) -> Result<(), EventTooLarge> {
-        let mut rest = chunk;
-        if self.after_cr && !rest.is_empty() {
-            self.after_cr = false;
-            rest = rest.strip_prefix(b"\n").unwrap_or(rest);
-        }
-
-        while let Some(end) = rest.iter().position(|byte| matches!(byte, b'\n' | b'\r')) {
-            self.grow(&rest[..end])?;
-            self.end_line(events);
-            let cr = rest[end] == b'\r';
-            rest = &rest[end + 1..];
-            if cr {
-                match rest.first() {
-                    Some(b'\n') => rest = &rest[1..],
-                    Some(_) => {}
-                    None => self.after_cr = true,
+    /// If the event that is being read is too large. The stream can't be read on then.
+    pub fn next_event(&mut self, input: &mut Bytes) -> Result<Option<Event>, EventTooLarge> {
+        loop {
+            // A line ends with CR, LF or both, which can come in two chunks.
+            if self.after_cr && !input.is_empty() {
+                self.after_cr = false;
+                if input.starts_with(b"\n") {
+                    input.advance(1);
                 }
             }
+
+            let Some(end) = input.iter().position(|byte| matches!(byte, b'\n' | b'\r')) else {
+                self.grow(input)?;
+                input.clear();
+                return Ok(None);
+            };
+            self.grow(&input[..end])?;
+            self.after_cr = input[end] == b'\r';
+            input.advance(end + 1);
+            if let Some(event) = self.end_line() {
+                return Ok(Some(event));
+            }
         }
-        self.grow(rest)
     }
 
     /// The event that lacks nothing but the blank line behind it, at the end of the stream. The
     /// standard drops it, since it may be cut; the caller takes it only if its data is whole.
     #[must_use]
     pub fn finish(mut self) -> Option<Event> {
-        let mut events = Vec::new();
-        self.end_line(&mut events);
-        if !self.line.is_empty() || self.has_data {
-            self.line.clear();
-            self.end_line(&mut events);
-        }
-        events.pop()
+        // If the last line was cut, this ends the line and not yet the event.
+        let event = self.end_line();
+        if self.has_data { self.end_line() } else { event }
     }
 
     fn grow(&mut self, bytes: &[u8]) -> Result<(), EventTooLarge> {
@@ -106,35 +115,36 @@ impl Decoder {
             self.line.push(b':');
             return Ok(());
         }
-        if self.event.data.len() + self.line.len() + bytes.len() > self.limit {
+        if self.event.size() + self.line.len() + bytes.len() > self.limit {
             return Err(EventTooLarge);
         }
         self.line.extend_from_slice(bytes);
         Ok(())
     }
 
-    fn end_line(&mut self, events: &mut Vec<Event>) {
+    /// Ends the line, and with it the event if the line is blank.
+    fn end_line(&mut self) -> Option<Event> {
         let line = std::mem::take(&mut self.line);
         let mut rest = line.as_slice();
         if std::mem::take(&mut self.first_line) {
             rest = rest.strip_prefix(b"\xEF\xBB\xBF").unwrap_or(rest);
         }
-        if rest.is_empty() {
-            self.end_event(events);
-        } else {
+
+        let ended = rest.is_empty();
+        if !ended {
             self.take_field(rest);
         }
         // Its room is used again.
         self.line = line;
         self.line.clear();
+        if ended { self.end_event() } else { None }
     }
 
-    fn end_event(&mut self, events: &mut Vec<Event>) {
-        let event = std::mem::take(&mut self.event);
+    fn end_event(&mut self) -> Option<Event> {
         self.has_data = false;
-        if !event.data.is_empty() || event.id.is_some() || event.retry.is_some() {
-            events.push(event);
-        }
+        let event = std::mem::take(&mut self.event);
+        let says_something = !event.data.is_empty() || event.id.is_some() || event.retry.is_some();
+        says_something.then_some(event)
     }
 
     fn take_field(&mut self, line: &[u8]) {
@@ -168,7 +178,10 @@ mod tests {
         let mut decoder = Decoder::new(limit);
         let mut events = Vec::new();
         for chunk in chunks {
-            decoder.push(chunk, &mut events)?;
+            let mut chunk = Bytes::copy_from_slice(chunk);
+            while let Some(event) = decoder.next_event(&mut chunk)? {
+                events.push(event);
+            }
         }
         Ok(events)
     }
@@ -215,10 +228,32 @@ mod tests {
             [("data: a\n", Some("a")), ("data: a", Some("a")), ("data: a\n\n", None), ("", None)]
         {
             let mut decoder = Decoder::new(100);
-            decoder.push(text.as_bytes(), &mut Vec::new()).unwrap();
+            let mut chunk = Bytes::from_static(text.as_bytes());
+            while decoder.next_event(&mut chunk).unwrap().is_some() {}
             let data = decoder.finish().map(|event| String::from_utf8(event.data).unwrap());
             assert_eq!(data.as_deref(), expected, "{text:?}");
         }
+    }
+
+    #[test]
+    fn events_come_one_at_a_time() {
+        let mut decoder = Decoder::new(100);
+        let mut chunk = Bytes::from_static(b"data: a\n\ndata: b\n\ndata: c");
+        let mut next = || {
+            let event = decoder.next_event(&mut chunk).unwrap();
+            (event.map(|event| event.data), chunk.len())
+        };
+        assert_eq!(next(), (Some(b"a".to_vec()), 16));
+        assert_eq!(next(), (Some(b"b".to_vec()), 7));
+        assert_eq!(next(), (None, 0));
+        assert_eq!(decoder.finish().unwrap().data, b"c");
+    }
+
+    #[test]
+    fn a_block_that_only_names_an_id_is_an_event() {
+        let events = decode(&[b"id\n\nid: 7\n\nid: 8\0\n\n"], 100).unwrap();
+        let ids: Vec<_> = events.iter().map(|event| event.id.as_deref()).collect();
+        assert_eq!(ids, [Some(""), Some("7")]);
     }
 
     #[test]
@@ -227,6 +262,9 @@ mod tests {
         assert_eq!(decode(&[b"data: 1\ndata: 2\n", b"data: 3\n"], 8), Err(EventTooLarge));
         let long_comment = [b":".as_slice(), &[b'x'; 1000], b"\ndata: a\n\n"].concat();
         assert_eq!(decode(&[&long_comment], 12).unwrap().len(), 1);
+        assert_eq!(decode(&[b"id: 123456\n", b"event: 1\n", b"data: 1\n"], 12), Err(EventTooLarge));
+        let comments = b": keep-alive\n".repeat(100);
+        assert!(decode(&[&comments], 20).unwrap().is_empty());
         let many = b"data: 1234\n\n".repeat(100);
         assert_eq!(decode(&[&many], 12).unwrap().len(), 100);
     }

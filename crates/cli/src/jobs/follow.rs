@@ -4,6 +4,7 @@
 use std::time::Duration;
 
 use fleet_job::view::JobView;
+use fleet_wire::sse::{Decoder, Event, MAX_EVENT};
 use tokio::{sync::mpsc, time::sleep};
 use url::Url;
 
@@ -11,14 +12,11 @@ use super::{
     api::Api,
     error::{ApiError, Pauses},
     filter::STATES,
-    sse::{Decoder, Event},
 };
 
 /// The number of updates that may wait for the listener. If it is reached, reading from the server
 /// pauses.
 const QUEUE: usize = 256;
-/// The maximum size of an event.
-const MAX_EVENT: usize = 16 << 20;
 /// A server sends something every few seconds, even if only a comment; after this much silence, it
 /// is considered gone.
 const SILENCE: Duration = Duration::from_secs(90);
@@ -91,46 +89,66 @@ impl Follow {
         if self.last_id.is_none() {
             self.send(StreamUpdate::Missed).await?;
         }
-        let (mut decoder, mut events) = (Decoder::new(MAX_EVENT), Vec::new());
+        let mut decoder = Decoder::new(MAX_EVENT);
         loop {
-            let chunk = match tokio::time::timeout(SILENCE, response.chunk()).await {
+            let mut chunk = match tokio::time::timeout(SILENCE, response.chunk()).await {
                 Ok(Ok(Some(chunk))) => chunk,
                 Ok(Ok(None)) => return Ok(Err(self.api.lost("the server closed the stream"))),
                 Ok(Err(error)) => return Ok(Err(self.api.failed(&error))),
                 Err(_) => return Ok(Err(self.api.lost("the server stopped sending"))),
             };
-            if decoder.push(&chunk, &mut events).is_err() {
-                return Ok(Err(self.api.unreadable(format!("an event exceeds {MAX_EVENT} bytes"))));
-            }
-            for event in events.drain(..) {
-                self.pauses = Pauses::new();
-                if let Some(id) = &event.id {
-                    self.last_id = Some(id.clone()).filter(|id| !id.is_empty());
-                }
-                match parse_update(&event) {
-                    Ok(Some(news)) => {
-                        if matches!(news, StreamUpdate::Missed) && event.id.is_none() {
-                            // An id that could not be resumed from will not work later either.
-                            self.last_id = None;
-                        }
-                        self.news.send(news).await.map_err(|_| ListenerGone)?;
+            loop {
+                let event = match decoder.next_event(&mut chunk) {
+                    Ok(Some(event)) => event,
+                    Ok(None) => break,
+                    Err(_) => {
+                        let why = format!("an event exceeds {MAX_EVENT} bytes");
+                        return Ok(Err(self.api.unreadable(why)));
                     }
-                    Ok(None) => {}
-                    Err(error) => return Ok(Err(self.api.unreadable(error))),
+                };
+                if let Err(error) = self.take_event(&event).await? {
+                    return Ok(Err(self.api.unreadable(error)));
                 }
             }
+        }
+    }
+
+    /// Sends the update in an event, and notes where the stream can be resumed.
+    async fn take_event(
+        &mut self,
+        event: &Event,
+    ) -> Result<Result<(), serde_json::Error>, ListenerGone> {
+        if event.id.is_none() && event.data.is_empty() {
+            return Ok(Ok(()));
+        }
+        self.pauses = Pauses::new();
+        if let Some(id) = &event.id {
+            self.last_id = Some(id.clone()).filter(|id| !id.is_empty());
+        }
+
+        match parse_update(event) {
+            Ok(Some(news)) => {
+                if matches!(news, StreamUpdate::Missed) && event.id.is_none() {
+                    // An id that could not be resumed from will not work later either.
+                    self.last_id = None;
+                }
+                self.send(news).await.map(Ok)
+            }
+            Ok(None) => Ok(Ok(())),
+            Err(error) => Ok(Err(error)),
         }
     }
 }
 
 /// Converts an event to an update; `None` if this client does not know its kind.
 fn parse_update(event: &Event) -> Result<Option<StreamUpdate>, serde_json::Error> {
-    let name = event.name.as_str();
-    match &event.data {
-        _ if name == "reset" => Ok(Some(StreamUpdate::Missed)),
+    match event.name.as_str() {
+        "reset" => Ok(Some(StreamUpdate::Missed)),
         // Events of a job are named after the state that it has entered, or all alike.
-        Some(data) if name == "state" || STATES.iter().any(|state| state.as_str() == name) => {
-            Ok(Some(StreamUpdate::Job(Box::new(serde_json::from_str(data)?))))
+        name if !event.data.is_empty()
+            && (name == "state" || STATES.iter().any(|state| state.as_str() == name)) =>
+        {
+            Ok(Some(StreamUpdate::Job(Box::new(serde_json::from_slice(&event.data)?))))
         }
         _ => Ok(None),
     }

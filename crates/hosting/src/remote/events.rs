@@ -2,12 +2,13 @@
 
 use std::collections::VecDeque;
 
+use bytes::Bytes;
 use fleet_wire::{
     Message,
     body::BodyError,
     encoding::DecodeError,
     is_cut, quote,
-    sse::{Decoder, Event},
+    sse::{Decoder, Event, EventTooLarge},
     stream::{Odd, Start, odd},
 };
 use futures::stream::{self, BoxStream, StreamExt};
@@ -34,6 +35,7 @@ pub(super) fn events(body: Body, request: Option<RequestId>) -> Events {
     let source = Some((body, Decoder::new(MAX_ANSWER)));
     let reader = Reader {
         source,
+        chunk: Bytes::new(),
         request,
         ready: VecDeque::new(),
         start: Start::default(),
@@ -47,6 +49,8 @@ pub(super) fn events(body: Body, request: Option<RequestId>) -> Events {
 struct Reader {
     /// Nothing more is read if it is gone.
     source: Option<(Body, Decoder)>,
+    /// What came of the body and is still to be decoded, one event at a time.
+    chunk: Bytes,
     request: Option<RequestId>,
     ready: VecDeque<Result<Sse, SseError>>,
     start: Start,
@@ -70,21 +74,25 @@ impl Reader {
     /// Reads on. `None` at the end.
     async fn read(&mut self) -> Option<()> {
         let (body, decoder) = self.source.as_mut()?;
+        match decoder.next_event(&mut self.chunk) {
+            Ok(Some(event)) => {
+                self.take(event);
+                return Some(());
+            }
+            Ok(None) => {}
+            Err(EventTooLarge) => {
+                self.end_with(too_large());
+                return Some(());
+            }
+        }
+
         match body.chunk().await {
             Ok(Some(chunk)) => {
                 let text = if self.request.is_some() { self.start.take(&chunk) } else { 0 };
-                if text > MAX_ANSWER {
-                    self.end_with(too_large());
-                    return Some(());
-                }
-                if text > 0 {
-                    return Some(());
-                }
-                let mut events = Vec::new();
-                let decoded = decoder.push(&chunk, &mut events);
-                events.into_iter().for_each(|event| self.take(event));
-                if decoded.is_err() {
-                    self.end_with(too_large());
+                match text {
+                    0 => self.chunk = chunk,
+                    length if length > MAX_ANSWER => self.end_with(too_large()),
+                    _ => {}
                 }
             }
             Ok(None) => {
@@ -203,7 +211,6 @@ pub(super) fn not_decoded(error: &DecodeError) -> String {
 
 #[cfg(test)]
 mod tests {
-    use bytes::Bytes;
     use rmcp::model::NumberOrString;
     use serde_json::{Value, json};
 

@@ -39,7 +39,7 @@ use crate::{
 pub(super) const SESSION_ID: HeaderName = HeaderName::from_static("mcp-session-id");
 const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
 /// The largest answer that is read, and the largest event of a stream.
-pub(super) const MAX_ANSWER: usize = 16 << 20;
+pub(super) const MAX_ANSWER: usize = fleet_wire::sse::MAX_EVENT;
 /// How much is read of the body of an error, and of what answers no request.
 const MAX_ERROR_BODY: usize = 64 << 10;
 /// How long the rest of a body that nobody wants may take.
