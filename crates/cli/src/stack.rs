@@ -312,7 +312,7 @@ pub(crate) fn write_policy(config: &StackConfig) -> Result<PathBuf, CliError> {
         argv: Vec<String>,
     }
 
-    let argv = files_argv(&config.root)?.iter().map(|word| fleet_policy::escape(word)).collect();
+    let argv = files_argv(&config.root)?.iter().map(|word| fleet_job::glob::escape(word)).collect();
     let policy = Policy { command: vec![Allowed { argv }] };
 
     let path = config.run_dir.join("policy.toml");

@@ -2,8 +2,8 @@
 
 use std::{path::PathBuf, time::Duration};
 
+use fleet_job::glob::Glob;
 use fleet_ledger::Retention;
-use fleet_policy::glob::Glob;
 
 use crate::Owners;
 

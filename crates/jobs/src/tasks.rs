@@ -7,6 +7,7 @@
 
 use std::{sync::Arc, time::Duration};
 
+use fleet_job::glob::Glob;
 use fleet_job::{
     decode,
     envelope::{Envelope, MAX_TIMEOUT_MS, TaskRound, ToolCall, Work},
@@ -19,7 +20,6 @@ use fleet_job::{
 };
 use fleet_kafka::reader;
 use fleet_ledger::{Batch, Known, Update};
-use fleet_policy::glob::Glob;
 use futures::{Stream, stream::unfold};
 use rmcp::model::{
     CallToolRequestParams, ClientCapabilities, CreateTaskResult, DetailedTask, ErrorData,

@@ -10,7 +10,7 @@
 
 use std::fmt;
 
-use super::glob::Glob;
+use fleet_job::glob::Glob;
 
 /// A pattern over a whole command line.
 #[derive(Debug, Clone, PartialEq, Eq)]

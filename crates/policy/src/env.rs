@@ -6,7 +6,7 @@
 //! below guards only against wildcards that reach further than their author intended: a rule must
 //! list these variables by their exact names.
 
-use super::glob::Glob;
+use fleet_job::glob::Glob;
 
 /// Variables, or prefixes if they end in `*`, that are known to decide what code a program runs.
 const DANGEROUS: &[&str] = &[

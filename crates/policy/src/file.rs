@@ -7,6 +7,7 @@ use std::{
     time::Duration,
 };
 
+use fleet_job::glob::Glob;
 use serde::Deserialize;
 use toml::Spanned;
 
@@ -15,7 +16,6 @@ use super::{
     argv::ArgvPattern,
     confinement::Confinement,
     env::{EnvRule, every_variable},
-    glob::Glob,
     limits::{Limits, ProcessLimits, ServerLimits, ServerRule, ServerSettings, ToolRule},
     remote::RemoteRule,
 };

@@ -17,8 +17,6 @@ pub mod confinement;
 pub mod current;
 pub mod env;
 mod file;
-pub mod glob;
-pub use glob::escape;
 pub mod limits;
 pub mod remote;
 

@@ -8,7 +8,7 @@ use std::{num::NonZeroUsize, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
-use super::glob::Glob;
+use fleet_job::glob::Glob;
 
 /// All limits of a policy.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -7,11 +7,12 @@ use std::{
 };
 
 use fleet_hosting::registry::{RegistryConfig, sharing::Plain};
+use fleet_job::glob::Glob;
 use fleet_jobs::{Owners, config::JobsConfig};
 use fleet_kafka::compression::Compression;
 use fleet_ledger::Retention;
 use fleet_ops::http::guard::Origin;
-use fleet_policy::{Policy, glob::Glob};
+use fleet_policy::Policy;
 use url::Url;
 
 use crate::{

@@ -4,7 +4,10 @@
 use std::{net::IpAddr, num::NonZeroU32, path::PathBuf, time::Duration};
 
 use clap::ValueEnum;
-use fleet_job::topics::{self, DEFAULT_REGISTRY_TOPIC, Topics};
+use fleet_job::{
+    glob::Glob,
+    topics::{self, DEFAULT_REGISTRY_TOPIC, Topics},
+};
 use fleet_kafka::compression::Compression;
 use fleet_ops::config::{parse_bytes, parse_duration};
 
@@ -148,8 +151,9 @@ pub struct Args {
     )]
     pub threads: u32,
 
-    /// How many jobs of a tool may run at once: TOOL=NUMBER, comma-separated; `files__*=4` is one
-    /// limit for all tools with this prefix. The first match applies.
+    /// How many jobs of a tool may run at once: TOOL=NUMBER, comma-separated. TOOL is a name or a
+    /// pattern (docs/wildcards.md); `files__*=4` is one limit for all tools that match. The first
+    /// match applies.
     #[arg(
         long = "tool-limit",
         env = "MCP_TOOL_LIMITS",
@@ -306,8 +310,8 @@ pub struct Args {
     )]
     pub max_response_bytes: u64,
 
-    /// Topics that a job may name in `replyTo`: names, or prefixes followed by `*`,
-    /// comma-separated.
+    /// Topics that a job may name in `replyTo`: names or patterns, comma-separated
+    /// (docs/wildcards.md).
     #[arg(
         long,
         env = "MCP_REPLY_TOPICS",
@@ -420,12 +424,8 @@ impl Args {
     /// Whether a job may name `topic` in `replyTo`. The topics of the fleet and of Kafka itself are
     /// never allowed, however wide the patterns are.
     pub(crate) fn may_reply_to(&self, topic: &str) -> bool {
-        let is_listed = self.reply_topics.split(',').map(str::trim).any(|pattern| {
-            match pattern.strip_suffix('*') {
-                Some(start) => topic.starts_with(start),
-                None => topic == pattern,
-            }
-        });
+        let mut patterns = self.reply_topics.split(',').map(str::trim);
+        let is_listed = patterns.any(|pattern| Glob::new(pattern).matches(topic));
         is_listed && !self.topics().is_reserved(&self.registry_topic, topic)
     }
 }
@@ -462,6 +462,9 @@ mod tests {
         for denied in ["orders", "mcp-jobs", "mcp-jobs.dlq"] {
             assert!(!default.may_reply_to(denied), "{denied}");
         }
+
+        let ends = args(&["--reply-topics", "*.replies"]);
+        assert!(ends.may_reply_to("team-a.replies") && !ends.may_reply_to("team-a.replies.old"));
 
         let wide = args(&["--reply-topics", "orders, *"]);
         assert!(wide.may_reply_to("anything"));

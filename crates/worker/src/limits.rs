@@ -7,7 +7,7 @@ use std::{
 };
 
 use fleet_engine::Limit;
-use fleet_job::envelope::Envelope;
+use fleet_job::{envelope::Envelope, glob::Glob};
 
 use crate::call_plan::Plan;
 
@@ -23,8 +23,9 @@ pub(crate) struct JobLimits {
 /// A limit that all tools matching its pattern share.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ToolLimit {
-    /// The full name of a tool, or its beginning followed by `*`.
+    /// The full names of the tools: a name, or a pattern.
     pub pattern: String,
+    glob: Glob,
     /// How many jobs may run at once.
     pub max: NonZeroU32,
 }
@@ -36,27 +37,19 @@ impl std::str::FromStr for ToolLimit {
         let (pattern, max) =
             text.split_once('=').ok_or("expected TOOL=NUMBER, such as files__*=4")?;
         let pattern = pattern.trim();
-        let stem = pattern.strip_suffix('*').unwrap_or(pattern);
-        if pattern.is_empty() || stem.contains('*') {
-            return Err(format!(
-                "`{pattern}` is neither the name of a tool nor the beginning of one followed by `*`"
-            ));
+        if pattern.is_empty() {
+            return Err("expected a tool before `=`, such as files__*=4".to_owned());
         }
 
-        let max = max
-            .trim()
-            .parse()
-            .map_err(|_| format!("`{}` is not a positive integer", max.trim()))?;
-        Ok(Self { pattern: pattern.to_owned(), max })
+        let max = max.trim();
+        let max = max.parse().map_err(|_| format!("`{max}` is not a positive integer"))?;
+        Ok(Self { pattern: pattern.to_owned(), glob: Glob::new(pattern), max })
     }
 }
 
 impl ToolLimit {
     fn matches_tool(&self, tool: &str) -> bool {
-        match self.pattern.strip_suffix('*') {
-            Some(start) => tool.starts_with(start),
-            None => tool == self.pattern,
-        }
+        self.glob.matches(tool)
     }
 }
 
@@ -118,9 +111,26 @@ mod tests {
 
     #[test]
     fn patterns_that_make_no_sense_are_refused() {
-        for bad in ["files", "=3", "a=0", "a=-1", "a=x", "a*b=2", "**=2"] {
+        for bad in ["files", "=3", "a=0", "a=-1", "a=x"] {
             assert!(bad.parse::<ToolLimit>().is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn tools_are_named_in_the_language_of_all_patterns() {
+        let check = |limit: &str, tool: &str, expected: bool| {
+            assert_eq!(
+                limit.parse::<ToolLimit>().unwrap().matches_tool(tool),
+                expected,
+                "{limit} {tool}"
+            );
+        };
+        check("files__*=2", "files__read", true);
+        check("files__*=2", "files", false);
+        check("*__search=2", "docs__search", true);
+        check("*__search=2", "docs__search_all", false);
+        check("q?=2", "q1", true);
+        check("**=2", "anything", true);
     }
 
     #[test]

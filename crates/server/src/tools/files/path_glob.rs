@@ -1,6 +1,6 @@
 //! Globs over relative paths: `*` and `?` stay within one name, `**` spans directories.
 
-use fleet_policy::glob::Glob;
+use fleet_job::glob::Glob;
 
 /// A compiled path glob. One without `/` looks at the last name only, so `*.rs` finds Rust files at
 /// any depth.

@@ -1,4 +1,6 @@
-//! Globs over single strings: one argv element, one environment key, one path.
+//! The one language of wildcards in settings and policy files: names of tools, topics and
+//! environment variables, elements of command lines, names in a path. `docs/wildcards.md` explains
+//! it to users.
 //!
 //! `*` matches any run of characters, `?` matches exactly one, and `\` makes the next character
 //! literal. A pattern always matches the whole string. Command-line arguments are matched more
