@@ -20,7 +20,7 @@ use fleet_kafka::{
     reader::{From, Reader},
     settings::Settings,
 };
-use fleet_ops::shutdown;
+use fleet_ops::{blocking::run_blocking, shutdown};
 use serde_json::{Map, Value, json};
 use tokio_util::sync::CancellationToken;
 
@@ -131,9 +131,11 @@ pub(crate) async fn run(args: Args) -> Result<ExitCode, CliError> {
     let account = match outcome {
         Ok((submitted, elapsed)) => {
             let (settings, topics) = (stack.settings.clone(), stack.topics.clone());
-            blocking(move || read_all(&settings, &topics.events, &topics.dlq)).await.map(|tally| {
-                tally.report(&submitted, u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX))
-            })
+            run_blocking(move || read_all(&settings, &topics.events, &topics.dlq)).await.map(
+                |tally| {
+                    tally.report(&submitted, u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX))
+                },
+            )
         }
         Err(error) => Err(error),
     };
@@ -154,12 +156,6 @@ pub(crate) async fn run(args: Args) -> Result<ExitCode, CliError> {
         output::json(&report);
     }
     Ok(if report.is_perfect() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
-}
-
-async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T, CliError> + Send + 'static,
-) -> Result<T, CliError> {
-    tokio::task::spawn_blocking(work).await.map_err(|error| CliError::Usage(error.to_string()))?
 }
 
 /// A record to submit, and its expected outcome.
@@ -189,7 +185,7 @@ async fn run_jobs(
 ) -> Result<(Vec<Submitted>, Duration), CliError> {
     let files = {
         let root = root.to_owned();
-        blocking(move || Ok(find_files(&root))).await?
+        run_blocking(move || Ok::<_, CliError>(find_files(&root))).await?
     };
     messages.print(format!(
         "hosting {} as MCP server `{FILES}` ({} files)",
@@ -199,8 +195,8 @@ async fn run_jobs(
 
     let producer = Producer::new(&stack.settings)?;
     let (settings, events) = (stack.settings.clone(), stack.topics.events.clone());
-    let open = move || Ok(Reader::open(&settings, &events, From::Start, OPEN)?);
-    let mut reader = blocking(open).await?;
+    let open = move || Ok::<_, CliError>(Reader::open(&settings, &events, From::Start, OPEN)?);
+    let mut reader = run_blocking(open).await?;
 
     let init = stack.files_job("host-files".to_owned())?;
     let init = Planned::job(&init, format!("host server `{FILES}`"), true, Some(FILES.to_owned()));
@@ -212,7 +208,7 @@ async fn run_jobs(
         (submit::progress_bar(1, "hosting"), stop.clone(), stack.settings.clone());
     let wait_for_files =
         move || wait_for_ends(reader, hosted, &settings, &bar, &token).map(|(reader, _)| reader);
-    reader = blocking(wait_for_files).await?;
+    reader = run_blocking(wait_for_files).await?;
 
     let started = fleet_ops::clock::now();
     let written = write_jobs(&producer, &stack.topics.jobs, plan_jobs(&files, jobs)).await?;
@@ -221,7 +217,7 @@ async fn run_jobs(
     let bar = submit::progress_bar(pending.len(), "jobs");
     let (token, settings) = (stop.clone(), stack.settings.clone());
     let (_, ended) =
-        blocking(move || wait_for_ends(reader, pending, &settings, &bar, &token)).await?;
+        run_blocking(move || wait_for_ends(reader, pending, &settings, &bar, &token)).await?;
 
     Ok((
         submitted,

@@ -40,6 +40,8 @@ pub(crate) enum CliError {
     Client(#[from] fleet_mcp_client::ConfigError),
     #[error(transparent)]
     Api(#[from] crate::jobs::ApiError),
+    #[error(transparent)]
+    Lost(#[from] fleet_ops::blocking::WorkLost),
     #[error("{0}")]
     Usage(String),
     #[cfg(feature = "embedded-broker")]

@@ -15,7 +15,7 @@ use fleet_job::{
     state::{Entry, Standings, Verdict},
 };
 use fleet_kafka::reader::{From, Reader};
-use fleet_ops::shutdown;
+use fleet_ops::{blocking::run_blocking, shutdown};
 
 use crate::{
     connection::Connection,
@@ -76,7 +76,7 @@ pub(crate) async fn run(args: Args) -> Result<ExitCode, CliError> {
     let from = if args.from_start || args.no_follow { From::Start } else { From::Now };
     let (settings, topic) = (args.connection.settings()?, args.connection.topics().events);
 
-    let read = tokio::task::spawn_blocking(move || -> Result<(), CliError> {
+    run_blocking(move || -> Result<(), CliError> {
         let notice = WaitNotice::for_kafka(&settings);
         let mut reader = Reader::open(&settings, &topic, from, OPEN)?;
         drop(notice);
@@ -101,9 +101,9 @@ pub(crate) async fn run(args: Args) -> Result<ExitCode, CliError> {
             }
         }
         Ok(())
-    });
+    })
+    .await?;
 
-    read.await.map_err(|error| CliError::Usage(error.to_string()))??;
     Ok(ExitCode::SUCCESS)
 }
 

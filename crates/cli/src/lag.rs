@@ -12,7 +12,7 @@ use fleet_kafka::{
     admin::{self, GroupPosition},
     reader,
 };
-use fleet_ops::clock;
+use fleet_ops::{blocking::run_blocking, clock};
 use serde::Serialize;
 use serde_json::json;
 
@@ -116,8 +116,7 @@ pub(crate) async fn run(args: Args) -> Result<ExitCode, CliError> {
         Ok((positions, oldest))
     };
 
-    let read = tokio::task::spawn_blocking(read).await;
-    let (positions, oldest) = read.map_err(|error| CliError::Usage(error.to_string()))??;
+    let (positions, oldest) = run_blocking(read).await?;
 
     let rows = partition_rows(&positions, &oldest, clock::now());
     let totals = sum_rows(&rows);

@@ -24,7 +24,7 @@ use fleet_kafka::{
     reader::{From, Reader},
     settings::Settings,
 };
-use fleet_ops::shutdown;
+use fleet_ops::{blocking::run_blocking, shutdown};
 use indicatif::ProgressBar;
 use serde_json::{Map, Value, json};
 use tokio_util::sync::CancellationToken;
@@ -157,18 +157,14 @@ pub(crate) async fn run(args: Args) -> Result<ExitCode, CliError> {
     // Fail quickly and clearly if Kafka is unreachable; a producer would take half a minute to
     // fail.
     let (look, topic) = (settings.clone(), topics.jobs.clone());
-    let found = tokio::task::spawn_blocking(move || admin::partitions(&look, &topic, REACH)).await;
-    found.map_err(|error| CliError::Usage(error.to_string()))??;
+    let look = move || Ok::<_, CliError>(admin::partitions(&look, &topic, REACH)?);
+    run_blocking(look).await?;
 
     // Open the reader before writing the first job, or it could miss the job's end.
     let reader = if args.wait {
         let (settings, topic) = (settings.clone(), topics.events.clone());
-        let open = move || Reader::open(&settings, &topic, From::Now, OPEN);
-        Some(
-            tokio::task::spawn_blocking(open)
-                .await
-                .map_err(|error| CliError::Usage(error.to_string()))??,
-        )
+        let open = move || Ok::<_, CliError>(Reader::open(&settings, &topic, From::Now, OPEN)?);
+        Some(run_blocking(open).await?)
     } else {
         None
     };
@@ -197,8 +193,7 @@ pub(crate) async fn run(args: Args) -> Result<ExitCode, CliError> {
     let stop = shutdown::signal_token()
         .map_err(|error| CliError::Io("could not install signal handlers", error))?;
     let waiting = JobWait { settings, topic: topics.jobs, places, timeout, as_json, stop };
-    let waited = tokio::task::spawn_blocking(move || waiting.run(reader));
-    waited.await.map_err(|error| CliError::Usage(error.to_string()))?
+    run_blocking(move || waiting.run(reader)).await
 }
 
 // --- What to submit -----------------------------------------------------------------------------

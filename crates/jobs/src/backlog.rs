@@ -9,8 +9,9 @@ use fleet_job::{
     event::{JobEvent, JobState},
     record::RawRecord,
 };
-use fleet_kafka::{KafkaError, reader};
+use fleet_kafka::reader;
 use fleet_ledger::Known;
+use fleet_ops::blocking::run_blocking;
 
 use super::{Caller, Jobs, JobsError};
 
@@ -49,10 +50,9 @@ impl Jobs {
                     job = waiting(record, &wanted);
                     job.is_some()
                 })?;
-            Ok::<_, KafkaError>((job, is_done))
+            Ok::<_, JobsError>((job, is_done))
         };
-        let found = tokio::task::spawn_blocking(search).await;
-        let (job, is_done) = found.map_err(|error| JobsError::NotReady(error.to_string()))??;
+        let (job, is_done) = run_blocking(search).await?;
 
         match job.filter(|job| job.event.owner.is_none() || job.event.owner == caller.owner) {
             Some(job) => Ok(job),

@@ -2,6 +2,7 @@
 
 use fleet_kafka::KafkaError;
 use fleet_ledger::StoreError;
+use fleet_ops::blocking::WorkLost;
 
 use super::request::BadRequest;
 
@@ -50,6 +51,12 @@ pub enum JobsError {
     /// The ledger has failed.
     #[error("the ledger has failed: {}", fleet_ops::errors::chain(.0))]
     Store(#[from] StoreError),
+}
+
+impl From<WorkLost> for JobsError {
+    fn from(error: WorkLost) -> Self {
+        Self::NotReady(error.to_string())
+    }
 }
 
 impl JobsError {

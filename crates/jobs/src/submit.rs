@@ -25,7 +25,10 @@ use fleet_kafka::{
     reader,
 };
 use fleet_ledger::{Batch, Known, Update};
-use fleet_ops::trace::{Span, SpanKind};
+use fleet_ops::{
+    blocking::run_blocking,
+    trace::{Span, SpanKind},
+};
 
 use super::{
     Caller, JobRequest, Jobs, JobsError,
@@ -227,10 +230,9 @@ impl Jobs {
                 missing.is_empty()
             })?;
             let found = jobs.into_keys().filter(|id| !is_done || !missing.contains(id));
-            Ok::<_, KafkaError>(found.collect())
+            Ok::<_, JobsError>(found.collect())
         };
-        let found = tokio::task::spawn_blocking(search).await;
-        Ok(found.map_err(|error| JobsError::NotReady(error.to_string()))??)
+        run_blocking(search).await
     }
 
     /// Waits for jobs that somebody else submits at this moment.

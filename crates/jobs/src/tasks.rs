@@ -7,11 +7,11 @@
 
 use std::{sync::Arc, time::Duration};
 
-use fleet_job::glob::Glob;
 use fleet_job::{
     decode,
     envelope::{Envelope, MAX_TIMEOUT_MS, TaskRound, ToolCall, Work},
     event::{JobEvent, JobState, RESULT_OMITTED},
+    glob::Glob,
     number,
     outcome::ErrorKind,
     time::Timestamp,
@@ -20,6 +20,7 @@ use fleet_job::{
 };
 use fleet_kafka::reader;
 use fleet_ledger::{Batch, Known, Update};
+use fleet_ops::blocking::run_blocking;
 use futures::{Stream, stream::unfold};
 use rmcp::model::{
     CallToolRequestParams, ClientCapabilities, CreateTaskResult, DetailedTask, ErrorData,
@@ -231,10 +232,10 @@ impl Tasks {
         let source = event.source.clone().ok_or_else(gone)?;
         let (settings, from) =
             (self.jobs.inner.link.follower.settings().clone(), [(source.partition, source.offset)]);
-        let found = tokio::task::spawn_blocking(move || {
-            reader::first_records(&settings, &source.topic, &from, READ)
-        });
-        let mut found = found.await.map_err(|error| JobsError::NotReady(error.to_string()))??;
+        let mut found = run_blocking(move || {
+            Ok::<_, JobsError>(reader::first_records(&settings, &source.topic, &from, READ)?)
+        })
+        .await?;
         let record = found.remove(&from[0].0).filter(|record| record.position.offset == from[0].1);
         let record = record.ok_or_else(gone)?;
         let mut envelope = decode::decode(&record, usize::MAX).map_err(|_| gone())?;

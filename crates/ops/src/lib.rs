@@ -5,6 +5,7 @@
 //! calls [`telemetry::init`] and [`metrics::install`], serves [`http::router`], and runs until
 //! [`shutdown::signal_token`] is cancelled.
 
+pub mod blocking;
 pub mod clock;
 pub mod config;
 pub mod errors;

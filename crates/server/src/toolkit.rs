@@ -10,6 +10,7 @@ use std::{borrow::Cow, collections::BTreeMap, pin::Pin, sync::Arc, time::Duratio
 
 use fleet_hosting::forward;
 use fleet_job::{number, size::clipped};
+use fleet_ops::blocking::WorkLost;
 use rmcp::{
     RoleServer,
     handler::server::common::{schema_for_input, schema_for_output},
@@ -74,6 +75,12 @@ pub struct ToolFailure {
     details: Option<Value>,
     /// Where nothing is wrong but that a server can't be reached: which one, and when to try again.
     unreachable: Option<(String, Duration)>,
+}
+
+impl From<WorkLost> for ToolFailure {
+    fn from(error: WorkLost) -> Self {
+        Self::transient(format!("the work was lost: {error}"))
+    }
 }
 
 impl ToolFailure {

@@ -2,7 +2,7 @@
 
 use std::{ops::ControlFlow, process::ExitCode};
 
-use fleet_ops::clock;
+use fleet_ops::{blocking::run_blocking, clock};
 use serde_json::json;
 
 use super::{
@@ -39,7 +39,7 @@ pub(crate) struct Args {
 pub(super) async fn run(args: Args) -> Result<ExitCode, CliError> {
     let (settings, topics) = (args.connection.settings()?, args.connection.topics());
     let (filter, max, dlq) = (args.filter.at(clock::now(), None), args.max, topics.dlq.clone());
-    let (buckets, newest) = scan::blocking(move || {
+    let (buckets, newest) = run_blocking(move || {
         let replayed = scan::read_replayed(&settings, &topics)?;
         let mut histogram = Histogram::new(max);
         scan::for_each_record(&settings, &topics.dlq, |record| {
@@ -50,7 +50,7 @@ pub(super) async fn run(args: Args) -> Result<ExitCode, CliError> {
             }
             Ok(ControlFlow::Continue(()))
         })?;
-        Ok(histogram.finish())
+        Ok::<_, CliError>(histogram.finish())
     })
     .await?;
 

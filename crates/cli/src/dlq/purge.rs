@@ -3,7 +3,7 @@
 use std::{io, process::ExitCode};
 
 use fleet_kafka::admin;
-use fleet_ops::clock;
+use fleet_ops::{blocking::run_blocking, clock};
 use serde_json::json;
 
 use super::scan;
@@ -58,10 +58,10 @@ pub(super) async fn run(args: Args) -> Result<ExitCode, CliError> {
     let before = args.before.map(|before| before.resolve(clock::now()));
 
     let asked = (settings.clone(), topic.clone());
-    let (spans, cluster) = scan::blocking(move || {
+    let (spans, cluster) = run_blocking(move || {
         let _notice = WaitNotice::for_kafka(&asked.0);
         let spans = admin::spans(&asked.0, &asked.1, before, scan::TIMEOUT)?;
-        Ok((spans, admin::cluster_id(&asked.0, scan::TIMEOUT)?))
+        Ok::<_, CliError>((spans, admin::cluster_id(&asked.0, scan::TIMEOUT)?))
     })
     .await?;
 
@@ -93,12 +93,12 @@ async fn confirm_deletion(topic: &str, letters: i64) -> Result<bool, CliError> {
         "this permanently deletes {letters} letters of {topic}. Type the topic's name to continue:"
     ));
 
-    let line = scan::blocking(|| {
+    let line = run_blocking(|| {
         let mut line = String::new();
         io::stdin()
             .read_line(&mut line)
             .map_err(|error| CliError::Io("could not read standard input", error))?;
-        Ok(line)
+        Ok::<_, CliError>(line)
     })
     .await?;
 

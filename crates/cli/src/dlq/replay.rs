@@ -12,7 +12,7 @@ use fleet_kafka::{
     producer::{Outgoing, Producer},
     settings::Settings,
 };
-use fleet_ops::{clock, shutdown};
+use fleet_ops::{blocking::run_blocking, clock, shutdown};
 use serde_json::json;
 use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
@@ -106,7 +106,7 @@ pub(super) async fn run(args: Args) -> Result<ExitCode, CliError> {
         handle: Handle::current(),
     };
 
-    scan::blocking(move || run.run()).await
+    run_blocking(move || run.run()).await
 }
 
 impl Run {

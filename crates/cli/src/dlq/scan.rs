@@ -26,13 +26,6 @@ const POLL: Duration = Duration::from_millis(200);
 /// brokers.
 const STALLED: Duration = Duration::from_secs(30);
 
-/// Runs blocking work on a thread of the blocking pool.
-pub(super) async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T, CliError> + Send + 'static,
-) -> Result<T, CliError> {
-    tokio::task::spawn_blocking(work).await.map_err(|error| CliError::Usage(error.to_string()))?
-}
-
 /// Passes every record of `topic` to `with` until it breaks off. Records of a partition come in
 /// order.
 pub(super) fn for_each_record(

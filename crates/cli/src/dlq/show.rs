@@ -3,6 +3,7 @@
 use std::{ops::ControlFlow, process::ExitCode};
 
 use fleet_job::{dead_letter::Reasons, record::RawRecord};
+use fleet_ops::blocking::run_blocking;
 use serde_json::{Value, json};
 
 use super::{bytes, letter::Letter, scan, text};
@@ -36,7 +37,7 @@ pub(crate) struct Args {
 pub(super) async fn run(args: Args) -> Result<ExitCode, CliError> {
     let (settings, topics) = (args.connection.settings()?, args.connection.topics());
     let (which, dlq) = (args.which.clone(), topics.dlq.clone());
-    let found = scan::blocking(move || {
+    let found = run_blocking(move || {
         let replayed = scan::read_replayed(&settings, &topics)?;
         let mut found = Vec::new();
         scan::for_each_record(&settings, &topics.dlq, |record| {
@@ -48,7 +49,7 @@ pub(super) async fn run(args: Args) -> Result<ExitCode, CliError> {
             Ok(ControlFlow::Continue(()))
         })?;
         found.sort_by_key(|(letter, ..)| (letter.time, letter.partition_offset()));
-        Ok(found)
+        Ok::<_, CliError>(found)
     })
     .await?;
 

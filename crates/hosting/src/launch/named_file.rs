@@ -10,6 +10,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use fleet_ops::blocking::run_blocking;
 use nix::fcntl::OFlag;
 
 /// Something that was named, and where it is.
@@ -45,9 +46,7 @@ impl NamedFile {
     /// What is in it, if it is a regular file of at most `max` bytes.
     pub(super) async fn read(self, max: u64) -> io::Result<String> {
         let file = self.opened?;
-        tokio::task::spawn_blocking(move || read_regular(&file, max))
-            .await
-            .map_err(io::Error::other)?
+        run_blocking(move || read_regular(&file, max)).await
     }
 }
 

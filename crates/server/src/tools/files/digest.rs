@@ -2,15 +2,13 @@
 
 use std::{fmt::Write, io::Read, sync::Arc};
 
+use fleet_ops::blocking::run_blocking;
 use rmcp::{RoleServer, service::RequestContext};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use super::{
-    read::blocking,
-    roots::{Files, io_failure},
-};
+use super::roots::{Files, io_failure};
 use crate::toolkit::{Effect, ToolFailure, ToolSpec};
 
 /// The tool's place in the list.
@@ -52,7 +50,7 @@ pub async fn file_digest(
     context: RequestContext<RoleServer>,
     args: Args,
 ) -> Result<FileDigest, ToolFailure> {
-    blocking(move || digest(&files, &args, &|| context.ct.is_cancelled())).await
+    run_blocking(move || digest(&files, &args, &|| context.ct.is_cancelled())).await
 }
 
 fn digest(

@@ -9,6 +9,7 @@ use std::{
     time::UNIX_EPOCH,
 };
 
+use fleet_ops::blocking::run_blocking;
 use rmcp::{RoleServer, service::RequestContext};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -106,7 +107,7 @@ pub async fn file_list(
     context: RequestContext<RoleServer>,
     args: Args,
 ) -> Result<Listing, ToolFailure> {
-    super::read::blocking(move || list(&files, &args, &|| context.ct.is_cancelled())).await
+    run_blocking(move || list(&files, &args, &|| context.ct.is_cancelled())).await
 }
 
 fn list(files: &Files, args: &Args, cancelled: &dyn Fn() -> bool) -> Result<Listing, ToolFailure> {

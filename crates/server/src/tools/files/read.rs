@@ -6,6 +6,7 @@ use std::{
 };
 
 use base64::{Engine, engine::general_purpose::STANDARD};
+use fleet_ops::blocking::run_blocking;
 use rmcp::{RoleServer, service::RequestContext};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -79,7 +80,7 @@ pub async fn file_read(
     _context: RequestContext<RoleServer>,
     args: Args,
 ) -> Result<Content, ToolFailure> {
-    blocking(move || read(&files, &args)).await
+    run_blocking(move || read(&files, &args)).await
 }
 
 fn read(files: &Files, args: &Args) -> Result<Content, ToolFailure> {
@@ -122,15 +123,5 @@ fn read(files: &Files, args: &Args) -> Result<Content, ToolFailure> {
         eof,
         encoding,
         content,
-    })
-}
-
-/// Runs file work where blocking is allowed.
-pub(super) async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T, ToolFailure> + Send + 'static,
-) -> Result<T, ToolFailure> {
-    let done = tokio::task::spawn_blocking(work).await;
-    done.unwrap_or_else(|error| {
-        Err(ToolFailure::transient(format!("the file work was lost: {error}")))
     })
 }
