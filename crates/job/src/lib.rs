@@ -9,6 +9,7 @@ pub mod decode;
 pub mod delayed;
 pub mod envelope;
 pub mod event;
+pub mod filter;
 pub mod glob;
 pub mod mcp_servers;
 pub mod meta;

@@ -53,7 +53,7 @@ pub use caller::{Caller, Owners};
 pub(crate) use claims::schema as claim_schema;
 pub use error::JobsError;
 pub(crate) use hub::Follower;
-pub use request::{JobFilter, JobRequest};
+pub use request::{JobRequest, PageRequest};
 pub use submit::MAX_JOBS;
 pub use tasks::{LongRunning, Tasks};
 

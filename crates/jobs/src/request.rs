@@ -3,7 +3,7 @@
 use fleet_job::{
     decode,
     envelope::{Envelope, JobType, ToolCall, Work},
-    event::JobState,
+    filter::JobFilter,
     time::Timestamp,
 };
 use fleet_ledger::{Cursor, Query, query::MAX_LIMIT};
@@ -277,28 +277,18 @@ impl JobRequest {
     }
 }
 
-/// Which jobs are to be listed.
+/// A page of the list of jobs, as somebody asks for it.
 #[derive(Debug, Clone, Default, PartialEq)]
-pub struct JobFilter {
-    /// In one of these states; in any where there is none.
-    pub states: Vec<JobState>,
-    /// Of this type.
-    pub job_type: Option<String>,
-    /// That call this tool.
-    pub tool: Option<String>,
-    /// Of this tenant.
-    pub tenant: Option<String>,
-    /// Submitted at this time or later.
-    pub since: Option<Timestamp>,
-    /// Submitted before this time.
-    pub until: Option<Timestamp>,
+pub struct PageRequest {
+    /// Which jobs.
+    pub filter: JobFilter,
     /// The most jobs on a page.
     pub limit: Option<usize>,
     /// Where the page before ended.
     pub cursor: Option<String>,
 }
 
-impl JobFilter {
+impl PageRequest {
     /// The question to the ledger.
     ///
     /// # Errors
@@ -308,7 +298,7 @@ impl JobFilter {
         if !(1..=MAX_LIMIT).contains(&limit) {
             return Err(BadRequest(format!("`limit` is {limit}; it must be 1 to {MAX_LIMIT}")));
         }
-        if let Some(job_type) = &self.job_type
+        if let Some(job_type) = &self.filter.job_type
             && JobType::from_name(job_type).is_none()
         {
             let known = JobType::ALL.map(JobType::as_str).join(", ");
@@ -324,17 +314,7 @@ impl JobFilter {
                 )
             })?),
         };
-        Ok(Query {
-            states: self.states,
-            job_type: self.job_type,
-            tool: self.tool,
-            tenant: self.tenant,
-            since: self.since,
-            until: self.until,
-            asker: None,
-            limit,
-            after,
-        })
+        Ok(Query { filter: self.filter, asker: None, limit, after })
     }
 }
 

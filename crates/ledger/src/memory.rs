@@ -253,7 +253,7 @@ impl Inner {
     }
 
     fn list(&self, query: &Query) -> Result<Page, StoreError> {
-        let index = match query.states[..] {
+        let index = match query.filter.states[..] {
             [state] => self.by_state.get(state_number(state)).unwrap_or(&self.all),
             _ => &self.all,
         };
@@ -266,7 +266,7 @@ impl Inner {
         let mut page = Page::default();
         for (examined, key) in index.range(range).rev().enumerate() {
             let (submitted, id) = key;
-            if query.since.is_some_and(|since| *submitted < since.as_millis()) {
+            if query.filter.since.is_some_and(|since| *submitted < since.as_millis()) {
                 return Ok(page);
             }
             if page.jobs.len() == limit || examined == MAX_SCANNED {
@@ -290,7 +290,7 @@ fn upper_bound(query: &Query) -> Option<IndexKey> {
         (cursor.submitted_at.as_millis(), id)
     });
 
-    let until = query.until.map(|until| (until.as_millis(), Arc::from("")));
+    let until = query.filter.until.map(|until| (until.as_millis(), Arc::from("")));
     match (cursor, until) {
         (Some(cursor), Some(until)) => Some(cursor.min(until)),
         (cursor, until) => cursor.or(until),
@@ -309,10 +309,10 @@ fn matches_query(query: &Query, slot: &Slot) -> bool {
     let is = |wanted: &Option<String>, name: &Option<Arc<str>>| {
         wanted.is_none() || wanted.as_deref() == name.as_deref()
     };
-    STATES.get(usize::from(slot.state)).is_some_and(|state| query.wants_state(*state))
-        && is(&query.job_type, &slot.job_type)
-        && is(&query.tool, &slot.tool)
-        && is(&query.tenant, &slot.tenant)
+    STATES.get(usize::from(slot.state)).is_some_and(|state| query.filter.wants_state(*state))
+        && is(&query.filter.job_type, &slot.job_type)
+        && is(&query.filter.tool, &slot.tool)
+        && is(&query.filter.tenant, &slot.tenant)
         && query.may_see(slot.owner.as_deref())
 }
 

@@ -1,28 +1,18 @@
 //! Listing jobs: filters, pages, and cursors.
 
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
-use fleet_job::{envelope::MAX_ID_BYTES, event::JobState, time::Timestamp};
+use fleet_job::{envelope::MAX_ID_BYTES, filter::JobFilter, time::Timestamp};
 
 use crate::store::Known;
 
 /// The most jobs on one page.
 pub const MAX_LIMIT: usize = 500;
 
-/// Filters for a list of jobs. All conditions must hold; an absent condition always holds.
+/// Which jobs are wanted, by whom, and how many.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Query {
-    /// Only jobs in one of these states; all states if empty.
-    pub states: Vec<JobState>,
-    /// Only jobs of this type.
-    pub job_type: Option<String>,
-    /// Only jobs that call this tool.
-    pub tool: Option<String>,
-    /// Only jobs of this tenant.
-    pub tenant: Option<String>,
-    /// Only jobs submitted at this time or later.
-    pub since: Option<Timestamp>,
-    /// Only jobs submitted before this time.
-    pub until: Option<Timestamp>,
+    /// Which jobs.
+    pub filter: JobFilter,
     /// The owner on whose behalf the query is made. A job that has an owner is visible to that
     /// owner alone.
     pub asker: Option<String>,
@@ -33,11 +23,6 @@ pub struct Query {
 }
 
 impl Query {
-    /// Returns whether jobs in this state match.
-    pub fn wants_state(&self, state: JobState) -> bool {
-        self.states.is_empty() || self.states.contains(&state)
-    }
-
     /// Returns whether the asker may see a job of this owner.
     pub fn may_see(&self, owner: Option<&str>) -> bool {
         owner.is_none_or(|owner| self.asker.as_deref() == Some(owner))

@@ -469,17 +469,21 @@ fn build_list_query(query: &Query) -> (String, Vec<Value>) {
         conditions.push(format!("{condition} ?{}", values.len()));
     };
 
-    let texts = [("type =", &query.job_type), ("tool =", &query.tool), ("tenant =", &query.tenant)];
+    let texts = [
+        ("type =", &query.filter.job_type),
+        ("tool =", &query.filter.tool),
+        ("tenant =", &query.filter.tenant),
+    ];
     for (condition, value) in texts {
         if let Some(value) = value {
             with(condition, value.clone().into());
         }
     }
 
-    if let Some(since) = query.since {
+    if let Some(since) = query.filter.since {
         with("submitted >=", since.as_millis().into());
     }
-    if let Some(until) = query.until {
+    if let Some(until) = query.filter.until {
         with("submitted <", until.as_millis().into());
     }
 
@@ -490,9 +494,9 @@ fn build_list_query(query: &Query) -> (String, Vec<Value>) {
         conditions.push(format!("(submitted, id) < (?{}, ?{n})", n - 1));
     }
 
-    if !query.states.is_empty() {
+    if !query.filter.states.is_empty() {
         let states: Vec<String> =
-            query.states.iter().map(|state| state_number(*state).to_string()).collect();
+            query.filter.states.iter().map(|state| state_number(*state).to_string()).collect();
         conditions.push(match &states[..] {
             [state] => format!("state = {state}"),
             states => format!("state IN ({})", states.join(",")),

@@ -7,6 +7,7 @@ use std::{collections::BTreeMap, time::Duration};
 
 use fleet_job::{
     event::{JobEvent, JobState, Source},
+    filter::JobFilter,
     state::{Entry, Standing, Verdict},
     time::Timestamp,
 };
@@ -127,11 +128,11 @@ fn expected(jobs: &BTreeMap<String, Known>, query: &Query) -> Vec<String> {
         .values()
         .filter(|known| {
             let (event, submitted) = (&known.event, known.submitted_at());
-            query.wants_state(event.state)
-                && is(&query.tool, &event.tool)
-                && is(&query.tenant, &event.tenant)
-                && query.since.is_none_or(|since| submitted >= since)
-                && query.until.is_none_or(|until| submitted < until)
+            query.filter.wants_state(event.state)
+                && is(&query.filter.tool, &event.tool)
+                && is(&query.filter.tenant, &event.tenant)
+                && query.filter.since.is_none_or(|since| submitted >= since)
+                && query.filter.until.is_none_or(|until| submitted < until)
                 && (event.owner.is_none() || event.owner == query.asker)
         })
         .map(|known| (known.submitted_at(), known.event.job_id.clone()))
@@ -145,12 +146,44 @@ fn queries() -> Vec<Query> {
     vec![
         base.clone(),
         Query { limit: MAX_LIMIT, asker: Some("me".to_owned()), ..base.clone() },
-        Query { states: vec![JobState::Succeeded], ..base.clone() },
-        Query { states: vec![JobState::Queued, JobState::Failed], limit: 1, ..base.clone() },
-        Query { tool: Some("tool-1".to_owned()), limit: 1, ..base.clone() },
-        Query { tenant: Some("acme".to_owned()), states: vec![JobState::Running], ..base.clone() },
-        Query { since: Some(at(10)), until: Some(at(20)), ..base.clone() },
-        Query { job_type: Some("tool-call".to_owned()), until: Some(at(10)), limit: 2, ..base },
+        Query {
+            filter: JobFilter { states: vec![JobState::Succeeded], ..JobFilter::default() },
+            ..base.clone()
+        },
+        Query {
+            filter: JobFilter {
+                states: vec![JobState::Queued, JobState::Failed],
+                ..JobFilter::default()
+            },
+            limit: 1,
+            ..base.clone()
+        },
+        Query {
+            filter: JobFilter { tool: Some("tool-1".to_owned()), ..JobFilter::default() },
+            limit: 1,
+            ..base.clone()
+        },
+        Query {
+            filter: JobFilter {
+                tenant: Some("acme".to_owned()),
+                states: vec![JobState::Running],
+                ..JobFilter::default()
+            },
+            ..base.clone()
+        },
+        Query {
+            filter: JobFilter { since: Some(at(10)), until: Some(at(20)), ..JobFilter::default() },
+            ..base.clone()
+        },
+        Query {
+            filter: JobFilter {
+                job_type: Some("tool-call".to_owned()),
+                until: Some(at(10)),
+                ..JobFilter::default()
+            },
+            limit: 2,
+            ..base
+        },
     ]
 }
 

@@ -2,7 +2,10 @@
 
 use std::time::Duration;
 
-use fleet_job::view::{CancelOutcome, Cancellation, JobList, JobView};
+use fleet_job::{
+    filter::JobFilter,
+    view::{CancelOutcome, Cancellation, JobList, JobView},
+};
 use fleet_mcp_client::ClientConfig;
 use http::{HeaderMap, HeaderValue, Method, header};
 use reqwest::{Response, StatusCode};
@@ -10,10 +13,7 @@ use serde::de::DeserializeOwned;
 use tokio::time::{Instant, sleep};
 use url::Url;
 
-use super::{
-    error::{ApiError, Pauses},
-    filter::Filter,
-};
+use super::error::{ApiError, Pauses};
 use crate::{error::CliError, wait_notice::WaitNotice};
 
 const CONNECT: Duration = Duration::from_secs(5);
@@ -120,13 +120,13 @@ impl Api {
     /// Returns one page of jobs.
     pub(super) async fn list(
         &self,
-        filter: &Filter,
+        filter: &JobFilter,
         limit: usize,
         cursor: Option<&str>,
     ) -> Result<JobList, ApiError> {
         let mut url = self.url(&["jobs"])?;
         url.query_pairs_mut()
-            .extend_pairs(filter.pairs())
+            .extend_pairs(filter.parameters())
             .append_pair("limit", &limit.to_string())
             .extend_pairs(cursor.map(|cursor| ("cursor", cursor)));
 
@@ -183,8 +183,8 @@ impl Api {
     }
 
     /// Returns the URL of the events of all jobs.
-    pub(super) fn events(&self, filter: &Filter) -> Result<Url, ApiError> {
-        let (mut url, pairs) = (self.url(&["events"])?, filter.lasting_pairs());
+    pub(super) fn events(&self, filter: &JobFilter) -> Result<Url, ApiError> {
+        let (mut url, pairs) = (self.url(&["events"])?, filter.lasting_parameters());
         if !pairs.is_empty() {
             url.query_pairs_mut().extend_pairs(pairs);
         }

@@ -2,9 +2,9 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use fleet_job::{event::JobState, time::Timestamp, view::JobView};
+use fleet_job::{event::JobState, filter::JobFilter, time::Timestamp, view::JobView};
 
-use super::filter::{Filter, STATES};
+use super::filter::STATES;
 
 /// Orders jobs by submission; newer jobs have greater keys.
 type SubmissionKey = (Timestamp, String);
@@ -12,14 +12,14 @@ type SubmissionKey = (Timestamp, String);
 /// The newest jobs that match a filter.
 #[derive(Debug)]
 pub(super) struct Board {
-    filter: Filter,
+    filter: JobFilter,
     capacity: usize,
     jobs: BTreeMap<SubmissionKey, JobView>,
     places: HashMap<String, SubmissionKey>,
 }
 
 impl Board {
-    pub(super) fn new(filter: Filter, capacity: usize) -> Self {
+    pub(super) fn new(filter: JobFilter, capacity: usize) -> Self {
         Self { filter, capacity, jobs: BTreeMap::new(), places: HashMap::new() }
     }
 
@@ -33,7 +33,7 @@ impl Board {
         let job_id = job.event.job_id.clone();
         let before = self.places.remove(&job_id).and_then(|place| self.jobs.remove(&place));
 
-        if !self.filter.matches(&job) {
+        if !self.filter.matches(&job.event) {
             return false;
         }
 
@@ -103,7 +103,7 @@ mod tests {
 
     #[test]
     fn the_newest_jobs_stay_and_are_counted() {
-        let mut board = Board::new(Filter::default(), 3);
+        let mut board = Board::new(JobFilter::default(), 3);
         assert_eq!(board.counts(), "no matching jobs");
         for (id, ms) in [("a", 1), ("c", 3), ("b", 2)] {
             assert!(board.update(&job(id, JobState::Queued, ms)));
@@ -118,7 +118,7 @@ mod tests {
 
     #[test]
     fn jobs_that_no_longer_match_leave_the_board() {
-        let filter = Filter { states: vec![JobState::Running], ..Filter::default() };
+        let filter = JobFilter { states: vec![JobState::Running], ..JobFilter::default() };
         let mut board = Board::new(filter, 10);
         assert!(!board.update(&job("a", JobState::Queued, 1)));
         assert!(board.update(&job("a", JobState::Running, 1)));
@@ -129,7 +129,7 @@ mod tests {
 
     #[test]
     fn after_a_gap_only_what_is_different_is_news() {
-        let mut board = Board::new(Filter::default(), 10);
+        let mut board = Board::new(JobFilter::default(), 10);
         let before = [job("a", JobState::Running, 1), job("b", JobState::Running, 2)];
         assert_eq!(board.restart(&before).len(), 2);
         let after =

@@ -1,7 +1,7 @@
 //! Selects jobs. Pure.
 
 use clap::builder::{PossibleValuesParser, TypedValueParser};
-use fleet_job::{envelope::JobType, event::JobState, time::Timestamp, view::JobView};
+use fleet_job::{envelope::JobType, event::JobState, filter::JobFilter, time::Timestamp};
 
 use crate::moment::Moment;
 
@@ -69,8 +69,8 @@ fn state_parser() -> impl TypedValueParser<Value = JobState> {
 
 impl FilterArgs {
     /// Returns the filter, with ages relative to `now`.
-    pub(super) fn at(self, now: Timestamp) -> Filter {
-        Filter {
+    pub(super) fn at(self, now: Timestamp) -> JobFilter {
+        JobFilter {
             states: self.state,
             job_type: self.job_type,
             tool: self.tool,
@@ -81,62 +81,13 @@ impl FilterArgs {
     }
 }
 
-/// Conditions on jobs. All conditions that are set must hold.
-#[derive(Debug, Clone, Default, PartialEq)]
-pub(super) struct Filter {
-    pub(super) states: Vec<JobState>,
-    pub(super) job_type: Option<String>,
-    pub(super) tool: Option<String>,
-    pub(super) tenant: Option<String>,
-    pub(super) since: Option<Timestamp>,
-    pub(super) until: Option<Timestamp>,
-}
-
-impl Filter {
-    /// Returns the query parameters for a list of jobs.
-    pub(super) fn pairs(&self) -> Vec<(&'static str, String)> {
-        let states: Vec<_> = self.states.iter().map(|state| state.as_str()).collect();
-        let states = (!states.is_empty()).then(|| ("state", states.join(",")));
-        let time = |name, time: Option<Timestamp>| time.map(|time| (name, time.to_string()));
-        let mut pairs: Vec<_> = states.into_iter().collect();
-        pairs.extend(self.lasting_pairs());
-        pairs.extend(time("since", self.since).into_iter().chain(time("until", self.until)));
-        pairs
-    }
-
-    /// Returns the query parameters for conditions that never change for a job. Only these may be
-    /// used for an event stream: a stream restricted to some states would not report when a job
-    /// leaves them.
-    pub(super) fn lasting_pairs(&self) -> Vec<(&'static str, String)> {
-        [("type", &self.job_type), ("tool", &self.tool), ("tenant", &self.tenant)]
-            .into_iter()
-            .filter_map(|(name, value)| Some((name, value.clone()?)))
-            .collect()
-    }
-
-    /// Returns whether the job matches.
-    pub(super) fn matches(&self, job: &JobView) -> bool {
-        let event = &job.event;
-        let submitted = event.submitted_at.unwrap_or(event.time);
-        let same =
-            |wanted: &Option<String>, found: &Option<String>| wanted.is_none() || wanted == found;
-
-        (self.states.is_empty() || self.states.contains(&event.state))
-            && same(&self.job_type, &event.job_type)
-            && same(&self.tool, &event.tool)
-            && same(&self.tenant, &event.tenant)
-            && self.since.is_none_or(|since| submitted >= since)
-            && self.until.is_none_or(|until| submitted < until)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use clap::{Args as _, Command, FromArgMatches as _};
 
     use super::{super::render::tests::job, *};
 
-    fn parse(args: &[&str]) -> Result<Filter, String> {
+    fn parse(args: &[&str]) -> Result<JobFilter, String> {
         let command = FilterArgs::augment_args(Command::new("x").no_binary_name(true));
         let matches = command.try_get_matches_from(args).map_err(|error| error.to_string())?;
         let args = FilterArgs::from_arg_matches(&matches).map_err(|error| error.to_string())?;
@@ -167,9 +118,9 @@ mod tests {
         ];
 
         let filter = filter.unwrap();
-        assert_eq!(filter.pairs(), expected.map(|(name, value)| (name, value.to_owned())));
-        assert_eq!(filter.lasting_pairs().len(), 3);
-        assert!(parse(&[]).unwrap().pairs().is_empty());
+        assert_eq!(filter.parameters(), expected.map(|(name, value)| (name, value.to_owned())));
+        assert_eq!(filter.lasting_parameters().len(), 3);
+        assert!(parse(&[]).unwrap().parameters().is_empty());
         assert!(parse(&["--state", "done"]).unwrap_err().contains("succeeded"));
         assert!(parse(&["--type", "x"]).unwrap_err().contains("tool-batch"));
         assert!(parse(&["--since", "yesterday"]).unwrap_err().contains("7d"));
@@ -180,7 +131,7 @@ mod tests {
         // Submitted at 5 s, running, a `tool-call` of `t`.
         let job = job("j", JobState::Running, 5_000);
         let check = |args: &[&str], expected| {
-            assert_eq!(parse(args).unwrap().matches(&job), expected, "{args:?}");
+            assert_eq!(parse(args).unwrap().matches(&job.event), expected, "{args:?}");
         };
         check(&[], true);
         check(&["--state", "running", "--tool", "t", "--type", "tool-call"], true);

@@ -2,13 +2,13 @@
 
 use std::process::ExitCode;
 
-use fleet_job::view::JobView;
+use fleet_job::{filter::JobFilter, view::JobView};
 use fleet_ops::clock;
 
 use super::{
     api::{Api, ServerArgs},
     error::ApiError,
-    filter::{Filter, FilterArgs},
+    filter::FilterArgs,
     render,
 };
 use crate::{error::CliError, output};
@@ -83,7 +83,7 @@ pub(crate) async fn run(args: Args) -> Result<ExitCode, CliError> {
 /// Fetches jobs page by page, until there are no more or the limit is reached.
 pub(super) struct Pages<'a> {
     api: &'a Api,
-    filter: &'a Filter,
+    filter: &'a JobFilter,
     left: usize,
     cursor: Option<String>,
     /// Whether the server has more jobs.
@@ -91,7 +91,7 @@ pub(super) struct Pages<'a> {
 }
 
 impl<'a> Pages<'a> {
-    pub(super) fn new(api: &'a Api, filter: &'a Filter, limit: usize) -> Self {
+    pub(super) fn new(api: &'a Api, filter: &'a JobFilter, limit: usize) -> Self {
         Self { api, filter, left: limit, cursor: None, more: true }
     }
 

@@ -15,6 +15,7 @@ use axum::{
 };
 use fleet_job::{
     event::JobState,
+    filter::JobFilter,
     view::{CancelOutcome, JobView},
 };
 use futures::{StreamExt as _, stream};
@@ -26,7 +27,6 @@ use super::{
     api::Api,
     board::Board,
     error::ApiError,
-    filter::Filter,
     follow::{StreamUpdate, follow},
     list::Pages,
     render::tests::job,
@@ -155,7 +155,7 @@ async fn a_problem_is_shown_in_the_servers_words() {
 async fn requests_are_retried_while_the_server_reads_its_ledger() {
     let list = json!({"jobs": [job("j", JobState::Queued, 5)]});
     let (api, stub) = Stub::start([Answer::busy(), Answer::json(200, &list)]).await;
-    assert_eq!(api.list(&Filter::default(), 7, None).await.unwrap().jobs.len(), 1);
+    assert_eq!(api.list(&JobFilter::default(), 7, None).await.unwrap().jobs.len(), 1);
     assert_eq!(stub.asked(), ["GET /jobs?limit=7", "GET /jobs?limit=7"]);
 }
 
@@ -181,7 +181,7 @@ async fn pages_are_followed_up_to_the_limit() {
     let pages =
         [page(&["a", "b"], Some("x y")), page(&[], Some("z")), page(&["c", "d"], Some("z"))];
     let (api, stub) = Stub::start(pages).await;
-    let filter = Filter { states: vec![JobState::Queued], ..Filter::default() };
+    let filter = JobFilter { states: vec![JobState::Queued], ..JobFilter::default() };
     let (mut pages, mut ids) = (Pages::new(&api, &filter, 9), Vec::new());
     while let Some(page) = pages.next().await.unwrap() {
         ids.extend(page.into_iter().map(|job| job.event.job_id));
@@ -263,8 +263,11 @@ async fn a_stream_of_all_jobs_reports_gaps() {
         state("0-10,1-9", &running).replace("event: state", "event: running")
     );
     let (api, stub) = Stub::start([Answer::stream(&first).cut(), Answer::stream(&second)]).await;
-    let filter =
-        Filter { tool: Some("t".into()), states: vec![JobState::Failed], ..Filter::default() };
+    let filter = JobFilter {
+        tool: Some("t".into()),
+        states: vec![JobState::Failed],
+        ..JobFilter::default()
+    };
     let mut news = follow(api.clone(), api.events(&filter).unwrap());
     let mut heard = Vec::new();
 
@@ -319,7 +322,7 @@ async fn watching_lists_missed_jobs_and_stops_on_request() {
 
     let (noted, stop) = (Arc::default(), CancellationToken::new());
     let show = Box::new(Noted(Arc::clone(&noted), stop.clone()));
-    let filter = Filter::default();
+    let filter = JobFilter::default();
     let watch = Watch { api, board: Board::new(filter.clone(), 9), filter, show, stale: false };
     tokio::time::timeout(SOON, watch.run(news, Duration::from_millis(5), stop))
         .await

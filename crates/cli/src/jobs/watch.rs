@@ -2,7 +2,7 @@
 
 use std::{io::IsTerminal as _, process::ExitCode, time::Duration};
 
-use fleet_job::view::JobView;
+use fleet_job::{filter::JobFilter, view::JobView};
 use fleet_ops::{clock, config::parse_duration, shutdown};
 use tokio::{sync::mpsc, time::MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
@@ -11,7 +11,7 @@ use super::{
     api::{Api, ServerArgs},
     board::Board,
     error::ApiError,
-    filter::{Filter, FilterArgs},
+    filter::FilterArgs,
     follow::{StreamUpdate, follow},
     list::Pages,
     render,
@@ -100,7 +100,7 @@ pub(super) trait Show {
 /// The board, and what keeps it up to date.
 pub(super) struct Watch {
     pub(super) api: Api,
-    pub(super) filter: Filter,
+    pub(super) filter: JobFilter,
     pub(super) board: Board,
     pub(super) show: Box<dyn Show>,
     /// Whether events have been missed, so that the jobs must be listed.
@@ -177,7 +177,7 @@ impl Watch {
 }
 
 /// Lists the newest jobs that the server knows.
-async fn list(api: &Api, filter: &Filter) -> Result<Vec<JobView>, ApiError> {
+async fn list(api: &Api, filter: &JobFilter) -> Result<Vec<JobView>, ApiError> {
     let mut pages = Pages::new(api, filter, REMEMBERED);
     let mut jobs = Vec::new();
     while let Some(page) = pages.next().await? {

@@ -8,12 +8,12 @@ use axum::{
     middleware::Next,
     response::{IntoResponse, Response},
 };
-use fleet_job::{envelope::MAX_ID_BYTES, event::JobState, time::Timestamp};
+use fleet_job::{envelope::MAX_ID_BYTES, event::JobState, filter::JobFilter, time::Timestamp};
 use fleet_ledger::{Query, query::MAX_LIMIT};
 use schemars::{Schema, SchemaGenerator, json_schema};
 
 use super::problem::Problem;
-use crate::JobFilter;
+use crate::PageRequest;
 
 /// The longest wait that can be asked for, in seconds.
 const MAX_WAIT: u64 = 60;
@@ -314,10 +314,10 @@ impl Parameters {
             tenant: self.text("tenant", 1)?,
             since: self.time("since")?,
             until: self.time("until")?,
-            limit: self.parse("limit")?,
-            cursor: self.get("cursor").map(str::to_owned),
         };
-        filter
+        let limit = self.parse("limit")?;
+        let cursor = self.get("cursor").map(str::to_owned);
+        PageRequest { filter, limit, cursor }
             .query()
             .map_err(|error| Problem::new(super::problem::Kind::BadRequest, error.to_string()))
     }
@@ -406,7 +406,7 @@ mod tests {
     fn states_can_be_repeated_and_listed() {
         let read = |query| Parameters::read(Some(query), LIST).unwrap().filter().unwrap();
         let expected = [JobState::Failed, JobState::Queued];
-        assert_eq!(read("state=failed&state=queued").states, expected);
-        assert_eq!(read("state=failed,queued&since=0&tool=a%20b").states, expected);
+        assert_eq!(read("state=failed&state=queued").filter.states, expected);
+        assert_eq!(read("state=failed,queued&since=0&tool=a%20b").filter.states, expected);
     }
 }

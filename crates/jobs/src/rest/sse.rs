@@ -232,12 +232,7 @@ impl Feed {
 }
 
 fn is_wanted(query: &Query, event: &JobEvent) -> bool {
-    let is = |wanted: &Option<String>, given: &Option<String>| wanted.is_none() || wanted == given;
-    query.may_see(event.owner.as_deref())
-        && query.wants_state(event.state)
-        && is(&query.job_type, &event.job_type)
-        && is(&query.tool, &event.tool)
-        && is(&query.tenant, &event.tenant)
+    query.may_see(event.owner.as_deref()) && query.filter.matches(event)
 }
 
 fn event(job: &JobView, id: &str) -> Event {
@@ -360,11 +355,11 @@ mod tests {
             assert_eq!(is_wanted(&query, &event), wanted, "{query:?}");
         };
         check(|_| {}, true);
-        check(|query| query.states = vec![JobState::Failed], true);
-        check(|query| query.states = vec![JobState::Queued], false);
-        check(|query| query.tool = Some("t".to_owned()), true);
-        check(|query| query.tool = Some("u".to_owned()), false);
-        check(|query| query.tenant = Some("x".to_owned()), false);
+        check(|query| query.filter.states = vec![JobState::Failed], true);
+        check(|query| query.filter.states = vec![JobState::Queued], false);
+        check(|query| query.filter.tool = Some("t".to_owned()), true);
+        check(|query| query.filter.tool = Some("u".to_owned()), false);
+        check(|query| query.filter.tenant = Some("x".to_owned()), false);
         event.owner = Some("me".to_owned());
         assert!(!is_wanted(&Query::default(), &event), "somebody's job is nobody else's");
         assert!(is_wanted(&Query { asker: Some("me".to_owned()), ..Query::default() }, &event));

@@ -2,11 +2,12 @@
 
 use std::sync::Arc;
 
-use fleet_job::{event::JobState, time::Timestamp, view::JobList};
-use fleet_jobs::{JobFilter, Jobs};
+use fleet_job::{filter::JobFilter, view::JobList};
+use fleet_jobs::{Jobs, PageRequest};
 use rmcp::{RoleServer, service::RequestContext};
 use schemars::JsonSchema;
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer, de::Error as _};
+use serde_json::{Map, Value};
 
 use crate::toolkit::{Effect, ToolFailure, ToolSpec};
 
@@ -21,26 +22,11 @@ pub const SPEC: ToolSpec = ToolSpec {
 
 /// Which jobs.
 #[derive(Debug, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase")]
+#[schemars(extend("additionalProperties" = false))]
 pub struct Args {
-    /// In one of these states.
-    #[serde(default)]
-    states: Vec<JobState>,
-    /// `tool-call`, `tool-batch` or `server-init`.
-    #[serde(default)]
-    job_type: Option<String>,
-    /// That call this tool.
-    #[serde(default)]
-    tool: Option<String>,
-    /// Of this tenant.
-    #[serde(default)]
-    tenant: Option<String>,
-    /// Submitted at this time or later.
-    #[serde(default)]
-    since: Option<Timestamp>,
-    /// Submitted before this time.
-    #[serde(default)]
-    until: Option<Timestamp>,
+    #[serde(flatten)]
+    filter: JobFilter,
     /// The most jobs on a page; 50 where it is not given.
     #[serde(default)]
     #[schemars(range(min = 1, max = 500))]
@@ -48,6 +34,22 @@ pub struct Args {
     /// Where the page before ended.
     #[serde(default)]
     cursor: Option<String>,
+    #[serde(flatten)]
+    #[schemars(skip)]
+    _others: NoOthers,
+}
+
+/// Refuses fields that are not known here. `deny_unknown_fields` can't, beside `flatten`.
+#[derive(Debug)]
+struct NoOthers;
+
+impl<'de> Deserialize<'de> for NoOthers {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        match Map::<String, Value>::deserialize(deserializer)?.keys().next() {
+            Some(name) => Err(D::Error::custom(format!("unknown field `{name}`"))),
+            None => Ok(Self),
+        }
+    }
 }
 
 /// The tool.
@@ -60,8 +62,41 @@ pub async fn job_list(
     context: RequestContext<RoleServer>,
     args: Args,
 ) -> Result<JobList, ToolFailure> {
-    let Args { states, job_type, tool, tenant, since, until, limit, cursor } = args;
-    let filter = JobFilter { states, job_type, tool, tenant, since, until, limit, cursor };
-    let query = filter.query().map_err(|error| super::failure(error.into()))?;
+    let Args { filter, limit, cursor, _others: NoOthers } = args;
+    let page = PageRequest { filter, limit, cursor };
+    let query = page.query().map_err(|error| super::failure(error.into()))?;
     jobs.list(query, &super::caller(&jobs, &context)).await.map_err(super::failure)
+}
+
+#[cfg(test)]
+mod tests {
+    use fleet_job::event::JobState;
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn what_is_known_is_read_and_what_is_not_is_refused() {
+        let args: Args = serde_json::from_value(json!({
+            "states": ["failed"], "jobType": "tool-call", "since": "2026-11-21T08:00:00Z",
+            "until": 1_800_000_000_000_i64, "limit": 7, "cursor": "x",
+        }))
+        .unwrap();
+        assert_eq!(args.filter.states, [JobState::Failed]);
+        assert!(args.filter.since.is_some() && args.filter.until.is_some());
+        assert_eq!((args.limit, args.cursor.as_deref()), (Some(7), Some("x")));
+
+        let error = serde_json::from_value::<Args>(json!({"state": "failed"})).unwrap_err();
+        assert_eq!(error.to_string(), "unknown field `state`");
+    }
+
+    #[test]
+    fn the_schema_names_all_fields_and_allows_no_others() {
+        let schema = serde_json::to_value(schemars::schema_for!(Args)).unwrap();
+        let mut names: Vec<_> = schema["properties"].as_object().unwrap().keys().collect();
+        names.sort();
+        let expected = ["cursor", "jobType", "limit", "since", "states", "tenant", "tool", "until"];
+        assert_eq!(names, expected);
+        assert_eq!(schema["additionalProperties"], json!(false));
+    }
 }
