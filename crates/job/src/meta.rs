@@ -31,6 +31,15 @@ pub const FINAL: &str = "io.mcp-fleet/final";
 /// for it.
 pub const REPEATED: &str = "io.mcp-fleet/repeated";
 
+/// In an error result: details for programs.
+pub const ERROR_DETAILS: &str = "io.mcp-fleet/details";
+/// In a list of tools: the hosted servers that can't be relied on now, and why.
+pub const UNAVAILABLE: &str = "io.mcp-fleet/unavailable";
+/// In a tool of a list: that calls of it take long. `true` or `optional` where it can be called
+/// without tasks too, `required` where not, `after-input` where it asks for input at once and takes
+/// long after that.
+pub const LONG_RUNNING: &str = "io.mcp-fleet/longRunning";
+
 /// What travels from the record to the call beside the trace's context (W3C Baggage).
 const BAGGAGE: &str = "baggage";
 

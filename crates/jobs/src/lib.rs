@@ -55,7 +55,7 @@ pub use error::JobsError;
 pub(crate) use hub::Follower;
 pub use request::{JobRequest, PageRequest};
 pub use submit::MAX_JOBS;
-pub use tasks::{LongRunning, Tasks};
+pub use tasks::Tasks;
 
 /// How many wishes to cancel are kept in memory; the workers keep as many.
 const MAX_CANCELLED: usize = 100_000;

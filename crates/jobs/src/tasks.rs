@@ -23,8 +23,8 @@ use fleet_ledger::{Batch, Known, Update};
 use fleet_ops::blocking::run_blocking;
 use futures::{Stream, stream::unfold};
 use rmcp::model::{
-    CallToolRequestParams, ClientCapabilities, CreateTaskResult, DetailedTask, ErrorData,
-    InputRequests, InputResponses, MetaObject, Task, TaskPayload, TaskStatus,
+    CallToolRequestParams, ClientCapabilities, CreateTaskResult, DetailedTask, InputRequests,
+    InputResponses, MetaObject, Task, TaskPayload, TaskStatus,
 };
 use serde_json::{Map, Value, json};
 use tokio::sync::Mutex;
@@ -36,59 +36,10 @@ use super::{
 };
 use crate::config::JobsConfig;
 
-/// In a tool's `_meta`: that its calls take long. `true` or `optional` where it can be called
-/// without tasks too, `required` where not, `after-input` where it asks for input at once and takes
-/// long after that.
-pub const LONG_RUNNING: &str = "io.mcp-fleet/longRunning";
 /// In the result of a round that asks for input: what has been answered of it so far.
 const ANSWERED: &str = "io.mcp-fleet/inputResponses";
 /// How long the first record of a job may take to be read again.
 const READ: Duration = Duration::from_secs(10);
-
-/// How a tool is to be called that takes long.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum LongRunning {
-    /// As a task where the client knows tasks.
-    Optional,
-    /// As a task only.
-    Required,
-    /// As a task once it has been given what it asks for.
-    AfterInput,
-}
-
-impl LongRunning {
-    /// What a tool says of itself.
-    pub fn of(meta: Option<&MetaObject>) -> Option<Self> {
-        match meta?.get(LONG_RUNNING)? {
-            Value::Bool(true) => Some(Self::Optional),
-            Value::String(text) => match text.as_str() {
-                "optional" => Some(Self::Optional),
-                "required" => Some(Self::Required),
-                "after-input" => Some(Self::AfterInput),
-                _ => None,
-            },
-            _ => None,
-        }
-    }
-
-    /// Whether a call is to become a task, made by a client that knows them or not.
-    ///
-    /// # Errors
-    /// Where the tool can be called as a task only.
-    pub fn becomes_task(
-        self,
-        params: &CallToolRequestParams,
-        knows_tasks: bool,
-    ) -> Result<bool, ErrorData> {
-        match self {
-            Self::Required if !knows_tasks => Err(ErrorData::missing_required_client_capability(
-                ClientCapabilities::builder().enable_tasks().build(),
-            )),
-            Self::AfterInput => Ok(knows_tasks && params.input_responses.is_some()),
-            Self::Required | Self::Optional => Ok(knows_tasks),
-        }
-    }
-}
 
 /// Makes tasks and tells of them.
 #[derive(Debug, Clone)]
@@ -471,28 +422,5 @@ mod tests {
         assert_ne!(job_id("t", &owner("a")), job_id("t", &owner("b")));
         assert_ne!(job_id("t", &owner("a")), job_id("t", &Caller::default()));
         assert!(!job_id("secret", &owner("a")).contains("secret"));
-    }
-
-    #[test]
-    fn what_a_tool_says_of_itself_decides_with_what_the_client_knows() {
-        let meta = |value: Value| {
-            let mut meta = MetaObject::new();
-            meta.insert(LONG_RUNNING.to_owned(), value);
-            LongRunning::of(Some(&meta))
-        };
-        assert_eq!(meta(json!(true)), Some(LongRunning::Optional));
-        assert_eq!(meta(json!("required")), Some(LongRunning::Required));
-        for not in [json!(false), json!("no"), json!(1)] {
-            assert_eq!(meta(not), None);
-        }
-        let plain = CallToolRequestParams::new("t");
-        let mut with_input = CallToolRequestParams::new("t");
-        with_input.input_responses = Some(InputResponses::new());
-        let becomes = |kind: LongRunning, params, knows| kind.becomes_task(params, knows).ok();
-        assert_eq!(becomes(LongRunning::Optional, &plain, false), Some(false));
-        assert_eq!(becomes(LongRunning::Optional, &plain, true), Some(true));
-        assert_eq!(becomes(LongRunning::Required, &plain, false), None);
-        assert_eq!(becomes(LongRunning::AfterInput, &plain, true), Some(false));
-        assert_eq!(becomes(LongRunning::AfterInput, &with_input, true), Some(true));
     }
 }

@@ -9,7 +9,6 @@ use std::sync::Arc;
 
 use fleet_hosting::Fleet;
 use fleet_job::number;
-use fleet_jobs::LongRunning;
 use rmcp::{
     RoleServer,
     model::{
@@ -22,7 +21,10 @@ use rmcp::{
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
-use crate::provider::{Answer, Provider};
+use crate::{
+    long_running::LongRunning,
+    provider::{Answer, Provider},
+};
 
 mod content;
 mod dialogue;

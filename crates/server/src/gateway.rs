@@ -17,6 +17,7 @@ use fleet_hosting::{
     forward,
     registry::{Shared, presence::Presence},
 };
+use fleet_job::meta;
 use fleet_jobs::Tasks;
 use rmcp::{
     RoleServer, ServerHandler,
@@ -36,7 +37,7 @@ use rmcp::{
 };
 use tracing::Instrument as _;
 
-use crate::{UNAVAILABLE_KEY, provider::Provider, repeat::Repeats};
+use crate::{provider::Provider, repeat::Repeats};
 
 mod content;
 mod extensions;
@@ -143,7 +144,7 @@ impl Gateway {
             return None;
         }
         let mut meta = MetaObject::new();
-        meta.insert(UNAVAILABLE_KEY.to_owned(), serde_json::to_value(&unavailable).ok()?);
+        meta.insert(meta::UNAVAILABLE.to_owned(), serde_json::to_value(&unavailable).ok()?);
         Some(meta)
     }
 }

@@ -13,6 +13,7 @@ mod conformance;
 pub mod error;
 pub mod gateway;
 pub mod http;
+pub mod long_running;
 pub mod metrics;
 mod policy_source;
 pub mod provider;
@@ -26,8 +27,3 @@ pub use args::Args;
 pub use config::ServerConfig;
 pub use error::ServerError;
 pub use run::{run, run_until, run_with};
-
-/// In a list of tools' `_meta`: the hosted servers that can't be relied on now, and why.
-pub const UNAVAILABLE_KEY: &str = "io.mcp-fleet/unavailable";
-/// In an error result's `_meta`: details for programs.
-pub const ERROR_DETAILS_KEY: &str = "io.mcp-fleet/details";

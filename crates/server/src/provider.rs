@@ -2,7 +2,6 @@
 
 use std::pin::Pin;
 
-use fleet_jobs::LongRunning;
 use rmcp::{
     RoleServer,
     model::{
@@ -12,6 +11,8 @@ use rmcp::{
     },
     service::RequestContext,
 };
+
+use crate::long_running::LongRunning;
 
 /// An answer that is on its way.
 pub type Answer<T> = Pin<Box<dyn Future<Output = Result<T, ErrorData>> + Send>>;

@@ -9,7 +9,7 @@
 use std::{borrow::Cow, collections::BTreeMap, pin::Pin, sync::Arc, time::Duration};
 
 use fleet_hosting::forward;
-use fleet_job::{number, size::clipped};
+use fleet_job::{meta, number, size::clipped};
 use fleet_ops::blocking::WorkLost;
 use rmcp::{
     RoleServer,
@@ -123,10 +123,10 @@ impl ToolFailure {
         let mut result = CallToolResult::error(vec![ContentBlock::text(self.message)]);
         let mut meta = MetaObject::new();
         if self.is_final {
-            meta.insert(fleet_job::meta::FINAL.to_owned(), true.into());
+            meta.insert(meta::FINAL.to_owned(), true.into());
         }
         if let Some(details) = self.details {
-            meta.insert(crate::ERROR_DETAILS_KEY.to_owned(), details);
+            meta.insert(meta::ERROR_DETAILS.to_owned(), details);
         }
         result.meta = (!meta.is_empty()).then_some(meta);
         result

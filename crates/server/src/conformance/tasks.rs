@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use fleet_jobs::{LongRunning, tasks::LONG_RUNNING};
+use fleet_job::meta::LONG_RUNNING;
 use rmcp::{
     RoleServer,
     model::{
@@ -14,6 +14,7 @@ use rmcp::{
 use serde_json::{Value, json};
 
 use super::rounds::{ask, elicitation, elicited};
+use crate::long_running::LongRunning;
 
 /// The longest that a tool takes here.
 const LONGEST: f64 = 3600.0;

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use fleet_job::{meta, trace::TraceContext};
-use fleet_jobs::{Caller, JobsError, LongRunning, Tasks};
+use fleet_jobs::{Caller, JobsError, Tasks};
 use futures::{
     StreamExt as _,
     future::join_all,
@@ -21,6 +21,7 @@ use rmcp::{
 use tokio::sync::OwnedSemaphorePermit;
 
 use super::{Gateway, invocation::Invocation};
+use crate::long_running::LongRunning;
 
 /// The tasks whose states a `subscriptions/listen` stream has asked for, in the extensions of its
 /// HTTP request.
