@@ -143,7 +143,7 @@ struct LimitsReport {
 /// Runs a command about policies. Says on standard error why it can't.
 pub async fn run(command: PolicyCommand) -> ExitCode {
     let PolicyCommand::Check(args) = command;
-    match check(&args).await {
+    match check_config(&args).await {
         Ok(code) => code,
         Err(error) => {
             // Where standard error is closed, there is the exit status.
@@ -153,10 +153,10 @@ pub async fn run(command: PolicyCommand) -> ExitCode {
     }
 }
 
-async fn check(args: &CheckArgs) -> Result<ExitCode, CheckError> {
+async fn check_config(args: &CheckArgs) -> Result<ExitCode, CheckError> {
     let policy = PolicySource::from_file(&args.policy).load()?;
     let servers = read_config(&args.config)?;
-    let report = Report::of(&servers, &policy).await;
+    let report = Report::examine(&servers, &policy).await;
     let mut out = io::stdout().lock();
     let written = if args.json {
         serde_json::to_writer_pretty(&mut out, &report)
@@ -167,8 +167,8 @@ async fn check(args: &CheckArgs) -> Result<ExitCode, CheckError> {
     };
     written.map_err(CheckError::Write)?;
     let is_good = |verdict| matches!(verdict, Verdict::Allowed | Verdict::Disabled);
-    let good = report.servers.iter().all(|server| is_good(server.verdict));
-    Ok(ExitCode::from(u8::from(!good)))
+    let all_good = report.servers.iter().all(|server| is_good(server.verdict));
+    Ok(ExitCode::from(u8::from(!all_good)))
 }
 
 fn read_config(path: &Path) -> Result<McpServers, CheckError> {
@@ -186,12 +186,12 @@ fn read_config(path: &Path) -> Result<McpServers, CheckError> {
 }
 
 impl Report {
-    async fn of(config: &McpServers, policy: &Policy) -> Self {
+    async fn examine(config: &McpServers, policy: &Policy) -> Self {
         let mut servers = Vec::new();
         for (name, entry) in &config.servers {
             servers.push(match entry {
-                Ok(entry) => ServerReport::of(name, entry, policy).await,
-                Err(entry) => ServerReport::of_unusable(name, entry, policy),
+                Ok(entry) => ServerReport::examine(name, entry, policy).await,
+                Err(entry) => ServerReport::for_unusable(name, entry, policy),
             });
         }
         let mut warnings = config.warnings();
@@ -231,23 +231,23 @@ impl ServerReport {
             program: None,
             environment: None,
             addresses: Vec::new(),
-            limits: LimitsReport::of(&policy.limits, &policy.limits.of_server(name)),
+            limits: LimitsReport::new(&policy.limits, &policy.limits.of_server(name)),
             warnings: Vec::new(),
         }
     }
 
-    fn of_unusable(name: &str, entry: &UnusableEntry, policy: &Policy) -> Self {
+    fn for_unusable(name: &str, entry: &UnusableEntry, policy: &Policy) -> Self {
         let verdict = match entry.error {
             ConfigError::Disabled { .. } => Verdict::Disabled,
             _ => Verdict::Fails,
         };
-        Self::new(name, policy).not(verdict, entry.error.to_string())
+        Self::new(name, policy).with_verdict(verdict, entry.error.to_string())
     }
 
-    async fn of(name: &str, entry: &ServerEntry, policy: &Policy) -> Self {
+    async fn examine(name: &str, entry: &ServerEntry, policy: &Policy) -> Self {
         let mut report = Self::new(name, policy);
         if let Err(error) = tool_name::check_server(name) {
-            return report.not(Verdict::Fails, error.to_string());
+            return report.with_verdict(Verdict::Fails, error.to_string());
         }
         match launch::examine(entry, policy).await {
             Ok((LaunchSpec::Child(spec), rule)) => {
@@ -265,7 +265,7 @@ impl ServerReport {
                     Ok(found) => {
                         let allowed = fleet_egress::allowed(&spec.url, policy, &found);
                         if let Err(refusal) = allowed {
-                            return report.not(Verdict::Refused, refusal.to_string());
+                            return report.with_verdict(Verdict::Refused, refusal.to_string());
                         }
                         let addresses = found.iter().map(|address| address.ip().to_string());
                         report.addresses = addresses.collect();
@@ -280,12 +280,12 @@ impl ServerReport {
             }
             Err(error) => {
                 let verdict = if error.is_refusal() { Verdict::Refused } else { Verdict::Fails };
-                report.not(verdict, chain(&error))
+                report.with_verdict(verdict, chain(&error))
             }
         }
     }
 
-    fn not(self, verdict: Verdict, reason: String) -> Self {
+    fn with_verdict(self, verdict: Verdict, reason: String) -> Self {
         Self { verdict, reason: Some(reason), ..self }
     }
 
@@ -313,7 +313,7 @@ impl ServerReport {
             writeln!(out, "  addresses: {}", self.addresses.join(" "))?;
         }
         if self.verdict == Verdict::Allowed {
-            writeln!(out, "  limits: {}", self.limits.line())?;
+            writeln!(out, "  limits: {}", self.limits.list_set())?;
         }
         for warning in &self.warnings {
             writeln!(out, "  warning: {warning}")?;
@@ -323,7 +323,7 @@ impl ServerReport {
 }
 
 impl LimitsReport {
-    fn of(all: &Limits, own: &ServerLimits) -> Self {
+    fn new(all: &Limits, own: &ServerLimits) -> Self {
         Self {
             handshake_timeout_ms: all.handshake_timeout.as_millis(),
             call_timeout_ms: own.call_timeout.as_millis(),
@@ -336,7 +336,7 @@ impl LimitsReport {
     }
 
     /// Those that are set.
-    fn line(&self) -> String {
+    fn list_set(&self) -> String {
         let Ok(Value::Object(limits)) = serde_json::to_value(self) else { return String::new() };
         let set = limits.iter().filter(|(_, limit)| !limit.is_null());
         set.map(|(name, limit)| format!("{name}={limit}")).collect::<Vec<_>>().join(" ")

@@ -113,14 +113,14 @@ impl ServerConfig {
             conformance: args.conformance,
             allowed_hosts: non_empty(&args.allowed_hosts).map(str::to_owned).collect(),
             allowed_origins: origins.collect::<Result<_, _>>()?,
-            public_url: public_url(args)?,
+            public_url: parse_public_url(args)?,
             legacy_sessions: args.legacy_sessions,
             roots,
             files_max_read: args.files_max_read,
             policy: policy_source.load()?,
             policy_source,
-            registry: registry(args),
-            jobs: jobs(args)?,
+            registry: registry_config(args),
+            jobs: jobs_config(args)?,
             compression: args.compression,
             repeat_window: args.repeat_window,
             repeat_max_bytes: args.repeat_max_bytes,
@@ -129,7 +129,7 @@ impl ServerConfig {
     }
 }
 
-fn public_url(args: &Args) -> Result<Option<Url>, ServerError> {
+fn parse_public_url(args: &Args) -> Result<Option<Url>, ServerError> {
     let text = args.public_url.as_deref().map(str::trim).filter(|text| !text.is_empty());
     let Some(text) = text else { return Ok(None) };
 
@@ -144,7 +144,7 @@ fn public_url(args: &Args) -> Result<Option<Url>, ServerError> {
     Url::parse(text).ok().filter(is_base).map(Some).ok_or(ServerError::PublicUrl)
 }
 
-fn jobs(args: &Args) -> Result<Option<JobsConfig>, ServerError> {
+fn jobs_config(args: &Args) -> Result<Option<JobsConfig>, ServerError> {
     let brokers =
         args.kafka_brokers.as_deref().map(str::trim).filter(|brokers| !brokers.is_empty());
     let Some(brokers) = brokers.filter(|_| args.jobs) else { return Ok(None) };
@@ -173,7 +173,7 @@ fn jobs(args: &Args) -> Result<Option<JobsConfig>, ServerError> {
     }))
 }
 
-fn registry(args: &Args) -> Option<RegistryConfig> {
+fn registry_config(args: &Args) -> Option<RegistryConfig> {
     let brokers =
         args.kafka_brokers.as_deref().map(str::trim).filter(|brokers| !brokers.is_empty())?;
     let plain = Plain::new(non_empty(&args.share_plain));

@@ -137,7 +137,7 @@ impl Provider for Fixtures {
 }
 
 /// A value of the protocol, written as it is on the wire.
-fn parsed<T: DeserializeOwned>(value: Value) -> Result<T, ErrorData> {
+fn parse<T: DeserializeOwned>(value: Value) -> Result<T, ErrorData> {
     number::read(value)
         .map_err(|error| ErrorData::internal_error(format!("a fixture is wrong: {error}"), None))
 }

@@ -67,23 +67,23 @@ pub fn router(
     let mcp = match config.legacy_sessions {
         true => Router::new()
             .nest_service("/mcp", mcp_service(gateway, config, true, stop.clone()))
-            .layer(from_fn_with_state(stateless, sessionless::serve)),
+            .layer(from_fn_with_state(stateless, sessionless::serve_without_session)),
         false => Router::new().nest_service("/mcp", stateless),
     };
-    let mcp = mcp.layer(from_fn(deleted)).layer(from_fn(task_name::fill_in));
-    let mcp = mcp.layer(from_fn_with_state(watched, task_streams::watch));
+    let mcp = mcp.layer(from_fn(acknowledge_deletion)).layer(from_fn(task_name::fill_in_name));
+    let mcp = mcp.layer(from_fn_with_state(watched, task_streams::watch_tasks));
     let guarded = mcp
-        .route("/sse", get(sse::handle).with_state(streams))
-        .route("/message", post(message::handle).with_state(posted))
-        .layer(from_fn(odd_content::put_back))
-        .layer(from_fn(mirrored::check))
+        .route("/sse", get(sse::open_stream).with_state(streams))
+        .route("/message", post(message::handle_message).with_state(posted))
+        .layer(from_fn(odd_content::restore_items))
+        .layer(from_fn(mirrored::check_headers))
         .merge(rest::router(jobs, &registry_topic(config), stop))
         .layer(from_fn_with_state(body::BODY_TIME, body::read_body))
         .layer(from_fn_with_state(guard.clone(), guard::check))
         .merge(card.layer(from_fn_with_state(guard.clone(), guard::check_host)))
         .layer(from_fn(observe::mark_credentials))
         .layer(from_fn(rest::translate))
-        .layer(from_fn(observe::count));
+        .layer(from_fn(observe::measure_request));
     // Metrics say which tools are called how often. Health says nothing, and is asked by whatever
     // name there is.
     let scrape = fleet_ops::http::scrape(metrics, guard);
@@ -92,7 +92,7 @@ pub fn router(
 
 /// rmcp answers 202 where a session is deleted. The official Python client takes anything but 200
 /// and 204 for a failure and logs a warning each time.
-async fn deleted(request: Request, next: Next) -> Response {
+async fn acknowledge_deletion(request: Request, next: Next) -> Response {
     let is_deletion = request.method() == Method::DELETE;
     let mut response = next.run(request).await;
     if is_deletion && response.status() == StatusCode::ACCEPTED {

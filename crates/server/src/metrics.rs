@@ -62,7 +62,7 @@ pub const REPEAT_BYTES: Metric = Metric {
 };
 
 /// Makes the gauges visible that count from nothing.
-pub(crate) fn begin() {
+pub(crate) fn show_gauges() {
     for gauge in [SESSIONS, fleet_hosting::metrics::CHILDREN] {
         metrics::gauge!(gauge.name).increment(0.0);
     }

@@ -30,7 +30,7 @@ struct Version {
 }
 
 impl Version {
-    fn of(path: &Path) -> Result<Self, io::ErrorKind> {
+    fn read(path: &Path) -> Result<Self, io::ErrorKind> {
         let metadata = std::fs::metadata(path).map_err(|error| error.kind())?;
         Ok(Self {
             device: metadata.dev(),
@@ -47,7 +47,7 @@ impl Version {
 /// # Errors
 ///
 /// Where the operating system refuses the signal handler.
-pub(crate) fn follow(
+pub(crate) fn follow_policy_file(
     source: &PolicySource,
     fleet: &Arc<Fleet>,
     stop: CancellationToken,
@@ -61,38 +61,38 @@ pub(crate) fn follow(
     tokio::spawn(async move {
         tokio::select! {
             () = stop.cancelled() => {}
-            () = watch(&source, &fleet, hangup) => {}
+            () = watch_file(&source, &fleet, hangup) => {}
         }
     });
     Ok(())
 }
 
-async fn watch(source: &PolicySource, fleet: &Arc<Fleet>, mut hangup: Signal) {
-    let look = || source.file().map(Version::of);
+async fn watch_file(source: &PolicySource, fleet: &Arc<Fleet>, mut hangup: Signal) {
+    let read_version = || source.file().map(Version::read);
     // The file may have changed since it was read at the start, so the first look is a change to
     // begin with.
-    let (mut applied, mut last) = (None, look());
+    let (mut applied, mut last) = (None, read_version());
     let mut ticks = tokio::time::interval(INTERVAL);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
-        let told = tokio::select! {
+        let forced = tokio::select! {
             _ = hangup.recv() => true,
             _ = ticks.tick() => false,
         };
-        let seen = look();
+        let seen = read_version();
         let settled = seen == last;
         last = seen;
-        if told || (settled && seen != applied) {
+        if forced || (settled && seen != applied) {
             applied = seen;
-            reload(source, fleet, told).await;
+            reload_policy(source, fleet, forced).await;
         }
     }
 }
 
 /// Reads the policy and lets it hold, where it is one and another one than before.
-async fn reload(source: &PolicySource, fleet: &Arc<Fleet>, told: bool) {
+async fn reload_policy(source: &PolicySource, fleet: &Arc<Fleet>, forced: bool) {
     match source.load() {
-        Ok(policy) if policy == *fleet.policy() && !told => {}
+        Ok(policy) if policy == *fleet.policy() && !forced => {}
         Ok(policy) => {
             metrics::counter!(POLICY_RELOADS.name, "outcome" => "applied").increment(1);
             tracing::info!(
@@ -131,15 +131,15 @@ mod tests {
         link("v1", "..data");
         link("..data/policy.toml", "policy.toml");
         let file = at("policy.toml");
-        let first = Version::of(&file).unwrap();
-        assert_eq!(Version::of(&file), Ok(first));
+        let first = Version::read(&file).unwrap();
+        assert_eq!(Version::read(&file), Ok(first));
         link("v2", "..data_tmp");
         std::fs::rename(at("..data_tmp"), at("..data")).unwrap();
-        let second = Version::of(&file).unwrap();
+        let second = Version::read(&file).unwrap();
         assert_ne!(second, first);
         std::fs::write(&file, "longer").unwrap();
-        assert_ne!(Version::of(&file), Ok(second));
+        assert_ne!(Version::read(&file), Ok(second));
         std::fs::remove_file(&file).unwrap();
-        assert_eq!(Version::of(&file), Err(io::ErrorKind::NotFound));
+        assert_eq!(Version::read(&file), Err(io::ErrorKind::NotFound));
     }
 }

@@ -77,7 +77,7 @@ impl Repeats {
             let (sender, waiter) = watch::channel(None);
             let begin = self.with_memory(|memory| memory.begin(key, Instant::now(), || waiter));
             let mut first = match begin {
-                Begin::Answer(result) => return Ok(Ok(repeated(&result))),
+                Begin::Answer(result) => return Ok(Ok(mark_repeated(&result))),
                 Begin::Run => {
                     // Where this future is dropped, those who wait are told that there will be no
                     // result.
@@ -86,7 +86,7 @@ impl Repeats {
                     if let Ok(CallToolResponse::Complete(result)) = &result
                         && result.is_error != Some(true)
                     {
-                        lead.succeeded(result);
+                        lead.record_success(result);
                     }
                     return Ok(result);
                 }
@@ -95,7 +95,7 @@ impl Repeats {
             tokio::select! {
                 ended = first.wait_for(Option::is_some) => {
                     if let Some(result) = ended.ok().and_then(|ended| ended.clone()) {
-                        return Ok(Ok(repeated(&result)));
+                        return Ok(Ok(mark_repeated(&result)));
                     }
                     // It failed. This call, or another one that waited, runs now.
                 }
@@ -114,7 +114,7 @@ impl Repeats {
 }
 
 /// The same result, marked.
-fn repeated(result: &CallToolResult) -> CallToolResponse {
+fn mark_repeated(result: &CallToolResult) -> CallToolResponse {
     metrics::counter!(REPEATS.name).increment(1);
     let mut result = result.clone();
     result.meta.get_or_insert_with(MetaObject::new).insert(REPEATED.to_owned(), true.into());
@@ -129,12 +129,13 @@ struct Lead<'a> {
 }
 
 impl Lead<'_> {
-    fn succeeded(self, result: &CallToolResult) {
+    fn record_success(self, result: &CallToolResult) {
         // What can't be measured can't be kept, but whoever waits may have it.
         let size = json_bytes(result);
         let result = Arc::new(result.clone());
         let kept = result.clone();
-        self.repeats.with_memory(|memory| memory.succeeded(self.key, kept, size, Instant::now()));
+        self.repeats
+            .with_memory(|memory| memory.record_success(self.key, kept, size, Instant::now()));
         self.sender.send_replace(Some(result));
     }
 }
@@ -145,7 +146,7 @@ impl Drop for Lead<'_> {
         // is kept, and where it is not kept, the entry is gone; a later run has an entry of its
         // own, which must stay.
         if self.sender.borrow().is_none() {
-            self.repeats.with_memory(|memory| memory.failed(self.key));
+            self.repeats.with_memory(|memory| memory.record_failure(self.key));
         }
     }
 }

@@ -68,13 +68,13 @@ pub async fn run_until(
     stop: CancellationToken,
 ) -> Result<(), ServerError> {
     let fleet = Fleet::new(CurrentPolicy::new(config.policy.clone()));
-    reload::follow(&config.policy_source, &fleet, stop.clone())?;
+    reload::follow_policy_file(&config.policy_source, &fleet, stop.clone())?;
     let mut links = Links { links: Vec::new(), compression: config.compression };
-    let shared = shared(&config, &fleet, &mut links)?;
+    let shared = share_fleet(&config, &fleet, &mut links)?;
     shared.follow(stop.clone());
-    let jobs = jobs(&config, &mut links, stop.clone()).await?;
+    let jobs = start_jobs(&config, &mut links, stop.clone()).await?;
     let mut providers = more;
-    providers.extend(toolkits(&config, &fleet, &shared, jobs.as_ref())?);
+    providers.extend(build_toolkits(&config, &fleet, &shared, jobs.as_ref())?);
     let (window, max_bytes) = (config.repeat_window, config.repeat_max_bytes);
     let mut gateway =
         Gateway::new(providers, fleet.clone(), window, max_bytes, Some(shared.clone()));
@@ -92,14 +92,14 @@ pub async fn run_until(
 }
 
 /// The fleet, following the registry that the settings name.
-fn shared(
+fn share_fleet(
     config: &ServerConfig,
     fleet: &Arc<Fleet>,
     links: &mut Links,
 ) -> Result<Arc<Shared>, ServerError> {
     Ok(match &config.registry {
         Some(kafka) => {
-            let registry = KafkaRegistry::new(links.to(&kafka.brokers)?, &kafka.topic);
+            let registry = KafkaRegistry::new(links.link_to(&kafka.brokers)?, &kafka.topic);
             Shared::new(fleet.clone(), Arc::new(registry), kafka.plain.clone())
         }
         None => Shared::new(fleet.clone(), Arc::new(MemoryRegistry::default()), Plain::default()),
@@ -107,13 +107,13 @@ fn shared(
 }
 
 /// The jobs that the settings name.
-async fn jobs(
+async fn start_jobs(
     config: &ServerConfig,
     links: &mut Links,
     stop: CancellationToken,
 ) -> Result<Option<Jobs>, ServerError> {
     let Some(config) = &config.jobs else { return Ok(None) };
-    Ok(Some(Jobs::start(config, links.to(&config.brokers)?, stop).await?))
+    Ok(Some(Jobs::start(config, links.link_to(&config.brokers)?, stop).await?))
 }
 
 /// The connections to Kafka, one for each cluster.
@@ -123,7 +123,7 @@ struct Links {
 }
 
 impl Links {
-    fn to(&mut self, brokers: &str) -> Result<Link, ServerError> {
+    fn link_to(&mut self, brokers: &str) -> Result<Link, ServerError> {
         if let Some(link) = self.links.iter().find(|link| link.brokers() == brokers) {
             return Ok(link.clone());
         }
@@ -137,7 +137,7 @@ impl Links {
 }
 
 /// The server's own tools.
-fn toolkits(
+fn build_toolkits(
     config: &ServerConfig,
     fleet: &Arc<Fleet>,
     shared: &Arc<Shared>,
@@ -171,7 +171,7 @@ async fn serve_http(
 ) -> Result<(), ServerError> {
     let metrics = fleet_ops::metrics::install();
     crate::metrics::TABLES.iter().for_each(|table| metrics.describe(table));
-    crate::metrics::begin();
+    crate::metrics::show_gauges();
     metrics.identify("mcp-server", env!("CARGO_PKG_VERSION"));
     let health = Health::new();
     let streams = CancellationToken::new();

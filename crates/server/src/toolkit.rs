@@ -86,12 +86,22 @@ impl From<WorkLost> for ToolFailure {
 impl ToolFailure {
     /// The caller's own fault: trying the same again can't help.
     pub fn permanent(message: impl Into<String>) -> Self {
-        Self { message: bounded(message.into()), is_final: true, details: None, unreachable: None }
+        Self {
+            message: clip_message(message.into()),
+            is_final: true,
+            details: None,
+            unreachable: None,
+        }
     }
 
     /// Something that may be otherwise the next time.
     pub fn transient(message: impl Into<String>) -> Self {
-        Self { message: bounded(message.into()), is_final: false, details: None, unreachable: None }
+        Self {
+            message: clip_message(message.into()),
+            is_final: false,
+            details: None,
+            unreachable: None,
+        }
     }
 
     /// Nothing is wrong with what was asked for, but that something can't be reached that `server`
@@ -109,7 +119,7 @@ impl ToolFailure {
 
     /// The failure as the answer to a call: a tool result, or an error that says that the call may
     /// wait.
-    fn into_answer(self) -> Result<CallToolResult, ErrorData> {
+    fn into_tool_answer(self) -> Result<CallToolResult, ErrorData> {
         match &self.unreachable {
             Some((server, retry_after)) => {
                 Err(forward::server_unavailable(server, self.message.clone(), *retry_after))
@@ -136,17 +146,17 @@ impl ToolFailure {
 /// The longest message of a failure. It may repeat a part of the arguments, however long that is.
 const MAX_MESSAGE: usize = 8 * 1024;
 
-fn bounded(message: String) -> String {
+fn clip_message(message: String) -> String {
     match clipped(&message, MAX_MESSAGE) {
         Cow::Borrowed(_) => message,
         Cow::Owned(start) => start,
     }
 }
 
-type Answered = Result<CallToolResult, ErrorData>;
+type ToolAnswer = Result<CallToolResult, ErrorData>;
 type BoxFuture<T> = Pin<Box<dyn Future<Output = T> + Send>>;
 type Handler<S> = Arc<
-    dyn Fn(Arc<S>, RequestContext<RoleServer>, JsonObject) -> BoxFuture<Answered> + Send + Sync,
+    dyn Fn(Arc<S>, RequestContext<RoleServer>, JsonObject) -> BoxFuture<ToolAnswer> + Send + Sync,
 >;
 
 /// Tools by name, over a state that they share.
@@ -200,8 +210,8 @@ impl<S: Send + Sync + 'static> Toolkit<S> {
                     }
                 };
                 match function(state, context, arguments).await {
-                    Ok(output) => Ok(structured(&output)),
-                    Err(failure) => failure.into_answer(),
+                    Ok(output) => Ok(structured_result(&output)),
+                    Err(failure) => failure.into_tool_answer(),
                 }
             })
         });
@@ -210,7 +220,7 @@ impl<S: Send + Sync + 'static> Toolkit<S> {
     }
 }
 
-fn structured<R: Serialize>(output: &R) -> CallToolResult {
+fn structured_result<R: Serialize>(output: &R) -> CallToolResult {
     match serde_json::to_value(output) {
         Ok(value) => CallToolResult::structured(value),
         Err(error) => {

@@ -6,7 +6,7 @@ use rmcp::model::{
 };
 use serde_json::{Value, json};
 
-use super::{PNG, parsed, rounds};
+use super::{PNG, parse, rounds};
 
 pub(super) fn prompts() -> Vec<Prompt> {
     let argument =
@@ -19,7 +19,7 @@ pub(super) fn prompts() -> Vec<Prompt> {
         prompt("test_prompt_with_image", vec![]),
         prompt("test_simple_prompt", vec![]),
     ]);
-    parsed(all).unwrap_or_default()
+    parse(all).unwrap_or_default()
 }
 
 pub(super) fn prompt(
@@ -49,18 +49,22 @@ pub(super) fn prompt(
         }
         "test_input_required_result_prompt" => {
             let answers = params.input_responses.as_ref();
-            let Some(context) = rounds::elicited(answers, "user_context", "context") else {
-                let ask =
-                    rounds::elicitation("What context should the prompt use?", "context", "string");
+            let Some(context) = rounds::elicited_value(answers, "user_context", "context") else {
+                let ask = rounds::elicitation_request(
+                    "What context should the prompt use?",
+                    "context",
+                    "string",
+                );
                 return Some(
-                    rounds::ask(json!({"user_context": ask}), None).map(GetPromptResponse::from),
+                    rounds::ask_client(json!({"user_context": ask}), None)
+                        .map(GetPromptResponse::from),
                 );
             };
             json!([text(&format!("A prompt for {context}."))])
         }
         _ => return None,
     };
-    let result = parsed::<GetPromptResult>(json!({"resultType": "complete", "messages": messages}));
+    let result = parse::<GetPromptResult>(json!({"resultType": "complete", "messages": messages}));
     Some(result.map(GetPromptResponse::Complete))
 }
 
@@ -95,6 +99,6 @@ pub(super) fn read(uri: &str) -> Option<ReadResourceResponse> {
         }
     };
     let result: ReadResourceResult =
-        parsed(json!({"resultType": "complete", "contents": [content]})).ok()?;
+        parse(json!({"resultType": "complete", "contents": [content]})).ok()?;
     Some(result.into())
 }

@@ -19,7 +19,7 @@ use rmcp::{
 };
 use serde_json::{Value, json};
 
-use super::parsed;
+use super::parse;
 use crate::gateway::is_modern;
 
 pub(super) async fn call(
@@ -32,14 +32,14 @@ pub(super) async fn call(
     };
     let text = match &*params.name {
         "test_tool_with_logging" | "test_logging_tool" => {
-            log(context).await;
+            send_log_messages(context).await;
             "The messages are sent.".to_owned()
         }
         "test_sampling" => {
             let message =
                 json!({"role": "user", "content": {"type": "text", "text": argument("prompt")}});
-            let request = parsed(json!({"messages": [message], "maxTokens": 100}))?;
-            let sampled = context.peer.create_message(request).await.map_err(failed)?;
+            let request = parse(json!({"messages": [message], "maxTokens": 100}))?;
+            let sampled = context.peer.create_message(request).await.map_err(error_data)?;
             let answer = serde_json::to_value(&sampled.message.content).unwrap_or_default();
             let first = if answer.is_array() { &answer[0] } else { &answer };
             format!("LLM response: {}", first["text"].as_str().unwrap_or_default())
@@ -87,7 +87,7 @@ pub(super) async fn call(
 }
 
 /// Three messages. From 2026-07-28 on, only for a request that asks for a level.
-async fn log(context: &RequestContext<RoleServer>) {
+async fn send_log_messages(context: &RequestContext<RoleServer>) {
     let wanted =
         !is_modern(context) || context.meta.contains_key("io.modelcontextprotocol/logLevel");
     for message in ["Tool execution started", "Tool processing data", "Tool execution completed"] {
@@ -108,9 +108,9 @@ async fn elicit(
 ) -> Result<(Value, Value), ErrorData> {
     let schema = json!({"type": "object", "properties": properties, "required": required});
     let request: ElicitRequestParams =
-        parsed(json!({"mode": "form", "message": message, "requestedSchema": schema}))?;
+        parse(json!({"mode": "form", "message": message, "requestedSchema": schema}))?;
     let request = ServerRequest::ElicitRequest(ElicitRequest::new(request));
-    match context.peer.send_request(request).await.map_err(failed)? {
+    match context.peer.send_request(request).await.map_err(error_data)? {
         ClientResult::ElicitResult(result) => {
             let action = serde_json::to_value(&result.action).unwrap_or_default();
             Ok((action, result.content.unwrap_or_default()))
@@ -119,7 +119,7 @@ async fn elicit(
     }
 }
 
-fn failed(error: ServiceError) -> ErrorData {
+fn error_data(error: ServiceError) -> ErrorData {
     match error {
         ServiceError::McpError(error) => error,
         error => ErrorData::internal_error(error.to_string(), None),

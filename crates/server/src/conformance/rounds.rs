@@ -10,33 +10,33 @@ use rmcp::{
 };
 use serde_json::{Value, json};
 
-use super::{Fixtures, parsed};
+use super::{Fixtures, parse};
 
 /// A question to the user with one field.
-pub(super) fn elicitation(message: &str, field: &str, kind: &str) -> Value {
+pub(super) fn elicitation_request(message: &str, field: &str, kind: &str) -> Value {
     json!({"method": "elicitation/create", "params": {"mode": "form", "message": message, "requestedSchema":
         {"type": "object", "properties": {field: {"type": kind}}, "required": [field]}}})
 }
 
-fn sampling(text: &str, max_tokens: u32) -> Value {
+fn sampling_request(text: &str, max_tokens: u32) -> Value {
     json!({"method": "sampling/createMessage", "params": {"maxTokens": max_tokens,
         "messages": [{"role": "user", "content": {"type": "text", "text": text}}]}})
 }
 
-fn roots() -> Value {
+fn roots_request() -> Value {
     json!({"method": "roots/list", "params": {}})
 }
 
 /// A round that asks.
-pub(super) fn ask(
+pub(super) fn ask_client(
     requests: Value,
     state: Option<String>,
 ) -> Result<InputRequiredResult, ErrorData> {
-    Ok(InputRequiredResult::new(Some(parsed(requests)?), state))
+    Ok(InputRequiredResult::new(Some(parse(requests)?), state))
 }
 
 /// What the user has put into a field.
-pub(super) fn elicited(
+pub(super) fn elicited_value(
     answers: Option<&InputResponses>,
     question: &str,
     field: &str,
@@ -47,7 +47,7 @@ pub(super) fn elicited(
 }
 
 /// Whether a question has an answer that has this member.
-fn answered(answers: Option<&InputResponses>, question: &str, member: &str) -> bool {
+fn has_answer(answers: Option<&InputResponses>, question: &str, member: &str) -> bool {
     answers.is_some_and(|all| all.get(question).is_some_and(|answer| answer.get(member).is_some()))
 }
 
@@ -60,10 +60,10 @@ pub(super) fn call(
     let state = || fixtures.state.seal(params.name.as_bytes());
     let round = match &*params.name {
         "test_input_required_result_elicitation" | "test_streaming_elicitation" => {
-            match elicited(answers, "user_name", "name") {
+            match elicited_value(answers, "user_name", "name") {
                 Some(name) => Ok(format!("Hello, {name}!")),
                 None => Err((
-                    json!({"user_name": elicitation("What is your name?", "name", "string")}),
+                    json!({"user_name": elicitation_request("What is your name?", "name", "string")}),
                     None,
                 )),
             }
@@ -73,7 +73,7 @@ pub(super) fn call(
             match answer {
                 Some(answer) => Ok(answer["text"].as_str().unwrap_or_default().to_owned()),
                 None => {
-                    let question = sampling("What is the capital of France?", 100);
+                    let question = sampling_request("What is the capital of France?", 100);
                     Err((json!({"capital_question": question}), None))
                 }
             }
@@ -81,47 +81,50 @@ pub(super) fn call(
         "test_input_required_result_list_roots" => {
             let roots_of =
                 |all: &InputResponses| Some(all.get("client_roots")?.get("roots")?.to_string());
-            answers.and_then(roots_of).ok_or_else(|| (json!({"client_roots": roots()}), None))
+            answers
+                .and_then(roots_of)
+                .ok_or_else(|| (json!({"client_roots": roots_request()}), None))
         }
         "test_input_required_result_request_state"
         | "test_input_required_result_tampered_state" => {
             if let Some(state) = &params.request_state {
-                opened(fixtures, state, &params.name)?;
+                open_state(fixtures, state, &params.name)?;
             }
-            match elicited(answers, "confirm", "ok") {
+            match elicited_value(answers, "confirm", "ok") {
                 Some(_) if params.request_state.is_some() => Ok("state-ok".to_owned()),
                 _ => {
-                    let question = elicitation("Please confirm", "ok", "boolean");
+                    let question = elicitation_request("Please confirm", "ok", "boolean");
                     Err((json!({"confirm": question}), Some(state())))
                 }
             }
         }
         "test_input_required_result_multiple_inputs" => {
-            let all = elicited(answers, "user_name", "name").is_some()
-                && answered(answers, "greeting", "content")
-                && answered(answers, "client_roots", "roots");
+            let all = elicited_value(answers, "user_name", "name").is_some()
+                && has_answer(answers, "greeting", "content")
+                && has_answer(answers, "client_roots", "roots");
             if all {
                 Ok("All is there.".to_owned())
             } else {
                 let questions = json!({
-                    "user_name": elicitation("What is your name?", "name", "string"),
-                    "greeting": sampling("Generate a greeting", 50),
-                    "client_roots": roots(),
+                    "user_name": elicitation_request("What is your name?", "name", "string"),
+                    "greeting": sampling_request("Generate a greeting", 50),
+                    "client_roots": roots_request(),
                 });
                 Err((questions, Some(state())))
             }
         }
-        "test_input_required_result_multi_round" => rounds(fixtures, params)?,
+        "test_input_required_result_multi_round" => ask_two_questions(fixtures, params)?,
         // Only what the client can answer is asked.
         _ => {
             let has = context.client_capabilities().unwrap_or_default();
             let mut questions = serde_json::Map::new();
             if has.elicitation.is_some() {
-                let question = elicitation("What is your name?", "name", "string");
+                let question = elicitation_request("What is your name?", "name", "string");
                 questions.insert("user_name".to_owned(), question);
             }
             if has.sampling.is_some() {
-                questions.insert("greeting".to_owned(), sampling("Generate a greeting", 50));
+                questions
+                    .insert("greeting".to_owned(), sampling_request("Generate a greeting", 50));
             }
             if answers.is_some() || questions.is_empty() {
                 Ok("There is nothing to ask.".to_owned())
@@ -132,7 +135,7 @@ pub(super) fn call(
     };
     match round {
         Ok(text) => Ok(CallToolResult::success(vec![ContentBlock::text(text)]).into()),
-        Err((questions, state)) => Ok(ask(questions, state)?.into()),
+        Err((questions, state)) => Ok(ask_client(questions, state)?.into()),
     }
 }
 
@@ -140,21 +143,25 @@ pub(super) fn call(
 type Round = Result<String, (Value, Option<String>)>;
 
 /// Two questions, one after the other; what was answered is in the state.
-fn rounds(fixtures: &Fixtures, params: &CallToolRequestParams) -> Result<Round, ErrorData> {
+fn ask_two_questions(
+    fixtures: &Fixtures,
+    params: &CallToolRequestParams,
+) -> Result<Round, ErrorData> {
     let answers = params.input_responses.as_ref();
     let known = match &params.request_state {
-        Some(state) => opened(fixtures, state, "")?,
+        Some(state) => open_state(fixtures, state, "")?,
         None => String::new(),
     };
     let name = known.strip_prefix("name=").map(str::to_owned).filter(|name| !name.is_empty());
-    let Some(name) = name.or_else(|| elicited(answers, "step1", "name")) else {
-        let question = elicitation("Step 1: What is your name?", "name", "string");
+    let Some(name) = name.or_else(|| elicited_value(answers, "step1", "name")) else {
+        let question = elicitation_request("Step 1: What is your name?", "name", "string");
         return Ok(Err((json!({"step1": question}), Some(fixtures.state.seal(b"name=")))));
     };
-    match elicited(answers, "step2", "color") {
+    match elicited_value(answers, "step2", "color") {
         Some(color) => Ok(Ok(format!("{name} likes {color}."))),
         None => {
-            let question = elicitation("Step 2: What is your favorite color?", "color", "string");
+            let question =
+                elicitation_request("Step 2: What is your favorite color?", "color", "string");
             let state = fixtures.state.seal(format!("name={name}").as_bytes());
             Ok(Err((json!({"step2": question}), Some(state))))
         }
@@ -162,7 +169,7 @@ fn rounds(fixtures: &Fixtures, params: &CallToolRequestParams) -> Result<Round, 
 }
 
 /// What a state says that we have made, and that nobody has changed.
-fn opened(fixtures: &Fixtures, state: &str, expected: &str) -> Result<String, ErrorData> {
+fn open_state(fixtures: &Fixtures, state: &str, expected: &str) -> Result<String, ErrorData> {
     let invalid =
         || ErrorData::invalid_params("`requestState` is none of ours, or was changed", None);
     let bytes = fixtures.state.open(state).map_err(|_| invalid())?;

@@ -13,7 +13,7 @@ use rmcp::{
 };
 use serde_json::{Value, json};
 
-use super::rounds::{ask, elicitation, elicited};
+use super::rounds::{ask_client, elicitation_request, elicited_value};
 use crate::long_running::LongRunning;
 
 /// The longest that a tool takes here.
@@ -65,12 +65,12 @@ pub(super) async fn call(
     let text = |name: &str| argument(name).and_then(Value::as_str).unwrap_or_default().to_owned();
     let answers = params.input_responses.as_ref();
     Some(match &*params.name {
-        "greet" => said(format!("Hello, {}!", text("name"))),
+        "greet" => text_answer(format!("Hello, {}!", text("name"))),
         "slow_compute" => {
             let seconds =
                 argument("seconds").and_then(Value::as_f64).unwrap_or_default().clamp(0.0, LONGEST);
             tokio::select! {
-                () = tokio::time::sleep(Duration::from_secs_f64(seconds)) => said(format!("{} is computed", text("label"))),
+                () = tokio::time::sleep(Duration::from_secs_f64(seconds)) => text_answer(format!("{} is computed", text("label"))),
                 () = context.ct.cancelled() => Err(ErrorData::internal_error("the call was cancelled", None)),
             }
         }
@@ -81,35 +81,39 @@ pub(super) async fn call(
         "protocol_error_job" => {
             Err(ErrorData::invalid_request("This job always breaks the protocol.", None))
         }
-        "confirm_delete" => match elicited(answers, "confirm", "confirm") {
-            Some(confirmed) => said(format!("Deleting {}: {confirmed}", text("filename"))),
-            None => asked(json!({"confirm": elicitation("Delete it?", "confirm", "boolean")})),
+        "confirm_delete" => match elicited_value(answers, "confirm", "confirm") {
+            Some(confirmed) => text_answer(format!("Deleting {}: {confirmed}", text("filename"))),
+            None => ask_questions(
+                json!({"confirm": elicitation_request("Delete it?", "confirm", "boolean")}),
+            ),
         },
         "multi_input" => {
             let answered = |question: &str| {
                 answers.is_some_and(|answers: &InputResponses| answers.contains_key(question))
             };
             if answered("first") && answered("second") {
-                said("Both are answered.".to_owned())
+                text_answer("Both are answered.".to_owned())
             } else {
-                let question = |text: &str| elicitation(text, "name", "string");
-                asked(json!({"first": question("The first?"), "second": question("The second?")}))
+                let question = |text: &str| elicitation_request(text, "name", "string");
+                ask_questions(
+                    json!({"first": question("The first?"), "second": question("The second?")}),
+                )
             }
         }
-        "test_tool_with_task" => match elicited(answers, "user_name", "name") {
-            Some(name) => said(format!("Hello, {name}!")),
-            None => {
-                asked(json!({"user_name": elicitation("What is your name?", "name", "string")}))
-            }
+        "test_tool_with_task" => match elicited_value(answers, "user_name", "name") {
+            Some(name) => text_answer(format!("Hello, {name}!")),
+            None => ask_questions(
+                json!({"user_name": elicitation_request("What is your name?", "name", "string")}),
+            ),
         },
         _ => return None,
     })
 }
 
-fn said(text: String) -> Result<CallToolResponse, ErrorData> {
+fn text_answer(text: String) -> Result<CallToolResponse, ErrorData> {
     Ok(CallToolResult::success(vec![ContentBlock::text(text)]).into())
 }
 
-fn asked(questions: Value) -> Result<CallToolResponse, ErrorData> {
-    Ok(ask(questions, None)?.into())
+fn ask_questions(questions: Value) -> Result<CallToolResponse, ErrorData> {
+    Ok(ask_client(questions, None)?.into())
 }

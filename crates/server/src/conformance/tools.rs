@@ -13,7 +13,7 @@ use rmcp::{
 };
 use serde_json::{Value, json};
 
-use super::{Fixtures, PNG, WAV, dialogue, parsed, rounds, tasks};
+use super::{Fixtures, PNG, WAV, dialogue, parse, rounds, tasks};
 
 /// How long the tools that take a while take for each step.
 const STEP: Duration = Duration::from_millis(50);
@@ -57,7 +57,7 @@ pub(super) fn list() -> Vec<Tool> {
     tools.push(tool("test_elicitation", text("message")));
     tools.push(tool("test_sampling", text("prompt")));
     tools.extend(tasks::list());
-    parsed(Value::Array(tools)).unwrap_or_default()
+    parse(Value::Array(tools)).unwrap_or_default()
 }
 
 /// An argument that has to be in a header too (SEP-2243).
@@ -118,7 +118,7 @@ pub(super) async fn call(
             return Ok(CallToolResult::error(vec![ContentBlock::text(words)]).into());
         }
         "test_tool_with_progress" => {
-            progress(&context).await;
+            send_progress(&context).await;
             vec![text("It is done.")]
         }
         "test_trigger_tool_change" => {
@@ -137,7 +137,7 @@ pub(super) async fn call(
         "test_missing_capability" => {
             let declared = context.client_capabilities().is_some_and(|has| has.sampling.is_some());
             if !declared {
-                let needed: ClientCapabilities = parsed(json!({"sampling": {}}))?;
+                let needed: ClientCapabilities = parse(json!({"sampling": {}}))?;
                 return Err(ErrorData::missing_required_client_capability(needed));
             }
             vec![text("The client can sample.")]
@@ -153,10 +153,10 @@ pub(super) async fn call(
         }
         _ => return dialogue::call(&params, &context).await,
     };
-    Ok(CallToolResult::success(parsed(Value::Array(content))?).into())
+    Ok(CallToolResult::success(parse(Value::Array(content))?).into())
 }
 
-async fn progress(context: &RequestContext<RoleServer>) {
+async fn send_progress(context: &RequestContext<RoleServer>) {
     for step in [0.0, 50.0, 100.0] {
         if let Some(token) = context.meta.get_progress_token() {
             let progress = ProgressNotificationParam::new(token, step).with_total(100.0);

@@ -36,13 +36,13 @@ pub(super) async fn read_body(
     let (parts, body) = request.into_parts();
     let mut body = body.into_data_stream();
     if length.is_some_and(|length: usize| length > MAX_BODY) {
-        drain(body).await;
+        drain_body(body).await;
         return too_large();
     }
-    match tokio::time::timeout(within, collect(&mut body)).await {
+    match tokio::time::timeout(within, read_bounded(&mut body)).await {
         Ok(Ok(body)) => next.run(Request::from_parts(parts, Body::from(body))).await,
         Ok(Err(BodyError::TooLarge)) => {
-            drain(body).await;
+            drain_body(body).await;
             too_large()
         }
         Ok(Err(BodyError::Broken)) => {
@@ -62,7 +62,7 @@ enum BodyError {
     Broken,
 }
 
-async fn collect(body: &mut BodyDataStream) -> Result<Vec<u8>, BodyError> {
+async fn read_bounded(body: &mut BodyDataStream) -> Result<Vec<u8>, BodyError> {
     let mut whole = Vec::new();
     while let Some(chunk) = body.next().await {
         let chunk = chunk.map_err(|_| BodyError::Broken)?;
@@ -77,7 +77,7 @@ async fn collect(body: &mut BodyDataStream) -> Result<Vec<u8>, BodyError> {
 /// Reads a body that is too large and throws it away, up to a bound: a caller that is still sending
 /// when the connection closes sees a lost connection, which it may retry, and not the answer, which
 /// says that it need not.
-async fn drain(mut body: BodyDataStream) {
+async fn drain_body(mut body: BodyDataStream) {
     let drain = async {
         let mut drained = 0;
         while let Some(Ok(chunk)) = body.next().await {

@@ -33,7 +33,7 @@ const SCHEMA: &str = "https://static.modelcontextprotocol.io/schemas/v1/server-c
 const NAME: &str = "io.mcp-fleet/mcp-fleet";
 /// The headers that the extension demands on both documents, and on the answer to a browser's
 /// preflight request.
-const PUBLIC: [(HeaderName, &str); 4] = [
+const PUBLIC_HEADERS: [(HeaderName, &str); 4] = [
     (header::ACCESS_CONTROL_ALLOW_ORIGIN, "*"),
     (header::ACCESS_CONTROL_ALLOW_METHODS, "GET"),
     (header::ACCESS_CONTROL_ALLOW_HEADERS, "Content-Type, If-None-Match"),
@@ -41,7 +41,7 @@ const PUBLIC: [(HeaderName, &str); 4] = [
 ];
 
 /// What the documents are made of.
-struct About {
+struct CardSource {
     public_url: Option<Url>,
     versions: Vec<ProtocolVersion>,
 }
@@ -51,24 +51,24 @@ struct About {
 pub(super) fn router(gateway: &Gateway, public_url: Option<Url>) -> Router {
     let versions = gateway.supported_protocol_versions().into_owned();
     Router::new()
-        .route(CARD, get(serve_card).options(allow))
-        .route(CATALOG, get(serve_catalog).options(allow))
-        .with_state(Arc::new(About { public_url, versions }))
+        .route(CARD, get(serve_card).options(answer_preflight))
+        .route(CATALOG, get(serve_catalog).options(answer_preflight))
+        .with_state(Arc::new(CardSource { public_url, versions }))
 }
 
-async fn serve_card(State(about): State<Arc<About>>, request: Request) -> Response {
-    let base = base_url(about.public_url.as_ref(), &request);
-    document(CARD_TYPE, &card(&base, &about.versions), request.headers())
+async fn serve_card(State(source): State<Arc<CardSource>>, request: Request) -> Response {
+    let base = base_url(source.public_url.as_ref(), &request);
+    respond_with(CARD_TYPE, &card(&base, &source.versions), request.headers())
 }
 
-async fn serve_catalog(State(about): State<Arc<About>>, request: Request) -> Response {
-    let base = base_url(about.public_url.as_ref(), &request);
-    document(CATALOG_TYPE, &catalog(&base), request.headers())
+async fn serve_catalog(State(source): State<Arc<CardSource>>, request: Request) -> Response {
+    let base = base_url(source.public_url.as_ref(), &request);
+    respond_with(CATALOG_TYPE, &catalog(&base), request.headers())
 }
 
 /// The answer to a preflight request, which browsers send before a request with `If-None-Match`.
-async fn allow() -> Response {
-    public(StatusCode::NO_CONTENT.into_response())
+async fn answer_preflight() -> Response {
+    with_public_headers(StatusCode::NO_CONTENT.into_response())
 }
 
 /// The URL under which this server is reached, without a slash at its end. The guard has checked
@@ -112,11 +112,11 @@ fn catalog(base: &str) -> Value {
 }
 
 /// A document that browsers may read and caches may keep; 304 if the client has it already.
-fn document(kind: &'static str, document: &Value, asked: &HeaderMap) -> Response {
+fn respond_with(kind: &'static str, document: &Value, asked: &HeaderMap) -> Response {
     let body = document.to_string();
     let tag = format!("\"{}\"", hex(&Sha256::digest(body.as_bytes())[..16]));
 
-    let mut response = if is_known(asked, &tag) {
+    let mut response = if is_current(asked, &tag) {
         StatusCode::NOT_MODIFIED.into_response()
     } else {
         ([(header::CONTENT_TYPE, kind)], body).into_response()
@@ -124,19 +124,19 @@ fn document(kind: &'static str, document: &Value, asked: &HeaderMap) -> Response
     let headers = response.headers_mut();
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("public, max-age=3600"));
     headers.extend(HeaderValue::try_from(tag).ok().map(|tag| (header::ETAG, tag)));
-    public(response)
+    with_public_headers(response)
 }
 
 /// Whether `If-None-Match` names the document's tag.
-fn is_known(asked: &HeaderMap, tag: &str) -> bool {
+fn is_current(asked: &HeaderMap, tag: &str) -> bool {
     let tags = asked.get_all(header::IF_NONE_MATCH).iter().filter_map(|tags| tags.to_str().ok());
     tags.flat_map(|tags| tags.split(','))
         .map(|known| known.trim().trim_start_matches("W/"))
         .any(|known| known == tag || known == "*")
 }
 
-fn public(mut response: Response) -> Response {
-    let fixed = PUBLIC.map(|(name, value)| (name, HeaderValue::from_static(value)));
+fn with_public_headers(mut response: Response) -> Response {
+    let fixed = PUBLIC_HEADERS.map(|(name, value)| (name, HeaderValue::from_static(value)));
     response.headers_mut().extend(fixed);
     response
 }

@@ -39,7 +39,7 @@ pub(super) struct Receiver {
 }
 
 /// The handler.
-pub(super) async fn handle(State(receiver): State<Receiver>, request: Request) -> Response {
+pub(super) async fn handle_message(State(receiver): State<Receiver>, request: Request) -> Response {
     let (parts, body) = request.into_parts();
     if !is_json(&parts.headers) {
         return (StatusCode::UNSUPPORTED_MEDIA_TYPE, "Content-Type must be application/json\n")
@@ -49,7 +49,7 @@ pub(super) async fn handle(State(receiver): State<Receiver>, request: Request) -
     let Ok(body) = to_bytes(body, MAX_BODY).await else {
         return StatusCode::PAYLOAD_TOO_LARGE.into_response();
     };
-    let mut message = match read(&body) {
+    let mut message = match parse_message(&body) {
         Ok(message) => message,
         Err(refusal) => return refusal.into_response(),
     };
@@ -66,7 +66,7 @@ pub(super) async fn handle(State(receiver): State<Receiver>, request: Request) -
         };
     }
     match message {
-        ClientJsonRpcMessage::Request(_) => answer(receiver.gateway, message).await,
+        ClientJsonRpcMessage::Request(_) => answer_request(receiver.gateway, message).await,
         // Nothing here lasts longer than one request, so there is nothing a notification could be
         // about.
         ClientJsonRpcMessage::Notification(_) => StatusCode::ACCEPTED.into_response(),
@@ -119,7 +119,7 @@ fn is_json(headers: &HeaderMap) -> bool {
     essence.eq_ignore_ascii_case("application/json")
 }
 
-fn read(body: &[u8]) -> Result<ClientJsonRpcMessage, Refusal> {
+fn parse_message(body: &[u8]) -> Result<ClientJsonRpcMessage, Refusal> {
     let value: Value = serde_json::from_slice(body).map_err(|error| {
         Refusal::new(ErrorCode::PARSE_ERROR, None, format!("the body is no JSON: {error}"))
     })?;
@@ -167,7 +167,7 @@ fn complete_discovery(object: &mut Map<String, Value>) {
     meta.entry("io.modelcontextprotocol/clientCapabilities").or_insert_with(|| json!({}));
 }
 
-async fn answer(gateway: Gateway, message: ClientJsonRpcMessage) -> Response {
+async fn answer_request(gateway: Gateway, message: ClientJsonRpcMessage) -> Response {
     let mut version = ProtocolVersion::LATEST_WITH_INITIALIZE;
     if let ClientJsonRpcMessage::Request(request) = &message
         && let ClientRequest::InitializeRequest(initialize) = &request.request

@@ -24,7 +24,7 @@ const NAME: HeaderName = HeaderName::from_static("mcp-name");
 const SHOWN: usize = 128;
 
 /// Refuses a request whose headers contradict its body. The body is in memory already.
-pub(super) async fn check(request: Request, next: Next) -> Response {
+pub(super) async fn check_headers(request: Request, next: Next) -> Response {
     let headers = request.headers();
     let is_mirrored = headers.contains_key(METHOD) || headers.contains_key(NAME);
     if request.method() != Method::POST || !is_mirrored {
@@ -36,7 +36,7 @@ pub(super) async fn check(request: Request, next: Next) -> Response {
         return StatusCode::PAYLOAD_TOO_LARGE.into_response();
     };
 
-    if let Err(why) = contradiction(&parts.headers, &body) {
+    if let Err(why) = check_against_body(&parts.headers, &body) {
         tracing::warn!(why, "refused a request whose headers contradict its body");
         let error = json!({ "code": ErrorCode::HEADER_MISMATCH, "message": why });
         let answer = json!({ "jsonrpc": "2.0", "id": id_of(&body), "error": error });
@@ -47,7 +47,7 @@ pub(super) async fn check(request: Request, next: Next) -> Response {
 }
 
 /// The parameter that `Mcp-Name` repeats, where the method has such a thing.
-fn named_by(method: &str) -> Option<&'static str> {
+fn mirrored_parameter(method: &str) -> Option<&'static str> {
     match method {
         "tools/call" | "prompts/get" => Some("name"),
         "resources/read" | "resources/subscribe" | "resources/unsubscribe" => Some("uri"),
@@ -58,37 +58,37 @@ fn named_by(method: &str) -> Option<&'static str> {
 
 /// Says which header contradicts the body. What is no message with a method is refused by whoever
 /// handles it.
-fn contradiction(headers: &HeaderMap, body: &[u8]) -> Result<(), String> {
-    let (method, name) = (only(headers, &METHOD)?, only(headers, &NAME)?);
+fn check_against_body(headers: &HeaderMap, body: &[u8]) -> Result<(), String> {
+    let (method, name) = (single_value(headers, &METHOD)?, single_value(headers, &NAME)?);
     // Read as loosely as by whoever handles the message: of a key that comes twice the last one
     // counts, and no other member matters, whatever it is.
     let message: Value = serde_json::from_slice(body).unwrap_or_default();
     let Some(called) = message["method"].as_str() else { return Ok(()) };
 
-    if let Some(said) = method
-        && said != called
+    if let Some(sent) = method
+        && sent != called
     {
-        return Err(mismatch(&METHOD, &said, called));
+        return Err(mismatch(&METHOD, &sent, called));
     }
 
-    let named = named_by(called).and_then(|key| message["params"][key].as_str());
-    if let (Some(said), Some(named)) = (name, named) {
-        let said =
-            decoded(&said).ok_or_else(|| format!("the {NAME} header is not valid Base64"))?;
-        if said != named {
-            return Err(mismatch(&NAME, &said, named));
+    let named = mirrored_parameter(called).and_then(|key| message["params"][key].as_str());
+    if let (Some(sent), Some(named)) = (name, named) {
+        let sent =
+            decode_value(&sent).ok_or_else(|| format!("the {NAME} header is not valid Base64"))?;
+        if sent != named {
+            return Err(mismatch(&NAME, &sent, named));
         }
     }
     Ok(())
 }
 
-fn mismatch(header: &HeaderName, said: &str, body: &str) -> String {
-    let (said, body) = (clipped(said, SHOWN), clipped(body, SHOWN));
-    format!("the {header} header says `{said}` and the body `{body}`; they must be equal")
+fn mismatch(header: &HeaderName, sent: &str, body: &str) -> String {
+    let (sent, body) = (clipped(sent, SHOWN), clipped(body, SHOWN));
+    format!("the {header} header says `{sent}` and the body `{body}`; they must be equal")
 }
 
 /// The value of a header that may come once.
-fn only(headers: &HeaderMap, name: &HeaderName) -> Result<Option<String>, String> {
+fn single_value(headers: &HeaderMap, name: &HeaderName) -> Result<Option<String>, String> {
     let mut values = headers.get_all(name).iter();
     let Some(value) = values.next() else { return Ok(None) };
     if values.next().is_some() {
@@ -101,7 +101,7 @@ fn only(headers: &HeaderMap, name: &HeaderName) -> Result<Option<String>, String
 }
 
 /// A value that HTTP does not allow as it is comes as `=?base64?…?=`.
-fn decoded(value: &str) -> Option<String> {
+fn decode_value(value: &str) -> Option<String> {
     match value.strip_prefix("=?base64?").and_then(|value| value.strip_suffix("?=")) {
         Some(inner) => String::from_utf8(BASE64_STANDARD.decode(inner).ok()?).ok(),
         None => Some(value.to_owned()),
@@ -123,7 +123,8 @@ mod tests {
 
     #[tokio::test]
     async fn a_header_that_contradicts_the_body_is_refused() {
-        let router = Router::new().route("/message", post(async || "in")).layer(from_fn(check));
+        let router =
+            Router::new().route("/message", post(async || "in")).layer(from_fn(check_headers));
         let call = r#"{"id":7,"method":"tools/call","params":{"name":"deploy"}}"#;
         let twice =
             r#"{"id":7,"method":"tools/list","method":"tools/call","params":{"name":"deploy"}}"#;
@@ -168,7 +169,7 @@ mod tests {
         let body =
             json!({"method": "tools/call", "params": {"name": "x".repeat(1 << 20)}}).to_string();
         let headers = HeaderMap::from_iter([(NAME, "y".repeat(1000).parse().unwrap())]);
-        let why = contradiction(&headers, body.as_bytes()).unwrap_err();
+        let why = check_against_body(&headers, body.as_bytes()).unwrap_err();
         assert!(why.len() < 400, "{why}");
     }
 }

@@ -27,7 +27,7 @@ pub(super) async fn mark_credentials(mut request: Request, next: Next) -> Respon
 }
 
 /// Measures requests by path and answer.
-pub(super) async fn count(request: Request, next: Next) -> Response {
+pub(super) async fn measure_request(request: Request, next: Next) -> Response {
     let path = match request.uri().path() {
         path if path.starts_with("/message") => "/message",
         path if path.starts_with("/sse") => "/sse",

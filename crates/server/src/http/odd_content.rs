@@ -12,39 +12,39 @@ use http_body_util::BodyExt as _;
 
 /// The layer over every route that answers calls. An event is one frame of its stream, and other
 /// answers are in memory as a whole.
-pub(super) async fn put_back(request: Request, next: Next) -> Response {
+pub(super) async fn restore_items(request: Request, next: Next) -> Response {
     let response = next.run(request).await;
-    match kind(&response) {
-        Kind::Events => {
-            response.map(|body| Body::new(body.map_frame(|frame| frame.map_data(restored))))
+    match kind_of(&response) {
+        BodyKind::Events => {
+            response.map(|body| Body::new(body.map_frame(|frame| frame.map_data(restore_data))))
         }
-        Kind::Json => whole(response).await,
-        Kind::Other => response,
+        BodyKind::Json => restore_json(response).await,
+        BodyKind::Other => response,
     }
 }
 
-enum Kind {
+enum BodyKind {
     Events,
     Json,
     Other,
 }
 
-fn kind(response: &Response) -> Kind {
+fn kind_of(response: &Response) -> BodyKind {
     let content_type =
         response.headers().get(header::CONTENT_TYPE).map_or(&b""[..], HeaderValue::as_bytes);
     if content_type.starts_with(b"text/event-stream") {
-        Kind::Events
+        BodyKind::Events
     } else if content_type.starts_with(b"application/json") {
-        Kind::Json
+        BodyKind::Json
     } else {
-        Kind::Other
+        BodyKind::Other
     }
 }
 
-async fn whole(response: Response) -> Response {
+async fn restore_json(response: Response) -> Response {
     let (mut head, body) = response.into_parts();
     let body = match axum::body::to_bytes(body, usize::MAX).await {
-        Ok(body) => restored(body),
+        Ok(body) => restore_data(body),
         Err(error) => {
             tracing::warn!(%error, "could not read an answer of our own");
             Bytes::new()
@@ -54,6 +54,6 @@ async fn whole(response: Response) -> Response {
     Response::from_parts(head, Body::from(body))
 }
 
-fn restored(data: Bytes) -> Bytes {
+fn restore_data(data: Bytes) -> Bytes {
     restore_text(&data).map_or(data, Bytes::from)
 }

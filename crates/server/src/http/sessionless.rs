@@ -24,7 +24,7 @@ struct Message<'a> {
 }
 
 /// Serves what neither begins a session nor names one without any. The body is in memory already.
-pub(super) async fn serve(
+pub(super) async fn serve_without_session(
     State(stateless): State<McpService>,
     request: Request,
     next: Next,

@@ -78,13 +78,13 @@ struct Inner {
 }
 
 /// Ends when a session has done its handshake: whether it has.
-type Ready = Shared<BoxFuture<'static, bool>>;
+type Handshake = Shared<BoxFuture<'static, bool>>;
 
 /// A session that is here.
 struct Session {
     handle: LocalSessionHandle,
-    maker: Maker,
-    ready: Ready,
+    origin: SessionOrigin,
+    ready: Handshake,
     /// When it was used last, counted in uses of all sessions.
     last: AtomicU64,
     /// How many requests are open.
@@ -94,19 +94,19 @@ struct Session {
 
 /// Who made a session, and says when it has ended.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Maker {
+enum SessionOrigin {
     /// rmcp, for an `initialize`.
-    Rmcp,
+    Initialized,
     /// We, for a request of a session that was not here. The number is that of its making: a
     /// session can be made here more than once, and the end of the first is not the end of the
     /// second.
-    Us(u64),
+    Restored(u64),
 }
 
 /// An open request of a session.
-struct Open(Arc<Session>);
+struct OpenRequest(Arc<Session>);
 
-impl Drop for Open {
+impl Drop for OpenRequest {
     fn drop(&mut self) {
         self.0.open.fetch_sub(1, Ordering::Relaxed);
     }
@@ -128,7 +128,7 @@ pub(super) enum SessionsError {
 
 /// What a look for a session has found.
 struct Found {
-    open: Open,
+    open: OpenRequest,
     /// Who had to end for it.
     evicted: Option<Arc<Session>>,
 }
@@ -150,35 +150,37 @@ impl Sessions {
 
     /// The session of an id, which is made where it is not here, with a request that is open until
     /// what is given back is dropped.
-    async fn open(
+    async fn open_request(
         &self,
         id: &SessionId,
         version: impl FnOnce() -> ProtocolVersion,
-    ) -> Result<Open, SessionsError> {
+    ) -> Result<OpenRequest, SessionsError> {
         let Found { open, evicted } = self.inner.find_or_make(id, version)?;
-        end(evicted).await;
+        close_evicted(evicted).await;
         if open.0.ready.clone().await {
             return Ok(open);
         }
-        self.inner.forget(id, open.0.maker);
+        self.inner.forget(id, open.0.origin);
         Err(SessionsError::NotRestored)
     }
 
     /// A stream of a session's, from a session that is there to stay for as long as the stream is.
-    async fn stream<F: Future<Output = Result<StreamableHttpMessageReceiver, SessionError>>>(
+    async fn open_stream<
+        F: Future<Output = Result<StreamableHttpMessageReceiver, SessionError>>,
+    >(
         &self,
         id: &SessionId,
         version: impl Fn() -> ProtocolVersion,
         establish: impl Fn(LocalSessionHandle) -> F,
-    ) -> Result<(Open, StreamableHttpMessageReceiver), SessionsError> {
-        let open = self.open(id, &version).await?;
+    ) -> Result<(OpenRequest, StreamableHttpMessageReceiver), SessionsError> {
+        let open = self.open_request(id, &version).await?;
         match establish(open.0.handle.clone()).await {
             Ok(receiver) => Ok((open, receiver)),
             Err(SessionError::SessionServiceTerminated) => {
                 // It has ended in this moment, having been idle for long, and nobody has said so
                 // yet.
-                self.inner.forget(id, open.0.maker);
-                let open = self.open(id, version).await?;
+                self.inner.forget(id, open.0.origin);
+                let open = self.open_request(id, version).await?;
                 let receiver = establish(open.0.handle.clone()).await?;
                 Ok((open, receiver))
             }
@@ -188,19 +190,19 @@ impl Sessions {
 
     /// A session that is here already. One that is just being made takes nothing before its
     /// handshake and would end.
-    async fn here(&self, id: &SessionId) -> Option<Arc<Session>> {
-        let session = self.inner.used(id)?;
+    async fn find_ready(&self, id: &SessionId) -> Option<Arc<Session>> {
+        let session = self.inner.touch(id)?;
         session.ready.clone().await.then_some(session)
     }
 
-    async fn standalone(
+    async fn open_standalone_stream(
         &self,
         id: &SessionId,
     ) -> Result<StreamableHttpMessageReceiver, SessionsError> {
         let version = || ProtocolVersion::LATEST_WITH_INITIALIZE;
         let establish =
             |handle: LocalSessionHandle| async move { handle.establish_common_channel().await };
-        let (_, receiver) = self.stream(id, version, establish).await?;
+        let (_, receiver) = self.open_stream(id, version, establish).await?;
         Ok(receiver)
     }
 }
@@ -215,7 +217,7 @@ impl Inner {
     }
 
     /// Notes a use of a session, if it is here.
-    fn used(&self, id: &SessionId) -> Option<Arc<Session>> {
+    fn touch(&self, id: &SessionId) -> Option<Arc<Session>> {
         let session = self.known().get(id).cloned()?;
         session.last.store(self.tick(), Ordering::Relaxed);
         Some(session)
@@ -234,28 +236,28 @@ impl Inner {
             None => {
                 let evicted = make_room(&mut known, self.limit)?;
                 let (handle, worker) = create_local_session(id.clone(), self.config.clone());
-                let maker = Maker::Us(self.tick());
+                let origin = SessionOrigin::Restored(self.tick());
                 let handshake =
-                    Arc::clone(self).restore(id.clone(), maker, handle.clone(), worker, version());
+                    Arc::clone(self).restore(id.clone(), origin, handle.clone(), worker, version());
                 // A task, so that the one who waits for it first may give up without harm to the
                 // others.
                 let ready =
                     tokio::spawn(handshake).map(|done| matches!(done, Ok(Ok(())))).boxed().shared();
-                let session = Arc::new(Session::new(handle, maker, ready));
+                let session = Arc::new(Session::new(handle, origin, ready));
                 known.insert(id.clone(), session.clone());
                 (session, evicted)
             }
         };
         session.last.store(self.tick(), Ordering::Relaxed);
         session.open.fetch_add(1, Ordering::Relaxed);
-        Ok(Found { open: Open(session), evicted })
+        Ok(Found { open: OpenRequest(session), evicted })
     }
 
     /// Serves a session that was made elsewhere, as if its client had done its handshake here.
     async fn restore(
         self: Arc<Self>,
         id: SessionId,
-        maker: Maker,
+        origin: SessionOrigin,
         handle: LocalSessionHandle,
         worker: LocalSessionWorker,
         version: ProtocolVersion,
@@ -266,7 +268,7 @@ impl Inner {
                 Ok(service) => drop(service.waiting().await),
                 Err(error) => tracing::debug!(%error, "a session was not restored"),
             }
-            self.forget(&id, maker);
+            self.forget(&id, origin);
         });
         // What the client can do is not known here, so nothing is asked of it.
         let client = InitializeRequestParams::new(
@@ -283,10 +285,10 @@ impl Inner {
         handle.push_message(ClientJsonRpcMessage::notification(initialized), None).await
     }
 
-    /// A session that `maker` made has ended, or must.
-    fn forget(&self, id: &SessionId, maker: Maker) -> Option<Arc<Session>> {
+    /// A session that `origin` made has ended, or must.
+    fn forget(&self, id: &SessionId, origin: SessionOrigin) -> Option<Arc<Session>> {
         let mut known = self.known();
-        if known.get(id).is_some_and(|session| session.maker == maker) {
+        if known.get(id).is_some_and(|session| session.origin == origin) {
             known.remove(id)
         } else {
             None
@@ -295,11 +297,11 @@ impl Inner {
 }
 
 impl Session {
-    fn new(handle: LocalSessionHandle, maker: Maker, ready: Ready) -> Self {
+    fn new(handle: LocalSessionHandle, origin: SessionOrigin, ready: Handshake) -> Self {
         let counted = Counted::new(&metrics::SESSIONS);
         Self {
             handle,
-            maker,
+            origin,
             ready,
             last: AtomicU64::new(0),
             open: AtomicUsize::new(0),
@@ -323,7 +325,7 @@ fn make_room(
 }
 
 /// Ends a session that nobody finds any more.
-async fn end(session: Option<Arc<Session>>) {
+async fn close_evicted(session: Option<Arc<Session>>) {
     let Some(session) = session else { return };
     if let Err(error) = session.handle.close().await {
         tracing::debug!(%error, "the session has ended by itself");
@@ -331,7 +333,7 @@ async fn end(session: Option<Arc<Session>>) {
 }
 
 /// The revision that a request of a session says it is of. Revisions that don't say are old.
-fn version_of(message: &ClientJsonRpcMessage) -> ProtocolVersion {
+fn revision_of(message: &ClientJsonRpcMessage) -> ProtocolVersion {
     let ClientJsonRpcMessage::Request(message) = message else {
         return ProtocolVersion::LATEST_WITH_INITIALIZE;
     };
@@ -350,8 +352,11 @@ impl SessionManager for Sessions {
         let id = id::new_id();
         let inner = &self.inner;
         let (handle, worker) = create_local_session(id.clone(), inner.config.clone());
-        let session =
-            Session::new(handle, Maker::Rmcp, futures::future::ready(true).boxed().shared());
+        let session = Session::new(
+            handle,
+            SessionOrigin::Initialized,
+            futures::future::ready(true).boxed().shared(),
+        );
         session.last.store(inner.tick(), Ordering::Relaxed);
         let evicted = {
             let mut known = inner.known();
@@ -359,7 +364,7 @@ impl SessionManager for Sessions {
             known.insert(id.clone(), Arc::new(session));
             evicted
         };
-        end(evicted).await;
+        close_evicted(evicted).await;
         Ok((id, WorkerTransport::spawn(worker)))
     }
 
@@ -368,7 +373,7 @@ impl SessionManager for Sessions {
         id: &SessionId,
         message: ClientJsonRpcMessage,
     ) -> Result<ServerJsonRpcMessage, Self::Error> {
-        let open = self.open(id, || ProtocolVersion::LATEST_WITH_INITIALIZE).await?;
+        let open = self.open_request(id, || ProtocolVersion::LATEST_WITH_INITIALIZE).await?;
         Ok(open.0.handle.initialize(message).await?)
     }
 
@@ -380,7 +385,7 @@ impl SessionManager for Sessions {
     // rmcp calls this for every session that it has made when that ends, however it does, and at a
     // deletion, of which the store hears too.
     async fn close_session(&self, id: &SessionId) -> Result<(), Self::Error> {
-        end(self.inner.forget(id, Maker::Rmcp)).await;
+        close_evicted(self.inner.forget(id, SessionOrigin::Initialized)).await;
         Ok(())
     }
 
@@ -392,7 +397,7 @@ impl SessionManager for Sessions {
         let establish = |handle: LocalSessionHandle| async move {
             handle.establish_request_wise_channel().await
         };
-        let (open, receiver) = self.stream(id, || version_of(&message), establish).await?;
+        let (open, receiver) = self.open_stream(id, || revision_of(&message), establish).await?;
         open.0.handle.push_message(message, receiver.http_request_id).await?;
         // The request is open until its stream is gone.
         Ok(ReceiverStream::new(receiver.inner).map(move |message| {
@@ -408,7 +413,7 @@ impl SessionManager for Sessions {
     ) -> Result<(), Self::Error> {
         // What is no request is about something that goes on in the session. Where that is not
         // here, nothing does.
-        match self.here(id).await {
+        match self.find_ready(id).await {
             Some(session) => match session.handle.push_message(message, None).await {
                 Ok(()) | Err(SessionError::SessionServiceTerminated) => Ok(()),
                 Err(error) => Err(error.into()),
@@ -423,7 +428,7 @@ impl SessionManager for Sessions {
         &self,
         id: &SessionId,
     ) -> Result<impl Stream<Item = ServerSseMessage> + Send + Sync + 'static, Self::Error> {
-        let receiver = match self.standalone(id).await {
+        let receiver = match self.open_standalone_stream(id).await {
             Ok(receiver) => receiver.inner,
             // It was deleted while it was being made here, as by clients that open a stream and end
             // at once. There is nothing more to say to them.
@@ -438,7 +443,7 @@ impl SessionManager for Sessions {
         id: &SessionId,
         last_event_id: String,
     ) -> Result<impl Stream<Item = ServerSseMessage> + Send + Sync + 'static, Self::Error> {
-        let receiver = match self.here(id).await {
+        let receiver = match self.find_ready(id).await {
             Some(session) => {
                 let event = last_event_id.parse().map_err(SessionError::from)?;
                 session.handle.resume(event).await?
@@ -446,7 +451,7 @@ impl SessionManager for Sessions {
             // The answer to a request can only come from where the request is; the rest may come
             // from here from now on.
             None if last_event_id.contains('/') => return Err(SessionError::InvalidEventId.into()),
-            None => self.standalone(id).await?,
+            None => self.open_standalone_stream(id).await?,
         };
         Ok(ReceiverStream::new(receiver.inner))
     }
@@ -469,7 +474,7 @@ impl SessionStore for Sessions {
             let id: SessionId = id.into();
             self.inner.deleted.insert(id.clone());
             let session = self.inner.known().remove(&id);
-            end(session).await;
+            close_evicted(session).await;
         }
         Ok(())
     }
@@ -490,7 +495,7 @@ mod tests {
         Sessions::new(gateway, limit, Duration::from_secs(3600), CancellationToken::new())
     }
 
-    fn open_for(sessions: &Sessions, id: &SessionId) -> Result<Open, SessionsError> {
+    fn open_for(sessions: &Sessions, id: &SessionId) -> Result<OpenRequest, SessionsError> {
         let found = sessions.inner.find_or_make(id, || ProtocolVersion::LATEST_WITH_INITIALIZE);
         found.map(|found| found.open)
     }
@@ -509,18 +514,18 @@ mod tests {
     async fn the_session_that_was_idle_longest_makes_room() {
         let sessions = sessions(2);
         assert_eq!(sessions.inner.config.keep_alive, Some(Duration::from_secs(3900)));
-        let there = |id: &SessionId| sessions.inner.used(id).is_some();
+        let is_here = |id: &SessionId| sessions.inner.touch(id).is_some();
         // The transports would end with their handlers.
         let (first, _first) = sessions.create_session().await.unwrap();
         let (second, _second) = sessions.create_session().await.unwrap();
-        assert!(there(&second) && there(&first), "the first is used last");
+        assert!(is_here(&second) && is_here(&first), "the first is used last");
         let (third, _third) = sessions.create_session().await.unwrap();
-        assert!(there(&first) && !there(&second) && there(&third));
+        assert!(is_here(&first) && !is_here(&second) && is_here(&third));
 
         let busy = open_for(&sessions, &first).unwrap();
-        assert!(there(&third));
+        assert!(is_here(&third));
         let (fourth, _fourth) = sessions.create_session().await.unwrap();
-        assert!(there(&first) && !there(&third), "an open request keeps a session");
+        assert!(is_here(&first) && !is_here(&third), "an open request keeps a session");
         let also_busy = open_for(&sessions, &fourth).unwrap();
         let refused = sessions.create_session().await.err().unwrap();
         assert!(matches!(refused, SessionsError::TooMany(2)), "{refused}");
@@ -529,7 +534,7 @@ mod tests {
         drop((busy, also_busy));
         sessions.close_session(&fourth).await.unwrap();
         sessions.create_session().await.unwrap();
-        assert!(there(&first), "there was room");
+        assert!(is_here(&first), "there was room");
     }
 
     #[tokio::test]
@@ -557,15 +562,15 @@ mod tests {
         let sessions = sessions(1);
         let (id, _transport) = sessions.create_session().await.unwrap();
         let (_other, _transport) = sessions.create_session().await.unwrap();
-        assert!(sessions.inner.used(&id).is_none(), "it had to make room");
+        assert!(sessions.inner.touch(&id).is_none(), "it had to make room");
         ping(&sessions, &id, 7).await;
         // The news of the end of the one that rmcp made does not end the one that came after it.
         sessions.close_session(&id).await.unwrap();
-        assert!(sessions.inner.used(&id).is_some());
+        assert!(sessions.inner.touch(&id).is_some());
 
         SessionStore::delete(&sessions, &id).await.unwrap();
         assert!(!sessions.has_session(&id).await.unwrap());
-        assert!(sessions.inner.used(&id).is_none());
+        assert!(sessions.inner.touch(&id).is_none());
         for foreign in ["", "5f0f4d5c-9c6e-4c7f-8a43-0a0a8d5f6a11"] {
             assert!(!sessions.has_session(&foreign.into()).await.unwrap());
         }
@@ -611,7 +616,7 @@ mod tests {
         let sessions = sessions(10);
         let id = id::new_id();
         ping(&sessions, &id, 7).await;
-        let handle = sessions.inner.used(&id).unwrap().handle.clone();
+        let handle = sessions.inner.touch(&id).unwrap().handle.clone();
         handle.close().await.unwrap();
         ping(&sessions, &id, 7).await;
     }

@@ -46,14 +46,14 @@ struct Inner {
 }
 
 /// An open stream, as long as its client is there.
-struct Place {
+struct OpenStream {
     streams: Streams,
     id: String,
     /// Ends the handler, and with it the calls that run.
     _handler: DropGuard,
 }
 
-impl Drop for Place {
+impl Drop for OpenStream {
     fn drop(&mut self) {
         self.streams.open().remove(&self.id);
     }
@@ -74,7 +74,7 @@ impl Streams {
     }
 
     /// Opens a stream and starts its handler. `None` where there are too many.
-    fn start(&self) -> Option<(Place, mpsc::Receiver<ServerJsonRpcMessage>)> {
+    fn start(&self) -> Option<(OpenStream, mpsc::Receiver<ServerJsonRpcMessage>)> {
         let (inbox, posted) = mpsc::channel(QUEUE);
         let (outbox, answers) = mpsc::channel(QUEUE);
         let id = uuid::Uuid::new_v4().simple().to_string();
@@ -86,7 +86,7 @@ impl Streams {
             open.insert(id.clone(), inbox);
         }
         let token = self.inner.stop.child_token();
-        let place = Place { streams: self.clone(), id, _handler: token.clone().drop_guard() };
+        let stream = OpenStream { streams: self.clone(), id, _handler: token.clone().drop_guard() };
         let gateway = self.inner.gateway.for_session();
         tokio::spawn(async move {
             match serve_server_with_ct(gateway, (outbox, posted), token).await {
@@ -94,7 +94,7 @@ impl Streams {
                 Err(error) => tracing::debug!(%error, "a stream ended before its handshake"),
             }
         });
-        Some((place, answers))
+        Some((stream, answers))
     }
 
     /// Hands a message to the handler of a stream. `false` where there is no such stream.
@@ -108,8 +108,8 @@ impl Streams {
 }
 
 /// `GET /sse`.
-pub(super) async fn handle(State(streams): State<Streams>) -> Response {
-    let Some((place, answers)) = streams.start() else {
+pub(super) async fn open_stream(State(streams): State<Streams>) -> Response {
+    let Some((stream, answers)) = streams.start() else {
         let problem =
             format!("{} streams are open, which is as many as there may be\n", streams.inner.limit);
         return (StatusCode::SERVICE_UNAVAILABLE, [(header::RETRY_AFTER, "10")], problem)
@@ -117,18 +117,18 @@ pub(super) async fn handle(State(streams): State<Streams>) -> Response {
     };
     let unbuffered = (HeaderName::from_static("x-accel-buffering"), HeaderValue::from_static("no"));
     let keep_alive = KeepAlive::new().interval(KEEP_ALIVE);
-    ([unbuffered], Sse::new(events(place, answers)).keep_alive(keep_alive)).into_response()
+    ([unbuffered], Sse::new(stream_events(stream, answers)).keep_alive(keep_alive)).into_response()
 }
 
 /// What stands on a stream. It ends with its handler, and its handler ends with it.
-fn events(
-    place: Place,
+fn stream_events(
+    stream: OpenStream,
     answers: mpsc::Receiver<ServerJsonRpcMessage>,
 ) -> impl Stream<Item = Result<Event, Infallible>> {
     let endpoint =
-        Event::default().event("endpoint").data(format!("/message?sessionId={}", place.id));
+        Event::default().event("endpoint").data(format!("/message?sessionId={}", stream.id));
     let answers = answers.filter_map(move |message| {
-        _ = &place;
+        _ = &stream;
         let event = match serde_json::to_string(&message) {
             Ok(text) => Some(Event::default().event("message").data(text)),
             Err(error) => {
@@ -159,12 +159,12 @@ mod tests {
         );
         let stop = CancellationToken::new();
         let streams = Streams::with_limit(gateway, stop.clone(), 1);
-        let (place, _answers) = streams.start().unwrap();
-        let id = place.id.clone();
+        let (stream, _answers) = streams.start().unwrap();
+        let id = stream.id.clone();
         assert!(streams.start().is_none());
-        let refused = handle(State(streams.clone())).await;
+        let refused = open_stream(State(streams.clone())).await;
         assert_eq!(refused.status(), StatusCode::SERVICE_UNAVAILABLE);
-        drop(place);
+        drop(stream);
         let ping = serde_json::json!({"jsonrpc": "2.0", "id": 1, "method": "ping"});
         assert!(!streams.post(&id, serde_json::from_value(ping).unwrap()).await);
 

@@ -20,7 +20,7 @@ const METHOD: HeaderName = HeaderName::from_static("mcp-method");
 const NAME: HeaderName = HeaderName::from_static("mcp-name");
 
 #[derive(Deserialize)]
-struct About {
+struct TaskRequest {
     params: Params,
 }
 
@@ -31,7 +31,7 @@ struct Params {
 }
 
 /// Puts the header in where it is missing. The body is in memory already.
-pub(super) async fn fill_in(request: Request, next: Next) -> Response {
+pub(super) async fn fill_in_name(request: Request, next: Next) -> Response {
     let headers = request.headers();
     let method = headers.get(METHOD).and_then(|method| method.to_str().ok());
     if headers.contains_key(NAME) || !method.is_some_and(|method| method.starts_with("tasks/")) {
@@ -41,8 +41,9 @@ pub(super) async fn fill_in(request: Request, next: Next) -> Response {
     let Ok(body) = to_bytes(body, MAX_BODY).await else {
         return StatusCode::PAYLOAD_TOO_LARGE.into_response();
     };
-    let task = serde_json::from_slice::<About>(&body).ok();
-    if let Some(name) = task.and_then(|about| HeaderValue::from_str(&about.params.task_id).ok()) {
+    let task = serde_json::from_slice::<TaskRequest>(&body).ok();
+    if let Some(name) = task.and_then(|request| HeaderValue::from_str(&request.params.task_id).ok())
+    {
         parts.headers.insert(NAME, name);
     }
     next.run(Request::from_parts(parts, Body::from(body))).await
@@ -61,7 +62,7 @@ mod tests {
             let name = headers.get(NAME).map(|name| name.to_str().unwrap().to_owned());
             format!("{} {}", name.unwrap_or_default(), body.len())
         };
-        let router = Router::new().route("/mcp", post(name)).layer(from_fn(fill_in));
+        let router = Router::new().route("/mcp", post(name)).layer(from_fn(fill_in_name));
         let body = r#"{"method":"tasks/get","params":{"taskId":"abc"}}"#;
         for (headers, body, expected) in [
             (&[("mcp-method", "tasks/get")][..], body, "abc 48"),

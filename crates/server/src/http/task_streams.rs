@@ -33,12 +33,12 @@ const MAX_TASKS: usize = 100;
 #[derive(Clone)]
 pub(super) struct TaskStreams {
     gateway: Gateway,
-    places: Arc<Semaphore>,
+    permits: Arc<Semaphore>,
 }
 
 impl TaskStreams {
     pub(super) fn new(gateway: Gateway) -> Self {
-        Self { gateway, places: Arc::new(Semaphore::new(MAX_STREAMS)) }
+        Self { gateway, permits: Arc::new(Semaphore::new(MAX_STREAMS)) }
     }
 }
 
@@ -63,7 +63,7 @@ struct Notifications {
 }
 
 /// Lets a stream watch the tasks that it asks for. The body is in memory already.
-pub(super) async fn watch(
+pub(super) async fn watch_tasks(
     State(streams): State<TaskStreams>,
     request: Request,
     next: Next,
@@ -86,7 +86,7 @@ pub(super) async fn watch(
         return next.run(Request::from_parts(parts, Body::from(body))).await;
     };
 
-    let (ids, place) = match admit(&params.meta, ids, &streams.places) {
+    let (ids, permit) = match admit_stream(&params.meta, ids, &streams.permits) {
         Ok(admitted) => admitted,
         Err(Refused { status, error }) => {
             let answer = json!({ "jsonrpc": "2.0", "id": id, "error": error });
@@ -98,13 +98,13 @@ pub(super) async fn watch(
         return next.run(Request::from_parts(parts, Body::from(body))).await;
     }
 
-    parts.extensions.insert(WatchedTasks::new(ids.clone(), place));
+    parts.extensions.insert(WatchedTasks::new(ids.clone(), permit));
     let response = next.run(Request::from_parts(parts, Body::from(body))).await;
     let mut is_open = true;
     response.map(|body| {
         Body::new(body.map_frame(move |frame| {
             frame.map_data(|data| {
-                let acknowledged = is_open.then(|| acknowledge(&data, &ids)).flatten();
+                let acknowledged = is_open.then(|| add_task_ids(&data, &ids)).flatten();
                 is_open &= acknowledged.is_none();
                 acknowledged.map_or(data, Bytes::from)
             })
@@ -117,11 +117,11 @@ struct Refused {
     error: ErrorData,
 }
 
-/// The tasks that are asked for, and a place for a stream of them.
-fn admit(
+/// The tasks that are asked for, and a permit for a stream of them.
+fn admit_stream(
     meta: &Value,
     ids: Value,
-    places: &Arc<Semaphore>,
+    permits: &Arc<Semaphore>,
 ) -> Result<(Vec<String>, OwnedSemaphorePermit), Refused> {
     let refused = |status, error| Refused { status, error };
     let capabilities =
@@ -142,7 +142,7 @@ fn admit(
     ids.dedup();
     ids.truncate(MAX_TASKS);
 
-    let place = places.clone().try_acquire_owned().map_err(|_| {
+    let permit = permits.clone().try_acquire_owned().map_err(|_| {
         let message = format!(
             "{MAX_STREAMS} streams watch tasks, which is as many as there may be; poll with tasks/get, or try again"
         );
@@ -150,12 +150,12 @@ fn admit(
         let data = json!({ "reason": "too-many-streams", "code": code, "limit": MAX_STREAMS });
         refused(StatusCode::SERVICE_UNAVAILABLE, ErrorData::internal_error(message, Some(data)))
     })?;
-    Ok((ids, place))
+    Ok((ids, permit))
 }
 
 /// The event that acknowledges the subscription, with these tasks in it; `None` if it is another
 /// one.
-fn acknowledge(event: &[u8], ids: &[String]) -> Option<String> {
+fn add_task_ids(event: &[u8], ids: &[String]) -> Option<String> {
     let text = std::str::from_utf8(event).ok()?;
     if !text.contains("notifications/subscriptions/acknowledged") {
         return None;
@@ -192,9 +192,9 @@ mod tests {
 
     #[test]
     fn only_clients_that_know_tasks_may_ask_and_not_for_everything() {
-        let places = Arc::new(Semaphore::new(1));
+        let permits = Arc::new(Semaphore::new(1));
         let check = |meta: &Value, ids: Value, expected: Result<usize, i32>| {
-            let found = admit(meta, ids, &places).map(|(ids, _place)| ids.len());
+            let found = admit_stream(meta, ids, &permits).map(|(ids, _permit)| ids.len());
             assert_eq!(found.map_err(|refused| refused.error.code.0), expected);
         };
         check(&declaring(), json!(["a", "b", "a"]), Ok(2));
@@ -207,7 +207,7 @@ mod tests {
         check(&declaring(), json!("a"), Err(-32602));
         check(&declaring(), json!([1]), Err(-32602));
 
-        let _taken = places.clone().try_acquire_owned().unwrap();
+        let _taken = permits.clone().try_acquire_owned().unwrap();
         check(&declaring(), json!(["a"]), Err(-32603));
     }
 
@@ -219,7 +219,7 @@ mod tests {
             "params": {"notifications": {"toolsListChanged": true}},
         });
         let event =
-            acknowledge(format!("id: 1\ndata: {acknowledged}\n\n").as_bytes(), &["t".to_owned()]);
+            add_task_ids(format!("id: 1\ndata: {acknowledged}\n\n").as_bytes(), &["t".to_owned()]);
         let event = event.unwrap();
         let data = event.strip_prefix("id: 1\ndata: ").unwrap().strip_suffix("\n\n").unwrap();
         let message: Value = serde_json::from_str(data).unwrap();
@@ -229,6 +229,6 @@ mod tests {
         );
 
         let other = json!({"jsonrpc": "2.0", "method": "notifications/tools/list_changed"});
-        assert_eq!(acknowledge(format!("data: {other}\n\n").as_bytes(), &[]), None);
+        assert_eq!(add_task_ids(format!("data: {other}\n\n").as_bytes(), &[]), None);
     }
 }

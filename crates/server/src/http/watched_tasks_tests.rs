@@ -66,7 +66,7 @@ impl Server {
     }
 
     /// Takes up the next event of the task, which belongs to the sender of this credential.
-    async fn tell(&self, offset: i64, state: JobState, credential: Option<&str>) {
+    async fn report_event(&self, offset: i64, state: JobState, credential: Option<&str>) {
         let headers = credential.map(|token| {
             http::HeaderMap::from_iter([(http::header::AUTHORIZATION, token.parse().unwrap())])
         });
@@ -117,7 +117,7 @@ impl Server {
 }
 
 /// The next message of a stream.
-async fn next(body: &mut Body) -> Value {
+async fn next_message(body: &mut Body) -> Value {
     loop {
         let frame = tokio::time::timeout(PATIENCE, body.frame()).await.expect("no message in time");
         let data = frame.expect("the stream has ended").unwrap().into_data().unwrap_or_default();
@@ -133,27 +133,27 @@ async fn next(body: &mut Body) -> Value {
 #[tokio::test]
 async fn a_stream_tells_of_the_tasks_that_it_asks_for() {
     let server = Server::start().await;
-    server.tell(0, JobState::Running, Some("Bearer mine")).await;
+    server.report_event(0, JobState::Running, Some("Bearer mine")).await;
 
     let asked = json!([TASK, "no-task"]);
     let mut body = server.listen(asked.clone(), true, Some("Bearer mine")).await.into_body();
-    let acknowledged = next(&mut body).await;
+    let acknowledged = next_message(&mut body).await;
     let expected = json!({"toolsListChanged": true, "taskIds": [TASK]});
     assert_eq!(acknowledged["params"]["notifications"], expected, "{acknowledged}");
 
-    let now = next(&mut body).await;
+    let now = next_message(&mut body).await;
     assert_eq!(now["method"], "notifications/tasks");
     let params = &now["params"];
     assert_eq!((&params["taskId"], &params["status"]), (&json!(TASK), &json!("working")), "{now}");
     assert_eq!(params["_meta"]["io.modelcontextprotocol/subscriptionId"], 5, "{now}");
 
-    server.tell(1, JobState::Succeeded, Some("Bearer mine")).await;
-    let end = next(&mut body).await;
+    server.report_event(1, JobState::Succeeded, Some("Bearer mine")).await;
+    let end = next_message(&mut body).await;
     assert_eq!(end["params"]["status"], "completed", "{end}");
     assert_eq!(end["params"]["result"]["structuredContent"], 7, "{end}");
 
     let mut body = server.listen(asked, true, Some("Bearer another")).await.into_body();
-    let acknowledged = next(&mut body).await;
+    let acknowledged = next_message(&mut body).await;
     assert_eq!(
         acknowledged["params"]["notifications"],
         json!({"toolsListChanged": true}),

@@ -27,17 +27,17 @@ impl Key {
         }
         let job_id = meta.get(JOB_ID)?.as_str().filter(|job_id| !job_id.is_empty())?;
         let mut hasher = Sha256::new();
-        text(&mut hasher, job_id);
+        hash_text(&mut hasher, job_id);
         // Of another type it is nobody's key, but still tells calls apart.
-        value(&mut hasher, meta.get(IDEMPOTENCY_KEY).unwrap_or(&Value::Null));
-        text(&mut hasher, &params.name);
-        object(&mut hasher, params.arguments.as_ref().unwrap_or(&JsonObject::new()));
+        hash_value(&mut hasher, meta.get(IDEMPOTENCY_KEY).unwrap_or(&Value::Null));
+        hash_text(&mut hasher, &params.name);
+        hash_object(&mut hasher, params.arguments.as_ref().unwrap_or(&JsonObject::new()));
         for name in &CREDENTIALS {
             let values: Vec<&[u8]> = headers.map_or_else(Vec::new, |all| {
                 all.get_all(name).iter().map(|v| v.as_bytes()).collect()
             });
-            count(&mut hasher, values.len());
-            values.iter().for_each(|value| bytes(&mut hasher, value));
+            hash_count(&mut hasher, values.len());
+            values.iter().for_each(|value| hash_bytes(&mut hasher, value));
         }
         Some(Self(hasher.finalize().into()))
     }
@@ -50,51 +50,51 @@ impl Key {
 
 /// Writes a value so that equal values, whatever the order of their members, and no others are
 /// written equally: each begins with its kind, and what has a length with its length.
-fn value(hasher: &mut Sha256, value: &Value) {
+fn hash_value(hasher: &mut Sha256, value: &Value) {
     match value {
         Value::Null => hasher.update(b"0"),
         Value::Bool(false) => hasher.update(b"f"),
         Value::Bool(true) => hasher.update(b"t"),
         Value::Number(number) => {
             hasher.update(b"n");
-            text(hasher, &number.to_string());
+            hash_text(hasher, &number.to_string());
         }
         Value::String(string) => {
             hasher.update(b"s");
-            text(hasher, string);
+            hash_text(hasher, string);
         }
         Value::Array(items) => {
             hasher.update(b"a");
-            count(hasher, items.len());
-            items.iter().for_each(|item| self::value(hasher, item));
+            hash_count(hasher, items.len());
+            items.iter().for_each(|item| hash_value(hasher, item));
         }
         Value::Object(members) => {
             hasher.update(b"o");
-            object(hasher, members);
+            hash_object(hasher, members);
         }
     }
 }
 
-fn object(hasher: &mut Sha256, members: &Map<String, Value>) {
+fn hash_object(hasher: &mut Sha256, members: &Map<String, Value>) {
     let mut members: Vec<_> = members.iter().collect();
     members.sort_unstable_by_key(|(name, _)| name.as_str());
-    count(hasher, members.len());
+    hash_count(hasher, members.len());
     for (name, member) in members {
-        text(hasher, name);
-        value(hasher, member);
+        hash_text(hasher, name);
+        hash_value(hasher, member);
     }
 }
 
-fn text(hasher: &mut Sha256, text: &str) {
-    bytes(hasher, text.as_bytes());
+fn hash_text(hasher: &mut Sha256, text: &str) {
+    hash_bytes(hasher, text.as_bytes());
 }
 
-fn bytes(hasher: &mut Sha256, bytes: &[u8]) {
-    count(hasher, bytes.len());
+fn hash_bytes(hasher: &mut Sha256, bytes: &[u8]) {
+    hash_count(hasher, bytes.len());
     hasher.update(bytes);
 }
 
-fn count(hasher: &mut Sha256, count: usize) {
+fn hash_count(hasher: &mut Sha256, count: usize) {
     hasher.update((count as u64).to_be_bytes());
 }
 

@@ -1,7 +1,7 @@
 //! What is remembered: which calls run, and which results are kept for how long.
 //!
 //! Nothing here waits or reads a clock. A call asks with [`Memory::begin`] what it should do; one
-//! that runs says with [`Memory::succeeded`] or [`Memory::failed`] how it ended. `V` is a result,
+//! that runs says with [`Memory::record_success`] or [`Memory::record_failure`] how it ended. `V` is a result,
 //! `W` what somebody who waits for a running call holds on to.
 
 use std::{
@@ -74,7 +74,7 @@ impl<V: Clone, W: Clone> Memory<V, W> {
     }
 
     /// The running call of this key succeeded with a result of `size` bytes.
-    pub(super) fn succeeded(&mut self, key: Key, value: V, size: u64, now: Instant) {
+    pub(super) fn record_success(&mut self, key: Key, value: V, size: u64, now: Instant) {
         self.forget_expired(now);
         // Only who was told to run can end a run; and while it ran, nobody else could leave a
         // result.
@@ -97,7 +97,7 @@ impl<V: Clone, W: Clone> Memory<V, W> {
 
     /// The running call of this key ended without success, or nobody knows how. Nothing is
     /// remembered.
-    pub(super) fn failed(&mut self, key: Key) {
+    pub(super) fn record_failure(&mut self, key: Key) {
         self.running.remove(&key);
     }
 
@@ -139,7 +139,7 @@ mod tests {
 
     fn keep(memory: &mut Memory<u32, ()>, number: u8, value: u32, size: u64, now: Instant) {
         assert_eq!(memory.begin(key(number), now, || ()), Begin::Run);
-        memory.succeeded(key(number), value, size, now);
+        memory.record_success(key(number), value, size, now);
     }
 
     #[test]
@@ -158,7 +158,7 @@ mod tests {
         let (mut memory, now) = (memory(), Instant::now());
         assert_eq!(memory.begin(key(1), now, || ()), Begin::Run);
         assert_eq!(memory.begin(key(1), now, || ()), Begin::Wait(()), "one at a time");
-        memory.failed(key(1));
+        memory.record_failure(key(1));
         assert_eq!(memory.begin(key(1), now, || ()), Begin::Run);
     }
 
@@ -220,7 +220,7 @@ mod tests {
                         }
                     }
                     Step::Succeed(number, size) => {
-                        memory.succeeded(key(number), value, size, now);
+                        memory.record_success(key(number), value, size, now);
                         let cost = size + OVERHEAD;
                         if running.remove(&number) && cost <= BUDGET / LARGEST_PART {
                             while list.iter().map(|entry| entry.2).sum::<u64>() + cost > BUDGET {
@@ -230,7 +230,7 @@ mod tests {
                         }
                     }
                     Step::Fail(number) => {
-                        memory.failed(key(number));
+                        memory.record_failure(key(number));
                         running.remove(&number);
                     }
                     Step::Wait(seconds) => now += Duration::from_secs(seconds),

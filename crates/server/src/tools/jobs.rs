@@ -27,11 +27,11 @@ pub fn toolkit(jobs: Jobs) -> Toolkit<Jobs> {
         .with(&list::SPEC, list::job_list)
 }
 
-fn caller(jobs: &Jobs, context: &RequestContext<RoleServer>) -> Caller {
+fn caller_of(jobs: &Jobs, context: &RequestContext<RoleServer>) -> Caller {
     jobs.caller(context.extensions.get::<Parts>().map(|parts| &parts.headers))
 }
 
-fn failure(error: JobsError) -> ToolFailure {
+fn failure_of(error: JobsError) -> ToolFailure {
     let message = error.to_string();
     if error.is_retryable() {
         ToolFailure::transient(message)

@@ -50,10 +50,10 @@ pub async fn file_digest(
     context: RequestContext<RoleServer>,
     args: Args,
 ) -> Result<FileDigest, ToolFailure> {
-    run_blocking(move || digest(&files, &args, &|| context.ct.is_cancelled())).await
+    run_blocking(move || digest_file(&files, &args, &|| context.ct.is_cancelled())).await
 }
 
-fn digest(
+fn digest_file(
     files: &Files,
     args: &Args,
     cancelled: &dyn Fn() -> bool,
@@ -78,5 +78,5 @@ fn digest(
         _ = write!(hex, "{byte:02x}");
         hex
     });
-    Ok(FileDigest { path: confined.shown(), size, sha256 })
+    Ok(FileDigest { path: confined.relative_path(), size, sha256 })
 }

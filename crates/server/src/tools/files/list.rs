@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     path_glob::PathGlob,
-    roots::{Confined, Files, io_failure, shown},
+    roots::{Confined, Files, io_failure, relative_text},
 };
 use crate::toolkit::{Effect, ToolFailure, ToolSpec};
 
@@ -107,10 +107,14 @@ pub async fn file_list(
     context: RequestContext<RoleServer>,
     args: Args,
 ) -> Result<Listing, ToolFailure> {
-    run_blocking(move || list(&files, &args, &|| context.ct.is_cancelled())).await
+    run_blocking(move || list_directory(&files, &args, &|| context.ct.is_cancelled())).await
 }
 
-fn list(files: &Files, args: &Args, cancelled: &dyn Fn() -> bool) -> Result<Listing, ToolFailure> {
+fn list_directory(
+    files: &Files,
+    args: &Args,
+    cancelled: &dyn Fn() -> bool,
+) -> Result<Listing, ToolFailure> {
     let wanted = args.path.as_deref().unwrap_or(".");
     let start = files.resolve(wanted)?;
     if !start.path.is_dir() {
@@ -140,7 +144,7 @@ fn list(files: &Files, args: &Args, cancelled: &dyn Fn() -> bool) -> Result<List
             if args.recursive && kind.is_dir() {
                 queue.push_back(entry.path());
             }
-            let below = shown(&entry.path(), &start.path);
+            let below = relative_text(&entry.path(), &start.path);
             if glob.as_ref().is_none_or(|glob| glob.matches(&below)) {
                 found.push(entry.path());
             }
@@ -152,10 +156,10 @@ fn list(files: &Files, args: &Args, cancelled: &dyn Fn() -> bool) -> Result<List
     let truncated = found.len() > max || !queue.is_empty();
     found.sort();
     found.truncate(max);
-    let entries = found.into_iter().filter_map(|path| describe(path, &start)).collect();
+    let entries = found.into_iter().filter_map(|path| describe_entry(path, &start)).collect();
     Ok(Listing {
         root: start.root.to_string_lossy().into_owned(),
-        path: start.shown(),
+        path: start.relative_path(),
         entries,
         truncated,
     })
@@ -168,7 +172,7 @@ fn read_sorted(directory: &PathBuf) -> io::Result<Vec<DirEntry>> {
 }
 
 /// `None` for what has gone since it was found.
-fn describe(path: PathBuf, start: &Confined) -> Option<Entry> {
+fn describe_entry(path: PathBuf, start: &Confined) -> Option<Entry> {
     let metadata = path.symlink_metadata().ok()?;
     let kind = match metadata.file_type() {
         kind if kind.is_file() => Kind::File,
@@ -179,7 +183,7 @@ fn describe(path: PathBuf, start: &Confined) -> Option<Entry> {
     let since_epoch =
         metadata.modified().ok().and_then(|time| time.duration_since(UNIX_EPOCH).ok());
     Some(Entry {
-        path: shown(&path, &start.root),
+        path: relative_text(&path, &start.root),
         kind,
         size: (kind == Kind::File).then_some(metadata.len()),
         modified_ms: since_epoch.and_then(|duration| u64::try_from(duration.as_millis()).ok()),

@@ -80,10 +80,10 @@ pub async fn file_read(
     _context: RequestContext<RoleServer>,
     args: Args,
 ) -> Result<Content, ToolFailure> {
-    run_blocking(move || read(&files, &args)).await
+    run_blocking(move || read_file(&files, &args)).await
 }
 
-fn read(files: &Files, args: &Args) -> Result<Content, ToolFailure> {
+fn read_file(files: &Files, args: &Args) -> Result<Content, ToolFailure> {
     if i64::try_from(args.offset).is_err() {
         return Err(ToolFailure::permanent("`offset` must be below 2^63: no file is larger"));
     }
@@ -116,7 +116,7 @@ fn read(files: &Files, args: &Args) -> Result<Content, ToolFailure> {
     };
     let eof = args.offset.saturating_add(length) >= size;
     Ok(Content {
-        path: confined.shown(),
+        path: confined.relative_path(),
         size,
         offset: args.offset,
         length,

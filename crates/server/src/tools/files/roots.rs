@@ -16,7 +16,7 @@ use std::{
 
 use nix::{errno::Errno, fcntl::OFlag};
 
-use super::walk::{Stop, walk};
+use super::walk::{Stop, follow_path};
 
 use crate::toolkit::ToolFailure;
 
@@ -51,13 +51,13 @@ pub struct Confined {
 
 impl Confined {
     /// The path as it is shown: relative to its root, `.` for the root itself.
-    pub fn shown(&self) -> String {
-        shown(&self.path, &self.root)
+    pub fn relative_path(&self) -> String {
+        relative_text(&self.path, &self.root)
     }
 }
 
 /// `path` relative to `root` as text; `.` for the root itself.
-pub fn shown(path: &Path, root: &Path) -> String {
+pub fn relative_text(path: &Path, root: &Path) -> String {
     match path.strip_prefix(root) {
         Ok(relative) if relative.as_os_str().is_empty() => ".".to_owned(),
         Ok(relative) => relative.to_string_lossy().into_owned(),
@@ -104,11 +104,11 @@ impl Files {
         for base in &self.roots {
             // An absolute path replaces the base.
             let candidate = self.as_resolved(base.join(wanted));
-            let plain = lexical(&candidate);
+            let plain = normalize_lexically(&candidate);
             if !self.roots.iter().any(|root| plain.starts_with(root)) {
                 continue;
             }
-            match walk(&candidate, &self.roots) {
+            match follow_path(&candidate, &self.roots) {
                 Ok(path) => match self.roots.iter().find(|root| path.starts_with(root)) {
                     Some(root) => return Ok(Confined { path, root: root.clone() }),
                     None => continue,
@@ -135,7 +135,7 @@ impl Files {
         let changed = || ToolFailure::transient(format!("`{wanted}` changed while it was opened"));
         // Opening a device can do things, so look first.
         let seen = confined.path.symlink_metadata().map_err(failure)?;
-        check_regular(wanted, seen.file_type())?;
+        ensure_regular(wanted, seen.file_type())?;
         let file = match open_as_is(&confined.path) {
             // It was no symlink a moment ago.
             Err(error) if error.raw_os_error() == Some(Errno::ELOOP as i32) => {
@@ -144,7 +144,7 @@ impl Files {
             opened => opened.map_err(failure)?,
         };
         let opened = file.metadata().map_err(failure)?;
-        check_regular(wanted, opened.file_type())?;
+        ensure_regular(wanted, opened.file_type())?;
         let same = (opened.dev(), opened.ino()) == (seen.dev(), seen.ino());
         if !same || !is_at(&file, &confined.path) || self.resolve(wanted)? != confined {
             return Err(changed());
@@ -177,7 +177,7 @@ fn is_at(file: &File, path: &Path) -> bool {
     }
 }
 
-fn check_regular(wanted: &str, kind: FileType) -> Result<(), ToolFailure> {
+fn ensure_regular(wanted: &str, kind: FileType) -> Result<(), ToolFailure> {
     let what = match kind {
         kind if kind.is_file() => return Ok(()),
         kind if kind.is_dir() => "a directory",
@@ -207,7 +207,7 @@ pub fn io_failure(wanted: &str, error: &io::Error) -> ToolFailure {
 
 /// The path with `.` and `..` removed by text alone, so that existence outside of the roots need
 /// not be asked for.
-fn lexical(path: &Path) -> PathBuf {
+fn normalize_lexically(path: &Path) -> PathBuf {
     let mut out = PathBuf::new();
     for component in path.components() {
         match component {
@@ -238,7 +238,7 @@ mod tests {
         std::thread::spawn(move || sender.send(open_as_is(&pipe).and_then(|file| file.metadata())));
         let opened =
             receiver.recv_timeout(Duration::from_secs(30)).expect("it must not wait for a writer");
-        let failure = check_regular("x", opened.unwrap().file_type()).unwrap_err();
+        let failure = ensure_regular("x", opened.unwrap().file_type()).unwrap_err();
         assert_eq!(failure, ToolFailure::permanent("`x` is a named pipe, no regular file"));
     }
 

@@ -26,8 +26,8 @@ pub(super) enum Stop {
 }
 
 /// Where an absolute path leads, all symlinks followed. `roots` are resolved already.
-pub(super) fn walk(path: &Path, roots: &[PathBuf]) -> Result<PathBuf, Stop> {
-    let mut pending: VecDeque<OsString> = parts(path);
+pub(super) fn follow_path(path: &Path, roots: &[PathBuf]) -> Result<PathBuf, Stop> {
+    let mut pending: VecDeque<OsString> = path_parts(path);
     let mut current = PathBuf::from("/");
     let mut links = 0;
     while let Some(part) = pending.pop_front() {
@@ -55,7 +55,7 @@ pub(super) fn walk(path: &Path, roots: &[PathBuf]) -> Result<PathBuf, Stop> {
             if target.is_absolute() {
                 current = PathBuf::from("/");
             }
-            let mut rest = parts(&target);
+            let mut rest = path_parts(&target);
             rest.append(&mut pending);
             pending = rest;
         } else if kind.is_dir() || pending.is_empty() {
@@ -72,7 +72,7 @@ pub(super) fn walk(path: &Path, roots: &[PathBuf]) -> Result<PathBuf, Stop> {
 }
 
 /// The names in a path, `..` among them.
-fn parts(path: &Path) -> VecDeque<OsString> {
+fn path_parts(path: &Path) -> VecDeque<OsString> {
     let part = |component: Component<'_>| match component {
         Component::Normal(name) => Some(name.to_owned()),
         Component::ParentDir => Some("..".into()),
@@ -114,7 +114,7 @@ mod tests {
 
         let roots = [root.clone()];
         let check = |path: &str, expected: &str| {
-            let got = match walk(&root.join(path), &roots) {
+            let got = match follow_path(&root.join(path), &roots) {
                 Ok(path) => path.strip_prefix(&root).unwrap().to_str().unwrap().to_owned(),
                 Err(Stop::Outside) => "outside".to_owned(),
                 Err(Stop::Failed(error)) => {

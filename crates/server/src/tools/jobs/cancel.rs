@@ -44,7 +44,7 @@ pub async fn job_cancel(
     context: RequestContext<RoleServer>,
     args: Args,
 ) -> Result<Cancellation, ToolFailure> {
-    let caller = super::caller(&jobs, &context);
+    let caller = super::caller_of(&jobs, &context);
     let cancelled = jobs.cancel(&args.job_id, &caller, args.reason.as_deref(), WAIT).await;
-    cancelled.map_err(super::failure)
+    cancelled.map_err(super::failure_of)
 }

@@ -28,8 +28,8 @@ pub async fn job_result(
     context: RequestContext<RoleServer>,
     args: Args,
 ) -> Result<JobView, ToolFailure> {
-    let caller = super::caller(&jobs, &context);
-    let job = jobs.get(&args.job_id, &caller).await.map_err(super::failure)?;
+    let caller = super::caller_of(&jobs, &context);
+    let job = jobs.get(&args.job_id, &caller).await.map_err(super::failure_of)?;
     if !job.is_terminal() {
         return Err(ToolFailure::transient(format!(
             "{}; wait for it with job_wait",

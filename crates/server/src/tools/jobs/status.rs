@@ -38,7 +38,7 @@ pub async fn job_status(
     context: RequestContext<RoleServer>,
     args: Args,
 ) -> Result<JobView, ToolFailure> {
-    let caller = super::caller(&jobs, &context);
-    let job = jobs.get(&args.job_id, &caller).await.map_err(super::failure)?;
+    let caller = super::caller_of(&jobs, &context);
+    let job = jobs.get(&args.job_id, &caller).await.map_err(super::failure_of)?;
     Ok(job.without_result())
 }

@@ -48,11 +48,11 @@ pub async fn job_submit(
         Some(_) => {
             let both =
                 BadRequest("give either `jobs` or the fields of one job, not both".to_owned());
-            return Err(super::failure(both.into()));
+            return Err(super::failure_of(both.into()));
         }
     };
-    let caller = super::caller(&jobs, &context);
+    let caller = super::caller_of(&jobs, &context);
     let trace = TraceContext::of_meta(&context.meta);
-    let jobs = jobs.submit(requests, &caller, &trace).await.map_err(super::failure)?;
+    let jobs = jobs.submit(requests, &caller, &trace).await.map_err(super::failure_of)?;
     Ok(SubmittedJobs { jobs })
 }

@@ -53,15 +53,15 @@ pub async fn job_wait(
             "`timeoutMs` is {ms}; it must be at most {MAX_WAIT_MS}"
         )));
     }
-    let caller = super::caller(&jobs, &context);
+    let caller = super::caller_of(&jobs, &context);
     let cancelled = context.ct.clone();
     tokio::select! {
-        job = wait(&jobs, &context, &caller, args.job_id, Duration::from_millis(ms)) => job.map_err(super::failure),
+        job = wait_for_end(&jobs, &context, &caller, args.job_id, Duration::from_millis(ms)) => job.map_err(super::failure_of),
         () = cancelled.cancelled() => Err(ToolFailure::transient("the wait was cancelled; the job was not")),
     }
 }
 
-async fn wait(
+async fn wait_for_end(
     jobs: &Jobs,
     context: &RequestContext<RoleServer>,
     caller: &Caller,
@@ -71,14 +71,14 @@ async fn wait(
     let mut watch = jobs.watch(&job_id, caller);
     let mut job = watch.next().await?;
     let deadline = tokio::time::Instant::now() + limit;
-    let mut told = 0.0;
+    let mut reported = 0.0;
     while !job.is_terminal() {
         let progress = job.event.progress.as_ref();
         // Progress must grow; it begins anew with an attempt.
         if let (Some(token), Some(progress)) = (context.meta.get_progress_token(), progress)
-            && progress.progress > told
+            && progress.progress > reported
         {
-            told = progress.progress;
+            reported = progress.progress;
             let mut news = ProgressNotificationParam::new(token, progress.progress);
             news.total = progress.total;
             news.message.clone_from(&progress.message);

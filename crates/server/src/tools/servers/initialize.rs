@@ -33,7 +33,7 @@ pub const SPEC: ToolSpec = ToolSpec {
 };
 
 /// How often the caller is told how far the start has come, if it takes longer than this.
-const NEWS: Duration = Duration::from_secs(1);
+const PROGRESS_INTERVAL: Duration = Duration::from_secs(1);
 
 /// What to host.
 #[derive(Debug, Deserialize, JsonSchema)]
@@ -89,7 +89,7 @@ pub async fn server_initialize(
     let entry = match ServerEntry::from_value(&args.config, "config") {
         Ok(entry) => entry,
         Err(error @ ConfigError::Disabled { .. }) => {
-            return Ok(switched_off(&shared, args.name, &error));
+            return Ok(report_disabled(&shared, args.name, &error));
         }
         Err(error) => {
             return Err(ToolFailure::permanent(format!(
@@ -100,8 +100,8 @@ pub async fn server_initialize(
     };
     let warnings = entry.warnings("config");
     let hosted = shared.initialize(&args.name, &entry);
-    let status = with_progress(&shared, &args.name, &context, hosted).await;
-    let status = status.map_err(|error| failure(&args.name, &error))?;
+    let status = wait_with_progress(&shared, &args.name, &context, hosted).await;
+    let status = status.map_err(|error| failure_of(&args.name, &error))?;
     Ok(Initialized {
         name: status.name,
         disabled: false,
@@ -116,7 +116,7 @@ pub async fn server_initialize(
 
 /// The answer to a configuration that switches its server off. A server that is hosted already
 /// stays: who removes a server says so.
-fn switched_off(shared: &Shared, name: String, error: &ConfigError) -> Initialized {
+fn report_disabled(shared: &Shared, name: String, error: &ConfigError) -> Initialized {
     let warning = if shared.fleet().is_hosted(&name) {
         format!(
             "{error}: nothing was started; {name:?}, which is hosted already, is left as it is (server_remove ends it)"
@@ -137,7 +137,7 @@ fn switched_off(shared: &Shared, name: String, error: &ConfigError) -> Initializ
 }
 
 /// Waits for a server to be hosted, and tells the caller meanwhile how far that has come.
-async fn with_progress<T>(
+async fn wait_with_progress<T>(
     shared: &Shared,
     name: &str,
     context: &RequestContext<RoleServer>,
@@ -150,22 +150,22 @@ async fn with_progress<T>(
     loop {
         tokio::select! {
             done = &mut hosted => return done,
-            () = tokio::time::sleep(NEWS) => {}
+            () = tokio::time::sleep(PROGRESS_INTERVAL) => {}
         }
 
         let Some(attempt) = shared.fleet().attempt(name) else { continue };
         let (seconds, limit) = (begun.elapsed().as_secs(), attempt.limit.as_secs());
-        let mut news = ProgressNotificationParam::new(token.clone(), seconds as f64);
-        news = news.with_message(attempt.describe());
+        let mut progress = ProgressNotificationParam::new(token.clone(), seconds as f64);
+        progress = progress.with_message(attempt.describe());
         if seconds < limit {
-            news = news.with_total(limit as f64);
+            progress = progress.with_total(limit as f64);
         }
         // A caller that does not listen any more loses nothing but progress.
-        _ = context.peer.notify_progress(news).await;
+        _ = context.peer.notify_progress(progress).await;
     }
 }
 
-fn failure(name: &str, error: &ShareError) -> ToolFailure {
+fn failure_of(name: &str, error: &ShareError) -> ToolFailure {
     let what = match error {
         ShareError::Unwritten { .. } => "hosted by this replica alone",
         ShareError::Superseded => "not hosted any more",
