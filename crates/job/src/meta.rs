@@ -33,7 +33,7 @@ pub const REPEATED: &str = "io.mcp-fleet/repeated";
 
 /// In an error result: details for programs.
 pub const ERROR_DETAILS: &str = "io.mcp-fleet/details";
-/// In a list of tools: the hosted servers that can't be relied on now, and why.
+/// In a list of tools: the hosted servers that are unavailable, and why.
 pub const UNAVAILABLE: &str = "io.mcp-fleet/unavailable";
 /// In a tool of a list: that calls of it take long. `true` or `optional` where it can be called
 /// without tasks too, `required` where not, `after-input` where it asks for input at once and takes

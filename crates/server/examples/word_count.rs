@@ -18,7 +18,7 @@ const SPEC: ToolSpec = ToolSpec {
     effect: Effect::ReadOnly,
 };
 
-/// What the tool is called with; its JSON Schema is derived.
+/// The arguments of the tool; their JSON Schema is derived.
 #[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct Args {
@@ -26,7 +26,7 @@ struct Args {
     text: String,
 }
 
-/// What it answers with.
+/// The result of the tool.
 #[derive(Serialize, JsonSchema)]
 struct Count {
     words: usize,

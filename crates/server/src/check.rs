@@ -65,22 +65,22 @@ pub struct CheckArgs {
     pub json: bool,
 }
 
-/// Why nothing can be said.
+/// Why the check could not be carried out.
 #[derive(Debug, thiserror::Error)]
 enum CheckError {
     #[error(transparent)]
     Policy(#[from] ServerError),
-    #[error("configuration {}", path.display())]
+    #[error("could not read configuration {}", path.display())]
     Read { path: PathBuf, source: io::Error },
-    #[error("configuration {}", path.display())]
+    #[error("configuration {} is not valid JSON", path.display())]
     Text { path: PathBuf, source: text::TextError },
-    #[error("configuration {}", path.display())]
+    #[error("configuration {} is invalid", path.display())]
     Config { path: PathBuf, source: ConfigError },
-    #[error("standard output")]
+    #[error("could not write to standard output")]
     Write(#[source] io::Error),
 }
 
-/// What would happen to a configuration.
+/// The result for a configuration.
 #[derive(Debug, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 struct Report {
@@ -89,13 +89,13 @@ struct Report {
     warnings: Vec<String>,
 }
 
-/// What would happen to one server.
+/// The result for one server.
 #[derive(Debug, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 struct ServerReport {
     name: String,
     verdict: Verdict,
-    /// Why not, and what would allow it.
+    /// Why the server is not allowed, and what would allow it.
     #[serde(skip_serializing_if = "Option::is_none")]
     reason: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -103,10 +103,11 @@ struct ServerReport {
     /// The program that would be started.
     #[serde(skip_serializing_if = "Option::is_none")]
     program: Option<PathBuf>,
-    /// The names of the environment variables that it would get. Their values may be secrets.
+    /// The names of the program's environment variables. Their values may be secret, so they are
+    /// left out.
     #[serde(skip_serializing_if = "Option::is_none")]
     environment: Option<Vec<String>>,
-    /// The addresses that would be connected to.
+    /// The addresses that the server would connect to.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     addresses: Vec<String>,
     limits: LimitsReport,
@@ -114,21 +115,21 @@ struct ServerReport {
     warnings: Vec<String>,
 }
 
-/// In one word.
+/// What would happen to one server, in a word.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 enum Verdict {
     /// It would be started or connected to.
     Allowed,
-    /// The policy is in the way.
+    /// The policy refuses it.
     Refused,
-    /// The policy is not in the way, and it would not work.
+    /// It would fail for a reason other than the policy.
     Fails,
-    /// The configuration switches it off, so it would not be started.
+    /// The configuration disables it, so it would not be started.
     Disabled,
 }
 
-/// The limits that would hold, under the names that they have in a policy file.
+/// The limits that would apply, under their names in a policy file.
 #[derive(Debug, PartialEq, Serialize)]
 struct LimitsReport {
     handshake_timeout_ms: u128,
@@ -140,13 +141,13 @@ struct LimitsReport {
     max_open_files: Option<u64>,
 }
 
-/// Runs a command about policies. Says on standard error why it can't.
+/// Runs a command about policies. If it can't be carried out, prints the reason on standard error.
 pub async fn run(command: PolicyCommand) -> ExitCode {
     let PolicyCommand::Check(args) = command;
     match check_config(&args).await {
         Ok(code) => code,
         Err(error) => {
-            // Where standard error is closed, there is the exit status.
+            // If standard error is closed, the exit status still tells.
             _ = writeln!(io::stderr(), "error: {}", chain(&error));
             ExitCode::from(2)
         }
@@ -157,6 +158,7 @@ async fn check_config(args: &CheckArgs) -> Result<ExitCode, CheckError> {
     let policy = PolicySource::from_file(&args.policy).load()?;
     let servers = read_config(&args.config)?;
     let report = Report::examine(&servers, &policy).await;
+
     let mut out = io::stdout().lock();
     let written = if args.json {
         serde_json::to_writer_pretty(&mut out, &report)
@@ -166,6 +168,7 @@ async fn check_config(args: &CheckArgs) -> Result<ExitCode, CheckError> {
         report.write(&mut out)
     };
     written.map_err(CheckError::Write)?;
+
     let is_good = |verdict| matches!(verdict, Verdict::Allowed | Verdict::Disabled);
     let all_good = report.servers.iter().all(|server| is_good(server.verdict));
     Ok(ExitCode::from(u8::from(!all_good)))
@@ -180,6 +183,7 @@ fn read_config(path: &Path) -> Result<McpServers, CheckError> {
         std::fs::read(&path)
     };
     let bytes = bytes.map_err(|source| CheckError::Read { path: path.clone(), source })?;
+
     let value =
         text::parse(&bytes).map_err(|source| CheckError::Text { path: path.clone(), source })?;
     McpServers::from_value(&value).map_err(|source| CheckError::Config { path, source })
@@ -194,14 +198,16 @@ impl Report {
                 Err(entry) => ServerReport::for_unusable(name, entry, policy),
             });
         }
+
         let mut warnings = config.warnings();
         let enabled = servers.iter().filter(|server| server.verdict != Verdict::Disabled);
         let (count, limit) = (enabled.count(), policy.limits.max_servers);
         if count > limit {
             warnings.push(format!(
-                "{count} servers, of which {limit} may be hosted at once (`max_servers`)"
+                "{count} servers exceed the limit of {limit} hosted servers (`max_servers`)"
             ));
         }
+
         Self { servers, warnings }
     }
 
@@ -212,6 +218,7 @@ impl Report {
         for warning in &self.warnings {
             writeln!(out, "warning: {warning}")?;
         }
+
         let allowed =
             self.servers.iter().filter(|server| server.verdict == Verdict::Allowed).count();
         let disabled =
@@ -249,6 +256,7 @@ impl ServerReport {
         if let Err(error) = tool_name::check_server(name) {
             return report.with_verdict(Verdict::Fails, error.to_string());
         }
+
         match launch::examine(entry, policy).await {
             Ok((LaunchSpec::Child(spec), rule)) => {
                 report.rule = Some(rule);
@@ -273,7 +281,7 @@ impl ServerReport {
                     Err(error) => {
                         report
                             .warnings
-                            .push(format!("its address can't be looked up here: {error}"));
+                            .push(format!("could not look up its address from here: {error}"));
                     }
                 }
                 report
@@ -296,7 +304,9 @@ impl ServerReport {
             Verdict::Fails => "would fail",
             Verdict::Disabled => "disabled",
         };
+
         writeln!(out, "{}: {verdict}", self.name)?;
+
         if let Some(reason) = &self.reason {
             writeln!(out, "  why: {reason}")?;
         }
@@ -335,7 +345,7 @@ impl LimitsReport {
         }
     }
 
-    /// Those that are set.
+    /// The limits that are set, on one line.
     fn list_set(&self) -> String {
         let Ok(Value::Object(limits)) = serde_json::to_value(self) else { return String::new() };
         let set = limits.iter().filter(|(_, limit)| !limit.is_null());

@@ -1,4 +1,4 @@
-//! The settings of a server, put together from flags and policy file and checked once.
+//! The configuration of a server: built from flags and the policy file, and validated once.
 
 use std::{
     net::{IpAddr, Ipv4Addr, SocketAddr},
@@ -25,47 +25,48 @@ use crate::{
 /// Everything a server needs to know to start.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ServerConfig {
-    /// Where to listen.
+    /// The address to listen on.
     pub listen: SocketAddr,
-    /// Where to write the address once the server listens.
+    /// The file to which the server writes its address once it listens.
     pub ready_file: Option<PathBuf>,
-    /// Whether to speak MCP on standard input and output instead.
+    /// Whether to speak MCP on standard input and output instead of listening.
     pub stdio: bool,
-    /// Whether the fixtures of the conformance suite are offered.
+    /// Whether to offer the fixtures of the conformance suite.
     pub conformance: bool,
-    /// Host names that requests may be for, beside loopback ones; `*` for any.
+    /// Host names that requests may use, in addition to loopback names; `*` for any.
     pub allowed_hosts: Vec<String>,
-    /// Origins that browsers may send requests from.
+    /// Origins from which browsers may send requests.
     pub allowed_origins: Vec<Origin>,
-    /// Where clients reach this server; where they ask for its card, if there is none.
+    /// The URL at which clients reach this server. If there is none, the server card shows the host
+    /// name of the request for it.
     pub public_url: Option<Url>,
-    /// Whether clients of older revisions get a session.
+    /// Whether clients of older protocol revisions get a session.
     pub legacy_sessions: bool,
     /// Directories that the `file_*` tools may read.
     pub roots: Vec<PathBuf>,
-    /// How many bytes `file_read` reads at once at most.
+    /// The most bytes that one call of `file_read` returns.
     pub files_max_read: u64,
-    /// What may be hosted, as it was read at the start.
+    /// The policy for hosted servers, as read at the start.
     pub policy: Policy,
-    /// Where that comes from. Its file is watched.
+    /// The flags and the file that the policy comes from. The file is watched for changes.
     pub policy_source: PolicySource,
-    /// Where replicas share what they host; nowhere by default.
+    /// The registry through which replicas share what they host; none by default.
     pub registry: Option<RegistryConfig>,
-    /// The jobs of the fleet; none by default.
+    /// The jobs that this server accepts and follows; none by default.
     pub jobs: Option<JobsConfig>,
-    /// How what is written to Kafka is compressed.
+    /// The compression of records that the server writes to Kafka.
     pub compression: Compression,
-    /// For how long a job's results are remembered; zero for not at all.
+    /// How long results of jobs' calls are remembered; zero to remember nothing.
     pub repeat_window: Duration,
-    /// How many bytes remembered results may take.
+    /// The most bytes that remembered results may take.
     pub repeat_max_bytes: u64,
     /// How long open requests may take to finish at shutdown.
     pub drain_timeout: Duration,
 }
 
 impl Default for ServerConfig {
-    /// A server on port 8080 of this machine that offers nothing but the `server_*` tools, which
-    /// may start nothing.
+    /// A server on port 8080 of this machine that offers only the `server_*` tools, whose policy
+    /// allows nothing.
     fn default() -> Self {
         Self {
             listen: SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 8080),
@@ -91,11 +92,11 @@ impl Default for ServerConfig {
 }
 
 impl ServerConfig {
-    /// The settings that the flags ask for. Reads the policy file.
+    /// Validates the flags and reads the policy file.
     ///
     /// # Errors
     ///
-    /// Where a setting is not acceptable.
+    /// Returns an error if a setting is invalid or the policy can't be read.
     pub fn from_args(args: &Args) -> Result<Self, ServerError> {
         let origins = non_empty(&args.allowed_origins).map(|text| {
             let text = text.trim_end_matches('/');
@@ -104,8 +105,10 @@ impl ServerConfig {
         let roots: Vec<PathBuf> =
             args.roots.iter().filter(|root| !root.as_os_str().is_empty()).cloned().collect();
         let policy_source = PolicySource::from_args(args);
-        // Roots that can't be are found now and not at the first call.
+
+        // Report unusable roots now rather than at the first call.
         Files::new(&roots, args.files_max_read)?;
+
         Ok(Self {
             listen: SocketAddr::new(args.host, args.port),
             ready_file: args.ready_file.clone(),
@@ -140,7 +143,8 @@ fn parse_public_url(args: &Args) -> Result<Option<Url>, ServerError> {
             && url.query().is_none()
             && url.fragment().is_none()
     };
-    // The text is not repeated: it may hold a password.
+
+    // The error doesn't repeat the URL, which may contain a password.
     Url::parse(text).ok().filter(is_base).map(Some).ok_or(ServerError::PublicUrl)
 }
 
@@ -148,12 +152,14 @@ fn jobs_config(args: &Args) -> Result<Option<JobsConfig>, ServerError> {
     let brokers =
         args.kafka_brokers.as_deref().map(str::trim).filter(|brokers| !brokers.is_empty());
     let Some(brokers) = brokers.filter(|_| args.jobs) else { return Ok(None) };
+
     if args.task_ttl > args.ledger_max_age {
         return Err(ServerError::TaskTtl);
     }
     if !fleet_job::topics::is_valid_name(&args.jobs_topic) {
         return Err(ServerError::JobsTopic(args.jobs_topic.clone()));
     }
+
     Ok(Some(JobsConfig {
         brokers: brokers.to_owned(),
         topic: args.jobs_topic.clone(),

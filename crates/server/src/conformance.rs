@@ -1,8 +1,7 @@
-//! What the official conformance suite expects a server to have: tools, prompts and resources of
-//! set names.
+//! The tools, prompts and resources that the official conformance suite expects of a server.
 //!
-//! They are there with `--conformance` only, and then beside everything else, so that the suite
-//! meets the server that people run. What each does is told by the suite's own scenarios
+//! They are offered only with `--conformance`, in addition to everything else, so that the suite
+//! tests the server that people run. The scenarios of the suite define what each fixture does
 //! (`@modelcontextprotocol/conformance`).
 
 use std::sync::Arc;
@@ -38,7 +37,7 @@ const PNG: &str =
 /// A thousandth of a second of silence, as WAV in base64.
 const WAV: &str = "UklGRiwAAABXQVZFZm10IBAAAAABAAEAQB8AAEAfAAABAAgAZGF0YQgAAACAgICAgICAgA==";
 
-/// The fixtures. Clones share everything.
+/// The provider of the fixtures. Clones share everything.
 #[derive(Clone)]
 pub(crate) struct Fixtures {
     fleet: Arc<Fleet>,
@@ -46,10 +45,10 @@ pub(crate) struct Fixtures {
 }
 
 impl Fixtures {
-    /// Fixtures that tell the clients of this fleet of changes.
+    /// Creates fixtures that announce changes to the clients of this fleet.
     pub(crate) fn new(fleet: Arc<Fleet>) -> Self {
-        // Two random UUIDs are 32 bytes, of which 244 bits are random. The key lives as long as the
-        // process.
+        // Two random UUIDs have 32 bytes, of which 244 bits are random. The key is valid for the
+        // lifetime of the process.
         let key = [uuid::Uuid::new_v4().into_bytes(), uuid::Uuid::new_v4().into_bytes()].concat();
         let state = RequestStateCodec::try_new(key)
             .unwrap_or_else(|error| unreachable!("32 bytes are enough for a key: {error}"));
@@ -136,8 +135,8 @@ impl Provider for Fixtures {
     }
 }
 
-/// A value of the protocol, written as it is on the wire.
+/// Parses a value of the protocol from its form on the wire.
 fn parse<T: DeserializeOwned>(value: Value) -> Result<T, ErrorData> {
     number::read(value)
-        .map_err(|error| ErrorData::internal_error(format!("a fixture is wrong: {error}"), None))
+        .map_err(|error| ErrorData::internal_error(format!("invalid fixture: {error}"), None))
 }

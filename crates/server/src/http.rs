@@ -1,5 +1,5 @@
 //! The HTTP surface: `/mcp`, `/sse` and `/message`, `/jobs` and `/events`, the server card and the
-//! AI catalog, and what every binary of the fleet has.
+//! AI catalog, and the health and metrics endpoints that all binaries of the fleet have.
 
 use std::sync::Arc;
 
@@ -43,13 +43,13 @@ mod task_streams;
 #[cfg(test)]
 mod watched_tasks_tests;
 
-/// MCP over Streamable HTTP, in one of its modes.
+/// MCP over Streamable HTTP, with or without sessions.
 type McpService = StreamableHttpService<Gateway, sessions::Sessions>;
 
-/// The largest request body.
+/// The largest request body, in bytes.
 pub const MAX_BODY: usize = 4 * 1024 * 1024;
 
-/// The whole router. Streams that are open when `stop` is cancelled are ended.
+/// Builds the server's router. Cancelling `stop` ends open streams.
 pub fn router(
     gateway: Gateway,
     config: &ServerConfig,
@@ -63,6 +63,7 @@ pub fn router(
     let streams = sse::Streams::new(gateway.clone(), stop.clone());
     let posted = message::Receiver { gateway: gateway.clone(), streams: streams.clone() };
     let watched = task_streams::TaskStreams::new(gateway.clone());
+
     let stateless = mcp_service(gateway.clone(), config, false, stop.clone());
     let mcp = match config.legacy_sessions {
         true => Router::new()
@@ -70,8 +71,10 @@ pub fn router(
             .layer(from_fn_with_state(stateless, sessionless::serve_without_session)),
         false => Router::new().nest_service("/mcp", stateless),
     };
+
     let mcp = mcp.layer(from_fn(acknowledge_deletion)).layer(from_fn(task_name::fill_in_name));
     let mcp = mcp.layer(from_fn_with_state(watched, task_streams::watch_tasks));
+
     let guarded = mcp
         .route("/sse", get(sse::open_stream).with_state(streams))
         .route("/message", post(message::handle_message).with_state(posted))
@@ -84,14 +87,15 @@ pub fn router(
         .layer(from_fn(observe::mark_credentials))
         .layer(from_fn(rest::translate))
         .layer(from_fn(observe::measure_request));
-    // Metrics say which tools are called how often. Health says nothing, and is asked by whatever
-    // name there is.
+
+    // Metrics reveal which tools are called how often, so the guard checks requests for them.
+    // Health probes reveal nothing and may come under any host name.
     let scrape = fleet_ops::http::scrape(metrics, guard);
     guarded.merge(scrape).merge(fleet_ops::http::probes(health))
 }
 
-/// rmcp answers 202 where a session is deleted. The official Python client takes anything but 200
-/// and 204 for a failure and logs a warning each time.
+/// Answers the deletion of a session with 204 instead of rmcp's 202, because the official Python
+/// client logs a warning for any other status than 200 and 204.
 async fn acknowledge_deletion(request: Request, next: Next) -> Response {
     let is_deletion = request.method() == Method::DELETE;
     let mut response = next.run(request).await;
@@ -107,8 +111,8 @@ fn mcp_service(
     legacy_sessions: bool,
     stop: CancellationToken,
 ) -> McpService {
-    // Host and Origin are checked by the guard, which stands before every route. rmcp checks the
-    // Host again; it does not know that a page of this very server may ask.
+    // The guard checks Host and Origin in front of every route. rmcp checks only the Host again,
+    // because it doesn't know that pages of this server may send requests.
     let longest_call = config.policy.limits.longest_call();
     let sessions = sessions::Sessions::new(
         gateway.clone(),
@@ -116,6 +120,7 @@ fn mcp_service(
         longest_call,
         stop.clone(),
     );
+
     let mut settings = StreamableHttpServerConfig::default()
         .with_json_response(true)
         .with_legacy_session_mode(legacy_sessions)
@@ -126,11 +131,12 @@ fn mcp_service(
         Some(names) => settings.with_allowed_hosts(names),
         None => settings.disable_allowed_hosts(),
     };
+
     let factory = move || Ok::<_, std::io::Error>(gateway.for_session());
     StreamableHttpService::new(factory, Arc::new(sessions), settings)
 }
 
-/// The registry topic as this server is configured, for the documents of the REST interface.
+/// The configured registry topic, for the documents of the REST interface.
 fn registry_topic(config: &ServerConfig) -> RegistryTopic {
     let name =
         config.registry.as_ref().map_or(DEFAULT_REGISTRY_TOPIC, |registry| registry.topic.as_str());
@@ -145,9 +151,8 @@ mod tests {
 
     use super::*;
 
-    /// The documents in `schemas/` are those of the code.
     #[test]
-    fn the_documents_are_those_of_the_code() {
+    fn the_documents_match_the_code() {
         let directory = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../../schemas"));
         let registry = registry_topic(&ServerConfig::default());
         for (name, expected) in rest::documents(&Topics::default(), &registry) {
@@ -158,7 +163,8 @@ mod tests {
             let found = std::fs::read_to_string(&path).unwrap_or_default();
             assert!(
                 found == expected,
-                "schemas/{name} differs from the code: run UPDATE_SCHEMAS=1 cargo test -p mcp-server --lib documents"
+                "schemas/{name} differs from the code: \
+                 run UPDATE_SCHEMAS=1 cargo test -p mcp-server --lib documents"
             );
         }
     }

@@ -1,9 +1,9 @@
 //! An MCP server that hosts other MCP servers.
 //!
 //! It speaks MCP over Streamable HTTP (`/mcp`), over plain JSON-RPC (`/message`) and on standard
-//! input and output. It has a few tools of its own, and offers those of the servers it hosts, child
-//! processes and remote ones, under one roof. What may be hosted is decided by [`fleet_policy`],
-//! which by default allows nothing.
+//! input and output. It has a few tools of its own and also offers the tools of the servers it
+//! hosts, which are child processes or remote servers. [`fleet_policy`] decides what may be hosted;
+//! by default, nothing may.
 
 pub mod args;
 pub mod check;

@@ -10,7 +10,7 @@ use mcp_server::{
 };
 
 const EXAMPLES: &str = "Examples:
-  Offer the files of a directory, and list them:
+  Offer the files of the current directory, and list them:
     mcp-server --root .
     curl -s localhost:8080/message -H 'content-type: application/json' -d \\
       '{\"jsonrpc\":\"2.0\",\"id\":1,\"method\":\"tools/call\",\"params\":{\"name\":\"file_list\"}}'
@@ -39,6 +39,7 @@ struct Cli {
     /// For health checks of containers. Prints the response of /ready.
     #[arg(long)]
     healthcheck: bool,
+
     #[command(subcommand)]
     command: Option<Command>,
 }
@@ -58,10 +59,12 @@ fn main() -> ExitCode {
     if let Some(code) = fleet_launcher::run_if_asked() {
         return code;
     }
+
     let cli = Cli::parse();
     if cli.healthcheck {
         return fleet_ops::http::health_exit_code(SocketAddr::new(cli.args.host, cli.args.port));
     }
+
     fleet_ops::telemetry::init("mcp-server");
     let exporting = fleet_ops::trace::init("mcp-server", env!("CARGO_PKG_VERSION"));
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
@@ -71,13 +74,16 @@ fn main() -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
+
     if let Some(Command::Policy { command }) = cli.command {
         return runtime.block_on(check::run(command));
     }
+
     let result = runtime.block_on(mcp_server::run(cli.args));
     // A read of standard input cannot be interrupted, so do not wait for the runtime.
     runtime.shutdown_timeout(Duration::from_millis(100));
     drop(exporting);
+
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -94,7 +100,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_examples_are_understood() {
+    fn the_examples_are_valid_command_lines() {
         let mut checked = 0;
         for example in EXAMPLES.lines().filter_map(|line| line.strip_prefix("    mcp-server ")) {
             let shell = Command::new("sh")
@@ -108,6 +114,7 @@ mod tests {
                 .unwrap_or_else(|error| panic!("{example}: {error}"));
             checked += 1;
         }
+
         assert_eq!(checked, 5);
     }
 }

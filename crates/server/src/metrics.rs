@@ -1,67 +1,68 @@
-//! The server's metrics, declared once.
+//! The declarations of the server's metrics.
 
 use fleet_ops::metrics::{Kind, Metric, Unit};
 
-/// HTTP requests; named by OpenTelemetry's convention for HTTP servers.
+/// Durations of HTTP requests, named by OpenTelemetry's convention for HTTP servers.
 pub const HTTP_DURATION: Metric = Metric {
     name: "http_server_request_duration_seconds",
     kind: Kind::Histogram,
     unit: Unit::Seconds,
     labels: &["http_request_method", "http_route", "http_response_status_code"],
-    help: "Time from an HTTP request to the beginning of its answer.",
+    help: "Time from an HTTP request to the start of its response.",
 };
-/// Sessions.
+/// Open sessions.
 pub const SESSIONS: Metric = Metric {
     name: "mcp_server_sessions",
     kind: Kind::Gauge,
     unit: Unit::Count,
     labels: &[],
-    help: "Sessions of the older protocol that this replica serves.",
+    help: "Sessions of clients of older protocol revisions that this replica serves.",
 };
-/// Tool calls.
+/// Tool calls by outcome.
 pub const TOOL_CALLS: Metric = Metric {
     name: "mcp_server_tool_calls_total",
     kind: Kind::Counter,
     unit: Unit::Count,
     labels: &["kind", "outcome"],
-    help: "Tool calls, of own and hosted tools: ok, tool-error, invalid, error. Repeats that were answered from memory \
-           count too.",
+    help: "Calls of the server's own tools and of hosted tools: ok, tool-error, invalid, error. \
+           Includes repeats that were answered from memory.",
 };
-/// Time of a tool call; named by OpenTelemetry's convention for MCP servers.
+/// Durations of tool calls, named by OpenTelemetry's convention for MCP servers.
 pub const OPERATION_DURATION: Metric = Metric {
     name: "mcp_server_operation_duration_seconds",
     kind: Kind::Histogram,
     unit: Unit::Seconds,
     labels: &["mcp_method_name", "gen_ai_tool_name", "error_type"],
-    help: "Time from a tool call to its result, by tool. `error_type` is empty where it succeeded. Tools beyond the first \
-           200 that were called are `_OTHER`.",
+    help: "Time from a tool call to its result, by tool. `error_type` is empty if the call \
+           succeeded. After the first 200 tools, further tools are reported as `_OTHER`.",
 };
-/// Policy files that were read again.
+/// Reloads of the policy file.
 pub const POLICY_RELOADS: Metric = Metric {
     name: "mcp_server_policy_reloads_total",
     kind: Kind::Counter,
     unit: Unit::Count,
     labels: &["outcome"],
-    help: "Changes of the policy file: applied, invalid (the policy before still holds).",
+    help: "Reloads of the policy file: applied, invalid (the previous policy stays in force).",
 };
-/// Repeats answered from memory.
+/// Repeated calls answered from memory.
 pub const REPEATS: Metric = Metric {
     name: "mcp_server_repeats_answered_total",
     kind: Kind::Counter,
     unit: Unit::Count,
     labels: &[],
-    help: "Repeated calls of jobs that were answered with the remembered result, so that no tool ran.",
+    help: "Repeated calls of jobs that were answered with the remembered result, without calling \
+           the tool.",
 };
-/// Size of what is remembered.
+/// The size of the repeat memory.
 pub const REPEAT_BYTES: Metric = Metric {
     name: "mcp_server_repeat_memory_bytes",
     kind: Kind::Gauge,
     unit: Unit::Bytes,
     labels: &[],
-    help: "Bytes of remembered results.",
+    help: "Bytes that remembered results take.",
 };
 
-/// Makes the gauges visible that count from nothing.
+/// Makes gauges visible before their first change.
 pub(crate) fn show_gauges() {
     for gauge in [SESSIONS, fleet_hosting::metrics::CHILDREN] {
         metrics::gauge!(gauge.name).increment(0.0);

@@ -1,5 +1,5 @@
-//! Where the policy comes from: a file, and flags that add to it. Read at the start, and again when
-//! the file changes.
+//! The sources of the policy: a file, and flags that add to it. They are read at the start, and
+//! again when the file changes.
 
 use std::{
     path::{Path, PathBuf},
@@ -15,7 +15,7 @@ use fleet_policy::{
 
 use crate::{args::Args, error::ServerError};
 
-/// Everything that the policy is made from.
+/// The policy file and the flags that a policy is built from.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct PolicySource {
     file: Option<PathBuf>,
@@ -28,7 +28,7 @@ pub struct PolicySource {
 }
 
 impl PolicySource {
-    /// What the flags name.
+    /// The sources that the flags name.
     pub fn from_args(args: &Args) -> Self {
         let owned = |list: &[String]| non_empty(list).map(str::to_owned).collect();
         Self {
@@ -47,68 +47,82 @@ impl PolicySource {
         }
     }
 
-    /// A policy file alone.
+    /// A policy file without flags.
     pub fn from_file(path: &Path) -> Self {
         Self { file: Some(path.to_owned()), ..Self::default() }
     }
 
-    /// The policy file, where there is one.
+    /// The policy file, if there is one.
     pub fn file(&self) -> Option<&Path> {
         self.file.as_deref()
     }
 
-    /// The policy file's rules, and those of the flags after them.
+    /// Reads the rules of the policy file, and appends those of the flags.
     ///
     /// # Errors
     ///
-    /// Where the file can't be read or holds no policy, or a flag holds no rule.
+    /// Returns an error if the file can't be read or is not a valid policy, or if a flag is not a
+    /// valid rule.
     pub fn load(&self) -> Result<Policy, ServerError> {
-        let mut policy = match &self.file {
-            Some(path) => {
-                let text = std::fs::read_to_string(path)
-                    .map_err(|error| PolicyError::Read { path: path.clone(), error })?;
-                Policy::from_toml(&text)?
-            }
-            None => Policy::default(),
-        };
-        for rule in &mut policy.commands {
-            // What does not exist yet stays as it is written.
-            rule.cwd.resolve(|path| path.canonicalize().ok());
-            rule.env_files.resolve(|path| path.canonicalize().ok());
-        }
-        if let Some(entry) = every_variable(&self.env) {
-            return Err(PolicyError::EveryVariable { entry: entry.to_owned(), line: None }.into());
-        }
-        let dirs = (self.dirs.iter())
-            .map(|dir| {
-                dir.canonicalize().map_err(|error| ServerError::Dir { path: dir.clone(), error })
-            })
-            .collect::<Result<Vec<_>, _>>()?;
-        let lines = self.commands.iter().flat_map(|list| split_list(list)).map(str::trim);
-        for line in lines.filter(|line| !line.is_empty()) {
-            let argv = ArgvPattern::parse(line).map_err(|error| PolicyError::Pattern {
-                pattern: line.to_owned(),
-                line: None,
-                error,
-            })?;
-            let expand = self.expand.iter().cloned().collect();
-            policy
-                .commands
-                .push(CommandRule { expand, ..CommandRule::simple(argv, &dirs, &self.env) });
-        }
+        let mut policy = self.read_file()?;
+        policy.commands.extend(self.command_rules()?);
+
         for remote in &self.remotes {
             let rule = RemoteRule::parse(remote)
                 .map_err(|error| PolicyError::Remote { line: None, error })?;
             policy.remotes.push(rule.expanding(self.expand.iter().cloned().collect()));
         }
+
         if let Some(timeout) = self.handshake_timeout {
             policy.limits.handshake_timeout = timeout;
         }
         Ok(policy)
     }
+
+    /// The policy of the file alone; the default policy if there is no file.
+    fn read_file(&self) -> Result<Policy, PolicyError> {
+        let Some(path) = &self.file else { return Ok(Policy::default()) };
+        let text = std::fs::read_to_string(path)
+            .map_err(|error| PolicyError::Read { path: path.clone(), error })?;
+        let mut policy = Policy::from_toml(&text)?;
+
+        for rule in &mut policy.commands {
+            // A path that doesn't exist yet stays as written.
+            rule.cwd.resolve(|path| path.canonicalize().ok());
+            rule.env_files.resolve(|path| path.canonicalize().ok());
+        }
+        Ok(policy)
+    }
+
+    /// The rules for the commands that the flags allow.
+    fn command_rules(&self) -> Result<Vec<CommandRule>, ServerError> {
+        if let Some(entry) = every_variable(&self.env) {
+            return Err(PolicyError::EveryVariable { entry: entry.to_owned(), line: None }.into());
+        }
+
+        let dirs = (self.dirs.iter())
+            .map(|dir| {
+                dir.canonicalize().map_err(|error| ServerError::Dir { path: dir.clone(), error })
+            })
+            .collect::<Result<Vec<_>, _>>()?;
+
+        let lines = self.commands.iter().flat_map(|list| split_list(list)).map(str::trim);
+        lines
+            .filter(|line| !line.is_empty())
+            .map(|line| {
+                let argv = ArgvPattern::parse(line).map_err(|error| PolicyError::Pattern {
+                    pattern: line.to_owned(),
+                    line: None,
+                    error,
+                })?;
+                let expand = self.expand.iter().cloned().collect();
+                Ok(CommandRule { expand, ..CommandRule::simple(argv, &dirs, &self.env) })
+            })
+            .collect()
+    }
 }
 
-/// The entries of a list that say something; an empty variable is an empty list.
+/// The entries of a list that are not blank, trimmed. An empty variable is an empty list.
 pub(crate) fn non_empty(list: &[String]) -> impl Iterator<Item = &str> {
     list.iter().map(|text| text.trim()).filter(|text| !text.is_empty())
 }

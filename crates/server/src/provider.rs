@@ -1,4 +1,4 @@
-//! What this server offers by itself, beside what the hosted servers do.
+//! The interface of everything that this server offers itself, in addition to the hosted servers.
 
 use std::pin::Pin;
 
@@ -14,29 +14,30 @@ use rmcp::{
 
 use crate::long_running::LongRunning;
 
-/// An answer that is on its way.
+/// The pending answer to a request.
 pub type Answer<T> = Pin<Box<dyn Future<Output = Result<T, ErrorData>> + Send>>;
 
-/// Tools, and where there are any, prompts and resources. What a provider does not have, it answers
-/// with `None`.
+/// A source of tools and, optionally, prompts and resources. A provider returns `None` for anything
+/// it doesn't have.
 pub trait Provider: Send + Sync + 'static {
-    /// The tools, by name.
+    /// All tools, sorted by name.
     fn tools(&self) -> Vec<Tool>;
 
-    /// One tool.
+    /// The tool of this name.
     fn tool(&self, name: &str) -> Option<Tool>;
 
-    /// Whether there is a tool of this name. Asked at every call.
+    /// Whether there is a tool of this name. Called for every tool call.
     fn has_tool(&self, name: &str) -> bool {
         self.tool(name).is_some()
     }
 
-    /// Whether calls of a tool take long, so that they should be tasks. Asked at every call.
+    /// Whether calls of a tool run long, so that they should become tasks. Called for every tool
+    /// call.
     fn long_running(&self, _name: &str) -> Option<LongRunning> {
         None
     }
 
-    /// Whether a repeated call must run again, where it could be answered from memory.
+    /// Whether a repeated call must run again even if the repeat memory could answer it.
     fn always_runs(&self) -> bool;
 
     /// Calls a tool.
@@ -46,12 +47,12 @@ pub trait Provider: Send + Sync + 'static {
         context: RequestContext<RoleServer>,
     ) -> Answer<CallToolResponse>;
 
-    /// The prompts.
+    /// All prompts.
     fn prompts(&self) -> Vec<Prompt> {
         Vec::new()
     }
 
-    /// Fills in a prompt.
+    /// Renders a prompt.
     fn get_prompt(
         &self,
         _params: &GetPromptRequestParams,
@@ -60,12 +61,12 @@ pub trait Provider: Send + Sync + 'static {
         None
     }
 
-    /// The resources.
+    /// All resources.
     fn resources(&self) -> Vec<Resource> {
         Vec::new()
     }
 
-    /// The templates of resources.
+    /// All resource templates.
     fn resource_templates(&self) -> Vec<ResourceTemplate> {
         Vec::new()
     }
@@ -79,17 +80,17 @@ pub trait Provider: Send + Sync + 'static {
         None
     }
 
-    /// Completes an argument of a prompt or of a template.
+    /// Completes an argument of a prompt or of a resource template.
     fn complete(&self, _params: &CompleteRequestParams) -> Option<CompletionInfo> {
         None
     }
 
-    /// Whether changes of this resource can be subscribed to.
+    /// Whether clients can subscribe to changes of this resource.
     fn can_watch(&self, _uri: &str) -> bool {
         false
     }
 
-    /// Whether it sends messages for logs to those who ask for a level.
+    /// Whether the provider sends log messages to clients that set a log level.
     fn logs(&self) -> bool {
         false
     }

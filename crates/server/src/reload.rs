@@ -1,10 +1,10 @@
-//! Takes over a changed policy file without a restart.
+//! Applies a changed policy file without a restart.
 //!
-//! The file is looked at every so often instead of being watched: Kubernetes changes a mounted file
-//! by swapping a symbolic link two directories up, which watches of the file itself do not see, and
-//! network file systems have no watches. A change counts once it has been the same for one more
-//! look, because a file that is written in place is empty or cut off for a moment, and an empty
-//! policy is a valid one that allows nothing. SIGHUP means now.
+//! The file is polled rather than watched: Kubernetes updates a mounted file by swapping a symbolic
+//! link two directories up, which a watch on the file doesn't see, and network file systems have no
+//! watches. A change is applied once two polls in a row have seen it, because a file that is
+//! written in place is briefly empty or truncated, and an empty policy is valid and allows nothing.
+//! SIGHUP applies the file at once.
 
 use std::{io, os::unix::fs::MetadataExt, path::Path, sync::Arc, time::Duration};
 
@@ -15,11 +15,11 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{error::ServerError, metrics::POLICY_RELOADS, policy_source::PolicySource};
 
-/// The time between two looks at the file.
+/// The time between two polls.
 const INTERVAL: Duration = Duration::from_millis(500);
 
-/// What tells one version of a file from another one. Following links, so a swapped link is another
-/// version.
+/// The metadata that distinguishes one version of a file from another. Links are followed, so a
+/// swapped link is a new version.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Version {
     device: u64,
@@ -42,20 +42,21 @@ impl Version {
     }
 }
 
-/// Follows the policy file, where there is one, until `stop` is cancelled.
+/// Follows the policy file, if there is one, until `stop` is cancelled.
 ///
 /// # Errors
 ///
-/// Where the operating system refuses the signal handler.
+/// Returns an error if the operating system refuses the signal handler.
 pub(crate) fn follow_policy_file(
     source: &PolicySource,
     fleet: &Arc<Fleet>,
     stop: CancellationToken,
 ) -> Result<(), ServerError> {
     if source.file().is_none() {
-        // SIGHUP keeps its usual meaning then.
+        // Without a file to reload, SIGHUP keeps its usual meaning.
         return Ok(());
     }
+
     let hangup = signal(SignalKind::hangup()).map_err(ServerError::Signals)?;
     let (source, fleet) = (source.clone(), fleet.clone());
     tokio::spawn(async move {
@@ -64,21 +65,24 @@ pub(crate) fn follow_policy_file(
             () = watch_file(&source, &fleet, hangup) => {}
         }
     });
+
     Ok(())
 }
 
 async fn watch_file(source: &PolicySource, fleet: &Arc<Fleet>, mut hangup: Signal) {
     let read_version = || source.file().map(Version::read);
-    // The file may have changed since it was read at the start, so the first look is a change to
-    // begin with.
+    // The file may have changed since it was read at the start, so treat its first version as a
+    // change.
     let (mut applied, mut last) = (None, read_version());
     let mut ticks = tokio::time::interval(INTERVAL);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+
     loop {
         let forced = tokio::select! {
             _ = hangup.recv() => true,
             _ = ticks.tick() => false,
         };
+
         let seen = read_version();
         let settled = seen == last;
         last = seen;
@@ -89,7 +93,8 @@ async fn watch_file(source: &PolicySource, fleet: &Arc<Fleet>, mut hangup: Signa
     }
 }
 
-/// Reads the policy and lets it hold, where it is one and another one than before.
+/// Reads the policy and applies it if it differs from the current one, or if `forced`. An invalid
+/// policy is logged, and the current one stays in force.
 async fn reload_policy(source: &PolicySource, fleet: &Arc<Fleet>, forced: bool) {
     match source.load() {
         Ok(policy) if policy == *fleet.policy() && !forced => {}
@@ -98,7 +103,7 @@ async fn reload_policy(source: &PolicySource, fleet: &Arc<Fleet>, forced: bool) 
             tracing::info!(
                 commands = policy.commands.len(),
                 remotes = policy.remotes.len(),
-                "new policy"
+                "applying the new policy"
             );
             fleet.apply(policy).await;
         }
@@ -108,7 +113,7 @@ async fn reload_policy(source: &PolicySource, fleet: &Arc<Fleet>, forced: bool) 
             tracing::error!(
                 file,
                 error = chain(&error),
-                "the policy can't be read; the one before still holds"
+                "could not read the policy; the previous one stays in force"
             );
         }
     }
@@ -119,10 +124,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_way_to_change_a_file_is_another_version() {
+    fn every_way_to_change_a_file_makes_a_new_version() {
         let dir = tempfile::tempdir().unwrap();
         let at = |name: &str| dir.path().join(name);
-        // As Kubernetes mounts a ConfigMap: the file is a link through a link that is swapped.
+        // Kubernetes mounts a ConfigMap like this: the file is a link through a link that is
+        // swapped.
         for (version, text) in [("v1", "a"), ("v2", "b")] {
             std::fs::create_dir(at(version)).unwrap();
             std::fs::write(at(version).join("policy.toml"), text).unwrap();

@@ -1,11 +1,11 @@
-//! Answering the repeat of a job's call from memory.
+//! Answers a repeat of a job's call from memory.
 //!
-//! Delivery is at least once: after a crash or a lost connection a worker makes a call again that
-//! has succeeded already. Within a window the server still knows the result and gives it back, so
-//! that the tool does not run twice. Only successes are remembered: a retry must run. While a call
-//! runs, its repeat waits for it.
+//! Delivery is at least once: after a crash or a lost connection, a worker may repeat a call that
+//! has already succeeded. Within a window, the server still knows the result and returns it, so
+//! that the tool doesn't run twice. Only successes are remembered, because a retry must run. While
+//! a call runs, its repeats wait for it.
 //!
-//! This is the thin shell around [`memory`]; [`key`] says which calls are the same.
+//! This is the thin shell around [`memory`]; [`key`] defines which calls are equal.
 
 use std::{
     sync::Arc,
@@ -27,11 +27,11 @@ pub(crate) use key::Key;
 use memory::{Begin, Memory};
 
 type Remembered = Arc<CallToolResult>;
-/// Holds the result once the running call has succeeded, and is closed without one where it has
-/// not.
+/// Holds the result once the running call has succeeded; closed without a result if the call
+/// failed.
 type Waiter = watch::Receiver<Option<Remembered>>;
 
-/// The results of jobs' calls that are remembered, and those calls that run.
+/// The running calls of jobs, and the results of those that succeeded lately.
 pub(crate) struct Repeats {
     memory: Mutex<Memory<Remembered, Waiter>>,
 }
@@ -39,16 +39,16 @@ pub(crate) struct Repeats {
 /// Why a repeat was not answered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum NotAnswered {
-    /// The first call takes too long.
-    #[error("the same call of this job still runs and has no result yet")]
+    /// The running call didn't end in time.
+    #[error("an earlier call of this job with the same arguments is still running")]
     TimedOut,
-    /// The caller gave up.
+    /// The caller cancelled the repeat.
     #[error("the call was cancelled")]
     Cancelled,
 }
 
 impl NotAnswered {
-    /// The same in a word, for programs.
+    /// A word for programs.
     pub(crate) fn reason(self) -> &'static str {
         match self {
             Self::TimedOut => "timeout",
@@ -58,13 +58,13 @@ impl NotAnswered {
 }
 
 impl Repeats {
-    /// Keeps results for `window`, and `max_bytes` of them at most.
+    /// Remembers results for `window`, up to `max_bytes` of them.
     pub(crate) fn new(window: Duration, max_bytes: u64) -> Self {
         Self { memory: Mutex::new(Memory::new(window, max_bytes)) }
     }
 
-    /// The remembered result of this call, or that of the same call that runs now, or what `run`
-    /// gives. Waits for the other call for `limit` at most.
+    /// Returns the remembered result of this call, waits up to `limit` for an equal call that is
+    /// running, or runs the call with `run`.
     pub(crate) async fn answer(
         &self,
         key: Key,
@@ -79,10 +79,11 @@ impl Repeats {
             let mut first = match begin {
                 Begin::Answer(result) => return Ok(Ok(mark_repeated(&result))),
                 Begin::Run => {
-                    // Where this future is dropped, those who wait are told that there will be no
+                    // If this future is dropped, the lead tells waiting repeats that there is no
                     // result.
                     let lead = Lead { repeats: self, key, sender };
                     let result = run.await;
+
                     if let Ok(CallToolResponse::Complete(result)) = &result
                         && result.is_error != Some(true)
                     {
@@ -92,12 +93,13 @@ impl Repeats {
                 }
                 Begin::Wait(first) => first,
             };
+
             tokio::select! {
                 ended = first.wait_for(Option::is_some) => {
                     if let Some(result) = ended.ok().and_then(|ended| ended.clone()) {
                         return Ok(Ok(mark_repeated(&result)));
                     }
-                    // It failed. This call, or another one that waited, runs now.
+                    // The running call failed, so this call, or another that waited, runs next.
                 }
                 () = tokio::time::sleep_until(deadline) => return Err(NotAnswered::TimedOut),
                 () = cancelled.cancelled() => return Err(NotAnswered::Cancelled),
@@ -113,7 +115,7 @@ impl Repeats {
     }
 }
 
-/// The same result, marked.
+/// Marks a remembered result as repeated, and counts it.
 fn mark_repeated(result: &CallToolResult) -> CallToolResponse {
     metrics::counter!(REPEATS.name).increment(1);
     let mut result = result.clone();
@@ -121,7 +123,7 @@ fn mark_repeated(result: &CallToolResult) -> CallToolResponse {
     CallToolResponse::Complete(result)
 }
 
-/// The right to run a call. It ends without a result unless it is told one.
+/// The right to run a call. Dropping it without a result lets a waiting repeat run.
 struct Lead<'a> {
     repeats: &'a Repeats,
     key: Key,
@@ -130,7 +132,7 @@ struct Lead<'a> {
 
 impl Lead<'_> {
     fn record_success(self, result: &CallToolResult) {
-        // What can't be measured can't be kept, but whoever waits may have it.
+        // Waiting repeats get the result even if it is too large to keep.
         let size = json_bytes(result);
         let result = Arc::new(result.clone());
         let kept = result.clone();
@@ -142,9 +144,8 @@ impl Lead<'_> {
 
 impl Drop for Lead<'_> {
     fn drop(&mut self) {
-        // After a success there is nothing left to end: nobody can run this call while its result
-        // is kept, and where it is not kept, the entry is gone; a later run has an entry of its
-        // own, which must stay.
+        // After a success, the memory has already removed this run; an entry found now would belong
+        // to a later run and must stay.
         if self.sender.borrow().is_none() {
             self.repeats.with_memory(|memory| memory.record_failure(self.key));
         }
@@ -202,8 +203,8 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_repeat_waits_for_the_call_that_runs() {
-        // The second memory keeps nothing, and whoever waits is answered all the same.
+    async fn a_repeat_waits_for_the_running_call() {
+        // The second memory keeps nothing, but still answers a waiting repeat.
         for repeats in [repeats(1 << 20), repeats(0)] {
             let ct = CancellationToken::new();
             let (finish, finished) = oneshot::channel();
@@ -220,7 +221,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_repeat_runs_where_the_first_call_fails_or_is_given_up() {
+    async fn a_repeat_runs_if_the_first_call_fails_or_is_dropped() {
         let (repeats, ct) = (repeats(1 << 20), CancellationToken::new());
         let mut first = Box::pin(repeats.answer(key(), LIMIT, &ct, std::future::pending()));
         assert!(matches!(poll!(&mut first), Poll::Pending));
@@ -231,23 +232,23 @@ mod tests {
         let mut third = Box::pin(repeats.answer(key(), LIMIT, &ct, ready(result("third"))));
         assert!(matches!(poll!(&mut third), Poll::Pending));
         drop(first);
-        assert!(matches!(poll!(&mut second), Poll::Pending), "it runs now");
-        assert!(matches!(poll!(&mut third), Poll::Pending), "one at a time");
+        assert!(matches!(poll!(&mut second), Poll::Pending), "the second runs now");
+        assert!(matches!(poll!(&mut third), Poll::Pending), "only one runs at a time");
         finish.send(Err(ErrorData::internal_error("no", None))).unwrap();
         assert!(second.await.unwrap().is_err());
         check(&third.await, "third", false);
     }
 
     #[tokio::test]
-    async fn nobody_waits_for_ever() {
+    async fn a_repeat_stops_waiting_at_its_limit_or_when_cancelled() {
         let (repeats, ct) = (repeats(1 << 20), CancellationToken::new());
         let mut first = std::pin::pin!(repeats.answer(key(), LIMIT, &ct, std::future::pending()));
         assert!(matches!(poll!(&mut first), Poll::Pending));
         let late = repeats.answer(key(), Duration::ZERO, &ct, never()).await;
         assert_eq!(late.unwrap_err(), NotAnswered::TimedOut);
-        let gone = CancellationToken::new();
-        gone.cancel();
-        let given_up = repeats.answer(key(), LIMIT, &gone, never()).await;
-        assert_eq!(given_up.unwrap_err(), NotAnswered::Cancelled);
+        let cancelled = CancellationToken::new();
+        cancelled.cancel();
+        let answer = repeats.answer(key(), LIMIT, &cancelled, never()).await;
+        assert_eq!(answer.unwrap_err(), NotAnswered::Cancelled);
     }
 }

@@ -1,4 +1,4 @@
-//! A server from start to end: listen, serve, drain, end the hosted servers.
+//! Runs a server from start to end: listens, serves, drains, and stops the hosted servers.
 
 use std::sync::Arc;
 
@@ -37,16 +37,17 @@ use crate::{
     },
 };
 
-/// Runs a server until SIGTERM or SIGINT, or until standard input ends with `--stdio`.
+/// Runs a server until SIGTERM or SIGINT or, with `--stdio`, until standard input ends.
 ///
 /// # Errors
 ///
-/// Where the settings are not acceptable or the server can't listen.
+/// Returns an error if a setting is invalid, or the server can't listen or start.
 pub async fn run(args: Args) -> Result<(), ServerError> {
     run_with(args, Vec::new()).await
 }
 
-/// The same with more tools, which stand before the server's own.
+/// Runs a server like [`run`], with additional providers whose tools take precedence over the
+/// server's own.
 ///
 /// # Errors
 ///
@@ -69,10 +70,12 @@ pub async fn run_until(
 ) -> Result<(), ServerError> {
     let fleet = Fleet::new(CurrentPolicy::new(config.policy.clone()));
     reload::follow_policy_file(&config.policy_source, &fleet, stop.clone())?;
+
     let mut links = Links { links: Vec::new(), compression: config.compression };
     let shared = share_fleet(&config, &fleet, &mut links)?;
     shared.follow(stop.clone());
     let jobs = start_jobs(&config, &mut links, stop.clone()).await?;
+
     let mut providers = more;
     providers.extend(build_toolkits(&config, &fleet, &shared, jobs.as_ref())?);
     let (window, max_bytes) = (config.repeat_window, config.repeat_max_bytes);
@@ -81,17 +84,18 @@ pub async fn run_until(
     if let (Some(jobs), Some(config)) = (&jobs, &config.jobs) {
         gateway = gateway.with_tasks(Tasks::new(jobs.clone(), config));
     }
+
     let result = if config.stdio {
         serve_stdio(gateway, stop).await
     } else {
         serve_http(gateway, &config, &fleet, &shared, jobs, stop).await
     };
-    // Calls are done or given up by now, so nobody needs the hosted servers any more.
+    // All calls have ended or been abandoned, so the hosted servers are no longer needed.
     fleet.shutdown().await;
     result
 }
 
-/// The fleet, following the registry that the settings name.
+/// Connects the fleet to the configured registry: a Kafka topic, or this process's memory.
 fn share_fleet(
     config: &ServerConfig,
     fleet: &Arc<Fleet>,
@@ -106,7 +110,7 @@ fn share_fleet(
     })
 }
 
-/// The jobs that the settings name.
+/// Starts the job service if the configuration has one.
 async fn start_jobs(
     config: &ServerConfig,
     links: &mut Links,
@@ -116,13 +120,14 @@ async fn start_jobs(
     Ok(Some(Jobs::start(config, links.link_to(&config.brokers)?, stop).await?))
 }
 
-/// The connections to Kafka, one for each cluster.
+/// The connections to Kafka, one per cluster.
 struct Links {
     links: Vec<Link>,
     compression: Compression,
 }
 
 impl Links {
+    /// Returns the connection to these brokers, which it creates the first time.
     fn link_to(&mut self, brokers: &str) -> Result<Link, ServerError> {
         if let Some(link) = self.links.iter().find(|link| link.brokers() == brokers) {
             return Ok(link.clone());
@@ -136,7 +141,7 @@ impl Links {
     }
 }
 
-/// The server's own tools.
+/// Builds the server's own tools.
 fn build_toolkits(
     config: &ServerConfig,
     fleet: &Arc<Fleet>,
@@ -148,16 +153,19 @@ fn build_toolkits(
         let files = Files::new(&config.roots, config.files_max_read)?;
         toolkits.push(Box::new(files::toolkit(Arc::new(files))));
     }
+
     toolkits.push(Box::new(servers::toolkit(shared.clone())));
     if let Some(jobs) = jobs {
         toolkits.push(Box::new(tools::jobs::toolkit(jobs.clone())));
     }
+
     if config.conformance {
         tracing::warn!(
-            "the fixtures of the conformance suite are offered; they are of no use to anybody else"
+            "offering the fixtures of the conformance suite, which only the suite can use"
         );
         toolkits.push(Box::new(Fixtures::new(fleet.clone())));
     }
+
     Ok(toolkits)
 }
 
@@ -173,30 +181,33 @@ async fn serve_http(
     crate::metrics::TABLES.iter().for_each(|table| metrics.describe(table));
     crate::metrics::show_gauges();
     metrics.identify("mcp-server", env!("CARGO_PKG_VERSION"));
+
     let health = Health::new();
     let streams = CancellationToken::new();
     let router =
         http::router(gateway, config, jobs.clone(), health.clone(), metrics, streams.clone());
-    let listened = bind(config.listen).await;
-    let (listener, address) = listened.map_err(ServerError::Listen)?;
+
+    let (listener, address) = bind(config.listen).await.map_err(ServerError::Listen)?;
     tokio::spawn(report_ready(health.clone(), shared.clone(), jobs, stop.clone()));
     tracing::info!(%address, "listening");
     if let Some(path) = &config.ready_file {
         write_ready_file(path, address)
             .map_err(|error| ServerError::ReadyFile { path: path.clone(), error })?;
     }
-    let told = stop.clone();
-    let fleet = fleet.clone();
+
+    let (stopping, fleet) = (stop.clone(), fleet.clone());
     tokio::spawn(async move {
-        told.cancelled().await;
+        stopping.cancelled().await;
         fleet.end_subscriptions();
     });
+
     let result = serve_with_grace(listener, router, stop, config.drain_timeout).await;
     streams.cancel();
     result.map_err(ServerError::Http)
 }
 
-/// Says that the server is ready once it knows what it should host, until it ends.
+/// Reports the server as ready from when it has read the registry and the ledger until it shuts
+/// down.
 async fn report_ready(
     health: Health,
     shared: Arc<Shared>,
@@ -207,14 +218,16 @@ async fn report_ready(
     let ready = async {
         shared.ready().await;
         if let Some(jobs) = jobs {
-            health.set_not_ready("reading what has become of jobs");
+            health.set_not_ready("reading the states of jobs");
             jobs.ready().await;
         }
     };
+
     tokio::select! {
         () = ready => health.set_ready(),
         () = stop.cancelled() => {}
     }
+
     stop.cancelled().await;
     health.set_not_ready("shutting down");
 }
@@ -227,7 +240,7 @@ async fn serve_stdio(gateway: Gateway, stop: CancellationToken) -> Result<(), Se
             let ended = service.waiting().await;
             ended.map(drop).map_err(|error| ServerError::Stdio(error.to_string()))
         }
-        // Whoever started us changed their mind before saying anything.
+        // The client closed the connection before the handshake, which is not a failure.
         Err(ServerInitializeError::ConnectionClosed(_) | ServerInitializeError::Cancelled) => {
             Ok(())
         }

@@ -1,10 +1,10 @@
-//! Tools as plain functions: a typed struct for the arguments, one async function, one line of
+//! Tools as plain functions: a typed struct for the arguments, one async function, and one line of
 //! registration.
 //!
-//! `rmcp` has macros for that, but a gateway answers for tools that it learns at run time, so its
-//! `ServerHandler` is written by hand and asks this registry first. Schemas are derived from the
-//! types, arguments are read into them, and a tool's failure becomes an error result that says
-//! whether trying again can help.
+//! `rmcp` has macros for this, but a gateway also serves tools that it learns of at run time, so
+//! its `ServerHandler` is written by hand and consults toolkits first. Schemas are derived from
+//! types, arguments are deserialized into them, and a failure becomes an error result that says
+//! whether a retry can help.
 
 use std::{borrow::Cow, collections::BTreeMap, pin::Pin, sync::Arc, time::Duration};
 
@@ -26,30 +26,29 @@ use serde_json::Value;
 
 use crate::provider::{Answer, Provider};
 
-/// What stands in the tool list beside the schemas.
+/// A tool's entry in the tool list, apart from its schemas.
 #[derive(Debug, Clone)]
 pub struct ToolSpec {
-    /// The tool's name.
+    /// The name by which clients call it.
     pub name: &'static str,
     /// A short title for people.
     pub title: &'static str,
     /// What it does, for people and models.
     pub description: &'static str,
-    /// What calling it can do to the world.
+    /// The effect of a call.
     pub effect: Effect,
 }
 
-/// What calling a tool can do to the world; becomes the tool's annotations.
+/// The effect of a call, from which the tool's annotations are made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Effect {
-    /// It only looks.
+    /// It changes nothing.
     ReadOnly,
-    /// It changes something, and more so when it is done twice. Reaches outside of this server.
+    /// It changes something outside this server, and a second call changes it again.
     Change,
-    /// It changes something, and doing it twice is the same as doing it once. Reaches outside of
-    /// this server.
+    /// It changes something outside this server, and a second call has no further effect.
     IdempotentChange,
-    /// It takes something away, and doing it twice is the same as doing it once.
+    /// It removes something, and a second call has no further effect.
     IdempotentRemoval,
 }
 
@@ -67,24 +66,24 @@ impl Effect {
     }
 }
 
-/// Why a tool could not do what it was asked. It becomes a result with `isError: true`.
+/// Why a tool could not do its work. It becomes a result with `isError: true`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ToolFailure {
     message: String,
     is_final: bool,
     details: Option<Value>,
-    /// Where nothing is wrong but that a server can't be reached: which one, and when to try again.
+    /// If the only problem is an unreachable server: its name, and when to try again.
     unreachable: Option<(String, Duration)>,
 }
 
 impl From<WorkLost> for ToolFailure {
     fn from(error: WorkLost) -> Self {
-        Self::transient(format!("the work was lost: {error}"))
+        Self::transient(format!("the operation was aborted: {error}"))
     }
 }
 
 impl ToolFailure {
-    /// The caller's own fault: trying the same again can't help.
+    /// A failure that is the caller's fault, so that repeating the call can't help.
     pub fn permanent(message: impl Into<String>) -> Self {
         Self {
             message: clip_message(message.into()),
@@ -94,7 +93,7 @@ impl ToolFailure {
         }
     }
 
-    /// Something that may be otherwise the next time.
+    /// A failure that a later call may not meet.
     pub fn transient(message: impl Into<String>) -> Self {
         Self {
             message: clip_message(message.into()),
@@ -104,8 +103,8 @@ impl ToolFailure {
         }
     }
 
-    /// Nothing is wrong with what was asked for, but that something can't be reached that `server`
-    /// needs. A job waits then.
+    /// A valid call that failed because something that `server` needs is unreachable. A job waits
+    /// until it is reachable again.
     pub fn unavailable(message: impl Into<String>, server: &str, retry_after: Duration) -> Self {
         Self { unreachable: Some((server.to_owned(), retry_after)), ..Self::transient(message) }
     }
@@ -117,8 +116,8 @@ impl ToolFailure {
         self
     }
 
-    /// The failure as the answer to a call: a tool result, or an error that says that the call may
-    /// wait.
+    /// The failure as the answer to a call: a tool result or, if a server is unreachable, an error
+    /// that tells the caller when to try again.
     fn into_tool_answer(self) -> Result<CallToolResult, ErrorData> {
         match &self.unreachable {
             Some((server, retry_after)) => {
@@ -143,7 +142,7 @@ impl ToolFailure {
     }
 }
 
-/// The longest message of a failure. It may repeat a part of the arguments, however long that is.
+/// The longest failure message, in bytes. A message may quote arguments of any length.
 const MAX_MESSAGE: usize = 8 * 1024;
 
 fn clip_message(message: String) -> String {
@@ -159,7 +158,7 @@ type Handler<S> = Arc<
     dyn Fn(Arc<S>, RequestContext<RoleServer>, JsonObject) -> BoxFuture<ToolAnswer> + Send + Sync,
 >;
 
-/// Tools by name, over a state that they share.
+/// Tools by name, with a state that they share.
 pub struct Toolkit<S> {
     state: Arc<S>,
     tools: BTreeMap<&'static str, (Tool, Handler<S>)>,
@@ -172,15 +171,15 @@ impl<S: Send + Sync + 'static> Toolkit<S> {
         Self { state, tools: BTreeMap::new(), always_runs: false }
     }
 
-    /// The toolkit as one whose results are never remembered: what its tools do or say depends on
-    /// how things are now.
+    /// Excludes the toolkit from the repeat memory, because its results depend on the current state
+    /// of the server.
     #[must_use]
     pub fn always_runs(mut self) -> Self {
         self.always_runs = true;
         self
     }
 
-    /// The toolkit with one tool more.
+    /// Adds a tool.
     #[must_use]
     pub fn with<A, R, F, Fut>(mut self, spec: &ToolSpec, function: F) -> Self
     where
@@ -190,13 +189,14 @@ impl<S: Send + Sync + 'static> Toolkit<S> {
         Fut: Future<Output = Result<R, ToolFailure>> + Send + 'static,
     {
         let input = schema_for_input::<A>().unwrap_or_else(|error| {
-            // The type is fixed at compile time and every toolkit is built in tests.
-            unreachable!("the arguments of {} are no object: {error}", spec.name)
+            // The type is fixed at compile time, and tests build every toolkit.
+            unreachable!("the arguments of {} are not an object: {error}", spec.name)
         });
         let tool = Tool::new(spec.name, spec.description, input)
             .with_title(spec.title)
             .with_raw_output_schema(schema_for_output::<R>())
             .with_annotations(spec.effect.annotations(spec.title));
+
         let function = Arc::new(function);
         let name = spec.name;
         let handler: Handler<S> = Arc::new(move |state, context, arguments| {
@@ -205,7 +205,7 @@ impl<S: Send + Sync + 'static> Toolkit<S> {
                 let arguments = match number::read::<A>(Value::Object(arguments)) {
                     Ok(arguments) => arguments,
                     Err(error) => {
-                        let message = format!("invalid arguments of `{name}`: {error}");
+                        let message = format!("invalid arguments for `{name}`: {error}");
                         return Ok(ToolFailure::permanent(message).into_result());
                     }
                 };
@@ -215,6 +215,7 @@ impl<S: Send + Sync + 'static> Toolkit<S> {
                 }
             })
         });
+
         self.tools.insert(spec.name, (tool, handler));
         self
     }
@@ -224,7 +225,7 @@ fn structured_result<R: Serialize>(output: &R) -> CallToolResult {
     match serde_json::to_value(output) {
         Ok(value) => CallToolResult::structured(value),
         Err(error) => {
-            ToolFailure::permanent(format!("the result can't be written as JSON: {error}"))
+            ToolFailure::permanent(format!("could not write the result as JSON: {error}"))
                 .into_result()
         }
     }

@@ -1,4 +1,4 @@
-//! The tools of the server's own. One file per tool; one line per tool in its group's `toolkit`
+//! The server's own tools: one file per tool, and one line per tool in its group's `toolkit`
 //! function.
 
 pub mod files;

@@ -1,4 +1,4 @@
-//! Prompts and resources.
+//! The prompts and resources of the conformance suite.
 
 use rmcp::model::{
     ErrorData, GetPromptRequestParams, GetPromptResponse, GetPromptResult, Prompt,
@@ -11,7 +11,14 @@ use super::{PNG, parse, rounds};
 pub(super) fn prompts() -> Vec<Prompt> {
     let argument =
         |name: &str| json!({"name": name, "description": "An argument.", "required": true});
-    let prompt = |name: &str, arguments: Vec<Value>| json!({"name": name, "description": "A prompt of the conformance suite.", "arguments": arguments});
+    let prompt = |name: &str, arguments: Vec<Value>| {
+        json!({
+            "name": name,
+            "description": "A prompt of the conformance suite.",
+            "arguments": arguments,
+        })
+    };
+
     let all = json!([
         prompt("test_input_required_result_prompt", vec![]),
         prompt("test_prompt_with_arguments", vec![argument("arg1"), argument("arg2")]),
@@ -19,6 +26,7 @@ pub(super) fn prompts() -> Vec<Prompt> {
         prompt("test_prompt_with_image", vec![]),
         prompt("test_simple_prompt", vec![]),
     ]);
+
     parse(all).unwrap_or_default()
 }
 
@@ -30,6 +38,7 @@ pub(super) fn prompt(
         value.unwrap_or_default().to_owned()
     };
     let text = |text: &str| json!({"role": "user", "content": {"type": "text", "text": text}});
+
     let messages = match params.name.as_str() {
         "test_simple_prompt" => json!([text("This is a simple prompt for testing.")]),
         "test_prompt_with_arguments" => {
@@ -64,6 +73,7 @@ pub(super) fn prompt(
         }
         _ => return None,
     };
+
     let result = parse::<GetPromptResult>(json!({"resultType": "complete", "messages": messages}));
     Some(result.map(GetPromptResponse::Complete))
 }
@@ -98,6 +108,7 @@ pub(super) fn read(uri: &str) -> Option<ReadResourceResponse> {
             json!({"uri": uri, "mimeType": "application/json", "text": data.to_string()})
         }
     };
+
     let result: ReadResourceResult =
         parse(json!({"resultType": "complete", "contents": [content]})).ok()?;
     Some(result.into())

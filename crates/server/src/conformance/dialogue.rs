@@ -1,9 +1,9 @@
-//! Tools that talk to the client of a session while they run: logs, sampling and elicitation of the
-//! older revisions.
+//! Tools that send messages to the client of a session while they run: logging, sampling and
+//! elicitation of the older revisions.
 
 #![expect(
     deprecated,
-    reason = "the suite tests the older revisions for what the newer one has not"
+    reason = "the suite tests features of older revisions that the newest one has removed"
 )]
 
 use std::time::Duration;
@@ -30,6 +30,7 @@ pub(super) async fn call(
         let value = params.arguments.as_ref().and_then(|all| all.get(name)?.as_str());
         value.unwrap_or_default().to_owned()
     };
+
     let text = match &*params.name {
         "test_tool_with_logging" | "test_logging_tool" => {
             send_log_messages(context).await;
@@ -83,17 +84,18 @@ pub(super) async fn call(
         }
         name => return Err(ErrorData::invalid_params(format!("unknown tool `{name}`"), None)),
     };
+
     Ok(CallToolResult::success(vec![ContentBlock::text(text)]).into())
 }
 
-/// Three messages. From 2026-07-28 on, only for a request that asks for a level.
+/// Sends three log messages. From revision 2026-07-28 on, only if the request sets a log level.
 async fn send_log_messages(context: &RequestContext<RoleServer>) {
     let wanted =
         !is_modern(context) || context.meta.contains_key("io.modelcontextprotocol/logLevel");
     for message in ["Tool execution started", "Tool processing data", "Tool execution completed"] {
         if wanted {
             let message = LoggingMessageNotificationParam::new(LoggingLevel::Info, message.into());
-            // Whoever does not listen any more misses nothing.
+            // A client that has left needs no messages.
             _ = context.peer.notify_logging_message(message).await;
         }
         tokio::time::sleep(Duration::from_millis(50)).await;
@@ -115,7 +117,9 @@ async fn elicit(
             let action = serde_json::to_value(&result.action).unwrap_or_default();
             Ok((action, result.content.unwrap_or_default()))
         }
-        _ => Err(ErrorData::internal_error("the client's answer is no elicitation's", None)),
+        _ => {
+            Err(ErrorData::internal_error("the client's answer is not an elicitation result", None))
+        }
     }
 }
 

@@ -1,4 +1,4 @@
-//! Tools that need something of the client before they can answer, in rounds (SEP-2322).
+//! Tools that need input from the client before they can answer, in rounds (SEP-2322).
 
 use rmcp::{
     RoleServer,
@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 
 use super::{Fixtures, parse};
 
-/// A question to the user with one field.
+/// A question to the user, with one field.
 pub(super) fn elicitation_request(message: &str, field: &str, kind: &str) -> Value {
     json!({"method": "elicitation/create", "params": {"mode": "form", "message": message, "requestedSchema":
         {"type": "object", "properties": {field: {"type": kind}}, "required": [field]}}})
@@ -27,7 +27,7 @@ fn roots_request() -> Value {
     json!({"method": "roots/list", "params": {}})
 }
 
-/// A round that asks.
+/// The result of a round that asks the client for input.
 pub(super) fn ask_client(
     requests: Value,
     state: Option<String>,
@@ -35,7 +35,7 @@ pub(super) fn ask_client(
     Ok(InputRequiredResult::new(Some(parse(requests)?), state))
 }
 
-/// What the user has put into a field.
+/// The user's value for a field.
 pub(super) fn elicited_value(
     answers: Option<&InputResponses>,
     question: &str,
@@ -46,7 +46,7 @@ pub(super) fn elicited_value(
     Some(value.as_str().map_or_else(|| value.to_string(), str::to_owned))
 }
 
-/// Whether a question has an answer that has this member.
+/// Whether the answer to a question has this member.
 fn has_answer(answers: Option<&InputResponses>, question: &str, member: &str) -> bool {
     answers.is_some_and(|all| all.get(question).is_some_and(|answer| answer.get(member).is_some()))
 }
@@ -114,7 +114,7 @@ pub(super) fn call(
             }
         }
         "test_input_required_result_multi_round" => ask_two_questions(fixtures, params)?,
-        // Only what the client can answer is asked.
+        // Ask only questions that the client can answer.
         _ => {
             let has = context.client_capabilities().unwrap_or_default();
             let mut questions = serde_json::Map::new();
@@ -133,16 +133,17 @@ pub(super) fn call(
             }
         }
     };
+
     match round {
         Ok(text) => Ok(CallToolResult::success(vec![ContentBlock::text(text)]).into()),
         Err((questions, state)) => Ok(ask_client(questions, state)?.into()),
     }
 }
 
-/// A text, or what to ask and the state to ask it with.
+/// The final text, or the next questions and the state to send with them.
 type Round = Result<String, (Value, Option<String>)>;
 
-/// Two questions, one after the other; what was answered is in the state.
+/// Asks two questions, one after the other, and keeps the first answer in the request state.
 fn ask_two_questions(
     fixtures: &Fixtures,
     params: &CallToolRequestParams,
@@ -152,11 +153,13 @@ fn ask_two_questions(
         Some(state) => open_state(fixtures, state, "")?,
         None => String::new(),
     };
+
     let name = known.strip_prefix("name=").map(str::to_owned).filter(|name| !name.is_empty());
     let Some(name) = name.or_else(|| elicited_value(answers, "step1", "name")) else {
         let question = elicitation_request("Step 1: What is your name?", "name", "string");
         return Ok(Err((json!({"step1": question}), Some(fixtures.state.seal(b"name=")))));
     };
+
     match elicited_value(answers, "step2", "color") {
         Some(color) => Ok(Ok(format!("{name} likes {color}."))),
         None => {
@@ -168,10 +171,15 @@ fn ask_two_questions(
     }
 }
 
-/// What a state says that we have made, and that nobody has changed.
+/// Returns the content of a request state, after verifying that this server made it and nobody has
+/// changed it.
 fn open_state(fixtures: &Fixtures, state: &str, expected: &str) -> Result<String, ErrorData> {
-    let invalid =
-        || ErrorData::invalid_params("`requestState` is none of ours, or was changed", None);
+    let invalid = || {
+        ErrorData::invalid_params(
+            "`requestState` was not issued by this server, or was changed",
+            None,
+        )
+    };
     let bytes = fixtures.state.open(state).map_err(|_| invalid())?;
     let text = String::from_utf8(bytes).map_err(|_| invalid())?;
     if expected.is_empty() || text == expected { Ok(text) } else { Err(invalid()) }

@@ -1,4 +1,4 @@
-//! Tools that take long, which become tasks (SEP-2663), and one that never does.
+//! Long-running tools, which become tasks (SEP-2663), and one that never does.
 
 use std::time::Duration;
 
@@ -16,15 +16,19 @@ use serde_json::{Value, json};
 use super::rounds::{ask_client, elicitation_request, elicited_value};
 use crate::long_running::LongRunning;
 
-/// The longest that a tool takes here.
+/// The longest duration of a call, in seconds.
 const LONGEST: f64 = 3600.0;
 
-/// The tools, with their arguments and what they say of themselves.
+/// The tools, with their arguments and metadata.
 pub(super) fn list() -> Vec<Value> {
     let text = json!({"type": "string"});
     let tool = |name: &str, properties: Value, long_running: Option<&str>| {
         let schema = json!({"type": "object", "properties": properties});
-        let mut tool = json!({"name": name, "description": "A tool of the conformance suite.", "inputSchema": schema});
+        let mut tool = json!({
+            "name": name,
+            "description": "A tool of the conformance suite.",
+            "inputSchema": schema,
+        });
         if let Some(kind) = long_running {
             tool["_meta"] = json!({LONG_RUNNING: kind});
         }
@@ -56,7 +60,7 @@ pub(super) fn long_running(name: &str) -> Option<LongRunning> {
     }
 }
 
-/// Answers a call; `None` where the tool is none of these.
+/// Answers a call; `None` if the tool is not one of these.
 pub(super) async fn call(
     params: &CallToolRequestParams,
     context: &RequestContext<RoleServer>,
@@ -64,14 +68,19 @@ pub(super) async fn call(
     let argument = |name: &str| params.arguments.as_ref().and_then(|arguments| arguments.get(name));
     let text = |name: &str| argument(name).and_then(Value::as_str).unwrap_or_default().to_owned();
     let answers = params.input_responses.as_ref();
+
     Some(match &*params.name {
         "greet" => text_answer(format!("Hello, {}!", text("name"))),
         "slow_compute" => {
             let seconds =
                 argument("seconds").and_then(Value::as_f64).unwrap_or_default().clamp(0.0, LONGEST);
             tokio::select! {
-                () = tokio::time::sleep(Duration::from_secs_f64(seconds)) => text_answer(format!("{} is computed", text("label"))),
-                () = context.ct.cancelled() => Err(ErrorData::internal_error("the call was cancelled", None)),
+                () = tokio::time::sleep(Duration::from_secs_f64(seconds)) => {
+                    text_answer(format!("{} is computed", text("label")))
+                }
+                () = context.ct.cancelled() => {
+                    Err(ErrorData::internal_error("the call was cancelled", None))
+                }
             }
         }
         "failing_job" => {

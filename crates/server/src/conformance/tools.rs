@@ -1,4 +1,4 @@
-//! The tools: what they are called, and those that answer at once.
+//! The tools of the conformance suite: their list, and those that answer at once.
 
 use std::time::Duration;
 
@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 
 use super::{Fixtures, PNG, WAV, dialogue, parse, rounds, tasks};
 
-/// How long the tools that take a while take for each step.
+/// The duration of each step of tools that report progress.
 const STEP: Duration = Duration::from_millis(50);
 
 /// Tools without arguments.
@@ -48,7 +48,13 @@ const PLAIN: [&str; 25] = [
 ];
 
 pub(super) fn list() -> Vec<Tool> {
-    let tool = |name: &str, schema: Value| json!({"name": name, "description": "A tool of the conformance suite.", "inputSchema": schema});
+    let tool = |name: &str, schema: Value| {
+        json!({
+            "name": name,
+            "description": "A tool of the conformance suite.",
+            "inputSchema": schema,
+        })
+    };
     let text = |name: &str| json!({"type": "object", "properties": {name: {"type": "string"}}, "required": [name]});
     let mut tools: Vec<Value> =
         PLAIN.iter().map(|name| tool(name, json!({"type": "object"}))).collect();
@@ -60,18 +66,22 @@ pub(super) fn list() -> Vec<Tool> {
     parse(Value::Array(tools)).unwrap_or_default()
 }
 
-/// An argument that has to be in a header too (SEP-2243).
+/// A schema with an argument that must also be in a header (SEP-2243).
 fn header_schema() -> Value {
     json!({"type": "object", "properties": {"region": {"type": "string", "x-mcp-header": "Region"}}})
 }
 
-/// A schema of which every keyword has to arrive.
+/// A schema with keywords that must all reach the client.
 fn json_schema() -> Value {
     let text = json!({"type": "string"});
     json!({
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "type": "object",
-        "$defs": {"address": {"$anchor": "addressDef", "type": "object", "properties": {"street": text, "city": text}}},
+        "$defs": {"address": {
+            "$anchor": "addressDef",
+            "type": "object",
+            "properties": {"street": text, "city": text},
+        }},
         "properties": {
             "name": text,
             "address": {"$ref": "#/$defs/address"},
@@ -95,9 +105,11 @@ pub(super) async fn call(
     if let Some(answer) = tasks::call(&params, &context).await {
         return answer;
     }
+
     let text = |text: &str| json!({"type": "text", "text": text});
     let image = json!({"type": "image", "data": PNG, "mimeType": "image/png"});
     let resource = |uri: &str, kind: &str, text: &str| json!({"type": "resource", "resource": {"uri": uri, "mimeType": kind, "text": text}});
+
     let content = match &*params.name {
         "test_simple_text" => vec![text("This is a simple text response for testing.")],
         "test_image_content" => vec![image],
@@ -129,7 +141,7 @@ pub(super) async fn call(
             fixtures.fleet.announce(Change::Lists(Lists { prompts: true, ..Lists::default() }));
             vec![text("The prompts are said to have changed.")]
         }
-        // The suite does not ask for this one; our own tests do.
+        // Used by our own tests, not by the suite.
         "test_trigger_resource_update" => {
             fixtures.fleet.announce(Change::Resource("test://watched-resource".into()));
             vec![text("The watched resource is said to have changed.")]
@@ -142,9 +154,9 @@ pub(super) async fn call(
             }
             vec![text("The client can sample.")]
         }
-        // Whoever is cut off in the middle can ask again from where it was.
+        // A client whose stream breaks off can resume it.
         "test_reconnection" | "test_custom_header" | "json_schema_2020_12_tool" => {
-            vec![text("The call has come to its end.")]
+            vec![text("The call has ended.")]
         }
         name if name.starts_with("test_input_required_result_")
             || name == "test_streaming_elicitation" =>
@@ -160,7 +172,7 @@ async fn send_progress(context: &RequestContext<RoleServer>) {
     for step in [0.0, 50.0, 100.0] {
         if let Some(token) = context.meta.get_progress_token() {
             let progress = ProgressNotificationParam::new(token, step).with_total(100.0);
-            // Whoever does not listen any more misses nothing.
+            // A client that has left needs no progress.
             _ = context.peer.notify_progress(progress).await;
         }
         tokio::time::sleep(STEP).await;

@@ -1,4 +1,4 @@
-//! Prompts and resources: this server's own and those of the hosted servers.
+//! Prompts and resources, both this server's own and those of hosted servers.
 
 use fleet_hosting::{apps, forward};
 use fleet_job::{size::clipped, tool_name};
@@ -16,13 +16,13 @@ use serde_json::json;
 
 use super::{Gateway, MAX_NAME};
 
-/// How much of a URI an error repeats.
+/// The longest part of a URI that an error repeats, in bytes.
 const SHOWN_URI: usize = 2048;
 
-/// The error for a resource that no server has.
+/// The error for a resource that no server offers.
 pub(super) fn no_resource(uri: &str) -> ErrorData {
     let data = json!({ "uri": clipped(uri, SHOWN_URI) });
-    ErrorData::resource_not_found("no server here has this resource", Some(data))
+    ErrorData::resource_not_found("no server offers this resource", Some(data))
 }
 
 impl Gateway {
@@ -51,6 +51,7 @@ impl Gateway {
                 return answer.await;
             }
         }
+
         let unknown = || {
             let name = clipped(&params.name, MAX_NAME);
             ErrorData::invalid_params(format!("unknown prompt `{name}`"), None)
@@ -58,10 +59,12 @@ impl Gateway {
         if params.name.len() > MAX_NAME {
             return Err(unknown());
         }
+
         self.learn_of(&params.name).await?;
         let Some(route) = self.inner.fleet.routes().prompt(&params.name).cloned() else {
             return Err(unknown());
         };
+
         params.name = route.name;
         params.meta = None;
         params
@@ -74,7 +77,8 @@ impl Gateway {
             .map_err(|error| forward::hide_values(&self.inner.fleet, &route.server, error))
     }
 
-    /// Waits a moment for the registry to tell of the server of a prompt that is not known here.
+    /// Waits briefly for the registry to report the server of a prompt that this replica doesn't
+    /// know yet.
     async fn learn_of(&self, prompt: &str) -> Result<(), ErrorData> {
         let is_known = self.inner.fleet.routes().prompt(prompt).is_some();
         if let (false, Some(server)) = (is_known, tool_name::server_of(prompt)) {
@@ -93,10 +97,12 @@ impl Gateway {
                 return answer.await;
             }
         }
+
         let routes = self.inner.fleet.routes();
         let Some((server, uri)) = routes.resource(&params.uri) else {
             return Err(no_resource(&params.uri));
         };
+
         let server = server.to_owned();
         params.uri = uri.to_owned();
         params.meta = None;
@@ -116,6 +122,7 @@ impl Gateway {
         {
             return Ok(CompleteResult::new(own));
         }
+
         let routes = self.inner.fleet.routes();
         let server = match &mut params.r#ref {
             Reference::Prompt(prompt) => routes.prompt(&prompt.name).map(|route| {
@@ -129,18 +136,21 @@ impl Gateway {
                     server.to_owned()
                 })
             }
-            // A kind of reference that came after this was written has nothing to complete here.
+            // Nothing here can be completed for kinds of references from later protocol revisions.
             _ => return Ok(CompleteResult::new(CompletionInfo::default())),
         };
+
         let Some(server) = server else {
-            let message = "there is no such prompt or resource template to complete an argument of";
+            let message = "can't complete an argument of an unknown prompt or resource template";
             return Err(ErrorData::invalid_params(message, None));
         };
+
         let upstream =
             self.inner.fleet.connection(&server).await.map_err(|error| forward::down(&error))?;
         if upstream.info.capabilities.completions.is_none() {
             return Ok(CompleteResult::new(CompletionInfo::default()));
         }
+
         params.meta = None;
         apps::restore_in_text(&server, &mut params.argument.value);
         let request = ClientRequest::CompleteRequest(CompleteRequest::new(params));

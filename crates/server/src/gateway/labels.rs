@@ -1,31 +1,34 @@
-//! Which tools have a metric of their own. Callers name tools, so there is an end to it.
+//! The tool names in metric labels. Callers choose tool names, so the number of labels is bounded.
 
 use std::{collections::HashSet, sync::Arc};
 
 use parking_lot::Mutex;
 
-/// How many tools are told apart.
+/// The most tools that have a label of their own.
 const MOST: usize = 200;
-/// The label of all others, as OpenTelemetry names what does not fit into a set.
+/// The label of all other tools, as OpenTelemetry names values outside a known set.
 const OTHER: &str = "_OTHER";
 
-/// The tools that were called so far, and exist.
+/// The existing tools that have been called so far.
 #[derive(Debug, Default)]
 pub(super) struct Labels(Mutex<HashSet<Arc<str>>>);
 
 impl Labels {
-    /// What a call of `tool` is counted under.
+    /// The label for a call of `tool`.
     pub(super) fn of(&self, tool: &str, exists: impl FnOnce() -> bool) -> Arc<str> {
         let known = || self.0.lock();
         if let Some(label) = known().get(tool) {
             return label.clone();
         }
-        // Asked without the lock: it has locks of its own.
+
+        // Called without holding the lock, because it takes locks of its own.
         let exists = exists();
+
         let mut known = known();
         if !exists || known.len() >= MOST {
             return OTHER.into();
         }
+
         let label: Arc<str> = tool.into();
         known.insert(label.clone());
         label
@@ -37,7 +40,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn labels_are_bounded_and_only_of_tools_that_exist() {
+    fn labels_are_bounded_and_name_only_existing_tools() {
         let labels = Labels::default();
         assert_eq!(&*labels.of("nonsense", || false), OTHER);
         for number in 0..MOST {

@@ -1,5 +1,5 @@
-//! Telling clients of changes: on a `subscriptions/listen` stream (from 2026-07-28 on), or as
-//! notifications of a session.
+//! Notifies clients of changes: on a `subscriptions/listen` stream (from revision 2026-07-28 on),
+//! or with notifications of a session.
 
 use std::{
     collections::BTreeMap,
@@ -28,14 +28,14 @@ use tokio_util::sync::CancellationToken;
 
 use super::{Gateway, content::no_resource};
 
-/// How many resources one session or stream may be subscribed to.
+/// The most resources that one session or stream may subscribe to.
 const MAX_WATCHED: usize = 1000;
 
-/// What a session of the older protocol is subscribed to.
+/// The subscriptions of a session of the older protocol.
 #[derive(Default)]
 pub(super) struct Session {
-    /// Whether it is told of changes already.
-    told: AtomicBool,
+    /// Whether the session is already being notified of changes.
+    is_notified: AtomicBool,
     ended: CancellationToken,
     watched: Mutex<BTreeMap<String, Option<Watched>>>,
 }
@@ -53,7 +53,7 @@ impl Session {
 }
 
 impl Gateway {
-    /// What of a wish to hear of changes can be granted.
+    /// The part of a requested subscription that can be granted.
     pub(super) fn acceptable(&self, requested: &SubscriptionFilter) -> SubscriptionFilter {
         let mut accepted = requested.clone();
         if let Some(uris) = &mut accepted.resource_subscriptions {
@@ -63,60 +63,66 @@ impl Gateway {
         accepted
     }
 
-    /// Tells a stream of changes until it is given up.
+    /// Notifies a stream of changes until its client cancels it or the server stops.
     pub(super) async fn tell_stream(&self, context: SubscriptionContext) {
         let mut changes = self.inner.fleet.changes();
         let uris = context.accepted().resource_subscriptions.iter().flatten();
         let watched: Vec<_> = uris.filter_map(|uri| self.inner.fleet.watch_resource(uri)).collect();
         let request = context.request_context();
         let (sink, capabilities) = (context.sink().clone(), request.client_capabilities());
-        let told = async {
-            while let Some(change) = next(&mut changes).await {
-                let told = match &change {
+
+        let notify_of_changes = async {
+            while let Some(change) = next_change(&mut changes).await {
+                let is_sent = match &change {
                     Change::Notice { extension, notice }
                         if declares(capabilities.as_ref(), extension) =>
                     {
-                        tell_notice(&request.peer, notice, Some(&sink)).await.is_ok()
+                        send_notice(&request.peer, notice, Some(&sink)).await.is_ok()
                     }
-                    change => tell_sink(&sink, change).await.is_ok(),
+                    change => notify_stream(&sink, change).await.is_ok(),
                 };
-                if !told {
+                if !is_sent {
                     return;
                 }
             }
         };
-        let told_of_tasks = async {
+
+        let notify_of_tasks = async {
             if self.tell_of_tasks(context.request_context()).await.is_ok() {
-                // The stream goes on, though no task that it watches does.
+                // All watched tasks have ended, but the stream stays open.
                 std::future::pending::<()>().await;
             }
         };
+
         tokio::select! {
-            () = told => {}
-            () = told_of_tasks => {}
+            () = notify_of_changes => {}
+            () = notify_of_tasks => {}
             () = context.cancelled() => {}
-            // The server is about to stop, and says so by ending the stream in order.
+            // The server is stopping, so end the stream in order.
             () = self.inner.fleet.closing() => {}
         }
+
         drop(watched);
     }
 
-    /// Tells a session of changes for as long as it is there. Once is enough.
+    /// Notifies a session of changes until it ends. Further calls for the same session do nothing.
     pub(super) fn tell_session(&self, peer: Peer<RoleServer>) {
-        if self.session.told.swap(true, Ordering::Relaxed) {
+        if self.session.is_notified.swap(true, Ordering::Relaxed) {
             return;
         }
+
         let mut changes = self.inner.fleet.changes();
-        // Whoever ends the session drops its handler, and with that this, which ends the task.
+        // The end of the session drops its handler and `Session`, which ends the task.
         let (session, ended) = (Arc::downgrade(&self.session), self.session.ended.clone());
         tokio::spawn(async move {
             loop {
                 let change = tokio::select! {
-                    change = next(&mut changes) => change,
+                    change = next_change(&mut changes) => change,
                     () = ended.cancelled() => return,
                 };
                 let (Some(change), Some(session)) = (change, session.upgrade()) else { return };
-                if peer.is_transport_closed() || tell_peer(&peer, &session, &change).await.is_err()
+                if peer.is_transport_closed()
+                    || notify_session(&peer, &session, &change).await.is_err()
                 {
                     return;
                 }
@@ -130,7 +136,7 @@ impl Gateway {
         }
         let mut watched = self.session.watched.lock();
         if watched.len() >= MAX_WATCHED && !watched.contains_key(&uri) {
-            let message = format!("a session may be subscribed to {MAX_WATCHED} resources at most");
+            let message = format!("a session may subscribe to at most {MAX_WATCHED} resources");
             return Err(ErrorData::invalid_params(message, None));
         }
         let watch = self.inner.fleet.watch_resource(&uri);
@@ -149,8 +155,9 @@ impl Gateway {
     }
 }
 
-/// The next change. Whoever is too slow to hear of each is told that all lists may have changed.
-async fn next(changes: &mut Receiver<Change>) -> Option<Change> {
+/// The next change. A receiver that is too slow for every change learns that all lists may have
+/// changed.
+async fn next_change(changes: &mut Receiver<Change>) -> Option<Change> {
     match changes.recv().await {
         Ok(change) => Some(change),
         Err(RecvError::Lagged(_)) => Some(Change::Lists(Lists::ALL)),
@@ -158,7 +165,7 @@ async fn next(changes: &mut Receiver<Change>) -> Option<Change> {
     }
 }
 
-/// Whether a client says that it knows an extension.
+/// Whether a client declares support for an extension.
 fn declares(capabilities: Option<&ClientCapabilities>, extension: &str) -> bool {
     let declared = capabilities.map(|known| (&known.extensions, &known.experimental));
     declared.is_some_and(|(extensions, experimental)| {
@@ -166,8 +173,8 @@ fn declares(capabilities: Option<&ClientCapabilities>, extension: &str) -> bool 
     })
 }
 
-/// Passes a notification of an extension on, to a stream or to a session.
-async fn tell_notice(
+/// Sends a notification of an extension to a stream or to a session.
+async fn send_notice(
     peer: &Peer<RoleServer>,
     notice: &Notice,
     stream: Option<&SubscriptionSink>,
@@ -180,8 +187,8 @@ async fn tell_notice(
     peer.send_notification(notification).await
 }
 
-/// Tells a stream what it has asked for.
-async fn tell_sink(
+/// Notifies a stream of a change if the stream has subscribed to it.
+async fn notify_stream(
     sink: &SubscriptionSink,
     change: &Change,
 ) -> Result<(), rmcp::service::SubscriptionSendError> {
@@ -203,14 +210,15 @@ async fn tell_sink(
                 sink.notify_resource_updated(&**uri).await?;
             }
         }
-        // Nobody can ask for it, but a client that declares the extension.
+        // Sent separately, to clients that declare the extension.
         Change::Notice { .. } => {}
     }
+
     Ok(())
 }
 
-/// Tells a session of all lists, and of the resources it is subscribed to.
-async fn tell_peer(
+/// Notifies a session of a changed list, or of a resource that the session has subscribed to.
+async fn notify_session(
     peer: &Peer<RoleServer>,
     session: &Session,
     change: &Change,
@@ -232,7 +240,8 @@ async fn tell_peer(
                 peer.notify_resource_updated(ResourceUpdatedNotificationParam::new(&**uri)).await?;
             }
         }
-        Change::Notice { notice, .. } => tell_notice(peer, notice, None).await?,
+        Change::Notice { notice, .. } => send_notice(peer, notice, None).await?,
     }
+
     Ok(())
 }

@@ -1,4 +1,4 @@
-//! Reading request bodies, within bounds of size and time.
+//! Reads request bodies, within limits of size and time.
 
 use std::time::Duration;
 
@@ -13,17 +13,16 @@ use futures::StreamExt;
 
 use super::MAX_BODY;
 
-/// How long a body may take from its request's header to its end. The largest one arrives in this
-/// time at 140 KB/s; who is slower than that holds a connection, and memory for what has come, for
-/// no longer.
+/// The time in which a body must arrive after its request's headers. The largest body needs
+/// 140 KB/s; a slower client can hold a connection and memory for no longer than this.
 pub(super) const BODY_TIME: Duration = Duration::from_secs(30);
-/// How much of a body that is too large is read to be polite.
+/// The most that is read and discarded of a body that is too large, in bytes.
 const MAX_DRAINED: usize = 64 * 1024 * 1024;
-/// How long that may take.
+/// How long draining may take.
 const DRAIN_TIME: Duration = Duration::from_secs(5);
 
-/// Reads a request's whole body, and turns the request away where that is too large or takes too
-/// long. What comes after this finds the body in memory.
+/// Reads a request's whole body into memory for the layers and handlers below, and rejects the
+/// request if the body is too large or too slow.
 pub(super) async fn read_body(
     State(within): State<Duration>,
     request: Request,
@@ -39,6 +38,7 @@ pub(super) async fn read_body(
         drain_body(body).await;
         return too_large();
     }
+
     match tokio::time::timeout(within, read_bounded(&mut body)).await {
         Ok(Ok(body)) => next.run(Request::from_parts(parts, Body::from(body))).await,
         Ok(Err(BodyError::TooLarge)) => {
@@ -46,17 +46,19 @@ pub(super) async fn read_body(
             too_large()
         }
         Ok(Err(BodyError::Broken)) => {
-            (StatusCode::BAD_REQUEST, "the body broke off\n").into_response()
+            (StatusCode::BAD_REQUEST, "the request body is incomplete or malformed\n")
+                .into_response()
         }
         Err(_) => {
-            // What is left of the body would be read as the next request.
-            let problem = format!("the body was not there within {} ms\n", within.as_millis());
+            // Close the connection, or the rest of the body would be read as the next request.
+            let problem =
+                format!("the request body did not arrive within {} ms\n", within.as_millis());
             (StatusCode::REQUEST_TIMEOUT, [(header::CONNECTION, "close")], problem).into_response()
         }
     }
 }
 
-/// Why there is no body.
+/// Why a body could not be read.
 enum BodyError {
     TooLarge,
     Broken,
@@ -74,9 +76,9 @@ async fn read_bounded(body: &mut BodyDataStream) -> Result<Vec<u8>, BodyError> {
     Ok(whole)
 }
 
-/// Reads a body that is too large and throws it away, up to a bound: a caller that is still sending
-/// when the connection closes sees a lost connection, which it may retry, and not the answer, which
-/// says that it need not.
+/// Reads and discards a body that is too large, up to a limit. If the connection closed while a
+/// caller is still sending, the caller would see a lost connection, which it may retry, instead of
+/// the response that tells it not to.
 async fn drain_body(mut body: BodyDataStream) {
     let drain = async {
         let mut drained = 0;
@@ -87,12 +89,12 @@ async fn drain_body(mut body: BodyDataStream) {
             }
         }
     };
-    // Whether it was in time or not, the answer is the same.
+    // The response is the same whether the whole body was drained or not.
     _ = tokio::time::timeout(DRAIN_TIME, drain).await;
 }
 
 fn too_large() -> Response {
-    (StatusCode::PAYLOAD_TOO_LARGE, format!("the body must not be above {MAX_BODY} bytes\n"))
+    (StatusCode::PAYLOAD_TOO_LARGE, format!("the request body must not exceed {MAX_BODY} bytes\n"))
         .into_response()
 }
 
@@ -108,7 +110,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn a_body_that_does_not_come_is_not_waited_for() {
+    async fn a_slow_body_is_rejected_in_time() {
         let patience = Duration::from_secs(30);
         let within = Duration::from_millis(50);
         let router = Router::new()
@@ -123,9 +125,13 @@ mod tests {
             client.write_all(request.as_bytes()).await.unwrap();
             let mut answer = String::new();
             let read = client.read_to_string(&mut answer);
-            tokio::time::timeout(patience, read).await.expect("no answer and no end").unwrap();
+            tokio::time::timeout(patience, read)
+                .await
+                .expect("neither an answer nor an end")
+                .unwrap();
             assert!(answer.starts_with(&format!("HTTP/1.1 {expected}")), "{head} {body}: {answer}");
         };
+
         check("content-length: 5", "whole", "200").await;
         check("content-length: 5", "", "408").await;
         check("content-length: 5", "slow", "408").await;

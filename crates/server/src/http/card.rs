@@ -1,8 +1,8 @@
 //! Public documents for clients that have not connected yet: the MCP server card at
-//! `/mcp/server-card` (SEP-2127) says where and how this server is reached, and the AI catalog at
-//! `/.well-known/ai-catalog.json` leads to the card.
+//! `/mcp/server-card` (SEP-2127) describes how to reach this server, and the AI catalog at
+//! `/.well-known/ai-catalog.json` refers to the card.
 //!
-//! Both are the same for everybody and name no tools, so web pages of any origin may read them.
+//! Both are the same for all clients and name no tools, so web pages of any origin may read them.
 
 use std::sync::Arc;
 
@@ -21,7 +21,7 @@ use url::Url;
 
 use crate::gateway::{Gateway, own_info};
 
-/// The path of the card: the one that MCP reserves below the URL of the endpoint.
+/// The path of the card, which MCP reserves below the URL of the endpoint.
 pub(super) const CARD: &str = "/mcp/server-card";
 /// The path of the catalog.
 pub(super) const CATALOG: &str = "/.well-known/ai-catalog.json";
@@ -31,7 +31,9 @@ const CATALOG_TYPE: &str = "application/ai-catalog+json";
 const SCHEMA: &str = "https://static.modelcontextprotocol.io/schemas/v1/server-card.schema.json";
 /// The server's name in reverse DNS notation, as cards and registries write names.
 const NAME: &str = "io.mcp-fleet/mcp-fleet";
-/// The headers that the extension demands on both documents, and on the answer to a browser's
+const DESCRIPTION: &str =
+    "Its own tools and those of hosted MCP servers, called directly or as durable jobs.";
+/// The headers that the extension requires on both documents, and on the response to a browser's
 /// preflight request.
 const PUBLIC_HEADERS: [(HeaderName, &str); 4] = [
     (header::ACCESS_CONTROL_ALLOW_ORIGIN, "*"),
@@ -40,14 +42,14 @@ const PUBLIC_HEADERS: [(HeaderName, &str); 4] = [
     (header::ACCESS_CONTROL_EXPOSE_HEADERS, "ETag"),
 ];
 
-/// What the documents are made of.
+/// The data from which the documents are made.
 struct CardSource {
     public_url: Option<Url>,
     versions: Vec<ProtocolVersion>,
 }
 
-/// The routes of both documents. Clients reach this server at `public_url`; without one, at the
-/// host that the request for the document was sent to.
+/// The routes of both documents. The documents name `public_url` or, if there is none, the host of
+/// the request.
 pub(super) fn router(gateway: &Gateway, public_url: Option<Url>) -> Router {
     let versions = gateway.supported_protocol_versions().into_owned();
     Router::new()
@@ -66,13 +68,13 @@ async fn serve_catalog(State(source): State<Arc<CardSource>>, request: Request) 
     respond_with(CATALOG_TYPE, &catalog(&base), request.headers())
 }
 
-/// The answer to a preflight request, which browsers send before a request with `If-None-Match`.
+/// Answers a preflight request, which browsers send before a request with `If-None-Match`.
 async fn answer_preflight() -> Response {
     with_public_headers(StatusCode::NO_CONTENT.into_response())
 }
 
-/// The URL under which this server is reached, without a slash at its end. The guard has checked
-/// the request's host.
+/// The URL at which clients reach this server, without a trailing slash. The guard has already
+/// checked the host of the request.
 fn base_url(public_url: Option<&Url>, request: &Request) -> String {
     if let Some(url) = public_url {
         return url.as_str().trim_end_matches('/').to_owned();
@@ -89,7 +91,7 @@ fn card(base: &str, versions: &[ProtocolVersion]) -> Value {
         "name": NAME,
         "version": info.version,
         "title": info.title,
-        "description": "Tools of its own and of hosted MCP servers, called directly or as durable jobs.",
+        "description": DESCRIPTION,
         "remotes": [{
             "type": "streamable-http",
             "url": format!("{base}/mcp"),
@@ -111,7 +113,8 @@ fn catalog(base: &str) -> Value {
     })
 }
 
-/// A document that browsers may read and caches may keep; 304 if the client has it already.
+/// Responds with a document that browsers may read and caches may store, or with 304 if the client
+/// already has it.
 fn respond_with(kind: &'static str, document: &Value, asked: &HeaderMap) -> Response {
     let body = document.to_string();
     let tag = format!("\"{}\"", hex(&Sha256::digest(body.as_bytes())[..16]));
@@ -121,6 +124,7 @@ fn respond_with(kind: &'static str, document: &Value, asked: &HeaderMap) -> Resp
     } else {
         ([(header::CONTENT_TYPE, kind)], body).into_response()
     };
+
     let headers = response.headers_mut();
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("public, max-age=3600"));
     headers.extend(HeaderValue::try_from(tag).ok().map(|tag| (header::ETAG, tag)));
@@ -174,7 +178,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_documents_lead_to_the_server() {
+    async fn the_documents_name_the_servers_url() {
         for (public_url, expected) in [
             (None, "http://localhost:8080"),
             (Some("https://mcp.example.com"), "https://mcp.example.com"),
@@ -196,7 +200,7 @@ mod tests {
     }
 
     #[test]
-    fn the_card_is_what_its_schema_asks_for() {
+    fn the_card_matches_its_schema() {
         let card = card("http://localhost", VERSIONS);
         for (member, longest) in [("description", 100), ("title", 100), ("version", 255)] {
             assert!((1..=longest).contains(&card[member].as_str().unwrap().len()), "{member}");
@@ -207,7 +211,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn pages_of_any_origin_may_read_them_under_a_host_of_ours() {
+    async fn pages_of_any_origin_may_read_the_documents_under_an_allowed_host() {
         for (path, kind) in [(CARD, CARD_TYPE), (CATALOG, CATALOG_TYPE)] {
             let headers = [("host", "localhost"), ("origin", "https://page.example")];
             let response = ask(routes(None), "GET", path, &headers).await;
@@ -229,7 +233,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_known_document_is_not_sent_again() {
+    async fn a_current_document_is_not_sent_again() {
         let get = async |tag: &str| {
             ask(routes(None), "GET", CARD, &[("host", "localhost"), ("if-none-match", tag)]).await
         };

@@ -1,12 +1,12 @@
-//! `POST /message`: one JSON-RPC request in, one JSON-RPC response out. No session, no handshake,
-//! no stream.
+//! `POST /message`: one JSON-RPC request in, one JSON-RPC response out, without a session, a
+//! handshake or a stream.
 //!
-//! This is for callers that want to call a tool and nothing else, `curl` among them. A request that
-//! says nothing about a protocol version is answered as revision 2025-11-25 would; one with the
-//! `_meta` of 2026-07-28 as that would.
+//! This is for callers such as `curl` that only want to call a tool. A request without a protocol
+//! version is answered according to revision 2025-11-25, a request with the `_meta` of 2026-07-28
+//! according to that revision.
 //!
-//! With `?sessionId=…` it is the other half of [`sse`](super::sse): what is posted is answered on a
-//! stream.
+//! With `?sessionId=…`, it is the other half of [`sse`](super::sse): the answer to the posted
+//! message goes to a stream.
 
 use axum::{
     body::to_bytes,
@@ -29,23 +29,24 @@ use tokio_util::sync::CancellationToken;
 use super::{MAX_BODY, sse::Streams};
 use crate::gateway::Gateway;
 
-/// Who gets what is posted.
+/// The receivers of posted messages.
 #[derive(Clone)]
 pub(super) struct Receiver {
-    /// What belongs to no stream.
+    /// Answers messages that belong to no stream.
     pub(super) gateway: Gateway,
-    /// What does.
+    /// Takes messages that belong to a stream.
     pub(super) streams: Streams,
 }
 
-/// The handler.
+/// Handles `POST /message`.
 pub(super) async fn handle_message(State(receiver): State<Receiver>, request: Request) -> Response {
     let (parts, body) = request.into_parts();
     if !is_json(&parts.headers) {
         return (StatusCode::UNSUPPORTED_MEDIA_TYPE, "Content-Type must be application/json\n")
             .into_response();
     }
-    // The guard has read it already, within its bounds.
+
+    // `read_body` has already read the body into memory, within its limits.
     let Ok(body) = to_bytes(body, MAX_BODY).await else {
         return StatusCode::PAYLOAD_TOO_LARGE.into_response();
     };
@@ -53,34 +54,38 @@ pub(super) async fn handle_message(State(receiver): State<Receiver>, request: Re
         Ok(message) => message,
         Err(refusal) => return refusal.into_response(),
     };
+
     let stream = stream_of(&parts.uri);
     if let ClientJsonRpcMessage::Request(message) = &mut message {
-        // As on `/mcp`, so that handlers find the HTTP request in the same place.
+        // Handlers find the HTTP request in the same place as for `/mcp`.
         message.request.extensions_mut().insert(parts);
     }
     if let Some(stream) = stream {
         return match receiver.streams.post(&stream, message).await {
             true => (StatusCode::ACCEPTED, "Accepted").into_response(),
-            false => (StatusCode::NOT_FOUND, "no stream of this sessionId is open here\n")
-                .into_response(),
+            false => {
+                (StatusCode::NOT_FOUND, "this replica has no open stream with this sessionId\n")
+                    .into_response()
+            }
         };
     }
+
     match message {
         ClientJsonRpcMessage::Request(_) => answer_request(receiver.gateway, message).await,
-        // Nothing here lasts longer than one request, so there is nothing a notification could be
-        // about.
+        // Without a session, there is nothing that a notification could refer to.
         ClientJsonRpcMessage::Notification(_) => StatusCode::ACCEPTED.into_response(),
         ClientJsonRpcMessage::Response(_) | ClientJsonRpcMessage::Error(_) => {
-            Refusal::new(ErrorCode::INVALID_REQUEST, None, "a response to nothing that was asked")
-                .into_response()
+            let message = "the message is a response, but the server has sent no request";
+            Refusal::new(ErrorCode::INVALID_REQUEST, None, message).into_response()
         }
     }
 }
 
-/// The longest message of a refusal. It may repeat a part of the body, however long that is.
+/// The longest message of a refusal, in bytes. A message may quote a part of the body of any
+/// length.
 const MAX_REFUSAL: usize = 1024;
 
-/// A JSON-RPC error that is found before the request is handled.
+/// A JSON-RPC error in a message that is found before the message is handled.
 struct Refusal {
     code: ErrorCode,
     id: Value,
@@ -105,7 +110,7 @@ impl IntoResponse for Refusal {
     }
 }
 
-/// The stream on which a message is to be answered, where its URL names one.
+/// The id of the stream for the answer, if the URL names one.
 fn stream_of(uri: &Uri) -> Option<String> {
     let parameters = url::form_urlencoded::parse(uri.query()?.as_bytes());
     parameters.into_iter().find(|(name, _)| name == "sessionId").map(|(_, id)| id.into_owned())
@@ -121,7 +126,7 @@ fn is_json(headers: &HeaderMap) -> bool {
 
 fn parse_message(body: &[u8]) -> Result<ClientJsonRpcMessage, Refusal> {
     let value: Value = serde_json::from_slice(body).map_err(|error| {
-        Refusal::new(ErrorCode::PARSE_ERROR, None, format!("the body is no JSON: {error}"))
+        Refusal::new(ErrorCode::PARSE_ERROR, None, format!("the body is not valid JSON: {error}"))
     })?;
     let invalid =
         |id: Option<Value>, message: &str| Refusal::new(ErrorCode::INVALID_REQUEST, id, message);
@@ -131,6 +136,7 @@ fn parse_message(body: &[u8]) -> Result<ClientJsonRpcMessage, Refusal> {
             "the body must be one JSON-RPC message (batches are not supported)",
         ));
     };
+
     let id = object.get("id").filter(|id| id.is_string() || id.is_i64()).cloned();
     if object.get("jsonrpc") != Some(&json!("2.0")) {
         return Err(invalid(id, "`jsonrpc` must be \"2.0\""));
@@ -149,12 +155,13 @@ fn parse_message(body: &[u8]) -> Result<ClientJsonRpcMessage, Refusal> {
             complete_discovery(&mut object);
         }
     }
+
     number::read(Value::Object(object))
-        .map_err(|error| invalid(id, &format!("the body is no JSON-RPC message: {error}")))
+        .map_err(|error| invalid(id, &format!("the body is not a JSON-RPC message: {error}")))
 }
 
-/// Discovery belongs to the stateless protocol and needs its `_meta`; whoever only wants to look
-/// need not write it.
+/// Adds the `_meta` that `server/discover` of the stateless protocol requires, so that callers can
+/// leave it out.
 fn complete_discovery(object: &mut Map<String, Value>) {
     let Some(params) = object.entry("params").or_insert_with(|| json!({})).as_object_mut() else {
         return;
@@ -174,22 +181,25 @@ async fn answer_request(gateway: Gateway, message: ClientJsonRpcMessage) -> Resp
     {
         version = initialize.params.protocol_version.clone();
     }
+
     let caller = InitializeRequestParams::new(
         ClientCapabilities::default(),
         Implementation::new("message", "0"),
     )
     .with_protocol_version(version);
     let (transport, mut responses) = OneshotTransport::new(message);
-    // A caller that hangs up cancels its request.
+    // Dropping the guard cancels the request when the caller disconnects.
     let token = CancellationToken::new();
     let _guard = token.clone().drop_guard();
     let service = serve_directly_with_ct(gateway, transport, Some(caller), token);
     tokio::spawn(service.waiting());
+
     while let Some(response) = responses.recv().await {
-        // There is no stream for what stands before the answer, such as progress.
+        // Messages before the answer, such as progress, have no stream to go to.
         if matches!(response, ServerJsonRpcMessage::Response(_) | ServerJsonRpcMessage::Error(_)) {
             return axum::Json(response).into_response();
         }
     }
-    (StatusCode::INTERNAL_SERVER_ERROR, "the request was lost\n").into_response()
+
+    (StatusCode::INTERNAL_SERVER_ERROR, "the request ended without an answer\n").into_response()
 }

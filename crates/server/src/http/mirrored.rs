@@ -1,8 +1,8 @@
-//! `Mcp-Method` and `Mcp-Name`, which repeat what a request's body says.
+//! Checks the headers `Mcp-Method` and `Mcp-Name`, which mirror parts of a request's body.
 //!
 //! Proxies route and allow requests by these headers without reading the body, so a header that
-//! says something else than the body could carry a request past them. rmcp checks that for requests
-//! of the newest revision only. A header that is missing misleads nobody and is left to rmcp.
+//! contradicts the body could get a request past a proxy. rmcp checks the headers only for requests
+//! of the newest revision. A missing header can't mislead a proxy and is left to rmcp.
 
 use axum::{
     body::{Body, to_bytes},
@@ -20,10 +20,10 @@ use super::MAX_BODY;
 
 const METHOD: HeaderName = HeaderName::from_static("mcp-method");
 const NAME: HeaderName = HeaderName::from_static("mcp-name");
-/// How much of a value an error repeats.
+/// The longest part of a value that an error repeats, in bytes.
 const SHOWN: usize = 128;
 
-/// Refuses a request whose headers contradict its body. The body is in memory already.
+/// Refuses a request whose headers contradict its body. The body is already in memory.
 pub(super) async fn check_headers(request: Request, next: Next) -> Response {
     let headers = request.headers();
     let is_mirrored = headers.contains_key(METHOD) || headers.contains_key(NAME);
@@ -46,7 +46,7 @@ pub(super) async fn check_headers(request: Request, next: Next) -> Response {
     next.run(Request::from_parts(parts, Body::from(body))).await
 }
 
-/// The parameter that `Mcp-Name` repeats, where the method has such a thing.
+/// The parameter that `Mcp-Name` mirrors, if the method has one.
 fn mirrored_parameter(method: &str) -> Option<&'static str> {
     match method {
         "tools/call" | "prompts/get" => Some("name"),
@@ -56,12 +56,13 @@ fn mirrored_parameter(method: &str) -> Option<&'static str> {
     }
 }
 
-/// Says which header contradicts the body. What is no message with a method is refused by whoever
-/// handles it.
+/// Returns an error if a header contradicts the body. Bodies that are not a message with a method
+/// are left to the handler, which refuses them.
 fn check_against_body(headers: &HeaderMap, body: &[u8]) -> Result<(), String> {
     let (method, name) = (single_value(headers, &METHOD)?, single_value(headers, &NAME)?);
-    // Read as loosely as by whoever handles the message: of a key that comes twice the last one
-    // counts, and no other member matters, whatever it is.
+
+    // Read the body as leniently as the handler does: the last of several equal keys counts, and
+    // other members don't matter.
     let message: Value = serde_json::from_slice(body).unwrap_or_default();
     let Some(called) = message["method"].as_str() else { return Ok(()) };
 
@@ -79,28 +80,29 @@ fn check_against_body(headers: &HeaderMap, body: &[u8]) -> Result<(), String> {
             return Err(mismatch(&NAME, &sent, named));
         }
     }
+
     Ok(())
 }
 
 fn mismatch(header: &HeaderName, sent: &str, body: &str) -> String {
     let (sent, body) = (clipped(sent, SHOWN), clipped(body, SHOWN));
-    format!("the {header} header says `{sent}` and the body `{body}`; they must be equal")
+    format!("the {header} header is `{sent}`, but the body has `{body}`; they must be equal")
 }
 
-/// The value of a header that may come once.
+/// The value of a header that may occur only once.
 fn single_value(headers: &HeaderMap, name: &HeaderName) -> Result<Option<String>, String> {
     let mut values = headers.get_all(name).iter();
     let Some(value) = values.next() else { return Ok(None) };
+
     if values.next().is_some() {
-        return Err(format!("more than one {name} header; send one"));
+        return Err(format!("more than one {name} header; send only one"));
     }
-    let text = value
-        .to_str()
-        .map_err(|_| format!("the {name} header has characters that are not ASCII"))?;
+    let text =
+        value.to_str().map_err(|_| format!("the {name} header contains non-ASCII characters"))?;
     Ok(Some(text.to_owned()))
 }
 
-/// A value that HTTP does not allow as it is comes as `=?base64?…?=`.
+/// Decodes a value that is written as `=?base64?…?=` because HTTP doesn't allow it as it is.
 fn decode_value(value: &str) -> Option<String> {
     match value.strip_prefix("=?base64?").and_then(|value| value.strip_suffix("?=")) {
         Some(inner) => String::from_utf8(BASE64_STANDARD.decode(inner).ok()?).ok(),
@@ -108,7 +110,7 @@ fn decode_value(value: &str) -> Option<String> {
     }
 }
 
-/// The id under which a refusal is answered.
+/// The id of the refused request.
 fn id_of(body: &[u8]) -> Value {
     let message: Value = serde_json::from_slice(body).unwrap_or_default();
     message.get("id").filter(|id| id.is_string() || id.is_i64()).cloned().unwrap_or_default()

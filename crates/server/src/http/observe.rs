@@ -1,5 +1,4 @@
-//! What is done with every request, whatever it asks for: its credentials stay out of logs, and it
-//! is counted.
+//! Layers for all requests: they keep credentials out of logs and measure the requests.
 
 use std::time::Instant;
 
@@ -15,8 +14,8 @@ use fleet_ops::http::CREDENTIALS;
 use super::card;
 use crate::metrics::HTTP_DURATION;
 
-/// Marks credentials, so that whoever writes the headers into a log, at whatever level, writes
-/// `Sensitive` and not the value.
+/// Marks credentials as sensitive, so that any log of the headers shows `Sensitive` instead of
+/// their values.
 pub(super) async fn mark_credentials(mut request: Request, next: Next) -> Response {
     for name in &CREDENTIALS {
         if let header::Entry::Occupied(mut entry) = request.headers_mut().entry(name) {
@@ -26,17 +25,18 @@ pub(super) async fn mark_credentials(mut request: Request, next: Next) -> Respon
     next.run(request).await
 }
 
-/// Measures requests by path and answer.
+/// Measures the time of a request, by method, route and status.
 pub(super) async fn measure_request(request: Request, next: Next) -> Response {
     let path = match request.uri().path() {
         path if path.starts_with("/message") => "/message",
         path if path.starts_with("/sse") => "/sse",
         card::CARD => card::CARD,
         card::CATALOG => card::CATALOG,
-        // Labels are bounded: never an id.
+        // Labels are bounded, so they never contain an id.
         path => rest::label(path).unwrap_or("/mcp"),
     };
-    // What is no method of HTTP has one name, whatever it is.
+
+    // All unknown methods share one label.
     let method = match *request.method() {
         Method::GET => "GET",
         Method::POST => "POST",

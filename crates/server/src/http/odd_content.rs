@@ -1,4 +1,4 @@
-//! Puts content items that rmcp can't hold back into the answers that leave by HTTP.
+//! Restores content items that rmcp can't represent in HTTP responses.
 
 use axum::{
     body::{Body, Bytes},
@@ -10,8 +10,8 @@ use fleet_hosting::kept_items::restore_text;
 use http::{HeaderValue, header};
 use http_body_util::BodyExt as _;
 
-/// The layer over every route that answers calls. An event is one frame of its stream, and other
-/// answers are in memory as a whole.
+/// The layer above every route that answers calls. Each event is one frame of its stream; other
+/// responses are completely in memory.
 pub(super) async fn restore_items(request: Request, next: Next) -> Response {
     let response = next.run(request).await;
     match kind_of(&response) {
@@ -46,7 +46,7 @@ async fn restore_json(response: Response) -> Response {
     let body = match axum::body::to_bytes(body, usize::MAX).await {
         Ok(body) => restore_data(body),
         Err(error) => {
-            tracing::warn!(%error, "could not read an answer of our own");
+            tracing::warn!(%error, "could not read the body of a response; sending it empty");
             Bytes::new()
         }
     };

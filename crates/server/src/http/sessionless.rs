@@ -1,8 +1,8 @@
-//! Requests of older revisions that belong to no session.
+//! Requests of older protocol revisions that belong to no session.
 //!
 //! A client that wants a session begins with `initialize` and names the session from then on. A
-//! script that posts a single `tools/call` does neither, and rmcp refuses it where clients get
-//! sessions. So such requests are served as if there were no sessions.
+//! script that posts a single `tools/call` does neither, and rmcp refuses such requests if sessions
+//! are enabled. This layer serves them as if sessions were disabled.
 
 use axum::{
     body::{Body, to_bytes},
@@ -23,7 +23,8 @@ struct Message<'a> {
     method: std::borrow::Cow<'a, str>,
 }
 
-/// Serves what neither begins a session nor names one without any. The body is in memory already.
+/// Serves a request without a session if it neither begins nor names one. The body is already in
+/// memory.
 pub(super) async fn serve_without_session(
     State(stateless): State<McpService>,
     request: Request,

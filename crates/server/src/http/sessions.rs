@@ -1,15 +1,15 @@
 //! Sessions of clients of the older protocol, bounded in number, which any replica can serve.
 //!
-//! A session is a task and a few queues for what belongs to no single request. Everything else is
-//! in the requests, so a request of a session that is not here (another replica made it, or it was
-//! ended to make room, or this process is a new one) makes it here, as its client's `initialize`
-//! would have. No client hears that its session was not found, except of one that it has deleted
-//! and of an id that is none of ours.
+//! A session is a task and a few queues for messages that belong to no single request. Everything
+//! else is in the requests. So if this process doesn't have the session of a request (because
+//! another replica created it, it was evicted, or the process was restarted), the request restores
+//! it, as the client's `initialize` would have created it. A client gets 'session not found' only
+//! for a session that it has deleted and for an id that is not one of ours.
 //!
-//! rmcp can restore sessions from a store by itself, but answers 500 where two requests of a
-//! session that is not here come at once and one is late, and where a session is ended between
-//! being found and being used. So sessions are made here, at the moment of their use, under one
-//! lock. Only the deletion comes by way of rmcp's store.
+//! rmcp can restore sessions from a store itself, but answers 500 if two requests of a missing
+//! session arrive at once and one is late, or if a session ends between being found and being used.
+//! So this module restores sessions when they are used, under one lock. Only deletions go through
+//! rmcp's store.
 
 use std::{
     collections::HashMap,
@@ -53,15 +53,15 @@ use crate::{gateway::Gateway, metrics};
 
 mod id;
 
-/// How many sessions there may be. Each has a task and a few queues; a client needs one.
+/// The most sessions in this process. Each has a task and a few queues; a client needs one.
 pub(super) const MAX_SESSIONS: usize = 1000;
-/// How many deleted sessions are remembered.
+/// The most deleted sessions that are remembered.
 const MAX_DELETED: usize = 10_000;
-/// How much longer than the longest call a session lives without a sign of life. rmcp counts a call
-/// that runs as none.
+/// How much longer than the longest call a session may be idle. rmcp doesn't count a running call
+/// as activity.
 const IDLE: Duration = Duration::from_secs(300);
 
-/// Sessions in this process, of which there are only so many. Clones share them.
+/// The sessions in this process, bounded in number. Clones share them.
 #[derive(Clone)]
 pub(super) struct Sessions {
     inner: Arc<Inner>,
@@ -77,33 +77,32 @@ struct Inner {
     deleted: id::Deleted,
 }
 
-/// Ends when a session has done its handshake: whether it has.
+/// Resolves at the end of a session's handshake: `true` if it has succeeded.
 type Handshake = Shared<BoxFuture<'static, bool>>;
 
-/// A session that is here.
+/// A session in this process.
 struct Session {
     handle: LocalSessionHandle,
     origin: SessionOrigin,
     ready: Handshake,
-    /// When it was used last, counted in uses of all sessions.
+    /// The time of its last use, on a clock that counts the uses of all sessions.
     last: AtomicU64,
-    /// How many requests are open.
+    /// The number of open requests.
     open: AtomicUsize,
     _counted: Counted,
 }
 
-/// Who made a session, and says when it has ended.
+/// How a session came to be, and thereby who reports its end.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum SessionOrigin {
-    /// rmcp, for an `initialize`.
+    /// rmcp created it for an `initialize`, and reports its end.
     Initialized,
-    /// We, for a request of a session that was not here. The number is that of its making: a
-    /// session can be made here more than once, and the end of the first is not the end of the
-    /// second.
+    /// This module restored it for a request. The number distinguishes restorations of the same
+    /// session, because the end of the first must not remove the second.
     Restored(u64),
 }
 
-/// An open request of a session.
+/// An open request of a session. A session with open requests is not evicted.
 struct OpenRequest(Arc<Session>);
 
 impl Drop for OpenRequest {
@@ -112,29 +111,30 @@ impl Drop for OpenRequest {
     }
 }
 
-/// Why a session can't do what was asked.
+/// Why a session could not serve a request.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum SessionsError {
     /// There are too many sessions, and all of them have open requests.
-    #[error("{0} sessions are in use, which is as many as there may be")]
+    #[error("all {0} sessions are in use; try again later")]
     TooMany(usize),
-    /// The session could not be made here, because the server shuts down.
-    #[error("the session could not be restored")]
+    /// The session could not be restored because the server is shutting down.
+    #[error("could not restore the session; the server is shutting down")]
     NotRestored,
-    /// The session can't.
+    /// The session itself failed.
     #[error(transparent)]
     Local(#[from] SessionError),
 }
 
-/// What a look for a session has found.
+/// The session for a request.
 struct Found {
     open: OpenRequest,
-    /// Who had to end for it.
+    /// The session that was evicted to make room for it.
     evicted: Option<Arc<Session>>,
 }
 
 impl Sessions {
-    /// `limit` sessions at most, which outlive calls of `longest_call` and end with `stop`.
+    /// Creates an empty set of at most `limit` sessions, which may be idle for longer than
+    /// `longest_call`. Cancelling `stop` ends them all.
     pub(super) fn new(
         gateway: Gateway,
         limit: usize,
@@ -148,8 +148,8 @@ impl Sessions {
         Self { inner: Arc::new(Inner { gateway, stop, config, limit, clock, known, deleted }) }
     }
 
-    /// The session of an id, which is made where it is not here, with a request that is open until
-    /// what is given back is dropped.
+    /// Opens a request of a session, and restores the session if necessary. The request is open
+    /// until the returned value is dropped.
     async fn open_request(
         &self,
         id: &SessionId,
@@ -164,7 +164,7 @@ impl Sessions {
         Err(SessionsError::NotRestored)
     }
 
-    /// A stream of a session's, from a session that is there to stay for as long as the stream is.
+    /// Opens a request of a session and establishes its stream.
     async fn open_stream<
         F: Future<Output = Result<StreamableHttpMessageReceiver, SessionError>>,
     >(
@@ -177,8 +177,7 @@ impl Sessions {
         match establish(open.0.handle.clone()).await {
             Ok(receiver) => Ok((open, receiver)),
             Err(SessionError::SessionServiceTerminated) => {
-                // It has ended in this moment, having been idle for long, and nobody has said so
-                // yet.
+                // The session has just ended after being idle, and its end is not yet reported.
                 self.inner.forget(id, open.0.origin);
                 let open = self.open_request(id, version).await?;
                 let receiver = establish(open.0.handle.clone()).await?;
@@ -188,8 +187,8 @@ impl Sessions {
         }
     }
 
-    /// A session that is here already. One that is just being made takes nothing before its
-    /// handshake and would end.
+    /// Returns a session that is already in this process, after its handshake. A message that
+    /// arrives before the handshake would end the session.
     async fn find_ready(&self, id: &SessionId) -> Option<Arc<Session>> {
         let session = self.inner.touch(id)?;
         session.ready.clone().await.then_some(session)
@@ -216,7 +215,7 @@ impl Inner {
         self.clock.fetch_add(1, Ordering::Relaxed) + 1
     }
 
-    /// Notes a use of a session, if it is here.
+    /// Returns a session that is in this process, and marks it as used.
     fn touch(&self, id: &SessionId) -> Option<Arc<Session>> {
         let session = self.known().get(id).cloned()?;
         session.last.store(self.tick(), Ordering::Relaxed);
@@ -228,8 +227,8 @@ impl Inner {
         id: &SessionId,
         version: impl FnOnce() -> ProtocolVersion,
     ) -> Result<Found, SessionsError> {
-        // All under the lock, so that a session is not taken for idle between being found and being
-        // counted.
+        // Hold the lock throughout, so that a session is not evicted as idle between being found
+        // and its request being counted.
         let mut known = self.known();
         let (session, evicted) = match known.get(id) {
             Some(session) => (session.clone(), None),
@@ -239,8 +238,7 @@ impl Inner {
                 let origin = SessionOrigin::Restored(self.tick());
                 let handshake =
                     Arc::clone(self).restore(id.clone(), origin, handle.clone(), worker, version());
-                // A task, so that the one who waits for it first may give up without harm to the
-                // others.
+                // A task of its own goes on if the first request that waits for it is dropped.
                 let ready =
                     tokio::spawn(handshake).map(|done| matches!(done, Ok(Ok(())))).boxed().shared();
                 let session = Arc::new(Session::new(handle, origin, ready));
@@ -248,12 +246,14 @@ impl Inner {
                 (session, evicted)
             }
         };
+
         session.last.store(self.tick(), Ordering::Relaxed);
         session.open.fetch_add(1, Ordering::Relaxed);
         Ok(Found { open: OpenRequest(session), evicted })
     }
 
-    /// Serves a session that was made elsewhere, as if its client had done its handshake here.
+    /// Starts to serve a session that was created elsewhere, and does the handshake in its client's
+    /// place.
     async fn restore(
         self: Arc<Self>,
         id: SessionId,
@@ -266,11 +266,12 @@ impl Inner {
         tokio::spawn(async move {
             match serve_server_with_ct(gateway, WorkerTransport::spawn(worker), stop).await {
                 Ok(service) => drop(service.waiting().await),
-                Err(error) => tracing::debug!(%error, "a session was not restored"),
+                Err(error) => tracing::debug!(%error, "could not restore a session"),
             }
             self.forget(&id, origin);
         });
-        // What the client can do is not known here, so nothing is asked of it.
+
+        // The client's capabilities are unknown here, so declare none, and ask nothing of it.
         let client = InitializeRequestParams::new(
             ClientCapabilities::default(),
             Implementation::new("session", "0"),
@@ -280,12 +281,13 @@ impl Inner {
         handle
             .initialize(ClientJsonRpcMessage::request(initialize, NumberOrString::Number(0)))
             .await?;
+
         let initialized =
             ClientNotification::InitializedNotification(InitializedNotification::default());
         handle.push_message(ClientJsonRpcMessage::notification(initialized), None).await
     }
 
-    /// A session that `origin` made has ended, or must.
+    /// Removes a session that has ended, unless it has been restored since.
     fn forget(&self, id: &SessionId, origin: SessionOrigin) -> Option<Arc<Session>> {
         let mut known = self.known();
         if known.get(id).is_some_and(|session| session.origin == origin) {
@@ -310,7 +312,7 @@ impl Session {
     }
 }
 
-/// Takes out the session that was idle longest, if there are too many.
+/// Removes the session that has been idle longest, if there are too many sessions.
 fn make_room(
     known: &mut HashMap<SessionId, Arc<Session>>,
     limit: usize,
@@ -318,21 +320,22 @@ fn make_room(
     if known.len() < limit {
         return Ok(None);
     }
+
     let idle = known.iter().filter(|(_, session)| session.open.load(Ordering::Relaxed) == 0);
     let oldest = idle.min_by_key(|(_, session)| session.last.load(Ordering::Relaxed));
     let oldest = oldest.map(|(id, _)| id.clone()).ok_or(SessionsError::TooMany(limit))?;
     Ok(known.remove(&oldest))
 }
 
-/// Ends a session that nobody finds any more.
+/// Closes a session that has been removed from the set.
 async fn close_evicted(session: Option<Arc<Session>>) {
     let Some(session) = session else { return };
     if let Err(error) = session.handle.close().await {
-        tracing::debug!(%error, "the session has ended by itself");
+        tracing::debug!(%error, "the session had already ended");
     }
 }
 
-/// The revision that a request of a session says it is of. Revisions that don't say are old.
+/// The protocol revision of a request. A request that names none is of an old revision.
 fn revision_of(message: &ClientJsonRpcMessage) -> ProtocolVersion {
     let ClientJsonRpcMessage::Request(message) = message else {
         return ProtocolVersion::LATEST_WITH_INITIALIZE;
@@ -358,12 +361,14 @@ impl SessionManager for Sessions {
             futures::future::ready(true).boxed().shared(),
         );
         session.last.store(inner.tick(), Ordering::Relaxed);
+
         let evicted = {
             let mut known = inner.known();
             let evicted = make_room(&mut known, inner.limit)?;
             known.insert(id.clone(), Arc::new(session));
             evicted
         };
+
         close_evicted(evicted).await;
         Ok((id, WorkerTransport::spawn(worker)))
     }
@@ -377,13 +382,13 @@ impl SessionManager for Sessions {
         Ok(open.0.handle.initialize(message).await?)
     }
 
-    /// Whether requests of this session are served here: it is made when it is used.
+    /// Whether this server serves the session, which is restored when it is used.
     async fn has_session(&self, id: &SessionId) -> Result<bool, Self::Error> {
         Ok(id::is_ours(id) && !self.inner.deleted.contains(id))
     }
 
-    // rmcp calls this for every session that it has made when that ends, however it does, and at a
-    // deletion, of which the store hears too.
+    // rmcp calls this at the end of every session that it has created, and at a deletion, for which
+    // it also calls the store.
     async fn close_session(&self, id: &SessionId) -> Result<(), Self::Error> {
         close_evicted(self.inner.forget(id, SessionOrigin::Initialized)).await;
         Ok(())
@@ -399,7 +404,7 @@ impl SessionManager for Sessions {
         };
         let (open, receiver) = self.open_stream(id, || revision_of(&message), establish).await?;
         open.0.handle.push_message(message, receiver.http_request_id).await?;
-        // The request is open until its stream is gone.
+        // The request is open until its stream is dropped.
         Ok(ReceiverStream::new(receiver.inner).map(move |message| {
             _ = &open;
             message
@@ -411,8 +416,8 @@ impl SessionManager for Sessions {
         id: &SessionId,
         message: ClientJsonRpcMessage,
     ) -> Result<(), Self::Error> {
-        // What is no request is about something that goes on in the session. Where that is not
-        // here, nothing does.
+        // A notification or response refers to something that is going on in the session. If this
+        // process doesn't have the session, nothing is.
         match self.find_ready(id).await {
             Some(session) => match session.handle.push_message(message, None).await {
                 Ok(()) | Err(SessionError::SessionServiceTerminated) => Ok(()),
@@ -422,16 +427,16 @@ impl SessionManager for Sessions {
         }
     }
 
-    // A stream for what the server might say by itself is open for as long as its client is there,
-    // used or not. It does not make a session busy.
+    // The stream for messages that the server sends on its own is open until the client leaves,
+    // whether it is used or not. So it doesn't protect its session from eviction.
     async fn create_standalone_stream(
         &self,
         id: &SessionId,
     ) -> Result<impl Stream<Item = ServerSseMessage> + Send + Sync + 'static, Self::Error> {
         let receiver = match self.open_standalone_stream(id).await {
             Ok(receiver) => receiver.inner,
-            // It was deleted while it was being made here, as by clients that open a stream and end
-            // at once. There is nothing more to say to them.
+            // The session was deleted while it was being restored, for example by a client that
+            // opens a stream and leaves at once. Answer with an empty stream.
             Err(_) if self.inner.deleted.contains(id) => tokio::sync::mpsc::channel(1).1,
             Err(error) => return Err(error),
         };
@@ -448,8 +453,8 @@ impl SessionManager for Sessions {
                 let event = last_event_id.parse().map_err(SessionError::from)?;
                 session.handle.resume(event).await?
             }
-            // The answer to a request can only come from where the request is; the rest may come
-            // from here from now on.
+            // Only the replica that has the request can resume its answer. The standalone stream
+            // can continue here.
             None if last_event_id.contains('/') => return Err(SessionError::InvalidEventId.into()),
             None => self.open_standalone_stream(id).await?,
         };
@@ -457,8 +462,8 @@ impl SessionManager for Sessions {
     }
 }
 
-/// What rmcp tells of deletions. It asks for a session only where [`Sessions::has_session`] has
-/// said no, and then there is none.
+/// Receives deletions from rmcp. rmcp loads a session only if [`Sessions::has_session`] has
+/// returned `false`, and then there is none.
 #[async_trait::async_trait]
 impl SessionStore for Sessions {
     async fn load(&self, _id: &str) -> Result<Option<SessionState>, SessionStoreError> {
@@ -482,7 +487,6 @@ impl SessionStore for Sessions {
 
 #[cfg(test)]
 mod tests {
-
     use fleet_hosting::Fleet;
     use fleet_policy::{Policy, current::CurrentPolicy};
     use futures::future::join_all;
@@ -511,11 +515,11 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_session_that_was_idle_longest_makes_room() {
+    async fn the_session_that_has_been_idle_longest_makes_room() {
         let sessions = sessions(2);
         assert_eq!(sessions.inner.config.keep_alive, Some(Duration::from_secs(3900)));
         let is_here = |id: &SessionId| sessions.inner.touch(id).is_some();
-        // The transports would end with their handlers.
+        // The sessions would end if their transports were dropped.
         let (first, _first) = sessions.create_session().await.unwrap();
         let (second, _second) = sessions.create_session().await.unwrap();
         assert!(is_here(&second) && is_here(&first), "the first is used last");
@@ -530,11 +534,11 @@ mod tests {
         let refused = sessions.create_session().await.err().unwrap();
         assert!(matches!(refused, SessionsError::TooMany(2)), "{refused}");
         assert!(matches!(open_for(&sessions, &third), Err(SessionsError::TooMany(2))));
-        assert_eq!(sessions.inner.known().len(), 2, "nothing is left of what was refused");
+        assert_eq!(sessions.inner.known().len(), 2, "a refused session leaves nothing behind");
         drop((busy, also_busy));
         sessions.close_session(&fourth).await.unwrap();
         sessions.create_session().await.unwrap();
-        assert!(is_here(&first), "there was room");
+        assert!(is_here(&first), "there was room without an eviction");
     }
 
     #[tokio::test]
@@ -542,29 +546,29 @@ mod tests {
         let (one, other) = (sessions(10), sessions(10));
         let (id, _transport) = one.create_session().await.unwrap();
         assert!(other.has_session(&id).await.unwrap());
-        // Many requests at once make one session.
+        // Concurrent requests restore one session.
         let answers = join_all((0..20).map(|n| ping(&other, &id, n))).await;
         assert!(answers.iter().all(|answer| matches!(answer, ServerJsonRpcMessage::Response(_))));
         assert_eq!(other.inner.known().len(), 1);
-        // What is no request is taken, wherever it lands.
+        // Any replica accepts a notification.
         let third = sessions(10);
         let initialized =
             serde_json::json!({"jsonrpc": "2.0", "method": "notifications/initialized"});
         third.accept_message(&id, serde_json::from_value(initialized).unwrap()).await.unwrap();
-        assert!(third.inner.known().is_empty(), "and makes none");
+        assert!(third.inner.known().is_empty(), "a notification restores no session");
         drop(third.create_standalone_stream(&id).await.unwrap());
         drop(sessions(10).resume(&id, "0".to_owned()).await.unwrap());
         assert!(sessions(10).resume(&id, "0/1".to_owned()).await.is_err());
     }
 
     #[tokio::test]
-    async fn a_session_comes_back_after_its_end_but_not_after_its_deletion() {
+    async fn a_session_is_restored_after_its_end_but_not_after_its_deletion() {
         let sessions = sessions(1);
         let (id, _transport) = sessions.create_session().await.unwrap();
         let (_other, _transport) = sessions.create_session().await.unwrap();
-        assert!(sessions.inner.touch(&id).is_none(), "it had to make room");
+        assert!(sessions.inner.touch(&id).is_none(), "the second session evicted the first");
         ping(&sessions, &id, 7).await;
-        // The news of the end of the one that rmcp made does not end the one that came after it.
+        // The late report that rmcp's session has ended must not end the restored one.
         sessions.close_session(&id).await.unwrap();
         assert!(sessions.inner.touch(&id).is_some());
 
@@ -577,7 +581,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_notification_does_not_disturb_a_session_that_is_being_made() {
+    async fn a_notification_does_not_disturb_a_session_that_is_being_restored() {
         let sessions = sessions(100);
         let initialized =
             serde_json::json!({"jsonrpc": "2.0", "method": "notifications/initialized"});
@@ -594,7 +598,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_deletion_that_comes_in_between_is_no_error() {
+    async fn a_deletion_during_a_restoration_is_not_an_error() {
         let sessions = sessions(10);
         for _ in 0..20 {
             let id = id::new_id();
@@ -608,11 +612,12 @@ mod tests {
                 tokio::time::timeout(Duration::from_secs(30), stream.collect::<Vec<_>>()).await;
             assert_eq!(events.expect("the end of the stream").len(), 0);
         }
+
         assert!(sessions.inner.known().is_empty());
     }
 
     #[tokio::test]
-    async fn a_session_that_has_ended_in_silence_is_made_anew() {
+    async fn a_session_that_has_ended_unnoticed_is_restored() {
         let sessions = sessions(10);
         let id = id::new_id();
         ping(&sessions, &id, 7).await;

@@ -1,8 +1,8 @@
-//! The transport of 2024, for clients that know no other: `GET /sse` opens a stream whose first
-//! event names the path to post messages to, and what is posted there is answered on the stream.
+//! The HTTP+SSE transport of 2024, for clients that support no other: `GET /sse` opens a stream
+//! whose first event names the path for posting messages, and their answers appear on the stream.
 //!
-//! A stream is a connection to this process, so what belongs to it must be posted to this replica.
-//! Behind a balancer that needs sticky sessions; the newer transports need none.
+//! A stream is a connection to this process, so its messages must be posted to this replica. Behind
+//! a load balancer, this transport needs sticky sessions; the newer transports don't.
 
 use std::{collections::HashMap, convert::Infallible, sync::Arc, time::Duration};
 
@@ -24,15 +24,15 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::gateway::Gateway;
 
-/// How many streams there may be. Each holds a connection for as long as its client is there, and a
-/// process has only so many of those.
+/// The most open streams. Each holds a connection until its client leaves, and a process has a
+/// limited number of connections.
 const MAX_STREAMS: usize = 256;
-/// How many messages wait for the handler, and how many for the client, before the sender has to.
+/// The most messages that are queued for the handler or for the client before their sender waits.
 const QUEUE: usize = 16;
-/// How often a silent stream says that it is alive.
+/// How often an idle stream sends a keep-alive comment.
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
 
-/// The streams that are open. Clones share them.
+/// The open streams. Clones share them.
 #[derive(Clone)]
 pub(super) struct Streams {
     inner: Arc<Inner>,
@@ -45,11 +45,11 @@ struct Inner {
     open: Mutex<HashMap<String, mpsc::Sender<ClientJsonRpcMessage>>>,
 }
 
-/// An open stream, as long as its client is there.
+/// An open stream. Dropping it, which happens when its client leaves, closes the stream.
 struct OpenStream {
     streams: Streams,
     id: String,
-    /// Ends the handler, and with it the calls that run.
+    /// Ends the handler, and with it the running calls.
     _handler: DropGuard,
 }
 
@@ -60,7 +60,7 @@ impl Drop for OpenStream {
 }
 
 impl Streams {
-    /// No streams yet. All of them end with `stop`.
+    /// Creates an empty set of streams. Cancelling `stop` ends them all.
     pub(super) fn new(gateway: Gateway, stop: CancellationToken) -> Self {
         Self::with_limit(gateway, stop, MAX_STREAMS)
     }
@@ -73,7 +73,7 @@ impl Streams {
         self.inner.open.lock()
     }
 
-    /// Opens a stream and starts its handler. `None` where there are too many.
+    /// Opens a stream and starts its handler. `None` if there are too many streams.
     fn start(&self) -> Option<(OpenStream, mpsc::Receiver<ServerJsonRpcMessage>)> {
         let (inbox, posted) = mpsc::channel(QUEUE);
         let (outbox, answers) = mpsc::channel(QUEUE);
@@ -85,6 +85,7 @@ impl Streams {
             }
             open.insert(id.clone(), inbox);
         }
+
         let token = self.inner.stop.child_token();
         let stream = OpenStream { streams: self.clone(), id, _handler: token.clone().drop_guard() };
         let gateway = self.inner.gateway.for_session();
@@ -94,10 +95,11 @@ impl Streams {
                 Err(error) => tracing::debug!(%error, "a stream ended before its handshake"),
             }
         });
+
         Some((stream, answers))
     }
 
-    /// Hands a message to the handler of a stream. `false` where there is no such stream.
+    /// Passes a message to the handler of a stream. `false` if there is no such stream.
     pub(super) async fn post(&self, id: &str, message: ClientJsonRpcMessage) -> bool {
         let inbox = self.open().get(id).cloned();
         match inbox {
@@ -107,20 +109,21 @@ impl Streams {
     }
 }
 
-/// `GET /sse`.
+/// Handles `GET /sse`.
 pub(super) async fn open_stream(State(streams): State<Streams>) -> Response {
     let Some((stream, answers)) = streams.start() else {
         let problem =
-            format!("{} streams are open, which is as many as there may be\n", streams.inner.limit);
+            format!("all {} event streams are in use; try again later\n", streams.inner.limit);
         return (StatusCode::SERVICE_UNAVAILABLE, [(header::RETRY_AFTER, "10")], problem)
             .into_response();
     };
+
     let unbuffered = (HeaderName::from_static("x-accel-buffering"), HeaderValue::from_static("no"));
     let keep_alive = KeepAlive::new().interval(KEEP_ALIVE);
     ([unbuffered], Sse::new(stream_events(stream, answers)).keep_alive(keep_alive)).into_response()
 }
 
-/// What stands on a stream. It ends with its handler, and its handler ends with it.
+/// The events of a stream. The stream ends with its handler, and the handler with the stream.
 fn stream_events(
     stream: OpenStream,
     answers: mpsc::Receiver<ServerJsonRpcMessage>,
@@ -129,15 +132,17 @@ fn stream_events(
         Event::default().event("endpoint").data(format!("/message?sessionId={}", stream.id));
     let answers = answers.filter_map(move |message| {
         _ = &stream;
+
         let event = match serde_json::to_string(&message) {
             Ok(text) => Some(Event::default().event("message").data(text)),
             Err(error) => {
-                tracing::warn!(%error, "an answer can't be written as JSON");
+                tracing::warn!(%error, "could not write a message as JSON; dropping it");
                 None
             }
         };
         std::future::ready(event)
     });
+
     futures::stream::once(std::future::ready(endpoint)).chain(answers).map(Ok)
 }
 

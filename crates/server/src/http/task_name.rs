@@ -1,9 +1,9 @@
-//! Requests about tasks whose `Mcp-Name` is missing.
+//! Adds the `Mcp-Name` header to requests about tasks that lack it.
 //!
-//! SEP-2663 wants the header to repeat `params.taskId`, for those who route by it. Client libraries
-//! leave it out (the official Python library 2.3.0 with fastmcp's tasks), and nobody can be misled
-//! by a header that is not there, so what the body says is put in. A header that says something
-//! else is refused as ever.
+//! SEP-2663 requires the header to repeat `params.taskId`, for proxies that route by it. Some
+//! client libraries leave it out (the official Python library 2.3.0 with fastmcp's tasks). A
+//! missing header can't mislead a proxy, so it is filled in from the body. A header that
+//! contradicts the body is still refused.
 
 use axum::{
     body::{Body, to_bytes},
@@ -30,13 +30,14 @@ struct Params {
     task_id: String,
 }
 
-/// Puts the header in where it is missing. The body is in memory already.
+/// Adds the header if it is missing. The body is already in memory.
 pub(super) async fn fill_in_name(request: Request, next: Next) -> Response {
     let headers = request.headers();
     let method = headers.get(METHOD).and_then(|method| method.to_str().ok());
     if headers.contains_key(NAME) || !method.is_some_and(|method| method.starts_with("tasks/")) {
         return next.run(request).await;
     }
+
     let (mut parts, body) = request.into_parts();
     let Ok(body) = to_bytes(body, MAX_BODY).await else {
         return StatusCode::PAYLOAD_TOO_LARGE.into_response();
@@ -57,7 +58,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn only_what_is_missing_is_filled_in() {
+    async fn only_a_missing_name_is_filled_in() {
         let name = async |headers: HeaderMap, body: String| {
             let name = headers.get(NAME).map(|name| name.to_str().unwrap().to_owned());
             format!("{} {}", name.unwrap_or_default(), body.len())

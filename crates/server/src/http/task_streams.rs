@@ -1,9 +1,9 @@
-//! `subscriptions/listen` requests that ask for the states of tasks (`notifications.taskIds`,
+//! `subscriptions/listen` requests that subscribe to the states of tasks (`notifications.taskIds`,
 //! SEP-2663).
 //!
-//! rmcp's filter has no such member, so it is read here, before rmcp sees the request. What may be
-//! watched goes with the request to the gateway, which sends the notifications, and is put into the
-//! acknowledgement on its way out.
+//! rmcp's filter has no such member, so this layer reads it before rmcp sees the request. The tasks
+//! that may be watched go with the request to the gateway, which sends the notifications; this
+//! layer also adds them to the acknowledgement.
 
 use std::sync::Arc;
 
@@ -24,12 +24,12 @@ use super::MAX_BODY;
 use crate::gateway::{Gateway, WatchedTasks};
 
 const METHOD: HeaderName = HeaderName::from_static("mcp-method");
-/// How many streams may watch tasks at once.
+/// The most streams that may watch tasks at once.
 const MAX_STREAMS: usize = 256;
-/// How many tasks one stream may watch. What is asked for beyond is not acknowledged.
+/// The most tasks that one stream may watch. Further tasks are not acknowledged.
 const MAX_TASKS: usize = 100;
 
-/// Who decides what may be watched, and how many streams may watch.
+/// Decides which tasks a stream may watch, and bounds the number of such streams.
 #[derive(Clone)]
 pub(super) struct TaskStreams {
     gateway: Gateway,
@@ -62,7 +62,7 @@ struct Notifications {
     task_ids: Option<Value>,
 }
 
-/// Lets a stream watch the tasks that it asks for. The body is in memory already.
+/// Lets a stream watch the tasks that it requests. The body is already in memory.
 pub(super) async fn watch_tasks(
     State(streams): State<TaskStreams>,
     request: Request,
@@ -117,7 +117,7 @@ struct Refused {
     error: ErrorData,
 }
 
-/// The tasks that are asked for, and a permit for a stream of them.
+/// Validates the requested tasks, and acquires a permit for their stream.
 fn admit_stream(
     meta: &Value,
     ids: Value,
@@ -144,7 +144,8 @@ fn admit_stream(
 
     let permit = permits.clone().try_acquire_owned().map_err(|_| {
         let message = format!(
-            "{MAX_STREAMS} streams watch tasks, which is as many as there may be; poll with tasks/get, or try again"
+            "all {MAX_STREAMS} streams for tasks are in use; \
+             poll with tasks/get, or try again later"
         );
         let code = fleet_codes::TOO_MANY_STREAMS.as_str();
         let data = json!({ "reason": "too-many-streams", "code": code, "limit": MAX_STREAMS });
@@ -153,8 +154,7 @@ fn admit_stream(
     Ok((ids, permit))
 }
 
-/// The event that acknowledges the subscription, with these tasks in it; `None` if it is another
-/// one.
+/// Adds the tasks to the event that acknowledges the subscription; `None` if it is another event.
 fn add_task_ids(event: &[u8], ids: &[String]) -> Option<String> {
     let text = std::str::from_utf8(event).ok()?;
     if !text.contains("notifications/subscriptions/acknowledged") {
@@ -178,6 +178,7 @@ fn add_task_ids(event: &[u8], ids: &[String]) -> Option<String> {
             None => changed.push_str(line),
         }
     }
+
     is_changed.then_some(changed)
 }
 
@@ -191,7 +192,7 @@ mod tests {
     }
 
     #[test]
-    fn only_clients_that_know_tasks_may_ask_and_not_for_everything() {
+    fn only_clients_that_declare_tasks_may_watch_a_bounded_number() {
         let permits = Arc::new(Semaphore::new(1));
         let check = |meta: &Value, ids: Value, expected: Result<usize, i32>| {
             let found = admit_stream(meta, ids, &permits).map(|(ids, _permit)| ids.len());

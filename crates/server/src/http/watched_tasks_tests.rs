@@ -1,4 +1,4 @@
-//! Streams of task states over HTTP, with a ledger that needs no Kafka.
+//! Tests of task state streams over HTTP, with a ledger that needs no Kafka.
 
 use std::time::Duration;
 
@@ -22,11 +22,11 @@ use tower::ServiceExt as _;
 use super::router;
 use crate::{ServerConfig, gateway::Gateway};
 
-/// How long anything may take.
+/// The longest time to wait for anything.
 const PATIENCE: Duration = Duration::from_secs(10);
 const TASK: &str = "00112233445566778899aabbccddeeff";
 
-/// A server whose jobs are those that a test tells of. Nothing listens at its brokers.
+/// A server whose jobs are reported by the test. Nothing listens at its brokers.
 struct Server {
     jobs: Jobs,
     router: Router,
@@ -52,6 +52,7 @@ impl Server {
             task_ttl: Duration::from_secs(3600),
             task_poll_interval: Duration::from_secs(1),
         };
+
         let stop = CancellationToken::new();
         let settings = Settings { brokers: config.brokers.clone(), ..Settings::default() };
         let jobs = Jobs::start(&config, Link::new(settings).unwrap(), stop.clone()).await.unwrap();
@@ -65,7 +66,7 @@ impl Server {
         Self { jobs, router, _stop: stop.drop_guard() }
     }
 
-    /// Takes up the next event of the task, which belongs to the sender of this credential.
+    /// Reports the next event of the task, which belongs to the owner of this credential.
     async fn report_event(&self, offset: i64, state: JobState, credential: Option<&str>) {
         let headers = credential.map(|token| {
             http::HeaderMap::from_iter([(http::header::AUTHORIZATION, token.parse().unwrap())])
@@ -79,6 +80,7 @@ impl Server {
                 .then(|| json!({"content": [], "structuredContent": 7})),
             ..JobEvent::new(task_job_id(TASK, &caller), state, now)
         };
+
         take_up(&self.jobs, offset, event).await.unwrap();
     }
 
@@ -108,6 +110,7 @@ impl Server {
         if let Some(token) = credential {
             request = request.header("authorization", token);
         }
+
         self.router
             .clone()
             .oneshot(request.body(Body::from(body.to_string())).unwrap())
@@ -116,7 +119,7 @@ impl Server {
     }
 }
 
-/// The next message of a stream.
+/// The next message on a stream.
 async fn next_message(body: &mut Body) -> Value {
     loop {
         let frame = tokio::time::timeout(PATIENCE, body.frame()).await.expect("no message in time");
@@ -131,7 +134,7 @@ async fn next_message(body: &mut Body) -> Value {
 }
 
 #[tokio::test]
-async fn a_stream_tells_of_the_tasks_that_it_asks_for() {
+async fn a_stream_reports_the_tasks_that_it_requests() {
     let server = Server::start().await;
     server.report_event(0, JobState::Running, Some("Bearer mine")).await;
 
@@ -157,12 +160,12 @@ async fn a_stream_tells_of_the_tasks_that_it_asks_for() {
     assert_eq!(
         acknowledged["params"]["notifications"],
         json!({"toolsListChanged": true}),
-        "somebody else's"
+        "another owner's task must not be watched"
     );
 }
 
 #[tokio::test]
-async fn a_client_that_knows_no_tasks_is_told_what_it_lacks() {
+async fn a_client_without_tasks_learns_which_capability_is_missing() {
     let server = Server::start().await;
     let response = server.listen(json!([TASK]), false, None).await;
     assert_eq!(response.status(), 400);

@@ -1,4 +1,4 @@
-//! By what a repeat is recognised.
+//! The key by which a repeat is recognised.
 
 use fleet_job::meta::{IDEMPOTENCY_KEY, JOB_ID};
 use fleet_ops::http::CREDENTIALS;
@@ -7,16 +7,16 @@ use rmcp::model::{CallToolRequestParams, JsonObject};
 use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
 
-/// A digest over everything that makes a call this call: job id, idempotency key, tool, arguments,
-/// and who calls.
+/// A digest of everything that identifies a call: job id, idempotency key, tool, arguments, and the
+/// caller's credentials.
 ///
-/// A digest, because arguments can be large and credentials should not be kept.
+/// It is a digest because arguments can be large and credentials should not be kept.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) struct Key([u8; 32]);
 
 impl Key {
-    /// The key of a call. `None` where it belongs to no job, or is one round of a longer exchange,
-    /// which only the tool itself can answer.
+    /// The key of a call. `None` if the call belongs to no job, or if it is a later round of a call
+    /// that needed input, which only the tool itself can answer.
     pub(crate) fn of(
         params: &CallToolRequestParams,
         meta: &Map<String, Value>,
@@ -25,13 +25,16 @@ impl Key {
         if params.input_responses.is_some() || params.request_state.is_some() {
             return None;
         }
+
         let job_id = meta.get(JOB_ID)?.as_str().filter(|job_id| !job_id.is_empty())?;
+
         let mut hasher = Sha256::new();
         hash_text(&mut hasher, job_id);
-        // Of another type it is nobody's key, but still tells calls apart.
+        // An idempotency key of another type is invalid, but still distinguishes calls.
         hash_value(&mut hasher, meta.get(IDEMPOTENCY_KEY).unwrap_or(&Value::Null));
         hash_text(&mut hasher, &params.name);
         hash_object(&mut hasher, params.arguments.as_ref().unwrap_or(&JsonObject::new()));
+
         for name in &CREDENTIALS {
             let values: Vec<&[u8]> = headers.map_or_else(Vec::new, |all| {
                 all.get_all(name).iter().map(|v| v.as_bytes()).collect()
@@ -39,6 +42,7 @@ impl Key {
             hash_count(&mut hasher, values.len());
             values.iter().for_each(|value| hash_bytes(&mut hasher, value));
         }
+
         Some(Self(hasher.finalize().into()))
     }
 
@@ -48,8 +52,9 @@ impl Key {
     }
 }
 
-/// Writes a value so that equal values, whatever the order of their members, and no others are
-/// written equally: each begins with its kind, and what has a length with its length.
+/// Hashes a value in a canonical form: the order of members doesn't matter, and different values
+/// never have the same form, because each value begins with its type and, if it has one, its
+/// length.
 fn hash_value(hasher: &mut Sha256, value: &Value) {
     match value {
         Value::Null => hasher.update(b"0"),
@@ -124,7 +129,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_the_same_call_and_what_is_not() {
+    fn keys_differ_only_between_different_calls() {
         let check = |pointer: &str, value: Value, same: bool| {
             let (base, mut other) = (call(), call());
             let (parent, name) = pointer.rsplit_once('/').unwrap();
@@ -158,15 +163,15 @@ mod tests {
         assert_ne!(of("ab", "c"), of("a", "bc"));
         let bare = json!({"params": {"name": "t"}, "meta": {JOB_ID: "j"}});
         let empty = json!({"params": {"name": "t", "arguments": {}}, "meta": {JOB_ID: "j"}});
-        assert_eq!(key(&bare), key(&empty), "no arguments are no arguments");
+        assert_eq!(key(&bare), key(&empty), "missing arguments equal empty ones");
     }
 
     #[test]
-    fn some_calls_are_not_to_be_remembered() {
-        let none = |call: Value| assert_eq!(key(&call), None, "{call}");
-        none(json!({"params": {"name": "t"}, "meta": {}}));
-        none(json!({"params": {"name": "t"}, "meta": {JOB_ID: ""}}));
-        none(json!({"params": {"name": "t"}, "meta": {JOB_ID: 7}}));
-        none(json!({"params": {"name": "t", "requestState": "s"}, "meta": {JOB_ID: "j"}}));
+    fn calls_without_a_job_and_later_rounds_have_no_key() {
+        let check = |call: Value| assert_eq!(key(&call), None, "{call}");
+        check(json!({"params": {"name": "t"}, "meta": {}}));
+        check(json!({"params": {"name": "t"}, "meta": {JOB_ID: ""}}));
+        check(json!({"params": {"name": "t"}, "meta": {JOB_ID: 7}}));
+        check(json!({"params": {"name": "t", "requestState": "s"}, "meta": {JOB_ID: "j"}}));
     }
 }

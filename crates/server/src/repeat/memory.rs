@@ -1,8 +1,8 @@
-//! What is remembered: which calls run, and which results are kept for how long.
+//! The repeat memory: the calls that are running, and the results that are kept.
 //!
-//! Nothing here waits or reads a clock. A call asks with [`Memory::begin`] what it should do; one
-//! that runs says with [`Memory::record_success`] or [`Memory::record_failure`] how it ended. `V` is a result,
-//! `W` what somebody who waits for a running call holds on to.
+//! Nothing here waits or reads a clock. [`Memory::begin`] tells a call what it has to do, and the
+//! end of a run is recorded with [`Memory::record_success`] or [`Memory::record_failure`]. `V` is a
+//! result, `W` the handle with which a repeat waits for a running call.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -11,21 +11,22 @@ use std::{
 
 use super::key::Key;
 
-/// What keeping a result costs beside the result itself. Without it, very many empty results would
-/// count as nothing.
+/// The cost of keeping a result, in addition to its size. Without it, any number of empty results
+/// would fit.
 pub(super) const OVERHEAD: u64 = 256;
 
-/// A result above this part of the whole budget is not kept: it would drive out too much else.
+/// A result larger than the budget divided by this is not kept, because it would displace too many
+/// others.
 const LARGEST_PART: u64 = 8;
 
-/// What a call should do.
+/// What a call has to do.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Begin<V, W> {
-    /// Run, and say how it ended.
+    /// Run, and record how the run ended.
     Run,
-    /// Wait: the same call runs already.
+    /// Wait for an equal call that is running.
     Wait(W),
-    /// Take this result.
+    /// Return this result.
     Answer(V),
 }
 
@@ -35,27 +36,27 @@ struct Kept<V> {
     until: Instant,
 }
 
-/// The calls that run and the results that are kept.
+/// The running calls and the kept results.
 pub(super) struct Memory<V, W> {
     window: Duration,
     max_bytes: u64,
     running: HashMap<Key, W>,
     kept: HashMap<Key, Kept<V>>,
-    /// The keys of `kept`, oldest first. All are kept for the same time, so the first expires
-    /// first.
+    /// The keys of `kept`, oldest first. All results are kept equally long, so the first key
+    /// expires first.
     order: VecDeque<Key>,
     bytes: u64,
 }
 
 impl<V: Clone, W: Clone> Memory<V, W> {
-    /// A memory that keeps results for `window`, and `max_bytes` of them at most.
+    /// Creates a memory that keeps results for `window`, up to `max_bytes` of them.
     pub(super) fn new(window: Duration, max_bytes: u64) -> Self {
         let (running, kept, order) = (HashMap::new(), HashMap::new(), VecDeque::new());
         Self { window, max_bytes, running, kept, order, bytes: 0 }
     }
 
-    /// What the call of this key should do. Where it should run, others wait with what `waiter`
-    /// makes.
+    /// Decides what the call with this key has to do. If it has to run, equal calls wait with a
+    /// clone of what `waiter` returns.
     pub(super) fn begin(
         &mut self,
         key: Key,
@@ -63,6 +64,7 @@ impl<V: Clone, W: Clone> Memory<V, W> {
         waiter: impl FnOnce() -> W,
     ) -> Begin<V, W> {
         self.forget_expired(now);
+
         if let Some(kept) = self.kept.get(&key) {
             return Begin::Answer(kept.value.clone());
         }
@@ -73,35 +75,37 @@ impl<V: Clone, W: Clone> Memory<V, W> {
         Begin::Run
     }
 
-    /// The running call of this key succeeded with a result of `size` bytes.
+    /// Records that the running call with this key succeeded with a result of `size` bytes.
     pub(super) fn record_success(&mut self, key: Key, value: V, size: u64, now: Instant) {
         self.forget_expired(now);
-        // Only who was told to run can end a run; and while it ran, nobody else could leave a
-        // result.
+        // Only the call that was told to run can end the run, and nobody else could store a result
+        // meanwhile.
         if self.running.remove(&key).is_none() {
             return;
         }
+
         let cost = size.saturating_add(OVERHEAD);
-        // A window that no clock reaches is as good as none.
+        // If the end of the window is not a valid time, keep nothing.
         let Some(until) = now.checked_add(self.window) else { return };
         if cost > self.max_bytes / LARGEST_PART {
             return;
         }
+
         while self.bytes + cost > self.max_bytes {
             self.forget_oldest();
         }
+
         self.bytes += cost;
         self.order.push_back(key);
         self.kept.insert(key, Kept { value, cost, until });
     }
 
-    /// The running call of this key ended without success, or nobody knows how. Nothing is
-    /// remembered.
+    /// Records that the running call with this key failed or was abandoned. Nothing is kept.
     pub(super) fn record_failure(&mut self, key: Key) {
         self.running.remove(&key);
     }
 
-    /// How many bytes the kept results take.
+    /// The bytes that kept results take.
     pub(super) fn bytes(&self) -> u64 {
         self.bytes
     }
@@ -154,7 +158,7 @@ mod tests {
     }
 
     #[test]
-    fn a_failure_is_not() {
+    fn a_failure_is_not_remembered() {
         let (mut memory, now) = (memory(), Instant::now());
         assert_eq!(memory.begin(key(1), now, || ()), Begin::Run);
         assert_eq!(memory.begin(key(1), now, || ()), Begin::Wait(()), "one at a time");
@@ -163,7 +167,7 @@ mod tests {
     }
 
     #[test]
-    fn the_oldest_make_room_and_the_largest_are_not_kept() {
+    fn the_oldest_results_make_room_and_too_large_ones_are_not_kept() {
         let (mut memory, now) = (memory(), Instant::now());
         let largest = BUDGET / LARGEST_PART - OVERHEAD;
         for number in 0..9 {
@@ -195,11 +199,11 @@ mod tests {
     }
 
     proptest! {
-        /// Against a list in which every success is written down: an answer is always the newest
-        /// success of its key and within the window, the budget holds, and nothing is forgotten for
-        /// which there was room.
+        /// Compares the memory with a plain list of successes: an answer is always the newest
+        /// success of its key within the window, the budget holds, and no result is forgotten while
+        /// there is room for it.
         #[test]
-        fn it_does_what_a_list_would(steps in steps()) {
+        fn the_memory_behaves_like_a_plain_list(steps in steps()) {
             let mut memory: Memory<u32, u8> = Memory::new(WINDOW, BUDGET);
             let mut now = Instant::now();
             let mut list: Vec<(u8, u32, u64, Instant)> = Vec::new();

@@ -1,4 +1,4 @@
-//! The `files` toolkit: looking at files below configured roots, and at nothing else.
+//! The `file_*` tools: read-only access to files below the configured roots.
 
 use std::sync::Arc;
 
@@ -13,7 +13,7 @@ mod walk;
 
 pub use roots::{Files, RootError};
 
-/// The tools over these roots.
+/// The toolkit of the `file_*` tools.
 pub fn toolkit(files: Arc<Files>) -> Toolkit<Files> {
     Toolkit::new(files)
         .with(&list::SPEC, list::file_list)

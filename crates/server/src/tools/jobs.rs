@@ -1,4 +1,4 @@
-//! The `job_*` tools: jobs for every client, whether it knows tasks or not.
+//! The `job_*` tools: jobs for all clients, whether they support tasks or not.
 
 use std::sync::Arc;
 
@@ -15,7 +15,7 @@ pub mod status;
 pub mod submit;
 pub mod wait;
 
-/// The tools over these jobs.
+/// The toolkit of the `job_*` tools.
 pub fn toolkit(jobs: Jobs) -> Toolkit<Jobs> {
     Toolkit::new(Arc::new(jobs))
         .always_runs()

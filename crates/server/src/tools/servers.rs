@@ -1,4 +1,4 @@
-//! The `server_*` tools: hosting other MCP servers and seeing how they are.
+//! The `server_*` tools: host other MCP servers, and show their status.
 
 use std::sync::Arc;
 
@@ -11,7 +11,7 @@ pub mod list;
 pub mod remove;
 pub mod status;
 
-/// The tools over this fleet and the registry that it follows.
+/// The toolkit of the `server_*` tools.
 pub fn toolkit(shared: Arc<Shared>) -> Toolkit<Shared> {
     Toolkit::new(shared)
         .always_runs()

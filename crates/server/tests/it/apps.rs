@@ -1,5 +1,5 @@
-//! Two hosted servers with pages of one URI, and with extensions of the protocol: each gets what is
-//! its own.
+//! Two hosted servers with pages under the same URI and with protocol extensions: requests reach
+//! the right server.
 
 use std::path::Path;
 
@@ -18,7 +18,7 @@ const PAGE: &str = "ui://widget/x.html";
 const TEMPLATE: &str = "ui://widget/{name}";
 
 /// A scripted server of the older protocol that declares these capabilities and has one answer to
-/// each of these methods. It writes down what it is asked, in a file beside it.
+/// each of these methods. It logs its requests to a file next to it.
 fn scripted(dir: &Path, name: &str, capabilities: &Value, answers: &[(&str, Value)]) -> String {
     let initialized = json!({
         "protocolVersion": "2025-06-18",
@@ -42,7 +42,7 @@ done"#
     script(dir, name, &body)
 }
 
-/// A server with a page, a tool that shows it, and results that name it.
+/// A server with a page, a tool that shows the page, and results that name it.
 fn with_page(dir: &Path, name: &str) -> String {
     let capabilities = json!({"tools": {}, "resources": {}});
     let ui = json!({"ui": {"resourceUri": PAGE}, "io.mcp-fleet/repeated": true});
@@ -79,7 +79,7 @@ async fn host(dir: &Path, names: &[&str], make: impl Fn(&Path, &str) -> String) 
 }
 
 #[tokio::test]
-async fn a_tool_shows_the_page_of_its_own_server() {
+async fn a_tool_refers_to_the_page_of_its_own_server() {
     let dir = tempfile::tempdir().unwrap();
     let server = host(dir.path(), &["a", "b"], with_page).await;
     let listed = async |method: &str, list: &str| {
@@ -152,6 +152,7 @@ async fn an_extension_is_passed_on_if_one_server_has_it() {
     let page = format!("ui://mcp-fleet/one/{PAGE}");
     let mixed = server.request("palette/mix", json!({"of": [1, 2], "page": page})).await;
     assert_eq!(mixed["result"], json!({"mixed": "one", "page": page}), "{mixed}");
+
     let asked = std::fs::read_to_string(dir.path().join("one.asked")).unwrap();
     assert!(
         asked.contains(r#""of":[1,2]"#) && asked.contains(r#""page":"ui://widget/x.html""#),
@@ -164,11 +165,12 @@ async fn an_extension_is_passed_on_if_one_server_has_it() {
     let mixed = two.request("palette/mix", json!({})).await;
     assert_eq!(mixed["error"]["code"], -32601, "{mixed}");
     assert_eq!(mixed["error"]["data"]["servers"], json!(["one", "two"]), "{mixed}");
+
     let skills = two.request("skills/list", json!({})).await;
     assert_eq!(skills["error"]["code"], -32601, "{skills}");
 }
 
-/// A client of the older protocol that hears of notifications of extensions.
+/// A client of the older protocol that records notifications of extensions.
 struct Ears(mpsc::UnboundedSender<CustomNotification>);
 
 impl ClientHandler for Ears {
@@ -215,8 +217,8 @@ async fn a_notification_of_an_extension_reaches_the_clients() {
     let client =
         serve_client_with_lifecycle(Ears(sender), transport, ClientLifecycleMode::Initialize).await;
     let _client = client.unwrap();
-    // The session's standing stream is open before anything is called: its first notification shows
-    // that.
+
+    // The first notification shows that the session's standing stream is open before any call.
     let heard = tokio::time::timeout(PATIENCE, async {
         loop {
             server.call("one__mix", json!({})).await;
@@ -227,8 +229,9 @@ async fn a_notification_of_an_extension_reaches_the_clients() {
             }
         }
     });
-    let heard = heard.await.expect("not heard in time");
+    let heard = heard.await.expect("no notification in time");
     assert_eq!(heard.method, "notifications/palette/changed");
+
     let page = format!("ui://mcp-fleet/one/{PAGE}");
     assert_eq!(heard.params, Some(json!({"colour": "red", "page": page})));
 }

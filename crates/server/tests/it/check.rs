@@ -1,4 +1,4 @@
-//! `policy check`: what would happen to a configuration, said without doing it.
+//! `policy check`: the verdict on a configuration, without starting anything.
 
 use std::{path::Path, process::Stdio};
 
@@ -29,7 +29,7 @@ call_timeout_ms = 1234
 max_open_files = 99
 "#;
 
-/// Exit status, standard output, standard error.
+/// Runs `policy check`; returns exit status, standard output and standard error.
 async fn check(args: &[&str], input: Option<&str>) -> (i32, String, String) {
     let mut words = vec!["policy", "check"];
     words.extend(args);
@@ -62,6 +62,7 @@ async fn every_server_gets_a_verdict_and_nothing_is_started() {
     std::fs::write(&config, good.to_string()).unwrap();
     let (status, out, _) = check(&[&policy, config.to_str().unwrap()], None).await;
     assert_eq!(status, 0, "{out}");
+
     for expected in [
         "fine: allowed\n",
         &format!("rule: [[command]] number 2 (line 6): {program} *\n"),
@@ -91,6 +92,7 @@ async fn every_server_gets_a_verdict_and_nothing_is_started() {
     }});
     let (status, out, _) = check(&[&policy, "-", "--json"], Some(&mixed.to_string())).await;
     assert_eq!(status, 1, "{out}");
+
     let report: Value = serde_json::from_str(&out).unwrap();
     let of = |name: &str| {
         let servers = report["servers"].as_array().unwrap();
@@ -120,7 +122,7 @@ async fn every_server_gets_a_verdict_and_nothing_is_started() {
 }
 
 #[tokio::test]
-async fn files_that_can_not_be_read_are_another_matter() {
+async fn unreadable_files_have_an_exit_status_of_their_own() {
     let dir = tempfile::tempdir().unwrap();
     let good = policy(dir.path(), "x");
     let bad = dir.path().join("bad.toml");
@@ -142,6 +144,7 @@ async fn files_that_can_not_be_read_are_another_matter() {
     let (status, out, _) = check(&[&good, "-"], Some(commented)).await;
     assert_eq!((status, out.lines().last()), (0, Some("0 of 1 allowed, 1 disabled")), "{out}");
     assert_eq!(check(&[&good, "-"], Some(empty)).await.0, 0);
+
     let (status, help, _) = check(&["--help"], None).await;
     assert_eq!(status, 0);
     assert!(help.contains("Examples:") && help.contains("Exit codes"), "{help}");

@@ -40,6 +40,7 @@ async fn exercise<H: rmcp::service::Service<RoleClient>>(
     let result = client.call_tool_once(call).await.unwrap();
     let rmcp::model::CallToolResponse::Complete(result) = result else { panic!("{result:?}") };
     assert_eq!(result.structured_content.unwrap()["size"], json!(13));
+
     let error = client.call_tool_once(CallToolRequestParams::new("nope")).await.unwrap_err();
     assert!(error.to_string().contains("unknown tool `nope`"), "{error}");
     client.cancel().await.unwrap();
@@ -75,7 +76,7 @@ async fn clients_of_both_eras_are_served_on_stdio() {
         let pipes = (child.stdout.take().unwrap(), child.stdin.take().unwrap());
         let client = serve_client_with_lifecycle((), pipes, mode).await.unwrap();
         exercise(client, version).await;
-        // Its input has ended, so the server does too.
+        // The server ends with its input.
         let status =
             tokio::time::timeout(crate::common::PATIENCE, child.wait()).await.unwrap().unwrap();
         assert!(status.success(), "{status}");
@@ -153,7 +154,7 @@ async fn progress_of_a_hosted_tool_reaches_the_caller() {
             assert_eq!(progress.progress_token, token, "the caller's own token");
             steps.push(progress.progress as u32);
         }
-        // The client's own library hands notifications out in no particular order.
+        // The client's library delivers notifications in no particular order.
         steps.sort_unstable();
         assert_eq!(steps, [1, 2, 3]);
         client.cancel().await.unwrap();

@@ -1,4 +1,4 @@
-//! Starting the real binary on a free port with private data, and asking it things.
+//! Starts the real binary on a free port with private data, and sends requests to it.
 
 use std::{
     net::SocketAddr,
@@ -10,7 +10,7 @@ use std::{
 use serde_json::{Value, json};
 use tokio::process::{Child, Command};
 
-/// How long anything may take.
+/// The longest time to wait for anything.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 
 /// A running server that is killed when dropped.
@@ -26,7 +26,7 @@ pub(crate) fn binary() -> &'static str {
     env!("CARGO_BIN_EXE_mcp-server")
 }
 
-/// Waits until `check` gives something.
+/// Waits until `check` returns a value.
 pub(crate) async fn eventually<T>(what: &str, mut check: impl AsyncFnMut() -> Option<T>) -> T {
     let start = Instant::now();
     loop {
@@ -38,12 +38,13 @@ pub(crate) async fn eventually<T>(what: &str, mut check: impl AsyncFnMut() -> Op
     }
 }
 
-/// A command that runs the binary with nothing of this environment that it listens to.
+/// A command that runs the binary without any setting from this environment.
 pub(crate) fn command(args: &[&str]) -> Command {
     quiet(Command::new(binary()), args)
 }
 
-/// The same as an ordinary user, also where the tests run as root, who may look into every process.
+/// Like [`command`], but as an ordinary user even if the tests run as root, which may inspect every
+/// process.
 pub(crate) fn ordinary_command(args: &[&str]) -> Command {
     if std::fs::metadata("/proc/self").unwrap().uid() != 0 {
         return command(args);
@@ -97,6 +98,7 @@ impl Server {
             assert!(start.elapsed() < PATIENCE, "the server did not listen in time");
             tokio::time::sleep(Duration::from_millis(10)).await;
         };
+
         let http = reqwest::Client::builder().no_proxy().build().unwrap();
         Self { process, address, http, _home: home }
     }
@@ -105,7 +107,7 @@ impl Server {
         format!("http://{}{path}", self.address)
     }
 
-    /// Posts a body to `/message` and gives status and body back.
+    /// Posts a body to `/message`; returns the status and the body of the response.
     pub(crate) async fn post(&self, body: impl Into<reqwest::Body>) -> (u16, Value) {
         let request = self
             .http
@@ -118,7 +120,7 @@ impl Server {
         (status, serde_json::from_str(&text).unwrap_or(Value::String(text)))
     }
 
-    /// One JSON-RPC request through `/message`.
+    /// Sends one JSON-RPC request through `/message`.
     pub(crate) async fn request(&self, method: &str, params: Value) -> Value {
         let body = json!({ "jsonrpc": "2.0", "id": 1, "method": method, "params": params });
         let (status, answer) = self.post(body.to_string()).await;
@@ -126,26 +128,26 @@ impl Server {
         answer
     }
 
-    /// One tool call; the whole JSON-RPC answer.
+    /// Calls a tool; returns the whole JSON-RPC answer.
     pub(crate) async fn call_raw(&self, tool: &str, arguments: Value) -> Value {
         self.request("tools/call", json!({ "name": tool, "arguments": arguments })).await
     }
 
-    /// One tool call that must give a result.
+    /// Calls a tool, and expects a result.
     pub(crate) async fn call(&self, tool: &str, arguments: Value) -> Value {
         let answer = self.call_raw(tool, arguments).await;
         assert!(answer["result"].is_object(), "{answer}");
         answer["result"].clone()
     }
 
-    /// One tool call that must succeed; its structured content.
+    /// Calls a tool, and expects success; returns the structured content.
     pub(crate) async fn call_ok(&self, tool: &str, arguments: Value) -> Value {
         let result = self.call(tool, arguments).await;
         assert_ne!(result["isError"], json!(true), "{result}");
         result["structuredContent"].clone()
     }
 
-    /// One tool call that must fail; its message, and whether it is final.
+    /// Calls a tool, and expects a failure; returns the message, and whether the failure is final.
     pub(crate) async fn call_error(&self, tool: &str, arguments: Value) -> (String, bool) {
         let result = self.call(tool, arguments).await;
         assert_eq!(result["isError"], json!(true), "{result}");
@@ -171,13 +173,13 @@ impl Server {
         self.call_ok("server_status", json!({ "name": name })).await["servers"][0].clone()
     }
 
-    /// The value of a metric, by its name and labels as they are scraped.
+    /// The value of a metric, by the name and labels that a scrape shows.
     pub(crate) async fn metric(&self, series: &str) -> Option<f64> {
         let text = self.http.get(self.url("/metrics")).send().await.unwrap().text().await.unwrap();
         text.lines().find_map(|line| line.strip_prefix(series))?.trim().parse().ok()
     }
 
-    /// Ends the server as an orchestrator does, and waits for it.
+    /// Stops the server as an orchestrator does, and waits for its exit.
     pub(crate) async fn terminate(mut self) -> std::process::ExitStatus {
         signal(self.process.id().unwrap(), nix::sys::signal::Signal::SIGTERM);
         tokio::time::timeout(PATIENCE, self.process.wait())
@@ -192,25 +194,25 @@ pub(crate) fn signal(pid: u32, signal: nix::sys::signal::Signal) {
         .unwrap();
 }
 
-/// Whether a process is there and no zombie.
+/// Whether a process exists and is not a zombie.
 pub(crate) fn is_alive(pid: u32) -> bool {
     let Ok(stat) = std::fs::read_to_string(format!("/proc/{pid}/stat")) else { return false };
     let state = stat.rsplit(')').next().and_then(|rest| rest.trim().chars().next());
     !matches!(state, None | Some('Z' | 'X'))
 }
 
-/// Whether there is a process entry of any kind.
+/// Whether a process exists, even as a zombie.
 pub(crate) fn exists(pid: u32) -> bool {
     Path::new(&format!("/proc/{pid}")).exists()
 }
 
-/// Lets every user in, also one that the tests run something as.
+/// Opens a directory to all users, because the tests run programs as another user.
 pub(crate) fn open_to_all(dir: &Path) {
     use std::os::unix::fs::PermissionsExt;
     std::fs::set_permissions(dir, std::fs::Permissions::from_mode(0o777)).unwrap();
 }
 
-/// A directory with a few files to look at.
+/// A directory with a few files.
 pub(crate) struct Tree {
     pub(crate) dir: tempfile::TempDir,
     pub(crate) root: PathBuf,
@@ -232,7 +234,7 @@ pub(crate) fn tree() -> Tree {
     Tree { dir, root }
 }
 
-/// A scripted MCP server: a shell script in a file, with `$0` and its arguments as in any program.
+/// Writes a scripted MCP server: an executable shell script.
 pub(crate) fn script(dir: &Path, name: &str, body: &str) -> String {
     use std::os::unix::fs::PermissionsExt;
     let path = dir.join(name);
@@ -241,8 +243,9 @@ pub(crate) fn script(dir: &Path, name: &str, body: &str) -> String {
     path.to_str().unwrap().to_owned()
 }
 
-/// The body of a scripted server of the older protocol with one tool, `tool`. Every other line that
-/// comes is answered by `on_call`, a shell fragment in which `$id` is the request's id.
+/// The body of a scripted server of the older protocol with one tool, `tool`. Every line other than
+/// handshake and list is answered by `on_call`, a shell fragment in which `$id` is the request's
+/// id.
 pub(crate) fn legacy_server(tool: &str, on_call: &str) -> String {
     format!(
         r#"while read -r line; do
@@ -278,8 +281,8 @@ pub(crate) fn modern_server(tool: &str, on_call: &str) -> String {
 /// A shell fragment that answers a call with a text; `$text` of the shell is the text.
 pub(crate) const ANSWER_TEXT: &str = r#"printf '{"jsonrpc":"2.0","id":%s,"result":{"content":[{"type":"text","text":"%s"}]}}\n' "$id" "$text""#;
 
-/// A scripted server whose calls write `begun` and answer once there is `go`, both beside the
-/// script.
+/// A scripted server whose calls write the file `begun` and answer once the file `go` exists, both
+/// next to the script.
 pub(crate) fn patient(dir: &Path, name: &str) -> String {
     let wait = "d=$(dirname \"$0\"); touch \"$d/begun\"; while [ ! -e \"$d/go\" ]; do sleep 0.05; done; text=done";
     script(dir, name, &legacy_server("work", &format!("{wait}; {ANSWER_TEXT}")))

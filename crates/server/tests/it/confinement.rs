@@ -1,4 +1,4 @@
-//! What a hosted child can reach of the server, of its siblings and of the machine.
+//! What a hosted child can access of the server, of its siblings and of the machine.
 
 use std::{net::TcpListener, path::Path};
 
@@ -9,7 +9,7 @@ use crate::common::{
     script,
 };
 
-/// A policy file that allows one program, with these further keys of its rule.
+/// A policy file that allows one program, with additional keys in its rule.
 fn policy(dir: &Path, program: &str, keys: &str) -> String {
     let path = dir.join("policy.toml");
     std::fs::write(
@@ -20,7 +20,7 @@ fn policy(dir: &Path, program: &str, keys: &str) -> String {
     path.to_str().unwrap().to_owned()
 }
 
-/// Whether this kernel keeps children apart. Says so where it does not.
+/// Whether this kernel can isolate children. Prints a note if it can't.
 fn kernel_separates() -> bool {
     let available = fleet_launcher::can_separate_children();
     if !available {
@@ -36,8 +36,9 @@ async fn a_child_reads_no_secret_of_the_server_or_a_sibling() {
     }
     let dir = tempfile::tempdir().unwrap();
     open_to_all(dir.path());
-    // What it can read of all processes there are; its own environment shows that it looks at the
-    // right place.
+
+    // The child reads the environments of all processes; finding its own shows that it looks in
+    // the right place.
     let look = "text=$(cat /proc/[0-9]*/environ 2>/dev/null | tr '\\0' '\\n' | sed -n 's/^SECRET=//p' | sort -u | tr '\\n' ' ')";
     let program =
         script(dir.path(), "server", &legacy_server("look", &format!("{look}; {ANSWER_TEXT}")));
@@ -81,7 +82,7 @@ async fn a_child_has_no_file_that_the_server_inherited() {
 }
 
 #[tokio::test]
-async fn a_child_signals_nobody_outside() {
+async fn a_child_can_not_signal_other_processes() {
     if !kernel_separates() {
         return;
     }

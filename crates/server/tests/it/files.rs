@@ -1,4 +1,4 @@
-//! The `files` toolkit, against the real binary.
+//! The `file_*` tools of the real binary.
 
 use crate::common::{Server, tree};
 use serde_json::{Value, json};
@@ -26,6 +26,7 @@ async fn files_are_listed_read_and_digested() {
     assert_eq!(listing["entries"][2]["type"], "symlink");
     assert_eq!(listing["entries"][5]["type"], "directory");
     assert_eq!(listing["entries"][3]["size"], json!(13));
+
     let listing = server.call_ok("file_list", json!({"recursive": true, "glob": "*.rs"})).await;
     assert_eq!(paths(&listing), ["sub/a.rs", "sub/deep/b.rs"]);
     let listing =
@@ -38,9 +39,11 @@ async fn files_are_listed_read_and_digested() {
     let text = server.call_ok("file_read", json!({"path": "hello.txt"})).await;
     assert_eq!((&text["encoding"], &text["content"]), (&json!("utf-8"), &json!("hello\nwörld\n")));
     assert_eq!((&text["size"], &text["eof"]), (&json!(13), &json!(true)));
+
     let part =
         server.call_ok("file_read", json!({"path": "inside", "offset": 1, "limit": 3})).await;
     assert_eq!((&part["content"], &part["eof"]), (&json!("ell"), &json!(false)));
+
     let binary = server.call_ok("file_read", json!({"path": "binary.bin"})).await;
     assert_eq!((&binary["encoding"], &binary["content"]), (&json!("base64"), &json!("//4AAQ==")));
     let beyond = server.call_ok("file_read", json!({"path": "hello.txt", "offset": 100})).await;
@@ -58,6 +61,7 @@ async fn files_are_listed_read_and_digested() {
     let absolute = tree.root.join("hello.txt");
     let again = server.call_ok("file_digest", json!({"path": absolute})).await;
     assert_eq!(digest, again);
+
     let empty = tree.root.join("empty");
     std::fs::write(empty, "").unwrap();
     let digest = server.call_ok("file_digest", json!({"path": "empty"})).await;
@@ -68,7 +72,7 @@ async fn files_are_listed_read_and_digested() {
 }
 
 #[tokio::test]
-async fn nothing_outside_of_the_root_is_reached() {
+async fn nothing_outside_the_root_is_accessible() {
     let tree = tree();
     let server = Server::start(&["--root", tree.root.to_str().unwrap()]).await;
     let secret = tree.dir.path().join("secret.txt");
@@ -92,9 +96,10 @@ async fn nothing_outside_of_the_root_is_reached() {
         for tool in ["file_read", "file_digest", "file_list"] {
             let (message, is_final) = server.call_error(tool, json!({ "path": path })).await;
             assert!(is_final, "{tool} {path}: {message}");
-            assert!(message.contains("outside of the allowed roots"), "{tool} {path}: {message}");
+            assert!(message.contains("outside the allowed roots"), "{tool} {path}: {message}");
         }
     }
+
     let check = async |path: &str, expected: &str| {
         let (message, is_final) = server.call_error("file_read", json!({ "path": path })).await;
         assert!(is_final && message.contains(expected), "{path:?}: {message}");
@@ -107,12 +112,13 @@ async fn nothing_outside_of_the_root_is_reached() {
 }
 
 #[tokio::test]
-async fn the_size_limit_is_named() {
+async fn an_error_names_the_size_limit() {
     let tree = tree();
     let root = tree.root.to_str().unwrap();
     let server = Server::start(&["--root", root, "--files-max-read", "1000"]).await;
     let (message, is_final) = server.call_error("file_read", json!({"path": "big.txt"})).await;
     assert!(is_final && message.contains("limit of 1000 bytes"), "{message}");
+
     let part = server
         .call_ok("file_read", json!({"path": "big.txt", "offset": 2500, "limit": 1000}))
         .await;
@@ -134,7 +140,7 @@ async fn special_files_are_not_opened() {
         for tool in ["file_read", "file_digest"] {
             let (message, is_final) = server.call_error(tool, json!({ "path": path })).await;
             assert!(
-                is_final && message.contains(what) && message.contains("no regular file"),
+                is_final && message.contains(what) && message.contains("not a regular file"),
                 "{message}"
             );
         }
@@ -150,6 +156,7 @@ async fn without_a_root_there_are_no_file_tools() {
         format!("{}:{}", tree.root.join("sub").display(), tree.root.join("sub/deep").display());
     let server = Server::start_with(&[], &[("MCP_FILES_ROOTS", &two)]).await;
     assert_eq!(server.call_ok("file_read", json!({"path": "b.rs"})).await["path"], "deep/b.rs");
+
     let output =
         crate::common::command(&["--port", "0", "--root", "/no/such/dir"]).output().await.unwrap();
     assert!(!output.status.success());

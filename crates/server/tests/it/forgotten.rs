@@ -1,5 +1,5 @@
-//! Remote servers of older revisions that restart and forget their sessions, lock us out, or are
-//! full.
+//! Remote servers of older revisions that restart and forget their sessions, refuse our
+//! credentials, or are full.
 
 use std::sync::{
     Arc, Mutex,
@@ -20,7 +20,7 @@ use crate::{
     sessions,
 };
 
-/// How a server refuses a session that it does not know.
+/// How a server refuses an unknown session.
 type Refuse = fn(&Value) -> Response;
 
 fn answered(status: u16, body: impl IntoResponse) -> Response {
@@ -31,11 +31,11 @@ fn rpc_error(id: &Value, code: i64, message: &str) -> Json<Value> {
     Json(json!({"jsonrpc": "2.0", "id": id, "error": {"code": code, "message": message}}))
 }
 
-/// A server that knows only the session of its present life.
+/// A server that knows only the sessions since its last restart.
 struct Remote {
     url: String,
     state: Arc<State>,
-    /// Of its own, so that it can be killed with its connections.
+    /// A runtime of its own, so that the server can be killed with its connections.
     runtime: Option<Runtime>,
 }
 
@@ -48,10 +48,10 @@ impl Drop for Remote {
 struct State {
     refuse: Refuse,
     life: AtomicUsize,
-    /// A status that everything is answered with, if not 0.
+    /// The status of every answer, unless it is 0.
     closed: AtomicU16,
     methods: Mutex<Vec<String>>,
-    /// What each life was asked to watch.
+    /// The URIs that clients subscribed to, by restart.
     watched: Mutex<Vec<(usize, String)>>,
 }
 
@@ -72,14 +72,14 @@ impl Remote {
         Self { url, state, runtime: Some(runtime) }
     }
 
-    /// Ends it with all its connections.
+    /// Stops the server with all its connections.
     fn kill(&mut self) {
         if let Some(runtime) = self.runtime.take() {
             runtime.shutdown_background();
         }
     }
 
-    /// A gateway that hosts it as `old`.
+    /// A gateway that hosts this server as `old`.
     async fn hosted(&self) -> Server {
         let server = Server::start(&["--allow-remote", "127.0.0.1"]).await;
         server.initialize("old", json!({"url": self.url})).await;
@@ -168,7 +168,7 @@ const WAYS: [(&str, Refuse); 10] = [
 ];
 
 #[tokio::test]
-async fn a_remote_server_that_forgot_its_sessions_is_initialised_anew_however_it_says_so() {
+async fn a_remote_server_that_forgot_its_sessions_is_initialized_again_however_it_refuses_them() {
     let check = async |way: &str, refuse: Refuse| {
         let remote = Remote::start(refuse);
         let server = remote.hosted().await;
@@ -187,7 +187,7 @@ async fn a_remote_server_that_forgot_its_sessions_is_initialised_anew_however_it
                 "{way}: {status}"
             );
         }
-        // Errors of a session that is there cost nothing.
+        // Errors in an existing session don't cause a new one.
         let bad = server.call_raw("old__work", json!({"bad": true})).await;
         assert_eq!(bad["error"]["code"], -32602, "{way}: {bad}");
         assert_eq!(remote.count("initialize"), first + 2, "{way}");
@@ -196,7 +196,7 @@ async fn a_remote_server_that_forgot_its_sessions_is_initialised_anew_however_it
 }
 
 #[tokio::test]
-async fn what_clients_watch_is_subscribed_to_again_in_the_new_session() {
+async fn subscriptions_of_clients_are_renewed_in_the_new_session() {
     let remote = Remote::start(|_| answered(404, ""));
     let server = Server::start(&["--allow-remote", "127.0.0.1", "--legacy-sessions"]).await;
     server.initialize("old", json!({"url": remote.url})).await;
@@ -207,6 +207,7 @@ async fn what_clients_watch_is_subscribed_to_again_in_the_new_session() {
         assert_eq!(status, 200, "{answer}");
         answer
     };
+
     let listed = ask("resources/list", json!({})).await;
     let uri =
         listed.split('"').find(|text| text.contains("memo:")).unwrap_or_else(|| panic!("{listed}"));
@@ -225,7 +226,7 @@ async fn what_clients_watch_is_subscribed_to_again_in_the_new_session() {
 }
 
 #[tokio::test]
-async fn a_remote_server_that_refuses_our_credentials_or_is_full_says_so() {
+async fn the_refusal_of_a_remote_server_reaches_the_caller() {
     let remote = Remote::start(|_| answered(404, ""));
     let server = remote.hosted().await;
     let refused = async |status: u16, reason: &str| {
@@ -253,7 +254,8 @@ async fn a_remote_server_that_refuses_our_credentials_or_is_full_says_so() {
         assert_eq!(status["state"], "failed", "{status}");
         assert!(status["lastError"].as_str().unwrap().contains("HTTP 40"), "{status}");
     }
-    // The breaker opens, and says why.
+
+    // The breaker opens, and the status says why.
     eventually("the breaker to open", async || {
         let answer = server.call_raw("old__work", json!({})).await;
         assert_eq!(answer["error"]["data"]["reason"], "upstream-unauthorized", "{answer}");
@@ -270,7 +272,7 @@ async fn a_remote_server_that_refuses_our_credentials_or_is_full_says_so() {
 }
 
 #[tokio::test]
-async fn a_remote_server_that_is_gone_is_unavailable_at_once() {
+async fn a_stopped_remote_server_is_unavailable_at_once() {
     let mut remote = Remote::start(|_| answered(404, ""));
     let server = remote.hosted().await;
     remote.kill();
@@ -287,6 +289,7 @@ async fn a_remote_server_that_is_gone_is_unavailable_at_once() {
         "{answer}"
     );
     assert!(data["retryAfterMs"].as_u64().is_some_and(|wait| wait > 0), "{answer}");
+
     let status = server.status("old").await;
     assert_eq!(status["state"], "failed", "{status}");
 }

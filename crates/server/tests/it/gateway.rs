@@ -1,5 +1,5 @@
-//! What hosted servers of both eras offer, asked for through the gateway by clients of both eras:
-//! nothing is changed on the way, and what changes there is heard here.
+//! Clients of both eras use hosted servers of both eras through the gateway: it passes everything on
+//! unchanged, and notifies clients of changes.
 
 use std::path::Path;
 
@@ -16,13 +16,13 @@ use tokio::sync::mpsc;
 
 use crate::common::{PATIENCE, Server, binary, eventually, script};
 
-/// A program of ours as a hosted one, which speaks the newest revision, or only older ones.
+/// A hosted program of ours that supports the newest revision, or only older ones.
 fn upstream(dir: &Path, era: &str, args: &str) -> String {
     let filter = if era == "legacy" { "sed -u s#server/discover#server/gone# | " } else { "" };
     script(dir, era, &format!("{filter}{} --stdio {args}", binary()))
 }
 
-/// What a client sends to say that it speaks the newest revision.
+/// The `_meta` of a client that supports the newest revision.
 fn meta(era: &str) -> Value {
     if era == "legacy" {
         return json!({});
@@ -34,7 +34,7 @@ fn meta(era: &str) -> Value {
 async fn ask(server: &Server, era: &str, method: &str, mut params: Value) -> Value {
     params["_meta"] = meta(era);
     let mut answer = server.request(method, params).await;
-    // How long a list stays true is for each server to say of its own.
+    // Each server sets its own time for which a list stays valid.
     for part in ["ttlMs", "cacheScope"] {
         answer["result"].as_object_mut().map(|result| result.remove(part));
     }
@@ -85,7 +85,7 @@ async fn everything_passes_through_unchanged() {
             let name = format!("{name}__test_prompt_with_arguments");
             assert_eq!(ask(&gateway, era, "completion/complete", complete(&name)).await, there);
         }
-        // All three have the same resources: those of the first keep their URIs.
+        // All three have the same resources. Those of the first keep their URIs.
         for uri in ["test://static-text", "test://static-binary", "test://template/7/data"] {
             let read = |uri: &str| json!({ "uri": uri });
             let there = ask(&direct, era, "resources/read", read(uri)).await;
@@ -111,8 +111,8 @@ async fn everything_passes_through_unchanged() {
     );
 }
 
-/// A question in the middle of a call reaches a client that can answer, where both sides speak the
-/// protocol with rounds.
+/// A question in the middle of a call reaches a client that can answer it, if both sides support
+/// rounds.
 #[tokio::test]
 async fn rounds_pass_through() {
     let dir = tempfile::tempdir().unwrap();
@@ -122,6 +122,7 @@ async fn rounds_pass_through() {
     let tool = "up__test_input_required_result_request_state";
     let first = ask(&gateway, "modern", "tools/call", json!({"name": tool, "arguments": {}})).await;
     assert_eq!(first["result"]["resultType"], "input_required", "{first}");
+
     let question = &first["result"]["inputRequests"]["confirm"]["params"]["message"];
     assert_eq!(question, "Please confirm", "{first}");
     let answers = json!({"confirm": {"action": "accept", "content": {"ok": true}}});
@@ -132,7 +133,7 @@ async fn rounds_pass_through() {
     assert_eq!(last["result"]["content"][0]["text"], "state-ok", "{last}");
 }
 
-/// What a client hears, in one channel.
+/// Sends a client's notifications to a channel.
 struct Ears(mpsc::UnboundedSender<String>);
 
 impl ClientHandler for Ears {
@@ -157,18 +158,18 @@ impl ClientHandler for Ears {
     }
 }
 
-async fn heard(ears: &mut mpsc::UnboundedReceiver<String>, expected: &[&str]) {
+async fn expect_notifications(ears: &mut mpsc::UnboundedReceiver<String>, expected: &[&str]) {
     let mut missing: Vec<&str> = expected.to_vec();
     while !missing.is_empty() {
         let Ok(Some(word)) = tokio::time::timeout(PATIENCE, ears.recv()).await else {
-            panic!("not heard in time: {missing:?}");
+            panic!("no notification in time: {missing:?}");
         };
         missing.retain(|wanted| *wanted != word);
     }
 }
 
-/// A server hosted here hosts another one itself, and that changes what this one offers.
-async fn changes_are_heard(
+/// A hosted server hosts another server itself, which changes what the first one offers.
+async fn check_notifications_of_changes(
     era: &str,
     listen: impl AsyncFn(&Server) -> mpsc::UnboundedReceiver<String>,
 ) {
@@ -181,25 +182,26 @@ async fn changes_are_heard(
     gateway
         .call_ok("out__server_initialize", json!({"name": "in", "config": {"command": inner}}))
         .await;
-    heard(&mut ears, &["tools", "prompts", "resources"]).await;
+    expect_notifications(&mut ears, &["tools", "prompts", "resources"]).await;
     let names = gateway.tool_names().await;
     assert!(names.iter().any(|name| name == "out__in__test_simple_text"), "{names:?}");
+
     let call = gateway.call("out__in__test_simple_text", json!({})).await;
     assert!(call["content"][0]["text"].to_string().contains("simple text"), "{call}");
     gateway.call("out__server_remove", json!({"name": "in"})).await;
-    heard(&mut ears, &["tools", "prompts", "resources"]).await;
+    expect_notifications(&mut ears, &["tools", "prompts", "resources"]).await;
     let names = gateway.tool_names().await;
     assert!(!names.iter().any(|name| name.starts_with("out__in__")), "{names:?}");
 }
 
-/// A session that is told of changes: its notifications come by its standing stream.
+/// Opens a session; its notifications of changes arrive on its standing stream.
 async fn session(server: &Server) -> mpsc::UnboundedReceiver<String> {
     let (sender, ears) = mpsc::unbounded_channel();
     let transport = StreamableHttpClientTransport::from_uri(server.url("/mcp"));
     let client =
         serve_client_with_lifecycle(Ears(sender), transport, ClientLifecycleMode::Initialize).await;
     let client = client.unwrap();
-    // For as long as the test.
+    // Keep the session open until the test ends.
     tokio::spawn(async move { drop(client.waiting().await) });
     ears
 }
@@ -214,12 +216,13 @@ async fn modern_peer(server: &Server) -> Peer<RoleClient> {
     peer
 }
 
-/// A stream that is told of changes.
+/// Opens a stream for notifications of changes.
 async fn stream(server: &Server) -> mpsc::UnboundedReceiver<String> {
     let filter = SubscriptionFilter::builder().tools_list_changed().prompts_list_changed();
     let filter = filter.resources_list_changed().build();
     let mut subscription = modern_peer(server).await.listen(filter.clone()).await.unwrap();
     assert_eq!(subscription.acknowledged(), &filter);
+
     let (sender, ears) = mpsc::unbounded_channel();
     tokio::spawn(async move {
         while let Ok(Some(notification)) = subscription.next().await {
@@ -232,27 +235,28 @@ async fn stream(server: &Server) -> mpsc::UnboundedReceiver<String> {
             _ = sender.send(word.to_owned());
         }
     });
+
     ears
 }
 
 #[tokio::test]
-async fn sessions_hear_of_changes_at_servers_of_both_eras() {
+async fn sessions_are_notified_of_changes_at_servers_of_both_eras() {
     for era in ["modern", "legacy"] {
-        changes_are_heard(era, session).await;
+        check_notifications_of_changes(era, session).await;
     }
 }
 
 #[tokio::test]
-async fn streams_hear_of_changes_at_servers_of_both_eras() {
+async fn streams_are_notified_of_changes_at_servers_of_both_eras() {
     for era in ["modern", "legacy"] {
-        changes_are_heard(era, stream).await;
+        check_notifications_of_changes(era, stream).await;
     }
 }
 
-/// Subscriptions to a resource go to its server, and its updates come back under the URI that it
-/// has here.
+/// Subscriptions to a resource go to its server, and its updates arrive under the URI that the
+/// gateway gives it.
 #[tokio::test]
-async fn resources_of_hosted_servers_can_be_subscribed_to() {
+async fn clients_can_subscribe_to_resources_of_hosted_servers() {
     let dir = tempfile::tempdir().unwrap();
     for era in ["modern", "legacy"] {
         let program = upstream(dir.path(), era, "--conformance");
@@ -275,7 +279,7 @@ async fn resources_of_hosted_servers_can_be_subscribed_to() {
                 }
             }
         });
-        // The subscription at the hosted server is made after the one here has been acknowledged.
+        // The gateway acknowledges the subscription before it subscribes at the hosted server.
         let uri = eventually("an update of the resource", async || {
             gateway.call("up__test_trigger_resource_update", json!({})).await;
             ears.try_recv().ok()
@@ -284,7 +288,7 @@ async fn resources_of_hosted_servers_can_be_subscribed_to() {
     }
 }
 
-/// A list call and a tool call answer although one of the servers is gone for good.
+/// Lists and tool calls work even though one of the servers is permanently broken.
 #[tokio::test]
 async fn a_broken_server_hides_nothing_but_itself() {
     let dir = tempfile::tempdir().unwrap();
@@ -314,7 +318,8 @@ async fn a_broken_server_hides_nothing_but_itself() {
     gateway.call("good__test_simple_text", json!({})).await;
     let failed = gateway.request("prompts/get", json!({"name": "bad__test_simple_prompt"})).await;
     assert_eq!(failed["error"]["data"]["reason"], "server-unavailable", "{failed}");
-    // The one that is there takes over the URIs that the other had, once that is removed.
+
+    // Once the first server is removed, the other one takes over its URIs.
     gateway.call("server_remove", json!({"name": "bad"})).await;
     let read = gateway.request("resources/read", json!({"uri": "test://static-text"})).await;
     assert!(read["result"]["contents"][0]["text"].is_string(), "{read}");

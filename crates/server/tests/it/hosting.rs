@@ -1,4 +1,4 @@
-//! Hosting servers, against the real binary: itself, and scripts that behave in all sorts of ways.
+//! Hosting with the real binary: of itself, and of scripts that behave in many different ways.
 
 use std::path::Path;
 
@@ -8,7 +8,7 @@ use crate::common::{
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
-/// The configuration of our own binary as a hosted server over a root.
+/// The configuration of our own binary as a hosted server with one root.
 fn own(root: &Path) -> Value {
     json!({"command": binary(), "args": ["--stdio", "--root", root]})
 }
@@ -25,6 +25,7 @@ async fn a_real_server_is_hosted_called_and_removed() {
     assert_eq!(hosted["serverInfo"]["name"], "mcp-fleet");
     assert_eq!(hosted["protocolVersion"], "2026-07-28");
     assert_eq!(hosted["transport"], "stdio");
+
     let tools = hosted["tools"].as_array().unwrap();
     assert!(
         tools
@@ -35,16 +36,19 @@ async fn a_real_server_is_hosted_called_and_removed() {
 
     let read = server.call_ok("files__file_read", json!({"path": "hello.txt"})).await;
     assert_eq!(read["content"], "hello\nwörld\n");
-    // Structured content, `isError` and `_meta` come through.
+
+    // Structured content, `isError` and `_meta` are passed on.
     let (message, is_final) =
         server.call_error("files__file_read", json!({"path": "../secret.txt"})).await;
-    assert!(is_final && message.contains("outside of the allowed roots"), "{message}");
+    assert!(is_final && message.contains("outside the allowed roots"), "{message}");
+
     let unknown = server.call_raw("files__nope", json!({})).await;
     assert_eq!(unknown["error"]["code"], json!(-32602), "{unknown}");
 
     let pid = hosted["pid"].as_u64().unwrap();
     let again = server.initialize("files", own(&tree.root)).await;
     assert_eq!(again["pid"].as_u64(), Some(pid), "the same configuration changes nothing");
+
     let status = server.status("files").await;
     assert_eq!((&status["state"], &status["pid"]), (&json!("running"), &json!(pid)));
     assert!(status["toolCount"].as_u64().unwrap() >= 7, "{status}");
@@ -61,12 +65,13 @@ async fn a_real_server_is_hosted_called_and_removed() {
     assert_eq!(removed["removed"], json!(true));
     assert!(!is_alive(other["pid"].as_u64().unwrap() as u32));
     assert!(!server.tool_names().await.iter().any(|name| name.starts_with("files__")));
+
     let removed = server.call_ok("server_remove", json!({"name": "files"})).await;
     assert_eq!(removed["removed"], json!(false));
 }
 
 #[tokio::test]
-async fn a_configuration_that_is_switched_off_starts_nothing() {
+async fn a_disabled_configuration_starts_nothing() {
     let tree = tree();
     let server = Server::start(&["--allow-command", &allow_own()]).await;
     for (key, value) in [("disabled", true), ("enabled", false)] {
@@ -103,7 +108,8 @@ async fn a_remote_server_is_hosted() {
         server.call_ok("up__file_read", json!({"path": "hello.txt"})).await["size"],
         json!(13)
     );
-    // While it is gone, calls get an error that says they may be tried again.
+
+    // While the server is down, calls get an error that says that they may be retried.
     assert!(upstream.terminate().await.success());
     let lost = server.call_raw("up__file_read", json!({"path": "hello.txt"})).await;
     assert_eq!(lost["error"]["code"], json!(-32603), "{lost}");
@@ -210,10 +216,11 @@ async fn broken_children_get_clear_errors() {
     let garbage = [late, "not JSON-RPC", "[INFO] Welcome to my server"];
     check(&server, json!({"command": banner}), &garbage, false).await;
 
-    // The failure can be seen afterwards, and hides nothing else.
+    // The failure is visible afterwards, and hides nothing else.
     let status = server.status("x").await;
     assert_eq!(status["state"], "failed");
     assert!(status["lastError"].as_str().unwrap().contains(late), "{status}");
+
     let listed = server.request("tools/list", json!({})).await;
     let warning = &listed["result"]["_meta"]["io.mcp-fleet/unavailable"][0];
     assert_eq!(
@@ -222,12 +229,14 @@ async fn broken_children_get_clear_errors() {
         "{listed}"
     );
     assert_eq!(server.tool_names().await.len(), 4);
+
     let call = server.call_raw("x__anything", json!({})).await;
     assert_eq!(
         (&call["error"]["code"], &call["error"]["data"]["reason"]),
         (&json!(-32603), &json!("server-unavailable"))
     );
-    // Nothing of all this is left.
+
+    // None of the children is left.
     let ours = eventually("the broken children to be gone", async || {
         let children = children_of(server.process.id().unwrap());
         children.is_empty().then_some(children)
@@ -238,7 +247,7 @@ async fn broken_children_get_clear_errors() {
 #[tokio::test]
 async fn a_list_of_tools_that_is_too_large_is_an_error() {
     let dir = tempfile::tempdir().unwrap();
-    // Each page is below the bound, and there is always another one, with another tool.
+    // Each page is below the limit, but there is always another page with another tool.
     let page = r#"printf '{"jsonrpc":"2.0","id":%s,"result":{"nextCursor":"%s","tools":[{"name":"t%s","description":"' "$id" "$id" "$id"
         head -c 1500000 /dev/zero | tr '\0' x; printf '","inputSchema":{"type":"object"}}]}}\n'"#;
     let body = legacy_server("work", "exit 0");
@@ -252,6 +261,7 @@ async fn a_list_of_tools_that_is_too_large_is_an_error() {
     let expected = "tools/list: the list takes more than 4194304 bytes";
     let (message, is_final) = server.initialize_error("x", json!({"command": program})).await;
     assert!(!is_final && message.contains(expected), "{message}");
+
     let status = server.status("x").await;
     assert!(status["lastError"].as_str().unwrap().contains(expected), "{status}");
 }
@@ -269,7 +279,8 @@ async fn a_failed_replacement_leaves_the_old_one_running() {
     server.call_ok("files__file_read", json!({"path": "hello.txt"})).await;
 }
 
-/// Fails at first; once there is `go`, says so in `begun` and answers after a while.
+/// A server that fails until the file `go` exists; then it writes `begun` and answers after a
+/// while.
 fn second_attempt_is_slow(dir: &Path) -> String {
     let wait =
         "[ -e \"$(dirname \"$0\")/go\" ] || exit 1; touch \"$(dirname \"$0\")/begun\"; sleep 1";
@@ -281,7 +292,7 @@ fn second_attempt_is_slow(dir: &Path) -> String {
 }
 
 #[tokio::test]
-async fn a_server_that_is_being_started_again_makes_no_room() {
+async fn a_server_that_is_being_restarted_is_not_evicted() {
     let dir = tempfile::tempdir().unwrap();
     let slow = second_attempt_is_slow(dir.path());
     let policy = dir.path().join("policy.toml");
@@ -301,18 +312,20 @@ async fn a_server_that_is_being_started_again_makes_no_room() {
         tokio::join!(server.initialize("x", json!({"command": slow})), meanwhile);
     assert!(message.contains("the limit of 1 hosted servers"), "{message}");
     assert_eq!(server.status("x").await["state"], "running");
+
     server.call_ok("server_remove", json!({"name": "x"})).await;
     eventually("no child is left", async || {
         children_of(server.process.id().unwrap()).is_empty().then_some(())
     })
     .await;
-    // What failed and is not being started does make room.
+
+    // A failed server that is not being started is evicted.
     server.initialize_error("y", json!({"command": "false"})).await;
     server.initialize("x", json!({"command": slow})).await;
 }
 
 #[tokio::test]
-async fn many_initialisations_of_one_name_start_one_server() {
+async fn concurrent_initializations_of_one_name_start_one_server() {
     let tree = tree();
     let server = Server::start(&["--allow-command", &allow_own()]).await;
     let all =
@@ -325,7 +338,7 @@ async fn many_initialisations_of_one_name_start_one_server() {
 }
 
 #[tokio::test]
-async fn a_server_that_ends_itself_at_unknown_methods_is_hosted() {
+async fn a_server_that_exits_at_unknown_methods_is_hosted() {
     let dir = tempfile::tempdir().unwrap();
     let body = legacy_server("work", &format!("text=done; {ANSWER_TEXT}"));
     let (start, end) = body.split_once('\n').unwrap();
@@ -341,10 +354,10 @@ async fn a_server_that_ends_itself_at_unknown_methods_is_hosted() {
 }
 
 #[tokio::test]
-async fn a_remote_server_that_is_not_there_is_an_error() {
+async fn an_unreachable_remote_server_is_an_error() {
     let server = Server::start(&["--allow-remote", "127.0.0.1"]).await;
     let free = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
-    // It may be there later, so a job waits.
+    // It may be reachable later, so a job waits.
     let config = json!({"url": format!("http://{free}/mcp")});
     let answer = server.call_raw("server_initialize", json!({"name": "x", "config": config})).await;
     let error = &answer["error"];
@@ -357,14 +370,17 @@ async fn a_remote_server_that_is_not_there_is_an_error() {
         (&json!("x"), &json!(5000))
     );
     assert!(error["message"].as_str().unwrap().contains("refused"), "{answer}");
-    // From now on it is known, and so are calls of it.
+
+    // From now on the server is known, and so are calls to it.
     let call = server.call_raw("x__work", json!({})).await;
     assert_eq!(call["error"]["data"]["reason"], "server-unavailable", "{call}");
     assert!(call["error"]["data"]["retryAfterMs"].as_u64().is_some_and(|ms| ms > 0), "{call}");
-    // One that answers with something else than MCP is there, and wrong.
+
+    // A server that doesn't answer with MCP is reachable but wrong.
     let stub = server.url("/health");
     let (message, is_final) = server.initialize_error("y", json!({ "url": stub })).await;
     assert!(!is_final && message.contains("handshake failed"), "{message}");
+
     for url in
         ["http://127.0.0.2/", "http://[::1]/", "http://169.254.169.254/", "http://user@127.0.0.1/"]
     {
@@ -385,7 +401,7 @@ fn children_of(pid: u32) -> Vec<u32> {
 }
 
 #[tokio::test]
-async fn environment_and_directory_are_what_was_asked_for() {
+async fn environment_and_directory_are_those_of_the_configuration() {
     let dir = tempfile::tempdir().unwrap();
     let root = dir.path().canonicalize().unwrap();
     std::fs::write(root.join(".env"), "# secrets\nexport FROM_FILE='file value'\nBOTH=file\n")
@@ -413,19 +429,21 @@ async fn environment_and_directory_are_what_was_asked_for() {
         is_final && message.contains("MISSING_AND_REFUSED") && message.contains("expand"),
         "{message}"
     );
+
     let mut config = config;
     config["env"]["EXPANDED"] = json!("${ALLOWED}");
     let hosted = server.initialize("x", config).await;
     assert_eq!(hosted["protocolVersion"], "2025-06-18", "a legacy server behind the gateway");
     assert_eq!(hosted["warnings"], json!(["`config.colour` is unknown and has no effect"]));
+
     let result = server.call("x__report", json!({})).await;
     let expected = format!("file value,env,expanded,passed,,{}", root.display());
     assert_eq!(result["content"][0]["text"], json!(expected));
 }
 
-/// Nobody notices the death of a server under a call that its tool says does no harm twice.
+/// If a server dies during a call of an idempotent tool, the call is repeated.
 #[tokio::test]
-async fn a_call_that_may_be_repeated_is() {
+async fn an_idempotent_call_is_repeated() {
     let dir = tempfile::tempdir().unwrap();
     let count = dir.path().join("count");
     let on_call = format!(
@@ -444,10 +462,10 @@ async fn a_call_that_may_be_repeated_is() {
 }
 
 #[tokio::test]
-async fn a_server_that_dies_is_started_again() {
+async fn a_server_that_dies_is_restarted() {
     let dir = tempfile::tempdir().unwrap();
     let count = dir.path().join("count");
-    // Answers with its process id; dies at the first call that finds no file.
+    // Answers with its process id, and dies at the first call, which finds no file.
     let on_call = format!(
         "if [ ! -e {count} ]; then touch {count}; echo 'out of cheese' >&2; exit 9; fi; text=$$; {ANSWER_TEXT}",
         count = count.display()
@@ -459,6 +477,7 @@ async fn a_server_that_dies_is_started_again() {
     let died = server.call_raw("x__work", json!({})).await;
     assert_eq!(died["error"]["code"], json!(-32603), "{died}");
     assert_eq!(died["error"]["data"]["reason"], "connection-lost");
+
     let status = eventually("the death to be noticed", async || {
         let status = server.status("x").await;
         (status["state"] == "failed").then_some(status)
@@ -466,6 +485,7 @@ async fn a_server_that_dies_is_started_again() {
     let status = status.await;
     assert!(status["lastError"].as_str().unwrap().contains("exited with status 9"), "{status}");
     assert!(status["stderrTail"].as_str().unwrap().contains("out of cheese"), "{status}");
+
     let listed = server.request("tools/list", json!({})).await["result"].clone();
     assert_eq!(listed["_meta"]["io.mcp-fleet/unavailable"][0]["server"], "x");
     assert!(server.tool_names().await.contains(&"x__work".to_owned()), "a call starts it again");
@@ -475,7 +495,7 @@ async fn a_server_that_dies_is_started_again() {
     let status = server.status("x").await;
     assert_eq!((&status["state"], &status["restarts"]), (&json!("running"), &json!(1)));
 
-    // The second death in a row is answered with patience.
+    // After the second death in a row, the restart is delayed.
     crate::common::signal(u32::try_from(status["pid"].as_u64().unwrap()).unwrap(), Signal::SIGKILL);
     eventually("the second death to be noticed", async || {
         (server.status("x").await["state"] == "failed").then_some(())
@@ -511,7 +531,7 @@ async fn helper_pid(file: &Path) -> u32 {
 }
 
 #[tokio::test]
-async fn the_whole_process_group_goes_on_removal() {
+async fn removal_ends_the_whole_process_group() {
     let dir = tempfile::tempdir().unwrap();
     let (program, pid_file) = with_helper(dir.path());
     let server = Server::start(&["--allow-command", &program]).await;
@@ -524,7 +544,7 @@ async fn the_whole_process_group_goes_on_removal() {
 }
 
 #[tokio::test]
-async fn the_whole_process_group_goes_on_sigterm() {
+async fn sigterm_ends_the_whole_process_group() {
     let dir = tempfile::tempdir().unwrap();
     let (program, pid_file) = with_helper(dir.path());
     let server = Server::start(&["--allow-command", &program]).await;
@@ -536,7 +556,7 @@ async fn the_whole_process_group_goes_on_sigterm() {
 }
 
 #[tokio::test]
-async fn there_are_only_so_many() {
+async fn the_number_of_hosted_servers_is_bounded() {
     let dir = tempfile::tempdir().unwrap();
     let program = script(dir.path(), "server", &legacy_server("work", "exit 0"));
     let policy = dir.path().join("policy.toml");
@@ -548,13 +568,15 @@ async fn there_are_only_so_many() {
     )
     .unwrap();
     let server = Server::start(&["--policy", policy.to_str().unwrap()]).await;
-    // What failed to start makes room.
+
+    // A server that failed to start makes room.
     server.initialize_error("broken", json!({"command": "false"})).await;
     for name in ["a", "b"] {
         server.initialize(name, json!({"command": program})).await;
     }
     let (message, is_final) = server.initialize_error("c", json!({"command": program})).await;
     assert!(!is_final && message.contains("the limit of 2 hosted servers"), "{message}");
+
     server.call_ok("server_remove", json!({"name": "a"})).await;
     server.initialize("c", json!({"command": program})).await;
     let bad = dir.path().join("bad.toml");

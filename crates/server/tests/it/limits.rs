@@ -1,5 +1,4 @@
-//! Limits of calls: how many at once, for how long, and none at all to a server that does not
-//! answer.
+//! Limits of calls: their number, their duration, and no calls to a server that doesn't answer.
 
 use std::net::SocketAddr;
 
@@ -8,7 +7,7 @@ use tokio::net::{TcpListener, TcpStream};
 
 use crate::common::{ANSWER_TEXT, Server, eventually, legacy_server, patient, script, tree};
 
-/// A way to a server that can be blocked. The address stays.
+/// A proxy for a server that can be blocked while its address stays the same.
 struct Line {
     address: SocketAddr,
     to: SocketAddr,
@@ -30,7 +29,7 @@ impl Line {
             while let Ok((mut near, _)) = listener.accept().await {
                 connections.spawn(async move {
                     let mut far = TcpStream::connect(to).await.unwrap();
-                    // An end is an end, whoever made it.
+                    // It doesn't matter which side closed the connection.
                     _ = tokio::io::copy_bidirectional(&mut near, &mut far).await;
                 });
             }
@@ -53,7 +52,7 @@ impl Line {
 }
 
 #[tokio::test]
-async fn a_breaker_counts_lost_calls_and_no_errors() {
+async fn a_breaker_counts_lost_calls_but_not_errors() {
     let tree = tree();
     let upstream = Server::start(&["--root", tree.root.to_str().unwrap()]).await;
     let mut line = Line::new(upstream.address).await;
@@ -65,7 +64,7 @@ async fn a_breaker_counts_lost_calls_and_no_errors() {
     let server = Server::start(&["--policy", policy.to_str().unwrap()]).await;
     server.initialize("up", json!({"url": format!("http://{}/mcp", line.address)})).await;
 
-    // Error results and JSON-RPC errors are answers, however many there are.
+    // Error results and JSON-RPC errors are answers, so any number of them doesn't count.
     for _ in 0..5 {
         server.call_error("up__file_read", json!({"path": "nope"})).await;
         let error = server.call_raw("up__file_read", json!({"path": 7})).await;
@@ -78,12 +77,13 @@ async fn a_breaker_counts_lost_calls_and_no_errors() {
     let hello = json!({"path": "hello.txt"});
     let open = eventually("the breaker to open", async || {
         let answer = server.call_raw("up__file_read", hello.clone()).await;
-        // The first ones are not taken, since nobody listens; then they are not even tried.
+        // The first calls find nobody listening; later calls are not even tried.
         let message = answer["error"]["message"].as_str().unwrap().to_owned();
         message.contains("calls in a row").then_some(answer)
     })
     .await;
     assert!(open["error"]["data"]["retryAfterMs"].as_u64().unwrap() <= 300, "{open}");
+
     let status = server.status("up").await;
     assert_ne!(status["breaker"]["state"], "closed", "{status}");
     let listed = server.request("tools/list", json!({})).await;
@@ -108,7 +108,7 @@ async fn a_breaker_counts_lost_calls_and_no_errors() {
 }
 
 #[tokio::test]
-async fn calls_wait_for_their_turn_and_not_for_ever() {
+async fn calls_wait_for_their_turn_for_a_limited_time() {
     let dir = tempfile::tempdir().unwrap();
     let program = patient(dir.path(), "server");
     let policy = dir.path().join("policy.toml");
@@ -117,7 +117,8 @@ async fn calls_wait_for_their_turn_and_not_for_ever() {
          name = \"*\"\n[[server.tool]]\nname = \"w?rk\"\ncall_timeout_ms = 100\n[[command]]\nargv = [{program:?}]\n\
          [[command]]\nargv = [\"/**\"]\n"
     );
-    // The rule for `*` comes after the one for `one*`, which says nothing about the time.
+
+    // The rule for `*` comes after the one for `one*`, which sets no timeout.
     std::fs::write(&policy, text).unwrap();
     let server = Server::start(&["--policy", policy.to_str().unwrap()]).await;
     server.initialize("short", json!({"command": program})).await;
@@ -160,6 +161,7 @@ async fn calls_wait_for_their_turn_and_not_for_ever() {
         assert!(message(&third).contains("as many wait as may"));
         std::fs::write(dir.path().join("go"), "").unwrap();
     };
+
     let (first, ()) = tokio::join!(server.call("one__work", json!({})), rest);
     assert_eq!(first["content"][0]["text"], "done");
     server.call("one__work", json!({})).await;
@@ -184,7 +186,8 @@ async fn a_child_that_dies_at_every_call_opens_the_breaker() {
     })
     .await;
     assert!(opened["error"]["data"]["retryAfterMs"].as_u64().unwrap() > 1000, "{opened}");
-    // Another server under the same name starts without its history.
+
+    // Another server under the same name starts without this history.
     let other =
         script(dir.path(), "server", &legacy_server("work", &format!("text=hi; {ANSWER_TEXT}")));
     server.initialize("x", json!({"command": other})).await;

@@ -1,4 +1,4 @@
-//! What is in the logs, and what must never be.
+//! What the logs contain, and what they must never contain.
 
 use std::process::Stdio;
 
@@ -6,7 +6,7 @@ use crate::common::{ANSWER_TEXT, PATIENCE, command, legacy_server, script, tree}
 use serde_json::{Value, json};
 use tokio::io::AsyncReadExt;
 
-/// The log of a server with this filter that has served everything there is, with secrets in all
+/// The log of a server with this filter that has served all kinds of requests, with secrets in all
 /// places.
 async fn log_of_a_busy_server(rust_log: Option<&str>) -> String {
     let tree = tree();
@@ -60,6 +60,7 @@ async fn log_of_a_busy_server(rust_log: Option<&str>) -> String {
     let hosted = json!({"name": "server_initialize", "arguments": {"name": "x", "config": config}});
     let answer = post("/message", "tools/call", hosted, legacy).await;
     assert!(answer.contains("x__work"), "{answer}");
+
     let remote = json!({"url": "http://127.0.0.1:1/mcp?key=secret-query", "headers": {"x-key": "secret-header"}});
     let remote = json!({"name": "server_initialize", "arguments": {"name": "y", "config": remote}});
     post("/message", "tools/call", remote, legacy).await;
@@ -72,7 +73,8 @@ async fn log_of_a_busy_server(rust_log: Option<&str>) -> String {
         let params = json!({"name": name, "arguments": arguments, "_meta": modern});
         post("/mcp", "tools/call", params, "2026-07-28").await;
     }
-    // A session, and requests that nobody can read.
+
+    // A session, and malformed requests.
     let hello = json!({"protocolVersion": legacy, "capabilities": {}, "clientInfo": {"name": "t", "version": "1"}});
     post("/mcp", "initialize", hello, legacy).await;
     post("/message", "tools/call", json!({"name": 1, "arguments": "secret-garbage"}), legacy).await;
@@ -91,9 +93,11 @@ async fn no_level_writes_secrets_or_payloads() {
             assert!(!line.contains("secret"), "{filter}: {line}");
         }
     }
-    // Whoever names rmcp sees messages, and credentials not even then.
+
+    // A filter that names rmcp shows messages, but still no credentials.
     let log = log_of_a_busy_server(Some("rmcp=trace")).await;
     assert!(log.contains("secret-argument"), "this test would see nothing");
+
     for line in log.lines() {
         assert!(!line.contains("secret-token") && !line.contains("secret-cookie"), "{line}");
     }
@@ -105,7 +109,7 @@ async fn the_ordinary_log_has_no_noise() {
     assert!(log.contains("listening"), "{log}");
     for line in log.lines() {
         assert!(!line.contains("rmcp"), "{line}");
-        // The one warning is about the server that is not there.
+        // The only warning is about the unreachable server.
         assert!(
             !line.contains(" WARN ") && !line.contains(" ERROR ") || line.contains("server=\"y\""),
             "{line}"

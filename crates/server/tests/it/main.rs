@@ -1,6 +1,6 @@
-//! The real binary, asked over every transport. One test binary, so that it is linked once.
+//! Tests of the real binary over every transport, in one test binary that is linked once.
 
-// `cfg(test)` tells clippy that helper functions are tests too.
+// `cfg(test)` tells clippy that helper functions are test code, too.
 #[cfg(test)]
 mod apps;
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! `POST /message` and the plain endpoints, against the real binary.
+//! `POST /message` and the plain endpoints of the real binary.
 
 use crate::common::{Server, tree};
 use serde_json::{Value, json};
@@ -12,6 +12,7 @@ async fn requests_are_answered_without_a_handshake() {
     let names = server.tool_names().await;
     assert_eq!(names, ["server_initialize", "server_list", "server_remove", "server_status"]);
     assert!(listed["result"].get("resultType").is_none(), "the older shape: {listed}");
+
     let initialize = &listed["result"]["tools"][0];
     assert_eq!(initialize["inputSchema"]["type"], "object");
     assert_eq!(initialize["outputSchema"]["type"], "object");
@@ -35,7 +36,7 @@ async fn requests_are_answered_without_a_handshake() {
 }
 
 #[tokio::test]
-async fn what_is_wrong_is_said_in_json_rpc() {
+async fn malformed_requests_get_json_rpc_errors() {
     let server = Server::start(&[]).await;
     let check = async |body: &str, status: u16, code: i64, id: Value| {
         let (got, answer) = server.post(body.to_owned()).await;
@@ -88,12 +89,14 @@ async fn what_is_wrong_is_said_in_json_rpc() {
     let (status, body) =
         server.post(r#"{"jsonrpc":"2.0","method":"notifications/initialized"}"#).await;
     assert_eq!((status, body), (202, json!("")));
+
     let (status, _) = server.post(vec![b' '; 5 * 1024 * 1024]).await;
     assert_eq!(status, 413);
     let chunks =
         futures::stream::iter((0..12).map(|_| Ok::<_, std::io::Error>(vec![b' '; 1024 * 1024])));
     let (status, _) = server.post(reqwest::Body::wrap_stream(chunks)).await;
     assert_eq!(status, 413, "without a length");
+
     let plain = server.http.post(server.url("/message")).body("{}").send().await.unwrap();
     assert_eq!(plain.status().as_u16(), 415);
     let get = server.http.get(server.url("/message")).send().await.unwrap();
@@ -101,7 +104,7 @@ async fn what_is_wrong_is_said_in_json_rpc() {
 }
 
 #[tokio::test]
-async fn errors_repeat_little_of_what_was_sent() {
+async fn errors_repeat_only_a_little_of_the_request() {
     let server = Server::start(&[]).await;
     let long = "x".repeat(1 << 20);
     for (method, params) in [
@@ -128,7 +131,7 @@ async fn errors_repeat_little_of_what_was_sent() {
 }
 
 #[tokio::test]
-async fn what_contradicts_the_body_is_refused() {
+async fn headers_that_contradict_the_body_are_refused() {
     let server = Server::start(&[]).await;
     let send = async |path: &str, headers: &[(&str, &str)]| {
         let request = server.http.post(server.url(path)).header("content-type", "application/json");
@@ -155,7 +158,7 @@ async fn what_contradicts_the_body_is_refused() {
 }
 
 #[tokio::test]
-async fn strange_hosts_and_origins_are_turned_away() {
+async fn foreign_hosts_and_origins_are_refused() {
     let args = ["--allowed-hosts", "mcp.internal", "--allowed-origins", "https://app.example.com"];
     let server = Server::start(&args).await;
     let check = async |path: &str, header: &str, value: &str, refused: bool| {
@@ -180,7 +183,7 @@ async fn strange_hosts_and_origins_are_turned_away() {
 }
 
 #[tokio::test]
-async fn health_readiness_and_metrics_are_told() {
+async fn health_readiness_and_metrics_are_served() {
     let tree = tree();
     let server = Server::start(&["--root", tree.root.to_str().unwrap()]).await;
     server.call_ok("file_list", json!({})).await;
@@ -191,6 +194,7 @@ async fn health_readiness_and_metrics_are_told() {
     assert_eq!(get("/health", "any.host").await.0, 200);
     assert_eq!(get("/ready", "any.host").await.0, 200);
     assert_eq!(get("/metrics", "any.host").await.0, 403, "a name that was rebound to this address");
+
     let (status, metrics) = get("/metrics", "10.1.2.3:8080").await;
     assert_eq!(status, 200);
     let line = r#"mcp_server_tool_calls_total{kind="own",outcome="ok"} 1"#;

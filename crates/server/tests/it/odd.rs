@@ -1,5 +1,5 @@
-//! Hosted servers that answer in odd ways: what can be read of it is passed on, and what can't be
-//! read is named at once.
+//! Hosted servers with odd answers: readable parts are passed on, and unreadable ones are reported
+//! at once.
 
 use serde_json::json;
 
@@ -8,13 +8,13 @@ use crate::{
     sessions,
 };
 
-/// A shell fragment that answers a call with `answer`, in which `%s` is the id.
+/// A shell fragment that answers a call with `answer`, in which `%s` stands for the id.
 fn answers(kind: &str, answer: &str) -> String {
     format!("*'\"{kind}\"'*) printf '{answer}\\n' \"$id\" ;;\n")
 }
 
 #[tokio::test]
-async fn an_answer_that_can_not_be_read_ends_its_call_at_once() {
+async fn an_unreadable_answer_ends_its_call_at_once() {
     let dir = tempfile::tempdir().unwrap();
     let result = |content: &str| {
         format!(r#"{{"jsonrpc":"2.0","id":%s,"result":{{"content":[{content}]}}}}"#)
@@ -105,7 +105,7 @@ async fn an_answer_that_can_not_be_read_ends_its_call_at_once() {
 }
 
 #[tokio::test]
-async fn what_is_odd_in_a_list_loses_itself_only() {
+async fn only_the_odd_items_of_a_list_are_lost() {
     let dir = tempfile::tempdir().unwrap();
     let work = r#"{"name":"work","inputSchema":{"type":"object"}}"#;
     let tools = [
@@ -117,8 +117,9 @@ async fn what_is_odd_in_a_list_loses_itself_only() {
         r#"{"name":"ns/do it","inputSchema":{"type":"object"}}"#,
         r#"{"name":"größe","inputSchema":{"type":"object"}}"#,
     ];
-    // The list goes in a circle, prompts are never answered, and the server does not say its
-    // version.
+
+    // The pages of the list form a circle, requests for prompts get no answer, and the server
+    // doesn't name its version.
     let body = legacy_server("work", &format!("text=done; {ANSWER_TEXT}"))
         .replace(&format!("[{work}]"), &format!("[{}],\"nextCursor\":\"8\"", tools.join(",")))
         .replace(r#""capabilities":{"tools":{}}"#, r#""capabilities":{"tools":{},"prompts":{}}"#)
@@ -149,16 +150,16 @@ async fn what_is_odd_in_a_list_loses_itself_only() {
         "{hidden}"
     );
 
-    // A job with a server and a tool, or an older worker, calls by the tool's own name.
+    // A job with a server and a tool, or an older worker, uses the tool's own name.
     for name in ["q__ns/do it", "q__größe", &odd[0], &odd[1]] {
         let answer = server.call_raw(name, json!({})).await;
         assert_eq!(answer["result"]["content"][0]["text"], "done", "{name}: {answer}");
     }
 }
 
-/// What is known of a list stays when it can't be read anew.
+/// The known items of a list stay if the list can't be read again.
 #[tokio::test]
-async fn a_list_that_can_not_be_read_again_stays() {
+async fn a_list_stays_if_it_can_not_be_read_again() {
     let dir = tempfile::tempdir().unwrap();
     let prompts = concat!(
         "*'\"prompts/list\"'*) if [ -n \"$changed\" ]; then",
@@ -170,7 +171,8 @@ async fn a_list_that_can_not_be_read_again_stays() {
             "printf '{{\"jsonrpc\":\"2.0\",\"method\":\"notifications/{what}/list_changed\"}}\\n'"
         )
     };
-    // The tools change afterwards, which shows that the prompts were asked for.
+
+    // The tools change afterwards, which shows that the prompts were requested.
     let change =
         format!("changed=yes; {}; {}; text=done; {ANSWER_TEXT}", says("prompts"), says("tools"));
     let body = legacy_server("work", &change)

@@ -1,4 +1,4 @@
-//! Remote servers that answer in a way of their own. The worker's client reads the same
+//! Remote servers with unusual answers. The worker's client reads them in the same way
 //! (`fleet-wire`).
 
 use std::{
@@ -19,7 +19,7 @@ use tokio::net::TcpListener;
 
 use crate::common::Server;
 
-/// A request as these servers see it.
+/// A request that a server has received.
 struct Seen {
     path: String,
     host: String,
@@ -40,7 +40,7 @@ impl Seen {
         json!({"jsonrpc": "2.0", "id": self.body["id"], "error": error})
     }
 
-    /// The answer of a server of an older revision; nothing to a notification.
+    /// The answer of a server of an older revision; none for a notification.
     fn plain(&self) -> Option<Value> {
         let info = json!({"name": "odd", "version": "1"});
         let tool = json!({"name": "work", "inputSchema": {"type": "object"}});
@@ -58,7 +58,7 @@ impl Seen {
     }
 }
 
-/// A server and the methods that it has heard.
+/// A server, and the methods that were called.
 struct Remote {
     url: String,
     heard: Arc<Mutex<Vec<String>>>,
@@ -89,11 +89,12 @@ impl Remote {
                 None => std::future::pending().await,
             }
         });
+
         tokio::spawn(async move { axum::serve(listener, app).await });
         Self { url, heard }
     }
 
-    /// The same, only for posts.
+    /// The same, but only for POST requests.
     async fn posted(answer: impl Fn(&Seen) -> Response + Clone + Send + Sync + 'static) -> Self {
         Self::start(move |seen| {
             Some(if seen.is_post {
@@ -134,7 +135,7 @@ fn moved(status: StatusCode, to: &str) -> Response {
     (status, [(header::LOCATION, to)]).into_response()
 }
 
-/// An answer that says all it should, in the way of the quirk.
+/// A complete answer, written with a quirk.
 fn oddly(quirk: &str, seen: &Seen) -> Response {
     match quirk {
         "moved" if seen.path != "/mcp/" => return moved(StatusCode::TEMPORARY_REDIRECT, "/mcp/"),
@@ -217,7 +218,7 @@ fn raw(seen: &Seen, result: &str) -> Response {
 }
 
 #[tokio::test]
-async fn answers_are_read_as_they_come() {
+async fn answers_with_quirks_are_read() {
     let server = gateway().await;
     let check = async |quirk: &'static str| {
         let remote = Remote::posted(move |seen| oddly(quirk, seen)).await;
@@ -263,7 +264,7 @@ async fn answers_are_read_as_they_come() {
     futures::future::join_all(quirks.map(check)).await;
 }
 
-/// What a broken tool writes as its answer, and a part of it that is to be quoted.
+/// The answer of a broken tool, and the part of it that the error has to quote.
 const UNREADABLE: [(&str, &str); 4] = [
     (r#""error":"boom""#, "boom"),
     (r#""error":{"code":"E_FAIL","message":"boom"}"#, "E_FAIL"),
@@ -282,9 +283,9 @@ async fn ends_at_once(server: &Server, name: &str, quoted: &str) {
     assert_eq!(standing, (&json!("running"), &json!("closed")), "{status}");
 }
 
-/// The tool has run, and would answer the same again.
+/// The tool has run and would give the same answer again.
 #[tokio::test]
-async fn an_answer_that_can_not_be_read_ends_the_call_and_is_named() {
+async fn an_unreadable_answer_ends_the_call_and_is_quoted() {
     let server = gateway().await;
     let deep = format!(r#""result":{}{}"#, "[".repeat(200), "]".repeat(200));
     let cases = UNREADABLE.iter().map(|(written, quoted)| ((*written).to_owned(), *quoted));
@@ -313,9 +314,9 @@ async fn an_answer_that_can_not_be_read_ends_the_call_and_is_named() {
     futures::future::join_all(all).await;
 }
 
-/// In both forms of an answer, and the arguments likewise.
+/// This holds for both forms of an answer, and for arguments, too.
 #[tokio::test]
-async fn what_a_remote_tool_answers_passes_as_it_was_written() {
+async fn the_answer_of_a_remote_tool_is_passed_on_verbatim() {
     const WRITTEN: &str = r#""content":[{"type":"text","text":"x","w":1.10},{"type":"video","url":"x"}],"structuredContent":{"v":[1e+400,12345678901234567890123,-0]}"#;
     let server = gateway().await;
     for streamed in [false, true] {
@@ -383,7 +384,7 @@ async fn whatever_comes_in_the_place_of_an_answer_ends_the_call() {
     futures::future::join_all(all).await;
 }
 
-/// An error that names no request can only be about the one whose answer it stands in.
+/// An error that names no request can only refer to the request whose response contains it.
 #[tokio::test]
 async fn an_error_without_an_id_ends_the_call() {
     let server = gateway().await;
@@ -405,9 +406,9 @@ async fn an_error_without_an_id_ends_the_call() {
     }
 }
 
-/// The handshake's time is short here, and with it the time for which the first question waits.
+/// The handshake timeout is short here, and so is the time for an answer to the first request.
 #[tokio::test]
-async fn silence_to_discover_is_followed_by_initialize() {
+async fn an_unanswered_discover_is_followed_by_initialize() {
     let remote =
         Remote::start(|seen| (seen.method() != "server/discover").then(|| plain(seen))).await;
     let server =
@@ -418,7 +419,7 @@ async fn silence_to_discover_is_followed_by_initialize() {
 }
 
 #[tokio::test]
-async fn a_refused_revision_is_asked_for_again_from_the_list() {
+async fn a_refused_revision_is_replaced_by_one_from_the_list() {
     let remote = Remote::posted(|seen| match seen.method() {
         "initialize" if seen.body["params"]["protocolVersion"] == "2025-06-18" => plain(seen),
         "initialize" | "server/discover" => {
@@ -435,8 +436,8 @@ async fn a_refused_revision_is_asked_for_again_from_the_list() {
     assert_eq!((remote.count("server/discover"), remote.count("initialize")), (1, 2));
 }
 
-/// A server of the transport of 2024, which answers other posts with `status`, and calls with
-/// `result`.
+/// A server of the transport of 2024 that answers calls with `result`, and POST requests of other
+/// transports with `status`.
 async fn over_sse(status: u16, result: &'static str) -> Remote {
     let stream: Arc<Mutex<Option<mpsc::UnboundedSender<String>>>> = Arc::default();
     let status = StatusCode::from_u16(status).unwrap();
@@ -469,7 +470,7 @@ async fn over_sse(status: u16, result: &'static str) -> Remote {
 }
 
 #[tokio::test]
-async fn a_url_of_which_nothing_is_said_may_be_that_of_the_older_transport() {
+async fn a_url_without_a_type_may_belong_to_the_older_transport() {
     let server = gateway().await;
     let check = async |status: u16| {
         let name = format!("s{status}");
@@ -478,28 +479,28 @@ async fn a_url_of_which_nothing_is_said_may_be_that_of_the_older_transport() {
         assert_eq!(hosted["transport"], "sse", "{hosted}");
         let result = server.call(&format!("{name}__work"), json!({})).await;
         assert_eq!(result["content"][0]["text"], "done", "{result}");
-        // What is said is obeyed.
+        // A configured type is not questioned.
         let typed = json!({"type": "http", "url": remote.url});
         let (message, _) = server.initialize_error(&format!("{name}-typed"), typed).await;
         assert!(message.contains(&format!("HTTP {status}")), "{message}");
     };
     futures::future::join_all([400, 404, 405].map(check)).await;
 
-    // Other refusals mean something else.
+    // Other refusals don't lead to the older transport.
     let remote = over_sse(500, "{}").await;
     let (message, _) = server.initialize_error("broken", json!({"url": remote.url})).await;
     assert!(message.contains("-32000") && !message.contains("SSE"), "{message}");
 }
 
 #[tokio::test]
-async fn an_answer_that_can_not_be_read_ends_the_call_over_the_older_transport_too() {
+async fn an_unreadable_answer_ends_the_call_over_the_older_transport_too() {
     let remote = over_sse(405, r#""boom""#).await;
     let server = gateway().await;
     server.initialize("old", json!({"url": remote.url})).await;
     ends_at_once(&server, "old", "boom").await;
 }
 
-/// A server of the newest revision whose every result has an item of a kind that nobody knows.
+/// A server of the newest revision whose results all contain an item of an unknown kind.
 fn modern(seen: &Seen, as_events: bool) -> Response {
     let Seen { body, .. } = seen;
     let mut result = match seen.method() {
@@ -519,6 +520,7 @@ fn modern(seen: &Seen, as_events: bool) -> Response {
                 .into_response();
         }
     };
+
     result["resultType"] = json!("complete");
     let answer = seen.result(result);
     match as_events {
@@ -540,10 +542,9 @@ fn odd_contents() -> Value {
     json!([{"uri": "odd://1", "stream": "x"}, {"uri": "odd://1", "text": "fine"}])
 }
 
-/// All of what a server of the newest revision says arrives, in what it answers at once and in
-/// events.
+/// All items of a server of the newest revision arrive, in JSON answers and in events.
 #[tokio::test]
-async fn items_of_unknown_kinds_pass_from_the_newest_revision_too() {
+async fn items_of_unknown_kinds_are_passed_on_from_the_newest_revision_too() {
     for as_events in [false, true] {
         let remote = Remote::posted(move |seen| modern(seen, as_events)).await;
         let server = gateway().await;

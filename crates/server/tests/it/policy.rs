@@ -1,4 +1,5 @@
-//! The policy file while the server runs: changes, mistakes, and what becomes of what is hosted.
+//! Changes of the policy file while the server runs: valid ones, mistakes, and their effect on
+//! hosted servers.
 
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
@@ -7,7 +8,7 @@ use crate::common::{
     ANSWER_TEXT, Server, eventually, is_alive, legacy_server, patient, script, signal,
 };
 
-/// A policy in the way Kubernetes mounts it: a link through a link, which is swapped.
+/// A policy file as Kubernetes mounts it: a link through a link that is swapped.
 struct Mounted {
     dir: tempfile::TempDir,
     version: u32,
@@ -41,7 +42,7 @@ fn allow(programs: &[&str]) -> String {
     programs.iter().map(|program| format!("[[command]]\nargv = [{program:?}]\n")).collect()
 }
 
-async fn until_state(server: &Server, name: &str, state: &str) -> Value {
+async fn wait_for_state(server: &Server, name: &str, state: &str) -> Value {
     eventually(&format!("{name} to be {state}"), async || {
         let status = server.status(name).await;
         (status["state"] == state).then_some(status)
@@ -50,7 +51,7 @@ async fn until_state(server: &Server, name: &str, state: &str) -> Value {
 }
 
 #[tokio::test]
-async fn a_new_policy_holds_without_dropping_calls() {
+async fn a_new_policy_applies_without_dropping_calls() {
     let dir = tempfile::tempdir().unwrap();
     let (a, b) =
         (patient(dir.path(), "a"), script(dir.path(), "b", &legacy_server("work", ANSWER_TEXT)));
@@ -64,7 +65,7 @@ async fn a_new_policy_holds_without_dropping_calls() {
         let begun = dir.path().join("begun");
         eventually("the call to begin", async || begun.exists().then_some(())).await;
         policy.change(&allow(&[&b]));
-        let status = until_state(&server, "a", "refused").await;
+        let status = wait_for_state(&server, "a", "refused").await;
         let reason = status["lastError"].as_str().unwrap();
         assert!(
             reason.contains("policy refuses to start") && reason.contains("[[command]]"),
@@ -83,17 +84,17 @@ async fn a_new_policy_holds_without_dropping_calls() {
         std::fs::write(dir.path().join("go"), "").unwrap();
     };
     let (answer, ()) = tokio::join!(server.call("a__work", json!({})), changes);
-    assert_eq!(answer["content"][0]["text"], "done", "the call that was under way is not dropped");
+    assert_eq!(answer["content"][0]["text"], "done", "the running call is not dropped");
     eventually("the refused child to be gone", async || (!is_alive(a_pid)).then_some(())).await;
     let listed = server.request("tools/list", json!({})).await;
     assert_eq!(
         listed["result"]["_meta"]["io.mcp-fleet/unavailable"][0]["state"], "refused",
         "{listed}"
     );
-    assert_eq!(pid(server.status("b").await), b_pid, "what is allowed is not disturbed");
+    assert_eq!(pid(server.status("b").await), b_pid, "an allowed server is not disturbed");
     assert_eq!(server.status("a").await["restarts"], 0);
 
-    // A mistake changes nothing, and is seen.
+    // An invalid policy changes nothing, and is visible in the metrics.
     policy.change("[[command]]\nargv = \"sh\"\n");
     eventually("the mistake to be noticed", async || {
         server
@@ -106,13 +107,13 @@ async fn a_new_policy_holds_without_dropping_calls() {
 
     policy.change(&allow(&[&a, &b]));
     signal(server.process.id().unwrap(), Signal::SIGHUP);
-    until_state(&server, "a", "idle").await;
+    wait_for_state(&server, "a", "idle").await;
     assert_eq!(server.call("a__work", json!({})).await["content"][0]["text"], "done");
     assert_eq!(server.status("a").await["state"], "running");
 }
 
 #[tokio::test]
-async fn a_call_that_outlasts_the_drain_is_cut_off() {
+async fn a_call_that_outlasts_the_drain_is_aborted() {
     let dir = tempfile::tempdir().unwrap();
     let program = patient(dir.path(), "a");
     let mut policy = Mounted::new(&allow(&[&program]));
@@ -131,7 +132,7 @@ async fn a_call_that_outlasts_the_drain_is_cut_off() {
 }
 
 #[tokio::test]
-async fn the_address_of_a_remote_server_counts_again_after_a_change() {
+async fn the_address_of_a_remote_server_is_checked_again_after_a_change() {
     let upstream = Server::start(&[]).await;
     let mut policy = Mounted::new("[[remote]]\nhost = \"localhost\"\n");
     let server = Server::start(&["--policy", &policy.path()]).await;
@@ -139,6 +140,6 @@ async fn the_address_of_a_remote_server_counts_again_after_a_change() {
     server.initialize("up", json!({ "url": url })).await;
     server.call("up__server_list", json!({})).await;
     policy.change("[[remote]]\nhost = \"example.com\"\n");
-    let status = until_state(&server, "up", "refused").await;
+    let status = wait_for_state(&server, "up", "refused").await;
     assert!(status["lastError"].as_str().unwrap().contains("[[remote]]"), "{status}");
 }

@@ -1,7 +1,7 @@
-//! The example in the documentation is the code that is compiled.
+//! Keeps the example in the documentation equal to the compiled example.
 
 #[test]
-fn the_tool_in_the_docs_is_the_example() {
+fn the_tool_in_the_docs_equals_the_example() {
     let page = include_str!("../../../../docs/tools.md");
     let example = include_str!("../../examples/word_count.rs");
     let shown = format!("```rust\n{example}```\n");

@@ -1,16 +1,17 @@
-//! What holds where the shared registry can't be reached. With a broker it is tested in
-//! `tests/tests/registry.rs`.
+//! The server while the shared registry is unreachable. `tests/tests/registry.rs` has the tests
+//! with a broker.
 
 use serde_json::json;
 
 use crate::common::{ANSWER_TEXT, Server, legacy_server, script};
 
 #[tokio::test]
-async fn without_its_registry_a_server_is_not_ready_and_shares_nothing() {
+async fn a_server_without_its_registry_is_not_ready_and_shares_nothing() {
     let dir = tempfile::tempdir().unwrap();
     let program =
         script(dir.path(), "server", &legacy_server("work", &format!("text=done; {ANSWER_TEXT}")));
-    // Nobody listens on port 1.
+
+    // Nothing listens on port 1.
     let brokers = [("KAFKA_BROKERS", "127.0.0.1:1"), ("RUST_LOG", "error")];
     let args = ["--allow-command", &program, "--allow-env", "API_KEY", "--expand-env", "API_KEY"];
     let server = Server::start_with(&args, &brokers).await;
@@ -19,7 +20,7 @@ async fn without_its_registry_a_server_is_not_ready_and_shares_nothing() {
     assert!(ready.text().await.unwrap().contains("reading the registry"));
     assert_eq!(server.http.get(server.url("/health")).send().await.unwrap().status(), 200);
 
-    // Nothing is wrong with any of this, so jobs wait.
+    // The calls themselves are valid, so jobs wait.
     let waits = async |tool: &str, arguments: serde_json::Value| {
         let answer = server.call_raw(tool, arguments).await;
         let error = &answer["error"];
@@ -43,21 +44,24 @@ async fn without_its_registry_a_server_is_not_ready_and_shares_nothing() {
         is_final && message.contains("`env.API_KEY`") && !message.contains("hunter2"),
         "{message}"
     );
+
     let remote = json!({"url": "https://mcp.example.com/mcp?key=hunter2"});
     let (message, is_final) = server.initialize_error("x", remote).await;
     assert!(is_final && message.contains("`url.key`") && !message.contains("hunter2"), "{message}");
     assert_eq!(server.call_ok("server_list", json!({})).await, json!({"servers": []}));
+
     let status = server.terminate().await;
     assert!(status.success(), "{status}");
 }
 
 #[tokio::test]
-async fn without_kafka_there_is_nothing_to_wait_for() {
+async fn a_server_without_kafka_is_ready_at_once() {
     let dir = tempfile::tempdir().unwrap();
     let program =
         script(dir.path(), "server", &legacy_server("work", &format!("text=done; {ANSWER_TEXT}")));
     let server = Server::start(&["--allow-command", &program, "--allow-env", "API_KEY"]).await;
-    // So what is not hosted is unknown, and asking again would not help.
+
+    // A server that is not hosted is unknown, so a retry can't help.
     let unknown = server.call_raw("x__work", json!({})).await["error"].clone();
     assert_eq!(
         (&unknown["code"], &unknown["data"]["reason"]),
@@ -67,7 +71,8 @@ async fn without_kafka_there_is_nothing_to_wait_for() {
         unknown["message"].as_str().unwrap().contains("no MCP server named `x` is hosted"),
         "{unknown}"
     );
-    // What stays in the process may be written as it is.
+
+    // Values that stay in this process need not be references.
     server.initialize("x", json!({"command": program, "env": {"API_KEY": "hunter2"}})).await;
     let pid = server.status("x").await["pid"].clone();
     let called = server.call("x__work", json!({})).await;

@@ -1,11 +1,10 @@
-//! Repeats of a job's call, over every transport, against the real binary with a scripted server
-//! behind it.
+//! Repeats of a job's call over every transport, with the real binary and a scripted server behind
+//! it.
 
 use crate::common::{ANSWER_TEXT, Server, legacy_server, script, tree};
 use serde_json::{Value, json};
 
-/// A hosted tool `x__work` that answers with how often it was called, and how many times it has
-/// been.
+/// A hosted tool `x__work` that answers with the number of its calls.
 struct Counting {
     server: Server,
     _dir: tempfile::TempDir,
@@ -27,7 +26,7 @@ impl Counting {
         Self { server, _dir: dir }
     }
 
-    /// The text of a call, and whether it was remembered.
+    /// Calls the tool; returns the text, and whether it was remembered.
     async fn call(&self, job: &str, arguments: Value) -> (String, bool) {
         let result = self.post("/message", &request("x__work", job, arguments), &[]).await;
         (
@@ -71,15 +70,18 @@ async fn a_repeat_is_answered_without_calling_the_tool() {
     assert_eq!(tools.call("a", json!({"y": 2, "x": 1})).await, is("1", true));
     assert_eq!(tools.call("a", json!({"x": 2})).await, is("2", false));
     assert_eq!(tools.call("b", json!({"x": 1, "y": 2})).await, is("3", false));
-    // A failure is made again, and again.
+
+    // A failed call runs again each time.
     assert_eq!(tools.call("c", json!({"please": "fail"})).await, is("failed", false));
     assert_eq!(tools.call("c", json!({"please": "fail"})).await, is("failed", false));
     assert_eq!(tools.call("c", json!({})).await, is("6", false));
-    // Who belongs to no job is not remembered.
+
+    // Calls without a job are not remembered.
     for count in ["7", "8"] {
         let result = tools.server.call("x__work", json!({})).await;
         assert_eq!(result["content"][0]["text"].as_str().unwrap().trim(), count);
     }
+
     let metrics = tools
         .server
         .http
@@ -91,13 +93,14 @@ async fn a_repeat_is_answered_without_calling_the_tool() {
         .await
         .unwrap();
     assert!(metrics.contains("mcp_server_repeats_answered_total 1\n"), "{metrics}");
+
     let bytes =
         metrics.lines().find_map(|line| line.strip_prefix("mcp_server_repeat_memory_bytes "));
     assert!(bytes.unwrap().parse::<f64>().unwrap() > 4.0 * 256.0, "{metrics}");
 }
 
 #[tokio::test]
-async fn every_transport_and_era_shares_one_memory_and_credentials_do_not() {
+async fn transports_and_eras_share_one_memory_but_credentials_do_not() {
     for sessions in [&[][..], &["--legacy-sessions=false"]] {
         let tools = Counting::start(sessions).await;
         let plain = request("x__work", "a", json!({}));
@@ -143,7 +146,7 @@ async fn every_transport_and_era_shares_one_memory_and_credentials_do_not() {
 }
 
 #[tokio::test]
-async fn what_must_run_runs() {
+async fn calls_that_must_run_are_not_answered_from_memory() {
     let tree = tree();
     let tools = Counting::start(&["--root", tree.root.to_str().unwrap()]).await;
     for (tool, arguments, remembered) in
@@ -156,6 +159,7 @@ async fn what_must_run_runs() {
     let off = Counting::start(&["--repeat-window", "0"]).await;
     assert_eq!(off.call("a", json!({})).await, is("1", false));
     assert_eq!(off.call("a", json!({})).await, is("2", false));
+
     let small = Counting::start(&["--repeat-max-bytes", "1KiB"]).await;
     assert_eq!(small.call("a", json!({})).await, is("1", false));
     assert_eq!(small.call("a", json!({})).await, is("2", false));

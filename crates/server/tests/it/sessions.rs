@@ -1,11 +1,11 @@
-//! Sessions of the older protocol: every replica serves those of every other, and none is served
-//! once it is deleted.
+//! Sessions of the older protocol: each replica serves the sessions of all others, and none serves
+//! a deleted session.
 
 use serde_json::{Value, json};
 
 use crate::common::{Server, signal};
 
-/// Posts a message to `/mcp`, in a session or without, and gives back status, session and body.
+/// Posts a message to `/mcp`, with or without a session; returns status, session and body.
 pub(crate) async fn post(
     server: &Server,
     session: Option<&str>,
@@ -47,18 +47,20 @@ async fn any_replica_serves_a_session() {
     let session = Some(id.as_str());
     let initialized = json!({"jsonrpc": "2.0", "method": "notifications/initialized"});
     assert_eq!(post(&other, session, initialized).await.0, 202);
+
     let requests =
         (1..=10).flat_map(|n| [post(&one, session, list(n)), post(&other, session, list(n + 100))]);
     for (status, _, body) in futures::future::join_all(requests).await {
         assert_eq!(status, 200, "{body}");
         assert!(body.contains("server_initialize"), "{body}");
     }
+
     let third = Server::start(&[]).await;
     let stream = third.http.get(third.url("/mcp")).header("accept", "text/event-stream");
     let stream = stream.header("mcp-session-id", &id).send().await.unwrap();
     assert_eq!(stream.status(), 200);
 
-    // A replica that was killed comes back and knows nothing.
+    // A killed replica comes back without any memory.
     signal(one.process.id().unwrap(), nix::sys::signal::Signal::SIGKILL);
     let fresh = Server::start(&[]).await;
     assert_eq!(post(&fresh, session, list(1)).await.0, 200);
@@ -72,6 +74,7 @@ async fn deleted_and_foreign_sessions_are_not_found() {
     let delete = server.http.delete(server.url("/mcp")).header("mcp-session-id", &session);
     assert!(delete.send().await.unwrap().status().is_success());
     assert_eq!(post(&server, Some(&session), list(2)).await.0, 404);
+
     for foreign in
         ["x", "5f0f4d5c-9c6e-4c7f-8a43-0a0a8d5f6a11", &session.replace(char::is_numeric, "a")]
     {
@@ -79,7 +82,7 @@ async fn deleted_and_foreign_sessions_are_not_found() {
     }
 }
 
-/// Scripts post a single request, without a handshake before it.
+/// Scripts post a single request without a handshake.
 #[tokio::test]
 async fn a_request_without_a_session_is_served_without_one() {
     let server = Server::start(&[]).await;

@@ -1,4 +1,4 @@
-//! The transport of 2024, by hand: a stream for the answers, and posts.
+//! The transport of 2024, without a client library: a stream for answers, and POST requests.
 
 use std::time::Duration;
 
@@ -29,7 +29,7 @@ impl Client {
         Self { http: server.http.clone(), endpoint: server.url(&path), events }
     }
 
-    /// A client that has done its handshake.
+    /// Opens a stream and completes the handshake.
     async fn initialized(server: &Server) -> Self {
         let mut client = Self::connect(server).await;
         let params = json!({"protocolVersion": "2024-11-05", "capabilities": {}, "clientInfo": {"name": "t", "version": "1"}});
@@ -83,7 +83,7 @@ fn events(response: reqwest::Response) -> impl Stream<Item = (String, String)> {
 }
 
 #[tokio::test]
-async fn what_is_posted_is_answered_on_the_stream() {
+async fn posted_messages_are_answered_on_the_stream() {
     let tree = tree();
     let server = Server::start(&["--root", tree.root.to_str().unwrap()]).await;
     let mut client = Client::initialized(&server).await;
@@ -97,12 +97,13 @@ async fn what_is_posted_is_answered_on_the_stream() {
         let unknown = client.ask(3, "no/such", json!({})).await;
         assert_eq!(unknown["error"]["code"], json!(-32601), "{unknown}");
     }
-    // Without a session it stays what it is.
+
+    // Without a session, `/message` answers directly.
     assert_eq!(server.request("ping", json!({})).await["result"], json!({}));
 }
 
 #[tokio::test]
-async fn what_can_not_be_answered_is_refused() {
+async fn messages_that_can_not_be_answered_are_refused() {
     let server = Server::start(&[]).await;
     let client = Client::initialized(&server).await;
     let ping = json!({"jsonrpc": "2.0", "id": 1, "method": "ping"});
@@ -132,7 +133,8 @@ async fn calls_end_with_the_client_and_streams_with_the_server() {
     let dir = tempfile::tempdir().unwrap();
     let started = dir.path().join("started");
     let cancelled = dir.path().join("cancelled");
-    // It hears of a cancellation as of any other line.
+
+    // The scripted server reads a cancellation like any other line.
     let body = legacy_server("work", &format!("touch {}", started.display())).replace(
         "case \"$line\" in",
         &format!("case \"$line\" in\n*cancelled*) touch {} ;;", cancelled.display()),
@@ -153,12 +155,13 @@ async fn calls_end_with_the_client_and_streams_with_the_server() {
     let status = server.terminate().await;
     assert!(status.success(), "{status}");
     assert!(!is_alive(pid));
+
     let end = tokio::time::timeout(Duration::from_secs(5), client.events.next()).await;
     assert_eq!(end.expect("the end of the stream"), None);
 }
 
 #[tokio::test]
-async fn progress_stands_on_the_stream_before_the_result() {
+async fn progress_is_on_the_stream_before_the_result() {
     let dir = tempfile::tempdir().unwrap();
     let on_call = format!(
         r#"token=$(printf '%s' "$line" | sed -n 's/.*"progressToken":\([0-9]*\).*/\1/p')
@@ -174,6 +177,7 @@ async fn progress_stands_on_the_stream_before_the_result() {
     let (_, progress) = next(&mut client.events).await;
     let progress: Value = serde_json::from_str(&progress).unwrap();
     assert_eq!(progress["params"]["progressToken"], "mine", "{progress}");
+
     let (_, result) = next(&mut client.events).await;
     assert!(result.contains("done"), "{result}");
 }
@@ -190,11 +194,13 @@ async fn servers_of_this_transport_are_hosted() {
         (&hosted["transport"], &hosted["protocolVersion"]),
         (&json!("sse"), &json!("2025-11-25"))
     );
+
     let calls = (0..20).map(|_| server.call_ok("old__file_read", json!({"path": "hello.txt"})));
     for read in futures::future::join_all(calls).await {
         assert_eq!(read["size"], json!(13));
     }
-    // The server goes away and is noticed.
+
+    // The gateway notices that the server has stopped.
     upstream.terminate().await;
     eventually("the end of the connection", || async {
         (server.status("old").await["state"] == "failed").then_some(())

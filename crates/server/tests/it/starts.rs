@@ -1,6 +1,6 @@
-//! Children that take their time to start. The limit is 6 s here, so that `initialize` is asked
-//! after 2 s of silence; that nothing else depends on the length of the limit is shown by the state
-//! machine's own tests.
+//! Children that start slowly. The limit is 6 s here, so that `initialize` is sent after 2 s of
+//! silence; the state machine's own tests show that nothing else depends on the length of the
+//! limit.
 
 use std::path::Path;
 
@@ -27,7 +27,7 @@ fn answer() -> String {
     format!("text=done; {ANSWER_TEXT}")
 }
 
-/// A server that notes each of its starts, and then what it does before it reads anything.
+/// A server that logs each of its starts, and then runs `before` before it reads anything.
 fn slow(dir: &Path, before: &str, body: &str) -> String {
     script(dir, "server", &format!("echo start >> \"$(dirname \"$0\")/starts\"\n{before}\n{body}"))
 }
@@ -36,7 +36,7 @@ fn starts(dir: &Path) -> usize {
     std::fs::read_to_string(dir.join("starts")).unwrap().lines().count()
 }
 
-/// A legacy server that does not answer to `server/discover` at all.
+/// A legacy server that doesn't answer `server/discover` at all.
 fn silent() -> String {
     let body = legacy_server("work", &answer());
     let lines = body.lines().map(|line| match line.trim_start().starts_with(DISCOVER) {
@@ -46,8 +46,8 @@ fn silent() -> String {
     lines.collect::<Vec<_>>().join("\n")
 }
 
-/// Hosts a server with this beginning and this body: one process, of this revision.
-async fn is_hosted(before: &str, body: &str, version: &str) {
+/// Hosts a server with this beginning and body, and expects one process of this revision.
+async fn check_hosting(before: &str, body: &str, version: &str) {
     let dir = tempfile::tempdir().unwrap();
     let program = slow(dir.path(), before, body);
     let server =
@@ -61,32 +61,32 @@ async fn is_hosted(before: &str, body: &str, version: &str) {
 
 #[tokio::test]
 async fn a_modern_server_may_be_slow() {
-    is_hosted("sleep 1", &modern_server("work", &answer()), "2026-07-28").await;
+    check_hosting("sleep 1", &modern_server("work", &answer()), "2026-07-28").await;
 }
 
-/// It is asked for `initialize` before it answers to `server/discover`, and refuses that.
+/// The server gets `initialize` before it answers `server/discover`, and refuses it.
 #[tokio::test]
 async fn a_late_answer_of_a_modern_server_counts() {
-    is_hosted("sleep 3", &modern_server("work", &answer()), "2026-07-28").await;
+    check_hosting("sleep 3", &modern_server("work", &answer()), "2026-07-28").await;
 }
 
 #[tokio::test]
 async fn a_legacy_server_may_be_slow_and_refuse() {
-    is_hosted("sleep 3", &legacy_server("work", &answer()), "2025-06-18").await;
+    check_hosting("sleep 3", &legacy_server("work", &answer()), "2025-06-18").await;
 }
 
 #[tokio::test]
 async fn a_legacy_server_may_be_slow_and_silent() {
-    is_hosted("sleep 3", &silent(), "2025-06-18").await;
+    check_hosting("sleep 3", &silent(), "2025-06-18").await;
 }
 
 #[tokio::test]
-async fn what_stands_before_the_first_answer_does_no_harm() {
-    is_hosted("echo 'Welcome!'; echo '[INFO] ready'; sleep 1", &silent(), "2025-06-18").await;
+async fn output_before_the_first_answer_is_ignored() {
+    check_hosting("echo 'Welcome!'; echo '[INFO] ready'; sleep 1", &silent(), "2025-06-18").await;
 }
 
 #[tokio::test]
-async fn a_server_that_ends_says_why_and_one_that_has_answered_is_not_started_again() {
+async fn a_server_that_exits_is_reported_and_not_restarted_after_an_answer() {
     let dir = tempfile::tempdir().unwrap();
     let body = legacy_server("work", &answer());
     let dies = "*'\"initialize\"'*) echo 'the licence has expired' >&2; exit 7 ;;";
@@ -109,13 +109,14 @@ async fn a_server_that_ends_says_why_and_one_that_has_answered_is_not_started_ag
 }
 
 #[tokio::test]
-async fn a_server_that_is_too_slow_is_ended_once_with_what_was_waited_for() {
+async fn a_server_that_is_too_slow_is_stopped_once_with_the_awaited_step() {
     let dir = tempfile::tempdir().unwrap();
     let program = slow(dir.path(), "echo 'resolving packages' >&2; sleep 60", "");
     let server =
         Server::start(&["--allow-command", &program, "--handshake-timeout-ms", "1500"]).await;
     let (message, is_final) = server.initialize_error("x", json!({"command": program})).await;
     assert!(!is_final && message.contains("not done within 1500 ms"), "{message}");
+
     for part in ["an answer to `server/discover` or `initialize`", "resolving packages"] {
         assert!(message.contains(part), "{message}");
     }
@@ -134,9 +135,9 @@ impl ClientHandler for Listener {
     }
 }
 
-/// As jobs do, which ask for progress.
+/// Jobs request progress like this.
 #[tokio::test]
-async fn a_slow_start_is_told_with_what_the_child_writes() {
+async fn progress_of_a_slow_start_quotes_the_childs_output() {
     let dir = tempfile::tempdir().unwrap();
     let before = "echo 'Downloading 17 packages' >&2; while [ ! -e \"$(dirname \"$0\")/go\" ]; do sleep 0.1; done";
     let program = slow(dir.path(), before, &legacy_server("work", &answer()));
@@ -172,7 +173,8 @@ async fn a_slow_start_is_told_with_what_the_child_writes() {
         );
         last = news.progress;
     }
-    // Who looks at the server sees it too.
+
+    // `server_status` shows it, too.
     let status = server.status("x").await;
     assert_eq!(
         (&status["state"], &status["stderrTail"]),
@@ -186,10 +188,10 @@ async fn a_slow_start_is_told_with_what_the_child_writes() {
     assert_ne!(result.is_error, Some(true), "{result:?}");
 }
 
-/// Its job was cancelled, say. The server is known, so the calls of it wait, and must not do so for
-/// ever.
+/// The start was abandoned, for example because its job was cancelled. The server is known, so
+/// calls to it wait, but must not wait for ever.
 #[tokio::test]
-async fn a_start_that_was_given_up_is_made_by_the_next_call() {
+async fn the_next_call_makes_an_abandoned_start() {
     let dir = tempfile::tempdir().unwrap();
     let before = "while [ ! -e \"$(dirname \"$0\")/go\" ]; do sleep 0.1; done";
     let program = slow(dir.path(), before, &legacy_server("work", &answer()));

@@ -1,5 +1,4 @@
-//! Children under limits, children that nobody needs, and children that are started and ended very
-//! often.
+//! Children under limits, idle children, and children that are started and stopped very often.
 
 use nix::sys::signal::Signal;
 use serde_json::json;
@@ -16,7 +15,7 @@ fn policy(dir: &std::path::Path, limits: &str, program: &str) -> String {
 }
 
 #[tokio::test]
-async fn limits_hold_from_the_first_instruction_for_children_and_theirs() {
+async fn limits_apply_to_children_and_their_children_from_the_start() {
     let dir = tempfile::tempdir().unwrap();
     let on_call = format!(
         "text=\"$(ulimit -n),$(ulimit -d),$(ulimit -t),$(sh -c 'ulimit -n'),$1,$SECRET\"; {ANSWER_TEXT}"
@@ -28,17 +27,19 @@ async fn limits_hold_from_the_first_instruction_for_children_and_theirs() {
     let pid = server.initialize("x", config.clone()).await["pid"].as_u64().unwrap();
     let text = server.call("x__work", json!({})).await["content"][0]["text"].clone();
     assert_eq!(text, format!("77,{},50,77,$(id) `id`,s", 100 * 1024));
-    // It is the program by now, and still the process that is watched.
+
+    // The process is the program by now, and still the supervised one.
     let name = std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap();
     assert_eq!(name.trim(), "server");
-    // Others have their own.
+
+    // Other servers have their own limits.
     server.initialize("other", config).await;
     let text = server.call("other__work", json!({})).await["content"][0]["text"].clone();
     assert!(!text.as_str().unwrap().starts_with("77,"), "{text}");
 }
 
 #[tokio::test]
-async fn who_takes_too_much_is_ended_and_says_why() {
+async fn a_child_that_exceeds_a_limit_is_ended_with_a_reason() {
     let dir = tempfile::tempdir().unwrap();
     let hog = "text=$(dd if=/dev/zero of=/dev/null bs=300M count=1 2>&1 | head -n 1 | tr -d '\"')";
     let greedy =
@@ -54,6 +55,7 @@ async fn who_takes_too_much_is_ended_and_says_why() {
     server.initialize("busy", json!({"command": busy})).await;
     let lost = server.call_raw("busy__work", json!({})).await;
     assert_eq!(lost["error"]["data"]["reason"], "connection-lost", "{lost}");
+
     let status = eventually("the death to be noticed", async || {
         let status = server.status("busy").await;
         (status["state"] == "failed").then_some(status)
@@ -63,7 +65,7 @@ async fn who_takes_too_much_is_ended_and_says_why() {
 }
 
 #[tokio::test]
-async fn a_program_that_goes_away_is_an_error_of_the_launcher_too() {
+async fn a_missing_program_is_an_error_of_the_launcher_too() {
     let dir = tempfile::tempdir().unwrap();
     let program = script(dir.path(), "server", "");
     std::fs::write(&program, "#!/no/such/interpreter\n").unwrap();
@@ -75,7 +77,7 @@ async fn a_program_that_goes_away_is_an_error_of_the_launcher_too() {
 }
 
 #[tokio::test]
-async fn an_unused_child_rests_until_it_is_called() {
+async fn an_idle_child_is_stopped_until_it_is_called() {
     let dir = tempfile::tempdir().unwrap();
     let program = patient(dir.path(), "server");
     let limits = "[[server]]\nname = \"x\"\nidle_timeout_ms = 300";
@@ -93,10 +95,10 @@ async fn an_unused_child_rests_until_it_is_called() {
     })
     .await;
     let listed = server.request("tools/list", json!({})).await;
-    assert!(listed["result"]["_meta"].is_null(), "resting is nothing to warn of: {listed}");
+    assert!(listed["result"]["_meta"].is_null(), "an idle server causes no warning: {listed}");
     assert!(server.tool_names().await.contains(&"x__work".to_owned()));
 
-    // A call starts it, and is not disturbed however long it takes.
+    // A call starts the child, and is not interrupted however long it takes.
     let watched = async {
         eventually("the call to outlast the idle time", async || {
             let status = server.status("x").await;
@@ -121,23 +123,24 @@ async fn children_notice_that_their_server_was_killed() {
     let pid = server.initialize("x", json!({"command": program})).await["pid"].as_u64().unwrap();
     signal(server.process.id().unwrap(), Signal::SIGKILL);
     server.process.wait().await.unwrap();
-    // Nobody could tell it; its standard input has ended.
+
+    // The child notices the end of its standard input.
     eventually("the child to be gone", async || {
         (!is_alive(u32::try_from(pid).unwrap())).then_some(())
     })
     .await;
 }
 
-/// What a process holds: open files and resident memory in KiB.
+/// The number of open files of a process, and its resident memory in KiB.
 async fn holdings(server: &Server, pid: u32) -> (f64, u64) {
-    // The process itself must say: others can't look into it.
+    // The process itself reports this, because others can't inspect it.
     let files = server.metric("process_open_fds").await.unwrap();
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
     let resident = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
     (files, resident.trim().trim_end_matches(" kB").parse().unwrap())
 }
 
-/// Children of a process, in whatever state, with those of their state that are zombies.
+/// The number of children of a process, and how many of them are zombies.
 fn children_of(pid: u32) -> (usize, usize) {
     let of = |entry: std::fs::DirEntry| {
         let stat = std::fs::read_to_string(entry.path().join("stat")).ok()?;
@@ -152,7 +155,7 @@ fn children_of(pid: u32) -> (usize, usize) {
 
 /// `MCP_TEST_CYCLES=1000` for more. The child answers from one process, so that a cycle is quick.
 #[tokio::test]
-async fn starting_and_ending_children_leaves_nothing_behind() {
+async fn starting_and_stopping_children_leaves_nothing_behind() {
     let cycles: u32 = std::env::var("MCP_TEST_CYCLES").map_or(60, |count| count.parse().unwrap());
     let server =
         Server::start(&["--allow-command", &format!("'{}' --stdio", crate::common::binary())])
@@ -161,7 +164,7 @@ async fn starting_and_ending_children_leaves_nothing_behind() {
     let config = json!({"command": crate::common::binary(), "args": ["--stdio"]});
     let cycle = async |round: u32| {
         server.initialize("x", config.clone()).await;
-        // In turns: ended in an orderly way, replaced by another one, and killed from outside.
+        // In turns: removed, replaced by another one, and killed from outside.
         if round.is_multiple_of(3) {
             let status = server.status("x").await;
             signal(u32::try_from(status["pid"].as_u64().unwrap()).unwrap(), Signal::SIGKILL);
@@ -172,14 +175,17 @@ async fn starting_and_ending_children_leaves_nothing_behind() {
         }
         server.call_ok("server_remove", json!({"name": "x"})).await;
     };
-    // The first ones fill pools and caches.
+
+    // The first cycles fill pools and caches.
     for round in 0..cycles.div_ceil(10).max(10) {
         cycle(round).await;
     }
+
     let (files, memory) = holdings(&server, pid).await;
     for round in 0..cycles {
         cycle(round).await;
     }
+
     let settled = eventually("nothing to be left", async || {
         let (children, zombies) = children_of(pid);
         (children == 0 && holdings(&server, pid).await.0 <= files).then_some((children, zombies))
@@ -190,7 +196,8 @@ async fn starting_and_ending_children_leaves_nothing_behind() {
         "{cycles} cycles: children and zombies {settled:?}, open files {files} -> {files_after}, \
          resident {memory} -> {memory_after} KiB"
     );
-    // A leak of a task with its buffers in each cycle would be tens of KiB.
+
+    // A leaked task with its buffers would be tens of KiB per cycle.
     let grown = memory_after.saturating_sub(memory);
     assert!(grown < 4096 + u64::from(cycles) * 4, "{memory} -> {memory_after} KiB");
 }

@@ -1,5 +1,5 @@
-//! `${VAR}` in configurations: which rule allows it, and that no value of a variable comes back to
-//! a caller.
+//! `${VAR}` in configurations: a rule must allow it, and no caller gets to see the value of a
+//! variable.
 
 use serde_json::{Value, json};
 
@@ -8,7 +8,7 @@ use crate::common::{ANSWER_TEXT, Server, binary, legacy_server, script};
 const VALUE: &str = "hunter2-value";
 
 #[tokio::test]
-async fn no_refusal_shows_the_value_of_a_variable() {
+async fn refusals_do_not_show_the_value_of_a_variable() {
     let dir = tempfile::tempdir().unwrap();
     let root = dir.path().canonicalize().unwrap();
     let program = script(&root, "server", &legacy_server("work", ANSWER_TEXT));
@@ -61,7 +61,7 @@ async fn no_refusal_shows_the_value_of_a_variable() {
     let status = server.call_ok("server_status", json!({})).await.to_string();
     assert!(!status.contains(VALUE), "{status}");
 
-    // The words of a child show the name.
+    // A child's own output shows the name.
     let told = json!({"command": loud, "args": ["x"], "env": {"KEY": name}});
     let answer = server.call_raw("server_initialize", json!({"name": "x", "config": told})).await;
     assert!(answer.to_string().contains("key ${K}, x"), "{answer}");
@@ -116,6 +116,7 @@ async fn a_variable_belongs_to_a_rule() {
     let config = |program: &str| json!({"command": program, "env": {"KEY": "${K}"}});
     server.initialize("first", config(&first)).await;
     assert_eq!(server.call("first__work", json!({})).await["content"][0]["text"], VALUE);
+
     let refused = async |config: Value| {
         let (message, is_final) = server.initialize_error("x", config).await;
         assert!(is_final && message.contains("`K` may not be expanded"), "{message}");
@@ -124,9 +125,9 @@ async fn a_variable_belongs_to_a_rule() {
     refused(json!({"url": "http://localhost:1/mcp", "headers": {"X-Key": "${K}"}})).await;
 }
 
-/// A link that is swapped between the look at a working directory and the start.
+/// A link that is swapped between the check of a working directory and the start.
 #[tokio::test]
-async fn a_child_starts_where_policy_allowed_it_or_not_at_all() {
+async fn a_child_starts_in_an_allowed_directory_or_not_at_all() {
     let dir = tempfile::tempdir().unwrap();
     let root = dir.path().canonicalize().unwrap();
     std::fs::create_dir(root.join("real")).unwrap();
@@ -144,9 +145,11 @@ async fn a_child_starts_where_policy_allowed_it_or_not_at_all() {
         String::from_utf8_lossy(&started.stdout).trim(),
         root.join("real").to_str().unwrap()
     );
+
     let refused = start("link").await;
     assert_eq!(refused.status.code(), Some(127));
     assert!(refused.stdout.is_empty(), "it did not start");
+
     let why = String::from_utf8_lossy(&refused.stderr);
     assert!(why.contains("which policy has not allowed"), "{why}");
 }

@@ -1,10 +1,10 @@
-//! The form of a session's id, which every replica recognises, and the memory of what was deleted.
+//! The format of session ids, which every replica recognises, and the ids of deleted sessions.
 //!
-//! A session holds no state and no authority: its requests are checked one by one, as those without
-//! a session are. So an id need not be remembered to be served, it only has to be one of ours: 32
-//! hexadecimal digits of chance and 8 that follow from them. Those are no signature and need no
-//! secret. They tell an id of ours from one of another server, whose client must hear that its
-//! session is gone.
+//! A session holds no state and no authority: its requests are checked one by one, like requests
+//! without a session. So an id need not be remembered to be served; it only has to be one of ours:
+//! 32 random hexadecimal digits and 8 check digits. The check digits are not a signature and need
+//! no secret. They distinguish our ids from those of another server, whose client must learn that
+//! its session doesn't exist.
 
 use std::{
     collections::{HashSet, VecDeque},
@@ -18,14 +18,14 @@ use sha2::{Digest, Sha256};
 const RANDOM: usize = 32;
 const CHECK: usize = 8;
 
-/// A new id, different from all others anywhere.
+/// Creates a new, globally unique id.
 pub(super) fn new_id() -> SessionId {
     let random = uuid::Uuid::new_v4().simple().to_string();
     let check = check_of(&random);
     (random + &check).into()
 }
 
-/// Whether an id is one of ours, made by whatever replica.
+/// Whether a replica of this fleet created the id.
 pub(super) fn is_ours(id: &str) -> bool {
     id.len() == RANDOM + CHECK
         && id.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
@@ -37,7 +37,7 @@ fn check_of(random: &str) -> String {
     digest.iter().take(CHECK / 2).map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// The sessions that were deleted here last, of which there are only so many. Clones share them.
+/// The ids of the sessions that this replica deleted last, bounded in number. Clones share them.
 #[derive(Debug, Clone)]
 pub(super) struct Deleted {
     limit: usize,
@@ -45,15 +45,16 @@ pub(super) struct Deleted {
 }
 
 impl Deleted {
-    /// Remembers `limit` ids.
+    /// Remembers up to `limit` ids.
     pub(super) fn new(limit: usize) -> Self {
         Self { limit, ids: Arc::default() }
     }
 
-    /// Notes that a session was deleted.
+    /// Records the deletion of a session.
     pub(super) fn insert(&self, id: SessionId) {
         let mut ids = self.ids.lock();
         let (order, set) = &mut *ids;
+
         if set.insert(id.clone()) {
             order.push_back(id);
         }
@@ -64,7 +65,7 @@ impl Deleted {
         }
     }
 
-    /// Whether a session was deleted lately.
+    /// Whether the session was deleted recently.
     pub(super) fn contains(&self, id: &SessionId) -> bool {
         self.ids.lock().1.contains(id)
     }
@@ -75,10 +76,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn ids_are_recognised_and_nothing_else_is() {
+    fn only_ids_of_ours_are_recognised() {
         let id = new_id();
         assert!(is_ours(&id) && id != new_id());
-        // Not to be changed: replicas of different versions know each other's ids.
+        // Don't change this: replicas of different versions recognise each other's ids.
         assert!(
             is_ours("0000000000000000000000000000000054dd84e9"),
             "{}",

@@ -1,4 +1,4 @@
-//! `file_digest`: a file's size and SHA-256, for files that are too big to read or need not be.
+//! `file_digest`: a file's size and SHA-256, for example of files that are too large to read.
 
 use std::{fmt::Write, io::Read, sync::Arc};
 
@@ -11,40 +11,41 @@ use sha2::{Digest, Sha256};
 use super::roots::{Files, io_failure};
 use crate::toolkit::{Effect, ToolFailure, ToolSpec};
 
-/// The tool's place in the list.
+/// The tool's entry in the tool list.
 pub const SPEC: ToolSpec = ToolSpec {
     name: "file_digest",
     title: "Digest a file",
-    description: "Gives the size and the SHA-256 of a file below the configured roots. There is no size limit.",
+    description: "Returns the size and the SHA-256 of a file below the configured roots. There is \
+                  no size limit.",
     effect: Effect::ReadOnly,
 };
 
 const CHUNK: usize = 256 * 1024;
 
-/// What to digest.
+/// The file to digest.
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Args {
-    /// The file; relative to a root, or absolute.
+    /// The file's path, relative to a root or absolute.
     path: String,
 }
 
-/// The digest.
+/// The digest of a file.
 #[derive(Debug, Serialize, JsonSchema)]
 pub struct FileDigest {
-    /// The file, relative to its root.
+    /// The file's path, relative to its root.
     path: String,
-    /// How many bytes were digested.
+    /// The number of bytes digested.
     size: u64,
-    /// Their SHA-256 in lower-case hexadecimal.
+    /// The SHA-256 of these bytes, in lower-case hexadecimal.
     sha256: String,
 }
 
-/// The tool.
+/// Digests a file.
 ///
 /// # Errors
 ///
-/// Where the file is outside of the roots, does not exist or can't be read.
+/// Returns an error if the file is outside the roots, doesn't exist or can't be read.
 pub async fn file_digest(
     files: Arc<Files>,
     context: RequestContext<RoleServer>,
@@ -62,9 +63,10 @@ fn digest_file(
     let mut hasher = Sha256::new();
     let mut chunk = vec![0; CHUNK];
     let mut size = 0;
+
     loop {
         if cancelled() {
-            return Err(ToolFailure::transient("cancelled"));
+            return Err(ToolFailure::transient("the call was cancelled"));
         }
         let read = file.read(&mut chunk).map_err(|error| io_failure(&args.path, &error))?;
         if read == 0 {
@@ -73,6 +75,7 @@ fn digest_file(
         hasher.update(&chunk[..read]);
         size += read as u64;
     }
+
     let sha256 = hasher.finalize().iter().fold(String::with_capacity(64), |mut hex, byte| {
         // Writing to a string can't fail.
         _ = write!(hex, "{byte:02x}");

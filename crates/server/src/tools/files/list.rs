@@ -1,4 +1,4 @@
-//! `file_list`: what is in a directory.
+//! `file_list`: the entries of a directory.
 
 use std::{
     collections::VecDeque,
@@ -20,70 +20,70 @@ use super::{
 };
 use crate::toolkit::{Effect, ToolFailure, ToolSpec};
 
-/// The tool's place in the list.
+/// The tool's entry in the tool list.
 pub const SPEC: ToolSpec = ToolSpec {
     name: "file_list",
     title: "List files",
-    description: "Lists the entries of a directory below the configured roots, sorted by path. Symlinks are shown and \
-                  not followed.",
+    description: "Lists the entries of a directory below the configured roots, sorted by path. \
+                  Symlinks are listed but not followed.",
     effect: Effect::ReadOnly,
 };
 
 const DEFAULT_MAX: usize = 1000;
 const HIGHEST_MAX: usize = 10_000;
-/// How many entries are looked at before a recursive listing gives up.
+/// The number of entries after which a recursive listing stops.
 const MAX_SCANNED: usize = 200_000;
 
-/// What to list.
+/// The directory to list, and a filter for its entries.
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Args {
-    /// The directory; relative to the root, or absolute. Without it, the first root.
+    /// The directory's path, relative to a root or absolute. The first root by default.
     #[serde(default)]
     path: Option<String>,
-    /// Whether to list what is in its directories too.
+    /// Whether to list subdirectories recursively.
     #[serde(default)]
     recursive: bool,
-    /// Only entries whose path (relative to `path`) matches: `*` and `?` within a name, `**` across
-    /// directories. A pattern without `/` looks at the name only.
+    /// Only entries whose path (relative to `path`) matches this pattern: `*` and `?` match within
+    /// a name, `**` across directories. A pattern without `/` applies to the name only.
     #[serde(default)]
     glob: Option<String>,
-    /// How many entries to give at most (default 1000, at most 10000).
+    /// The most entries to return (1000 by default, at most 10000).
     #[serde(default)]
     #[schemars(range(min = 1, max = 10_000))]
     max: Option<usize>,
 }
 
-/// What was found.
+/// The listing of a directory.
 #[derive(Debug, Serialize, JsonSchema)]
 pub struct Listing {
-    /// The root that the paths are relative to.
+    /// The root to which the paths are relative.
     root: String,
-    /// The directory, relative to the root.
+    /// The directory's path, relative to the root.
     path: String,
     /// The entries, sorted by path.
     entries: Vec<Entry>,
-    /// Whether there are more entries than were given.
+    /// Whether there are more entries than were returned.
     truncated: bool,
 }
 
-/// One entry.
+/// An entry of a directory.
 #[derive(Debug, Serialize, JsonSchema)]
 pub struct Entry {
-    /// Its path, relative to the root.
+    /// The entry's path, relative to the root.
     path: String,
-    /// What it is.
+    /// The type of the entry.
     #[serde(rename = "type")]
     kind: Kind,
-    /// Its size in bytes, for files.
+    /// The size in bytes, for files.
     #[serde(skip_serializing_if = "Option::is_none")]
     size: Option<u64>,
-    /// When it was changed last, in milliseconds since 1970.
+    /// The time of the last modification, in milliseconds since 1970.
     #[serde(rename = "modifiedMs", skip_serializing_if = "Option::is_none")]
     modified_ms: Option<u64>,
 }
 
-/// What an entry is.
+/// The type of an entry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Kind {
@@ -97,11 +97,11 @@ pub enum Kind {
     Other,
 }
 
-/// The tool.
+/// Lists a directory.
 ///
 /// # Errors
 ///
-/// Where the directory is outside of the roots, does not exist or can't be read.
+/// Returns an error if the directory is outside the roots, doesn't exist or can't be read.
 pub async fn file_list(
     files: Arc<Files>,
     context: RequestContext<RoleServer>,
@@ -118,26 +118,32 @@ fn list_directory(
     let wanted = args.path.as_deref().unwrap_or(".");
     let start = files.resolve(wanted)?;
     if !start.path.is_dir() {
-        return Err(ToolFailure::permanent(format!("`{wanted}` is no directory")));
+        return Err(ToolFailure::permanent(format!("`{wanted}` is not a directory")));
     }
+
     let max = args.max.unwrap_or(DEFAULT_MAX);
     if !(1..=HIGHEST_MAX).contains(&max) {
-        return Err(ToolFailure::permanent(format!("`max` must be from 1 to {HIGHEST_MAX}")));
+        return Err(ToolFailure::permanent(format!(
+            "`max` is {max}; it must be between 1 and {HIGHEST_MAX}"
+        )));
     }
+
     let glob = args.glob.as_deref().map(PathGlob::new);
     let mut found = Vec::new();
     let mut scanned = 0;
     let mut queue = VecDeque::from([start.path.clone()]);
     while let Some(directory) = queue.pop_front() {
         if cancelled() {
-            return Err(ToolFailure::transient("cancelled"));
+            return Err(ToolFailure::transient("the call was cancelled"));
         }
         let entries = match read_sorted(&directory) {
             Ok(entries) => entries,
-            // What can't be read below the start is left out; the start itself must be readable.
+            // Subdirectories that can't be read are left out, but the directory itself must be
+            // readable.
             Err(error) if directory == start.path => return Err(io_failure(wanted, &error)),
             Err(_) => continue,
         };
+
         for entry in entries {
             scanned += 1;
             let Ok(kind) = entry.file_type() else { continue };
@@ -153,6 +159,7 @@ fn list_directory(
             break;
         }
     }
+
     let truncated = found.len() > max || !queue.is_empty();
     found.sort();
     found.truncate(max);
@@ -171,7 +178,7 @@ fn read_sorted(directory: &PathBuf) -> io::Result<Vec<DirEntry>> {
     Ok(entries)
 }
 
-/// `None` for what has gone since it was found.
+/// Describes an entry; `None` if it has disappeared since it was found.
 fn describe_entry(path: PathBuf, start: &Confined) -> Option<Entry> {
     let metadata = path.symlink_metadata().ok()?;
     let kind = match metadata.file_type() {
@@ -180,6 +187,7 @@ fn describe_entry(path: PathBuf, start: &Confined) -> Option<Entry> {
         kind if kind.is_symlink() => Kind::Symlink,
         _ => Kind::Other,
     };
+
     let since_epoch =
         metadata.modified().ok().and_then(|time| time.duration_since(UNIX_EPOCH).ok());
     Some(Entry {

@@ -2,8 +2,8 @@
 
 use fleet_job::glob::Glob;
 
-/// A compiled path glob. One without `/` looks at the last name only, so `*.rs` finds Rust files at
-/// any depth.
+/// A compiled path glob. A pattern without `/` applies to the last name only, so `*.rs` matches
+/// Rust files at any depth.
 pub(super) struct PathGlob {
     parts: Vec<Part>,
 }
@@ -28,9 +28,10 @@ impl PathGlob {
 
     pub(super) fn matches(&self, path: &str) -> bool {
         let names: Vec<&str> = path.split('/').collect();
-        // `reachable[i]`: the parts so far can match the first `i` names.
+        // `reachable[i]` is true if the parts so far can match the first `i` names.
         let mut reachable = vec![false; names.len() + 1];
         reachable[0] = true;
+
         for part in &self.parts {
             let mut next = vec![false; names.len() + 1];
             for at in 0..=names.len() {
@@ -41,6 +42,7 @@ impl PathGlob {
             }
             reachable = next;
         }
+
         reachable[names.len()]
     }
 }
@@ -50,7 +52,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn stars_stay_in_their_directory() {
+    fn single_stars_stay_within_one_directory() {
         let check = |pattern: &str, path: &str, expected| {
             assert_eq!(PathGlob::new(pattern).matches(path), expected, "{pattern} on {path}");
         };

@@ -1,4 +1,4 @@
-//! `file_read`: the content of a file, as text where it is text and as base64 where it is not.
+//! `file_read`: the content of a file, as text if it is UTF-8 and as base64 otherwise.
 
 use std::{
     io::{Read, Seek, SeekFrom},
@@ -14,67 +14,67 @@ use serde::{Deserialize, Serialize};
 use super::roots::{Files, io_failure};
 use crate::toolkit::{Effect, ToolFailure, ToolSpec};
 
-/// The tool's place in the list.
+/// The tool's entry in the tool list.
 pub const SPEC: ToolSpec = ToolSpec {
     name: "file_read",
     title: "Read a file",
-    description: "Reads a file below the configured roots, or a part of it. Text comes as UTF-8, everything else as \
-                  base64; `encoding` says which.",
+    description: "Reads a file below the configured roots, or a part of it. `content` is text if \
+                  the bytes are UTF-8, and base64 otherwise; `encoding` tells which.",
     effect: Effect::ReadOnly,
 };
 
-/// What to read.
+/// The file to read, and the part of it.
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Args {
-    /// The file; relative to a root, or absolute.
+    /// The file's path, relative to a root or absolute.
     path: String,
-    /// How many bytes to skip (default 0).
+    /// The number of bytes to skip (0 by default).
     #[serde(default)]
     #[schemars(range(max = 9_223_372_036_854_775_807_u64))]
     offset: u64,
-    /// How many bytes to read at most. Without it the rest of the file, which must not be above the
-    /// size limit.
+    /// The most bytes to read. By default, the rest of the file, which must not exceed the size
+    /// limit.
     #[serde(default)]
     limit: Option<u64>,
 }
 
-/// What was read.
+/// The part of a file that was read.
 #[derive(Debug, Serialize, JsonSchema)]
 pub struct Content {
-    /// The file, relative to its root.
+    /// The file's path, relative to its root.
     path: String,
-    /// The size of the whole file in bytes.
+    /// The size of the whole file, in bytes.
     size: u64,
-    /// Where the content starts.
+    /// The position in the file at which the content starts.
     offset: u64,
-    /// How many bytes of the file the content is.
+    /// The length of the content, in bytes of the file.
     length: u64,
     /// Whether the content reaches the end of the file.
     eof: bool,
-    /// How the bytes are written in `content`.
+    /// The encoding of `content`.
     encoding: Encoding,
-    /// The content.
+    /// The bytes that were read, encoded.
     content: String,
 }
 
-/// How bytes are written in a string.
+/// An encoding of bytes in a string.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, JsonSchema)]
 pub enum Encoding {
-    /// As they are: they are UTF-8 without zero bytes.
+    /// Plain text, for UTF-8 without zero bytes.
     #[serde(rename = "utf-8")]
     Utf8,
-    /// In base64 with padding.
+    /// Base64 with padding.
     #[serde(rename = "base64")]
     Base64,
 }
 
-/// The tool.
+/// Reads a file or a part of it.
 ///
 /// # Errors
 ///
-/// Where the file is outside of the roots, does not exist, or more would be read than the limit
-/// allows.
+/// Returns an error if the file is outside the roots, doesn't exist or can't be read, or if the
+/// part exceeds the size limit.
 pub async fn file_read(
     files: Arc<Files>,
     _context: RequestContext<RoleServer>,
@@ -85,7 +85,7 @@ pub async fn file_read(
 
 fn read_file(files: &Files, args: &Args) -> Result<Content, ToolFailure> {
     if i64::try_from(args.offset).is_err() {
-        return Err(ToolFailure::permanent("`offset` must be below 2^63: no file is larger"));
+        return Err(ToolFailure::permanent("`offset` must be below 2^63; no file is larger"));
     }
     let (confined, mut file, metadata) = files.open(&args.path)?;
     let size = metadata.len();
@@ -93,22 +93,23 @@ fn read_file(files: &Files, args: &Args) -> Result<Content, ToolFailure> {
     let length = args.limit.map_or(rest, |limit| limit.min(rest));
     if length > files.max_read() {
         return Err(ToolFailure::permanent(format!(
-            "`{}`: {length} bytes are more than the limit of {} bytes for one read; read it in parts with `offset` and \
-             `limit`",
+            "`{}`: {length} bytes exceed the limit of {} bytes for one read; \
+             read the file in parts with `offset` and `limit`",
             args.path,
             files.max_read()
         )));
     }
+
     let failure = |error| io_failure(&args.path, &error);
     if length > 0 {
-        // Behind the end there is nothing to read, and the file system may not even be able to
-        // count that far.
+        // Past the end there is nothing to read, and the file system may reject such an offset.
         file.seek(SeekFrom::Start(args.offset)).map_err(failure)?;
     }
     let mut bytes = Vec::new();
     // The file may grow or shrink meanwhile; never read more than was allowed above.
     file.take(length).read_to_end(&mut bytes).map_err(failure)?;
     let length = bytes.len() as u64;
+
     let (encoding, content) = match String::from_utf8(bytes) {
         Ok(text) if !text.contains('\0') => (Encoding::Utf8, text),
         Ok(text) => (Encoding::Base64, STANDARD.encode(text)),

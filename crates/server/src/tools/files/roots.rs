@@ -1,8 +1,8 @@
-//! Confinement: which path a caller means, and whether it lies below a root.
+//! Confinement: resolves a caller's path, and makes sure that it lies below a root.
 //!
-//! A path is followed step by step, `..` and symlinks included, and never to anything outside of
-//! the roots; what was opened is compared with what was found. Whether something exists outside of
-//! the roots is not told.
+//! A path is followed step by step, including `..` and symlinks, and never to anything outside the
+//! roots. The opened file is compared with the resolved one. Errors don't reveal whether something
+//! exists outside the roots.
 
 use std::{
     fs::{File, FileType, Metadata, OpenOptions},
@@ -24,18 +24,18 @@ use crate::toolkit::ToolFailure;
 #[derive(Debug)]
 pub struct Files {
     roots: Vec<PathBuf>,
-    /// The roots as they were written, so that absolute paths may be written so too.
+    /// The roots as configured, so that absolute paths may begin with them.
     written: Vec<PathBuf>,
     max_read: u64,
 }
 
-/// A root that can't be one.
+/// A root that is not a usable directory.
 #[derive(Debug, thiserror::Error)]
-#[error("files root {}", path.display())]
+#[error("--root {} is not a usable directory", path.display())]
 pub struct RootError {
-    /// The root.
+    /// The configured root.
     pub path: PathBuf,
-    /// Why it can't be one.
+    /// Why it can't be used.
     #[source]
     pub error: io::Error,
 }
@@ -45,12 +45,12 @@ pub struct RootError {
 pub struct Confined {
     /// The resolved path.
     pub path: PathBuf,
-    /// The root it lies below.
+    /// The root above it.
     pub root: PathBuf,
 }
 
 impl Confined {
-    /// The path as it is shown: relative to its root, `.` for the root itself.
+    /// The path relative to its root; `.` for the root itself.
     pub fn relative_path(&self) -> String {
         relative_text(&self.path, &self.root)
     }
@@ -66,11 +66,11 @@ pub fn relative_text(path: &Path, root: &Path) -> String {
 }
 
 impl Files {
-    /// Files below these roots, of which at most `max_read` bytes are read at once.
+    /// Creates the access to files below these roots, with at most `max_read` bytes per read.
     ///
     /// # Errors
     ///
-    /// Where a root is no directory or can't be resolved.
+    /// Returns an error if a root is not a directory or can't be resolved.
     pub fn new(roots: &[PathBuf], max_read: u64) -> Result<Self, RootError> {
         let resolve = |path: &PathBuf| {
             let error = |error| RootError { path: path.clone(), error };
@@ -81,7 +81,7 @@ impl Files {
         Ok(Self { roots: roots.iter().map(resolve).collect::<Result<_, _>>()?, written, max_read })
     }
 
-    /// How many bytes are read at once at most.
+    /// The most bytes that one read returns.
     pub fn max_read(&self) -> u64 {
         self.max_read
     }
@@ -91,15 +91,16 @@ impl Files {
         &self.roots
     }
 
-    /// Resolves a path that a caller wrote. A relative one is looked for in each root in turn.
+    /// Resolves a caller's path. A relative path is tried in each root in turn.
     ///
     /// # Errors
     ///
-    /// Where it lies outside of the roots or does not exist.
+    /// Returns an error if the path lies outside the roots or doesn't exist.
     pub fn resolve(&self, wanted: &str) -> Result<Confined, ToolFailure> {
         if wanted.contains('\0') {
-            return Err(ToolFailure::permanent("a path can't contain a zero byte"));
+            return Err(ToolFailure::permanent("a path must not contain a zero byte"));
         }
+
         let mut problem = None;
         for base in &self.roots {
             // An absolute path replaces the base.
@@ -117,32 +118,37 @@ impl Files {
                 Err(Stop::Failed(error)) => _ = problem.get_or_insert(error),
             }
         }
+
         Err(match problem {
             Some(error) => io_failure(wanted, &error),
-            None => ToolFailure::permanent(format!("`{wanted}` is outside of the allowed roots")),
+            None => ToolFailure::permanent(format!("`{wanted}` is outside the allowed roots")),
         })
     }
 
-    /// Opens a regular file, and makes sure that what was opened is what was resolved.
+    /// Opens a regular file, and makes sure that the opened file is the resolved one.
     ///
     /// # Errors
     ///
-    /// Where it lies outside of the roots, does not exist, is no regular file, or was swapped in
-    /// between.
+    /// Returns an error if the file lies outside the roots, doesn't exist, is not a regular file,
+    /// or was replaced in between.
     pub fn open(&self, wanted: &str) -> Result<(Confined, File, Metadata), ToolFailure> {
         let confined = self.resolve(wanted)?;
         let failure = |error: io::Error| io_failure(wanted, &error);
-        let changed = || ToolFailure::transient(format!("`{wanted}` changed while it was opened"));
-        // Opening a device can do things, so look first.
+        let changed =
+            || ToolFailure::transient(format!("`{wanted}` changed while it was being opened"));
+
+        // Opening a device can have side effects, so check the type first.
         let seen = confined.path.symlink_metadata().map_err(failure)?;
         ensure_regular(wanted, seen.file_type())?;
+
         let file = match open_as_is(&confined.path) {
-            // It was no symlink a moment ago.
+            // It was not a symlink when it was checked.
             Err(error) if error.raw_os_error() == Some(Errno::ELOOP as i32) => {
                 return Err(changed());
             }
             opened => opened.map_err(failure)?,
         };
+
         let opened = file.metadata().map_err(failure)?;
         ensure_regular(wanted, opened.file_type())?;
         let same = (opened.dev(), opened.ino()) == (seen.dev(), seen.ino());
@@ -152,7 +158,7 @@ impl Files {
         Ok((confined, file, opened))
     }
 
-    /// An absolute path that begins with a root as it was written, with the root as it is resolved.
+    /// Replaces a configured root at the beginning of an absolute path by the resolved root.
     fn as_resolved(&self, path: PathBuf) -> PathBuf {
         let mut both = self.written.iter().zip(&self.roots);
         both.find_map(|(written, root)| path.strip_prefix(written).ok().map(|rest| root.join(rest)))
@@ -160,19 +166,19 @@ impl Files {
     }
 }
 
-/// Opens what is there now, for reading. A named pipe that took a file's place does not make this
-/// wait for a writer, and a symlink is not followed.
+/// Opens the file that is at the path now, for reading. If a named pipe has taken a file's place,
+/// opening doesn't wait for a writer; a symlink is not followed.
 fn open_as_is(path: &Path) -> io::Result<File> {
     let flags = OFlag::O_NONBLOCK | OFlag::O_NOFOLLOW;
     OpenOptions::new().read(true).custom_flags(flags.bits()).open(path)
 }
 
-/// Whether an open file is the one at a path, as far as the system can say. Unlike a second look at
-/// the path this can't be deceived by a directory that is swapped twice.
+/// Whether an open file is the one at a path, as far as the system can tell. Unlike a second lookup
+/// of the path, this can't be deceived by a directory that is swapped twice.
 fn is_at(file: &File, path: &Path) -> bool {
     match std::fs::read_link(format!("/proc/self/fd/{}", file.as_raw_fd())) {
         Ok(place) => place == path,
-        // Not every system has this place to look.
+        // Not every system has /proc/self/fd.
         Err(_) => true,
     }
 }
@@ -181,22 +187,22 @@ fn ensure_regular(wanted: &str, kind: FileType) -> Result<(), ToolFailure> {
     let what = match kind {
         kind if kind.is_file() => return Ok(()),
         kind if kind.is_dir() => "a directory",
-        kind if kind.is_fifo() => "a named pipe, no regular file",
-        kind if kind.is_socket() => "a socket, no regular file",
-        kind if kind.is_char_device() || kind.is_block_device() => "a device, no regular file",
-        _ => "no regular file",
+        kind if kind.is_fifo() => "a named pipe, not a regular file",
+        kind if kind.is_socket() => "a socket, not a regular file",
+        kind if kind.is_char_device() || kind.is_block_device() => "a device, not a regular file",
+        _ => "not a regular file",
     };
     Err(ToolFailure::permanent(format!("`{wanted}` is {what}")))
 }
 
-/// The failure for an error of the file system. What is not there or not readable now is the
-/// caller's fault; other errors may pass.
+/// The failure for an error of the file system. Missing and unreadable files are the caller's
+/// fault; other errors may be temporary.
 pub fn io_failure(wanted: &str, error: &io::Error) -> ToolFailure {
     let errno = error.raw_os_error().map_or(Errno::UnknownErrno, Errno::from_raw);
     match errno {
         Errno::ENOENT => ToolFailure::permanent(format!("`{wanted}` does not exist")),
         Errno::ENXIO | Errno::ENODEV => {
-            ToolFailure::permanent(format!("`{wanted}` is no regular file"))
+            ToolFailure::permanent(format!("`{wanted}` is not a regular file"))
         }
         Errno::EACCES | Errno::EPERM | Errno::ENOTDIR | Errno::ELOOP | Errno::ENAMETOOLONG => {
             ToolFailure::permanent(format!("`{wanted}`: {error}"))
@@ -205,8 +211,8 @@ pub fn io_failure(wanted: &str, error: &io::Error) -> ToolFailure {
     }
 }
 
-/// The path with `.` and `..` removed by text alone, so that existence outside of the roots need
-/// not be asked for.
+/// Removes `.` and `..` from the path without asking the file system, which would reveal whether
+/// something exists outside the roots.
 fn normalize_lexically(path: &Path) -> PathBuf {
     let mut out = PathBuf::new();
     for component in path.components() {
@@ -228,7 +234,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_took_a_files_place_is_not_waited_for_and_not_followed() {
+    fn a_pipe_or_link_in_a_files_place_is_not_waited_for_or_followed() {
         let dir = tempfile::tempdir().unwrap();
         let (pipe, link) = (dir.path().join("pipe"), dir.path().join("link"));
         nix::unistd::mkfifo(&pipe, Mode::S_IRWXU).unwrap();
@@ -237,13 +243,13 @@ mod tests {
         let (sender, receiver) = mpsc::channel();
         std::thread::spawn(move || sender.send(open_as_is(&pipe).and_then(|file| file.metadata())));
         let opened =
-            receiver.recv_timeout(Duration::from_secs(30)).expect("it must not wait for a writer");
+            receiver.recv_timeout(Duration::from_secs(30)).expect("opening waits for a writer");
         let failure = ensure_regular("x", opened.unwrap().file_type()).unwrap_err();
-        assert_eq!(failure, ToolFailure::permanent("`x` is a named pipe, no regular file"));
+        assert_eq!(failure, ToolFailure::permanent("`x` is a named pipe, not a regular file"));
     }
 
     #[test]
-    fn an_open_file_is_where_it_was_opened() {
+    fn an_open_file_is_no_longer_at_its_path_once_replaced() {
         let dir = tempfile::tempdir().unwrap();
         let base = dir.path().canonicalize().unwrap();
         let path = base.join("a");
@@ -256,7 +262,7 @@ mod tests {
     }
 
     #[test]
-    fn a_root_may_be_named_as_it_was_written() {
+    fn an_absolute_path_may_begin_with_the_configured_root() {
         let dir = tempfile::tempdir().unwrap();
         let base = dir.path().canonicalize().unwrap();
         std::fs::create_dir(base.join("real")).unwrap();

@@ -1,8 +1,8 @@
-//! Following a path step by step, without a look at anything outside of the roots.
+//! Follows a path step by step, without looking at anything outside the roots.
 //!
-//! `canonicalize` would follow a symlink to wherever it leads and say whether something is there.
-//! Here each step is checked by name before the file system is asked about it, so that the answer
-//! for a place outside is the same whether it exists or not.
+//! `canonicalize` would follow a symlink anywhere and reveal whether its target exists. Here, each
+//! step is checked by name before the file system is asked about it, so that the answer for a path
+//! outside the roots is the same whether it exists or not.
 
 use std::{
     collections::VecDeque,
@@ -13,19 +13,19 @@ use std::{
 
 use nix::errno::Errno;
 
-/// As many symlinks as Linux follows.
+/// The most symlinks in one path, as in Linux.
 const MAX_LINKS: usize = 40;
 
-/// Why a path leads nowhere that may be looked at.
+/// Why a path could not be followed.
 #[derive(Debug)]
 pub(super) enum Stop {
     /// It leaves the roots.
     Outside,
-    /// The file system says no, about a place below a root.
+    /// The file system reports an error below a root.
     Failed(io::Error),
 }
 
-/// Where an absolute path leads, all symlinks followed. `roots` are resolved already.
+/// Resolves an absolute path, following all symlinks. `roots` must be resolved already.
 pub(super) fn follow_path(path: &Path, roots: &[PathBuf]) -> Result<PathBuf, Stop> {
     let mut pending: VecDeque<OsString> = path_parts(path);
     let mut current = PathBuf::from("/");
@@ -35,16 +35,17 @@ pub(super) fn follow_path(path: &Path, roots: &[PathBuf]) -> Result<PathBuf, Sto
             current.pop();
             continue;
         }
+
         let next = current.join(&part);
         if !roots.iter().any(|root| next.starts_with(root)) {
-            // On the way down to a root there are only directories, and no secrets: the root's own
-            // path names them.
+            // The directories above a root are not secret, because the root's own path names them.
             if roots.iter().any(|root| root.starts_with(&next)) {
                 current = next;
                 continue;
             }
             return Err(Stop::Outside);
         }
+
         let kind = next.symlink_metadata().map_err(Stop::Failed)?.file_type();
         if kind.is_symlink() {
             links += 1;
@@ -64,6 +65,7 @@ pub(super) fn follow_path(path: &Path, roots: &[PathBuf]) -> Result<PathBuf, Sto
             return Err(Stop::Failed(Errno::ENOTDIR.into()));
         }
     }
+
     if roots.iter().any(|root| current.starts_with(root)) {
         Ok(current)
     } else {
@@ -71,7 +73,7 @@ pub(super) fn follow_path(path: &Path, roots: &[PathBuf]) -> Result<PathBuf, Sto
     }
 }
 
-/// The names in a path, `..` among them.
+/// The names in a path, including `..`.
 fn path_parts(path: &Path) -> VecDeque<OsString> {
     let part = |component: Component<'_>| match component {
         Component::Normal(name) => Some(name.to_owned()),
@@ -88,7 +90,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn paths_lead_where_they_may() {
+    fn paths_resolve_within_the_roots_only() {
         let dir = tempfile::tempdir().unwrap();
         let base = dir.path().canonicalize().unwrap();
         let root = base.join("root");
@@ -106,9 +108,10 @@ mod tests {
         ] {
             symlink(target, root.join(name)).unwrap();
         }
+
         symlink(root.join("file"), root.join("absolute")).unwrap();
         symlink(base.join("there"), root.join("absolute-out")).unwrap();
-        // Leads back in by way of what is outside.
+        // This link leads out of the root and back in.
         symlink(&root, base.join("back")).unwrap();
         symlink("../back/file", root.join("there-and-back")).unwrap();
 
@@ -123,6 +126,7 @@ mod tests {
             };
             assert_eq!(got, expected, "{path}");
         };
+
         check("", "");
         check("./sub/../file", "file");
         check("../root/file", "file");

@@ -1,4 +1,4 @@
-//! `job_cancel`: a job that is not wanted any more.
+//! `job_cancel`: cancels a job.
 
 use std::{sync::Arc, time::Duration};
 
@@ -10,35 +10,36 @@ use serde::Deserialize;
 
 use crate::toolkit::{Effect, ToolFailure, ToolSpec};
 
-/// The tool's place in the list.
+/// The tool's entry in the tool list.
 pub const SPEC: ToolSpec = ToolSpec {
     name: "job_cancel",
     title: "Cancel a job",
-    description: "Cancels a job: one that waits never starts, the call of one that runs is cancelled. `outcome` says what \
-                  that came to: cancelled, too-late (the job had come to another end), or requested (it has not ended yet).",
+    description: "Cancels a job. A waiting job never starts; a running job's call is cancelled. \
+                  `outcome` is `cancelled`, `too-late` (the job had already ended otherwise) or \
+                  `requested` (the job has not ended yet).",
     effect: Effect::IdempotentRemoval,
 };
 
-/// How long to wait for the job to end.
+/// The longest time to wait for the job to end.
 const WAIT: Duration = Duration::from_secs(5);
 
-/// Which job.
+/// The job to cancel.
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Args {
     /// The job's id.
     #[serde(rename = "jobID")]
     job_id: String,
-    /// Why, for people.
+    /// The reason, for people.
     #[serde(default)]
     reason: Option<String>,
 }
 
-/// The tool.
+/// Cancels a job, and waits briefly for its end.
 ///
 /// # Errors
 ///
-/// Where there is no such job for this caller, or Kafka does not take the wish.
+/// Returns an error if the caller has no such job, or if the cancel request can't be written.
 pub async fn job_cancel(
     jobs: Arc<Jobs>,
     context: RequestContext<RoleServer>,

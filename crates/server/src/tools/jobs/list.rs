@@ -1,4 +1,4 @@
-//! `job_list`: many jobs.
+//! `job_list`: lists jobs.
 
 use std::sync::Arc;
 
@@ -11,27 +11,27 @@ use serde_json::{Map, Value};
 
 use crate::toolkit::{Effect, ToolFailure, ToolSpec};
 
-/// The tool's place in the list.
+/// The tool's entry in the tool list.
 pub const SPEC: ToolSpec = ToolSpec {
     name: "job_list",
     title: "List jobs",
-    description: "Lists jobs, those that were submitted last first, without their results. Filters by state, type, tool, \
-                  tenant and time. `nextCursor` is the `cursor` of the next page.",
+    description: "Lists jobs without their results, newest submission first. Filters by state, \
+                  type, tool, tenant and time. Pass `nextCursor` as `cursor` to get the next page.",
     effect: Effect::ReadOnly,
 };
 
-/// Which jobs.
+/// The filter for the jobs to list.
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 #[schemars(extend("additionalProperties" = false))]
 pub struct Args {
     #[serde(flatten)]
     filter: JobFilter,
-    /// The most jobs on a page; 50 where it is not given.
+    /// The most jobs on a page; 50 by default.
     #[serde(default)]
     #[schemars(range(min = 1, max = 500))]
     limit: Option<usize>,
-    /// Where the page before ended.
+    /// The `nextCursor` of the previous page.
     #[serde(default)]
     cursor: Option<String>,
     #[serde(flatten)]
@@ -52,11 +52,11 @@ impl<'de> Deserialize<'de> for NoOthers {
     }
 }
 
-/// The tool.
+/// Lists the caller's jobs.
 ///
 /// # Errors
 ///
-/// Where the cursor is none, or the ledger can't say.
+/// Returns an error if the cursor is invalid, or if the ledger can't be queried.
 pub async fn job_list(
     jobs: Arc<Jobs>,
     context: RequestContext<RoleServer>,

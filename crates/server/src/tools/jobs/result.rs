@@ -1,4 +1,4 @@
-//! `job_result`: what a job came to.
+//! `job_result`: the result of a job.
 
 use std::sync::Arc;
 
@@ -9,20 +9,20 @@ use rmcp::{RoleServer, service::RequestContext};
 use super::status::Args;
 use crate::toolkit::{Effect, ToolFailure, ToolSpec};
 
-/// The tool's place in the list.
+/// The tool's entry in the tool list.
 pub const SPEC: ToolSpec = ToolSpec {
     name: "job_result",
-    title: "Result of a job",
-    description: "Returns what a job that has ended came to: `result` with what the tool returned, or `error` with what \
-                  went wrong. A job that has not ended is an error; wait for it with job_wait.",
+    title: "Get the result of a job",
+    description: "Returns the outcome of a job that has ended: the tool's `result`, or the \
+                  `error`. Fails if the job has not ended yet; use job_wait to wait for it.",
     effect: Effect::ReadOnly,
 };
 
-/// The tool.
+/// Returns the outcome of a job that has ended.
 ///
 /// # Errors
 ///
-/// Where there is no such job for this caller, or it has not ended.
+/// Returns an error if the caller has no such job, or if the job has not ended.
 pub async fn job_result(
     jobs: Arc<Jobs>,
     context: RequestContext<RoleServer>,
@@ -32,7 +32,7 @@ pub async fn job_result(
     let job = jobs.get(&args.job_id, &caller).await.map_err(super::failure_of)?;
     if !job.is_terminal() {
         return Err(ToolFailure::transient(format!(
-            "{}; wait for it with job_wait",
+            "{}; use job_wait to wait for it",
             job.summary()
         )));
     }

@@ -1,4 +1,4 @@
-//! `job_status`: how a job is.
+//! `job_status`: the status of a job.
 
 use std::sync::Arc;
 
@@ -10,16 +10,17 @@ use serde::Deserialize;
 
 use crate::toolkit::{Effect, ToolFailure, ToolSpec};
 
-/// The tool's place in the list.
+/// The tool's entry in the tool list.
 pub const SPEC: ToolSpec = ToolSpec {
     name: "job_status",
-    title: "Status of a job",
-    description: "Says how a job is: its state (queued, running, retrying, succeeded, failed, cancelled, expired), attempts, \
-                  progress and error. The result is left out; job_result has it.",
+    title: "Get the status of a job",
+    description: "Returns a job's state (queued, running, retrying, succeeded, failed, cancelled, \
+                  expired), attempts, progress and error, without its result. Use job_result to \
+                  get the result.",
     effect: Effect::ReadOnly,
 };
 
-/// Which job.
+/// The job to look up.
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Args {
@@ -28,11 +29,11 @@ pub struct Args {
     pub(super) job_id: String,
 }
 
-/// The tool.
+/// Returns the status of a job.
 ///
 /// # Errors
 ///
-/// Where there is no such job for this caller.
+/// Returns an error if the caller has no such job.
 pub async fn job_status(
     jobs: Arc<Jobs>,
     context: RequestContext<RoleServer>,

@@ -1,4 +1,4 @@
-//! `job_submit`: puts jobs on the queue.
+//! `job_submit`: submits jobs.
 
 use std::sync::Arc;
 
@@ -10,33 +10,34 @@ use serde::Deserialize;
 
 use crate::toolkit::{Effect, ToolFailure, ToolSpec};
 
-/// The tool's place in the list.
+/// The tool's entry in the tool list.
 pub const SPEC: ToolSpec = ToolSpec {
     name: "job_submit",
     title: "Submit jobs",
-    description: "Puts one job or many on the queue and returns their ids at once. A job calls a tool, or a batch of \
-                  tools, later and durably: it is retried, survives restarts, and can be asked for with job_status, \
-                  job_wait and job_result. With an idempotencyKey the same job is not submitted twice.",
+    description: "Submits one job or many, and returns their ids without waiting for them to run. \
+                  A job durably calls a tool or a batch of tools: it is retried and survives \
+                  restarts. Follow it with job_status, job_wait and job_result. An idempotencyKey \
+                  prevents submitting the same job twice.",
     effect: Effect::Change,
 };
 
-/// One job (its fields), or many (`jobs`).
+/// The fields of one job, or many jobs in `jobs`.
 #[derive(Debug, Deserialize, JsonSchema)]
 pub struct Args {
-    /// Many jobs, at most 1,000. Without it the other fields are one job.
+    /// Up to 1,000 jobs. If it is missing, the other fields describe one job.
     #[serde(default)]
     #[schemars(length(min = 1, max = 1000))]
     jobs: Option<Vec<JobRequest>>,
-    /// One job.
+    /// The fields of one job.
     #[serde(flatten)]
     job: JobRequest,
 }
 
-/// The tool.
+/// Submits jobs for the caller.
 ///
 /// # Errors
 ///
-/// Where a job is not acceptable, or can't be written.
+/// Returns an error if a job is invalid or can't be written.
 pub async fn job_submit(
     jobs: Arc<Jobs>,
     context: RequestContext<RoleServer>,
@@ -51,6 +52,7 @@ pub async fn job_submit(
             return Err(super::failure_of(both.into()));
         }
     };
+
     let caller = super::caller_of(&jobs, &context);
     let trace = TraceContext::of_meta(&context.meta);
     let jobs = jobs.submit(requests, &caller, &trace).await.map_err(super::failure_of)?;

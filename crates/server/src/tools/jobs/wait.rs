@@ -1,4 +1,4 @@
-//! `job_wait`: waits for a job, for a while.
+//! `job_wait`: waits for the end of a job, for a limited time.
 
 use std::{sync::Arc, time::Duration};
 
@@ -10,13 +10,14 @@ use serde::Deserialize;
 
 use crate::toolkit::{Effect, ToolFailure, ToolSpec};
 
-/// The tool's place in the list.
+/// The tool's entry in the tool list.
 pub const SPEC: ToolSpec = ToolSpec {
     name: "job_wait",
     title: "Wait for a job",
-    description: "Waits until a job has ended, at most for timeoutMs (30 s where it is not given), and returns it as it is \
-                  then, with its result where there is one. Sends progress meanwhile to who asks for it. Call it again \
-                  while the job has not ended.",
+    description: "Waits for a job to end, for at most timeoutMs (30 s by default), and returns \
+                  its current state, with the result if there is one. Sends progress \
+                  notifications if the request has a progress token. Call it again if the job has \
+                  not ended.",
     effect: Effect::ReadOnly,
 };
 
@@ -24,24 +25,24 @@ pub const SPEC: ToolSpec = ToolSpec {
 const MAX_WAIT_MS: u64 = 300_000;
 const DEFAULT_WAIT_MS: u64 = 30_000;
 
-/// Which job, and how long.
+/// The job to wait for, and the longest wait.
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Args {
     /// The job's id.
     #[serde(rename = "jobID")]
     job_id: String,
-    /// How long to wait, in milliseconds.
+    /// The longest time to wait, in milliseconds.
     #[serde(rename = "timeoutMs", default)]
     #[schemars(range(min = 0, max = 300_000))]
     timeout_ms: Option<u64>,
 }
 
-/// The tool.
+/// Waits for the end of a job.
 ///
 /// # Errors
 ///
-/// Where there is no such job for this caller, or the wait is too long.
+/// Returns an error if the caller has no such job, or if `timeoutMs` is too large.
 pub async fn job_wait(
     jobs: Arc<Jobs>,
     context: RequestContext<RoleServer>,
@@ -53,11 +54,17 @@ pub async fn job_wait(
             "`timeoutMs` is {ms}; it must be at most {MAX_WAIT_MS}"
         )));
     }
+
     let caller = super::caller_of(&jobs, &context);
+    let limit = Duration::from_millis(ms);
     let cancelled = context.ct.clone();
     tokio::select! {
-        job = wait_for_end(&jobs, &context, &caller, args.job_id, Duration::from_millis(ms)) => job.map_err(super::failure_of),
-        () = cancelled.cancelled() => Err(ToolFailure::transient("the wait was cancelled; the job was not")),
+        job = wait_for_end(&jobs, &context, &caller, args.job_id, limit) => {
+            job.map_err(super::failure_of)
+        }
+        () = cancelled.cancelled() => {
+            Err(ToolFailure::transient("the wait was cancelled; the job was not"))
+        }
     }
 }
 
@@ -74,7 +81,7 @@ async fn wait_for_end(
     let mut reported = 0.0;
     while !job.is_terminal() {
         let progress = job.event.progress.as_ref();
-        // Progress must grow; it begins anew with an attempt.
+        // MCP requires progress to increase, but each attempt starts from zero.
         if let (Some(token), Some(progress)) = (context.meta.get_progress_token(), progress)
             && progress.progress > reported
         {
@@ -82,13 +89,15 @@ async fn wait_for_end(
             let mut news = ProgressNotificationParam::new(token, progress.progress);
             news.total = progress.total;
             news.message.clone_from(&progress.message);
-            // Who does not listen any more loses nothing but progress.
+            // A client that has left only misses progress.
             _ = context.peer.notify_progress(news).await;
         }
+
         match tokio::time::timeout_at(deadline, watch.next()).await {
             Ok(next) => job = next?,
             Err(_) => break,
         }
     }
+
     Ok(job)
 }

@@ -21,66 +21,68 @@ use serde_json::{Value, json};
 
 use crate::toolkit::{Effect, ToolFailure, ToolSpec};
 
-/// The tool's place in the list.
+/// The tool's entry in the tool list.
 pub const SPEC: ToolSpec = ToolSpec {
     name: "server_initialize",
     title: "Host an MCP server",
-    description: "Starts or connects to another MCP server and offers its tools here as `<name>__<tool>`. `config` is \
-                  one entry of an `mcpServers` object. Doing it again with the same configuration changes nothing; \
-                  with another one, the server is replaced once the new one answers. With `disabled: true` or \
-                  `enabled: false` in it nothing is started or changed. Policy decides what may be started.",
+    description: "Starts or connects to another MCP server and offers its tools here as \
+                  `<name>__<tool>`. `config` is one entry of an `mcpServers` object. Repeating \
+                  the call with the same configuration changes nothing; with another \
+                  configuration, the new server replaces the old one once it answers. If `config` \
+                  has `disabled: true` or `enabled: false`, nothing is started or changed. The \
+                  policy decides what may be started.",
     effect: Effect::IdempotentChange,
 };
 
-/// How often the caller is told how far the start has come, if it takes longer than this.
+/// How often the caller is notified of the progress of a start.
 const PROGRESS_INTERVAL: Duration = Duration::from_secs(1);
 
-/// What to host.
+/// The server to host.
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Args {
-    /// The name to host it under: letters, digits, `_` and `-`.
+    /// The name of the server: letters, digits, `_` and `-`.
     #[schemars(length(min = 1, max = 40))]
     name: String,
-    /// How to start or reach it, as in an `mcpServers` object.
+    /// How to start or reach the server, as in an `mcpServers` object.
     #[schemars(with = "ServerEntry")]
     config: Value,
 }
 
-/// What is hosted now.
+/// The server that is hosted now.
 #[derive(Debug, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Initialized {
-    /// Its name.
+    /// The name of the server.
     name: String,
-    /// Set where the configuration switches the server off, so that nothing was started.
+    /// True if the configuration disables the server, so that nothing was started.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     disabled: bool,
-    /// What it says about itself.
+    /// The server's description of itself.
     #[serde(skip_serializing_if = "Option::is_none")]
     server_info: Option<ServerInfo>,
-    /// The revision of MCP that is spoken with it.
+    /// The revision of MCP in use with the server.
     #[serde(skip_serializing_if = "Option::is_none")]
     protocol_version: Option<String>,
     /// `stdio`, `http` or `sse`.
     #[serde(skip_serializing_if = "Option::is_none")]
     transport: Option<String>,
-    /// Its process, for child processes.
+    /// The process id, for child processes.
     #[serde(skip_serializing_if = "Option::is_none")]
     pid: Option<u32>,
-    /// Its tools.
+    /// The tools that the server offers.
     tools: Vec<OfferedTool>,
-    /// What was strange about the configuration, and did not matter.
+    /// Oddities in the configuration that don't prevent hosting.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     warnings: Vec<String>,
 }
 
-/// The tool.
+/// Hosts a server.
 ///
 /// # Errors
 ///
-/// Where the configuration is wrong, policy refuses it, the server does not do its handshake, or
-/// the other replicas can't be told.
+/// Returns an error if the configuration is invalid, the policy refuses it, the server fails to
+/// start or to complete its handshake, or the other replicas can't be informed.
 pub async fn server_initialize(
     shared: Arc<Shared>,
     context: RequestContext<RoleServer>,
@@ -98,10 +100,12 @@ pub async fn server_initialize(
             )));
         }
     };
+
     let warnings = entry.warnings("config");
     let hosted = shared.initialize(&args.name, &entry);
     let status = wait_with_progress(&shared, &args.name, &context, hosted).await;
     let status = status.map_err(|error| failure_of(&args.name, &error))?;
+
     Ok(Initialized {
         name: status.name,
         disabled: false,
@@ -114,12 +118,13 @@ pub async fn server_initialize(
     })
 }
 
-/// The answer to a configuration that switches its server off. A server that is hosted already
-/// stays: who removes a server says so.
+/// The answer to a configuration that disables its server. A server that is already hosted stays,
+/// because only `server_remove` removes a server.
 fn report_disabled(shared: &Shared, name: String, error: &ConfigError) -> Initialized {
     let warning = if shared.fleet().is_hosted(&name) {
         format!(
-            "{error}: nothing was started; {name:?}, which is hosted already, is left as it is (server_remove ends it)"
+            "{error}: nothing was started; {name:?}, which is already hosted, keeps running; \
+             remove it with server_remove"
         )
     } else {
         format!("{error}: nothing was started")
@@ -136,7 +141,7 @@ fn report_disabled(shared: &Shared, name: String, error: &ConfigError) -> Initia
     }
 }
 
-/// Waits for a server to be hosted, and tells the caller meanwhile how far that has come.
+/// Waits for a server to be hosted, and sends progress notifications to the caller meanwhile.
 async fn wait_with_progress<T>(
     shared: &Shared,
     name: &str,
@@ -160,7 +165,7 @@ async fn wait_with_progress<T>(
         if seconds < limit {
             progress = progress.with_total(limit as f64);
         }
-        // A caller that does not listen any more loses nothing but progress.
+        // A caller that has left only misses progress.
         _ = context.peer.notify_progress(progress).await;
     }
 }
@@ -168,7 +173,7 @@ async fn wait_with_progress<T>(
 fn failure_of(name: &str, error: &ShareError) -> ToolFailure {
     let what = match error {
         ShareError::Unwritten { .. } => "hosted by this replica alone",
-        ShareError::Superseded => "not hosted any more",
+        ShareError::Superseded => "no longer hosted",
         ShareError::Init(_) | ShareError::NotShareable(_) | ShareError::Registry(_) => "not hosted",
     };
     let message = format!("server {name:?} is {what}: {}", chain(error));

@@ -1,4 +1,4 @@
-//! `server_list`: which servers are hosted.
+//! `server_list`: lists the hosted servers.
 
 use std::sync::Arc;
 
@@ -9,15 +9,15 @@ use serde::{Deserialize, Serialize};
 
 use crate::toolkit::{Effect, ToolFailure, ToolSpec};
 
-/// The tool's place in the list.
+/// The tool's entry in the tool list.
 pub const SPEC: ToolSpec = ToolSpec {
     name: "server_list",
     title: "List hosted servers",
-    description: "Lists the hosted MCP servers with their state. `server_status` says more.",
+    description: "Lists the hosted MCP servers and their states. Use server_status for details.",
     effect: Effect::ReadOnly,
 };
 
-/// Nothing.
+/// No arguments.
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Args {}
@@ -25,27 +25,27 @@ pub struct Args {}
 /// The hosted servers.
 #[derive(Debug, Serialize, JsonSchema)]
 pub struct Servers {
-    /// One entry for each.
+    /// One entry per server.
     servers: Vec<Server>,
 }
 
-/// One hosted server.
+/// A hosted server.
 #[derive(Debug, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Server {
-    /// Its name.
+    /// The name of the server.
     name: String,
     /// `starting`, `running`, `failed`, `idle` or `refused`.
     state: String,
-    /// How many tools of it are offered.
+    /// The number of its tools that are offered.
     tool_count: usize,
 }
 
-/// The tool.
+/// Lists the hosted servers.
 ///
 /// # Errors
 ///
-/// Never.
+/// Never returns an error.
 pub async fn server_list(
     shared: Arc<Shared>,
     _context: RequestContext<RoleServer>,

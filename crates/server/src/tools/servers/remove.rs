@@ -1,4 +1,4 @@
-//! `server_remove`: ends a hosted server.
+//! `server_remove`: removes a hosted server.
 
 use std::sync::Arc;
 
@@ -10,43 +10,43 @@ use serde::{Deserialize, Serialize};
 
 use crate::toolkit::{Effect, ToolFailure, ToolSpec};
 
-/// The tool's place in the list.
+/// The tool's entry in the tool list.
 pub const SPEC: ToolSpec = ToolSpec {
     name: "server_remove",
     title: "Remove a hosted server",
-    description: "Ends a hosted MCP server, with all its processes, and takes its tools away.",
+    description: "Stops a hosted MCP server with all its processes, and removes its tools.",
     effect: Effect::IdempotentRemoval,
 };
 
-/// Which server.
+/// The server to remove.
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Args {
-    /// The server.
+    /// The name of the server.
     name: String,
 }
 
-/// What was done.
+/// The result of the removal.
 #[derive(Debug, Serialize, JsonSchema)]
 pub struct Removed {
-    /// The server.
+    /// The name of the server.
     name: String,
-    /// Whether there was one of this name.
+    /// Whether a server of this name was hosted.
     removed: bool,
 }
 
-/// The tool.
+/// Removes a server. Removing a server that is not hosted succeeds.
 ///
 /// # Errors
 ///
-/// Where the other replicas can't be told. A server that is not there is as good as removed.
+/// Returns an error if the other replicas can't be informed.
 pub async fn server_remove(
     shared: Arc<Shared>,
     _context: RequestContext<RoleServer>,
     args: Args,
 ) -> Result<Removed, ToolFailure> {
     let removed = shared.remove(&args.name).await.map_err(|error| {
-        let message = format!("server {:?} is not removed: {}", args.name, chain(&error));
+        let message = format!("could not remove server {:?}: {}", args.name, chain(&error));
         if let Some(retry_after) = error.retry_after() {
             return ToolFailure::unavailable(message, &args.name, retry_after);
         }
@@ -56,5 +56,6 @@ pub async fn server_remove(
             ToolFailure::transient(message)
         }
     })?;
+
     Ok(Removed { name: args.name, removed })
 }

@@ -1,4 +1,4 @@
-//! `server_status`: how hosted servers are.
+//! `server_status`: the status of hosted servers.
 
 use std::sync::Arc;
 
@@ -9,36 +9,36 @@ use serde::{Deserialize, Serialize};
 
 use crate::toolkit::{Effect, ToolFailure, ToolSpec};
 
-/// The tool's place in the list.
+/// The tool's entry in the tool list.
 pub const SPEC: ToolSpec = ToolSpec {
     name: "server_status",
-    title: "Status of hosted servers",
-    description: "Says how the hosted MCP servers are: state, protocol version, process, uptime, tools, last error and \
-                  the end of standard error.",
+    title: "Get the status of hosted servers",
+    description: "Returns the status of hosted MCP servers: state, protocol version, process, \
+                  uptime, tools, last error and the end of standard error.",
     effect: Effect::ReadOnly,
 };
 
-/// Which servers.
+/// The servers to look up.
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Args {
-    /// The server; without it, all of them.
+    /// The name of the server; all servers by default.
     #[serde(default)]
     name: Option<String>,
 }
 
-/// How the servers are.
+/// The statuses of servers.
 #[derive(Debug, Serialize, JsonSchema)]
 pub struct Statuses {
-    /// One entry for each.
+    /// One entry per server.
     servers: Vec<ServerStatus>,
 }
 
-/// The tool.
+/// Returns the status of one or all hosted servers.
 ///
 /// # Errors
 ///
-/// Where no server of this name is hosted.
+/// Returns an error if no server of this name is hosted.
 pub async fn server_status(
     shared: Arc<Shared>,
     _context: RequestContext<RoleServer>,
