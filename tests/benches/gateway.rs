@@ -1,10 +1,10 @@
-//! What the gateway adds to a call: the same tool of the same HTTP server, called directly and
-//! through the gateway, in turns.
+//! The cost of the gateway: the same tool of the same HTTP server is called directly and through the
+//! gateway, in turns.
 //!
 //! `cargo build --release -p mcp-server && cargo bench -p fleet-tests --bench gateway`. Everything
 //! runs on loopback on one machine, so client, gateway and upstream share its cores. Every call has
-//! arguments of its own, and nothing is remembered. The client is the one that workers have; what
-//! it costs is in both figures.
+//! different arguments, and no results are remembered. The client is that of the workers; its cost is
+//! in both figures.
 
 #![expect(clippy::expect_used, reason = "a panic is the report of a benchmark")]
 #![expect(clippy::print_stdout, reason = "the report of a benchmark")]
@@ -25,7 +25,7 @@ use fleet_tests::{
 };
 use serde_json::json;
 
-/// Turns of each way. A noisy moment of the machine falls on one of them.
+/// The number of turns of each kind. A noisy moment of the machine affects only one of them.
 const TURNS: usize = 10;
 const CALLS_PER_TURN: usize = 2_000;
 const WARM_UP: usize = 1_000;
@@ -107,7 +107,7 @@ fn options(args: &[String]) -> ServerOptions {
     }
 }
 
-/// So many calls, and how long each took.
+/// Makes this many calls; returns the duration of each.
 async fn turn(client: &McpClient, tool: &str, concurrency: usize, calls: usize) -> Vec<Duration> {
     static NEXT: AtomicU64 = AtomicU64::new(0);
     let tool: Arc<str> = tool.into();
@@ -127,9 +127,11 @@ async fn turn(client: &McpClient, tool: &str, concurrency: usize, calls: usize) 
             times
         })
     });
+
     let mut times = Vec::with_capacity(calls);
     for lane in lanes.collect::<Vec<_>>() {
         times.extend(lane.await.expect("a lane"));
     }
+
     times
 }

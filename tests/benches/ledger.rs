@@ -1,10 +1,9 @@
-//! A million jobs in the ledger: how long it takes to read them, what they cost in memory, and how
-//! long `GET /jobs/{id}` takes, in memory and in a file, with nothing else going on and with events
-//! coming in.
+//! A million jobs in the ledger: the time to read them, their memory, and the latency of
+//! `GET /jobs/{id}`, with the ledger in memory and in a file, when idle and while events arrive.
 //!
 //! `cargo build --release -p mcp-server && FLEET_BIN_DIR=target/release cargo bench -p fleet-tests
-//! --bench ledger`. Broker, server and clients share one machine. `FLEET_LEDGER_JOBS=100000` makes
-//! it that many.
+//! --bench ledger`. Broker, server and clients share one machine. `FLEET_LEDGER_JOBS` sets another
+//! number of jobs.
 
 #![expect(clippy::expect_used, reason = "a panic is the report of a benchmark")]
 #![expect(clippy::print_stdout, reason = "the report of a benchmark")]
@@ -29,7 +28,7 @@ use serde_json::json;
 
 const LANES: usize = 8;
 const REQUESTS: usize = 20_000;
-/// Events a second while the ledger is asked.
+/// The rate of events per second while the ledger is queried.
 const RATE: usize = 1_000;
 
 fn main() {
@@ -81,10 +80,11 @@ fn id(n: usize) -> String {
 }
 
 fn report(name: &str, fleet: &Fleet<'_>, server: &mut Service, jobs: usize, start: Duration) {
-    let count = wait::until("the ledger's own count", wait::LONG, || {
+    let count = wait::poll_until("the ledger's own count", wait::LONG, || {
         http::metric(server.address, "mcp_server_ledger_jobs").filter(|count| *count >= jobs as f64)
     });
     assert!(count >= jobs as f64);
+
     let (address, brokers) = (server.address, &fleet.env.brokers);
     let events = format!("{}.events", fleet.topic);
     for rate in [0, RATE] {
@@ -134,14 +134,14 @@ fn row(
     );
 }
 
-/// Asks for jobs all over the ledger, one after the other on one connection.
+/// Queries jobs all over the ledger, one after the other on one connection.
 fn ask(address: SocketAddr, lane: usize, jobs: usize) -> Vec<Duration> {
     let mut stream = TcpStream::connect(address).expect("a connection");
     stream.set_nodelay(true).expect("no delay");
     let mut reader = BufReader::new(stream.try_clone().expect("the same connection"));
     (0..REQUESTS / LANES)
         .map(|n| {
-            // A large odd step goes all over the ledger.
+            // A large odd step covers the whole ledger.
             let job = (lane * 7_919 + n * 104_729) % jobs;
             let request = format!("GET /jobs/{} HTTP/1.1\r\nhost: {address}\r\n\r\n", id(job));
             let begin = Instant::now();
@@ -168,12 +168,13 @@ fn answer(reader: &mut BufReader<TcpStream>) -> String {
             break;
         }
     }
+
     let mut body = vec![0; length];
     reader.read_exact(&mut body).expect("a body");
     String::from_utf8(body).expect("text")
 }
 
-/// Resident memory in KiB.
+/// The resident memory of a process, in KiB.
 fn rss(process: u32) -> u64 {
     let status = std::fs::read_to_string(format!("/proc/{process}/status")).unwrap_or_default();
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));

@@ -1,4 +1,4 @@
-//! Where our binaries and the harness's files are.
+//! The paths of our binaries and of the harness's files.
 
 use std::{
     env, fs,
@@ -7,7 +7,7 @@ use std::{
     sync::atomic::{AtomicU32, Ordering},
 };
 
-/// Overrides where the binaries are looked for.
+/// Overrides the directory of the binaries.
 const OVERRIDE: &str = "FLEET_BIN_DIR";
 const BUILD: &str = "cargo build -p mcp-server -p kafka-worker -p mcp-fleet";
 
@@ -48,7 +48,7 @@ pub fn scratch(name: &str) -> PathBuf {
     static COUNT: AtomicU32 = AtomicU32::new(0);
     let count = COUNT.fetch_add(1, Ordering::Relaxed);
     let directory = target().join("fleet-tests").join(format!("{}-{count}-{name}", process::id()));
-    // A process id comes back after a while, and with it a directory that an earlier run has left.
+    // Process ids are reused, and an earlier run may have left a directory of the same name.
     drop(fs::remove_dir_all(&directory));
     fs::create_dir_all(&directory).expect("a scratch directory");
     directory.canonicalize().expect("the scratch directory's path")

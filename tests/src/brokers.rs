@@ -1,8 +1,8 @@
-//! Which Kafka a test runs on.
+//! The brokers that tests run on.
 //!
-//! `KAFKA_BROKERS` names a cluster to use in place of one that is started here. Without it, Apache
-//! Kafka needs Java and Maven; where they are missing the tests that need it say so loudly and
-//! pass, unless `FLEET_REQUIRE_KAFKA=1`.
+//! `KAFKA_BROKERS` names a cluster to use instead of starting one. Otherwise Apache Kafka needs
+//! Java and Maven. If they are missing, the tests that need Kafka print a warning and pass, unless
+//! `FLEET_REQUIRE_KAFKA=1`.
 
 use std::{fs, path::Path, process::Command, sync::OnceLock, time::Duration};
 
@@ -13,11 +13,11 @@ const START: Duration = Duration::from_secs(60);
 /// A broker for the tests of this process.
 #[derive(Debug)]
 pub struct Env {
-    /// What clients put into `bootstrap.servers`.
+    /// The value of `bootstrap.servers` for clients.
     pub brokers: String,
-    /// What it is, for messages.
+    /// The broker's name in messages.
     pub name: &'static str,
-    /// Kept for the life of the process.
+    /// Kept for the lifetime of the process.
     _running: Running,
 }
 
@@ -29,7 +29,7 @@ enum Running {
 }
 
 impl Env {
-    /// Apache Kafka, started on first use; nothing if it can't be had here and need not be.
+    /// Apache Kafka, started on first use; `None` if it is neither available nor required.
     pub fn apache_kafka() -> Option<&'static Self> {
         static ENV: OnceLock<Option<Env>> = OnceLock::new();
         ENV.get_or_init(|| {
@@ -56,7 +56,7 @@ impl Env {
         .as_ref()
     }
 
-    /// A cluster that a test has started itself and answers for.
+    /// A cluster that a test has started and owns.
     pub fn of(cluster: &Cluster) -> Self {
         Self {
             brokers: cluster.brokers.clone(),
@@ -89,6 +89,6 @@ pub fn start_embedded(directory: &Path, listen: &str) -> (Process, String) {
     command.args(["broker", "--listen", listen, "--ready-file"]).arg(&ready).arg("--data-dir");
     command.arg(directory.join("data"));
     let mut process = Process::start("mcp-fleet-broker", directory, command);
-    let brokers = process.until("the ready file", START, || fs::read_to_string(&ready).ok());
+    let brokers = process.wait_until("the ready file", START, || fs::read_to_string(&ready).ok());
     (process, brokers.trim().to_owned())
 }

@@ -1,8 +1,7 @@
-//! What is downloaded once and kept in `target/fleet-cache`: jars, node modules, a Python
-//! environment.
+//! Downloads that are kept in `target/fleet-cache`: jars, node modules, Python environments.
 //!
-//! Several test processes may want the same thing at once: one installs, the others wait on a file
-//! lock. An entry appears by a rename, so it is whole or not there.
+//! If several test processes need the same entry at once, one installs it, and the others wait on a
+//! file lock. An entry appears by a rename, so it is never incomplete.
 
 use std::{
     fs::{self, File},
@@ -12,7 +11,7 @@ use std::{
 
 use crate::bins;
 
-/// The directory of the entry `name`, installed by `install` if it is not there yet.
+/// The directory of the entry `name`, installed by `install` if it is missing.
 pub fn once(name: &str, install: impl FnOnce(&Path)) -> PathBuf {
     let cache = bins::target().join("fleet-cache");
     fs::create_dir_all(&cache).expect("target/fleet-cache");
@@ -20,6 +19,7 @@ pub fn once(name: &str, install: impl FnOnce(&Path)) -> PathBuf {
     if entry.is_dir() {
         return entry;
     }
+
     let lock = File::create(cache.join(format!("{name}.lock"))).expect("a lock file");
     lock.lock().expect("the lock of the cache");
     if !entry.is_dir() {
@@ -30,10 +30,11 @@ pub fn once(name: &str, install: impl FnOnce(&Path)) -> PathBuf {
         install(&partial);
         fs::rename(&partial, &entry).expect("the finished entry");
     }
+
     entry
 }
 
-/// Runs a command of an installation and shows what it said if it fails.
+/// Runs a command of an installation, and shows its output if it fails.
 pub fn run(command: &mut Command) {
     let output =
         command.output().unwrap_or_else(|error| panic!("{command:?} did not start: {error}"));
@@ -46,7 +47,7 @@ pub fn run(command: &mut Command) {
     );
 }
 
-/// Whether `program --version` (or whatever `args` are) runs.
+/// Whether `program` runs with these arguments, such as `--version`.
 pub fn works(program: &str, args: &[&str]) -> bool {
     let ran = Command::new(program).args(args).output();
     ran.is_ok_and(|output| output.status.success())

@@ -1,10 +1,10 @@
-//! Chaos from one seed: what is disturbed, when and for how long, and which jobs are there
-//! meanwhile. Pure; the test `tests/chaos.rs` carries it out.
+//! A chaos run from one seed: the disturbances with their times and durations, and the jobs. Pure;
+//! the test `tests/chaos.rs` carries it out.
 //!
-//! `jobs` are the jobs with the ends that they have to come to, `ledger` is what the tool saw of
-//! them, and `audit` holds both against the topics. That a seed gives the same disturbances at the
-//! same points of the work does not mean that processes meet each other at the same instant again;
-//! it narrows down what to look at.
+//! `jobs` has the jobs and their expected ends, `ledger` the calls that the tool saw, and `audit`
+//! compares both with the topics. A seed gives the same disturbances at the same points of the
+//! work, but processes don't interleave in the same way again; it only narrows down what to look
+//! at.
 
 pub mod audit;
 pub mod hosted;
@@ -17,20 +17,20 @@ use std::fmt;
 use crate::proxy::Network;
 use hosted::Forgotten;
 
-/// How many workers there are while nothing is disturbed.
+/// The number of workers while nothing is disturbed.
 pub const WORKERS: usize = 4;
-/// The one that is behind a network that can fail.
+/// The worker behind a network that can fail.
 pub const BEHIND_PROXY: usize = WORKERS - 1;
-/// How many nodes the cluster has.
+/// The number of nodes of the cluster.
 pub const BROKERS: usize = 3;
-/// A run of fewer jobs is a short one, in which everything happens once.
+/// A run of fewer jobs is short: each disturbance happens once.
 const SHORT: usize = 10_000;
-/// So many workers at most are disturbed at once; the others go on.
+/// The most workers that are disturbed at once; the others go on.
 const MOST_DISTURBED: usize = 2;
-/// Longer than the session timeout of the harness's workers, so that the group gives the partitions
-/// to somebody else.
+/// Longer than the session timeout of the harness's workers, so that the group reassigns the
+/// partitions.
 const BEYOND_SESSION_MS: (u64, u64) = (8_000, 11_000);
-/// How long the group has no coordinator when a worker wakes up that was stopped.
+/// How long the group has no coordinator after a stopped worker wakes up.
 pub const WITHOUT_COORDINATOR_MS: u64 = 10_000;
 
 /// Pseudo-random numbers that are the same on every machine and in every version: SplitMix64.
@@ -38,7 +38,7 @@ pub const WITHOUT_COORDINATOR_MS: u64 = 10_000;
 pub struct Random(u64);
 
 impl Random {
-    /// Numbers from a seed.
+    /// Creates a generator from a seed.
     pub fn new(seed: u64) -> Self {
         Self(seed)
     }
@@ -69,88 +69,87 @@ impl Random {
     }
 }
 
-/// One thing that goes wrong.
+/// A disturbance of the fleet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Disturbance {
-    /// SIGKILL; another worker takes its place.
+    /// SIGKILL of a worker; another worker takes its place.
     KillWorker {
-        /// Which.
+        /// The worker.
         worker: usize,
     },
-    /// SIGSTOP for so long, then SIGCONT: it wakes up as somebody whose work has been given to
+    /// SIGSTOP of a worker for a while, then SIGCONT: it wakes up after its work has been given to
     /// others.
     StopWorker {
-        /// Which.
+        /// The worker.
         worker: usize,
-        /// How long.
+        /// The duration in milliseconds.
         ms: u64,
     },
-    /// The worker behind the proxy loses Kafka for so long, and keeps the server.
+    /// The worker behind the proxy loses Kafka for a while, but not the server.
     CutWorker {
         /// [`Network::Refused`] or [`Network::Silent`].
         how: Network,
-        /// How long.
+        /// The duration in milliseconds.
         ms: u64,
     },
-    /// Workers come and go in quick order, all of them as they should.
+    /// Workers start and stop in quick succession, all of them in order.
     Storm {
-        /// How many come, beyond the usual ones.
+        /// The number of additional workers that start.
         join: usize,
-        /// The usual ones that are stopped with SIGTERM together with those, and replaced.
+        /// The usual workers that are stopped with SIGTERM together with those, and replaced.
         leave: usize,
     },
-    /// SIGKILL of the server; it comes back after so long.
+    /// SIGKILL of the server, which comes back after a while.
     KillServer {
-        /// How long.
+        /// The duration in milliseconds.
         ms: u64,
     },
-    /// SIGKILL of a broker; it comes back after so long.
+    /// SIGKILL of a broker, which comes back after a while.
     KillBroker {
-        /// Which.
+        /// The broker.
         broker: usize,
-        /// How long.
+        /// The duration in milliseconds.
         ms: u64,
     },
-    /// SIGSTOP of a worker for so long, then SIGKILL of the group's coordinator and SIGCONT: the
-    /// worker wakes up and hears nothing of its group. The broker comes back after
+    /// SIGSTOP of a worker for a while, then SIGKILL of the group's coordinator and SIGCONT: the
+    /// worker wakes up without contact with its group. The broker comes back after
     /// [`WITHOUT_COORDINATOR_MS`].
     WakeWithoutCoordinator {
-        /// Which worker.
+        /// The worker.
         worker: usize,
-        /// How long it is stopped.
+        /// How long the worker is stopped.
         ms: u64,
     },
-    /// SIGKILL of the hosted remote server; it comes back after so long and has forgotten its
-    /// sessions.
+    /// SIGKILL of the hosted remote server, which comes back after a while without its sessions.
     KillHosted {
-        /// How long.
+        /// The duration in milliseconds.
         ms: u64,
-        /// How it refuses the sessions from before.
+        /// How the new process refuses earlier sessions.
         forgotten: Forgotten,
     },
-    /// The server loses the hosted remote server for so long.
+    /// The server loses the hosted remote server for a while.
     CutHosted {
         /// [`Network::Refused`] or [`Network::Silent`].
         how: Network,
-        /// How long.
+        /// The duration in milliseconds.
         ms: u64,
     },
-    /// The hosted remote server refuses our credentials for so long.
+    /// The hosted remote server refuses our credentials for a while.
     RefuseHosted {
-        /// How long.
+        /// The duration in milliseconds.
         ms: u64,
     },
 }
 
 impl Disturbance {
-    /// The workers that it puts out of action.
+    /// The workers that the disturbance puts out of action.
     pub fn workers(self) -> Vec<usize> {
         match self {
             Self::KillWorker { worker }
             | Self::StopWorker { worker, .. }
             | Self::WakeWithoutCoordinator { worker, .. } => vec![worker],
             Self::CutWorker { .. } => vec![BEHIND_PROXY],
-            // The first ones, so that the cut one is left to be cut.
+            // Use the first workers, so that the one behind the proxy remains available for a cut.
             Self::Storm { leave, .. } => (0..leave).collect(),
             Self::KillServer { .. }
             | Self::KillBroker { .. }
@@ -160,7 +159,7 @@ impl Disturbance {
         }
     }
 
-    /// How long it lasts, where that is set beforehand.
+    /// How long the disturbance lasts, if that is fixed in advance.
     pub fn lasts_ms(self) -> u64 {
         match self {
             Self::KillWorker { .. } | Self::Storm { .. } => 0,
@@ -175,7 +174,7 @@ impl Disturbance {
         }
     }
 
-    /// Whether a broker is down meanwhile, or will be.
+    /// Whether a broker is down during the disturbance.
     fn needs_a_broker(self) -> bool {
         matches!(self, Self::KillBroker { .. } | Self::WakeWithoutCoordinator { .. })
     }
@@ -184,8 +183,8 @@ impl Disturbance {
         matches!(self, Self::KillHosted { .. } | Self::CutHosted { .. } | Self::RefuseHosted { .. })
     }
 
-    /// Whether it may begin while `active` go on: one broker at a time, one server, one thing that
-    /// happens to the hosted server, and never too many workers.
+    /// Whether the disturbance may begin while `active` ones go on: at most one that concerns a
+    /// broker, the server or the hosted server each, and never too many workers.
     pub fn may_join(self, active: &[Self]) -> bool {
         let busy: Vec<usize> = active.iter().flat_map(|other| other.workers()).collect();
         let mine = self.workers();
@@ -198,13 +197,14 @@ impl Disturbance {
                 has(is_broker) || has(is_storm)
             }
             Self::KillServer { .. } => has(is_server),
-            // A worker can't leave in order while the coordinator is away.
+            // A worker can't leave in order while the coordinator is down.
             Self::Storm { .. } => has(is_broker) || has(is_storm),
             Self::KillHosted { .. } | Self::CutHosted { .. } | Self::RefuseHosted { .. } => {
                 has(|other| other.is_about_hosted())
             }
             _ => false,
         };
+
         !clash
             && mine.iter().all(|worker| !busy.contains(worker))
             && (mine.is_empty() || busy.len() + mine.len() <= MOST_DISTURBED)
@@ -246,29 +246,29 @@ impl fmt::Display for Disturbance {
     }
 }
 
-/// A disturbance and its moment.
+/// A disturbance and its start.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Step {
-    /// It begins when so many jobs have come to their end, and what still goes on lets it.
+    /// The disturbance begins once this many jobs have ended and the active disturbances allow it.
     pub after: usize,
-    /// What happens.
+    /// The disturbance.
     pub what: Disturbance,
 }
 
-/// All disturbances of a run, in order.
+/// All disturbances of a run, in the order of their starts.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Schedule {
-    /// Where it comes from.
+    /// The seed of the run.
     pub seed: u64,
-    /// How many jobs there are.
+    /// The number of jobs.
     pub jobs: usize,
-    /// In the order in which they begin.
+    /// The disturbances, in the order in which they begin.
     pub steps: Vec<Step>,
 }
 
 impl Schedule {
-    /// The schedule of a seed: in every round everything happens once, in random order. Longer runs
-    /// have more rounds.
+    /// Creates the schedule of a seed: in each round, every disturbance happens once, in random
+    /// order. Longer runs have more rounds.
     pub fn new(seed: u64, jobs: usize) -> Self {
         let mut random = Random::new(seed);
         let mut all = Vec::new();
@@ -277,8 +277,9 @@ impl Schedule {
             random.shuffle(&mut round);
             all.extend(round);
         }
-        // The first and the last part of the jobs are left alone: something must run before, and
-        // something after.
+
+        // No disturbance begins during the first and the last part of the jobs, so that some jobs
+        // run undisturbed before and after.
         let part = jobs / (all.len() + 2);
         let steps = (1..).zip(all).map(|(number, what)| {
             let jitter = random.between(0, (part / 2) as u64);
@@ -287,9 +288,9 @@ impl Schedule {
         Self { seed, jobs, steps: steps.collect() }
     }
 
-    /// How many jobs are to be submitted when `begun` steps have begun: always more than the next
-    /// step waits for, and the last ones not before the last step has begun, so that nothing
-    /// happens to a fleet that has nothing to do.
+    /// The number of jobs to submit once `begun` steps have begun: always more than the next step
+    /// waits for, and the last jobs only after the last step has begun, so that the fleet is never
+    /// idle during a disturbance.
     pub fn submitted(&self, begun: usize) -> usize {
         if begun == self.steps.len() {
             self.jobs
@@ -299,7 +300,7 @@ impl Schedule {
     }
 }
 
-/// How often everything happens.
+/// How often each disturbance happens.
 fn rounds(jobs: usize) -> usize {
     if jobs < SHORT { 1 } else { 2 + jobs / 100_000 }
 }
@@ -349,8 +350,8 @@ mod tests {
 
     use super::*;
 
-    /// Plays the steps as fast as they may begin; each lasts for its own time, and a broker a while
-    /// longer.
+    /// Plays the steps as early as they may begin. Each lasts for its own time, and one that
+    /// concerns a broker a while longer.
     fn play(schedule: &Schedule) {
         let mut active: Vec<(u64, Disturbance)> = Vec::new();
         let mut now = 0;
@@ -364,7 +365,7 @@ mod tests {
                 if step.what.may_join(&others) {
                     break;
                 }
-                // What may not join now may when something has ended.
+                // A step that may not begin now may begin once another has ended.
                 let next =
                     active.iter().map(|(end, _)| *end).min().expect("something that is in the way");
                 now = next;
@@ -376,7 +377,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn everything_happens_and_never_too_much_at_once(seed: u64, jobs in 1_000_usize..2_000_000) {
+        fn every_disturbance_happens_but_never_too_many_at_once(seed: u64, jobs in 1_000_usize..2_000_000) {
             let schedule = Schedule::new(seed, jobs);
             prop_assert_eq!(&schedule, &Schedule::new(seed, jobs));
             let kinds: Vec<_> = schedule.steps.iter().map(|step| mem::discriminant(&step.what)).collect();
@@ -389,11 +390,13 @@ mod tests {
                 let cut = cuts.any(|what| matches!(what, Disturbance::CutWorker { how: other, .. } if other == how));
                 prop_assert!(cut, "no cut is {:?}", how);
             }
+
             prop_assert!(schedule.steps.is_sorted_by_key(|step| step.after));
             prop_assert!(schedule.steps.iter().all(|step| (1..jobs).contains(&step.after)));
             for (begun, step) in schedule.steps.iter().enumerate() {
                 prop_assert!(step.after < schedule.submitted(begun), "step {} would never begin", begun);
             }
+
             prop_assert_eq!(schedule.submitted(schedule.steps.len()), jobs);
             play(&schedule);
         }

@@ -1,9 +1,9 @@
-//! `docker-compose.yml` without a container engine: what the file says ([`Compose`]), and the same
+//! `docker-compose.yml` without a container engine: a model of the file ([`Compose`]), and the same
 //! processes started from it ([`project`]).
 //!
 //! The file is read as Compose reads it: YAML's merge keys, then variables, then services. A key
-//! that is neither modelled nor known to be of no consequence here is refused, so that a change of
-//! the file that the tests don't follow is seen.
+//! that is neither modelled nor known to have no effect here is refused, so that the tests notice
+//! changes of the file that they don't cover.
 
 pub mod dockerfile;
 mod interpolate;
@@ -17,7 +17,7 @@ use std::{
 pub use interpolate::interpolate;
 use serde_json::{Map, Value};
 
-/// What only an engine can do: it confines a process that runs all the same without it.
+/// Keys that only an engine can apply. They confine a process, which also runs without them.
 const CONFINEMENT: &[&str] = &[
     "cap_drop",
     "init",
@@ -31,59 +31,60 @@ const CONFINEMENT: &[&str] = &[
     "security_opt",
     "user",
 ];
-/// What Compose gives a container to end.
+/// Compose's default for the time that a container has to end.
 const GRACE: Duration = Duration::from_secs(10);
 
 /// A Compose file.
 #[derive(Clone, Debug, Default)]
 pub struct Compose {
-    /// The services by name.
+    /// The services, by name.
     pub services: BTreeMap<String, Service>,
 }
 
 /// A service.
 #[derive(Clone, Debug, Default)]
 pub struct Service {
-    /// The image that it runs, where it is not built.
+    /// The image, unless it is built.
     pub image: Option<String>,
-    /// The Dockerfile, where it is built.
+    /// The Dockerfile, if the image is built.
     pub dockerfile: Option<String>,
     /// In place of the image's.
     pub entrypoint: Option<Vec<String>>,
     /// In place of the image's.
     pub command: Option<Vec<String>>,
-    /// More environment than the image has.
+    /// Environment in addition to the image's.
     pub environment: BTreeMap<String, String>,
-    /// Files with environment, and whether they have to be there.
+    /// Files with environment, and whether they must exist.
     pub env_files: Vec<(String, bool)>,
-    /// What has to be so before it starts.
+    /// The conditions that must hold before the service starts.
     pub depends_on: Vec<(String, Condition)>,
-    /// How its health is asked for.
+    /// The health check.
     pub healthcheck: Option<Healthcheck>,
-    /// How long it may take to end.
+    /// How long a container may take to end.
     pub stop_grace_period: Duration,
-    /// How many containers there are.
+    /// The number of containers.
     pub replicas: u32,
-    /// Sources (volumes, or paths beginning with a dot or slash) and targets.
+    /// The sources (volumes, or paths beginning with a dot or slash) and targets of mounts.
     pub volumes: Vec<(String, String)>,
     /// Directories in memory.
     pub tmpfs: Vec<String>,
-    /// It starts only under one of these, if there are any, or when it is named.
+    /// The profiles in which the service starts. If there are any, it starts only in one of these
+    /// or when it is named.
     pub profiles: Vec<String>,
-    /// Whose containers it reaches by name.
+    /// The networks, on which containers reach each other by name.
     pub networks: BTreeSet<String>,
     /// Whether only `tmpfs` and `volumes` can be written to.
     pub read_only: bool,
 }
 
-/// What has to be so of another service.
+/// A condition that another service must meet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Condition {
-    /// It was started.
+    /// It has started.
     Started,
     /// Its health check has succeeded.
     Healthy,
-    /// It has ended with 0.
+    /// It has exited with status 0.
     CompletedSuccessfully,
 }
 
@@ -92,7 +93,7 @@ pub enum Condition {
 pub struct Healthcheck {
     /// `CMD` or `CMD-SHELL`, and the command.
     pub test: Vec<String>,
-    /// After this it has to be healthy, or it never will be.
+    /// The time after which a container that is not healthy is considered unhealthy.
     pub deadline: Duration,
 }
 
@@ -130,11 +131,12 @@ impl Compose {
                 }
             }
         }
+
         Ok(())
     }
 }
 
-/// Replaces the variables in every string. Names are not looked at, as in Compose.
+/// Replaces the variables in every string but, as in Compose, not in keys.
 fn replace(value: &mut Value, variables: &BTreeMap<String, String>) -> Result<(), String> {
     match value {
         Value::String(text) => *text = interpolate(text, variables)?,
@@ -185,6 +187,7 @@ fn service(object: &Map<String, Value>) -> Result<Service, String> {
             unknown => return Err(format!("{unknown} is not modelled")),
         }
     }
+
     Ok(service)
 }
 
@@ -192,7 +195,7 @@ fn list(value: &Value) -> Result<Vec<Value>, String> {
     value.as_array().cloned().ok_or_else(|| format!("not a list: {value}"))
 }
 
-/// A string, or what YAML takes for something else and Compose for a string.
+/// A string, or a scalar of another type in YAML that Compose reads as a string.
 fn text(value: &Value) -> Result<String, String> {
     match value {
         Value::String(text) => Ok(text.clone()),
@@ -239,7 +242,8 @@ fn depends_on(value: &Value) -> Result<Vec<(String, Condition)>, String> {
     object.iter().map(dependency).collect()
 }
 
-/// Once it has started it is unhealthy after so many failures; what fails before is not counted.
+/// After the start period, a container is unhealthy after a number of failures; earlier failures
+/// don't count.
 fn healthcheck(value: &Value) -> Result<Healthcheck, String> {
     let time =
         |key: &str, default| value.get(key).map_or(Ok(default), |value| duration(&text(value)?));
@@ -282,6 +286,7 @@ fn duration(text: &str) -> Result<Duration, String> {
             };
         rest = &rest[digits + letters..];
     }
+
     if text.is_empty() { Err(wrong()) } else { Ok(total) }
 }
 
@@ -337,6 +342,7 @@ services:
         assert_eq!(worker.tmpfs, ["/tmp"]);
         assert_eq!(worker.volumes[1], ("./docs".to_owned(), "/files".to_owned()));
         assert_eq!(worker.stop_grace_period, Duration::from_secs(45));
+
         let kafka = &compose.services["kafka"];
         assert_eq!(kafka.environment["KAFKA_NODE_ID"], "1");
         assert_eq!(
@@ -347,7 +353,7 @@ services:
     }
 
     #[test]
-    fn what_is_not_modelled_is_refused() {
+    fn keys_that_are_not_modelled_are_refused() {
         let check = |from: &str, to: &str, why: &str| {
             assert!(FILE.contains(from), "{from}");
             let parsed = parse(&FILE.replace(from, to), &[]).map(drop);

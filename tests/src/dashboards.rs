@@ -1,4 +1,4 @@
-//! The Grafana dashboards in `monitoring/grafana/dashboards`, as far as tests look into them.
+//! The Grafana dashboards in `monitoring/grafana/dashboards`, as far as tests inspect them.
 
 use std::fs;
 
@@ -6,18 +6,18 @@ use serde_json::Value;
 
 use crate::prometheus;
 
-/// A panel that is no heading.
+/// A panel other than a heading.
 #[derive(Clone, Debug)]
 pub struct Panel {
     /// Dashboard and title.
     pub name: String,
-    /// Its queries, variables in place.
+    /// The queries, with variables replaced.
     pub queries: Vec<String>,
     /// The whole panel.
     pub json: Value,
 }
 
-/// Every dashboard, by the name of its file.
+/// All dashboards, by file name.
 pub fn all() -> Vec<(String, Value)> {
     let directory = prometheus::monitoring().join("grafana/dashboards");
     let mut dashboards: Vec<_> = fs::read_dir(directory)
@@ -33,7 +33,7 @@ pub fn all() -> Vec<(String, Value)> {
     dashboards
 }
 
-/// Every panel of a dashboard, headings left out.
+/// All panels of a dashboard, except headings.
 pub fn panels(name: &str, dashboard: &Value) -> Vec<Panel> {
     let panels = dashboard["panels"]
         .as_array()
@@ -54,7 +54,7 @@ pub fn panels(name: &str, dashboard: &Value) -> Vec<Panel> {
         .collect()
 }
 
-/// What the variables of a dashboard are taken from, as a query and the label that is listed.
+/// The sources of a dashboard's variables: a query, and the label whose values are listed.
 pub fn variables(dashboard: &Value) -> Vec<(String, String)> {
     let list = dashboard["templating"]["list"].as_array().expect("variables");
     let queries = list.iter().filter(|variable| variable["type"] == "query");
@@ -69,13 +69,13 @@ pub fn variables(dashboard: &Value) -> Vec<(String, String)> {
         .collect()
 }
 
-/// The query of annotations.
+/// The queries of annotations.
 pub fn annotations(dashboard: &Value) -> Vec<String> {
     let list = dashboard["annotations"]["list"].as_array().expect("annotations");
     list.iter().map(|one| substituted(one["expr"].as_str().expect("a query"))).collect()
 }
 
-/// A query as Grafana sends it when everything is chosen.
+/// A query as Grafana sends it if all values of the variables are selected.
 fn substituted(query: &str) -> String {
     let mut made = query.replace("$__rate_interval", "1m");
     for variable in ["namespace", "instance", "tool"] {

@@ -1,11 +1,10 @@
-//! The tool that the fixture servers offer: it behaves as its arguments say, and writes down that
-//! it was called.
+//! The tool of the fixture servers: it behaves as its arguments say, and logs its calls.
 //!
-//! The ledger is what the chaos test believes about calls: lines are written with one `write` each,
-//! so their order in the file is the order of what happened, without any clock. `boot` says that
-//! nothing of what an earlier process has begun goes on; `s` and `e` are the start and the end of a
-//! call, with job, attempt and key; `c` says that a call was cancelled, which it goes on in spite
-//! of: what is worse for its callers is better for a test.
+//! The log is the chaos test's source of truth about calls. Each line is written with one `write`,
+//! so the order of lines is the order of events, without any clock. `boot` means that no call of an
+//! earlier process goes on; `s` and `e` are the start and the end of a call, with job, attempt and
+//! key; `c` means that a call was cancelled. A cancelled call goes on all the same, which is worse
+//! for its callers and therefore better for a test.
 
 use std::{
     collections::HashMap,
@@ -21,16 +20,16 @@ use serde_json::{Value, json};
 
 use crate::wait;
 
-/// Where calls are written down, and what goes by which id.
+/// The log of calls, and the calls by request id.
 #[derive(Debug)]
 pub struct CallLog {
     file: File,
-    /// Job, attempt and key of every call that was made, by the id of its request.
+    /// Job, attempt and key of every call, by the id of its request.
     calls: Mutex<HashMap<String, String>>,
 }
 
 impl CallLog {
-    /// Opens the file at `path` for appending, and says in it that a process has started.
+    /// Opens the file at `path` for appending, and logs the start of a process.
     pub fn open(path: &Path) -> Self {
         let file = OpenOptions::new().create(true).append(true).open(path).expect("the ledger");
         let log = Self { file, calls: Mutex::default() };
@@ -38,7 +37,7 @@ impl CallLog {
         log
     }
 
-    /// Writes down that the call of the request `id` was cancelled.
+    /// Logs that the call of the request `id` was cancelled.
     pub fn cancelled(&self, id: &Value) {
         let calls = self.calls.lock();
         if let Some(call) = calls.get(&id.to_string()) {
@@ -56,20 +55,20 @@ impl CallLog {
     }
 }
 
-/// What the servers say of the tool in their lists.
+/// The tool list of the servers.
 pub fn tools() -> Value {
     json!({"tools": [{"name": "work", "inputSchema": {"type": "object"}}]})
 }
 
-/// What the servers answer to `initialize`: the revision that the client has asked for.
+/// The servers' answer to `initialize`, with the revision that the client has requested.
 pub fn initialized(params: &Value) -> Value {
     let info = json!({"name": "fixture-tools", "version": "1"});
     json!({"protocolVersion": params["protocolVersion"], "capabilities": {"tools": {}}, "serverInfo": info})
 }
 
-/// Takes `ms`, and until the file `until` is there; fails the first `failures` attempts, or for
-/// good where `final` is set. Tells of its `progress` to `notify` in so many steps, spread over
-/// `ms`. Gives `echo` back, as structured content and as an unknown member of its text.
+/// Takes `ms`, and until the file `until` exists. Fails the first `failures` attempts, or finally
+/// if `final` is set. Reports `progress` to `notify` in so many steps, spread over `ms`. Returns
+/// `echo`, as structured content and as an unknown member of its text.
 pub fn work(id: &Value, params: &Value, log: &CallLog, notify: impl Fn(&Value)) -> Value {
     let (meta, arguments) = (&params["_meta"], &params["arguments"]);
     let job = meta["io.mcp-fleet/jobId"].as_str().unwrap_or("-");
@@ -92,11 +91,11 @@ pub fn work(id: &Value, params: &Value, log: &CallLog, notify: impl Fn(&Value)) 
         }
     }
     if steps == 0 {
-        // This is the tool's work and not a wait for something.
+        // This sleep is the tool's work, not a wait for something.
         thread::sleep(Duration::from_millis(ms));
     }
     if let Some(gate) = arguments["until"].as_str() {
-        wait::until("the gate", wait::LONG, || Path::new(gate).exists().then_some(()));
+        wait::poll_until("the gate", wait::LONG, || Path::new(gate).exists().then_some(()));
     }
 
     log.note(&format!("e {call}"));

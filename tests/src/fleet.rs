@@ -1,4 +1,4 @@
-//! One test's fleet: topics of its own, a server, workers, and what was submitted to them.
+//! The fleet of one test: topics of its own, a server, workers, and the submitted records.
 
 use std::{
     env, fs, mem,
@@ -20,23 +20,23 @@ use crate::{
 };
 
 const START: Duration = Duration::from_secs(60);
-/// How long a worker may drain: what it is given (`MCP_DRAIN_TIMEOUT`), and room.
+/// How long a worker may take to drain: `MCP_DRAIN_TIMEOUT` with a margin.
 const STOP: Duration = Duration::from_secs(60);
 
-/// A file of 1 MiB among [`Fleet::files`].
+/// The name of a file of 1 MiB in [`Fleet::files`].
 pub const LARGE_FILE: &str = "large";
 
-/// One of our binaries that listens.
+/// A running process of one of our binaries.
 #[derive(Debug)]
 pub struct Service {
-    /// The process.
+    /// The operating system's process.
     pub process: Process,
-    /// Where it listens.
+    /// The address on which it listens.
     pub address: SocketAddr,
 }
 
 impl Service {
-    /// Starts `command`, gives it a ready file and waits until it listens.
+    /// Starts `command` with a ready file, and waits until it listens.
     fn start(name: &str, directory: &Path, mut command: Command) -> Self {
         let ready = directory.join(bins::unique("ready"));
         command
@@ -44,7 +44,7 @@ impl Service {
             .arg(&ready)
             .env("RUST_LOG", env::var("FLEET_TEST_LOG").as_deref().unwrap_or("info"));
         let mut process = Process::start(name, directory, command);
-        let address = process.until("the ready file", START, || {
+        let address = process.wait_until("the ready file", START, || {
             fs::read_to_string(&ready).ok()?.trim().parse().ok()
         });
         Self { process, address }
@@ -66,7 +66,7 @@ impl Service {
         Self::start("mcp-server", directory, command)
     }
 
-    /// Asks a server for a tool by hand; the whole JSON-RPC answer.
+    /// Calls a tool of a server; returns the whole JSON-RPC answer.
     pub fn call(&self, tool: &str, arguments: &Value) -> Value {
         let params = json!({"name": tool, "arguments": arguments});
         let request = json!({"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": params});
@@ -76,61 +76,61 @@ impl Service {
         answer
     }
 
-    /// Waits until it says that it is ready.
+    /// Waits until the service reports that it is ready.
     #[must_use]
     pub fn ready(mut self) -> Self {
         let address = self.address;
-        self.process.until("GET /ready", START, || {
+        self.process.wait_until("GET /ready", START, || {
             (http::get(address, "/ready").ok()?.0 == 200).then_some(())
         });
         self
     }
 }
 
-/// What a server is started with.
+/// The options of a server.
 #[derive(Clone, Debug, Default)]
 pub struct ServerOptions {
     /// Directories for the `file_*` tools.
     pub roots: Vec<PathBuf>,
-    /// Patterns of command lines that may be started.
+    /// Patterns of allowed command lines.
     pub allowed: Vec<String>,
-    /// More environment.
+    /// Additional environment.
     pub env: Vec<(String, String)>,
     /// A fixed port, for a server that comes back.
     pub port: u16,
-    /// More arguments.
+    /// Additional arguments.
     pub args: Vec<String>,
 }
 
-/// Topics, a server and workers of one test.
+/// The topics, server and workers of one test.
 #[derive(Debug)]
 pub struct Fleet<'e> {
     /// The broker.
     pub env: &'e Env,
-    /// The jobs topic. The others are named after it.
+    /// The jobs topic, from which the names of the other topics follow.
     pub topic: String,
     /// The consumer group.
     pub group: String,
     /// A directory of this test's own.
     pub directory: PathBuf,
-    /// How many partitions the jobs topic has.
+    /// The number of partitions of the jobs topic.
     pub partitions: i32,
-    /// What has been submitted so far.
+    /// The records submitted so far.
     pub submitted: Vec<Record>,
-    /// Where the workers find the server.
+    /// The server's URL for workers.
     pub server_url: String,
-    /// More environment for the server of [`Fleet::start_tool_server`].
+    /// Additional environment for the server of [`Fleet::start_tool_server`].
     pub server_env: Vec<(String, String)>,
-    /// More environment for the workers.
+    /// Additional environment for the workers.
     pub worker_env: Vec<(String, String)>,
-    /// The workers that were started and not stopped.
+    /// The running workers.
     pub workers: Vec<Service>,
-    /// The server, if it runs.
+    /// The server, if it is running.
     pub server: Option<Service>,
 }
 
 impl<'e> Fleet<'e> {
-    /// Topics for the test `name`, and nothing that runs yet.
+    /// Creates the topics for the test `name`. Nothing runs yet.
     pub fn new(env: &'e Env, name: &str, partitions: i32) -> Self {
         let topic = bins::unique(name);
         let directory = bins::scratch(name);
@@ -149,7 +149,7 @@ impl<'e> Fleet<'e> {
             worker_env: vec![
                 ("MCP_RETRY_BASE".into(), "50ms".into()),
                 ("MCP_RETRY_MAX".into(), "500ms".into()),
-                // What a test's fleet has is the test's decision.
+                // Each test decides which topics its fleet has.
                 ("MCP_CREATE_TOPICS".into(), "false".into()),
                 ("KAFKA_PROPERTY_SESSION_TIMEOUT_MS".into(), "6000".into()),
                 ("KAFKA_PROPERTY_HEARTBEAT_INTERVAL_MS".into(), "1000".into()),
@@ -166,7 +166,7 @@ impl<'e> Fleet<'e> {
         self.server = Some(server);
     }
 
-    /// Settings of a server that knows this fleet's jobs.
+    /// Options of a server that knows this fleet's jobs.
     pub fn with_jobs(&self, mut options: ServerOptions) -> ServerOptions {
         let settings = [
             ("KAFKA_BROKERS", self.env.brokers.clone()),
@@ -178,7 +178,7 @@ impl<'e> Fleet<'e> {
         options
     }
 
-    /// Starts one more server that knows this fleet's jobs. The workers don't call it.
+    /// Starts another server that knows this fleet's jobs. The workers don't call it.
     pub fn start_replica(&self, options: ServerOptions) -> Service {
         self.launch_replica(options).ready()
     }
@@ -188,14 +188,14 @@ impl<'e> Fleet<'e> {
         Service::launch_server(&self.directory, &self.with_jobs(options))
     }
 
-    /// A server whose `file_*` tools read the directory that [`Fleet::files`] fills.
+    /// Starts a server whose `file_*` tools read the directory of [`Fleet::files`].
     pub fn start_file_server(&mut self) {
         let options = ServerOptions { roots: vec![self.files()], ..ServerOptions::default() };
         self.start_server(&options);
     }
 
-    /// Starts one more server that takes jobs, and has the `file_*` tools. The first one is what
-    /// the workers call.
+    /// Starts another server that accepts jobs and has the `file_*` tools. The workers call the
+    /// first such server.
     pub fn start_job_server(&mut self) -> Service {
         let server = self
             .start_replica(ServerOptions { roots: vec![self.files()], ..ServerOptions::default() });
@@ -205,10 +205,10 @@ impl<'e> Fleet<'e> {
         server
     }
 
-    /// Starts a server that hosts `bin/fixture_tools.rs` as `chaos`: a tool that behaves as its
-    /// arguments say and writes its calls into the ledger. `program` is where it is. A server that
-    /// `remembers` answers the repeat of a call that has succeeded without calling the tool, which
-    /// hides from the ledger what the workers do.
+    /// Starts a server that hosts `program`, which is `bin/fixture_tools.rs`, as `chaos`: a tool
+    /// that behaves as its arguments say and logs its calls in the ledger. A server that
+    /// `remembers` answers the repeat of a successful call without calling the tool, which hides
+    /// the workers' repeats from the ledger.
     pub fn start_tool_server(&mut self, program: &str, ledger: &Path, remembers: bool) {
         let command = format!("{program} {}", ledger.display());
         let window = if remembers { "10m" } else { "0" };
@@ -229,7 +229,7 @@ impl<'e> Fleet<'e> {
         assert!(hosted && answer["error"].is_null(), "the tool is not hosted: {answer}");
     }
 
-    /// A directory with a few files: text, an empty one, a large one and one that is no text.
+    /// A directory with a few files: a text, an empty, a large and a binary file.
     pub fn files(&self) -> PathBuf {
         files(&self.directory)
     }
@@ -266,16 +266,16 @@ impl<'e> Fleet<'e> {
         self.worker_env.push((name.to_owned(), value.to_owned()));
     }
 
-    /// Writes records to the jobs topic and returns them with their places.
+    /// Writes records to the jobs topic, and returns them with their positions.
     pub fn submit(&mut self, records: Vec<Outgoing>) -> Vec<Record> {
         let placed = topics::produce(&self.env.brokers, &self.topic, records);
         self.submitted.extend(placed.iter().cloned());
         placed
     }
 
-    /// Submits jobs for the tool of [`Fleet::start_tool_server`] that go on, once they are called,
-    /// until the gate is open, over fifty keys: whoever has them under way can't have ended them by
-    /// the time something happens to it.
+    /// Submits jobs with fifty keys for the tool of [`Fleet::start_tool_server`]. Their calls go on
+    /// until the gate is open, so a worker that has them in flight can't have ended them before a
+    /// disturbance.
     pub fn submit_held(&mut self, count: usize) -> Gate {
         let name = bins::unique("held");
         let gate = Gate(self.directory.join(&name));
@@ -289,13 +289,12 @@ impl<'e> Fleet<'e> {
         gate
     }
 
-    /// Makes the topic through which jobs are cancelled. A fleet of these tests has none unless it
-    /// asks for it.
+    /// Creates the control topic, which a test's fleet doesn't have by default.
     pub fn create_control_topic(&self) {
         topics::create(&self.env.brokers, &[(&Topics::of(&*self.topic).control, 1)]);
     }
 
-    /// Asks for the cancellation of all jobs of this id that have been submitted so far.
+    /// Requests the cancellation of all jobs with this id that have been submitted so far.
     pub fn cancel(&self, job_id: &str, reason: Option<&str>) {
         self.cancel_all(&[job_id], reason);
     }
@@ -313,15 +312,15 @@ impl<'e> Fleet<'e> {
     /// Waits until the gauge `name` of every worker is `value`.
     pub fn wait_for_gauge(&self, name: &str, value: usize) {
         for worker in &self.workers {
-            wait::until_ok(&format!("{name} = {value} of every worker"), wait::LONG, || {
+            wait::poll_until_ok(&format!("{name} = {value} of every worker"), wait::LONG, || {
                 let is = http::metric(worker.address, name);
                 if is == Some(value as f64) { Ok(()) } else { Err(is) }
             });
         }
     }
 
-    /// Submits jobs that each read [`LARGE_FILE`], over fifty keys: work that takes long enough to
-    /// be disturbed.
+    /// Submits jobs with fifty keys that each read [`LARGE_FILE`], which takes long enough for a
+    /// disturbance.
     pub fn submit_digests(&mut self, count: usize) {
         let jobs = (0..count).map(|n| {
             let job = json!({"jobID": format!("job-{n}-of-{count}"), "jobType": "tool-call",
@@ -336,7 +335,7 @@ impl<'e> Fleet<'e> {
         self.submit(vec![Outgoing::value(envelope.to_string())]).remove(0)
     }
 
-    /// How many of the submitted records the group has not committed yet.
+    /// The number of submitted records that the group has not committed yet.
     pub fn uncommitted(&self) -> usize {
         let offsets =
             topics::committed(&self.env.brokers, &self.group, &self.topic, self.partitions);
@@ -344,18 +343,18 @@ impl<'e> Fleet<'e> {
         self.submitted.len().saturating_sub(usize::try_from(committed).unwrap_or_default())
     }
 
-    /// Waits until every submitted record has come to an end.
+    /// Waits until all submitted records have ended.
     pub fn wait_for_all(&mut self) {
         let want = self.submitted.len();
         self.wait_for(want);
     }
 
-    /// Waits until `want` records have come to an end.
+    /// Waits until `want` records have ended.
     pub fn wait_for(&mut self, want: usize) {
         let (topic, submitted) = (self.topic.clone(), mem::take(&mut self.submitted));
         let oracle = Oracle::new(&topic, &submitted);
         let brokers = &self.env.brokers;
-        wait::until_ok(&format!("{want} jobs on {}", self.env.name), wait::LONG, || {
+        wait::poll_until_ok(&format!("{want} jobs on {}", self.env.name), wait::LONG, || {
             let account = oracle.read(brokers);
             let ended = account.ended();
             let open = || {
@@ -372,10 +371,11 @@ impl<'e> Fleet<'e> {
                 Err(format!("{ended} of {want} have ended; not: {:#?}", open()))
             }
         });
+
         self.submitted = submitted;
     }
 
-    /// Stops every worker, and panics with its log if one does not end in order.
+    /// Stops all workers, and panics with the log of a worker that doesn't end in order.
     pub fn stop_workers(&mut self) {
         for worker in &self.workers {
             worker.process.signal(nix::sys::signal::Signal::SIGTERM);
@@ -386,19 +386,19 @@ impl<'e> Fleet<'e> {
         }
     }
 
-    /// Waits for every job, stops the workers, and has the oracle judge. Allows `repeats`.
+    /// Waits for all jobs, stops the workers, and lets the oracle check the run. Allows `repeats`.
     pub fn settle(&mut self, repeats: usize) -> Account {
         self.wait_for_all();
         self.stop_workers();
         let account =
             Oracle::new(&self.topic, &self.submitted).repeats(repeats).check(&self.env.brokers);
-        self.everything_is_committed();
+        self.assert_all_committed();
         account
     }
 
-    /// After an orderly end every partition is committed to its end, which is behind the last
-    /// record that was submitted or has come back from the delayed topic.
-    pub fn everything_is_committed(&self) {
+    /// Asserts that every partition is committed to its end, as after an orderly stop: past the
+    /// last record that was submitted or returned from the delayed topic.
+    pub fn assert_all_committed(&self) {
         let committed =
             topics::committed(&self.env.brokers, &self.group, &self.topic, self.partitions);
         let ends = topics::ends(&self.env.brokers, &self.topic, self.partitions);
@@ -412,14 +412,14 @@ impl<'e> Fleet<'e> {
     }
 }
 
-/// The time.
+/// The current time.
 pub fn now() -> Timestamp {
     let since = std::time::UNIX_EPOCH.elapsed().expect("a clock that is set");
     let ms = i64::try_from(since.as_millis()).expect("a time");
     Timestamp::from_millis(ms).expect("a time")
 }
 
-/// What holds the jobs of [`Fleet::submit_held`].
+/// Holds back the jobs of [`Fleet::submit_held`].
 #[derive(Debug)]
 pub struct Gate(PathBuf);
 
@@ -440,7 +440,7 @@ pub struct Standalone {
 }
 
 impl Standalone {
-    /// Starts a server whose `file_*` tools have the harness's files.
+    /// Starts a server whose `file_*` tools read the harness's files.
     pub fn start(name: &str) -> Self {
         Self::start_with(name, ServerOptions::default())
     }

@@ -1,4 +1,4 @@
-//! Tools that are written in Go, built once at the versions that stand here.
+//! Tools that are written in Go, built once, at pinned versions.
 
 use std::{path::PathBuf, process::Command};
 
@@ -7,7 +7,7 @@ use crate::{
     node::{fingerprint, skip},
 };
 
-/// The newest that Go 1.24 builds.
+/// The newest version that Go 1.24 builds.
 const KUSTOMIZE: &str = "v5.8.1";
 
 /// `kustomize`, which renders `k8s/` as `kubectl apply -k` does.
@@ -17,8 +17,8 @@ pub fn kustomize() -> Option<PathBuf> {
     })
 }
 
-/// The loader of `docker compose` as a program (`tests/go/compose`): it checks a file as the
-/// original does, fills in variables, and prints what comes of it.
+/// The loader of `docker compose` as a program (`tests/go/compose`): it validates a file as the
+/// original does, fills in variables, and prints the result.
 pub fn compose() -> Option<PathBuf> {
     let source = bins::repository().join("tests/go/compose");
     let (program, sums) =
@@ -28,14 +28,15 @@ pub fn compose() -> Option<PathBuf> {
     })
 }
 
-/// What `build` adds to a `go` that is to put `program` into the directory of the cache's `entry`.
+/// Builds `program` into the cache's `entry`, by a `go` command that `build` completes.
 fn tool(entry: &str, program: &str, build: impl FnOnce(&mut Command)) -> Option<PathBuf> {
     if version().is_none_or(|version| version < (1, 24)) {
         return skip("go (1.24 or newer)");
     }
+
     let entry = cache::once(entry, |directory| {
         let mut command = Command::new("go");
-        // No workspace above may change what is built.
+        // A workspace in a directory above must not affect the build.
         command.env("GOBIN", directory).env("GOWORK", "off").env("GOFLAGS", "-buildvcs=false");
         build(&mut command);
         if command.get_args().any(|argument| argument == "-o") {
@@ -43,10 +44,11 @@ fn tool(entry: &str, program: &str, build: impl FnOnce(&mut Command)) -> Option<
         }
         cache::run(&mut command);
     });
+
     Some(entry.join(program))
 }
 
-/// Major and minor version of the Go that is here.
+/// The major and minor version of the installed Go.
 fn version() -> Option<(u32, u32)> {
     let output = Command::new("go").args(["env", "GOVERSION"]).output().ok()?;
     let text = String::from_utf8(output.stdout).ok()?;

@@ -1,4 +1,4 @@
-//! As much HTTP as health endpoints and JSON-RPC by hand need.
+//! A minimal HTTP client for health endpoints and JSON-RPC.
 
 use std::{
     io::{self, Read as _, Write as _},
@@ -10,10 +10,10 @@ use serde_json::Value;
 
 use crate::wait;
 
-/// A server may be starting a program meanwhile.
+/// Long enough for a server that is starting a program.
 const TIMEOUT: Duration = wait::LONG;
 
-/// Status and body of `GET path`.
+/// Sends `GET path`; returns status and body.
 pub fn get(address: SocketAddr, path: &str) -> io::Result<(u16, String)> {
     exchange(
         address,
@@ -21,12 +21,12 @@ pub fn get(address: SocketAddr, path: &str) -> io::Result<(u16, String)> {
     )
 }
 
-/// Status and body of a JSON-RPC request to `POST path`.
+/// Sends a JSON-RPC request to `POST path`; returns status and body.
 pub fn post(address: SocketAddr, path: &str, body: &Value) -> io::Result<(u16, Value)> {
     post_with(address, path, &[], body)
 }
 
-/// The same with more headers.
+/// The same, with additional headers.
 pub fn post_with(
     address: SocketAddr,
     path: &str,
@@ -36,7 +36,7 @@ pub fn post_with(
     request(address, &address.to_string(), path, headers, body)
 }
 
-/// The same to a host that goes by another name.
+/// The same, with another host name.
 pub fn post_as(
     address: SocketAddr,
     host: &str,

@@ -1,5 +1,5 @@
-//! Real Apache Kafka: KRaft nodes that are broker and controller at once, from the jars that
-//! `tests/kafka/pom.xml` names.
+//! Real Apache Kafka: KRaft nodes that are both broker and controller, from the jars in
+//! `tests/kafka/pom.xml`.
 
 use std::{
     collections::BTreeMap,
@@ -17,17 +17,17 @@ use crate::{
     topics, wait,
 };
 
-/// How long a cluster may take to answer. Starting a JVM on two busy cores is slow.
+/// How long a cluster may take to answer, considering that a JVM starts slowly on two busy cores.
 const START: Duration = Duration::from_secs(120);
 const HEAP: &str = "-Xmx512m";
-/// Starts sooner and is slower afterwards, which suits tests.
+/// JVM options for a quick start at the cost of speed afterwards, which suits tests.
 const SOON: [&str; 2] = ["-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1"];
-/// As Kafka's own start script sets the JVM, with the heap of a broker for two cores.
+/// The JVM options of Kafka's own start script, with a heap for a broker on two cores.
 const FAST: &str = "-Xms1g -Xmx1g -server -XX:+UseG1GC -XX:MaxGCPauseMillis=20 -XX:InitiatingHeapOccupancyPercent=35";
-/// A cluster id is a base64 UUID; any one will do, since nothing else is in the data directory.
+/// A cluster id is a base64 UUID. Any UUID will do, since the data directory is otherwise empty.
 const CLUSTER_ID: &str = "bWNwLWZsZWV0LXRlc3RzMA";
 
-/// What is missing to run Kafka here, if anything.
+/// The program that is missing to run Kafka here, if any.
 pub fn missing() -> Option<String> {
     let java = cache::works("java", &["-version"]);
     let maven = cache::works("mvn", &["--version"]);
@@ -38,7 +38,7 @@ pub fn missing() -> Option<String> {
     (!missing.is_empty()).then(|| missing.join(" and "))
 }
 
-/// Whether Kafka can be started here. Where it can't, says so loudly; panics if it has to be
+/// Whether Kafka can be started here. If it can't, prints a warning, or panics if Kafka is required
 /// (`FLEET_REQUIRE_KAFKA`).
 pub fn available() -> bool {
     let Some(missing) = missing() else { return true };
@@ -55,14 +55,14 @@ pub fn available() -> bool {
 #[derive(Debug)]
 pub struct Cluster {
     nodes: Vec<Node>,
-    /// What clients put into `bootstrap.servers`.
+    /// The value of `bootstrap.servers` for clients.
     pub brokers: String,
-    /// The same for clients behind a network that can fail; see [`Cluster::network`].
+    /// The same, for clients behind a network that can fail; see [`Cluster::network`].
     pub proxied: String,
-    /// One per node, before its second listener.
+    /// One proxy per node, in front of its second listener.
     proxies: Vec<Proxy>,
     directory: PathBuf,
-    /// The JVM is set up to be fast and not to start soon.
+    /// Whether the JVM is set up for speed rather than for a quick start.
     is_fast: bool,
 }
 
@@ -75,7 +75,7 @@ struct Node {
 }
 
 impl Cluster {
-    /// Starts `size` nodes and returns when all of them are in the cluster's metadata.
+    /// Starts `size` nodes, and returns once all of them are in the cluster's metadata.
     pub fn start(size: usize) -> Self {
         Self::start_as(size, false)
     }
@@ -96,7 +96,9 @@ impl Cluster {
             .collect();
         let brokers: Vec<_> =
             ports.iter().map(|ports| format!("127.0.0.1:{}", ports.broker)).collect();
-        // Clients go where a broker says that it is, so the second listener has to name its proxy.
+
+        // Clients connect to the address that a broker advertises, so the second listener has to
+        // advertise its proxy.
         let local = |port| SocketAddr::from(([127, 0, 0, 1], port));
         let proxies: Vec<_> =
             ports.iter().map(|ports| Proxy::start(Some(local(ports.proxied)))).collect();
@@ -108,6 +110,7 @@ impl Cluster {
                 .expect("a broker's configuration");
             Node { id, config, process: None }
         });
+
         let nodes = nodes.collect();
         let mut cluster = Self {
             nodes,
@@ -117,14 +120,16 @@ impl Cluster {
             directory,
             is_fast,
         };
+
         for id in 0..size {
             let format = java("kafka.tools.StorageTool", &["format", "-t", CLUSTER_ID, "-c"]);
             cache::run({ format }.arg(&cluster.nodes[id].config));
             cluster.restart(id);
         }
+
         let brokers = cluster.brokers.clone();
         let first = cluster.nodes[0].process.as_mut().expect("the first node");
-        first.until("cluster metadata", START, || {
+        first.wait_until("cluster metadata", START, || {
             (topics::nodes(&brokers) == Ok(size)).then_some(())
         });
         cluster
@@ -148,17 +153,17 @@ impl Cluster {
         self.nodes[id].process = None;
     }
 
-    /// What happens to the clients that came through [`Cluster::proxied`].
+    /// Sets the state of the network for clients that connect through [`Cluster::proxied`].
     pub fn network(&self, network: Network) {
         self.proxies.iter().for_each(|proxy| proxy.set(network));
     }
 
-    /// Waits until every replica of every partition is in sync: only then may the next node fail.
+    /// Waits until all replicas of all partitions are in sync: only then may the next node fail.
     pub fn wait_until_in_sync(&self) {
-        wait::until("all replicas in sync", START, || self.is_in_sync().then_some(()));
+        wait::poll_until("all replicas in sync", START, || self.is_in_sync().then_some(()));
     }
 
-    /// Whether every replica of every partition is in sync.
+    /// Whether all replicas of all partitions are in sync.
     pub fn is_in_sync(&self) -> bool {
         topics::nodes(&self.brokers) == Ok(self.nodes.len()) && topics::in_sync(&self.brokers)
     }
@@ -176,8 +181,7 @@ impl Drop for Cluster {
     }
 }
 
-/// The ports of a node. They are free now; that nobody takes them until the node does is likely,
-/// not certain.
+/// The ports of a node. They are free now, and probably still are when the node starts.
 #[derive(Debug)]
 struct Ports {
     broker: u16,
@@ -236,9 +240,9 @@ num.recovery.threads.per.data.dir=1
     )
 }
 
-/// Writes the configuration of a node below `directory` and formats its storage, by the program
-/// that the image `apache/kafka` does it with: variables `KAFKA_…` become properties, and
-/// `CLUSTER_ID` is the cluster's.
+/// Writes the configuration of a node below `directory` and formats its storage, with the program
+/// that the image `apache/kafka` uses: variables `KAFKA_…` become properties, and `CLUSTER_ID` is
+/// the id of the cluster.
 pub(crate) fn set_up_as_image(directory: &Path, env: &BTreeMap<String, String>) {
     fs::create_dir_all(directory).expect("a directory for a node's configuration");
     let nothing = directory.join("nothing");
@@ -253,7 +257,7 @@ fn java(class: &str, arguments: &[&str]) -> Command {
     java_with(HEAP, class, arguments)
 }
 
-/// Runs a class of Kafka's with options of its own for the heap.
+/// A command that runs a class of Kafka with these heap options.
 pub(crate) fn java_with(heap: &str, class: &str, arguments: &[&str]) -> Command {
     java_as(heap.split_whitespace().chain(SOON), class, arguments)
 }
@@ -292,7 +296,7 @@ fn pom() -> PathBuf {
     bins::repository().join("tests/kafka/pom.xml")
 }
 
-/// Which Kafka it is.
+/// The version of Kafka.
 pub(crate) fn version() -> String {
     let pom = fs::read_to_string(pom()).expect("tests/kafka/pom.xml");
     let after = pom.split_once("<kafka.version>").expect("the version in the pom").1;

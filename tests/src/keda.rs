@@ -1,5 +1,5 @@
-//! What KEDA and the Horizontal Pod Autoscaler would do, as a state machine: metrics and the time
-//! go in, a number of replicas comes out.
+//! A state machine of what KEDA and the Horizontal Pod Autoscaler would do: metrics and the time go
+//! in, a number of replicas comes out.
 //!
 //! Two controllers change the same number. KEDA's scale loop asks the triggers every
 //! `pollingInterval` and decides between none and some: 0 → 1 when a trigger is active, and back to
@@ -26,27 +26,27 @@ use hpa::Hpa;
 use settings::{Metadata, ScaledObject};
 use triggers::{Kafka, Observation, Partition, Prometheus};
 
-/// How often the HPA looks (`--horizontal-pod-autoscaler-sync-period`).
+/// How often the HPA evaluates its metrics (`--horizontal-pod-autoscaler-sync-period`).
 pub const SYNC: Duration = Duration::from_secs(15);
 
-/// What the triggers are asked about.
+/// The source of the triggers' metrics.
 pub trait Source {
-    /// The partitions of a topic, as the consumer group sees them; without a topic, those of all
-    /// topics of the group.
+    /// The partitions of a topic as the consumer group sees them; without a topic, the partitions
+    /// of all topics of the group.
     fn partitions(&mut self, topic: Option<&str>) -> Vec<Partition>;
-    /// What the query of a `prometheus` trigger returns; none where the result is empty.
+    /// The result of the query of a `prometheus` trigger; `None` if it is empty.
     fn query(&mut self, query: &str) -> Option<f64>;
 }
 
-/// A trigger and what it remembers.
+/// A trigger and its memory.
 #[derive(Clone, Debug)]
 struct Trigger {
     kind: TriggerKind,
-    /// What the HPA wants on the average of all replicas.
+    /// The HPA's target for the average of all replicas.
     threshold: f64,
-    /// Whether the HPA is to take what the scale loop has seen.
+    /// Whether the HPA uses the observation of the scale loop.
     cached: bool,
-    /// What the other one of the two has seen, for the one that is to take it.
+    /// The observation of one controller, for the other one to use.
     last: Option<Observation>,
 }
 
@@ -81,18 +81,18 @@ pub struct Controller {
     next_sync: Duration,
 }
 
-/// What came of a look at the triggers.
+/// The result of an evaluation of the triggers.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Decision {
-    /// How many replicas there are to be.
+    /// The wanted number of replicas.
     pub replicas: i32,
-    /// What each trigger has said.
+    /// The observation of each trigger.
     pub seen: Vec<Observation>,
-    /// Who has looked.
+    /// The controller that has evaluated the triggers.
     pub by: By,
 }
 
-/// Which of the two controllers.
+/// One of the two controllers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum By {
     /// KEDA's scale loop.
@@ -102,7 +102,7 @@ pub enum By {
 }
 
 impl Controller {
-    /// Controllers of an object that was made at time zero.
+    /// Creates the controllers of an object that was created at time zero.
     pub fn new(object: ScaledObject) -> Self {
         let triggers = object.triggers.iter().map(|trigger| Trigger {
             kind: match &trigger.metadata {
@@ -113,24 +113,25 @@ impl Controller {
             cached: trigger.use_cached_metrics,
             last: None,
         });
+
         Self {
             triggers: triggers.collect(),
             hpa: Hpa::new(&object),
             object,
             last_active: None,
             next_poll: Duration::ZERO,
-            // The two look at their own times. That they begin together would be a coincidence.
+            // Each controller has its own schedule, so they don't begin at the same time.
             next_sync: SYNC / 2,
         }
     }
 
-    /// When the next of the two looks.
+    /// The time of the next evaluation by either controller.
     pub fn next(&self) -> Duration {
         self.next_poll.min(self.next_sync)
     }
 
-    /// Has the controller look whose turn it is, if it is somebody's. Turns that were missed are
-    /// not made up for.
+    /// Lets the controller evaluate whose turn it is, if there is one. Missed turns are not made up
+    /// for.
     pub fn turn(
         &mut self,
         now: Duration,
@@ -162,6 +163,7 @@ impl Controller {
             }
             seen.push(observation);
         }
+
         let active = seen.iter().any(|observation| observation.active);
         let replicas = self.activate(now, replicas, active);
         Decision { replicas, seen, by: By::Keda }
@@ -174,6 +176,7 @@ impl Controller {
             let asleep = replicas == 0 || (idle.is_some() && replicas < min);
             return if asleep { min.max(1) } else { replicas };
         }
+
         let may_rest = idle.map_or(min == 0 && replicas > 0, |idle| replicas > idle);
         if may_rest {
             let rested = match self.last_active {
@@ -182,6 +185,7 @@ impl Controller {
             };
             return if rested { idle.unwrap_or(min) } else { replicas };
         }
+
         if idle.is_none() { replicas.max(min) } else { replicas }
     }
 
@@ -191,6 +195,7 @@ impl Controller {
         if replicas == 0 {
             return Decision { replicas, seen: Vec::new(), by: By::Hpa };
         }
+
         let mut seen = Vec::new();
         let given = self.object.takes_what_the_hpa_saw();
         for trigger in &mut self.triggers {
@@ -203,6 +208,7 @@ impl Controller {
             }
             seen.push(observation);
         }
+
         let targets = self.triggers.iter().map(|trigger| trigger.threshold);
         let metrics: Vec<_> =
             seen.iter().map(|observation| observation.value).zip(targets).collect();

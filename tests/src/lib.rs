@@ -2,10 +2,10 @@
 //! and the oracle that reads the topics afterwards.
 //!
 //! A test is a function of an [`Env`] and runs once per broker ([`on_every_broker!`]): on Apache
-//! Kafka and on the embedded broker. It takes a [`Fleet`] (topics of its own, a server, workers),
-//! submits records and asks the [`oracle`] whether every one of them has come to exactly one end.
+//! Kafka and on the embedded broker. It creates a [`Fleet`] (topics of its own, a server, workers),
+//! submits records, and lets the [`oracle`] check that each of them has exactly one end.
 //!
-//! Nothing here sleeps to wait for something: [`wait::until`] polls with a deadline. Nothing
+//! Nothing here sleeps to wait for a condition: [`wait::poll_until`] polls with a deadline. No process
 //! outlives the test process: see [`process`].
 
 #![expect(clippy::expect_used, reason = "the harness is test code: a panic is the report")]
@@ -59,16 +59,15 @@ macro_rules! on_every_broker {
     };
 }
 
-/// Says something that must be seen: past the test runner, which keeps the output of tests that
-/// pass to itself.
+/// Prints a message past the test runner, which would hide the output of passing tests.
 pub fn loud(message: &str) {
     use std::io::Write as _;
     let text = format!("\n!!! {message}\n\n");
-    // If even stderr is gone, nobody is there to read it.
+    // If stderr is closed, nobody could read the message.
     drop(std::io::stderr().lock().write_all(text.as_bytes()));
 }
 
-/// Whether an environment variable is set to something other than nothing or `0`.
+/// Whether an environment variable is set to something other than an empty string or `0`.
 pub fn is_set(name: &str) -> bool {
     std::env::var(name).is_ok_and(|value| !value.is_empty() && value != "0")
 }

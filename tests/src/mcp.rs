@@ -1,4 +1,4 @@
-//! An MCP client by hand, of the revision without sessions, that knows tasks.
+//! A minimal MCP client of the revision without sessions, with support for tasks.
 
 use std::net::SocketAddr;
 
@@ -12,9 +12,9 @@ const TASKS: &str = "io.modelcontextprotocol/tasks";
 /// A client of one server, with or without credentials.
 #[derive(Debug, Clone)]
 pub struct Mcp {
-    /// The server.
+    /// The server's address.
     pub address: SocketAddr,
-    /// What is sent as `Authorization`.
+    /// The value of `Authorization`.
     pub authorization: Option<String>,
 }
 
@@ -36,14 +36,14 @@ impl Mcp {
         Self { authorization: Some(authorization.to_owned()), ..self.clone() }
     }
 
-    /// The whole JSON-RPC answer to a request.
+    /// Sends a request; returns the whole JSON-RPC answer.
     pub fn ask(&self, method: &str, params: Value) -> Value {
         let mut messages = self.messages(method, params);
         messages.pop().unwrap_or_else(|| panic!("{method} was not answered"))
     }
 
-    /// Everything that comes back for a request, the answer last: progress, where `params` say who
-    /// wants it.
+    /// Sends a request; returns all messages of the response, the answer last. Others are progress
+    /// notifications, if `params` have a progress token.
     pub fn messages(&self, method: &str, mut params: Value) -> Vec<Value> {
         let meta = json!({
             "io.modelcontextprotocol/protocolVersion": REVISION,
@@ -69,21 +69,21 @@ impl Mcp {
         }
     }
 
-    /// The result of a request.
+    /// Sends a request; returns the result.
     pub fn result(&self, method: &str, params: Value) -> Value {
         let answer = self.ask(method, params);
         assert!(answer["error"].is_null(), "{method}: {answer}");
         answer["result"].clone()
     }
 
-    /// What a tool returns, structured.
+    /// Calls a tool; returns the structured content.
     pub fn call(&self, tool: &str, arguments: &Value) -> Value {
         let result = self.result("tools/call", json!({"name": tool, "arguments": arguments}));
         assert_ne!(result["isError"], json!(true), "{tool}: {result}");
         result["structuredContent"].clone()
     }
 
-    /// What a tool says where it can't do what it is asked.
+    /// Calls a tool, and expects a failure; returns the message.
     pub fn refusal(&self, tool: &str, arguments: &Value) -> String {
         let result = self.result("tools/call", json!({"name": tool, "arguments": arguments}));
         assert_eq!(result["isError"], json!(true), "{tool}: {result}");

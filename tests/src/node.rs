@@ -5,13 +5,13 @@ use std::{fs, path::PathBuf, process::Command};
 
 use crate::{bins, cache, is_set, loud};
 
-/// The file below `node_modules` that `node` runs.
+/// The file of the server below `node_modules`, for `node` to run.
 pub fn server_everything() -> Option<PathBuf> {
     Some(modules()?.join("@modelcontextprotocol/server-everything/dist/index.js"))
 }
 
-/// The official conformance suite, to be given its arguments. It needs a newer Node than
-/// distributions have, which comes from npm like everything else.
+/// The official conformance suite, without arguments. It needs a newer Node than distributions
+/// have, which comes from npm, too.
 pub fn conformance() -> Option<Command> {
     let modules = modules()?;
     let node =
@@ -24,7 +24,7 @@ pub fn conformance() -> Option<Command> {
     Some(command)
 }
 
-/// A command that runs a script of `tests/node` with the modules at hand.
+/// A command that runs a script of `tests/node` with the modules.
 pub fn script(name: &str) -> Option<Command> {
     let modules = modules()?;
     let mut command = Command::new("node");
@@ -32,8 +32,8 @@ pub fn script(name: &str) -> Option<Command> {
     Some(command)
 }
 
-/// The directory in which `npx` finds the packages of `tests/node/package.json`, and downloads
-/// nothing.
+/// The directory in which `npx` finds the packages of `tests/node/package.json` without downloading
+/// anything.
 pub fn directory() -> Option<PathBuf> {
     modules()?.parent().map(PathBuf::from)
 }
@@ -56,7 +56,7 @@ fn modules() -> Option<PathBuf> {
     Some(entry.join("node_modules"))
 }
 
-/// Says loudly that a test does not run, or fails it if it must.
+/// Warns that a test is skipped, or fails it if it is required.
 pub(crate) fn skip<T>(missing: &str) -> Option<T> {
     let message = format!(
         "{missing} not found: a test with third-party programs is NOT RUN. scripts/setup-system --tests installs it."
@@ -66,8 +66,8 @@ pub(crate) fn skip<T>(missing: &str) -> Option<T> {
     None
 }
 
-/// A short name for the content of a file: FNV-1a, which is enough to tell versions of a lock file
-/// apart.
+/// A short name for the content of a file: FNV-1a, which is enough to distinguish versions of a
+/// lock file.
 pub(crate) fn fingerprint(path: &std::path::Path) -> String {
     let content = fs::read(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
     let hash = content.iter().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {

@@ -1,11 +1,11 @@
-//! The oracle: reads the topics after a run and holds them against what was submitted.
+//! The oracle: reads the topics after a run, and compares them with the submitted records.
 //!
-//! It is what the promises of the project come down to: every acknowledged record has come to
-//! exactly one end (I3), what failed is in the dead letters byte for byte (I2), nothing came to an
-//! end that was never submitted, and jobs of one key started in order and one at a time (I5). A
-//! kill may have repeated what was in flight (I4); how much of that a test allows, it says with
-//! [`Oracle::repeats`]. The state of a record is decided by the rule that the fleet itself uses
-//! ([`fleet_job::state`]), which has tests of its own.
+//! It checks the promises of the project: every acknowledged record has exactly one end (I3), every
+//! failed record is in the dead letters byte for byte (I2), nothing has ended that was never
+//! submitted, and jobs of one key started in order and one at a time (I5). A kill may have repeated
+//! jobs that were in flight (I4); a test allows a number of them with [`Oracle::repeats`]. The
+//! state of a record is decided by the rule that the fleet itself uses ([`fleet_job::state`]),
+//! which has tests of its own.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -22,10 +22,10 @@ use fleet_job::{
 
 use crate::topics::{self, Outgoing, Record};
 
-/// Where a record stands on the jobs topic: partition and offset.
-type Place = (i32, i64);
+/// The position of a record on the jobs topic: partition and offset.
+type JobsOffset = (i32, i64);
 
-/// Holds topics against what was submitted.
+/// Compares topics with the submitted records.
 #[derive(Debug)]
 pub struct Oracle<'a> {
     jobs: &'a str,
@@ -33,18 +33,18 @@ pub struct Oracle<'a> {
     repeats: usize,
 }
 
-/// What became of the submitted records. An event is held once, wherever it is named: a long run
-/// has millions.
+/// The outcome of the submitted records. Each event is in memory only once, because a long run has
+/// millions.
 #[derive(Clone, Debug, Default)]
 pub struct Account {
-    /// The event that is the state of every record that has one, by its place on the jobs topic.
-    pub states: BTreeMap<Place, Arc<JobEvent>>,
-    /// The newest event of every record that has one: what compaction would keep.
-    pub last: BTreeMap<Place, Arc<JobEvent>>,
-    /// Every event of every record, oldest first.
-    pub events: BTreeMap<Place, Vec<Arc<JobEvent>>>,
-    /// The dead letter of every record that has one.
-    pub dead: BTreeMap<Place, Record>,
+    /// The event that decides the state of each record, by the record's position on the jobs topic.
+    pub states: BTreeMap<JobsOffset, Arc<JobEvent>>,
+    /// The newest event of each record, which compaction would keep.
+    pub last: BTreeMap<JobsOffset, Arc<JobEvent>>,
+    /// All events of each record, oldest first.
+    pub events: BTreeMap<JobsOffset, Vec<Arc<JobEvent>>>,
+    /// The dead letter of each record that has one.
+    pub dead: BTreeMap<JobsOffset, Record>,
     /// Ends beyond the first, over all records.
     pub repeats: usize,
     /// Dead letters beyond the first, over all records.
@@ -52,12 +52,12 @@ pub struct Account {
 }
 
 impl Account {
-    /// How many records ended in `state`.
+    /// The number of records that ended in `state`.
     pub fn count(&self, state: JobState) -> usize {
         self.states.values().filter(|event| event.state == state).count()
     }
 
-    /// How many records have come to an end.
+    /// The number of records that have ended.
     pub fn ended(&self) -> usize {
         self.states.values().filter(|event| event.state.is_terminal()).count()
     }
@@ -70,44 +70,43 @@ impl Account {
             .unwrap_or_else(|| panic!("no event about the record at {place:?}: {}", record.text()))
     }
 
-    /// Whether a record has failed without an attempt: it could not be read as a job.
+    /// Whether a record has failed without an attempt because it is not a job.
     fn was_rejected(&self, record: &Record) -> bool {
         let end = self.states.get(&(record.partition, record.offset));
         end.is_some_and(|end| end.state == JobState::Failed && end.attempts == 0)
     }
 
-    /// Whether one of the ends of the record at `place` is this one, be it the first or a repeat.
-    fn ended_as(&self, place: Place, state: JobState) -> bool {
+    /// Whether one of the ends of the record at `place`, the first or a repeat, has this state.
+    fn ended_as(&self, place: JobsOffset, state: JobState) -> bool {
         let events = self.events.get(&place).map_or(&[][..], Vec::as_slice);
         ends(events).any(|end| end.state == state)
     }
 
-    /// What was said of the record at `place`, by whom and when, in the order in which it stands on
-    /// the topic.
-    fn story(&self, place: Place) -> String {
-        let said = |event: &Arc<JobEvent>| {
+    /// The events of the record at `place`, with worker and time, in the order of the topic.
+    fn story(&self, place: JobsOffset) -> String {
+        let output = |event: &Arc<JobEvent>| {
             let (state, worker) =
                 (event.state.as_str(), event.worker.as_deref().unwrap_or_default());
             format!("{} {state} by {worker} (attempts {})", event.time, event.attempts)
         };
-        let events: Vec<_> = self.events.get(&place).into_iter().flatten().map(said).collect();
+        let events: Vec<_> = self.events.get(&place).into_iter().flatten().map(output).collect();
         format!("{place:?} {events:?}")
     }
 }
 
 impl<'a> Oracle<'a> {
-    /// An oracle for what was submitted to the topic `jobs`.
+    /// Creates an oracle for the records submitted to the topic `jobs`.
     pub fn new(jobs: &'a str, submitted: &'a [Record]) -> Self {
         Self { jobs, submitted, repeats: 0 }
     }
 
-    /// Allows so many ends beyond the first, over all records, as a kill may cause.
+    /// Allows this many ends beyond the first, over all records, as a kill may cause.
     #[must_use]
     pub fn repeats(self, repeats: usize) -> Self {
         Self { repeats, ..self }
     }
 
-    /// What the topics say now.
+    /// Reads the topics.
     pub fn read(&self, brokers: &str) -> Account {
         let topics = Topics::of(self.jobs);
         let mut reading = Reading::of(self.jobs);
@@ -116,14 +115,15 @@ impl<'a> Oracle<'a> {
         let (account, strays) = reading.finish();
         assert!(
             strays.is_empty(),
-            "records on {} and {} that nobody can place:\n{strays}",
+            "records on {} and {} that belong to no submitted record:\n{strays}",
             topics.events,
             topics.dlq
         );
+
         account
     }
 
-    /// Reads the topics and panics with everything that is wrong.
+    /// Reads the topics, and panics with all violations.
     pub fn check(&self, brokers: &str) -> Account {
         let account = self.read(brokers);
         let wrong = self.judge(&account);
@@ -131,10 +131,10 @@ impl<'a> Oracle<'a> {
         account
     }
 
-    /// Everything that is wrong with an account.
+    /// All violations in an account.
     pub fn judge(&self, account: &Account) -> Vec<String> {
         let mut wrong = Vec::new();
-        let submitted: HashMap<Place, &Record> = self
+        let submitted: HashMap<JobsOffset, &Record> = self
             .submitted
             .iter()
             .map(|record| ((record.partition, record.offset), record))
@@ -153,7 +153,7 @@ impl<'a> Oracle<'a> {
                 (true, None) => {
                     wrong.push(format!("{place:?}: failed, and is not in the dead letters"))
                 }
-                // A repeat, which is counted, has failed.
+                // A repeat has failed, and it is counted.
                 (false, Some(_)) if account.ended_as(*place, JobState::Failed) => {}
                 (false, Some(_)) => wrong.push(format!("{place:?}: {name} and dead-lettered")),
                 (true, Some(dead)) => {
@@ -164,33 +164,37 @@ impl<'a> Oracle<'a> {
                 (false, None) => {}
             }
         }
+
         for place in account.events.keys().chain(account.dead.keys()) {
             if !submitted.contains_key(place) {
                 wrong.push(format!("{place:?}: came to an end and was never submitted"));
             }
         }
+
         if account.repeats > self.repeats {
             wrong.push(format!(
                 "{} ends were repeated; at most {} may be",
                 account.repeats, self.repeats
             ));
         }
+
         wrong.extend(self.out_of_order(account));
         wrong.sort();
         wrong
     }
 
-    /// Jobs of one key: the next one starts when the one before has ended, and not earlier.
+    /// Violations of the order of a key: the next job starts only after the previous one has ended.
     fn out_of_order(&self, account: &Account) -> Vec<String> {
         let mut by_key: BTreeMap<&[u8], Vec<&Record>> = BTreeMap::new();
         for record in self.submitted {
-            // What is no job ends whenever it has been written down; nobody behind it waits for
-            // that.
+            // A record that is not a job ends once its event is written; jobs behind it don't wait
+            // for that.
             if let Some(key) = record.content.key.as_ref().filter(|_| !account.was_rejected(record))
             {
                 by_key.entry(key).or_default().push(record);
             }
         }
+
         let first = |record: &Record, wanted: fn(JobState) -> bool| {
             let events = account.events.get(&(record.partition, record.offset))?;
             events.iter().find(|event| wanted(event.state)).map(|event| event.time)
@@ -214,16 +218,17 @@ impl<'a> Oracle<'a> {
                 }
             }
         }
+
         wrong
     }
 }
 
-/// An account that is being made from the records of both topics, those of one partition in order.
+/// An account under construction, from the records of both topics in the order of each partition.
 struct Reading<'a> {
     jobs: &'a str,
     account: Account,
-    standings: Standings<Place>,
-    /// What nobody can place.
+    standings: Standings<JobsOffset>,
+    /// Records that belong to no submitted record.
     strays: String,
 }
 
@@ -243,21 +248,23 @@ impl<'a> Reading<'a> {
         };
         let place = match event.source.as_ref().filter(|source| source.topic == self.jobs) {
             Some(source) => (source.partition, source.offset),
-            // Written by who submitted it, before it had a place.
+            // Written by the submitter, before the record had a position.
             None if event.state == JobState::Queued => return,
             None => return self.stray(record),
         };
+
         let is_state = self.standings.take(place, &entry(record, &event)) == Verdict::State;
         let event = Arc::new(event);
         if is_state {
             self.account.states.insert(place, Arc::clone(&event));
         }
+
         self.account.events.entry(place).or_default().push(event);
     }
 
     fn dead(&mut self, record: Record) {
         match origin(&record) {
-            // A repeat may have written it again.
+            // A repeat may have written the letter again.
             Some(place) => {
                 self.account.dead_repeats +=
                     usize::from(self.account.dead.insert(place, record).is_some());
@@ -273,7 +280,7 @@ impl<'a> Reading<'a> {
     fn finish(self) -> (Account, String) {
         let Self { mut account, strays, .. } = self;
         for (place, events) in &account.events {
-            // The events of one job are on one partition, in order. Those of a killed worker's
+            // The events of one job are on one partition, in order. The events of a killed worker's
             // successor come later.
             account.repeats += ends(events).count().saturating_sub(1);
             if let Some(last) = events.last() {
@@ -284,22 +291,22 @@ impl<'a> Reading<'a> {
     }
 }
 
-/// How a job has ended, and ended again. The very same end is no other one: a worker to which a
-/// record comes back says what it has said before, and does not run the job.
+/// All ends of a job. An identical end doesn't count again: a worker to which a record returns
+/// repeats its earlier event and doesn't run the job.
 pub fn ends(events: &[Arc<JobEvent>]) -> impl Iterator<Item = &Arc<JobEvent>> {
     let all = events.iter().enumerate().filter(|(_, event)| event.state.is_terminal());
     all.filter(|(at, event)| !events[..*at].contains(event)).map(|(_, event)| event)
 }
 
-/// What a record of the events topic says of the state of its job.
+/// The entry of a record of the events topic in the state of its job.
 fn entry(record: &Record, event: &JobEvent) -> Entry {
     let value = record.content.value.as_deref().unwrap_or_default();
     let restated = record.header(RESTATED).and_then(|header| serde_json::from_slice(header).ok());
     Entry::new(record.offset, event, value, restated)
 }
 
-/// Where a dead letter comes from, by its headers.
-fn origin(record: &Record) -> Option<Place> {
+/// The source of a dead letter, according to its headers.
+fn origin(record: &Record) -> Option<JobsOffset> {
     let partition = record.header(header::ORIGINAL_PARTITION)?.try_into().ok()?;
     let offset = record.header(header::ORIGINAL_OFFSET)?.try_into().ok()?;
     Some((i32::from_be_bytes(partition), i64::from_be_bytes(offset)))
@@ -371,7 +378,7 @@ mod tests {
     use JobState::{Failed, Running, Succeeded};
 
     #[test]
-    fn a_good_run_is_good() {
+    fn a_correct_run_has_no_violations() {
         let events = [
             event(0, Running, 1),
             event(0, Succeeded, 2),
@@ -392,13 +399,13 @@ mod tests {
     }
 
     #[test]
-    fn two_ends_are_one_too_many() {
+    fn a_second_end_is_found() {
         let events = [event(0, Succeeded, 2), event(0, Succeeded, 3), event(1, Succeeded, 4)];
         check(&events, vec![], &["1 ends were repeated"]);
     }
 
     #[test]
-    fn what_stands_behind_an_end_does_not_change_it() {
+    fn later_events_do_not_change_an_end() {
         let events = [event(0, Succeeded, 2), event(0, Running, 3), event(1, Succeeded, 4)];
         check(&events, vec![], &[]);
         let (account, _) = sort(&events[..2], vec![]);
@@ -413,7 +420,7 @@ mod tests {
     }
 
     #[test]
-    fn dead_letters_are_those_that_failed_byte_for_byte() {
+    fn dead_letters_equal_the_failed_records_byte_for_byte() {
         let events = [event(0, Succeeded, 2), event(1, Failed, 4)];
         check(&events, vec![], &["not in the dead letters"]);
         check(&events, vec![dead(1, "other")], &["another value"]);
@@ -421,13 +428,13 @@ mod tests {
     }
 
     #[test]
-    fn an_end_that_nobody_asked_for_is_seen() {
+    fn an_end_without_a_submitted_record_is_found() {
         let events = [event(0, Succeeded, 2), event(1, Succeeded, 3), event(7, Succeeded, 4)];
         check(&events, vec![], &["(0, 7): came to an end"]);
     }
 
     #[test]
-    fn jobs_of_a_key_that_overlap_are_seen() {
+    fn overlapping_jobs_of_a_key_are_found() {
         let events = [
             event(0, Running, 1),
             event(1, Running, 2),
@@ -438,7 +445,7 @@ mod tests {
     }
 
     #[test]
-    fn nobody_waits_for_the_end_of_what_is_no_job() {
+    fn records_that_are_not_jobs_do_not_delay_their_key() {
         let events = [event(1, Running, 2), event(1, Succeeded, 3), event(0, Failed, 5)];
         check(&events, vec![dead(0, "0")], &[]);
     }

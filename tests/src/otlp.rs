@@ -1,4 +1,4 @@
-//! A collector as OpenTelemetry's exporters know it: takes spans by OTLP over HTTP and keeps them.
+//! A collector for OpenTelemetry's exporters: receives spans by OTLP over HTTP, and keeps them.
 
 use std::{
     collections::BTreeMap,
@@ -15,37 +15,37 @@ use opentelemetry_proto::tonic::{
 use parking_lot::Mutex;
 use prost::Message as _;
 
-/// A span as far as tests look at it.
+/// A span, as far as tests need it.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Span {
-    /// `service.name` of who has made it.
+    /// The `service.name` of the process that made it.
     pub service: String,
-    /// What it is called.
+    /// The name of the span.
     pub name: String,
     /// 32 hexadecimal digits.
     pub trace: String,
     /// 16 hexadecimal digits.
     pub id: String,
-    /// The span above it; empty for a trace's first.
+    /// The id of the parent span; empty for the root of a trace.
     pub parent: String,
     /// `SpanKind` as OTLP numbers it: 2 server, 3 client, 4 producer, 5 consumer.
     pub kind: i32,
-    /// Whether it says that it has failed.
+    /// Whether its status is an error.
     pub failed: bool,
     /// Its attributes as text.
     pub attributes: BTreeMap<String, String>,
 }
 
-/// A collector that listens until its process ends.
+/// A collector that listens until the process ends.
 #[derive(Debug)]
 pub struct Collector {
-    /// Where it listens.
+    /// The address on which it listens.
     pub address: SocketAddr,
     spans: Arc<Mutex<Vec<Span>>>,
 }
 
 impl Collector {
-    /// Starts one on a free port.
+    /// Starts a collector on a free port.
     pub fn start() -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
         let address = listener.local_addr().expect("its address");
@@ -60,7 +60,7 @@ impl Collector {
         Self { address, spans }
     }
 
-    /// The environment of a process that exports to it, often.
+    /// The environment of a process that exports to the collector at short intervals.
     pub fn env(&self) -> Vec<(String, String)> {
         [
             ("OTEL_EXPORTER_OTLP_ENDPOINT", format!("http://{}", self.address)),
@@ -70,14 +70,13 @@ impl Collector {
         .to_vec()
     }
 
-    /// What has come so far.
+    /// The spans received so far.
     pub fn spans(&self) -> Vec<Span> {
         self.spans.lock().clone()
     }
 }
 
-/// Answers the requests of a connection. A client that goes away in the middle of one has exported
-/// nothing.
+/// Answers the requests of a connection. A request that breaks off exports nothing.
 fn serve(stream: TcpStream, kept: &Mutex<Vec<Span>>) {
     let Ok(mut answers) = stream.try_clone() else { return };
     let mut requests = BufReader::new(stream);
@@ -98,6 +97,7 @@ fn request(stream: &mut BufReader<TcpStream>) -> io::Result<Option<(String, Vec<
     if stream.read_line(&mut first)? == 0 {
         return Ok(None);
     }
+
     let path = first.split(' ').nth(1).unwrap_or_default().to_owned();
     let mut length = 0;
     loop {
@@ -111,6 +111,7 @@ fn request(stream: &mut BufReader<TcpStream>) -> io::Result<Option<(String, Vec<
             length = value.trim().parse().map_err(io::Error::other)?;
         }
     }
+
     let mut body = vec![0; length];
     stream.read_exact(&mut body)?;
     Ok(Some((path, body)))
@@ -135,6 +136,7 @@ fn spans(request: ExportTraceServiceRequest) -> Vec<Span> {
             });
         }
     }
+
     spans
 }
 

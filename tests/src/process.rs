@@ -1,8 +1,8 @@
 //! Child processes: in groups of their own, with their output in files, killed when dropped.
 //!
-//! Drop does not run when a test process is killed, or for the brokers that all tests of a process
-//! share. Therefore a shell waits on a pipe that ends with this process, however it ends, and then
-//! kills the groups that are left and removes the directories they used.
+//! Drop doesn't run when a test process is killed, or for the brokers that all tests of a process
+//! share. Therefore a shell waits on a pipe that closes when this process ends, however it ends,
+//! and then kills the remaining groups and removes their directories.
 
 use std::{
     fs::{self, File},
@@ -23,7 +23,7 @@ use parking_lot::Mutex;
 
 use crate::{bins, wait};
 
-/// How much of a log is shown when something goes wrong.
+/// How much of a log is shown after a failure, in bytes.
 const TAIL: usize = 6_000;
 
 /// A running child.
@@ -52,12 +52,12 @@ impl Process {
         Self { name: name.to_owned(), child, log }
     }
 
-    /// Its process id, and that of its group.
+    /// The id of the process and of its group.
     pub fn pid(&self) -> u32 {
         self.child.id()
     }
 
-    /// Where its output goes. The file stays when the process has gone.
+    /// The file with its output, which remains after the process has ended.
     pub fn log_path(&self) -> &Path {
         &self.log
     }
@@ -84,28 +84,27 @@ impl Process {
     /// Waits until the process ends.
     pub fn wait(&mut self, deadline: Duration) -> ExitStatus {
         let what = format!("the end of {}", self.name);
-        wait::until_ok(&what, deadline, || match self.child.try_wait() {
+        wait::poll_until_ok(&what, deadline, || match self.child.try_wait() {
             Ok(Some(status)) => Ok(status),
             Ok(None) => Err(tail(&self.log)),
             Err(error) => Err(error.to_string()),
         })
     }
 
-    /// Whether it is still there.
+    /// Whether the process is still running.
     pub fn is_running(&mut self) -> bool {
         matches!(self.child.try_wait(), Ok(None))
     }
 
-    /// Waits until `look` finds something, and fails at once, with the log, if the process ends
-    /// first.
-    pub fn until<T>(
+    /// Waits until `look` returns a value, and panics with the log if the process ends first.
+    pub fn wait_until<T>(
         &mut self,
         what: &str,
         deadline: Duration,
         mut look: impl FnMut() -> Option<T>,
     ) -> T {
         let what = format!("{what} of {}", self.name);
-        wait::until_ok(&what, deadline, || {
+        wait::poll_until_ok(&what, deadline, || {
             if let Some(found) = look() {
                 return Ok(found);
             }
@@ -116,15 +115,15 @@ impl Process {
         })
     }
 
-    /// Waits until it has written `text`.
+    /// Waits until the process has written `text`.
     pub fn says(&mut self, text: &str, deadline: Duration) {
         let log = self.log.clone();
-        self.until(&format!("the words {text:?}"), deadline, || {
+        self.wait_until(&format!("the words {text:?}"), deadline, || {
             String::from_utf8_lossy(&fs::read(&log).ok()?).contains(text).then_some(())
         });
     }
 
-    /// What it has written so far.
+    /// The output so far.
     pub fn log(&self) -> String {
         String::from_utf8_lossy(&fs::read(&self.log).unwrap_or_default()).into_owned()
     }
@@ -136,7 +135,7 @@ impl Process {
 
 impl Drop for Process {
     fn drop(&mut self) {
-        // The group may have members that the leader has left behind, and may be gone already.
+        // The group may have members after its leader has ended, or may have ended completely.
         signal::killpg(self.as_pid(), Signal::SIGKILL).ok();
         drop(self.child.wait());
         reaper(&format!("gone {}", self.child.id()));
@@ -149,16 +148,16 @@ impl Drop for Process {
 #[expect(clippy::print_stderr, reason = "shown by the test runner, under the test that failed")]
 fn eprintln_log(name: &str, log: &Path) {
     eprintln!("--- {name} ({}) ---\n{}", log.display(), tail(log));
-    // Whoever sees only the end of all this wants to know what it is about.
+    // Repeat the panic message at the end, where it is easy to find.
     let why = WHY.lock();
     eprintln!("--- the test had failed before, since: {}", *why);
 }
 
-/// The beginning of what the last panic of this process said.
+/// The beginning of the last panic message of this process.
 static WHY: Mutex<String> = Mutex::new(String::new());
 const WHY_LENGTH: usize = 1500;
 
-/// From now on, the logs that are shown after a failure end with what failed.
+/// From now on, logs that are shown after a failure end with the panic message.
 fn remember_panics() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
@@ -176,7 +175,7 @@ pub fn tail(log: &Path) -> String {
     String::from_utf8_lossy(&text[text.len().saturating_sub(TAIL)..]).into_owned()
 }
 
-/// Has `directory` removed when this process has ended.
+/// Removes `directory` once this process has ended.
 pub fn remove_at_exit(directory: &Path) {
     reaper(&format!("directory {}", directory.display()));
 }
@@ -198,7 +197,7 @@ printf %s "$directories" | while read -r directory; do rm -rf -- "$directory"; d
 "#;
 
 fn reaper(line: &str) {
-    /// The shell is kept with its pipe: it outlives this process, so nobody can wait for it.
+    /// The shell with its pipe. It outlives this process, so it can't be waited for.
     static SHELL: OnceLock<Mutex<Child>> = OnceLock::new();
     let shell = SHELL.get_or_init(|| Mutex::new(start_reaper()));
     let mut shell = shell.lock();
@@ -221,9 +220,9 @@ fn start_reaper() -> Child {
 mod tests {
     use super::*;
 
-    /// What happens when a test process ends without a drop: the pipe closes.
+    /// Closing the pipe simulates a test process that ends without a drop.
     #[test]
-    fn the_reaper_kills_the_groups_that_are_left_and_removes_their_directories() {
+    fn the_reaper_kills_remaining_groups_and_removes_their_directories() {
         let start = || Command::new("sleep").arg("600").process_group(0).spawn().expect("sleep");
         let (mut first, mut spared, mut last) = (start(), start(), start());
         let directory = bins::scratch("to be removed");
@@ -232,21 +231,24 @@ mod tests {
         for child in [&first, &spared, &last] {
             writeln!(pipe, "group {}", child.id()).expect("a line");
         }
+
         writeln!(pipe, "gone {}", spared.id()).expect("a line");
         writeln!(pipe, "directory {}", directory.display()).expect("a line");
         drop(pipe);
         assert!(reaper.wait().expect("its end").success());
+
         for killed in [&mut first, &mut last] {
             let status =
-                wait::until("its end", Duration::from_secs(10), || killed.try_wait().ok()?);
+                wait::poll_until("its end", Duration::from_secs(10), || killed.try_wait().ok()?);
             assert_eq!(
                 std::os::unix::process::ExitStatusExt::signal(&status),
                 Some(Signal::SIGKILL as i32)
             );
         }
+
         assert!(
             spared.try_wait().expect("its state").is_none(),
-            "what is gone is not ours to kill"
+            "an ended process must not be killed"
         );
         assert!(!directory.exists());
         spared.kill().expect("its end");

@@ -15,19 +15,19 @@ use crate::{bins, cache, http, node, process::Process, wait};
 
 const START: Duration = Duration::from_secs(60);
 
-/// Where rules, dashboards and their tests are.
+/// The directory of rules, dashboards and their tests.
 pub fn monitoring() -> PathBuf {
     bins::repository().join("monitoring")
 }
 
-/// Whether the programs are there. Says loudly if not, or fails if they must be.
+/// Whether the programs are installed. If not, prints a warning, or panics if they are required.
 pub fn available() -> bool {
     let there =
         ["prometheus", "promtool"].iter().all(|program| cache::works(program, &["--version"]));
     there || node::skip::<()>("prometheus and promtool (2.42 or newer)").is_some()
 }
 
-/// Runs `promtool` in the directory of the rules and returns what it said, which must be good.
+/// Runs `promtool` in the directory of the rules, expects success, and returns its output.
 pub fn promtool(arguments: &[&str]) -> String {
     let mut command = Command::new("promtool");
     command.args(arguments).current_dir(monitoring().join("prometheus"));
@@ -41,9 +41,8 @@ pub fn promtool(arguments: &[&str]) -> String {
     said
 }
 
-/// The committed configuration with every second in place of its intervals, and fixed targets in
-/// place of discovered ones. Every job must have targets, and there must be no targets without a
-/// job.
+/// The committed configuration with intervals of a second, and fixed targets in place of discovered
+/// ones. Every job must have targets, and all targets must have a job.
 pub fn with_targets(config: &str, targets: &BTreeMap<&str, Vec<SocketAddr>>) -> String {
     let mut made = String::new();
     let mut jobs = BTreeSet::new();
@@ -69,11 +68,12 @@ pub fn with_targets(config: &str, targets: &BTreeMap<&str, Vec<SocketAddr>>) -> 
             jobs.insert(job);
         }
     }
+
     assert_eq!(jobs, targets.keys().copied().collect(), "the jobs of the configuration");
     made
 }
 
-/// The rules with alerts that wait for a second only. Their windows stay.
+/// The rules with alerts that wait for only one second. Their windows stay the same.
 pub fn hasty(rules: &str) -> String {
     let line = |line: &str| match line.split_once("for: ") {
         Some((indent, _)) if indent.trim().is_empty() => format!("{indent}for: 1s\n"),
@@ -82,7 +82,7 @@ pub fn hasty(rules: &str) -> String {
     rules.lines().map(line).collect()
 }
 
-/// A Prometheus of a test.
+/// The Prometheus of a test.
 #[derive(Debug)]
 pub struct Prometheus {
     /// The process.
@@ -94,7 +94,8 @@ pub struct Prometheus {
 pub type Sample = (BTreeMap<String, String>, f64);
 
 impl Prometheus {
-    /// Starts one that scrapes `targets` (by job) and evaluates the project's rules, every second.
+    /// Starts a Prometheus that scrapes `targets` (by job) and evaluates the project's rules every
+    /// second.
     pub fn start(directory: &Path, targets: &BTreeMap<&str, Vec<SocketAddr>>) -> Self {
         let directory = directory.join("prometheus");
         fs::create_dir_all(&directory).expect("a directory");
@@ -114,16 +115,17 @@ impl Prometheus {
             .current_dir(&directory);
         let mut process = Process::start("prometheus", &directory, command);
         let log = process.log_path().to_path_buf();
-        let address = process.until("its address", START, || {
+        let address = process.wait_until("its address", START, || {
             let log = fs::read_to_string(&log).ok()?;
             let line = log.lines().find(|line| line.contains("Listening on"))?;
             let (_, address) = line.split_once("address=")?;
             address.split_whitespace().next()?.parse().ok()
         });
+
         Self { process, address }
     }
 
-    /// `data` of what the API answers, or what it says is wrong.
+    /// Queries the API; returns `data`, or the error.
     pub fn get(&self, path: &str, parameters: &[(&str, &str)]) -> Result<Value, String> {
         let parameters: Vec<_> =
             parameters.iter().map(|(name, value)| format!("{name}={}", encoded(value))).collect();
@@ -148,13 +150,13 @@ impl Prometheus {
         result.iter().map(|one| sample(one).ok_or_else(|| one.to_string())).collect()
     }
 
-    /// Every series that was scraped or recorded.
+    /// All series that were scraped or recorded.
     pub fn series(&self) -> Vec<BTreeMap<String, String>> {
         let data = self.get("series", &[("match[]", "{__name__=~\".+\"}")]).expect("all series");
         data.as_array().expect("a list").iter().map(labels).collect()
     }
 
-    /// Every rule of every group.
+    /// The rules of all groups.
     pub fn rules(&self) -> Vec<Value> {
         let data = self.get("rules", &[]).expect("the rules");
         let groups = data["groups"].as_array().cloned().unwrap_or_default();
@@ -164,7 +166,7 @@ impl Prometheus {
             .collect()
     }
 
-    /// The alerts that fire, with their labels and annotations.
+    /// The firing alerts, with their labels and annotations.
     pub fn firing(&self) -> Vec<(BTreeMap<String, String>, BTreeMap<String, String>)> {
         let data = self.get("alerts", &[]).expect("the alerts");
         let alerts = data["alerts"].as_array().cloned().unwrap_or_default();
@@ -172,9 +174,9 @@ impl Prometheus {
         firing.map(|alert| (labels(&alert["labels"]), labels(&alert["annotations"]))).collect()
     }
 
-    /// Waits until an alert fires, and returns all that do under its name.
+    /// Waits until an alert fires; returns all firing alerts of its name.
     pub fn fires(&self, alert: &str) -> Vec<(BTreeMap<String, String>, BTreeMap<String, String>)> {
-        wait::until_ok(&format!("{alert} to fire"), wait::LONG, || {
+        wait::poll_until_ok(&format!("{alert} to fire"), wait::LONG, || {
             let (mine, others): (Vec<_>, Vec<_>) =
                 self.firing().into_iter().partition(|(labels, _)| labels["alertname"] == alert);
             if mine.is_empty() { Err(others) } else { Ok(mine) }
@@ -189,7 +191,7 @@ fn labels(object: &Value) -> BTreeMap<String, String> {
         .collect()
 }
 
-/// Percent-encoded, everything but letters and digits.
+/// Percent-encodes everything except letters and digits.
 fn encoded(text: &str) -> String {
     let byte = |byte: u8| match byte {
         b'0'..=b'9' | b'a'..=b'z' | b'A'..=b'Z' => char::from(byte).to_string(),
@@ -203,7 +205,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn targets_take_the_place_of_discovery() {
+    fn fixed_targets_replace_discovery() {
         let config = "global:\n  scrape_interval: 15s\n\nrule_files:\n  - rules.yml\nscrape_configs:\n  - job_name: a\n    \
                       # why\n    dns_sd_configs:\n      - names: ['a']\n        port: 1\n    metrics_path: /metrics\n";
         let targets = BTreeMap::from([("a", vec!["127.0.0.1:7".parse().expect("an address")])]);

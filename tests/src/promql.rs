@@ -1,12 +1,12 @@
-//! As much of PromQL as tells which metrics and labels a query uses. Prometheus itself judges
-//! whether it is right.
+//! A partial parser of PromQL that finds the metrics and labels of a query. Prometheus itself
+//! validates queries.
 
 use std::collections::BTreeSet;
 
-/// What a query reads.
+/// The metrics and labels that a query uses.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Uses {
-    /// Every selector, in order.
+    /// All selectors, in order.
     pub selectors: Vec<Selector>,
     /// The labels of `by`, `without`, `on`, `ignoring`, `group_left` and `group_right`.
     pub grouping: BTreeSet<String>,
@@ -21,10 +21,10 @@ pub struct Selector {
     pub matchers: Vec<(String, String, String)>,
 }
 
-/// They take a list of labels, and are no metric.
+/// Keywords that are followed by a list of labels.
 const LABELS_FOLLOW: [&str; 6] = ["by", "without", "on", "ignoring", "group_left", "group_right"];
-/// An aggregation is the only function whose name can be followed by something other than a
-/// parenthesis.
+/// The aggregations, which are the only functions whose names can be followed by something other
+/// than a parenthesis.
 const WORDS: [&str; 21] = [
     "and",
     "or",
@@ -56,7 +56,7 @@ enum Token {
     Sign(char),
 }
 
-/// What `query` reads.
+/// Finds the metrics and labels that `query` uses.
 pub fn uses(query: &str) -> Result<Uses, String> {
     let tokens = tokens(query)?;
     let mut rest = tokens.iter().peekable();
@@ -93,6 +93,7 @@ pub fn uses(query: &str) -> Result<Uses, String> {
             Token::Sign(_) | Token::Text(_) => {}
         }
     }
+
     Ok(uses)
 }
 
@@ -131,7 +132,7 @@ fn tokens(query: &str) -> Result<Vec<Token>, String> {
         match first {
             ' ' | '\n' | '\t' | '\r' => {}
             '#' => drop(take(|next| next != '\n')),
-            // A range or a subquery: durations only.
+            // A range or a subquery contains only durations.
             '[' => {
                 take(|next| next != ']');
                 rest.next().ok_or_else(|| format!("a range of {query:?} has no end"))?;
@@ -158,6 +159,7 @@ fn tokens(query: &str) -> Result<Vec<Token>, String> {
             sign => tokens.push(Token::Sign(sign)),
         }
     }
+
     Ok(tokens)
 }
 
@@ -165,7 +167,7 @@ fn tokens(query: &str) -> Result<Vec<Token>, String> {
 mod tests {
     use super::*;
 
-    /// `expected` is metrics with their matchers, then the labels of groupings.
+    /// `expected` lists metrics with their matchers, then the labels of groupings.
     fn check(query: &str, expected: &str) {
         let uses = uses(query).expect("a query");
         let selectors = uses.selectors.iter().map(|selector| {
@@ -179,7 +181,7 @@ mod tests {
     }
 
     #[test]
-    fn metrics_and_labels_are_found_and_nothing_else() {
+    fn only_metrics_and_labels_are_found() {
         check("up", "up[]");
         check("up{job=\"a\"} == 1", "up[job=a;]");
         check("a:b:sum > 100 and deriv(a:b:sum[15m:1m]) > -1.5e3", "a:b:sum[]a:b:sum[]");
@@ -198,7 +200,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_query_is_refused() {
+    fn invalid_queries_are_refused() {
         for wrong in ["m{a=\"b}", "m{a=}", "m[5m", "{a=\"b\"}", "sum by (\"a\") (m)"] {
             uses(wrong).expect_err(wrong);
         }

@@ -1,9 +1,9 @@
-//! A network that can fail: a TCP proxy that forwards, refuses, or swallows everything without a
-//! word.
+//! A network that can fail: a TCP proxy that forwards connections, refuses them, or silently
+//! swallows all data.
 //!
-//! One stands before every broker's second listener, for the workers that are to be cut off, and
-//! one before the server, as the readiness gate that a server behind a load balancer has. Before
-//! several servers it is a balancer that knows nothing but connections.
+//! There is one in front of each broker's second listener, for workers that are to be cut off, and
+//! one in front of the server, like the readiness gate of a load balancer. In front of several
+//! servers, it is a balancer of connections.
 
 use std::{
     collections::VecDeque,
@@ -19,29 +19,27 @@ use parking_lot::{Condvar, Mutex, MutexGuard};
 use crate::wait;
 
 const BUFFER: usize = 64 << 10;
-/// How long the port of a refusing proxy may be taken by somebody else before it listens there
-/// again.
+/// How long another process may use the port of a refusing proxy before the proxy listens again.
 const REBIND: Duration = Duration::from_secs(30);
 
-/// What the network does.
+/// The state of the network.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Network {
-    /// Forwards.
+    /// Forwards connections.
     Up,
-    /// Has closed its connections and refuses new ones.
+    /// Closes existing connections, and refuses new ones.
     Refused,
-    /// Takes everything and delivers nothing. When it is up again it has forgotten the connections
-    /// from before, as a firewall does that was started anew: what they had swallowed is never
-    /// delivered.
+    /// Accepts data and delivers nothing. When it is up again, it has forgotten earlier
+    /// connections, like a restarted firewall: data that they have swallowed is never delivered.
     Silent,
-    /// Gone for good.
+    /// Stopped permanently.
     Gone,
 }
 
-/// A TCP proxy before one upstream. Dropping it ends it and its connections.
+/// A TCP proxy in front of one or several upstreams. Dropping it closes it and its connections.
 #[derive(Debug)]
 pub struct Proxy {
-    /// Where it listens.
+    /// The address on which it listens.
     pub address: SocketAddr,
     shared: Arc<Shared>,
     listener: Option<JoinHandle<()>>,
@@ -56,11 +54,11 @@ struct Shared {
 #[derive(Debug)]
 struct State {
     network: Network,
-    /// Who gets connections, the first one the next.
+    /// The upstreams; the first gets the next connection.
     upstreams: VecDeque<SocketAddr>,
     listening: bool,
-    /// Counts the failures. A connection forwards only while it is the number under which it was
-    /// made.
+    /// Counts the failures. A connection forwards only as long as this number is the one under
+    /// which it was made.
     epoch: u64,
     open: Vec<Arc<Connection>>,
 }
@@ -74,20 +72,19 @@ struct Connection {
 
 impl Connection {
     fn close(&self) {
-        // Either side may have done so already.
+        // Either side may have closed it already.
         self.client.shutdown(Shutdown::Both).ok();
         self.server.shutdown(Shutdown::Both).ok();
     }
 }
 
 impl Proxy {
-    /// Listens on a free port. Without an upstream, connections are closed as soon as they are
-    /// made.
+    /// Listens on a free port. Without an upstream, connections are closed immediately.
     pub fn start(upstream: Option<SocketAddr>) -> Self {
         Self::balance(upstream)
     }
 
-    /// The same before several upstreams, which get new connections in turn.
+    /// The same, in front of several upstreams, which get new connections in turn.
     pub fn balance(upstreams: impl IntoIterator<Item = SocketAddr>) -> Self {
         let upstreams = upstreams.into_iter().collect();
         let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
@@ -100,25 +97,27 @@ impl Proxy {
         Self { address, shared, listener: Some(listener) }
     }
 
-    /// Where new connections go from now on.
+    /// Sends new connections to this upstream from now on.
     pub fn forward_to(&self, upstream: SocketAddr) {
         self.shared.lock().upstreams = VecDeque::from([upstream]);
     }
 
-    /// Changes what the network does, and returns when it does so.
+    /// Changes the state of the network, and returns once the change is effective.
     pub fn set(&self, network: Network) {
         let mut state = self.shared.lock();
         state.network = network;
         state.epoch += 1;
         if network != Network::Silent {
-            // Also those that lived through a silence.
+            // This includes connections from before a silence.
             state.open.drain(..).for_each(|connection| connection.close());
         }
+
         self.shared.changed.notify_all();
         if state.listening {
-            // Ends the `accept` under way.
+            // This wakes the pending `accept`.
             drop(TcpStream::connect(self.address));
         }
+
         let want = !matches!(network, Network::Refused | Network::Gone);
         while state.listening != want {
             self.shared.changed.wait(&mut state);
@@ -140,7 +139,7 @@ impl Shared {
         self.state.lock()
     }
 
-    /// Waits until `holds` and returns the state.
+    /// Waits until `holds`, and returns the state.
     fn wait(&self, holds: impl Fn(&State) -> bool) -> MutexGuard<'_, State> {
         let mut state = self.lock();
         self.changed.wait_while(&mut state, |state| !holds(state));
@@ -160,7 +159,7 @@ impl Shared {
                 }
                 (Network::Up | Network::Silent, None) => {
                     let bind = || TcpListener::bind(address);
-                    listener = Some(wait::until_ok("the proxy's port", REBIND, bind));
+                    listener = Some(wait::poll_until_ok("the proxy's port", REBIND, bind));
                     self.lock().listening = true;
                     self.changed.notify_all();
                 }
@@ -177,8 +176,8 @@ impl Shared {
         }
     }
 
-    /// Connects a client through, if the network allows it. In a silence nobody is at the other
-    /// end.
+    /// Connects a client to an upstream, if the network allows it. During a silence, the client has
+    /// no counterpart.
     fn connect(self: &Arc<Self>, client: TcpStream) {
         let (network, upstream, epoch) = {
             let mut state = self.lock();
@@ -186,12 +185,15 @@ impl Shared {
             state.upstreams.extend(upstream);
             (state.network, upstream, state.epoch)
         };
+
         let server = match network {
             Network::Up => upstream.and_then(|upstream| TcpStream::connect(upstream).ok()),
-            // Held open, so that it hears nothing: its own other end will do.
+            // Keep the connection open without an upstream, so that the client gets no data: its
+            // own other end will do.
             Network::Silent => client.try_clone().ok(),
             Network::Refused | Network::Gone => None,
         };
+
         let Some(server) = server else { return };
         client.set_nodelay(true).ok();
         server.set_nodelay(true).ok();
@@ -226,6 +228,7 @@ impl Shared {
                 break;
             }
         }
+
         connection.close();
     }
 }
@@ -238,7 +241,7 @@ mod tests {
 
     const SOON: Duration = Duration::from_millis(200);
 
-    /// Answers every byte with the same one.
+    /// A server that echoes every byte.
     fn echo() -> SocketAddr {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
         let address = listener.local_addr().expect("its number");
@@ -264,12 +267,13 @@ mod tests {
     }
 
     #[test]
-    fn it_forwards_refuses_and_comes_back() {
+    fn the_proxy_forwards_refuses_and_recovers() {
         let proxy = Proxy::start(Some(echo()));
         let before = TcpStream::connect(proxy.address).expect("a connection");
         assert_eq!(ask(&before).expect("an answer"), 7);
         proxy.set(Network::Refused);
         assert_ne!(kind(ask(&before)), ErrorKind::WouldBlock, "the connection should be closed");
+
         let refused = TcpStream::connect(proxy.address).expect_err("a refusal");
         assert_eq!(refused.kind(), ErrorKind::ConnectionRefused);
         proxy.set(Network::Up);
@@ -280,14 +284,14 @@ mod tests {
     }
 
     #[test]
-    fn a_silence_tells_nothing_and_swallows_for_good() {
+    fn data_swallowed_in_a_silence_is_never_delivered() {
         let proxy = Proxy::start(Some(echo()));
         let before = TcpStream::connect(proxy.address).expect("a connection");
         assert_eq!(ask(&before).expect("an answer"), 7);
         proxy.set(Network::Silent);
         let during = TcpStream::connect(proxy.address).expect("a connection");
         for stream in [&before, &during] {
-            assert_eq!(kind(ask(stream)), ErrorKind::WouldBlock, "nobody says anything");
+            assert_eq!(kind(ask(stream)), ErrorKind::WouldBlock, "no data arrives");
         }
         proxy.set(Network::Up);
         for stream in [&before, &during] {

@@ -11,19 +11,19 @@ use crate::{
     node::{fingerprint, skip},
 };
 
-/// A Python environment with what the tests need.
+/// A Python environment with the packages for the tests.
 #[derive(Debug)]
 pub struct Python {
     directory: PathBuf,
 }
 
 impl Python {
-    /// The environment, made on first use; nothing if there is no Python here and none is required.
+    /// The environment, created on first use; `None` if Python is neither available nor required.
     pub fn get() -> Option<Self> {
         Self::with("requirements.txt")
     }
 
-    /// The environment with langchain-mcp-adapters, which wants an older `mcp` than the rest.
+    /// The environment with langchain-mcp-adapters, which needs an older `mcp` than the rest.
     pub fn langchain() -> Option<Self> {
         Self::with("requirements-langchain.txt")
     }
@@ -38,9 +38,9 @@ impl Python {
         Self::with("requirements-manifests.txt")
     }
 
-    /// The packages of hosted servers as files, for `uvx`, which then downloads nothing.
+    /// The packages of hosted servers as files, so that `uvx` downloads nothing.
     pub fn wheels(&self) -> PathBuf {
-        // Of two generations of the SDK, which pip doesn't take in one go.
+        // The packages are of two generations of the SDK, which pip can't resolve together.
         let lists = ["requirements-hosted.txt", "requirements-hosted-sdk1.txt"]
             .map(|name| bins::repository().join("tests/python").join(name));
         let name: Vec<_> = lists.iter().map(|list| fingerprint(list)).collect();
@@ -68,8 +68,9 @@ impl Python {
             return skip("python3 (3.10 or newer, with venv)");
         }
         let requirements = bins::repository().join("tests/python").join(requirements);
-        // An environment can't be moved: its scripts name their interpreter. Hence `python -m`, and
-        // no scripts.
+
+        // The environment is renamed after its installation, which breaks its scripts, because they
+        // contain the path of the interpreter. So use `python -m` and no scripts.
         let directory =
             cache::once(&format!("python-{}", fingerprint(&requirements)), |directory| {
                 cache::run(Command::new("python3").args(["-m", "venv"]).arg(directory));
@@ -87,12 +88,12 @@ impl Python {
         Some(Self { directory })
     }
 
-    /// The interpreter.
+    /// The path of the interpreter.
     pub fn interpreter(&self) -> PathBuf {
         self.directory.join("bin/python")
     }
 
-    /// A program that an installed package brings along and that is no script.
+    /// A program of an installed package that is not a script.
     pub fn program(&self, name: &str) -> Command {
         Command::new(self.directory.join("bin").join(name))
     }

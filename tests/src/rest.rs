@@ -1,5 +1,4 @@
-//! A client of the server's HTTP API, as strict as the tests need: every status, header and event
-//! is theirs to look at.
+//! A client of the server's HTTP API that gives tests every status, header and event.
 
 use std::{
     collections::BTreeMap,
@@ -10,19 +9,19 @@ use std::{
 
 use serde_json::Value;
 
-/// Longer than any wait that can be asked for.
+/// Longer than any wait that a request can ask for.
 const TIMEOUT: Duration = Duration::from_secs(90);
-/// How long a read of a stream may block before the deadline is looked at.
+/// How long a read of a stream may block before the deadline is checked.
 const TICK: Duration = Duration::from_millis(100);
 
-/// An answer.
+/// An HTTP response.
 #[derive(Debug, Clone)]
 pub struct Answer {
     /// The status.
     pub status: u16,
     /// The headers, their names in lower case.
     pub headers: BTreeMap<String, String>,
-    /// The body as it came.
+    /// The raw body.
     pub text: String,
 }
 
@@ -32,18 +31,18 @@ impl Answer {
         serde_json::from_str(&self.text).unwrap_or_else(|error| panic!("{error} in {self:?}"))
     }
 
-    /// The header, or nothing.
+    /// The value of a header; empty if it is missing.
     pub fn header(&self, name: &str) -> &str {
         self.headers.get(name).map_or("", String::as_str)
     }
 
-    /// The body of an answer that must have this status.
+    /// Expects this status; returns the body.
     pub fn expect(&self, status: u16) -> Value {
         assert_eq!(self.status, status, "{self:?}");
         self.json()
     }
 
-    /// The problem that an answer of this status must be, and its `detail`.
+    /// Expects a problem of this status and kind; returns its `detail`.
     pub fn problem(&self, status: u16, kind: &str) -> String {
         let problem = self.expect(status);
         assert_eq!(self.header("content-type"), "application/problem+json", "{self:?}");
@@ -75,22 +74,22 @@ pub fn request(
     Answer { status, headers, text: String::from_utf8_lossy(&bytes).into_owned() }
 }
 
-/// `GET`.
+/// Sends `GET`.
 pub fn get(address: SocketAddr, path: &str) -> Answer {
     request(address, "GET", path, &[], b"")
 }
 
-/// `DELETE`.
+/// Sends `DELETE`.
 pub fn delete(address: SocketAddr, path: &str) -> Answer {
     request(address, "DELETE", path, &[], b"")
 }
 
-/// `POST` of JSON.
+/// Sends `POST` with JSON.
 pub fn post(address: SocketAddr, path: &str, body: &Value) -> Answer {
     post_with(address, path, &[], body)
 }
 
-/// `POST` of JSON with more headers.
+/// Sends `POST` with JSON and additional headers.
 pub fn post_with(
     address: SocketAddr,
     path: &str,
@@ -104,7 +103,7 @@ pub fn post_with(
 /// One event of a stream.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Event {
-    /// The last id that was said, with or before this event.
+    /// The last id that was sent with or before this event.
     pub id: String,
     /// Its name.
     pub event: String,
@@ -123,15 +122,15 @@ impl Event {
 #[derive(Debug)]
 pub struct Events {
     stream: BufReader<TcpStream>,
-    /// The headers of the answer.
+    /// The headers of the response.
     pub headers: BTreeMap<String, String>,
     unread: String,
-    /// The last id that was said.
+    /// The last id that was sent.
     pub last_id: String,
 }
 
 impl Events {
-    /// Opens a stream; the answer where it is none.
+    /// Opens a stream; returns the response as an error if it is not a stream.
     pub fn open(address: SocketAddr, path: &str, headers: &[(&str, &str)]) -> Result<Self, Answer> {
         let mut stream = send(address, "GET", path, headers, b"").expect("a connection");
         let (status, headers) = head(&mut stream).expect("an answer");
@@ -145,7 +144,7 @@ impl Events {
         Ok(Self { stream, headers, unread: String::new(), last_id: String::new() })
     }
 
-    /// The next event; nothing where the stream has ended.
+    /// The next event; `None` if the stream has ended.
     pub fn next(&mut self, deadline: Duration) -> Option<Event> {
         let end = Instant::now() + deadline;
         loop {
@@ -162,7 +161,7 @@ impl Events {
         }
     }
 
-    /// Waits until the stream has said where it is, which it does at once.
+    /// Waits for the stream's position, which the server sends at once.
     #[must_use]
     pub fn placed(mut self, deadline: Duration) -> Self {
         let end = Instant::now() + deadline;
@@ -190,14 +189,15 @@ impl Events {
                 _ => {}
             }
         }
+
         event.id.clone_from(&self.last_id);
         (!event.data.is_empty()).then_some(event)
     }
 
-    /// Reads more. Nothing where the stream has ended, `false` where nothing came in time.
+    /// Reads more data. `None` if the stream has ended, `false` if no data arrived in time.
     fn fill(&mut self, end: Instant) -> Option<bool> {
         loop {
-            // A chunk that was begun is there as a whole soon.
+            // The rest of a chunk arrives soon after its beginning.
             match self.stream.fill_buf() {
                 Ok(_) => break,
                 Err(error)
@@ -213,6 +213,7 @@ impl Events {
                 Err(error) => panic!("the stream broke: {error}"),
             }
         }
+
         self.stream.get_ref().set_read_timeout(Some(TIMEOUT)).expect("a timeout");
         let read = chunk(&mut self.stream).expect("a chunk");
         self.stream.get_ref().set_read_timeout(Some(TICK)).expect("a timeout");
@@ -237,6 +238,7 @@ fn send(
     if method == "POST" || !body.is_empty() {
         head.push_str(&format!("content-length: {}\r\n", body.len()));
     }
+
     head.push_str("\r\n");
     stream.write_all(&[head.as_bytes(), body].concat())?;
     Ok(BufReader::new(stream))
@@ -254,10 +256,11 @@ fn head(stream: &mut BufReader<TcpStream>) -> io::Result<(u16, BTreeMap<String, 
         let Some((name, value)) = line.trim_end().split_once(':') else { break };
         headers.insert(name.to_ascii_lowercase(), value.trim().to_owned());
     }
+
     Ok((status, headers))
 }
 
-/// The next chunk of a chunked body; nothing at its end.
+/// The next chunk of a chunked body; `None` at its end.
 fn chunk(stream: &mut BufReader<TcpStream>) -> io::Result<Option<Vec<u8>>> {
     let mut line = String::new();
     stream.read_line(&mut line)?;

@@ -1,4 +1,4 @@
-//! Topics as a test sees them: make, write raw records, read everything.
+//! Operations of tests on topics: create them, write raw records, read everything.
 
 use std::{
     sync::Arc,
@@ -23,25 +23,25 @@ use rdkafka::{
 use crate::wait;
 
 const TIMEOUT: Duration = Duration::from_secs(30);
-/// Above every record that a test writes.
+/// Larger than any record that a test writes.
 const MAX_BYTES: &str = "8388608";
 
-/// A record's headers, in order, with repeats.
+/// A record's headers, in order; a name may occur several times.
 pub type RecordHeaders = Vec<(String, Option<Vec<u8>>)>;
 
-/// A record as it goes in.
+/// A record to write.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Outgoing {
     /// The ordering key.
     pub key: Option<Vec<u8>>,
-    /// The value; none is a tombstone.
+    /// The value; `None` for a tombstone.
     pub value: Option<Vec<u8>>,
     /// The headers.
     pub headers: RecordHeaders,
 }
 
 impl Outgoing {
-    /// A record with a value and nothing else.
+    /// A record with only a value.
     pub fn value(value: impl Into<Vec<u8>>) -> Self {
         Self { value: Some(value.into()), ..Self::default() }
     }
@@ -61,39 +61,39 @@ impl Outgoing {
     }
 }
 
-/// A record as it stands on a topic.
+/// A record on a topic.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Record {
     /// The partition.
     pub partition: i32,
     /// The offset.
     pub offset: i64,
-    /// In milliseconds.
+    /// The timestamp in milliseconds.
     pub timestamp: Option<i64>,
     /// Key, value and headers.
     pub content: Outgoing,
 }
 
 impl Record {
-    /// The last header of that name.
+    /// The last header with this name.
     pub fn header(&self, name: &str) -> Option<&[u8]> {
         self.content.headers.iter().rev().find(|(known, _)| known == name)?.1.as_deref()
     }
 
-    /// The value as text, with replacement characters where it is none.
+    /// The value as text, with replacement characters for invalid UTF-8.
     pub fn text(&self) -> String {
         String::from_utf8_lossy(self.content.value.as_deref().unwrap_or_default()).into_owned()
     }
 }
 
-/// How many nodes the cluster's metadata names.
+/// The number of nodes in the cluster's metadata.
 pub fn nodes(brokers: &str) -> Result<usize, KafkaError> {
     let client: BaseConsumer = config(brokers).create()?;
     let metadata = client.fetch_metadata(None, Duration::from_secs(2))?;
     Ok(metadata.brokers().len())
 }
 
-/// Whether every replica of every partition of the cluster is in sync.
+/// Whether all replicas of all partitions of the cluster are in sync.
 pub fn in_sync(brokers: &str) -> bool {
     let client: Result<BaseConsumer, _> = config(brokers).create();
     let Ok(metadata) =
@@ -107,7 +107,7 @@ pub fn in_sync(brokers: &str) -> bool {
     })
 }
 
-/// Makes topics and waits until their partitions have leaders.
+/// Creates topics, and waits until their partitions have leaders.
 pub fn create(brokers: &str, topics: &[(&str, i32)]) {
     let admin: AdminClient<DefaultClientContext> =
         config(brokers).create().expect("an admin client");
@@ -126,7 +126,7 @@ pub fn create(brokers: &str, topics: &[(&str, i32)]) {
         }
     }
     for (name, partitions) in topics {
-        wait::until(&format!("leaders of {name}"), TIMEOUT, || {
+        wait::poll_until(&format!("leaders of {name}"), TIMEOUT, || {
             let metadata = admin.inner().fetch_metadata(Some(name), TIMEOUT).ok()?;
             let led = metadata
                 .topics()
@@ -139,7 +139,7 @@ pub fn create(brokers: &str, topics: &[(&str, i32)]) {
     }
 }
 
-/// Sets one property of a topic. All others that were set go back to the broker's defaults.
+/// Sets one property of a topic, and resets all others to the broker's defaults.
 pub fn set(brokers: &str, topic: &str, property: &str, value: &str) {
     let admin: AdminClient<DefaultClientContext> =
         config(brokers).create().expect("an admin client");
@@ -154,7 +154,7 @@ pub fn set(brokers: &str, topic: &str, property: &str, value: &str) {
     }
 }
 
-/// Writes records, and returns them as the broker has acknowledged them, in the same order.
+/// Writes records, and returns them in the same order with their acknowledged positions.
 pub fn produce(brokers: &str, topic: &str, records: Vec<Outgoing>) -> Vec<Record> {
     let context = Delivered::default();
     let acknowledged = Arc::clone(&context.acknowledged);
@@ -187,6 +187,7 @@ pub fn produce(brokers: &str, topic: &str, records: Vec<Outgoing>) -> Vec<Record
     let mut acknowledged = acknowledged.lock().clone();
     acknowledged.sort_unstable();
     assert_eq!(acknowledged.len(), records.len(), "the broker did not acknowledge every record");
+
     let placed = records.into_iter().zip(acknowledged);
     placed
         .map(|(content, (_, partition, offset))| Record {
@@ -198,7 +199,7 @@ pub fn produce(brokers: &str, topic: &str, records: Vec<Outgoing>) -> Vec<Record
         .collect()
 }
 
-/// Writes values to one partition in a transaction, and commits or aborts that.
+/// Writes values to one partition in a transaction, and commits or aborts the transaction.
 pub fn produce_transaction(
     brokers: &str,
     topic: &str,
@@ -224,7 +225,7 @@ pub fn produce_transaction(
     ended.expect("the end of a transaction");
 }
 
-/// Everything that is on the topic now, by partition and offset.
+/// All records that are on the topic now, by partition and offset.
 pub fn read(brokers: &str, topic: &str) -> Vec<Record> {
     let mut records = Vec::new();
     read_each(brokers, topic, |record| records.push(record));
@@ -232,7 +233,7 @@ pub fn read(brokers: &str, topic: &str) -> Vec<Record> {
     records
 }
 
-/// Takes every record that is on a topic now, one by one: those of one partition in order.
+/// Passes all records that are on a topic now to `take`, those of one partition in order.
 pub fn read_each(brokers: &str, topic: &str, mut take: impl FnMut(Record)) {
     let consumer: BaseConsumer = config(brokers)
         .set("group.id", "fleet-tests-reader")
@@ -244,7 +245,7 @@ pub fn read_each(brokers: &str, topic: &str, mut take: impl FnMut(Record)) {
     let mut assignment = TopicPartitionList::new();
     let mut ends = Vec::new();
     for partition in 0..partitions(brokers, topic) {
-        let (low, high) = wait::until_ok("watermarks", wait::LONG, || {
+        let (low, high) = wait::poll_until_ok("watermarks", wait::LONG, || {
             consumer.fetch_watermarks(topic, partition, TIMEOUT)
         });
         if high > low {
@@ -265,7 +266,7 @@ pub fn read_each(brokers: &str, topic: &str, mut take: impl FnMut(Record)) {
                 last = Instant::now();
             }
             Some(Err(KafkaError::PartitionEOF(partition))) => ends.retain(|end| *end != partition),
-            // librdkafka connects again: a broker that a test has killed may not be back yet.
+            // A broker that a test has killed may not be back yet; librdkafka reconnects.
             Some(Err(error))
                 if error.rdkafka_error_code() == Some(RDKafkaErrorCode::BrokerTransportFailure) => {
             }
@@ -275,7 +276,7 @@ pub fn read_each(brokers: &str, topic: &str, mut take: impl FnMut(Record)) {
     }
 }
 
-/// Committed offsets of a group by partition; none where nothing was committed.
+/// The committed offsets of a group by partition; `None` for a partition without a commit.
 pub fn committed(brokers: &str, group: &str, topic: &str, partitions: i32) -> Vec<Option<i64>> {
     let consumer: BaseConsumer =
         config(brokers).set("group.id", group).create().expect("a consumer");
@@ -290,7 +291,7 @@ pub fn committed(brokers: &str, group: &str, topic: &str, partitions: i32) -> Ve
         .collect()
 }
 
-/// What a group has committed for a partition, with the metadata.
+/// A group's commit for a partition, with its metadata.
 pub fn commit_of(brokers: &str, group: &str, topic: &str, partition: i32) -> Option<(i64, String)> {
     let consumer: BaseConsumer =
         config(brokers).set("group.id", group).create().expect("a consumer");
@@ -304,7 +305,7 @@ pub fn commit_of(brokers: &str, group: &str, topic: &str, partition: i32) -> Opt
     }
 }
 
-/// Commits in a group's name, as an operator's tool does while the group has no members.
+/// Commits on behalf of a group, as an operator's tool does while the group has no members.
 pub fn commit(
     brokers: &str,
     group: &str,
@@ -322,7 +323,7 @@ pub fn commit(
     consumer.commit(&list, CommitMode::Sync).expect("a commit");
 }
 
-/// Gives a topic more partitions, `partitions` in all.
+/// Raises the number of a topic's partitions to `partitions`.
 pub fn grow(brokers: &str, topic: &str, partitions: usize) {
     let admin: AdminClient<DefaultClientContext> =
         config(brokers).create().expect("an admin client");
@@ -335,7 +336,7 @@ pub fn grow(brokers: &str, topic: &str, partitions: usize) {
         .for_each(|grown| drop(grown.expect("more partitions")));
 }
 
-/// Deletes a topic and makes it again.
+/// Deletes a topic, and creates it again.
 pub fn make_again(brokers: &str, topic: &str, partitions: i32) {
     let admin: AdminClient<DefaultClientContext> =
         config(brokers).create().expect("an admin client");
@@ -345,21 +346,21 @@ pub fn make_again(brokers: &str, topic: &str, partitions: i32) {
     {
         deleted.expect("a topic that was there");
     }
-    wait::until(&format!("{topic} to be gone"), TIMEOUT, || {
+    wait::poll_until(&format!("{topic} to be gone"), TIMEOUT, || {
         let metadata = admin.inner().fetch_metadata(Some(topic), TIMEOUT).ok()?;
         metadata.topics().iter().all(|found| found.partitions().is_empty()).then_some(())
     });
     create(brokers, &[(topic, partitions)]);
 }
 
-/// Where each partition of a topic ends: the offset behind its last record.
+/// The end of each partition of a topic: the offset after its last record.
 pub fn ends(brokers: &str, topic: &str, partitions: i32) -> Vec<i64> {
     let client: BaseConsumer = config(brokers).create().expect("a client");
     let end = |partition| client.fetch_watermarks(topic, partition, TIMEOUT).expect("watermarks").1;
     (0..partitions).map(end).collect()
 }
 
-/// How many partitions a topic has.
+/// The number of a topic's partitions.
 pub fn partitions(brokers: &str, topic: &str) -> i32 {
     let client: BaseConsumer = config(brokers).create().expect("a client");
     let metadata = client.fetch_metadata(Some(topic), TIMEOUT).expect("metadata");
@@ -368,7 +369,7 @@ pub fn partitions(brokers: &str, topic: &str) -> i32 {
     i32::try_from(partitions).expect("a small number")
 }
 
-/// How many members a group has.
+/// The number of a group's members.
 pub fn members(brokers: &str, group: &str) -> usize {
     let client: BaseConsumer = config(brokers).create().expect("a client");
     let groups = client.fetch_group_list(Some(group), TIMEOUT);
@@ -378,7 +379,7 @@ pub fn members(brokers: &str, group: &str) -> usize {
         .unwrap_or_default()
 }
 
-/// What each member of a group was assigned, as the coordinator knows it: topics and partitions.
+/// The topics and partitions assigned to each member of a group, according to the coordinator.
 /// Empty unless the group is stable.
 pub fn assignments(brokers: &str, group: &str) -> Vec<Vec<(String, i32)>> {
     let client: BaseConsumer = config(brokers).create().expect("a client");
@@ -411,15 +412,16 @@ fn assignment(mut bytes: &[u8]) -> Vec<(String, i32)> {
         }
         Some(())
     };
-    // A member without partitions can have no bytes at all.
+
+    // The assignment of a member without partitions may be empty.
     read().unwrap_or_default();
     all
 }
 
-/// The node that coordinates a group: the one that leads the group's partition of the offsets
+/// The node that coordinates a group, which is the leader of the group's partition of the offsets
 /// topic.
 pub fn coordinator(brokers: &str, group: &str) -> usize {
-    // Java's `String.hashCode`, by which brokers choose the partition.
+    // Brokers choose the partition by Java's `String.hashCode`.
     let hash = group
         .encode_utf16()
         .fold(0i32, |hash, unit| hash.wrapping_mul(31).wrapping_add(i32::from(unit)));
@@ -433,8 +435,8 @@ pub fn coordinator(brokers: &str, group: &str) -> usize {
     usize::try_from(partition.leader()).expect("a leader")
 }
 
-/// What the coordinator says of a group: `Stable`, or `PreparingRebalance` while it waits for
-/// members to join again.
+/// The state of a group according to the coordinator: `Stable`, or `PreparingRebalance` while it
+/// waits for members to rejoin.
 pub fn group_state(brokers: &str, group: &str) -> String {
     let client: BaseConsumer = config(brokers).create().expect("a client");
     let groups = client.fetch_group_list(Some(group), TIMEOUT);
@@ -444,7 +446,7 @@ pub fn group_state(brokers: &str, group: &str) -> String {
         .unwrap_or_default()
 }
 
-/// A member of a group that takes part in rebalances only while it is polled. Commits nothing.
+/// A member of a group that takes part in rebalances only while it is polled, and commits nothing.
 ///
 /// # Panics
 /// When the client can't be made.
@@ -483,7 +485,7 @@ pub(crate) fn record(message: &impl rdkafka::Message) -> Record {
     }
 }
 
-/// Collects what the broker has acknowledged: index, partition, offset.
+/// Collects the broker's acknowledgements: index, partition, offset.
 #[derive(Clone, Debug, Default)]
 struct Delivered {
     acknowledged: Arc<Mutex<Vec<(usize, i32, i64)>>>,

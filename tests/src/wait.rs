@@ -1,4 +1,4 @@
-//! Waiting for a condition, with a deadline and a report of what was last seen.
+//! Waits for a condition, with a deadline and a report of the last observation.
 
 use std::{
     fmt::Debug,
@@ -6,19 +6,19 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// How often a condition is looked at.
+/// How often a condition is checked.
 const POLL: Duration = Duration::from_millis(50);
 
-/// Long enough for anything that works, on two busy cores.
+/// Long enough for anything that works, even on two busy cores.
 pub const LONG: Duration = Duration::from_secs(90);
 
-/// Looks until there is something, and panics with `what` after `deadline`.
-pub fn until<T>(what: &str, deadline: Duration, mut look: impl FnMut() -> Option<T>) -> T {
-    until_ok(what, deadline, || look().ok_or("not yet"))
+/// Polls until `look` returns a value; panics with `what` after `deadline`.
+pub fn poll_until<T>(what: &str, deadline: Duration, mut look: impl FnMut() -> Option<T>) -> T {
+    poll_until_ok(what, deadline, || look().ok_or("not yet"))
 }
 
-/// Looks until it is `Ok`, and panics with `what` and the last error after `deadline`.
-pub fn until_ok<T, E: Debug>(
+/// Polls until `look` returns `Ok`; panics with `what` and the last error after `deadline`.
+pub fn poll_until_ok<T, E: Debug>(
     what: &str,
     deadline: Duration,
     mut look: impl FnMut() -> Result<T, E>,

@@ -1,5 +1,5 @@
-//! What the fleet needs of a broker, on every broker: the embedded one has to keep up with Apache
-//! Kafka here.
+//! The features of a broker that the fleet needs, tested on every broker: the embedded broker has
+//! to behave like Apache Kafka.
 
 #![expect(clippy::expect_used, reason = "a panic is the report of a test")]
 
@@ -29,21 +29,23 @@ on_every_broker!(
     records_arrive_without_waiting_for_the_poll_interval,
 );
 
-/// The harness's own: who comes through the proxies is sent to brokers that name proxies, so a cut
-/// leaves no way around.
+/// A test of the harness itself: clients that connect through a proxy only learn of brokers'
+/// addresses behind proxies, so they can't bypass a cut.
 #[test]
-fn a_cut_leaves_no_way_around() {
+fn clients_can_not_bypass_a_cut() {
     if !kafka::available() {
         return;
     }
+
     let cluster = Cluster::start(1);
     let nodes = || topics::nodes(&cluster.proxied);
     assert_eq!(nodes(), Ok(1));
+
     for how in [Network::Refused, Network::Silent] {
         cluster.network(how);
         assert!(nodes().is_err(), "{how:?}");
         cluster.network(Network::Up);
-        wait::until("the network", wait::LONG, || nodes().ok());
+        wait::poll_until("the network", wait::LONG, || nodes().ok());
     }
 }
 
@@ -67,6 +69,7 @@ fn records_come_back_as_they_went_in(env: &Env) {
     written.sort_by_key(|record| (record.partition, record.offset));
     let read = topics::read(&env.brokers, &topic);
     assert_eq!(read.len(), written.len());
+
     for (written, read) in written.iter().zip(&read) {
         assert_eq!((written.partition, written.offset), (read.partition, read.offset));
         assert!(written.content == read.content, "{written:?} came back as {read:?}");
@@ -93,6 +96,7 @@ fn commits_keep_offset_and_metadata(env: &Env) {
         commit.add_partition_offset(&topic, partition, Offset::Offset(1)).expect("a partition");
         commit.find_partition(&topic, partition).expect("it").set_metadata(metadata);
     }
+
     consumer.commit(&commit, CommitMode::Sync).expect("a commit");
     let mut asked = TopicPartitionList::new();
     asked.add_partition_range(&topic, 0, 1);
@@ -103,6 +107,7 @@ fn commits_keep_offset_and_metadata(env: &Env) {
         assert_eq!(found.offset(), expected.offset());
         assert_eq!(found.metadata(), expected.metadata());
     }
+
     assert_eq!(topics::committed(&env.brokers, "nobody", &topic, 2), [None, None]);
 }
 
@@ -112,8 +117,9 @@ fn a_stale_generation_can_not_commit(env: &Env) {
     topics::produce(&env.brokers, &topic, vec![Outgoing::value("1")]);
     let member = consumer(env, &topic);
     member.subscribe(&[&topic]).expect("a subscription");
-    wait::until("an assignment", TIMEOUT, || poll(&member, &mut BTreeSet::new(), 1));
-    // From outside, while the group has members.
+    wait::poll_until("an assignment", TIMEOUT, || poll(&member, &mut BTreeSet::new(), 1));
+
+    // The commit comes from outside, while the group has members.
     let outsider = consumer(env, &topic);
     let mut commit = TopicPartitionList::new();
     commit.add_partition_offset(&topic, 0, Offset::Offset(1)).expect("a partition");
@@ -129,34 +135,36 @@ fn members_share_partitions_and_take_over(env: &Env) {
     let mut seen = BTreeSet::new();
     for count in 1..=members.len() {
         members[count - 1].subscribe(&[&topic]).expect("a subscription");
-        shared(&members[..count], &mut seen, PARTITIONS);
+        poll_until_shared(&members[..count], &mut seen, PARTITIONS);
     }
     assert_eq!(topics::members(&env.brokers, &topic), 3);
+
     let first = topics::produce(
         &env.brokers,
         &topic,
         (0..60).map(|n| Outgoing::value(format!("{n}"))).collect(),
     );
-    wait::until("60 records", TIMEOUT, || {
+    wait::poll_until("60 records", TIMEOUT, || {
         members.iter().for_each(|member| _ = poll(member, &mut seen, 0));
         (seen.len() == first.len()).then_some(())
     });
-    // One leaves in order, and the others have everything again.
+
+    // One member leaves in order, and the others take over its partitions.
     drop(members.remove(0));
-    shared(&members, &mut seen, PARTITIONS);
+    poll_until_shared(&members, &mut seen, PARTITIONS);
     assert_eq!(topics::members(&env.brokers, &topic), 2);
     topics::produce(
         &env.brokers,
         &topic,
         (0..60).map(|n| Outgoing::value(format!("{n}"))).collect(),
     );
-    wait::until("120 records", TIMEOUT, || {
+    wait::poll_until("120 records", TIMEOUT, || {
         members.iter().for_each(|member| _ = poll(member, &mut seen, 0));
         (seen.len() == 120).then_some(())
     });
 }
 
-/// Fetches wait for records: one that comes is there at once, and not when the wait is over.
+/// Fetches wait for records, and return as soon as one arrives rather than when the wait is over.
 fn records_arrive_without_waiting_for_the_poll_interval(env: &Env) {
     let topic = bins::unique("latency");
     topics::create(&env.brokers, &[(&topic, 1)]);
@@ -194,7 +202,7 @@ fn consumer(env: &Env, group: &str) -> BaseConsumer {
     config(env, group).create().expect("a consumer")
 }
 
-/// Polls once, notes what came, and says whether so many partitions are assigned.
+/// Polls once, records what arrived, and returns whether this many partitions are assigned.
 fn poll(consumer: &BaseConsumer, seen: &mut BTreeSet<(i32, i64)>, partitions: usize) -> Option<()> {
     if let Some(message) = consumer.poll(Duration::from_millis(20)) {
         let message = message.expect("no error");
@@ -207,17 +215,16 @@ fn poll(consumer: &BaseConsumer, seen: &mut BTreeSet<(i32, i64)>, partitions: us
         commit
             .add_partition_offset(message.topic(), message.partition(), next)
             .expect("a partition");
-        // Between two generations a commit is refused; the record is then committed with the next
-        // one.
+        // Between two generations, a commit is refused; the next commit includes the record.
         consumer.commit(&commit, CommitMode::Async).expect("a commit under way");
     }
     (consumer.assignment().expect("an assignment").count() == partitions).then_some(())
 }
 
-/// Polls until the members have every partition once, and as evenly as it goes.
-fn shared(members: &[BaseConsumer], seen: &mut BTreeSet<(i32, i64)>, partitions: i32) {
+/// Polls until each partition is assigned to one member, and the shares are as even as possible.
+fn poll_until_shared(members: &[BaseConsumer], seen: &mut BTreeSet<(i32, i64)>, partitions: i32) {
     let fair = usize::try_from(partitions).expect("a small number").div_ceil(members.len());
-    wait::until_ok("a fair share for everybody", TIMEOUT, || {
+    wait::poll_until_ok("a fair share for everybody", TIMEOUT, || {
         let mut owned = Vec::new();
         for member in members {
             _ = poll(member, seen, 0);

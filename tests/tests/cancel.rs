@@ -1,4 +1,4 @@
-//! Jobs that are cancelled: before they start, while they run, while they wait, and too late.
+//! Cancelling jobs: before they start, while they run, while they wait, and too late.
 
 #![expect(clippy::expect_used, reason = "a panic is the report of a test")]
 
@@ -30,17 +30,17 @@ on_every_broker!(
     a_job_in_the_delayed_topic_ends_when_it_comes_back,
     a_cancel_after_the_end_changes_nothing,
     a_cancel_between_the_end_and_its_commit_changes_nothing,
-    a_worker_that_comes_after_the_cancel_knows_of_it,
-    a_killed_workers_successor_does_not_run_what_was_cancelled,
-    without_its_topic_nothing_is_cancelled_until_it_is_made,
+    a_worker_that_starts_after_the_cancel_request_obeys_it,
+    a_killed_workers_successor_does_not_run_cancelled_jobs,
+    nothing_is_cancelled_until_the_control_topic_is_created,
 );
 
-/// How many jobs a worker of these tests has under way.
+/// The number of jobs that a worker of these tests has in flight.
 const IN_FLIGHT: usize = 4;
-/// The gauge that counts them.
+/// The gauge of these jobs.
 const BUSY: &str = "fleet_jobs_in_flight";
 
-/// Behind another one of its key. What comes after it is not held up.
+/// The job is behind another one of its key. Jobs behind it are not held up.
 fn a_queued_job_never_starts(env: &Env) {
     let mut case = Case::new(env, "queued", 1);
     case.fleet.start_worker();
@@ -52,6 +52,7 @@ fn a_queued_job_never_starts(env: &Env) {
     case.fleet.cancel("second", Some("not needed"));
     let end = case.ends_as(&second, JobState::Cancelled);
     assert_eq!(end.attempts, 0, "{end:?}");
+
     let error = end.error.expect("an error");
     assert_eq!((error.kind, &*error.message), (ErrorKind::Cancelled, "cancelled: not needed"));
     assert!(end.timings.is_some_and(|timings| timings.started_at.is_none()));
@@ -65,7 +66,8 @@ fn a_queued_job_never_starts(env: &Env) {
     assert_eq!(case.times("second"), 0);
 }
 
-/// On whichever worker they run, and the tool hears of it. What waited for their places starts.
+/// Jobs are cancelled on whichever worker they run, and the tool is notified. Jobs that waited for
+/// their slots start.
 fn a_running_job_is_cancelled_at_the_tool(env: &Env) {
     let mut case = Case::new(env, "running", 6);
     case.fleet.start_worker();
@@ -73,7 +75,7 @@ fn a_running_job_is_cancelled_at_the_tool(env: &Env) {
     case.fleet.wait_for_gauge("fleet_partitions_assigned", 3);
     let gate = case.fleet.submit_held(100);
     case.fleet.wait_for_gauge(BUSY, IN_FLIGHT);
-    let running = wait::until("the calls of all that run", wait::LONG, || {
+    let running = wait::poll_until("the calls of all that run", wait::LONG, || {
         let calls = Ledger::read(&case.ledger).calls;
         (calls.len() == 2 * IN_FLIGHT).then(|| calls.into_keys().collect::<Vec<_>>())
     });
@@ -88,16 +90,19 @@ fn a_running_job_is_cancelled_at_the_tool(env: &Env) {
         ends.iter()
             .all(|end| end.timings.as_ref().is_some_and(|timings| timings.started_at.is_some()))
     );
+
     let workers: std::collections::BTreeSet<_> =
         ends.iter().map(|end| end.worker.clone()).collect();
     assert_eq!(workers.len(), 2, "one worker has cancelled them all: {ends:?}");
-    wait::until_ok("the tool to hear of it", wait::LONG, || {
+
+    wait::poll_until_ok("the tool to hear of it", wait::LONG, || {
         let mut heard = Ledger::read(&case.ledger).cancelled;
         heard.sort();
         let mut running = running.clone();
         running.sort();
         if heard == running { Ok(()) } else { Err(heard) }
     });
+
     gate.open();
     let account = case.fleet.settle(0);
     assert_eq!(account.count(JobState::Cancelled), 2 * IN_FLIGHT);
@@ -105,7 +110,7 @@ fn a_running_job_is_cancelled_at_the_tool(env: &Env) {
     assert!(running.iter().all(|job| case.times(job) == 1));
 }
 
-/// For its time, or for its next attempt.
+/// The jobs wait for their `notBefore`, or for their next attempt.
 fn a_job_that_waits_ends_at_once(env: &Env) {
     let mut case = Case::new(env, "waiting", 2);
     case.fleet.worker_env("MCP_RETRY_BASE", "1h");
@@ -118,7 +123,7 @@ fn a_job_that_waits_ends_at_once(env: &Env) {
     again["maxAttempts"] = json!(100);
     let again = case.fleet.submit_job(&again);
     case.ends_as(&again, JobState::Retrying);
-    wait::until("both to wait", wait::LONG, || {
+    wait::poll_until("both to wait", wait::LONG, || {
         (http::metric(worker, "fleet_jobs_buffered")? == 2.0).then_some(())
     });
     case.fleet.cancel("later", None);
@@ -134,8 +139,8 @@ fn a_job_that_waits_ends_at_once(env: &Env) {
     );
 }
 
-/// One comes back by itself, the other is an hour away: whoever reads its record after the cancel
-/// sends it back at once.
+/// One job returns by itself; the other is due in an hour, but the worker that reads its record
+/// after the cancel request returns it at once.
 fn a_job_in_the_delayed_topic_ends_when_it_comes_back(env: &Env) {
     let mut case = Case::new(env, "delayed", 2);
     let delayed = Topics::of(&*case.fleet.topic).delayed;
@@ -150,7 +155,7 @@ fn a_job_in_the_delayed_topic_ends_when_it_comes_back(env: &Env) {
     };
     let soon = submit("soon", due);
     let far = submit("far", due.plus(Duration::from_secs(3_600)));
-    wait::until("both in the delayed topic", wait::LONG, || {
+    wait::poll_until("both in the delayed topic", wait::LONG, || {
         let waiting = topics::read(&env.brokers, &delayed);
         let has =
             |id: &str| waiting.iter().any(|record| record.text().contains(&format!("\"{id}\"")));
@@ -159,28 +164,32 @@ fn a_job_in_the_delayed_topic_ends_when_it_comes_back(env: &Env) {
     case.fleet.cancel("soon", None);
     case.fleet.cancel("far", Some("no longer"));
     case.ends_as(&soon, JobState::Cancelled);
-    // Its record was held when the cancel came, and stays where it is; the next worker reads it
-    // anew.
+
+    // A worker held its record when the cancel request arrived, so the record stays in the delayed
+    // topic; the next worker reads it again.
     let mut victim = case.fleet.workers.remove(0);
     victim.process.kill();
     case.fleet.start_worker();
     let end = case.ends_as(&far, JobState::Cancelled);
     assert_eq!(end.error.map(|error| error.message).as_deref(), Some("cancelled: no longer"));
-    // A kill may repeat an end.
+
+    // The kill may cause a repeated end.
     case.fleet.wait_for_all();
     case.fleet.stop_workers();
     Oracle::new(&case.fleet.topic, &case.fleet.submitted).repeats(1).check(&env.brokers);
     assert_eq!(case.times("soon") + case.times("far"), 0);
 }
 
-/// A job that has ended stays ended, and a later one of its id is another job.
+/// An ended job stays ended, and a later job with its id is another job.
 fn a_cancel_after_the_end_changes_nothing(env: &Env) {
     let mut case = Case::new(env, "late", 1);
     case.fleet.start_worker();
     let before = case.submit("job", None, &json!({}));
     case.ends_as(&before, JobState::Succeeded);
     case.fleet.cancel("job", None);
-    // Requests are read in order: when this one has had its effect, the one before was read.
+
+    // Cancel requests are read in order: once this one has its effect, the previous one has been
+    // read.
     let gate = case.gate();
     let held = case.submit("held", None, &json!({"until": gate}));
     case.called("held");
@@ -197,9 +206,9 @@ fn a_cancel_after_the_end_changes_nothing(env: &Env) {
     open(&gate);
 }
 
-/// The record runs again after a crash and meets the cancel then. The first end is the job's end:
-/// for the server, for one that reads the log anew, and for compaction, since the server writes it
-/// again.
+/// After a crash, the record is read again, and the cancel request applies. The first end remains
+/// the job's end: for the server, for a server that reads the topic again, and for compaction,
+/// because the server restates it.
 fn a_cancel_between_the_end_and_its_commit_changes_nothing(env: &Env) {
     let mut fleet = Fleet::new(env, "cancel-published", 1);
     let ledger = fleet.directory.join("ledger");
@@ -210,11 +219,11 @@ fn a_cancel_between_the_end_and_its_commit_changes_nothing(env: &Env) {
     let mut case = Case { fleet, ledger };
     let server = case.fleet.server.as_ref().expect("the server").address;
 
-    // The first commit comes at once; the next one is ten minutes away.
+    // The first commit comes at once, the next one only after ten minutes.
     let worker = case.fleet.start_worker().address;
     case.submit("committed", None, &json!({}));
     let commits = || http::metric(worker, "fleet_commits_total").filter(|commits| *commits > 0.0);
-    wait::until("the first commit", wait::LONG, commits);
+    wait::poll_until("the first commit", wait::LONG, commits);
     let job = case.submit("job", None, &json!({}));
     case.ends_as(&job, JobState::Succeeded);
 
@@ -226,11 +235,11 @@ fn a_cancel_between_the_end_and_its_commit_changes_nothing(env: &Env) {
         let oracle = Oracle::new(&case.fleet.topic, &case.fleet.submitted);
         oracle.read(&env.brokers).events.remove(&place).unwrap_or_default()
     };
-    wait::until("the end of the repeat", wait::LONG, || {
+    wait::poll_until("the end of the repeat", wait::LONG, || {
         events().iter().any(|event| event.state == JobState::Cancelled).then_some(())
     });
 
-    wait::until_ok("the newest record to be the first end", wait::LONG, || {
+    wait::poll_until_ok("the newest record to be the first end", wait::LONG, || {
         let states: Vec<_> = events().iter().map(|event| event.state).collect();
         if states.last() == Some(&JobState::Succeeded) { Ok(()) } else { Err(states) }
     });
@@ -242,12 +251,12 @@ fn a_cancel_between_the_end_and_its_commit_changes_nothing(env: &Env) {
     case.fleet.stop_workers();
 }
 
-/// How many requests of no interest stand before those of the next test: so many that they are not
-/// read in no time.
+/// The number of irrelevant cancel requests before those of the next test: enough to take some time
+/// to read.
 const MANY: usize = 10_000;
 
-/// Nothing starts before the worker has read what was asked for.
-fn a_worker_that_comes_after_the_cancel_knows_of_it(env: &Env) {
+/// No job starts before the worker has read the cancel requests.
+fn a_worker_that_starts_after_the_cancel_request_obeys_it(env: &Env) {
     let mut case = Case::new(env, "after", 2);
     let jobs = (0..20).map(|n| Outgoing::value(call(&format!("job-{n}"), &json!({})).to_string()));
     let jobs = case.fleet.submit(jobs.collect());
@@ -255,7 +264,8 @@ fn a_worker_that_comes_after_the_cancel_knows_of_it(env: &Env) {
     let even = (0..20).step_by(2).map(|n| format!("job-{n}"));
     let cancel =
         |id: String| Outgoing::value(Control::cancel(&*id, None, now(), None).to_bytes()).key(id);
-    // Records that nobody understands do no harm.
+
+    // Malformed records do no harm.
     let strange = [
         Outgoing::value("no json").key("job-1"),
         Outgoing::default().key("job-3"),
@@ -267,6 +277,7 @@ fn a_worker_that_comes_after_the_cancel_knows_of_it(env: &Env) {
     case.fleet.wait_for_all();
     assert_eq!(http::metric(worker, "fleet_cancel_requests_total"), Some(10.0));
     assert_eq!(http::metric(worker, "fleet_invariant_violations_total"), Some(0.0));
+
     let account = case.fleet.settle(0);
     for (n, job) in jobs.iter().enumerate() {
         let (state, times) =
@@ -279,8 +290,8 @@ fn a_worker_that_comes_after_the_cancel_knows_of_it(env: &Env) {
     }
 }
 
-/// The worker that had the job under way could not say any more what became of it.
-fn a_killed_workers_successor_does_not_run_what_was_cancelled(env: &Env) {
+/// The killed worker could not report the outcome of the running job.
+fn a_killed_workers_successor_does_not_run_cancelled_jobs(env: &Env) {
     let mut case = Case::new(env, "killed", 1);
     case.fleet.start_worker();
     let gate = case.gate();
@@ -301,9 +312,9 @@ fn a_killed_workers_successor_does_not_run_what_was_cancelled(env: &Env) {
     open(&gate);
 }
 
-/// A fleet from before there was such a topic works as it did, and needs no restart when it gets
-/// one.
-fn without_its_topic_nothing_is_cancelled_until_it_is_made(env: &Env) {
+/// A fleet without a control topic works without cancellation, and needs no restart once the topic
+/// is created.
+fn nothing_is_cancelled_until_the_control_topic_is_created(env: &Env) {
     let mut case = Case::without_topic(env, "absent", 1);
     case.fleet.start_worker();
     case.fleet.workers[0].process.says("jobs can't be cancelled until it is made", wait::LONG);
@@ -317,9 +328,9 @@ fn without_its_topic_nothing_is_cancelled_until_it_is_made(env: &Env) {
     open(&gate);
 }
 
-/// A call that is dropped, which is what a worker does, is cancelled at the tool: in the modern era
-/// by the connection that closes, before that by name. The server in between passes it on to the
-/// process that it hosts.
+/// A worker cancels a call by dropping it. The call is cancelled at the tool: in the modern era by
+/// closing the connection, before that by a notification. The server passes the cancellation on to
+/// the process that it hosts.
 #[test]
 fn a_dropped_call_is_cancelled_at_the_tool_in_both_eras() {
     for (era, sessions) in [(Era::Modern, "false"), (Era::Legacy, "true"), (Era::Legacy, "false")] {
@@ -342,15 +353,15 @@ fn a_dropped_call_is_cancelled_at_the_tool_in_both_eras() {
             call.progress = wants_progress.then_some(sender);
             let caller = client.clone();
             let task = runtime.spawn(async move { caller.call_tool(call).await });
-            wait::until("the call", wait::LONG, || {
+            wait::poll_until("the call", wait::LONG, || {
                 Ledger::read(&ledger).calls.contains_key(id).then_some(())
             });
             if wants_progress {
-                // The answer has begun as a stream of events.
+                // The answer has already begun as an event stream.
                 runtime.block_on(news.changed()).expect("news");
             }
             task.abort();
-            wait::until(&format!("the tool to hear of {id} ({era:?})"), wait::LONG, || {
+            wait::poll_until(&format!("the tool to hear of {id} ({era:?})"), wait::LONG, || {
                 Ledger::read(&ledger).cancelled.iter().any(|job| job == id).then_some(())
             });
             open(&gate);
@@ -358,7 +369,7 @@ fn a_dropped_call_is_cancelled_at_the_tool_in_both_eras() {
     }
 }
 
-/// A fleet with a tool that writes down its calls.
+/// A fleet with a tool that logs its calls.
 struct Case<'e> {
     fleet: Fleet<'e>,
     ledger: PathBuf,
@@ -376,8 +387,8 @@ impl<'e> Case<'e> {
         let ledger = fleet.directory.join("ledger");
         fleet.start_tool_server(env!("CARGO_BIN_EXE_fixture_tools"), &ledger, false);
         fleet.worker_env("MCP_MAX_IN_FLIGHT", &IN_FLIGHT.to_string());
-        // A call that runs into its deadline is cancelled at the tool, too, and would hide that
-        // nobody has done it before.
+        // A call that times out is also cancelled at the tool, which would hide a missing
+        // cancellation.
         fleet.worker_env("MCP_CALL_TIMEOUT", "10m");
         Self { fleet, ledger }
     }
@@ -387,19 +398,19 @@ impl<'e> Case<'e> {
         self.fleet.submit(vec![Outgoing { key: key.map(Into::into), ..record }]).remove(0)
     }
 
-    /// A file that is not there until [`open`] makes it.
+    /// A file that doesn't exist until [`open`] creates it.
     fn gate(&self) -> PathBuf {
         self.fleet.directory.join(bins::unique("gate"))
     }
 
     /// Waits until the tool has been called for the job.
     fn called(&self, id: &str) {
-        wait::until(&format!("the call of {id}"), wait::LONG, || {
+        wait::poll_until(&format!("the call of {id}"), wait::LONG, || {
             (self.times(id) > 0).then_some(())
         });
     }
 
-    /// How often the tool was called for the job.
+    /// The number of calls for the job.
     fn times(&self, id: &str) -> usize {
         Ledger::read(&self.ledger)
             .calls
@@ -408,11 +419,11 @@ impl<'e> Case<'e> {
             .unwrap_or_default()
     }
 
-    /// Waits until the newest event of the job says so.
+    /// Waits until the newest event of the job has this state.
     fn ends_as(&self, record: &Record, state: JobState) -> JobEvent {
         let oracle = Oracle::new(&self.fleet.topic, &self.fleet.submitted);
         let place = (record.partition, record.offset);
-        wait::until_ok(&format!("{} to be {state:?}", record.text()), wait::LONG, || {
+        wait::poll_until_ok(&format!("{} to be {state:?}", record.text()), wait::LONG, || {
             let last = oracle
                 .read(&self.fleet.env.brokers)
                 .states

@@ -1,9 +1,8 @@
 //! Chaos on three real brokers: workers, servers and brokers are killed, stopped and cut off while
-//! jobs run, all from one seed, and afterwards the oracle and the audit read what became of every
-//! job.
+//! jobs run, all from one seed. Afterwards the oracle and the audit check the outcome of every job.
 //!
-//! `FLEET_CHAOS_SEED`, `FLEET_CHAOS_JOBS` and `FLEET_CHAOS_IN_FLIGHT` (of each worker) choose
-//! another run; `scripts/storm chaos` makes long ones. With `--nocapture` it tells what it does.
+//! `FLEET_CHAOS_SEED`, `FLEET_CHAOS_JOBS` and `FLEET_CHAOS_IN_FLIGHT` (per worker) select another
+//! run; `scripts/storm chaos` makes long ones. With `--nocapture`, the test reports what it does.
 
 #![expect(clippy::expect_used, reason = "a panic is the report of a test")]
 #![expect(clippy::print_stderr, reason = "shown by the test runner, under the test that failed")]
@@ -42,33 +41,34 @@ use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
 const SEED: u64 = 20_000;
-/// A short run. The long ones are made by hand.
+/// The number of jobs of a short run. Long runs are started by hand.
 const JOBS: u64 = 3_000;
 const PARTITIONS: i32 = 12;
 const IN_FLIGHT: u64 = 8;
-/// The delayed topic has as many partitions as the product makes.
+/// The number of partitions of the delayed topic, as created by the product.
 const DELAYED_PARTITIONS: i32 = 6;
-/// One in so many jobs is cancelled as soon as its end was read, which is too late.
+/// One in this many jobs is cancelled as soon as its end has been read, which is too late.
 const CANCELLED: usize = 40;
-/// How many jobs the server is asked about afterwards, beside those with something behind their
-/// end.
+/// The number of jobs that are looked up at the server afterwards, in addition to those with events
+/// after their end.
 const ASKED: usize = 300;
-/// How often the test looks at what goes on.
+/// How often the test checks the state of the run.
 const LOOK: Duration = Duration::from_millis(100);
-/// Nothing takes longer: a session has to run out, a JVM to start, a transaction of the group to be
-/// repeated.
+/// The longest time for any step: for a session to expire, a JVM to start, or a transaction of the
+/// group to be repeated.
 const STALLED: Duration = Duration::from_secs(120);
-/// A worker that was out of reach has looked around by then.
+/// The time by which a worker that was unreachable has learned its state.
 const AWAKE: Duration = Duration::from_secs(3);
-/// One that has not lost its partitions by then has kept them: a new coordinator gives every
-/// session its full time again.
+/// The time by which a worker has either lost its partitions or will keep them: a new coordinator
+/// starts the session timeout of each member anew.
 const KEPT: Duration = Duration::from_secs(15);
 
 #[test]
-fn whatever_is_killed_every_job_comes_to_its_end() {
+fn every_job_ends_whatever_is_killed() {
     if !kafka::available() {
         return;
     }
+
     let jobs = count("FLEET_CHAOS_JOBS", JOBS);
     let schedule = Schedule::new(number("FLEET_CHAOS_SEED", SEED), jobs);
     eprintln!("{schedule}");
@@ -105,17 +105,17 @@ fn now_ms() -> i64 {
     i64::try_from(UNIX_EPOCH.elapsed().expect("a clock").as_millis()).expect("this century")
 }
 
-/// How often a worker has lost its partitions without being asked to give them back.
-fn lost(worker: &Worker) -> f64 {
+/// How often a worker has lost its partitions without a revocation.
+fn count_losses(worker: &Worker) -> f64 {
     http::metric(worker.service.address, "fleet_rebalances_total{kind=\"lost\"}")
         .unwrap_or_default()
 }
 
-/// A fleet that things happen to.
+/// A fleet that is disturbed.
 struct Chaos<'e> {
     fleet: Fleet<'e>,
     cluster: Cluster,
-    /// Before the server: closed while the server is down, and open as soon as it listens.
+    /// The proxy in front of the server: closed while the server is down, and open once it listens.
     gate: Proxy,
     hosted: Hosted,
     ledger: PathBuf,
@@ -129,10 +129,10 @@ struct Chaos<'e> {
     active: Vec<Active>,
     broker_down_since: Option<i64>,
     outages: Vec<(i64, i64)>,
-    /// How often calls under way were cut off.
+    /// How often running calls were cut off.
     cut_calls: u32,
     cancelled_late: HashSet<String>,
-    /// Calls of each worker at once.
+    /// The number of concurrent calls of each worker.
     in_flight: usize,
 }
 
@@ -141,21 +141,21 @@ struct Worker {
     service: Service,
 }
 
-/// A disturbance that goes on.
+/// An active disturbance.
 struct Active {
     what: Disturbance,
-    /// When it began, in milliseconds.
+    /// The time of its start, in milliseconds.
     began: i64,
-    /// When its second half begins, of the one that has two.
+    /// The time of its second phase, if it has two.
     midway: Option<Instant>,
-    /// When it ends, where that is set; then what it has disturbed recovers.
+    /// The time of its end, if that is fixed; then recovery starts.
     until: Instant,
     recovering: bool,
-    /// How often its worker had lost its partitions before.
+    /// How often its worker had lost partitions before.
     lost: f64,
-    /// The coordinator that was killed as a worker woke up.
+    /// The coordinator that was killed when the worker woke up.
     broker: Option<usize>,
-    /// Those who leave in a storm.
+    /// The workers that leave in a storm.
     leaving: Vec<Worker>,
 }
 
@@ -205,16 +205,16 @@ impl<'e> Chaos<'e> {
         chaos
     }
 
-    // --- What runs ------------------------------------------------------------------------------
+    // --- Processes ------------------------------------------------------------------------------
 
-    /// Starts a server and lets the workers in as soon as it listens: what it hosts it has to read
-    /// from its registry.
+    /// Starts a server, and opens the proxy for workers once it listens. The server has to read
+    /// from the registry what it hosts.
     fn start_server(&mut self) {
         let program = env!("CARGO_BIN_EXE_fixture_tools");
         let env = [
             ("MCP_REPEAT_WINDOW", "0"),
             ("MCP_ALLOWED_REMOTES", "127.0.0.1"),
-            // It is asked for any job afterwards, the first ones of a million included.
+            // Any job may be looked up afterwards, even the first of a million.
             ("MCP_LEDGER_MAX_JOBS", "10000000"),
             ("MCP_LEDGER_MAX_BYTES", "16GiB"),
         ];
@@ -229,14 +229,14 @@ impl<'e> Chaos<'e> {
         self.fleet.server = Some(server);
     }
 
-    /// Has the server host both tools, which it and those after it read from the registry from then
-    /// on.
+    /// Lets the server host both tools. The server and its successors then read them from the
+    /// registry.
     fn host(&self) {
         let server = self.fleet.server.as_ref().expect("the server");
         let child = json!({"command": env!("CARGO_BIN_EXE_fixture_tools"), "args": [self.ledger]});
         let remote = json!({"type": "http", "url": self.hosted.url()});
         for (name, config) in [("chaos", child), ("remote", remote)] {
-            wait::until_ok(&format!("a server that hosts {name}"), STALLED, || {
+            wait::poll_until_ok(&format!("a server that hosts {name}"), STALLED, || {
                 let answer =
                     server.call("server_initialize", &json!({"name": name, "config": config}));
                 let hosted =
@@ -266,10 +266,9 @@ impl<'e> Chaos<'e> {
         self.plans.extend(placed.into_iter().zip(plans));
     }
 
-    // --- What happens ---------------------------------------------------------------------------
+    // --- Disturbances ---------------------------------------------------------------------------
 
-    /// Carries the schedule out, and returns when every job has come to an end and nothing goes on
-    /// any more.
+    /// Carries out the schedule, and returns once every job has ended and no disturbance is active.
     fn play(&mut self, schedule: &Schedule) {
         let events = Topics::of(self.fleet.topic.clone()).events;
         let mut watch = Watch::new(&self.cluster.brokers, &events, 2);
@@ -297,7 +296,7 @@ impl<'e> Chaos<'e> {
         }
     }
 
-    /// Asks for the cancellation of some of the jobs that have ended.
+    /// Requests the cancellation of some of the ended jobs.
     fn cancel_late(&mut self, ended: &[String]) {
         let number =
             |id: &str| id.strip_prefix('c').and_then(|number| number.parse::<usize>().ok());
@@ -314,6 +313,7 @@ impl<'e> Chaos<'e> {
         if moved.elapsed() < STALLED || ended == schedule.jobs {
             return;
         }
+
         let account =
             Oracle::new(&self.fleet.topic, &self.fleet.submitted).read(&self.cluster.brokers);
         let open = self.fleet.submitted.iter().filter(|record| {
@@ -331,11 +331,12 @@ impl<'e> Chaos<'e> {
 
     fn begin(&mut self, what: Disturbance) {
         let (began, mut leaving) = (now_ms(), Vec::new());
-        let lost = what.workers().first().map_or(0.0, |worker| lost(&self.workers[*worker]));
+        let lost =
+            what.workers().first().map_or(0.0, |worker| count_losses(&self.workers[*worker]));
         match what {
             Disturbance::KillWorker { worker } => {
                 self.workers[worker].service.process.kill();
-                self.lost(worker, now_ms());
+                self.record_loss(worker, now_ms());
                 self.workers[worker] = self.launch(worker);
             }
             Disturbance::StopWorker { worker, .. }
@@ -390,7 +391,7 @@ impl<'e> Chaos<'e> {
         });
     }
 
-    /// Ends what is to end now, and forgets what has recovered.
+    /// Ends the disturbances that are due, and removes those from which the fleet has recovered.
     fn go_on(&mut self) {
         for mut active in std::mem::take(&mut self.active) {
             if active.midway.is_some_and(|at| Instant::now() >= at) {
@@ -400,7 +401,7 @@ impl<'e> Chaos<'e> {
             if !active.recovering && Instant::now() >= active.until {
                 self.end(&active);
                 active.recovering = true;
-                // From here on it is the time of recovery.
+                // The recovery starts now.
                 active.until = Instant::now();
             }
             if active.recovering && self.has_recovered(&mut active) {
@@ -411,7 +412,7 @@ impl<'e> Chaos<'e> {
         }
     }
 
-    /// Kills the coordinator and lets the worker go on. The broker that dies is known from now on.
+    /// Kills the coordinator and lets the worker go on. From now on, the killed broker is known.
     fn wake_without_coordinator(&mut self, active: &mut Active) {
         let worker = active.what.workers()[0];
         let broker = topics::coordinator(&self.cluster.brokers, &self.fleet.group);
@@ -469,28 +470,29 @@ impl<'e> Chaos<'e> {
             | Disturbance::CutHosted { .. }
             | Disturbance::RefuseHosted { .. } => true,
         };
+
         assert!(recovered || since < STALLED, "no recovery from {} within {since:?}", active.what);
         recovered
     }
 
-    /// Whether the worker of a disturbance that has ended is known to be in its group.
+    /// Whether the worker of an ended disturbance is known to be in its group again.
     fn is_member_again(&self, active: &Active) -> bool {
         let since = active.until.elapsed();
         let worker = &self.workers[active.what.workers()[0]];
         let partitions = http::metric(worker.service.address, "fleet_partitions_assigned");
-        let heard = since > KEPT || lost(worker) > active.lost;
+        let heard = since > KEPT || count_losses(worker) > active.lost;
         since > AWAKE && heard && partitions.is_some_and(|partitions| partitions > 0.0)
     }
 
     fn recovered(&mut self, what: Disturbance, began: i64) {
         match what {
-            Disturbance::StopWorker { worker, .. } => self.lost(worker, began),
+            Disturbance::StopWorker { worker, .. } => self.record_loss(worker, began),
             Disturbance::WakeWithoutCoordinator { worker, .. } => {
-                self.lost(worker, began);
+                self.record_loss(worker, began);
                 self.broker_down_since = None;
                 self.outages.push((began, now_ms()));
             }
-            Disturbance::CutWorker { .. } => self.lost(BEHIND_PROXY, began),
+            Disturbance::CutWorker { .. } => self.record_loss(BEHIND_PROXY, began),
             Disturbance::KillBroker { .. } => {
                 self.broker_down_since = None;
                 self.outages.push((began, now_ms()));
@@ -498,6 +500,7 @@ impl<'e> Chaos<'e> {
             }
             _ => return,
         }
+
         let is_zombie = |active: &Active| {
             matches!(
                 active.what,
@@ -506,14 +509,15 @@ impl<'e> Chaos<'e> {
                     | Disturbance::WakeWithoutCoordinator { .. }
             )
         };
+
         if !self.active.iter().any(is_zombie) {
             self.note(SETTLED);
         }
     }
 
-    /// A worker is gone, or was out of reach since `began`. While a broker is down commits may
-    /// wait.
-    fn lost(&mut self, worker: usize, began: i64) {
+    /// Records that a worker has stopped, or was unreachable since `began`. While a broker is down,
+    /// commits may be delayed.
+    fn record_loss(&mut self, worker: usize, began: i64) {
         let from = self.broker_down_since.unwrap_or(began).min(began) - COMMIT_MS;
         self.losses.push(Loss { worker: self.workers[worker].name.clone(), from, until: now_ms() });
     }
@@ -524,7 +528,7 @@ impl<'e> Chaos<'e> {
         }
     }
 
-    // --- What became of it ----------------------------------------------------------------------
+    // --- Outcome --------------------------------------------------------------------------------
 
     fn judge(&mut self) -> Report {
         let mut wrong = Vec::new();
@@ -535,12 +539,14 @@ impl<'e> Chaos<'e> {
                 wrong.push(format!("{}: {violations:?} violations of invariants", worker.name));
             }
         }
+
         self.cluster.wait_until_in_sync();
         for worker in self.workers.drain(..) {
             self.fleet.workers.push(worker.service);
         }
+
         self.fleet.stop_workers();
-        self.fleet.everything_is_committed();
+        self.fleet.assert_all_committed();
         let oracle = Oracle::new(&self.fleet.topic, &self.fleet.submitted).repeats(usize::MAX);
         let account = self.first_ends_stand(&oracle);
         wrong.extend(oracle.judge(&account));
@@ -556,13 +562,14 @@ impl<'e> Chaos<'e> {
             cancelled_late: &self.cancelled_late,
             in_flight: self.in_flight,
         };
+
         let mut report = audit.report();
         report.wrong.extend(wrong);
         report
     }
 
-    /// What the topics say when the server has written again every end that something else stood
-    /// behind, or has had time to.
+    /// Reads the topics once the server has restated every end that is followed by another event,
+    /// or has had time to.
     fn first_ends_stand(&self, oracle: &Oracle<'_>) -> Account {
         let begin = Instant::now();
         loop {
@@ -577,8 +584,8 @@ impl<'e> Chaos<'e> {
         }
     }
 
-    /// What the server says otherwise than the topics: asked of some jobs, and of all with
-    /// something behind their end.
+    /// The differences between the server's answers and the topics, for some jobs, and for all jobs
+    /// with events after their end.
     fn asked(&self, account: &Account) -> Vec<String> {
         let server = self.fleet.server.as_ref().expect("the server");
         let first = |events: &Vec<Arc<JobEvent>>| oracle::ends(events).next().cloned();
@@ -594,8 +601,8 @@ impl<'e> Chaos<'e> {
             let path = format!("/jobs/{}", id.replace('/', "%2F"));
             let (status, body) = http::get(server.address, &path).expect("an answer of the server");
             let job: Value = serde_json::from_str(&body).unwrap_or_default();
-            let said = job["state"].as_str().unwrap_or_default();
-            (status != 200 || said != end.state.as_str()).then(|| {
+            let output = job["state"].as_str().unwrap_or_default();
+            (status != 200 || output != end.state.as_str()).then(|| {
                 format!("{id}: ended as {}; the server says {status} {body}", end.state.as_str())
             })
         };

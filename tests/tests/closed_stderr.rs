@@ -44,7 +44,7 @@ impl Running {
     }
 
     fn wait(&mut self, what: &str) -> ExitStatus {
-        wait::until_ok(what, DRAIN, || match self.0.try_wait() {
+        wait::poll_until_ok(what, DRAIN, || match self.0.try_wait() {
             Ok(Some(status)) => Ok(status),
             other => Err(format!("{other:?}")),
         })
@@ -63,7 +63,7 @@ fn read_until_ready(process: &mut Running, ready: &Path) -> ChildStderr {
     let mut stderr = process.0.stderr.take().expect("a pipe");
     let mut first = [0; 64];
     stderr.read_exact(&mut first).expect("a first line");
-    wait::until_ok("a process that listens", DRAIN, || match ready.exists() {
+    wait::poll_until_ok("a process that listens", DRAIN, || match ready.exists() {
         true => Ok(()),
         false => Err(format!("{:?}", process.0.try_wait())),
     });

@@ -2,8 +2,8 @@
 //! environment, in the same order (`fleet_tests::compose`), then the commands that its header
 //! prints, under load.
 //!
-//! An engine's own work is not tested: building images, name resolution, and the walls around a
-//! process.
+//! The work of the engine itself is not tested: building images, resolving names, and isolating
+//! processes.
 
 #![expect(clippy::expect_used, reason = "a panic is the report of a test")]
 
@@ -29,14 +29,14 @@ use fleet_tests::{
 };
 use serde_json::json;
 
-/// Jobs that are submitted at once; the next ones follow when they are written.
+/// The number of jobs per batch; the next batch follows once they are written.
 const BATCH: usize = 50;
-/// No more than this is ahead of the workers.
+/// The most submitted jobs that have not ended.
 const AHEAD: usize = 600;
 const KEYS: usize = 100;
-/// How long one look at the events waits for some.
+/// How long one read of the events waits for some.
 const LOOK: Duration = Duration::from_millis(100);
-/// What is left of the workers when the load goes on.
+/// The number of workers that remain while the load goes on.
 const FEWER: u32 = 2;
 
 #[test]
@@ -74,7 +74,8 @@ fn the_compose_file_works_as_printed() {
         );
         assert!(said.contains("1 of 1 jobs succeeded"), "{said}");
     }
-    // Each that goes has to end with 0 within its grace period, or this fails.
+
+    // Each removed container has to exit with 0 within its grace period, or this fails.
     project.scale("kafka-worker", FEWER);
     assert_eq!(workers(&project), (1..=FEWER).collect::<Vec<_>>());
     every_worker_has_jobs(&mut project);
@@ -82,7 +83,7 @@ fn the_compose_file_works_as_printed() {
 
     let on_topic = topics::read(&brokers, &jobs);
     assert_eq!(on_topic.len(), written.len() + submitted, "jobs on the topic");
-    wait::until_ok("the end of every job", wait::LONG, || {
+    wait::poll_until_ok("the end of every job", wait::LONG, || {
         match on_topic.len() - watch.ended(LOOK) {
             0 => Ok(()),
             open => Err(format!("{open} are open")),
@@ -90,10 +91,12 @@ fn the_compose_file_works_as_printed() {
     });
     let violations = violations(&mut project);
     assert_eq!(violations, vec![Some(0.0); FEWER as usize], "violations of invariants");
-    // Kafka has to be there to be asked afterwards.
+
+    // Kafka has to stay up for the checks afterwards.
     project.scale("kafka-worker", 0);
     let account = Oracle::new(&jobs, &on_topic).check(&brokers);
     assert_eq!(account.count(JobState::Succeeded), on_topic.len());
+
     let by: BTreeSet<_> =
         account.states.values().filter_map(|event| event.worker.clone()).collect();
     assert_eq!(by.len(), scaled as usize, "workers that have ended jobs: {by:?}");
@@ -106,11 +109,11 @@ fn the_compose_file_works_as_printed() {
     );
 }
 
-// --- What the file prints -----------------------------------------------------------------------
+// --- Commands in the file -----------------------------------------------------------------------
 
 /// The commands in the comments at the head of the file.
 struct Commands {
-    /// The arguments after the service's name of every `run`.
+    /// The arguments of each `run`, after the name of the service.
     submits: Vec<Vec<String>>,
     ups: Vec<Vec<String>>,
 }
@@ -139,18 +142,19 @@ fn commands() -> Commands {
         assert_eq!(command[service], "mcp-fleet", "{command:?}");
         command[service + 1..].to_vec()
     });
+
     let submits: Vec<_> = submits.filter(|arguments: &Vec<_>| arguments[0] == "submit").collect();
     assert!(!submits.is_empty(), "no submit is printed");
     Commands { submits, ups }
 }
 
-// --- What is looked at --------------------------------------------------------------------------
+// --- Checks -------------------------------------------------------------------------------------
 
 fn workers(project: &Project) -> Vec<u32> {
     project.containers("kafka-worker").map(|(number, _)| number).collect()
 }
 
-/// The values that every worker's metric has now.
+/// The current values of a metric of all workers.
 fn metrics(project: &mut Project, name: &str) -> Vec<Option<f64>> {
     let numbers = workers(project);
     let value = |number| http::metric(project.address("kafka-worker", number, 8081), name);
@@ -165,7 +169,7 @@ fn violations(project: &mut Project) -> Vec<Option<f64>> {
 fn every_worker_has_jobs(project: &mut Project) {
     let settled = |project: &mut Project| metrics(project, "fleet_jobs_settled_total");
     let before = settled(project);
-    wait::until_ok("jobs of every worker", wait::LONG, || {
+    wait::poll_until_ok("jobs of every worker", wait::LONG, || {
         let now = settled(project);
         let more = now
             .iter()
@@ -175,7 +179,7 @@ fn every_worker_has_jobs(project: &mut Project) {
     });
 }
 
-/// The others call it by its service's name, which is not loopback's.
+/// Other services call the server by its service name, which is not a loopback name.
 fn the_server_answers_to_its_name(project: &mut Project) {
     let address = project.address("mcp-server", 1, 8080);
     let request = json!({"jsonrpc": "2.0", "id": 1, "method": "tools/list"});
@@ -186,7 +190,7 @@ fn the_server_answers_to_its_name(project: &mut Project) {
 
 // --- Load ---------------------------------------------------------------------------------------
 
-/// Jobs that are submitted all the time.
+/// A continuous load of jobs.
 struct Load {
     stop: Arc<AtomicBool>,
     thread: JoinHandle<(Vec<Record>, Watch)>,
@@ -214,6 +218,7 @@ impl Load {
             }
             (written, watch)
         };
+
         Self { stop, thread: thread::spawn(submit) }
     }
 

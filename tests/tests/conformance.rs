@@ -1,5 +1,5 @@
-//! The official conformance suite against the real server, for both eras of the protocol, with no
-//! failure expected.
+//! The official conformance suite against the real server, for both eras of the protocol. No
+//! failures are expected.
 
 use fleet_tests::{
     fleet::{Fleet, ServerOptions, Standalone},
@@ -16,7 +16,8 @@ fn the_server_passes_every_scored_scenario() {
     if node::conformance().is_none() {
         return;
     }
-    // With the default configuration: the flag only adds what the scenarios ask for.
+
+    // The configuration is the default one; the flag only adds what the scenarios need.
     let args = vec!["--conformance".to_owned()];
     let server =
         Standalone::start_with("conformance", ServerOptions { args, ..ServerOptions::default() });
@@ -31,15 +32,15 @@ fn the_server_passes_every_scored_scenario() {
             .current_dir(&server.directory);
         let mut suite = Process::start("conformance", &server.directory, suite);
         let status = suite.wait(wait::LONG);
-        let said = suite.log();
-        assert!(status.success(), "{revision}: {status}\n{said}");
-        // The suite's own count, so that a run that tests nothing does not pass.
+        let output = suite.log();
+        assert!(status.success(), "{revision}: {status}\n{output}");
+        // Check the suite's own count, so that a run that tests nothing doesn't pass.
         let scenarios = std::fs::read_dir(&results).expect("the results").count();
-        assert!(scenarios >= 30, "{revision}: only {scenarios} scenarios ran:\n{said}");
+        assert!(scenarios >= 30, "{revision}: only {scenarios} scenarios ran:\n{output}");
     }
 }
 
-/// The scenarios of tasks. The one of status notifications is left out: the suite skips it.
+/// The scenarios of tasks, except that of status notifications, which the suite skips.
 const TASK_SCENARIOS: [&str; 9] = [
     "tasks-lifecycle",
     "tasks-capability-negotiation",
@@ -81,8 +82,8 @@ fn tasks_pass_their_scenarios() {
     assert!(failed.is_empty(), "{}", failed.join("\n"));
 }
 
-/// The scenarios of what a worker does: it calls tools. It does not answer questions, authorise
-/// itself in a browser or go on with a stream that broke.
+/// The scenarios that apply to a worker, which calls tools. It doesn't answer questions, authorize
+/// itself in a browser or resume a broken stream.
 const CLIENT_SCENARIOS: [(&str, &str); 8] = [
     ("2025-11-25", "initialize"),
     ("2025-11-25", "tools_call"),
@@ -95,7 +96,7 @@ const CLIENT_SCENARIOS: [(&str, &str); 8] = [
 ];
 
 #[test]
-fn the_client_of_the_workers_passes_what_it_does() {
+fn the_workers_client_passes_its_scenarios() {
     let directory = fleet_tests::bins::scratch("conformance-client");
     fleet_tests::process::remove_at_exit(&directory);
     for (revision, scenario) in CLIENT_SCENARIOS {
@@ -110,7 +111,7 @@ fn the_client_of_the_workers_passes_what_it_does() {
     }
 }
 
-/// Nothing of the suite's is offered to people.
+/// The suite's fixtures are not offered to users.
 #[test]
 fn without_the_flag_there_are_no_fixtures() {
     let server = Standalone::start("no-fixtures");
@@ -124,6 +125,7 @@ fn without_the_flag_there_are_no_fixtures() {
     };
     let tools = list("tools/list", "tools");
     assert!(!tools.is_empty());
+
     for tool in tools {
         assert!(!tool["name"].to_string().contains("test"), "{tool}");
     }

@@ -1,5 +1,5 @@
-//! A worker that loses Kafka and keeps the server, until others have ended everything that it
-//! holds. Apache Kafka only: the cut is made by proxies before a second listener of the broker.
+//! A worker that loses Kafka but not the server, until others have ended all jobs that it holds.
+//! Apache Kafka only: the cut is made by proxies in front of a second listener of the broker.
 
 use fleet_job::event::JobState;
 use fleet_tests::{
@@ -11,17 +11,17 @@ use fleet_tests::{
 };
 
 #[test]
-fn a_worker_that_is_refused_says_nothing_out_of_date() {
+fn a_worker_whose_connections_are_refused_writes_no_outdated_events() {
     check("refused", Network::Refused);
 }
 
-/// Nobody tells it that anything is wrong: what it waits for just never comes.
+/// The worker gets no errors; the responses that it waits for just never arrive.
 #[test]
-fn a_worker_that_hears_nothing_says_nothing_out_of_date() {
+fn a_worker_whose_connections_are_silent_writes_no_outdated_events() {
     check("silence", Network::Silent);
 }
 
-/// What the worker may have settled since its last commit, or have under way.
+/// The most jobs that the worker may have settled since its last commit, or have in flight.
 const REPEATS: usize = 200;
 
 fn check(name: &str, how: Network) {
@@ -44,13 +44,15 @@ fn check(name: &str, how: Network) {
     fleet.wait_for_gauge("fleet_jobs_in_flight", 4);
     cluster.network(how);
     gate.open();
-    // The other one can have ended everything only when it has taken over what the worker had under
-    // way.
+
+    // The other worker can have ended all jobs only after it has taken over those that the cut
+    // worker had in flight.
     fleet.wait_for_all();
     cluster.network(Network::Up);
     fleet.workers[0].process.says("lost: their jobs will run elsewhere", wait::LONG);
     let account = fleet.settle(REPEATS);
     assert_eq!(account.count(JobState::Succeeded), 500);
+
     let ledger = Ledger::read(&ledger);
     assert_eq!(ledger.overlaps, [], "calls of one key overlapped");
 }

@@ -1,5 +1,5 @@
-//! Jobs that wait too long for memory, limits per tool and tenant, and what a worker does with a
-//! record that it has settled already.
+//! Jobs that wait too long for memory, limits per tool and tenant, and records that a worker reads
+//! again after it has settled them.
 
 #![expect(clippy::expect_used, reason = "a panic is the report of a test")]
 
@@ -23,15 +23,15 @@ use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
 on_every_broker!(
-    far_jobs_wait_outside_of_memory,
+    jobs_due_much_later_wait_outside_memory,
     a_long_backoff_keeps_its_attempts,
     limits_hold,
-    what_is_settled_is_not_run_again,
+    settled_jobs_are_not_run_again,
     a_job_that_was_deferred_twice_runs_once,
-    what_another_worker_has_begun_meanwhile_has_ended_all_the_same
+    settled_jobs_that_another_worker_has_begun_keep_their_ends
 );
 
-/// A fleet whose workers keep nothing in memory for longer than a second.
+/// A fleet whose workers park no job for longer than a second.
 fn fleet<'e>(env: &'e Env, name: &str) -> Fleet<'e> {
     let mut fleet = Fleet::new(env, name, 3);
     topics::create(&env.brokers, &[(&Topics::of(&*fleet.topic).delayed, 6)]);
@@ -57,7 +57,7 @@ fn at(mut job: Value, not_before: Timestamp) -> Value {
     job
 }
 
-/// Everything has ended, and the promises are kept; the workers are stopped.
+/// Waits for all jobs, stops the workers, and checks the promises.
 fn account(fleet: &mut Fleet<'_>, repeats: usize) -> Account {
     fleet.wait_for_all();
     fleet.stop_workers();
@@ -68,9 +68,9 @@ fn waiting(fleet: &Fleet<'_>) -> Vec<Record> {
     topics::read(&fleet.env.brokers, &Topics::of(&*fleet.topic).delayed)
 }
 
-/// Jobs of later go into the delayed topic, hold up nobody, survive a kill, and end under the place
-/// where they first stood.
-fn far_jobs_wait_outside_of_memory(env: &Env) {
+/// Jobs that are due much later go to the delayed topic, hold up no other job, survive a kill, and
+/// end under their first position.
+fn jobs_due_much_later_wait_outside_memory(env: &Env) {
     let mut fleet = fleet(env, "far");
     fleet.start_worker();
     let due = in_seconds(8);
@@ -85,11 +85,11 @@ fn far_jobs_wait_outside_of_memory(env: &Env) {
         .map(|n| Outgoing::value(call(&format!("near-{n}"), "file_read", "hello.txt").to_string()));
     fleet.submit(near.collect());
     fleet.wait_for(40);
-    wait::until("all far jobs in the delayed topic", wait::LONG, || {
+    wait::poll_until("all far jobs in the delayed topic", wait::LONG, || {
         (waiting(&fleet).len() >= 12).then_some(())
     });
     let brokers = env.brokers.clone();
-    wait::until("what has left the jobs topic to be committed", wait::LONG, || {
+    wait::poll_until("the deferred records to be committed", wait::LONG, || {
         let committed = topics::committed(&brokers, &fleet.group, &fleet.topic, fleet.partitions);
         let read: i64 = committed.into_iter().flatten().sum();
         (read == 52).then_some(())
@@ -107,14 +107,15 @@ fn far_jobs_wait_outside_of_memory(env: &Env) {
         assert!(queued.is_some_and(|event| event.next_attempt_at == Some(due)), "{events:?}");
     }
     assert_eq!(account.count(JobState::Failed), 3);
+
     for dead in account.dead.values() {
         assert!(dead.header(delayed::HEADER).is_none(), "{dead:?}");
         assert_eq!(dead.header("own"), Some(b"1".as_slice()));
     }
 }
 
-/// A job that fails for ever, with delays that mostly are too long for memory, still has exactly
-/// its attempts.
+/// A job that always fails, mostly with delays that are too long for memory, still gets exactly its
+/// attempts.
 fn a_long_backoff_keeps_its_attempts(env: &Env) {
     let mut fleet = fleet(env, "backoff");
     fleet.start_server(&ServerOptions {
@@ -125,7 +126,8 @@ fn a_long_backoff_keeps_its_attempts(env: &Env) {
     fleet.worker_env("MCP_RETRY_MAX", "4s");
     fleet.worker_env("MCP_MAX_ATTEMPTS", "3");
     fleet.start_worker();
-    // A program that ends at once may do better the next time: such a call is tried again.
+
+    // A program that exits at once may work the next time, so the call is retried.
     let jobs = (0..12).map(|n| {
         let arguments = json!({"name": format!("poison-{n}"), "config": {"command": "false"}});
         let payload = json!({"tool": "server_initialize", "arguments": arguments});
@@ -133,9 +135,11 @@ fn a_long_backoff_keeps_its_attempts(env: &Env) {
             json!({"jobID": format!("poison-{n}"), "jobType": "tool-call", "payload": payload});
         Outgoing::value(job.to_string())
     });
+
     let jobs = fleet.submit(jobs.collect());
     let account = account(&mut fleet, 0);
     assert!(!waiting(&fleet).is_empty(), "no delay was long enough: the test shows nothing");
+
     for record in &jobs {
         let events = &account.events[&(record.partition, record.offset)];
         let starts = events.iter().filter(|event| event.state == JobState::Running).count();
@@ -144,7 +148,7 @@ fn a_long_backoff_keeps_its_attempts(env: &Env) {
     }
 }
 
-/// Jobs under a limit of one never run side by side; the others do not wait for them.
+/// Jobs under a limit of one never run concurrently; other jobs don't wait for them.
 fn limits_hold(env: &Env) {
     let mut fleet = fleet(env, "limits");
     fleet.worker_env("MCP_TOOL_LIMITS", "file_digest=1");
@@ -160,6 +164,7 @@ fn limits_hold(env: &Env) {
     let worker = fleet.start_worker().address;
     fleet.wait_for_all();
     assert_eq!(http::metric(worker, "fleet_invariant_violations_total"), Some(0.0));
+
     let account = account(&mut fleet, 0);
     for group in jobs.chunks(25) {
         let mut spans: Vec<(Timestamp, Timestamp)> =
@@ -171,14 +176,15 @@ fn limits_hold(env: &Env) {
     }
 }
 
-/// A worker that was frozen loses its partitions, and with them the commit of what it has settled.
-/// When they come back to it, it knows.
-fn what_is_settled_is_not_run_again(env: &Env) {
+/// A worker that was frozen loses its partitions before it has committed its settled jobs. When the
+/// partitions return, it remembers these jobs.
+fn settled_jobs_are_not_run_again(env: &Env) {
     let mut fleet = fleet(env, "frozen");
     fleet.worker_env("MCP_COMMIT_INTERVAL", "10m");
     let worker = fleet.start_worker().address;
     let job = |n| Outgoing::value(call(&format!("job-{n}"), "file_read", "hello.txt").to_string());
-    // The first commit of a partition is made at once, all later ones would come after ten minutes.
+
+    // The first commit of a partition comes at once, all later ones would come after ten minutes.
     fleet.submit((0..30).map(job).collect());
     fleet.wait_for_all();
     fleet.submit((30..60).map(job).collect());
@@ -189,8 +195,9 @@ fn what_is_settled_is_not_run_again(env: &Env) {
         committed.into_iter().flatten().sum()
     };
     assert!(committed() < 60, "all is committed: the test shows nothing");
+
     fleet.workers[0].process.signal(Signal::SIGSTOP);
-    wait::until("the group to give it up", wait::LONG, || {
+    wait::poll_until("the group to give it up", wait::LONG, || {
         (topics::members(&env.brokers, &fleet.group) == 0).then_some(())
     });
     fleet.workers[0].process.signal(Signal::SIGCONT);
@@ -198,6 +205,7 @@ fn what_is_settled_is_not_run_again(env: &Env) {
     fleet.wait_for_all();
     assert!(http::metric(worker, "fleet_jobs_passed_over_total").is_some_and(|count| count > 0.0));
     assert_eq!(http::metric(worker, "fleet_invariant_violations_total"), Some(0.0));
+
     let account = account(&mut fleet, 0);
     assert_eq!(account.count(JobState::Succeeded), 70);
 }
@@ -210,7 +218,7 @@ fn a_job_that_was_deferred_twice_runs_once(env: &Env) {
     let due = in_seconds(6);
     let job = |n| at(call(&format!("job-{n}"), "file_read", "hello.txt"), due);
     fleet.submit((0..30).map(|n| Outgoing::value(job(n).to_string())).collect());
-    let deferred = wait::until("all jobs in the delayed topic", wait::LONG, || {
+    let deferred = wait::poll_until("all jobs in the delayed topic", wait::LONG, || {
         Some(waiting(&fleet)).filter(|records| records.len() >= 30)
     });
     let copies = || deferred.iter().map(|record| record.content.clone()).collect();
@@ -220,7 +228,9 @@ fn a_job_that_was_deferred_twice_runs_once(env: &Env) {
 
     topics::produce(&env.brokers, &delayed, copies());
     let passed_over = || http::metric(worker, "fleet_jobs_passed_over_total");
-    wait::until("all copies to come back", wait::LONG, || (passed_over()? >= 60.0).then_some(()));
+    wait::poll_until("all copies to come back", wait::LONG, || {
+        (passed_over()? >= 60.0).then_some(())
+    });
 
     assert_eq!(passed_over(), Some(60.0));
     assert_eq!(http::metric(worker, "fleet_invariant_violations_total"), Some(0.0));
@@ -228,10 +238,10 @@ fn a_job_that_was_deferred_twice_runs_once(env: &Env) {
     assert_eq!(account.count(JobState::Succeeded), 30);
 }
 
-/// While a worker that has settled jobs and not committed that is frozen, another one takes them
-/// over, says that they run, and dies. When they come back to the first, they are not run again,
-/// and the last that is said of them is how they ended.
-fn what_another_worker_has_begun_meanwhile_has_ended_all_the_same(env: &Env) {
+/// While a worker with settled but uncommitted jobs is frozen, another worker takes them over,
+/// reports them as running, and dies. When they return to the first worker, they are not run again,
+/// and their last events are their ends.
+fn settled_jobs_that_another_worker_has_begun_keep_their_ends(env: &Env) {
     let mut fleet = fleet(env, "meanwhile");
     fleet.worker_env("MCP_COMMIT_INTERVAL", "10m");
     let first = fleet.start_worker().address;
@@ -241,24 +251,27 @@ fn what_another_worker_has_begun_meanwhile_has_ended_all_the_same(env: &Env) {
     fleet.submit((30..60).map(job).collect());
     fleet.wait_for_all();
     fleet.workers[0].process.signal(Signal::SIGSTOP);
-    // Without a server nothing comes to an end that is begun.
+
+    // Without a server, no started job can end.
     let mut server = fleet.server.take().expect("the server");
     let port = server.address.port();
     server.process.stop(wait::LONG);
-    // It can't become ready.
+
+    // The worker can't become ready.
     let mut second = fleet.launch_worker();
-    wait::until("jobs that the other worker has begun", wait::LONG, || {
+    wait::poll_until("jobs that the other worker has begun", wait::LONG, || {
         (http::metric(second.address, "fleet_breaker_open")? > 0.0).then_some(())
     });
     second.process.kill();
     let files = vec![fleet.files()];
     fleet.start_server(&ServerOptions { roots: files, port, ..ServerOptions::default() });
     fleet.workers[0].process.signal(Signal::SIGCONT);
-    wait::until("the records to come back to the first", wait::LONG, || {
+    wait::poll_until("the records to come back to the first", wait::LONG, || {
         (http::metric(first, "fleet_jobs_passed_over_total")? > 0.0).then_some(())
     });
     let account = account(&mut fleet, 60);
     assert_eq!(account.count(JobState::Succeeded), 60);
+
     let begun_again = account.events.values().filter(|events| {
         let end = events.iter().position(|event| event.state.is_terminal());
         end.is_some_and(|end| events[end..].iter().any(|event| event.state == JobState::Running))

@@ -28,6 +28,7 @@ fn the_demo_accounts_for_every_job() {
     let status = demo.wait(DEADLINE);
     let stdout = fs::read_to_string(&output).expect("its output");
     assert!(status.success(), "{status}\n{stdout}\n{}", demo.log());
+
     let last = stdout.trim_end().lines().last().expect("a last line");
     let report: Value =
         serde_json::from_str(last).unwrap_or_else(|error| panic!("{error}: {last}"));
@@ -36,7 +37,8 @@ fn the_demo_accounts_for_every_job() {
     };
     assert_eq!(number("lost"), 0.0, "{report}");
     assert_eq!(number("submitted"), number("succeeded") + number("failed"), "{report}");
-    // One that hosts the files, and the good ones; and the bad ones that are there on purpose.
+
+    // One job hosts the file server; the others are good ones, and deliberately bad ones.
     assert!(number("succeeded") >= 41.0, "{report}");
     assert!(number("dead_lettered") >= 3.0, "{report}");
     assert!(number("jobs_per_second") > 0.0 && number("elapsed_ms") > 0.0, "{report}");

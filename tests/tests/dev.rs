@@ -1,5 +1,4 @@
-//! `mcp-fleet dev`: whatever is killed in the middle of it, every job comes to its end; and a
-//! restart goes on.
+//! `mcp-fleet dev`: every job ends whichever part is killed, and a restart continues the work.
 
 #![expect(clippy::expect_used, reason = "a panic is the report of a test")]
 
@@ -21,7 +20,7 @@ fn nothing_is_lost_when_parts_of_dev_are_killed() {
     fs::write(work.join("a.txt"), "a".repeat(400_000)).expect("a file");
 
     let mut dev = start(&directory, &work);
-    let brokers = said(&dev, "broker ");
+    let brokers = word_after(&dev, "broker ");
     let jobs = (0..JOBS).map(|n| {
         let payload =
             json!({"server": "files", "tool": "file_digest", "arguments": {"path": "a.txt"}});
@@ -31,7 +30,7 @@ fn nothing_is_lost_when_parts_of_dev_are_killed() {
     let submitted = topics::produce(&brokers, "mcp-jobs", jobs.collect());
     let oracle = Oracle::new("mcp-jobs", &submitted).repeats(JOBS);
     let ended = |dev: &mut Process, n: usize| {
-        dev.until(&format!("{n} jobs to end"), DEADLINE, || {
+        dev.wait_until(&format!("{n} jobs to end"), DEADLINE, || {
             (oracle.read(&brokers).ended() >= n).then_some(())
         });
     };
@@ -39,14 +38,16 @@ fn nothing_is_lost_when_parts_of_dev_are_killed() {
     for (name, end) in [("kafka-worker-1", 60), ("mcp-server", 120), ("broker", JOBS)] {
         kill(&pid(&dev, name));
         dev.says(&format!("{name} restarted (pid"), DEADLINE);
-        dev.until("the broker to listen", DEADLINE, || TcpStream::connect(&brokers).ok());
+        dev.wait_until("the broker to listen", DEADLINE, || TcpStream::connect(&brokers).ok());
         ended(&mut dev, end);
     }
     let account = oracle.check(&brokers);
     assert_eq!(account.count(fleet_job::event::JobState::Succeeded), JOBS);
+
     let attempts = account.events.values().flatten().map(|event| event.attempts).max();
     assert!(attempts <= Some(2), "a job came to attempt {attempts:?}");
-    // Nothing but what was killed here has died, and each death had one successor.
+
+    // Only the killed processes have died, and each has had one successor.
     let log = dev.log();
     let deaths: Vec<_> = log.lines().filter(|line| line.contains("restarting it in")).collect();
     let starts = log.lines().filter(|line| line.contains(" restarted (pid ")).count();
@@ -55,9 +56,9 @@ fn nothing_is_lost_when_parts_of_dev_are_killed() {
     dev.signal(Signal::SIGINT);
     assert!(dev.wait(DEADLINE).success(), "{}", dev.log());
 
-    // With the same directory everything is still there.
+    // With the same directory, everything still exists.
     let mut again = start(&directory, &work);
-    let brokers = said(&again, "broker ");
+    let brokers = word_after(&again, "broker ");
     assert_eq!(Oracle::new("mcp-jobs", &submitted).repeats(JOBS).read(&brokers).ended(), JOBS);
     again.signal(Signal::SIGINT);
     assert!(again.wait(DEADLINE).success(), "{}", again.log());
@@ -76,8 +77,8 @@ fn start(directory: &Path, work: &Path) -> Process {
     dev
 }
 
-/// The word after the last `start` in what dev has said.
-fn said(dev: &Process, start: &str) -> String {
+/// The word after the last `start` in the output of dev.
+fn word_after(dev: &Process, start: &str) -> String {
     let log = dev.log();
     let line = log
         .lines()
@@ -87,8 +88,8 @@ fn said(dev: &Process, start: &str) -> String {
     line.split_whitespace().next().unwrap_or_default().trim_end_matches(')').to_owned()
 }
 
-/// The process id that dev has named for a part, whose line begins with its name or with what it
-/// is.
+/// The process id that dev has printed for a part, on a line that begins with the part's name or
+/// kind.
 fn pid(dev: &Process, name: &str) -> String {
     let log = dev.log();
     let lines = log.lines().filter(|line| line.contains(name));
@@ -98,7 +99,7 @@ fn pid(dev: &Process, name: &str) -> String {
 
 fn kill(pid: &str) {
     let pid = nix::unistd::Pid::from_raw(
-        pid.parse().unwrap_or_else(|_| panic!("{pid} is no process id")),
+        pid.parse().unwrap_or_else(|_| panic!("{pid} is not a process id")),
     );
     nix::sys::signal::kill(pid, Signal::SIGKILL).expect("a running process");
 }

@@ -17,19 +17,19 @@ use fleet_tests::{
 use serde_json::{Value, json};
 
 on_every_broker!(
-    a_dead_job_is_looked_at_and_replayed,
-    a_job_that_dies_each_time_is_parked,
+    a_dead_letter_is_shown_and_replayed,
+    a_job_that_fails_after_each_replay_is_parked,
     a_job_with_two_letters_runs_once,
     max_takes_the_oldest_and_the_next_run_goes_on,
     a_killed_replay_goes_on_and_repeats_one_job_at_most,
     a_letter_without_its_value_is_reported_and_left,
-    lag_counts_what_is_not_settled,
+    lag_counts_unsettled_jobs,
     jobs_without_a_key_spread_evenly,
     purge_asks_first,
 );
 
-/// A job whose file appears after its death, and a record that is no job.
-fn a_dead_job_is_looked_at_and_replayed(env: &Env) {
+/// A job whose file appears only after the job has failed, and a record that is not a job.
+fn a_dead_letter_is_shown_and_replayed(env: &Env) {
     let mut fleet = fleet(env, "dlq-replay", 3);
     fleet.start_worker();
     let original = Outgoing::value(read("late", "later.txt").to_string())
@@ -49,10 +49,12 @@ fn a_dead_job_is_looked_at_and_replayed(env: &Env) {
     assert_eq!(reasons.keys().copied().collect::<Vec<_>>(), ["tool", "undecodable"], "{list}");
     assert_eq!(reasons["tool"]["about"], "file_read", "{list}");
     assert_eq!(array(&list["newestLetters"]).len(), 2, "{list}");
+
     let tools = json_of(&fleet, &["dlq", "list", "--json", "--reason", "tool", "--since", "1h"]);
     assert_eq!(tools["letters"], 1, "{tools}");
     let future = json_of(&fleet, &["dlq", "list", "--json", "--since", "2999-01-01T00:00:00Z"]);
     assert_eq!(future["letters"], 0, "{future}");
+
     let table = run(&fleet, &["dlq", "list"]).success();
     assert!(table.contains("undecodable") && table.contains("late"), "{table}");
 
@@ -61,9 +63,11 @@ fn a_dead_job_is_looked_at_and_replayed(env: &Env) {
     assert_eq!(shown["key"]["base64"], "/wA=", "{shown}");
     assert_eq!(shown["origin"]["offset"], late.offset, "{shown}");
     assert_eq!((&shown["attempts"], &shown["replayCount"]), (&json!(1), &json!(0)), "{shown}");
+
     let partition =
         array(&shown["headers"]).iter().find(|h| h["name"] == header::ORIGINAL_PARTITION);
     assert_eq!(partition.expect("the partition's header")["value"], late.partition, "{shown}");
+
     let by_letter = json_of(&fleet, &["dlq", "show", text(&shown["letter"]), "--json"]);
     let place = format!("{}/{}/{}", fleet.topic, late.partition, late.offset);
     let by_record = json_of(&fleet, &["dlq", "show", &place, "--json"]);
@@ -77,14 +81,17 @@ fn a_dead_job_is_looked_at_and_replayed(env: &Env) {
     fs::write(fleet.files().join("later.txt"), "here I am").expect("the file that was missing");
     let done = json_of(&fleet, &["dlq", "replay", "--job", "late", "--json"]);
     assert_eq!((&done["replayed"], &done["alreadyReplayed"]), (&json!(1), &json!(0)), "{done}");
+
     let replayed = replays(&fleet);
     let [back] = &replayed[..] else { panic!("one replay: {replayed:?}") };
     assert_eq!(back.content, original.header(header::REPLAY_COUNT, "1"));
+
     let again = nothing_to_replay(&fleet, &["--job", "late"]);
     assert_eq!((&again["replayed"], &again["alreadyReplayed"]), (&json!(0), &json!(1)), "{again}");
     let nobody = nothing_to_replay(&fleet, &["--job", "nobody"]);
     assert_eq!(nobody["toReplay"], 0, "{nobody}");
     assert_eq!(replays(&fleet).len(), 1);
+
     let list = json_of(&fleet, &["dlq", "list", "--json"]);
     assert_eq!((&list["letters"], &list["replayed"]), (&json!(2), &json!(1)), "{list}");
 
@@ -94,8 +101,8 @@ fn a_dead_job_is_looked_at_and_replayed(env: &Env) {
     assert_eq!(account.of(back).attempts, 1, "a replay starts with all of its attempts");
 }
 
-/// The count survives each death, because the next letter has the record's own headers.
-fn a_job_that_dies_each_time_is_parked(env: &Env) {
+/// The count survives each failure, because the next dead letter has the record's own headers.
+fn a_job_that_fails_after_each_replay_is_parked(env: &Env) {
     let mut fleet = fleet(env, "dlq-loop", 2);
     fleet.start_worker();
     fleet.submit_job(&read("poison", "never there"));
@@ -111,17 +118,21 @@ fn a_job_that_dies_each_time_is_parked(env: &Env) {
         adopt_replays(&mut fleet);
         fleet.wait_for_all();
     }
+
     let done = nothing_to_replay(&fleet, &["--max-replays", "2"]);
     assert_eq!((&done["replayed"], &done["parked"]), (&json!(0), &json!(1)), "{done}");
     assert_eq!(done["alreadyReplayed"], 2, "{done}");
+
     let human = run(&fleet, &["dlq", "replay", "--max-replays", "2"]);
     assert!(
         human.code == 1 && human.stdout.contains("poison") && human.stdout.contains("parked"),
         "{human:?}"
     );
+
     let letters = run(&fleet, &["dlq", "show", "poison", "--json"]).lines();
     let counts: Vec<_> = letters.iter().map(|letter| letter["replayCount"].clone()).collect();
     assert_eq!(counts, [0, 1, 2]);
+
     let counts: Vec<_> = replays(&fleet).iter().map(count).collect();
     assert_eq!(counts, [1, 2]);
     fleet.settle(0);
@@ -133,22 +144,25 @@ fn max_takes_the_oldest_and_the_next_run_goes_on(env: &Env) {
     for n in 0..5 {
         fleet.submit(vec![Outgoing::value(format!("no job {n}")).key("one key")]);
     }
+
     fleet.wait_for_all();
     fleet.stop_workers();
     let first = json_of(&fleet, &["dlq", "replay", "--max", "2", "--json"]);
     assert_eq!((&first["replayed"], &first["left"]), (&json!(2), &json!(3)), "{first}");
+
     let second = json_of(&fleet, &["dlq", "replay", "--json"]);
     assert_eq!(
         (&second["replayed"], &second["alreadyReplayed"]),
         (&json!(3), &json!(2)),
         "{second}"
     );
+
     let values: Vec<_> = replays(&fleet).iter().map(Record::text).collect();
     assert_eq!(values, ["no job 0", "no job 1", "no job 2", "no job 3", "no job 4"]);
 }
 
-/// The job's record was submitted twice, say, or its worker was killed between the dead letter and
-/// the commit.
+/// For example, the job's record was submitted twice, or its worker was killed between the dead
+/// letter and the commit.
 fn a_job_with_two_letters_runs_once(env: &Env) {
     let mut fleet = fleet(env, "dlq-twice", 1);
     fleet.start_worker();
@@ -173,9 +187,9 @@ fn a_job_with_two_letters_runs_once(env: &Env) {
     assert_eq!(replays(&fleet).len(), 2);
 }
 
-/// Nobody listens on port 1 of this machine.
+/// Nothing listens on port 1 of this machine.
 #[test]
-fn a_command_says_what_it_waits_for() {
+fn a_command_reports_what_it_waits_for() {
     let directory = bins::scratch("patience");
     process::remove_at_exit(&directory);
     let submit = &["submit", "--tool", "t"][..];
@@ -191,7 +205,7 @@ fn a_command_says_what_it_waits_for() {
     }
 }
 
-/// SIGKILL in the middle: what was replayed and marked is not replayed again.
+/// After SIGKILL in the middle, letters that were replayed and marked are not replayed again.
 fn a_killed_replay_goes_on_and_repeats_one_job_at_most(env: &Env) {
     const LETTERS: usize = 300;
     let mut fleet = fleet(env, "dlq-killed", 2);
@@ -207,7 +221,7 @@ fn a_killed_replay_goes_on_and_repeats_one_job_at_most(env: &Env) {
         .arg(&output)
         .envs(environment(&fleet));
     let mut replay = Process::start("dlq-replay", &fleet.directory, command);
-    replay.until("its first fifty letters", wait::LONG, || {
+    replay.wait_until("its first fifty letters", wait::LONG, || {
         (fs::read_to_string(&output).ok()?.lines().count() >= 50).then_some(())
     });
     replay.kill();
@@ -216,6 +230,7 @@ fn a_killed_replay_goes_on_and_repeats_one_job_at_most(env: &Env) {
         (50..LETTERS).contains(&before),
         "{before} were replayed before the kill: the test shows nothing"
     );
+
     let done = json_of(&fleet, &["dlq", "replay", "--json"]);
     assert_eq!(done["failed"], 0, "{done}");
     let mut times = BTreeMap::new();
@@ -223,11 +238,12 @@ fn a_killed_replay_goes_on_and_repeats_one_job_at_most(env: &Env) {
         *times.entry(record.text()).or_insert(0) += 1;
     }
     assert_eq!(times.len(), LETTERS, "every letter was replayed");
+
     let total: usize = times.values().sum();
     assert!(total <= LETTERS + 1, "{} jobs were repeated", total - LETTERS);
 }
 
-/// As a worker writes it when the topic takes no record of that size.
+/// A worker writes such a letter if the topic doesn't accept records of the original's size.
 fn a_letter_without_its_value_is_reported_and_left(env: &Env) {
     let fleet = Fleet::new(env, "dlq-bare", 1);
     let reasons = |topic: &str| {
@@ -238,23 +254,24 @@ fn a_letter_without_its_value_is_reported_and_left(env: &Env) {
             .header(header::EXCEPTION_FQCN, "mcp-fleet.too-large")
             .header(header::JOB_ID, "large")
     };
+
     let letters = vec![
         reasons(&fleet.topic).header(header::VALUE_OMITTED, "5000000"),
         reasons("another-topic").header(header::WORKER, "w"),
-        Outgoing::value("somebody else's record"),
+        Outgoing::value("an unrelated record"),
     ];
     topics::produce(&env.brokers, &format!("{}.dlq", fleet.topic), letters);
     let done = nothing_to_replay(&fleet, &[]);
     let counts = ["replayed", "valueOmitted", "foreign", "parked"].map(|name| done[name].clone());
     assert_eq!(counts, [0, 1, 2, 0].map(Value::from), "{done}");
+
     let shown = run(&fleet, &["dlq", "show", "large", "--json"]).lines();
     assert_eq!(shown[0]["valueOmittedBytes"], 5_000_000, "{shown:?}");
     assert_eq!(replays(&fleet), []);
 }
 
-/// A job that waits for its time, one that waits for its next attempt, and ten that are done beyond
-/// them.
-fn lag_counts_what_is_not_settled(env: &Env) {
+/// One job waits for its time, one for its next attempt, and ten behind them have ended.
+fn lag_counts_unsettled_jobs(env: &Env) {
     let mut fleet = Fleet::new(env, "lag", 1);
     let (roots, allowed) = (vec![fleet.files()], vec!["false".to_owned()]);
     fleet.start_server(&ServerOptions { roots, allowed, ..ServerOptions::default() });
@@ -265,7 +282,8 @@ fn lag_counts_what_is_not_settled(env: &Env) {
     }
     let mut later = read("later", "hello.txt");
     later["notBefore"] = json!(in_two_minutes().to_string());
-    // A program that ends at once may do better the next time, so the job is tried again.
+
+    // A program that exits at once may work the next time, so the job is retried.
     let arguments = json!({"name": "failing", "config": {"command": "false"}});
     let failing = json!({"jobID": "failing", "jobType": "tool-call",
         "payload": {"tool": "server_initialize", "arguments": arguments}});
@@ -277,12 +295,13 @@ fn lag_counts_what_is_not_settled(env: &Env) {
     assert_eq!((&before["lag"], &before["remaining"]), (&json!(12), &json!(12)), "{before}");
     assert_eq!(before["partitions"][0]["committed"], Value::Null, "{before}");
     assert!(before["oldestAgeMs"].is_u64(), "{before}");
+
     fleet.start_worker();
     let numbers = |report: &Value| {
         ["lag", "done", "remaining", "open", "retried"]
             .map(|name| report[name].as_i64().unwrap_or(-1))
     };
-    wait::until_ok("the lag of two waiting jobs", wait::LONG, || {
+    wait::poll_until_ok("the lag of two waiting jobs", wait::LONG, || {
         let report = json_of(&fleet, &lag);
         if numbers(&report) == [12, 10, 2, 2, 1] { Ok(()) } else { Err(report) }
     });
@@ -291,7 +310,7 @@ fn lag_counts_what_is_not_settled(env: &Env) {
     assert_eq!(total.take(6).collect::<Vec<_>>(), ["total", "12", "10", "2", "2", "1"], "{table}");
 }
 
-/// A burst of jobs without a key gives work to the owner of every partition.
+/// A burst of jobs without a key is spread over all partitions.
 fn jobs_without_a_key_spread_evenly(env: &Env) {
     let fleet = Fleet::new(env, "spread", 12);
     let lines: String =
@@ -303,7 +322,7 @@ fn jobs_without_a_key_spread_evenly(env: &Env) {
         *counts.entry(record.partition).or_insert(0) += 1;
     }
 
-    // By chance, each of them differs from 100 by 10, and once in many millions of runs by 50.
+    // Each number differs from 100 by about 10, and by 50 once in many millions of runs.
     let is_even = counts.len() == 12 && counts.values().all(|count| (50..=150).contains(count));
     assert!(is_even, "{counts:?}");
 }
@@ -321,10 +340,12 @@ fn purge_asks_first(env: &Env) {
         assert_eq!(letters(), 3);
         return;
     }
+
     let refused = typed(&fleet, &["dlq", "purge", "--all"], "yes\n");
     assert_eq!((refused.code, letters()), (1, json!(3)), "{refused:?}");
     assert!(refused.stderr.contains(&fleet.topic), "{refused:?}");
     assert_eq!(run(&fleet, &["dlq", "purge"]).code, 2, "neither --before nor --all");
+
     let none = json_of(&fleet, &["dlq", "purge", "--before", "1h", "--yes", "--json"]);
     assert_eq!((&none["deleted"], letters()), (&json!(0), json!(3)), "{none}");
     let name = format!("{}.dlq\n", fleet.topic);
@@ -334,7 +355,7 @@ fn purge_asks_first(env: &Env) {
 
 // --- Helpers ------------------------------------------------------------------------------------
 
-/// What a command came to.
+/// The outcome of a command.
 #[derive(Debug)]
 struct Ran {
     code: i32,
@@ -348,7 +369,7 @@ impl Ran {
         self.stdout
     }
 
-    /// One JSON value a line.
+    /// The output, as one JSON value per line.
     fn lines(self) -> Vec<Value> {
         let text = self.success();
         let parse = |line: &str| {
@@ -362,7 +383,7 @@ fn run(fleet: &Fleet<'_>, args: &[&str]) -> Ran {
     typed(fleet, args, "")
 }
 
-/// Runs a command that is typed `input`.
+/// Runs a command with `input` on standard input.
 fn typed(fleet: &Fleet<'_>, args: &[&str], input: &str) -> Ran {
     let mut child = std::process::Command::new(bins::bin("mcp-fleet"))
         .args(args)
@@ -372,7 +393,8 @@ fn typed(fleet: &Fleet<'_>, args: &[&str], input: &str) -> Ran {
         .stderr(Stdio::piped())
         .spawn()
         .expect("mcp-fleet");
-    // A command that asks for nothing may be gone already.
+
+    // A command that asks for nothing may have exited already.
     child.stdin.take().expect("its input").write_all(input.as_bytes()).ok();
     let output = child.wait_with_output().expect("its output");
     let text = |bytes: Vec<u8>| String::from_utf8(bytes).expect("UTF-8");
@@ -417,7 +439,7 @@ fn read(id: &str, path: &str) -> Value {
         "payload": {"tool": "file_read", "arguments": {"path": path}}})
 }
 
-/// What was replayed to the jobs topic.
+/// The records that were replayed to the jobs topic.
 fn replays(fleet: &Fleet<'_>) -> Vec<Record> {
     let mut records = topics::read(&fleet.env.brokers, &fleet.topic);
     records.retain(|record| record.header(header::REPLAY_COUNT).is_some());
@@ -430,7 +452,7 @@ fn count(record: &Record) -> u32 {
     text.parse().unwrap_or_else(|error| panic!("{error}: {text}"))
 }
 
-/// From now on the oracle answers for the replays too.
+/// Adds the replays to the submitted records, so that the oracle checks them, too.
 fn adopt_replays(fleet: &mut Fleet<'_>) {
     fleet.submitted = topics::read(&fleet.env.brokers, &fleet.topic);
 }

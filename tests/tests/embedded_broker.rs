@@ -1,4 +1,4 @@
-//! The embedded broker alone: what clients do to it that the storage engine below it does not
+//! The embedded broker alone: requests of clients that the storage engine below it would not
 //! survive.
 
 #![expect(clippy::expect_used, reason = "a panic is the report of a test")]
@@ -39,17 +39,20 @@ fn a_producer_goes_on_after_its_records_have_timed_out() {
         let lost = send(&producer, "into the outage");
         broker.signal(Signal::SIGCONT);
         assert_eq!(
-            lost.expect_err("nobody answered").rdkafka_error_code(),
+            lost.expect_err("no broker answers").rdkafka_error_code(),
             Some(RDKafkaErrorCode::MessageTimedOut)
         );
-        wait::until_ok("a record after the outage", TIMEOUT, || {
+        wait::poll_until_ok("a record after the outage", TIMEOUT, || {
             send(&producer, &format!("after {round}"))
         });
     }
-    // What the broker remembers of the producer outlives it.
+
+    // The broker remembers the producer after it has gone.
     broker.kill();
     let (mut broker, brokers) = start_embedded(&directory, &brokers);
-    wait::until_ok("a record after the restart", TIMEOUT, || send(&producer, "after the restart"));
+    wait::poll_until_ok("a record after the restart", TIMEOUT, || {
+        send(&producer, "after the restart")
+    });
     let texts: Vec<_> = topics::read(&brokers, "outage").iter().map(topics::Record::text).collect();
     let acknowledged = ["before", "after 0", "after 1", "after the restart"];
     for text in acknowledged {
@@ -58,7 +61,7 @@ fn a_producer_goes_on_after_its_records_have_timed_out() {
     assert!(broker.stop(TIMEOUT).success());
 }
 
-/// `DeleteRecords` ends the engine, so it must never get there.
+/// `DeleteRecords` would stop the engine, so the request must never reach it.
 #[test]
 fn an_api_that_is_not_served_is_refused() {
     let directory = scratch();
@@ -80,7 +83,7 @@ fn an_api_that_is_not_served_is_refused() {
     assert!(broker.stop(TIMEOUT).success());
 }
 
-/// What is acknowledged can be read, whatever its codec, and one batch hides no other one.
+/// Acknowledged records can be read whatever their codec, and no batch hides another.
 #[test]
 fn records_of_every_codec_are_served() {
     let directory = scratch();
@@ -94,7 +97,7 @@ fn records_of_every_codec_are_served() {
             .set("compression.type", codec)
             .set("linger.ms", "50");
         let producer: FutureProducer = config.create().expect("a producer");
-        // Compressible, or librdkafka would send it as it is.
+        // The text must be compressible, or librdkafka would send it uncompressed.
         let texts: Vec<_> = (0..3).map(|n| format!("{codec} {n} {}", "x".repeat(1000))).collect();
         let sent = texts.iter().map(|text| {
             let record = FutureRecord::<str, str>::to("codecs").payload(text);

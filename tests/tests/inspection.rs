@@ -1,4 +1,4 @@
-//! No process of the same user reads the secrets of our binaries.
+//! Processes of the same user can't read the secrets of our binaries.
 
 #![expect(clippy::expect_used, reason = "a panic is the report of a test")]
 
@@ -10,7 +10,7 @@ use std::{
 
 use fleet_tests::bins::bin;
 
-/// Who the processes run as where this test runs as root, which may read everything.
+/// The user of the processes if this test runs as root, which may read everything.
 const NOBODY: &str = "65534";
 
 struct Running(Child);
@@ -22,7 +22,7 @@ impl Drop for Running {
     }
 }
 
-/// A command of an ordinary user.
+/// A command that runs as an ordinary user.
 fn as_ordinary_user(program: &str) -> Command {
     if std::fs::metadata("/proc/self").expect("/proc").uid() != 0 {
         return Command::new(program);
@@ -33,7 +33,7 @@ fn as_ordinary_user(program: &str) -> Command {
 }
 
 #[test]
-fn nobody_of_the_same_user_reads_an_environment() {
+fn processes_of_the_same_user_can_not_read_an_environment() {
     let ports = ["--host", "127.0.0.1", "--port", "0"];
     let broker = ["broker", "--listen", "127.0.0.1:0"];
     let programs: [(&str, &[&str]); 3] =

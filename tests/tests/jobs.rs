@@ -1,5 +1,5 @@
-//! Jobs and tasks as clients of the server see them: submitted, watched, found again on another
-//! replica after everything was killed.
+//! Jobs and tasks from the point of view of the server's clients: submitted, watched, and found on
+//! another replica after all processes were killed.
 
 #![expect(clippy::expect_used, reason = "a panic is the report of a test")]
 
@@ -22,21 +22,21 @@ use serde_json::{Value, json};
 on_every_broker!(
     a_job_is_submitted_waited_for_and_listed,
     the_same_key_is_one_job_on_all_replicas,
-    the_same_batches_at_once_are_submitted_once,
+    concurrent_equal_batches_are_submitted_once,
     a_job_whose_submitter_died_is_submitted_again,
-    jobs_of_others_are_not_there,
-    a_result_that_is_too_large_to_keep_is_no_plain_success,
+    jobs_of_other_owners_are_invisible,
+    a_result_that_is_too_large_to_keep_is_reported,
     a_job_is_watched_and_cancelled,
-    a_ledger_is_the_same_however_it_is_made,
+    ledgers_are_equal_however_they_are_built,
     tasks_survive_the_death_of_everything,
 );
 
-/// A fleet with one worker, whose server has files and knows jobs.
+/// A fleet with one worker, and a server that has files and knows jobs.
 fn with_files<'e>(env: &'e Env, name: &str) -> Fleet<'e> {
     with_files_and(env, name, &[])
 }
 
-/// The same, with this in the worker's environment.
+/// The same, with additional environment for the worker.
 fn with_files_and<'e>(env: &'e Env, name: &str, worker_env: &[(&str, &str)]) -> Fleet<'e> {
     let mut fleet = Fleet::new(env, name, 3);
     worker_env.iter().for_each(|(name, value)| fleet.worker_env(name, value));
@@ -56,7 +56,7 @@ fn digest(path: &str) -> Value {
 
 /// Waits for the end of a job.
 fn end_of(client: &Mcp, id: &Value) -> Value {
-    wait::until("the end of a job", wait::LONG, || {
+    wait::poll_until("the end of a job", wait::LONG, || {
         let job = client.call("job_wait", &json!({"jobID": id, "timeoutMs": 5_000}));
         ["succeeded", "failed", "cancelled", "expired"]
             .contains(&job["state"].as_str()?)
@@ -64,7 +64,7 @@ fn end_of(client: &Mcp, id: &Value) -> Value {
     })
 }
 
-/// All jobs that a client can see, the newest first.
+/// All jobs that a client can see, newest first.
 fn all_jobs(client: &Mcp, filter: &Value) -> Vec<Value> {
     let mut jobs = Vec::new();
     let mut arguments = filter.clone();
@@ -91,9 +91,10 @@ fn a_job_is_submitted_waited_for_and_listed(env: &Env) {
     let submitted = client.call("job_submit", &json!({"jobs": jobs}));
     let submitted = submitted["jobs"].as_array().expect("jobs");
     assert_eq!(submitted.len(), 22);
+
     for job in submitted {
         assert_eq!((&job["state"], &job["existing"]), (&json!("queued"), &json!(false)));
-        // It is found at once, whatever its state.
+        // The job is found at once, whatever its state.
         client.call("job_status", &json!({"jobID": job["jobID"]}));
     }
     let ended: Vec<Value> = submitted.iter().map(|job| end_of(&client, &job["jobID"])).collect();
@@ -102,9 +103,11 @@ fn a_job_is_submitted_waited_for_and_listed(env: &Env) {
     assert_eq!(ended[20]["result"]["calls"].as_array().map(Vec::len), Some(2));
     assert_eq!(ended[21]["state"], "failed");
     assert_eq!(ended[21]["error"]["kind"], "tool");
+
     let result = client.call("job_result", &json!({"jobID": ended[21]["jobID"]}));
     assert_eq!(result["error"], ended[21]["error"]);
-    // Lists.
+
+    // List the jobs.
     let ids = |filter: Value| -> Vec<Value> {
         all_jobs(&client, &filter).into_iter().map(|job| job["jobID"].clone()).collect()
     };
@@ -120,7 +123,8 @@ fn a_job_is_submitted_waited_for_and_listed(env: &Env) {
     assert_eq!(ids(json!({"jobType": "tool-batch"})), [ended[20]["jobID"].clone()]);
     assert_eq!(ids(json!({"tool": "file_digest", "states": ["succeeded"]})).len(), 20);
     assert!(ids(json!({"since": "2999-01-01T00:00:00Z"})).is_empty());
-    // What is wrong is said.
+
+    // Errors say what is wrong.
     for (arguments, says) in [
         (json!({"tool": "t", "priority": 99}), "`priority` is 99"),
         (json!({"jobs": []}), "1 to 1000 jobs"),
@@ -132,10 +136,12 @@ fn a_job_is_submitted_waited_for_and_listed(env: &Env) {
     }
     let refusal = client.refusal("job_status", &json!({"jobID": "no such job"}));
     assert!(refusal.contains("there is no job `no such job`"), "{refusal}");
+
     fleet.stop_workers();
 }
 
-/// Two replicas, many submissions at once with one key: one job, and everybody is told of it.
+/// Many concurrent submissions with one key to two replicas make one job, and all of them return
+/// it.
 fn the_same_key_is_one_job_on_all_replicas(env: &Env) {
     let mut fleet = with_files(env, "same-key");
     let other = fleet.start_replica(ServerOptions::default());
@@ -168,12 +174,13 @@ fn the_same_key_is_one_job_on_all_replicas(env: &Env) {
     }
     let records = fleet_tests::topics::read(&env.brokers, &fleet.topic);
     assert_eq!(records.len(), 5, "one record for each key");
+
     fleet.stop_workers();
 }
 
-/// Many jobs with names in each request, and no worker that could tell of them: the requests win
-/// some of the jobs each, and none waits for another in vain.
-fn the_same_batches_at_once_are_submitted_once(env: &Env) {
+/// Concurrent requests with many named jobs each, and no worker that could report them: each
+/// request wins some of the jobs, and none waits for another forever.
+fn concurrent_equal_batches_are_submitted_once(env: &Env) {
     let mut fleet = Fleet::new(env, "same-batches", 3);
     let options = ServerOptions { roots: vec![fleet.files()], ..ServerOptions::default() };
     fleet.start_server(&fleet.with_jobs(options));
@@ -203,6 +210,7 @@ fn the_same_batches_at_once_are_submitted_once(env: &Env) {
         assert_eq!(fresh, 1, "job {n}");
     }
     assert_eq!(fleet_tests::topics::read(&env.brokers, &fleet.topic).len(), batch.len());
+
     fleet.start_worker();
     for job in &batch {
         assert_eq!(end_of(&clients[1], &job["jobID"])["state"], "succeeded");
@@ -210,8 +218,8 @@ fn the_same_batches_at_once_are_submitted_once(env: &Env) {
     fleet.stop_workers();
 }
 
-/// A `queued` event without a job is what a server leaves behind that dies between the two. It told
-/// nobody that the job was submitted, so whoever asks again gets the job.
+/// A server that dies between the two writes leaves a `queued` event without a job. It has not
+/// confirmed the submission, so a repeated request submits the job.
 fn a_job_whose_submitter_died_is_submitted_again(env: &Env) {
     let mut fleet = Fleet::new(env, "half-submitted", 3);
     let options = ServerOptions { roots: vec![fleet.files()], ..ServerOptions::default() };
@@ -223,7 +231,8 @@ fn a_job_whose_submitter_died_is_submitted_again(env: &Env) {
         job
     };
     let submit = |id: &str| client.call("job_submit", &job(id))["jobs"][0]["existing"].clone();
-    // No worker runs, so nothing but the jobs topic tells these two from each other.
+
+    // No worker runs, so only the jobs topic distinguishes these two.
     assert_eq!(submit("whole"), json!(false));
     let now = Timestamp::from_millis_clamped(
         i64::try_from(std::time::UNIX_EPOCH.elapsed().expect("now").as_millis()).expect("now"),
@@ -235,16 +244,18 @@ fn a_job_whose_submitter_died_is_submitted_again(env: &Env) {
     assert_eq!(submit("whole"), json!(true));
     assert_eq!(submit("half"), json!(false));
     assert_eq!(submit("half"), json!(true));
+
     fleet.start_worker();
     for id in ["whole", "half"] {
         assert_eq!(end_of(&client, &json!(id))["state"], "succeeded");
     }
     assert_eq!(fleet_tests::topics::read(&env.brokers, &fleet.topic).len(), 2);
+
     fleet.stop_workers();
 }
 
-/// Who submits with credentials is alone with their jobs.
-fn jobs_of_others_are_not_there(env: &Env) {
+/// Jobs that were submitted with credentials are visible only with these credentials.
+fn jobs_of_other_owners_are_invisible(env: &Env) {
     let mut fleet = with_files(env, "foreign");
     let nobody = client(&fleet);
     let (mine, theirs) = (nobody.as_user("Bearer mine"), nobody.as_user("Bearer theirs"));
@@ -262,25 +273,26 @@ fn jobs_of_others_are_not_there(env: &Env) {
             let refusal = stranger.refusal(tool, &json!({"jobID": a["jobID"]}));
             assert!(refusal.contains("there is no job"), "{tool}: {refusal}");
         }
-        // As with any id that is not known.
+        // The error is that of an unknown id.
         let cancelled = stranger.call("job_cancel", &json!({"jobID": a["jobID"]}));
         assert_eq!(cancelled, json!({"outcome": "requested", "known": false}));
         let seen = all_jobs(stranger, &json!({})).iter().any(|job| job["jobID"] == a["jobID"]);
-        assert!(!seen, "it is in somebody else's list");
+        assert!(!seen, "it is in the list of another owner");
     }
     let mut taken = digest("hello.txt");
     taken["jobID"] = a["jobID"].clone();
     assert!(theirs.refusal("job_submit", &taken).contains("can't be used here"));
-    // Whoever has no credentials hides nothing.
+
+    // Jobs that were submitted without credentials are visible to all.
     assert!(all_jobs(&mine, &json!({})).iter().any(|job| job["jobID"] == c["jobID"]));
     let text = mine.call("job_status", &json!({"jobID": a["jobID"]})).to_string();
     assert!(!text.contains("owner") && !text.contains("Bearer"), "{text}");
+
     fleet.stop_workers();
 }
 
-/// A ledger in memory, one in a file, one made of the topic afterwards, and a file that is opened
-/// again.
-fn a_ledger_is_the_same_however_it_is_made(env: &Env) {
+/// Ledgers in memory, in a file, read from the topic afterwards, and in a reopened file.
+fn ledgers_are_equal_however_they_are_built(env: &Env) {
     let mut fleet = with_files(env, "ledgers");
     let in_file = |fleet: &Fleet<'_>, directory: &Path| {
         let env = vec![("MCP_DATA_DIR".to_owned(), directory.display().to_string())];
@@ -307,24 +319,28 @@ fn a_ledger_is_the_same_however_it_is_made(env: &Env) {
     let dump = |server: &Service| all_jobs(&Mcp::new(server.address), &json!({"limit": 77}));
     let first = all_jobs(&live, &json!({}));
     assert_eq!(first.len(), 100);
-    wait::until("the file to hold what memory holds", wait::LONG, || {
+
+    wait::poll_until("the file to have the same jobs as memory", wait::LONG, || {
         (dump(&file) == first).then_some(())
     });
-    // The file's server is away while more happens.
+
+    // The server with the file is down while more happens.
     file.process.kill();
     submit(100);
     let both = all_jobs(&live, &json!({}));
     assert_eq!(both.len(), 200);
+
     let file = in_file(&fleet, &directory);
-    assert_eq!(dump(&file), both, "it goes on where it was");
+    assert_eq!(dump(&file), both, "it continues where it stopped");
     let rebuilt = fleet.start_replica(ServerOptions::default());
     assert_eq!(dump(&rebuilt), both, "it is made of the topic alone");
+
     fleet.stop_workers();
 }
 
-/// The tool has run, and nobody can read what it said: every surface says so, and scripts see it in
-/// the exit code.
-fn a_result_that_is_too_large_to_keep_is_no_plain_success(env: &Env) {
+/// The tool has run, but its result is lost: every surface reports that, and scripts see it in the
+/// exit code.
+fn a_result_that_is_too_large_to_keep_is_reported(env: &Env) {
     let mut fleet = with_files_and(env, "omitted", &[("MCP_MAX_EVENT_BYTES", "4KiB")]);
     std::fs::write(fleet.files().join("long.txt"), "x".repeat(5_000)).expect("a file");
     let address = fleet.server.as_ref().expect("the server").address;
@@ -346,6 +362,7 @@ fn a_result_that_is_too_large_to_keep_is_no_plain_success(env: &Env) {
     let (code, said) = run(&[&call[..], &[&read("long.txt"), "--job-id", "long"]].concat());
     assert_eq!(code, Some(4), "{said}");
     assert!(said.contains("1 of 1 jobs succeeded") && said.contains("result-omitted"), "{said}");
+
     let (code, said) = run(&[&call[..], &[&read("hello.txt"), "--job-id", "short"]].concat());
     assert_eq!(code, Some(0), "{said}");
 
@@ -360,9 +377,11 @@ fn a_result_that_is_too_large_to_keep_is_no_plain_success(env: &Env) {
         (None, &json!(4096)),
         "{job}"
     );
+
     let (code, said) = run(&["jobs", "wait", "short", "long"]);
     assert_eq!(code, Some(4), "{said}");
     assert_eq!(run(&["jobs", "wait", "short"]).0, Some(0));
+
     for command in [&["jobs", "list"][..], &["jobs", "show", "long"]] {
         let (code, said) = run(command);
         assert!(code == Some(0) && said.contains("result-omitted"), "{command:?}: {said}");
@@ -370,7 +389,7 @@ fn a_result_that_is_too_large_to_keep_is_no_plain_success(env: &Env) {
     fleet.stop_workers();
 }
 
-/// A server that hosts the tool which does as it is told, and takes its calls for tasks.
+/// A server that hosts the scripted tool, and runs its calls as tasks.
 fn tool_server(ledger: &Path) -> ServerOptions {
     let program = env!("CARGO_BIN_EXE_fixture_tools");
     ServerOptions {
@@ -380,8 +399,8 @@ fn tool_server(ledger: &Path) -> ServerOptions {
     }
 }
 
-/// Progress on its way to who waits, and what a cancellation comes to, through another replica than
-/// the job's.
+/// Progress reaches a waiting client, and a cancellation its job, through a replica other than the
+/// job's.
 fn a_job_is_watched_and_cancelled(env: &Env) {
     let mut fleet = Fleet::new(env, "watched", 2);
     fleet.create_control_topic();
@@ -403,7 +422,7 @@ fn a_job_is_watched_and_cancelled(env: &Env) {
     submit("watched", json!({"ms": 1_000, "progress": 20, "until": gate}));
     submit("never", json!({}));
     fleet.start_worker();
-    wait::until("progress in the state", wait::LONG, || {
+    wait::poll_until("progress in the state", wait::LONG, || {
         let job = other.call("job_status", &json!({"jobID": "watched"}));
         (job["progress"]["progress"] == json!(20.0)).then_some(())
     });
@@ -414,7 +433,8 @@ fn a_job_is_watched_and_cancelled(env: &Env) {
         told[1]["result"]["structuredContent"]["state"], "running",
         "it has not ended: {told:#?}"
     );
-    // One waits behind the other's key, one runs; the third has ended.
+
+    // One job waits behind another of its key, one runs, and the third has ended.
     let cancel = |id: &str| other.call("job_cancel", &json!({"jobID": id, "reason": "enough"}));
     for id in ["never", "watched"] {
         let cancelled = cancel(id);
@@ -430,9 +450,10 @@ fn a_job_is_watched_and_cancelled(env: &Env) {
         (&late["outcome"], &late["job"]["state"]),
         (&json!("too-late"), &json!("succeeded"))
     );
+
     let calls = std::fs::read_to_string(&ledger).expect("the calls");
     assert!(calls.contains("s watched") && !calls.contains("s never"), "{calls}");
-    wait::until("the tool to hear that its call was cancelled", wait::LONG, || {
+    wait::poll_until("the tool to hear that its call was cancelled", wait::LONG, || {
         let calls = std::fs::read_to_string(&ledger).expect("the calls");
         calls.lines().any(|line| line.starts_with("c watched")).then_some(())
     });
@@ -441,8 +462,8 @@ fn a_job_is_watched_and_cancelled(env: &Env) {
 
 const TASKS: usize = 1_000;
 
-/// A thousand tasks; every server and worker is killed in the middle; others find every one of them
-/// and bring it to its end.
+/// A thousand tasks, in the middle of which all servers and workers are killed. New ones find every
+/// task and complete it.
 fn tasks_survive_the_death_of_everything(env: &Env) {
     let mut fleet = Fleet::new(env, "tasks", 6);
     fleet.worker_env("MCP_MAX_IN_FLIGHT", "32");
@@ -487,13 +508,14 @@ fn tasks_survive_the_death_of_everything(env: &Env) {
             client.call("job_list", &json!({"states": ["succeeded", "failed"], "limit": 500}));
         page["jobs"].as_array().map_or(0, Vec::len)
     };
-    wait::until("some tasks to end", wait::LONG, || (ended(&elsewhere) >= 100).then_some(()));
+    wait::poll_until("some tasks to end", wait::LONG, || (ended(&elsewhere) >= 100).then_some(()));
     for mut worker in std::mem::take(&mut fleet.workers) {
         worker.process.kill();
     }
     other.process.kill();
     fleet.server.take().expect("the server").process.kill();
-    // Nobody is left. Others come, at other addresses.
+
+    // No process is left. New ones start, at other addresses.
     fleet.start_server(&fleet.with_jobs(tool_server(&ledger)));
     let third = fleet.start_replica(tool_server(&ledger));
     let finder = maker.at(third.address);
@@ -503,16 +525,18 @@ fn tasks_survive_the_death_of_everything(env: &Env) {
     fleet.start_worker();
     fleet.start_worker();
     for (n, id) in ids.iter().enumerate() {
-        let task = wait::until("the end of a task", wait::LONG, || {
+        let task = wait::poll_until("the end of a task", wait::LONG, || {
             let task = finder.result("tasks/get", json!({"taskId": id}));
             (task["status"] != "working").then_some(task)
         });
-        // The tool's own error is a result like another.
+        // An error of the tool itself is a result like any other.
         assert_eq!(task["status"], "completed", "{task}");
         assert_eq!(task["result"]["isError"] == json!(true), n % 20 == 7, "{task}");
     }
-    // An id is its owner's.
+
+    // A task id is valid only for its owner.
     let error = finder.as_user("Bearer other").ask("tasks/get", json!({"taskId": ids[0]}));
     assert_eq!(error["error"]["code"], json!(-32602), "{error}");
+
     fleet.stop_workers();
 }

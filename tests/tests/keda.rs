@@ -2,10 +2,10 @@
 //! project's own ScaledObject (`fleet_tests::keda`), done to real workers on a real Kafka, over a
 //! burst of 50,000 jobs.
 //!
-//! Time goes [`SPEED`] times faster for the controllers than for the workers: their windows,
+//! Time passes [`SPEED`] times faster for the controllers than for the workers: their windows,
 //! periods and intervals are divided by it, and so is the workers' commit interval, because the
-//! controllers see nothing but commits. A worker starts and drains in its own time.
-//! `FLEET_KEDA_JOBS` chooses another burst. With `--nocapture` it tells what happens.
+//! controllers see only commits. A worker starts and drains in real time. `FLEET_KEDA_JOBS` selects
+//! another burst. With `--nocapture`, the test reports what happens.
 
 #![expect(clippy::expect_used, reason = "a panic is the report of a test")]
 #![expect(clippy::print_stderr, reason = "shown by the test runner, under the test that failed")]
@@ -34,52 +34,52 @@ use fleet_tests::{
 use nix::sys::signal::Signal;
 use serde_json::json;
 
-/// How much faster time goes for the controllers.
+/// How much faster time passes for the controllers.
 const SPEED: u32 = 40;
 const JOBS: usize = 50_000;
-/// Jobs behind the one that goes on and on, on its partition: more than enough lag for the most
-/// workers.
+/// The number of jobs behind the long one on its partition: more than enough lag for the maximum
+/// number of workers.
 const BEHIND: usize = 1_000;
 const KEYS: usize = 5_000;
-/// The one that goes on and on: its id and its key.
+/// The id and key of the long job.
 const LONG: &str = "long";
 const PARTITIONS: i32 = 12;
-/// As many as two cores can make use of.
+/// As many workers as two cores can use.
 const MAX: i32 = 5;
-/// The workers' `MCP_COMMIT_INTERVAL` is a second, and KEDA looks every few of them.
+/// The workers' `MCP_COMMIT_INTERVAL` is a second, and KEDA polls every few seconds.
 const COMMIT_INTERVAL: &str = "100ms";
 const DELAYED_PARTITIONS: i32 = 6;
-/// Nothing takes longer.
+/// The longest time for any step.
 const STALLED: Duration = Duration::from_secs(600);
 
 #[test]
-fn fifty_thousand_jobs_wake_the_fleet_and_let_it_sleep_again() {
+fn fifty_thousand_jobs_scale_the_fleet_up_and_back_to_zero() {
     let Some(env) = Env::apache_kafka() else { return };
     let jobs = env::var("FLEET_KEDA_JOBS").ok().and_then(|jobs| jobs.parse().ok()).unwrap_or(JOBS);
     let mut run = Run::new(env);
 
-    // There is nothing to do, and nothing was ever committed.
-    run.until("three looks at nothing", |run| run.looks >= 3);
-    assert_eq!(run.changes, [], "nobody has asked for anything");
+    // There are no jobs, and there has never been a commit.
+    run.run_until("three looks at nothing", |run| run.looks >= 3);
+    assert_eq!(run.changes, [], "there is no work");
 
     run.submit("job", jobs, |n| format!("k{}", n % KEYS));
     let burst = run.begin.elapsed();
-    run.until("the burst to end and the fleet to sleep", |run| run.looks > 3 && run.sleeps());
+    run.run_until("the burst to end and the fleet to sleep", |run| run.looks > 3 && run.sleeps());
     let took = run.worked_until.saturating_sub(burst).as_secs_f64();
     let up_and_down = run.only_up_and_then_down();
     assert_eq!(up_and_down.iter().max(), Some(&MAX), "{up_and_down:?}");
 
-    // The head of one partition goes on and on; everything else is done soon.
+    // The first job of one partition runs for long; all others end soon.
     let gate = run.poison();
-    run.until("the fleet to be one worker", |run| run.replicas() == 1 && run.runnable == 1.0);
+    run.run_until("the fleet to be one worker", |run| run.replicas() == 1 && run.runnable == 1.0);
     let settled = run.now();
     let period = run.object.cooldown_period() + run.object.polling_interval() * 2;
-    run.until("a cooldown with the long job still running", |run| run.now() > settled + period);
+    run.run_until("a cooldown with the long job still running", |run| run.now() > settled + period);
     let behind = run.seen.lag();
     assert_eq!(run.replicas(), 1, "a running job keeps its worker, and no more than that");
     assert_eq!(run.without.replicas, MAX, "with persistent lag counted, all would still be there");
     fs::write(gate, "").expect("the gate");
-    run.until("the fleet to sleep again", Run::sleeps);
+    run.run_until("the fleet to sleep again", Run::sleeps);
     let poisoned = run.only_up_and_then_down();
 
     let calls = run.judge();
@@ -90,8 +90,8 @@ fn fifty_thousand_jobs_wake_the_fleet_and_let_it_sleep_again() {
     );
 }
 
-/// The project's own object, in the variant for which its comments say what to change: down to no
-/// worker at all. With fewer workers, and for the topics of this test.
+/// The project's own object, changed as its comments describe for scaling to zero, with fewer
+/// workers, and with the topics of this test.
 fn object(topics: &Topics) -> ScaledObject {
     let path = bins::repository().join("k8s/components/keda/kafka-worker-scaledobject.yaml");
     let text = fs::read_to_string(path).expect("the ScaledObject");
@@ -107,10 +107,11 @@ fn object(topics: &Topics) -> ScaledObject {
             other => panic!("a topic that workers don't read: {other:?}"),
         });
     }
+
     object
 }
 
-/// How long Kubernetes gives a worker to end, once it was asked to.
+/// How long Kubernetes gives a worker to stop.
 fn grace() -> Duration {
     let path = bins::repository().join("k8s/base/kafka-worker-deployment.yaml");
     let text = fs::read_to_string(path).expect("the Deployment");
@@ -119,11 +120,11 @@ fn grace() -> Duration {
     Duration::from_secs(seconds.expect("the grace period"))
 }
 
-/// What persistent lag would do to the same object.
+/// The same object with triggers that count persistent lag.
 fn with_persistent_lag(mut object: ScaledObject) -> ScaledObject {
     for kafka in object.kafka_mut() {
         kafka.exclude_persistent_lag = false;
-        // Which would hide it, because one partition is work for one worker.
+        // This setting would hide the effect, because one partition is work for one worker.
         kafka.limit_to_partitions_with_lag = false;
     }
     object
@@ -136,7 +137,7 @@ struct Change {
     to: i32,
 }
 
-/// A controller whose decisions nobody carries out.
+/// A controller whose decisions are not carried out.
 struct Thought {
     controller: Controller,
     replicas: i32,
@@ -148,20 +149,20 @@ struct Run<'e> {
     controller: Controller,
     without: Thought,
     live: Live,
-    /// What the controllers have seen last.
+    /// The controllers' last observation.
     seen: Snapshot,
-    /// What the query of the `prometheus` trigger returned then.
+    /// The result of the `prometheus` trigger's query at that time.
     runnable: f64,
     grace: Duration,
     looks: usize,
-    /// Those that were asked to end, and when.
+    /// The stopping workers, and when they were asked to stop.
     leaving: Vec<(Instant, Service)>,
     changes: Vec<Change>,
     begin: Instant,
-    /// When there was something to be done the last time.
+    /// The last time at which there was work.
     worked_until: Duration,
     told: Duration,
-    /// Calls that were made before the first job's.
+    /// The number of calls before the first job's.
     calls: f64,
 }
 
@@ -175,14 +176,15 @@ impl<'e> Run<'e> {
         );
         let ledger = fleet.directory.join("ledger");
         fleet.start_tool_server(env!("CARGO_BIN_EXE_fixture_tools"), &ledger, false);
-        // Nobody is killed here, so nobody has to find out soon: a session outlives the stalls of a
-        // busy machine.
+
+        // No process is killed here, so sessions may be long enough to survive stalls of a busy
+        // machine.
         fleet.worker_env.retain(|(name, _)| !name.starts_with("KAFKA_PROPERTY_"));
         for (name, value) in [
             ("MCP_COMMIT_INTERVAL", COMMIT_INTERVAL),
             ("MCP_MAX_IN_FLIGHT", "16"),
-            // Less than the long job takes, so that it has to move if its worker is one of those
-            // that go.
+            // The drain is shorter than the long job, so that the job has to move if its worker is
+            // stopped.
             ("MCP_DRAIN_TIMEOUT", "5s"),
         ] {
             fleet.worker_env(name, value);
@@ -212,19 +214,19 @@ impl<'e> Run<'e> {
         }
     }
 
-    // --- What there is to do --------------------------------------------------------------------
+    // --- Load -----------------------------------------------------------------------------------
 
-    /// Submits so many jobs for a tool that costs next to nothing.
+    /// Submits a number of jobs for a tool that costs next to nothing.
     fn submit(&mut self, name: &str, count: usize, key: impl Fn(usize) -> String) {
         let job = |n| {
             let job = json!({"jobID": format!("{name}-{n}"), "jobType": "tool-call", "payload": {"tool": "server_list"}});
             Outgoing::value(job.to_string()).key(key(n))
         };
         self.fleet.submit((0..count).map(job).collect());
-        self.tell(&format!("{count} jobs more"));
+        self.report(&format!("{count} jobs more"));
     }
 
-    /// Submits a job that goes on until there is a file, and many behind it on its partition.
+    /// Submits a job that runs until a file exists, and many jobs behind it on its partition.
     /// Returns the file.
     fn poison(&mut self) -> PathBuf {
         let gate = self.fleet.directory.join("gate");
@@ -241,7 +243,7 @@ impl<'e> Run<'e> {
         gate
     }
 
-    // --- What the controllers do ----------------------------------------------------------------
+    // --- Controllers ----------------------------------------------------------------------------
 
     /// The controllers' time.
     fn now(&self) -> Duration {
@@ -256,7 +258,7 @@ impl<'e> Run<'e> {
         self.replicas() == 0 && self.leaving.is_empty() && self.seen.lag() == 0
     }
 
-    fn until(&mut self, what: &str, mut done: impl FnMut(&Self) -> bool) {
+    fn run_until(&mut self, what: &str, mut done: impl FnMut(&Self) -> bool) {
         let deadline = Instant::now() + STALLED;
         while !done(self) {
             assert!(
@@ -266,17 +268,18 @@ impl<'e> Run<'e> {
             );
             self.step();
         }
-        self.tell(what);
+        self.report(what);
     }
 
     fn step(&mut self) {
         let now = self.now();
         let due = self.controller.next();
         if now < due {
-            // The controllers' own waiting for their next turn, a little of it at a time.
+            // Wait for the controllers' next turn in small steps.
             thread::sleep(((due - now) / SPEED).min(Duration::from_millis(50)));
-            return self.part();
+            return self.remove_stopped();
         }
+
         let workers =
             self.fleet.workers.iter().chain(self.leaving.iter().map(|(_, worker)| worker));
         self.seen = self.live.look(workers.map(|worker| worker.address));
@@ -290,6 +293,7 @@ impl<'e> Run<'e> {
         if self.seen.lag() > 0 {
             self.worked_until = self.begin.elapsed();
         }
+
         let thought = &mut self.without;
         if let Some(decision) =
             thought.controller.turn(now, thought.replicas, &mut self.seen.clone())
@@ -302,18 +306,19 @@ impl<'e> Run<'e> {
         {
             self.changes.push(Change { by: decision.by, to: decision.replicas });
             let seen: Vec<_> = decision.seen.iter().map(|seen| seen.value).collect();
-            self.tell(&format!(
+            self.report(&format!(
                 "{:?}, which sees {seen:?}: {replicas} → {}",
                 decision.by, decision.replicas
             ));
             self.scale(decision.replicas);
         }
+
         if self.begin.elapsed() > self.told + Duration::from_secs(10) {
-            self.tell("");
+            self.report("");
         }
     }
 
-    /// Starts workers, or asks the newest to end, as a Deployment does.
+    /// Starts workers, or asks the newest to stop, as a Deployment does.
     fn scale(&mut self, replicas: i32) {
         assert!((0..=MAX).contains(&replicas), "{replicas} workers");
         while self.replicas() < replicas {
@@ -327,14 +332,14 @@ impl<'e> Run<'e> {
             {
                 assert_eq!(http::metric(worker.address, wrong).unwrap_or_default(), 0.0, "{wrong}");
             }
-            self.tell(&format!("worker {} is asked to end", worker.process.pid()));
+            self.report(&format!("worker {} is asked to end", worker.process.pid()));
             worker.process.signal(Signal::SIGTERM);
             self.leaving.push((Instant::now(), worker));
         }
     }
 
-    /// Lets those go that have ended.
-    fn part(&mut self) {
+    /// Removes the workers that have stopped.
+    fn remove_stopped(&mut self) {
         self.leaving.retain_mut(|(since, worker)| {
             let runs = worker.process.is_running();
             assert!(
@@ -354,7 +359,7 @@ impl<'e> Run<'e> {
         });
     }
 
-    fn tell(&mut self, what: &str) {
+    fn report(&mut self, what: &str) {
         self.told = self.begin.elapsed();
         let (lag, workers, leaving) = (self.seen.lag(), self.replicas(), self.leaving.len());
         let (took, thought) = (self.told.as_secs_f64(), self.without.replicas);
@@ -366,10 +371,10 @@ impl<'e> Run<'e> {
         );
     }
 
-    // --- What became of it ----------------------------------------------------------------------
+    // --- Outcome --------------------------------------------------------------------------------
 
-    /// How many workers there were, one after the other, since this was asked the last time. There
-    /// is no flapping: once the number has gone down it does not go up again.
+    /// The sequence of the numbers of workers since the last call. Asserts that there is no
+    /// flapping: once the number has gone down, it doesn't go up again.
     fn only_up_and_then_down(&mut self) -> Vec<i32> {
         let counts: Vec<_> =
             std::mem::take(&mut self.changes).iter().map(|change| change.to).collect();
@@ -380,11 +385,11 @@ impl<'e> Run<'e> {
         counts
     }
 
-    /// Every job has ended once, by one call each; only the long one may have been called again.
-    /// Returns the calls.
+    /// Checks that every job has ended once, after one call; only the long job may have been called
+    /// again. Returns the number of calls.
     fn judge(self) -> usize {
         let fleet = &self.fleet;
-        fleet.everything_is_committed();
+        fleet.assert_all_committed();
         let oracle = Oracle::new(&fleet.topic, &fleet.submitted);
         let account = oracle.read(&fleet.env.brokers);
         let is_repeated = |events: &&Vec<Arc<JobEvent>>| {
@@ -394,15 +399,18 @@ impl<'e> Run<'e> {
         let wrong = oracle.judge(&account);
         assert!(wrong.is_empty(), "{}\nrepeated: {repeated:#?}", wrong.join("\n"));
         assert_eq!(account.count(JobState::Succeeded), fleet.submitted.len());
+
         let ledger = Ledger::read(&fleet.directory.join("ledger"));
         let long: usize = ledger.calls[LONG].values().sum();
-        // However often its worker has gone.
+
+        // The long job may be repeated whenever its worker stops.
         let ended = account
             .states
             .values()
             .find(|event| event.job_id == LONG)
             .expect("the end of the long job");
-        assert_eq!(ended.attempts, 1, "a call that was cut off is no attempt: {ended:?}");
+        assert_eq!(ended.attempts, 1, "an interrupted call is not an attempt: {ended:?}");
+
         let server = fleet.server.as_ref().expect("the server").address;
         let calls =
             http::metric(server, "mcp_server_tool_calls_total").expect("calls") - self.calls;

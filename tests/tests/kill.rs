@@ -1,4 +1,4 @@
-//! What a kill, a stop or an outage in the middle of the work changes: nothing about the jobs.
+//! A kill, a stop or an outage in the middle of the work changes nothing about the jobs.
 
 #![expect(clippy::expect_used, reason = "a panic is the report of a test")]
 
@@ -11,16 +11,16 @@ use nix::sys::signal::Signal;
 on_every_broker!(
     a_killed_worker_loses_nothing,
     a_stopped_worker_drains_and_leaves,
-    a_worker_that_wakes_up_says_nothing_out_of_date,
-    a_server_that_is_away_costs_no_attempts,
+    a_worker_that_wakes_up_writes_no_outdated_events,
+    a_server_outage_costs_no_attempts,
 );
 
-/// How many jobs a worker of these tests has under way.
+/// The number of jobs that a worker of these tests has in flight.
 const IN_FLIGHT: usize = 4;
-/// The gauge that counts them.
+/// The gauge of these jobs.
 const BUSY: &str = "fleet_jobs_in_flight";
 
-/// SIGKILL of one worker of three, while it has jobs under way.
+/// SIGKILL of one of three workers while it has jobs in flight.
 fn a_killed_worker_loses_nothing(env: &Env) {
     let mut fleet = held_fleet(env, "killed", 3);
     let gate = fleet.submit_held(200);
@@ -33,52 +33,58 @@ fn a_killed_worker_loses_nothing(env: &Env) {
     assert_eq!(account.count(JobState::Succeeded), 300);
 }
 
-/// What one worker had under way, or had settled and not yet committed (I4): at most the jobs that
-/// were let through before.
+/// The most jobs that one worker had in flight, or had settled but not committed (I4): the jobs
+/// that were let through before.
 const REPEATS: usize = 100 + IN_FLIGHT;
 
-/// SIGTERM: no new jobs, the ones under way end, everything is committed, and the group is told.
+/// After SIGTERM, a worker starts no new jobs, lets running ones end, commits everything, and
+/// leaves the group.
 fn a_stopped_worker_drains_and_leaves(env: &Env) {
     let mut fleet = held_fleet(env, "drained", 1);
     let gate = fleet.submit_held(100);
     fleet.wait_for_gauge(BUSY, IN_FLIGHT);
     assert_eq!(topics::members(&env.brokers, &fleet.group), 1);
+
     let worker = &mut fleet.workers[0].process;
     worker.signal(Signal::SIGTERM);
     worker.says("draining", wait::LONG);
     gate.open();
     let status = worker.wait(wait::LONG);
     assert!(status.success(), "the worker ended with {status}:\n{}", worker.log());
+
     fleet.workers.clear();
     assert_eq!(
         topics::members(&env.brokers, &fleet.group),
         0,
         "the worker did not leave its group"
     );
+
     let halfway = Oracle::new(&fleet.topic, &fleet.submitted).read(&env.brokers);
     assert_eq!(halfway.count(JobState::Running), 0, "jobs were left without an end");
     assert_eq!(
         halfway.ended(),
         100 + IN_FLIGHT,
-        "it ends what it has under way, and begins nothing new"
+        "it ends its running jobs, and starts no new ones"
     );
-    // Not one of the settled ones runs again (I4).
+
+    // No settled job runs again (I4).
     fleet.start_worker();
     let account = fleet.settle(0);
     assert_eq!(account.count(JobState::Succeeded), 200);
 }
 
-/// SIGSTOP for longer than the session, and SIGCONT when others have ended everything. What the
-/// worker still holds, has under way or was about to say is out of date; the newest event of a job
-/// would be wrong for ever.
-fn a_worker_that_wakes_up_says_nothing_out_of_date(env: &Env) {
+/// SIGSTOP for longer than the session timeout, and SIGCONT once others have ended all jobs.
+/// Everything that the worker still holds or was about to write is outdated; if it wrote an event,
+/// the newest event of that job would be wrong forever.
+fn a_worker_that_wakes_up_writes_no_outdated_events(env: &Env) {
     let mut fleet = held_fleet(env, "asleep", 2);
     let gate = fleet.submit_held(200);
     fleet.wait_for_gauge(BUSY, IN_FLIGHT);
     fleet.workers[0].process.signal(Signal::SIGSTOP);
     gate.open();
-    // What it has under way can't end without it, so all have ended only when the other one has its
-    // partitions.
+
+    // The jobs that the worker has in flight can't end without it, so all jobs have ended only once
+    // the other worker has its partitions.
     fleet.wait_for_all();
     let sleeper = &mut fleet.workers[0].process;
     sleeper.signal(Signal::SIGCONT);
@@ -87,8 +93,8 @@ fn a_worker_that_wakes_up_says_nothing_out_of_date(env: &Env) {
     assert_eq!(account.count(JobState::Succeeded), 300);
 }
 
-/// I7: the server is killed and comes back. Nobody fails, nobody spends an attempt on the outage.
-fn a_server_that_is_away_costs_no_attempts(env: &Env) {
+/// I7: the server is killed and comes back. No job fails or spends an attempt on the outage.
+fn a_server_outage_costs_no_attempts(env: &Env) {
     let mut fleet = Fleet::new(env, "outage", 6);
     fleet.start_file_server();
     fleet.worker_env("MCP_MAX_ATTEMPTS", "2");
@@ -100,17 +106,19 @@ fn a_server_that_is_away_costs_no_attempts(env: &Env) {
     server.process.stop(wait::LONG);
     fleet.submit_digests(60);
     let worker = fleet.workers[0].address;
-    wait::until("the worker's breaker", wait::LONG, || {
+    wait::poll_until("the worker's breaker", wait::LONG, || {
         (http::metric(worker, "fleet_breaker_open")? > 0.0).then_some(())
     });
-    // It stays a member and answers for all that time: longer than the session timeout of the
-    // harness's workers.
+
+    // The worker stays a member and keeps its jobs all that time, which is longer than the session
+    // timeout of the harness's workers.
     let outage = std::time::Instant::now();
-    wait::until("an outage longer than a session", wait::LONG, || {
+    wait::poll_until("an outage longer than a session", wait::LONG, || {
         assert_eq!(http::get(worker, "/health").expect("the worker's health").0, 200);
         (outage.elapsed() > Duration::from_secs(8)).then_some(())
     });
     assert_eq!(topics::members(&env.brokers, &fleet.group), 1);
+
     fleet.start_server(&ServerOptions {
         roots: vec![fleet.files()],
         port,
@@ -118,11 +126,12 @@ fn a_server_that_is_away_costs_no_attempts(env: &Env) {
     });
     let account = fleet.settle(0);
     assert_eq!(account.count(JobState::Succeeded), 80);
+
     let attempts: Vec<_> = account.states.values().filter(|event| event.attempts != 1).collect();
     assert!(attempts.is_empty(), "attempts were spent on the outage: {attempts:?}");
 }
 
-/// So many workers with partitions of their own, which have done a hundred jobs.
+/// A number of workers with partitions of their own that have ended a hundred jobs.
 fn held_fleet<'e>(env: &'e Env, name: &str, workers: usize) -> Fleet<'e> {
     let mut fleet = Fleet::new(env, name, 6);
     let ledger = fleet.directory.join("ledger");
@@ -137,20 +146,19 @@ fn held_fleet<'e>(env: &'e Env, name: &str, workers: usize) -> Fleet<'e> {
     fleet
 }
 
-/// The signal is not ours to name in the test above, but a stopped process is worth a test of the
-/// harness itself.
+/// A test of the harness itself: it can end a stopped process.
 #[test]
-fn the_harness_ends_what_it_starts() {
+fn the_harness_ends_the_processes_that_it_starts() {
     let directory = fleet_tests::bins::scratch("harness");
     fleet_tests::process::remove_at_exit(&directory);
     let mut command = std::process::Command::new("sh");
     command.args(["-c", "sleep 600 & echo started; wait"]);
     let mut process = fleet_tests::process::Process::start("sh", &directory, command);
-    process.until("its first words", wait::LONG, || process_log(&directory));
+    process.wait_until("its first words", wait::LONG, || process_log(&directory));
     process.signal(Signal::SIGSTOP);
     let group = nix::unistd::Pid::from_raw(i32::try_from(process.pid()).expect("a process id"));
     drop(process);
-    wait::until("the end of the group", wait::LONG, || {
+    wait::poll_until("the end of the group", wait::LONG, || {
         nix::sys::signal::killpg(group, None).is_err().then_some(())
     });
 }

@@ -1,6 +1,5 @@
-//! Topics that are made again, groups that are renamed, offsets that an operator moves: a record is
-//! known by its log and its offset, and nothing is passed over because another log had something at
-//! that offset.
+//! Recreated topics, renamed groups, and offsets that an operator moves: a record is identified by
+//! its log and its offset, and is never skipped because another log had a record at that offset.
 
 #![expect(clippy::expect_used, reason = "a panic is the report of a test")]
 
@@ -20,7 +19,7 @@ use fleet_tests::{
 };
 use serde_json::json;
 
-/// On Apache Kafka, which alone of the brokers of these tests gives topics ids.
+/// Makes tests that run only on Apache Kafka, because the embedded broker has no topic ids.
 macro_rules! on_kafka {
     ($($test:ident),+ $(,)?) => {
         mod apache_kafka {
@@ -35,8 +34,8 @@ macro_rules! on_kafka {
 }
 
 on_kafka!(
-    a_topic_is_made_again_under_its_worker,
-    a_topic_is_made_again_while_nobody_works,
+    a_topic_is_recreated_while_a_worker_reads_it,
+    a_topic_is_recreated_while_no_worker_runs,
     offsets_are_moved_by_an_operator,
     a_group_is_renamed_with_its_offsets,
     a_compacted_topic_is_refused,
@@ -53,7 +52,7 @@ fn jobs(name: &str, count: usize) -> Vec<Outgoing> {
     (0..count).map(|n| job(&format!("{name}-{n}"))).collect()
 }
 
-/// The names of the jobs that have succeeded, and how often.
+/// The names of the jobs that have succeeded, once for each success.
 fn succeeded(fleet: &Fleet<'_>) -> Vec<String> {
     let events = topics::read(&fleet.env.brokers, &Topics::of(&*fleet.topic).events);
     let events = events.iter().filter_map(|record: &Record| {
@@ -63,7 +62,7 @@ fn succeeded(fleet: &Fleet<'_>) -> Vec<String> {
 }
 
 fn wait_for(fleet: &Fleet<'_>, name: &str, count: usize) {
-    wait::until_ok(&format!("{count} jobs {name}-…"), wait::LONG, || {
+    wait::poll_until_ok(&format!("{count} jobs {name}-…"), wait::LONG, || {
         let ended: BTreeSet<_> = succeeded(fleet).into_iter().collect();
         let missing: Vec<_> =
             (0..count).map(|n| format!("{name}-{n}")).filter(|id| !ended.contains(id)).collect();
@@ -71,9 +70,9 @@ fn wait_for(fleet: &Fleet<'_>, name: &str, count: usize) {
     });
 }
 
-/// Neither the first records of the new topic are taken for those of the old one, nor is it read
-/// from where the old one ended: with fewer records than that, and with more.
-fn a_topic_is_made_again_under_its_worker(env: &Env) {
+/// The first records of the new topic are not taken for those of the old one, and reading doesn't
+/// start at the end of the old one, whether the new topic has fewer or more records.
+fn a_topic_is_recreated_while_a_worker_reads_it(env: &Env) {
     let mut fleet = Fleet::new(env, "remade", 1);
     fleet.start_file_server();
     fleet.start_worker();
@@ -99,8 +98,9 @@ fn a_topic_is_made_again_under_its_worker(env: &Env) {
     );
 }
 
-/// The broker may keep the old topic's offset, or get it back from a worker that has not noticed.
-fn a_topic_is_made_again_while_nobody_works(env: &Env) {
+/// The broker may keep the old topic's offset, or a worker that has not noticed may commit it
+/// again.
+fn a_topic_is_recreated_while_no_worker_runs(env: &Env) {
     let mut fleet = Fleet::new(env, "remade-idle", 1);
     fleet.start_file_server();
     fleet.start_worker();
@@ -117,11 +117,12 @@ fn a_topic_is_made_again_while_nobody_works(env: &Env) {
     fleet.start_worker();
     wait_for(&fleet, "new", 30);
     assert!(fleet.workers[0].process.log().contains("made again since the last commit"));
+
     fleet.stop_workers();
 }
 
-/// Back: what follows runs again. Forward: what lies between does not run. Beyond the end:
-/// everything runs. Each is said.
+/// Moved back: the following jobs run again. Moved forward: the jobs between don't run. Moved
+/// beyond the end: all jobs run. Each case is logged.
 fn offsets_are_moved_by_an_operator(env: &Env) {
     let mut fleet = Fleet::new(env, "moved", 1);
     fleet.start_file_server();
@@ -132,8 +133,8 @@ fn offsets_are_moved_by_an_operator(env: &Env) {
     let (_, metadata) =
         topics::commit_of(&env.brokers, &fleet.group, &fleet.topic, 0).expect("a commit");
 
-    // To an offset, with what tools leave as metadata; then which of the jobs run, and what the
-    // worker says of it.
+    // Each case: the new offset, the metadata that tools leave, the jobs that run, and what the
+    // worker logs.
     let steps = [
         (7, "", 7..10, "carries no metadata"),
         (4, metadata.as_str(), 4..10, "somebody has moved the committed offset"),
@@ -143,7 +144,7 @@ fn offsets_are_moved_by_an_operator(env: &Env) {
         let before = succeeded(&fleet);
         topics::commit(&env.brokers, &fleet.group, &fleet.topic, 0, offset, metadata);
         fleet.start_worker();
-        let more = wait::until(&format!("the jobs {again:?} once more"), wait::LONG, || {
+        let more = wait::poll_until(&format!("the jobs {again:?} once more"), wait::LONG, || {
             let mut more = succeeded(&fleet);
             for id in &before {
                 more.swap_remove(more.iter().position(|other| other == id)?);
@@ -164,12 +165,12 @@ fn offsets_are_moved_by_an_operator(env: &Env) {
     fleet.stop_workers();
     assert!(
         !succeeded(&fleet).iter().any(|id| id.starts_with("skipped")),
-        "what was skipped does not run"
+        "skipped jobs must not run"
     );
 }
 
-/// Jobs in the delayed topic belong to the group that wrote them; when that has no members they
-/// belong to whoever has taken over its offsets.
+/// Jobs in the delayed topic belong to the group that wrote them or, if it has no members, to the
+/// group that has taken over its offsets.
 fn a_group_is_renamed_with_its_offsets(env: &Env) {
     let mut fleet = Fleet::new(env, "renamed", 1);
     let delayed = Topics::of(&*fleet.topic).delayed;
@@ -184,7 +185,7 @@ fn a_group_is_renamed_with_its_offsets(env: &Env) {
         Outgoing::value(job.to_string())
     });
     topics::produce(&env.brokers, &fleet.topic, far.collect());
-    wait::until("all jobs in the delayed topic", wait::LONG, || {
+    wait::poll_until("all jobs in the delayed topic", wait::LONG, || {
         let committed = topics::committed(&env.brokers, &fleet.group, &fleet.topic, 1);
         (topics::read(&env.brokers, &delayed).len() >= 6 && committed == [Some(6)]).then_some(())
     });
@@ -204,11 +205,12 @@ fn a_group_is_renamed_with_its_offsets(env: &Env) {
     fleet.start_worker();
     wait_for(&fleet, "far", 6);
     assert!(fleet.workers[0].process.log().contains("taken over"));
+
     fleet.stop_workers();
 }
 
-/// A compacted topic loses jobs before anybody has read them, so a worker works on it only if told
-/// to.
+/// A compacted topic can lose jobs before any worker has read them, so a worker reads it only if it
+/// is told to.
 fn a_compacted_topic_is_refused(env: &Env) {
     let mut fleet = Fleet::new(env, "compacted", 1);
     fleet.start_file_server();
@@ -223,11 +225,12 @@ fn a_compacted_topic_is_refused(env: &Env) {
     topics::produce(&env.brokers, &fleet.topic, vec![job("job-0").key("k")]);
     wait_for(&fleet, "job", 1);
     assert!(fleet.workers[0].process.log().contains("the topic is compacted"));
+
     fleet.stop_workers();
 }
 
-/// When a topic grows, somebody reads its new partitions within ten seconds (and what a busy
-/// machine adds).
+/// When a topic grows, a worker reads its new partitions within ten seconds, plus the delay of a
+/// busy machine.
 fn new_partitions_are_read_soon(env: &Env) {
     let mut fleet = Fleet::new(env, "grown", 1);
     fleet.start_file_server();
@@ -241,5 +244,6 @@ fn new_partitions_are_read_soon(env: &Env) {
     topics::produce(&env.brokers, &fleet.topic, keyed.collect());
     wait_for(&fleet, "after", 20);
     assert!(begin.elapsed() < Duration::from_secs(30), "{:?}", begin.elapsed());
+
     fleet.stop_workers();
 }

@@ -1,8 +1,7 @@
-//! The two members that each worker has where there is a delayed topic: jobs and delayed jobs are
-//! balanced apart, whatever comes and goes, and nothing repeats when partitions move.
+//! The two members that each worker has if there is a delayed topic: jobs and delayed jobs are
+//! balanced separately, whichever workers come and go, and nothing repeats when partitions move.
 //!
-//! `FLEET_MEMBERS_WORKERS` is how many workers there are at most; `scripts/storm members` goes up
-//! to twelve.
+//! `FLEET_MEMBERS_WORKERS` sets the most workers; `scripts/storm members` goes up to twelve.
 
 #![expect(clippy::expect_used, reason = "a panic is the report of a test")]
 
@@ -18,12 +17,12 @@ on_every_broker!(
 
 const JOBS: i32 = 12;
 const DELAYED: i32 = 6;
-/// As many as there are partitions of the delayed topic: with each one more a share of both topics
+/// As many as the delayed topic has partitions: with each additional worker, a share of both topics
 /// moves.
 const WORKERS: usize = 6;
 
 /// From one worker to [`WORKERS`] and back, while jobs run: of each topic, no worker has two
-/// partitions more than another one, and nothing that has ended runs again.
+/// partitions more than another, and no ended job runs again.
 fn every_worker_has_its_share_of_both_topics(env: &Env) {
     let mut fleet = fleet(env, "shares");
     let most = std::env::var("FLEET_MEMBERS_WORKERS")
@@ -45,27 +44,31 @@ fn every_worker_has_its_share_of_both_topics(env: &Env) {
 }
 
 /// A rollout: a member of the old kind, which follows both topics, shares the group with a worker
-/// and goes. It assigns the partitions and may die of that (docs/upgrading.md); nothing is lost and
-/// nothing repeats either way.
+/// and leaves. It assigns the partitions and may crash of that (docs/upgrading.md); either way,
+/// nothing is lost or repeated.
 fn workers_that_follow_both_topics_with_one_member_can_be_replaced(env: &Env) {
     let mut fleet = fleet(env, "rollout");
     let delayed = Topics::of(&*fleet.topic).delayed;
     let mut command = Command::new(env!("CARGO_BIN_EXE_fixture_member"));
     command.args([&env.brokers, &fleet.group, &fleet.topic, &delayed]);
     let mut old = Process::start("old-member", &fleet.directory, command);
-    old.until("the old member's partitions", wait::LONG, || {
+    old.wait_until("the old member's partitions", wait::LONG, || {
         let assigned: usize =
             topics::assignments(&env.brokers, &fleet.group).iter().map(Vec::len).sum();
         (assigned == (JOBS + DELAYED) as usize).then_some(())
     });
 
-    // It becomes ready when the group has answered it.
+    // The member becomes ready once the group has answered it.
     let worker = fleet.launch_worker();
     fleet.submit_digests(40);
-    wait::until("a group of old and new members, or the end of the old one", wait::LONG, || {
-        (topics::assignments(&env.brokers, &fleet.group).len() > 1 || !old.is_running())
-            .then_some(())
-    });
+    wait::poll_until(
+        "a group of old and new members, or the end of the old one",
+        wait::LONG,
+        || {
+            (topics::assignments(&env.brokers, &fleet.group).len() > 1 || !old.is_running())
+                .then_some(())
+        },
+    );
     if old.is_running() {
         old.kill();
     }
@@ -85,10 +88,10 @@ fn fleet<'e>(env: &'e Env, name: &str) -> Fleet<'e> {
     fleet
 }
 
-/// Waits until so many workers share both topics evenly.
+/// Waits until this many workers share both topics evenly.
 fn wait_for_shares(fleet: &Fleet<'_>, workers: usize) {
     let topics = [(fleet.topic.clone(), JOBS), (Topics::of(&*fleet.topic).delayed, DELAYED)];
-    wait::until_ok(&format!("even shares for {workers} workers"), wait::LONG, || {
+    wait::poll_until_ok(&format!("even shares for {workers} workers"), wait::LONG, || {
         let members = topics::assignments(&fleet.env.brokers, &fleet.group);
         let shares: BTreeMap<_, _> = topics
             .iter()
@@ -108,7 +111,7 @@ fn wait_for_shares(fleet: &Fleet<'_>, workers: usize) {
     });
 }
 
-/// How many partitions each worker has that has any, in ascending order.
+/// The number of partitions of each worker that has any, in ascending order.
 fn even_shares(partitions: usize, workers: usize) -> Vec<usize> {
     let shares = (0..workers)
         .rev()

@@ -1,6 +1,7 @@
-//! One failure at one chosen moment of a job's life: before its call, during it, between its end
-//! and the commit, and while its end can't be written. What `chaos.rs` meets by chance is here on
-//! purpose, so that the documentation's table of failures has a row for each.
+//! One failure at a chosen moment of a job's life: before its call, during the call, between its
+//! end and the commit, and while its end can't be written. `chaos.rs` meets these moments by
+//! chance; here they are produced deliberately, for the rows of the documentation's table of
+//! failures.
 
 use std::{fs, path::PathBuf};
 
@@ -17,11 +18,11 @@ on_every_broker!(
     a_worker_is_killed_between_the_end_and_its_commit,
 );
 
-/// A job that has not started yet runs once, at its successor.
+/// A job that has not started yet runs once, on the worker's successor.
 fn a_worker_is_killed_before_the_call(env: &Env) {
     let mut case = Case::new(env, "before", &[]);
-    // Nothing of this key starts before the first one has ended, which takes longer than the worker
-    // lives.
+    // No other job of this key starts before the first one has ended, which takes longer than the
+    // worker lives.
     case.submit("first", 2_000);
     case.submit("second", 10);
     case.called("first");
@@ -31,8 +32,7 @@ fn a_worker_is_killed_before_the_call(env: &Env) {
     assert_eq!(times(&ledger, "second"), 1);
 }
 
-/// The call is made again, since nobody knows what became of it. The attempt that was cut off does
-/// not count.
+/// The call is repeated, because its outcome is unknown. The interrupted attempt doesn't count.
 fn a_worker_is_killed_during_the_call(env: &Env) {
     let mut case = Case::new(env, "during", &[]);
     let job = case.submit("job", 2_000);
@@ -44,8 +44,8 @@ fn a_worker_is_killed_during_the_call(env: &Env) {
     assert_eq!(times(&ledger, "job"), 2);
 }
 
-/// The one case in which a settled job runs again, and ends again. A server that remembers its
-/// result does not call the tool a second time.
+/// The only case in which a settled job runs and ends again. A server that remembers its result
+/// doesn't call the tool a second time.
 fn a_worker_is_killed_between_the_end_and_its_commit(env: &Env) {
     for (remembers, calls) in [(false, 2), (true, 1)] {
         killed_between_the_end_and_its_commit(env, remembers, calls);
@@ -54,17 +54,17 @@ fn a_worker_is_killed_between_the_end_and_its_commit(env: &Env) {
 
 fn killed_between_the_end_and_its_commit(env: &Env, remembers: bool, calls: usize) {
     let mut case = Case::at(env, "between", &[("MCP_COMMIT_INTERVAL", "10m")], remembers);
-    // The first commit comes at once; the next one is ten minutes away.
+    // The first commit comes at once, the next one only after ten minutes.
     case.submit("committed", 10);
     case.fleet.wait_for_all();
     let worker = case.fleet.workers[0].address;
     let commits = || http::metric(worker, "fleet_commits_total");
-    wait::until("the first commit", wait::LONG, || commits().filter(|commits| *commits > 0.0));
+    wait::poll_until("the first commit", wait::LONG, || commits().filter(|commits| *commits > 0.0));
     let job = case.submit("not-yet", 10);
     case.fleet.wait_for_all();
     assert_eq!(case.committed(), Some(1));
     case.replace_worker();
-    wait::until("the end of the repeat", wait::LONG, || {
+    wait::poll_until("the end of the repeat", wait::LONG, || {
         let account = Oracle::new(&case.fleet.topic, &case.fleet.submitted).read(&env.brokers);
         (account.repeats == 1).then_some(())
     });
@@ -77,22 +77,22 @@ fn killed_between_the_end_and_its_commit(env: &Env, remembers: bool, calls: usiz
 mod apache_kafka_only {
     use super::*;
 
-    /// I2: the end can't be written for a while, here since the topic finds even its short form too
-    /// large. The offset is held, the worker says so, and when the topic takes records again the
-    /// end is written and no call is made for it. It is the end that was to be written first: had a
-    /// broker taken that and not said so, both would be the same.
+    /// I2: the end can't be written for a while, here because even its short form is too large for
+    /// the topic. The offset is held, and the worker reports that. Once the topic accepts records
+    /// again, the end is written without another call. It is the original end: if a broker had
+    /// accepted that without acknowledging it, both would be identical.
     #[test]
     fn an_end_that_can_not_be_written_holds_the_offset() {
         let Some(env) = Env::apache_kafka() else { return };
         for (kind, failures) in [("events", 0), ("dlq", 1_000)] {
-            // One attempt, so that the failing job's only trace is its end.
+            // Allow one attempt, so that the failing job's only trace is its end.
             let mut case = Case::new(env, &format!("refused-{kind}"), &[("MCP_MAX_ATTEMPTS", "1")]);
             let topic = format!("{}.{kind}", case.fleet.topic);
             topics::set(&env.brokers, &topic, "max.message.bytes", "10");
             let job = case.submit_failing("job", failures);
             case.called("job");
             let worker = case.fleet.workers[0].address;
-            wait::until("a refused write", wait::LONG, || {
+            wait::poll_until("a refused write", wait::LONG, || {
                 let ready = http::get(worker, "/ready").ok()?.0;
                 let failures = http::metric(worker, "fleet_write_failures_total")?;
                 (ready != 200 && failures > 0.0).then_some(())
@@ -105,12 +105,15 @@ mod apache_kafka_only {
             assert_eq!((account.of(&job).state, account.of(&job).attempts), (state, 1), "{kind}");
             assert_eq!(times(&ledger, "job"), 1, "{kind}");
             let ended = account.of(&job).time;
-            assert!(ended < repaired, "{kind}: the end of {ended} was made anew after {repaired}");
+            assert!(
+                ended < repaired,
+                "{kind}: the end of {ended} was created again after {repaired}"
+            );
         }
     }
 }
 
-/// One partition, one worker, one key, and a tool that writes down its calls.
+/// One partition, one worker, one key, and a tool that logs its calls.
 struct Case<'e> {
     fleet: Fleet<'e>,
     ledger: PathBuf,
@@ -121,7 +124,7 @@ impl<'e> Case<'e> {
         Self::at(env, name, worker_env, false)
     }
 
-    /// With a server that remembers results, or one that does not.
+    /// Creates the fleet with a server that remembers results, or one that doesn't.
     fn at(env: &'e Env, name: &str, worker_env: &[(&str, &str)], remembers: bool) -> Self {
         let mut fleet = Fleet::new(env, name, 1);
         let ledger = fleet.directory.join("ledger");
@@ -133,7 +136,7 @@ impl<'e> Case<'e> {
         Self { fleet, ledger }
     }
 
-    /// A job of the one key whose call takes so many milliseconds.
+    /// Submits a job of the key whose call takes this many milliseconds.
     fn submit(&mut self, id: &str, ms: u64) -> Record {
         self.submit_call(id, &json!({"ms": ms, "key": "k"}))
     }
@@ -152,7 +155,7 @@ impl<'e> Case<'e> {
     /// Waits until the call of a job has begun.
     fn called(&self, id: &str) {
         let start = format!("s {id} ");
-        wait::until(&format!("the call of {id}"), wait::LONG, || {
+        wait::poll_until(&format!("the call of {id}"), wait::LONG, || {
             fs::read_to_string(&self.ledger).ok()?.contains(&start).then_some(())
         });
     }
@@ -174,7 +177,7 @@ impl<'e> Case<'e> {
     }
 }
 
-/// How often a job was called.
+/// The number of calls for a job.
 fn times(ledger: &Ledger, id: &str) -> usize {
     ledger.calls.get(id).map(|attempts| attempts.values().sum()).unwrap_or_default()
 }

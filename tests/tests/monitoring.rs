@@ -1,5 +1,5 @@
-//! Rules, dashboards and runbook belong together, and a real Prometheus that watches a real fleet
-//! finds everything they speak of.
+//! Rules, dashboards and runbook are consistent, and a real Prometheus that scrapes a real fleet
+//! finds everything that they refer to.
 
 #![expect(clippy::expect_used, reason = "a panic is the report of a test")]
 
@@ -26,10 +26,10 @@ use serde_json::{Value, json};
 
 /// Made by Prometheus itself.
 const SYNTHETIC: [&str; 2] = ["up", "ALERTS"];
-/// Labels that only Kubernetes gives.
+/// Labels that only exist in Kubernetes.
 const OF_KUBERNETES: [&str; 2] = ["namespace", "pod"];
 
-/// Labels whose values come from somewhere else, or are not listed in a metric's description.
+/// Labels whose values come from elsewhere, or are not listed in a metric's description.
 const OF_ANY_VALUE: [&str; 6] = [
     "instance",
     "invariant",
@@ -39,9 +39,8 @@ const OF_ANY_VALUE: [&str; 6] = [
     "http_response_status_code",
 ];
 
-/// Metrics that appear when something goes wrong that does not go wrong here, or that somebody does
-/// who is not here. That they exist, with these labels and values, is then said by docs/metrics.md,
-/// which is made from the code.
+/// Metrics that appear only with failures or operations that don't occur here. docs/metrics.md,
+/// which is generated from the code, shows that they exist with these labels and values.
 const NOT_HERE: [(&str, &str); 4] = [
     ("fleet_write_failures_total", "Kafka takes everything"),
     ("mcp_server_hosted_breaker_changes_total", "the hosted server answers every call"),
@@ -49,7 +48,7 @@ const NOT_HERE: [(&str, &str); 4] = [
     ("mcp_server_policy_reloads_total", "there is no policy file"),
 ];
 
-/// How many slow jobs are submitted at once.
+/// The number of slow jobs per batch.
 const SLOW: usize = 2_000;
 
 fn read(path: &str) -> String {
@@ -58,7 +57,7 @@ fn read(path: &str) -> String {
 }
 
 #[test]
-fn promtool_finds_configuration_rules_and_their_tests_good() {
+fn promtool_accepts_configuration_rules_and_their_tests() {
     if !prometheus::available() {
         return;
     }
@@ -70,7 +69,7 @@ fn promtool_finds_configuration_rules_and_their_tests_good() {
     assert_eq!(prometheus::promtool(&arguments).matches("SUCCESS").count(), files.len());
 }
 
-/// Path below monitoring/prometheus, and text.
+/// The tests of rules: path below monitoring/prometheus, and text.
 fn rule_tests() -> Vec<(String, String)> {
     let directory = prometheus::monitoring().join("prometheus/tests");
     let files = fs::read_dir(directory).expect("the tests of the rules");
@@ -84,7 +83,7 @@ fn rule_tests() -> Vec<(String, String)> {
         .collect()
 }
 
-/// The names of the alerts, each with its lines.
+/// The alerts, by name, each with its lines.
 fn alerts() -> BTreeMap<String, String> {
     let rules = read("monitoring/prometheus/rules.yml");
     let blocks = rules.split("- alert: ").skip(1);
@@ -96,7 +95,7 @@ fn alerts() -> BTreeMap<String, String> {
 }
 
 #[test]
-fn every_alert_says_what_it_is_and_is_tested_both_ways() {
+fn every_alert_is_described_and_tested_firing_and_silent() {
     let tests: String = rule_tests().into_iter().map(|(_, text)| text).collect();
     let alerts = alerts();
     assert!(alerts.len() > 20, "{alerts:?}");
@@ -125,12 +124,13 @@ fn every_alert_says_what_it_is_and_is_tested_both_ways() {
 }
 
 #[test]
-fn the_runbook_has_a_section_for_each_alert_and_for_nothing_else() {
+fn the_runbook_has_exactly_one_section_for_each_alert() {
     let runbook = read("docs/runbook.md");
     let sections: BTreeMap<&str, &str> =
         runbook.split("\n### ").skip(1).filter_map(|s| s.split_once('\n')).collect();
     let alerts: BTreeSet<_> = alerts().into_keys().collect();
     assert_eq!(sections.keys().map(|name| (*name).to_owned()).collect::<BTreeSet<_>>(), alerts);
+
     for (name, text) in sections {
         for part in
             ["**Meaning:**", "**Impact:**", "**Diagnosis:**", "**Remedy:**", "**Safe to ignore**"]
@@ -138,6 +138,7 @@ fn the_runbook_has_a_section_for_each_alert_and_for_nothing_else() {
             assert!(text.contains(part), "{name} has no {part}");
         }
     }
+
     let anchors: BTreeSet<_> = alerts.iter().map(|name| name.to_lowercase()).collect();
     for (file, dashboard) in dashboards::all() {
         for panel in dashboards::panels(&file, &dashboard) {
@@ -179,6 +180,7 @@ spec:
         fs::create_dir_all(path.parent().expect("its directory")).expect("its directory");
         fs::write(path, &expected).expect("the file");
     }
+
     assert!(
         read(path) == expected,
         "{path} differs from rules.yml: run UPDATE_DOCS=1 cargo test -p fleet-tests --test monitoring"
@@ -186,7 +188,7 @@ spec:
 }
 
 #[test]
-fn dashboards_are_what_their_script_writes() {
+fn dashboards_equal_the_output_of_their_script() {
     if !cache::works("python3", &["--version"]) {
         assert!(
             !is_set("FLEET_REQUIRE_TOOLS"),
@@ -217,11 +219,12 @@ fn every_panel_has_a_unit_and_a_description() {
         }
         assert!(ids.len() > 15, "{file}: {ids:?}");
     }
+
     assert_eq!(uids.len(), 3);
 }
 
-/// What the fleet is doing while Prometheus watches: every kind of end, and jobs that go on until
-/// the gate is open.
+/// The fleet while Prometheus scrapes it: jobs with every kind of end, and jobs that run until the
+/// gate is open.
 fn busy<'e>(env: &'e Env) -> Fleet<'e> {
     let mut fleet = Fleet::new(env, "monitoring", 4);
     fleet.create_control_topic();
@@ -241,13 +244,13 @@ fn work(id: &str, arguments: &Value) -> Value {
     json!({"jobID": id, "jobType": "tool-call", "payload": {"server": "chaos", "tool": "work", "arguments": arguments}})
 }
 
-/// Jobs that last long enough for a worker to join meanwhile.
+/// Jobs that run long enough for a worker to join meanwhile.
 fn slow(batch: usize) -> Vec<Outgoing> {
     let job = |n| work(&format!("slow {batch} {n}"), &json!({"ms": 100}));
     (0..SLOW).map(|n| Outgoing::value(job(n).to_string())).collect()
 }
 
-/// Submits everything, and returns when all but the held jobs have ended.
+/// Submits all jobs, and returns once all but the held ones have ended.
 fn all_ends(fleet: &mut Fleet<'_>) -> Gate {
     let in_a_while = now().plus(std::time::Duration::from_secs(3)).to_string();
     let until = fleet.directory.join("never");
@@ -272,8 +275,8 @@ fn all_ends(fleet: &mut Fleet<'_>) -> Gate {
         work("is cancelled", &json!({"until": until})),
     ];
     fleet.submit(jobs.iter().map(|job| Outgoing::value(job.to_string())).collect());
-    fleet.submit(vec![Outgoing::value("this is no job")]);
-    wait::until("the job to be under way that is to be cancelled", wait::LONG, || {
+    fleet.submit(vec![Outgoing::value("this is not a job")]);
+    wait::poll_until("the job to be under way that is to be cancelled", wait::LONG, || {
         fleet
             .workers
             .iter()
@@ -286,14 +289,14 @@ fn all_ends(fleet: &mut Fleet<'_>) -> Gate {
     let job = json!({"server": "chaos", "tool": "work", "arguments": {"ms": 1}});
     let submitted = client.call("job_submit", &json!({"jobs": [job]}));
     let id = &submitted["jobs"][0]["jobID"];
-    wait::until("the end of the job that was submitted over MCP", wait::LONG, || {
+    wait::poll_until("the end of the job that was submitted over MCP", wait::LONG, || {
         let job = client.call("job_wait", &json!({"jobID": id, "timeoutMs": 5_000}));
         (job["state"] == "succeeded").then_some(())
     });
     fleet.submit_held(4)
 }
 
-/// As a client of an older revision of the protocol does.
+/// Opens a session, as clients of older protocol revisions do.
 fn open_a_session(server: SocketAddr) {
     let params = json!({"protocolVersion": "2025-06-18", "capabilities": {},
         "clientInfo": {"name": "test", "version": "1"}});
@@ -302,7 +305,7 @@ fn open_a_session(server: SocketAddr) {
     assert_eq!(status, 200, "{answer}");
 }
 
-/// The metrics that docs/metrics.md has: labels, and what it says about them.
+/// The metrics in docs/metrics.md: their labels and descriptions.
 fn documented() -> BTreeMap<String, (Vec<String>, String)> {
     let path = bins::repository().join("docs/metrics.md");
     let text = fs::read_to_string(path).unwrap_or_default();
@@ -316,17 +319,18 @@ fn documented() -> BTreeMap<String, (Vec<String>, String)> {
             .collect();
         Some((name.to_owned(), (labels, (*cells.get(4)?).to_owned())))
     };
+
     text.lines().filter_map(row).collect()
 }
 
-/// A selector and where it stands.
-type Place = (String, Selector);
-/// Where something is grouped, by which label, and the metrics of that query.
+/// A selector, and where it occurs.
+type UsedSelector = (String, Selector);
+/// The place of a grouping, its label, and the metrics of the query.
 type Grouping = (String, String, Vec<String>);
 
-/// Every selector of rules, dashboards and tests of rules; and every label that something is
-/// grouped by, with the metrics of its query.
-fn spoken_of(rules: &[Value], panels: &[Panel]) -> (Vec<Place>, Vec<Grouping>) {
+/// All selectors in rules, dashboards and tests of rules; and all labels of groupings, with the
+/// metrics of their queries.
+fn references(rules: &[Value], panels: &[Panel]) -> (Vec<UsedSelector>, Vec<Grouping>) {
     let mut queries: Vec<(String, String)> = Vec::new();
     for rule in rules {
         queries
@@ -341,6 +345,7 @@ fn spoken_of(rules: &[Value], panels: &[Panel]) -> (Vec<Place>, Vec<Grouping>) {
             .filter_map(|line| line.trim().strip_prefix("- series: '")?.strip_suffix('\''));
         queries.extend(series.map(|series| (path.clone(), series.to_owned())));
     }
+
     for (file, dashboard) in dashboards::all() {
         queries.extend(
             dashboards::annotations(&dashboard).into_iter().map(|query| (file.clone(), query)),
@@ -349,6 +354,7 @@ fn spoken_of(rules: &[Value], panels: &[Panel]) -> (Vec<Place>, Vec<Grouping>) {
             queries.push((file.clone(), format!("sum by ({label}) ({query})")));
         }
     }
+
     let (mut selectors, mut groupings) = (Vec::new(), Vec::new());
     for (place, query) in queries {
         let uses = promql::uses(&query).unwrap_or_else(|error| panic!("{place}: {error}"));
@@ -358,10 +364,11 @@ fn spoken_of(rules: &[Value], panels: &[Panel]) -> (Vec<Place>, Vec<Grouping>) {
             .extend(uses.grouping.into_iter().map(|label| (place.clone(), label, metrics.clone())));
         selectors.extend(uses.selectors.into_iter().map(|selector| (place.clone(), selector)));
     }
+
     (selectors, groupings)
 }
 
-/// What is spoken of and is not there.
+/// The references to metrics, labels and values that don't exist.
 fn missing(prometheus: &Prometheus, rules: &[Value], panels: &[Panel]) -> BTreeSet<String> {
     let mut seen: BTreeMap<String, BTreeMap<String, BTreeSet<String>>> = BTreeMap::new();
     for mut series in prometheus.series() {
@@ -403,8 +410,9 @@ fn missing(prometheus: &Prometheus, rules: &[Value], panels: &[Panel]) -> BTreeS
                     .any(|word| word == value)
             })
     };
-    let (selectors, groupings) = spoken_of(rules, panels);
+    let (selectors, groupings) = references(rules, panels);
     assert!(selectors.len() > 150, "{} selectors", selectors.len());
+
     let mut missing = BTreeSet::new();
     for (place, Selector { metric, matchers }) in selectors {
         if !known(&metric) {
@@ -415,7 +423,7 @@ fn missing(prometheus: &Prometheus, rules: &[Value], panels: &[Panel]) -> BTreeS
             if !has_label(&metric, &label) {
                 missing.insert(format!("label {metric}{{{label}}} ({place})"));
             }
-            // Patterns are looked at where they are lists.
+            // Patterns are checked if they are lists.
             let is_list = value.chars().all(|c| c.is_alphanumeric() || "_-|/".contains(c));
             for value in value.split('|').filter(|value| is_list && !value.is_empty()) {
                 if !has_value(&metric, &label, value) {
@@ -434,7 +442,7 @@ fn missing(prometheus: &Prometheus, rules: &[Value], panels: &[Panel]) -> BTreeS
 }
 
 #[test]
-fn a_real_prometheus_finds_all_that_rules_and_dashboards_speak_of() {
+fn a_real_prometheus_finds_all_references_of_rules_and_dashboards() {
     if !prometheus::available() {
         return;
     }
@@ -447,11 +455,11 @@ fn a_real_prometheus_finds_all_that_rules_and_dashboards_speak_of() {
     let gate = all_ends(&mut fleet);
     open_a_session(server);
 
-    wait::until_ok("all targets to be up", wait::LONG, || {
+    wait::poll_until_ok("all targets to be up", wait::LONG, || {
         let up = prometheus.query("up == 1")?;
         if up.len() == 3 { Ok(()) } else { Err(format!("{up:?}")) }
     });
-    let rules = wait::until_ok("every rule to be evaluated", wait::LONG, || {
+    let rules = wait::poll_until_ok("every rule to be evaluated", wait::LONG, || {
         let rules = prometheus.rules();
         let bad: Vec<_> = rules.iter().filter(|rule| rule["health"] != "ok").cloned().collect();
         if bad.is_empty() { Ok(rules) } else { Err(bad) }
@@ -463,13 +471,14 @@ fn a_real_prometheus_finds_all_that_rules_and_dashboards_speak_of() {
         .iter()
         .flat_map(|(file, dashboard)| dashboards::panels(file, dashboard))
         .collect();
-    wait::until_ok("everything that is spoken of", wait::LONG, || {
+    wait::poll_until_ok("everything that is spoken of", wait::LONG, || {
         let missing = missing(&prometheus, &rules, &panels);
         if missing.is_empty() { Ok(()) } else { Err(missing) }
     });
-    // What is settled a second is not nothing while something is settled.
+
+    // The rate of settled jobs is above zero while jobs are being settled.
     let mut ticks = 0;
-    wait::until_ok("data for every panel", wait::LONG, || {
+    wait::poll_until_ok("data for every panel", wait::LONG, || {
         ticks += 1;
         fleet.submit_job(&work(&format!("tick {ticks}"), &json!({})));
         let empty: BTreeSet<_> =
@@ -477,7 +486,7 @@ fn a_real_prometheus_finds_all_that_rules_and_dashboards_speak_of() {
         if empty.is_empty() { Ok(()) } else { Err(empty) }
     });
 
-    // Their counters have appeared with the first letter.
+    // The counters appear with the first dead letter.
     let arrived = prometheus.fires("FleetDeadLettersArrive");
     let texts: BTreeSet<_> =
         arrived.iter().map(|(_, annotations)| &*annotations["description"]).collect();
@@ -485,13 +494,14 @@ fn a_real_prometheus_finds_all_that_rules_and_dashboards_speak_of() {
         format!("{count} dead letters of kind {kind} were written in the last 15 minutes.")
     });
     assert_eq!(texts, expected.iter().map(String::as_str).collect());
-    // The third one fires for want of patience: the workers have just joined.
+
+    // The third one fires because it has no delay here, and the workers have just joined.
     let expected = ["FleetDeadLettersArrive", "FleetDeadLettersWait", "FleetRebalanceStorm"];
     let firing: BTreeSet<_> =
         prometheus.firing().into_iter().map(|(labels, _)| labels["alertname"].clone()).collect();
     assert!(firing.iter().all(|alert| expected.contains(&&**alert)), "{firing:?}");
 
-    // Partitions move while they have lag, and whoever had them does not report it for ever.
+    // Partitions move while they have lag, and their earlier owner doesn't report it forever.
     gate.open();
     fleet.submit(slow(0));
     fleet.start_worker();
@@ -500,8 +510,8 @@ fn a_real_prometheus_finds_all_that_rules_and_dashboards_speak_of() {
         samples.first().map(|sample| sample.1).ok_or_else(|| "no sample".to_owned())
     };
     let mut batches = 1;
-    wait::until_ok("lag, at some time", wait::LONG, || {
-        // There is lag for as long as Prometheus takes to see it.
+    wait::poll_until_ok("lag, at some time", wait::LONG, || {
+        // Keep the lag until Prometheus has seen it.
         if fleet.uncommitted() < SLOW / 2 {
             fleet.submit(slow(batches));
             batches += 1;
@@ -510,7 +520,7 @@ fn a_real_prometheus_finds_all_that_rules_and_dashboards_speak_of() {
         most.and_then(|lag| if lag > 100.0 { Ok(()) } else { Err(lag.to_string()) })
     });
     fleet.wait_for_all();
-    wait::until_ok("the lag to be worked off", wait::LONG, || {
+    wait::poll_until_ok("the lag to be worked off", wait::LONG, || {
         let now = lag("namespace:fleet_consumer_lag:sum");
         now.and_then(|lag| if lag == 0.0 { Ok(()) } else { Err(lag.to_string()) })
     });
@@ -521,7 +531,7 @@ fn a_real_prometheus_finds_all_that_rules_and_dashboards_speak_of() {
     prometheus.fires("FleetTargetDown");
 }
 
-/// The first job of every partition is under way, so there is nothing to commit.
+/// The first job of every partition is running, so there is nothing to commit.
 #[test]
 fn lag_counts_jobs_of_partitions_without_a_commit() {
     let Some(env) = Env::apache_kafka() else { return };
@@ -531,7 +541,7 @@ fn lag_counts_jobs_of_partitions_without_a_commit() {
     let gate = fleet.submit_held(6);
     fleet.start_worker();
     let worker = fleet.workers[0].address;
-    wait::until_ok("lag", wait::LONG, || match http::metric(worker, "fleet_consumer_lag") {
+    wait::poll_until_ok("lag", wait::LONG, || match http::metric(worker, "fleet_consumer_lag") {
         Some(6.0) => Ok(()),
         other => Err(other),
     });
@@ -539,7 +549,7 @@ fn lag_counts_jobs_of_partitions_without_a_commit() {
     fleet.wait_for_all();
 }
 
-/// A panel that fails, or has nothing to show, unless what it shows does not happen here.
+/// A panel that fails or shows nothing, unless it shows something that doesn't occur here.
 fn without_data(prometheus: &Prometheus, panel: &Panel) -> Option<String> {
     let answers: Result<Vec<_>, _> =
         panel.queries.iter().map(|query| prometheus.query(query)).collect();

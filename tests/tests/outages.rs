@@ -1,7 +1,7 @@
-//! Outages behind the MCP server: a hosted remote server goes away while jobs need it, another one
-//! refuses our credentials, and one that is to be hosted can't be reached yet. No job spends an
-//! attempt on that, all say that they wait, and jobs that do not need those servers go on. A
-//! program that ends at once is no outage.
+//! Outages behind the MCP server: a hosted remote server goes down while jobs need it, another one
+//! refuses our credentials, and one that is to be hosted is not reachable yet. No job spends an
+//! attempt on an outage, all affected jobs report that they wait, and jobs that don't need those
+//! servers go on. A program that exits at once is not an outage.
 
 #![expect(clippy::expect_used, reason = "a panic is the report of a test")]
 
@@ -16,7 +16,7 @@ use fleet_tests::{
 };
 use serde_json::{Value, json};
 
-on_every_broker!(a_hosted_server_that_is_away_costs_no_attempts);
+on_every_broker!(an_outage_of_a_hosted_server_costs_no_attempts);
 
 fn digest(id: &str, tool: &str) -> String {
     json!({"jobID": id, "jobType": "tool-call", "payload": {"tool": tool, "arguments": {"path": LARGE_FILE}}})
@@ -33,10 +33,10 @@ fn initialize(server: &Service, name: &str, config: &Value) {
     assert!(hosted["error"].is_null() && hosted["result"]["isError"] != true, "{hosted}");
 }
 
-/// Waits until the newest event of this job says that it waits for this reason and has spent
-/// nothing.
+/// Waits until the newest event of this job says that it waits for this reason and has spent no
+/// attempts.
 fn wait_for_reason(fleet: &Fleet<'_>, job_id: &str, reason: &str) {
-    wait::until_ok("the job to say that it waits", wait::LONG, || {
+    wait::poll_until_ok("the job to say that it waits", wait::LONG, || {
         let account = Oracle::new(&fleet.topic, &fleet.submitted).read(&fleet.env.brokers);
         let event = account.last.values().find(|event| event.job_id == job_id);
         let waits = event.is_some_and(|event| {
@@ -47,7 +47,7 @@ fn wait_for_reason(fleet: &Fleet<'_>, job_id: &str, reason: &str) {
     });
 }
 
-fn a_hosted_server_that_is_away_costs_no_attempts(env: &Env) {
+fn an_outage_of_a_hosted_server_costs_no_attempts(env: &Env) {
     let mut fleet = Fleet::new(env, "hosted-outage", 3);
     let files = ServerOptions { roots: vec![fleet.files()], ..ServerOptions::default() };
     fleet.start_server(&files);
@@ -77,11 +77,11 @@ fn a_hosted_server_that_is_away_costs_no_attempts(env: &Env) {
     let without =
         (0..6).map(|n| Outgoing::value(digest(&format!("apart-{n}"), "remote__file_digest")));
     let needy = fleet.submit(with_keys.chain(without).collect());
-    wait::until("jobs that wait for the hosted server", wait::LONG, || {
+    wait::poll_until("jobs that wait for the hosted server", wait::LONG, || {
         (http::metric(worker, "fleet_jobs_waiting")? > 0.0).then_some(())
     });
 
-    // Refused credentials and a server that can't be reached yet are outages, too.
+    // Refused credentials and a server that is not reachable yet are outages, too.
     guarded.refuse(true);
     let refused = |n| {
         let payload = json!({"tool": "guarded__work"});
@@ -98,13 +98,14 @@ fn a_hosted_server_that_is_away_costs_no_attempts(env: &Env) {
     wait_for_reason(&fleet, "refused-0", "upstream-unauthorized");
     wait_for_reason(&fleet, "later", "server-unavailable");
 
-    // What needs none of them goes on, and the worker stays ready. The program that ends at once
-    // has had its attempts.
+    // Jobs that need none of them go on, and the worker stays ready. The job whose program exits at
+    // once has spent its attempts.
     let others = (0..20).map(|n| Outgoing::value(digest(&format!("other-{n}"), "file_digest")));
     fleet.submit(others.collect());
     fleet.wait_for(22);
     assert_eq!(http::get(worker, "/ready").expect("the worker's answer").0, 200);
     assert_eq!(http::metric(worker, "fleet_breaker_open"), Some(0.0));
+
     let halfway = Oracle::new(&fleet.topic, &fleet.submitted).read(&env.brokers);
     let waiting = needy.iter().filter_map(|record| {
         halfway.states.values().find(|event| {
@@ -114,7 +115,7 @@ fn a_hosted_server_that_is_away_costs_no_attempts(env: &Env) {
         })
     });
     let waiting: Vec<_> = waiting.filter_map(|event| event.waiting.as_ref()).collect();
-    assert!(!waiting.is_empty(), "no job says that it waits");
+    assert!(!waiting.is_empty(), "no job reports that it waits");
     assert!(
         waiting.iter().all(|waiting| waiting.server.as_deref() == Some("remote")),
         "{waiting:?}"
@@ -128,12 +129,13 @@ fn a_hosted_server_that_is_away_costs_no_attempts(env: &Env) {
     fleet.server = server;
     let account = fleet.settle(0);
     assert_eq!((account.count(JobState::Succeeded), account.count(JobState::Failed)), (36, 1));
+
     let spent: Vec<_> = account.states.values().filter(|event| event.attempts != 1).collect();
     let spent: Vec<_> = spent.iter().map(|event| (event.job_id.as_str(), event.attempts)).collect();
     assert_eq!(
         spent,
         [("broken", 2)],
-        "attempts that were spent on outages, or were not on what is none"
+        "attempts were spent on outages, or not spent on other failures"
     );
     drop(remote);
 }

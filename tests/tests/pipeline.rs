@@ -1,4 +1,4 @@
-//! The main job, end to end: every kind of job, and every kind of bad input, on every broker.
+//! The pipeline end to end: every kind of job, and every kind of bad input, on every broker.
 
 #![expect(clippy::expect_used, reason = "a panic is the report of a test")]
 
@@ -18,17 +18,17 @@ use serde_json::{Value, json};
 
 on_every_broker!(
     a_server_is_hosted_and_its_tools_are_called,
-    the_envelope_takes_every_spelling,
+    every_form_of_the_envelope_is_accepted,
     batches_collect_their_results,
-    numbers_and_unknown_members_pass_as_they_were_written,
-    every_bad_input_has_a_clear_end_and_the_worker_goes_on,
+    numbers_and_unknown_members_are_passed_on_verbatim,
+    every_bad_input_has_a_clear_end_and_does_not_stop_the_worker,
     a_refused_command_names_the_rule,
     children_that_misbehave_are_reported,
     many_jobs_on_several_workers_end_once_and_in_order,
 );
 
-/// DESIGN.md's seed envelope with a command that exists: our own server, hosting the `files`
-/// toolkit over stdio.
+/// The example envelope with a command that exists: our own server, which offers the `file_*` tools
+/// over stdio.
 fn a_server_is_hosted_and_its_tools_are_called(env: &Env) {
     let mut fleet = Fleet::new(env, "seed", 3);
     let files = fleet.files();
@@ -60,6 +60,7 @@ fn a_server_is_hosted_and_its_tools_are_called(env: &Env) {
     let account = fleet.settle(0);
     let init = account.of(&init);
     assert_eq!(init.state, JobState::Succeeded, "{init:?}");
+
     let result = text(init);
     assert!(result.contains("Files_Server") && result.contains("file_digest"), "{result}");
     let read = account.of(&read);
@@ -69,13 +70,15 @@ fn a_server_is_hosted_and_its_tools_are_called(env: &Env) {
         "{read:?}"
     );
     assert!(text(read).contains("hello, fleet"), "{read:?}");
+
     let missing = account.of(&missing);
     assert_eq!(missing.state, JobState::Failed, "{missing:?}");
     assert_eq!(error(missing).0, ErrorKind::Tool);
 }
 
-/// String payload, inline payload, no key, a key, CloudEvents in both modes, unknown fields.
-fn the_envelope_takes_every_spelling(env: &Env) {
+/// A string payload, an inline payload, without and with a key, CloudEvents in both modes, and
+/// unknown fields.
+fn every_form_of_the_envelope_is_accepted(env: &Env) {
     let mut fleet = Fleet::new(env, "spellings", 2);
     fleet.start_file_server();
     fleet.start_worker();
@@ -132,6 +135,7 @@ fn batches_collect_their_results(env: &Env) {
             call("file_list", "below"),
         ],
     ));
+
     let half = fleet.submit_job(&batch(
         "half",
         vec![call("file_read", "hello.txt"), call("file_read", "not there")],
@@ -139,18 +143,21 @@ fn batches_collect_their_results(env: &Env) {
     let account = fleet.settle(0);
     let good = account.of(&good);
     assert_eq!(good.state, JobState::Succeeded, "{good:?}");
+
     let result = text(good);
     for part in ["hello, fleet", "sha256", "binary"] {
         assert!(result.contains(part), "{part} is not in {result}");
     }
+
     let half = account.of(&half);
     assert_eq!(half.state, JobState::Failed, "{half:?}");
     let (_, message) = error(half);
     assert!(message.contains("1 of 2"), "{message}");
 }
 
-/// From the envelope through worker, gateway and child, and back into the event and the reply.
-fn numbers_and_unknown_members_pass_as_they_were_written(env: &Env) {
+/// They pass from the envelope through worker, gateway and child, and back to the event and the
+/// reply.
+fn numbers_and_unknown_members_are_passed_on_verbatim(env: &Env) {
     const ECHO: &str = r#"{"z":[1e+400,12345678901234567890123,1.10,1e+2,-0],"a":0.00001}"#;
     let mut fleet = Fleet::new(env, "numbers", 1);
     let calls = fleet.directory.join("calls");
@@ -173,7 +180,7 @@ fn numbers_and_unknown_members_pass_as_they_were_written(env: &Env) {
     }
 }
 
-fn every_bad_input_has_a_clear_end_and_the_worker_goes_on(env: &Env) {
+fn every_bad_input_has_a_clear_end_and_does_not_stop_the_worker(env: &Env) {
     let mut fleet = Fleet::new(env, "bad-input", 2);
     fleet.start_file_server();
     fleet.start_worker();
@@ -237,9 +244,11 @@ fn every_bad_input_has_a_clear_end_and_the_worker_goes_on(env: &Env) {
     let good = fleet.submit_job(
         &json!({"jobID": "good", "jobType": "tool-call", "payload": {"tool": "file_list"}}),
     );
-    // That the dead letters hold the very bytes, the oracle checks.
+
+    // The oracle checks that the dead letters have the same bytes.
     let account = fleet.settle(0);
     assert_eq!(account.of(&good).state, JobState::Succeeded);
+
     let mut wrong = Vec::new();
     for (record, (_, kind, part)) in records.iter().zip(&cases) {
         let event = account.of(record);
@@ -269,7 +278,7 @@ fn a_refused_command_names_the_rule(env: &Env) {
     assert_eq!(account.of(&record).attempts, 1, "a refusal is final");
 }
 
-/// A command that does not exist, one that dies in its handshake, and one that writes garbage on
+/// A command that doesn't exist, one that dies during its handshake, and one that writes garbage to
 /// stdout.
 fn children_that_misbehave_are_reported(env: &Env) {
     let mut fleet = Fleet::new(env, "children", 1);
@@ -283,7 +292,7 @@ fn children_that_misbehave_are_reported(env: &Env) {
     let cases: [(&[&str], &str); 4] = [
         (&["/no/such/program"], "/no/such/program"),
         (&["sh", "-c", "echo went wrong >&2; exit 3"], "went wrong"),
-        (&["sh", "-c", "while read -r line; do echo this is no JSON; done"], ""),
+        (&["sh", "-c", "while read -r line; do echo this is not JSON; done"], ""),
         (&["sh", "-c", "sleep 600"], ""),
     ];
     let name = |n: usize| format!("child-{n}");
@@ -302,6 +311,7 @@ fn many_jobs_on_several_workers_end_once_and_in_order(env: &Env) {
     for _ in 0..3 {
         fleet.start_worker();
     }
+
     let jobs = (0..600).map(|n| {
         let path = if n % 50 == 0 { "not there" } else { "hello.txt" };
         let job = json!({"jobID": format!("job-{n}"), "jobType": "tool-call",
@@ -309,9 +319,11 @@ fn many_jobs_on_several_workers_end_once_and_in_order(env: &Env) {
         let record = Outgoing::value(job.to_string());
         if n % 5 == 0 { record } else { record.key(format!("key-{}", n % 23)) }
     });
+
     fleet.submit(jobs.collect());
     let account = fleet.settle(0);
     assert_eq!((account.count(JobState::Succeeded), account.count(JobState::Failed)), (588, 12));
+
     let workers: std::collections::BTreeSet<_> =
         account.states.values().filter_map(|event| event.worker.clone()).collect();
     assert!(workers.len() > 1, "one worker did everything: {workers:?}");

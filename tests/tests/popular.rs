@@ -1,5 +1,5 @@
-//! Servers that people use, from npm and PyPI, hosted as their own documentation configures them:
-//! each is listed and called. All of them are pinned, and need no account and no network.
+//! Popular servers from npm and PyPI, hosted as their own documentation configures them: each is
+//! listed and called. All of them are pinned, and need neither an account nor a network.
 
 #![expect(clippy::expect_used, reason = "a panic is the report of a test")]
 
@@ -13,13 +13,13 @@ use fleet_tests::{
 };
 use serde_json::{Value, json};
 
-/// So many servers start at once.
+/// The number of servers that start at once.
 const AT_ONCE: usize = 4;
 
-/// Cold starts of `npx` and `uvx` on a busy machine.
+/// Enough time for cold starts of `npx` and `uvx` on a busy machine.
 const HANDSHAKE_MS: &str = "80000";
 
-/// A server, one call of it, and what the answer has in it.
+/// A server, one call, and a part of the expected answer.
 struct Popular {
     name: &'static str,
     config: Value,
@@ -29,12 +29,12 @@ struct Popular {
 }
 
 #[test]
-fn popular_servers_are_hosted_as_they_are_documented() {
+fn popular_servers_are_hosted_as_documented() {
     let (Some(modules), Some(python)) = (node::directory(), Python::get()) else { return };
-    let place = Place::new(modules, &python);
+    let workspace = Workspace::new(modules, &python);
     let upstream = Standalone::start("popular-upstream");
-    let gateway = place.gateway();
-    let servers = Mutex::new(popular(&place, &upstream));
+    let gateway = workspace.gateway();
+    let servers = Mutex::new(popular(&workspace, &upstream));
 
     let failures: Vec<String> = thread::scope(|scope| {
         let lanes: Vec<_> = (0..AT_ONCE)
@@ -56,7 +56,7 @@ fn popular_servers_are_hosted_as_they_are_documented() {
     assert!(failures.is_empty(), "{}", failures.join("\n"));
 }
 
-/// Hosts the server, looks for the tool in the list, and calls it.
+/// Hosts the server, finds the tool in the list, and calls it.
 fn host_and_call(gateway: &Standalone, server: &Popular) -> Result<(), String> {
     let Popular { name, config, tool, arguments, expected } = server;
     let hosted =
@@ -76,22 +76,22 @@ fn host_and_call(gateway: &Standalone, server: &Popular) -> Result<(), String> {
     }
 
     let answer = gateway.service.call(&offered, arguments);
-    let said = answer["result"]["content"].to_string();
-    if answer["result"]["isError"] == json!(true) || !said.contains(expected.as_str()) {
+    let output = answer["result"]["content"].to_string();
+    if answer["result"]["isError"] == json!(true) || !output.contains(expected.as_str()) {
         return Err(format!("{offered} answered without {expected:?}: {answer}"));
     }
     Ok(())
 }
 
-/// Where the servers find what they work on, and how they are started.
-struct Place {
+/// The servers' files and programs.
+struct Workspace {
     directory: PathBuf,
     modules: PathBuf,
     wheels: PathBuf,
     programs: PathBuf,
 }
 
-impl Place {
+impl Workspace {
     fn new(modules: PathBuf, python: &Python) -> Self {
         let directory = bins::scratch("popular");
         fleet_tests::process::remove_at_exit(&directory);
@@ -133,7 +133,7 @@ impl Place {
         self.directory.join(name).display().to_string()
     }
 
-    /// `npx -y PACKAGE ...`, with a package that is installed already.
+    /// `npx -y PACKAGE ...`, with an installed package.
     fn npx(&self, package: &str, args: &[&str], env: &Value) -> Value {
         let args: Vec<_> = ["-y", package].into_iter().chain(args.iter().copied()).collect();
         json!({"command": "npx", "args": args, "cwd": self.modules, "env": env})
@@ -156,12 +156,12 @@ impl Place {
 }
 
 /// Six by `npx`, seven by `uvx`.
-fn popular(place: &Place, upstream: &Standalone) -> Vec<Popular> {
+fn popular(workspace: &Workspace, upstream: &Standalone) -> Vec<Popular> {
     let address = upstream.service.address;
     let (remote, health) = (format!("http://{address}/mcp"), format!("http://{address}/health"));
-    let repository = place.path("repository");
-    let tree = place.directory.display().to_string();
-    let npx = |package: &str, args: &[&str]| place.npx(package, args, &json!({}));
+    let repository = workspace.path("repository");
+    let tree = workspace.directory.display().to_string();
+    let npx = |package: &str, args: &[&str]| workspace.npx(package, args, &json!({}));
     let thought = json!({"thought": "count the ships", "thoughtNumber": 1, "totalThoughts": 1, "nextThoughtNeeded": false});
     let entity =
         json!({"name": "Rotterdam", "entityType": "harbour", "observations": ["It is large."]});
@@ -170,14 +170,14 @@ fn popular(place: &Place, upstream: &Standalone) -> Vec<Popular> {
         (
             "filesystem",
             npx("@modelcontextprotocol/server-filesystem", &[&tree]),
-            ("read_text_file", json!({"path": place.path("hello.txt")}), "hello, fleet"),
+            ("read_text_file", json!({"path": workspace.path("hello.txt")}), "hello, fleet"),
         ),
         (
             "memory",
-            place.npx(
+            workspace.npx(
                 "@modelcontextprotocol/server-memory",
                 &[],
-                &json!({"MEMORY_FILE_PATH": place.path("memory.jsonl")}),
+                &json!({"MEMORY_FILE_PATH": workspace.path("memory.jsonl")}),
             ),
             ("create_entities", json!({"entities": [entity]}), "Rotterdam"),
         ),
@@ -198,47 +198,47 @@ fn popular(place: &Place, upstream: &Standalone) -> Vec<Popular> {
         ),
         (
             "bridge",
-            place.npx(
+            workspace.npx(
                 "mcp-remote",
                 &[&remote],
-                &json!({"MCP_REMOTE_CONFIG_DIR": place.path("mcp-remote")}),
+                &json!({"MCP_REMOTE_CONFIG_DIR": workspace.path("mcp-remote")}),
             ),
             ("file_read", json!({"path": "hello.txt"}), "hello, fleet"),
         ),
-        ("time", place.uvx(&["mcp-server-time"], &[]), ("convert_time", hours, "Asia/Tokyo")),
+        ("time", workspace.uvx(&["mcp-server-time"], &[]), ("convert_time", hours, "Asia/Tokyo")),
         (
             "fetch",
-            place.uvx(&["mcp-server-fetch", "--ignore-robots-txt", "--allow-private-ips"], &[]),
+            workspace.uvx(&["mcp-server-fetch", "--ignore-robots-txt", "--allow-private-ips"], &[]),
             ("fetch", json!({"url": health}), &health),
         ),
         (
             "git",
-            place.uvx(&["mcp-server-git", "--repository", &repository], &[]),
+            workspace.uvx(&["mcp-server-git", "--repository", &repository], &[]),
             ("git_status", json!({"repo_path": repository}), "harbour"),
         ),
         (
             "sqlite",
-            place.uvx(
-                &["--with", "mcp<2", "mcp-server-sqlite", "--db-path", &place.path("ships.db")],
+            workspace.uvx(
+                &["--with", "mcp<2", "mcp-server-sqlite", "--db-path", &workspace.path("ships.db")],
                 &[],
             ),
             ("write_query", json!({"query": "CREATE TABLE ships (name TEXT)"}), "affected_rows"),
         ),
         (
             "calculator",
-            place.uvx(&["--with", "mcp<2", "mcp-server-calculator"], &[]),
+            workspace.uvx(&["--with", "mcp<2", "mcp-server-calculator"], &[]),
             ("calculate", json!({"expression": "4700 + 11"}), "4711"),
         ),
         (
             "excel",
-            place.uvx(&["excel-mcp-server", "stdio"], &[]),
-            ("create_workbook", json!({"path": place.path("ships.xlsx")}), "ships.xlsx"),
+            workspace.uvx(&["excel-mcp-server", "stdio"], &[]),
+            ("create_workbook", json!({"path": workspace.path("ships.xlsx")}), "ships.xlsx"),
         ),
         (
             "alchemy",
-            place.uvx(
+            workspace.uvx(
                 &["mcp-alchemy"],
-                &[("DB_URL", format!("sqlite:///{}", place.path("alchemy.db")))],
+                &[("DB_URL", format!("sqlite:///{}", workspace.path("alchemy.db")))],
             ),
             ("execute_query", json!({"query": "SELECT 4700 + 11 AS ships"}), "4711"),
         ),

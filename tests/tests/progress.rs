@@ -1,5 +1,5 @@
-//! What is told of jobs while they run, and jobs with several calls: how far they are, what a retry
-//! repeats of them, and what is told of them in the end.
+//! Progress of running jobs, and jobs with several calls: their progress, which calls a retry
+//! repeats, and their final reports.
 
 #![expect(clippy::expect_used, reason = "a panic is the report of a test")]
 
@@ -16,17 +16,17 @@ use fleet_tests::{
 use serde_json::{Value, json};
 
 on_every_broker!(
-    progress_is_told_at_its_pace,
-    the_newest_news_are_told_though_the_tool_falls_silent,
-    a_batch_tells_how_many_calls_are_done,
-    nobody_is_asked_for_progress_that_is_not_wanted,
+    progress_is_reported_at_the_configured_pace,
+    the_newest_progress_is_reported_even_if_the_tool_falls_silent,
+    a_batch_reports_the_number_of_finished_calls,
+    tools_are_not_asked_for_unwanted_progress,
     a_retry_repeats_only_the_calls_that_have_not_succeeded,
-    a_batch_that_fails_in_part_tells_of_each_call,
-    a_slow_start_is_told_by_its_job,
+    a_batch_that_fails_in_part_reports_each_call,
+    a_slow_start_is_reported_by_its_job,
 );
 
-/// Sixty pieces of news in three seconds, and an event in half a second.
-fn progress_is_told_at_its_pace(env: &Env) {
+/// Sixty notifications in three seconds make an event every half second.
+fn progress_is_reported_at_the_configured_pace(env: &Env) {
     let mut case = Case::new(env, "pace", "500ms");
     let gate = case.gate();
     let job = case.submit_call("job", &json!({"ms": 3_000, "progress": 60, "until": gate}));
@@ -34,37 +34,39 @@ fn progress_is_told_at_its_pace(env: &Env) {
     case.wait_for_progress(&job, |progress| progress.progress == 60.0);
     open(&gate);
     let account = case.settle();
-    let told = told(&account, &job);
-    let steps: Vec<_> = told.iter().map(|(_, progress)| progress.progress).collect();
+    let reported = progress_events(&account, &job);
+    let steps: Vec<_> = reported.iter().map(|(_, progress)| progress.progress).collect();
     assert!(steps.is_sorted_by(|a, b| a < b), "{steps:?}");
-    let (first, last) = (told[0].0.time, told[told.len() - 1].0.time);
+
+    let (first, last) = (reported[0].0.time, reported[reported.len() - 1].0.time);
     let most = last.since(first).as_millis() / 500 + 2;
     assert!(
-        (3..=most as usize).contains(&told.len()),
-        "{} within {first} to {last}: {told:?}",
-        told.len()
+        (3..=most as usize).contains(&reported.len()),
+        "{} within {first} to {last}: {reported:?}",
+        reported.len()
     );
-    let (_, end) = &told[told.len() - 1];
+
+    let (_, end) = &reported[reported.len() - 1];
     assert_eq!((end.total, end.message.as_deref()), (Some(60.0), Some("step 60")));
     let end = account.of(&job);
     assert_eq!((end.state, &end.progress), (JobState::Succeeded, &None));
     assert_eq!(account.of(&again).attempts, 3);
 }
 
-/// What came within an interval is told at its end, and of that only the newest.
-fn the_newest_news_are_told_though_the_tool_falls_silent(env: &Env) {
+/// At the end of an interval, only the newest notification within it is reported.
+fn the_newest_progress_is_reported_even_if_the_tool_falls_silent(env: &Env) {
     let mut case = Case::new(env, "newest", "1s");
     let gate = case.gate();
     let job = case.submit_call("job", &json!({"ms": 0, "progress": 200, "until": gate}));
     case.wait_for_progress(&job, |progress| progress.progress == 200.0);
     open(&gate);
     let account = case.settle();
-    let told = told(&account, &job);
-    assert!(told.len() <= 3, "two hundred at once, and {told:?}");
+    let reported = progress_events(&account, &job);
+    assert!(reported.len() <= 3, "two hundred at once, and {reported:?}");
 }
 
-/// Of several calls it is the number that counts, and not what each of them tells.
-fn a_batch_tells_how_many_calls_are_done(env: &Env) {
+/// The progress of a batch is the number of finished calls, not the progress of each call.
+fn a_batch_reports_the_number_of_finished_calls(env: &Env) {
     let mut case = Case::new(env, "count", "50ms");
     let gate = case.gate();
     let quick = || work(&json!({"ms": 200, "progress": 20}));
@@ -72,25 +74,27 @@ fn a_batch_tells_how_many_calls_are_done(env: &Env) {
     case.wait_for_progress(&job, |progress| progress.progress == 2.0);
     open(&gate);
     let account = case.settle();
-    let told = told(&account, &job);
+    let reported = progress_events(&account, &job);
     let one = |done| Progress {
         progress: done,
         total: Some(3.0),
         message: Some("chaos__work".to_owned()),
     };
-    let progress: Vec<_> = told.into_iter().map(|(_, progress)| progress).collect();
+    let progress: Vec<_> = reported.into_iter().map(|(_, progress)| progress).collect();
     assert_eq!(progress, [one(1.0), one(2.0)]);
 }
 
-fn nobody_is_asked_for_progress_that_is_not_wanted(env: &Env) {
+fn tools_are_not_asked_for_unwanted_progress(env: &Env) {
     let mut case = Case::new(env, "off", "0");
     let job = case.submit_call("job", &json!({"ms": 200, "progress": 20}));
     let batch = case.submit_batch("batch", vec![work(&json!({})), work(&json!({}))], 1);
     let account = case.settle();
-    assert!(told(&account, &job).is_empty() && told(&account, &batch).is_empty());
+    assert!(
+        progress_events(&account, &job).is_empty() && progress_events(&account, &batch).is_empty()
+    );
 }
 
-/// Also where several run at once.
+/// This holds even if several calls run at once.
 fn a_retry_repeats_only_the_calls_that_have_not_succeeded(env: &Env) {
     let mut case = Case::new(env, "repeats", "1s");
     let calls = (0..12).map(|n| {
@@ -101,6 +105,7 @@ fn a_retry_repeats_only_the_calls_that_have_not_succeeded(env: &Env) {
     let account = case.settle();
     let end = account.of(&job);
     assert_eq!((end.state, end.attempts), (JobState::Succeeded, 3), "{end:?}");
+
     let results =
         end.result.as_ref().expect("a result")["calls"].as_array().expect("results").clone();
     assert_eq!(results.len(), 12);
@@ -108,6 +113,7 @@ fn a_retry_repeats_only_the_calls_that_have_not_succeeded(env: &Env) {
         results.iter().all(|call| call["result"]["content"][0]["text"] == "done"),
         "{results:?}"
     );
+
     let attempts = case.attempts();
     for n in 0..12 {
         let expected: Vec<u32> = (1..=1 + [0, 0, 1, 2][n % 4]).collect();
@@ -115,8 +121,8 @@ fn a_retry_repeats_only_the_calls_that_have_not_succeeded(env: &Env) {
     }
 }
 
-/// What has succeeded is not lost to those that have failed for good, nor the other way round.
-fn a_batch_that_fails_in_part_tells_of_each_call(env: &Env) {
+/// Neither the successful nor the failed calls of a batch hide the others.
+fn a_batch_that_fails_in_part_reports_each_call(env: &Env) {
     let mut case = Case::new(env, "part", "1s");
     let named = |key: &str, mut arguments: Value| {
         arguments["key"] = json!(key);
@@ -132,23 +138,25 @@ fn a_batch_that_fails_in_part_tells_of_each_call(env: &Env) {
     let account = case.settle();
     let end = account.of(&job);
     assert_eq!(end.state, JobState::Failed, "{end:?}");
+
     let error = end.error.as_ref().expect("an error");
     assert!(error.message.starts_with("2 of 4 calls failed"), "{}", error.message);
-    let told = error.data.as_ref().and_then(Value::as_array).expect("what became of each");
-    assert_eq!(told[0]["result"]["content"][0]["text"], "done");
-    assert_eq!(told[1]["error"]["kind"], ErrorKind::Tool.as_str());
+    let results = error.data.as_ref().and_then(Value::as_array).expect("the result of each call");
+    assert_eq!(results[0]["result"]["content"][0]["text"], "done");
+    assert_eq!(results[1]["error"]["kind"], ErrorKind::Tool.as_str());
     assert_eq!(
-        told[2]["result"]["content"][0]["text"], "done",
+        results[2]["result"]["content"][0]["text"], "done",
         "a call that can still succeed is tried again"
     );
-    assert_eq!(told[3]["error"]["kind"], ErrorKind::JsonRpc.as_str());
+    assert_eq!(results[3]["error"]["kind"], ErrorKind::JsonRpc.as_str());
+
     let attempts = case.attempts();
     assert_eq!((attempts["good"].len(), attempts["late"].len()), (1, 2));
     assert_eq!(account.dead.len(), 1);
 }
 
-/// What a server waits for, and what it wrote last.
-fn a_slow_start_is_told_by_its_job(env: &Env) {
+/// The job reports what the server waits for, and the last output of the child.
+fn a_slow_start_is_reported_by_its_job(env: &Env) {
     let mut fleet = Fleet::new(env, "progress-start", 2);
     let (program, gate) = (fleet.directory.join("slow"), fleet.directory.join("gate"));
     let (tools, ledger) = (env!("CARGO_BIN_EXE_fixture_tools"), fleet.directory.join("ledger"));
@@ -179,7 +187,7 @@ fn a_slow_start_is_told_by_its_job(env: &Env) {
     assert_eq!((end.state, end.attempts), (JobState::Succeeded, 1), "{end:?}");
 }
 
-/// A fleet of one worker, with a tool that tells of its progress and writes down its calls.
+/// A fleet of one worker, with a tool that reports progress and logs its calls.
 struct Case<'e> {
     fleet: Fleet<'e>,
     ledger: PathBuf,
@@ -205,15 +213,15 @@ impl<'e> Case<'e> {
         self.fleet.submit_job(&json!({"jobID": id, "jobType": "tool-batch", "payload": payload}))
     }
 
-    /// A file that is not there until [`open`] makes it.
+    /// A file that doesn't exist until [`open`] creates it.
     fn gate(&self) -> PathBuf {
         self.fleet.directory.join(bins::unique("gate"))
     }
 
-    /// Waits until the newest event of a job, which runs, tells of such progress.
+    /// Waits until the newest event of a running job reports such progress.
     fn wait_for_progress(&self, record: &Record, wanted: impl Fn(&Progress) -> bool) {
         let oracle = Oracle::new(&self.fleet.topic, &self.fleet.submitted);
-        wait::until_ok("progress", wait::LONG, || {
+        wait::poll_until_ok("progress", wait::LONG, || {
             let last = oracle
                 .read(&self.fleet.env.brokers)
                 .states
@@ -223,7 +231,7 @@ impl<'e> Case<'e> {
         });
     }
 
-    /// Waits for all ends. Whatever was told of progress was told of an attempt that went on.
+    /// Waits for all ends. Asserts that all progress was reported for running attempts.
     fn settle(&mut self) -> Account {
         let account = self.fleet.settle(0);
         for events in account.events.values() {
@@ -252,8 +260,8 @@ impl<'e> Case<'e> {
     }
 }
 
-/// The events of a job that tell of progress.
-fn told(account: &Account, record: &Record) -> Vec<(JobEvent, Progress)> {
+/// The events of a job that report progress.
+fn progress_events(account: &Account, record: &Record) -> Vec<(JobEvent, Progress)> {
     let events = account.events[&(record.partition, record.offset)].iter();
     events.filter_map(|event| Some((JobEvent::clone(event), event.progress.clone()?))).collect()
 }

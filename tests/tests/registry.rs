@@ -1,5 +1,5 @@
-//! The shared registry: what one replica was told to host, all of them host, and still do after a
-//! restart of all.
+//! The shared registry: all replicas host the servers that one of them was told to host, even after
+//! all have restarted.
 
 #![expect(clippy::expect_used, reason = "a panic is the report of a test")]
 
@@ -14,9 +14,12 @@ use fleet_tests::{
 };
 use serde_json::{Value, json};
 
-on_every_broker!(what_one_replica_hosts_all_of_them_host, secrets_and_strangers_stay_out);
+on_every_broker!(
+    all_replicas_host_what_one_of_them_hosts,
+    secrets_and_unauthorized_records_are_rejected
+);
 
-/// Replicas over one registry that may start the server of files, and what they are started with.
+/// Replicas with one registry that may start the file server, and their options.
 struct Replicas {
     options: ServerOptions,
     topic: String,
@@ -44,12 +47,13 @@ impl Replicas {
         Self { options: ServerOptions { allowed, env, ..ServerOptions::default() }, topic, program }
     }
 
-    /// A replica that has read the registry.
+    /// Starts a replica, and waits until it has read the registry.
     fn start(&self) -> Standalone {
         Standalone::start_with("registry", self.options.clone())
     }
 
-    /// A replica that reaches Kafka elsewhere, and may not have read the registry.
+    /// Starts a replica that connects to Kafka at another address, without waiting for the
+    /// registry.
     fn launch_at(&self, brokers: &str) -> Standalone {
         let mut options = self.options.clone();
         options.env.push(("KAFKA_BROKERS".to_owned(), brokers.to_owned()));
@@ -85,12 +89,13 @@ fn status(replica: &Standalone) -> String {
     replica.service.call("server_status", &json!({})).to_string()
 }
 
-fn what_one_replica_hosts_all_of_them_host(env: &Env) {
+fn all_replicas_host_what_one_of_them_hosts(env: &Env) {
     let replicas = Replicas::new(env, "registry");
     let (mut one, mut other) = (replicas.start(), replicas.start());
     let config = replicas.config(&one, &json!({"API_KEY": "${API_KEY}", "LOG_FORMAT": "json"}));
     succeeds(&initialize(&one, "files", &config));
-    // At once, and not only after a while.
+
+    // The call succeeds at once, not only after a while.
     succeeds(&read(&other, "files"));
     succeeds(&read(&one, "files"));
 
@@ -98,7 +103,8 @@ fn what_one_replica_hosts_all_of_them_host(env: &Env) {
         let status = replica.service.process.stop(wait::LONG);
         assert!(status.success(), "{status}");
     }
-    // The files are those of the first, whose directory stays.
+
+    // The files are those of the first replica, whose directory remains.
     let (again, third) = (replicas.start(), replicas.start());
     for replica in [&again, &third] {
         succeeds(&read(replica, "files"));
@@ -109,7 +115,8 @@ fn what_one_replica_hosts_all_of_them_host(env: &Env) {
     succeeds(&removed);
     assert_eq!(removed["result"]["structuredContent"]["removed"], json!(true), "{removed}");
     assert!(!is_listed(&third, "files"));
-    wait::until("the removal on the other replica", wait::LONG, || {
+
+    wait::poll_until("the removal on the other replica", wait::LONG, || {
         (!is_listed(&again, "files")).then_some(())
     });
     let unknown = read(&again, "files")["error"].clone();
@@ -117,20 +124,23 @@ fn what_one_replica_hosts_all_of_them_host(env: &Env) {
         (&unknown["code"], &unknown["data"]["reason"]),
         (&json!(-32602), &json!("unknown-server"))
     );
+
     let fresh = replicas.start();
     assert!(!is_listed(&fresh, "files") && read(&fresh, "files")["result"].is_null());
 }
 
-fn secrets_and_strangers_stay_out(env: &Env) {
+fn secrets_and_unauthorized_records_are_rejected(env: &Env) {
     let replicas = Replicas::new(env, "registry-secrets");
     let replica = replicas.start();
     let literal =
         initialize(&replica, "files", &replicas.config(&replica, &json!({"API_KEY": "hunter2"})));
-    let said = literal.to_string();
-    assert_eq!(literal["result"]["isError"], json!(true), "{said}");
+    let output = literal.to_string();
+    assert_eq!(literal["result"]["isError"], json!(true), "{output}");
     assert!(
-        said.contains("env.API_KEY") && said.contains("${API_KEY}") && !said.contains("hunter2"),
-        "{said}"
+        output.contains("env.API_KEY")
+            && output.contains("${API_KEY}")
+            && !output.contains("hunter2"),
+        "{output}"
     );
     assert!(!is_listed(&replica, "files"), "nor is it hosted here alone");
     succeeds(&initialize(
@@ -139,8 +149,8 @@ fn secrets_and_strangers_stay_out(env: &Env) {
         &replicas.config(&replica, &json!({"API_KEY": "${API_KEY}"})),
     ));
 
-    // Whoever can write to the topic can't have anything started that policy does not allow, nor
-    // stop what is.
+    // A writer to the topic can neither start anything that the policy doesn't allow nor stop a
+    // hosted server.
     let stranger = |name: &str, value: &str| {
         topics::produce(
             &env.brokers,
@@ -155,7 +165,7 @@ fn secrets_and_strangers_stay_out(env: &Env) {
     stranger("odd", "{");
     stranger("../x", "{}");
     for replica in [&replica, &replicas.start()] {
-        wait::until_ok("the refusals", wait::LONG, || {
+        wait::poll_until_ok("the refusals", wait::LONG, || {
             let status = status(replica);
             let refused =
                 status.contains("refused") && status.contains("evil") && status.contains("odd");
@@ -168,21 +178,21 @@ fn secrets_and_strangers_stay_out(env: &Env) {
     assert!(written.contains("${API_KEY}") && !written.contains("hunter2"), "{written}");
 }
 
-/// What can't be done now and may be later, so that jobs wait.
-fn waits(answer: &Value) {
+/// Asserts an error that says that the call may succeed later, so that jobs wait.
+fn assert_waits(answer: &Value) {
     let error = &answer["error"];
-    let said = (&error["code"], &error["data"]["reason"]);
-    assert_eq!(said, (&json!(-32603), &json!("server-unavailable")), "{answer}");
+    let output = (&error["code"], &error["data"]["reason"]);
+    assert_eq!(output, (&json!(-32603), &json!("server-unavailable")), "{answer}");
     assert!(error["data"]["retryAfterMs"].as_u64().is_some_and(|ms| ms > 0), "{answer}");
 }
 
 fn is_unknown(answer: &Value) {
     let error = &answer["error"];
-    let said = (&error["code"], &error["data"]["reason"]);
-    assert_eq!(said, (&json!(-32602), &json!("unknown-server")), "{answer}");
+    let output = (&error["code"], &error["data"]["reason"]);
+    assert_eq!(output, (&json!(-32602), &json!("unknown-server")), "{answer}");
 }
 
-/// Submits a job that fails where it is not queued; the status and the problem's `type`.
+/// Submits a job; returns the status and the problem's `type`.
 fn submit(replica: &Standalone) -> (u16, Value) {
     let job = json!({"jobId": bins::unique("job"), "tool": "server_list"});
     let (status, answer) = http::post(replica.service.address, "/jobs", &job).expect("an answer");
@@ -195,10 +205,11 @@ fn is_ready(replica: &Standalone) -> bool {
 
 /// Apache Kafka only: the network fails between a server and a second listener of the broker.
 #[test]
-fn nothing_is_unknown_while_the_registry_is_out_of_reach() {
+fn no_server_is_unknown_while_the_registry_is_unreachable() {
     if !kafka::available() {
         return;
     }
+
     let cluster = Cluster::start(1);
     let env = Env::of(&cluster);
     let replicas = Replicas::new(&env, "registry-away");
@@ -206,40 +217,40 @@ fn nothing_is_unknown_while_the_registry_is_out_of_reach() {
     let config = replicas.config(&one, &json!({}));
     succeeds(&initialize(&one, "files", &config));
 
-    // As after a restart beside a Kafka that does not answer.
+    // The replica starts while Kafka doesn't answer.
     cluster.network(Network::Refused);
     let other = replicas.launch_at(&cluster.proxied);
-    waits(&read(&other, "files"));
-    waits(&read(&other, "nobody"));
-    waits(&initialize(&other, "more", &config));
+    assert_waits(&read(&other, "files"));
+    assert_waits(&read(&other, "nobody"));
+    assert_waits(&initialize(&other, "more", &config));
     assert!(!is_ready(&other));
     cluster.network(Network::Up);
-    wait::until("the registry to be read", wait::LONG, || is_ready(&other).then_some(()));
+    wait::poll_until("the registry to be read", wait::LONG, || is_ready(&other).then_some(()));
     succeeds(&read(&other, "files"));
     is_unknown(&read(&other, "nobody"));
-    wait::until_ok("a job to be taken", wait::LONG, || match submit(&other) {
+    wait::poll_until_ok("a job to be taken", wait::LONG, || match submit(&other) {
         (202, _) => Ok(()),
         refused => Err(refused),
     });
 
-    // It goes again. What is hosted goes on, and what others may have been told meanwhile is not
-    // known.
+    // Kafka becomes unreachable again. Hosted servers continue, but servers that other replicas may
+    // have been told to host meanwhile are not known.
     cluster.network(Network::Refused);
     succeeds(&read(&other, "files"));
     let (refused, kind) = submit(&other);
     assert_eq!((refused, kind), (503, json!("urn:mcp-fleet:problem:kafka-unavailable")));
     assert!(is_ready(&other));
-    waits(&read(&other, "nobody"));
+    assert_waits(&read(&other, "nobody"));
     let alone = initialize(&other, "more", &config);
-    waits(&alone);
+    assert_waits(&alone);
     assert!(alone.to_string().contains("by this replica alone"), "{alone}");
     succeeds(&read(&other, "more"));
     assert!(status(&other).contains("\"unwritten\""), "{}", status(&other));
     assert_eq!(http::metric(other.service.address, "mcp_server_registry_unwritten"), Some(1.0));
 
-    // Nobody asks again, and the others hear of it all the same.
+    // Without another request, the other replicas learn of it, too.
     cluster.network(Network::Up);
-    wait::until_ok("the write to be repeated", wait::LONG, || {
+    wait::poll_until_ok("the write to be repeated", wait::LONG, || {
         let status = status(&other);
         if status.contains("\"unwritten\"") { Err(status) } else { Ok(()) }
     });

@@ -1,9 +1,8 @@
-//! Replicas of the server behind a balancer that knows nothing but connections, and the client
-//! libraries that people use.
+//! Replicas of the server behind a balancer of connections, with popular client libraries.
 //!
-//! Every request is a connection of its own, so the requests of a session, and of a single call of
-//! langchain's, land on all replicas in turn. Each library makes a few calls;
-//! `FLEET_REPLICA_CALLS=10000` makes it that many.
+//! Every request has a connection of its own, so the requests of a session, and even of a single
+//! call of langchain, go to all replicas in turn. Each library makes a few calls;
+//! `FLEET_REPLICA_CALLS` sets another number.
 
 use std::env;
 
@@ -19,7 +18,7 @@ use serde_json::{Value, json};
 
 const CALLS: &str = "FLEET_REPLICA_CALLS";
 
-/// Three replicas with sessions, and who stands before them.
+/// Three replicas with sessions, and the balancer in front of them.
 fn replicas(name: &str) -> (Vec<Standalone>, Proxy) {
     let sessions = vec![("MCP_LEGACY_SESSIONS".to_owned(), "true".to_owned())];
     let options = ServerOptions { env: sessions, ..ServerOptions::default() };
@@ -28,7 +27,7 @@ fn replicas(name: &str) -> (Vec<Standalone>, Proxy) {
     (servers, proxy)
 }
 
-/// Has a library make its calls.
+/// Lets a library make its calls.
 fn call(name: &str, python: Option<Python>, client: &str, few: u32) {
     let Some(python) = python else { return };
     let asked = env::var(CALLS).ok().map(|calls| {
@@ -39,15 +38,16 @@ fn call(name: &str, python: Option<Python>, client: &str, few: u32) {
     let mut command = python.script("balanced.py");
     command.arg(format!("http://{}/mcp", proxy.address)).args([client, &calls.to_string()]);
     let mut process = Process::start(name, &servers[0].directory, command);
-    // At least ten calls a second, on whatever machine.
+
+    // Expect at least ten calls per second, on any machine.
     let status = process.wait(wait::LONG + std::time::Duration::from_secs(u64::from(calls / 10)));
-    let said = process.log();
+    let output = process.log();
     assert!(
-        status.success() && said.contains(&format!("answered {calls} ")),
-        "{client}: {status}\n{said}"
+        status.success() && output.contains(&format!("answered {calls} ")),
+        "{client}: {status}\n{output}"
     );
     if asked.is_some() {
-        fleet_tests::loud(&format!("{client}: {}", said.lines().last().unwrap_or_default()));
+        fleet_tests::loud(&format!("{client}: {}", output.lines().last().unwrap_or_default()));
     }
     for server in &servers {
         let share =
@@ -55,7 +55,7 @@ fn call(name: &str, python: Option<Python>, client: &str, few: u32) {
         let fair = f64::from(calls) / 3.0;
         assert!(
             share > fair / 3.0,
-            "a replica has answered {share} of {calls} calls: it is no test"
+            "a replica has answered only {share} of {calls} calls, so this run proves nothing"
         );
     }
 }
@@ -75,7 +75,7 @@ fn fastmcp_is_served_by_all_replicas() {
     call("replicas-fastmcp", Python::get(), "fastmcp", 100);
 }
 
-/// It opens a session for every call.
+/// langchain opens a session for every call.
 #[test]
 fn langchain_is_served_by_all_replicas() {
     call("replicas-langchain", Python::langchain(), "langchain", 30);
@@ -89,10 +89,11 @@ fn the_official_client_speaks_the_transport_of_2024() {
     command.arg(format!("http://{}/sse", server.service.address));
     let mut client = Process::start("sse-client", &server.directory, command);
     let status = client.wait(wait::LONG);
-    let said = client.log();
-    assert!(status.success(), "{status}\n{said}");
+    let output = client.log();
+    assert!(status.success(), "{status}\n{output}");
+
     for part in ["tool server_initialize", "hello, fleet", "error False"] {
-        assert!(said.contains(part), "no {part:?} in\n{said}");
+        assert!(output.contains(part), "no {part:?} in\n{output}");
     }
 }
 
@@ -106,14 +107,17 @@ fn a_server_of_the_official_library_that_speaks_the_transport_of_2024_is_hosted(
     let mut command = python.script("sse_server.py");
     command.arg(&ready);
     let mut old = Process::start("sse-server", &server.directory, command);
-    let address = old.until("the ready file", wait::LONG, || std::fs::read_to_string(&ready).ok());
+    let address =
+        old.wait_until("the ready file", wait::LONG, || std::fs::read_to_string(&ready).ok());
     let call = |tool: &str, arguments: Value| server.service.call(tool, &arguments);
     let config = json!({"type": "sse", "url": format!("http://{address}/sse")});
     let hosted = call("server_initialize", json!({"name": "old", "config": config}));
     assert_eq!(hosted["result"]["structuredContent"]["transport"], "sse", "{hosted}");
+
     let answer = call("old__double", json!({"number": 21})).to_string();
     assert!(answer.contains("twice is 42"), "{answer}");
-    // It goes, and that is said.
+
+    // The server stops, and its status shows that.
     drop(old);
     let lost = call("old__double", json!({"number": 21}));
     assert_eq!(lost["error"]["code"], json!(-32603), "{lost}");

@@ -1,5 +1,5 @@
-//! Changes that happen every day: all workers are replaced one after the other, and a job that
-//! kills its worker's time comes to its end however often the worker is killed in between.
+//! Everyday changes: all workers are replaced one after the other, and a poison job ends after its
+//! attempts however often its worker is killed in between.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -11,12 +11,12 @@ use serde_json::{Value, json};
 
 on_every_broker!(
     a_rolling_restart_repeats_nothing,
-    a_poison_job_ends_after_its_attempts_whoever_is_killed
+    a_poison_job_ends_after_its_attempts_despite_killed_workers
 );
 
 const WORKERS: usize = 3;
-/// Jobs that are submitted while a worker is replaced; many enough to last until its successor has
-/// some too.
+/// The number of jobs that are submitted while a worker is replaced; enough to last until its
+/// successor has some, too.
 const BATCH: usize = 400;
 
 /// SIGTERM of every worker, one after the other, each replaced before it goes, under load: no
@@ -34,11 +34,11 @@ fn a_rolling_restart_repeats_nothing(env: &Env) {
         let fresh = fleet.start_worker().address;
         submit(&mut fleet);
         let before = settled(fleet.workers[0].address);
-        wait::until("jobs of the new worker and of the one that goes", wait::LONG, || {
+        wait::poll_until("jobs of the new worker and of the one that goes", wait::LONG, || {
             if settled(fresh) > 0.0 && settled(fleet.workers[0].address) > before {
                 return Some(());
             }
-            // The load must not run dry before the new one has its share.
+            // The load must last until the new worker has its share.
             let ended = Oracle::new(&fleet.topic, &fleet.submitted).read(&env.brokers).ended();
             if ended + BATCH / 2 > fleet.submitted.len() {
                 submit(&mut fleet);
@@ -51,16 +51,18 @@ fn a_rolling_restart_repeats_nothing(env: &Env) {
     }
     let account = fleet.settle(0);
     assert_eq!(account.count(JobState::Succeeded), account.states.len());
+
     let workers: BTreeSet<_> =
         account.states.values().filter_map(|event| event.worker.clone()).collect();
     assert_eq!(workers.len(), 2 * WORKERS, "not every worker had jobs: {workers:?}");
+
     let ledger = Ledger::read(&ledger);
     assert_eq!(ledger.repeats(), 0, "calls were repeated");
     assert_eq!(ledger.overlaps, [], "calls of one key overlapped");
 }
 
-/// I6: the attempts that were spent are known to whoever takes the job over.
-fn a_poison_job_ends_after_its_attempts_whoever_is_killed(env: &Env) {
+/// I6: the worker that takes over a job knows its spent attempts.
+fn a_poison_job_ends_after_its_attempts_despite_killed_workers(env: &Env) {
     const ATTEMPTS: u32 = 4;
     const KILLS: u32 = 2;
     let mut fleet = Fleet::new(env, "poison", 1);
@@ -69,17 +71,17 @@ fn a_poison_job_ends_after_its_attempts_whoever_is_killed(env: &Env) {
     fleet.worker_env("MCP_RETRY_BASE", "2s");
     fleet.worker_env("MCP_RETRY_MAX", "2s");
     fleet.start_worker();
-    // Delays between attempts are random down to nothing. The attempts themselves take so long that
-    // the job can't have come to its end before the last worker is killed, which would leave the
-    // end to be committed by nobody.
+
+    // Delays between attempts are random and may be zero. The attempts themselves take so long that
+    // the job can't end before the last worker is killed, which would leave its end uncommitted.
     let mut poison = call("poison", &json!({"ms": 1_500, "failures": 1_000}));
     poison["maxAttempts"] = json!(ATTEMPTS);
     let poison = fleet.submit_job(&poison);
     for kill in 1..=KILLS {
         let worker = fleet.workers[0].address;
-        // Its `retrying` event comes before the commit that makes the attempt durable, and that
+        // The `retrying` event comes before the commit that makes the attempt durable, which comes
         // before the next attempt.
-        wait::until_ok("a failed attempt that is durable", wait::LONG, || {
+        wait::poll_until_ok("a failed attempt that is durable", wait::LONG, || {
             let account = Oracle::new(&fleet.topic, &fleet.submitted).read(&env.brokers);
             let spent = account.events.values().flatten().map(|event| retrying(event)).max();
             let commits = http::metric(worker, "fleet_commits_total").unwrap_or_default();
@@ -92,10 +94,12 @@ fn a_poison_job_ends_after_its_attempts_whoever_is_killed(env: &Env) {
     let end = account.of(&poison);
     assert_eq!((end.state, end.attempts), (JobState::Failed, ATTEMPTS), "{end:?}");
     assert_eq!(account.dead.len(), 1);
+
     let calls: BTreeMap<u32, usize> = Ledger::read(&ledger).calls["poison"].clone();
     assert_eq!(calls.keys().copied().collect::<Vec<_>>(), [1, 2, 3, 4], "{calls:?}");
-    // A kill can cut off one call each, which then does not count; none of them was needed to come
-    // to the end.
+
+    // Each kill can interrupt one call, which then doesn't count; the job didn't need those calls
+    // to end.
     let all: usize = calls.values().sum();
     assert!(all <= (ATTEMPTS + KILLS) as usize, "{calls:?}");
 }

@@ -1,5 +1,5 @@
-//! Calls that are rounds of a task: a tool asks, and the answers come as another job of the same
-//! id.
+//! Calls that are rounds of a task: a tool asks a question, and the answer comes as another job of
+//! the same id.
 
 #![expect(clippy::expect_used, reason = "a panic is the report of a test")]
 
@@ -14,9 +14,9 @@ use fleet_tests::{
 };
 use serde_json::{Value, json};
 
-on_every_broker!(a_tool_asks_twice_and_is_answered, an_error_of_the_tools_is_final_in_a_task);
+on_every_broker!(a_tool_asks_twice_and_is_answered, an_error_of_the_tool_is_final_in_a_task);
 
-/// A fleet with tools that ask.
+/// A fleet with tools that ask questions.
 fn fleet<'e>(env: &'e Env, name: &str) -> Fleet<'e> {
     let mut fleet = Fleet::new(env, name, 1);
     fleet.start_server(&ServerOptions {
@@ -39,15 +39,15 @@ fn submit(fleet: &mut Fleet<'_>, id: &str, tool: &str, task: Option<Value>) -> R
 
 fn end(fleet: &Fleet<'_>, record: &Record) -> JobEvent {
     let oracle = Oracle::new(&fleet.topic, &fleet.submitted);
-    wait::until("the end of a round", wait::LONG, || {
+    wait::poll_until("the end of a round", wait::LONG, || {
         let last =
             oracle.read(&fleet.env.brokers).states.remove(&(record.partition, record.offset));
         last.filter(|event| event.state.is_terminal()).map(Arc::unwrap_or_clone)
     })
 }
 
-/// Each round is a job of its own that ends with the tool's question, and the last one with its
-/// answer. The server, which remembers results by job and arguments, does not take a later round
+/// Each round is a job of its own that ends with the tool's question, and the last round ends with
+/// its answer. The server, which remembers results by job and arguments, doesn't take a later round
 /// for a repeat of the first.
 fn a_tool_asks_twice_and_is_answered(env: &Env) {
     let mut fleet = fleet(env, "rounds");
@@ -76,21 +76,22 @@ fn a_tool_asks_twice_and_is_answered(env: &Env) {
         asked.push(question);
     };
     assert_eq!((asked, &*text), (vec!["step1".to_owned(), "step2".to_owned()], "Ada likes blue."));
+
     let refused = submit(&mut fleet, "nobody-to-ask", tool, None);
     let account = fleet.settle(0);
     let refused = account.of(&refused);
     assert_eq!((refused.state, refused.attempts), (JobState::Failed, 1), "{refused:?}");
 }
 
-/// Whoever waits for a task wants to know what the tool has said, and not what it says at the fifth
-/// attempt.
-fn an_error_of_the_tools_is_final_in_a_task(env: &Env) {
+/// A client that waits for a task needs the tool's first error, not that of the fifth attempt.
+fn an_error_of_the_tool_is_final_in_a_task(env: &Env) {
     let mut fleet = fleet(env, "final");
     let task = submit(&mut fleet, "task", "test_error_handling", Some(json!({})));
     let job = submit(&mut fleet, "job", "test_error_handling", None);
     let account = fleet.settle(0);
     let (task, job) = (account.of(&task), account.of(&job));
     assert_eq!((task.state, task.attempts), (JobState::Failed, 1), "{task:?}");
+
     let error = task.error.as_ref().expect("an error");
     assert_eq!(error.kind, ErrorKind::Tool);
     assert_eq!(error.data.as_ref().expect("the result")["isError"], true);

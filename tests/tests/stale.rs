@@ -1,8 +1,8 @@
-//! A worker that wakes up while the coordinator is away: it hears neither that it has lost its
-//! partitions nor that it has kept them. Apache Kafka only, three brokers.
+//! A worker that wakes up while the coordinator is down: it learns neither that it has lost its
+//! partitions nor that it has kept them. Apache Kafka only, with three brokers.
 //!
-//! What it looks for is a race, so one round does not prove much: `FLEET_STALE_ROUNDS` asks for
-//! more, as `scripts/storm stale` does.
+//! The test looks for a race, so one round doesn't prove much: `FLEET_STALE_ROUNDS` sets more, as
+//! `scripts/storm stale` does.
 
 use std::{
     env,
@@ -17,15 +17,15 @@ use fleet_tests::{
 };
 use nix::sys::signal::Signal;
 
-/// How many jobs a worker has under way.
+/// The number of jobs that a worker has in flight.
 const IN_FLIGHT: usize = 4;
-/// What a worker may have settled since its last commit, or have under way.
+/// The most jobs that a worker may have settled since its last commit, or have in flight.
 const REPEATS: usize = 200;
-/// How long the coordinator's broker stays away: about as long as the cluster takes to notice.
+/// How long the coordinator's broker stays down: about as long as the cluster takes to notice.
 const OUTAGE: Duration = Duration::from_secs(10);
 
 #[test]
-fn a_worker_that_wakes_up_without_a_coordinator_says_nothing_out_of_date() {
+fn a_worker_that_wakes_up_without_a_coordinator_writes_no_outdated_events() {
     if !kafka::available() {
         return;
     }
@@ -53,11 +53,13 @@ fn wake_up_without_a_coordinator(cluster: &mut Cluster) {
 
     fleet.workers[0].process.signal(Signal::SIGSTOP);
     gate.open();
-    // What it has under way can't end without it, so all have ended only when the other one has its
-    // partitions.
+
+    // The jobs that the worker has in flight can't end without it, so all jobs have ended only once
+    // the other worker has its partitions.
     fleet.wait_for_all();
-    // From here on nobody has a reason to say anything more of these jobs.
-    wait::until_ok("every record to be committed", wait::LONG, || {
+
+    // From here on, there is no reason for further events of these jobs.
+    wait::poll_until_ok("every record to be committed", wait::LONG, || {
         let committed =
             topics::committed(&env.brokers, &fleet.group, &fleet.topic, fleet.partitions);
         let read: i64 = committed.into_iter().flatten().sum();
@@ -67,17 +69,23 @@ fn wake_up_without_a_coordinator(cluster: &mut Cluster) {
     cluster.kill(coordinator);
     fleet.workers[0].process.signal(Signal::SIGCONT);
     let awake = Instant::now();
-    wait::until("the end of the outage", wait::LONG, || (awake.elapsed() > OUTAGE).then_some(()));
+    wait::poll_until("the end of the outage", wait::LONG, || {
+        (awake.elapsed() > OUTAGE).then_some(())
+    });
     cluster.restart(coordinator);
     fleet.workers[0].process.says("lost: their jobs will run elsewhere", wait::LONG);
 
     cluster.wait_until_in_sync();
     let account = fleet.settle(REPEATS);
     assert_eq!(account.count(JobState::Succeeded), 400);
-    let said_after_the_end = account.events.values().filter_map(|events| {
+
+    let events_after_the_end = account.events.values().filter_map(|events| {
         let end = events.iter().position(|event| event.state.is_terminal())?;
         events[end..].iter().find(|event| !event.state.is_terminal())
     });
-    let said_after_the_end: Vec<_> = said_after_the_end.collect();
-    assert!(said_after_the_end.is_empty(), "said of jobs that had ended: {said_after_the_end:#?}");
+    let events_after_the_end: Vec<_> = events_after_the_end.collect();
+    assert!(
+        events_after_the_end.is_empty(),
+        "events of jobs that had already ended: {events_after_the_end:#?}"
+    );
 }

@@ -1,5 +1,5 @@
-//! Programs that are not ours: MCP servers from npm and PyPI, hosted by jobs, and the official
-//! Python client on our server.
+//! Third-party programs: MCP servers from npm and PyPI, hosted by jobs, and the official Python
+//! client with our server.
 
 use fleet_job::event::JobState;
 use fleet_tests::{
@@ -32,8 +32,9 @@ fn fastmcp_drives_our_tasks(env: &Env) {
     command.arg(format!("{}/mcp", fleet.server_url)).arg(format!("http://{}/mcp", other.address));
     let mut client = Process::start("fastmcp-tasks", &fleet.directory, command);
     let status = client.wait(wait::LONG);
-    let said = client.log();
-    assert!(status.success() && said.contains("a task is cancelled"), "{status}\n{said}");
+    let output = client.log();
+    assert!(status.success() && output.contains("a task is cancelled"), "{status}\n{output}");
+
     fleet.stop_workers();
 }
 
@@ -49,6 +50,7 @@ fn a_server_from_npm_is_hosted(env: &Env) {
             json!({"tool": "get-sum", "arguments": {"a": 4700, "b": 11}}),
         ],
     );
+
     assert!(results[0].contains("hello from a job"), "{}", results[0]);
     assert!(results[1].contains("4711"), "{}", results[1]);
 }
@@ -110,17 +112,18 @@ fn the_python_client_lists_and_calls_our_tools() {
         command.arg(format!("http://{}/mcp", server.service.address)).arg(mode);
         let mut client = Process::start("python-client", &server.directory, command);
         let status = client.wait(wait::LONG);
-        let said = client.log();
-        assert!(status.success(), "{mode}: {status}\n{said}");
+        let output = client.log();
+        assert!(status.success(), "{mode}: {status}\n{output}");
         for part in ["tool file_read", "tool server_initialize", "hello, fleet", "error True"] {
-            assert!(said.contains(part), "{mode}: no {part:?} in\n{said}");
+            assert!(output.contains(part), "{mode}: no {part:?} in\n{output}");
         }
     }
+
     assert!(server.service.process.is_running());
 }
 
-/// The libraries that people use list and call tools of a hosted program and of a hosted HTTP
-/// server, in both eras.
+/// Popular libraries list and call tools of a hosted program and of a hosted HTTP server, in both
+/// eras.
 #[test]
 fn client_libraries_call_through_the_gateway() {
     let (Some(script), Some(python), Some(langchain)) =
@@ -159,10 +162,10 @@ fn client_libraries_call_through_the_gateway() {
             command.args([client, "10", tool, arguments, expected]);
             let mut process = Process::start("gateway-client", &gateway.directory, command);
             let status = process.wait(wait::LONG);
-            let said = process.log();
+            let output = process.log();
             assert!(
-                status.success() && said.contains("answered 10 "),
-                "{client}, {tool}: {status}\n{said}"
+                status.success() && output.contains("answered 10 "),
+                "{client}, {tool}: {status}\n{output}"
             );
         }
     }

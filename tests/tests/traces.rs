@@ -1,5 +1,5 @@
-//! One trace per job, from its producer to the hosted tool, as a collector of OpenTelemetry
-//! receives it; and the same ids in events, dead letters and log lines.
+//! One trace per job, from its producer to the hosted tool, as an OpenTelemetry collector receives
+//! it; and the same ids in events, dead letters and log lines.
 
 #![expect(clippy::expect_used, reason = "a panic is the report of a test")]
 
@@ -19,7 +19,7 @@ use serde_json::{Value, json};
 
 on_every_broker!(
     a_job_is_one_trace_from_its_producer_to_the_tool,
-    what_is_submitted_through_the_server_begins_below_its_caller,
+    jobs_submitted_through_the_server_are_below_their_caller,
     without_a_collector_the_trace_is_passed_on
 );
 
@@ -33,7 +33,7 @@ fn call(id: &str, arguments: &Value) -> Value {
     json!({"jobID": id, "jobType": "tool-call", "payload": {"server": "chaos", "tool": "work", "arguments": arguments}})
 }
 
-/// A trace of its own for each number, and the span in which its producer has written the job.
+/// A separate trace for each number, with the span in which the producer has written the job.
 fn context(number: u64) -> (String, String, String) {
     let (trace, span) =
         (format!("{:032x}", 0xabc_0000 + number), format!("{:016x}", 0xdef_0000 + number));
@@ -57,8 +57,8 @@ fn a_job_is_one_trace_from_its_producer_to_the_tool(env: &Env) {
     fleet.start_worker();
     let mut jobs: Vec<_> =
         (0..JOBS).map(|n| traced(&call(&format!("traced-{n}"), &json!({"key": "-"})), n)).collect();
-    // One that is tried again, one that fails for good, one of several calls, one whose producer
-    // knows no traces.
+
+    // One job is retried, one fails, one has several calls, and one has a producer without traces.
     jobs.push(traced(&call("retried", &json!({"failures": 1})), JOBS));
     jobs.push(traced(&call("failed", &json!({"final": true})), JOBS + 1));
     let calls: Vec<_> =
@@ -71,7 +71,8 @@ fn a_job_is_one_trace_from_its_producer_to_the_tool(env: &Env) {
     fleet.wait_for_all();
     let workers =
         fleet.workers.iter().map(|worker| worker.process.log_path().to_owned()).collect::<Vec<_>>();
-    // What is left is exported when they end.
+
+    // The remaining spans are exported when the processes stop.
     fleet.stop_workers();
     fleet.server.take().expect("the server").process.stop(wait::LONG);
     let account = Oracle::new(&fleet.topic, &fleet.submitted).check(&env.brokers);
@@ -102,7 +103,7 @@ fn a_job_is_one_trace_from_its_producer_to_the_tool(env: &Env) {
         assert_eq!(chain[0].attributes["fleet.job.state"], "succeeded");
         assert_eq!(chain[1].name, "tools/call chaos__work");
         assert_eq!(chain[3].attributes["fleet.upstream"], "chaos");
-        // The tool was told the innermost span, and events carry the worker's.
+        // The tool receives the innermost span, and events carry the worker's.
         let record = fleet
             .submitted
             .iter()
@@ -123,6 +124,7 @@ fn a_job_is_one_trace_from_its_producer_to_the_tool(env: &Env) {
     assert_eq!(names("batch"), [3, 1, 3, 3], "each call has its own");
     assert_eq!(names("untraced"), [1, 1, 1, 1], "the worker begins the trace");
     assert_eq!(names("rejected"), [1], "no call was made");
+
     let failed = by_job("failed");
     assert!(failed.iter().any(|span| span.kind == CONSUMER && span.failed), "{failed:#?}");
     events_and_letters_are_of_the_trace(&fleet, &spans);
@@ -142,8 +144,8 @@ fn a_job_is_one_trace_from_its_producer_to_the_tool(env: &Env) {
     );
 }
 
-/// Over HTTP and as an MCP tool: whoever submits a job stands above it in the trace.
-fn what_is_submitted_through_the_server_begins_below_its_caller(env: &Env) {
+/// A job that is submitted over HTTP or with an MCP tool is below its submitter in the trace.
+fn jobs_submitted_through_the_server_are_below_their_caller(env: &Env) {
     let collector = Collector::start();
     let mut fleet = Fleet::new(env, "submitted", 3);
     let options = ServerOptions {
@@ -164,8 +166,9 @@ fn what_is_submitted_through_the_server_begins_below_its_caller(env: &Env) {
     let request = json!({"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": params});
     let answer = rest::post(server.address, "/message", &request).expect(200);
     assert_ne!(answer["result"]["isError"], true, "{answer}");
+
     for id in ["by-http", "by-tool"] {
-        wait::until("the job", wait::LONG, || {
+        wait::poll_until("the job", wait::LONG, || {
             let job = rest::get(server.address, &format!("/jobs/{id}")).json();
             (job["state"] == JobState::Succeeded.as_str()).then_some(())
         });
@@ -185,7 +188,7 @@ fn what_is_submitted_through_the_server_begins_below_its_caller(env: &Env) {
     );
 }
 
-/// The spans from the outermost on, each below the one before, the first below `parent`.
+/// The spans from the outermost on, each below the previous one, the first below `parent`.
 fn chain<'s>(spans: &[&'s Span], parent: &str) -> Vec<&'s Span> {
     let mut chain = Vec::new();
     let mut above = parent;
@@ -206,6 +209,7 @@ fn events_and_letters_are_of_the_trace(fleet: &Fleet<'_>, spans: &[Span]) {
         let mut parts = parent.split('-').map(str::to_owned);
         (parts.nth(1).expect("a trace"), parts.next().expect("a span"))
     };
+
     for event in topics::read(&fleet.env.brokers, &topics.events) {
         let (trace, span) = parts(&event);
         let of = spans
@@ -214,6 +218,7 @@ fn events_and_letters_are_of_the_trace(fleet: &Fleet<'_>, spans: &[Span]) {
             .unwrap_or_else(|| panic!("no span {span}: {event:?}"));
         assert_eq!((of.kind, &of.trace), (CONSUMER, &trace), "{event:?}");
     }
+
     let dead = topics::read(&fleet.env.brokers, &topics.dlq);
     assert_eq!(dead.len(), 2);
     for letter in dead {
@@ -226,7 +231,7 @@ fn events_and_letters_are_of_the_trace(fleet: &Fleet<'_>, spans: &[Span]) {
     }
 }
 
-/// Nobody exports anything. What is submitted over HTTP and MCP keeps its caller's trace all the
+/// No spans are exported. A job that is submitted over HTTP or MCP keeps its caller's trace all the
 /// way to the tool.
 fn without_a_collector_the_trace_is_passed_on(env: &Env) {
     let mut fleet = Fleet::new(env, "untraced", 3);
@@ -239,11 +244,13 @@ fn without_a_collector_the_trace_is_passed_on(env: &Env) {
     let headers = [("traceparent", &*parent), ("tracestate", "a=b")];
     let answer = rest::post_with(jobs.address, "/jobs", &headers, &call(&id, &json!({})));
     assert_eq!(answer.status, 202, "{answer:?}");
-    let job = wait::until("the job", wait::LONG, || {
+
+    let job = wait::poll_until("the job", wait::LONG, || {
         let job = rest::get(jobs.address, &format!("/jobs/{id}")).json();
         (job["state"] == JobState::Succeeded.as_str()).then_some(job)
     });
     assert_eq!(job["result"]["_meta"]["test/traceparent"], parent, "{job}");
+
     for event in topics::read(&env.brokers, &Topics::of(&*fleet.topic).events) {
         assert_eq!(event.header("traceparent"), Some(parent.as_bytes()), "{event:?}");
         assert_eq!(event.header("tracestate"), Some(&b"a=b"[..]), "{event:?}");

@@ -1,5 +1,5 @@
-//! What the conformance suite runs to test the client that workers have: lists the tools of the
-//! server whose URL is the last argument, and calls them as the scenario asks
+//! The program with which the conformance suite tests the workers' client: lists the tools of the
+//! server whose URL is the last argument, and calls them as the scenario requires
 //! (`MCP_CONFORMANCE_SCENARIO`, `MCP_CONFORMANCE_CONTEXT`).
 
 #![expect(clippy::expect_used, reason = "a panic is the report of a test")]
@@ -16,13 +16,13 @@ async fn main() {
     let client = McpClient::new(ClientConfig::new(endpoints)).expect("a client");
     let tools = client.list_tools().await.expect("the tools of the server");
     for (name, arguments) in calls(&tools) {
-        // What it comes to is for the suite to judge.
+        // The suite judges the outcome.
         drop(client.call_tool(ToolCall::new(name, arguments)).await);
     }
     client.close().await;
 }
 
-/// The calls that the scenario asks for, or else one of each tool.
+/// The calls that the scenario requires, or else one of each tool.
 fn calls(tools: &[Value]) -> Vec<(String, Map<String, Value>)> {
     let context = env::var("MCP_CONFORMANCE_CONTEXT").ok();
     let context: Value =
@@ -39,7 +39,7 @@ fn calls(tools: &[Value]) -> Vec<(String, Map<String, Value>)> {
     calls.iter().map(call).collect()
 }
 
-/// Arguments of the types that the tool's schema asks for.
+/// Arguments of the types in the tool's schema.
 fn arguments(tool: &Value) -> Value {
     let properties = tool["inputSchema"]["properties"].as_object().cloned().unwrap_or_default();
     let value = |schema: &Value| match schema["type"].as_str() {

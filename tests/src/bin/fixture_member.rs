@@ -1,5 +1,5 @@
-//! A member of a consumer group that takes part in rebalances and settles nothing: what it was
-//! assigned is done by its successors. It is a process of its own, since librdkafka can end the
+//! A member of a consumer group that takes part in rebalances but settles nothing: its successors
+//! do the work of its partitions. It is a process of its own, because librdkafka can crash the
 //! process that assigns the partitions of a group whose members follow different topics.
 //!
 //! usage: `fixture_member BROKERS GROUP TOPIC...`
@@ -16,7 +16,7 @@ fn main() {
     let topics: Vec<&str> = topics.iter().map(String::as_str).collect();
     let member = topics::idle_member(brokers, group, &topics);
     loop {
-        // What comes is of no interest.
+        // Ignore the records.
         drop(member.poll(Duration::from_secs(1)));
     }
 }

@@ -1,12 +1,12 @@
-//! The tool of `fixture_tools` behind Streamable HTTP of revision 2025-11-25, with sessions that
-//! live in this process: a server that is started again has forgotten them.
+//! The tool of `fixture_tools` over Streamable HTTP of revision 2025-11-25, with sessions that live
+//! in this process: a restarted server has forgotten them.
 //!
 //! usage: `fixture_remote LEDGER READY FORGOTTEN REFUSE`
 //!
-//! It writes its address into the file `READY`. `FORGOTTEN` is how a session that is not known is
-//! refused, as servers in the field do it: `404`, `400-code` (a JSON-RPC error -32000, as the
-//! TypeScript SDK's examples), `400`, `401`, `422` or `503` (text). While the file `REFUSE` exists,
-//! every request is answered with 401, as when a token has expired.
+//! It writes its address to the file `READY`. `FORGOTTEN` is how it refuses an unknown session, as
+//! different servers do: `404`, `400-code` (a JSON-RPC error -32000, as the TypeScript SDK's
+//! examples), `400`, `401`, `422` or `503` (text). While the file `REFUSE` exists, it answers every
+//! request with 401, as if a token had expired.
 
 #![expect(clippy::expect_used, reason = "a panic is the report of a test")]
 
@@ -47,30 +47,30 @@ fn main() {
     fs::write(&ready, format!("{address}\n")).expect("the ready file");
     for client in listener.incoming().flatten() {
         let server = Arc::clone(&server);
-        // A client that breaks off ends its own connection and nothing else.
+        // A client that breaks off ends only its own connection.
         thread::spawn(move || server.serve(&client).ok());
     }
 }
 
-/// What all connections share.
+/// The state that all connections share.
 struct Server {
     log: CallLog,
-    /// How a session that is not known is refused.
+    /// How an unknown session is refused.
     forgotten: String,
-    /// While this file exists, credentials are refused.
+    /// The file whose existence makes the server refuse credentials.
     refuse: PathBuf,
     sessions: Mutex<HashSet<String>>,
     made: AtomicU64,
 }
 
-/// As much of a request as counts here.
+/// The parts of a request that matter here.
 struct Request {
     method: String,
     session: Option<String>,
     body: Value,
 }
 
-/// An answer: its status, its body, and the session that it names.
+/// An answer: status, body, and the session that it names.
 struct Answer {
     status: u16,
     body: String,
@@ -158,6 +158,7 @@ fn read(reader: &mut BufReader<&TcpStream>) -> io::Result<Option<Request>> {
     if reader.read_line(&mut line)? == 0 {
         return Ok(None);
     }
+
     let method = line.split(' ').next().unwrap_or_default().to_owned();
 
     let (mut length, mut session) = (0, None);

@@ -1,5 +1,5 @@
-//! An MCP server over stdio whose one tool, `work`, behaves as its arguments say, and writes down
-//! that it was called (`fleet_tests::fixture`).
+//! An MCP server over stdio whose only tool, `work`, behaves as its arguments write_message, and
+//! logs its calls (`fleet_tests::fixture`).
 
 #![expect(clippy::expect_used, reason = "a panic is the report of a test")]
 
@@ -42,22 +42,22 @@ fn handle(request: Value, log: Arc<CallLog>) {
         "initialize" => answer(&id, fixture::initialized(&params)),
         "ping" => answer(&id, json!({})),
         "tools/list" => answer(&id, fixture::tools()),
-        "tools/call" => {
-            drop(thread::spawn(move || answer(&id, fixture::work(&id, &params, &log, say))))
-        }
+        "tools/call" => drop(thread::spawn(move || {
+            answer(&id, fixture::work(&id, &params, &log, write_message))
+        })),
         method => {
             let error = json!({"code": -32601, "message": format!("no method {method}")});
-            say(&json!({"jsonrpc": "2.0", "id": id, "error": error}));
+            write_message(&json!({"jsonrpc": "2.0", "id": id, "error": error}));
         }
     }
 }
 
 fn answer(id: &Value, result: Value) {
-    say(&json!({"jsonrpc": "2.0", "id": id, "result": result}));
+    write_message(&json!({"jsonrpc": "2.0", "id": id, "result": result}));
 }
 
-fn say(message: &Value) {
+fn write_message(message: &Value) {
     let mut out = io::stdout().lock();
-    // Whoever asked may be gone, and then this process is about to end too.
+    // If the client has left, this process is about to end, too.
     drop(out.write_all(format!("{message}\n").as_bytes()).and_then(|()| out.flush()));
 }

@@ -1,10 +1,10 @@
-//! The last word on a chaos run: topics, plans, ledger and disturbances held against each other.
+//! The audit of a chaos run: compares topics, plans, ledgers and disturbances.
 //!
-//! That jobs are repeated is allowed after a loss only, and only where the loss explains it: one of
-//! the two ends was written by a worker that was killed, stopped or cut off, not longer before than
-//! a commit takes. What leaves in order repeats nothing. While a broker is down, or answers too
-//! late, an acknowledgement can be lost, and then a worker writes the end of a job again (I2): that
-//! is told apart, since the job itself has run once.
+//! A job may be repeated only after a loss that explains the repeat: one of its two ends was
+//! written by a worker that was killed, stopped or cut off, at most the time of a commit earlier. A
+//! worker that leaves in order causes no repeats. While a broker is down, or answers too late, an
+//! acknowledgement can be lost, and then a worker writes the end of a job again (I2). This is
+//! counted separately, because the job itself has run only once.
 
 use std::{
     collections::{BTreeMap, HashSet},
@@ -30,24 +30,24 @@ use crate::{
 /// A settled job is committed within `MCP_COMMIT_INTERVAL` (1 s) and the time that a commit takes
 /// on a busy machine.
 pub const COMMIT_MS: i64 = 4_000;
-/// How far around a worker's own word that it has lost partitions its repeats are explained by
-/// that: a session before, during which it did not know, and the time to write what it held.
+/// How long before and after a worker's log line about lost partitions that loss explains repeats:
+/// one session timeout before, when the worker didn't know yet, and the time to write its events.
 const NOTICED_MS: i64 = 10_000;
 
 /// How long after an unexplained repeat its worker's log is shown: three times
-/// `delivery.timeout.ms`, after which librdkafka gives a record up.
+/// `delivery.timeout.ms`, after which librdkafka gives up on a record.
 const LOG_SHOWN_MS: i64 = 30_000;
-/// How many unexplained repeats are shown with what their worker logged around them.
+/// How many unexplained repeats are shown with the log lines of their workers.
 const SHOWN_WITH_LOG: usize = 5;
 
-/// A worker has gone, or may have been replaced, without giving its partitions back.
+/// A worker has stopped, or may have been replaced, without giving its partitions back.
 #[derive(Clone, Debug)]
 pub struct Loss {
     /// The worker's name in events.
     pub worker: String,
-    /// Ends that it wrote from here on may be repeated, in milliseconds.
+    /// The first time, in milliseconds, at which an end that the worker wrote may be repeated.
     pub from: i64,
-    /// To here.
+    /// The last such time.
     pub until: i64,
 }
 
@@ -65,33 +65,33 @@ impl fmt::Display for Loss {
     }
 }
 
-/// A worker that ran at some time, and where it wrote its log.
+/// A worker that has run, and its log.
 #[derive(Clone, Debug)]
 pub struct Witness {
     /// The worker's name in events.
     pub worker: String,
-    /// Its log.
+    /// The path of its log.
     pub log: PathBuf,
 }
 
-/// What workers say when partitions have left them without a last commit.
+/// What workers log when they have lost partitions without a last commit.
 const ADMISSIONS: [&str; 3] =
     ["lost: their jobs will run elsewhere", "jobs may repeat", "will run again elsewhere"];
 
-/// What a worker says when the end of a job was not acknowledged in time.
+/// What a worker logs when the end of a job was not acknowledged in time.
 const UNWRITTEN: &str = "the end of a job could not be written";
 
-/// What a worker has said about itself.
+/// The evidence in a worker's log.
 #[derive(Debug, Default)]
 struct Testimony {
     losses: Vec<Loss>,
-    /// When it gave up waiting for the acknowledgement of an end.
+    /// The times at which it stopped waiting for the acknowledgement of an end.
     unwritten: Vec<i64>,
 }
 
 impl Witness {
-    /// The losses that a worker has noticed itself, as after a broker failed; and whether an
-    /// invariant broke.
+    /// Reads the losses that the worker has noticed itself, for example after a broker failed, and
+    /// reports violated invariants.
     fn testify(&self, wrong: &mut Vec<String>, outages: &[(i64, i64)]) -> Testimony {
         let mut testimony = Testimony::default();
         for line in read(&self.log).lines() {
@@ -105,7 +105,7 @@ impl Witness {
             }
             if ADMISSIONS.iter().any(|words| line.contains(words)) {
                 let (from, until) = (time - NOTICED_MS, time + NOTICED_MS);
-                // While the group's coordinator is down nothing is committed and nobody is told so.
+                // While the group's coordinator is down, commits fail without any notice.
                 let since = outages
                     .iter()
                     .filter(|(down, up)| *down < time && from < *up)
@@ -114,6 +114,7 @@ impl Witness {
                 testimony.losses.push(Loss { worker: self.worker.clone(), from, until });
             }
         }
+
         testimony
     }
 }
@@ -123,34 +124,34 @@ fn read(path: &Path) -> String {
     String::from_utf8_lossy(&bytes).into_owned()
 }
 
-/// Everything that is known of a run.
+/// All evidence of a run.
 #[derive(Debug)]
 pub struct Audit<'a> {
-    /// What the topics say.
+    /// The account of the topics.
     pub account: &'a Account,
-    /// What was submitted, and what was planned for it.
+    /// The submitted records and their plans.
     pub plans: &'a [(Record, Plan)],
-    /// What the tool saw.
+    /// The calls that the tool saw.
     pub ledger: &'a Ledger,
-    /// What was done to workers.
+    /// The losses of workers.
     pub losses: Vec<Loss>,
-    /// When a broker was down or not in sync, from and to, in milliseconds.
+    /// The periods in which a broker was down or not in sync: start and end in milliseconds.
     pub outages: Vec<(i64, i64)>,
-    /// All workers that ever ran.
+    /// All workers that have run.
     pub witnesses: &'a [Witness],
-    /// How often calls under way were cut off: the server was killed, or the hosted one, or its
-    /// network.
+    /// How often running calls were cut off: the server or the hosted server was killed, or its
+    /// network failed.
     pub cut_calls: u32,
-    /// Jobs that somebody wanted to cancel after they had ended.
+    /// Jobs with a cancel request after their end.
     pub cancelled_late: &'a HashSet<String>,
     /// `MCP_MAX_IN_FLIGHT` of the workers.
     pub in_flight: usize,
 }
 
-/// What an audit has found.
+/// The result of an audit.
 #[derive(Clone, Debug, Default)]
 pub struct Report {
-    /// Everything that is wrong.
+    /// All violations.
     pub wrong: Vec<String>,
     ends: BTreeMap<&'static str, usize>,
     losses: usize,
@@ -182,7 +183,7 @@ impl fmt::Display for Report {
 }
 
 impl Audit<'_> {
-    /// Holds everything against everything.
+    /// Compares all evidence.
     pub fn report(mut self) -> Report {
         let mut report = Report { losses: self.losses.len(), ..Report::default() };
         let mut unwritten = BTreeMap::new();
@@ -192,9 +193,11 @@ impl Audit<'_> {
             self.losses.extend(testimony.losses);
             unwritten.insert(witness.worker.as_str(), testimony.unwritten);
         }
+
         for state in [JobState::Succeeded, JobState::Failed, JobState::Expired, JobState::Running] {
             report.ends.insert(state.as_str(), self.account.count(state));
         }
+
         self.ends_are_as_planned(&mut report.wrong);
         self.repeats_are_explained(&unwritten, &mut report);
         self.calls_are_in_order(&mut report);
@@ -210,8 +213,8 @@ impl Audit<'_> {
     fn ends_are_as_planned(&self, wrong: &mut Vec<String>) {
         for (record, plan) in self.plans {
             wrong.extend(self.ends(record).enumerate().filter_map(|(at, end)| {
-                // The record of a job that had ended can come to another worker, which knows of the
-                // cancel only.
+                // The record of an ended job can reach another worker, which knows only the cancel
+                // request.
                 let late = at > 0 && end.state == JobState::Cancelled;
                 let is_planned = late && self.cancelled_late.contains(&end.job_id);
                 if is_planned { None } else { plan.differs(end, self.cut_calls) }
@@ -224,7 +227,7 @@ impl Audit<'_> {
             let calls = self.ledger.calls.get(&last.job_id).unwrap_or(&none);
             let most = if *plan == Plan::Hopeless { HOPELESS_ATTEMPTS } else { MAX_ATTEMPTS };
             let attempts = if *plan == Plan::Undecodable { 0 } else { last.attempts };
-            // Attempts whose call the server had not seen yet when it was cut off.
+            // Attempts whose calls were cut off before the server saw them.
             let unseen = (1..=attempts).filter(|attempt| !calls.contains_key(attempt)).count();
             if calls.keys().any(|attempt| *attempt > most) || unseen > self.cut_calls as usize {
                 let (job, calls) = (&last.job_id, calls.keys());
@@ -235,8 +238,7 @@ impl Audit<'_> {
         }
     }
 
-    /// What is wrong with the newest record of a job, which is all that compaction keeps: it must
-    /// be the first end.
+    /// The violation if the newest event of a job, which compaction keeps, is not the first end.
     fn is_not_its_first_end(&self, record: &Record) -> Option<String> {
         let first = self.ends(record).next()?;
         let last = self.account.last.get(&(record.partition, record.offset))?;
@@ -284,9 +286,10 @@ impl Audit<'_> {
                 }
             }
         }
+
         report.repeated_calls = self.ledger.repeats();
-        // Per loss: what was under way, what waited to be written (the engine's own bound), what
-        // was not committed yet.
+        // For each loss: the jobs in flight, the events waiting to be written (at most the engine's
+        // limit), and the ends not committed yet.
         let open = self.in_flight + 4 * self.in_flight + 64;
         let times = self.event_times();
         let uncommitted = |loss: &Loss| {
@@ -309,7 +312,7 @@ impl Audit<'_> {
         }
     }
 
-    /// How often a job was called, and what the worker that wrote this end logged around it.
+    /// The number of calls of a job, and the log lines of the worker that wrote this end around it.
     fn logged_around(&self, end: &JobEvent) -> String {
         let at = end.time.as_millis();
         let calls = self.ledger.calls.get(&end.job_id);
@@ -332,8 +335,8 @@ impl Audit<'_> {
         text
     }
 
-    /// When each worker wrote its events, in milliseconds and in order. A long run has hundreds of
-    /// losses and millions of events, too many to look at every event for each loss.
+    /// The times at which each worker wrote its events, in milliseconds and in order. A long run has
+    /// hundreds of losses and millions of events, too many to scan all events for each loss.
     fn event_times(&self) -> BTreeMap<&str, Vec<i64>> {
         let mut times: BTreeMap<&str, Vec<i64>> = BTreeMap::new();
         for event in self.account.events.values().flatten() {
@@ -346,10 +349,9 @@ impl Audit<'_> {
         times
     }
 
-    /// Whether a worker has written one end twice: while a broker was down, or around its own word
-    /// that it has waited for an acknowledgement in vain, before which the job was called once for
-    /// each attempt. librdkafka gives up on several records together, and sends others again that
-    /// it has sent before.
+    /// Whether a worker has written one end twice: while a broker was down, or around its log line
+    /// that an acknowledgement didn't arrive, if the job was called only once per attempt.
+    /// librdkafka gives up on several records together, and sends others again.
     fn is_rewritten(
         &self,
         unwritten: &BTreeMap<&str, Vec<i64>>,
@@ -376,6 +378,7 @@ impl Audit<'_> {
                 report.wrong.push(format!("key {key}: {} started after {}", pair[1], pair[0]));
             }
         }
+
         for overlap in &self.ledger.overlaps {
             if overlap.zombies {
                 report.zombie_overlaps += 1;
@@ -400,8 +403,8 @@ mod tests {
         JobEvent { attempts, worker: Some(worker.into()), source: Some(source), ..bare }
     }
 
-    /// What is wrong with one job that is called in these attempts and comes to these ends, after
-    /// worker `a` was lost at 100,000 and while a broker was down from 200,000 to 210,000.
+    /// The violations of one job with these calls and ends, if worker `a` was lost at 100,000 and a
+    /// broker was down from 200,000 to 210,000.
     fn wrong(ends: &[JobEvent], calls: &[(u32, usize)]) -> Vec<String> {
         wrong_by(&[], ends, calls)
     }
@@ -409,7 +412,7 @@ mod tests {
     fn wrong_by(witnesses: &[Witness], ends: &[JobEvent], calls: &[(u32, usize)]) -> Vec<String> {
         let mut account = Account::default();
         account.events.insert((0, 0), ends.iter().cloned().map(Arc::new).collect());
-        // A server writes the first end again when another one stands behind it.
+        // A server restates the first end if another end follows it.
         account.last.insert((0, 0), Arc::new(ends.first().expect("an end").clone()));
         audited(&account, witnesses, calls)
     }
@@ -421,6 +424,7 @@ mod tests {
             timestamp: None,
             content: Outgoing::value("a job").key("k"),
         };
+
         let mut ledger = Ledger::default();
         ledger.calls.insert("c0".into(), calls.iter().copied().collect());
         let audit = Audit {
@@ -434,6 +438,7 @@ mod tests {
             cancelled_late: &HashSet::new(),
             in_flight: 1,
         };
+
         audit.report().wrong
     }
 
@@ -448,12 +453,12 @@ mod tests {
     const CALLS: [(u32, usize); 2] = [(1, 1), (2, 1)];
 
     #[test]
-    fn one_end_as_planned_is_right() {
+    fn one_end_as_planned_is_no_violation() {
         check(&[end("a", 50_000, 2)], &CALLS, &[]);
     }
 
     #[test]
-    fn attempts_that_were_not_planned_or_not_made_are_seen() {
+    fn unplanned_and_missing_attempts_are_found() {
         check(&[end("a", 50_000, 3)], &[(1, 1), (2, 1), (3, 1)], &["succeeded after 3 attempts"]);
         check(&[end("a", 50_000, 2)], &[(2, 1)], &["2 attempts were reported"]);
         let beyond = [(1, 1), (2, 1), (MAX_ATTEMPTS + 1, 1)];
@@ -463,7 +468,7 @@ mod tests {
     #[test]
     fn repeats_need_a_loss_that_explains_them() {
         check(&[end("a", 98_000, 2), end("b", 107_000, 2)], &CALLS, &[]);
-        // Long committed when the worker was killed; a worker that was not killed.
+        // The end was committed long before the worker was killed; the worker was not killed.
         check(&[end("a", 90_000, 2), end("b", 107_000, 2)], &CALLS, &["ended twice for no reason"]);
         check(&[end("c", 98_000, 2), end("b", 107_000, 2)], &CALLS, &["ended twice for no reason"]);
     }
@@ -483,10 +488,10 @@ mod tests {
         );
     }
 
-    /// A broker that answers too late makes a worker write an end again, which it says; the job
-    /// itself has run once.
+    /// If a broker answers too late, a worker logs that and writes an end again; the job itself has
+    /// run once.
     #[test]
-    fn an_end_is_written_again_where_the_worker_waited_in_vain() {
+    fn an_end_may_be_written_again_after_a_missing_acknowledgement() {
         let directory = crate::bins::scratch("audit");
         crate::process::remove_at_exit(&directory);
         let at = Timestamp::from_millis(304_000).expect("a time");
@@ -497,6 +502,7 @@ mod tests {
         let said = [Witness { worker: "b".into(), log }];
         let twice = [end("b", 301_000, 2), end("b", 301_001, 2)];
         assert_eq!(wrong_by(&said, &twice, &CALLS), [] as [String; 0]);
+
         for (ends, calls) in [
             (&twice, &[(1, 1), (2, 2)]),
             (&[end("b", 280_000, 2), end("b", 280_001, 2)], &CALLS),
@@ -511,7 +517,7 @@ mod tests {
     }
 
     #[test]
-    fn a_newest_event_that_is_not_the_first_end_is_seen() {
+    fn a_newest_event_that_is_not_the_first_end_is_found() {
         let ends = [end("a", 98_000, 2), end("b", 107_000, 2)];
         let mut account = Account::default();
         account.last.insert((0, 0), Arc::new(ends[1].clone()));
@@ -523,7 +529,7 @@ mod tests {
     }
 
     #[test]
-    fn overlaps_and_a_wrong_order_are_seen() {
+    fn overlaps_and_a_wrong_order_are_found() {
         let account = Account::default();
         let overlap =
             |zombies| Overlap { key: "k".into(), job: "c2".into(), during: "c1".into(), zombies };
@@ -535,6 +541,7 @@ mod tests {
             overlaps: vec![overlap(true), overlap(false)],
             ..Ledger::default()
         };
+
         let (losses, outages) = (Vec::new(), Vec::new());
         let audit = Audit {
             account: &account,
@@ -547,6 +554,7 @@ mod tests {
             cancelled_late: &HashSet::new(),
             in_flight: 1,
         };
+
         let wrong = audit.report().wrong;
         assert!(wrong.iter().any(|wrong| wrong.contains("c3 started after c10")), "{wrong:?}");
         assert_eq!(wrong.iter().filter(|wrong| wrong.contains("Overlap")).count(), 1, "{wrong:?}");

@@ -1,4 +1,4 @@
-//! The remote server that the fleet's server hosts in a chaos run, and what happens to it: it is
+//! The remote server that the fleet's server hosts in a chaos run, and its disturbances: it is
 //! killed, comes back without its sessions, is cut off, and refuses credentials.
 
 use std::{
@@ -16,11 +16,11 @@ use crate::{
 
 const START: Duration = Duration::from_secs(30);
 
-/// How a server refuses a session that it has forgotten. Each is how some server in the field does
-/// it.
+/// How a server refuses a session that it has forgotten. Each variant is the behaviour of a real
+/// server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Forgotten {
-    /// 404, as the specification says.
+    /// 404, as the specification requires.
     NotFound,
     /// 400 with JSON-RPC error -32000.
     BadRequestWithCode,
@@ -68,7 +68,7 @@ impl fmt::Display for Forgotten {
 pub struct Hosted {
     program: PathBuf,
     directory: PathBuf,
-    /// Where its tool writes down that it was called.
+    /// The ledger in which its tool logs its calls.
     pub ledger: PathBuf,
     network: Proxy,
     process: Option<Process>,
@@ -85,18 +85,18 @@ impl Hosted {
         hosted
     }
 
-    /// Where the fleet's server finds it, whatever happens to its process.
+    /// The URL for the fleet's server, which stays the same when the process is replaced.
     pub fn url(&self) -> String {
         format!("http://{}/mcp", self.network.address)
     }
 
-    /// Starts it again, without its sessions.
+    /// Restarts the server, without its sessions.
     pub fn restart(&mut self, forgotten: Forgotten) {
         let ready = self.directory.join(bins::unique("remote-ready"));
         let mut command = Command::new(&self.program);
         command.arg(&self.ledger).arg(&ready).arg(forgotten.argument()).arg(self.refusing());
         let mut process = Process::start("fixture-remote", &self.directory, command);
-        let address = process.until("the ready file", START, || {
+        let address = process.wait_until("the ready file", START, || {
             fs::read_to_string(&ready).ok()?.trim().parse().ok()
         });
 
@@ -105,18 +105,18 @@ impl Hosted {
         self.network.set(Network::Up);
     }
 
-    /// Kills it with SIGKILL. Nobody listens until it is started again.
+    /// Kills the server with SIGKILL. Nothing listens until it is restarted.
     pub fn kill(&mut self) {
         self.network.set(Network::Refused);
         self.process = None;
     }
 
-    /// Changes what the network before it does.
+    /// Changes the state of the network in front of the server.
     pub fn network(&self, network: Network) {
         self.network.set(network);
     }
 
-    /// Lets it refuse everybody's credentials from now on, or take them again.
+    /// Makes the server refuse all credentials, or accept them again.
     pub fn refuse(&self, refuses: bool) {
         let file = self.refusing();
         let changed = if refuses { fs::write(file, "") } else { fs::remove_file(file) };

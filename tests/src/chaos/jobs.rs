@@ -1,4 +1,4 @@
-//! The jobs of a chaos run, and the end that each of them has to come to whatever happens.
+//! The jobs of a chaos run, with their expected ends, which don't depend on the disturbances.
 
 use std::num::NonZeroUsize;
 
@@ -8,50 +8,49 @@ use serde_json::json;
 use super::Random;
 use crate::topics::Outgoing;
 
-/// How many keys there are.
+/// The number of keys.
 const KEYS: usize = 200;
-/// How much more often the first keys are used than the last ones; 1 would be Zipf's own law. A
-/// key's jobs run one after the other, so the first key bounds how short a run can be.
+/// The skew of the keys; 1 would be Zipf's law. The jobs of a key run one after the other, so the
+/// first key is a lower bound for the duration of a run.
 const SKEW: f64 = 0.6;
-/// Attempts of the jobs that fail for ever.
+/// The attempts of jobs that always fail.
 pub const HOPELESS_ATTEMPTS: u32 = 3;
-/// Attempts of all others: more than they can need, even if servers are killed and cut off under
-/// some of them, which costs one each time.
+/// The attempts of all other jobs: more than they can need, even if servers are killed or cut off
+/// during some attempts, each of which then counts.
 pub const MAX_ATTEMPTS: u32 = 20;
-/// One in so many keys, and of the jobs without one, is for the hosted remote server; the others
-/// are for the child.
+/// One in this many keys, and one in this many jobs without a key, is for the hosted remote server;
+/// the others are for the child.
 const REMOTE: u64 = 3;
 
-/// What a job is going to do.
+/// The planned behaviour of a job.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Plan {
-    /// The tool succeeds after failing so many times.
+    /// The tool succeeds after a number of failures.
     Succeeds {
-        /// How many times.
+        /// The number of failures.
         failures: u32,
     },
-    /// The tool fails for ever.
+    /// The tool always fails.
     Hopeless,
-    /// The tool fails and says that trying again can't help.
+    /// The tool fails, and marks the failure as final.
     Final,
-    /// The record holds no job.
+    /// The record is not a job.
     Undecodable,
 }
 
 impl Plan {
-    /// What is wrong with how the job has ended, if anything. `lost` attempts may have been spent
-    /// on connections that were lost, which is what happens to calls that are under way while the
-    /// server is killed.
+    /// How the job's end differs from the plan, if it does. Up to `lost` attempts may have been
+    /// spent on lost connections, as happens to calls in flight when the server is killed.
     pub fn differs(self, end: &JobEvent, lost: u32) -> Option<String> {
         let (state, low, high) = match self {
             Self::Succeeds { failures } => (JobState::Succeeded, failures + 1, failures + 1 + lost),
             Self::Hopeless => (JobState::Failed, HOPELESS_ATTEMPTS, HOPELESS_ATTEMPTS),
-            // The failure can have been committed by a worker that died before it had written the
-            // end.
+            // A worker may have committed the failure and died before it wrote the end.
             Self::Final => (JobState::Failed, 1, 2 + lost),
             Self::Undecodable => (JobState::Failed, 0, 0),
         };
-        // A lost connection in place of a planned failure is an attempt all the same, so `low`
+
+        // A lost connection in place of a planned failure also counts as an attempt, so `low`
         // holds in any case.
         let right = end.state == state && (low..=high).contains(&end.attempts);
         (!right).then(|| {
@@ -66,17 +65,17 @@ impl Plan {
     }
 }
 
-/// All jobs of a run, made when they are needed.
+/// All jobs of a run, generated on demand.
 #[derive(Clone, Debug)]
 pub struct Jobs {
     random: Random,
-    /// Cumulated weights of the keys.
+    /// The cumulative weights of the keys.
     weights: Vec<f64>,
     next: usize,
 }
 
 impl Jobs {
-    /// The jobs of a seed.
+    /// Creates the jobs of a seed.
     pub fn new(seed: u64) -> Self {
         let weight = |key: usize| (key as f64 + 1.0).powf(-SKEW);
         let weights = (0..KEYS).scan(0.0, |sum, key| {
@@ -86,7 +85,7 @@ impl Jobs {
         Self { random: Random::new(!seed), weights: weights.collect(), next: 0 }
     }
 
-    /// The next jobs, as records and what is planned for them.
+    /// The next jobs: their records and plans.
     pub fn take(&mut self, count: NonZeroUsize) -> Vec<(Outgoing, Plan)> {
         (0..count.get()).map(|_| self.job()).collect()
     }
@@ -95,7 +94,8 @@ impl Jobs {
         let id = format!("c{}", self.next);
         self.next += 1;
         let key = (self.random.between(1, 100) > 15).then(|| self.key());
-        // All jobs of a key are for one server, whose ledger then tells the order of their calls.
+
+        // All jobs of a key are for one server, whose ledger then shows the order of their calls.
         let share = key.map_or_else(|| self.random.number(), |key| key as u64);
         let server = if share.is_multiple_of(REMOTE) { "remote" } else { "chaos" };
         let key = key.map(|key| format!("k{key}"));
@@ -114,7 +114,7 @@ impl Jobs {
             _ => u32::MAX,
         };
         let value = if plan == Plan::Undecodable {
-            // Random bytes that are no UTF-8, so that the dead letter has something to get wrong.
+            // Use random bytes that are not UTF-8, so that a wrong dead letter shows.
             [&[0xff][..], &self.random.number().to_le_bytes()].concat()
         } else {
             let attempts = if plan == Plan::Hopeless { HOPELESS_ATTEMPTS } else { MAX_ATTEMPTS };
@@ -140,11 +140,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn there_is_something_of_everything_and_it_is_the_same_again() {
+    fn all_kinds_of_jobs_occur_and_a_seed_is_reproducible() {
         let count = NonZeroUsize::new(5_000).expect("not zero");
         let jobs = Jobs::new(7).take(count);
         assert_eq!(jobs, Jobs::new(7).take(count));
         assert_ne!(jobs, Jobs::new(8).take(count));
+
         let share = |holds: &dyn Fn(&(Outgoing, Plan)) -> bool| {
             jobs.iter().filter(|job| holds(job)).count() as f64 / jobs.len() as f64
         };
@@ -158,15 +159,18 @@ mod tests {
             let found = share(&|(_, other)| *other == plan);
             assert!((low..high).contains(&found), "{plan:?}: {found}");
         }
+
         let remote = share(&|(record, _)| {
             let value = String::from_utf8_lossy(record.value.as_deref().unwrap_or_default());
             value.contains("\"remote\"")
         });
         assert!((0.25..0.42).contains(&remote), "{remote}");
+
         let of_key =
             |key: &str| share(&|(record, _)| record.key.as_deref() == Some(key.as_bytes()));
         assert!((0.03..0.08).contains(&of_key("k0")), "{}", of_key("k0"));
         assert!(of_key("k0") > 4.0 * of_key("k199"));
+
         let without = share(&|(record, _)| record.key.is_none());
         assert!((0.1..0.2).contains(&without), "{without}");
     }

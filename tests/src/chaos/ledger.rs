@@ -1,4 +1,4 @@
-//! What the tool saw: the ledger that `fixture.rs` writes, and what it says about order and
+//! The calls that the tool saw: reads the ledger that `fixture.rs` writes, and finds overlaps and
 //! repeats.
 
 use std::{
@@ -8,13 +8,13 @@ use std::{
     path::Path,
 };
 
-/// A word that the harness itself writes into the ledger: from here on a worker may act that has
-/// lost its partitions and does not know it yet.
+/// A mark that the harness itself writes to the ledger: from here on, a worker may be active that
+/// has lost its partitions but doesn't know it yet.
 pub const ZOMBIES: &str = "zombies";
-/// The opposite: every worker that acts is a member of its group again.
+/// The opposite mark: every active worker is a member of its group again.
 pub const SETTLED: &str = "settled";
 
-/// A call whose like was made before, or went on at the same time.
+/// A call that began while another call of its key was running.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Overlap {
     /// The ordering key.
@@ -23,20 +23,20 @@ pub struct Overlap {
     pub job: String,
     /// The job of the same key that had not ended.
     pub during: String,
-    /// Whether a worker may have acted then without knowing that it had lost its partitions.
+    /// Whether a worker may have been active then without knowing that it had lost its partitions.
     pub zombies: bool,
 }
 
-/// What the ledger says.
+/// The content of a ledger.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Ledger {
-    /// Calls by job, and by attempt.
+    /// The number of calls, by job and attempt.
     pub calls: HashMap<String, BTreeMap<u32, usize>>,
     /// The jobs of a key in the order of their first start.
     pub order: BTreeMap<String, Vec<String>>,
-    /// Calls that began while another one of their key went on.
+    /// Calls that began while another call of their key was running.
     pub overlaps: Vec<Overlap>,
-    /// The jobs of the calls that were cancelled, in that order.
+    /// The jobs of cancelled calls, in the order of the cancellations.
     pub cancelled: Vec<String>,
 }
 
@@ -47,7 +47,7 @@ impl Ledger {
         Self::of(file.lines().map(|line| line.expect("a line of the ledger")))
     }
 
-    /// This ledger with what another tool saw, which has other jobs and other keys.
+    /// Merges the ledger of another tool, which has other jobs and other keys.
     #[must_use]
     pub fn with(mut self, other: Self) -> Self {
         self.calls.extend(other.calls);
@@ -57,7 +57,7 @@ impl Ledger {
         self
     }
 
-    /// Calls that repeat an attempt that had begun before.
+    /// The number of calls that repeat an earlier attempt.
     pub fn repeats(&self) -> usize {
         self.calls.values().flat_map(BTreeMap::values).map(|times| times - 1).sum()
     }
@@ -95,9 +95,9 @@ impl Ledger {
                         open.remove(at);
                     }
                 }
-                // The tool goes on all the same.
+                // The tool ignores the cancellation.
                 ["c", job, ..] => ledger.cancelled.push(job.to_owned()),
-                // The process before this one has died with everything that it did.
+                // The previous process has died with all its calls.
                 ["boot"] => active.clear(),
                 [ZOMBIES] => zombies = true,
                 [SETTLED] => zombies = false,
@@ -133,7 +133,7 @@ mod tests {
     }
 
     #[test]
-    fn overlaps_are_seen_and_told_apart() {
+    fn overlaps_are_found_and_classified() {
         let overlaps = |lines| ledger(lines).overlaps;
         assert!(overlaps(&["s a 1 k", "e a 1 k", "s b 1 k"]).is_empty());
         assert!(overlaps(&["s a 1 k", "s b 1 l", "s c 1 -", "s d 1 -"]).is_empty());

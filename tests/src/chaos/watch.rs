@@ -1,5 +1,5 @@
-//! How far a run is: reads the events as they come, counts the records that have come to an end,
-//! and names their jobs.
+//! The progress of a run: reads events as they arrive, counts the records that have ended, and
+//! names their jobs.
 
 use std::{collections::HashSet, time::Duration};
 
@@ -11,16 +11,16 @@ use rdkafka::{
 
 use crate::topics;
 
-/// A reader of an events topic that goes on where it was.
+/// A reader of an events topic that continues where it stopped.
 pub struct Watch {
     consumer: BaseConsumer,
     ended: HashSet<(i32, i64)>,
-    /// The jobs whose end was read since somebody asked.
+    /// The jobs whose ends were read since the last request for them.
     fresh: Vec<String>,
 }
 
 impl Watch {
-    /// Reads the topic `events` of so many partitions from its beginning.
+    /// Starts to read the topic `events` with this many partitions from its beginning.
     pub fn new(brokers: &str, events: &str, partitions: i32) -> Self {
         let consumer: BaseConsumer = topics::config(brokers)
             .set("group.id", "fleet-tests-watch")
@@ -35,11 +35,11 @@ impl Watch {
         Self { consumer, ended: HashSet::new(), fresh: Vec::new() }
     }
 
-    /// Reads what there is, for `wait` at most if there is nothing, and returns how many records
-    /// have come to an end.
+    /// Reads the available events, waiting up to `wait` if there are none, and returns how many
+    /// records have ended so far.
     pub fn ended(&mut self, wait: Duration) -> usize {
         let mut patience = wait;
-        // Errors are what a broker that is down looks like from here; librdkafka goes on by itself.
+        // A broker that is down shows as an error here; librdkafka recovers by itself.
         while let Some(polled) = self.consumer.poll(patience) {
             patience = Duration::ZERO;
             let Ok(message) = polled else { continue };
@@ -52,10 +52,11 @@ impl Watch {
                 self.fresh.push(event.job_id);
             }
         }
+
         self.ended.len()
     }
 
-    /// The jobs whose end was read since this was called last.
+    /// The jobs whose ends were read since the last call.
     pub fn take_fresh(&mut self) -> Vec<String> {
         std::mem::take(&mut self.fresh)
     }

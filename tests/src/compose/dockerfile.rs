@@ -1,8 +1,8 @@
-//! What the last stage of a Dockerfile says about the containers of its image.
+//! The settings for containers in the last stage of a Dockerfile.
 
 use std::collections::BTreeMap;
 
-/// An image, as far as it decides what runs in a container.
+/// An image, as far as it determines what runs in a container.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Image {
     /// The program and its first arguments.
@@ -11,15 +11,15 @@ pub struct Image {
     pub command: Vec<String>,
     /// The environment.
     pub env: BTreeMap<String, String>,
-    /// Who runs it.
+    /// The user that runs it.
     pub user: Option<String>,
-    /// How it is asked to end.
+    /// The signal that asks it to stop.
     pub stop_signal: Option<String>,
 }
 
 impl Image {
-    /// Reads a Dockerfile. Only the exec form (a JSON array) is understood where a program is
-    /// named: the shell form would need a shell, and hide the signal from the program.
+    /// Reads a Dockerfile. Commands must be in exec form (a JSON array), because the shell form
+    /// needs a shell, which would hide the signal from the program.
     pub fn parse(text: &str) -> Result<Self, String> {
         let mut image = Self::default();
         for (instruction, rest) in instructions(text) {
@@ -39,6 +39,7 @@ impl Image {
                 _ => {}
             }
         }
+
         if image.entrypoint.is_empty() { Err("no ENTRYPOINT".to_owned()) } else { Ok(image) }
     }
 }
@@ -64,6 +65,7 @@ fn instructions(text: &str) -> Vec<(String, String)> {
             }
         }
     }
+
     instructions
 }
 

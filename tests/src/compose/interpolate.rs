@@ -1,10 +1,10 @@
-//! Variables in Compose files: `$NAME`, `${NAME}` and what a shell knows of `${NAME…}`, as the
-//! Compose specification has it.
+//! Variables in Compose files: `$NAME`, `${NAME}` and the operators of a shell in `${NAME…}`, as in
+//! the Compose specification.
 
 use std::collections::BTreeMap;
 
-/// `text` with its variables replaced. An error where one is demanded and not set, or where the
-/// syntax is none.
+/// Replaces the variables in `text`. Returns an error if a required variable is not set, or if the
+/// syntax is invalid.
 pub fn interpolate(text: &str, variables: &BTreeMap<String, String>) -> Result<String, String> {
     let mut result = String::new();
     let mut rest = text;
@@ -26,11 +26,12 @@ pub fn interpolate(text: &str, variables: &BTreeMap<String, String>) -> Result<S
             &after[name.len()..]
         };
     }
+
     result.push_str(rest);
     Ok(result)
 }
 
-/// What stands between the braces.
+/// The value of an expression in braces.
 fn braced(inner: &str, variables: &BTreeMap<String, String>) -> Result<String, String> {
     let name = name(inner);
     let is_set = variables.get(name);
@@ -59,7 +60,7 @@ fn name(text: &str) -> &str {
     &text[..text.bytes().enumerate().take_while(is_of_name).count()]
 }
 
-/// Where the brace ends that was opened before `text`.
+/// The position of the brace that closes the one before `text`.
 fn closing(text: &str) -> Option<usize> {
     let mut open = 1;
     for (index, byte) in text.bytes().enumerate() {
@@ -72,6 +73,7 @@ fn closing(text: &str) -> Option<usize> {
             return Some(index);
         }
     }
+
     None
 }
 
@@ -95,6 +97,7 @@ mod tests {
                 }
             }
         };
+
         check("$A-${A}b$$A ${NONE}$NONE.", Ok("a-ab$A ."));
         check("${A:-x}${NONE:-x}${EMPTY:-x}", Ok("axx"));
         check("${A-x}${NONE-x}${EMPTY-x}", Ok("ax"));

@@ -1,7 +1,7 @@
 //! A Compose project whose containers are processes of this machine.
 //!
-//! What an engine gives a container is replaced as follows; everything else is as the file and the
-//! Dockerfiles say.
+//! The following stands in for a container engine; everything else is as in the file and the
+//! Dockerfiles.
 //!
 //! - **Program:** the image's entry point is our binary of that name; `apache/kafka` is the
 //!   harness's Kafka, set up by the very program that the image sets it up with.
@@ -12,7 +12,8 @@
 //!   network; if they don't, the test fails, as the name would. `PORT` is the container's own.
 //! - **Files:** volumes and `tmpfs` are directories of the test, and a value that is a path below
 //!   one of them is the path there. The working directory is empty and has to stay so.
-//! - **Ends:** `SIGTERM`, and `stop_grace_period` until the test fails where an engine would kill.
+//! - **Stopping:** `SIGTERM`, and a failure of the test after `stop_grace_period`, when an engine
+//!   would kill the container.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -30,13 +31,13 @@ use nix::sys::signal::Signal;
 use super::{Compose, Condition, Service, dockerfile::Image};
 use crate::{bins, kafka, process::Process, topics};
 
-/// A one-shot service, and a broker whose health is asked for, end within this.
+/// The longest time for a one-shot service to end, or for a service to become healthy.
 const ONE_SHOT: Duration = Duration::from_secs(120);
 
-/// Which container: its service, and its number from 1 on.
+/// The name of a container: its service, and its number, starting at 1.
 type Name = (String, u32);
 
-/// A container that runs.
+/// A running container.
 #[derive(Debug)]
 pub struct Container {
     /// Its process.
@@ -48,9 +49,9 @@ pub struct Container {
 #[derive(Debug)]
 pub struct Project {
     compose: Compose,
-    /// Where the file is.
+    /// The directory of the file.
     root: PathBuf,
-    /// Where volumes and logs are.
+    /// The directory of volumes and logs.
     directory: PathBuf,
     ports: BTreeMap<(Name, u16), u16>,
     running: BTreeMap<Name, Container>,
@@ -58,7 +59,7 @@ pub struct Project {
 }
 
 impl Project {
-    /// The project of `docker-compose.yml` in `root`, with the variables that the shell would have.
+    /// Creates the project of `docker-compose.yml` in `root`, with the variables of the shell.
     pub fn new(
         root: &Path,
         directory: &Path,
@@ -79,15 +80,15 @@ impl Project {
         })
     }
 
-    /// What the file says of a service.
+    /// A service's entry in the file.
     pub fn service(&self, name: &str) -> &Service {
         self.compose.services.get(name).unwrap_or_else(|| panic!("no service {name}"))
     }
 
-    // --- What `docker compose` does -------------------------------------------------------------
+    // --- Commands of `docker compose` ------------------------------------------------------------
 
-    /// `up --wait`: every service without a profile, each when what it depends on is as it has to
-    /// be.
+    /// `up --wait`: starts all services without a profile, each once its dependencies meet their
+    /// conditions.
     pub fn up(&mut self) {
         let services = &self.compose.services;
         let names: Vec<_> =
@@ -104,7 +105,7 @@ impl Project {
         }
     }
 
-    /// `up --scale SERVICE=COUNT`. The newest containers go.
+    /// `up --scale SERVICE=COUNT`. Scaling down stops the newest containers.
     pub fn scale(&mut self, service: &str, count: u32) {
         let gone: Vec<_> =
             self.names(service).into_iter().filter(|(_, number)| *number > count).collect();
@@ -115,14 +116,14 @@ impl Project {
         self.wait_for(service, Condition::Healthy);
     }
 
-    /// `run --rm SERVICE ARGUMENTS…`: a container more, to its end.
+    /// `run --rm SERVICE ARGUMENTS…`: runs an additional container to its end.
     pub fn run(&mut self, service: &str, arguments: &[String]) -> Output {
         self.start_dependencies(service);
         let (mut command, _) = self.command(&(service.to_owned(), 0), Some(arguments));
         command.output().unwrap_or_else(|error| panic!("{service}: {error}"))
     }
 
-    /// `down`: everything, what depends on others first.
+    /// `down`: stops all services, dependents first.
     pub fn down(&mut self) {
         while !self.running.is_empty() {
             let needed: BTreeSet<_> =
@@ -137,7 +138,7 @@ impl Project {
         assert!(left.is_empty(), "a container has written to its working directory: {left:?}");
     }
 
-    // --- What a test looks at -------------------------------------------------------------------
+    // --- Queries of tests ------------------------------------------------------------------------
 
     /// The containers of a service, by number.
     pub fn containers(&self, service: &str) -> impl Iterator<Item = (u32, &Container)> {
@@ -145,7 +146,7 @@ impl Project {
         of_service.map(|((_, number), container)| (*number, container))
     }
 
-    /// Where `port` of a container is.
+    /// The address of a container's `port`.
     pub fn address(&mut self, service: &str, number: u32, port: u16) -> SocketAddr {
         let port = self.port(&(service.to_owned(), number), port);
         SocketAddr::from(([127, 0, 0, 1], port))
@@ -168,7 +169,7 @@ impl Project {
         }
     }
 
-    /// Starts what a service depends on, and its containers, where they don't run yet.
+    /// Starts a service's dependencies and its containers, unless they are already running.
     fn start(&mut self, service: &str) {
         self.start_dependencies(service);
         if !self.completed.contains(service) {
@@ -219,10 +220,10 @@ impl Project {
         let container = self.running.get_mut(name).expect("the container");
         let env = container.env.clone();
         let look = || is_healthy(&test, &env).then_some(());
-        container.process.until("the health check", check.deadline, look);
+        container.process.wait_until("the health check", check.deadline, look);
     }
 
-    /// Asks all of them to end, and waits for each no longer than its grace period.
+    /// Asks all of them to stop, and waits for each no longer than its grace period.
     fn stop(&mut self, names: &[Name]) {
         let gone: Vec<_> =
             names.iter().filter_map(|name| Some((name, self.running.remove(name)?))).collect();
@@ -240,7 +241,7 @@ impl Project {
 
     // --- Commands -------------------------------------------------------------------------------
 
-    /// What a container runs, and its environment.
+    /// The command of a container, with its environment.
     fn command(
         &mut self,
         name: &Name,
@@ -259,6 +260,7 @@ impl Project {
                 Err(error) => assert!(!required, "{path}: {error}"),
             }
         }
+
         env.extend(service.environment.clone());
         let env: BTreeMap<_, _> = env
             .into_iter()
@@ -278,6 +280,7 @@ impl Project {
                 command
             }
         };
+
         command
             .env_clear()
             .envs(&env)
@@ -286,10 +289,11 @@ impl Project {
         if service.tmpfs.iter().any(|path| path == "/tmp") {
             command.env("TMPDIR", self.inside(name, "/tmp").expect("a directory for /tmp"));
         }
+
         (command, env)
     }
 
-    /// Kafka, set up as the image does it.
+    /// The command of Kafka, set up as in the image.
     fn kafka(&self, image: &str, name: &Name, env: &BTreeMap<String, String>) -> Command {
         assert_eq!(
             image,
@@ -312,11 +316,12 @@ impl Project {
         }
     }
 
-    /// A value with paths and addresses as they are here.
+    /// A value with its paths and addresses replaced by those of this machine.
     fn mapped(&mut self, name: &Name, value: &str) -> String {
         if let Some(path) = self.inside(name, value) {
             return path.display().to_string();
         }
+
         let known: BTreeSet<_> = self.compose.services.keys().cloned().collect();
         let own = ["", "localhost", "127.0.0.1", "0.0.0.0"];
         addresses(value, |host, port| {
@@ -349,7 +354,7 @@ impl Project {
         *self.ports.entry((name.clone(), port)).or_insert_with(free)
     }
 
-    /// Where a path inside of a container is, if it is on a volume or in memory.
+    /// The path on this machine for a path inside a container, if it is on a volume or in memory.
     fn inside(&self, name: &Name, path: &str) -> Option<PathBuf> {
         let service = self.service(&name.0);
         let volumes = service.volumes.iter().map(|(source, target)| {
@@ -360,6 +365,7 @@ impl Project {
             };
             (there, target)
         });
+
         let own = self.directory.join("volumes").join(format!("{}-{}", name.0, name.1));
         let tmpfs =
             service.tmpfs.iter().map(|target| (own.join(target.trim_start_matches('/')), target));
@@ -370,6 +376,7 @@ impl Project {
         if !there.exists() {
             fs::create_dir_all(&there).expect("a directory for a volume");
         }
+
         let there = there.canonicalize().expect("the path of a volume");
         Some(if rest.as_os_str().is_empty() { there } else { there.join(rest) })
     }
@@ -380,14 +387,14 @@ fn services_waited_for(compose: &Compose, condition: Condition) -> BTreeSet<Stri
     all.filter(|(_, of)| *of == condition).map(|(name, _)| name.clone()).collect()
 }
 
-/// Our binaries end with 0 when they are asked to. A JVM ends by the signal, with 128 and its
-/// number.
+/// Whether a service has stopped in order. Our binaries exit with 0; a JVM exits with 128 plus the
+/// number of the signal.
 fn ended_well(service: &Service, status: ExitStatus) -> bool {
     status.success()
         || (service.dockerfile.is_none() && status.code() == Some(128 + Signal::SIGTERM as i32))
 }
 
-/// Java is found here by the path of this process, and in the image by that of the image.
+/// The `PATH` for Java: that of this process, in place of the image's.
 fn image_path(service: &Service) -> Option<(&'static str, OsString)> {
     let is_ours = service.dockerfile.is_some();
     (!is_ours).then(|| ("PATH", env::var_os("PATH").unwrap_or_default()))
@@ -397,7 +404,7 @@ fn program(path: &str) -> &str {
     path.rsplit('/').next().unwrap_or_default()
 }
 
-/// Carries a health check out.
+/// Runs a health check.
 fn is_healthy(test: &[String], env: &BTreeMap<String, String>) -> bool {
     match test {
         [kind, path, arguments @ ..] if kind == "CMD" => {
@@ -408,8 +415,8 @@ fn is_healthy(test: &[String], env: &BTreeMap<String, String>) -> bool {
                 .output();
             output.is_ok_and(|output| output.status.success())
         }
-        // The script that the image asks with is not among the harness's jars; it asks as every
-        // client begins.
+        // The script that the image uses is not among the harness's jars. It asks what every client
+        // asks first.
         [kind, script]
             if kind == "CMD-SHELL" && script.contains("/kafka-broker-api-versions.sh ") =>
         {
@@ -432,8 +439,8 @@ fn variables(text: &str) -> BTreeMap<String, String> {
         .collect()
 }
 
-/// `text` with every `host:port` replaced for which there is another. A host may be empty behind
-/// two slashes only.
+/// Replaces every `host:port` in `text` for which `other` returns another one. The host may be
+/// empty only after two slashes.
 fn addresses(text: &str, mut other: impl FnMut(&str, u16) -> Option<String>) -> String {
     let (mut result, mut done) = (String::new(), 0);
     for (colon, _) in text.match_indices(':') {
@@ -456,6 +463,7 @@ fn addresses(text: &str, mut other: impl FnMut(&str, u16) -> Option<String>) -> 
             done = end;
         }
     }
+
     result.push_str(&text[done..]);
     result
 }
@@ -473,7 +481,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn addresses_are_replaced_and_nothing_else() {
+    fn only_addresses_are_replaced() {
         let check = |text: &str, expected: &str| {
             let replaced = addresses(text, |host, port| match host {
                 "" | "localhost" => Some(format!("own:{}", port + 1)),
@@ -482,6 +490,7 @@ mod tests {
             });
             assert_eq!(replaced, expected, "{text}");
         };
+
         check("kafka:9092", "there:9094");
         check("kafka:9092,kafka:9093", "there:9094,there:9095");
         check("PLAINTEXT://:9092,CONTROLLER://:9093", "PLAINTEXT://own:9093,CONTROLLER://own:9094");

@@ -4,11 +4,11 @@ use std::time::Duration;
 
 use super::settings::{PolicyKind, Rules, ScaledObject, Select};
 
-/// A difference between metric and target that is left alone
+/// The tolerated difference between metric and target
 /// (`--horizontal-pod-autoscaler-tolerance`).
 const TOLERANCE: f64 = 0.1;
 
-/// An autoscaler and what it remembers.
+/// An autoscaler and its memory.
 #[derive(Clone, Debug)]
 pub struct Hpa {
     min: i32,
@@ -16,13 +16,13 @@ pub struct Hpa {
     up: Rules,
     down: Rules,
     recommendations: Vec<(Duration, i32)>,
-    /// Replicas that were added (or, below zero, removed).
+    /// The number of added or, if negative, removed replicas.
     changes: Vec<(Duration, i32)>,
 }
 
 impl Hpa {
-    /// The autoscaler that KEDA makes for an object. Where the object allows none, the autoscaler's
-    /// least is one.
+    /// The autoscaler that KEDA creates for an object. If the object allows zero replicas, the
+    /// autoscaler's minimum is one.
     pub fn new(object: &ScaledObject) -> Self {
         let (up, down) = object.behavior();
         Self {
@@ -35,15 +35,15 @@ impl Hpa {
         }
     }
 
-    /// Notes with how many replicas it begins, which counts as its first recommendation.
+    /// Records the initial number of replicas as the first recommendation.
     pub fn begin(&mut self, now: Duration, current: i32) {
         if self.recommendations.is_empty() {
             self.recommendations.push((now, current));
         }
     }
 
-    /// How many replicas there are to be, by the metrics and their targets, where there are
-    /// `current` (one at least).
+    /// The wanted number of replicas according to metrics and targets, if there are `current`
+    /// replicas (at least one).
     pub fn sync(&mut self, now: Duration, current: i32, metrics: &[(f64, f64)]) -> i32 {
         let desired = if current > self.max {
             self.max
@@ -57,11 +57,12 @@ impl Hpa {
         if desired != current {
             self.changes.push((now, desired - current));
         }
+
         desired
     }
 
-    /// Not above what was the least for as long as the window of scaling up, not below what was the
-    /// most for as long as that of scaling down.
+    /// Limits the recommendation to the minimum within the window of scaling up and the maximum
+    /// within that of scaling down.
     fn stabilized(&mut self, now: Duration, current: i32, wanted: i32) -> i32 {
         let within = |window: Duration| {
             let recent = self.recommendations.iter().filter(move |(at, _)| *at + window > now);
@@ -75,7 +76,7 @@ impl Hpa {
         current.max(up).min(down)
     }
 
-    /// Not faster than the policies allow, and within the bounds.
+    /// Limits the change to what the policies allow, and the number to its bounds.
     fn paced(&self, now: Duration, current: i32, desired: i32) -> i32 {
         if desired > current {
             let limit = self.limit(now, current, &self.up, 1).unwrap_or(current);
@@ -86,8 +87,8 @@ impl Hpa {
         }
     }
 
-    /// How far it may go in the direction `sign` by the policy that allows most, or least. None
-    /// where it may not move.
+    /// The limit in the direction `sign` according to the policy that allows the most or least
+    /// change. `None` if no change is allowed.
     fn limit(&self, now: Duration, current: i32, rules: &Rules, sign: i32) -> Option<i32> {
         let proposals = rules.policies.iter().map(|policy| {
             let recent = self.changes.iter().filter(|(at, _)| *at + policy.period() > now);
@@ -96,12 +97,13 @@ impl Hpa {
                 PolicyKind::Pods => start + sign * policy.value,
                 PolicyKind::Percent => {
                     let reach = f64::from(start) * (1.0 + f64::from(sign * policy.value) / 100.0);
-                    // Rounded up on the way up and down on the way down, or one replica could never
-                    // become two, or none.
+                    // Round up when scaling up and down when scaling down, or one replica could
+                    // never become two or zero.
                     (if sign > 0 { reach.ceil() } else { reach.trunc() }) as i32
                 }
             }
         });
+
         match rules.select {
             Select::Disabled => None,
             Select::Max => proposals.max_by_key(|proposal| sign * proposal),
@@ -110,8 +112,8 @@ impl Hpa {
     }
 }
 
-/// Enough replicas for each to have the target, or as many as there are where that is near enough.
-/// In thousandths, as Kubernetes has it.
+/// The number of replicas with which each has the target, or the current number if it is close
+/// enough. Computed in thousandths, as in Kubernetes.
 fn proposal(current: i32, usage: f64, target: f64) -> i32 {
     let (usage, target) = ((usage * 1000.0).round(), (target * 1000.0).round());
     let ratio = usage / (target * f64::from(current));

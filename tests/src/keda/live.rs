@@ -1,4 +1,4 @@
-//! What the controllers ask, of a real broker and of real processes.
+//! The metrics for the controllers, from a real broker and real processes.
 
 use std::{collections::BTreeMap, net::SocketAddr, time::Duration};
 
@@ -23,21 +23,22 @@ pub struct Live {
 }
 
 impl Live {
-    /// Looks at the offsets of `group` on these topics of so many partitions. It does not join the
-    /// group.
+    /// Prepares to read the offsets of `group` on these topics, with their numbers of partitions,
+    /// without joining the group.
     pub fn new(brokers: &str, group: &str, topics: Vec<(String, i32)>) -> Self {
         let consumer = topics::config(brokers).set("group.id", group).create().expect("a consumer");
         Self { consumer, topics }
     }
 
-    /// What there is to be seen now, of the topics and of the processes that listen at `scraped`.
+    /// Takes a snapshot of the topics and of the processes that listen at `scraped`.
     pub fn look(&self, scraped: impl IntoIterator<Item = SocketAddr>) -> Snapshot {
         let partitions = self
             .topics
             .iter()
             .map(|(topic, partitions)| (topic.clone(), self.partitions(topic, *partitions)));
-        // A process that is about to end answers no more, and then Prometheus knows nothing of it
-        // either.
+
+        // A process that is about to end doesn't answer, and Prometheus would have no samples of
+        // it, either.
         let scrape = |address: SocketAddr| {
             Some((address.to_string(), http::get(address, "/metrics").ok()?.1))
         };
@@ -50,8 +51,8 @@ impl Live {
     fn partitions(&self, topic: &str, count: i32) -> Vec<Partition> {
         let mut asked = TopicPartitionList::new();
         asked.add_partition_range(topic, 0, count - 1);
-        // A broker that has just started has no coordinator for groups yet.
-        let committed = wait::until_ok("committed offsets", TIMEOUT, || {
+        // A broker that has just started may have no coordinator for groups yet.
+        let committed = wait::poll_until_ok("committed offsets", TIMEOUT, || {
             self.consumer.committed_offsets(asked.clone(), TIMEOUT)
         });
         let look = |partition| {
@@ -64,11 +65,12 @@ impl Live {
                 };
             Partition { partition, committed, earliest, latest }
         };
+
         (0..count).map(look).collect()
     }
 }
 
-/// What there was to be seen at one time.
+/// The metrics at one time.
 #[derive(Clone, Debug, Default)]
 pub struct Snapshot {
     partitions: BTreeMap<String, Vec<Partition>>,
@@ -76,7 +78,7 @@ pub struct Snapshot {
 }
 
 impl Snapshot {
-    /// How many records were not committed, over all partitions of all topics.
+    /// The number of uncommitted records, over all partitions of all topics.
     pub fn lag(&self) -> i64 {
         let lag = |partition: &Partition| {
             partition.latest - partition.committed.unwrap_or(partition.earliest)

@@ -1,20 +1,20 @@
-//! As much PromQL as the query of a trigger needs: arithmetic over instant vectors, and
-//! aggregations of all of a vector or by instance. What is more than that is refused.
+//! The part of PromQL that the query of a trigger needs: arithmetic over instant vectors, and
+//! aggregations over a whole vector or by instance. Anything else is refused.
 
 use std::collections::BTreeMap;
 
-/// What every scraped process says, by its name.
+/// The metrics of all scraped processes, by instance.
 pub type Scrapes = BTreeMap<String, String>;
 
-/// Values by instance and by the labels that the process itself has given; or one number.
+/// Values by instance and by the labels that the process itself has set, or one number.
 #[derive(Clone, Debug, PartialEq)]
 enum Value {
     Scalar(f64),
     Vector(BTreeMap<(String, String), f64>),
 }
 
-/// The result of a query: none where it is empty. An error where it is not understood, or has
-/// several elements.
+/// The result of a query; `None` if it is empty. Returns an error if the query is not supported, or
+/// if the result has several elements.
 pub fn evaluate(query: &str, scrapes: &Scrapes) -> Result<Option<f64>, String> {
     let mut parser = Parser { rest: query.trim_start(), scrapes };
     let value = parser.sum()?;
@@ -34,7 +34,7 @@ struct Parser<'a> {
 }
 
 impl<'a> Parser<'a> {
-    /// Takes `token` if it comes next.
+    /// Consumes `token` if it comes next.
     fn takes(&mut self, token: &str) -> bool {
         let after = self.rest.strip_prefix(token);
         self.rest = after.unwrap_or(self.rest).trim_start();
@@ -82,6 +82,7 @@ impl<'a> Parser<'a> {
             let number = self.word(|char| char.is_ascii_digit() || char == '.');
             return number.parse().map(Value::Scalar).map_err(|_| format!("no number: {number}"));
         }
+
         match self.word(|char| char.is_ascii_alphanumeric() || char == '_') {
             "" => Err(format!("not understood: {}", self.rest)),
             "sum" => self.aggregation(|a, b| a + b),
@@ -136,8 +137,9 @@ impl<'a> Parser<'a> {
                 self.takes(",");
             }
         }
-        // What a scrape adds, such as a namespace, is not in what a process says, and all processes
-        // are of one fleet.
+
+        // Ignore labels that a scrape adds, such as the namespace: the process doesn't report them,
+        // and all processes belong to one fleet.
         let matches = |labels: &str| {
             matchers.iter().all(|(label, values)| {
                 let of_label =
@@ -145,6 +147,7 @@ impl<'a> Parser<'a> {
                 of_label.is_none_or(|own| values.contains(&own.trim_matches('"')))
             })
         };
+
         let mut vector = BTreeMap::new();
         for (instance, scrape) in self.scrapes {
             for (labels, value) in scrape.lines().filter_map(|line| sample(line, name)) {
@@ -153,11 +156,12 @@ impl<'a> Parser<'a> {
                 }
             }
         }
+
         Ok(Value::Vector(vector))
     }
 }
 
-/// Labels and value of a line that is a sample of this metric.
+/// The labels and value of a line, if it is a sample of this metric.
 fn sample<'a>(line: &'a str, name: &str) -> Option<(&'a str, f64)> {
     let rest = line.strip_prefix(name)?;
     let (labels, value) = match rest.strip_prefix('{') {
@@ -167,7 +171,7 @@ fn sample<'a>(line: &'a str, name: &str) -> Option<(&'a str, f64)> {
     Some((labels, value.trim().parse().ok()?))
 }
 
-/// Element by element; elements that only one side has are left out.
+/// Combines two values element by element; elements on only one side are left out.
 fn combined(left: Value, right: Value, operation: impl Fn(f64, f64) -> f64) -> Value {
     let each = |vector: BTreeMap<_, _>, operation: &dyn Fn(f64) -> f64| {
         Value::Vector(vector.into_iter().map(|(key, value)| (key, operation(value))).collect())
@@ -191,7 +195,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn queries_mean_what_they_mean_to_prometheus() {
+    fn queries_mean_the_same_as_in_prometheus() {
         let scrapes: Scrapes = [
             ("w1", "# HELP buffered x\nbuffered 10\nparked 4\nopen 0\nbuffered_bytes 77\n"),
             ("w2", "buffered 20\nparked 5\nopen 1\n"),
@@ -210,6 +214,7 @@ mod tests {
                 );
             }
         };
+
         check("sum(buffered)", Ok(Some(30.0)));
         check("max( buffered{namespace=\"mcp-fleet\"} )", Ok(Some(20.0)));
         check("sum((buffered - parked) * (1 - open))", Ok(Some(6.0)));

@@ -1,5 +1,5 @@
-//! A `ScaledObject` as it is written in YAML, with KEDA's defaults. What the simulation has no
-//! model of is refused.
+//! A `ScaledObject` in YAML, with KEDA's defaults. Settings that the simulation doesn't model are
+//! refused.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -7,11 +7,11 @@ use serde::Deserialize;
 
 use super::triggers::{KafkaSettings, Prometheus, Reset};
 
-/// The part of a `ScaledObject` that decides.
+/// The part of a `ScaledObject` that affects decisions.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct ScaledObject {
-    /// What is scaled.
+    /// The object to scale.
     pub scale_target_ref: Target,
     #[serde(default = "default_polling_interval")]
     polling_interval: u64,
@@ -19,18 +19,18 @@ pub struct ScaledObject {
     cooldown_period: u64,
     #[serde(default)]
     initial_cooldown_period: u64,
-    /// How many replicas there are where nothing is to run.
+    /// The number of replicas when idle.
     pub idle_replica_count: Option<i32>,
-    /// The least; zero is possible.
+    /// The minimum, which may be zero.
     #[serde(default)]
     pub min_replica_count: i32,
-    /// The most.
+    /// The maximum.
     #[serde(default = "default_max_replica_count")]
     pub max_replica_count: i32,
     advanced: Option<Advanced>,
-    /// What is looked at.
+    /// The triggers.
     pub triggers: Vec<Trigger>,
-    /// Replicas while a trigger can't be asked. No trigger fails in the simulation.
+    /// The number of replicas while a trigger fails. In the simulation, no trigger fails.
     #[serde(default)]
     pub fallback: serde_json::Value,
 }
@@ -58,7 +58,7 @@ fn default_max_replica_count() -> i32 {
 #[derive(Clone, Debug, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 struct Advanced {
-    /// Says how many there are when the object is deleted.
+    /// Restores the number of replicas when the object is deleted.
     #[serde(default, rename = "restoreToOriginalReplicaCount")]
     _restore: bool,
     horizontal_pod_autoscaler_config: HpaConfig,
@@ -110,7 +110,7 @@ pub struct Rules {
 }
 
 impl Rules {
-    /// For how long the most cautious recommendation counts.
+    /// How long the most cautious recommendation counts.
     pub fn window(&self) -> Duration {
         Duration::from_secs(self.stabilization_window_seconds)
     }
@@ -119,22 +119,22 @@ impl Rules {
 /// Which of several policies counts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 pub enum Select {
-    /// The one that allows most change.
+    /// The policy that allows the most change.
     Max,
-    /// The one that allows least.
+    /// The policy that allows the least change.
     Min,
     /// No change in this direction.
     Disabled,
 }
 
-/// So much change in such a time.
+/// The allowed change within a period.
 #[derive(Clone, Copy, Debug, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Policy {
-    /// What the value counts.
+    /// The unit of the value.
     #[serde(rename = "type")]
     pub kind: PolicyKind,
-    /// How much.
+    /// The amount.
     pub value: i32,
     period_seconds: u64,
 }
@@ -146,12 +146,12 @@ impl Policy {
     }
 }
 
-/// What the value of a policy counts.
+/// The unit of a policy's value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 pub enum PolicyKind {
     /// Replicas.
     Pods,
-    /// Hundredths of the replicas that there are.
+    /// Percent of the current replicas.
     Percent,
 }
 
@@ -161,12 +161,12 @@ pub enum PolicyKind {
 pub struct Trigger {
     /// Its settings.
     pub metadata: Metadata,
-    /// Whether the HPA takes what the scale loop has seen.
+    /// Whether the HPA uses the observation of the scale loop.
     pub use_cached_metrics: bool,
 }
 
 impl Trigger {
-    /// What each replica is for.
+    /// The target for each replica.
     pub fn threshold(&self) -> f64 {
         match &self.metadata {
             Metadata::Kafka(kafka) => kafka.lag_threshold as f64,
@@ -204,7 +204,7 @@ fn average_value() -> String {
     "AverageValue".to_owned()
 }
 
-/// The metadata of a trigger, of which everything has to be taken.
+/// The metadata of a trigger, all of which must be consumed.
 struct Values(BTreeMap<String, String>);
 
 impl Values {
@@ -246,15 +246,16 @@ impl TryFrom<RawTrigger> for Trigger {
 }
 
 fn kafka(values: &mut Values, kind: &str) -> Result<KafkaSettings, String> {
-    // How the broker is reached, and by what name the group goes, is the test's own affair.
+    // The test sets the broker and the name of the group.
     values.ignore(&[
         "bootstrapServers",
         "bootstrapServersFromEnv",
         "consumerGroup",
         "consumerGroupFromEnv",
     ]);
+
     values.ignore(&["version", "tls", "sasl", "unsafeSsl", "fullMetadata"]);
-    // Written as a shell would: the value is the scaled container's.
+    // A reference like that of a shell: the value is in the environment of the scaled container.
     let of_env = values.take::<String>("topicFromEnv")?.map(|name| format!("${name}"));
     let policy: Option<String> = values.take("offsetResetPolicy")?;
     let settings = KafkaSettings {
@@ -273,6 +274,7 @@ fn kafka(values: &mut Values, kind: &str) -> Result<KafkaSettings, String> {
         ensure_even_distribution_of_partitions: values
             .flag("ensureEvenDistributionOfPartitions")?,
     };
+
     let limited = settings.limit_to_partitions_with_lag;
     let wrong = [
         (settings.lag_threshold <= 0, "lagThreshold must be positive"),
@@ -302,8 +304,8 @@ fn prometheus(values: &mut Values) -> Result<Prometheus, String> {
 }
 
 impl ScaledObject {
-    /// The `ScaledObject` among the YAML documents of a file; an error where there is none, or it
-    /// is not modelled.
+    /// Parses the `ScaledObject` among the YAML documents of a file. Returns an error if there is
+    /// none, or if a setting is not modelled.
     pub fn parse(text: &str) -> Result<Self, String> {
         for document in serde_norway::Deserializer::from_str(text) {
             let mut document =
@@ -311,7 +313,7 @@ impl ScaledObject {
             if document["kind"] == "ScaledObject" {
                 let object: Self = serde_json::from_value(document["spec"].take())
                     .map_err(|error| error.to_string())?;
-                // Without any `behavior` the HPA goes by older rules.
+                // Without any `behavior`, the HPA uses older rules.
                 return if object.advanced.is_some() {
                     Ok(object)
                 } else {
@@ -322,22 +324,22 @@ impl ScaledObject {
         Err("no ScaledObject".to_owned())
     }
 
-    /// How often KEDA looks.
+    /// How often KEDA polls.
     pub fn polling_interval(&self) -> Duration {
         Duration::from_secs(self.polling_interval)
     }
 
-    /// How long after the last activity there are replicas.
+    /// How long replicas are kept after the last activity.
     pub fn cooldown_period(&self) -> Duration {
         Duration::from_secs(self.cooldown_period)
     }
 
-    /// How long after the object was made there are replicas, where there was no activity.
+    /// How long replicas are kept after the creation of the object, if there is no activity.
     pub fn initial_cooldown_period(&self) -> Duration {
         Duration::from_secs(self.initial_cooldown_period)
     }
 
-    /// How fast the HPA goes up, and down. What is not set is as Kubernetes sets it.
+    /// The rules for scaling up and down, with the defaults of Kubernetes.
     pub fn behavior(&self) -> (Rules, Rules) {
         let behavior = self.advanced.as_ref().map(|advanced| {
             let behavior = advanced.horizontal_pod_autoscaler_config.behavior.clone();
@@ -349,7 +351,7 @@ impl ScaledObject {
         (up.or(0, vec![pods, percent]), down.or(300, vec![percent]))
     }
 
-    /// Whether KEDA's loop has nothing to decide and the HPA looks often enough for both.
+    /// Whether KEDA's loop has nothing to decide and the HPA polls often enough for both.
     pub fn takes_what_the_hpa_saw(&self) -> bool {
         let always_some = self.min_replica_count > 0 && self.idle_replica_count.is_none();
         always_some && !self.triggers.iter().any(|trigger| trigger.use_cached_metrics)

@@ -1,5 +1,5 @@
-//! The simulation against what KEDA and Kubernetes say of themselves, and against what must hold
-//! whatever the load does.
+//! Compares the simulation with the documented behaviour of KEDA and Kubernetes, and checks
+//! properties that hold for any load.
 
 use proptest::prelude::*;
 
@@ -108,10 +108,10 @@ fn check_lag(
 }
 
 #[test]
-fn lag_is_what_is_not_committed_and_no_more_than_partitions_are_of_use() {
+fn lag_is_uncommitted_records_limited_to_useful_replicas() {
     check_lag(kafka(), &[(Some(10), 0, 60), (Some(5), 0, 5)], 50.0, true);
     check_lag(kafka(), &[(Some(0), 0, 1_000), (Some(0), 0, 0)], 200.0, true);
-    // It is whole multiples of the threshold that are held against the number of partitions.
+    // Whole multiples of the threshold are compared with the number of partitions.
     check_lag(kafka(), &[(Some(0), 0, 299), (Some(0), 0, 0)], 299.0, true);
     let settings = KafkaSettings { allow_idle_consumers: true, ..kafka() };
     check_lag(settings, &[(Some(0), 0, 1_000), (Some(0), 0, 0)], 1_000.0, true);
@@ -125,7 +125,7 @@ fn lag_is_what_is_not_committed_and_no_more_than_partitions_are_of_use() {
 }
 
 #[test]
-fn a_group_that_has_never_committed_is_not_seen_by_every_setting() {
+fn some_settings_do_not_see_a_group_without_commits() {
     let never = [(None, 20, 60), (None, 0, 60)];
     check_lag(kafka(), &never, 100.0, true);
     check_lag(KafkaSettings { offset_reset_policy: Reset::Latest, ..kafka() }, &never, 2.0, true);
@@ -139,7 +139,7 @@ fn a_group_that_has_never_committed_is_not_seen_by_every_setting() {
 }
 
 #[test]
-fn persistent_lag_keeps_something_running_and_asks_for_no_more() {
+fn persistent_lag_keeps_one_replica_but_asks_for_no_more() {
     let mut trigger = Kafka::new(KafkaSettings { exclude_persistent_lag: true, ..kafka() });
     let mut check = |committed, value, active| {
         let seen =
@@ -154,7 +154,7 @@ fn persistent_lag_keeps_something_running_and_asks_for_no_more() {
 }
 
 #[test]
-fn what_is_not_modelled_is_refused() {
+fn settings_that_are_not_modelled_are_refused() {
     let check = |from: &str, to: &str, why: &str| {
         assert!(OBJECT.contains(from), "{from}");
         let parsed = ScaledObject::parse(&OBJECT.replace(from, to)).map(drop);
@@ -169,8 +169,8 @@ fn what_is_not_modelled_is_refused() {
     check("kind: ScaledObject", "kind: ScaledJob", "no ScaledObject");
 }
 
-/// Plays `load` for `seconds`, and returns when the number of replicas was changed, by whom and to
-/// what.
+/// Plays `load` for `seconds`; returns the changes of the number of replicas: when, by which
+/// controller, and to which number.
 fn play(
     controller: &mut Controller,
     from: u64,
@@ -186,9 +186,10 @@ fn play(
                 changes.push((second, decision.by, *replicas));
             }
         }
-        // Commits go on for as long as there is lag.
+        // Commits continue as long as there is lag.
         load.committed += i64::from(load.lag > 0);
     }
+
     changes
 }
 
@@ -197,12 +198,15 @@ fn up_as_fast_as_the_policies_allow_and_down_after_the_window_and_the_cooldown()
     let (mut controller, mut replicas) = (Controller::new(object()), 0);
     let mut load = Load { lag: 5_000, ..Load::default() };
     let up = play(&mut controller, 0, 300, &mut replicas, &mut load);
-    // One by KEDA; two more in each half minute by the HPA, up to four partitions' worth.
+
+    // KEDA adds one replica; the HPA adds two every half minute, up to one per partition.
     assert_eq!(up, [(0, By::Keda, 1), (8, By::Hpa, 3), (38, By::Hpa, 4)]);
     load.lag = 0;
     let down = play(&mut controller, 300, 700, &mut replicas, &mut load);
-    // The HPA's last recommendation of 4 is at 293, by what KEDA's loop saw at 285; its window ends
-    // 120 s later. Half go in a minute. KEDA was active last at 285, too.
+
+    // The HPA's last recommendation of 4 is at 293, from the observation of KEDA's loop at 285; its
+    // window ends 120 s later. Half of the replicas go in a minute. KEDA was last active at 285,
+    // too.
     assert_eq!(down, [(413, By::Hpa, 2), (473, By::Hpa, 1), (600, By::Keda, 0)]);
 }
 
@@ -212,7 +216,8 @@ fn the_greater_trigger_counts_and_a_tenth_does_not() {
     let mut load = Load { lag: 1, open: 109.0, ..Load::default() };
     let changes = play(&mut controller, 0, 60, &mut replicas, &mut load);
     assert_eq!(changes.last().map(|change| change.2), Some(3));
-    // A ratio of 1.1 to what three are for.
+
+    // The ratio to the target of three replicas is 1.1.
     load.open = 165.0;
     assert_eq!(play(&mut controller, 60, 60, &mut replicas, &mut load), []);
     load.open = 166.0;
@@ -223,9 +228,9 @@ fn the_greater_trigger_counts_and_a_tenth_does_not() {
 }
 
 #[test]
-fn two_who_ask_see_persistent_lag_where_there_is_none_unless_one_takes_what_the_other_saw() {
-    // Commits come every 20 s, the scale loop asks every 15 s and the HPA 8 s after it: with both
-    // asking the trigger, one of them sees the offset of the other.
+fn two_polling_controllers_see_false_persistent_lag_unless_one_uses_the_others_observation() {
+    // Commits come every 20 s, the scale loop polls every 15 s, and the HPA 8 s later: if both poll
+    // the trigger, one of them sees the same offset as the other.
     let most = |cached: bool| {
         let text = OBJECT.replace("useCachedMetrics: true", &format!("useCachedMetrics: {cached}"));
         let text = text.replace("pollingInterval: 15", "pollingInterval: 30");
@@ -245,18 +250,20 @@ fn two_who_ask_see_persistent_lag_where_there_is_none_unless_one_takes_what_the_
         }
         (low, high)
     };
+
     assert_eq!(most(true), (400, 400));
     assert_eq!(most(false), (0, 400));
 }
 
 #[test]
-fn where_there_is_always_one_the_hpa_looks_for_both() {
+fn with_at_least_one_replica_the_hpa_polls_for_both() {
     let text = OBJECT
         .replace("useCachedMetrics: true", "name: lag")
         .replace("minReplicaCount: 0", "minReplicaCount: 1");
     let mut controller = Controller::new(ScaledObject::parse(&text).expect("an object"));
     let (mut replicas, mut load) = (1, Load { lag: 5_000, ..Load::default() });
-    // The offsets move between two looks of the HPA, and not between its look and the next one of
+
+    // The offsets move between two polls of the HPA, but not between its poll and the next one of
     // the scale loop.
     for second in 0..300_u64 {
         load.committed = i64::try_from(second / 15).expect("a small number");
@@ -271,8 +278,8 @@ fn where_there_is_always_one_the_hpa_looks_for_both() {
 }
 
 proptest! {
-    /// Whatever the load does: never above the most, never above the partitions on account of lag,
-    /// no step down by the HPA below what it has wanted within the window, and none to zero within
+    /// For any load: never above the maximum, never above the number of partitions because of lag,
+    /// no step down by the HPA below its recommendations within the window, and none to zero within
     /// the cooldown.
     #[test]
     fn bounds_windows_and_cooldown_hold(loads in prop::collection::vec((0_i64..2_000, 0.0..400.0_f64, any::<bool>()), 1..80)) {
@@ -299,8 +306,8 @@ proptest! {
                     }
                     By::Hpa if before == 0 => prop_assert_eq!(replicas, 0),
                     By::Hpa => {
-                        // What the metrics ask for, computed in another way than the autoscaler
-                        // does.
+                        // The wanted number, computed in a different way than in the
+                        // autoscaler.
                         let targets = [100.0, 50.0];
                         prop_assert!(decision.seen[0].value / 100.0 < 5.0);
                         let wants = decision.seen.iter().zip(targets).map(|(seen, target)| {
@@ -322,9 +329,9 @@ proptest! {
         }
     }
 
-    /// A load that does not change comes to a number of replicas without going up and down.
+    /// A constant load leads to a stable number of replicas without going up and down.
     #[test]
-    fn a_steady_load_makes_no_flapping(lag in 0_i64..3_000, open in 0.0..400.0_f64) {
+    fn a_steady_load_causes_no_flapping(lag in 0_i64..3_000, open in 0.0..400.0_f64) {
         let (mut controller, mut replicas) = (Controller::new(object()), 0);
         let changes = play(&mut controller, 0, 3_600, &mut replicas, &mut Load { lag, open, committed: 0 });
         let settled: Vec<_> = changes.iter().map(|change| change.2).collect();

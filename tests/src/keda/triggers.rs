@@ -1,14 +1,13 @@
-//! What a trigger makes of what it is told: a value for the HPA, and whether anything is to run at
-//! all.
+//! The observations of triggers: a value for the HPA, and whether anything should run at all.
 
 use std::collections::BTreeMap;
 
-/// What was seen of a trigger at one time.
+/// The observation of a trigger at one time.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Observation {
-    /// For the HPA.
+    /// The value for the HPA.
     pub value: f64,
-    /// For KEDA's scale loop.
+    /// The activity for KEDA's scale loop.
     pub active: bool,
 }
 
@@ -17,7 +16,7 @@ pub struct Observation {
 pub struct Partition {
     /// Its number.
     pub partition: i32,
-    /// What the group has committed; none if nothing ever was.
+    /// The committed offset; `None` if there is no commit.
     pub committed: Option<i64>,
     /// The offset of the first record.
     pub earliest: i64,
@@ -25,7 +24,7 @@ pub struct Partition {
     pub latest: i64,
 }
 
-/// Where a group without a committed offset is taken to begin.
+/// Where a group without a committed offset is assumed to begin.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reset {
     /// At the end: a partition without a commit counts as 1.
@@ -37,28 +36,28 @@ pub enum Reset {
 /// The settings of a `kafka` or `apache-kafka` trigger.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct KafkaSettings {
-    /// The topic. Without one, KEDA looks at what the group has committed on, and so at nothing if
-    /// it never has.
+    /// The topic. Without one, KEDA uses the topics on which the group has commits, so it sees
+    /// nothing if there are none.
     pub topic: Option<String>,
-    /// Lag for each replica.
+    /// The lag per replica.
     pub lag_threshold: i64,
-    /// The lag above which something is to run.
+    /// The lag above which something should run.
     pub activation_lag_threshold: i64,
     /// See [`Reset`].
     pub offset_reset_policy: Reset,
-    /// More replicas than partitions.
+    /// Whether to allow more replicas than partitions.
     pub allow_idle_consumers: bool,
-    /// Not to count the lag of a partition whose commit stands where it stood the last time.
+    /// Whether to ignore the lag of a partition whose commit has not moved since the last time.
     pub exclude_persistent_lag: bool,
-    /// Not to count a partition without a commit.
+    /// Whether to ignore a partition without a commit.
     pub scale_to_zero_on_invalid_offset: bool,
-    /// No more replicas than partitions with lag.
+    /// Whether to limit the replicas to the number of partitions with lag.
     pub limit_to_partitions_with_lag: bool,
-    /// A number of replicas that divides the number of partitions.
+    /// Whether to use only numbers of replicas that divide the number of partitions.
     pub ensure_even_distribution_of_partitions: bool,
 }
 
-/// A `kafka` trigger: the settings, and the offsets it has seen last.
+/// A `kafka` trigger: its settings, and the last observed offsets.
 #[derive(Clone, Debug)]
 pub struct Kafka {
     settings: KafkaSettings,
@@ -66,7 +65,7 @@ pub struct Kafka {
 }
 
 impl Kafka {
-    /// A trigger that has seen nothing yet.
+    /// Creates a trigger without observations.
     pub fn new(settings: KafkaSettings) -> Self {
         Self { settings, previous: BTreeMap::new() }
     }
@@ -76,9 +75,8 @@ impl Kafka {
         self.settings.topic.as_deref()
     }
 
-    /// The total lag, which is what the HPA is told, and whether there is enough of it for anything
-    /// to run. What does not count for the former because it is persistent does count for the
-    /// latter.
+    /// The total lag for the HPA, and whether there is enough lag for anything to run. Persistent
+    /// lag counts only for the latter.
     pub fn observe(&mut self, partitions: &[Partition]) -> Observation {
         let (mut total, mut with_persistent, mut count, mut lagging) = (0, 0, 0, 0);
         for partition in partitions {
@@ -91,11 +89,12 @@ impl Kafka {
             count += 1;
             lagging += i64::from(lag > 0);
         }
+
         let active = with_persistent > self.settings.activation_lag_threshold;
         Observation { value: self.limited(total, count, lagging) as f64, active }
     }
 
-    /// The lag that counts for the HPA, and all of it.
+    /// The lag that counts for the HPA, and the whole lag.
     fn lag(&mut self, partition: &Partition) -> (i64, i64) {
         let Partition { partition, committed, earliest, latest } = *partition;
         let Some(committed) = committed else {
@@ -106,6 +105,7 @@ impl Kafka {
             };
             return (lag, lag);
         };
+
         let lag = latest - committed;
         if self.settings.exclude_persistent_lag
             && self.previous.insert(partition, committed) == Some(committed)
@@ -115,13 +115,14 @@ impl Kafka {
         (lag, lag)
     }
 
-    /// Not more than replicas can be of use.
+    /// Limits the lag to the number of replicas that can be useful.
     fn limited(&self, mut total: i64, partitions: i64, lagging: i64) -> i64 {
         let settings = &self.settings;
         let even = settings.ensure_even_distribution_of_partitions;
         if settings.allow_idle_consumers && !settings.limit_to_partitions_with_lag && !even {
             return total;
         }
+
         let threshold = settings.lag_threshold;
         if even {
             let enough = |replicas: &i64| {
@@ -129,6 +130,7 @@ impl Kafka {
             };
             total = (1..=partitions).find(enough).unwrap_or(partitions) * threshold;
         }
+
         let bound = if settings.limit_to_partitions_with_lag { lagging } else { partitions };
         if total / threshold > bound { bound * threshold } else { total }
     }
@@ -139,11 +141,11 @@ impl Kafka {
 pub struct Prometheus {
     /// The query.
     pub query: String,
-    /// What one replica is for.
+    /// The target per replica.
     pub threshold: f64,
-    /// The value above which something is to run.
+    /// The value above which something should run.
     pub activation_threshold: f64,
-    /// Whether no result is 0. Otherwise the trigger fails, and that is not modelled.
+    /// Whether a missing result counts as 0. Otherwise the trigger fails, which is not modelled.
     pub ignore_null_values: bool,
 }
 

@@ -5,9 +5,9 @@ use std::{fs, path::Path, process::Command};
 use fleet_tests::{bins, go};
 use serde_json::Value;
 
-use crate::{list, none, seconds, text};
+use crate::{assert_no_problems, list, seconds, text};
 
-/// The file with `variables` filled in, all profiles included; nothing where there is no Go.
+/// The file with `variables` filled in, including all profiles; `None` without Go.
 pub(crate) fn project(variables: &[(&str, &str)]) -> Option<Value> {
     let path = bins::repository().join("docker-compose.yml");
     Some(load(&go::compose()?, &path, variables).unwrap_or_else(|error| panic!("{error}")))
@@ -15,7 +15,7 @@ pub(crate) fn project(variables: &[(&str, &str)]) -> Option<Value> {
 
 fn load(loader: &Path, file: &Path, variables: &[(&str, &str)]) -> Result<Value, String> {
     let mut command = Command::new(loader);
-    // What the shell of whoever runs the tests sets must not be filled in.
+    // Variables of the shell that runs the tests must not be filled in.
     command.env_clear().envs(variables.iter().copied());
     command.arg(file).current_dir(bins::repository());
     let output = command.output().expect("the loader of compose files");
@@ -31,7 +31,7 @@ fn services(project: &Value) -> impl Iterator<Item = (&String, &Value)> {
 }
 
 #[test]
-fn the_specification_is_met_and_misspelling_is_found() {
+fn the_file_meets_the_specification_and_misspellings_are_found() {
     let Some(loader) = go::compose() else { return };
     project(&[]).expect("a loader");
     let good = crate::file("docker-compose.yml");
@@ -48,8 +48,8 @@ fn the_specification_is_met_and_misspelling_is_found() {
     }
 }
 
-/// docker-compose 1.x replaces variables before anything else, does not know `:+`, and prints the
-/// text that has it. Seen with 1.29.2.
+/// docker-compose 1.x replaces variables before anything else, doesn't support `:+`, and prints the
+/// text that contains it. Seen with 1.29.2.
 #[test]
 fn docker_compose_1_prints_what_to_install() {
     let file = crate::file("docker-compose.yml");
@@ -64,7 +64,7 @@ fn docker_compose_1_prints_what_to_install() {
 }
 
 #[test]
-fn the_services_are_those_that_people_are_told_of() {
+fn the_services_are_the_documented_ones() {
     let Some(project) = project(&[]) else { return };
     let profiles: Vec<_> = services(&project)
         .map(|(name, service)| {
@@ -81,6 +81,7 @@ fn the_services_are_those_that_people_are_told_of() {
         ("topics", vec![]),
     ];
     assert_eq!(profiles, expected);
+
     let worker = &project["services"]["kafka-worker"];
     for (dependency, condition) in
         [("topics", "service_completed_successfully"), ("mcp-server", "service_healthy")]
@@ -92,7 +93,7 @@ fn the_services_are_those_that_people_are_told_of() {
 }
 
 #[test]
-fn what_is_set_outside_reaches_every_service() {
+fn variables_of_the_shell_reach_every_service() {
     let set = [
         ("KAFKA_TOPIC", "other"),
         ("KAFKA_WORKER_REPLICAS", "4"),
@@ -116,7 +117,7 @@ fn what_is_set_outside_reaches_every_service() {
 }
 
 #[test]
-fn only_what_must_be_is_reachable() {
+fn only_necessary_ports_are_published() {
     let Some(project) = project(&[]) else { return };
     let mut problems = vec![];
     for (name, service) in services(&project) {
@@ -146,11 +147,11 @@ fn only_what_must_be_is_reachable() {
     assert_eq!(networks("kafka-worker"), ["backend"]);
     assert_eq!(networks("mcp-server"), ["backend", "frontend"]);
     assert_eq!(project["networks"]["backend"]["internal"], true);
-    none(&problems);
+    assert_no_problems(&problems);
 }
 
 #[test]
-fn containers_have_no_rights_that_they_do_not_need() {
+fn containers_have_only_the_rights_that_they_need() {
     let Some(project) = project(&[]) else { return };
     let mut problems = vec![];
     for (name, service) in services(&project) {
@@ -180,12 +181,13 @@ fn containers_have_no_rights_that_they_do_not_need() {
         let ends = ["topics", "mcp-fleet", "grafana"].contains(&name.as_str());
         must(started_again != ends, "restart");
     }
+
     let password = text(&project, "/services/grafana/environment/GF_SECURITY_ADMIN_PASSWORD");
     assert_eq!(password, "", "a password that everybody knows");
-    none(&problems);
+    assert_no_problems(&problems);
 }
 
-/// Grafana's own default would be a password that everybody knows.
+/// Grafana's default password is publicly known.
 #[test]
 fn grafana_does_not_start_without_a_password() {
     let Some(project) = project(&[]) else { return };
@@ -202,7 +204,7 @@ fn grafana_does_not_start_without_a_password() {
 }
 
 #[test]
-fn what_is_mounted_exists() {
+fn mounted_files_exist() {
     let Some(project) = project(&[]) else { return };
     let mut problems = vec![];
     for (name, service) in services(&project) {
@@ -222,7 +224,8 @@ fn what_is_mounted_exists() {
             }
         }
     }
-    none(&problems);
+
+    assert_no_problems(&problems);
 }
 
 #[test]

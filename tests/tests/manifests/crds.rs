@@ -1,13 +1,12 @@
-//! Objects of KEDA and of the Prometheus operator against the definitions that those publish
-//! (`tests/schemas`). A cluster drops properties that it does not know without a word; here they
-//! are errors.
+//! Checks objects of KEDA and of the Prometheus operator against their published definitions
+//! (`tests/schemas`). A cluster silently drops unknown properties; here they are errors.
 
 use std::collections::BTreeMap;
 
 use jsonschema::Validator;
 use serde_json::{Value, json};
 
-use crate::{documents, file, kubernetes::renders, none, objects::Object};
+use crate::{assert_no_problems, documents, file, kubernetes::renders, objects::Object};
 
 const DEFINITIONS: [&str; 5] = [
     "keda.sh_scaledobjects.yaml",
@@ -17,7 +16,7 @@ const DEFINITIONS: [&str; 5] = [
     "monitoring.coreos.com_servicemonitors.yaml",
 ];
 
-/// Whether an object is of a sort that Kubernetes itself does not have.
+/// Whether an object is of a kind that Kubernetes itself doesn't have.
 pub(crate) fn is_custom(object: &Object) -> bool {
     let version = object.0["apiVersion"].as_str().unwrap_or_default();
     version.starts_with("keda.sh/") || version.starts_with("monitoring.coreos.com/")
@@ -37,10 +36,11 @@ fn schemas() -> BTreeMap<(String, String), Value> {
             }
         }
     }
+
     schemas
 }
 
-/// The schema of OpenAPI as a JSON Schema that refuses what it does not name.
+/// The OpenAPI schema as a JSON Schema that refuses unknown properties.
 fn strict(schema: &Value) -> Value {
     match schema {
         Value::Object(object) => {
@@ -76,7 +76,7 @@ fn check(schemas: &BTreeMap<(String, String), Value>, object: &Object) -> Vec<St
 }
 
 #[test]
-fn custom_objects_are_as_they_are_defined() {
+fn custom_objects_match_their_definitions() {
     let schemas = schemas();
     let mut problems = vec![];
     for render in renders() {
@@ -87,7 +87,7 @@ fn custom_objects_are_as_they_are_defined() {
             );
         }
     }
-    none(&problems);
+    assert_no_problems(&problems);
 }
 
 #[test]

@@ -1,10 +1,10 @@
-//! The Dockerfiles: hadolint's rules, and what hadolint can't know.
+//! The Dockerfiles: hadolint's rules, and rules of our own.
 
 use std::process::Command;
 
 use fleet_tests::{bins, python::Python};
 
-use crate::{file, none};
+use crate::{assert_no_problems, file};
 
 const FILES: [(&str, &str); 3] = [
     ("Dockerfile.server", "mcp-server"),
@@ -12,7 +12,7 @@ const FILES: [(&str, &str); 3] = [
     ("Dockerfile.cli", "mcp-fleet"),
 ];
 
-/// The instructions of a Dockerfile, continued lines in one, comments left out.
+/// The instructions of a Dockerfile without comments, each on one line.
 fn instructions(text: &str) -> Vec<String> {
     let lines = text.lines().filter(|line| !line.trim_start().starts_with('#'));
     let joined = lines.collect::<Vec<_>>().join("\n").replace("\\\n", " ");
@@ -20,7 +20,7 @@ fn instructions(text: &str) -> Vec<String> {
     lines.filter(|line| !line.is_empty()).collect()
 }
 
-/// What is wrong with the Dockerfile `text`, which is to make the image of `program`.
+/// The problems of the Dockerfile `text` for the image of `program`.
 fn problems(text: &str, program: &str) -> Vec<String> {
     let all = instructions(text);
     let mut problems = vec![];
@@ -105,12 +105,14 @@ fn problems(text: &str, program: &str) -> Vec<String> {
 fn dockerfiles_keep_the_rules() {
     for (name, program) in FILES {
         let found = problems(&file(name), program);
-        none(&found.into_iter().map(|problem| format!("{name}: {problem}")).collect::<Vec<_>>());
+        assert_no_problems(
+            &found.into_iter().map(|problem| format!("{name}: {problem}")).collect::<Vec<_>>(),
+        );
     }
 }
 
 #[test]
-fn every_rule_finds_what_breaks_it() {
+fn every_rule_finds_its_violations() {
     let good = file("Dockerfile.worker");
     for (from, to) in [
         ("FROM rust:1.95-bookworm", "FROM rust:latest"),
@@ -131,7 +133,7 @@ fn every_rule_finds_what_breaks_it() {
 }
 
 #[test]
-fn hadolint_has_nothing_to_say() {
+fn hadolint_finds_no_problems() {
     let Some(python) = Python::manifests() else { return };
     let lint = |path: &std::path::Path| {
         let mut command = python.program("hadolint");
@@ -139,10 +141,12 @@ fn hadolint_has_nothing_to_say() {
             command.args(["--failure-threshold", "style"]).arg(path).output().expect("hadolint");
         (output.status.success(), String::from_utf8_lossy(&output.stdout).into_owned())
     };
+
     for (name, _) in FILES {
         let (good, said) = lint(&bins::repository().join(name));
         assert!(good && said.is_empty(), "{said}");
     }
+
     let path = bins::scratch("hadolint").join("Dockerfile");
     std::fs::write(
         &path,
@@ -152,10 +156,10 @@ fn hadolint_has_nothing_to_say() {
     assert!(!lint(&path).0, "hadolint takes anything");
 }
 
-/// The commands of the builder that need no network and no container, on what a builder would be
-/// given.
+/// Runs the builder's commands that need neither a network nor a container on the context that a
+/// builder would get.
 #[test]
-fn the_context_holds_all_that_is_built() {
+fn the_context_has_all_files_for_the_build() {
     let context = bins::scratch("context");
     let ignore = file(".dockerignore");
     assert!(ignore.lines().any(|line| line == "*"), "everything is let in");
@@ -166,7 +170,8 @@ fn the_context_holds_all_that_is_built() {
         std::fs::create_dir_all(target.parent().expect("a directory")).expect("a directory");
         fleet_tests::cache::run(Command::new("cp").arg("-r").arg(source).arg(target));
     }
-    // COPY . . of both stages, and what each of them runs.
+
+    // This is `COPY . .` of both stages, and the commands of each.
     let skeleton = bins::scratch("skeleton");
     fleet_tests::cache::run(Command::new(context.join("scripts/image-skeleton")).arg(&skeleton));
     let targets = |directory: &std::path::Path| {
@@ -197,7 +202,7 @@ fn the_context_holds_all_that_is_built() {
     assert_eq!(targets(&skeleton), expected);
 }
 
-/// Each image's own build, asked of cargo: the embedded broker is for laptops.
+/// Asks cargo for the build of each image: the embedded broker is only for laptops.
 #[test]
 fn the_embedded_broker_is_in_no_image() {
     let linked = |args: &str| {
@@ -213,11 +218,13 @@ fn the_embedded_broker_is_in_no_image() {
         assert!(crates.contains("rdkafka "), "{crates}");
         crates.lines().any(|line| line.starts_with("tansu-"))
     };
+
     for (name, program) in FILES {
         let text = file(name);
         let (_, args) = text.split_once(&format!("-p {program} --bin {program}")).expect("a build");
         let flags = args.lines().next().unwrap_or_default().trim_end_matches('\\').trim();
         assert!(!linked(format!("-p {program} {flags}").trim()), "{name}");
     }
+
     assert!(linked("-p mcp-fleet"), "the check finds nothing");
 }

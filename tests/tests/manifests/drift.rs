@@ -1,15 +1,15 @@
-//! Settings that are written down more than once: Compose, Kubernetes, the Dockerfiles and the
-//! defaults in docs/configuration.md must agree.
+//! Settings in several places: Compose, Kubernetes, the Dockerfiles and the defaults in
+//! docs/configuration.md must agree.
 
 use crate::{
-    compose, documents,
+    assert_no_problems, compose, documents,
     environment::{program, table},
     file,
     kubernetes::renders,
-    list, none, seconds, text,
+    list, seconds, text,
 };
 
-/// The flush of the last events and the leaving of the group, after a worker's drain.
+/// The time after a worker's drain for flushing its last events and leaving the group.
 const AFTER_DRAIN: f64 = 10.0;
 
 #[test]
@@ -53,11 +53,11 @@ fn images_have_the_version_of_the_workspace() {
             problems.push(format!("Dockerfile.{name} has another version"));
         }
     }
-    none(&problems);
+    assert_no_problems(&problems);
 }
 
 #[test]
-fn kafka_is_the_one_that_is_tested() {
+fn kafka_has_the_tested_version() {
     let pom = file("tests/kafka/pom.xml");
     let version = pom
         .split_once("<kafka.version>")
@@ -130,7 +130,7 @@ fn ports_are_the_defaults_everywhere() {
 }
 
 #[test]
-fn nobody_is_killed_while_draining() {
+fn processes_are_not_killed_while_draining() {
     let worker_default = table("worker")["MCP_DRAIN_TIMEOUT"].clone();
     let server_default = table("server")["MCP_DRAIN_TIMEOUT_MS"].clone();
     let server_drain = |set: Option<String>| {
@@ -216,7 +216,7 @@ fn topics_groups_and_partitions_are_the_same() {
 }
 
 #[test]
-fn probes_ask_what_there_is() {
+fn probes_use_existing_endpoints() {
     let source = file("crates/ops/src/http.rs");
     for render in renders() {
         for name in ["mcp-server", "kafka-worker"] {
@@ -247,11 +247,11 @@ fn probes_ask_what_there_is() {
 }
 
 #[test]
-fn settings_that_stand_in_both_are_the_same() {
+fn settings_in_compose_and_kubernetes_agree() {
     let Some(project) = compose::project(&[]) else { return };
     let Some(base) = renders().iter().find(|render| render.name == "base") else { return };
-    // Where they are: a path of Compose's mount, and the level that only Compose can change from
-    // outside.
+    // These differ: a path in Compose's mount, and the log level, which only Compose can change
+    // from outside.
     let different = ["MCP_FILES_ROOTS", "MCP_DATA_DIR"];
     let mut problems = vec![];
     for name in ["mcp-server", "kafka-worker"] {
@@ -266,16 +266,17 @@ fn settings_that_stand_in_both_are_the_same() {
             }
         }
     }
-    none(&problems);
+    assert_no_problems(&problems);
 }
 
 #[test]
-fn commands_in_the_documentation_are_those_of_the_files() {
+fn commands_in_the_documentation_match_the_files() {
     let deployment = file("docs/deployment.md");
     let header = file("docker-compose.yml");
     let commands = header.lines().filter_map(|line| line.strip_prefix("#   docker compose "));
     let commands: Vec<_> = commands.collect();
     assert_eq!(commands.len(), 3);
+
     for command in commands {
         assert!(deployment.contains(&format!("docker compose {command}")), "{command}");
     }

@@ -3,9 +3,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::{compose, file, kubernetes::renders, none};
+use crate::{assert_no_problems, compose, file, kubernetes::renders};
 
-/// What `mcp-fleet` reads; it has no table, its commands have their help.
+/// The variables that `mcp-fleet` reads. It has no table, only the help of its commands.
 const CLI: [&str; 5] =
     ["KAFKA_BROKERS", "KAFKA_TOPIC", "MCP_CONSUMER_GROUP", "MCP_SERVER_URL", "MCP_SERVER_TOKEN"];
 
@@ -33,18 +33,18 @@ fn is_read(program: &str, variable: &str) -> bool {
             "mcp-server" => table("server").contains_key(variable),
             "kafka-worker" => table("worker").contains_key(variable),
             "mcp-fleet" => CLI.contains(&variable),
-            other => panic!("{other} is no program of ours"),
+            other => panic!("{other} is not one of our programs"),
         }
 }
 
-/// The program in a container of ours, by its image; nothing for other people's images.
+/// The program in a container of ours, by its image; `None` for third-party images.
 pub(crate) fn program(image: &str) -> Option<&str> {
     let name = image.split(':').next().unwrap_or(image);
     ["mcp-server", "kafka-worker", "mcp-fleet"].into_iter().find(|own| *own == name)
 }
 
 #[test]
-fn the_tables_are_read() {
+fn the_tables_can_be_read() {
     let worker = table("worker");
     assert_eq!(worker.get("PORT").map(String::as_str), Some("8081"));
     assert_eq!(worker.get("MCP_SERVER_URL").map(String::as_str), Some(""));
@@ -55,7 +55,7 @@ fn the_tables_are_read() {
 }
 
 #[test]
-fn composes_variables_are_read_by_somebody() {
+fn variables_in_compose_are_read_by_a_program() {
     let Some(project) = compose::project(&[]) else { return };
     let mut problems = vec![];
     for (name, service) in project["services"].as_object().expect("services") {
@@ -68,11 +68,12 @@ fn composes_variables_are_read_by_somebody() {
             }
         }
     }
-    none(&problems);
+
+    assert_no_problems(&problems);
 }
 
 #[test]
-fn pods_variables_are_read_by_somebody_and_given_once() {
+fn variables_of_pods_are_read_by_a_program_and_set_once() {
     let mut problems = BTreeSet::new();
     for render in renders() {
         for object in &render.objects {
@@ -94,12 +95,13 @@ fn pods_variables_are_read_by_somebody_and_given_once() {
             }
         }
     }
-    none(&problems.into_iter().collect::<Vec<_>>());
+
+    assert_no_problems(&problems.into_iter().collect::<Vec<_>>());
 }
 
-/// What a program can't do without is there: the variables that `--help` shows as required.
+/// The variables that `--help` shows as required are set.
 #[test]
-fn nothing_is_left_out() {
+fn required_variables_are_set() {
     let required = [
         ("mcp-server", ["MCP_HOST", "PORT", "KAFKA_BROKERS", "KAFKA_TOPIC", "MCP_ALLOWED_HOSTS"]),
         (
@@ -122,5 +124,5 @@ fn nothing_is_left_out() {
             }
         }
     }
-    none(&problems);
+    assert_no_problems(&problems);
 }

@@ -1,19 +1,19 @@
-//! The root file system of an image, made by the script that makes it in the Dockerfiles and
-//! entered with chroot: what the program needs to start is in it.
+//! The root file system of an image, built by the script of the Dockerfiles and entered with
+//! chroot: it has everything that the program needs to start.
 
 use std::{os::unix::fs::PermissionsExt as _, process::Command};
 
 use fleet_tests::{bins, cache, loud};
 
 #[test]
-fn a_program_runs_in_its_image_and_there_is_nothing_else() {
+fn a_program_runs_in_its_image_which_has_nothing_else() {
     let root = bins::scratch("image");
     let mut script = Command::new(bins::repository().join("scripts/image-root"));
     script.arg(&root).arg(bins::bin("kafka-worker"));
     let user = Command::new("id").arg("-u").output().expect("id").stdout;
     let is_root = user == b"0\n";
     if is_root {
-        // Its owner is another user, which only root can arrange.
+        // Only root can give it to another user.
         script.args(["--", "/var/lib/mcp-fleet"]);
     }
     cache::run(&mut script);
@@ -22,6 +22,7 @@ fn a_program_runs_in_its_image_and_there_is_nothing_else() {
             > 10_000
     );
     assert_eq!(root.join("tmp").metadata().expect("/tmp").permissions().mode() & 0o7777, 0o1777);
+
     for shell in ["bin/sh", "bin/bash", "usr/bin/sh"] {
         assert!(!root.join(shell).exists(), "{shell}");
     }
@@ -41,7 +42,7 @@ fn a_program_runs_in_its_image_and_there_is_nothing_else() {
     let said = String::from_utf8_lossy(&version.stdout).into_owned();
     assert_eq!(said.trim(), concat!("kafka-worker ", env!("CARGO_PKG_VERSION")), "{version:?}");
 
-    // Seen to fail: without one of its libraries it does not start.
+    // Verify that the test can fail: without one of its libraries, the program doesn't start.
     let library = find(&root, "libm.so.6").expect("a library");
     std::fs::remove_file(library).expect("a library");
     assert!(!run("--version").status.success());

@@ -1,5 +1,5 @@
-//! `k8s/` as kustomize renders it: what there is, every combination of components, and the schemas
-//! of Kubernetes.
+//! `k8s/` as kustomize renders it: the objects, every combination of components, and the schemas of
+//! Kubernetes.
 
 use std::{
     collections::BTreeSet,
@@ -12,9 +12,9 @@ use std::{
 use fleet_tests::{bins, cache, go, python::Python};
 use serde_json::Value;
 
-use crate::{documents, none, objects::Object};
+use crate::{assert_no_problems, documents, objects::Object};
 
-/// What one kustomization makes.
+/// The objects of one kustomization.
 pub(crate) struct Render {
     pub(crate) name: String,
     pub(crate) objects: Vec<Object>,
@@ -39,7 +39,7 @@ impl Render {
 
 const COMPONENTS: [&str; 3] = ["keda", "monitoring", "spot"];
 
-/// Base, overlays, and both with every combination of components; nothing where there is no Go.
+/// Base, overlays, and both with every combination of components; empty without Go.
 pub(crate) fn renders() -> &'static [Render] {
     static RENDERS: OnceLock<Vec<Render>> = OnceLock::new();
     RENDERS
@@ -47,7 +47,7 @@ pub(crate) fn renders() -> &'static [Render] {
 }
 
 fn render_all(kustomize: &Path) -> Vec<Render> {
-    // A kustomization names others by relative paths only, so those that are made here stand beside
+    // A kustomization can refer to others only by relative paths, so the generated ones are next to
     // copies.
     let directory = bins::scratch("k8s");
     cache::run(Command::new("cp").arg("-r").arg(bins::repository().join("k8s")).arg(&directory));
@@ -99,7 +99,7 @@ fn render(kustomize: &Path, name: &str, directory: PathBuf) -> Render {
 }
 
 #[test]
-fn everything_that_was_asked_for_is_rendered() {
+fn all_requested_objects_are_rendered() {
     for render in renders() {
         for (kind, name) in [
             ("Deployment", "mcp-server"),
@@ -133,7 +133,7 @@ fn everything_that_was_asked_for_is_rendered() {
 }
 
 #[test]
-fn names_are_used_once_and_stand_in_one_namespace() {
+fn names_are_unique_and_in_one_namespace() {
     for render in renders() {
         let mut seen = BTreeSet::new();
         let mut namespaces = BTreeSet::new();
@@ -152,10 +152,9 @@ fn names_are_used_once_and_stand_in_one_namespace() {
     }
 }
 
-/// The objects of Kubernetes itself, against its own schemas; a property that those do not know is
-/// an error.
+/// Checks the objects of Kubernetes itself against its schemas; an unknown property is an error.
 #[test]
-fn every_object_is_one_that_kubernetes_knows() {
+fn every_object_matches_the_schemas_of_kubernetes() {
     let Some(python) = Python::manifests() else { return };
     let all = renders().iter().chain(crate::standalone::files());
     let objects: Vec<_> = all.flat_map(|render| &render.objects).collect();
@@ -163,7 +162,7 @@ fn every_object_is_one_that_kubernetes_knows() {
     let distinct: BTreeSet<String> = own.map(|object| object.0.to_string()).collect();
     validate(&python, &distinct).unwrap_or_else(|report| panic!("{report}"));
 
-    // The validator itself is seen to refuse.
+    // Verify that the validator refuses invalid objects.
     let Some(deployment) = renders().first().map(|render| render.get("Deployment", "kafka-worker"))
     else {
         return;
@@ -186,17 +185,19 @@ fn validate(python: &Python, objects: &BTreeSet<String>) -> Result<(), String> {
     let said = [output.stdout, output.stderr]
         .map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
         .concat();
-    // It passes over what it has no schema for, with a word.
+
+    // The validator skips objects without a schema, and says so.
     let passed =
         said.lines().filter(|line| line.contains("INFO") && line.contains("passed")).count();
     if output.status.success() && passed == objects.len() {
         return Ok(());
     }
+
     Err(format!("{passed} of {} objects are valid\n{said}", objects.len()))
 }
 
 #[test]
-fn the_example_of_the_secrets_holds_none() {
+fn the_example_of_the_secrets_has_no_real_ones() {
     let mut problems = vec![];
     for secret in documents(&crate::file("k8s/secret.example.yaml")) {
         for (key, value) in secret["stringData"].as_object().expect("stringData") {
@@ -206,10 +207,12 @@ fn the_example_of_the_secrets_holds_none() {
             }
         }
     }
+
     for render in renders() {
         problems.extend(
             render.of_kind("Secret").map(|secret| format!("{}: {}", render.name, secret.name())),
         );
     }
-    none(&problems);
+
+    assert_no_problems(&problems);
 }

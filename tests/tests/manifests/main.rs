@@ -1,6 +1,6 @@
-//! What people deploy with: `docker-compose.yml`, `k8s/` and the Dockerfiles. They are checked
-//! against the schemas of those who read them, for names that nothing answers to, and against each
-//! other and the tables in docs/configuration.md.
+//! The deployment files: `docker-compose.yml`, `k8s/` and the Dockerfiles. They are checked against
+//! the schemas of their readers, for dangling references, and against each other and the tables in
+//! docs/configuration.md.
 
 #![expect(clippy::expect_used, reason = "a panic is the report of a test")]
 
@@ -19,7 +19,7 @@ mod standalone;
 use serde_json::Value;
 
 /// Fails with all of `problems` at once.
-fn none(problems: &[String]) {
+fn assert_no_problems(problems: &[String]) {
     assert!(problems.is_empty(), "{} problems:\n  {}", problems.len(), problems.join("\n  "));
 }
 
@@ -29,7 +29,7 @@ fn file(path: &str) -> String {
     std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
 }
 
-/// The documents of a YAML stream, empty ones left out.
+/// The documents of a YAML stream, except empty ones.
 fn documents(yaml: &str) -> Vec<Value> {
     use serde::Deserialize as _;
     let documents = serde_norway::Deserializer::from_str(yaml);
@@ -46,7 +46,7 @@ fn text(value: &Value, pointer: &str) -> String {
     }
 }
 
-/// The elements of the list at a JSON pointer; none where there is no list.
+/// The elements of the list at a JSON pointer; empty if there is no list.
 fn list<'v>(value: &'v Value, pointer: &str) -> &'v [Value] {
     value.pointer(pointer).and_then(Value::as_array).map_or(&[], Vec::as_slice)
 }
@@ -65,7 +65,7 @@ fn seconds(text: &str) -> f64 {
             "s" => 1.0,
             "m" => 60.0,
             "h" => 3600.0,
-            other => panic!("{text}: what is {other}?"),
+            other => panic!("{text}: unknown unit {other}"),
         };
         total += number.parse::<f64>().expect("a number") * factor;
         rest = tail;
@@ -74,7 +74,7 @@ fn seconds(text: &str) -> f64 {
 }
 
 #[test]
-fn durations_are_read() {
+fn durations_are_parsed() {
     assert_eq!(seconds("1m30s"), 90.0);
     assert_eq!(seconds("250ms"), 0.25);
 }

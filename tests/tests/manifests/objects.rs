@@ -1,10 +1,10 @@
-//! One object of Kubernetes, and the questions that the tests have about it.
+//! A Kubernetes object, with the queries that tests need.
 
 use serde_json::Value;
 
 use crate::{kubernetes::Render, list};
 
-/// An object as it was rendered.
+/// A rendered object.
 #[derive(Debug, Clone)]
 pub(crate) struct Object(pub(crate) Value);
 
@@ -21,7 +21,7 @@ impl Object {
         format!("{} {}", self.kind(), self.name())
     }
 
-    /// What the object makes pods of.
+    /// The template of the object's pods.
     pub(crate) fn pod(&self) -> Option<&Value> {
         matches!(self.kind(), "Deployment" | "StatefulSet" | "Job")
             .then(|| &self.0["spec"]["template"])
@@ -31,8 +31,8 @@ impl Object {
         self.pod().map_or(&[], |pod| list(pod, "/spec/containers"))
     }
 
-    /// The variables of its first container with where they come from: a value, or the reference to
-    /// a Secret or field.
+    /// The variables of its first container with their sources: a value, or a reference to a Secret
+    /// or field.
     pub(crate) fn variables(&self, render: &Render) -> Vec<(String, Variable)> {
         let Some(container) = self.containers().first() else { return vec![] };
         let mut variables = vec![];
@@ -42,6 +42,7 @@ impl Object {
                 render.get("ConfigMap", &name).0["data"].as_object().cloned().unwrap_or_default();
             variables.extend(data.into_iter().map(|(name, value)| (name, Variable::of(&value))));
         }
+
         for entry in list(container, "/env") {
             let variable = match entry.get("value") {
                 Some(value) => Variable::of(value),
@@ -49,6 +50,7 @@ impl Object {
             };
             variables.push((crate::text(entry, "/name"), variable));
         }
+
         variables
     }
 
@@ -62,25 +64,24 @@ impl Object {
         }
     }
 
-    /// Whether `labels`, of a pod or an object, are those that `selector` (a `matchLabels` map)
-    /// asks for.
+    /// Whether `labels`, of a pod or an object, match `selector` (a `matchLabels` map).
     pub(crate) fn selects(selector: &Value, labels: &Value) -> bool {
         let selector = selector.as_object().expect("matchLabels");
         !selector.is_empty() && selector.iter().all(|(key, value)| labels.get(key) == Some(value))
     }
 }
 
-/// Where a variable's value comes from.
+/// The source of a variable's value.
 #[derive(Debug, Clone)]
 pub(crate) enum Variable {
-    /// It stands in the manifests.
+    /// A value in the manifests.
     Is(String),
-    /// It is looked up when the pod starts.
+    /// A reference that is resolved when the pod starts.
     Elsewhere(Value),
 }
 
 impl Variable {
     fn of(value: &Value) -> Self {
-        Self::Is(value.as_str().unwrap_or_else(|| panic!("{value} is no text")).to_owned())
+        Self::Is(value.as_str().unwrap_or_else(|| panic!("{value} is not a string")).to_owned())
     }
 }

@@ -1,24 +1,22 @@
-//! Names in `k8s/` that refer to something: each must be answered by something that is rendered
-//! with it.
+//! References in `k8s/`: each must have a target that is rendered with it.
 
 use serde_json::Value;
 
 use crate::{
-    documents, file,
+    assert_no_problems, documents, file,
     kubernetes::{Render, renders},
-    list, none,
+    list,
     objects::{Object, Variable},
     standalone, text,
 };
 
-/// Checks every render, and every file that is applied by itself, with `check`, which names what is
-/// wrong.
-fn everywhere(check: impl Fn(&Render) -> Vec<String>) {
+/// Checks every render, and every standalone file, with `check`, which returns the problems.
+fn check_everywhere(check: impl Fn(&Render) -> Vec<String>) {
     let problems = renders().iter().chain(standalone::files()).flat_map(|render| {
         let found = check(render);
         found.into_iter().map(move |problem| format!("{}: {problem}", render.name))
     });
-    none(&problems.collect::<Vec<_>>());
+    assert_no_problems(&problems.collect::<Vec<_>>());
 }
 
 /// The labels of everything that makes pods.
@@ -43,8 +41,8 @@ fn has_port(object: &Object, port: &Value) -> bool {
 }
 
 #[test]
-fn selectors_select_something() {
-    everywhere(|render| {
+fn selectors_match_objects() {
+    check_everywhere(|render| {
         let mut problems = vec![];
         for object in &render.objects {
             let selector = match object.kind() {
@@ -85,8 +83,8 @@ fn selectors_select_something() {
 }
 
 #[test]
-fn ports_are_those_of_the_containers() {
-    everywhere(|render| {
+fn ports_match_those_of_the_containers() {
+    check_everywhere(|render| {
         let mut problems = vec![];
         for service in render.of_kind("Service") {
             for port in list(&service.0, "/spec/ports") {
@@ -151,8 +149,8 @@ fn ports_are_those_of_the_containers() {
 }
 
 #[test]
-fn network_policies_are_about_pods_that_are_there() {
-    everywhere(|render| {
+fn network_policies_select_existing_pods() {
+    check_everywhere(|render| {
         let mut problems = vec![];
         if standalone::files().iter().any(|file| file.name == render.name) {
             return problems;
@@ -172,11 +170,12 @@ fn network_policies_are_about_pods_that_are_there() {
                     };
                     for peer in list(rule, peers).iter().filter(here) {
                         let selector = &peer["podSelector"]["matchLabels"];
-                        // Kafka is where the overlay has it.
+                        // Only the overlay has Kafka.
                         let elsewhere = selector["app.kubernetes.io/name"] == "kafka";
                         let others = selected(render, selector);
                         if others.is_empty() && !elsewhere {
-                            problems.push(format!("{}: nobody is {selector}", policy.describe()));
+                            problems
+                                .push(format!("{}: no pod matches {selector}", policy.describe()));
                         }
                         for port in
                             list(rule, "/ports").iter().filter(|port| port["port"].is_string())
@@ -197,7 +196,7 @@ fn network_policies_are_about_pods_that_are_there() {
                 }
             }
         }
-        // Every pod of the fleet is under the policy that denies.
+        // The policy that denies selects every pod of the fleet.
         let deny = render.get("NetworkPolicy", "mcp-fleet-default-deny");
         for name in ["mcp-server", "kafka-worker", "mcp-fleet-topics"] {
             let (_, labels) =
@@ -230,10 +229,10 @@ fn secrets_configmaps_accounts_and_volumes_exist() {
             secret["metadata"]["name"] == name && secret["stringData"].get(key).is_some()
         })
     };
-    everywhere(|render| {
+    check_everywhere(|render| {
         let mut problems = vec![];
         for object in render.objects.iter().filter(|object| object.pod().is_some()) {
-            // A ConfigMap that is not there panics in here.
+            // A missing ConfigMap panics here.
             for (name, variable) in object.variables(render) {
                 let Variable::Elsewhere(from) = variable else { continue };
                 if let Some(secret) = from.get("secretKeyRef") {
@@ -252,7 +251,10 @@ fn secrets_configmaps_accounts_and_volumes_exist() {
             if let Some(account) = pod.pointer("/spec/serviceAccountName").and_then(Value::as_str)
                 && render.find("ServiceAccount", account).is_none()
             {
-                problems.push(format!("{} runs as nobody: {account}", object.describe()));
+                problems.push(format!(
+                    "{} has an unknown service account: {account}",
+                    object.describe()
+                ));
             }
             let claims = list(&object.0, "/spec/volumeClaimTemplates");
             let volumes = list(pod, "/spec/volumes").iter().map(|volume| text(volume, "/name"));
@@ -278,8 +280,8 @@ fn secrets_configmaps_accounts_and_volumes_exist() {
 }
 
 #[test]
-fn pods_have_no_rights_that_they_do_not_need() {
-    everywhere(|render| {
+fn pods_have_only_the_rights_that_they_need() {
+    check_everywhere(|render| {
         let mut problems = vec![];
         for object in render.objects.iter().filter(|object| object.pod().is_some()) {
             let pod = object.pod().expect("a pod");
@@ -290,7 +292,7 @@ fn pods_have_no_rights_that_they_do_not_need() {
                 }
             };
             must("/spec/automountServiceAccountToken", pod, false.into());
-            // Variables that are made of Services' names would be taken for settings.
+            // Variables generated from the names of Services would be taken for settings.
             must("/spec/enableServiceLinks", pod, false.into());
             must("/spec/securityContext/runAsNonRoot", pod, true.into());
             must("/spec/securityContext/seccompProfile/type", pod, "RuntimeDefault".into());

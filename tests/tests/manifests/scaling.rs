@@ -1,4 +1,4 @@
-//! What scales workers and servers: KEDA's ScaledObject and the HorizontalPodAutoscaler.
+//! The scaling of workers and servers: KEDA's ScaledObject and the HorizontalPodAutoscaler.
 
 use serde_json::Value;
 
@@ -10,8 +10,8 @@ use crate::{
     text,
 };
 
-/// What KEDA 2.21 reads of triggers. It passes over other keys without a word, and the definition
-/// of its objects allows them.
+/// The keys of triggers that KEDA 2.21 reads. It silently ignores other keys, and the definition of
+/// its objects allows them.
 const KEYS: [(&str, &[&str]); 2] = [
     (
         "kafka",
@@ -55,14 +55,14 @@ const KEYS: [(&str, &[&str]); 2] = [
         ],
     ),
 ];
-/// Those that KEDA may look up in the container's environment.
+/// The keys whose values KEDA can take from the container's environment.
 const FROM_ENV: [&str; 3] = ["bootstrapServers", "consumerGroup", "topic"];
 
 fn number(value: &Value, pointer: &str) -> f64 {
     text(value, pointer).parse().unwrap_or_else(|error| panic!("{pointer}: {error}"))
 }
 
-/// Every ScaledObject with what it scales.
+/// Every ScaledObject, with the object that it scales.
 fn scaled() -> impl Iterator<Item = (&'static Render, &'static Object, &'static Object)> {
     renders().iter().flat_map(|render| {
         render.of_kind("ScaledObject").map(move |scaled| {
@@ -84,7 +84,7 @@ fn trigger<'o>(scaled: &'o Object, name: &str) -> &'o Value {
 }
 
 #[test]
-fn nobody_else_says_how_many_there_are() {
+fn scaled_objects_have_no_other_replica_count() {
     for (render, _, deployment) in scaled() {
         assert!(deployment.0["spec"].get("replicas").is_none(), "{}", render.name);
     }
@@ -109,7 +109,7 @@ fn nobody_else_says_how_many_there_are() {
     }
 }
 
-/// The next one goes when the one before has certainly ended.
+/// Scaling down stops the next replica only after the previous one has certainly ended.
 #[test]
 fn scaling_down_never_beats_the_drain() {
     let check = |render: &Render, deployment: &Object, down: &Value| {
@@ -158,19 +158,19 @@ fn kafka_triggers_ask_for_the_workers_topic_and_group() {
             }
             assert_eq!(metadata["bootstrapServersFromEnv"], "KAFKA_BROKERS");
             assert_eq!(metadata["consumerGroupFromEnv"], "MCP_CONSUMER_GROUP");
-            // Kafka 4 answers no client that speaks the protocol of 2.0 or older, and KEDA's
-            // default is 1.0.
+            // Kafka 4 rejects clients with a protocol version of 2.0 or older, and KEDA's default
+            // is 1.0.
             let version = metadata["version"].as_str().expect("a version");
             let parts: Vec<u32> =
                 version.split('.').map(|part| part.parse().expect("a number")).collect();
             assert!(parts >= vec![2, 1, 0], "{version}");
-            // As the workers read a partition for which nothing is committed.
+            // The workers read a partition without a commit in the same way.
             assert_eq!(metadata["offsetResetPolicy"], "earliest");
             assert!(
                 file("crates/kafka/src/settings.rs")
                     .contains(r#"config.set("auto.offset.reset", "earliest")"#)
             );
-            // A fleet at zero must see its first job.
+            // A fleet that is scaled to zero must notice its first job.
             assert_eq!(metadata["scaleToZeroOnInvalidOffset"], "false");
             assert_eq!(metadata["activationLagThreshold"], "0");
             let authentication = text(trigger(scaled, name), "/authenticationRef/name");
@@ -180,7 +180,7 @@ fn kafka_triggers_ask_for_the_workers_topic_and_group() {
         assert_eq!(jobs["topicFromEnv"], "KAFKA_TOPIC");
         assert_eq!(jobs["excludePersistentLag"], "true");
         assert_eq!(jobs["limitToPartitionsWithLag"], "true");
-        // KEDA refuses the two together.
+        // KEDA refuses this combination.
         assert_eq!(jobs["allowIdleConsumers"], "false");
         let topic = deployment.variable(render, "KAFKA_TOPIC").expect("a topic");
         assert_eq!(trigger(scaled, "delayed")["metadata"]["topic"], format!("{topic}.delayed"));
@@ -199,14 +199,14 @@ fn keda_knows_every_key_of_the_triggers() {
                     key.strip_suffix("FromEnv").map_or((key.as_str(), false), |name| (name, true));
                 assert!(known.contains(&name), "{}: {key}", render.name);
                 assert!(!from_env || FROM_ENV.contains(&name), "{}: {key}", render.name);
-                assert!(value.is_string(), "{}: {key} is no text", render.name);
+                assert!(value.is_string(), "{}: {key} is not a string", render.name);
             }
         }
     }
 }
 
 #[test]
-fn numbers_fit_what_a_worker_does() {
+fn numbers_match_the_capacity_of_a_worker() {
     for (render, scaled, deployment) in scaled() {
         let spec = &scaled.0["spec"];
         let job = render.get("Job", "mcp-fleet-topics");
@@ -226,17 +226,17 @@ fn numbers_fit_what_a_worker_does() {
         ] {
             assert!(threshold >= slots, "a worker would not be full before there is another");
         }
-        // The trigger that only keeps a worker must not ask for two, however much waits for its
-        // time.
+        // The trigger that only keeps one worker must not ask for two, however many delayed
+        // jobs there are.
         assert!(number(trigger(scaled, "delayed"), "/metadata/lagThreshold") >= 1e9);
         let at_zero = number(spec, "/minReplicaCount") == 0.0;
         assert_eq!(runnable["ignoreNullValues"], at_zero.to_string(), "{}", render.name);
     }
 }
 
-/// A fleet in another namespace must not count.
+/// A fleet in another namespace must not be counted.
 #[test]
-fn the_query_is_about_the_fleet_of_its_namespace() {
+fn the_query_selects_the_fleet_of_its_namespace() {
     let overlays = |name: &str| !name.contains("dev");
     for (render, scaled, deployment) in scaled().filter(|(render, ..)| overlays(&render.name)) {
         let query = text(trigger(scaled, "runnable"), "/metadata/query");

@@ -1,5 +1,5 @@
-//! The files of `k8s/` that are applied without kustomize. Each is complete by itself and says what
-//! the base says.
+//! The files of `k8s/` that are applied without kustomize. Each is complete by itself and equals
+//! the base.
 
 use std::{collections::BTreeSet, sync::OnceLock};
 
@@ -12,7 +12,7 @@ use crate::{
 };
 
 const FILES: [&str; 2] = ["k8s/mcp-server-deployment.yaml", "k8s/kafka-worker-deployment.yaml"];
-/// How many workers the file starts; the base leaves their number to an autoscaler.
+/// The number of workers in the file; the base leaves it to an autoscaler.
 const WORKERS: u32 = 3;
 
 /// The objects of each file.
@@ -27,7 +27,7 @@ pub(crate) fn files() -> &'static [Render] {
     })
 }
 
-/// What kustomize makes of the base, with the ConfigMaps' names as they are written.
+/// The rendered base, with the original names of ConfigMaps.
 fn base() -> Option<Render> {
     let base = renders().iter().find(|render| render.name == "base")?;
     let mut text =
@@ -41,7 +41,7 @@ fn base() -> Option<Render> {
 }
 
 #[test]
-fn a_file_says_what_the_base_says() {
+fn a_standalone_file_equals_the_base() {
     let Some(base) = base() else { return };
     for file in files() {
         for object in &file.objects {
@@ -53,8 +53,8 @@ fn a_file_says_what_the_base_says() {
         }
     }
 
-    // NetworkPolicies deny what a namespace without our labels needs, so those who want them use
-    // kustomize.
+    // NetworkPolicies deny traffic that a namespace without our labels needs, so they are only
+    // available with kustomize.
     let named = |object: &Object| (object.kind().to_owned(), object.name().to_owned());
     let there: BTreeSet<_> =
         files().iter().flat_map(|file| file.objects.iter().map(named)).collect();

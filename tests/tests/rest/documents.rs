@@ -1,5 +1,5 @@
-//! The documents: valid by the tools of those who define them, the same as in the repository, and
-//! true.
+//! The API documents: valid according to the official tools, equal to those in the repository, and
+//! correct.
 
 use std::{fs, process::Command};
 
@@ -7,9 +7,9 @@ use fleet_tests::{Env, bins, node, process::Process, python::Python, rest::get, 
 
 use crate::start;
 
-/// The same in every run.
+/// The seed, which is the same in every run.
 const SEED: &str = "20261121";
-/// How many examples for each operation and phase.
+/// The number of examples for each operation and phase.
 const EXAMPLES: &str = "30";
 
 #[test]
@@ -34,24 +34,26 @@ fn run(name: &str, command: Command, says: &str) {
     fleet_tests::process::remove_at_exit(&directory);
     let mut process = Process::start(name, &directory, command);
     let status = process.wait(wait::LONG);
-    let said = process.log();
-    assert!(status.success() && said.contains(says), "{status}\n{said}");
+    let output = process.log();
+    assert!(status.success() && output.contains(says), "{status}\n{output}");
 }
 
-/// schemathesis makes requests from the document, good ones and bad ones, and judges the answers;
-/// what it is told beside the document, `tests/python/schemathesis.toml` says.
+/// schemathesis makes valid and invalid requests from the document, and checks the responses;
+/// `tests/python/schemathesis.toml` has its configuration.
 #[test]
-fn the_server_does_what_the_openapi_document_says() {
+fn the_server_behaves_as_the_openapi_document_describes() {
     let Some(env) = Env::apache_kafka() else { return };
     let Some(python) = Python::schemathesis() else { return };
     let (mut fleet, server) = start(env, "schemathesis");
-    // Jobs end, so that streams of them do.
+
+    // The jobs end, so that their streams end.
     fleet.start_worker();
     let repository = bins::repository();
     let served = get(server.address, "/openapi.json");
     let written =
         fs::read_to_string(repository.join("schemas/openapi.json")).expect("the document");
     assert_eq!((served.status, &served.text), (200, &written));
+
     let mut command = Command::new(python.interpreter());
     command
         .args(["-m", "schemathesis.cli", "--config-file"])
@@ -62,11 +64,12 @@ fn the_server_does_what_the_openapi_document_says() {
         .current_dir(&fleet.directory);
     let mut process = Process::start("schemathesis", &fleet.directory, command);
     let status = process.wait(wait::LONG * 2);
-    let said = process.log();
-    assert!(status.success(), "{status}\n{said}");
-    // Its own count, so that a run that tests nothing does not pass.
+    let output = process.log();
+    assert!(status.success(), "{status}\n{output}");
+
+    // Check its own count, so that a run that tests nothing doesn't pass.
     for phase in ["Examples", "Coverage", "Fuzzing", "Stateful"] {
-        assert!(said.contains(phase), "{phase}:\n{said}");
+        assert!(output.contains(phase), "{phase}:\n{output}");
     }
     drop(server);
 }

@@ -1,5 +1,5 @@
-//! Jobs over plain HTTP: real replicas of the server, real workers, and a client that looks at
-//! every byte.
+//! Jobs over plain HTTP: real replicas of the server, real workers, and a client that checks every
+//! byte.
 
 #![expect(clippy::expect_used, reason = "a panic is the report of a test")]
 
@@ -19,7 +19,7 @@ on_every_broker!(
     a_repeated_submission_is_one_job_and_one_call,
     a_job_is_cancelled_or_it_is_too_late,
     a_job_of_a_producer_is_found_and_cancelled,
-    a_log_of_many_partitions_is_looked_through_in_time,
+    a_log_of_many_partitions_is_searched_in_time,
     nonsense_and_too_much_are_refused_clearly,
     somebody_elses_jobs_are_not_there,
     a_job_is_followed_to_its_end,
@@ -27,7 +27,7 @@ on_every_broker!(
     streams_end_with_the_server,
 );
 
-/// A fleet with one server that takes jobs, and no worker yet.
+/// A fleet with one server that accepts jobs, and no workers yet.
 fn start<'e>(env: &'e Env, name: &str) -> (Fleet<'e>, Service) {
     let mut fleet = Fleet::new(env, name, 2);
     fleet.create_control_topic();

@@ -1,4 +1,4 @@
-//! What is not taken, and how clearly that is said.
+//! Refused requests, and the clarity of their errors.
 
 use std::net::SocketAddr;
 
@@ -38,6 +38,7 @@ fn ids(address: SocketAddr) {
         let cancelled = delete(address, &format!("/jobs/{id}?wait=0")).expect(202);
         assert_eq!(cancelled, json!({"outcome": "requested", "known": false}), "{id}");
     }
+
     let long = get(address, &format!("/jobs/{}", "%C3%A4".repeat(200)));
     long.problem(404, "no-such-job");
     for id in ["%00", "a%0Ab", "%FF", &"x".repeat(257)] {
@@ -88,6 +89,7 @@ fn bodies(address: SocketAddr) {
     ] {
         request(address, "POST", "/jobs", kind, b"{}").problem(415, "unsupported-media-type");
     }
+
     request(
         address,
         "POST",
@@ -105,6 +107,7 @@ fn bodies(address: SocketAddr) {
         assert!(detail.contains(says), "{body}: {detail}");
         assert_eq!(answer.json()["index"], index, "{body}: {answer:?}");
     };
+
     let null = || Value::Null;
     check(json!({}), "exactly one of", null());
     check(json!(7), "must be a job", null());
@@ -130,8 +133,9 @@ fn bodies(address: SocketAddr) {
         &[("idempotency-key", "k")],
         &json!([read_file(), read_file()]),
     );
+
     assert!(many.problem(422, "bad-job").contains("Idempotency-Key"), "{many:?}");
-    // Nothing of what was refused was written.
+    // No refused job was written.
     assert_eq!(get(address, "/jobs").expect(200)["jobs"], json!([]));
 }
 
@@ -152,6 +156,7 @@ fn sizes(address: SocketAddr) {
     let detail = answer.problem(413, "too-large");
     assert!(detail.contains("at most 1048576"), "{detail}");
     assert_eq!(answer.json()["limit"], 1_048_576);
+
     let body = vec![b' '; 5 * 1024 * 1024];
     let answer = request(address, "POST", "/jobs", &[("content-type", "application/json")], &body);
     answer.problem(413, "too-large");
@@ -171,9 +176,11 @@ fn methods_and_paths(address: SocketAddr) {
         allowed.sort_unstable();
         assert_eq!(allowed.join(","), allow, "{method} {path}");
     }
+
     for path in ["/jobs/", "/jobs/a/b", "/jobs/a/events/b", "/jobs/a/"] {
         get(address, path).problem(404, "no-such-path");
     }
+
     let foreign = request(address, "GET", "/jobs", &[("origin", "https://evil.example")], b"");
     assert!(foreign.problem(403, "forbidden").contains("Origin"), "{foreign:?}");
 }
@@ -193,16 +200,12 @@ pub(crate) fn somebody_elses_jobs_are_not_there(env: &Env) {
             let unknown = ask("GET", "/jobs/nobodys");
             let (refused, unknown) =
                 (refused.problem(404, "no-such-job"), unknown.problem(404, "no-such-job"));
-            assert_eq!(
-                refused.replace("mine", "nobodys"),
-                unknown,
-                "nobody learns that it is there"
-            );
+            assert_eq!(refused.replace("mine", "nobodys"), unknown, "the job must not be revealed");
             let (refused, unknown) = (
                 ask("DELETE", "/jobs/mine?wait=0").expect(202),
                 ask("DELETE", "/jobs/nobodys?wait=0").expect(202),
             );
-            assert_eq!(refused, unknown, "nobody learns that it is there");
+            assert_eq!(refused, unknown, "the job must not be revealed");
             ask("GET", "/jobs/mine/events").problem(404, "no-such-job");
             let list = ask("GET", "/jobs").expect(200);
             assert_eq!(list["jobs"].as_array().map(Vec::len), Some(1), "{list}");
@@ -213,17 +216,19 @@ pub(crate) fn somebody_elses_jobs_are_not_there(env: &Env) {
         let list = request(address, "GET", "/jobs", &[me], b"").expect(200);
         assert_eq!(list["jobs"].as_array().map(Vec::len), Some(2), "{list}");
     }
-    // Another one's key is another key, and another one's id is taken.
+
+    // Another owner's idempotency key is a different key, but another owner's id is taken.
     let same_key = json!({"tool": "file_list", "idempotencyKey": "k"});
     let theirs = post_with(first.address, "/jobs", &[you], &same_key).expect(202);
     assert_ne!(theirs["jobs"][0]["jobID"], "mine");
+
     let taken = post_with(second.address, "/jobs", &[you], &job).problem(422, "bad-job");
     assert!(taken.contains("`mine` can't be used here"), "{taken}");
 }
 
-/// A server without Kafka has the paths, and says why nothing is there.
+/// A server without Kafka has the routes, and explains why they are unavailable.
 #[test]
-fn without_kafka_the_routes_say_so() {
+fn routes_without_kafka_explain_why_they_are_unavailable() {
     let server = Standalone::start("rest-off");
     let address = server.service.address;
     for answer in [

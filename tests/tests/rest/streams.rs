@@ -1,4 +1,4 @@
-//! Streams: of one job, and of all of them.
+//! Event streams: of one job, and of all jobs.
 
 use std::time::{Duration, Instant};
 
@@ -20,10 +20,12 @@ pub(crate) fn a_job_is_followed_to_its_end(env: &Env) {
     let mut events = Events::open(first.address, "/jobs/watched/events", &[]).expect("a stream");
     assert_eq!(events.headers["x-accel-buffering"], "no");
     assert_eq!(events.headers["cache-control"], "no-store");
+
     let queued = events.next(wait::LONG).expect("the present state");
     assert_eq!((queued.event.as_str(), &queued.json()["jobID"]), ("queued", &json!("watched")));
     drop(events);
-    // Another replica goes on where the stream broke, and does not repeat what was told.
+
+    // Another replica continues where the stream broke, without repeating events.
     let mut events =
         Events::open(second.address, "/jobs/watched/events", &[("last-event-id", &queued.id)])
             .expect("a stream");
@@ -35,13 +37,16 @@ pub(crate) fn a_job_is_followed_to_its_end(env: &Env) {
         states.push(event.event.clone());
         last = Some(event);
     }
-    // States in between may be left out, the end never.
+
+    // Intermediate states may be left out, but never the end.
     assert_eq!(states.last().map(String::as_str), Some("succeeded"), "{states:?}");
     assert!(!states.contains(&"queued".to_owned()), "{states:?}");
+
     let last = last.expect("an end");
-    // This replica may hear of it a moment later.
+    // This replica may learn of it a moment later.
     assert_eq!(last.json(), get(first.address, "/jobs/watched?wait=60").expect(200));
-    // Who has heard the end need not come back; who has not, hears it.
+
+    // A client that has seen the end is told not to reconnect; a client that has not gets it.
     for server in [&first, &second] {
         let heard =
             Events::open(server.address, "/jobs/watched/events", &[("last-event-id", &last.id)]);
@@ -76,9 +81,10 @@ pub(crate) fn all_jobs_are_followed_over_replicas(env: &Env) {
         assert!(event.json().get("owner").is_none(), "{event:?}");
     }
     let event = all.next(wait::LONG).expect("an event");
-    assert_eq!(event.json()["jobID"], "open", "somebody else's job is nobody else's news");
+    assert_eq!(event.json()["jobID"], "open", "jobs of other owners must not be reported");
     drop(all);
-    // What comes while nobody listens is told by another replica.
+
+    // Another replica sends the events that arrived while no client listened.
     fleet.start_worker();
     submit("later", "file_list", &[]);
     for id in ["open", "later"] {
@@ -98,15 +104,17 @@ pub(crate) fn all_jobs_are_followed_over_replicas(env: &Env) {
     assert!(told.contains(&("later".to_owned(), "queued".to_owned())), "{told:?}");
     assert!(
         !told.contains(&("open".to_owned(), "queued".to_owned())),
-        "that was told before: {told:?}"
+        "that event was sent before: {told:?}"
     );
     assert!(told.iter().all(|(id, _)| id != "secret"), "{told:?}");
+
     let mut succeeded: Vec<_> = (0..2)
         .map(|_| filtered.next(wait::LONG).expect("an event").json()["jobID"].clone())
         .collect();
     succeeded.sort_by_key(ToString::to_string);
     assert_eq!(succeeded, ["later", "open"]);
-    // Places that are nowhere: a hole is said to be one, and then it goes on.
+
+    // For positions that don't exist, the stream reports a gap and then continues.
     for nowhere in ["0:999999999,1:999999999", "7:0"] {
         let mut reset = open(second.address, "/events", &[("last-event-id", nowhere)]);
         let event = reset.next(wait::LONG).expect("an event");
@@ -115,7 +123,7 @@ pub(crate) fn all_jobs_are_followed_over_replicas(env: &Env) {
     }
 }
 
-/// Whoever listens does not keep a server from stopping.
+/// Open streams don't keep a server from stopping.
 pub(crate) fn streams_end_with_the_server(env: &Env) {
     let (_fleet, mut server) = start(env, "rest-stop");
     post(server.address, "/jobs", &json!({"jobID": "queued", "tool": "file_list"})).expect(202);
@@ -123,10 +131,12 @@ pub(crate) fn streams_end_with_the_server(env: &Env) {
         Events::open(server.address, "/events", &[]).expect("a stream").placed(wait::LONG);
     let mut one = Events::open(server.address, "/jobs/queued/events", &[]).expect("a stream");
     assert_eq!(one.next(wait::LONG).expect("a state").event, "queued");
+
     let begin = Instant::now();
     server.process.signal(nix::sys::signal::Signal::SIGTERM);
     assert_eq!((all.next(wait::LONG), one.next(wait::LONG)), (None, None));
     assert!(server.process.wait(wait::LONG).success());
-    // The drain timeout, which is for calls that run, is not used up.
+
+    // Stopping doesn't wait for the drain timeout, which is for running calls.
     assert!(begin.elapsed() < Duration::from_secs(9), "it took {:?}", begin.elapsed());
 }

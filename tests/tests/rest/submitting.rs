@@ -1,4 +1,4 @@
-//! Submitting, asking, listing, cancelling.
+//! Submitting, querying, listing and cancelling jobs.
 
 use std::{collections::BTreeSet, thread};
 
@@ -18,14 +18,17 @@ pub(crate) fn a_job_is_submitted_and_asked_for(env: &Env) {
     let submitted = answer.expect(202);
     let id = submitted["jobs"][0]["jobID"].as_str().expect("an id");
     assert_eq!(submitted["jobs"][0]["existing"], false);
+
     let path = answer.header("location").to_owned();
     assert_eq!(path, format!("/jobs/{id}"));
     let queued = get(server.address, &path);
     assert_eq!(queued.expect(200)["state"], "queued");
-    // The trace goes with the job.
+
+    // The job carries the trace.
     let records = topics::read(&env.brokers, &fleet.topic);
     assert_eq!(records[0].header("traceparent"), Some(trace.as_bytes()));
-    // What is known already is not sent again.
+
+    // A client that already has the current state doesn't get it again.
     let tag = queued.header("etag").to_owned();
     let same = rest::request(server.address, "GET", &path, &[("if-none-match", &tag)], b"");
     assert_eq!((same.status, same.text.as_str()), (304, ""), "{same:?}");
@@ -37,14 +40,17 @@ pub(crate) fn a_job_is_submitted_and_asked_for(env: &Env) {
     assert!(job["result"].to_string().contains("hello, fleet"), "{job}");
     assert_ne!(ended.header("etag"), tag);
     assert!(job.get("owner").is_none());
-    // An id with slashes, as jobs of producers have that give none.
+
+    // The id contains slashes, like those of jobs whose producers set no id.
     let odd = json!({"jobID": "a/b ä?", "tool": "file_read", "arguments": {"path": "hello.txt"}});
     let answer = post(server.address, "/jobs", &odd);
     answer.expect(202);
     assert_eq!(answer.header("location"), "/jobs/a%2Fb%20%C3%A4%3F");
+
     let job = get(server.address, &format!("{}?wait=60", answer.header("location"))).expect(200);
     assert_eq!((&job["jobID"], &job["state"]), (&json!("a/b ä?"), &json!("succeeded")));
-    // Requests are counted under bounded names.
+
+    // Requests are counted under a bounded set of labels.
     let (_, metrics) = http::get(server.address, "/metrics").expect("metrics");
     assert!(metrics.contains(r#"http_route="/jobs/{id}""#) && !metrics.contains(id), "{metrics}");
 }
@@ -65,6 +71,7 @@ pub(crate) fn many_jobs_are_listed_page_by_page(env: &Env) {
     let answered =
         submitted["jobs"].as_array().expect("jobs").iter().map(|job| job["jobID"].clone());
     assert_eq!(answered.collect::<Vec<_>>(), ids, "in the order of the request");
+
     for id in &ids {
         let path = format!("/jobs/{}?wait=60", id.as_str().expect("an id"));
         let job = get(server.address, &path).expect(200);
@@ -89,7 +96,8 @@ pub(crate) fn many_jobs_are_listed_page_by_page(env: &Env) {
     assert_eq!(listed("type=tool-batch"), these(0..0));
     assert_eq!(listed("since=2100-01-01T00:00:00Z"), these(0..0));
     assert_eq!(listed("until=2100-01-01T00:00:00Z&since=0"), these(0..12));
-    // Every job once, over pages.
+
+    // The pages contain every job once.
     let (mut cursor, mut seen) = (String::new(), Vec::new());
     loop {
         let page = get(server.address, &format!("/jobs?limit=5{cursor}")).expect(200);
@@ -106,7 +114,7 @@ pub(crate) fn many_jobs_are_listed_page_by_page(env: &Env) {
     assert_eq!(seen.into_iter().collect::<BTreeSet<_>>(), these(0..12));
 }
 
-/// The same key through two replicas at the same time, again and again.
+/// The same key is submitted to two replicas at the same time, repeatedly.
 pub(crate) fn a_repeated_submission_is_one_job_and_one_call(env: &Env) {
     let (mut fleet, first) = start(env, "rest-once");
     let second = fleet.start_job_server();
@@ -123,9 +131,11 @@ pub(crate) fn a_repeated_submission_is_one_job_and_one_call(env: &Env) {
     });
     let ids: BTreeSet<_> = answers.iter().map(|(_, job)| job["jobID"].to_string()).collect();
     assert_eq!(ids.len(), 1, "{answers:?}");
+
     let new =
         answers.iter().filter(|(status, job)| *status == 202 && job["existing"] == false).count();
     assert_eq!(new, 1, "{answers:?}");
+
     fleet.start_worker();
     let path = format!("/jobs/{}?wait=60", answers[0].1["jobID"].as_str().expect("an id"));
     for address in addresses {
@@ -134,19 +144,21 @@ pub(crate) fn a_repeated_submission_is_one_job_and_one_call(env: &Env) {
     let (status, job) = submit(1);
     assert_eq!((status, &job["state"], &job["existing"]), (200, &json!("succeeded"), &json!(true)));
     assert_eq!(topics::read(&env.brokers, &fleet.topic).len(), 1, "records");
+
     let calls = |address| http::metric(address, "mcp_server_tool_calls_total").unwrap_or_default();
     assert_eq!(addresses.map(calls).iter().sum::<f64>(), 1.0, "calls");
 }
 
 pub(crate) fn a_job_is_cancelled_or_it_is_too_late(env: &Env) {
     let (mut fleet, server) = start(env, "rest-cancel");
-    // Nobody works yet, so the job is there for as long as this takes.
+    // No worker runs yet, so the job stays queued.
     post(server.address, "/jobs", &json!({"jobID": "late", "tool": "file_list"})).expect(202);
     let requested = delete(server.address, "/jobs/late?wait=0&reason=not%20needed").expect(202);
     assert_eq!(
         (&requested["outcome"], &requested["job"]["state"]),
         (&json!("requested"), &json!("queued"))
     );
+
     let job = get(server.address, "/jobs/late").expect(200);
     assert!(job["cancelRequestedAt"].is_string(), "{job}");
     let control = topics::read(&env.brokers, &format!("{}.control", fleet.topic));
@@ -155,18 +167,19 @@ pub(crate) fn a_job_is_cancelled_or_it_is_too_late(env: &Env) {
     post(server.address, "/jobs", &json!({"jobID": "done", "tool": "file_list"})).expect(202);
     fleet.start_worker();
     assert_eq!(get(server.address, "/jobs/done?wait=60").expect(200)["state"], "succeeded");
+
     let answer = delete(server.address, "/jobs/done");
     let detail = answer.problem(409, "too-late");
     assert!(detail.contains("`done` is succeeded"), "{detail}");
     assert_eq!(answer.json()["job"]["state"], "succeeded");
+
     let job = get(server.address, "/jobs/late?wait=60").expect(200);
     assert_eq!((&job["state"], &job["attempts"]), (&json!("cancelled"), &json!(0)));
     assert!(job.get("cancelRequestedAt").is_none(), "it has ended: {job}");
 }
 
-/// The more partitions, the more ends of the log there are to look for, which must not take longer
-/// than somebody waits.
-pub(crate) fn a_log_of_many_partitions_is_looked_through_in_time(env: &Env) {
+/// A search has to find the end of each partition, which must not take longer than a request waits.
+pub(crate) fn a_log_of_many_partitions_is_searched_in_time(env: &Env) {
     let mut fleet = Fleet::new(env, "rest-partitions", 1);
     fleet.topic.push_str("-wide");
     let events = format!("{}.events", fleet.topic);
@@ -179,15 +192,16 @@ pub(crate) fn a_log_of_many_partitions_is_looked_through_in_time(env: &Env) {
     assert_eq!(get(server.address, &format!("/jobs/{id}")).expect(200)["state"], "queued");
 }
 
-/// A job that was written to Kafka directly is known by its id before a worker comes to it, and can
-/// be cancelled by it.
+/// A job that was written directly to Kafka can be found and cancelled by its id before a worker
+/// reads it.
 pub(crate) fn a_job_of_a_producer_is_found_and_cancelled(env: &Env) {
     let (mut fleet, server) = start(env, "rest-produced");
     let job =
         json!({"jobID": "produced", "jobType": "tool-call", "payload": {"tool": "file_list"}});
     fleet.submit_job(&job);
-    // On a machine that is busy the time for a search can be over first.
-    let found = wait::until("the job in the backlog", wait::LONG, || {
+
+    // On a busy machine, a search may time out first.
+    let found = wait::poll_until("the job in the backlog", wait::LONG, || {
         Some(get(server.address, "/jobs/produced")).filter(|answer| answer.status == 200)
     });
     let found = found.json();
@@ -201,6 +215,7 @@ pub(crate) fn a_job_of_a_producer_is_found_and_cancelled(env: &Env) {
     let mut events = Events::open(server.address, "/jobs/produced/events", &[]).expect("a stream");
     let queued = events.next(wait::LONG).expect("the present state");
     assert_eq!((queued.event.as_str(), &queued.json()["jobID"]), ("queued", &json!("produced")));
+
     let again = [("last-event-id", queued.id.as_str())];
     let mut again =
         Events::open(server.address, "/jobs/produced/events", &again).expect("a stream");
@@ -208,12 +223,15 @@ pub(crate) fn a_job_of_a_producer_is_found_and_cancelled(env: &Env) {
     let cancelled = delete(server.address, "/jobs/produced?wait=0&reason=too%20soon").expect(202);
     assert_eq!(cancelled, json!({"outcome": "requested", "known": false}));
     fleet.start_worker();
-    // Between its commit and the server's reading of its end it is in neither place.
-    let ended = wait::until("the job's end", wait::LONG, || {
+
+    // Between the job's commit and the moment when the server reads its end, it is in neither
+    // place.
+    let ended = wait::poll_until("the job's end", wait::LONG, || {
         Some(get(server.address, "/jobs/produced?wait=60")).filter(|answer| answer.status == 200)
     });
     let ended = ended.json();
     assert_eq!((&ended["state"], &ended["attempts"]), (&json!("cancelled"), &json!(0)), "{ended}");
+
     for events in [&mut events, &mut again] {
         assert_eq!(events.next(wait::LONG).expect("the next state").event, "cancelled");
     }
